@@ -1,0 +1,48 @@
+"""Ask questions of user behaviour: query-conditioned user embeddings (Query as Anchor, arXiv 2602.14492)."""
+
+from .batch import batch_users
+from .config import FULL, SMALL, TINY, Config
+from .engine import Asker, Cache, Engine
+from .journey import load_journey, load_movielens
+from .losses import autoregressive_loss, contrastive_loss, prototype_loss
+from .model import QAnchor, build
+from .pairs import make_pairs
+from .probe import Probe, probe
+from .reader import Reader
+from .runs import history, load, save
+from .schema import DataError, Users, load_users
+from .texts import text_vectors
+from .train import train
+from .world import make_world, world_truth
+
+__all__ = [
+    "FULL",
+    "SMALL",
+    "TINY",
+    "Asker",
+    "Cache",
+    "Config",
+    "DataError",
+    "Engine",
+    "Probe",
+    "QAnchor",
+    "Reader",
+    "Users",
+    "autoregressive_loss",
+    "batch_users",
+    "build",
+    "contrastive_loss",
+    "history",
+    "load",
+    "load_journey",
+    "load_movielens",
+    "load_users",
+    "make_pairs",
+    "make_world",
+    "probe",
+    "prototype_loss",
+    "save",
+    "text_vectors",
+    "train",
+    "world_truth",
+]

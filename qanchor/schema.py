@@ -14,10 +14,16 @@ MAX_TEXT = 2_000  # characters; the text encoder reads about 256 tokens, so more
 
 
 class DataError(ValueError):
-    """Bad input, told as: file, row, column, value, cure."""
+    """Say what is wrong with the input: file, row (counted from 0), column, value, cure.
+
+    Example:
+        >>> print(DataError("events.csv", 3, "time", "soon", "not a time: write it as 2025-01-31 18:00:00"))
+        events.csv, row 3, column 'time': 'soon': not a time: write it as 2025-01-31 18:00:00
+    """
 
     def __init__(self, file, row, column, value, cure):
         self.file, self.row, self.column, self.value, self.cure = str(file), row, column, value, cure
+        value = value.item() if isinstance(value, np.generic) else value
         shown = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
         where = "" if row is None else f", row {row}"
         super().__init__(f"{file}{where}, column {column!r}: {shown}: {cure}")
@@ -66,32 +72,22 @@ class Users:
     ) -> Users:
         """Make `Users` from a plain events table; the cut-off defaults to just after the last event."""
         events = checked_events(events, source)
+        tabular, labels = _checked_table(tabular, "users"), _checked_table(labels, "labels", binary=True)
         cutoff = events["time"].max() + pd.Timedelta(1, "us") if cutoff is None else pd.Timestamp(cutoff)
         order = modalities or tuple(sorted(events["modality"].unique()))
-        for word in events["modality"].unique():
-            if word not in order:
-                raise DataError(source, None, "modality", word, f"not one of {order}: add it to about.json's modalities")
+        unknown = ~events["modality"].isin(order)
+        _refuse(source, "modality", events["modality"], unknown, f"not one of {order}: add it to about.json's modalities")
         known = set(events["user"].unique())
-        for frame in (tabular, labels):
-            known |= set() if frame is None else set(frame.index.astype(str))
-        ids = tuple(sorted(known))
+        ids = tuple(sorted(known.union(tabular.index, labels.index)))
+        index = pd.Index(ids, name="user")
         events = events.assign(
             user=pd.Categorical(events["user"], categories=list(ids)),
             modality=pd.Categorical(events["modality"], categories=list(order)),
             text=events["text"].astype("category"),
         )
         events = events.sort_values(["user", "time", "modality", "text"], kind="stable").reset_index(drop=True)
-        return cls(
-            name,
-            events,
-            cutoff,
-            order,
-            _by_user(tabular, ids, "users"),
-            _by_user(labels, ids, "labels"),
-            horizon_days,
-            unit,
-            ids,
-        )
+        facts, labels = tabular.reindex(index), labels.reindex(index)
+        return cls(name, events, cutoff, order, facts, labels, horizon_days, unit, ids)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -155,39 +151,40 @@ class Users:
         plain = self.events.astype({"user": str, "modality": str, "text": str})
         frames = {"events": plain, "users": self.tabular.reset_index(), "labels": self.labels.reset_index()}
         for stem, frame in frames.items():
-            if stem == "events" or frame.shape[1] > 1:
+            if frame.shape[1] == 1:  # no facts or labels: an older file must not stand for them
+                (folder / f"{stem}.parquet").unlink(missing_ok=True)
+            else:
                 aside = folder / f".{stem}.parquet.part"
                 frame.to_parquet(aside, index=False, compression="zstd", compression_level=19)
                 aside.replace(folder / f"{stem}.parquet")
-        about = {
-            "name": self.name,
-            "unit": self.unit,
-            "cutoff": str(self.cutoff),
-            "horizon_days": self.horizon_days,
-            "modalities": list(self.modalities),
-        }
+        about = {"name": self.name, "unit": self.unit, "cutoff": str(self.cutoff)}
+        about |= {"horizon_days": self.horizon_days, "modalities": list(self.modalities)}
         aside = folder / ".about.json.part"
         aside.write_text(json.dumps(about, indent=2) + "\n")
         aside.replace(folder / "about.json")
         return folder
 
 
-def _by_user(frame: pd.DataFrame | None, ids: tuple[str, ...], source: str) -> pd.DataFrame:
-    """Reindex a facts or labels frame by user id; refuse what is not a number."""
+def _checked_table(frame: pd.DataFrame | None, source: str, binary: bool = False) -> pd.DataFrame:
+    """Check a facts or labels table (index user): ids once, finite numbers, labels 0 or 1."""
     if frame is None:
-        return pd.DataFrame(index=pd.Index(ids, name="user"))
+        return pd.DataFrame(index=pd.Index([], dtype=str, name="user"))
+    source = frame.attrs.get("source", source)  # the file's name, when it came from one
+    ids = pd.Series(frame.index)
+    _refuse(source, "user", ids, ids.isna(), "a user needs an id")
+    ids = ids.astype(str)
+    _refuse(source, "user", ids, ids.duplicated(), "twice: one row a user")
+    out = pd.DataFrame(index=pd.Index(ids, name="user"))
     for column in frame.columns:
-        if not pd.api.types.is_numeric_dtype(frame[column]):
-            bad = frame[column].iloc[0] if len(frame) else None
-            raise DataError(source, 0, column, bad, "not a number: encode it as numbers, or leave the column out")
-    frame = frame.astype(float)
-    if np.isinf(frame.to_numpy()).any():
-        row, column = np.argwhere(np.isinf(frame.to_numpy()))[0]
-        raise DataError(source, int(row), frame.columns[column], np.inf, "not finite: leave the cell empty")
-    frame.index = frame.index.astype(str)
-    if frame.index.has_duplicates:
-        raise DataError(source, None, "user", frame.index[frame.index.duplicated()][0], "twice: one row a user")
-    return frame.reindex(list(ids)).rename_axis("user")
+        given = frame[column].reset_index(drop=True)
+        values = pd.to_numeric(given, errors="coerce").astype(float)
+        cure = "not a number: encode it as numbers, or leave the column out"
+        _refuse(source, column, given, values.isna() & given.notna(), cure)
+        _refuse(source, column, given, np.isinf(values), "not finite: leave the cell empty")
+        if binary:
+            _refuse(source, column, given, values.notna() & ~values.isin([0, 1]), "a label is 0, 1 or empty")
+        out[column] = values.to_numpy()
+    return out
 
 
 def checked_events(events: pd.DataFrame, source="events") -> pd.DataFrame:
@@ -202,20 +199,18 @@ def checked_events(events: pd.DataFrame, source="events") -> pd.DataFrame:
         _refuse(source, column, events[column], events[column].isna(), "empty: fill it or drop the row")
         out[column] = events[column].astype(str)
     _refuse(source, "user", out["user"], out["user"].str.strip() == "", "a user needs an id")
+    _refuse(source, "text", out["text"], out["text"].str.strip() == "", "empty: fill it or drop the row")
     _refuse(source, "text", out["text"], out["text"].str.len() > MAX_TEXT, f"over {MAX_TEXT:,} characters: shorten it")
     _refuse(source, "text", out["text"], out["text"].str.contains("\x00", regex=False), "a null byte: remove it")
-    time = pd.to_datetime(events["time"], errors="coerce", utc=True).dt.tz_localize(None)
+    # ISO only: 03/04/2025 is March or April, and a bare number would silently be read as nanoseconds since 1970
+    given = events["time"].astype(str) if pd.api.types.is_numeric_dtype(events["time"]) else events["time"]
+    time = pd.to_datetime(given, errors="coerce", utc=True, format="ISO8601").dt.tz_localize(None)
     _refuse(source, "time", events["time"], time.isna(), "not a time: write it as 2025-01-31 18:00:00")
     out.insert(1, "time", time.astype("datetime64[us]"))
     for column in events.columns.difference(REQUIRED, sort=False):
         values = pd.to_numeric(events[column], errors="coerce").astype(float)
-        _refuse(
-            source,
-            column,
-            events[column],
-            values.isna() & events[column].notna(),
-            "not a number: encode it, or drop the column",
-        )
+        words = values.isna() & events[column].notna()
+        _refuse(source, column, events[column], words, "not a number: encode it, or drop the column")
         _refuse(source, column, events[column], np.isinf(values), "not finite: leave the cell empty")
         out[column] = values
     return out.reset_index(drop=True)
@@ -233,31 +228,48 @@ def _read(folder: Path, stem: str) -> tuple[Path, pd.DataFrame] | None:
             try:
                 frame = read(path)
             except Exception as error:
-                raise DataError(
-                    path.name, None, stem, str(error), "cannot be read: write it again as parquet or csv"
-                ) from error
+                cure = "cannot be read: write it again as parquet or csv"
+                raise DataError(path.name, None, stem, str(error), cure) from error
             return path, frame
     return None
+
+
+def _read_about(path: Path) -> dict:
+    if not path.exists():
+        return {}
+    try:
+        about = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(path.name, None, "about", str(error), "not JSON: mend it or remove the file") from error
+    if not isinstance(about, dict):
+        raise DataError(path.name, None, "about", about, 'not an object: write {"cutoff": "2025-01-31"}')
+    cutoff, days, names = about.get("cutoff"), about.get("horizon_days", 30), about.get("modalities", [])
+    if cutoff is not None and pd.isna(pd.to_datetime(str(cutoff), errors="coerce", format="ISO8601")):
+        raise DataError(path.name, None, "cutoff", cutoff, "not a time: write it as 2025-01-31")
+    if type(days) is not int or days < 1:
+        raise DataError(path.name, None, "horizon_days", days, "not a whole number of days")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(path.name, None, "modalities", names, 'not a list of names: write ["bill", "search"]')
+    return about
 
 
 def load_users(path) -> Users:
     """Read a folder of your own users: `events` and, if you have them, `users`, `labels` (parquet or csv) and `about.json`.
 
     Raises DataError naming file, row, column, value and cure; FileNotFoundError when there is no events file.
+
+    Example:
+        >>> users = Users.from_events(pd.DataFrame([["a", "2025-01-01", "bill", "noodles"]], columns=REQUIRED))
+        >>> import tempfile
+        >>> load_users(users.save(tempfile.mkdtemp()))
+        Users(users: 1 users, 1 events, cut-off 2025-01-01)
     """
     folder = Path(path)
     found = _read(folder, "events")
     if found is None:
-        raise FileNotFoundError(
-            f"{folder} has no events.parquet or events.csv: write one row an event with {', '.join(REQUIRED)}"
-        )
-    about_path = folder / "about.json"
-    about = {}
-    if about_path.exists():
-        try:
-            about = json.loads(about_path.read_text())
-        except ValueError as error:
-            raise DataError("about.json", None, "about", str(error), "not JSON: mend it or remove the file") from error
+        needed = f"write one row an event with {', '.join(REQUIRED)}"
+        raise FileNotFoundError(f"{folder} has no events.parquet or events.csv: {needed}")
+    about = _read_about(folder / "about.json")
     frames = {}
     for stem in ("users", "labels"):
         table = _read(folder, stem)
@@ -265,13 +277,14 @@ def load_users(path) -> Users:
             if "user" not in table[1]:
                 raise DataError(table[0].name, None, "user", list(table[1].columns), "missing: one row a user")
             frames[stem] = table[1].set_index("user")
+            frames[stem].attrs["source"] = table[0].name
     return Users.from_events(
         found[1],
         about.get("cutoff"),
         name=about.get("name", folder.name),
         tabular=frames.get("users"),
         labels=frames.get("labels"),
-        modalities=tuple(about["modalities"]) if "modalities" in about else None,
+        modalities=tuple(about.get("modalities", ())) or None,
         horizon_days=about.get("horizon_days", 30),
         unit=about.get("unit", "user"),
         source=found[0].name,

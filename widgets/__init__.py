@@ -1,0 +1,5 @@
+"""The front end: views of frames. They know tables and callables, never models."""
+
+from widgets.lens import QueryLens
+
+__all__ = ["QueryLens"]

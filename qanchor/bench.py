@@ -1,0 +1,299 @@
+"""Measure, as ratios in one run on one machine, with the machine's own ceiling beside them; each bench gives plain data."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .batch import USER_EMB, branches
+from .config import SMALL, Config
+from .encoder import KINDS as SLOT_KINDS
+from .encoder import Prefix
+from .engine import PARAPHRASES, Cache, Engine, Group
+from .model import QAnchor, build
+from .pairs import SUMMARY_QUERY
+from .probe import auc
+from .reader import Reader
+from .runs import load
+from .schema import Users
+from .tasks import QUERIES, average_auc, baseline_features, components, hold_out, replies, task_frame
+from .texts import text_vectors
+from .world import make_world, world_truth
+
+SIZES = ((256, 16), (900, 24))  # slots of the prefix, tokens of a query with its <USER_EMB>
+MANY = (1, 4, 10, 32)  # queries
+KINDS = ("right", "none", "generic", "wrong", *(f"paraphrase {i}" for i in range(len(PARAPHRASES))))
+LADDER = {"tables": "rfm_svd", "vectors": "minilm", "slots": "slots", "untrained": "anchor_untrained", "trained": "anchor"}
+ASKED_AT_ONCE = 12  # queries in one visit of a group of users: more of them would only fill memory with masks
+
+
+@functools.cache
+def machine() -> dict:
+    """Say what this machine is and can: processor, threads, gpu, measured bf16 matmul TFLOP/s, measured GB/s (about a second).
+
+    Example:
+        >>> sorted(machine())
+        ['gb_per_s', 'gpu', 'matmul_tflops', 'processor', 'threads']
+    """
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    device, n = ("cuda", 8192) if gpu else ("cpu", 1024)
+    a = torch.randn(n, n, device=device).bfloat16()
+    matmul = _best(lambda: a @ a, device, 0.5)
+    block = torch.zeros((2**31 if gpu else 2**26) // 4, device=device)
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "matmul_tflops": round(2 * n**3 / matmul / 1e12, 3),
+        "gb_per_s": round(2 * block.nbytes / _best(lambda: block.mul_(1.0), device, 0.4) / 1e9, 2),  # read and written
+    }
+
+
+def _processor() -> str:
+    told = Path("/proc/cpuinfo")  # elsewhere than on Linux `platform` knows
+    names = re.findall(r"model name\s*: (.*)", told.read_text()) if told.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+@functools.cache
+def commit() -> str:
+    """Give the short hash of the commit that runs, or "unknown"."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git here, or no repository
+        return "unknown"
+
+
+def _about(name: str, seed: int = 0) -> dict:
+    return {"bench": name, "machine": machine(), "commit": commit(), "seed": seed}
+
+
+def _seconds(step: Callable, device) -> float:
+    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else (lambda: None)
+    wait()
+    began = time.perf_counter()
+    step()
+    return wait() or time.perf_counter() - began
+
+
+def _best(step: Callable, device, limit: float) -> float:
+    """Give the shortest time of a step repeated for `limit` seconds: what else runs here can only add to it."""
+    step()
+    times, began = [], time.perf_counter()
+    while not times or time.perf_counter() - began < limit:
+        times.append(_seconds(step, device))
+    return min(times)
+
+
+def flops(model: QAnchor, start: int, end: int) -> float:
+    """Count the dense operations of tokens `start` to `end`: two a weight, four a head number a layer and key looked at."""
+    shape = model.backbone.config
+    layers = sum(p.numel() for p in model.backbone.model.layers.parameters())
+    head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    keys = (end * (end + 1) - start * (start + 1)) / 2
+    return 2.0 * layers * (end - start) + 4.0 * shape.num_hidden_layers * shape.num_attention_heads * head * keys
+
+
+def bound(model: QAnchor, prefix: int, query: int, queries: int) -> float:
+    """Say how many times faster `queries` queries of `query` tokens can be for the prefix being read only once."""
+    once, anew = flops(model, 0, prefix), flops(model, 0, prefix + query)
+    return queries * anew / (once + queries * flops(model, prefix, prefix + query))
+
+
+def cache(
+    users=None, run=None, seeds=0, *, config: Config = SMALL, sizes=SIZES, queries=MANY, rows: int = 2, rounds: int = 5
+) -> dict:
+    """Compare K queries asked of cached prefixes, the reading included, with K full readings; the answers must agree.
+
+    Slots are random and of the size of real ones; users, run and seeds are not looked at. sizes: (slots, tokens of a query);
+    rows: users in a batch; rounds: every part is timed so often, in turn, and the median counts.
+    """
+    config = config.but(text_encoder="hash", lora_layers=0)  # as it is served: LoRA folded in
+    model, exact = (Engine(_fresh(c, make_world(20))).model for c in (config, config.but(dtype="float32")))
+    found = []
+    for slots, tokens in sizes:
+        for many in queries:
+            prefix = _random_prefix(model, rows, slots)
+            ask = np.random.default_rng(many).integers(0, 250, (many, tokens - 1)).tolist()  # any word costs the same
+            speed, best = _speedup(model, prefix, ask, rounds), bound(model, slots, tokens, many)
+            row = {"prefix": slots, "query": tokens, "queries": many, "users": rows, "dtype": config.dtype, "speedup": speed}
+            found.append(row | {"bound": best, "of_bound": speed / best, "max_abs_diff": _difference(exact, prefix, ask)})
+    return _about("cache") | {"rows": found}
+
+
+def _fresh(config: Config, people: Users) -> QAnchor:
+    seen = pd.DataFrame({"user": list(people.ids), "cutoff": people.cutoff})
+    return build(config, Reader.fit(people, seen, config))
+
+
+def _random_prefix(model: QAnchor, rows: int, slots: int) -> Prefix:
+    draw, kinds = torch.Generator().manual_seed(0), torch.zeros(rows, slots, dtype=torch.long)
+    coarse = torch.randn(rows, model.reader.sizes()["coarse"], generator=draw)
+    vectors = model.encoder.scale.item() * torch.randn(rows, slots, len(model.user_emb), generator=draw)
+    return Prefix(vectors, torch.ones(rows, slots, dtype=torch.bool), kinds, kinds - 1, coarse).to(model.device)
+
+
+@torch.inference_mode()
+def _anew(model: QAnchor, prefix: Prefix, query: list[int]) -> torch.Tensor:
+    """Read prefix and one query in one causal pass with no mask: the fastest way without a cache, and the plain twin."""
+    asked = torch.tensor([[*query, USER_EMB]] * len(prefix.slots), device=model.device)
+    words = model.word_vectors(asked)
+    vectors = torch.cat([prefix.slots.to(words.dtype), words], 1)
+    hidden = model.backbone.model(inputs_embeds=vectors, use_cache=False).last_hidden_state[:, -1:]
+    return model.anchor(hidden, prefix.coarse)[:, 0]
+
+
+def _speedup(model: QAnchor, prefix: Prefix, queries: list[list[int]], rounds: int) -> float:
+    engine, asked = Engine(model), branches([queries]).to(model.device)
+    group = Group(np.arange(len(prefix.slots)), prefix, None)
+    read = torch.inference_mode()(lambda: setattr(group, "kv", model.prefill(prefix)))
+    steps = (read, lambda: engine._ask(group, asked), lambda: _anew(model, prefix, queries[0]))
+    # in turn, so that what else the machine does falls on all alike; the first round only warms up
+    times = np.array([[_seconds(step, model.device) for step in steps] for _ in range(rounds + 1)])[1:]
+    once, ask, anew = np.median(times, 0)
+    return float(len(queries) * anew / (once + ask))
+
+
+@torch.inference_mode()
+def _difference(model: QAnchor, prefix: Prefix, queries: list[list[int]]) -> float:
+    """Give the greatest difference between cached and full reading over the first and last queries, in the model's dtype."""
+    group = Group(np.arange(len(prefix.slots)), prefix, model.prefill(prefix))
+    cached = Engine(model)._ask(group, branches([queries]).to(model.device))
+    some = {0, len(queries) // 2, len(queries) - 1}
+    return max(float(np.abs(cached[:, k] - _anew(model, prefix, queries[k]).cpu().numpy()).max()) for k in some)
+
+
+def ask(
+    users: Callable[[], Users], run: Path | None = None, seeds: int = 0, *, config: Config = SMALL, most: int = 2000
+) -> dict:
+    """Time one typed query to up to 2,000 users whose prefixes are cached: to the first 200, to all, and against the ceiling.
+
+    of_ceiling: time to all / (query tokens / tokens a second of the bare language model, measured in the same run).
+    Without a run the model is untrained, which takes as long.
+    """
+    people = users().sample(most)
+    engine = Engine(load(run) if run else _fresh(config, people))
+    held = engine.prefill(people)
+    query = f"Will this {people.unit} travel soon?"
+    ids = [*engine.model.query_ids(query), USER_EMB]
+    first, whole, rate = [], [], []
+    for _ in range(3):
+        rate.append(_forward_rate(engine.model, len(ids)))
+        began, done = time.perf_counter(), 0
+        for rows, _ in engine.stream(held, [query]):
+            done += len(rows)
+            if done >= min(200, len(held)) > done - len(rows):
+                first.append(time.perf_counter() - began)
+        whole.append(time.perf_counter() - began)
+    told = {"users": len(held), "query_tokens": len(ids), "first_200_s": min(first), "all_s": min(whole)}
+    ceiling = len(ids) * len(held) / max(rate)
+    return _about("ask") | told | {"tokens_per_s": max(rate), "of_ceiling": min(whole) / ceiling}
+
+
+@torch.inference_mode()
+def _forward_rate(model: QAnchor, tokens: int, rows: int = 64) -> float:
+    """Give the tokens a second of the bare language model on rows of `tokens` tokens and nothing before them."""
+    ids = torch.ones(rows, tokens, dtype=torch.long, device=model.device)
+    return rows * tokens / _best(lambda: model.backbone.model(input_ids=ids, use_cache=False), model.device, 0.3)
+
+
+def tasks(
+    users: Callable[[], Users], run: Path | None = None, seeds: int = 5, *, progress: Callable[[int, int], None] | None = None
+) -> dict:
+    """Score the users' labels by every baseline and, with a run, by its anchors under each task's own query.
+
+    With a run also: the same model untrained, the rungs of the information ladder, what other queries than the right one
+    give (fewer seeds, the same folds for all of them), and `zero_shot`, the AUC of being nearer to yes answers than to no.
+    """
+    people, model = users(), load(run) if run else None
+    names = [t for t in people.labels if min((people.label(t) == 1).sum(), (people.label(t) == 0).sum()) >= 5]
+    if not names:
+        raise ValueError(f"{people.name} has no label with 5 users of each class: give labels.parquet, or --data journey")
+    encoder = model.config.text_encoder if model else "minilm"
+    vectors = text_vectors(list(people.events["text"].cat.categories), encoder)
+    features: dict = baseline_features(people, vectors)
+    if model:
+        untrained = build(model.config, model.reader, device=str(model.device))
+        features["anchor_untrained"] = _asked(Engine(untrained), people, names, ("right",))[0]["right"]
+        ours, features["slots"] = _asked(engine := Engine(model), people, names, KINDS)
+        features["anchor"] = ours["right"]
+    held = hold_out(people, features, names, seeds=seeds, progress=progress)
+    frame = task_frame(people, held)
+    average = _averages(frame)
+    result = _about("tasks") | {"data": people.name, "users": len(people), "average": average}
+    result["tasks"] = frame[frame["task"] != "average"].to_dict("records")
+    result |= {"recovered": _recovered(people, frame)} if people.name == "world" else {}
+    result["ladder"] = [{"rung": r, "method": m, "auc": average[m]["auc"]} for r, m in LADDER.items() if m in average]
+    if not model:
+        return result
+    spans = {m: average_auc(people, held, "anchor", minus=m) for m in average if m not in ("anchor", "slots")}
+    result["anchor_minus"] = {m: dict(zip(("auc", "low", "high"), span, strict=True)) for m, span in spans.items()}
+    asked = _averages(task_frame(people, hold_out(people, ours, names, seeds=min(seeds, 2))))
+    worded = [asked.pop(k)["auc"] for k in KINDS[4:]]
+    result["query"] = {kind: row["auc"] for kind, row in asked.items()} | {"paraphrases": worded}
+    return result | {"zero_shot": _zero_shot(engine, people, ours["right"])}
+
+
+def _asked(engine: Engine, people: Users, names: list[str], kinds: Sequence[str]) -> tuple[dict[str, Callable], np.ndarray]:
+    """Ask all that the table needs in one visit of the users: {kind of query: task -> embeddings}, and their slots pooled."""
+    right = {name: QUERIES.get(name, f"{name}?").replace("{user}", people.unit) for name in names}
+    texts = {}
+    for i, (name, query) in enumerate(right.items()):
+        # wrong: the next task's query but two, since neighbours in the list ask for like things
+        asked = (query, "", SUMMARY_QUERY, right[names[(i + 3) % len(names)]], *(p.format(query) for p in PARAPHRASES))
+        texts |= {(name, kind): text for kind, text in zip(KINDS, asked, strict=True)}
+    wanted = list(dict.fromkeys(text for (_, kind), text in texts.items() if kind in kinds))
+    held = engine.prefill(people)
+    parts = [wanted[i : i + ASKED_AT_ONCE] for i in range(0, len(wanted), ASKED_AT_ONCE)]
+    anchors = np.concatenate([engine.embed(held, part) for part in parts], 1)
+    place = {text: k for k, text in enumerate(wanted)}
+    give = {kind: (lambda task, kind=kind: anchors[:, place[texts[task, kind]]]) for kind in kinds}
+    return give, _pooled(held)
+
+
+def _pooled(held: Cache) -> np.ndarray:
+    """Average each user's slots by kind, 128 components of it: what stands in front of the language model."""
+    rows = np.argsort(np.concatenate([group.rows for group in held.groups]))
+    means = []
+    for prefix in (group.prefix for group in held.groups):
+        kinds = torch.nn.functional.one_hot(prefix.kind, len(SLOT_KINDS)) * prefix.mask[..., None]
+        mean = torch.einsum("usk,usw->ukw", kinds.float(), prefix.slots) / kinds.sum(1).clamp(min=1)[..., None]
+        means.append(mean.flatten(1).cpu().numpy())
+    return components(np.concatenate(means)[rows], 128)
+
+
+def _averages(frame: pd.DataFrame) -> dict:
+    mean = frame[frame["task"] == "average"].set_index("method").rename(columns={"auc_low": "low", "auc_high": "high"})
+    return mean[["auc", "ks", "low", "high"]].to_dict("index")
+
+
+def _recovered(people: Users, frame: pd.DataFrame) -> dict[str, float]:
+    """Say which share of what can be known each method finds: (AUC - .5) / (oracle - .5) of the averages."""
+    known = world_truth(max(int(i.removeprefix("u")) for i in people.ids) + 1).reindex(list(people.ids))
+    rows = frame[frame["task"] != "average"]
+    best = np.mean([auc(known[f"p.{task}"], people.label(task)) for task in rows["task"].unique()])
+    return {method: (mean - 0.5) / (best - 0.5) for method, mean in rows.groupby("method")["auc"].mean().items()}
+
+
+def _zero_shot(engine: Engine, people: Users, anchors: Callable) -> dict[str, float]:
+    """Score each task by similarity to its yes answers minus its no answers; no label is looked at but to judge."""
+    found = {}
+    for task, (yes, no) in replies(people.unit).items():
+        if task in people.labels:
+            sides = [engine.model.embed_answer(side).mean(0).cpu().numpy() for side in (yes, no)]
+            label, score = people.label(task).to_numpy(), anchors(task) @ (sides[0] - sides[1])
+            found[task] = auc(score[~np.isnan(label)], label[~np.isnan(label)])
+    return {"average": float(np.mean(list(found.values()))), **found} if found else {}
+
+
+BENCHES = {"cache": cache, "ask": ask, "tasks": tasks}

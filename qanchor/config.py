@@ -1,0 +1,133 @@
+"""Every number that shapes a model or its training, in one frozen, checked place. Three sizes, one code path."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+
+
+@dataclass(frozen=True)
+class Config:
+    """Say how a model is built and trained; nothing else decides.
+
+    Example:
+        >>> from qanchor import TINY
+        >>> TINY.but(dim=16).dim
+        16
+    """
+
+    # backbone: "tiny" (random, offline), "smollm2" (packaged weights), a hub id, or a local folder
+    backbone: str = "smollm2"
+    text_encoder: str = "minilm"  # "hash" (offline, no meaning), "minilm" (packaged), a hub id, or a local folder
+    dtype: str = "bfloat16"  # of the backbone; encoder and projection stay float32
+    attention: str = "sdpa"  # or "eager"
+    # prefix
+    layout: str = "coarse_first"  # [user][modality ...][group ...][habit ...][event ...]; or "appendable": coarse last
+    habits: int = 24  # slots for the texts a user repeats most, each with counts, recency and amounts
+    recent: int = 24  # slots for the newest events, one each
+    components: int = 64  # numbers kept of the log counts of all texts, and as many of the mean text vector
+    adapter: int = 256  # width inside the adapters
+    # the query-gated skip from the coarse numbers to the embedding; False is the paper's plain projection
+    skip: bool = True
+    # projection (shared by both towers)
+    hidden: int = 512
+    dim: int = 128
+    # LoRA on every projection of the last `lora_layers` layers
+    lora_rank: int = 8
+    lora_alpha: int = 16
+    lora_dropout: float = 0.0
+    lora_layers: int = 30
+    # losses
+    temperature: float = 0.07
+    margin: float = 0.1  # false negatives: dropped when more similar than the positive by this much
+    variant: str = "paper"  # or "release"
+    contrastive_weight: float = 1.0
+    autoregressive_weight: float = 1.0
+    # training
+    queries_per_user: int = 8  # K branches behind one prefix
+    users_per_step: int = 16
+    warm_steps: int = 1500  # steps on coarse numbers alone, backbone at rest, before the joint training
+    warm_texts: int = 4096  # commonest answers, read once for the warm start
+    mask_after: float = 0.2  # share of the steps after which false negatives are masked
+    warm_rows: int = 512  # rows a warm step
+    steps: int = 200
+    warmup: float = 0.05  # share of the steps over which the learning rate rises
+    lr: float = 2e-4  # LoRA
+    head_lr: float = 5e-4  # encoder, projection, <USER_EMB>
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    max_answer: int = 32  # tokens
+    max_query: int = 48  # tokens in training; asking allows `max_query_asked`
+    max_query_asked: int = 512
+
+    def __post_init__(self):
+        choices = {
+            "layout": ("coarse_first", "appendable"),
+            "variant": ("paper", "release"),
+            "attention": ("sdpa", "eager"),
+            "dtype": ("bfloat16", "float32"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"config.{name} is {getattr(self, name)!r}: choose one of {allowed}")
+        for name in (
+            "dim",
+            "hidden",
+            "components",
+            "queries_per_user",
+            "users_per_step",
+            "max_answer",
+            "max_query",
+            "lora_rank",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"config.{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("habits", "recent", "warm_steps", "steps", "contrastive_weight", "autoregressive_weight", "lora_layers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"config.{name} is {getattr(self, name)}: it must not be negative")
+        if self.temperature <= 0:
+            raise ValueError(f"config.temperature is {self.temperature}: it must be above 0 (the paper's code has 0.07)")
+
+    def but(self, **changes) -> Config:
+        """Give the same configuration but for these fields."""
+        unknown = set(changes) - {f.name for f in fields(self)}
+        if unknown:
+            raise ValueError(f"no field {sorted(unknown)[0]!r} in Config: there are {', '.join(f.name for f in fields(self))}")
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict:
+        """Give the fields as plain data, for config.json."""
+        return asdict(self)
+
+
+TINY = Config(
+    backbone="tiny",
+    text_encoder="hash",
+    dtype="float32",
+    habits=6,
+    recent=6,
+    components=8,
+    adapter=32,
+    hidden=64,
+    dim=32,
+    lora_rank=4,
+    lora_alpha=8,
+    queries_per_user=4,
+    users_per_step=8,
+    warm_steps=0,
+    warm_rows=64,
+    steps=60,
+    lr=2e-3,
+    head_lr=3e-3,
+)
+SMALL = Config()
+FULL = Config(
+    backbone="Qwen/Qwen2.5-0.5B-Instruct",
+    habits=128,
+    recent=512,
+    lora_rank=64,
+    lora_alpha=32,
+    lora_dropout=0.1,
+    users_per_step=256,
+    steps=50_000,
+    max_answer=64,
+)

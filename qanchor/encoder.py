@@ -1,0 +1,120 @@
+"""Event, modality, user: the encoder turns a batch of readings into the prefix, coarse to fine (paper, section 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from .batch import Batch, Movable
+
+USER, MODALITY, GROUP, HABIT, EVENT = range(5)  # kinds of slot
+KINDS = ("user", "modality", "group", "habit", "event")
+
+
+@dataclass(frozen=True)
+class Prefix(Movable):
+    """Hold the slots in front of the language model, and what each stands for."""
+
+    slots: Float[Tensor, "user slot width"]
+    mask: Bool[Tensor, "user slot"]
+    kind: Int[Tensor, "user slot"]  # index into KINDS
+    modality: Int[Tensor, "user slot"]  # index of the modality; -1 for the user slot and the groups
+    coarse: Float[Tensor, "user number"]  # the coarse numbers, kept for the query-gated skip
+
+    def length(self) -> Int[Tensor, " user"]:
+        """Count the slots of each user, without pads: the position at which a query starts."""
+        return self.mask.sum(1)
+
+    def positions(self) -> Int[Tensor, "user slot"]:
+        """Number the slots of each user from 0 on, pads left out, wherever the pads stand."""
+        return (self.mask.cumsum(1) - 1).clamp(min=0)
+
+
+class Adapter(nn.Module):
+    """Lift a text vector and the numbers beside it to a slot: LayerNorm, to `hidden`, GELU, to `width`."""
+
+    def __init__(self, text: int, number: int, hidden: int, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(text)
+        self.text = nn.Linear(text, hidden)
+        self.number = nn.Linear(number, hidden) if number else None
+        self.out = nn.Linear(hidden, width)
+
+    def forward(self, text: Float[Tensor, "... text"], number: Float[Tensor, "... number"] | None = None):
+        hidden = self.text(self.norm(text))
+        if self.number is not None:
+            hidden = hidden + self.number(number)
+        return self.out(nn.functional.gelu(hidden))
+
+
+class Encoder(nn.Module):
+    """Make the prefix: one user slot, one slot a modality, one a group of numbers, then habits and the newest events.
+
+    sizes    widths of the inputs (`Reader.sizes`); groups: slices of the coarse numbers (`Reader.groups`).
+    hidden   width inside the adapters; width: of the backbone.
+    scale    standard deviation of the backbone's word vectors; slots start at that size, so the model can read them.
+    layout   "coarse_first" as in the paper, or "appendable": new events extend it, only the coarse slots are made again.
+    """
+
+    def __init__(
+        self,
+        modalities: int,
+        text: int,
+        sizes: dict,
+        groups: dict[str, slice],
+        hidden: int,
+        width: int,
+        scale: float,
+        layout: str,
+    ):
+        super().__init__()
+        self.layout, self.slices = layout, list(groups.values())
+        self.event = nn.ModuleList(Adapter(text, sizes["event_number"], hidden, width) for _ in range(modalities))
+        self.modality = Adapter(text, sizes["modal_number"], hidden, width)
+        self.user = Adapter(width, 0, hidden, width)
+        self.group = nn.ModuleList(nn.Linear(s.stop - s.start, width) for s in self.slices)
+        self.absent = nn.Parameter(torch.randn(modalities, width))  # a missing modality is said, not averaged in as zeros
+        self.kind_mark = nn.Parameter(torch.randn(len(KINDS), width) * 0.5)
+        self.modality_mark = nn.Parameter(torch.randn(modalities, width) * 0.5)
+        self.group_mark = nn.Parameter(torch.randn(len(self.slices), width) * 0.5)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.scale = nn.Parameter(torch.full((), float(scale)))
+
+    def forward(self, batch: Batch) -> Prefix:
+        events = self._events(batch)
+        modal = self.norm(self.modality(batch.modal_text, batch.modal_number))
+        present = batch.present[..., None]
+        # over present modalities only: an absent one says nothing about the user
+        mean = (modal * present).sum(1) / present.sum(1).clamp(min=1)
+        modal = torch.where(present, modal, self.norm(self.absent)) + self.modality_mark
+        user = self.user(mean)[:, None]
+        group = (
+            torch.stack([self.norm(lin(batch.coarse[:, s])) for lin, s in zip(self.group, self.slices, strict=True)], 1)
+            + self.group_mark
+        )
+        parts = [(user, USER, -1), (modal, MODALITY, torch.arange(modal.shape[1])), (group, GROUP, -1)]
+        kinds = torch.where(batch.event_recent, EVENT, HABIT)
+        if self.layout == "appendable":  # newest last, so that a new event is only appended; all that sums up comes after
+            parts = parts[::-1]
+        coarse = [self._part(*p, batch) for p in parts]
+        fine = (events, kinds, batch.event_modality, batch.event_mask)
+        order = [*coarse, fine] if self.layout == "coarse_first" else [fine, *coarse]
+        slots, kind, modality, mask = (torch.cat(column, 1) for column in zip(*order, strict=True))
+        slots = self.norm(slots + self.kind_mark[kind]) * self.scale
+        return Prefix(slots * mask[..., None], mask, kind, modality, batch.coarse)
+
+    def _part(self, slots, kind: int, modality, batch: Batch):
+        shape, device = slots.shape[:2], slots.device
+        modality = torch.as_tensor(modality, device=device).expand(shape)
+        return slots, torch.full(shape, kind, device=device), modality, torch.ones(shape, dtype=torch.bool, device=device)
+
+    def _events(self, batch: Batch) -> Float[Tensor, "user event width"]:
+        width = self.absent.shape[1]
+        out = batch.event_text.new_zeros(*batch.event_mask.shape, width)
+        for m, adapter in enumerate(self.event):
+            at = batch.event_mask & (batch.event_modality == m)
+            out[at] = self.norm(adapter(batch.event_text[at], batch.event_number[at])) + self.modality_mark[m]
+        return out

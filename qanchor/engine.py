@@ -1,0 +1,236 @@
+"""Ask many questions of users read once: `prefill`, then `embed` and `answer` run only the query's few tokens."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from . import maps
+from .backbone import generate, merge_lora
+from .batch import Branches, batch_users, branch_mask, branches, length_groups
+from .encoder import Prefix
+from .model import QAnchor
+from .schema import Users
+
+# Rewordings that leave the question as it was: what they move is the noise floor.
+PARAPHRASES = ("{} Please answer.", "Tell me: {}", "A question: {}", "I would like to know: {}", "{} What do you think?")
+SUGGESTIONS = (
+    "Will this {} travel soon?",
+    "Is this {} price-conscious?",
+    "Will this {} stop coming?",
+    "Does this {} have a baby?",
+    "Will this {} order takeout next month?",
+    "What are the user's most likely actions in the next period?",
+)
+
+
+@dataclass
+class Group:
+    """Hold some users of like length that are read together: their prefix, and its keys and values."""
+
+    rows: np.ndarray
+    prefix: Prefix
+    kv: object | None  # None: beyond the memory budget, made again when asked
+
+
+@dataclass
+class Cache:
+    """Hold users that were read once. Asking never changes it; `ids` gives the order of every embedding."""
+
+    ids: tuple[str, ...]
+    unit: str
+    groups: list[Group] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        slots = sum(int(g.prefix.mask.sum()) for g in self.groups)
+        return f"Cache({len(self):,} {self.unit}s, {slots:,} slots)"
+
+
+class Engine:
+    """Serve a trained model: read users once, ask often.
+
+    model   from `load` or `build`; its LoRA is folded into the weights, so train it no further.
+    Example: see lesson 05; `Engine(load("data/runs/world"))`.
+    """
+
+    def __init__(self, model: QAnchor):
+        merge_lora(model.backbone)
+        self.model = model.eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        users: Users,
+        *,
+        budget_gb: float = 6.0,
+        tokens: int = 4096,
+        side: str = "left",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Cache:
+        """Read every user up to the cut-off, once.
+
+        budget_gb   memory for keys and values; users beyond it keep only their slots and are read again when asked.
+        tokens      slots a forward pass; side: where pads stand ("left" or "right"; the result is the same).
+        progress    called with (done, total) users.
+        """
+        if not len(users):
+            raise ValueError("0 users to read, at least 1 is needed: check the folder or the selection")
+        readings = self.model.reader.read(users)
+        cache, held, done = Cache(tuple(readings.users), users.unit), 0, 0
+        for rows in length_groups(readings.lengths() + 1, tokens, most=64):
+            prefix = self.model.encode_prefix(batch_users(readings, rows, side).to(self.model.device))
+            kv = self.model.prefill(prefix)
+            size = sum(layer.keys.nbytes + layer.values.nbytes for layer in kv.layers)
+            held += size
+            cache.groups.append(Group(rows, prefix, kv if held <= budget_gb * 1e9 else None))
+            done += len(rows)
+            if progress:
+                progress(done, len(users))
+        return cache
+
+    def embed(
+        self, cache: Cache, query: str | Sequence[str], progress: Callable[[int, int], None] | None = None
+    ) -> Float[np.ndarray, "user ..."]:
+        """Embed each user as an answer to `query`: (user, dim) for one query, (user, query, dim) for a list; unit length.
+
+        Rows stand in the order of `cache.ids`. A list of queries is asked in one visit of each user, and gives the same as
+        asking one by one.
+        """
+        one = isinstance(query, str)
+        queries = [query] if one else list(query)
+        if not queries:
+            raise ValueError("0 queries, at least 1 is needed")
+        out = np.zeros((len(cache), len(queries), self.model.config.dim), np.float32)
+        done = 0
+        for rows, z in self.stream(cache, queries):
+            out[rows] = z
+            done += len(rows)
+            if progress:
+                progress(done, len(cache))
+        return out[:, 0] if one else out
+
+    def stream(
+        self, cache: Cache, queries: Sequence[str], rows: np.ndarray | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Embed group by group: yields (row numbers, (user, query, dim)). Close the iterator to stop.
+
+        rows   only the groups that hold one of these rows.
+        """
+        ids = [self.model.query_ids(q) for q in queries]
+        for group in cache.groups:
+            if rows is None or np.isin(group.rows, rows).any():
+                yield group.rows, self._ask(group, branches([ids]).to(self.model.device))
+
+    @torch.inference_mode()
+    def _ask(self, group: Group, asked: Branches) -> np.ndarray:
+        """Run packed queries against one copy of the keys and values; no query sees another."""
+        hidden = self._append(group, asked, _fork(self._kv(group)))
+        at = asked.anchor[0].to(hidden.device)
+        return self.model.anchor(hidden[:, at], group.prefix.coarse).float().cpu().numpy()
+
+    def _append(self, group: Group, asked: Branches, kv) -> Float[Tensor, "user token width"]:
+        users, tokens = len(group.rows), asked.ids.shape[1]
+        words = self.model.word_vectors(asked.ids).expand(users, -1, -1)
+        allow = branch_mask(group.prefix.mask, asked.branch.expand(users, tokens))
+        # cached keys keep their positions: the query starts at each user's own length
+        positions = group.prefix.length()[:, None] + asked.offset
+        return self.model.read(words, allow, positions, kv)
+
+    def _kv(self, group: Group):
+        return group.kv if group.kv is not None else self.model.prefill(group.prefix)
+
+    @torch.inference_mode()
+    def answer(self, cache: Cache, user: str, query: str, limit: int = 40) -> str:
+        """Let the model say its answer in words for one user (greedy, at most `limit` tokens)."""
+        if user not in cache.ids:
+            raise KeyError(f"user {user!r} is not among the {len(cache):,} that were read: prefill it first")
+        row = cache.ids.index(user)
+        whole = next(g for g in cache.groups if row in g.rows)
+        at = int(np.flatnonzero(whole.rows == row)[0])
+        one = torch.tensor([at], device=self.model.device)
+        kv = _fork(self._kv(whole))
+        kv.batch_select_indices(one)
+        prefix = Prefix(**{k: v[one] for k, v in vars(whole.prefix).items()})
+        asked = branches([[self.model.query_ids(query)]]).to(self.model.device)
+        hidden = self._append(Group(np.array([row]), prefix, kv), asked, kv)[:, -1]
+        mask = torch.cat([prefix.mask, torch.ones_like(asked.ids, dtype=torch.bool)], 1).long()
+        ids = list(generate(self.model.backbone, hidden, kv, mask, self.model.tokenizer.eos_token_id, limit))
+        return self.model.tokenizer.decode(ids).strip()
+
+    def asker(self, cache: Cache, start: str = "", method: str = "umap") -> Asker:
+        """Give the callable that a `QueryLens` asks: typed query in, frames and a sentence out."""
+        return Asker(self, cache, start, method)
+
+
+def _fork(kv):
+    """Copy the layer objects, not their tensors: appending rebinds the copies and leaves the cache as it was."""
+    fork = copy.copy(kv)
+    fork.layers = [copy.copy(layer) for layer in kv.layers]
+    return fork
+
+
+class Asker:
+    """Answer typed queries with frames: where every user stands, who moved, and a sentence that says so.
+
+    Calling it gives an iterator of updates; closing the iterator cancels the work. Embeddings are kept by query.
+    """
+
+    def __init__(self, engine: Engine, cache: Cache, start: str = "", method: str = "umap", seed: int = 0):
+        self.engine, self.cache, self.ids, self.start, self.method, self.seed = engine, cache, cache.ids, start, method, seed
+        self.queries = [s.format(cache.unit) for s in SUGGESTIONS]
+        self.kept: dict[str, np.ndarray] = {}
+        self.floors: dict[str, float] = {}
+        self.last: pd.DataFrame | None = None
+
+    def __call__(self, query: str, previous: str | None = None) -> Iterator[dict]:
+        """Ask; each update has done, total, points, shift, sentence, caption, and the last one has them all filled."""
+        query, previous = query.strip(), self.start if previous is None else previous
+        total = len(self.ids)
+        yield from self._embed(query, total)
+        yield from self._embed(previous, total)
+        yield self._update(total, total, "Measuring what rewording alone does ...")
+        floor = self._floor(query)
+        before, after = self.kept[previous], self.kept[query]
+        shift = maps.shift_frame(before, after, self.ids, previous, query, floor)
+        sentence = maps.sentence(shift, self.cache.unit, len(PARAPHRASES))
+        yield self._update(total, total, sentence, shift=shift)
+        points = maps.joint_map(before, after, self.ids, (previous, query), self.seed, self.method, last=self.last)
+        self.last = points
+        yield self._update(total, total, sentence, points, shift, maps.caption(points))
+
+    def answer(self, user: str, query: str) -> str:
+        """Let the model say its answer in words for one user."""
+        return self.engine.answer(self.cache, str(user), query)
+
+    def _embed(self, query: str, total: int) -> Iterator[dict]:
+        if query in self.kept:
+            return
+        out, done = np.zeros((total, self.engine.model.config.dim), np.float32), 0
+        for rows, z in self.engine.stream(self.cache, [query]):
+            out[rows] = z[:, 0]
+            done += len(rows)
+            yield self._update(done, total, f"Asked {done:,} of {total:,} {self.cache.unit}s ...")
+        self.kept[query] = out  # only whole results are kept: a cancelled query leaves nothing behind
+
+    def _floor(self, query: str) -> float:
+        if query not in self.floors:
+            groups = self.cache.groups[:: max(1, len(self.cache.groups) // 4)]  # rewordings are asked of some groups only
+            rows = np.concatenate([g.rows for g in groups])
+            texts = [p.format(query) for p in PARAPHRASES]
+            z = np.concatenate([z for g in groups for _, z in self.engine.stream(Cache(self.ids, "", [g]), texts)])
+            self.floors[query] = maps.noise_floor(self.kept[query][rows], [z[:, k] for k in range(len(texts))])
+        return self.floors[query]
+
+    @staticmethod
+    def _update(done, total, sentence, points=None, shift=None, caption="") -> dict:
+        return {"done": done, "total": total, "points": points, "shift": shift, "sentence": sentence, "caption": caption}

@@ -1,0 +1,151 @@
+"""What each user did between two times: the measures behind the answers, as arrays over users."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from .answers import style_of
+from .schema import Users
+from .topics import TOPICS, Topic, match
+
+OFFERS = ("campaign", "coupon", "promotion")  # modalities that tell of offers: no visit, no act at an hour of its own
+MIN_EVENTS = 5  # a user with fewer events before a cut-off is neither asked about nor compared with
+MIN_FORMER = 3  # visits before which no trend is told
+FEW, MIN_SHARE = 20, 0.005  # with 20 users or more, a topic must part this share of them from the rest to be asked
+DAY = 86_400_000_000  # microseconds
+
+
+class Records:
+    """Hold the history as arrays over events sorted by user and time, once for all cut-offs."""
+
+    def __init__(self, users: Users, topics: tuple[Topic, ...]):
+        past = users.history()
+        self.users, self.topics, self.n = users, topics, len(users)
+        self.user = past["user"].cat.codes.to_numpy()
+        self.time = past["time"].astype("datetime64[us]").astype("int64").to_numpy()
+        self.text, modality = past["text"].cat.codes.to_numpy(), past["modality"].astype(str).to_numpy()
+        none = np.full(len(past), np.nan)
+        self.amount, self.saved, self.own = (
+            past[c].to_numpy() if c in past else none for c in ("amount", "discount", "private")
+        )
+        self.visit = ~np.isin(modality, OFFERS)
+        self.modality = modality
+        self.start = self.time[self.visit].min(initial=users.cutoff.value // 1000)
+        hit = match(past["text"].cat.categories)
+        self.streams = {}
+        for topic in topics:
+            if style_of(topic) == "count":
+                name = topic.measure.removeprefix("modality:")
+                chosen = modality == name if name in users.modalities else hit[self.text, TOPICS.index(topic)]
+                self.streams[topic.name] = self._occasions(chosen)
+        self.visits = self._occasions(self.visit)
+
+    def _occasions(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Count events at one time as one occasion (a basket of ten items is one): user, time, money."""
+        at = np.flatnonzero(chosen)
+        user, time, amount = self.user[at], self.time[at], np.nan_to_num(self.amount[at])
+        first = np.flatnonzero(np.r_[True, (np.diff(user) != 0) | (np.diff(time) != 0)][: len(at)])
+        return user[first], time[first], np.add.reduceat(amount, first) if len(first) else amount[:0]
+
+
+def money_modality(events: pd.DataFrame) -> str:
+    """Say where the money is counted: in the modality with most of it, or with fewest events where two tell the same sums."""
+    if "amount" not in events:
+        return ""
+    paid = events[events["amount"] > 0].groupby("modality", observed=True)["amount"].agg(["sum", "size"])
+    return str(paid[paid["sum"] > 0.98 * paid["sum"].max()]["size"].idxmin()) if len(paid) else ""
+
+
+class Span:
+    """Hold what each user did from `low` up to `high` (microseconds): arrays over users, NaN where there is nothing to say.
+
+    money  the modality whose amounts are counted, as `money_modality` gives it for the time before the cut-off.
+    """
+
+    def __init__(self, records: Records, low: int, high: int, money: str):
+        self.records, self.low, self.high, self.money = records, low, high, money
+        self.now = (records.time >= low) & (records.time < high)
+
+    def within(self, stream):
+        now = (stream[1] >= self.low) & (stream[1] < self.high)
+        return tuple(column[now] for column in stream)
+
+    def count(self, user: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        return np.bincount(user, weights, minlength=self.records.n).astype(float)
+
+    def share(self, user: np.ndarray, part: np.ndarray, whole: np.ndarray | None = None) -> np.ndarray:
+        below = self.count(user, whole)
+        return np.divide(self.count(user, part), below, out=np.full(len(below), np.nan), where=below > 0)
+
+    def since(self, user: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """Give the days from each user's last time to the end of the span."""
+        last = np.full(self.records.n, np.nan)
+        last[user] = time  # in order of time: numpy keeps the last of several
+        return (self.high - last) / DAY
+
+    def rate(self, measure: str) -> np.ndarray:
+        return getattr(self, measure) / max((self.high - max(self.low, self.records.start)) / DAY, 1)
+
+    @cached_property
+    def visits(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.within(self.records.visits)[:2]
+
+    @cached_property
+    def events(self) -> np.ndarray:
+        return self.count(self.visits[0])
+
+    @cached_property
+    def silent(self) -> np.ndarray:
+        return self.since(*self.visits)
+
+    @cached_property
+    def weekend(self) -> np.ndarray:
+        user, time = self.visits
+        return self.share(user, (time // DAY + 3) % 7 >= 5)  # 1970-01-01 was a Thursday
+
+    def _hours(self, first: int, last: int) -> np.ndarray:
+        user, time = self.visits
+        clock = time % DAY != 0  # a time of exactly midnight is a date without an hour
+        hour = (time // (DAY // 24) - first) % 24
+        return self.share(user[clock], (hour < (last - first) % 24)[clock])
+
+    @cached_property
+    def evening(self) -> np.ndarray:
+        return self._hours(17, 22)
+
+    @cached_property
+    def night(self) -> np.ndarray:
+        return self._hours(22, 5)
+
+    @cached_property
+    def variety(self) -> np.ndarray:
+        chosen, kinds = self.now & self.records.visit, int(self.records.text.max(initial=0)) + 1
+        seen = np.unique(self.records.user[chosen].astype("int64") * kinds + self.records.text[chosen])
+        return self.count(seen // kinds)
+
+    @cached_property
+    def _paid(self) -> tuple[np.ndarray, ...]:
+        records = self.records
+        paid = self.now & (records.modality == self.money) & ~np.isnan(records.amount)
+        return records.user[paid], records.amount[paid], records.saved[paid], records.own[paid]
+
+    @cached_property
+    def spend(self) -> np.ndarray:
+        return self.count(*self._paid[:2])
+
+    @cached_property
+    def basket(self) -> np.ndarray:
+        return self.share(*self._paid[:2])
+
+    @cached_property
+    def discount(self) -> np.ndarray:
+        user, amount, saved, _ = (column[~np.isnan(self._paid[2])] for column in self._paid)
+        return self.share(user, saved, amount + saved)
+
+    @cached_property
+    def private(self) -> np.ndarray:
+        user, amount, _, own = (column[~np.isnan(self._paid[3])] for column in self._paid)
+        return self.share(user, amount * own, amount)

@@ -1,0 +1,206 @@
+"""`QAnchor`: two towers that share one language model. The anchor reads a user and a query, the target reads an answer."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from .backbone import add_lora, load_backbone, new_cache
+from .batch import USER_EMB, Batch, Branches, branch_mask, branches
+from .config import Config
+from .encoder import Encoder, Prefix
+from .reader import Reader
+
+
+class Projection(nn.Module):
+    """Take a hidden state to the embedding space: whitened, Linear, ReLU, Linear (paper, section 3.2)."""
+
+    def __init__(self, width: int, hidden: int, dim: int):
+        super().__init__()
+        # hidden states of a language model are nearly parallel: without centring every cosine starts near 1
+        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("spread", torch.ones(width))
+        self.inner = nn.Linear(width, hidden)
+        self.out = nn.Linear(hidden, dim)
+
+    def whiten(self, hidden: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
+        return ((hidden.float() - self.centre) / self.spread).clamp(-8, 8)
+
+    def forward(self, hidden: Float[Tensor, "... width"]) -> Float[Tensor, "... dim"]:
+        return self.out(F.relu(self.inner(self.whiten(hidden))))
+
+
+class Skip(nn.Module):
+    """Carry the coarse numbers past the language model, gated by what the query asks; zero for the answer's tower.
+
+    Not in the paper: between the slots and the embedding most of what the tables know is lost, and this brings it back.
+    The coarse numbers are part of the prefix, so cached prefixes stay valid.
+    """
+
+    def __init__(self, coarse: int, width: int, hidden: int, dim: int):
+        super().__init__()
+        self.inner = nn.Linear(coarse, hidden)
+        self.gate = nn.Linear(width, 2 * hidden)
+        self.plain = nn.Linear(coarse, dim, bias=False)
+        self.out = nn.Linear(hidden, dim)
+        nn.init.orthogonal_(self.plain.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    def forward(self, coarse: Float[Tensor, "... number"], white: Float[Tensor, "... width"]) -> Float[Tensor, "... dim"]:
+        gain, shift = (0.3 * self.gate(white)).chunk(2, -1)
+        hidden = F.gelu(self.inner(coarse) * (1 + gain) + shift)
+        return self.out(hidden) + 0.1 * self.plain(coarse)
+
+
+class QAnchor(nn.Module):
+    """Embed users for a question in plain words. Built by `build`, trained by `train`, asked through `Engine`."""
+
+    def __init__(self, config: Config, reader: Reader, seed: int = 0):
+        super().__init__()
+        self.config, self.reader = config, reader
+        self.backbone, self.tokenizer = load_backbone(config.backbone, config.dtype, config.attention, seed)
+        self.backbone.requires_grad_(False)
+        words = self.backbone.get_input_embeddings().weight
+        width = words.shape[1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if config.lora_layers:
+                self.backbone = add_lora(
+                    self.backbone, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_layers
+                )
+            sizes = reader.sizes()
+            self.encoder = Encoder(
+                len(reader.modalities),
+                reader.text_dim,
+                sizes,
+                reader.groups(),
+                config.adapter,
+                width,
+                words.float().std().item(),
+                config.layout,
+            )
+            self.projection = Projection(width, config.hidden, config.dim)
+            self.skip = Skip(sizes["coarse"], width, config.hidden, config.dim) if config.skip else None
+            self.user_emb = nn.Parameter(words.float().mean(0) + 0.02 * torch.randn(width))
+
+    @property
+    def device(self) -> torch.device:
+        return self.user_emb.device
+
+    # -- words to ids --
+
+    def query_ids(self, query: str, limit: int | None = None) -> list[int]:
+        """Spell a query; too long a one is refused, since its end would be lost in silence."""
+        ids, limit = self.tokenizer(query), limit or self.config.max_query_asked
+        if len(ids) > limit:
+            raise ValueError(f"the query has {len(ids):,} tokens, the model allows {limit}: ask in fewer words")
+        return ids
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Spell an answer, cut to `max_answer` tokens, and end it."""
+        return [*self.tokenizer(answer)[: self.config.max_answer - 1], self.tokenizer.eos_token_id]
+
+    def word_vectors(self, ids: Int[Tensor, ...]) -> Float[Tensor, "... width"]:
+        """Look up word vectors; USER_EMB gives the learned <USER_EMB> vector."""
+        vectors = self.backbone.get_input_embeddings()(ids.clamp(min=0))
+        return torch.where((ids == USER_EMB)[..., None], self.user_emb.to(vectors.dtype), vectors)
+
+    # -- the towers --
+
+    def encode_prefix(self, batch: Batch) -> Prefix:
+        """Turn a batch of users into the prefix that stands in front of every query."""
+        return self.encoder(batch)
+
+    def read(self, vectors, allow: Bool[Tensor, "user query key"], positions, cache=None) -> Float[Tensor, "user query width"]:
+        """Run the language model over `vectors` with an explicit mask and explicit positions: nothing is left to defaults."""
+        mask = allow[:, None]
+        if self.backbone.config._attn_implementation != "sdpa":  # eager adds the mask: True would add 1, not allow
+            mask = torch.zeros_like(mask, dtype=vectors.dtype).masked_fill(~mask, torch.finfo(vectors.dtype).min)
+        out = self.backbone.model(
+            inputs_embeds=vectors,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return out.last_hidden_state
+
+    def forward(self, batch: Batch, asked: Branches, answers: list[list[int]] = ()) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Read each user once and all K branches behind it, in one pass (a tree mask keeps the branches apart).
+
+        answers   token ids of answers to embed in the same call, so that a wrapped model (several processes) sees both towers.
+        Returns the anchors (pair, dim), row user * K + branch; the hidden states (token, width) from which the answers' tokens
+        are predicted; and the targets (answer, dim) or None.
+        """
+        prefix = self.encode_prefix(batch)
+        hidden = self._tree(prefix, asked)
+        anchors = self.anchor(hidden.gather(1, asked.anchor[..., None].expand(-1, -1, hidden.shape[-1])), prefix.coarse)
+        targets = F.normalize(self.projection(self._alone(answers)), dim=-1) if answers else None
+        return anchors.flatten(0, 1), hidden[asked.writes], targets
+
+    def _tree(self, prefix: Prefix, asked: Branches) -> Float[Tensor, "user token width"]:
+        words = self.word_vectors(asked.ids)
+        vectors = torch.cat([prefix.slots.to(words.dtype), words], 1)
+        positions = torch.cat([prefix.positions(), prefix.length()[:, None] + asked.offset], 1)
+        slots = prefix.mask.shape[1]
+        own = torch.ones(slots, slots, dtype=torch.bool, device=words.device).tril() & prefix.mask[:, None, :]
+        own = own | torch.eye(slots, dtype=torch.bool, device=words.device)  # a masked row must see itself, or it is NaN
+        top = torch.cat([own, own.new_zeros(len(own), slots, words.shape[1])], -1)
+        allow = torch.cat([top, branch_mask(prefix.mask, asked.branch)], 1)
+        return self.read(vectors, allow, positions)[:, slots:]
+
+    def anchor(self, hidden: Float[Tensor, "user branch width"], coarse: Float[Tensor, "user number"]):
+        """Project hidden states at <USER_EMB> to unit embeddings, (user, branch, dim)."""
+        out = self.projection(hidden)
+        if self.skip is not None:
+            wide = coarse[:, None].expand(-1, hidden.shape[1], -1)
+            out = out + self.skip(wide, self.projection.whiten(hidden))
+        return F.normalize(out, dim=-1)
+
+    def embed(self, batch: Batch, query: str) -> Float[Tensor, "user dim"]:
+        """Embed each user for `query`, reading everything anew: the plain twin of `Engine.embed`."""
+        ids = self.query_ids(query)
+        asked = branches([[ids]] * len(batch.coarse)).to(self.device)
+        return self(batch, asked)[0]
+
+    def answer_hidden(self, answers: list[str]) -> Float[Tensor, "answer width"]:
+        """Read answers alone; the hidden state at each one's last token."""
+        return self._alone([self.answer_ids(a) for a in answers])
+
+    def query_hidden(self, queries: list[str]) -> Float[Tensor, "query width"]:
+        """Read queries with no user in front; the hidden state at <USER_EMB>. Used by the warm start."""
+        return self._alone([[*self.query_ids(q), USER_EMB] for q in queries])
+
+    def _alone(self, rows: list[list[int]]) -> Float[Tensor, "row width"]:
+        width = max(len(r) for r in rows)
+        ids = torch.tensor([r + [0] * (width - len(r)) for r in rows], device=self.device)
+        length = torch.tensor([len(r) for r in rows], device=self.device)
+        allow = torch.ones(width, width, dtype=torch.bool, device=self.device).tril().expand(len(rows), -1, -1)
+        positions = torch.arange(width, device=self.device).expand(len(rows), -1)
+        hidden = self.read(self.word_vectors(ids), allow, positions)  # pads stand after the last token: never seen by it
+        return hidden[torch.arange(len(rows), device=self.device), length - 1]
+
+    def embed_answer(self, answers: list[str]) -> Float[Tensor, "answer dim"]:
+        """Embed each answer text: what the anchors of users it is true of should be near."""
+        return F.normalize(self.projection(self.answer_hidden(answers)), dim=-1)
+
+    def logits(self, hidden: Float[Tensor, "token width"]) -> Float[Tensor, "token vocabulary"]:
+        """Score the next token, for the answer tokens alone."""
+        return self.backbone.lm_head(hidden)
+
+    def prefill(self, prefix: Prefix):
+        """Run the prefix once; returns its key-value cache."""
+        cache = new_cache(self.backbone)
+        vectors = prefix.slots.to(self.backbone.dtype)
+        slots = prefix.mask.shape[1]
+        allow = torch.ones(slots, slots, dtype=torch.bool, device=self.device).tril() & prefix.mask[:, None, :]
+        allow = allow | torch.eye(slots, dtype=torch.bool, device=self.device)
+        self.read(vectors, allow, prefix.positions(), cache)
+        return cache
+
+
+def build(config: Config, reader: Reader, seed: int = 0, device: str | None = None) -> QAnchor:
+    """Build an untrained model for users that `reader` was fitted on."""
+    return QAnchor(config, reader, seed).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -1,0 +1,237 @@
+"""Users to readings: the `Reader` turns each user's events into slots, modality means and coarse numbers (numpy alone)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from .config import Config
+from .habits import read_one
+from .schema import Users
+from .texts import text_vectors
+
+DAY = np.timedelta64(1, "D")
+CLIP = 4.0  # standard deviations; one odd purchase must not drown a slot
+
+
+@dataclass
+class Readings:
+    """Hold what was read of each (user, cut-off): small arrays, still unpadded."""
+
+    users: tuple[str, ...]
+    coarse: np.ndarray  # (user, number)
+    modal_text: np.ndarray  # (user, modality, text)
+    modal_number: np.ndarray  # (user, modality, modal_number)
+    present: np.ndarray  # (user, modality)
+    slots: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]  # text id, numbers, modality, recent
+    vectors: np.ndarray  # (text, text_dim)
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def lengths(self) -> np.ndarray:
+        """Count each user's event slots."""
+        return np.array([len(s[0]) for s in self.slots])
+
+
+@dataclass
+class Reader:
+    """Know how to read users: modalities, number columns, and the statistics fitted on the training users.
+
+    Fit once on training users at their cut-offs, saved with the run; afterwards `read` is the same for everybody.
+    """
+
+    modalities: tuple[str, ...]
+    numbers: tuple[str, ...]
+    facts: tuple[str, ...]
+    habits: int
+    recent: int
+    encoder: str
+    vocabulary: dict[str, int]  # "modality\ttext" -> row of `counts`
+    idf: np.ndarray  # (vocabulary,)
+    counts: np.ndarray  # (vocabulary, component): log counts -> components
+    words: np.ndarray  # (text, component): mean text vector -> components
+    mean: dict[str, np.ndarray]
+    std: dict[str, np.ndarray]
+
+    @classmethod
+    def fit(cls, users: Users, cutoffs: pd.DataFrame, config: Config, progress=None) -> Reader:
+        """Learn the statistics from `cutoffs` (columns user, cutoff; all of them training samples)."""
+        empty = np.zeros((0, 0), np.float32)
+        reader = cls(
+            users.modalities,
+            users.numbers,
+            tuple(users.tabular.columns),
+            config.habits,
+            config.recent,
+            config.text_encoder,
+            {},
+            np.zeros(0, np.float32),
+            empty,
+            empty,
+            {},
+            {},
+        )
+        raw = reader._raw(users, cutoffs, progress)
+        seen = pd.Series([k for r in raw["habits"] for k in r[0]]).value_counts()
+        texts = list(users.events["text"].cat.categories)
+        seen = seen[seen >= max(2, 0.002 * len(cutoffs))].sort_index()
+        reader.vocabulary = {_name(reader.modalities, texts, code): i for i, code in enumerate(seen.index)}
+        reader.idf = np.log(1 + len(cutoffs) / seen.to_numpy(np.float32))
+        matrix = reader._count_matrix(users, raw["habits"])
+        reader.counts = _components(matrix, config.components)
+        reader.words = _components(raw["words"], config.components)
+        for name, values in reader._parts(users, raw).items():
+            axis = tuple(range(values.ndim - 1))
+            reader.mean[name] = values.mean(axis).astype(np.float32)
+            reader.std[name] = np.maximum(values.std(axis), 1e-3).astype(np.float32)
+        every = np.concatenate([r[1] for r in raw["habits"]] or [np.zeros((1, 7 + 2 * len(users.numbers)))])
+        reader.mean["event"], reader.std["event"] = every.mean(0), np.maximum(every.std(0), 1e-2)
+        return reader
+
+    def read(
+        self, users: Users, cutoffs: pd.DataFrame | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> Readings:
+        """Read each user up to the cut-off: `cutoffs` has columns user, cutoff (default: every user, the users' own)."""
+        unknown = [m for m in users.modalities if m not in self.modalities]
+        if unknown:
+            raise ValueError(
+                f"{users.name} has modality {unknown[0]!r}, the run knows {self.modalities}: "
+                "train on these users, or drop the modality"
+            )
+        if cutoffs is None:
+            cutoffs = pd.DataFrame({"user": list(users.ids), "cutoff": users.cutoff})
+        raw = self._raw(users, cutoffs, progress)
+        parts = {k: self._standard(k, v) for k, v in self._parts(users, raw).items()}
+        coarse = np.concatenate([v.reshape(len(v), -1) for v in parts.values()], 1)
+        idf = np.append(self.idf, self.idf.max(initial=1.0))[self._columns(users)]  # column -1, unseen, is as rare as can be
+        size = len(users.events["text"].cat.categories)
+        slots = [self._slots(idf, size, *one) for one in zip(raw["habits"], raw["events"], strict=True)]
+        return Readings(
+            tuple(cutoffs["user"]), coarse, raw["modal_text"], parts["modal"], raw["present"], slots, self._vectors(users)
+        )
+
+    @property
+    def text_dim(self) -> int:
+        """Say how wide the text vectors are."""
+        return len(self.words)
+
+    def sizes(self) -> dict[str, int]:
+        """Say how wide each input of the encoder is."""
+        parts = [self.mean[k].size * (len(self.modalities) if k == "modal" else 1) for k in self.mean if k != "event"]
+        return {"coarse": sum(parts), "modal_number": self.mean["modal"].size, "event_number": self.mean["event"].size}
+
+    def groups(self) -> dict[str, slice]:
+        """Say which coarse numbers make up which slot: time, counts, words, and one for each group of facts."""
+        out, start = {}, 0
+        for name, mean in self.mean.items():
+            if name == "event":
+                continue
+            width = mean.size * (len(self.modalities) if name == "modal" else 1)
+            if name != "modal":  # those stand in the modality tokens
+                out[name] = slice(start, start + width)
+            start += width
+        return out
+
+    # -- from here on: how it is done --
+
+    def _standard(self, name: str, values: np.ndarray) -> np.ndarray:
+        return np.clip((values - self.mean[name]) / self.std[name], -CLIP, CLIP).astype(np.float32)
+
+    def _columns(self, users: Users) -> np.ndarray:
+        """Say for each code (modality * texts + text) of these users which row of the vocabulary it is, or -1."""
+        codes, names = self._codes(users), {}
+        texts = list(users.events["text"].cat.categories)
+        out = np.full(len(self.modalities) * len(texts), -1)
+        for code in np.unique(codes):
+            names[code] = self.vocabulary.get(_name(self.modalities, texts, code), -1)
+        out[list(names)] = list(names.values())
+        return out
+
+    def _codes(self, users: Users) -> np.ndarray:
+        modality = users.events["modality"].cat.set_categories(list(self.modalities)).cat.codes.to_numpy(np.int64)
+        return modality * len(users.events["text"].cat.categories) + users.events["text"].cat.codes.to_numpy(np.int64)
+
+    def _vectors(self, users: Users, progress=None) -> np.ndarray:
+        return text_vectors(list(users.events["text"].cat.categories), self.encoder, progress=progress)
+
+    def _count_matrix(self, users: Users, habits: list):
+        from scipy.sparse import csr_matrix
+
+        columns, rows, cols, values = self._columns(users), [], [], []
+        for i, (keys, numbers) in enumerate(habits):
+            known = columns[keys]
+            keep = known >= 0
+            rows.append(np.full(keep.sum(), i))
+            cols.append(known[keep])
+            values.append(numbers[keep, 0])
+        shape = (len(habits), max(len(self.vocabulary), 1))
+        return csr_matrix((np.concatenate(values), (np.concatenate(rows), np.concatenate(cols))), shape, np.float32)
+
+    def _parts(self, users: Users, raw: dict) -> dict[str, np.ndarray]:
+        """Give the coarse numbers, part by part; their order is the order of the coarse vector."""
+        parts = {"modal": raw["modal"], "time": raw["time"]}
+        parts["counts"] = self._count_matrix(users, raw["habits"]) @ self.counts
+        parts["words"] = raw["words"] @ self.words
+        facts = users.tabular.reindex(columns=list(self.facts)).reindex(raw["users"]).to_numpy(np.float32)
+        for group in dict.fromkeys(f.split(".")[0] for f in self.facts):
+            columns = [i for i, f in enumerate(self.facts) if f.split(".")[0] == group]
+            missing = np.isnan(facts[:, columns])
+            middle = np.nan_to_num(np.nanmedian(np.where(missing.all(0), 0, facts[:, columns]), axis=0))
+            filled = np.where(missing, self.mean[group][: len(columns)] if group in self.mean else middle, facts[:, columns])
+            parts[group] = np.concatenate([filled, missing], 1)
+        return parts
+
+    def _raw(self, users: Users, cutoffs: pd.DataFrame, progress=None) -> dict:
+        events = users.events
+        vectors = self._vectors(users)
+        codes = self._codes(users)
+        time = events["time"].to_numpy()
+        number = np.nan_to_num(events.reindex(columns=list(self.numbers)).to_numpy(np.float32))
+        code = pd.Series(events["user"].cat.codes.to_numpy())
+        first = np.searchsorted(code, np.arange(len(users) + 1))
+        at = {u: i for i, u in enumerate(users.ids)}
+        out: dict[str, list] = {k: [] for k in ("modal_text", "modal", "time", "words", "present", "habits", "events")}
+        for i, (user, cutoff) in enumerate(zip(cutoffs["user"], cutoffs["cutoff"].to_numpy(), strict=True)):
+            low, high = first[at[user]], first[at[user] + 1]
+            high = low + np.searchsorted(time[low:high], cutoff)  # strictly before the cut-off: nothing later is ever read
+            row = read_one(
+                (cutoff - time[low:high]) / DAY,
+                time[low:high],
+                codes[low:high],
+                number[low:high],
+                vectors,
+                len(self.modalities),
+                self.recent,
+            )
+            for key, value in row.items():
+                out[key].append(value)
+            if progress and (i + 1) % 256 == 0:
+                progress(i + 1, len(cutoffs))
+        raw = {k: (v if k in ("habits", "events") else np.stack(v)) for k, v in out.items()}
+        return raw | {"users": list(cutoffs["user"])}
+
+    def _slots(self, idf: np.ndarray, size: int, habits, events):
+        """Choose the habits that tell most (often here, rare elsewhere), then the newest events, oldest first."""
+        keys, numbers = habits
+        best = np.argsort(-(numbers[:, 0] * idf[keys]), kind="stable")[: self.habits]
+        ids = np.concatenate([keys[best], events[0]]).astype(np.int64)
+        values = self._standard("event", np.concatenate([numbers[best], events[1]]))
+        return ids % size, values, ids // size, np.arange(len(ids)) >= len(best)
+
+
+def _name(modalities, texts: list[str], code: int) -> str:
+    return f"{modalities[code // len(texts)]}\t{texts[code % len(texts)]}"
+
+
+def _components(matrix, n: int) -> np.ndarray:
+    """Give the n directions that hold most of a (sample, feature) matrix, as (feature, n)."""
+    from sklearn.decomposition import TruncatedSVD
+
+    n = min(n, min(matrix.shape) - 1)
+    if n < 1:
+        return np.zeros((matrix.shape[1], 1), np.float32)
+    return TruncatedSVD(n, random_state=0, n_iter=7).fit(matrix).components_.T.astype(np.float32)

@@ -1,0 +1,149 @@
+"""Reflection: every grade and every number that an answer claims is computed again, by a second and slower route."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from .answers import CUTS, answers, facts, silent_days, style_of, summary, telling_topics, with_fact
+from .measures import MIN_EVENTS, MIN_FORMER, OFFERS, money_modality
+from .schema import Users
+from .topics import TOPICS, Topic, by_name, match
+
+EVER = pd.Timestamp.min
+
+
+def reflect(users: Users, pairs: pd.DataFrame) -> pd.Series:
+    """Check every grade and every number that the answers claim, by a second route; True where all of it holds.
+
+    Plain pandas from the events on, slow: meant for samples of a few hundred pairs. `users` must be those of `make_pairs`,
+    for grades compare users.
+
+    Example:
+        >>> reflect(users, make_pairs(users).sample(200, random_state=0)).all()  # doctest: +SKIP
+        True
+    """
+    plain = _Plain(users)
+    said = [_summaries(plain, pair) if pair.topic == "summary" else _sentences(plain, pair) for pair in pairs.itertuples()]
+    return pd.Series([answer in may for answer, may in zip(pairs["answer"], said, strict=True)], index=pairs.index, dtype=bool)
+
+
+def _sentences(plain: _Plain, pair) -> set[str]:
+    """Write all that may truly be said of this user on this topic."""
+    topic, days, unit = by_name(pair.topic), plain.days, plain.users.unit
+    table = plain.table(topic, pair.cutoff, pair.kind)
+    value, spent, ago = map(float, table.loc[pair.user])
+    grade = _grade(topic, table["value"], value, days)
+    bodies = answers(topic, grade, pair.kind, unit=unit, horizon_days=days, none=bool(value == 0))
+    return {with_fact(body, fact) for body in bodies for fact in facts(topic, pair.kind, value, spent, ago, days)} | set(bodies)
+
+
+def _summaries(plain: _Plain, pair) -> set[str]:
+    """Write the summaries, of three or of four topics, that are true of this user."""
+    values = {t: plain.table(t, pair.cutoff, "future")["value"] for t in TOPICS if style_of(t) == "count"}
+    mine = np.array([value[pair.user] for value in values.values()])
+    lower = np.array([(value < value[pair.user]).mean() for value in values.values()])
+    active = by_name("active")
+    events = plain.table(active, pair.cutoff, "future")["value"]
+    grade = _grade(active, events, float(events[pair.user]), plain.days) if events[pair.user] else -1
+    chosen = [telling_topics(list(values), mine, lower, k) for k in (3, 4)]
+    return {summary(grade, [topic.thing for topic in topics], plain.days) for topics in chosen}
+
+
+def _grade(topic: Topic, values: pd.Series, value: float, horizon_days: int) -> int:
+    style = style_of(topic)
+    if style == "stop":
+        return sum(bool(value >= cut) for cut in silent_days(horizon_days))
+    if style == "trend":
+        return sum(bool(value >= cut) for cut in CUTS["trend"])
+    if value == 0:
+        return 0
+    others = [other for other in values if other > 0 or (style == "level" and other == 0)]
+    lower = sum(bool(other < value) for other in others) / len(others)
+    return sum(lower >= cut for cut in CUTS[style]) + int(style == "count")
+
+
+class _Plain:
+    """Compute one measure at a time from the events, in plain pandas."""
+
+    def __init__(self, users: Users):
+        past = users.history()
+        self.users, self.days, self.horizon = users, users.horizon_days, pd.Timedelta(days=users.horizon_days)
+        self.events = past.assign(user=past["user"].astype(str), modality=past["modality"].astype(str))
+        self.texts = past["text"].cat.categories
+        self.speaks = match(self.texts)
+        self.tables = {}
+
+    def between(self, low, high) -> pd.DataFrame:
+        if (low, high) not in self.tables:
+            self.tables[low, high] = self.events[(self.events["time"] >= low) & (self.events["time"] < high)]
+        return self.tables[low, high]
+
+    def table(self, topic: Topic, cutoff: pd.Timestamp, kind: str) -> pd.DataFrame:
+        """Give index user, columns value, spent, ago, for the users with enough events before the cut-off."""
+        key = (topic.name, cutoff, kind)
+        if key not in self.tables:
+            sizes = self.between(EVER, cutoff)["user"].value_counts()
+            span = (EVER, cutoff) if kind == "profile" else (cutoff, cutoff + self.horizon)
+            table = self.counted(topic, *span) if style_of(topic) == "count" else self.behaviour(topic, cutoff, kind, *span)
+            table = table.reindex(sorted(sizes[sizes >= MIN_EVENTS].index))
+            if style_of(topic) == "count" or topic.measure in ("events", "spend", "variety"):
+                table["value"] = table["value"].fillna(0)
+            if topic.measure == "stop" and kind == "future":
+                table["value"] = table["value"].fillna(self.days)
+            self.tables[key] = table.round(6)
+        return self.tables[key]
+
+    def counted(self, topic: Topic, low, high) -> pd.DataFrame:
+        now, name = self.between(low, high), topic.measure.removeprefix("modality:")
+        speaks = self.texts[self.speaks[:, TOPICS.index(topic)]]
+        chosen = now[now["modality"] == name] if name in self.users.modalities else now[now["text"].isin(speaks)]
+        by = chosen.groupby("user")
+        spent = by["amount"].sum() if "amount" in chosen else 0.0
+        last = (high - by["time"].max()) / pd.Timedelta(days=1)
+        return pd.DataFrame({"value": by["time"].nunique(), "spent": spent, "ago": last})
+
+    def behaviour(self, topic: Topic, cutoff, kind: str, low, high) -> pd.DataFrame:
+        visits = self.visits(low, high)
+        moments = visits.drop_duplicates(["user", "time"])
+        timed = moments[moments["time"] != moments["time"].dt.normalize()]
+        value = {
+            "events": lambda: moments.groupby("user").size(),
+            "variety": lambda: visits.groupby("user")["text"].nunique(),
+            "weekend": lambda: moments["time"].dt.day_name().isin(["Saturday", "Sunday"]).groupby(moments["user"]).mean(),
+            "evening": lambda: timed["time"].dt.hour.isin([17, 18, 19, 20, 21]).groupby(timed["user"]).mean(),
+            "night": lambda: timed["time"].dt.hour.isin([22, 23, 0, 1, 2, 3, 4]).groupby(timed["user"]).mean(),
+            "stop": lambda: (high - moments.groupby("user")["time"].max()) / pd.Timedelta(days=1),
+            "trend": lambda: self.trend(topic.measure, cutoff, kind),
+            "spend_trend": lambda: self.trend(topic.measure, cutoff, kind),
+        }.get(topic.measure, lambda: self.spent(topic.measure, low, high, cutoff))()
+        return pd.DataFrame({"value": value, "spent": np.nan, "ago": np.nan})
+
+    def visits(self, low, high) -> pd.DataFrame:
+        now = self.between(low, high)
+        return now[~now["modality"].isin(OFFERS)]
+
+    def spent(self, measure: str, low, high, cutoff) -> pd.Series:
+        now = self.between(low, high)
+        if "amount" not in now:
+            return pd.Series(dtype=float)
+        paid = now[(now["modality"] == money_modality(self.between(EVER, cutoff))) & now["amount"].notna()]
+        if measure in ("spend", "basket"):
+            return paid.groupby("user")["amount"].agg("sum" if measure == "spend" else "mean")
+        told = paid[paid[measure].notna()] if measure in paid else paid[:0].assign(**{measure: np.nan})
+        part = told["discount"] if measure == "discount" else told["amount"] * told["private"]
+        whole = told["amount"] + told["discount"] if measure == "discount" else told["amount"]
+        return (part.groupby(told["user"]).sum() / whole.groupby(told["user"]).sum()).replace(np.inf, np.nan)
+
+    def trend(self, measure: str, cutoff, kind: str) -> pd.Series:
+        middle = cutoff if kind == "future" else cutoff - self.horizon
+        seen = self.visits(EVER, middle).drop_duplicates(["user", "time"]).groupby("user").size()
+        former, recent = (
+            seen,
+            self.visits(middle, middle + self.horizon).drop_duplicates(["user", "time"]).groupby("user").size(),
+        )
+        if measure == "spend_trend":
+            former, recent = (self.spent("spend", *span, cutoff) for span in ((EVER, middle), (middle, middle + self.horizon)))
+        days = max((middle - self.visits(EVER, self.users.cutoff)["time"].min()) / pd.Timedelta(days=1), 1)
+        known = [user for user in former.index if former[user] > 0 and seen.get(user, 0) >= MIN_FORMER]
+        return (recent.reindex(known).fillna(0) / self.days) / (former.reindex(known) / days)

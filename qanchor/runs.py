@@ -1,0 +1,147 @@
+"""Save and load a run: safetensors and JSON, written aside and renamed, hashed, nothing pickled."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
+
+from .backbone import sha256, written_aside
+from .config import Config
+from .model import QAnchor, build
+from .reader import Reader
+
+FORMAT = 1
+
+
+class RunError(RuntimeError):
+    """A run folder is missing a file, torn, or of another make: which file, what was found, and the cure."""
+
+
+def learned(model: QAnchor) -> dict[str, torch.Tensor]:
+    """Name every tensor that a run must keep: all that is not the backbone's own weights."""
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    return {n: t for n, t in model.state_dict().items() if n in trained or not n.startswith("backbone.")}
+
+
+def save(model: QAnchor, folder, history: pd.DataFrame | None = None, metrics: dict | None = None) -> Path:
+    """Keep a model as a folder: config.json, adapter.safetensors, and history.json, metrics.json when given.
+
+    Tensors are kept in half precision (bfloat16 where the backbone is), so a loaded run differs from the model in memory
+    by rounding; measure on the loaded one. An existing run is replaced only once the new one is whole.
+    """
+    folder = Path(folder)
+    half = torch.float16 if model.config.backbone != "tiny" else torch.float32
+    tensors = {}
+    for name, tensor in learned(model).items():
+        kept = tensor.detach().cpu().contiguous()
+        # safetensors' numpy side has no bfloat16: its bits travel as int16
+        tensors[name] = kept.view(torch.int16).numpy() if kept.dtype == torch.bfloat16 else kept.to(half).numpy()
+    reader = model.reader
+    kind = np.float16 if half == torch.float16 else np.float32
+    tensors |= {f"reader.{k}": np.ascontiguousarray(getattr(reader, k), kind) for k in ("idf", "counts", "words")}
+    tensors |= {f"reader.mean.{k}": np.asarray(v, np.float32) for k, v in reader.mean.items()}
+    tensors |= {f"reader.std.{k}": np.asarray(v, np.float32) for k, v in reader.std.items()}
+    old = folder.with_name(f".{folder.name}.old")
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)  # what a killed save left behind
+    with written_aside(new) as aside:
+        save_arrays(tensors, aside / "adapter.safetensors")
+        about = {
+            "format": FORMAT,
+            "config": model.config.to_dict(),
+            "reader": {
+                "modalities": reader.modalities,
+                "numbers": reader.numbers,
+                "facts": reader.facts,
+                "vocabulary": list(reader.vocabulary),
+                "parts": list(reader.mean),  # their order is the order of the coarse numbers
+            },
+            "sha256": {"adapter.safetensors": sha256(aside / "adapter.safetensors")},
+        }
+        (aside / "config.json").write_text(json.dumps(about, indent=1) + "\n")
+        if history is not None:
+            history.round(5).to_json(aside / "history.json", orient="records", indent=1)
+        if metrics is not None:
+            (aside / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def load(folder, device: str | None = None, dtype: str | None = None, attention: str | None = None) -> QAnchor:
+    """Load a run: the backbone from its own place, everything learned from the folder, its hash checked.
+
+    dtype, attention   override the run's (tests use float32 and eager).
+    Raises RunError when a file is missing, torn, or of another make.
+    """
+    folder = Path(folder)
+    about = _about(folder)
+    path = folder / "adapter.safetensors"
+    if not path.exists():
+        raise RunError(f"{path} is missing: copy the run again, or train it with `python -m qanchor train`")
+    found, expected = sha256(path), about["sha256"]["adapter.safetensors"]
+    if found != expected:
+        raise RunError(
+            f"{path} has sha256 {found[:16]}..., config.json says {expected[:16]}...: torn or swapped, copy the run again"
+        )
+    arrays = load_arrays(path)
+    config = Config(**about["config"])
+    config = config.but(dtype=dtype or config.dtype, attention=attention or config.attention)
+    model = build(config, _reader(about, config, arrays), device="cpu")
+    state = model.state_dict()
+    with torch.no_grad():
+        for name in learned(model):
+            if name not in arrays:
+                raise RunError(f"{path} lacks {name}: it was saved by another version, train it again")
+            value = torch.from_numpy(arrays[name])
+            value = value.view(torch.bfloat16) if value.dtype == torch.int16 else value
+            state[name].copy_(value)
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+
+
+def history(folder) -> pd.DataFrame:
+    """Give a run's history frame: step, loss, contrastive, autoregressive, pairs_per_s."""
+    return pd.read_json(Path(folder) / "history.json", orient="records")
+
+
+def _about(folder: Path) -> dict:
+    path = folder / "config.json"
+    if not path.exists():
+        raise RunError(f"{folder} is no run (no config.json): train one with `python -m qanchor train --out {folder}`")
+    try:
+        about = json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path}: {error}: the file is torn, copy the run again") from error
+    if about.get("format") != FORMAT:
+        raise RunError(f"{path}: format {about.get('format')}, this version reads {FORMAT}: train the run again")
+    return about
+
+
+def _reader(about: dict, config: Config, arrays: dict[str, np.ndarray]) -> Reader:
+    told = about["reader"]
+    part = lambda prefix: {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}  # noqa: E731
+    mean, std = part("reader.mean."), part("reader.std.")
+    return Reader(
+        modalities=tuple(told["modalities"]),
+        numbers=tuple(told["numbers"]),
+        facts=tuple(told["facts"]),
+        habits=config.habits,
+        recent=config.recent,
+        encoder=config.text_encoder,
+        vocabulary={name: i for i, name in enumerate(told["vocabulary"])},
+        idf=arrays["reader.idf"].astype(np.float32),
+        counts=arrays["reader.counts"].astype(np.float32),
+        words=arrays["reader.words"].astype(np.float32),
+        mean={k: mean[k] for k in told["parts"]},
+        std={k: std[k] for k in told["parts"]},
+    )

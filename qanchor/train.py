@@ -1,0 +1,262 @@
+"""One explicit training loop: a warm start on the coarse numbers, then both towers jointly, K queries a user in one pass."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .batch import USER_EMB, batch_users, branches, length_groups
+from .losses import autoregressive_loss, contrastive_loss
+from .model import QAnchor
+from .reader import Readings
+from .schema import Users
+
+HISTORY = ("step", "loss", "contrastive", "autoregressive", "pairs_per_s")
+
+
+class Masters:
+    """Give bfloat16 weights a float32 copy for the optimiser: small steps are lost in eight bits of fraction."""
+
+    def __init__(self, model: nn.Module, lr: float, head_lr: float, decay: float):
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        self.live = [p for _, p in named]
+        self.copy = [p.detach().float().clone().requires_grad_() for p in self.live]
+        pairs = list(zip(named, self.copy, strict=True))
+        self.groups = [[c for (n, _), c in pairs if ("lora" in n) == lora] for lora in (True, False)]
+        options = [{"params": g, "lr": r} for g, r in zip(self.groups, (lr, head_lr), strict=True) if g]
+        self.optimiser = torch.optim.AdamW(options, weight_decay=decay, betas=(0.9, 0.98))
+        self.base = [o["lr"] for o in self.optimiser.param_groups]
+
+    def step(self, factor: float, clip: float) -> None:
+        """Take one step at `factor` times the learning rates; LoRA and heads are clipped apart, so neither drowns the other."""
+        for master, live in zip(self.copy, self.live, strict=True):
+            master.grad = None if live.grad is None else live.grad.float()
+            live.grad = None
+        for group in self.groups:
+            if group:
+                nn.utils.clip_grad_norm_(group, clip)
+        for group, lr in zip(self.optimiser.param_groups, self.base, strict=True):
+            group["lr"] = lr * factor
+        self.optimiser.step()
+        with torch.no_grad():
+            for master, live in zip(self.copy, self.live, strict=True):
+                live.copy_(master)
+
+
+class Samples:
+    """Group pairs by (user, cut-off): one sample is one reading with all the pairs that belong to it."""
+
+    def __init__(self, model: QAnchor, pairs: pd.DataFrame):
+        self.keys = pairs[["user", "cutoff"]].drop_duplicates().reset_index(drop=True)
+        at = pd.MultiIndex.from_frame(self.keys).get_indexer(pd.MultiIndex.from_frame(pairs[["user", "cutoff"]]))
+        order = np.argsort(at, kind="stable")
+        self.rows = np.split(order, np.searchsorted(at[order], np.arange(1, len(self.keys))))
+        self.query, self.queries = pd.factorize(pairs["query"])
+        self.answer, self.answers = pd.factorize(pairs["answer"])
+        self.usable = np.arange(len(self.rows))
+        self.query_ids = [model.query_ids(q, 10**6)[: model.config.max_query] for q in self.queries]
+        self.answer_ids = [model.answer_ids(a) for a in self.answers]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def common(self, most: int) -> Samples:
+        """Keep the pairs of the `most` commonest answers: few texts to read, nearly all of the grades."""
+        counts = np.bincount(self.answer, minlength=len(self.answers))
+        kept = np.zeros(len(counts), bool)
+        kept[np.argsort(-counts, kind="stable")[:most]] = True
+        fewer = copy.copy(self)
+        fewer.rows = [rows[kept[self.answer[rows]]] for rows in self.rows]
+        fewer.usable = np.flatnonzero([len(rows) > 0 for rows in fewer.rows])
+        return fewer
+
+    def draw(self, rng: np.random.Generator, samples: np.ndarray, k: int) -> np.ndarray:
+        """Choose k pairs of each sample (again some, where there are fewer): (sample, k) rows of `pairs`."""
+        return np.stack([rng.choice(self.rows[s], k, replace=len(self.rows[s]) < k) for s in samples])
+
+
+def train(
+    model: QAnchor,
+    users: Users,
+    pairs: pd.DataFrame,
+    *,
+    steps: int | None = None,
+    minutes: float | None = None,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    progress: Callable[[str, int, int, float], None] | None = None,
+) -> pd.DataFrame:
+    """Teach the model that a user, asked a query, means its answer; returns the history, one row a step.
+
+    pairs       columns user, cutoff, query, answer (`make_pairs`); the users' events stand in `users`.
+    steps       joint steps (default: config.steps); minutes: stop the schedule after so long instead, warm start included.
+    checkpoint  a file that takes the whole state now and then; with `resume` training goes on from it, bit for bit on CPU.
+    progress    called with (stage, done, total, loss).
+
+    Example: see lesson 03; `train(build(TINY, reader), users, pairs, steps=60)` is the same call.
+    """
+    from accelerate import Accelerator
+
+    config, began = model.config, time.monotonic()
+    accelerator = Accelerator(cpu=model.device.type == "cpu")
+    report = progress or (lambda *_: None)
+    if not len(pairs):
+        raise ValueError("0 pairs to train on, at least 1 is needed: make them with make_pairs(users)")
+    samples = Samples(model, pairs)
+    readings = model.reader.read(users, samples.keys, lambda done, total: report("reading", done, total, float("nan")))
+    resumed = resume and checkpoint is not None and Path(checkpoint).exists()
+    model.train()
+    if config.warm_steps and not resumed:
+        warm_start(model, samples, readings, seed, report)
+    masters = Masters(model, config.lr, config.head_lr, config.weight_decay)
+    wrapped = accelerator.prepare(model)
+    start, rows, total = 0, [], steps or config.steps
+    if resumed:
+        start, total, rows = _restore(Path(checkpoint), model, masters)
+    step = start
+    while step < total:
+        tick = time.monotonic()
+        loss, parts, n = _joint_loss(wrapped, model, samples, readings, np.random.default_rng((seed, 1, step)), accelerator)
+        accelerator.backward(loss)
+        warmup = max(int(config.warmup * total), 1)
+        factor = min((step + 1) / warmup, 0.5 * (1 + np.cos(np.pi * step / total)) + 0.02)
+        masters.step(factor, config.clip)
+        step += 1
+        rows.append(dict(zip(HISTORY, (step, loss.item(), *parts, n / (time.monotonic() - tick)), strict=True)))
+        if minutes is not None and step == start + 4:  # by now the speed is known: set the length of the schedule by it
+            left = minutes * 60 - (time.monotonic() - began)
+            per_step = np.mean([n / r["pairs_per_s"] for r in rows[-3:]])
+            total = max(step + 1, min(total if steps else 10**9, step + int(left / per_step)))
+        report("training", step, total, rows[-1]["loss"])
+        if checkpoint is not None and (step % 50 == 0 or step == total):
+            _checkpoint(Path(checkpoint), model, masters, step, total, rows)
+    model.eval()
+    return pd.DataFrame(rows, columns=list(HISTORY))
+
+
+def _joint_loss(wrapped, model: QAnchor, samples: Samples, readings: Readings, rng, accelerator):
+    """Draw users and K pairs each, and give the joint loss (paper, section 3.3: the sum of both)."""
+    config = model.config
+    shard = np.array_split(np.arange(len(samples)), accelerator.num_processes)[accelerator.process_index]
+    chosen = rng.choice(shard, min(config.users_per_step, len(shard)), replace=False)
+    pairs = samples.draw(rng, chosen, config.queries_per_user)
+    batch = batch_users(readings, chosen).to(model.device)
+    ask = [[samples.query_ids[samples.query[p]] for p in row] for row in pairs]
+    say = [[samples.answer_ids[samples.answer[p]] for p in row] for row in pairs]
+    asked = branches(ask, say).to(model.device)
+    answers, which = np.unique(samples.answer[pairs.ravel()], return_inverse=True)  # each distinct answer is read once
+    anchors, writing, targets = wrapped(batch, asked, [samples.answer_ids[a] for a in answers])
+    which = torch.as_tensor(which, device=model.device)
+    contrastive = contrastive_loss(
+        anchors, targets[which], config.temperature, config.margin, config.variant, which[:, None] == which[None]
+    )
+    spoken = contrastive.new_zeros(())
+    if config.autoregressive_weight:
+        spoken = autoregressive_loss(model.logits(writing), asked.next_ids[asked.writes])
+    loss = config.contrastive_weight * contrastive + config.autoregressive_weight * spoken
+    return loss, (contrastive.item(), spoken.item()), pairs.size
+
+
+def warm_start(model: QAnchor, samples: Samples, readings: Readings, seed: int, report) -> None:
+    """Fit projection and skip on coarse numbers and queries read alone, with the backbone at rest.
+
+    Queries and answers are read once each; a step then costs only the heads, so thousands of them fit into seconds.
+    Also sets the projection's centre and spread, without which all cosines start near 1.
+    """
+    config, device = model.config, model.device
+    samples = samples.common(config.warm_texts)
+    asked = _read_alone(model, [[*ids, USER_EMB] for ids in samples.query_ids], lambda *n: report("queries", *n, float("nan")))
+    used = np.unique(samples.answer[np.concatenate(samples.rows)])
+    said = _read_alone(model, [samples.answer_ids[a] for a in used], lambda *n: report("answers", *n, float("nan")))
+    place = np.zeros(len(samples.answers), np.int64)
+    place[used] = np.arange(len(used))
+    both = torch.cat([asked, said])
+    model.projection.centre.copy_(both.mean(0))
+    model.projection.spread.copy_(both.std(0).clamp(min=1e-3))
+    heads = [p for m in (model.projection, model.skip) if m is not None for p in m.parameters()]
+    optimiser = torch.optim.AdamW(heads, lr=2e-3, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=config.warm_steps, pct_start=0.1)
+    coarse = torch.from_numpy(readings.coarse).to(device)
+    k = config.queries_per_user
+    for step in range(config.warm_steps):
+        rng = np.random.default_rng((seed, 2, step))
+        chosen = rng.choice(samples.usable, min(config.warm_rows // k, len(samples.usable)), replace=False)
+        pairs = samples.draw(rng, chosen, k)
+        anchors = model.anchor(asked[samples.query[pairs]], coarse[chosen]).flatten(0, 1)
+        answers, which = np.unique(samples.answer[pairs.ravel()], return_inverse=True)
+        targets = nn.functional.normalize(model.projection(said[place[answers]]), dim=-1)
+        which = torch.as_tensor(which, device=device)
+        margin = _margin(config, step, config.warm_steps)
+        loss = contrastive_loss(
+            anchors, targets[which], config.temperature, margin, config.variant, which[:, None] == which[None]
+        )
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(heads, config.clip)
+        optimiser.step()
+        schedule.step()
+        if step % 50 == 49 or step + 1 == config.warm_steps:
+            report("warm start", step + 1, config.warm_steps, loss.item())
+
+
+def _margin(config, step: int, steps: int) -> float:
+    """Leave every negative in at first: while positives are still unlearned, the mask takes all of them for false."""
+    return config.margin if step >= config.mask_after * steps else 2.0
+
+
+@torch.no_grad()
+def _read_alone(model: QAnchor, rows: list[list[int]], report) -> Float[Tensor, "row width"]:
+    out: Tensor | None = None
+    done = 0
+    for group in length_groups([len(r) for r in rows], 4096):
+        hidden = model._alone([rows[i] for i in group]).float()
+        out = hidden.new_zeros(len(rows), hidden.shape[1]) if out is None else out
+        out[torch.as_tensor(group, device=hidden.device)] = hidden
+        done += len(group)
+        report(done, len(rows))
+    return out
+
+
+def _checkpoint(path: Path, model: QAnchor, masters: Masters, step: int, total: int, rows: list[dict]) -> None:
+    """Write everything that the next step depends on, aside first: a kill leaves the old file or the new one."""
+    import json
+
+    state = {f"master.{i}": c.detach() for i, c in enumerate(masters.copy)}
+    state |= {f"buffer.{n}": b for n, b in model.projection.named_buffers()}
+    for i, master in enumerate(masters.copy):
+        state |= {f"moment.{i}.{k}": v for k, v in masters.optimiser.state[master].items() if isinstance(v, Tensor)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    save_file(state, aside, metadata={"step": str(step), "total": str(total), "rows": json.dumps(rows)})
+    aside.replace(path)
+
+
+def _restore(path: Path, model: QAnchor, masters: Masters) -> tuple[int, int, list[dict]]:
+    import json
+
+    from safetensors import safe_open
+
+    state = load_file(path)
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    with torch.no_grad():
+        for i, (master, live) in enumerate(zip(masters.copy, masters.live, strict=True)):
+            master.copy_(state[f"master.{i}"])
+            live.copy_(master)
+            prefix = f"moment.{i}."
+            moments = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            if moments:
+                masters.optimiser.state[master] = moments
+        for name, buffer in model.projection.named_buffers():
+            buffer.copy_(state[f"buffer.{name}"])
+    return int(about["step"]), int(about["total"]), json.loads(about["rows"])

@@ -1,0 +1,117 @@
+"""A stand-in for the engine's asker: groups of users that move by plain rules, with delays; no model is needed."""
+
+import time
+import zlib
+
+import numpy as np
+import pandas as pd
+
+HOSTILE = '<img src=x onerror="window.hurt=1"><script>window.hurt=1</script>'
+QUERIES = (
+    "Will this user travel soon?",
+    "Is this user price-conscious?",
+    "Does this user follow live music?",
+    "Is this user about to change phone?",
+    "How often does this user eat out?",
+    "What will this user do next month?",
+)
+TEXTS = {
+    "bill": ("paid 18.40 for a taxi", "paid 6.20 for noodles", "paid 212.00 to an airline", "paid 9.90 for a phone plan"),
+    "mini": ("opened the train tickets mini-program", "watered the forest", "opened the coupon centre"),
+    "search": ("searched for weekend flights", "searched for concert tickets", "searched for cheap rice cooker"),
+    "app": ("installed a fitness app", "removed a game", "installed a map of Kyoto"),
+}
+
+
+def make_frame(users: int = 600, seed: int = 0) -> pd.DataFrame:
+    """One row a user, as `Users.frame()` gives; the first user's events are hostile text."""
+    random = np.random.default_rng(seed)
+    frame = pd.DataFrame({"user": [f"u{i:04}" for i in range(users)]})
+    counts = {name: random.poisson(rate, users) for name, rate in zip(TEXTS, (24, 11, 8, 3), strict=True)}
+    frame["events"] = np.sum(list(counts.values()), axis=0)
+    frame["first"] = pd.Timestamp("2025-01-01 09:00") + pd.to_timedelta(random.integers(0, 20, users), unit="D")
+    frame["last"] = pd.Timestamp("2025-03-20 18:00") + pd.to_timedelta(random.integers(0, 11, users), unit="D")
+    frame = frame.assign(**counts)
+    texts = [text for group in TEXTS.values() for text in group]
+    frame["recent"] = [" · ".join(random.choice(texts, 5, replace=False)) for _ in range(users)]
+    frame.loc[0, "recent"] = f"{HOSTILE} · paid 6.20 for <b>noodles</b>"
+    return frame
+
+
+class FakeAsker:
+    """Ask six groups of users by a rule: each query makes some groups travel. "fail" raises, "slow" takes its time."""
+
+    def __init__(self, users: int = 600, steps: int = 6, seconds: float = 0.6, seed: int = 0):
+        random = np.random.default_rng(seed)
+        self.ids = tuple(f"u{i:04}" for i in range(users))
+        self.queries = QUERIES
+        self.steps, self.seconds, self.closed = steps, seconds, 0
+        self.group = random.integers(0, 6, users)
+        angle = np.arange(6) * 2.4
+        self.centres = np.stack([3.1 * np.cos(angle) * 1.5, 3.1 * np.sin(angle)], axis=1)
+        self.places = self.centres[self.group] + random.normal(scale=0.62, size=(users, 2))
+
+    def under(self, query: str) -> tuple[np.ndarray, np.ndarray]:
+        """Where everybody stands under `query`, and how far they really moved."""
+        random = np.random.default_rng(zlib.crc32(query.encode()))
+        moved = np.isin(self.group, random.choice(6, 2, replace=False)) & (random.random(len(self.ids)) < 0.55)
+        moved |= random.random(len(self.ids)) < 0.04
+        if not query:
+            moved[:] = False
+        goal = self.centres[random.integers(0, 6)] * 0.15 + random.normal(scale=0.55, size=self.places.shape)
+        places = np.where(moved[:, None], 0.25 * self.places + goal, self.places + random.normal(scale=0.03, size=goal.shape))
+        residual = np.where(moved, 0.42 + 0.5 * random.beta(2, 4, len(moved)), 0.2 * random.beta(3, 4, len(moved)))
+        residual[0] = 0.97 if query else 0  # the hostile one leads every list
+        return places, residual
+
+    def __call__(self, query: str, previous: str | None = None):
+        if query == "fail":
+            raise ValueError("the checkpoint has no such layer")
+        try:
+            total, steps = len(self.ids), self.steps * (20 if query == "slow" else 1)
+            for step in range(1, steps):
+                time.sleep(self.seconds / self.steps)
+                yield {
+                    "done": total * step // steps,
+                    "total": total,
+                    "points": None,
+                    "shift": None,
+                    "sentence": "",
+                    "caption": "",
+                }
+            yield {"done": total, "total": total, **self.result(query, previous or "")}
+        finally:
+            self.closed += 1
+
+    def result(self, query: str, previous: str) -> dict:
+        """Make the frames of the last update."""
+        random = np.random.default_rng(1)
+        (old, _), (new, residual) = self.under(previous), self.under(query)
+        trust = np.clip(1 - random.beta(1.2, 9, 2 * len(self.ids)), 0, 1)
+        points = pd.DataFrame({"user": self.ids * 2, "query": np.repeat([previous, query], len(self.ids))})
+        points = points.assign(x=np.r_[old[:, 0], new[:, 0]], y=np.r_[old[:, 1], new[:, 1]], trust=trust)
+        caption = f"One joint UMAP map of {len(self.ids):,} users under both queries. Trustworthiness 0.91; "
+        caption += "a common rotation and offset of 0.38 was removed."
+        if not query:
+            points = points[len(self.ids) :]
+            return {
+                "points": points,
+                "shift": None,
+                "sentence": f"{len(self.ids):,} users before any query.",
+                "caption": caption,
+            }
+        beyond = residual > 0.3
+        shift = pd.DataFrame({"user": self.ids, "from_query": previous, "to_query": query, "residual": residual})
+        shift = shift.assign(noise_floor=0.3, beyond_noise=beyond, neighbours_kept=np.where(beyond, 0.2, 0.93))
+        near = [", ".join(self.ids[(i * 7 + k) % len(self.ids)] for k in range(1, 4)) for i in range(len(self.ids))]
+        first = shift.sort_values("residual", ascending=False)["user"].head(3)
+        words = f"{beyond.sum():,} of {len(self.ids):,} users moved beyond the noise floor (5 paraphrases)."
+        words += f" {first.iloc[0]}, {first.iloc[1]} and {first.iloc[2]} moved most."
+        return {"points": points, "shift": shift.assign(gained=near, lost=near[::-1]), "sentence": words, "caption": caption}
+
+    def answer(self, user: str, query: str) -> str:
+        """Write something hostile, as a careless model might."""
+        time.sleep(self.seconds / 2)
+        if user == self.ids[1]:
+            raise RuntimeError("the text could not be generated")
+        return f"{user} likely will, judging by two flights searched <i>this</i> week."

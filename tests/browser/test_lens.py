@@ -1,0 +1,191 @@
+"""The query lens in a real JupyterLab: typed into, drawn on, cancelled, fed hostile text."""
+
+import json
+from urllib.parse import urlparse
+
+import pytest
+
+TRAVEL = "Will this user travel soon?"
+UNSEEN = "Would this user enjoy a sourdough baking class?"  # in no training data
+SETUP = "from fake import FakeAsker, make_frame\nfrom widgets import QueryLens\n"
+SHOW = SETUP + "lens = QueryLens(make_frame(), FakeAsker(seconds={seconds}))\nlens"
+READ = "print(lens.selection.ids)"
+COUNT = "print(lens.queries_asked, len(lens.shift), int(lens.shift.beyond_noise.sum()))"
+
+
+def drag(page, fractions, *keys):
+    """Draw a loop on the map through points given as shares of its width and height."""
+    box = page.locator(".lens-canvas").bounding_box()
+    path = [(box["x"] + 2 + fx * (box["width"] - 4), box["y"] + 2 + fy * (box["height"] - 4)) for fx, fy in fractions]
+    for key in keys:
+        page.keyboard.down(key)
+    page.mouse.move(*path[0])
+    page.mouse.down()
+    for point in [*path[1:], path[0]]:
+        page.mouse.move(*point, steps=6)
+    page.mouse.up()
+    for key in keys:
+        page.keyboard.up(key)
+
+
+def moved(before, after):
+    return max(abs(a - b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.fixture(scope="module")
+def opened(open_notebook, server):
+    notebook = open_notebook(
+        server.write("lens.ipynb", [SHOW.format(seconds=0.6), READ, COUNT, "lens.selection.ids = lens._ids[:7]"])
+    )
+    yield notebook
+    notebook.page.close()
+
+
+@pytest.fixture
+def book(opened, server):
+    """The notebook with a new lens, whose first map is there."""
+    opened.run(0)
+    opened.settled()
+    yield opened
+    assert opened.complaints == []
+    hosts = {urlparse(url).netloc for url in opened.requests if not url.startswith(("data:", "blob:"))}
+    assert hosts == {urlparse(server.url).netloc}, "something was asked of another host"
+
+
+def test_ask_and_see_who_moves(book):
+    first = book.state()
+    assert "before any query" in book.page.locator(".lens-sentence").inner_text()
+    book.ask(TRAVEL)
+    sentence = book.asked(TRAVEL)
+    second = book.state()
+    assert "of 600 users moved beyond the noise floor (5 paraphrases)" in sentence
+    assert moved(first["pixels"], second["pixels"]) > 30
+    assert len(second["arrows"]) == 60 and "60 farthest of" in book.page.locator(".lens-legend").inner_text()
+    assert book.run(2).startswith(f"('{TRAVEL}',) 600")
+    book.page.get_by_role("button", name="before", exact=True).click()
+    book.settled()
+    assert moved(book.state()["shown"], first["shown"]) < 1e-3
+    book.page.get_by_role("button", name="Is this user price-conscious?").click()
+    book.asked("Is this user price-conscious?")
+    book.page.get_by_role("button", name="Back").click()
+    assert book.asked(TRAVEL) == sentence
+    book.shot("fake-asked")
+
+
+def test_a_lasso_gives_the_ids_to_python_and_takes_them_back(book):
+    drag(book.page, [(0, 0), (0.5, 0), (0.5, 1), (0, 1)])
+    state = book.state()
+    width = book.page.locator(".lens-canvas").bounding_box()["width"]
+    inside = [row for row in range(600) if state["pixels"][2 * row] < width / 2]
+    assert 50 < len(inside) < 550 and state["chosen"] == inside
+    assert book.run(1) == str(tuple(f"u{row:04}" for row in inside))
+    book.shot("fake-lasso")
+    drag(book.page, [(0, 0), (1, 0), (1, 0.5), (0, 0.5)], "Alt")
+    fewer = book.state()["chosen"]
+    assert set(fewer) < set(inside)
+    drag(book.page, [(0, 0), (1, 0), (1, 1), (0, 1)], "Shift")
+    assert len(book.state()["chosen"]) == 600
+    book.run(3)
+    book.wait("document.querySelector('.lens').dataset.chosen === '7'")
+    assert book.state()["chosen"] == list(range(7))
+    book.page.locator(".lens-canvas").focus()
+    book.page.keyboard.press("Escape")
+    book.wait("document.querySelector('.lens').dataset.chosen === '0'")
+
+
+def test_escape_cancels_and_errors_are_said(book):
+    book.ask(TRAVEL)
+    sentence = book.asked(TRAVEL)
+    before = book.state()
+    book.ask("slow")
+    book.wait("Number(document.querySelector('.lens-progress').getAttribute('aria-valuenow')) > 0")
+    assert "asked" in book.page.locator(".lens-note").inner_text()
+    book.shot("fake-busy")
+    book.page.keyboard.press("Escape")
+    book.wait("document.querySelector('.lens').dataset.busy === 'false'")
+    assert "Cancelled" in book.page.locator(".lens-note").inner_text()
+    book.settled()
+    assert book.page.locator(".lens-sentence").inner_text() == sentence and moved(before["shown"], book.state()["shown"]) < 1e-3
+    book.ask("fail")
+    book.page.wait_for_selector(".lens-error:not([hidden])")
+    assert "the checkpoint has no such layer" in book.page.locator(".lens-error").inner_text()
+    book.shot("fake-error")
+    book.ask("What will this user do next month?")
+    assert "moved beyond" in book.asked("What will this user do next month?")
+    assert book.page.locator(".lens-error").is_hidden()
+
+
+def test_event_text_is_shown_as_text(book):
+    book.ask(TRAVEL)
+    book.asked(TRAVEL)
+    book.page.locator(".lens-rows button").first.click()
+    assert '<img src=x onerror="window.hurt=1">' in book.page.locator(".lens-events").inner_text()
+    book.page.get_by_role("button", name="Answer", exact=True).click()
+    book.wait("document.querySelector('.lens-answer').textContent.includes('<i>this</i>')")
+    state = book.state()
+    box = book.page.locator(".lens-canvas").bounding_box()
+    book.page.mouse.move(box["x"] + state["pixels"][0], box["y"] + state["pixels"][1])
+    assert "<script>" in book.page.locator(".lens-tip").inner_text()
+    assert book.page.evaluate("window.hurt === undefined && !document.querySelector('.lens img, .lens script')")
+    book.shot("fake-hostile")
+
+
+def test_the_keyboard_does_the_main_task(book):
+    box = book.page.locator(".lens-query")
+    box.focus()
+    book.page.keyboard.type("Does this user follow live music?")
+    book.page.keyboard.press("Enter")
+    book.asked("Does this user follow live music?")
+    book.page.locator(".lens-canvas").focus()
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "Enter", " "):
+        book.page.keyboard.press(key)
+    state = book.state()
+    assert state["picked"] >= 0 and state["chosen"] == [state["picked"]]
+    assert state["data"]["picked"] in book.page.locator(".lens-card").inner_text()
+    book.wait("document.querySelector('.lens').dataset.chosen === '1'")
+    assert book.run(1) == f"('{state['data']['picked']}',)"
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_pictures_to_look_at(open_notebook, server, dark):
+    look = "dark" if dark else "light"
+    book = open_notebook(server.write(f"{look}.ipynb", [SHOW.format(seconds=0.1)]), dark=dark)
+    book.run(0)
+    book.settled()
+    book.shot(f"fake-open-1280-{look}")
+    book.ask(TRAVEL)
+    book.asked(TRAVEL)
+    book.page.locator(".lens-rows button").nth(3).click()
+    book.page.get_by_role("button", name="Answer", exact=True).click()
+    book.wait("document.querySelector('.lens-answer').textContent.includes('likely')")
+    for width, height in ((1280, 900), (1920, 1080), (900, 1300)):
+        book.page.set_viewport_size({"width": width, "height": height})
+        book.page.wait_for_timeout(400)
+        assert book.shot(f"fake-user-{width}-{look}").stat().st_size > 40_000
+        assert book.page.evaluate(
+            "(() => { const e = document.querySelector('.lens'); return e.scrollWidth <= e.clientWidth + 1; })()"
+        )
+    book.page.get_by_role("button", name="residual", exact=True).click()
+    book.page.wait_for_timeout(200)
+    book.shot(f"fake-residual-{look}")
+    book.page.close()
+
+
+def test_the_lesson_answers_an_unseen_query(open_notebook, server):
+    """Lesson 05 with the shipped run: every cell runs, and a query that nobody trained on moves the map."""
+    lesson = server.folder / "work" / "notebooks" / "05_query_lens.ipynb"
+    if not (server.folder / "work" / "data" / "runs" / "world").exists():
+        pytest.skip("needs the shipped run data/runs/world")
+    kinds = [cell["cell_type"] for cell in json.loads(lesson.read_text())["cells"]]
+    book = open_notebook("notebooks/05_query_lens.ipynb")
+    for number, kind in enumerate(kinds):
+        if kind == "code":
+            book.run(number, timeout=300)
+    book.settled(timeout=120)
+    before = book.state()
+    book.ask(UNSEEN)
+    assert "moved beyond the noise floor" in book.asked(UNSEEN, timeout=180)
+    assert moved(before["shown"], book.state()["shown"]) > 1e-3
+    assert book.complaints == []
+    book.shot("lesson-05")
+    book.page.close()

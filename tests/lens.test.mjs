@@ -1,0 +1,109 @@
+// Pure functions of the views, and the promise that text never becomes markup.
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+import * as g from "../widgets/geometry.mjs";
+
+const near = (a, b, by = 1e-4) => assert.ok(Math.abs(a - b) < by, `${a} is not ${b}`);
+
+test("a point is inside a polygon or not, also in a bay", () => {
+  const square = [[0, 0], [10, 0], [10, 10], [0, 10]];
+  assert.ok(g.inPolygon(5, 5, square));
+  assert.ok(!g.inPolygon(15, 5, square));
+  const horseshoe = [[0, 0], [10, 0], [10, 10], [7, 10], [7, 3], [3, 3], [3, 10], [0, 10]];
+  assert.ok(!g.inPolygon(5, 8, horseshoe));
+  assert.ok(g.inPolygon(1, 8, horseshoe));
+  assert.deepEqual(g.within(Float32Array.of(5, 5, 20, 20, 1, 1, NaN, NaN), square), [0, 2]);
+  assert.deepEqual(g.within(Float32Array.of(5, 5), [[0, 0]]), []);
+});
+
+test("drawing replaces, adds or takes away", () => {
+  assert.deepEqual([...g.combine([1, 2], [3], "replace")], [3]);
+  assert.deepEqual([...g.combine([2, 1], [3], "add")], [1, 2, 3]);
+  assert.deepEqual([...g.combine([1, 2, 3], [2, 9], "subtract")], [1, 3]);
+});
+
+test("easing starts at 0, ends at 1, and never turns back", () => {
+  assert.equal(g.ease(0), 0);
+  assert.equal(g.ease(1), 1);
+  near(g.ease(0.5), 0.5);
+  for (let t = 0; t < 1; t += 0.05) assert.ok(g.ease(t + 0.05) >= g.ease(t));
+});
+
+test("blending walks from place to place and keeps what is known", () => {
+  const half = g.blend(Float32Array.of(0, 0, 4, 4, NaN, NaN), Float32Array.of(2, 4, NaN, NaN, 7, 7), 0.5);
+  assert.deepEqual([...half], [1, 2, 4, 4, 7, 7]);
+});
+
+test("a map is fitted into its box, one scale both ways, y upwards", () => {
+  const xy = Float32Array.of(-1, -1, 3, 1, NaN, NaN);
+  const view = g.fit([xy], 200, 200, 10);
+  const pixels = g.project(xy, view);
+  near(pixels[0], 10);
+  near(pixels[2], 190);
+  assert.ok(pixels[1] > pixels[3]);
+  near((pixels[1] + pixels[3]) / 2, 100);
+  near((pixels[2] - pixels[0]) / 4, (pixels[1] - pixels[3]) / 2);
+  for (const odd of [Float32Array.of(), Float32Array.of(NaN, NaN), Float32Array.of(5, 5)]) {
+    for (const part of Object.values(g.fit([odd], 100, 50))) assert.ok(Number.isFinite(part));
+  }
+  assert.deepEqual([...g.project(Float32Array.of(5, 5), g.fit([Float32Array.of(5, 5)], 100, 50))], [50, 25]);
+});
+
+test("the nearest point is found within reach only", () => {
+  const pixels = Float32Array.of(0, 0, 10, 0, NaN, NaN);
+  assert.equal(g.nearestTo(pixels, 8, 1, 5), 1);
+  assert.equal(g.nearestTo(pixels, 50, 50, 5), -1);
+});
+
+test("arrow keys walk to the user that lies that way", () => {
+  const pixels = Float32Array.of(0, 0, 10, 1, 3, 30, -8, 0);
+  assert.equal(g.neighbour(pixels, 0, "ArrowRight"), 1);
+  assert.equal(g.neighbour(pixels, 0, "ArrowLeft"), 3);
+  assert.equal(g.neighbour(pixels, 0, "ArrowDown"), 2);
+  assert.equal(g.neighbour(pixels, 0, "ArrowUp"), 0);
+  assert.equal(g.neighbour(pixels, 0, "x"), 0);
+});
+
+test("the strongest come first, only those kept, no more than asked", () => {
+  const values = Float32Array.of(1, 5, 3, 5);
+  assert.deepEqual(g.strongest(values, 3), [1, 3, 2]);
+  assert.deepEqual(g.strongest(values, 3, [1, 0, 1, 0]), [2, 0]);
+  assert.deepEqual(g.strongest([], 3), []);
+});
+
+test("colours mix, arrows have heads when long enough", () => {
+  assert.equal(g.mix("#000000", "#ffffff", 0.5), "rgb(128,128,128)");
+  assert.equal(g.mix("#000000", "#d55e00", 2), "rgb(213,94,0)");
+  assert.equal(g.arrowHead(0, 0, 3, 0), null);
+  const [tip, a, b] = g.arrowHead(0, 0, 20, 0, 6);
+  assert.deepEqual(tip, [20, 0]);
+  assert.deepEqual([a, b], [[14, 3], [14, -3]]);
+});
+
+test("numbers are said as people say them", () => {
+  assert.equal(g.number(1234567), "1,234,567");
+  assert.equal(g.number(12), "12");
+  assert.equal(g.count(1, "user"), "1 user");
+  assert.equal(g.count(2000, "user"), "2,000 users");
+  assert.equal(g.percent(0.204), "20 %");
+  assert.equal(g.percent(NaN), "");
+});
+
+test("buffers are read wherever they begin", () => {
+  const bytes = new Uint8Array([9, ...new Uint8Array(Float32Array.of(1.5, -2).buffer)]);
+  assert.deepEqual([...g.floats(new DataView(bytes.buffer, 1, 8))], [1.5, -2]);
+  assert.deepEqual([...g.ints(new DataView(Int32Array.of(7).buffer))], [7]);
+  assert.deepEqual([...g.flags(new DataView(Uint8Array.of(1, 0).buffer))], [1, 0]);
+  assert.equal(g.floats(undefined).length, 0);
+});
+
+test("no script makes markup from text, calls out, or reads code from elsewhere", () => {
+  for (const name of ["geometry", "map", "lens"]) {
+    const code = readFileSync(new URL(`../widgets/${name}.mjs`, import.meta.url), "utf8");
+    for (const word of ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "fetch(", "XMLHttpRequest", "import(", "WebSocket"]) {
+      assert.ok(!code.includes(word), `${name}.mjs has ${word}`);
+    }
+    assert.ok(!/https?:\/\/(?!www\.w3\.org\/2000\/svg)/.test(code), `${name}.mjs names a host`);
+  }
+});

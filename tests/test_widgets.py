@@ -1,0 +1,258 @@
+"""The lens in Python: what it sends, keeps, cancels, and says when something goes wrong."""
+
+import ast
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "browser"))
+from fake import HOSTILE, FakeAsker, make_frame
+
+from widgets import QueryLens
+from widgets._base import Selection, Worker, still_page
+
+ROOT = Path(__file__).parents[1]
+TRAVEL = "Will this user travel soon?"
+
+
+def make_lens(users=60, seconds=0.02, **rest):
+    asker = FakeAsker(users, seconds=seconds)
+    return QueryLens(make_frame(users), asker, **rest), asker
+
+
+def until(true, seconds=5.0):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+def rows(data, kind=np.float32, width=1):
+    out = np.frombuffer(data, dtype=kind)
+    return out.reshape(-1, width) if width > 1 else out
+
+
+def test_asking_fills_the_frames_and_the_picture():
+    lens, asker = make_lens()
+    sentence = lens.ask(f"  {TRAVEL} ")
+    assert "of 60 users moved beyond the noise floor" in sentence and sentence == lens.sentence
+    assert lens.queries_asked == (TRAVEL,)
+    assert list(lens.points) == ["user", "query", "x", "y", "trust"] and len(lens.points) == 120
+    assert lens.shift.residual.is_monotonic_decreasing and set(lens.shift.to_query) == {TRAVEL}
+    picture, points = lens._picture, lens.points.set_index(["query", "user"])
+    assert (picture["from"], picture["to"]) == ("", TRAVEL)
+    after = points.loc[TRAVEL].loc[list(asker.ids), ["x", "y"]].to_numpy(dtype=np.float32)
+    np.testing.assert_array_equal(rows(picture["after"], width=2), after)
+    assert rows(picture["beyond"], np.uint8).sum() == lens.shift.beyond_noise.sum()
+    gained = rows(picture["gained"], np.int32, 5)[0]
+    assert [asker.ids[i] for i in gained if i >= 0] == lens.shift.set_index("user").gained["u0000"].split(", ")
+
+
+def test_the_repr_says_the_content_and_is_the_same_each_time():
+    lens, _ = make_lens(query="travel")
+    assert repr(lens) == "QueryLens(60 users, query='travel')"
+    first, second = make_lens()[0]._repr_mimebundle_()[0], make_lens()[0]._repr_mimebundle_()[0]
+    assert first["text/plain"] == second["text/plain"] == "QueryLens(60 users, query='')"
+    assert first["text/html"] == second["text/html"]
+    assert "application/vnd.jupyter.widget-view+json" in first
+
+
+def test_showing_opens_the_map_once():
+    lens, asker = make_lens()
+    lens._repr_mimebundle_()
+    lens._heard(lens, {"type": "open"}, [])
+    until(lambda: lens._picture)
+    assert lens.queries_asked == () and not lens._picture["shifted"] and "60 users before any query" in lens.sentence
+    assert asker.closed == 1
+    lens.ask(TRAVEL)
+    assert lens._history == {"queries": ["", TRAVEL], "at": 1}
+
+
+def test_a_still_picture_needs_no_script_and_escapes_text():
+    lens, _ = make_lens()
+    lens.ask(f"Is {HOSTILE} real?")
+    page = lens._repr_mimebundle_()[0]["text/html"]
+    assert "<script" not in page and "&lt;script&gt;" in page and "data:image/svg+xml;base64," in page
+    assert "moved beyond the noise floor" in page and len(page) < 60_000
+    assert lens.still().data == page
+    assert "&lt;b&gt;" in still_page("<b>", ["x"], table=[["<i>"], ["<u>"]])
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_stop_the_notebook(monkeypatch):
+    lens, _ = make_lens()
+    monkeypatch.setattr(QueryLens, "_still", lambda self: 1 / 0)
+    assert "text/plain" in lens._repr_mimebundle_()[0]
+
+
+def test_asking_from_the_browser_leaves_the_message_loop_free():
+    lens, _ = make_lens(seconds=0.3)
+    began = time.monotonic()
+    lens._heard(lens, {"type": "ask", "query": TRAVEL}, [])
+    assert time.monotonic() - began < 0.1
+    until(lambda: lens._status.get("done", 0) > 0)
+    assert lens._status["busy"] and lens._status["total"] == 60
+    until(lambda: lens.queries_asked == (TRAVEL,))
+
+
+def test_cancel_closes_the_work_and_keeps_the_last_good_picture():
+    lens, asker = make_lens()
+    lens.ask(TRAVEL)
+    before, closed = lens._picture["after"], asker.closed
+    lens._heard(lens, {"type": "ask", "query": "slow"}, [])
+    until(lambda: lens._status.get("done", 0) > 0)
+    lens._heard(lens, {"type": "cancel"}, [])
+    until(lambda: not lens._status.get("busy"))
+    assert "Cancelled" in lens._status["note"] and asker.closed == closed + 1
+    assert lens.queries_asked == (TRAVEL,) and lens._picture["after"] == before
+    lens.ask("Does this user follow live music?")  # and it goes on working
+
+
+def test_a_newer_query_takes_the_place_of_the_running_one():
+    lens, _ = make_lens(seconds=0.2)
+    for query in ("slow", "Is this user price-conscious?", TRAVEL):
+        lens._heard(lens, {"type": "ask", "query": query}, [])
+    until(lambda: lens.queries_asked)
+    until(lambda: not lens._status.get("busy"))
+    assert lens.queries_asked == (TRAVEL,)
+
+
+def test_an_error_is_said_in_the_view_and_in_the_log(caplog):
+    lens, _ = make_lens()
+    lens.ask(TRAVEL)
+    before = lens._picture["after"]
+    lens._heard(lens, {"type": "ask", "query": "fail"}, [])
+    until(lambda: lens._status.get("error"))
+    assert lens._status["error"] == "“fail” could not be asked: the checkpoint has no such layer"
+    assert "Traceback" in caplog.text and lens._picture["after"] == before
+    with pytest.raises(ValueError, match="no such layer"):
+        lens.ask("fail")
+    with pytest.raises(ValueError, match="query is empty"):
+        lens.ask("  ")
+    assert lens.ask("Is this user price-conscious?") and not lens._status.get("error")
+
+
+def test_back_and_forward_walk_through_the_queries():
+    lens, _ = make_lens()
+    for query in (TRAVEL, "Is this user price-conscious?"):
+        lens.ask(query)
+    lens._heard(lens, {"type": "go", "at": 0}, [])
+    assert lens._picture["to"] == TRAVEL and set(lens.shift.to_query) == {TRAVEL} and lens._history["at"] == 0
+    lens._heard(lens, {"type": "go", "at": 99}, [])
+    assert repr(lens) == "QueryLens(60 users, query='Is this user price-conscious?')"
+    assert set(lens.shift.from_query) == {TRAVEL}
+
+
+def test_the_selection_is_read_and_set_on_both_sides():
+    lens, _ = make_lens()
+    lens._heard(lens, {"type": "select"}, [np.array([5, 2, 5, 999, -1], dtype=np.int32).tobytes()])
+    assert lens.selection.ids == ("u0002", "u0005") and "u0005" in lens.selection and len(lens.selection) == 2
+    lens.selection.ids = ["u0007"]
+    assert rows(lens._selected, np.int32).tolist() == [7]
+    with pytest.raises(KeyError, match="u9"):
+        lens.selection.ids = ["u9"]
+    lens.selection.clear()
+    assert lens.selection.ids == () and repr(lens.selection) == "Selection(0 of 60 users)"
+    assert Selection(("a",), lambda rows: None).ids == ()
+
+
+def test_answers_come_back_and_their_errors_too():
+    lens, _ = make_lens()
+    lens.ask(TRAVEL)
+    lens._heard(lens, {"type": "answer", "user": 3}, [])
+    until(lambda: "text" in lens._answer)
+    assert lens._answer["user"] == 3 and lens._answer["text"].startswith("u0003 likely will")
+    lens._heard(lens, {"type": "answer", "user": 1}, [])
+    until(lambda: "error" in lens._answer)
+    assert lens._answer["error"] == "No answer: the text could not be generated"
+
+
+def test_payloads_are_small():
+    lens, _ = make_lens(users=2_000)
+    lens.ask(TRAVEL)
+    buffers = sum(len(part) for part in lens._picture.values() if isinstance(part, bytes))
+    assert buffers == 2_000 * (4 * 2 * 2 + 3 * 4 + 1 + 2 * 5 * 4)  # two places, three numbers, a flag, ten neighbours
+    words = sum(len(str(part)) for part in lens._picture.values() if not isinstance(part, bytes))
+    assert words < 1_000
+    assert len(lens._esm.encode()) < 50_000 and len(lens._css.encode()) < 20_000
+
+
+def test_frames_that_do_not_fit_are_refused_and_gaps_are_borne():
+    with pytest.raises(ValueError, match="no column 'user'"):
+        QueryLens(pd.DataFrame({"id": ["a"]}), ask=None)
+    with pytest.raises(ValueError, match="one row a user"):
+        QueryLens(pd.DataFrame({"user": ["a", "a"]}), ask=None)
+    points = pd.DataFrame({"user": ["b"], "query": ["q"], "x": [1.0], "y": [2.0], "trust": [0.5]})
+    update = {"done": 1, "total": 1, "points": points, "shift": None, "sentence": "s", "caption": ""}
+    lens = QueryLens(pd.DataFrame({"user": ["a", "b"]}), ask=lambda query, previous: iter([update]))
+    lens.ask("q")
+    assert np.isnan(rows(lens._picture["after"], width=2)[0]).all() and rows(lens._picture["after"], width=2)[1].tolist() == [
+        1,
+        2,
+    ]
+    empty = QueryLens(pd.DataFrame({"user": ["a"]}), ask=lambda query, previous: iter([]))
+    with pytest.raises(ValueError, match="no map"):
+        empty.ask("q")
+
+
+def test_a_first_quick_map_is_shown_and_then_refined():
+    asker, seen = FakeAsker(20, seconds=0), []
+
+    def ask(query, previous):
+        quick = asker.result(query, "")
+        yield {"done": 20, "total": 20, **quick, "sentence": "quick"}
+        yield {"done": 20, "total": 20, **quick, "sentence": "fine"}
+
+    lens = QueryLens(make_frame(20), ask)
+    lens.observe(lambda change: seen.append((change["new"]["sentence"], change["new"]["refines"])), "_picture")
+    lens.ask(TRAVEL)
+    assert seen == [("quick", False), ("fine", True)] and lens.sentence == "fine" and len(lens.queries_asked) == 1
+
+
+def test_a_map_of_one_query_against_itself_shows_no_shift():
+    asker = FakeAsker(20, seconds=0)
+    result = asker.result(TRAVEL, "")
+    both = pd.concat([result["points"].assign(query="")])
+    lens = QueryLens(make_frame(20), lambda query, previous: iter([{"done": 1, "total": 1, **result, "points": both}]))
+    lens._repr_mimebundle_()
+    until(lambda: lens._picture)
+    assert not lens._picture["shifted"] and lens.shift.empty and "before any query" in lens.sentence
+
+
+def test_workers_that_share_a_turn_never_run_together():
+    turn, running, most = threading.RLock(), [], []
+
+    def job(stop):
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.02)
+        running.pop()
+
+    threads = [worker.start(job) for worker in (Worker(turn), Worker(turn), Worker(turn))]
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1]
+
+
+def test_the_front_end_knows_neither_the_library_nor_torch():
+    for path in (ROOT / "widgets").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & {"qanchor", "torch", "transformers"}, path.name
+    code = "import sys, widgets; sys.exit(any(name in sys.modules for name in ('qanchor', 'torch', 'umap')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_scripts():
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("needs node, to run the views' own tests")
+    done = subprocess.run([node, "--test", str(ROOT / "tests" / "lens.test.mjs")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,160 @@
+"""What every view shares: a repr of content, a still picture for notebooks without a kernel, one job at a time."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterable
+from html import escape
+from pathlib import Path
+
+import anywidget
+import numpy as np
+from IPython.display import HTML
+
+HERE = Path(__file__).parent
+INK, STILL, MOVED = "#2b3440", "#8a939e", "#D55E00"  # the last is Okabe and Ito's vermilion
+log = logging.getLogger("widgets")
+
+
+def script(*names: str) -> str:
+    """Join script files into the one module a browser is given, which cannot import its neighbours."""
+    parts = [(HERE / name).read_text(encoding="utf-8") for name in names]
+    return "\n".join(re.sub(r'^import .*? from "\./.*?";\n', "", part, flags=re.M | re.S) for part in parts)
+
+
+class View(anywidget.AnyWidget):
+    """Show something in a notebook, and still say it in words where no script may run.
+
+    A view gives `_words()`, the text of its repr, and `_still()`, its HTML without scripts.
+    """
+
+    def __repr__(self) -> str:
+        return self._words()
+
+    def still(self) -> HTML:
+        """Give what is shown now as a picture and words that stay readable without a kernel."""
+        return HTML(self._still())
+
+    def _repr_mimebundle_(self, **kwargs):
+        data, about = super()._repr_mimebundle_(**kwargs)
+        data["text/plain"] = repr(self)
+        try:
+            data["text/html"] = self._still()
+        except Exception:  # a notebook must open whatever the data holds
+            log.exception("no still picture of %r", self)
+        return data, about
+
+
+class Worker:
+    """Run one job at a time beside the kernel's message loop; a newer job takes the place of the one before.
+
+    A job is called with a `threading.Event` and stops when it is set. Workers made with the same `turn` never run together.
+    """
+
+    def __init__(self, turn: threading.RLock | None = None):
+        self.turn = turn or threading.RLock()
+        self._stop = threading.Event()
+
+    def start(self, job: Callable[[threading.Event], None]) -> threading.Thread:
+        """Run `job` in the background as soon as the one before has stopped."""
+        self.cancel()
+        self._stop = stop = threading.Event()
+        thread = threading.Thread(target=self._work, args=(job, stop), daemon=True)
+        thread.start()
+        return thread
+
+    def run(self, job: Callable[[threading.Event], None]) -> None:
+        """Run `job` here and now, after the one that is running has come to its end."""
+        with self.turn:
+            self._stop = stop = threading.Event()
+            job(stop)
+
+    def cancel(self) -> None:
+        """Ask the running job, and any that waits, to stop."""
+        self._stop.set()
+
+    def _work(self, job, stop) -> None:
+        with self.turn:
+            if not stop.is_set():
+                job(stop)
+
+
+class Selection:
+    """Hold the chosen users: `ids` can be read and set, here and by drawing in the view.
+
+    Example:
+        >>> chosen = Selection(("a", "b", "c"), lambda rows: None)
+        >>> chosen.ids = ["c", "a"]
+        >>> chosen, chosen.ids
+        (Selection(2 of 3 users), ('a', 'c'))
+    """
+
+    def __init__(self, ids: tuple[str, ...], changed: Callable[[np.ndarray], None]):
+        self._all, self._changed = ids, changed
+        self._row = {user: row for row, user in enumerate(ids)}
+        self.rows = np.empty(0, dtype=np.int32)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Name the chosen users, in the order of the frame."""
+        return tuple(self._all[row] for row in self.rows)
+
+    @ids.setter
+    def ids(self, users: Iterable[str]) -> None:
+        users = [users] if isinstance(users, str) else list(users)
+        unknown = [user for user in users if user not in self._row]
+        if unknown:
+            raise KeyError(f"user {unknown[0]!r} is not among the {len(self._all):,} of this view")
+        self.take([self._row[user] for user in users])
+
+    def take(self, rows) -> None:
+        """Choose users by row number; numbers that are no row are left out."""
+        rows = np.unique(np.asarray(rows, dtype=np.int32))
+        self.rows = rows[(rows >= 0) & (rows < len(self._all))]
+        self._changed(self.rows)
+
+    def clear(self) -> None:
+        """Choose nobody."""
+        self.take([])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __contains__(self, user: str) -> bool:
+        return self._row.get(user, -1) in self.rows
+
+    def __repr__(self) -> str:
+        return f"Selection({len(self):,} of {len(self._all):,} users)"
+
+
+def still_map(places: np.ndarray, moved: np.ndarray, width: int = 640, height: int = 400) -> str:
+    """Draw points as an <img> that needs no script: `places` (user, 2), `moved` true for those drawn as diamonds."""
+    there = np.isfinite(places).all(axis=1)
+    if not there.any():
+        return ""
+    low, high = places[there].min(axis=0), places[there].max(axis=0)
+    scale = min((width - 32) / max(high[0] - low[0], 1e-9), (height - 32) / max(high[1] - low[1], 1e-9))
+    xy = (places - (low + high) / 2) * scale * [1, -1] + [width / 2, height / 2]
+    still = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in xy[there & ~moved])
+    diamonds = "".join(f"M{x:.0f} {y - 4:.0f}l4 4l-4 4l-4-4z" for x, y in xy[there & moved])
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">'
+        f'<rect width="100%" height="100%" fill="#fff"/>'
+        f'<path d="{still}" stroke="{STILL}" stroke-opacity=".6" stroke-width="6" stroke-linecap="round"/>'
+        f'<path d="{diamonds}" fill="{MOVED}" fill-opacity=".85"/></svg>'
+    )
+    code = base64.b64encode(svg.encode()).decode()
+    return f'<img alt="Map of the users" width="{width}" height="{height}" src="data:image/svg+xml;base64,{code}">'
+
+
+def still_page(title: str, lines: Iterable[str], picture: str = "", table: Iterable[Iterable] = ()) -> str:
+    """Lay out words, a picture and a table as plain HTML; every text is escaped."""
+    rows = [[escape(str(cell)) for cell in row] for row in table]
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows[1:])
+    head = "".join(f"<th>{cell}</th>" for cell in rows[0]) if rows else ""
+    words = "".join(f"<p>{escape(line)}</p>" for line in lines if line)
+    listed = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if rows else ""
+    return f"<div><p><strong>{escape(title)}</strong></p>{picture}{words}{listed}</div>"

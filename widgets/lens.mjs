@@ -1,0 +1,284 @@
+// The query lens: a query box, the map, who moved most and why to believe it. All text enters as text nodes.
+import { combine, count, flags, floats, ints, number, percent, strongest } from "./geometry.mjs";
+import { make, userMap } from "./map.mjs";
+
+const OPENING = "no query";
+const NAMED = 5;
+
+/** A small drawing beside a word in the legend. */
+function glyph(path, kind) {
+  const space = "http://www.w3.org/2000/svg";
+  const svg = document.createElementNS(space, "svg");
+  const shape = document.createElementNS(space, "path");
+  svg.setAttribute("class", `lens-mark ${kind}`);
+  svg.setAttribute("viewBox", "0 0 16 12");
+  svg.setAttribute("aria-hidden", "true");
+  shape.setAttribute("d", path);
+  svg.append(shape);
+  return svg;
+}
+const DIAMOND = "M8 1.5 12.5 6 8 10.5 3.5 6Z";
+const CIRCLE = "M4.5 6a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0";
+const ARROW = "M0 6H11M10 2.5 16 6 10 9.5Z";
+
+/** Two or three buttons of which one is pressed. */
+function choice(name, options, chosen, change) {
+  const buttons = options.map(([value, text]) =>
+    make("button", { type: "button", "data-value": value, "aria-pressed": String(value === chosen), onclick: () => change(value) }, text),
+  );
+  const group = make("div", { class: "lens-choice", role: "group", "aria-label": name }, ...buttons);
+  group.press = (value) => buttons.forEach((b) => b.setAttribute("aria-pressed", String(b.dataset.value === value)));
+  return group;
+}
+
+/** The bar of queries: back, forward, box, button, suggestions, progress, errors. */
+function queryBar(model, about) {
+  const say = (type, rest = {}) => model.send({ type, ...rest });
+  const go = (step) => say("go", { at: model.get("_history").at + step });
+  const back = make("button", { type: "button", class: "lens-step", title: "Back to the query before", "aria-label": "Back", onclick: () => go(-1) }, "‹");
+  const on = make("button", { type: "button", class: "lens-step", title: "Forward to the next query", "aria-label": "Forward", onclick: () => go(1) }, "›");
+  const list = make("datalist", { id: `lens-${Math.random().toString(36).slice(2)}` }, ...about.queries.map((q) => make("option", { value: q })));
+  const box = make("input", { type: "text", class: "lens-query", list: list.id, spellcheck: "false", autocomplete: "off", "aria-label": "Query", placeholder: "Ask something about every user" });
+  const button = make("button", { type: "submit", class: "lens-ask" }, "Ask");
+  const form = make("form", { class: "lens-bar", role: "search" }, back, on, box, list, button);
+  const chips = make("div", { class: "lens-chips", role: "group", "aria-label": "Suggested queries" }, about.queries.length ? make("span", {}, "Try") : null);
+  const fill = make("div", { class: "lens-fill" });
+  const bar = make("div", { class: "lens-progress", role: "progressbar", "aria-label": "Users asked", "aria-valuemin": 0 }, fill);
+  const note = make("div", { class: "lens-note", role: "status" });
+  const error = make("div", { class: "lens-error", role: "alert", hidden: true });
+  let shown = -1;
+  const ask = (query) => query.trim() && say("ask", { query: query.trim() });
+  for (const query of about.queries.slice(0, 6)) {
+    chips.append(make("button", { type: "button", onclick: () => ((box.value = query), ask(query)) }, query));
+  }
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (model.get("_status").busy && button.dataset.role === "cancel" && event.submitter === button) say("cancel");
+    else ask(box.value);
+  });
+  function status() {
+    const { busy, done = 0, total = 1, query = "", note: word = "", error: wrong = "", cancelling } = model.get("_status");
+    button.textContent = busy ? "Cancel" : "Ask";
+    button.dataset.role = busy ? "cancel" : "ask";
+    bar.classList.toggle("on", Boolean(busy));
+    bar.setAttribute("aria-valuemax", total);
+    bar.setAttribute("aria-valuenow", done);
+    fill.style.width = `${busy ? Math.max((100 * done) / Math.max(total, 1), 2) : 0}%`;
+    const working = done >= total ? "Drawing the map" : `${number(done)} of ${count(total, "user")} asked`;
+    note.textContent = busy ? (cancelling ? "Cancelling" : working) : word;
+    error.textContent = wrong ? `${wrong.replace(/[.!]?$/, ".")} The view goes on working; the log has the whole error.` : "";
+    error.hidden = !wrong;
+    if (busy && document.activeElement !== box && query) box.value = query;
+  }
+  function history() {
+    const { queries = [], at = -1 } = model.get("_history");
+    back.disabled = at <= 0;
+    on.disabled = at < 0 || at >= queries.length - 1;
+    if (queries[at] && at !== shown) box.value = queries[at]; // a query that failed stays in the box, to be mended
+    shown = at;
+  }
+  return { parts: [form, make("div", { class: "lens-under" }, chips, note), bar, error], status, history };
+}
+
+/** The list of the most shifted, with their recent events. */
+function shiftList(users, pick) {
+  const rows = make("ol", { class: "lens-rows", "aria-label": "Most shifted users" });
+  const head = make("div", { class: "lens-listhead" }, make("span", {}, "Most shifted"), make("span", {}, "residual"), make("span", {}, "kept"));
+  head.lastChild.title = "share of the 15 nearest neighbours kept, in the original space";
+  head.children[1].title = "how far the user moved in the original space, common rotation and offset removed; the tick is the noise floor";
+  function show(p, most) {
+    const top = strongest(p.residual, p.shifted ? most : 0);
+    const scale = Math.max(top.length ? p.residual[top[0]] : 0, p.floor) || 1;
+    rows.replaceChildren(...top.map((row) => item(p, row, scale)));
+    rows.scrollTop = 0;
+    if (!top.length) rows.append(make("li", { class: "lens-empty" }, "Nobody yet."));
+  }
+  function item(p, row, scale) {
+    const fill = make("i", { class: p.beyond[row] ? "moved" : "", style: `width:${(100 * p.residual[row]) / scale}%` });
+    const bar = make("span", { class: "lens-bar-cell" }, fill, make("b", { style: `left:${(100 * p.floor) / scale}%` }));
+    const button = make(
+      "button",
+      { type: "button", "data-row": row, "aria-pressed": "false", onclick: () => pick(row) },
+      make("span", { class: "lens-id" }, users.ids[row]),
+      bar,
+      make("span", { class: "lens-figure" }, p.residual[row].toFixed(2)),
+      make("span", { class: "lens-figure quiet" }, percent(p.kept[row])),
+      make("span", { class: "lens-recent" }, users.recent[row] || "no recent events"),
+    );
+    return make("li", {}, button);
+  }
+  function mark(row) {
+    for (const button of rows.querySelectorAll("button")) button.setAttribute("aria-pressed", String(Number(button.dataset.row) === row));
+    const item = rows.querySelector('[aria-pressed="true"]')?.parentElement;
+    if (!item) return;
+    const above = item.offsetTop - rows.offsetTop; // scroll the list only, never the page
+    if (above < rows.scrollTop) rows.scrollTop = above;
+    else rows.scrollTop = Math.max(rows.scrollTop, above + item.offsetHeight - rows.clientHeight);
+  }
+  rows.addEventListener("keydown", (event) => {
+    const step = { ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling" }[event.key];
+    const next = step && event.target.closest("li")?.[step]?.querySelector("button");
+    if (next) (next.focus(), event.preventDefault());
+  });
+  return { node: make("div", { class: "lens-list" }, head, rows), show, mark };
+}
+
+/** One user: events, modalities, neighbours gained and lost, and the model's own answer. */
+function userCard(model, users, counts, events, pick) {
+  const node = make("div", { class: "lens-card", role: "region", "aria-label": "One user" });
+  let [row, picture] = [-1, null];
+  const others = (label, list) => {
+    const rows = Array.from(list.slice(row * NAMED, row * NAMED + NAMED)).filter((r) => r >= 0);
+    if (!rows.length) return null;
+    const links = rows.map((r) => make("button", { type: "button", class: "lens-link", onclick: () => pick(r) }, users.ids[r]));
+    return make("p", { class: "lens-others" }, make("span", {}, label), ...links);
+  };
+  function modalities() {
+    const own = users.columns.map((name, i) => [name, counts[row * users.columns.length + i]]);
+    const most = Math.max(...own.map(([, n]) => n), 1);
+    const bars = own.map(([name, n]) => {
+      const bar = make("span", { class: "lens-bar-cell" }, make("i", { style: `width:${(100 * n) / most}%` }));
+      return make("div", { class: n ? "" : "absent" }, make("span", {}, name), bar, make("span", { class: "lens-figure" }, number(n)));
+    });
+    return make("div", { class: "lens-modalities" }, ...bars);
+  }
+  function reply() {
+    const box = node.querySelector(".lens-answer");
+    const told = model.get("_answer");
+    if (!box || !("user" in told)) return;
+    const mine = told.user === row && told.query === picture.to;
+    box.textContent = !mine ? "" : told.busy ? "Writing …" : told.error || told.text;
+    box.classList.toggle("wrong", Boolean(mine && told.error));
+    box.classList.toggle("busy", Boolean(mine && told.busy));
+  }
+  function show(next, p) {
+    [row, picture] = [next, p];
+    if (row < 0 || !p) return node.replaceChildren(make("p", { class: "lens-empty" }, "Click a user to read its events. Drag on the map to draw around some: Shift adds, Alt takes away."));
+    const span = users.first[row] ? `, ${users.first[row]} to ${users.last[row]}` : "";
+    const head = make("div", { class: "lens-cardhead" }, make("strong", {}, users.ids[row]), make("span", {}, `${count(events[row], "event")}${span}`));
+    const recent = users.recent[row] ? users.recent[row].split(" · ") : [];
+    const list = make("ul", { class: "lens-events", "aria-label": "Recent events, newest first" }, ...recent.map((text) => make("li", {}, text)));
+    const button = make("button", { type: "button", class: "lens-write", onclick: () => model.send({ type: "answer", user: row }) }, "Answer");
+    const can = model.get("_about").answers;
+    const answer = can && make("div", { class: "lens-reply" }, button, make("div", { class: "lens-answer", "aria-live": "polite" }));
+    const near = p.shifted ? [others("gained", p.gained), others("lost", p.lost)] : [];
+    node.replaceChildren(...[head, answer || null, list, ...near, users.columns.length ? modalities() : null].filter(Boolean));
+    reply();
+  }
+  return { node, show, reply };
+}
+
+function render({ model, el }) {
+  const about = model.get("_about");
+  const users = model.get("_users");
+  const [counts, events] = [floats(users.counts), floats(users.events)];
+  const bar = queryBar(model, about);
+  const box = make("div", { class: "lens-map" });
+  const route = make("div", { class: "lens-route" });
+  const legend = make("div", { class: "lens-legend" });
+  const picked = make("div", { class: "lens-chosen", hidden: true });
+  const sentence = make("p", { class: "lens-sentence", role: "status", "aria-live": "polite" });
+  const caption = make("p", { class: "lens-caption" });
+  let [p, one] = [null, -1];
+  const map = userMap(box, { describe, pick, choose, moving: (whether) => (root.dataset.moving = String(whether)) });
+  const side = choice("Show the map", [["before", "before"], ["after", "after"]], "after", (value) => (side.press(value), map.setSide(value)));
+  const colour = choice("Colour", [["moved", "moved"], ["residual", "residual"]], "moved", (value) => (colour.press(value), map.setColour(value), legends()));
+  const list = shiftList(users, pick);
+  const card = userCard(model, users, counts, events, pick);
+  const options = make("div", { class: "lens-options" }, make("span", {}, "colour"), colour);
+  const foot = make("div", { class: "lens-foot" }, legend, picked, options);
+  const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, route, side), box, foot, sentence, caption);
+  const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), make("span", {}, count(users.ids.length, "user")));
+  const root = make("div", { class: "lens", "data-lm-suppress-shortcuts": "true" });
+  root.append(make("div", { class: "lens-in" }, head, ...bar.parts, make("div", { class: "lens-body" }, left, make("div", { class: "lens-side" }, list.node, card.node))));
+  root.lens = { state: map.state }; // for tests and for the curious: where the points are now
+
+  function describe(row) {
+    const lines = [["lens-tipid", users.ids[row]]];
+    if (p?.shifted) lines.push(["", `residual ${p.residual[row].toFixed(2)}, noise floor ${p.floor.toFixed(2)}, ${percent(p.kept[row])} of neighbours kept`]);
+    for (const text of users.recent[row].split(" · ").slice(0, 3)) if (text) lines.push(["quiet", text]);
+    return lines;
+  }
+  function pick(row) {
+    one = row;
+    map.setPicked(row);
+    card.show(row, p);
+    list.mark(row); // after the card: it takes room from the list
+    root.dataset.picked = row < 0 ? "" : users.ids[row];
+  }
+  function choose(rows, mode) {
+    const chosen = combine(ints(model.get("_selected")), rows, mode);
+    map.setChosen(chosen);
+    model.send({ type: "select" }, undefined, [chosen.buffer]);
+  }
+  function legends() {
+    const moved = p.beyond.reduce((sum, one) => sum + one, 0);
+    const arrows = moved > about.arrows ? `the ${about.arrows} farthest of ${number(moved)}` : "from before to after";
+    const entry = (drawing, text) => make("span", {}, drawing, text);
+    const shades = make("i", { class: "lens-ramp" });
+    const kinds = colour.querySelector('[aria-pressed="true"]').dataset.value === "residual"
+      ? [entry(shades, `residual, 0 to ${p.residual.reduce((most, r) => Math.max(most, r), 0).toFixed(2)}`), entry(glyph(DIAMOND, "ink"), "beyond the noise floor")]
+      : [entry(glyph(DIAMOND, "moved"), `${number(moved)} beyond the noise floor`), entry(glyph(CIRCLE, "still"), `${number(p.beyond.length - moved)} within it`)];
+    const faint = entry(glyph(CIRCLE, "faint"), "faint: low trust");
+    legend.replaceChildren(...(p.shifted ? [...kinds, moved ? entry(glyph(ARROW, "moved line"), arrows) : null, faint] : [entry(glyph(CIRCLE, "still"), "a user"), faint]).filter(Boolean));
+  }
+  function picture() {
+    const raw = model.get("_picture");
+    root.dataset.ready = String(Boolean(raw.after));
+    if (!raw.after) return;
+    p = { ...raw, beyond: flags(raw.beyond), gained: ints(raw.gained), lost: ints(raw.lost) };
+    for (const name of ["before", "after", "trust", "residual", "kept"]) p[name] = floats(raw[name]);
+    Object.assign(root.dataset, { query: p.to, turn: raw.turn ?? "" });
+    const { before, after, trust, residual, beyond, gained, lost } = p;
+    map.setPicture({ before, after, trust, residual, beyond, gained, lost, most: about.arrows }, raw.refines);
+    side.press("after");
+    const name = (query) => make("b", {}, query || OPENING);
+    route.replaceChildren(...(p.shifted ? [make("span", {}, p.from || OPENING), make("span", { class: "lens-to", "aria-label": "to" }, "→"), name(p.to)] : [name(p.to)]));
+    route.title = p.shifted ? `${p.from || OPENING} → ${p.to}` : "";
+    options.hidden = side.hidden = !p.shifted;
+    sentence.textContent = p.sentence;
+    caption.textContent = p.caption;
+    legends();
+    list.show(p, about.listed);
+    pick(one);
+  }
+  function chosen() {
+    const rows = ints(model.get("_selected"));
+    map.setChosen(rows);
+    picked.hidden = !rows.length;
+    root.dataset.chosen = rows.length;
+    const clear = make("button", { type: "button", class: "lens-link", onclick: () => choose([], "replace") }, "clear");
+    picked.replaceChildren(glyph(CIRCLE, "chosen"), `${count(rows.length, "user")} chosen`, clear);
+  }
+  function status() {
+    const { busy, error } = model.get("_status");
+    Object.assign(root.dataset, { busy: String(Boolean(busy)), error: error || "" });
+    box.classList.toggle("waiting", Boolean(busy && !p));
+    bar.status();
+  }
+  root.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") {
+      if (model.get("_status").busy) model.send({ type: "cancel" });
+      else if (model.get("_selected").byteLength) choose([], "replace");
+      else pick(-1);
+      event.preventDefault();
+    }
+    event.stopPropagation(); // the notebook has keys of its own
+  });
+  const heard = { _picture: picture, _selected: chosen, _status: status, _history: bar.history, _answer: card.reply };
+  for (const [name, act] of Object.entries(heard)) model.on(`change:${name}`, act);
+  const theme = new MutationObserver(map.dress);
+  theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "data-jp-theme-light", "class"] });
+  el.append(root);
+  card.show(-1, null);
+  list.show({ residual: [], shifted: false, floor: 0 }, 0);
+  [picture, chosen, status, bar.history].forEach((act) => act());
+  model.send({ type: "open" });
+  return () => {
+    for (const [name, act] of Object.entries(heard)) model.off(`change:${name}`, act);
+    theme.disconnect();
+    map.destroy();
+  };
+}
+
+export default { render };

@@ -1,0 +1,249 @@
+"""The query lens: type a question and watch the users move."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from threading import Event, RLock
+
+import numpy as np
+import pandas as pd
+from traitlets import Bytes, Dict
+
+from widgets._base import Selection, View, Worker, log, script, still_map, still_page
+from widgets._pack import Asked, asked, described
+
+ARROWS = 60  # the strongest movers get an arrow; more would be hatching
+LISTED = 100  # rows in the list of the most shifted
+PAUSE = 0.05  # seconds between two progress messages at least
+
+
+class QueryLens(View):
+    """Ask something of every user and see who moves, how far, and beyond what mere rewording would do.
+
+    frame     one row a user: `user`, then `events`, modality counts, `first`, `last` and `recent` where there are any.
+    ask       called as `ask(query, previous)`; yields updates `{"done", "total", "points", "shift", "sentence", "caption"}`.
+              Points and shift are None until there are some; closing the iterator cancels the work.
+    answer    called as `answer(user, query)`, gives text (default: `ask.answer`, where there is one).
+    queries   suggestions (default: `ask.queries`, where there are any).
+    query     asked when the view is first shown; without one the map opens before any question.
+
+    Example:
+        >>> one = pd.DataFrame({"user": ["a"], "query": ["q"], "x": [0.0], "y": [0.0], "trust": [1.0]})
+        >>> update = {"done": 1, "total": 1, "points": one, "shift": None, "sentence": "Nobody moved.", "caption": ""}
+        >>> lens = QueryLens(pd.DataFrame({"user": ["a"]}), ask=lambda query, previous: iter([update]))
+        >>> lens.ask("q"), lens
+        ('Nobody moved.', QueryLens(1 user, query='q'))
+    """
+
+    _esm = script("geometry.mjs", "map.mjs", "lens.mjs")
+    _css = script("lens.css")
+    _about = Dict().tag(sync=True)  # title, suggestions: never changes
+    _users = Dict().tag(sync=True)  # who they are: never changes
+    _picture = Dict().tag(sync=True)  # what is on the map
+    _status = Dict().tag(sync=True)  # busy, done, total, query, note, error
+    _history = Dict().tag(sync=True)  # queries, at
+    _selected = Bytes().tag(sync=True)  # row numbers, int32
+    _answer = Dict().tag(sync=True)  # user, query, text, busy, error
+
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        ask: Callable[[str, str | None], Iterator[dict]],
+        answer: Callable[[str, str], str] | None = None,
+        queries: Sequence[str] = (),
+        query: str = "",
+        title: str = "Query lens",
+    ):
+        users, ids = described(frame)
+        self._ids, self._asker, self._query = ids, ask, query.strip()
+        self._reply = answer or getattr(ask, "answer", None)
+        self._log: list[Asked] = []
+        self._at, self._told, self._opened, self._partial = -1, 0.0, False, False
+        self._guard, self._worker = RLock(), Worker()
+        self._replier = Worker(self._worker.turn)  # an answer waits for a running query: the model serves one at a time
+        queries = [str(q) for q in (queries or getattr(ask, "queries", ()))]
+        about = {"title": title, "queries": queries, "answers": self._reply is not None, "arrows": ARROWS, "listed": LISTED}
+        super().__init__(_about=about, _users=users)
+        self.selection = Selection(ids, self._select)
+        self.on_msg(self._heard)
+
+    def ask(self, query: str) -> str:
+        """Ask every user `query`, wait, and give the sentence that says what happened."""
+        query = query.strip()
+        if not query:
+            raise ValueError("the query is empty: write a question, such as 'Will this user travel soon?'")
+        self._opened = True
+        self._worker.run(partial(self._work, query, aloud=True))
+        return self.sentence
+
+    @property
+    def queries_asked(self) -> tuple[str, ...]:
+        """Name the queries asked so far, oldest first."""
+        return tuple(asked.query for asked in self._log if asked.query)
+
+    @property
+    def points(self) -> pd.DataFrame:
+        """Give the points on the map: `user, query, x, y, trust`."""
+        return self._shown.points.copy() if self._shown else pd.DataFrame(columns=["user", "query", "x", "y", "trust"])
+
+    @property
+    def shift(self) -> pd.DataFrame:
+        """Give how far each user moved, the farthest first: `user, from_query, to_query, residual ...`."""
+        if self._shown is None or self._shown.shift is None:
+            return pd.DataFrame(columns=["user", "from_query", "to_query", "residual", "noise_floor", "beyond_noise"])
+        return self._shown.shift.sort_values("residual", ascending=False, kind="stable", ignore_index=True)
+
+    @property
+    def sentence(self) -> str:
+        """Say in words what the last query did."""
+        return self._shown.sentence if self._shown else ""
+
+    @property
+    def _shown(self) -> Asked | None:
+        return self._log[self._at] if self._log else None
+
+    def _words(self) -> str:
+        query = self._shown.query if self._shown else self._query
+        return f"QueryLens({len(self._ids):,} user{'s' * (len(self._ids) != 1)}, query={query!r})"
+
+    def _still(self) -> str:
+        shown = self._shown
+        if shown is None:
+            return still_page(self._about["title"], [f"{self!r}: run the cell to open the map."])
+        picture, rows = shown.picture, []
+        if shown.shift is not None:
+            rows = [["user", "residual", "neighbours kept"]]
+            for row in self.shift.head(10).itertuples():
+                rows.append([row.user, f"{row.residual:.2f}", f"{getattr(row, 'neighbours_kept', np.nan):.0%}"])
+        after = np.frombuffer(picture["after"], dtype=np.float32).reshape(-1, 2)
+        drawn = still_map(after, np.frombuffer(picture["beyond"], dtype=np.uint8) > 0)
+        return still_page(self._about["title"], [f"Query: {shown.query}", shown.sentence, shown.caption], drawn, rows)
+
+    def _repr_mimebundle_(self, **kwargs):
+        bundle = super()._repr_mimebundle_(**kwargs)
+        self._open()  # after the bundle: what is stored in the notebook must not depend on how fast the map is there
+        return bundle
+
+    def _open(self) -> None:
+        """Begin with the first map, once, when the view is first looked at."""
+        if not self._opened:
+            self._opened = True
+            self._worker.start(partial(self._work, self._query))
+
+    def _heard(self, _widget, message: dict, buffers: list) -> None:
+        """Do what the browser asks; anything long goes to a worker, so the kernel stays free to hear Cancel."""
+        kind = message.get("type")
+        if kind == "open":
+            self._open()
+        elif kind == "ask" and str(message.get("query", "")).strip():
+            self._worker.start(partial(self._work, str(message["query"]).strip()))
+        elif kind == "cancel":
+            self._worker.cancel()
+            if self._status.get("busy"):
+                self._tell(**self._status, cancelling=True)
+        elif kind == "go" and self._log:
+            self._go(int(message.get("at", 0)))
+        elif kind == "select":
+            self.selection.take(np.frombuffer(buffers[0], dtype=np.int32) if buffers else [])
+        elif kind == "answer" and self._reply and 0 <= int(message.get("user", -1)) < len(self._ids):
+            self._replier.start(partial(self._write, int(message["user"])))
+
+    def _work(self, query: str, stop: Event, aloud: bool = False) -> None:
+        """Ask, show what comes, and keep it; on Cancel or an error the last good picture returns."""
+        shown = self._shown
+        if shown is not None and query == shown.query:
+            return self._show()
+        self._tell(busy=True, query=query, done=0, total=len(self._ids))
+        try:
+            result = self._listen(query, shown.query or None if shown else None, stop)
+            if result is None:
+                self._show(False, note=f"Cancelled. {'The map is as it was.' if shown else ''}".strip())
+            else:
+                self._keep(result)
+        except Exception as error:
+            log.exception("asking %r failed", query)
+            self._show(False, error=f"“{query}” could not be asked: {plain(error)}" if query else f"No map: {plain(error)}")
+            if aloud:
+                raise
+        except BaseException:  # an interrupted cell
+            self._show(False, note="Interrupted. The map is as it was.")
+            raise
+
+    def _listen(self, query: str, previous: str | None, stop: Event) -> Asked | None:
+        """Follow the updates of one query, each map shown as it comes; give the last, or None if it was cancelled."""
+        updates, last = self._asker(query, previous), None
+        try:
+            for update in updates:
+                if stop.is_set():
+                    return None
+                done, total = int(update.get("done", 0)), int(update.get("total", len(self._ids)))
+                self._tell(busy=True, query=query, done=done, total=total)
+                if update.get("points") is not None:
+                    refines, last = last is not None, asked(self._ids, query, update)
+                    self._draw(last, refines=refines)
+                    self._partial = True
+        finally:
+            close = getattr(updates, "close", None)
+            if close:
+                close()  # this is what cancels the work
+        if stop.is_set():
+            return None
+        if last is None:
+            raise ValueError("the model gave no map")
+        return last
+
+    def _keep(self, result: Asked) -> None:
+        with self._guard:
+            self._log.append(result)
+            self._at, self._partial = len(self._log) - 1, False
+            self._show(False)
+
+    def _go(self, at: int) -> None:
+        with self._guard:
+            self._at = min(max(at, 0), len(self._log) - 1)
+            self._show()
+
+    def _show(self, anew: bool = True, **status) -> None:
+        """Bring the kept picture and the status to the browser; not `anew` means: only if something else is on the map."""
+        with self._guard, self.hold_sync():
+            if self._shown and (anew or self._partial):
+                self._draw(self._shown)
+            self._partial = False
+            self._history = {"queries": [entry.query for entry in self._log], "at": self._at}
+            self._tell(**status)
+
+    def _draw(self, result: Asked, refines: bool = False) -> None:
+        """Send a map; one that `refines` the map before is walked to directly, not from the start again."""
+        with self._guard:
+            self._picture = {**result.picture, "turn": self._picture.get("turn", 0) + 1, "refines": refines}
+
+    def _tell(self, **status) -> None:
+        """Set the status line; progress messages that come too fast are left out."""
+        now = time.monotonic()
+        if status.get("busy") and 0 < status["done"] < status["total"] and now - self._told < PAUSE:
+            return
+        with self._guard:
+            self._told, self._status = now, status
+
+    def _write(self, row: int, stop: Event) -> None:
+        """Have one user's answer generated and show it."""
+        query = self._shown.query if self._shown else self._query
+        told = {"user": row, "query": query}
+        self._answer = {**told, "busy": True}
+        try:
+            self._answer = {**told, "text": str(self._reply(self._ids[row], query))}
+        except Exception as error:
+            log.exception("answering %r for %r failed", query, self._ids[row])
+            self._answer = {**told, "error": f"No answer: {plain(error)}"}
+
+    def _select(self, rows: np.ndarray) -> None:
+        with self._guard:
+            self._selected = rows.tobytes()
+
+
+def plain(error: Exception) -> str:
+    """Say an error in one line, without its traceback."""
+    text = str(error).strip().splitlines()
+    return text[0].strip("'\"") if text else type(error).__name__

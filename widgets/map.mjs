@@ -1,0 +1,289 @@
+// The map of users on a canvas: points, arrows, hover, lasso, keyboard. It is told what to draw and tells what was done.
+import { arrowHead, blend, clamp, combine, ease, fit, mix, nearestTo, neighbour, project, strongest, within } from "./geometry.mjs";
+
+/** An element with properties and children; a string child becomes a text node, never markup. */
+export function make(tag, props = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [key, value] of Object.entries(props)) {
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else if (value === true) node.setAttribute(key, "");
+    else if (value !== false && value !== undefined && value !== null) node.setAttribute(key, value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+const REACH = 12; // pixels: how near a pointer must come to a point
+
+/** hear: { describe(row) -> [[class, text]], pick(row), choose(rows, mode), moving(whether) }. */
+export function userMap(box, hear) {
+  const help = "Map of the users. Arrow keys walk from user to user, Enter opens one, Space chooses one, drag to draw around some.";
+  const canvas = make("canvas", { class: "lens-canvas", tabindex: 0, role: "application", "aria-label": help });
+  const tip = make("div", { class: "lens-tip", hidden: true });
+  const spoken = make("div", { class: "lens-hidden", "aria-live": "polite" });
+  box.append(canvas, tip, spoken);
+  const brush = canvas.getContext("2d");
+  const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
+  const s = {
+    before: new Float32Array(0), after: new Float32Array(0), shown: new Float32Array(0), pixels: new Float32Array(0),
+    trust: [], residual: [], beyond: [], gained: [], lost: [], arrows: [], stages: [], chosen: new Set(),
+    view: { k: 1, x: 0, y: 0 }, arrowInk: 0, top: 1, side: "after", colour: "moved",
+    picked: -1, hovered: -1, cursor: -1, lasso: null, width: 0, height: 0, ink: {},
+  };
+  let waiting = 0;
+  const request = () => (waiting ||= requestAnimationFrame(frame));
+
+  function play(stages) {
+    s.stages = stages.map((stage) => ({ ...stage, started: null }));
+    hear.moving(true);
+    request();
+  }
+
+  function frame(now) {
+    waiting = 0;
+    const stage = s.stages[0];
+    if (stage) {
+      if (stage.started === null) Object.assign(stage, { started: now, from: s.shown.slice(), was: { ...s.view }, ink: s.arrowInk });
+      const t = calm.matches || !stage.ms ? 1 : clamp((now - stage.started) / stage.ms, 0, 1);
+      const e = ease(t);
+      blend(stage.from, stage.to, e, s.shown);
+      for (const part of ["k", "x", "y"]) s.view[part] = stage.was[part] + (stage.view[part] - stage.was[part]) * e;
+      s.arrowInk = stage.ink + (stage.arrows - stage.ink) * e;
+      if (t === 1) s.stages.shift();
+    }
+    draw();
+    if (s.stages.length) request();
+    else hear.moving(false);
+  }
+
+  const goal = () => (s.side === "before" ? s.before : s.after);
+  const home = () => fit([s.before, s.after], s.width, s.height, 28);
+
+  function setPicture(picture, refines = false) {
+    const first = s.shown.length !== picture.after.length;
+    Object.assign(s, picture, { side: "after", hovered: -1 });
+    s.arrows = strongest(s.residual, picture.most, s.beyond);
+    s.top = s.residual.length ? Math.max(s.residual[strongest(s.residual, 1)[0]], 1e-9) : 1;
+    tip.hidden = true;
+    if (first) {
+      Object.assign(s, { shown: s.before.slice(), view: home(), arrowInk: 0 });
+    }
+    const view = home();
+    const still = { to: s.before, view, ms: first ? 0 : 350, arrows: 0 };
+    play([...(refines ? [] : [still]), { to: s.after, view, ms: 900, arrows: 0 }, { to: s.after, view, ms: 250, arrows: 1 }]);
+  }
+
+  function setSide(side) {
+    s.side = side;
+    play([{ to: goal(), view: home(), ms: 700, arrows: 1 }]);
+  }
+
+  function resize() {
+    const [width, height] = [box.clientWidth, box.clientHeight];
+    if (!width || !height) return;
+    const sharp = window.devicePixelRatio || 1;
+    Object.assign(s, { width, height });
+    Object.assign(canvas, { width: Math.round(width * sharp), height: Math.round(height * sharp) });
+    brush.setTransform(sharp, 0, 0, sharp, 0, 0);
+    if (s.stages.length) for (const stage of s.stages) stage.view = home();
+    else s.view = home();
+    dress();
+  }
+
+  /** Read the colours of the page's theme. */
+  function dress() {
+    const style = getComputedStyle(canvas);
+    for (const name of ["still", "moved", "half", "full", "chosen", "ink", "paper", "quiet"]) s.ink[name] = style.getPropertyValue(`--lens-${name}`).trim();
+    s.ink.font = style.fontFamily;
+    request();
+  }
+
+  function colourOf(row) {
+    if (s.chosen.has(row)) return s.ink.chosen;
+    if (s.colour === "residual") {
+      const t = (2 * s.residual[row]) / s.top;
+      return t < 1 ? mix(s.ink.still, s.ink.half, t) : mix(s.ink.half, s.ink.full, t - 1);
+    }
+    return s.beyond[row] ? s.ink.moved : s.ink.still;
+  }
+
+  function point(row, size) {
+    const [x, y] = [s.pixels[2 * row], s.pixels[2 * row + 1]];
+    if (Number.isNaN(x)) return;
+    const faint = 0.2 + 0.8 * clamp((s.trust[row] - 0.5) / 0.5, 0, 1); // under .5 a place says next to nothing
+    brush.globalAlpha = faint * (s.chosen.size && !s.chosen.has(row) ? 0.3 : 0.85);
+    brush.fillStyle = colourOf(row);
+    brush.beginPath();
+    if (s.beyond[row]) {
+      const r = size * 1.35;
+      brush.moveTo(x, y - r);
+      brush.lineTo(x + r, y);
+      brush.lineTo(x, y + r);
+      brush.lineTo(x - r, y);
+      brush.closePath();
+    } else brush.arc(x, y, size, 0, 2 * Math.PI);
+    brush.fill();
+    if (size > 2.5) {
+      brush.strokeStyle = s.ink.paper; // a hairline keeps neighbours apart
+      brush.lineWidth = 0.75;
+      brush.stroke();
+    }
+  }
+
+  function arrow(row, strength) {
+    const [x0, y0] = [s.starts[2 * row], s.starts[2 * row + 1]];
+    const [x1, y1] = [s.ends[2 * row], s.ends[2 * row + 1]];
+    const head = arrowHead(x0, y0, x1, y1, 6);
+    if (!head) return;
+    const ink = s.chosen.has(row) ? s.ink.chosen : s.ink.moved;
+    const fade = brush.createLinearGradient(x0, y0, x1, y1); // the tail fades: the eye runs to where they went
+    fade.addColorStop(0, mix(ink, ink, 0).replace("rgb", "rgba").replace(")", ",.08)"));
+    fade.addColorStop(1, ink);
+    brush.globalAlpha = strength;
+    [brush.strokeStyle, brush.fillStyle, brush.lineWidth] = [fade, ink, 1.1];
+    brush.beginPath();
+    brush.moveTo(x0, y0);
+    brush.lineTo(x1, y1);
+    brush.stroke();
+    brush.beginPath();
+    head.forEach(([x, y], i) => (i ? brush.lineTo(x, y) : brush.moveTo(x, y)));
+    brush.fill();
+  }
+
+  /** One user close up: its ring and name, and lines to the neighbours it gained and lost. */
+  function closeUp(row) {
+    const [x, y] = [s.pixels[2 * row], s.pixels[2 * row + 1]];
+    if (Number.isNaN(x)) return;
+    brush.globalAlpha = 0.6;
+    for (const [rows, ink, dash] of [[s.lost, s.ink.quiet, [3, 3]], [s.gained, s.ink.chosen, []]]) {
+      [brush.strokeStyle, brush.lineWidth] = [ink, 1];
+      brush.setLineDash(dash);
+      for (const other of Array.from(rows.slice(row * 5, row * 5 + 5)).filter((r) => r >= 0)) {
+        brush.beginPath();
+        brush.moveTo(x, y);
+        brush.lineTo(s.pixels[2 * other], s.pixels[2 * other + 1]);
+        brush.stroke();
+      }
+    }
+    brush.setLineDash([]);
+    if (s.beyond[row]) arrow(row, 1);
+    ring(row, 8, s.ink.ink, 2);
+    brush.font = `600 12px ${s.ink.font}`;
+    [brush.lineWidth, brush.lineJoin, brush.strokeStyle, brush.fillStyle] = [4, "round", s.ink.paper, s.ink.ink];
+    const name = hear.describe(row)[0][1];
+    const left = x + 12 + brush.measureText(name).width > s.width ? x - 12 - brush.measureText(name).width : x + 12;
+    brush.strokeText(name, left, y + 4);
+    brush.fillText(name, left, y + 4);
+  }
+
+  function ring(row, radius, ink, width) {
+    [brush.globalAlpha, brush.strokeStyle, brush.lineWidth] = [1, ink, width];
+    brush.beginPath();
+    brush.arc(s.pixels[2 * row], s.pixels[2 * row + 1], radius, 0, 2 * Math.PI);
+    brush.stroke();
+  }
+
+  function draw() {
+    brush.clearRect(0, 0, s.width, s.height);
+    const users = s.shown.length / 2;
+    if (!users || !s.ink.still) return;
+    s.pixels = project(s.shown, s.view);
+    [s.starts, s.ends] = [project(s.before, s.view), project(s.after, s.view)];
+    const size = clamp(88 / Math.sqrt(users), 1.4, 3.8);
+    for (let row = 0; row < users; row++) if (!s.beyond[row] && !s.chosen.has(row)) point(row, size);
+    if (s.arrowInk > 0) for (const row of s.arrows) arrow(row, s.arrowInk * (s.chosen.size && !s.chosen.has(row) ? 0.12 : 0.5));
+    for (let row = 0; row < users; row++) if (s.beyond[row] && !s.chosen.has(row)) point(row, size);
+    for (const row of s.chosen) point(row, size * 1.1);
+    if (s.picked >= 0) closeUp(s.picked);
+    for (const row of [s.hovered, canvas.matches(":focus-visible") ? s.cursor : -1]) {
+      if (row >= 0 && row !== s.picked) ring(row, 7, s.ink.ink, 1.5);
+    }
+    brush.globalAlpha = 1;
+    if (s.lasso?.drawn) loop(s.lasso.path);
+  }
+
+  function loop(path) {
+    brush.beginPath();
+    path.forEach(([x, y], i) => (i ? brush.lineTo(x, y) : brush.moveTo(x, y)));
+    brush.closePath();
+    [brush.strokeStyle, brush.fillStyle, brush.lineWidth] = [s.ink.chosen, s.ink.chosen, 1.25];
+    brush.globalAlpha = 0.08;
+    brush.fill();
+    brush.globalAlpha = 1;
+    brush.setLineDash([4, 3]);
+    brush.stroke();
+    brush.setLineDash([]);
+  }
+
+  function hover(row) {
+    s.hovered = row;
+    tip.hidden = row < 0;
+    if (row >= 0) {
+      const lines = hear.describe(row);
+      tip.replaceChildren(...lines.map(([kind, text]) => make("div", { class: kind }, text)));
+      const [x, y] = [s.pixels[2 * row], s.pixels[2 * row + 1]];
+      tip.style.left = `${x + 16 + tip.offsetWidth > s.width ? Math.max(x - 16 - tip.offsetWidth, 4) : x + 16}px`;
+      tip.style.top = `${clamp(y - 12, 4, Math.max(s.height - tip.offsetHeight - 4, 4))}px`;
+    }
+    request();
+  }
+
+  const place = (event) => {
+    const edge = canvas.getBoundingClientRect();
+    return [event.clientX - edge.left, event.clientY - edge.top];
+  };
+  const mode = (event) => (event.shiftKey ? "add" : event.altKey ? "subtract" : "replace");
+
+  canvas.addEventListener("pointerdown", (event) => {
+    if (event.button) return;
+    canvas.setPointerCapture(event.pointerId);
+    s.lasso = { path: [place(event)], drawn: false };
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    const [x, y] = place(event);
+    if (!s.lasso) return hover(nearestTo(s.pixels, x, y, REACH));
+    const [x0, y0] = s.lasso.path.at(-1);
+    if (Math.hypot(x - x0, y - y0) < 4) return;
+    s.lasso.path.push([x, y]);
+    s.lasso.drawn = true;
+    hover(-1);
+  });
+  canvas.addEventListener("pointerup", (event) => {
+    const lasso = s.lasso;
+    s.lasso = null;
+    if (!lasso) return;
+    if (lasso.drawn) hear.choose(within(s.pixels, lasso.path), mode(event));
+    else {
+      const row = nearestTo(s.pixels, ...lasso.path[0], REACH);
+      if (row >= 0) s.cursor = row;
+      hear.pick(row);
+    }
+    request();
+  });
+  canvas.addEventListener("pointercancel", () => ((s.lasso = null), request()));
+  canvas.addEventListener("pointerleave", () => s.lasso || hover(-1));
+  canvas.addEventListener("focus", request);
+  canvas.addEventListener("blur", () => hover(-1));
+  canvas.addEventListener("keydown", (event) => {
+    if (event.key.startsWith("Arrow") && s.pixels.length) {
+      const start = s.cursor < 0 ? nearestTo(s.pixels, s.width / 2, s.height / 2, Infinity) : null;
+      s.cursor = start ?? neighbour(s.pixels, s.cursor, event.key);
+      hover(s.cursor);
+      spoken.textContent = hear.describe(s.cursor).slice(0, 2).map(([, text]) => text).join(", ");
+    } else if (event.key === "Enter" && s.cursor >= 0) hear.pick(s.cursor);
+    else if (event.key === " " && s.cursor >= 0) hear.choose([s.cursor], s.chosen.has(s.cursor) ? "subtract" : "add");
+    else return;
+    event.preventDefault();
+  });
+  const watch = new ResizeObserver(resize);
+  watch.observe(box);
+  return {
+    setPicture, setSide, dress,
+    setColour: (colour) => ((s.colour = colour), request()),
+    setChosen: (rows) => ((s.chosen = new Set(rows)), request()),
+    setPicked: (row) => ((s.picked = row), request()),
+    combine: (rows, how) => combine(s.chosen, rows, how),
+    state: () => ({ ...s, moving: s.stages.length > 0 }),
+    destroy: () => (watch.disconnect(), cancelAnimationFrame(waiting)),
+  };
+}
