@@ -104,7 +104,7 @@ def answers(
     """Give every wording of one graded answer; all wordings of a grade mean the same, no two topics share one.
 
     grade  0 (no) to 4 (very much so), as `grades` gives it.  kind  "profile" or "future".
-    none   the value is exactly zero: say so instead of comparing.
+    none   the value is exactly zero: say so instead of comparing (always so for grade 0 of a count).
     Of a topic named `..._down`, grade 4 of the trend is the strongest "no".
 
     Example:
@@ -116,7 +116,8 @@ def answers(
     future = kind == "future"
     opening = 4 - grade if topic.name.endswith("_down") else grade
     openings = OPENINGS["count future" if future and style == "count" else kind][opening]
-    tails = TAILS["none"] if none and style in ("count", "level") else TAILS[style][grade]
+    none = (none and style == "level") or (grade == 0 and style == "count")
+    tails = TAILS["none"] if none else TAILS[style][grade]
     words = dict(zip("abcd", silent_days(horizon_days), strict=True))
     words |= {
         "does": topic.does,

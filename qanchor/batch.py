@@ -39,7 +39,7 @@ class Batch(Movable):
     event_mask: Bool[Tensor, "user event"]
 
 
-def batch_users(readings: Readings, rows: Sequence[int], side: str = "left") -> Batch:
+def batch_users(readings: Readings, rows: Sequence[int] | np.ndarray, side: str = "left") -> Batch:
     """Pad these rows of the readings into one batch; the pads stand on `side` of the events and are masked."""
     rows = [int(r) for r in rows]
     slots = [readings.slots[r] for r in rows]
@@ -103,7 +103,7 @@ def branch_mask(prefix_mask: Bool[Tensor, "user slot"], branch: Int[Tensor, "use
     return torch.cat([prefix_mask[:, None, :].expand(-1, tokens, -1), own], -1)
 
 
-def length_groups(lengths: Sequence[int], budget: int, most: int = 10**9) -> list[np.ndarray]:
+def length_groups(lengths: Sequence[int] | np.ndarray, budget: int, most: int = 10**9) -> list[np.ndarray]:
     """Group rows of like length so that padded tokens stay within `budget` a group (and rows within `most`).
 
     Example:

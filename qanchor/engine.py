@@ -127,16 +127,17 @@ class Engine:
         rows   only the groups that hold one of these rows.
         """
         ids = [self.model.query_ids(q) for q in queries]
+        asked, gate = branches([ids]).to(self.model.device), self.model.query_hidden(ids)
         for group in cache.groups:
             if rows is None or np.isin(group.rows, rows).any():
-                yield group.rows, self._ask(group, branches([ids]).to(self.model.device))
+                yield group.rows, self._ask(group, asked, gate)
 
     @torch.inference_mode()
-    def _ask(self, group: Group, asked: Branches) -> np.ndarray:
+    def _ask(self, group: Group, asked: Branches, gate: Float[Tensor, "query width"]) -> np.ndarray:
         """Run packed queries against one copy of the keys and values; no query sees another."""
         hidden = self._append(group, asked, _fork(self._kv(group)))
-        at = asked.anchor[0].to(hidden.device)
-        return self.model.anchor(hidden[:, at], group.prefix.coarse).float().cpu().numpy()
+        hidden = hidden[:, asked.anchor[0]]
+        return self.model.anchor(hidden, group.prefix.coarse, gate.expand(len(hidden), -1, -1)).float().cpu().numpy()
 
     def _append(self, group: Group, asked: Branches, kv) -> Float[Tensor, "user token width"]:
         users, tokens = len(group.rows), asked.ids.shape[1]

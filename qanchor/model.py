@@ -33,10 +33,10 @@ class Projection(nn.Module):
 
 
 class Skip(nn.Module):
-    """Carry the coarse numbers past the language model, gated by what the query asks; zero for the answer's tower.
+    """Carry the coarse numbers past the language model, gated by what the query asks; the answer's tower has none.
 
     Not in the paper: between the slots and the embedding most of what the tables know is lost, and this brings it back.
-    The coarse numbers are part of the prefix, so cached prefixes stay valid.
+    The gate reads the query alone, once for all users; the coarse numbers belong to the prefix, so cached prefixes stay valid.
     """
 
     def __init__(self, coarse: int, width: int, hidden: int, dim: int):
@@ -44,6 +44,7 @@ class Skip(nn.Module):
         self.inner = nn.Linear(coarse, hidden)
         self.gate = nn.Linear(width, 2 * hidden)
         self.plain = nn.Linear(coarse, dim, bias=False)
+        self.share = nn.Parameter(torch.tensor(0.3))  # how far the prefix moves the anchor off the query read alone
         self.out = nn.Linear(hidden, dim)
         nn.init.orthogonal_(self.plain.weight)
         nn.init.zeros_(self.gate.bias)
@@ -127,16 +128,20 @@ class QAnchor(nn.Module):
         )
         return out.last_hidden_state
 
-    def forward(self, batch: Batch, asked: Branches, answers: list[list[int]] = ()) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, batch: Batch, asked: Branches, gate: Float[Tensor, "user branch width"], answers: list[list[int]] = ()
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Read each user once and all K branches behind it, in one pass (a tree mask keeps the branches apart).
 
+        gate      each branch's query read alone (`query_hidden`).
         answers   token ids of answers to embed in the same call, so that a wrapped model (several processes) sees both towers.
         Returns the anchors (pair, dim), row user * K + branch; the hidden states (token, width) from which the answers' tokens
         are predicted; and the targets (answer, dim) or None.
         """
         prefix = self.encode_prefix(batch)
         hidden = self._tree(prefix, asked)
-        anchors = self.anchor(hidden.gather(1, asked.anchor[..., None].expand(-1, -1, hidden.shape[-1])), prefix.coarse)
+        at = asked.anchor[..., None].expand(-1, -1, hidden.shape[-1])
+        anchors = self.anchor(hidden.gather(1, at), prefix.coarse, gate)
         targets = F.normalize(self.projection(self._alone(answers)), dim=-1) if answers else None
         return anchors.flatten(0, 1), hidden[asked.writes], targets
 
@@ -151,27 +156,33 @@ class QAnchor(nn.Module):
         allow = torch.cat([top, branch_mask(prefix.mask, asked.branch)], 1)
         return self.read(vectors, allow, positions)[:, slots:]
 
-    def anchor(self, hidden: Float[Tensor, "user branch width"], coarse: Float[Tensor, "user number"]):
-        """Project hidden states at <USER_EMB> to unit embeddings, (user, branch, dim)."""
-        out = self.projection(hidden)
-        if self.skip is not None:
-            wide = coarse[:, None].expand(-1, hidden.shape[1], -1)
-            out = out + self.skip(wide, self.projection.whiten(hidden))
-        return F.normalize(out, dim=-1)
+    def anchor(
+        self,
+        hidden: Float[Tensor, "user branch width"],
+        coarse: Float[Tensor, "user number"],
+        gate: Float[Tensor, "user branch width"],
+    ) -> Float[Tensor, "user branch dim"]:
+        """Project hidden states at <USER_EMB> to unit embeddings; `gate` is the same query read with no user in front."""
+        if self.skip is None:
+            return F.normalize(self.projection(hidden), dim=-1)
+        out = self.projection(gate.float() + self.skip.share * (hidden.float() - gate.float()))
+        wide = coarse[:, None].expand(-1, hidden.shape[1], -1)
+        return F.normalize(out + self.skip(wide, self.projection.whiten(gate)), dim=-1)
 
     def embed(self, batch: Batch, query: str) -> Float[Tensor, "user dim"]:
         """Embed each user for `query`, reading everything anew: the plain twin of `Engine.embed`."""
         ids = self.query_ids(query)
         asked = branches([[ids]] * len(batch.coarse)).to(self.device)
-        return self(batch, asked)[0]
+        return self(batch, asked, self.query_hidden([ids]).expand(len(batch.coarse), 1, -1))[0]
 
     def answer_hidden(self, answers: list[str]) -> Float[Tensor, "answer width"]:
         """Read answers alone; the hidden state at each one's last token."""
         return self._alone([self.answer_ids(a) for a in answers])
 
-    def query_hidden(self, queries: list[str]) -> Float[Tensor, "query width"]:
-        """Read queries with no user in front; the hidden state at <USER_EMB>. Used by the warm start."""
-        return self._alone([[*self.query_ids(q), USER_EMB] for q in queries])
+    @torch.no_grad()
+    def query_hidden(self, queries: list[list[int]]) -> Float[Tensor, "query width"]:
+        """Read queries (token ids) with no user in front; the hidden state at each one's <USER_EMB>."""
+        return self._alone([[*ids, USER_EMB] for ids in queries])
 
     def _alone(self, rows: list[list[int]]) -> Float[Tensor, "row width"]:
         width = max(len(r) for r in rows)

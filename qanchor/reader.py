@@ -146,7 +146,7 @@ class Reader:
         codes, names = self._codes(users), {}
         texts = list(users.events["text"].cat.categories)
         out = np.full(len(self.modalities) * len(texts), -1)
-        for code in np.unique(codes):
+        for code in np.unique(codes).tolist():
             names[code] = self.vocabulary.get(_name(self.modalities, texts, code), -1)
         out[list(names)] = list(names.values())
         return out

@@ -126,7 +126,7 @@ def train(
     step = start
     while step < total:
         tick = time.monotonic()
-        loss, parts, n = _joint_loss(wrapped, model, samples, readings, np.random.default_rng((seed, 1, step)), accelerator)
+        loss, parts, n = _joint_loss(wrapped, model, samples, readings, (seed, step, total), accelerator)
         accelerator.backward(loss)
         warmup = max(int(config.warmup * total), 1)
         factor = min((step + 1) / warmup, 0.5 * (1 + np.cos(np.pi * step / total)) + 0.02)
@@ -144,9 +144,11 @@ def train(
     return pd.DataFrame(rows, columns=list(HISTORY))
 
 
-def _joint_loss(wrapped, model: QAnchor, samples: Samples, readings: Readings, rng, accelerator):
+def _joint_loss(wrapped, model: QAnchor, samples: Samples, readings: Readings, when: tuple[int, int, int], accelerator):
     """Draw users and K pairs each, and give the joint loss (paper, section 3.3: the sum of both)."""
-    config = model.config
+    config, (seed, step, total) = model.config, when
+    rng = np.random.default_rng((seed, 1, step))
+    margin = config.margin if config.warm_steps else _margin(config, step, total)
     shard = np.array_split(np.arange(len(samples)), accelerator.num_processes)[accelerator.process_index]
     chosen = rng.choice(shard, min(config.users_per_step, len(shard)), replace=False)
     pairs = samples.draw(rng, chosen, config.queries_per_user)
@@ -155,10 +157,12 @@ def _joint_loss(wrapped, model: QAnchor, samples: Samples, readings: Readings, r
     say = [[samples.answer_ids[samples.answer[p]] for p in row] for row in pairs]
     asked = branches(ask, say).to(model.device)
     answers, which = np.unique(samples.answer[pairs.ravel()], return_inverse=True)  # each distinct answer is read once
-    anchors, writing, targets = wrapped(batch, asked, [samples.answer_ids[a] for a in answers])
+    queries, of = np.unique(samples.query[pairs], return_inverse=True)
+    gate = model.query_hidden([samples.query_ids[q] for q in queries])[torch.as_tensor(of.reshape(pairs.shape))]
+    anchors, writing, targets = wrapped(batch, asked, gate, [samples.answer_ids[a] for a in answers])
     which = torch.as_tensor(which, device=model.device)
     contrastive = contrastive_loss(
-        anchors, targets[which], config.temperature, config.margin, config.variant, which[:, None] == which[None]
+        anchors, targets[which], config.temperature, margin, config.variant, which[:, None] == which[None]
     )
     spoken = contrastive.new_zeros(())
     if config.autoregressive_weight:
@@ -192,7 +196,8 @@ def warm_start(model: QAnchor, samples: Samples, readings: Readings, seed: int, 
         rng = np.random.default_rng((seed, 2, step))
         chosen = rng.choice(samples.usable, min(config.warm_rows // k, len(samples.usable)), replace=False)
         pairs = samples.draw(rng, chosen, k)
-        anchors = model.anchor(asked[samples.query[pairs]], coarse[chosen]).flatten(0, 1)
+        alone = asked[samples.query[pairs]]
+        anchors = model.anchor(alone, coarse[chosen], alone).flatten(0, 1)
         answers, which = np.unique(samples.answer[pairs.ravel()], return_inverse=True)
         targets = nn.functional.normalize(model.projection(said[place[answers]]), dim=-1)
         which = torch.as_tensor(which, device=device)

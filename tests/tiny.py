@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from qanchor.batch import batch_users
+from qanchor.batch import batch_users, branches
 from qanchor.config import TINY, Config
 from qanchor.engine import Engine
 from qanchor.model import QAnchor, build
@@ -58,6 +58,12 @@ def make_model(users: Users | None = None, seed: int = 0, config: Config = TINY,
 def make_engine(model: QAnchor) -> Engine:
     """Serve a copy: an engine folds LoRA into the weights of the model it is given."""
     return Engine(copy.deepcopy(model))
+
+
+def forward(model: QAnchor, batch, queries: list, answers: list | None = None, said: list = ()):
+    """Run one pass over token ids `queries[user][branch]`: anchors (pair, dim), hidden states that write, targets."""
+    alone = model.query_hidden([ids for row in queries for ids in row])
+    return model(batch, branches(queries, answers), alone.view(len(queries), -1, alone.shape[1]), said)
 
 
 @torch.no_grad()

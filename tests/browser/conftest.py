@@ -102,10 +102,11 @@ class Notebook:
 
     def __init__(self, page, server: Server, path: str):
         self.page, self.server, self.requests, self.complaints = page, server, [], []
+        page.set_default_timeout(90_000)  # a busy machine is no failure
         page.on("request", lambda request: self.requests.append(request.url))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.goto(f"{server.url}/lab/tree/{path}?token={server.token}&reset")
-        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
         page.wait_for_selector('.jp-NotebookPanel [data-status="idle"], .jp-Notebook-ExecutionIndicator[data-status="idle"]')
 
     def cell(self, number: int):
@@ -130,7 +131,7 @@ class Notebook:
         texts = cell.locator(".jp-OutputArea-output pre")
         return "\n".join(texts.all_inner_texts()).strip()
 
-    def wait(self, condition: str, timeout: float = 30) -> None:
+    def wait(self, condition: str, timeout: float = 90) -> None:
         """Wait until a condition holds in the page; if it never does, keep a screenshot and say what the view says."""
         from playwright.sync_api import TimeoutError as TooLong
 
@@ -142,7 +143,7 @@ class Notebook:
             said = [*self.complaints, *self.server.tail()]
             pytest.fail(f"never came true: {condition}\nview: {view}\nscreenshot: {path}\n" + "\n".join(said))
 
-    def settled(self, timeout: float = 30) -> None:
+    def settled(self, timeout: float = 90) -> None:
         """Wait until the map is there and nothing moves."""
         self.wait(READY, timeout)
 
@@ -159,7 +160,7 @@ class Notebook:
         box.fill(query)
         box.press("Enter")
 
-    def asked(self, query: str, timeout: float = 60) -> str:
+    def asked(self, query: str, timeout: float = 90) -> str:
         """Wait for the answer to `query`; give the sentence."""
         self.wait(f"document.querySelector('.lens').dataset.query === {json.dumps(query)}", timeout)
         self.settled()

@@ -1,0 +1,217 @@
+"""The cached path gives what the plain one gives, for any users, queries, padding and batches, and never changes a cache."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from qanchor.backbone import new_cache
+from qanchor.batch import USER_EMB, batch_users, branches
+from qanchor.engine import PARAPHRASES, Engine
+from tiny import QUERIES, make_engine, make_model, make_users, one_by_one
+
+MODELS = {name: {"attention": name} for name in ("sdpa", "eager")}
+MODELS |= {"appendable": {"layout": "appendable"}, "no habits": {"habits": 0}, "few slots": {"recent": 0, "habits": 2}}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def twin(request):
+    """A model's engine, and what the model itself says uncached, user by user and query by query."""
+    users, model = make_users(), make_model(**MODELS[request.param])
+    return users, make_engine(model), one_by_one(model, users)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return make_engine(make_model())
+
+
+@pytest.fixture(scope="module")
+def cache(engine):
+    return engine.prefill(make_users())
+
+
+def tensors(cache) -> list[torch.Tensor]:
+    layers = [layer for group in cache.groups for layer in group.kv.layers]
+    return [t.clone() for layer in layers for t in (layer.keys, layer.values)] + [g.prefix.slots.clone() for g in cache.groups]
+
+
+def test_the_users_are_ragged(cache):
+    lengths = np.concatenate([group.prefix.length() for group in cache.groups])
+    assert len(set(lengths)) >= 4 and "none" in cache.ids and cache.ids == make_users().ids
+
+
+@pytest.mark.parametrize(("side", "tokens"), [("left", 10**6), ("right", 10**6), ("left", 40), ("right", 1)])
+def test_cached_equals_uncached(twin, side, tokens):
+    users, engine, plain = twin
+    cache = engine.prefill(users, side=side, tokens=tokens)
+    assert len(cache.groups) == {10**6: 1, 1: len(users)}.get(tokens, len(cache.groups)) and len(cache) == len(users)
+    z = engine.embed(cache, QUERIES)
+    assert z.dtype == np.float32 and z.shape == (len(users), len(QUERIES), 32)
+    np.testing.assert_allclose(z, plain, atol=1e-4, rtol=0)
+
+
+def test_a_wrong_position_would_be_noticed(engine):
+    """Else the test above would prove nothing: the model must care where a query stands and whom it may see."""
+    cache = engine.prefill(make_users(), tokens=10**6)
+    good = engine.embed(cache, QUERIES[0])
+    ids = [engine.model.query_ids(QUERIES[0])]
+    asked, gate, group = branches([ids]), engine.model.query_hidden(ids), cache.groups[0]
+    moved = engine._ask(group, replace(asked, offset=asked.offset + 1), gate)[:, 0]
+    bare = replace(group.prefix, mask=torch.ones_like(group.prefix.mask))
+    unmasked = engine._ask(replace(group, prefix=bare), asked, gate)[:, 0]
+    rows = group.rows
+    assert np.abs(moved - good[rows]).max() > 1e-3 and np.abs(unmasked - good[rows]).max() > 1e-3
+
+
+def test_a_list_equals_one_by_one_in_any_order(engine, cache):
+    alone = np.stack([engine.embed(cache, query) for query in QUERIES], 1)
+    assert alone.shape == (9, 4, 32)
+    for order in itertools.permutations(range(len(QUERIES)), 3):
+        np.testing.assert_allclose(engine.embed(cache, [QUERIES[i] for i in order]), alone[:, list(order)], atol=1e-5, rtol=0)
+
+
+def test_an_equal_query_gives_the_same_and_another_does_not(engine, cache):
+    first, again, other = (engine.embed(cache, query) for query in (QUERIES[0], QUERIES[0], QUERIES[2]))
+    assert np.array_equal(first, again) and np.abs(first - other).max(1).min() > 1e-3
+    both = engine.embed(cache, [QUERIES[0], QUERIES[0]])
+    np.testing.assert_allclose(both[:, 0], both[:, 1], atol=1e-5, rtol=0)
+
+
+def test_rows_have_unit_length(engine, cache):
+    np.testing.assert_allclose(np.linalg.norm(engine.embed(cache, QUERIES), axis=-1), 1, atol=1e-5)
+
+
+def test_asking_leaves_the_cache_as_it_was(engine, cache):
+    before = tensors(cache)
+    engine.embed(cache, QUERIES)
+    engine.answer(cache, "c", QUERIES[0], limit=5)
+    next(engine.stream(cache, [QUERIES[0]]))
+    after = tensors(cache)
+    assert len(before) == len(after) and all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_beyond_the_memory_budget_users_are_read_again(engine, cache):
+    poor = engine.prefill(make_users(), budget_gb=0)
+    assert all(group.kv is None for group in poor.groups) and all(group.kv is not None for group in cache.groups)
+    assert np.array_equal(engine.embed(poor, QUERIES), engine.embed(cache, QUERIES))
+    assert engine.answer(poor, "a", QUERIES[0], limit=8) == engine.answer(cache, "a", QUERIES[0], limit=8)
+
+
+def test_who_else_is_read_does_not_matter(engine, cache):
+    users = make_users()
+    few = engine.prefill(users.select(["a", "none"]))
+    rows = [cache.ids.index(u) for u in few.ids]
+    np.testing.assert_allclose(engine.embed(few, QUERIES), engine.embed(cache, QUERIES)[rows], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def written(model, users, user: str, query: str, limit: int) -> str:
+    """Write greedily without any cache: the whole text is read anew for each token."""
+    prefix = model.encode_prefix(batch_users(model.reader.read(users), [users.ids.index(user)], "right"))
+    slots = prefix.slots[:, prefix.mask[0]]
+    ids, out = [*model.query_ids(query), USER_EMB], []
+    for _ in range(limit):
+        vectors = torch.cat([slots, model.word_vectors(torch.tensor([ids + out]))], 1)
+        width = vectors.shape[1]
+        hidden = model.read(vectors, torch.ones(1, width, width, dtype=torch.bool).tril(), torch.arange(width)[None])
+        token = model.logits(hidden[:, -1]).argmax().item()
+        if token == model.tokenizer.eos_token_id:
+            break
+        out.append(token)
+    return model.tokenizer.decode(out).strip()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_answers_equal_writing_without_a_cache(twin, side):
+    users, engine, _ = twin
+    cache = engine.prefill(users, side=side)
+    said = {user: engine.answer(cache, user, QUERIES[0], limit=12) for user in users.ids}
+    assert said == {user: written(engine.model, users, user, QUERIES[0], 12) for user in users.ids}
+    assert len(set(said.values())) > 1
+
+
+def test_what_looks_like_a_control_token_is_text(engine, cache):
+    ids = engine.model.query_ids("<USER_EMB><|im_end|>")
+    assert USER_EMB not in ids and bytes(ids).decode() == "<USER_EMB><|im_end|>"
+    plain = one_by_one(make_model(), make_users(), ["<USER_EMB><|im_end|>"])[:, 0]
+    np.testing.assert_allclose(engine.embed(cache, "<USER_EMB><|im_end|>"), plain, atol=1e-4, rtol=0)
+
+
+def test_errors_say_both_values_and_the_cure(engine, cache):
+    with pytest.raises(KeyError, match="'nobody' is not among the 9 that were read: prefill it first"):
+        engine.answer(cache, "nobody", "Why?")
+    with pytest.raises(ValueError, match="0 users to read, at least 1 is needed: check"):
+        engine.prefill(make_users().select([]))
+    with pytest.raises(ValueError, match="the query has 5,000 tokens, the model allows 512: ask in fewer words"):
+        engine.embed(cache, "x" * 5000)
+    with pytest.raises(ValueError, match="0 queries, at least 1 is needed"):
+        engine.embed(cache, [])
+
+
+def test_the_longest_query_allowed_is_answered(engine, cache):
+    query = "why? " * 102
+    np.testing.assert_allclose(
+        engine.embed(cache, query), one_by_one(make_model(), make_users(), [query])[:, 0], atol=1e-4, rtol=0
+    )
+
+
+def test_progress_ends_with_everybody(engine):
+    seen = []
+    cache = engine.prefill(make_users(), tokens=40, progress=lambda done, total: seen.append((done, total)))
+    engine.embed(cache, "Why?", progress=lambda done, total: seen.append((done, total)))
+    assert seen.count((9, 9)) == 2 and len(seen) == 2 * len(cache.groups) > 2
+    assert repr(cache).startswith("Cache(9 users, ")
+
+
+def test_serving_folds_lora_in_and_changes_nothing(engine, cache):
+    assert not [n for n, _ in engine.model.named_parameters() if "lora" in n]
+    assert not any(p.requires_grad for p in engine.model.parameters()) and not engine.model.training
+    assert Engine(engine.model).embed(cache, "Why?") is not None  # folded once already: nothing happens
+
+
+def test_a_fork_shares_what_was_read(engine, cache):
+    """Asking must not copy keys and values: their storage is that of the cache until something is appended."""
+    from qanchor.engine import _fork
+
+    kv = cache.groups[0].kv
+    fork = _fork(kv)
+    assert fork.layers[0].keys.data_ptr() == kv.layers[0].keys.data_ptr() and fork.layers[0] is not kv.layers[0]
+    assert new_cache(engine.model.backbone) is not kv
+
+
+# the asker: what the query lens calls
+
+
+@pytest.fixture
+def asker(engine):
+    return engine.asker(engine.prefill(make_users(), tokens=40), method="pca")
+
+
+def test_the_asker_moves_everybody_and_says_so(asker):
+    updates = list(asker("Will this user travel soon?"))
+    last = updates[-1]
+    assert last["done"] == last["total"] == 9 and all(u["done"] <= u["total"] for u in updates)
+    assert list(last["points"].columns[:5]) == ["user", "query", "x", "y", "trust"]
+    assert set(last["points"]["query"]) == {"", "Will this user travel soon?"} and len(last["points"]) == 18
+    assert set(last["shift"]["user"]) == set(asker.ids) and (last["shift"]["from_query"] == "").all()
+    assert "9 users" in last["sentence"] and f"{len(PARAPHRASES)} paraphrases" in last["sentence"] and last["caption"]
+    again = list(asker("Will this user travel soon?"))
+    assert len(again) < len(updates)  # kept: nothing is asked twice
+    pd.testing.assert_frame_equal(again[-1]["shift"], last["shift"])
+
+
+def test_a_cancelled_query_leaves_nothing_behind(asker):
+    asking = asker("Is this user a driver?", previous="Why?")
+    assert next(asking)["done"] < 9
+    asking.close()
+    assert not asker.kept
+    assert list(asker("Is this user a driver?", previous="Why?"))[-1]["points"] is not None
+
+
+def test_the_asker_answers_in_words(asker, engine):
+    assert asker.answer("a", "Why?") == engine.answer(asker.cache, "a", "Why?")
+    assert all("{}" not in query for query in asker.queries)

@@ -1,0 +1,177 @@
+"""One pass over K branches is K separate passes, gradients too; an answer never reaches its own anchor."""
+
+import pytest
+import torch
+
+from qanchor.batch import batch_users, branch_mask, branches, length_groups
+from qanchor.encoder import EVENT, GROUP, HABIT, MODALITY, USER
+from tiny import QUERIES, forward, make_model, make_users
+
+ANSWERS = ("Very likely to travel: twice.", "No.", "Rather unlikely to stop, as far as the records say.", "Yes, often")
+ROWS = [0, 1, 2, 8]  # users with many events, one, seven and none
+
+
+@pytest.fixture(scope="module", params=["coarse_first", "appendable"])
+def model(request):
+    return make_model(layout=request.param)
+
+
+@pytest.fixture(scope="module")
+def readings(model):
+    return model.reader.read(make_users())
+
+
+def asked(model, answers=ANSWERS):
+    queries = [model.query_ids(q) for q in QUERIES]
+    return [[queries[(u + k) % 4] for k in range(3)] for u in range(len(ROWS))], [
+        [model.answer_ids(answers[(u + 2 * k) % len(answers)]) for k in range(3)] for u in range(len(ROWS))
+    ]
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+    model.zero_grad()
+    return grads
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_k_branches_equal_separate_passes(model, readings, side):
+    queries, answers = asked(model)
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(len(ROWS), 3, model.config.dim, generator=draw)
+    model.zero_grad()
+    whole, writing, _ = forward(model, batch_users(readings, ROWS, side), queries, answers)
+    ((whole.view_as(weight) * weight).sum() + 0.01 * writing.square().sum()).backward()
+    together, spoken = gradients(model), writing.detach().square().sum()
+    apart, said = [], 0.0
+    for u, row in enumerate(ROWS):
+        for k in range(3):
+            one, hidden, _ = forward(model, batch_users(readings, [row]), [[queries[u][k]]], [[answers[u][k]]])
+            ((one[0] * weight[u, k]).sum() + 0.01 * hidden.square().sum()).backward()
+            apart.append(one[0].detach())
+            said += hidden.detach().square().sum()
+    torch.testing.assert_close(whole.detach(), torch.stack(apart), atol=1e-5, rtol=0)
+    torch.testing.assert_close(spoken, said, rtol=1e-5, atol=0)
+    separate = gradients(model)
+    assert together.keys() == separate.keys() and {n.split(".")[0] for n in together} >= {"encoder", "backbone", "user_emb"}
+    for name, grad in together.items():
+        scale = max(1.0, separate[name].abs().max().item())
+        torch.testing.assert_close(grad / scale, separate[name] / scale, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_everything_that_should_learn_gets_a_gradient(model, readings):
+    queries, answers = asked(model)
+    anchors, writing, targets = forward(model, batch_users(readings, ROWS), queries, answers, [answers[0][0]])
+    (anchors.sum() + model.logits(writing).sum() + targets.sum()).backward()
+    learns = {n for n, p in model.named_parameters() if p.requires_grad}
+    silent = {n for n in learns if dict(model.named_parameters())[n].grad is None}
+    assert not silent and {n for n in learns if n.startswith("backbone.")} == {n for n in learns if "lora" in n}
+
+
+def test_the_answer_cannot_leak_into_the_anchor(model, readings):
+    queries, answers = asked(model)
+    batch = batch_users(readings, ROWS)
+    first = forward(model, batch, queries, answers)[0]
+    other = [[[(t + 7) % 250 for t in answer[:-1]] + answer[-1:] for answer in user] for user in answers]
+    assert torch.equal(first, forward(model, batch, queries, other)[0])
+    longer = [[answer[:-1] * 2 + answer[-1:] for answer in user] for user in answers]
+    torch.testing.assert_close(first, forward(model, batch, queries, longer)[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(first, forward(model, batch, queries)[0], atol=1e-6, rtol=0)
+
+
+def test_what_stands_under_the_padding_does_not_matter(model, readings):
+    queries, answers = asked(model)
+    batch = batch_users(readings, ROWS)
+    pads = ~batch.event_mask
+    assert pads.any()
+    dirty = {k: v.clone() for k, v in vars(batch).items()}
+    dirty["event_text"][pads], dirty["event_number"][pads], dirty["event_modality"][pads] = 9.0, -7.0, 2
+    clean = forward(model, batch, queries, answers)[0]
+    assert torch.equal(clean, forward(model, type(batch)(**dirty), queries, answers)[0])
+
+
+@pytest.mark.parametrize("changes", [{}, {"skip": False}, {"layout": "appendable"}, {"lora_layers": 0}], ids=str)
+def test_both_towers_give_unit_vectors(changes):
+    model = make_model(**changes)
+    readings = model.reader.read(make_users())
+    z = model.embed(batch_users(readings, range(9)), QUERIES[0])
+    targets = model.embed_answer(list(ANSWERS))
+    assert z.shape == (9, 32) and targets.shape == (4, 32) and z.dtype == targets.dtype == torch.float32
+    for side in (z, targets):
+        torch.testing.assert_close(side.norm(dim=1), torch.ones(len(side)))
+    assert (model.skip is None) == ("skip" in changes)
+    assert (z - model.embed(batch_users(readings, range(9)), QUERIES[2])).abs().max(1).values.min() > 1e-4
+
+
+def test_answers_are_read_alone_whatever_stands_beside_them(model, readings):
+    together = model.embed_answer(list(ANSWERS))
+    apart = torch.cat([model.embed_answer([answer]) for answer in ANSWERS])
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=0)
+    targets = forward(model, batch_users(readings, ROWS), *asked(model), [model.answer_ids(ANSWERS[1])])[2]
+    torch.testing.assert_close(targets, together[1:2], atol=1e-5, rtol=0)
+
+
+def test_slots_stand_in_the_order_of_the_layout():
+    users = make_users()
+    for layout in ("coarse_first", "appendable"):
+        model = make_model(layout=layout)
+        prefix = model.encode_prefix(batch_users(model.reader.read(users), [0]))
+        kinds = prefix.kind[0][prefix.mask[0]].tolist()
+        groups = len(model.reader.groups())
+        coarse = [USER] + [MODALITY] * 3 + [GROUP] * groups
+        fine = [HABIT] * kinds.count(HABIT) + [EVENT] * 6
+        assert kinds == (coarse + fine if layout == "coarse_first" else fine + coarse[:0] + sorted(coarse, reverse=True))
+        assert prefix.modality[0][prefix.kind[0] == MODALITY].tolist() == [0, 1, 2]
+        assert prefix.length().tolist() == [len(kinds)] and prefix.positions()[0][prefix.mask[0]].tolist() == [
+            *range(len(kinds))
+        ]
+
+
+def test_an_absent_modality_is_said_with_a_vector_of_its_own():
+    model = make_model()
+    readings = model.reader.read(make_users())
+    row = make_users().ids.index("d")
+    assert readings.present[row].tolist() == [True, False, False]
+    batch = batch_users(readings, [row])
+    before = model.encode_prefix(batch).slots
+    with torch.no_grad():
+        model.encoder.absent[1] += torch.randn(model.encoder.absent.shape[1])
+    after = model.encode_prefix(batch)
+    moved = (before - after.slots).abs().amax(-1)[0] > 1e-6
+    assert (after.kind[0][moved].tolist(), after.modality[0][moved].tolist()) == ([MODALITY], [1])  # not the user's own slot
+
+
+def test_branches_keep_apart():
+    laid = branches([[[5, 6], []]], [[[7, 8, 256], [9, 256]]])
+    assert laid.ids.tolist() == [[5, 6, -1, 7, 8, -1, 9]] and laid.branch.tolist() == [[0, 0, 0, 0, 0, 1, 1]]
+    assert laid.offset.tolist() == [[0, 1, 2, 3, 4, 0, 1]] and laid.anchor.tolist() == [[2, 5]]
+    assert laid.next_ids[laid.writes].tolist() == [7, 8, 256, 9, 256]
+    allow = branch_mask(torch.tensor([[False, True]]), laid.branch)[0]
+    for row in range(7):
+        for key in range(7):
+            same = (row < 5) == (key < 5)
+            assert allow[row, 2 + key] == (same and key <= row)
+    assert (allow[:, 0] == False).all() and allow[:, 1].all()  # noqa: E712
+
+
+def test_groups_hold_everybody_once_and_keep_to_the_budget():
+    lengths = [7, 1, 30, 2, 2, 9, 1, 50]
+    groups = length_groups(lengths, budget=30, most=3)
+    assert sorted(row for group in groups for row in group) == list(range(8))
+    assert all(len(g) == 1 or len(g) * max(lengths[r] for r in g) <= 30 and len(g) <= 3 for g in groups)
+    assert length_groups([], 10) == []
+
+
+def test_a_query_too_long_is_refused_and_an_answer_is_cut():
+    model = make_model(max_answer=5)
+    with pytest.raises(ValueError, match="the query has 11 tokens, the model allows 10: ask in fewer words"):
+        model.query_ids("x" * 11, 10)
+    assert model.answer_ids("abcdefgh") == [*b"abcd", 256] and model.answer_ids("") == [256]
+
+
+def test_the_seed_decides_the_weights():
+    first, again, other = (dict(make_model(seed=s).named_parameters()) for s in (0, 0, 1))
+    assert all(torch.equal(first[n], again[n]) for n in first) and not torch.equal(first["user_emb"], other["user_emb"])
+    state = torch.random.get_rng_state()
+    make_model(seed=3)
+    assert torch.equal(state, torch.random.get_rng_state())  # nobody's random numbers are disturbed
