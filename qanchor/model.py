@@ -39,8 +39,9 @@ class Skip(nn.Module):
     The gate reads the query alone, once for all users; the coarse numbers belong to the prefix, so cached prefixes stay valid.
     """
 
-    def __init__(self, coarse: int, width: int, hidden: int, dim: int):
+    def __init__(self, coarse: int, width: int, hidden: int, dim: int, dropout: float):
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.inner = nn.Linear(coarse, hidden)
         self.gate = nn.Linear(width, 2 * hidden)
         self.plain = nn.Linear(coarse, dim, bias=False)
@@ -50,13 +51,26 @@ class Skip(nn.Module):
         nn.init.zeros_(self.gate.bias)
 
     def forward(self, coarse: Float[Tensor, "... number"], white: Float[Tensor, "... width"]) -> Float[Tensor, "... dim"]:
+        coarse = self.dropout(coarse)
         gain, shift = (0.3 * self.gate(white)).chunk(2, -1)
         hidden = F.gelu(self.inner(coarse) * (1 + gain) + shift)
         return self.out(hidden) + 0.1 * self.plain(coarse)
 
 
 class QAnchor(nn.Module):
-    """Embed users for a question in plain words. Built by `build`, trained by `train`, asked through `Engine`."""
+    """Embed users for a question in plain words. Built by `build`, trained by `train`, asked through `Engine`.
+
+    Source: paper, section 3.2.
+
+    Example:
+        >>> users = qa.make_world(40)
+        >>> pairs = qa.make_pairs(users, per_sample=4)
+        >>> reader = qa.Reader.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), qa.TINY)
+        >>> model = qa.build(qa.TINY, reader)
+        >>> batch = qa.batch_users(reader.read(users), [0, 1, 2])
+        >>> model.embed(batch, "Will this user travel soon?").shape
+        torch.Size([3, 32])
+    """
 
     def __init__(self, config: Config, reader: Reader, seed: int = 0):
         super().__init__()
@@ -83,7 +97,9 @@ class QAnchor(nn.Module):
                 config.layout,
             )
             self.projection = Projection(width, config.hidden, config.dim)
-            self.skip = Skip(sizes["coarse"], width, config.hidden, config.dim) if config.skip else None
+            self.skip = None
+            if config.skip:
+                self.skip = Skip(sizes["coarse"], width, config.hidden, config.dim, config.skip_dropout)
             self.user_emb = nn.Parameter(words.float().mean(0) + 0.02 * torch.randn(width))
 
     @property
@@ -213,5 +229,14 @@ class QAnchor(nn.Module):
 
 
 def build(config: Config, reader: Reader, seed: int = 0, device: str | None = None) -> QAnchor:
-    """Build an untrained model for users that `reader` was fitted on."""
+    """Build an untrained model for users that `reader` was fitted on.
+
+    Example:
+        >>> users = qa.make_world(40)
+        >>> pairs = qa.make_pairs(users, per_sample=4)
+        >>> reader = qa.Reader.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), qa.TINY)
+        >>> model = qa.build(qa.TINY, reader)
+        >>> model.config.dim
+        32
+    """
     return QAnchor(config, reader, seed).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -11,7 +11,7 @@ from .reflect import reflect
 from .schema import Users
 from .topics import HELD_OUT, TOPICS, Topic
 
-COLUMNS = ["user", "cutoff", "query", "answer", "topic", "kind"]
+COLUMNS = ["user", "cutoff", "query", "answer", "topic", "kind", "grade"]
 SUMMARY_QUERY = "What are the user's most likely actions in the next period?"  # the paper's fixed query
 MIN_DAYS, MIN_HISTORY, N_CUTOFFS = 45, 0.4, 6
 FACT_SHARE = 0.4  # share of the answers that carry one number from the tables
@@ -39,7 +39,8 @@ def make_pairs(
     days (topic "summary"). A grade compares a user with all others at the same cut-off; rare grades are drawn more often, so
     every topic has both ends. Nothing at or after `users.cutoff` is read; a profile pair reads nothing from its own cut-off on,
     and a cut-off too late for a whole future gives profile pairs only. `held_out` asks in the wordings kept for tests only.
-    Columns `user, cutoff, query, answer, topic, kind`; no rows when nobody has enough events. After the paper's UserU.
+    Columns `user, cutoff, query, answer, topic, kind, grade` (0 to 4,
+    -1 for summaries); no rows when nobody has enough events. After the paper's UserU.
     Raises ValueError for a cut-off after the users' own, and when no cut-off fits into the history.
 
     Example:
@@ -155,10 +156,10 @@ class _Moment:
         numbers = facts(topic, self.kind, value, self.spent[row, column], self.ago[row, column], self.days)
         if numbers and draw[4] < FACT_SHARE:
             answer = with_fact(answer, _pick(numbers, draw[5]))
-        return self._row(row, query, answer, topic.name)
+        return self._row(row, query, answer, topic.name, int(self.grade[row, column]))
 
-    def _row(self, row: int, query: str, answer: str, topic: str) -> tuple:
-        return self.records.users.ids[self.crowd[row]], self.cutoff, query, answer, topic, self.kind
+    def _row(self, row: int, query: str, answer: str, topic: str, grade: int) -> tuple:
+        return self.records.users.ids[self.crowd[row]], self.cutoff, query, answer, topic, self.kind, grade
 
     def summaries(self) -> list[tuple]:
         """Say of each user how active the next days are, and which three or four topics tell most of them."""
@@ -171,7 +172,7 @@ class _Moment:
         for row, draw in enumerate(self.draws[:, -1, 0]):
             telling = telling_topics(topics, value[row], lower[row], 3 + int(draw < 0.5))
             answer = summary(int(active[row]), [topic.thing for topic in telling], self.days)
-            rows.append(self._row(row, SUMMARY_QUERY, answer, "summary"))
+            rows.append(self._row(row, SUMMARY_QUERY, answer, "summary", -1))
         return rows
 
 

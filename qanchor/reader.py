@@ -42,6 +42,12 @@ class Reader:
     """Know how to read users: modalities, number columns, and the statistics fitted on the training users.
 
     Fit once on training users at their cut-offs, saved with the run; afterwards `read` is the same for everybody.
+
+    Example:
+        >>> users = qa.make_world(40)
+        >>> reader = qa.Reader.fit(users, pd.DataFrame({"user": list(users.ids), "cutoff": users.cutoff}), qa.TINY)
+        >>> len(reader.read(users))
+        40
     """
 
     modalities: tuple[str, ...]

@@ -35,6 +35,15 @@ def save(model: QAnchor, folder, history: pd.DataFrame | None = None, metrics: d
 
     Tensors are kept in half precision (bfloat16 where the backbone is), so a loaded run differs from the model in memory
     by rounding; measure on the loaded one. An existing run is replaced only once the new one is whole.
+
+    Example:
+        >>> users = qa.make_world(40)
+        >>> pairs = qa.make_pairs(users, per_sample=4)
+        >>> reader = qa.Reader.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), qa.TINY)
+        >>> model = qa.build(qa.TINY, reader)
+        >>> import tempfile
+        >>> qa.save(model, tempfile.mkdtemp() + "/run").name
+        'run'
     """
     folder = Path(folder)
     half = torch.float16 if model.config.backbone != "tiny" else torch.float32
@@ -48,8 +57,9 @@ def save(model: QAnchor, folder, history: pd.DataFrame | None = None, metrics: d
     tensors |= {f"reader.{k}": np.ascontiguousarray(getattr(reader, k), kind) for k in ("idf", "counts", "words")}
     tensors |= {f"reader.mean.{k}": np.asarray(v, np.float32) for k, v in reader.mean.items()}
     tensors |= {f"reader.std.{k}": np.asarray(v, np.float32) for k, v in reader.std.items()}
-    old = folder.with_name(f".{folder.name}.old")
+    old = _old(folder)
     new = folder.with_name(f".{folder.name}.new")
+    _mend(folder)
     shutil.rmtree(new, ignore_errors=True)  # what a killed save left behind
     with written_aside(new) as aside:
         save_arrays(tensors, aside / "adapter.safetensors")
@@ -83,21 +93,35 @@ def load(folder, device: str | None = None, dtype: str | None = None, attention:
 
     dtype, attention   override the run's (tests use float32 and eager).
     Raises RunError when a file is missing, torn, or of another make.
+
+    Example:
+        >>> users = qa.make_world(40)
+        >>> pairs = qa.make_pairs(users, per_sample=4)
+        >>> reader = qa.Reader.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), qa.TINY)
+        >>> model = qa.build(qa.TINY, reader)
+        >>> import tempfile
+        >>> qa.load(qa.save(model, tempfile.mkdtemp() + "/run")).config == qa.TINY
+        True
     """
     folder = Path(folder)
+    _mend(folder)
     about = _about(folder)
     path = folder / "adapter.safetensors"
     if not path.exists():
         raise RunError(f"{path} is missing: copy the run again, or train it with `python -m qanchor train`")
-    found, expected = sha256(path), about["sha256"]["adapter.safetensors"]
+    found, expected = sha256(path), about.get("sha256", {}).get("adapter.safetensors", "none")
     if found != expected:
         raise RunError(
             f"{path} has sha256 {found[:16]}..., config.json says {expected[:16]}...: torn or swapped, copy the run again"
         )
     arrays = load_arrays(path)
-    config = Config(**about["config"])
-    config = config.but(dtype=dtype or config.dtype, attention=attention or config.attention)
-    model = build(config, _reader(about, config, arrays), device="cpu")
+    try:
+        config = Config(**about["config"])
+        config = config.but(dtype=dtype or config.dtype, attention=attention or config.attention)
+        reader = _reader(about, config, arrays)
+    except (TypeError, KeyError, ValueError) as error:
+        raise RunError(f"{folder / 'config.json'}: {error}: it was saved by another version, train it again") from error
+    model = build(config, reader, device="cpu")
     state = model.state_dict()
     with torch.no_grad():
         for name in learned(model):
@@ -105,12 +129,33 @@ def load(folder, device: str | None = None, dtype: str | None = None, attention:
                 raise RunError(f"{path} lacks {name}: it was saved by another version, train it again")
             value = torch.from_numpy(arrays[name])
             value = value.view(torch.bfloat16) if value.dtype == torch.int16 else value
+            if value.shape != state[name].shape:  # copying would spread a smaller one in silence
+                found, expected = tuple(value.shape), tuple(state[name].shape)
+                raise RunError(f"{path}: {name} is {found}, config.json asks for {expected}: train the run again")
             state[name].copy_(value)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _mend(folder: Path) -> None:
+    """Put back the old run that a kill between two renames left aside."""
+    if not folder.exists() and _old(folder).exists():
+        _old(folder).rename(folder)
+
+
 def history(folder) -> pd.DataFrame:
-    """Give a run's history frame: step, loss, contrastive, autoregressive, pairs_per_s."""
+    """Give a run's history frame: step, loss, contrastive, autoregressive, pairs_per_s.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "history.json").write_text('[{"step": 1, "loss": 4.2}]')
+        >>> qa.history(folder).loss.tolist()
+        [4.2]
+    """
     return pd.read_json(Path(folder) / "history.json", orient="records")
 
 
@@ -122,8 +167,9 @@ def _about(folder: Path) -> dict:
         about = json.loads(path.read_text())
     except ValueError as error:
         raise RunError(f"{path}: {error}: the file is torn, copy the run again") from error
-    if about.get("format") != FORMAT:
-        raise RunError(f"{path}: format {about.get('format')}, this version reads {FORMAT}: train the run again")
+    found = about.get("format") if isinstance(about, dict) else None
+    if found != FORMAT:
+        raise RunError(f"{path}: format {found}, this version reads {FORMAT}: train the run again")
     return about
 
 

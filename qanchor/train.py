@@ -62,12 +62,29 @@ class Samples:
         self.rows = np.split(order, np.searchsorted(at[order], np.arange(1, len(self.keys))))
         self.query, self.queries = pd.factorize(pairs["query"])
         self.answer, self.answers = pd.factorize(pairs["answer"])
+        self.meaning = self._meaning(pairs)
         self.usable = np.arange(len(self.rows))
         self.query_ids = [model.query_ids(q, 10**6)[: model.config.max_query] for q in self.queries]
         self.answer_ids = [model.answer_ids(a) for a in self.answers]
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def _meaning(self, pairs: pd.DataFrame) -> np.ndarray:
+        """Number what the answers mean: those of one topic, kind and grade say the same in other words.
+
+        They are never negatives of each other; otherwise a model learns by heart which wording each user was dealt.
+        """
+        if "grade" not in pairs:
+            return self.answer
+        graded = (pairs["grade"] >= 0).to_numpy()
+        code = pd.factorize(pairs["topic"] + "/" + pairs["kind"] + "/" + pairs["grade"].astype(str))[0]
+        return np.where(graded, code, code.max(initial=0) + 1 + self.answer)
+
+    def same(self, rows: np.ndarray, device) -> torch.Tensor:
+        """Mark which of these pairs mean the same."""
+        meaning = torch.as_tensor(self.meaning[rows.ravel()], device=device)
+        return meaning[:, None] == meaning[None]
 
     def common(self, most: int) -> Samples:
         """Keep the pairs of the `most` commonest answers: few texts to read, nearly all of the grades."""
@@ -100,10 +117,19 @@ def train(
 
     pairs       columns user, cutoff, query, answer (`make_pairs`); the users' events stand in `users`.
     steps       joint steps (default: config.steps); minutes: stop the schedule after so long instead, warm start included.
-    checkpoint  a file that takes the whole state now and then; with `resume` training goes on from it, bit for bit on CPU.
+    checkpoint  a file that takes the whole state now and then; with `resume` training goes on from it, bit for bit on CPU
+                (to `steps`, or to the end that was planned).
     progress    called with (stage, done, total, loss).
 
-    Example: see lesson 03; `train(build(TINY, reader), users, pairs, steps=60)` is the same call.
+    Returns columns step, loss, contrastive, autoregressive, pairs_per_s. Source: paper, sections 3.3 and 4.
+
+    Example:
+        >>> users = qa.make_world(40)
+        >>> pairs = qa.make_pairs(users, per_sample=4)
+        >>> reader = qa.Reader.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), qa.TINY)
+        >>> model = qa.build(qa.TINY, reader)
+        >>> qa.train(model, users, pairs, steps=2).step.tolist()
+        [1, 2]
     """
     from accelerate import Accelerator
 
@@ -122,7 +148,8 @@ def train(
     wrapped = accelerator.prepare(model)
     start, rows, total = 0, [], steps or config.steps
     if resumed:
-        start, total, rows = _restore(Path(checkpoint), model, masters)
+        start, planned, rows = _restore(Path(checkpoint), model, masters)
+        total = steps or planned
     step = start
     while step < total:
         tick = time.monotonic()
@@ -162,7 +189,7 @@ def _joint_loss(wrapped, model: QAnchor, samples: Samples, readings: Readings, w
     anchors, writing, targets = wrapped(batch, asked, gate, [samples.answer_ids[a] for a in answers])
     which = torch.as_tensor(which, device=model.device)
     contrastive = contrastive_loss(
-        anchors, targets[which], config.temperature, margin, config.variant, which[:, None] == which[None]
+        anchors, targets[which], config.temperature, margin, config.variant, samples.same(pairs, model.device)
     )
     spoken = contrastive.new_zeros(())
     if config.autoregressive_weight:
@@ -203,7 +230,7 @@ def warm_start(model: QAnchor, samples: Samples, readings: Readings, seed: int, 
         which = torch.as_tensor(which, device=device)
         margin = _margin(config, step, config.warm_steps)
         loss = contrastive_loss(
-            anchors, targets[which], config.temperature, margin, config.variant, which[:, None] == which[None]
+            anchors, targets[which], config.temperature, margin, config.variant, samples.same(pairs, model.device)
         )
         optimiser.zero_grad()
         loss.backward()

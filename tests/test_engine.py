@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny import QUERIES, make_engine, make_model, make_users, one_by_one
 
 from qanchor.backbone import new_cache
 from qanchor.batch import USER_EMB, batch_users, branches
 from qanchor.engine import PARAPHRASES, Engine
-from tiny import QUERIES, make_engine, make_model, make_users, one_by_one
 
 MODELS = {name: {"attention": name} for name in ("sdpa", "eager")}
 MODELS |= {"appendable": {"layout": "appendable"}, "no habits": {"habits": 0}, "few slots": {"recent": 0, "habits": 2}}

@@ -41,8 +41,8 @@ def cutoffs(users: Users) -> pd.DataFrame:
     return pd.DataFrame({"user": list(users.ids), "cutoff": users.cutoff})
 
 
-def make_model(users: Users | None = None, seed: int = 0, config: Config = TINY, **changes) -> QAnchor:
-    """Build a tiny model whose every weight matters: LoRA is not zero, and attention looks at places and words."""
+def make_model(users: Users | None = None, seed: int = 0, config: Config = TINY, awake: bool = True, **changes) -> QAnchor:
+    """Build a tiny model whose every weight matters: LoRA is not zero, and (awake) attention looks at places and words."""
     users, config = users or make_users(), config.but(**changes)
     model = build(config, Reader.fit(users, cutoffs(users), config), seed, device="cpu").eval()
     draw = torch.Generator().manual_seed(seed)
@@ -50,7 +50,7 @@ def make_model(users: Users | None = None, seed: int = 0, config: Config = TINY,
         for name, weight in model.backbone.named_parameters():
             if "lora_B" in name:
                 weight.copy_(0.1 * torch.randn(weight.shape, generator=draw))
-            elif "_proj" in name:
+            elif awake and "_proj" in name:
                 weight.mul_(6.0)  # at their first size they are so small that a wrong position changes nothing
     return model
 
@@ -60,10 +60,10 @@ def make_engine(model: QAnchor) -> Engine:
     return Engine(copy.deepcopy(model))
 
 
-def forward(model: QAnchor, batch, queries: list, answers: list | None = None, said: list = ()):
+def forward(model: QAnchor, batch, queries: list, answers: list | None = None, said=()):
     """Run one pass over token ids `queries[user][branch]`: anchors (pair, dim), hidden states that write, targets."""
     alone = model.query_hidden([ids for row in queries for ids in row])
-    return model(batch, branches(queries, answers), alone.view(len(queries), -1, alone.shape[1]), said)
+    return model(batch, branches(queries, answers), alone.view(len(queries), -1, alone.shape[1]), list(said))
 
 
 @torch.no_grad()

@@ -1,0 +1,138 @@
+"""The benches print what they promise, count operations right, and their table is the one that the parts give."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from qanchor import bench
+from qanchor.config import TINY
+from qanchor.engine import Engine
+from qanchor.probe import probe
+from qanchor.runs import load, save
+from qanchor.tasks import DOMAINS, QUERIES, replies
+from qanchor.world import make_world
+
+SAID = {"bench", "machine", "commit", "seed"}
+
+
+@pytest.fixture(scope="module")
+def users():
+    world = make_world(70)
+    return replace(world, labels=world.labels[["Active", "Promo", "Takeout"]])
+
+
+@pytest.fixture(scope="module")
+def run(users, tmp_path_factory):
+    return save(make_model(users, awake=False), tmp_path_factory.mktemp("bench") / "run")
+
+
+def test_the_machine_is_measured_once_and_quickly():
+    first = bench.machine()
+    assert set(first) == {"processor", "threads", "gpu", "matmul_tflops", "gb_per_s"} and bench.machine() is first
+    assert first["matmul_tflops"] > 0 and first["gb_per_s"] > 0 and first["threads"] == torch.get_num_threads()
+    assert first["processor"] and (first["gpu"] is not None) == torch.cuda.is_available()
+
+
+def test_the_commit_is_named():
+    assert bench.commit() == "unknown" or (len(bench.commit()) >= 7 and int(bench.commit(), 16) >= 0)
+
+
+class Shape:
+    """Stand for a model of which only the shape is looked at."""
+
+    def __init__(self, **shape):
+        with torch.device("meta"):
+            self.backbone = LlamaForCausalLM(LlamaConfig(**shape))
+
+
+SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+SMOLLM2 |= {"num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True}
+
+
+def test_operations_are_counted_as_loops_would():
+    model = Shape(**SMOLLM2)
+    weights = sum(p.numel() for p in model.backbone.model.layers.parameters())
+    assert weights == pytest.approx(106.2e6, rel=1e-3)
+    by_hand = sum(2 * weights + 69_120 * (place + 1) for place in range(100, 130))  # 4 x 30 layers x 9 heads x 64
+    assert bench.flops(model, 100, 130) == pytest.approx(by_hand, rel=1e-9)
+    assert bench.flops(model, 0, 130) == pytest.approx(bench.flops(model, 0, 100) + bench.flops(model, 100, 130))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "query", "queries", "expected"),
+    [
+        (512, 24, 4, 3.49),
+        (512, 24, 10, 6.97),
+        (512, 24, 32, 12.8),
+        (900, 24, 4, 3.68),
+        (900, 24, 10, 7.91),
+        (900, 24, 32, 16.8),
+    ],
+)
+def test_the_bound_is_the_known_one(prefix, query, queries, expected):
+    assert bench.bound(Shape(**SMOLLM2), prefix, query, queries) == pytest.approx(expected, rel=0.01)
+
+
+def test_one_query_cannot_gain():
+    assert bench.bound(Shape(**SMOLLM2), 300, 20, 1) == pytest.approx(1.0)
+
+
+def test_cache_measures_what_agrees():
+    found = bench.cache(config=TINY, sizes=((40, 6), (64, 8)), queries=(1, 5), rounds=1)
+    assert found.keys() == SAID | {"rows"} and json.loads(json.dumps(found)) and len(found["rows"]) == 4
+    assert [(r["prefix"], r["queries"]) for r in found["rows"]] == [(40, 1), (40, 5), (64, 1), (64, 5)]
+    for row in found["rows"]:
+        names = {"prefix", "query", "queries", "users", "dtype", "speedup", "bound", "of_bound", "max_abs_diff"}
+        assert set(row) == names and row["max_abs_diff"] < 1e-4 and row["speedup"] > 0
+        assert row["of_bound"] == pytest.approx(row["speedup"] / row["bound"])
+
+
+def test_ask_times_everybody(users, run):
+    found = bench.ask(lambda: users, run)
+    assert found.keys() == SAID | {"users", "query_tokens", "first_200_s", "all_s", "tokens_per_s", "of_ceiling"}
+    assert found["users"] == 70 and found["query_tokens"] == len(b"Will this user travel soon?") + 1
+    assert 0 < found["first_200_s"] <= found["all_s"] and found["of_ceiling"] > 0 and json.dumps(found)
+    assert bench.ask(lambda: users, config=TINY)["users"] == 70  # without a run too
+
+
+def test_tasks_say_what_separate_probes_say(users, run):
+    found = bench.tasks(lambda: users, run, 1)
+    assert json.loads(json.dumps(found, default=float))
+    names = {"data", "users", "average", "tasks", "ladder", "query", "zero_shot", "recovered", "anchor_minus"}
+    assert found.keys() == SAID | names
+    baselines = {"rfm", "counts", "rfm_svd", "lightgbm", "minilm", "minilm_rfm", "rfm_svd_minilm"}
+    assert set(found["average"]) == baselines | {"anchor", "anchor_untrained", "slots"}
+    assert all(set(row) == {"auc", "ks", "low", "high"} for row in found["average"].values())
+    rows = {(row["task"], row["method"]): row for row in found["tasks"]}
+    engine = Engine(load(run))
+    z = engine.embed(engine.prefill(users), QUERIES["Promo"].format(user="user"))
+    assert rows["Promo", "anchor"]["auc"] == pytest.approx(probe(z, users.label("Promo"), seeds=1).auc, abs=1e-6)
+    mean = np.mean([rows[task, "anchor"]["auc"] for task in ("Active", "Promo", "Takeout")])
+    assert found["average"]["anchor"]["auc"] == pytest.approx(mean) == pytest.approx(found["query"]["right"], abs=1e-9)
+    assert (
+        set(found["query"]) == {"right", "none", "generic", "wrong", "paraphrases"} and len(found["query"]["paraphrases"]) == 5
+    )
+    assert set(found["zero_shot"]) == {"average", "Active", "Promo", "Takeout"}
+    assert [row["method"] for row in found["ladder"]] == ["rfm_svd", "minilm", "slots", "anchor_untrained", "anchor"]
+    span = found["anchor_minus"]["lightgbm"]
+    assert span["low"] <= span["auc"] <= span["high"]
+
+
+def test_tasks_need_labels(users):
+    with pytest.raises(ValueError, match="world has no label with 5 users of each class"):
+        bench.tasks(lambda: replace(users, labels=users.labels[[]]))
+
+
+def test_every_task_has_a_question_and_two_kinds_of_answer():
+    assert QUERIES.keys() == DOMAINS.keys() and all(q.format(user="household").endswith("?") for q in QUERIES.values())
+    found = replies("household")
+    assert set(found) == {task for task, domain in DOMAINS.items() if domain != "profile"}
+    for task, (yes, no) in found.items():
+        assert len(yes) > 1 and len(no) > 1 and not set(yes) & set(no), task
+        assert all(text.startswith(("Very likely", "Almost certain", "Bound")) for text in yes), yes
+        assert all(text.startswith(("Very unlikely", "Not expected")) for text in no), no

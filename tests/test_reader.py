@@ -1,0 +1,206 @@
+"""What is read of a user is what loops would read, nothing of it comes from the future, and strange users do no harm."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny import CUTOFF, cutoffs, make_users
+
+from qanchor.batch import batch_users
+from qanchor.config import TINY
+from qanchor.habits import read_one
+from qanchor.reader import CLIP, Reader
+from qanchor.schema import Users
+from qanchor.world import make_world
+
+DAY = pd.Timedelta(days=1)
+
+
+@pytest.fixture(scope="module")
+def users() -> Users:
+    return make_users()
+
+
+@pytest.fixture(scope="module")
+def reader(users) -> Reader:
+    return Reader.fit(users, cutoffs(users), TINY)
+
+
+def same(first, second) -> bool:
+    """Say whether two readings are equal to the last bit, whatever texts the users' tables list."""
+    alike = [first.users == second.users]
+    whole = ("coarse", "modal_text", "modal_number", "present")
+    alike += [np.array_equal(getattr(first, name), getattr(second, name)) for name in whole]
+    for (ids, *rest), (others, *more) in zip(first.slots, second.slots, strict=True):
+        alike.append(np.array_equal(first.vectors[ids], second.vectors[others]))
+        alike += [np.array_equal(a, b) for a, b in zip(rest, more, strict=True)]
+    return all(alike)
+
+
+def changed(users: Users, future: pd.DataFrame | None) -> Users:
+    """Give the same users with another future, and the same list of texts or a longer one."""
+    plain = users.history().astype({"user": str, "modality": str, "text": str})
+    events = plain if future is None else pd.concat([plain, future], ignore_index=True)
+    return Users.from_events(events, users.cutoff, tabular=users.tabular, labels=1 - users.labels, modalities=users.modalities)
+
+
+def test_nothing_at_or_after_the_cutoff_is_read(users, reader):
+    read = reader.read(users)
+    plain = users.events.astype({"user": str, "modality": str, "text": str})
+    ahead = plain[plain["time"] >= CUTOFF]
+    other = ahead.assign(time=ahead["time"] + 3 * DAY, amount=1e6, modality="app", text="something never seen")
+    now = other.assign(time=CUTOFF)
+    assert len(ahead) > 5
+    for future in (None, other, now, pd.concat([other, now])):
+        assert same(read, reader.read(changed(users, future)))
+
+
+def test_fitting_reads_no_future_either(users, reader):
+    ahead = users.future().astype({"user": str, "modality": str, "text": str})
+    twin = changed(users, ahead.assign(amount=5e5))
+    again = Reader.fit(twin, cutoffs(twin), TINY)
+    assert all(
+        np.array_equal(again.mean[k], reader.mean[k]) and np.array_equal(again.std[k], reader.std[k]) for k in reader.mean
+    )
+    assert again.vocabulary == reader.vocabulary and np.array_equal(again.counts, reader.counts)
+
+
+def test_an_earlier_cutoff_reads_less(users, reader):
+    early = cutoffs(users).assign(cutoff=CUTOFF - 40 * DAY)
+    kept = users.events[users.events["time"] < CUTOFF - 40 * DAY].astype({"user": str, "modality": str, "text": str})
+    short = Users.from_events(kept, CUTOFF - 40 * DAY, tabular=users.tabular, modalities=users.modalities)
+    assert same(reader.read(users, early), reader.read(short)) and not same(reader.read(users, early), reader.read(users))
+
+
+def test_one_user_may_be_read_at_several_cutoffs(users, reader):
+    twice = pd.DataFrame({"user": ["a", "b", "a"], "cutoff": [CUTOFF, CUTOFF, CUTOFF - 30 * DAY]})
+    read = reader.read(users, twice)
+    assert read.users == ("a", "b", "a") and len(read) == 3 and not np.array_equal(read.coarse[0], read.coarse[2])
+    assert np.array_equal(read.coarse[0], reader.read(users).coarse[0])
+
+
+def by_hand(past: pd.DataFrame, cutoff) -> list[float]:
+    """Count, recent count, days since the last, days between first and last, share at weekends, sum and mean of amounts."""
+    ages = [(cutoff - t) / DAY for t in past["time"]]
+    amounts = [0.0 if np.isnan(a) else a for a in past["amount"]]
+    weekend = sum(t.dayofweek >= 5 for t in past["time"]) / max(len(past), 1)
+    last, first = (min(ages), max(ages)) if ages else (400.0, 400.0)
+    known = [len(ages), sum(a <= 30 for a in ages), last, first - last if ages else 0.0]
+    return [*np.log1p(known), weekend, np.log1p(sum(amounts)), np.log1p(sum(amounts) / max(len(past), 1))]
+
+
+def one(users, user: str, recent: int = 6) -> tuple[dict, pd.DataFrame]:
+    past = users.history()
+    past = past[past["user"] == user]
+    texts = len(users.events["text"].cat.categories)
+    code = past["modality"].cat.codes.to_numpy(np.int64) * texts + past["text"].cat.codes.to_numpy(np.int64)
+    time = past["time"].to_numpy()
+    number = np.nan_to_num(past[["amount"]].to_numpy(np.float32))
+    vectors = np.eye(texts, dtype=np.float16)
+    return read_one((users.cutoff.to_numpy() - time) / np.timedelta64(1, "D"), time, code, number, vectors, 3, recent), past
+
+
+@pytest.mark.parametrize("user", ["a", "b", "c", "later", "none"])
+def test_measures_by_modality_equal_the_loops(users, user):
+    read, past = one(users, user)
+    for place, modality in enumerate(users.modalities):
+        own = past[past["modality"] == modality]
+        found = read["modal"][place]
+        # columns 4 to 6 are the clock: weekend, and the hour as sine and cosine
+        np.testing.assert_allclose([*found[:5], found[7], found[8]], by_hand(own, users.cutoff), atol=1e-4)
+        assert read["present"][place] == (len(own) > 0)
+        np.testing.assert_allclose(found[11], np.log1p(own["text"].nunique()), atol=1e-5)  # after the trend and ten days
+
+
+@pytest.mark.parametrize("user", ["a", "c", "d", "none"])
+def test_habits_and_text_means_equal_the_loops(users, user):
+    read, past = one(users, user)
+    texts = list(users.events["text"].cat.categories)
+    keys, numbers = read["habits"]
+    own = past.groupby([past["modality"].cat.codes, past["text"].cat.codes], observed=True)
+    assert {(k // len(texts), k % len(texts)) for k in keys} == set(own.groups)
+    for key, row in zip(keys, numbers, strict=True):
+        few = own.get_group((key // len(texts), key % len(texts)))
+        np.testing.assert_allclose([*row[:5], row[7], row[8]], by_hand(few, users.cutoff), atol=1e-4)
+    words = np.zeros(len(texts))
+    for (_, text), group in own:
+        words[text] += np.log1p(len(group))
+    np.testing.assert_allclose(read["words"], words / max(words.sum(), 1), atol=1e-3)
+
+
+def test_the_newest_events_come_last(users):
+    read, past = one(users, "a", recent=6)
+    keys, numbers = read["events"]
+    newest = past.sort_values("time").tail(6)
+    texts = len(users.events["text"].cat.categories)
+    assert (keys % texts).tolist() == newest["text"].cat.codes.tolist() and len(numbers) == 6
+    ages = ((users.cutoff - newest["time"]) / DAY).to_numpy()
+    np.testing.assert_allclose(numbers[:, 2], np.log1p(ages), atol=1e-4)
+    assert len(one(users, "a", recent=0)[0]["events"][0]) == 0 and len(one(users, "b")[0]["events"][0]) == 1
+
+
+def test_readings_are_finite_and_standardised(users, reader):
+    people = make_world(120)
+    fitted = Reader.fit(people, cutoffs(people), TINY)
+    read = fitted.read(people)
+    assert np.isfinite(read.coarse).all() and np.abs(read.coarse).max() <= CLIP and read.coarse.dtype == np.float32
+    own = read.coarse[:, min(s.start for s in fitted.groups().values()) :]
+    assert np.abs(own.mean(0)).max() < 0.3 and 0.5 < np.median(own.std(0)[own.std(0) > 1e-3]) < 1.2
+    assert np.abs(read.modal_number.mean((0, 1))).max() < 0.3  # these over users and modalities together
+    for readings in (read, reader.read(users)):
+        assert all(np.isfinite(values).all() and np.abs(values).max(initial=0) <= CLIP for _, values, _, _ in readings.slots)
+
+
+def test_a_user_with_no_events_is_read(users, reader):
+    row = users.ids.index("none")
+    read = reader.read(users)
+    assert not read.present[row].any() and len(read.slots[row][0]) == 0 and np.isfinite(read.coarse[row]).all()
+    assert not read.modal_text[row].any() and read.lengths()[row] == 0
+    batch = batch_users(read, [row])
+    assert not batch.event_mask.any() and batch.event_text.shape == (1, 1, 384)
+
+
+def test_strangers_with_texts_and_facts_never_seen_are_read(users, reader):
+    events = pd.DataFrame({"user": ["x", "x", "y"], "time": [CUTOFF - DAY, CUTOFF - 2 * DAY, CUTOFF - 9 * DAY]})
+    events = events.assign(
+        modality=["bill", "search", "app"], text=["caviar", "submarine", "tea"], amount=[1e9, np.nan, np.nan]
+    )
+    facts = pd.DataFrame({"age.years": [np.nan, 1e6], "shoe.size": [44.0, 45.0]}, pd.Index(["x", "y"], name="user"))
+    for modalities in (users.modalities, ("search", "bill", "app")):  # their order is the run's own, not the data's
+        strangers = Users.from_events(events, CUTOFF, tabular=facts, modalities=modalities)
+        read = reader.read(strangers)
+        assert np.isfinite(read.coarse).all() and np.abs(read.coarse).max() <= CLIP
+        assert read.present.tolist() == [[True, False, True], [False, True, False]] and read.lengths().tolist() == [4, 2]
+    bare = Users.from_events(events[["user", "time", "modality", "text"]], CUTOFF)  # no amounts, no facts, other order
+    assert reader.read(bare).coarse.shape == read.coarse.shape and np.isfinite(reader.read(bare).coarse).all()
+
+
+def test_a_modality_never_seen_is_refused(reader):
+    events = pd.DataFrame({"user": ["x"], "time": [CUTOFF - DAY], "modality": ["radio"], "text": ["news"]})
+    with pytest.raises(ValueError, match=r"has modality 'radio', the run knows \('bill', 'app', 'search'\): train on these"):
+        reader.read(Users.from_events(events, CUTOFF))
+
+
+def test_missing_facts_stand_in_the_middle_and_are_marked(users, reader):
+    read, groups = reader.read(users), reader.groups()
+    assert list(groups) == ["time", "counts", "words", "age", "home"]
+    home = read.coarse[:, list(groups.values())[-1]]
+    unknown = users.tabular["home.rooms"].isna().to_numpy()
+    assert home.shape[1] == 2 and unknown.any() and (home[unknown, 1] > home[~unknown, 1].max()).all()
+    assert np.abs(home[unknown, 0]).max() < 1.0
+
+
+def test_who_else_is_read_does_not_matter(users, reader):
+    read, alone = reader.read(users), reader.read(users.select(["c", "none"]))
+    rows = [users.ids.index("c"), users.ids.index("none")]
+    np.testing.assert_allclose(alone.coarse, read.coarse[rows], atol=1e-5)
+    for row, slots in zip(rows, alone.slots, strict=True):
+        assert np.array_equal(slots[1], read.slots[row][1])
+
+
+def test_sizes_and_groups_say_how_wide_readings_are(users, reader):
+    read, sizes = reader.read(users), reader.sizes()
+    assert sizes["coarse"] == read.coarse.shape[1] and sizes["modal_number"] == read.modal_number.shape[2]
+    assert sizes["event_number"] == read.slots[0][1].shape[1] and reader.text_dim == read.vectors.shape[1]
+    spans = [range(s.start, s.stop) for s in reader.groups().values()]
+    first = 3 * sizes["modal_number"]  # the modalities' own numbers stand first, and in their slots
+    assert [i for span in spans for i in span] == list(range(first, sizes["coarse"]))

@@ -1,0 +1,167 @@
+"""Training learns by heart what it is shown, goes on after a kill as if nothing had happened, and keeps to its time."""
+
+import importlib
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny import forward
+
+from qanchor.batch import batch_users
+from qanchor.config import TINY
+from qanchor.model import QAnchor, build
+from qanchor.pairs import make_pairs
+from qanchor.reader import Reader
+from qanchor.train import HISTORY, Masters, Samples, train
+from qanchor.world import make_world
+
+THINGS = ("tea", "cars", "rain", "books", "shoes", "music", "trips", "pets")
+SHORT = {"queries_per_user": 2, "users_per_step": 4, "max_answer": 8}
+
+
+@pytest.fixture(scope="module")
+def users():
+    return make_world(25)
+
+
+@pytest.fixture(scope="module")
+def pairs(users) -> pd.DataFrame:
+    """200 pairs that only a good memory can hold: 25 users, 8 queries, and for each an answer that means nothing."""
+    draw = np.random.default_rng(0)
+    words = ["".join(draw.choice(list("abcdefghijklmnopqrstuvwxyz"), 5)) for _ in range(200)]
+    asked = [(user, users.cutoff, f"{thing}?") for user in users.ids for thing in THINGS]
+    frame = pd.DataFrame(asked, columns=["user", "cutoff", "query"])
+    return frame.assign(answer=words)
+
+
+def untrained(users, pairs, **changes) -> QAnchor:
+    config = TINY.but(**changes)
+    return build(config, Reader.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), config), device="cpu")
+
+
+def test_200_pairs_are_learned_by_heart(users, pairs):
+    # every other answer is truly false here: a margin of 2 says that none of them is to be dropped
+    model = untrained(users, pairs, queries_per_user=8, users_per_step=25, warm_steps=200, margin=2.0)
+    history = train(model, users, pairs, steps=60)
+    batch = batch_users(model.reader.read(users), range(25))
+    with torch.no_grad():
+        anchors = forward(model, batch, [[model.query_ids(f"{thing}?") for thing in THINGS]] * 25)[0]
+        nearest = (anchors @ model.embed_answer(list(pairs["answer"])).T).argmax(1)
+    assert (nearest == torch.arange(200)).float().mean() > 0.95
+    assert history["contrastive"].iloc[-1] < 0.25 * history["contrastive"].iloc[0]
+    assert list(history.columns) == list(HISTORY) == ["step", "loss", "contrastive", "autoregressive", "pairs_per_s"]
+    assert history["step"].tolist() == list(range(1, 61)) and (history["pairs_per_s"] > 0).all()
+    np.testing.assert_allclose(history["loss"], history["contrastive"] + history["autoregressive"], rtol=1e-5)
+    assert not model.training
+
+
+def test_the_model_learns_to_write_its_answers(users, pairs):
+    same = pairs.assign(answer="certainly so.")
+    model = untrained(users, same, contrastive_weight=0.0, **SHORT | {"max_answer": 16})
+    history = train(model, users, same, steps=40)
+    # random word vectors are short: even a perfect hidden state cannot be much surer than this
+    assert history["autoregressive"].iloc[0] == pytest.approx(np.log(257), abs=0.2)
+    assert history["autoregressive"].iloc[-3:].mean() < history["autoregressive"].iloc[0] - 0.4
+
+
+def test_only_what_should_learn_moves(users, pairs):
+    model = untrained(users, pairs, **SHORT)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    train(model, users, pairs, steps=2)
+    moved = {n for n, t in model.state_dict().items() if not torch.equal(t, before[n])}
+    assert {"user_emb", "encoder.scale", "projection.out.weight", "skip.inner.weight"} <= moved
+    assert {n for n in moved if n.startswith("backbone.")} == {n for n in before if "lora" in n}
+
+
+def test_the_same_seed_gives_the_same_and_another_does_not(users, pairs):
+    runs = [train(untrained(users, pairs, **SHORT), users, pairs, steps=3, seed=seed)["loss"] for seed in (0, 0, 1)]
+    assert runs[0].equals(runs[1]) and not runs[0].equals(runs[2])
+
+
+class Killed(Exception):
+    """Stand for a machine that goes away."""
+
+
+@pytest.mark.parametrize("warm", [0, 4])
+def test_a_killed_training_goes_on_bit_for_bit(users, pairs, tmp_path, warm):
+    changes = SHORT | {"warm_steps": warm, "lora_dropout": 0.0}
+    file = tmp_path / "made" / "state"
+
+    def at_55(stage, done, total, loss):
+        if stage == "training" and done == 55:
+            raise Killed
+
+    whole = untrained(users, pairs, **changes)
+    expected = train(whole, users, pairs, steps=60, checkpoint=tmp_path / "other")
+    with pytest.raises(Killed):
+        train(untrained(users, pairs, **changes), users, pairs, steps=60, checkpoint=file, progress=at_55)
+    assert [p.name for p in file.parent.iterdir()] == ["state"]  # nothing half-written beside it
+    stages = []
+    after = untrained(users, pairs, **changes)
+    history = train(after, users, pairs, steps=60, checkpoint=file, resume=True, progress=lambda *told: stages.append(told[:2]))
+    assert ("training", 51) in stages and ("training", 50) not in stages and "warm start" not in dict(stages)
+    told = [c for c in HISTORY if c != "pairs_per_s"]
+    pd.testing.assert_frame_equal(history[told], expected[told], check_exact=True)
+    assert all(torch.equal(a, whole.state_dict()[n]) for n, a in after.state_dict().items())
+
+
+def test_resuming_without_a_checkpoint_starts_anew(users, pairs, tmp_path):
+    model = untrained(users, pairs, **SHORT)
+    assert len(train(model, users, pairs, steps=2, checkpoint=tmp_path / "none", resume=True)) == 2
+    assert (tmp_path / "none").exists()
+
+
+def test_minutes_are_kept(users, pairs, monkeypatch):
+    clock = itertools.count(0, 0.1)  # a tenth of a second passes each time somebody looks: a step takes about two looks
+    home = importlib.import_module("qanchor.train")
+    monkeypatch.setattr(home, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    stages = []
+    history = train(untrained(users, pairs, **SHORT), users, pairs, minutes=4 / 60, progress=lambda *t: stages.append(t))
+    assert 2 < next(clock) <= 8 and 15 <= len(history) <= 40
+    assert stages[-1][:3] == ("training", len(history), len(history))  # the schedule ended where the time did
+    assert len(train(untrained(users, pairs, **SHORT), users, pairs, steps=6, minutes=10)) == 6  # and steps stay the most
+    assert len(train(untrained(users, pairs, **SHORT), users, pairs, minutes=0)) == 5  # it ends as soon as it knows
+
+
+def test_no_pairs_no_training(users, pairs):
+    with pytest.raises(ValueError, match="0 pairs to train on, at least 1 is needed: make them"):
+        train(untrained(users, pairs), users, pairs.iloc[:0])
+
+
+def test_real_pairs_go_through(users):
+    made = make_pairs(users, per_sample=4)
+    model = untrained(users, made, warm_steps=5)
+    seen = []
+    history = train(model, users, made, steps=3, progress=lambda stage, done, total, loss: seen.append(stage))
+    assert np.isfinite(history.to_numpy()).all() and len(history) == 3
+    assert list(dict.fromkeys(seen)) == ["queries", "answers", "warm start", "training"]
+
+
+def test_few_pairs_fill_a_step(users, pairs):
+    assert len(train(untrained(users, pairs.iloc[:1], warm_steps=2), users, pairs.iloc[:1], steps=2)) == 2
+
+
+def test_samples_hold_every_pair_once(users, pairs):
+    shuffled = pairs.sample(frac=1, random_state=0).reset_index(drop=True)
+    samples = Samples(untrained(users, pairs), shuffled)
+    assert len(samples) == 25 and sorted(np.concatenate(samples.rows)) == list(range(200))
+    for sample, rows in enumerate(samples.rows):
+        assert set(shuffled["user"].iloc[rows]) == {samples.keys["user"][sample]}
+    drawn = samples.draw(np.random.default_rng(0), np.array([3, 4]), 5)
+    assert drawn.shape == (2, 5) and all(len(set(row)) == 5 for row in drawn)
+    assert set(drawn[0]) <= set(samples.rows[3]) and set(drawn[1]) <= set(samples.rows[4])
+
+
+def test_small_steps_are_not_lost_in_bfloat16():
+    line = torch.nn.Linear(4, 1, bias=False).to(torch.bfloat16)
+    with torch.no_grad():
+        line.weight.fill_(1.0)
+    masters = Masters(line, lr=1e-4, head_lr=1e-4, decay=0.0)
+    for _ in range(100):
+        line.weight.grad = torch.ones_like(line.weight)
+        masters.step(1.0, clip=1.0)
+    assert line.weight.float().max() < 0.995  # one step of 1e-4 alone would be rounded away each time
+    assert masters.copy[0].dtype == torch.float32 and line.weight.dtype == torch.bfloat16
