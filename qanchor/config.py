@@ -46,13 +46,13 @@ class Config:
     # training
     queries_per_user: int = 8  # K branches behind one prefix
     users_per_step: int = 8
-    warm_steps: int = 2000  # steps on coarse numbers alone, backbone at rest, before the joint training
+    warm_steps: int = 1500  # steps on coarse numbers alone, backbone at rest, before the joint training
     warm_texts: int = 4096  # commonest answers, read once for the warm start
     mask_after: float = 0.2  # share of the steps after which false negatives are masked
     warm_rows: int = 512  # rows a warm step
     steps: int = 60
     warmup: float = 0.05  # share of the steps over which the learning rate rises
-    lr: float = 2e-4  # LoRA
+    lr: float = 2e-3  # LoRA: few steps need large ones
     head_lr: float = 5e-4  # encoder, projection, <USER_EMB>
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -126,6 +126,7 @@ FULL = Config(
     backbone="Qwen/Qwen2.5-0.5B-Instruct",
     habits=128,
     recent=512,
+    lr=2e-4,
     lora_rank=64,
     lora_alpha=32,
     lora_dropout=0.1,
