@@ -196,12 +196,13 @@ def probe(
     users: UsersOf,
     query: Annotated[str, typer.Option(help="the question whose answer the labels hold")],
     labels: Annotated[Path, typer.Option(help="parquet or csv with columns user, label (0 or 1)")],
+    column: Annotated[str, typer.Option(help="the column that holds the label")] = "label",
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
     """Say how well a linear probe reads a label from the embeddings for a query: AUC, KS, 95 % interval."""
     people = open_users(users)
-    truth = read_labels(labels)
+    truth = read_labels(labels, column)
     known = truth.reindex(list(people.ids))
     if not known.notna().any():
         raise ValueError(f"{labels}: none of its {len(truth):,} users is among the {len(people):,} of {users}: check the ids")
@@ -212,20 +213,20 @@ def probe(
     say(result, f"{query}\n{found}", as_json)
 
 
-def read_labels(path: Path) -> pd.Series:
-    """Read a label file: columns user, label; 0, 1 or empty."""
+def read_labels(path: Path, name: str = "label") -> pd.Series:
+    """Read a label file: columns user and `name`; 0, 1 or empty."""
     frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    for column in ("user", "label"):
+    for column in ("user", name):
         if column not in frame:
-            raise qa.DataError(path.name, None, column, list(frame.columns), "missing: write columns user and label")
-    bad = frame[~(frame["label"].isin([0, 1]) | frame["label"].isna())]
+            raise qa.DataError(path.name, None, column, list(frame.columns), "missing: write it, or name another with --column")
+    bad = frame[~(frame[name].isin([0, 1]) | frame[name].isna())]
     if len(bad):
-        raise qa.DataError(path.name, int(bad.index[0]), "label", bad["label"].iloc[0], "write 0, 1, or leave it empty")
+        raise qa.DataError(path.name, int(bad.index[0]), name, bad[name].iloc[0], "write 0, 1, or leave it empty")
     twice = frame["user"].astype(str).duplicated()
     if twice.any():
         row = int(np.flatnonzero(twice)[0])
         raise qa.DataError(path.name, row, "user", frame["user"].iloc[row], "stands twice: keep one label a user")
-    return frame.assign(user=frame["user"].astype(str)).set_index("user")["label"].astype(float)
+    return frame.assign(user=frame["user"].astype(str)).set_index("user")[name].astype(float)
 
 
 @app.command()

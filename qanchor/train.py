@@ -165,7 +165,7 @@ def train(
             per_step = np.mean([n / r["pairs_per_s"] for r in rows[-3:]])
             total = max(step + 1, min(total if steps else 10**9, step + int(left / per_step)))
         report("training", step, total, rows[-1]["loss"])
-        if checkpoint is not None and (step % 50 == 0 or step == total):
+        if checkpoint is not None and (step % 10 == 0 or step == total):
             _checkpoint(Path(checkpoint), model, masters, step, total, rows)
     model.eval()
     return pd.DataFrame(rows, columns=list(HISTORY))
@@ -185,8 +185,10 @@ def _joint_loss(wrapped, model: QAnchor, samples: Samples, readings: Readings, w
     asked = branches(ask, say).to(model.device)
     answers, which = np.unique(samples.answer[pairs.ravel()], return_inverse=True)  # each distinct answer is read once
     queries, of = np.unique(samples.query[pairs], return_inverse=True)
-    gate = model.query_hidden([samples.query_ids[q] for q in queries])[torch.as_tensor(of.reshape(pairs.shape))]
-    anchors, writing, targets = wrapped(batch, asked, gate, [samples.answer_ids[a] for a in answers])
+    with torch.random.fork_rng():  # dropout draws from each step's own seed: a resumed training draws the same
+        torch.manual_seed(int(rng.integers(2**62)))
+        gate = model.query_hidden([samples.query_ids[q] for q in queries])[torch.as_tensor(of.reshape(pairs.shape))]
+        anchors, writing, targets = wrapped(batch, asked, gate, [samples.answer_ids[a] for a in answers])
     which = torch.as_tensor(which, device=model.device)
     contrastive = contrastive_loss(
         anchors, targets[which], config.temperature, margin, config.variant, samples.same(pairs, model.device)
@@ -224,7 +226,9 @@ def warm_start(model: QAnchor, samples: Samples, readings: Readings, seed: int, 
         chosen = rng.choice(samples.usable, min(config.warm_rows // k, len(samples.usable)), replace=False)
         pairs = samples.draw(rng, chosen, k)
         alone = asked[samples.query[pairs]]
-        anchors = model.anchor(alone, coarse[chosen], alone).flatten(0, 1)
+        with torch.random.fork_rng():
+            torch.manual_seed(int(rng.integers(2**62)))
+            anchors = model.anchor(alone, coarse[chosen], alone).flatten(0, 1)
         answers, which = np.unique(samples.answer[pairs.ravel()], return_inverse=True)
         targets = nn.functional.normalize(model.projection(said[place[answers]]), dim=-1)
         which = torch.as_tensor(which, device=device)

@@ -113,6 +113,12 @@ def test_probe_reads_csv_and_parquet(qanchor, home, file):
     assert 0 <= told["auc_low"] <= told["auc"] <= told["auc_high"] <= 1 and 0 <= told["ks"] <= 1 and told["positives"] > 5
 
 
+def test_probe_takes_another_column(qanchor, home):
+    words = ("probe", "--run", home / "run", "--users", home / "users", "--query", QUERY, "--json")
+    other = qanchor(*words, "--labels", home / "users" / "labels.parquet", "--column", "Active")
+    assert other.code == 0 and other.json()["auc"] == qanchor(*words, "--labels", home / "labels.csv").json()["auc"]
+
+
 def test_probe_keeps_each_label_with_its_user(qanchor, home, tmp_path):
     labels = pd.read_csv(home / "labels.csv")
     mixed = pd.concat([labels.sample(frac=1, random_state=0), pd.DataFrame({"user": ["stranger"], "label": [1.0]})])
@@ -202,7 +208,7 @@ def test_errors_are_one_line_with_code_2(qanchor, home, tmp_path, monkeypatch, c
     [
         ("user,label\nu000000,2\n", "labels.csv, row 0, column 'label': 2: write 0, 1, or leave it empty"),
         ("user,label\nu000000,1\nu000000,0\n", "labels.csv, row 1, column 'user': 'u000000': stands twice"),
-        ("user,truth\nu000000,1\n", "column 'label': ['user', 'truth']: missing: write columns user and label"),
+        ("user,truth\nu000000,1\n", "column 'label': ['user', 'truth']: missing: write it, or name another with --column"),
         ("user,label\nnobody,1\n", "none of its 1 users is among the 60"),
         ("user,label\nu000000,1\nu000001,0\n", "1 positives and 1 negatives do not fill 5 fold(s)"),
         ("user,label\nu000000,yes\n", "column 'label': 'yes': write 0, 1"),
