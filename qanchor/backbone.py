@@ -133,7 +133,6 @@ def _dequantise(unpacked: Path, package: Package, aside: Path) -> None:
 
     gguf = unpacked / package.member
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     # float32 on load: packed weights in bfloat16 are rounded twice
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     state = {k: v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied
@@ -145,6 +144,13 @@ def _dequantise(unpacked: Path, package: Package, aside: Path) -> None:
     (aside / "config.json").write_text(json.dumps(config, indent=2))
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(aside)
     shutil.rmtree(unpacked)
+
+
+def _hush() -> None:
+    """Keep bars over files that load in a second out of lessons and logs."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _folder_or_id(name: str) -> str:
@@ -193,6 +199,7 @@ def load_backbone(name: str, dtype: str = "bfloat16", attention: str = "sdpa", s
             model = AutoModelForCausalLM.from_config(shape, attn_implementation=attention, dtype=getattr(torch, dtype))
         return model, CharTokenizer()
     folder = _folder_or_id(name)
+    _hush()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), attn_implementation=attention, trust_remote_code=False
