@@ -215,7 +215,10 @@ def probe(
 
 def read_labels(path: Path, name: str = "label") -> pd.Series:
     """Read a label file: columns user and `name`; 0, 1 or empty."""
-    frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    try:
+        frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    except ValueError as error:
+        raise qa.DataError(path.name, None, name, str(error), "cannot be read: write it again as parquet or csv") from error
     for column in ("user", name):
         if column not in frame:
             raise qa.DataError(path.name, None, column, list(frame.columns), "missing: write it, or name another with --column")

@@ -129,10 +129,8 @@ def _dequantise(unpacked: Path, package: Package, aside: Path) -> None:
     """Turn packed weights into bf16 safetensors once: loading then takes under a second."""
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
     gguf = unpacked / package.member
-    logging.set_verbosity_error()
     # float32 on load: packed weights in bfloat16 are rounded twice
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     state = {k: v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied

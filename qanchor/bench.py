@@ -33,7 +33,7 @@ SIZES = ((256, 16), (900, 24))  # slots of the prefix, tokens of a query with it
 MANY = (1, 4, 10, 32)  # queries
 KINDS = ("right", "none", "generic", "wrong", *(f"paraphrase {i}" for i in range(len(PARAPHRASES))))
 LADDER = {"tables": "rfm_svd", "vectors": "minilm", "slots": "slots", "untrained": "anchor_untrained", "trained": "anchor"}
-ASKED_AT_ONCE = 12  # queries in one visit of a group of users: more of them would only fill memory with masks
+ASKED_AT_ONCE = 12  # queries in one visit of a group: more would only fill memory with masks
 
 
 @functools.cache
@@ -80,8 +80,7 @@ def _about(name: str, seed: int = 0) -> dict:
 
 def _seconds(step: Callable, device) -> float:
     wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else (lambda: None)
-    wait()
-    began = time.perf_counter()
+    began = wait() or time.perf_counter()
     step()
     return wait() or time.perf_counter() - began  # waiting gives nothing back
 
@@ -95,7 +94,7 @@ def _best(step: Callable, device, limit: float) -> float:
     return min(times)
 
 
-def flops(model: QAnchor, start: int, end: int) -> float:
+def flops(model, start: int, end: int) -> float:
     """Count the dense operations of tokens `start` to `end`: two a weight, four a head number a layer and key looked at."""
     shape = model.backbone.config
     layers = sum(p.numel() for p in model.backbone.model.layers.parameters())
@@ -104,7 +103,7 @@ def flops(model: QAnchor, start: int, end: int) -> float:
     return 2.0 * layers * (end - start) + 4.0 * shape.num_hidden_layers * shape.num_attention_heads * head * keys
 
 
-def bound(model: QAnchor, prefix: int, query: int, queries: int) -> float:
+def bound(model, prefix: int, query: int, queries: int) -> float:
     """Say how many times faster `queries` queries of `query` tokens can be for the prefix being read only once."""
     once, anew = flops(model, 0, prefix), flops(model, 0, prefix + query)
     return queries * anew / (once + queries * flops(model, prefix, prefix + query))
@@ -250,8 +249,9 @@ def _asked(engine: Engine, people: Users, names: list[str], kinds: Sequence[str]
     right = {name: QUERIES.get(name, f"{name}?").replace("{user}", people.unit) for name in names}
     texts = {}
     for i, (name, query) in enumerate(right.items()):
-        # wrong: the next task's query but two, since neighbours in the list ask for like things
-        asked = (query, "", SUMMARY_QUERY, right[names[(i + 3) % len(names)]], *(p.format(query) for p in PARAPHRASES))
+        # wrong: the next task's query but two, since neighbours in the list ask for like things (of three that is its own)
+        wrong = right[names[(i + (3 if len(names) > 3 else 1)) % len(names)]]
+        asked = (query, "", SUMMARY_QUERY, wrong, *(p.format(query) for p in PARAPHRASES))
         texts |= {(name, kind): text for kind, text in zip(KINDS, asked, strict=True)}
     wanted = list(dict.fromkeys(text for (_, kind), text in texts.items() if kind in kinds))
     held = engine.prefill(people)

@@ -61,6 +61,10 @@ class Config:
     max_query_asked: int = 512
 
     def __post_init__(self):
+        for f in fields(self):
+            value, kind = getattr(self, f.name), type(f.default)
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise ValueError(f"config.{f.name} is {value!r}: it must be of type {kind.__name__}, like {f.default!r}")
         choices = {
             "layout": ("coarse_first", "appendable"),
             "variant": ("paper", "release"),
@@ -93,6 +97,10 @@ class Config:
         unknown = set(changes) - {f.name for f in fields(self)}
         if unknown:
             raise ValueError(f"no field {sorted(unknown)[0]!r} in Config: there are {', '.join(f.name for f in fields(self))}")
+        for name, value in changes.items():
+            kind = type(getattr(self, name))
+            if not isinstance(value, (int, float) if kind is float else kind):
+                raise ValueError(f"config.{name} is {value!r}: it must be of type {kind.__name__}, as {getattr(self, name)!r}")
         return replace(self, **changes)
 
     def to_dict(self) -> dict:

@@ -116,9 +116,8 @@ def train(
     """Teach the model that a user, asked a query, means its answer; returns the history, one row a step.
 
     pairs       columns user, cutoff, query, answer (`make_pairs`); the users' events stand in `users`.
-    steps       joint steps (default: config.steps); minutes: stop the schedule after so long instead, warm start included.
-    checkpoint  a file that takes the whole state now and then; with `resume` training goes on from it, bit for bit on CPU
-                (to `steps`, or to the end that was planned).
+    steps       joint steps (default: config.steps); minutes: end after so long, warm start included.
+    checkpoint  a file for the whole state; with `resume` training goes on, bit for bit on CPU (to `steps`, or as planned).
     progress    called with (stage, done, total, loss).
 
     Returns columns step, loss, contrastive, autoregressive, pairs_per_s. Source: paper, sections 3.3 and 4.
@@ -126,8 +125,7 @@ def train(
     Example:
         >>> users = qa.make_world(40)
         >>> pairs = qa.make_pairs(users, per_sample=4)
-        >>> reader = qa.Reader.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), qa.TINY)
-        >>> model = qa.build(qa.TINY, reader)
+        >>> model = qa.build(qa.TINY, qa.Reader.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), qa.TINY))
         >>> qa.train(model, users, pairs, steps=2).step.tolist()
         [1, 2]
     """
@@ -139,36 +137,39 @@ def train(
     if not len(pairs):
         raise ValueError("0 pairs to train on, at least 1 is needed: make them with make_pairs(users)")
     samples = Samples(model, pairs)
-    readings = model.reader.read(users, samples.keys, lambda done, total: report("reading", done, total, float("nan")))
+    readings = model.reader.read(users, samples.keys, lambda *n: report("reading", *n, float("nan")))
     resumed = resume and checkpoint is not None and Path(checkpoint).exists()
     model.train()
     if config.warm_steps and not resumed:
         warm_start(model, samples, readings, seed, report)
     masters = Masters(model, config.lr, config.head_lr, config.weight_decay)
     wrapped = accelerator.prepare(model)
-    start, rows, total = 0, [], steps or config.steps
-    if resumed:
-        start, planned, rows = _restore(Path(checkpoint), model, masters)
-        total = steps or planned
-    step = start
+    start, planned, rows = _restore(Path(checkpoint), model, masters) if resumed else (0, config.steps, [])
+    step, total = start, steps or planned
     while step < total:
         tick = time.monotonic()
         loss, parts, n = _joint_loss(wrapped, model, samples, readings, (seed, step, total), accelerator)
         accelerator.backward(loss)
-        warmup = max(int(config.warmup * total), 1)
-        factor = min((step + 1) / warmup, 0.5 * (1 + np.cos(np.pi * step / total)) + 0.02)
-        masters.step(factor, config.clip)
+        masters.step(_factor(config, step, total), config.clip)
         step += 1
         rows.append(dict(zip(HISTORY, (step, loss.item(), *parts, n / (time.monotonic() - tick)), strict=True)))
         if minutes is not None and step == start + 4:  # by now the speed is known: set the length of the schedule by it
-            left = minutes * 60 - (time.monotonic() - began)
-            per_step = np.mean([n / r["pairs_per_s"] for r in rows[-3:]])
-            total = max(step + 1, min(total if steps else 10**9, step + int(left / per_step)))
+            fit = _steps_left(minutes * 60 - (time.monotonic() - began), [n / r["pairs_per_s"] for r in rows[-3:]])
+            total = max(step + 1, min(total if steps else 10**9, step + fit))
         report("training", step, total, rows[-1]["loss"])
         if checkpoint is not None and (step % 10 == 0 or step == total):
             _checkpoint(Path(checkpoint), model, masters, step, total, rows)
     model.eval()
     return pd.DataFrame(rows, columns=list(HISTORY))
+
+
+def _factor(config, step: int, total: int) -> float:
+    """Scale the learning rates: up over the first share of the steps, then down along a cosine."""
+    return min((step + 1) / max(int(config.warmup * total), 1), 0.5 * (1 + np.cos(np.pi * step / total)) + 0.02)
+
+
+def _steps_left(seconds: float, lately: list[float]) -> int:
+    return int(seconds / np.mean(lately))
 
 
 def _joint_loss(wrapped, model: QAnchor, samples: Samples, readings: Readings, when: tuple[int, int, int], accelerator):
