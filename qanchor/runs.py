@@ -46,6 +46,8 @@ def save(model: QAnchor, folder, history: pd.DataFrame | None = None, metrics: d
         'run'
     """
     folder = Path(folder)
+    if model.config.lora_layers and not any("lora_" in name for name in model.state_dict()):
+        raise ValueError(f"{folder}: this model's LoRA was folded into its weights by Engine: save it before you serve it")
     half = torch.float16 if model.config.backbone != "tiny" else torch.float32
     tensors = {}
     for name, tensor in learned(model).items():
