@@ -239,7 +239,7 @@ def test_examples_run(module):
     names = {"np": importlib.import_module("numpy"), "pd": importlib.import_module("pandas"), "qa": qanchor, **vars(home)}
     finder, out = doctest.DocTestFinder(exclude_empty=True), []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE, verbose=False)
-    for name, thing in vars(home).items():
+    for name, thing in list(vars(home).items()):
         if getattr(thing, "__module__", None) == home.__name__ and callable(thing):
             for example in finder.find(inspect.unwrap(thing), f"{module}.{name}", module=False, globs=dict(names)):
                 runner.run(example, out=out.append)
