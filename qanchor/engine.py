@@ -134,18 +134,12 @@ class Engine:
                 progress(done, len(cache))
         return out[:, 0] if one else out
 
-    def stream(
-        self, cache: Cache, queries: Sequence[str], rows: np.ndarray | None = None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Embed group by group: yields (row numbers, (user, query, dim)). Close the iterator to stop.
-
-        rows   only the groups that hold one of these rows.
-        """
+    def stream(self, cache: Cache, queries: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Embed group by group: yields (row numbers, (user, query, dim)). Close the iterator to stop."""
         ids = [self.model.query_ids(q) for q in queries]
         asked, gate = branches([ids]).to(self.model.device), self.model.query_hidden(ids)
         for group in cache.groups:
-            if rows is None or np.isin(group.rows, rows).any():
-                yield group.rows, self._ask(group, asked, gate)
+            yield group.rows, self._ask(group, asked, gate)
 
     @torch.inference_mode()
     def _ask(self, group: Group, asked: Branches, gate: Float[Tensor, "query width"]) -> np.ndarray:
