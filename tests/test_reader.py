@@ -82,7 +82,7 @@ def by_hand(past: pd.DataFrame, cutoff) -> list[float]:
     """Count, recent count, days since the last, days between first and last, share at weekends, sum and mean of amounts."""
     ages = [(cutoff - t) / DAY for t in past["time"]]
     amounts = [0.0 if np.isnan(a) else a for a in past["amount"]]
-    weekend = sum(t.dayofweek >= 5 for t in past["time"]) / max(len(past), 1)
+    weekend = sum(t.day_of_week >= 5 for t in past["time"]) / max(len(past), 1)
     last, first = (min(ages), max(ages)) if ages else (400.0, 400.0)
     known = [len(ages), sum(a <= 30 for a in ages), last, first - last if ages else 0.0]
     return [*np.log1p(known), weekend, np.log1p(sum(amounts)), np.log1p(sum(amounts) / max(len(past), 1))]

@@ -23,6 +23,11 @@ QUIET = {"news_url": None, "check_for_updates_class": "jupyterlab.NeverCheckForU
 READY = (
     "document.querySelector('.lens')?.dataset.ready === 'true' && document.querySelector('.lens').dataset.moving === 'false'"
 )
+STALE = ".lens[data-stale]"  # a lens of an earlier run of its cell, that JupyterLab has still to take away
+STILL = """() => { const {x, y, width} = document.querySelector('.lens-canvas').getBoundingClientRect();
+    const now = [x, y, width].join(), before = window.wasAt ?? ['', 0];
+    window.wasAt = [now, before[0] === now ? before[1] + 1 : 0];
+    return window.wasAt[1] >= 10; }"""
 
 
 class Server:
@@ -117,6 +122,7 @@ class Notebook:
         cell, end, pressed = self.cell(number), time.monotonic() + timeout, 0.0
         if (hidden := cell.locator(".jp-Cell-inputWrapper .jp-Placeholder")).count():  # a hidden solution
             hidden.first.click()
+        cell.locator(".lens").evaluate_all("lenses => lenses.forEach((lens) => (lens.dataset.stale = true))")
         prompt = cell.locator(".jp-InputArea-prompt").first
         old = prompt.inner_text()
         while "*" in (text := prompt.inner_text()) or text == old or not any(map(str.isdigit, text)):
@@ -128,6 +134,7 @@ class Notebook:
                 self.page.keyboard.press("Shift+Enter")
                 pressed = time.monotonic()
             self.page.wait_for_timeout(50)
+        self.wait(f"!document.querySelector('{STALE}')")
         texts = cell.locator(".jp-OutputArea-output pre")
         return "\n".join(texts.all_inner_texts()).strip()
 
@@ -144,8 +151,9 @@ class Notebook:
             pytest.fail(f"never came true: {condition}\nview: {view}\nscreenshot: {path}\n" + "\n".join(said))
 
     def settled(self, timeout: float = 90) -> None:
-        """Wait until the map is there and nothing moves."""
+        """Wait until the map is there and nothing moves, neither on it nor around it: JupyterLab scrolls when a cell grows."""
         self.wait(READY, timeout)
+        self.wait(STILL)
 
     def state(self) -> dict:
         """What the view itself says of its map: places of the points in pixels, and so on."""

@@ -74,6 +74,7 @@ def test_ask_and_see_who_moves(book):
 
 def test_a_lasso_gives_the_ids_to_python_and_takes_them_back(book):
     drag(book.page, [(0, 0), (0.5, 0), (0.5, 1), (0, 1)])
+    book.wait("document.querySelector('.lens').lens.state().chosen.size > 0")
     state = book.state()
     width = book.page.locator(".lens-canvas").bounding_box()["width"]
     inside = [row for row in range(600) if state["pixels"][2 * row] < width / 2]
