@@ -74,15 +74,18 @@ class Users:
         events = checked_events(events, source)
         tabular, labels = _checked_table(tabular, "users"), _checked_table(labels, "labels", binary=True)
         cutoff = events["time"].max() + pd.Timedelta(1, "us") if cutoff is None else pd.Timestamp(cutoff)
-        order = modalities or tuple(sorted(events["modality"].unique()))
-        unknown = ~events["modality"].isin(order)
-        _refuse(source, "modality", events["modality"], unknown, f"not one of {order}: add it to about.json's modalities")
+        # undeclared, they are those of the history: one seen only afterwards must not change how the past is read
+        every, past = events["modality"], events["modality"][events["time"] < cutoff]
+        order = modalities or tuple(sorted(past.unique()))
+        late = [] if modalities else sorted(set(every) - set(order))
+        unknown = ~every.isin([*order, *late])
+        _refuse(source, "modality", every, unknown, f"not one of {order}: add it to about.json's modalities")
         known = set(events["user"].unique())
         ids = tuple(sorted(known.union(tabular.index, labels.index)))
         index = pd.Index(ids, name="user")
         events = events.assign(
             user=pd.Categorical(events["user"], categories=list(ids)),
-            modality=pd.Categorical(events["modality"], categories=list(order)),
+            modality=pd.Categorical(events["modality"], categories=[*order, *late]),
             text=events["text"].astype("category"),
         )
         events = events.sort_values(["user", "time", "modality", "text"], kind="stable").reset_index(drop=True)
@@ -137,7 +140,7 @@ class Users:
         """Describe each user in one row for the views: `user, events, <modality> counts ..., first, last, recent`."""
         past = self.history()
         by = past.groupby("user", observed=False)
-        counts = past.groupby(["user", "modality"], observed=False).size().unstack(fill_value=0)
+        counts = past.groupby(["user", "modality"], observed=False).size().unstack(fill_value=0)[list(self.modalities)]
         counts.columns = [str(c) for c in counts.columns]
         recent = past.groupby("user", observed=True)["text"].agg(lambda texts: " · ".join(texts.astype(str).iloc[-5:][::-1]))
         frame = pd.DataFrame({"events": by.size(), "first": by["time"].min(), "last": by["time"].max()}).join(counts)
@@ -158,7 +161,7 @@ class Users:
                 frame.to_parquet(aside, index=False, compression="zstd", compression_level=19)
                 aside.replace(folder / f"{stem}.parquet")
         about = {"name": self.name, "unit": self.unit, "cutoff": str(self.cutoff)}
-        about |= {"horizon_days": self.horizon_days, "modalities": list(self.modalities)}
+        about |= {"horizon_days": self.horizon_days, "modalities": list(self.events["modality"].cat.categories)}
         aside = folder / ".about.json.part"
         aside.write_text(json.dumps(about, indent=2) + "\n")
         aside.replace(folder / "about.json")

@@ -1,0 +1,214 @@
+"""A folder of your own users, read table by table: every problem is noted, and what can be mended is mended on the way."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .faults import Notes, decode, numbers, tidy, times, words
+from .schema import REQUIRED, _read_about
+
+ABOUT = ("name", "unit", "cutoff", "horizon_days", "modalities")
+DAY, YEAR, LONGEST = pd.Timedelta(days=1), pd.Timedelta(days=366), 3660  # days of a horizon
+
+
+class Folder:
+    """Read a folder table by table, note every problem, and mend the tables on the way."""
+
+    def __init__(self, folder, today):
+        self.folder, self.notes, self.names, self.tables, self.ids, self.comma = Path(folder), Notes(), {}, {}, {}, set()
+        self.today = pd.Timestamp.now("UTC").tz_localize(None) if today is None else pd.Timestamp(today)
+        if not any((self.folder / f"events.{kind}").exists() for kind in ("parquet", "csv")):
+            needed = f"write one row an event with {', '.join(REQUIRED)}"
+            raise FileNotFoundError(f"{folder} has no events.parquet or events.csv: {needed}")
+        self.about = self._about()
+        for stem, needed in (("events", REQUIRED), ("users", ("user",)), ("labels", ("user",))):
+            frame = self._open(stem, needed)
+            frame = None if frame is None else self._named(stem, frame, needed)
+            if frame is not None:
+                self.tables[stem] = self._events(frame) if stem == "events" else self._facts(stem, frame)
+        if "events" in self.tables:
+            self._compare()
+
+    def _about(self) -> dict:
+        file, self.cutoff = "about.json", None
+        try:
+            about = _read_about(self.folder / file)
+        except (ValueError, OSError, RecursionError) as error:
+            place = getattr(error, "column", "about"), getattr(error, "value", str(error))
+            self.notes.whole(file, *place, getattr(error, "cure", "cannot be read: mend it or remove the file"))
+            return {}
+        for key in sorted(set(about) - set(ABOUT)):
+            self.notes.whole(file, key, about[key], f"not read: only {', '.join(ABOUT)} are", severe=False)
+        names = about.get("modalities", [])
+        clean = list(dict.fromkeys(filter(None, (tidy(name, True) for name in names))))
+        if clean != names:
+            about["modalities"] = clean
+            self.notes.whole(file, "modalities", names, "a name twice, empty or not plain", "each written once, plainly")
+        if about.get("horizon_days", 30) > LONGEST:
+            self.notes.whole(file, "horizon_days", about.pop("horizon_days"), f"over {LONGEST:,} days: is that meant?")
+        if about.get("cutoff") is not None:
+            self.cutoff = self._cutoff(file, about)
+        return about
+
+    def _cutoff(self, file: str, about: dict) -> pd.Timestamp | None:
+        given = about["cutoff"]
+        if not isinstance(given, str) or not re.match(r"\s*\d{4}", given):
+            self.notes.whole(file, "cutoff", given, 'not a day in quotes: write "2025-01-31"')
+            return None
+        cutoff = pd.Timestamp(given)
+        if cutoff.tz is not None:
+            cutoff = cutoff.tz_convert("UTC").tz_localize(None)
+            about["cutoff"] = str(cutoff)
+            self.notes.whole(file, "cutoff", given, "has a time zone: write it in UTC, without one", "written in UTC")
+        if cutoff > self.today + YEAR:
+            self.notes.whole(file, "cutoff", given, "over a year ahead: is the year right?")
+            return None
+        return cutoff
+
+    def _open(self, stem: str, needed: tuple[str, ...]) -> pd.DataFrame | None:
+        there = [path for kind in ("parquet", "csv") if (path := self.folder / f"{stem}.{kind}").exists()]
+        if not there:
+            return None
+        self.names[stem] = there[0].name
+        if len(there) > 1:
+            self.notes.whole(there[1].name, stem, there[0].name, "not read, for that file is: remove one", severe=False)
+        try:
+            return pd.read_parquet(there[0]) if there[0].suffix == ".parquet" else self._read_csv(stem, there[0], needed)
+        except Exception as error:
+            self.notes.whole(there[0].name, stem, str(error), "cannot be read: write it again as parquet or csv")
+            return None
+
+    def _read_csv(self, stem: str, path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
+        text, encoding = decode(path.read_bytes())
+        if encoding:
+            cure = (
+                "a mark before the first column: save without BOM" if encoding == "utf-8-sig" else "not UTF-8: save it as UTF-8"
+            )
+            self.notes.whole(path.name, stem, encoding, cure, f"read as {encoding}", encoding != "utf-8-sig")
+        line = text.lstrip("\r\n").split("\n", 1)[0][:10_000].rstrip("\r")
+        head = {mark: next(csv.reader([line], delimiter=mark), []) for mark in ",;\t|"}
+        parted = max(head, key=lambda d: len(set(needed) & {tidy(name, True).lower() for name in head[d]}))
+        if parted != ",":
+            self.notes.whole(path.name, stem, parted, "columns parted so: part them by commas", "read so")
+            self.comma.add(stem)
+        kept = {name: str for name in head[parted] if tidy(name, True).lower() in REQUIRED}
+        raw = io.BytesIO(text.replace("\x00", "\uffff").encode())
+        frame = pd.read_csv(raw, sep=parted, dtype=kept, low_memory=False)
+        if not isinstance(frame.index, pd.RangeIndex):
+            raise ValueError("lines have more fields than the header: put a text that holds a comma into quotes")
+        return frame
+
+    def _named(self, stem: str, frame: pd.DataFrame, needed: tuple[str, ...]) -> pd.DataFrame | None:
+        """Give the frame columns with the names needed and rows numbered as in the file; None when that cannot be."""
+        file = self.names[stem]
+        hidden = [name for name in frame.index.names if name in needed and name not in frame.columns]
+        for name in hidden:
+            self.notes.whole(file, name, "index", "stands in the index: write it as a column", "made a column")
+        frame = frame.reset_index(drop=not hidden)
+        frame.columns = [str(name) for name in frame.columns]
+        names = {name: tidy(name, True).lower() for name in frame.columns}
+        for name, plain in names.items():
+            if name != plain and plain in needed and plain not in frame.columns:
+                self.notes.whole(file, plain, name, f"written otherwise: name it {plain}", "renamed")
+                frame = frame.rename(columns={name: plain})
+        for name in frame.columns[frame.columns.duplicated()].unique():
+            self.notes.whole(file, name, list(frame.columns), "two columns of one name: rename one")
+        frame = frame.loc[:, ~frame.columns.duplicated()]
+        missing = [name for name in needed if name not in frame.columns]
+        for name in missing:
+            self.notes.whole(file, name, list(frame.columns), f"missing: needed are {', '.join(needed)}")
+        return None if missing else frame
+
+    def _events(self, frame: pd.DataFrame) -> pd.DataFrame:
+        file, out = self.names["events"], pd.DataFrame(index=frame.index)
+        if not len(frame):
+            self.notes.whole(file, "user", "no rows", "the table is empty: give at least one event")
+            return frame
+        out["user"], self.ids["events"] = words(self.notes, file, frame["user"])
+        out["time"] = times(self.notes, file, frame["time"])
+        out["modality"], out["text"] = (words(self.notes, file, frame[name])[0] for name in ("modality", "text"))
+        for name in frame.columns.difference(REQUIRED, sort=False):
+            out[name] = numbers(self.notes, file, frame[name], comma="events" in self.comma)
+        out = out[~self._late(file, out["time"]) & out[list(REQUIRED)].notna().all(axis=1)]
+        if not len(out):
+            self.notes.whole(file, "user", "no rows", "no event is left: give at least one that can be kept")
+            return out
+        known = self.about.get("modalities") or list(out["modality"].cat.categories)
+        for name in out["modality"].cat.categories.difference(known):
+            near = "".join(f" (is it {close!r}?)" for close in difflib.get_close_matches(name, known, 1))
+            cure = f"not one of {', '.join(known)}{near}: add it to about.json's modalities"
+            self.notes.rows(file, out["modality"], out["modality"] == name, cure)
+        again = out.duplicated()
+        cure = "the same event twice: keep one; two real events need two times"
+        self.notes.rows(file, out["text"], again, cure, "row dropped", False)
+        out = out[~again]
+        user, time = out["user"].cat.codes.to_numpy(), out["time"].to_numpy()
+        order = np.argsort(user, kind="stable")
+        back = np.zeros(len(out), bool)
+        back[order[1:]] = (np.diff(user[order]) == 0) & (np.diff(time[order]) < np.timedelta64(0))
+        self.notes.rows(file, out["time"], back, "earlier than the row of this user before it", "sorted", False)
+        return out
+
+    def _late(self, file: str, time: pd.Series) -> pd.Series:
+        never, end = time > self.today + DAY, pd.NaT  # a day of grace: times may be local ones
+        self.notes.rows(file, time, never, "beyond today: correct it or drop the row", "row dropped")
+        if self.cutoff is not None:
+            end = self.cutoff + pd.Timedelta(days=self.about.get("horizon_days", 30))
+            self.notes.rows(file, time, (time >= end) & ~never, f"beyond the horizon ({end}): drop it", "row dropped", False)
+        return never | (time >= end)
+
+    def _facts(self, stem: str, frame: pd.DataFrame) -> pd.DataFrame:
+        file, out = self.names[stem], pd.DataFrame(index=frame.index)
+        out["user"], self.ids[stem] = words(self.notes, file, frame["user"])
+        for name in frame.columns.drop("user"):
+            out[name] = numbers(self.notes, file, frame[name], stem == "labels", stem in self.comma)
+        out = out[out["user"].notna()]
+        again = out.duplicated()
+        self.notes.rows(file, out["user"], again, "the same row twice: keep one", "row dropped")
+        out = out[~again]
+        self.notes.rows(file, out["user"], out["user"].duplicated(), "two rows of one user that contradict: keep one")
+        return out
+
+    def _compare(self) -> None:
+        """Look across the tables: ids that become equal, users without events or history, labels among the inputs."""
+        events = self.tables["events"]
+        raw = {}
+        for stem, ids in self.ids.items():
+            for before, after in ids.items():
+                raw.setdefault(after, {}).setdefault(before, stem)
+        for after, forms in raw.items():
+            if after and len(forms) > 1:
+                cure = "ids that become equal when trimmed and normalised: say which user each is"
+                self.notes.whole(self.names[list(forms.values())[-1]], "user", list(forms), cure)
+        for stem in self.tables.keys() - {"events"}:
+            user = self.tables[stem]["user"]
+            alone = ~user.isin(set(events["user"].astype(str)))
+            self.notes.rows(self.names[stem], user, alone, "no event of this user: is the id the same in events?", severe=False)
+        if self.cutoff is not None and len(events):
+            first = events.groupby("user", observed=True)["time"].min()
+            new = events["user"].isin(first.index[first >= self.cutoff]) & ~events["user"].duplicated()
+            cure = f"no event before the cut-off ({self.cutoff}): nothing of this user can be read"
+            self.notes.rows(self.names["events"], events["user"], new, cure, severe=False)
+        labels = set(self.tables.get("labels", pd.DataFrame()).columns) - {"user"}
+        for stem in ("events", "users"):
+            for name in sorted(labels & set(self.tables.get(stem, pd.DataFrame()).columns)):
+                cure = "named like a label: a label must never be an input, drop the column if it is one"
+                self.notes.whole(self.names[stem], name, name, cure, severe=False)
+
+    def write(self, folder: Path) -> None:
+        """Write the mended tables, events sorted by user and time."""
+        folder.mkdir(parents=True)
+        for stem, frame in self.tables.items():
+            if stem == "events":
+                frame = frame.sort_values(["user", "time"], kind="stable").astype(dict.fromkeys(("modality", "text"), str))
+            frame.astype({"user": str}).to_parquet(folder / f"{stem}.parquet", index=False)
+        if self.about:
+            (folder / "about.json").write_text(json.dumps(self.about, indent=2) + "\n")

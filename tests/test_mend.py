@@ -1,0 +1,374 @@
+"""A messy folder: every fault is found with its place and cure, what can be mended is, and what is written loads."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qanchor.faults import decode, tidy
+from qanchor.mend import MendError, check, inspect, mend, table
+from qanchor.schema import MAX_TEXT, load_users
+
+TODAY = pd.Timestamp("2025-06-01")
+LINES = [
+    ("a", "2025-01-02 10:00", "bill", "noodles", 3.0),
+    ("a", "2025-02-01 11:00", "search", "flights", np.nan),
+    ("b", "2025-01-05 09:30", "bill", "tea", 2.5),
+    ("b", "2025-02-07 20:00", "app", "opened the map", np.nan),
+    ("c", "2025-01-09 08:00", "bill", "rice", 4.0),
+    ("c", "2025-03-05 08:00", "bill", "a ticket", 40.0),
+]
+
+
+def good() -> dict[str, pd.DataFrame]:
+    events = pd.DataFrame(LINES, columns=["user", "time", "modality", "text", "amount"])
+    users = pd.DataFrame({"user": ["a", "b", "c"], "home.rooms": [2.0, 3.0, np.nan]})
+    return {"events": events, "users": users, "labels": pd.DataFrame({"user": ["a", "b", "c"], "travels": [1.0, 0.0, np.nan]})}
+
+
+def put(folder: Path, frames: dict, kind: str = "csv", **about) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, frame in frames.items():
+        if kind == "csv":
+            frame.to_csv(folder / f"{stem}.csv", index=False)
+        else:
+            frame.to_parquet(folder / f"{stem}.parquet", index=False)
+    told = {"cutoff": "2025-03-01", "modalities": ["bill", "search", "app"]} | about
+    (folder / "about.json").write_text(json.dumps({key: value for key, value in told.items() if value is not None}))
+    return folder
+
+
+def with_cell(frame: pd.DataFrame, row: int, column: str, value) -> pd.DataFrame:
+    values = frame[column].astype(object)
+    values[row] = value
+    if isinstance(value, str):
+        values = values.astype(str).where(values.notna())
+    return frame.assign(**{column: values})
+
+
+CELLS = {  # file, row, column, value; part of the cure, what is done, whether it is severe
+    "no time": ("events", 1, "time", "soon", "not a time", "", True),
+    "whose month": ("events", 1, "time", "03/04/2025", "not a time", "", True),
+    "this moment": ("events", 1, "time", "now", "not a time", "", True),
+    "a number": ("events", 1, "time", "1735689600", "seconds since 1970", "", True),
+    "empty time": ("events", 1, "time", None, "empty", "row dropped", True),
+    "beyond today": ("events", 5, "time", "2099-01-01 10:00", "beyond today", "row dropped", True),
+    "year 99999": ("events", 5, "time", "99999-01-01 10:00", "not a time", "", True),
+    "beyond the horizon": ("events", 5, "time", "2025-04-01 10:00", "beyond the horizon", "row dropped", False),
+    "time zone": ("events", 0, "time", "2025-01-02T10:00:00+08:00", "time zones +08:00", "written in UTC", False),
+    "empty user": ("events", 3, "user", None, "empty", "row dropped", True),
+    "blank user": ("events", 3, "user", "  ", "empty", "row dropped", True),
+    "empty text": ("events", 3, "text", None, "empty", "row dropped", True),
+    "unseen text": ("events", 3, "text", "\u200b\u2060", "empty", "row dropped", True),
+    "empty modality": ("events", 3, "modality", None, "empty", "row dropped", True),
+    "unknown modality": ("events", 3, "modality", "ap", "is it 'app'?", "", True),
+    "spaced modality": ("events", 3, "modality", "app ", "spaces around", "trimmed", False),
+    "long text": ("events", 2, "text", "x" * (MAX_TEXT + 1), "shorten it", "cut to 2,000 characters", True),
+    "10 MB text": ("events", 2, "text", "tea " * 2_500_000, "shorten it", "cut to 2,000 characters", True),
+    "null byte": ("events", 2, "text", "te\x00a", "null byte", "removed", True),
+    "zero width": ("events", 2, "text", "te\u200ba", "invisible", "removed", False),
+    "turned text": ("events", 2, "text", "\u202etea", "invisible", "removed", False),
+    "in pieces": ("events", 2, "text", "cafe\u0301", "NFC", "normalised", False),
+    "word for number": ("events", 2, "amount", "lots", "not a number", "", True),
+    "infinite amount": ("events", 2, "amount", np.inf, "not finite", "emptied", True),
+    "word for fact": ("users", 1, "home.rooms", "red", "not a number", "", True),
+    "infinite fact": ("users", 1, "home.rooms", -np.inf, "not finite", "emptied", True),
+    "no user of facts": ("users", 1, "user", None, "empty", "row dropped", True),
+    "label of 2": ("labels", 1, "travels", 2.0, "0, 1 or empty", "", True),
+    "odd label": ("labels", 1, "travels", "maybe", "not a number", "", True),
+    "label in words": ("labels", 1, "travels", "Yes", "write it as a number", "read as a number", True),
+    "ids that meet": ("events", 1, "user", "a ", "become equal", "", True),
+    "ids that meet unseen": ("labels", 1, "user", "b\u200d", "become equal", "", True),
+    "a stranger": ("labels", 1, "user", "zoe", "no event of this user", "", False),
+}
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("case", CELLS)
+def test_each_fault_of_a_cell_is_found_and_mended(tmp_path, case, kind):
+    stem, row, column, value, cure, done, severe = CELLS[case]
+    frames = good()
+    frames[stem] = with_cell(frames[stem], row, column, value)
+    folder, out = put(tmp_path / "mine", frames, kind), tmp_path / "out"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    problems = inspect(folder, TODAY)
+    found = [p for p in problems if cure in p.cure and p.column == column]
+    assert len(found) == 1 and found[0].file == f"{stem}.{kind}", problems
+    assert (found[0].row, found[0].done, found[0].severe) == (None if "equal" in cure else row, done, severe)
+    assert len(str(found[0])) < 400 and json.dumps(found[0].plain(), allow_nan=False) and found[0].cure in table(problems)
+    if done or not severe:
+        report = mend(folder, out, TODAY)
+        assert not done or done in set(report["done"])
+        assert load_users(out) and not [p for p in inspect(out, TODAY) if p.recoverable or p.severe]
+    else:
+        with pytest.raises(MendError, match="only you can mend") as caught:
+            mend(folder, out, TODAY)
+        assert found[0] in caught.value.problems and str(found[0]) in str(caught.value)
+        assert [path.name for path in tmp_path.iterdir()] == ["mine"], "nothing is written"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_good_folder_has_no_problem_and_mending_changes_nothing(tmp_path):
+    for kind in ("csv", "parquet"):
+        folder = put(tmp_path / kind, good(), kind, name="mine", unit="person")
+        assert inspect(folder, TODAY) == [] and not len(mend(folder, tmp_path / f"{kind}-out", TODAY))
+        first, second = load_users(folder), load_users(tmp_path / f"{kind}-out")
+        pd.testing.assert_frame_equal(first.events.astype({"text": str}), second.events.astype({"text": str}))
+        pd.testing.assert_frame_equal(first.tabular, second.tabular)
+        pd.testing.assert_frame_equal(first.labels, second.labels)
+        assert (first.cutoff, first.unit, first.modalities) == (second.cutoff, second.unit, second.modalities)
+
+
+def test_all_problems_are_told_at_once_and_each_is_mended(tmp_path):
+    frames = good()
+    events = with_cell(with_cell(frames["events"], 0, "amount", np.inf), 2, "text", "x\u200b" * 1500)
+    frames["events"] = pd.concat([events.iloc[::-1], events.iloc[:1]]).assign(user=lambda f: f["user"] + " ")
+    frames["users"] = pd.concat([frames["users"]] * 2).assign(user=lambda f: f["user"] + " ")
+    frames["labels"] = frames["labels"].assign(user=lambda f: f["user"] + " ")
+    report = mend(put(tmp_path / "mine", frames), tmp_path / "out", TODAY)
+    told = {(r.file, r.column, r.done): (r.row, r.rows) for r in report.itertuples()}
+    assert told[("events.csv", "user", "trimmed")] == (0, 7) and told[("events.csv", "amount", "emptied")] == (5, 2)
+    assert told[("events.csv", "text", "row dropped")] == (6, 1) and told[("events.csv", "time", "sorted")] == (1, 3)
+    assert told[("users.csv", "user", "row dropped")] == (3, 3)
+    users = load_users(tmp_path / "out")
+    assert users.ids == ("a", "b", "c") and len(users.events) == 6 and users.events["amount"].isna().sum() == 3
+    assert "x" * 1500 in set(users.events["text"])
+
+
+def test_contradicting_rows_of_one_user_are_left_to_you(tmp_path):
+    frames = good()
+    frames["labels"] = pd.DataFrame({"user": ["a", "a", "b"], "travels": [1, 0, 1]})
+    folder = put(tmp_path / "mine", frames)
+    assert ["contradict" in p.cure and p.row for p in inspect(folder, TODAY)] == [1]
+    with pytest.raises(MendError, match="contradict"):
+        mend(folder, tmp_path / "out", TODAY)
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "severe"),
+    [
+        (lambda raw: b"\xef\xbb\xbf" + raw, "utf-8-sig", False),
+        (lambda raw: raw.decode().encode("utf-16"), "utf-16", True),
+        (lambda raw: raw.replace(b"noodles", b"caf\xe9 cr\xe8me"), "cp1252", True),
+        (lambda raw: raw.replace(b",", b";").replace(b"2.5", b"2,5"), ";", True),
+        (lambda raw: raw.replace(b",", b"\t"), "\t", True),
+        (lambda raw: raw.replace(b"user,time", b"User, Time "), "User", True),
+        (lambda raw: raw.replace(b"\n", b"\r\n"), None, False),
+    ],
+    ids=["BOM", "utf-16", "cp1252", "semicolons", "tabs", "other names", "CRLF"],
+)
+def test_csv_of_other_houses_is_read_and_named(tmp_path, change, said, severe):
+    folder = put(tmp_path / "mine", good())
+    path = folder / "events.csv"
+    path.write_bytes(change(path.read_bytes()))
+    problems = inspect(folder, TODAY)
+    assert said in [p.value for p in problems] if said else not problems
+    assert any(p.severe for p in problems) == severe and all(p.recoverable for p in problems)
+    mend(folder, tmp_path / "out", TODAY)
+    events = load_users(tmp_path / "out").events
+    assert len(events) == 6 and events["amount"].sum() == 49.5 and set(events["text"]) & {"noodles", "café crème"}
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"user,time,modality,text\na,2025-01-01,bill,tea,milk\n", "more fields than the header"),
+        (b"user,time,modality,text\na,2025-01-01,bill,tea\na,2025-01-01,bill,tea,milk\n", "Expected 4 fields in line 3"),
+        ("user,time,modality,text\na,2025-01-01,bill,茶和米饭\n".encode("gbk"), "save it as UTF-8"),
+        ("user,time,modality,text\na,2025-01-01,bill,é".encode() + b"\xe9\n", "save it as UTF-8"),
+        (b'user,time,modality,text\na,2025-01-01,bill,"tea\n', "EOF inside string"),
+        (b"", "No columns to parse"),
+        (b"user,time,modality\na,2025-01-01,bill\n", "missing: needed are"),
+        (b"user,time,modality,text\n", "at least one event"),
+        (b"user,time,modality,text\n,2025-01-01,bill,tea\n", "no event is left"),
+    ],
+)
+def test_what_cannot_be_read_is_said(tmp_path, raw, said):
+    (tmp_path / "events.csv").write_bytes(raw)
+    problems = inspect(tmp_path, TODAY)
+    assert any(said in f"{p.value} {p.cure}" and p.severe and not p.recoverable for p in problems), problems
+    with pytest.raises(MendError):
+        mend(tmp_path, tmp_path.with_name("out"), TODAY)
+
+
+def test_a_broken_parquet_is_told(tmp_path):
+    folder = put(tmp_path, good(), "parquet")
+    whole = (folder / "labels.parquet").read_bytes()
+    (folder / "labels.parquet").write_bytes(whole[: len(whole) // 2])
+    (problem,) = inspect(folder, TODAY)
+    assert (problem.file, problem.severe, problem.recoverable) == ("labels.parquet", True, False)
+
+
+def test_parquet_types_that_are_not_what_they_seem(tmp_path):
+    frames = good()
+    events = frames["events"]
+    frames["events"] = events.assign(
+        text=events["text"].str.encode("utf-8"),
+        time=pd.to_datetime(events["time"]).dt.tz_localize("Asia/Shanghai"),
+        user=events["user"].map({"a": 1.0, "b": 2.0, "c": 3.0}),
+        seen=pd.Timestamp("2025-01-01"),
+    )
+    frames["labels"] = frames["labels"].assign(user=[1, 2, 3])
+    frames["users"] = frames["users"].assign(user=["1", "2", "3"])
+    problems = inspect(put(tmp_path / "mine", frames, "parquet"), TODAY)
+    assert [(p.column, p.done) for p in problems] == [
+        ("user", "written as whole numbers"),
+        ("time", "written in UTC"),
+        ("text", "read as UTF-8"),
+        ("seen", ""),
+    ]
+    frames["events"] = frames["events"].drop(columns="seen")
+    frames["labels"].set_index("user").to_parquet(put(tmp_path / "mine", frames, "parquet") / "labels.parquet")
+    assert ("index", "made a column") in {(p.value, p.done) for p in inspect(tmp_path / "mine", TODAY)}
+    mend(tmp_path / "mine", tmp_path / "out", TODAY)
+    users = load_users(tmp_path / "out")
+    assert users.ids == ("1", "2", "3") and users.label("travels").notna().sum() == 2
+    assert users.events["time"].iloc[0] == pd.Timestamp("2025-01-02 02:00") and "noodles" in set(users.events["text"])
+
+
+def test_ids_that_csv_would_read_as_numbers_are_kept_apart(tmp_path):
+    frames = good()
+    frames["events"] = frames["events"].assign(user=["7", "7", "007", "007", "8", "8"])
+    folder = put(tmp_path / "mine", {"events": frames["events"]})
+    assert load_users(folder).ids == ("7", "8"), "two users would be taken for one"
+    (problem,) = inspect(folder, TODAY)
+    assert (problem.value, problem.rows, problem.severe, problem.done) == ("007", 2, True, "kept as words")
+    mend(folder, tmp_path / "out", TODAY)
+    assert load_users(tmp_path / "out").ids == ("007", "7", "8")
+
+
+@pytest.mark.parametrize(
+    ("about", "said", "done", "severe"),
+    [
+        ({"cutoff": "2025-03-01T00:00:00+08:00"}, "has a time zone", "written in UTC", True),
+        ({"cutoff": 20250301}, "in quotes", "", True),
+        ({"cutoff": "today"}, "in quotes", "", True),
+        ({"cutoff": "2205-03-01"}, "is the year right", "", True),
+        ({"cutoff": "soon"}, "not a time", "", True),
+        ({"modalities": ["bill", "bill ", "search", "app"]}, "a name twice", "each written once, plainly", True),
+        ({"horizon_days": 10**9}, "is that meant", "", True),
+        ({"cut_off": "2025-03-01"}, "not read: only", "", False),
+        ({"cutoff": "2025-01-08"}, "no event before the cut-off", "", False),
+    ],
+)
+def test_about_is_checked_too(tmp_path, about, said, done, severe):
+    folder = put(tmp_path / "mine", good(), **about)
+    problems = [p for p in inspect(folder, TODAY) if said in p.cure]
+    assert [(p.done, p.severe) for p in problems] == [(done, severe)]
+    if done:
+        mend(folder, tmp_path / "out", TODAY)
+        assert len(load_users(tmp_path / "out").history()) > 2 and not inspect(tmp_path / "out", TODAY)
+
+
+def test_a_label_among_the_inputs_and_two_files_of_one_kind_are_mentioned(tmp_path):
+    frames = good()
+    frames["users"] = frames["users"].assign(travels=0.0)
+    folder = put(tmp_path, frames)
+    frames["labels"].to_parquet(folder / "labels.parquet")
+    told = {(p.file, p.severe): p.cure for p in inspect(folder, TODAY)}
+    assert "a label must never be an input" in told["users.csv", False] and "not read" in told["labels.csv", False]
+
+
+def test_out_is_never_the_folder_and_never_half_written(tmp_path, monkeypatch):
+    folder = put(tmp_path / "mine", good())
+    for out in (folder, folder / "mended", tmp_path / "x" / ".." / "mine"):
+        with pytest.raises(ValueError, match="never mended in place"):
+            mend(folder, out, TODAY)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "note").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds something already"):
+        mend(folder, tmp_path / "full", TODAY)
+    (tmp_path / "empty").mkdir()
+    real = pd.DataFrame.to_parquet
+
+    def full_disk(self, path, **settings):
+        if path.name == "labels.parquet":
+            raise OSError("No space left on device")
+        return real(self, path, **settings)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(pd.DataFrame, "to_parquet", full_disk)
+        mend(folder, tmp_path / "empty", TODAY)
+    assert not list((tmp_path / "empty").iterdir()) and not list(tmp_path.glob(".*"))
+    mend(folder, tmp_path / "empty", TODAY)
+    assert len(load_users(tmp_path / "empty").events) == 6
+
+
+def test_check_says_what_is_there_and_what_is_wrong(tmp_path):
+    frames = good()
+    told, said = check(put(tmp_path / "mine", frames))
+    assert told["in_order"] and told["events"] == 6 and said.startswith(f"{tmp_path / 'mine'} is in order.\nusers: 3")
+    frames["events"] = with_cell(frames["events"].iloc[::-1].reset_index(drop=True), 0, "text", None)
+    told, said = check(put(tmp_path / "mine", frames))
+    assert not told["in_order"] and "events" not in told and "2 problem(s), 2 of them can be mended with --fix OUT" in said
+    told, said = check(tmp_path / "mine", tmp_path / "out")
+    assert told["in_order"] and told["events"] == 5 and [row["done"] for row in told["done"]] == ["row dropped", "sorted"]
+    assert json.dumps(told, allow_nan=False) and f"{tmp_path / 'mine'} is mended in {tmp_path / 'out'}" in said
+
+
+def test_joiners_that_a_script_needs_are_kept():
+    for text in ("👩‍👩‍👧", "می‌خواهم", "क्‍ष", "line\nbreak", "tab\there"):
+        assert tidy(text) == text
+    assert tidy("pay\u200dment\ufeff\x07") == "payment" and tidy(" a\u00a0", trim=True) == "a"
+    assert decode("naïve café".encode("cp1252")) == ("naïve café", "cp1252")
+
+
+@given(st.text(st.sampled_from("ae\u0301\u200b\u200c\u200dK\u212a é\x00\u202e\u1100\u1161"), max_size=12), st.booleans())
+def test_tidying_twice_is_tidying_once(text, trim):
+    once = tidy(text, trim)
+    assert tidy(once, trim) == once
+
+
+NASTY = ["", " ", "a", " a", "b\u200b", "é", "e\u0301", "\x00", "x" * 2001, "inf", "-3", "1,5", "yes", "True", "2", "7", "007"]
+NASTY += ["2025-01-02", "2025-01-02T10:00+08:00", "3025-01-01", "soon", "now", "bill", "Bill ", "NA", '"', ";", ",", "\n", None]
+cell = st.tuples(st.sampled_from(["events", "users", "labels"]), st.integers(0, 5), st.integers(0, 4))
+edits = st.lists(st.tuples(cell, st.sampled_from(NASTY) | st.text(max_size=8)), max_size=5)
+bytes_in = st.lists(st.tuples(st.integers(0, 400), st.binary(min_size=1, max_size=2)), max_size=2)
+
+
+def spoil(folder: Path, changes, raw, kind: str, order: int, about: bool) -> None:
+    frames = good()
+    for (stem, row, column), value in changes:
+        frame = frames[stem]
+        frames[stem] = with_cell(frame, row % len(frame), frame.columns[column % frame.shape[1]], value)
+    frames["events"] = frames["events"].sample(6, replace=order > 1, random_state=order).iloc[order % 4 :]
+    put(folder, frames, kind, **({} if about else {"cutoff": None, "modalities": None}))
+    path = folder / f"events.{kind}"
+    whole = path.read_bytes()
+    for at, new in raw:
+        whole = whole[: at % len(whole)] + new + whole[at % len(whole) :]
+    path.write_bytes(whole)
+
+
+def loads(folder: Path) -> bool:
+    try:
+        users = load_users(folder)
+        return len(users.history()) + len(users.future()) >= 0
+    except Exception:  # whatever it is: it did not load
+        return False
+
+
+@settings(max_examples=60, deadline=None)
+@given(edits, bytes_in, st.sampled_from(["csv", "csv", "parquet"]), st.integers(0, 3), st.booleans())
+def test_whatever_is_spoilt_is_named_and_whatever_is_mended_loads(changes, raw, kind, order, about):
+    with tempfile.TemporaryDirectory() as home:
+        folder, out = Path(home) / "mine", Path(home) / "out"
+        try:
+            spoil(folder, changes, raw, kind, order, about)
+        except UnicodeEncodeError:  # a lone surrogate: no file can hold it
+            return
+        problems = inspect(folder, TODAY)
+        assert table(problems) and json.dumps([p.plain() for p in problems], allow_nan=False)
+        assert loads(folder) or any(p.severe for p in problems), "load_users refuses it, inspect saw nothing severe"
+        if any(p.severe and not p.recoverable for p in problems):
+            with pytest.raises(MendError):
+                mend(folder, out, TODAY)
+            assert not out.exists()
+        else:
+            mend(folder, out, TODAY)
+            assert loads(out) and not [p for p in inspect(out, TODAY) if p.recoverable or p.severe]
