@@ -79,23 +79,36 @@ def silent_days(horizon_days: int) -> tuple[int, ...]:
     return tuple(max(1, int(cut * horizon_days + 0.5)) for cut in CUTS["stop"])
 
 
-def grades(style: str, values: np.ndarray, horizon_days: int = 30) -> np.ndarray:
+def grades(style: str, values: np.ndarray, horizon_days: int = 30, begins: np.ndarray | None = None) -> np.ndarray:
     """Grade each user's value against the others': int 0 to 4, or -1 where the value is unknown (NaN).
+
+    begins  where the grades begin, as `grade_begins` gives it, when these are not all the users.
 
     Example:
         >>> grades("count", np.array([0, 1, 2, 3, 4]))
         array([0, 1, 2, 3, 4])
     """
     known, out = ~np.isnan(values), np.full(len(values), -1)
-    if style in ("stop", "trend"):
-        cuts = silent_days(horizon_days) if style == "stop" else CUTS["trend"]
-        out[known] = np.searchsorted(cuts, values[known], side="right")
-        return out
-    others = np.sort(values[known & (values > 0)] if style == "count" else values[known])
-    lower = np.searchsorted(others, values[known], side="left") / max(len(others), 1)  # share of the others who have less
-    grade = np.searchsorted(CUTS[style], lower, side="right") + (style == "count")
-    out[known] = np.where(values[known] == 0, 0, grade)
+    if begins is None:
+        begins = grade_begins(style, *np.unique(values[known], return_counts=True), horizon_days)
+    out[known] = np.searchsorted(begins, values[known], side="right")
+    if style in ("count", "level"):
+        out[values == 0] = 0
     return out
+
+
+def grade_begins(style: str, values: np.ndarray, counts: np.ndarray, horizon_days: int = 30) -> np.ndarray:
+    """Give the values at which the grades 1 to 4 begin (inf: nobody has it).
+
+    values  those that occur among all users, sorted, each once;  counts  how many users have each.
+    """
+    if style in ("stop", "trend"):
+        return np.array(silent_days(horizon_days) if style == "stop" else CUTS["trend"], dtype=float)
+    if style == "count":
+        values, counts = values[values > 0], counts[values > 0]
+    less = (np.cumsum(counts) - counts) / max(counts.sum(), 1)  # share of the others who have less
+    cuts = (0, *CUTS["count"]) if style == "count" else CUTS[style]
+    return np.append(values, np.inf)[np.searchsorted(less, cuts, side="left")]
 
 
 def answers(

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from .batch import USER_EMB, branches
+from .bench_useru import useru
 from .config import SMALL, Config
 from .encoder import KINDS as SLOT_KINDS
 from .encoder import Prefix
@@ -131,8 +132,7 @@ def cache(
 
 
 def _fresh(config: Config, people: Users) -> QAnchor:
-    seen = pd.DataFrame({"user": list(people.ids), "cutoff": people.cutoff})
-    return build(config, Reader.fit(people, seen, config))
+    return build(config, Reader.fit(people, pd.DataFrame({"user": list(people.ids), "cutoff": people.cutoff}), config))
 
 
 def _random_prefix(model: QAnchor, rows: int, slots: int) -> Prefix:
@@ -297,4 +297,4 @@ def _zero_shot(engine: Engine, people: Users, anchors: Callable) -> dict[str, fl
     return {"average": float(np.mean(list(found.values()))), **found} if found else {}
 
 
-BENCHES = {"cache": cache, "ask": ask, "tasks": tasks}
+BENCHES = {"cache": cache, "ask": ask, "tasks": tasks, "useru": lambda **told: _about("useru") | useru(**told)}

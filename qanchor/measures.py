@@ -19,9 +19,12 @@ DAY = 86_400_000_000  # microseconds
 
 
 class Records:
-    """Hold the history as arrays over events sorted by user and time, once for all cut-offs."""
+    """Hold the history as arrays over events sorted by user and time, once for all cut-offs.
 
-    def __init__(self, users: Users, topics: tuple[Topic, ...]):
+    start  the time of the first visit of all (microseconds), when `users` are only some of them.
+    """
+
+    def __init__(self, users: Users, topics: tuple[Topic, ...], start: int | None = None):
         past = users.history()
         self.users, self.topics, self.n = users, topics, len(users)
         self.user = past["user"].cat.codes.to_numpy()
@@ -33,7 +36,7 @@ class Records:
         )
         self.visit = ~np.isin(modality, OFFERS)
         self.modality = modality
-        self.start = self.time[self.visit].min(initial=users.cutoff.value // 1000)
+        self.start = self.time[self.visit].min(initial=users.cutoff.value // 1000) if start is None else start
         hit = match(past["text"].cat.categories)
         self.streams = {}
         for topic in topics:
@@ -55,7 +58,11 @@ def money_modality(events: pd.DataFrame) -> str:
     """Say where the money is counted: in the modality with most of it, or with fewest events where two tell the same sums."""
     if "amount" not in events:
         return ""
-    paid = events[events["amount"] > 0].groupby("modality", observed=True)["amount"].agg(["sum", "size"])
+    return main_money(events[events["amount"] > 0].groupby("modality", observed=True)["amount"].agg(["sum", "size"]))
+
+
+def main_money(paid: pd.DataFrame) -> str:
+    """Say the same of a table with index modality and columns sum, size."""
     return str(paid[paid["sum"] > 0.98 * paid["sum"].max()]["size"].idxmin()) if len(paid) else ""
 
 

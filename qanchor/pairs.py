@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 
-from .answers import answers, facts, grades, style_of, summary, telling_topics, with_fact
+from .answers import answers, facts, grade_begins, grades, style_of, summary, telling_topics, with_fact
 from .measures import DAY, FEW, MIN_EVENTS, MIN_FORMER, MIN_SHARE, Records, Span, money_modality
 from .reflect import reflect
 from .schema import Users
@@ -48,130 +52,226 @@ def make_pairs(
         >>> pairs[pairs.topic == "baby"].answer.iloc[0]  # doctest: +SKIP
         'Very unlikely to buy baby products: none at all in the next 30 days.'
     """
-    cutoffs = default_cutoffs(users) if cutoffs is None else [pd.Timestamp(cutoff) for cutoff in cutoffs]
-    if late := [cutoff for cutoff in cutoffs if cutoff > users.cutoff]:
-        raise ValueError(f"cut-off {late[0]:%Y-%m-%d} is after the users' own, {users.cutoff:%Y-%m-%d}: choose earlier ones")
-    records = Records(users, tuple(topics))
-    future = round(per_sample * future_share)
-    rows = []
-    for cutoff in cutoffs:
-        rows += _Moment(records, cutoff, "profile", seed).pairs(per_sample - future, held_out)
-        if cutoff + pd.Timedelta(days=users.horizon_days) <= users.cutoff:
-            moment = _Moment(records, cutoff, "future", seed)
-            rows += moment.pairs(future, held_out) + ([] if held_out else moment.summaries())
-    frame = pd.DataFrame(rows, columns=COLUMNS).astype({"cutoff": "datetime64[us]"})
+    wish = Wish(users.unit, users.horizon_days, per_sample, future_share, seed, held_out, tuple(topics))
+    records, rows = Records(users, wish.topics), []
+    for cutoff, kind in moments(default_cutoffs(users) if cutoffs is None else cutoffs, users.cutoff, users.horizon_days):
+        values = measure(records, cutoff, kind, money_modality(users.history(cutoff)))
+        rows += ask(values, Crowd.of(values.value, values.active, wish), cutoff, kind, wish)
+    return pair_frame(rows)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Hold what is asked for, alike for all users; the fields are those of `make_pairs`."""
+
+    unit: str
+    horizon_days: int
+    per_sample: int = 8
+    future_share: float = 0.6
+    seed: int = 0
+    held_out: bool = False
+    topics: tuple[Topic, ...] = TOPICS
+
+    def number(self, kind: str) -> int:
+        """Say how many pairs of a kind one sample gives."""
+        future = round(self.per_sample * self.future_share)
+        return future if kind == "future" else self.per_sample - future
+
+
+def pair_frame(rows: list[tuple]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=COLUMNS).astype({"cutoff": "datetime64[us]", "grade": "int64"})
     return frame.sort_values(["cutoff", "user", "kind", "topic"], kind="stable").reset_index(drop=True)
+
+
+def moments(cutoffs: Iterable, end: pd.Timestamp, horizon_days: int) -> list[tuple[pd.Timestamp, str]]:
+    """List the cut-offs with what is asked there: a "profile", and a "future" where a whole horizon of it is known."""
+    cutoffs = [pd.Timestamp(cutoff) for cutoff in cutoffs]
+    if late := [cutoff for cutoff in cutoffs if cutoff > end]:
+        raise ValueError(f"cut-off {late[0]:%Y-%m-%d} is after the users' own, {end:%Y-%m-%d}: choose earlier ones")
+    last = end - pd.Timedelta(days=horizon_days)
+    return [(cutoff, kind) for cutoff in cutoffs for kind in ("profile", "future")[: 1 + (cutoff <= last)]]
 
 
 def default_cutoffs(users: Users, n: int = N_CUTOFFS) -> list[pd.Timestamp]:
     """Choose `n` days, evenly spaced, with at least 45 days (and 40 % of the history) before and a whole horizon after."""
-    days = users.history()["time"].dt.floor("D")
-    start = days.quantile(0.01, interpolation="lower") if len(days) else users.cutoff  # a few odd old events move nothing
-    span = (users.cutoff - start).days
-    first, last = max(MIN_DAYS, int(np.ceil(MIN_HISTORY * span))), span - users.horizon_days
+    days = users.history()["time"].dt.floor("D").value_counts().sort_index()
+    return spread_cutoffs(days, users.cutoff, users.horizon_days, n)
+
+
+def spread_cutoffs(days: pd.Series, end: pd.Timestamp, horizon_days: int, n: int = N_CUTOFFS) -> list[pd.Timestamp]:
+    """Do so for a history of which only the events of each day are known (index day, sorted)."""
+    seen = days.cumsum().to_numpy()
+    # a few odd old events, one in a hundred, move nothing
+    start = days.index[np.searchsorted(seen, int(0.01 * (seen[-1] - 1)), side="right")] if len(seen) else end
+    span = (end - start).days
+    first, last = max(MIN_DAYS, int(np.ceil(MIN_HISTORY * span))), span - horizon_days
     if first > last:
-        raise ValueError(
-            f"{span} days of history are too short: {first} and {users.horizon_days} after are needed; pass cutoffs=[...]"
-        )
+        raise ValueError(f"{span} days of history are too short: {first} and {horizon_days} after needed; pass cutoffs=[...]")
     return [start + pd.Timedelta(days=int(day)) for day in np.unique(np.linspace(first, last, n).round())]
 
 
-class _Moment:
-    """Stand at one cut-off and look back ("profile") or ahead ("future"): each user's value and grade on each topic."""
+def user_hash(ids: Iterable[str], salt: str = "") -> np.ndarray:
+    """Give each id a number below 2**60, the same everywhere and for ever: the first 15 digits of the md5 of salt and id."""
+    return np.array([int(hashlib.md5(f"{salt}{i}".encode()).hexdigest()[:15], 16) for i in ids], dtype=np.uint64)
 
-    def __init__(self, records: Records, cutoff: pd.Timestamp, kind: str, seed: int):
-        self.records, self.cutoff, self.kind, self.days = records, cutoff, kind, records.users.horizon_days
-        at, horizon, ever = cutoff.value // 1000, self.days * DAY, np.iinfo("int64").min
-        money = money_modality(records.users.history(cutoff))
-        past = Span(records, ever, at, money)
-        if kind == "future":
-            self.span = self.recent = Span(records, at, at + horizon, money)
-            self.former = past
-        else:
-            self.span, self.recent = past, Span(records, at - horizon, at, money)
-            self.former = Span(records, ever, at - horizon, money)
-        self.crowd = np.flatnonzero(past.count(records.user[past.now]) >= MIN_EVENTS)
-        # one draw for each (user, topic): what happens to one user or one topic never moves the draws of another
-        rng = np.random.default_rng([seed, at // DAY, kind == "future"])
-        self.draws = rng.random((records.n, len(records.topics) + 1, 6))[self.crowd]
-        tables = [self._measure(topic) for topic in records.topics]
-        self.value, self.spent, self.ago = (np.round([table[i][self.crowd] for table in tables], 6).T for i in range(3))
-        self.grade = np.full(self.value.shape, -1)
-        for column, topic in enumerate(records.topics):
-            grade = grades(style_of(topic), self.value[:, column], self.days)
-            if self._tells(grade):
-                self.grade[:, column] = grade
 
-    def _measure(self, topic: Topic) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Give a topic's value, the money spent on it, and the days since the last occasion, each over all users."""
-        style, nothing = style_of(topic), np.full(self.records.n, np.nan)
-        if style == "count":
-            user, time, amount = self.span.within(self.records.streams[topic.name])
-            return self.span.count(user), self.span.count(user, amount), self.span.since(user, time)
-        if style == "stop":
-            silent = self.span.silent
-            return np.where(np.isnan(silent), self.days, silent) if self.kind == "future" else silent, nothing, nothing
-        if style == "trend":
-            measure = "spend" if topic.measure == "spend_trend" else "events"
-            former = self.former.rate(measure)
-            known = (former > 0) & (self.former.events >= MIN_FORMER)
-            return np.divide(self.recent.rate(measure), former, out=nothing.copy(), where=known), nothing, nothing
-        return getattr(self.span, topic.measure), nothing, nothing
+def _draws(ids: np.ndarray, salt: str, columns: int) -> np.ndarray:
+    """Draw from 0 up to 1 (user, column), by the user's id and the salt, whoever else is there (SplitMix64)."""
+    steps = np.arange(1, columns + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = _mix(user_hash(ids, salt))[:, None] + steps
+    return (_mix(mixed) >> np.uint64(11)) * 2.0**-53
 
-    def _tells(self, grade: np.ndarray) -> bool:
+
+def _mix(bits: np.ndarray) -> np.ndarray:
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
+@dataclass(frozen=True)
+class Values:
+    """Hold what each user with enough events before a cut-off did (user), on each topic (user, topic).
+
+    value  how much of it;  spent  money on it;  ago  days since the last occasion;  active  visits in all (user).
+    """
+
+    ids: np.ndarray
+    value: np.ndarray
+    spent: np.ndarray
+    ago: np.ndarray
+    active: np.ndarray
+
+
+def measure(records: Records, cutoff: pd.Timestamp, kind: str, money: str) -> Values:
+    """Look back ("profile") or ahead ("future") from a cut-off; money: `money_modality` of all users' history before it."""
+    at, horizon, ever = cutoff.value // 1000, records.users.horizon_days * DAY, np.iinfo("int64").min
+    past = Span(records, ever, at, money)
+    if kind == "future":
+        span = recent = Span(records, at, at + horizon, money)
+        former = past
+    else:
+        span, recent, former = past, Span(records, at - horizon, at, money), Span(records, ever, at - horizon, money)
+    crowd = np.flatnonzero(past.count(records.user[past.now]) >= MIN_EVENTS)
+    tables = [_measure(topic, kind, span, recent, former) for topic in records.topics]
+    ids = np.array(records.users.ids, dtype=object)[crowd]
+    columns = (np.array([table[i][crowd] for table in tables]).reshape(len(tables), len(crowd)) for i in range(3))
+    return Values(ids, *(np.round(table, 6).T for table in columns), span.events[crowd])
+
+
+def _measure(topic: Topic, kind: str, span: Span, recent: Span, former: Span) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give a topic's value, the money spent on it, and the days since the last occasion, each over all users."""
+    style, nothing, days = style_of(topic), np.full(span.records.n, np.nan), span.records.users.horizon_days
+    if style == "count":
+        user, time, amount = span.within(span.records.streams[topic.name])
+        return span.count(user), span.count(user, amount), span.since(user, time)
+    if style == "stop":
+        silent = span.silent
+        return np.where(np.isnan(silent), days, silent) if kind == "future" else silent, nothing, nothing
+    if style == "trend":
+        of = "spend" if topic.measure == "spend_trend" else "events"
+        rate = former.rate(of)
+        known = (rate > 0) & (former.events >= MIN_FORMER)
+        return np.divide(recent.rate(of), rate, out=nothing.copy(), where=known), nothing, nothing
+    return getattr(span, topic.measure), nothing, nothing
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Hold how all users stand at one moment, in little, so that any of them can be compared with the rest (plain lists).
+
+    begins  the values at which the grades 1 to 4 of each topic begin;  counts  how many users have each grade;  active  where
+    the grades of all visits begin;  less  for each topic that counts, the values that occur and the share of users with less.
+    """
+
+    users: int
+    begins: list[list[float]]
+    counts: list[list[int]]
+    active: list[float]
+    less: list[list[list[float]]]
+
+    @classmethod
+    def of(cls, value: np.ndarray, active: np.ndarray, wish: Wish) -> Crowd:
+        """Compare all users: value (user, topic), active (user)."""
+        begins, grade_counts, less = [], [], []
+        for column, topic in zip(value.T, wish.topics, strict=True):
+            style = style_of(topic)
+            values, counts = np.unique(column[~np.isnan(column)], return_counts=True)
+            begins.append(grade_begins(style, values, counts, wish.horizon_days))
+            grade = grades(style, values, begins=begins[-1])
+            grade_counts.append(np.bincount(grade, counts, minlength=5).astype(int).tolist())
+            if style == "count":
+                less.append([values.tolist(), ((np.cumsum(counts) - counts) / max(len(column), 1)).tolist()])
+        everything = grade_begins("level", *np.unique(active, return_counts=True))
+        return cls(len(value), [begin.tolist() for begin in begins], grade_counts, everything.tolist(), less)
+
+    def tells(self, column: int) -> bool:
         """Say whether a topic parts these users: one on which (nearly) all stand alike teaches nothing."""
-        counts = np.bincount(grade[grade >= 0], minlength=5)
-        if len(grade) < FEW:
-            return bool(counts.sum() and counts[1:].sum())
-        return bool(counts.sum() - counts.max() >= max(1, MIN_SHARE * len(grade)))
+        counts = np.array(self.counts[column])
+        if self.users < FEW:
+            return bool(counts[1:].sum())
+        return bool(counts.sum() - counts.max() >= max(1, MIN_SHARE * self.users))
 
-    def pairs(self, k: int, held_out: bool) -> list[tuple]:
-        """Draw `k` topics for each user, the rare grades of a topic first, and write a query and an answer for each."""
+
+def ask(values: Values, crowd: Crowd, cutoff: pd.Timestamp, kind: str, wish: Wish) -> list[tuple]:
+    """Write the pairs of some users at one moment, each compared with the whole crowd."""
+    asked = _Asked(values, crowd, cutoff, kind, wish)
+    return asked.pairs() + (asked.summaries() if kind == "future" and not wish.held_out else [])
+
+
+class _Asked:
+    """Stand at one moment: each user's grade on each topic, and the draws that choose topics and words."""
+
+    def __init__(self, values: Values, crowd: Crowd, cutoff: pd.Timestamp, kind: str, wish: Wish):
+        self.values, self.crowd, self.cutoff, self.kind, self.wish = values, crowd, cutoff, kind, wish
+        self.value, topics = values.value, len(wish.topics)
+        # one draw for each (user, topic): what happens to one user or one topic never moves the draws of another
+        draws = _draws(values.ids, f"{wish.seed} {cutoff.value} {kind} ", (topics + 1) * 6)
+        self.draws = draws.reshape(len(draws), topics + 1, 6)
+        self.grade = np.full(self.value.shape, -1)
+        for column, topic in enumerate(wish.topics):
+            if crowd.tells(column):
+                self.grade[:, column] = grades(style_of(topic), self.value[:, column], begins=np.array(crowd.begins[column]))
+
+    def pairs(self) -> list[tuple]:
+        """Draw some topics for each user, the rare grades of a topic first, and write a query and an answer for each."""
         known = self.grade >= 0
         weight = np.zeros(self.grade.shape)
-        for column, topic in enumerate(self.records.topics):
-            counts = np.bincount(self.grade[known[:, column], column], minlength=5) / max(known[:, column].sum(), 1)
-            rare = np.clip(0.2 / np.maximum(counts, 1e-9), *RARITY)[self.grade[:, column]]
+        for column, topic in enumerate(self.wish.topics):
+            counts = np.array(self.crowd.counts[column])
+            rare = np.clip(0.2 / np.maximum(counts / max(counts.sum(), 1), 1e-9), *RARITY)[self.grade[:, column]]
             weight[:, column] = known[:, column] * rare * BOOST.get(topic.measure, 1) ** (1 if self.kind == "future" else 0.5)
         wait = np.full(weight.shape, np.inf)  # exponential waiting times: the k shortest are a weighted draw
         np.divide(-np.log1p(-self.draws[:, :-1, 0]), weight, out=wait, where=known)
-        order = np.argsort(wait, axis=1, kind="stable")[:, :k]
-        return [
-            self._pair(row, column, held_out)
-            for row, chosen in enumerate(order.tolist())
-            for column in chosen
-            if known[row, column]
-        ]
+        order = np.argsort(wait, axis=1, kind="stable")[:, : self.wish.number(self.kind)]
+        return [self._pair(row, column) for row, chosen in enumerate(order.tolist()) for column in chosen if known[row, column]]
 
-    def _pair(self, row: int, column: int, held_out: bool) -> tuple:
-        topic, draw, unit = self.records.topics[column], self.draws[row, column], self.records.users.unit
+    def _pair(self, row: int, column: int) -> tuple:
+        topic, draw, unit, days = self.wish.topics[column], self.draws[row, column], self.wish.unit, self.wish.horizon_days
         wordings = getattr(topic, self.kind)
-        wordings = wordings[-HELD_OUT:] if held_out else wordings[:-HELD_OUT]
+        wordings = wordings[-HELD_OUT:] if self.wish.held_out else wordings[:-HELD_OUT]
         query = _pick(wordings, draw[1]).format(user=unit if draw[2] < UNIT_SHARE else "user")
-        value = self.value[row, column]
-        bodies = answers(
-            topic, int(self.grade[row, column]), self.kind, unit=unit, horizon_days=self.days, none=bool(value == 0)
-        )
-        answer = _pick(bodies, draw[3])
-        numbers = facts(topic, self.kind, value, self.spent[row, column], self.ago[row, column], self.days)
+        value, grade = self.value[row, column], int(self.grade[row, column])
+        answer = _pick(answers(topic, grade, self.kind, unit=unit, horizon_days=days, none=bool(value == 0)), draw[3])
+        numbers = facts(topic, self.kind, value, self.values.spent[row, column], self.values.ago[row, column], days)
         if numbers and draw[4] < FACT_SHARE:
             answer = with_fact(answer, _pick(numbers, draw[5]))
-        return self._row(row, query, answer, topic.name, int(self.grade[row, column]))
+        return self._row(row, query, answer, topic.name, grade)
 
     def _row(self, row: int, query: str, answer: str, topic: str, grade: int) -> tuple:
-        return self.records.users.ids[self.crowd[row]], self.cutoff, query, answer, topic, self.kind, grade
+        return self.values.ids[row], self.cutoff, query, answer, topic, self.kind, grade
 
     def summaries(self) -> list[tuple]:
         """Say of each user how active the next days are, and which three or four topics tell most of them."""
-        count = [column for column, topic in enumerate(self.records.topics) if style_of(topic) == "count"]
-        value = self.value[:, count]
-        lower = np.stack([np.searchsorted(np.sort(v), v) / max(len(v), 1) for v in value.T], 1) if count else value
-        active = grades("level", self.span.events[self.crowd])
-        active[self.span.events[self.crowd] == 0] = -1
-        topics, rows = [self.records.topics[c] for c in count], []
+        count = [column for column, topic in enumerate(self.wish.topics) if style_of(topic) == "count"]
+        value, lower = self.value[:, count], np.zeros((len(self.value), len(count)))
+        for place, (values, less) in enumerate(self.crowd.less):
+            lower[:, place] = np.array(less)[np.searchsorted(values, value[:, place])]
+        active = grades("level", self.values.active, begins=np.array(self.crowd.active))
+        active[self.values.active == 0] = -1
+        topics, rows = [self.wish.topics[c] for c in count], []
         for row, draw in enumerate(self.draws[:, -1, 0]):
             telling = telling_topics(topics, value[row], lower[row], 3 + int(draw < 0.5))
-            answer = summary(int(active[row]), [topic.thing for topic in telling], self.days)
+            answer = summary(int(active[row]), [topic.thing for topic in telling], self.wish.horizon_days)
             rows.append(self._row(row, SUMMARY_QUERY, answer, "summary", -1))
         return rows
 

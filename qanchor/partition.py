@@ -1,0 +1,178 @@
+"""An events table of any size, split by user on disk: DuckDB reads it in a stream and writes one folder a shard."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+
+from .measures import OFFERS, main_money
+from .pairs import moments, spread_cutoffs
+from .schema import REQUIRED, DataError, Users, _read_about
+
+NUMBERS = ("amount", "discount", "private")  # the number columns that a measure looks at
+HASH = """('0x' || substr(md5("user"), 1, 15))::bigint"""  # in SQL what `user_hash` is in Python
+PLACE = ("_file", "_row")  # where an event stood: events alike in all else keep their order, and errors can name it
+
+
+@dataclass(frozen=True)
+class Table:
+    """Hold where the events are (files, or a frame), what is told about them, and a key of their content."""
+
+    files: tuple[Path, ...]
+    frame: pd.DataFrame | None
+    about: dict
+    rows: int
+    key: str
+
+
+def open_table(source: Users | Path | str) -> Table:
+    """Find the events of users, of a parquet file, or of a folder: where they are, and what is told about them."""
+    if isinstance(source, Users):
+        columns = [*REQUIRED, *(name for name in NUMBERS if name in source.events)]
+        about = {"name": source.name, "unit": source.unit, "cutoff": str(source.cutoff), "modalities": list(source.modalities)}
+        hashes = pd.util.hash_pandas_object(source.events[columns], index=False).to_numpy()
+        frame = source.events[columns].assign(file_row_number=np.arange(len(source.events)))
+        key = hashlib.sha256(hashes.tobytes()).hexdigest()
+        return Table((), frame, about | {"horizon_days": source.horizon_days}, len(frame), key)
+    path = Path(source)
+    events = path / "events.parquet" if (path / "events.parquet").exists() else path
+    files = tuple(sorted(events.glob("*.parquet")) if events.is_dir() else [events])
+    if not files or not files[0].is_file():
+        raise FileNotFoundError(f"{path} has no events.parquet: write one row an event with {', '.join(REQUIRED)}")
+    about = {"name": path.stem, "unit": "user", "cutoff": None, "modalities": [], "horizon_days": 30}
+    about |= _read_about((path if path.is_dir() else path.parent) / "about.json")
+    try:
+        rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
+    except (OSError, ValueError) as error:
+        raise DataError(events.name, None, "events", str(error), "cannot be read: write it again as parquet") from error
+    content = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as open_file:
+            content.update(hashlib.file_digest(open_file, "sha256").digest())
+    return Table(files, None, about, rows, content.hexdigest())
+
+
+def partition(table: Table, work: Path, shards: int, cutoffs: Iterable | None, told: dict, **config) -> None:
+    """Write each user's history into the shard of its hash, and what all shards must know; the folder whole, or not at all.
+
+    told  what else to keep for the shards;  config  of the data base: `memory_limit`, `threads`.
+    """
+    import duckdb
+
+    aside = work.with_name(f"{work.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    config |= {"temp_directory": str(aside / "spill"), "preserve_insertion_order": False}
+    with duckdb.connect(config=config) as base:
+        columns = _view(base, table)
+        scan = _scan(base, table, columns, cutoffs)
+        past = f"from events where time < timestamp '{scan['cutoff']}'"
+        names = ", ".join(f'"{name}"' for name in (*columns, *PLACE))
+        base.execute(
+            f"copy (select {names}, coalesce({HASH} % {shards}, 0) as _shard {past}) "
+            f"to '{_quoted(aside / 'events')}' (format parquet, partition_by (_shard))"
+        )
+    shutil.rmtree(aside / "spill", ignore_errors=True)
+    scan["shards"] = sorted(int(path.name.removeprefix("_shard=")) for path in (aside / "events").glob("_shard=*"))
+    scan |= {"files": [file.name for file in table.files] or ["events"]} | told
+    (aside / "scan.json").write_text(json.dumps(scan))
+    aside.rename(work)
+
+
+def _view(base, table: Table) -> list[str]:
+    """Show the data base the events as `events`, with clean types and their place; give the columns' names."""
+    if table.frame is not None:
+        base.register("frame", table.frame)
+        base.execute("create view given as select *, 1 as _file from frame")
+    else:
+        files = ", ".join(f"'{_quoted(file)}'" for file in table.files)
+        given = f"read_parquet([{files}], file_row_number=true, filename=true, hive_partitioning=false)"
+        base.execute(f"create view given as select *, list_position([{files}], filename) as _file from {given}")
+    base.execute("set TimeZone = 'UTC'")
+    types = {name: kind for name, kind, *_ in base.sql("describe given").fetchall()}
+    name = table.files[0].name if table.files else "events"
+    for column in REQUIRED:
+        if column not in types:
+            raise DataError(name, None, column, list(types), f"missing: needed are {', '.join(REQUIRED)}")
+    time = "try_cast(try_cast(time as timestamptz) as timestamp)"  # by way of a zone: else an offset in a text is passed over
+    if types["time"] == "TIMESTAMP_NS":
+        time = "make_timestamp(epoch_ns(time) // 1000)"  # as pandas does; a cast would round
+    if not types["time"].startswith(("TIMESTAMP", "DATE", "VARCHAR", "ENUM")):
+        raise DataError(name, None, "time", types["time"], "not a time: write it as 2025-01-31 18:00:00")
+    columns = [column for column in (*REQUIRED, *NUMBERS) if column in types]
+    same = [f'"{column}"' for column in NUMBERS if column in types]
+    words = [f'"{column}"::varchar as "{column}"' for column in ("user", "modality", "text")]
+    chosen = ", ".join([*words, f"{time} as time", *same, "_file", "file_row_number as _row", "time as given_time"])
+    base.execute(f"create view events as select {chosen} from given")
+    return columns
+
+
+def _scan(base, table: Table, columns: list[str], cutoffs: Iterable | None) -> dict:
+    """Find what no shard alone can know: cut-off, modalities, the first visit, the moments and where the money is counted."""
+    end = table.about["cutoff"]
+    past = "true" if end is None else f"coalesce(time < timestamp '{pd.Timestamp(end)}', true)"
+    days = base.sql(
+        f"select date_trunc('day', time)::timestamp as day, modality, {past} as past, count(*) as events, min(time) as first, "
+        "max(time) as last from events group by all"
+    ).df()
+    if not len(days):
+        raise DataError("events", None, "user", "no rows", "the table is empty: give at least one event")
+    if days["day"].isna().any():
+        row = "select given_time::varchar, _file, _row from events where time is null order by _file, _row limit 1"
+        [(value, file, place)] = base.sql(row).fetchall()
+        name = table.files[file - 1].name if table.files else "events"
+        raise DataError(name, place, "time", value, "not a time: write it as 2025-01-31 18:00:00")
+    cutoff = days["last"].max() + pd.Timedelta(1, "us") if end is None else pd.Timestamp(end)
+    history = days[days["past"]]
+    order = list(table.about["modalities"]) or sorted(history["modality"].dropna().unique())
+    first = history.loc[~history["modality"].isin(OFFERS), "first"].min()
+    if cutoffs is None:
+        cutoffs = spread_cutoffs(history.groupby("day")["events"].sum(), cutoff, table.about["horizon_days"])
+    stops = moments(cutoffs, cutoff, table.about["horizon_days"])
+    money = _money(base, [stop for stop, _ in stops], order) if "amount" in columns else {}
+    return {
+        "cutoff": str(cutoff),
+        "modalities": order,
+        "start": (cutoff if pd.isna(first) else first).value // 1000,
+        "events": int(days["events"].sum()),
+        "cutoffs": sorted({str(stop) for stop, _ in stops}),
+        "moments": [{"cutoff": str(stop), "kind": kind, "money": money.get(stop, "")} for stop, kind in stops],
+        "about": table.about,
+    }
+
+
+def _money(base, cutoffs: list[pd.Timestamp], order: list[str]) -> dict[pd.Timestamp, str]:
+    cutoffs = sorted(set(cutoffs))
+    before = [f"filter (where time < timestamp '{cutoff}')" for cutoff in cutoffs]
+    told = ", ".join(f"sum(paid) {part} as s{i}, count(*) {part} as n{i}" for i, part in enumerate(before))
+    paid = "select modality, time, try_cast(amount as double) as paid from events"
+    table = base.sql(f"select modality, {told} from ({paid}) where paid > 0 and isfinite(paid) group by modality").df()
+    table = table.set_index("modality").reindex(order)
+    kept = {cutoff: table[[f"s{i}", f"n{i}"]].set_axis(["sum", "size"], axis=1) for i, cutoff in enumerate(cutoffs)}
+    return {cutoff: main_money(part[part["size"] > 0]) for cutoff, part in kept.items()}
+
+
+def load_shard(work: Path, number: int, scan: dict) -> Users:
+    """Load one shard; what is wrong in it is told by the place where it stood in the source."""
+    files = sorted((work / "events" / f"_shard={number}").glob("*.parquet"))
+    events = pd.concat([pd.read_parquet(file, partitioning=None) for file in files])
+    events = events.sort_values(list(PLACE), ignore_index=True)
+    place, about = events[list(PLACE)], scan["about"]
+    told = {"modalities": tuple(scan["modalities"]), "horizon_days": about["horizon_days"], "unit": about["unit"]}
+    try:
+        return Users.from_events(events.drop(columns=list(PLACE)), scan["cutoff"], **told)
+    except DataError as error:
+        file, row = place.iloc[error.row].tolist()
+        raise DataError(scan["files"][file - 1], row, error.column, error.value, error.cure) from error
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")

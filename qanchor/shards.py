@@ -1,0 +1,220 @@
+"""UserU out of core: an events table that memory cannot hold is split by user into shards, and each shard becomes pairs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+
+from .measures import Records
+from .pairs import Crowd, Values, Wish, ask, measure, pair_frame, user_hash
+from .partition import load_shard, open_table, partition
+from .schema import Users
+
+EVENTS_PER_SHARD = 500_000  # some 300 MB while a shard is measured
+CODE = ("answers", "measures", "pairs", "partition", "shards", "topics")  # a change in one of these may change the pairs
+
+
+def split(users: Users, share: float = 0.2, salt: str = "test") -> tuple[Users, Users]:
+    """Part users in two by the hash of their ids: the second part is about `share` of them.
+
+    A user falls on the same side in every data set, order and version; another `salt` gives another division.
+    Raises ValueError for a share outside 0 to 1.
+
+    Example:
+        >>> from qanchor.world import make_world
+        >>> train, test = split(make_world(50))
+        >>> len(train) + len(test), len(set(train.ids) & set(test.ids))
+        (50, 0)
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share {share} is not between 0 and 1")
+    second = user_hash(users.ids, salt) / 2**60 < share
+    return users.select(np.array(users.ids)[~second]), users.select(np.array(users.ids)[second])
+
+
+def write_pairs(source: Users | Path | str, out: Path | str, *, each: Callable = map, **wishes) -> dict:
+    """Turn an events table of any size into files of questions with graded answers, as `make_pairs` does in memory.
+
+    source  users, a parquet file of events, a folder with `events.parquet` (and `about.json`), or a folder of parquet files.
+    out     folder for `pairs-0000.parquet` and so on; together they hold the rows of `make_pairs`, each user in one of them.
+    each    called as `map` is, for each stage: give a pool's `map` to work in parallel.
+    wishes  `per_sample, future_share, seed, held_out, cutoffs` as in `make_pairs`; `shards, memory, threads` as in `plan`.
+    Killed and started again it goes on with the first shard that is not done; a changed source or wish makes all anew.
+    Gives what the manifest says, with `pairs` (rows) and `made` (shards made now).
+    Raises DataError naming file, row, column, value and cure; FileExistsError when `out` holds pairs of unknown origin.
+
+    Example:
+        >>> import tempfile
+        >>> from qanchor.world import make_world
+        >>> write_pairs(make_world(40), tempfile.mkdtemp(), shards=2)["shards"]
+        [0, 1]
+    """
+    out = Path(out)
+    numbers = plan(source, out, each=each, **wishes)
+    missing = [number for number in numbers if not _pairs_file(out, number).exists()]
+    list(each(partial(make_shard, out), missing))
+    return finish(out) | {"made": len(missing)}
+
+
+def plan(
+    source: Users | Path | str,
+    out: Path | str,
+    *,
+    cutoffs: Iterable | None = None,
+    shards: int | None = None,
+    memory: str = "800MB",
+    threads: int = 2,
+    each: Callable = map,
+    **wishes,
+) -> list[int]:
+    """Split a table by user, compare all users, and give the numbers of the shards that `make_shard` can then make.
+
+    What is done is kept: the split as a whole, then shard by shard. One plan at a time in a folder; `finish` ends it.
+    shards   how many (default: one for each 500,000 events); the pairs do not depend on it.
+    memory, threads   what the data base may use; beyond it, it writes to disk beside the output.
+
+    Example:
+        >>> import tempfile
+        >>> from qanchor.world import make_world
+        >>> out = tempfile.mkdtemp()
+        >>> [make_shard(out, number).name for number in plan(make_world(40), out)]
+        ['pairs-0000.parquet']
+    """
+    out, table = Path(out), open_table(source)
+    if shards is not None and shards < 1:
+        raise ValueError(f"{shards} shards: give at least 1")
+    shards = shards or max(1, -(-table.rows // EVENTS_PER_SHARD))
+    cutoffs = None if cutoffs is None else [str(pd.Timestamp(cutoff)) for cutoff in cutoffs]
+    wish = Wish(table.about["unit"], table.about["horizon_days"], **wishes)
+    wished = {name: value for name, value in vars(wish).items() if name != "topics"}
+    told = {"wish": wished, "shards": shards, "cutoffs": cutoffs, "about": table.about, "source": table.key}
+    key = hashlib.sha256(json.dumps(told | {"code": _code()}, sort_keys=True).encode()).hexdigest()[:16]
+    if _prepare(out, key):
+        return _manifest(out)["shards"]
+    work = out / f".work-{key}"
+    if not work.exists():
+        partition(table, work, shards, cutoffs, {"wish": wished}, threads=threads, memory_limit=memory)
+    scan = _read(work / "scan.json")
+    list(each(partial(measure_shard, work), scan["shards"]))
+    _keep(work / "crowds.json", lambda aside: aside.write_text(json.dumps(_crowds(work, scan, wish))))
+    said = {"key": key, "source": table.about["name"]} | {name: scan[name] for name in ("events", "shards", "cutoffs", "wish")}
+    _keep(out / "manifest.json", lambda aside: aside.write_text(json.dumps(said, indent=1) + "\n"))
+    return scan["shards"]
+
+
+def make_shard(out: Path | str, number: int) -> Path:
+    """Make the pairs of one planned shard, unless they are there; whoever makes it, its bytes are the same."""
+    out = Path(out)
+    path, work = _pairs_file(out, number), _work(out)
+    if path.exists():
+        return path
+    scan, crowds = _read(work / "scan.json"), _read(work / "crowds.json")
+    wish, rows = Wish(**scan["wish"]), []
+    with np.load(_values_file(work, number)) as kept:
+        for place, (moment, crowd) in enumerate(zip(scan["moments"], crowds, strict=True)):
+            ids = np.array(json.loads(kept[f"{place}.ids"].tobytes()), dtype=object)
+            values = Values(ids, *(kept[f"{place}.{name}"] for name in ("value", "spent", "ago", "active")))
+            rows += ask(values, Crowd(**crowd), pd.Timestamp(moment["cutoff"]), moment["kind"], wish)
+    return _keep(path, lambda aside: pair_frame(rows).to_parquet(aside, index=False, compression="zstd"))
+
+
+def finish(out: Path | str) -> dict:
+    """Say what the shards hold in all (the manifest, and `pairs`), and remove what is needed only to make them.
+
+    Raises FileNotFoundError when one of them is not made yet.
+    """
+    out = Path(out)
+    manifest = _manifest(out)
+    rows = sum(pq.ParquetFile(_pairs_file(out, number)).metadata.num_rows for number in manifest["shards"])
+    shutil.rmtree(_work(out), ignore_errors=True)
+    return manifest | {"pairs": rows}
+
+
+def measure_shard(work: Path, number: int) -> Path:
+    """Measure what each user of one shard did, at every moment, unless that is done; the events are not needed after it."""
+    path = _values_file(work, number)
+    if path.exists():
+        return path
+    scan = _read(work / "scan.json")
+    wish = Wish(**scan["wish"])
+    records = Records(load_shard(work, number, scan), wish.topics, scan["start"])
+    kept = {}
+    for place, moment in enumerate(scan["moments"]):
+        values = vars(measure(records, pd.Timestamp(moment["cutoff"]), moment["kind"], moment["money"]))
+        values["ids"] = np.frombuffer(json.dumps(values["ids"].tolist()).encode(), np.uint8)  # of any length and letters
+        kept |= {f"{place}.{name}": array for name, array in values.items()}
+
+    def write(aside: Path) -> None:
+        with aside.open("wb") as file:
+            np.savez(file, **kept)
+
+    return _keep(path, write)
+
+
+def _crowds(work: Path, scan: dict, wish: Wish) -> list[dict]:
+    """Compare the users of all shards, one moment at a time."""
+    found = []
+    for place in range(len(scan["moments"])):
+        value, active = [], []
+        for number in scan["shards"]:
+            with np.load(_values_file(work, number)) as kept:
+                value.append(kept[f"{place}.value"])
+                active.append(kept[f"{place}.active"])
+        found.append(asdict(Crowd.of(np.concatenate(value), np.concatenate(active), wish)) if value else {})
+    return found
+
+
+def _prepare(out: Path, key: str) -> bool:
+    """Clear what belongs to another key or to a killed process; say whether all is planned already."""
+    manifest = _manifest(out)
+    made = list(out.glob("pairs-*.parquet"))
+    if made and not manifest:
+        raise FileExistsError(f"{out} holds {made[0].name} but no manifest.json: choose another folder, or remove the pairs")
+    work = out / f".work-{key}"
+    for old in out.glob(".work-*"):
+        if old != work:
+            shutil.rmtree(old)
+    same = manifest.get("key") == key
+    for stale in [*out.glob(".*.parquet.*"), *out.glob(".manifest.json.*"), *([] if same else [*made, out / "manifest.json"])]:
+        stale.unlink(missing_ok=True)  # the manifest last: without it the pairs would be of unknown origin
+    return same and ((work / "crowds.json").exists() or all(_pairs_file(out, n).exists() for n in manifest["shards"]))
+
+
+def _keep(path: Path, write: Callable[[Path], object]) -> Path:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    write(aside)
+    return aside.replace(path)
+
+
+def _code() -> str:
+    return hashlib.sha256(b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in CODE)).hexdigest()
+
+
+def _read(path: Path) -> dict | list:
+    return json.loads(path.read_text())
+
+
+def _manifest(out: Path) -> dict:
+    return _read(out / "manifest.json") if (out / "manifest.json").exists() else {}
+
+
+def _work(out: Path) -> Path:
+    return out / f".work-{_manifest(out)['key']}"
+
+
+def _pairs_file(out: Path, number: int) -> Path:
+    return out / f"pairs-{number:04d}.parquet"
+
+
+def _values_file(work: Path, number: int) -> Path:
+    return work / f"values-{number:04d}.npz"
