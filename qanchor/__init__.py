@@ -11,6 +11,8 @@ from .probe import Probe, probe
 from .reader import Reader
 from .runs import history, load, save
 from .schema import DataError, Users, load_users
+from .shards import split, write_pairs
+from .synthesis import synthesise
 from .texts import text_vectors
 from .train import train
 from .world import make_world, world_truth
@@ -42,7 +44,10 @@ __all__ = [
     "probe",
     "prototype_loss",
     "save",
+    "split",
+    "synthesise",
     "text_vectors",
     "train",
     "world_truth",
+    "write_pairs",
 ]

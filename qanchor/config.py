@@ -44,15 +44,18 @@ class Config:
     contrastive_weight: float = 1.0
     autoregressive_weight: float = 1.0
     # training
+    pairs_per_sample: int = 96  # of each user at each cut-off; many, for the heads learn more from pairs than from steps
     queries_per_user: int = 8  # K branches behind one prefix
     users_per_step: int = 8
-    warm_steps: int = 1000  # steps on coarse numbers alone, backbone at rest, before the joint training
+    warm_steps: int = 600  # steps on coarse numbers alone, backbone at rest, before the joint training
+    final_steps: int = 1200  # and after it: the heads are fitted to what it made of the backbone
     warm_texts: int = 4096  # commonest answers, read once for the warm start
     mask_after: float = 0.2  # share of the steps after which false negatives are masked
-    warm_rows: int = 512  # rows a warm step
-    steps: int = 40
-    warmup: float = 0.05  # share of the steps over which the learning rate rises
-    lr: float = 1e-3  # LoRA: few steps need large ones
+    warm_rows: int = 1024  # pairs a warm step
+    warm_queries: int = 16  # of them for one user
+    steps: int = 36
+    warmup: float = 0.15  # share of the steps over which the learning rate rises
+    lr: float = 1.5e-3  # LoRA: few steps need large ones
     head_lr: float = 5e-4  # encoder, projection, <USER_EMB>
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -78,7 +81,9 @@ class Config:
             "dim",
             "hidden",
             "components",
+            "pairs_per_sample",
             "queries_per_user",
+            "warm_queries",
             "users_per_step",
             "max_answer",
             "max_query",
@@ -86,7 +91,8 @@ class Config:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"config.{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("habits", "recent", "warm_steps", "steps", "contrastive_weight", "autoregressive_weight", "lora_layers"):
+        lengths = ("warm_steps", "final_steps", "steps", "lora_layers")
+        for name in ("habits", "recent", *lengths, "contrastive_weight", "autoregressive_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"config.{name} is {getattr(self, name)}: it must not be negative")
         if self.temperature <= 0:
@@ -120,18 +126,22 @@ TINY = Config(
     dim=32,
     lora_rank=4,
     lora_alpha=8,
+    pairs_per_sample=8,
     queries_per_user=4,
     users_per_step=8,
     warm_steps=0,
+    final_steps=0,
     warm_rows=64,
+    warm_queries=4,
     skip_dropout=0.0,
     steps=60,
     lr=2e-3,
     head_lr=3e-3,
 )
 # Without the mask: on few steps it has a way out at zero loss (all anchors alike, every negative "false"); answers of one
-# topic and grade are no negatives anyway.
-SMALL = Config(margin=2.0)
+# topic and grade are no negatives anyway. Contrastive weight: at 1 the backbone does not learn to write in so few steps, and
+# the heads' optimiser does not mind the scale.
+SMALL = Config(margin=2.0, contrastive_weight=0.1)
 FULL = Config(
     backbone="Qwen/Qwen2.5-0.5B-Instruct",
     habits=128,

@@ -18,6 +18,7 @@ from .batch import Branches, batch_users, branch_mask, branches, length_groups
 from .encoder import Prefix
 from .model import QAnchor
 from .schema import Users
+from .verdict import judge
 
 # Rewordings that leave the question as it was: what they move is the noise floor.
 PARAPHRASES = ("{} Please answer.", "Tell me: {}", "A question: {}", "I would like to know: {}", "{} What do you think?")
@@ -53,6 +54,7 @@ class Cache:
 
     ids: tuple[str, ...]
     unit: str
+    horizon_days: int = 30
     groups: list[Group] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -101,7 +103,7 @@ class Engine:
         if not len(users):
             raise ValueError("0 users to read, at least 1 is needed: check the folder or the selection")
         readings = self.model.reader.read(users)
-        cache, held, done = Cache(tuple(readings.users), users.unit), 0, 0
+        cache, held, done = Cache(tuple(readings.users), users.unit, users.horizon_days), 0, 0
         for rows in length_groups(readings.lengths() + 1, tokens, most=64):
             prefix = self.model.encode_prefix(batch_users(readings, rows, side).to(self.model.device))
             kv = self.model.prefill(prefix)
@@ -177,6 +179,18 @@ class Engine:
         ids = list(generate(self.model.backbone, hidden, kv, mask, self.model.tokenizer.eos_token_id, limit))
         return self.model.tokenizer.decode(ids).strip()
 
+    def verdict(self, cache: Cache, query: str) -> pd.DataFrame:
+        """Say of each user how much a yes fits to `query`, and in words how much so, without a single label; best first.
+
+        Columns user, score, says. The wordings of the 72 topics that are nearest to the query say what it means here
+        (`attrs["topics"]` names them, nearest first). `score` is the cosine to their answers of the highest grade minus that
+        to those of the lowest: it ranks the users of one query, and is no probability. `says` is, of the five graded answers to
+        the nearest wording, the one nearest to the user's anchor; it is empty for the question about everything, which
+        `answer` may write on.
+        """
+        found = judge(self.model, cache.ids, query, self.embed(cache, query), cache.unit, cache.horizon_days)
+        return found.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+
     def asker(self, cache: Cache, start: str = "", method: str = "umap") -> Asker:
         """Give the callable that a `QueryLens` asks: typed query in, frames and a sentence out."""
         return Asker(self, cache, start, method)
@@ -231,8 +245,12 @@ class Asker:
             yield self._update(total, total, sentence, points, shift, maps.caption(points))
 
     def answer(self, user: str, query: str) -> str:
-        """Let the model say its answer in words for one user."""
-        return self.engine.answer(self.cache, str(user), query)
+        """Say the graded answer that one user's anchor is nearest to; the question about everything is answered freely."""
+        for _ in self._embed(query, len(self.ids)):
+            pass
+        anchor = self.kept[query][[self.ids.index(str(user))]]
+        says = judge(self.engine.model, [user], query, anchor, self.cache.unit, self.cache.horizon_days)["says"][0]
+        return says or self.engine.answer(self.cache, str(user), query)
 
     def _embed(self, query: str, total: int) -> Iterator[dict]:
         if query in self.kept:
@@ -249,7 +267,7 @@ class Asker:
             groups = self.cache.groups[:: max(1, len(self.cache.groups) // 4)]  # rewordings are asked of some groups only
             rows = np.concatenate([g.rows for g in groups])
             texts = [p.format(query) for p in PARAPHRASES]
-            z = np.concatenate([z for g in groups for _, z in self.engine.stream(Cache(self.ids, "", [g]), texts)])
+            z = np.concatenate([z for g in groups for _, z in self.engine.stream(Cache(self.ids, "", groups=[g]), texts)])
             self.floors[query] = maps.noise_floor(self.kept[query][rows], [z[:, k] for k in range(len(texts))])
         return self.floors[query]
 

@@ -7,6 +7,8 @@ import numpy as np
 
 def _sums(groups: np.ndarray, n: int, values: np.ndarray) -> np.ndarray:
     """Sum the rows of `values` by group: (n, column)."""
+    if not values.shape[1]:
+        return np.zeros((n, 0))
     return np.stack([np.bincount(groups, values[:, j], n) for j in range(values.shape[1])], 1)
 
 
@@ -60,14 +62,22 @@ def read_one(age, time, key, number, vectors, modalities: int, recent: int) -> d
 
 
 def _recent_numbers(modality, n: int, age, number, texts) -> np.ndarray:
-    """Compare lately with before, by modality: last 30 days, last 10, distinct texts, and the trend."""
+    """Compare lately with before, by modality: last 30 days, last 10, distinct texts, the trend; and shares.
+
+    Of each number: in which share of the events it stands, and its mean weighed by the first number (of what is paid for,
+    which share is on discount).
+    """
     count, month, days10 = (np.bincount(modality, age <= limit, n) for limit in (1e9, 30, 10))
     lately = _sums(modality[age <= 30], n, number[age <= 30])
     span = max(float(age.max(initial=0)) / 30, 1.0)
     trend = np.log1p(month) - np.log1p(count / span)
-    return np.column_stack(
-        [trend, np.log1p(days10), np.log1p(np.bincount(texts, minlength=n)), np.sign(lately) * np.log1p(np.abs(lately))]
-    )
+    often = _sums(modality, n, number > 0) / np.maximum(count, 1)[:, None]
+    weight = np.abs(number[:, :1])
+    weighed = _sums(modality, n, number[:, 1:] * weight) / np.maximum(_sums(modality, n, weight), 1e-6)
+    lately = np.sign(lately) * np.log1p(np.abs(lately))
+    weighed = np.sign(weighed) * np.log1p(np.abs(weighed))
+    texts = np.bincount(texts, minlength=n)
+    return np.column_stack([trend, np.log1p(days10), np.log1p(texts), lately, often, weighed])
 
 
 def _rhythm(age, hour, weekend, number) -> np.ndarray:

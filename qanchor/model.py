@@ -36,25 +36,28 @@ class Skip(nn.Module):
     """Carry the coarse numbers past the language model, gated by what the query asks; the answer's tower has none.
 
     Not in the paper: between the slots and the embedding most of what the tables know is lost, and this brings it back.
-    The gate reads the query alone, once for all users; the coarse numbers belong to the prefix, so cached prefixes stay valid.
+    What the numbers say is worked out once a user; the gate reads the query alone, once for all users, and chooses from it.
+    The coarse numbers belong to the prefix, so cached prefixes stay valid.
     """
 
     def __init__(self, coarse: int, width: int, hidden: int, dim: int, dropout: float):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.inner = nn.Linear(coarse, hidden)
-        self.gate = nn.Linear(width, 2 * hidden)
-        self.plain = nn.Linear(coarse, dim, bias=False)
-        self.share = nn.Parameter(torch.tensor(0.3))  # how far the prefix moves the anchor off the query read alone
+        self.mix = nn.Linear(hidden, hidden)
+        self.straight = nn.Linear(coarse, hidden, bias=False)
+        self.gate = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, hidden))
         self.out = nn.Linear(hidden, dim)
+        self.plain = nn.Linear(coarse, dim, bias=False)  # some of everything stays, whatever is asked
+        self.share = nn.Parameter(torch.tensor(0.1))  # how far the prefix moves the anchor off the query read alone
         nn.init.orthogonal_(self.plain.weight)
-        nn.init.zeros_(self.gate.bias)
 
-    def forward(self, coarse: Float[Tensor, "... number"], white: Float[Tensor, "... width"]) -> Float[Tensor, "... dim"]:
-        coarse = self.dropout(coarse)
-        gain, shift = (0.3 * self.gate(white)).chunk(2, -1)
-        hidden = F.gelu(self.inner(coarse) * (1 + gain) + shift)
-        return self.out(hidden) + 0.1 * self.plain(coarse)
+    def forward(
+        self, coarse: Float[Tensor, "user number"], white: Float[Tensor, "user branch width"]
+    ) -> Float[Tensor, "user branch dim"]:
+        hidden = self.dropout(F.gelu(self.inner(self.dropout(coarse))))
+        known = self.dropout(self.mix(hidden) + self.straight(coarse))
+        return self.out(known[:, None] * self.gate(white)) + 0.1 * self.plain(coarse)[:, None]
 
 
 class QAnchor(nn.Module):
@@ -182,8 +185,7 @@ class QAnchor(nn.Module):
         if self.skip is None:
             return F.normalize(self.projection(hidden), dim=-1)
         out = self.projection(gate.float() + self.skip.share * (hidden.float() - gate.float()))
-        wide = coarse[:, None].expand(-1, hidden.shape[1], -1)
-        return F.normalize(out + self.skip(wide, self.projection.whiten(gate)), dim=-1)
+        return F.normalize(out + self.skip(coarse, self.projection.whiten(gate)), dim=-1)
 
     def embed(self, batch: Batch, query: str) -> Float[Tensor, "user dim"]:
         """Embed each user for `query`, reading everything anew: the plain twin of `Engine.embed`."""

