@@ -24,6 +24,13 @@ OPENINGS = {  # the grade comes first, so that a reader has it at once
         ("Likely to {does}", "Expected to {does}"),
         ("Very likely to {does}", "Almost certain to {does}"),
     ),
+    "trend profile": (
+        ("Not {state}", "Not at all {state}"),
+        ("Not really {state}", "Hardly {state}"),
+        ("No clear sign of {thing}", "Little sign of {thing}"),
+        ("Clearly {state}", "Plainly {state}"),
+        ("Very clearly {state}", "Without any doubt {state}"),
+    ),
     "count future": (
         ("Very unlikely to {does}", "Not expected to {does}"),
         ("May {does}, if only a little", "Might {does} a little"),
@@ -128,7 +135,7 @@ def answers(
     style = style_of(topic)
     future = kind == "future"
     opening = 4 - grade if topic.name.endswith("_down") else grade
-    openings = OPENINGS["count future" if future and style == "count" else kind][opening]
+    openings = OPENINGS.get(f"{style} {kind}", OPENINGS[kind])[opening]
     none = (none and style == "level") or (grade == 0 and style == "count")
     tails = TAILS["none"] if none else TAILS[style][grade]
     words = dict(zip("abcd", silent_days(horizon_days), strict=True))

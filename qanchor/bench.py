@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from .batch import USER_EMB, branches
+from .bench_card import card
 from .bench_useru import useru
 from .config import SMALL, Config
 from .encoder import KINDS as SLOT_KINDS
@@ -180,7 +181,6 @@ def ask(
     """Time one typed query to up to 2,000 users whose prefixes are cached: to the first 200, to all, and against the ceiling.
 
     of_ceiling: time to all / (query tokens / tokens a second of the bare language model, measured in the same run).
-    Without a run the model is untrained, which takes as long.
     """
     people = users().sample(most)
     engine = Engine(load(run) if run else _fresh(config, people))
@@ -197,13 +197,12 @@ def ask(
                 first.append(time.perf_counter() - began)
         whole.append(time.perf_counter() - began)
     told = {"users": len(held), "query_tokens": len(ids), "first_200_s": min(first), "all_s": min(whole)}
-    ceiling = len(ids) * len(held) / max(rate)
-    return _about("ask") | told | {"tokens_per_s": max(rate), "of_ceiling": min(whole) / ceiling}
+    return _about("ask") | told | {"tokens_per_s": max(rate), "of_ceiling": min(whole) * max(rate) / len(ids) / len(held)}
 
 
 @torch.inference_mode()
 def _forward_rate(model: QAnchor, tokens: int, rows: int = 64) -> float:
-    """Give the tokens a second of the bare language model on rows of `tokens` tokens and nothing before them."""
+    """Give the tokens a second of the bare language model on rows of `tokens` tokens."""
     ids = torch.ones(rows, tokens, dtype=torch.long, device=model.device)
     return rows * tokens / _best(lambda: model.backbone.model(input_ids=ids, use_cache=False), model.device, 0.3)
 
@@ -291,10 +290,11 @@ def _zero_shot(engine: Engine, people: Users, anchors: Callable) -> dict[str, fl
     found = {}
     for task, (yes, no) in replies(people.unit).items():
         if task in people.labels:
-            sides = [engine.model.embed_answer(side).mean(0).cpu().numpy() for side in (yes, no)]
-            label, score = people.label(task).to_numpy(), anchors(task) @ (sides[0] - sides[1])
+            high, low = (engine.model.embed_answer(side).mean(0).cpu().numpy() for side in (yes, no))
+            label, score = people.label(task).to_numpy(), anchors(task) @ (high - low)
             found[task] = auc(score[~np.isnan(label)], label[~np.isnan(label)])
     return {"average": float(np.mean(list(found.values()))), **found} if found else {}
 
 
-BENCHES = {"cache": cache, "ask": ask, "tasks": tasks, "useru": lambda **told: _about("useru") | useru(**told)}
+BENCHES = {made.__name__: lambda made=made, **how: _about(made.__name__) | made(**how) for made in (useru, card)}
+BENCHES |= {"cache": cache, "ask": ask, "tasks": tasks}

@@ -183,7 +183,7 @@ beauty | health | words | cosmetic, makeup, skin, hair care, salon, nail, face m
   | buy beauty products | beauty and skin care | careful about looks | Does @ use make-up? | Does @ spend on personal care?
   | Will @ buy cosmetics soon? | Will @ visit a salon or beauty shop next month?
 takeout | diet | words | takeout, take-out, food delivery, fried chicken, burger, pizza deliver, milk tea, quick service,
-  prepared food, sandwich, sushi, party tray, noodle bowl, bento | order takeout | takeout meals | living on takeout
+  prepared food, sushi, party tray, noodle bowl, bento | order takeout | takeout meals | living on takeout
   | Does @ have meals delivered? | Does @ avoid the stove? | Will dinner be delivered to @ soon? | Will @ order in next month?
 convenience | diet | words | frozen, frzn, heat/serve, convenient, ready meal, instant, dinner mxs, microwave, lunchmeat
   | buy ready meals | frozen and ready food | happy with quick meals | Does @ avoid cooking? | Does @ fill the freezer?
@@ -220,7 +220,7 @@ organic | diet | words | organic, natural, non-dairy, vegan, whole grain, farm s
   | buy organic food | organic food | particular about organic food | Does @ eat organic? | Is natural food worth more to @?
   | Will @ visit an organic shop? | Will @ pay extra for organic goods?
 cleaning | home | words | laundry, detergent, household cleang, bleach, paper towel, bath tissue, soap, brooms, dishwash,
-  trsh, air care, cleaning | buy cleaning supplies | cleaning and laundry | keeping a tidy home | Does @ clean a lot?
+  trsh, air care, cleaning | buy cleaning supplies | cleaning and laundry | well stocked for cleaning | Does @ clean a lot?
   | Does @ run a household with much washing? | Will @ need detergent soon? | Will @ stock up on household paper?
 home_garden | home | words | furnitur, furnishing, garden, hardware, domestic goods, housewares, sofa, lamp, renovat, houseplant
   | spend on home and garden | home and garden | doing up the home | Is @ a home maker? | Does @ own a house or garden?

