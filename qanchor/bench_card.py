@@ -17,7 +17,7 @@ def card(users: Callable[[], Users], run=None, seeds: int = 0, *, seed: int = 0)
     run and seeds are not looked at.
 
     Example:
-        >>> card(lambda: make_world(60))["samples"]
+        >>> card(lambda: qa.make_world(60))["samples"]
         360
     """
     people = users()

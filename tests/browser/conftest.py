@@ -27,7 +27,7 @@ STALE = ".lens[data-stale]"  # a lens of an earlier run of its cell, that Jupyte
 STILL = """() => { const {x, y, width} = document.querySelector('.lens-canvas').getBoundingClientRect();
     const now = [x, y, width].join(), before = window.wasAt ?? ['', 0];
     window.wasAt = [now, before[0] === now ? before[1] + 1 : 0];
-    return window.wasAt[1] >= 10; }"""
+    return window.wasAt[1] >= 30; }"""
 
 
 class Server:
@@ -118,7 +118,7 @@ class Notebook:
         return self.page.locator(".jp-Notebook .jp-Cell").nth(number)
 
     def run(self, number: int, timeout: float = 120) -> str:
-        """Run one code cell with Shift+Enter, wait for its end, and give what it printed."""
+        """Run one code cell with Ctrl+Enter, wait for its end, and give what it printed."""
         cell, end, pressed = self.cell(number), time.monotonic() + timeout, 0.0
         if (hidden := cell.locator(".jp-Cell-inputWrapper .jp-Placeholder")).count():  # a hidden solution
             hidden.first.click()
@@ -131,7 +131,7 @@ class Notebook:
                 if (dialog := self.page.locator(".jp-Dialog")).count():
                     pytest.fail(f"JupyterLab asks: {dialog.first.inner_text()}\n" + "\n".join(self.server.tail()))
                 cell.locator(".cm-content").click()
-                self.page.keyboard.press("Shift+Enter")
+                self.page.keyboard.press("Control+Enter")  # Shift+Enter would scroll to the next cell, at a time of its own
                 pressed = time.monotonic()
             self.page.wait_for_timeout(50)
         self.wait(f"!document.querySelector('{STALE}')")
