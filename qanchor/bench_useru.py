@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .journey import load_journey
+from .journey import arrow_table, load_journey
 from .schema import Users
 from .shards import write_pairs
 
@@ -70,8 +70,8 @@ def write_copies(source: Callable[[], Users], folder: Path, scale: int, seed: in
     copies.loc[copies["copy"] == 0, ["hours", "factor"]] = (0, 1.0)
     money = ", ".join(f"round({name} * factor, 2) as {name}" for name in ("amount", "discount") if name in people.numbers)
     with duckdb.connect(config={"threads": 2, "memory_limit": "2GB", "preserve_insertion_order": False}) as base:
-        base.register("events", people.events)
-        base.register("copies", copies)
+        base.register("events", arrow_table(people.events))
+        base.register("copies", arrow_table(copies))
         chosen = f"""events.* exclude ("user", time) {f"replace ({money})" if money else ""}"""
         base.execute(
             f"""copy (select id || '-' || copy as "user", time + to_hours(hours::bigint) as time, {chosen}

@@ -189,7 +189,7 @@ def _build(cutoff: pd.Timestamp) -> tuple[pd.DataFrame, pd.DataFrame]:
         pairs = base.sql(f"select distinct department, product_category as category from '{data}/products.parquet'").df()
         pairs = pairs.astype(object).where(pairs.notna(), None)
         names = pairs.assign(text=[category_text(*pair) for pair in pairs.itertuples(index=False)])
-        base.register("names", names)
+        base.register("names", arrow_table(names))
         base.execute(LINES.format(**facts))
         events = base.sql(EVENTS.format(**facts)).df().rename(columns={"household": "user"})
         labels = base.sql(LABELS.format(**facts)).df().set_index("user")
@@ -253,3 +253,10 @@ def _recbole_wheel() -> Path:
             reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
             raise ConnectionError(f"pip could not fetch the recbole wheel ({reason}): connect, or put it into {folder}")
         return got[0].replace(folder / got[0].name)
+
+
+def arrow_table(frame: pd.DataFrame):
+    """Hand a frame to DuckDB as arrow: read from pandas by two threads, a text was lost now and then."""
+    import pyarrow
+
+    return pyarrow.Table.from_pandas(frame, preserve_index=False)

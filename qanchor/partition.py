@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from .journey import arrow_table
 from .measures import OFFERS, main_money
 from .pairs import moments, spread_cutoffs
 from .schema import REQUIRED, DataError, Users, _read_about
@@ -90,7 +91,7 @@ def partition(table: Table, work: Path, shards: int, cutoffs: Iterable | None, t
 def _view(base, table: Table) -> list[str]:
     """Show the data base the events as `events`, with clean types and their place; give the columns' names."""
     if table.frame is not None:
-        base.register("frame", table.frame)
+        base.register("frame", arrow_table(table.frame))
         base.execute("create view given as select *, 1 as _file from frame")
     else:
         files = ", ".join(f"'{_quoted(file)}'" for file in table.files)

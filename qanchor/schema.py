@@ -28,6 +28,9 @@ class DataError(ValueError):
         where = "" if row is None else f", row {row}"
         super().__init__(f"{file}{where}, column {column!r}: {shown}: {cure}")
 
+    def __reduce__(self):  # so that it comes back whole from another process
+        return type(self), (self.file, self.row, self.column, self.value, self.cure)
+
 
 @dataclass(frozen=True)
 class Users:

@@ -1,5 +1,6 @@
 """Data is checked where it enters: an error names file, row, column, value and cure, and the future stays the future."""
 
+import copy
 import json
 
 import numpy as np
@@ -209,3 +210,9 @@ def test_about_says_what_the_tables_do_not(tmp_path):
     users = make_world(5)
     about = json.loads((users.save(tmp_path) / "about.json").read_text())
     assert about["cutoff"] == "2025-06-01 00:00:00" and about["modalities"][0] == "bill" and about["horizon_days"] == 30
+
+
+def test_an_error_comes_back_whole_from_another_process():
+    told = DataError("events.csv", 3, "time", "soon", "write it as 2025-01-31")
+    again = copy.copy(told)  # by the same way as between processes
+    assert str(again) == str(told) and (again.row, again.column) == (3, "time")
