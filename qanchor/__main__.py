@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ import qanchor as qa
 from . import mend
 from .backbone import PACKAGES, WeightsError, fetch
 from .bench import BENCHES, machine
+from .files import write_whole
 from .runs import RunError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -111,9 +113,7 @@ def synthesise(
     options = {"model": model, "base_url": base_url, "samples": samples, "folder": folder, "budget_tokens": budget}
     pairs = qa.synthesise(open_users(users), **options, progress=lambda done, total: bars("writing pairs", done, total))
     bars.close()
-    aside = out.with_name(f".{out.name}.part")
-    pairs.to_parquet(aside, index=False)
-    aside.replace(out)
+    write_whole(out, partial(pairs.to_parquet, index=False))
     told = pairs.attrs["synthesis"] | {"out": str(out)}
     say(told, "\n".join(f"{name}: {value}" for name, value in told.items() if value), as_json)
 
@@ -209,12 +209,11 @@ def embed(
     out.mkdir(parents=True, exist_ok=True)
     files = []
     for k, text in enumerate(asked):
-        aside, path = out / f".query-{k:03d}.part", out / f"query-{k:03d}.parquet"
-        rows = {"user": list(cache.ids), "embedding": list(anchors[:, k].astype(np.float16))}
-        pd.DataFrame(rows).to_parquet(aside, index=False)
-        aside.replace(path)
+        rows = pd.DataFrame({"user": list(cache.ids), "embedding": list(anchors[:, k].astype(np.float16))})
+        path = write_whole(out / f"query-{k:03d}.parquet", partial(rows.to_parquet, index=False))
         files.append({"file": path.name, "query": text})
-    (out / "queries.json").write_text(json.dumps({"run": str(run), "files": files}, indent=1) + "\n")
+    told = json.dumps({"run": str(run), "files": files}, indent=1) + "\n"
+    write_whole(out / "queries.json", lambda aside: aside.write_text(told))
     say({"users": len(cache), "files": files}, f"{out}: {len(cache):,} users x {len(asked)} queries", as_json)
 
 

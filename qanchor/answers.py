@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from qanchor.topics import Topic
@@ -70,7 +72,11 @@ TAILS = {  # every one of them is a claim that `pairs.reflect` checks
         ("{noun} at over one and a half times the former rate", "far more {noun} than before"),
     ),
 }
-MAX_WORDS = 20  # of a summary
+MAX_WORDS = 24  # of a summary
+THIRDS = ("first", "middle", "last")  # the time bins of a summary
+MONTH = 30  # days: the horizon that need not be said
+LENGTHS = {7: "week", 14: "two weeks", 60: "two months", 90: "three months", 180: "six months", 365: "year"}
+SAID = re.compile(r"in the next (?:month|30 days|period)|this coming month|next month|within 30 days|\bsoon\b|coming up")
 SUMMARY = ("Among the least active", "Less active than most", "About as active as most", "More active than most", "Very active")
 
 
@@ -148,7 +154,25 @@ def answers(
     }
     words |= {"noun": "spending" if topic.measure == "spend_trend" else "activity"}
     words |= {"end": f"at the end of the next {horizon_days} days" if future else "up to now"}
+    if future and horizon_days != MONTH:  # a month goes without saying
+        tails = [tail if "{span}" in tail or "{end}" in tail else f"{tail} {{span}}" for tail in tails]
     return [f"{head}: {tail}.".format(**words) for head in openings for tail in tails]
+
+
+def look_ahead(query: str, horizon_days: int) -> str:
+    """Ask about another horizon than a month, in words where there are some: "week", "three months".
+
+    Example:
+        >>> look_ahead("Will this user travel soon?", 7), look_ahead("Is this user about to move?", 45)
+        ('Will this user travel in the next week?', 'Is this user about to move in the next 45 days?')
+    """
+    if horizon_days == MONTH:
+        return query
+    length = LENGTHS.get(horizon_days, f"{horizon_days} days")
+    asked = SAID.sub(f"in the next {length}", query).replace("coming month", f"coming {length}")
+    asked = asked.replace("30 days ahead", f"{horizon_days} days ahead").replace("costly month", "costly time")
+    stated = length in asked or f"{horizon_days} days" in asked
+    return asked if stated else f"{asked[:-1]} in the next {length}?"
 
 
 def span(kind: str, horizon_days: int) -> str:
@@ -173,7 +197,7 @@ def facts(topic: Topic, kind: str, value: float, spent: float, ago: float, horiz
         "events": "{value:,.0f} times {when}",
         "spend": "{value:,.0f} spent {when}",
         "basket": "{value:,.0f} each time",
-        "discount": "{value:.0%} saved",
+        "discount": "{value:.0%} of purchases at a reduced price",
         "private": "{value:.0%} of spending",
         "variety": "{value:,.0f} different things",
     }.get(topic.measure, "{value:.0%} of the time")
@@ -184,16 +208,30 @@ def with_fact(answer: str, fact: str) -> str:
     return f"{answer[:-1]} ({fact})."
 
 
-def summary(activity: int, things: list[str], horizon_days: int = 30) -> str:
-    """Say what the next days bring: how active, and on what; `activity` is a grade, -1 for no activity at all.
+def busiest_third(visits: np.ndarray) -> int:
+    """Say in which third of the next days more than half of the visits fall: 0, 1, 2, or -1 when in none or with few visits.
 
     Example:
-        >>> summary(4, ["pets", "tobacco"])
-        'Very active in the next 30 days: pets; tobacco.'
+        >>> busiest_third(np.array([5, 1, 0])), busiest_third(np.array([2, 2, 2]))
+        (0, -1)
+    """
+    best = int(np.argmax(visits))
+    return best if visits.sum() >= 3 and 2 * visits[best] > visits.sum() else -1
+
+
+def summary(activity: int, things: list[str], horizon_days: int = 30, third: int = -1) -> str:
+    """Say what the next days bring: how active, mostly when, and on what.
+
+    activity  a grade, -1 for no activity at all;  third  as `busiest_third` gives it.
+
+    Example:
+        >>> summary(4, ["pets", "tobacco"], third=2)
+        'Very active in the next 30 days, mostly in the last third: pets; tobacco.'
     """
     if activity < 0:
         return f"No activity at all in the next {horizon_days} days."
-    head = f"{SUMMARY[activity]} in the next {horizon_days} days: "
+    when = "" if third < 0 else f", mostly in the {THIRDS[third]} third"
+    head = f"{SUMMARY[activity]} in the next {horizon_days} days{when}: "
     while len((head + " ".join(things)).split()) > MAX_WORDS:
         things = things[:-1]
     return f"{head}{'; '.join(things) or 'nothing that stands out'}."

@@ -44,7 +44,7 @@ def batch_users(readings: Readings, rows: Sequence[int] | np.ndarray, side: str 
 
     Example:
         >>> users = qa.make_world(40)
-        >>> reader = qa.Reader.fit(users, pd.DataFrame({"user": list(users.ids), "cutoff": users.cutoff}), qa.TINY)
+        >>> reader = qa.Reader.fit(users, None, qa.TINY)
         >>> qa.batch_users(reader.read(users), [0, 1]).event_mask.shape
         torch.Size([2, 12])
     """

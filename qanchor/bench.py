@@ -133,7 +133,7 @@ def cache(
 
 
 def _fresh(config: Config, people: Users) -> QAnchor:
-    return build(config, Reader.fit(people, pd.DataFrame({"user": list(people.ids), "cutoff": people.cutoff}), config))
+    return build(config, Reader.fit(people, None, config))
 
 
 def _random_prefix(model: QAnchor, rows: int, slots: int) -> Prefix:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .files import write_whole
+
 PARAMETERS = {"temperature": 0, "max_tokens": 600}
 REPAIR = "That cannot be used: {why}. Reply once more, with nothing but the JSON that was asked for."
 MAX_WAIT = 600  # seconds: an endpoint that asks for more is told of, not waited for
@@ -77,9 +79,8 @@ class Endpoint:
             self.report[name] += count
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_name(f".{key}.{os.getpid()}.part")
-            aside.write_text(json.dumps({"model": self.model, "parameters": self.parameters, "reply": text} | tokens))
-            aside.replace(path)
+            told = {"model": self.model, "parameters": self.parameters, "reply": text} | tokens
+            write_whole(path, lambda aside: aside.write_text(json.dumps(told)))
         return text
 
     def _send(self, messages: list[dict]) -> tuple[str, dict]:

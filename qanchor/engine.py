@@ -72,9 +72,7 @@ class Engine:
 
     Example:
         >>> users = qa.make_world(40)
-        >>> pairs = qa.make_pairs(users, per_sample=4)
-        >>> reader = qa.Reader.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), qa.TINY)
-        >>> model = qa.build(qa.TINY, reader)
+        >>> model = qa.build(qa.TINY, qa.Reader.fit(users, None, qa.TINY))
         >>> engine = qa.Engine(model)
         >>> engine.embed(engine.prefill(users), "Will this user travel soon?").shape
         (40, 32)
@@ -210,9 +208,7 @@ class Asker:
 
     Example:
         >>> users = qa.make_world(40)
-        >>> pairs = qa.make_pairs(users, per_sample=4)
-        >>> reader = qa.Reader.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), qa.TINY)
-        >>> model = qa.build(qa.TINY, reader)
+        >>> model = qa.build(qa.TINY, qa.Reader.fit(users, None, qa.TINY))
         >>> engine = qa.Engine(model)
         >>> *_, last = engine.asker(engine.prefill(users), method="pca")("Will this user travel soon?")
         >>> list(last["points"].columns)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .faults import Notes, decode, numbers, tidy, times, words
-from .schema import REQUIRED, _read_about
+from .schema import REQUIRED, read_about
 
 ABOUT = ("name", "unit", "cutoff", "horizon_days", "modalities")
 DAY, YEAR, LONGEST = pd.Timedelta(days=1), pd.Timedelta(days=366), 3660  # days of a horizon
@@ -40,7 +40,7 @@ class Folder:
     def _about(self) -> dict:
         file, self.cutoff = "about.json", None
         try:
-            about = _read_about(self.folder / file)
+            about = read_about(self.folder / file)
         except (ValueError, OSError, RecursionError) as error:
             place = getattr(error, "column", "about"), getattr(error, "value", str(error))
             self.notes.whole(file, *place, getattr(error, "cure", "cannot be read: mend it or remove the file"))

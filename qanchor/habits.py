@@ -5,6 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 
+def signed_log(values: np.ndarray) -> np.ndarray:
+    """Shrink amounts of either sign: a few users spend a hundred times the median."""
+    return np.sign(values) * np.log1p(np.abs(values))
+
+
 def _sums(groups: np.ndarray, n: int, values: np.ndarray) -> np.ndarray:
     """Sum the rows of `values` by group: (n, column)."""
     if not values.shape[1]:
@@ -22,9 +27,8 @@ def _summary(groups: np.ndarray, n: int, age: np.ndarray, clock: np.ndarray, num
     clock = _sums(groups, n, clock) / np.maximum(count, 1)[:, None]
     total = _sums(groups, n, number)
     columns = [np.log1p(count), np.log1p(lately), np.log1p(last), np.log1p(np.maximum(span - last, 0)) * (count > 0)]
-    total = np.sign(total) * np.log1p(np.abs(total))
     mean = _sums(groups, n, number) / np.maximum(count, 1)[:, None]
-    return np.column_stack([*columns, clock, total, np.sign(mean) * np.log1p(np.abs(mean))]).astype(np.float32)
+    return np.column_stack([*columns, clock, signed_log(total), signed_log(mean)]).astype(np.float32)
 
 
 def read_one(age, time, key, number, vectors, modalities: int, recent: int) -> dict:
@@ -74,10 +78,8 @@ def _recent_numbers(modality, n: int, age, number, texts) -> np.ndarray:
     often = _sums(modality, n, number > 0) / np.maximum(count, 1)[:, None]
     weight = np.abs(number[:, :1])
     weighed = _sums(modality, n, number[:, 1:] * weight) / np.maximum(_sums(modality, n, weight), 1e-6)
-    lately = np.sign(lately) * np.log1p(np.abs(lately))
-    weighed = np.sign(weighed) * np.log1p(np.abs(weighed))
     texts = np.bincount(texts, minlength=n)
-    return np.column_stack([trend, np.log1p(days10), np.log1p(texts), lately, often, weighed])
+    return np.column_stack([trend, np.log1p(days10), np.log1p(texts), signed_log(lately), often, signed_log(weighed)])
 
 
 def _rhythm(age, hour, weekend, number) -> np.ndarray:

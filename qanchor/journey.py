@@ -8,11 +8,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from functools import partial
 from importlib import metadata, util
 from pathlib import Path
 
 import pandas as pd
 
+from qanchor.files import write_whole
 from qanchor.schema import Users
 
 VERSION = 2  # raise it when the events or labels below change: older cache files are then left alone
@@ -144,8 +146,8 @@ def load_journey(cutoff="2017-10-01") -> Users:
     if not all(path.exists() for path in paths.values()):
         events, labels = _build(cutoff)
         users = Users.from_events(events, cutoff, labels=labels, modalities=MODALITIES)
-        _write(users.labels.reset_index(), paths["labels"])
-        _write(users.events, paths["events"])
+        write_whole(paths["labels"], partial(users.labels.reset_index().to_parquet, index=False))
+        write_whole(paths["events"], partial(users.events.to_parquet, index=False))
     events, labels = pd.read_parquet(paths["events"]), pd.read_parquet(paths["labels"]).set_index("user")
     ids = tuple(labels.index)
     events = events.assign(  # parquet keeps the words but not their order
@@ -194,13 +196,6 @@ def _build(cutoff: pd.Timestamp) -> tuple[pd.DataFrame, pd.DataFrame]:
         events = base.sql(EVENTS.format(**facts)).df().rename(columns={"household": "user"})
         labels = base.sql(LABELS.format(**facts)).df().set_index("user")
     return events, labels.astype("Float64").astype(float)
-
-
-def _write(frame: pd.DataFrame, path: Path) -> None:
-    """Write aside and rename, so that no reader ever finds half a file."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    frame.to_parquet(aside, index=False)
-    aside.replace(path)
 
 
 def load_movielens() -> Users:

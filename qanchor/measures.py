@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -54,25 +55,33 @@ class Records:
         return user[first], time[first], np.add.reduceat(amount, first) if len(first) else amount[:0]
 
 
-def money_modality(events: pd.DataFrame) -> str:
-    """Say where the money is counted: in the modality with most of it, or with fewest events where two tell the same sums."""
+class Money(NamedTuple):
+    """Say where the money is counted: in the modality with most of it; where two tell the same sums, in the one with fewest
+    events (`whole`: baskets) or with most (`single`: the things in them)."""
+
+    whole: str = ""
+    single: str = ""
+
+
+def find_money(events: pd.DataFrame) -> Money:
     if "amount" not in events:
-        return ""
+        return Money()
     return main_money(events[events["amount"] > 0].groupby("modality", observed=True)["amount"].agg(["sum", "size"]))
 
 
-def main_money(paid: pd.DataFrame) -> str:
+def main_money(paid: pd.DataFrame) -> Money:
     """Say the same of a table with index modality and columns sum, size."""
-    return str(paid[paid["sum"] > 0.98 * paid["sum"].max()]["size"].idxmin()) if len(paid) else ""
+    size = paid.loc[paid["sum"] > 0.98 * paid["sum"].max(), "size"]
+    return Money(str(size.idxmin()), str(size.idxmax())) if len(size) else Money()
 
 
 class Span:
     """Hold what each user did from `low` up to `high` (microseconds): arrays over users, NaN where there is nothing to say.
 
-    money  the modality whose amounts are counted, as `money_modality` gives it for the time before the cut-off.
+    money  where amounts are counted, as `find_money` gives it for the time before the cut-off.
     """
 
-    def __init__(self, records: Records, low: int, high: int, money: str):
+    def __init__(self, records: Records, low: int, high: int, money: Money):
         self.records, self.low, self.high, self.money = records, low, high, money
         self.now = (records.time >= low) & (records.time < high)
 
@@ -103,6 +112,11 @@ class Span:
     @cached_property
     def events(self) -> np.ndarray:
         return self.count(self.visits[0])
+
+    def thirds(self, part: int) -> np.ndarray:
+        """Count the visits in one third of the time (0, 1 or 2)."""
+        user, time = self.visits
+        return self.count(user[(time - self.low) * 3 // (self.high - self.low) == part])
 
     @cached_property
     def silent(self) -> np.ndarray:
@@ -136,7 +150,7 @@ class Span:
     @cached_property
     def _paid(self) -> tuple[np.ndarray, ...]:
         records = self.records
-        paid = self.now & (records.modality == self.money) & ~np.isnan(records.amount)
+        paid = self.now & (records.modality == self.money.whole) & ~np.isnan(records.amount)
         return records.user[paid], records.amount[paid], records.saved[paid], records.own[paid]
 
     @cached_property
@@ -149,8 +163,9 @@ class Span:
 
     @cached_property
     def discount(self) -> np.ndarray:
-        user, amount, saved, _ = (column[~np.isnan(self._paid[2])] for column in self._paid)
-        return self.share(user, saved, amount + saved)
+        """Give the share of the things bought that were bought at a reduced price."""
+        things = self.now & (self.records.modality == self.money.single) & ~np.isnan(self.records.saved)
+        return self.share(self.records.user[things], self.records.saved[things] > 0)
 
     @cached_property
     def private(self) -> np.ndarray:

@@ -54,14 +54,20 @@ def mend(folder, out, today=None) -> pd.DataFrame:
         >>> mend(folder, folder.with_name(f"{folder.name}-mended"))[["row", "rows", "done"]].values.tolist()
         [[1, 1, 'row dropped']]
     """
-    folder, out = Path(folder), Path(out)
+    return _write(Folder(folder, today), _free(Path(folder), Path(out)))
+
+
+def _free(folder: Path, out: Path) -> Path:
     if folder.resolve() in (out.resolve(), *out.resolve().parents):
         raise ValueError(f"{out} is {folder} or lies in it: a folder is never mended in place, choose another")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} holds something already: choose a folder that is new or empty")
-    found = Folder(folder, today)
+    return out
+
+
+def _write(found: Folder, out: Path) -> pd.DataFrame:
     if lost := [problem for problem in found.notes if problem.severe and not problem.recoverable]:
-        raise MendError(folder, lost)
+        raise MendError(found.folder, lost)
     aside = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         found.write(aside)
@@ -98,13 +104,14 @@ def check(path, out=None) -> tuple[dict, str]:
         >>> check(folder)[0]["in_order"]
         False
     """
-    problems, said = inspect(path), []
+    found = Folder(path, None)
+    problems, said = list(found.notes), []
     stuck = [problem for problem in problems if problem.severe and not problem.recoverable]
     told = {"in_order": not any(problem.severe for problem in problems), "problems": [p.plain() for p in problems]}
     if problems:
         said = [table(problems), ""]
     if out is not None and not stuck:
-        done = mend(path, out)
+        done = _write(found, _free(Path(path), Path(out)))
         told |= {"in_order": True, "mended": str(out), "done": json.loads(done.to_json(orient="records"))}
         said += [f"{path} is mended in {out}."]
         path = out

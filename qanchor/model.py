@@ -67,10 +67,8 @@ class QAnchor(nn.Module):
 
     Example:
         >>> users = qa.make_world(40)
-        >>> pairs = qa.make_pairs(users, per_sample=4)
-        >>> reader = qa.Reader.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), qa.TINY)
-        >>> model = qa.build(qa.TINY, reader)
-        >>> batch = qa.batch_users(reader.read(users), [0, 1, 2])
+        >>> model = qa.build(qa.TINY, qa.Reader.fit(users, None, qa.TINY))
+        >>> batch = qa.batch_users(model.reader.read(users), [0, 1, 2])
         >>> model.embed(batch, "Will this user travel soon?").shape
         torch.Size([3, 32])
     """
@@ -235,9 +233,7 @@ def build(config: Config, reader: Reader, seed: int = 0, device: str | None = No
 
     Example:
         >>> users = qa.make_world(40)
-        >>> pairs = qa.make_pairs(users, per_sample=4)
-        >>> reader = qa.Reader.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), qa.TINY)
-        >>> model = qa.build(qa.TINY, reader)
+        >>> model = qa.build(qa.TINY, qa.Reader.fit(users, None, qa.TINY))
         >>> model.config.dim
         32
     """

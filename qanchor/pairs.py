@@ -9,15 +9,33 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .answers import answers, facts, grade_begins, grades, style_of, summary, telling_topics, with_fact
-from .measures import DAY, FEW, MIN_EVENTS, MIN_FORMER, MIN_SHARE, Records, Span, money_modality
+from .answers import (
+    answers,
+    busiest_third,
+    facts,
+    grade_begins,
+    grades,
+    look_ahead,
+    style_of,
+    summary,
+    telling_topics,
+    with_fact,
+)
+from .measures import DAY, FEW, MIN_EVENTS, MIN_FORMER, MIN_SHARE, Money, Records, Span, find_money
+from .moments import Moment, Wish, default_cutoffs, default_horizons, moments
 from .reflect import reflect
 from .schema import Users
 from .topics import HELD_OUT, TOPICS, Topic
 
-COLUMNS = ["user", "cutoff", "query", "answer", "topic", "kind", "grade"]
+COLUMNS = ["user", "cutoff", "query", "answer", "topic", "kind", "horizon_days", "grade"]
 SUMMARY_QUERY = "What are the user's most likely actions in the next period?"  # the paper's fixed query
-MIN_DAYS, MIN_HISTORY, N_CUTOFFS = 45, 0.4, 6
+SUMMARY_WORDINGS = (  # asked half the time instead; the last `HELD_OUT` are for tests
+    "What will this {user} do in the next month?",
+    "What is next for this {user}?",
+    "Sum up what to expect of this {user} next month.",
+    "What does the coming month look like for this {user}?",
+    "Tell me what this {user} is going to do soon.",
+)
 FACT_SHARE = 0.4  # share of the answers that carry one number from the tables
 UNIT_SHARE = 0.8  # share of the queries that say "household" where these are households; the others say "user"
 RARITY = (0.3, 5)  # how much a rare grade is preferred to a usual one, at least and at most
@@ -35,16 +53,19 @@ def make_pairs(
     future_share: float = 0.6,
     seed: int = 0,
     held_out: bool = False,
+    horizons: Iterable[int] | None = None,
 ) -> pd.DataFrame:
-    """Turn many users' records into questions with graded answers: about the past, and about the 30 days that follow.
+    """Turn many users' records into questions with graded answers: about the past, and about what follows.
 
     One sample is a user at one of several sliding cut-offs (`default_cutoffs`) with at least 5 events before it. It gives
-    `per_sample` pairs on different topics, `future_share` of them on the next `users.horizon_days`, and one summary of these
-    days (topic "summary"). A grade compares a user with all others at the same cut-off; rare grades are drawn more often, so
-    every topic has both ends. Nothing at or after `users.cutoff` is read; a profile pair reads nothing from its own cut-off on,
-    and a cut-off too late for a whole future gives profile pairs only. `held_out` asks in the wordings kept for tests only.
-    Columns `user, cutoff, query, answer, topic, kind, grade` (0 to 4,
-    -1 for summaries); no rows when nobody has enough events. After the paper's UserU.
+    `per_sample` pairs, `future_share` of them on the days that follow, and one summary of the next `users.horizon_days` (topic
+    "summary"). These days are the users' horizon, and for a fifth of the future pairs each of the other `horizons` (default: a
+    week and three months where the users' own is a month); within one, no topic comes twice. A grade compares a user with all
+    others at the same cut-off; rare grades are drawn more often, so every topic has both ends. Nothing at or after
+    `users.cutoff` is read; a profile pair reads nothing from its own cut-off on, and what follows a cut-off is asked only for
+    the horizons that are over by then. `held_out` asks in the wordings kept for tests only.
+    Columns `user, cutoff, query, answer, topic, kind, horizon_days` (looked ahead; of a profile, what counts as lately) and
+    `grade` (0 to 4, -1 for summaries); no rows when nobody has enough events. After the paper's UserU.
     Raises ValueError for a cut-off after the users' own, and when no cut-off fits into the history.
 
     Example:
@@ -52,62 +73,18 @@ def make_pairs(
         >>> pairs[pairs.topic == "baby"].answer.iloc[0]  # doctest: +SKIP
         'Very unlikely to buy baby products: none at all in the next 30 days.'
     """
-    wish = Wish(users.unit, users.horizon_days, per_sample, future_share, seed, held_out, tuple(topics))
+    ahead = default_horizons(users.horizon_days) if horizons is None else tuple(horizons)
+    wish = Wish(users.unit, users.horizon_days, per_sample, future_share, seed, held_out, ahead, tuple(topics))
     records, rows = Records(users, wish.topics), []
-    for cutoff, kind in moments(default_cutoffs(users) if cutoffs is None else cutoffs, users.cutoff, users.horizon_days):
-        values = measure(records, cutoff, kind, money_modality(users.history(cutoff)))
-        rows += ask(values, Crowd.of(values.value, values.active, wish), cutoff, kind, wish)
+    for moment in moments(default_cutoffs(users) if cutoffs is None else cutoffs, users.cutoff, wish):
+        values = measure(records, moment, find_money(users.history(moment.cutoff)))
+        rows += ask(values, Crowd.of(values.value, values.active, moment, wish), moment, wish)
     return pair_frame(rows)
-
-
-@dataclass(frozen=True)
-class Wish:
-    """Hold what is asked for, alike for all users; the fields are those of `make_pairs`."""
-
-    unit: str
-    horizon_days: int
-    per_sample: int = 8
-    future_share: float = 0.6
-    seed: int = 0
-    held_out: bool = False
-    topics: tuple[Topic, ...] = TOPICS
-
-    def number(self, kind: str) -> int:
-        """Say how many pairs of a kind one sample gives."""
-        future = round(self.per_sample * self.future_share)
-        return future if kind == "future" else self.per_sample - future
 
 
 def pair_frame(rows: list[tuple]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=COLUMNS).astype({"cutoff": "datetime64[us]", "grade": "int64"})
     return frame.sort_values(["cutoff", "user", "kind", "topic"], kind="stable").reset_index(drop=True)
-
-
-def moments(cutoffs: Iterable, end: pd.Timestamp, horizon_days: int) -> list[tuple[pd.Timestamp, str]]:
-    """List the cut-offs with what is asked there: a "profile", and a "future" where a whole horizon of it is known."""
-    cutoffs = [pd.Timestamp(cutoff) for cutoff in cutoffs]
-    if late := [cutoff for cutoff in cutoffs if cutoff > end]:
-        raise ValueError(f"cut-off {late[0]:%Y-%m-%d} is after the users' own, {end:%Y-%m-%d}: choose earlier ones")
-    last = end - pd.Timedelta(days=horizon_days)
-    return [(cutoff, kind) for cutoff in cutoffs for kind in ("profile", "future")[: 1 + (cutoff <= last)]]
-
-
-def default_cutoffs(users: Users, n: int = N_CUTOFFS) -> list[pd.Timestamp]:
-    """Choose `n` days, evenly spaced, with at least 45 days (and 40 % of the history) before and a whole horizon after."""
-    days = users.history()["time"].dt.floor("D").value_counts().sort_index()
-    return spread_cutoffs(days, users.cutoff, users.horizon_days, n)
-
-
-def spread_cutoffs(days: pd.Series, end: pd.Timestamp, horizon_days: int, n: int = N_CUTOFFS) -> list[pd.Timestamp]:
-    """Do so for a history of which only the events of each day are known (index day, sorted)."""
-    seen = days.cumsum().to_numpy()
-    # a few odd old events, one in a hundred, move nothing
-    start = days.index[np.searchsorted(seen, int(0.01 * (seen[-1] - 1)), side="right")] if len(seen) else end
-    span = (end - start).days
-    first, last = max(MIN_DAYS, int(np.ceil(MIN_HISTORY * span))), span - horizon_days
-    if first > last:
-        raise ValueError(f"{span} days of history are too short: {first} and {horizon_days} after needed; pass cutoffs=[...]")
-    return [start + pd.Timedelta(days=int(day)) for day in np.unique(np.linspace(first, last, n).round())]
 
 
 def user_hash(ids: Iterable[str], salt: str = "") -> np.ndarray:
@@ -132,7 +109,8 @@ def _mix(bits: np.ndarray) -> np.ndarray:
 class Values:
     """Hold what each user with enough events before a cut-off did (user), on each topic (user, topic).
 
-    value  how much of it;  spent  money on it;  ago  days since the last occasion;  active  visits in all (user).
+    value  how much of it;  spent  money on it;  ago  days since the last occasion;  active  visits in each third of the time
+    (user, 3).
     """
 
     ids: np.ndarray
@@ -142,31 +120,32 @@ class Values:
     active: np.ndarray
 
 
-def measure(records: Records, cutoff: pd.Timestamp, kind: str, money: str) -> Values:
-    """Look back ("profile") or ahead ("future") from a cut-off; money: `money_modality` of all users' history before it."""
-    at, horizon, ever = cutoff.value // 1000, records.users.horizon_days * DAY, np.iinfo("int64").min
+def measure(records: Records, moment: Moment, money: Money) -> Values:
+    """Look back or ahead from a cut-off; money: `find_money` of all users' history before it."""
+    at, horizon, ever = moment.cutoff.value // 1000, moment.days * DAY, np.iinfo("int64").min
     past = Span(records, ever, at, money)
-    if kind == "future":
+    if moment.kind == "future":
         span = recent = Span(records, at, at + horizon, money)
         former = past
     else:
         span, recent, former = past, Span(records, at - horizon, at, money), Span(records, ever, at - horizon, money)
     crowd = np.flatnonzero(past.count(records.user[past.now]) >= MIN_EVENTS)
-    tables = [_measure(topic, kind, span, recent, former) for topic in records.topics]
+    tables = [_measure(topic, moment, span, recent, former) for topic in records.topics]
+    thirds = np.stack([span.thirds(part) for part in range(3)], 1) if moment.kind == "future" else span.events[:, None]
     ids = np.array(records.users.ids, dtype=object)[crowd]
     columns = (np.array([table[i][crowd] for table in tables]).reshape(len(tables), len(crowd)) for i in range(3))
-    return Values(ids, *(np.round(table, 6).T for table in columns), span.events[crowd])
+    return Values(ids, *(np.round(table, 6).T for table in columns), thirds[crowd])
 
 
-def _measure(topic: Topic, kind: str, span: Span, recent: Span, former: Span) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _measure(topic: Topic, moment: Moment, span: Span, recent: Span, former: Span) -> tuple[np.ndarray, ...]:
     """Give a topic's value, the money spent on it, and the days since the last occasion, each over all users."""
-    style, nothing, days = style_of(topic), np.full(span.records.n, np.nan), span.records.users.horizon_days
+    style, nothing = style_of(topic), np.full(span.records.n, np.nan)
     if style == "count":
         user, time, amount = span.within(span.records.streams[topic.name])
         return span.count(user), span.count(user, amount), span.since(user, time)
     if style == "stop":
         silent = span.silent
-        return np.where(np.isnan(silent), days, silent) if kind == "future" else silent, nothing, nothing
+        return np.where(np.isnan(silent), moment.days, silent) if moment.kind == "future" else silent, nothing, nothing
     if style == "trend":
         of = "spend" if topic.measure == "spend_trend" else "events"
         rate = former.rate(of)
@@ -190,18 +169,18 @@ class Crowd:
     less: list[list[list[float]]]
 
     @classmethod
-    def of(cls, value: np.ndarray, active: np.ndarray, wish: Wish) -> Crowd:
-        """Compare all users: value (user, topic), active (user)."""
+    def of(cls, value: np.ndarray, active: np.ndarray, moment: Moment, wish: Wish) -> Crowd:
+        """Compare all users: value (user, topic), active (user, third)."""
         begins, grade_counts, less = [], [], []
         for column, topic in zip(value.T, wish.topics, strict=True):
             style = style_of(topic)
             values, counts = np.unique(column[~np.isnan(column)], return_counts=True)
-            begins.append(grade_begins(style, values, counts, wish.horizon_days))
+            begins.append(grade_begins(style, values, counts, moment.days))
             grade = grades(style, values, begins=begins[-1])
             grade_counts.append(np.bincount(grade, counts, minlength=5).astype(int).tolist())
             if style == "count":
                 less.append([values.tolist(), ((np.cumsum(counts) - counts) / max(len(column), 1)).tolist()])
-        everything = grade_begins("level", *np.unique(active, return_counts=True))
+        everything = grade_begins("level", *np.unique(active.sum(1), return_counts=True))
         return cls(len(value), [begin.tolist() for begin in begins], grade_counts, everything.tolist(), less)
 
     def tells(self, column: int) -> bool:
@@ -212,20 +191,22 @@ class Crowd:
         return bool(counts.sum() - counts.max() >= max(1, MIN_SHARE * self.users))
 
 
-def ask(values: Values, crowd: Crowd, cutoff: pd.Timestamp, kind: str, wish: Wish) -> list[tuple]:
+def ask(values: Values, crowd: Crowd, moment: Moment, wish: Wish) -> list[tuple]:
     """Write the pairs of some users at one moment, each compared with the whole crowd."""
-    asked = _Asked(values, crowd, cutoff, kind, wish)
-    return asked.pairs() + (asked.summaries() if kind == "future" and not wish.held_out else [])
+    asked = _Asked(values, crowd, moment, wish)
+    whole = moment.kind == "future" and moment.days == wish.horizon_days
+    return asked.pairs() + (asked.summaries() if whole else [])
 
 
 class _Asked:
     """Stand at one moment: each user's grade on each topic, and the draws that choose topics and words."""
 
-    def __init__(self, values: Values, crowd: Crowd, cutoff: pd.Timestamp, kind: str, wish: Wish):
-        self.values, self.crowd, self.cutoff, self.kind, self.wish = values, crowd, cutoff, kind, wish
+    def __init__(self, values: Values, crowd: Crowd, moment: Moment, wish: Wish):
+        self.values, self.crowd, self.moment, self.kind, self.wish = values, crowd, moment, moment.kind, wish
         self.value, topics = values.value, len(wish.topics)
         # one draw for each (user, topic): what happens to one user or one topic never moves the draws of another
-        draws = _draws(values.ids, f"{wish.seed} {cutoff.value} {kind} ", (topics + 1) * 6)
+        salt = f"{wish.seed} {moment.cutoff.value} {moment.kind} {moment.days} "
+        draws = _draws(values.ids, salt, (topics + 1) * 6)
         self.draws = draws.reshape(len(draws), topics + 1, 6)
         self.grade = np.full(self.value.shape, -1)
         for column, topic in enumerate(wish.topics):
@@ -242,14 +223,15 @@ class _Asked:
             weight[:, column] = known[:, column] * rare * BOOST.get(topic.measure, 1) ** (1 if self.kind == "future" else 0.5)
         wait = np.full(weight.shape, np.inf)  # exponential waiting times: the k shortest are a weighted draw
         np.divide(-np.log1p(-self.draws[:, :-1, 0]), weight, out=wait, where=known)
-        order = np.argsort(wait, axis=1, kind="stable")[:, : self.wish.number(self.kind)]
+        order = np.argsort(wait, axis=1, kind="stable")[:, : self.moment.pairs]
         return [self._pair(row, column) for row, chosen in enumerate(order.tolist()) for column in chosen if known[row, column]]
 
     def _pair(self, row: int, column: int) -> tuple:
-        topic, draw, unit, days = self.wish.topics[column], self.draws[row, column], self.wish.unit, self.wish.horizon_days
+        topic, draw, unit, days = self.wish.topics[column], self.draws[row, column], self.wish.unit, self.moment.days
         wordings = getattr(topic, self.kind)
         wordings = wordings[-HELD_OUT:] if self.wish.held_out else wordings[:-HELD_OUT]
         query = _pick(wordings, draw[1]).format(user=unit if draw[2] < UNIT_SHARE else "user")
+        query = look_ahead(query, days) if self.kind == "future" else query
         value, grade = self.value[row, column], int(self.grade[row, column])
         answer = _pick(answers(topic, grade, self.kind, unit=unit, horizon_days=days, none=bool(value == 0)), draw[3])
         numbers = facts(topic, self.kind, value, self.values.spent[row, column], self.values.ago[row, column], days)
@@ -258,7 +240,7 @@ class _Asked:
         return self._row(row, query, answer, topic.name, grade)
 
     def _row(self, row: int, query: str, answer: str, topic: str, grade: int) -> tuple:
-        return self.values.ids[row], self.cutoff, query, answer, topic, self.kind, grade
+        return self.values.ids[row], self.moment.cutoff, query, answer, topic, self.kind, self.moment.days, grade
 
     def summaries(self) -> list[tuple]:
         """Say of each user how active the next days are, and which three or four topics tell most of them."""
@@ -266,14 +248,22 @@ class _Asked:
         value, lower = self.value[:, count], np.zeros((len(self.value), len(count)))
         for place, (values, less) in enumerate(self.crowd.less):
             lower[:, place] = np.array(less)[np.searchsorted(values, value[:, place])]
-        active = grades("level", self.values.active, begins=np.array(self.crowd.active))
-        active[self.values.active == 0] = -1
+        visits, days = self.values.active.sum(1), self.moment.days
+        active = grades("level", visits, begins=np.array(self.crowd.active))
+        active[visits == 0] = -1
         topics, rows = [self.wish.topics[c] for c in count], []
-        for row, draw in enumerate(self.draws[:, -1, 0]):
-            telling = telling_topics(topics, value[row], lower[row], 3 + int(draw < 0.5))
-            answer = summary(int(active[row]), [topic.thing for topic in telling], self.wish.horizon_days)
-            rows.append(self._row(row, SUMMARY_QUERY, answer, "summary", -1))
+        for row, draw in enumerate(self.draws[:, -1]):
+            telling = telling_topics(topics, value[row], lower[row], 3 + int(draw[0] < 0.5))
+            things, third = [topic.thing for topic in telling], busiest_third(self.values.active[row])
+            answer = summary(int(active[row]), things, days, third)
+            rows.append(self._row(row, look_ahead(self._summary_query(draw), days), answer, "summary", -1))
         return rows
+
+    def _summary_query(self, draw: np.ndarray) -> str:
+        if draw[1] < 0.5 and not self.wish.held_out:
+            return SUMMARY_QUERY
+        wordings = SUMMARY_WORDINGS[-HELD_OUT:] if self.wish.held_out else SUMMARY_WORDINGS[:-HELD_OUT]
+        return _pick(wordings, draw[2]).format(user=self.wish.unit if draw[3] < UNIT_SHARE else "user")
 
 
 def _pick(items, draw: float):

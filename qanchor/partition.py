@@ -14,9 +14,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from .journey import arrow_table
-from .measures import OFFERS, main_money
-from .pairs import moments, spread_cutoffs
-from .schema import REQUIRED, DataError, Users, _read_about
+from .measures import OFFERS, Money, main_money
+from .moments import Wish, moments, spread_cutoffs
+from .schema import REQUIRED, DataError, Users, read_about
 
 NUMBERS = ("amount", "discount", "private")  # the number columns that a measure looks at
 HASH = """('0x' || substr(md5("user"), 1, 15))::bigint"""  # in SQL what `user_hash` is in Python
@@ -49,7 +49,7 @@ def open_table(source: Users | Path | str) -> Table:
     if not files or not files[0].is_file():
         raise FileNotFoundError(f"{path} has no events.parquet: write one row an event with {', '.join(REQUIRED)}")
     about = {"name": path.stem, "unit": "user", "cutoff": None, "modalities": [], "horizon_days": 30}
-    about |= _read_about((path if path.is_dir() else path.parent) / "about.json")
+    about |= read_about((path if path.is_dir() else path.parent) / "about.json")
     try:
         rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
     except (OSError, ValueError) as error:
@@ -61,10 +61,10 @@ def open_table(source: Users | Path | str) -> Table:
     return Table(files, None, about, rows, content.hexdigest())
 
 
-def partition(table: Table, work: Path, shards: int, cutoffs: Iterable | None, told: dict, **config) -> None:
+def partition(table: Table, work: Path, shards: int, cutoffs: Iterable | None, wish: Wish, **config) -> None:
     """Write each user's history into the shard of its hash, and what all shards must know; the folder whole, or not at all.
 
-    told  what else to keep for the shards;  config  of the data base: `memory_limit`, `threads`.
+    wish  kept for the shards;  config  of the data base: `memory_limit`, `threads`.
     """
     import duckdb
 
@@ -74,7 +74,7 @@ def partition(table: Table, work: Path, shards: int, cutoffs: Iterable | None, t
     config |= {"temp_directory": str(aside / "spill"), "preserve_insertion_order": False}
     with duckdb.connect(config=config) as base:
         columns = _view(base, table)
-        scan = _scan(base, table, columns, cutoffs)
+        scan = _scan(base, table, columns, cutoffs, wish)
         past = f"from events where time < timestamp '{scan['cutoff']}'"
         names = ", ".join(f'"{name}"' for name in (*columns, *PLACE))
         base.execute(
@@ -83,7 +83,8 @@ def partition(table: Table, work: Path, shards: int, cutoffs: Iterable | None, t
         )
     shutil.rmtree(aside / "spill", ignore_errors=True)
     scan["shards"] = sorted(int(path.name.removeprefix("_shard=")) for path in (aside / "events").glob("_shard=*"))
-    scan |= {"files": [file.name for file in table.files] or ["events"]} | told
+    scan |= {"files": [file.name for file in table.files] or ["events"]}
+    scan["wish"] = {name: value for name, value in vars(wish).items() if name != "topics"}
     (aside / "scan.json").write_text(json.dumps(scan))
     aside.rename(work)
 
@@ -116,7 +117,7 @@ def _view(base, table: Table) -> list[str]:
     return columns
 
 
-def _scan(base, table: Table, columns: list[str], cutoffs: Iterable | None) -> dict:
+def _scan(base, table: Table, columns: list[str], cutoffs: Iterable | None, wish: Wish) -> dict:
     """Find what no shard alone can know: cut-off, modalities, the first visit, the moments and where the money is counted."""
     end = table.about["cutoff"]
     past = "true" if end is None else f"coalesce(time < timestamp '{pd.Timestamp(end)}', true)"
@@ -137,20 +138,20 @@ def _scan(base, table: Table, columns: list[str], cutoffs: Iterable | None) -> d
     first = history.loc[~history["modality"].isin(OFFERS), "first"].min()
     if cutoffs is None:
         cutoffs = spread_cutoffs(history.groupby("day")["events"].sum(), cutoff, table.about["horizon_days"])
-    stops = moments(cutoffs, cutoff, table.about["horizon_days"])
-    money = _money(base, [stop for stop, _ in stops], order) if "amount" in columns else {}
+    stops = moments(cutoffs, cutoff, wish)
+    money = _money(base, [stop.cutoff for stop in stops], order) if "amount" in columns else {}
     return {
         "cutoff": str(cutoff),
         "modalities": order,
         "start": (cutoff if pd.isna(first) else first).value // 1000,
         "events": int(days["events"].sum()),
-        "cutoffs": sorted({str(stop) for stop, _ in stops}),
-        "moments": [{"cutoff": str(stop), "kind": kind, "money": money.get(stop, "")} for stop, kind in stops],
+        "cutoffs": sorted({str(stop.cutoff) for stop in stops}),
+        "moments": [stop._asdict() | {"cutoff": str(stop.cutoff), "money": money.get(stop.cutoff, Money())} for stop in stops],
         "about": table.about,
     }
 
 
-def _money(base, cutoffs: list[pd.Timestamp], order: list[str]) -> dict[pd.Timestamp, str]:
+def _money(base, cutoffs: list[pd.Timestamp], order: list[str]) -> dict[pd.Timestamp, Money]:
     cutoffs = sorted(set(cutoffs))
     before = [f"filter (where time < timestamp '{cutoff}')" for cutoff in cutoffs]
     told = ", ".join(f"sum(paid) {part} as s{i}, count(*) {part} as n{i}" for i, part in enumerate(before))

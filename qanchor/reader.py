@@ -45,7 +45,7 @@ class Reader:
 
     Example:
         >>> users = qa.make_world(40)
-        >>> reader = qa.Reader.fit(users, pd.DataFrame({"user": list(users.ids), "cutoff": users.cutoff}), qa.TINY)
+        >>> reader = qa.Reader.fit(users, None, qa.TINY)
         >>> len(reader.read(users))
         40
     """
@@ -64,8 +64,8 @@ class Reader:
     std: dict[str, np.ndarray]
 
     @classmethod
-    def fit(cls, users: Users, cutoffs: pd.DataFrame, config: Config, progress=None) -> Reader:
-        """Learn the statistics from `cutoffs` (columns user, cutoff; all of them training samples)."""
+    def fit(cls, users: Users, cutoffs: pd.DataFrame | None, config: Config, progress=None) -> Reader:
+        """Learn the statistics from the samples `cutoffs`: columns user, cutoff (None: every user, at the users' own)."""
         empty = np.zeros((0, 0), np.float32)
         reader = cls(
             users.modalities,
@@ -84,9 +84,9 @@ class Reader:
         raw = reader._raw(users, cutoffs, progress)
         seen = pd.Series([k for r in raw["habits"] for k in r[0]]).value_counts()
         texts = list(users.events["text"].cat.categories)
-        seen = seen[seen >= max(2, 0.002 * len(cutoffs))].sort_index()
+        seen = seen[seen >= max(2, 0.002 * len(raw["users"]))].sort_index()
         reader.vocabulary = {_name(reader.modalities, texts, code): i for i, code in enumerate(seen.index)}
-        reader.idf = np.log(1 + len(cutoffs) / seen.to_numpy(np.float32))
+        reader.idf = np.log(1 + len(raw["users"]) / seen.to_numpy(np.float32))
         matrix = reader._count_matrix(users, raw["habits"])
         reader.counts = _components(matrix, config.components)
         reader.words = _components(raw["words"], config.components)
@@ -108,8 +108,6 @@ class Reader:
                 f"{users.name} has modality {unknown[0]!r}, the run knows {self.modalities}: "
                 "train on these users, or drop the modality"
             )
-        if cutoffs is None:
-            cutoffs = pd.DataFrame({"user": list(users.ids), "cutoff": users.cutoff})
         raw = self._raw(users, cutoffs, progress)
         parts = {k: self._standard(k, v) for k, v in self._parts(users, raw).items()}
         coarse = np.concatenate([v.reshape(len(v), -1) for v in parts.values()], 1)
@@ -117,7 +115,7 @@ class Reader:
         size = len(users.events["text"].cat.categories)
         slots = [self._slots(idf, size, *one) for one in zip(raw["habits"], raw["events"], strict=True)]
         return Readings(
-            tuple(cutoffs["user"]), coarse, raw["modal_text"], parts["modal"], raw["present"], slots, self._vectors(users)
+            tuple(raw["users"]), coarse, raw["modal_text"], parts["modal"], raw["present"], slots, self._vectors(users)
         )
 
     @property
@@ -191,7 +189,9 @@ class Reader:
             parts[group] = np.concatenate([filled, missing], 1)
         return parts
 
-    def _raw(self, users: Users, cutoffs: pd.DataFrame, progress=None) -> dict:
+    def _raw(self, users: Users, cutoffs: pd.DataFrame | None, progress=None) -> dict:
+        if cutoffs is None:
+            cutoffs = pd.DataFrame({"user": list(users.ids), "cutoff": users.cutoff})
         events = users.events
         vectors = self._vectors(users)
         codes = self._codes(users)

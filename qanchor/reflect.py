@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from .answers import CUTS, answers, facts, silent_days, style_of, summary, telling_topics, with_fact
-from .measures import MIN_EVENTS, MIN_FORMER, OFFERS, money_modality
+from .measures import MIN_EVENTS, MIN_FORMER, OFFERS, find_money
 from .schema import Users
 from .topics import TOPICS, Topic, by_name, match
 
@@ -30,8 +30,8 @@ def reflect(users: Users, pairs: pd.DataFrame) -> pd.Series:
 
 def _sentences(plain: _Plain, pair) -> set[str]:
     """Write all that may truly be said of this user on this topic."""
-    topic, days, unit = by_name(pair.topic), plain.days, plain.users.unit
-    table = plain.table(topic, pair.cutoff, pair.kind)
+    topic, days, unit = by_name(pair.topic), pair.horizon_days, plain.users.unit
+    table = plain.table(topic, pair.cutoff, pair.kind, days)
     value, spent, ago = map(float, table.loc[pair.user])
     grade = _grade(topic, table["value"], value, days)
     bodies = answers(topic, grade, pair.kind, unit=unit, horizon_days=days, none=bool(value == 0))
@@ -40,14 +40,16 @@ def _sentences(plain: _Plain, pair) -> set[str]:
 
 def _summaries(plain: _Plain, pair) -> set[str]:
     """Write the summaries, of three or of four topics, that are true of this user."""
-    values = {t: plain.table(t, pair.cutoff, "future")["value"] for t in TOPICS if style_of(t) == "count"}
+    days = pair.horizon_days
+    values = {t: plain.table(t, pair.cutoff, "future", days)["value"] for t in TOPICS if style_of(t) == "count"}
     mine = np.array([value[pair.user] for value in values.values()])
     lower = np.array([(value < value[pair.user]).mean() for value in values.values()])
     active = by_name("active")
-    events = plain.table(active, pair.cutoff, "future")["value"]
-    grade = _grade(active, events, float(events[pair.user]), plain.days) if events[pair.user] else -1
+    events = plain.table(active, pair.cutoff, "future", days)["value"]
+    grade = _grade(active, events, float(events[pair.user]), days) if events[pair.user] else -1
+    third = plain.third(pair.user, pair.cutoff, days)
     chosen = [telling_topics(list(values), mine, lower, k) for k in (3, 4)]
-    return {summary(grade, [topic.thing for topic in topics], plain.days) for topics in chosen}
+    return {summary(grade, [topic.thing for topic in topics], days, third) for topics in chosen}
 
 
 def _grade(topic: Topic, values: pd.Series, value: float, horizon_days: int) -> int:
@@ -68,7 +70,7 @@ class _Plain:
 
     def __init__(self, users: Users):
         past = users.history()
-        self.users, self.days, self.horizon = users, users.horizon_days, pd.Timedelta(days=users.horizon_days)
+        self.users = users
         self.events = past.assign(user=past["user"].astype(str), modality=past["modality"].astype(str))
         self.texts = past["text"].cat.categories
         self.speaks = match(self.texts)
@@ -79,18 +81,31 @@ class _Plain:
             self.tables[low, high] = self.events[(self.events["time"] >= low) & (self.events["time"] < high)]
         return self.tables[low, high]
 
-    def table(self, topic: Topic, cutoff: pd.Timestamp, kind: str) -> pd.DataFrame:
+    def third(self, user: str, cutoff: pd.Timestamp, days: int) -> int:
+        """Find the third of the next days that holds more than half of at least three visits; -1 if none does."""
+        step = pd.Timedelta(days=days) / 3
+        now = self.visits(cutoff, cutoff + 3 * step)
+        times = now.loc[now["user"] == user, "time"].drop_duplicates()
+        parts = [((times >= cutoff + k * step) & (times < cutoff + (k + 1) * step)).sum() for k in range(3)]
+        most = [k for k in range(3) if len(times) >= 3 and 2 * parts[k] > len(times)]
+        return most[0] if most else -1
+
+    def table(self, topic: Topic, cutoff: pd.Timestamp, kind: str, days: int) -> pd.DataFrame:
         """Give index user, columns value, spent, ago, for the users with enough events before the cut-off."""
-        key = (topic.name, cutoff, kind)
+        key, horizon = (topic.name, cutoff, kind, days), pd.Timedelta(days=days)
         if key not in self.tables:
             sizes = self.between(EVER, cutoff)["user"].value_counts()
-            span = (EVER, cutoff) if kind == "profile" else (cutoff, cutoff + self.horizon)
-            table = self.counted(topic, *span) if style_of(topic) == "count" else self.behaviour(topic, cutoff, kind, *span)
+            span = (EVER, cutoff) if kind == "profile" else (cutoff, cutoff + horizon)
+            table = (
+                self.counted(topic, *span)
+                if style_of(topic) == "count"
+                else self.behaviour(topic, cutoff, kind, horizon, *span)
+            )
             table = table.reindex(sorted(sizes[sizes >= MIN_EVENTS].index))
             if style_of(topic) == "count" or topic.measure in ("events", "spend", "variety"):
                 table["value"] = table["value"].fillna(0)
             if topic.measure == "stop" and kind == "future":
-                table["value"] = table["value"].fillna(self.days)
+                table["value"] = table["value"].fillna(days)
             self.tables[key] = table.round(6)
         return self.tables[key]
 
@@ -103,7 +118,7 @@ class _Plain:
         last = (high - by["time"].max()) / pd.Timedelta(days=1)
         return pd.DataFrame({"value": by["time"].nunique(), "spent": spent, "ago": last})
 
-    def behaviour(self, topic: Topic, cutoff, kind: str, low, high) -> pd.DataFrame:
+    def behaviour(self, topic: Topic, cutoff, kind: str, horizon, low, high) -> pd.DataFrame:
         visits = self.visits(low, high)
         moments = visits.drop_duplicates(["user", "time"])
         timed = moments[moments["time"] != moments["time"].dt.normalize()]
@@ -114,8 +129,8 @@ class _Plain:
             "evening": lambda: timed["time"].dt.hour.isin([17, 18, 19, 20, 21]).groupby(timed["user"]).mean(),
             "night": lambda: timed["time"].dt.hour.isin([22, 23, 0, 1, 2, 3, 4]).groupby(timed["user"]).mean(),
             "stop": lambda: (high - moments.groupby("user")["time"].max()) / pd.Timedelta(days=1),
-            "trend": lambda: self.trend(topic.measure, cutoff, kind),
-            "spend_trend": lambda: self.trend(topic.measure, cutoff, kind),
+            "trend": lambda: self.trend(topic.measure, cutoff, kind, horizon),
+            "spend_trend": lambda: self.trend(topic.measure, cutoff, kind, horizon),
         }.get(topic.measure, lambda: self.spent(topic.measure, low, high, cutoff))()
         return pd.DataFrame({"value": value, "spent": np.nan, "ago": np.nan})
 
@@ -127,23 +142,26 @@ class _Plain:
         now = self.between(low, high)
         if "amount" not in now:
             return pd.Series(dtype=float)
-        paid = now[(now["modality"] == money_modality(self.between(EVER, cutoff))) & now["amount"].notna()]
+        money = find_money(self.between(EVER, cutoff))
+        if measure == "discount":
+            things = now[now["modality"] == money.single].dropna(subset="discount") if "discount" in now else now[:0]
+            return (things["discount"] > 0).groupby(things["user"]).mean() if len(things) else pd.Series(dtype=float)
+        paid = now[(now["modality"] == money.whole) & now["amount"].notna()]
         if measure in ("spend", "basket"):
             return paid.groupby("user")["amount"].agg("sum" if measure == "spend" else "mean")
         told = paid[paid[measure].notna()] if measure in paid else paid[:0].assign(**{measure: np.nan})
-        part = told["discount"] if measure == "discount" else told["amount"] * told["private"]
-        whole = told["amount"] + told["discount"] if measure == "discount" else told["amount"]
-        return (part.groupby(told["user"]).sum() / whole.groupby(told["user"]).sum()).replace(np.inf, np.nan)
+        own = (told["amount"] * told["private"]).groupby(told["user"]).sum()
+        return (own / told["amount"].groupby(told["user"]).sum()).replace(np.inf, np.nan)
 
-    def trend(self, measure: str, cutoff, kind: str) -> pd.Series:
-        middle = cutoff if kind == "future" else cutoff - self.horizon
+    def trend(self, measure: str, cutoff, kind: str, horizon) -> pd.Series:
+        middle = cutoff if kind == "future" else cutoff - horizon
         seen = self.visits(EVER, middle).drop_duplicates(["user", "time"]).groupby("user").size()
         former, recent = (
             seen,
-            self.visits(middle, middle + self.horizon).drop_duplicates(["user", "time"]).groupby("user").size(),
+            self.visits(middle, middle + horizon).drop_duplicates(["user", "time"]).groupby("user").size(),
         )
         if measure == "spend_trend":
-            former, recent = (self.spent("spend", *span, cutoff) for span in ((EVER, middle), (middle, middle + self.horizon)))
+            former, recent = (self.spent("spend", *span, cutoff) for span in ((EVER, middle), (middle, middle + horizon)))
         days = max((middle - self.visits(EVER, self.users.cutoff)["time"].min()) / pd.Timedelta(days=1), 1)
         known = [user for user in former.index if former[user] > 0 and seen.get(user, 0) >= MIN_FORMER]
-        return (recent.reindex(known).fillna(0) / self.days) / (former.reindex(known) / days)
+        return (recent.reindex(known).fillna(0) / horizon.days) / (former.reindex(known) / days)

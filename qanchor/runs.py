@@ -38,9 +38,7 @@ def save(model: QAnchor, folder, history: pd.DataFrame | None = None, metrics: d
 
     Example:
         >>> users = qa.make_world(40)
-        >>> pairs = qa.make_pairs(users, per_sample=4)
-        >>> reader = qa.Reader.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), qa.TINY)
-        >>> model = qa.build(qa.TINY, reader)
+        >>> model = qa.build(qa.TINY, qa.Reader.fit(users, None, qa.TINY))
         >>> import tempfile
         >>> qa.save(model, tempfile.mkdtemp() + "/run").name
         'run'
@@ -98,9 +96,7 @@ def load(folder, device: str | None = None, dtype: str | None = None, attention:
 
     Example:
         >>> users = qa.make_world(40)
-        >>> pairs = qa.make_pairs(users, per_sample=4)
-        >>> reader = qa.Reader.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), qa.TINY)
-        >>> model = qa.build(qa.TINY, reader)
+        >>> model = qa.build(qa.TINY, qa.Reader.fit(users, None, qa.TINY))
         >>> import tempfile
         >>> qa.load(qa.save(model, tempfile.mkdtemp() + "/run")).config == qa.TINY
         True

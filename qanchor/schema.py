@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from .files import write_whole
 
 REQUIRED = ("user", "time", "modality", "text")
 MAX_TEXT = 2_000  # characters; the text encoder reads about 256 tokens, so more is a mistake upstream
@@ -160,14 +163,11 @@ class Users:
             if frame.shape[1] == 1:  # no facts or labels: an older file must not stand for them
                 (folder / f"{stem}.parquet").unlink(missing_ok=True)
             else:
-                aside = folder / f".{stem}.parquet.part"
-                frame.to_parquet(aside, index=False, compression="zstd", compression_level=19)
-                aside.replace(folder / f"{stem}.parquet")
+                small = partial(frame.to_parquet, index=False, compression="zstd", compression_level=19)
+                write_whole(folder / f"{stem}.parquet", small)
         about = {"name": self.name, "unit": self.unit, "cutoff": str(self.cutoff)}
         about |= {"horizon_days": self.horizon_days, "modalities": list(self.events["modality"].cat.categories)}
-        aside = folder / ".about.json.part"
-        aside.write_text(json.dumps(about, indent=2) + "\n")
-        aside.replace(folder / "about.json")
+        write_whole(folder / "about.json", lambda aside: aside.write_text(json.dumps(about, indent=2) + "\n"))
         return folder
 
 
@@ -240,7 +240,7 @@ def _read(folder: Path, stem: str) -> tuple[Path, pd.DataFrame] | None:
     return None
 
 
-def _read_about(path: Path) -> dict:
+def read_about(path: Path) -> dict:
     if not path.exists():
         return {}
     try:
@@ -275,7 +275,7 @@ def load_users(path) -> Users:
     if found is None:
         needed = f"write one row an event with {', '.join(REQUIRED)}"
         raise FileNotFoundError(f"{folder} has no events.parquet or events.csv: {needed}")
-    about = _read_about(folder / "about.json")
+    about = read_about(folder / "about.json")
     frames = {}
     for stem in ("users", "labels"):
         table = _read(folder, stem)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -15,13 +14,23 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from .measures import Records
-from .pairs import Crowd, Values, Wish, ask, measure, pair_frame, user_hash
+from .files import write_whole
+from .measures import Money, Records
+from .moments import Moment, Wish, default_horizons
+from .pairs import Crowd, Values, ask, measure, pair_frame, user_hash
 from .partition import load_shard, open_table, partition
 from .schema import Users
 
 EVENTS_PER_SHARD = 500_000  # some 300 MB while a shard is measured
-CODE = ("answers", "measures", "pairs", "partition", "shards", "topics")  # a change in one of these may change the pairs
+CODE = (
+    "answers",
+    "measures",
+    "moments",
+    "pairs",
+    "partition",
+    "shards",
+    "topics",
+)  # a change in one of these may change the pairs
 
 
 def split(users: Users, share: float = 0.2, salt: str = "test") -> tuple[Users, Users]:
@@ -48,7 +57,7 @@ def write_pairs(source: Users | Path | str, out: Path | str, *, each: Callable =
     source  users, a parquet file of events, a folder with `events.parquet` (and `about.json`), or a folder of parquet files.
     out     folder for `pairs-0000.parquet` and so on; together they hold the rows of `make_pairs`, each user in one of them.
     each    called as `map` is, for each stage: give a pool's `map` to work in parallel.
-    wishes  `per_sample, future_share, seed, held_out, cutoffs` as in `make_pairs`; `shards, memory, threads` as in `plan`.
+    wishes  `per_sample, future_share, seed, held_out, cutoffs, horizons` as in `make_pairs`; others as in `plan`.
     Killed and started again it goes on with the first shard that is not done; a changed source or wish makes all anew.
     Gives what the manifest says, with `pairs` (rows) and `made` (shards made now).
     Raises DataError naming file, row, column, value and cure; FileExistsError when `out` holds pairs of unknown origin.
@@ -95,7 +104,9 @@ def plan(
         raise ValueError(f"{shards} shards: give at least 1")
     shards = shards or max(1, -(-table.rows // EVENTS_PER_SHARD))
     cutoffs = None if cutoffs is None else [str(pd.Timestamp(cutoff)) for cutoff in cutoffs]
-    wish = Wish(table.about["unit"], table.about["horizon_days"], **wishes)
+    horizon = table.about["horizon_days"]
+    wishes["horizons"] = tuple(wishes.get("horizons") or default_horizons(horizon))
+    wish = Wish(table.about["unit"], horizon, **wishes)
     wished = {name: value for name, value in vars(wish).items() if name != "topics"}
     told = {"wish": wished, "shards": shards, "cutoffs": cutoffs, "about": table.about, "source": table.key}
     key = hashlib.sha256(json.dumps(told | {"code": _code()}, sort_keys=True).encode()).hexdigest()[:16]
@@ -103,12 +114,12 @@ def plan(
         return _manifest(out)["shards"]
     work = out / f".work-{key}"
     if not work.exists():
-        partition(table, work, shards, cutoffs, {"wish": wished}, threads=threads, memory_limit=memory)
+        partition(table, work, shards, cutoffs, wish, threads=threads, memory_limit=memory)
     scan = _read(work / "scan.json")
     list(each(partial(measure_shard, work), scan["shards"]))
-    _keep(work / "crowds.json", lambda aside: aside.write_text(json.dumps(_crowds(work, scan, wish))))
+    write_whole(work / "crowds.json", lambda aside: aside.write_text(json.dumps(_crowds(work, scan, wish))))
     said = {"key": key, "source": table.about["name"]} | {name: scan[name] for name in ("events", "shards", "cutoffs", "wish")}
-    _keep(out / "manifest.json", lambda aside: aside.write_text(json.dumps(said, indent=1) + "\n"))
+    write_whole(out / "manifest.json", lambda aside: aside.write_text(json.dumps(said, indent=1) + "\n"))
     return scan["shards"]
 
 
@@ -119,13 +130,13 @@ def make_shard(out: Path | str, number: int) -> Path:
     if path.exists():
         return path
     scan, crowds = _read(work / "scan.json"), _read(work / "crowds.json")
-    wish, rows = Wish(**scan["wish"]), []
+    wish, rows = _wish(scan), []
     with np.load(_values_file(work, number)) as kept:
         for place, (moment, crowd) in enumerate(zip(scan["moments"], crowds, strict=True)):
             ids = np.array(json.loads(kept[f"{place}.ids"].tobytes()), dtype=object)
             values = Values(ids, *(kept[f"{place}.{name}"] for name in ("value", "spent", "ago", "active")))
-            rows += ask(values, Crowd(**crowd), pd.Timestamp(moment["cutoff"]), moment["kind"], wish)
-    return _keep(path, lambda aside: pair_frame(rows).to_parquet(aside, index=False, compression="zstd"))
+            rows += ask(values, Crowd(**crowd), _moment(moment), wish)
+    return write_whole(path, lambda aside: pair_frame(rows).to_parquet(aside, index=False, compression="zstd"))
 
 
 def finish(out: Path | str) -> dict:
@@ -146,11 +157,11 @@ def measure_shard(work: Path, number: int) -> Path:
     if path.exists():
         return path
     scan = _read(work / "scan.json")
-    wish = Wish(**scan["wish"])
+    wish = _wish(scan)
     records = Records(load_shard(work, number, scan), wish.topics, scan["start"])
     kept = {}
     for place, moment in enumerate(scan["moments"]):
-        values = vars(measure(records, pd.Timestamp(moment["cutoff"]), moment["kind"], moment["money"]))
+        values = vars(measure(records, _moment(moment), Money(*moment["money"])))
         values["ids"] = np.frombuffer(json.dumps(values["ids"].tolist()).encode(), np.uint8)  # of any length and letters
         kept |= {f"{place}.{name}": array for name, array in values.items()}
 
@@ -158,20 +169,28 @@ def measure_shard(work: Path, number: int) -> Path:
         with aside.open("wb") as file:
             np.savez(file, **kept)
 
-    return _keep(path, write)
+    return write_whole(path, write)
 
 
 def _crowds(work: Path, scan: dict, wish: Wish) -> list[dict]:
     """Compare the users of all shards, one moment at a time."""
     found = []
-    for place in range(len(scan["moments"])):
+    for place, moment in enumerate(scan["moments"]):
         value, active = [], []
         for number in scan["shards"]:
             with np.load(_values_file(work, number)) as kept:
                 value.append(kept[f"{place}.value"])
                 active.append(kept[f"{place}.active"])
-        found.append(asdict(Crowd.of(np.concatenate(value), np.concatenate(active), wish)) if value else {})
+        found.append(asdict(Crowd.of(np.concatenate(value), np.concatenate(active), _moment(moment), wish)) if value else {})
     return found
+
+
+def _wish(scan: dict) -> Wish:
+    return Wish(**scan["wish"] | {"horizons": tuple(scan["wish"]["horizons"])})
+
+
+def _moment(told: dict) -> Moment:
+    return Moment(pd.Timestamp(told["cutoff"]), told["kind"], told["days"], told["pairs"])
 
 
 def _prepare(out: Path, key: str) -> bool:
@@ -188,12 +207,6 @@ def _prepare(out: Path, key: str) -> bool:
     for stale in [*out.glob(".*.parquet.*"), *out.glob(".manifest.json.*"), *([] if same else [*made, out / "manifest.json"])]:
         stale.unlink(missing_ok=True)  # the manifest last: without it the pairs would be of unknown origin
     return same and ((work / "crowds.json").exists() or all(_pairs_file(out, n).exists() for n in manifest["shards"]))
-
-
-def _keep(path: Path, write: Callable[[Path], object]) -> Path:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    write(aside)
-    return aside.replace(path)
 
 
 def _code() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,8 @@ import pandas as pd
 from .answers import style_of
 from .endpoint import BudgetSpent, Endpoint, open_client
 from .measures import MIN_EVENTS
-from .pairs import default_cutoffs, pair_frame
+from .moments import default_cutoffs, in_time
+from .pairs import pair_frame, user_hash
 from .schema import Users
 from .topics import TOPICS, Topic, match
 
@@ -113,9 +113,7 @@ def synthesise(
         >>> len(pairs), pairs.attrs["synthesis"]["stopped"]
         (0, 'the budget of 100 tokens does not hold the next request')
     """
-    cutoffs = default_cutoffs(users) if cutoffs is None else [pd.Timestamp(cutoff) for cutoff in cutoffs]
-    if late := [cutoff for cutoff in cutoffs if cutoff > users.cutoff]:
-        raise ValueError(f"cut-off {late[0]:%Y-%m-%d} is after the users' own, {users.cutoff:%Y-%m-%d}: choose earlier ones")
+    cutoffs = default_cutoffs(users) if cutoffs is None else in_time(cutoffs, users.cutoff)
     client = open_client(client, base_url, api_key, timeout)
     endpoint = Endpoint(client, model, parameters, folder, budget_tokens, requests_per_minute, retries, seed)
     chosen, rows, report = _samples(users, cutoffs, samples, seed), [], progress or (lambda *_: None)
@@ -183,8 +181,8 @@ def _pairs(endpoint: Endpoint, sample: _Sample, among: tuple[Topic, ...], k: int
     except _Dropped as why:
         endpoint.dropped[str(why)] += 1
         return
-    name = int.from_bytes(hashlib.sha256(sample.user.encode()).digest()[:4])
-    rng = np.random.default_rng([seed, sample.cutoff.value // 10**9, name])  # no user moves the draws of another
+    # no user moves the draws of another
+    rng = np.random.default_rng([seed, sample.cutoff.value // 10**9, int(user_hash([sample.user])[0])])
     ahead = round(len(topics) * future_share) if sample.future is not None else 0
     kinds = rng.permutation(["future"] * ahead + ["profile"] * (len(topics) - ahead))
     for topic, kind in zip(topics, map(str, kinds), strict=True):
@@ -194,7 +192,7 @@ def _pairs(endpoint: Endpoint, sample: _Sample, among: tuple[Topic, ...], k: int
         except _Dropped as why:
             endpoint.dropped[str(why)] += 1
         else:
-            yield sample.user, sample.cutoff, query, answer, topic.name, kind, -1
+            yield sample.user, sample.cutoff, query, answer, topic.name, kind, sample.days, -1
 
 
 def _ask(endpoint: Endpoint, sample: _Sample, kind: str, rows: str, task: str, step: str, read):

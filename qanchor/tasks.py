@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from .answers import answers, style_of
+from .habits import signed_log
 from .probe import held_out_scores, summary
 from .schema import Users
 from .topics import by_name
@@ -242,10 +243,10 @@ def _rfm_of(user: np.ndarray, age: np.ndarray, numbers: np.ndarray, n: int, span
     for days_back in WINDOWS:
         rows = age <= days_back
         recent = [np.bincount(user[rows], minlength=n), *(np.bincount(user[rows], column[rows], n) for column in numbers.T)]
-        columns += [_log(values) for values in recent]
+        columns += [signed_log(values) for values in recent]
         # the trend: the window's share of the whole (without a whole there is no part: 0)
         columns += [part / np.where(total == 0, 1, total) for part, total in zip(recent, totals, strict=True)]
-    columns += [_log(total) for total in totals[1:]] + [total / np.maximum(count, 1) for total in totals[1:]]
+    columns += [signed_log(total) for total in totals[1:]] + [total / np.maximum(count, 1) for total in totals[1:]]
     return columns + [np.bincount(user, column > 0, n) / np.maximum(count, 1) for column in numbers.T]
 
 
@@ -289,7 +290,3 @@ def components(table, n: int = COMPONENTS) -> Float[np.ndarray, "user component"
     n = min(n, min(table.shape) - 1)
     with np.errstate(invalid="ignore"):  # it divides by the variance, which may be 0
         return TruncatedSVD(n, random_state=0).fit_transform(table) if n > 0 else np.zeros((table.shape[0], 1))
-
-
-def _log(values: np.ndarray) -> np.ndarray:
-    return np.sign(values) * np.log1p(np.abs(values))

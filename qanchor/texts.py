@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from .backbone import TextEncoder, cache_folder
+from .files import write_whole
 
 CHUNK = 256  # texts a forward pass; sorted by length, so little is padding
 
@@ -74,7 +75,5 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 
 def _save(path: Path, known: dict[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # own name for each process: two that write at once lose only work, never the table
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    pd.DataFrame({"key": list(known), "vector": [v.tobytes() for v in known.values()]}).to_parquet(aside, index=False)
-    aside.replace(path)
+    table = pd.DataFrame({"key": list(known), "vector": [v.tobytes() for v in known.values()]})
+    write_whole(path, partial(table.to_parquet, index=False))

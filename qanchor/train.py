@@ -1,4 +1,4 @@
-"""One explicit training loop: a warm start on the coarse numbers, then both towers jointly, K queries a user in one pass."""
+"""One explicit training loop: the heads on coarse numbers, then both towers jointly (K queries a pass), the heads again."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .batch import USER_EMB, batch_users, branches, length_groups
+from .files import write_whole
 from .losses import autoregressive_loss, contrastive_loss
 from .model import QAnchor
 from .reader import Readings
@@ -118,7 +119,7 @@ def train(
     """Teach the model that a user, asked a query, means its answer; returns the history, one row a step.
 
     pairs       columns user, cutoff, query, answer (`make_pairs`); the users' events stand in `users`.
-    steps       joint steps (default: config.steps); minutes: end after so long, warm start included.
+    steps       joint steps (default: config.steps); minutes: end after so long, warm start and last fit included.
     checkpoint  a file for the whole state; with `resume` training goes on, bit for bit on CPU (to `steps`, or as planned).
     progress    called with (stage, done, total, loss).
 
@@ -276,9 +277,8 @@ def _checkpoint(path: Path, model: QAnchor, masters: Masters, step: int, total: 
     for i, master in enumerate(masters.copy):
         state |= {f"moment.{i}.{k}": v for k, v in masters.optimiser.state[master].items() if isinstance(v, Tensor)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    save_file(state, aside, metadata={"step": str(step), "total": str(total), "rows": json.dumps(rows)})
-    aside.replace(path)
+    told = {"step": str(step), "total": str(total), "rows": json.dumps(rows)}
+    write_whole(path, lambda aside: save_file(state, aside, metadata=told))
 
 
 def _restore(path: Path, model: QAnchor, masters: Masters) -> tuple[int, int, list[dict]]:

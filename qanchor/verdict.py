@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from .answers import answers, style_of
 from .model import QAnchor
-from .pairs import SUMMARY_QUERY
+from .pairs import SUMMARY_QUERY, SUMMARY_WORDINGS
 from .texts import text_vectors
 from .topics import TOPICS
 
@@ -62,7 +62,8 @@ def judge(
 @torch.inference_mode()
 def yardsticks(model: QAnchor, unit: str, horizon_days: int) -> Yardsticks:
     """Embed two wordings of each of the five answers to each topic, and each wording of its questions."""
-    names, queries, place, said, falls = ["summary"], [SUMMARY_QUERY], [SUMMARY], [], []
+    queries, said, falls = [SUMMARY_QUERY, *(wording.format(user=unit) for wording in SUMMARY_WORDINGS)], [], []
+    names, place = ["summary"] * len(queries), [SUMMARY] * len(queries)
     for topic in TOPICS:
         for kind in ("profile", "future"):
             wordings = [wording.format(user=unit) for wording in getattr(topic, kind)]

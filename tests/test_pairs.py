@@ -111,9 +111,10 @@ def test_columns_counts_and_kinds(world, pairs):
     assert set(pairs["kind"]) == {"future", "profile"} and pairs["cutoff"].dtype == "datetime64[us]"
     sizes = pairs[pairs["topic"] != "summary"].groupby(["user", "cutoff", "kind"]).size().unstack()
     assert (sizes["future"] == 5).all() and (sizes["profile"] == 3).all()
-    assert not pairs.duplicated(["user", "cutoff", "kind", "topic"]).any()
-    assert (pairs["cutoff"] + HORIZON <= world.cutoff).all()
-    assert (pairs[pairs["topic"] == "summary"]["query"] == SUMMARY_QUERY).all()
+    assert not pairs.duplicated(["user", "cutoff", "kind", "topic", "horizon_days"]).any()
+    assert (pairs["cutoff"] + pd.to_timedelta(pairs["horizon_days"], unit="D") <= world.cutoff).all()
+    fixed = pairs.loc[pairs["topic"] == "summary", "query"] == SUMMARY_QUERY
+    assert 0.4 < fixed.mean() < 0.6 and (pairs.loc[pairs["topic"] == "summary", "horizon_days"] == 30).all()
 
 
 def test_reproducible_and_no_global_state(world):
@@ -176,12 +177,17 @@ def test_held_out_wordings_are_asked_only_when_wanted(world, pairs):
     kept = {w.format(user=u) for t in TOPICS for w in (*t.profile[-HELD_OUT:], *t.future[-HELD_OUT:]) for u in ("user",)}
     assert not kept & set(pairs["query"])
     asked = make_pairs(world.sample(60), held_out=True)
-    assert set(asked["query"]) <= kept and "summary" not in set(asked["topic"])
+    told = asked[(asked["topic"] != "summary") & (asked["horizon_days"] == 30)]
+    assert set(told["query"]) <= kept
+    summaries = asked.loc[asked["topic"] == "summary", "query"]
+    assert len(summaries) and not set(summaries) & set(pairs["query"])
 
 
 def test_late_cutoffs_give_profiles_only_and_later_ones_are_refused(world):
     late = make_pairs(world, cutoffs=[world.cutoff])
     assert set(late["kind"]) == {"profile"}
+    week = make_pairs(world, cutoffs=[world.cutoff - pd.Timedelta(days=8)])  # a week of the future is known, no month
+    assert set(week.loc[week["kind"] == "future", "horizon_days"]) == {7} and "summary" not in set(week["topic"])
     with pytest.raises(ValueError, match="after the users' own"):
         make_pairs(world, cutoffs=[world.cutoff + HORIZON])
 
@@ -200,3 +206,25 @@ def test_users_without_numbers(world):
     told = make_pairs(bare, cutoffs=[MIDDLE + pd.Timedelta(days=60)])
     assert len(told) and not set(told["topic"]) & {"spend", "basket", "discount", "store_brand", "spend_up"}
     assert reflect(bare, told.sample(40, random_state=0)).all()
+
+
+def test_other_horizons_are_asked_and_answered_in_their_own_words(world):
+    """A week, 45 days, two months: the query and the answer say which, and reflection counts the same days."""
+    for days, said in ((7, "week"), (45, "45 days"), (60, "two months")):
+        whole = Users.from_events(world.events, world.cutoff, horizon_days=days)
+        told = make_pairs(whole, horizons=(days,), cutoffs=[world.cutoff - pd.Timedelta(days=days)], per_sample=4)
+        ahead = told[told["kind"] == "future"]
+        assert len(ahead) > 100 and (ahead["horizon_days"] == days).all()
+        fixed = ahead["query"] == SUMMARY_QUERY
+        assert ahead.loc[~fixed, "query"].str.contains(rf"{said}|{days} days").all()
+        assert not ahead["query"].str.contains(r"\bmonth\b|30 days|soon").any()
+        assert ahead["answer"].str.contains(rf"{days} days|silent|quiet").all() or days == 30
+        assert reflect(whole, told.sample(60, random_state=0)).all()
+    with pytest.raises(ValueError, match="horizon 0: give whole days"):
+        make_pairs(world, horizons=(0,))
+
+
+def test_the_summary_says_when(world, pairs):
+    told = pairs[pairs["topic"] == "summary"]
+    said = told["answer"].str.extract(r"mostly in the (first|middle|last) third")[0]
+    assert 0.02 < said.notna().mean() < 0.9 and reflect(world, told.sample(40, random_state=1)).all()

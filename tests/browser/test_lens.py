@@ -181,8 +181,6 @@ def test_pictures_to_look_at(open_notebook, server, dark):
 def test_the_lesson_answers_an_unseen_query(open_notebook, server):
     """Lesson 05 with the shipped run: every cell runs, and a query that nobody trained on moves the map."""
     lesson = server.folder / "work" / "notebooks" / "05_query_lens.ipynb"
-    if not (server.folder / "work" / "data" / "runs" / "world").exists():
-        pytest.skip("needs the shipped run data/runs/world")
     kinds = [cell["cell_type"] for cell in json.loads(lesson.read_text())["cells"]]
     book = open_notebook("notebooks/05_query_lens.ipynb")
     for number, kind in enumerate(kinds):

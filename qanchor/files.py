@@ -1,0 +1,23 @@
+"""Files written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
+    """Let `write` fill a file beside `path`, then rename it: whoever reads or kills finds the old file or the new one.
+
+    The file beside it bears the number of the process: of two that write at once, the last wins.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "about.json"
+        >>> write_whole(path, lambda aside: aside.write_text("{}")).read_text()
+        '{}'
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    write(aside)
+    return aside.replace(path)

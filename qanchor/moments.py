@@ -1,0 +1,86 @@
+"""When and how much is asked: cut-offs, the horizons ahead of them, and how many pairs of each a sample gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from .schema import Users
+from .topics import TOPICS, Topic
+
+MIN_DAYS, MIN_HISTORY, N_CUTOFFS = 45, 0.4, 6
+OTHER_SHARE = 0.2  # share of the future pairs that each other horizon than the users' own takes
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Hold what is asked for, alike for all users; the fields are those of `make_pairs`."""
+
+    unit: str
+    horizon_days: int
+    per_sample: int = 8
+    future_share: float = 0.6
+    seed: int = 0
+    held_out: bool = False
+    horizons: tuple[int, ...] = (30,)
+    topics: tuple[Topic, ...] = TOPICS
+
+    def __post_init__(self):
+        if bad := [days for days in self.horizons if not isinstance(days, int) or days < 1]:
+            raise ValueError(f"horizon {bad[0]!r}: give whole days, at least 1")
+
+
+class Moment(NamedTuple):
+    """A cut-off with what is asked there: kind "profile", or "future" over `days`; `pairs` of it for each user."""
+
+    cutoff: pd.Timestamp
+    kind: str
+    days: int
+    pairs: int
+
+
+def in_time(cutoffs: Iterable, end: pd.Timestamp) -> list[pd.Timestamp]:
+    """Read cut-offs, none of them after the users' own."""
+    cutoffs = [pd.Timestamp(cutoff) for cutoff in cutoffs]
+    if late := [cutoff for cutoff in cutoffs if cutoff > end]:
+        raise ValueError(f"cut-off {late[0]:%Y-%m-%d} is after the users' own, {end:%Y-%m-%d}: choose earlier ones")
+    return cutoffs
+
+
+def moments(cutoffs: Iterable, end: pd.Timestamp, wish: Wish) -> list[Moment]:
+    """List what is asked at the cut-offs: a "profile" each, and a "future" for every horizon that is over before the end."""
+    found, ahead = [], round(wish.per_sample * wish.future_share)
+    for cutoff in in_time(cutoffs, end):
+        known = [days for days in wish.horizons if cutoff + pd.Timedelta(days=days) <= end]
+        share = {days: round(ahead * OTHER_SHARE) for days in known if days != wish.horizon_days}
+        found.append(Moment(cutoff, "profile", wish.horizon_days, wish.per_sample - ahead))
+        for days in known:
+            found.append(Moment(cutoff, "future", days, share.get(days, ahead - sum(share.values()))))
+    return found
+
+
+def default_cutoffs(users: Users, n: int = N_CUTOFFS) -> list[pd.Timestamp]:
+    """Choose `n` days, evenly spaced, with at least 45 days (and 40 % of the history) before and a whole horizon after."""
+    days = users.history()["time"].dt.floor("D").value_counts().sort_index()
+    return spread_cutoffs(days, users.cutoff, users.horizon_days, n)
+
+
+def spread_cutoffs(days: pd.Series, end: pd.Timestamp, horizon_days: int, n: int = N_CUTOFFS) -> list[pd.Timestamp]:
+    """Do so for a history of which only the events of each day are known (index day, sorted)."""
+    seen = days.cumsum().to_numpy()
+    # a few odd old events, one in a hundred, move nothing
+    start = days.index[np.searchsorted(seen, int(0.01 * (seen[-1] - 1)), side="right")] if len(seen) else end
+    span = (end - start).days
+    first, last = max(MIN_DAYS, int(np.ceil(MIN_HISTORY * span))), span - horizon_days
+    if first > last:
+        raise ValueError(f"{span} days of history are too short: {first} and {horizon_days} after needed; pass cutoffs=[...]")
+    return [start + pd.Timedelta(days=int(day)) for day in np.unique(np.linspace(first, last, n).round())]
+
+
+def default_horizons(horizon_days: int) -> tuple[int, ...]:
+    """Look ahead a quarter as far, as far, and three times as far: a week, a month, three months."""
+    return tuple(sorted({max(1, horizon_days * 7 // 30), horizon_days, 3 * horizon_days}))
