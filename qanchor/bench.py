@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import platform
-import re
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +17,8 @@ from .config import SMALL, Config
 from .encoder import KINDS as SLOT_KINDS
 from .encoder import Prefix
 from .engine import PARAPHRASES, Cache, Engine, Group
-from .model import QAnchor, build
+from .machine import best, commit, machine, seconds
+from .model import QAnchor, Query, build
 from .pairs import SUMMARY_QUERY
 from .probe import auc
 from .reader import Reader
@@ -38,62 +35,8 @@ LADDER = {"tables": "rfm_svd", "vectors": "minilm", "slots": "slots", "untrained
 ASKED_AT_ONCE = 12  # queries in one visit of a group: more would only fill memory with masks
 
 
-@functools.cache
-def machine() -> dict:
-    """Say what this machine is and can: processor, threads, gpu, measured bf16 matmul TFLOP/s, measured GB/s (about a second).
-
-    Example:
-        >>> sorted(machine())
-        ['gb_per_s', 'gpu', 'matmul_tflops', 'processor', 'threads']
-    """
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    device, n = ("cuda", 8192) if gpu else ("cpu", 1024)
-    a = torch.randn(n, n, device=device, dtype=torch.bfloat16)
-    matmul = _best(lambda: a @ a, device, 0.5)
-    block = torch.zeros(2**29 if gpu else 2**24, device=device)
-    return {
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "gpu": gpu,
-        "matmul_tflops": round(2 * n**3 / matmul / 1e12, 3),
-        "gb_per_s": round(2 * block.nbytes / _best(lambda: block.mul_(1.0), device, 0.4) / 1e9, 2),  # read and written
-    }
-
-
-def _processor() -> str:
-    told = Path("/proc/cpuinfo")  # elsewhere than on Linux `platform` knows
-    names = re.findall(r"model name\s*: (.*)", told.read_text()) if told.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-@functools.cache
-def commit() -> str:
-    """Give the short hash of the commit that runs, or "unknown"."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # no git here, or no repository
-        return "unknown"
-
-
 def _about(name: str, seed: int = 0) -> dict:
     return {"bench": name, "machine": machine(), "commit": commit(), "seed": seed}
-
-
-def _seconds(step: Callable, device) -> float:
-    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else (lambda: None)
-    began = wait() or time.perf_counter()
-    step()
-    return wait() or time.perf_counter() - began  # waiting gives nothing back
-
-
-def _best(step: Callable, device, limit: float) -> float:
-    """Give the shortest time of a step repeated for `limit` seconds: what else runs here can only add to it."""
-    step()
-    times = [_seconds(step, device)]
-    while sum(times) < limit:
-        times.append(_seconds(step, device))
-    return min(times)
 
 
 def flops(model, start: int, end: int) -> float:
@@ -126,9 +69,9 @@ def cache(
         for many in queries:
             prefix = _random_prefix(model, rows, slots)
             ask = np.random.default_rng(many).integers(0, 250, (many, tokens - 1)).tolist()  # any word costs the same
-            speed, best = _speedup(model, prefix, ask, rounds), bound(model, slots, tokens, many)
+            speed, limit = _speedup(model, prefix, ask, rounds), bound(model, slots, tokens, many)
             row = {"prefix": slots, "query": tokens, "queries": many, "users": rows, "dtype": config.dtype, "speedup": speed}
-            found.append(row | {"bound": best, "of_bound": speed / best, "max_abs_diff": _difference(exact, prefix, ask)})
+            found.append(row | {"bound": limit, "of_bound": speed / limit, "max_abs_diff": _difference(exact, prefix, ask)})
     return _about("cache") | {"rows": found}
 
 
@@ -143,22 +86,27 @@ def _random_prefix(model: QAnchor, rows: int, slots: int) -> Prefix:
     return Prefix(vectors, torch.ones(rows, slots, dtype=torch.bool), kinds, kinds - 1, coarse).to(model.device)
 
 
+def _asked_of_all(model: QAnchor, queries: list[list[int]]) -> Query:
+    """Give what depends on the queries alone, and is not counted."""
+    return Query(model.query_hidden(queries), model.meaning([str(ids) for ids in queries]))
+
+
 @torch.inference_mode()
-def _anew(model: QAnchor, prefix: Prefix, query: list[int], alone: torch.Tensor) -> torch.Tensor:
+def _anew(model: QAnchor, prefix: Prefix, query: list[int], alone: Query) -> torch.Tensor:
     """Read prefix and one query in one causal pass with no mask: the fastest way without a cache, and the plain twin."""
     words = model.word_vectors(torch.tensor([[*query, USER_EMB]] * len(prefix.slots), device=model.device))
     vectors = torch.cat([prefix.slots.to(words.dtype), words], 1)
     hidden = model.backbone.model(inputs_embeds=vectors, use_cache=False).last_hidden_state[:, -1:]
-    return model.anchor(hidden, prefix.coarse, alone.expand(len(hidden), 1, -1))[:, 0]
+    return model.anchor(hidden, prefix.coarse, alone.to_each(len(hidden)))[:, 0]
 
 
 def _speedup(model: QAnchor, prefix: Prefix, queries: list[list[int]], rounds: int) -> float:
-    engine, asked, alone = Engine(model), branches([queries]).to(model.device), model.query_hidden(queries)
+    engine, asked, alone = Engine(model), branches([queries]).to(model.device), _asked_of_all(model, queries)
     group = Group(np.arange(len(prefix.slots)), prefix, None)
     read = torch.inference_mode()(lambda: setattr(group, "kv", model.prefill(prefix)))
-    steps = (read, lambda: engine._ask(group, asked, alone), lambda: _anew(model, prefix, queries[0], alone[:1]))
+    steps = (read, lambda: engine._ask(group, asked, alone), lambda: _anew(model, prefix, queries[0], alone.at([0])))
     # in turn, so that what else the machine does falls on all alike; the first round only warms up
-    times = np.array([[_seconds(step, model.device) for step in steps] for _ in range(rounds + 1)])[1:]
+    times = np.array([[seconds(step, model.device) for step in steps] for _ in range(rounds + 1)])[1:]
     once, ask, anew = np.median(times, 0)
     return float(len(queries) * anew / (once + ask))
 
@@ -167,12 +115,10 @@ def _speedup(model: QAnchor, prefix: Prefix, queries: list[list[int]], rounds: i
 def _difference(model: QAnchor, prefix: Prefix, queries: list[list[int]]) -> float:
     """Give the greatest difference between cached and full reading over the first and last queries, in the model's dtype."""
     group = Group(np.arange(len(prefix.slots)), prefix, model.prefill(prefix))
-    alone = model.query_hidden(queries)  # depends on no user: not counted
+    alone = _asked_of_all(model, queries)
     cached = Engine(model)._ask(group, branches([queries]).to(model.device), alone)
     some = {0, len(queries) // 2, len(queries) - 1}  # first, middle, last
-    return max(
-        float(np.abs(cached[:, k] - _anew(model, prefix, queries[k], alone[k : k + 1]).cpu().numpy()).max()) for k in some
-    )
+    return max(float(np.abs(cached[:, k] - _anew(model, prefix, queries[k], alone.at([k])).cpu().numpy()).max()) for k in some)
 
 
 def ask(
@@ -204,7 +150,7 @@ def ask(
 def _forward_rate(model: QAnchor, tokens: int, rows: int = 64) -> float:
     """Give the tokens a second of the bare language model on rows of `tokens` tokens."""
     ids = torch.ones(rows, tokens, dtype=torch.long, device=model.device)
-    return rows * tokens / _best(lambda: model.backbone.model(input_ids=ids, use_cache=False), model.device, 0.3)
+    return rows * tokens / best(lambda: model.backbone.model(input_ids=ids, use_cache=False), model.device, 0.3)
 
 
 def tasks(
@@ -281,8 +227,8 @@ def _recovered(people: Users, frame: pd.DataFrame) -> dict[str, float]:
     """Say which share of what can be known each method finds: (AUC - .5) / (oracle - .5) of the averages."""
     known = world_truth(max(int(i.removeprefix("u")) for i in people.ids) + 1).reindex(list(people.ids))
     rows = frame[frame["task"] != "average"]
-    best = np.mean([auc(known[f"p.{task}"], people.label(task)) for task in rows["task"].unique()])
-    return {method: (mean - 0.5) / (best - 0.5) for method, mean in rows.groupby("method")["auc"].mean().items()}
+    oracle = np.mean([auc(known[f"p.{task}"], people.label(task)) for task in rows["task"].unique()])
+    return {method: (mean - 0.5) / (oracle - 0.5) for method, mean in rows.groupby("method")["auc"].mean().items()}
 
 
 def _zero_shot(engine: Engine, people: Users, anchors: Callable) -> dict[str, float]:

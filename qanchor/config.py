@@ -28,10 +28,11 @@ class Config:
     adapter: int = 256  # width inside the adapters
     # the query-gated skip from the coarse numbers to the embedding; False is the paper's plain projection
     skip: bool = True
-    skip_dropout: float = 0.1
-    # projection (shared by both towers)
-    hidden: int = 512
-    dim: int = 128
+    skip_hidden: int = 1024
+    skip_dropout: float = 0.2
+    portrait: int = 16  # numbers of `dim` that say who the user is, whatever is asked (with the skip only)
+    hidden: int = 512  # inside the projection, which both towers share
+    dim: int = 128  # of the embedding
     # LoRA on every projection of the last `lora_layers` layers
     lora_rank: int = 8
     lora_alpha: int = 16
@@ -47,13 +48,15 @@ class Config:
     pairs_per_sample: int = 96  # of each user at each cut-off; many, for the heads learn more from pairs than from steps
     queries_per_user: int = 8  # K branches behind one prefix
     users_per_step: int = 8
-    warm_steps: int = 600  # steps on coarse numbers alone, backbone at rest, before the joint training
-    final_steps: int = 1200  # and after it: the heads are fitted to what it made of the backbone
+    users_at_once: int = 0  # of them in memory at once, in each process; 0: all
+    checkpointing: bool = False  # activations of the backbone are computed again going back, instead of kept
+    warm_steps: int = 400  # steps on coarse numbers alone, backbone at rest, before the joint training
+    final_steps: int = 1600  # and after it: the heads are fitted to what it made of the backbone
     warm_texts: int = 4096  # commonest answers, read once for the warm start
     mask_after: float = 0.2  # share of the steps after which false negatives are masked
     warm_rows: int = 1024  # pairs a warm step
     warm_queries: int = 16  # of them for one user
-    steps: int = 36
+    steps: int = 32
     warmup: float = 0.15  # share of the steps over which the learning rate rises
     lr: float = 1.5e-3  # LoRA: few steps need large ones
     head_lr: float = 5e-4  # encoder, projection, <USER_EMB>
@@ -80,6 +83,7 @@ class Config:
         for name in (
             "dim",
             "hidden",
+            "skip_hidden",
             "components",
             "pairs_per_sample",
             "queries_per_user",
@@ -91,7 +95,9 @@ class Config:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"config.{name} is {getattr(self, name)}: it must be at least 1")
-        lengths = ("warm_steps", "final_steps", "steps", "lora_layers")
+        if not 0 <= self.portrait < self.dim:
+            raise ValueError(f"config.portrait is {self.portrait}: it must be below dim, {self.dim}, and not negative")
+        lengths = ("warm_steps", "final_steps", "steps", "lora_layers", "users_at_once")
         for name in ("habits", "recent", *lengths, "contrastive_weight", "autoregressive_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"config.{name} is {getattr(self, name)}: it must not be negative")
@@ -123,6 +129,8 @@ TINY = Config(
     components=8,
     adapter=32,
     hidden=64,
+    skip_hidden=64,
+    portrait=4,
     dim=32,
     lora_rank=4,
     lora_alpha=8,
@@ -141,7 +149,7 @@ TINY = Config(
 # Without the mask: on few steps it has a way out at zero loss (all anchors alike, every negative "false"); answers of one
 # topic and grade are no negatives anyway. Contrastive weight: at 1 the backbone does not learn to write in so few steps, and
 # the heads' optimiser does not mind the scale.
-SMALL = Config(margin=2.0, contrastive_weight=0.1)
+SMALL = Config(margin=2.0, contrastive_weight=0.1, temperature=0.1)
 FULL = Config(
     backbone="Qwen/Qwen2.5-0.5B-Instruct",
     habits=128,
@@ -151,6 +159,9 @@ FULL = Config(
     lora_alpha=32,
     lora_dropout=0.1,
     users_per_step=256,
+    users_at_once=32,
+    checkpointing=True,
+    lora_layers=1_000,  # all
     steps=50_000,
     max_answer=64,
 )

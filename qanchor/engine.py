@@ -16,7 +16,7 @@ from . import maps
 from .backbone import generate, merge_lora
 from .batch import Branches, batch_users, branch_mask, branches, length_groups
 from .encoder import Prefix
-from .model import QAnchor
+from .model import QAnchor, Query
 from .schema import Users
 from .verdict import judge
 
@@ -134,19 +134,19 @@ class Engine:
                 progress(done, len(cache))
         return out[:, 0] if one else out
 
-    def stream(self, cache: Cache, queries: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def stream(self, cache: Cache, queries: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Embed group by group: yields (row numbers, (user, query, dim)). Close the iterator to stop."""
         ids = [self.model.query_ids(q) for q in queries]
-        asked, gate = branches([ids]).to(self.model.device), self.model.query_hidden(ids)
+        asked, query = branches([ids]).to(self.model.device), self.model.ask(queries)
         for group in cache.groups:
-            yield group.rows, self._ask(group, asked, gate)
+            yield group.rows, self._ask(group, asked, query)
 
     @torch.inference_mode()
-    def _ask(self, group: Group, asked: Branches, gate: Float[Tensor, "query width"]) -> np.ndarray:
+    def _ask(self, group: Group, asked: Branches, query: Query) -> np.ndarray:
         """Run packed queries against one copy of the keys and values; no query sees another."""
         hidden = self._append(group, asked, _fork(self._kv(group)))
         hidden = hidden[:, asked.anchor[0]]
-        return self.model.anchor(hidden, group.prefix.coarse, gate.expand(len(hidden), -1, -1)).float().cpu().numpy()
+        return self.model.anchor(hidden, group.prefix.coarse, query.to_each(len(hidden))).float().cpu().numpy()
 
     def _append(self, group: Group, asked: Branches, kv) -> Float[Tensor, "user token width"]:
         users, tokens = len(group.rows), asked.ids.shape[1]

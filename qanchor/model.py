@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -12,6 +15,10 @@ from .batch import USER_EMB, Batch, Branches, branch_mask, branches
 from .config import Config
 from .encoder import Encoder, Prefix
 from .reader import Reader
+from .texts import text_vectors
+
+GATE = 256  # width inside the skip's gate
+PORTRAIT = 0.08  # of each number of the portrait, beside a question's part at unit length: a tenth of the embedding, squared
 
 
 class Projection(nn.Module):
@@ -32,32 +39,45 @@ class Projection(nn.Module):
         return self.out(F.relu(self.inner(self.whiten(hidden))))
 
 
+class Query(NamedTuple):
+    """A query in numbers, whoever is asked: its state read with no user in front, and the text vector of its words."""
+
+    alone: Float[Tensor, "... width"]
+    meaning: Float[Tensor, "... text"]
+
+    def at(self, place) -> Query:
+        """Choose queries by their place: an array of any shape."""
+        return Query(self.alone[place], self.meaning[place])
+
+    def to_each(self, users: int) -> Query:
+        """Ask the same of every user: (query, ...) to (user, query, ...)."""
+        return Query(*(part.expand(users, -1, -1) for part in self))
+
+
 class Skip(nn.Module):
     """Carry the coarse numbers past the language model, gated by what the query asks; the answer's tower has none.
 
     Not in the paper: between the slots and the embedding most of what the tables know is lost, and this brings it back.
-    What the numbers say is worked out once a user; the gate reads the query alone, once for all users, and chooses from it.
-    The coarse numbers belong to the prefix, so cached prefixes stay valid.
+    What the numbers say is worked out once a user; the gate reads the query's text vector, which knows a question in new words
+    better than a language model's state does, and chooses from it. The coarse numbers belong to the prefix, so cached prefixes
+    stay valid.
     """
 
-    def __init__(self, coarse: int, width: int, hidden: int, dim: int, dropout: float):
+    def __init__(self, coarse: int, text: int, hidden: int, dim: int, dropout: float):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.inner = nn.Linear(coarse, hidden)
-        self.mix = nn.Linear(hidden, hidden)
         self.straight = nn.Linear(coarse, hidden, bias=False)
-        self.gate = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, hidden))
+        self.gate = nn.Sequential(nn.Linear(text, GATE), nn.GELU(), nn.Linear(GATE, hidden))
         self.out = nn.Linear(hidden, dim)
-        self.plain = nn.Linear(coarse, dim, bias=False)  # some of everything stays, whatever is asked
         self.share = nn.Parameter(torch.tensor(0.1))  # how far the prefix moves the anchor off the query read alone
-        nn.init.orthogonal_(self.plain.weight)
 
     def forward(
-        self, coarse: Float[Tensor, "user number"], white: Float[Tensor, "user branch width"]
+        self, coarse: Float[Tensor, "user number"], meaning: Float[Tensor, "user branch text"]
     ) -> Float[Tensor, "user branch dim"]:
         hidden = self.dropout(F.gelu(self.inner(self.dropout(coarse))))
-        known = self.dropout(self.mix(hidden) + self.straight(coarse))
-        return self.out(known[:, None] * self.gate(white)) + 0.1 * self.plain(coarse)[:, None]
+        known = self.dropout(hidden + self.straight(coarse))
+        return self.out(known[:, None] * self.gate(meaning))
 
 
 class QAnchor(nn.Module):
@@ -78,6 +98,8 @@ class QAnchor(nn.Module):
         self.config, self.reader = config, reader
         self.backbone, self.tokenizer = load_backbone(config.backbone, config.dtype, config.attention, seed)
         self.backbone.requires_grad_(False)
+        if config.checkpointing:
+            self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
         words = self.backbone.get_input_embeddings().weight
         width = words.shape[1]
         with torch.random.fork_rng(devices=[]):
@@ -97,10 +119,12 @@ class QAnchor(nn.Module):
                 words.float().std().item(),
                 config.layout,
             )
-            self.projection = Projection(width, config.hidden, config.dim)
+            own = config.dim - (config.portrait if config.skip else 0)
+            self.projection = Projection(width, config.hidden, own)
             self.skip = None
             if config.skip:
-                self.skip = Skip(sizes["coarse"], width, config.hidden, config.dim, config.skip_dropout)
+                self.skip = Skip(sizes["coarse"], reader.text_dim, config.skip_hidden, own, config.skip_dropout)
+            self.register_buffer("portrait", torch.from_numpy(reader.portrait))
             self.user_emb = nn.Parameter(words.float().mean(0) + 0.02 * torch.randn(width))
 
     @property
@@ -146,11 +170,11 @@ class QAnchor(nn.Module):
         return out.last_hidden_state
 
     def forward(
-        self, batch: Batch, asked: Branches, gate: Float[Tensor, "user branch width"], answers: list[list[int]] = ()
+        self, batch: Batch, asked: Branches, query: Query, answers: list[list[int]] = ()
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Read each user once and all K branches behind it, in one pass (a tree mask keeps the branches apart).
 
-        gate      each branch's query read alone (`query_hidden`).
+        query     each branch's query (user, branch, ...), as `ask` gives it.
         answers   token ids of answers to embed in the same call, so that a wrapped model (several processes) sees both towers.
         Returns the anchors (pair, dim), row user * K + branch; the hidden states (token, width) from which the answers' tokens
         are predicted; and the targets (answer, dim) or None.
@@ -158,8 +182,8 @@ class QAnchor(nn.Module):
         prefix = self.encode_prefix(batch)
         hidden = self._tree(prefix, asked)
         at = asked.anchor[..., None].expand(-1, -1, hidden.shape[-1])
-        anchors = self.anchor(hidden.gather(1, at), prefix.coarse, gate)
-        targets = F.normalize(self.projection(self._alone(answers)), dim=-1) if answers else None
+        anchors = self.anchor(hidden.gather(1, at), prefix.coarse, query)
+        targets = self.target(self._alone(answers)) if answers else None
         return anchors.flatten(0, 1), hidden[asked.writes], targets
 
     def _tree(self, prefix: Prefix, asked: Branches) -> Float[Tensor, "user token width"]:
@@ -177,28 +201,46 @@ class QAnchor(nn.Module):
         self,
         hidden: Float[Tensor, "user branch width"],
         coarse: Float[Tensor, "user number"],
-        gate: Float[Tensor, "user branch width"],
+        query: Query,
     ) -> Float[Tensor, "user branch dim"]:
-        """Project hidden states at <USER_EMB> to unit embeddings; `gate` is the same query read with no user in front."""
+        """Project hidden states at <USER_EMB> to unit embeddings; the last `portrait` numbers are alike for all queries."""
         if self.skip is None:
             return F.normalize(self.projection(hidden), dim=-1)
-        out = self.projection(gate.float() + self.skip.share * (hidden.float() - gate.float()))
-        return F.normalize(out + self.skip(coarse, self.projection.whiten(gate)), dim=-1)
+        alone = query.alone.float()
+        own = self.projection(alone + self.skip.share * (hidden.float() - alone)) + self.skip(coarse, query.meaning)
+        # who the user is, whatever is asked: few numbers at a small share, so that the question rules
+        known = PORTRAIT * (coarse @ self.portrait).clamp(-3, 3)[:, None].expand(-1, own.shape[1], -1)
+        return F.normalize(torch.cat([F.normalize(own, dim=-1), known], -1), dim=-1)
+
+    def target(self, hidden: Float[Tensor, "answer width"]) -> Float[Tensor, "answer dim"]:
+        """Project hidden states at the answers' ends to unit embeddings; an answer has no portrait."""
+        out = F.normalize(self.projection(hidden), dim=-1)
+        return F.pad(out, (0, self.config.dim - out.shape[-1]))
 
     def embed(self, batch: Batch, query: str) -> Float[Tensor, "user dim"]:
         """Embed each user for `query`, reading everything anew: the plain twin of `Engine.embed`."""
         ids = self.query_ids(query)
         asked = branches([[ids]] * len(batch.coarse)).to(self.device)
-        return self(batch, asked, self.query_hidden([ids]).expand(len(batch.coarse), 1, -1))[0]
+        return self(batch, asked, self.ask([query]).to_each(len(batch.coarse)))[0]
 
     def answer_hidden(self, answers: list[str]) -> Float[Tensor, "answer width"]:
         """Read answers alone; the hidden state at each one's last token."""
         return self._alone([self.answer_ids(a) for a in answers])
 
     @torch.no_grad()
+    def ask(self, queries: list[str]) -> Query:
+        """Read queries with no user in front: the state at each one's <USER_EMB>, and the text vector of its words."""
+        return Query(self.query_hidden([self.query_ids(q) for q in queries]), self.meaning(queries))
+
+    @torch.no_grad()
     def query_hidden(self, queries: list[list[int]]) -> Float[Tensor, "query width"]:
         """Read queries (token ids) with no user in front; the hidden state at each one's <USER_EMB>."""
         return self._alone([[*ids, USER_EMB] for ids in queries])
+
+    def meaning(self, queries: list[str]) -> Float[Tensor, "query text"]:
+        """Give the queries' text vectors, by the encoder that also reads the events; each number about 1 in size."""
+        vectors = text_vectors(queries, self.config.text_encoder).astype(np.float32)
+        return torch.from_numpy(vectors * vectors.shape[1] ** 0.5).to(self.device)
 
     def _alone(self, rows: list[list[int]]) -> Float[Tensor, "row width"]:
         width = max(len(r) for r in rows)
@@ -211,7 +253,7 @@ class QAnchor(nn.Module):
 
     def embed_answer(self, answers: list[str]) -> Float[Tensor, "answer dim"]:
         """Embed each answer text: what the anchors of users it is true of should be near."""
-        return F.normalize(self.projection(self.answer_hidden(answers)), dim=-1)
+        return self.target(self.answer_hidden(answers))
 
     def logits(self, hidden: Float[Tensor, "token width"]) -> Float[Tensor, "token vocabulary"]:
         """Score the next token, for the answer tokens alone."""

@@ -62,6 +62,7 @@ class Reader:
     words: np.ndarray  # (text, component): mean text vector -> components
     mean: dict[str, np.ndarray]
     std: dict[str, np.ndarray]
+    portrait: np.ndarray  # (coarse number, component): the directions in which users differ most, each of unit spread
 
     @classmethod
     def fit(cls, users: Users, cutoffs: pd.DataFrame | None, config: Config, progress=None) -> Reader:
@@ -80,6 +81,7 @@ class Reader:
             empty,
             {},
             {},
+            empty,
         )
         raw = reader._raw(users, cutoffs, progress)
         seen = pd.Series([k for r in raw["habits"] for k in r[0]]).value_counts()
@@ -96,6 +98,10 @@ class Reader:
             reader.std[name] = np.maximum(values.std(axis), 1e-3).astype(np.float32)
         every = np.concatenate([r[1] for r in raw["habits"]] or [np.zeros((1, 7 + 2 * len(users.numbers)))])
         reader.mean["event"], reader.std["event"] = every.mean(0), np.maximum(every.std(0), 1e-2)
+        coarse = reader._coarse(reader._parts(users, raw))
+        directions = _components(coarse, config.portrait)
+        reader.portrait = np.zeros((coarse.shape[1], config.portrait), np.float32)
+        reader.portrait[:, : directions.shape[1]] = directions / np.maximum((coarse @ directions).std(0), 1e-3)
         return reader
 
     def read(
@@ -109,13 +115,18 @@ class Reader:
                 "train on these users, or drop the modality"
             )
         raw = self._raw(users, cutoffs, progress)
-        parts = {k: self._standard(k, v) for k, v in self._parts(users, raw).items()}
-        coarse = np.concatenate([v.reshape(len(v), -1) for v in parts.values()], 1)
+        parts = self._parts(users, raw)
         idf = np.append(self.idf, self.idf.max(initial=1.0))[self._columns(users)]  # column -1, unseen, is as rare as can be
         size = len(users.events["text"].cat.categories)
         slots = [self._slots(idf, size, *one) for one in zip(raw["habits"], raw["events"], strict=True)]
         return Readings(
-            tuple(raw["users"]), coarse, raw["modal_text"], parts["modal"], raw["present"], slots, self._vectors(users)
+            tuple(raw["users"]),
+            self._coarse(parts),
+            raw["modal_text"],
+            self._standard("modal", parts["modal"]),
+            raw["present"],
+            slots,
+            self._vectors(users),
         )
 
     @property
@@ -144,6 +155,10 @@ class Reader:
 
     def _standard(self, name: str, values: np.ndarray) -> np.ndarray:
         return np.clip((values - self.mean[name]) / self.std[name], -CLIP, CLIP).astype(np.float32)
+
+    def _coarse(self, parts: dict[str, np.ndarray]) -> np.ndarray:
+        """Lay all coarse numbers side by side, standardised: (user, number)."""
+        return np.concatenate([self._standard(name, values).reshape(len(values), -1) for name, values in parts.items()], 1)
 
     def _columns(self, users: Users) -> np.ndarray:
         """Say for each code (modality * texts + text) of these users which row of the vocabulary it is, or -1."""

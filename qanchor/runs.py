@@ -17,7 +17,7 @@ from .config import Config
 from .model import QAnchor, build
 from .reader import Reader
 
-FORMAT = 1
+FORMAT = 2
 
 
 class RunError(RuntimeError):
@@ -54,7 +54,7 @@ def save(model: QAnchor, folder, history: pd.DataFrame | None = None, metrics: d
         tensors[name] = kept.view(torch.int16).numpy() if kept.dtype == torch.bfloat16 else kept.to(half).numpy()
     reader = model.reader
     kind = np.float16 if half == torch.float16 else np.float32
-    tensors |= {f"reader.{k}": np.ascontiguousarray(getattr(reader, k), kind) for k in ("idf", "counts", "words")}
+    tensors |= {f"reader.{k}": np.ascontiguousarray(getattr(reader, k), kind) for k in ("idf", "counts", "words", "portrait")}
     tensors |= {f"reader.mean.{k}": np.asarray(v, np.float32) for k, v in reader.mean.items()}
     tensors |= {f"reader.std.{k}": np.asarray(v, np.float32) for k, v in reader.std.items()}
     old = _old(folder)
@@ -186,6 +186,7 @@ def _reader(about: dict, config: Config, arrays: dict[str, np.ndarray]) -> Reade
         idf=arrays["reader.idf"].astype(np.float32),
         counts=arrays["reader.counts"].astype(np.float32),
         words=arrays["reader.words"].astype(np.float32),
+        portrait=arrays["reader.portrait"].astype(np.float32),
         mean={k: mean[k] for k in told["parts"]},
         std={k: std[k] for k in told["parts"]},
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +10,13 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .batch import USER_EMB, batch_users, branches, length_groups
-from .files import write_whole
-from .losses import autoregressive_loss, contrastive_loss
-from .model import QAnchor
+from .batch import USER_EMB, length_groups
+from .checkpoints import Checkpoint, fingerprint
+from .joint import Samples, joint_step, margin_at
+from .losses import contrastive_loss
+from .model import QAnchor, Query
 from .reader import Readings
 from .schema import Users
 
@@ -55,55 +53,6 @@ class Masters:
                 live.copy_(master)
 
 
-class Samples:
-    """Group pairs by (user, cut-off): one sample is one reading with all the pairs that belong to it."""
-
-    def __init__(self, model: QAnchor, pairs: pd.DataFrame):
-        self.keys = pairs[["user", "cutoff"]].drop_duplicates().reset_index(drop=True)
-        at = pd.MultiIndex.from_frame(self.keys).get_indexer(pd.MultiIndex.from_frame(pairs[["user", "cutoff"]]))
-        order = np.argsort(at, kind="stable")
-        self.rows = np.split(order, np.searchsorted(at[order], np.arange(1, len(self.keys))))
-        self.query, self.queries = pd.factorize(pairs["query"])
-        self.answer, self.answers = pd.factorize(pairs["answer"])
-        self.meaning = self._meaning(pairs)
-        self.usable = np.arange(len(self.rows))
-        self.query_ids = [model.query_ids(q, 10**6)[: model.config.max_query] for q in self.queries]
-        self.answer_ids = [model.answer_ids(a) for a in self.answers]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def _meaning(self, pairs: pd.DataFrame) -> np.ndarray:
-        """Number what the answers mean: those of one topic, kind and grade say the same in other words.
-
-        They are never negatives of each other; otherwise a model learns by heart which wording each user was dealt.
-        """
-        if "grade" not in pairs:
-            return self.answer
-        graded = (pairs["grade"] >= 0).to_numpy()
-        code = pd.factorize(pairs["topic"] + "/" + pairs["kind"] + "/" + pairs["grade"].astype(str))[0]
-        return np.where(graded, code, code.max(initial=0) + 1 + self.answer)
-
-    def same(self, rows: np.ndarray, device) -> torch.Tensor:
-        """Mark which of these pairs mean the same."""
-        meaning = torch.as_tensor(self.meaning[rows.ravel()], device=device)
-        return meaning[:, None] == meaning[None]
-
-    def common(self, most: int) -> Samples:
-        """Keep the pairs of the `most` commonest answers: few texts to read, nearly all of the grades."""
-        counts = np.bincount(self.answer, minlength=len(self.answers))
-        kept = np.zeros(len(counts), bool)
-        kept[np.argsort(-counts, kind="stable")[:most]] = True
-        fewer = copy.copy(self)
-        fewer.rows = [rows[kept[self.answer[rows]]] for rows in self.rows]
-        fewer.usable = np.flatnonzero([len(rows) > 0 for rows in fewer.rows])
-        return fewer
-
-    def draw(self, rng: np.random.Generator, samples: np.ndarray, k: int) -> np.ndarray:
-        """Choose k pairs of each sample (again some, where there are fewer): (sample, k) rows of `pairs`."""
-        return np.stack([rng.choice(self.rows[s], k, replace=len(self.rows[s]) < k) for s in samples])
-
-
 def train(
     model: QAnchor,
     users: Users,
@@ -118,9 +67,12 @@ def train(
 ) -> pd.DataFrame:
     """Teach the model that a user, asked a query, means its answer; returns the history, one row a step.
 
+    Under `accelerate launch` several processes share each batch of `users_per_step` users, and learn what one would.
+
     pairs       columns user, cutoff, query, answer (`make_pairs`); the users' events stand in `users`.
     steps       joint steps (default: config.steps); minutes: end after so long, warm start and last fit included.
-    checkpoint  a file for the whole state; with `resume` training goes on, bit for bit on CPU (to `steps`, or as planned).
+    checkpoint  a file for the whole state, and one beside it for the state before; with `resume` training goes on from there,
+                bit for bit on CPU (to `steps`, or as planned). CheckpointError: both are torn, or of another training.
     progress    called with (stage, done, total, loss).
 
     Returns columns step, loss, contrastive, autoregressive, pairs_per_s. Source: paper, sections 3.3 and 4.
@@ -135,32 +87,37 @@ def train(
     from accelerate import Accelerator
 
     config, began = model.config, time.monotonic()
-    accelerator, report = Accelerator(cpu=model.device.type == "cpu"), progress or (lambda *_: None)
+    accelerator = Accelerator(cpu=model.device.type == "cpu")
+    first = accelerator.is_main_process  # of several processes, which all do the same but for their share of each batch
+    report = progress if progress and first else lambda *_: None
     if not len(pairs):
         raise ValueError("0 pairs to train on, at least 1 is needed: make them with make_pairs(users)")
     samples = Samples(model, pairs)
     readings = model.reader.read(users, samples.keys, lambda *n: report("reading", *n, float("nan")))
-    resumed = resume and checkpoint is not None and Path(checkpoint).exists()
+    kept_at = None if checkpoint is None else Checkpoint(Path(checkpoint), fingerprint(config.to_dict(), seed, pairs))
+    found = kept_at.read() if resume and kept_at else None
     model.train()
     fit = lambda stage, salt, n: fit_heads(model, samples, readings, seed + salt, n, lambda *how: report(stage, *how))  # noqa: E731
-    kept = fit("warm start", 0, 0 if resumed else config.warm_steps) * config.final_steps / max(config.warm_steps, 1)
+    kept = fit("warm start", 0, 0 if found else config.warm_steps) * config.final_steps / max(config.warm_steps, 1)
     masters = Masters(model, config.lr, config.head_lr, config.weight_decay)
     wrapped = accelerator.prepare(model)
-    start, planned, rows = _restore(Path(checkpoint), model, masters) if resumed else (0, config.steps, [])
+    start, planned, rows = 0, config.steps, []
+    if found:
+        _restore(found.state, model, masters)
+        start, planned, rows = found.step, found.total, found.rows
     step, total = start, steps or planned
     while step < total:
         tick = time.monotonic()
-        loss, parts, n = _joint_loss(wrapped, model, samples, readings, (seed, step, total), accelerator)
-        accelerator.backward(loss)
+        parts, n = joint_step(wrapped, model, samples, readings, (seed, step, total), accelerator)
         masters.step(_factor(config, step, total), config.clip)
         step += 1
-        rows.append(dict(zip(HISTORY, (step, loss.item(), *parts, n / (time.monotonic() - tick)), strict=True)))
+        rows.append(dict(zip(HISTORY, (step, *parts, n / (time.monotonic() - tick)), strict=True)))
         if minutes is not None and step == start + 4:  # by now the speed is known: set the length of the schedule by it
             fits = step + _steps_until(began + minutes * 60 - kept, rows[-3:], n)
             total = max(step + 1, min(total if steps else 10**9, fits))
         report("training", step, total, rows[-1]["loss"])
-        if checkpoint is not None and (step % 10 == 0 or step == total):
-            _checkpoint(Path(checkpoint), model, masters, step, total, rows)
+        if kept_at and first and (step % 10 == 0 or step == total):
+            kept_at.write(_state(model, masters), step, total, rows)
     fit("last fit", 1, config.final_steps)
     model.eval()
     return pd.DataFrame(rows, columns=list(HISTORY))
@@ -175,35 +132,6 @@ def _steps_until(end: float, lately: list[dict], pairs: int) -> int:
     return int((end - time.monotonic()) / np.mean([pairs / row["pairs_per_s"] for row in lately]))
 
 
-def _joint_loss(wrapped, model: QAnchor, samples: Samples, readings: Readings, when: tuple[int, int, int], accelerator):
-    """Draw users and K pairs each, and give the joint loss (paper, section 3.3: the sum of both)."""
-    config, (seed, step, total) = model.config, when
-    rng = np.random.default_rng((seed, 1, step))
-    margin = config.margin if config.warm_steps else _margin(config, step, total)
-    shard = np.array_split(np.arange(len(samples)), accelerator.num_processes)[accelerator.process_index]
-    chosen = rng.choice(shard, min(config.users_per_step, len(shard)), replace=False)
-    pairs = samples.draw(rng, chosen, config.queries_per_user)
-    batch = batch_users(readings, chosen).to(model.device)
-    ask = [[samples.query_ids[samples.query[p]] for p in row] for row in pairs]
-    say = [[samples.answer_ids[samples.answer[p]] for p in row] for row in pairs]
-    asked = branches(ask, say).to(model.device)
-    answers, which = np.unique(samples.answer[pairs.ravel()], return_inverse=True)  # each distinct answer is read once
-    queries, of = np.unique(samples.query[pairs], return_inverse=True)
-    with torch.random.fork_rng():  # dropout draws from each step's own seed: a resumed training draws the same
-        torch.manual_seed(int(rng.integers(2**62)))
-        gate = model.query_hidden([samples.query_ids[q] for q in queries])[torch.as_tensor(of.reshape(pairs.shape))]
-        anchors, writing, targets = wrapped(batch, asked, gate, [samples.answer_ids[a] for a in answers])
-    which = torch.as_tensor(which, device=model.device)
-    contrastive = contrastive_loss(
-        anchors, targets[which], config.temperature, margin, config.variant, samples.same(pairs, model.device)
-    )
-    spoken = contrastive.new_zeros(())
-    if config.autoregressive_weight:
-        spoken = autoregressive_loss(model.logits(writing), asked.next_ids[asked.writes])
-    loss = config.contrastive_weight * contrastive + config.autoregressive_weight * spoken
-    return loss, (contrastive.item(), spoken.item()), pairs.size
-
-
 def fit_heads(model: QAnchor, samples: Samples, readings: Readings, seed: int, steps: int, report) -> float:
     """Fit projection and skip on coarse numbers and queries read alone, with the backbone at rest.
 
@@ -216,12 +144,12 @@ def fit_heads(model: QAnchor, samples: Samples, readings: Readings, seed: int, s
     if not steps:
         return 0.0
     samples, read = samples.common(config.warm_texts), lambda *_: report(0, steps, float("nan"))
-    asked = _read_alone(model, [[*ids, USER_EMB] for ids in samples.query_ids], read)
+    alone = _read_alone(model, [[*ids, USER_EMB] for ids in samples.query_ids], read)
     used = np.unique(samples.answer[np.concatenate(samples.rows)])
     said = _read_alone(model, [samples.answer_ids[a] for a in used], read)
     place = np.zeros(len(samples.answers), np.int64)
     place[used] = np.arange(len(used))
-    both = torch.cat([asked, said])
+    both = torch.cat([alone, said])
     model.projection.centre.copy_(both.mean(0))
     model.projection.spread.copy_(both.std(0).clamp(min=1e-3))
     heads = [p for m in (model.projection, model.skip) if m is not None for p in m.parameters()]
@@ -233,13 +161,13 @@ def fit_heads(model: QAnchor, samples: Samples, readings: Readings, seed: int, s
         rng = np.random.default_rng((seed, 2, step))
         chosen = rng.choice(samples.usable, min(config.warm_rows // k, len(samples.usable)), replace=False)
         pairs = samples.draw(rng, chosen, k)
-        alone = asked[samples.query[pairs]]
+        query = Query(alone, samples.meaning_of_query).at(samples.query[pairs])
         with torch.random.fork_rng():
             torch.manual_seed(int(rng.integers(2**62)))
-            anchors = model.anchor(alone, coarse[chosen], alone).flatten(0, 1)
+            anchors = model.anchor(query.alone, coarse[chosen], query).flatten(0, 1)
         answers, which = np.unique(samples.answer[pairs.ravel()], return_inverse=True)
-        targets = nn.functional.normalize(model.projection(said[place[answers]]), dim=-1)[torch.as_tensor(which, device=device)]
-        margin = _margin(config, step, steps)
+        targets = model.target(said[place[answers]])[torch.as_tensor(which, device=device)]
+        margin = margin_at(config, step, steps)
         loss = contrastive_loss(anchors, targets, config.temperature, margin, config.variant, samples.same(pairs, device))
         optimiser.zero_grad()
         loss.backward()
@@ -249,11 +177,6 @@ def fit_heads(model: QAnchor, samples: Samples, readings: Readings, seed: int, s
         if step % 50 == 49 or step + 1 == steps:
             report(step + 1, steps, loss.item())
     return time.monotonic() - began
-
-
-def _margin(config, step: int, steps: int) -> float:
-    """Leave every negative in at first: while positives are still unlearned, the mask takes all of them for false."""
-    return config.margin if step >= config.mask_after * steps else 2.0
 
 
 @torch.no_grad()
@@ -270,31 +193,22 @@ def _read_alone(model: QAnchor, rows: list[list[int]], report) -> Float[Tensor, 
     return out
 
 
-def _checkpoint(path: Path, model: QAnchor, masters: Masters, step: int, total: int, rows: list[dict]) -> None:
-    """Write everything that the next step depends on, aside first: a kill leaves the old file or the new one."""
+def _state(model: QAnchor, masters: Masters) -> dict[str, Tensor]:
+    """Gather everything that the next step depends on."""
     state = {f"master.{i}": c.detach() for i, c in enumerate(masters.copy)}
     state |= {f"buffer.{n}": b for n, b in model.projection.named_buffers()}
     for i, master in enumerate(masters.copy):
         state |= {f"moment.{i}.{k}": v for k, v in masters.optimiser.state[master].items() if isinstance(v, Tensor)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    told = {"step": str(step), "total": str(total), "rows": json.dumps(rows)}
-    write_whole(path, lambda aside: save_file(state, aside, metadata=told))
+    return state
 
 
-def _restore(path: Path, model: QAnchor, masters: Masters) -> tuple[int, int, list[dict]]:
-    from safetensors import safe_open
-
-    state = load_file(path)
-    with safe_open(path, "pt") as file:
-        about = file.metadata()
-    with torch.no_grad():
-        for i, (master, live) in enumerate(zip(masters.copy, masters.live, strict=True)):
-            master.copy_(state[f"master.{i}"])
-            live.copy_(master)
-            prefix = f"moment.{i}."
-            moments = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            if moments:
-                masters.optimiser.state[master] = moments
-        for name, buffer in model.projection.named_buffers():
-            buffer.copy_(state[f"buffer.{name}"])
-    return int(about["step"]), int(about["total"]), json.loads(about["rows"])
+@torch.no_grad()
+def _restore(state: dict[str, Tensor], model: QAnchor, masters: Masters) -> None:
+    for i, (master, live) in enumerate(zip(masters.copy, masters.live, strict=True)):
+        master.copy_(state[f"master.{i}"])
+        live.copy_(master)
+        prefix = f"moment.{i}."
+        if moments := {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}:
+            masters.optimiser.state[master] = moments
+    for name, buffer in model.projection.named_buffers():
+        buffer.copy_(state[f"buffer.{name}"])

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import forward
 
 from qanchor.batch import batch_users
@@ -101,7 +102,7 @@ def test_a_killed_training_goes_on_bit_for_bit(users, pairs, tmp_path, warm):
     torch.rand(3)  # what others draw does not matter
     with pytest.raises(Killed):
         train(untrained(users, pairs, **changes), users, pairs, steps=60, checkpoint=file, progress=at_55)
-    assert [p.name for p in file.parent.iterdir()] == ["state"]  # nothing half-written beside it
+    assert sorted(p.name for p in file.parent.iterdir()) == ["state", "state.before"]  # nothing half-written beside them
     stages = []
     after = untrained(users, pairs, **changes)
     history = train(after, users, pairs, steps=60, checkpoint=file, resume=True, progress=lambda *told: stages.append(told[:2]))
@@ -168,3 +169,20 @@ def test_small_steps_are_not_lost_in_bfloat16():
         masters.step(1.0, clip=1.0)
     assert line.weight.float().max() < 0.995  # one step of 1e-4 alone would be rounded away each time
     assert masters.copy[0].dtype == torch.float32 and line.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("changes", [{"users_at_once": 3}, {"checkpointing": True}], ids=["parts", "checkpointing"])
+def test_less_memory_gives_the_same_gradient(users, pairs, tmp_path, changes):
+    """In parts of 3, 3 and 2 users, or with activations computed again: the losses and the gradient of one whole step."""
+    found = {}
+    for name, some in (("whole", {}), ("less", changes)):
+        model = untrained(users, pairs, **SHORT | {"users_per_step": 8} | some)
+        history = train(model, users, pairs, steps=1, checkpoint=tmp_path / name)
+        found[name] = history, load_file(tmp_path / name)
+    (whole, state), (less, other) = found.values()
+    losses = ["loss", "contrastive", "autoregressive"]
+    np.testing.assert_allclose(less[losses], whole[losses], atol=1e-5, rtol=1e-5)
+    moments = [key for key in state if key.endswith("exp_avg")]  # a tenth of the gradient
+    assert len(moments) > 20 and max(state[key].abs().max() for key in moments) > 1e-4
+    for key in moments:
+        torch.testing.assert_close(10 * other[key], 10 * state[key], rtol=0, atol=1e-5)

@@ -10,7 +10,7 @@ import torch
 from qanchor.batch import batch_users, branches
 from qanchor.config import TINY, Config
 from qanchor.engine import Engine
-from qanchor.model import QAnchor, build
+from qanchor.model import QAnchor, Query, build
 from qanchor.reader import Reader
 from qanchor.schema import Users
 
@@ -62,8 +62,10 @@ def make_engine(model: QAnchor) -> Engine:
 
 def forward(model: QAnchor, batch, queries: list, answers: list | None = None, said=()):
     """Run one pass over token ids `queries[user][branch]`: anchors (pair, dim), hidden states that write, targets."""
-    alone = model.query_hidden([ids for row in queries for ids in row])
-    return model(batch, branches(queries, answers), alone.view(len(queries), -1, alone.shape[1]), list(said))
+    asked = [ids for row in queries for ids in row]
+    words = [model.tokenizer.decode(ids) for ids in asked]
+    query = Query(model.query_hidden(asked), model.meaning(words)).at(torch.arange(len(asked)).view(len(queries), -1))
+    return model(batch, branches(queries, answers), query, list(said))
 
 
 @torch.no_grad()

@@ -1,0 +1,168 @@
+"""The joint loss of one batch, alike for any number of processes: each reads its share of the users, all see all embeddings."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .batch import batch_users, branches
+from .losses import autoregressive_loss, contrastive_loss
+from .model import QAnchor, Query
+from .reader import Readings
+
+
+class Samples:
+    """Group pairs by (user, cut-off): one sample is one reading with all the pairs that belong to it."""
+
+    def __init__(self, model: QAnchor, pairs: pd.DataFrame):
+        self.keys = pairs[["user", "cutoff"]].drop_duplicates().reset_index(drop=True)
+        at = pd.MultiIndex.from_frame(self.keys).get_indexer(pd.MultiIndex.from_frame(pairs[["user", "cutoff"]]))
+        order = np.argsort(at, kind="stable")
+        self.rows = np.split(order, np.searchsorted(at[order], np.arange(1, len(self.keys))))
+        self.query, self.queries = pd.factorize(pairs["query"])
+        self.answer, self.answers = pd.factorize(pairs["answer"])
+        self.meaning = self._meaning(pairs)
+        self.usable = np.arange(len(self.rows))
+        self.query_ids = [model.query_ids(q, 10**6)[: model.config.max_query] for q in self.queries]
+        self.meaning_of_query = model.meaning(list(self.queries))
+        self.answer_ids = [model.answer_ids(a) for a in self.answers]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _meaning(self, pairs: pd.DataFrame) -> np.ndarray:
+        """Number what the answers mean: those of one topic, kind and grade say the same in other words.
+
+        They are never negatives of each other; otherwise a model learns by heart which wording each user was dealt.
+        """
+        if "grade" not in pairs:
+            return self.answer
+        graded = (pairs["grade"] >= 0).to_numpy()
+        code = pd.factorize(pairs["topic"] + "/" + pairs["kind"] + "/" + pairs["grade"].astype(str))[0]
+        return np.where(graded, code, code.max(initial=0) + 1 + self.answer)
+
+    def same(self, rows: np.ndarray, device) -> torch.Tensor:
+        """Mark which of these pairs mean the same."""
+        meaning = torch.as_tensor(self.meaning[rows.ravel()], device=device)
+        return meaning[:, None] == meaning[None]
+
+    def common(self, most: int) -> Samples:
+        """Keep the pairs of the `most` commonest answers: few texts to read, nearly all of the grades."""
+        counts = np.bincount(self.answer, minlength=len(self.answers))
+        kept = np.zeros(len(counts), bool)
+        kept[np.argsort(-counts, kind="stable")[:most]] = True
+        fewer = copy.copy(self)
+        fewer.rows = [rows[kept[self.answer[rows]]] for rows in self.rows]
+        fewer.usable = np.flatnonzero([len(rows) > 0 for rows in fewer.rows])
+        return fewer
+
+    def draw(self, rng: np.random.Generator, samples: np.ndarray, k: int) -> np.ndarray:
+        """Choose k pairs of each sample (again some, where there are fewer): (sample, k) rows of `pairs`."""
+        return np.stack([rng.choice(self.rows[s], k, replace=len(self.rows[s]) < k) for s in samples])
+
+
+def joint_step(wrapped, model: QAnchor, samples: Samples, readings: Readings, when: tuple[int, int, int], accelerator):
+    """Draw users and K pairs each, and go back through the joint loss (paper, section 3.3: the sum of both).
+
+    wrapped  the model as `accelerator` prepared it;  when  seed, step, steps in all.
+    Each process computes the loss of the whole batch, its gradient flows through the process's own users, and the sum over
+    processes is the gradient of one process with all of them. With `config.users_at_once` a process's users pass in parts:
+    first without gradients, for the embeddings that the contrastive loss compares; then part by part with what this loss wants
+    of each embedding (GradCache, Gao et al. 2021). Memory is then that of one part.
+    Returns the three losses of the whole batch (joint, contrastive, autoregressive), and its number of pairs.
+    """
+    config, (seed, step, total) = model.config, when
+    rng = np.random.default_rng((seed, 1, step))
+    margin = config.margin if config.warm_steps else margin_at(config, step, total)
+    everyone, mine = _share(config.users_per_step, len(samples), rng, accelerator)
+    every_pair = samples.draw(rng, everyone, config.queries_per_user)
+    chosen, pairs = everyone[mine], every_pair[mine]
+    size = config.users_at_once or len(chosen)
+    parts = [
+        _Part(model, samples, readings, chosen[at : at + size], pairs[at : at + size]) for at in range(0, len(chosen), size)
+    ]
+    seeds = [int(rng.integers(2**62)) + accelerator.process_index for _ in parts]  # each part drops out alike both times
+
+    def compare(anchors, targets):
+        same = samples.same(every_pair, model.device)
+        anchors, targets = gathered(anchors, accelerator), gathered(targets, accelerator)
+        return contrastive_loss(anchors, targets, config.temperature, margin, config.variant, same)
+
+    tokens = accelerator.reduce(sum(part.asked.writes.sum() for part in parts), "sum")
+    spoken, contrastive, wanted = torch.zeros((), device=model.device), None, None
+    if len(parts) > 1:
+        with torch.no_grad():
+            found = [part.read(wrapped, number) for part, number in zip(parts, seeds, strict=True)]
+        cached = [torch.cat(column).requires_grad_() for column in ([f[0] for f in found], [f[2] for f in found])]
+        contrastive = compare(*cached)
+        wanted = [g.split([len(f[0]) for f in found]) for g in torch.autograd.grad(contrastive, cached)]
+    for i, (part, number) in enumerate(zip(parts, seeds, strict=True)):
+        with nullcontext() if i + 1 == len(parts) else accelerator.no_sync(wrapped):  # gradients are exchanged once
+            anchors, writing, targets = part.read(wrapped, number)
+            if wanted is None:
+                contrastive = loss = compare(anchors, targets)
+            else:
+                loss = (anchors * wanted[0][i]).sum() + (targets * wanted[1][i]).sum()
+            loss = config.contrastive_weight * loss
+            if config.autoregressive_weight:
+                ids = part.asked.next_ids[part.asked.writes]
+                said = autoregressive_loss(model.logits(writing), ids) * len(ids) / tokens
+                loss, spoken = loss + config.autoregressive_weight * said, spoken + said.detach()
+            accelerator.backward(loss * accelerator.num_processes)  # gradients are averaged: times their number
+    told = contrastive.item(), accelerator.reduce(spoken, "sum").item()
+    whole = config.contrastive_weight * told[0] + config.autoregressive_weight * told[1]
+    return (whole, *told), every_pair.size
+
+
+class _Part:
+    """Some users of a step with their pairs, ready to be read."""
+
+    def __init__(self, model: QAnchor, samples: Samples, readings: Readings, chosen: np.ndarray, pairs: np.ndarray):
+        self.model, self.samples, self.pairs = model, samples, pairs
+        self.batch = batch_users(readings, chosen).to(model.device)
+        ask = [[samples.query_ids[samples.query[p]] for p in row] for row in pairs]
+        say = [[samples.answer_ids[samples.answer[p]] for p in row] for row in pairs]
+        self.asked = branches(ask, say).to(model.device)
+
+    def read(self, wrapped, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Give anchors (pair, dim), hidden states that write (token, width), and targets (pair, dim)."""
+        samples, model = self.samples, self.model
+        answers, which = np.unique(samples.answer[self.pairs.ravel()], return_inverse=True)  # each distinct one is read once
+        queries, of = np.unique(samples.query[self.pairs], return_inverse=True)
+        with torch.random.fork_rng():  # dropout draws from each step's own seed: a resumed training draws the same
+            torch.manual_seed(seed)
+            alone = model.query_hidden([samples.query_ids[q] for q in queries])
+            query = Query(alone, samples.meaning_of_query[queries]).at(torch.as_tensor(of.reshape(self.pairs.shape)))
+            anchors, writing, targets = wrapped(self.batch, self.asked, query, [samples.answer_ids[a] for a in answers])
+        return anchors, writing, targets[torch.as_tensor(which, device=model.device)]
+
+
+def gathered(own: Float[Tensor, "pair dim"], accelerator) -> Float[Tensor, "every dim"]:
+    """Lay the rows of all processes one below the other; gradients flow through one's own."""
+    if accelerator.num_processes == 1:
+        return own
+    parts = [torch.empty_like(own) for _ in range(accelerator.num_processes)]
+    torch.distributed.all_gather(parts, own.detach().contiguous())
+    parts[accelerator.process_index] = own
+    return torch.cat(parts)
+
+
+def _share(wanted: int, samples: int, rng: np.random.Generator, accelerator) -> tuple[np.ndarray, slice]:
+    """Draw the users of a step, the same in every process, and say which are one's own: as many in each."""
+    processes = accelerator.num_processes
+    each = min(wanted, samples) // processes
+    if not each:
+        raise ValueError(f"{min(wanted, samples)} users a step for {processes} processes: raise users_per_step, or take fewer")
+    own = slice(accelerator.process_index * each, (accelerator.process_index + 1) * each)
+    return rng.choice(samples, each * processes, replace=False), own
+
+
+def margin_at(config, step: int, steps: int) -> float:
+    """Leave every negative in at first: while positives are still unlearned, the mask takes all of them for false."""
+    return config.margin if step >= config.mask_after * steps else 2.0

@@ -1,0 +1,67 @@
+"""What this machine is and can: processor, measured ceilings, the commit that runs, and how a step is timed."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+@functools.cache
+def machine() -> dict:
+    """Say what this machine is and can: processor, threads, gpu, measured bf16 matmul TFLOP/s, measured GB/s (about a second).
+
+    Example:
+        >>> sorted(machine())
+        ['gb_per_s', 'gpu', 'matmul_tflops', 'processor', 'threads']
+    """
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    device, n = ("cuda", 8192) if gpu else ("cpu", 1024)
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16)
+    matmul = best(lambda: a @ a, device, 0.5)
+    block = torch.zeros(2**29 if gpu else 2**24, device=device)
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "matmul_tflops": round(2 * n**3 / matmul / 1e12, 3),
+        "gb_per_s": round(2 * block.nbytes / best(lambda: block.mul_(1.0), device, 0.4) / 1e9, 2),  # read and written
+    }
+
+
+def _processor() -> str:
+    told = Path("/proc/cpuinfo")  # elsewhere than on Linux `platform` knows
+    names = re.findall(r"model name\s*: (.*)", told.read_text()) if told.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+@functools.cache
+def commit() -> str:
+    """Give the short hash of the commit that runs, or "unknown"."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git here, or no repository
+        return "unknown"
+
+
+def seconds(step: Callable, device) -> float:
+    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else (lambda: None)
+    began = wait() or time.perf_counter()
+    step()
+    return wait() or time.perf_counter() - began  # waiting gives nothing back
+
+
+def best(step: Callable, device, limit: float) -> float:
+    """Give the shortest time of a step repeated for `limit` seconds: what else runs here can only add to it."""
+    step()
+    times = [seconds(step, device)]
+    while sum(times) < limit:
+        times.append(seconds(step, device))
+    return min(times)
