@@ -210,7 +210,8 @@ class _Asked:
         self.draws = draws.reshape(len(draws), topics + 1, 6)
         self.grade = np.full(self.value.shape, -1)
         for column, topic in enumerate(wish.topics):
-            if crowd.tells(column):
+            early = style_of(topic) == "stop" and moment.days < wish.horizon_days  # a quiet week is no farewell
+            if crowd.tells(column) and not early:
                 self.grade[:, column] = grades(style_of(topic), self.value[:, column], begins=np.array(crowd.begins[column]))
 
     def pairs(self) -> list[tuple]:

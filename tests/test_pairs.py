@@ -224,6 +224,11 @@ def test_other_horizons_are_asked_and_answered_in_their_own_words(world):
         make_pairs(world, horizons=(0,))
 
 
+def test_a_quiet_week_is_no_farewell(world):
+    told = make_pairs(world, per_sample=96)
+    assert set(told.loc[(told["topic"] == "lapse") & (told["kind"] == "future"), "horizon_days"]) == {30}
+
+
 def test_the_summary_says_when(world, pairs):
     told = pairs[pairs["topic"] == "summary"]
     said = told["answer"].str.extract(r"mostly in the (first|middle|last) third")[0]
