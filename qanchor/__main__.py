@@ -124,7 +124,9 @@ def train(
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a model on users and keep it as a run."""
+    """Train a model on users and keep it as a run; `accelerate launch -m qanchor train ...` shares it among processes."""
+    from accelerate import PartialState
+
     if preset not in PRESETS:
         raise ValueError(f"--preset {preset}: there are {', '.join(PRESETS)}")
     config = PRESETS[preset].but(**dict(_field(c) for c in change or []))
@@ -137,6 +139,8 @@ def train(
         model, people, pairs, steps=steps, minutes=minutes, seed=seed, checkpoint=checkpoint, resume=resume, progress=bars
     )
     bars.close()
+    if not PartialState().is_main_process:  # one of several processes keeps the run
+        return
     metrics = {"users": users, "pairs": len(pairs), "samples": len(samples), "seed": seed, "machine": machine()}
     metrics["seconds"] = round(time.monotonic() - began)  # pairs and reader included
     qa.save(model, out, rows, metrics)

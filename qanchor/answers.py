@@ -171,8 +171,20 @@ def look_ahead(query: str, horizon_days: int) -> str:
     length = LENGTHS.get(horizon_days, f"{horizon_days} days")
     asked = SAID.sub(f"in the next {length}", query).replace("coming month", f"coming {length}")
     asked = asked.replace("30 days ahead", f"{horizon_days} days ahead").replace("costly month", "costly time")
-    stated = length in asked or f"{horizon_days} days" in asked
+    stated = re.search(rf"\b(?:{length}|{horizon_days} days)\b", asked)
     return asked if stated else f"{asked[:-1]} in the next {length}?"
+
+
+def asked_horizon(query: str, horizons: tuple[int, ...]) -> int | None:
+    """Say which of these horizons a query means: the nearest to the one that it names, None when it names none.
+
+    Example:
+        >>> asked_horizon("Will this user travel in the next week?", (7, 30, 90)), asked_horizon("Is this user old?", (7, 30))
+        (7, None)
+    """
+    named = [int(days) for days in re.findall(r"\b([1-9]\d{0,2}) days\b", query)]
+    named += [days for days, words in (LENGTHS | {MONTH: "month"}).items() if re.search(rf"\b{words}\b", query)]
+    return min(horizons, key=lambda days: abs(np.log(days / named[0]))) if named else None
 
 
 def span(kind: str, horizon_days: int) -> str:

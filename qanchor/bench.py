@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .batch import USER_EMB, branches
+from .batch import USER_EMB, branches, length_groups
 from .bench_card import card
 from .bench_useru import useru
 from .config import SMALL, Config
@@ -131,10 +131,10 @@ def ask(
     people = users().sample(most)
     engine = Engine(load(run) if run else _fresh(config, people))
     held = engine.prefill(people)
-    query = f"Will this {people.unit} travel soon?"
-    ids = [*engine.model.query_ids(query), USER_EMB]
+    queries = [f"Will this {people.unit} {does} soon?" for does in ("travel", "move", "marry")]  # each is new when it is asked
+    ids = [*engine.model.query_ids(queries[0]), USER_EMB]
     first, whole, rate = [], [], []
-    for _ in range(3):
+    for query in queries:
         rate.append(_forward_rate(engine.model, len(ids)))
         began, done = time.perf_counter(), 0
         for rows, _ in engine.stream(held, [query]):
@@ -168,10 +168,11 @@ def tasks(
     texts, encoder = list(people.events["text"].cat.categories), model.config.text_encoder if model else "minilm"
     features: dict = baseline_features(people, text_vectors(texts, encoder))
     if model:
-        untrained = build(model.config, model.reader, device=str(model.device))
-        features["anchor_untrained"] = _asked(Engine(untrained), people, names, ("right",))[0]["right"]
+        untrained = Engine(build(model.config, model.reader, device=str(model.device)))
+        features["backbone_text"] = read_aloud(untrained.model, people)
+        features["anchor_untrained"] = _asked(untrained, people, names, ("right",))[0]["right"]
         ours, features["slots"] = _asked(engine := Engine(model), people, names, KINDS)
-        features["anchor"] = ours["right"]
+        features["anchor_no_query"], features["anchor"] = ours["none"], ours["right"]
     held = hold_out(people, features, names, seeds=seeds, progress=progress)
     frame = task_frame(people, held)
     average = _averages(frame)
@@ -181,7 +182,9 @@ def tasks(
     result["ladder"] = [{"rung": r, "method": m, "auc": average[m]["auc"]} for r, m in LADDER.items() if m in average]
     if not model:
         return result
-    spans = {m: average_auc(people, held, "anchor", minus=m) for m in average if m not in ("anchor", "slots")}
+    spans = {
+        m: average_auc(people, held, "anchor", minus=m) for m in average if m not in ("anchor", "anchor_no_query", "slots")
+    }
     result["anchor_minus"] = {m: dict(zip(("auc", "low", "high"), span, strict=True)) for m, span in spans.items()}
     asked = _averages(task_frame(people, hold_out(people, ours, names, seeds=min(seeds, 2))))
     worded = [asked.pop(k)["auc"] for k in KINDS[4:]]
@@ -216,6 +219,24 @@ def _pooled(held: Cache) -> np.ndarray:
         total = torch.einsum("usk,usw->ukw", kinds.float(), prefix.slots)
         means.append((total / kinds.sum(1).clamp(min=1)[..., None]).flatten(1).cpu().numpy())
     return components(np.concatenate(means)[rows], 128)
+
+
+@torch.inference_mode()
+def read_aloud(model: QAnchor, people: Users, limit: int = 256) -> np.ndarray:
+    """Embed users as people do without any of this: what each did most, as one text, read by the language model (user, width).
+
+    The text is cut after `limit` tokens; the embedding is the state at its end.
+    """
+    past = people.history()
+    counts = past.groupby(["user", "modality", "text"], observed=True).size().rename("n").reset_index()
+    counts = counts.sort_values(["n", "modality", "text"], ascending=[False, True, True])
+    lines = counts["modality"].astype(str) + ": " + counts["text"].astype(str) + " x" + counts["n"].astype(str)
+    told = lines.groupby(counts["user"].astype(str)).agg("; ".join).reindex(list(people.ids)).fillna("nothing")
+    rows = [model.tokenizer(text[: 8 * limit])[:limit] for text in told]
+    out = np.zeros((len(rows), len(model.user_emb)), np.float32)
+    for group in length_groups([len(row) for row in rows], 8192):
+        out[group] = model._alone([rows[i] for i in group]).float().cpu().numpy()
+    return out
 
 
 def _averages(frame: pd.DataFrame) -> dict:

@@ -27,6 +27,8 @@ def card(users: Callable[[], Users], run=None, seeds: int = 0, *, seed: int = 0)
     judged = pairs.sample(min(REFLECTED, len(pairs)), random_state=seed)
     told = {"data": people.name, "pairs": len(pairs), "samples": len(pairs[["user", "cutoff"]].drop_duplicates())}
     told |= {"distinct": counts, "kinds": pairs["kind"].value_counts().to_dict()}
+    ahead = pairs.loc[pairs["kind"] == "future", "horizon_days"]
+    told["ahead"] = {str(days): int(n) for days, n in ahead.value_counts().sort_index().items()}
     told["grades"] = {str(g): float(share) for g, share in graded["grade"].value_counts(normalize=True).sort_index().items()}
     for name in ("query", "answer"):
         words = pairs[name].str.split().str.len().quantile([0.05, 0.5, 0.95])

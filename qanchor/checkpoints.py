@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -29,10 +30,11 @@ class Found(NamedTuple):
     rows: list[dict]
 
 
-def fingerprint(config: dict, seed: int, pairs: pd.DataFrame) -> str:
-    """Tell one training from another: its configuration (but for the number of steps), seed and pairs."""
+def fingerprint(config: dict, seed: int, pairs: pd.DataFrame, numbers: np.ndarray) -> str:
+    """Tell one training from another: its configuration (but for the number of steps), seed, pairs, and the numbers read."""
     content = hashlib.sha256(json.dumps({k: v for k, v in config.items() if k != "steps"} | {"seed": seed}).encode())
     content.update(pd.util.hash_pandas_object(pairs, index=False).to_numpy().tobytes())
+    content.update(np.ascontiguousarray(numbers).tobytes())
     return content.hexdigest()[:16]
 
 
@@ -49,19 +51,22 @@ class Checkpoint:
 
     def __init__(self, path: Path, key: str):
         self.path, self.before, self.key = path, path.with_name(f"{path.name}.before"), key
+        self.torn = False  # a torn newest one must not take the place of the one before it
 
     def write(self, state: dict[str, Tensor], step: int, total: int, rows: list[dict]) -> None:
         """Write the state aside, keep the one before it, put the new one in place: a kill at any moment leaves one whole."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._sweep()
         told = {"key": self.key, "step": str(step), "total": str(total), "rows": json.dumps(rows)}
         told["sha256"] = _hash(state, told)
 
         def fill(aside: Path) -> None:
             save_file(state, aside, metadata=told)
-            if self.path.exists():
+            if self.path.exists() and not self.torn:
                 self.path.replace(self.before)
 
         write_whole(self.path, fill)
+        self.torn = False
 
     def read(self) -> Found | None:
         """Give the newest whole state; None when there is none at all.
@@ -79,6 +84,7 @@ class Checkpoint:
                 faults.append(f"{path}: torn ({error})")
                 continue
             if faults:
+                self.torn = True
                 warnings.warn(f"{faults[0]}; going on from the one before it, step {found.step}", stacklevel=2)
             return found
         if faults:
@@ -89,6 +95,12 @@ class Checkpoint:
         """Remove both, when the run is kept."""
         for path in (self.path, self.before):
             path.unlink(missing_ok=True)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what a killed process was writing."""
+        for part in self.path.parent.glob(f".{self.path.name}.*.part"):
+            part.unlink(missing_ok=True)
 
     def _open(self, path: Path) -> Found:
         with safe_open(path, "pt") as file:

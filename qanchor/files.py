@@ -10,7 +10,7 @@ from pathlib import Path
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a file beside `path`, then rename it: whoever reads or kills finds the old file or the new one.
 
-    The file beside it bears the number of the process: of two that write at once, the last wins.
+    The file beside it bears the number of the process: of two that write at once, the last wins. A fault leaves nothing.
 
     Example:
         >>> import tempfile
@@ -19,5 +19,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
         '{}'
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    write(aside)
+    try:
+        write(aside)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
     return aside.replace(path)

@@ -37,7 +37,7 @@ class Samples:
         return len(self.rows)
 
     def _meaning(self, pairs: pd.DataFrame) -> np.ndarray:
-        """Number what the answers mean: those of one topic, kind and grade say the same in other words.
+        """Number what the answers mean: those of one topic, kind and grade say the same in other words (or of other days).
 
         They are never negatives of each other; otherwise a model learns by heart which wording each user was dealt.
         """

@@ -18,7 +18,7 @@ from .reader import Reader
 from .texts import text_vectors
 
 GATE = 256  # width inside the skip's gate
-PORTRAIT = 0.08  # of each number of the portrait, beside a question's part at unit length: a tenth of the embedding, squared
+PORTRAIT = 0.08  # of each number of the portrait, beside a question's part at unit length: 16 of them are a tenth, squared
 
 
 class Projection(nn.Module):
@@ -238,7 +238,12 @@ class QAnchor(nn.Module):
         return self._alone([[*ids, USER_EMB] for ids in queries])
 
     def meaning(self, queries: list[str]) -> Float[Tensor, "query text"]:
-        """Give the queries' text vectors, by the encoder that also reads the events; each number about 1 in size."""
+        """Give the queries' text vectors, by the encoder that also reads the events; each number about 1 in size.
+
+        Nothing (query, 0) without the skip, which alone looks at it. Of a very long query the text encoder reads the beginning.
+        """
+        if self.skip is None:
+            return torch.zeros(len(queries), 0, device=self.device)
         vectors = text_vectors(queries, self.config.text_encoder).astype(np.float32)
         return torch.from_numpy(vectors * vectors.shape[1] ** 0.5).to(self.device)
 

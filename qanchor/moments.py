@@ -32,6 +32,8 @@ class Wish:
     def __post_init__(self):
         if bad := [days for days in self.horizons if not isinstance(days, int) or days < 1]:
             raise ValueError(f"horizon {bad[0]!r}: give whole days, at least 1")
+        if len(set(self.horizons)) < len(self.horizons):
+            raise ValueError(f"horizons {self.horizons}: one stands there twice, give each once")
 
 
 class Moment(NamedTuple):
@@ -56,11 +58,18 @@ def moments(cutoffs: Iterable, end: pd.Timestamp, wish: Wish) -> list[Moment]:
     found, ahead = [], round(wish.per_sample * wish.future_share)
     for cutoff in in_time(cutoffs, end):
         known = [days for days in wish.horizons if cutoff + pd.Timedelta(days=days) <= end]
-        share = {days: round(ahead * OTHER_SHARE) for days in known if days != wish.horizon_days}
         found.append(Moment(cutoff, "profile", wish.horizon_days, wish.per_sample - ahead))
-        for days in known:
-            found.append(Moment(cutoff, "future", days, share.get(days, ahead - sum(share.values()))))
+        found += [Moment(cutoff, "future", days, n) for days, n in _shares(known, ahead, wish.horizon_days).items()]
     return found
+
+
+def _shares(known: list[int], ahead: int, main: int) -> dict[int, int]:
+    """Share out the future pairs: a fifth for each other horizon and the rest for the users' own; without that, alike."""
+    if not known:
+        return {}
+    own = main if main in known else known[-1]
+    each = min(round(ahead * OTHER_SHARE), ahead // len(known)) if main in known else ahead // len(known)
+    return {days: ahead - each * (len(known) - 1) if days == own else each for days in known}
 
 
 def default_cutoffs(users: Users, n: int = N_CUTOFFS) -> list[pd.Timestamp]:

@@ -105,7 +105,7 @@ def plan(
     shards = shards or max(1, -(-table.rows // EVENTS_PER_SHARD))
     cutoffs = None if cutoffs is None else [str(pd.Timestamp(cutoff)) for cutoff in cutoffs]
     horizon = table.about["horizon_days"]
-    wishes["horizons"] = tuple(wishes.get("horizons") or default_horizons(horizon))
+    wishes["horizons"] = tuple(default_horizons(horizon) if wishes.get("horizons") is None else wishes["horizons"])
     wish = Wish(table.about["unit"], horizon, **wishes)
     wished = {name: value for name, value in vars(wish).items() if name != "topics"}
     told = {"wish": wished, "shards": shards, "cutoffs": cutoffs, "about": table.about, "source": table.key}

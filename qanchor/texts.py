@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +53,13 @@ def _key(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
+@lru_cache(maxsize=1)
+def _encoder(name: str) -> TextEncoder:
+    return TextEncoder(name)  # a fifth of a second to open, and a typed query needs it each time
+
+
 def _encode(texts: list[str], encoder: str, progress) -> list[np.ndarray]:
-    model = TextEncoder(encoder)
+    model = _encoder(encoder)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out: list[np.ndarray] = [None] * len(texts)
     for start in range(0, len(order), CHUNK):

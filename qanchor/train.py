@@ -70,7 +70,8 @@ def train(
     Under `accelerate launch` several processes share each batch of `users_per_step` users, and learn what one would.
 
     pairs       columns user, cutoff, query, answer (`make_pairs`); the users' events stand in `users`.
-    steps       joint steps (default: config.steps); minutes: end after so long, warm start and last fit included.
+    steps       joint steps (default: config.steps); minutes: end after so long, warm start and last fit included (but a
+                resumed training, which does not know how long these take: its last fit comes on top).
     checkpoint  a file for the whole state, and one beside it for the state before; with `resume` training goes on from there,
                 bit for bit on CPU (to `steps`, or as planned). CheckpointError: both are torn, or of another training.
     progress    called with (stage, done, total, loss).
@@ -85,22 +86,26 @@ def train(
         [1, 2]
     """
     from accelerate import Accelerator
+    from accelerate.utils import broadcast_object_list
 
     config, began = model.config, time.monotonic()
     accelerator = Accelerator(cpu=model.device.type == "cpu")
+    model.to(accelerator.device)
     first = accelerator.is_main_process  # of several processes, which all do the same but for their share of each batch
     report = progress if progress and first else lambda *_: None
     if not len(pairs):
         raise ValueError("0 pairs to train on, at least 1 is needed: make them with make_pairs(users)")
     samples = Samples(model, pairs)
     readings = model.reader.read(users, samples.keys, lambda *n: report("reading", *n, float("nan")))
-    kept_at = None if checkpoint is None else Checkpoint(Path(checkpoint), fingerprint(config.to_dict(), seed, pairs))
+    key = fingerprint(config.to_dict(), seed, pairs, readings.coarse)
+    kept_at = None if checkpoint is None else Checkpoint(Path(checkpoint), key)
     found = kept_at.read() if resume and kept_at else None
     model.train()
     fit = lambda stage, salt, n: fit_heads(model, samples, readings, seed + salt, n, lambda *how: report(stage, *how))  # noqa: E731
-    kept = fit("warm start", 0, 0 if found else config.warm_steps) * config.final_steps / max(config.warm_steps, 1)
+    reading, fitting = fit("warm start", 0, 0 if found else config.warm_steps)
+    kept = reading + fitting * config.final_steps / max(config.warm_steps, 1)  # seconds for the last fit
+    wrapped = accelerator.prepare(model)  # from here on the weights of all processes are the first one's
     masters = Masters(model, config.lr, config.head_lr, config.weight_decay)
-    wrapped = accelerator.prepare(model)
     start, planned, rows = 0, config.steps, []
     if found:
         _restore(found.state, model, masters)
@@ -115,6 +120,7 @@ def train(
         if minutes is not None and step == start + 4:  # by now the speed is known: set the length of the schedule by it
             fits = step + _steps_until(began + minutes * 60 - kept, rows[-3:], n)
             total = max(step + 1, min(total if steps else 10**9, fits))
+            total = broadcast_object_list([total])[0]  # by one clock for all processes
         report("training", step, total, rows[-1]["loss"])
         if kept_at and first and (step % 10 == 0 or step == total):
             kept_at.write(_state(model, masters), step, total, rows)
@@ -132,24 +138,24 @@ def _steps_until(end: float, lately: list[dict], pairs: int) -> int:
     return int((end - time.monotonic()) / np.mean([pairs / row["pairs_per_s"] for row in lately]))
 
 
-def fit_heads(model: QAnchor, samples: Samples, readings: Readings, seed: int, steps: int, report) -> float:
+def fit_heads(model: QAnchor, samples: Samples, readings: Readings, seed: int, steps: int, report) -> tuple[float, float]:
     """Fit projection and skip on coarse numbers and queries read alone, with the backbone at rest.
 
     Queries and answers are read once each; a step then costs only the heads, so thousands of them fit into minutes.
     Before the joint training this is its warm start, and it sets the projection's centre and spread, without which all cosines
     start near 1; afterwards it fits the heads to what the joint training has made of the backbone.
-    report  called with (done, steps, loss).  Returns the seconds it took, 0 for no steps.
+    report  called with (done, steps, loss).  Returns the seconds of reading and of fitting, 0 for no steps.
     """
     config, device, began = model.config, model.device, time.monotonic()
     if not steps:
-        return 0.0
+        return 0.0, 0.0
     samples, read = samples.common(config.warm_texts), lambda *_: report(0, steps, float("nan"))
     alone = _read_alone(model, [[*ids, USER_EMB] for ids in samples.query_ids], read)
     used = np.unique(samples.answer[np.concatenate(samples.rows)])
     said = _read_alone(model, [samples.answer_ids[a] for a in used], read)
     place = np.zeros(len(samples.answers), np.int64)
     place[used] = np.arange(len(used))
-    both = torch.cat([alone, said])
+    both, read_at = torch.cat([alone, said]), time.monotonic()
     model.projection.centre.copy_(both.mean(0))
     model.projection.spread.copy_(both.std(0).clamp(min=1e-3))
     heads = [p for m in (model.projection, model.skip) if m is not None for p in m.parameters()]
@@ -176,7 +182,7 @@ def fit_heads(model: QAnchor, samples: Samples, readings: Readings, seed: int, s
         schedule.step()
         if step % 50 == 49 or step + 1 == steps:
             report(step + 1, steps, loss.item())
-    return time.monotonic() - began
+    return read_at - began, time.monotonic() - read_at
 
 
 @torch.no_grad()
@@ -208,7 +214,8 @@ def _restore(state: dict[str, Tensor], model: QAnchor, masters: Masters) -> None
         master.copy_(state[f"master.{i}"])
         live.copy_(master)
         prefix = f"moment.{i}."
-        if moments := {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}:
-            masters.optimiser.state[master] = moments
+        moments = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if moments:
+            masters.optimiser.state[master] = {k: v if k == "step" else v.to(master.device) for k, v in moments.items()}
     for name, buffer in model.projection.named_buffers():
         buffer.copy_(state[f"buffer.{name}"])

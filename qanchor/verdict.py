@@ -11,8 +11,9 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from .answers import answers, style_of
+from .answers import answers, asked_horizon, style_of
 from .model import QAnchor
+from .moments import default_horizons
 from .pairs import SUMMARY_QUERY, SUMMARY_WORDINGS
 from .texts import text_vectors
 from .topics import TOPICS
@@ -45,7 +46,7 @@ def judge(
     horizon_days: int = 30,
 ) -> pd.DataFrame:
     """Judge users by their anchors under `query`, one row of `anchors` an id; see `Engine.verdict`, which embeds them first."""
-    sticks = yardsticks(model, unit, horizon_days)
+    sticks = yardsticks(model, unit, asked_horizon(query, default_horizons(horizon_days)) or horizon_days)
     like = _unit(_vectors(model, [query]) - sticks.middle) @ sticks.wordings.T
     near = np.argsort(-like[0], kind="stable")[:NEAREST]
     weight = np.exp(like[0, near] / SHARPNESS) * (sticks.place[near] != SUMMARY)
@@ -58,7 +59,7 @@ def judge(
     return frame
 
 
-@lru_cache(maxsize=2)  # some seconds of reading, the same for every query
+@lru_cache(maxsize=6)  # some seconds of reading, the same for every query
 @torch.inference_mode()
 def yardsticks(model: QAnchor, unit: str, horizon_days: int) -> Yardsticks:
     """Embed two wordings of each of the five answers to each topic, and each wording of its questions."""

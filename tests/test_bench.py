@@ -108,7 +108,7 @@ def test_tasks_say_what_separate_probes_say(users, run):
     names = {"data", "users", "average", "tasks", "ladder", "query", "zero_shot", "recovered", "anchor_minus"}
     assert found.keys() == SAID | names
     baselines = {"rfm", "counts", "rfm_svd", "lightgbm", "minilm", "minilm_rfm", "rfm_svd_minilm"}
-    assert set(found["average"]) == baselines | {"anchor", "anchor_untrained", "slots"}
+    assert set(found["average"]) == baselines | {"anchor", "anchor_untrained", "anchor_no_query", "slots", "backbone_text"}
     assert all(set(row) == {"auc", "ks", "low", "high"} for row in found["average"].values())
     rows = {(row["task"], row["method"]): row for row in found["tasks"]}
     engine = Engine(load(run))
@@ -123,6 +123,19 @@ def test_tasks_say_what_separate_probes_say(users, run):
     assert [row["method"] for row in found["ladder"]] == ["rfm_svd", "minilm", "slots", "anchor_untrained", "anchor"]
     span = found["anchor_minus"]["lightgbm"]
     assert span["low"] <= span["auc"] <= span["high"]
+
+
+def test_read_aloud_reads_what_each_did_most(users, run):
+    model = load(run)
+    past = users.history()
+    z, short = bench.read_aloud(model, users), bench.read_aloud(model, users, limit=5)
+    assert z.shape == (60, len(model.user_emb)) and np.isfinite(z).all() and not np.allclose(z, short)
+    mine = past[past["user"] == users.ids[3]]
+    counts = mine.groupby(["modality", "text"], observed=True).size().reset_index(name="n")
+    counts = counts.sort_values(["n", "modality", "text"], ascending=[False, True, True])
+    told = "; ".join(f"{row.modality}: {row.text} x{row.n}" for row in counts.itertuples())
+    alone = model._alone([model.tokenizer(told)[:256]])[0].detach().numpy()
+    np.testing.assert_allclose(z[3], alone, atol=1e-4)
 
 
 def test_tasks_need_labels(users):

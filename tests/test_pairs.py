@@ -216,12 +216,22 @@ def test_other_horizons_are_asked_and_answered_in_their_own_words(world):
         ahead = told[told["kind"] == "future"]
         assert len(ahead) > 100 and (ahead["horizon_days"] == days).all()
         fixed = ahead["query"] == SUMMARY_QUERY
-        assert ahead.loc[~fixed, "query"].str.contains(rf"{said}|{days} days").all()
+        assert ahead.loc[~fixed, "query"].str.contains(rf"\b(?:{said}|{days} days)\b").all()
         assert not ahead["query"].str.contains(r"\bmonth\b|30 days|soon").any()
         assert ahead["answer"].str.contains(rf"{days} days|silent|quiet").all() or days == 30
         assert reflect(whole, told.sample(60, random_state=0)).all()
     with pytest.raises(ValueError, match="horizon 0: give whole days"):
         make_pairs(world, horizons=(0,))
+    with pytest.raises(ValueError, match="stands there twice"):
+        make_pairs(world, horizons=(30, 30))
+
+
+@pytest.mark.parametrize("horizons", [(7,), (7, 30), (5, 6, 7, 8, 9, 10, 30), ()])
+def test_a_sample_has_its_pairs_whatever_the_horizons(world, horizons):
+    told = make_pairs(world, horizons=horizons, per_sample=20)
+    sizes = told[told["topic"] != "summary"].groupby(["user", "cutoff", "kind"]).size().unstack(fill_value=0)
+    assert (sizes["profile"] == 8).all() and (not horizons or (sizes["future"] == 12).all())
+    assert set(told.loc[told["kind"] == "future", "horizon_days"]) == set(horizons)
 
 
 def test_a_quiet_week_is_no_farewell(world):

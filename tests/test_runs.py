@@ -148,7 +148,7 @@ def edited(folder, change) -> None:
 
 def test_another_format_is_refused(folder):
     edited(folder, lambda about: about.update(format=99))
-    with pytest.raises(RunError, match="format 99, this version reads 1: train the run again"):
+    with pytest.raises(RunError, match="format 99, this version reads 2: train the run again"):
         load(folder)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tiny import make_engine, make_model, make_users
 
+from qanchor import verdict
 from qanchor.answers import answers
 from qanchor.pairs import SUMMARY_QUERY
 from qanchor.topics import TOPICS, by_name
@@ -58,3 +59,15 @@ def test_the_question_about_everything_is_answered_freely(asked):
     query = by_name("takeout").future[0].format(user="user")
     says = engine.verdict(cache, query).set_index("user")["says"]
     assert [asker.answer(user, query) for user in cache.ids] == [says[user] for user in cache.ids]
+
+
+def test_a_question_about_the_next_week_is_answered_about_the_next_week(asked, monkeypatch):
+    engine, cache = asked
+    seen = []
+    monkeypatch.setattr(verdict, "yardsticks", lambda *given, made=verdict.yardsticks: seen.append(given[2]) or made(*given))
+    for query in ("Will this user travel?", "Will this user travel in the next week?", "Travel within 100 days?"):
+        says = engine.verdict(cache, query)["says"]
+        assert not (says.str.contains("30 days") & (seen[-1] != 30)).any()
+    assert seen == [30, 7, 90]
+    said = [text for graded in verdict.yardsticks(engine.model, "user", 7).texts for text in graded]
+    assert sum("7 days" in text for text in said) == len(said) / 2 and not any("30 days" in text for text in said)
