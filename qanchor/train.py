@@ -86,13 +86,11 @@ def train(
         [1, 2]
     """
     from accelerate import Accelerator
-    from accelerate.utils import broadcast_object_list
 
     config, began = model.config, time.monotonic()
     accelerator = Accelerator(cpu=model.device.type == "cpu")
     model.to(accelerator.device)
-    first = accelerator.is_main_process  # of several processes, which all do the same but for their share of each batch
-    report = progress if progress and first else lambda *_: None
+    report = progress if progress and accelerator.is_main_process else lambda *_: None
     if not len(pairs):
         raise ValueError("0 pairs to train on, at least 1 is needed: make them with make_pairs(users)")
     samples = Samples(model, pairs)
@@ -104,6 +102,18 @@ def train(
     fit = lambda stage, salt, n: fit_heads(model, samples, readings, seed + salt, n, lambda *how: report(stage, *how))  # noqa: E731
     reading, fitting = fit("warm start", 0, 0 if found else config.warm_steps)
     kept = reading + fitting * config.final_steps / max(config.warm_steps, 1)  # seconds for the last fit
+    end = None if minutes is None else began + minutes * 60 - kept
+    rows = _joint_steps(model, samples, readings, accelerator, seed, steps, end, kept_at, found, report)
+    fit("last fit", 1, config.final_steps)
+    model.eval()
+    return pd.DataFrame(rows, columns=list(HISTORY))
+
+
+def _joint_steps(model, samples, readings, accelerator, seed, steps, end, kept_at, found, report) -> list[dict]:
+    """Take the joint steps, from what was `found` or from the start: `steps`, or as many as are done at the time `end`."""
+    from accelerate.utils import broadcast_object_list
+
+    config = model.config
     wrapped = accelerator.prepare(model)  # from here on the weights of all processes are the first one's
     masters = Masters(model, config.lr, config.head_lr, config.weight_decay)
     start, planned, rows = 0, config.steps, []
@@ -117,16 +127,13 @@ def train(
         masters.step(_factor(config, step, total), config.clip)
         step += 1
         rows.append(dict(zip(HISTORY, (step, *parts, n / (time.monotonic() - tick)), strict=True)))
-        if minutes is not None and step == start + 4:  # by now the speed is known: set the length of the schedule by it
-            fits = step + _steps_until(began + minutes * 60 - kept, rows[-3:], n)
-            total = max(step + 1, min(total if steps else 10**9, fits))
+        if end is not None and step == start + 4:  # by now the speed is known: set the length of the schedule by it
+            total = max(step + 1, min(total if steps else 10**9, step + _steps_until(end, rows[-3:], n)))
             total = broadcast_object_list([total])[0]  # by one clock for all processes
         report("training", step, total, rows[-1]["loss"])
-        if kept_at and first and (step % 10 == 0 or step == total):
+        if kept_at and accelerator.is_main_process and (step % 10 == 0 or step == total):
             kept_at.write(_state(model, masters), step, total, rows)
-    fit("last fit", 1, config.final_steps)
-    model.eval()
-    return pd.DataFrame(rows, columns=list(HISTORY))
+    return rows
 
 
 def _factor(config, step: int, total: int) -> float:

@@ -176,7 +176,7 @@ def test_a_killed_training_is_resumed(qanchor, home, tmp_path, monkeypatch):
         patch.setattr(cli.Bars, "__call__", killed)
         with pytest.raises(Killed):
             qanchor(*words)
-    assert [p.name for p in tmp_path.iterdir()] == [".run.checkpoint"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".run.checkpoint", ".run.checkpoint.before"]
     seen = []
     monkeypatch.setattr(cli.Bars, "__call__", lambda self, *told: seen.append(told[:2]))
     done = qanchor(*words, "--resume")
