@@ -17,8 +17,9 @@ from .config import SMALL, Config
 from .encoder import KINDS as SLOT_KINDS
 from .encoder import Prefix
 from .engine import PARAPHRASES, Cache, Engine, Group
+from .heads import Query
 from .machine import best, commit, machine, seconds
-from .model import QAnchor, Query, build
+from .model import QAnchor, build
 from .pairs import SUMMARY_QUERY
 from .probe import auc
 from .reader import Reader

@@ -30,7 +30,9 @@ class Config:
     skip: bool = True
     skip_hidden: int = 1024
     skip_dropout: float = 0.2
-    portrait: int = 16  # numbers of `dim` that say who the user is, whatever is asked (with the skip only)
+    portrait: int = 64  # numbers of `dim` that say who the user is, when a query is unlike all taught ones (with the skip only)
+    taught: int = 512  # queries remembered to tell so
+    jitter: float = 0.5  # length of the noise on anchors while the heads are fitted: what is not asked for drowns in it
     hidden: int = 512  # inside the projection, which both towers share
     dim: int = 128  # of the embedding
     # LoRA on every projection of the last `lora_layers` layers
@@ -84,6 +86,7 @@ class Config:
             "dim",
             "hidden",
             "skip_hidden",
+            "taught",
             "components",
             "pairs_per_sample",
             "queries_per_user",
@@ -98,7 +101,7 @@ class Config:
         if not 0 <= self.portrait < self.dim:
             raise ValueError(f"config.portrait is {self.portrait}: it must be below dim, {self.dim}, and not negative")
         lengths = ("warm_steps", "final_steps", "steps", "lora_layers", "users_at_once")
-        for name in ("habits", "recent", *lengths, "contrastive_weight", "autoregressive_weight"):
+        for name in ("habits", "recent", *lengths, "contrastive_weight", "autoregressive_weight", "jitter"):
             if getattr(self, name) < 0:
                 raise ValueError(f"config.{name} is {getattr(self, name)}: it must not be negative")
         if self.temperature <= 0:
@@ -130,7 +133,8 @@ TINY = Config(
     adapter=32,
     hidden=64,
     skip_hidden=64,
-    portrait=4,
+    portrait=8,
+    taught=64,
     dim=32,
     lora_rank=4,
     lora_alpha=8,

@@ -16,7 +16,8 @@ from . import maps
 from .backbone import generate, merge_lora
 from .batch import Branches, batch_users, branch_mask, branches, length_groups
 from .encoder import Prefix
-from .model import QAnchor, Query
+from .heads import Query
+from .model import QAnchor
 from .schema import Users
 from .verdict import judge
 

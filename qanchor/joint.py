@@ -12,9 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .batch import batch_users, branches
+from .heads import Query
 from .losses import autoregressive_loss, contrastive_loss
-from .model import QAnchor, Query
+from .model import QAnchor
 from .reader import Readings
+
+EVENLY = 0.75  # 0: the commonest answers of all; 1: the commonest of each group alike
 
 
 class Samples:
@@ -28,6 +31,8 @@ class Samples:
         self.query, self.queries = pd.factorize(pairs["query"])
         self.answer, self.answers = pd.factorize(pairs["answer"])
         self.meaning = self._meaning(pairs)
+        fields = [name for name in ("topic", "kind", "grade", "horizon_days") if name in pairs]
+        self.group = pairs.groupby(fields).ngroup().to_numpy() if fields else np.zeros(len(pairs), int)
         self.usable = np.arange(len(self.rows))
         self.query_ids = [model.query_ids(q, 10**6)[: model.config.max_query] for q in self.queries]
         self.meaning_of_query = model.meaning(list(self.queries))
@@ -53,10 +58,16 @@ class Samples:
         return meaning[:, None] == meaning[None]
 
     def common(self, most: int) -> Samples:
-        """Keep the pairs of the `most` commonest answers: few texts to read, nearly all of the grades."""
+        """Keep the pairs of `most` answers, the commonest, but some of every topic, grade and horizon.
+
+        By counts alone the fits would hardly ever see a high grade of a short horizon, and could not tell it from a low one.
+        """
         counts = np.bincount(self.answer, minlength=len(self.answers))
+        group = np.zeros(len(counts), int)
+        group[self.answer] = self.group
+        share = counts / np.bincount(self.group)[group] ** EVENLY
         kept = np.zeros(len(counts), bool)
-        kept[np.argsort(-counts, kind="stable")[:most]] = True
+        kept[np.argsort(-share, kind="stable")[:most]] = True
         fewer = copy.copy(self)
         fewer.rows = [rows[kept[self.answer[rows]]] for rows in self.rows]
         fewer.usable = np.flatnonzero([len(rows) > 0 for rows in fewer.rows])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,70 +12,11 @@ from .backbone import add_lora, load_backbone, new_cache, recompute_activations
 from .batch import USER_EMB, Batch, Branches, branch_mask, branches
 from .config import Config
 from .encoder import Encoder, Prefix
+from .heads import Projection, Query, Skip
 from .reader import Reader
 from .texts import text_vectors
 
-GATE = 256  # width inside the skip's gate
-PORTRAIT = 0.08  # of each number of the portrait, beside a question's part at unit length: 16 of them are a tenth, squared
-
-
-class Projection(nn.Module):
-    """Take a hidden state to the embedding space: whitened, Linear, ReLU, Linear (paper, section 3.2)."""
-
-    def __init__(self, width: int, hidden: int, dim: int):
-        super().__init__()
-        # hidden states of a language model are nearly parallel: without centring every cosine starts near 1
-        self.register_buffer("centre", torch.zeros(width))
-        self.register_buffer("spread", torch.ones(width))
-        self.inner = nn.Linear(width, hidden)
-        self.out = nn.Linear(hidden, dim)
-
-    def whiten(self, hidden: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
-        return ((hidden.float() - self.centre) / self.spread).clamp(-8, 8)
-
-    def forward(self, hidden: Float[Tensor, "... width"]) -> Float[Tensor, "... dim"]:
-        return self.out(F.relu(self.inner(self.whiten(hidden))))
-
-
-class Query(NamedTuple):
-    """A query in numbers, whoever is asked: its state read with no user in front, and the text vector of its words."""
-
-    alone: Float[Tensor, "... width"]
-    meaning: Float[Tensor, "... text"]
-
-    def at(self, place) -> Query:
-        """Choose queries by their place: an array of any shape."""
-        return Query(self.alone[place], self.meaning[place])
-
-    def to_each(self, users: int) -> Query:
-        """Ask the same of every user: (query, ...) to (user, query, ...)."""
-        return Query(*(part.expand(users, -1, -1) for part in self))
-
-
-class Skip(nn.Module):
-    """Carry the coarse numbers past the language model, gated by what the query asks; the answer's tower has none.
-
-    Not in the paper: between the slots and the embedding most of what the tables know is lost, and this brings it back.
-    What the numbers say is worked out once a user; the gate reads the query's text vector, which knows a question in new words
-    better than a language model's state does, and chooses from it. The coarse numbers belong to the prefix, so cached prefixes
-    stay valid.
-    """
-
-    def __init__(self, coarse: int, text: int, hidden: int, dim: int, dropout: float):
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.inner = nn.Linear(coarse, hidden)
-        self.straight = nn.Linear(coarse, hidden, bias=False)
-        self.gate = nn.Sequential(nn.Linear(text, GATE), nn.GELU(), nn.Linear(GATE, hidden))
-        self.out = nn.Linear(hidden, dim)
-        self.share = nn.Parameter(torch.tensor(0.1))  # how far the prefix moves the anchor off the query read alone
-
-    def forward(
-        self, coarse: Float[Tensor, "user number"], meaning: Float[Tensor, "user branch text"]
-    ) -> Float[Tensor, "user branch dim"]:
-        hidden = self.dropout(F.gelu(self.inner(self.dropout(coarse))))
-        known = self.dropout(hidden + self.straight(coarse))
-        return self.out(known[:, None] * self.gate(meaning))
+PORTRAIT = 0.08  # of each number of a strange question's portrait, beside the question's part at unit length
 
 
 class QAnchor(nn.Module):
@@ -123,7 +62,8 @@ class QAnchor(nn.Module):
             self.projection = Projection(width, config.hidden, own)
             self.skip = None
             if config.skip:
-                self.skip = Skip(sizes["coarse"], reader.text_dim, config.skip_hidden, own, config.skip_dropout)
+                numbers, hidden = sizes["coarse"], config.skip_hidden
+                self.skip = Skip(numbers, reader.text_dim, hidden, own, config.skip_dropout, config.taught)
             self.register_buffer("portrait", torch.from_numpy(reader.portrait))
             self.user_emb = nn.Parameter(words.float().mean(0) + 0.02 * torch.randn(width))
 
@@ -203,13 +143,13 @@ class QAnchor(nn.Module):
         coarse: Float[Tensor, "user number"],
         query: Query,
     ) -> Float[Tensor, "user branch dim"]:
-        """Project hidden states at <USER_EMB> to unit embeddings; the last `portrait` numbers are alike for all queries."""
+        """Project hidden states at <USER_EMB> to unit embeddings; the last `portrait` numbers are for strange queries."""
         if self.skip is None:
             return F.normalize(self.projection(hidden), dim=-1)
         alone = query.alone.float()
         own = self.projection(alone + self.skip.share * (hidden.float() - alone)) + self.skip(coarse, query.meaning)
-        # who the user is, whatever is asked: few numbers at a small share, so that the question rules
-        known = PORTRAIT * (coarse @ self.portrait).clamp(-3, 3)[:, None].expand(-1, own.shape[1], -1)
+        # the more a question is unlike all that were taught, the more the embedding says of who the user is altogether
+        known = PORTRAIT * (coarse @ self.portrait).clamp(-3, 3)[:, None] * self.skip.strangeness(query.meaning)
         return F.normalize(torch.cat([F.normalize(own, dim=-1), known], -1), dim=-1)
 
     def target(self, hidden: Float[Tensor, "answer width"]) -> Float[Tensor, "answer dim"]:

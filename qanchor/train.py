@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from .batch import USER_EMB, length_groups
 from .checkpoints import Checkpoint, fingerprint
+from .heads import Query
 from .joint import Samples, joint_step, margin_at
 from .losses import contrastive_loss
-from .model import QAnchor, Query
+from .model import QAnchor
 from .reader import Readings
 from .schema import Users
 
@@ -94,6 +95,8 @@ def train(
     if not len(pairs):
         raise ValueError("0 pairs to train on, at least 1 is needed: make them with make_pairs(users)")
     samples = Samples(model, pairs)
+    if model.skip is not None:
+        model.skip.remember(samples.meaning_of_query)
     readings = model.reader.read(users, samples.keys, lambda *n: report("reading", *n, float("nan")))
     key = fingerprint(config.to_dict(), seed, pairs, readings.coarse)
     kept_at = None if checkpoint is None else Checkpoint(Path(checkpoint), key)
@@ -178,6 +181,8 @@ def fit_heads(model: QAnchor, samples: Samples, readings: Readings, seed: int, s
         with torch.random.fork_rng():
             torch.manual_seed(int(rng.integers(2**62)))
             anchors = model.anchor(query.alone, coarse[chosen], query).flatten(0, 1)
+            noise = torch.randn_like(anchors) * config.jitter / model.projection.out.out_features**0.5
+            anchors = nn.functional.normalize(anchors + noise, dim=-1)
         answers, which = np.unique(samples.answer[pairs.ravel()], return_inverse=True)
         targets = model.target(said[place[answers]])[torch.as_tensor(which, device=device)]
         margin = margin_at(config, step, steps)

@@ -6,6 +6,7 @@ from tiny import QUERIES, forward, make_model, make_users
 
 from qanchor.batch import batch_users, branch_mask, branches, length_groups
 from qanchor.encoder import EVENT, GROUP, HABIT, MODALITY, USER
+from qanchor.heads import Skip
 
 ANSWERS = ("Very likely to travel: twice.", "No.", "Rather unlikely to stop, as far as the records say.", "Yes, often")
 ROWS = [0, 1, 2, 8]  # users with many events, one, seven and none
@@ -101,6 +102,26 @@ def test_both_towers_give_unit_vectors(changes):
         torch.testing.assert_close(side.norm(dim=1), torch.ones(len(side)))
     assert (model.skip is None) == ("skip" in changes)
     assert (z - model.embed(batch_users(readings, range(9)), QUERIES[2])).abs().max(1).values.min() > 1e-4
+
+
+def test_a_taught_question_gets_no_portrait_and_a_strange_one_does():
+    model = make_model()
+    batch, portrait = batch_users(model.reader.read(make_users()), range(9)), model.config.portrait
+    assert model.embed(batch, QUERIES[0])[:, -portrait:].std(0).max() > 1e-3  # untaught, every question is strange
+    model.skip.remember(model.meaning(list(QUERIES[:3])))
+    assert not model.embed(batch, QUERIES[0])[:, -portrait:].any()
+    assert model.embed(batch, "Has this user a piano?")[:, -portrait:].std(0).max() > 1e-3
+    assert not model.embed_answer(list(ANSWERS))[:, -portrait:].any()
+    assert model.embed(batch, QUERIES[0])[:, :-portrait].std(0).max() > 1e-3
+
+
+def test_of_more_queries_than_there_is_room_for_the_most_unlike_are_kept():
+    skip = Skip(coarse=3, text=4, hidden=8, dim=5, dropout=0.0, taught=2)
+    east, north = torch.eye(4)[:2]
+    skip.remember(torch.stack([east, east + 0.1 * north, north, east]))
+    torch.testing.assert_close(skip.taught, torch.stack([east, north]))
+    asked = torch.stack([5 * east, east + north, torch.eye(4)[2]])
+    torch.testing.assert_close(skip.strangeness(asked)[:, 0], torch.tensor([0.0, (0.8 - 0.5**0.5) / 0.2, 1.0]))
 
 
 def test_answers_are_read_alone_whatever_stands_beside_them(model, readings):

@@ -159,6 +159,19 @@ def test_samples_hold_every_pair_once(users, pairs):
     assert set(drawn[0]) <= set(samples.rows[3]) and set(drawn[1]) <= set(samples.rows[4])
 
 
+def test_the_heads_are_fitted_to_some_of_every_grade(users, pairs):
+    """Of a few answers the commonest are kept, yet none of the rare grades is left out."""
+    made = pd.DataFrame(
+        [(user, f"no, {i % 8}", 0, 30) for i, user in enumerate(users.ids)]
+        + [(user, f"often, {i}", 4, 7) for i, user in enumerate(users.ids[:4])],
+        columns=["user", "answer", "grade", "horizon_days"],
+    ).assign(cutoff=users.cutoff, query="Tea?", topic="tea", kind="future")
+    samples = Samples(untrained(users, pairs), made).common(4)
+    kept = np.concatenate(samples.rows)
+    assert made.loc[kept, "answer"].nunique() == 4 and set(made.loc[kept, "grade"]) == {0, 4}
+    assert "no, 0" in set(made.loc[kept, "answer"])
+
+
 def test_small_steps_are_not_lost_in_bfloat16():
     line = torch.nn.Linear(4, 1, bias=False).to(torch.bfloat16)
     with torch.no_grad():

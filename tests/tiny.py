@@ -10,7 +10,8 @@ import torch
 from qanchor.batch import batch_users, branches
 from qanchor.config import TINY, Config
 from qanchor.engine import Engine
-from qanchor.model import QAnchor, Query, build
+from qanchor.heads import Query
+from qanchor.model import QAnchor, build
 from qanchor.reader import Reader
 from qanchor.schema import Users
 
