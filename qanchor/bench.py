@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
-from .batch import USER_EMB, branches, length_groups
+from .batch import USER_EMB, branches
+from .bench_ablations import ablations
 from .bench_card import card
+from .bench_tasks import tasks
 from .bench_useru import useru
 from .config import SMALL, Config
-from .encoder import KINDS as SLOT_KINDS
 from .encoder import Prefix
-from .engine import PARAPHRASES, Cache, Engine, Group
+from .engine import Engine, Group
 from .heads import Query
 from .machine import best, commit, machine, seconds
 from .model import QAnchor, build
-from .pairs import SUMMARY_QUERY
-from .probe import auc
 from .reader import Reader
 from .runs import load
 from .schema import Users
-from .tasks import QUERIES, average_auc, baseline_features, components, hold_out, replies, task_frame
-from .texts import text_vectors
-from .world import make_world, world_truth
+from .world import make_world
 
 SIZES = ((256, 16), (900, 24))  # slots of the prefix, tokens of a query with its <USER_EMB>
 MANY = (1, 4, 10, 32)  # queries
-KINDS = ("right", "none", "generic", "wrong", *(f"paraphrase {i}" for i in range(len(PARAPHRASES))))
-LADDER = {"tables": "rfm_svd", "vectors": "minilm", "slots": "slots", "untrained": "anchor_untrained", "trained": "anchor"}
-ASKED_AT_ONCE = 12  # queries in one visit of a group: more would only fill memory with masks
 
 
 def _about(name: str, seed: int = 0) -> dict:
@@ -154,115 +147,7 @@ def _forward_rate(model: QAnchor, tokens: int, rows: int = 64) -> float:
     return rows * tokens / best(lambda: model.backbone.model(input_ids=ids, use_cache=False), model.device, 0.3)
 
 
-def tasks(
-    users: Callable[[], Users], run: Path | None = None, seeds: int = 5, *, progress: Callable[[int, int], None] | None = None
-) -> dict:
-    """Score the users' labels by every baseline and, with a run, by its anchors under each task's own query.
-
-    With a run also: the same model untrained, the rungs of the information ladder, what other queries than the right one
-    give (fewer seeds, the same folds for all of them), and `zero_shot`, the AUC of being nearer to yes answers than to no.
-    """
-    people, model = users(), load(run) if run else None
-    names = [t for t in people.labels if min((people.label(t) == 1).sum(), (people.label(t) == 0).sum()) >= 5]
-    if not names:
-        raise ValueError(f"{people.name} has no label with 5 users of each class: give labels.parquet, or --data journey")
-    texts, encoder = list(people.events["text"].cat.categories), model.config.text_encoder if model else "minilm"
-    features: dict = baseline_features(people, text_vectors(texts, encoder))
-    if model:
-        untrained = Engine(build(model.config, model.reader, device=str(model.device)))
-        features["backbone_text"] = read_aloud(untrained.model, people)
-        features["anchor_untrained"] = _asked(untrained, people, names, ("right",))[0]["right"]
-        ours, features["slots"] = _asked(engine := Engine(model), people, names, KINDS)
-        features["anchor_no_query"], features["anchor"] = ours["none"], ours["right"]
-    held = hold_out(people, features, names, seeds=seeds, progress=progress)
-    frame = task_frame(people, held)
-    average = _averages(frame)
-    result = _about("tasks") | {"data": people.name, "users": len(people), "average": average}
-    result["tasks"] = frame[frame["task"] != "average"].to_dict("records")
-    result |= {"recovered": _recovered(people, frame)} if people.name == "world" else {}
-    result["ladder"] = [{"rung": r, "method": m, "auc": average[m]["auc"]} for r, m in LADDER.items() if m in average]
-    if not model:
-        return result
-    spans = {
-        m: average_auc(people, held, "anchor", minus=m) for m in average if m not in ("anchor", "anchor_no_query", "slots")
-    }
-    result["anchor_minus"] = {m: dict(zip(("auc", "low", "high"), span, strict=True)) for m, span in spans.items()}
-    asked = _averages(task_frame(people, hold_out(people, ours, names, seeds=min(seeds, 2))))
-    worded = [asked.pop(k)["auc"] for k in KINDS[4:]]
-    result["query"] = {kind: row["auc"] for kind, row in asked.items()} | {"paraphrases": worded}
-    return result | {"zero_shot": _zero_shot(engine, people, ours["right"])}
-
-
-def _asked(engine: Engine, people: Users, names: list[str], kinds: Sequence[str]) -> tuple[dict[str, Callable], np.ndarray]:
-    """Ask all that the table needs in one visit of the users: {kind of query: task -> embeddings}, and their slots pooled."""
-    right = {name: QUERIES.get(name, f"{name}?").replace("{user}", people.unit) for name in names}
-    texts = {}
-    for i, (name, query) in enumerate(right.items()):
-        # wrong: the next task's query but two, since neighbours in the list ask for like things (of three that is its own)
-        wrong = right[names[(i + (3 if len(names) > 3 else 1)) % len(names)]]
-        asked = (query, "", SUMMARY_QUERY, wrong, *(p.format(query) for p in PARAPHRASES))
-        texts |= {(name, kind): text for kind, text in zip(KINDS, asked, strict=True)}
-    wanted = list(dict.fromkeys(text for (_, kind), text in texts.items() if kind in kinds))
-    held = engine.prefill(people)
-    parts = [wanted[i : i + ASKED_AT_ONCE] for i in range(0, len(wanted), ASKED_AT_ONCE)]
-    anchors = np.concatenate([engine.embed(held, part) for part in parts], 1)
-    place = {text: k for k, text in enumerate(wanted)}
-    give = {kind: (lambda task, kind=kind: anchors[:, place[texts[task, kind]]]) for kind in kinds}
-    return give, _pooled(held)
-
-
-def _pooled(held: Cache) -> np.ndarray:
-    """Average each user's slots by kind, 128 components of it: what stands in front of the language model."""
-    rows = np.argsort(np.concatenate([group.rows for group in held.groups]))
-    means = []
-    for prefix in (group.prefix for group in held.groups):
-        kinds = torch.nn.functional.one_hot(prefix.kind, len(SLOT_KINDS)) * prefix.mask[..., None]
-        total = torch.einsum("usk,usw->ukw", kinds.float(), prefix.slots)
-        means.append((total / kinds.sum(1).clamp(min=1)[..., None]).flatten(1).cpu().numpy())
-    return components(np.concatenate(means)[rows], 128)
-
-
-@torch.inference_mode()
-def read_aloud(model: QAnchor, people: Users, limit: int = 256) -> np.ndarray:
-    """Embed users as people do without any of this: what each did most, as one text, read by the language model (user, width).
-
-    The text is cut after `limit` tokens; the embedding is the state at its end.
-    """
-    past = people.history()
-    counts = past.groupby(["user", "modality", "text"], observed=True).size().rename("n").reset_index()
-    counts = counts.sort_values(["n", "modality", "text"], ascending=[False, True, True])
-    lines = counts["modality"].astype(str) + ": " + counts["text"].astype(str) + " x" + counts["n"].astype(str)
-    told = lines.groupby(counts["user"].astype(str)).agg("; ".join).reindex(list(people.ids)).fillna("nothing")
-    rows = [model.tokenizer(text[: 8 * limit])[:limit] for text in told]
-    out = np.zeros((len(rows), len(model.user_emb)), np.float32)
-    for group in length_groups([len(row) for row in rows], 8192):
-        out[group] = model._alone([rows[i] for i in group]).float().cpu().numpy()
-    return out
-
-
-def _averages(frame: pd.DataFrame) -> dict:
-    mean = frame[frame["task"] == "average"].set_index("method").rename(columns={"auc_low": "low", "auc_high": "high"})
-    return mean[["auc", "ks", "low", "high"]].to_dict("index")
-
-
-def _recovered(people: Users, frame: pd.DataFrame) -> dict[str, float]:
-    """Say which share of what can be known each method finds: (AUC - .5) / (oracle - .5) of the averages."""
-    known = world_truth(max(int(i.removeprefix("u")) for i in people.ids) + 1).reindex(list(people.ids))
-    rows = frame[frame["task"] != "average"]
-    oracle = np.mean([auc(known[f"p.{task}"], people.label(task)) for task in rows["task"].unique()])
-    return {method: (mean - 0.5) / (oracle - 0.5) for method, mean in rows.groupby("method")["auc"].mean().items()}
-
-
-def _zero_shot(engine: Engine, people: Users, anchors: Callable) -> dict[str, float]:
-    """Score each task by similarity to its yes answers minus its no answers; no label is looked at but to judge."""
-    found = {}
-    for task, (yes, no) in replies(people.unit).items():
-        if task in people.labels:
-            high, low = (engine.model.embed_answer(side).mean(0).cpu().numpy() for side in (yes, no))
-            label, score = people.label(task).to_numpy(), anchors(task) @ (high - low)
-            found[task] = auc(score[~np.isnan(label)], label[~np.isnan(label)])
-    return {"average": float(np.mean(list(found.values()))), **found} if found else {}
-
-
-BENCHES = {made.__name__: lambda made=made, **how: _about(made.__name__) | made(**how) for made in (useru, card)}
-BENCHES |= {"cache": cache, "ask": ask, "tasks": tasks}
+BENCHES = {
+    made.__name__: lambda made=made, **how: _about(made.__name__) | made(**how) for made in (useru, card, tasks, ablations)
+}
+BENCHES |= {"cache": cache, "ask": ask}

@@ -22,6 +22,7 @@ class Config:
     attention: str = "sdpa"  # or "eager"
     # prefix
     layout: str = "coarse_first"  # [user][modality ...][group ...][habit ...][event ...]; or "appendable": coarse last
+    summaries: bool = True  # the user slot and the modality slots; False is an ablation of the paper
     habits: int = 24  # slots for the texts a user repeats most, each with counts, recency and amounts
     recent: int = 24  # slots for the newest events, one each
     components: int = 64  # numbers kept of the log counts of all texts, and as many of the mean text vector

@@ -57,6 +57,7 @@ class Encoder(nn.Module):
     hidden   width inside the adapters; width: of the backbone.
     scale    standard deviation of the backbone's word vectors; slots start at that size, so the model can read them.
     layout   "coarse_first" as in the paper, or "appendable": new events extend it, only the coarse slots are made again.
+    summaries  False leaves out the user slot and the modality slots (an ablation of the paper).
     """
 
     def __init__(
@@ -69,9 +70,10 @@ class Encoder(nn.Module):
         width: int,
         scale: float,
         layout: str,
+        summaries: bool = True,
     ):
         super().__init__()
-        self.layout, self.slices = layout, list(groups.values())
+        self.layout, self.summaries, self.slices = layout, summaries, list(groups.values())
         self.event = nn.ModuleList(Adapter(text, sizes["event_number"], hidden, width) for _ in range(modalities))
         self.modality = Adapter(text, sizes["modal_number"], hidden, width)
         self.user = Adapter(width, 0, hidden, width)
@@ -96,6 +98,7 @@ class Encoder(nn.Module):
             + self.group_mark
         )
         parts = [(user, USER, -1), (modal, MODALITY, torch.arange(modal.shape[1])), (group, GROUP, -1)]
+        parts = parts if self.summaries else parts[2:]
         kinds = torch.where(batch.event_recent, EVENT, HABIT)
         if self.layout == "appendable":  # newest last, so that a new event is only appended; all that sums up comes after
             parts = parts[::-1]

@@ -57,6 +57,7 @@ class QAnchor(nn.Module):
                 width,
                 words.float().std().item(),
                 config.layout,
+                config.summaries,
             )
             own = config.dim - (config.portrait if config.skip else 0)
             self.projection = Projection(width, config.hidden, own)

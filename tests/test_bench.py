@@ -9,8 +9,9 @@ import torch
 from tiny import make_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qanchor import bench
-from qanchor.config import TINY
+from qanchor import bench, bench_tasks
+from qanchor.bench_ablations import PAPER, VARIANTS
+from qanchor.config import SMALL, TINY
 from qanchor.engine import Engine
 from qanchor.model import QAnchor
 from qanchor.probe import probe
@@ -103,7 +104,7 @@ def test_ask_times_everybody(users, run):
 
 
 def test_tasks_say_what_separate_probes_say(users, run):
-    found = bench.tasks(lambda: users, run, 1)
+    found = bench.BENCHES["tasks"](users=lambda: users, run=run, seeds=1)
     assert json.loads(json.dumps(found, default=float))
     names = {"data", "users", "average", "tasks", "ladder", "query", "zero_shot", "recovered", "anchor_minus"}
     assert found.keys() == SAID | names
@@ -128,7 +129,7 @@ def test_tasks_say_what_separate_probes_say(users, run):
 def test_read_aloud_reads_what_each_did_most(users, run):
     model = load(run)
     past = users.history()
-    z, short = bench.read_aloud(model, users), bench.read_aloud(model, users, limit=5)
+    z, short = bench_tasks.read_aloud(model, users), bench_tasks.read_aloud(model, users, limit=5)
     assert z.shape == (60, len(model.user_emb)) and np.isfinite(z).all() and not np.allclose(z, short)
     mine = past[past["user"] == users.ids[3]]
     counts = mine.groupby(["modality", "text"], observed=True).size().reset_index(name="n")
@@ -136,6 +137,24 @@ def test_read_aloud_reads_what_each_did_most(users, run):
     told = "; ".join(f"{row.modality}: {row.text} x{row.n}" for row in counts.itertuples())
     alone = model._alone([model.tokenizer(told)[:256]])[0].detach().numpy()
     np.testing.assert_allclose(z[3], alone, atol=1e-4)
+
+
+def test_ablations_compare_with_the_first_and_take_up_what_is_there(users, tmp_path):
+    """A variant that differs in nothing gives nothing; a second run trains none of those that stand there."""
+    variants = {"whole": {}, "the same": {}, "no user and modality slots": {"summaries": False}}
+    config, stages = TINY.but(pairs_per_sample=4, steps=2, warm_steps=2), []
+    how = {"config": config, "variants": variants, "progress": lambda stage, *_: stages.append(stage)}
+    found = bench.ablations(lambda: users, tmp_path, 1, **how)
+    assert json.loads(json.dumps(found)) and [row["variant"] for row in found["rows"]] == list(variants)
+    whole, same, less = found["rows"]
+    assert whole["auc"] == same["auc"] and same["minus"] == {"auc": 0.0, "low": 0.0, "high": 0.0}
+    assert less["auc"] != whole["auc"] and less["minus"]["auc"] == pytest.approx(less["auc"] - whole["auc"])
+    assert less["minus"]["low"] <= less["minus"]["auc"] <= less["minus"]["high"] and less["paper"] == -0.0039
+    assert "training" in stages and {p.name for p in tmp_path.iterdir()} == {"whole", "the-same", "no-user-and-modality-slots"}
+    stages.clear()
+    again = bench.ablations(lambda: users, tmp_path, 1, **how)
+    assert not stages and [row["auc"] for row in again["rows"]] == [row["auc"] for row in found["rows"]]
+    assert set(PAPER) < set(VARIANTS) and all(SMALL.but(**changes) for changes in VARIANTS.values())
 
 
 def test_tasks_need_labels(users):

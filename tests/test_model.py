@@ -146,6 +146,9 @@ def test_slots_stand_in_the_order_of_the_layout():
         assert prefix.length().tolist() == [len(kinds)] and prefix.positions()[0][prefix.mask[0]].tolist() == [
             *range(len(kinds))
         ]
+    bare = make_model(summaries=False)
+    kinds = bare.encode_prefix(batch_users(bare.reader.read(users), [0])).kind[0].tolist()
+    assert kinds == [GROUP] * groups + fine  # the paper's ablation: no user slot, no modality slots
 
 
 def test_an_absent_modality_is_said_with_a_vector_of_its_own():
