@@ -83,7 +83,7 @@ class Folder:
         try:
             return pd.read_parquet(there[0]) if there[0].suffix == ".parquet" else self._read_csv(stem, there[0], needed)
         except Exception as error:
-            self.notes.whole(there[0].name, stem, str(error), "cannot be read: write it again as parquet or csv")
+            self.notes.whole(there[0].name, stem, *_unreadable(str(error)))
             return None
 
     def _read_csv(self, stem: str, path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
@@ -200,8 +200,8 @@ class Folder:
         labels = set(self.tables.get("labels", pd.DataFrame()).columns) - {"user"}
         for stem in ("events", "users"):
             for name in sorted(labels & set(self.tables.get(stem, pd.DataFrame()).columns)):
-                cure = "named like a label: a label must never be an input, drop the column if it is one"
-                self.notes.whole(self.names[stem], name, name, cure, severe=False)
+                cure = "named like a label: a label must never be an input, drop the column or rename one"
+                self.notes.whole(self.names[stem], name, name, cure)
 
     def write(self, folder: Path) -> None:
         """Write the mended tables, events sorted by user and time."""
@@ -212,3 +212,15 @@ class Folder:
             frame.astype({"user": str}).to_parquet(folder / f"{stem}.parquet", index=False)
         if self.about:
             (folder / "about.json").write_text(json.dumps(self.about, indent=2) + "\n")
+
+
+def _unreadable(told: str) -> tuple[str, str]:
+    """Say where a table cannot be read, and the cure, as far as the reader knows."""
+    if found := re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", told):
+        cure = f"{found[3]} fields under a header of {found[1]}: put a text that holds a comma into quotes"
+        return f"line {found[2]}", cure
+    if found := re.search(r"EOF inside string starting at row (\d+)", told):
+        return f"row {found[1]}", "a quote opens there and never closes: close it"
+    if told.startswith("lines have more fields"):
+        return "a line", told
+    return told, "cannot be read: write it again as parquet or csv"

@@ -16,8 +16,32 @@ from .heads import Query
 from .losses import autoregressive_loss, contrastive_loss
 from .model import QAnchor
 from .reader import Readings
+from .schema import Users
 
 EVENLY = 0.75  # 0: the commonest answers of all; 1: the commonest of each group alike
+
+
+def check_pairs(pairs: pd.DataFrame, users: Users) -> None:
+    """Refuse what cannot be trained on: no rows, a column that lacks, an empty cell, a user that nobody knows."""
+    if not len(pairs):
+        raise ValueError("0 pairs to train on, at least 1 is needed: make them with make_pairs(users)")
+    for name in ("user", "cutoff", "query", "answer"):
+        if name not in pairs:
+            raise ValueError(f"pairs have columns {list(pairs)}, no {name!r}: make them with make_pairs(users)")
+        if (empty := pairs[name].isna()).any():
+            raise ValueError(f"pairs, row {int(np.flatnonzero(empty)[0])}: {name} is empty: fill it or drop the row")
+    if not pd.api.types.is_datetime64_dtype(pairs["cutoff"]):
+        raise ValueError(f"pairs: cutoff is {pairs['cutoff'].dtype}, times without a zone are needed: use pd.to_datetime")
+    if (unknown := ~pairs["user"].isin(users.ids)).any():
+        row = int(np.flatnonzero(unknown)[0])
+        told = f"pairs, row {row}: user {pairs['user'].iloc[row]!r} is not among the {len(users):,} of {users.name}"
+        raise ValueError(f"{told}: give the users that the pairs were made of")
+
+
+def _numbered(pairs: pd.DataFrame, fields: tuple[str, ...]) -> np.ndarray:
+    """Number the rows by what stands in those of the fields that there are."""
+    there = [name for name in fields if name in pairs]
+    return pairs.groupby(there, dropna=False, observed=True).ngroup().to_numpy() if there else np.zeros(len(pairs), int)
 
 
 class Samples:
@@ -31,8 +55,7 @@ class Samples:
         self.query, self.queries = pd.factorize(pairs["query"])
         self.answer, self.answers = pd.factorize(pairs["answer"])
         self.meaning = self._meaning(pairs)
-        fields = [name for name in ("topic", "kind", "grade", "horizon_days") if name in pairs]
-        self.group = pairs.groupby(fields).ngroup().to_numpy() if fields else np.zeros(len(pairs), int)
+        self.group = _numbered(pairs, ("topic", "kind", "grade", "horizon_days"))
         self.usable = np.arange(len(self.rows))
         self.query_ids = [model.query_ids(q, 10**6)[: model.config.max_query] for q in self.queries]
         self.meaning_of_query = model.meaning(list(self.queries))
@@ -46,10 +69,9 @@ class Samples:
 
         They are never negatives of each other; otherwise a model learns by heart which wording each user was dealt.
         """
-        if "grade" not in pairs:
+        if not {"topic", "grade"} <= set(pairs):
             return self.answer
-        graded = (pairs["grade"] >= 0).to_numpy()
-        code = pd.factorize(pairs["topic"] + "/" + pairs["kind"] + "/" + pairs["grade"].astype(str))[0]
+        graded, code = (pairs["grade"] >= 0).to_numpy(), _numbered(pairs, ("topic", "kind", "grade"))
         return np.where(graded, code, code.max(initial=0) + 1 + self.answer)
 
     def same(self, rows: np.ndarray, device) -> torch.Tensor:

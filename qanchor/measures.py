@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import NamedTuple
 
@@ -42,9 +43,9 @@ class Records:
         self.streams = {}
         for topic in topics:
             if style_of(topic) == "count":
-                name = topic.measure.removeprefix("modality:")
-                chosen = modality == name if name in users.modalities else hit[self.text, TOPICS.index(topic)]
-                self.streams[topic.name] = self._occasions(chosen)
+                self.streams[topic.name] = self._occasions(hit[self.text, TOPICS.index(topic)])
+            if topic.measure.startswith("modality:"):
+                self.streams[topic.measure] = self._occasions(modality == topic.measure.removeprefix("modality:"))
         self.visits = self._occasions(self.visit)
 
     def _occasions(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -55,35 +56,42 @@ class Records:
         return user[first], time[first], np.add.reduceat(amount, first) if len(first) else amount[:0]
 
 
-class Money(NamedTuple):
-    """Say where the money is counted: in the modality with most of it; where two tell the same sums, in the one with fewest
-    events (`whole`: baskets) or with most (`single`: the things in them)."""
+class Sources(NamedTuple):
+    """Say which modalities there were before a cut-off (`seen`), and where money is counted: in the one with most of it; where
+    two tell the same sums, in the one with fewest events (`whole`: baskets) or with most (`single`: the things in them)."""
 
     whole: str = ""
     single: str = ""
+    seen: tuple[str, ...] = ()
 
 
-def find_money(events: pd.DataFrame) -> Money:
-    if "amount" not in events:
-        return Money()
-    return main_money(events[events["amount"] > 0].groupby("modality", observed=True)["amount"].agg(["sum", "size"]))
+def find_sources(events: pd.DataFrame) -> Sources:
+    paid = pd.DataFrame(columns=["sum", "size"], dtype=float)
+    if "amount" in events:
+        paid = events[events["amount"] > 0].groupby("modality", observed=True)["amount"].agg(["sum", "size"])
+    return sources_of(paid, events["modality"].unique())
 
 
-def main_money(paid: pd.DataFrame) -> Money:
-    """Say the same of a table with index modality and columns sum, size."""
-    size = paid.loc[paid["sum"] > 0.98 * paid["sum"].max(), "size"]
-    return Money(str(size.idxmin()), str(size.idxmax())) if len(size) else Money()
+def sources_of(paid: pd.DataFrame, seen: Iterable) -> Sources:
+    """Say the same of a table with index modality and columns sum, size, of the events that cost something."""
+    size, seen = paid.loc[paid["sum"] > 0.98 * paid["sum"].max(), "size"], tuple(sorted(map(str, seen)))
+    return Sources(str(size.idxmin()), str(size.idxmax()), seen) if len(size) else Sources(seen=seen)
 
 
 class Span:
     """Hold what each user did from `low` up to `high` (microseconds): arrays over users, NaN where there is nothing to say.
 
-    money  where amounts are counted, as `find_money` gives it for the time before the cut-off.
+    sources  what `find_sources` gives for the time before the cut-off.
     """
 
-    def __init__(self, records: Records, low: int, high: int, money: Money):
-        self.records, self.low, self.high, self.money = records, low, high, money
+    def __init__(self, records: Records, low: int, high: int, sources: Sources):
+        self.records, self.low, self.high, self.sources = records, low, high, sources
         self.now = (records.time >= low) & (records.time < high)
+
+    def occasions(self, topic: Topic):
+        """Give the occasions of a topic: the events of its modality if there were any before the cut-off, or else by words."""
+        by_modality = topic.measure.removeprefix("modality:") in self.sources.seen
+        return self.within(self.records.streams[topic.measure if by_modality else topic.name])
 
     def within(self, stream):
         now = (stream[1] >= self.low) & (stream[1] < self.high)
@@ -150,7 +158,7 @@ class Span:
     @cached_property
     def _paid(self) -> tuple[np.ndarray, ...]:
         records = self.records
-        paid = self.now & (records.modality == self.money.whole) & ~np.isnan(records.amount)
+        paid = self.now & (records.modality == self.sources.whole) & ~np.isnan(records.amount)
         return records.user[paid], records.amount[paid], records.saved[paid], records.own[paid]
 
     @cached_property
@@ -164,7 +172,7 @@ class Span:
     @cached_property
     def discount(self) -> np.ndarray:
         """Give the share of the things bought that were bought at a reduced price."""
-        things = self.now & (self.records.modality == self.money.single) & ~np.isnan(self.records.saved)
+        things = self.now & (self.records.modality == self.sources.single) & ~np.isnan(self.records.saved)
         return self.share(self.records.user[things], self.records.saved[things] > 0)
 
     @cached_property

@@ -30,7 +30,11 @@ class Wish:
     topics: tuple[Topic, ...] = TOPICS
 
     def __post_init__(self):
-        if bad := [days for days in self.horizons if not isinstance(days, int) or days < 1]:
+        if not isinstance(self.per_sample, int | np.integer) or self.per_sample < 1:
+            raise ValueError(f"per_sample is {self.per_sample!r}: give a whole number of pairs, at least 1")
+        if not 0 <= self.future_share <= 1:
+            raise ValueError(f"future_share is {self.future_share!r}: give a share from 0 to 1")
+        if bad := [days for days in self.horizons if not isinstance(days, int | np.integer) or days < 1]:
             raise ValueError(f"horizon {bad[0]!r}: give whole days, at least 1")
         if len(set(self.horizons)) < len(self.horizons):
             raise ValueError(f"horizons {self.horizons}: one stands there twice, give each once")
@@ -46,8 +50,16 @@ class Moment(NamedTuple):
 
 
 def in_time(cutoffs: Iterable, end: pd.Timestamp) -> list[pd.Timestamp]:
-    """Read cut-offs, none of them after the users' own."""
-    cutoffs = [pd.Timestamp(cutoff) for cutoff in cutoffs]
+    """Read cut-offs, each given once and none of them after the users' own."""
+    given = [cutoffs] if isinstance(cutoffs, str | pd.Timestamp) else list(cutoffs)
+    try:
+        cutoffs = [pd.Timestamp(cutoff) for cutoff in given]
+    except ValueError as error:
+        raise ValueError(f"cutoffs: {error}: write days as 2025-01-31") from error
+    if zoned := [cutoff for cutoff in cutoffs if cutoff.tz is not None]:
+        raise ValueError(f"cut-off {zoned[0]} has a time zone: give it in UTC, without one")
+    if twice := [cutoff for cutoff in cutoffs if cutoffs.count(cutoff) > 1]:
+        raise ValueError(f"cut-off {twice[0]} is given {cutoffs.count(twice[0])} times: once is enough")
     if late := [cutoff for cutoff in cutoffs if cutoff > end]:
         raise ValueError(f"cut-off {late[0]:%Y-%m-%d} is after the users' own, {end:%Y-%m-%d}: choose earlier ones")
     return cutoffs

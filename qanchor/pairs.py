@@ -21,7 +21,7 @@ from .answers import (
     telling_topics,
     with_fact,
 )
-from .measures import DAY, FEW, MIN_EVENTS, MIN_FORMER, MIN_SHARE, Money, Records, Span, find_money
+from .measures import DAY, FEW, MIN_EVENTS, MIN_FORMER, MIN_SHARE, Records, Sources, Span, find_sources
 from .moments import Moment, Wish, default_cutoffs, default_horizons, moments
 from .reflect import reflect
 from .schema import Users
@@ -77,7 +77,7 @@ def make_pairs(
     wish = Wish(users.unit, users.horizon_days, per_sample, future_share, seed, held_out, ahead, tuple(topics))
     records, rows = Records(users, wish.topics), []
     for moment in moments(default_cutoffs(users) if cutoffs is None else cutoffs, users.cutoff, wish):
-        values = measure(records, moment, find_money(users.history(moment.cutoff)))
+        values = measure(records, moment, find_sources(users.history(moment.cutoff)))
         rows += ask(values, Crowd.of(values.value, values.active, moment, wish), moment, wish)
     return pair_frame(rows)
 
@@ -120,15 +120,15 @@ class Values:
     active: np.ndarray
 
 
-def measure(records: Records, moment: Moment, money: Money) -> Values:
-    """Look back or ahead from a cut-off; money: `find_money` of all users' history before it."""
+def measure(records: Records, moment: Moment, sources: Sources) -> Values:
+    """Look back or ahead from a cut-off; sources: `find_sources` of all users' history before it."""
     at, horizon, ever = moment.cutoff.value // 1000, moment.days * DAY, np.iinfo("int64").min
-    past = Span(records, ever, at, money)
+    past = Span(records, ever, at, sources)
     if moment.kind == "future":
-        span = recent = Span(records, at, at + horizon, money)
+        span = recent = Span(records, at, at + horizon, sources)
         former = past
     else:
-        span, recent, former = past, Span(records, at - horizon, at, money), Span(records, ever, at - horizon, money)
+        span, recent, former = past, Span(records, at - horizon, at, sources), Span(records, ever, at - horizon, sources)
     crowd = np.flatnonzero(past.count(records.user[past.now]) >= MIN_EVENTS)
     tables = [_measure(topic, moment, span, recent, former) for topic in records.topics]
     thirds = np.stack([span.thirds(part) for part in range(3)], 1) if moment.kind == "future" else span.events[:, None]
@@ -141,7 +141,7 @@ def _measure(topic: Topic, moment: Moment, span: Span, recent: Span, former: Spa
     """Give a topic's value, the money spent on it, and the days since the last occasion, each over all users."""
     style, nothing = style_of(topic), np.full(span.records.n, np.nan)
     if style == "count":
-        user, time, amount = span.within(span.records.streams[topic.name])
+        user, time, amount = span.occasions(topic)
         return span.count(user), span.count(user, amount), span.since(user, time)
     if style == "stop":
         silent = span.silent

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from .journey import arrow_table
-from .measures import OFFERS, Money, main_money
+from .measures import OFFERS, Sources, sources_of
 from .moments import Wish, moments, spread_cutoffs
 from .schema import REQUIRED, DataError, Users, read_about
 
@@ -118,7 +118,7 @@ def _view(base, table: Table) -> list[str]:
 
 
 def _scan(base, table: Table, columns: list[str], cutoffs: Iterable | None, wish: Wish) -> dict:
-    """Find what no shard alone can know: cut-off, modalities, the first visit, the moments and where the money is counted."""
+    """Find what no shard alone can know: cut-off, modalities, the first visit, the moments and what was known before each."""
     end = table.about["cutoff"]
     past = "true" if end is None else f"coalesce(time < timestamp '{pd.Timestamp(end)}', true)"
     days = base.sql(
@@ -139,27 +139,29 @@ def _scan(base, table: Table, columns: list[str], cutoffs: Iterable | None, wish
     if cutoffs is None:
         cutoffs = spread_cutoffs(history.groupby("day")["events"].sum(), cutoff, table.about["horizon_days"])
     stops = moments(cutoffs, cutoff, wish)
-    money = _money(base, [stop.cutoff for stop in stops], order) if "amount" in columns else {}
+    seen = history.groupby("modality")["first"].min()
+    sources = _sources(base, [stop.cutoff for stop in stops], order, seen, "amount" in columns)
     return {
         "cutoff": str(cutoff),
         "modalities": order,
         "start": (cutoff if pd.isna(first) else first).value // 1000,
         "events": int(days["events"].sum()),
         "cutoffs": sorted({str(stop.cutoff) for stop in stops}),
-        "moments": [stop._asdict() | {"cutoff": str(stop.cutoff), "money": money.get(stop.cutoff, Money())} for stop in stops],
+        "moments": [stop._asdict() | {"cutoff": str(stop.cutoff), "sources": sources[stop.cutoff]} for stop in stops],
         "about": table.about,
     }
 
 
-def _money(base, cutoffs: list[pd.Timestamp], order: list[str]) -> dict[pd.Timestamp, Money]:
+def _sources(base, cutoffs: list[pd.Timestamp], order: list[str], first: pd.Series, paid: bool) -> dict[pd.Timestamp, Sources]:
+    """Say what `find_sources` says of all events before each cut-off; first: when each modality was seen first."""
     cutoffs = sorted(set(cutoffs))
     before = [f"filter (where time < timestamp '{cutoff}')" for cutoff in cutoffs]
     told = ", ".join(f"sum(paid) {part} as s{i}, count(*) {part} as n{i}" for i, part in enumerate(before))
-    paid = "select modality, time, try_cast(amount as double) as paid from events"
-    table = base.sql(f"select modality, {told} from ({paid}) where paid > 0 and isfinite(paid) group by modality").df()
+    rows = f"select modality, time, {'try_cast(amount as double)' if paid else 'null::double'} as paid from events"
+    table = base.sql(f"select modality, {told} from ({rows}) where paid > 0 and isfinite(paid) group by modality").df()
     table = table.set_index("modality").reindex(order)
     kept = {cutoff: table[[f"s{i}", f"n{i}"]].set_axis(["sum", "size"], axis=1) for i, cutoff in enumerate(cutoffs)}
-    return {cutoff: main_money(part[part["size"] > 0]) for cutoff, part in kept.items()}
+    return {c: sources_of(part[part["size"] > 0], first[first < c].index) for c, part in kept.items()}
 
 
 def load_shard(work: Path, number: int, scan: dict) -> Users:

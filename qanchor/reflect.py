@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from .answers import CUTS, answers, facts, silent_days, style_of, summary, telling_topics, with_fact
-from .measures import MIN_EVENTS, MIN_FORMER, OFFERS, find_money
+from .measures import MIN_EVENTS, MIN_FORMER, OFFERS, find_sources
 from .schema import Users
 from .topics import TOPICS, Topic, by_name, match
 
@@ -97,7 +97,7 @@ class _Plain:
             sizes = self.between(EVER, cutoff)["user"].value_counts()
             span = (EVER, cutoff) if kind == "profile" else (cutoff, cutoff + horizon)
             table = (
-                self.counted(topic, *span)
+                self.counted(topic, *span, cutoff)
                 if style_of(topic) == "count"
                 else self.behaviour(topic, cutoff, kind, horizon, *span)
             )
@@ -109,10 +109,10 @@ class _Plain:
             self.tables[key] = table.round(6)
         return self.tables[key]
 
-    def counted(self, topic: Topic, low, high) -> pd.DataFrame:
+    def counted(self, topic: Topic, low, high, cutoff) -> pd.DataFrame:
         now, name = self.between(low, high), topic.measure.removeprefix("modality:")
-        speaks = self.texts[self.speaks[:, TOPICS.index(topic)]]
-        chosen = now[now["modality"] == name] if name in self.users.modalities else now[now["text"].isin(speaks)]
+        speaks, seen = self.texts[self.speaks[:, TOPICS.index(topic)]], self.between(EVER, cutoff)["modality"]
+        chosen = now[now["modality"] == name] if (seen == name).any() else now[now["text"].isin(speaks)]
         by = chosen.groupby("user")
         spent = by["amount"].sum() if "amount" in chosen else 0.0
         last = (high - by["time"].max()) / pd.Timedelta(days=1)
@@ -142,7 +142,7 @@ class _Plain:
         now = self.between(low, high)
         if "amount" not in now:
             return pd.Series(dtype=float)
-        money = find_money(self.between(EVER, cutoff))
+        money = find_sources(self.between(EVER, cutoff))
         if measure == "discount":
             things = now[now["modality"] == money.single].dropna(subset="discount") if "discount" in now else now[:0]
             return (things["discount"] > 0).groupby(things["user"]).mean() if len(things) else pd.Series(dtype=float)

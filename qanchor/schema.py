@@ -79,6 +79,10 @@ class Users:
         """Make `Users` from a plain events table; the cut-off defaults to just after the last event."""
         events = checked_events(events, source)
         tabular, labels = _checked_table(tabular, "users"), _checked_table(labels, "labels", binary=True)
+        for table, columns in ((source, events), ("users", tabular)):
+            for column in labels.columns.intersection(columns.columns):
+                cure = "named like a label, which must never be an input: drop the column, or rename one"
+                raise DataError(table, None, column, column, cure)
         cutoff = events["time"].max() + pd.Timedelta(1, "us") if cutoff is None else pd.Timestamp(cutoff)
         # undeclared, they are those of the history: one seen only afterwards must not change how the past is read
         every, past = events["modality"], events["modality"][events["time"] < cutoff]
@@ -211,7 +215,8 @@ def checked_events(events: pd.DataFrame, source="events") -> pd.DataFrame:
     # ISO only: 03/04/2025 is March or April, and a bare number would silently be read as nanoseconds since 1970
     given = events["time"].astype(str) if pd.api.types.is_numeric_dtype(events["time"]) else events["time"]
     time = pd.to_datetime(given, errors="coerce", utc=True, format="ISO8601").dt.tz_localize(None)
-    _refuse(source, "time", events["time"], time.isna(), "not a time: write it as 2025-01-31 18:00:00")
+    clock = given.isin(("now", "today")) if given.dtype in (object, "str") else False  # pandas would look at the clock
+    _refuse(source, "time", events["time"], time.isna() | clock, "not a time: write it as 2025-01-31 18:00:00")
     out.insert(1, "time", time.astype("datetime64[us]"))
     for column in events.columns.difference(REQUIRED, sort=False):
         values = pd.to_numeric(events[column], errors="coerce").astype(float)
@@ -250,12 +255,20 @@ def read_about(path: Path) -> dict:
     if not isinstance(about, dict):
         raise DataError(path.name, None, "about", about, 'not an object: write {"cutoff": "2025-01-31"}')
     cutoff, days, names = about.get("cutoff"), about.get("horizon_days", 30), about.get("modalities", [])
-    if cutoff is not None and pd.isna(pd.to_datetime(str(cutoff), errors="coerce", format="ISO8601")):
-        raise DataError(path.name, None, "cutoff", cutoff, "not a time: write it as 2025-01-31")
+    time = pd.to_datetime(str(cutoff), errors="coerce", format="ISO8601", utc=True)
+    if cutoff is not None and (not isinstance(cutoff, str) or not cutoff.strip()[:4].isdigit() or pd.isna(time)):
+        raise DataError(path.name, None, "cutoff", cutoff, 'not a time in quotes: write it as "2025-01-31"')
+    if cutoff is not None:
+        about["cutoff"] = str(time.tz_localize(None))  # an offset is turned into UTC, as those of the events are
+    for name in ("name", "unit"):
+        if not isinstance(about.get(name, ""), str):
+            raise DataError(path.name, None, name, about[name], "not a word in quotes")
     if type(days) is not int or days < 1:
         raise DataError(path.name, None, "horizon_days", days, "not a whole number of days")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(path.name, None, "modalities", names, 'not a list of names: write ["bill", "search"]')
+    if len(set(names)) < len(names):
+        raise DataError(path.name, None, "modalities", names, "one stands there twice: write each once")
     return about
 
 

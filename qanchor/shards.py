@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from .files import write_whole
-from .measures import Money, Records
+from .measures import Records, Sources
 from .moments import Moment, Wish, default_horizons
 from .pairs import Crowd, Values, ask, measure, pair_frame, user_hash
 from .partition import load_shard, open_table, partition
@@ -161,7 +161,7 @@ def measure_shard(work: Path, number: int) -> Path:
     records = Records(load_shard(work, number, scan), wish.topics, scan["start"])
     kept = {}
     for place, moment in enumerate(scan["moments"]):
-        values = vars(measure(records, _moment(moment), Money(*moment["money"])))
+        values = vars(measure(records, _moment(moment), Sources(*moment["sources"])))
         values["ids"] = np.frombuffer(json.dumps(values["ids"].tolist()).encode(), np.uint8)  # of any length and letters
         kept |= {f"{place}.{name}": array for name, array in values.items()}
 

@@ -73,7 +73,7 @@ login | engagement | words | log in, login, sign in, check in, check-in, streak 
   | Will @ sign in on most days? | Will @ keep the check-in streak alive?
 variety | engagement | variety | - | try many different things | variety | open to new things
   | Are the habits of @ broad or narrow? | Does @ go for variety? | Will @ try something new? | Will @ stick to the same things?
-lapse | engagement | stop | - | stop shopping here | a long absence | drifting away | Is @ at risk of leaving?
+lapse | engagement | stop | - | stop shopping here | recent silence | drifting away | Is @ at risk of leaving?
   | Have we seen the last of @? | Will @ be gone next month? | Are we losing @?
 visits_up | engagement | trend | - | come more often | rising activity | coming more and more often
   | Have the visits of @ become more frequent? | Is @ here more than before? | Will visits by @ increase?
@@ -184,7 +184,7 @@ beauty | health | words | cosmetic, makeup, skin, hair care, salon, nail, face m
   | Will @ buy cosmetics soon? | Will @ visit a salon or beauty shop next month?
 takeout | diet | words | takeout, take-out, food delivery, fried chicken, burger, pizza deliver, milk tea, quick service,
   prepared food, sushi, party tray, noodle bowl, bento | order takeout | takeout meals | living on takeout
-  | Does @ have meals delivered? | Does @ avoid the stove? | Will dinner be delivered to @ soon? | Will @ order in next month?
+  | Does @ have meals delivered? | Does @ avoid the stove? | Will dinner be delivered to @ soon? | Will @ order in a lot?
 convenience | diet | words | frozen, frzn, heat/serve, convenient, ready meal, instant, dinner mxs, microwave, lunchmeat
   | buy ready meals | frozen and ready food | happy with quick meals | Does @ avoid cooking? | Does @ fill the freezer?
   | Will @ buy frozen food soon? | Will @ live on quick meals next month?

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .batch import USER_EMB, length_groups
 from .checkpoints import Checkpoint, fingerprint
 from .heads import Query
-from .joint import Samples, joint_step, margin_at
+from .joint import Samples, check_pairs, joint_step, margin_at
 from .losses import contrastive_loss
 from .model import QAnchor
 from .reader import Readings
@@ -92,8 +92,7 @@ def train(
     accelerator = Accelerator(cpu=model.device.type == "cpu")
     model.to(accelerator.device)
     report = progress if progress and accelerator.is_main_process else lambda *_: None
-    if not len(pairs):
-        raise ValueError("0 pairs to train on, at least 1 is needed: make them with make_pairs(users)")
+    check_pairs(pairs, users)
     samples = Samples(model, pairs)
     if model.skip is not None:
         model.skip.remember(samples.meaning_of_query)

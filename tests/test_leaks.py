@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -9,7 +10,7 @@ from qanchor.batch import batch_users
 from qanchor.config import TINY
 from qanchor.pairs import make_pairs
 from qanchor.reader import Reader
-from qanchor.schema import Users
+from qanchor.schema import DataError, Users
 
 CUTOFF, EARLIER = pd.Timestamp("2025-04-01"), pd.Timestamp("2025-02-20")
 HORIZON, MINUTE = pd.Timedelta(days=30), pd.Timedelta(minutes=1)
@@ -43,7 +44,7 @@ def frame_of(rows, around=CUTOFF) -> pd.DataFrame:
 def users_of(frame: pd.DataFrame, rooms, truth, modalities=MODALITIES) -> Users:
     people = pd.Index(list(IDS), name="user")
     table = pd.DataFrame({"home.rooms": rooms, "age.years": rooms[::-1]}, people)
-    known = pd.DataFrame({"travels": truth, "amount": truth, "home.rooms": truth}, people)  # named like what is read
+    known = pd.DataFrame({"travels": truth, "amounts": truth, "rooms": truth}, people)
     return Users.from_events(frame, CUTOFF, tabular=table, labels=known, modalities=modalities)
 
 
@@ -122,6 +123,31 @@ def test_events_on_the_edge_are_future_to_every_pair(rows, rooms, truth, seed):
             after = make_pairs(users_of(other, rooms, truth), cutoffs=cutoffs)
             first, second = (table[table["kind"].isin(kinds)].reset_index(drop=True) for table in (told, after))
             pd.testing.assert_frame_equal(first, second, obj=name)
+
+
+def test_a_label_named_like_an_input_is_refused():
+    rows, truth = [("a", -60, "bill", "beer", 2.0)] * 5, [1.0] * 8
+    frame = frame_of(rows)
+    labels = pd.DataFrame({"amount": truth}, pd.Index(list(IDS), name="user"))
+    with pytest.raises(
+        DataError, match=r"events.*amount.*named like a label, which must never be an input: drop the column, or rename one"
+    ):
+        Users.from_events(frame, CUTOFF, labels=labels)
+    with pytest.raises(DataError, match=r"users.*rooms.*named like a label"):
+        Users.from_events(frame, CUTOFF, tabular=labels.set_axis(["rooms"], axis=1), labels=labels.set_axis(["rooms"], axis=1))
+
+
+@pytest.mark.parametrize("name", ["coupon", "search", "mini"])
+def test_a_modality_seen_between_a_sample_and_the_cutoff_changes_no_pair_before_it(name):
+    """Some topics are told by a modality where there is one: that there will be one, an earlier moment must not know."""
+    spoken = {"coupon": "coupon redeemed", "search": "looked up a hotel", "mini": "opened the mini program"}[name]
+    rows = [(user, -1440 * day, "bill", spoken, 2.0) for k, user in enumerate(IDS) for day in range(40, 60 + 3 * k)]
+    frame, one = frame_of(rows), [("a", -1440 * 2, name, "x", np.nan)]
+    late, how = frame_of(rows + one), {"cutoffs": [CUTOFF - HORIZON], "per_sample": 40, "horizons": (30,)}
+    told, after = (make_pairs(users_of(events, [1.0] * 8, [1.0] * 8, None), **how) for events in (frame, late))
+    past = told["kind"] == "profile"
+    assert past.any() and (name != "coupon" or "coupons" in set(told.loc[past, "topic"]))
+    pd.testing.assert_frame_equal(told[past].reset_index(drop=True), after[after["kind"] == "profile"].reset_index(drop=True))
 
 
 def test_a_modality_first_seen_after_the_cutoff_changes_no_pair_before_it():

@@ -16,7 +16,7 @@ import pytest
 from qanchor import __main__ as cli
 from qanchor.bench_useru import useru, write_copies
 from qanchor.journey import load_journey
-from qanchor.measures import OFFERS, find_money
+from qanchor.measures import OFFERS, find_sources
 from qanchor.moments import Wish
 from qanchor.pairs import default_cutoffs, make_pairs, user_hash
 from qanchor.partition import HASH, open_table, partition
@@ -228,9 +228,8 @@ def test_the_plan_sees_all_users_as_memory_does(world, folder, tmp_path):
     scan = json.loads((tmp_path / "work" / "scan.json").read_text())
     past = world.history()
     assert scan["cutoffs"] == [str(cutoff) for cutoff in default_cutoffs(world)]
-    assert [tuple(m["money"]) for m in scan["moments"]] == [
-        find_money(past[past["time"] < m["cutoff"]]) for m in scan["moments"]
-    ]
+    told = [(whole, single, tuple(seen)) for whole, single, seen in (m["sources"] for m in scan["moments"])]
+    assert told == [find_sources(past[past["time"] < m["cutoff"]]) for m in scan["moments"]]
     assert scan["start"] == past.loc[~past["modality"].isin(OFFERS), "time"].min().value // 1000
     files = list((tmp_path / "work" / "events").rglob("*.parquet"))
     assert sum(len(pd.read_parquet(file)) for file in files) == len(past)  # nothing at or after the cut-off is there
