@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .about import read_about
 from .faults import Notes, decode, numbers, tidy, times, words
-from .schema import REQUIRED, read_about
+from .schema import REQUIRED
 
 ABOUT = ("name", "unit", "cutoff", "horizon_days", "modalities")
 DAY, YEAR, LONGEST = pd.Timedelta(days=1), pd.Timedelta(days=366), 3660  # days of a horizon

@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from .about import checked_about
 from .journey import arrow_table
 from .measures import OFFERS, Sources, sources_of
 from .moments import Wish, moments, spread_cutoffs
-from .schema import REQUIRED, DataError, Users, read_about
+from .schema import REQUIRED, DataError, Users
 
 NUMBERS = ("amount", "discount", "private")  # the number columns that a measure looks at
 HASH = """('0x' || substr(md5("user"), 1, 15))::bigint"""  # in SQL what `user_hash` is in Python
@@ -49,7 +50,7 @@ def open_table(source: Users | Path | str) -> Table:
     if not files or not files[0].is_file():
         raise FileNotFoundError(f"{path} has no events.parquet: write one row an event with {', '.join(REQUIRED)}")
     about = {"name": path.stem, "unit": "user", "cutoff": None, "modalities": [], "horizon_days": 30}
-    about |= read_about((path if path.is_dir() else path.parent) / "about.json")
+    about |= checked_about((path if path.is_dir() else path.parent) / "about.json")
     try:
         rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
     except (OSError, ValueError) as error:

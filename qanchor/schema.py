@@ -10,29 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .about import DataError, checked_about
 from .files import write_whole
 
 REQUIRED = ("user", "time", "modality", "text")
 MAX_TEXT = 2_000  # characters; the text encoder reads about 256 tokens, so more is a mistake upstream
-
-
-class DataError(ValueError):
-    """Say what is wrong with the input: file, row (counted from 0), column, value, cure.
-
-    Example:
-        >>> print(DataError("events.csv", 3, "time", "soon", "not a time: write it as 2025-01-31 18:00:00"))
-        events.csv, row 3, column 'time': 'soon': not a time: write it as 2025-01-31 18:00:00
-    """
-
-    def __init__(self, file, row, column, value, cure):
-        self.file, self.row, self.column, self.value, self.cure = str(file), row, column, value, cure
-        value = value.item() if isinstance(value, np.generic) else value
-        shown = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
-        where = "" if row is None else f", row {row}"
-        super().__init__(f"{file}{where}, column {column!r}: {shown}: {cure}")
-
-    def __reduce__(self):  # so that it comes back whole from another process
-        return type(self), (self.file, self.row, self.column, self.value, self.cure)
 
 
 @dataclass(frozen=True)
@@ -245,33 +227,6 @@ def _read(folder: Path, stem: str) -> tuple[Path, pd.DataFrame] | None:
     return None
 
 
-def read_about(path: Path) -> dict:
-    if not path.exists():
-        return {}
-    try:
-        about = json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(path.name, None, "about", str(error), "not JSON: mend it or remove the file") from error
-    if not isinstance(about, dict):
-        raise DataError(path.name, None, "about", about, 'not an object: write {"cutoff": "2025-01-31"}')
-    cutoff, days, names = about.get("cutoff"), about.get("horizon_days", 30), about.get("modalities", [])
-    time = pd.to_datetime(str(cutoff), errors="coerce", format="ISO8601", utc=True)
-    if cutoff is not None and (not isinstance(cutoff, str) or not cutoff.strip()[:4].isdigit() or pd.isna(time)):
-        raise DataError(path.name, None, "cutoff", cutoff, 'not a time in quotes: write it as "2025-01-31"')
-    if cutoff is not None:
-        about["cutoff"] = str(time.tz_localize(None))  # an offset is turned into UTC, as those of the events are
-    for name in ("name", "unit"):
-        if not isinstance(about.get(name, ""), str):
-            raise DataError(path.name, None, name, about[name], "not a word in quotes")
-    if type(days) is not int or days < 1:
-        raise DataError(path.name, None, "horizon_days", days, "not a whole number of days")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(path.name, None, "modalities", names, 'not a list of names: write ["bill", "search"]')
-    if len(set(names)) < len(names):
-        raise DataError(path.name, None, "modalities", names, "one stands there twice: write each once")
-    return about
-
-
 def load_users(path) -> Users:
     """Read a folder of your own users: `events` and, if you have them, `users`, `labels` (parquet or csv) and `about.json`.
 
@@ -288,7 +243,7 @@ def load_users(path) -> Users:
     if found is None:
         needed = f"write one row an event with {', '.join(REQUIRED)}"
         raise FileNotFoundError(f"{folder} has no events.parquet or events.csv: {needed}")
-    about = read_about(folder / "about.json")
+    about = checked_about(folder / "about.json")
     frames = {}
     for stem in ("users", "labels"):
         table = _read(folder, stem)

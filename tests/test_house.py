@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 # reading order = import order: each module imports only modules above it
 ORDER = re.findall(
     r"\w+",
-    "config files machine schema faults folder mend themes world journey topics answers measures moments reflect pairs "
+    "config files machine about schema faults folder mend themes world journey topics answers measures moments reflect pairs "
     "partition shards endpoint synthesis backbone texts habits reader batch losses encoder heads model runs joint checkpoints "
     "train verdict maps engine prompt probe tasks attention replay scale bench_useru bench_card bench_tasks "
     "bench_ablations bench bars __main__",

@@ -178,10 +178,10 @@ def test_csv_of_other_houses_is_read_and_named(tmp_path, change, said, severe):
     ("raw", "said"),
     [
         (b"user,time,modality,text\na,2025-01-01,bill,tea,milk\n", "more fields than the header"),
-        (b"user,time,modality,text\na,2025-01-01,bill,tea\na,2025-01-01,bill,tea,milk\n", "Expected 4 fields in line 3"),
+        (b"user,time,modality,text\na,2025-01-01,bill,tea\na,2025-01-01,bill,tea,milk\n", "line 3 5 fields under a header of 4: put a text that holds a comma into quotes"),
         ("user,time,modality,text\na,2025-01-01,bill,茶和米饭\n".encode("gbk"), "save it as UTF-8"),
         ("user,time,modality,text\na,2025-01-01,bill,é".encode() + b"\xe9\n", "save it as UTF-8"),
-        (b'user,time,modality,text\na,2025-01-01,bill,"tea\n', "EOF inside string"),
+        (b'user,time,modality,text\na,2025-01-01,bill,"tea\n', "row 1 a quote opens there and never closes"),
         (b"", "No columns to parse"),
         (b"user,time,modality\na,2025-01-01,bill\n", "missing: needed are"),
         (b"user,time,modality,text\n", "at least one event"),
@@ -271,7 +271,7 @@ def test_a_label_among_the_inputs_and_two_files_of_one_kind_are_mentioned(tmp_pa
     folder = put(tmp_path, frames)
     frames["labels"].to_parquet(folder / "labels.parquet")
     told = {(p.file, p.severe): p.cure for p in inspect(folder, TODAY)}
-    assert "a label must never be an input" in told["users.csv", False] and "not read" in told["labels.csv", False]
+    assert "a label must never be an input" in told["users.csv", True] and "not read" in told["labels.csv", False]
 
 
 def test_out_is_never_the_folder_and_never_half_written(tmp_path, monkeypatch):

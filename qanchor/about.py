@@ -1,0 +1,64 @@
+"""What a folder says of its users in about.json, and `DataError`, which says what is wrong with any input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+
+class DataError(ValueError):
+    """Say what is wrong with the input: file, row (counted from 0), column, value, cure.
+
+    Example:
+        >>> print(DataError("events.csv", 3, "time", "soon", "not a time: write it as 2025-01-31 18:00:00"))
+        events.csv, row 3, column 'time': 'soon': not a time: write it as 2025-01-31 18:00:00
+    """
+
+    def __init__(self, file, row, column, value, cure):
+        self.file, self.row, self.column, self.value, self.cure = str(file), row, column, value, cure
+        value = value.item() if isinstance(value, np.generic) else value
+        shown = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
+        where = "" if row is None else f", row {row}"
+        super().__init__(f"{file}{where}, column {column!r}: {shown}: {cure}")
+
+    def __reduce__(self):  # so that it comes back whole from another process
+        return type(self), (self.file, self.row, self.column, self.value, self.cure)
+
+
+def read_about(path: Path) -> dict:
+    """Read about.json ({} if there is none), its fields of the right kind."""
+    if not path.exists():
+        return {}
+    try:
+        about = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(path.name, None, "about", str(error), "not JSON: mend it or remove the file") from error
+    if not isinstance(about, dict):
+        raise DataError(path.name, None, "about", about, 'not an object: write {"cutoff": "2025-01-31"}')
+    cutoff, days, names = about.get("cutoff"), about.get("horizon_days", 30), about.get("modalities", [])
+    if cutoff is not None and pd.isna(pd.to_datetime(str(cutoff), errors="coerce", format="ISO8601", utc=True)):
+        raise DataError(path.name, None, "cutoff", cutoff, "not a time: write it as 2025-01-31")
+    for name in ("name", "unit"):
+        if not isinstance(about.get(name, ""), str):
+            raise DataError(path.name, None, name, about[name], 'not a word in quotes: write "household"')
+    if type(days) is not int or days < 1:
+        raise DataError(path.name, None, "horizon_days", days, "not a whole number of days")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(path.name, None, "modalities", names, 'not a list of names: write ["bill", "search"]')
+    return about
+
+
+def checked_about(path: Path) -> dict:
+    """Read about.json for use: besides, its cut-off stands there as text (an offset is turned into UTC), each modality once."""
+    about = read_about(path)
+    cutoff, names = about.get("cutoff"), about.get("modalities", [])
+    if cutoff is not None:
+        if not isinstance(cutoff, str) or not cutoff.strip()[:4].isdigit():  # a bare number would be read as nanoseconds
+            raise DataError(path.name, None, "cutoff", cutoff, 'not a day in quotes: write it as "2025-01-31"')
+        about["cutoff"] = str(pd.to_datetime(cutoff, format="ISO8601", utc=True).tz_localize(None))
+    if len(set(names)) < len(names):
+        raise DataError(path.name, None, "modalities", names, "one stands there twice: write each once")
+    return about
