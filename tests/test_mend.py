@@ -178,7 +178,10 @@ def test_csv_of_other_houses_is_read_and_named(tmp_path, change, said, severe):
     ("raw", "said"),
     [
         (b"user,time,modality,text\na,2025-01-01,bill,tea,milk\n", "more fields than the header"),
-        (b"user,time,modality,text\na,2025-01-01,bill,tea\na,2025-01-01,bill,tea,milk\n", "line 3 5 fields under a header of 4: put a text that holds a comma into quotes"),
+        (
+            b"user,time,modality,text\na,2025-01-01,bill,tea\na,2025-01-01,bill,tea,milk\n",
+            "line 3 5 fields under a header of 4",
+        ),
         ("user,time,modality,text\na,2025-01-01,bill,茶和米饭\n".encode("gbk"), "save it as UTF-8"),
         ("user,time,modality,text\na,2025-01-01,bill,é".encode() + b"\xe9\n", "save it as UTF-8"),
         (b'user,time,modality,text\na,2025-01-01,bill,"tea\n', "row 1 a quote opens there and never closes"),
