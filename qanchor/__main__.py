@@ -252,7 +252,9 @@ def read_labels(path: Path, name: str = "label") -> pd.Series:
 def bench(
     name: Annotated[str, typer.Argument(help=", ".join(BENCHES))],
     data: Annotated[str, typer.Option(help="users, for tasks: journey, world[:N]")] = "journey",
-    run: Annotated[Path | None, typer.Option(help="a run's folder, for tasks and ask")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="a run's folder, for tasks and ask; a folder for the variants, for ablations")
+    ] = None,
     seeds: Annotated[int, typer.Option(help="seeds of the probes' folds")] = 5,
     as_json: Json = False,
 ) -> None:

@@ -119,9 +119,12 @@ def grade_begins(style: str, values: np.ndarray, counts: np.ndarray, horizon_day
         return np.array(silent_days(horizon_days) if style == "stop" else CUTS["trend"], dtype=float)
     if style == "count":
         values, counts = values[values > 0], counts[values > 0]
-    less = (np.cumsum(counts) - counts) / max(counts.sum(), 1)  # share of the others who have less
-    cuts = (0, *CUTS["count"]) if style == "count" else CUTS[style]
-    return np.append(values, np.inf)[np.searchsorted(less, cuts, side="left")]
+    values, total = np.append(values, np.inf), max(counts.sum(), 1)
+    less, upto = (np.cumsum(counts) - counts) / total, np.cumsum(counts) / total  # shares of the users: with less, with no more
+    if style == "count":
+        return values[np.searchsorted(less, (0, *CUTS["count"]), side="left")]
+    low, high = CUTS["level"][:2], CUTS["level"][2:]  # the low grades are those with enough above, the high with enough below
+    return values[np.append(np.searchsorted(upto, low, side="right"), np.searchsorted(less, high, side="left"))]
 
 
 def answers(

@@ -203,7 +203,7 @@ def load_backbone(name: str, dtype: str = "bfloat16", attention: str = "sdpa", s
 
 
 def recompute_activations(model: nn.Module) -> None:
-    """Keep no activations for the backward pass: they are computed again, for less memory and a third more time."""
+    """Keep no activations for the backward pass: they are computed again, which saves memory and costs time."""
     new = hasattr(model, "activation_checkpointing_enable")  # its name since transformers 5.23
     (model.activation_checkpointing_enable if new else model.gradient_checkpointing_enable)({"use_reentrant": False})
 

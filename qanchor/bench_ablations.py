@@ -64,11 +64,16 @@ def ablations(
         for name, changes in variants.items():
             began = time.perf_counter()
             folder = Path(run or scratch) / re.sub(r"\W+", "-", name)
+            wanted = config.but(**changes)
             if not (folder / "config.json").exists():
-                _train(people, config.but(**changes), folder, progress)
-            asked = embeddings_by_question(Engine(load(folder)), people, names, ("right", "wrong"))[0]
+                _train(people, wanted, folder, progress)
+            model = load(folder)
+            if model.config != wanted:
+                other = {k: v for k, v in model.config.to_dict().items() if v != getattr(wanted, k)}
+                raise ValueError(f"{folder} was trained with {other}: remove it, or name another folder with --run")
+            asked = embeddings_by_question(Engine(model), people, names, ("right", "wrong"))[0]
             both = {name: asked["right"], f"{name}, wrong": asked["wrong"]}
-            held |= hold_out(people, both, names, seeds=min(seeds, 2))
+            held |= hold_out(people, both, names, seeds=seeds)
             row = {"variant": name, "changes": changes}
             for key, method in (("auc", name), ("wrong", f"{name}, wrong")):
                 row[key] = average_auc(people, held, method)[0]

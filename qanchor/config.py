@@ -33,7 +33,7 @@ class Config:
     skip_dropout: float = 0.2
     portrait: int = 64  # numbers of `dim` that say who the user is, when a query is unlike all taught ones (with the skip only)
     taught: int = 512  # queries remembered to tell so
-    jitter: float = 0.5  # length of the noise on anchors while the heads are fitted: what is not asked for drowns in it
+    jitter: float = 0.5  # length of the noise on anchors while the heads are fitted: what is not asked drowns in it
     hidden: int = 512  # inside the projection, which both towers share
     dim: int = 128  # of the embedding
     # LoRA on every projection of the last `lora_layers` layers
@@ -55,7 +55,7 @@ class Config:
     checkpointing: bool = False  # activations of the backbone are computed again going back, instead of kept
     warm_steps: int = 400  # steps on coarse numbers alone, backbone at rest, before the joint training
     final_steps: int = 1600  # and after it: the heads are fitted to what it made of the backbone
-    warm_texts: int = 4096  # commonest answers, read once for the warm start
+    warm_texts: int = 4096  # answers, the commonest of each group, read once for the fits of the heads
     mask_after: float = 0.2  # share of the steps after which false negatives are masked
     warm_rows: int = 1024  # pairs a warm step
     warm_queries: int = 16  # of them for one user

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from .schema import MAX_TEXT, DataError
+from .schema import FIRST, LARGEST, MAX_TEXT, DataError
 
 NULLS = re.compile("[\x00\uffff]")  # U+FFFF is no character: the null bytes of a csv file are read as it
 HIDDEN = re.compile(  # controls, soft hyphens, zero widths, turns of direction, tags; joiners only where no script needs them
@@ -28,6 +28,7 @@ NOT_WORDS = (bytes, list, tuple, dict, set, np.ndarray)
 EMPTY = "empty (a csv file's NA, null and None count as empty): fill it or drop the row"
 TRUTHS = {"yes": 1.0, "true": 1.0, "y": 1.0, "no": 0.0, "false": 0.0, "n": 0.0}
 OFFSET = r"[T ].*?(Z|[+-]\d\d(?::?\d\d)?)$"
+SECOND = (("seconds", 1), ("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9))
 COMMA = r"-?\d+,(?:\d{1,2}|\d{4,})"  # three digits could be thousands
 
 
@@ -143,12 +144,35 @@ def words(notes: Notes, file: str, given: pd.Series) -> tuple[pd.Series, dict[st
         cure = f"over {MAX_TEXT:,} characters: shorten it"
         notes.rows(file, given, _marked(len(raw), long)[codes], cure, f"cut to {MAX_TEXT:,} characters")
         clean = [text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…" for text in clean]
+    if trim:
+        mixed = _marked(len(raw), (i for i, text in enumerate(clean) if len(_alphabets(text)) > 1))
+        cure = "letters of two alphabets in one word, which may look like another: write it in one"
+        notes.rows(file, given, mixed[codes], cure, severe=False)
+        _note_alike(notes, file, given, codes, clean)
     if given.name == "user" and file.endswith(".csv"):
         _note_numbers(notes, file, given, codes, clean)
     places, kinds = pd.factorize(np.array(clean, object))
     places[empty[:-1]] = -1
     column = pd.Categorical.from_codes(np.append(places, -1)[codes], kinds)
     return pd.Series(column, given.index, name=given.name).cat.remove_unused_categories(), dict(zip(raw, clean, strict=True))
+
+
+def _alphabets(text: str) -> set[str]:
+    """Name the alphabets that a word mixes, of those whose letters look alike."""
+    if text.isascii():
+        return set()
+    found = [{unicodedata.name(c, "").split()[0] for c in word if c.isalpha()} for word in re.findall(r"\w+", text)]
+    return max((names & {"LATIN", "CYRILLIC", "GREEK"} for names in found), key=len, default=set())
+
+
+def _note_alike(notes: Notes, file: str, given: pd.Series, codes: np.ndarray, clean: list[str]) -> None:
+    """Note names that differ in case or form alone, such as Bill and bill."""
+    folded: dict[str, str] = {}
+    for i, text in enumerate(clean):
+        first = folded.setdefault(unicodedata.normalize("NFKC", text).casefold(), text)
+        if text and text != first:
+            at = _marked(len(clean), [i])[codes]
+            notes.rows(file, given, at, f"like {first!r} but for case or form: one and the same?", severe=False)
 
 
 def _marked(n: int, at) -> np.ndarray:
@@ -189,6 +213,12 @@ def _decoded(value) -> str | None:
 
 def times(notes: Notes, file: str, given: pd.Series) -> pd.Series:
     """Mend a column of times: datetime64[us] in UTC without a zone, missing where there is no time to read."""
+    time = _read_times(notes, file, given)
+    notes.rows(file, given, time < FIRST, f"before {FIRST.year}: is the year right?")
+    return time.mask(time < FIRST)
+
+
+def _read_times(notes: Notes, file: str, given: pd.Series) -> pd.Series:
     if pd.api.types.is_datetime64_any_dtype(given):
         zone = getattr(given.dtype, "tz", None)
         if zone is not None and str(zone) != "UTC":
@@ -205,8 +235,9 @@ def times(notes: Notes, file: str, given: pd.Series) -> pd.Series:
     blank = plain.str.strip() == ""
     notes.rows(file, given, blank, EMPTY, "row dropped")
     wrong = time.isna() & ~blank
-    seconds = pd.to_numeric(plain[wrong], errors="coerce").between(1e8, 4e9).any()
-    hint = " (these numbers look like seconds since 1970)" if seconds else ""
+    since = pd.to_numeric(plain[wrong], errors="coerce")
+    units = [name for name, parts in SECOND if (since / parts).between(1e8, 4e9).any()]
+    hint = f" (these numbers look like {units[0]} since 1970)" if units else ""
     notes.rows(file, given, wrong, f"not a time: write it as 2025-01-31 18:00:00{hint}")
     return time
 
@@ -232,6 +263,7 @@ def numbers(notes: Notes, file: str, given: pd.Series, label: bool = False, comm
         notes.rows(file, given, values.isna() & given.notna(), cure)
     notes.rows(file, given, np.isinf(values), "not finite: leave the cell empty", "emptied")
     values = values.mask(np.isinf(values))
+    notes.rows(file, given, values.abs() > LARGEST, f"beyond {LARGEST:.0e}: is that meant?")
     if label:
         notes.rows(file, given, values.notna() & ~values.isin([0, 1]), "a label is 0, 1 or empty")
     return values

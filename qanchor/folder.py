@@ -17,6 +17,12 @@ from .faults import Notes, decode, numbers, tidy, times, words
 from .schema import REQUIRED
 
 ABOUT = ("name", "unit", "cutoff", "horizon_days", "modalities")
+LIKELY = {  # what tables elsewhere call these columns
+    "user": ("user_id", "userid", "uid", "id", "customer", "customer_id", "client_id", "account_id", "household_id"),
+    "time": ("timestamp", "datetime", "date", "ts", "event_time", "created_at"),
+    "modality": ("source", "channel", "type", "kind", "event_type"),
+    "text": ("description", "event", "event_name", "title", "item", "product", "name"),
+}
 DAY, YEAR, LONGEST = pd.Timedelta(days=1), pd.Timedelta(days=366), 3660  # days of a horizon
 
 
@@ -100,6 +106,8 @@ class Folder:
         if parted != ",":
             self.notes.whole(path.name, stem, parted, "columns parted so: part them by commas", "read so")
             self.comma.add(stem)
+        for name in sorted({name for name in head[parted] if head[parted].count(name) > 1}):
+            self.notes.whole(path.name, name, head[parted], "two columns of one name: rename one")
         kept = {name: str for name in head[parted] if tidy(name, True).lower() in REQUIRED}
         raw = io.BytesIO(text.replace("\x00", "\uffff").encode())
         frame = pd.read_csv(raw, sep=parted, dtype=kept, low_memory=False)
@@ -125,7 +133,8 @@ class Folder:
         frame = frame.loc[:, ~frame.columns.duplicated()]
         missing = [name for name in needed if name not in frame.columns]
         for name in missing:
-            self.notes.whole(file, name, list(frame.columns), f"missing: needed are {', '.join(needed)}")
+            near = next((f" (is it {other!r}?)" for other in frame.columns if other.lower() in LIKELY.get(name, ())), "")
+            self.notes.whole(file, name, list(frame.columns), f"missing{near}: needed are {', '.join(needed)}")
         return None if missing else frame
 
     def _events(self, frame: pd.DataFrame) -> pd.DataFrame:

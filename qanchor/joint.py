@@ -80,9 +80,10 @@ class Samples:
         return meaning[:, None] == meaning[None]
 
     def common(self, most: int) -> Samples:
-        """Keep the pairs of `most` answers, the commonest, but some of every topic, grade and horizon.
+        """Keep the pairs of `most` answers: the commonest, weighed within their topic, grade and horizon.
 
         By counts alone the fits would hardly ever see a high grade of a short horizon, and could not tell it from a low one.
+        Summaries, nearly all of them distinct, mostly drop out.
         """
         counts = np.bincount(self.answer, minlength=len(self.answers))
         group = np.zeros(len(counts), int)

@@ -66,6 +66,7 @@ class Sources(NamedTuple):
 
 
 def find_sources(events: pd.DataFrame) -> Sources:
+    """Look at the events before a cut-off."""
     paid = pd.DataFrame(columns=["sum", "size"], dtype=float)
     if "amount" in events:
         paid = events[events["amount"] > 0].groupby("modality", observed=True)["amount"].agg(["sum", "size"])
@@ -90,7 +91,7 @@ class Span:
 
     def occasions(self, topic: Topic):
         """Give the occasions of a topic: the events of its modality if there were any before the cut-off, or else by words."""
-        by_modality = topic.measure.removeprefix("modality:") in self.sources.seen
+        by_modality = topic.measure in {f"modality:{name}" for name in self.sources.seen}
         return self.within(self.records.streams[topic.measure if by_modality else topic.name])
 
     def within(self, stream):

@@ -35,6 +35,9 @@ class QAnchor(nn.Module):
     def __init__(self, config: Config, reader: Reader, seed: int = 0):
         super().__init__()
         self.config, self.reader = config, reader
+        if config.skip and reader.portrait.shape[1] != config.portrait:
+            told = f"the reader's portrait has {reader.portrait.shape[1]} numbers, config.portrait is {config.portrait}"
+            raise ValueError(f"{told}: fit the reader with this config")
         self.backbone, self.tokenizer = load_backbone(config.backbone, config.dtype, config.attention, seed)
         self.backbone.requires_grad_(False)
         if config.checkpointing:

@@ -63,7 +63,8 @@ def make_pairs(
     week and three months where the users' own is a month); within one, no topic comes twice. A grade compares a user with all
     others at the same cut-off; rare grades are drawn more often, so every topic has both ends. Nothing at or after
     `users.cutoff` is read; a profile pair reads nothing from its own cut-off on, and what follows a cut-off is asked only for
-    the horizons that are over by then. `held_out` asks in the wordings kept for tests only.
+    the horizons that are over by then. `held_out` asks in the wordings kept for tests only; for topics kept
+    for tests, give `topics=TAUGHT` (of `qanchor.topics`).
     Columns `user, cutoff, query, answer, topic, kind, horizon_days` (looked ahead; of a profile, what counts as lately) and
     `grade` (0 to 4, -1 for summaries); no rows when nobody has enough events. After the paper's UserU.
     Raises ValueError for a cut-off after the users' own, and when no cut-off fits into the history.

@@ -17,10 +17,11 @@ from .about import checked_about
 from .journey import arrow_table
 from .measures import OFFERS, Sources, sources_of
 from .moments import Wish, moments, spread_cutoffs
-from .schema import REQUIRED, DataError, Users
+from .schema import FIRST, LAST, REQUIRED, DataError, Users
 
 NUMBERS = ("amount", "discount", "private")  # the number columns that a measure looks at
 HASH = """('0x' || substr(md5("user"), 1, 15))::bigint"""  # in SQL what `user_hash` is in Python
+ISO = r"\s*\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.,]\d{1,9})?)?\s?(Z|[+-]\d\d(:?\d\d)?)?)?\s*"  # DuckDB reads more: `epoch`
 PLACE = ("_file", "_row")  # where an event stood: events alike in all else keep their order, and errors can name it
 
 
@@ -33,6 +34,10 @@ class Table:
     about: dict
     rows: int
     key: str
+
+    def name_of(self, file: int) -> str:
+        """Name a file by its number, from 1 on."""
+        return self.files[file - 1].name if self.files else "events"
 
 
 def open_table(source: Users | Path | str) -> Table:
@@ -101,21 +106,36 @@ def _view(base, table: Table) -> list[str]:
         base.execute(f"create view given as select *, list_position([{files}], filename) as _file from {given}")
     base.execute("set TimeZone = 'UTC'")
     types = {name: kind for name, kind, *_ in base.sql("describe given").fetchall()}
-    name = table.files[0].name if table.files else "events"
+    name = table.name_of(1)
     for column in REQUIRED:
         if column not in types:
             raise DataError(name, None, column, list(types), f"missing: needed are {', '.join(REQUIRED)}")
     time = "try_cast(try_cast(time as timestamptz) as timestamp)"  # by way of a zone: else an offset in a text is passed over
+    if types["time"].startswith(("VARCHAR", "ENUM")):
+        time = f"case when regexp_full_match(time, '{ISO}') then {time} end"
     if types["time"] == "TIMESTAMP_NS":
         time = "make_timestamp(epoch_ns(time) // 1000)"  # as pandas does; a cast would round
     if not types["time"].startswith(("TIMESTAMP", "DATE", "VARCHAR", "ENUM")):
         raise DataError(name, None, "time", types["time"], "not a time: write it as 2025-01-31 18:00:00")
+    _only_numbers(base, table, types)
     columns = [column for column in (*REQUIRED, *NUMBERS) if column in types]
     same = [f'"{column}"' for column in NUMBERS if column in types]
-    words = [f'"{column}"::varchar as "{column}"' for column in ("user", "modality", "text")]
+    said = {c: f"if({c}, 'True', 'False')" if types[c] == "BOOLEAN" else f"{c}::varchar" for c in ("user", "modality", "text")}
+    words = [f'case when "{c}" is not null then {word} end as "{c}"' for c, word in said.items()]
     chosen = ", ".join([*words, f"{time} as time", *same, "_file", "file_row_number as _row", "time as given_time"])
     base.execute(f"create view events as select {chosen} from given")
     return columns
+
+
+def _only_numbers(base, table: Table, types: dict[str, str]) -> None:
+    """Refuse a further column that holds words, as memory does, though no measure looks at it."""
+    for column in types.keys() - {*REQUIRED, *NUMBERS, "_file", "file_row_number", "filename"}:
+        name = '"' + column.replace('"', '""') + '"'
+        words = f"{name} is not null and try_cast({name} as double) is null"
+        place = "_file, file_row_number"
+        if found := base.sql(f"select {name}, {place} from given where {words} order by {place} limit 1").fetchall():
+            [(value, file, place)] = found
+            raise DataError(table.name_of(file), place, column, value, "not a number: encode it, or drop the column")
 
 
 def _scan(base, table: Table, columns: list[str], cutoffs: Iterable | None, wish: Wish) -> dict:
@@ -128,11 +148,12 @@ def _scan(base, table: Table, columns: list[str], cutoffs: Iterable | None, wish
     ).df()
     if not len(days):
         raise DataError("events", None, "user", "no rows", "the table is empty: give at least one event")
-    if days["day"].isna().any():
-        row = "select given_time::varchar, _file, _row from events where time is null order by _file, _row limit 1"
-        [(value, file, place)] = base.sql(row).fetchall()
-        name = table.files[file - 1].name if table.files else "events"
-        raise DataError(name, place, "time", value, "not a time: write it as 2025-01-31 18:00:00")
+    if not ((days["first"] >= FIRST) & (days["last"] < LAST)).all():  # or there is none
+        wrong = f"time is null or time < '{FIRST}' or time >= '{LAST}'"
+        row = f"select given_time::varchar, _file, _row, time from events where {wrong} order by _file, _row limit 1"
+        [(value, file, place, time)] = base.sql(row).fetchall()
+        cures = "not a time: write it as 2025-01-31 18:00:00", f"not from {FIRST.year} to {LAST.year - 1}: is the year right?"
+        raise DataError(table.name_of(file), place, "time", value, cures[time is not None])
     cutoff = days["last"].max() + pd.Timedelta(1, "us") if end is None else pd.Timestamp(end)
     history = days[days["past"]]
     order = list(table.about["modalities"]) or sorted(history["modality"].dropna().unique())

@@ -92,7 +92,7 @@ def held_out_scores(
 
     x, y, known = _checked(embeddings, labels, folds)
     scores, fold = np.full((seeds, len(embeddings)), np.nan), np.full((seeds, len(embeddings)), -1)
-    with threadpool_limits(1):  # in fits so small threads wait for each other: five times slower on 1,000 columns and 2 cores
+    with threadpool_limits(1):  # in fits so small, threads only wait for each other
         for row in range(seeds):
             splits = StratifiedKFold(folds, shuffle=True, random_state=seed + row).split(x, y)
             for number, (train, test) in enumerate(splits):

@@ -13,17 +13,17 @@ from .topics import TOPICS, Topic, by_name, match
 EVER = pd.Timestamp.min
 
 
-def reflect(users: Users, pairs: pd.DataFrame) -> pd.Series:
+def reflect(users: Users, pairs: pd.DataFrame, topics: tuple[Topic, ...] = TOPICS) -> pd.Series:
     """Check every grade and every number that the answers claim, by a second route; True where all of it holds.
 
-    Plain pandas from the events on, slow: meant for samples of a few hundred pairs. `users` must be those of `make_pairs`,
-    for grades compare users.
+    Plain pandas from the events on, slow: meant for samples of a few hundred pairs. `users` and `topics` must be those
+    of `make_pairs`: grades compare users, summaries choose among topics.
 
     Example:
         >>> reflect(users, make_pairs(users).sample(200, random_state=0)).all()  # doctest: +SKIP
         True
     """
-    plain = _Plain(users)
+    plain = _Plain(users, topics)
     said = [_summaries(plain, pair) if pair.topic == "summary" else _sentences(plain, pair) for pair in pairs.itertuples()]
     return pd.Series([answer in may for answer, may in zip(pairs["answer"], said, strict=True)], index=pairs.index, dtype=bool)
 
@@ -41,7 +41,7 @@ def _sentences(plain: _Plain, pair) -> set[str]:
 def _summaries(plain: _Plain, pair) -> set[str]:
     """Write the summaries, of three or of four topics, that are true of this user."""
     days = pair.horizon_days
-    values = {t: plain.table(t, pair.cutoff, "future", days)["value"] for t in TOPICS if style_of(t) == "count"}
+    values = {t: plain.table(t, pair.cutoff, "future", days)["value"] for t in plain.topics if style_of(t) == "count"}
     mine = np.array([value[pair.user] for value in values.values()])
     lower = np.array([(value < value[pair.user]).mean() for value in values.values()])
     active = by_name("active")
@@ -62,15 +62,18 @@ def _grade(topic: Topic, values: pd.Series, value: float, horizon_days: int) -> 
         return 0
     others = [other for other in values if other > 0 or (style == "level" and other == 0)]
     lower = sum(bool(other < value) for other in others) / len(others)
+    if style == "level":
+        higher = sum(bool(other > value) for other in others) / len(others)
+        return 2 + (lower >= 0.6) + (lower >= 0.8) - (higher >= 0.6) - (higher >= 0.8)
     return sum(lower >= cut for cut in CUTS[style]) + int(style == "count")
 
 
 class _Plain:
     """Compute one measure at a time from the events, in plain pandas."""
 
-    def __init__(self, users: Users):
+    def __init__(self, users: Users, topics: tuple[Topic, ...]):
         past = users.history()
-        self.users = users
+        self.users, self.topics = users, topics
         self.events = past.assign(user=past["user"].astype(str), modality=past["modality"].astype(str))
         self.texts = past["text"].cat.categories
         self.speaks = match(self.texts)
@@ -110,9 +113,10 @@ class _Plain:
         return self.tables[key]
 
     def counted(self, topic: Topic, low, high, cutoff) -> pd.DataFrame:
-        now, name = self.between(low, high), topic.measure.removeprefix("modality:")
-        speaks, seen = self.texts[self.speaks[:, TOPICS.index(topic)]], self.between(EVER, cutoff)["modality"]
-        chosen = now[now["modality"] == name] if (seen == name).any() else now[now["text"].isin(speaks)]
+        now, speaks = self.between(low, high), self.texts[self.speaks[:, TOPICS.index(topic)]]
+        kind, _, name = topic.measure.partition(":")
+        by_modality = kind == "modality" and (self.between(EVER, cutoff)["modality"] == name).any()
+        chosen = now[now["modality"] == name] if by_modality else now[now["text"].isin(speaks)]
         by = chosen.groupby("user")
         spent = by["amount"].sum() if "amount" in chosen else 0.0
         last = (high - by["time"].max()) / pd.Timedelta(days=1)
@@ -142,11 +146,11 @@ class _Plain:
         now = self.between(low, high)
         if "amount" not in now:
             return pd.Series(dtype=float)
-        money = find_sources(self.between(EVER, cutoff))
+        sources = find_sources(self.between(EVER, cutoff))
         if measure == "discount":
-            things = now[now["modality"] == money.single].dropna(subset="discount") if "discount" in now else now[:0]
+            things = now[now["modality"] == sources.single].dropna(subset="discount") if "discount" in now else now[:0]
             return (things["discount"] > 0).groupby(things["user"]).mean() if len(things) else pd.Series(dtype=float)
-        paid = now[(now["modality"] == money.whole) & now["amount"].notna()]
+        paid = now[(now["modality"] == sources.whole) & now["amount"].notna()]
         if measure in ("spend", "basket"):
             return paid.groupby("user")["amount"].agg("sum" if measure == "spend" else "mean")
         told = paid[paid[measure].notna()] if measure in paid else paid[:0].assign(**{measure: np.nan})

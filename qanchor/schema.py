@@ -15,6 +15,8 @@ from .files import write_whole
 
 REQUIRED = ("user", "time", "modality", "text")
 MAX_TEXT = 2_000  # characters; the text encoder reads about 256 tokens, so more is a mistake upstream
+FIRST, LAST = pd.Timestamp("1900-01-01"), pd.Timestamp("2200-01-01")  # no behaviour is older, and none is known from then on
+LARGEST = 1e15  # of a number: beyond it sums lose their cents, and at last overflow
 
 
 @dataclass(frozen=True)
@@ -199,12 +201,15 @@ def checked_events(events: pd.DataFrame, source="events") -> pd.DataFrame:
     time = pd.to_datetime(given, errors="coerce", utc=True, format="ISO8601").dt.tz_localize(None)
     clock = given.isin(("now", "today")) if given.dtype in (object, "str") else False  # pandas would look at the clock
     _refuse(source, "time", events["time"], time.isna() | clock, "not a time: write it as 2025-01-31 18:00:00")
+    odd = (time < FIRST) | (time >= LAST)
+    _refuse(source, "time", events["time"], odd, f"not from {FIRST.year} to {LAST.year - 1}: is the year right?")
     out.insert(1, "time", time.astype("datetime64[us]"))
     for column in events.columns.difference(REQUIRED, sort=False):
         values = pd.to_numeric(events[column], errors="coerce").astype(float)
         words = values.isna() & events[column].notna()
         _refuse(source, column, events[column], words, "not a number: encode it, or drop the column")
         _refuse(source, column, events[column], np.isinf(values), "not finite: leave the cell empty")
+        _refuse(source, column, events[column], values.abs() > LARGEST, f"beyond {LARGEST:.0e}: is that meant?")
         out[column] = values
     return out.reset_index(drop=True)
 

@@ -62,7 +62,7 @@ brand | bill 1.8, spm 2 | brand 1 | 70 bought | brands | sneakers from the offic
   collection, limited edition cosmetics | Northwind Official Store, Aurora Flagship, Lumen Brand
 fashion | bill, spm 1.5 | brand .6 | 45 bought | clothes | a summer dress, running shoes, a handbag, a denim jacket, warm
   clothes | Fashion Lane, Shoe Loft, Dress Circle
-promo | mini 2, spm 2 | thrift 1 | 6 claimed | offers | a special offer, cashback on lunch, sale event coupons, a promo game |
+promo | mini 2, spm 2 | thrift 1 | 6 claimed | offers | a special offer, cashback on lunch, a sale event gift, a promo game |
   Special Offers, Cashback Hunt, Sale Event Guide
 bargains | mini 1.5 | thrift .9 | 11 bought | offers | a flash sale, group buy fruit, clearance shirts, second hand books |
   Bargain Bay, Group Buy, Flash Sale

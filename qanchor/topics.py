@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 HELD_OUT = 1  # the last `HELD_OUT` profile and future wordings of each topic are for tests: no training pair may use them
+# left out of `TAUGHT`: pretrain on pairs of `TAUGHT` alone, and these show what a model makes of a question nobody taught it
+HELD_OUT_TOPICS = ("insurance", "cinema", "bulk", "luxury", "vitamins", "commute", "pets", "coffee", "electronics")
 
 # Frames are turned by the topic's place in the table, so no frame always stands last or always means one topic.
 PROFILE_FRAMES = (
@@ -125,7 +127,7 @@ luxury | loyalty | words | luxur, designer, watch, jewel, fine dining, first cla
   | buy something luxurious | luxury | used to the finer things | Is @ well off? | Does @ have a high income?
   | Will @ buy something expensive? | Will @ pay for quality next month?
 weekend | timing | weekend | - | be active at the weekend | weekend activity | mostly active at weekends
-  | Does @ come on Saturdays and Sundays? | Are weekends the time of @? | Will @ be around at weekends? | Will @ come on Sunday?
+  | Does @ come on Saturdays and Sundays? | Are weekends the time of @? | Will @ be a weekend visitor? | Will @ come on Sunday?
 evening | timing | evening | - | be active in the evening | evening activity | an evening type | Does @ come after work?
   | Are evenings the time of @? | Will @ be around in the evenings? | Will @ come after six?
 night | timing | night | - | be active late at night | late nights | awake late at night | Is @ a night owl?
@@ -281,9 +283,8 @@ def by_name(name: str) -> Topic:
 
 
 def _topic(row: str, place: int) -> Topic:
-    fields = [" ".join(field.split()).replace("@", "this {user}") for field in row.split("|")]
-    name, domain, measure, stems, does, thing, state, *asked = fields
-    words = tuple(word.strip() for word in stems.split(",") if word.strip() != "-")
+    name, domain, measure, stems, does, thing, state, *asked = " ".join(row.split()).replace("@", "this {user}").split(" | ")
+    words = () if stems == "-" else tuple(word.strip() for word in stems.split(","))
     frames = PROFILE_FRAMES + WORD_FRAMES if measure == "words" else PROFILE_FRAMES
 
     def fill(frames: tuple[str, ...], count: int) -> list[str]:
@@ -295,4 +296,5 @@ def _topic(row: str, place: int) -> Topic:
 
 
 TOPICS: tuple[Topic, ...] = tuple(_topic(row, place) for place, row in enumerate(re.split(r"\n(?=\S)", TABLE.strip())))
+TAUGHT: tuple[Topic, ...] = tuple(topic for topic in TOPICS if topic.name not in HELD_OUT_TOPICS)
 _BY_NAME = {topic.name: topic for topic in TOPICS}

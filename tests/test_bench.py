@@ -154,6 +154,10 @@ def test_ablations_compare_with_the_first_and_take_up_what_is_there(users, tmp_p
     stages.clear()
     again = bench.ablations(lambda: users, tmp_path, 1, **how)
     assert not stages and [row["auc"] for row in again["rows"]] == [row["auc"] for row in found["rows"]]
+    with pytest.raises(
+        ValueError, match=r"whole was trained with .*'steps': 2.*: remove it, or name another folder with --run"
+    ):
+        bench.ablations(lambda: users, tmp_path, 1, **how | {"config": config.but(steps=3)})
     assert set(PAPER) < set(VARIANTS) and all(SMALL.but(**changes) for changes in VARIANTS.values())
 
 

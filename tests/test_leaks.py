@@ -148,6 +148,18 @@ def test_a_modality_seen_between_a_sample_and_the_cutoff_changes_no_pair_before_
     pd.testing.assert_frame_equal(told[past].reset_index(drop=True), after[after["kind"] == "profile"].reset_index(drop=True))
 
 
+@pytest.mark.parametrize("name", ["words", "events", "modality:coupon"])
+def test_a_modality_named_like_a_measure_is_a_modality_like_any_other(name):
+    rows = [(user, -1440 * day, "bill", "beer", 2.0) for k, user in enumerate(IDS) for day in range(5, 40 + k)]
+    frame = frame_of(rows)
+    told, other = (
+        make_pairs(users_of(frame.assign(modality=kind), [1.0] * 8, [1.0] * 8, None), cutoffs=[CUTOFF - HORIZON])
+        for kind in (name, "till")
+    )
+    assert len(told)
+    pd.testing.assert_frame_equal(told, other)
+
+
 def test_a_modality_first_seen_after_the_cutoff_changes_no_pair_before_it():
     """Modalities may be undeclared: then those of the history alone decide how it is counted."""
     rows = [(user, -1440 * day, "bill", "coupon redeemed: beer", 2.0) for k, user in enumerate(IDS) for day in range(5, 40 + k)]

@@ -5,8 +5,10 @@ import torch
 from tiny import QUERIES, forward, make_model, make_users
 
 from qanchor.batch import batch_users, branch_mask, branches, length_groups
+from qanchor.config import TINY
 from qanchor.encoder import EVENT, GROUP, HABIT, MODALITY, USER
 from qanchor.heads import Skip
+from qanchor.model import build
 
 ANSWERS = ("Very likely to travel: twice.", "No.", "Rather unlikely to stop, as far as the records say.", "Yes, often")
 ROWS = [0, 1, 2, 8]  # users with many events, one, seven and none
@@ -199,3 +201,9 @@ def test_the_seed_decides_the_weights():
     state = torch.random.get_rng_state()
     make_model(seed=3)
     assert torch.equal(state, torch.random.get_rng_state())  # nobody's random numbers are disturbed
+
+
+def test_a_reader_of_another_portrait_is_refused():
+    reader = make_model().reader
+    with pytest.raises(ValueError, match=r"the reader's portrait has \d+ numbers, config.portrait is 3: fit the reader with"):
+        build(TINY.but(portrait=3), reader)

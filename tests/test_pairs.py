@@ -10,7 +10,7 @@ from qanchor.answers import CUTS, answers, grades, style_of
 from qanchor.pairs import COLUMNS, SUMMARY_QUERY, default_cutoffs, make_pairs
 from qanchor.reflect import reflect
 from qanchor.schema import Users
-from qanchor.topics import HELD_OUT, TOPICS, by_name
+from qanchor.topics import HELD_OUT, HELD_OUT_TOPICS, TAUGHT, TOPICS, by_name
 from qanchor.world import make_world
 
 START, CUTOFF, MIDDLE = pd.Timestamp("2025-01-01"), pd.Timestamp("2025-04-01"), pd.Timestamp("2025-02-20")
@@ -243,3 +243,22 @@ def test_the_summary_says_when(world, pairs):
     told = pairs[pairs["topic"] == "summary"]
     said = told["answer"].str.extract(r"mostly in the (first|middle|last) third")[0]
     assert 0.02 < said.notna().mean() < 0.9 and reflect(world, told.sample(40, random_state=1)).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_said_of_most_users_is_true_of_most_users(seed):
+    """Ties are told by what is true of them: of equal users, nobody is "in the lowest fifth" for there being many."""
+    rng = np.random.default_rng(seed)
+    value = rng.choice(rng.integers(1, 9, 4), int(rng.integers(1, 60))).astype(float)
+    for v, grade in zip(value, grades("level", value), strict=True):
+        lower, higher = (value < v).mean(), (value > v).mean()
+        assert (higher >= 0.8, higher >= 0.6, True, lower >= 0.6, lower >= 0.8)[grade]
+        assert grade != 2 or max(lower, higher) < 0.6
+
+
+def test_topics_kept_for_tests_are_neither_asked_about_nor_mentioned(world):
+    assert len(TAUGHT) + len(HELD_OUT_TOPICS) == len(TOPICS) and {by_name(name) for name in HELD_OUT_TOPICS}.isdisjoint(TAUGHT)
+    told = make_pairs(world, topics=TAUGHT)
+    assert set(told["topic"]) <= {topic.name for topic in TAUGHT} | {"summary"}
+    assert not told["answer"].str.contains("|".join(by_name(name).thing for name in HELD_OUT_TOPICS)).any()
+    assert reflect(world, told.sample(100, random_state=0), TAUGHT).all()

@@ -74,7 +74,7 @@ def test_a_table_without_order_or_story(world, tmp_path):
     events = world.events.astype({"user": str, "modality": str, "text": str}).sample(frac=1, random_state=0)
     (tmp_path / "many").mkdir()
     for part in range(3):
-        events.iloc[part::3].assign(odd="words").to_parquet(tmp_path / f"many/{part}.parquet")
+        events.iloc[part::3].assign(odd=0.5).to_parquet(tmp_path / f"many/{part}.parquet")
     write_pairs(tmp_path / "many", tmp_path / "out", shards=2)
     same(tmp_path / "out", Users.from_events(pd.concat([events.iloc[part::3] for part in range(3)])))
 
@@ -159,22 +159,30 @@ def test_a_change_makes_all_anew_and_a_loss_is_made_up(world, tmp_path):
 
 FAULTS = {
     "time": ("soon", "'soon': not a time"),
+    "time, as a data base reads it": ("epoch", "'epoch': not a time"),
+    "time without end": ("infinity", "'infinity': not a time"),
+    "time of a place": ("2025-01-04 10:00:00 Europe/Berlin", "not a time"),
+    "time of long ago": ("0001-01-01 10:00:00", "is the year right"),
     "text": (" ", "empty: fill it"),
     "user": (None, "a user needs an id|empty: fill it"),
     "modality": (None, "empty: fill it"),
     "amount": ("much", "not a number"),
+    "note": ("a further column", "not a number"),
 }
 
 
-@pytest.mark.parametrize("column", FAULTS)
-def test_a_fault_is_told_by_its_row_in_the_file(world, tmp_path, column):
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_fault_is_told_by_its_row_in_the_file(world, tmp_path, case):
+    (value, cure), column = FAULTS[case], case.split()[0].strip(",")
     events = world.events.astype({"user": str, "modality": str, "text": str, "time": str, "amount": object})
-    events.loc[777, column] = FAULTS[column][0]
-    if column == "amount":
-        events[column] = events[column].map(lambda value: None if pd.isna(value) else str(value))
+    events = events.assign(note=None)
+    events.loc[777, column] = value
+    for name in ("amount", "note"):
+        events[name] = events[name].map(lambda value: None if pd.isna(value) else str(value))
     events.to_parquet(tmp_path / "events.parquet", index=False)
-    with pytest.raises(DataError, match=f"events.parquet, row 777, column '{column}': .*({FAULTS[column][1]})"):
-        write_pairs(tmp_path, tmp_path / "out", shards=3)
+    for read in (lambda: write_pairs(tmp_path, tmp_path / "out", shards=3), lambda: load_users(tmp_path)):
+        with pytest.raises(DataError, match=f"events.parquet, row 777, column '{column}': .*({cure})"):
+            read()
     assert not list((tmp_path / "out").glob("pairs-*"))
 
 
