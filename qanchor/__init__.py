@@ -1,7 +1,7 @@
 """Ask questions of user behaviour: query-conditioned user embeddings (Query as Anchor, arXiv 2602.14492)."""
 
 from .batch import batch_users
-from .config import FULL, SMALL, TINY, Config
+from .config import FULL, MEDIUM, SMALL, TINY, Config
 from .engine import Asker, Cache, Engine
 from .journey import load_journey, load_movielens
 from .losses import autoregressive_loss, contrastive_loss, prototype_loss
@@ -19,6 +19,7 @@ from .world import make_world, world_truth
 
 __all__ = [
     "FULL",
+    "MEDIUM",
     "SMALL",
     "TINY",
     "Asker",

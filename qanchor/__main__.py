@@ -23,13 +23,14 @@ from .bench import BENCHES
 from .checkpoints import Checkpoint
 from .files import write_whole
 from .machine import machine
+from .moments import default_cutoffs
 from .runs import RunError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object, on the last line of stdout")]
 UsersOf = Annotated[str, typer.Option("--users", help="a folder, or world[:N], journey[:CUTOFF], movielens")]
 RunOf = Annotated[Path, typer.Option("--run", help="a run's folder, as in data/runs/")]
-PRESETS = {"tiny": qa.TINY, "small": qa.SMALL, "full": qa.FULL}
+PRESETS = {"tiny": qa.TINY, "small": qa.SMALL, "medium": qa.MEDIUM, "full": qa.FULL}
 
 
 def open_users(name: str, stream: bool = False) -> qa.Users | Path:
@@ -116,7 +117,7 @@ def pairs(
 def train(
     users: UsersOf,
     out: Annotated[Path, typer.Option(help="where the run is kept")],
-    preset: Annotated[str, typer.Option(help="tiny, small or full")] = "small",
+    preset: Annotated[str, typer.Option(help="tiny, small, medium or full")] = "small",
     minutes: Annotated[float | None, typer.Option(help="time for the training, warm start included")] = None,
     steps: Annotated[int | None, typer.Option(help="joint steps (default: the preset's)")] = None,
     resume: Annotated[bool, typer.Option(help="go on from the last checkpoint beside OUT")] = False,
@@ -131,7 +132,9 @@ def train(
         raise ValueError(f"--preset {preset}: there are {', '.join(PRESETS)}")
     config = PRESETS[preset].but(**dict(_field(c) for c in change or []))
     people, bars, began = open_users(users), Bars(), time.monotonic()
-    pairs = qa.make_pairs(people, per_sample=config.pairs_per_sample, seed=seed)
+    pairs = qa.make_pairs(
+        people, per_sample=config.pairs_per_sample, cutoffs=default_cutoffs(people, config.cutoffs), seed=seed
+    )
     samples = pairs[["user", "cutoff"]].drop_duplicates()
     model = qa.build(config, qa.Reader.fit(people, samples, config, lambda d, t: bars("fitting the reader", d, t)), seed)
     checkpoint = out.with_name(f".{out.name}.checkpoint")

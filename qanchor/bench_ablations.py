@@ -13,6 +13,7 @@ from .bench_tasks import askable, embeddings_by_question
 from .config import SMALL, Config
 from .engine import Engine
 from .model import build
+from .moments import default_cutoffs
 from .pairs import make_pairs
 from .reader import Reader
 from .runs import load, save
@@ -31,6 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no jitter": {"jitter": 0.0},
     "no portrait": {"portrait": 0},
     "appendable layout": {"layout": "appendable"},
+    "half the cut-offs": {"cutoffs": 3},
     "half the pairs": {"pairs_per_sample": 48},
     "a quarter of the pairs": {"pairs_per_sample": 24},
 }
@@ -83,6 +85,6 @@ def ablations(
 
 
 def _train(people: Users, config: Config, folder: Path, progress) -> None:
-    pairs = make_pairs(people, per_sample=config.pairs_per_sample)
+    pairs = make_pairs(people, per_sample=config.pairs_per_sample, cutoffs=default_cutoffs(people, config.cutoffs))
     model = build(config, Reader.fit(people, pairs[["user", "cutoff"]].drop_duplicates(), config))
     save(model, folder, train(model, people, pairs, progress=progress))

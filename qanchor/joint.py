@@ -19,6 +19,7 @@ from .reader import Readings
 from .schema import Users
 
 EVENLY = 0.75  # 0: the commonest answers of all; 1: the commonest of each group alike
+SUMMARIES = 4  # every so many-th answer of the fits is a summary
 
 
 def check_pairs(pairs: pd.DataFrame, users: Users) -> None:
@@ -56,6 +57,8 @@ class Samples:
         self.answer, self.answers = pd.factorize(pairs["answer"])
         self.meaning = self._meaning(pairs)
         self.group = _numbered(pairs, ("topic", "kind", "grade", "horizon_days"))
+        self.ungraded = np.zeros(len(self.answers), bool)
+        self.ungraded[self.answer[pairs.get("grade", pd.Series(0, pairs.index)) < 0]] = True
         self.usable = np.arange(len(self.rows))
         self.query_ids = [model.query_ids(q, 10**6)[: model.config.max_query] for q in self.queries]
         self.meaning_of_query = model.meaning(list(self.queries))
@@ -83,14 +86,16 @@ class Samples:
         """Keep the pairs of `most` answers: the commonest, weighed within their topic, grade and horizon.
 
         By counts alone the fits would hardly ever see a high grade of a short horizon, and could not tell it from a low one.
-        Summaries, nearly all of them distinct, mostly drop out.
+        A quarter of the room is for answers without a grade, which are summaries: nearly all distinct, they would drop out.
         """
         counts = np.bincount(self.answer, minlength=len(self.answers))
         group = np.zeros(len(counts), int)
         group[self.answer] = self.group
         share = counts / np.bincount(self.group)[group] ** EVENLY
-        kept = np.zeros(len(counts), bool)
-        kept[np.argsort(-share, kind="stable")[:most]] = True
+        order, kept = np.argsort(-share, kind="stable"), np.zeros(len(counts), bool)
+        summaries, graded = order[self.ungraded[order]], order[~self.ungraded[order]]
+        room = min(len(summaries), most // SUMMARIES)
+        kept[summaries[:room]] = kept[graded[: most - room]] = True
         fewer = copy.copy(self)
         fewer.rows = [rows[kept[self.answer[rows]]] for rows in self.rows]
         fewer.usable = np.flatnonzero([len(rows) > 0 for rows in fewer.rows])

@@ -27,7 +27,7 @@ Brand | bill, spm | - | 85 paid for | brands | a brand flagship store order, a l
 Promo | mini, spm | - | 9 claimed | offers | a promo code, the weekend campaign offer, a cashback promo, a lucky draw promo |
   Promo Hall, Campaign Corner, Cashback Club
 Value | bill, search | - | 900 bought | big purchases | a large smart TV, a designer watch, a first class flight, a new laptop
-  | Grand Avenue, Crown Stores, Summit Electronics
+  | Grand Avenue, Crown Stores, Summit Store
 chat | app 2, mini 2 | activity 1, social .4 | 5 sent | friends | group stories, friend updates, short videos, a birthday
   message | Pocket Chat, Neighbour Feed, Clip Stream
 news | app 2, mini | activity .7 | 3 paid for | news | local headlines, match results, celebrity talk, city notices | Metro

@@ -40,8 +40,8 @@ FUTURE_FRAMES = (
 
 # name | domain | measure | word stems | does | thing | is ... | two profile wordings | two future wordings (@ = this {user})
 TABLE = """
-credit | finance | words | credit, instal, loan repay, mortgage | buy on credit | credit and instalments | living on credit
-  | Does @ owe money? | How deep in debt is @? | Will @ borrow for a purchase soon? | Will @ pay by instalments next month?
+credit | finance | words | credit card, credit limit, instal, loan repay, mortgage | buy on credit | credit and instalments |
+  living on credit | Does @ owe money? | How deep in debt is @? | Will @ borrow soon? | Will @ pay by instalments next month?
 cash_advance | finance | words | cash advance, cash loan, payday, quick cash, pawn, cash reserve | take a cash advance
   | cash loans | short of cash | Is money tight for @? | Does @ need cash before payday?
   | Will @ draw on a cash reserve? | Will @ need quick money this coming month?
@@ -132,9 +132,9 @@ evening | timing | evening | - | be active in the evening | evening activity | a
   | Are evenings the time of @? | Will @ be around in the evenings? | Will @ come after six?
 night | timing | night | - | be active late at night | late nights | awake late at night | Is @ a night owl?
   | Does @ do things after midnight? | Will @ be up late next month? | Will @ be seen in the small hours?
-concerts | leisure | words | concert, gig., gigs., festival, live music, livehouse, vinyl, musical, band., bands., orchestra
-  | buy a concert ticket | concerts | fond of live music | Does @ go to gigs? | Is @ a music lover?
-  | Will @ see a band live? | Will @ go to a show or festival next month?
+concerts | leisure | words | concert, gig., gigs., music festival, festival pass, live music, livehouse, vinyl, musical, band.,
+  bands., orchestra | spend time on concerts and music | concerts and music | fond of music | Does @ go to gigs? | Is @ a music
+  lover? | Will @ look for music? | Will @ go to a show or buy music next month?
 cinema | leisure | words | cinema, movie, film, box office, drama, romance, theatre | watch a film | films and drama
   | a lover of films | Does @ go to the pictures? | Is film a hobby of @? | Will @ watch a drama? | Will @ go to see a film?
 action | leisure | words | action, thriller, adventure, war., western, crime, superhero | choose an action film
@@ -227,7 +227,7 @@ cleaning | home | words | laundry, detergent, household cleang, bleach, paper to
 home_garden | home | words | furnitur, furnishing, garden, hardware, domestic goods, housewares, sofa, lamp, renovat, houseplant
   | spend on home and garden | home and garden | doing up the home | Is @ a home maker? | Does @ own a house or garden?
   | Will @ buy furniture soon? | Will @ work on the home next month?
-electronics | home | words | new phone, laptop, tablet, headphone, electronic, gadget, batteries, audio/video, smart tv, camera
+electronics | home | words | new phone, laptop, a tablet, headphone, electronic, phone gadget, audio/video, smart tv, camera
   | buy electronics | electronics | keen on gadgets | Is @ into technology? | Does @ own the latest devices?
   | Will @ buy a new device soon? | Will @ upgrade a phone or laptop next month?
 fashion | home | words | clothes, dress., dresses, sneaker, fashion, apparel, jacket, hosiery, shoe, handbag | buy clothes

@@ -172,6 +172,19 @@ def test_the_heads_are_fitted_to_some_of_every_grade(users, pairs):
     assert "no, 0" in set(made.loc[kept, "answer"])
 
 
+def test_the_heads_are_fitted_to_some_summaries(users, pairs):
+    made = pd.DataFrame(
+        [(user, f"Very active: {i}.", "summary", -1) for i, user in enumerate(users.ids)]
+        + [(user, f"Likely: {i % 20}.", "tea", 1) for i, user in enumerate(users.ids * 2)],
+        columns=["user", "answer", "topic", "grade"],
+    ).assign(cutoff=users.cutoff, query="Tea?", kind="future", horizon_days=30)
+    model = untrained(users, pairs)
+    kept = made.loc[np.concatenate(Samples(model, made).common(16).rows)]
+    assert kept.groupby("topic")["answer"].nunique().to_dict() == {"summary": 4, "tea": 12}
+    without = made.drop(columns="grade")
+    assert without.loc[np.concatenate(Samples(model, without).common(16).rows), "answer"].nunique() == 16
+
+
 def test_small_steps_are_not_lost_in_bfloat16():
     line = torch.nn.Linear(4, 1, bias=False).to(torch.bfloat16)
     with torch.no_grad():

@@ -19,7 +19,7 @@ from qanchor.world import CARRIERS, MODALITIES, TASKS, TRAITS, make_world, world
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample"
 SOURCES = MODALITIES[:-1]
-DIGEST = "9265148ef94e9503254bcd4c3609a59d3ebcd27e46f6e1af07937fa0eee29d48"  # of the shipped events, as `digest` counts them
+DIGEST = "1da9bb6542e3b5dd5d643fde13316521b523a03453d0c424fc9ec8dfacdd0fc2"  # of the shipped events, as `digest` counts them
 
 
 @cache
