@@ -155,9 +155,9 @@ fitness | health | words | gym, yoga, running, workout, marathon, isotonic, fitn
 parties | leisure | words | party, gift, greeting card, bouquet, floral, roses, christmas, halloween, easter, valentine
   | buy gifts or party goods | gifts and celebrations | fond of celebrations | Does @ give presents? | Does @ host parties?
   | Is a celebration coming up for @? | Will @ buy flowers or a present?
-travel | travel | words | flight, hotel, airport, luggage, visa appl, train ticket, resort, passport, suntan, itinerary
-  | travel | travel | often on the road | Does @ fly or stay in hotels? | Is @ a traveller?
-  | Will @ take a trip soon? | Will @ book a journey next month?
+travel | travel | words | flight, hotel, airport, luggage, visa appl, train ticket, resort, passport, itinerary | travel |
+  travel | often on the road | Does @ fly or stay in hotels? | Is @ a traveller? | Will @ take a trip soon? | Will @ book a
+  journey next month?
 commute | travel | words | metro, bus ride, bus pass, ride hail, taxi, commut, bike share, shared bike | commute to work
   | commuting | on the move across town every day | How does @ get around? | Does @ ride the metro or the bus?
   | Will @ ride to work as usual? | Will @ take public transport next month?
@@ -166,9 +166,9 @@ cars | travel | words | fuel, petrol, parking, car wash, automotive, toll., tyre
 baby | family | words | baby, diaper, infant, nappy, stroller, toddler, maternity, newborn | buy baby products
   | baby care | caring for a baby | Is there a baby at home with @? | Has @ got a newborn to feed?
   | Will @ need diapers next month? | Will @ shop for an infant?
-children | family | words | toys, toy., school, kids, stationery, tutor, playground, homework, lunch box | spend on children
-  | school and toys | raising children | Are there children around @? | Does @ buy for school-age kids?
-  | Will @ buy toys soon? | Will @ pay for something at school?
+children | family | words | toys, toy., school, kids, stationery, tutor, playground, homework, lunch box | buy things for school
+  or play | school and toys | spending on school and toys | Are there children around @? | Does @ buy for school-age kids? |
+  Will @ buy toys soon? | Will @ pay for something at school?
 pets | family | words | dog food, dog walk, dog groom, cat food, cat litter, pet food, pet care, kitten, puppy, vet., bird seed
   | buy pet supplies | pets | a pet owner | Does @ have a dog or a cat? | Does an animal live with @?
   | Will @ buy food for a pet? | Will @ care for an animal next month?
@@ -190,9 +190,10 @@ takeout | diet | words | takeout, take-out, food delivery, fried chicken, burger
 convenience | diet | words | frozen, frzn, heat/serve, convenient, ready meal, instant, dinner mxs, microwave, lunchmeat
   | buy ready meals | frozen and ready food | happy with quick meals | Does @ avoid cooking? | Does @ fill the freezer?
   | Will @ buy frozen food soon? | Will @ live on quick meals next month?
-produce | diet | words | vegetable, fruit, salad, apples, berries, carrots, tomato, potatoes, onions, citrus, grapes, broccoli,
-  peppers, mushroom, melon, farmers | buy fresh produce | fruit and vegetables | eating plenty of greens | Does @ eat healthily?
-  | Does @ like salads and fruit? | Will @ buy fruit soon? | Will @ eat fresh food next month?
+produce | diet | words | vegetable, fruit, salads, salad mix, salad bar, salad leaves, apples, berries, carrots, tomato,
+  potatoes, onions, citrus, grapes, broccoli, peppers, mushroom, melon | buy fruit and vegetables | fruit and vegetables |
+  eating plenty of greens | Does @ eat healthily? | Does @ like salads and fruit? | Will @ buy fruit soon? | Will @ buy
+  vegetables next month?
 meat | diet | words | beef, pork, chicken, turkey, seafood, bacon, sausage, hot dogs, smoked meat, deli meat, meat, steak, lamb
   | buy meat or fish | meat and fish | fond of meat | Does @ eat meat often? | Is there meat on the table of @?
   | Will @ buy beef or chicken soon? | Will @ have a barbecue next month?

@@ -39,7 +39,7 @@ def home(tmp_path_factory) -> Path:
     users = qa.make_world(60)
     users.save(folder / "users")
     command = [sys.executable, "-W", "ignore", "-m", "qanchor", "train", "--preset", "tiny", "--users", folder / "users"]
-    command += ["--out", folder / "run", "--steps", "3", "--set", "warm_steps=5", "--json"]
+    command += ["--out", folder / "run", "--steps", "3", "--set", "warm_steps=5", "--set", "cutoffs=3", "--json"]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=env, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -54,6 +54,7 @@ def home(tmp_path_factory) -> Path:
 def test_train_says_what_it_did_and_keeps_a_run(home):
     told = json.loads((home / "trained.json").read_text())
     assert told["steps"] == 3 and told["seed"] == 0 and told["pairs"] > 100 and set(told["machine"]) == MACHINE
+    assert 2 * 60 < told["samples"] <= 3 * 60
     assert np.isfinite(list(told["last"].values())).all()
     assert {p.name for p in (home / "run").iterdir()} == {"config.json", "adapter.safetensors", "history.json", "metrics.json"}
     assert qa.load(home / "run").config.warm_steps == 5 and len(qa.history(home / "run")) == 3
