@@ -287,12 +287,10 @@ def _topic(row: str, place: int) -> Topic:
     name, domain, measure, stems, does, thing, state, *asked = " ".join(row.split()).replace("@", "this {user}").split(" | ")
     words = () if stems == "-" else tuple(word.strip() for word in stems.split(","))
     frames = PROFILE_FRAMES + WORD_FRAMES if measure == "words" else PROFILE_FRAMES
-
-    def fill(frames: tuple[str, ...], count: int) -> list[str]:
-        chosen = (frames[(3 * place + step) % len(frames)] for step in range(count))
-        return [frame.format(user="{user}", does=does, thing=thing, state=state) for frame in chosen]
-
-    profile, future = fill(frames, 5), fill(FUTURE_FRAMES, 4)
+    profile, future = (
+        [of[(3 * place + step) % len(of)].format(user="{user}", does=does, thing=thing, state=state) for step in range(count)]
+        for of, count in ((frames, 5), (FUTURE_FRAMES, 4))
+    )
     return Topic(name, domain, words, measure, (*profile, *asked[:2]), (*future, *asked[2:]), does, thing, state)
 
 
