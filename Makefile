@@ -8,6 +8,10 @@ PIP_FLAGS ?=
 LAB_FLAGS ?=
 LESSON ?= notebooks/05_query_lens.ipynb
 TEST_FLAGS ?=
+FULL_DATA ?= journey world:20000
+FULL_FLAGS ?= --preset full --set backbone=smollm2 --set cutoffs=12 --set pairs_per_sample=24 --set lora_rank=8
+FULL_OUT ?= data/runs
+MINUTES ?= 10
 # JupyterLab would look for news and newer versions of itself: here nothing is asked outside unless the user says so
 QUIET := --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 1200
@@ -15,7 +19,7 @@ NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbv
 junit = $(if $(REPORTS),--junitxml=$(REPORTS)/$(1).xml)
 
 .DEFAULT_GOAL := help
-.PHONY: help env weights lab test fast check browser notebooks format lock clean
+.PHONY: help env weights lab test fast check browser notebooks full format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -60,6 +64,14 @@ browser: weights ## the tests that drive a real JupyterLab in Chromium
 
 notebooks: weights ## run every lesson and compare its outputs
 	$(PY) -m pytest $(NBVAL) -rs $(call junit,notebooks) notebooks
+
+full: weights ## on a GPU: train the full preset on both data sets, MINUTES each, and measure it; runs and bench.json into FULL_OUT
+	@for data in $(FULL_DATA); do \
+	  run=$(FULL_OUT)/$${data%%:*}-full; \
+	  $(PY) -m qanchor train --users $$data --out $$run --minutes $(MINUTES) $(FULL_FLAGS) && \
+	  $(PY) -m qanchor bench tasks --data $$data --run $$run --json > $$run/.bench.part && \
+	  tail -n 1 $$run/.bench.part > $$run/bench.json && rm $$run/.bench.part || exit 1; \
+	done
 
 format: env ## mend the style
 	$(PY) -m ruff check --fix .

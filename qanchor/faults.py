@@ -168,11 +168,11 @@ def _alphabets(text: str) -> set[str]:
 def _note_alike(notes: Notes, file: str, given: pd.Series, codes: np.ndarray, clean: list[str]) -> None:
     """Note names that differ in case or form alone, such as Bill and bill."""
     folded: dict[str, str] = {}
-    for i, text in enumerate(clean):
-        first = folded.setdefault(unicodedata.normalize("NFKC", text).casefold(), text)
-        if text and text != first:
-            at = _marked(len(clean), [i])[codes]
-            notes.rows(file, given, at, f"like {first!r} but for case or form: one and the same?", severe=False)
+    first = [folded.setdefault(unicodedata.normalize("NFKC", text).casefold(), text) for text in clean]
+    alike = [i for i, text in enumerate(clean) if text and text != first[i]]
+    if alike:
+        cure = f"like {first[alike[0]]!r} but for case or form: one and the same?"
+        notes.rows(file, given, _marked(len(clean), alike)[codes], cure, severe=False)
 
 
 def _marked(n: int, at) -> np.ndarray:

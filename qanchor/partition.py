@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ def _view(base, table: Table) -> list[str]:
             raise DataError(name, None, column, list(types), f"missing: needed are {', '.join(REQUIRED)}")
     time = "try_cast(try_cast(time as timestamptz) as timestamp)"  # by way of a zone: else an offset in a text is passed over
     if types["time"].startswith(("VARCHAR", "ENUM")):
-        time = f"case when regexp_full_match(time, '{ISO}') then {time} end"
+        time = f"case when regexp_full_match(time::varchar, '{ISO}') then {time} end"
     if types["time"] == "TIMESTAMP_NS":
         time = "make_timestamp(epoch_ns(time) // 1000)"  # as pandas does; a cast would round
     if not types["time"].startswith(("TIMESTAMP", "DATE", "VARCHAR", "ENUM")):
@@ -120,8 +121,8 @@ def _view(base, table: Table) -> list[str]:
     _only_numbers(base, table, types)
     columns = [column for column in (*REQUIRED, *NUMBERS) if column in types]
     same = [f'"{column}"' for column in NUMBERS if column in types]
-    said = {c: f"if({c}, 'True', 'False')" if types[c] == "BOOLEAN" else f"{c}::varchar" for c in ("user", "modality", "text")}
-    words = [f'case when "{c}" is not null then {word} end as "{c}"' for c, word in said.items()]
+    said = {"BOOLEAN": "case {0} when true then 'True' when false then 'False' end as {0}"}  # as Python writes them
+    words = [said.get(types[c], "{0}::varchar as {0}").format(f'"{c}"') for c in ("user", "modality", "text")]
     chosen = ", ".join([*words, f"{time} as time", *same, "_file", "file_row_number as _row", "time as given_time"])
     base.execute(f"create view events as select {chosen} from given")
     return columns
@@ -129,13 +130,18 @@ def _view(base, table: Table) -> list[str]:
 
 def _only_numbers(base, table: Table, types: dict[str, str]) -> None:
     """Refuse a further column that holds words, as memory does, though no measure looks at it."""
-    for column in types.keys() - {*REQUIRED, *NUMBERS, "_file", "file_row_number", "filename"}:
+    cure = "not a number: encode it, or drop the column"
+    for column in sorted(types.keys() - {*REQUIRED, *NUMBERS, "_file", "file_row_number", "filename"}):
+        if not types[column].startswith(("VARCHAR", "ENUM")):
+            if not re.match('U?(HUGE|BIG|SMALL|TINY)?INT|DOUBLE|FLOAT|DECIMAL|BOOLEAN|"NULL"', types[column]):
+                raise DataError(table.name_of(1), None, column, types[column], cure)
+            continue
         name = '"' + column.replace('"', '""') + '"'
         words = f"{name} is not null and try_cast({name} as double) is null"
         place = "_file, file_row_number"
         if found := base.sql(f"select {name}, {place} from given where {words} order by {place} limit 1").fetchall():
             [(value, file, place)] = found
-            raise DataError(table.name_of(file), place, column, value, "not a number: encode it, or drop the column")
+            raise DataError(table.name_of(file), place, column, value, cure)
 
 
 def _scan(base, table: Table, columns: list[str], cutoffs: Iterable | None, wish: Wish) -> dict:

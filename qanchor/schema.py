@@ -205,6 +205,8 @@ def checked_events(events: pd.DataFrame, source="events") -> pd.DataFrame:
     _refuse(source, "time", events["time"], odd, f"not from {FIRST.year} to {LAST.year - 1}: is the year right?")
     out.insert(1, "time", time.astype("datetime64[us]"))
     for column in events.columns.difference(REQUIRED, sort=False):
+        if events[column].dtype.kind in "mM":
+            raise DataError(source, None, column, str(events[column].dtype), "a time, not a number: write one, or drop it")
         values = pd.to_numeric(events[column], errors="coerce").astype(float)
         words = values.isna() & events[column].notna()
         _refuse(source, column, events[column], words, "not a number: encode it, or drop the column")

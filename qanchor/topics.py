@@ -185,7 +185,7 @@ beauty | health | words | cosmetic, makeup, skin, hair care, salon, nail, face m
   | buy beauty products | beauty and skin care | careful about looks | Does @ use make-up? | Does @ spend on personal care?
   | Will @ buy cosmetics soon? | Will @ visit a salon or beauty shop next month?
 takeout | diet | words | takeout, take-out, food delivery, fried chicken, burger, pizza deliver, milk tea, quick service,
-  prepared food, sushi, party tray, noodle bowl, bento | order takeout | takeout meals | living on takeout
+  prepared food, sushi, party tray, noodle bowl, bento | order takeout | takeout meals | fond of takeout
   | Does @ have meals delivered? | Does @ avoid the stove? | Will dinner be delivered to @ soon? | Will @ order in a lot?
 convenience | diet | words | frozen, frzn, heat/serve, convenient, ready meal, instant, dinner mxs, microwave, lunchmeat
   | buy ready meals | frozen and ready food | happy with quick meals | Does @ avoid cooking? | Does @ fill the freezer?

@@ -201,6 +201,26 @@ def test_other_faults_of_a_source(world, folder, tmp_path):
         write_pairs(folder, tmp_path / "out", cutoffs=["2030-01-01"])
 
 
+def test_further_columns_are_numbers_or_refused(world, tmp_path):
+    events = world.events.astype({"user": str, "modality": str, "text": str})
+    for number, kind in enumerate(("int8", "uint64", "float32", "bool")):
+        events.assign(more=np.ones(len(events), kind)).to_parquet(tmp_path / "events.parquet", index=False)
+        assert write_pairs(tmp_path, tmp_path / f"out-{number}", shards=1)["pairs"]
+    for told in (events["time"], [["a list"]] * len(events)):
+        events.assign(more=told).to_parquet(tmp_path / "events.parquet", index=False)
+        for read in (lambda: write_pairs(tmp_path, tmp_path / "out"), lambda: load_users(tmp_path)):
+            with pytest.raises(DataError, match=r"column 'more': .*not a number"):
+                read()
+
+
+def test_ids_of_truths_are_written_as_in_memory(world, tmp_path):
+    events = world.events.astype({"user": str, "modality": str, "text": str})
+    events = events.assign(user=events["user"].isin(list(world.ids)[:20]))
+    events.to_parquet(tmp_path / "events.parquet", index=False)
+    write_pairs(tmp_path, tmp_path / "out", shards=2)
+    same(tmp_path / "out", load_users(tmp_path))
+
+
 def test_times_with_a_zone_mean_one_moment(world, tmp_path):
     events = world.events.astype({"user": str, "modality": str, "text": str})
     zoned = events.assign(time=events["time"].dt.tz_localize("UTC").dt.tz_convert("Asia/Tokyo"))
