@@ -197,7 +197,7 @@ ERRORS = {
     "no label file": (["probe", "--run", "RUN", "--users", "USERS", "--query", "Q", "--labels", "none.csv"], "none.csv"),
     "odd preset": (
         ["train", "--preset", "huge", "--users", "USERS", "--out", "o"],
-        "huge: there are tiny, small, full",
+        "huge: there are tiny, small, medium, full",
     ),
     "odd field": (["train", "--preset", "tiny", "--users", "USERS", "--out", "o", "--set", "wings=2"], "no field 'wings'"),
     "no value": (["train", "--preset", "tiny", "--users", "USERS", "--out", "o", "--set", "lr"], "name=value, like lr=0.001"),
