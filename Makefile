@@ -69,8 +69,7 @@ full: weights ## on a GPU: train the full preset on both data sets, MINUTES each
 	@for data in $(FULL_DATA); do \
 	  run=$(FULL_OUT)/$${data%%:*}-full; \
 	  $(PY) -m qanchor train --users $$data --out $$run --minutes $(MINUTES) $(FULL_FLAGS) && \
-	  $(PY) -m qanchor bench tasks --data $$data --run $$run --json > $$run/.bench.part && \
-	  tail -n 1 $$run/.bench.part > $$run/bench.json && rm $$run/.bench.part || exit 1; \
+	  $(PY) -m qanchor bench tasks --data $$data --run $$run --out $$run/bench.json || exit 1; \
 	done
 
 format: env ## mend the style

@@ -254,17 +254,23 @@ def read_labels(path: Path, name: str = "label") -> pd.Series:
 @app.command()
 def bench(
     name: Annotated[str, typer.Argument(help=", ".join(BENCHES))],
-    data: Annotated[str, typer.Option(help="users, for tasks: journey, world[:N]")] = "journey",
+    data: Annotated[str, typer.Option(help="users, for tasks: a folder, or journey, world[:N], movielens")] = "journey",
     run: Annotated[
         Path | None, typer.Option(help="a run's folder, for tasks and ask; a folder for the variants, for ablations")
     ] = None,
     seeds: Annotated[int, typer.Option(help="seeds of the probes' folds")] = 5,
+    out: Annotated[Path | None, typer.Option(help="keep the JSON object in this file, too")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure, as ratios in one run with the machine's own ceiling beside them."""
     if name not in BENCHES:
         raise ValueError(f"no bench {name!r}: there are {', '.join(BENCHES)}")
-    result = BENCHES[name](users=lambda: open_users(data), run=run, seeds=seeds)
+    bars = Bars()
+    shown = {"progress": bars} if name in ("tasks", "ablations") else {}
+    result = BENCHES[name](users=lambda: open_users(data), run=run, seeds=seeds, **shown)
+    bars.close()
+    if out:
+        write_whole(out, lambda aside: aside.write_text(json.dumps(result, default=float) + "\n"))
     say(result, json.dumps(result, indent=1, default=float), as_json)
 
 

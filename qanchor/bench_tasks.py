@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +28,17 @@ ASKED_AT_ONCE = 12  # queries in one visit of a group: more would only fill memo
 
 
 def tasks(
-    users: Callable[[], Users], run: Path | None = None, seeds: int = 5, *, progress: Callable[[int, int], None] | None = None
+    users: Callable[[], Users],
+    run: Path | None = None,
+    seeds: int = 5,
+    *,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> dict:
     """Score the users' labels by every baseline and, with a run, by its anchors under each task's own query.
 
     With a run also: the same model untrained, the rungs of the information ladder, what other queries than the right one
     give (fewer seeds, the same folds for all of them), and `zero_shot`, the AUC of being nearer to yes answers than to no.
+    progress   called with (stage, done, total).
     """
     people, model = users(), load(run) if run else None
     names = askable(people)
@@ -41,10 +47,10 @@ def tasks(
     if model:
         untrained = Engine(build(model.config, model.reader, device=str(model.device)))
         features["backbone_text"] = read_aloud(untrained.model, people)
-        features["anchor_untrained"] = embeddings_by_question(untrained, people, names, ("right",))[0]["right"]
-        ours, features["slots"] = embeddings_by_question(engine := Engine(model), people, names, KINDS)
+        features["anchor_untrained"] = embeddings_by_question(untrained, people, names, ("right",), progress)[0]["right"]
+        ours, features["slots"] = embeddings_by_question(engine := Engine(model), people, names, KINDS, progress)
         features["anchor_no_query"], features["anchor"] = ours["none"], ours["right"]
-    held = hold_out(people, features, names, seeds=seeds, progress=progress)
+    held = hold_out(people, features, names, seeds=seeds, progress=partial(progress, "probes"))
     frame = task_frame(people, held)
     average = _averages(frame)
     result = {"data": people.name, "users": len(people), "average": average}
@@ -57,10 +63,12 @@ def tasks(
         m: average_auc(people, held, "anchor", minus=m) for m in average if m not in ("anchor", "anchor_no_query", "slots")
     }
     result["anchor_minus"] = {m: dict(zip(("auc", "low", "high"), span, strict=True)) for m, span in spans.items()}
-    asked = _averages(task_frame(people, hold_out(people, ours, names, seeds=min(seeds, 2))))
+    asked = _averages(
+        task_frame(people, hold_out(people, ours, names, seeds=min(seeds, 2), progress=partial(progress, "other questions")))
+    )
     worded = [asked.pop(k)["auc"] for k in KINDS[4:]]
     result["query"] = {kind: row["auc"] for kind, row in asked.items()} | {"paraphrases": worded}
-    return result | {"zero_shot": _zero_shot(engine, people, ours["right"])}
+    return result | {"zero_shot": _zero_shot(engine, people, names, ours["right"])}
 
 
 def askable(people: Users) -> list[str]:
@@ -72,7 +80,11 @@ def askable(people: Users) -> list[str]:
 
 
 def embeddings_by_question(
-    engine: Engine, people: Users, names: list[str], kinds: Sequence[str]
+    engine: Engine,
+    people: Users,
+    names: list[str],
+    kinds: Sequence[str],
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> tuple[dict[str, Callable], np.ndarray]:
     """Ask all that the table needs in one visit of the users: {kind of query: task -> embeddings}, and their slots pooled."""
     right = {name: QUERIES.get(name, f"{name}?").replace("{user}", people.unit) for name in names}
@@ -83,9 +95,9 @@ def embeddings_by_question(
         asked = (query, "", SUMMARY_QUERY, wrong, *(p.format(query) for p in PARAPHRASES))
         texts |= {(name, kind): text for kind, text in zip(KINDS, asked, strict=True)}
     wanted = list(dict.fromkeys(text for (_, kind), text in texts.items() if kind in kinds))
-    held = engine.prefill(people)
+    held = engine.prefill(people, progress=partial(progress, "reading users"))
     parts = [wanted[i : i + ASKED_AT_ONCE] for i in range(0, len(wanted), ASKED_AT_ONCE)]
-    anchors = np.concatenate([engine.embed(held, part) for part in parts], 1)
+    anchors = np.concatenate([engine.embed(held, part, partial(progress, f"asking {len(part)}")) for part in parts], 1)
     place = {text: k for k, text in enumerate(wanted)}
     give = {kind: (lambda task, kind=kind: anchors[:, place[texts[task, kind]]]) for kind in kinds}
     return give, _pooled(held)
@@ -133,11 +145,11 @@ def _recovered(people: Users, frame: pd.DataFrame) -> dict[str, float]:
     return {method: (mean - 0.5) / (oracle - 0.5) for method, mean in rows.groupby("method")["auc"].mean().items()}
 
 
-def _zero_shot(engine: Engine, people: Users, anchors: Callable) -> dict[str, float]:
+def _zero_shot(engine: Engine, people: Users, names: list[str], anchors: Callable) -> dict[str, float]:
     """Score each task by similarity to its yes answers minus its no answers; no label is looked at but to judge."""
     found = {}
     for task, (yes, no) in replies(people.unit).items():
-        if task in people.labels:
+        if task in names:
             high, low = (engine.model.embed_answer(side).mean(0).cpu().numpy() for side in (yes, no))
             label, score = people.label(task).to_numpy(), anchors(task) @ (high - low)
             found[task] = auc(score[~np.isnan(label)], label[~np.isnan(label)])

@@ -126,6 +126,12 @@ def test_tasks_say_what_separate_probes_say(users, run):
     assert span["low"] <= span["auc"] <= span["high"]
 
 
+def test_a_label_of_too_few_is_asked_by_no_part_of_the_table(users, run):
+    rare = users.labels.assign(Promo=np.where(np.arange(len(users)) < 4, 1.0, 0.0))
+    found = bench.tasks(lambda: replace(users, labels=rare), run, 1)
+    assert "Promo" not in found["zero_shot"] and "Promo" not in {row["task"] for row in found["tasks"]}
+
+
 def test_read_aloud_reads_what_each_did_most(users, run):
     model = load(run)
     past = users.history()
