@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -15,6 +13,7 @@ from torch import Tensor
 from . import maps
 from .backbone import generate, merge_lora
 from .batch import Branches, batch_users, branch_mask, branches, length_groups
+from .cache import Cache, Group, fork, in_common, nbytes, place, take_kv, take_slots, take_users
 from .encoder import Prefix
 from .heads import Query
 from .model import QAnchor
@@ -31,39 +30,6 @@ SUGGESTIONS = (
     "Will this {} order takeout next month?",
     "What are the user's most likely actions in the next period?",
 )
-
-
-@dataclass
-class Group:
-    """Hold some users of like length that are read together: their prefix, and its keys and values."""
-
-    rows: np.ndarray
-    prefix: Prefix
-    kv: object | None  # None: beyond the memory budget, made again when asked
-
-
-@dataclass
-class Cache:
-    """Hold users that were read once. Asking never changes it; `ids` gives the order of every embedding.
-
-    Made by `Engine.prefill`.
-
-    Example:
-        >>> qa.Cache(("a", "b"), "user")
-        Cache(2 users, 0 slots)
-    """
-
-    ids: tuple[str, ...]
-    unit: str
-    horizon_days: int = 30
-    groups: list[Group] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __repr__(self) -> str:
-        slots = sum(int(g.prefix.mask.sum()) for g in self.groups)
-        return f"Cache({len(self):,} {self.unit}s, {slots:,} slots)"
 
 
 class Engine:
@@ -106,13 +72,53 @@ class Engine:
         for rows in length_groups(readings.lengths() + 1, tokens, most=64):
             prefix = self.model.encode_prefix(batch_users(readings, rows, side).to(self.model.device))
             kv = self.model.prefill(prefix)
-            size = sum(layer.keys.nbytes + layer.values.nbytes for layer in kv.layers)
-            held += size
+            held += nbytes(kv)
             cache.groups.append(Group(rows, prefix, kv if held <= budget_gb * 1e9 else None))
             done += len(rows)
             if progress:
                 progress(done, len(users))
         return cache
+
+    @torch.inference_mode()
+    def append(
+        self, cache: Cache, users: Users, *, budget_gb: float = 6.0, progress: Callable[[int, int], None] | None = None
+    ) -> Cache:
+        """Read what has happened since: gives a new cache of the same users at another cut-off, equal to reading them anew.
+
+        users   the same ones with all their events up to the new cut-off.
+        Slots that begin alike are kept with their keys and values, the others run: with `layout="appendable"` those are the new
+        events and the slots that sum up, otherwise all of them. Where old events have left the window, everything runs.
+        """
+        if tuple(users.ids) != cache.ids:
+            odd = next(iter(set(users.ids) ^ set(cache.ids)), "none, but their order differs")
+            raise ValueError(f"{len(users):,} users, the cache holds {len(cache):,} (odd one: {odd}): append to the same users")
+        readings = self.model.reader.read(users)
+        new, held, done = Cache(cache.ids, users.unit, users.horizon_days), 0, 0
+        for old in cache.groups:
+            fresh = self.model.encode_prefix(batch_users(readings, old.rows).to(self.model.device))
+            kept = in_common(old.prefix, fresh) if old.kv is not None else torch.zeros_like(fresh.length())
+            for part in length_groups((fresh.length() - kept).cpu().numpy(), 4096, most=64):
+                group = self._extend(old, fresh, kept, torch.from_numpy(part).to(kept.device))
+                held += nbytes(group.kv)
+                group.kv = group.kv if held <= budget_gb * 1e9 else None
+                new.groups.append(group)
+                done += len(part)
+                if progress:
+                    progress(done, len(users))
+        return new
+
+    def _extend(self, old: Group, fresh: Prefix, kept: Tensor, part: Tensor) -> Group:
+        """Run the slots of `fresh` from number `kept` on, of the users at `part`, behind what the old group holds before."""
+        fresh, kept, rows = take_users(fresh, part), kept[part], old.rows[part.cpu().numpy()]
+        if not kept.any():
+            return Group(rows, fresh, self.model.prefill(fresh))
+        columns, there = place(take_users(old.prefix, part).mask, torch.zeros_like(kept), kept)
+        before = take_slots(take_users(old.prefix, part), columns, there)
+        kv = take_kv(old.kv, part, columns)
+        after = take_slots(fresh, *place(fresh.mask, kept, fresh.length()))
+        self.model.extend(after, before.mask, kept, kv)
+        both = (torch.cat([getattr(p, name) for p in (before, after)], 1) for name in ("slots", "mask", "kind", "modality"))
+        return Group(rows, Prefix(*both, fresh.coarse), kv)
 
     def embed(
         self, cache: Cache, query: str | Sequence[str], progress: Callable[[int, int], None] | None = None
@@ -145,7 +151,7 @@ class Engine:
     @torch.inference_mode()
     def _ask(self, group: Group, asked: Branches, query: Query) -> np.ndarray:
         """Run packed queries against one copy of the keys and values; no query sees another."""
-        hidden = self._append(group, asked, _fork(self._kv(group)))
+        hidden = self._append(group, asked, fork(self._kv(group)))
         hidden = hidden[:, asked.anchor[0]]
         return self.model.anchor(hidden, group.prefix.coarse, query.to_each(len(hidden))).float().cpu().numpy()
 
@@ -169,7 +175,7 @@ class Engine:
         whole = next(g for g in cache.groups if row in g.rows)
         at = int(np.flatnonzero(whole.rows == row)[0])
         one = torch.tensor([at], device=self.model.device)
-        kv = _fork(self._kv(whole))
+        kv = fork(self._kv(whole))
         kv.batch_select_indices(one)
         prefix = Prefix(**{k: v[one] for k, v in vars(whole.prefix).items()})
         asked = branches([[self.model.query_ids(query)]]).to(self.model.device)
@@ -193,13 +199,6 @@ class Engine:
     def asker(self, cache: Cache, start: str = "", method: str = "umap") -> Asker:
         """Give the callable that a `QueryLens` asks: typed query in, frames and a sentence out."""
         return Asker(self, cache, start, method)
-
-
-def _fork(kv):
-    """Copy the layer objects, not their tensors: appending rebinds the copies and leaves the cache as it was."""
-    fork = copy.copy(kv)
-    fork.layers = [copy.copy(layer) for layer in kv.layers]
-    return fork
 
 
 class Asker:

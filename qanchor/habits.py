@@ -31,8 +31,12 @@ def _summary(groups: np.ndarray, n: int, age: np.ndarray, clock: np.ndarray, num
     return np.column_stack([*columns, clock, signed_log(total), signed_log(mean)]).astype(np.float32)
 
 
-def read_one(age, time, key, number, vectors, modalities: int, recent: int) -> dict:
-    """Read one user's events before the cut-off (already sorted by time)."""
+def read_one(age, time, key, number, vectors, modalities: int, recent: int, appendable: bool = False) -> dict:
+    """Read one user's events before the cut-off (already sorted by time).
+
+    appendable   the newest events are told by the gap before each instead of its age, and from a place on that moves in steps
+                 of a quarter of `recent`: so a day later most of them are told by the very same numbers.
+    """
     size = len(vectors)
     hour = (time - time.astype("datetime64[D]")) / np.timedelta64(1, "h")
     weekend = ((time.astype("datetime64[D]").astype(int) + 3) % 7 >= 5).astype(float)
@@ -51,13 +55,18 @@ def read_one(age, time, key, number, vectors, modalities: int, recent: int) -> d
     modal = np.column_stack(
         [_summary(modality, modalities, age, clock, number), _recent_numbers(modality, modalities, age, number, keys // size)]
     ).astype(np.float32)
-    tail = slice(max(len(key) - recent, 0), len(key)) if recent else slice(0, 0)
+    rhythm = _rhythm(age, hour, weekend, number)
+    start = max(len(key) - recent, 0)
+    if appendable:
+        start -= start % max(recent // 4, 1)
+        age = np.append(400.0, age[:-1] - age[1:])[: len(age)]
+    tail = slice(start, len(key)) if recent else slice(0, 0)
     single = np.arange(len(key))[tail]
     events = _summary(np.arange(len(single)), len(single), age[tail], clock[tail], number[tail])
     return {
         "modal_text": modal_text,
         "modal": modal,
-        "time": _rhythm(age, hour, weekend, number),
+        "time": rhythm,
         "words": words.astype(np.float32),
         "present": total > 0,
         "habits": (keys, habits),

@@ -145,8 +145,10 @@ def load_journey(cutoff="2017-10-01") -> Users:
     paths = {kind: cache_folder() / f"{stem}-{kind}.parquet" for kind in ("events", "labels")}
     if not all(path.exists() for path in paths.values()):
         events, labels = _build(cutoff)
-        users = Users.from_events(events, cutoff, labels=labels, modalities=MODALITIES)
-        write_whole(paths["labels"], partial(users.labels.reset_index().to_parquet, index=False))
+        # without the labels: one of them and a number of the past are both named discount, which a folder may not do
+        users = Users.from_events(events, cutoff, modalities=MODALITIES)
+        labels = labels.set_axis(labels.index.astype(str)).reindex(pd.Index(users.ids, name="user"))
+        write_whole(paths["labels"], partial(labels.reset_index().to_parquet, index=False))
         write_whole(paths["events"], partial(users.events.to_parquet, index=False))
     events, labels = pd.read_parquet(paths["events"]), pd.read_parquet(paths["labels"]).set_index("user")
     ids = tuple(labels.index)

@@ -135,11 +135,15 @@ class QAnchor(nn.Module):
         vectors = torch.cat([prefix.slots.to(words.dtype), words], 1)
         positions = torch.cat([prefix.positions(), prefix.length()[:, None] + asked.offset], 1)
         slots = prefix.mask.shape[1]
-        own = torch.ones(slots, slots, dtype=torch.bool, device=words.device).tril() & prefix.mask[:, None, :]
-        own = own | torch.eye(slots, dtype=torch.bool, device=words.device)  # a masked row must see itself, or it is NaN
+        own = self._causal(prefix.mask)
         top = torch.cat([own, own.new_zeros(len(own), slots, words.shape[1])], -1)
         allow = torch.cat([top, branch_mask(prefix.mask, asked.branch)], 1)
         return self.read(vectors, allow, positions)[:, slots:]
+
+    @staticmethod
+    def _causal(mask: Bool[Tensor, "user slot"]) -> Bool[Tensor, "user slot slot"]:
+        square = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device).tril() & mask[:, None, :]
+        return square | torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)  # a row that sees nothing is NaN
 
     def anchor(
         self,
@@ -211,12 +215,14 @@ class QAnchor(nn.Module):
     def prefill(self, prefix: Prefix):
         """Run the prefix once; returns its key-value cache."""
         cache = new_cache(self.backbone)
-        vectors = prefix.slots.to(self.backbone.dtype)
-        slots = prefix.mask.shape[1]
-        allow = torch.ones(slots, slots, dtype=torch.bool, device=self.device).tril() & prefix.mask[:, None, :]
-        allow = allow | torch.eye(slots, dtype=torch.bool, device=self.device)
-        self.read(vectors, allow, prefix.positions(), cache)
+        start = prefix.length().new_zeros(len(prefix.mask))
+        self.extend(prefix, prefix.mask[:, :0], start, cache)
         return cache
+
+    def extend(self, new: Prefix, seen: Bool[Tensor, "user held"], start: Int[Tensor, " user"], cache) -> None:
+        """Run slots behind those that the cache holds; `seen` are those of it that are no pads, `start` counts them."""
+        allow = torch.cat([seen[:, None, :].expand(-1, new.mask.shape[1], -1), self._causal(new.mask)], -1)
+        self.read(new.slots.to(self.backbone.dtype), allow, start[:, None] + new.positions(), cache)
 
 
 def build(config: Config, reader: Reader, seed: int = 0, device: str | None = None) -> QAnchor:

@@ -56,6 +56,7 @@ class Reader:
     habits: int
     recent: int
     encoder: str
+    layout: str
     vocabulary: dict[str, int]  # "modality\ttext" -> row of `counts`
     idf: np.ndarray  # (vocabulary,)
     counts: np.ndarray  # (vocabulary, component): log counts -> components
@@ -75,6 +76,7 @@ class Reader:
             config.habits,
             config.recent,
             config.text_encoder,
+            config.layout,
             {},
             np.zeros(0, np.float32),
             empty,
@@ -227,6 +229,7 @@ class Reader:
                 vectors,
                 len(self.modalities),
                 self.recent,
+                self.layout == "appendable",
             )
             for key, value in row.items():
                 out[key].append(value)
@@ -236,12 +239,15 @@ class Reader:
         return raw | {"users": list(cutoffs["user"])}
 
     def _slots(self, idf: np.ndarray, size: int, habits, events):
-        """Choose the habits that tell most (often here, rare elsewhere), then the newest events, oldest first."""
+        """Choose the habits that tell most (often here, rare elsewhere), and the newest events, oldest first."""
         keys, numbers = habits
         best = np.argsort(-(numbers[:, 0] * idf[keys]), kind="stable")[: self.habits]
-        ids = np.concatenate([keys[best], events[0]]).astype(np.int64)
-        values = self._standard("event", np.concatenate([numbers[best], events[1]]))
-        return ids % size, values, ids // size, np.arange(len(ids)) >= len(best)
+        parts = [(keys[best], numbers[best], np.zeros(len(best), bool)), (*events, np.ones(len(events[0]), bool))]
+        if self.layout == "appendable":  # habits change with every event: they stand behind what stays
+            parts.reverse()
+        ids, values, recent = (np.concatenate(part) for part in zip(*parts, strict=True))
+        ids = ids.astype(np.int64)
+        return ids % size, self._standard("event", values), ids // size, recent
 
 
 def _name(modalities, texts: list[str], code: int) -> str:

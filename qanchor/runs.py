@@ -182,6 +182,7 @@ def _reader(about: dict, config: Config, arrays: dict[str, np.ndarray]) -> Reade
         habits=config.habits,
         recent=config.recent,
         encoder=config.text_encoder,
+        layout=config.layout,
         vocabulary={name: i for i, name in enumerate(told["vocabulary"])},
         idf=arrays["reader.idf"].astype(np.float32),
         counts=arrays["reader.counts"].astype(np.float32),

