@@ -283,7 +283,7 @@ class TextEncoder(nn.Module):
         return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).cpu()
 
     def _hashed(self, text: str) -> Float[Tensor, " dim"]:
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") % 2**63
+        seed = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "little") % 2**63
         return nn.functional.normalize(torch.randn(self.dim, generator=torch.Generator().manual_seed(seed)), dim=0)
 
 

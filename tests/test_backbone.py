@@ -9,7 +9,6 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -28,7 +27,6 @@ from qanchor.backbone import (
     sha256,
     written_aside,
 )
-from qanchor.texts import text_vectors
 
 
 @pytest.fixture
@@ -207,35 +205,6 @@ def test_lora_merges_to_the_same_function():
         merge_lora(model)
         torch.testing.assert_close(model(input_ids=ids).logits, before, atol=1e-5, rtol=1e-4)
     assert plain.keys() == model.state_dict().keys()
-
-
-def test_hashed_texts_need_nothing_and_repeat_themselves():
-    vectors = text_vectors(["tea", "rice", "tea", "tea "], "hash")
-    assert vectors.shape == (4, 384) and vectors.dtype == np.float16 and np.array_equal(vectors[0], vectors[2])
-    assert abs(vectors[0].astype(float) @ vectors[1]) < 0.3 and not np.array_equal(vectors[0], vectors[3])
-    assert text_vectors([], "hash").shape == (0, 384)
-    assert np.array_equal(text_vectors(["rice"], "hash")[0], vectors[1])
-
-
-def test_the_table_of_texts_is_read_back(tmp_path, monkeypatch):
-    from qanchor import texts
-
-    encoded = []
-
-    class Counting(TextEncoder):
-        def __init__(self, name):
-            super().__init__("hash")
-
-        def forward(self, texts):
-            encoded.extend(texts)
-            return super().forward(texts)
-
-    monkeypatch.setattr(texts, "TextEncoder", Counting)
-    seen = []
-    first = text_vectors(["a", "b", "a"], "model", tmp_path, lambda *told: seen.append(told))
-    again = text_vectors(["b", "c", "a"], "model", tmp_path)
-    assert encoded == ["a", "b", "c"] and seen == [(2, 2)] and left(tmp_path) == [f"{texts._key('model')}.parquet"]
-    assert np.array_equal(first[[1, 0]], again[[0, 2]]) and np.array_equal(first[0], first[2])
 
 
 # with the real weights
