@@ -9,7 +9,7 @@ import torch
 from tiny import make_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qanchor import bench, bench_tasks
+from qanchor import bench, bench_speed, bench_tasks
 from qanchor.bench_ablations import PAPER, VARIANTS
 from qanchor.config import SMALL, TINY
 from qanchor.engine import Engine
@@ -62,8 +62,8 @@ def test_operations_are_counted_as_loops_would():
     weights = sum(p.numel() for p in model.backbone.model.layers.parameters())
     assert weights == pytest.approx(106.2e6, rel=1e-3)
     by_hand = sum(2 * weights + 69_120 * (place + 1) for place in range(100, 130))  # 4 x 30 layers x 9 heads x 64
-    assert bench.flops(model, 100, 130) == pytest.approx(by_hand, rel=1e-9)
-    assert bench.flops(model, 0, 130) == pytest.approx(bench.flops(model, 0, 100) + bench.flops(model, 100, 130))
+    assert bench_speed.flops(model, 100, 130) == pytest.approx(by_hand, rel=1e-9)
+    assert bench_speed.flops(model, 0, 130) == pytest.approx(bench_speed.flops(model, 0, 100) + bench_speed.flops(model, 100, 130))
 
 
 @pytest.mark.parametrize(
@@ -78,15 +78,15 @@ def test_operations_are_counted_as_loops_would():
     ],
 )
 def test_the_bound_is_the_known_one(prefix, query, queries, expected):
-    assert bench.bound(Shape(**SMOLLM2), prefix, query, queries) == pytest.approx(expected, rel=0.01)
+    assert bench_speed.bound(Shape(**SMOLLM2), prefix, query, queries) == pytest.approx(expected, rel=0.01)
 
 
 def test_one_query_cannot_gain():
-    assert bench.bound(Shape(**SMOLLM2), 300, 20, 1) == pytest.approx(1.0)
+    assert bench_speed.bound(Shape(**SMOLLM2), 300, 20, 1) == pytest.approx(1.0)
 
 
 def test_cache_measures_what_agrees():
-    found = bench.cache(config=TINY, sizes=((40, 6), (64, 8)), queries=(1, 5), rounds=1)
+    found = bench.BENCHES["cache"](config=TINY, sizes=((40, 6), (64, 8)), queries=(1, 5), rounds=1)
     assert found.keys() == SAID | {"rows"} and json.loads(json.dumps(found)) and len(found["rows"]) == 4
     assert [(r["prefix"], r["queries"]) for r in found["rows"]] == [(40, 1), (40, 5), (64, 1), (64, 5)]
     for row in found["rows"]:
@@ -96,11 +96,25 @@ def test_cache_measures_what_agrees():
 
 
 def test_ask_times_everybody(users, run):
-    found = bench.ask(lambda: users, run)
+    found = bench.BENCHES["ask"](users=lambda: users, run=run)
     assert found.keys() == SAID | {"users", "query_tokens", "first_200_s", "all_s", "tokens_per_s", "of_ceiling"}
     assert found["users"] == 60 and found["query_tokens"] == len(b"Will this user travel soon?") + 1
     assert 0 < found["first_200_s"] <= found["all_s"] and found["of_ceiling"] > 0 and json.dumps(found)
-    assert bench.ask(lambda: users, config=TINY)["users"] == 60  # without a run too
+    assert bench.BENCHES["ask"](users=lambda: users, config=TINY)["users"] == 60  # without a run too
+
+
+def test_refresh_versus_and_train_compare_what_agrees(users, run):
+    long = TINY.but(lora_layers=2)
+    found = bench.BENCHES["refresh"](users=lambda: users, config=long, slots=24, most=4, days=3)
+    assert found.keys() == SAID | {"users", "slots", "days", "ratio", "ran", "max_abs_diff"} and json.dumps(found)
+    assert found["users"] == 4 and found["slots"] > 30 and 0 < found["ran"] < 1 and found["max_abs_diff"] < 1e-4
+    found = bench.BENCHES["versus"](users=lambda: users, run=run, queries=3, window=64, read=2)
+    sizes = {"users", "queries", "their_tokens", "our_slots", "our_tokens"}
+    assert found.keys() == SAID | sizes | {"ratio", "with_reading"} and found["their_tokens"] == 64
+    assert 0 < found["ratio"] < found["with_reading"]
+    found = bench.BENCHES["train"](config=TINY, slots=20, many=3, rows=2, rounds=1)
+    said = {"prefix", "tokens", "queries", "users", "pairs_per_s", "speedup", "bound", "grad_diff", "of_matmul"}
+    assert found.keys() == SAID | said and found["grad_diff"] < 1e-4 and found["bound"] > 1
 
 
 def test_tasks_say_what_separate_probes_say(users, run):
