@@ -22,7 +22,7 @@ from .bars import Bars
 from .bench import BENCHES
 from .checkpoints import Checkpoint
 from .files import write_whole
-from .machine import machine
+from .machine import busy, machine
 from .moments import default_cutoffs
 from .runs import RunError
 
@@ -265,6 +265,8 @@ def bench(
     """Measure, as ratios in one run with the machine's own ceiling beside them."""
     if name not in BENCHES:
         raise ValueError(f"no bench {name!r}: there are {', '.join(BENCHES)}")
+    if told := busy():
+        typer.echo(f"warning: {told}", err=True)
     bars = Bars()
     shown = {"progress": bars} if name in ("tasks", "ablations") else {}
     result = BENCHES[name](users=lambda: open_users(data), run=run, seeds=seeds, **shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import re
 import subprocess
@@ -33,6 +34,28 @@ def machine() -> dict:
         "matmul_tflops": round(2 * n**3 / matmul / 1e12, 3),
         "gb_per_s": round(2 * block.nbytes / best(lambda: block.mul_(1.0), device, 0.4) / 1e9, 2),  # read and written
     }
+
+
+def busy() -> str | None:
+    """Say what will slow torch here, or nothing: more threads than processors are ours, or others are at work on them.
+
+    Threads of one product wait for each other: two programs with a thread a core take far more than twice as long.
+    """
+    ours, threads, load = _processors(), torch.get_num_threads(), os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if threads > ours:
+        return f"torch has {threads} threads, {ours:.3g} processors are ours: set OMP_NUM_THREADS={max(int(ours), 1)}"
+    if load > 0.5 * ours + 0.5:
+        cure = "stop the others, or give each OMP_NUM_THREADS=1"
+        return f"{load:.1f} programs were at work on {ours:.3g} processors in the last minute: {cure}"
+    return None
+
+
+def _processors() -> float:
+    """Count the processors that this process may use: those it is bound to, or its container's share."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    told = Path("/sys/fs/cgroup/cpu.max")
+    quota, period = told.read_text().split() if told.exists() else ("max", "1")
+    return bound if quota == "max" else min(bound, int(quota) / int(period))
 
 
 def _processor() -> str:

@@ -9,7 +9,7 @@ import torch
 from tiny import make_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qanchor import bench, bench_speed, bench_tasks
+from qanchor import bench, bench_speed, bench_tasks, machine
 from qanchor.bench_ablations import PAPER, VARIANTS
 from qanchor.config import SMALL, TINY
 from qanchor.engine import Engine
@@ -40,6 +40,17 @@ def test_the_machine_is_measured_once_and_quickly():
     assert first["processor"] and (first["gpu"] is not None) == torch.cuda.is_available()
 
 
+def test_a_busy_machine_is_told(monkeypatch):
+    monkeypatch.setattr(machine, "_processors", lambda: 2)
+    monkeypatch.setattr(machine.torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (0.2, 0, 0))
+    assert machine.busy() is None
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (3.1, 0, 0))
+    assert machine.busy().startswith("3.1 programs were at work on 2 processors in the last minute: ")
+    monkeypatch.setattr(machine.torch, "get_num_threads", lambda: 16)
+    assert machine.busy() == "torch has 16 threads, 2 processors are ours: set OMP_NUM_THREADS=2"
+
+
 def test_the_commit_is_named():
     assert bench.commit() == "unknown" or (len(bench.commit()) >= 7 and int(bench.commit(), 16) >= 0)
 
@@ -63,7 +74,9 @@ def test_operations_are_counted_as_loops_would():
     assert weights == pytest.approx(106.2e6, rel=1e-3)
     by_hand = sum(2 * weights + 69_120 * (place + 1) for place in range(100, 130))  # 4 x 30 layers x 9 heads x 64
     assert bench_speed.flops(model, 100, 130) == pytest.approx(by_hand, rel=1e-9)
-    assert bench_speed.flops(model, 0, 130) == pytest.approx(bench_speed.flops(model, 0, 100) + bench_speed.flops(model, 100, 130))
+    assert bench_speed.flops(model, 0, 130) == pytest.approx(
+        bench_speed.flops(model, 0, 100) + bench_speed.flops(model, 100, 130)
+    )
 
 
 @pytest.mark.parametrize(
