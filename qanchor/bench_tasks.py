@@ -128,7 +128,7 @@ def read_aloud(model: QAnchor, people: Users, limit: int = 256) -> np.ndarray:
     rows = [model.tokenizer(text[: 8 * limit])[:limit] for text in told]
     out = np.zeros((len(rows), len(model.user_emb)), np.float32)
     for group in length_groups([len(row) for row in rows], 8192):
-        out[group] = model._alone([rows[i] for i in group]).float().cpu().numpy()
+        out[group] = model.read_alone([rows[i] for i in group]).float().cpu().numpy()
     return out
 
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from . import maps
 from .backbone import generate, merge_lora
-from .batch import Branches, batch_users, branch_mask, branches, length_groups
+from .batch import Branches, batch_users, branch_mask, length_groups
 from .encoder import Prefix
-from .heads import Query
+from .heads import Asked, Query
 from .model import QAnchor
 from .schema import Users
 from .verdict import judge
@@ -115,14 +115,14 @@ class Engine:
         return cache
 
     def embed(
-        self, cache: Cache, query: str | Sequence[str], progress: Callable[[int, int], None] | None = None
+        self, cache: Cache, query: Asked | Sequence[Asked], progress: Callable[[int, int], None] | None = None
     ) -> Float[np.ndarray, "user ..."]:
         """Embed each user as an answer to `query`: (user, dim) for one query, (user, query, dim) for a list; unit length.
 
-        Rows stand in the order of `cache.ids`. A list of queries is asked in one visit of each user, and gives the same as
-        asking one by one.
+        Rows stand in the order of `cache.ids`. A list of queries, soft prompts among them, is asked in one visit of each user,
+        and gives the same as asking one by one.
         """
-        one = isinstance(query, str)
+        one = isinstance(query, Asked)
         queries = [query] if one else list(query)
         if not queries:
             raise ValueError("0 queries, at least 1 is needed")
@@ -135,46 +135,46 @@ class Engine:
                 progress(done, len(cache))
         return out[:, 0] if one else out
 
-    def stream(self, cache: Cache, queries: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def stream(self, cache: Cache, queries: Sequence[Asked]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Embed group by group: yields (row numbers, (user, query, dim)). Close the iterator to stop."""
-        ids = [self.model.query_ids(q) for q in queries]
-        asked, query = branches([ids]).to(self.model.device), self.model.ask(queries)
+        asked, query = self.model.lay_out(queries), self.model.ask(queries)
         for group in cache.groups:
             yield group.rows, self._ask(group, asked, query)
 
     @torch.inference_mode()
     def _ask(self, group: Group, asked: Branches, query: Query) -> np.ndarray:
-        """Run packed queries against one copy of the keys and values; no query sees another."""
-        hidden = self._append(group, asked, _fork(self._kv(group)))
-        hidden = hidden[:, asked.anchor[0]]
-        return self.model.anchor(hidden, group.prefix.coarse, query.to_each(len(hidden))).float().cpu().numpy()
+        return self.anchors(group, asked, query).float().cpu().numpy()
 
-    def _append(self, group: Group, asked: Branches, kv) -> Float[Tensor, "user token width"]:
+    def anchors(self, group: Group, asked: Branches, query: Query) -> Float[Tensor, "user query dim"]:
+        """Run packed queries against one copy of the keys and values; no query sees another, gradients reach soft prompts."""
+        hidden = self.append(group, asked, fork(self.kv(group)))[:, asked.anchor[0]]
+        return self.model.anchor(hidden, group.prefix.coarse, query.to_each(len(hidden)))
+
+    def append(self, group: Group, asked: Branches, kv) -> Float[Tensor, "user token width"]:
+        """Read tokens behind the prefixes; `kv` grows by them."""
         users, tokens = len(group.rows), asked.ids.shape[1]
-        words = self.model.word_vectors(asked.ids).expand(users, -1, -1)
+        words = self.model.word_vectors(asked.ids, asked.soft).expand(users, -1, -1)
         allow = branch_mask(group.prefix.mask, asked.branch.expand(users, tokens))
         # cached keys keep their positions: the query starts at each user's own length
         positions = group.prefix.length()[:, None] + asked.offset
         return self.model.read(words, allow, positions, kv)
 
-    def _kv(self, group: Group):
+    @torch.no_grad()
+    def kv(self, group: Group):
+        """Give a group's keys and values, reading its prefixes again where none are kept."""
         return group.kv if group.kv is not None else self.model.prefill(group.prefix)
 
     @torch.inference_mode()
-    def answer(self, cache: Cache, user: str, query: str, limit: int = 40) -> str:
+    def answer(self, cache: Cache, user: str, query: Asked, limit: int = 40) -> str:
         """Let the model say its answer in words for one user (greedy, at most `limit` tokens)."""
         if user not in cache.ids:
             raise KeyError(f"user {user!r} is not among the {len(cache):,} that were read: prefill it first")
         row = cache.ids.index(user)
         whole = next(g for g in cache.groups if row in g.rows)
-        at = int(np.flatnonzero(whole.rows == row)[0])
-        one = torch.tensor([at], device=self.model.device)
-        kv = _fork(self._kv(whole))
-        kv.batch_select_indices(one)
-        prefix = Prefix(**{k: v[one] for k, v in vars(whole.prefix).items()})
-        asked = branches([[self.model.query_ids(query)]]).to(self.model.device)
-        hidden = self._append(Group(np.array([row]), prefix, kv), asked, kv)[:, -1]
-        mask = torch.cat([prefix.mask, torch.ones_like(asked.ids, dtype=torch.bool)], 1).long()
+        one = part(whole, np.flatnonzero(whole.rows == row))
+        kv, asked = self.kv(one), self.model.lay_out([query])
+        hidden = self.append(one, asked, kv)[:, -1]
+        mask = torch.cat([one.prefix.mask, torch.ones_like(asked.ids, dtype=torch.bool)], 1).long()
         ids = list(generate(self.model.backbone, hidden, kv, mask, self.model.tokenizer.eos_token_id, limit))
         return self.model.tokenizer.decode(ids).strip()
 
@@ -195,11 +195,20 @@ class Engine:
         return Asker(self, cache, start, method)
 
 
-def _fork(kv):
+def fork(kv):
     """Copy the layer objects, not their tensors: appending rebinds the copies and leaves the cache as it was."""
-    fork = copy.copy(kv)
-    fork.layers = [copy.copy(layer) for layer in kv.layers]
-    return fork
+    forked = copy.copy(kv)
+    forked.layers = [copy.copy(layer) for layer in kv.layers]
+    return forked
+
+
+def part(group: Group, places: Int[np.ndarray, " place"]) -> Group:
+    """Take some users out of a group, by their places in it (one may come twice); what is not kept stays so."""
+    at = torch.from_numpy(places).to(group.prefix.mask.device)
+    kv = None if group.kv is None else fork(group.kv)
+    if kv is not None:
+        kv.batch_select_indices(at)
+    return Group(group.rows[places], Prefix(**{k: v[at] for k, v in vars(group.prefix).items()}), kv)
 
 
 class Asker:

@@ -201,7 +201,7 @@ def _read_alone(model: QAnchor, rows: list[list[int]], report) -> Float[Tensor, 
     out, done, training = None, 0, model.training
     model.eval()  # dropout would blur what is read once and used often
     for group in length_groups([len(r) for r in rows], 4096):
-        hidden = model._alone([rows[i] for i in group]).float()
+        hidden = model.read_alone([rows[i] for i in group]).float()
         out = hidden.new_zeros(len(rows), hidden.shape[1]) if out is None else out
         out[torch.as_tensor(group, device=hidden.device)] = hidden
         done += len(group)

@@ -175,11 +175,11 @@ def test_serving_folds_lora_in_and_changes_nothing(engine, cache):
 
 def test_a_fork_shares_what_was_read(engine, cache):
     """Asking must not copy keys and values: their storage is that of the cache until something is appended."""
-    from qanchor.engine import _fork
+    from qanchor.engine import fork
 
     kv = cache.groups[0].kv
-    fork = _fork(kv)
-    assert fork.layers[0].keys.data_ptr() == kv.layers[0].keys.data_ptr() and fork.layers[0] is not kv.layers[0]
+    forked = fork(kv)
+    assert forked.layers[0].keys.data_ptr() == kv.layers[0].keys.data_ptr() and forked.layers[0] is not kv.layers[0]
     assert new_cache(engine.model.backbone) is not kv
 
 

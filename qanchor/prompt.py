@@ -1,0 +1,313 @@
+"""Cluster-based soft prompts: vectors learned from labels that stand behind a query, tuned on users that were read once."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .backbone import sha256
+from .batch import USER_EMB, branches
+from .encoder import Prefix
+from .engine import Cache, Engine, Group, fork, part
+from .heads import Query
+from .losses import prototype_loss
+from .runs import RunError, mend, replaced
+
+FORMAT = 1
+TENSORS = ("vectors", "offset", "prototypes")
+NOISE = 0.02  # of the first vectors, around the mean word vector
+EVERY = 10  # steps between two looks at the validation users
+AT_ONCE = 64  # users embedded together when all are
+FEWEST = 3  # users of a class: two to tune on, one to validate with
+
+
+@dataclass(frozen=True, eq=False)
+class SoftPrompt:
+    """Ask what labels mean: a query with learned vectors behind it, and one prototype a class. Made by `tune_prompt`.
+
+    Stands wherever a query does: `engine.embed(cache, prompt)`, also in a list with others. The vectors come after the words
+    and before <USER_EMB>, so cached prefixes stay valid. offset is added to the words' text vector, which opens the skip's gate
+    (zero in the paper's plain form). run: sha256 of the run that it belongs to; another run refuses it.
+
+    Source: paper, equation 7.
+
+    Example:
+        >>> SoftPrompt("Why?", (0, 1), torch.zeros(6, 64), torch.zeros(384), torch.eye(2, 32), 0.07)
+        SoftPrompt('Why?', 6 vectors, 2 classes)
+    """
+
+    query: str
+    classes: tuple
+    vectors: Float[Tensor, "vector width"]
+    offset: Float[Tensor, " text"]
+    prototypes: Float[Tensor, "label dim"]
+    tau: float
+    run: str = ""
+
+    def __repr__(self) -> str:
+        return f"SoftPrompt({self.query!r}, {len(self.vectors)} vectors, {len(self.classes)} classes)"
+
+    def chances(self, anchors: Float[np.ndarray, "user dim"]) -> Float[np.ndarray, "user label"]:
+        """Give each user's share of every class, in the order of `classes`: softmax of anchor . prototype / tau."""
+        logits = torch.from_numpy(anchors) @ F.normalize(self.prototypes, dim=-1).cpu().T / self.tau
+        return logits.softmax(-1).numpy()
+
+    def save(self, folder) -> Path:
+        """Keep it as a folder of a few kB: prompt.json and prompt.safetensors; an older prompt there is replaced when it is whole.
+
+        ValueError: the model was not loaded from a run, or the folder holds something else.
+        """
+        folder = Path(folder)
+        if not self.run:
+            raise ValueError(f"{folder}: the model has no run, 1 is needed: save it, load the run, and tune on that")
+        if folder.exists() and any(folder.iterdir()) and not (folder / "prompt.json").exists():
+            raise ValueError(
+                f"{folder} holds {sorted(p.name for p in folder.iterdir())[0]} and no prompt.json: name another folder"
+            )
+        with replaced(folder) as aside:
+            save_file({k: getattr(self, k).cpu().contiguous() for k in TENSORS}, aside / "prompt.safetensors")
+            told = {k: getattr(self, k) for k in ("query", "classes", "tau", "run")}
+            told = {"format": FORMAT, **told, "sha256": sha256(aside / "prompt.safetensors")}
+            (aside / "prompt.json").write_text(json.dumps(told, indent=1) + "\n")
+        return folder
+
+    @staticmethod
+    def load(folder, engine: Engine) -> SoftPrompt:
+        """Load what `save` kept, for the run that it was tuned on. RunError: missing, torn, or of another run."""
+        folder = Path(folder)
+        mend(folder)
+        path = folder / "prompt.json"
+        if not path.exists():
+            raise RunError(
+                f"{folder} is no soft prompt (no prompt.json): tune one with `python -m qanchor tune --out {folder}`"
+            )
+        try:
+            told = json.loads(path.read_text())
+            found, expected = sha256(folder / "prompt.safetensors"), told.pop("sha256")
+            if found != expected or told.pop("format") != FORMAT:
+                raise ValueError(
+                    f"prompt.safetensors has sha256 {found[:16]}, prompt.json says {expected[:16]}, format {FORMAT}"
+                )
+            tensors = load_file(folder / "prompt.safetensors", device=str(engine.model.device))
+            prompt = SoftPrompt(**told | {"classes": tuple(told["classes"])}, **{k: tensors[k] for k in TENSORS})
+        except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+            raise RunError(f"{folder}: {error}: torn, swapped or of another version; copy it again, or tune it anew") from error
+        if prompt.run != engine.model.run:
+            ours = engine.model.run[:16] or "none"
+            raise RunError(
+                f"{folder} was tuned on run {prompt.run[:16]}, this engine serves run {ours}: load that run, or tune anew"
+            )
+        return prompt
+
+
+def tune_prompt(
+    engine: Engine,
+    cache: Cache,
+    query: str,
+    labels: pd.Series,
+    *,
+    vectors: int = 6,
+    steps: int = 500,
+    lr: float = 0.02,
+    tau: float = 0.07,
+    gate: bool = True,
+    seed: int = 0,
+    valid: float = 0.2,
+    patience: int = 100,
+    balanced: bool = True,
+    batch: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[SoftPrompt, pd.DataFrame]:
+    """Learn from labels what a query should look at: a soft prompt and the prototypes of the classes, on users read once.
+
+    labels     index user, any two or more values; NaN is skipped. Only these users are looked at: keep others for judging.
+    vectors    how many stand behind the query; gate: also learn what opens the skip (False is the paper's plain form).
+    lr         step of Adam as a share of each part's own size, falling to 0 by a cosine; batch: users a step.
+    valid      share of each class held out of the tuning: the state with the least loss there is kept, and the tuning ends when
+               that has not fallen for `patience` steps. balanced: every class is drawn, and weighs, alike.
+    progress   called with (step, steps).
+
+    The model is frozen and the cache stays as it was; keys and values of the labelled users are held twice meanwhile. Returns the
+    prompt and its history: step, loss, valid, one row every 10 steps. Source: paper, equation 7 (there 6 vectors, 500 steps).
+
+    Example:
+        >>> users = qa.make_world(40)
+        >>> engine = qa.Engine(qa.build(qa.TINY, qa.Reader.fit(users, None, qa.TINY)))
+        >>> cache = engine.prefill(users)
+        >>> prompt, history = tune_prompt(engine, cache, "Why?", users.label("Active"), steps=10)
+        >>> engine.embed(cache, ["Why?", prompt]).shape, history.step.tolist()
+        ((40, 2, 32), [0, 10])
+    """
+    truth, classes = _classes(cache, labels)
+    rng = np.random.default_rng(seed)
+    tuned, checked = _split(truth, valid, rng)
+    held = Held(engine, cache, truth, query, balanced)
+    prompt = held.begin(classes, tuned, vectors, tau, rng)
+    words = engine.model.backbone.get_input_embeddings().weight
+    sizes = {"vectors": words.float().std().item(), "prototypes": engine.model.config.dim**-0.5} | (
+        {"offset": 1.0} if gate else {}
+    )
+    live = {name: getattr(prompt, name).clone().requires_grad_() for name in sizes}
+    optimiser = torch.optim.Adam([{"params": [live[name]], "size": size} for name, size in sizes.items()])
+    draws = (rng.choice(tuned, min(batch, len(tuned)), p=held.weights(tuned)) for _ in range(steps))
+    history, best, losses = [(0, math.nan, held.loss(prompt, checked))], (0, prompt), []
+    for step, rows in enumerate(draws, 1):
+        for options in optimiser.param_groups:
+            options["lr"] = lr * options["size"] * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
+        losses.append(held.step(replace(prompt, **live), rows, optimiser))
+        if step % EVERY == 0 or step == steps:
+            now = replace(prompt, **{name: tensor.detach().clone() for name, tensor in live.items()})
+            history.append((step, float(np.mean(losses)), held.loss(now, checked)))
+            losses = []
+            if history[-1][2] < min(row[2] for row in history[:-1]):
+                best = step, now
+        if progress:
+            progress(step, steps)
+        if step - best[0] >= patience:
+            break
+    return best[1], pd.DataFrame(history, columns=["step", "loss", "valid"])
+
+
+class Held:
+    """Hold labelled users while a prompt is tuned: prefixes with the query's words read behind them, any of them at will.
+
+    The words come before the vectors and do not depend on them, so a step costs the vectors and <USER_EMB> alone.
+    """
+
+    def __init__(self, engine: Engine, cache: Cache, truth: Int[np.ndarray, " user"], query: str, balanced: bool = True):
+        self.engine, self.model, self.truth, self.balanced = engine, engine.model, truth, balanced
+        self.query, self.words, self.meaning = query, engine.model.query_ids(query), engine.model.meaning([query])
+        self.groups, self.place = [], np.full((len(truth), 2), -1)
+        for group in cache.groups:
+            known = np.flatnonzero(truth[group.rows] >= 0)
+            if len(known):
+                self.place[group.rows[known]] = [[len(self.groups), i] for i in range(len(known))]
+                self.groups.append(self._behind(part(group, known)))
+
+    @torch.no_grad()
+    def _behind(self, group: Group) -> Group:
+        """Read the query's words behind the prefixes, as if they were slots of these."""
+        if not self.words:
+            return group
+        asked = branches([[self.words]]).to(self.model.device)
+        asked = replace(asked, **{k: getattr(asked, k)[:, :-1] for k in ("ids", "branch", "offset")})  # without <USER_EMB>
+        if group.kv is not None:
+            self.engine.append(group, asked, group.kv)
+        old = group.prefix
+        slots = self.model.word_vectors(asked.ids).to(old.slots.dtype).expand(len(old.slots), -1, -1)
+        mask = torch.ones(slots.shape[:2], dtype=torch.bool, device=slots.device)
+        grown = {"slots": slots, "mask": mask, "kind": -mask.long(), "modality": -mask.long()}
+        grown = {name: torch.cat([getattr(old, name), more], 1) for name, more in grown.items()}
+        return Group(group.rows, replace(old, **grown), group.kv)
+
+    def take(self, rows: Int[np.ndarray, " row"]) -> Group:
+        """Lay any users (one may come twice) side by side: shorter prefixes get pads in front, which nobody looks at."""
+        where = self.place[rows]
+        parts = [part(self.groups[g], where[where[:, 0] == g, 1]) for g in np.unique(where[:, 0])]
+        width = max(p.prefix.mask.shape[1] for p in parts)
+        caches = [self.engine.kv(p) for p in parts]
+        kv = fork(caches[0])
+        for layer, each in zip(kv.layers, zip(*(c.layers for c in caches), strict=True), strict=True):
+            layer.keys, layer.values = (
+                _side_by_side([getattr(x, name) for x in each], 2, width) for name in ("keys", "values")
+            )
+        prefix = {
+            name: _side_by_side([getattr(p.prefix, name) for p in parts], 1, width)
+            for name in ("slots", "mask", "kind", "modality")
+        }
+        coarse = torch.cat([p.prefix.coarse for p in parts])
+        return Group(np.concatenate([p.rows for p in parts]), Prefix(**prefix, coarse=coarse), kv)
+
+    def anchors(self, prompt: SoftPrompt, group: Group) -> Float[Tensor, "user dim"]:
+        """Embed users of these prefixes; gradients reach the prompt's vectors and offset."""
+        soft = list(range(USER_EMB - 1, USER_EMB - 1 - len(prompt.vectors), -1))
+        asked = branches([[soft]], soft=prompt.vectors).to(self.model.device)
+        # read with no user in front, too: what the vectors do to everybody counts as for typed queries
+        alone = self.model.read_alone([[*self.words, *soft, USER_EMB]], prompt.vectors)
+        return self.engine.anchors(group, asked, Query(alone, self.meaning + prompt.offset))[:, 0]
+
+    def step(self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"], optimiser: torch.optim.Optimizer) -> float:
+        """Take one step on these users; gives the loss before it."""
+        group = self.take(rows)
+        loss = prototype_loss(self.anchors(prompt, group), prompt.prototypes, self._labels(group), prompt.tau)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        return loss.item()
+
+    @torch.no_grad()
+    def loss(self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"]) -> float:
+        """Give the loss on these users, every class weighing alike if the tuning is balanced."""
+        found = [self.take(some) for some in np.split(rows, range(AT_ONCE, len(rows), AT_ONCE))]
+        z, label = torch.cat([self.anchors(prompt, g) for g in found]), torch.cat([self._labels(g) for g in found])
+        sides = [label == k for k in label.unique()] if self.balanced else [label >= 0]
+        return float(np.mean([prototype_loss(z[s], prompt.prototypes, label[s], prompt.tau).item() for s in sides]))
+
+    @torch.no_grad()
+    def begin(self, classes: tuple, rows: Int[np.ndarray, " row"], vectors: int, tau: float, rng) -> SoftPrompt:
+        """Begin at the mean word vector with a little noise, and at the class means of the anchors that this gives."""
+        mean = self.model.backbone.get_input_embeddings().weight.float().mean(0)
+        noise = torch.from_numpy(rng.normal(0, NOISE, (vectors, len(mean)))).to(mean)
+        offset, none = torch.zeros_like(self.meaning[0]), mean.new_zeros(len(classes), self.model.config.dim)
+        prompt = SoftPrompt(self.query, classes, mean + noise, offset, none, tau, self.model.run)
+        found = [self.take(some) for some in np.split(rows, range(AT_ONCE, len(rows), AT_ONCE))]
+        z, label = torch.cat([self.anchors(prompt, g) for g in found]), torch.cat([self._labels(g) for g in found])
+        return replace(
+            prompt, prototypes=F.normalize(torch.stack([z[label == k].mean(0) for k in range(len(classes))]), dim=-1)
+        )
+
+    def weights(self, rows: Int[np.ndarray, " row"]) -> Float[np.ndarray, " row"] | None:
+        """Say how often each of these users is drawn: if balanced, every class alike."""
+        label = self.truth[rows]
+        return 1 / (len(np.unique(label)) * np.bincount(label)[label]) if self.balanced else None
+
+    def _labels(self, group: Group) -> Int[Tensor, " user"]:
+        return torch.from_numpy(self.truth[group.rows]).to(self.model.device)
+
+
+def _side_by_side(tensors: list[Tensor], dim: int, width: int) -> Tensor:
+    """Concatenate along the users, padded in front to `width` along `dim`."""
+    return torch.cat([F.pad(t, (*([0, 0] * (t.ndim - 1 - dim)), width - t.shape[dim], 0)) for t in tensors])
+
+
+def _classes(cache: Cache, labels: pd.Series) -> tuple[Int[np.ndarray, " user"], tuple]:
+    """Number the labels: for each user of the cache the place of its class, -1 for those without a label; and the classes."""
+    known = labels.dropna()
+    known.index = known.index.astype(str)
+    if strangers := sorted(set(known.index) - set(cache.ids)):
+        raise KeyError(f"labelled user {strangers[0]!r} is not among the {len(cache):,} that were read: prefill it first")
+    if known.index.has_duplicates:
+        raise ValueError(f"user {known.index[known.index.duplicated()][0]!r} has 2 labels or more: keep one")
+    classes, number, counts = np.unique(known.to_numpy(), return_inverse=True, return_counts=True)
+    if len(classes) < 2:
+        raise ValueError(f"the {len(known):,} labels are of {len(classes)} class(es), at least 2 are needed: label others too")
+    if counts.min() < FEWEST:
+        few, told = counts.argmin(), "two to tune on, one to validate with: label more, or leave the class out"
+        raise ValueError(f"class {classes[few]!r} has {counts[few]} user(s), at least {FEWEST} are needed, {told}")
+    truth = pd.Series(number, known.index).reindex(list(cache.ids)).fillna(-1).to_numpy(int)
+    return truth, tuple(classes.tolist())
+
+
+def _split(truth: Int[np.ndarray, " user"], valid: float, rng) -> tuple[Int[np.ndarray, " row"], Int[np.ndarray, " row"]]:
+    """Draw the validation users, a share of every class: (rows tuned on, rows validated with)."""
+    if not 0 < valid < 1:
+        raise ValueError(f"valid is {valid}: it must be above 0 and below 1, a share of the labelled users")
+    tuned, checked = [], []
+    for label in range(truth.max() + 1):
+        rows = rng.permutation(np.flatnonzero(truth == label))
+        some = min(max(1, round(valid * len(rows))), len(rows) - 2)
+        checked.append(rows[:some])
+        tuned.append(rows[some:])
+    return np.concatenate(tuned), np.concatenate(checked)
