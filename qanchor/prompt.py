@@ -19,9 +19,9 @@ from torch import Tensor
 
 from .backbone import sha256
 from .batch import USER_EMB, branches
-from .encoder import Prefix
-from .engine import Cache, Engine, Group, fork, part
+from .engine import Cache, Engine, Group
 from .heads import Query
+from .held import Held
 from .losses import prototype_loss
 from .runs import RunError, mend, replaced
 
@@ -65,17 +65,13 @@ class SoftPrompt:
         return logits.softmax(-1).numpy()
 
     def save(self, folder) -> Path:
-        """Keep it as a folder of a few kB: prompt.json and prompt.safetensors; an older prompt there is replaced when it is whole.
+        """Keep it as a folder of a few kB: prompt.json and prompt.safetensors; it takes the place of an older prompt there.
 
         ValueError: the model was not loaded from a run, or the folder holds something else.
         """
-        folder = Path(folder)
+        folder = vacant(Path(folder))
         if not self.run:
             raise ValueError(f"{folder}: the model has no run, 1 is needed: save it, load the run, and tune on that")
-        if folder.exists() and any(folder.iterdir()) and not (folder / "prompt.json").exists():
-            raise ValueError(
-                f"{folder} holds {sorted(p.name for p in folder.iterdir())[0]} and no prompt.json: name another folder"
-            )
         with replaced(folder) as aside:
             save_file({k: getattr(self, k).cpu().contiguous() for k in TENSORS}, aside / "prompt.safetensors")
             told = {k: getattr(self, k) for k in ("query", "classes", "tau", "run")}
@@ -112,6 +108,13 @@ class SoftPrompt:
         return prompt
 
 
+def vacant(folder: Path) -> Path:
+    """Refuse a folder that holds anything but a soft prompt: it would be lost."""
+    if folder.exists() and not (folder / "prompt.json").exists() and (names := sorted(p.name for p in folder.iterdir())):
+        raise ValueError(f"{folder} holds {names[0]!r} and no prompt.json: name a new folder, or that of a soft prompt")
+    return folder
+
+
 def tune_prompt(
     engine: Engine,
     cache: Cache,
@@ -139,8 +142,8 @@ def tune_prompt(
                that has not fallen for `patience` steps. balanced: every class is drawn, and weighs, alike.
     progress   called with (step, steps).
 
-    The model is frozen and the cache stays as it was; keys and values of the labelled users are held twice meanwhile. Returns the
-    prompt and its history: step, loss, valid, one row every 10 steps. Source: paper, equation 7 (there 6 vectors, 500 steps).
+    The model is frozen and the cache stays as it was; keys and values of the labelled users are held twice meanwhile. Returns
+    the prompt and its history: step, loss, valid, one row every 10 steps. Source: paper, equation 7 (6 vectors, 500 steps).
 
     Example:
         >>> users = qa.make_world(40)
@@ -153,23 +156,23 @@ def tune_prompt(
     truth, classes = _classes(cache, labels)
     rng = np.random.default_rng(seed)
     tuned, checked = _split(truth, valid, rng)
-    held = Held(engine, cache, truth, query, balanced)
-    prompt = held.begin(classes, tuned, vectors, tau, rng)
+    tuning = Tuning(engine, cache, query, truth, balanced)
+    prompt = tuning.begin(classes, tuned, vectors, tau, rng)
     words = engine.model.backbone.get_input_embeddings().weight
     sizes = {"vectors": words.float().std().item(), "prototypes": engine.model.config.dim**-0.5} | (
         {"offset": 1.0} if gate else {}
     )
     live = {name: getattr(prompt, name).clone().requires_grad_() for name in sizes}
     optimiser = torch.optim.Adam([{"params": [live[name]], "size": size} for name, size in sizes.items()])
-    draws = (rng.choice(tuned, min(batch, len(tuned)), p=held.weights(tuned)) for _ in range(steps))
-    history, best, losses = [(0, math.nan, held.loss(prompt, checked))], (0, prompt), []
+    draws = (rng.choice(tuned, min(batch, len(tuned)), p=tuning.weights(tuned)) for _ in range(steps))
+    history, best, losses = [(0, math.nan, tuning.loss(prompt, checked))], (0, prompt), []
     for step, rows in enumerate(draws, 1):
         for options in optimiser.param_groups:
             options["lr"] = lr * options["size"] * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
-        losses.append(held.step(replace(prompt, **live), rows, optimiser))
+        losses.append(tuning.step(replace(prompt, **live), rows, optimiser))
         if step % EVERY == 0 or step == steps:
             now = replace(prompt, **{name: tensor.detach().clone() for name, tensor in live.items()})
-            history.append((step, float(np.mean(losses)), held.loss(now, checked)))
+            history.append((step, float(np.mean(losses)), tuning.loss(now, checked)))
             losses = []
             if history[-1][2] < min(row[2] for row in history[:-1]):
                 best = step, now
@@ -180,67 +183,24 @@ def tune_prompt(
     return best[1], pd.DataFrame(history, columns=["step", "loss", "valid"])
 
 
-class Held:
-    """Hold labelled users while a prompt is tuned: prefixes with the query's words read behind them, any of them at will.
+class Tuning:
+    """Hold the labelled users, and what a prompt's anchors, loss and steps on them are."""
 
-    The words come before the vectors and do not depend on them, so a step costs the vectors and <USER_EMB> alone.
-    """
-
-    def __init__(self, engine: Engine, cache: Cache, truth: Int[np.ndarray, " user"], query: str, balanced: bool = True):
-        self.engine, self.model, self.truth, self.balanced = engine, engine.model, truth, balanced
-        self.query, self.words, self.meaning = query, engine.model.query_ids(query), engine.model.meaning([query])
-        self.groups, self.place = [], np.full((len(truth), 2), -1)
-        for group in cache.groups:
-            known = np.flatnonzero(truth[group.rows] >= 0)
-            if len(known):
-                self.place[group.rows[known]] = [[len(self.groups), i] for i in range(len(known))]
-                self.groups.append(self._behind(part(group, known)))
-
-    @torch.no_grad()
-    def _behind(self, group: Group) -> Group:
-        """Read the query's words behind the prefixes, as if they were slots of these."""
-        if not self.words:
-            return group
-        asked = branches([[self.words]]).to(self.model.device)
-        asked = replace(asked, **{k: getattr(asked, k)[:, :-1] for k in ("ids", "branch", "offset")})  # without <USER_EMB>
-        if group.kv is not None:
-            self.engine.append(group, asked, group.kv)
-        old = group.prefix
-        slots = self.model.word_vectors(asked.ids).to(old.slots.dtype).expand(len(old.slots), -1, -1)
-        mask = torch.ones(slots.shape[:2], dtype=torch.bool, device=slots.device)
-        grown = {"slots": slots, "mask": mask, "kind": -mask.long(), "modality": -mask.long()}
-        grown = {name: torch.cat([getattr(old, name), more], 1) for name, more in grown.items()}
-        return Group(group.rows, replace(old, **grown), group.kv)
-
-    def take(self, rows: Int[np.ndarray, " row"]) -> Group:
-        """Lay any users (one may come twice) side by side: shorter prefixes get pads in front, which nobody looks at."""
-        where = self.place[rows]
-        parts = [part(self.groups[g], where[where[:, 0] == g, 1]) for g in np.unique(where[:, 0])]
-        width = max(p.prefix.mask.shape[1] for p in parts)
-        caches = [self.engine.kv(p) for p in parts]
-        kv = fork(caches[0])
-        for layer, each in zip(kv.layers, zip(*(c.layers for c in caches), strict=True), strict=True):
-            layer.keys, layer.values = (
-                _side_by_side([getattr(x, name) for x in each], 2, width) for name in ("keys", "values")
-            )
-        prefix = {
-            name: _side_by_side([getattr(p.prefix, name) for p in parts], 1, width)
-            for name in ("slots", "mask", "kind", "modality")
-        }
-        coarse = torch.cat([p.prefix.coarse for p in parts])
-        return Group(np.concatenate([p.rows for p in parts]), Prefix(**prefix, coarse=coarse), kv)
+    def __init__(self, engine: Engine, cache: Cache, query: str, truth: Int[np.ndarray, " user"], balanced: bool = True):
+        self.engine, self.model, self.query, self.truth, self.balanced = engine, engine.model, query, truth, balanced
+        self.held, self.meaning = Held(engine, cache, np.flatnonzero(truth >= 0), query), engine.model.meaning([query])
 
     def anchors(self, prompt: SoftPrompt, group: Group) -> Float[Tensor, "user dim"]:
         """Embed users of these prefixes; gradients reach the prompt's vectors and offset."""
         soft = list(range(USER_EMB - 1, USER_EMB - 1 - len(prompt.vectors), -1))
         asked = branches([[soft]], soft=prompt.vectors).to(self.model.device)
         # read with no user in front, too: what the vectors do to everybody counts as for typed queries
-        alone = self.model.read_alone([[*self.words, *soft, USER_EMB]], prompt.vectors)
+        alone = self.model.read_alone([[*self.held.words, *soft, USER_EMB]], prompt.vectors)
         return self.engine.anchors(group, asked, Query(alone, self.meaning + prompt.offset))[:, 0]
 
     def step(self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"], optimiser: torch.optim.Optimizer) -> float:
         """Take one step on these users; gives the loss before it."""
-        group = self.take(rows)
+        group = self.held.take(rows)
         loss = prototype_loss(self.anchors(prompt, group), prompt.prototypes, self._labels(group), prompt.tau)
         optimiser.zero_grad()
         loss.backward()
@@ -250,8 +210,7 @@ class Held:
     @torch.no_grad()
     def loss(self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"]) -> float:
         """Give the loss on these users, every class weighing alike if the tuning is balanced."""
-        found = [self.take(some) for some in np.split(rows, range(AT_ONCE, len(rows), AT_ONCE))]
-        z, label = torch.cat([self.anchors(prompt, g) for g in found]), torch.cat([self._labels(g) for g in found])
+        z, label = self._all(prompt, rows)
         sides = [label == k for k in label.unique()] if self.balanced else [label >= 0]
         return float(np.mean([prototype_loss(z[s], prompt.prototypes, label[s], prompt.tau).item() for s in sides]))
 
@@ -262,24 +221,22 @@ class Held:
         noise = torch.from_numpy(rng.normal(0, NOISE, (vectors, len(mean)))).to(mean)
         offset, none = torch.zeros_like(self.meaning[0]), mean.new_zeros(len(classes), self.model.config.dim)
         prompt = SoftPrompt(self.query, classes, mean + noise, offset, none, tau, self.model.run)
-        found = [self.take(some) for some in np.split(rows, range(AT_ONCE, len(rows), AT_ONCE))]
-        z, label = torch.cat([self.anchors(prompt, g) for g in found]), torch.cat([self._labels(g) for g in found])
-        return replace(
-            prompt, prototypes=F.normalize(torch.stack([z[label == k].mean(0) for k in range(len(classes))]), dim=-1)
-        )
+        z, label = self._all(prompt, rows)
+        means = torch.stack([z[label == k].mean(0) for k in range(len(classes))])
+        return replace(prompt, prototypes=F.normalize(means, dim=-1))
 
     def weights(self, rows: Int[np.ndarray, " row"]) -> Float[np.ndarray, " row"] | None:
         """Say how often each of these users is drawn: if balanced, every class alike."""
         label = self.truth[rows]
         return 1 / (len(np.unique(label)) * np.bincount(label)[label]) if self.balanced else None
 
+    def _all(self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"]) -> tuple[Tensor, Tensor]:
+        """Embed many users, some at a time: their anchors and labels."""
+        groups = [self.held.take(some) for some in np.split(rows, range(AT_ONCE, len(rows), AT_ONCE))]
+        return torch.cat([self.anchors(prompt, g) for g in groups]), torch.cat([self._labels(g) for g in groups])
+
     def _labels(self, group: Group) -> Int[Tensor, " user"]:
         return torch.from_numpy(self.truth[group.rows]).to(self.model.device)
-
-
-def _side_by_side(tensors: list[Tensor], dim: int, width: int) -> Tensor:
-    """Concatenate along the users, padded in front to `width` along `dim`."""
-    return torch.cat([F.pad(t, (*([0, 0] * (t.ndim - 1 - dim)), width - t.shape[dim], 0)) for t in tensors])
 
 
 def _classes(cache: Cache, labels: pd.Series) -> tuple[Int[np.ndarray, " user"], tuple]:
