@@ -13,6 +13,7 @@ from .batch import USER_EMB, branches
 from .bench_ablations import ablations
 from .bench_card import card
 from .bench_tasks import tasks
+from .bench_tune import tune
 from .bench_useru import useru
 from .config import SMALL, Config
 from .encoder import Prefix
@@ -148,6 +149,7 @@ def _forward_rate(model: QAnchor, tokens: int, rows: int = 64) -> float:
 
 
 BENCHES = {
-    made.__name__: lambda made=made, **how: _about(made.__name__) | made(**how) for made in (useru, card, tasks, ablations)
+    made.__name__: lambda made=made, **how: _about(made.__name__) | made(**how)
+    for made in (useru, card, tasks, ablations, tune)
 }
 BENCHES |= {"cache": cache, "ask": ask}

@@ -59,7 +59,8 @@ class Held:
         if not self.words:
             return group
         asked = branches([[self.words]]).to(self.model.device)
-        asked = replace(asked, **{k: getattr(asked, k)[:, :-1] for k in ("ids", "branch", "offset")})  # without <USER_EMB>
+        parts = ("ids", "branch", "offset", "writes", "next_ids")
+        asked = replace(asked, **{name: getattr(asked, name)[:, :-1] for name in parts})  # without <USER_EMB>
         if group.kv is not None:
             self.engine.append(group, asked, group.kv)
         old = group.prefix

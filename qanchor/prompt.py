@@ -130,7 +130,7 @@ def tune_prompt(
     valid: float = 0.2,
     patience: int = 100,
     balanced: bool = True,
-    batch: int = 64,
+    batch: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[SoftPrompt, pd.DataFrame]:
     """Learn from labels what a query should look at: a soft prompt and the prototypes of the classes, on users read once.
@@ -192,11 +192,14 @@ class Tuning:
 
     def anchors(self, prompt: SoftPrompt, group: Group) -> Float[Tensor, "user dim"]:
         """Embed users of these prefixes; gradients reach the prompt's vectors and offset."""
-        soft = list(range(USER_EMB - 1, USER_EMB - 1 - len(prompt.vectors), -1))
-        asked = branches([[soft]], soft=prompt.vectors).to(self.model.device)
-        # read with no user in front, too: what the vectors do to everybody counts as for typed queries
-        alone = self.model.read_alone([[*self.held.words, *soft, USER_EMB]], prompt.vectors)
-        return self.engine.anchors(group, asked, Query(alone, self.meaning + prompt.offset))[:, 0]
+        (ids,), soft = self.model.spell([prompt])
+        asked = branches([[ids[len(self.held.words) :]]], soft=soft).to(self.model.device)
+        return self.engine.anchors(group, asked, self.ask(prompt))[:, 0]
+
+    def ask(self, prompt: SoftPrompt) -> Query:
+        """Read the prompt with no user in front, as `QAnchor.ask` does, but for the text vector, which is known here."""
+        (ids,), soft = self.model.spell([prompt])
+        return Query(self.model.read_alone([[*ids, USER_EMB]], soft), self.meaning + prompt.offset)
 
     def step(self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"], optimiser: torch.optim.Optimizer) -> float:
         """Take one step on these users; gives the loss before it."""
@@ -252,12 +255,12 @@ def _classes(cache: Cache, labels: pd.Series) -> tuple[Int[np.ndarray, " user"],
         raise ValueError(f"the {len(known):,} labels are of {len(classes)} class(es), at least 2 are needed: label others too")
     if counts.min() < FEWEST:
         few, told = counts.argmin(), "two to tune on, one to validate with: label more, or leave the class out"
-        raise ValueError(f"class {classes[few]!r} has {counts[few]} user(s), at least {FEWEST} are needed, {told}")
+        raise ValueError(f"class {classes.tolist()[few]!r} has {counts[few]} user(s), at least {FEWEST} are needed, {told}")
     truth = pd.Series(number, known.index).reindex(list(cache.ids)).fillna(-1).to_numpy(int)
     return truth, tuple(classes.tolist())
 
 
-def _split(truth: Int[np.ndarray, " user"], valid: float, rng) -> tuple[Int[np.ndarray, " row"], Int[np.ndarray, " row"]]:
+def _split(truth: Int[np.ndarray, " user"], valid: float, rng) -> tuple[Int[np.ndarray, " tuned"], Int[np.ndarray, " checked"]]:
     """Draw the validation users, a share of every class: (rows tuned on, rows validated with)."""
     if not 0 < valid < 1:
         raise ValueError(f"valid is {valid}: it must be above 0 and below 1, a share of the labelled users")
