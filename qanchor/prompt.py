@@ -29,6 +29,7 @@ FORMAT = 1
 TENSORS = ("vectors", "offset", "prototypes")
 NOISE = 0.02  # of the first vectors, around the mean word vector
 EVERY = 10  # steps between two looks at the validation users
+MOVED = 0.25  # the offset's size: as fast as the rest (numbers of about 1), some hundred labels lead it astray
 AT_ONCE = 64  # users embedded together when all are
 FEWEST = 3  # users of a class: two to tune on, one to validate with
 
@@ -123,7 +124,7 @@ def tune_prompt(
     *,
     vectors: int = 6,
     steps: int = 500,
-    lr: float = 0.02,
+    lr: float = 0.01,
     tau: float = 0.07,
     gate: bool = True,
     seed: int = 0,
@@ -159,25 +160,29 @@ def tune_prompt(
     tuning = Tuning(engine, cache, query, truth, balanced)
     prompt = tuning.begin(classes, tuned, vectors, tau, rng)
     words = engine.model.backbone.get_input_embeddings().weight
-    sizes = {"vectors": words.float().std().item(), "prototypes": engine.model.config.dim**-0.5} | (
-        {"offset": 1.0} if gate else {}
-    )
-    live = {name: getattr(prompt, name).clone().requires_grad_() for name in sizes}
-    optimiser = torch.optim.Adam([{"params": [live[name]], "size": size} for name, size in sizes.items()])
-    draws = (rng.choice(tuned, min(batch, len(tuned)), p=tuning.weights(tuned)) for _ in range(steps))
+    sizes = {"vectors": words.float().std().item(), "prototypes": engine.model.config.dim**-0.5}
+    sizes |= {"offset": MOVED} if gate else {}
+    draws = [rng.choice(tuned, min(batch, len(tuned)), p=tuning.weights(tuned)) for _ in range(steps)]
+    return _descend(tuning, prompt, {name: lr * size for name, size in sizes.items()}, draws, checked, patience, progress)
+
+
+def _descend(tuning: Tuning, prompt: SoftPrompt, rates: dict[str, float], draws: list, checked, patience: int, progress):
+    """Take a step on each draw of users, looking at the validation users every 10: the best prompt, and the history."""
+    live = {name: getattr(prompt, name).clone().requires_grad_() for name in rates}
+    optimiser = torch.optim.Adam([{"params": [live[name]], "lr": rate} for name, rate in rates.items()])
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, len(draws)))
     history, best, losses = [(0, math.nan, tuning.loss(prompt, checked))], (0, prompt), []
     for step, rows in enumerate(draws, 1):
-        for options in optimiser.param_groups:
-            options["lr"] = lr * options["size"] * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
         losses.append(tuning.step(replace(prompt, **live), rows, optimiser))
-        if step % EVERY == 0 or step == steps:
+        falling.step()
+        if step % EVERY == 0 or step == len(draws):
             now = replace(prompt, **{name: tensor.detach().clone() for name, tensor in live.items()})
             history.append((step, float(np.mean(losses)), tuning.loss(now, checked)))
             losses = []
             if history[-1][2] < min(row[2] for row in history[:-1]):
                 best = step, now
         if progress:
-            progress(step, steps)
+            progress(step, len(draws))
         if step - best[0] >= patience:
             break
     return best[1], pd.DataFrame(history, columns=["step", "loss", "valid"])
