@@ -62,7 +62,7 @@ class SoftPrompt:
 
     def chances(self, anchors: Float[np.ndarray, "user dim"]) -> Float[np.ndarray, "user label"]:
         """Give each user's share of every class, in the order of `classes`: softmax of anchor . prototype / tau."""
-        logits = torch.from_numpy(anchors) @ F.normalize(self.prototypes, dim=-1).cpu().T / self.tau
+        logits = torch.from_numpy(anchors).float() @ F.normalize(self.prototypes, dim=-1).cpu().T / self.tau
         return logits.softmax(-1).numpy()
 
     def save(self, folder) -> Path:
@@ -240,21 +240,28 @@ class Tuning:
 
     def _all(self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"]) -> tuple[Tensor, Tensor]:
         """Embed many users, some at a time: their anchors and labels."""
-        groups = [self.held.take(some) for some in np.split(rows, range(AT_ONCE, len(rows), AT_ONCE))]
-        return torch.cat([self.anchors(prompt, g) for g in groups]), torch.cat([self._labels(g) for g in groups])
+        groups = map(self.held.take, np.split(rows, range(AT_ONCE, len(rows), AT_ONCE)))
+        z, label = zip(*((self.anchors(prompt, g), self._labels(g)) for g in groups), strict=True)
+        return torch.cat(z), torch.cat(label)
 
     def _labels(self, group: Group) -> Int[Tensor, " user"]:
         return torch.from_numpy(self.truth[group.rows]).to(self.model.device)
 
 
-def _classes(cache: Cache, labels: pd.Series) -> tuple[Int[np.ndarray, " user"], tuple]:
-    """Number the labels: for each user of the cache the place of its class, -1 for those without a label; and the classes."""
+def known_labels(cache: Cache, labels: pd.Series) -> pd.Series:
+    """Give the labels that are known, in the order of their users' ids; refuse users that were not read, or stand twice."""
     known = labels.dropna()
     known.index = known.index.astype(str)
     if strangers := sorted(set(known.index) - set(cache.ids)):
         raise KeyError(f"labelled user {strangers[0]!r} is not among the {len(cache):,} that were read: prefill it first")
     if known.index.has_duplicates:
         raise ValueError(f"user {known.index[known.index.duplicated()][0]!r} has 2 labels or more: keep one")
+    return known.sort_index()
+
+
+def _classes(cache: Cache, labels: pd.Series) -> tuple[Int[np.ndarray, " user"], tuple]:
+    """Number the labels: for each user of the cache the place of its class, -1 for those without a label; and the classes."""
+    known = known_labels(cache, labels)
     classes, number, counts = np.unique(known.to_numpy(), return_inverse=True, return_counts=True)
     if len(classes) < 2:
         raise ValueError(f"the {len(known):,} labels are of {len(classes)} class(es), at least 2 are needed: label others too")

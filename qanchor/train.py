@@ -91,6 +91,7 @@ def train(
     config, began = model.config, time.monotonic()
     accelerator = Accelerator(cpu=model.device.type == "cpu")
     model.to(accelerator.device)
+    model.run = ""  # what comes out is no run's until it is saved and loaded
     report = progress if progress and accelerator.is_main_process else lambda *_: None
     check_pairs(pairs, users)
     samples = Samples(model, pairs)

@@ -12,7 +12,7 @@ import pandas as pd
 from .about import DataError
 from .engine import Cache, Engine
 from .probe import auc, ks, linear, paired_bootstrap
-from .prompt import SoftPrompt, tune_prompt
+from .prompt import SoftPrompt, known_labels, tune_prompt
 from .schema import Users
 
 
@@ -61,17 +61,16 @@ def trial(
         >>> sorted(trial(engine, engine.prefill(users), "Why?", users.label("Active"), steps=10)[2])
         ['after', 'before', 'best_step', 'gain', 'n_test', 'n_tuning', 'positives', 'prototype', 'seconds']
     """
-    known = labels.dropna()
-    known = known.loc[sorted(known.index)]
+    known = known_labels(cache, labels)
     order = np.random.default_rng(seed).permutation(len(known))
     learn, judge = np.split(order, [int(share * len(known))])
     began = time.perf_counter()
     prompt, history = tune_prompt(engine, cache, query, known.iloc[learn], seed=seed, **how)
     taken = time.perf_counter() - began
-    z = engine.embed(cache, [query, prompt])[[cache.ids.index(user) for user in known.index]].astype(float)
+    z = engine.embed(cache, [query, prompt])[pd.Index(cache.ids).get_indexer(known.index)].astype(float)
     y = known.to_numpy(int)
     before, after = (linear(z[learn, k], y[learn], z[judge, k], seed) for k in (0, 1))
-    own = prompt.chances(z[judge, 1].astype(np.float32))[:, 1]
+    own = prompt.chances(z[judge, 1])[:, 1]
     scores = {"before": before, "after": after, "prototype": own}
     told: dict = {name: {"auc": auc(s, y[judge]), "ks": ks(s, y[judge])} for name, s in scores.items()}
     told["gain"] = dict(zip(("auc", "low", "high"), paired_bootstrap(after, before, y[judge], seed=seed), strict=True))

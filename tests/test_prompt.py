@@ -205,6 +205,25 @@ def test_wrong_labels_are_told(engine, cache, labels, error, words):
         tune_prompt(engine, cache, QUERY, labels)
 
 
+def test_strangers_are_refused_before_any_tuning(engine, cache):
+    with pytest.raises(KeyError, match="'zoe' is not among the 9 that were read"):
+        trial(engine, cache, QUERY, pd.concat([LABELS, pd.Series([1.0], ["zoe"])]))
+
+
+def test_the_gate_alone_can_be_tuned(world):
+    _, engine, cache, planted = world
+    prompt, _ = tune_prompt(engine, cache, QUERY, planted, vectors=0, steps=10)
+    assert (
+        prompt.vectors.shape == (0, 64) and prompt.offset.any() and engine.embed(cache, [prompt, QUERY]).shape == (120, 2, 32)
+    )
+
+
+def test_a_model_that_is_trained_on_is_no_longer_its_run(home):
+    users = make_users()
+    model = load(home / "run0")
+    assert model.run and qa.train(model, users, qa.make_pairs(users, per_sample=2), steps=1) is not None and not model.run
+
+
 def test_a_wrong_share_is_told(engine, cache):
     with pytest.raises(ValueError, match="it must be above 0 and below 1, a share"):
         tune_prompt(engine, cache, QUERY, LABELS, valid=1.5)
