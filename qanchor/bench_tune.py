@@ -57,12 +57,11 @@ def tune(
 
     ways = {"step_s": lambda: _gradients(prompt, tuning, some), "reread_s": reread}
     ways["anew_s"] = lambda: gradients_anew(prompt, tuning, readings, some)
-    times = np.array([[seconds(way, made.model.device) for way in ways.values()] for _ in range(rounds + 1)])[
-        1:
-    ]  # one warms up
-    found = dict(zip(ways, np.median(times, 0).tolist(), strict=True))
-    slots, words = float(np.mean(readings.lengths()[some])), len(tuning.held.words)
-    told = {"users": rows, "slots": slots, "words": words, "vectors": vectors, "dtype": made.model.config.dtype} | found
+    times = [[seconds(way, made.model.device) for way in ways.values()] for _ in range(rounds + 1)]
+    found = dict(zip(ways, np.median(times[1:], 0).tolist(), strict=True))  # the first round only warms up
+    words = len(tuning.held.words)
+    slots = float(tuning.held.take(some).prefix.length().float().mean()) - words
+    told = {"users": len(some), "slots": slots, "words": words, "vectors": vectors, "dtype": made.model.config.dtype} | found
     told |= {"speedup": found["anew_s"] / found["step_s"], "speedup_reread": found["reread_s"] / found["step_s"]}
     told["bound"] = (slots + words + vectors + 1) / (vectors + 1)
     return told | {"max_rel_diff": _difference(run, config, people, query, vectors)}
