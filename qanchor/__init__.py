@@ -8,6 +8,7 @@ from .losses import autoregressive_loss, contrastive_loss, prototype_loss
 from .model import QAnchor, build
 from .pairs import make_pairs
 from .probe import Probe, probe
+from .prompt import SoftPrompt, tune_prompt
 from .reader import Reader
 from .runs import history, load, save
 from .schema import DataError, Users, load_users
@@ -30,6 +31,7 @@ __all__ = [
     "Probe",
     "QAnchor",
     "Reader",
+    "SoftPrompt",
     "Users",
     "autoregressive_loss",
     "batch_users",
@@ -49,6 +51,7 @@ __all__ = [
     "synthesise",
     "text_vectors",
     "train",
+    "tune_prompt",
     "world_truth",
     "write_pairs",
 ]

@@ -21,15 +21,20 @@ from .backbone import PACKAGES, WeightsError, fetch
 from .bars import Bars
 from .bench import BENCHES
 from .checkpoints import Checkpoint
+from .config import field_of
 from .files import write_whole
 from .machine import busy, machine
 from .moments import default_cutoffs
+from .prompt import vacant
 from .runs import RunError
+from .trial import read_labels, trial
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object, on the last line of stdout")]
 UsersOf = Annotated[str, typer.Option("--users", help="a folder, or world[:N], journey[:CUTOFF], movielens")]
 RunOf = Annotated[Path, typer.Option("--run", help="a run's folder, as in data/runs/")]
+LabelsOf = Annotated[Path, typer.Option("--labels", help="parquet or csv with columns user, label (0 or 1)")]
+ColumnOf = Annotated[str, typer.Option("--column", help="the column that holds the label")]
 PRESETS = {"tiny": qa.TINY, "small": qa.SMALL, "medium": qa.MEDIUM, "full": qa.FULL}
 
 
@@ -130,7 +135,7 @@ def train(
 
     if preset not in PRESETS:
         raise ValueError(f"--preset {preset}: there are {', '.join(PRESETS)}")
-    config = PRESETS[preset].but(**dict(_field(c) for c in change or []))
+    config = PRESETS[preset].but(**dict(field_of(c) for c in change or []))
     people, bars, began = open_users(users), Bars(), time.monotonic()
     pairs = qa.make_pairs(
         people, per_sample=config.pairs_per_sample, cutoffs=default_cutoffs(people, config.cutoffs), seed=seed
@@ -151,16 +156,6 @@ def train(
     last = rows.tail(10).mean(numeric_only=True).to_dict()
     words = f"{out}: {len(rows)} steps on {len(pairs):,} pairs, contrastive loss {last['contrastive']:.3f}"
     say({"run": str(out), "steps": len(rows), "last": last} | metrics, words, as_json)
-
-
-def _field(text: str) -> tuple[str, object]:
-    name, eq, value = text.partition("=")
-    if not eq:
-        raise ValueError(f"--set {text}: write it as name=value, like lr=0.001")
-    try:
-        return name, json.loads(value.lower() if value in ("True", "False") else value)
-    except ValueError:
-        return name, value
 
 
 @app.command()
@@ -214,41 +209,48 @@ def probe(
     run: RunOf,
     users: UsersOf,
     query: Annotated[str, typer.Option(help="the question whose answer the labels hold")],
-    labels: Annotated[Path, typer.Option(help="parquet or csv with columns user, label (0 or 1)")],
-    column: Annotated[str, typer.Option(help="the column that holds the label")] = "label",
+    labels: LabelsOf,
+    column: ColumnOf = "label",
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
     """Say how well a linear probe reads a label from the embeddings for a query: AUC, KS, 95 % interval."""
     people = open_users(users)
-    truth = read_labels(labels, column)
-    known = truth.reindex(list(people.ids))
-    if not known.notna().any():
-        raise ValueError(f"{labels}: none of its {len(truth):,} users is among the {len(people):,} of {users}: check the ids")
-    engine, cache = read(run, people.select(known.dropna().index))
+    known = read_labels(labels, column, people)
+    engine, cache = read(run, people.select(known.index))
     found = qa.probe(engine.embed(cache, query), known.loc[list(cache.ids)], seed=seed)
     keys = ("auc", "auc_low", "auc_high", "ks", "n", "positives")
     result = {k: getattr(found, k) for k in keys} | {"query": query, "seed": seed, "machine": machine()}
     say(result, f"{query}\n{found}", as_json)
 
 
-def read_labels(path: Path, name: str = "label") -> pd.Series:
-    """Read a label file: columns user and `name`; 0, 1 or empty."""
-    try:
-        frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    except ValueError as error:
-        raise qa.DataError(path.name, None, name, str(error), "cannot be read: write it again as parquet or csv") from error
-    for column in ("user", name):
-        if column not in frame:
-            raise qa.DataError(path.name, None, column, list(frame.columns), "missing: write it, or name another with --column")
-    bad = frame[~(frame[name].isin([0, 1]) | frame[name].isna())]
-    if len(bad):
-        raise qa.DataError(path.name, int(bad.index[0]), name, bad[name].iloc[0], "write 0, 1, or leave it empty")
-    twice = frame["user"].astype(str).duplicated()
-    if twice.any():
-        row = int(np.flatnonzero(twice)[0])
-        raise qa.DataError(path.name, row, "user", frame["user"].iloc[row], "stands twice: keep one label a user")
-    return frame.assign(user=frame["user"].astype(str)).set_index("user")[name].astype(float)
+@app.command()
+def tune(
+    run: RunOf,
+    users: UsersOf,
+    query: Annotated[str, typer.Option(help="the question whose answer the labels hold")],
+    labels: LabelsOf,
+    out: Annotated[Path, typer.Option(help="folder for the soft prompt")],
+    column: ColumnOf = "label",
+    vectors: Annotated[int, typer.Option(help="how many are learned")] = 6,
+    steps: Annotated[int, typer.Option(help="of tuning, at most")] = 500,
+    gate: Annotated[
+        bool, typer.Option("--gate/--plain", help="also learn what opens the skip; --plain as in the paper")
+    ] = True,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Tune a soft prompt on half of the labelled users and judge it on the others: AUC and KS before and after."""
+    people, bars, options = open_users(users), Bars(), {"vectors": vectors, "steps": steps, "gate": gate}
+    vacant(out)
+    known = read_labels(labels, column, people)
+    engine, cache = read(run, people.select(known.index))
+    prompt, _, told = trial(engine, cache, query, known, seed=seed, progress=partial(bars, "tuning"), **options)
+    bars.close()
+    told |= {"out": str(prompt.save(out)), "query": query, "seed": seed, "machine": machine()} | options
+    (a, b), n = ([told[k][m] for k in ("before", "after")] for m in ("auc", "ks")), told["n_test"]
+    words = f"{query}\n{out}: AUC {a[0]:.3f} before, {a[1]:.3f} after; KS {b[0]:.2f}, {b[1]:.2f}; on {n:,} users not tuned on"
+    say(told, words, as_json)
 
 
 @app.command()

@@ -74,9 +74,14 @@ class Branches(Movable):
     anchor: Int[Tensor, "user branch"]  # where each branch's <USER_EMB> stands
     writes: Bool[Tensor, "user token"]  # from <USER_EMB> on: the next token is to be predicted
     next_ids: Int[Tensor, "user token"]  # the token to predict there
+    soft: Float[Tensor, "vector width"] | None = None  # of learned queries: id USER_EMB - 1 is its first row, and so on down
 
 
-def branches(queries: list[list[list[int]]], answers: list[list[list[int]]] | None = None) -> Branches:
+def branches(
+    queries: list[list[list[int]]],
+    answers: list[list[list[int]]] | None = None,
+    soft: Float[Tensor, "vector width"] | None = None,
+) -> Branches:
     """Lay out token ids: `queries[user][branch]` and, for training, `answers[user][branch]` (ending in eos).
 
     Every user has the same number of branches; their lengths may differ.
@@ -99,7 +104,7 @@ def branches(queries: list[list[list[int]]], answers: list[list[list[int]]] | No
         torch.tensor([list(r[i]) + [pad] * (width - len(r[i])) for r in rows]) for i, pad in enumerate((0, -1, 0, False, 0))
     ]
     ids, branch, offset, writes, following = padded
-    return Branches(ids, branch, offset, torch.tensor([r[5] for r in rows]), writes, following)
+    return Branches(ids, branch, offset, torch.tensor([r[5] for r in rows]), writes, following, soft)
 
 
 def branch_mask(prefix_mask: Bool[Tensor, "user slot"], branch: Int[Tensor, "user token"]) -> Bool[Tensor, "user token key"]:

@@ -6,6 +6,7 @@ from .bench_ablations import ablations
 from .bench_card import card
 from .bench_speed import ask, cache, refresh, train, versus
 from .bench_tasks import tasks
+from .bench_tune import tune
 from .bench_useru import useru
 from .machine import commit, machine
 
@@ -14,4 +15,4 @@ def _told(made):
     return lambda **how: {"bench": made.__name__, "machine": machine(), "commit": commit(), "seed": 0} | made(**how)
 
 
-BENCHES = {made.__name__: _told(made) for made in (tasks, ablations, cache, ask, refresh, versus, train, useru, card)}
+BENCHES = {made.__name__: _told(made) for made in (tasks, ablations, tune, cache, ask, refresh, versus, train, useru, card)}

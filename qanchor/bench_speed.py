@@ -12,9 +12,10 @@ import pandas as pd
 import torch
 
 from .batch import USER_EMB, branches
+from .cache import Group
 from .config import SMALL, Config
 from .encoder import Prefix
-from .engine import Engine, Group
+from .engine import Engine
 from .heads import Query
 from .losses import autoregressive_loss, contrastive_loss
 from .machine import best, machine, seconds
@@ -206,7 +207,7 @@ def versus(
     told = lines.groupby(past["user"], observed=True).agg("; ".join).iloc[:read]
     query = model.query_ids(asked[0])
     rows = [[*model.tokenizer(text[: 8 * window])[: window - len(query)], *query] for text in told]
-    read_all = torch.inference_mode()(lambda: [model._alone([row]) for row in rows])
+    read_all = torch.inference_mode()(lambda: [model.read_alone([row]) for row in rows])
     theirs = min(seconds(read_all, model.device) for _ in range(2)) / len(rows)
     ours, shared = more / queries / len(people), (once + more) / queries / len(people)
     found = {"users": len(people), "queries": queries, "their_tokens": float(np.mean([len(row) for row in rows]))}

@@ -11,8 +11,9 @@ import pandas as pd
 import torch
 
 from .batch import length_groups
+from .cache import Cache
 from .encoder import KINDS as SLOT_KINDS
-from .engine import PARAPHRASES, Cache, Engine
+from .engine import PARAPHRASES, Engine
 from .model import QAnchor, build
 from .pairs import SUMMARY_QUERY
 from .probe import auc
@@ -128,7 +129,7 @@ def read_aloud(model: QAnchor, people: Users, limit: int = 256) -> np.ndarray:
     rows = [model.tokenizer(text[: 8 * limit])[:limit] for text in told]
     out = np.zeros((len(rows), len(model.user_emb)), np.float32)
     for group in length_groups([len(row) for row in rows], 8192):
-        out[group] = model._alone([rows[i] for i in group]).float().cpu().numpy()
+        out[group] = model.read_alone([rows[i] for i in group]).float().cpu().numpy()
     return out
 
 

@@ -55,6 +55,15 @@ def fork(kv):
     return forked
 
 
+def part(group: Group, places: Int[np.ndarray, " place"]) -> Group:
+    """Take some users out of a group, by their places in it (one may come twice); what is not kept stays so."""
+    at = torch.from_numpy(places).to(group.prefix.mask.device)
+    kv = None if group.kv is None else fork(group.kv)
+    if kv is not None:
+        kv.batch_select_indices(at)
+    return Group(group.rows[places], take_users(group.prefix, at), kv)
+
+
 def nbytes(kv) -> int:
     """Count the memory of keys and values."""
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in kv.layers)

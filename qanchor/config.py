@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, fields, replace
 
 
@@ -174,3 +175,19 @@ FULL = Config(
     steps=50_000,
     max_answer=64,
 )
+
+
+def field_of(text: str) -> tuple[str, object]:
+    """Read one change of a configuration from words: its field and value.
+
+    Example:
+        >>> field_of("lr=0.001")
+        ('lr', 0.001)
+    """
+    name, eq, value = text.partition("=")
+    if not eq:
+        raise ValueError(f"--set {text}: write it as name=value, like lr=0.001")
+    try:
+        return name, json.loads(value.lower() if value in ("True", "False") else value)
+    except ValueError:
+        return name, value

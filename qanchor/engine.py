@@ -12,10 +12,10 @@ from torch import Tensor
 
 from . import maps
 from .backbone import generate, merge_lora
-from .batch import Branches, batch_users, branch_mask, branches, length_groups
-from .cache import Cache, Group, fork, in_common, nbytes, place, take_kv, take_slots, take_users
+from .batch import Branches, batch_users, branch_mask, length_groups
+from .cache import Cache, Group, fork, in_common, nbytes, part, place, take_kv, take_slots, take_users
 from .encoder import Prefix
-from .heads import Query
+from .heads import Asked, Query
 from .model import QAnchor
 from .schema import Users
 from .verdict import judge
@@ -97,38 +97,38 @@ class Engine:
         for old in cache.groups:
             fresh = self.model.encode_prefix(batch_users(readings, old.rows).to(self.model.device))
             kept = in_common(old.prefix, fresh) if old.kv is not None else torch.zeros_like(fresh.length())
-            for part in length_groups((fresh.length() - kept).cpu().numpy(), 4096, most=64):
-                group = self._extend(old, fresh, kept, torch.from_numpy(part).to(kept.device))
+            for some in length_groups((fresh.length() - kept).cpu().numpy(), 4096, most=64):
+                group = self._extend(old, fresh, kept, torch.from_numpy(some).to(kept.device))
                 held += nbytes(group.kv)
                 group.kv = group.kv if held <= budget_gb * 1e9 else None
                 new.groups.append(group)
-                done += len(part)
+                done += len(some)
                 if progress:
                     progress(done, len(users))
         return new
 
-    def _extend(self, old: Group, fresh: Prefix, kept: Tensor, part: Tensor) -> Group:
-        """Run the slots of `fresh` from number `kept` on, of the users at `part`, behind what the old group holds before."""
-        fresh, kept, rows = take_users(fresh, part), kept[part], old.rows[part.cpu().numpy()]
+    def _extend(self, old: Group, fresh: Prefix, kept: Tensor, at: Tensor) -> Group:
+        """Run the slots of `fresh` from number `kept` on, of the users `at`, behind what the old group holds before."""
+        fresh, kept, rows = take_users(fresh, at), kept[at], old.rows[at.cpu().numpy()]
         if not kept.any():
             return Group(rows, fresh, self.model.prefill(fresh))
-        columns, there = place(take_users(old.prefix, part).mask, torch.zeros_like(kept), kept)
-        before = take_slots(take_users(old.prefix, part), columns, there)
-        kv = take_kv(old.kv, part, columns)
+        columns, there = place(take_users(old.prefix, at).mask, torch.zeros_like(kept), kept)
+        before = take_slots(take_users(old.prefix, at), columns, there)
+        kv = take_kv(old.kv, at, columns)
         after = take_slots(fresh, *place(fresh.mask, kept, fresh.length()))
         self.model.extend(after, before.mask, kept, kv)
         both = (torch.cat([getattr(p, name) for p in (before, after)], 1) for name in ("slots", "mask", "kind", "modality"))
         return Group(rows, Prefix(*both, fresh.coarse), kv)
 
     def embed(
-        self, cache: Cache, query: str | Sequence[str], progress: Callable[[int, int], None] | None = None
+        self, cache: Cache, query: Asked | Sequence[Asked], progress: Callable[[int, int], None] | None = None
     ) -> Float[np.ndarray, "user ..."]:
         """Embed each user as an answer to `query`: (user, dim) for one query, (user, query, dim) for a list; unit length.
 
-        Rows stand in the order of `cache.ids`. A list of queries is asked in one visit of each user, and gives the same as
-        asking one by one.
+        Rows stand in the order of `cache.ids`. A list of queries, soft prompts among them, is asked in one visit of each user,
+        and gives the same as asking one by one.
         """
-        one = isinstance(query, str)
+        one = isinstance(query, Asked)
         queries = [query] if one else list(query)
         if not queries:
             raise ValueError("0 queries, at least 1 is needed")
@@ -141,46 +141,46 @@ class Engine:
                 progress(done, len(cache))
         return out[:, 0] if one else out
 
-    def stream(self, cache: Cache, queries: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def stream(self, cache: Cache, queries: Sequence[Asked]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Embed group by group: yields (row numbers, (user, query, dim)). Close the iterator to stop."""
-        ids = [self.model.query_ids(q) for q in queries]
-        asked, query = branches([ids]).to(self.model.device), self.model.ask(queries)
+        asked, query = self.model.lay_out(queries), self.model.ask(queries)
         for group in cache.groups:
             yield group.rows, self._ask(group, asked, query)
 
     @torch.inference_mode()
     def _ask(self, group: Group, asked: Branches, query: Query) -> np.ndarray:
-        """Run packed queries against one copy of the keys and values; no query sees another."""
-        hidden = self._append(group, asked, fork(self._kv(group)))
-        hidden = hidden[:, asked.anchor[0]]
-        return self.model.anchor(hidden, group.prefix.coarse, query.to_each(len(hidden))).float().cpu().numpy()
+        return self.anchors(group, asked, query).float().cpu().numpy()
 
-    def _append(self, group: Group, asked: Branches, kv) -> Float[Tensor, "user token width"]:
+    def anchors(self, group: Group, asked: Branches, query: Query) -> Float[Tensor, "user query dim"]:
+        """Run packed queries against one copy of the keys and values; no query sees another, gradients reach soft prompts."""
+        hidden = self.read_behind(group, asked, fork(self.kv(group)))[:, asked.anchor[0]]
+        return self.model.anchor(hidden, group.prefix.coarse, query.to_each(len(hidden)))
+
+    def read_behind(self, group: Group, asked: Branches, kv) -> Float[Tensor, "user token width"]:
+        """Read tokens behind the prefixes; `kv` grows by them."""
         users, tokens = len(group.rows), asked.ids.shape[1]
-        words = self.model.word_vectors(asked.ids).expand(users, -1, -1)
+        words = self.model.word_vectors(asked.ids, asked.soft).expand(users, -1, -1)
         allow = branch_mask(group.prefix.mask, asked.branch.expand(users, tokens))
         # cached keys keep their positions: the query starts at each user's own length
         positions = group.prefix.length()[:, None] + asked.offset
         return self.model.read(words, allow, positions, kv)
 
-    def _kv(self, group: Group):
+    @torch.no_grad()
+    def kv(self, group: Group):
+        """Give a group's keys and values, reading its prefixes again where none are kept."""
         return group.kv if group.kv is not None else self.model.prefill(group.prefix)
 
     @torch.inference_mode()
-    def answer(self, cache: Cache, user: str, query: str, limit: int = 40) -> str:
+    def answer(self, cache: Cache, user: str, query: Asked, limit: int = 40) -> str:
         """Let the model say its answer in words for one user (greedy, at most `limit` tokens)."""
         if user not in cache.ids:
             raise KeyError(f"user {user!r} is not among the {len(cache):,} that were read: prefill it first")
         row = cache.ids.index(user)
         whole = next(g for g in cache.groups if row in g.rows)
-        at = int(np.flatnonzero(whole.rows == row)[0])
-        one = torch.tensor([at], device=self.model.device)
-        kv = fork(self._kv(whole))
-        kv.batch_select_indices(one)
-        prefix = Prefix(**{k: v[one] for k, v in vars(whole.prefix).items()})
-        asked = branches([[self.model.query_ids(query)]]).to(self.model.device)
-        hidden = self._append(Group(np.array([row]), prefix, kv), asked, kv)[:, -1]
-        mask = torch.cat([prefix.mask, torch.ones_like(asked.ids, dtype=torch.bool)], 1).long()
+        one = part(whole, np.flatnonzero(whole.rows == row))
+        kv, asked = self.kv(one), self.model.lay_out([query])
+        hidden = self.read_behind(one, asked, kv)[:, -1]
+        mask = torch.cat([one.prefix.mask, torch.ones_like(asked.ids, dtype=torch.bool)], 1).long()
         ids = list(generate(self.model.backbone, hidden, kv, mask, self.model.tokenizer.eos_token_id, limit))
         return self.model.tokenizer.decode(ids).strip()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,19 @@ class Query(NamedTuple):
     def to_each(self, users: int) -> Query:
         """Ask the same of every user: (query, ...) to (user, query, ...)."""
         return Query(*(part.expand(users, -1, -1) for part in self))
+
+
+@runtime_checkable
+class Learned(Protocol):
+    """What can be asked though nobody can type it: words, vectors behind them, and what is added to the words' text vector."""
+
+    query: str
+    vectors: Float[Tensor, "vector width"]
+    offset: Float[Tensor, " text"]
+    run: str  # sha256 of the run that it was learned on
+
+
+Asked = str | Learned
 
 
 class Skip(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from .backbone import add_lora, load_backbone, new_cache, recompute_activations
 from .batch import USER_EMB, Batch, Branches, branch_mask, branches
 from .config import Config
 from .encoder import Encoder, Prefix
-from .heads import Projection, Query, Skip
+from .heads import Asked, Projection, Query, Skip
 from .reader import Reader
 from .texts import text_vectors
 
@@ -35,6 +37,7 @@ class QAnchor(nn.Module):
     def __init__(self, config: Config, reader: Reader, seed: int = 0):
         super().__init__()
         self.config, self.reader = config, reader
+        self.run = ""  # sha256 of the run it was loaded from
         if config.skip and reader.portrait.shape[1] != config.portrait:
             told = f"the reader's portrait has {reader.portrait.shape[1]} numbers, config.portrait is {config.portrait}"
             raise ValueError(f"{told}: fit the reader with this config")
@@ -88,10 +91,33 @@ class QAnchor(nn.Module):
         """Spell an answer, cut to `max_answer` tokens, and end it."""
         return [*self.tokenizer(answer)[: self.config.max_answer - 1], self.tokenizer.eos_token_id]
 
-    def word_vectors(self, ids: Int[Tensor, ...]) -> Float[Tensor, "... width"]:
-        """Look up word vectors; USER_EMB gives the learned <USER_EMB> vector."""
+    def word_vectors(
+        self, ids: Int[Tensor, ...], soft: Float[Tensor, "vector width"] | None = None
+    ) -> Float[Tensor, "... width"]:
+        """Look up word vectors; USER_EMB gives the learned <USER_EMB> vector, ids below it the rows of `soft`."""
         vectors = self.backbone.get_input_embeddings()(ids.clamp(min=0))
-        return torch.where((ids == USER_EMB)[..., None], self.user_emb.to(vectors.dtype), vectors)
+        own = self.user_emb[None] if soft is None else torch.cat([self.user_emb[None], soft])
+        return torch.where((ids < 0)[..., None], own.to(vectors.dtype)[(USER_EMB - ids).clamp(min=0)], vectors)
+
+    def spell(self, queries: Sequence[Asked]) -> tuple[list[list[int]], Float[Tensor, "vector width"] | None]:
+        """Spell queries, typed or learned; a learned one's vectors stand behind its words, as ids below USER_EMB."""
+        ids, soft, below = [], [], USER_EMB - 1
+        for query in queries:
+            if isinstance(query, str):
+                ids.append(self.query_ids(query))
+                continue
+            if query.run != self.run:
+                told = f"run {query.run[:16] or 'unsaved'}, this model is of run {self.run[:16] or 'unsaved'}"
+                raise ValueError(f"the soft prompt of {query.query!r} was tuned on {told}: load that run, or tune it anew")
+            ids.append([*self.query_ids(query.query), *range(below, below - len(query.vectors), -1)])
+            soft.append(query.vectors.to(self.device))
+            below -= len(query.vectors)
+        return ids, torch.cat(soft) if soft else None
+
+    def lay_out(self, queries: Sequence[Asked], users: int = 1) -> Branches:
+        """Lay out queries, typed or learned, behind each of `users` prefixes."""
+        ids, soft = self.spell(queries)
+        return branches([ids] * users, soft=soft).to(self.device)
 
     # -- the towers --
 
@@ -127,11 +153,11 @@ class QAnchor(nn.Module):
         hidden = self._tree(prefix, asked)
         at = asked.anchor[..., None].expand(-1, -1, hidden.shape[-1])
         anchors = self.anchor(hidden.gather(1, at), prefix.coarse, query)
-        targets = self.target(self._alone(answers)) if answers else None
+        targets = self.target(self.read_alone(answers)) if answers else None
         return anchors.flatten(0, 1), hidden[asked.writes], targets
 
     def _tree(self, prefix: Prefix, asked: Branches) -> Float[Tensor, "user token width"]:
-        words = self.word_vectors(asked.ids)
+        words = self.word_vectors(asked.ids, asked.soft)
         vectors = torch.cat([prefix.slots.to(words.dtype), words], 1)
         positions = torch.cat([prefix.positions(), prefix.length()[:, None] + asked.offset], 1)
         slots = prefix.mask.shape[1]
@@ -165,25 +191,32 @@ class QAnchor(nn.Module):
         out = F.normalize(self.projection(hidden), dim=-1)
         return F.pad(out, (0, self.config.dim - out.shape[-1]))
 
-    def embed(self, batch: Batch, query: str) -> Float[Tensor, "user dim"]:
+    def embed(self, batch: Batch, query: Asked) -> Float[Tensor, "user dim"]:
         """Embed each user for `query`, reading everything anew: the plain twin of `Engine.embed`."""
-        ids = self.query_ids(query)
-        asked = branches([[ids]] * len(batch.coarse)).to(self.device)
-        return self(batch, asked, self.ask([query]).to_each(len(batch.coarse)))[0]
+        users = len(batch.coarse)
+        return self(batch, self.lay_out([query], users), self.ask([query]).to_each(users))[0]
 
     def answer_hidden(self, answers: list[str]) -> Float[Tensor, "answer width"]:
         """Read answers alone; the hidden state at each one's last token."""
-        return self._alone([self.answer_ids(a) for a in answers])
+        return self.read_alone([self.answer_ids(a) for a in answers])
 
-    @torch.no_grad()
-    def ask(self, queries: list[str]) -> Query:
-        """Read queries with no user in front: the state at each one's <USER_EMB>, and the text vector of its words."""
-        return Query(self.query_hidden([self.query_ids(q) for q in queries]), self.meaning(queries))
+    def ask(self, queries: Sequence[Asked]) -> Query:
+        """Read queries with no user in front: the state at each one's <USER_EMB>, and the text vector of its words.
+
+        To a learned query's text vector its offset is added; gradients reach its vectors and its offset.
+        """
+        ids, soft = self.spell(queries)
+        meaning = self.meaning([q if isinstance(q, str) else q.query for q in queries])
+        if soft is not None:
+            meaning = torch.stack(
+                [m if isinstance(q, str) else m + q.offset.to(m) for q, m in zip(queries, meaning, strict=True)]
+            )
+        return Query(self.read_alone([[*row, USER_EMB] for row in ids], soft), meaning)
 
     @torch.no_grad()
     def query_hidden(self, queries: list[list[int]]) -> Float[Tensor, "query width"]:
         """Read queries (token ids) with no user in front; the hidden state at each one's <USER_EMB>."""
-        return self._alone([[*ids, USER_EMB] for ids in queries])
+        return self.read_alone([[*ids, USER_EMB] for ids in queries])
 
     def meaning(self, queries: list[str]) -> Float[Tensor, "query text"]:
         """Give the queries' text vectors, by the encoder that also reads the events; each number about 1 in size.
@@ -195,13 +228,16 @@ class QAnchor(nn.Module):
         vectors = text_vectors(queries, self.config.text_encoder).astype(np.float32)
         return torch.from_numpy(vectors * vectors.shape[1] ** 0.5).to(self.device)
 
-    def _alone(self, rows: list[list[int]]) -> Float[Tensor, "row width"]:
+    def read_alone(
+        self, rows: list[list[int]], soft: Float[Tensor, "vector width"] | None = None
+    ) -> Float[Tensor, "row width"]:
+        """Read rows of token ids with no user in front; the hidden state at each one's last token."""
         width = max(len(r) for r in rows)
         ids = torch.tensor([r + [0] * (width - len(r)) for r in rows], device=self.device)
         length = torch.tensor([len(r) for r in rows], device=self.device)
         allow = torch.ones(width, width, dtype=torch.bool, device=self.device).tril().expand(len(rows), -1, -1)
         positions = torch.arange(width, device=self.device).expand(len(rows), -1)
-        hidden = self.read(self.word_vectors(ids), allow, positions)  # pads stand after the last token: never seen by it
+        hidden = self.read(self.word_vectors(ids, soft), allow, positions)  # pads stand after the last token: never seen by it
         return hidden[torch.arange(len(rows), device=self.device), length - 1]
 
     def embed_answer(self, answers: list[str]) -> Float[Tensor, "answer dim"]:

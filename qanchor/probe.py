@@ -96,7 +96,7 @@ def held_out_scores(
         for row in range(seeds):
             splits = StratifiedKFold(folds, shuffle=True, random_state=seed + row).split(x, y)
             for number, (train, test) in enumerate(splits):
-                scores[row, known[test]] = (fit or _linear)(x[train], y[train], x[test], seed + row)
+                scores[row, known[test]] = (fit or linear)(x[train], y[train], x[test], seed + row)
                 fold[row, known[test]] = number
     return scores, fold
 
@@ -153,7 +153,7 @@ def paired_bootstrap(scores_a: Any, scores_b: Any, labels: Any, draws: int = 100
     return gap(slice(None)), *bootstrap_interval(gap, y, draws, seed)
 
 
-def _linear(x: Float[np.ndarray, "user dim"], y: Int[np.ndarray, " user"], new: Float[np.ndarray, "new dim"], seed: int):
+def linear(x: Float[np.ndarray, "user dim"], y: Int[np.ndarray, " user"], new: Float[np.ndarray, "new dim"], seed: int):
     """Fit the linear probe, its penalty chosen by three inner folds of the same users, and score `new`."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -57,11 +59,7 @@ def save(model: QAnchor, folder, history: pd.DataFrame | None = None, metrics: d
     tensors |= {f"reader.{k}": np.ascontiguousarray(getattr(reader, k), kind) for k in ("idf", "counts", "words", "portrait")}
     tensors |= {f"reader.mean.{k}": np.asarray(v, np.float32) for k, v in reader.mean.items()}
     tensors |= {f"reader.std.{k}": np.asarray(v, np.float32) for k, v in reader.std.items()}
-    old = _old(folder)
-    new = folder.with_name(f".{folder.name}.new")
-    _mend(folder)
-    shutil.rmtree(new, ignore_errors=True)  # what a killed save left behind
-    with written_aside(new) as aside:
+    with replaced(folder) as aside:
         save_arrays(tensors, aside / "adapter.safetensors")
         about = {
             "format": FORMAT,
@@ -80,12 +78,22 @@ def save(model: QAnchor, folder, history: pd.DataFrame | None = None, metrics: d
             history.round(5).to_json(aside / "history.json", orient="records", indent=1)
         if metrics is not None:
             (aside / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    return folder
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """Give a folder to write into that takes the place of `folder` once it is whole; until then the old one stands."""
+    old, new = _old(folder), folder.with_name(f".{folder.name}.new")
+    mend(folder)
+    shutil.rmtree(new, ignore_errors=True)  # what a killed save left behind
+    with written_aside(new) as aside:
+        yield aside
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-    return folder
 
 
 def load(folder, device: str | None = None, dtype: str | None = None, attention: str | None = None) -> QAnchor:
@@ -102,7 +110,7 @@ def load(folder, device: str | None = None, dtype: str | None = None, attention:
         True
     """
     folder = Path(folder)
-    _mend(folder)
+    mend(folder)
     about = _about(folder)
     path = folder / "adapter.safetensors"
     if not path.exists():
@@ -131,6 +139,7 @@ def load(folder, device: str | None = None, dtype: str | None = None, attention:
                 found, expected = tuple(value.shape), tuple(state[name].shape)
                 raise RunError(f"{path}: {name} is {found}, config.json asks for {expected}: train the run again")
             state[name].copy_(value)
+    model.run = found
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
@@ -138,7 +147,7 @@ def _old(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-def _mend(folder: Path) -> None:
+def mend(folder: Path) -> None:
     """Put back the old run that a kill between two renames left aside."""
     if not folder.exists() and _old(folder).exists():
         _old(folder).rename(folder)

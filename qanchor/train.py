@@ -91,6 +91,7 @@ def train(
     config, began = model.config, time.monotonic()
     accelerator = Accelerator(cpu=model.device.type == "cpu")
     model.to(accelerator.device)
+    model.run = ""  # what comes out is no run's until it is saved and loaded
     report = progress if progress and accelerator.is_main_process else lambda *_: None
     check_pairs(pairs, users)
     samples = Samples(model, pairs)
@@ -201,7 +202,7 @@ def _read_alone(model: QAnchor, rows: list[list[int]], report) -> Float[Tensor, 
     out, done, training = None, 0, model.training
     model.eval()  # dropout would blur what is read once and used often
     for group in length_groups([len(r) for r in rows], 4096):
-        hidden = model._alone([rows[i] for i in group]).float()
+        hidden = model.read_alone([rows[i] for i in group]).float()
         out = hidden.new_zeros(len(rows), hidden.shape[1]) if out is None else out
         out[torch.as_tensor(group, device=hidden.device)] = hidden
         done += len(group)

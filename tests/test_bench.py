@@ -168,7 +168,7 @@ def test_read_aloud_reads_what_each_did_most(users, run):
     counts = mine.groupby(["modality", "text"], observed=True).size().reset_index(name="n")
     counts = counts.sort_values(["n", "modality", "text"], ascending=[False, True, True])
     told = "; ".join(f"{row.modality}: {row.text} x{row.n}" for row in counts.itertuples())
-    alone = model._alone([model.tokenizer(told)[:256]])[0].detach().numpy()
+    alone = model.read_alone([model.tokenizer(told)[:256]])[0].detach().numpy()
     np.testing.assert_allclose(z[3], alone, atol=1e-4)
 
 

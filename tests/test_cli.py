@@ -150,13 +150,28 @@ def test_probe_keeps_each_label_with_its_user(qanchor, home, tmp_path):
     assert told[0]["auc"] == told[1]["auc"] and told[1]["n"] == 60
 
 
+def test_tune_keeps_a_prompt_and_judges_it_on_others(qanchor, home, tmp_path):
+    words = ("tune", "--run", home / "run", "--users", home / "users", "--query", QUERY, "--steps", 10, "--json")
+    done = qanchor(*words, "--labels", home / "labels.csv", "--out", tmp_path / "soft", "--seed", 1)
+    told = done.json()
+    assert done.code == 0 and told["n_test"] == told["n_tuning"] == 30 and told["seconds"] > 0 and told["seed"] == 1
+    for part in ("before", "after", "prototype"):
+        assert set(told[part]) == {"auc", "ks"} and all(0 <= value <= 1 for value in told[part].values())
+    engine = qa.Engine(qa.load(home / "run"))
+    prompt = qa.SoftPrompt.load(tmp_path / "soft", engine)
+    assert prompt.query == QUERY and engine.embed(engine.prefill(qa.load_users(home / "users")), prompt).shape == (60, 32)
+    plain = qanchor(*words[:-1], "--labels", home / "labels.parquet", "--out", tmp_path / "soft", "--plain")
+    assert plain.code == 0 and "30 users not tuned on" in plain.out
+    assert not qa.SoftPrompt.load(tmp_path / "soft", engine).offset.any() and [p.name for p in tmp_path.iterdir()] == ["soft"]
+
+
 def test_bench_prints_one_object(qanchor, home, monkeypatch):
     monkeypatch.setitem(
         cli.BENCHES, "small", lambda users, run, seeds: {"users": len(users()), "run": str(run), "seeds": seeds}
     )
     done = qanchor("bench", "small", "--data", "world:7", "--run", home / "run", "--seeds", 2, "--json")
     assert done.code == 0 and done.json() == {"users": 7, "run": str(home / "run"), "seeds": 2}
-    assert {"cache", "ask", "tasks"} <= set(cli.BENCHES)
+    assert {"cache", "ask", "tasks", "tune"} <= set(cli.BENCHES)
 
 
 class Killed(BaseException):
@@ -203,6 +218,10 @@ ERRORS = {
     "no value": (["train", "--preset", "tiny", "--users", "USERS", "--out", "o", "--set", "lr"], "name=value, like lr=0.001"),
     "odd value": (["train", "--preset", "tiny", "--users", "USERS", "--out", "o", "--set", "dim=wide"], "dim"),
     "below one": (["train", "--preset", "tiny", "--users", "USERS", "--out", "o", "--set", "dim=0"], "must be at least 1"),
+    "a folder in use": (
+        ["tune", "--run", "RUN", "--users", "USERS", "--query", "Q", "--labels", "none.csv", "--out", "RUN"],
+        "run holds 'adapter.safetensors' and no prompt.json: name a new folder",
+    ),
     "odd bench": (["bench", "speed"], "no bench 'speed': there are"),
     "no command": (["fly"], "No such command 'fly'"),
     "no option": (["ask", "Q"], "Missing option '--run'"),
@@ -267,4 +286,6 @@ def test_data_sets_have_names():
 
 def test_help_lists_every_command(qanchor):
     done = qanchor("--help")
-    assert done.code == 0 and all(c in done.out for c in ("check", "train", "ask", "embed", "probe", "bench", "weights"))
+    assert done.code == 0 and all(
+        c in done.out for c in ("check", "train", "ask", "embed", "probe", "tune", "bench", "weights")
+    )
