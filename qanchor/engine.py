@@ -101,18 +101,21 @@ class Engine:
         """
         if not len(users):
             raise ValueError("0 users to read, at least 1 is needed: check the folder or the selection")
-        readings = self.model.reader.read(users)
-        cache, held, done = Cache(tuple(readings.users), users.unit, users.horizon_days), 0, 0
-        for rows in length_groups(readings.lengths() + 1, tokens, most=64):
-            prefix = self.model.encode_prefix(batch_users(readings, rows, side).to(self.model.device))
-            kv = self.model.prefill(prefix)
-            size = sum(layer.keys.nbytes + layer.values.nbytes for layer in kv.layers)
-            held += size
-            cache.groups.append(Group(rows, prefix, kv if held <= budget_gb * 1e9 else None))
-            done += len(rows)
+        cache, held, done = Cache(users.ids, users.unit, users.horizon_days), 0, 0
+        for group in self._groups(users, tokens, side):
+            held += sum(layer.keys.nbytes + layer.values.nbytes for layer in group.kv.layers)
+            group.kv = group.kv if held <= budget_gb * 1e9 else None
+            cache.groups.append(group)
+            done += len(group.rows)
             if progress:
                 progress(done, len(users))
         return cache
+
+    def _groups(self, users: Users, tokens: int = 4096, side: str = "left") -> Iterator[Group]:
+        readings = self.model.reader.read(users)
+        for rows in length_groups(readings.lengths() + 1, tokens, most=64):
+            prefix = self.model.encode_prefix(batch_users(readings, rows, side).to(self.model.device))
+            yield Group(rows, prefix, self.model.prefill(prefix))
 
     def embed(
         self, cache: Cache, query: str | Sequence[str], progress: Callable[[int, int], None] | None = None
@@ -137,10 +140,20 @@ class Engine:
 
     def stream(self, cache: Cache, queries: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Embed group by group: yields (row numbers, (user, query, dim)). Close the iterator to stop."""
-        ids = [self.model.query_ids(q) for q in queries]
-        asked, query = branches([ids]).to(self.model.device), self.model.ask(queries)
+        asked = self._asked(queries)
         for group in cache.groups:
-            yield group.rows, self._ask(group, asked, query)
+            yield group.rows, self._ask(group, *asked)
+
+    @torch.inference_mode()
+    def sweep(self, users: Users, queries: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Read and ask group by group, keeping nothing, for users asked only once: yields what `stream` does."""
+        asked = self._asked(queries)
+        for group in self._groups(users):
+            yield group.rows, self._ask(group, *asked)
+
+    def _asked(self, queries: list[str]) -> tuple[Branches, Query]:
+        ids = [self.model.query_ids(q) for q in queries]
+        return branches([ids]).to(self.model.device), self.model.ask(queries)
 
     @torch.inference_mode()
     def _ask(self, group: Group, asked: Branches, query: Query) -> np.ndarray:
