@@ -12,6 +12,7 @@ import torch
 from .batch import USER_EMB, branches
 from .bench_ablations import ablations
 from .bench_card import card
+from .bench_scale import scale
 from .bench_tasks import tasks
 from .bench_useru import useru
 from .config import SMALL, Config
@@ -148,6 +149,7 @@ def _forward_rate(model: QAnchor, tokens: int, rows: int = 64) -> float:
 
 
 BENCHES = {
-    made.__name__: lambda made=made, **how: _about(made.__name__) | made(**how) for made in (useru, card, tasks, ablations)
+    made.__name__: lambda made=made, **how: _about(made.__name__) | made(**how)
+    for made in (useru, card, tasks, ablations, scale)
 }
 BENCHES |= {"cache": cache, "ask": ask}
