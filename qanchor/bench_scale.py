@@ -38,43 +38,44 @@ def scale(
     Of `rounds`, in turn, the fastest counts: what else the machine does can only take time. seeds is not looked at.
     """
     people = (users() if run else make_world(most)).sample(most)
-    with tempfile.TemporaryDirectory() as made:
-        home = Path(made)
+    with tempfile.TemporaryDirectory() as folder:
+        home, best, wanted = Path(folder), {}, None
         people.save(home / "users")
         (home / "queries.txt").write_text("\n".join(QUERIES))
-        given, wanted = (home / "users", Path(run or RUN).absolute(), QUERIES), None
-        best: dict[tuple[str, int], dict] = {}
+        job = {"users": home / "users", "run": Path(run or RUN).absolute(), "queries": home / "queries.txt", "shards": shards}
         for turn in range(rounds):
-            for backend, workers in _variants():
-                out = home / f"{backend}-{workers}-{turn}"
-                began = time.perf_counter()
-                if backend == "torchrun":
-                    subprocess.run(
-                        _command(*given[:2], home, out, shards, workers), env=_env(), check=True, capture_output=True
-                    )
-                else:
-                    embed_folder(*given, out, backend=backend, workers=workers, shards=shards)
-                row = {"backend": backend, "workers": workers, "seconds": time.perf_counter() - began} | _speed(out, workers)
+            for who in _variants():
+                out = home / f"{'-'.join(map(str, who))}-{turn}"
+                row = _timed(job | {"out": out}, *who)
                 wanted = wanted or _bytes(out)
-                before = best.get((backend, workers))
-                row["identical"] = _bytes(out) == wanted and (before is None or before["identical"])
-                if before is None or row["users_per_s"] > before["users_per_s"]:
-                    best[backend, workers] = row
-                else:
-                    before["identical"] = row["identical"]
+                faster = max(best.get(who, row), row, key=lambda row: row["users_per_s"])
+                best[who] = faster | {"identical": _bytes(out) == wanted and best.get(who, {}).get("identical", True)}
         one = best["local", 1]["users_per_s"]
         rows = [row | {"linear": row["users_per_s"] / row["workers"] / one} for row in best.values()]
+        most = max(workers for _, workers in best)
         told = {"users": len(people), "queries": len(QUERIES), "shards": shards, "threads": 1, "rows": rows}
-        return told | {"restart": _killed(given, set(people.ids), home, shards, wanted)}
+        return told | {"restart": _killed(job | {"out": home / "killed"}, most, set(people.ids), wanted)}
 
 
 def _variants() -> Iterator[tuple[str, int]]:
     return ((name, n) for name in ("local", "torchrun", "ray") for n in (1, 2) if name != "ray" or find_spec("ray"))
 
 
-def _speed(out: Path, workers: int) -> dict:
-    parts = json.loads((out / "_manifest.json").read_text())["parts"]
-    return {"users_per_s": workers * sum(part["users"] for part in parts) / sum(part["seconds"] for part in parts)}
+def _timed(job: dict, backend: str, workers: int) -> dict:
+    began = time.perf_counter()
+    if backend == "torchrun":
+        subprocess.run(_command(job, backend, workers), env=_env(), check=True, capture_output=True)
+    else:
+        _embed(job, backend, workers)
+    row = {"backend": backend, "workers": workers, "seconds": time.perf_counter() - began}
+    parts = json.loads((job["out"] / "_manifest.json").read_text())["parts"]
+    users, busy = (sum(part[name] for part in parts) for name in ("users", "seconds"))
+    return row | {"users_per_s": workers * users / busy}
+
+
+def _embed(job: dict, backend: str, workers: int) -> dict:
+    how = {"backend": backend, "workers": workers, "shards": job["shards"]}
+    return embed_folder(job["users"], job["run"], QUERIES, job["out"], **how)
 
 
 def _bytes(out: Path) -> dict[str, bytes]:
@@ -86,26 +87,22 @@ def _env() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
-def _command(users: Path, run: Path, home: Path, out: Path, shards: int, ranks: int = 0) -> list[str]:
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
-    words = {"users": users, "run": run, "queries": home / "queries.txt", "out": out, "shards": shards, "workers": 2}
-    words["backend"] = "torchrun" if ranks else "local"
-    said = [word for name, value in words.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, *start, "-m", "qanchor", "embed", *said]
+def _command(job: dict, backend: str, workers: int) -> list[str]:
+    words = [str(w) for name, value in (job | {"backend": backend, "workers": workers}).items() for w in (f"--{name}", value)]
+    # without `--` torchrun would take our --run for its --run-path
+    ranks = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m", "--"]
+    return [sys.executable, "-m", *(ranks if backend == "torchrun" else ()), "qanchor", "embed", *words]
 
 
-def _killed(given: tuple, known: set[str], home: Path, shards: int, wanted: dict[str, bytes]) -> dict:
-    """Kill a job of two workers once its first shard is done, start it again, and count."""
-    out = home / "killed"
-    job = subprocess.Popen(
-        _command(*given[:2], home, out, shards), env=_env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while not any(out.glob(".work/done-*.json")) and job.poll() is None:
+def _killed(job: dict, workers: int, known: set[str], wanted: dict[str, bytes]) -> dict:
+    """Kill a job once its first shard is done, start it again, and count."""
+    out, silent = job["out"], dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
+    driver = subprocess.Popen(_command(job, "local", workers), env=_env(), **silent)
+    while not any(out.glob(".work/done-*.json")) and driver.poll() is None:
         time.sleep(0.05)
-    job.kill()
-    job.wait()
-    made = embed_folder(*given, out, shards=shards)["made"]
-    parts = json.loads((out / "_manifest.json").read_text())["parts"]
+    driver.kill()
+    driver.wait()
+    made, parts = _embed(job, "local", workers)["made"], json.loads((out / "_manifest.json").read_text())["parts"]
     ids = [user for part in parts for user in read_part(out, part, 0)[0]]
     told = {"kept": len(parts) - made, "lost": len(known - set(ids)), "doubled": len(ids) - len(set(ids))}
     return told | {"identical": _bytes(out) == wanted}

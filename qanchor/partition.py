@@ -266,7 +266,8 @@ def load_shard(work: Path, number: int, scan: dict) -> Users:
     about, facts = scan["about"], _parts(work / "users", number)
     told = {"modalities": tuple(scan["modalities"]), "horizon_days": about["horizon_days"], "unit": about["unit"]}
     if facts is not None:
-        facts.attrs["source"], told["tabular"] = f"users, shard {number}", facts.set_index("user")
+        told["tabular"] = facts.set_index("user")
+        told["tabular"].attrs["source"] = f"users, shard {number}"
     events = _parts(work / "events", number)
     if events is None:  # users of whom only facts are known: read beside an event that is nobody's
         nobody = pd.DataFrame([["\uffff", scan["cutoff"], *scan["modalities"][:1], "nothing"]], columns=list(REQUIRED))

@@ -82,7 +82,7 @@ def ranks() -> tuple:
     from torch.distributed import rendezvous
 
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        raise ValueError("backend 'torchrun' without RANK: start it as torchrun --nproc-per-node 2 -m qanchor embed ...")
+        raise ValueError("backend 'torchrun' without RANK: start it as torchrun --nproc-per-node 2 -m -- qanchor embed ...")
     return next(rendezvous("env://", timeout=LONG))
 
 
