@@ -27,7 +27,7 @@ from .texts import text_vectors
 from .workers import BACKENDS, LONG, ranks
 
 CODE = ["about", "schema", "partition", "backbone", "texts", "habits", "reader", "batch", "encoder", "heads", "model"]
-CODE += ["engine", "scale"]  # a change in one of these may change the embeddings
+CODE += ["runs", "engine", "scale"]  # a change in one of these may change the embeddings
 SAME = ("run_sha256", "queries", "input_sha256", "shards", "threads", "code_sha256")  # in all parts of a folder
 TEXTS = 200_000  # of the distinct texts, encoded before the shards: else each worker encodes them again
 
@@ -159,6 +159,7 @@ def _begin(users, run: Path, queries: list[str], out: Path, shards: int | None, 
                 f"{out} holds embeddings of {name} {_short(old[name])}, wanted is {_short(plan[name])}: "
                 "name another folder, or remove this one"
             )
+    shutil.rmtree(out / ".gone", ignore_errors=True)
     for stale in out.glob(".part-*.part"):  # half-written by a killed process
         stale.unlink(missing_ok=True)
     if manifest and not (missing := _broken(out, [part["shard"] for part in manifest["parts"]])):
@@ -203,7 +204,7 @@ def _finish(out: Path) -> dict:
         if (found := sum(part["users"] for part in plan["parts"])) != scan["users"]:
             raise RuntimeError(f"{out}: {found:,} users in the parts, {scan['users']:,} in the input: report this")
         _say(out / "_manifest.json", plan)
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(work.rename(out / ".gone"), ignore_errors=True)  # killed here, no half of it passes for a whole one
     return {name: value for name, value in _manifest(out).items() if name != "parts"}
 
 

@@ -230,7 +230,9 @@ def test_what_is_torn_or_lost_is_made_again(home, tmp_path):
     (tmp_path / "out" / ".part-00005.parquet.1.part").write_bytes(b"half")
     assert embed(home, tmp_path / "out")["made"] == 3
     same(home, tmp_path / "out")
+    (tmp_path / "out" / ".gone" / "users").mkdir(parents=True)  # killed while it tidied up
     assert embed(home, tmp_path / "out", shards=None)["made"] == 0
+    same(home, tmp_path / "out")
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["whole", "begun"])
