@@ -33,8 +33,9 @@ def scale(
     """Measure users a second of one worker of one thread, alone and beside another, and what a killed job loses.
 
     users, run  at most `most` users and the run that reads them; without a run, those of the sample world and its run.
-    Rows: seconds of the whole call, users_per_s of all workers while they work (without starting Python, loading the model and
-    splitting the users), linear (against as many times one worker), and whether every byte is that of one worker.
+    Rows: seconds of the whole call; users_per_s of all workers while they work (without starting Python, loading the model and
+    splitting the users), and users_per_cpu_s, which what else the machine does hardly changes; linear (against as many times
+    one worker of that back end), by the clock and by the processor; and whether every byte is that of one local worker.
     Of `rounds`, in turn, the fastest counts: what else the machine does can only take time. seeds is not looked at.
     """
     people = (users() if run else make_world(most)).sample(most)
@@ -50,8 +51,7 @@ def scale(
                 wanted = wanted or _bytes(out)
                 faster = max(best.get(who, row), row, key=lambda row: row["users_per_s"])
                 best[who] = faster | {"identical": _bytes(out) == wanted and best.get(who, {}).get("identical", True)}
-        one = best["local", 1]["users_per_s"]
-        rows = [row | {"linear": row["users_per_s"] / row["workers"] / one} for row in best.values()]
+        rows = [row | _linear(row, best[row["backend"], 1]) for row in best.values()]
         most = max(workers for _, workers in best)
         told = {"users": len(people), "queries": len(QUERIES), "shards": shards, "threads": 1, "rows": rows}
         return told | {"restart": _killed(job | {"out": home / "killed"}, most, set(people.ids), wanted)}
@@ -69,8 +69,13 @@ def _timed(job: dict, backend: str, workers: int) -> dict:
         _embed(job, backend, workers)
     row = {"backend": backend, "workers": workers, "seconds": time.perf_counter() - began}
     parts = json.loads((job["out"] / "_manifest.json").read_text())["parts"]
-    users, busy = (sum(part[name] for part in parts) for name in ("users", "seconds"))
-    return row | {"users_per_s": workers * users / busy}
+    users, busy, worked = (sum(part[name] for part in parts) for name in ("users", "seconds", "cpu_seconds"))
+    return row | {"users_per_s": workers * users / busy, "users_per_cpu_s": users / worked}
+
+
+def _linear(row: dict, one: dict) -> dict:
+    share = row["users_per_s"] / row["workers"] / one["users_per_s"]
+    return {"linear": share, "linear_cpu": row["users_per_cpu_s"] / one["users_per_cpu_s"]}
 
 
 def _embed(job: dict, backend: str, workers: int) -> dict:

@@ -101,15 +101,16 @@ def embed_shard(out: Path | str, run: Path | str, number: int) -> dict:
     out, work = Path(out), Path(out) / ".work"
     plan, scan = _read(work / "plan.json"), _read(work / "users" / "scan.json")
     with threadpool_limits(plan["threads"]):
-        engine, began = _engine(Path(run), plan["run_sha256"]), time.perf_counter()
+        engine = _engine(Path(run), plan["run_sha256"])
+        began = time.perf_counter(), time.process_time()
         users = load_shard(work / "users", number, scan)
         vectors = np.empty((len(users), len(plan["queries"]), engine.model.config.dim), np.float16)
         for rows, z in engine.sweep(users, plan["queries"]):
             vectors[rows] = z
         path = write_whole(_part(out, number), partial(_write, users.ids, vectors, plan | {"shard": number}))
     record = {"shard": number, "file": path.name, "users": len(users), "bytes": path.stat().st_size, "sha256": sha256(path)}
-    record["seconds"] = round(time.perf_counter() - began, 3)  # of reading, embedding and writing; the model is there already
-    return _say(work / f"done-{number:05d}.json", record)
+    took = time.perf_counter() - began[0], time.process_time() - began[1]  # reading to writing; the model was there already
+    return _say(work / f"done-{number:05d}.json", record | {"seconds": took[0], "cpu_seconds": took[1]})
 
 
 @lru_cache(maxsize=1)

@@ -92,7 +92,8 @@ def tasks(make: Callable[..., dict], given: tuple[str, ...], numbers: list[int],
         import ray
     except ImportError as error:
         raise ValueError("backend 'ray' needs Ray: pip install 'qanchor[scale]'") from error
-    started = not ray.is_initialized() and ray.init(log_to_driver=False)
+    if started := not ray.is_initialized():
+        ray.init(log_to_driver=False)
     gpus = min(1, ray.cluster_resources().get("GPU", 0))
     # a task whose worker is killed is tried again; by default a worker with a GPU would end, model and all, after each shard
     task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=3, max_calls=0)(make)

@@ -344,6 +344,7 @@ def test_the_bench_says_what_it_promises(home, monkeypatch):
     found = bench_scale(lambda: qa.load_users(home / "users"), home / "run", most=40, shards=4, rounds=1)
     assert json.loads(json.dumps(found)) and found["users"] == 40 and found["shards"] == 4
     (row,) = found["rows"]
-    assert set(row) == {"backend", "workers", "seconds", "users_per_s", "identical", "linear"} and row["linear"] == 1.0
+    names = ["backend", "workers", "seconds", "users_per_s", "users_per_cpu_s", "identical", "linear", "linear_cpu"]
+    assert list(row) == names and row["linear"] == row["linear_cpu"] == 1.0
     assert row["identical"] and row["users_per_s"] > 0
     assert found["restart"]["lost"] == found["restart"]["doubled"] == 0 and found["restart"]["identical"]
