@@ -6,11 +6,13 @@ from .engine import Asker, Cache, Engine
 from .journey import load_journey, load_movielens
 from .losses import autoregressive_loss, contrastive_loss, prototype_loss
 from .model import QAnchor, build
+from .nearest import neighbours
 from .pairs import make_pairs
 from .probe import Probe, probe
 from .prompt import SoftPrompt, tune_prompt
 from .reader import Reader
 from .runs import history, load, save
+from .scale import embed_folder
 from .schema import DataError, Users, load_users
 from .shards import split, write_pairs
 from .synthesis import synthesise
@@ -37,6 +39,7 @@ __all__ = [
     "batch_users",
     "build",
     "contrastive_loss",
+    "embed_folder",
     "history",
     "load",
     "load_journey",
@@ -44,6 +47,7 @@ __all__ = [
     "load_users",
     "make_pairs",
     "make_world",
+    "neighbours",
     "probe",
     "prototype_loss",
     "save",

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import pandas as pd
 import typer
 from tqdm import tqdm
@@ -184,24 +183,23 @@ def embed(
     run: RunOf,
     users: UsersOf,
     queries: Annotated[Path, typer.Option(help="a text file, one query a line")],
-    out: Annotated[Path, typer.Option(help="folder for one parquet file a query, and queries.json")],
+    out: Annotated[Path, typer.Option(help="folder for part-00000.parquet and so on: user, query, embedding")],
+    backend: Annotated[str, typer.Option(help="local (processes), torchrun (started by it), or ray")] = "local",
+    workers: Annotated[int, typer.Option(help="processes, or Ray tasks at a time")] = 1,
+    shards: Annotated[int | None, typer.Option(help="files to write (default: one for each 500,000 events)")] = None,
     as_json: Json = False,
 ) -> None:
-    """Embed every user for every query of a file: float16, 128 numbers, one parquet file a query."""
+    """Embed every user for every query of a file: float16, 128 numbers, shard by shard; started again, it goes on."""
     asked = [line.strip() for line in queries.read_text().splitlines() if line.strip()]
     if not asked:
         raise ValueError(f"{queries} has 0 queries: write one a line")
-    engine, cache = read(run, open_users(users))
-    anchors = engine.embed(cache, asked)
-    out.mkdir(parents=True, exist_ok=True)
-    files = []
-    for k, text in enumerate(asked):
-        rows = pd.DataFrame({"user": list(cache.ids), "embedding": list(anchors[:, k].astype(np.float16))})
-        path = write_whole(out / f"query-{k:03d}.parquet", partial(rows.to_parquet, index=False))
-        files.append({"file": path.name, "query": text})
-    told = json.dumps({"run": str(run), "files": files}, indent=1) + "\n"
-    write_whole(out / "queries.json", lambda aside: aside.write_text(told))
-    say({"users": len(cache), "files": files}, f"{out}: {len(cache):,} users x {len(asked)} queries", as_json)
+    bars, how = Bars(), {"backend": backend, "workers": workers, "shards": shards}
+    shown = lambda done, total: bars("embedding shards", done, total)  # noqa: E731
+    told = qa.embed_folder(open_users(users, stream=True), run, asked, out, **how, progress=shown)
+    bars.close()
+    if told:  # of several ranks, the first speaks
+        words = f"{out}: {told['users']:,} users x {len(asked)} queries, {told['made']} of {told['shards']} shards made now"
+        say(told | {"out": str(out)}, words, as_json)
 
 
 @app.command()

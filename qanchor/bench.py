@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .bench_ablations import ablations
 from .bench_card import card
+from .bench_scale import scale
 from .bench_speed import ask, cache, refresh, train, versus
 from .bench_tasks import tasks
 from .bench_tune import tune
@@ -15,4 +16,5 @@ def _told(made):
     return lambda **how: {"bench": made.__name__, "machine": machine(), "commit": commit(), "seed": 0} | made(**how)
 
 
-BENCHES = {made.__name__: _told(made) for made in (tasks, ablations, tune, cache, ask, refresh, versus, train, useru, card)}
+MADE = (tasks, ablations, tune, cache, ask, refresh, versus, train, scale, useru, card)
+BENCHES = {made.__name__: _told(made) for made in MADE}

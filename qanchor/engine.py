@@ -67,17 +67,7 @@ class Engine:
         """
         if not len(users):
             raise ValueError("0 users to read, at least 1 is needed: check the folder or the selection")
-        readings = self.model.reader.read(users)
-        cache, held, done = Cache(tuple(readings.users), users.unit, users.horizon_days), 0, 0
-        for rows in length_groups(readings.lengths() + 1, tokens, most=64):
-            prefix = self.model.encode_prefix(batch_users(readings, rows, side).to(self.model.device))
-            kv = self.model.prefill(prefix)
-            held += nbytes(kv)
-            cache.groups.append(Group(rows, prefix, kv if held <= budget_gb * 1e9 else None))
-            done += len(rows)
-            if progress:
-                progress(done, len(users))
-        return cache
+        return self._hold(users, self._groups(users, tokens, side), budget_gb, progress)
 
     @torch.inference_mode()
     def append(
@@ -92,20 +82,27 @@ class Engine:
         if tuple(users.ids) != cache.ids:
             odd = next(iter(set(users.ids) ^ set(cache.ids)), "none, but their order differs")
             raise ValueError(f"{len(users):,} users, the cache holds {len(cache):,} (odd one: {odd}): append to the same users")
+        return self._hold(users, self._appended(cache, users), budget_gb, progress)
+
+    def _hold(self, users: Users, groups: Iterator[Group], budget_gb: float, progress) -> Cache:
+        """Gather groups into a cache; those beyond the budget give their keys and values back."""
+        cache, held, done = Cache(users.ids, users.unit, users.horizon_days), 0, 0
+        for group in groups:
+            held += nbytes(group.kv)
+            group.kv = group.kv if held <= budget_gb * 1e9 else None
+            cache.groups.append(group)
+            done += len(group.rows)
+            if progress:
+                progress(done, len(users))
+        return cache
+
+    def _appended(self, cache: Cache, users: Users) -> Iterator[Group]:
         readings = self.model.reader.read(users)
-        new, held, done = Cache(cache.ids, users.unit, users.horizon_days), 0, 0
         for old in cache.groups:
             fresh = self.model.encode_prefix(batch_users(readings, old.rows).to(self.model.device))
             kept = in_common(old.prefix, fresh) if old.kv is not None else torch.zeros_like(fresh.length())
             for some in length_groups((fresh.length() - kept).cpu().numpy(), 4096, most=64):
-                group = self._extend(old, fresh, kept, torch.from_numpy(some).to(kept.device))
-                held += nbytes(group.kv)
-                group.kv = group.kv if held <= budget_gb * 1e9 else None
-                new.groups.append(group)
-                done += len(some)
-                if progress:
-                    progress(done, len(users))
-        return new
+                yield self._extend(old, fresh, kept, torch.from_numpy(some).to(kept.device))
 
     def _extend(self, old: Group, fresh: Prefix, kept: Tensor, at: Tensor) -> Group:
         """Run the slots of `fresh` from number `kept` on, of the users `at`, behind what the old group holds before."""
@@ -119,6 +116,12 @@ class Engine:
         self.model.extend(after, before.mask, kept, kv)
         both = (torch.cat([getattr(p, name) for p in (before, after)], 1) for name in ("slots", "mask", "kind", "modality"))
         return Group(rows, Prefix(*both, fresh.coarse), kv)
+
+    def _groups(self, users: Users, tokens: int = 4096, side: str = "left") -> Iterator[Group]:
+        readings = self.model.reader.read(users)
+        for rows in length_groups(readings.lengths() + 1, tokens, most=64):
+            prefix = self.model.encode_prefix(batch_users(readings, rows, side).to(self.model.device))
+            yield Group(rows, prefix, self.model.prefill(prefix))
 
     def embed(
         self, cache: Cache, query: Asked | Sequence[Asked], progress: Callable[[int, int], None] | None = None
@@ -143,9 +146,19 @@ class Engine:
 
     def stream(self, cache: Cache, queries: Sequence[Asked]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Embed group by group: yields (row numbers, (user, query, dim)). Close the iterator to stop."""
-        asked, query = self.model.lay_out(queries), self.model.ask(queries)
+        asked = self._asked(queries)
         for group in cache.groups:
-            yield group.rows, self._ask(group, asked, query)
+            yield group.rows, self._ask(group, *asked)
+
+    @torch.inference_mode()
+    def sweep(self, users: Users, queries: Sequence[Asked]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Read and ask group by group, keeping nothing, for users asked only once: yields what `stream` does."""
+        asked = self._asked(queries)
+        for group in self._groups(users):
+            yield group.rows, self._ask(group, *asked)
+
+    def _asked(self, queries: Sequence[Asked]) -> tuple[Branches, Query]:
+        return self.model.lay_out(queries), self.model.ask(queries)
 
     @torch.inference_mode()
     def _ask(self, group: Group, asked: Branches, query: Query) -> np.ndarray:

@@ -6,7 +6,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +42,10 @@ class Table:
         return self.files[file - 1].name if self.files else "events"
 
 
-def open_table(source: Users | Path | str) -> Table:
+def open_table(source: Users | Path | str, numbers: Sequence[str] = NUMBERS) -> Table:
     """Find the events of users, of a parquet file, or of a folder: where they are, and what is told about them."""
     if isinstance(source, Users):
-        columns = [*REQUIRED, *(name for name in NUMBERS if name in source.events)]
+        columns = [*REQUIRED, *(name for name in numbers if name in source.events)]
         about = {"name": source.name, "unit": source.unit, "cutoff": str(source.cutoff), "modalities": list(source.modalities)}
         hashes = pd.util.hash_pandas_object(source.events[columns], index=False).to_numpy()
         frame = source.events[columns].assign(file_row_number=np.arange(len(source.events)))
@@ -68,35 +69,97 @@ def open_table(source: Users | Path | str) -> Table:
     return Table(files, None, about, rows, content.hexdigest())
 
 
+def open_facts(source: Users | Path | str) -> tuple[dict[str, Path | pd.DataFrame], str]:
+    """Find who else is known beside the events, and what of them (`users`, and of `labels` the ids), and a key of it."""
+    if isinstance(source, Users):
+        found = {"users": source.tabular.reset_index()}
+        return found, hashlib.sha256(pd.util.hash_pandas_object(found["users"]).to_numpy().tobytes()).hexdigest()
+    folder, found, content = Path(source), {}, hashlib.sha256()
+    for stem in ("users", "labels"):
+        for path in [path for kind in ("parquet", "csv") if (path := folder / f"{stem}.{kind}").is_file()][:1]:
+            found[stem] = path if path.suffix == ".parquet" else pd.read_csv(path)
+            columns = pq.read_schema(path).names if path.suffix == ".parquet" else list(found[stem])
+            if "user" not in columns:
+                raise DataError(path.name, None, "user", columns, "missing: one row a user")
+            with path.open("rb") as file:
+                content.update(hashlib.file_digest(file, "sha256").digest())
+    return found, content.hexdigest()
+
+
 def partition(table: Table, work: Path, shards: int, cutoffs: Iterable | None, wish: Wish, **config) -> None:
     """Write each user's history into the shard of its hash, and what all shards must know; the folder whole, or not at all.
 
     wish  kept for the shards;  config  of the data base: `memory_limit`, `threads`.
     """
+    with _aside(work, config) as (base, aside):
+        columns = _view(base, table)
+        scan = _scan(base, table, columns, cutoffs, wish)
+        scan["shards"] = _write_shards(base, _past(columns, scan["cutoff"]), shards, aside / "events")
+        scan |= {"files": [file.name for file in table.files] or ["events"]}
+        scan["wish"] = {name: value for name, value in vars(wish).items() if name != "topics"}
+        (aside / "scan.json").write_text(json.dumps(scan))
+
+
+def partition_users(
+    table: Table, facts: dict[str, Path | pd.DataFrame], work: Path, shards: int, numbers: Sequence[str], texts: int, **config
+) -> None:
+    """Write each user's history and facts into the shard of its hash, users without either too; the folder whole, or not.
+
+    facts  as `open_facts` gives them;  numbers  columns of the events to keep;  texts  so many distinct ones are listed.
+    """
+    with _aside(work, config) as (base, aside):
+        columns = _view(base, table, numbers)
+        _, cutoff, _, order = _days(base, table)
+        past, ids = _past(columns, cutoff), ['select "user" from events where "user" is not null']
+        for name, given in facts.items():
+            rows = f"read_parquet('{_quoted(given)}')" if isinstance(given, Path) else f"given_{name}"
+            if not isinstance(given, Path):
+                base.register(rows, arrow_table(given))
+            base.execute(f'create view {name} as select * replace ("user"::varchar as "user") from {rows}')
+            ids.append(f'select "user" from {name}')
+        every = f'select distinct "user" from ({" union all ".join(ids)})'
+        whole = f'select * from ({every}) left join users using ("user")' if "users" in facts else every
+        scan = {"cutoff": str(cutoff), "modalities": order, "about": table.about}
+        scan |= {"files": [file.name for file in table.files] or ["events"]}
+        _write_shards(base, past, shards, aside / "events")
+        scan["shards"] = _write_shards(base, whole, shards, aside / "users")
+        [(scan["users"],)] = base.sql(f"select count(*) from ({every})").fetchall()
+        listed = f"select distinct text from ({past}) where text is not null order by text limit {texts}"
+        base.execute(f"copy ({listed}) to '{_quoted(aside / 'texts.parquet')}' (format parquet)")
+        (aside / "scan.json").write_text(json.dumps(scan))
+
+
+@contextmanager
+def _aside(work: Path, config: dict) -> Iterator[tuple]:
+    """Give a data base and a folder to write into; it becomes `work` only when everything went well."""
     import duckdb
 
     aside = work.with_name(f"{work.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    config |= {"temp_directory": str(aside / "spill"), "preserve_insertion_order": False}
-    with duckdb.connect(config=config) as base:
-        columns = _view(base, table)
-        scan = _scan(base, table, columns, cutoffs, wish)
-        past = f"from events where time < timestamp '{scan['cutoff']}'"
-        names = ", ".join(f'"{name}"' for name in (*columns, *PLACE))
-        base.execute(
-            f"copy (select {names}, coalesce({HASH} % {shards}, 0) as _shard {past}) "
-            f"to '{_quoted(aside / 'events')}' (format parquet, partition_by (_shard))"
-        )
+    config = config | {"temp_directory": str(aside / "spill"), "preserve_insertion_order": False}
+    try:
+        with duckdb.connect(config=config) as base:
+            yield base, aside
+    except duckdb.IOException as error:
+        raise OSError(f"{work.parent}: {error}: free some disk, or name another folder") from error
     shutil.rmtree(aside / "spill", ignore_errors=True)
-    scan["shards"] = sorted(int(path.name.removeprefix("_shard=")) for path in (aside / "events").glob("_shard=*"))
-    scan |= {"files": [file.name for file in table.files] or ["events"]}
-    scan["wish"] = {name: value for name, value in vars(wish).items() if name != "topics"}
-    (aside / "scan.json").write_text(json.dumps(scan))
     aside.rename(work)
 
 
-def _view(base, table: Table) -> list[str]:
+def _past(columns: Iterable[str], cutoff) -> str:
+    names = ", ".join(f'"{name}"' for name in (*columns, *PLACE))
+    return f"select {names} from events where time < timestamp '{cutoff}'"
+
+
+def _write_shards(base, rows: str, shards: int, folder: Path) -> list[int]:
+    """Write rows that name a user into the folder of the shard of its hash; give the numbers of the shards that got some."""
+    chosen = f"select *, coalesce({HASH} % {shards}, 0) as _shard from ({rows})"
+    base.execute(f"copy ({chosen}) to '{_quoted(folder)}' (format parquet, partition_by (_shard))")
+    return sorted(int(path.name.removeprefix("_shard=")) for path in folder.glob("_shard=*"))
+
+
+def _view(base, table: Table, numbers: Sequence[str] = NUMBERS) -> list[str]:
     """Show the data base the events as `events`, with clean types and their place; give the columns' names."""
     if table.frame is not None:
         base.register("frame", arrow_table(table.frame))
@@ -118,9 +181,9 @@ def _view(base, table: Table) -> list[str]:
         time = "make_timestamp(epoch_ns(time) // 1000)"  # as pandas does; a cast would round
     if not types["time"].startswith(("TIMESTAMP", "DATE", "VARCHAR", "ENUM")):
         raise DataError(name, None, "time", types["time"], "not a time: write it as 2025-01-31 18:00:00")
-    _only_numbers(base, table, types)
-    columns = [column for column in (*REQUIRED, *NUMBERS) if column in types]
-    same = [f'"{column}"' for column in NUMBERS if column in types]
+    _only_numbers(base, table, types, numbers)
+    columns = [column for column in (*REQUIRED, *numbers) if column in types]
+    same = [f'"{column}"' for column in numbers if column in types]
     said = {"BOOLEAN": "case {0} when true then 'True' when false then 'False' end as {0}"}  # as Python writes them
     words = [said.get(types[c], "{0}::varchar as {0}").format(f'"{c}"') for c in ("user", "modality", "text")]
     chosen = ", ".join([*words, f"{time} as time", *same, "_file", "file_row_number as _row", "time as given_time"])
@@ -128,10 +191,10 @@ def _view(base, table: Table) -> list[str]:
     return columns
 
 
-def _only_numbers(base, table: Table, types: dict[str, str]) -> None:
+def _only_numbers(base, table: Table, types: dict[str, str], numbers: Sequence[str]) -> None:
     """Refuse a further column that holds words, as memory does, though no measure looks at it."""
     cure = "not a number: encode it, or drop the column"
-    for column in sorted(types.keys() - {*REQUIRED, *NUMBERS, "_file", "file_row_number", "filename"}):
+    for column in sorted(types.keys() - {*REQUIRED, *numbers, "_file", "file_row_number", "filename"}):
         if not types[column].startswith(("VARCHAR", "ENUM")):
             if not re.match('U?(HUGE|BIG|SMALL|TINY)?INT|DOUBLE|FLOAT|DECIMAL|BOOLEAN|"NULL"', types[column]):
                 raise DataError(table.name_of(1), None, column, types[column], cure)
@@ -144,8 +207,8 @@ def _only_numbers(base, table: Table, types: dict[str, str]) -> None:
             raise DataError(table.name_of(file), place, column, value, cure)
 
 
-def _scan(base, table: Table, columns: list[str], cutoffs: Iterable | None, wish: Wish) -> dict:
-    """Find what no shard alone can know: cut-off, modalities, the first visit, the moments and what was known before each."""
+def _days(base, table: Table) -> tuple[pd.DataFrame, pd.Timestamp, pd.DataFrame, list[str]]:
+    """Count the events of each day and modality, their times checked; the cut-off; those before it; and their modalities."""
     end = table.about["cutoff"]
     past = "true" if end is None else f"coalesce(time < timestamp '{pd.Timestamp(end)}', true)"
     days = base.sql(
@@ -163,6 +226,12 @@ def _scan(base, table: Table, columns: list[str], cutoffs: Iterable | None, wish
     cutoff = days["last"].max() + pd.Timedelta(1, "us") if end is None else pd.Timestamp(end)
     history = days[days["past"]]
     order = list(table.about["modalities"]) or sorted(history["modality"].dropna().unique())
+    return days, cutoff, history, order
+
+
+def _scan(base, table: Table, columns: list[str], cutoffs: Iterable | None, wish: Wish) -> dict:
+    """Find what no shard alone can know: cut-off, modalities, the first visit, the moments and what was known before each."""
+    days, cutoff, history, order = _days(base, table)
     first = history.loc[~history["modality"].isin(OFFERS), "first"].min()
     if cutoffs is None:
         cutoffs = spread_cutoffs(history.groupby("day")["events"].sum(), cutoff, table.about["horizon_days"])
@@ -194,16 +263,28 @@ def _sources(base, cutoffs: list[pd.Timestamp], order: list[str], first: pd.Seri
 
 def load_shard(work: Path, number: int, scan: dict) -> Users:
     """Load one shard; what is wrong in it is told by the place where it stood in the source."""
-    files = sorted((work / "events" / f"_shard={number}").glob("*.parquet"))
-    events = pd.concat([pd.read_parquet(file, partitioning=None) for file in files])
-    events = events.sort_values(list(PLACE), ignore_index=True)
-    place, about = events[list(PLACE)], scan["about"]
+    about, facts = scan["about"], _parts(work / "users", number)
     told = {"modalities": tuple(scan["modalities"]), "horizon_days": about["horizon_days"], "unit": about["unit"]}
+    if facts is not None:
+        told["tabular"] = facts.set_index("user")
+        told["tabular"].attrs["source"] = f"users, shard {number}"
+    events = _parts(work / "events", number)
+    if events is None:  # users of whom only facts are known: read beside an event that is nobody's
+        nobody = pd.DataFrame([["\uffff", scan["cutoff"], *scan["modalities"][:1], "nothing"]], columns=list(REQUIRED))
+        return Users.from_events(nobody, scan["cutoff"], **told).select(facts["user"])
+    events = events.sort_values(list(PLACE), ignore_index=True)
     try:
         return Users.from_events(events.drop(columns=list(PLACE)), scan["cutoff"], **told)
     except DataError as error:
-        file, row = place.iloc[error.row].tolist()
+        if error.row is None or error.file != "events":
+            raise
+        file, row = events.loc[error.row, list(PLACE)].tolist()
         raise DataError(scan["files"][file - 1], row, error.column, error.value, error.cure) from error
+
+
+def _parts(folder: Path, number: int) -> pd.DataFrame | None:
+    files = sorted((folder / f"_shard={number}").glob("*.parquet"))
+    return pd.concat([pd.read_parquet(file, partitioning=None) for file in files]) if files else None
 
 
 def _quoted(path: Path) -> str:

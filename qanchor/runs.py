@@ -111,7 +111,7 @@ def load(folder, device: str | None = None, dtype: str | None = None, attention:
     """
     folder = Path(folder)
     mend(folder)
-    about = _about(folder)
+    about = about_run(folder)
     path = folder / "adapter.safetensors"
     if not path.exists():
         raise RunError(f"{path} is missing: copy the run again, or train it with `python -m qanchor train`")
@@ -166,7 +166,8 @@ def history(folder) -> pd.DataFrame:
     return pd.read_json(Path(folder) / "history.json", orient="records")
 
 
-def _about(folder: Path) -> dict:
+def about_run(folder: Path) -> dict:
+    """Read a run's config.json: its config, what its reader knows, and the hash of what it learned."""
     path = folder / "config.json"
     if not path.exists():
         raise RunError(f"{folder} is no run (no config.json): train one with `python -m qanchor train --out {folder}`")

