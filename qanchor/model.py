@@ -149,12 +149,17 @@ class QAnchor(nn.Module):
         Returns the anchors (pair, dim), row user * K + branch; the hidden states (token, width) from which the answers' tokens
         are predicted; and the targets (answer, dim) or None.
         """
-        prefix = self.encode_prefix(batch)
-        hidden = self._tree(prefix, asked)
-        at = asked.anchor[..., None].expand(-1, -1, hidden.shape[-1])
-        anchors = self.anchor(hidden.gather(1, at), prefix.coarse, query)
+        anchors, hidden = self.anchors(self.encode_prefix(batch), asked, query)
         targets = self.target(self.read_alone(answers)) if answers else None
         return anchors.flatten(0, 1), hidden[asked.writes], targets
+
+    def anchors(
+        self, prefix: Prefix, asked: Branches, query: Query
+    ) -> tuple[Float[Tensor, "user branch dim"], Float[Tensor, "user token width"]]:
+        """Embed users whose prefix is made: the anchors, and the hidden states of all tokens behind the prefix."""
+        hidden = self._tree(prefix, asked)
+        at = asked.anchor[..., None].expand(-1, -1, hidden.shape[-1])
+        return self.anchor(hidden.gather(1, at), prefix.coarse, query), hidden
 
     def _tree(self, prefix: Prefix, asked: Branches) -> Float[Tensor, "user token width"]:
         words = self.word_vectors(asked.ids, asked.soft)
