@@ -69,7 +69,7 @@ def attention(
             weight, count = _summed(torch.stack(looks), code, len(names), by_head)
             frames.append(_frame([cache.ids[i] for i in some.rows], query, names, weight, count))
     order = pd.Categorical(pd.concat(frames)["user"], wanted, ordered=True)
-    return pd.concat(frames).assign(user=order).sort_values("user", kind="stable", ignore_index=True).astype({"user": object})
+    return pd.concat(frames).assign(user=order).sort_values("user", kind="stable", ignore_index=True).astype({"user": "str"})
 
 
 @contextmanager
