@@ -122,10 +122,13 @@ def _frame(ids: list[str], query: Asked, names: list[str], weight: np.ndarray, c
     return (frame if heads > 1 else frame.assign(head=-1))[COLUMNS].sort_values(["user", "layer", "head"], kind="stable")
 
 
-def effects(engine: Engine, users: Users, query: Asked, *, progress: Callable[[int, int], None] | None = None) -> pd.DataFrame:
+def effects(
+    engine: Engine, users: Users, query: Asked | Sequence[Asked], *, progress: Callable[[int, int], None] | None = None
+) -> pd.DataFrame:
     """Say what each modality does to the answer: how far a user's embedding moves when the modality is deleted.
 
     users     those to look at: each is read once whole, and once without each of the modalities (and without the facts).
+    query     one, or several that share these readings.
     Returns columns user, query, modality, events, deletion_effect, gradient. deletion_effect: 1 - cosine to the whole user's
     embedding. gradient: gradient times input, over what the modality feeds (its slots, and its own coarse numbers), of the
     embedding's part that sets this user apart from the others; of its size. Rows of modalities that a user lacks are left out.
@@ -137,23 +140,23 @@ def effects(engine: Engine, users: Users, query: Asked, *, progress: Callable[[i
         >>> list(found.columns), bool((found.deletion_effect >= 0).all())
         (['user', 'query', 'modality', 'events', 'deletion_effect', 'gradient'], True)
     """
-    whole = engine.embed(engine.prefill(users), query).astype(float)
+    asked = [query] if isinstance(query, Asked) else list(query)
+    whole = engine.embed(engine.prefill(users), asked).astype(float)
     names = [m for m in row_names(engine.model.reader) if m in engine.model.reader.modalities or m == TABULAR]
     counts = pd.crosstab(users.history()["user"], users.history()["modality"]).reindex(index=list(users.ids), fill_value=0)
-    gradient, frames = gradients(engine, users, query, whole), []
+    slopes, frames = [gradients(engine, users, q, whole[:, k]) for k, q in enumerate(asked)], []
     for done, name in enumerate(names, 1):
-        less = engine.embed(engine.prefill(without(users, name)), query).astype(float)
+        less = engine.embed(engine.prefill(without(users, name)), asked).astype(float)
         events = counts.get(name, pd.Series(0, counts.index)).to_numpy()
-        frame = pd.DataFrame({"user": list(users.ids), "modality": name, "events": events})
-        frame["deletion_effect"] = np.maximum(1 - (whole * less).sum(1), 0.0)
-        frame["gradient"] = gradient[name]
         has = (events > 0) | (users.tabular.notna().any(axis=1).to_numpy() if name == TABULAR else False)
-        frames.append(frame[has])
+        for k, one in enumerate(asked):
+            frame = pd.DataFrame({"user": list(users.ids), "query": one if isinstance(one, str) else one.query})
+            frame = frame.assign(modality=name, events=events, gradient=slopes[k][name])
+            frames.append(frame.assign(deletion_effect=np.maximum(1 - (whole[:, k] * less[:, k]).sum(1), 0.0))[has])
         if progress:
             progress(done, len(names))
-    found = pd.concat(frames).assign(query=query if isinstance(query, str) else query.query)
-    found = found[["user", "query", "modality", "events", "deletion_effect", "gradient"]]
-    return found.sort_values("user", kind="stable", ignore_index=True)
+    found = pd.concat(frames)[["user", "query", "modality", "events", "deletion_effect", "gradient"]]
+    return found.sort_values(["user", "query"], kind="stable", ignore_index=True)
 
 
 def without(users: Users, modality: str) -> Users:

@@ -4,12 +4,13 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny import make_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qanchor import bench, bench_speed, bench_tasks, machine
+from qanchor import bench, bench_attention, bench_speed, bench_tasks, machine
 from qanchor.bench_ablations import PAPER, VARIANTS
 from qanchor.config import SMALL, TINY
 from qanchor.engine import Engine
@@ -128,6 +129,19 @@ def test_refresh_versus_and_train_compare_what_agrees(users, run):
     found = bench.BENCHES["train"](config=TINY, slots=20, many=3, rows=2, rounds=1)
     said = {"prefix", "tokens", "queries", "users", "pairs_per_s", "speedup", "bound", "grad_diff", "of_matmul"}
     assert found.keys() == SAID | said and found["grad_diff"] < 1e-4 and found["bound"] > 1
+
+
+def test_attention_is_held_against_what_was_planted(users, run):
+    found = bench.BENCHES["attention"](users=lambda: users, run=run, most=12)
+    assert found.keys() == SAID | {"users", "chance", "named", "agreement", "rows"} and json.dumps(found, default=float)
+    assert set(found["named"]) == {"weight", "per_token", "deletion_effect", "gradient"} and len(found["rows"]) == 60
+    every = [part for both in found["named"].values() for part in both.values()]
+    assert all(0 <= part["auc"] <= 1 and 0 <= part["first"] <= 1 for part in every)
+    assert set(found["agreement"]) == {"weight", "per_token"} and all(-1 <= r <= 1 for r in found["agreement"].values())
+    with pytest.raises(ValueError, match="the truth is known of --data world alone"):
+        bench.BENCHES["attention"](users=lambda: replace(users, name="mine"), run=run)
+    told = bench_attention._named(pd.DataFrame({"task": list("aabb")}), pd.Series([1.0, 2, 9, 3]), [False, True, True, False])
+    assert told == {"auc": 1.0, "first": 1.0}
 
 
 def test_tasks_say_what_separate_probes_say(users, run):
