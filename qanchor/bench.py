@@ -8,6 +8,7 @@ from .bench_card import card
 from .bench_scale import scale
 from .bench_speed import ask, cache, refresh, train, versus
 from .bench_tasks import tasks
+from .bench_texts import texts
 from .bench_tune import tune
 from .bench_useru import useru
 from .machine import commit, machine
@@ -17,5 +18,5 @@ def _told(made):
     return lambda **how: {"bench": made.__name__, "machine": machine(), "commit": commit(), "seed": 0} | made(**how)
 
 
-MADE = (tasks, ablations, tune, attention, cache, ask, refresh, versus, train, scale, useru, card)
+MADE = (tasks, ablations, tune, attention, cache, ask, refresh, versus, train, scale, texts, useru, card)
 BENCHES = {made.__name__: _told(made) for made in MADE}

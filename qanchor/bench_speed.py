@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -116,7 +118,8 @@ def ask(
 ) -> dict:
     """Time one typed query to up to 2,000 users whose prefixes are cached: to the first 200, to all, and against the ceiling.
 
-    of_ceiling: time to all / (query tokens / tokens a second of the bare language model, measured in the same run).
+    of_ceiling: time to all / (query tokens / tokens a second of the bare language model, measured in the same run). shares: of
+    the time that a profile of one more query saw: products of matrices by dtype, attention, and all else.
     """
     people = users().sample(most)
     engine = Engine(load(run) if run else _fresh(config, people))
@@ -133,7 +136,34 @@ def ask(
                 first.append(time.perf_counter() - began)
         whole.append(time.perf_counter() - began)
     told = {"users": len(held), "query_tokens": len(ids), "first_200_s": min(first), "all_s": min(whole)}
-    return told | {"tokens_per_s": max(rate), "of_ceiling": min(whole) * max(rate) / len(ids) / len(held)}
+    told |= {"tokens_per_s": max(rate), "of_ceiling": min(whole) * max(rate) / len(ids) / len(held)}
+    return told | {"shares": _shares(lambda: engine.embed(held, f"Will this {people.unit} retire soon?"))}
+
+
+def _shares(step: Callable) -> dict[str, float]:
+    """Profile a step: the shares of its operations' time, products of matrices by the dtype of what is multiplied."""
+    from torch.profiler import profile
+
+    with profile(record_shapes=True) as seen, tempfile.TemporaryDirectory() as folder:
+        step()
+        seen.stop()
+        seen.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+    events = sorted((e for e in events if e.get("cat") == "cpu_op"), key=lambda e: (e["ts"], -e["dur"]))
+    time, end = {"bf16_matmul": 0.0, "fp32_matmul": 0.0, "attention": 0.0, "other": 0.0}, 0.0
+    for event in events:
+        inner = event["ts"] + event["dur"] <= end  # part of an operation counted already
+        name, kinds = event["name"], " ".join(event.get("args", {}).get("Input type", []))
+        if inner:
+            continue
+        if "attention" in name or name in ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "aten::matmul"):
+            product = "bf16_matmul" if "BFloat16" in kinds else "fp32_matmul"
+            time["attention" if "attention" in name else product] += event["dur"]
+        else:
+            time["other"] += event["dur"]
+        end = event["ts"] + event["dur"]
+    whole = sum(time.values())
+    return {name: round(part / whole, 4) for name, part in time.items()}
 
 
 @torch.inference_mode()

@@ -35,27 +35,32 @@ def useru(
     for scale in scales:
         with tempfile.TemporaryDirectory() as folder:
             # a process counts its parent's peak as its own: so another one writes the copies
-            _alone(write_copies, source, Path(folder), scale, seed)
-            rows.append({"scale": scale} | _alone(_measured, Path(folder)))
+            alone(write_copies, source, Path(folder), scale, seed)
+            rows.append({"scale": scale} | alone(_measured, Path(folder)))
     events, seconds = (np.log([row[name] for row in rows]) for name in ("events", "seconds"))
     return {"rows": rows, "growth_exponent": float(np.polyfit(events, seconds, 1)[0]) if len(rows) > 1 else None}
 
 
-def _alone(step: Callable, *given):
+def alone(step: Callable, *given):
     """Do one step in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(step, *given).result()
 
 
 def _measured(folder: Path) -> dict:
-    import resource  # only where there is Unix
-
     began = time.perf_counter()
     told = write_pairs(folder, folder / "pairs")
     seconds = time.perf_counter() - began
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     counts = {"events": told["events"], "pairs": told["pairs"], "seconds": seconds, "events_per_s": told["events"] / seconds}
-    return counts | {"peak_gb": peak * (1 if sys.platform == "darwin" else 1024) / 1e9}
+    return counts | {"peak_gb": peak_gb()}
+
+
+def peak_gb() -> float:
+    """Say how much memory this process, or one that it started, has held at most."""
+    import resource  # only where there is Unix
+
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def write_copies(source: Callable[[], Users], folder: Path, scale: int, seed: int) -> None:

@@ -111,7 +111,8 @@ def test_cache_measures_what_agrees():
 
 def test_ask_times_everybody(users, run):
     found = bench.BENCHES["ask"](users=lambda: users, run=run)
-    assert found.keys() == SAID | {"users", "query_tokens", "first_200_s", "all_s", "tokens_per_s", "of_ceiling"}
+    assert found.keys() == SAID | {"users", "query_tokens", "first_200_s", "all_s", "tokens_per_s", "of_ceiling", "shares"}
+    assert sum(found["shares"].values()) == pytest.approx(1, abs=1e-3) and found["shares"]["fp32_matmul"] > 0
     assert found["users"] == 60 and found["query_tokens"] == len(b"Will this user travel soon?") + 1
     assert 0 < found["first_200_s"] <= found["all_s"] and found["of_ceiling"] > 0 and json.dumps(found)
     assert bench.BENCHES["ask"](users=lambda: users, config=TINY)["users"] == 60  # without a run too
@@ -129,6 +130,12 @@ def test_refresh_versus_and_train_compare_what_agrees(users, run):
     found = bench.BENCHES["train"](config=TINY, slots=20, many=3, rows=2, rounds=1)
     said = {"prefix", "tokens", "queries", "users", "pairs_per_s", "speedup", "bound", "grad_diff", "of_matmul"}
     assert found.keys() == SAID | said and found["grad_diff"] < 1e-4 and found["bound"] > 1
+
+
+def test_texts_are_counted_and_found():
+    found = bench.BENCHES["texts"](many=3000, read=20, encoder="hash")
+    said = {"texts", "fill_s", "fill_peak_gb", "read_s", "find_one_ms", "peak_gb", "encode_per_s"}
+    assert found.keys() == SAID | said and found["texts"] == 3000 and 0 < found["peak_gb"] < 5
 
 
 def test_attention_is_held_against_what_was_planted(users, run):
