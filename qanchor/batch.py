@@ -39,7 +39,7 @@ class Batch(Movable):
     event_mask: Bool[Tensor, "user event"]
 
 
-def batch_users(readings: Readings, rows: Sequence[int] | np.ndarray, side: str = "left") -> Batch:
+def batch_users(readings: Readings, rows: Sequence[int] | np.ndarray, side: str = "right") -> Batch:
     """Pad these rows of the readings into one batch; the pads stand on `side` of the events and are masked.
 
     Example:
@@ -115,8 +115,12 @@ def branch_mask(prefix_mask: Bool[Tensor, "user slot"], branch: Int[Tensor, "use
     return torch.cat([prefix_mask[:, None, :].expand(-1, tokens, -1), own], -1)
 
 
-def length_groups(lengths: Sequence[int] | np.ndarray, budget: int, most: int = 10**9) -> list[np.ndarray]:
+def length_groups(
+    lengths: Sequence[int] | np.ndarray, budget: int, most: int = 10**9, alike: float = np.inf
+) -> list[np.ndarray]:
     """Group rows of like length so that padded tokens stay within `budget` a group (and rows within `most`).
+
+    alike   the longest of a group is at most so many times as long as its shortest.
 
     Example:
         >>> [g.tolist() for g in length_groups([5, 1, 5, 1], budget=10)]
@@ -126,7 +130,7 @@ def length_groups(lengths: Sequence[int] | np.ndarray, budget: int, most: int = 
     lengths = np.asarray(lengths)
     for end in range(1, len(order) + 1):
         full = end == len(order) or (end + 1 - start) * max(lengths[order[end]], 1) > budget or end - start >= most
-        if full:
+        if full or lengths[order[end]] > alike * max(lengths[order[start]], 1):
             groups.append(order[start:end])
             start = end
     return groups

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from .encoder import Prefix
+from .encoder import Prefix, place
 
 SAME = 1e-4  # of the slots' size: a slot that moved by less is the same slot
 
@@ -59,7 +59,7 @@ def part(group: Group, places: Int[np.ndarray, " place"]) -> Group:
     """Take some users out of a group, by their places in it (one may come twice); what is not kept stays so."""
     at = torch.from_numpy(places).to(group.prefix.mask.device)
     kv = None if group.kv is None else fork(group.kv)
-    if kv is not None:
+    if kv is not None and not np.array_equal(places, np.arange(len(group.rows))):
         kv.batch_select_indices(at)
     return Group(group.rows[places], take_users(group.prefix, at), kv)
 
@@ -74,45 +74,32 @@ def take_users(prefix: Prefix, rows: Int[Tensor, " some"]) -> Prefix:
     return Prefix(**{f.name: getattr(prefix, f.name)[rows] for f in fields(prefix)})
 
 
-def take_slots(some: Prefix, columns: Int[Tensor, "user some"], mask: Bool[Tensor, "user some"]) -> Prefix:
-    """Choose of each user the slots at `columns`; those outside `mask` become pads."""
-    slots = some.slots.gather(1, columns[..., None].expand(-1, -1, some.slots.shape[-1])) * mask[..., None]
-    return Prefix(slots, mask, some.kind.gather(1, columns), some.modality.gather(1, columns), some.coarse)
+def keep(group: Group, kept: Int[Tensor, " user"]) -> Group:
+    """Keep each user's first slots, `kept` of them, with their keys and values: a view, unless pads fill a quarter of it."""
+    prefix, zero = group.prefix, torch.zeros_like(kept)
+    columns, real = place(prefix.mask, zero, kept)
+    width = int(columns.masked_fill(~real, 0).max()) + 1
+    if kept.sum() < 0.75 * width * len(kept):
+        users = torch.arange(len(kept), device=kept.device)[:, None]
+        kv = _each(group.kv, lambda held: held.transpose(1, 2)[users, columns].transpose(1, 2))
+        return Group(group.rows, prefix.at(columns, real), kv)
+    mask = prefix.mask[:, :width] & (prefix.positions()[:, :width] < kept[:, None])
+    cut = (getattr(prefix, name)[:, :width] for name in ("kind", "modality"))
+    kv = _each(group.kv, lambda held: held[:, :, :width])
+    return Group(group.rows, Prefix(prefix.slots[:, :width] * mask[..., None], mask, *cut, prefix.coarse), kv)
 
 
-def take_kv(kv, rows: Int[Tensor, " some"], columns: Int[Tensor, "some slot"]):
-    """Choose users of a cache by place, and of each user the keys and values at `columns`; the cache itself stays."""
-    chosen = fork(kv)
-    for layer in chosen.layers:
-        for name in ("keys", "values"):
-            held = getattr(layer, name)[rows]
-            at = columns[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[-1])
-            setattr(layer, name, held.gather(2, at))
-    return chosen
+def _each(kv, change):
+    """Change keys and values of all layers alike; the cache itself stays."""
+    changed = fork(kv)
+    for layer in changed.layers:
+        layer.keys, layer.values = change(layer.keys), change(layer.values)
+    return changed
 
 
 def in_common(old: Prefix, new: Prefix) -> Int[Tensor, " user"]:
     """Count the slots with which each user's old and new prefix begin alike, pads left out."""
-    (a, known), (b, wanted) = (_packed(prefix) for prefix in (old, new))
-    width = min(a.shape[1], b.shape[1])
-    size = new.slots.abs().amax().clamp(min=1e-9)
-    alike = (a[:, :width] - b[:, :width]).abs().amax(-1) <= SAME * size
-    return (alike & known[:, :width] & wanted[:, :width]).long().cumprod(1).sum(1)
-
-
-def _packed(prefix: Prefix) -> tuple[Tensor, Bool[Tensor, "user slot"]]:
-    """Give the slots from each user's first on, pads at the end."""
-    columns, real = place(prefix.mask, torch.zeros_like(prefix.length()), prefix.length(), "right")
-    return prefix.slots.gather(1, columns[..., None].expand(-1, -1, prefix.slots.shape[-1])), real
-
-
-def place(
-    mask: Bool[Tensor, "user slot"], first: Int[Tensor, " user"], end: Int[Tensor, " user"], pads: str = "left"
-) -> tuple[Int[Tensor, "user some"], Bool[Tensor, "user some"]]:
-    """Say in which columns each user's slots from number `first` to before `end` stand, and which of these are no pads."""
-    width = int((end - first).max())
-    number = first[:, None] + torch.arange(width, device=mask.device)
-    if pads == "left":
-        number = number - (width - (end - first))[:, None]
-    columns = (~mask).long().argsort(dim=1, stable=True)  # slots in their order, then pads
-    return columns.gather(1, number.clamp(0, mask.shape[1] - 1)), (number >= first[:, None]) & (number < end[:, None])
+    count = torch.minimum(old.length(), new.length())
+    a, b = (prefix.at(*place(prefix.mask, torch.zeros_like(count), count)) for prefix in (old, new))
+    alike = (a.slots - b.slots).abs().amax(-1) <= SAME * new.slots.abs().amax().clamp(min=1e-9)
+    return (alike & a.mask).long().cumprod(1).sum(1)

@@ -32,6 +32,24 @@ class Prefix(Movable):
         """Number the slots of each user from 0 on, pads left out, wherever the pads stand."""
         return (self.mask.cumsum(1) - 1).clamp(min=0)
 
+    def pads_last(self) -> bool:
+        """Say whether every user's pads stand behind all of its slots: then a causal mask is all that reading needs."""
+        return not (self.mask[:, 1:] & ~self.mask[:, :-1]).any()
+
+    def at(self, columns: Int[Tensor, "user some"], mask: Bool[Tensor, "user some"]) -> Prefix:
+        """Choose of each user the slots at `columns`; those outside `mask` become pads."""
+        slots = self.slots.gather(1, columns[..., None].expand(-1, -1, self.slots.shape[-1])) * mask[..., None]
+        return Prefix(slots, mask, self.kind.gather(1, columns), self.modality.gather(1, columns), self.coarse)
+
+
+def place(
+    mask: Bool[Tensor, "user slot"], first: Int[Tensor, " user"], end: Int[Tensor, " user"]
+) -> tuple[Int[Tensor, "user some"], Bool[Tensor, "user some"]]:
+    """Say in which columns each user's slots from number `first` to before `end` stand; fewer than others: pads, the last."""
+    number = torch.arange(int((end - first).max()), device=mask.device) + first[:, None]
+    columns = (~mask).long().argsort(dim=1, stable=True)  # slots in their order, then pads
+    return columns.gather(1, number.clamp(0, mask.shape[1] - 1)), number < end[:, None]
+
 
 class Adapter(nn.Module):
     """Lift a text vector and the numbers beside it to a slot: LayerNorm, to `hidden`, GELU, to `width`."""
@@ -107,7 +125,8 @@ class Encoder(nn.Module):
         order = [*coarse, fine] if self.layout == "coarse_first" else [fine, *coarse]
         slots, kind, modality, mask = (torch.cat(column, 1) for column in zip(*order, strict=True))
         slots = self.norm(slots + self.kind_mark[kind]) * self.scale
-        return Prefix(slots * mask[..., None], mask, kind, modality, batch.coarse)
+        prefix = Prefix(slots * mask[..., None], mask, kind, modality, batch.coarse)
+        return prefix if prefix.pads_last() else prefix.at(*place(mask, torch.zeros_like(mask.sum(1)), mask.sum(1)))
 
     def _part(self, slots, kind: int, modality, batch: Batch):
         shape, device = slots.shape[:2], slots.device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,8 @@ from torch import Tensor
 from . import maps
 from .backbone import generate, merge_lora
 from .batch import Branches, batch_users, branch_mask, length_groups
-from .cache import Cache, Group, fork, in_common, nbytes, part, place, take_kv, take_slots, take_users
-from .encoder import Prefix
+from .cache import Cache, Group, fork, in_common, keep, nbytes, part, take_users
+from .encoder import Prefix, place
 from .heads import Asked, Query
 from .model import QAnchor
 from .schema import Users
@@ -56,7 +57,7 @@ class Engine:
         *,
         budget_gb: float = 6.0,
         tokens: int = 4096,
-        side: str = "left",
+        side: str = "right",
         progress: Callable[[int, int], None] | None = None,
     ) -> Cache:
         """Read every user up to the cut-off, once.
@@ -101,23 +102,26 @@ class Engine:
         for old in cache.groups:
             fresh = self.model.encode_prefix(batch_users(readings, old.rows).to(self.model.device))
             kept = in_common(old.prefix, fresh) if old.kv is not None else torch.zeros_like(fresh.length())
-            for some in length_groups((fresh.length() - kept).cpu().numpy(), 4096, most=64):
-                yield self._extend(old, fresh, kept, torch.from_numpy(some).to(kept.device))
+            for some in length_groups((fresh.length() - kept).cpu().numpy(), 4096, most=64, alike=2.0):
+                yield self._extend(old, fresh, kept, torch.from_numpy(np.sort(some)).to(kept.device))
 
     def _extend(self, old: Group, fresh: Prefix, kept: Tensor, at: Tensor) -> Group:
         """Run the slots of `fresh` from number `kept` on, of the users `at`, behind what the old group holds before."""
         fresh, kept, rows = take_users(fresh, at), kept[at], old.rows[at.cpu().numpy()]
         if not kept.any():
             return Group(rows, fresh, self.model.prefill(fresh))
-        columns, there = place(take_users(old.prefix, at).mask, torch.zeros_like(kept), kept)
-        before = take_slots(take_users(old.prefix, at), columns, there)
-        kv = take_kv(old.kv, at, columns)
-        after = take_slots(fresh, *place(fresh.mask, kept, fresh.length()))
-        self.model.extend(after, before.mask, kept, kv)
-        both = (torch.cat([getattr(p, name) for p in (before, after)], 1) for name in ("slots", "mask", "kind", "modality"))
-        return Group(rows, Prefix(*both, fresh.coarse), kv)
+        old = part(old, at.cpu().numpy())
+        if (kept == fresh.length()).all():  # nothing happened to them
+            return Group(rows, replace(old.prefix, coarse=fresh.coarse), old.kv)
+        before = keep(old, kept)
+        after = fresh.at(*place(fresh.mask, kept, fresh.length()))
+        self.model.extend(after, before.prefix.mask, kept, before.kv)
+        both = (
+            torch.cat([getattr(p, name) for p in (before.prefix, after)], 1) for name in ("slots", "mask", "kind", "modality")
+        )
+        return Group(rows, Prefix(*both, fresh.coarse), before.kv)
 
-    def _groups(self, users: Users, tokens: int = 4096, side: str = "left") -> Iterator[Group]:
+    def _groups(self, users: Users, tokens: int = 4096, side: str = "right") -> Iterator[Group]:
         readings = self.model.reader.read(users)
         for rows in length_groups(readings.lengths() + 1, tokens, most=64):
             prefix = self.model.encode_prefix(batch_users(readings, rows, side).to(self.model.device))

@@ -35,7 +35,7 @@ def read_one(age, time, key, number, vectors, modalities: int, recent: int, appe
     """Read one user's events before the cut-off (already sorted by time).
 
     appendable   the newest events are told by the gap before each instead of its age, and from a place on that moves in steps
-                 of a quarter of `recent`: so a day later most of them are told by the very same numbers.
+                 of half of `recent`: so a day later most of them are told by the very same numbers.
     """
     size = len(vectors)
     hour = (time - time.astype("datetime64[D]")) / np.timedelta64(1, "h")
@@ -58,7 +58,7 @@ def read_one(age, time, key, number, vectors, modalities: int, recent: int, appe
     rhythm = _rhythm(age, hour, weekend, number)
     start = max(len(key) - recent, 0)
     if appendable:
-        start -= start % max(recent // 4, 1)
+        start -= start % max(recent // 2, 1)
         age = np.append(400.0, age[:-1] - age[1:])[: len(age)]
     tail = slice(start, len(key)) if recent else slice(0, 0)
     single = np.arange(len(key))[tail]

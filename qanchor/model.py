@@ -125,10 +125,14 @@ class QAnchor(nn.Module):
         """Turn a batch of users into the prefix that stands in front of every query."""
         return self.encoder(batch)
 
-    def read(self, vectors, allow: Bool[Tensor, "user query key"], positions, cache=None) -> Float[Tensor, "user query width"]:
-        """Run the language model over `vectors` with an explicit mask and explicit positions: nothing is left to defaults."""
-        mask = allow[:, None]
-        if self.backbone.config._attn_implementation != "sdpa":  # eager adds the mask: True would add 1, not allow
+    def read(
+        self, vectors, allow: Bool[Tensor, "user query key"] | None, positions, cache=None
+    ) -> Float[Tensor, "user query width"]:
+        """Run the language model over `vectors` with an explicit mask (None: causal) and explicit positions."""
+        mask = None if allow is None else allow[:, None]
+        if (
+            mask is not None and self.backbone.config._attn_implementation != "sdpa"
+        ):  # eager adds the mask: True would add 1, not allow
             mask = torch.zeros_like(mask, dtype=vectors.dtype).masked_fill(~mask, torch.finfo(vectors.dtype).min)
         out = self.backbone.model(
             inputs_embeds=vectors,
@@ -255,9 +259,11 @@ class QAnchor(nn.Module):
 
     def prefill(self, prefix: Prefix):
         """Run the prefix once; returns its key-value cache."""
-        cache = new_cache(self.backbone)
-        start = prefix.length().new_zeros(len(prefix.mask))
-        self.extend(prefix, prefix.mask[:, :0], start, cache)
+        cache, nothing = new_cache(self.backbone), prefix.mask[:, :0]
+        if prefix.pads_last():  # no slot sees them: the kernels' own causal mask does, at half the work of an explicit one
+            self.read(prefix.slots.to(self.backbone.dtype), None, prefix.positions(), cache)
+        else:
+            self.extend(prefix, nothing, nothing.sum(1), cache)
         return cache
 
     def extend(self, new: Prefix, seen: Bool[Tensor, "user held"], start: Int[Tensor, " user"], cache) -> None:

@@ -214,16 +214,18 @@ def test_appending_equals_reading_anew(changes, tokens):
 
 
 def test_only_what_is_new_runs():
-    users = make_users()
-    ran = []
+    ran: dict[str, int] = {}
     for layout in ("appendable", "coarse_first"):
         engine = make_engine(make_model(layout=layout, recent=40))
-        held, extend = engine.prefill(users), engine.model.extend
-        engine.model.extend = lambda new, *how, extend=extend: (ran.append(int(new.mask.sum())), extend(new, *how))[1]
-        engine.append(held, later(users, 1))
-        ran.append(-1)
-    at = ran.index(-1)
-    assert 0 < sum(ran[:at]) < 0.6 * sum(ran[at + 1 : -1])
+        held, read = engine.prefill(make_users()), engine.model.read
+
+        def count(vectors, *how, layout=layout, read=read):
+            ran[layout] = ran.get(layout, 0) + vectors.shape[:2].numel()
+            return read(vectors, *how)
+
+        engine.model.read = count
+        engine.append(held, later(make_users(), 1))
+    assert 0 < ran["appendable"] < 0.6 * ran["coarse_first"]
 
 
 def test_appending_leaves_the_old_cache_and_keeps_to_the_budget():
