@@ -64,7 +64,7 @@ def attention(
             some = part(group, places)
             kv = engine.kv(some)
             with looking(engine.model, int(asked.anchor[0, 0])) as looks:
-                engine.read_behind(some, asked, kv)
+                engine.model.behind(some.prefix, asked, kv)
             code = torch.cat([slot_rows(engine.model.reader, some.prefix), _word_rows(asked, names, len(places))], 1)
             weight, count = _summed(torch.stack(looks), code, len(names), by_head)
             frames.append(_frame([cache.ids[i] for i in some.rows], query, names, weight, count))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .reader import Readings
 
+PACKED = 256  # tokens of queries read at once: each looks past the others', and that grows with their square
 USER_EMB = -1  # stands for <USER_EMB> in token ids; the model puts its learned vector there
 
 
@@ -134,3 +136,19 @@ def length_groups(
             groups.append(order[start:end])
             start = end
     return groups
+
+
+def packed(lengths: Sequence[int]) -> list[slice]:
+    """Cut a list of queries into packs of at most `PACKED` tokens (or of one query).
+
+    Example:
+        >>> packed([100, 100, 100, 300])
+        [slice(0, 2, None), slice(2, 3, None), slice(3, 4, None)]
+    """
+    starts, room = [], -1
+    for at, length in enumerate(lengths):
+        if length > room:
+            starts.append(at)
+            room = PACKED
+        room -= length
+    return [slice(*ends) for ends in pairwise([*starts, len(lengths)])]

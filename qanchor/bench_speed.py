@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .batch import USER_EMB, branches
+from .batch import USER_EMB, branches, packed
 from .cache import Group
 from .config import SMALL, Config
 from .encoder import Prefix
@@ -83,6 +83,11 @@ def _asked_of_all(model: QAnchor, queries: list[list[int]]) -> Query:
     return Query(model.query_hidden(queries), model.meaning([str(ids) for ids in queries]))
 
 
+def _packs(model: QAnchor, queries: list[list[int]], alone: Query) -> list:
+    cuts = packed([len(ids) + 1 for ids in queries])
+    return [(branches([queries[some]]).to(model.device), alone.at(some)) for some in cuts]
+
+
 @torch.inference_mode()
 def _anew(model: QAnchor, prefix: Prefix, query: list[int], alone: Query) -> torch.Tensor:
     """Read prefix and one query in one causal pass with no mask: the fastest way without a cache, and the plain twin."""
@@ -93,10 +98,11 @@ def _anew(model: QAnchor, prefix: Prefix, query: list[int], alone: Query) -> tor
 
 
 def _speedup(model: QAnchor, prefix: Prefix, queries: list[list[int]], rounds: int) -> float:
-    engine, asked, alone = Engine(model), branches([queries]).to(model.device), _asked_of_all(model, queries)
+    engine, alone = Engine(model), _asked_of_all(model, queries)
+    packs = _packs(model, queries, alone)
     group = Group(np.arange(len(prefix.slots)), prefix, None)
     read = torch.inference_mode()(lambda: setattr(group, "kv", model.prefill(prefix)))
-    steps = (read, lambda: engine._ask(group, asked, alone), lambda: _anew(model, prefix, queries[0], alone.at([0])))
+    steps = (read, lambda: engine._ask(group, packs), lambda: _anew(model, prefix, queries[0], alone.at([0])))
     # in turn, so that what else the machine does falls on all alike; the first round only warms up
     times = np.array([[seconds(step, model.device) for step in steps] for _ in range(rounds + 1)])[1:]
     once, ask, anew = np.median(times, 0)
@@ -108,7 +114,7 @@ def _difference(model: QAnchor, prefix: Prefix, queries: list[list[int]]) -> flo
     """Give the greatest difference between cached and full reading over the first and last queries, in the model's dtype."""
     group = Group(np.arange(len(prefix.slots)), prefix, model.prefill(prefix))
     alone = _asked_of_all(model, queries)
-    cached = Engine(model)._ask(group, branches([queries]).to(model.device), alone)
+    cached = Engine(model)._ask(group, _packs(model, queries, alone))
     some = {0, len(queries) // 2, len(queries) - 1}  # first, middle, last
     return max(float(np.abs(cached[:, k] - _anew(model, prefix, queries[k], alone.at([k])).cpu().numpy()).max()) for k in some)
 
@@ -257,7 +263,7 @@ def train(
     config = config.but(text_encoder="hash", skip_dropout=0.0, lora_dropout=0.0)  # both ways must draw alike
     model, exact = (_fresh(c, make_world(20)) for c in (config, config.but(dtype="float32")))
     draw = np.random.default_rng(0)
-    queries, answers = ([draw.integers(0, 250, n).tolist() for _ in range(many)] for n in (15, 16))
+    queries, answers = ([draw.integers(0, 250, n).tolist() for _ in range(many)] for n in (12, 21))  # as long as ours are
     steps = [lambda each=each: _train_step(model, slots, rows, queries, answers, each) for each in (many, 1)]
     times = np.array([[seconds(step, model.device) for step in steps] for _ in range(rounds + 1)])[1:]
     packed, single = np.median(times, 0)

@@ -25,7 +25,6 @@ from .world import world_truth
 
 KINDS = ("right", "none", "generic", "wrong", *(f"paraphrase {i}" for i in range(len(PARAPHRASES))))
 LADDER = {"tables": "rfm_svd", "vectors": "minilm", "slots": "slots", "untrained": "anchor_untrained", "trained": "anchor"}
-ASKED_AT_ONCE = 12  # queries in one visit of a group: more would only fill memory with masks
 
 
 def tasks(
@@ -97,8 +96,7 @@ def embeddings_by_question(
         texts |= {(name, kind): text for kind, text in zip(KINDS, asked, strict=True)}
     wanted = list(dict.fromkeys(text for (_, kind), text in texts.items() if kind in kinds))
     held = engine.prefill(people, progress=partial(progress, "reading users"))
-    parts = [wanted[i : i + ASKED_AT_ONCE] for i in range(0, len(wanted), ASKED_AT_ONCE)]
-    anchors = np.concatenate([engine.embed(held, part, partial(progress, f"asking {len(part)}")) for part in parts], 1)
+    anchors = engine.embed(held, wanted, partial(progress, f"asking {len(wanted)}"))
     place = {text: k for k, text in enumerate(wanted)}
     give = {kind: (lambda task, kind=kind: anchors[:, place[texts[task, kind]]]) for kind in kinds}
     return give, _pooled(held)

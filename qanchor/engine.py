@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import maps
 from .backbone import generate, merge_lora
-from .batch import Branches, batch_users, branch_mask, length_groups
+from .batch import Branches, batch_users, length_groups, packed
 from .cache import Cache, Group, fork, in_common, keep, nbytes, part, take_users
 from .encoder import Prefix, place
 from .heads import Asked, Query
@@ -31,6 +31,9 @@ SUGGESTIONS = (
     "Will this {} order takeout next month?",
     "What are the user's most likely actions in the next period?",
 )
+
+
+Pack = tuple[Branches, Query]
 
 
 class Engine:
@@ -150,37 +153,30 @@ class Engine:
 
     def stream(self, cache: Cache, queries: Sequence[Asked]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Embed group by group: yields (row numbers, (user, query, dim)). Close the iterator to stop."""
-        asked = self._asked(queries)
+        packs = self._packs(queries)
         for group in cache.groups:
-            yield group.rows, self._ask(group, *asked)
+            yield group.rows, self._ask(group, packs)
 
     @torch.inference_mode()
     def sweep(self, users: Users, queries: Sequence[Asked]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Read and ask group by group, keeping nothing, for users asked only once: yields what `stream` does."""
-        asked = self._asked(queries)
+        packs = self._packs(queries)
         for group in self._groups(users):
-            yield group.rows, self._ask(group, *asked)
+            yield group.rows, self._ask(group, packs)
 
-    def _asked(self, queries: Sequence[Asked]) -> tuple[Branches, Query]:
-        return self.model.lay_out(queries), self.model.ask(queries)
+    def _packs(self, queries: Sequence[Asked]) -> list[Pack]:
+        ids, query = self.model.spell(queries)[0], self.model.ask(queries)
+        return [(self.model.lay_out(queries[some]), query.at(some)) for some in packed([len(row) + 1 for row in ids])]
 
     @torch.inference_mode()
-    def _ask(self, group: Group, asked: Branches, query: Query) -> np.ndarray:
-        return self.anchors(group, asked, query).float().cpu().numpy()
+    def _ask(self, group: Group, packs: list[Pack]) -> np.ndarray:
+        group = replace(group, kv=self.kv(group))
+        return torch.cat([self.anchors(group, *pack) for pack in packs], 1).float().cpu().numpy()
 
     def anchors(self, group: Group, asked: Branches, query: Query) -> Float[Tensor, "user query dim"]:
         """Run packed queries against one copy of the keys and values; no query sees another, gradients reach soft prompts."""
-        hidden = self.read_behind(group, asked, fork(self.kv(group)))[:, asked.anchor[0]]
+        hidden = self.model.behind(group.prefix, asked, fork(self.kv(group)))[:, asked.anchor[0]]
         return self.model.anchor(hidden, group.prefix.coarse, query.to_each(len(hidden)))
-
-    def read_behind(self, group: Group, asked: Branches, kv) -> Float[Tensor, "user token width"]:
-        """Read tokens behind the prefixes; `kv` grows by them."""
-        users, tokens = len(group.rows), asked.ids.shape[1]
-        words = self.model.word_vectors(asked.ids, asked.soft).expand(users, -1, -1)
-        allow = branch_mask(group.prefix.mask, asked.branch.expand(users, tokens))
-        # cached keys keep their positions: the query starts at each user's own length
-        positions = group.prefix.length()[:, None] + asked.offset
-        return self.model.read(words, allow, positions, kv)
 
     @torch.no_grad()
     def kv(self, group: Group):
@@ -196,7 +192,7 @@ class Engine:
         whole = next(g for g in cache.groups if row in g.rows)
         one = part(whole, np.flatnonzero(whole.rows == row))
         kv, asked = self.kv(one), self.model.lay_out([query])
-        hidden = self.read_behind(one, asked, kv)[:, -1]
+        hidden = self.model.behind(one.prefix, asked, kv)[:, -1]
         mask = torch.cat([one.prefix.mask, torch.ones_like(asked.ids, dtype=torch.bool)], 1).long()
         ids = list(generate(self.model.backbone, hidden, kv, mask, self.model.tokenizer.eos_token_id, limit))
         return self.model.tokenizer.decode(ids).strip()

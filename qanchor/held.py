@@ -63,7 +63,7 @@ class Held:
         parts = ("ids", "branch", "offset", "writes", "next_ids")
         asked = replace(asked, **{name: getattr(asked, name)[:, :-1] for name in parts})  # without <USER_EMB>
         if group.kv is not None:
-            self.engine.read_behind(group, asked, group.kv)
+            self.model.behind(group.prefix, asked, group.kv)
         old = group.prefix
         slots = self.model.word_vectors(asked.ids).to(old.slots.dtype).expand(len(old.slots), -1, -1)
         mask = torch.ones(slots.shape[:2], dtype=torch.bool, device=slots.device)

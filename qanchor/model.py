@@ -146,7 +146,7 @@ class QAnchor(nn.Module):
     def forward(
         self, batch: Batch, asked: Branches, query: Query, answers: list[list[int]] = ()
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Read each user once and all K branches behind it, in one pass (a tree mask keeps the branches apart).
+        """Read each user once and all K branches behind it (a mask keeps the branches apart).
 
         query     each branch's query (user, branch, ...), as `ask` gives it.
         answers   token ids of answers to embed in the same call, so that a wrapped model (several processes) sees both towers.
@@ -161,11 +161,25 @@ class QAnchor(nn.Module):
         self, prefix: Prefix, asked: Branches, query: Query
     ) -> tuple[Float[Tensor, "user branch dim"], Float[Tensor, "user token width"]]:
         """Embed users whose prefix is made: the anchors, and the hidden states of all tokens behind the prefix."""
-        hidden = self._tree(prefix, asked)
-        at = asked.anchor[..., None].expand(-1, -1, hidden.shape[-1])
-        return self.anchor(hidden.gather(1, at), prefix.coarse, query), hidden
+        # through a cache no branch is compared with another's keys; recomputed activations know no cache
+        alone = self.config.checkpointing
+        hidden = self._tree(prefix, asked) if alone else self.behind(prefix, asked, self.prefill(prefix))
+        return self._ends(hidden, asked, prefix, query), hidden
+
+    def _ends(self, hidden: Tensor, asked: Branches, prefix: Prefix, query: Query) -> Float[Tensor, "user branch dim"]:
+        at = asked.anchor[..., None].expand(len(hidden), -1, hidden.shape[-1])
+        return self.anchor(hidden.gather(1, at), prefix.coarse, query)
+
+    def behind(self, prefix: Prefix, asked: Branches, cache) -> Float[Tensor, "user token width"]:
+        """Read tokens, the same for all users or each one's own, behind prefixes that `cache` holds; it grows by them."""
+        users = len(prefix.mask)
+        words = self.word_vectors(asked.ids, asked.soft).expand(users, -1, -1)
+        allow = branch_mask(prefix.mask, asked.branch.expand(users, -1))
+        # cached keys keep their positions: a query starts at each user's own length
+        return self.read(words, allow, prefix.length()[:, None] + asked.offset, cache)
 
     def _tree(self, prefix: Prefix, asked: Branches) -> Float[Tensor, "user token width"]:
+        """Read prefixes and branches in one pass with no cache: the plain twin of `behind`."""
         words = self.word_vectors(asked.ids, asked.soft)
         vectors = torch.cat([prefix.slots.to(words.dtype), words], 1)
         positions = torch.cat([prefix.positions(), prefix.length()[:, None] + asked.offset], 1)
@@ -202,8 +216,9 @@ class QAnchor(nn.Module):
 
     def embed(self, batch: Batch, query: Asked) -> Float[Tensor, "user dim"]:
         """Embed each user for `query`, reading everything anew: the plain twin of `Engine.embed`."""
-        users = len(batch.coarse)
-        return self(batch, self.lay_out([query], users), self.ask([query]).to_each(users))[0]
+        users, prefix = len(batch.coarse), self.encode_prefix(batch)
+        asked = self.lay_out([query], users)
+        return self._ends(self._tree(prefix, asked), asked, prefix, self.ask([query]).to_each(users))[:, 0]
 
     def answer_hidden(self, answers: list[str]) -> Float[Tensor, "answer width"]:
         """Read answers alone; the hidden state at each one's last token."""

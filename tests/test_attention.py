@@ -27,10 +27,10 @@ def by_hand(engine, users, user: str, query: str) -> np.ndarray:
     model, names = engine.model, row_names(engine.model.reader)
     readings = model.reader.read(users)
     batch = batch_users(readings, [readings.users.index(user)])
-    prefix, asked, alone = model.encode_prefix(batch), model.lay_out([query]), model.ask([query]).to_each(1)
+    prefix, asked = model.encode_prefix(batch), model.lay_out([query])
     place = prefix.mask.shape[1] + int(asked.anchor[0, 0])
     with torch.no_grad(), looking(model, place) as looks:
-        model.anchors(prefix, asked, alone)
+        model._tree(prefix, asked)
     out = np.zeros((len(looks), looks[0].shape[1], len(names)))
     groups = iter(["summary" if g in ("time", "counts", "words") else "tabular" for g in model.reader.groups()])
     first = int(prefix.mask[0].float().argmax())

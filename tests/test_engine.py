@@ -60,9 +60,9 @@ def test_a_wrong_position_would_be_noticed(engine):
     good = engine.embed(cache, QUERIES[0])
     ids = [engine.model.query_ids(QUERIES[0])]
     asked, gate, group = branches([ids]), engine.model.ask([QUERIES[0]]), cache.groups[0]
-    moved = engine._ask(group, replace(asked, offset=asked.offset + 1), gate)[:, 0]
+    moved = engine._ask(group, [(replace(asked, offset=asked.offset + 1), gate)])[:, 0]
     bare = replace(group.prefix, mask=torch.ones_like(group.prefix.mask))
-    unmasked = engine._ask(replace(group, prefix=bare), asked, gate)[:, 0]
+    unmasked = engine._ask(replace(group, prefix=bare), [(asked, gate)])[:, 0]
     rows = group.rows
     assert np.abs(moved - good[rows]).max() > 1e-3 and np.abs(unmasked - good[rows]).max() > 1e-3
 
