@@ -256,9 +256,10 @@ def train(
 ) -> dict:
     """Compare training `many` queries of a user behind one prefix with one row a pair: forward, both losses, backward.
 
-    bound: the dense operations of the one, of the other. of_matmul: the operations done a second (forward once, backward twice,
-    LoRA and heads not counted) by the machine's matrix products a second; on a GPU that is the MFU. grad_diff: the greatest
-    difference of a gradient, of its size, in fp32.
+    Queries and answers are as long as ours are on average. bound: the dense operations of the one, of the other; those of the
+    answers' own tower and of the words' scores are the same for both. They count once forward and once back: frozen weights take
+    no gradient (LoRA and heads are left out). of_matmul: the operations done a second, by the machine's matrix products a
+    second; on a GPU that is the MFU. grad_diff: the greatest difference of a gradient, of its size, in fp32.
     """
     config = config.but(text_encoder="hash", skip_dropout=0.0, lora_dropout=0.0)  # both ways must draw alike
     model, exact = (_fresh(c, make_world(20)) for c in (config, config.but(dtype="float32")))
@@ -268,26 +269,28 @@ def train(
     times = np.array([[seconds(step, model.device) for step in steps] for _ in range(rounds + 1)])[1:]
     packed, single = np.median(times, 0)
     tokens = len(queries[0]) + len(answers[0])
-    work = 3 * rows * (flops(model, 0, slots) + many * flops(model, slots, slots + tokens))
+    both = many * (flops(model, 0, len(answers[0])) + rows * len(answers[0]) * 2.0 * model.backbone.lm_head.weight.numel())
+    behind = rows * (flops(model, 0, slots) + many * flops(model, slots, slots + tokens)) + both
+    apart = rows * many * flops(model, 0, slots + tokens) + both
     grads = [_train_step(exact, slots, 1, queries, answers, each) for each in (many, 1)]
     gap = max((a - b).abs().max() / b.abs().max().clamp(min=1e-12) for a, b in zip(*grads, strict=True))
     found = {"prefix": slots, "tokens": tokens, "queries": many, "users": rows, "pairs_per_s": rows * many / packed}
-    found |= {"speedup": single / packed, "bound": bound(model, slots, tokens, many), "grad_diff": float(gap)}
-    return found | {"of_matmul": work / packed / 1e12 / machine()["matmul_tflops"]}
+    found |= {"speedup": single / packed, "bound": apart / behind, "grad_diff": float(gap)}
+    return found | {"of_matmul": 2 * behind / packed / 1e12 / machine()["matmul_tflops"]}
 
 
 def _train_step(model: QAnchor, slots: int, rows: int, queries: list, answers: list, each: int) -> list[torch.Tensor]:
     """Take the losses of all pairs and their gradients, `each` branches behind a prefix; the same sums for any `each`."""
     parts, prefix = len(queries) // each, _random_prefix(model, rows, slots)
     model.train()
-    weights = [p for p in model.parameters() if p.requires_grad]
+    weights = [*(p for p in model.parameters() if p.requires_grad), prefix.slots.requires_grad_()]  # the encoder learns, too
     prefix = Prefix(**{name: value.repeat_interleave(parts, 0) for name, value in vars(prefix).items()})
     split = lambda many: [many[i : i + each] for i in range(0, len(many), each)] * rows  # noqa: E731
     laid = branches(split(queries), split(answers)).to(model.device)
     alone = _asked_of_all(model, queries)
     place = torch.arange(len(queries)).view(parts, each).repeat(rows, 1)
     anchors, hidden = model.anchors(prefix, laid, alone.at(place))
-    targets = model.target(model.answer_hidden([str(ids) for ids in answers]))
+    targets = model.target(model.read_alone(answers))
     contrast = contrastive_loss(anchors.flatten(0, 1), targets.repeat(rows, 1), 0.1, 2.0)
     words = autoregressive_loss(model.logits(hidden[laid.writes]), laid.next_ids[laid.writes])
     return [g for g in torch.autograd.grad(contrast + words, weights, allow_unused=True) if g is not None]
