@@ -257,7 +257,7 @@ def train(
     """Compare training `many` queries of a user behind one prefix with one row a pair: forward, both losses, backward.
 
     Queries and answers are as long as ours are on average. bound: the dense operations of the one, of the other; those of the
-    answers' own tower and of the words' scores are the same for both. They count once forward and once back: frozen weights take
+    answers' own tower and of the words' scores are the same for both. Each counts forward and back, once: frozen weights take
     no gradient (LoRA and heads are left out). of_matmul: the operations done a second, by the machine's matrix products a
     second; on a GPU that is the MFU. grad_diff: the greatest difference of a gradient, of its size, in fp32.
     """
@@ -267,16 +267,16 @@ def train(
     queries, answers = ([draw.integers(0, 250, n).tolist() for _ in range(many)] for n in (12, 21))  # as long as ours are
     steps = [lambda each=each: _train_step(model, slots, rows, queries, answers, each) for each in (many, 1)]
     times = np.array([[seconds(step, model.device) for step in steps] for _ in range(rounds + 1)])[1:]
-    packed, single = np.median(times, 0)
+    together, single = np.median(times, 0)
     tokens = len(queries[0]) + len(answers[0])
     both = many * (flops(model, 0, len(answers[0])) + rows * len(answers[0]) * 2.0 * model.backbone.lm_head.weight.numel())
     behind = rows * (flops(model, 0, slots) + many * flops(model, slots, slots + tokens)) + both
     apart = rows * many * flops(model, 0, slots + tokens) + both
     grads = [_train_step(exact, slots, 1, queries, answers, each) for each in (many, 1)]
     gap = max((a - b).abs().max() / b.abs().max().clamp(min=1e-12) for a, b in zip(*grads, strict=True))
-    found = {"prefix": slots, "tokens": tokens, "queries": many, "users": rows, "pairs_per_s": rows * many / packed}
-    found |= {"speedup": single / packed, "bound": apart / behind, "grad_diff": float(gap)}
-    return found | {"of_matmul": 2 * behind / packed / 1e12 / machine()["matmul_tflops"]}
+    found = {"prefix": slots, "tokens": tokens, "queries": many, "users": rows, "pairs_per_s": rows * many / together}
+    found |= {"speedup": single / together, "bound": apart / behind, "grad_diff": float(gap)}
+    return found | {"of_matmul": 2 * behind / together / 1e12 / machine()["matmul_tflops"]}
 
 
 def _train_step(model: QAnchor, slots: int, rows: int, queries: list, answers: list, each: int) -> list[torch.Tensor]:
