@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,11 +11,15 @@ import tempfile
 import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
+
+from .files import cache_folder
+from .kernels import grouped
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,6 @@ PACKAGES = {
 
 class WeightsError(RuntimeError):
     """Weights could not be had: what was tried, what went wrong, and the cure."""
-
-
-def cache_folder() -> Path:
-    """Say where weights and tables are kept: `QANCHOR_CACHE`, else ~/.cache/qanchor."""
-    return Path(os.environ.get("QANCHOR_CACHE") or Path.home() / ".cache" / "qanchor")
 
 
 @contextmanager
@@ -191,7 +189,7 @@ def load_backbone(name: str, dtype: str = "bfloat16", attention: str = "sdpa", s
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(shape, attn_implementation=attention, dtype=getattr(torch, dtype))
-        return model, CharTokenizer()
+        return _grouping(model), CharTokenizer()
     folder = _folder_or_id(name)
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -199,7 +197,20 @@ def load_backbone(name: str, dtype: str = "bfloat16", attention: str = "sdpa", s
         )
     except OSError as error:
         raise WeightsError(_not_there("backbone", name, error, "smollm2")) from error
-    return model, HubTokenizer(folder)
+    return _grouping(model), HubTokenizer(folder)
+
+
+def _grouping(model: nn.Module) -> nn.Module:
+    """Let sdpa read few tokens behind long prefixes without copying keys for each head of a group (`kernels.grouped`)."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    if model.config._attn_implementation == "sdpa":
+        AttentionInterface.register("grouped", partial(grouped, sdpa_attention_forward))
+        AttentionMaskInterface.register("grouped", sdpa_mask)
+        model.set_attn_implementation("grouped")
+    return model
 
 
 def recompute_activations(model: nn.Module) -> None:
@@ -285,16 +296,3 @@ class TextEncoder(nn.Module):
     def _hashed(self, text: str) -> Float[Tensor, " dim"]:
         seed = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "little") % 2**63
         return nn.functional.normalize(torch.randn(self.dim, generator=torch.Generator().manual_seed(seed)), dim=0)
-
-
-def generate(model: nn.Module, hidden: Float[Tensor, "one dim"], cache, mask: Int[Tensor, "one past"], eos: int, limit: int):
-    """Write greedily from the last hidden state of one row on; yields token ids until `eos` or `limit`."""
-    position = mask.sum(-1, keepdim=True)
-    for _ in range(limit):
-        token = model.lm_head(hidden.to(model.dtype)).argmax(-1, keepdim=True)
-        if token.item() == eos:
-            return
-        yield token.item()
-        mask = torch.cat([mask, mask.new_ones(1, 1)], -1)
-        out = model.model(input_ids=token, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True)
-        hidden, position = out.last_hidden_state[:, -1], position + 1

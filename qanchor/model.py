@@ -130,9 +130,7 @@ class QAnchor(nn.Module):
     ) -> Float[Tensor, "user query width"]:
         """Run the language model over `vectors` with an explicit mask (None: causal) and explicit positions."""
         mask = None if allow is None else allow[:, None]
-        if (
-            mask is not None and self.backbone.config._attn_implementation != "sdpa"
-        ):  # eager adds the mask: True would add 1, not allow
+        if mask is not None and self.backbone.config._attn_implementation == "eager":  # it adds the mask: True would add 1
             mask = torch.zeros_like(mask, dtype=vectors.dtype).masked_fill(~mask, torch.finfo(vectors.dtype).min)
         out = self.backbone.model(
             inputs_embeds=vectors,

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .backbone import TextEncoder, cache_folder
+from .backbone import TextEncoder
+from .files import cache_folder
 
 CHUNK = 256  # texts a forward pass; sorted by length, so little is padding
 KEPT_AT_ONCE = 16 * CHUNK  # so many are encoded between two writes: what a kill loses

@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items):
 
 def pytest_runtest_setup(item):
     if item.get_closest_marker("weights"):
-        from qanchor.backbone import cache_folder
+        from qanchor.files import cache_folder
 
         if not all((cache_folder() / name / "config.json").exists() for name in ("smollm2", "minilm")):
             pytest.skip("needs the packaged weights: say make weights")

@@ -52,7 +52,7 @@ def by_hand(engine, users, user: str, query: str) -> np.ndarray:
 
 def test_the_frame_is_what_full_attention_says(engine):
     users, names = make_users(), row_names(engine.model.reader)
-    cache = engine.prefill(users, tokens=40)
+    cache, before = engine.prefill(users, tokens=40), engine.model.backbone.config._attn_implementation
     frame = attention(engine, cache, QUERY, by_head=True)
     assert list(frame.columns) == ["user", "query", "layer", "head", "modality", "weight", "per_token"]
     assert list(dict.fromkeys(frame["user"])) == list(users.ids) and set(frame["query"]) == {QUERY}
@@ -62,7 +62,7 @@ def test_the_frame_is_what_full_attention_says(engine):
         hand = by_hand(engine, users, user, QUERY)
         got = wide.reindex(columns=names).fillna(0).to_numpy().reshape(hand.shape)
         np.testing.assert_allclose(got, hand, atol=1e-4)
-    assert engine.model.backbone.config._attn_implementation == engine.model.config.attention  # as it was
+    assert engine.model.backbone.config._attn_implementation == before  # as it was
 
 
 def test_heads_are_averaged_and_slots_counted(engine):

@@ -19,8 +19,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from qanchor.backbone import cache_folder
 from qanchor.endpoint import EndpointError
+from qanchor.files import cache_folder
 from qanchor.pairs import COLUMNS, make_pairs
 from qanchor.schema import Users, load_users
 from qanchor.synthesis import synthesise
