@@ -113,10 +113,9 @@ class Engine:
         fresh, kept, rows = take_users(fresh, at), kept[at], old.rows[at.cpu().numpy()]
         if not kept.any():
             return Group(rows, fresh, self.model.prefill(fresh))
-        old = part(old, at.cpu().numpy())
+        before = keep(part(old, at.cpu().numpy()), kept)
         if (kept == fresh.length()).all():  # nothing happened to them
-            return Group(rows, replace(old.prefix, coarse=fresh.coarse), old.kv)
-        before = keep(old, kept)
+            return Group(rows, replace(before.prefix, coarse=fresh.coarse), before.kv)
         after = fresh.at(*place(fresh.mask, kept, fresh.length()))
         self.model.extend(after, before.prefix.mask, kept, before.kv)
         both = (

@@ -205,7 +205,7 @@ def test_appending_equals_reading_anew(changes, tokens):
     engine = make_engine(model)
     held = engine.prefill(users, tokens=tokens)
     before, first = tensors(held), engine.embed(held, QUERIES)
-    for days in (1, 4, 9):  # one cache after the other, over the edge at which old events leave the window
+    for days in (1, 4, 9, 2):  # one cache after the other, over the edge at which old events leave the window, and back
         held = engine.append(held, later(users, days))
         np.testing.assert_allclose(engine.embed(held, QUERIES), one_by_one(model, later(users, days)), atol=1e-4, rtol=0)
     assert np.abs(engine.embed(held, QUERIES) - first).max() > 1e-3  # else nothing had happened
