@@ -17,19 +17,21 @@ from .batch import USER_EMB, Branches, batch_users, length_groups
 from .cache import Cache, part
 from .encoder import GROUP, USER, Prefix
 from .engine import Engine
-from .heads import Asked
+from .heads import Asked, words_of
 from .model import QAnchor
 from .reader import Reader
 from .schema import Users
 
 TABULAR = "tabular"
-OWN = ("user", "summary", TABULAR, "words", "prompt", "sink")  # rows of the frame beside the modalities
+OWN = ("user", "summary", TABULAR, "query", "soft prompt", "sink")  # rows of the frame beside the modalities
 SUMMARIES = ("time", "counts", "words")  # groups of numbers that sum up the events of every modality
 COLUMNS = ["user", "query", "layer", "head", "modality", "weight", "per_token"]
 
 
 def row_names(reader: Reader) -> list[str]:
     """Name the rows that attention is summed over: the modalities, then those of `OWN` that are none."""
+    if both := sorted(set(OWN) & set(reader.modalities) - {TABULAR}):
+        raise ValueError(f"a modality is named {both[0]!r}, which here stands for slots of no modality: rename it, train anew")
     return [*reader.modalities, *(name for name in OWN if name not in reader.modalities)]
 
 
@@ -42,8 +44,8 @@ def attention(
     users     ids (default: all of the cache); by_head: a row a head, else head is -1, their mean.
     Returns columns user, query, layer, head, modality, weight, per_token. The weights of one user, layer and head sum to 1;
     per_token is the weight by the number of slots. A modality's row holds its own slot and its habits and events. Beside the
-    modalities stand `user` (the user slot), `summary` and `tabular` (groups of numbers), `words` (the query's own), `prompt` (a
-    soft prompt's) and `sink`, the first slot of all: language models leave there what they do not need elsewhere.
+    modalities stand `user` (the user slot), `summary` and `tabular` (groups of numbers), `query` (its own words), `soft prompt`
+    (its vectors) and `sink`, the first slot of all: language models leave there what they do not need elsewhere.
 
     Only the anchor's rows are kept, from cached prefixes, in the eager form for this pass alone. KeyError: an unread user.
 
@@ -55,6 +57,8 @@ def attention(
         [1.0, 1.0, 1.0, 1.0]
     """
     wanted = list(cache.ids if users is None else dict.fromkeys(map(str, users)))
+    if not wanted:
+        raise ValueError("0 users to look at, at least 1 is needed: give ids, or none for all of the cache")
     if unread := sorted(set(wanted) - set(cache.ids)):
         raise KeyError(f"user {unread[0]!r} is not among the {len(cache):,} that were read: prefill it first")
     asked, names, frames = engine.model.lay_out([query]), row_names(engine.model.reader), []
@@ -101,16 +105,20 @@ def slot_rows(reader: Reader, prefix: Prefix) -> Int[Tensor, "user slot"]:
 
 
 def _word_rows(asked: Branches, names: list[str], users: int) -> Int[Tensor, "user token"]:
-    code = torch.where(asked.ids < USER_EMB, names.index("prompt"), names.index("words"))
+    code = torch.where(asked.ids < USER_EMB, names.index("soft prompt"), names.index("query"))
     return code.expand(users, -1)
 
 
 def _summed(looks: Float[Tensor, "layer user head key"], code: Int[Tensor, "user key"], rows: int, by_head: bool):
     """Sum attention over the keys of each row: (layer, user, head, row), and how many keys each has (user, row)."""
-    member = F.one_hot(code.clamp(min=0), rows) * (code >= 0)[..., None]
-    weight = torch.einsum("luhk,ukr->luhr", looks, member.float())
+    member = _members(code, rows)
+    weight = torch.einsum("luhk,ukr->luhr", looks, member)
     weight = weight / weight.sum(-1, keepdim=True)  # of half precision, so they miss 1 by a little
     return (weight if by_head else weight.mean(2, keepdim=True)).cpu().numpy(), member.sum(1).cpu().numpy()
+
+
+def _members(code: Int[Tensor, "user key"], rows: int) -> Float[Tensor, "user key row"]:
+    return (F.one_hot(code.clamp(min=0), rows) * (code >= 0)[..., None]).float()
 
 
 def _frame(ids: list[str], query: Asked, names: list[str], weight: np.ndarray, count: np.ndarray) -> pd.DataFrame:
@@ -118,7 +126,7 @@ def _frame(ids: list[str], query: Asked, names: list[str], weight: np.ndarray, c
     index = pd.MultiIndex.from_product([range(layers), ids, range(heads), names], names=["layer", "user", "head", "modality"])
     many = np.broadcast_to(count[None, :, None], weight.shape).ravel()
     frame = pd.DataFrame({"weight": weight.ravel(), "per_token": weight.ravel() / np.maximum(many, 1)}, index).reset_index()
-    frame = frame[many > 0].assign(query=query if isinstance(query, str) else query.query)
+    frame = frame[many > 0].assign(query=words_of(query))
     return (frame if heads > 1 else frame.assign(head=-1))[COLUMNS].sort_values(["user", "layer", "head"], kind="stable")
 
 
@@ -150,7 +158,7 @@ def effects(
         events = counts.get(name, pd.Series(0, counts.index)).to_numpy()
         has = (events > 0) | (users.tabular.notna().any(axis=1).to_numpy() if name == TABULAR else False)
         for k, one in enumerate(asked):
-            frame = pd.DataFrame({"user": list(users.ids), "query": one if isinstance(one, str) else one.query})
+            frame = pd.DataFrame({"user": list(users.ids), "query": words_of(one)})
             frame = frame.assign(modality=name, events=events, gradient=slopes[k][name])
             frames.append(frame.assign(deletion_effect=np.maximum(1 - (whole[:, k] * less[:, k]).sum(1), 0.0))[has])
         if progress:
@@ -179,9 +187,8 @@ def gradients(engine: Engine, users: Users, query: Asked, anchors: Float[np.ndar
         anchor = model.anchors(one, model.lay_out([query], len(rows)), asked.to_each(len(rows)))[0][:, 0]
         score = (anchor * apart[torch.as_tensor(rows, device=model.device)]).sum()
         by_slot, by_number = torch.autograd.grad(score, [slots, coarse], allow_unused=True, materialize_grads=True)
-        code = slot_rows(model.reader, one)
-        member = F.one_hot(code.clamp(min=0), len(names)) * (code >= 0)[..., None]
-        found = torch.einsum("us,usr->ur", (by_slot * slots).sum(-1), member.float())
+        member = _members(slot_rows(model.reader, one), len(names))
+        found = torch.einsum("us,usr->ur", (by_slot * slots).sum(-1), member)
         found = found + torch.einsum("un,nr->ur", by_number * coarse, number_rows(model.reader).to(coarse.device))
         out[torch.as_tensor(rows)] = (found.abs() / found.abs().sum(1, keepdim=True).clamp(min=1e-12)).detach().cpu()
     return {name: out[:, i].numpy().astype(float) for i, name in enumerate(names)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 from .nearest import read_part
 from .scale import embed_folder
 from .schema import Users
+from .workers import surroundings
 from .world import make_world
 
 RUN = Path(__file__).parents[1] / "data" / "runs" / "world"
@@ -64,7 +64,7 @@ def _variants() -> Iterator[tuple[str, int]]:
 def _timed(job: dict, backend: str, workers: int) -> dict:
     began = time.perf_counter()
     if backend == "torchrun":
-        subprocess.run(_command(job, backend, workers), env=_env(), check=True, capture_output=True)
+        subprocess.run(_command(job, backend, workers), env=surroundings(1), check=True, capture_output=True)
     else:
         _embed(job, backend, workers)
     row = {"backend": backend, "workers": workers, "seconds": time.perf_counter() - began}
@@ -87,11 +87,6 @@ def _bytes(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(out.glob("part-*.parquet"))}
 
 
-def _env() -> dict[str, str]:
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-
-
 def _command(job: dict, backend: str, workers: int) -> list[str]:
     words = [str(w) for name, value in (job | {"backend": backend, "workers": workers}).items() for w in (f"--{name}", value)]
     # without `--` torchrun would take our --run for its --run-path
@@ -102,7 +97,7 @@ def _command(job: dict, backend: str, workers: int) -> list[str]:
 def _killed(job: dict, workers: int, known: set[str], wanted: dict[str, bytes]) -> dict:
     """Kill a job once its first shard is done, start it again, and count."""
     out, silent = job["out"], dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
-    driver = subprocess.Popen(_command(job, "local", workers), env=_env(), **silent)
+    driver = subprocess.Popen(_command(job, "local", workers), env=surroundings(1), **silent)
     while not any(out.glob(".work/done-*.json")) and driver.poll() is None:
         time.sleep(0.05)
     driver.kill()

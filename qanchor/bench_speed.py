@@ -55,7 +55,7 @@ def cache(
     rows: users in a batch; rounds: every part is timed so often, in turn, and the median counts.
     """
     config = config.but(text_encoder="hash", lora_layers=0)  # as it is served: LoRA folded in
-    model, exact = (Engine(_fresh(c, make_world(20))).model for c in (config, config.but(dtype="float32")))
+    model, exact = (Engine(fresh(c, make_world(20))).model for c in (config, config.but(dtype="float32")))
     found = []
     for slots, tokens in sizes:
         for many in queries:
@@ -67,7 +67,8 @@ def cache(
     return {"rows": found}
 
 
-def _fresh(config: Config, people: Users) -> QAnchor:
+def fresh(config: Config, people: Users) -> QAnchor:
+    """Build an untrained model for these users: it costs what a trained one does."""
     return build(config, Reader.fit(people, None, config))
 
 
@@ -128,7 +129,7 @@ def ask(
     the time that a profile of one more query saw: products of matrices by dtype, attention, and all else.
     """
     people = users().sample(most)
-    engine = Engine(load(run) if run else _fresh(config, people))
+    engine = Engine(load(run) if run else fresh(config, people))
     held = engine.prefill(people)
     queries = [f"Will this {people.unit} {does} soon?" for does in ("travel", "move", "marry")]  # each is new when it is asked
     ids = [*engine.model.query_ids(queries[0]), USER_EMB]
@@ -156,20 +157,15 @@ def _shares(step: Callable) -> dict[str, float]:
         seen.export_chrome_trace(f"{folder}/trace.json")
         events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
     events = sorted((e for e in events if e.get("cat") == "cpu_op"), key=lambda e: (e["ts"], -e["dur"]))
-    time, end = {"bf16_matmul": 0.0, "fp32_matmul": 0.0, "attention": 0.0, "other": 0.0}, 0.0
+    spent, end = {"bf16_matmul": 0.0, "fp32_matmul": 0.0, "attention": 0.0, "other": 0.0}, 0.0
     for event in events:
-        inner = event["ts"] + event["dur"] <= end  # part of an operation counted already
-        name, kinds = event["name"], " ".join(event.get("args", {}).get("Input type", []))
-        if inner:
+        if event["ts"] + event["dur"] <= end:  # part of an operation counted already
             continue
-        if "attention" in name or name in ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "aten::matmul"):
-            product = "bf16_matmul" if "BFloat16" in kinds else "fp32_matmul"
-            time["attention" if "attention" in name else product] += event["dur"]
-        else:
-            time["other"] += event["dur"]
-        end = event["ts"] + event["dur"]
-    whole = sum(time.values())
-    return {name: round(part / whole, 4) for name, part in time.items()}
+        end, kind = event["ts"] + event["dur"], "attention" if "attention" in event["name"] else "other"
+        if event["name"] in ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "aten::matmul"):
+            kind = "bf16_matmul" if "c10::BFloat16" in event["args"]["Input type"] else "fp32_matmul"
+        spent[kind] += event["dur"]
+    return {kind: round(part / sum(spent.values()), 4) for kind, part in spent.items()}
 
 
 @torch.inference_mode()
@@ -190,8 +186,13 @@ def refresh(
     people, config = users(), config.but(layout="appendable", recent=slots, text_encoder="hash", lora_layers=0)
     start = people.cutoff - pd.Timedelta(days=days)
     often = people.history(start)["user"].value_counts()
-    people = people.select(often.index[often >= 1.25 * slots][:most])
-    model, exact = (_fresh(c, people) for c in (config, config.but(dtype="float32")))
+    many = often.index[often >= 1.25 * slots][:most]
+    if len(many) < 2:
+        raise ValueError(
+            f"{len(many)} users of {people.name} have {1.25 * slots:.0f} events, 2 are needed: give --data journey"
+        )
+    people = people.select(many)
+    model, exact = (fresh(c, people) for c in (config, config.but(dtype="float32")))
     engine, ran, times = Engine(model), [], []
     count = lambda _, given, named: ran.append(named["inputs_embeds"].shape[:2].numel())  # noqa: E731
     held = engine.prefill(replace(people, cutoff=start))
@@ -208,7 +209,7 @@ def refresh(
     few, two = people.select(people.ids[:2]), Engine(exact)
     gone = two.append(two.prefill(replace(few, cutoff=start)), few)
     gap = np.abs(two.embed(gone, "Why?") - two.embed(two.prefill(few), "Why?")).max()
-    told = {"users": len(people), "slots": float(np.mean([g.prefix.mask.sum(1).float().mean() for g in held.groups]))}
+    told = {"users": len(people), "slots": float(np.mean([g.prefix.length().float().mean() for g in held.groups]))}
     told |= {"days": days, "ratio": sum(times[1::2]) / sum(times[::2]), "ran": float(tokens[1::2].sum() / tokens[::2].sum())}
     return told | {"max_abs_diff": float(gap)}
 
@@ -224,14 +225,14 @@ def versus(
     window: int = 2048,
     read: int = 8,
 ) -> dict:
-    """Compare our cost of a (user, query) with what people do today: the user's events as text, the query behind, read by the
-    same backbone, each time (mean-pooled or at its last token costs the same).
+    """Compare our cost of a (user, query) with what people do today: events as text, the query behind, read each time.
 
+    The same backbone reads both; mean-pooled or at its last token costs the same.
     ratio: one more query of users that were read / that. with_reading: the reading of users shared by `queries` of them.
     The texts of `read` users are read, newest events first, cut at `window` tokens; spelling them out is not counted.
     """
     people = users().sample(most)
-    engine = Engine(load(run) if run else _fresh(config, people))
+    engine = Engine(load(run) if run else fresh(config, people))
     model = engine.model
     asked = [f"Will this {people.unit} buy something of kind {i} next month?" for i in range(queries)]
     began = time.perf_counter()
@@ -262,7 +263,7 @@ def train(
     second; on a GPU that is the MFU. grad_diff: the greatest difference of a gradient, of its size, in fp32.
     """
     config = config.but(text_encoder="hash", skip_dropout=0.0, lora_dropout=0.0)  # both ways must draw alike
-    model, exact = (_fresh(c, make_world(20)) for c in (config, config.but(dtype="float32")))
+    model, exact = (fresh(c, make_world(20)) for c in (config, config.but(dtype="float32")))
     draw = np.random.default_rng(0)
     queries, answers = ([draw.integers(0, 250, n).tolist() for _ in range(many)] for n in (12, 21))  # as long as ours are
     steps = [lambda each=each: _train_step(model, slots, rows, queries, answers, each) for each in (many, 1)]

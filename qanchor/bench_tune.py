@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from .batch import batch_users
+from .bench_speed import fresh
 from .config import SMALL, Config
 from .engine import Engine
 from .losses import prototype_loss
 from .machine import seconds
-from .model import build
 from .prompt import SoftPrompt, Tuning
-from .reader import Reader
 from .runs import load
 from .schema import Users
 
@@ -38,12 +37,12 @@ def tune(
     """Time one step of tuning (loss, gradients) for `rows` of at most `most` users three ways, in turn; medians count.
 
     step_s: on cached prefixes with the query's words read behind them. reread_s: prefixes and words are read again first,
-    without gradients. anew_s: everything in one pass with gradients, as without a cache. bound: tokens a user of the last by
-    those of the first. max_rel_diff: of the gradients of first and last, in float32, by the greatest of each part. Labels
+    without gradients. anew_s: prefix, words and vectors in one pass with no cache. bound: tokens a user of the last by those of
+    the first. max_rel_diff: of the gradients of first and last, in float32, by the greatest of each part. Labels
     are drawn.
     """
     people = users().sample(most)
-    made = Engine(load(run) if run else build(config, Reader.fit(people, None, config)))
+    made = Engine(load(run) if run else fresh(config, people))
     query = f"Will this {people.unit} order takeout next month?"
     tuning, prompt, some = _set_up(made, people, query, vectors, rows)
     readings = made.model.reader.read(people)
@@ -84,10 +83,8 @@ def _gradients(prompt: SoftPrompt, tuning: Tuning, rows: np.ndarray) -> list[Ten
 
 def gradients_anew(prompt: SoftPrompt, tuning: Tuning, readings, rows: np.ndarray) -> list[Tensor]:
     """Give the loss's gradients with every user read from the start, prompt in place: the plain twin of a step."""
-    model, users = tuning.model, len(rows)
-    batch = batch_users(readings, rows).to(model.device)
-    z = model(batch, model.lay_out([prompt], users), tuning.ask(prompt).to_each(users))[0]
-    label = torch.from_numpy(tuning.truth[rows]).to(model.device)
+    z = tuning.model.embed(batch_users(readings, rows).to(tuning.model.device), prompt)
+    label = torch.from_numpy(tuning.truth[rows]).to(z.device)
     return _of(prototype_loss(z, prompt.prototypes, label, prompt.tau), prompt)
 
 
@@ -99,7 +96,7 @@ def _of(loss: Tensor, prompt: SoftPrompt) -> list[Tensor]:
 def _difference(run: Path | None, config: Config, people: Users, query: str, vectors: int, rows: int = 8) -> float:
     """Give the greatest difference between a step's gradients and its plain twin's, in float32, as a share of the greatest."""
     few = people.sample(rows)
-    model = load(run, dtype="float32") if run else build(config.but(dtype="float32"), Reader.fit(people, None, config))
+    model = load(run, dtype="float32") if run else fresh(config.but(dtype="float32"), people)
     tuning, prompt, some = _set_up(Engine(model), few, query, vectors, rows)
     pairs = zip(_gradients(prompt, tuning, some), gradients_anew(prompt, tuning, model.reader.read(few), some), strict=True)
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)

@@ -174,8 +174,8 @@ class Engine:
 
     def anchors(self, group: Group, asked: Branches, query: Query) -> Float[Tensor, "user query dim"]:
         """Run packed queries against one copy of the keys and values; no query sees another, gradients reach soft prompts."""
-        hidden = self.model.behind(group.prefix, asked, fork(self.kv(group)))[:, asked.anchor[0]]
-        return self.model.anchor(hidden, group.prefix.coarse, query.to_each(len(hidden)))
+        hidden = self.model.behind(group.prefix, asked, fork(self.kv(group)))
+        return self.model.ends(hidden, asked, group.prefix, query.to_each(len(hidden)))
 
     @torch.no_grad()
     def kv(self, group: Group):

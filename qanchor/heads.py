@@ -59,6 +59,11 @@ class Learned(Protocol):
 Asked = str | Learned
 
 
+def words_of(query: Asked) -> str:
+    """Give the words of a query, typed or learned."""
+    return query if isinstance(query, str) else query.query
+
+
 class Skip(nn.Module):
     """Carry the coarse numbers past the language model, gated by what the query asks; the answer's tower has none.
 

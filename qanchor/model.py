@@ -14,7 +14,7 @@ from .backbone import add_lora, load_backbone, new_cache, recompute_activations
 from .batch import USER_EMB, Batch, Branches, branch_mask, branches
 from .config import Config
 from .encoder import Encoder, Prefix
-from .heads import Asked, Projection, Query, Skip
+from .heads import Asked, Projection, Query, Skip, words_of
 from .reader import Reader
 from .texts import text_vectors
 
@@ -162,9 +162,12 @@ class QAnchor(nn.Module):
         # through a cache no branch is compared with another's keys; recomputed activations know no cache
         alone = self.config.checkpointing
         hidden = self._tree(prefix, asked) if alone else self.behind(prefix, asked, self.prefill(prefix))
-        return self._ends(hidden, asked, prefix, query), hidden
+        return self.ends(hidden, asked, prefix, query), hidden
 
-    def _ends(self, hidden: Tensor, asked: Branches, prefix: Prefix, query: Query) -> Float[Tensor, "user branch dim"]:
+    def ends(
+        self, hidden: Float[Tensor, "user token width"], asked: Branches, prefix: Prefix, query: Query
+    ) -> Float[Tensor, "user branch dim"]:
+        """Project what stands at each branch's <USER_EMB>; `asked` may be one row for all users."""
         at = asked.anchor[..., None].expand(len(hidden), -1, hidden.shape[-1])
         return self.anchor(hidden.gather(1, at), prefix.coarse, query)
 
@@ -213,10 +216,10 @@ class QAnchor(nn.Module):
         return F.pad(out, (0, self.config.dim - out.shape[-1]))
 
     def embed(self, batch: Batch, query: Asked) -> Float[Tensor, "user dim"]:
-        """Embed each user for `query`, reading everything anew: the plain twin of `Engine.embed`."""
+        """Embed each user for `query` in one pass with no cache: the plain twin of `Engine.embed`, gradients included."""
         users, prefix = len(batch.coarse), self.encode_prefix(batch)
         asked = self.lay_out([query], users)
-        return self._ends(self._tree(prefix, asked), asked, prefix, self.ask([query]).to_each(users))[:, 0]
+        return self.ends(self._tree(prefix, asked), asked, prefix, self.ask([query]).to_each(users))[:, 0]
 
     def answer_hidden(self, answers: list[str]) -> Float[Tensor, "answer width"]:
         """Read answers alone; the hidden state at each one's last token."""
@@ -228,7 +231,7 @@ class QAnchor(nn.Module):
         To a learned query's text vector its offset is added; gradients reach its vectors and its offset.
         """
         ids, soft = self.spell(queries)
-        meaning = self.meaning([q if isinstance(q, str) else q.query for q in queries])
+        meaning = self.meaning([words_of(q) for q in queries])
         if soft is not None:
             meaning = torch.stack(
                 [m if isinstance(q, str) else m + q.offset.to(m) for q, m in zip(queries, meaning, strict=True)]

@@ -27,7 +27,7 @@ from .texts import text_vectors
 from .workers import BACKENDS, LONG, ranks
 
 CODE = ["about", "schema", "partition", "backbone", "texts", "habits", "reader", "batch", "encoder", "heads", "model"]
-CODE += ["runs", "cache", "engine", "scale"]  # a change in one of these may change the embeddings
+CODE += ["kernels", "runs", "cache", "engine", "scale"]  # a change in one of these may change the embeddings
 SAME = ("run_sha256", "queries", "input_sha256", "shards", "threads", "code_sha256")  # in all parts of a folder
 TEXTS = 200_000  # of the distinct texts, encoded before the shards: else each worker encodes them again
 

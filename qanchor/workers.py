@@ -33,12 +33,10 @@ def processes(
     workers = min(workers, len(numbers))
     if workers <= 1:
         return (yield from here(make, given, numbers, workers, threads))
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-c", SERVE.format(make.__module__, make.__name__), *given]
     pipes, idle, every = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}, queue.SimpleQueue(), []
     for rank in range(workers):
-        env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "LOCAL_RANK": str(rank)}
-        every.append(subprocess.Popen(command, env=env, **pipes))
+        every.append(subprocess.Popen(command, env=surroundings(threads) | {"LOCAL_RANK": str(rank)}, **pipes))
         idle.put(every[-1])
 
     def hand(number: int) -> dict:
@@ -63,6 +61,12 @@ def processes(
         pool.shutdown(cancel_futures=True)  # what is begun is ended
         for process in every:
             process.communicate()
+
+
+def surroundings(threads: int) -> dict[str, str]:
+    """Give the environment of a process that finds this library and takes so many threads."""
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
 
 
 def serve(make: Callable[..., dict], given: list[str]) -> None:

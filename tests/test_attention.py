@@ -36,7 +36,7 @@ def by_hand(engine, users, user: str, query: str) -> np.ndarray:
     first = int(prefix.mask[0].float().argmax())
     for key in range(looks[0].shape[-1]):
         if key >= prefix.mask.shape[1]:
-            name = "words"
+            name = "query"
         elif not prefix.mask[0, key]:
             continue
         else:
@@ -75,7 +75,7 @@ def test_heads_are_averaged_and_slots_counted(engine):
     pd.testing.assert_series_equal(found.sort_index(), expected.sort_index(), atol=1e-6)
     slots = (mean["weight"] / mean["per_token"]).round().astype(int)
     words = len(engine.model.query_ids(QUERY)) + 1
-    assert (slots[mean["modality"] == "sink"] == 1).all() and (slots[mean["modality"] == "words"] == words).all()
+    assert (slots[mean["modality"] == "sink"] == 1).all() and (slots[mean["modality"] == "query"] == words).all()
     group = next(g for g in cache.groups if cache.ids.index("a") in g.rows)
     held = group.prefix.length()[list(group.rows).index(cache.ids.index("a"))]
     assert slots[(mean["user"] == "a") & (mean["layer"] == 0)].sum() == words + int(held)
@@ -87,7 +87,7 @@ def test_a_soft_prompt_has_a_row_of_its_own(engine):
     draw = torch.Generator().manual_seed(0)
     prompt = SoftPrompt(QUERY, (0, 1), torch.randn(3, width, generator=draw), torch.zeros(384), torch.eye(2, dim), 0.1)
     frame = attention(engine, cache, prompt, ["a"])
-    row = frame[frame["modality"] == "prompt"]
+    row = frame[frame["modality"] == "soft prompt"]
     assert len(row) == 2 and (row["weight"] > 0).all() and set(frame["query"]) == {QUERY}
     np.testing.assert_allclose(row["weight"] / row["per_token"], 3)
     np.testing.assert_allclose(frame.groupby("layer")["weight"].sum(), 1, atol=1e-5)
@@ -96,6 +96,13 @@ def test_a_soft_prompt_has_a_row_of_its_own(engine):
 def test_unread_users_are_refused(engine):
     with pytest.raises(KeyError, match="user 'zoe' is not among the 9 that were read: prefill it first"):
         attention(engine, engine.prefill(make_users()), QUERY, ["a", "zoe"])
+    with pytest.raises(ValueError, match="0 users to look at, at least 1 is needed"):
+        attention(engine, engine.prefill(make_users()), QUERY, [])
+
+
+def test_a_modality_that_bears_the_name_of_a_row_is_refused(engine):
+    with pytest.raises(ValueError, match="a modality is named 'query', which here stands for slots of no modality"):
+        row_names(replace(engine.model.reader, modalities=("bill", "query", "search")))
 
 
 def test_deletion_is_reading_anew_without(engine):
