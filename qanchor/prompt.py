@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .backbone import sha256
-from .batch import USER_EMB, branches
-from .cache import Cache, Group
+from .batch import branches
+from .cache import Cache, Group, fork
 from .engine import Engine
 from .heads import Query
 from .held import Held
@@ -197,20 +197,18 @@ class Tuning:
         self.held, self.meaning = Held(engine, cache, np.flatnonzero(truth >= 0), query), engine.model.meaning([query])
 
     def anchors(self, prompt: SoftPrompt, group: Group) -> Float[Tensor, "user dim"]:
-        """Embed users of these prefixes; gradients reach the prompt's vectors and offset."""
+        """Embed users that `Held.take` gave; gradients reach the prompt's vectors and offset."""
         (ids,), soft = self.model.spell([prompt])
         asked = branches([[ids[len(self.held.words) :]]], soft=soft).to(self.model.device)
-        return self.engine.anchors(group, asked, self.ask(prompt))[:, 0]
-
-    def ask(self, prompt: SoftPrompt) -> Query:
-        """Read the prompt with no user in front, as `QAnchor.ask` does, but for the text vector, which is known here."""
-        (ids,), soft = self.model.spell([prompt])
-        return Query(self.model.read_alone([[*ids, USER_EMB]], soft), self.meaning + prompt.offset)
+        hidden = self.model.behind(group.prefix, asked, fork(self.engine.kv(group)))[:, asked.anchor[0]]
+        # the last row is nobody: the prompt read with no user in front, as `QAnchor.ask` reads it
+        query = Query(hidden[-1], self.meaning + prompt.offset).to_each(len(hidden) - 1)
+        return self.model.anchor(hidden[:-1], group.prefix.coarse[:-1], query)[:, 0]
 
     def step(self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"], optimiser: torch.optim.Optimizer) -> float:
         """Take one step on these users; gives the loss before it."""
         group = self.held.take(rows)
-        loss = prototype_loss(self.anchors(prompt, group), prompt.prototypes, self._labels(group), prompt.tau)
+        loss = prototype_loss(self.anchors(prompt, group), prompt.prototypes, self.labels(group), prompt.tau)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -242,11 +240,12 @@ class Tuning:
     def _all(self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"]) -> tuple[Tensor, Tensor]:
         """Embed many users, some at a time: their anchors and labels."""
         groups = map(self.held.take, np.split(rows, range(AT_ONCE, len(rows), AT_ONCE)))
-        z, label = zip(*((self.anchors(prompt, g), self._labels(g)) for g in groups), strict=True)
+        z, label = zip(*((self.anchors(prompt, g), self.labels(g)) for g in groups), strict=True)
         return torch.cat(z), torch.cat(label)
 
-    def _labels(self, group: Group) -> Int[Tensor, " user"]:
-        return torch.from_numpy(self.truth[group.rows]).to(self.model.device)
+    def labels(self, group: Group) -> Int[Tensor, " user"]:
+        """Give the labels of users that `Held.take` gave."""
+        return torch.from_numpy(self.truth[group.rows[:-1]]).to(self.model.device)
 
 
 def known_labels(cache: Cache, labels: pd.Series) -> pd.Series:
