@@ -111,10 +111,13 @@ def test_cache_measures_what_agrees():
 
 def test_ask_times_everybody(users, run):
     found = bench.BENCHES["ask"](users=lambda: users, run=run)
-    assert found.keys() == SAID | {"users", "query_tokens", "first_200_s", "all_s", "tokens_per_s", "of_ceiling", "shares"}
+    assert found.keys() == SAID | {"users", "query_tokens", "first_200_s", "all_s", "curve"} | {"tokens_per_s", "of_ceiling", "shares"}
     assert sum(found["shares"].values()) == pytest.approx(1, abs=1e-3) and found["shares"]["fp32_matmul"] > 0
     assert found["users"] == 60 and found["query_tokens"] == len(b"Will this user travel soon?") + 1
     assert 0 < found["first_200_s"] <= found["all_s"] and found["of_ceiling"] > 0 and json.dumps(found)
+    done, at = zip(*found["curve"], strict=True)
+    assert done[0] == 0 and done[-1] == 60 and sorted(at) == list(at) and at[-1] == found["all_s"]
+    assert found["shares"]["attention"] > 0
     assert bench.BENCHES["ask"](users=lambda: users, config=TINY)["users"] == 60  # without a run too
 
 
