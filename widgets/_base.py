@@ -183,8 +183,8 @@ def write_whole(path: Path, text: str) -> Path:
 
 def plain(error: Exception) -> str:
     """Say an error in one line, without its traceback."""
-    text = str(error).strip().splitlines()
-    return text[0].strip("'\"") if text else type(error).__name__
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line[1:-1] if line[0] == line[-1] and line[0] in "'\"" else line  # a KeyError comes in quotes
 
 
 def still_page(title: str, lines: Iterable[str], picture: str = "", table: Iterable[Iterable] = ()) -> str:

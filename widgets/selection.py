@@ -77,12 +77,7 @@ class SelectionPanel(View):
     @property
     def description(self) -> pd.DataFrame:
         """Give what sets the chosen apart from the rest, as `describe` does; no rows while nobody is chosen."""
-        ids, rest = self.selection.ids, len(self.selection.everyone) - len(self.selection)
-        if self._describe is None or not ids or not rest:
-            return pd.DataFrame(columns=["kind", "name", *VALUES])
-        if self._found[0] != ids:
-            self._found = (ids, self._describe(ids))
-        return self._found[1].copy()
+        return self._described(self.selection.ids).copy()
 
     @property
     def ranking(self) -> pd.DataFrame:
@@ -95,6 +90,7 @@ class SelectionPanel(View):
     @property
     def sentence(self) -> str:
         """Say who is chosen and what sets them apart."""
+        self._describe_now()
         return self._shown["sentence"]
 
     def explain(self) -> str:
@@ -188,11 +184,21 @@ class SelectionPanel(View):
             self._last = self.selection.ids
         self._rank()
 
+    def _described(self, ids: tuple[str, ...]) -> pd.DataFrame:
+        if self._describe is None or not 0 < len(ids) < len(self.selection.everyone):
+            return pd.DataFrame(columns=["kind", "name", *VALUES])
+        known, frame = self._found
+        if known != ids:
+            frame = self._describe(ids)
+            self._found = (ids, frame)
+        return frame
+
     def _describe_now(self, stop: Event | None = None) -> None:
+        ids = self.selection.ids
         try:
-            frame, ids = self.description, self.selection.ids
+            frame = self._described(ids)
         except Exception as error:
-            log.exception("describing %d users failed", len(self.selection))
+            log.exception("describing %d users failed", len(ids))
             return self._tell(error=f"They could not be compared: {plain(error)}")
         if stop is not None and stop.is_set():
             return  # others are chosen by now
