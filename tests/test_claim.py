@@ -47,7 +47,7 @@ def test_the_words_say_it_all_and_the_html_needs_no_script():
     for part in (
         "Travellers are told.",
         "Look again.",
-        "AUC: 0.812 (95 %: 0.79 to 0.83), n 2,000",
+        "AUC: 0.812 (95 %: 0.790 to 0.830), n 2,000",
         "travel soon?",
         "unit: user",
     ):

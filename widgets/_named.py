@@ -25,3 +25,6 @@ class Group:
 
     def __sub__(self, other: Group) -> Group:
         return Group(f"{self.name} - {other.name}", tuple(user for user in self.ids if user not in set(other.ids)))
+
+
+HOW = {"intersect": Group.__and__, "unite": Group.__or__, "subtract": Group.__sub__}

@@ -40,7 +40,7 @@ class ClaimCard:
         >>> card = ClaimCard("Two of ten moved.", metric="share moved", value=0.2, n=10, date="2026-01-31")
         >>> print(card)
         Claim: Two of ten moved.
-        share moved: 0.2, n 10
+        share moved: 0.200, n 10
         query: not told
         checkpoint not told, seed not told, not told, 2026-01-31
     """
@@ -186,4 +186,6 @@ def _number(name: str, value):
 def _said(value) -> str:
     if value is None:
         return UNTOLD
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3f}" if 0.001 <= abs(value) < 10 or not value else f"{value:.4g}"

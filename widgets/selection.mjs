@@ -33,7 +33,7 @@ function comparison(model) {
   function item(row) {
     const scale = row.kind === "number" ? Math.max(row.group_high ?? row.group, row.rest_high ?? row.rest) || 1 : 1;
     const faint = row.beyond_chance === false;
-    const what = row.kind === "number" ? "median" : KINDS[row.kind] ? row.kind : String(row.kind);
+    const what = { number: "median", text: "event" }[row.kind] ?? row.kind;
     return make("li", { class: faint ? "faint" : "", "data-kind": row.kind },
       make("span", { class: "sel-name", title: row.name }, row.name),
       make("span", { class: "sel-kind" }, faint ? `${what} · within chance` : what),
@@ -44,7 +44,7 @@ function comparison(model) {
     const some = rows.filter((row) => kind === "all" || row.kind === kind).slice(0, kind === "all" ? 14 : 7);
     list.replaceChildren(...some.map(item));
     list.scrollTop = 0;
-    const line = rows.some((row) => "group_low" in row) ? " The line across a bar is its 95 % interval." : "";
+    const line = rows.some((row) => "group_low" in row) ? " The line across a bar is its 95\u00a0% interval." : "";
     note.textContent = some.length ? `${some.length} of ${number(of)} things compared, the most telling first.${line}` : "";
   }
   function show() {
@@ -73,11 +73,11 @@ function questions(model, about) {
   const words = make("p", { class: "sel-said", "aria-live": "polite" });
   const caption = make("p", { class: "lens-caption" });
   const node = make("section", { class: "sel-part", hidden: !about.explains },
-    make("div", { class: "sel-parthead" }, make("h3", {}, "Which question tells them"), note), make("div", { class: "sel-go" }, button), progress, words, body, caption);
+    make("div", { class: "sel-parthead" }, make("h3", {}, "Questions that tell them"), note), make("div", { class: "sel-go" }, button), progress, words, body, caption);
   function status() {
     const { busy, done = 0, total = 1, note: word = "" } = model.get("_status");
     button.textContent = busy ? "Cancel" : "Which question explains them?";
-    button.dataset.role = busy ? "cancel" : "ask";
+    button.dataset.role = busy || model.get("_ranked").now ? "cancel" : "ask"; // once it is answered, the answer is what counts
     button.disabled = !busy && !model.get("_shown").n;
     progress.classList.toggle("on", Boolean(busy));
     progress.setAttribute("aria-valuemax", total);
@@ -96,11 +96,14 @@ function questions(model, about) {
       const track = make("span", { class: "sel-axis" },
         make("b", { style: `left:${place(row.auc_low)};width:calc(${place(row.auc_high)} - ${place(row.auc_low)})` }), make("i", { style: `left:${place(row.auc)}` }));
       const range = `AUC ${row.auc.toFixed(3)}, 95 %: ${row.auc_low.toFixed(2)} to ${row.auc_high.toFixed(2)}`;
-      return make("li", { class: row.beyond_chance === false ? "faint" : "", title: range }, make("span", { class: "sel-query", title: row.query }, row.query), track, make("span", { class: "lens-figure" }, row.auc.toFixed(2)));
+      const how = row.beyond_chance === false ? "faint" : row.as_good ? "as-good" : "";
+      return make("li", { class: how, title: range }, make("span", { class: "sel-query", title: row.query }, row.query), track, make("span", { class: "lens-figure" }, row.auc.toFixed(2)));
     });
     const line = chance === null ? null : make("span", { class: "sel-chance", style: `left:${place(chance)}`, title: "the best of all questions stays below this in 95 % of random groups of the same size" });
     const luck = chance === null ? "" : make("em", { style: `left:${place(chance)}` }, `luck ${chance.toFixed(2)}`);
-    const head = make("div", { class: "sel-axishead", "aria-hidden": "true" }, make("span", {}, "question"), make("span", { class: "sel-ticks" }, luck), make("span", {}, "AUC"));
+    const ends = [chance === null || chance > 0.66 ? make("small", {}, "0.5") : "", chance === null || chance < 0.84 ? make("small", {}, "1") : ""];
+    const ticks = make("span", { class: "sel-ticks" }, ends[0], luck, ends[1]);
+    const head = make("div", { class: "sel-axishead", "aria-hidden": "true" }, make("span", {}, "question"), ticks, make("span", {}, "AUC"));
     const list = make("ol", { class: "sel-rows", tabindex: 0, "aria-label": "Questions, best first" }, ...items);
     body.replaceChildren(...(rows.length ? [head, make("div", { class: "sel-lined" }, list, make("div", { class: "sel-over" }, line))] : [make("p", { class: "sel-hint" }, "Each question of the bank is put to all users; the ranking says how well its embedding tells the chosen from the rest, and how far mere luck would come.")]));
     status();
@@ -143,9 +146,9 @@ function names(model) {
       if (wanted !== undefined) select.value = wanted;
     });
     combine.hidden = groups.length < 2;
-    save.disabled = box.disabled = !model.get("_shown").n;
+    form.hidden = !model.get("_shown").n;
   }
-  return { node: make("div", { class: "sel-names" }, form, chips, combine), show };
+  return { parts: [make("div", { class: "sel-names" }, form, chips), combine], show };
 }
 
 /** Files: CSV or Parquet, ids hashed if a salt is given. */
@@ -157,32 +160,38 @@ function files(model, about) {
   function show() {
     const { n = 0 } = model.get("_shown");
     for (const button of buttons) button.disabled = n < about.least;
-    few.textContent = n && n < about.least ? `under ${about.least} users: not written` : "";
+    few.textContent = `under ${about.least} users: not written`;
+    few.hidden = n >= about.least;
+    node.hidden = !about.exports || !n;
   }
-  return { node: make("div", { class: "sel-files", hidden: !about.exports }, make("span", { class: "quiet" }, "Write"), ...buttons, salt, few), show };
+  const node = make("div", { class: "sel-files" }, make("span", { class: "quiet" }, "Write"), ...buttons, salt, few);
+  return { node, show };
 }
 
 function render({ model, el }) {
   const about = model.get("_about");
-  const [parts, asked, named, written] = [comparison(model), questions(model, about), names(model), files(model, about)];
+  const [parts, asked, groups, written] = [comparison(model), questions(model, about), names(model), files(model, about)];
   const who = make("span", { class: "sel-who" });
   const sentence = make("p", { class: "lens-sentence sel-sentence", role: "status", "aria-live": "polite" });
   const note = make("span", { class: "lens-note", role: "status" });
   const error = make("div", { class: "lens-error", role: "alert", hidden: true });
   const body = make("div", { class: "sel-body" }, parts.node, asked.node);
-  const foot = make("div", { class: "sel-foot" }, named.node, written.node, note);
+  const foot = make("div", { class: "sel-foot" }, ...groups.parts, written.node, note);
   const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), who);
   const root = make("div", { class: "lens sel", "data-lm-suppress-shortcuts": "true" }, make("div", { class: "lens-in" }, head, sentence, error, body, foot));
   function shown() {
     const { n = 0, sentence: said = "", waiting } = model.get("_shown");
     const clear = n ? make("button", { type: "button", class: "lens-link", onclick: () => model.send({ type: "clear" }) }, "clear") : null;
     who.replaceChildren(`${number(n)} of ${count(about.total, "user")} chosen`, ...(clear ? [" ", clear] : []));
-    sentence.textContent = n ? said || (waiting ? "Comparing …" : "") : "Nobody is chosen. Drag around some users on the map, recall a name, or set selection.ids in Python.";
+    const named = model.get("_names").length ? ", choose a name below" : "";
+    const words = said || (waiting ? "Comparing …" : "");
+    sentence.textContent = n ? words.replaceAll(" %", "\u00a0%") : `Nobody is chosen. Drag around some users on the map${named}, or set selection.ids in Python.`;
+    foot.hidden = !n && !named && !note.textContent;
     body.hidden = !n;
     body.classList.toggle("one", !about.explains || !about.describes);
     parts.node.hidden = !about.describes;
     Object.assign(root.dataset, { chosen: n, waiting: String(Boolean(waiting)) });
-    [parts.show, named.show, written.show, asked.status].forEach((act) => act());
+    [parts.show, groups.show, written.show, asked.status].forEach((act) => act());
   }
   function status() {
     const { busy, note: word = "", error: wrong = "" } = model.get("_status");
@@ -200,7 +209,7 @@ function render({ model, el }) {
     if (event.key === "Escape" && model.get("_status").busy) (model.send({ type: "cancel" }), event.preventDefault());
     event.stopPropagation(); // the notebook has keys of its own
   });
-  const heard = { _shown: shown, _ranked: ranked, _status: status, _names: named.show };
+  const heard = { _shown: shown, _ranked: ranked, _status: status, _names: () => (groups.show(), shown()) };
   for (const [name, act] of Object.entries(heard)) model.on(`change:${name}`, act);
   el.append(root);
   [shown, ranked, status].forEach((act) => act());

@@ -13,14 +13,13 @@ import numpy as np
 import pandas as pd
 from traitlets import Dict, List
 
-from widgets._bars import VALUES, bars, figures, told
+from widgets._bars import VALUES, bars, dots, figures, told
 from widgets._base import Selection, View, Worker, log, plain, script, still_page
-from widgets._named import Group
+from widgets._named import HOW, Group
 from widgets.claim import ClaimCard
 
 LISTED = 14  # rows of the comparison; of each kind, half as many are there when it is looked at alone
 PAUSE = 0.05  # seconds between two progress messages at least
-HOW = {"intersect": Group.__and__, "unite": Group.__or__, "subtract": Group.__sub__}
 
 
 class SelectionPanel(View):
@@ -147,10 +146,13 @@ class SelectionPanel(View):
             facts |= {"chance_line": f"{top['chance']:.2f}", "sentence": self._explained[self.selection.ids]["sentence"]}
         else:
             unit = "medians" if top["kind"] == "number" else "shares"
-            facts |= {"metric": f"difference of {unit}, the chosen minus the rest: {top['kind']} {top['name']}"}
+            facts |= {
+                "query": "no query",
+                "metric": f"difference of {unit}, the chosen minus the rest: {top['kind']} {top['name']}",
+            }
             facts |= {"value": top["group"] - top["rest"], "sentence": self.sentence}
             facts |= {end: top[end] for end in ("low", "high") if end in top}
-        return ClaimCard.of(facts, bars(self._shown["rows"]), text=text)
+        return ClaimCard.of(facts, dots(self._ranked["rows"]) if "query" in frame else bars(self._shown["rows"]), text=text)
 
     def _words(self) -> str:
         n, total = len(self.selection), len(self.selection.everyone)
