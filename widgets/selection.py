@@ -245,7 +245,7 @@ class SelectionPanel(View):
                 last = update
                 self._tell(busy=True, done=int(update["done"]), total=int(update["total"]), note=str(update["sentence"]))
         finally:
-            updates.close()  # this is what cancels the work
+            getattr(updates, "close", lambda: None)()  # this is what cancels the work
         if last is None or last.get("frame") is None:
             raise ValueError("no ranking was given")
         return last

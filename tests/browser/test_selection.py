@@ -63,6 +63,7 @@ def shot(book, name):
 def test_a_lasso_is_described_named_and_found_in_python(book):
     page = book.page
     assert "Nobody is chosen" in page.locator(".sel-sentence").inner_text()
+    page.locator(".lens-canvas").scroll_into_view_if_needed()
     drag(book, [(0, 0), (0.5, 0), (0.5, 1), (0, 1)])
     book.wait("document.querySelector('.lens').lens.state().chosen.size > 0")
     n = len(book.state()["chosen"])
