@@ -37,7 +37,7 @@ def explain_group(
     The frame, best first: query, topic, auc, auc_low, auc_high (out of fold, three seeds of five folds), n_group,
     n_rest, and chance, beyond_chance: `draws` random groups of the same size go the same way, and in 95 % of them the
     best of all questions stays below chance. The best of 72 is good by luck, too; only what passes that line is more.
-    as_good: not clearly behind the best, by the 95 % interval of the difference over the same folds.
+    behind: clearly behind the best, by the 95 % interval of the difference over the same folds.
 
     The scorer is linear, but not the fitted `probe`: closeness to the mean anchor of the group minus that to the mean of the
     rest. A fit digs nearly the same out of every question; this weighs what the question itself brings to the fore, and takes
@@ -88,15 +88,15 @@ def explained(frame: pd.DataFrame, unit: str = "user") -> str:
 
     Example:
         >>> row = {"query": "Why?", "auc": 0.8, "auc_low": 0.7, "auc_high": 0.9, "chance": 0.62, "beyond_chance": True}
-        >>> explained(pd.DataFrame([{**row, "as_good": True, "n_group": 20, "n_rest": 80}]))[:62]
+        >>> explained(pd.DataFrame([{**row, "behind": False, "n_group": 20, "n_rest": 80}]))[:62]
         '“Why?” tells these 20 users best from the other 80: AUC 0.80 ('
     """
-    top, more = frame.iloc[0], int(frame["as_good"].sum()) - 1
+    top, more = frame.iloc[0], int((~frame["behind"]).sum()) - 1
     line = f"the best of {len(frame)} question{'s' * (len(frame) != 1)} reaches {top.chance:.2f} in 1 of 20 random groups"
     if not top.beyond_chance:
         return f"No question tells these {top.n_group:,} {unit}s: “{top['query']}” comes to AUC {top.auc:.2f}, and {line}."
     tells = f"“{top['query']}” tells these {top.n_group:,} {unit}s best from the other {top.n_rest:,}"
-    rivals = f" {more} other{'s do' if more > 1 else ' does'} about as well." * bool(more)
+    rivals = f" {more} other{'s are' if more > 1 else ' is'} not clearly behind." * bool(more)
     return f"{tells}: AUC {top.auc:.2f} ({top.auc_low:.2f} to {top.auc_high:.2f}).{rivals} By luck, {line}."
 
 
@@ -172,8 +172,8 @@ def _ranking(bank: Mapping[str, str], aucs: Float[np.ndarray, "question fold"], 
     mean, reach = aucs.mean(axis=1), _reach(aucs)
     frame = pd.DataFrame({"query": list(bank), "topic": list(bank.values()), "auc": mean, "chance": chance})
     frame = frame.assign(auc_low=np.maximum(0, mean - reach), auc_high=np.minimum(1, mean + reach), beyond_chance=mean > chance)
-    behind = aucs[mean.argmax()] - aucs  # fold by fold, so that what is hard about a fold counts for neither
-    frame["as_good"] = behind.mean(axis=1) <= _reach(behind)
+    gap = aucs[mean.argmax()] - aucs  # fold by fold, so that what is hard about a fold counts for neither
+    frame["behind"] = gap.mean(axis=1) > _reach(gap)
     return frame.sort_values("auc", ascending=False, kind="stable", ignore_index=True)
 
 

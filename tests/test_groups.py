@@ -128,7 +128,7 @@ def test_the_question_that_tells_a_planted_group_comes_first():
     update = last(cache, cache.ids[:30], dict.fromkeys(kept, "topic"), kept=kept)
     frame = update["frame"]
     assert frame["query"][0] == "q3" and frame.beyond_chance[0] and not frame.beyond_chance[1:].any()
-    assert frame.as_good.tolist() == [True] + [False] * 11 and frame.auc.is_monotonic_decreasing
+    assert frame.behind.tolist() == [False] + [True] * 11 and frame.auc.is_monotonic_decreasing
     assert (frame.auc_low <= frame.auc).all() and (frame.auc <= frame.auc_high).all() and set(frame.topic) == {"topic"}
     assert update["sentence"].startswith("“q3” tells these 30 users best from the other 120: AUC 0.9")
     assert update["done"] == update["total"] == 12

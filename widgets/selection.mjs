@@ -96,7 +96,7 @@ function questions(model, about) {
       const track = make("span", { class: "sel-axis" },
         make("b", { style: `left:${place(row.auc_low)};width:calc(${place(row.auc_high)} - ${place(row.auc_low)})` }), make("i", { style: `left:${place(row.auc)}` }));
       const range = `AUC ${row.auc.toFixed(3)}, 95 %: ${row.auc_low.toFixed(2)} to ${row.auc_high.toFixed(2)}`;
-      const how = row.beyond_chance === false ? "faint" : row.as_good ? "as-good" : "";
+      const how = row.beyond_chance === false ? "faint" : "";
       return make("li", { class: how, title: range }, make("span", { class: "sel-query", title: row.query }, row.query), track, make("span", { class: "lens-figure" }, row.auc.toFixed(2)));
     });
     const line = chance === null ? null : make("span", { class: "sel-chance", style: `left:${place(chance)}`, title: "the best of all questions stays below this in 95 % of random groups of the same size" });

@@ -179,11 +179,11 @@ class FakeExplain:
             queries = [*QUERIES, f"Is this user {HOSTILE}?", *(f"Does this user like hobby number {k}?" for k in range(1, 18))]
             frame = pd.DataFrame({"query": queries, "topic": "", "auc": 0.86 - 0.018 * np.arange(len(queries)) ** 0.95})
             frame = frame.assign(auc_low=frame.auc - 0.06, auc_high=frame.auc + 0.06, chance=0.64, n_group=len(ids))
-            frame = frame.assign(beyond_chance=frame.auc > 0.64, as_good=frame.auc > 0.83, n_rest=600 - len(ids))
+            frame = frame.assign(beyond_chance=frame.auc > 0.64, behind=frame.auc < 0.83, n_rest=600 - len(ids))
             words = (
                 f"“{QUERIES[0]}” tells these {len(ids)} users best from the other {600 - len(ids)}: AUC 0.86 (0.80 to 0.92). "
             )
-            words += "1 other does about as well. By luck, the best of 24 questions reaches 0.64 in 1 of 20 random groups."
+            words += "1 other is not clearly behind. By luck, the best of 24 questions reaches 0.64 in 1 of 20 random groups."
             caption = "AUC out of fold (3 x 5 folds), nearest mean; chance line by 200 random groups of that size."
             yield {"done": steps, "total": steps, "sentence": words, "caption": caption, "frame": frame}
         finally:
