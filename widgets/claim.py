@@ -148,7 +148,7 @@ class ClaimCard:
         )
 
     def _page(self, sha: str) -> str:
-        kept = json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, sort_keys=True, allow_nan=False)
+        kept = json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, allow_nan=False)
         for sign in "<>&":  # a text with </script> in it must not end the script
             kept = kept.replace(sign, f"\\u{ord(sign):04x}")
         return (

@@ -4,8 +4,13 @@ import json
 from pathlib import Path
 from urllib.parse import urlparse
 
+import nbformat
 import pytest
+from fake import fake_describe, fake_facts
 from test_lens import TRAVEL, drag
+
+from widgets import SelectionPanel
+from widgets._base import Selection
 
 FAKES = "from fake import FakeAsker, FakeExplain, fake_describe, fake_facts, make_frame"
 LENS = (
@@ -162,6 +167,27 @@ def test_a_claim_is_kept_and_opens_alone(book, server, chromium):
         assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()] and complaints == []
         page.screenshot(path=Path(__file__).parent / "shots" / f"claim-{'dark' if dark else 'light'}.png", full_page=True)
         page.close()
+
+
+def test_what_was_kept_is_readable_when_the_notebook_is_not_trusted(open_notebook, server):
+    """A notebook that somebody sent: its outputs were not made here, no kernel knows its views, and scripts may not run."""
+    chosen = Selection(tuple(f"u{i:04}" for i in range(600)), lambda rows: None)
+    panel = SelectionPanel(chosen, describe=fake_describe, facts=fake_facts)
+    chosen.ids = chosen.everyone[:40]
+    bundles = [panel._repr_mimebundle_()[0], panel.claim("<b>A first look.</b>")._repr_mimebundle_()]
+    book = nbformat.v4.new_notebook()
+    for bundle in bundles:
+        output = nbformat.v4.new_output("display_data", data=bundle)
+        book.cells.append(nbformat.v4.new_code_cell("shown", outputs=[output], execution_count=1))
+    path = server.folder / "work" / "notebooks" / "sent.ipynb"
+    nbformat.write(book, path)
+    sent = open_notebook("notebooks/sent.ipynb")
+    for number, words in enumerate(("40 of 600 users chosen", "<b>A first look.</b>")):
+        output = sent.cell(number).locator(".jp-OutputArea-output").first
+        output.wait_for()
+        assert words in output.inner_text() or "SelectionPanel(40 of 600 users chosen" in output.inner_text()
+    sent.page.screenshot(path=Path(__file__).parent / "shots" / "sent.png")
+    sent.page.close()
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
