@@ -74,7 +74,7 @@ def test_a_lasso_is_described_named_and_found_in_python(book):
     n = len(book.state()["chosen"])
     chosen(book, n)
     assert f"{n} of 600 users chosen" in page.locator(".sel-sentence").inner_text()
-    assert "Concert 83 % against 14 %" in page.locator(".sel-sentence").inner_text()
+    assert "Concert 83\u00a0% against 14\u00a0%" in page.locator(".sel-sentence").inner_text()
     page.get_by_label("Name of the group").fill("travellers")
     page.keyboard.press("Enter")
     page.wait_for_selector(".sel-chip")
