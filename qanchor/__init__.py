@@ -3,6 +3,8 @@
 from .batch import batch_users
 from .config import FULL, MEDIUM, SMALL, TINY, Config
 from .engine import Asker, Cache, Engine
+from .explain import explain_group
+from .groups import describe_group, export_group
 from .journey import load_journey, load_movielens
 from .losses import autoregressive_loss, contrastive_loss, prototype_loss
 from .model import QAnchor, build
@@ -39,7 +41,10 @@ __all__ = [
     "batch_users",
     "build",
     "contrastive_loss",
+    "describe_group",
     "embed_folder",
+    "explain_group",
+    "export_group",
     "history",
     "load",
     "load_journey",

@@ -1,5 +1,7 @@
 """The front end: views of frames. They know tables and callables, never models."""
 
+from widgets.claim import ClaimCard
 from widgets.lens import QueryLens
+from widgets.selection import SelectionPanel
 
-__all__ = ["QueryLens"]
+__all__ = ["ClaimCard", "QueryLens", "SelectionPanel"]

@@ -1,17 +1,6 @@
 // The map of users on a canvas: points, arrows, hover, lasso, keyboard. It is told what to draw and tells what was done.
 import { arrowHead, blend, clamp, combine, ease, fit, mix, nearestTo, neighbour, project, strongest, within } from "./geometry.mjs";
-
-/** An element with properties and children; a string child becomes a text node, never markup. */
-export function make(tag, props = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [key, value] of Object.entries(props)) {
-    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-    else if (value === true) node.setAttribute(key, "");
-    else if (value !== false && value !== undefined && value !== null) node.setAttribute(key, value);
-  }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
-  return node;
-}
+import { make } from "./dom.mjs";
 
 const REACH = 12; // pixels: how near a pointer must come to a point
 
