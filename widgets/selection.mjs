@@ -139,10 +139,10 @@ function names(model) {
   function show() {
     const groups = model.get("_names");
     chips.replaceChildren(...groups.map(chip));
-    const kept = [first.value, second.value];
+    const kept = [first.value, second.value === first.value ? "" : second.value];
     [first, second].forEach((select, i) => {
       select.replaceChildren(...groups.map(({ name }) => make("option", { value: name }, name)));
-      const wanted = groups.some(({ name }) => name === kept[i]) ? kept[i] : groups[Math.min(i, groups.length - 1)]?.name;
+      const wanted = groups.some(({ name }) => name === kept[i]) ? kept[i] : groups.find(({ name }) => !i || name !== first.value)?.name;
       if (wanted !== undefined) select.value = wanted;
     });
     combine.hidden = groups.length < 2;
