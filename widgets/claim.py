@@ -155,7 +155,8 @@ class ClaimCard:
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
             '<meta name="viewport" content="width=device-width">'
-            f'<title>{escape(self.sentence)}</title><style>{_style()}</style></head>\n<body class="claim-page">{self._body("h1")}\n'
+            f"<title>{escape(self.sentence)}</title><style>{_style()}</style></head>\n"
+            f'<body class="claim-page">{self._body("h1")}\n'
             f'<script type="application/json" id="claim" data-sha256="{sha}">{kept}</script></body></html>\n'
         )
 
