@@ -154,6 +154,10 @@ def test_a_claim_is_kept_and_opens_alone(book, server, chromium):
     said = book.run(6)
     book.page.wait_for_selector(".claim h3")
     assert "Concert" in book.page.locator(".claim h3").first.inner_text() and said == ""
+    book.page.get_by_role("button", name="Claim card", exact=True).click()
+    book.wait(f"{PANEL}.querySelector('.sel-foot .lens-note').textContent.includes('claim-group-of-40.html')")
+    book.page.get_by_role("button", name="Keep as a claim card").click()
+    book.wait("document.querySelector('.lens-note').textContent.includes('claim.html')")
     path = server.folder / "work" / "notebooks" / "card.html"
     for dark in (False, True):
         page = chromium.new_page(viewport={"width": 1000, "height": 900}, color_scheme="dark" if dark else "light")
