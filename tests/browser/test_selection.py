@@ -179,7 +179,9 @@ def test_what_was_kept_is_readable_when_the_notebook_is_not_trusted(open_noteboo
     panel = SelectionPanel(chosen, describe=fake_describe, facts=fake_facts)
     chosen.ids = chosen.everyone[:40]
     bundles = [panel._repr_mimebundle_()[0], panel.claim("<b>A first look.</b>")._repr_mimebundle_()]
-    book = nbformat.v4.new_notebook()
+    book = nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    )
     for bundle in bundles:
         output = nbformat.v4.new_output("display_data", data=bundle)
         book.cells.append(nbformat.v4.new_code_cell("shown", outputs=[output], execution_count=1))
