@@ -202,6 +202,29 @@ def test_claims_hold_what_is_shown_and_small_groups_make_none():
         panel.claim()
 
 
+def test_the_browser_keeps_cards_beside_the_notebook(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lens = QueryLens(make_frame(60), FakeAsker(60, seconds=0.02), facts=fake_facts)
+    lens._heard(lens, {"type": "keep"}, [])
+    assert not list(tmp_path.iterdir()), "there is nothing to keep yet"
+    lens.ask("Will this user travel soon?")
+    for name in ("claim.html", "claim-2.html"):
+        lens._heard(lens, {"type": "keep"}, [])
+        assert lens._status["note"] == f"Kept: {name}, beside this notebook."
+    assert ClaimCard.load("claim-2.html").sentence == lens.sentence
+    panel, selection = make_panel()
+    selection.ids = IDS[:40]
+    panel.save("early")
+    panel._heard(panel, {"type": "keep"}, [])
+    assert ClaimCard.load("claim-early.html").metric.endswith("label Concert")
+    selection.ids = IDS[:9]
+    panel._heard(panel, {"type": "keep"}, [])
+    assert panel._status["error"].startswith("9 user(s) chosen, at least 10 are needed for a claim")
+    monkeypatch.setattr(Path, "replace", lambda *paths: 1 / 0)
+    lens._heard(lens, {"type": "keep"}, [])
+    assert lens._status["error"] == "No claim card: division by zero" and len(list(tmp_path.glob("claim*.html"))) == 3
+
+
 def test_a_still_picture_needs_no_script_and_escapes_text():
     panel, selection = make_panel()
     selection.ids = IDS[:40]

@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable
 from html import escape
+from itertools import count
 from pathlib import Path
 
 import anywidget
@@ -179,6 +180,12 @@ def write_whole(path: Path, text: str) -> Path:
         aside.unlink(missing_ok=True)
         raise
     return aside.replace(path)
+
+
+def vacant(name: str, ending: str) -> Path:
+    """Name a file in the notebook's folder after `name`, and never one that is there."""
+    stem = re.sub(r"[^\w-]+", "-", name).strip("-")[:60] or "kept"
+    return next(path for k in count(1) if not (path := Path(f"{stem}{f'-{k}' * (k > 1)}.{ending}")).exists())
 
 
 def plain(error: Exception) -> str:

@@ -125,7 +125,7 @@ class ClaimCard:
     def _repr_mimebundle_(self, **kwargs) -> dict:
         return {"text/plain": str(self), "text/html": f"<style>{_style()}</style>{self._body()}"}
 
-    def _body(self) -> str:
+    def _body(self, heading: str = "h3") -> str:
         told = {"Query": self.query or UNTOLD, "Metric": self.metric or UNTOLD, "Value": _said(self.value)}
         told |= {"95 % interval": self.interval, "Users": UNTOLD if self.n is None else f"{self.n:,}"}
         told |= {name[:1].upper() + name[1:]: value for name, value in self.more.items()}
@@ -141,7 +141,7 @@ class ClaimCard:
         figure = f"<strong>{escape(_said(self.value))}</strong> {reach} {counted} <span>{escape(self.metric)}</span>"
         drawn = f'<figure><img alt="What was shown" src="{self.picture}"></figure>' if self.picture else ""
         return (
-            f'<article class="claim"><p class="claim-kind">Claim</p><h1>{escape(self.sentence)}</h1>'
+            f'<article class="claim"><p class="claim-kind">Claim</p><{heading}>{escape(self.sentence)}</{heading}>'
             + (f'<p class="claim-figure">{figure}</p>' if self.value is not None else "")
             + (f"<blockquote>{escape(self.text)}</blockquote>" if self.text else "")
             + f"{drawn}<dl>{listed}</dl></article>"
@@ -155,7 +155,8 @@ class ClaimCard:
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
             '<meta name="viewport" content="width=device-width">'
-            f'<title>{escape(self.sentence)}</title><style>{_style()}</style></head>\n<body class="claim-page">{self._body()}\n'
+            f"<title>{escape(self.sentence)}</title><style>{_style()}</style></head>\n"
+            f'<body class="claim-page">{self._body("h1")}\n'
             f'<script type="application/json" id="claim" data-sha256="{sha}">{kept}</script></body></html>\n'
         )
 

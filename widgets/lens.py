@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from traitlets import Bytes, Dict
 
-from widgets._base import Selection, View, Worker, log, plain, script, still_map, still_page
+from widgets._base import Selection, View, Worker, log, plain, script, still_map, still_page, vacant
 from widgets._pack import Asked, asked, described
 from widgets.claim import ClaimCard
 
@@ -164,8 +164,17 @@ class QueryLens(View):
             self._go(int(message.get("at", 0)))
         elif kind == "select":
             self.selection.take(np.frombuffer(buffers[0], dtype=np.int32) if buffers else [])
+        elif kind == "keep" and self._shown and not self._status.get("busy"):
+            self._file()
         elif kind == "answer" and self._reply and 0 <= int(message.get("user", -1)) < len(self._ids):
             self._replier.start(partial(self._write, int(message["user"])))
+
+    def _file(self) -> None:
+        try:
+            self._tell(note=f"Kept: {self.claim().save(vacant('claim', 'html')).name}, beside this notebook.")
+        except Exception as error:
+            log.exception("no claim card")
+            self._tell(error=f"No claim card: {plain(error)}")
 
     def _work(self, query: str, stop: Event, aloud: bool = False) -> None:
         """Ask, show what comes, and keep it; on Cancel or an error the last good picture returns."""

@@ -139,10 +139,10 @@ function names(model) {
   function show() {
     const groups = model.get("_names");
     chips.replaceChildren(...groups.map(chip));
-    const kept = [first.value, second.value];
+    const kept = [first.value, second.value === first.value ? "" : second.value];
     [first, second].forEach((select, i) => {
       select.replaceChildren(...groups.map(({ name }) => make("option", { value: name }, name)));
-      const wanted = groups.some(({ name }) => name === kept[i]) ? kept[i] : groups[Math.min(i, groups.length - 1)]?.name;
+      const wanted = groups.some(({ name }) => name === kept[i]) ? kept[i] : groups.find(({ name }) => !i || name !== first.value)?.name;
       if (wanted !== undefined) select.value = wanted;
     });
     combine.hidden = groups.length < 2;
@@ -156,15 +156,17 @@ function files(model, about) {
   const salt = make("input", { type: "password", class: "sel-input", "aria-label": "Salt: a secret that hashes the ids", placeholder: "salt, to hash ids", autocomplete: "new-password", title: "With a secret of yours here, ids are hashed in the file. It is kept nowhere." });
   const buttons = [["csv", "CSV"], ["parquet", "Parquet"]].map(([ending, text]) =>
     make("button", { type: "button", class: "sel-button", "aria-label": `Write ${text}`, onclick: () => model.send({ type: "export", ending, salt: salt.value }) }, text));
+  const keep = make("button", { type: "button", class: "sel-button", title: "One file with all that the result hangs on", onclick: () => model.send({ type: "keep" }) }, "Claim card");
   const few = make("span", { class: "quiet" });
   function show() {
     const { n = 0 } = model.get("_shown");
-    for (const button of buttons) button.disabled = n < about.least;
+    for (const button of [keep, ...buttons]) button.disabled = n < about.least;
     few.textContent = `under ${about.least} users: not written`;
     few.hidden = n >= about.least;
-    node.hidden = !about.exports || !n;
+    for (const part of [...buttons, salt]) part.hidden = !about.exports;
+    node.hidden = !n;
   }
-  const node = make("div", { class: "sel-files" }, make("span", { class: "quiet" }, "Write"), ...buttons, salt, few);
+  const node = make("div", { class: "sel-files" }, make("span", { class: "quiet" }, "Write"), keep, ...buttons, salt, few);
   return { node, show };
 }
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from threading import Event, RLock
@@ -14,7 +13,7 @@ import pandas as pd
 from traitlets import Dict, List
 
 from widgets._bars import VALUES, bars, dots, figures, told
-from widgets._base import Selection, View, Worker, log, plain, script, still_page
+from widgets._base import Selection, View, Worker, log, plain, script, still_page, vacant
 from widgets._named import HOW, Group
 from widgets.claim import ClaimCard
 
@@ -285,16 +284,16 @@ class SelectionPanel(View):
                 made = self.combine(str(message["first"]), str(message["how"]), str(message["second"]))
                 self._tell(note=f"{made.name}: {len(made.ids):,} users." if made.ids else f"{made.name} is nobody.")
             elif kind == "export":
-                path = self.export(self._vacant(str(message.get("ending", ""))), message.get("salt") or None)
+                path = self.export(vacant(self._name(), str(message.get("ending", ""))), message.get("salt") or None)
                 self._tell(note=f"Written: {path.name}, {len(self.selection):,} users, beside this notebook.")
+            elif kind == "keep":
+                self._tell(
+                    note=f"Kept: {self.claim().save(vacant(f'claim {self._name()}', 'html')).name}, beside this notebook."
+                )
         except Exception as error:
             log.exception("%s failed", kind)
             self._tell(error=plain(error))
 
-    def _vacant(self, ending: str) -> Path:
-        """Name a file after the group, and never one that is there."""
+    def _name(self) -> str:
         ids = self.selection.ids
-        name = next((group.name for group in self.named.values() if group.ids == ids), f"group of {len(ids)}")
-        stem = re.sub(r"[^\w-]+", "-", name).strip("-")[:60] or "group"
-        paths: Iterable[Path] = (Path(f"{stem}{f'-{k}' if k > 1 else ''}.{ending}") for k in range(1, 10_000))
-        return next(path for path in paths if not path.exists())
+        return next((group.name for group in self.named.values() if group.ids == ids), f"group of {len(ids)}")
