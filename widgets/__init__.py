@@ -1,5 +1,6 @@
 """The front end: views of frames. They know tables and callables, never models."""
 
+from widgets.clusters import ClusterLedger
 from widgets.lens import QueryLens
 
-__all__ = ["QueryLens"]
+__all__ = ["ClusterLedger", "QueryLens"]
