@@ -158,7 +158,8 @@ def clusters_sentence(clusters: pd.DataFrame, unit: str = "user") -> str:
     if not found:
         return f"No clusters beyond one continuum of {total:,} {unit}s."
     sure = len(stable(clusters))
-    believed = "" if sure == found else f"; {found - sure} of them cannot be believed (stability below {STABLE:g})"
+    who = "it" if found == 1 else f"{found - sure} of them"
+    believed = "" if sure == found else f"; {who} cannot be believed (stability below {STABLE:g})"
     many = f"{found} cluster{'s' * (found != 1)} hold{'s' * (found == 1)}"
     return f"{many} {inside:,} of {total:,} {unit}s, the others are in none{believed}."
 

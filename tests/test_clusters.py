@@ -52,6 +52,9 @@ def test_planted_groups_are_found_and_are_stable():
     assert min(found.attrs["stability"].values()) > 0.9 and found.attrs["dissolved"] == 0
     assert found.attrs["silhouette"] > 0.5 and found["strength"].between(0, 1).all()
     assert clusters.stable(found) == [0, 1, 2]
+    assert clusters_sentence(found) == f"3 clusters hold {(found['cluster'] >= 0).sum()} of 270 users, the others are in none."
+    found.attrs["stability"][1] = 0.55
+    assert clusters_sentence(found).endswith("none; 1 of them cannot be believed (stability below 0.6).")
 
 
 @pytest.mark.parametrize("decay", [2.0, 20.0, 1e9])
