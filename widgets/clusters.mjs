@@ -1,5 +1,5 @@
 // The cluster ledger: the map of both sides, the flow between their clusters, what names them, and the scores.
-import { combine, count, floats, ints, percent, SHAPES } from "./geometry.mjs";
+import { clamp, combine, count, floats, ints, percent, SHAPES } from "./geometry.mjs";
 import { choice, make } from "./dom.mjs";
 import { flowView, marker, svg } from "./flow.mjs";
 import { userMap } from "./map.mjs";
@@ -8,22 +8,22 @@ const NONE = "in no cluster";
 const short = (x) => (x === null ? "–" : x.toFixed(2).replace(/^(-?)0\./, "$1."));
 
 /** One side's clusters: name, size, stability, what its users have and others have not. */
-function listed(side, nodes, unit, choose) {
+function listed(side, nodes, said, unit, choose) {
   const rows = nodes.filter((node) => node.cluster >= 0).map((node) => {
     const key = `${side} ${node.cluster}`;
     const meant = (from, to) => (side === "before" ? from : to) === node.cluster;
-    const more = [node.modality && `most of all more ${node.modality}`, ...node.texts].filter(Boolean);
+    const more = [node.modality && `more ${node.modality} than others`, ...node.texts].filter(Boolean);
     return make("li", {}, make("button", { type: "button", "data-key": key, "aria-pressed": "false",
       onclick: (event) => choose(meant, event.shiftKey ? "add" : event.altKey ? "subtract" : "replace", key) },
       marker(node.slot),
       make("span", { class: "lens-id" }, node.name),
       make("span", { class: "lens-figure" }, node.users.toLocaleString("en")),
       make("span", { class: `lens-figure${node.unstable ? " clus-doubt" : " quiet"}` }, node.unstable ? `unstable ${short(node.stability)}` : short(node.stability)),
-      make("span", { class: "clus-texts" }, more.join(" · ") || "no event sets them apart beyond chance"),
+      make("span", { class: "clus-texts" }, more.join(" · ") || "no single event sets them apart beyond chance"),
     ));
   });
   const head = make("div", { class: "lens-listhead clus-listhead" }, make("span", {}, side === "before" ? "Clusters before" : "Clusters after"), make("span", {}, `${unit}s`), make("span", { title: "mean overlap with the best match when half of the users are clustered anew; below .6 not to be believed" }, "stability"));
-  return make("div", { class: "clus-list" }, head, rows.length ? make("ol", { class: "lens-rows", "aria-label": `Clusters ${side}` }, ...rows) : make("p", { class: "lens-empty" }, "No clusters beyond one continuum."));
+  return make("div", { class: "clus-list" }, head, said || !rows.length ? make("p", { class: "clus-said" }, said || "No clusters beyond one continuum.") : null, rows.length ? make("ol", { class: "lens-rows", "aria-label": `Clusters ${side}` }, ...rows) : null);
 }
 
 /** AUC, KS and silhouette of the labels on users held out, before and after. */
@@ -58,6 +58,7 @@ function render({ model, el }) {
   root.append(make("div", { class: "lens-in" }, head, make("div", { class: "lens-body" }, left, right), sentence, scores, lists, caption));
   root.lens = { state: map.state };
 
+  const tall = () => clamp(0.4 * root.clientWidth, 360, 600); // of the flow; the map takes the height of all beside it
   function name(cluster, where) {
     return cluster < 0 ? NONE : (where === "before" ? p.left : p.right).find((node) => node.cluster === cluster).name;
   }
@@ -108,11 +109,11 @@ function render({ model, el }) {
     const beyond = Uint8Array.from(p.to, (cluster) => cluster >= 0);
     map.setPicture({ before, after, trust, beyond, residual: new Float32Array(trust.length), gained: [], lost: [], most: 0, marks: p.marks });
     side.press((root.dataset.side = "after"));
-    flow.show(p, p.unit, box.clientHeight || 400);
+    flow.show(p, p.unit, tall());
     sentence.textContent = p.sentence;
     caption.textContent = p.caption;
     scores.replaceChildren(...scoreLine(p.scores, p.unit));
-    lists.replaceChildren(listed("before", p.left, p.unit, chooseWhere), listed("after", p.right, p.unit, chooseWhere));
+    lists.replaceChildren(listed("before", p.left, p.said.before, p.unit, chooseWhere), listed("after", p.right, p.said.after, p.unit, chooseWhere));
     legends();
   }
   function chosen() {
@@ -133,7 +134,7 @@ function render({ model, el }) {
   for (const [trait, act] of Object.entries(heard)) model.on(`change:${trait}`, act);
   const theme = new MutationObserver(dress);
   theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "data-jp-theme-light", "class"] });
-  const watch = new ResizeObserver(() => flow.tall(box.clientHeight || 400));
+  const watch = new ResizeObserver(() => flow.tall(tall()));
   watch.observe(flow.box.children[1]);
   el.append(root);
   [picture, chosen].forEach((act) => act());

@@ -24,7 +24,7 @@ class ClusterLedger(View):
     compared  frames by name, as `qanchor.compare.compare` gives them or as they were saved: `points` (user, query, x, y, trust;
               the queries are before, after and, for stars, mark), `before` and `after` (user, cluster; -1 is none), `ledger`
               (from_cluster, to_cluster, users, kind); and if there are any, `names` (side, cluster, name, stability, modality,
-              texts), `scores` (side, auc, ks, silhouette ...), `sentence`, `caption`, `unit`.
+              texts), `scores` (side, auc, ks, silhouette ...), `sentence`, `said` (by side), `caption`, `unit`.
     frame     who the users are, as `users.frame()` gives it: shown beside a point (default: their ids alone).
 
     A click on a cluster, a band or a kind of band chooses its users; `selection.ids` reads and sets them.
@@ -95,7 +95,7 @@ class ClusterLedger(View):
         scores = [
             f"{s['side']}: AUC {s['auc']:.3f}, KS {s['ks']:.2f}, n={s['n']:,}." for s in p["scores"] if s["auc"] is not None
         ]
-        told = [p["sentence"], *scores, p["caption"], "Diamonds: users of whom something became."]
+        told = [p["sentence"], *p["said"].values(), *scores, p["caption"], "Diamonds: users of whom something became."]
         nodes = [node for side in ("left", "right") for node in p[side] if node["cluster"] >= 0]
         told += [f"{n['name']}: {n['users']:,}, stability {n['stability']:.2f}." for n in nodes if n["stability"] is not None]
         return still_page(self._about["title"], told, drawn, [["from", "to", "users", "kind"], *bands])
@@ -135,6 +135,7 @@ def packed(compared: Mapping, ids: tuple[str, ...], frame: pd.DataFrame | None) 
         "right": right,
         "bands": [_band(row) for row in ledger.to_dict("records")],
         "scores": [{k: _plain(v) for k, v in row.items()} for row in scores.to_dict("records")] if scores is not None else [],
+        "said": {str(side): str(text) for side, text in dict(compared.get("said") or {}).items()},
         "sentence": str(compared.get("sentence") or ""),
         "caption": str(compared.get("caption") or ""),
     }

@@ -75,7 +75,7 @@ export function marker(slot, size = 5) {
 
 /** Stripes for those who go, dots for those who come: kinds differ without their colours, too. */
 function patterns(id) {
-  const kinds = { leaver: "M-1 7L7 -1M2 10L10 2", death: "M-1 7L7 -1M2 10L10 2M-1 1L7 9", birth: "M2 2h.01M6 6h.01", joiner: "M4 4h.01" };
+  const kinds = { leaver: "M-1 7L7 -1M2 10L10 2", death: "M-2 2L6 10M2 -2L10 6", birth: "M2 2h.01M6 6h.01", joiner: "M4 4h.01" };
   return svg("defs", {}, ...Object.entries(kinds).map(([kind, d]) =>
     svg("pattern", { id: `${id}-${kind}`, width: 8, height: 8, patternUnits: "userSpaceOnUse" },
       svg("rect", { class: `clus-wash ${kind}`, width: 8, height: 8 }), svg("path", { class: `clus-hatch ${kind}`, d }))));
@@ -123,6 +123,8 @@ export function flowView(hear) {
     }
     return path;
   }
+  /** Thick bands say what they are; thin ones when they are pointed at. */
+  const word = (one) => svg("text", { class: "clus-word", x: BAR + 8, y: one.y0 + one.h / 2 + 4, "aria-hidden": "true" }, `${one.kind} ${one.users.toLocaleString("en")}`);
   const bar = (one, x) => svg("rect", { x, y: one.y, width: BAR, height: Math.max(one.h, 1.5), rx: 1.5,
     class: `clus-bar slot${one.slot}${one.unstable ? " unstable" : ""}`, style: `fill-opacity:${one.stability === null ? 1 : 0.25 + 0.75 * one.stability}` });
 
@@ -133,7 +135,7 @@ export function flowView(hear) {
       const meant = (from, to) => own.some((b) => b.from === from && b.to === to);
       return make("button", { type: "button", title: KINDS[kind], "data-key": `kind ${kind}`, "aria-pressed": "false", onclick: (event) => hear.choose(meant, mode(event), `kind ${kind}`) },
         swatch, `${kind} `, make("span", { class: "quiet" }, count(own.reduce((sum, b) => sum + b.users, 0), unit)));
-    }));
+    }), ...(told.left.concat(told.right).some((one) => one.stability !== null) ? [make("span", {}, "paler bars are less stable, dashed ones not to be believed")] : []));
   }
   function draw() {
     const width = box.children[1].clientWidth;
@@ -144,7 +146,7 @@ export function flowView(hear) {
     after.replaceChildren(...plan.right.map((one) => node(one, "after")));
     for (const [name, value] of Object.entries({ width, height: plan.height })) picture.setAttribute(name, value);
     const thin = [...plan.bands].sort((a, b) => b.users - a.users); // thin bands lie above thick ones, where they can be hit
-    picture.replaceChildren(patterns(id), ...thin.map((one) => band(one, width)), ...plan.left.map((one) => bar(one, 0)), ...plan.right.map((one) => bar(one, width - BAR)));
+    picture.replaceChildren(patterns(id), ...thin.map((one) => band(one, width)), ...thin.filter((one) => one.h >= 15 && (one.from >= 0 || one.to >= 0)).map(word), ...plan.left.map((one) => bar(one, 0)), ...plan.right.map((one) => bar(one, width - BAR)));
     press(box.dataset.key);
   }
   function press(key) {
