@@ -14,6 +14,7 @@ KEPT = 0.5  # of the users are in each subsample; in larger ones the chance clum
 DISSOLVED = 0.5  # below it, subsamples lose a cluster more often than they find it: it is given up (Hennig 2007)
 STABLE = 0.6  # below it, a cluster is one of the sample and hardly one of the users (Hennig 2007)
 LINE = 0.8  # of the differences along one axis: what is found there are stretches of a line rather than islands
+ISLANDS = 0.9  # of the users are in clusters where these are islands
 HEIR = 0.5  # the share of its users that makes one cluster the heir of another
 NONE = -1  # the cluster of those who are in none
 Flat = Float[np.ndarray, "user axis"]
@@ -164,9 +165,12 @@ def clusters_sentence(clusters: pd.DataFrame, unit: str = "user") -> str:
     who = "it" if found == 1 else f"{found - sure} of them"
     believed = "" if sure == found else f"; {who} cannot be believed (stability below {STABLE:g})"
     many = f"{found} cluster{'s' * (found != 1)} hold{'s' * (found == 1)}"
-    line = clusters.attrs["first_axis"]
-    where = f" They are dense stretches of one line, which holds {line:.0%} of all differences." if line > LINE else ""
-    return f"{many} {inside:,} of {total:,} {unit}s, the others are in none{believed}.{where}"
+    line, others = clusters.attrs["first_axis"], "" if inside == total else ", the others are in none"
+    # two islands far apart lie along one line, too, but hold nearly everybody
+    stretches = line > LINE and inside < ISLANDS * total
+    they = "It is a dense stretch" if found == 1 else "They are dense stretches"
+    where = f" {they} of one line, which holds {line:.0%} of all differences." if stretches else ""
+    return f"{many} {inside:,} of {total:,} {unit}s{others}{believed}.{where}"
 
 
 def _checked(embeddings, ids) -> tuple[np.ndarray, list[str]]:

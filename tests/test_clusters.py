@@ -52,9 +52,9 @@ def test_planted_groups_are_found_and_are_stable():
     assert min(found.attrs["stability"].values()) > 0.9 and found.attrs["dissolved"] == 0
     assert found.attrs["silhouette"] > 0.5 and found["strength"].between(0, 1).all()
     assert clusters.stable(found) == [0, 1, 2]
-    assert clusters_sentence(found) == f"3 clusters hold {(found['cluster'] >= 0).sum()} of 270 users, the others are in none."
+    assert clusters_sentence(found).startswith(f"3 clusters hold {(found['cluster'] >= 0).sum()} of 270 users")
     found.attrs["stability"][1] = 0.55
-    assert clusters_sentence(found).endswith("none; 1 of them cannot be believed (stability below 0.6).")
+    assert clusters_sentence(found).endswith("; 1 of them cannot be believed (stability below 0.6).")
 
 
 @pytest.mark.parametrize("decay", [2.0, 20.0, 1e9])
@@ -74,8 +74,8 @@ def test_stability_falls_as_groups_run_into_each_other():
 
 def test_clusters_along_one_line_are_said_to_be_stretches_of_it():
     random = np.random.default_rng(0)
-    line = np.concatenate([random.normal(-1, 0.1, 150), random.uniform(-1, 1, 60), random.normal(1, 0.1, 150)])
-    rows = np.c_[np.ones(360), line, 0.02 * random.normal(size=(360, 6))]
+    line = np.concatenate([random.normal(-1, 0.05, 100), random.uniform(-1, 1, 200), random.normal(1, 0.05, 100)])
+    rows = np.c_[np.ones(400), line, 0.02 * random.normal(size=(400, 6))]
     found = find_clusters(rows, ids(rows))
     assert found.attrs["first_axis"] > 0.9 and len(found.attrs["stability"]) == 2
     assert "dense stretches of one line, which holds 9" in clusters_sentence(found)
@@ -267,9 +267,9 @@ def test_compare_gives_all_that_the_view_draws():
     expected = probe(after, held_out.to_numpy())
     assert told["scores"]["auc"][1] == expected.auc and told["scores"]["n"].tolist() == [100, 100]
     assert told["scores"]["silhouette"][1] > 0.5 > told["scores"]["silhouette"][0]
-    assert (
-        told["sentence"].startswith("0 clusters became 2: 2 born.") and "No clusters beyond one continuum" in told["sentence"]
-    )
+    assert told["sentence"] == "0 clusters became 2: 2 born."
+    assert "No clusters beyond one continuum" in told["said"]["before"]
+    assert told["said"]["after"] == "2 clusters hold 200 of 200 users."
     assert "Trustworthiness" in told["caption"] and "neighbours were kept" in told["caption"]
     points = told["points"]
     marks = points[points["query"] == maps.MARK].set_index("user")
