@@ -26,7 +26,7 @@ def find_clusters(
     """Find groups of users that stand closer together than to the others, and say how far each can be trusted.
 
     embeddings   of one query, in the order of `ids`; rows are brought to unit length, so nearness is the cosine.
-    least        users that a group must have (default: 2 % of them, at least 10).
+    least        users that a group must have (default: 3 % of them, at least 15).
     seed, draws  how often half of the users are clustered anew (drawn without putting back: a user drawn twice looks dense).
     Returns `user, cluster, strength`: clusters are numbered by size from 0, -1 is none; strength (0 to 1) is how deep in its
     cluster a user stands. `attrs` holds `method`, `least`, `silhouette` (of the users in clusters; NaN with fewer than two),
@@ -44,7 +44,7 @@ def find_clusters(
         ([40, 40, 40], [1.0, 1.0, 1.0])
     """
     rows, ids = _checked(embeddings, ids)
-    least = max(10, round(0.02 * len(rows))) if least is None else least
+    least = max(15, round(0.03 * len(rows))) if least is None else least
     if not 2 <= least <= len(rows):
         raise ValueError(f"least is {least}, there are {len(rows):,} users: give a number of users from 2 to that")
     flat = _flat(unit(rows))
@@ -179,8 +179,8 @@ def _checked(embeddings, ids) -> tuple[np.ndarray, list[str]]:
         raise ValueError(f"embeddings are {rows.shape}, ids are {len(ids):,}: give one row a user, of one query")
     if not np.isfinite(rows).all():
         raise ValueError(f"the embedding of user {ids[np.argwhere(~np.isfinite(rows))[0][0]]!r} is not finite: leave it out")
-    if len(ids) < 10:
-        raise ValueError(f"{len(ids)} users, at least 10 are needed to look for groups: take more")
+    if len(ids) < 15:
+        raise ValueError(f"{len(ids)} users, at least 15 are needed to look for groups: take more")
     return rows, ids
 
 
