@@ -13,6 +13,7 @@ DRAWS = 20
 KEPT = 0.5  # of the users are in each subsample; in larger ones the chance clumps of one sample come back and look stable
 DISSOLVED = 0.5  # below it, subsamples lose a cluster more often than they find it: it is given up (Hennig 2007)
 STABLE = 0.6  # below it, a cluster is one of the sample and hardly one of the users (Hennig 2007)
+NEAR = 60
 LINE = 0.8  # of the differences along one axis: what is found there are stretches of a line rather than islands
 ISLANDS = 0.9  # of the users are in clusters where these are islands
 HEIR = 0.5  # the share of its users that makes one cluster the heir of another
@@ -177,6 +178,8 @@ def _checked(embeddings, ids) -> tuple[np.ndarray, list[str]]:
     rows, ids = np.asarray(embeddings, dtype=float), [str(user) for user in ids]
     if rows.ndim != 2 or len(rows) != len(ids):
         raise ValueError(f"embeddings are {rows.shape}, ids are {len(ids):,}: give one row a user, of one query")
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{len(ids):,} ids, {len(set(ids)):,} different ones: give each user once")
     if not np.isfinite(rows).all():
         raise ValueError(f"the embedding of user {ids[np.argwhere(~np.isfinite(rows))[0][0]]!r} is not finite: leave it out")
     if len(ids) < 15:
@@ -195,8 +198,8 @@ def _dense(flat: Flat, least: int) -> tuple[Int[np.ndarray, " user"], Float[np.n
     from sklearn.cluster import HDBSCAN
 
     # A single cluster is never asked for: sklearn's choice then is a dozen users in the middle of a blob
-    # as many neighbours make a place dense as make a cluster: with fewer, one blob falls into clumps of chance
-    fit = HDBSCAN(min_cluster_size=least, copy=True).fit(flat)
+    # as many neighbours make a place dense as make a cluster (if not too many to hold): with few, a blob falls into clumps
+    fit = HDBSCAN(min_cluster_size=least, min_samples=min(least, NEAR), copy=True).fit(flat)
     sizes = np.bincount(fit.labels_[fit.labels_ >= 0], minlength=0)
     place = np.append(np.argsort(np.argsort(-sizes, kind="stable"), kind="stable"), NONE)
     return place[fit.labels_], fit.probabilities_

@@ -117,9 +117,18 @@ def test_mistakes_of_finding_are_told():
         find_clusters(rows, ids(rows), least=1)
     with pytest.raises(ValueError, match="at least 15"):
         find_clusters(rows[:5], ids(rows[:5]))
+    with pytest.raises(ValueError, match="270 ids, 1 different ones"):
+        find_clusters(rows, ["same"] * 270)
     rows[7, 3] = np.nan
     with pytest.raises(ValueError, match="'u0007' is not finite"):
         find_clusters(rows, ids(rows))
+
+
+def test_users_who_are_all_alike_are_no_clusters():
+    found = find_clusters(np.ones((40, 8)), range(40))
+    assert found.attrs["stability"] == {} and clusters_sentence(found).startswith("No clusters")
+    twins = np.repeat(np.eye(2, 8), 20, axis=0)
+    assert find_clusters(twins, range(40))["cluster"].value_counts().to_dict() == {0: 20, 1: 20}
 
 
 def test_silhouette_leaves_out_those_in_none():
