@@ -19,7 +19,7 @@ function listed(side, nodes, said, unit, choose) {
       make("span", { class: "lens-id" }, node.name),
       make("span", { class: "lens-figure" }, node.users.toLocaleString("en")),
       make("span", { class: `lens-figure${node.unstable ? " clus-doubt" : " quiet"}` }, node.unstable ? `unstable ${short(node.stability)}` : short(node.stability)),
-      make("span", { class: "clus-texts" }, more.join(" · ") || "no single event sets them apart beyond chance"),
+      make("span", { class: "clus-texts" }, more.join(" · ") || (node.named ? "no single event sets them apart beyond chance" : "")),
     ));
   });
   const head = make("div", { class: "lens-listhead clus-listhead" }, make("span", {}, side === "before" ? "Clusters before" : "Clusters after"), make("span", {}, `${unit}s`), make("span", { title: "mean overlap with the best match when half of the users are clustered anew; below .6 not to be believed" }, "stability"));
@@ -91,7 +91,7 @@ function render({ model, el }) {
   }
   function legends() {
     const entry = (drawing, text) => make("span", {}, drawing, text);
-    const many = [...p.left, ...p.right].filter((node) => node.cluster >= 0 && node.slot < 0).length;
+    const many = Math.max(...[p.left, p.right].map((nodes) => nodes.filter((node) => node.cluster >= 0 && node.slot < 0).length));
     legend.replaceChildren(...[
       entry(marker(-1, 3.5), many ? `${NONE}, or in one of ${count(many, "smaller cluster")}` : NONE),
       p.marks.length ? entry(marker("star"), "prototype (after)") : null,
