@@ -1,6 +1,7 @@
 """Ask questions of user behaviour: query-conditioned user embeddings (Query as Anchor, arXiv 2602.14492)."""
 
 from .batch import batch_users
+from .clusters import cluster_ledger, find_clusters
 from .config import FULL, MEDIUM, SMALL, TINY, Config
 from .engine import Asker, Cache, Engine
 from .explain import explain_group
@@ -18,6 +19,7 @@ from .scale import embed_folder
 from .schema import DataError, Users, load_users
 from .shards import split, write_pairs
 from .synthesis import synthesise
+from .telling import name_clusters
 from .texts import text_vectors
 from .train import train
 from .world import make_world, world_truth
@@ -40,11 +42,13 @@ __all__ = [
     "autoregressive_loss",
     "batch_users",
     "build",
+    "cluster_ledger",
     "contrastive_loss",
     "describe_group",
     "embed_folder",
     "explain_group",
     "export_group",
+    "find_clusters",
     "history",
     "load",
     "load_journey",
@@ -52,6 +56,7 @@ __all__ = [
     "load_users",
     "make_pairs",
     "make_world",
+    "name_clusters",
     "neighbours",
     "probe",
     "prototype_loss",

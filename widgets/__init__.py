@@ -1,7 +1,8 @@
 """The front end: views of frames. They know tables and callables, never models."""
 
 from widgets.claim import ClaimCard
+from widgets.clusters import ClusterLedger
 from widgets.lens import QueryLens
 from widgets.selection import SelectionPanel
 
-__all__ = ["ClaimCard", "QueryLens", "SelectionPanel"]
+__all__ = ["ClaimCard", "ClusterLedger", "QueryLens", "SelectionPanel"]
