@@ -4,6 +4,7 @@ from .batch import batch_users
 from .config import FULL, MEDIUM, SMALL, TINY, Config
 from .engine import Asker, Cache, Engine
 from .journey import load_journey, load_movielens
+from .looker import Looker
 from .losses import autoregressive_loss, contrastive_loss, prototype_loss
 from .model import QAnchor, build
 from .nearest import neighbours
@@ -30,6 +31,7 @@ __all__ = [
     "Config",
     "DataError",
     "Engine",
+    "Looker",
     "Probe",
     "QAnchor",
     "Reader",
