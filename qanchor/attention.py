@@ -140,12 +140,17 @@ def _frame(ids: list[str], query: Asked, names: list[str], weight: np.ndarray, c
 
 
 def effects(
-    engine: Engine, users: Users, query: Asked | Sequence[Asked], *, progress: Callable[[int, int], None] | None = None
+    engine: Engine,
+    users: Users,
+    query: Asked | Sequence[Asked],
+    *,
+    gradient: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
     """Say what each modality does to the answer: how far a user's embedding moves when the modality is deleted.
 
     users     those to look at: each is read once whole, and once without each of the modalities (and without the facts).
-    query     one, or several that share these readings.
+    query     one, or several that share these readings; gradient: False leaves it out (NaN).
     Returns columns user, query, modality, events, deletion_effect, gradient. deletion_effect: 1 - cosine to the whole user's
     embedding. gradient: gradient times input, over what the modality feeds (its slots, and its own coarse numbers), of the
     embedding's part that sets this user apart from the others; of its size. Rows of modalities that a user lacks are left out.
@@ -159,12 +164,14 @@ def effects(
     """
     asked = [query] if isinstance(query, Asked) else list(query)
     whole = engine.embed(engine.prefill(users), asked).astype(float)
-    slopes, frames = [gradients(engine, users, q, whole[:, k]) for k, q in enumerate(asked)], []
-    names = deletable(engine.model.reader)
+    names, frames = deletable(engine.model.reader), []
+    slopes = [gradients(engine, users, q, whole[:, k]) if gradient else {} for k, q in enumerate(asked)]
     for done, (name, events, has, moved) in enumerate(deletions(engine, users, asked, whole), 1):
         for k, one in enumerate(asked):
             frame = pd.DataFrame({"user": list(users.ids), "query": words_of(one)})
-            frame = frame.assign(modality=name, events=events, deletion_effect=moved[:, k], gradient=slopes[k][name])
+            frame = frame.assign(
+                modality=name, events=events, deletion_effect=moved[:, k], gradient=slopes[k].get(name, np.nan)
+            )
             frames.append(frame[has])
         if progress:
             progress(done, len(names))

@@ -121,6 +121,7 @@ def _agreement(rank: float) -> str:
         return "Too few modalities to say whether attention tells what deletion shows."
     verdict = next((words for least, words in VERDICTS if rank >= least), "they contradict each other")
     told = f"Rank agreement of attention and deletion: {rank:.2f} (1 is the same order, 0 none): {verdict}"
+    told = told.replace(": -", ": −")
     return told + ("." if rank >= VERDICTS[0][0] else "; do not read attention as importance.")
 
 

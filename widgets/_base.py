@@ -146,8 +146,13 @@ def still_map(places: np.ndarray, moved: np.ndarray, width: int = 640, height: i
         f'<path d="{still}" stroke="{STILL}" stroke-opacity=".6" stroke-width="6" stroke-linecap="round"/>'
         f'<path d="{diamonds}" fill="{MOVED}" fill-opacity=".85"/></svg>'
     )
+    return still_image(svg, "Map of the users", width, height)
+
+
+def still_image(svg: str, alt: str, width: int, height: int) -> str:
+    """Wrap a drawing as an <img>, in which nothing can run or be fetched."""
     code = base64.b64encode(svg.encode()).decode()
-    return f'<img alt="Map of the users" width="{width}" height="{height}" src="data:image/svg+xml;base64,{code}">'
+    return f'<img alt="{escape(alt)}" width="{width}" height="{height}" src="data:image/svg+xml;base64,{code}">'
 
 
 def still_page(title: str, lines: Iterable[str], picture: str = "", table: Iterable[Iterable] = ()) -> str:
