@@ -205,7 +205,11 @@ def test_one_user_is_described_and_edited():
     view._heard(view, {"type": "rerun", "query": TRAVEL, "user": "u0003", "drop": [900], "reword": {"899": "paid less"}}, [])
     until(lambda: view._picture["edited"])
     assert looker.calls[-1] == (TRAVEL, "u0003", (900,), {899: "paid less"})
-    assert view._picture["edited"] == {"moved": 0.0134, "before": "Likely to travel.", "after": "Unlikely <b>to travel</b>."}
+    assert (
+        view.edited
+        == view._picture["edited"]
+        == {"moved": 0.0134, "before": "Likely to travel.", "after": "Unlikely <b>to travel</b>."}
+    )
     assert view._picture["whom"] == "u0003" and view._picture["sides"][0]["query"] == f"{TRAVEL} (edited)"
     assert view.rerun(TRAVEL, "u0003", drop=[898]).startswith("Without 1 events")
     with pytest.raises(ValueError, match="cannot be edited here"):

@@ -1,6 +1,7 @@
 // The attention ledger: modalities as rows, attention beside the effect of deletion. All text enters as text nodes.
 import { count, floats, number } from "./geometry.mjs";
 import { choice, glyph, make } from "./dom.mjs";
+import { eventList } from "./events.mjs";
 
 const DIAMOND = "M8 1.5 12.5 6 8 10.5 3.5 6Z";
 const ALL = -1;
@@ -113,53 +114,6 @@ function ledgerTable(p, see) {
   return make("table", { class: `att-table${compared ? " compared" : ""}` }, make("caption", { class: "lens-hidden" }, `${name} and deletion effect by modality`), make("thead", {}, head), body);
 }
 
-/** Events of one user: unchecked ones are dropped, changed texts are read anew. */
-function eventList(model, ask) {
-  const rows = make("ol", { class: "att-events" });
-  const head = make("div", { class: "att-eventhead" });
-  const button = make("button", { type: "submit", class: "lens-write" }, "Rerun");
-  const undo = make("button", { type: "button", class: "lens-link", onclick: () => fill() }, "undo all");
-  const told = make("span", { class: "quiet", role: "status" });
-  const node = make("form", { class: "att-user", "aria-label": "Events of one user", hidden: true }, head, rows, make("div", { class: "att-rerun" }, button, undo, told));
-  const lines = () => Array.from(rows.querySelectorAll("[data-event]"), (item) => ({ event: Number(item.dataset.event), kept: item.querySelector("[type=checkbox]").checked, text: item.querySelector("[type=text]").value.trim(), was: item.dataset.text }));
-  function changes() {
-    const drop = lines().filter((line) => !line.kept || !line.text).map((line) => line.event);
-    const reword = Object.fromEntries(lines().filter((line) => line.kept && line.text && line.text !== line.was).map((line) => [line.event, line.text]));
-    return { drop, reword, many: drop.length + Object.keys(reword).length };
-  }
-  function mark() {
-    const { drop, reword, many } = changes();
-    for (const item of rows.children) {
-      item.classList.toggle("gone", drop.includes(Number(item.dataset.event)));
-      item.classList.toggle("changed", item.dataset.event in reword);
-    }
-    const busy = Boolean(model.get("_status").busy);
-    button.disabled = !many || busy;
-    undo.hidden = !many;
-    button.textContent = many ? `Rerun with ${count(many, "change")}` : "Rerun";
-    told.textContent = many ? "" : "Untick an event to drop it, or write another text, then rerun.";
-  }
-  function fill() {
-    const { user, rows: listed = [], total = 0 } = model.get("_events");
-    const more = total > listed.length ? `the newest ${listed.length} of ${number(total)} events` : count(total, "event");
-    head.replaceChildren(make("strong", {}, user ?? ""), make("span", { class: "quiet" }, more));
-    rows.replaceChildren(...listed.map(([event, time, modality, text]) => {
-      const label = `${time}, ${modality}: ${text}`;
-      const tick = make("input", { type: "checkbox", checked: true, "aria-label": `Keep ${label}`, onchange: mark });
-      const words = make("input", { type: "text", value: text, spellcheck: "false", "aria-label": `Text of the event of ${label}`, oninput: mark });
-      return make("li", { "data-event": event, "data-text": text.trim() }, tick, make("span", { class: "quiet" }, time), make("span", {}, modality), words);
-    }));
-    if (!listed.length) rows.append(make("li", { class: "lens-empty" }, "This user has no event before the cut-off."));
-    mark();
-  }
-  node.addEventListener("submit", (event) => {
-    event.preventDefault();
-    const { drop, reword, many } = changes();
-    if (many && !model.get("_status").busy) ask({ type: "rerun", user: model.get("_events").user, drop, reword });
-  });
-  return { node, fill, mark };
-}
-
 function render({ model, el }) {
   const about = model.get("_about");
   const see = { side: 0, measure: "weight", layer: 0, group: 0, busy: false };
@@ -207,11 +161,16 @@ function render({ model, el }) {
   const asking = [form, make("div", { class: "lens-under" }, chips, note), progress];
   root.append(make("div", { class: "lens-in" }, head, ...(about.asks ? asking : []), error, empty, route, tools, place, rank, sentence, answers, caption, list.node));
 
-  const look = () => model.send({ type: "look", query: query.value, versus: versus.value, whom, user: user.value });
+  const look = () => query.value.trim() && model.send({ type: "look", query: query.value, versus: versus.value, whom, user: user.value });
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    if (model.get("_status").busy && event.submitter === button && button.dataset.role === "cancel") model.send({ type: "cancel" });
-    else if (query.value.trim()) look();
+    if (button.dataset.role === "cancel") model.send({ type: "cancel" });
+    else look();
+  });
+  form.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.target === button || !event.target.matches("input")) return;
+    event.preventDefault(); // else a busy view would take it for a press of Cancel
+    look();
   });
   root.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && model.get("_status").busy) (model.send({ type: "cancel" }), event.preventDefault());

@@ -55,7 +55,7 @@ class AttentionLedger(View):
         AttentionLedger(query='q', 2 rows)
     """
 
-    _esm = script("geometry.mjs", "dom.mjs", "attention.mjs")
+    _esm = script("geometry.mjs", "dom.mjs", "events.mjs", "attention.mjs")
     _css = script("lens.css", "attention.css")
     _about = Dict().tag(sync=True)  # title, queries, users, ids, can: never changes
     _picture = Dict().tag(sync=True)  # what stands in the ledger
@@ -119,6 +119,11 @@ class AttentionLedger(View):
     def sentence(self) -> str:
         """Say in words what was seen."""
         return self._shown.sentence if self._shown else ""
+
+    @property
+    def edited(self) -> dict:
+        """Say what the events last dropped or reworded did: moved, and the answers before and after; empty if none were."""
+        return dict(self._shown.edited) if self._shown else {}
 
     def _words(self) -> str:
         if self._shown is None:
