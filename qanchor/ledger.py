@@ -98,7 +98,7 @@ def rank_agreement(
     return _mean_of_known(np.where(size > 0, np.nansum(a * b, -1) / np.where(size > 0, size, 1), np.nan))
 
 
-def sentence(frame: pd.DataFrame, unit: str = "user") -> str:
+def sentence(frame: pd.DataFrame, whom: str = "users") -> str:
     """Say what a ledger shows: where most attention goes, which deletion moves users most, and whether the two agree."""
     whole = frame[(frame["layer"] == ALL) & (frame["head_group"] == ALL)]
     first, *second = (whole[whole["query"] == query].set_index("modality") for query in dict.fromkeys(whole["query"]))
@@ -109,7 +109,7 @@ def sentence(frame: pd.DataFrame, unit: str = "user") -> str:
     told = f"Of all modalities, {most} gets most attention ({_percent(looked['weight'][most])})"
     if looked["deletion_effect"].notna().any():
         moves = looked["deletion_effect"].idxmax()
-        told += f"; deleting {moves} moves {unit}s farthest ({looked['deletion_effect'][moves]:.2g}). "
+        told += f"; deleting {moves} moves {whom} farthest ({looked['deletion_effect'][moves]:.2g}). "
         told += _agreement(first["agreement"].iloc[0])
     else:
         told += "."

@@ -72,7 +72,9 @@ class Looker:
         for done, total, words, new in self._find(asked, self.users, ids):
             yield self._update(done, total, words, self.ledger(list(asked), ids) if new else None, self._caption(ids, of))
         ledger = self.ledger(list(asked), ids)
-        yield self._update(total, total, sentence(ledger, self.unit), ledger, self._caption(ids, of))
+        yield self._update(
+            total, total, sentence(ledger, ids[0] if of == 1 else f"{self.unit}s"), ledger, self._caption(ids, of)
+        )
 
     def events(self, user: str) -> pd.DataFrame:
         """List what can be edited of one user, newest first: event (its row in `users.events`), time, modality, text."""
@@ -143,10 +145,15 @@ class Looker:
         middle = {label: np.mean([self.kept[label, user].anchor for user in ids], axis=0) for label in asked}
         for chunk in chunks:
             for name, part_done in self._delete(asked, people, chunk, middle if len(ids) > 1 else None):
-                words = f"Deleted {name} from {len(chunk):,} {self.unit}s ..."
+                words = f"Deleted {name} from {len(chunk):,} {self.unit}{'s' * (len(chunk) != 1)} ..."
                 yield done + part_done, total, words, False
             done += len(chunk) * len(names)
-            yield done, total, f"Deleted everything once from {done // (1 + len(names)):,} {self.unit}s ...", True
+            yield (
+                done,
+                total,
+                f"Deleted everything once from {(done - len(ids)) // len(names):,} of {len(ids):,} {self.unit}s ...",
+                True,
+            )
 
     def _look(self, asked: Mapping[str, Asked], people: Users, chunk: list[str]) -> None:
         new = {label: q for label, q in asked.items() if any((label, user) not in self.kept for user in chunk)}

@@ -115,6 +115,8 @@ def test_updates_count_readings_and_closing_cancels(engine, monkeypatch):
     updates = list(looker(QUERY))
     done = [update["done"] for update in updates]
     assert done == sorted(done) and done[-1] == updates[-1]["total"] == 9 * 5
+    words = [update["sentence"] for update in updates if update["sentence"].startswith("Deleted everything")]
+    assert words == [f"Deleted everything once from {n} of 9 users ..." for n in (4, 8, 9)]
     frames = [update["ledger"] for update in updates if update["ledger"] is not None]
     assert frames[0]["deletion_effect"].isna().all() and frames[-1].query(WHOLE)["deletion_effect"].notna().sum() == 4
     assert [u["ledger"] is None for u in updates[:2]] == [True, True]
@@ -134,6 +136,8 @@ def test_samples_are_drawn_by_seed_and_said(engine):
     assert "Mean over 3 users of 9 (drawn by seed 1)" in update["caption"] and len(looker.kept) == 3
     assert last(Looker(engine, make_users(), most=3, seed=1)(QUERY))["caption"] == update["caption"]
     assert "of 9" not in last(looker(QUERY, users=["a", "b"]))["caption"]
+    one = last(looker(QUERY, users=["a"]))
+    assert one["caption"].startswith("a; 2 layers") and " moves a farthest" in one["sentence"]
     assert "the skip" in update["caption"]
 
 
