@@ -1,5 +1,6 @@
 """The attention ledger in Python: what it sends, keeps, cancels, refuses, and says where no script may run."""
 
+import base64
 import shutil
 import subprocess
 import sys
@@ -81,6 +82,10 @@ def test_a_still_page_needs_no_script_and_escapes_text():
     assert page.count("<img") == 1 and "data:image/svg+xml;base64," in page and len(page) < 20_000
     whole = frame.query("layer == -1 and head_group == -1 and modality == 'app'").iloc[0]
     assert f"{100 * whole['weight']:.1f} %" in page and f"{whole['deletion_effect']:.3f}" in page and "Said." in page
+    bare = AttentionLedger(frame=frame.drop(columns=["deletion_effect", "kind"])).still().data
+    assert (
+        "nan" not in base64.b64decode(bare.split("base64,")[1].split('"')[0]).decode() and "nan" not in bare.split("</p>")[-1]
+    )
     both = AttentionLedger(frame=pd.concat([frame, make_ledger("b", modalities=(HOSTILE, "app", "search"))]))
     assert "A minus B" in both.still().data and "A: &lt;img" in both.still().data
 

@@ -110,9 +110,9 @@ def bars(frame: pd.DataFrame) -> str:
         parts.append(
             f'<text x="{left}" y="18" fill="{STILL}">{"attention" if column == "weight" else "deletion effect"}</text>'
         )
-        most = max(shown[column].max(), 1e-9)
-        for place, value in enumerate(shown[column].fillna(0)):
-            y, width = 30 + 24 * place, 150 * value / most
+        most = shown[column].fillna(0).max() or 1
+        for place, value in enumerate(shown[column]):
+            y, width = 30 + 24 * place, 0 if pd.isna(value) else 150 * value / most
             parts.append(f'<rect x="{left}" y="{y}" width="{width:.1f}" height="12" fill="{colour}"/>')
             parts.append(f'<text x="{left + width + 6:.1f}" y="{y + 10}">{write(value)}</text>')
     for place, row in enumerate(shown.itertuples()):
