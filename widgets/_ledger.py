@@ -66,7 +66,8 @@ def whole(frame: pd.DataFrame, query: str) -> pd.DataFrame:
     """Give the rows of one query that are means of all layers and heads, modalities first, the most looked at first."""
     part = frame[frame["query"] == query]
     part = part[(part["layer"] == part["layer"].min()) & (part["head_group"] == part["head_group"].min())]
-    part = part.sort_values("weight", ascending=False, kind="stable").assign(last=part["kind"] != "modality")
+    part = part.sort_values("weight", ascending=False, kind="stable")
+    part = part.assign(last=(part["kind"] != "modality") * 1 + (part["modality"] == "sink"))
     return part.sort_values("last", kind="stable", ignore_index=True)
 
 
@@ -82,9 +83,11 @@ def table(frame: pd.DataFrame) -> list[list[str]]:
                 cells += [write(a[column]), write(b[column]), write(a[column] - b[column], "+")]
             rows.append([name, *cells])
         return rows
-    rows = [["modality", "attention", "per slot", "deletion effect", "gradient", "ranks disagree"]]
+    sloped = first["gradient"].notna().any()
+    rows = [["modality", "attention", "per slot", "deletion effect", *(["gradient"] if sloped else []), "ranks disagree"]]
     for name, a in first.iterrows():
-        numbers = [percent(a["weight"]), percent(a["per_token"]), number(a["deletion_effect"]), number(a["gradient"])]
+        slope = [percent(a["gradient"])] if sloped else []
+        numbers = [percent(a["weight"]), percent(a["per_token"]), number(a["deletion_effect"]), *slope]
         rows.append([name, *numbers, "yes" if a["disagrees"] == 1 else ""])
     return rows
 
@@ -115,6 +118,8 @@ def bars(frame: pd.DataFrame) -> str:
             y, width = 30 + 24 * place, 0 if pd.isna(value) else 150 * value / most
             parts.append(f'<rect x="{left}" y="{y}" width="{width:.1f}" height="12" fill="{colour}"/>')
             parts.append(f'<text x="{left + width + 6:.1f}" y="{y + 10}">{write(value)}</text>')
+    if (shown["disagrees"] == 1).any():
+        parts.append(f'<text x="636" y="18" text-anchor="end" fill="{STILL}">ranks apart</text>')
     for place, row in enumerate(shown.itertuples()):
         parts.append(f'<text x="8" y="{40 + 24 * place}">{escape(str(row.modality)[:18])}</text>')
         if row.disagrees == 1:
