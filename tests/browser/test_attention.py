@@ -12,6 +12,11 @@ LINKED = "view = AttentionLedger(looker, selection=chosen)\nview"
 CHOSEN = (
     "from widgets._base import Selection\nchosen = Selection(looker.ids, lambda rows: None)\nchosen.ids = ['u0003', 'u0009']"
 )
+REAL = """import qanchor as qa
+from widgets import AttentionLedger
+users = qa.load_users("../data/sample").sample(40)
+looker = qa.Looker(qa.Engine(qa.load("../data/runs/world")), users, most=4)
+AttentionLedger(looker, users.frame())"""
 FRAME = "AttentionLedger(frame=make_ledger('Saved?', modalities=('<b>bill</b>', 'app', 'search')), sentence='A saved ledger.')"
 
 
@@ -151,6 +156,33 @@ def test_the_chosen_of_another_view_and_a_saved_frame(book):
     last = book.page.locator(".att").last
     assert "<b>bill</b>" in last.inner_text() and "A saved ledger." in last.inner_text()
     assert last.locator(".lens-query").count() == 0  # nothing can be asked of it
+
+
+@pytest.mark.weights
+def test_the_shipped_run_is_looked_at_and_one_of_its_events_dropped(open_notebook, server):
+    book = open_notebook(server.write("ledger-run.ipynb", [REAL]), height=1000)
+    book.run(0, timeout=300)
+    unseen = "Would this user enjoy a sourdough baking class?"
+    look(book, unseen, TRAVEL)
+    book.wait(f"document.querySelector('.att').dataset.query === {json.dumps(unseen)}", timeout=180)
+    seen(book, unseen)
+    assert "rank agreement" in book.page.locator(".lens-sentence").inner_text().lower()
+    assert "Mean over 4 users of 40 (drawn by seed 0)" in book.page.locator(".lens-caption").inner_text()
+    book.shot("ledger-run")
+    user = book.page.locator("datalist option").last.get_attribute("value")
+    book.page.get_by_role("button", name="one user", exact=True).click()
+    book.page.get_by_label("User", exact=True).fill(user)
+    look(book, TRAVEL)
+    seen(book, TRAVEL)
+    book.page.locator(".att-user input[type=checkbox]").first.click()
+    book.page.locator(".att-user").get_by_role("button", name="Rerun").click()
+    book.wait("document.querySelector('.att').dataset.query.endsWith('(edited)')", timeout=300)
+    book.wait("document.querySelector('.att').dataset.busy === 'false'", timeout=180)
+    assert f"Without 1 event, {user} moves by" in book.page.locator(".lens-sentence").inner_text()
+    assert "travel" in book.page.locator(".att-answers").inner_text().lower()
+    book.shot("ledger-run-edited")
+    assert book.complaints == []
+    book.page.close()
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
