@@ -100,7 +100,8 @@ class Looker:
         before, after = self.kept[label, user].anchor, self.kept[changed, user].anchor
         moved = max(1 - float(before @ after), 0.0)
         answers = [self._says(people, user, asked, z) for people, z in ((self.users, before), (edited, after))]
-        told = f"{edits(drop, reword or {})}, {user} moves by {moved:.3g} (1 - cosine). "
+        far = f"{moved:.4f}" if moved >= 0.0001 else "less than 0.0001"
+        told = f"{edits(drop, reword or {})}, {user} moves by {far} (1 - cosine). "
         told += "The answer stays the same." if answers[0] == answers[1] else "The answer changes."
         last = self._update(2 * half, 2 * half, told, self.ledger([changed, label], [user]), self._caption([user], 1))
         yield last | {"moved": moved, "before": answers[0], "after": answers[1]}

@@ -218,7 +218,7 @@ function render({ model, el }) {
     caption.textContent = p.caption;
     const { moved, before, after } = p.edited ?? {};
     answers.hidden = before === undefined;
-    if (before !== undefined) answers.replaceChildren(...[["before", before], ["after", after], ["moved", `${effect(moved)} (1 − cosine)`]].flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)]));
+    if (before !== undefined) answers.replaceChildren(...[["before", before], ["after", after], ["moved", `${moved.toFixed(4)} (1 − cosine)`]].flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)]));
     list.node.hidden = !(about.edits && p.whom && model.get("_events").user === p.whom);
     Object.assign(root.dataset, { turn: raw.turn ?? "", query: p.sides[0].query });
     status();
