@@ -7,6 +7,7 @@ from .engine import Asker, Cache, Engine
 from .explain import explain_group
 from .groups import describe_group, export_group
 from .journey import load_journey, load_movielens
+from .looker import Looker
 from .losses import autoregressive_loss, contrastive_loss, prototype_loss
 from .model import QAnchor, build
 from .nearest import neighbours
@@ -34,6 +35,7 @@ __all__ = [
     "Config",
     "DataError",
     "Engine",
+    "Looker",
     "Probe",
     "QAnchor",
     "Reader",

@@ -1,8 +1,9 @@
 """The front end: views of frames. They know tables and callables, never models."""
 
+from widgets.attention import AttentionLedger
 from widgets.claim import ClaimCard
 from widgets.clusters import ClusterLedger
 from widgets.lens import QueryLens
 from widgets.selection import SelectionPanel
 
-__all__ = ["ClaimCard", "ClusterLedger", "QueryLens", "SelectionPanel"]
+__all__ = ["AttentionLedger", "ClaimCard", "ClusterLedger", "QueryLens", "SelectionPanel"]
