@@ -9,7 +9,7 @@ from .model import QAnchor, build
 from .nearest import neighbours
 from .pairs import make_pairs
 from .probe import Probe, probe
-from .prompt import SoftPrompt, tune_prompt
+from .prompt import SoftPrompt, tune_prompt, watch_tuning
 from .reader import Reader
 from .runs import history, load, save
 from .scale import embed_folder
@@ -18,6 +18,7 @@ from .shards import split, write_pairs
 from .synthesis import synthesise
 from .texts import text_vectors
 from .train import train
+from .tuner import Tuner
 from .world import make_world, world_truth
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "QAnchor",
     "Reader",
     "SoftPrompt",
+    "Tuner",
     "Users",
     "autoregressive_loss",
     "batch_users",
@@ -56,6 +58,7 @@ __all__ = [
     "text_vectors",
     "train",
     "tune_prompt",
+    "watch_tuning",
     "world_truth",
     "write_pairs",
 ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from .cache import Cache, Group
 from .engine import Engine
 from .heads import Query
 from .held import Held
+from .labels import divided, numbered
 from .losses import prototype_loss
 from .runs import RunError, mend, replaced
 
@@ -32,7 +34,6 @@ NOISE = 0.02  # of the first vectors, around the mean word vector
 EVERY = 10  # steps between two looks at the validation users
 MOVED = 0.5  # the size of the offset, its numbers being about 1: faster, a few hundred labels lead a right question astray
 AT_ONCE = 64  # users embedded together when all are
-FEWEST = 3  # users of a class: two to tune on, one to validate with
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +124,52 @@ def tune_prompt(
     query: str,
     labels: pd.Series,
     *,
+    progress: Callable[[int, int], None] | None = None,
+    **how: Any,
+) -> tuple[SoftPrompt, pd.DataFrame]:
+    """Learn from labels what a query should look at: a soft prompt and the prototypes of the classes, on users read once.
+
+    labels     index user, any two or more values; NaN is skipped. Only these users are looked at: keep others for judging.
+    progress   called with (step, steps).
+    how        vectors, steps, seed and so on: the options of `watch_tuning`, which shows every step and can be stopped.
+
+    Returns the prompt and its history: step, loss, valid, one row every 10 steps. Source: paper, equation 7.
+
+    Example:
+        >>> users = qa.make_world(40)
+        >>> engine = qa.Engine(qa.build(qa.TINY, qa.Reader.fit(users, None, qa.TINY)))
+        >>> cache = engine.prefill(users)
+        >>> prompt, history = tune_prompt(engine, cache, "Why?", users.label("Active"), steps=10)
+        >>> engine.embed(cache, ["Why?", prompt]).shape, history.step.tolist()
+        ((40, 2, 32), [0, 10])
+    """
+    for now in watch_tuning(engine, cache, query, labels, **how):
+        if progress and now.step:
+            progress(now.step, now.steps)
+    return now.prompt, now.history
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """Say how a tuning stands after `step` of at most `steps` steps: the best prompt so far, and the history until here."""
+
+    step: int
+    steps: int
+    prompt: SoftPrompt
+    history: pd.DataFrame
+
+    @property
+    def best(self) -> int:
+        """Name the step whose prompt is kept: the one with the least loss on the validation users."""
+        return int(self.history["step"][self.history["valid"].idxmin()])
+
+
+def watch_tuning(
+    engine: Engine,
+    cache: Cache,
+    query: str,
+    labels: pd.Series,
+    *,
     vectors: int = 6,
     steps: int = 500,
     lr: float = 0.02,
@@ -133,60 +180,62 @@ def tune_prompt(
     patience: int = 100,
     balanced: bool = True,
     batch: int = 32,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[SoftPrompt, pd.DataFrame]:
-    """Learn from labels what a query should look at: a soft prompt and the prototypes of the classes, on users read once.
+) -> Iterator[Tuned]:
+    """Tune as `tune_prompt` does, a step at a time: yields how it stands. Close the iterator to stop; what was yielded is kept.
 
-    labels     index user, any two or more values; NaN is skipped. Only these users are looked at: keep others for judging.
     vectors    how many stand behind the query; gate: also learn what opens the skip (False is the paper's plain form).
     lr         step of Adam as a share of each part's own size, falling to 0 by a cosine; batch: users a step.
     valid      share of each class held out of the tuning: the state with the least loss there is kept, and the tuning ends when
                that has not fallen for `patience` steps. balanced: every class is drawn, and weighs, alike.
-    progress   called with (step, steps).
 
-    The model is frozen and the cache stays as it was; keys and values of the labelled users are held twice meanwhile. Returns
-    the prompt and its history: step, loss, valid, one row every 10 steps. Source: paper, equation 7 (6 vectors, 500 steps).
+    The model is frozen and the cache stays as it was; keys and values of the labelled users are held twice meanwhile. The first
+    update, of step 0, is the prompt before any step. Source: paper, equation 7 (6 vectors, 500 steps).
 
     Example:
         >>> users = qa.make_world(40)
         >>> engine = qa.Engine(qa.build(qa.TINY, qa.Reader.fit(users, None, qa.TINY)))
-        >>> cache = engine.prefill(users)
-        >>> prompt, history = tune_prompt(engine, cache, "Why?", users.label("Active"), steps=10)
-        >>> engine.embed(cache, ["Why?", prompt]).shape, history.step.tolist()
-        ((40, 2, 32), [0, 10])
+        >>> for now in watch_tuning(engine, engine.prefill(users), "Why?", users.label("Active")):
+        ...     if now.step == 3:
+        ...         break  # and keep the best so far
+        >>> now.prompt, now.best
+        (SoftPrompt('Why?', 6 vectors, 2 classes), 0)
     """
-    truth, classes = _classes(cache, labels)
+    if min(vectors, steps) < 0:
+        raise ValueError(f"{vectors} vectors, {steps} steps: both must be 0 or more")
+    truth, classes = numbered(cache, labels)
     rng = np.random.default_rng(seed)
-    tuned, checked = _split(truth, valid, rng)
+    tuned, checked = divided(truth, valid, rng)
     tuning = Tuning(engine, cache, query, truth, balanced)
     prompt = tuning.begin(classes, tuned, vectors, tau, rng)
     words = engine.model.backbone.get_input_embeddings().weight
     sizes = {"vectors": words.float().std().item(), "prototypes": engine.model.config.dim**-0.5}
     sizes |= {"offset": MOVED} if gate else {}
     draws = [rng.choice(tuned, min(batch, len(tuned)), p=tuning.weights(tuned)) for _ in range(steps)]
-    return _descend(tuning, prompt, {name: lr * size for name, size in sizes.items()}, draws, checked, patience, progress)
+    yield from _descend(tuning, prompt, {name: lr * size for name, size in sizes.items()}, draws, checked, patience)
 
 
-def _descend(tuning: Tuning, prompt: SoftPrompt, rates: dict[str, float], draws: list, checked, patience: int, progress):
-    """Take a step on each draw of users, looking at the validation users every 10: the best prompt, and the history."""
+def _descend(
+    tuning: Tuning, prompt: SoftPrompt, rates: dict[str, float], draws: list, checked, patience: int
+) -> Iterator[Tuned]:
+    """Take a step on each draw of users, looking at the validation users every 10; yields how it stands."""
     live = {name: getattr(prompt, name).clone().requires_grad_() for name in rates}
     optimiser = torch.optim.Adam([{"params": [live[name]], "lr": rate} for name, rate in rates.items()])
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, len(draws)))
-    history, best, losses = [(0, math.nan, tuning.loss(prompt, checked))], (0, prompt), []
+    history, losses = pd.DataFrame([(0, math.nan, tuning.loss(prompt, checked))], columns=["step", "loss", "valid"]), []
+    yield (now := Tuned(0, len(draws), prompt, history))
     for step, rows in enumerate(draws, 1):
         losses.append(tuning.step(replace(prompt, **live), rows, optimiser))
         falling.step()
+        now = replace(now, step=step)
         if step % EVERY == 0 or step == len(draws):
-            now = replace(prompt, **{name: tensor.detach().clone() for name, tensor in live.items()})
-            history.append((step, float(np.mean(losses)), tuning.loss(now, checked)))
-            losses = []
-            if history[-1][2] < min(row[2] for row in history[:-1]):
-                best = step, now
-        if progress:
-            progress(step, len(draws))
-        if step - best[0] >= patience:
-            break
-    return best[1], pd.DataFrame(history, columns=["step", "loss", "valid"])
+            here = replace(prompt, **{name: tensor.detach().clone() for name, tensor in live.items()})
+            row, losses = (step, float(np.mean(losses)), tuning.loss(here, checked)), []
+            better = row[2] < now.history["valid"].min()
+            history = pd.DataFrame([*now.history.itertuples(index=False), row], columns=now.history.columns)
+            now = replace(now, history=history, prompt=here if better else now.prompt)
+        yield now
+        if step - now.best >= patience:
+            return
 
 
 class Tuning:
@@ -247,40 +296,3 @@ class Tuning:
 
     def _labels(self, group: Group) -> Int[Tensor, " user"]:
         return torch.from_numpy(self.truth[group.rows]).to(self.model.device)
-
-
-def known_labels(cache: Cache, labels: pd.Series) -> pd.Series:
-    """Give the labels that are known, in the order of their users' ids; refuse users that were not read, or stand twice."""
-    known = labels.dropna()
-    known.index = known.index.astype(str)
-    if strangers := sorted(set(known.index) - set(cache.ids)):
-        raise KeyError(f"labelled user {strangers[0]!r} is not among the {len(cache):,} that were read: prefill it first")
-    if known.index.has_duplicates:
-        raise ValueError(f"user {known.index[known.index.duplicated()][0]!r} has 2 labels or more: keep one")
-    return known.sort_index()
-
-
-def _classes(cache: Cache, labels: pd.Series) -> tuple[Int[np.ndarray, " user"], tuple]:
-    """Number the labels: for each user of the cache the place of its class, -1 for those without a label; and the classes."""
-    known = known_labels(cache, labels)
-    classes, number, counts = np.unique(known.to_numpy(), return_inverse=True, return_counts=True)
-    if len(classes) < 2:
-        raise ValueError(f"the {len(known):,} labels are of {len(classes)} class(es), at least 2 are needed: label others too")
-    if counts.min() < FEWEST:
-        few, told = counts.argmin(), "two to tune on, one to validate with: label more, or leave the class out"
-        raise ValueError(f"class {classes.tolist()[few]!r} has {counts[few]} user(s), at least {FEWEST} are needed, {told}")
-    truth = pd.Series(number, known.index).reindex(list(cache.ids)).fillna(-1).to_numpy(int)
-    return truth, tuple(classes.tolist())
-
-
-def _split(truth: Int[np.ndarray, " user"], valid: float, rng) -> tuple[Int[np.ndarray, " tuned"], Int[np.ndarray, " checked"]]:
-    """Draw the validation users, a share of every class: (rows tuned on, rows validated with)."""
-    if not 0 < valid < 1:
-        raise ValueError(f"valid is {valid}: it must be above 0 and below 1, a share of the labelled users")
-    tuned, checked = [], []
-    for label in range(truth.max() + 1):
-        rows = rng.permutation(np.flatnonzero(truth == label))
-        some = min(max(1, round(valid * len(rows))), len(rows) - 2)
-        checked.append(rows[:some])
-        tuned.append(rows[some:])
-    return np.concatenate(tuned), np.concatenate(checked)

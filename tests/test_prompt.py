@@ -13,7 +13,8 @@ from tiny import QUERIES, make_engine, make_model, make_users, one_by_one
 import qanchor as qa
 from qanchor.bench_tune import LEARNED, _gradients, gradients_anew, tune
 from qanchor.config import TINY
-from qanchor.prompt import SoftPrompt, Tuning, tune_prompt
+from qanchor.labels import divided, numbered
+from qanchor.prompt import SoftPrompt, Tuning, tune_prompt, watch_tuning
 from qanchor.runs import RunError, load, save
 from qanchor.trial import trial
 
@@ -160,6 +161,36 @@ def test_the_best_on_validation_is_kept_and_the_tuning_ends(world):
     assert not torch.equal(tune_prompt(engine, cache, QUERY, noise, **how | {"seed": 1})[0].vectors, prompt.vectors)
 
 
+def test_watched_tuning_is_tuning(world):
+    _, engine, cache, planted = world
+    seen = list(watch_tuning(engine, cache, QUERY, planted, steps=25, seed=3))
+    prompt, history = tune_prompt(engine, cache, QUERY, planted, steps=25, seed=3)
+    assert all(torch.equal(getattr(seen[-1].prompt, name), getattr(prompt, name)) for name in LEARNED)
+    assert seen[-1].history.equals(history) and history.step.tolist() == [0, 10, 20, 25]
+    assert [now.step for now in seen] == list(range(26)) and {now.steps for now in seen} == {25}
+
+
+def test_stopping_keeps_the_best_until_then(world):
+    """The validation loss is measured anew: it is the least of the history, and not that of the last state."""
+    _, engine, cache, planted = world
+    noise = pd.Series(np.random.default_rng(0).permutation(planted.to_numpy()), planted.index)
+    for labels in (planted, noise):
+        updates = watch_tuning(engine, cache, QUERY, labels, steps=200, lr=0.2)
+        now = next(now for now in updates if now.step == 45)
+        updates.close()
+        truth, _ = numbered(cache, labels)
+        _, checked = divided(truth, 0.2, np.random.default_rng(0))
+        least = now.history.valid.min()
+        assert Tuning(engine, cache, QUERY, truth).loss(now.prompt, checked) == pytest.approx(least, abs=1e-4)
+        assert now.history.step.tolist() == [0, 10, 20, 30, 40] and now.best == now.history.step[now.history.valid.idxmin()]
+    assert now.best < 40  # noise: the last state is not the best
+
+
+def test_negative_numbers_are_told(engine, cache):
+    with pytest.raises(ValueError, match="-1 vectors, 5 steps: both must be 0 or more"):
+        tune_prompt(engine, cache, QUERY, LABELS, vectors=-1, steps=5)
+
+
 def test_a_rare_class_is_drawn_as_often(world):
     _, engine, cache, planted = world
     rare = planted.where(np.arange(120) < 100, np.nan)
@@ -289,6 +320,27 @@ def test_torn_and_foreign_folders_are_refused(home, tmp_path):
     (folder / "prompt.json").write_text("{")
     with pytest.raises(RunError, match="torn, swapped or of another version"):
         SoftPrompt.load(folder, engine)
+
+
+@pytest.mark.parametrize("halt", [OSError("no space left"), KeyboardInterrupt()], ids=["error", "kill"])
+def test_a_save_cut_short_leaves_the_old_prompt(home, tmp_path, monkeypatch, halt):
+    engine = qa.Engine(load(home / "run0"))
+    prompt = drawn(engine.model)
+    folder = prompt.save(tmp_path / "prompt")
+
+    def torn(tensors, path):
+        path.write_bytes(b"half a file")
+        raise halt
+
+    for place in ("prompt", "new"):
+        with monkeypatch.context() as patch, pytest.raises(type(halt)):
+            patch.setattr("qanchor.prompt.save_file", torn)
+            replace(prompt, tau=0.5).save(tmp_path / place)
+    assert SoftPrompt.load(folder, engine).tau == prompt.tau and not (tmp_path / "new").exists()
+    folder.rename(folder.with_name(".prompt.old"))  # a kill between the two renames of a save
+    assert SoftPrompt.load(folder, engine).tau == prompt.tau
+    replace(prompt, tau=0.5).save(folder)
+    assert SoftPrompt.load(folder, engine).tau == 0.5 and [p.name for p in tmp_path.iterdir()] == ["prompt"]
 
 
 # its bench
