@@ -1,5 +1,6 @@
 """The front end: views of frames. They know tables and callables, never models."""
 
 from widgets.lens import QueryLens
+from widgets.prompt import PromptLab
 
-__all__ = ["QueryLens"]
+__all__ = ["PromptLab", "QueryLens"]

@@ -245,5 +245,6 @@ class QueryLens(View):
 
 def plain(error: Exception) -> str:
     """Say an error in one line, without its traceback."""
-    text = str(error).strip().splitlines()
-    return text[0].strip("'\"") if text else type(error).__name__
+    quoted = isinstance(error, KeyError) and error.args  # str of a KeyError is a repr
+    text = str(error.args[0] if quoted else error).strip().splitlines()
+    return text[0] if text else type(error).__name__
