@@ -89,6 +89,7 @@ def judged(
     frame = pd.DataFrame(found, columns=["measure", "before", "after", "gain", "low", "high"])
     own = prompt.chances(new[:, 1])[:, 1]
     frame.attrs = {"prototype": {"auc": auc(own, y), "ks": ks(own, y)}, "n": len(y), "positives": int(y.sum())}
+    frame.attrs["users"] = list(others.index)
     return frame
 
 

@@ -152,13 +152,11 @@ class PromptLab(View):
                 self._tell(error=f"Not started: {plain(error)}")
             else:
                 self._worker.start(partial(self._work, form))
-        elif kind == "stop" and self._status.get("busy"):
-            self._enough.set()
-            self._tell(**self._status | {"stopping": True})
-        elif kind == "cancel":
-            self._worker.cancel()
-            if self._status.get("busy"):
-                self._tell(**self._status | {"cancelling": True})
+        elif kind in ("stop", "cancel"):
+            with self._guard:  # the worker may be telling its end just now
+                if self._status.get("busy"):
+                    self._enough.set() if kind == "stop" else self._worker.cancel()
+                    self._tell(**self._status | {"stopping" if kind == "stop" else "cancelling": True})
         elif kind == "save":
             self._keep(str(message.get("folder", "")).strip())
 
