@@ -9,7 +9,7 @@ from .model import QAnchor, build
 from .nearest import neighbours
 from .pairs import make_pairs
 from .probe import Probe, probe
-from .prompt import SoftPrompt, tune_prompt, watch_tuning
+from .prompt import SoftPrompt
 from .reader import Reader
 from .runs import history, load, save
 from .scale import embed_folder
@@ -19,6 +19,7 @@ from .synthesis import synthesise
 from .texts import text_vectors
 from .train import train
 from .tuner import Tuner
+from .tuning import tune_prompt, watch_tuning
 from .world import make_world, world_truth
 
 __all__ = [

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+
 from .nearest import read_part
 from .scale import embed_folder
 from .schema import Users
-from .workers import surroundings
+from .workers import processes, surroundings
 from .world import make_world
 
 RUN = Path(__file__).parents[1] / "data" / "runs" / "world"
@@ -26,8 +28,8 @@ def scale(
     run: Path | None = None,
     seeds: int = 0,
     *,
-    most: int = 240,
-    shards: int = 8,
+    most: int = 600,
+    shards: int = 12,
     rounds: int = 2,
 ) -> dict:
     """Measure users a second of one worker of one thread, alone and beside another, and what a killed job loses.
@@ -36,6 +38,7 @@ def scale(
     Rows: seconds of the whole call; users_per_s of all workers while they work (without starting Python, loading the model and
     splitting the users), and users_per_cpu_s, which what else the machine does hardly changes; linear (against as many times
     one worker of that back end), by the clock and by the processor; and whether every byte is that of one local worker.
+    ceiling: what two processes of bf16 products alone, or of moving memory alone, keep of their speed beside each other.
     Of `rounds`, in turn, the fastest counts: what else the machine does can only take time. seeds is not looked at.
     """
     people = (users() if run else make_world(most)).sample(most)
@@ -54,7 +57,29 @@ def scale(
         rows = [row | _linear(row, best[row["backend"], 1]) for row in best.values()]
         most = max(workers for _, workers in best)
         told = {"users": len(people), "queries": len(QUERIES), "shards": shards, "threads": 1, "rows": rows}
+        told["ceiling"] = {kind: _rate(kind, 2) / _rate(kind, 1) for kind in ("products", "memory")}
         return told | {"restart": _killed(job | {"out": home / "killed"}, most, set(people.ids), wanted)}
+
+
+def work(kind: str, number: int) -> dict:
+    """Do one plain thing for a second, with one thread: products of matrices, or moving memory; say how often it was done."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    a, block = torch.ones(512, 576, dtype=torch.bfloat16), torch.zeros(2**24)
+    step = (lambda: a @ a.T) if kind == "products" else (lambda: block.mul_(1.0))
+    with threadpool_limits(1):
+        step()
+        began, done = time.perf_counter(), 0
+        while (took := time.perf_counter() - began) < 1:
+            step()
+            done += 1
+    return {"rate": done / took}
+
+
+def _rate(kind: str, workers: int, rounds: int = 4) -> float:
+    """Give what each of some processes does in a second while the others do the same."""
+    return float(np.median([told["rate"] for told in processes(work, (kind,), list(range(rounds * workers)), workers, 1)]))
 
 
 def _variants() -> Iterator[tuple[str, int]]:

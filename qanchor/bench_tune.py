@@ -59,7 +59,7 @@ def tune(
     times = [[seconds(way, made.model.device) for way in ways.values()] for _ in range(rounds + 1)]
     found = dict(zip(ways, np.median(times[1:], 0).tolist(), strict=True))  # the first round only warms up
     words = len(tuning.held.words)
-    slots = float(tuning.held.take(some).prefix.length().float().mean()) - words
+    slots = float(tuning.held.take(some).prefix.length()[:-1].float().mean()) - words
     told = {"users": len(some), "slots": slots, "words": words, "vectors": vectors, "dtype": made.model.config.dtype} | found
     told |= {"speedup": found["anew_s"] / found["step_s"], "speedup_reread": found["reread_s"] / found["step_s"]}
     told["bound"] = (slots + words + vectors + 1) / (vectors + 1)
@@ -77,8 +77,7 @@ def _set_up(engine: Engine, people: Users, query: str, vectors: int, rows: int) 
 
 def _gradients(prompt: SoftPrompt, tuning: Tuning, rows: np.ndarray) -> list[Tensor]:
     group = tuning.held.take(rows)
-    label = torch.from_numpy(tuning.truth[group.rows]).to(tuning.model.device)
-    return _of(prototype_loss(tuning.anchors(prompt, group), prompt.prototypes, label, prompt.tau), prompt)
+    return _of(prototype_loss(tuning.anchors(prompt, group), prompt.prototypes, tuning.labels(group), prompt.tau), prompt)
 
 
 def gradients_anew(prompt: SoftPrompt, tuning: Tuning, readings, rows: np.ndarray) -> list[Tensor]:

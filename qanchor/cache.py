@@ -89,6 +89,13 @@ def keep(group: Group, kept: Int[Tensor, " user"]) -> Group:
     return Group(group.rows, Prefix(prefix.slots[:, :width] * mask[..., None], mask, *cut, prefix.coarse), kv)
 
 
+def nobody(group: Group) -> Group:
+    """Give one who has no slots at all, row -1: behind them a query is read with no user in front."""
+    one = part(group, np.array([0]))
+    none = {f.name: getattr(one.prefix, f.name)[:, :0] for f in fields(one.prefix)} | {"coarse": one.prefix.coarse * 0}
+    return Group(np.array([-1]), Prefix(**none), _each(one.kv, lambda held: held[:, :, :0]))
+
+
 def _each(kv, change):
     """Change keys and values of all layers alike; the cache itself stays."""
     changed = fork(kv)

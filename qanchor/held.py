@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from .batch import branches
-from .cache import Cache, Group, fork, part
+from .cache import Cache, Group, fork, nobody, part
 from .encoder import Prefix
 from .engine import Engine
 
@@ -21,18 +21,21 @@ class Held:
 
     Words come before a soft prompt's vectors and do not depend on them: read here once, they cost its tuning nothing. Keys and
     values of these users are held a second time; those beyond the cache's budget are read again whenever they are taken.
+    Beside those taken stands, last, row -1: nobody, behind whom the query is read alone in the same pass.
 
     Example:
         >>> users = qa.make_world(40)
         >>> engine = qa.Engine(qa.build(qa.TINY, qa.Reader.fit(users, None, qa.TINY)))
         >>> held = Held(engine, engine.prefill(users), np.arange(5, 30), "Why?")
         >>> sorted(held.take(np.array([7, 29, 7])).rows.tolist())
-        [7, 7, 29]
+        [-1, 7, 7, 29]
     """
 
     def __init__(self, engine: Engine, cache: Cache, rows: Int[np.ndarray, " row"], query: str):
         self.engine, self.model, self.words = engine, engine.model, engine.model.query_ids(query)
         self.groups, self.place = [], np.full((len(cache), 2), -1)
+        whole = cache.groups[0]
+        self.nobody = self._behind(nobody(replace(whole, kv=engine.kv(whole))))
         for group in cache.groups:
             some = np.flatnonzero(np.isin(group.rows, rows))
             if len(some):
@@ -40,9 +43,9 @@ class Held:
                 self.groups.append(self._behind(part(group, some)))
 
     def take(self, rows: Int[np.ndarray, " row"]) -> Group:
-        """Lay any users (one may come twice) side by side: shorter prefixes get pads in front, which nobody looks at."""
+        """Lay any users (one may come twice) side by side, and nobody last; shorter prefixes get pads in front, never seen."""
         where = self.place[rows]
-        parts = [part(self.groups[g], where[where[:, 0] == g, 1]) for g in np.unique(where[:, 0])]
+        parts = [part(self.groups[g], where[where[:, 0] == g, 1]) for g in np.unique(where[:, 0])] + [self.nobody]
         width = max(p.prefix.mask.shape[1] for p in parts)
         caches = [self.engine.kv(p) for p in parts]
         kv = fork(caches[0])

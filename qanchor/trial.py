@@ -14,7 +14,8 @@ from .cache import Cache
 from .engine import Engine
 from .labels import known_labels
 from .probe import auc, bootstrap_interval, ks, linear
-from .prompt import SoftPrompt, tune_prompt
+from .prompt import SoftPrompt
+from .tuning import tune_prompt
 
 DRAWS = 1000  # of the judged users, for an interval
 

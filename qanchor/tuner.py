@@ -9,9 +9,10 @@ import pandas as pd
 
 from .cache import Cache
 from .engine import SUGGESTIONS, Engine
-from .prompt import SoftPrompt, watch_tuning
+from .prompt import SoftPrompt
 from .schema import Users
 from .trial import judged, parted, sentence
+from .tuning import watch_tuning
 
 VECTORS, STEPS = 6, 500  # the paper's
 LAPTOP = 60  # steps on a CPU, where one takes about a second: the paper's 500 would take minutes
@@ -21,7 +22,7 @@ class Tuner:
     """Tune soft prompts on a share of the users and judge each on the others: the callable that a `PromptLab` asks.
 
     cache, users   the same users: `users` knows their labels. share: of the labelled users that are learned from, validation
-    users among them; the others judge. The seed alone says who is who.
+    users among them; the others judge. The seed alone says who is who. seek: as in `watch_tuning`.
 
     Calling it gives an iterator of updates: `step, steps, history, best, prompt, result, sentence`. `prompt` is the best so
     far, so whoever stops iterating keeps it; `stop()` true ends the tuning and has that one judged; closing the iterator
@@ -35,8 +36,8 @@ class Tuner:
         (SoftPrompt('Why?', 6 vectors, 2 classes), ['auc', 'ks', 'silhouette'])
     """
 
-    def __init__(self, engine: Engine, cache: Cache, users: Users, share: float = 0.5):
-        self.engine, self.cache, self.users, self.share = engine, cache, users, share
+    def __init__(self, engine: Engine, cache: Cache, users: Users, share: float = 0.5, seek: bool = True):
+        self.engine, self.cache, self.users, self.share, self.seek = engine, cache, users, share, seek
         self.labels = [str(name) for name in users.labels]
         self.queries = [s.format(cache.unit) for s in SUGGESTIONS]
         steps = LAPTOP if engine.model.device.type == "cpu" else STEPS
@@ -55,7 +56,8 @@ class Tuner:
         learn, others = parted(self.cache, self.users.label(label), self.share, seed)
         unit, now = self.cache.unit, None
         yield _update(0, steps, sentence=f"Reading the question behind {len(learn):,} {unit}s")
-        for now in watch_tuning(self.engine, self.cache, query, learn, vectors=vectors, steps=steps, seed=seed):
+        how = {"vectors": vectors, "steps": steps, "seed": seed, "seek": self.seek}
+        for now in watch_tuning(self.engine, self.cache, query, learn, **how):
             yield (told := _update(now.step, now.steps, now.history, now.best, now.prompt))
             if stop():
                 break

@@ -111,10 +111,14 @@ def test_cache_measures_what_agrees():
 
 def test_ask_times_everybody(users, run):
     found = bench.BENCHES["ask"](users=lambda: users, run=run)
-    assert found.keys() == SAID | {"users", "query_tokens", "first_200_s", "all_s", "tokens_per_s", "of_ceiling", "shares"}
+    told = {"users", "query_tokens", "first_200_s", "all_s", "curve", "tokens_per_s", "of_ceiling", "shares"}
+    assert found.keys() == SAID | told
     assert sum(found["shares"].values()) == pytest.approx(1, abs=1e-3) and found["shares"]["fp32_matmul"] > 0
     assert found["users"] == 60 and found["query_tokens"] == len(b"Will this user travel soon?") + 1
     assert 0 < found["first_200_s"] <= found["all_s"] and found["of_ceiling"] > 0 and json.dumps(found)
+    done, at = zip(*found["curve"], strict=True)
+    assert done[0] == 0 and done[-1] == 60 and sorted(at) == list(at) and at[-1] == found["all_s"]
+    assert found["shares"]["attention"] > 0
     assert bench.BENCHES["ask"](users=lambda: users, config=TINY)["users"] == 60  # without a run too
 
 
@@ -228,3 +232,12 @@ def test_every_task_has_a_question_and_two_kinds_of_answer():
         assert len(yes) > 1 and len(no) > 1 and not set(yes) & set(no), task
         assert all(text.startswith(("Very likely", "Almost certain", "Bound")) for text in yes), yes
         assert all(text.startswith(("Very unlikely", "Not expected")) for text in no), no
+
+
+def test_replay_compares_arms_and_refuses_a_label_that_is_not_there(users, run):
+    found = bench.BENCHES["replay"](users=lambda: users, run=run, seeds=1, task="Takeout")
+    rows = pd.DataFrame(found["rows"])
+    assert {"rfm", "anchor", "zero_shot"} <= set(rows["arm"]) and rows["arm"].iloc[0] == "rfm" and json.dumps(found)
+    assert found["rate"] == pytest.approx(users.label("Takeout").mean()) and "campaign" not in found
+    with pytest.raises(ValueError, match=r"world has no label 'redeem' \(it has Active"):
+        bench.BENCHES["replay"](users=lambda: users)

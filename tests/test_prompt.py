@@ -14,9 +14,10 @@ import qanchor as qa
 from qanchor.bench_tune import LEARNED, _gradients, gradients_anew, tune
 from qanchor.config import TINY
 from qanchor.labels import divided, numbered
-from qanchor.prompt import SoftPrompt, Tuning, tune_prompt, watch_tuning
+from qanchor.prompt import SoftPrompt, Tuning, centres
 from qanchor.runs import RunError, load, save
 from qanchor.trial import trial
+from qanchor.tuning import tune_prompt, watch_tuning
 
 QUERY = QUERIES[0]
 LABELS = pd.Series([1.0, 0, 1, 0, 1, 0, 1, np.nan, 0], list(make_users().ids))
@@ -184,6 +185,39 @@ def test_stopping_keeps_the_best_until_then(world):
         assert Tuning(engine, cache, QUERY, truth).loss(now.prompt, checked) == pytest.approx(least, abs=1e-4)
         assert now.history.step.tolist() == [0, 10, 20, 30, 40] and now.best == now.history.step[now.history.valid.idxmin()]
     assert now.best < 40  # noise: the last state is not the best
+
+
+def test_seeking_finds_the_question_that_the_labels_answer():
+    """One by one through all taught questions, each as a prompt of its own: the plain twin chooses the same."""
+    users = qa.make_world(60)
+    engine = qa.Engine(qa.build(TINY, qa.Reader.fit(users, None, TINY), device="cpu"))
+    cache, driver = engine.prefill(users, tokens=600), "Is this user a driver?"
+    bank = engine.model.meaning([driver, "Why?", "Does this user have a baby?", *QUERIES[2:]])
+    engine.model.skip.remember(bank)
+    z = engine.embed(cache, driver)
+    planted = pd.Series((z[:, 0] > np.median(z[:, 0])).astype(float), list(cache.ids))
+    tuning = Tuning(engine, cache, QUERY, planted.to_numpy(int))
+    rows, rng = np.arange(60), np.random.default_rng(0)
+    begun = tuning.begin((0.0, 1.0), rows, 2, 0.07, rng)
+    found = tuning.sought(begun, rows)
+    losses = []
+    for meaning in bank:
+        one = replace(begun, offset=meaning - tuning.meaning[0])
+        z, label = tuning._all(one, rows)
+        losses.append((tuning.loss(replace(one, prototypes=centres(z, label)), rows), meaning))
+    least, meaning = min(losses, key=lambda pair: pair[0])
+    torch.testing.assert_close(found.offset, meaning - tuning.meaning[0], atol=1e-4, rtol=0)
+    assert tuning.loss(found, rows) == pytest.approx(least, abs=1e-4) and least < tuning.loss(begun, rows)
+    assert torch.equal(found.vectors, begun.vectors) and len({loss for loss, _ in losses}) > 1
+    seen = [next(watch_tuning(engine, cache, QUERY, planted, steps=0, seek=seek)) for seek in (False, True)]
+    assert seen[1].history.valid[0] <= seen[0].history.valid[0] and not seen[0].prompt.offset.any()
+
+
+def test_where_nothing_was_taught_seeking_changes_nothing(engine, cache):
+    for made in (engine, make_engine(make_model(skip=False))):
+        held = made.prefill(make_users())
+        plain, sought = (tune_prompt(made, held, QUERY, LABELS, steps=2, seek=seek)[0] for seek in (False, True))
+        assert all(torch.equal(getattr(plain, name), getattr(sought, name)) for name in LEARNED)
 
 
 def test_negative_numbers_are_told(engine, cache):

@@ -69,7 +69,7 @@ def test_the_form_opens_with_the_tuners_defaults():
 
 @pytest.mark.parametrize(
     ("label", "side", "verdict"),
-    [("Takeout", 1, "beyond"), ("Luck", 0, "within chance"), ("Concert", -1, "worse, beyond chance")],
+    [("Takeout", 1, "beyond"), ("Luck", 0, "within chance"), ("Concert", -1, "a loss")],
 )
 def test_a_gain_whose_interval_holds_zero_is_called_none(label, side, verdict):
     row = table(FakeTuner.result(label))[0]
@@ -85,12 +85,7 @@ def test_the_repr_says_the_content_and_the_still_needs_no_script():
     lab.tune(HOSTILE, f"Is {HOSTILE} real?")
     page = lab._repr_mimebundle_()[0]["text/html"]
     assert "<script" not in page and "<img src=x" not in page and "&lt;script&gt;" in page
-    assert (
-        "data:image/svg+xml;base64," in page
-        and "within chance" not in page
-        and lab.sentence in page
-        and "+.057" in page.replace("+0.", "+.")
-    )
+    assert "data:image/svg+xml;base64," in page and "within chance" not in page and lab.sentence in page and "+.057" in page
     assert repr(lab).startswith("PromptLab(6 labels, tuned on '<img") and lab.still().data == page
 
 

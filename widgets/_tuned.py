@@ -55,15 +55,16 @@ def table(result: pd.DataFrame) -> list[dict]:
     rows = []
     for row in result.itertuples():
         side = 1 if row.low > 0 else -1 if row.high < 0 else 0
-        told = {"name": CALLED.get(row.measure, str(row.measure)), "before": f"{row.before:.3f}", "after": f"{row.after:.3f}"}
-        told |= {"gain": _signed(row.gain), "interval": f"{_signed(row.low)} to {_signed(row.high)}", "side": side}
-        told |= {"verdict": ("within chance", "beyond chance", "worse, beyond chance")[side]}
+        told = {"name": CALLED.get(row.measure, str(row.measure)), "before": figure(row.before), "after": figure(row.after)}
+        told |= {"gain": figure(row.gain, "+"), "interval": f"{figure(row.low, '+')} to {figure(row.high, '+')}", "side": side}
+        told |= {"verdict": ("within chance", "beyond chance", "a loss")[side]}
         rows.append(told | {"at": [float(row.low), float(row.gain), float(row.high)]})
     return rows
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
+def figure(value: float, sign: str = "") -> str:
+    """Write a share to three places, without its leading zero: .712, with sign "+": +.040 or −.040."""
+    return f"{value:{sign}.3f}".replace("-", "−").replace("0.", ".", 1)
 
 
 def slug(label: str) -> str:

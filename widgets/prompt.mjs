@@ -2,7 +2,8 @@
 import { make } from "./map.mjs";
 
 const SPACE = "http://www.w3.org/2000/svg";
-const EDGE = { top: 26, right: 92, bottom: 34, left: 46 };
+const WIDE = 188; // of a drawn interval
+const EDGE = { top: 34, right: 92, bottom: 34, left: 46 };
 
 /** An SVG element with properties; a string child becomes a text node. */
 function draw(tag, props = {}, ...children) {
@@ -64,13 +65,13 @@ function curveOf(box) {
     const floor = height - EDGE.bottom;
     const marks = ticks(0, steps, Math.min(6, width / 90)).filter(Number.isInteger);
     for (const s of marks) svg.append(text(x(s), floor + 18, String(s), "tick", "middle"));
-    svg.append(text(EDGE.left, 14, "loss", "name"), text(x(marks.at(-1) ?? 0) + 14, floor + 18, marks.length > 1 ? "steps" : "", "name"));
+    svg.append(text(EDGE.left - 8, EDGE.top - 14, "loss", "name", "end"), text(x(marks.at(-1) ?? 0) + 14, floor + 18, marks.length > 1 ? "steps" : "", "name"));
     svg.append(draw("line", { class: "axis", x1: EDGE.left, x2: width - EDGE.right, y1: floor, y2: floor }));
-    svg.append(draw("line", { class: "best", x1: x(best), x2: x(best), y1: y(least), y2: floor }));
+    svg.append(draw("line", { class: "best", x1: x(best), x2: x(best), y1: EDGE.top - 10, y2: floor }));
     line(svg, "tuned", loss, (s, v) => draw("rect", { x: x(s) - 2.5, y: y(v) - 2.5, width: 5, height: 5 }), x, y);
     line(svg, "valid", valid, (s, v) => draw("circle", { cx: x(s), cy: y(v), r: 3 }), x, y);
     svg.append(draw("path", { class: "kept", d: `M${x(best)} ${y(least) - 7}l7 7l-7 7l-7-7z` }));
-    names(svg, x, y, best, least);
+    names(svg, x, y, best);
     return svg;
   }
   function line(svg, kind, values, mark, x, y) {
@@ -80,15 +81,13 @@ function curveOf(box) {
     if (at.length <= 80) group.append(...at.map(([s, v]) => mark(s, v)));
     svg.append(group);
   }
-  function names(svg, x, y, best, least) {
+  function names(svg, x, y, best) {
     const { step, loss, valid } = curve;
     const [end, last] = [x(step.at(-1)) + 12, loss.at(-1)];
     const [up, down] = last === null ? [y(valid.at(-1)), 0] : apart(y(valid.at(-1)), y(last), 16);
     svg.append(text(end, up + 4, "validation", "label valid"));
     if (last !== null) svg.append(text(end, down + 4, "tuning", "label tuned"));
-    const left = x(best) > x(curve.steps) - 60;
-    const floor = y(least) + 26;
-    svg.append(text(x(best) + (left ? -8 : 8), floor, best ? `kept: step ${best}` : "kept: step 0", "label best", left ? "end" : "start"));
+    svg.append(text(x(best), EDGE.top - 15, `best: step ${best}`, "label", x(best) < EDGE.left + 40 ? "start" : "middle"));
   }
   const watch = new ResizeObserver(() => show());
   watch.observe(box);
@@ -97,11 +96,11 @@ function curveOf(box) {
 
 /** A gain as a point on its interval, zero marked; all rows share one scale. */
 function interval(at, most, side) {
-  const x = (v) => 60 + (v / most) * 54;
+  const x = (v) => WIDE / 2 + (v / most) * (WIDE / 2 - 6);
   const [low, gain, high] = at.map(x);
   return draw(
-    "svg", { class: `lab-interval ${side ? "beyond" : ""}`, width: 120, height: 18, "aria-hidden": "true" },
-    draw("line", { class: "zero", x1: 60, x2: 60, y1: 0, y2: 18 }),
+    "svg", { class: `lab-interval ${side ? "beyond" : ""}`, width: WIDE, height: 18, "aria-hidden": "true" },
+    draw("line", { class: "zero", x1: WIDE / 2, x2: WIDE / 2, y1: 0, y2: 18 }),
     draw("line", { class: "reach", x1: low, x2: high, y1: 9, y2: 9 }),
     side ? draw("path", { d: `M${gain} 3.5l5.5 5.5l-5.5 5.5l-5.5-5.5z` }) : draw("circle", { cx: gain, cy: 9, r: 4 }),
   );
@@ -109,7 +108,7 @@ function interval(at, most, side) {
 
 /** The table of what was gained, and where to keep the prompt. */
 function resultOf(model) {
-  const head = ["", "before", "after", "gain", "", "95 %"];
+  const head = ["", "before", "after", "gain", "95 % interval"];
   const body = make("tbody");
   const title = make("caption");
   const table = make("table", { class: "lab-table" }, title, make("thead", {}, make("tr", {}, ...head.map((word) => make("th", { scope: "col" }, word)))), body);
@@ -130,8 +129,8 @@ function resultOf(model) {
     body.replaceChildren(...rows.map((row) => make(
       "tr", {},
       make("th", { scope: "row" }, row.name), make("td", {}, row.before), make("td", { class: "after" }, row.after),
-      make("td", { class: row.side ? "beyond" : "" }, row.gain), make("td", {}, interval(row.at, most, row.side)),
-      make("td", { class: "quiet" }, row.interval, make("small", {}, row.verdict)),
+      make("td", { class: row.side ? "beyond" : "" }, row.gain),
+      make("td", {}, interval(row.at, most, row.side), make("small", {}, make("span", {}, row.interval), row.verdict)),
     )));
     folder.value = name;
   }
@@ -165,7 +164,7 @@ function formOf(model, about) {
   const error = make("div", { class: "lens-error", role: "alert", hidden: true });
   const form = make(
     "form", { class: "lab-form" },
-    make("div", { class: "lens-bar" }, make("label", { class: "lab-teach" }, "Learn", label), make("label", { class: "lab-asked" }, "asked as", query), list, start, stop, cancel),
+    make("div", { class: "lens-bar" }, make("label", { class: "lab-teach" }, "Label", label), make("label", { class: "lab-asked" }, "Question", query), list, start, stop, cancel),
     make("div", { class: "lab-how" }, parts.vectors.node, parts.steps.node, parts.seed.node, time, note),
   );
   form.addEventListener("submit", (event) => {
@@ -192,7 +191,6 @@ function formOf(model, about) {
     [start.hidden, stop.hidden, cancel.hidden] = [busy, !busy, !busy];
     stop.disabled = Boolean(stopping || cancelling || !step || words);
     if (had && document.activeElement?.hidden !== false) (busy ? cancel : start).focus(); // the pressed button is gone: keep the place
-    for (const box of [label, query, ...Object.values(parts).map((part) => part.box)]) box.disabled = Boolean(busy);
     bar.classList.toggle("on", Boolean(busy));
     bar.setAttribute("aria-valuemax", steps);
     bar.setAttribute("aria-valuenow", step);

@@ -61,7 +61,9 @@ class FakeTuner:
     @staticmethod
     def words(label: str) -> str:
         what = {"Luck": "no gain beyond", "Concert": "worse, beyond"}.get(label, "a gain of .057, beyond")
-        return f"On 300 users never tuned on, AUC is .712 before and .769 after: {what} chance (95 %: +.026 to +.086)."
+        row = FakeTuner.result(label).iloc[0]
+        after, low, high = (f"{row[k]:.3f}".replace("0.", ".") for k in ("after", "low", "high"))
+        return f"On 300 users never tuned on, AUC is .712 before and {after} after: {what} chance (95 %: {low} to {high})."
 
     @staticmethod
     def save(prompt: str, folder: str) -> Path:

@@ -45,7 +45,7 @@ def test_a_label_is_picked_and_the_gain_is_read(book):
     start(book, steps=40)
     book.wait(f"Number({ROOT}.dataset.step) > 12")
     assert "of 40, about" in page.locator(".lens-note").inner_text() and "left here" in page.locator(".lens-note").inner_text()
-    assert page.locator(".lab-curve .valid circle").count() >= 2 and page.locator(".lab-steps").is_disabled()
+    assert page.locator(".lab-curve .valid circle").count() >= 2
     book.shot("lab-busy")
     done(book, "a gain of .057")
     assert page.locator(".lab-curve .valid circle").count() == 5 and page.locator(".lab-curve .kept").count() == 1
@@ -64,10 +64,7 @@ def test_stop_and_keep_cancel_and_errors(book):
     book.wait(f"Number({ROOT}.dataset.step) > 10")
     page.get_by_role("button", name="Stop and keep").click()
     done(book, "a gain of .057")
-    assert (
-        "Ended after step" in page.locator(".lens-caption").inner_text()
-        or "ended after step" in page.locator(".lens-caption").inner_text()
-    )
+    assert "ended after step" in page.locator(".lens-caption").inner_text()
     sentence, dots = page.locator(".lens-sentence").inner_text(), page.locator(".lab-curve .valid circle").count()
     start(book, "slow")
     book.wait(f"Number({ROOT}.dataset.step) > 2")
