@@ -1,6 +1,7 @@
 """Ask questions of user behaviour: query-conditioned user embeddings (Query as Anchor, arXiv 2602.14492)."""
 
 from .batch import batch_users
+from .clusters import cluster_ledger, find_clusters
 from .config import FULL, MEDIUM, SMALL, TINY, Config
 from .engine import Asker, Cache, Engine
 from .journey import load_journey, load_movielens
@@ -16,6 +17,7 @@ from .scale import embed_folder
 from .schema import DataError, Users, load_users
 from .shards import split, write_pairs
 from .synthesis import synthesise
+from .telling import name_clusters
 from .texts import text_vectors
 from .train import train
 from .tuner import Tuner
@@ -41,8 +43,10 @@ __all__ = [
     "autoregressive_loss",
     "batch_users",
     "build",
+    "cluster_ledger",
     "contrastive_loss",
     "embed_folder",
+    "find_clusters",
     "history",
     "load",
     "load_journey",
@@ -50,6 +54,7 @@ __all__ = [
     "load_users",
     "make_pairs",
     "make_world",
+    "name_clusters",
     "neighbours",
     "probe",
     "prototype_loss",

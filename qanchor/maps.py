@@ -13,6 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 
 Rows = Float[np.ndarray, "user dim"]
 NEIGHBOURS = 15
+MARK = "mark"  # the query of rows that are no users
 SHOWN = 5  # gained and lost neighbours named in the shift frame
 CHUNK = 1_000  # rows of a distance table held at once: 20,000 points need 160 MB, not 3 GB
 
@@ -36,10 +37,7 @@ def align(before: Rows, after: Rows) -> tuple[Rows, float]:
         >>> bool(np.allclose(aligned, before)), removed > 0.5
         (True, True)
     """
-    _same_users(before, after)
-    middle_before, middle_after = before.mean(axis=0), after.mean(axis=0)
-    left, _, right = np.linalg.svd((after - middle_after).T @ (before - middle_before))
-    aligned = (after - middle_after) @ (left @ right) + middle_before
+    aligned = _laid_over(before, after, after)
     return aligned, float(np.sqrt(((aligned - after) ** 2).sum(axis=1).mean()))
 
 
@@ -128,12 +126,15 @@ def joint_map(
     seed: int = 0,
     method: str = "umap",
     last: pd.DataFrame | None = None,
+    marks: dict[str, np.ndarray] | None = None,
 ) -> pd.DataFrame:
     """Draw the same users under two queries on one map, fitted once on both.
 
     method   "umap" (about a second for 2 x 600 rows, after some ten seconds of compiling at the first call) or "pca"
              (instant, the same everywhere).
     last     the points shown until now: users start from where they stood, so the picture does not turn over.
+    marks    other rows of the second query's space by name, as prototypes: they take part in the fit and stand last in the
+             frame, the name as user and `MARK` as query.
     Returns `user, query, x, y, trust`, first the rows of the first query; trust is 1 where a point's neighbours on the
     map are its neighbours in the original space. `attrs` holds `trustworthiness` (the mean), `removed` (the common
     rotation and offset taken out, see `align`), `method` and `users`.
@@ -147,12 +148,16 @@ def joint_map(
         raise ValueError(f"no map method {method!r}: there are 'umap' and 'pca'")
     before, after = unit(before), unit(after)
     aligned, removed = align(before, after)
-    rows = np.vstack([before, aligned])
+    added = _laid_over(before, after, unit(np.array(list(marks.values()), dtype=float))) if marks else after[:0]
+    rows = np.vstack([before, aligned, added])
     flat, start = _pca(rows), _last_places(last, ids)
+    if start is not None and marks:  # a mark starts where the user stood who is nearest to it
+        start = np.vstack([start, start[(added @ aligned.T - (aligned**2).sum(axis=1) / 2).argmax(axis=1)]])
     places = flat if method == "pca" else _umap(rows, flat if start is None else start, seed)
     trust = point_trust(rows, places)
     places = _pca(places) if start is None else _over(places, start)  # widest from left to right, or as it lay before
-    frame = pd.DataFrame({"user": list(ids) * 2, "query": np.repeat(list(queries), len(before))})
+    names, stand = [*ids, *ids, *(marks or ())], [len(before), len(before), len(added)]
+    frame = pd.DataFrame({"user": names, "query": np.repeat([*queries, MARK], stand)})
     frame = frame.assign(x=places[:, 0], y=places[:, 1], trust=trust)
     frame.attrs = {"trustworthiness": float(trust.mean()), "removed": removed, "method": method, "users": len(before)}
     return frame
@@ -200,6 +205,14 @@ def caption(points: pd.DataFrame) -> str:
 def _same_users(before, after) -> None:
     if before.shape != after.shape:
         raise ValueError(f"before is {before.shape}, after is {after.shape}: give the same users in the same order")
+
+
+def _laid_over(before: Rows, after: Rows, rows: Float[np.ndarray, "row dim"]) -> Float[np.ndarray, "row dim"]:
+    """Move any rows of the after space by the rotation and offset that lay `after` over `before`."""
+    _same_users(before, after)
+    middle_before, middle_after = before.mean(axis=0), after.mean(axis=0)
+    left, _, right = np.linalg.svd((after - middle_after).T @ (before - middle_before))
+    return (rows - middle_after) @ (left @ right) + middle_before
 
 
 def _both(first: Int[np.ndarray, "user k"], second: Int[np.ndarray, "user k"]) -> np.ndarray:

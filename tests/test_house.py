@@ -23,8 +23,9 @@ ORDER = re.findall(
     r"\w+",
     "config files machine about schema faults folder mend themes world journey topics answers measures moments reflect pairs "
     "partition shards endpoint synthesis kernels backbone texts habits reader batch losses encoder heads model runs joint "
-    "checkpoints train verdict maps cache engine labels held prompt tuning probe trial tuner tasks attention replay workers "
-    "scale nearest bench_useru bench_texts bench_card bench_tasks bench_ablations bench_attention bench_replay bench_speed "
+    "checkpoints train verdict maps clusters telling cache engine labels held prompt tuning probe trial tuner compare tasks "
+    "attention replay workers scale nearest bench_useru bench_texts bench_card bench_tasks bench_ablations bench_attention "
+    "bench_replay bench_speed "
     "bench_tune bench_scale bench bars __main__",
 )
 DOORS = {"transformers": {"backbone"}, "peft": {"backbone"}}

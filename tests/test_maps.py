@@ -144,3 +144,17 @@ def test_mistakes_are_told():
         maps.align(rows, rows[1:])
     with pytest.raises(ValueError, match="umap"):
         maps.joint_map(rows, rows, IDS, method="tsne")
+
+
+@pytest.mark.parametrize("method", ["pca", "umap"])
+def test_marks_stand_among_their_users_and_move_nobody_else(method):
+    rows = embeddings(users=120)
+    after = reworded(rows, 2) @ rotation()
+    ids, stars = IDS[:120], {"first": after[0] * 3, "mean": after[:40].mean(axis=0)}
+    points = maps.joint_map(rows, after, ids, ("a", "b"), method=method, marks=stars)
+    assert points["query"].tolist() == ["a"] * 120 + ["b"] * 120 + [maps.MARK] * 2
+    assert points["user"].tolist() == [*ids, *ids, "first", "mean"]
+    xy = points[["x", "y"]].to_numpy()
+    assert np.linalg.norm(xy[240] - xy[120]) < 0.2 * xy.std()  # the first mark is the first user of the second query
+    again = maps.joint_map(rows, after, ids, ("a", "b"), method=method, marks=stars, last=points)
+    assert again.shape == points.shape and np.isfinite(again[["x", "y"]].to_numpy()).all()
