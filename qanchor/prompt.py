@@ -28,6 +28,7 @@ FORMAT = 1
 TENSORS = ("vectors", "offset", "prototypes")
 NOISE = 0.02  # of the first vectors, around the mean word vector
 AT_ONCE = 64  # users embedded together when all are
+MILDER = (1, 2, 4, 8, 16, 32)  # temperatures, as multiples: steps soon mend a wrong spread, but not a wrong order of the users
 PAIRS_AT_ONCE = 8192  # of a user and a text vector, seen by the heads together: some 100 MB
 
 
@@ -143,13 +144,15 @@ class Tuning:
         return loss.item()
 
     @torch.no_grad()
-    def loss(self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"]) -> float:
-        """Give the loss on these users, every class weighing alike if the tuning is balanced."""
-        return self._loss(*self._all(prompt, rows), prompt.prototypes, prompt.tau)
+    def loss(self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"], milder: tuple = (1,)) -> float:
+        """Give the loss on these users, every class weighing alike if the tuning is balanced; the least over `milder` tau."""
+        return self._loss(*self._all(prompt, rows), prompt.prototypes, prompt.tau, milder)
 
-    def _loss(self, z: Float[Tensor, "user dim"], label: Int[Tensor, " user"], prototypes: Tensor, tau: float) -> float:
+    def _loss(self, z: Tensor, label: Int[Tensor, " user"], prototypes: Tensor, tau: float, milder: tuple) -> float:
         sides = [label == k for k in label.unique()] if self.balanced else [label >= 0]
-        return float(np.mean([prototype_loss(z[s], prototypes, label[s], tau).item() for s in sides]))
+        return min(
+            float(np.mean([prototype_loss(z[s], prototypes, label[s], tau * times).item() for s in sides])) for times in milder
+        )
 
     @torch.no_grad()
     def begin(self, classes: tuple, rows: Int[np.ndarray, " row"], vectors: int, tau: float, rng) -> SoftPrompt:
@@ -180,7 +183,7 @@ class Tuning:
             for meaning, z in zip(
                 some, self.model.anchor(users.expand(-1, len(some), -1), coarse, query).unbind(1), strict=True
             ):
-                loss = self._loss(z, label, middle := centres(z, label), prompt.tau)
+                loss = self._loss(z, label, middle := centres(z, label), prompt.tau, MILDER)
                 if loss < best[0]:
                     best = loss, replace(prompt, offset=meaning - self.meaning[0], prototypes=middle)
         return best[1]

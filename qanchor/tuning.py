@@ -14,7 +14,7 @@ import torch
 from .cache import Cache
 from .engine import Engine
 from .labels import divided, numbered
-from .prompt import SoftPrompt, Tuning
+from .prompt import MILDER, SoftPrompt, Tuning
 
 EVERY = 10  # steps between two looks at the validation users
 MOVED = 0.5  # the size of the offset, its numbers being about 1: faster, a few hundred labels lead a right question astray
@@ -113,7 +113,7 @@ def watch_tuning(
     tuning = Tuning(engine, cache, query, truth, balanced)
     prompt = tuning.begin(classes, tuned, vectors, tau, rng)
     if seek and gate:
-        prompt = min(prompt, tuning.sought(prompt, tuned), key=lambda begun: tuning.loss(begun, checked))
+        prompt = min(prompt, tuning.sought(prompt, tuned), key=lambda begun: tuning.loss(begun, checked, MILDER))
     words = engine.model.backbone.get_input_embeddings().weight
     sizes = {"vectors": words.float().std().item(), "prototypes": engine.model.config.dim**-0.5}
     sizes |= {"offset": MOVED} if gate else {}
