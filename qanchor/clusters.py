@@ -13,6 +13,7 @@ DRAWS = 20
 KEPT = 0.5  # of the users are in each subsample; in larger ones the chance clumps of one sample come back and look stable
 DISSOLVED = 0.5  # below it, subsamples lose a cluster more often than they find it: it is given up (Hennig 2007)
 STABLE = 0.6  # below it, a cluster is one of the sample and hardly one of the users (Hennig 2007)
+LINE = 0.8  # of the differences along one axis: what is found there are stretches of a line rather than islands
 HEIR = 0.5  # the share of its users that makes one cluster the heir of another
 NONE = -1  # the cluster of those who are in none
 Flat = Float[np.ndarray, "user axis"]
@@ -29,7 +30,8 @@ def find_clusters(
     Returns `user, cluster, strength`: clusters are numbered by size from 0, -1 is none; strength (0 to 1) is how deep in its
     cluster a user stands. `attrs` holds `method`, `least`, `silhouette` (of the users in clusters; NaN with fewer than two),
     `stability`, one number a cluster: the mean Jaccard overlap with its best match among the clusters of each subsample, and
-    `dissolved`, how many candidates came to less than .5 and were given up. A cluster below .6 should not be believed either.
+    `dissolved`, how many candidates came to less than .5 and were given up (a cluster below .6 should not be believed either);
+    `first_axis` is the share of the users' differences that lie along one line: near 1, clusters are dense stretches of it.
     Nobody in a cluster means: one continuum, no clusters.
 
     HDBSCAN (Campello et al. 2013) on the first 16 principal axes; stability as Hennig (2007).
@@ -53,6 +55,8 @@ def find_clusters(
     frame = pd.DataFrame({"user": ids, "cluster": label, "strength": strength})
     method = f"HDBSCAN, at least {least} users, {flat.shape[1]} principal axes, {draws} subsamples of {KEPT:.0%}"
     frame.attrs = {"method": method, "least": least, "silhouette": silhouette(flat, label, seed)}
+    spread = flat.var(axis=0)
+    frame.attrs["first_axis"] = float(spread[0] / (spread.sum() or 1))
     frame.attrs |= {"stability": dict(enumerate(stability.tolist())), "dissolved": int((~kept).sum())}
     return frame
 
@@ -134,7 +138,7 @@ def ledger_sentence(ledger: pd.DataFrame, unit: str = "user") -> str:
     Example:
         >>> before = pd.DataFrame({"user": list("abcd"), "cluster": [0, 0, 0, 0]})
         >>> ledger_sentence(cluster_ledger(before, before.assign(cluster=[0, 0, 1, 1])))
-        '1 cluster became 2: 1 split. 0 of 4 users left a cluster that lived on, 0 joined one.'
+        '1 cluster became 2: 1 split.'
     """
     old, new = (ledger.loc[ledger[side] >= 0, side].nunique() for side in ("from_cluster", "to_cluster"))
     stayed = int(((ledger["kind"] == "stays") & (ledger["from_cluster"] >= 0)).sum())
@@ -142,9 +146,8 @@ def ledger_sentence(ledger: pd.DataFrame, unit: str = "user") -> str:
     counts = {"stayed": stayed} | {word: len(ledger.attrs[kind]) for kind, word in words.items()}
     told = ", ".join(f"{n} {word}" for word, n in counts.items() if n) or "none on either side"
     left, joined = (int(ledger.loc[ledger["kind"] == kind, "users"].sum()) for kind in ("leaver", "joiner"))
-    many = f"{old} cluster{'s' * (old != 1)} became {new}"
-    went = f"{left:,} of {int(ledger['users'].sum()):,} {unit}s left a cluster that lived on, {joined:,} joined one"
-    return f"{many}: {told}. {went}."
+    went = f" {left:,} of {int(ledger['users'].sum()):,} {unit}s left a cluster that lived on, {joined:,} joined one."
+    return f"{old} cluster{'s' * (old != 1)} became {new}: {told}.{went if left or joined else ''}"
 
 
 def clusters_sentence(clusters: pd.DataFrame, unit: str = "user") -> str:
@@ -158,9 +161,12 @@ def clusters_sentence(clusters: pd.DataFrame, unit: str = "user") -> str:
     if not found:
         return f"No clusters beyond one continuum of {total:,} {unit}s."
     sure = len(stable(clusters))
-    believed = "" if sure == found else f"; {found - sure} of them cannot be believed (stability below {STABLE:g})"
+    who = "it" if found == 1 else f"{found - sure} of them"
+    believed = "" if sure == found else f"; {who} cannot be believed (stability below {STABLE:g})"
     many = f"{found} cluster{'s' * (found != 1)} hold{'s' * (found == 1)}"
-    return f"{many} {inside:,} of {total:,} {unit}s, the others are in none{believed}."
+    line = clusters.attrs["first_axis"]
+    where = f" They are dense stretches of one line, which holds {line:.0%} of all differences." if line > LINE else ""
+    return f"{many} {inside:,} of {total:,} {unit}s, the others are in none{believed}.{where}"
 
 
 def _checked(embeddings, ids) -> tuple[np.ndarray, list[str]]:

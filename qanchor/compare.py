@@ -38,15 +38,15 @@ def compare(
                     moved beyond it (`beyond_noise`), the others having changed cluster with hardly a step.
     Returns frames: `points` (user, query, x, y, trust; the queries are before, after and mark), `before` and `after` (user,
     cluster, strength), `names` (side and what `name_clusters` gives), `ledger`, `scores` (side, auc, auc_low, auc_high, ks,
-    silhouette, n, positives; of the labels, by the linear probe across folds; empty without labels); and words: `sentence`,
-    `caption`.
+    silhouette, n, positives; of the labels, by the linear probe across folds; empty without labels); and words: `sentence` of
+    the ledger, `said` of each side's clusters, `caption`.
 
     Example:
         >>> users, random = qa.make_world(60), np.random.default_rng(0)
         >>> rows = np.repeat(np.eye(2, 8), 30, axis=0) + random.normal(scale=0.05, size=(60, 8))
         >>> told = compare(rows, rows, users, labels=users.label("Active"), method="pca")
-        >>> told["sentence"].split(". ")[0]
-        '2 clusters became 2: 2 stayed'
+        >>> told["sentence"]
+        '2 clusters became 2: 2 stayed.'
     """
     if not len(before) == len(after) == len(users):
         sizes = f"{len(before):,} rows before, {len(after):,} after, {len(users):,} users"
@@ -59,12 +59,12 @@ def compare(
         ledger = ledger.assign(beyond_noise=_beyond(found, ledger, maps.residuals(maps.unit(before), maps.unit(after)) > floor))
     points = maps.joint_map(before, after, users.ids, SIDES, seed, method, marks=prototypes)
     kept = maps.neighbours_kept(maps.unit(before), maps.unit(after)).mean()
-    told = [ledger_sentence(ledger, users.unit), *(f"{s.title()}: {clusters_sentence(found[s], users.unit)}" for s in SIDES)]
+    said = {side: clusters_sentence(found[side], users.unit) for side in SIDES}
     kind = found["after"].attrs["method"]
     caption = f"{maps.caption(points)} {kept:.0%} of the 15 nearest neighbours were kept. Clusters: {kind}."
     judged = [] if labels is None else [_scores(side, rows, users, labels, seed) for side, rows in sides.items()]
     scores = pd.DataFrame(judged, columns=SCORES)
-    words = {"sentence": " ".join(told), "caption": caption, "unit": users.unit}
+    words = {"sentence": ledger_sentence(ledger, users.unit), "said": said, "caption": caption, "unit": users.unit}
     return {"points": points, **found, "names": names, "ledger": ledger, "scores": scores, **words}
 
 

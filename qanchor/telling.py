@@ -49,7 +49,8 @@ def name_clusters(clusters: pd.DataFrame, users: Users, *, said: int = SAID) -> 
         name = ", ".join([*words.get(cluster, []), *few][:3]) or (f"more {often[cluster]}" if often[cluster] else "")
         row = (cluster, size, size / len(number), stability.get(cluster, np.nan), half, often[cluster])
         rows.append((*row, telling.get(cluster, [])[:said], name or f"nothing telling ({cluster})"))
-    return pd.DataFrame(rows, columns=["cluster", "users", "share", "stability", "events", "modality", "texts", "name"])
+    frame = pd.DataFrame(rows, columns=["cluster", "users", "share", "stability", "events", "modality", "texts", "name"])
+    return frame.astype({"cluster": int, "users": int, "share": float, "stability": float, "events": float})
 
 
 def _known(clusters: pd.DataFrame, users: Users) -> None:

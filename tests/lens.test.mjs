@@ -1,7 +1,8 @@
 // Pure functions of the views, and the promise that text never becomes markup.
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { test } from "node:test";
+import * as flow from "../widgets/flow.mjs";
 import * as g from "../widgets/geometry.mjs";
 
 const near = (a, b, by = 1e-4) => assert.ok(Math.abs(a - b) < by, `${a} is not ${b}`);
@@ -98,8 +99,48 @@ test("buffers are read wherever they begin", () => {
   assert.equal(g.floats(undefined).length, 0);
 });
 
+test("markers have much of one area and stay around their place", () => {
+  const area = (xy) => Math.abs(xy.reduce((sum, [x, y], i) => sum + x * xy[(i + 1) % xy.length][1] - xy[(i + 1) % xy.length][0] * y, 0)) / 2;
+  const circle = area(g.corners("circle", 0, 0, 10));
+  for (const shape of g.SHAPES) {
+    const points = g.corners(shape, 100, 50, 10);
+    const share = area(g.corners(shape, 0, 0, 10)) / circle;
+    assert.ok(share > 0.7 && share < 1.3, `${shape} has ${share} of the circle's area`);
+    near(points.reduce((sum, [x]) => sum + x, 0) / points.length, 100);
+    near(points.reduce((sum, [, y]) => sum + y, 0) / points.length, 50);
+  }
+  assert.match(g.pathOf([[0, 0], [1.25, 2]]), /^M0.0 0.0L1.3 2.0Z$/);
+});
+
+const LEFT = [{ cluster: 0, users: 60 }, { cluster: 1, users: 30 }, { cluster: -1, users: 10 }];
+const RIGHT = [{ cluster: 0, users: 35 }, { cluster: 1, users: 55 }, { cluster: -1, users: 10 }];
+const BANDS = [[0, 1, 55], [0, -1, 5], [1, 0, 28], [1, -1, 2], [-1, 0, 7], [-1, -1, 3]].map(([from, to, users]) => ({ from, to, users }));
+
+test("the flow gives every user the same height, fills its bars, and crosses little", () => {
+  const plan = flow.layout(LEFT, RIGHT, BANDS, 400);
+  assert.deepEqual(plan.right.map((node) => node.cluster), [1, 0, -1]); // the heir of the first stands first, none last
+  for (const [nodes, end, y] of [[plan.left, "from", "y0"], [plan.right, "to", "y1"]]) {
+    for (const node of nodes) {
+      const own = plan.bands.filter((band) => band[end] === node.cluster).sort((a, b) => a[y] - b[y]);
+      near(own.reduce((sum, band) => sum + band.h, 0), node.h);
+      near(own[0][y], node.y);
+      own.slice(1).forEach((band, i) => near(band[y], own[i][y] + own[i].h));
+    }
+    nodes.slice(1).forEach((node, i) => assert.ok(node.y >= nodes[i].y + Math.max(36, nodes[i].h)));
+    assert.ok(nodes.at(-1).y + nodes.at(-1).h <= plan.height + 0.01);
+  }
+  for (const band of plan.bands) near(band.h / band.users, plan.left[0].h / 60);
+});
+
+test("a flow of many small clusters grows instead of hiding names", () => {
+  const many = Array.from({ length: 20 }, (_, cluster) => ({ cluster, users: 10 }));
+  const plan = flow.layout(many, many, many.map((node) => ({ from: node.cluster, to: node.cluster, users: 10 })), 300);
+  assert.ok(plan.height > 800);
+  assert.deepEqual(plan.right.map((node) => node.cluster), many.map((node) => node.cluster));
+});
+
 test("no script makes markup from text, calls out, or reads code from elsewhere", () => {
-  for (const name of ["geometry", "map", "lens"]) {
+  for (const name of readdirSync(new URL("../widgets/", import.meta.url)).filter((file) => file.endsWith(".mjs")).map((file) => file.slice(0, -4))) {
     const code = readFileSync(new URL(`../widgets/${name}.mjs`, import.meta.url), "utf8");
     for (const word of ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "fetch(", "XMLHttpRequest", "import(", "WebSocket"]) {
       assert.ok(!code.includes(word), `${name}.mjs has ${word}`);

@@ -115,6 +115,24 @@ export function arrowHead(x0, y0, x, y, size = 5) {
   return [[x, y], [bx - (uy * size) / 2, by + (ux * size) / 2], [bx + (uy * size) / 2, by - (ux * size) / 2]];
 }
 
+/** The shapes that tell clusters apart beside their colours; a star is kept for what is no user. */
+export const SHAPES = ["circle", "diamond", "square", "triangle", "down", "plus", "pentagon", "times"];
+const ring = (n, turn, r, inner = r) => Array.from({ length: n }, (_, i) => [i % 2 ? inner : r, ((turn + (360 * i) / n) * Math.PI) / 180]);
+const CROSS = [[3, 1], [1, 1], [1, 3]].map(([a, b]) => [1.4 * Math.hypot(a, b) / Math.hypot(1, 3), Math.atan2(b, a)]);
+const cross = (turn) => [0, 1, 2, 3].flatMap((quarter) => CROSS.map(([r, angle]) => [r, angle + ((quarter - 1) * Math.PI) / 2 + turn]));
+const OUTLINES = {
+  circle: ring(16, 0, 1.02), diamond: ring(4, -90, 1.35), square: ring(4, 45, 1.28), triangle: ring(3, -90, 1.5), down: ring(3, 90, 1.5),
+  plus: cross(0), pentagon: ring(5, -90, 1.2), times: cross(Math.PI / 4), star: ring(10, -90, 2.6, 1.05),
+};
+
+/** The corners of a marker around (x, y), much of one area whatever its shape. */
+export function corners(shape, x, y, r) {
+  return OUTLINES[shape].map(([far, angle]) => [x + r * far * Math.cos(angle), y + r * far * Math.sin(angle)]);
+}
+
+/** Such corners as the path of an SVG. */
+export const pathOf = (points) => `M${points.map(([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`).join("L")}Z`;
+
 /** 1234 -> "1,234"; one word in the plural unless there is one. */
 export const number = (n) => Math.round(n).toString().replace(/\B(?=(\d{3})+$)/g, ",");
 export const count = (n, word) => `${number(n)} ${word}${n === 1 ? "" : "s"}`;

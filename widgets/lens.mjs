@@ -1,35 +1,14 @@
 // The query lens: a query box, the map, who moved most and why to believe it. All text enters as text nodes.
 import { combine, count, flags, floats, ints, number, percent, strongest } from "./geometry.mjs";
-import { make, userMap } from "./map.mjs";
+import { choice, glyph, make } from "./dom.mjs";
+import { userMap } from "./map.mjs";
 
 const OPENING = "no query";
 const NAMED = 5;
 
-/** A small drawing beside a word in the legend. */
-function glyph(path, kind) {
-  const space = "http://www.w3.org/2000/svg";
-  const svg = document.createElementNS(space, "svg");
-  const shape = document.createElementNS(space, "path");
-  svg.setAttribute("class", `lens-mark ${kind}`);
-  svg.setAttribute("viewBox", "0 0 16 12");
-  svg.setAttribute("aria-hidden", "true");
-  shape.setAttribute("d", path);
-  svg.append(shape);
-  return svg;
-}
 const DIAMOND = "M8 1.5 12.5 6 8 10.5 3.5 6Z";
 const CIRCLE = "M4.5 6a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0";
 const ARROW = "M0 6H11M10 2.5 16 6 10 9.5Z";
-
-/** Two or three buttons of which one is pressed. */
-function choice(name, options, chosen, change) {
-  const buttons = options.map(([value, text]) =>
-    make("button", { type: "button", "data-value": value, "aria-pressed": String(value === chosen), onclick: () => change(value) }, text),
-  );
-  const group = make("div", { class: "lens-choice", role: "group", "aria-label": name }, ...buttons);
-  group.press = (value) => buttons.forEach((b) => b.setAttribute("aria-pressed", String(b.dataset.value === value)));
-  return group;
-}
 
 /** The bar of queries: back, forward, box, button, suggestions, progress, errors. */
 function queryBar(model, about) {

@@ -1,21 +1,10 @@
 // The map of users on a canvas: points, arrows, hover, lasso, keyboard. It is told what to draw and tells what was done.
-import { arrowHead, blend, clamp, combine, ease, fit, mix, nearestTo, neighbour, project, strongest, within } from "./geometry.mjs";
-
-/** An element with properties and children; a string child becomes a text node, never markup. */
-export function make(tag, props = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [key, value] of Object.entries(props)) {
-    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-    else if (value === true) node.setAttribute(key, "");
-    else if (value !== false && value !== undefined && value !== null) node.setAttribute(key, value);
-  }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
-  return node;
-}
+import { arrowHead, blend, clamp, combine, corners, ease, fit, mix, nearestTo, neighbour, project, strongest, within } from "./geometry.mjs";
+import { make } from "./dom.mjs";
 
 const REACH = 12; // pixels: how near a pointer must come to a point
 
-/** hear: { describe(row) -> [[class, text]], pick(row), choose(rows, mode), moving(whether) }. */
+/** hear: { describe(row) -> [[class, text]], pick(row), choose(rows, mode), moving(whether), look?(row, side) -> { ink, shape, faint } }. */
 export function userMap(box, hear) {
   const help = "Map of the users. Arrow keys walk from user to user, Enter opens one, Space chooses one, drag to draw around some.";
   const canvas = make("canvas", { class: "lens-canvas", tabindex: 0, role: "application", "aria-label": help });
@@ -26,7 +15,7 @@ export function userMap(box, hear) {
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
   const s = {
     before: new Float32Array(0), after: new Float32Array(0), shown: new Float32Array(0), pixels: new Float32Array(0),
-    trust: [], residual: [], beyond: [], gained: [], lost: [], arrows: [], stages: [], chosen: new Set(),
+    trust: [], residual: [], beyond: [], gained: [], lost: [], arrows: [], stages: [], marks: [], chosen: new Set(),
     view: { k: 1, x: 0, y: 0 }, arrowInk: 0, top: 1, side: "after", colour: "moved",
     picked: -1, hovered: -1, cursor: -1, lasso: null, width: 0, height: 0, ink: {},
   };
@@ -57,7 +46,7 @@ export function userMap(box, hear) {
   }
 
   const goal = () => (s.side === "before" ? s.before : s.after);
-  const home = () => fit([s.before, s.after], s.width, s.height, 28);
+  const home = () => fit([s.before, s.after, s.marks.flatMap((m) => m.slice(0, 2))], s.width, s.height, 28);
 
   function setPicture(picture, refines = false) {
     const first = s.shown.length !== picture.after.length;
@@ -111,23 +100,43 @@ export function userMap(box, hear) {
     const [x, y] = [s.pixels[2 * row], s.pixels[2 * row + 1]];
     if (Number.isNaN(x)) return;
     const faint = 0.2 + 0.8 * clamp((s.trust[row] - 0.5) / 0.5, 0, 1); // under .5 a place says next to nothing
-    brush.globalAlpha = faint * (s.chosen.size && !s.chosen.has(row) ? 0.3 : 0.85);
-    brush.fillStyle = colourOf(row);
-    brush.beginPath();
-    if (s.beyond[row]) {
-      const r = size * 1.35;
-      brush.moveTo(x, y - r);
-      brush.lineTo(x + r, y);
-      brush.lineTo(x, y + r);
-      brush.lineTo(x - r, y);
-      brush.closePath();
-    } else brush.arc(x, y, size, 0, 2 * Math.PI);
+    const look = hear.look?.(row, s.side) ?? { ink: colourOf(row), shape: s.beyond[row] ? "diamond" : "circle", faint: 1 };
+    brush.globalAlpha = faint * look.faint * (s.chosen.size && !s.chosen.has(row) ? 0.3 : 0.85);
+    brush.fillStyle = look.ink;
+    outline(corners(look.shape, x, y, size));
     brush.fill();
     if (size > 2.5) {
       brush.strokeStyle = s.ink.paper; // a hairline keeps neighbours apart
       brush.lineWidth = 0.75;
       brush.stroke();
     }
+  }
+
+  function outline(points) {
+    brush.beginPath();
+    points.forEach(([x, y], i) => (i ? brush.lineTo(x, y) : brush.moveTo(x, y)));
+    brush.closePath();
+  }
+
+  /** What stands on the map and is no user: a star with its name. */
+  function mark([x, y, name]) {
+    const [px, py] = [x * s.view.k + s.view.x, s.view.y - y * s.view.k];
+    outline(corners("star", px, py, 4.5));
+    brush.globalAlpha = 1;
+    [brush.lineWidth, brush.lineJoin, brush.strokeStyle, brush.fillStyle] = [3, "round", s.ink.paper, s.ink.ink];
+    brush.stroke();
+    brush.fill();
+    label(name, px, py, 14);
+  }
+
+  /** A name beside a place, on the side where there is room. */
+  function label(name, x, y, apart) {
+    brush.font = `600 12px ${s.ink.font}`;
+    [brush.lineWidth, brush.lineJoin, brush.strokeStyle, brush.fillStyle] = [4, "round", s.ink.paper, s.ink.ink];
+    const wide = brush.measureText(name).width;
+    const left = x + apart + wide > s.width ? x - apart - wide : x + apart;
+    brush.strokeText(name, left, y + 4);
+    brush.fillText(name, left, y + 4);
   }
 
   function arrow(row, strength) {
@@ -145,8 +154,7 @@ export function userMap(box, hear) {
     brush.moveTo(x0, y0);
     brush.lineTo(x1, y1);
     brush.stroke();
-    brush.beginPath();
-    head.forEach(([x, y], i) => (i ? brush.lineTo(x, y) : brush.moveTo(x, y)));
+    outline(head);
     brush.fill();
   }
 
@@ -168,12 +176,7 @@ export function userMap(box, hear) {
     brush.setLineDash([]);
     if (s.beyond[row]) arrow(row, 1);
     ring(row, 8, s.ink.ink, 2);
-    brush.font = `600 12px ${s.ink.font}`;
-    [brush.lineWidth, brush.lineJoin, brush.strokeStyle, brush.fillStyle] = [4, "round", s.ink.paper, s.ink.ink];
-    const name = hear.describe(row)[0][1];
-    const left = x + 12 + brush.measureText(name).width > s.width ? x - 12 - brush.measureText(name).width : x + 12;
-    brush.strokeText(name, left, y + 4);
-    brush.fillText(name, left, y + 4);
+    label(hear.describe(row)[0][1], x, y, 12);
   }
 
   function ring(row, radius, ink, width) {
@@ -194,6 +197,7 @@ export function userMap(box, hear) {
     if (s.arrowInk > 0) for (const row of s.arrows) arrow(row, s.arrowInk * (s.chosen.size && !s.chosen.has(row) ? 0.12 : 0.5));
     for (let row = 0; row < users; row++) if (s.beyond[row] && !s.chosen.has(row)) point(row, size);
     for (const row of s.chosen) point(row, size * 1.1);
+    if (s.side === "after") s.marks.forEach(mark);
     if (s.picked >= 0) closeUp(s.picked);
     for (const row of [s.hovered, canvas.matches(":focus-visible") ? s.cursor : -1]) {
       if (row >= 0 && row !== s.picked) ring(row, 7, s.ink.ink, 1.5);
@@ -203,9 +207,7 @@ export function userMap(box, hear) {
   }
 
   function loop(path) {
-    brush.beginPath();
-    path.forEach(([x, y], i) => (i ? brush.lineTo(x, y) : brush.moveTo(x, y)));
-    brush.closePath();
+    outline(path);
     [brush.strokeStyle, brush.fillStyle, brush.lineWidth] = [s.ink.chosen, s.ink.chosen, 1.25];
     brush.globalAlpha = 0.08;
     brush.fill();

@@ -1,8 +1,8 @@
 // The prompt lab: a form, a curve that grows, and a table of what was gained. All text enters as text nodes.
-import { make } from "./map.mjs";
+import { make } from "./dom.mjs";
 
 const SPACE = "http://www.w3.org/2000/svg";
-const WIDE = 188; // of a drawn interval
+const WIDE = 198; // of a drawn interval
 const EDGE = { top: 34, right: 92, bottom: 34, left: 46 };
 
 /** An SVG element with properties; a string child becomes a text node. */

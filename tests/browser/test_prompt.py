@@ -49,7 +49,7 @@ def test_a_label_is_picked_and_the_gain_is_read(book):
     book.shot("lab-busy")
     done(book, "a gain of .057")
     assert page.locator(".lab-curve .valid circle").count() == 5 and page.locator(".lab-curve .kept").count() == 1
-    assert "kept: step" in page.locator(".lab-curve").text_content() and "least" in page.locator(".lab-curve").get_attribute(
+    assert "best: step" in page.locator(".lab-curve").text_content() and "least" in page.locator(".lab-curve").get_attribute(
         "aria-label"
     )
     rows = page.locator(".lab-table tbody tr").all_inner_texts()
