@@ -236,11 +236,12 @@ def tune(
     gate: Annotated[
         bool, typer.Option("--gate/--plain", help="also learn what opens the skip; --plain as in the paper")
     ] = True,
+    seek: Annotated[bool, typer.Option(help="begin at the taught question that tells the labels best")] = False,
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
     """Tune a soft prompt on half of the labelled users and judge it on the others: AUC, KS and silhouette."""
-    people, bars, options = open_users(users), Bars(), {"vectors": vectors, "steps": steps, "gate": gate}
+    people, bars, options = open_users(users), Bars(), {"vectors": vectors, "steps": steps, "gate": gate, "seek": seek}
     vacant(out)
     known = read_labels(labels, column, people)
     engine, cache = read(run, people.select(known.index))

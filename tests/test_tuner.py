@@ -44,6 +44,23 @@ def test_its_defaults_are_the_papers_but_for_the_steps_of_a_laptop(made):
     assert tune.labels == list(users.labels) and tune.queries[0] == QUERY
 
 
+def test_it_seeks_unless_told_not_to(made, monkeypatch):
+    _, engine, cache, users = made
+    asked = []
+
+    def watched(*parts, **how):
+        asked.append(how["seek"])
+        raise InterruptedError
+
+    monkeypatch.setattr(tuner, "watch_tuning", watched)
+    for tune in (qa.Tuner(engine, cache, users), qa.Tuner(engine, cache, users, seek=False)):
+        updates = tune(QUERY, "Active")
+        next(updates)
+        with pytest.raises(InterruptedError):
+            next(updates)
+    assert asked == [True, False]
+
+
 def test_stop_ends_the_tuning_and_judges_the_best(made):
     tune, *_ = made
     calls = iter([False] * 5 + [True])
