@@ -46,6 +46,7 @@ function curveOf(box) {
   function show(next = curve) {
     curve = next;
     const width = box.clientWidth;
+    box.classList.toggle("lab-empty", !curve.step?.length);
     if (!curve.step?.length || !width) return box.replaceChildren(empty);
     box.replaceChildren(picture(width, box.clientHeight));
   }
