@@ -13,7 +13,9 @@ DRAWS = 20
 KEPT = 0.5  # of the users are in each subsample; in larger ones the chance clumps of one sample come back and look stable
 DISSOLVED = 0.5  # below it, subsamples lose a cluster more often than they find it: it is given up (Hennig 2007)
 STABLE = 0.6  # below it, a cluster is one of the sample and hardly one of the users (Hennig 2007)
+NEAR = 60
 LINE = 0.8  # of the differences along one axis: what is found there are stretches of a line rather than islands
+ISLANDS = 0.9  # of the users are in clusters where these are islands
 HEIR = 0.5  # the share of its users that makes one cluster the heir of another
 NONE = -1  # the cluster of those who are in none
 Flat = Float[np.ndarray, "user axis"]
@@ -25,7 +27,7 @@ def find_clusters(
     """Find groups of users that stand closer together than to the others, and say how far each can be trusted.
 
     embeddings   of one query, in the order of `ids`; rows are brought to unit length, so nearness is the cosine.
-    least        users that a group must have (default: 2 % of them, at least 10).
+    least        users that a group must have (default: 3 % of them, at least 15).
     seed, draws  how often half of the users are clustered anew (drawn without putting back: a user drawn twice looks dense).
     Returns `user, cluster, strength`: clusters are numbered by size from 0, -1 is none; strength (0 to 1) is how deep in its
     cluster a user stands. `attrs` holds `method`, `least`, `silhouette` (of the users in clusters; NaN with fewer than two),
@@ -43,7 +45,7 @@ def find_clusters(
         ([40, 40, 40], [1.0, 1.0, 1.0])
     """
     rows, ids = _checked(embeddings, ids)
-    least = max(10, round(0.02 * len(rows))) if least is None else least
+    least = max(15, round(0.03 * len(rows))) if least is None else least
     if not 2 <= least <= len(rows):
         raise ValueError(f"least is {least}, there are {len(rows):,} users: give a number of users from 2 to that")
     flat = _flat(unit(rows))
@@ -164,19 +166,24 @@ def clusters_sentence(clusters: pd.DataFrame, unit: str = "user") -> str:
     who = "it" if found == 1 else f"{found - sure} of them"
     believed = "" if sure == found else f"; {who} cannot be believed (stability below {STABLE:g})"
     many = f"{found} cluster{'s' * (found != 1)} hold{'s' * (found == 1)}"
-    line = clusters.attrs["first_axis"]
-    where = f" They are dense stretches of one line, which holds {line:.0%} of all differences." if line > LINE else ""
-    return f"{many} {inside:,} of {total:,} {unit}s, the others are in none{believed}.{where}"
+    line, others = clusters.attrs["first_axis"], "" if inside == total else ", the others are in none"
+    # two islands far apart lie along one line, too, but hold nearly everybody
+    stretches = line > LINE and inside < ISLANDS * total
+    they = "It is a dense stretch" if found == 1 else "They are dense stretches"
+    where = f" {they} of one line, which holds {line:.0%} of all differences." if stretches else ""
+    return f"{many} {inside:,} of {total:,} {unit}s{others}{believed}.{where}"
 
 
 def _checked(embeddings, ids) -> tuple[np.ndarray, list[str]]:
     rows, ids = np.asarray(embeddings, dtype=float), [str(user) for user in ids]
     if rows.ndim != 2 or len(rows) != len(ids):
         raise ValueError(f"embeddings are {rows.shape}, ids are {len(ids):,}: give one row a user, of one query")
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{len(ids):,} ids, {len(set(ids)):,} different ones: give each user once")
     if not np.isfinite(rows).all():
         raise ValueError(f"the embedding of user {ids[np.argwhere(~np.isfinite(rows))[0][0]]!r} is not finite: leave it out")
-    if len(ids) < 10:
-        raise ValueError(f"{len(ids)} users, at least 10 are needed to look for groups: take more")
+    if len(ids) < 15:
+        raise ValueError(f"{len(ids)} users, at least 15 are needed to look for groups: take more")
     return rows, ids
 
 
@@ -191,8 +198,8 @@ def _dense(flat: Flat, least: int) -> tuple[Int[np.ndarray, " user"], Float[np.n
     from sklearn.cluster import HDBSCAN
 
     # A single cluster is never asked for: sklearn's choice then is a dozen users in the middle of a blob
-    # as many neighbours make a place dense as make a cluster: with fewer, one blob falls into clumps of chance
-    fit = HDBSCAN(min_cluster_size=least, copy=True).fit(flat)
+    # as many neighbours make a place dense as make a cluster (if not too many to hold): with few, a blob falls into clumps
+    fit = HDBSCAN(min_cluster_size=least, min_samples=min(least, NEAR), copy=True).fit(flat)
     sizes = np.bincount(fit.labels_[fit.labels_ >= 0], minlength=0)
     place = np.append(np.argsort(np.argsort(-sizes, kind="stable"), kind="stable"), NONE)
     return place[fit.labels_], fit.probabilities_

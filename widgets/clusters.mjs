@@ -19,7 +19,7 @@ function listed(side, nodes, said, unit, choose) {
       make("span", { class: "lens-id" }, node.name),
       make("span", { class: "lens-figure" }, node.users.toLocaleString("en")),
       make("span", { class: `lens-figure${node.unstable ? " clus-doubt" : " quiet"}` }, node.unstable ? `unstable ${short(node.stability)}` : short(node.stability)),
-      make("span", { class: "clus-texts" }, more.join(" · ") || "no single event sets them apart beyond chance"),
+      make("span", { class: "clus-texts" }, more.join(" · ") || (node.named ? "no single event sets them apart beyond chance" : "")),
     ));
   });
   const head = make("div", { class: "lens-listhead clus-listhead" }, make("span", {}, side === "before" ? "Clusters before" : "Clusters after"), make("span", {}, `${unit}s`), make("span", { title: "mean overlap with the best match when half of the users are clustered anew; below .6 not to be believed" }, "stability"));
@@ -52,7 +52,7 @@ function render({ model, el }) {
   const flow = flowView({ name, choose: chooseWhere, tell: (text) => (told.textContent = text) });
   const side = choice("Show the map", [["before", "before"], ["after", "after"]], "after", (value) => (side.press(value), map.setSide(value), (root.dataset.side = value)));
   const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), make("span", {}, ""));
-  const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, make("b", {}, "Map"), side), box, make("div", { class: "lens-foot" }, legend, picked));
+  const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, make("b", {}, "Map"), picked, side), box, make("div", { class: "lens-foot" }, legend));
   const right = make("div", { class: "clus-right" }, make("div", { class: "lens-maphead" }, make("b", {}, "Before"), make("span", { class: "quiet" }, "who went where"), make("b", {}, "After")), flow.box, flow.legend, told);
   const root = make("div", { class: "lens clus", "data-lm-suppress-shortcuts": "true" });
   root.append(make("div", { class: "lens-in" }, head, make("div", { class: "lens-body" }, left, right), sentence, scores, lists, caption));
@@ -77,7 +77,7 @@ function render({ model, el }) {
     if (mode === "replace" && key === from) take([]); // pressed again: let go
     else take(combine(ints(model.get("_selected")), rows, mode), mode === "replace" ? from : "");
   }
-  /** Give every user the ink and shape of its cluster, per side; read anew when the theme changes. */
+  /** Give every user the ink and shape of its cluster, per side; read anew when it comes onto the page, and when the theme changes. */
   function dress() {
     if (!p) return;
     const style = getComputedStyle(root);
@@ -91,7 +91,7 @@ function render({ model, el }) {
   }
   function legends() {
     const entry = (drawing, text) => make("span", {}, drawing, text);
-    const many = [...p.left, ...p.right].filter((node) => node.cluster >= 0 && node.slot < 0).length;
+    const many = Math.max(...[p.left, p.right].map((nodes) => nodes.filter((node) => node.cluster >= 0 && node.slot < 0).length));
     legend.replaceChildren(...[
       entry(marker(-1, 3.5), many ? `${NONE}, or in one of ${count(many, "smaller cluster")}` : NONE),
       p.marks.length ? entry(marker("star"), "prototype (after)") : null,
@@ -134,7 +134,7 @@ function render({ model, el }) {
   for (const [trait, act] of Object.entries(heard)) model.on(`change:${trait}`, act);
   const theme = new MutationObserver(dress);
   theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "data-jp-theme-light", "class"] });
-  const watch = new ResizeObserver(() => flow.tall(tall()));
+  const watch = new ResizeObserver(() => (dress(), flow.tall(tall())));
   watch.observe(flow.box.children[1]);
   el.append(root);
   [picture, chosen].forEach((act) => act());

@@ -177,7 +177,13 @@ def _nodes(side: str, own: np.ndarray, names: pd.DataFrame | None, slots: dict[i
         name = str(row.get("name") or f"cluster {cluster}") if cluster >= 0 else "in no cluster"
         texts = row.get("texts")
         texts = [str(text) for text in texts] if isinstance(texts, list | tuple | np.ndarray) else [str(texts)] if texts else []
-        node |= {"name": name, "stability": stability, "modality": str(row.get("modality") or ""), "texts": texts}
+        node |= {
+            "named": bool(row),
+            "name": name,
+            "stability": stability,
+            "modality": str(row.get("modality") or ""),
+            "texts": texts,
+        }
         found.append(node | {"unstable": stability is not None and stability < STABLE})
     return found
 

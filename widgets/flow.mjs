@@ -39,7 +39,7 @@ function scale(sides, height) {
 /** Lay out bars and bands: { height, left, right: [{ ...node, y, h }], bands: [{ ...band, y0, y1, h }] }. */
 export function layout(left, right, bands, wanted) {
   const sides = [left, ordered(left, right, bands)];
-  const height = Math.max(wanted, ...sides.map((nodes) => nodes.length * (LEAST + GAP) - GAP));
+  const height = Math.max(wanted, ...sides.map((nodes) => nodes.length * (LEAST + GAP) - GAP + 0.35 * wanted)); // room for users, too
   const k = scale(sides, height);
   const [placed, next] = [[], []];
   sides.forEach((nodes, side) => {

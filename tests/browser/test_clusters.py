@@ -27,6 +27,19 @@ def chosen(book, number):
     book.wait(f"document.querySelector('.lens').dataset.chosen === '{number}'")
 
 
+COLOURS = """() => { const canvas = document.querySelector('.lens-canvas'), seen = new Set();
+    const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+    for (let i = 0; i < data.length; i += 4) {
+        const rgb = [...data.slice(i, i + 3)];
+        if (data[i + 3] > 190 && Math.max(...rgb) - Math.min(...rgb) > 90) seen.add(rgb.map((part) => part >> 6).join());
+    }
+    return seen.size; }"""
+
+
+def test_clusters_have_colours_on_the_map(book):
+    assert book.page.evaluate(COLOURS) >= 4  # of five clusters; grey alone has none
+
+
 def test_a_band_a_cluster_and_a_kind_choose_their_users(book):
     page = book.page
     page.locator('.clus-band[data-key="band 0 4"]').click()
