@@ -188,10 +188,10 @@ function formOf(model, about) {
   parts.steps.box.addEventListener("input", expect);
   function status() {
     const { busy, step = 0, steps = 1, left, words = "", note: word = "", error: wrong = "", stopping, cancelling } = model.get("_status");
-    const had = [stop, cancel, start].includes(form.contains(document.activeElement) && document.activeElement);
+    const pressed = [start, stop, cancel].find((button) => button === document.activeElement);
     [start.hidden, stop.hidden, cancel.hidden] = [busy, !busy, !busy];
     stop.disabled = Boolean(stopping || cancelling || !step || words);
-    if (had && document.activeElement?.hidden !== false) (busy ? cancel : start).focus(); // the pressed button is gone: keep the place
+    if (pressed?.hidden) (busy ? cancel : start).focus(); // the keyboard must not lose its place
     bar.classList.toggle("on", Boolean(busy));
     bar.setAttribute("aria-valuemax", steps);
     bar.setAttribute("aria-valuenow", step);
