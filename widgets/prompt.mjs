@@ -223,7 +223,7 @@ function render({ model, el }) {
 
   function gained() {
     const { sentence: words = "", caption: how = "" } = model.get("_result");
-    [sentence.textContent, caption.textContent] = [words, how];
+    [sentence.textContent, caption.textContent] = [words.replaceAll(" %", "\u00a0%"), how];
     root.dataset.result = words;
     result.show();
   }
