@@ -13,7 +13,7 @@ from .model import QAnchor, build
 from .nearest import neighbours
 from .pairs import make_pairs
 from .probe import Probe, probe
-from .prompt import SoftPrompt, tune_prompt
+from .prompt import SoftPrompt
 from .reader import Reader
 from .runs import history, load, save
 from .scale import embed_folder
@@ -23,6 +23,8 @@ from .synthesis import synthesise
 from .telling import name_clusters
 from .texts import text_vectors
 from .train import train
+from .tuner import Tuner
+from .tuning import tune_prompt, watch_tuning
 from .world import make_world, world_truth
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "QAnchor",
     "Reader",
     "SoftPrompt",
+    "Tuner",
     "Users",
     "autoregressive_loss",
     "batch_users",
@@ -68,6 +71,7 @@ __all__ = [
     "text_vectors",
     "train",
     "tune_prompt",
+    "watch_tuning",
     "world_truth",
     "write_pairs",
 ]

@@ -22,11 +22,12 @@ from .bench import BENCHES
 from .checkpoints import Checkpoint
 from .config import field_of
 from .files import write_whole
+from .labels import read_labels
 from .machine import busy, machine
 from .moments import default_cutoffs
 from .prompt import vacant
 from .runs import RunError
-from .trial import read_labels, trial
+from .trial import trial
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object, on the last line of stdout")]
@@ -235,20 +236,19 @@ def tune(
     gate: Annotated[
         bool, typer.Option("--gate/--plain", help="also learn what opens the skip; --plain as in the paper")
     ] = True,
+    seek: Annotated[bool, typer.Option(help="begin at the taught question that tells the labels best")] = False,
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
-    """Tune a soft prompt on half of the labelled users and judge it on the others: AUC and KS before and after."""
-    people, bars, options = open_users(users), Bars(), {"vectors": vectors, "steps": steps, "gate": gate}
+    """Tune a soft prompt on half of the labelled users and judge it on the others: AUC, KS and silhouette."""
+    people, bars, options = open_users(users), Bars(), {"vectors": vectors, "steps": steps, "gate": gate, "seek": seek}
     vacant(out)
     known = read_labels(labels, column, people)
     engine, cache = read(run, people.select(known.index))
     prompt, _, told = trial(engine, cache, query, known, seed=seed, progress=partial(bars, "tuning"), **options)
     bars.close()
     told |= {"out": str(prompt.save(out)), "query": query, "seed": seed, "machine": machine()} | options
-    (a, b), n = ([told[k][m] for k in ("before", "after")] for m in ("auc", "ks")), told["n_test"]
-    words = f"{query}\n{out}: AUC {a[0]:.3f} before, {a[1]:.3f} after; KS {b[0]:.2f}, {b[1]:.2f}; on {n:,} users not tuned on"
-    say(told, words, as_json)
+    say(told, f"{query}\n{out}: {told['sentence']}", as_json)
 
 
 @app.command()

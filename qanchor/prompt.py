@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -29,10 +27,9 @@ from .runs import RunError, mend, replaced
 FORMAT = 1
 TENSORS = ("vectors", "offset", "prototypes")
 NOISE = 0.02  # of the first vectors, around the mean word vector
-EVERY = 10  # steps between two looks at the validation users
-MOVED = 0.5  # the size of the offset, its numbers being about 1: faster, a few hundred labels lead a right question astray
 AT_ONCE = 64  # users embedded together when all are
-FEWEST = 3  # users of a class: two to tune on, one to validate with
+MILDER = (1, 2, 4, 8, 16, 32)  # temperatures, as multiples: steps soon mend a wrong spread, but not a wrong order of the users
+PAIRS_AT_ONCE = 8192  # of a user and a text vector, seen by the heads together: some 100 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,78 +114,6 @@ def vacant(folder: Path) -> Path:
     return folder
 
 
-def tune_prompt(
-    engine: Engine,
-    cache: Cache,
-    query: str,
-    labels: pd.Series,
-    *,
-    vectors: int = 6,
-    steps: int = 500,
-    lr: float = 0.02,
-    tau: float = 0.07,
-    gate: bool = True,
-    seed: int = 0,
-    valid: float = 0.2,
-    patience: int = 100,
-    balanced: bool = True,
-    batch: int = 32,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[SoftPrompt, pd.DataFrame]:
-    """Learn from labels what a query should look at: a soft prompt and the prototypes of the classes, on users read once.
-
-    labels     index user, any two or more values; NaN is skipped. Only these users are looked at: keep others for judging.
-    vectors    how many stand behind the query; gate: also learn what opens the skip (False is the paper's plain form).
-    lr         step of Adam as a share of each part's own size, falling to 0 by a cosine; batch: users a step.
-    valid      share of each class held out of the tuning: the state with the least loss there is kept, and the tuning ends when
-               that has not fallen for `patience` steps. balanced: every class is drawn, and weighs, alike.
-    progress   called with (step, steps).
-
-    The model is frozen and the cache stays as it was; keys and values of the labelled users are held twice meanwhile. Returns
-    the prompt and its history: step, loss, valid, one row every 10 steps. Source: paper, equation 7 (6 vectors, 500 steps).
-
-    Example:
-        >>> users = qa.make_world(40)
-        >>> engine = qa.Engine(qa.build(qa.TINY, qa.Reader.fit(users, None, qa.TINY)))
-        >>> cache = engine.prefill(users)
-        >>> prompt, history = tune_prompt(engine, cache, "Why?", users.label("Active"), steps=10)
-        >>> engine.embed(cache, ["Why?", prompt]).shape, history.step.tolist()
-        ((40, 2, 32), [0, 10])
-    """
-    truth, classes = _classes(cache, labels)
-    rng = np.random.default_rng(seed)
-    tuned, checked = _split(truth, valid, rng)
-    tuning = Tuning(engine, cache, query, truth, balanced)
-    prompt = tuning.begin(classes, tuned, vectors, tau, rng)
-    words = engine.model.backbone.get_input_embeddings().weight
-    sizes = {"vectors": words.float().std().item(), "prototypes": engine.model.config.dim**-0.5}
-    sizes |= {"offset": MOVED} if gate else {}
-    draws = [rng.choice(tuned, min(batch, len(tuned)), p=tuning.weights(tuned)) for _ in range(steps)]
-    return _descend(tuning, prompt, {name: lr * size for name, size in sizes.items()}, draws, checked, patience, progress)
-
-
-def _descend(tuning: Tuning, prompt: SoftPrompt, rates: dict[str, float], draws: list, checked, patience: int, progress):
-    """Take a step on each draw of users, looking at the validation users every 10: the best prompt, and the history."""
-    live = {name: getattr(prompt, name).clone().requires_grad_() for name in rates}
-    optimiser = torch.optim.Adam([{"params": [live[name]], "lr": rate} for name, rate in rates.items()])
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, len(draws)))
-    history, best, losses = [(0, math.nan, tuning.loss(prompt, checked))], (0, prompt), []
-    for step, rows in enumerate(draws, 1):
-        losses.append(tuning.step(replace(prompt, **live), rows, optimiser))
-        falling.step()
-        if step % EVERY == 0 or step == len(draws):
-            now = replace(prompt, **{name: tensor.detach().clone() for name, tensor in live.items()})
-            history.append((step, float(np.mean(losses)), tuning.loss(now, checked)))
-            losses = []
-            if history[-1][2] < min(row[2] for row in history[:-1]):
-                best = step, now
-        if progress:
-            progress(step, len(draws))
-        if step - best[0] >= patience:
-            break
-    return best[1], pd.DataFrame(history, columns=["step", "loss", "valid"])
-
-
 class Tuning:
     """Hold the labelled users, and what a prompt's anchors, loss and steps on them are."""
 
@@ -198,12 +123,16 @@ class Tuning:
 
     def anchors(self, prompt: SoftPrompt, group: Group) -> Float[Tensor, "user dim"]:
         """Embed users that `Held.take` gave; gradients reach the prompt's vectors and offset."""
-        (ids,), soft = self.model.spell([prompt])
-        asked = branches([[ids[len(self.held.words) :]]], soft=soft).to(self.model.device)
-        hidden = self.model.behind(group.prefix, asked, fork(self.engine.kv(group)))[:, asked.anchor[0]]
+        hidden = self.hidden(prompt, group)
         # the last row is nobody: the prompt read with no user in front, as `QAnchor.ask` reads it
         query = Query(hidden[-1], self.meaning + prompt.offset).to_each(len(hidden) - 1)
         return self.model.anchor(hidden[:-1], group.prefix.coarse[:-1], query)[:, 0]
+
+    def hidden(self, prompt: SoftPrompt, group: Group) -> Float[Tensor, "row one width"]:
+        """Read the prompt's vectors behind these users, and behind nobody: the state at each one's <USER_EMB>."""
+        (ids,), soft = self.model.spell([prompt])
+        asked = branches([[ids[len(self.held.words) :]]], soft=soft).to(self.model.device)
+        return self.model.behind(group.prefix, asked, fork(self.engine.kv(group)))[:, asked.anchor[0]]
 
     def step(self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"], optimiser: torch.optim.Optimizer) -> float:
         """Take one step on these users; gives the loss before it."""
@@ -215,11 +144,15 @@ class Tuning:
         return loss.item()
 
     @torch.no_grad()
-    def loss(self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"]) -> float:
-        """Give the loss on these users, every class weighing alike if the tuning is balanced."""
-        z, label = self._all(prompt, rows)
+    def loss(self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"], milder: tuple = (1,)) -> float:
+        """Give the loss on these users, every class weighing alike if the tuning is balanced; the least over `milder` tau."""
+        return self._loss(*self._all(prompt, rows), prompt.prototypes, prompt.tau, milder)
+
+    def _loss(self, z: Tensor, label: Int[Tensor, " user"], prototypes: Tensor, tau: float, milder: tuple) -> float:
         sides = [label == k for k in label.unique()] if self.balanced else [label >= 0]
-        return float(np.mean([prototype_loss(z[s], prompt.prototypes, label[s], prompt.tau).item() for s in sides]))
+        return min(
+            float(np.mean([prototype_loss(z[s], prototypes, label[s], tau * times).item() for s in sides])) for times in milder
+        )
 
     @torch.no_grad()
     def begin(self, classes: tuple, rows: Int[np.ndarray, " row"], vectors: int, tau: float, rng) -> SoftPrompt:
@@ -228,9 +161,32 @@ class Tuning:
         noise = torch.from_numpy(rng.normal(0, NOISE, (vectors, len(mean)))).to(mean)
         offset, none = torch.zeros_like(self.meaning[0]), mean.new_zeros(len(classes), self.model.config.dim)
         prompt = SoftPrompt(self.query, classes, mean + noise, offset, none, tau, self.model.run)
-        z, label = self._all(prompt, rows)
-        means = torch.stack([z[label == k].mean(0) for k in range(len(classes))])
-        return replace(prompt, prototypes=F.normalize(means, dim=-1))
+        return replace(prompt, prototypes=centres(*self._all(prompt, rows)))
+
+    @torch.no_grad()
+    def sought(self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"]) -> SoftPrompt:
+        """Begin elsewhere: at that text vector of a taught query under which the classes of these users lie best apart.
+
+        Only the heads run anew, so hundreds of them cost what a few steps do. Without a skip it is the prompt as it was.
+        """
+        skip = self.model.skip
+        if skip is None:
+            return prompt
+        groups = [self.held.take(some) for some in np.split(rows, range(AT_ONCE, len(rows), AT_ONCE))]
+        hidden = [self.hidden(prompt, group) for group in groups]
+        users, alone = torch.cat([h[:-1] for h in hidden]), hidden[0][-1]
+        coarse, label = torch.cat([g.prefix.coarse[:-1] for g in groups]), torch.cat([self.labels(g) for g in groups])
+        # they are kept at unit length: give each number back its size of about 1
+        taught, best = skip.taught[skip.taught.any(-1)] * skip.taught.shape[1] ** 0.5, (math.inf, prompt)
+        for some in taught.split(max(1, PAIRS_AT_ONCE // len(users))):
+            query = Query(alone.expand(len(some), -1), some).to_each(len(users))
+            for meaning, z in zip(
+                some, self.model.anchor(users.expand(-1, len(some), -1), coarse, query).unbind(1), strict=True
+            ):
+                loss = self._loss(z, label, middle := centres(z, label), prompt.tau, MILDER)
+                if loss < best[0]:
+                    best = loss, replace(prompt, offset=meaning - self.meaning[0], prototypes=middle)
+        return best[1]
 
     def weights(self, rows: Int[np.ndarray, " row"]) -> Float[np.ndarray, " row"] | None:
         """Say how often each of these users is drawn: if balanced, every class alike."""
@@ -248,38 +204,6 @@ class Tuning:
         return torch.from_numpy(self.truth[group.rows[:-1]]).to(self.model.device)
 
 
-def known_labels(cache: Cache, labels: pd.Series) -> pd.Series:
-    """Give the labels that are known, in the order of their users' ids; refuse users that were not read, or stand twice."""
-    known = labels.dropna()
-    known.index = known.index.astype(str)
-    if strangers := sorted(set(known.index) - set(cache.ids)):
-        raise KeyError(f"labelled user {strangers[0]!r} is not among the {len(cache):,} that were read: prefill it first")
-    if known.index.has_duplicates:
-        raise ValueError(f"user {known.index[known.index.duplicated()][0]!r} has 2 labels or more: keep one")
-    return known.sort_index()
-
-
-def _classes(cache: Cache, labels: pd.Series) -> tuple[Int[np.ndarray, " user"], tuple]:
-    """Number the labels: for each user of the cache the place of its class, -1 for those without a label; and the classes."""
-    known = known_labels(cache, labels)
-    classes, number, counts = np.unique(known.to_numpy(), return_inverse=True, return_counts=True)
-    if len(classes) < 2:
-        raise ValueError(f"the {len(known):,} labels are of {len(classes)} class(es), at least 2 are needed: label others too")
-    if counts.min() < FEWEST:
-        few, told = counts.argmin(), "two to tune on, one to validate with: label more, or leave the class out"
-        raise ValueError(f"class {classes.tolist()[few]!r} has {counts[few]} user(s), at least {FEWEST} are needed, {told}")
-    truth = pd.Series(number, known.index).reindex(list(cache.ids)).fillna(-1).to_numpy(int)
-    return truth, tuple(classes.tolist())
-
-
-def _split(truth: Int[np.ndarray, " user"], valid: float, rng) -> tuple[Int[np.ndarray, " tuned"], Int[np.ndarray, " checked"]]:
-    """Draw the validation users, a share of every class: (rows tuned on, rows validated with)."""
-    if not 0 < valid < 1:
-        raise ValueError(f"valid is {valid}: it must be above 0 and below 1, a share of the labelled users")
-    tuned, checked = [], []
-    for label in range(truth.max() + 1):
-        rows = rng.permutation(np.flatnonzero(truth == label))
-        some = min(max(1, round(valid * len(rows))), len(rows) - 2)
-        checked.append(rows[:some])
-        tuned.append(rows[some:])
-    return np.concatenate(tuned), np.concatenate(checked)
+def centres(z: Float[Tensor, "user dim"], label: Int[Tensor, " user"]) -> Float[Tensor, "label dim"]:
+    """Give the mean anchor of each class, at unit length."""
+    return F.normalize(torch.stack([z[label == k].mean(0) for k in label.unique()]), dim=-1)

@@ -1,46 +1,23 @@
-"""Labels from a file, and a fair trial of tuning: a soft prompt learned from some users is judged on others."""
+"""A fair trial of tuning: a soft prompt learned from some users is judged on others, beside a probe on the same labels."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Int
 
-from .about import DataError
 from .cache import Cache
 from .engine import Engine
-from .probe import auc, ks, linear, paired_bootstrap
-from .prompt import SoftPrompt, known_labels, tune_prompt
-from .schema import Users
+from .labels import known_labels
+from .probe import auc, bootstrap_interval, ks, linear
+from .prompt import SoftPrompt
+from .tuning import tune_prompt
 
-
-def read_labels(path: Path, name: str, users: Users) -> pd.Series:
-    """Read a label file, columns user and `name` (0, 1 or empty), and give what it knows of these users: index user, 0. or 1.
-
-    Raises DataError with the place of what is wrong, ValueError when it knows none of these users.
-    """
-    try:
-        frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    except ValueError as error:
-        raise DataError(path.name, None, name, str(error), "cannot be read: write it again as parquet or csv") from error
-    for column in ("user", name):
-        if column not in frame:
-            raise DataError(path.name, None, column, list(frame.columns), "missing: write it, or name another with --column")
-    bad = frame[~(frame[name].isin([0, 1]) | frame[name].isna())]
-    if len(bad):
-        raise DataError(path.name, int(bad.index[0]), name, bad[name].iloc[0], "write 0, 1, or leave it empty")
-    twice = frame["user"].astype(str).duplicated()
-    if twice.any():
-        row = int(np.flatnonzero(twice)[0])
-        raise DataError(path.name, row, "user", frame["user"].iloc[row], "stands twice: keep one label a user")
-    truth = frame.assign(user=frame["user"].astype(str)).set_index("user")[name].astype(float)
-    known = truth.reindex(list(users.ids)).dropna()
-    if known.empty:
-        raise ValueError(f"{path}: none of its {len(truth):,} users is among the {len(users):,} of {users.name}: check the ids")
-    return known
+DRAWS = 1000  # of the judged users, for an interval
 
 
 def trial(
@@ -51,29 +28,92 @@ def trial(
     labels  index user, 0, 1 or NaN (left out). The seed alone says who is tuned on, so no label of a judged user plays a part.
     how     options of `tune_prompt`, which holds its validation users out of the share.
 
-    before and after have one judge: the linear probe, fitted on the tuned-on users' embeddings under the typed query and under
-    the prompt, scores the others' (auc, ks). That the prompt has seen the labels which the second probe is fitted on flatters
-    that fit, not the score of users it never saw. prototype: their score by the prompt's own prototypes. gain: after minus
-    before, 95 %, users drawn anew.
+    before and after: AUC, KS and silhouette as `judged` finds them, gain and gain_ks how much more, with 95 % intervals.
+    prototype: the judged users' score by the prompt's own prototypes.
 
     Example:
         >>> users = qa.make_world(60)
         >>> engine = qa.Engine(qa.build(qa.TINY, qa.Reader.fit(users, None, qa.TINY)))
-        >>> sorted(trial(engine, engine.prefill(users), "Why?", users.label("Active"), steps=10)[2])
-        ['after', 'before', 'best_step', 'gain', 'n_test', 'n_tuning', 'positives', 'prototype', 'seconds']
+        >>> prompt, history, told = trial(engine, engine.prefill(users), "Why?", users.label("Active"), steps=10)
+        >>> told["n_tuning"], told["n_test"], sorted(told["after"])
+        (30, 30, ['auc', 'ks', 'silhouette'])
     """
-    known = known_labels(cache, labels)
-    order = np.random.default_rng(seed).permutation(len(known))
-    learn, judge = np.split(order, [int(share * len(known))])
+    learn, others = parted(cache, labels, share, seed)
     began = time.perf_counter()
-    prompt, history = tune_prompt(engine, cache, query, known.iloc[learn], seed=seed, **how)
+    prompt, history = tune_prompt(engine, cache, query, learn, seed=seed, **how)
     taken = time.perf_counter() - began
-    z = engine.embed(cache, [query, prompt])[pd.Index(cache.ids).get_indexer(known.index)].astype(float)
-    y = known.to_numpy(int)
-    before, after = (linear(z[learn, k], y[learn], z[judge, k], seed) for k in (0, 1))
-    own = prompt.chances(z[judge, 1])[:, 1]
-    scores = {"before": before, "after": after, "prototype": own}
-    told: dict = {name: {"auc": auc(s, y[judge]), "ks": ks(s, y[judge])} for name, s in scores.items()}
-    told["gain"] = dict(zip(("auc", "low", "high"), paired_bootstrap(after, before, y[judge], seed=seed), strict=True))
-    told |= {"n_tuning": len(learn), "n_test": len(judge), "positives": int(y[judge].sum()), "seconds": taken}
+    found = judged(engine, cache, prompt, learn, others, seed)
+    table = found.set_index("measure")
+    told: dict = {side: table[side].to_dict() for side in ("before", "after")} | {"prototype": found.attrs["prototype"]}
+    for name, measure in (("gain", "auc"), ("gain_ks", "ks")):
+        told[name] = dict(zip((measure, "low", "high"), table.loc[measure, ["gain", "low", "high"]].tolist(), strict=True))
+    told |= {"n_tuning": len(learn), "n_test": len(others), "positives": int(others.sum()), "seconds": taken}
+    told["sentence"] = sentence(found, cache.unit)
     return prompt, history, told | {"best_step": int(history["step"][history["valid"].idxmin()])}
+
+
+def parted(cache: Cache, labels: pd.Series, share: float, seed: int) -> tuple[pd.Series, pd.Series]:
+    """Part the known labels by user: those to learn from and those to judge by, no user in both."""
+    known = known_labels(cache, labels)
+    learn, others = np.split(np.random.default_rng(seed).permutation(len(known)), [int(share * len(known))])
+    if known.iloc[others].nunique() < 2:
+        raise ValueError(f"the {len(others):,} users held out are of 1 class, 2 are needed to judge: label more users")
+    return known.iloc[learn], known.iloc[others]
+
+
+def judged(
+    engine: Engine, cache: Cache, prompt: SoftPrompt, learn: pd.Series, others: pd.Series, seed: int = 0
+) -> pd.DataFrame:
+    """Judge a prompt on users it never saw: `measure, before, after, gain, low, high` for auc, ks and silhouette.
+
+    learn, others   labels by user (0 or 1): those that the prompt may have been tuned on, and those it is judged by.
+
+    before and after have one judge: the linear probe, fitted on `learn` under the typed query and under the prompt, scores the
+    others. So before is a supervised head on the same labels, and the gain what the prompt adds to it. That the prompt has
+    seen the labels which the second probe is fitted on flatters that fit, not the score of users it never saw. silhouette: how
+    much nearer the others stand to their own class, without any probe. low, high: 95 % of the gain, the others drawn anew
+    within each class (the silhouette of each as it is among all). attrs: `prototype`, scores by the prompt's own prototypes.
+    """
+    from sklearn.metrics import silhouette_samples
+
+    z = engine.embed(cache, [prompt.query, prompt]).astype(float)
+    rows = pd.Index(cache.ids)
+    fit, new = z[rows.get_indexer(learn.index)], z[rows.get_indexer(others.index)]
+    y = others.to_numpy(int)
+    before, after = (linear(fit[:, k], learn.to_numpy(int), new[:, k], seed) for k in (0, 1))
+    near = [silhouette_samples(new[:, k], y) for k in (0, 1)]
+    found = [
+        _paired("auc", lambda s, some: auc(s[some], y[some]), before, after, y, seed),
+        _paired("ks", lambda s, some: ks(s[some], y[some]), before, after, y, seed),
+        _paired("silhouette", lambda s, some: float(s[some].mean()), *near, y, seed),
+    ]
+    frame = pd.DataFrame(found, columns=["measure", "before", "after", "gain", "low", "high"])
+    own = prompt.chances(new[:, 1])[:, 1]
+    frame.attrs = {"prototype": {"auc": auc(own, y), "ks": ks(own, y)}, "n": len(y), "positives": int(y.sum())}
+    frame.attrs["users"] = list(others.index)
+    return frame
+
+
+def sentence(found: pd.DataFrame, unit: str = "user") -> str:
+    """Say in words whether tuning gained anything beyond chance, by the frame that `judged` gives.
+
+    Example:
+        >>> rows = [("auc", 0.7, 0.71, 0.01, -0.02, 0.04), ("ks", 0.3, 0.4, 0.1, 0.02, 0.2)]
+        >>> found = pd.DataFrame(rows, columns=["measure", "before", "after", "gain", "low", "high"])
+        >>> found.attrs["n"] = 300
+        >>> sentence(found)
+        'On 300 users never tuned on, AUC is .700 before and .710 after: no gain beyond chance (95 %: -.020 to +.040).'
+    """
+    row = found.set_index("measure").loc["auc"]
+    gain, low, high = (f"{row[k]:+.3f}".replace("0.", ".") for k in ("gain", "low", "high"))
+    before, after = (f"{row[k]:.3f}".replace("0.", ".") for k in ("before", "after"))
+    what = f"a gain of {gain[1:]}, beyond" if row["low"] > 0 else "worse, beyond" if row["high"] < 0 else "no gain beyond"
+    begin = f"On {found.attrs['n']:,} {unit}s never tuned on, AUC is {before} before and {after} after"
+    return f"{begin}: {what} chance (95 %: {low} to {high})."
+
+
+def _paired(measure: str, of: Callable, before: np.ndarray, after: np.ndarray, y: Int[np.ndarray, " user"], seed: int) -> tuple:
+    """Measure both sides, their difference, and its interval, each draw taking the same users for both."""
+    sides = [of(side, slice(None)) for side in (before, after)]
+    gap = bootstrap_interval(lambda some: of(after, some) - of(before, some), y, DRAWS, seed)
+    return measure, *sides, sides[1] - sides[0], *gap

@@ -13,9 +13,11 @@ from tiny import QUERIES, make_engine, make_model, make_users, one_by_one
 import qanchor as qa
 from qanchor.bench_tune import LEARNED, _gradients, gradients_anew, tune
 from qanchor.config import TINY
-from qanchor.prompt import SoftPrompt, Tuning, tune_prompt
+from qanchor.labels import divided, numbered
+from qanchor.prompt import MILDER, SoftPrompt, Tuning, centres
 from qanchor.runs import RunError, load, save
 from qanchor.trial import trial
+from qanchor.tuning import tune_prompt, watch_tuning
 
 QUERY = QUERIES[0]
 LABELS = pd.Series([1.0, 0, 1, 0, 1, 0, 1, np.nan, 0], list(make_users().ids))
@@ -160,6 +162,70 @@ def test_the_best_on_validation_is_kept_and_the_tuning_ends(world):
     assert not torch.equal(tune_prompt(engine, cache, QUERY, noise, **how | {"seed": 1})[0].vectors, prompt.vectors)
 
 
+def test_watched_tuning_is_tuning(world):
+    _, engine, cache, planted = world
+    seen = list(watch_tuning(engine, cache, QUERY, planted, steps=25, seed=3))
+    prompt, history = tune_prompt(engine, cache, QUERY, planted, steps=25, seed=3)
+    assert all(torch.equal(getattr(seen[-1].prompt, name), getattr(prompt, name)) for name in LEARNED)
+    assert seen[-1].history.equals(history) and history.step.tolist() == [0, 10, 20, 25]
+    assert [now.step for now in seen] == list(range(26)) and {now.steps for now in seen} == {25}
+
+
+def test_stopping_keeps_the_best_until_then(world):
+    """The validation loss is measured anew: it is the least of the history, and not that of the last state."""
+    _, engine, cache, planted = world
+    noise = pd.Series(np.random.default_rng(0).permutation(planted.to_numpy()), planted.index)
+    for labels in (planted, noise):
+        updates = watch_tuning(engine, cache, QUERY, labels, steps=200, lr=0.2)
+        now = next(now for now in updates if now.step == 45)
+        updates.close()
+        truth, _ = numbered(cache, labels)
+        _, checked = divided(truth, 0.2, np.random.default_rng(0))
+        least = now.history.valid.min()
+        assert Tuning(engine, cache, QUERY, truth).loss(now.prompt, checked) == pytest.approx(least, abs=1e-4)
+        assert now.history.step.tolist() == [0, 10, 20, 30, 40] and now.best == now.history.step[now.history.valid.idxmin()]
+    assert now.best < 40  # noise: the last state is not the best
+
+
+def test_seeking_finds_the_question_that_the_labels_answer():
+    """One by one through all taught questions, each as a prompt of its own: the plain twin chooses the same."""
+    users = qa.make_world(60)
+    engine = qa.Engine(qa.build(TINY, qa.Reader.fit(users, None, TINY), device="cpu"))
+    cache, driver = engine.prefill(users, tokens=600), "Is this user a driver?"
+    bank = engine.model.meaning([driver, "Why?", "Does this user have a baby?", *QUERIES[2:]])
+    engine.model.skip.remember(bank)
+    z = engine.embed(cache, driver)
+    planted = pd.Series((z[:, 0] > np.median(z[:, 0])).astype(float), list(cache.ids))
+    tuning = Tuning(engine, cache, QUERY, planted.to_numpy(int))
+    rows, rng = np.arange(60), np.random.default_rng(0)
+    begun = tuning.begin((0.0, 1.0), rows, 2, 0.07, rng)
+    found = tuning.sought(begun, rows)
+    losses = []
+    for meaning in bank:
+        one = replace(begun, offset=meaning - tuning.meaning[0])
+        z, label = tuning._all(one, rows)
+        one = replace(one, prototypes=centres(z, label))
+        losses.append((min(tuning.loss(replace(one, tau=0.07 * times), rows) for times in MILDER), meaning))
+    least, meaning = min(losses, key=lambda pair: pair[0])
+    torch.testing.assert_close(found.offset, meaning - tuning.meaning[0], atol=1e-4, rtol=0)
+    assert tuning.loss(found, rows, MILDER) == pytest.approx(least, abs=1e-4) and least < tuning.loss(begun, rows, MILDER)
+    assert torch.equal(found.vectors, begun.vectors) and len({loss for loss, _ in losses}) > 1
+    plain, sought = (tune_prompt(engine, cache, QUERY, planted, steps=0, seek=seek)[0] for seek in (False, True))
+    assert not plain.offset.any() and sought.offset.any()
+
+
+def test_where_nothing_was_taught_seeking_changes_nothing(engine, cache):
+    for made in (engine, make_engine(make_model(skip=False))):
+        held = made.prefill(make_users())
+        plain, sought = (tune_prompt(made, held, QUERY, LABELS, steps=2, seek=seek)[0] for seek in (False, True))
+        assert all(torch.equal(getattr(plain, name), getattr(sought, name)) for name in LEARNED)
+
+
+def test_negative_numbers_are_told(engine, cache):
+    with pytest.raises(ValueError, match="-1 vectors, 5 steps: both must be 0 or more"):
+        tune_prompt(engine, cache, QUERY, LABELS, vectors=-1, steps=5)
+
+
 def test_a_rare_class_is_drawn_as_often(world):
     _, engine, cache, planted = world
     rare = planted.where(np.arange(120) < 100, np.nan)
@@ -289,6 +355,27 @@ def test_torn_and_foreign_folders_are_refused(home, tmp_path):
     (folder / "prompt.json").write_text("{")
     with pytest.raises(RunError, match="torn, swapped or of another version"):
         SoftPrompt.load(folder, engine)
+
+
+@pytest.mark.parametrize("halt", [OSError("no space left"), KeyboardInterrupt()], ids=["error", "kill"])
+def test_a_save_cut_short_leaves_the_old_prompt(home, tmp_path, monkeypatch, halt):
+    engine = qa.Engine(load(home / "run0"))
+    prompt = drawn(engine.model)
+    folder = prompt.save(tmp_path / "prompt")
+
+    def torn(tensors, path):
+        path.write_bytes(b"half a file")
+        raise halt
+
+    for place in ("prompt", "new"):
+        with monkeypatch.context() as patch, pytest.raises(type(halt)):
+            patch.setattr("qanchor.prompt.save_file", torn)
+            replace(prompt, tau=0.5).save(tmp_path / place)
+    assert SoftPrompt.load(folder, engine).tau == prompt.tau and not (tmp_path / "new").exists()
+    folder.rename(folder.with_name(".prompt.old"))  # a kill between the two renames of a save
+    assert SoftPrompt.load(folder, engine).tau == prompt.tau
+    replace(prompt, tau=0.5).save(folder)
+    assert SoftPrompt.load(folder, engine).tau == 0.5 and [p.name for p in tmp_path.iterdir()] == ["prompt"]
 
 
 # its bench

@@ -4,6 +4,7 @@ from widgets.attention import AttentionLedger
 from widgets.claim import ClaimCard
 from widgets.clusters import ClusterLedger
 from widgets.lens import QueryLens
+from widgets.prompt import PromptLab
 from widgets.selection import SelectionPanel
 
-__all__ = ["AttentionLedger", "ClaimCard", "ClusterLedger", "QueryLens", "SelectionPanel"]
+__all__ = ["AttentionLedger", "ClaimCard", "ClusterLedger", "PromptLab", "QueryLens", "SelectionPanel"]
