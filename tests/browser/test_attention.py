@@ -58,9 +58,9 @@ def row(book, name):
 
 def test_a_query_fills_the_ledger(book):
     assert "Nothing was asked yet. Type a question" in book.page.locator(".lens-empty").first.inner_text()
+    look(book, "slow")  # attention is there first, effects come later
+    book.wait("document.querySelector('.att-table tr[data-name=bill]')?.innerText.includes('…')")
     look(book, TRAVEL)
-    book.wait("document.querySelector('.att-table') && document.querySelector('.att').dataset.busy === 'true'")
-    assert "…" in row(book, "bill")  # attention first, effects later
     seen(book, TRAVEL)
     assert book.run(1) == f"('{TRAVEL}', None, None)"
     names = book.page.locator(".att-table tbody tr").evaluate_all("rows => rows.map(r => r.dataset.name)")
