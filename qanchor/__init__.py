@@ -3,6 +3,7 @@
 from .batch import batch_users
 from .clusters import cluster_ledger, find_clusters
 from .config import FULL, MEDIUM, SMALL, TINY, Config
+from .desk import Desk
 from .engine import Asker, Cache, Engine
 from .explain import explain_group
 from .groups import describe_group, export_group
@@ -36,6 +37,7 @@ __all__ = [
     "Cache",
     "Config",
     "DataError",
+    "Desk",
     "Engine",
     "Looker",
     "Probe",

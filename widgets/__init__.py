@@ -6,5 +6,6 @@ from widgets.clusters import ClusterLedger
 from widgets.lens import QueryLens
 from widgets.prompt import PromptLab
 from widgets.selection import SelectionPanel
+from widgets.workbench import Workbench
 
-__all__ = ["AttentionLedger", "ClaimCard", "ClusterLedger", "PromptLab", "QueryLens", "SelectionPanel"]
+__all__ = ["AttentionLedger", "ClaimCard", "ClusterLedger", "PromptLab", "QueryLens", "SelectionPanel", "Workbench"]

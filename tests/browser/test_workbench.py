@@ -1,0 +1,52 @@
+"""The workbench in a real JupyterLab: ask, choose, walk through the pages, compare, and open it as it was left."""
+
+from urllib.parse import urlparse
+
+import pytest
+
+SETUP = "from fake_desk import FakeDesk\nfrom widgets import Workbench\n"
+SHOW = SETUP + "bench = Workbench(FakeDesk(0.3), session='bench.json')\nbench"
+READ = "print(len(bench.selection), bench.lens.queries_asked)"
+TRAVEL = "Will this user travel soon?"
+
+
+@pytest.fixture(scope="module")
+def book(open_notebook, server):
+    notebook = open_notebook(server.write("bench.ipynb", [SHOW, READ, SHOW]), height=1000)
+    notebook.run(0)
+    notebook.settled()
+    yield notebook
+    assert notebook.complaints == []
+    hosts = {urlparse(url).netloc for url in notebook.requests if not url.startswith(("data:", "blob:"))}
+    assert hosts == {urlparse(server.url).netloc}, "something was asked of another host"
+    notebook.page.close()
+
+
+def page(book, name):
+    book.page.get_by_role("tab", name=name, exact=True).click()
+    book.page.wait_for_timeout(400)
+
+
+def test_the_pages_share_users_and_the_session_comes_back(book):
+    box = book.page.get_by_role("combobox", name="Query", exact=True)
+    box.fill(TRAVEL)
+    box.press("Enter")
+    book.wait(f"document.querySelector('.lens').dataset.query === '{TRAVEL}'")
+    book.settled()
+    book.shot("workbench-ask")
+    page(book, "Clusters")
+    book.page.get_by_role("button", name="Compare clusters").click()
+    book.page.locator(".clus-band").first.wait_for()
+    book.page.locator('.clus-band[data-key="band 0 4"]').click()
+    book.page.wait_for_timeout(500)
+    book.shot("workbench-clusters")
+    assert book.run(1) == f"48 ('{TRAVEL}',)"
+    for name, mark in (("Group", "48 of 600"), ("Attention", "attention"), ("Tune", "label")):
+        page(book, name)
+        text = book.page.locator(".jp-OutputArea .widget-tab, .jp-OutputArea .jupyter-widget-tab").first.inner_text()
+        assert mark.lower() in text.lower(), f"{name}: {text[:300]}"
+        book.shot(f"workbench-{name.lower()}")
+    book.run(2)  # the session was kept: the last query is asked again, and the choice is there
+    book.wait("document.querySelectorAll('.lens:not([data-stale])').length > 0")
+    book.page.wait_for_timeout(1500)
+    assert book.run(1) == f"48 ('{TRAVEL}',)"

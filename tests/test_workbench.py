@@ -1,0 +1,106 @@
+"""The workbench in Python: one selection for all views, clusters on request, a session that is kept and refused."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "browser"))
+from fake import HOSTILE, QUERIES
+from fake_desk import FakeDesk
+
+import qanchor as qa
+from widgets import Workbench
+
+FIRST, SECOND = QUERIES[:2]
+
+
+def test_the_pages_and_their_words():
+    bench = Workbench(FakeDesk())
+    assert bench.titles == ("Ask", "Group", "Attention", "Clusters", "Tune")
+    assert repr(bench) == "Workbench(600 users: Ask, Group, Attention, Clusters, Tune)"
+    data = bench._repr_mimebundle_()
+    data = data[0] if isinstance(data, tuple) else data
+    assert data["text/plain"] == repr(bench) and "<script" not in data["text/html"] and "Query lens" in data["text/html"]
+    bare = FakeDesk()
+    bare.tune = None
+    assert Workbench(bare).lab is None and Workbench(bare).titles[-1] == "Clusters"
+
+
+def test_all_views_follow_one_selection():
+    bench = Workbench(FakeDesk())
+    bench.compare()
+    bench.selection.ids = ["u0003", "u0007"]
+    assert bench.lens.selection.ids == bench.panel.selection.ids == ("u0003", "u0007")
+    assert "2" in bench.panel.sentence
+    bench.lens.ask(FIRST)
+    bench.compare().selection.ids = ["u0001"]
+    assert bench.selection.ids == ("u0001",)
+
+
+def test_clusters_are_of_the_last_two_queries():
+    desk = FakeDesk()
+    bench = Workbench(desk)
+    bench.compare()  # nothing was asked yet
+    assert bench.clusters is None and desk.asked == [] and "Ask something" in bench._said.value
+    bench.lens.ask(FIRST)
+    first = bench.compare()
+    bench.lens.ask(SECOND)
+    assert bench.compare() is first and desk.asked == [("", FIRST), (FIRST, SECOND)]  # the same view, drawn anew
+    assert bench._said.value == f"{FIRST} → {SECOND}" and not bench._button.disabled
+    bench.lens.ask(QUERIES[3])
+    with pytest.raises(ValueError, match="no such layer"):
+        bench.compare()
+    assert "no such layer" in bench._said.value and bench.clusters is first and not bench._button.disabled
+
+
+def test_a_session_is_kept_and_opens_as_it_was_left(tmp_path):
+    path = tmp_path / "a session with ünicode.json"
+    bench = Workbench(FakeDesk(), session=path)
+    bench.lens.ask(FIRST)
+    bench.lens.ask(f"Is {HOSTILE} real?")
+    bench.selection.ids = ["u0002", "u0004", "u0006"]
+    bench.panel.save("even")
+    bench.selection.ids = ["u0005"]
+    told = json.loads(path.read_text())
+    assert told["queries"] == [FIRST, f"Is {HOSTILE} real?"] and told["chosen"] == ["u0005"]
+    again = Workbench(FakeDesk(), session=path)
+    assert again.selection.ids == ("u0005",) and again.panel.named["even"].ids == ("u0002", "u0004", "u0006")
+    assert again.lens._query == f"Is {HOSTILE} real?" and again.lens._about["queries"][:2] == [f"Is {HOSTILE} real?", FIRST]
+    again.lens.ask(SECOND)
+    assert json.loads(path.read_text())["queries"] == [FIRST, f"Is {HOSTILE} real?", SECOND]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_session_of_others_or_a_torn_one_is_refused_and_stays(tmp_path):
+    path = tmp_path / "mine.json"
+    good = {"format": 1, "queries": [], "chosen": ["zoe"], "named": {}}
+    for text, told in (
+        (json.dumps(good), "is of other users \\('zoe' is not among these 600\\)"),
+        (json.dumps(good | {"format": 9}), "format 9, this is 1"),
+        ('{"format": 1', "is no session"),
+        ("[]", "is no session"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=told):
+            Workbench(FakeDesk(), session=path)
+        assert path.read_text() == text
+    with pytest.raises(ValueError, match="no file to keep the session in"):
+        Workbench(FakeDesk()).save()
+
+
+def test_a_desk_gives_what_the_views_ask():
+    users = qa.make_world(40)
+    desk = qa.Desk(qa.Engine(qa.build(qa.TINY, qa.Reader.fit(users, None, qa.TINY), device="cpu")), users, method="pca")
+    bench = Workbench(desk)
+    assert "of 40 users moved" in bench.lens.ask("Will this user travel soon?")
+    bench.selection.ids = users.ids[:12]
+    assert "12" in bench.panel.sentence
+    assert bench.compare().ledger["users"].sum() == 40
+    *_, last = desk.explain(users.ids[:12])
+    assert len(last["frame"]) > 50 and len(desk.ask.kept) > 50  # one store for all views
+    *_, last = desk.look("Will this user travel soon?", None, users.ids[:3])
+    assert last["ledger"]["weight"].notna().all()
+    *_, last = desk.tune("Why?", "Active", vectors=2, steps=5, seed=0)
+    assert last["result"]["measure"].tolist() == ["auc", "ks", "silhouette"]
