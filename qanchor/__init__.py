@@ -4,7 +4,10 @@ from .batch import batch_users
 from .clusters import cluster_ledger, find_clusters
 from .config import FULL, MEDIUM, SMALL, TINY, Config
 from .engine import Asker, Cache, Engine
+from .explain import explain_group
+from .groups import describe_group, export_group
 from .journey import load_journey, load_movielens
+from .looker import Looker
 from .losses import autoregressive_loss, contrastive_loss, prototype_loss
 from .model import QAnchor, build
 from .nearest import neighbours
@@ -34,6 +37,7 @@ __all__ = [
     "Config",
     "DataError",
     "Engine",
+    "Looker",
     "Probe",
     "QAnchor",
     "Reader",
@@ -45,7 +49,10 @@ __all__ = [
     "build",
     "cluster_ledger",
     "contrastive_loss",
+    "describe_group",
     "embed_folder",
+    "explain_group",
+    "export_group",
     "find_clusters",
     "history",
     "load",

@@ -61,8 +61,20 @@ def attention(
         raise ValueError("0 users to look at, at least 1 is needed: give ids, or none for all of the cache")
     if unread := sorted(set(wanted) - set(cache.ids)):
         raise KeyError(f"user {unread[0]!r} is not among the {len(cache):,} that were read: prefill it first")
-    asked, names, frames = engine.model.lay_out([query]), row_names(engine.model.reader), []
-    chosen = np.isin(np.array(cache.ids, dtype=object), wanted)
+    names, frames = row_names(engine.model.reader), []
+    for ids, weight, count in shares(engine, cache, query, wanted):
+        frames.append(_frame(ids, query, names, weight if by_head else weight.mean(2, keepdims=True), count))
+    order = pd.Categorical(pd.concat(frames)["user"], wanted, ordered=True)
+    return pd.concat(frames).assign(user=order).sort_values("user", kind="stable", ignore_index=True).astype({"user": "str"})
+
+
+@torch.inference_mode()
+def shares(
+    engine: Engine, cache: Cache, query: Asked, users: Sequence[str]
+) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
+    """Look group by group: yields ids, weights (layer, user, head, row) and how many slots each row of `row_names` has."""
+    asked, names = engine.model.lay_out([query]), row_names(engine.model.reader)
+    chosen = np.isin(np.array(cache.ids, dtype=object), list(users))
     for group in cache.groups:
         if len(places := np.flatnonzero(chosen[group.rows])):
             some = part(group, places)
@@ -70,10 +82,7 @@ def attention(
             with looking(engine.model, int(asked.anchor[0, 0])) as looks:
                 engine.model.behind(some.prefix, asked, kv)
             code = torch.cat([slot_rows(engine.model.reader, some.prefix), _word_rows(asked, names, len(places))], 1)
-            weight, count = _summed(torch.stack(looks), code, len(names), by_head)
-            frames.append(_frame([cache.ids[i] for i in some.rows], query, names, weight, count))
-    order = pd.Categorical(pd.concat(frames)["user"], wanted, ordered=True)
-    return pd.concat(frames).assign(user=order).sort_values("user", kind="stable", ignore_index=True).astype({"user": "str"})
+            yield [cache.ids[i] for i in some.rows], *_summed(torch.stack(looks), code, len(names))
 
 
 @contextmanager
@@ -109,12 +118,12 @@ def _word_rows(asked: Branches, names: list[str], users: int) -> Int[Tensor, "us
     return code.expand(users, -1)
 
 
-def _summed(looks: Float[Tensor, "layer user head key"], code: Int[Tensor, "user key"], rows: int, by_head: bool):
+def _summed(looks: Float[Tensor, "layer user head key"], code: Int[Tensor, "user key"], rows: int):
     """Sum attention over the keys of each row: (layer, user, head, row), and how many keys each has (user, row)."""
     member = _members(code, rows)
     weight = torch.einsum("luhk,ukr->luhr", looks, member)
     weight = weight / weight.sum(-1, keepdim=True)  # of half precision, so they miss 1 by a little
-    return (weight if by_head else weight.mean(2, keepdim=True)).cpu().numpy(), member.sum(1).cpu().numpy()
+    return weight.cpu().numpy(), member.sum(1).cpu().numpy()
 
 
 def _members(code: Int[Tensor, "user key"], rows: int) -> Float[Tensor, "user key row"]:
@@ -131,12 +140,17 @@ def _frame(ids: list[str], query: Asked, names: list[str], weight: np.ndarray, c
 
 
 def effects(
-    engine: Engine, users: Users, query: Asked | Sequence[Asked], *, progress: Callable[[int, int], None] | None = None
+    engine: Engine,
+    users: Users,
+    query: Asked | Sequence[Asked],
+    *,
+    gradient: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
     """Say what each modality does to the answer: how far a user's embedding moves when the modality is deleted.
 
     users     those to look at: each is read once whole, and once without each of the modalities (and without the facts).
-    query     one, or several that share these readings.
+    query     one, or several that share these readings; gradient: False leaves it out (NaN).
     Returns columns user, query, modality, events, deletion_effect, gradient. deletion_effect: 1 - cosine to the whole user's
     embedding. gradient: gradient times input, over what the modality feeds (its slots, and its own coarse numbers), of the
     embedding's part that sets this user apart from the others; of its size. Rows of modalities that a user lacks are left out.
@@ -150,21 +164,37 @@ def effects(
     """
     asked = [query] if isinstance(query, Asked) else list(query)
     whole = engine.embed(engine.prefill(users), asked).astype(float)
-    names = [m for m in row_names(engine.model.reader) if m in engine.model.reader.modalities or m == TABULAR]
-    counts = pd.crosstab(users.history()["user"], users.history()["modality"]).reindex(index=list(users.ids), fill_value=0)
-    slopes, frames = [gradients(engine, users, q, whole[:, k]) for k, q in enumerate(asked)], []
-    for done, name in enumerate(names, 1):
-        less = engine.embed(engine.prefill(without(users, name)), asked).astype(float)
-        events = counts.get(name, pd.Series(0, counts.index)).to_numpy()
-        has = (events > 0) | (users.tabular.notna().any(axis=1).to_numpy() if name == TABULAR else False)
+    names, frames = deletable(engine.model.reader), []
+    slopes = [gradients(engine, users, q, whole[:, k]) if gradient else {} for k, q in enumerate(asked)]
+    for done, (name, events, has, moved) in enumerate(deletions(engine, users, asked, whole), 1):
         for k, one in enumerate(asked):
             frame = pd.DataFrame({"user": list(users.ids), "query": words_of(one)})
-            frame = frame.assign(modality=name, events=events, gradient=slopes[k][name])
-            frames.append(frame.assign(deletion_effect=np.maximum(1 - (whole[:, k] * less[:, k]).sum(1), 0.0))[has])
+            frame = frame.assign(
+                modality=name, events=events, deletion_effect=moved[:, k], gradient=slopes[k].get(name, np.nan)
+            )
+            frames.append(frame[has])
         if progress:
             progress(done, len(names))
-    found = pd.concat(frames)[["user", "query", "modality", "events", "deletion_effect", "gradient"]]
-    return found.sort_values(["user", "query"], kind="stable", ignore_index=True)
+    return pd.concat(frames).sort_values(["user", "query"], kind="stable", ignore_index=True)
+
+
+def deletable(reader: Reader) -> list[str]:
+    """Name the rows that can be deleted: the modalities, and the facts."""
+    return [m for m in row_names(reader) if m in reader.modalities or m == TABULAR]
+
+
+def deletions(
+    engine: Engine, users: Users, queries: Sequence[Asked], whole: Float[np.ndarray, "user query dim"]
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    """Read users without one modality after the other: yields its name, its events (user,), who has it, who moves how far."""
+    counts = pd.crosstab(users.history()["user"], users.history()["modality"]).reindex(index=list(users.ids), fill_value=0)
+    for name in deletable(engine.model.reader):
+        less = np.zeros_like(whole)
+        for rows, z in engine.sweep(without(users, name), queries):
+            less[rows] = z
+        events = counts.get(name, pd.Series(0, counts.index)).to_numpy()
+        has = (events > 0) | (users.tabular.notna().any(axis=1).to_numpy() if name == TABULAR else False)
+        yield name, events, has, np.maximum(1 - (whole * less).sum(-1), 0.0)
 
 
 def without(users: Users, modality: str) -> Users:
@@ -174,10 +204,19 @@ def without(users: Users, modality: str) -> Users:
     return replace(users, events=events, tabular=tabular)
 
 
-def gradients(engine: Engine, users: Users, query: Asked, anchors: Float[np.ndarray, "user dim"]) -> dict[str, np.ndarray]:
-    """Give gradient times input of each modality, as |sum| over its slots and numbers, by the sum over all rows: (user,)."""
+def gradients(
+    engine: Engine,
+    users: Users,
+    query: Asked,
+    anchors: Float[np.ndarray, "user dim"],
+    middle: Float[np.ndarray, " dim"] | None = None,
+) -> dict[str, np.ndarray]:
+    """Give gradient times input of each modality, as |sum| over its slots and numbers, by the sum over all rows: (user,).
+
+    middle  what a user is set apart from (default: the mean of these users' anchors).
+    """
     model, readings = engine.model, engine.model.reader.read(users)
-    apart = torch.from_numpy(anchors - anchors.mean(0)).float().to(model.device)
+    apart = torch.from_numpy(anchors - (anchors.mean(0) if middle is None else middle)).float().to(model.device)
     asked, names = model.ask([query]), row_names(model.reader)
     out = torch.zeros(len(users), len(names))
     for rows in length_groups(readings.lengths() + 1, 2048, most=16):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -31,7 +32,6 @@ SUGGESTIONS = (
     "Will this {} order takeout next month?",
     "What are the user's most likely actions in the next period?",
 )
-
 
 Pack = tuple[Branches, Query]
 
@@ -230,6 +230,7 @@ class Asker:
     def __init__(self, engine: Engine, cache: Cache, start: str = "", method: str = "umap", seed: int = 0):
         self.engine, self.cache, self.ids, self.start, self.method, self.seed = engine, cache, cache.ids, start, method, seed
         self.queries = [s.format(cache.unit) for s in SUGGESTIONS]
+        self.facts = partial(maps.facts, engine.model.run, seed)  # of a shift: what a claim card says of it
         self.kept: dict[str, np.ndarray] = {}
         self.floors: dict[str, float] = {}
         self.last: pd.DataFrame | None = None

@@ -202,6 +202,30 @@ def caption(points: pd.DataFrame) -> str:
     return f"One {kind}. Trustworthiness {about['trustworthiness']:.2f}{moved}."
 
 
+def facts(run: str, seed: int = 0, shift: pd.DataFrame | None = None) -> dict:
+    """Say what a result hangs on, for a claim card: run, seed, version; and of a shift, the share moved with its interval.
+
+    Example:
+        >>> moved = pd.DataFrame({"user": ["a", "b"], "beyond_noise": [True, False], "noise_floor": 0.3})
+        >>> {name: value for name, value in facts("", 0, moved).items() if name in ("value", "n")}
+        {'value': 0.5, 'n': 2}
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    from scipy.stats import binomtest
+
+    try:
+        told: dict = {"run": run, "seed": seed, "version": f"qanchor {version('qanchor')}"}
+    except PackageNotFoundError:  # a checkout that nobody installed
+        told = {"run": run, "seed": seed, "version": "qanchor, not installed"}
+    if shift is not None:
+        moved, n = int(shift["beyond_noise"].sum()), len(shift)
+        low, high = binomtest(moved, n).proportion_ci(method="wilson")
+        told |= {"metric": f"share of users beyond the noise floor of {shift['noise_floor'].max():.2f}"}
+        told |= {"value": moved / n, "low": float(low), "high": float(high), "n": n}
+    return told
+
+
 def _same_users(before, after) -> None:
     if before.shape != after.shape:
         raise ValueError(f"before is {before.shape}, after is {after.shape}: give the same users in the same order")

@@ -140,11 +140,12 @@ test("a flow of many small clusters grows instead of hiding names", () => {
 });
 
 test("no script makes markup from text, calls out, or reads code from elsewhere", () => {
-  for (const name of readdirSync(new URL("../widgets/", import.meta.url)).filter((file) => file.endsWith(".mjs")).map((file) => file.slice(0, -4))) {
-    const code = readFileSync(new URL(`../widgets/${name}.mjs`, import.meta.url), "utf8");
+  const folder = new URL("../widgets/", import.meta.url);
+  for (const name of readdirSync(folder).filter((file) => file.endsWith(".mjs"))) {
+    const code = readFileSync(new URL(name, folder), "utf8");
     for (const word of ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "fetch(", "XMLHttpRequest", "import(", "WebSocket"]) {
-      assert.ok(!code.includes(word), `${name}.mjs has ${word}`);
+      assert.ok(!code.includes(word), `${name} has ${word}`);
     }
-    assert.ok(!/https?:\/\/(?!www\.w3\.org\/2000\/svg)/.test(code), `${name}.mjs names a host`);
+    assert.ok(!/https?:\/\/(?!www\.w3\.org\/2000\/svg)/.test(code), `${name} names a host`);
   }
 });

@@ -118,6 +118,8 @@ def test_deletion_is_reading_anew_without(engine):
     assert row["deletion_effect"] == pytest.approx(1 - float(both[0] @ both[1]), abs=1e-5)
     assert row["events"] == ((users.history()["user"] == "a") & (users.history()["modality"] == "app")).sum()
     assert without(users, "tabular").tabular.isna().all().all() and len(without(users, "tabular").events) == len(users.events)
+    fast = effects(engine, users, QUERY, gradient=False)
+    assert fast["gradient"].isna().all() and fast.drop(columns="gradient").equals(found.drop(columns="gradient"))
     lost = without(users, "app")
     assert lost.ids == users.ids and not (lost.events["modality"] == "app").any() and lost.modalities == users.modalities
 

@@ -288,6 +288,21 @@ def test_compare_gives_all_that_the_view_draws():
     assert np.linalg.norm((star - middle).astype(float)) < np.linalg.norm((star - far).astype(float))
 
 
+def test_compare_says_what_rewording_alone_does():
+    users, random = shoppers(), np.random.default_rng(5)
+    _, first, _ = two_sides(users)
+    moved = first.copy()
+    moved[100:130] = first[:30] + 0.001  # thirty go over to the other half
+    close = [first + 0.005 * random.normal(size=first.shape) for _ in range(3)]
+    told = compare(first, moved, users, paraphrases=close, method="pca")
+    assert told["sentence"].endswith("30 users changed cluster; rewording the first question alone changes 0 (3 paraphrases).")
+    assert told["ledger"]["beyond_noise"].between(0, 1).all()
+    told = compare(first, first, users, paraphrases=[close[0], moved], method="pca")
+    assert told["sentence"].endswith(
+        "0 users changed cluster; rewording the first question alone changes 0 to 30 (2 paraphrases)."
+    )
+
+
 def test_compare_works_with_little_and_refuses_what_does_not_fit():
     users = shoppers()
     before, after, _ = two_sides(users)

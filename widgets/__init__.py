@@ -1,7 +1,10 @@
 """The front end: views of frames. They know tables and callables, never models."""
 
+from widgets.attention import AttentionLedger
+from widgets.claim import ClaimCard
 from widgets.clusters import ClusterLedger
 from widgets.lens import QueryLens
 from widgets.prompt import PromptLab
+from widgets.selection import SelectionPanel
 
-__all__ = ["ClusterLedger", "PromptLab", "QueryLens"]
+__all__ = ["AttentionLedger", "ClaimCard", "ClusterLedger", "PromptLab", "QueryLens", "SelectionPanel"]

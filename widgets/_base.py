@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 import re
 import threading
 from collections.abc import Callable, Iterable
 from html import escape
+from itertools import count
 from pathlib import Path
 
 import anywidget
@@ -83,7 +85,7 @@ class Worker:
 
 
 class Selection:
-    """Hold the chosen users: `ids` can be read and set, here and by drawing in the view.
+    """Hold the chosen users: `ids` can be read and set, here and by drawing in a view; any number of views may `observe`.
 
     Example:
         >>> chosen = Selection(("a", "b", "c"), lambda rows: None)
@@ -92,29 +94,43 @@ class Selection:
         (Selection(2 of 3 users), ('a', 'c'))
     """
 
-    def __init__(self, ids: tuple[str, ...], changed: Callable[[np.ndarray], None]):
-        self._all, self._changed = ids, changed
+    def __init__(self, ids: tuple[str, ...], changed: Callable[[np.ndarray], None], turn: threading.RLock | None = None):
+        self.everyone, self._listeners = ids, [changed]
+        self.turn = turn or threading.RLock()  # the model serves one of the views at a time
         self._row = {user: row for row, user in enumerate(ids)}
         self.rows = np.empty(0, dtype=np.int32)
+
+    def observe(self, changed: Callable[[np.ndarray], None]) -> None:
+        """Have `changed(rows)` called, too, whenever others are chosen; once, however often it is asked for."""
+        if changed not in self._listeners:
+            self._listeners.append(changed)
+
+    def unobserve(self, changed: Callable[[np.ndarray], None]) -> None:
+        """Call `changed` no more."""
+        self._listeners.remove(changed)
 
     @property
     def ids(self) -> tuple[str, ...]:
         """Name the chosen users, in the order of the frame."""
-        return tuple(self._all[row] for row in self.rows)
+        return tuple(self.everyone[row] for row in self.rows)
 
     @ids.setter
     def ids(self, users: Iterable[str]) -> None:
         users = [users] if isinstance(users, str) else list(users)
         unknown = [user for user in users if user not in self._row]
         if unknown:
-            raise KeyError(f"user {unknown[0]!r} is not among the {len(self._all):,} of this view")
+            raise KeyError(f"user {unknown[0]!r} is not among the {len(self.everyone):,} of this view")
         self.take([self._row[user] for user in users])
 
     def take(self, rows) -> None:
         """Choose users by row number; numbers that are no row are left out."""
         rows = np.unique(np.asarray(rows, dtype=np.int32))
-        self.rows = rows[(rows >= 0) & (rows < len(self._all))]
-        self._changed(self.rows)
+        self.rows = rows[(rows >= 0) & (rows < len(self.everyone))]
+        for changed in tuple(self._listeners):
+            try:
+                changed(self.rows)
+            except Exception:  # one view that fails must not leave the others behind
+                log.exception("a view did not follow the selection")
 
     def clear(self) -> None:
         """Choose nobody."""
@@ -127,7 +143,7 @@ class Selection:
         return self._row.get(user, -1) in self.rows
 
     def __repr__(self) -> str:
-        return f"Selection({len(self):,} of {len(self._all):,} users)"
+        return f"Selection({len(self):,} of {len(self.everyone):,} users)"
 
 
 def still_map(places: np.ndarray, moved: np.ndarray, width: int = 640, height: int = 400) -> str:
@@ -146,8 +162,36 @@ def still_map(places: np.ndarray, moved: np.ndarray, width: int = 640, height: i
         f'<path d="{still}" stroke="{STILL}" stroke-opacity=".6" stroke-width="6" stroke-linecap="round"/>'
         f'<path d="{diamonds}" fill="{MOVED}" fill-opacity=".85"/></svg>'
     )
+    return still_image(svg, "Map of the users", width, height)
+
+
+def still_image(svg: str, alt: str, width: int, height: int) -> str:
+    """Wrap a drawing as an <img>, in which nothing can run or be fetched."""
     code = base64.b64encode(svg.encode()).decode()
-    return f'<img alt="Map of the users" width="{width}" height="{height}" src="data:image/svg+xml;base64,{code}">'
+    return f'<img alt="{escape(alt)}" width="{width}" height="{height}" src="data:image/svg+xml;base64,{code}">'
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a file beside `path`, then rename it: whoever reads or kills finds the old file or the new one."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        aside.write_text(text, encoding="utf-8", newline="\n")
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    return aside.replace(path)
+
+
+def vacant(name: str, ending: str) -> Path:
+    """Name a file in the notebook's folder after `name`, and never one that is there."""
+    stem = re.sub(r"[^\w-]+", "-", name).strip("-")[:60] or "kept"
+    return next(path for k in count(1) if not (path := Path(f"{stem}{f'-{k}' * (k > 1)}.{ending}")).exists())
+
+
+def plain(error: Exception) -> str:
+    """Say an error in one line, without its traceback."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line[1:-1] if line[0] == line[-1] and line[0] in "'\"" else line  # a KeyError comes in quotes
 
 
 def still_page(title: str, lines: Iterable[str], picture: str = "", table: Iterable[Iterable] = ()) -> str:

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 from traitlets import Bytes, Dict
 
-from widgets._base import Selection, View, Worker, log, script, still_map, still_page
+from widgets._base import Selection, View, Worker, log, plain, script, still_map, still_page, vacant
 from widgets._pack import Asked, asked, described
+from widgets.claim import ClaimCard
 
 ARROWS = 60  # the strongest movers get an arrow; more would be hatching
 LISTED = 100  # rows in the list of the most shifted
@@ -28,6 +29,7 @@ class QueryLens(View):
     answer    called as `answer(user, query)`, gives text (default: `ask.answer`, where there is one).
     queries   suggestions (default: `ask.queries`, where there are any).
     query     asked when the view is first shown; without one the map opens before any question.
+    facts     called as `facts(shift=...)`, gives what a claim card says of a result (default: `ask.facts`, if any).
 
     Example:
         >>> one = pd.DataFrame({"user": ["a"], "query": ["q"], "x": [0.0], "y": [0.0], "trust": [1.0]})
@@ -55,10 +57,11 @@ class QueryLens(View):
         queries: Sequence[str] = (),
         query: str = "",
         title: str = "Query lens",
+        facts: Callable[..., dict] | None = None,
     ):
         users, ids = described(frame)
         self._ids, self._asker, self._query = ids, ask, query.strip()
-        self._reply = answer or getattr(ask, "answer", None)
+        self._reply, self._facts = answer or getattr(ask, "answer", None), facts or getattr(ask, "facts", None)
         self._log: list[Asked] = []
         self._at, self._told, self._opened, self._partial = -1, 0.0, False, False
         self._guard, self._worker = RLock(), Worker()
@@ -66,7 +69,7 @@ class QueryLens(View):
         queries = [str(q) for q in (queries or getattr(ask, "queries", ()))]
         about = {"title": title, "queries": queries, "answers": self._reply is not None, "arrows": ARROWS, "listed": LISTED}
         super().__init__(_about=about, _users=users)
-        self.selection = Selection(ids, self._select)
+        self.selection = Selection(ids, self._select, self._worker.turn)
         self.on_msg(self._heard)
 
     def ask(self, query: str) -> str:
@@ -100,6 +103,16 @@ class QueryLens(View):
         """Say in words what the last query did."""
         return self._shown.sentence if self._shown else ""
 
+    def claim(self, text: str = "") -> ClaimCard:
+        """Keep what is shown as a claim card, with a remark of your own."""
+        if (shown := self._shown) is None:
+            raise ValueError("there is no map yet: ask something, then keep it")
+        facts = {"n": len(self._ids), **(self._facts(shift=shown.shift) if self._facts else {})}
+        more = {"compared_with": shown.picture["from"] or "no query"} if shown.shift is not None else {}
+        more |= {"map": shown.caption} if shown.caption else {}
+        told = {"sentence": shown.sentence, "query": shown.query or "no query", "text": text}
+        return ClaimCard.of({**facts, **more}, self._drawn(shown), **told)
+
     @property
     def _shown(self) -> Asked | None:
         return self._log[self._at] if self._log else None
@@ -112,14 +125,18 @@ class QueryLens(View):
         shown = self._shown
         if shown is None:
             return still_page(self._about["title"], [f"{self!r}: run the cell to open the map."])
-        picture, rows = shown.picture, []
+        rows = []
         if shown.shift is not None:
             rows = [["user", "residual", "neighbours kept"]]
             for row in self.shift.head(10).itertuples():
                 rows.append([row.user, f"{row.residual:.2f}", f"{getattr(row, 'neighbours_kept', np.nan):.0%}"])
-        after = np.frombuffer(picture["after"], dtype=np.float32).reshape(-1, 2)
-        drawn = still_map(after, np.frombuffer(picture["beyond"], dtype=np.uint8) > 0)
-        return still_page(self._about["title"], [f"Query: {shown.query}", shown.sentence, shown.caption], drawn, rows)
+        words = [f"Query: {shown.query}", shown.sentence, shown.caption]
+        return still_page(self._about["title"], words, self._drawn(shown), rows)
+
+    @staticmethod
+    def _drawn(shown: Asked) -> str:
+        after = np.frombuffer(shown.picture["after"], dtype=np.float32).reshape(-1, 2)
+        return still_map(after, np.frombuffer(shown.picture["beyond"], dtype=np.uint8) > 0)
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
@@ -147,8 +164,17 @@ class QueryLens(View):
             self._go(int(message.get("at", 0)))
         elif kind == "select":
             self.selection.take(np.frombuffer(buffers[0], dtype=np.int32) if buffers else [])
+        elif kind == "keep" and self._shown and not self._status.get("busy"):
+            self._file()
         elif kind == "answer" and self._reply and 0 <= int(message.get("user", -1)) < len(self._ids):
             self._replier.start(partial(self._write, int(message["user"])))
+
+    def _file(self) -> None:
+        try:
+            self._tell(note=f"Kept: {self.claim().save(vacant('claim', 'html')).name}, beside this notebook.")
+        except Exception as error:
+            log.exception("no claim card")
+            self._tell(error=f"No claim card: {plain(error)}")
 
     def _work(self, query: str, stop: Event, aloud: bool = False) -> None:
         """Ask, show what comes, and keep it; on Cancel or an error the last good picture returns."""
@@ -241,10 +267,3 @@ class QueryLens(View):
     def _select(self, rows: np.ndarray) -> None:
         with self._guard:
             self._selected = rows.tobytes()
-
-
-def plain(error: Exception) -> str:
-    """Say an error in one line, without its traceback."""
-    quoted = isinstance(error, KeyError) and error.args  # str of a KeyError is a repr
-    text = str(error.args[0] if quoted else error).strip().splitlines()
-    return text[0] if text else type(error).__name__

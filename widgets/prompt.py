@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 from traitlets import Dict
 
-from widgets._base import View, Worker, log, script, still_page
+from widgets._base import View, Worker, log, plain, script, still_page
 from widgets._tuned import Form, Run, slug, still_curve, table
-from widgets.lens import plain
 
 MOST = {"vectors": 64, "steps": 5_000, "seed": 2**31 - 1}  # a slip of the keyboard should not cost a night
 LEAST = {"vectors": 1, "steps": 1, "seed": 0}

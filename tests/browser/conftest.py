@@ -113,6 +113,8 @@ class Notebook:
         page.goto(f"{server.url}/lab/tree/{path}?token={server.token}&reset")
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
         page.wait_for_selector('.jp-NotebookPanel [data-status="idle"], .jp-Notebook-ExecutionIndicator[data-status="idle"]')
+        # a cell that is run before the kernel is there makes JupyterLab ask which one to take
+        page.wait_for_function("/(?<!No Kernel) \\| Idle/.test(document.querySelector('#jp-main-statusbar').innerText)")
 
     def cell(self, number: int):
         return self.page.locator(".jp-Notebook .jp-Cell").nth(number)

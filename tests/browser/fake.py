@@ -115,3 +115,86 @@ class FakeAsker:
         if user == self.ids[1]:
             raise RuntimeError("the text could not be generated")
         return f"{user} likely will, judging by two flights searched <i>this</i> week."
+
+
+TELLING = (
+    ("label", "Concert", 0.83, 0.14),
+    ("text", "looked up jazz concert dates online", 0.46, 0.08),
+    ("text", f"bought a gig ticket {HOSTILE}", 0.31, 0.05),
+    ("number", "events of bill", 36.0, 24.0),
+    ("text", "ordered a pizza delivery, Quick Food Delivery receipt", 0.28, 0.09),
+    ("modality", "search", 0.97, 0.78),
+    ("number", "amount", 1_412.0, 1_180.0),
+    ("modality", "app", 0.88, 0.92),
+    ("label", "Fraud", 0.12, 0.06),
+    ("text", "offers > Special Offers > cashback on lunch", 0.2, 0.14),
+)
+
+
+def fake_describe(ids) -> pd.DataFrame:
+    """Say the same of every group, with wider intervals for smaller ones; the last four are within chance."""
+    rows = []
+    for place, (kind, name, group, rest) in enumerate(TELLING):
+        size = 1.0 if kind != "number" else group
+        wide, narrow = 0.9 * size / np.sqrt(len(ids)), 0.03 * size
+        top = size if kind != "number" else np.inf
+        row = {
+            "kind": kind,
+            "name": name,
+            "group": group,
+            "group_low": max(group - wide, 0),
+            "group_high": min(group + wide, top),
+        }
+        row |= {
+            "rest": rest,
+            "rest_low": max(rest - narrow, 0),
+            "rest_high": min(rest + narrow, top),
+            "difference": group - rest,
+        }
+        row |= {"low": group - rest - wide - narrow, "high": group - rest + wide + narrow, "beyond_chance": place < 6}
+        rows.append({**row, "n_group": len(ids), "n_rest": 600 - len(ids)})
+    return pd.DataFrame(rows)
+
+
+class FakeExplain:
+    """Rank the fake questions and more for any group; 13 users take their time, 17 raise."""
+
+    def __init__(self, seconds: float = 0.4):
+        self.seconds, self.closed, self.called = seconds, 0, 0
+
+    def __call__(self, ids):
+        self.called += 1
+        if len(ids) == 17:
+            raise ValueError("the checkpoint has no such layer")
+        try:
+            steps = 400 if len(ids) == 13 else 8
+            for step in range(steps):
+                time.sleep(self.seconds / 8)
+                yield {
+                    "done": step,
+                    "total": steps,
+                    "sentence": f"Asked {75 * step} of 600 users 72 questions ...",
+                    "frame": None,
+                }
+            queries = [*QUERIES, f"Is this user {HOSTILE}?", *(f"Does this user like hobby number {k}?" for k in range(1, 18))]
+            frame = pd.DataFrame({"query": queries, "topic": "", "auc": 0.86 - 0.018 * np.arange(len(queries)) ** 0.95})
+            frame = frame.assign(auc_low=frame.auc - 0.06, auc_high=frame.auc + 0.06, chance=0.64, n_group=len(ids))
+            frame = frame.assign(beyond_chance=frame.auc > 0.64, behind=frame.auc < 0.83, n_rest=600 - len(ids))
+            words = (
+                f"“{QUERIES[0]}” tells these {len(ids)} users best from the other {600 - len(ids)}: AUC 0.86 (0.80 to 0.92). "
+            )
+            words += "1 other is not clearly behind. By luck, the best of 24 questions reaches 0.64 in 1 of 20 random groups."
+            caption = "AUC out of fold (3 x 5 folds), nearest mean; chance line by 200 random groups of that size."
+            yield {"done": steps, "total": steps, "sentence": words, "caption": caption, "frame": frame}
+        finally:
+            self.closed += 1
+
+
+def fake_facts(shift=None) -> dict:
+    """Give what a claim card says of a result, as the library does."""
+    told = {"run": "3f2a" * 16, "seed": 0, "version": "qanchor 0.1.0"}
+    if shift is not None:
+        moved, n = int(shift["beyond_noise"].sum()), len(shift)
+        told |= {"metric": "share of users beyond the noise floor of 0.30", "value": moved / n, "low": moved / n - 0.04}
+        told |= {"high": moved / n + 0.04, "n": n}
+    return told

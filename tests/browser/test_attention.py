@@ -1,0 +1,219 @@
+"""The attention ledger in a real JupyterLab: asked, compared, cancelled, one user's events edited."""
+
+import json
+
+import pytest
+
+TRAVEL, PRICE = "Will this user travel soon?", "Is this user price-conscious?"
+SETUP = "from fake_looker import FakeLooker, make_ledger\nfrom widgets import AttentionLedger\n"
+SHOW = SETUP + "looker = FakeLooker(seconds={seconds})\nview = AttentionLedger(looker)\nview"
+CALLS = "print(looker.calls[-1])"
+LINKED = "view = AttentionLedger(looker, selection=chosen)\nview"
+CHOSEN = (
+    "from widgets._base import Selection\nchosen = Selection(looker.ids, lambda rows: None)\nchosen.ids = ['u0003', 'u0009']"
+)
+REAL = """import qanchor as qa
+from widgets import AttentionLedger
+users = qa.load_users("../data/sample").sample(40)
+looker = qa.Looker(qa.Engine(qa.load("../data/runs/world")), users, most=4)
+AttentionLedger(looker, users.frame())"""
+FRAME = "AttentionLedger(frame=make_ledger('Saved?', modalities=('<b>bill</b>', 'app', 'search')), sentence='A saved ledger.')"
+
+
+@pytest.fixture(scope="module")
+def opened(open_notebook, server):
+    notebook = open_notebook(
+        server.write("ledger.ipynb", [SHOW.format(seconds=0.3), CALLS, CHOSEN, LINKED, FRAME]), width=1280, height=1000
+    )
+    yield notebook
+    notebook.page.close()
+
+
+@pytest.fixture
+def book(opened):
+    opened.run(0)
+    opened.wait("document.querySelector('.att')?.dataset.busy === 'false'")
+    yield opened
+    assert opened.complaints == []
+
+
+def root(book, name):
+    return book.page.evaluate(f"document.querySelector('.att').dataset.{name}")
+
+
+def look(book, query, versus=""):
+    book.page.get_by_label("Query B, to compare with").first.fill(versus)
+    book.page.get_by_label("Query A").first.fill(query)
+    book.page.get_by_label("Query A").first.press("Enter")
+
+
+def seen(book, query):
+    book.wait(f"document.querySelector('.att').dataset.query === {json.dumps(query)}")
+    book.wait("document.querySelector('.att').dataset.busy === 'false'")
+
+
+def row(book, name):
+    return book.page.locator(f'.att-table tr[data-name="{name}"]').first.inner_text()
+
+
+def test_a_query_fills_the_ledger(book):
+    assert "Nothing was asked yet. Type a question" in book.page.locator(".lens-empty").first.inner_text()
+    look(book, TRAVEL)
+    book.wait("document.querySelector('.att-table') && document.querySelector('.att').dataset.busy === 'true'")
+    assert "…" in row(book, "bill")  # attention first, effects later
+    seen(book, TRAVEL)
+    assert book.run(1) == f"('{TRAVEL}', None, None)"
+    names = book.page.locator(".att-table tbody tr").evaluate_all("rows => rows.map(r => r.dataset.name)")
+    assert set(names[:6]) == {"bill", "mini", "spm", "app", "search", "tabular"} and names[-1] == "sink"
+    assert "…" not in row(book, "bill") and "disagree" in row(book, "bill")
+    widths = book.page.locator(".att-table tbody tr:not(.other) i.look").evaluate_all(
+        "bars => bars.map(b => parseFloat(b.style.width))"
+    )
+    assert max(widths) == 100 and min(widths) < 90  # the sink does not set the scale
+    assert book.page.locator('tr[data-name="sink"] i.over').count() == 1
+    assert "-0.37" in book.page.locator(".lens-sentence").first.inner_text()
+    before = row(book, "bill")
+    book.page.get_by_role("button", name="per slot", exact=True).click()
+    assert row(book, "bill") != before and root(book, "measure") == "per_token"
+    slider = book.page.get_by_label("Layer")
+    slider.focus()
+    slider.press("ArrowRight")
+    assert root(book, "layer") == "0" and slider.get_attribute("aria-valuetext") == "1 of 6"
+    book.page.get_by_role("group", name="Head group").get_by_role("button", name="2").click()
+    assert root(book, "group") == "1"
+
+
+def test_two_queries_are_shown_as_their_difference(book):
+    look(book, TRAVEL, PRICE)
+    seen(book, TRAVEL)
+    assert root(book, "side") == "difference" and book.page.locator(".att-track.two i.less").count() > 0
+    assert "A − B" in book.page.locator(".att-table thead").inner_text()
+    numbers = book.page.locator('tr[data-name="bill"] .att-number').all_inner_texts()
+    a, b, apart = (float(text.replace("−", "-").rstrip(" %")) for text in numbers[1:4])
+    assert apart == pytest.approx(a - b, abs=0.11)
+    book.page.get_by_role("button", name="B", exact=True).click()
+    assert root(book, "side") == "1" and book.page.locator(".att-place").count() > 0
+    look(book, "tuned", TRAVEL)
+    seen(book, "tuned")
+    assert book.page.locator('tr[data-name="soft prompt"]').count() == 1
+
+
+def test_cancel_keeps_the_last_ledger_and_errors_are_said(book):
+    look(book, TRAVEL)
+    seen(book, TRAVEL)
+    kept = row(book, "bill")
+    look(book, "slow")
+    book.wait("document.querySelector('.att').dataset.query === 'slow'")
+    book.page.keyboard.press("Escape")
+    seen(book, TRAVEL)
+    assert "Cancelled. The ledger is as it was." in book.page.locator(".lens-note").first.inner_text()
+    assert row(book, "bill") == kept
+    look(book, "fail")
+    book.page.wait_for_selector(".lens-error:not([hidden])")
+    assert "no such layer" in book.page.locator(".lens-error").first.inner_text() and row(book, "bill") == kept
+    look(book, PRICE)
+    seen(book, PRICE)
+    assert book.page.locator(".lens-error").first.is_hidden()
+
+
+def test_one_user_and_edited_events(book):
+    page = book.page
+    page.get_by_role("button", name="one user", exact=True).click()
+    page.get_by_label("User", exact=True).fill("u0007")
+    look(book, TRAVEL)
+    seen(book, TRAVEL)
+    assert book.run(1) == f"('{TRAVEL}', None, ['u0007'])"
+    form = page.locator(".att-user")
+    assert "12 events" in form.inner_text() and form.locator("li").count() == 12
+    assert form.locator("input[type=text]").first.input_value().startswith("<img src=x onerror")
+    form.locator("input[type=checkbox]").nth(1).press(" ")
+    form.locator("input[type=text]").nth(2).fill("searched for a night train")
+    assert "Rerun with 2 changes" in form.inner_text()
+    form.locator("input[type=text]").nth(2).press("Enter")
+    seen(book, f"{TRAVEL} (edited)")
+    assert book.run(1) == f"('{TRAVEL}', 'u0007', (899,), {{898: 'searched for a night train'}})"
+    answers = page.locator(".att-answers").inner_text()
+    assert "Likely to travel." in answers and "Unlikely <b>to travel</b>." in answers and "0.013" in answers
+    assert form.locator("li.gone").count() == 1  # the edits stay, to go on from
+    page.get_by_role("button", name="undo all").click()
+    assert form.locator("li.gone, li.changed").count() == 0
+    assert page.evaluate("window.hurt === undefined && !document.querySelector('.att img, .att script, .att td b')")
+    page.get_by_label("User", exact=True).fill("zoe")
+    page.get_by_label("User", exact=True).press("Enter")
+    page.wait_for_selector(".lens-error:not([hidden])")
+    assert "user 'zoe' is not among the 60" in page.locator(".lens-error").inner_text()
+
+
+def test_the_chosen_of_another_view_and_a_saved_frame(book):
+    book.run(2)
+    book.run(3)
+    book.page.locator(".att").nth(1).get_by_role("button", name="the chosen").click()
+    book.page.get_by_label("Query A").nth(1).fill(PRICE)
+    book.page.get_by_label("Query A").nth(1).press("Enter")
+    book.wait("[...document.querySelectorAll('.att')].some((e) => e.dataset.ready === 'true' && e.dataset.busy === 'false')")
+    assert book.run(1) == f"('{PRICE}', None, ['u0003', 'u0009'])"
+    book.run(4)
+    last = book.page.locator(".att").last
+    assert "<b>bill</b>" in last.inner_text() and "A saved ledger." in last.inner_text()
+    assert last.locator(".lens-query").count() == 0  # nothing can be asked of it
+
+
+@pytest.mark.weights
+def test_the_shipped_run_is_looked_at_and_one_of_its_events_dropped(open_notebook, server):
+    book = open_notebook(server.write("ledger-run.ipynb", [REAL]), height=1000)
+    book.run(0, timeout=300)
+    unseen = "Would this user enjoy a sourdough baking class?"
+    look(book, unseen, TRAVEL)
+    book.wait(f"document.querySelector('.att').dataset.query === {json.dumps(unseen)}", timeout=180)
+    seen(book, unseen)
+    assert "rank agreement" in book.page.locator(".lens-sentence").inner_text().lower()
+    assert "Mean over 4 users of 40 (drawn by seed 0)" in book.page.locator(".lens-caption").inner_text()
+    book.shot("ledger-run")
+    user = book.page.locator("datalist option").last.get_attribute("value")
+    book.page.get_by_role("button", name="one user", exact=True).click()
+    book.page.get_by_label("User", exact=True).fill(user)
+    look(book, TRAVEL)
+    seen(book, TRAVEL)
+    book.page.locator(".att-user input[type=checkbox]").first.click()
+    book.page.locator(".att-user").get_by_role("button", name="Rerun").click()
+    book.wait("document.querySelector('.att').dataset.query.endsWith('(edited)')", timeout=300)
+    book.wait("document.querySelector('.att').dataset.busy === 'false'", timeout=180)
+    assert f"Without 1 event, {user} moves by" in book.page.locator(".lens-sentence").inner_text()
+    assert "travel" in book.page.locator(".att-answers").inner_text().lower()
+    book.shot("ledger-run-edited")
+    assert book.complaints == []
+    book.page.close()
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_ledgers_to_look_at(open_notebook, server, dark):
+    look_name = "dark" if dark else "light"
+    book = open_notebook(server.write(f"ledger-{look_name}.ipynb", [SHOW.format(seconds=0.1)]), height=1000, dark=dark)
+    book.run(0)
+    book.wait("document.querySelector('.att')?.dataset.busy === 'false'")
+    book.shot(f"ledger-empty-{look_name}")
+    look(book, PRICE)
+    seen(book, PRICE)
+    book.shot(f"ledger-one-{look_name}")
+    look(book, TRAVEL, PRICE)
+    seen(book, TRAVEL)
+    book.shot(f"ledger-two-{look_name}")
+    book.page.get_by_role("button", name="one user", exact=True).click()
+    book.page.get_by_label("User", exact=True).fill("u0007")
+    look(book, "What will this user do next month?")
+    seen(book, "What will this user do next month?")
+    book.page.locator(".att-user input[type=checkbox]").nth(1).click()
+    book.page.locator(".att-user input[type=text]").nth(2).fill("searched for a night train")
+    book.shot(f"ledger-user-{look_name}")
+    book.page.locator(".att-user").get_by_role("button", name="Rerun").click()
+    seen(book, "What will this user do next month? (edited)")
+    assert book.shot(f"ledger-edited-{look_name}").stat().st_size > 40_000
+    for width in (1280, 900, 640):
+        book.page.set_viewport_size({"width": width, "height": 1000})
+        book.page.wait_for_timeout(300)
+        assert book.page.evaluate(
+            "(() => { const e = document.querySelector('.att'); return e.scrollWidth <= e.clientWidth + 1; })()"
+        )
+        book.shot(f"ledger-edited-{width}-{look_name}")
+    assert book.complaints == []
+    book.page.close()
