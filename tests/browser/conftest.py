@@ -178,8 +178,8 @@ class Notebook:
 
     def shot(self, name: str) -> Path:
         SHOTS.mkdir(exist_ok=True)
-        if self.page.locator(".lens").count():
-            self.page.locator(".lens").first.scroll_into_view_if_needed()
+        if (seen := self.page.locator(".lens:visible")).count():
+            seen.first.scroll_into_view_if_needed()
         path = SHOTS / f"{name}.png"
         self.page.screenshot(path=path)
         return path
