@@ -28,8 +28,8 @@ def scale(
     run: Path | None = None,
     seeds: int = 0,
     *,
-    most: int = 600,
-    shards: int = 12,
+    most: int = 400,
+    shards: int = 8,
     rounds: int = 2,
 ) -> dict:
     """Measure users a second of one worker of one thread, alone and beside another, and what a killed job loses.

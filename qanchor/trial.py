@@ -72,7 +72,8 @@ def judged(
     others. So before is a supervised head on the same labels, and the gain what the prompt adds to it. That the prompt has
     seen the labels which the second probe is fitted on flatters that fit, not the score of users it never saw. silhouette: how
     much nearer the others stand to their own class, without any probe. low, high: 95 % of the gain, the others drawn anew
-    within each class (the silhouette of each as it is among all). attrs: `prototype`, scores by the prompt's own prototypes.
+    within each class (the silhouette of each as it is among all). attrs: `prototype`, scores by the prompt's own prototypes;
+    `users` and `scores`, who was judged and how highly on each side.
     """
     from sklearn.metrics import silhouette_samples
 
@@ -91,6 +92,7 @@ def judged(
     own = prompt.chances(new[:, 1])[:, 1]
     frame.attrs = {"prototype": {"auc": auc(own, y), "ks": ks(own, y)}, "n": len(y), "positives": int(y.sum())}
     frame.attrs["users"] = list(others.index)
+    frame.attrs["scores"] = {"before": before.tolist(), "after": after.tolist()}
     return frame
 
 

@@ -241,3 +241,18 @@ def test_replay_compares_arms_and_refuses_a_label_that_is_not_there(users, run):
     assert found["rate"] == pytest.approx(users.label("Takeout").mean()) and "campaign" not in found
     with pytest.raises(ValueError, match=r"world has no label 'redeem' \(it has Active"):
         bench.BENCHES["replay"](users=lambda: users)
+
+
+def test_prompts_are_judged_on_users_never_tuned_on(users, run):
+    found = bench.BENCHES["prompts"](users=lambda: users, run=run, steps=5)
+    rows = pd.DataFrame(found["rows"])
+    assert list(rows["way"].unique()) == ["right", "vague", "vague_seek"] and set(rows["task"]) == {
+        "Active",
+        "Promo",
+        "Takeout",
+    }
+    assert (rows["n"] == 30).all() and json.dumps(found)
+    for way, some in rows.groupby("way"):
+        mean = np.mean([row["gain"]["gain"] for _, row in some.iterrows()])
+        assert found["average"][way]["gain"]["auc"] == pytest.approx(mean)
+        assert found["average"][way]["before"]["auc"] == pytest.approx(np.mean([b["auc"] for b in some["before"]]))

@@ -1,0 +1,74 @@
+"""Bench `prompts`: what a soft prompt learned from half of the labelled users adds to a probe on the other half, by task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .bench_speed import fresh
+from .bench_tasks import askable
+from .config import SMALL, Config
+from .engine import Engine
+from .runs import load
+from .schema import Users
+from .tasks import QUERIES, average_auc
+from .trial import judged, parted
+from .tuning import tune_prompt
+
+VAGUE = "Is this {user} interesting for us?"
+SIDES, MEASURES = ("before", "after"), ("auc", "ks", "silhouette")
+
+
+def prompts(
+    users: Callable[[], Users],
+    run: Path | None = None,
+    seeds: int = 1,
+    *,
+    config: Config = SMALL,
+    most: int = 400,
+    steps: int = 30,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> dict:
+    """Tune a soft prompt for each label, on half of at most `most` users, and judge it on the others, who were never seen.
+
+    Ways: `right`, the task's own question is typed; `vague`, one that says nothing of it; `vague_seek`, the same with `seek`,
+    so that the tuning may begin at a taught question. before is a supervised head, the linear probe on the same labels under
+    the typed question; after the same probe on the tuned anchors. rows: a task and way each, gain with its 95 % interval.
+    average: over the tasks, the gain paired, the same users drawn for all tasks. seeds is not looked at.
+    """
+    people = users().sample(most)
+    engine = Engine(load(run) if run else fresh(config, people))
+    cache, names = engine.prefill(people), askable(people)
+    ways = {"right": False, "vague": False, "vague_seek": True}
+    held, rows, unit = {}, [], people.unit
+    for name in names:
+        learn, others = parted(cache, people.label(name), 0.5, 0)
+        for way, seek in ways.items():
+            query = (QUERIES.get(name, f"{name}?") if way == "right" else VAGUE).replace("{user}", unit)
+            prompt, history = tune_prompt(engine, cache, query, learn, steps=steps, seek=seek)
+            found = judged(engine, cache, prompt, learn, others)
+            table = found.set_index("measure")
+            row = {"task": name, "way": way, "n": len(others), "best_step": int(history["step"][history["valid"].idxmin()])}
+            row |= {side: table[side].to_dict() for side in SIDES}
+            rows.append(row | {"gain": table.loc["auc", ["gain", "low", "high"]].to_dict()})
+            held |= {(name, f"{way} {side}"): _held(people, others.index, found.attrs["scores"][side]) for side in SIDES}
+            progress("tuning", len(rows), len(names) * len(ways))
+    told = {"data": people.name, "users": len(people), "steps": steps, "rows": rows}
+    return told | {"average": {way: _average(people, held, way, rows) for way in ways}}
+
+
+def _held(people: Users, who: pd.Index, scores: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Give the judged users' scores as `average_auc` takes them: (seed, user), NaN for those who were tuned on."""
+    values = np.full((1, len(people)), np.nan)
+    values[0, pd.Index(people.ids).get_indexer(who)] = scores
+    return values, np.where(np.isnan(values), -1, 0)
+
+
+def _average(people: Users, held: dict, way: str, rows: list[dict]) -> dict:
+    mine = [row for row in rows if row["way"] == way]
+    told = {side: {m: float(np.mean([row[side][m] for row in mine])) for m in MEASURES} for side in SIDES}
+    gain = average_auc(people, held, f"{way} after", minus=f"{way} before")
+    return told | {"gain": dict(zip(("auc", "low", "high"), gain, strict=True))}
