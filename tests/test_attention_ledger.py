@@ -4,7 +4,6 @@ import base64
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -194,11 +193,9 @@ def test_the_chosen_of_another_view_are_looked_at_when_asked():
 
 
 def test_views_of_one_model_take_turns():
-    class Linked(Selection):
-        turn = threading.RLock()
-
-    view, _ = make_view(selection=Linked((), lambda rows: None))
-    assert view._worker.turn is Linked.turn
+    chosen = Selection((), lambda rows: None)
+    view, _ = make_view(selection=chosen)
+    assert view._worker.turn is chosen.turn
 
 
 def test_one_user_is_described_and_edited():

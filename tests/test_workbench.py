@@ -32,6 +32,8 @@ def test_all_views_follow_one_selection():
     bench = Workbench(FakeDesk())
     bench.compare()
     bench.selection.ids = ["u0003", "u0007"]
+    workers = (bench.lens, bench.attention, bench.lab, bench)
+    assert {id(view._worker.turn) for view in workers} == {id(bench.selection.turn)}  # one at a time: they share a model
     assert bench.lens.selection.ids == bench.panel.selection.ids == ("u0003", "u0007")
     assert "2" in bench.panel.sentence
     bench.lens.ask(FIRST)

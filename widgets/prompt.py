@@ -32,6 +32,7 @@ class PromptLab(View):
              true ends the tuning and keeps the best so far; closing the iterator cancels.
     labels   the columns to choose from (default: `ask.labels`). save: called as `save(prompt, folder)` (default: `ask.save`).
     label, query, vectors, steps, seed   what the form opens with (defaults: `ask.defaults`, else the paper's 6 and 500).
+    turn     `selection.turn` of a view that asks the same model: it serves one of them at a time.
 
     Example:
         >>> found = pd.DataFrame([("auc", 0.7, 0.8, 0.1, 0.05, 0.15)], columns=COLUMNS)
@@ -62,6 +63,7 @@ class PromptLab(View):
         seed: int = 0,
         save: Callable[[Any, str], Any] | None = None,
         title: str = "Prompt lab",
+        turn: RLock | None = None,
     ):
         self._asker, self._keeper = ask, save or getattr(ask, "save", None)
         self._labels = [str(name) for name in (labels if len(labels) else getattr(ask, "labels", ()))]
@@ -70,7 +72,7 @@ class PromptLab(View):
         usual = BLANK | getattr(ask, "defaults", {})
         chosen = {"vectors": vectors, "steps": steps, "seed": seed}
         form = {k: usual[k] if v is None else v for k, v in chosen.items()}
-        self._guard, self._worker, self._enough = RLock(), Worker(), Event()
+        self._guard, self._worker, self._enough = RLock(), Worker(turn), Event()
         self._runs: list[Run] = []
         self._told, self._each = 0.0, None
         about = {"title": title, "labels": self._labels, "saves": self._keeper is not None, "least": LEAST, "most": MOST}

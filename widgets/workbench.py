@@ -39,7 +39,7 @@ class Workbench(ipywidgets.Tab):
         can = {name: getattr(desk, name, None) for name in ("describe", "explain", "export", "facts")}
         self.panel = SelectionPanel(self.selection, **can)
         self.attention = AttentionLedger(desk.look, desk.frame, selection=self.selection)
-        self.lab = PromptLab(desk.tune) if getattr(desk, "tune", None) else None
+        self.lab = PromptLab(desk.tune, turn=self.selection.turn) if getattr(desk, "tune", None) else None
         self._worker, self._said = Worker(self.selection.turn), ipywidgets.Label(HINT)
         self._button = ipywidgets.Button(description="Compare clusters", tooltip="of the last two queries")
         self._button.on_click(lambda _: self._worker.start(self._compare))
