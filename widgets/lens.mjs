@@ -30,6 +30,10 @@ function queryBar(model, about) {
   for (const query of about.queries.slice(0, 6)) {
     chips.append(make("button", { type: "button", onclick: () => ((box.value = query), ask(query)) }, query));
   }
+  box.addEventListener("keydown", (event) => {
+    // while busy the form's button cancels, and Enter would press it: a question typed meanwhile takes the running one's place
+    if (event.key === "Enter" && model.get("_status").busy) (event.preventDefault(), ask(box.value));
+  });
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     if (model.get("_status").busy && button.dataset.role === "cancel" && event.submitter === button) say("cancel");

@@ -122,6 +122,14 @@ def test_escape_cancels_and_errors_are_said(book):
     assert book.page.locator(".lens-error").is_hidden()
 
 
+def test_a_question_typed_meanwhile_takes_the_place_of_the_running_one(book):
+    book.ask("slow")
+    book.wait("Number(document.querySelector('.lens-progress').getAttribute('aria-valuenow')) > 0")
+    book.ask(TRAVEL)  # Enter, though the button says Cancel now
+    assert "moved beyond" in book.asked(TRAVEL)
+    assert "Cancelled" not in book.page.locator(".lens-note").inner_text()
+
+
 def test_event_text_is_shown_as_text(book):
     book.ask(TRAVEL)
     book.asked(TRAVEL)
