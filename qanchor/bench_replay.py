@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .bench_tasks import embeddings_by_question
 from .engine import Engine
 from .replay import replay as replayed
 from .replay import sample_size, weighted_effect
 from .runs import load
 from .schema import Users
 from .tasks import QUERIES, baseline_features, hold_out
+from .verdict import judge
 
 DAYS = 92  # after the cut-off, and as many before it for the placebo
 TOP = 0.1
@@ -45,10 +45,12 @@ def replay(
     scores = {}
     if run:
         engine = Engine(load(run))
-        give, _ = embeddings_by_question(engine, people, [task], ("right",), progress)
-        features["anchor"] = give["right"]
-        found = engine.verdict(engine.prefill(people), QUERIES[task].replace("{user}", people.unit))
-        scores["zero_shot"] = found.set_index("user")["score"].reindex(list(people.ids)).to_numpy()
+        query = QUERIES.get(task, f"{task}?").replace("{user}", people.unit)
+        cache = engine.prefill(people, progress=partial(progress, "reading users"))
+        features["anchor"] = anchors = engine.embed(cache, query, partial(progress, "asking 1"))
+        scores["zero_shot"] = judge(engine.model, people.ids, query, anchors, people.unit, people.horizon_days)[
+            "score"
+        ].to_numpy()
     held = hold_out(people, features, [task], seeds=seeds, progress=partial(progress, "probes"))
     scores = {name: held[task, name][0].mean(0) for name in features} | scores
     frame = replayed(pd.DataFrame(scores, index=list(people.ids)), label)
