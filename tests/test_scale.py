@@ -113,7 +113,9 @@ def test_users_in_memory_and_of_odd_kinds_are_embedded_alike(home, tmp_path):
     (tmp_path / "users" / "users.parquet").unlink()
     (tmp_path / "users" / "labels.parquet").unlink()
     qa.embed_folder(tmp_path / "users", tmp_path / "run", QUERIES, tmp_path / "csv", shards=1)
-    pd.testing.assert_frame_equal(read(tmp_path / "csv"), read(tmp_path / "memory"))
+    alone, memory = read(tmp_path / "csv"), read(tmp_path / "memory")
+    assert alone.index.equals(memory.index)  # one shard and seven: other batches, so the last bit of a half may differ
+    np.testing.assert_allclose(np.stack(alone["embedding"]), np.stack(memory["embedding"]), atol=1e-3)
 
 
 def test_torchrun_writes_the_same_bytes(home, tmp_path):
