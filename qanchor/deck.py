@@ -135,7 +135,7 @@ def told_apart(frame: pd.DataFrame, unit: str = "user") -> str:
         return f"None of {_many(frame['query'].nunique())} tells any of {_many(frame['group'].nunique(), 'group')} beyond luck."
     top = told.loc[told["auc"].idxmax()]
     words = f"{len(told)} of {_many(len(frame), 'cell')} {'is' if len(told) == 1 else 'are'} told beyond luck. Clearest: "
-    words += f"“{top['query']}” tells “{top['group']}” ({_many(top['n'], unit)}) from the others, "
+    words += f"“{top['query']}” tells “{top['group']}” ({_many(int(top['n']), unit)}) from the others, "
     return words + f"AUC {top['auc']:.2f} ({top['auc_low']:.2f} to {top['auc_high']:.2f})."
 
 
@@ -214,7 +214,7 @@ def _inside(ask: Asker, name: str, ids: Iterable[str]) -> Bool[np.ndarray, " use
         inside = members(ask.ids, ids)
     except (KeyError, ValueError) as error:
         raise type(error)(f"group {name!r}: {error.args[0]}") from error
-    few, side = min((inside.sum(), "in"), ((~inside).sum(), "outside"))
+    few, side = min((int(inside.sum()), "in"), (int((~inside).sum()), "outside"))
     if few < LEAST:
         more = "more" if side == "in" else "fewer"
         raise ValueError(f"group {name!r}: {_many(few, ask.cache.unit)} {side} it, at least {LEAST} are needed: choose {more}")
