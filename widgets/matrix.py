@@ -58,7 +58,8 @@ class ShiftMatrix(View):
         title: str = "Deck",
     ):
         self._asker, self._pick, self.least = ask, pick, int(getattr(ask, "least", 1))
-        self.selection = selection or Selection(tuple(map(str, ask.ids)), lambda rows: None)
+        # an empty choice is false, too
+        self.selection = Selection(tuple(map(str, ask.ids)), lambda rows: None) if selection is None else selection
         self._guard, self._worker, self._told = RLock(), Worker(self.selection.turn), 0.0
         self._kept: dict = {}  # the last update that was whole
         self._now: dict = {}  # the update on its way
@@ -130,7 +131,7 @@ class ShiftMatrix(View):
     def drop(self, query: str) -> None:
         """Take a question out of the deck."""
         if query not in self._queries:
-            raise KeyError(f"no question {query!r} in the deck: there are {', '.join(self._queries) or 'none'}")
+            raise KeyError(f"no question “{query}” in the deck: there are {', '.join(self._queries) or 'none'}")
         self.deal(queries=[other for other in self._queries if other != query])
 
     def name(self, name: str, ids: Iterable[str] | None = None) -> Group:
@@ -141,7 +142,7 @@ class ShiftMatrix(View):
     def forget(self, name: str) -> None:
         """Take a group out; the users stay as they are."""
         if name not in self._groups:
-            raise KeyError(f"no group is named {name!r}: there are {', '.join(self._groups) or 'none'}")
+            raise KeyError(f"no group is named “{name}”: there are {', '.join(self._groups) or 'none'}")
         self.deal(groups={other: group for other, group in self._groups.items() if other != name})
 
     def _checked(self, name: str, ids: Iterable[str]) -> Group:

@@ -40,7 +40,7 @@ class Workbench(ipywidgets.Tab):
         can = {name: getattr(desk, name, None) for name in ("describe", "explain", "export", "facts")}
         self.panel = SelectionPanel(self.selection, **can)
         deck = getattr(desk, "deck", None)
-        self.deck = ShiftMatrix(deck, selection=self.selection, pick=self.lens.start) if deck else None
+        self.deck = ShiftMatrix(deck, selection=self.selection, pick=self.lens.start) if deck is not None else None
         self.attention = AttentionLedger(desk.look, desk.frame, selection=self.selection)
         self.lab = PromptLab(desk.tune, turn=self.selection.turn) if getattr(desk, "tune", None) else None
         self._worker, self._said = Worker(self.selection.turn), ipywidgets.Label(HINT)
@@ -126,7 +126,7 @@ class Workbench(ipywidgets.Tab):
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
         data = bundle[0] if isinstance(bundle, tuple) else bundle
-        stills = (view.still().data for view in (self.lens, self.panel, self.deck, self.attention) if view)
+        stills = (view.still().data for view in (self.lens, self.panel, self.deck, self.attention) if view is not None)
         data |= {"text/plain": repr(self), "text/html": "".join(stills)}
         return bundle
 
