@@ -167,7 +167,7 @@ def default_groups(users: Users, many: int = COLUMNS, least: int = LEAST) -> dic
     facts = users.tabular.loc[:, users.tabular.isin([0, 1]).where(users.tabular.notna(), True).all()]
     past = users.history()
     shares = pd.crosstab(past["user"], past["modality"], normalize="index").reindex(list(users.ids))
-    much = (shares.rank(pct=True, method="first") > 1 - MUCH).loc[:, shares.nunique() > 1].add_prefix("much ")
+    much = (shares.rank(pct=True, method="min") > 1 - MUCH).loc[:, shares.nunique() > 1].add_prefix("much ")
     for table in (users.labels == 1, facts == 1, much):
         table = table.loc[:, (table.sum() >= least) & ((~table).sum() >= least)].iloc[:, :many]
         if len(table.columns):

@@ -142,6 +142,8 @@ def test_groups_without_labels_are_facts_or_modalities():
     groups = deck.default_groups(Users.from_events(events, cutoff))
     assert {name: len(ids) for name, ids in groups.items()} == {"much bill": 15, "much app": 15}
     assert deck.default_groups(Users.from_events(events[events["user"] < "u012"], cutoff)) == {}
+    rare = events.assign(modality=np.where(events["user"] < "u012", events["modality"], "bill"))
+    assert set(deck.default_groups(Users.from_events(rare, cutoff))["much app"]) == set(PEOPLE[:12])  # nobody who has none
     assert len(deck.default_deck(Users.from_events(events, cutoff))) == 8  # they speak of next to nothing
 
 

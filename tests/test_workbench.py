@@ -67,7 +67,9 @@ def test_a_session_keeps_the_deck(tmp_path):
     assert again.queries == bench.deck.queries and again.groups == bench.deck.groups
     bare = FakeDesk(0)
     bare.deck = None
-    assert Workbench(bare, session=path).deck is None
+    without = Workbench(bare, session=path)
+    without.save()
+    assert without.deck is None and json.loads(path.read_text())["deck"] == told  # left as it was
     path.write_text(path.read_text().replace('"u0000"', '"zoe"', 1))
     with pytest.raises(ValueError, match="'zoe' is not among these 600"):
         Workbench(FakeDesk(0), session=path)

@@ -147,7 +147,8 @@ function render({ model, el }) {
     return node;
   }
   const tell = (node) => {
-    told.textContent = node && grid.contains(node) ? node.getAttribute("aria-label") : "Point at a cell, or walk with the arrow keys: it says itself here. A click chooses its group; whoever is chosen, in any view, can be named and becomes a column.";
+    const hint = model.get("_picture").measures.length ? "Point at a cell, or walk with the arrow keys: it says itself here. A click chooses its group; whoever is chosen, in any view, can be named and becomes a column." : "";
+    told.textContent = node && grid.contains(node) ? node.getAttribute("aria-label") : hint;
     told.classList.toggle("quiet", !(node && grid.contains(node)));
   };
   function draw() {

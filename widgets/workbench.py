@@ -89,6 +89,8 @@ class Workbench(ipywidgets.Tab):
         queries = list(dict.fromkeys([*self._earlier, *self.lens.queries_asked]))
         named = {name: list(group.ids) for name, group in self.panel.named.items()}
         told = {"format": FORMAT, "queries": queries, "chosen": list(self.selection.ids), "named": named}
+        if self._undealt:
+            told["deck"] = self._undealt
         if self.deck:  # a group that the desk gives is known by its name
             usual = {name: tuple(ids) for name, ids in self._desk.deck.groups.items()}
             groups = {
@@ -103,6 +105,7 @@ class Workbench(ipywidgets.Tab):
             self.selection.ids = ids
             self.panel.save(name)
         self.selection.ids = kept.get("chosen", [])
+        self._undealt = None if self.deck else kept.get("deck")  # a desk without a deck leaves it as it was
         if self.deck and "deck" in kept:
             usual, groups = self._desk.deck.groups, kept["deck"]["groups"]
             known = {name: usual.get(name) if ids is None else ids for name, ids in groups.items()}
