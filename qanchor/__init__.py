@@ -3,6 +3,7 @@
 from .batch import batch_users
 from .clusters import cluster_ledger, find_clusters
 from .config import FULL, MEDIUM, SMALL, TINY, Config
+from .deck import Deck, shift_matrix
 from .desk import Desk
 from .engine import Asker, Cache, Engine
 from .explain import explain_group
@@ -37,6 +38,7 @@ __all__ = [
     "Cache",
     "Config",
     "DataError",
+    "Deck",
     "Desk",
     "Engine",
     "Looker",
@@ -68,6 +70,7 @@ __all__ = [
     "probe",
     "prototype_loss",
     "save",
+    "shift_matrix",
     "split",
     "synthesise",
     "text_vectors",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from .compare import compare
+from .deck import Deck
 from .engine import Engine
 from .explain import explain_group
 from .groups import describe_group, export_group
@@ -19,7 +20,7 @@ class Desk:
 
     frame    who the users are; ask: for a `QueryLens`; describe, explain, export, facts: for a `SelectionPanel`;
     look     for an `AttentionLedger`; tune: for a `PromptLab` (None without labels); compare(before, after): for a
-             `ClusterLedger`, of two queries that were asked or typed.
+             `ClusterLedger`, of two queries that were asked or typed; deck: for a `ShiftMatrix`.
     method   of the map: "umap" or "pca". progress: called with (done, total) users while they are read.
 
     All of them share one store of embeddings by query: what one view has asked costs the next nothing.
@@ -40,6 +41,7 @@ class Desk:
         self.describe, self.export = partial(describe_group, users), partial(export_group, users)
         self.explain = partial(explain_group, engine, self.cache, kept=self.ask.kept)
         self.facts, self.look = self.ask.facts, Looker(engine, users)
+        self.deck = Deck(self.ask, users)
         self.tune = Tuner(engine, self.cache, users) if len(users.labels.columns) else None
 
     def compare(self, before: str, after: str) -> dict:

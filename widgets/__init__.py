@@ -4,8 +4,18 @@ from widgets.attention import AttentionLedger
 from widgets.claim import ClaimCard
 from widgets.clusters import ClusterLedger
 from widgets.lens import QueryLens
+from widgets.matrix import ShiftMatrix
 from widgets.prompt import PromptLab
 from widgets.selection import SelectionPanel
 from widgets.workbench import Workbench
 
-__all__ = ["AttentionLedger", "ClaimCard", "ClusterLedger", "PromptLab", "QueryLens", "SelectionPanel", "Workbench"]
+__all__ = [
+    "AttentionLedger",
+    "ClaimCard",
+    "ClusterLedger",
+    "PromptLab",
+    "QueryLens",
+    "SelectionPanel",
+    "ShiftMatrix",
+    "Workbench",
+]

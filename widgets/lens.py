@@ -81,6 +81,11 @@ class QueryLens(View):
         self._worker.run(partial(self._work, query, aloud=True))
         return self.sentence
 
+    def start(self, query: str) -> None:
+        """Ask `query` beside the cell that says so, as typing it does; a query that runs gives way."""
+        self._opened = True
+        self._worker.start(partial(self._work, query.strip()))
+
     @property
     def queries_asked(self) -> tuple[str, ...]:
         """Name the queries asked so far, oldest first."""
@@ -155,7 +160,7 @@ class QueryLens(View):
         if kind == "open":
             self._open()
         elif kind == "ask" and str(message.get("query", "")).strip():
-            self._worker.start(partial(self._work, str(message["query"]).strip()))
+            self.start(str(message["query"]))
         elif kind == "cancel":
             self._worker.cancel()
             if self._status.get("busy"):

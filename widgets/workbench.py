@@ -13,6 +13,7 @@ from widgets._base import Worker, log, plain, write_whole
 from widgets.attention import AttentionLedger
 from widgets.clusters import ClusterLedger
 from widgets.lens import QueryLens
+from widgets.matrix import ShiftMatrix
 from widgets.prompt import PromptLab
 from widgets.selection import SelectionPanel
 
@@ -21,12 +22,12 @@ HINT = "Ask something on the first page, then compare: who stands together befor
 
 
 class Workbench(ipywidgets.Tab):
-    """Have everything on one page: ask, look at a group, at the attention, at the clusters, and tune.
+    """Have everything on one page: ask, look at a group, at many groups, at the attention, at the clusters, and tune.
 
     desk      what the views ask: `qanchor.Desk(engine, users)`, or any object with its attributes.
     query     asked first. session: a small JSON file that keeps the queries, the choice of users and the named groups; if it
               is there, the page opens as it was left. A session of other users is refused, and stays as it is.
-    The views: `lens, panel, attention, clusters (once compared), lab`; all follow `selection`.
+    The views: `lens, panel, deck, attention, clusters (once compared), lab`; all follow `selection`.
     """
 
     def __init__(self, desk, query: str = "", session: str | Path | None = None, **rest):
@@ -38,13 +39,16 @@ class Workbench(ipywidgets.Tab):
         self.selection, self.clusters = self.lens.selection, None
         can = {name: getattr(desk, name, None) for name in ("describe", "explain", "export", "facts")}
         self.panel = SelectionPanel(self.selection, **can)
+        deck = getattr(desk, "deck", None)
+        self.deck = ShiftMatrix(deck, selection=self.selection, pick=self.lens.start) if deck is not None else None
         self.attention = AttentionLedger(desk.look, desk.frame, selection=self.selection)
         self.lab = PromptLab(desk.tune, turn=self.selection.turn) if getattr(desk, "tune", None) else None
         self._worker, self._said = Worker(self.selection.turn), ipywidgets.Label(HINT)
         self._button = ipywidgets.Button(description="Compare clusters", tooltip="of the last two queries")
         self._button.on_click(lambda _: self._worker.start(self._compare))
         self._book = ipywidgets.VBox([ipywidgets.HBox([self._button, self._said])])
-        pages = {"Ask": self.lens, "Group": self.panel, "Attention": self.attention, "Clusters": self._book, "Tune": self.lab}
+        pages = {"Ask": self.lens, "Group": self.panel, "Deck": self.deck, "Attention": self.attention}
+        pages |= {"Clusters": self._book, "Tune": self.lab}
         pages = {name: view for name, view in pages.items() if view is not None}
         super().__init__(children=list(pages.values()), titles=list(pages), **rest)
         self._restore(kept)
@@ -85,6 +89,14 @@ class Workbench(ipywidgets.Tab):
         queries = list(dict.fromkeys([*self._earlier, *self.lens.queries_asked]))
         named = {name: list(group.ids) for name, group in self.panel.named.items()}
         told = {"format": FORMAT, "queries": queries, "chosen": list(self.selection.ids), "named": named}
+        if self._undealt:
+            told["deck"] = self._undealt
+        if self.deck:  # a group that the desk gives is known by its name
+            usual = {name: tuple(ids) for name, ids in self._desk.deck.groups.items()}
+            groups = {
+                name: None if usual.get(name) == group.ids else list(group.ids) for name, group in self.deck.groups.items()
+            }
+            told["deck"] = {"queries": list(self.deck.queries), "groups": groups}
         with self._guard:
             return write_whole(self._session, json.dumps(told, indent=1) + "\n")
 
@@ -93,10 +105,17 @@ class Workbench(ipywidgets.Tab):
             self.selection.ids = ids
             self.panel.save(name)
         self.selection.ids = kept.get("chosen", [])
+        self._undealt = None if self.deck else kept.get("deck")  # a desk without a deck leaves it as it was
+        if self.deck and "deck" in kept:
+            usual, groups = self._desk.deck.groups, kept["deck"]["groups"]
+            known = {name: usual.get(name) if ids is None else ids for name, ids in groups.items()}
+            self.deck.deal(kept["deck"]["queries"], {name: ids for name, ids in known.items() if ids is not None})
         if self._session:
             self.selection.observe(self._keep)
             self.lens.observe(self._keep, "_history")
             self.panel.observe(self._keep, "_names")
+            if self.deck:
+                self.deck.observe(self._keep, "_picture")
 
     def _keep(self, _change) -> None:
         try:
@@ -110,7 +129,7 @@ class Workbench(ipywidgets.Tab):
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
         data = bundle[0] if isinstance(bundle, tuple) else bundle
-        stills = (view.still().data for view in (self.lens, self.panel, self.attention))
+        stills = (view.still().data for view in (self.lens, self.panel, self.deck, self.attention) if view is not None)
         data |= {"text/plain": repr(self), "text/html": "".join(stills)}
         return bundle
 
@@ -121,8 +140,9 @@ def _read(path: Path, ids: tuple[str, ...]) -> dict:
         return {}
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        groups = [kept["chosen"], *kept["named"].values()]
-        wrong = kept["format"] != FORMAT or not all(isinstance(query, str) for query in kept["queries"])
+        deck = kept.get("deck", {"queries": [], "groups": {}})
+        groups = [kept["chosen"], *kept["named"].values(), *(ids or () for ids in deck["groups"].values())]
+        wrong = kept["format"] != FORMAT or not all(isinstance(query, str) for query in [*kept["queries"], *deck["queries"]])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no session ({type(error).__name__}: {error}): name another file, or remove it") from error
     if wrong:

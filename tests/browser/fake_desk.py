@@ -2,6 +2,7 @@
 
 from fake import FakeAsker, FakeExplain, fake_describe, fake_facts, make_frame
 from fake_clusters import fake_compare
+from fake_deck import FakeDeck
 from fake_looker import FakeLooker
 from fake_tuner import FakeTuner
 
@@ -13,6 +14,7 @@ class FakeDesk:
         self.frame, self.ask, self.asked = make_frame(), FakeAsker(seconds=seconds), []
         self.describe, self.explain, self.facts, self.export = fake_describe, FakeExplain(seconds), fake_facts, None
         self.look, self.tune = FakeLooker(600, seconds), FakeTuner(seconds)
+        self.deck = FakeDeck(600, seconds)
 
     def compare(self, before: str, after: str) -> dict:
         if after == "Is this user about to change phone?":

@@ -7,7 +7,7 @@ import pytest
 SETUP = "from fake_desk import FakeDesk\nfrom widgets import Workbench\n"
 SHOW = SETUP + "bench = Workbench(FakeDesk(0.3), session='bench.json')\nbench"
 READ = "print(len(bench.selection), bench.lens.queries_asked)"
-TRAVEL = "Will this user travel soon?"
+TRAVEL, MUSIC = "Will this user travel soon?", "Does this user follow live music?"
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,14 @@ def test_the_pages_share_users_and_the_session_comes_back(book):
         text = book.page.locator(".jp-OutputArea .widget-tab, .jp-OutputArea .jupyter-widget-tab").first.inner_text()
         assert mark.lower() in text.lower(), f"{name}: {text[:300]}"
         book.shot(f"workbench-{name.lower()}")
+    page(book, "Deck")
+    book.page.get_by_role("button", name="Ask the deck").click()
+    book.wait("document.querySelector('.deck').dataset.whole === 'true'")
+    book.page.locator(f'.deck-cell[aria-label^="“{MUSIC}” and Concert"]').click()
+    book.wait(f"document.querySelector('.lens').dataset.query === '{MUSIC}'")
+    book.shot("workbench-deck")
+    assert book.run(1) == f"120 ('{TRAVEL}', '{MUSIC}')"
     book.run(2)  # the session was kept: the last query is asked again, and the choice is there
     book.wait("document.querySelectorAll('.lens:not([data-stale])').length > 0")
     book.page.wait_for_timeout(1500)
-    assert book.run(1) == f"48 ('{TRAVEL}',)"
+    assert book.run(1) == f"120 ('{MUSIC}',)"
