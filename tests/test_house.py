@@ -35,7 +35,7 @@ PICKLES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 GLOBAL_STATE = {"np.random.seed", "random.seed", "torch.set_num_threads", "torch.set_default_dtype", "logging.basicConfig"}
 GLOBAL_STATE |= {"torch.set_default_device", "torch.use_deterministic_algorithms", "np.seterr", "torch.set_grad_enabled"}
 TOP = {"notebooks", "qanchor", "widgets", "data", "tests", "environment.yml", "README.md", "pyproject.toml", "Makefile"}
-TOP |= {"LICENSE", ".ci", ".gitignore", ".gitattributes"}
+TOP |= {"LICENSE", ".ci", ".github", ".gitignore", ".gitattributes"}
 GLOSSARY = re.findall(
     r"[^,]+",
     "user,event,modality,label,trait,slot,prefix,query,anchor,answer,target,temperature,margin,contrastive loss,"
