@@ -19,7 +19,7 @@ NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbv
 junit = $(if $(REPORTS),--junitxml=$(REPORTS)/$(1).xml)
 
 .DEFAULT_GOAL := help
-.PHONY: help env weights lab test fast check browser notebooks full format lock clean
+.PHONY: help env weights lab test fast check browser notebooks full results format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -71,6 +71,9 @@ full: weights ## on a GPU: train the full preset on both data sets, MINUTES each
 	  $(PY) -m qanchor train --users $$data --out $$run --minutes $(MINUTES) $(FULL_FLAGS) && \
 	  $(PY) -m qanchor bench tasks --data $$data --run $$run --out $$run/bench.json || exit 1; \
 	done
+
+results: env ## make README's result tables anew from the records in data/runs
+	$(PY) -m qanchor.results
 
 format: env ## mend the style
 	$(PY) -m ruff check --fix .

