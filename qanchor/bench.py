@@ -8,6 +8,7 @@ from .bench_card import card
 from .bench_prompts import prompts
 from .bench_replay import replay
 from .bench_scale import scale
+from .bench_soak import soak
 from .bench_speed import ask, cache, refresh, train, versus
 from .bench_tasks import tasks
 from .bench_texts import texts
@@ -20,5 +21,5 @@ def _told(made):
     return lambda **how: {"bench": made.__name__, "machine": machine(), "commit": commit(), "seed": 0} | made(**how)
 
 
-MADE = (tasks, ablations, replay, prompts, tune, attention, cache, ask, refresh, versus, train, scale, texts, useru, card)
+MADE = (tasks, ablations, replay, prompts, tune, attention, cache, ask, refresh, versus, train, scale, texts, useru, card, soak)
 BENCHES = {made.__name__: _told(made) for made in MADE}

@@ -256,3 +256,12 @@ def test_prompts_are_judged_on_users_never_tuned_on(users, run):
         mean = np.mean([row["gain"]["gain"] for _, row in some.iterrows()])
         assert found["average"][way]["gain"]["auc"] == pytest.approx(mean)
         assert found["average"][way]["before"]["auc"] == pytest.approx(np.mean([b["auc"] for b in some["before"]]))
+
+
+def test_a_soak_counts_what_it_did_and_watches_the_memory(users):
+    found = bench.BENCHES["soak"](users=lambda: users, minutes=0.1, most=40)
+    told = {"run", "users", "minutes", "actions", "rss_mb", "first_mb", "last_mb", "growth", "flat"}
+    assert found.keys() == SAID | told and json.loads(json.dumps(found)) and found["users"] == 40
+    assert sum(found["actions"].values()) >= 3 and found["rss_mb"][-1][0] > 0
+    assert found["growth"] == pytest.approx(found["last_mb"] / found["first_mb"] - 1)
+    assert found["flat"] == (found["growth"] <= 0.05)

@@ -82,7 +82,7 @@ class Workbench(ipywidgets.Tab):
         """Keep the session in its file; it is kept by itself whenever something was asked, chosen or named."""
         if self._session is None:
             raise ValueError("no file to keep the session in: give Workbench(..., session='mine.json')")
-        queries = list(dict.fromkeys([*self._earlier, *self.lens.queries_asked]))
+        queries = self._earlier = list(dict.fromkeys([*self._earlier, *self.lens.queries_asked]))
         named = {name: list(group.ids) for name, group in self.panel.named.items()}
         told = {"format": FORMAT, "queries": queries, "chosen": list(self.selection.ids), "named": named}
         with self._guard:
