@@ -5,6 +5,7 @@ from __future__ import annotations
 from .bench_ablations import ablations
 from .bench_attention import attention
 from .bench_card import card
+from .bench_fuzz import fuzz
 from .bench_prompts import prompts
 from .bench_replay import replay
 from .bench_scale import scale
@@ -21,5 +22,23 @@ def _told(made):
     return lambda **how: {"bench": made.__name__, "machine": machine(), "commit": commit(), "seed": 0} | made(**how)
 
 
-MADE = (tasks, ablations, replay, prompts, tune, attention, cache, ask, refresh, versus, train, scale, texts, useru, card, soak)
+MADE = (
+    tasks,
+    ablations,
+    replay,
+    prompts,
+    tune,
+    attention,
+    cache,
+    ask,
+    refresh,
+    versus,
+    train,
+    scale,
+    texts,
+    useru,
+    card,
+    fuzz,
+    soak,
+)
 BENCHES = {made.__name__: _told(made) for made in MADE}

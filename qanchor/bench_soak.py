@@ -33,7 +33,7 @@ class Hand:
         self.draw, self.desk, self.users, self.folder = np.random.default_rng(seed), desk, users, folder
         self.bench = Workbench(desk, session=folder / "session.json")
         self.bench.lens.ask(self.query())
-        self.actions = "ask ask ask cancel select name explain look edit answer compare claim".split()
+        self.actions = [*["ask"] * 3, "cancel", "select", "name", "explain", "look", "edit", "answer", "compare", "claim"]
         self.actions += ["tune"] * (desk.tune is not None)
 
     def act(self) -> str:

@@ -12,6 +12,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("QANCHOR_CACHE") or Path.home() / ".cache" / "qanchor")
 
 
+def whole(text: str) -> str:
+    """Put a question mark for each half of a character (a lone surrogate), which neither file nor tokenizer takes.
+
+    Example:
+        >>> whole("tea \ud83c")
+        'tea ?'
+    """
+    return text.encode("utf-8", "replace").decode()
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a file beside `path`, then rename it: whoever reads or kills finds the old file or the new one.
 

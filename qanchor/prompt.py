@@ -95,9 +95,11 @@ class SoftPrompt:
                 raise ValueError(
                     f"prompt.safetensors has sha256 {found[:16]}, prompt.json says {expected[:16]}, format {FORMAT}"
                 )
+            if not all(isinstance(told[name], str) for name in ("query", "run")):
+                raise ValueError(f"query {told['query']!r} or run {told['run']!r} is no text")
             tensors = load_file(folder / "prompt.safetensors", device=str(engine.model.device))
             prompt = SoftPrompt(**told | {"classes": tuple(told["classes"])}, **{k: tensors[k] for k in TENSORS})
-        except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
             raise RunError(f"{folder}: {error}: torn, swapped or of another version; copy it again, or tune it anew") from error
         if prompt.run != engine.model.run:
             ours = engine.model.run[:16] or "none"
