@@ -283,15 +283,16 @@ def main() -> int:
         typer.echo(f"error: {error.args[0] if isinstance(error, KeyError) else error}", err=True)
         return 2
     except typer.Exit as done:
-        return done.exit_code
+        code = done.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("stopped", err=True)
-        return 130
+        code = 130
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):
             error.show()
             return 2
         raise
+    if code == 130:
+        typer.echo("stopped", err=True)
     return code or 0
 
 

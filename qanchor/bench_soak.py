@@ -21,6 +21,7 @@ from .topics import TOPICS
 
 FLAT = 0.05  # of the memory after the warm-up
 WARM = 1 / 3  # of the time: models are opened, stores fill up to their bounds
+TENTH = 20  # times at which a tenth of the time is looked at
 POINTS = 60  # of the curve that is told
 
 
@@ -124,8 +125,9 @@ def soak(
             done[hand.act()] += 1
             curve.append((now, memory.memory_info().rss / 1e6))
     at, rss = np.array(curve).T
-    span = (minutes - WARM * minutes) / 10
-    first, last = (np.median(rss[(at >= low) & (at <= low + span)]) for low in (WARM * minutes, minutes - span))
+    grid = np.linspace(WARM * minutes, minutes, 10 * TENTH)  # an action may take a minute: the memory stays as it was last seen
+    held = rss[np.maximum(np.searchsorted(at, grid, "right") - 1, 0)]
+    first, last = np.median(held[:TENTH]), np.median(held[-TENTH:])
     told = {"run": Path(run).name if run else "untrained", "users": len(people), "minutes": minutes, "actions": dict(done)}
     shown = np.unique(np.linspace(0, len(curve) - 1, POINTS).astype(int))
     told["rss_mb"] = [[round(float(at[i]), 2), round(float(rss[i]), 1)] for i in shown]

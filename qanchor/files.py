@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -22,6 +23,17 @@ def whole(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+@contextmanager
+def disk_faults(path: Path) -> Iterator[None]:
+    """Say a full disk or a forbidden folder as OSError, where the writer of tensors has an error of its own."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}: free some disk, or name another folder") from error
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a file beside `path`, then rename it: whoever reads or kills finds the old file or the new one.
 
@@ -36,7 +48,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(aside)
+        return aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    return aside.replace(path)

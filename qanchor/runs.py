@@ -17,6 +17,7 @@ from safetensors.numpy import save_file as save_arrays
 
 from .backbone import WeightsError, sha256, written_aside
 from .config import Config
+from .files import disk_faults
 from .model import QAnchor, build
 from .reader import Reader
 
@@ -61,7 +62,8 @@ def save(model: QAnchor, folder, history: pd.DataFrame | None = None, metrics: d
     tensors |= {f"reader.mean.{k}": np.asarray(v, np.float32) for k, v in reader.mean.items()}
     tensors |= {f"reader.std.{k}": np.asarray(v, np.float32) for k, v in reader.std.items()}
     with replaced(folder) as aside:
-        save_arrays(tensors, aside / "adapter.safetensors")
+        with disk_faults(folder):
+            save_arrays(tensors, aside / "adapter.safetensors")
         about = {
             "format": FORMAT,
             "config": model.config.to_dict(),
