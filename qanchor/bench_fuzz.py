@@ -119,7 +119,19 @@ def run_of(draw: Draw, place: Place) -> None:
         (folder / "config.json").write_text(json.dumps(told))
     else:
         draw.json(folder / "config.json")
+        if _names_a_model(folder / "config.json"):
+            return
     load(folder, "cpu")
+
+
+def _names_a_model(path: Path) -> bool:
+    """Tell whether it asks for another backbone or encoder: a folder or a hub's, which is not fetched here."""
+    try:
+        config = json.loads(path.read_bytes())["config"]
+        named = config["backbone"], config["text_encoder"]
+    except (ValueError, LookupError, TypeError):
+        return False
+    return all(isinstance(name, str) for name in named) and named != (TINY.backbone, TINY.text_encoder)
 
 
 def prompt_of(draw: Draw, place: Place) -> None:
