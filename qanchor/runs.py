@@ -132,8 +132,8 @@ def load(folder, device: str | None = None, dtype: str | None = None, attention:
     except (WeightsError, OSError):  # the backbone's own
         raise
     except (SafetensorError, TypeError, AttributeError, LookupError, ValueError, ArithmeticError, RuntimeError) as error:
-        told = f"{type(error).__name__}: {error}"
-        raise RunError(f"{folder}: {told}: torn, or saved by another version: copy the run again, or train it again") from error
+        told = f"{path if isinstance(error, SafetensorError) else folder / 'config.json'}: {type(error).__name__}: {error}"
+        raise RunError(f"{told}: torn, or saved by another version: copy the run again, or train it again") from error
     state = model.state_dict()
     with torch.no_grad():
         for name in learned(model):
