@@ -17,7 +17,7 @@ def whole(text: str) -> str:
     """Put a question mark for each half of a character (a lone surrogate), which neither file nor tokenizer takes.
 
     Example:
-        >>> whole("tea \ud83c")
+        >>> whole("tea " + chr(0xD83C))
         'tea ?'
     """
     return text.encode("utf-8", "replace").decode()
