@@ -27,6 +27,7 @@ from .machine import busy, machine
 from .moments import default_cutoffs
 from .prompt import vacant
 from .runs import RunError
+from .texts import TableError
 from .trial import trial
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -195,8 +196,7 @@ def embed(
     if not asked:
         raise ValueError(f"{queries} has 0 queries: write one a line")
     bars, how = Bars(), {"backend": backend, "workers": workers, "shards": shards}
-    shown = lambda done, total: bars("embedding shards", done, total)  # noqa: E731
-    told = qa.embed_folder(open_users(users, stream=True), run, asked, out, **how, progress=shown)
+    told = qa.embed_folder(open_users(users, stream=True), run, asked, out, **how, progress=partial(bars, "embedding shards"))
     bars.close()
     if told:  # of several ranks, the first speaks
         words = f"{out}: {told['users']:,} users x {len(asked)} queries, {told['made']} of {told['shards']} shards made now"
@@ -233,9 +233,7 @@ def tune(
     column: ColumnOf = "label",
     vectors: Annotated[int, typer.Option(help="how many are learned")] = 6,
     steps: Annotated[int, typer.Option(help="of tuning, at most")] = 500,
-    gate: Annotated[
-        bool, typer.Option("--gate/--plain", help="also learn what opens the skip; --plain as in the paper")
-    ] = True,
+    gate: Annotated[bool, typer.Option("--gate/--plain", help="also learn what opens the skip, or as in the paper")] = True,
     seek: Annotated[bool, typer.Option(help="begin at the taught question that tells the labels best")] = False,
     seed: int = 0,
     as_json: Json = False,
@@ -255,11 +253,11 @@ def tune(
 def bench(
     name: Annotated[str, typer.Argument(help=", ".join(BENCHES))],
     data: Annotated[str, typer.Option(help="users, for tasks: a folder, or journey, world[:N], movielens")] = "journey",
-    run: Annotated[
-        Path | None, typer.Option(help="a run's folder, for tasks and ask; a folder for the variants, for ablations")
-    ] = None,
+    run: Annotated[Path | None, typer.Option(help="a run's folder; for ablations, a folder for the variants")] = None,
     seeds: Annotated[int, typer.Option(help="seeds of the probes' folds")] = 5,
     out: Annotated[Path | None, typer.Option(help="keep the JSON object in this file, too")] = None,
+    minutes: Annotated[float | None, typer.Option(help="how long, for soak")] = None,
+    cases: Annotated[int | None, typer.Option(help="how many, for fuzz")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure, as ratios in one run with the machine's own ceiling beside them."""
@@ -269,6 +267,7 @@ def bench(
         typer.echo(f"warning: {told}", err=True)
     bars = Bars()
     shown = {"progress": bars} if name in ("tasks", "ablations", "attention", "replay", "prompts", "fairness") else {}
+    shown |= {word: given for word, given in {"minutes": minutes, "cases": cases}.items() if given is not None}
     result = BENCHES[name](users=lambda: open_users(data), run=run, seeds=seeds, **shown)
     bars.close()
     if out:
@@ -280,19 +279,20 @@ def main() -> int:
     """Run the command line; what is wrong with the input is said in one line, without a traceback."""
     try:
         code = app(standalone_mode=False)
-    except (ValueError, KeyError, OSError, WeightsError, RunError) as error:
+    except (ValueError, KeyError, OSError, WeightsError, RunError, TableError) as error:
         typer.echo(f"error: {error.args[0] if isinstance(error, KeyError) else error}", err=True)
         return 2
     except typer.Exit as done:
-        return done.exit_code
+        code = done.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("stopped", err=True)
-        return 130
+        code = 130
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):
             error.show()
             return 2
         raise
+    if code == 130:
+        typer.echo("stopped", err=True)
     return code or 0
 
 

@@ -28,6 +28,22 @@ class DataError(ValueError):
         return type(self), (self.file, self.row, self.column, self.value, self.cure)
 
 
+def read_manifest(path: Path, **kinds: type) -> dict:
+    """Read what a folder of results says of itself ({} if there is none), fields of these kinds in it."""
+    if not path.exists():
+        return {}
+    cure = "torn or edited: copy the folder again, or remove it and make it anew"
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(path.name, None, "manifest", str(error), cure) from error
+    for name, kind in kinds.items():
+        found = told.get(name) if isinstance(told, dict) else told
+        if not isinstance(found, kind):
+            raise DataError(path.name, None, name, found, cure)
+    return told
+
+
 def read_about(path: Path) -> dict:
     """Read about.json ({} if there is none), its fields of the right kind."""
     if not path.exists():

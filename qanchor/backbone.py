@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .files import cache_folder
+from .files import cache_folder, whole
 from .kernels import grouped
 
 
@@ -155,7 +155,7 @@ class CharTokenizer:
     eos_token_id = 256
 
     def __call__(self, text: str) -> list[int]:
-        return list(text.encode())
+        return list(whole(text).encode())
 
     def decode(self, ids: list[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
@@ -172,7 +172,7 @@ class HubTokenizer:
 
     def __call__(self, text: str) -> list[int]:
         # a query is data: "<|im_end|>" typed by a user is spelled out, never a control token
-        return self.inner(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        return self.inner(whole(text), add_special_tokens=False, split_special_tokens=True).input_ids
 
     def decode(self, ids: list[int]) -> str:
         return self.inner.decode(ids, skip_special_tokens=True)
@@ -288,6 +288,7 @@ class TextEncoder(nn.Module):
     def forward(self, texts: list[str]) -> Float[Tensor, "text dim"]:
         if self.name == "hash":
             return torch.stack([self._hashed(text) for text in texts])
+        texts = [whole(text) for text in texts]
         batch = self.tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt").to(self.inner.device)
         hidden = self.inner(**batch).last_hidden_state
         mask = batch["attention_mask"][..., None].to(hidden.dtype)

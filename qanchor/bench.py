@@ -6,9 +6,11 @@ from .bench_ablations import ablations
 from .bench_attention import attention
 from .bench_card import card
 from .bench_fairness import fairness
+from .bench_fuzz import fuzz
 from .bench_prompts import prompts
 from .bench_replay import replay
 from .bench_scale import scale
+from .bench_soak import soak
 from .bench_speed import ask, cache, refresh, train, versus
 from .bench_tasks import tasks
 from .bench_texts import texts
@@ -22,5 +24,5 @@ def _told(made):
 
 
 PROOF = (tasks, ablations, replay, fairness, prompts, attention)
-MADE = (*PROOF, tune, cache, ask, refresh, versus, train, scale, texts, useru, card)
+MADE = (*PROOF, tune, cache, ask, refresh, versus, train, scale, texts, useru, card, fuzz, soak)
 BENCHES = {made.__name__: _told(made) for made in MADE}

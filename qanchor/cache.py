@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -46,6 +47,30 @@ class Cache:
     def __repr__(self) -> str:
         slots = sum(int(g.prefix.mask.sum()) for g in self.groups)
         return f"Cache({len(self):,} {self.unit}s, {slots:,} slots)"
+
+
+class Recent(OrderedDict):
+    """Keep the newest `limit` entries: the one that was neither put in nor read for longest goes first.
+
+    Example:
+        >>> kept = Recent(2)
+        >>> kept["a"], kept["b"] = 1, 2
+        >>> kept["a"], kept.update(c=3), list(kept)
+        (1, None, ['a', 'c'])
+    """
+
+    def __init__(self, limit: int):
+        self.limit = limit
+
+    def __getitem__(self, key):
+        self.move_to_end(key)
+        return OrderedDict.__getitem__(self, key)
+
+    def __setitem__(self, key, value) -> None:
+        OrderedDict.__setitem__(self, key, value)
+        self.move_to_end(key)
+        while len(self) > self.limit:
+            del self[next(iter(self))]
 
 
 def fork(kv):

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import write_whole
+from .files import disk_faults, write_whole
 
 
 class CheckpointError(ValueError):
@@ -61,7 +61,8 @@ class Checkpoint:
         told["sha256"] = _hash(state, told)
 
         def fill(aside: Path) -> None:
-            save_file(state, aside, metadata=told)
+            with disk_faults(self.path):
+                save_file(state, aside, metadata=told)
             if self.path.exists() and not self.torn:
                 self.path.replace(self.before)
 

@@ -46,8 +46,9 @@ class Desk:
 
     def compare(self, before: str, after: str) -> dict:
         """Cluster the users under two queries and keep the books: the frames that a `ClusterLedger` draws."""
-        for query in (before, after):
-            if query not in self.ask.kept:
-                self.ask.kept[query] = self.engine.embed(self.cache, query)
-        sides = (self.ask.kept[query] for query in (before, after))
-        return compare(*sides, self.users, method=self.method)
+        return compare(self._embedded(before), self._embedded(after), self.users, method=self.method)
+
+    def _embedded(self, query: str):
+        if query not in self.ask.kept:
+            self.ask.kept[query] = self.engine.embed(self.cache, query)
+        return self.ask.kept[query]

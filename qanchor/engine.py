@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import maps
 from .backbone import merge_lora
 from .batch import Branches, batch_users, length_groups, packed
-from .cache import Cache, Group, fork, in_common, keep, nbytes, part, take_users
+from .cache import Cache, Group, Recent, fork, in_common, keep, nbytes, part, take_users
 from .encoder import Prefix, place
 from .heads import Asked, Query
 from .model import QAnchor
@@ -32,6 +32,8 @@ SUGGESTIONS = (
     "Will this {} order takeout next month?",
     "What are the user's most likely actions in the next period?",
 )
+
+REMEMBERED = 160  # queries whose embeddings are kept, the newest: 164 MB of 2,000 users; a bank of 72 questions fits in
 
 Pack = tuple[Branches, Query]
 
@@ -216,7 +218,7 @@ class Engine:
 class Asker:
     """Answer typed queries with frames: where every user stands, who moved, and a sentence that says so.
 
-    Calling it gives an iterator of updates; closing the iterator cancels the work. Embeddings are kept by query.
+    Calling it gives an iterator of updates; closing the iterator cancels the work. The newest embeddings are kept by query.
 
     Example:
         >>> users = qa.make_world(40)
@@ -231,8 +233,7 @@ class Asker:
         self.engine, self.cache, self.ids, self.start, self.method, self.seed = engine, cache, cache.ids, start, method, seed
         self.queries = [s.format(cache.unit) for s in SUGGESTIONS]
         self.facts = partial(maps.facts, engine.model.run, seed)  # of a shift: what a claim card says of it
-        self.kept: dict[str, np.ndarray] = {}
-        self.floors: dict[str, float] = {}
+        self.kept, self.floors = Recent(REMEMBERED), Recent(REMEMBERED)
         self.last: pd.DataFrame | None = None
 
     def __call__(self, query: str, previous: str | None = None) -> Iterator[dict]:
@@ -263,6 +264,7 @@ class Asker:
 
     def _embed(self, query: str, total: int) -> Iterator[dict]:
         if query in self.kept:
+            self.kept.move_to_end(query)  # it must not be let go for the one it is compared with
             return
         out, done = np.zeros((total, self.engine.model.config.dim), np.float32), 0
         for rows, z in self.engine.stream(self.cache, [query]):

@@ -60,11 +60,11 @@ def explain_group(
     asked = question_bank(cache.unit) if questions is None else questions
     bank = dict(asked) if isinstance(asked, Mapping) else dict.fromkeys(asked, "")
     kept = {} if kept is None else kept
-    yield from _embedded(engine, cache, list(bank), kept)
+    held = yield from _embedded(engine, cache, list(bank), kept)
     groups = _random_groups(inside, draws, np.random.default_rng(seed))
     best, ours = np.zeros(draws), []
     for done, query in enumerate(bank, 1):
-        aucs = np.concatenate([_told(kept[query], folds) for folds in groups])
+        aucs = np.concatenate([_told(held[query], folds) for folds in groups])
         best, ours = np.maximum(best, aucs[:, 1:].mean(axis=0)), [*ours, aucs[:, 0]]
         yield _update(done, len(bank), f"Compared under {done} of {len(bank)} questions ...")
     frame = _ranking(bank, np.array(ours), float(np.quantile(best, 0.95)) if draws else np.nan)
@@ -101,16 +101,19 @@ def explained(frame: pd.DataFrame, unit: str = "user") -> str:
 
 
 def _embedded(engine: Engine, cache: Cache, queries: list[str], kept: MutableMapping[str, np.ndarray]) -> Iterator[dict]:
-    """Ask what is not kept yet, all of it in one visit of each user; only whole results are kept."""
-    new = [query for query in queries if query not in kept]
+    """Ask what is not kept yet, all of it in one visit of each user; only whole results are kept. Returns all of them."""
+    held = {query: kept[query] for query in queries if query in kept}  # the store may let go of some before the end
+    new = [query for query in queries if query not in held]
     if not new:
-        return
+        return held
     out, done = np.zeros((len(new), len(cache), engine.model.config.dim), np.float32), 0
     for rows, z in engine.stream(cache, new):
         out[:, rows] = z.swapaxes(0, 1)
         done += len(rows)
         yield _update(done, len(cache), f"Asked {done:,} of {len(cache):,} {cache.unit}s {len(new)} questions ...")
-    kept.update(zip(new, out, strict=True))
+    found = {query: z.copy() for query, z in zip(new, out, strict=True)}  # a view of one would hold all of them
+    kept.update(found)
+    return held | found
 
 
 @dataclass(frozen=True)

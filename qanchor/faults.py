@@ -161,7 +161,7 @@ def _alphabets(text: str) -> set[str]:
     """Name the alphabets that a word mixes, of those whose letters look alike."""
     if text.isascii():
         return set()
-    found = [{unicodedata.name(c, "").split()[0] for c in word if c.isalpha()} for word in re.findall(r"\w+", text)]
+    found = [{unicodedata.name(c, "?").split()[0] for c in word if c.isalpha()} for word in re.findall(r"\w+", text)]
     return max((names & {"LATIN", "CYRILLIC", "GREEK"} for names in found), key=len, default=set())
 
 

@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def cache_folder() -> Path:
     """Say where weights, tables and built data are kept: `QANCHOR_CACHE`, else ~/.cache/qanchor."""
     return Path(os.environ.get("QANCHOR_CACHE") or Path.home() / ".cache" / "qanchor")
+
+
+def whole(text: str) -> str:
+    """Put a question mark for each half of a character (a lone surrogate), which neither file nor tokenizer takes.
+
+    Example:
+        >>> whole("tea " + chr(0xD83C))
+        'tea ?'
+    """
+    return text.encode("utf-8", "replace").decode()
+
+
+@contextmanager
+def disk_faults(path: Path) -> Iterator[None]:
+    """Say a full disk or a forbidden folder as OSError, where the writer of tensors has an error of its own."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}: free some disk, or name another folder") from error
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
@@ -26,7 +48,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(aside)
+        return aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    return aside.replace(path)

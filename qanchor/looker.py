@@ -10,7 +10,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from .attention import deletable, deletions, gradients, row_names, shares
-from .cache import Cache
+from .cache import Cache, Recent
 from .engine import SUGGESTIONS, Engine
 from .heads import Asked, words_of
 from .ledger import Look, ledger_frame, sentence
@@ -19,6 +19,7 @@ from .verdict import judge
 
 AT_ONCE = 16  # users between two updates: some two seconds of a laptop
 KEPT = 8  # chunks of users whose keys and values are kept for the next query
+LOOKS = 64  # queries of as many users as can be looked at, kept: some 50 MB
 
 
 class Looker:
@@ -59,7 +60,7 @@ class Looker:
         self.engine, self.users, self.ids, self.unit = engine, users, users.ids, users.unit
         self.prompts, self.most, self.gradient, self.seed = dict(prompts or {}), most, gradient, seed
         self.queries = [*self.prompts, *(s.format(users.unit) for s in SUGGESTIONS)]
-        self.names, self.kept, self._caches = row_names(engine.model.reader), {}, {}
+        self.names, self.kept, self._caches = row_names(engine.model.reader), Recent(LOOKS * most), Recent(KEPT)
         if most < 1:
             raise ValueError(f"most is {most}: at least 1 user must be looked at")
 
@@ -157,6 +158,8 @@ class Looker:
             )
 
     def _look(self, asked: Mapping[str, Asked], people: Users, chunk: list[str]) -> None:
+        for place in ((label, user) for label in asked for user in chunk if (label, user) in self.kept):
+            self.kept.move_to_end(place)  # none of these may be let go for the others
         new = {label: q for label, q in asked.items() if any((label, user) not in self.kept for user in chunk)}
         if not new:
             return
@@ -181,8 +184,6 @@ class Looker:
             return self.engine.prefill(people)
         key = tuple(chunk)
         if key not in self._caches:
-            while len(self._caches) >= KEPT:
-                self._caches.pop(next(iter(self._caches)))
             self._caches[key] = self.engine.prefill(people.select(chunk))
         return self._caches[key]
 

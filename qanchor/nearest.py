@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from .about import DataError, read_manifest
 from .files import write_whole
 from .pairs import user_hash
 
@@ -44,7 +45,11 @@ def neighbours(folder: Path | str, query: str, user: str, k: int = 10, index: st
 
 def read_part(folder: Path, part: dict, query: int) -> tuple[np.ndarray, np.ndarray]:
     """Read one query of one part: the users' ids, and their embeddings (user, dim) in float32."""
-    table = pq.ParquetFile(folder / part["file"]).read_row_group(query, ["user", "embedding"])
+    path = folder / part["file"]
+    try:
+        table = pq.ParquetFile(path).read_row_group(query, ["user", "embedding"])
+    except (ValueError, OSError, IndexError) as error:
+        raise DataError(path.name, None, "embedding", str(error), "torn or gone: run `embed` on the folder again") from error
     column = table["embedding"].combine_chunks()
     vectors = column.flatten().to_numpy().reshape(len(column), -1).astype(np.float32)
     return table["user"].to_numpy(), vectors
@@ -54,7 +59,7 @@ def _manifest(folder: Path, query: str) -> dict:
     path = folder / "_manifest.json"
     if not path.exists():
         raise FileNotFoundError(f"{folder} has no _manifest.json: let `embed_folder` end first")
-    manifest = json.loads(path.read_text())
+    manifest = read_manifest(path, queries=list, parts=list, shards=int, users=int)
     if query not in manifest["queries"]:
         raise KeyError(f"query {query!r} is not one of the {len(manifest['queries'])} of {folder}: embed it first")
     return manifest

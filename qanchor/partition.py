@@ -141,8 +141,11 @@ def _aside(work: Path, config: dict) -> Iterator[tuple]:
     try:
         with duckdb.connect(config=config) as base:
             yield base, aside
-    except duckdb.IOException as error:
-        raise OSError(f"{work.parent}: {error}: free some disk, or name another folder") from error
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, duckdb.IOException):
+            raise OSError(f"{work.parent}: {error}: free some disk, or name another folder") from error
+        raise
     shutil.rmtree(aside / "spill", ignore_errors=True)
     aside.rename(work)
 

@@ -19,6 +19,7 @@ from .backbone import sha256
 from .batch import branches
 from .cache import Cache, Group, fork
 from .engine import Engine
+from .files import disk_faults
 from .heads import Query
 from .held import Held
 from .losses import prototype_loss
@@ -72,7 +73,8 @@ class SoftPrompt:
         if not self.run:
             raise ValueError(f"{folder}: the model has no run, 1 is needed: save it, load the run, and tune on that")
         with replaced(folder) as aside:
-            save_file({k: getattr(self, k).cpu().contiguous() for k in TENSORS}, aside / "prompt.safetensors")
+            with disk_faults(folder):
+                save_file({k: getattr(self, k).cpu().contiguous() for k in TENSORS}, aside / "prompt.safetensors")
             told = {k: getattr(self, k) for k in ("query", "classes", "tau", "run")}
             told = {"format": FORMAT, **told, "sha256": sha256(aside / "prompt.safetensors")}
             (aside / "prompt.json").write_text(json.dumps(told, indent=1) + "\n")
@@ -95,9 +97,11 @@ class SoftPrompt:
                 raise ValueError(
                     f"prompt.safetensors has sha256 {found[:16]}, prompt.json says {expected[:16]}, format {FORMAT}"
                 )
+            if not all(isinstance(told[name], str) for name in ("query", "run")):
+                raise ValueError(f"query {told['query']!r} or run {told['run']!r} is no text")
             tensors = load_file(folder / "prompt.safetensors", device=str(engine.model.device))
             prompt = SoftPrompt(**told | {"classes": tuple(told["classes"])}, **{k: tensors[k] for k in TENSORS})
-        except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
             raise RunError(f"{folder}: {error}: torn, swapped or of another version; copy it again, or tune it anew") from error
         if prompt.run != engine.model.run:
             ours = engine.model.run[:16] or "none"

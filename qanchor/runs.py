@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 
-from .backbone import sha256, written_aside
+from .backbone import WeightsError, sha256, written_aside
 from .config import Config
+from .files import disk_faults
 from .model import QAnchor, build
 from .reader import Reader
 
@@ -60,7 +62,8 @@ def save(model: QAnchor, folder, history: pd.DataFrame | None = None, metrics: d
     tensors |= {f"reader.mean.{k}": np.asarray(v, np.float32) for k, v in reader.mean.items()}
     tensors |= {f"reader.std.{k}": np.asarray(v, np.float32) for k, v in reader.std.items()}
     with replaced(folder) as aside:
-        save_arrays(tensors, aside / "adapter.safetensors")
+        with disk_faults(folder):
+            save_arrays(tensors, aside / "adapter.safetensors")
         about = {
             "format": FORMAT,
             "config": model.config.to_dict(),
@@ -115,19 +118,22 @@ def load(folder, device: str | None = None, dtype: str | None = None, attention:
     path = folder / "adapter.safetensors"
     if not path.exists():
         raise RunError(f"{path} is missing: copy the run again, or train it with `python -m qanchor train`")
-    found, expected = sha256(path), about.get("sha256", {}).get("adapter.safetensors", "none")
+    told = about.get("sha256")
+    found, expected = sha256(path), str(told.get("adapter.safetensors") if isinstance(told, dict) else told)
     if found != expected:
         raise RunError(
             f"{path} has sha256 {found[:16]}..., config.json says {expected[:16]}...: torn or swapped, copy the run again"
         )
-    arrays = load_arrays(path)
     try:
+        arrays = load_arrays(path)
         config = Config(**about["config"])
         config = config.but(dtype=dtype or config.dtype, attention=attention or config.attention)
-        reader = _reader(about, config, arrays)
-    except (TypeError, KeyError, ValueError) as error:
-        raise RunError(f"{folder / 'config.json'}: {error}: it was saved by another version, train it again") from error
-    model = build(config, reader, device="cpu")
+        model = build(config, _reader(about, config, arrays), device="cpu")
+    except (WeightsError, OSError):  # the backbone's own
+        raise
+    except (SafetensorError, TypeError, AttributeError, LookupError, ValueError, ArithmeticError, RuntimeError) as error:
+        told = f"{path if isinstance(error, SafetensorError) else folder / 'config.json'}: {type(error).__name__}: {error}"
+        raise RunError(f"{told}: torn, or saved by another version: copy the run again, or train it again") from error
     state = model.state_dict()
     with torch.no_grad():
         for name in learned(model):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .about import read_manifest
 from .backbone import sha256
 from .engine import Engine
 from .files import write_whole
@@ -215,7 +216,7 @@ def _records(out: Path) -> dict[int, dict]:
 
 
 def _manifest(out: Path) -> dict:
-    return _read(out / "_manifest.json") if (out / "_manifest.json").exists() else {}
+    return read_manifest(out / "_manifest.json", parts=list, **dict.fromkeys(SAME, object))
 
 
 def _part(out: Path, number: int) -> Path:

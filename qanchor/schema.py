@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from .about import DataError, checked_about
-from .files import write_whole
+from .files import whole, write_whole
 
 REQUIRED = ("user", "time", "modality", "text")
 MAX_TEXT = 2_000  # characters; the text encoder reads about 256 tokens, so more is a mistake upstream
 FIRST, LAST = pd.Timestamp("1900-01-01"), pd.Timestamp("2200-01-01")  # no behaviour is older, and none is known from then on
+HALF = "half a character (a lone surrogate): remove it"
 LARGEST = 1e15  # of a number: beyond it sums lose their cents, and at last overflow
 
 
@@ -67,7 +68,7 @@ class Users:
             for column in labels.columns.intersection(columns.columns):
                 cure = "named like a label, which must never be an input: drop the column, or rename one"
                 raise DataError(table, None, column, column, cure)
-        cutoff = events["time"].max() + pd.Timedelta(1, "us") if cutoff is None else pd.Timestamp(cutoff)
+        cutoff = events["time"].max() + pd.Timedelta(1, "us") if cutoff is None else _moment(cutoff, source)
         # undeclared, they are those of the history: one seen only afterwards must not change how the past is read
         every, past = events["modality"], events["modality"][events["time"] < cutoff]
         order = modalities or tuple(sorted(past.unique()))
@@ -166,6 +167,7 @@ def _checked_table(frame: pd.DataFrame | None, source: str, binary: bool = False
     source = frame.attrs.get("source", source)  # the file's name, when it came from one
     ids = pd.Series(frame.index)
     _refuse(source, "user", ids, ids.isna(), "a user needs an id")
+    _refuse(source, "user", ids, _halved(ids), HALF)
     ids = ids.astype(str)
     _refuse(source, "user", ids, ids.duplicated(), "twice: one row a user")
     out = pd.DataFrame(index=pd.Index(ids, name="user"))
@@ -191,6 +193,7 @@ def checked_events(events: pd.DataFrame, source="events") -> pd.DataFrame:
     out = pd.DataFrame(index=events.index)
     for column in ("user", "modality", "text"):
         _refuse(source, column, events[column], events[column].isna(), "empty: fill it or drop the row")
+        _refuse(source, column, events[column], _halved(events[column]), HALF)
         out[column] = events[column].astype(str)
     _refuse(source, "user", out["user"], out["user"].str.strip() == "", "a user needs an id")
     _refuse(source, "text", out["text"], out["text"].str.strip() == "", "empty: fill it or drop the row")
@@ -214,6 +217,23 @@ def checked_events(events: pd.DataFrame, source="events") -> pd.DataFrame:
         _refuse(source, column, events[column], values.abs() > LARGEST, f"beyond {LARGEST:.0e}: is that meant?")
         out[column] = values
     return out.reset_index(drop=True)
+
+
+def _moment(cutoff, source: str) -> pd.Timestamp:
+    try:
+        found = pd.Timestamp(cutoff)
+    except (ValueError, TypeError) as error:
+        raise DataError(source, None, "cutoff", cutoff, "not a time: write it as 2025-01-31") from error
+    if pd.isna(found) or found.tzinfo:
+        raise DataError(source, None, "cutoff", cutoff, "not a plain time without an offset: write it as 2025-01-31")
+    return found
+
+
+def _halved(values: pd.Series) -> pd.Series:
+    """Find texts with half a character in them, which no file takes; only loose objects can hold one."""
+    if values.dtype != object:
+        return pd.Series(False, index=values.index)
+    return values.map(lambda text: isinstance(text, str) and not text.isascii() and whole(text) != text)
 
 
 def _refuse(source, column: str, values: pd.Series, bad: pd.Series, cure: str) -> None:

