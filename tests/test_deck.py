@@ -29,7 +29,7 @@ def ask(monkeypatch):
     kept = {query: base + 0.5 * random.normal(size=base.shape) for query in ["", *QUERIES]}
     kept["q1"][:40, 0] += 3
     asker = Asker(idle(), Cache(PEOPLE, "user"))
-    asker.kept = {query: (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32) for query, z in kept.items()}
+    asker.kept.update({query: (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32) for query, z in kept.items()})
 
     def judge(model, ids, query, anchors, unit, horizon_days):
         return pd.DataFrame({"score": anchors[:, 0] if query != "q3" else np.full(len(anchors), np.nan)})
