@@ -10,7 +10,7 @@ from pathlib import Path
 from .files import write_whole
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.S)
+BLOCK = re.compile(r"(<!-- results:([\w/]+) -->\n).*?(<!-- /results -->)", re.S)
 NAMES = {
     "anchor": "**ours**, each task's own question",
     "anchor_no_query": "**ours**, asked nothing",
@@ -36,7 +36,39 @@ def tasks_table(record: dict) -> str:
         cells += [_short(found[name])] if found else []
         rows.append([*cells, f"{_short(above['auc'])} ({_short(above['low'])} to {_short(above['high'])})" if above else ""])
     head = ["average of ten tasks", "AUC", "95 %", "KS", *(["recovered"] if found else []), "ours is above by"]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+    return _table([head, ["---"] * len(head), *rows])
+
+
+ASKED = {"itself": "the question about it", "nothing": "nothing asked", "generic": "a generic question"}
+WAYS = {"right": "the task's own question", "vague": "a vague question", "vague_seek": "the vague one, with `seek`"}
+
+
+def fairness_table(record: dict) -> str:
+    """Set out what a probe reads of people who were never asked about it, and whom the best fifth of a score passes over."""
+    rows = {(row["source"], row["attribute"]): row for row in record["rows"]}
+    traits = [name for name in dict.fromkeys(row["attribute"] for row in record["rows"]) if name != "average"]
+    lines = [["AUC of a probe for", *traits, "average", "95 %"], ["---"] * (len(traits) + 3)]
+    for source in dict.fromkeys(row["source"] for row in record["rows"]):
+        mean = rows[source, "average"]
+        asked = ASKED.get(source) or (f"the question about {source}" if source in record["asked"] else NAMES[source])
+        cells = [_short(rows[source, trait]["auc"]) for trait in traits]
+        lines.append([asked, *cells, _short(mean["auc"]), f"{_short(mean['auc_low'])} to {_short(mean['auc_high'])}"])
+    gaps = [["chosen: best fifth by", "score", *traits], ["---"] * (len(traits) + 2)]
+    for task, arm in dict.fromkeys((row["task"], row["arm"]) for row in record["groups"]):
+        mine = {row["attribute"]: row for row in record["groups"] if (row["task"], row["arm"]) == (task, arm)}
+        gaps.append([task, {"anchor": "ours", "zero_shot": "ours, no label"}.get(arm, NAMES.get(arm, arm))])
+        gaps[-1] += [_gap(mine[trait]["gap"]["selected"]) for trait in traits]
+    return f"{_table(lines)}\n\n{_table(gaps)}"
+
+
+def prompts_table(record: dict) -> str:
+    """Set soft prompts beside a probe on the same labels, by what was typed; the last row is the paper's."""
+    lines = [["typed", "AUC before", "after", "gain (95 %)", "KS", "silhouette"], ["---"] * 6]
+    for way, row in record["average"].items():
+        cells = [f"{_short(row['before'][name])} to {_short(row['after'][name])}" for name in ("ks", "silhouette")]
+        gain = _gap([row["gain"][name] for name in ("auc", "low", "high")])
+        lines.append([WAYS[way], _short(row["before"]["auc"]), _short(row["after"]["auc"]), gain, *cells])
+    return _table([*lines, ["the paper, its own tasks", ".8104", ".8225", "+.012", "+.022", ""]])
 
 
 def told(record: dict) -> str:
@@ -47,14 +79,20 @@ def told(record: dict) -> str:
 
 
 def renewed(text: str, runs: Path) -> str:
-    """Give README's text with every block between `<!-- results:RUN -->` and `<!-- /results -->` made from RUN/bench.json."""
+    """Give README's text with every block between `<!-- results:RUN/BENCH -->` and `<!-- /results -->` made from that record.
+
+    RUN alone is RUN/bench.json, the record of `bench tasks`.
+    """
+    tables = {"bench": tasks_table, "fairness": fairness_table, "prompts": prompts_table}
 
     def made(block: re.Match) -> str:
-        path = runs / block[2] / "bench.json"
+        run, _, name = block[2].partition("/")
+        path = runs / run / f"{name or 'bench'}.json"
         if not path.exists():
-            raise FileNotFoundError(f"README asks for results:{block[2]}, and there is no {path}: run bench tasks --out {path}")
+            command = f"python -m qanchor bench {name or 'tasks'} --run {runs / run} --out {path}"
+            raise FileNotFoundError(f"README asks for results:{block[2]}, and there is no {path}: say {command}")
         record = json.loads(path.read_text())
-        return f"{block[1]}{told(record)}\n\n{tasks_table(record)}\n{block[3]}"
+        return f"{block[1]}{told(record)}\n\n{tables[name or 'bench'](record)}\n{block[3]}"
 
     return BLOCK.sub(made, text)
 
@@ -69,6 +107,14 @@ def main(check: bool = False) -> int:
         return int(new != text)
     write_whole(readme, lambda aside: aside.write_text(new, encoding="utf-8"))
     return 0
+
+
+def _table(rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _gap(span: list[float] | None) -> str:
+    return f"{'+' * (span[0] > 0)}{_short(span[0])} ({_short(span[1])} to {_short(span[2])})" if span else "too few"
 
 
 def _short(value: float) -> str:

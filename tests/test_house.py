@@ -382,4 +382,4 @@ def test_the_readme_lists_every_file():
 
 def test_the_readmes_tables_are_what_the_records_say():
     assert results.renewed(readme(), ROOT / "data/runs") == readme(), "README's tables are stale: say make results"
-    assert {name for _, name, _ in results.BLOCK.findall(readme())} == {"journey", "world"}
+    assert {"journey", "world"} <= {name for _, name, _ in results.BLOCK.findall(readme())}
