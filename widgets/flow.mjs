@@ -151,7 +151,7 @@ export function flowView(hear) {
   }
   function press(key) {
     box.dataset.key = key ?? "";
-    for (const part of [...box.querySelectorAll("[data-key]"), ...legend.children]) part.setAttribute("aria-pressed", String(part.dataset.key === key && Boolean(key)));
+    for (const part of [...box.querySelectorAll("[data-key]"), ...legend.querySelectorAll("button")]) part.setAttribute("aria-pressed", String(part.dataset.key === key && Boolean(key)));
   }
   return { box, legend, press, draw, show: (data, word, tall) => (([told, unit, wanted] = [data, word, tall]), kinds(), draw()), tall: (height) => ((wanted = height), draw()) };
 }

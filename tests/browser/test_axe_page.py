@@ -1,0 +1,48 @@
+"""Each view that stands alone, empty and full, light and dark, is walked through by axe, an engine of accessibility rules."""
+
+from urllib.parse import urlparse
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from fake_views import FILL, SETUP, VIEWS
+
+RULES = {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+SHOWN = [expression for expression, _ in VIEWS.values()]
+
+
+def faults(page, mark: str) -> list[str]:
+    """Name what axe finds serious or critical in one view: the rule, the place, and what is wrong there."""
+    page.locator(mark).first.scroll_into_view_if_needed()
+    page.wait_for_timeout(300)
+    assert page.locator(mark).count() == 1
+    found = Axe().run(page, mark, {"runOnly": RULES, "resultTypes": ["violations"]}).response
+    assert len(found["passes"]) > 3, "axe saw nothing there"
+    grave = [fault for fault in found["violations"] if fault["impact"] in ("serious", "critical")]
+    return [
+        f"{fault['id']}: {node['html'][:160]}: {node['failureSummary'][:300]}" for fault in grave for node in fault["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_axe_finds_no_serious_fault(open_notebook, server, dark):
+    name = f"axe-{'dark' if dark else 'light'}"
+    book = open_notebook(server.write(f"{name}.ipynb", [SETUP, *SHOWN[:-1], FILL, SHOWN[-1]]), dark=dark)
+    assert book.page.evaluate("document.body.dataset.jpThemeLight") == str(not dark).lower()
+    book.run(0)
+    for number, (_, mark) in enumerate(list(VIEWS.values())[:-1], 1):
+        book.run(number)
+        book.page.locator(mark).wait_for()
+    book.settled()
+    found = {f"{view}, empty": faults(book.page, mark) for view, (_, mark) in list(VIEWS.items())[:-1]}
+    book.run(len(SHOWN))
+    book.run(len(SHOWN) + 1)
+    book.page.locator(".claim").wait_for()
+    book.settled()
+    found |= {view: faults(book.page, mark) for view, (_, mark) in VIEWS.items()}
+    for view, (_, mark) in VIEWS.items():
+        book.page.locator(mark).screenshot(path=book.shot(f"{name}-{view}"))
+    assert not any(found.values()), "\n".join(f"{view}: {fault}" for view, list_ in found.items() for fault in list_)
+    assert book.complaints == []
+    hosts = {urlparse(url).netloc for url in book.requests if not url.startswith(("data:", "blob:"))}
+    assert hosts == {urlparse(server.url).netloc}, "something was asked of another host"
+    book.page.close()
