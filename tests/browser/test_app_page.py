@@ -1,0 +1,59 @@
+"""`make app`: the workbench as a page of its own, without code, in the server that keeps its token."""
+
+import json
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+PAGE, RULES = (Path(__file__).parents[2] / "widgets" / name for name in ("app.ipynb", "app.json"))
+READY = "(({ready, moving}) => ready === 'true' && moving === 'false')(document.querySelector('.lens')?.dataset ?? {})"
+TRAVEL = "Will this user travel soon?"
+
+
+@pytest.fixture(scope="module")
+def app(server, tmp_path_factory):
+    """The shipped page and its server's rules, beside the sample data, with fewer users: soon read."""
+    own = type(server)(tmp_path_factory.mktemp("app"))
+    told = own.folder / "config" / "jupyter_server_config.json"
+    told.write_text(json.dumps(json.loads(told.read_text()) | json.loads(RULES.read_text())))
+    book = json.loads(PAGE.read_text())
+    source = "".join(book["cells"][0]["source"])
+    assert source.count('load_users("../data/sample")') == 1
+    book["cells"][0]["source"] = source.replace('("../data/sample")', '("../data/sample").sample(300)')
+    (own.folder / "work" / "widgets").mkdir()
+    (own.folder / "work" / "widgets" / "app.ipynb").write_text(json.dumps(book))
+    own.start()
+    yield own
+    own.stop()
+
+
+def test_without_the_token_there_is_no_app(app):
+    with urllib.request.urlopen(f"{app.url}/voila/render/widgets/app.ipynb", timeout=60) as given:
+        assert "/login" in given.url and b"lens" not in given.read()
+
+
+def test_the_page_opens_without_code_and_a_question_moves_the_users(app, chromium):
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(300_000)
+    asked, refused, complaints = set(), set(), []
+    page.on("request", lambda request: asked.add(request.url))
+    page.on("requestfailed", lambda request: refused.add(request.url) if request.failure == "csp" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(f"{app.url}/voila/render/widgets/app.ipynb?token={app.token}")
+    page.wait_for_function(READY)
+    before = page.evaluate("Array.from(document.querySelector('.lens').lens.state().pixels)")
+    box = page.get_by_role("combobox", name="Query", exact=True)
+    box.fill(TRAVEL)
+    box.press("Enter")
+    page.wait_for_function(f"document.querySelector('.lens').dataset.query === '{TRAVEL}' && {READY}")
+    assert page.evaluate("Array.from(document.querySelector('.lens').lens.state().pixels)") != before
+    assert "load_users" not in page.inner_text("body"), "code is shown"
+    page.screenshot(path=Path(__file__).parent / "shots" / "app.png")
+    page.get_by_role("tab", name="Group", exact=True).click()
+    page.wait_for_timeout(1000)
+    page.screenshot(path=Path(__file__).parent / "shots" / "app-group.png")
+    outside = {url for url in asked if not url.startswith(("data:", "blob:", app.url))}
+    assert outside <= refused, "something was asked of another host"  # Voilà's page names two, and the browser may not ask them
+    assert complaints == []
+    page.close()
