@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import hmac
 from collections.abc import Iterable, Sequence
@@ -90,7 +91,8 @@ def export_group(users: Users, ids: Iterable[str], path, *, least: int = LEAST, 
     frame = frame.apply(lambda column: column.map(harmless) if column.dtype.kind not in "biufM" else column).rename(
         columns=harmless
     )
-    return write_whole(path, lambda aside: frame.to_csv(aside, index=False))
+    # texts always in quotes: a carriage return would else begin a row of its own, with a cell that nobody looked at
+    return write_whole(path, lambda aside: frame.to_csv(aside, index=False, quoting=csv.QUOTE_NONNUMERIC))
 
 
 def harmless(cell):

@@ -1,5 +1,6 @@
 """A group beside the rest: what was planted is found, chance is called chance, and nothing of the future is read."""
 
+import csv
 import functools
 import hashlib
 import hmac
@@ -228,6 +229,15 @@ def test_no_cell_is_a_formula(tmp_path, bad):
     text = export_group(users, users.ids[:12], tmp_path / "some.csv").read_text()
     cells = pd.read_csv(tmp_path / "some.csv", header=None, dtype=str).to_numpy().ravel()
     assert len(text) > 100 and not [c for c in cells if isinstance(c, str) and c.strip()[:1] in "=+-@＝"]
+
+
+def test_a_carriage_return_begins_no_cell_of_its_own(tmp_path):
+    rows = [(f"u{i}", CUTOFF - pd.Timedelta(days=1), "bill", "tea\r=1+1", 1.0) for i in range(24)]
+    users = Users.from_events(pd.DataFrame(rows, columns=["user", "time", "modality", "text", "amount"]), CUTOFF)
+    path = export_group(users, users.ids[:12], tmp_path / "some.csv")
+    with path.open(encoding="utf-8", newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert "tea\r=1+1" in "".join(cells) and not [cell for cell in cells if cell.startswith("=")]
 
 
 def test_numbers_stay_numbers_in_a_csv():
