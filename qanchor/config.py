@@ -158,8 +158,8 @@ TINY = Config(
 # topic and grade are no negatives anyway. Contrastive weight: at 1 the backbone does not learn to write in so few steps, and
 # the heads' optimiser does not mind the scale.
 SMALL = Config(margin=2.0, contrastive_weight=0.1, temperature=0.1)
-# The heads learn more of twice the samples and thrice the steps, in twice the time; the backbone's steps are those of SMALL.
-MEDIUM = SMALL.but(cutoffs=12, warm_texts=6144, final_steps=4500)
+# The heads learn more of thrice the samples and nearly five times the steps; the backbone's steps are those of SMALL.
+MEDIUM = SMALL.but(cutoffs=20, warm_texts=8192, final_steps=7500)
 FULL = Config(
     backbone="Qwen/Qwen2.5-0.5B-Instruct",
     habits=128,
