@@ -27,7 +27,7 @@ MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codec
 NOT_WORDS = (bytes, list, tuple, dict, set, np.ndarray)
 EMPTY = "empty (a csv file's NA, null and None count as empty): fill it or drop the row"
 TRUTHS = {"yes": 1.0, "true": 1.0, "y": 1.0, "no": 0.0, "false": 0.0, "n": 0.0}
-OFFSET = r"[T ].*?(Z|[+-]\d\d(?::?\d\d)?)$"
+OFFSET = r"^[^T ]*[T ].*(Z|[+-]\d\d(?::?\d\d)?)$"  # one start alone: a cell of a million T's must not take hours
 SECOND = (("seconds", 1), ("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9))
 COMMA = r"-?\d+,(?:\d{1,2}|\d{4,})"  # three digits could be thousands
 
