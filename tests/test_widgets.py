@@ -7,16 +7,18 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import traitlets
 
 sys.path.insert(0, str(Path(__file__).parent / "browser"))
 from fake import HOSTILE, FakeAsker, make_frame
 
-from widgets import QueryLens
-from widgets._base import Selection, Worker, still_page
+from widgets import QueryLens, _base
+from widgets._base import Selection, View, Worker, still_page
 
 ROOT = Path(__file__).parents[1]
 TRAVEL = "Will this user travel soon?"
@@ -256,3 +258,18 @@ def test_scripts():
         pytest.skip("needs node, to run the views' own tests")
     done = subprocess.run([node, "--test", str(ROOT / "tests" / "lens.test.mjs")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_progress_that_comes_too_soon_is_left_out_but_not_what_must_be_said(monkeypatch):
+    class Some(View):
+        _esm, _status, _guard = "export default {}", traitlets.Dict(), threading.RLock()
+
+    monkeypatch.setattr(_base, "time", SimpleNamespace(monotonic=lambda: 7.0))
+    view, step = Some(), {"busy": True, "total": 9}
+    view._tell(**step, done=1)
+    view._tell(**step, done=2)
+    assert view._status == {**step, "done": 1}
+    view._tell(at_once=True, **view._status | {"note": "Cancelling"})
+    assert view._status["note"] == "Cancelling"
+    view._tell(note="Cancelled.")
+    assert view._status == {"note": "Cancelled."}

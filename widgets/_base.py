@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable
 from html import escape
 from itertools import count
@@ -18,6 +19,7 @@ from IPython.display import HTML
 
 HERE = Path(__file__).parent
 INK, STILL, MOVED = "#2b3440", "#8a939e", "#D55E00"  # the last is Okabe and Ito's vermilion
+PAUSE = 0.05  # seconds between two progress messages at least
 log = logging.getLogger("widgets")
 
 
@@ -30,8 +32,11 @@ def script(*names: str) -> str:
 class View(anywidget.AnyWidget):
     """Show something in a notebook, and still say it in words where no script may run.
 
-    A view gives `_words()`, the text of its repr, and `_still()`, its HTML without scripts.
+    A view gives `_words()`, the text of its repr, and `_still()`, its HTML without scripts. One that tells how far it is has a
+    trait `_status` and a lock `_guard`.
     """
+
+    _told = 0.0  # when the status was last set
 
     def __repr__(self) -> str:
         return self._words()
@@ -39,6 +44,15 @@ class View(anywidget.AnyWidget):
     def still(self) -> HTML:
         """Give what is shown now as a picture and words that stay readable without a kernel."""
         return HTML(self._still())
+
+    def _tell(self, at_once: bool = False, **status) -> None:
+        """Set the status line; progress that comes too soon after the last is left out, unless it must be told `at_once`."""
+        now = time.monotonic()
+        between = status.get("busy") and 0 < status["done"] < status["total"]
+        if between and not at_once and now - self._told < PAUSE:
+            return
+        with self._guard:
+            self._told, self._status = now, status
 
     def _repr_mimebundle_(self, **kwargs):
         data, about = super()._repr_mimebundle_(**kwargs)

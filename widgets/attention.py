@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +13,6 @@ from traitlets import Dict
 from widgets._base import Selection, View, Worker, log, plain, script, still_page
 from widgets._ledger import bars, checked_ledger, packed, table
 
-PAUSE = 0.1  # seconds between two progress messages at least
 LISTED = 40  # events of one user that can be edited, the newest
 NAMED = 5_000  # ids offered while one is typed
 TEXT = 2_000  # characters of an event's text
@@ -82,7 +80,7 @@ class AttentionLedger(View):
         ids = users["user"] if isinstance(users, pd.DataFrame) else users if users is not None else getattr(ask, "ids", ())
         self._ids, self._asker, self.selection = tuple(map(str, ids)), ask, selection
         self._list, self._redo = events or getattr(ask, "events", None), rerun or getattr(ask, "rerun", None)
-        self._first, self._opened, self._told, self._partial = (query.strip(), versus.strip()), False, 0.0, False
+        self._first, self._opened, self._partial = (query.strip(), versus.strip()), False, False
         self._shown = None if frame is None else Shown(checked_ledger(frame), sentence, caption)
         # views of one selection ask one model, which serves one at a time
         self._guard, self._worker = RLock(), Worker(getattr(selection, "turn", None))
@@ -160,7 +158,7 @@ class AttentionLedger(View):
         elif kind == "cancel":
             self._worker.cancel()
             if self._status.get("busy"):
-                self._status = {**self._status, "words": "Cancelling"}
+                self._tell(at_once=True, **self._status | {"words": "Cancelling"})
 
     # Each of these gives a job: called, it begins the work, and gives the updates and the one user, if it is one.
 
@@ -271,11 +269,3 @@ class AttentionLedger(View):
     def _drawn(self, shown: Shown | None = None) -> dict:
         shown = shown or self._shown
         return shown.picture() if shown else {}
-
-    def _tell(self, **status) -> None:
-        """Set the status line; progress messages that come too fast are left out."""
-        now = time.monotonic()
-        if status.get("busy") and 0 < status["done"] < status["total"] and now - self._told < PAUSE:
-            return
-        with self._guard:
-            self._told, self._status = now, status

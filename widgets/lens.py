@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from threading import Event, RLock
@@ -18,7 +17,6 @@ from widgets.claim import ClaimCard
 ARROWS = 60  # the strongest movers get an arrow; more would be hatching
 LISTED = 100  # rows in the list of the most shifted
 LOGGED = 100  # maps that can be walked back to: some 100 MB of 2,000 users
-PAUSE = 0.05  # seconds between two progress messages at least
 
 
 class QueryLens(View):
@@ -64,7 +62,7 @@ class QueryLens(View):
         self._ids, self._asker, self._query = ids, ask, query.strip()
         self._reply, self._facts = answer or getattr(ask, "answer", None), facts or getattr(ask, "facts", None)
         self._log: list[Asked] = []
-        self._at, self._told, self._opened, self._partial = -1, 0.0, False, False
+        self._at, self._opened, self._partial = -1, False, False
         self._guard, self._worker = RLock(), Worker()
         self._replier = Worker(self._worker.turn)  # an answer waits for a running query: the model serves one at a time
         queries = [str(q) for q in (queries or getattr(ask, "queries", ()))]
@@ -165,7 +163,7 @@ class QueryLens(View):
         elif kind == "cancel":
             self._worker.cancel()
             if self._status.get("busy"):
-                self._tell(**self._status, cancelling=True)
+                self._tell(at_once=True, **self._status | {"cancelling": True})
         elif kind == "go" and self._log:
             self._go(int(message.get("at", 0)))
         elif kind == "select":
@@ -250,14 +248,6 @@ class QueryLens(View):
         """Send a map; one that `refines` the map before is walked to directly, not from the start again."""
         with self._guard:
             self._picture = {**result.picture, "turn": self._picture.get("turn", 0) + 1, "refines": refines}
-
-    def _tell(self, **status) -> None:
-        """Set the status line; progress messages that come too fast are left out."""
-        now = time.monotonic()
-        if status.get("busy") and 0 < status["done"] < status["total"] and now - self._told < PAUSE:
-            return
-        with self._guard:
-            self._told, self._status = now, status
 
     def _write(self, row: int, stop: Event) -> None:
         """Have one user's answer generated and show it."""

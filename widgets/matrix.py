@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from threading import Event, RLock
@@ -16,7 +15,6 @@ from widgets._grid import beyond, checked_matrix, heat, packed, table
 from widgets._named import Group
 
 MOST = 12  # questions, and groups: more cannot be read on one page
-PAUSE = 0.05  # seconds between two progress messages at least
 HINT = "Put every question to every user: the matrix says which question tells which group, and how far mere luck would come."
 
 
@@ -60,7 +58,7 @@ class ShiftMatrix(View):
         self._asker, self._pick, self.least = ask, pick, int(getattr(ask, "least", 1))
         # an empty choice is false, too
         self.selection = Selection(tuple(map(str, ask.ids)), lambda rows: None) if selection is None else selection
-        self._guard, self._worker, self._told = RLock(), Worker(self.selection.turn), 0.0
+        self._guard, self._worker = RLock(), Worker(self.selection.turn)
         self._kept: dict = {}  # the last update that was whole
         self._now: dict = {}  # the update on its way
         unit = str(getattr(ask, "unit", "user"))
@@ -207,7 +205,7 @@ class ShiftMatrix(View):
             elif kind == "cancel":
                 self._worker.cancel()
                 if self._status.get("busy"):
-                    self._tell(**self._status | {"note": "Cancelling"})
+                    self._tell(at_once=True, **self._status | {"note": "Cancelling"})
             elif kind in ("add", "drop", "name", "forget"):
                 getattr(self, kind)(query if kind in ("add", "drop") else name)
                 self._follow(self.selection.rows)
@@ -274,14 +272,6 @@ class ShiftMatrix(View):
         if last.get("frame") is None:
             raise ValueError("no matrix was given")
         return last | {"of": (*queries, *groups)}
-
-    def _tell(self, **status) -> None:
-        """Set the status line; progress messages that come too fast are left out."""
-        now = time.monotonic()
-        if status.get("busy") and 0 < status["done"] < status["total"] and now - self._told < PAUSE:
-            return
-        with self._guard:
-            self._told, self._status = now, status
 
 
 def _many(n: int, word: str) -> str:

@@ -150,14 +150,14 @@ class PromptLab(View):
             try:
                 form = self._checked(self._form | {k: message[k] for k in self._form if k in message})
             except ValueError as error:
-                self._tell(error=f"Not started: {plain(error)}")
+                self._say(error=f"Not started: {plain(error)}")
             else:
                 self._worker.start(partial(self._work, form))
         elif kind in ("stop", "cancel"):
             with self._guard:  # the worker may be telling its end just now
                 if self._status.get("busy"):
                     self._enough.set() if kind == "stop" else self._worker.cancel()
-                    self._tell(**self._status | {"stopping" if kind == "stop" else "cancelling": True})
+                    self._say(**self._status | {"stopping" if kind == "stop" else "cancelling": True})
         elif kind == "save":
             self._keep(str(message.get("folder", "")).strip())
 
@@ -165,7 +165,7 @@ class PromptLab(View):
         """Tune, show what comes, and keep it; on Cancel or an error the last good result returns."""
         self._enough.clear()
         self._form = asdict(form)
-        self._tell(busy=True, step=0, steps=form.steps, words="Beginning")
+        self._say(busy=True, step=0, steps=form.steps, words="Beginning")
         try:
             run = self._listen(form, stop)
             if run:
@@ -197,7 +197,7 @@ class PromptLab(View):
                     self._each = (now - first[1]) / (step - first[0])
                 self._draw(last["history"], last["best"], form)
                 left = self._each and first and (form.steps - step) * self._each
-                self._tell(busy=True, step=step, steps=form.steps, left=left, words=last["sentence"])
+                self._say(busy=True, step=step, steps=form.steps, left=left, words=last["sentence"])
         finally:
             close = getattr(updates, "close", None)
             if close:
@@ -228,7 +228,7 @@ class PromptLab(View):
                 self._draw(last.history, last.best, last.form)
                 told = {"sentence": last.sentence, "caption": last.caption, "label": last.form.label, "query": last.form.query}
                 self._result = {"rows": table(last.result), **told, "folder": f"out/prompt-{slug(last.form.label)}"}
-            self._tell(**status)
+            self._say(**status)
 
     def _draw(self, history: pd.DataFrame | None, best: int, form: Form) -> None:
         with self._guard:
@@ -238,7 +238,7 @@ class PromptLab(View):
                 parts = {name: [None if np.isnan(v) else float(v) for v in history[name]] for name in ("loss", "valid")}
                 self._curve = {"step": history["step"].tolist(), **parts, "best": best, "steps": form.steps, "of": asdict(form)}
 
-    def _tell(self, **status) -> None:
+    def _say(self, **status) -> None:
         """Set the status line; progress messages that come too fast are left out."""
         now = time.monotonic()
         progress = status.get("busy") and status.get("step") and not status.get("words")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,6 @@ from widgets._named import HOW, Group
 from widgets.claim import ClaimCard
 
 LISTED = 14  # rows of the comparison; of each kind, half as many are there when it is looked at alone
-PAUSE = 0.05  # seconds between two progress messages at least
 
 
 class SelectionPanel(View):
@@ -61,7 +59,7 @@ class SelectionPanel(View):
     ):
         self.selection, self.least, self.named = selection, least, {}
         self._describe, self._explain, self._export, self._facts = describe, explain, export, facts
-        self._guard, self._told = RLock(), 0.0
+        self._guard = RLock()
         self._found: tuple = ((), None)  # ids, and the frame that describes them
         self._explained: dict[tuple, dict] = {}  # ids: the last update
         self._last: tuple = ()  # the ids whose ranking is shown
@@ -258,14 +256,6 @@ class SelectionPanel(View):
         told = {"rows": rows, "sentence": str(found["sentence"]), "caption": str(found.get("caption", ""))}
         self._ranked = {**told, "n": len(self._last), "now": self._last == self.selection.ids}
 
-    def _tell(self, **status) -> None:
-        """Set the status line; progress messages that come too fast are left out."""
-        now = time.monotonic()
-        if status.get("busy") and 0 < status["done"] < status["total"] and now - self._told < PAUSE:
-            return
-        with self._guard:
-            self._told, self._status = now, status
-
     def _heard(self, _widget, message: dict, buffers: list) -> None:
         """Do what the browser asks, and say in the view what cannot be done."""
         kind, name = message.get("type"), str(message.get("name", ""))
@@ -274,7 +264,7 @@ class SelectionPanel(View):
                 self._explainer.start(partial(self._work, self._ready()))
             elif kind == "cancel":
                 self._explainer.cancel()
-                self._tell(**{**self._status, "note": "Cancelling"})
+                self._tell(at_once=True, **self._status | {"note": "Cancelling"})
             elif kind == "clear":
                 self.selection.clear()
             elif kind in ("save", "recall", "forget"):
