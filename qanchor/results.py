@@ -114,10 +114,12 @@ def _table(rows: list[list[str]]) -> str:
 
 
 def _gap(span: list[float] | None) -> str:
-    return f"{'+' * (span[0] > 0)}{_short(span[0])} ({_short(span[1])} to {_short(span[2])})" if span else "too few"
+    return f"{'+' * (span[0] >= 0.00005)}{_short(span[0])} ({_short(span[1])} to {_short(span[2])})" if span else "too few"
 
 
 def _short(value: float) -> str:
+    if abs(value) < 0.00005:
+        return ".000"
     text = f"{value:.4f}" if abs(value) < 0.0095 else f"{value:.3f}"
     return text.replace("0.", ".", 1)
 

@@ -58,4 +58,4 @@ def test_prompts_and_fairness_have_tables_of_their_own():
     ]
     told = results.fairness_table({"rows": rows, "groups": groups, "asked": {"Promo": "?"}})
     assert "| the question about Promo | .700 | .700 | .600 to .800 |" in told
-    assert "| Promo | ours | -.100 (-.200 to .0000) |" in told and "| Promo | RFM | too few |" in told
+    assert "| Promo | ours | -.100 (-.200 to .000) |" in told and "| Promo | RFM | too few |" in told
