@@ -196,6 +196,15 @@ def test_any_name_of_a_folder_will_do_and_a_clock_set_back_changes_nothing(write
         assert visible(folder) == before  # what is there stands, whatever its time
 
 
+@pytest.fixture
+def listening():
+    """What was started in the background hears no Ctrl-C: hear it all the same."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening")
 @pytest.mark.parametrize(("command", "moment"), [("train", 1), ("embed", 1), ("embed", 2), ("pairs", 1), ("pairs", 2)])
 def test_ctrl_c_leaves_nothing_half_written_and_it_goes_on(command, moment, tmp_path, monkeypatch, capsys):
     users, run, out = WORLD.save(tmp_path / "users"), tmp_path / "run", tmp_path / "out"
