@@ -74,7 +74,7 @@ def train(
     steps       joint steps (default: config.steps); minutes: end after so long, warm start and last fit included (but a
                 resumed training, which does not know how long these take: its last fit comes on top).
     checkpoint  a file for the whole state, and one beside it for the state before; with `resume` training goes on from there,
-                bit for bit on one CPU thread (to `steps`, or as planned). CheckpointError: both are torn, or of another training.
+                bit for bit on one CPU thread (to `steps`, or as planned). CheckpointError: both torn, or of another training.
     progress    called with (stage, done, total, loss).
 
     Returns columns step, loss, contrastive, autoregressive, pairs_per_s. Source: paper, sections 3.3 and 4.
