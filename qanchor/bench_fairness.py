@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .engine import Engine
+from .groups import LEAST
 from .journey import load_demographics
 from .pairs import SUMMARY_QUERY
 from .probe import auc
@@ -22,7 +23,6 @@ from .verdict import judge
 from .world import world_truth
 
 BEST = 0.2  # the share of users that a score chooses
-FEW = 10  # a measure over fewer users than this is not told
 DRAWS = 500
 MEASURES = ("selected", "found", "auc", "excess")
 PLAIN = ("rfm", "rfm_svd", "minilm", "rfm_svd_minilm")
@@ -52,7 +52,7 @@ def fairness(
     is over the attributes. minus: the average above that of `rfm_svd_minilm`, paired. groups: by task, arm (anchor and rfm:
     probes; zero_shot: no label) and attribute, for [without, with] it: n, rate, and of the best fifth: selected (share of the
     group that is chosen) and found (share of its positives); auc within the group; excess (mean probability minus rate). gap:
-    with minus without, [value, low, high], 95 %. None: fewer than FEW users would tell it.
+    with minus without, [value, low, high], 95 %. None: fewer than LEAST users would tell it.
     """
     people = users()
     if people.name not in ASKED or not run:
@@ -119,12 +119,12 @@ def compare(score: np.ndarray, label: pd.Series, group: pd.Series, probability: 
 
     values, draws = np.full((2, 4), np.nan), np.full((2, DRAWS, 4), np.nan)
     for side, rows in enumerate(sides):
-        if len(rows) >= FEW:
+        if len(rows) >= LEAST:
             values[side] = measured(rows)
             draws[side] = [measured(rng.choice(rows, len(rows))) for _ in range(DRAWS)]
-            if min(y[rows].sum(), (1 - y[rows]).sum()) < FEW:
+            if min(y[rows].sum(), (1 - y[rows]).sum()) < LEAST:
                 values[side, 1:3] = np.nan
-    told = {"n": [len(rows) for rows in sides], "rate": [y[rows].mean() if len(rows) >= FEW else np.nan for rows in sides]}
+    told = {"n": [len(rows) for rows in sides], "rate": [y[rows].mean() if len(rows) >= LEAST else np.nan for rows in sides]}
     told |= {name: values[:, place].tolist() for place, name in enumerate(MEASURES)}
     gap = {}
     for place, name in enumerate(MEASURES):

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from . import maps
 from .engine import Asker
-from .explain import FOLDS, SEEDS, _random_groups, _reach, _told, question_bank
+from .explain import FOLDS, SEEDS, group_aucs, half_interval, question_bank, random_groups
 from .groups import LEAST, members
 from .schema import Users
 from .topics import TOPICS, match
@@ -240,8 +240,8 @@ def _cell(
     seed: int,
 ) -> Cell:
     """Measure one group, and random groups of its size (the same ones under every question)."""
-    folds = _random_groups(inside, draws, np.random.default_rng(seed))
-    aucs, group, n = np.concatenate([_told(z, some) for some in folds]), folds[0].group, int(inside.sum())
+    folds = random_groups(inside, draws, np.random.default_rng(seed))
+    aucs, group, n = np.concatenate([group_aucs(z, some) for some in folds]), folds[0].group, int(inside.sum())
     ours, theirs = (np.nonzero(side)[1].reshape(len(group), -1) for side in (group, ~group))
     lean = (rank[ours].sum(1) - n * (n + 1) / 2) / (n * (len(rank) - n))
     here, there = (np.maximum(np.median(moved[side], axis=1), 1e-9) for side in (ours, theirs))
@@ -258,7 +258,7 @@ def _frame(found: Mapping[tuple[str, str], tuple[np.ndarray, Cell]], floors: Map
     frame["n"] = [int(group.sum()) for group, _ in found.values()]
     frame["n_rest"] = [int((~group).sum()) for group, _ in found.values()]
     aucs = np.array([cell.aucs for cell in cells])
-    mean, reach = aucs.mean(1), _reach(aucs)
+    mean, reach = aucs.mean(1), half_interval(aucs)
     frame = frame.assign(auc=mean, auc_low=np.maximum(0, mean - reach), auc_high=np.minimum(1, mean + reach))
     for name in ("lean", "shift", "rest"):
         frame["shift_rest" if name == "rest" else name] = [getattr(cell, name) for cell in cells]

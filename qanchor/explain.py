@@ -61,10 +61,10 @@ def explain_group(
     bank = dict(asked) if isinstance(asked, Mapping) else dict.fromkeys(asked, "")
     kept = {} if kept is None else kept
     held = yield from _embedded(engine, cache, list(bank), kept)
-    groups = _random_groups(inside, draws, np.random.default_rng(seed))
+    groups = random_groups(inside, draws, np.random.default_rng(seed))
     best, ours = np.zeros(draws), []
     for done, query in enumerate(bank, 1):
-        aucs = np.concatenate([_told(held[query], folds) for folds in groups])
+        aucs = np.concatenate([group_aucs(held[query], folds) for folds in groups])
         best, ours = np.maximum(best, aucs[:, 1:].mean(axis=0)), [*ours, aucs[:, 0]]
         yield _update(done, len(bank), f"Compared under {done} of {len(bank)} questions ...")
     frame = _ranking(bank, np.array(ours), float(np.quantile(best, 0.95)) if draws else np.nan)
@@ -125,7 +125,7 @@ class Groups:
     weight: list[Float[np.ndarray, "draw user"]]  # one a fold: means of group minus rest of all users outside it
 
 
-def _random_groups(inside: Bool[np.ndarray, " user"], draws: int, rng: np.random.Generator) -> list[Groups]:
+def random_groups(inside: Bool[np.ndarray, " user"], draws: int, rng: np.random.Generator) -> list[Groups]:
     """Draw random groups as large as ours, and fold all alike, `SEEDS` times."""
     many, ours = int(inside.sum()), np.argsort(~inside, kind="stable")  # the group first, then the rest
     orders = np.array([ours, *(rng.permutation(len(ours)) for _ in range(draws))])
@@ -147,7 +147,7 @@ def _means(group: Bool[np.ndarray, "draw user"], fitted: Bool[np.ndarray, "draw 
     return (ours / ours.sum(1, keepdims=True) - theirs / theirs.sum(1, keepdims=True)).astype(np.float32)
 
 
-def _told(z: Float[np.ndarray, "user dim"], folds: Groups) -> Float[np.ndarray, "fold draw"]:
+def group_aucs(z: Float[np.ndarray, "user dim"], folds: Groups) -> Float[np.ndarray, "fold draw"]:
     """Score users by the means of group and rest without their fold: the AUC of each group in each fold."""
     out = np.zeros(folds.fold.shape)
     for k, weight in enumerate(folds.weight):
@@ -163,7 +163,7 @@ def _told(z: Float[np.ndarray, "user dim"], folds: Groups) -> Float[np.ndarray, 
     return aucs
 
 
-def _reach(aucs: Float[np.ndarray, "question fold"]) -> Float[np.ndarray, " question"]:
+def half_interval(aucs: Float[np.ndarray, "question fold"]) -> Float[np.ndarray, " question"]:
     """Give half the 95 % interval of each question's mean; folds share users they are fitted on (Nadeau and Bengio 2003)."""
     from scipy.stats import t
 
@@ -172,11 +172,11 @@ def _reach(aucs: Float[np.ndarray, "question fold"]) -> Float[np.ndarray, " ques
 
 
 def _ranking(bank: Mapping[str, str], aucs: Float[np.ndarray, "question fold"], chance: float) -> pd.DataFrame:
-    mean, reach = aucs.mean(axis=1), _reach(aucs)
+    mean, reach = aucs.mean(axis=1), half_interval(aucs)
     frame = pd.DataFrame({"query": list(bank), "topic": list(bank.values()), "auc": mean, "chance": chance})
     frame = frame.assign(auc_low=np.maximum(0, mean - reach), auc_high=np.minimum(1, mean + reach), beyond_chance=mean > chance)
     gap = aucs[mean.argmax()] - aucs  # fold by fold, so that what is hard about a fold counts for neither
-    frame["behind"] = gap.mean(axis=1) > _reach(gap)
+    frame["behind"] = gap.mean(axis=1) > half_interval(gap)
     return frame.sort_values("auc", ascending=False, kind="stable", ignore_index=True)
 
 

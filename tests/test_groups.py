@@ -12,7 +12,7 @@ from scipy.stats import binomtest, fisher_exact
 from tiny import make_engine, make_model, make_users
 
 from qanchor import Cache, Users, describe_group, explain_group, export_group, make_world
-from qanchor.explain import FOLDS, _random_groups, _told, explained, question_bank
+from qanchor.explain import FOLDS, explained, group_aucs, question_bank, random_groups
 from qanchor.groups import harmless, wilson
 from qanchor.probe import auc
 
@@ -153,8 +153,8 @@ def test_the_chance_line_holds_what_it_says():
 def test_folded_scores_are_those_of_a_loop():
     kept, _ = anchors(users=60)
     inside = np.arange(60) < 14
-    folds = _random_groups(inside, 3, np.random.default_rng(0))[1]
-    fast, z = _told(kept["q3"], folds), kept["q3"].astype(float)
+    folds = random_groups(inside, 3, np.random.default_rng(0))[1]
+    fast, z = group_aucs(kept["q3"], folds), kept["q3"].astype(float)
     assert (folds.group.sum(axis=1) == 14).all() and (folds.group[0] == inside).all()
     for draw in range(4):
         group, fold = folds.group[draw], folds.fold[draw]

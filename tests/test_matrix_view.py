@@ -117,6 +117,13 @@ def test_an_error_or_a_cancel_leaves_the_last_matrix():
     pd.testing.assert_frame_equal(view.frame, before)
 
 
+def test_a_fault_is_said_while_a_deck_is_asked():
+    view = asked()
+    view._tell(at_once=True, busy=True, done=1, total=9, note="Asking")
+    view._heard(view, {"type": "forget", "name": "nobody"}, [])  # sooner than the next progress would be shown
+    assert "no group is named" in view._status["error"] and view._status["busy"]
+
+
 def test_what_cannot_be_is_refused_in_words():
     view = asked()
     for message, words in (

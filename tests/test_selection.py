@@ -112,6 +112,7 @@ def test_explaining_is_cancelled_and_its_errors_are_said(caplog):
     until(lambda: panel._status.get("busy") and panel._status["done"])
     panel._heard(panel, {"type": "cancel"}, [])
     until(lambda: not panel._status.get("busy"))
+    panel._heard(panel, {"type": "cancel"}, [])  # pressed once more, when nothing runs
     assert panel._status["note"] == "Cancelled." and panel._explain.closed == 1 and panel.ranking.empty
     selection.ids = IDS[:17]
     with pytest.raises(ValueError, match="no such layer"):

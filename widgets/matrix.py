@@ -217,7 +217,7 @@ class ShiftMatrix(View):
                 self._choose(query, name)
         except Exception as error:
             log.exception("%s failed", kind)
-            self._tell(**self._status | {"error": plain(error)})
+            self._tell(at_once=True, **self._status | {"error": plain(error)})
 
     def _choose(self, query: str, name: str) -> None:
         if name:

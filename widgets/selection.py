@@ -264,7 +264,8 @@ class SelectionPanel(View):
                 self._explainer.start(partial(self._work, self._ready()))
             elif kind == "cancel":
                 self._explainer.cancel()
-                self._tell(at_once=True, **self._status | {"note": "Cancelling"})
+                if self._status.get("busy"):
+                    self._tell(at_once=True, **self._status | {"note": "Cancelling"})
             elif kind == "clear":
                 self.selection.clear()
             elif kind in ("save", "recall", "forget"):

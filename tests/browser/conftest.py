@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import nbformat
 import pytest
@@ -175,6 +176,17 @@ class Notebook:
         self.wait(f"document.querySelector('.lens').dataset.query === {json.dumps(query)}", timeout)
         self.settled()
         return self.page.locator(".lens-sentence").inner_text()
+
+    def check(self) -> None:
+        """No script failed in the page, and nothing was asked of another host."""
+        assert self.complaints == []
+        hosts = {urlsplit(url).netloc for url in self.requests if not url.startswith(("data:", "blob:"))}
+        assert hosts == {urlsplit(self.server.url).netloc}, "something was asked of another host"
+
+    def close(self) -> None:
+        """Check the page, and close it."""
+        self.check()
+        self.page.close()
 
     def shot(self, name: str) -> Path:
         SHOTS.mkdir(exist_ok=True)

@@ -34,7 +34,7 @@ def book(opened):
     opened.run(0)
     opened.wait("document.querySelector('.att')?.dataset.busy === 'false'")
     yield opened
-    assert opened.complaints == []
+    opened.check()
 
 
 def root(book, name):
@@ -181,8 +181,7 @@ def test_the_shipped_run_is_looked_at_and_one_of_its_events_dropped(open_noteboo
     assert f"Without 1 event, {user} moves by" in book.page.locator(".lens-sentence").inner_text()
     assert "travel" in book.page.locator(".att-answers").inner_text().lower()
     book.shot("ledger-run-edited")
-    assert book.complaints == []
-    book.page.close()
+    book.close()
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -215,5 +214,4 @@ def test_ledgers_to_look_at(open_notebook, server, dark):
             "(() => { const e = document.querySelector('.att'); return e.scrollWidth <= e.clientWidth + 1; })()"
         )
         book.shot(f"ledger-edited-{width}-{look_name}")
-    assert book.complaints == []
-    book.page.close()
+    book.close()

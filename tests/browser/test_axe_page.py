@@ -1,7 +1,5 @@
 """Each view that stands alone, empty and full, light and dark, is walked through by axe, an engine of accessibility rules."""
 
-from urllib.parse import urlparse
-
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from fake_views import FILL, SETUP, VIEWS
@@ -42,7 +40,4 @@ def test_axe_finds_no_serious_fault(open_notebook, server, dark):
     for view, (_, mark) in VIEWS.items():
         book.page.locator(mark).screenshot(path=book.shot(f"{name}-{view}"))
     assert not any(found.values()), "\n".join(f"{view}: {fault}" for view, list_ in found.items() for fault in list_)
-    assert book.complaints == []
-    hosts = {urlparse(url).netloc for url in book.requests if not url.startswith(("data:", "blob:"))}
-    assert hosts == {urlparse(server.url).netloc}, "something was asked of another host"
-    book.page.close()
+    book.close()

@@ -23,7 +23,7 @@ def book(opened):
     opened.run(0)
     opened.wait(f"{ROOT}?.dataset.ready === 'true'")
     yield opened
-    assert opened.complaints == []
+    opened.check()
 
 
 def start(book, label="Takeout", query=VAGUE, **numbers):
