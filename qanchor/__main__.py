@@ -266,7 +266,7 @@ def bench(
     if told := busy():
         typer.echo(f"warning: {told}", err=True)
     bars = Bars()
-    shown = {"progress": bars} if name in ("tasks", "ablations", "attention", "replay", "prompts", "fairness") else {}
+    shown = {"progress": bars} if name in ("tasks", "ablations", "attention", "replay", "prompts", "curves", "fairness") else {}
     shown |= {word: given for word, given in {"minutes": minutes, "cases": cases}.items() if given is not None}
     result = BENCHES[name](users=lambda: open_users(data), run=run, seeds=seeds, **shown)
     bars.close()

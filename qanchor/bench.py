@@ -5,6 +5,7 @@ from __future__ import annotations
 from .bench_ablations import ablations
 from .bench_attention import attention
 from .bench_card import card
+from .bench_curves import curves
 from .bench_fairness import fairness
 from .bench_fuzz import fuzz
 from .bench_prompts import prompts
@@ -23,6 +24,6 @@ def _told(made):
     return lambda **how: {"bench": made.__name__, "machine": machine(), "commit": commit(), "seed": 0} | made(**how)
 
 
-PROOF = (tasks, ablations, replay, fairness, prompts, attention)
+PROOF = (tasks, ablations, replay, fairness, prompts, curves, attention)
 MADE = (*PROOF, tune, cache, ask, refresh, versus, train, scale, texts, useru, card, fuzz, soak)
 BENCHES = {made.__name__: _told(made) for made in MADE}

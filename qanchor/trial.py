@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from .cache import Cache
 from .engine import Engine
@@ -75,24 +75,36 @@ def judged(
     within each class (the silhouette of each as it is among all). attrs: `prototype`, scores by the prompt's own prototypes;
     `users` and `scores`, who was judged and how highly on each side.
     """
+    z = engine.embed(cache, [prompt.query, prompt]).astype(float)
+    found = compared(z[:, 0], z[:, 1], cache.ids, learn, others, seed)
+    own, y = prompt.chances(z[pd.Index(cache.ids).get_indexer(others.index), 1])[:, 1], others.to_numpy(int)
+    found.attrs["prototype"] = {"auc": auc(own, y), "ks": ks(own, y)}
+    return found
+
+
+def compared(
+    before: Float[np.ndarray, "user dim"],
+    after: Float[np.ndarray, "user dim"],
+    ids: Sequence[str],
+    learn: pd.Series,
+    others: pd.Series,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Judge two embeddings of the users `ids` by one probe, as `judged` does: whatever made them, both know the same labels."""
     from sklearn.metrics import silhouette_samples
 
-    z = engine.embed(cache, [prompt.query, prompt]).astype(float)
-    rows = pd.Index(cache.ids)
-    fit, new = z[rows.get_indexer(learn.index)], z[rows.get_indexer(others.index)]
-    y = others.to_numpy(int)
-    before, after = (linear(fit[:, k], learn.to_numpy(int), new[:, k], seed) for k in (0, 1))
-    near = [silhouette_samples(new[:, k], y) for k in (0, 1)]
+    rows, y = pd.Index(ids), others.to_numpy(int)
+    fit, new = rows.get_indexer(learn.index), rows.get_indexer(others.index)
+    scores = [linear(z[fit], learn.to_numpy(int), z[new], seed) for z in (before, after)]
+    near = [silhouette_samples(z[new], y) for z in (before, after)]
     found = [
-        _paired("auc", lambda s, some: auc(s[some], y[some]), before, after, y, seed),
-        _paired("ks", lambda s, some: ks(s[some], y[some]), before, after, y, seed),
+        _paired("auc", lambda s, some: auc(s[some], y[some]), *scores, y, seed),
+        _paired("ks", lambda s, some: ks(s[some], y[some]), *scores, y, seed),
         _paired("silhouette", lambda s, some: float(s[some].mean()), *near, y, seed),
     ]
     frame = pd.DataFrame(found, columns=["measure", "before", "after", "gain", "low", "high"])
-    own = prompt.chances(new[:, 1])[:, 1]
-    frame.attrs = {"prototype": {"auc": auc(own, y), "ks": ks(own, y)}, "n": len(y), "positives": int(y.sum())}
-    frame.attrs["users"] = list(others.index)
-    frame.attrs["scores"] = {"before": before.tolist(), "after": after.tolist()}
+    frame.attrs = {"n": len(y), "positives": int(y.sum()), "users": list(others.index)}
+    frame.attrs["scores"] = {side: given.tolist() for side, given in zip(("before", "after"), scores, strict=True)}
     return frame
 
 

@@ -1,0 +1,170 @@
+"""Bench `curves`: what a soft prompt gains by vectors and steps, without pre-training, and beside LoRA on the same labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import nn
+
+from .batch import batch_users
+from .bench_prompts import VAGUE
+from .bench_speed import fresh
+from .bench_tasks import askable
+from .config import SMALL, Config
+from .engine import Engine
+from .labels import divided, numbered
+from .losses import prototype_loss
+from .model import QAnchor, build
+from .prompt import centres
+from .runs import load
+from .schema import Users
+from .tasks import average_auc
+from .train import Masters
+from .trial import compared, judged, parted
+from .tuning import EVERY, tune_prompt, watch_tuning
+
+# the paper's AUC (average of its ten tasks, with its own questions)
+PAPER = {
+    "vectors": {1: 0.8146, 2: 0.8169, 4: 0.8201, 6: 0.8225, 8: 0.8205, 16: 0.8215},
+    "steps": {100: 0.8159, 500: 0.8225},
+}
+AT_ONCE = 32  # users that LoRA reads again together
+
+
+def curves(
+    users: Callable[[], Users],
+    run: Path | None = None,
+    seeds: int = 1,
+    *,
+    config: Config = SMALL,
+    most: int = 400,
+    tasks: int = 3,
+    vectors: tuple[int, ...] = (1, 2, 4, 8, 16),
+    each: int = 100,
+    steps: int = 500,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> dict:
+    """Tune a vague question for some labels in several ways, on half of the users, and judge each way on the others.
+
+    Curves: `vectors`, so many of them and `each` steps; `steps`, 6 vectors and at most so many (a row every `each` of them; it
+    ends where 100 steps better nothing on the validation users, and what is best until then is kept); `untrained`, `each` steps
+    on the same model without pre-training; `lora`, the run's LoRA trained on the same labels by the same loss for `each` steps
+    of half as many users, who are read anew each time. tasks: how many of the labels, evenly from their list, so that they are
+    of several domains.
+
+    before is the probe on the same labels under the typed question (of that model), after the same probe on what was tuned.
+    rows: one a curve, x and task. average: over the tasks, the gain paired, with its 95 % interval. seeds is not looked at.
+    """
+    people = users().sample(most)
+    give = (lambda: load(run)) if run else (lambda: fresh(config, people))
+    names = askable(people)
+    names = names[:: -(-len(names) // tasks)]
+    query, held, rows = VAGUE.replace("{user}", people.unit), {}, []
+    for curve, x, task, found in _judged(people, give, query, names, vectors, each, steps, progress):
+        table = found.set_index("measure")
+        row = {"curve": curve, "x": x, "task": task, "before": float(table.loc["auc", "before"])}
+        rows.append(row | {"after": float(table.loc["auc", "after"])})
+        who = pd.Index(people.ids).get_indexer(found.attrs["users"])
+        for side, scores in found.attrs["scores"].items():
+            values = np.full((1, len(people)), np.nan)
+            values[0, who] = scores
+            held[task, f"{curve} {x} {side}"] = values, np.where(np.isnan(values), -1, 0)
+    told = {"data": people.name, "users": len(people), "query": query, "tasks": names, "rows": rows}
+    return told | {"average": _averages(people, held, rows), "paper": PAPER}
+
+
+def _judged(people, give, query, names, vectors, each, steps, progress) -> Iterator[tuple[str, int, str, pd.DataFrame]]:
+    """Tune in every way; gives curve, x, task and what the judge found, as it comes."""
+    total, done = len(names) * (len(vectors) + 3), 0
+    engine, untrained = Engine(give()), None
+    cache = engine.prefill(people)
+    labels = {name: parted(cache, people.label(name), 0.5, 0) for name in names}
+    for name, (learn, others) in labels.items():
+        for many in vectors:
+            prompt, _ = tune_prompt(engine, cache, query, learn, vectors=many, steps=each)
+            yield "vectors", many, name, judged(engine, cache, prompt, learn, others)
+            progress("tuning", done := done + 1, total)
+        for step, prompt in _until(engine, cache, query, learn, each, steps):
+            yield "steps", step, name, judged(engine, cache, prompt, learn, others)
+        progress("tuning", done := done + 1, total)
+    before = engine.embed(cache, [query])[:, 0]
+    plain = build(engine.model.config, engine.model.reader, device=str(engine.model.device))
+    untrained = Engine(plain)
+    blank = untrained.prefill(people)
+    for name, (learn, others) in labels.items():
+        prompt, _ = tune_prompt(untrained, blank, query, learn, steps=each)
+        yield "untrained", each, name, judged(untrained, blank, prompt, learn, others)
+        progress("tuning", done := done + 1, total)
+        truth, _ = numbered(cache, learn)
+        after = fine_tuned(give(), people, query, truth, each)
+        yield "lora", each, name, compared(before, after, cache.ids, learn, others)
+        progress("tuning", done := done + 1, total)
+
+
+def _until(engine, cache, query, learn, each: int, steps: int) -> Iterator[tuple[int, object]]:
+    """Tune once, and give the prompt that would be kept after every `each` steps."""
+    reached, prompt = 0, None
+    for now in watch_tuning(engine, cache, query, learn, steps=steps):
+        prompt = now.prompt
+        if now.step and now.step % each == 0:
+            yield (reached := now.step), prompt
+    for step in range(reached + each, steps + 1, each):  # it ended early: what is kept stays
+        yield step, prompt
+
+
+def fine_tuned(
+    model: QAnchor, people: Users, query: str, truth: Int[np.ndarray, " user"], steps: int, batch: int = 16, seed: int = 0
+) -> Float[np.ndarray, "user dim"]:
+    """Train the model's LoRA on labels by the prototype loss, all else at rest, and embed the users with the best state.
+
+    truth   class of each user, -1 for those that are not to be looked at; a fifth of each class validates, as in `tune_prompt`.
+
+    Every step reads its users anew, for what LoRA changes is what a cache would hold.
+    """
+    rng, readings = np.random.default_rng(seed), model.reader.read(people)
+    tuned, checked = divided(truth, 0.2, rng)
+    for name, weight in model.named_parameters():
+        weight.requires_grad_("lora" in name)
+    label = torch.from_numpy(truth).to(model.device)
+    embed = lambda rows: model.embed(batch_users(readings, rows).to(model.device), query)  # noqa: E731
+
+    @torch.no_grad()
+    def all_of(rows):
+        return torch.cat([embed(some) for some in np.split(rows, range(AT_ONCE, len(rows), AT_ONCE))])
+
+    prototypes = nn.Parameter(centres(all_of(tuned), label[tuned]))
+    parts = nn.ModuleDict({"model": model, "classes": nn.ParameterList([prototypes])})
+    masters = Masters(parts, model.config.lr / 3, model.config.dim**-0.5 / 50, 0.0)
+    live = {name: weight for name, weight in parts.named_parameters() if weight.requires_grad}
+    share = 1 / (len(np.unique(truth[tuned])) * np.bincount(truth[tuned])[truth[tuned]])
+    best = np.inf, {}
+    for step in range(steps + 1):
+        if step % EVERY == 0 or step == steps:
+            z = all_of(checked)
+            sides = [label[checked] == k for k in label[checked].unique()]
+            loss = np.mean([prototype_loss(z[s], prototypes.detach(), label[checked][s]).item() for s in sides])
+            if loss < best[0]:
+                best = loss, {name: weight.detach().clone() for name, weight in live.items()}
+        if step < steps:
+            rows = rng.choice(tuned, min(batch, len(tuned)), p=share)
+            prototype_loss(embed(rows), prototypes, label[rows]).backward()
+            masters.step(0.5 * (1 + np.cos(np.pi * step / steps)), model.config.clip)
+    with torch.no_grad():
+        for name, weight in live.items():
+            weight.copy_(best[1][name])
+    return all_of(np.arange(len(people))).float().cpu().numpy()
+
+
+def _averages(people: Users, held: dict, rows: list[dict]) -> list[dict]:
+    found = []
+    for curve, x in dict.fromkeys((row["curve"], row["x"]) for row in rows):
+        mine = [row for row in rows if (row["curve"], row["x"]) == (curve, x)]
+        gain = average_auc(people, held, f"{curve} {x} after", minus=f"{curve} {x} before")
+        sides = {side: float(np.mean([row[side] for row in mine])) for side in ("before", "after")}
+        found.append({"curve": curve, "x": x, **sides, "gain": dict(zip(("auc", "low", "high"), gain, strict=True))})
+    return found
