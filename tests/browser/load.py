@@ -1,4 +1,7 @@
-"""Load: eight notebooks on one JupyterLab, four of them looked at in four browser tabs, all asked at once."""
+"""`make load`: eight notebooks on one JupyterLab, four of them looked at in four browser tabs, all asked at once.
+
+It takes minutes and is no part of `make test`.
+"""
 
 import json
 import time
