@@ -292,7 +292,11 @@ def test_files_and_functions_fit_the_eye():
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 def test_lessons_are_run_short_and_light(path):
     assert path.stat().st_size < 1_000_000, f"{at(path)}: {path.stat().st_size / 1e6:.1f} MB, below 1 MB allowed"
-    cells = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+    book = json.loads(path.read_text(encoding="utf-8"))
+    assert "widgets" not in book["metadata"], (
+        f"{at(path)}: keeps the state of views, which nbconvert would draw by a CDN's script"
+    )
+    cells = [c for c in book["cells"] if c["cell_type"] == "code"]
     for number, cell in enumerate(cells, 1):
         source = "".join(cell["source"])
         lines = [line for line in source.splitlines() if line.strip() and not line.strip().startswith("#")]

@@ -1,7 +1,8 @@
 // The attention ledger: modalities as rows, attention beside the effect of deletion. All text enters as text nodes.
 import { count, floats, number } from "./geometry.mjs";
-import { choice, glyph, make } from "./dom.mjs";
+import { choice, focused, glyph, make } from "./dom.mjs";
 import { eventList } from "./events.mjs";
+import { outliving } from "./kernel.mjs";
 
 const DIAMOND = "M8 1.5 12.5 6 8 10.5 3.5 6Z";
 const ALL = -1;
@@ -205,7 +206,7 @@ function render({ model, el }) {
     root.dataset.queries = p.sides.map((s) => s.query).join("\n");
     side.press(String(see.side));
     route.replaceChildren(...p.sides.map((s, i) => make("span", {}, two ? letter("AB"[i]) : null, make("b", {}, s.query))));
-    if (!root.contains(document.activeElement)) [query.value, versus.value] = p.edited?.after === undefined ? [p.sides[0].query, p.sides[1]?.query ?? ""] : [p.sides[1].query, ""]; // asked from Python
+    if (!root.contains(focused(root))) [query.value, versus.value] = p.edited?.after === undefined ? [p.sides[0].query, p.sides[1]?.query ?? ""] : [p.sides[1].query, ""]; // asked from Python
     if (p.whom) route.append(make("span", { class: "quiet" }, `user ${p.whom}`));
     layer.max = p.layers.length - 1;
     layer.value = see.layer;
@@ -252,4 +253,4 @@ function render({ model, el }) {
   };
 }
 
-export default { render };
+export default { render: outliving(render) };

@@ -52,7 +52,7 @@ class AttentionLedger(View):
         AttentionLedger(query='q', 2 rows)
     """
 
-    _esm = script("geometry.mjs", "dom.mjs", "events.mjs", "attention.mjs")
+    _esm = script("geometry.mjs", "dom.mjs", "kernel.mjs", "events.mjs", "attention.mjs")
     _css = script("lens.css", "attention.css")
     _about = Dict().tag(sync=True)  # title, queries, users, ids, can: never changes
     _picture = Dict().tag(sync=True)  # what stands in the ledger

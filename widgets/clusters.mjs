@@ -2,6 +2,7 @@
 import { clamp, combine, count, floats, ints, percent, SHAPES } from "./geometry.mjs";
 import { choice, make } from "./dom.mjs";
 import { flowView, marker, svg } from "./flow.mjs";
+import { outliving } from "./kernel.mjs";
 import { userMap } from "./map.mjs";
 
 const NONE = "in no cluster";
@@ -146,4 +147,4 @@ function render({ model, el }) {
   };
 }
 
-export default { render };
+export default { render: outliving(render, []) };

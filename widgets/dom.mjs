@@ -34,3 +34,6 @@ export function choice(name, options, chosen, change) {
   group.press = (value) => buttons.forEach((b) => b.setAttribute("aria-pressed", String(b.dataset.value === value)));
   return group;
 }
+
+/** The element that has the keyboard, in the page or in the shadow root that a host shows the view in. */
+export const focused = (node) => node.getRootNode().activeElement ?? null;

@@ -1,6 +1,7 @@
 // The query lens: a query box, the map, who moved most and why to believe it. All text enters as text nodes.
 import { combine, count, flags, floats, ints, number, percent, strongest } from "./geometry.mjs";
-import { choice, glyph, make } from "./dom.mjs";
+import { choice, focused, glyph, make } from "./dom.mjs";
+import { outliving } from "./kernel.mjs";
 import { userMap } from "./map.mjs";
 
 const OPENING = "no query";
@@ -51,7 +52,7 @@ function queryBar(model, about) {
     note.textContent = busy ? (cancelling ? "Cancelling" : working) : word;
     error.textContent = wrong ? `${wrong.replace(/[.!]?$/, ".")} The view goes on working; the log has the whole error.` : "";
     error.hidden = !wrong;
-    if (busy && document.activeElement !== box && query) box.value = query;
+    if (busy && focused(box) !== box && query) box.value = query;
   }
   function history() {
     const { queries = [], at = -1 } = model.get("_history");
@@ -265,4 +266,4 @@ function render({ model, el }) {
   };
 }
 
-export default { render };
+export default { render: outliving(render, ["_status", "_answer"]) };

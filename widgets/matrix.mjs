@@ -1,6 +1,7 @@
 // The shift matrix: a deck of questions against groups of users. All text enters as text nodes.
 import { clamp, count, number } from "./geometry.mjs";
-import { choice, make } from "./dom.mjs";
+import { choice, focused, make } from "./dom.mjs";
+import { outliving } from "./kernel.mjs";
 
 const MEASURES = { auc: "told apart", lean: "leans to yes", ratio: "shift" };
 const BEYOND = { auc: "beyond_chance", lean: "lean_beyond", ratio: "ratio_beyond" };
@@ -143,7 +144,7 @@ function render({ model, el }) {
     const node = make("td", { class: `deck-cell ${kind}`, role: "gridcell", tabindex: String(place) === String(at) ? 0 : -1, "aria-label": words(query, group, cell, about.unit), "data-at": place.join(), style: `--s:${Math.abs(s).toFixed(3)}`, onclick: () => say(query, group.name) }, text || (cell ? "–" : "·"));
     node.addEventListener("focus", () => ((at = place), tell(node)));
     node.addEventListener("pointerenter", () => tell(node));
-    node.addEventListener("pointerleave", () => tell(document.activeElement?.closest?.(".deck-cell")));
+    node.addEventListener("pointerleave", () => tell(focused(grid)?.closest(".deck-cell")));
     return node;
   }
   const tell = (node) => {
@@ -153,7 +154,7 @@ function render({ model, el }) {
   };
   function draw() {
     const p = model.get("_picture");
-    const [chosen, held] = [model.get("_chosen").group, grid.contains(document.activeElement) && document.activeElement.matches(".deck-cell")];
+    const [chosen, held] = [model.get("_chosen").group, grid.contains(focused(grid)) && focused(grid).matches(".deck-cell")];
     const { rows, columns } = ordered(p, measure, p.whole && !model.get("_status").busy ? how : "dealt");
     at = [clamp(at[0], 0, Math.max(rows.length - 1, 0)), clamp(at[1], 0, Math.max(columns.length - 1, 0))];
     const top = make("tr", {}, make("td", { class: "deck-corner" }), ...columns.map((j) => column(p.groups[j], chosen)));
@@ -224,4 +225,4 @@ function render({ model, el }) {
   return () => Object.entries(heard).forEach(([name, act]) => model.off(`change:${name}`, act));
 }
 
-export default { render };
+export default { render: outliving(render) };

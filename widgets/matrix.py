@@ -39,7 +39,7 @@ class ShiftMatrix(View):
         ('Told.', ShiftMatrix(1 question x 1 group, 1 of 1 cells beyond luck))
     """
 
-    _esm = script("geometry.mjs", "dom.mjs", "matrix.mjs")
+    _esm = script("geometry.mjs", "dom.mjs", "kernel.mjs", "matrix.mjs")
     _css = script("lens.css", "matrix.css")
     _about = Dict().tag(sync=True)  # title, total, least, most, unit, hint: never changes
     _picture = Dict().tag(sync=True)  # queries, groups, cells, measures, alike, sentence, caption, reads, whole

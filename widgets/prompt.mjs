@@ -1,5 +1,6 @@
 // The prompt lab: a form, a curve that grows, and a table of what was gained. All text enters as text nodes.
-import { make } from "./dom.mjs";
+import { focused, make } from "./dom.mjs";
+import { outliving } from "./kernel.mjs";
 
 const SPACE = "http://www.w3.org/2000/svg";
 const WIDE = 198; // of a drawn interval
@@ -188,7 +189,7 @@ function formOf(model, about) {
   parts.steps.box.addEventListener("input", expect);
   function status() {
     const { busy, step = 0, steps = 1, left, words = "", note: word = "", error: wrong = "", stopping, cancelling } = model.get("_status");
-    const pressed = [start, stop, cancel].find((button) => button === document.activeElement);
+    const pressed = [start, stop, cancel].find((button) => button === focused(form));
     [start.hidden, stop.hidden, cancel.hidden] = [busy, !busy, !busy];
     stop.disabled = Boolean(stopping || cancelling || !step || words);
     if (pressed?.hidden) (busy ? cancel : start).focus(); // the keyboard must not lose its place
@@ -247,4 +248,4 @@ function render({ model, el }) {
   };
 }
 
-export default { render };
+export default { render: outliving(render) };

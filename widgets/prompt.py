@@ -43,7 +43,7 @@ class PromptLab(View):
         ('Better.', 'p', PromptLab(1 label, tuned on 'Takeout': Better.))
     """
 
-    _esm = script("dom.mjs", "prompt.mjs")
+    _esm = script("dom.mjs", "kernel.mjs", "prompt.mjs")
     _css = script("lens.css", "prompt.css")
     _about = Dict().tag(sync=True)  # title, labels, queries, limits, the paper's numbers: never changes
     _form = Dict().tag(sync=True)  # label, query, vectors, steps, seed

@@ -1,6 +1,7 @@
 // The selection panel: who is chosen, what sets them apart, which question tells them, names, files.
 import { count, number, percent } from "./geometry.mjs";
 import { choice, make } from "./dom.mjs";
+import { outliving } from "./kernel.mjs";
 
 const KINDS = { all: "all", text: "events", modality: "modalities", label: "labels", fact: "facts", number: "numbers" };
 const FLOOR = 0.5; // an AUC below says nothing: the axis of the ranking begins here
@@ -218,4 +219,4 @@ function render({ model, el }) {
   return () => Object.entries(heard).forEach(([name, act]) => model.off(`change:${name}`, act));
 }
 
-export default { render };
+export default { render: outliving(render, ["_status", "_shown"]) };

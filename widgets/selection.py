@@ -39,7 +39,7 @@ class SelectionPanel(View):
         (Group(name='both', ids=('a', 'c')), SelectionPanel(2 of 3 users chosen, 1 named), ('a', 'c'))
     """
 
-    _esm = script("geometry.mjs", "dom.mjs", "selection.mjs")
+    _esm = script("geometry.mjs", "dom.mjs", "kernel.mjs", "selection.mjs")
     _css = script("lens.css", "selection.css")
     _about = Dict().tag(sync=True)  # title and what the panel can do: never changes
     _shown = Dict().tag(sync=True)  # n, sentence, rows: what sets them apart

@@ -129,7 +129,8 @@ class Workbench(ipywidgets.Tab):
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
         data = bundle[0] if isinstance(bundle, tuple) else bundle
-        stills = (view.still().data for view in (self.lens, self.panel, self.deck, self.attention) if view is not None)
+        views = (self.lens, self.panel, self.deck, self.attention, self.clusters, self.lab)
+        stills = (view.still().data for view in views if view is not None)
         data |= {"text/plain": repr(self), "text/html": "".join(stills)}
         return bundle
 

@@ -1,0 +1,38 @@
+// What a view does when its kernel is gone: it says so and what to do, stops waiting, and keeps what it shows.
+import { make } from "./dom.mjs";
+
+const GONE = "The kernel behind this view is gone: it ended, or was restarted. What is shown here stays. To ask again, run the cell again; on a page without cells, load the page anew.";
+const LOST = "jupyter-widgets-disconnected"; // a view that is made when the kernel is gone already has this class
+const EVERY = 5000; // ms: how often a view that waits makes sure that there is still somebody to wait for
+
+/** Wrap `render` so that its view outlives the kernel; `waits` names the traits that tell of waiting. */
+export function outliving(render, waits = ["_status"]) {
+  return ({ model, el }) => {
+    const node = make("div", { class: "lens-error lens-gone", role: "alert", hidden: true });
+    const waiting = () => waits.filter((name) => model.get(name).busy || model.get(name).waiting);
+    function end() {
+      [node.hidden, node.textContent] = [false, GONE]; // and is said again when somebody asks again
+      el.querySelector(".lens").dataset.gone = "true";
+      for (const name of waiting()) model.set(name, { ...model.get(name), busy: false, waiting: false, note: "" });
+    }
+    function send(...message) {
+      if (!node.hidden) return end();
+      try {
+        model.send(...message);
+      } catch { // when a kernel is shut down this is all that tells of it
+        end();
+      }
+    }
+    const asked = { get: (name) => model.get(name), on: (...how) => model.on(...how), off: (...how) => model.off(...how), send };
+    const leave = render({ model: asked, el });
+    el.querySelector(".lens-head").after(node);
+    model.on("comm_live_update", end);
+    const clock = setInterval(() => waiting().length && send({ type: "alive" }), EVERY);
+    if (el.classList.contains(LOST)) end();
+    return () => {
+      model.off("comm_live_update", end);
+      clearInterval(clock);
+      leave();
+    };
+  };
+}
