@@ -1,6 +1,6 @@
 // The attention ledger: modalities as rows, attention beside the effect of deletion. All text enters as text nodes.
 import { count, floats, number } from "./geometry.mjs";
-import { choice, glyph, make } from "./dom.mjs";
+import { choice, glyph, keepFocus, make } from "./dom.mjs";
 import { eventList } from "./events.mjs";
 
 const DIAMOND = "M8 1.5 12.5 6 8 10.5 3.5 6Z";
@@ -136,7 +136,7 @@ function render({ model, el }) {
   const letter = (text) => make("span", { class: "att-letter", "aria-hidden": "true" }, text);
   const form = make("form", { class: "att-form", role: "search" },
     letter("A"), query, button, letter("B"), versus, make("div", { class: "att-whom" }, who, user), asked, ids);
-  const chips = make("div", { class: "lens-chips", role: "group", "aria-label": "Suggested queries" }, make("span", {}, "Try"),
+  const chips = make("div", { class: "lens-chips", role: "group", "aria-label": "Suggested queries", onfocusout: ({ currentTarget }) => (currentTarget.scrollTop = 0) }, make("span", {}, "Try"),
     ...about.queries.slice(0, TRIES).map((text) => make("button", { type: "button", onclick: () => ((query.value = text), look()) }, text)));
   const note = make("div", { class: "lens-note", role: "status" });
   const fill = make("div", { class: "lens-fill" });
@@ -244,6 +244,7 @@ function render({ model, el }) {
   const heard = { _picture: picture, _status: status, _events: list.fill };
   for (const [name, act] of Object.entries(heard)) model.on(`change:${name}`, act);
   el.append(root);
+  keepFocus(root);
   list.fill();
   picture();
   model.send({ type: "open" });

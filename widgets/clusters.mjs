@@ -1,6 +1,6 @@
 // The cluster ledger: the map of both sides, the flow between their clusters, what names them, and the scores.
 import { clamp, combine, count, floats, ints, percent, SHAPES } from "./geometry.mjs";
-import { choice, make } from "./dom.mjs";
+import { choice, keepFocus, make, modeOf } from "./dom.mjs";
 import { flowView, marker, svg } from "./flow.mjs";
 import { userMap } from "./map.mjs";
 
@@ -14,7 +14,7 @@ function listed(side, nodes, said, unit, choose) {
     const meant = (from, to) => (side === "before" ? from : to) === node.cluster;
     const more = [node.modality && `more ${node.modality} than others`, ...node.texts].filter(Boolean);
     return make("li", {}, make("button", { type: "button", "data-key": key, "aria-pressed": "false",
-      onclick: (event) => choose(meant, event.shiftKey ? "add" : event.altKey ? "subtract" : "replace", key) },
+      onclick: (event) => choose(meant, modeOf(event), key) },
       marker(node.slot),
       make("span", { class: "lens-id" }, node.name),
       make("span", { class: "lens-figure" }, node.users.toLocaleString("en")),
@@ -137,6 +137,7 @@ function render({ model, el }) {
   const watch = new ResizeObserver(() => (dress(), flow.tall(tall())));
   watch.observe(flow.box.children[1]);
   el.append(root);
+  keepFocus(root);
   [picture, chosen].forEach((act) => act());
   return () => {
     for (const [trait, act] of Object.entries(heard)) model.off(`change:${trait}`, act);

@@ -1,6 +1,6 @@
 // The shift matrix: a deck of questions against groups of users. All text enters as text nodes.
 import { clamp, count, number } from "./geometry.mjs";
-import { choice, make } from "./dom.mjs";
+import { choice, keepFocus, make } from "./dom.mjs";
 
 const MEASURES = { auc: "told apart", lean: "leans to yes", ratio: "shift" };
 const BEYOND = { auc: "beyond_chance", lean: "lean_beyond", ratio: "ratio_beyond" };
@@ -220,6 +220,7 @@ function render({ model, el }) {
   const heard = { _picture: picture, _status: status, _chosen: chosen };
   for (const [name, act] of Object.entries(heard)) model.on(`change:${name}`, act);
   el.append(root);
+  keepFocus(root);
   [picture, status, chosen].forEach((act) => act());
   return () => Object.entries(heard).forEach(([name, act]) => model.off(`change:${name}`, act));
 }

@@ -1,5 +1,5 @@
 // The prompt lab: a form, a curve that grows, and a table of what was gained. All text enters as text nodes.
-import { make } from "./dom.mjs";
+import { keepFocus, make } from "./dom.mjs";
 
 const SPACE = "http://www.w3.org/2000/svg";
 const WIDE = 198; // of a drawn interval
@@ -240,6 +240,7 @@ function render({ model, el }) {
   const heard = { _form: form.fields, _status: status, _curve: () => curve.show(model.get("_curve")), _result: gained, _saved: result.saved };
   for (const [name, act] of Object.entries(heard)) model.on(`change:${name}`, act);
   el.append(root);
+  keepFocus(root);
   Object.values(heard).forEach((act) => act());
   return () => {
     for (const [name, act] of Object.entries(heard)) model.off(`change:${name}`, act);

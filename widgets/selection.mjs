@@ -1,6 +1,6 @@
 // The selection panel: who is chosen, what sets them apart, which question tells them, names, files.
 import { count, number, percent } from "./geometry.mjs";
-import { choice, make } from "./dom.mjs";
+import { choice, keepFocus, make } from "./dom.mjs";
 
 const KINDS = { all: "all", text: "events", modality: "modalities", label: "labels", fact: "facts", number: "numbers" };
 const FLOOR = 0.5; // an AUC below says nothing: the axis of the ranking begins here
@@ -214,6 +214,7 @@ function render({ model, el }) {
   const heard = { _shown: shown, _ranked: ranked, _status: status, _names: () => (groups.show(), shown()) };
   for (const [name, act] of Object.entries(heard)) model.on(`change:${name}`, act);
   el.append(root);
+  keepFocus(root);
   [shown, ranked, status].forEach((act) => act());
   return () => Object.entries(heard).forEach(([name, act]) => model.off(`change:${name}`, act));
 }
