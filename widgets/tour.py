@@ -8,16 +8,16 @@ from traitlets import Bool, Int, List
 
 from widgets._base import View, script, still_page
 
-ASK = ("Ask", ".lens-bar, .lens-under", "Write a question about every user in your own words, and press Enter. Esc cancels.")
-MAP = ("See who moves", ".lens-map", "Each mark is a user. Whoever moves farther than a mere rewording explains is a diamond.")
-CHOOSE = "Drag around some, or press the count of those who moved, under the map. By keyboard: arrows walk, Space chooses."
-KEEP = ("Keep it", ".lens-keep", "A claim card is one file with the result and all that it hangs on. It opens without a kernel.")
-GROUP = "What sets the chosen apart, and which question tells them. Name them here, or write them to a file."
+ASK = ("Ask", ".lens-bar, .lens-under", "Write a question about every user in your own words, then Enter. Esc cancels.")
+MAP = ("See who moves", ".lens-map", "Each mark is a user. Whoever moves farther than mere rewording explains is a diamond.")
+CHOOSE = "Drag around some, or press the count of those who moved, below. By keyboard: arrows walk, Space chooses."
+KEEP = ("Keep it", ".lens-keep", "A claim card is one file with the result and all it hangs on. It needs no kernel.")
+GROUP = "What sets the chosen apart, and which question tells them. Name them, or write them to a file."
 REST = {
     "Deck": "many questions against many groups",
     "Attention": "where the model looks, and what it uses",
     "Clusters": "who stands together, and who went where",
-    "Tune": "labels teach a vague question what is meant",
+    "Tune": "labels teach a vague question",
 }
 
 
@@ -54,10 +54,9 @@ def steps(pages: Sequence[str]) -> list[tuple[str, str, str]]:
 
     Example:
         >>> [title for title, _, _ in steps(("Ask", "Group", "Deck", "Tune"))]
-        ['Ask', 'See who moves', 'Choose', 'Group', 'Deck and Tune', 'Keep it']
+        ['Ask', 'See who moves', 'Choose', 'Group', 'Further pages', 'Keep it']
     """
     told = [ASK, MAP, ("Choose", ".lens-map, .lens-foot", CHOOSE), ("Group", '[role="tab"]:nth-child(2)', GROUP)]
     if rest := list(pages[2:]):
-        names = " and ".join([", ".join(rest[:-1]), rest[-1]] if rest[1:] else rest)
-        told.append((names, '[role="tab"]:nth-child(n + 3)', "\n".join(f"{name}: {REST[name]}." for name in rest)))
+        told.append(("Further pages", '[role="tab"]:nth-child(n + 3)', "\n".join(f"{name}: {REST[name]}." for name in rest)))
     return [*told, KEEP]

@@ -19,7 +19,7 @@ from widgets.selection import SelectionPanel
 from widgets.tour import Tour
 
 FORMAT = 1
-HINT = "Ask something on the first page, then compare: who stands together before and after, and who went where."
+HINT = "Ask something on the page Ask, then press the button: who stands together before and after it, and who went where."
 
 
 class Workbench(ipywidgets.VBox):
@@ -96,9 +96,7 @@ class Workbench(ipywidgets.VBox):
             raise ValueError("no file to keep the session in: give Workbench(..., session='mine.json')")
         queries = self._earlier = list(dict.fromkeys([*self._earlier, *self.lens.queries_asked]))
         named = {name: list(group.ids) for name, group in self.panel.named.items()}
-        told = {"format": FORMAT, "queries": queries, "chosen": list(self.selection.ids), "named": named}
-        if self._tour.seen:
-            told["toured"] = True
+        told = {"format": FORMAT, "queries": queries, "chosen": list(self.selection.ids), "named": named, "toured": self._tour.seen}
         if self._undealt:
             told["deck"] = self._undealt
         if self.deck:  # a group that the desk gives is known by its name
