@@ -155,6 +155,9 @@ def test_the_selection_is_read_and_set_on_both_sides():
     lens, _ = make_lens()
     lens._heard(lens, {"type": "select"}, [np.array([5, 2, 5, 999, -1], dtype=np.int32).tobytes()])
     assert lens.selection.ids == ("u0002", "u0005") and "u0005" in lens.selection and len(lens.selection) == 2
+    for mode, row in (("add", 9), ("add", 7), ("add", -4), ("subtract", 2), ("subtract", 30)):  # as fast as keys come
+        lens._heard(lens, {"type": "select", "mode": mode}, [np.array([row], dtype=np.int32).tobytes()])
+    assert lens.selection.ids == ("u0005", "u0007", "u0009")
     lens.selection.ids = ["u0007"]
     assert rows(lens._selected, np.int32).tolist() == [7]
     with pytest.raises(KeyError, match="u9"):

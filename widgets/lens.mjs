@@ -1,5 +1,5 @@
 // The query lens: a query box, the map, who moved most and why to believe it. All text enters as text nodes.
-import { combine, count, flags, floats, ints, number, percent, strongest } from "./geometry.mjs";
+import { count, flags, floats, ints, number, percent, strongest } from "./geometry.mjs";
 import { choice, glyph, keepFocus, make, modeOf } from "./dom.mjs";
 import { userMap } from "./map.mjs";
 
@@ -205,9 +205,8 @@ function render({ model, el }) {
     root.dataset.picked = row < 0 ? "" : users.ids[row];
   }
   function choose(rows, mode) {
-    const chosen = combine(ints(model.get("_selected")), rows, mode);
-    map.setChosen(chosen);
-    model.send({ type: "select" }, undefined, [chosen.buffer]);
+    map.setChosen(map.combine(rows, mode));
+    model.send({ type: "select", mode }, undefined, [Int32Array.from(rows).buffer]); // the kernel joins: keys may come faster than it answers
   }
   function legends() {
     const moved = p.beyond.reduce((sum, one) => sum + one, 0);

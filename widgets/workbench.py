@@ -96,7 +96,8 @@ class Workbench(ipywidgets.VBox):
             raise ValueError("no file to keep the session in: give Workbench(..., session='mine.json')")
         queries = self._earlier = list(dict.fromkeys([*self._earlier, *self.lens.queries_asked]))
         named = {name: list(group.ids) for name, group in self.panel.named.items()}
-        told = {"format": FORMAT, "queries": queries, "chosen": list(self.selection.ids), "named": named, "toured": self._tour.seen}
+        told = {"format": FORMAT, "queries": queries, "chosen": list(self.selection.ids), "named": named}
+        told["toured"] = self._tour.seen
         if self._undealt:
             told["deck"] = self._undealt
         if self.deck:  # a group that the desk gives is known by its name

@@ -1,4 +1,4 @@
-"""Each view alone and each page of the workbench, light and dark, is walked through by axe, an engine of accessibility rules."""
+"""Each view alone and each page of the workbench, light and dark, is walked through by axe: rules of accessibility."""
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe

@@ -1,4 +1,4 @@
-"""The main path of the workbench by keyboard alone, in a real JupyterLab: no mouse, no click; focus is never lost and always seen."""
+"""The workbench by keyboard alone, in a real JupyterLab: the whole main path, the focus never lost and always seen."""
 
 import json
 
@@ -12,12 +12,13 @@ HERE = """() => {
     const node = document.activeElement, box = node.getBoundingClientRect(), style = getComputedStyle(node);
     const [x, y] = [box.x + Math.min(box.width, innerWidth) / 2, box.y + Math.min(box.height, innerHeight) / 2];
     const top = document.elementFromPoint(x, y);
+    const drawing = node.ownerSVGElement; // of bands one may lie on another
     const tab = document.querySelector('.bench [role="tab"][aria-selected="true"]');
     return {
         name: (node.getAttribute('aria-label') ?? node.labels?.[0]?.innerText ?? node.textContent).trim(),
         kind: node.getAttribute('role') ?? node.tagName.toLowerCase(), lost: node === document.body,
         inside: Boolean(node.closest('.bench')), page: tab?.innerText,
-        seen: Boolean(top && (node.contains(top) || top.contains(node) || (node.ownerSVGElement && node.ownerSVGElement.contains(top)))),
+        seen: Boolean(top && (node.contains(top) || top.contains(node) || drawing?.contains(top))),
         ringed: (style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 1.5) || parseFloat(style.strokeWidth) >= 2,
         marks: [...node.classList]};
 }"""
@@ -53,27 +54,29 @@ class Hands:
             assert at["seen"] and at["ringed"], f"the focus cannot be seen {when}: {at} {self.book.shot('keys-unseen')}"
         return at
 
-    def reach(self, name: str, key: str = "Tab", most: int = 40) -> dict:
-        """Walk by Tab, or another key, to the control of that name."""
+    def walk(self, there, key: str = "Tab", most: int = 50) -> dict:
+        """Press a key until the keyboard is there."""
         passed = []
         for _ in range(most):
-            at = self.press(key)
-            passed.append(at["name"][:40])
-            if at["name"] == name or (name.endswith("…") and at["name"].startswith(name[:-1])):
+            passed.append(at := self.press(key))
+            if there(at):
                 return at
-        raise AssertionError(f"{name!r} was not reached by {most} times {key}: {passed}")
+        raise AssertionError(f"not reached by {most} times {key}, only {[at['name'][:40] for at in passed]}")
+
+    def reach(self, name: str, key: str = "Tab") -> dict:
+        """Walk by Tab, or another key, to the control of that name; a name may end in three dots."""
+        start = name.removesuffix("…")
+        return self.walk(lambda at: at["name"] == name or (start != name and at["name"].startswith(start)), key)
 
     def turn(self, name: str) -> None:
         """Turn to a page: back to the tabs, along them by arrow keys, Enter."""
-        for _ in range(60):
-            if self.here["kind"] == "tab":
-                break
-            self.press("Shift+Tab")
-        assert self.here["kind"] == "tab" and self.press("Home")["name"] == "Ask"
-        while self.here["name"] != name:
-            self.press("ArrowRight")
+        if self.here["kind"] != "tab":
+            self.walk(lambda at: at["kind"] == "tab", "Shift+Tab")
+        self.press("Home")
+        if self.here["name"] != name:
+            self.reach(name, "ArrowRight")
         assert self.press("Enter")["page"] == name
-        self.page.wait_for_timeout(300)
+        self.page.get_by_role("tabpanel", name=name, exact=True).wait_for()
 
     def type(self, text: str) -> None:
         self.keys.press("Control+a")
@@ -88,30 +91,21 @@ def lens(name: str, value: str) -> str:
     return f"document.querySelector('.bench .lens').dataset.{name} === {json.dumps(value)}"
 
 
-@pytest.fixture(scope="module")
-def book(open_notebook, server):
-    notebook = open_notebook(server.write("keys.ipynb", [SHOW, READ]), height=1000)
-    yield notebook
-    notebook.close()
-
-
-def test_the_main_path_needs_no_mouse(book):
-    hands = Hands(book)
-    hands.keys.press("Control+Enter")
-    book.settled()
-
-    # the tour opened by itself, and did not take the keyboard: a step, and away with it
+def tour(hands: Hands) -> None:
+    """The tour opened by itself, and did not take the keyboard: a step, and away with it."""
     hands.reach("Next")
     hands.press("Enter", "ArrowRight", "ArrowLeft")
     assert "See who moves" in hands.page.locator(".tour-card").inner_text()
     assert hands.press("Escape")["name"] == "Tour" and not hands.page.locator(".tour-card").is_visible()
 
-    # ask; cancel one that runs; back and forward
+
+def ask(hands: Hands) -> None:
+    """Ask; cancel one that runs; back and forward."""
     hands.reach("Query")
     hands.type(TRAVEL)
     hands.press("Enter")
     hands.until(lens("query", TRAVEL))
-    book.settled()
+    hands.book.settled()
     hands.type("slow")
     hands.press("Enter")
     hands.until(lens("busy", "true"))
@@ -121,7 +115,7 @@ def test_the_main_path_needs_no_mouse(book):
     hands.type(MUSIC)
     hands.press("Enter")
     hands.until(lens("query", MUSIC))
-    book.settled()
+    hands.book.settled()
     hands.reach("Back", "Shift+Tab")
     hands.press("Enter")
     hands.until(lens("query", TRAVEL))
@@ -133,10 +127,12 @@ def test_the_main_path_needs_no_mouse(book):
     hands.press("Enter")
     hands.until(lens("query", MUSIC))
     assert hands.here["name"] == "Back"
-    book.settled()
-    book.shot("keys-ask")
+    hands.book.settled()
+    hands.book.shot("keys-ask")
 
-    # choose: on the map, in the list of the most shifted, all that moved
+
+def choose(hands: Hands) -> None:
+    """Choose: on the map, in the list of the most shifted, all that moved."""
     hands.reach("Map of the users…")
     hands.press("ArrowRight", "ArrowDown", " ")
     hands.until(lens("chosen", "1"))
@@ -147,8 +143,8 @@ def test_the_main_path_needs_no_mouse(book):
     assert first["kind"] == "button"
     hands.press("ArrowDown", "ArrowUp", " ", "Shift+ArrowDown", "Shift+ArrowDown", "Enter")
     hands.until(lens("chosen", "3"))
-    book.shot("keys-list")
-    moved = [w for w in hands.page.locator(".bench .lens-sentence").first.inner_text().split() if w.isdigit()][0]
+    hands.book.shot("keys-list")
+    moved = hands.page.locator(".bench .lens-sentence").first.inner_text().split()[0]
     hands.reach(f"{moved} beyond the noise floor", "Shift+Tab")
     hands.press("Enter")
     hands.until(lens("chosen", moved))
@@ -156,7 +152,9 @@ def test_the_main_path_needs_no_mouse(book):
     hands.press("Enter")
     hands.until("/^Kept: /.test(document.querySelector('.bench .lens-note').textContent)")
 
-    # the group: who explains it, a name, a claim card
+
+def group(hands: Hands) -> None:
+    """The group: who explains it, a name, a claim card."""
     hands.turn("Group")
     hands.reach("Which question explains them?")
     hands.press("Enter")
@@ -175,9 +173,11 @@ def test_the_main_path_needs_no_mouse(book):
     hands.reach("Claim card")
     hands.press("Enter")
     hands.until("document.querySelector('.sel').innerText.includes('Kept: claim-movers')")
-    book.shot("keys-group")
+    hands.book.shot("keys-group")
 
-    # the deck: ask it, walk through its cells, choose a cell's group
+
+def deck(hands: Hands) -> None:
+    """The deck: ask it, walk through its cells, choose a cell's group."""
     hands.turn("Deck")
     hands.reach("Question for the deck")
     hands.press("Enter")
@@ -185,16 +185,17 @@ def test_the_main_path_needs_no_mouse(book):
     hands.reach("strongest first")
     hands.press("Enter")
     hands.reach(f"Take “{TRAVEL}” out")
-    while hands.here["kind"] != "gridcell":
-        hands.press("Tab")
+    hands.walk(lambda at: at["kind"] == "gridcell")
     hands.press("ArrowDown", "ArrowRight", "End", "Home")
-    book.shot("keys-deck")
+    hands.book.shot("keys-deck")
     name = hands.here["name"]
     hands.press("Enter")
     hands.until("document.querySelector('.deck').dataset.chosen > 30")
     assert hands.here["name"] == name
 
-    # attention: one question, the chosen, another measure
+
+def attention(hands: Hands) -> None:
+    """Attention: one question, the chosen, another measure."""
     hands.turn("Attention")
     hands.reach("Query A")
     hands.type(TRAVEL)
@@ -203,20 +204,23 @@ def test_the_main_path_needs_no_mouse(book):
     hands.reach("per slot")
     hands.press("Enter")
     hands.until("document.querySelector('.att').dataset.measure === 'per_token'")
-    book.shot("keys-attention")
+    hands.book.shot("keys-attention")
 
-    # clusters: compare, choose a band
+
+def clusters(hands: Hands) -> None:
+    """Clusters: compare, choose a band."""
     hands.turn("Clusters")
     hands.reach("Compare clusters")
     hands.press("Enter")
     hands.until("document.querySelectorAll('.clus-band').length > 0")
-    while "clus-band" not in hands.here["marks"]:
-        hands.press("Tab")
+    hands.walk(lambda at: "clus-band" in at["marks"])
     hands.press("Enter")
     hands.until("document.querySelector('.clus').dataset.chosen > 0")
-    book.shot("keys-clusters")
+    hands.book.shot("keys-clusters")
 
-    # tune: start, stop and keep
+
+def tune(hands: Hands) -> None:
+    """Tune: start, stop and keep."""
     hands.turn("Tune")
     hands.reach("Label to learn from")
     hands.keys.type("slow")  # the browser's own choice by letters
@@ -227,12 +231,31 @@ def test_the_main_path_needs_no_mouse(book):
     hands.press("Enter")
     hands.until("document.querySelector('.lab').dataset.busy === 'false'")
     assert hands.here["name"] == "Start" and hands.page.locator(".lab-table").is_visible()
-    book.shot("keys-tune")
+    hands.book.shot("keys-tune")
 
-    # and out again
-    for _ in range(40):
-        if not hands.press("Tab")["inside"]:
-            break
-    assert not hands.here["inside"], "the keyboard is trapped"
-    while not hands.press("Shift+Tab")["inside"]:
-        pass
+
+def leave(hands: Hands) -> None:
+    """The keys of the notebook's own, such as "b" for a new cell, do nothing in here; and the way out is open on both sides."""
+    hands.turn("Clusters")
+    hands.press("b", "d", "d", "ArrowDown")
+    hands.reach("Compare clusters")
+    hands.press("b", "d", "d", "ArrowDown")
+    assert hands.page.locator(".jp-Notebook .jp-Cell").count() == 2 and hands.here["name"] == "Compare clusters"
+    hands.walk(lambda at: not at["inside"])
+    hands.walk(lambda at: at["inside"], "Shift+Tab")
+    hands.walk(lambda at: not at["inside"], "Shift+Tab", 99)
+
+
+@pytest.fixture(scope="module")
+def book(open_notebook, server):
+    notebook = open_notebook(server.write("keys.ipynb", [SHOW, READ]), height=1000)
+    yield notebook
+    notebook.close()
+
+
+def test_the_main_path_needs_no_mouse(book):
+    hands = Hands(book)
+    hands.keys.press("Control+Enter")
+    hands.book.settled()
+    for part in (tour, ask, choose, group, deck, attention, clusters, tune, leave):
+        part(hands)
