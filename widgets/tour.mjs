@@ -19,9 +19,8 @@ export function beside(box, card, home) {
   return { side, top, left: Math.max(Math.min(box.left + (side === "in" ? GAP : 0), home.width - card.width), 0) };
 }
 
-/** Tabs name their panels and panels their tabs; keys that are pressed in here are not the notebook's. */
+/** Tabs name their panels and panels their tabs. */
 function dress(bench) {
-  bench.dataset.lmSuppressShortcuts = "true";
   const list = bench.querySelector('[role="tablist"]');
   const panels = bench.querySelector(".widget-tab-contents")?.children ?? [];
   list?.setAttribute("aria-label", "Pages of the workbench");
@@ -86,6 +85,7 @@ function render({ model, el }) {
   const watch = new ResizeObserver(() => {
     if (!bench?.isConnected) {
       bench = el.closest(".bench");
+      bench?.addEventListener("keydown", (event) => event.ctrlKey || event.metaKey || event.stopPropagation()); // "d", "d" on a tab would delete the cell
       if (bench) watch.observe(bench);
     }
     if (!bench) return;
