@@ -206,12 +206,13 @@ function render({ model, el }) {
   }
   function choose(rows, mode) {
     map.setChosen(map.combine(rows, mode));
+    list.follow(map.state().chosen);
     model.send({ type: "select", mode }, undefined, [Int32Array.from(rows).buffer]); // the kernel joins: keys may come faster than it answers
   }
   function legends() {
     const moved = p.beyond.reduce((sum, one) => sum + one, 0);
     const arrows = moved > about.arrows ? `the ${about.arrows} farthest of ${number(moved)}` : "from before to after";
-    const entry = (drawing, ...text) => make("span", {}, drawing, ...text);
+    const entry = (drawing, text) => make("span", {}, drawing, text);
     const movers = [...p.beyond.keys()].filter((row) => p.beyond[row]);
     const all = moved ? make("button", { type: "button", class: "lens-link", title: "Choose them: Shift adds them, Alt takes them away", onclick: (event) => choose(movers, modeOf(event)) }, `${number(moved)} beyond the noise floor`) : "0 beyond the noise floor";
     const shades = make("i", { class: "lens-ramp" });
