@@ -261,4 +261,6 @@ def test_the_main_path_needs_no_mouse(book):
     folder = book.server.folder / "work" / "notebooks"
     told = json.loads((folder / "keys.json").read_text())
     assert told["queries"] == [TRAVEL, MUSIC] and list(told["named"]) == ["movers"] and told["toured"] is True
-    assert len(told["named"]["movers"]) > 30 and (folder / "claim-movers.html").exists()
+    assert len(told["named"]["movers"]) > 30
+    for name in ("claim.html", "claim-movers.html"):  # the folder is shared with other tests
+        (folder / name).unlink()
