@@ -17,8 +17,10 @@ import traitlets
 sys.path.insert(0, str(Path(__file__).parent / "browser"))
 from fake import HOSTILE, FakeAsker, make_frame
 
+import widgets
 from widgets import QueryLens, _base
 from widgets._base import Selection, View, Worker, still_page
+from widgets.tour import Tour
 
 ROOT = Path(__file__).parents[1]
 TRAVEL = "Will this user travel soon?"
@@ -155,6 +157,9 @@ def test_the_selection_is_read_and_set_on_both_sides():
     lens, _ = make_lens()
     lens._heard(lens, {"type": "select"}, [np.array([5, 2, 5, 999, -1], dtype=np.int32).tobytes()])
     assert lens.selection.ids == ("u0002", "u0005") and "u0005" in lens.selection and len(lens.selection) == 2
+    for mode, row in (("add", 9), ("add", 7), ("add", -4), ("subtract", 2), ("subtract", 30)):  # as fast as keys come
+        lens._heard(lens, {"type": "select", "mode": mode}, [np.array([row], dtype=np.int32).tobytes()])
+    assert lens.selection.ids == ("u0005", "u0007", "u0009")
     lens.selection.ids = ["u0007"]
     assert rows(lens._selected, np.int32).tolist() == [7]
     with pytest.raises(KeyError, match="u9"):
@@ -182,7 +187,13 @@ def test_payloads_are_small():
     assert buffers == 2_000 * (4 * 2 * 2 + 3 * 4 + 1 + 2 * 5 * 4)  # two places, three numbers, a flag, ten neighbours
     words = sum(len(str(part)) for part in lens._picture.values() if not isinstance(part, bytes))
     assert words < 1_000
-    assert len(lens._esm.encode()) < 50_000 and len(lens._css.encode()) < 20_000
+
+
+def test_scripts_and_styles_are_small():
+    views = [View for View in vars(widgets).values() if hasattr(View, "_esm")]
+    assert len(views) >= 6
+    for view in [*views, Tour]:
+        assert len(str(view._esm).encode()) < 50_000 and len(str(view._css).encode()) < 20_000, view.__name__
 
 
 def test_frames_that_do_not_fit_are_refused_and_gaps_are_borne():

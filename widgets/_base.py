@@ -136,9 +136,10 @@ class Selection:
             raise KeyError(f"user {unknown[0]!r} is not among the {len(self.everyone):,} of this view")
         self.take([self._row[user] for user in users])
 
-    def take(self, rows) -> None:
-        """Choose users by row number; numbers that are no row are left out."""
-        rows = np.unique(np.asarray(rows, dtype=np.int32))
+    def take(self, rows, mode: str = "replace") -> None:
+        """Choose users by row number, or "add" or "subtract" them; numbers that are no row are left out."""
+        join = {"add": np.union1d, "subtract": np.setdiff1d}.get(mode, lambda _, rows: np.unique(rows))
+        rows = join(self.rows, np.asarray(rows, dtype=np.int32)).astype(np.int32)
         self.rows = rows[(rows >= 0) & (rows < len(self.everyone))]
         for changed in tuple(self._listeners):
             try:

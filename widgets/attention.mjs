@@ -137,7 +137,7 @@ function render({ model, el }) {
   const letter = (text) => make("span", { class: "att-letter", "aria-hidden": "true" }, text);
   const form = make("form", { class: "att-form", role: "search" },
     letter("A"), query, button, letter("B"), versus, make("div", { class: "att-whom" }, who, user), asked, ids);
-  const chips = make("div", { class: "lens-chips", role: "group", "aria-label": "Suggested queries" }, make("span", {}, "Try"),
+  const chips = make("div", { class: "lens-chips", role: "group", "aria-label": "Suggested queries", onfocusout: ({ currentTarget }) => (currentTarget.scrollTop = 0) }, make("span", {}, "Try"),
     ...about.queries.slice(0, TRIES).map((text) => make("button", { type: "button", onclick: () => ((query.value = text), look()) }, text)));
   const note = make("div", { class: "lens-note", role: "status" });
   const fill = make("div", { class: "lens-fill" });

@@ -1,6 +1,6 @@
 // The cluster ledger: the map of both sides, the flow between their clusters, what names them, and the scores.
-import { clamp, combine, count, floats, ints, percent, SHAPES } from "./geometry.mjs";
-import { choice, make } from "./dom.mjs";
+import { clamp, count, floats, ints, percent, SHAPES } from "./geometry.mjs";
+import { choice, make, modeOf } from "./dom.mjs";
 import { flowView, marker, svg } from "./flow.mjs";
 import { outliving } from "./kernel.mjs";
 import { userMap } from "./map.mjs";
@@ -15,7 +15,7 @@ function listed(side, nodes, said, unit, choose) {
     const meant = (from, to) => (side === "before" ? from : to) === node.cluster;
     const more = [node.modality && `more ${node.modality} than others`, ...node.texts].filter(Boolean);
     return make("li", {}, make("button", { type: "button", "data-key": key, "aria-pressed": "false",
-      onclick: (event) => choose(meant, event.shiftKey ? "add" : event.altKey ? "subtract" : "replace", key) },
+      onclick: (event) => choose(meant, modeOf(event), key) },
       marker(node.slot),
       make("span", { class: "lens-id" }, node.name),
       make("span", { class: "lens-figure" }, node.users.toLocaleString("en")),
@@ -49,7 +49,7 @@ function render({ model, el }) {
   const [scores, lists] = [make("div", { class: "clus-scores" }), make("div", { class: "clus-lists" })];
   let [p, looks, key] = [null, {}, ""];
   const look = (row, side) => looks[side]?.[row] ?? null;
-  const map = userMap(box, { describe, pick: (row) => map.setPicked(row), choose: (rows, mode) => take(combine(ints(model.get("_selected")), rows, mode)), moving: (whether) => (root.dataset.moving = String(whether)), look });
+  const map = userMap(box, { describe, pick: (row) => map.setPicked(row), choose: (rows, mode) => take(rows, "", mode), moving: (whether) => (root.dataset.moving = String(whether)), look });
   const flow = flowView({ name, choose: chooseWhere, tell: (text) => (told.textContent = text) });
   const side = choice("Show the map", [["before", "before"], ["after", "after"]], "after", (value) => (side.press(value), map.setSide(value), (root.dataset.side = value)));
   const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), make("span", {}, ""));
@@ -68,15 +68,15 @@ function render({ model, el }) {
     for (const text of (p.recent[row] ?? "").split(" · ").slice(0, 3)) if (text) lines.push(["quiet", text]);
     return lines;
   }
-  function take(rows, from = "") {
+  function take(rows, from = "", mode = "replace") {
     key = from;
-    model.send({ type: "select" }, undefined, [Int32Array.from(rows).buffer]);
+    model.send({ type: "select", mode }, undefined, [Int32Array.from(rows).buffer]);
   }
   function chooseWhere(meant, mode, from) {
     const rows = [];
     for (let row = 0; row < p.from.length; row++) if (meant(p.from[row], p.to[row])) rows.push(row);
     if (mode === "replace" && key === from) take([]); // pressed again: let go
-    else take(combine(ints(model.get("_selected")), rows, mode), mode === "replace" ? from : "");
+    else take(rows, mode === "replace" ? from : "", mode);
   }
   /** Give every user the ink and shape of its cluster, per side; read anew when it comes onto the page, and when the theme changes. */
   function dress() {

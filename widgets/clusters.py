@@ -102,7 +102,7 @@ class ClusterLedger(View):
 
     def _heard(self, _widget, message: dict, buffers: list) -> None:
         if message.get("type") == "select":
-            self.selection.take(np.frombuffer(buffers[0], dtype=np.int32) if buffers else [])
+            self.selection.take(np.frombuffer(buffers[0], dtype=np.int32) if buffers else [], message.get("mode", "replace"))
 
     def _select(self, rows: np.ndarray) -> None:
         self._selected = np.asarray(rows, dtype=np.int32).tobytes()

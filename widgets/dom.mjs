@@ -37,3 +37,40 @@ export function choice(name, options, chosen, change) {
 
 /** The element that has the keyboard, in the page or in the shadow root that a host shows the view in. */
 export const focused = (node) => node.getRootNode().activeElement ?? null;
+
+/** What becomes of a choice: Shift adds to it, Alt takes away from it. */
+export const modeOf = (event) => (event.shiftKey ? "add" : event.altKey ? "subtract" : "replace");
+
+const shown = (node) => node.isConnected && !node.disabled && node.getClientRects().length > 0;
+const called = (node) => node.dataset.key ?? node.getAttribute("aria-label") ?? node.textContent;
+
+/** The controls in a node that can have the keyboard now, in reading order. */
+export const controls = (node) => [...node.querySelectorAll("button, input, select, [tabindex]")].filter(shown);
+
+/** Keep the keyboard's place: when the control that has it is drawn anew, hidden or disabled, its namesake or a neighbour takes over; returns what ends it. */
+export function keepFocus(root) {
+  let [held, name, around] = [null, "", []];
+  root.addEventListener("focusin", ({ target }) => {
+    [held, name, around] = [target, called(target), []];
+    for (let node = target.parentElement; root.contains(node); node = node.parentElement) around.push([node, controls(node).indexOf(target)]);
+  });
+  root.addEventListener("focusout", () => setTimeout(() => {
+    if (held && shown(held) && document.hasFocus() && !root.contains(focused(root))) held = null; // it was left, not lost
+  }));
+  function mend() {
+    if (!held || ![document.body, null, held].includes(focused(root))) return;
+    if (shown(held)) return held === focused(root) ? undefined : held.focus();
+    for (const [node, place] of around.filter(([one]) => root.contains(one))) {
+      const there = controls(node);
+      const next = there.find((one) => called(one) === name) ?? there[Math.min(place, there.length - 1)];
+      if (!next) continue;
+      next.focus({ preventScroll: true });
+      return next.scrollIntoView({ block: "nearest" });
+    }
+    held = null;
+  }
+  // later, for while the keyboard goes from one control to the next it is nowhere: what is drawn just then must not call it back
+  const watch = new MutationObserver(() => setTimeout(mend));
+  watch.observe(root, { subtree: true, childList: true, attributeFilter: ["hidden", "disabled"] });
+  return () => watch.disconnect();
+}

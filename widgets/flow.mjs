@@ -1,6 +1,6 @@
 // The flow of users from the clusters of before to those of after: where bars and bands lie, and their drawing.
 import { corners, count, pathOf, percent, SHAPES } from "./geometry.mjs";
-import { make } from "./dom.mjs";
+import { make, modeOf } from "./dom.mjs";
 
 export const KINDS = {
   stays: "from a cluster to its only heir, or in none on both sides",
@@ -90,7 +90,6 @@ export function flowView(hear) {
   const box = make("div", { class: "clus-flow" }, before, make("div", { class: "clus-middle" }, picture), after);
   const legend = make("div", { class: "clus-kinds", role: "group", "aria-label": "Kinds of bands" });
   let [told, unit, wanted] = [null, "user", 400];
-  const mode = (event) => (event.shiftKey ? "add" : event.altKey ? "subtract" : "replace");
 
   function node(one, side) {
     const meant = (from, to) => (side === "before" ? from : to) === one.cluster;
@@ -100,7 +99,7 @@ export function flowView(hear) {
       "button",
       { type: "button", "data-key": key, "aria-pressed": "false", class: one.unstable ? "unstable" : "", style: `top:${one.y}px`,
         title: `${hear.name(one.cluster, side)}: ${count(one.users, unit)}${one.unstable ? ", not to be believed" : ""}`,
-        onclick: (event) => hear.choose(meant, mode(event), key) },
+        onclick: (event) => hear.choose(meant, modeOf(event), key) },
       make("span", { class: "clus-top" }, ...(side === "before" ? names : names.reverse())),
       make("span", { class: "quiet" }, count(one.users, unit)),
     );
@@ -113,7 +112,7 @@ export function flowView(hear) {
       + (one.beyond === null ? "" : `; ${percent(one.beyond)} moved beyond the noise floor`);
     const key = `band ${one.from} ${one.to}`;
     const path = svg("path", { d, class: `clus-band ${one.kind}${one.from < 0 && one.to < 0 ? " outside" : ""}`, style: fill(id, one.kind), tabindex: 0, role: "button", "aria-pressed": "false", "aria-label": words, "data-key": key });
-    const act = (event) => hear.choose((from, to) => from === one.from && to === one.to, mode(event), key);
+    const act = (event) => hear.choose((from, to) => from === one.from && to === one.to, modeOf(event), key);
     path.append(svg("title", {}, words));
     path.addEventListener("click", act);
     path.addEventListener("keydown", (event) => (event.key === "Enter" || event.key === " ") && (act(event), event.preventDefault()));
@@ -133,7 +132,7 @@ export function flowView(hear) {
     legend.replaceChildren(...users.filter(([, own]) => own.length).map(([kind, own]) => {
       const swatch = svg("svg", { viewBox: "0 0 22 12", "aria-hidden": "true" }, svg("rect", { width: 22, height: 12, rx: 2, class: `clus-band ${kind}`, style: fill(id, kind) }));
       const meant = (from, to) => own.some((b) => b.from === from && b.to === to);
-      return make("button", { type: "button", title: KINDS[kind], "data-key": `kind ${kind}`, "aria-pressed": "false", onclick: (event) => hear.choose(meant, mode(event), `kind ${kind}`) },
+      return make("button", { type: "button", title: KINDS[kind], "data-key": `kind ${kind}`, "aria-pressed": "false", onclick: (event) => hear.choose(meant, modeOf(event), `kind ${kind}`) },
         swatch, `${kind} `, make("span", { class: "quiet" }, count(own.reduce((sum, b) => sum + b.users, 0), unit)));
     }), ...(told.left.concat(told.right).some((one) => one.stability !== null) ? [make("span", {}, "paler bars are less stable, dashed ones not to be believed")] : []));
   }

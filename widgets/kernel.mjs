@@ -1,11 +1,11 @@
-// What a view does when its kernel is gone: it says so and what to do, stops waiting, and keeps what it shows.
-import { make } from "./dom.mjs";
+// What all views do: keep the keyboard's place, and when the kernel is gone say so and what to do, stop waiting, keep the picture.
+import { keepFocus, make } from "./dom.mjs";
 
 const GONE = "The kernel behind this view is gone: it ended, or was restarted. What is shown here stays. To ask again, run the cell again; on a page without cells, load the page anew.";
 const LOST = "jupyter-widgets-disconnected"; // a view that is made when the kernel is gone already has this class
 const EVERY = 5000; // ms: how often a view that waits makes sure that there is still somebody to wait for
 
-/** Wrap `render` so that its view outlives the kernel; `waits` names the traits that tell of waiting. */
+/** Wrap `render` so that its view outlives the kernel and its own redrawing; `waits` names the traits that tell of waiting. */
 export function outliving(render, waits = ["_status"]) {
   return ({ model, el }) => {
     const node = make("div", { class: "lens-error lens-gone", role: "alert", hidden: true });
@@ -27,11 +27,13 @@ export function outliving(render, waits = ["_status"]) {
     const leave = render({ model: asked, el });
     el.querySelector(".lens-head").after(node);
     model.on("comm_live_update", end);
+    const free = keepFocus(el);
     const clock = setInterval(() => waiting().length && send({ type: "alive" }), EVERY);
     if (el.classList.contains(LOST)) end();
     return () => {
       model.off("comm_live_update", end);
       clearInterval(clock);
+      free();
       leave();
     };
   };

@@ -1,6 +1,6 @@
 // The query lens: a query box, the map, who moved most and why to believe it. All text enters as text nodes.
-import { combine, count, flags, floats, ints, number, percent, strongest } from "./geometry.mjs";
-import { choice, focused, glyph, make } from "./dom.mjs";
+import { count, flags, floats, ints, number, percent, strongest } from "./geometry.mjs";
+import { choice, focused, glyph, make, modeOf } from "./dom.mjs";
 import { outliving } from "./kernel.mjs";
 import { userMap } from "./map.mjs";
 
@@ -21,7 +21,7 @@ function queryBar(model, about) {
   const box = make("input", { type: "text", class: "lens-query", list: list.id, spellcheck: "false", autocomplete: "off", "aria-label": "Query", placeholder: "Ask something about every user" });
   const button = make("button", { type: "submit", class: "lens-ask" }, "Ask");
   const form = make("form", { class: "lens-bar", role: "search" }, back, on, box, list, button);
-  const chips = make("div", { class: "lens-chips", role: "group", "aria-label": "Suggested queries" }, about.queries.length ? make("span", {}, "Try") : null);
+  const chips = make("div", { class: "lens-chips", role: "group", "aria-label": "Suggested queries", onfocusout: ({ currentTarget }) => (currentTarget.scrollTop = 0) }, about.queries.length ? make("span", {}, "Try") : null);
   const fill = make("div", { class: "lens-fill" });
   const bar = make("div", { class: "lens-progress", role: "progressbar", "aria-label": "Users asked", "aria-valuemin": 0 }, fill);
   const note = make("div", { class: "lens-note", role: "status" });
@@ -64,8 +64,8 @@ function queryBar(model, about) {
   return { parts: [form, make("div", { class: "lens-under" }, chips, note), bar, error], status, history };
 }
 
-/** The list of the most shifted, with their recent events. */
-function shiftList(users, pick) {
+/** The list of the most shifted, with their recent events: one stop of the Tab key, arrows walk, Enter opens, Space chooses. */
+function shiftList(users, pick, choose) {
   const rows = make("ol", { class: "lens-rows", "aria-label": "Most shifted users" });
   const head = make("div", { class: "lens-listhead" }, make("span", {}, "Most shifted"), make("span", {}, "residual"), make("span", {}, "kept"));
   head.lastChild.title = "share of the 15 nearest neighbours kept, in the original space";
@@ -73,16 +73,16 @@ function shiftList(users, pick) {
   function show(p, most) {
     const top = strongest(p.residual, p.shifted ? most : 0);
     const scale = Math.max(top.length ? p.residual[top[0]] : 0, p.floor) || 1;
-    rows.replaceChildren(...top.map((row) => item(p, row, scale)));
+    rows.replaceChildren(...top.map((row, place) => item(p, row, scale, place)));
     rows.scrollTop = 0;
-    if (!top.length) rows.append(make("li", { class: "lens-empty" }, "Nobody yet."));
+    if (!top.length) rows.append(make("li", { class: "lens-empty" }, "Nobody yet: ask something, and whoever moves is listed here, the farthest first."));
   }
-  function item(p, row, scale) {
+  function item(p, row, scale, place) {
     const fill = make("i", { class: p.beyond[row] ? "moved" : "", style: `width:${(100 * p.residual[row]) / scale}%` });
     const bar = make("span", { class: "lens-bar-cell" }, fill, make("b", { style: `left:${(100 * p.floor) / scale}%` }));
     const button = make(
       "button",
-      { type: "button", "data-row": row, "aria-pressed": "false", onclick: () => pick(row) },
+      { type: "button", "data-row": row, "data-key": users.ids[row], tabindex: place ? -1 : 0, "aria-pressed": "false", onclick: () => pick(row) },
       make("span", { class: "lens-id" }, users.ids[row]),
       bar,
       make("span", { class: "lens-figure" }, p.residual[row].toFixed(2)),
@@ -99,12 +99,26 @@ function shiftList(users, pick) {
     if (above < rows.scrollTop) rows.scrollTop = above;
     else rows.scrollTop = Math.max(rows.scrollTop, above + item.offsetHeight - rows.clientHeight);
   }
+  function follow(chosen) {
+    for (const button of rows.querySelectorAll("button")) {
+      const one = chosen.has(Number(button.dataset.row));
+      button.classList.toggle("chosen", one);
+      one ? button.setAttribute("aria-description", "chosen") : button.removeAttribute("aria-description");
+    }
+  }
+  rows.addEventListener("focusin", ({ target }) => rows.querySelectorAll("button").forEach((button) => (button.tabIndex = button === target ? 0 : -1)));
   rows.addEventListener("keydown", (event) => {
-    const step = { ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling" }[event.key];
-    const next = step && event.target.closest("li")?.[step]?.querySelector("button");
-    if (next) (next.focus(), event.preventDefault());
+    const all = [...rows.querySelectorAll("button")];
+    const at = all.indexOf(event.target);
+    const next = all[{ ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: all.length - 1 }[event.key]];
+    if (next) {
+      next.focus();
+      if (event.shiftKey) choose([event.target, next].map((button) => Number(button.dataset.row)), "add");
+    } else if (event.key === " ") choose([Number(event.target.dataset.row)], event.target.classList.contains("chosen") ? "subtract" : "add");
+    else return;
+    event.preventDefault();
   });
-  return { node: make("div", { class: "lens-list" }, head, rows), show, mark };
+  return { node: make("div", { class: "lens-list" }, head, rows), show, mark, follow };
 }
 
 /** One user: events, modalities, neighbours gained and lost, and the model's own answer. */
@@ -137,7 +151,7 @@ function userCard(model, users, counts, events, pick) {
   }
   function show(next, p) {
     [row, picture] = [next, p];
-    if (row < 0 || !p) return node.replaceChildren(make("p", { class: "lens-empty" }, "Click a user to read its events. Drag on the map to draw around some: Shift adds, Alt takes away."));
+    if (row < 0 || !p) return node.replaceChildren(make("p", { class: "lens-empty" }, "Click a user to read its events. Drag on the map to draw around some: Shift adds, Alt takes away. By keyboard, on the map and in the list: arrows walk, Enter opens, Space chooses."));
     const span = users.first[row] ? `, ${users.first[row]} to ${users.last[row]}` : "";
     const head = make("div", { class: "lens-cardhead" }, make("strong", {}, users.ids[row]), make("span", {}, `${count(events[row], "event")}${span}`));
     const recent = users.recent[row] ? users.recent[row].split(" · ") : [];
@@ -168,7 +182,7 @@ function render({ model, el }) {
   const map = userMap(box, { describe, pick, choose, moving: (whether) => (root.dataset.moving = String(whether)) });
   const side = choice("Show the map", [["before", "before"], ["after", "after"]], "after", (value) => (side.press(value), map.setSide(value)));
   const colour = choice("Colour", [["moved", "moved"], ["residual", "residual"]], "moved", (value) => (colour.press(value), map.setColour(value), legends()));
-  const list = shiftList(users, pick);
+  const list = shiftList(users, pick, choose);
   const card = userCard(model, users, counts, events, pick);
   const options = make("div", { class: "lens-options" }, make("span", {}, "colour"), colour);
   const foot = make("div", { class: "lens-foot" }, legend, picked, options);
@@ -192,18 +206,20 @@ function render({ model, el }) {
     root.dataset.picked = row < 0 ? "" : users.ids[row];
   }
   function choose(rows, mode) {
-    const chosen = combine(ints(model.get("_selected")), rows, mode);
-    map.setChosen(chosen);
-    model.send({ type: "select" }, undefined, [chosen.buffer]);
+    map.setChosen(map.combine(rows, mode));
+    list.follow(map.state().chosen);
+    model.send({ type: "select", mode }, undefined, [Int32Array.from(rows).buffer]); // the kernel joins: keys may come faster than it answers
   }
   function legends() {
     const moved = p.beyond.reduce((sum, one) => sum + one, 0);
     const arrows = moved > about.arrows ? `the ${about.arrows} farthest of ${number(moved)}` : "from before to after";
     const entry = (drawing, text) => make("span", {}, drawing, text);
+    const movers = [...p.beyond.keys()].filter((row) => p.beyond[row]);
+    const all = moved ? make("button", { type: "button", class: "lens-link", title: "Choose them: Shift adds them, Alt takes them away", onclick: (event) => choose(movers, modeOf(event)) }, `${number(moved)} beyond the noise floor`) : "0 beyond the noise floor";
     const shades = make("i", { class: "lens-ramp" });
     const kinds = colour.querySelector('[aria-pressed="true"]').dataset.value === "residual"
-      ? [entry(shades, `residual, 0 to ${p.residual.reduce((most, r) => Math.max(most, r), 0).toFixed(2)}`), entry(glyph(DIAMOND, "ink"), "beyond the noise floor")]
-      : [entry(glyph(DIAMOND, "moved"), `${number(moved)} beyond the noise floor`), entry(glyph(CIRCLE, "still"), `${number(p.beyond.length - moved)} within it`)];
+      ? [entry(shades, `residual, 0 to ${p.residual.reduce((most, r) => Math.max(most, r), 0).toFixed(2)}`), entry(glyph(DIAMOND, "ink"), all)]
+      : [entry(glyph(DIAMOND, "moved"), all), entry(glyph(CIRCLE, "still"), `${number(p.beyond.length - moved)} within it`)];
     const faint = entry(glyph(CIRCLE, "faint"), "faint: low trust");
     legend.replaceChildren(...(p.shifted ? [...kinds, moved ? entry(glyph(ARROW, "moved line"), arrows) : null, faint] : [entry(glyph(CIRCLE, "still"), "a user"), faint]).filter(Boolean));
   }
@@ -225,11 +241,13 @@ function render({ model, el }) {
     caption.textContent = p.caption;
     legends();
     list.show(p, about.listed);
+    list.follow(map.state().chosen);
     pick(one);
   }
   function chosen() {
     const rows = ints(model.get("_selected"));
     map.setChosen(rows);
+    list.follow(new Set(rows));
     picked.hidden = !rows.length;
     root.dataset.chosen = rows.length;
     const clear = make("button", { type: "button", class: "lens-link", onclick: () => choose([], "replace") }, "clear");

@@ -167,7 +167,7 @@ class QueryLens(View):
         elif kind == "go" and self._log:
             self._go(int(message.get("at", 0)))
         elif kind == "select":
-            self.selection.take(np.frombuffer(buffers[0], dtype=np.int32) if buffers else [])
+            self.selection.take(np.frombuffer(buffers[0], dtype=np.int32) if buffers else [], message.get("mode", "replace"))
         elif kind == "keep" and self._shown and not self._status.get("busy"):
             self._file()
         elif kind == "answer" and self._reply and 0 <= int(message.get("user", -1)) < len(self._ids):

@@ -1,6 +1,6 @@
 // The map of users on a canvas: points, arrows, hover, lasso, keyboard. It is told what to draw and tells what was done.
 import { arrowHead, blend, clamp, combine, corners, ease, fit, mix, nearestTo, neighbour, project, strongest, within } from "./geometry.mjs";
-import { make } from "./dom.mjs";
+import { make, modeOf } from "./dom.mjs";
 
 const REACH = 12; // pixels: how near a pointer must come to a point
 
@@ -234,7 +234,6 @@ export function userMap(box, hear) {
     const edge = canvas.getBoundingClientRect();
     return [event.clientX - edge.left, event.clientY - edge.top];
   };
-  const mode = (event) => (event.shiftKey ? "add" : event.altKey ? "subtract" : "replace");
 
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button) return;
@@ -254,7 +253,7 @@ export function userMap(box, hear) {
     const lasso = s.lasso;
     s.lasso = null;
     if (!lasso) return;
-    if (lasso.drawn) hear.choose(within(s.pixels, lasso.path), mode(event));
+    if (lasso.drawn) hear.choose(within(s.pixels, lasso.path), modeOf(event));
     else {
       const row = nearestTo(s.pixels, ...lasso.path[0], REACH);
       if (row >= 0) s.cursor = row;

@@ -15,7 +15,7 @@ from widgets._grid import beyond, checked_matrix, heat, packed, table
 from widgets._named import Group
 
 MOST = 12  # questions, and groups: more cannot be read on one page
-HINT = "Put every question to every user: the matrix says which question tells which group, and how far mere luck would come."
+HINT = "Press “Ask the deck” to put every question to every user: which question tells which group is then seen at a glance."
 
 
 class ShiftMatrix(View):

@@ -42,7 +42,7 @@ export function apart(a, b, gap) {
 /** The curve of a tuning, drawn anew when it grows or the room changes. */
 function curveOf(box) {
   let curve = {};
-  const empty = make("p", { class: "lens-empty" }, "The loss is drawn here as it falls: on users that are tuned on, and on validation users, who say which step to keep.");
+  const empty = make("p", { class: "lens-empty" }, "Pick a label, write a question, press Start. The loss is drawn here as it falls: on users that are tuned on, and on validation users, who say which step to keep.");
   const text = (x, y, words, kind, anchor = "start") => draw("text", { x, y, class: kind, "text-anchor": anchor }, words);
   function show(next = curve) {
     curve = next;

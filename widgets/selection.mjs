@@ -186,9 +186,9 @@ function render({ model, el }) {
     const { n = 0, sentence: said = "", waiting } = model.get("_shown");
     const clear = n ? make("button", { type: "button", class: "lens-link", onclick: () => model.send({ type: "clear" }) }, "clear") : null;
     who.replaceChildren(`${number(n)} of ${count(about.total, "user")} chosen`, ...(clear ? [" ", clear] : []));
-    const named = model.get("_names").length ? ", choose a name below" : "";
+    const named = model.get("_names").length ? ", or a name below" : "";
     const words = said || (waiting ? "Comparing …" : "");
-    sentence.textContent = n ? words.replaceAll(" %", "\u00a0%") : `Nobody is chosen. Drag around some users on the map${named}, or set selection.ids in Python.`;
+    sentence.textContent = n ? words.replaceAll(" %", "\u00a0%") : `Nobody is chosen yet. Drag around some users on the map, or press the count of those who moved${named}: what sets them apart is then said here.`;
     foot.hidden = !n && !named && !note.textContent;
     body.hidden = !n;
     body.classList.toggle("one", !about.explains || !about.describes);

@@ -16,18 +16,21 @@ from widgets.lens import QueryLens
 from widgets.matrix import ShiftMatrix
 from widgets.prompt import PromptLab
 from widgets.selection import SelectionPanel
+from widgets.tour import Tour
 
 FORMAT = 1
-HINT = "Ask something on the first page, then compare: who stands together before and after, and who went where."
+HINT = "Ask something on the page Ask, then press the button: who stands together before and after it, and who went where."
 
 
-class Workbench(ipywidgets.Tab):
+class Workbench(ipywidgets.VBox):
     """Have everything on one page: ask, look at a group, at many groups, at the attention, at the clusters, and tune.
 
     desk      what the views ask: `qanchor.Desk(engine, users)`, or any object with its attributes.
     query     asked first. session: a small JSON file that keeps the queries, the choice of users and the named groups; if it
-              is there, the page opens as it was left. A session of other users is refused, and stays as it is.
-    The views: `lens, panel, deck, attention, clusters (once compared), lab`; all follow `selection`.
+              is there, the page opens as it was left. A session of other users is refused, and stays as it is. A new one
+              begins with a tour of half a minute, which the button Tour shows again.
+    The views: `lens, panel, deck, attention, clusters (once compared), lab`; all follow `selection`. They stand on the pages
+    `titles`; Tab and the arrow keys reach each of them, Enter turns to it.
     """
 
     def __init__(self, desk, query: str = "", session: str | Path | None = None, **rest):
@@ -43,14 +46,19 @@ class Workbench(ipywidgets.Tab):
         self.deck = ShiftMatrix(deck, selection=self.selection, pick=self.lens.start) if deck is not None else None
         self.attention = AttentionLedger(desk.look, desk.frame, selection=self.selection)
         self.lab = PromptLab(desk.tune, turn=self.selection.turn) if getattr(desk, "tune", None) else None
-        self._worker, self._said = Worker(self.selection.turn), ipywidgets.Label(HINT)
+        self._worker, self._said, self._comparing = Worker(self.selection.turn), ipywidgets.Label(HINT), False
+        self._said.add_class("bench-said")
         self._button = ipywidgets.Button(description="Compare clusters", tooltip="of the last two queries")
-        self._button.on_click(lambda _: self._worker.start(self._compare))
+        self._button.on_click(lambda _: self._comparing or self._worker.start(self._compare))
         self._book = ipywidgets.VBox([ipywidgets.HBox([self._button, self._said])])
         pages = {"Ask": self.lens, "Group": self.panel, "Deck": self.deck, "Attention": self.attention}
         pages |= {"Clusters": self._book, "Tune": self.lab}
         pages = {name: view for name, view in pages.items() if view is not None}
-        super().__init__(children=list(pages.values()), titles=list(pages), **rest)
+        tabs = ipywidgets.Tab(children=list(pages.values()), titles=list(pages))
+        self.titles, self._tour = tabs.titles, Tour(tabs.titles, seen=not session or bool(kept.get("toured", kept)))
+        ipywidgets.jslink((self._tour, "page"), (tabs, "selected_index"))
+        super().__init__(children=[self._tour, tabs], **rest)
+        self.add_class("bench")
         self._restore(kept)
 
     def compare(self) -> ClusterLedger:
@@ -64,7 +72,7 @@ class Workbench(ipywidgets.Tab):
             self._said.value = HINT
             return
         before, after = asked[-2:]
-        self._button.disabled, self._said.value = True, "Clustering ..."
+        self._comparing, self._said.value = True, "Clustering ..."
         try:
             told = self._desk.compare(before, after)
             if self.clusters is None:
@@ -80,7 +88,7 @@ class Workbench(ipywidgets.Tab):
             if aloud:
                 raise
         finally:
-            self._button.disabled = False
+            self._comparing = False
 
     def save(self) -> Path:
         """Keep the session in its file; it is kept by itself whenever something was asked, chosen or named."""
@@ -89,6 +97,7 @@ class Workbench(ipywidgets.Tab):
         queries = self._earlier = list(dict.fromkeys([*self._earlier, *self.lens.queries_asked]))
         named = {name: list(group.ids) for name, group in self.panel.named.items()}
         told = {"format": FORMAT, "queries": queries, "chosen": list(self.selection.ids), "named": named}
+        told["toured"] = self._tour.seen
         if self._undealt:
             told["deck"] = self._undealt
         if self.deck:  # a group that the desk gives is known by its name
@@ -114,6 +123,7 @@ class Workbench(ipywidgets.Tab):
             self.selection.observe(self._keep)
             self.lens.observe(self._keep, "_history")
             self.panel.observe(self._keep, "_names")
+            self._tour.observe(self._keep, "seen")
             if self.deck:
                 self.deck.observe(self._keep, "_picture")
 

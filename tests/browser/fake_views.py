@@ -22,3 +22,14 @@ VIEWS = {  # the expression that shows it, and the mark by which the page knows 
     "PromptLab": ("lab", ".lab"),
     "ClaimCard": ("card", ".claim"),
 }
+BENCH = """from fake_desk import FakeDesk
+from widgets import Workbench
+bench = Workbench(FakeDesk(0.1))
+bench.lens.ask("Will this user travel soon?")
+bench.selection.ids = bench.selection.everyone[:40]
+bench.panel.save("travellers"), bench.panel.save("night owls"), bench.panel.explain()
+bench.deck.ask()
+bench.attention.look("Will this user travel soon?", "tuned")
+bench.compare()
+bench.lab.tune("Takeout", "Will they order?", steps=20)
+bench"""

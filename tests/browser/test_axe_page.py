@@ -1,8 +1,8 @@
-"""Each view that stands alone, empty and full, light and dark, is walked through by axe, an engine of accessibility rules."""
+"""Each view alone and each page of the workbench, light and dark, is walked through by axe: rules of accessibility."""
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from fake_views import FILL, SETUP, VIEWS
+from fake_views import BENCH, FILL, SETUP, VIEWS
 
 RULES = {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 SHOWN = [expression for expression, _ in VIEWS.values()]
@@ -39,5 +39,26 @@ def test_axe_finds_no_serious_fault(open_notebook, server, dark):
     found |= {view: faults(book.page, mark) for view, (_, mark) in VIEWS.items()}
     for view, (_, mark) in VIEWS.items():
         book.page.locator(mark).screenshot(path=book.shot(f"{name}-{view}"))
+    assert not any(found.values()), "\n".join(f"{view}: {fault}" for view, list_ in found.items() for fault in list_)
+    book.close()
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_axe_finds_no_serious_fault_on_any_page_of_the_workbench(open_notebook, server, dark):
+    look = "dark" if dark else "light"
+    book = open_notebook(server.write(f"axe-bench-{look}.ipynb", [BENCH]), dark=dark, height=1000)
+    book.run(0)
+    book.settled()
+    page, found = book.page, {}
+    page.get_by_role("button", name="Tour", exact=True).click()
+    found["Tour"] = faults(page, ".bench")
+    assert page.locator(".tour-card").is_visible()
+    page.keyboard.press("Escape")
+    for name in page.get_by_role("tablist", name="Pages of the workbench").get_by_role("tab").all_inner_texts():
+        page.get_by_role("tab", name=name, exact=True).click()
+        page.get_by_role("tabpanel", name=name, exact=True).wait_for()
+        found[name] = faults(page, ".bench")
+        book.shot(f"axe-bench-{look}-{name}")
+    assert len(found) == 7
     assert not any(found.values()), "\n".join(f"{view}: {fault}" for view, list_ in found.items() for fault in list_)
     book.close()

@@ -21,7 +21,7 @@ def export(ids, path, least, salt):
     path.write_text(f"{len(ids)} {salt}")
     return path
 lens = QueryLens(make_frame(), FakeAsker(seconds=0.1), facts=fake_facts)
-panel = SelectionPanel(lens.selection, describe=fake_describe, explain=FakeExplain(), export=export, facts=fake_facts)
+panel = SelectionPanel(lens.selection, describe=fake_describe, explain=FakeExplain(2), export=export, facts=fake_facts)
 lens"""
 )
 IDS = "print(len(lens.selection), *(f'{n}:{len(g.ids)}' for n, g in panel.named.items()))"

@@ -1,0 +1,67 @@
+"""The tour of the workbench: what it tells, that it is seen once, and that the session alone remembers it."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "browser"))
+from fake_desk import FakeDesk
+
+from widgets import Workbench
+from widgets.tour import Tour, steps
+
+
+def test_it_tells_of_the_pages_that_are_there_in_half_a_minute():
+    told = steps(Workbench(FakeDesk()).titles)
+    words = " ".join(f"{title} {text}" for title, _, text in told).split()
+    assert 4 <= len(told) <= 6 and len(words) <= 30 / 60 * 250  # read at 250 words a minute
+    assert re.findall(r"^(\w+):", told[-2][2], re.M) == ["Deck", "Attention", "Clusters", "Tune"]
+    bare = FakeDesk()
+    bare.tune = bare.deck = None
+    assert re.findall(r"^(\w+):", steps(Workbench(bare).titles)[-2][2], re.M) == ["Attention", "Clusters"]
+    assert [title for title, _, _ in steps(("Ask", "Group"))] == ["Ask", "See who moves", "Choose", "Group", "Keep it"]
+
+
+def test_it_says_itself_without_a_script():
+    tour = Tour(("Ask", "Group", "Tune"))
+    assert repr(tour) == "Tour(6 steps)" and "<script" not in tour.still().data
+    assert all(title in tour.still().data for title in ("Ask.", "Keep it.", "Tune:"))
+
+
+def test_only_a_new_session_begins_with_it_and_remembers_it(tmp_path):
+    path = tmp_path / "mine.json"
+    assert Workbench(FakeDesk())._tour.seen  # where nothing can be remembered it waits for its button
+    bench = Workbench(FakeDesk(), session=path)
+    assert not bench._tour.seen and not path.exists()
+    bench.save()
+    assert json.loads(path.read_text())["toured"] is False
+    assert not Workbench(FakeDesk(), session=path)._tour.seen
+    bench._tour.seen = True  # as the browser says
+    assert json.loads(path.read_text())["toured"] is True
+    assert Workbench(FakeDesk(), session=path)._tour.seen
+
+
+@pytest.mark.parametrize("toured", [1, "yes", None])
+def test_a_strange_mark_is_no_reason_to_fail(tmp_path, toured):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"format": 1, "queries": [], "chosen": [], "named": {}, "toured": toured}))
+    assert Workbench(FakeDesk(), session=path)._tour.seen is bool(toured)
+
+
+def test_a_session_from_before_there_were_tours_is_nobodys_first_use(tmp_path):
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps({"format": 1, "queries": [], "chosen": ["u0001"], "named": {}}))
+    assert Workbench(FakeDesk(), session=path)._tour.seen
+
+
+def test_where_it_stands():
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("needs node")
+    done = subprocess.run([node, "--test", str(Path(__file__).parent / "tour.test.mjs")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
