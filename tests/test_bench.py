@@ -17,7 +17,7 @@ from qanchor.engine import Engine
 from qanchor.model import QAnchor
 from qanchor.probe import auc, probe
 from qanchor.runs import load, save
-from qanchor.tasks import DOMAINS, QUERIES, replies
+from qanchor.tasks import DOMAINS, QUERIES, average_auc, hold_out, replies
 from qanchor.world import make_world
 
 SAID = {"bench", "machine", "commit", "seed"}
@@ -176,11 +176,14 @@ def test_tasks_say_what_separate_probes_say(users, run):
     assert [row["method"] for row in found["ladder"]] == ["rfm_svd", "minilm", "slots", "anchor_untrained", "anchor"]
     span = found["anchor_minus"]["lightgbm"]
     assert span["low"] <= span["auc"] <= span["high"]
-    for kind, minus in found["query_minus"].items():
-        both = zip(minus, found["query"][kind], strict=True) if kind == "paraphrases" else [(minus, found["query"][kind])]
-        for span, value in both:
-            assert span["low"] <= span["auc"] <= span["high"]
-            assert span["auc"] == pytest.approx(found["query"]["right"] - value, abs=0.02)  # over all users, not fold by fold
+    kinds = ("right", "wrong", "paraphrase 4")
+    anchors = bench_tasks.embeddings_by_question(engine, users, list(users.labels), kinds)[0]
+    held = hold_out(users, anchors, seeds=1)
+    for kind, minus in zip(kinds[1:], (found["query_minus"]["wrong"], found["query_minus"]["paraphrases"][4]), strict=True):
+        assert tuple(minus.values()) == pytest.approx(average_auc(users, held, "right", minus=kind), abs=1e-9)
+        assert minus["low"] <= minus["auc"] <= minus["high"]
+    assert found["query_intervals"]["paraphrases"][4]["auc"] == found["query"]["paraphrases"][4]
+    assert set(found["query_minus"]) == {"none", "generic", "wrong", "paraphrases"}
     zero = found["zero_shot_intervals"]
     assert {name: span["auc"] for name, span in zero.items()} == found["zero_shot"]
     yes, no = replies("user")["Promo"]
