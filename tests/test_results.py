@@ -15,6 +15,7 @@ RECORD = {
         "rfm": {"auc": 0.7, "ks": 0.3, "low": 0.69, "high": 0.71},
         "anchor": {"auc": 0.8, "ks": 0.4, "low": 0.79, "high": 0.81},
     },
+    "tasks": [{"task": str(k), "method": m, "auc": 0.7} for k in range(10) for m in ("rfm", "anchor")],
     "anchor_minus": {"rfm": SPAN},
 }
 TEXT = "before\n<!-- results:mine -->\nold\n<!-- /results -->\nafter\n"
@@ -46,16 +47,32 @@ def test_a_record_that_lacks_is_told_and_nothing_is_written(root):
     assert (root / "README.md").read_text() == TEXT
 
 
-def test_prompts_and_fairness_have_tables_of_their_own():
-    side = {"auc": 0.6, "ks": 0.2, "silhouette": 0.01}
-    told = results.prompts_table({"average": {"vague": {"before": side, "after": side | {"auc": 0.7}, "gain": SPAN}}})
-    assert "| a vague question | .600 | .700 | +.012 (.0040 to .020) | .200 to .200 | .010 to .010 |" in told
-    row = {"auc": 0.7, "auc_low": 0.6, "auc_high": 0.8}
-    rows = [{"source": s, "attribute": a} | row for s in ("nothing", "Promo", "rfm") for a in ("age", "average")]
-    groups = [
-        {"task": "Promo", "arm": "anchor", "attribute": "age", "gap": {"selected": [-0.1, -0.2, 0.0]}},
-        {"task": "Promo", "arm": "rfm", "attribute": "age", "gap": {"selected": None}},
-    ]
-    told = results.fairness_table({"rows": rows, "groups": groups, "asked": {"Promo": "?"}})
-    assert "| the question about Promo | .700 | .700 | .600 to .800 |" in told
-    assert "| Promo | ours | -.100 (-.200 to .000) |" in told and "| Promo | RFM | too few |" in told
+@pytest.mark.parametrize(
+    ("name", "file", "command"),
+    [
+        ("mine/query", "mine/bench.json", "bench tasks --run .*mine --out"),
+        ("mine/replay", "mine/replay.json", "bench replay --run .*mine --out"),
+        ("ablations", "ablations.json", "bench ablations --out"),
+        ("speed/useru", "speed/useru.json", "bench useru --out"),
+        ("speed", "speed/cache.json", "bench cache --out"),
+    ],
+)
+def test_each_block_has_its_record_and_says_what_makes_it(tmp_path, name, file, command):
+    block = TEXT.replace("results:mine", f"results:{name}")
+    with pytest.raises(FileNotFoundError, match=f"results:{name}, and there is no .*{file}: say python -m qanchor {command}"):
+        results.renewed(block, tmp_path)
+
+
+def test_another_benchs_record_and_a_block_that_no_table_is_for_are_refused(root):
+    (root / "data/runs/mine/bench.json").write_text(json.dumps(RECORD | {"bench": "prompts"}))
+    with pytest.raises(ValueError, match="a record of bench 'prompts', results:mine shows 'tasks': say python -m"):
+        results.main()
+    with pytest.raises(ValueError, match="results:mine/ablation, and no table is named 'ablation': there are query, "):
+        results.renewed(TEXT.replace("results:mine", "results:mine/ablation"), root)
+
+
+def test_ablations_are_shown_once_they_are_there(root):
+    row = {"variant": "as it is", "auc": 0.8, "wrong": 0.7, "minus": dict.fromkeys(SPAN, 0.0), "paper": None}
+    (root / "data/runs/ablations.json").write_text(json.dumps(RECORD | {"bench": "ablations", "rows": [row]}))
+    text = results.renewed(TEXT.replace("results:mine", "results:ablations"), root / "data/runs")
+    assert "`bench ablations`, commit abc1234" in text and "| as it is | .800 | .700 |" in text

@@ -20,6 +20,8 @@ ROOT = HERE.parents[1]
 SHOTS = HERE / "shots"
 FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run", "--disable-quic"]
+# pages are put together and drawn on the processor: done by SwiftShader, that took most of the time of these tests
+FLAGS += ["--disable-gpu-compositing", "--disable-gpu-rasterization", "--disable-accelerated-2d-canvas"]
 QUIET = {"news_url": None, "check_for_updates_class": "jupyterlab.NeverCheckForUpdate"}  # the server asks nobody outside
 READY = (
     "document.querySelector('.lens')?.dataset.ready === 'true' && document.querySelector('.lens').dataset.moving === 'false'"
