@@ -38,7 +38,7 @@ class QueryLens(View):
         ('Nobody moved.', QueryLens(1 user, query='q'))
     """
 
-    _esm = script("geometry.mjs", "dom.mjs", "map.mjs", "lens.mjs")
+    _esm = script("geometry.mjs", "dom.mjs", "dots.mjs", "map.mjs", "lens.mjs")
     _css = script("lens.css")
     _about = Dict().tag(sync=True)  # title, suggestions: never changes
     _users = Dict().tag(sync=True)  # who they are: never changes
