@@ -2,23 +2,28 @@
 import { corners } from "./geometry.mjs";
 
 const STEPS = 4; // a dot may stand at every quarter of a pixel
+const EDGE = 10; // pixels around the page's, so that no dot on it is cut and no pixel need be checked
 
-/** A sheet to stamp dots on: clear it, stamp what there is, finish it, then its canvas can be drawn. */
+/** A sheet to stamp dots on: clear it, stamp them, lay it on the page. */
 export function dotSheet() {
   const [canvas, small] = [document.createElement("canvas"), document.createElement("canvas")];
   const [brush, pen] = [canvas.getContext("2d"), small.getContext("2d", { willReadFrequently: true })];
-  const inks = new Map();
-  let [sharp, size, masks, light, image] = [1, 0, new Map(), new Float32Array(0), null]; // light: premultiplied rgba, 0 to 1
+  const [inks, masks] = [new Map(), new Map()];
+  let [wide, high, sharp, size, image, data, paper] = [0, 0, 1, 0, null, null, null];
 
-  /** Begin anew with so many pixels, `pixels` of them to a pixel of the page, for dots of a radius in those of the page. */
-  function clear(width, height, pixels, radius) {
-    if (pixels !== sharp || radius !== size) masks.clear();
-    [sharp, size] = [pixels, radius];
-    if (canvas.width !== width || canvas.height !== height || !image) {
-      Object.assign(canvas, { width, height });
-      image = brush.createImageData(width, height);
-      light = new Float32Array(4 * width * height);
-    } else light.fill(0);
+  /** Begin with blank paper of a width and height, `pixels` to one of the page, for dots of a radius. */
+  function clear(width, height, pixels, radius, ground) {
+    const [across, down] = [width, height].map((side) => Math.round((side + 2 * EDGE) * pixels));
+    if (across !== canvas.width || down !== canvas.height || pixels !== sharp || radius !== size) masks.clear();
+    [sharp, size, paper] = [pixels, radius, rgb(ground)];
+    if (across !== wide || down !== high) {
+      [wide, high] = [across, down];
+      Object.assign(canvas, { width: wide, height: high });
+      image = brush.createImageData(wide, high);
+      data = image.data;
+    }
+    const blank = new Uint8Array([...paper, 255]);
+    new Uint32Array(data.buffer).fill(new Uint32Array(blank.buffer)[0]);
   }
 
   /** Red, green and blue of any colour a style sheet may name. */
@@ -27,12 +32,12 @@ export function dotSheet() {
       Object.assign(small, { width: 1, height: 1 });
       pen.fillStyle = ink;
       pen.fillRect(0, 0, 1, 1);
-      inks.set(ink, Array.from(pen.getImageData(0, 0, 1, 1).data.slice(0, 3), (part) => part / 255));
+      inks.set(ink, Array.from(pen.getImageData(0, 0, 1, 1).data.slice(0, 3)));
     }
     return inks.get(ink);
   }
 
-  /** The pixels that a marker covers, for each place within a pixel: [dx, dy, share, ...] of its fill and of its hairline. */
+  /** The pixels that a marker covers, for each place within a pixel: those of its fill, those of its hairline. */
   function masksOf(shape, large) {
     const key = large ? `${shape}+` : shape;
     if (!masks.has(key)) {
@@ -51,43 +56,38 @@ export function dotSheet() {
     pen.lineWidth = 0.75 * sharp;
     line ? pen.stroke() : pen.fill();
     const { data, width } = pen.getImageData(0, 0, small.width, small.height);
-    const found = [];
-    for (let i = 0; i < data.length / 4; i++) if (data[4 * i + 3]) found.push((i % width) - half, Math.floor(i / width) - half, data[4 * i + 3] / 255);
-    return Float32Array.from(found);
+    const shares = Array.from({ length: width ** 2 }, (_, i) => data[4 * i + 3] / 255);
+    const rows = [...shares.keys()].filter((i) => shares[i] > 0);
+    const steps = rows.map((i) => 4 * ((Math.floor(i / width) - half) * wide + (i % width) - half));
+    return { steps: Int32Array.from(steps), shares: Float64Array.from(rows, (i) => shares[i]) };
   }
 
-  function stamp(x, y, look, paper, alpha, large = false) {
-    const [left, top] = [Math.floor(x * sharp), Math.floor(y * sharp)];
-    const place = Math.floor((x * sharp - left) * STEPS) + STEPS * Math.floor((y * sharp - top) * STEPS);
-    const [fill, line] = masksOf(look.shape, large)[place];
-    press(fill, left, top, rgb(look.ink), alpha);
-    if (line) press(line, left, top, rgb(paper), alpha); // a hairline keeps neighbours apart
+  function stamp(x, y, look, alpha, large = false) {
+    const left = Math.floor((x + EDGE) * sharp);
+    const top = Math.floor((y + EDGE) * sharp);
+    const rim = (EDGE * sharp) / 2;
+    if (!(left > rim && top > rim && left < wide - rim && top < high - rim)) return;
+    const place = Math.floor(((x + EDGE) * sharp - left) * STEPS) + STEPS * Math.floor(((y + EDGE) * sharp - top) * STEPS);
+    const pixels = masksOf(look.shape, large)[place];
+    press(pixels[0], 4 * (top * wide + left), rgb(look.ink), alpha);
+    if (pixels.length > 1) press(pixels[1], 4 * (top * wide + left), paper, alpha); // a hairline keeps neighbours apart
   }
 
-  function press(pixels, left, top, [red, green, blue], alpha) {
-    const { width, height } = canvas;
-    for (let i = 0; i < pixels.length; i += 3) {
-      const [x, y] = [left + pixels[i], top + pixels[i + 1]];
-      if (x < 0 || y < 0 || x >= width || y >= height) continue;
-      const share = alpha * pixels[i + 2];
-      const [at, rest] = [4 * (y * width + x), 1 - share];
-      light[at] = light[at] * rest + red * share;
-      light[at + 1] = light[at + 1] * rest + green * share;
-      light[at + 2] = light[at + 2] * rest + blue * share;
-      light[at + 3] = light[at + 3] * rest + share;
+  function press({ steps, shares }, start, ink, alpha) {
+    for (let i = 0; i < steps.length; i++) {
+      const at = start + steps[i];
+      const share = alpha * shares[i];
+      data[at] += (ink[0] - data[at]) * share;
+      data[at + 1] += (ink[1] - data[at + 1]) * share;
+      data[at + 2] += (ink[2] - data[at + 2]) * share;
     }
   }
 
-  /** When all are stamped. */
-  function finish() {
-    const data = image.data;
-    for (let at = 0; at < light.length; at += 4) {
-      const share = light[at + 3];
-      for (let part = 0; part < 3; part++) data[at + part] = share ? (255 * light[at + part]) / share : 0;
-      data[at + 3] = 255 * share;
-    }
+  /** Lay the sheet on a page of the width and height that it was begun for. */
+  function lay(page) {
     brush.putImageData(image, 0, 0);
+    page.drawImage(canvas, -EDGE, -EDGE, wide / sharp, high / sharp);
   }
 
-  return { clear, stamp, finish, canvas };
+  return { clear, stamp, lay };
 }

@@ -6,6 +6,7 @@ import { dotSheet } from "./dots.mjs";
 const REACH = 12; // pixels: how near a pointer must come to a point
 const CLOSEST = 200; // times as near as the whole map
 const ZOOM = { "+": 1.6, "=": 1.6, "-": 1 / 1.6, 0: 0 };
+const MANY = 20_000; // users beyond whom dots are as sharp as the page's pixels, not the screen's: four times as fast there
 const RAMP = 64; // shades from no residual to the largest
 
 /** hear: { describe(row) -> [[class, text]], pick(row), choose(rows, mode), moving(whether), look?(row, side) -> { ink, shape, faint } }. */
@@ -18,7 +19,7 @@ export function userMap(box, hear) {
   const buttons = make("div", { class: "lens-zoom" }, nearer("+", "Zoom in", 1.6), nearer("−", "Zoom out", 1 / 1.6), nearer("⤢", "Show all", 0));
   box.append(canvas, tip, spoken, buttons);
   const brush = canvas.getContext("2d");
-  const [under, over] = [dotSheet(), dotSheet()]; // the arrows lie between them
+  const sheet = dotSheet();
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
   const s = {
     before: new Float32Array(0), after: new Float32Array(0), shown: new Float32Array(0), pixels: new Float32Array(0),
@@ -79,12 +80,13 @@ export function userMap(box, hear) {
   function resize() {
     const [width, height] = [box.clientWidth, box.clientHeight];
     if (!width || !height) return;
+    const sized = s.width > 0; // what began on no ground begins anew
     const sharp = window.devicePixelRatio || 1;
     Object.assign(s, { width, height });
     Object.assign(canvas, { width: Math.round(width * sharp), height: Math.round(height * sharp) });
     brush.setTransform(sharp, 0, 0, sharp, 0, 0);
-    if (s.stages.length) for (const stage of s.stages) stage.view = home();
-    else s.view = home();
+    if (s.stages.length && sized) for (const stage of s.stages) stage.view = home();
+    else look(home());
     dress();
   }
 
@@ -104,25 +106,26 @@ export function userMap(box, hear) {
     return s.beyond[row] ? s.ink.moved : s.ink.still;
   }
 
-  function point(sheet, row, large = false) {
+  function point(row, large = false) {
     const [x, y] = [s.pixels[2 * row], s.pixels[2 * row + 1]];
     if (Number.isNaN(x)) return;
     const faint = 0.2 + 0.8 * clamp((s.trust[row] - 0.5) / 0.5, 0, 1); // under .5 a place says next to nothing
     const look = hear.look?.(row, s.side) ?? { ink: inkOf(row), shape: s.beyond[row] ? "diamond" : "circle", faint: 1 };
-    sheet.stamp(x, y, look, s.ink.paper, faint * look.faint * (s.chosen.size && !s.chosen.has(row) ? 0.3 : 0.85), large);
+    sheet.stamp(x, y, look, faint * look.faint * (s.chosen.size && !s.chosen.has(row) ? 0.3 : 0.85), large);
   }
 
-  /** Stamp all dots anew: those that stand still on the sheet below, those that moved, and above them the chosen, on the other. */
+  /** Stamp all dots anew: those that stand still, above them those that moved, above all the chosen. */
   function points() {
     s.stale = false;
     s.pixels = project(s.shown, s.view);
     [s.starts, s.ends] = [project(s.before, s.view), project(s.after, s.view)];
     const users = s.shown.length / 2;
     const size = clamp((88 / Math.sqrt(users)) * Math.sqrt(s.view.k / home().k), 1.4, 3.8);
-    for (const sheet of [under, over]) sheet.clear(canvas.width, canvas.height, canvas.width / s.width, size);
-    for (let row = 0; row < users; row++) if (!s.chosen.has(row)) point(s.beyond[row] ? over : under, row);
-    for (const row of s.chosen) point(over, row, true);
-    for (const sheet of [under, over]) sheet.finish();
+    const sharp = users > MANY ? 1 : window.devicePixelRatio || 1;
+    sheet.clear(s.width, s.height, sharp, Math.round(5 * size) / 5, s.ink.paper);
+    for (let row = 0; row < users; row++) if (!s.beyond[row] && !s.chosen.has(row)) point(row);
+    for (let row = 0; row < users; row++) if (s.beyond[row] && !s.chosen.has(row)) point(row);
+    for (const row of s.chosen) point(row, true);
   }
 
   function outline(points) {
@@ -202,13 +205,11 @@ export function userMap(box, hear) {
   function draw() {
     brush.clearRect(0, 0, s.width, s.height);
     const users = s.shown.length / 2;
-    if (!users || !s.ink.still) return;
+    if (!users || !s.width) return;
     if (s.stale) points();
     brush.globalAlpha = 1;
-    brush.drawImage(under.canvas, 0, 0, s.width, s.height);
+    sheet.lay(brush);
     if (s.arrowInk > 0) for (const row of s.arrows) arrow(row, s.arrowInk * (s.chosen.size && !s.chosen.has(row) ? 0.12 : 0.5));
-    brush.globalAlpha = 1;
-    brush.drawImage(over.canvas, 0, 0, s.width, s.height);
     if (s.side === "after") s.marks.forEach(mark);
     if (s.picked >= 0) closeUp(s.picked);
     for (const row of [s.hovered, canvas.matches(":focus-visible") ? s.cursor : -1]) {
@@ -325,7 +326,6 @@ export function userMap(box, hear) {
     setChosen: (rows) => ((s.chosen = new Set(rows)), renew()),
     setPicked: (row) => ((s.picked = row), request()),
     combine: (rows, how) => combine(s.chosen, rows, how),
-    paint: points,
     state: () => ({ ...s, moving: s.stages.length > 0 }),
     destroy: () => (watch.disconnect(), cancelAnimationFrame(waiting)),
   };
