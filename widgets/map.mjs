@@ -325,6 +325,7 @@ export function userMap(box, hear) {
     setColour: (colour) => ((s.colour = colour), renew()),
     setChosen: (rows) => ((s.chosen = new Set(rows)), renew()),
     setPicked: (row) => ((s.picked = row), request()),
+    hoverAgain: () => s.hovered >= 0 && hover(s.hovered), // more is known of the user
     combine: (rows, how) => combine(s.chosen, rows, how),
     state: () => ({ ...s, moving: s.stages.length > 0 }),
     destroy: () => (watch.disconnect(), cancelAnimationFrame(waiting)),
