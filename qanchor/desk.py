@@ -21,7 +21,7 @@ class Desk:
     frame    who the users are; ask: for a `QueryLens`; describe, explain, export, facts: for a `SelectionPanel`;
     look     for an `AttentionLedger`; tune: for a `PromptLab` (None without labels); compare(before, after): for a
              `ClusterLedger`, of two queries that were asked or typed; deck: for a `ShiftMatrix`.
-    method   of the map: "umap" or "pca" (None: "pca" beyond 20,000 users). progress: called with (done, total) users while they are read.
+    method   of the map: "umap" or "pca" (None: as `engine.asker`). progress: called with (done, total) users as they are read.
 
     All of them share one store of embeddings by query: what one view has asked costs the next nothing.
 
