@@ -65,6 +65,8 @@ def inside(x: float, y: float, path) -> bool:
 def lasso(book, corners) -> tuple[list[int], float]:
     """Draw a loop; give the rows that lie in it by the plain rule, and the seconds until their ids were in Python."""
     page = book.page
+    page.locator(".lens").scroll_into_view_if_needed()
+    page.locator(".lens-foot").scroll_into_view_if_needed()
     book.settled(300)
     box = page.locator(".lens-canvas").bounding_box()
     points = [(box["x"] + fx * box["width"], box["y"] + fy * box["height"]) for fx, fy in corners]
