@@ -31,8 +31,8 @@ class QueryLens(View):
     query     asked when the view is first shown; without one the map opens before any question.
     facts     called as `facts(shift=...)`, gives what a claim card says of a result (default: `ask.facts`, if any).
 
-    A hundred thousand users are drawn, too. Of more than 10,000 the events come to the browser when they are looked at, and of more
-    maps than a million places only the newest can be walked back to.
+    A hundred thousand users are drawn, too: of more than 10,000 the events come to the browser when they are looked at, and
+    fewer of the maps can be walked back to (a million places in all, at least five maps).
 
     Example:
         >>> one = pd.DataFrame({"user": ["a"], "query": ["q"], "x": [0.0], "y": [0.0], "trust": [1.0]})
