@@ -20,7 +20,11 @@ WATCH = """() => {
   window.now = () => (performance.timeOrigin + performance.now()) / 1000;
   window.deltas = [];
   let last = performance.now();
-  const tick = (t) => { if (document.querySelector('.lens')?.dataset.moving === 'true') window.deltas.push(t - last); last = t; requestAnimationFrame(tick); };
+  const tick = (t) => {
+    if (document.querySelector('.lens')?.dataset.moving === 'true') window.deltas.push(t - last);
+    last = t;
+    requestAnimationFrame(tick);
+  };
   requestAnimationFrame(tick);
   window.addEventListener('pointerup', (event) => {
     if (!event.target.matches('.lens-canvas')) return;
