@@ -66,13 +66,17 @@ def inside(x: float, y: float, path) -> bool:
     return odd
 
 
+def canvas(book) -> dict:
+    """Where the map stands on the page, once all of it is seen and nothing moves."""
+    book.page.locator(".lens-maphead").scroll_into_view_if_needed()
+    book.page.locator(".lens-foot").scroll_into_view_if_needed()
+    book.settled(300)
+    return book.page.locator(".lens-canvas").bounding_box()
+
+
 def lasso(book, corners) -> tuple[list[int], float]:
     """Draw a loop; give the rows that lie in it by the plain rule, and the seconds until their ids were in Python."""
-    page = book.page
-    page.locator(".lens").scroll_into_view_if_needed()
-    page.locator(".lens-foot").scroll_into_view_if_needed()
-    book.settled(300)
-    box = page.locator(".lens-canvas").bounding_box()
+    page, box = book.page, canvas(book)
     points = [(box["x"] + fx * box["width"], box["y"] + fy * box["height"]) for fx, fy in corners]
     page.mouse.move(*points[0])
     page.mouse.down()
@@ -107,8 +111,8 @@ def test_python_sets_the_selection_and_events_come_when_asked_for(book):
     book.wait("document.querySelector('.lens').dataset.chosen === '7'")
     assert book.page.evaluate(f"Array.from({STATE}.chosen)") == list(range(7))
     assert book.run(3) == str(tuple(f"u{row:04}" for row in range(7)))
+    box = canvas(book)
     x, y = book.page.evaluate(f"[{STATE}.pixels[0], {STATE}.pixels[1]]")
-    box = book.page.locator(".lens-canvas").bounding_box()
     book.page.mouse.click(box["x"] + x, box["y"] + y)
     book.wait("document.querySelectorAll('.lens-events li').length > 1")
     assert book.page.evaluate("document.querySelector('.lens-cardhead').textContent.includes('2025-')")
@@ -135,8 +139,7 @@ def test_asking_cancelling_and_going_back(book):
 
 def test_zoom_and_pan(book):
     page = book.page
-    book.settled(300)
-    box, before = page.locator(".lens-canvas").bounding_box(), page.evaluate(f"{STATE}.view")
+    box, before = canvas(book), page.evaluate(f"{STATE}.view")
     middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.keyboard.down("Control")
     page.mouse.move(*middle)
