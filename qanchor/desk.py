@@ -21,7 +21,7 @@ class Desk:
     frame    who the users are; ask: for a `QueryLens`; describe, explain, export, facts: for a `SelectionPanel`;
     look     for an `AttentionLedger`; tune: for a `PromptLab` (None without labels); compare(before, after): for a
              `ClusterLedger`, of two queries that were asked or typed; deck: for a `ShiftMatrix`.
-    method   of the map: "umap" or "pca". progress: called with (done, total) users while they are read.
+    method   of the map: "umap" or "pca" (None: as `engine.asker`). progress: called with (done, total) users as they are read.
 
     All of them share one store of embeddings by query: what one view has asked costs the next nothing.
 
@@ -33,11 +33,12 @@ class Desk:
     """
 
     def __init__(
-        self, engine: Engine, users: Users, *, method: str = "umap", progress: Callable[[int, int], None] | None = None
+        self, engine: Engine, users: Users, *, method: str | None = None, progress: Callable[[int, int], None] | None = None
     ):
-        self.engine, self.users, self.method = engine, users, method
+        self.engine, self.users = engine, users
         self.cache = engine.prefill(users, progress=progress)
         self.frame, self.ask = users.frame(), engine.asker(self.cache, method=method)
+        self.method = self.ask.method
         self.describe, self.export = partial(describe_group, users), partial(export_group, users)
         self.explain = partial(explain_group, engine, self.cache, kept=self.ask.kept)
         self.facts, self.look = self.ask.facts, Looker(engine, users)

@@ -34,7 +34,7 @@ SUGGESTIONS = (
 )
 
 REMEMBERED = 160  # queries whose embeddings are kept, the newest: 164 MB of 2,000 users; a bank of 72 questions fits in
-
+HELD = 4_000_000  # embeddings kept at most, 2 GB of 128 numbers: 40 queries of 100,000 users
 Pack = tuple[Branches, Query]
 
 
@@ -139,8 +139,7 @@ class Engine:
         Rows stand in the order of `cache.ids`. A list of queries, soft prompts among them, is asked in one visit of each user,
         and gives the same as asking one by one.
         """
-        one = isinstance(query, Asked)
-        queries = [query] if one else list(query)
+        queries = [query] if (one := isinstance(query, Asked)) else list(query)
         if not queries:
             raise ValueError("0 queries, at least 1 is needed")
         out = np.zeros((len(cache), len(queries), self.model.config.dim), np.float32)
@@ -210,8 +209,8 @@ class Engine:
         found = judge(self.model, cache.ids, query, self.embed(cache, query), cache.unit, cache.horizon_days)
         return found.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
-    def asker(self, cache: Cache, start: str = "", method: str = "umap") -> Asker:
-        """Give the callable that a `QueryLens` asks: typed query in, frames and a sentence out."""
+    def asker(self, cache: Cache, start: str = "", method: str | None = None) -> Asker:
+        """Give the callable that a `QueryLens` asks; method of the map: "umap" or "pca" (None: "pca" beyond 20,000 users)."""
         return Asker(self, cache, start, method)
 
 
@@ -229,35 +228,36 @@ class Asker:
         ['user', 'query', 'x', 'y', 'trust']
     """
 
-    def __init__(self, engine: Engine, cache: Cache, start: str = "", method: str = "umap", seed: int = 0):
-        self.engine, self.cache, self.ids, self.start, self.method, self.seed = engine, cache, cache.ids, start, method, seed
+    def __init__(self, engine: Engine, cache: Cache, start: str = "", method: str | None = None, seed: int = 0):
+        self.engine, self.cache, self.ids, self.start, self.seed = engine, cache, cache.ids, start, seed
+        self.method = method or ("umap" if len(cache) <= maps.MANY else "pca")
         self.queries = [s.format(cache.unit) for s in SUGGESTIONS]
         self.facts = partial(maps.facts, engine.model.run, seed)  # of a shift: what a claim card says of it
-        self.kept, self.floors = Recent(REMEMBERED), Recent(REMEMBERED)
+        self.kept, self.floors = Recent(min(REMEMBERED, max(8, HELD // len(cache)))), Recent(REMEMBERED)
         self.last: pd.DataFrame | None = None
 
     def __call__(self, query: str, previous: str | None = None) -> Iterator[dict]:
         """Ask; each update has done, total, points, shift, sentence, caption, and the last one has them all filled."""
-        query, previous = query.strip(), self.start if previous is None else previous
-        total = len(self.ids)
+        query, previous, total = query.strip(), self.start if previous is None else previous, len(self.ids)
         yield from self._embed(query, total)
         yield from self._embed(previous, total)
         before, after = self.kept[previous], self.kept[query]
         shift, sentence = None, f"{total:,} {self.cache.unit}s, before anything is asked."
+        draw = partial(maps.joint_map, before, after, self.ids, (previous, query), self.seed)
+        if many := total > maps.MANY:  # who moved takes longer: the map comes first
+            self.last = draw("pca", self.last)
+            yield self._update(total, total, "", self.last, None, maps.caption(self.last))
         if query != previous:
             yield self._update(total, total, "Measuring what rewording alone does ...")
             shift = maps.shift_frame(before, after, self.ids, previous, query, self._floor(query))
             sentence = maps.sentence(shift, self.cache.unit, len(PARAPHRASES))
-        # the first UMAP of a process compiles for some ten seconds: show the instant map until then
-        for method in dict.fromkeys(("pca", self.method) if self.last is None else (self.method,)):
-            points = maps.joint_map(before, after, self.ids, (previous, query), self.seed, method, last=self.last)
-            self.last = points
-            yield self._update(total, total, sentence, points, shift, maps.caption(points))
+        for method in dict.fromkeys(("pca", self.method) if self.last is None else (self.method,)):  # the first UMAP compiles
+            self.last = self.last if many and method == "pca" else draw(method, self.last)
+            yield self._update(total, total, sentence, self.last, shift, maps.caption(self.last))
 
     def answer(self, user: str, query: str) -> str:
         """Say the graded answer that one user's anchor is nearest to; the question about everything is answered freely."""
-        for _ in self._embed(query, len(self.ids)):
-            pass
+        list(self._embed(query, len(self.ids)))
         anchor = self.kept[query][[self.ids.index(str(user))]]
         says = judge(self.engine.model, [user], query, anchor, self.cache.unit, self.cache.horizon_days)["says"][0]
         return says or self.engine.answer(self.cache, str(user), query)

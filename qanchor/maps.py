@@ -15,6 +15,8 @@ Rows = Float[np.ndarray, "user dim"]
 NEIGHBOURS = 15
 MARK = "mark"  # the query of rows that are no users
 SHOWN = 5  # gained and lost neighbours named in the shift frame
+MANY = 20_000  # users beyond whom neighbours are found by an index, trust is estimated, and the map is a PCA unless one says so
+BLOCK = 2_000  # rows among which trust is then judged
 CHUNK = 1_000  # rows of a distance table held at once: 20,000 points need 160 MB, not 3 GB
 
 
@@ -64,8 +66,15 @@ def noise_floor(base: Rows, paraphrases: list[Rows], share: float = 0.95) -> flo
 
 
 def nearest(rows: Rows, k: int = NEIGHBOURS) -> Int[np.ndarray, "user k"]:
-    """Name each user's `k` nearest others by row number, nearest first."""
+    """Name each user's `k` nearest others by row number, nearest first; of more than `MANY`, nearly so (pynndescent)."""
     k = min(k, len(rows) - 1)
+    if len(rows) > MANY:
+        from pynndescent import NNDescent  # compiles, as umap does
+
+        found = NNDescent(np.asarray(rows, np.float32), n_neighbors=k + 1, random_state=0).neighbor_graph[0]
+        own = found == np.arange(len(rows))[:, None]
+        own[~own.any(axis=1), -1] = True  # among twins a row may miss itself: then the farthest goes
+        return found[~own].reshape(len(rows), k)
     return NearestNeighbors(n_neighbors=k, algorithm="brute").fit(rows).kneighbors(return_distance=False)
 
 
@@ -166,8 +175,16 @@ def joint_map(
 def point_trust(
     rows: Float[np.ndarray, "row dim"], places: Float[np.ndarray, "row 2"], k: int = NEIGHBOURS
 ) -> Float[np.ndarray, " row"]:
-    """Say how far each point's neighbours on the map can be believed, 0 to 1 (the mean is the usual trustworthiness)."""
+    """Say how far each point's neighbours on the map can be believed, 0 to 1 (the mean is the usual trustworthiness).
+
+    Of more than `MANY` rows it is an estimate: each is judged among `BLOCK` or so that are drawn with it by a fixed seed.
+    """
     count = len(rows)
+    if count > MANY:
+        trust, order = np.empty(count), np.random.default_rng(0).permutation(count)
+        for some in np.array_split(order, count // BLOCK):
+            trust[some] = point_trust(rows[some], places[some], k)
+        return trust
     k = min(k, (count - 1) // 2)
     near = nearest(places, k)
     squares, excess = (rows**2).sum(axis=1), np.empty(count)

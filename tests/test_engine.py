@@ -265,6 +265,16 @@ def test_the_asker_moves_everybody_and_says_so(asker):
     pd.testing.assert_frame_equal(again[-1]["shift"], last["shift"])
 
 
+def test_of_many_users_the_map_comes_before_who_moved(engine, monkeypatch):
+    monkeypatch.setattr("qanchor.maps.MANY", 8)
+    monkeypatch.setattr("qanchor.maps.BLOCK", 3)
+    asker = engine.asker(engine.prefill(make_users(), tokens=40))
+    assert asker.method == "pca"
+    first, last = [u for u in asker("Will this user travel soon?") if u["points"] is not None]
+    assert first["shift"] is None and "PCA" in first["caption"] and len(last["shift"]) == 9
+    assert first["points"] is last["points"]  # drawn once
+
+
 def test_a_cancelled_query_leaves_nothing_behind(asker):
     asking = asker("Is this user a driver?", previous="Why?")
     assert next(asking)["done"] < 9

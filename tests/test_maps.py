@@ -158,3 +158,15 @@ def test_marks_stand_among_their_users_and_move_nobody_else(method):
     assert np.linalg.norm(xy[240] - xy[120]) < 0.2 * xy.std()  # the first mark is the first user of the second query
     again = maps.joint_map(rows, after, ids, ("a", "b"), method=method, marks=stars, last=points)
     assert again.shape == points.shape and np.isfinite(again[["x", "y"]].to_numpy()).all()
+
+
+def test_of_many_users_neighbours_and_trust_are_nearly_the_exact_ones(monkeypatch):
+    rows = np.random.default_rng(0).normal(size=(900, 6))
+    rows[:3] = rows[3]  # twins
+    places, exact, trust = rows[:, :2], maps.nearest(rows), maps.point_trust(rows, rows[:, :2])
+    monkeypatch.setattr(maps, "MANY", 500)
+    monkeypatch.setattr(maps, "BLOCK", 450)
+    near, estimate = maps.nearest(rows), maps.point_trust(rows, places)
+    assert near.shape == exact.shape and not (near == np.arange(900)[:, None]).any()
+    assert np.mean([len(set(a) & set(b)) / 15 for a, b in zip(near, exact, strict=True)]) > 0.95
+    assert np.corrcoef(trust, estimate)[0, 1] > 0.5 and abs(trust.mean() - estimate.mean()) < 0.03

@@ -180,6 +180,17 @@ def test_answers_come_back_and_their_errors_too():
     assert lens._answer["error"] == "No answer: the text could not be generated"
 
 
+def test_of_a_large_set_events_are_sent_when_asked_for():
+    users = 10_001
+    lens = QueryLens(make_frame(users), FakeAsker(users, seconds=0))
+    assert lens._users["texts"] == [] and len(str(lens._users["ids"])) < 12 * users
+    lens._heard(lens, {"type": "tell", "rows": [1, 0, 99_999, -1]}, [])
+    assert lens._read["rows"] == [1, 0] and HOSTILE in lens._read["texts"][1][2]
+    lens.ask(TRAVEL)
+    assert len(lens.still().data) < 150_000  # of 100,000 no more: dots that would lie on each other are drawn once
+    assert lens._logged == 99
+
+
 def test_payloads_are_small():
     lens, _ = make_lens(users=2_000)
     lens.ask(TRAVEL)

@@ -162,15 +162,21 @@ class Selection:
 
 
 def still_map(places: np.ndarray, moved: np.ndarray, width: int = 640, height: int = 400) -> str:
-    """Draw points as an <img> that needs no script: `places` (user, 2), `moved` true for those drawn as diamonds."""
+    """Draw points as an <img> that needs no script: `places` (user, 2), `moved` true for those drawn as diamonds.
+
+    More than 5,000 are moved by at most two pixels, and of those that then lie on each other one is drawn.
+    """
     there = np.isfinite(places).all(axis=1)
     if not there.any():
         return ""
     low, high = places[there].min(axis=0), places[there].max(axis=0)
     scale = min((width - 32) / max(high[0] - low[0], 1e-9), (height - 32) / max(high[1] - low[1], 1e-9))
     xy = (places - (low + high) / 2) * scale * [1, -1] + [width / 2, height / 2]
-    still = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in xy[there & ~moved])
-    diamonds = "".join(f"M{x:.0f} {y - 4:.0f}l4 4l-4 4l-4-4z" for x, y in xy[there & moved])
+    dots, tips = xy[there & ~moved], xy[there & moved]
+    if len(xy) > 5_000:
+        dots, tips = (np.unique(np.round(some / 4) * 4, axis=0) for some in (dots, tips))
+    still = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in dots)
+    diamonds = "".join(f"M{x:.0f} {y - 4:.0f}l4 4l-4 4l-4-4z" for x, y in tips)
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">'
         f'<rect width="100%" height="100%" fill="#fff"/>'

@@ -10,6 +10,7 @@ import pandas as pd
 
 NAMED = 5  # gained and lost neighbours shown of a user
 RECENT = 600  # characters of recent events sent for each user
+TOLD = 10_000  # users whose events all go to the browser at once; of more, those are sent that it asks for
 DESCRIBED = ("user", "events", "first", "last", "recent")
 
 
@@ -25,8 +26,8 @@ class Asked:
     picture: dict
 
 
-def described(frame: pd.DataFrame) -> tuple[dict, tuple[str, ...]]:
-    """Pack who the users are for the browser; give that and their ids."""
+def described(frame: pd.DataFrame) -> tuple[dict, tuple[str, ...], list[tuple[str, str, str]]]:
+    """Pack who the users are for the browser; give that, their ids, and of each the first day, the last, and recent events."""
     if "user" not in frame:
         raise ValueError(f"the frame has no column 'user' (it has {', '.join(map(str, frame))}): pass users.frame()")
     ids = tuple(frame["user"].astype(str))
@@ -38,16 +39,15 @@ def described(frame: pd.DataFrame) -> tuple[dict, tuple[str, ...]]:
     dates = [pd.to_datetime(frame[c]).dt.strftime("%Y-%m-%d").fillna("") if c in frame else blank for c in ("first", "last")]
     recent = frame["recent"].fillna("").astype(str).str.slice(0, RECENT) if "recent" in frame else blank
     events = frame["events"] if "events" in frame else frame[counts].sum(axis=1)
+    texts = list(zip(*(part.tolist() for part in (*dates, recent)), strict=True))
     packed = {
         "ids": list(ids),
-        "recent": recent.tolist(),
-        "first": dates[0].tolist(),
-        "last": dates[1].tolist(),
+        "texts": texts if len(ids) <= TOLD else [],
         "events": np.asarray(events.fillna(0), dtype=np.float32).tobytes(),
         "columns": [str(c) for c in counts],
         "counts": numbers.tobytes(),
     }
-    return packed, ids
+    return packed, ids, texts
 
 
 def asked(ids: Sequence[str], query: str, update: dict) -> Asked:

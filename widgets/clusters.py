@@ -37,7 +37,7 @@ class ClusterLedger(View):
         ClusterLedger(2 users, 1 cluster before, 1 after)
     """
 
-    _esm = script("geometry.mjs", "dom.mjs", "kernel.mjs", "map.mjs", "flow.mjs", "clusters.mjs")
+    _esm = script("geometry.mjs", "dom.mjs", "kernel.mjs", "dots.mjs", "map.mjs", "flow.mjs", "clusters.mjs")
     _css = script("lens.css", "clusters.css")
     _about = Dict().tag(sync=True)  # title: never changes
     _picture = Dict().tag(sync=True)  # all that is drawn
@@ -119,7 +119,7 @@ def packed(compared: Mapping, ids: tuple[str, ...], frame: pd.DataFrame | None) 
     slots = coloured(own, ledger)
     left, right = (_nodes(side, own[side], names, slots[side]) for side in SIDES)
     told = {str(user): row for row, user in enumerate(frame["user"])} if frame is not None else {}
-    recent = described(frame)[0]["recent"] if frame is not None else []
+    recent = [text for _, _, text in described(frame)[2]] if frame is not None else []
     scores = compared.get("scores")
     return {
         "ids": list(ids),

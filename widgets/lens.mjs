@@ -65,7 +65,7 @@ function queryBar(model, about) {
 }
 
 /** The list of the most shifted, with their recent events: one stop of the Tab key, arrows walk, Enter opens, Space chooses. */
-function shiftList(users, pick, choose) {
+function shiftList(users, textsOf, pick, choose) {
   const rows = make("ol", { class: "lens-rows", "aria-label": "Most shifted users" });
   const head = make("div", { class: "lens-listhead" }, make("span", {}, "Most shifted"), make("span", {}, "residual"), make("span", {}, "kept"));
   head.lastChild.title = "share of the 15 nearest neighbours kept, in the original space";
@@ -87,7 +87,7 @@ function shiftList(users, pick, choose) {
       bar,
       make("span", { class: "lens-figure" }, p.residual[row].toFixed(2)),
       make("span", { class: "lens-figure quiet" }, percent(p.kept[row])),
-      make("span", { class: "lens-recent" }, users.recent[row] || "no recent events"),
+      make("span", { class: "lens-recent", "data-recent": row }, textsOf(row)[2] || "no recent events"),
     );
     return make("li", {}, button);
   }
@@ -122,7 +122,7 @@ function shiftList(users, pick, choose) {
 }
 
 /** One user: events, modalities, neighbours gained and lost, and the model's own answer. */
-function userCard(model, users, counts, events, pick) {
+function userCard(model, users, textsOf, counts, events, pick) {
   const node = make("div", { class: "lens-card", role: "region", "aria-label": "One user" });
   let [row, picture] = [-1, null];
   const others = (label, list) => {
@@ -151,11 +151,12 @@ function userCard(model, users, counts, events, pick) {
   }
   function show(next, p) {
     [row, picture] = [next, p];
-    if (row < 0 || !p) return node.replaceChildren(make("p", { class: "lens-empty" }, "Click a user to read its events. Drag on the map to draw around some: Shift adds, Alt takes away. By keyboard, on the map and in the list: arrows walk, Enter opens, Space chooses."));
-    const span = users.first[row] ? `, ${users.first[row]} to ${users.last[row]}` : "";
+    if (row < 0 || !p) return node.replaceChildren(make("p", { class: "lens-empty" }, "Click a user to read its events. Drag on the map to draw around some: Shift adds, Alt takes away. Ctrl and the wheel zoom, Ctrl and drag moves it. By keyboard, on the map and in the list: arrows walk, Enter opens, Space chooses."));
+    const [first, last, text] = textsOf(row);
+    const span = first ? `, ${first} to ${last}` : "";
     const head = make("div", { class: "lens-cardhead" }, make("strong", {}, users.ids[row]), make("span", {}, `${count(events[row], "event")}${span}`));
-    const recent = users.recent[row] ? users.recent[row].split(" · ") : [];
-    const list = make("ul", { class: "lens-events", "aria-label": "Recent events, newest first" }, ...recent.map((text) => make("li", {}, text)));
+    const recent = text ? text.split(" · ") : [];
+    const list = make("ul", { class: "lens-events", "aria-label": "Recent events, newest first" }, ...recent.map((event) => make("li", {}, event)));
     const button = make("button", { type: "button", class: "lens-write", onclick: () => model.send({ type: "answer", user: row }) }, "Answer");
     const can = model.get("_about").answers;
     const answer = can && make("div", { class: "lens-reply" }, button, make("div", { class: "lens-answer", "aria-live": "polite" }));
@@ -179,11 +180,12 @@ function render({ model, el }) {
   const caption = make("p", { class: "lens-caption" });
   const keep = make("button", { type: "button", class: "lens-link lens-keep", title: "Write what is shown into one file beside this notebook, with all that it hangs on", onclick: () => model.send({ type: "keep" }) }, "Keep as a claim card");
   let [p, one] = [null, -1];
+  const [texts, wanted] = [[...users.texts], new Set()];
   const map = userMap(box, { describe, pick, choose, moving: (whether) => (root.dataset.moving = String(whether)) });
   const side = choice("Show the map", [["before", "before"], ["after", "after"]], "after", (value) => (side.press(value), map.setSide(value)));
   const colour = choice("Colour", [["moved", "moved"], ["residual", "residual"]], "moved", (value) => (colour.press(value), map.setColour(value), legends()));
-  const list = shiftList(users, pick, choose);
-  const card = userCard(model, users, counts, events, pick);
+  const list = shiftList(users, textsOf, pick, choose);
+  const card = userCard(model, users, textsOf, counts, events, pick);
   const options = make("div", { class: "lens-options" }, make("span", {}, "colour"), colour);
   const foot = make("div", { class: "lens-foot" }, legend, picked, options);
   const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, route, side), box, foot, sentence, caption, keep);
@@ -192,10 +194,24 @@ function render({ model, el }) {
   root.append(make("div", { class: "lens-in" }, head, ...bar.parts, make("div", { class: "lens-body" }, left, make("div", { class: "lens-side" }, list.node, card.node))));
   root.lens = { state: map.state }; // for tests and for the curious: where the points are now
 
+  /** First day, last day and recent events of a user; of a large set they are asked for, all of one moment together. */
+  function textsOf(row) {
+    if (texts[row]) return texts[row];
+    if (!wanted.size) queueMicrotask(() => (model.send({ type: "tell", rows: [...wanted] }), wanted.clear()));
+    wanted.add(row);
+    return ["", "", "…"];
+  }
+  function read() {
+    const { rows = [], texts: found = [] } = model.get("_read");
+    rows.forEach((row, i) => (texts[row] = found[i]));
+    for (const node of root.querySelectorAll("[data-recent]")) node.textContent = textsOf(Number(node.dataset.recent))[2] || "no recent events";
+    if (rows.includes(one)) card.show(one, p);
+    map.hoverAgain();
+  }
   function describe(row) {
     const lines = [["lens-tipid", users.ids[row]]];
     if (p?.shifted) lines.push(["", `residual ${p.residual[row].toFixed(2)}, noise floor ${p.floor.toFixed(2)}, ${percent(p.kept[row])} of neighbours kept`]);
-    for (const text of users.recent[row].split(" · ").slice(0, 3)) if (text) lines.push(["quiet", text]);
+    for (const text of textsOf(row)[2].split(" · ").slice(0, 3)) if (text) lines.push(["quiet", text]);
     return lines;
   }
   function pick(row) {
@@ -268,7 +284,7 @@ function render({ model, el }) {
     }
     event.stopPropagation(); // the notebook has keys of its own
   });
-  const heard = { _picture: picture, _selected: chosen, _status: status, _history: bar.history, _answer: card.reply };
+  const heard = { _picture: picture, _selected: chosen, _status: status, _history: bar.history, _answer: card.reply, _read: read };
   for (const [name, act] of Object.entries(heard)) model.on(`change:${name}`, act);
   const theme = new MutationObserver(map.dress);
   theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "data-jp-theme-light", "class"] });

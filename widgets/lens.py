@@ -16,7 +16,8 @@ from widgets.claim import ClaimCard
 
 ARROWS = 60  # the strongest movers get an arrow; more would be hatching
 LISTED = 100  # rows in the list of the most shifted
-LOGGED = 100  # maps that can be walked back to: some 100 MB of 2,000 users
+LOGGED, LEAST = 100, 5  # maps that can be walked back to: some 100 MB of 2,000 users; of very many users the fewest
+HELD = 1_000_000  # places of users in these maps, some 500 MB
 
 
 class QueryLens(View):
@@ -30,6 +31,9 @@ class QueryLens(View):
     query     asked when the view is first shown; without one the map opens before any question.
     facts     called as `facts(shift=...)`, gives what a claim card says of a result (default: `ask.facts`, if any).
 
+    A hundred thousand users are drawn, too: of more than 10,000 the events come to the browser when they are looked at, and
+    fewer of the maps can be walked back to (a million places in all, at least five maps).
+
     Example:
         >>> one = pd.DataFrame({"user": ["a"], "query": ["q"], "x": [0.0], "y": [0.0], "trust": [1.0]})
         >>> update = {"done": 1, "total": 1, "points": one, "shift": None, "sentence": "Nobody moved.", "caption": ""}
@@ -38,7 +42,7 @@ class QueryLens(View):
         ('Nobody moved.', QueryLens(1 user, query='q'))
     """
 
-    _esm = script("geometry.mjs", "dom.mjs", "kernel.mjs", "map.mjs", "lens.mjs")
+    _esm = script("geometry.mjs", "dom.mjs", "kernel.mjs", "dots.mjs", "map.mjs", "lens.mjs")
     _css = script("lens.css")
     _about = Dict().tag(sync=True)  # title, suggestions: never changes
     _users = Dict().tag(sync=True)  # who they are: never changes
@@ -47,6 +51,7 @@ class QueryLens(View):
     _history = Dict().tag(sync=True)  # queries, at
     _selected = Bytes().tag(sync=True)  # row numbers, int32
     _answer = Dict().tag(sync=True)  # user, query, text, busy, error
+    _read = Dict().tag(sync=True)  # rows, texts: of users whose events the browser asked for
 
     def __init__(
         self,
@@ -58,7 +63,8 @@ class QueryLens(View):
         title: str = "Query lens",
         facts: Callable[..., dict] | None = None,
     ):
-        users, ids = described(frame)
+        users, ids, self._texts = described(frame)
+        self._logged = max(LEAST, min(LOGGED, HELD // max(len(ids), 1)))
         self._ids, self._asker, self._query = ids, ask, query.strip()
         self._reply, self._facts = answer or getattr(ask, "answer", None), facts or getattr(ask, "facts", None)
         self._log: list[Asked] = []
@@ -168,6 +174,9 @@ class QueryLens(View):
             self._go(int(message.get("at", 0)))
         elif kind == "select":
             self.selection.take(np.frombuffer(buffers[0], dtype=np.int32) if buffers else [], message.get("mode", "replace"))
+        elif kind == "tell":
+            rows = [row for row in message.get("rows", ())[: 2 * LISTED] if 0 <= row < len(self._ids)]
+            self._read = {"rows": rows, "texts": [self._texts[row] for row in rows]}
         elif kind == "keep" and self._shown and not self._status.get("busy"):
             self._file()
         elif kind == "answer" and self._reply and 0 <= int(message.get("user", -1)) < len(self._ids):
@@ -226,7 +235,7 @@ class QueryLens(View):
 
     def _keep(self, result: Asked) -> None:
         with self._guard:
-            self._log = [*self._log, result][-LOGGED:]
+            self._log = [*self._log, result][-self._logged :]
             self._at, self._partial = len(self._log) - 1, False
             self._show(False)
 

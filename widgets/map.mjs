@@ -1,26 +1,35 @@
 // The map of users on a canvas: points, arrows, hover, lasso, keyboard. It is told what to draw and tells what was done.
 import { arrowHead, blend, clamp, combine, corners, ease, fit, mix, nearestTo, neighbour, project, strongest, within } from "./geometry.mjs";
 import { make, modeOf } from "./dom.mjs";
+import { dotSheet } from "./dots.mjs";
 
 const REACH = 12; // pixels: how near a pointer must come to a point
+const CLOSEST = 200; // times as near as the whole map
+const ZOOM = { "+": 1.6, "=": 1.6, "-": 1 / 1.6, 0: 0 };
+const MANY = 20_000; // users beyond whom dots are as sharp as the page's pixels, not the screen's: four times as fast there
+const RAMP = 64; // shades from no residual to the largest
 
 /** hear: { describe(row) -> [[class, text]], pick(row), choose(rows, mode), moving(whether), look?(row, side) -> { ink, shape, faint } }. */
 export function userMap(box, hear) {
-  const help = "Map of the users. Arrow keys walk from user to user, Enter opens one, Space chooses one, drag to draw around some.";
+  const help = "Map of the users. Arrow keys walk from user to user, Enter opens one, Space chooses one, drag to draw around some, plus and minus zoom, 0 shows all.";
   const canvas = make("canvas", { class: "lens-canvas", tabindex: 0, role: "application", "aria-label": help });
   const tip = make("div", { class: "lens-tip", hidden: true });
   const spoken = make("div", { class: "lens-hidden", "aria-live": "polite" });
-  box.append(canvas, tip, spoken);
+  const nearer = (text, name, by) => make("button", { type: "button", title: name, "aria-label": name, onclick: () => zoom(by) }, text);
+  const buttons = make("div", { class: "lens-zoom" }, nearer("+", "Zoom in", 1.6), nearer("−", "Zoom out", 1 / 1.6), nearer("⤢", "Show all", 0));
+  box.append(canvas, tip, spoken, buttons);
   const brush = canvas.getContext("2d");
+  const sheet = dotSheet();
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
   const s = {
     before: new Float32Array(0), after: new Float32Array(0), shown: new Float32Array(0), pixels: new Float32Array(0),
     trust: [], residual: [], beyond: [], gained: [], lost: [], arrows: [], stages: [], marks: [], chosen: new Set(),
     view: { k: 1, x: 0, y: 0 }, arrowInk: 0, top: 1, side: "after", colour: "moved",
-    picked: -1, hovered: -1, cursor: -1, lasso: null, width: 0, height: 0, ink: {},
+    picked: -1, hovered: -1, cursor: -1, lasso: null, grip: null, width: 0, height: 0, ink: {}, ramp: [], stale: true,
   };
   let waiting = 0;
   const request = () => (waiting ||= requestAnimationFrame(frame));
+  const renew = () => ((s.stale = true), request()); // where a request alone draws the dots of the frame before
 
   function play(stages) {
     s.stages = stages.map((stage) => ({ ...stage, started: null }));
@@ -32,6 +41,7 @@ export function userMap(box, hear) {
     waiting = 0;
     const stage = s.stages[0];
     if (stage) {
+      s.stale = true;
       if (stage.started === null) Object.assign(stage, { started: now, from: s.shown.slice(), was: { ...s.view }, ink: s.arrowInk });
       const t = calm.matches || !stage.ms ? 1 : clamp((now - stage.started) / stage.ms, 0, 1);
       const e = ease(t);
@@ -52,7 +62,7 @@ export function userMap(box, hear) {
     const first = s.shown.length !== picture.after.length;
     Object.assign(s, picture, { side: "after", hovered: -1 });
     s.arrows = strongest(s.residual, picture.most, s.beyond);
-    s.top = s.residual.length ? Math.max(s.residual[strongest(s.residual, 1)[0]], 1e-9) : 1;
+    s.top = s.residual.reduce((most, one) => Math.max(most, one), 1e-9);
     tip.hidden = true;
     if (first) {
       Object.assign(s, { shown: s.before.slice(), view: home(), arrowInk: 0 });
@@ -70,12 +80,13 @@ export function userMap(box, hear) {
   function resize() {
     const [width, height] = [box.clientWidth, box.clientHeight];
     if (!width || !height) return;
+    const sized = s.width > 0; // what began on no ground begins anew
     const sharp = window.devicePixelRatio || 1;
     Object.assign(s, { width, height });
     Object.assign(canvas, { width: Math.round(width * sharp), height: Math.round(height * sharp) });
     brush.setTransform(sharp, 0, 0, sharp, 0, 0);
-    if (s.stages.length) for (const stage of s.stages) stage.view = home();
-    else s.view = home();
+    if (s.stages.length && sized) for (const stage of s.stages) stage.view = home();
+    else look(home());
     dress();
   }
 
@@ -84,32 +95,37 @@ export function userMap(box, hear) {
     const style = getComputedStyle(canvas);
     for (const name of ["still", "moved", "half", "full", "chosen", "ink", "paper", "quiet"]) s.ink[name] = style.getPropertyValue(`--lens-${name}`).trim();
     s.ink.font = style.fontFamily;
-    request();
+    const { still, half, full } = s.ink;
+    s.ramp = Array.from({ length: RAMP + 1 }, (_, i) => (2 * i < RAMP ? mix(still, half, (2 * i) / RAMP) : mix(half, full, (2 * i) / RAMP - 1)));
+    renew();
   }
 
-  function colourOf(row) {
+  function inkOf(row) {
     if (s.chosen.has(row)) return s.ink.chosen;
-    if (s.colour === "residual") {
-      const t = (2 * s.residual[row]) / s.top;
-      return t < 1 ? mix(s.ink.still, s.ink.half, t) : mix(s.ink.half, s.ink.full, t - 1);
-    }
+    if (s.colour === "residual") return s.ramp[Math.round((RAMP * s.residual[row]) / s.top)];
     return s.beyond[row] ? s.ink.moved : s.ink.still;
   }
 
-  function point(row, size) {
+  function point(row, large = false) {
     const [x, y] = [s.pixels[2 * row], s.pixels[2 * row + 1]];
     if (Number.isNaN(x)) return;
     const faint = 0.2 + 0.8 * clamp((s.trust[row] - 0.5) / 0.5, 0, 1); // under .5 a place says next to nothing
-    const look = hear.look?.(row, s.side) ?? { ink: colourOf(row), shape: s.beyond[row] ? "diamond" : "circle", faint: 1 };
-    brush.globalAlpha = faint * look.faint * (s.chosen.size && !s.chosen.has(row) ? 0.3 : 0.85);
-    brush.fillStyle = look.ink;
-    outline(corners(look.shape, x, y, size));
-    brush.fill();
-    if (size > 2.5) {
-      brush.strokeStyle = s.ink.paper; // a hairline keeps neighbours apart
-      brush.lineWidth = 0.75;
-      brush.stroke();
-    }
+    const look = hear.look?.(row, s.side) ?? { ink: inkOf(row), shape: s.beyond[row] ? "diamond" : "circle", faint: 1 };
+    sheet.stamp(x, y, look, faint * look.faint * (s.chosen.size && !s.chosen.has(row) ? 0.3 : 0.85), large);
+  }
+
+  /** Stamp all dots anew: those that stand still, above them those that moved, above all the chosen. */
+  function points() {
+    s.stale = false;
+    s.pixels = project(s.shown, s.view);
+    [s.starts, s.ends] = [project(s.before, s.view), project(s.after, s.view)];
+    const users = s.shown.length / 2;
+    const size = clamp((88 / Math.sqrt(users)) * Math.sqrt(s.view.k / home().k), 1.4, 3.8);
+    const sharp = users > MANY ? 1 : window.devicePixelRatio || 1;
+    sheet.clear(s.width, s.height, sharp, Math.round(5 * size) / 5, s.ink.paper);
+    for (let row = 0; row < users; row++) if (!s.beyond[row] && !s.chosen.has(row)) point(row);
+    for (let row = 0; row < users; row++) if (s.beyond[row] && !s.chosen.has(row)) point(row);
+    for (const row of s.chosen) point(row, true);
   }
 
   function outline(points) {
@@ -189,14 +205,11 @@ export function userMap(box, hear) {
   function draw() {
     brush.clearRect(0, 0, s.width, s.height);
     const users = s.shown.length / 2;
-    if (!users || !s.ink.still) return;
-    s.pixels = project(s.shown, s.view);
-    [s.starts, s.ends] = [project(s.before, s.view), project(s.after, s.view)];
-    const size = clamp(88 / Math.sqrt(users), 1.4, 3.8);
-    for (let row = 0; row < users; row++) if (!s.beyond[row] && !s.chosen.has(row)) point(row, size);
+    if (!users || !s.width) return;
+    if (s.stale) points();
+    brush.globalAlpha = 1;
+    sheet.lay(brush);
     if (s.arrowInk > 0) for (const row of s.arrows) arrow(row, s.arrowInk * (s.chosen.size && !s.chosen.has(row) ? 0.12 : 0.5));
-    for (let row = 0; row < users; row++) if (s.beyond[row] && !s.chosen.has(row)) point(row, size);
-    for (const row of s.chosen) point(row, size * 1.1);
     if (s.side === "after") s.marks.forEach(mark);
     if (s.picked >= 0) closeUp(s.picked);
     for (const row of [s.hovered, canvas.matches(":focus-visible") ? s.cursor : -1]) {
@@ -230,6 +243,20 @@ export function userMap(box, hear) {
     request();
   }
 
+  /** Come nearer to a point of the box, its middle unless said, by a factor; 0 shows all. */
+  function zoom(by, x = s.width / 2, y = s.height / 2) {
+    const [whole, { k }] = [home(), s.view];
+    const near = clamp(k * by, whole.k, whole.k * CLOSEST);
+    look(near === whole.k ? whole : { k: near, x: x + ((s.view.x - x) * near) / k, y: y + ((s.view.y - y) * near) / k });
+  }
+  function look(view) {
+    s.view = view;
+    for (const stage of s.stages) Object.assign(stage, { view, was: view });
+    s.pixels = project(s.shown, view);
+    renew();
+  }
+  const drag = (x, y) => look({ ...s.view, x: s.view.x + x, y: s.view.y + y });
+
   const place = (event) => {
     const edge = canvas.getBoundingClientRect();
     return [event.clientX - edge.left, event.clientY - edge.top];
@@ -238,10 +265,16 @@ export function userMap(box, hear) {
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button) return;
     canvas.setPointerCapture(event.pointerId);
-    s.lasso = { path: [place(event)], drawn: false };
+    if (event.ctrlKey || event.metaKey) s.grip = place(event);
+    else s.lasso = { path: [place(event)], drawn: false };
   });
   canvas.addEventListener("pointermove", (event) => {
     const [x, y] = place(event);
+    if (s.grip) {
+      drag(x - s.grip[0], y - s.grip[1]);
+      s.grip = [x, y];
+      return;
+    }
     if (!s.lasso) return hover(nearestTo(s.pixels, x, y, REACH));
     const [x0, y0] = s.lasso.path.at(-1);
     if (Math.hypot(x - x0, y - y0) < 4) return;
@@ -251,7 +284,7 @@ export function userMap(box, hear) {
   });
   canvas.addEventListener("pointerup", (event) => {
     const lasso = s.lasso;
-    s.lasso = null;
+    s.lasso = s.grip = null;
     if (!lasso) return;
     if (lasso.drawn) hear.choose(within(s.pixels, lasso.path), modeOf(event));
     else {
@@ -261,7 +294,12 @@ export function userMap(box, hear) {
     }
     request();
   });
-  canvas.addEventListener("pointercancel", () => ((s.lasso = null), request()));
+  canvas.addEventListener("pointercancel", () => ((s.lasso = s.grip = null), request()));
+  canvas.addEventListener("wheel", (event) => {
+    if (!event.ctrlKey && !event.metaKey) return; // the page scrolls; a pinch comes as Ctrl and the wheel
+    event.preventDefault();
+    zoom(Math.exp(-clamp(event.deltaY, -100, 100) / 250), ...place(event));
+  }, { passive: false });
   canvas.addEventListener("pointerleave", () => s.lasso || hover(-1));
   canvas.addEventListener("focus", request);
   canvas.addEventListener("blur", () => hover(-1));
@@ -269,10 +307,13 @@ export function userMap(box, hear) {
     if (event.key.startsWith("Arrow") && s.pixels.length) {
       const start = s.cursor < 0 ? nearestTo(s.pixels, s.width / 2, s.height / 2, Infinity) : null;
       s.cursor = start ?? neighbour(s.pixels, s.cursor, event.key);
+      const [x, y] = [s.pixels[2 * s.cursor], s.pixels[2 * s.cursor + 1]];
+      if (x < 0 || y < 0 || x > s.width || y > s.height) drag(s.width / 2 - x, s.height / 2 - y);
       hover(s.cursor);
       spoken.textContent = hear.describe(s.cursor).slice(0, 2).map(([, text]) => text).join(", ");
     } else if (event.key === "Enter" && s.cursor >= 0) hear.pick(s.cursor);
     else if (event.key === " " && s.cursor >= 0) hear.choose([s.cursor], s.chosen.has(s.cursor) ? "subtract" : "add");
+    else if (event.key in ZOOM) zoom(ZOOM[event.key]);
     else return;
     event.preventDefault();
   });
@@ -280,9 +321,10 @@ export function userMap(box, hear) {
   watch.observe(box);
   return {
     setPicture, setSide, dress,
-    setColour: (colour) => ((s.colour = colour), request()),
-    setChosen: (rows) => ((s.chosen = new Set(rows)), request()),
+    setColour: (colour) => ((s.colour = colour), renew()),
+    setChosen: (rows) => ((s.chosen = new Set(rows)), renew()),
     setPicked: (row) => ((s.picked = row), request()),
+    hoverAgain: () => s.hovered >= 0 && hover(s.hovered), // more is known of the user
     combine: (rows, how) => combine(s.chosen, rows, how),
     state: () => ({ ...s, moving: s.stages.length > 0 }),
     destroy: () => (watch.disconnect(), cancelAnimationFrame(waiting)),
