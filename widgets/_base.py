@@ -24,9 +24,10 @@ log = logging.getLogger("widgets")
 
 
 def script(*names: str) -> str:
-    """Join script files into the one module a browser is given, which cannot import its neighbours."""
+    """Join script files into the one module a browser is given, which cannot import its neighbours; comments stay here."""
     parts = [(HERE / name).read_text(encoding="utf-8") for name in names]
-    return "\n".join(re.sub(r'^import .*? from "\./.*?";\n', "", part, flags=re.M | re.S) for part in parts)
+    left_out = r'^import .*? from "\./.*?";\n|^ *//[^\n]*\n|^ */\*\*.*?\*/\n'
+    return "\n".join(re.sub(left_out, "", part, flags=re.M | re.S) for part in parts)
 
 
 class View(anywidget.AnyWidget):
