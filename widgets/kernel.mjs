@@ -8,7 +8,7 @@ const EVERY = 5000; // ms: how often a view that waits makes sure that there is 
 /** Wrap `render` so that its view outlives the kernel and its own redrawing; `waits` names the traits that tell of waiting. */
 export function outliving(render, waits = ["_status"]) {
   return ({ model, el }) => {
-    const node = make("div", { class: "lens-error lens-gone", role: "alert", hidden: true });
+    const node = make("div", { class: "lens-gone", role: "alert", hidden: true });
     const waiting = () => waits.filter((name) => model.get(name).busy || model.get(name).waiting);
     function end() {
       [node.hidden, node.textContent] = [false, GONE]; // and is said again when somebody asks again

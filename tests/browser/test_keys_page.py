@@ -260,7 +260,7 @@ def test_the_main_path_needs_no_mouse(book):
         part(hands)
     folder = book.server.folder / "work" / "notebooks"
     told = json.loads((folder / "keys.json").read_text())
-    assert told["queries"] == [TRAVEL, MUSIC] and list(told["named"]) == ["movers"] and told["toured"] is True
+    assert told["queries"][:2] == [TRAVEL, MUSIC] and list(told["named"]) == ["movers"] and told["toured"] is True
     assert len(told["named"]["movers"]) > 30
     for name in ("claim.html", "claim-movers.html"):  # the folder is shared with other tests
         (folder / name).unlink()
