@@ -12,18 +12,17 @@ from jaxtyping import Float, Int
 from torch import nn
 
 from .batch import batch_users
-from .bench_prompts import VAGUE
+from .bench_prompts import VAGUE, held_scores, mean_gain
 from .bench_speed import fresh
 from .bench_tasks import askable
 from .config import SMALL, Config
 from .engine import Engine
-from .labels import divided, numbered
+from .labels import divided, even, numbered
 from .losses import prototype_loss
 from .model import QAnchor, build
-from .prompt import centres
+from .prompt import AT_ONCE, centres, class_loss
 from .runs import load
 from .schema import Users
-from .tasks import average_auc
 from .train import Masters
 from .trial import compared, judged, parted
 from .tuning import EVERY, tune_prompt, watch_tuning
@@ -33,7 +32,7 @@ PAPER = {
     "vectors": {1: 0.8146, 2: 0.8169, 4: 0.8201, 6: 0.8225, 8: 0.8205, 16: 0.8215},
     "steps": {100: 0.8159, 500: 0.8225},
 }
-AT_ONCE = 32  # users that LoRA reads again together
+TAU = 0.07  # that of `watch_tuning`, so that LoRA learns by the same loss
 
 
 def curves(
@@ -54,8 +53,8 @@ def curves(
     Curves: `vectors`, so many of them and `each` steps; `steps`, 6 vectors and at most so many (a row every `each` of them; it
     ends where 100 steps better nothing on the validation users, and what is best until then is kept); `untrained`, `each` steps
     on the same model without pre-training; `lora`, the run's LoRA trained on the same labels by the same loss for `each` steps
-    of half as many users, who are read anew each time. tasks: how many of the labels, evenly from their list, so that they are
-    of several domains.
+    of half as many users, who are read anew each time. tasks: so many of the labels at most, evenly from their list, so that
+    they are of several domains.
 
     before is the probe on the same labels under the typed question (of that model), after the same probe on what was tuned.
     rows: one a curve, x and task. average: over the tasks, the gain paired, with its 95 % interval. seeds is not looked at.
@@ -69,11 +68,7 @@ def curves(
         table = found.set_index("measure")
         row = {"curve": curve, "x": x, "task": task, "before": float(table.loc["auc", "before"])}
         rows.append(row | {"after": float(table.loc["auc", "after"])})
-        who = pd.Index(people.ids).get_indexer(found.attrs["users"])
-        for side, scores in found.attrs["scores"].items():
-            values = np.full((1, len(people)), np.nan)
-            values[0, who] = scores
-            held[task, f"{curve} {x} {side}"] = values, np.where(np.isnan(values), -1, 0)
+        held |= {(task, f"{curve} {x} {side}"): scores for side, scores in held_scores(people, found).items()}
     told = {"data": people.name, "users": len(people), "query": query, "tasks": names, "rows": rows}
     return told | {"average": _averages(people, held, rows), "paper": PAPER}
 
@@ -81,7 +76,7 @@ def curves(
 def _judged(people, give, query, names, vectors, each, steps, progress) -> Iterator[tuple[str, int, str, pd.DataFrame]]:
     """Tune in every way; gives curve, x, task and what the judge found, as it comes."""
     total, done = len(names) * (len(vectors) + 3), 0
-    engine, untrained = Engine(give()), None
+    engine = Engine(give())
     cache = engine.prefill(people)
     labels = {name: parted(cache, people.label(name), 0.5, 0) for name in names}
     for name, (learn, others) in labels.items():
@@ -93,8 +88,7 @@ def _judged(people, give, query, names, vectors, each, steps, progress) -> Itera
             yield "steps", step, name, judged(engine, cache, prompt, learn, others)
         progress("tuning", done := done + 1, total)
     before = engine.embed(cache, [query])[:, 0]
-    plain = build(engine.model.config, engine.model.reader, device=str(engine.model.device))
-    untrained = Engine(plain)
+    untrained = Engine(build(engine.model.config, engine.model.reader, device=str(engine.model.device)))
     blank = untrained.prefill(people)
     for name, (learn, others) in labels.items():
         prompt, _ = tune_prompt(untrained, blank, query, learn, steps=each)
@@ -124,7 +118,7 @@ def fine_tuned(
 
     truth   class of each user, -1 for those that are not to be looked at; a fifth of each class validates, as in `tune_prompt`.
 
-    Every step reads its users anew, for what LoRA changes is what a cache would hold.
+    Every step reads its users anew, for what LoRA changes is what a cache would hold. Source of the loss: paper, equation 7.
     """
     rng, readings = np.random.default_rng(seed), model.reader.read(people)
     tuned, checked = divided(truth, 0.2, rng)
@@ -141,18 +135,15 @@ def fine_tuned(
     parts = nn.ModuleDict({"model": model, "classes": nn.ParameterList([prototypes])})
     masters = Masters(parts, model.config.lr / 3, model.config.dim**-0.5 / 50, 0.0)
     live = {name: weight for name, weight in parts.named_parameters() if weight.requires_grad}
-    share = 1 / (len(np.unique(truth[tuned])) * np.bincount(truth[tuned])[truth[tuned]])
     best = np.inf, {}
     for step in range(steps + 1):
         if step % EVERY == 0 or step == steps:
-            z = all_of(checked)
-            sides = [label[checked] == k for k in label[checked].unique()]
-            loss = np.mean([prototype_loss(z[s], prototypes.detach(), label[checked][s]).item() for s in sides])
+            loss = class_loss(all_of(checked), label[checked], prototypes, TAU)
             if loss < best[0]:
                 best = loss, {name: weight.detach().clone() for name, weight in live.items()}
         if step < steps:
-            rows = rng.choice(tuned, min(batch, len(tuned)), p=share)
-            prototype_loss(embed(rows), prototypes, label[rows]).backward()
+            rows = rng.choice(tuned, min(batch, len(tuned)), p=even(truth[tuned]))
+            prototype_loss(embed(rows), prototypes, label[rows], TAU).backward()
             masters.step(0.5 * (1 + np.cos(np.pi * step / steps)), model.config.clip)
     with torch.no_grad():
         for name, weight in live.items():
@@ -164,7 +155,6 @@ def _averages(people: Users, held: dict, rows: list[dict]) -> list[dict]:
     found = []
     for curve, x in dict.fromkeys((row["curve"], row["x"]) for row in rows):
         mine = [row for row in rows if (row["curve"], row["x"]) == (curve, x)]
-        gain = average_auc(people, held, f"{curve} {x} after", minus=f"{curve} {x} before")
         sides = {side: float(np.mean([row[side] for row in mine])) for side in ("before", "after")}
-        found.append({"curve": curve, "x": x, **sides, "gain": dict(zip(("auc", "low", "high"), gain, strict=True))})
+        found.append({"curve": curve, "x": x, **sides, "gain": mean_gain(people, held, f"{curve} {x}")})
     return found

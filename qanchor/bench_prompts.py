@@ -54,21 +54,29 @@ def prompts(
             row = {"task": name, "way": way, "n": len(others), "best_step": int(history["step"][history["valid"].idxmin()])}
             row |= {side: table[side].to_dict() for side in SIDES}
             rows.append(row | {"gain": table.loc["auc", ["gain", "low", "high"]].to_dict()})
-            held |= {(name, f"{way} {side}"): _held(people, others.index, found.attrs["scores"][side]) for side in SIDES}
+            held |= {(name, f"{way} {side}"): scores for side, scores in held_scores(people, found).items()}
             progress("tuning", len(rows), len(names) * len(ways))
     told = {"data": people.name, "users": len(people), "steps": steps, "rows": rows}
     return told | {"average": {way: _average(people, held, way, rows) for way in ways}}
 
 
-def _held(people: Users, who: pd.Index, scores: list[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Give the judged users' scores as `average_auc` takes them: (seed, user), NaN for those who were tuned on."""
-    values = np.full((1, len(people)), np.nan)
-    values[0, pd.Index(people.ids).get_indexer(who)] = scores
-    return values, np.where(np.isnan(values), -1, 0)
+def held_scores(people: Users, found: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Give both sides of what `judged` found as `average_auc` takes scores: (seed, user), NaN for those who were tuned on."""
+    told = {}
+    for side, scores in found.attrs["scores"].items():
+        values = np.full((1, len(people)), np.nan)
+        values[0, pd.Index(people.ids).get_indexer(found.attrs["users"])] = scores
+        told[side] = values, np.where(np.isnan(values), -1, 0)
+    return told
+
+
+def mean_gain(people: Users, held: dict, way: str) -> dict[str, float]:
+    """Give the gain of a way over all its tasks, paired, with its 95 % interval: auc, low, high."""
+    gain = average_auc(people, held, f"{way} after", minus=f"{way} before")
+    return dict(zip(("auc", "low", "high"), gain, strict=True))
 
 
 def _average(people: Users, held: dict, way: str, rows: list[dict]) -> dict:
     mine = [row for row in rows if row["way"] == way]
     told = {side: {m: float(np.mean([row[side][m] for row in mine])) for m in MEASURES} for side in SIDES}
-    gain = average_auc(people, held, f"{way} after", minus=f"{way} before")
-    return told | {"gain": dict(zip(("auc", "low", "high"), gain, strict=True))}
+    return told | {"gain": mean_gain(people, held, way)}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from .about import DataError
 from .cache import Cache
@@ -63,6 +63,11 @@ def numbered(cache: Cache, labels: pd.Series) -> tuple[Int[np.ndarray, " user"],
         raise ValueError(f"class {classes.tolist()[few]!r} has {counts[few]} user(s), at least {FEWEST} are needed, {told}")
     truth = pd.Series(number, known.index).reindex(list(cache.ids)).fillna(-1).to_numpy(int)
     return truth, tuple(classes.tolist())
+
+
+def even(label: Int[np.ndarray, " row"]) -> Float[np.ndarray, " row"]:
+    """Say how often each row is drawn so that every class comes alike: shares that sum to 1."""
+    return 1 / (len(np.unique(label)) * np.bincount(label)[label])
 
 
 def divided(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from .engine import Engine
 from .files import disk_faults
 from .heads import Query
 from .held import Held
+from .labels import even
 from .losses import prototype_loss
 from .runs import RunError, mend, replaced
 
@@ -150,13 +152,7 @@ class Tuning:
     @torch.no_grad()
     def loss(self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"], milder: tuple = (1,)) -> float:
         """Give the loss on these users, every class weighing alike if the tuning is balanced; the least over `milder` tau."""
-        return self._loss(*self._all(prompt, rows), prompt.prototypes, prompt.tau, milder)
-
-    def _loss(self, z: Tensor, label: Int[Tensor, " user"], prototypes: Tensor, tau: float, milder: tuple) -> float:
-        sides = [label == k for k in label.unique()] if self.balanced else [label >= 0]
-        return min(
-            float(np.mean([prototype_loss(z[s], prototypes, label[s], tau * times).item() for s in sides])) for times in milder
-        )
+        return class_loss(*self._all(prompt, rows), prompt.prototypes, prompt.tau, milder, self.balanced)
 
     @torch.no_grad()
     def begin(self, classes: tuple, rows: Int[np.ndarray, " row"], vectors: int, tau: float, rng) -> SoftPrompt:
@@ -187,15 +183,14 @@ class Tuning:
             for meaning, z in zip(
                 some, self.model.anchor(users.expand(-1, len(some), -1), coarse, query).unbind(1), strict=True
             ):
-                loss = self._loss(z, label, middle := centres(z, label), prompt.tau, MILDER)
+                loss = class_loss(z, label, middle := centres(z, label), prompt.tau, MILDER, self.balanced)
                 if loss < best[0]:
                     best = loss, replace(prompt, offset=meaning - self.meaning[0], prototypes=middle)
         return best[1]
 
     def weights(self, rows: Int[np.ndarray, " row"]) -> Float[np.ndarray, " row"] | None:
         """Say how often each of these users is drawn: if balanced, every class alike."""
-        label = self.truth[rows]
-        return 1 / (len(np.unique(label)) * np.bincount(label)[label]) if self.balanced else None
+        return even(self.truth[rows]) if self.balanced else None
 
     def _all(self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"]) -> tuple[Tensor, Tensor]:
         """Embed many users, some at a time: their anchors and labels."""
@@ -206,6 +201,22 @@ class Tuning:
     def labels(self, group: Group) -> Int[Tensor, " user"]:
         """Give the labels of users that `Held.take` gave."""
         return torch.from_numpy(self.truth[group.rows[:-1]]).to(self.model.device)
+
+
+@torch.no_grad()
+def class_loss(
+    z: Float[Tensor, "user dim"],
+    label: Int[Tensor, " user"],
+    prototypes: Float[Tensor, "label dim"],
+    tau: float,
+    milder: Sequence[int] = (1,),
+    balanced: bool = True,
+) -> float:
+    """Give the prototype loss, every class weighing alike if balanced; the least over `milder` times tau (equation 7)."""
+    sides = [label == k for k in label.unique()] if balanced else [label >= 0]
+    return min(
+        float(np.mean([prototype_loss(z[s], prototypes, label[s], tau * times).item() for s in sides])) for times in milder
+    )
 
 
 def centres(z: Float[Tensor, "user dim"], label: Int[Tensor, " user"]) -> Float[Tensor, "label dim"]:

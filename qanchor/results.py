@@ -47,7 +47,7 @@ def _shown(name: str, runs: Path) -> str:
 
 
 def _record(name: str, path: Path, bench: str) -> dict:
-    run = "" if bench in ("ablations", "useru", *tables.SPEED) else f" --run {path.parent}"
+    run = "" if bench in ("ablations", "useru", *tables.SPEED) else f" --data DATA --run {path.parent}"
     cure = f"say python -m qanchor bench {bench}{run} --out {path}"
     if not path.exists():
         raise FileNotFoundError(f"README asks for results:{name}, and there is no {path}: {cure}")

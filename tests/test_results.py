@@ -50,8 +50,8 @@ def test_a_record_that_lacks_is_told_and_nothing_is_written(root):
 @pytest.mark.parametrize(
     ("name", "file", "command"),
     [
-        ("mine/query", "mine/bench.json", "bench tasks --run .*mine --out"),
-        ("mine/replay", "mine/replay.json", "bench replay --run .*mine --out"),
+        ("mine/query", "mine/bench.json", "bench tasks --data DATA --run .*mine --out"),
+        ("mine/replay", "mine/replay.json", "bench replay --data DATA --run .*mine --out"),
         ("ablations", "ablations.json", "bench ablations --out"),
         ("speed/useru", "speed/useru.json", "bench useru --out"),
         ("speed", "speed/cache.json", "bench cache --out"),

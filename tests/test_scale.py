@@ -131,12 +131,13 @@ def test_torchrun_writes_the_same_bytes(home, tmp_path):
     assert bytes_of(tmp_path / "ranks") == bytes_of(tmp_path / "here")
 
 
-DRIVER = "import json, sys; import qanchor as qa; qa.embed_folder(*json.loads(sys.argv[1]), shards=6, workers=2)"
+MANY = 24  # shards: one worker alone must not have made them all before it can be killed
+DRIVER = f"import json, sys; import qanchor as qa; qa.embed_folder(*json.loads(sys.argv[1]), shards={MANY}, workers=2)"
 
 
 def test_kills_lose_and_double_nobody(home, tmp_path):
     """First the driver of two workers is killed, then one of two workers, each after a shard; what was done stays."""
-    out = tmp_path / "out"
+    out, whole = tmp_path / "out", embed(home, tmp_path / "whole", shards=MANY)["made"]  # a shard may have no users
     given = json.dumps([str(home / "users"), str(home / "run"), QUERIES, str(out)])
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, given], env=ENV)
     wait(lambda: any(out.glob(".work/done-*.json")) or driver.poll() is not None)
@@ -145,7 +146,7 @@ def test_kills_lose_and_double_nobody(home, tmp_path):
     assert driver.wait() == -signal.SIGKILL and len(workers) == 2
     wait(lambda: not any(map(alive, workers)))  # they end by themselves
     kept = {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
-    assert 1 <= len(kept) < SHARDS and not (out / "_manifest.json").exists()
+    assert 1 <= len(kept) < whole and not (out / "_manifest.json").exists()
     killed = []
 
     def kill(done: int, total: int) -> None:
@@ -154,12 +155,12 @@ def test_kills_lose_and_double_nobody(home, tmp_path):
             os.kill(killed[0], signal.SIGKILL)
 
     with pytest.raises(ChildProcessError, match=r"its worker ended with code -9 .*start it again to go on"):
-        embed(home, out, workers=2, progress=kill)
+        embed(home, out, shards=MANY, workers=2, progress=kill)
     assert not (out / "_manifest.json").exists()
     kept |= {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
-    assert embed(home, out)["made"] == SHARDS - len(kept)
+    assert embed(home, out, shards=MANY)["made"] == whole - len(kept)
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
-    same(home, out)
+    same(tmp_path, out)
 
 
 def children(pid: int) -> list[int]:

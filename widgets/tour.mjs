@@ -1,5 +1,5 @@
 // The tour of a workbench: words beside its real controls; and what its tabs must tell. All text enters as text nodes.
-import { keepFocus, make } from "./dom.mjs";
+import { focused, keepFocus, make } from "./dom.mjs";
 
 const GAP = 12; // pixels between a control and the words about it
 const TALL = 200; // pixels: words about what is taller stand in it, not under it
@@ -51,7 +51,7 @@ function render({ model, el }) {
 
   /** Show one step; before the first and after the last there is none, and the tour is over. */
   function go(step) {
-    const within = card.contains(document.activeElement);
+    const within = card.contains(focused(card));
     at = step in steps ? step : -1;
     root.dataset.step = at;
     open.setAttribute("aria-expanded", String(at >= 0));
