@@ -8,6 +8,7 @@ PIP_FLAGS ?=
 LAB_FLAGS ?=
 LESSON ?= notebooks/05_query_lens.ipynb
 TEST_FLAGS ?=
+WORKERS ?= 2
 FULL_DATA ?= journey world:20000
 FULL_FLAGS ?= --preset full --set backbone=smollm2 --set cutoffs=12 --set pairs_per_sample=24 --set lora_rank=8
 FULL_OUT ?= data/runs
@@ -15,6 +16,8 @@ MINUTES ?= 10
 # JupyterLab would look for news and newer versions of itself: here nothing is asked outside unless the user says so
 QUIET := --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 1200
+# so many files of tests side by side, of one thread each
+SIDE := -n $(WORKERS) --dist loadfile
 # .ci/run sets REPORTS to a folder and reads there what ran and what was skipped
 junit = $(if $(REPORTS),--junitxml=$(REPORTS)/$(1).xml)
 
@@ -60,13 +63,13 @@ check: env ## style alone
 
 .PHONY: browserless
 browserless: weights
-	$(PY) -m pytest tests -m 'not browser' -rs $(call junit,tests) $(TEST_FLAGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests -m 'not browser' $(SIDE) -rs $(call junit,tests) $(TEST_FLAGS)
 
 browser: weights ## the tests that drive a real JupyterLab in Chromium
-	$(PY) -m pytest tests -m browser -rs $(call junit,browser) $(TEST_FLAGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests -m browser $(SIDE) -rs $(call junit,browser) $(TEST_FLAGS)
 
 notebooks: weights ## run every lesson and compare its outputs
-	$(PY) -m pytest $(NBVAL) -rs $(call junit,notebooks) notebooks
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(NBVAL) $(SIDE) -rs $(call junit,notebooks) notebooks
 
 load: weights ## eight notebooks and four browser tabs on one JupyterLab: does every view answer, and how much memory is held?
 	$(PY) -m pytest tests/browser/load.py -s $(TEST_FLAGS)

@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from fake_views import FILL, SETUP
 from traitlets.config import Config
+from words import read
 
 TRAVEL, MUSIC, PRICE = "Will this user travel soon?", "Does this user follow live music?", "Is this user price-conscious?"
 SLOW = "from fake import FakeAsker, make_frame\nfrom fake_desk import FakeDesk\nfrom widgets import QueryLens, Workbench\n"
@@ -122,10 +123,13 @@ def test_eight_views_in_one_notebook_are_painted_and_live(eight):
     book, _, _ = eight
     for name, (mark, _) in VIEWS.items():
         view = book.page.locator(mark).first
-        view.scroll_into_view_if_needed()
-        assert view.bounding_box()["height"] > 200 and len(view.inner_text()) > 100, name
+        assert len(read(view)) > 100 and view.bounding_box()["height"] > 200, name
         for canvas in view.locator("canvas:visible").all():
-            assert canvas.evaluate(INK) > 1000, f"{name}: an empty map"
+            for _ in range(100):
+                if (ink := canvas.evaluate(INK)) > 1000:
+                    break
+                book.page.wait_for_timeout(100)
+            assert ink > 1000, f"{name}: an empty map"
     assert book.page.evaluate(GONE) == 0
     first = {name: book.page.locator(mark).first for name, (mark, _) in VIEWS.items()}
     ask(book.page, MUSIC)
@@ -176,8 +180,7 @@ def test_a_second_tab_shows_the_same_and_closing_it_harms_nobody(eight, chromium
 def readable(page, outputs):
     """Check that each output says its result in words and as a picture, without its view."""
     for output, (name, (_, words)) in zip(outputs, VIEWS.items(), strict=True):
-        output.scroll_into_view_if_needed()
-        text = output.inner_text()
+        text = read(output)
         assert words in text + " ".join(image.get_attribute("alt") for image in output.locator("img").all()), (
             f"{name}: {text[:300]}"
         )
