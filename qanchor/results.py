@@ -18,6 +18,8 @@ MADE: dict[str, tuple[str, Callable[[dict], str]]] = {
     "query": ("tasks", tables.query_table),
     "fairness": ("fairness", tables.fairness_table),
     "prompts": ("prompts", tables.prompts_table),
+    "curves": ("curves", tables.curves_table),
+    "attention": ("attention", tables.attention_table),
     "replay": ("replay", tables.replay_table),
     "ablations": ("ablations", tables.ablations_table),
     "useru": ("useru", tables.useru_table),
@@ -27,8 +29,8 @@ MADE: dict[str, tuple[str, Callable[[dict], str]]] = {
 def renewed(text: str, runs: Path) -> str:
     """Give README's text with every block from `<!-- results:NAME -->` to `<!-- /results -->` made from the records in `runs`.
 
-    RUN shows RUN/bench.json, the record of `bench tasks`, and so does RUN/query; RUN/fairness, RUN/prompts, RUN/replay,
-    speed/useru and ablations show the file of that name; speed shows all records in its folder.
+    RUN shows RUN/bench.json, the record of `bench tasks`, and so does RUN/query; RUN/fairness, RUN/prompts, RUN/curves,
+    RUN/attention, RUN/replay, speed/useru and ablations show the file of that name; speed shows all records in its folder.
     """
     return BLOCK.sub(lambda block: f"{block[1]}{_shown(block[2], runs)}\n{block[3]}", text)
 

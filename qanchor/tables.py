@@ -20,6 +20,18 @@ NAMES = {
 ASKED = {"itself": "the question about it", "nothing": "nothing asked", "generic": "a generic question"}
 OTHERS = {"none": "nothing", "generic": "a generic question", "wrong": "another task's question"}
 WAYS = {"right": "the task's own question", "vague": "a vague question", "vague_seek": "the vague one, with `seek`"}
+CURVES = {
+    "vectors": ("vector", "{}, 100 steps"),
+    "steps": ("step", "6 vectors, {} at most"),
+    "untrained": ("step", "without pre-training, {}"),
+    "lora": ("step", "LoRA on the same labels, {}"),
+}
+LOOKS = {
+    "weight": "attention",
+    "per_token": "attention per slot",
+    "deletion_effect": "deletion",
+    "gradient": "gradient times input",
+}
 ARMS = {
     "rfm": "RFM, fitted to the label",
     "lightgbm": "LightGBM on RFM + counts, fitted to the label",
@@ -111,6 +123,31 @@ def prompts_table(record: dict) -> str:
         lines.append([WAYS[way], short(row["before"]["auc"]), short(row["after"]["auc"]), gain, *cells])
     lines.append(["the paper, its own tasks", ".8104", ".8225", "+.012", "+.022", ""])
     return table(["typed", "AUC before", "after", "gain (95 %)", "KS", "silhouette"], lines)
+
+
+def curves_table(record: dict) -> str:
+    """Show what tuning a vague question gains: by vectors, by steps, without pre-training, and by LoRA instead."""
+    paper, lines = record["paper"], []
+    for row in record["average"]:
+        gain = _gap([row["gain"][name] for name in ("auc", "low", "high")])
+        theirs = paper.get(row["curve"], {}).get(str(row["x"]))
+        noun, name = CURVES[row["curve"]]
+        name = name.format(_number(row["x"], noun))
+        lines.append([name, short(row["before"]), short(row["after"]), gain, short(theirs, 4) if theirs else ""])
+    head = [f"average of {_number(len(record['tasks']), 'task')}", "AUC before", "after", "gain (95 %)", "the paper's AUC"]
+    return table(head, lines)
+
+
+def attention_table(record: dict) -> str:
+    """Say how often each measure names a modality that carries the task, under the question and under a tuned prompt."""
+    lines = []
+    for name, said in LOOKS.items():
+        parts = [side[name] for side in (record["named"], record["tuned"]["named"])]
+        columns = [[part[kind]["first"] for part in parts] for kind in ("as_it_is", "against")]
+        lines.append([said, *(", ".join(map(_whole, two)) for two in (*columns, [part["carriers"] for part in parts]))])
+    lines.append(["a blind guess", *[_whole(record["chance"])] * 3])
+    head = ["by question, by tuned prompt", "first is a carrier", "less its mean over tasks", "of the sum to carriers"]
+    return table(head, lines)
 
 
 def replay_table(record: dict) -> str:
@@ -255,6 +292,10 @@ def _times(value: float) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def _whole(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _number(many: int, noun: str = "") -> str:

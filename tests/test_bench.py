@@ -145,12 +145,18 @@ def test_texts_are_counted_and_found():
 
 
 def test_attention_is_held_against_what_was_planted(users, run):
-    found = bench.BENCHES["attention"](users=lambda: users, run=run, most=12)
-    assert found.keys() == SAID | {"users", "chance", "named", "agreement", "rows"} and json.dumps(found, default=float)
-    assert set(found["named"]) == {"weight", "per_token", "deletion_effect", "gradient"} and len(found["rows"]) == 60
-    every = [part for both in found["named"].values() for part in both.values()]
-    assert all(0 <= part["auc"] <= 1 and 0 <= part["first"] <= 1 for part in every)
-    assert set(found["agreement"]) == {"weight", "per_token"} and all(-1 <= r <= 1 for r in found["agreement"].values())
+    found = bench.BENCHES["attention"](users=lambda: make_world(60), run=run, most=12, tuned_on=48, steps=10)
+    assert found.keys() == SAID | {"users", "chance", "named", "agreement", "rows", "tuned"} and json.dumps(
+        found, default=float
+    )
+    assert found["tuned"]["users"] == 48 and found["tuned"]["rows"] != found["rows"], "a prompt is not the question it began at"
+    for told in (found, found["tuned"]):
+        assert set(told["named"]) == {"weight", "per_token", "deletion_effect", "gradient"} and len(told["rows"]) == 60
+        shown = [
+            part[kind][one] for part in told["named"].values() for kind in ("as_it_is", "against") for one in ("auc", "first")
+        ]
+        assert all(0 <= value <= 1 for value in [*shown, *(part["carriers"] for part in told["named"].values())])
+        assert set(told["agreement"]) == {"weight", "per_token"} and all(-1 <= r <= 1 for r in told["agreement"].values())
     with pytest.raises(ValueError, match="the truth is known of --data world alone"):
         bench.BENCHES["attention"](users=lambda: replace(users, name="mine"), run=run)
     told = bench_attention._named(pd.DataFrame({"task": list("aabb")}), pd.Series([1.0, 2, 9, 3]), [False, True, True, False])

@@ -129,3 +129,19 @@ def test_pairs_are_told_by_size():
 )
 def test_shares_are_written_as_the_readme_does(value, written):
     assert tables.short(value) == written
+
+
+def test_curves_stand_beside_the_paper_where_it_has_a_point():
+    row = {"before": 0.71, "after": 0.72, "gain": SPAN}
+    average = [{"curve": "vectors", "x": 1} | row, {"curve": "steps", "x": 200} | row, {"curve": "lora", "x": 100} | row]
+    told = rows_of(tables.curves_table({"tasks": ["a", "b"], "average": average, "paper": {"vectors": {"1": 0.8146}}}))
+    assert told["one vector, 100 steps"] == [".710", ".720", "+.012 (.0040 to .020)", ".8146"]
+    assert told["6 vectors, 200 steps at most"][-1] == "" and told["LoRA on the same labels, 100 steps"][1] == ".720"
+
+
+def test_attention_is_told_before_and_after_tuning():
+    def named(first, part):
+        return {name: {"as_it_is": {"first": first}, "against": {"first": 0.4}, "carriers": part} for name in tables.LOOKS}
+
+    told = rows_of(tables.attention_table({"chance": 0.4, "named": named(0.6, 0.5), "tuned": {"named": named(0.7, 0.55)}}))
+    assert told["attention"] == ["60 %, 70 %", "40 %, 40 %", "50 %, 55 %"] and told["a blind guess"] == ["40 %"] * 3
