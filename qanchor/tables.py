@@ -30,7 +30,7 @@ LOOKS = {
     "weight": "attention",
     "per_token": "attention per slot",
     "deletion_effect": "deletion",
-    "gradient": "gradient times input",
+    "gradient": "gradient x input",
 }
 ARMS = {
     "rfm": "RFM, fitted to the label",
