@@ -26,12 +26,7 @@ CURVES = {
     "untrained": ("step", "without pre-training, {}"),
     "lora": ("step", "LoRA on the same labels, {}"),
 }
-LOOKS = {
-    "weight": "attention",
-    "per_token": "attention per slot",
-    "deletion_effect": "deletion",
-    "gradient": "gradient x input",
-}
+LOOKS = {"weight": "attention", "per_token": "the same by slot", "deletion_effect": "deletion", "gradient": "gradient x input"}
 ARMS = {
     "rfm": "RFM, fitted to the label",
     "lightgbm": "LightGBM on RFM + counts, fitted to the label",
