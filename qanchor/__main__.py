@@ -18,7 +18,7 @@ import qanchor as qa
 from . import mend
 from .backbone import PACKAGES, WeightsError, fetch
 from .bars import Bars
-from .bench import BENCHES
+from .bench import BENCHES, PROVED
 from .checkpoints import Checkpoint
 from .config import field_of
 from .files import write_whole
@@ -62,8 +62,7 @@ def say(result: dict, words: str, as_json: bool) -> None:
 
 def read(run: Path, users: qa.Users) -> tuple[qa.Engine, qa.Cache]:
     """Load a run and read the users with it."""
-    bars = Bars()
-    engine = qa.Engine(qa.load(run))
+    bars, engine = Bars(), qa.Engine(qa.load(run))
     cache = engine.prefill(users, progress=lambda done, total: bars("reading users", done, total))
     bars.close()
     return engine, cache
@@ -258,6 +257,7 @@ def bench(
     out: Annotated[Path | None, typer.Option(help="keep the JSON object in this file, too")] = None,
     minutes: Annotated[float | None, typer.Option(help="how long, for soak")] = None,
     cases: Annotated[int | None, typer.Option(help="how many, for fuzz")] = None,
+    most: Annotated[int | None, typer.Option(help="users at most, for prompts, curves, attention")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure, as ratios in one run with the machine's own ceiling beside them."""
@@ -266,9 +266,9 @@ def bench(
     if told := busy():
         typer.echo(f"warning: {told}", err=True)
     bars = Bars()
-    shown = {"progress": bars} if name in ("tasks", "ablations", "attention", "replay", "prompts", "curves", "fairness") else {}
-    shown |= {word: given for word, given in {"minutes": minutes, "cases": cases}.items() if given is not None}
-    result = BENCHES[name](users=lambda: open_users(data), run=run, seeds=seeds, **shown)
+    given = {"progress": bars if name in PROVED else None, "minutes": minutes, "cases": cases, "most": most}
+    given = {word: value for word, value in given.items() if value is not None}
+    result = BENCHES[name](users=lambda: open_users(data), run=run, seeds=seeds, **given)
     bars.close()
     if out:
         write_whole(out, lambda aside: aside.write_text(json.dumps(result, default=float) + "\n"))
@@ -287,10 +287,10 @@ def main() -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
-        if type(error).__module__.startswith(("click", "typer")):
-            error.show()
-            return 2
-        raise
+        if not type(error).__module__.startswith(("click", "typer")):
+            raise
+        error.show()
+        return 2
     if code == 130:
         typer.echo("stopped", err=True)
     return code or 0

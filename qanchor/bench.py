@@ -26,4 +26,5 @@ def _told(made):
 
 PROOF = (tasks, ablations, replay, fairness, prompts, curves, attention)
 MADE = (*PROOF, tune, cache, ask, refresh, versus, train, scale, texts, useru, card, fuzz, soak)
+PROVED = {made.__name__ for made in PROOF}  # these tell how far they are
 BENCHES = {made.__name__: _told(made) for made in MADE}
