@@ -22,7 +22,7 @@ SIDE := -n $(WORKERS) --dist loadfile
 junit = $(if $(REPORTS),--junitxml=$(REPORTS)/$(1).xml)
 
 .DEFAULT_GOAL := help
-.PHONY: help env weights lab app test fast check browser notebooks load full results format lock clean
+.PHONY: help env weights lab app test fast check browser notebooks load pictures full results format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -73,6 +73,9 @@ notebooks: weights ## run every lesson and compare its outputs
 
 load: weights ## eight notebooks and four browser tabs on one JupyterLab: does every view answer, and how much memory is held?
 	$(PY) -m pytest tests/browser/load.py -s $(TEST_FLAGS)
+
+pictures: weights ## take README's pictures anew
+	$(PY) -m pytest tests/browser/pictures.py -s $(TEST_FLAGS)
 
 full: weights ## on a GPU: train the full preset on both data sets, MINUTES each, and measure it; runs and bench.json into FULL_OUT
 	@for data in $(FULL_DATA); do \
