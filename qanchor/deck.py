@@ -10,7 +10,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from . import maps
-from .engine import Asker
+from .asker import Asker
 from .explain import FOLDS, SEEDS, group_aucs, half_interval, question_bank, random_groups
 from .groups import LEAST, members
 from .schema import Users
@@ -108,14 +108,14 @@ def _rows(
         keys = {name: (query, group.tobytes(), draws, seed) for name, group in inside.items()}
         which, end = f"question {place + 1} of {len(queries)}", total * (place + 1)
         if new := [name for name, key in keys.items() if key not in cells]:
-            for step in (step for text in ("", query) for step in ask._embed(text, total)):
+            for step in (step for text in ("", query) for step in ask.embed(text)):
                 yield update(total * place + step["done"], step["sentence"].replace(" ...", f", {which} ..."))
             yield update(end - 1, f"Weighing yes against no, {which} ...")
             each = _each_user(ask, query)
             cells.update((keys[name], _cell(ask.kept[query], *each, inside[name], draws, seed)) for name in new)
         if floors and query not in ask.floors:
             yield update(end - 1, f"Measuring what rewording alone does, {which} ...")
-            ask._floor(query)
+            ask.floor(query)
         found |= {(query, name): (inside[name], cells[key]) for name, key in keys.items()}
         yield update(end, f"Asked {which} ...")
     last = update(told["total"], "")
