@@ -22,6 +22,7 @@ SUGGESTIONS = (
     "Will this {} order takeout next month?",
     "What are the user's most likely actions in the next period?",
 )
+REWORDED = 256  # users or so whom the rewordings are asked of, of every length: twice as many as dimensions
 REMEMBERED = 160  # queries whose embeddings are kept, the newest: 164 MB of 2,000 users; a bank of 72 questions fits in
 HELD = 4_000_000  # embeddings kept at most, 2 GB of 128 numbers: 40 queries of 100,000 users
 
@@ -94,7 +95,7 @@ class Asker:
     def floor(self, query: str) -> float:
         """Measure the noise floor of a query that is kept: what its rewordings move."""
         if query not in self.floors:
-            groups = self.cache.groups[:: max(1, len(self.cache.groups) // 4)]  # rewordings are asked of some groups only
+            groups = self.cache.groups[:: max(1, round(len(self.ids) / REWORDED))]
             rows = np.concatenate([g.rows for g in groups])
             texts = [p.format(query) for p in PARAPHRASES]
             z = np.concatenate([z for _, z in self.engine.stream(Cache(self.ids, "", groups=groups), texts)])

@@ -1,5 +1,6 @@
 """The asker: frames that say who moved, maps that do not turn over, nothing asked twice, nothing left behind by a cancel."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from tiny import make_engine, make_model, make_users
@@ -64,6 +65,21 @@ def test_of_many_users_each_map_lies_as_the_last_of_its_method(engine, monkeypat
         shown = [u for u in updates if u["points"] is not None]
         assert [u["caption"].split()[2] for u in shown] == ["PCA", "PCA", "UMAP"]
         assert [u["shift"] is None for u in shown] == [True, False, False]
+
+
+def test_the_floor_is_what_rewordings_move_of_about_so_many_users(asker, engine, monkeypatch):
+    query, texts = "Why?", [p.format("Why?") for p in PARAPHRASES]
+    base, *reworded = engine.embed(asker.cache, [query, *texts]).transpose(1, 0, 2)
+    everybody = maps.noise_floor(base, reworded)
+    list(asker.embed(query))
+    assert asker.floor(query) == pytest.approx(everybody, rel=1e-3) and everybody > 0
+    asker.floors.clear()
+    monkeypatch.setattr("qanchor.asker.REWORDED", 4)  # of nine users: every second group
+    rows = np.concatenate([group.rows for group in asker.cache.groups[::2]])
+    asked, stream = [], engine.stream
+    monkeypatch.setattr(engine, "stream", lambda cache, texts: asked.extend(cache.groups) or stream(cache, texts))
+    assert asker.floor(query) == pytest.approx(maps.noise_floor(base[rows], [z[rows] for z in reworded]), rel=1e-3)
+    assert sum(len(group.rows) for group in asked) == len(rows) < 9
 
 
 def test_a_cancelled_query_leaves_nothing_behind(asker):
