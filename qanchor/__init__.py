@@ -1,11 +1,13 @@
 """Ask questions of user behaviour: query-conditioned user embeddings (Query as Anchor, arXiv 2602.14492)."""
 
+from .asker import Asker
 from .batch import batch_users
+from .cache import Cache
 from .clusters import cluster_ledger, find_clusters
 from .config import FULL, MEDIUM, SMALL, TINY, Config
 from .deck import Deck, shift_matrix
 from .desk import Desk
-from .engine import Asker, Cache, Engine
+from .engine import Engine
 from .explain import explain_group
 from .groups import describe_group, export_group
 from .journey import load_journey, load_movielens

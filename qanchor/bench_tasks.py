@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .asker import PARAPHRASES
 from .batch import length_groups
 from .cache import Cache
 from .encoder import KINDS as SLOT_KINDS
-from .engine import PARAPHRASES, Engine
+from .engine import Engine
 from .model import QAnchor, build
 from .pairs import SUMMARY_QUERY
 from .probe import auc

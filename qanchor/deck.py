@@ -10,13 +10,15 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from . import maps
-from .engine import Asker
+from .asker import Asker
+from .cache import Recent
 from .explain import FOLDS, SEEDS, group_aucs, half_interval, question_bank, random_groups
 from .groups import LEAST, members
 from .schema import Users
 from .topics import TOPICS, match
 from .verdict import judge
 
+CELLS = 2_000  # results that a deck keeps, the newest: 6 kB each, and an eighth of a byte a user
 DRAWS = 200  # random groups behind each chance line
 CARDS, COLUMNS = 8, 10  # questions and groups that are taken when none are named
 MUCH = 0.25  # of the users are the group of a modality: those of whose events it makes the largest share
@@ -105,18 +107,20 @@ def _rows(
         return told | {"done": done, "sentence": words, "frame": _frame(found, ask.floors)}
 
     for place, query in enumerate(queries):
-        keys = {name: (query, group.tobytes(), draws, seed) for name, group in inside.items()}
+        keys = {name: (query, np.packbits(group).tobytes(), draws, seed) for name, group in inside.items()}
         which, end = f"question {place + 1} of {len(queries)}", total * (place + 1)
-        if new := [name for name, key in keys.items() if key not in cells]:
-            for step in (step for text in ("", query) for step in ask._embed(text, total)):
+        row = {name: cells[key] for name, key in keys.items() if key in cells}  # a store may let go of some before the end
+        if new := [name for name in keys if name not in row]:
+            for step in (step for text in ("", query) for step in ask.embed(text)):
                 yield update(total * place + step["done"], step["sentence"].replace(" ...", f", {which} ..."))
             yield update(end - 1, f"Weighing yes against no, {which} ...")
             each = _each_user(ask, query)
-            cells.update((keys[name], _cell(ask.kept[query], *each, inside[name], draws, seed)) for name in new)
+            row |= {name: _cell(ask.kept[query], *each, inside[name], draws, seed) for name in new}
+            cells.update((keys[name], row[name]) for name in new)
         if floors and query not in ask.floors:
             yield update(end - 1, f"Measuring what rewording alone does, {which} ...")
-            ask._floor(query)
-        found |= {(query, name): (inside[name], cells[key]) for name, key in keys.items()}
+            ask.floor(query)
+        found |= {(query, name): (inside[name], row[name]) for name in keys}
         yield update(end, f"Asked {which} ...")
     last = update(told["total"], "")
     yield last | {"sentence": told_apart(last["frame"], unit)}
@@ -180,7 +184,7 @@ class Deck:
 
     ask, users   of the same users: `engine.asker(cache)`, whose store is shared, and who they are.
     `queries` and `groups` are what it opens with (`default_deck`, `default_groups`, or your own); `deck(queries, groups)` gives
-    the updates of `shift_matrix`. What was worked out once, of a question and a group, is kept.
+    the updates of `shift_matrix`. The newest results are kept.
 
     Example:
         >>> users = qa.make_world(60)
@@ -202,7 +206,7 @@ class Deck:
         self.ask, self.ids, self.unit, self.least, self.seed = ask, users.ids, users.unit, LEAST, seed
         self.queries = default_deck(users) if queries is None else list(queries)
         self.groups = default_groups(users) if groups is None else {name: tuple(ids) for name, ids in groups.items()}
-        self._cells: dict[tuple, Cell] = {}
+        self._cells = Recent(CELLS)
 
     def __call__(self, queries: Sequence[str], groups: Mapping[str, Iterable[str]]) -> Iterator[dict]:
         """Ask, row by row; see `shift_matrix`."""

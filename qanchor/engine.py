@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -12,29 +11,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from . import maps
+from .asker import Asker
 from .backbone import merge_lora
 from .batch import Branches, batch_users, length_groups, packed
-from .cache import Cache, Group, Recent, fork, in_common, keep, nbytes, part, take_users
+from .cache import Cache, Group, fork, in_common, keep, nbytes, part, take_users
 from .encoder import Prefix, place
 from .heads import Asked, Query
 from .model import QAnchor
 from .schema import Users
 from .verdict import judge
 
-# Rewordings that leave the question as it was: what they move is the noise floor.
-PARAPHRASES = ("{} Please answer.", "Tell me: {}", "A question: {}", "I would like to know: {}", "{} What do you think?")
-SUGGESTIONS = (
-    "Will this {} travel soon?",
-    "Is this {} price-conscious?",
-    "Will this {} stop coming?",
-    "Does this {} have a baby?",
-    "Will this {} order takeout next month?",
-    "What are the user's most likely actions in the next period?",
-)
-
-REMEMBERED = 160  # queries whose embeddings are kept, the newest: 164 MB of 2,000 users; a bank of 72 questions fits in
-HELD = 4_000_000  # embeddings kept at most, 2 GB of 128 numbers: 40 queries of 100,000 users
 Pack = tuple[Branches, Query]
 
 
@@ -212,79 +198,6 @@ class Engine:
     def asker(self, cache: Cache, start: str = "", method: str | None = None) -> Asker:
         """Give the callable that a `QueryLens` asks; method of the map: "umap" or "pca" (None: "pca" beyond 20,000 users)."""
         return Asker(self, cache, start, method)
-
-
-class Asker:
-    """Answer typed queries with frames: where every user stands, who moved, and a sentence that says so.
-
-    Calling it gives an iterator of updates; closing the iterator cancels the work. The newest embeddings are kept by query.
-
-    Example:
-        >>> users = qa.make_world(40)
-        >>> model = qa.build(qa.TINY, qa.Reader.fit(users, None, qa.TINY))
-        >>> engine = qa.Engine(model)
-        >>> *_, last = engine.asker(engine.prefill(users), method="pca")("Will this user travel soon?")
-        >>> list(last["points"].columns)
-        ['user', 'query', 'x', 'y', 'trust']
-    """
-
-    def __init__(self, engine: Engine, cache: Cache, start: str = "", method: str | None = None, seed: int = 0):
-        self.engine, self.cache, self.ids, self.start, self.seed = engine, cache, cache.ids, start, seed
-        self.method = method or ("umap" if len(cache) <= maps.MANY else "pca")
-        self.queries = [s.format(cache.unit) for s in SUGGESTIONS]
-        self.facts = partial(maps.facts, engine.model.run, seed)  # of a shift: what a claim card says of it
-        self.kept, self.floors = Recent(min(REMEMBERED, max(8, HELD // len(cache)))), Recent(REMEMBERED)
-        self.last: pd.DataFrame | None = None
-
-    def __call__(self, query: str, previous: str | None = None) -> Iterator[dict]:
-        """Ask; each update has done, total, points, shift, sentence, caption, and the last one has them all filled."""
-        query, previous, total = query.strip(), self.start if previous is None else previous, len(self.ids)
-        yield from self._embed(query, total)
-        yield from self._embed(previous, total)
-        before, after = self.kept[previous], self.kept[query]
-        shift, sentence = None, f"{total:,} {self.cache.unit}s, before anything is asked."
-        draw = partial(maps.joint_map, before, after, self.ids, (previous, query), self.seed)
-        if many := total > maps.MANY:  # who moved takes longer: the map comes first
-            self.last = draw("pca", self.last)
-            yield self._update(total, total, "", self.last, None, maps.caption(self.last))
-        if query != previous:
-            yield self._update(total, total, "Measuring what rewording alone does ...")
-            shift = maps.shift_frame(before, after, self.ids, previous, query, self._floor(query))
-            sentence = maps.sentence(shift, self.cache.unit, len(PARAPHRASES))
-        for method in dict.fromkeys(("pca", self.method) if self.last is None else (self.method,)):  # the first UMAP compiles
-            self.last = self.last if many and method == "pca" else draw(method, self.last)
-            yield self._update(total, total, sentence, self.last, shift, maps.caption(self.last))
-
-    def answer(self, user: str, query: str) -> str:
-        """Say the graded answer that one user's anchor is nearest to; the question about everything is answered freely."""
-        list(self._embed(query, len(self.ids)))
-        anchor = self.kept[query][[self.ids.index(str(user))]]
-        says = judge(self.engine.model, [user], query, anchor, self.cache.unit, self.cache.horizon_days)["says"][0]
-        return says or self.engine.answer(self.cache, str(user), query)
-
-    def _embed(self, query: str, total: int) -> Iterator[dict]:
-        if query in self.kept:
-            self.kept.move_to_end(query)  # it must not be let go for the one it is compared with
-            return
-        out, done = np.zeros((total, self.engine.model.config.dim), np.float32), 0
-        for rows, z in self.engine.stream(self.cache, [query]):
-            out[rows] = z[:, 0]
-            done += len(rows)
-            yield self._update(done, total, f"Asked {done:,} of {total:,} {self.cache.unit}s ...")
-        self.kept[query] = out  # only whole results are kept: a cancelled query leaves nothing behind
-
-    def _floor(self, query: str) -> float:
-        if query not in self.floors:
-            groups = self.cache.groups[:: max(1, len(self.cache.groups) // 4)]  # rewordings are asked of some groups only
-            rows = np.concatenate([g.rows for g in groups])
-            texts = [p.format(query) for p in PARAPHRASES]
-            z = np.concatenate([z for g in groups for _, z in self.engine.stream(Cache(self.ids, "", groups=[g]), texts)])
-            self.floors[query] = maps.noise_floor(self.kept[query][rows], [z[:, k] for k in range(len(texts))])
-        return self.floors[query]
-
-    @staticmethod
-    def _update(done, total, sentence, points=None, shift=None, caption="") -> dict:
-        return {"done": done, "total": total, "points": points, "shift": shift, "sentence": sentence, "caption": caption}
 
 
 def generate(model: nn.Module, hidden: Float[Tensor, "one dim"], cache, mask: Int[Tensor, "one past"], eos: int, limit: int):

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from .asker import SUGGESTIONS
 from .attention import deletable, deletions, gradients, row_names, shares
 from .cache import Cache, Recent
-from .engine import SUGGESTIONS, Engine
+from .engine import Engine
 from .heads import Asked, words_of
 from .ledger import Look, ledger_frame, sentence
 from .schema import MAX_TEXT, Users

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from .asker import SUGGESTIONS
 from .cache import Cache
-from .engine import SUGGESTIONS, Engine
+from .engine import Engine
 from .prompt import SoftPrompt
 from .schema import Users
 from .trial import judged, parted, sentence

@@ -147,6 +147,16 @@ def test_groups_without_labels_are_facts_or_modalities():
     assert len(deck.default_deck(Users.from_events(events, cutoff))) == 8  # they speak of next to nothing
 
 
+def test_a_deck_keeps_the_newest_cells_and_gives_the_same_without_the_others(ask, monkeypatch):
+    monkeypatch.setattr(deck, "CELLS", 2)  # fewer than one row has
+    held = Deck(ask, make_world(60), QUERIES, GROUPS)
+    whole, _ = told(ask)
+    for _ in range(2):
+        *_, last = held(QUERIES, GROUPS)
+        pd.testing.assert_frame_equal(last["frame"].set_index(["query", "group"]), whole)
+    assert len(held._cells) == 2
+
+
 def test_a_deck_answers_with_the_real_path():
     users = make_world(60)
     engine = make_engine(make_model(users))

@@ -11,7 +11,7 @@ from tiny import QUERIES, make_engine, make_model, make_users, one_by_one
 
 from qanchor.backbone import new_cache
 from qanchor.batch import USER_EMB, batch_users, branches
-from qanchor.engine import PARAPHRASES, Engine
+from qanchor.engine import Engine
 
 MODELS = {name: {"attention": name} for name in ("sdpa", "eager")}
 MODELS |= {"appendable": {"layout": "appendable"}, "no habits": {"habits": 0}, "few slots": {"recent": 0, "habits": 2}}
@@ -242,48 +242,3 @@ def test_appending_leaves_the_old_cache_and_keeps_to_the_budget():
 def test_other_users_cannot_be_appended(engine, cache):
     with pytest.raises(ValueError, match=r"8 users, the cache holds 9 \(odd one: b\): append to the same users"):
         engine.append(cache, make_users().select([*list("acdefg"), "later", "none"]))
-
-
-# the asker: what the query lens calls
-
-
-@pytest.fixture
-def asker(engine):
-    return engine.asker(engine.prefill(make_users(), tokens=40), method="pca")
-
-
-def test_the_asker_moves_everybody_and_says_so(asker):
-    updates = list(asker("Will this user travel soon?"))
-    last = updates[-1]
-    assert last["done"] == last["total"] == 9 and all(u["done"] <= u["total"] for u in updates)
-    assert list(last["points"].columns[:5]) == ["user", "query", "x", "y", "trust"]
-    assert set(last["points"]["query"]) == {"", "Will this user travel soon?"} and len(last["points"]) == 18
-    assert set(last["shift"]["user"]) == set(asker.ids) and (last["shift"]["from_query"] == "").all()
-    assert "9 users" in last["sentence"] and f"{len(PARAPHRASES)} paraphrases" in last["sentence"] and last["caption"]
-    again = list(asker("Will this user travel soon?"))
-    assert len(again) < len(updates)  # kept: nothing is asked twice
-    pd.testing.assert_frame_equal(again[-1]["shift"], last["shift"])
-
-
-def test_of_many_users_the_map_comes_before_who_moved(engine, monkeypatch):
-    monkeypatch.setattr("qanchor.maps.MANY", 8)
-    monkeypatch.setattr("qanchor.maps.BLOCK", 3)
-    asker = engine.asker(engine.prefill(make_users(), tokens=40))
-    assert asker.method == "pca"
-    first, last = [u for u in asker("Will this user travel soon?") if u["points"] is not None]
-    assert first["shift"] is None and "PCA" in first["caption"] and len(last["shift"]) == 9
-    assert first["points"] is last["points"]  # drawn once
-
-
-def test_a_cancelled_query_leaves_nothing_behind(asker):
-    asking = asker("Is this user a driver?", previous="Why?")
-    assert next(asking)["done"] < 9
-    asking.close()
-    assert not asker.kept
-    assert list(asker("Is this user a driver?", previous="Why?"))[-1]["points"] is not None
-
-
-def test_the_asker_answers_in_words(asker, engine):
-    says = engine.verdict(asker.cache, "Why?").set_index("user")["says"]
-    assert asker.answer("a", "Why?") == says["a"]
-    assert all("{}" not in query for query in asker.queries)

@@ -94,7 +94,7 @@ def test_starting_from_the_browser_leaves_the_message_loop_free():
     began = time.monotonic()
     press(lab, "tune", label="Concert", query="", vectors="4", steps="20", seed="7")
     assert time.monotonic() - began < 0.1
-    until(lambda: lab._status.get("step", 0) > 5)
+    until(lambda: lab._status.get("done", 0) > 5)
     assert lab._status["busy"] and lab._status["left"] > 0
     press(lab, "tune", label="Luck")  # one at a time: this one is not begun
     until(lambda: not lab._status.get("busy"))
@@ -104,7 +104,7 @@ def test_starting_from_the_browser_leaves_the_message_loop_free():
 def test_stop_and_keep_judges_and_keeps_the_best_so_far():
     lab, _ = make_lab()
     press(lab, "tune", label="slow", steps=60)
-    until(lambda: lab._status.get("step", 0) >= 12)
+    until(lambda: lab._status.get("done", 0) >= 12)
     press(lab, "stop")
     assert lab._status["stopping"]
     until(lambda: not lab._status.get("busy"))
@@ -120,7 +120,7 @@ def test_cancel_keeps_nothing_and_brings_the_last_result_back():
     lab.tune("Takeout")
     before = (lab._curve, lab._result, lab.prompt)
     press(lab, "tune", label="slow")
-    until(lambda: lab._status.get("step", 0) >= 2)
+    until(lambda: lab._status.get("done", 0) >= 2)
     assert lab._curve["step"] == [0]
     press(lab, "cancel")
     until(lambda: not lab._status.get("busy"))

@@ -276,7 +276,7 @@ def test_half_a_character_is_refused_in_a_table_and_borne_in_a_query():
 
 
 def test_stores_keep_to_their_bounds_and_answers_stay_the_same(monkeypatch):
-    monkeypatch.setattr("qanchor.engine.REMEMBERED", 3)
+    monkeypatch.setattr("qanchor.asker.REMEMBERED", 3)
     yardsticks.cache_clear()
     desk = qa.Desk(make_engine(make_model(WORLD)), WORLD, method="pca")
     first = desk.compare("", "Will this user travel soon?")["ledger"]

@@ -8,7 +8,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from html import escape
 from itertools import count
 from pathlib import Path
@@ -63,6 +64,15 @@ class View(anywidget.AnyWidget):
         except Exception:  # a notebook must open whatever the data holds
             log.exception("no still picture of %r", self)
         return data, about
+
+
+@contextmanager
+def closing(updates: Iterable[dict]) -> Iterator[Iterable[dict]]:
+    """Close what gives updates in the end, come what may: that cancels its work. A list of them needs no closing."""
+    try:
+        yield updates
+    finally:
+        getattr(updates, "close", lambda: None)()
 
 
 class Worker:

@@ -10,7 +10,7 @@ from threading import Event, RLock
 import pandas as pd
 from traitlets import Dict
 
-from widgets._base import Selection, View, Worker, log, plain, script, still_page
+from widgets._base import Selection, View, Worker, closing, log, plain, script, still_page
 from widgets._ledger import bars, checked_ledger, packed, table
 
 LISTED = 40  # events of one user that can be edited, the newest
@@ -222,7 +222,7 @@ class AttentionLedger(View):
     def _listen(self, updates: Iterator[dict], whom: str, stop: Event) -> Shown | None:
         """Follow the updates, each ledger shown as it comes; give the last, or None if it was cancelled."""
         last = None
-        try:
+        with closing(updates):
             if whom and self._list:
                 self._describe(whom)
             for update in updates:
@@ -234,9 +234,6 @@ class AttentionLedger(View):
                     edited = {k: update[k] for k in ("moved", "before", "after") if k in update}
                     last = Shown(checked_ledger(update["ledger"]), words, str(update.get("caption") or ""), whom, edited)
                     self._draw(last)
-        finally:
-            if close := getattr(updates, "close", None):
-                close()  # this is what cancels the work
         if stop.is_set():
             return None
         if last is None:

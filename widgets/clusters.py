@@ -37,7 +37,7 @@ class ClusterLedger(View):
         ClusterLedger(2 users, 1 cluster before, 1 after)
     """
 
-    _esm = script("geometry.mjs", "dom.mjs", "kernel.mjs", "dots.mjs", "map.mjs", "flow.mjs", "clusters.mjs")
+    _esm = script("geometry.mjs", "dom.mjs", "kernel.mjs", "dots.mjs", "gestures.mjs", "map.mjs", "flow.mjs", "clusters.mjs")
     _css = script("lens.css", "clusters.css")
     _about = Dict().tag(sync=True)  # title: never changes
     _picture = Dict().tag(sync=True)  # all that is drawn

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from traitlets import Bytes, Dict
 
-from widgets._base import Selection, View, Worker, log, plain, script, still_map, still_page, vacant
+from widgets._base import Selection, View, Worker, closing, log, plain, script, still_map, still_page, vacant
 from widgets._pack import Asked, asked, described
 from widgets.claim import ClaimCard
 
@@ -42,7 +42,7 @@ class QueryLens(View):
         ('Nobody moved.', QueryLens(1 user, query='q'))
     """
 
-    _esm = script("geometry.mjs", "dom.mjs", "kernel.mjs", "dots.mjs", "map.mjs", "lens.mjs")
+    _esm = script("geometry.mjs", "dom.mjs", "kernel.mjs", "dots.mjs", "gestures.mjs", "map.mjs", "lens.mjs")
     _css = script("lens.css")
     _about = Dict().tag(sync=True)  # title, suggestions: never changes
     _users = Dict().tag(sync=True)  # who they are: never changes
@@ -213,7 +213,7 @@ class QueryLens(View):
     def _listen(self, query: str, previous: str | None, stop: Event) -> Asked | None:
         """Follow the updates of one query, each map shown as it comes; give the last, or None if it was cancelled."""
         updates, last = self._asker(query, previous), None
-        try:
+        with closing(updates):
             for update in updates:
                 if stop.is_set():
                     return None
@@ -223,10 +223,6 @@ class QueryLens(View):
                     refines, last = last is not None, asked(self._ids, query, update)
                     self._draw(last, refines=refines)
                     self._partial = True
-        finally:
-            close = getattr(updates, "close", None)
-            if close:
-                close()  # this is what cancels the work
         if stop.is_set():
             return None
         if last is None:

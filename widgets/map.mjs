@@ -1,11 +1,10 @@
 // The map of users on a canvas: points, arrows, hover, lasso, keyboard. It is told what to draw and tells what was done.
-import { arrowHead, blend, clamp, combine, corners, ease, fit, mix, nearestTo, neighbour, project, strongest, within } from "./geometry.mjs";
-import { make, modeOf } from "./dom.mjs";
+import { arrowHead, blend, clamp, combine, corners, ease, fit, mix, project, strongest } from "./geometry.mjs";
+import { make } from "./dom.mjs";
 import { dotSheet } from "./dots.mjs";
+import { gestures } from "./gestures.mjs";
 
-const REACH = 12; // pixels: how near a pointer must come to a point
 const CLOSEST = 200; // times as near as the whole map
-const ZOOM = { "+": 1.6, "=": 1.6, "-": 1 / 1.6, 0: 0 };
 const MANY = 20_000; // users beyond whom dots are as sharp as the page's pixels, not the screen's: four times as fast there
 const RAMP = 64; // shades from no residual to the largest
 
@@ -257,66 +256,7 @@ export function userMap(box, hear) {
   }
   const drag = (x, y) => look({ ...s.view, x: s.view.x + x, y: s.view.y + y });
 
-  const place = (event) => {
-    const edge = canvas.getBoundingClientRect();
-    return [event.clientX - edge.left, event.clientY - edge.top];
-  };
-
-  canvas.addEventListener("pointerdown", (event) => {
-    if (event.button) return;
-    canvas.setPointerCapture(event.pointerId);
-    if (event.ctrlKey || event.metaKey) s.grip = place(event);
-    else s.lasso = { path: [place(event)], drawn: false };
-  });
-  canvas.addEventListener("pointermove", (event) => {
-    const [x, y] = place(event);
-    if (s.grip) {
-      drag(x - s.grip[0], y - s.grip[1]);
-      s.grip = [x, y];
-      return;
-    }
-    if (!s.lasso) return hover(nearestTo(s.pixels, x, y, REACH));
-    const [x0, y0] = s.lasso.path.at(-1);
-    if (Math.hypot(x - x0, y - y0) < 4) return;
-    s.lasso.path.push([x, y]);
-    s.lasso.drawn = true;
-    hover(-1);
-  });
-  canvas.addEventListener("pointerup", (event) => {
-    const lasso = s.lasso;
-    s.lasso = s.grip = null;
-    if (!lasso) return;
-    if (lasso.drawn) hear.choose(within(s.pixels, lasso.path), modeOf(event));
-    else {
-      const row = nearestTo(s.pixels, ...lasso.path[0], REACH);
-      if (row >= 0) s.cursor = row;
-      hear.pick(row);
-    }
-    request();
-  });
-  canvas.addEventListener("pointercancel", () => ((s.lasso = s.grip = null), request()));
-  canvas.addEventListener("wheel", (event) => {
-    if (!event.ctrlKey && !event.metaKey) return; // the page scrolls; a pinch comes as Ctrl and the wheel
-    event.preventDefault();
-    zoom(Math.exp(-clamp(event.deltaY, -100, 100) / 250), ...place(event));
-  }, { passive: false });
-  canvas.addEventListener("pointerleave", () => s.lasso || hover(-1));
-  canvas.addEventListener("focus", request);
-  canvas.addEventListener("blur", () => hover(-1));
-  canvas.addEventListener("keydown", (event) => {
-    if (event.key.startsWith("Arrow") && s.pixels.length) {
-      const start = s.cursor < 0 ? nearestTo(s.pixels, s.width / 2, s.height / 2, Infinity) : null;
-      s.cursor = start ?? neighbour(s.pixels, s.cursor, event.key);
-      const [x, y] = [s.pixels[2 * s.cursor], s.pixels[2 * s.cursor + 1]];
-      if (x < 0 || y < 0 || x > s.width || y > s.height) drag(s.width / 2 - x, s.height / 2 - y);
-      hover(s.cursor);
-      spoken.textContent = hear.describe(s.cursor).slice(0, 2).map(([, text]) => text).join(", ");
-    } else if (event.key === "Enter" && s.cursor >= 0) hear.pick(s.cursor);
-    else if (event.key === " " && s.cursor >= 0) hear.choose([s.cursor], s.chosen.has(s.cursor) ? "subtract" : "add");
-    else if (event.key in ZOOM) zoom(ZOOM[event.key]);
-    else return;
-    event.preventDefault();
-  });
+  gestures(canvas, s, hear, { hover, zoom, drag, request, say: (words) => (spoken.textContent = words) });
   const watch = new ResizeObserver(resize);
   watch.observe(box);
   return {

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from traitlets import Dict
 
-from widgets._base import Selection, View, Worker, log, plain, script, still_page
+from widgets._base import Selection, View, Worker, closing, log, plain, script, still_page
 from widgets._grid import beyond, checked_matrix, heat, packed, table
 from widgets._named import Group
 
@@ -254,7 +254,7 @@ class ShiftMatrix(View):
     def _listen(self, queries: list[str], groups: dict, stop: Event) -> dict | None:
         """Follow the updates, each new row shown as it comes; give the last, or None if it was cancelled."""
         updates, last, rows = self._asker(queries, groups), {}, 0
-        try:
+        with closing(updates):
             for update in updates:
                 if stop.is_set():
                     return None
@@ -265,8 +265,6 @@ class ShiftMatrix(View):
                         rows, self._now = len(last["frame"]), last
                         self._show()
                 self._tell(busy=True, done=int(last["done"]), total=int(last["total"]), note=str(last["sentence"]))
-        finally:
-            getattr(updates, "close", lambda: None)()  # this is what cancels the work
         if stop.is_set():
             return None
         if last.get("frame") is None:

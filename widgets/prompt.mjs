@@ -188,7 +188,7 @@ function formOf(model, about) {
   }
   parts.steps.box.addEventListener("input", expect);
   function status() {
-    const { busy, step = 0, steps = 1, left, words = "", note: word = "", error: wrong = "", stopping, cancelling } = model.get("_status");
+    const { busy, done: step = 0, total: steps = 1, left, words = "", note: word = "", error: wrong = "", stopping, cancelling } = model.get("_status");
     const pressed = [start, stop, cancel].find((button) => button === focused(form));
     [start.hidden, stop.hidden, cancel.hidden] = [busy, !busy, !busy];
     stop.disabled = Boolean(stopping || cancelling || !step || words);
@@ -229,7 +229,7 @@ function render({ model, el }) {
     result.show();
   }
   function status() {
-    const { busy, step, error, note } = model.get("_status");
+    const { busy, done: step, error, note } = model.get("_status");
     Object.assign(root.dataset, { busy: String(Boolean(busy)), step: step ?? "", error: error || "", note: note || "" });
     form.status();
     result.node.classList.toggle("lab-old", Boolean(busy));

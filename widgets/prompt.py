@@ -13,13 +13,12 @@ import numpy as np
 import pandas as pd
 from traitlets import Dict
 
-from widgets._base import View, Worker, log, plain, script, still_page
+from widgets._base import View, Worker, closing, log, plain, script, still_page
 from widgets._tuned import Form, Run, slug, still_curve, table
 
 MOST = {"vectors": 64, "steps": 5_000, "seed": 2**31 - 1}  # a slip of the keyboard should not cost a night
 LEAST = {"vectors": 1, "steps": 1, "seed": 0}
 MEASURED = 3  # steps after which the time of a step is believed
-PAUSE = 0.1  # seconds between two progress messages at least
 BLANK = {"vectors": 6, "steps": 500, "seed": 0}
 COLUMNS = ["measure", "before", "after", "gain", "low", "high"]
 
@@ -47,7 +46,7 @@ class PromptLab(View):
     _css = script("lens.css", "prompt.css")
     _about = Dict().tag(sync=True)  # title, labels, queries, limits, the paper's numbers: never changes
     _form = Dict().tag(sync=True)  # label, query, vectors, steps, seed
-    _status = Dict().tag(sync=True)  # busy, step, steps, left, each, words, note, error, stopping, cancelling
+    _status = Dict().tag(sync=True)  # busy, done, total (steps), left, each, words, note, error, stopping, cancelling
     _curve = Dict().tag(sync=True)  # step, loss, valid, best, steps
     _result = Dict().tag(sync=True)  # rows, sentence, caption, label, query, folder
     _saved = Dict().tag(sync=True)  # folder, note, error
@@ -74,7 +73,7 @@ class PromptLab(View):
         form = {k: usual[k] if v is None else v for k, v in chosen.items()}
         self._guard, self._worker, self._enough = RLock(), Worker(turn), Event()
         self._runs: list[Run] = []
-        self._told, self._each = 0.0, None
+        self._each: float | None = None  # seconds a step
         about = {"title": title, "labels": self._labels, "saves": self._keeper is not None, "least": LEAST, "most": MOST}
         about |= {"queries": [str(q) for q in getattr(ask, "queries", ())], "paper": usual.get("paper", BLANK)}
         super().__init__(_about=about)
@@ -157,7 +156,7 @@ class PromptLab(View):
             with self._guard:  # the worker may be telling its end just now
                 if self._status.get("busy"):
                     self._enough.set() if kind == "stop" else self._worker.cancel()
-                    self._say(**self._status | {"stopping" if kind == "stop" else "cancelling": True})
+                    self._say(at_once=True, **self._status | {"stopping" if kind == "stop" else "cancelling": True})
         elif kind == "save":
             self._keep(str(message.get("folder", "")).strip())
 
@@ -165,7 +164,7 @@ class PromptLab(View):
         """Tune, show what comes, and keep it; on Cancel or an error the last good result returns."""
         self._enough.clear()
         self._form = asdict(form)
-        self._say(busy=True, step=0, steps=form.steps, words="Beginning")
+        self._say(busy=True, done=0, total=form.steps, words="Beginning")
         try:
             run = self._listen(form, stop)
             if run:
@@ -187,7 +186,7 @@ class PromptLab(View):
         how = {"vectors": form.vectors, "steps": form.steps, "seed": form.seed, "stop": self._enough.is_set}
         began, first, last = time.monotonic(), None, None
         updates = self._asker(form.query, form.label, **how)
-        try:
+        with closing(updates):
             for last in updates:
                 if stop.is_set():
                     return None
@@ -197,11 +196,8 @@ class PromptLab(View):
                     self._each = (now - first[1]) / (step - first[0])
                 self._draw(last["history"], last["best"], form)
                 left = self._each and first and (form.steps - step) * self._each
-                self._say(busy=True, step=step, steps=form.steps, left=left, words=last["sentence"])
-        finally:
-            close = getattr(updates, "close", None)
-            if close:
-                close()  # this is what cancels the work
+                words = last["sentence"]
+                self._say(at_once=bool(words), busy=True, done=step, total=form.steps, left=left, words=words)
         if stop.is_set():
             return None
         if last is None or last["result"] is None:
@@ -238,12 +234,8 @@ class PromptLab(View):
                 parts = {name: [None if np.isnan(v) else float(v) for v in history[name]] for name in ("loss", "valid")}
                 self._curve = {"step": history["step"].tolist(), **parts, "best": best, "steps": form.steps, "of": asdict(form)}
 
-    def _say(self, **status) -> None:
-        """Set the status line; progress messages that come too fast are left out."""
-        now = time.monotonic()
-        progress = status.get("busy") and status.get("step") and not status.get("words")
-        if progress and not {"stopping", "cancelling"} & set(status) and now - self._told < PAUSE:
-            return
+    def _say(self, at_once: bool = False, **status) -> None:
+        """Set the status line; what was pressed stays told while the tuning runs."""
         with self._guard:
-            asked = {k: self._status[k] for k in ("stopping", "cancelling") if status.get("busy") and k in self._status}
-            self._told, self._status = now, {"each": self._each, **asked, **status}
+            pressed = {k: self._status[k] for k in ("stopping", "cancelling") if status.get("busy") and k in self._status}
+            self._tell(at_once, **{"each": self._each, **pressed, **status})

@@ -12,7 +12,7 @@ import pandas as pd
 from traitlets import Dict, List
 
 from widgets._bars import VALUES, bars, dots, figures, told
-from widgets._base import Selection, View, Worker, log, plain, script, still_page, vacant
+from widgets._base import Selection, View, Worker, closing, log, plain, script, still_page, vacant
 from widgets._named import HOW, Group
 from widgets.claim import ClaimCard
 
@@ -235,14 +235,12 @@ class SelectionPanel(View):
 
     def _listen(self, ids: tuple[str, ...], stop: Event) -> dict | None:
         updates, last = self._explain(ids), None
-        try:
+        with closing(updates):
             for update in updates:
                 if stop.is_set():
                     return None
                 last = update
                 self._tell(busy=True, done=int(update["done"]), total=int(update["total"]), note=str(update["sentence"]))
-        finally:
-            getattr(updates, "close", lambda: None)()  # this is what cancels the work
         if last is None or last.get("frame") is None:
             raise ValueError("no ranking was given")
         return last

@@ -1,0 +1,115 @@
+"""A typed question answered in frames: where every user stands, who moved beyond what rewording does, and a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from . import maps
+from .cache import Cache, Recent
+from .verdict import judge
+
+# Rewordings that leave the question as it was: what they move is the noise floor.
+PARAPHRASES = ("{} Please answer.", "Tell me: {}", "A question: {}", "I would like to know: {}", "{} What do you think?")
+SUGGESTIONS = (
+    "Will this {} travel soon?",
+    "Is this {} price-conscious?",
+    "Will this {} stop coming?",
+    "Does this {} have a baby?",
+    "Will this {} order takeout next month?",
+    "What are the user's most likely actions in the next period?",
+)
+REWORDED = 256  # users or so whom the rewordings are asked of, of every length: twice as many as dimensions
+REMEMBERED = 160  # queries whose embeddings are kept, the newest: 164 MB of 2,000 users; a bank of 72 questions fits in
+HELD = 4_000_000  # embeddings kept at most, 2 GB of 128 numbers: 40 queries of 100,000 users
+
+
+class Asker:
+    """Answer typed queries with frames: where every user stands, who moved, and a sentence that says so.
+
+    Made by `engine.asker(cache)`. Calling it gives an iterator of updates; closing the iterator cancels the work. The newest
+    embeddings are kept by query (`kept`), and so are noise floors (`floors`).
+
+    Example:
+        >>> users = qa.make_world(40)
+        >>> model = qa.build(qa.TINY, qa.Reader.fit(users, None, qa.TINY))
+        >>> engine = qa.Engine(model)
+        >>> *_, last = engine.asker(engine.prefill(users), method="pca")("Will this user travel soon?")
+        >>> list(last["points"].columns)
+        ['user', 'query', 'x', 'y', 'trust']
+    """
+
+    def __init__(self, engine, cache: Cache, start: str = "", method: str | None = None, seed: int = 0):
+        self.engine, self.cache, self.ids, self.start, self.seed = engine, cache, cache.ids, start, seed
+        self.many = len(cache) > maps.MANY
+        self.method = method or ("pca" if self.many else "umap")
+        self.queries = [s.format(cache.unit) for s in SUGGESTIONS]
+        self.facts = partial(maps.facts, engine.model.run, seed)  # of a shift: what a claim card says of it
+        self.kept, self.floors = Recent(min(REMEMBERED, max(8, HELD // len(cache)))), Recent(REMEMBERED)
+        self._maps: dict[str, pd.DataFrame] = {}  # the last of each method
+
+    def __call__(self, query: str, previous: str | None = None) -> Iterator[dict]:
+        """Ask; each update has done, total, points, shift, sentence, caption, and the last one has them all filled."""
+        query, previous = query.strip(), self.start if previous is None else previous
+        yield from self.embed(query)
+        yield from self.embed(previous)
+
+        pca = self._draw("pca", previous, query) if self.many or not self._maps else None  # at once; the first UMAP compiles
+        if self.many:  # who moved takes longer: the map comes first
+            yield self._update("", pca)
+
+        shift, sentence = None, f"{len(self.ids):,} {self.cache.unit}s, before anything is asked."
+        if query != previous:
+            yield self._update("Measuring what rewording alone does ...")
+            floor = self.floor(query)
+            shift = maps.shift_frame(self.kept[previous], self.kept[query], self.ids, previous, query, floor)
+            sentence = maps.sentence(shift, self.cache.unit, len(PARAPHRASES))
+
+        if pca is not None:
+            yield self._update(sentence, pca, shift)
+        if pca is None or self.method != "pca":
+            yield self._update(sentence, self._draw(self.method, previous, query), shift)
+
+    def answer(self, user: str, query: str) -> str:
+        """Say the graded answer that one user's anchor is nearest to; the question about everything is answered freely."""
+        list(self.embed(query))
+        anchor = self.kept[query][[self.ids.index(str(user))]]
+        says = judge(self.engine.model, [user], query, anchor, self.cache.unit, self.cache.horizon_days)["says"][0]
+        return says or self.engine.answer(self.cache, str(user), query)
+
+    def embed(self, query: str) -> Iterator[dict]:
+        """Ask every user, unless that is kept: yields progress, then `kept[query]` is there."""
+        if query in self.kept:
+            self.kept.move_to_end(query)  # it must not be let go for the one it is compared with
+            return
+        out, done = np.zeros((len(self.ids), self.engine.model.config.dim), np.float32), 0
+        for rows, z in self.engine.stream(self.cache, [query]):
+            out[rows] = z[:, 0]
+            done += len(rows)
+            yield self._update(f"Asked {done:,} of {len(self.ids):,} {self.cache.unit}s ...", done=done)
+        self.kept[query] = out  # only whole results are kept: a cancelled query leaves nothing behind
+
+    def floor(self, query: str) -> float:
+        """Measure the noise floor of a query that is kept: what its rewordings move."""
+        if query not in self.floors:
+            groups = self.cache.groups[:: max(1, round(len(self.ids) / REWORDED))]
+            rows = np.concatenate([g.rows for g in groups])
+            texts = [p.format(query) for p in PARAPHRASES]
+            z = np.concatenate([z for _, z in self.engine.stream(Cache(self.ids, "", groups=groups), texts)])
+            self.floors[query] = maps.noise_floor(self.kept[query][rows], [z[:, k] for k in range(len(texts))])
+        return self.floors[query]
+
+    def _draw(self, method: str, previous: str, query: str) -> pd.DataFrame:
+        """Draw both queries on one map that lies as the last of its method did, the first UMAP as the PCA."""
+        last = self._maps.get(method, self._maps.get("pca"))
+        pair = (self.kept[previous], self.kept[query])
+        self._maps[method] = maps.joint_map(*pair, self.ids, (previous, query), self.seed, method, last)
+        return self._maps[method]
+
+    def _update(self, sentence: str, points=None, shift=None, done: int | None = None) -> dict:
+        total, caption = len(self.ids), "" if points is None else maps.caption(points)
+        told = {"done": total if done is None else done, "total": total, "sentence": sentence, "caption": caption}
+        return told | {"points": points, "shift": shift}

@@ -1,0 +1,96 @@
+"""The asker: frames that say who moved, maps that do not turn over, nothing asked twice, nothing left behind by a cancel."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny import make_engine, make_model, make_users
+
+from qanchor import maps
+from qanchor.asker import PARAPHRASES
+from qanchor.engine import Engine
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return make_engine(make_model())
+
+
+@pytest.fixture
+def asker(engine):
+    return engine.asker(engine.prefill(make_users(), tokens=40), method="pca")
+
+
+def test_the_asker_moves_everybody_and_says_so(asker):
+    updates = list(asker("Will this user travel soon?"))
+    last = updates[-1]
+    assert last["done"] == last["total"] == 9 and all(u["done"] <= u["total"] for u in updates)
+    assert list(last["points"].columns[:5]) == ["user", "query", "x", "y", "trust"]
+    assert set(last["points"]["query"]) == {"", "Will this user travel soon?"} and len(last["points"]) == 18
+    assert set(last["shift"]["user"]) == set(asker.ids) and (last["shift"]["from_query"] == "").all()
+    assert "9 users" in last["sentence"] and f"{len(PARAPHRASES)} paraphrases" in last["sentence"] and last["caption"]
+    again = list(asker("Will this user travel soon?"))
+    assert len(again) < len(updates)  # kept: nothing is asked twice
+    pd.testing.assert_frame_equal(again[-1]["shift"], last["shift"])
+
+
+def test_of_many_users_the_map_comes_before_who_moved(engine, monkeypatch):
+    monkeypatch.setattr("qanchor.maps.MANY", 8)
+    monkeypatch.setattr("qanchor.maps.BLOCK", 3)
+    asker = engine.asker(engine.prefill(make_users(), tokens=40))
+    assert asker.method == "pca"
+    first, last = [u for u in asker("Will this user travel soon?") if u["points"] is not None]
+    assert first["shift"] is None and "PCA" in first["caption"] and len(last["shift"]) == 9
+    assert first["points"] is last["points"]  # drawn once
+
+
+def test_of_many_users_each_map_lies_as_the_last_of_its_method(engine, monkeypatch):
+    monkeypatch.setattr("qanchor.maps.MANY", 8)
+    monkeypatch.setattr("qanchor.maps.BLOCK", 3)
+    drawn = []
+
+    def joint_map(*given, plain=maps.joint_map):
+        *_, method, last = given
+        points = plain(*given[:-2], "pca", last)  # UMAP can do nothing with nine users
+        points.attrs["method"] = method
+        drawn.append((method, last, points))
+        return points
+
+    monkeypatch.setattr("qanchor.maps.joint_map", joint_map)
+    asker = engine.asker(engine.prefill(make_users(), tokens=40), method="umap")
+    first, second = list(asker("Why?")), list(asker("Will this user travel soon?"))
+    (pca, umap), (next_pca, next_umap) = drawn[:2], drawn[2:]
+    assert [method for method, *_ in drawn] == ["pca", "umap"] * 2
+    assert pca[1] is None and umap[1] is pca[2] and next_pca[1] is pca[2] and next_umap[1] is umap[2]
+    for updates in (first, second):  # the map, who moved on it, then the slow one
+        shown = [u for u in updates if u["points"] is not None]
+        assert [u["caption"].split()[2] for u in shown] == ["PCA", "PCA", "UMAP"]
+        assert [u["shift"] is None for u in shown] == [True, False, False]
+
+
+def test_the_floor_is_what_rewordings_move_of_about_so_many_users(asker, engine, monkeypatch):
+    query, texts = "Why?", [p.format("Why?") for p in PARAPHRASES]
+    base, *reworded = engine.embed(asker.cache, [query, *texts]).transpose(1, 0, 2)
+    everybody = maps.noise_floor(base, reworded)
+    list(asker.embed(query))
+    assert asker.floor(query) == pytest.approx(everybody, rel=1e-3) and everybody > 0
+    asker.floors.clear()
+    monkeypatch.setattr("qanchor.asker.REWORDED", 4)  # of nine users: every second group
+    rows = np.concatenate([group.rows for group in asker.cache.groups[::2]])
+    asked, stream = [], engine.stream
+    monkeypatch.setattr(engine, "stream", lambda cache, texts: asked.extend(cache.groups) or stream(cache, texts))
+    assert asker.floor(query) == pytest.approx(maps.noise_floor(base[rows], [z[rows] for z in reworded]), rel=1e-3)
+    assert sum(len(group.rows) for group in asked) == len(rows) < 9
+
+
+def test_a_cancelled_query_leaves_nothing_behind(asker):
+    asking = asker("Is this user a driver?", previous="Why?")
+    assert next(asking)["done"] < 9
+    asking.close()
+    assert not asker.kept
+    assert list(asker("Is this user a driver?", previous="Why?"))[-1]["points"] is not None
+
+
+def test_the_asker_answers_in_words(asker, engine):
+    says = engine.verdict(asker.cache, "Why?").set_index("user")["says"]
+    assert asker.answer("a", "Why?") == says["a"]
+    assert all("{}" not in query for query in asker.queries)
