@@ -274,6 +274,7 @@ function render({ model, el }) {
   function status() {
     const { busy, error, kept: told } = model.get("_status");
     kept.textContent = told ?? "";
+    keep.disabled = Boolean(busy); // what is drawn just now is not yet what will be kept
     Object.assign(root.dataset, { busy: String(Boolean(busy)), error: error || "" });
     box.classList.toggle("waiting", Boolean(busy && !p));
     bar.status();
