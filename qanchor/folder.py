@@ -185,7 +185,7 @@ class Folder:
         file, out = self.names[stem], pd.DataFrame(index=frame.index)
         out["user"], self.ids[stem] = words(self.notes, file, frame["user"])
         for name in frame.columns.drop("user"):
-            coded = _kinds(frame, name) if stem == "users" else None
+            coded = _kinds(frame[name], {*frame.columns, *out.columns}) if stem == "users" else None
             if coded is None:
                 out[name] = numbers(self.notes, file, frame[name], stem == "labels", stem in self.comma)
             else:
@@ -236,15 +236,18 @@ class Folder:
             (folder / "about.json").write_text(json.dumps(self.about, indent=2) + "\n")
 
 
-def _kinds(frame: pd.DataFrame, name: str) -> pd.DataFrame | None:
+def _kinds(given: pd.Series, taken: set[str]) -> pd.DataFrame | None:
     """Give a column that holds words of a few kinds as one column of 0 and 1 for each; None for any other."""
-    words = frame[name].map(lambda cell: tidy(cell, True) if isinstance(cell, str) else cell).replace("", np.nan)
-    kinds = sorted(words.dropna().unique(), key=str)
-    if not 2 <= len(kinds) <= min(KINDS, len(frame) // 2) or not all(isinstance(kind, str) for kind in kinds):
+    cells = given.dropna().astype(object)
+    if not cells.map(lambda cell: isinstance(cell, str)).all():
         return None
-    columns = {f"{name}.{kind}": (words == kind).astype(float).where(words.notna()) for kind in kinds}
+    words = cells.map(lambda cell: tidy(cell, True)).replace("", np.nan).reindex(given.index)
+    kinds = sorted(words.dropna().unique())
+    if not 2 <= len(kinds) <= min(KINDS, len(given) // 2):
+        return None
+    columns = {f"{given.name}.{kind}": (words == kind).astype(float).where(words.notna()) for kind in kinds}
     read = pd.to_numeric(pd.Series(kinds).str.replace(",", "."), errors="coerce")
-    return None if read.notna().any() or set(columns) & set(frame.columns) else pd.DataFrame(columns)
+    return None if read.notna().any() or taken & set(columns) else pd.DataFrame(columns)
 
 
 def _plain(name: str) -> str:

@@ -202,6 +202,32 @@ def test_what_a_spreadsheet_exports_is_mended_without_a_hand(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("columns", "becomes"),
+    [
+        ({"plan": ["a", "b", "a", None]}, ["plan.a", "plan.b"]),
+        ({"plan": pd.Categorical(["a", "b", "a", "b"])}, ["plan.a", "plan.b"]),
+        ({"plan": ["a", "b", "a", "b"], "plan.a": [1.0, 2, 3, 4]}, None),
+        ({"plan": ["b.c", "d", "d", "d"], "plan.b": ["c", "e", "e", "e"]}, None),
+        ({"plan": [["a"], ["b"], ["a"], ["b"]]}, None),
+        ({"plan": ["a", "b", "c", "d"]}, None),
+        ({"plan": ["a", "7", "a", "7"]}, None),
+    ],
+    ids=["words", "categories", "a name taken", "names that meet", "lists", "as many as rows", "numbers among them"],
+)
+def test_words_of_a_few_kinds_become_columns(tmp_path, columns, becomes):
+    events = pd.DataFrame(
+        [(user, "2025-01-02", "bill", "tea") for user in "abcd"], columns=["user", "time", "modality", "text"]
+    )
+    frames = {"events": events, "users": pd.DataFrame({"user": list("abcd"), **columns})}
+    folder = put(tmp_path / "mine", frames, "parquet", modalities=["bill"])
+    problems = [problem for problem in inspect(folder, TODAY) if problem.severe]
+    assert problems and all(problem.recoverable for problem in problems) == bool(becomes)
+    if becomes:
+        mend(folder, tmp_path / "out", TODAY)
+        assert list(load_users(tmp_path / "out").tabular) == becomes
+
+
+@pytest.mark.parametrize(
     ("times", "read"),
     [
         (("03/04/2025", "13/04/2025"), "2025-04-03"),
