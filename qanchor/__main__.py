@@ -34,8 +34,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object, on the last line of stdout")]
 UsersOf = Annotated[str, typer.Option("--users", help="a folder, or world[:N], journey[:CUTOFF], movielens")]
 RunOf = Annotated[Path, typer.Option("--run", help="a run's folder, as in data/runs/")]
-LabelsOf = Annotated[Path, typer.Option("--labels", help="parquet or csv with columns user, label (0 or 1)")]
-ColumnOf = Annotated[str, typer.Option("--column", help="the column that holds the label")]
+LabelsOf = Annotated[Path | None, typer.Option("--labels", help="parquet or csv: user, label (0 or 1) (default: the folder's)")]
+ColumnOf = Annotated[str | None, typer.Option("--column", help="the label (default: label; of a folder, its only one)")]
 PRESETS = {"tiny": qa.TINY, "small": qa.SMALL, "medium": qa.MEDIUM, "full": qa.FULL}
 
 
@@ -122,8 +122,8 @@ def pairs(
 def train(
     users: UsersOf,
     out: Annotated[Path, typer.Option(help="where the run is kept")],
-    preset: Annotated[str, typer.Option(help="tiny, small, medium or full")] = "small",
-    minutes: Annotated[float | None, typer.Option(help="time for the training, warm start included")] = None,
+    preset: Annotated[str, typer.Option(help="tiny (knows no words: for tests), small, medium or full")] = "small",
+    minutes: Annotated[float | None, typer.Option(help="end about then; warm start and last fit are done in full")] = None,
     steps: Annotated[int | None, typer.Option(help="joint steps (default: the preset's)")] = None,
     resume: Annotated[bool, typer.Option(help="go on from the last checkpoint beside OUT")] = False,
     change: Annotated[list[str] | None, typer.Option("--set", help="a field of the preset, as lr=0.001")] = None,
@@ -154,7 +154,7 @@ def train(
     qa.save(model, out, rows, metrics)
     Checkpoint(checkpoint, "").remove()
     last = rows.tail(10).mean(numeric_only=True).to_dict()
-    words = f"{out}: {len(rows)} steps on {len(pairs):,} pairs, contrastive loss {last['contrastive']:.3f}"
+    words = f"{out}: {len(rows)} steps on {len(pairs):,} pairs, {metrics['seconds']} s, contrastive {last['contrastive']:.3f}"
     say({"run": str(out), "steps": len(rows), "last": last} | metrics, words, as_json)
 
 
@@ -207,8 +207,8 @@ def probe(
     run: RunOf,
     users: UsersOf,
     query: Annotated[str, typer.Option(help="the question whose answer the labels hold")],
-    labels: LabelsOf,
-    column: ColumnOf = "label",
+    labels: LabelsOf = None,
+    column: ColumnOf = None,
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
@@ -227,9 +227,9 @@ def tune(
     run: RunOf,
     users: UsersOf,
     query: Annotated[str, typer.Option(help="the question whose answer the labels hold")],
-    labels: LabelsOf,
     out: Annotated[Path, typer.Option(help="folder for the soft prompt")],
-    column: ColumnOf = "label",
+    labels: LabelsOf = None,
+    column: ColumnOf = None,
     vectors: Annotated[int, typer.Option(help="how many are learned")] = 6,
     steps: Annotated[int, typer.Option(help="of tuning, at most")] = 500,
     gate: Annotated[bool, typer.Option("--gate/--plain", help="also learn what opens the skip, or as in the paper")] = True,
@@ -292,7 +292,7 @@ def main() -> int:
         error.show()
         return 2
     if code == 130:
-        typer.echo("stopped", err=True)
+        typer.echo("stopped; train goes on with --resume, others with the same command", err=True)
     return code or 0
 
 

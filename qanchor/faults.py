@@ -28,6 +28,7 @@ NOT_WORDS = (bytes, list, tuple, dict, set, np.ndarray)
 EMPTY = "empty (a csv file's NA, null and None count as empty): fill it or drop the row"
 TRUTHS = {"yes": 1.0, "true": 1.0, "y": 1.0, "no": 0.0, "false": 0.0, "n": 0.0}
 OFFSET = r"^[^T ]*[T ].*(Z|[+-]\d\d(?::?\d\d)?)$"  # one start alone: a cell of a million T's must not take hours
+DAY_FIRST = r"^\s*(\d{1,2})([/.-])(\d{1,2})[/.-](\d{4})(?:,?\s+(\d{1,2}:\d\d(?::\d\d)?))?\s*$"  # or the month
 SECOND = (("seconds", 1), ("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9))
 COMMA = r"-?\d+,(?:\d{1,2}|\d{4,})"  # three digits could be thousands
 
@@ -232,13 +233,31 @@ def _read_times(notes: Notes, file: str, given: pd.Series) -> pd.Series:
         notes.rows(file, given, zones.isin(elsewhere), cure, "written in UTC", False)
     time = pd.to_datetime(plain, errors="coerce", utc=True, format="ISO8601").dt.tz_localize(None).astype("datetime64[us]")
     time = time.mask(plain.isin(["now", "today"]))  # pandas would take the hour of reading
+    time = time.fillna(_day_first(notes, file, given, plain))
     blank = plain.str.strip() == ""
     notes.rows(file, given, blank, EMPTY, "row dropped")
     wrong = time.isna() & ~blank
     since = pd.to_numeric(plain[wrong], errors="coerce")
     units = [name for name, parts in SECOND if (since / parts).between(1e8, 4e9).any()]
     hint = f" (these numbers look like {units[0]} since 1970)" if units else ""
+    if not hint and plain[wrong].str.match(r"\s*\d{1,2}[/.-]\d{1,2}[/.-]\d{4}").any():
+        hint = " (no such day, or not clear which is the month)"
     notes.rows(file, given, wrong, f"not a time: write it as 2025-01-31 18:00:00{hint}")
+    return time
+
+
+def _day_first(notes: Notes, file: str, given: pd.Series, plain: pd.Series) -> pd.Series:
+    """Read 31/01/2025 18:00 or 01/31/2025, when the whole column leaves no doubt where the day stands."""
+    parts = plain.str.extract(DAY_FIRST)
+    there, one, two = parts[0].notna(), parts[0].astype(float), parts[2].astype(float)
+    first, second = (one > 12).any() or parts[1].eq(".").any(), (two > 12).any()
+    if first == second or not there.any():
+        return pd.Series(pd.NaT, given.index, dtype="datetime64[us]")
+    day, month = (parts[0], parts[2]) if first else (parts[2], parts[0])
+    said = parts[3] + "-" + month.str.zfill(2) + "-" + day.str.zfill(2) + " " + parts[4].fillna("00:00").str.zfill(5)
+    time = pd.to_datetime(said, errors="coerce", format="ISO8601").astype("datetime64[us]")
+    order = "day" if first else "month"
+    notes.rows(file, given, time.notna(), f"the {order} first: write it as 2025-01-31 18:00:00", f"read with the {order} first")
     return time
 
 

@@ -17,12 +17,14 @@ from .faults import Notes, decode, numbers, tidy, times, words
 from .schema import REQUIRED
 
 ABOUT = ("name", "unit", "cutoff", "horizon_days", "modalities")
-LIKELY = {  # what tables elsewhere call these columns
-    "user": ("user_id", "userid", "uid", "id", "customer", "customer_id", "client_id", "account_id", "household_id"),
-    "time": ("timestamp", "datetime", "date", "ts", "event_time", "created_at"),
-    "modality": ("source", "channel", "type", "kind", "event_type"),
-    "text": ("description", "event", "event_name", "title", "item", "product", "name"),
+LIKELY = {  # what tables elsewhere call these columns, with "_" for what is no letter
+    "user": r"(user|member|customer|client|account|household)(_?(id|no|nr|number))?|uid",
+    "time": r"timestamp|date_?time|date|event_time|created_at",
+    "modality": r"source|channel|event_type",
+    "text": r"description|event_name|title",
 }
+PERHAPS = {"user": ("id",), "time": ("ts", "day"), "modality": ("type", "kind"), "text": ("event", "item", "product", "name")}
+KINDS = 20  # words at most that become columns of 0 and 1
 DAY, YEAR, LONGEST = pd.Timedelta(days=1), pd.Timedelta(days=366), 3660  # days of a horizon
 
 
@@ -102,13 +104,13 @@ class Folder:
             self.notes.whole(path.name, stem, encoding, cure, f"read as {encoding}", encoding != "utf-8-sig")
         line = text.lstrip("\r\n").split("\n", 1)[0][:10_000].rstrip("\r")
         head = {mark: next(csv.reader([line], delimiter=mark), []) for mark in ",;\t|"}
-        parted = max(head, key=lambda d: len(set(needed) & {tidy(name, True).lower() for name in head[d]}))
+        parted = max(head, key=lambda mark: (len(_meant(head[mark], needed)), len(head[mark])))
         if parted != ",":
             self.notes.whole(path.name, stem, parted, "columns parted so: part them by commas", "read so")
             self.comma.add(stem)
         for name in sorted({name for name in head[parted] if head[parted].count(name) > 1}):
             self.notes.whole(path.name, name, head[parted], "two columns of one name: rename one")
-        kept = {name: str for name in head[parted] if tidy(name, True).lower() in REQUIRED}
+        kept = {name: str for name in _meant(head[parted], REQUIRED)}
         raw = io.BytesIO(text.replace("\x00", "\uffff").encode())
         frame = pd.read_csv(raw, sep=parted, dtype=kept, low_memory=False)
         if not isinstance(frame.index, pd.RangeIndex):
@@ -123,9 +125,8 @@ class Folder:
             self.notes.whole(file, name, "index", "stands in the index: write it as a column", "made a column")
         frame = frame.reset_index(drop=not hidden)
         frame.columns = [str(name) for name in frame.columns]
-        names = {name: tidy(name, True).lower() for name in frame.columns}
-        for name, plain in names.items():
-            if name != plain and plain in needed and plain not in frame.columns:
+        for name, plain in _meant(frame.columns, needed).items():
+            if name != plain:
                 self.notes.whole(file, plain, name, f"written otherwise: name it {plain}", "renamed")
                 frame = frame.rename(columns={name: plain})
         for name in frame.columns[frame.columns.duplicated()].unique():
@@ -133,9 +134,14 @@ class Folder:
         frame = frame.loc[:, ~frame.columns.duplicated()]
         missing = [name for name in needed if name not in frame.columns]
         for name in missing:
-            near = next((f" (is it {other!r}?)" for other in frame.columns if other.lower() in LIKELY.get(name, ())), "")
+            maybe = [o for o in frame.columns if re.fullmatch(LIKELY[name], _plain(o)) or _plain(o) in PERHAPS[name]]
+            near = f" (is it {' or '.join(map(repr, maybe))}?)" if maybe else ""
             self.notes.whole(file, name, list(frame.columns), f"missing{near}: needed are {', '.join(needed)}")
-        return None if missing else frame
+        if missing:
+            return None
+        blank = frame.isna().all(axis=1)
+        self.notes.rows(file, frame["user"], blank, "an empty row: drop it", "row dropped")
+        return frame[~blank]
 
     def _events(self, frame: pd.DataFrame) -> pd.DataFrame:
         file, out = self.names["events"], pd.DataFrame(index=frame.index)
@@ -179,7 +185,13 @@ class Folder:
         file, out = self.names[stem], pd.DataFrame(index=frame.index)
         out["user"], self.ids[stem] = words(self.notes, file, frame["user"])
         for name in frame.columns.drop("user"):
-            out[name] = numbers(self.notes, file, frame[name], stem == "labels", stem in self.comma)
+            coded = _kinds(frame[name], {*frame.columns, *out.columns}) if stem == "users" else None
+            if coded is None:
+                out[name] = numbers(self.notes, file, frame[name], stem == "labels", stem in self.comma)
+            else:
+                done = f"written as {coded.shape[1]} columns of 0 and 1"
+                self.notes.rows(file, frame[name], frame[name].notna(), "words, not numbers: encode them as numbers", done)
+                out = out.join(coded)
         out = out[out["user"].notna()]
         again = out.duplicated()
         self.notes.rows(file, out["user"], again, "the same row twice: keep one", "row dropped")
@@ -222,6 +234,34 @@ class Folder:
             frame.astype({"user": str}).to_parquet(folder / f"{stem}.parquet", index=False)
         if self.about:
             (folder / "about.json").write_text(json.dumps(self.about, indent=2) + "\n")
+
+
+def _kinds(given: pd.Series, taken: set[str]) -> pd.DataFrame | None:
+    """Give a column that holds words of a few kinds as one column of 0 and 1 for each; None for any other."""
+    cells = given.dropna().astype(object)
+    if not cells.map(lambda cell: isinstance(cell, str)).all():
+        return None
+    words = cells.map(lambda cell: tidy(cell, True)).replace("", np.nan).reindex(given.index)
+    kinds = sorted(words.dropna().unique())
+    if not 2 <= len(kinds) <= min(KINDS, len(given) // 2):
+        return None
+    columns = {f"{given.name}.{kind}": (words == kind).astype(float).where(words.notna()) for kind in kinds}
+    read = pd.to_numeric(pd.Series(kinds).str.replace(",", "."), errors="coerce")
+    return None if read.notna().any() or taken & set(columns) else pd.DataFrame(columns)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"\W+", "_", tidy(name, True).lower()).strip("_")
+
+
+def _meant(names, needed: tuple[str, ...]) -> dict[str, str]:
+    """Say which columns are those needed, whatever they are called; where two could be one, neither is."""
+    found = {}
+    for wanted in needed:
+        same = [name for name in names if name == wanted] or [name for name in names if tidy(name, True).lower() == wanted]
+        fits = set(same or [name for name in names if re.fullmatch(LIKELY[wanted], _plain(name))])
+        found |= dict.fromkeys(fits, wanted) if len(fits) == 1 else {}
+    return found
 
 
 def _unreadable(told: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def check(path, out=None) -> tuple[dict, str]:
     stuck = [problem for problem in problems if problem.severe and not problem.recoverable]
     told = {"in_order": not any(problem.severe for problem in problems), "problems": [p.plain() for p in problems]}
     if problems:
-        said = [table(problems), ""]
+        said = [table(problems), "Rows are counted from 0, without the header: row 0 is line 2 of a csv file.", ""]
     if out is not None and not stuck:
         done = _write(found, _free(Path(path), Path(out)))
         told |= {"in_order": True, "mended": str(out), "done": json.loads(done.to_json(orient="records"))}
@@ -122,6 +123,7 @@ def check(path, out=None) -> tuple[dict, str]:
         return told, "\n".join(said)
     inside = _contents(load_users(path))
     lines = [f"{k}: {', '.join(f'{a} {b:,}' for a, b in v.items()) if isinstance(v, dict) else v}" for k, v in inside.items()]
+    lines += [f"next: python -m qanchor train --preset small --users {shlex.quote(str(path))} --out RUN"]
     return told | inside, "\n".join([*said, f"{path} is in order.", *lines])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,7 @@ def train(
     kept_at = None if checkpoint is None else Checkpoint(Path(checkpoint), key)
     found = kept_at.read() if resume and kept_at else None
     model.train()
-    fit = lambda stage, salt, n: fit_heads(model, samples, readings, seed + salt, n, lambda *how: report(stage, *how))  # noqa: E731
+    fit = lambda stage, salt, n: fit_heads(model, samples, readings, seed + salt, n, stage, report)  # noqa: E731
     reading, fitting = fit("warm start", 0, 0 if found else config.warm_steps)
     kept = reading + fitting * config.final_steps / max(config.warm_steps, 1)  # seconds for the last fit
     end = None if minutes is None else began + minutes * 60 - kept
@@ -148,21 +149,23 @@ def _steps_until(end: float, lately: list[dict], pairs: int) -> int:
     return int((end - time.monotonic()) / np.mean([pairs / row["pairs_per_s"] for row in lately]))
 
 
-def fit_heads(model: QAnchor, samples: Samples, readings: Readings, seed: int, steps: int, report) -> tuple[float, float]:
+def fit_heads(
+    model: QAnchor, samples: Samples, readings: Readings, seed: int, steps: int, stage: str, report
+) -> tuple[float, float]:
     """Fit projection and skip on coarse numbers and queries read alone, with the backbone at rest.
 
     Queries and answers are read once each; a step then costs only the heads, so thousands of them fit into minutes.
     Before the joint training this is its warm start, and it sets the projection's centre and spread, without which all cosines
     start near 1; afterwards it fits the heads to what the joint training has made of the backbone.
-    report  called with (done, steps, loss).  Returns the seconds of reading and of fitting, 0 for no steps.
+    report  called with (stage, done, total, loss).  Returns the seconds of reading and of fitting, 0 for no steps.
     """
     config, device, began = model.config, model.device, time.monotonic()
     if not steps:
         return 0.0, 0.0
-    samples, read = samples.common(config.warm_texts), lambda *_: report(0, steps, float("nan"))
-    alone = _read_alone(model, [[*ids, USER_EMB] for ids in samples.query_ids], read)
+    samples = samples.common(config.warm_texts)
+    alone = _read_alone(model, [[*ids, USER_EMB] for ids in samples.query_ids], partial(report, f"{stage}, reading queries"))
     used = np.unique(samples.answer[np.concatenate(samples.rows)])
-    said = _read_alone(model, [samples.answer_ids[a] for a in used], read)
+    said = _read_alone(model, [samples.answer_ids[a] for a in used], partial(report, f"{stage}, reading answers"))
     place = np.zeros(len(samples.answers), np.int64)
     place[used] = np.arange(len(used))
     both, read_at = torch.cat([alone, said]), time.monotonic()
@@ -192,8 +195,8 @@ def fit_heads(model: QAnchor, samples: Samples, readings: Readings, seed: int, s
         nn.utils.clip_grad_norm_(heads, config.clip)
         optimiser.step()
         schedule.step()
-        if step % 50 == 49 or step + 1 == steps:
-            report(step + 1, steps, loss.item())
+        if step % 10 == 9 or step + 1 == steps:
+            report(stage, step + 1, steps, loss.item())
     return read_at - began, time.monotonic() - read_at
 
 
@@ -206,7 +209,7 @@ def _read_alone(model: QAnchor, rows: list[list[int]], report) -> Float[Tensor, 
         out = hidden.new_zeros(len(rows), hidden.shape[1]) if out is None else out
         out[torch.as_tensor(group, device=hidden.device)] = hidden
         done += len(group)
-        report(done, len(rows))
+        report(done, len(rows), float("nan"))
     model.train(training)
     return out
 

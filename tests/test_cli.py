@@ -140,6 +140,7 @@ def test_probe_takes_another_column(qanchor, home):
     words = ("probe", "--run", home / "run", "--users", home / "users", "--query", QUERY, "--json")
     other = qanchor(*words, "--labels", home / "users" / "labels.parquet", "--column", "Active")
     assert other.code == 0 and other.json()["auc"] == qanchor(*words, "--labels", home / "labels.csv").json()["auc"]
+    assert other.json()["auc"] == qanchor(*words, "--column", "Active").json()["auc"], "the users' own label needs no file"
 
 
 def test_probe_keeps_each_label_with_its_user(qanchor, home, tmp_path):
@@ -219,6 +220,11 @@ ERRORS = {
     "long query": (["ask", "--run", "RUN", "--users", "USERS", "x" * 600], "600 tokens, the model allows 512: ask in fewer"),
     "no query file": (["embed", "--run", "RUN", "--users", "USERS", "--queries", "none.txt", "--out", "o"], "none.txt"),
     "no label file": (["probe", "--run", "RUN", "--users", "USERS", "--query", "Q", "--labels", "none.csv"], "none.csv"),
+    "no label said": (
+        ["probe", "--run", "RUN", "--users", "USERS", "--query", "Q"],
+        "has 10 labels, and none is named: choose one",
+    ),
+    "no such label": (["probe", "--run", "RUN", "--users", "USERS", "--query", "Q", "--column", "luck"], "no label 'luck' in"),
     "odd preset": (
         ["train", "--preset", "huge", "--users", "USERS", "--out", "o"],
         "huge: there are tiny, small, medium, full",

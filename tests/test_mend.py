@@ -179,6 +179,76 @@ def test_csv_of_other_houses_is_read_and_named(tmp_path, change, said, severe):
     assert len(events) == 6 and events["amount"].sum() == 49.5 and set(events["text"]) & {"noodles", "café crème"}
 
 
+GYM = {  # as a spreadsheet in Germany or France exports it
+    "events": "Member ID;Date/Time;Source;Description;Amount (EUR)\n007;31/01/2024 18:05;shop;caf\xe9;8,06\n;;;;\n"
+    "007;05/02/2024 07:00;gate;entry north;\n012;01/02/2024;gate;entry south;\n",
+    "users": "Member ID;Plan;Age\n007;annual;31\n012;student;19\n013;annual;\n014;;50\n",
+    "labels": "Member ID;Cancelled\n007;yes\n012;no\n",
+}
+
+
+def test_what_a_spreadsheet_exports_is_mended_without_a_hand(tmp_path):
+    folder, out = tmp_path / "gym", tmp_path / "out"
+    folder.mkdir()
+    for stem, text in GYM.items():
+        (folder / f"{stem}.csv").write_bytes(text.encode("cp1252"))
+    done = set(mend(folder, out, TODAY)["done"])
+    assert {"renamed", "read as cp1252", "read with the day first", "written as 2 columns of 0 and 1"} <= done
+    users = load_users(out)
+    assert users.events["time"].dt.strftime("%d %b %H:%M").tolist() == ["31 Jan 18:05", "05 Feb 07:00", "01 Feb 00:00"]
+    assert users.events["Amount (EUR)"].iloc[0] == 8.06 and "café" in set(users.events["text"])
+    assert users.ids == ("007", "012", "013", "014") and users.label("Cancelled").tolist()[:2] == [1, 0]
+    assert users.tabular["Plan.student"].fillna(-1).tolist() == [0, 1, 0, -1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "becomes"),
+    [
+        ({"plan": ["a", "b", "a", None]}, ["plan.a", "plan.b"]),
+        ({"plan": pd.Categorical(["a", "b", "a", "b"])}, ["plan.a", "plan.b"]),
+        ({"plan": ["a", "b", "a", "b"], "plan.a": [1.0, 2, 3, 4]}, None),
+        ({"plan": ["b.c", "d", "d", "d"], "plan.b": ["c", "e", "e", "e"]}, None),
+        ({"plan": [["a"], ["b"], ["a"], ["b"]]}, None),
+        ({"plan": ["a", "b", "c", "d"]}, None),
+        ({"plan": ["a", "7", "a", "7"]}, None),
+    ],
+    ids=["words", "categories", "a name taken", "names that meet", "lists", "as many as rows", "numbers among them"],
+)
+def test_words_of_a_few_kinds_become_columns(tmp_path, columns, becomes):
+    events = pd.DataFrame(
+        [(user, "2025-01-02", "bill", "tea") for user in "abcd"], columns=["user", "time", "modality", "text"]
+    )
+    frames = {"events": events, "users": pd.DataFrame({"user": list("abcd"), **columns})}
+    folder = put(tmp_path / "mine", frames, "parquet", modalities=["bill"])
+    problems = [problem for problem in inspect(folder, TODAY) if problem.severe]
+    assert problems and all(problem.recoverable for problem in problems) == bool(becomes)
+    if becomes:
+        mend(folder, tmp_path / "out", TODAY)
+        assert list(load_users(tmp_path / "out").tabular) == becomes
+
+
+@pytest.mark.parametrize(
+    ("times", "read"),
+    [
+        (("03/04/2025", "13/04/2025"), "2025-04-03"),
+        (("03/04/2025", "04/13/2025"), "2025-03-04"),
+        (("03.04.2025 8:30", "2025-01-31"), "2025-04-03 08:30"),
+        (("03/04/2025", "05/06/2024"), None),
+        (("03/14/2025", "14/03/2025"), None),
+        (("31/04/2025", "30/04/2025"), None),
+    ],
+)
+def test_a_day_is_read_where_the_column_leaves_no_doubt(tmp_path, times, read):
+    rows, folder = "".join(f"a,{time},bill,tea\n" for time in times), tmp_path / "mine"
+    folder.mkdir()
+    (folder / "events.csv").write_text("user,time,modality,text\n" + rows)
+    if read:
+        mend(folder, tmp_path / "out", TODAY)
+        assert pd.Timestamp(read) in set(load_users(tmp_path / "out").events["time"])
+    else:
+        assert any("no such day, or not clear" in problem.cure for problem in inspect(folder, TODAY))
+
+
 @pytest.mark.parametrize(
     ("raw", "said"),
     [
@@ -192,7 +262,8 @@ def test_csv_of_other_houses_is_read_and_named(tmp_path, change, said, severe):
         (b'user,time,modality,text\na,2025-01-01,bill,"tea\n', "row 1 a quote opens there and never closes"),
         (b"", "No columns to parse"),
         (b"user,time,modality\na,2025-01-01,bill\n", "missing: needed are"),
-        (b"user_id,time,modality,text\na,2025-01-01,bill,tea\n", "missing (is it 'user_id'?)"),
+        (b"id,time,modality,text\na,2025-01-01,bill,tea\n", "missing (is it 'id'?)"),
+        (b"member,uid,time,modality,text\na,b,2025-01-01,bill,tea\n", "missing (is it 'member' or 'uid'?)"),
         (b"user,time,modality,text,text\na,2025-01-01,bill,tea,milk\n", "two columns of one name"),
         (b"user,time,modality,text\n", "at least one event"),
         (b"user,time,modality,text\n,2025-01-01,bill,tea\n", "no event is left"),

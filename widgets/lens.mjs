@@ -179,6 +179,7 @@ function render({ model, el }) {
   const sentence = make("p", { class: "lens-sentence", role: "status", "aria-live": "polite" });
   const caption = make("p", { class: "lens-caption" });
   const keep = make("button", { type: "button", class: "lens-link lens-keep", title: "Write what is shown into one file beside this notebook, with all that it hangs on", onclick: () => model.send({ type: "keep" }) }, "Keep as a claim card");
+  const kept = make("span", {}); // beside the button, which may be a screen away from the status line
   let [p, one] = [null, -1];
   const [texts, wanted] = [[...users.texts], new Set()];
   const map = userMap(box, { describe, pick, choose, moving: (whether) => (root.dataset.moving = String(whether)) });
@@ -188,7 +189,7 @@ function render({ model, el }) {
   const card = userCard(model, users, textsOf, counts, events, pick);
   const options = make("div", { class: "lens-options" }, make("span", {}, "colour"), colour);
   const foot = make("div", { class: "lens-foot" }, legend, picked, options);
-  const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, route, side), box, foot, sentence, caption, keep);
+  const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, route, side), box, foot, sentence, caption, make("div", { class: "lens-keeping" }, keep, kept));
   const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), make("span", {}, count(users.ids.length, "user")));
   const root = make("div", { class: "lens", "data-lm-suppress-shortcuts": "true" });
   root.append(make("div", { class: "lens-in" }, head, ...bar.parts, make("div", { class: "lens-body" }, left, make("div", { class: "lens-side" }, list.node, card.node))));
@@ -245,6 +246,7 @@ function render({ model, el }) {
     if (!raw.after) return;
     p = { ...raw, beyond: flags(raw.beyond), gained: ints(raw.gained), lost: ints(raw.lost) };
     for (const name of ["before", "after", "trust", "residual", "kept"]) p[name] = floats(raw[name]);
+    box.classList.remove("waiting"); // a first map stands there while a better one is drawn
     Object.assign(root.dataset, { query: p.to, turn: raw.turn ?? "" });
     const { before, after, trust, residual, beyond, gained, lost } = p;
     map.setPicture({ before, after, trust, residual, beyond, gained, lost, most: about.arrows }, raw.refines);
@@ -270,7 +272,9 @@ function render({ model, el }) {
     picked.replaceChildren(glyph(CIRCLE, "chosen"), `${count(rows.length, "user")} chosen`, clear);
   }
   function status() {
-    const { busy, error } = model.get("_status");
+    const { busy, error, kept: told } = model.get("_status");
+    kept.textContent = told ?? "";
+    keep.disabled = Boolean(busy); // what is drawn just now is not yet what will be kept
     Object.assign(root.dataset, { busy: String(Boolean(busy)), error: error || "" });
     box.classList.toggle("waiting", Boolean(busy && !p));
     bar.status();

@@ -184,10 +184,12 @@ class QueryLens(View):
 
     def _file(self) -> None:
         try:
-            self._tell(note=f"Kept: {self.claim().save(vacant('claim', 'html')).name}, beside this notebook.")
+            told = f"Kept: {self.claim().save(vacant('claim', 'html')).name}, beside this notebook."
+            self._tell(note=told, kept=told)
         except Exception as error:
             log.exception("no claim card")
-            self._tell(error=f"No claim card: {plain(error)}")
+            told = f"No claim card: {plain(error)}"
+            self._tell(error=told, kept=told)
 
     def _work(self, query: str, stop: Event, aloud: bool = False) -> None:
         """Ask, show what comes, and keep it; on Cancel or an error the last good picture returns."""

@@ -150,6 +150,7 @@ def choose(hands: Hands) -> None:
     hands.reach("Keep as a claim card")
     hands.press("Enter")
     hands.until("/^Kept: /.test(document.querySelector('.bench .lens-note').textContent)")
+    hands.until("/^Kept: /.test(document.querySelector('.bench .lens-keeping span').textContent)")
 
 
 def group(hands: Hands) -> None:
