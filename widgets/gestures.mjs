@@ -12,6 +12,13 @@ export function gestures(canvas, s, hear, { hover, zoom, drag, request, say }) {
     return [event.clientX - edge.left, event.clientY - edge.top];
   };
 
+  /** End what the pointer does; after a drag all dots are drawn again. */
+  const letGo = () => {
+    const dragged = s.grip;
+    s.lasso = s.grip = null;
+    if (dragged) drag(0, 0);
+  };
+
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button) return;
     canvas.setPointerCapture(event.pointerId);
@@ -34,7 +41,7 @@ export function gestures(canvas, s, hear, { hover, zoom, drag, request, say }) {
   });
   canvas.addEventListener("pointerup", (event) => {
     const lasso = s.lasso;
-    s.lasso = s.grip = null;
+    letGo();
     if (!lasso) return;
     if (lasso.drawn) hear.choose(within(s.pixels, lasso.path), modeOf(event));
     else {
@@ -44,7 +51,7 @@ export function gestures(canvas, s, hear, { hover, zoom, drag, request, say }) {
     }
     request();
   });
-  canvas.addEventListener("pointercancel", () => ((s.lasso = s.grip = null), request()));
+  canvas.addEventListener("pointercancel", () => (letGo(), request()));
   canvas.addEventListener("wheel", (event) => {
     if (!event.ctrlKey && !event.metaKey) return; // the page scrolls; a pinch comes as Ctrl and the wheel
     event.preventDefault();

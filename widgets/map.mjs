@@ -5,7 +5,7 @@ import { dotSheet } from "./dots.mjs";
 import { gestures } from "./gestures.mjs";
 
 const CLOSEST = 200; // times as near as the whole map
-const MANY = 20_000; // users beyond whom dots are as sharp as the page's pixels, not the screen's: four times as fast there
+const MANY = 20_000; // users beyond whom dots are as sharp as the page's pixels, not the screen's, and no more are drawn while they move
 const RAMP = 64; // shades from no residual to the largest
 
 /** hear: { describe(row) -> [[class, text]], pick(row), choose(rows, mode), moving(whether), look?(row, side) -> { ink, shape, faint } }. */
@@ -122,8 +122,9 @@ export function userMap(box, hear) {
     const size = clamp((88 / Math.sqrt(users)) * Math.sqrt(s.view.k / home().k), 1.4, 3.8);
     const sharp = users > MANY ? 1 : window.devicePixelRatio || 1;
     sheet.clear(s.width, s.height, sharp, Math.round(5 * size) / 5, s.ink.paper);
-    for (let row = 0; row < users; row++) if (!s.beyond[row] && !s.chosen.has(row)) point(row);
-    for (let row = 0; row < users; row++) if (s.beyond[row] && !s.chosen.has(row)) point(row);
+    const every = s.stages.length || s.grip ? Math.ceil(users / MANY) : 1; // a part while they move, all at rest
+    for (let row = 0; row < users; row += every) if (!s.beyond[row] && !s.chosen.has(row)) point(row);
+    for (let row = 0; row < users; row += every) if (s.beyond[row] && !s.chosen.has(row)) point(row);
     for (const row of s.chosen) point(row, true);
   }
 

@@ -8,6 +8,7 @@ import pytest
 from fake import FakeAsker
 
 USERS = 100_000
+DRAWN = "document.querySelector('.lens-canvas').toDataURL()"
 TRAVEL = "Will this user travel soon?"
 SHOW = f"""import time
 from fake import FakeAsker, make_frame
@@ -152,6 +153,10 @@ def test_zoom_and_pan(book):
     page.mouse.up()
     page.keyboard.up("Control")
     book.wait(f"Math.abs({STATE}.view.x - {near['x'] + 60}) < 1 && !{STATE}.stale")
+    drawn = page.evaluate(DRAWN)
+    page.evaluate("[...document.querySelectorAll('.lens button')].find((one) => one.textContent === 'moved').click()")
+    book.wait(f"!{STATE}.stale")
+    assert page.evaluate(DRAWN) == drawn, "at rest every dot is drawn, not only those of a drag"
     book.shot("large-zoom")
     page.get_by_role("button", name="Show all").click()
     book.wait(f"{STATE}.view.k === {before['k']}")
