@@ -67,9 +67,10 @@ function render({ model, el }) {
     back.hidden = !at;
     if (within) card.scrollIntoView({ block: "nearest" });
   }
+  /** Put the words beside their controls, all of which the first page shows; on another page they wait. */
   function place() {
     const home = bench?.getBoundingClientRect();
-    const box = at < 0 || !home ? null : extent(home, [...bench.querySelectorAll(steps[at].mark)].map((node) => node.getBoundingClientRect()));
+    const box = at < 0 || !home || model.get("page") ? null : extent(home, [...bench.querySelectorAll(steps[at].mark)].map((node) => node.getBoundingClientRect()));
     card.hidden = ring.hidden = !box;
     if (!box) return;
     const { side, top, left } = beside(box, card.getBoundingClientRect(), home);

@@ -42,6 +42,7 @@ def test_the_pages_share_users_and_the_session_comes_back(book):
         says(book.page.locator(".jp-OutputArea .widget-tab, .jp-OutputArea .jupyter-widget-tab").first, mark)
         book.shot(f"workbench-{name.lower()}")
     page(book, "Deck")
+    book.page.locator(".tour-card").wait_for(state="hidden")  # its words are about the first page
     book.page.get_by_role("button", name="Ask the deck").click()
     book.wait("document.querySelector('.deck').dataset.whole === 'true'")
     book.page.locator(f'.deck-cell[aria-label^="“{MUSIC}” and Concert"]').click()
