@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .reader import Readings
 
-PACKED = 256  # tokens of queries read at once: each looks past the others', and that grows with their square
+PACKED = 64  # tokens of queries read at once: each looks past the others', and that grows with their square (`bench cache`)
 USER_EMB = -1  # stands for <USER_EMB> in token ids; the model puts its learned vector there
 
 
@@ -142,7 +142,7 @@ def packed(lengths: Sequence[int]) -> list[slice]:
     """Cut a list of queries into packs of at most `PACKED` tokens (or of one query).
 
     Example:
-        >>> packed([100, 100, 100, 300])
+        >>> packed([30, 30, 30, 70])
         [slice(0, 2, None), slice(2, 3, None), slice(3, 4, None)]
     """
     starts, room = [], -1
