@@ -21,7 +21,7 @@ def app(server, tmp_path_factory):
     book = json.loads(PAGE.read_text())
     source = "".join(book["cells"][0]["source"])
     assert source.count('load_users("../data/sample")') == 1
-    book["cells"][0]["source"] = source.replace('("../data/sample")', '("../data/sample").sample(300)')
+    book["cells"][0]["source"] = source.replace('("../data/sample")', '("../data/sample").sample(150)')
     (own.folder / "work" / "widgets").mkdir()
     (own.folder / "work" / "widgets" / "app.ipynb").write_text(json.dumps(book))
     own.start()
@@ -82,7 +82,7 @@ def walk(page):
 
 def test_the_page_opens_without_code_and_a_question_moves_the_users(app, chromium):
     page = chromium.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(300_000)
     asked, refused, complaints = set(), set(), []
     page.on("request", lambda request: asked.add(request.url))
     page.on("requestfailed", lambda request: refused.add(request.url) if request.failure == "csp" else None)
