@@ -4,12 +4,11 @@ It takes minutes and is no part of `make test`.
 """
 
 import io
-import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_app_page import PAGE, READY, RULES
+from test_app_page import READY, serve_app
 
 DATA = Path(__file__).parents[2] / "data"
 PREVIOUS, QUERY = "Is this user price-conscious?", "Will this user travel soon?"
@@ -21,13 +20,7 @@ WIDE = 880
 @pytest.fixture
 def page(server, chromium, tmp_path_factory):
     """The page of `make app`, as it is shipped but with 600 users, in a window of twice the pixels."""
-    own = type(server)(tmp_path_factory.mktemp("app"))
-    told = own.folder / "config" / "jupyter_server_config.json"
-    told.write_text(json.dumps(json.loads(told.read_text()) | json.loads(RULES.read_text())))
-    (own.folder / "work" / "widgets").mkdir()
-    book = PAGE.read_text().replace('(\\"../data/sample\\")', '(\\"../data/sample\\").sample(600)')
-    (own.folder / "work" / "widgets" / "app.ipynb").write_text(book.replace("app-session", "pictures"))
-    own.start()
+    own = serve_app(server, tmp_path_factory.mktemp("app"), 600)
     page = chromium.new_page(viewport={"width": 1240, "height": 900}, device_scale_factor=1.5)
     page.set_default_timeout(300_000)
     page.goto(f"{own.url}/voila/render/widgets/app.ipynb?token={own.token}")

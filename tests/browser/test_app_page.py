@@ -12,19 +12,25 @@ READY = "(({ready, moving}) => ready === 'true' && moving === 'false')(document.
 TRAVEL = "Will this user travel soon?"
 
 
-@pytest.fixture(scope="module")
-def app(server, tmp_path_factory):
-    """The shipped page and its server's rules, beside the sample data, with fewer users: soon read."""
-    own = type(server)(tmp_path_factory.mktemp("app"))
+def serve_app(server, folder, users: int):
+    """Start a server of its own with the shipped page and its rules, beside the sample data, with so many of the users."""
+    own = type(server)(folder)
     told = own.folder / "config" / "jupyter_server_config.json"
     told.write_text(json.dumps(json.loads(told.read_text()) | json.loads(RULES.read_text())))
     book = json.loads(PAGE.read_text())
     source = "".join(book["cells"][0]["source"])
     assert source.count('load_users("../data/sample")') == 1
-    book["cells"][0]["source"] = source.replace('("../data/sample")', '("../data/sample").sample(150)')
+    book["cells"][0]["source"] = source.replace('("../data/sample")', f'("../data/sample").sample({users})')
     (own.folder / "work" / "widgets").mkdir()
     (own.folder / "work" / "widgets" / "app.ipynb").write_text(json.dumps(book))
     own.start()
+    return own
+
+
+@pytest.fixture(scope="module")
+def app(server, tmp_path_factory):
+    """The page for few users: soon read."""
+    own = serve_app(server, tmp_path_factory.mktemp("app"), 150)
     yield own
     own.stop()
 
