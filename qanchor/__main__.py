@@ -123,7 +123,7 @@ def train(
     users: UsersOf,
     out: Annotated[Path, typer.Option(help="where the run is kept")],
     preset: Annotated[str, typer.Option(help="tiny (knows no words: for tests), small, medium or full")] = "small",
-    minutes: Annotated[float | None, typer.Option(help="end about then; warm start and last fit are done in full")] = None,
+    minutes: Annotated[float | None, typer.Option(help="end about then: fewer joint steps, then a shorter last fit")] = None,
     steps: Annotated[int | None, typer.Option(help="joint steps (default: the preset's)")] = None,
     resume: Annotated[bool, typer.Option(help="go on from the last checkpoint beside OUT")] = False,
     change: Annotated[list[str] | None, typer.Option("--set", help="a field of the preset, as lr=0.001")] = None,

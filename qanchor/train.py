@@ -72,8 +72,9 @@ def train(
     Under `accelerate launch` several processes share each batch of `users_per_step` users, and learn what one would.
 
     pairs       columns user, cutoff, query, answer (`make_pairs`); the users' events stand in `users`.
-    steps       joint steps (default: config.steps); minutes: end after so long, warm start and last fit included (but a
-                resumed training, which does not know how long these take: its last fit comes on top).
+    steps       joint steps (default: config.steps); minutes: end after so long. Reading and warm start are never shortened; then
+                the last fit has its time, of which it keeps a tenth of its steps at least, and the joint steps (five at least)
+                have the rest. A resumed training does not know how long the last fit takes: it comes on top.
     checkpoint  a file for the whole state, and one beside it for the state before; with `resume` training goes on from there,
                 bit for bit on one CPU thread (to `steps`, or as planned). CheckpointError: both torn, or of another training.
     progress    called with (stage, done, total, loss).
@@ -88,6 +89,7 @@ def train(
         [1, 2]
     """
     from accelerate import Accelerator
+    from accelerate.utils import broadcast_object_list
 
     config, began = model.config, time.monotonic()
     accelerator = Accelerator(cpu=model.device.type == "cpu")
@@ -105,10 +107,13 @@ def train(
     model.train()
     fit = lambda stage, salt, n: fit_heads(model, samples, readings, seed + salt, n, stage, report)  # noqa: E731
     reading, fitting = fit("warm start", 0, 0 if found else config.warm_steps)
-    kept = reading + fitting * config.final_steps / max(config.warm_steps, 1)  # seconds for the last fit
-    end = None if minutes is None else began + minutes * 60 - kept
-    rows = _joint_steps(model, samples, readings, accelerator, seed, steps, end, kept_at, found, report)
-    fit("last fit", 1, config.final_steps)
+    each, last, end = fitting / max(config.warm_steps, 1), config.final_steps, None  # each: seconds of a step of a fit
+    if minutes is not None:
+        end = began + minutes * 60 - reading
+    rows = _joint_steps(model, samples, readings, accelerator, seed, steps, end and end - each * last, kept_at, found, report)
+    if end is not None and each:
+        last = broadcast_object_list([min(last, max(last // 10, int((end - time.monotonic()) / each)))])[0]
+    fit("last fit", 1, last)
     model.eval()
     return pd.DataFrame(rows, columns=list(HISTORY))
 
@@ -173,7 +178,8 @@ def fit_heads(
     model.projection.spread.copy_(both.std(0).clamp(min=1e-3))
     heads = [p for m in (model.projection, model.skip) if m is not None for p in m.parameters()]
     optimiser = torch.optim.AdamW(heads, lr=HEADS_LR, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, HEADS_LR, total_steps=steps, pct_start=0.1)
+    rise = max(0.1, min(1.5 / steps, 0.3))  # a share of exactly one step is what OneCycleLR cannot divide by
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, HEADS_LR, total_steps=steps, pct_start=rise)
     coarse = torch.from_numpy(readings.coarse).to(device)
     k = config.warm_queries
     for step in range(steps):

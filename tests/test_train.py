@@ -130,6 +130,18 @@ def test_minutes_are_kept(users, pairs, monkeypatch):
     assert len(train(untrained(users, pairs, **SHORT), users, pairs, minutes=0)) == 5  # it ends as soon as it knows
 
 
+@pytest.mark.parametrize(("minutes", "at_least", "at_most"), [(None, 400, 400), (10, 400, 400), (0.5, 100, 200), (0, 40, 40)])
+def test_what_is_left_of_the_minutes_is_the_last_fits(users, pairs, monkeypatch, minutes, at_least, at_most):
+    clock = itertools.count()  # each look takes a second: so does a fit, of any length, and a joint step takes two
+    monkeypatch.setattr(importlib.import_module("qanchor.train"), "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    changes, stages = SHORT | {"warm_steps": 10, "final_steps": 400}, []
+    options = {"steps": 8, "minutes": minutes, "progress": lambda stage, done, total, _: stages.append((stage, done, total))}
+    train(untrained(users, pairs, **changes), users, pairs, **options)
+    stage, done, total = stages[-1]
+    assert stage == "last fit" and done == total and at_least <= total <= at_most
+    assert max(n for stage, n, _ in stages if stage == "training") == (8 if minutes in (None, 10) else 5)
+
+
 def test_no_pairs_no_training(users, pairs):
     with pytest.raises(ValueError, match="0 pairs to train on, at least 1 is needed: make them"):
         train(untrained(users, pairs), users, pairs.iloc[:0])
