@@ -9,9 +9,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
 from .bench_tasks import askable, embeddings_by_question
 from .config import SMALL, Config
 from .engine import Engine
+from .files import write_whole
 from .model import build
 from .moments import default_cutoffs
 from .pairs import make_pairs
@@ -22,6 +26,7 @@ from .tasks import average_auc, hold_out
 from .train import train
 
 WHOLE = "as it is"
+BOTH = ("right", "wrong")  # the task's own question, and another's
 VARIANTS: dict[str, dict[str, Any]] = {
     WHOLE: {},
     "no contrastive loss": {"contrastive_weight": 0.0, "warm_steps": 0, "final_steps": 0},
@@ -56,8 +61,8 @@ def ablations(
 ) -> dict:
     """Train each variant of `config` on the same users and seed; give average AUCs, and paired differences to the whole.
 
-    run   a folder for the variants: those that stand there are not trained again, so a run of hours can be taken up. Default:
-          none is kept. A variant is (changed fields of the config); the first is what the others are compared with.
+    run   a folder for the variants: what stands there is neither trained nor asked again, so a run of hours can be taken up.
+          Default: none is kept. A variant is (changed fields of the config); the first is what the others are compared with.
     """
     people, held = users(), {}
     names, first = askable(people), next(iter(variants))
@@ -66,15 +71,8 @@ def ablations(
         for name, changes in variants.items():
             began = time.perf_counter()
             folder = Path(run or scratch) / re.sub(r"\W+", "-", name)
-            wanted = config.but(**changes)
-            if not (folder / "config.json").exists():
-                _train(people, wanted, folder, progress)
-            model = load(folder)
-            if model.config != wanted:
-                other = {k: v for k, v in model.config.to_dict().items() if v != getattr(wanted, k)}
-                raise ValueError(f"{folder} was trained with {other}: remove it, or name another folder with --run")
-            asked = embeddings_by_question(Engine(model), people, names, ("right", "wrong"))[0]
-            both = {name: asked["right"], f"{name}, wrong": asked["wrong"]}
+            right, wrong = _asked(people, names, config.but(**changes), folder, progress)
+            both = {name: right.__getitem__, f"{name}, wrong": wrong.__getitem__}
             held |= hold_out(people, both, names, seeds=seeds)
             row = {"variant": name, "changes": changes}
             for key, method in (("auc", name), ("wrong", f"{name}, wrong")):
@@ -82,6 +80,21 @@ def ablations(
             row["minus"] = dict(zip(("auc", "low", "high"), average_auc(people, held, name, minus=first), strict=True))
             rows.append(row | {"paper": PAPER.get(name), "seconds": time.perf_counter() - began})
     return {"data": people.name, "users": len(people), "rows": rows}
+
+
+def _asked(people: Users, names: list[str], wanted: Config, folder: Path, progress) -> list[dict[str, np.ndarray]]:
+    """Train a variant and ask it each task's own question, and another's, unless its folder has both: {task: anchors} each."""
+    if not (folder / "config.json").exists():
+        _train(people, wanted, folder, progress)
+    model, file = load(folder), folder / "asked.safetensors"
+    if model.config != wanted:
+        other = {k: v for k, v in model.config.to_dict().items() if v != getattr(wanted, k)}
+        raise ValueError(f"{folder} was trained with {other}: remove it, or name another folder with --run")
+    if not file.exists():
+        told = embeddings_by_question(Engine(model), people, names, BOTH)[0]
+        asked = {kind: np.stack([told[kind](name) for name in names]) for kind in BOTH}
+        write_whole(file, lambda aside: save_file(asked, aside))
+    return [dict(zip(names, anchors, strict=True)) for anchors in (load_file(file)[kind] for kind in BOTH)]
 
 
 def _train(people: Users, config: Config, folder: Path, progress) -> None:

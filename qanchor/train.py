@@ -72,9 +72,9 @@ def train(
     Under `accelerate launch` several processes share each batch of `users_per_step` users, and learn what one would.
 
     pairs       columns user, cutoff, query, answer (`make_pairs`); the users' events stand in `users`.
-    steps       joint steps (default: config.steps); minutes: end after so long. Reading and warm start are never shortened; then
-                the last fit has its time, of which it keeps a tenth of its steps at least, and the joint steps (five at least)
-                have the rest. A resumed training does not know how long the last fit takes: it comes on top.
+    steps       joint steps (default: config.steps); minutes: end after so long. Reading and warm start are never shortened;
+                there are fewer joint steps (five at least), then fewer of the last fit (a tenth at least). A resumed training
+                does not know how long its last fit takes: it comes on top.
     checkpoint  a file for the whole state, and one beside it for the state before; with `resume` training goes on from there,
                 bit for bit on one CPU thread (to `steps`, or as planned). CheckpointError: both torn, or of another training.
     progress    called with (stage, done, total, loss).

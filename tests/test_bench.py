@@ -232,7 +232,9 @@ def test_ablations_compare_with_the_first_and_take_up_what_is_there(users, tmp_p
     assert less["minus"]["low"] <= less["minus"]["auc"] <= less["minus"]["high"] and less["paper"] == -0.0039
     assert "training" in stages and {p.name for p in tmp_path.iterdir()} == {"whole", "the-same", "no-user-and-modality-slots"}
     stages.clear()
+    asked = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*/asked.safetensors"))]
     again = bench.ablations(lambda: users, tmp_path, 1, **how)
+    assert len(asked) == 3 and asked == [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*/asked.safetensors"))]
     assert not stages and [row["auc"] for row in again["rows"]] == [row["auc"] for row in found["rows"]]
     with pytest.raises(
         ValueError, match=r"whole was trained with .*'steps': 2.*: remove it, or name another folder with --run"
