@@ -170,13 +170,13 @@ def ask(
     people = open_users(users)
     engine, cache = read(run, people)
     found = engine.verdict(cache, query)
-    about = found.attrs["topics"]
+    about, warning = found.attrs["topics"], found.attrs["warning"]
     rows = found.head(top).to_dict("records")
     for row in rows:
         row["says"] = row["says"] or engine.answer(cache, row["user"], query)
     table = pd.DataFrame(rows).to_string(index=False, float_format="%.3f") if rows else ""
-    words = f"{query} ({len(cache):,} {people.unit}s; read as a question of {', '.join(about)})\n{table}"
-    say({"query": query, "users": len(cache), "topics": about, "top": rows}, words, as_json)
+    words = f"{query} ({len(cache):,} {people.unit}s; read as a question of {', '.join(about)})\n{table}\n{warning}".rstrip()
+    say({"query": query, "users": len(cache), "topics": about, "warning": warning, "top": rows}, words, as_json)
 
 
 @app.command()

@@ -10,7 +10,7 @@ import pandas as pd
 
 from . import maps
 from .cache import Cache, Recent
-from .verdict import judge
+from .verdict import judge, warning
 
 # Rewordings that leave the question as it was: what they move is the noise floor.
 PARAPHRASES = ("{} Please answer.", "Tell me: {}", "A question: {}", "I would like to know: {}", "{} What do you think?")
@@ -67,6 +67,7 @@ class Asker:
             floor = self.floor(query)
             shift = maps.shift_frame(self.kept[previous], self.kept[query], self.ids, previous, query, floor)
             sentence = maps.sentence(shift, self.cache.unit, len(PARAPHRASES))
+            sentence = f"{sentence} {warning(self.engine.model, query, self.cache.unit) if query else ''}".strip()
 
         if pca is not None:
             yield self._update(sentence, pca, shift)

@@ -187,7 +187,8 @@ class Engine:
         """Say of each user how much a yes fits to `query`, and in words how much so, without a single label; best first.
 
         Columns user, score, says. The wordings of the 72 topics that are nearest to the query say what it means here
-        (`attrs["topics"]` names them, nearest first). `score` is the cosine to their answers of the highest grade minus that
+        (`attrs["topics"]` names them, nearest first; `attrs["warning"]` says so if training asked nothing like it).
+        `score` is the cosine to their answers of the highest grade minus that
         to those of the lowest: it ranks the users of one query, and is no probability. `says` is, of the five graded answers to
         the nearest wording, the one nearest to the user's anchor; it is empty for the question about everything, which
         `answer` may write on.

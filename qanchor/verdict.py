@@ -21,6 +21,7 @@ from .topics import TOPICS
 NEAREST = 8  # wordings that say together what a query means
 SHARPNESS = 0.1  # of the weights by which they do: a cosine of 0.1 less weighs a factor e less
 READ_AT_ONCE = 64
+UNLIKE = 0.9  # strangeness from which on a question is said to be unlike all that training asked
 SUMMARY = -1  # the place of the question about everything: no topic, no grades
 
 
@@ -56,7 +57,19 @@ def judge(
         frame["says"] = [sticks.texts[best][grade] for grade in (anchors @ sticks.graded[best].T).argmax(1)]
     telling = near[like[0, near] > like[0, near[0]] - 2 * SHARPNESS]
     frame.attrs["topics"] = list(dict.fromkeys(sticks.names[i] for i in telling))
+    frame.attrs["warning"] = warning(model, query, unit)
     return frame
+
+
+def warning(model: QAnchor, query: str, unit: str = "user") -> str:
+    """Say so where a query is unlike all that training asked; empty where it is not, or where a model cannot tell.
+
+    It cannot without a skip, or untrained.
+    """
+    if model.skip is None or not model.skip.taught.any():
+        return ""
+    strange = model.skip.strangeness(model.meaning([query])).item() >= UNLIKE
+    return f"Training asked nothing like it: it mostly shows who a {unit} is altogether." if strange else ""
 
 
 @lru_cache(maxsize=6)  # some seconds of reading, the same for every query

@@ -104,6 +104,9 @@ def test_ask_ranks_users_and_lets_the_model_speak(qanchor, home):
     words = qanchor("ask", "--run", home / "run", "--users", home / "users", QUERY, "--top", 2)
     assert words.code == 0 and words.out.startswith(f"{QUERY} (60 users; read as a question of ")
     assert told["top"][0]["user"] in words.out and told["topics"][0] in words.out
+    # to a tiny model other words are another question
+    warning = "Training asked nothing like it: it mostly shows who a user is altogether."
+    assert told["warning"] == warning and words.out.rstrip().endswith(warning)
 
 
 def test_embed_writes_parts_and_goes_on(qanchor, home, tmp_path):

@@ -71,3 +71,21 @@ def test_a_question_about_the_next_week_is_answered_about_the_next_week(asked, m
     assert seen == [30, 7, 90]
     said = [text for graded in verdict.yardsticks(engine.model, "user", 7).texts for text in graded]
     assert sum("7 days" in text for text in said) == len(said) / 2 and not any("30 days" in text for text in said)
+
+
+def test_a_question_unlike_all_of_the_training_is_said_to_be_so():
+    engine = make_engine(make_model())
+    model = engine.model
+    model.skip.taught.zero_()
+    cache, known = engine.prefill(make_users()), ["Will this user travel soon?", "Does this user buy tea?"]
+    assert engine.verdict(cache, "zqx!").attrs["warning"] == ""  # an untrained model cannot tell
+    model.skip.remember(model.ask(known).meaning)
+    told = "Training asked nothing like it: it mostly shows who a user is altogether."
+    for query, warning in ((known[0], ""), ("zqx!", told)):
+        assert verdict.warning(model, query) == engine.verdict(cache, query).attrs["warning"] == warning
+        *_, last = engine.asker(cache, method="pca")(query)
+        assert last["sentence"].endswith(told) == bool(warning)
+    *_, last = engine.asker(cache, method="pca")("", known[0])
+    assert told not in last["sentence"]  # nothing is asked: nothing is unlike it
+    model.skip = None
+    assert verdict.warning(model, "zqx!") == ""
