@@ -307,3 +307,10 @@ def test_help_lists_every_command(qanchor):
     assert done.code == 0 and all(
         c in done.out for c in ("check", "train", "ask", "embed", "probe", "tune", "bench", "weights")
     )
+
+
+def test_a_folder_of_that_name_does_not_hide_the_package(tmp_path):
+    (tmp_path / "qanchor").mkdir()  # a clone, seen from above
+    command = [sys.executable, "-m", "qanchor", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "Usage: python -m qanchor" in done.stdout, done.stderr
