@@ -39,6 +39,8 @@ class Batch(Movable):
     event_modality: Int[Tensor, "user event"]
     event_recent: Bool[Tensor, "user event"]  # newest single events; the others are habits
     event_mask: Bool[Tensor, "user event"]
+    text: Int[Tensor, "user event"]  # the place of each event's text in `texts`
+    texts: tuple[str, ...]  # the distinct ones of the batch, for an encoder that learns
 
 
 def batch_users(readings: Readings, rows: Sequence[int] | np.ndarray, side: str = "right") -> Batch:
@@ -56,14 +58,16 @@ def batch_users(readings: Readings, rows: Sequence[int] | np.ndarray, side: str 
     vectors = readings.vectors
     text = np.zeros((len(rows), width, vectors.shape[1]), np.float32)
     number = np.zeros((len(rows), width, slots[0][1].shape[1]), np.float32)
-    modality, recent, mask = (np.zeros((len(rows), width), t) for t in (np.int64, bool, bool))
+    modality, recent, mask, code = (np.zeros((len(rows), width), t) for t in (np.int64, bool, bool, np.int64))
     for i, (ids, values, kinds, fresh) in enumerate(slots):
         at = slice(width - len(ids), width) if side == "left" else slice(0, len(ids))
         text[i, at], number[i, at], modality[i, at] = vectors[ids], values, kinds
-        recent[i, at], mask[i, at] = fresh, True
+        recent[i, at], mask[i, at], code[i, at] = fresh, True, ids
+    distinct = np.unique(code[mask])
+    code = np.searchsorted(distinct, code).clip(max=max(len(distinct) - 1, 0))  # pads: any
     whole = (readings.coarse[rows], readings.modal_text[rows], readings.modal_number[rows], readings.present[rows])
-    arrays = (*whole, text, number, modality, recent, mask)
-    return Batch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
+    arrays = (*whole, text, number, modality, recent, mask, code)
+    return Batch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays), tuple(readings.texts[i] for i in distinct))
 
 
 @dataclass(frozen=True)

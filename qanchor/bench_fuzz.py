@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .backbone import sha256
 from .checkpoints import Checkpoint
 from .config import TINY
 from .engine import Engine
+from .files import sha256
 from .groups import export_group
 from .labels import read_labels
 from .mend import check

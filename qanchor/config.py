@@ -42,6 +42,7 @@ class Config:
     lora_alpha: int = 16
     lora_dropout: float = 0.0
     lora_layers: int = 12
+    text_lora_rank: int = 0  # LoRA on the text encoder of the events, as in the paper; 0: each text is encoded once, ever
     # losses
     temperature: float = 0.07
     margin: float = 0.1  # false negatives: dropped when more similar than the positive by this much
@@ -54,6 +55,7 @@ class Config:
     queries_per_user: int = 8  # K branches behind one prefix
     users_per_step: int = 8
     users_at_once: int = 0  # of them in memory at once, in each process; 0: all
+    tokens_at_once: int = 0  # event slots and words, pads included, in memory at once; users of like length together; 0: any
     checkpointing: bool = False  # activations of the backbone are computed again going back, instead of kept
     warm_steps: int = 400  # steps on coarse numbers alone, backbone at rest, before the joint training
     final_steps: int = 1600  # and after it: the heads are fitted to what it made of the backbone
@@ -104,7 +106,7 @@ class Config:
                 raise ValueError(f"config.{name} is {getattr(self, name)}: it must be at least 1")
         if not 0 <= self.portrait < self.dim:
             raise ValueError(f"config.portrait is {self.portrait}: it must be below dim, {self.dim}, and not negative")
-        lengths = ("warm_steps", "final_steps", "steps", "lora_layers", "users_at_once")
+        lengths = ("warm_steps", "final_steps", "steps", "lora_layers", "text_lora_rank", "users_at_once", "tokens_at_once")
         for name in ("habits", "recent", *lengths, "contrastive_weight", "autoregressive_weight", "jitter"):
             if getattr(self, name) < 0:
                 raise ValueError(f"config.{name} is {getattr(self, name)}: it must not be negative")
@@ -170,6 +172,7 @@ FULL = Config(
     lora_dropout=0.1,
     users_per_step=256,
     users_at_once=32,
+    tokens_at_once=24_576,
     checkpointing=True,
     lora_layers=1_000,  # all
     steps=50_000,

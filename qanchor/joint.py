@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .batch import batch_users, branches
+from .batch import batch_users, branches, length_groups
 from .heads import Query
 from .losses import autoregressive_loss, contrastive_loss
 from .model import QAnchor
@@ -63,6 +63,7 @@ class Samples:
         self.query_ids = [model.query_ids(q, 10**6)[: model.config.max_query] for q in self.queries]
         self.meaning_of_query = model.meaning(list(self.queries))
         self.answer_ids = [model.answer_ids(a) for a in self.answers]
+        self.sizes = [np.array([len(ids) for ids in rows]) for rows in (self.query_ids, self.answer_ids)]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -101,6 +102,10 @@ class Samples:
         fewer.usable = np.flatnonzero([len(rows) > 0 for rows in fewer.rows])
         return fewer
 
+    def tokens(self, rows: np.ndarray) -> np.ndarray:
+        """Count the tokens of queries, <USER_EMB> and answers of each row of `rows` (sample, pair) behind its prefix."""
+        return (self.sizes[0][self.query[rows]] + self.sizes[1][self.answer[rows]]).sum(1)
+
     def draw(self, rng: np.random.Generator, samples: np.ndarray, k: int) -> np.ndarray:
         """Choose k pairs of each sample (again some, where there are fewer): (sample, k) rows of `pairs`."""
         return np.stack([rng.choice(self.rows[s], k, replace=len(self.rows[s]) < k) for s in samples])
@@ -113,7 +118,8 @@ def joint_step(wrapped, model: QAnchor, samples: Samples, readings: Readings, wh
     Each process computes the loss of the whole batch, its gradient flows through the process's own users, and the sum over
     processes is the gradient of one process with all of them. With `config.users_at_once` a process's users pass in parts:
     first without gradients, for the embeddings that the contrastive loss compares; then part by part with what this loss wants
-    of each embedding (GradCache, Gao et al. 2021). Memory is then that of one part.
+    of each embedding (GradCache, Gao et al. 2021). Memory is then that of one part. With `config.tokens_at_once` users of like
+    length pass together, as many as that budget allows.
     Returns the three losses of the whole batch (joint, contrastive, autoregressive), and its number of pairs.
     """
     config, (seed, step, total) = model.config, when
@@ -121,11 +127,10 @@ def joint_step(wrapped, model: QAnchor, samples: Samples, readings: Readings, wh
     margin = config.margin if config.warm_steps else margin_at(config, step, total)
     everyone, mine = _share(config.users_per_step, len(samples), rng, accelerator)
     every_pair = samples.draw(rng, everyone, config.queries_per_user)
+    order, groups = _parts(config, readings.lengths()[everyone] + samples.tokens(every_pair), accelerator.num_processes)
+    everyone, every_pair = everyone[order], every_pair[order]
     chosen, pairs = everyone[mine], every_pair[mine]
-    size = config.users_at_once or len(chosen)
-    parts = [
-        _Part(model, samples, readings, chosen[at : at + size], pairs[at : at + size]) for at in range(0, len(chosen), size)
-    ]
+    parts = [_Part(model, samples, readings, chosen[some], pairs[some]) for some in groups]
     seeds = [int(rng.integers(2**62)) + accelerator.process_index for _ in parts]  # each part drops out alike both times
 
     def compare(anchors, targets):
@@ -200,6 +205,21 @@ def _share(wanted: int, samples: int, rng: np.random.Generator, accelerator) -> 
         raise ValueError(f"{min(wanted, samples)} users a step for {processes} processes: raise users_per_step, or take fewer")
     own = slice(accelerator.process_index * each, (accelerator.process_index + 1) * each)
     return rng.choice(samples, each * processes, replace=False), own
+
+
+def _parts(config, tokens: np.ndarray, processes: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Order the users of a step, each within its process's share, and say which rows of a share pass together.
+
+    The rows are the same for every process, which exchange embeddings and gradients part by part.
+    """
+    shares = tokens.reshape(processes, -1)
+    each = shares.shape[1]
+    most = config.users_at_once or each
+    if not config.tokens_at_once:
+        return np.arange(len(tokens)), [np.arange(at, min(at + most, each)) for at in range(0, each, most)]
+    order = shares.argsort(1, kind="stable")
+    longest = np.take_along_axis(shares, order, 1).max(0)
+    return (order + each * np.arange(processes)[:, None]).ravel(), length_groups(longest, config.tokens_at_once, most)
 
 
 def margin_at(config, step: int, steps: int) -> float:

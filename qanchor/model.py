@@ -14,6 +14,7 @@ from .backbone import add_lora, load_backbone, new_cache, recompute_activations
 from .batch import USER_EMB, Batch, Branches, branch_mask, branches
 from .config import Config
 from .encoder import Encoder, Prefix
+from .event_texts import EventTexts
 from .heads import Asked, Projection, Query, Skip, words_of
 from .reader import Reader
 from .texts import text_vectors
@@ -54,25 +55,17 @@ class QAnchor(nn.Module):
                     self.backbone, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_layers
                 )
             sizes = reader.sizes()
-            self.encoder = Encoder(
-                len(reader.modalities),
-                reader.text_dim,
-                sizes,
-                reader.groups(),
-                config.adapter,
-                width,
-                words.float().std().item(),
-                config.layout,
-                config.summaries,
-            )
+            shape = (len(reader.modalities), reader.text_dim, sizes, reader.groups(), config.adapter, width)
+            self.encoder = Encoder(*shape, words.float().std().item(), config.layout, config.summaries)
             own = config.dim - (config.portrait if config.skip else 0)
             self.projection = Projection(width, config.hidden, own)
             self.skip = None
             if config.skip:
-                numbers, hidden = sizes["coarse"], config.skip_hidden
-                self.skip = Skip(numbers, reader.text_dim, hidden, own, config.skip_dropout, config.taught)
+                size = (sizes["coarse"], reader.text_dim, config.skip_hidden, own)
+                self.skip = Skip(*size, config.skip_dropout, config.taught)
             self.register_buffer("portrait", torch.from_numpy(reader.portrait))
             self.user_emb = nn.Parameter(words.float().mean(0) + 0.02 * torch.randn(width))
+            self.event_texts = EventTexts(config) if config.text_lora_rank else None
 
     @property
     def device(self) -> torch.device:
@@ -123,7 +116,7 @@ class QAnchor(nn.Module):
 
     def encode_prefix(self, batch: Batch) -> Prefix:
         """Turn a batch of users into the prefix that stands in front of every query."""
-        return self.encoder(batch)
+        return self.encoder(batch if self.event_texts is None else self.event_texts.fill(batch))
 
     def read(
         self, vectors, allow: Bool[Tensor, "user query key"] | None, positions, cache=None

@@ -16,11 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .backbone import sha256
 from .batch import branches
 from .cache import Cache, Group, fork
 from .engine import Engine
-from .files import disk_faults
+from .files import disk_faults, sha256
 from .heads import Query
 from .held import Held
 from .labels import even

@@ -27,6 +27,7 @@ class Readings:
     modal_number: np.ndarray  # (user, modality, modal_number)
     present: np.ndarray  # (user, modality)
     slots: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]  # text id, numbers, modality, recent
+    texts: list[str]
     vectors: np.ndarray  # (text, text_dim)
 
     def __len__(self) -> int:
@@ -128,6 +129,7 @@ class Reader:
             self._standard("modal", parts["modal"]),
             raw["present"],
             slots,
+            list(users.events["text"].cat.categories),
             self._vectors(users),
         )
 

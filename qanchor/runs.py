@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 
-from .backbone import WeightsError, sha256, written_aside
+from .backbone import WeightsError
 from .config import Config
-from .files import disk_faults
+from .files import disk_faults, sha256, written_aside
 from .model import QAnchor, build
 from .reader import Reader
 
@@ -29,9 +29,9 @@ class RunError(RuntimeError):
 
 
 def learned(model: QAnchor) -> dict[str, torch.Tensor]:
-    """Name every tensor that a run must keep: all that is not the backbone's own weights."""
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    return {n: t for n, t in model.state_dict().items() if n in trained or not n.startswith("backbone.")}
+    """Name every tensor that a run must keep: all but the own weights of the backbone and of the text encoder."""
+    state = model.state_dict().items()
+    return {name: t for name, t in state if "lora_" in name or not name.startswith(("backbone.", "event_texts."))}
 
 
 def save(model: QAnchor, folder, history: pd.DataFrame | None = None, metrics: dict | None = None) -> Path:
@@ -48,7 +48,7 @@ def save(model: QAnchor, folder, history: pd.DataFrame | None = None, metrics: d
         'run'
     """
     folder = Path(folder)
-    if model.config.lora_layers and not any("lora_" in name for name in model.state_dict()):
+    if model.config.lora_layers and not any("lora_" in name for name in model.backbone.state_dict()):
         raise ValueError(f"{folder}: this model's LoRA was folded into its weights by Engine: save it before you serve it")
     half = torch.float16 if model.config.backbone != "tiny" else torch.float32
     tensors = {}

@@ -16,9 +16,8 @@ import numpy as np
 import torch
 
 from .about import read_manifest
-from .backbone import sha256
 from .engine import Engine
-from .files import write_whole
+from .files import sha256, write_whole
 from .machine import commit
 from .partition import load_shard, open_facts, open_table, partition_users
 from .runs import RunError, about_run, load

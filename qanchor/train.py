@@ -107,9 +107,8 @@ def train(
     model.train()
     fit = lambda stage, salt, n: fit_heads(model, samples, readings, seed + salt, n, stage, report)  # noqa: E731
     reading, fitting = fit("warm start", 0, 0 if found else config.warm_steps)
-    each, last, end = fitting / max(config.warm_steps, 1), config.final_steps, None  # each: seconds of a step of a fit
-    if minutes is not None:
-        end = began + minutes * 60 - reading
+    each, last = fitting / max(config.warm_steps, 1), config.final_steps  # each: seconds of a step of a fit
+    end = None if minutes is None else began + minutes * 60 - reading
     rows = _joint_steps(model, samples, readings, accelerator, seed, steps, end and end - each * last, kept_at, found, report)
     if end is not None and each:
         last = broadcast_object_list([min(last, max(last // 10, int((end - time.monotonic()) / each)))])[0]

@@ -24,9 +24,8 @@ from qanchor.backbone import (
     fetch,
     load_backbone,
     merge_lora,
-    sha256,
-    written_aside,
 )
+from qanchor.files import sha256, written_aside
 
 
 @pytest.fixture

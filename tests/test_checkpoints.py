@@ -48,7 +48,8 @@ torch.set_num_threads(1)
 out = Path(sys.argv[1])
 users = qa.make_world(25)
 pairs = qa.make_pairs(users, per_sample=6)
-config = qa.TINY.but(queries_per_user=3, users_per_step=8, max_answer=8, warm_steps=5, final_steps=5)
+sizes = {"queries_per_user": 3, "users_per_step": 8, "max_answer": 8, "warm_steps": 5, "final_steps": 5}
+config = qa.TINY.but(**sizes, tokens_at_once=int(sys.argv[3]))
 model = qa.build(config, qa.Reader.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), config), device="cpu")
 rows = qa.train(model, users, pairs, steps=int(sys.argv[2]), checkpoint=out / "state")
 if int(__import__("os").environ.get("RANK", 0)) == 0:
@@ -80,15 +81,15 @@ def test_a_process_killed_anywhere_ends_with_the_same_bits(tmp_path):
     assert all(torch.equal(weights[name], other[name]) for name in weights)
 
 
-@pytest.mark.parametrize("steps", [1, 4])
-def test_two_processes_learn_what_one_does(tmp_path, steps):
-    """The same batch shared by two gloo processes: the same losses, and after one step the same gradient."""
+@pytest.mark.parametrize(("steps", "tokens"), [(1, 0), (4, 150)])
+def test_two_processes_learn_what_one_does(tmp_path, steps, tokens):
+    """The same batch shared by two gloo processes (in parts of so many tokens): the same losses, and the same first gradient."""
     script = tmp_path / "script.py"
     script.write_text(TWO)
     for name, launch in {"one": (), "two": ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")}.items():
         (tmp_path / name).mkdir()
         port = ("--main_process_port", "0") if launch else ()
-        python(*launch, *port, script, tmp_path / name, steps)
+        python(*launch, *port, script, tmp_path / name, steps, tokens if launch else 0)
     one, two = (pd.read_json(tmp_path / name / "history.json") for name in ("one", "two"))
     assert len(one) == steps
     pd.testing.assert_frame_equal(one, two, rtol=1e-5, atol=1e-5)

@@ -13,6 +13,7 @@ from tiny import forward
 
 from qanchor.batch import batch_users
 from qanchor.config import TINY
+from qanchor.joint import _parts
 from qanchor.model import QAnchor, build
 from qanchor.pairs import make_pairs
 from qanchor.reader import Reader
@@ -210,9 +211,12 @@ def test_small_steps_are_not_lost_in_bfloat16():
     assert masters.copy[0].dtype == torch.float32 and line.weight.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("changes", [{"users_at_once": 3}, {"checkpointing": True}], ids=["parts", "checkpointing"])
+LESS = {"parts": {"users_at_once": 3}, "tokens": {"tokens_at_once": 500}, "checkpointing": {"checkpointing": True}}
+
+
+@pytest.mark.parametrize("changes", LESS.values(), ids=LESS)
 def test_less_memory_gives_the_same_gradient(users, pairs, tmp_path, changes):
-    """In parts of 3, 3 and 2 users, or with activations computed again: the losses and the gradient of one whole step."""
+    """In parts of 3, 3 and 2 users or of so many tokens, or with activations computed again: what one whole step gives."""
     found = {}
     for name, some in (("whole", {}), ("less", changes)):
         model = untrained(users, pairs, **SHORT | {"users_per_step": 8} | some)
@@ -225,3 +229,13 @@ def test_less_memory_gives_the_same_gradient(users, pairs, tmp_path, changes):
     assert len(moments) > 20 and max(state[key].abs().max() for key in moments) > 1e-4
     for key in moments:
         torch.testing.assert_close(10 * other[key], 10 * state[key], rtol=0, atol=1e-5)
+
+
+def test_parts_of_a_budget_hold_users_of_like_length_and_are_the_same_in_every_process():
+    tokens, budget = np.array([9, 1, 5, 2, 2, 8, 3, 30]), TINY.but(tokens_at_once=20)
+    order, groups = _parts(budget, tokens, 2)
+    assert tokens[order].tolist() == [1, 2, 5, 9, 2, 3, 8, 30]  # each share in its own order
+    assert [g.tolist() for g in groups] == [[0, 1], [2], [3]]  # 2 x 3 tokens; with the next 3 x 8; 30, over the budget, alone
+    assert [g.tolist() for g in _parts(budget.but(users_at_once=1), tokens, 2)[1]] == [[0], [1], [2], [3]]
+    order, groups = _parts(TINY.but(users_at_once=3), tokens, 2)
+    assert order.tolist() == list(range(8)) and [g.tolist() for g in groups] == [[0, 1, 2], [3]]
