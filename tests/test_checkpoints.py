@@ -83,7 +83,7 @@ def test_a_process_killed_anywhere_ends_with_the_same_bits(tmp_path):
 
 @pytest.mark.parametrize(("steps", "tokens"), [(1, 0), (4, 150)])
 def test_two_processes_learn_what_one_does(tmp_path, steps, tokens):
-    """The same batch shared by two gloo processes (in parts of so many tokens): the same losses, and the same first gradient."""
+    """The same batch shared by two gloo processes (in parts of so many tokens): the same losses and first gradient."""
     script = tmp_path / "script.py"
     script.write_text(TWO)
     for name, launch in {"one": (), "two": ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")}.items():
