@@ -231,7 +231,7 @@ def tune(
     labels: LabelsOf = None,
     column: ColumnOf = None,
     vectors: Annotated[int, typer.Option(help="how many are learned")] = 6,
-    steps: Annotated[int, typer.Option(help="of tuning, at most")] = 500,
+    steps: Annotated[int, typer.Option(help="of tuning, at most (the paper: 500; more gained nothing here)")] = 60,
     gate: Annotated[bool, typer.Option("--gate/--plain", help="also learn what opens the skip, or as in the paper")] = True,
     seek: Annotated[bool, typer.Option(help="begin at the taught question that tells the labels best")] = False,
     seed: int = 0,
