@@ -87,7 +87,7 @@ def test_what_stands_under_the_padding_does_not_matter(model, readings):
     batch = batch_users(readings, ROWS)
     pads = ~batch.event_mask
     assert pads.any()
-    dirty = {k: v.clone() for k, v in vars(batch).items()}
+    dirty = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in vars(batch).items()}
     dirty["event_text"][pads], dirty["event_number"][pads], dirty["event_modality"][pads] = 9.0, -7.0, 2
     clean = forward(model, batch, queries, answers)[0]
     assert torch.equal(clean, forward(model, type(batch)(**dirty), queries, answers)[0])
