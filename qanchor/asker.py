@@ -10,18 +10,20 @@ import pandas as pd
 
 from . import maps
 from .cache import Cache, Recent
-from .verdict import judge, warning
+from .pairs import SUMMARY_QUERY
+from .schema import Users
+from .topics import TOPICS, match
+from .verdict import judge, prepare, warning
 
 # Rewordings that leave the question as it was: what they move is the noise floor.
 PARAPHRASES = ("{} Please answer.", "Tell me: {}", "A question: {}", "I would like to know: {}", "{} What do you think?")
-SUGGESTIONS = (
-    "Will this {} travel soon?",
-    "Is this {} price-conscious?",
-    "Will this {} stop coming?",
-    "Does this {} have a baby?",
-    "Will this {} order takeout next month?",
-    "What are the user's most likely actions in the next period?",
-)
+BEHAVIOUR = ("Will this {} stop coming?", "Is this {} price-conscious?", "Is this {} here more than before?")
+SUGGESTED = {  # of topics that at least one user in twenty has to do with
+    "travel": "Will this {} travel soon?",
+    "baby": "Does this {} have a baby?",
+    "takeout": "Will this {} order takeout next month?",
+}
+LOOKED_AT, TEXTS = 300, 1_000  # users and texts at most that say what may be asked
 REWORDED = 256  # users or so whom the rewordings are asked of, of every length: twice as many as dimensions
 REMEMBERED = 160  # queries whose embeddings are kept, the newest: 164 MB of 2,000 users; a bank of 72 questions fits in
 HELD = 4_000_000  # embeddings kept at most, 2 GB of 128 numbers: 40 queries of 100,000 users
@@ -31,7 +33,7 @@ class Asker:
     """Answer typed queries with frames: where every user stands, who moved, and a sentence that says so.
 
     Made by `engine.asker(cache)`. Calling it gives an iterator of updates; closing the iterator cancels the work. The newest
-    embeddings are kept by query (`kept`), and so are noise floors (`floors`).
+    embeddings are kept by query (`kept`), and so are noise floors (`floors`). `lean` says who is nearest to a yes.
 
     Example:
         >>> users = qa.make_world(40)
@@ -46,7 +48,7 @@ class Asker:
         self.engine, self.cache, self.ids, self.start, self.seed = engine, cache, cache.ids, start, seed
         self.many = len(cache) > maps.MANY
         self.method = method or ("pca" if self.many else "umap")
-        self.queries = [s.format(cache.unit) for s in SUGGESTIONS]
+        self.queries, self.unit = list(cache.queries), cache.unit
         self.facts = partial(maps.facts, engine.model.run, seed)  # of a shift: what a claim card says of it
         self.kept, self.floors = Recent(min(REMEMBERED, max(8, HELD // len(cache)))), Recent(REMEMBERED)
         self._maps: dict[str, pd.DataFrame] = {}  # the last of each method
@@ -67,12 +69,22 @@ class Asker:
             floor = self.floor(query)
             shift = maps.shift_frame(self.kept[previous], self.kept[query], self.ids, previous, query, floor)
             sentence = maps.sentence(shift, self.cache.unit, len(PARAPHRASES))
-            sentence = f"{sentence} {warning(self.engine.model, query, self.cache.unit) if query else ''}".strip()
+        doubt = warning(self.engine.model, query, self.cache.unit) if query else ""
 
         if pca is not None:
-            yield self._update(sentence, pca, shift)
+            yield self._update(sentence, pca, shift) | {"warning": doubt}
         if pca is None or self.method != "pca":
-            yield self._update(sentence, self._draw(self.method, previous, query), shift)
+            yield self._update(sentence, self._draw(self.method, previous, query), shift) | {"warning": doubt}
+
+    def lean(self, query: str) -> Iterator[pd.DataFrame | None]:
+        """Rank the users of a query that was asked by how near they are to a yes: yields None while it reads, then the verdict.
+
+        The verdict is that of `Engine.verdict`, in the order of the users. Close the iterator to stop.
+        """
+        whom = (self.cache.unit, self.cache.horizon_days)
+        yield from (None for _ in prepare(self.engine.model, query, *whom))
+        yield from (None for _ in self.embed(query))
+        yield judge(self.engine.model, self.ids, query, self.kept[query], *whom)
 
     def answer(self, user: str, query: str) -> str:
         """Say the graded answer that one user's anchor is nearest to; the question about everything is answered freely."""
@@ -114,3 +126,28 @@ class Asker:
         total, caption = len(self.ids), "" if points is None else maps.caption(points)
         told = {"done": total if done is None else done, "total": total, "sentence": sentence, "caption": caption}
         return told | {"points": points, "shift": shift}
+
+
+def suggestions(users: Users) -> tuple[str, ...]:
+    """Suggest six questions that fit these users: of their behaviour, and of what their own events speak of.
+
+    Example:
+        >>> suggestions(qa.make_world(40))[0]
+        'Will this user travel soon?'
+    """
+    some, past = users.ids[:: max(1, len(users) // LOOKED_AT)], users.history()
+    past = past[past["user"].isin(some)]
+    (who, _), (what, texts) = pd.factorize(past["user"]), pd.factorize(past["text"])
+    often = np.argsort(-np.bincount(what, minlength=len(texts)), kind="stable")[:TEXTS]
+    has = np.zeros((len(some), len(texts)), np.float32)
+    has[who, what] = 1
+    share = ((has[:, often] @ match(texts[often])) > 0).mean(0)
+    known = [topic.name for topic, at in zip(TOPICS, share, strict=True) if at >= 0.05]
+    asked = [question for name, question in SUGGESTED.items() if name in known]
+    taken = {topic.domain for topic in TOPICS if topic.name in SUGGESTED and topic.name in known}
+    for k in np.argsort(-share * (1 - share), kind="stable"):  # what tells users apart: some have it, others have not
+        if len(asked) < 3 and share[k] >= 0.05 and TOPICS[k].domain not in taken:
+            asked.append(f"Will this {{}} {TOPICS[k].does} next month?")
+            taken.add(TOPICS[k].domain)
+    behaviour = BEHAVIOUR[:2] if users.numbers else BEHAVIOUR[::2]
+    return tuple(q.format(users.unit) for q in (*asked[:1], *behaviour, *asked[1:], SUMMARY_QUERY))

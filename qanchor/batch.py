@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .reader import Readings
 
-PACKED = 64  # tokens of queries read at once: each looks past the others', and that grows with their square (`bench cache`)
+PACKED, AT_ONCE = 256, 2048  # tokens of queries read at once: of one user, and of all users of a group together (`bench cache`)
 USER_EMB = -1  # stands for <USER_EMB> in token ids; the model puts its learned vector there
 
 
@@ -142,17 +142,17 @@ def length_groups(
     return groups
 
 
-def packed(lengths: Sequence[int]) -> list[slice]:
-    """Cut a list of queries into packs of at most `PACKED` tokens (or of one query).
+def packed(lengths: Sequence[int], users: int = 1) -> list[slice]:
+    """Cut a list of queries into packs of at most `PACKED` tokens (or of one query), fewer behind many users.
 
     Example:
-        >>> packed([30, 30, 30, 70])
+        >>> packed([30, 30, 30, 70], users=32)
         [slice(0, 2, None), slice(2, 3, None), slice(3, 4, None)]
     """
-    starts, room = [], -1
+    starts, room, most = [], -1, min(PACKED, max(64, AT_ONCE // users))
     for at, length in enumerate(lengths):
         if length > room:
             starts.append(at)
-            room = PACKED
+            room = most
         room -= length
     return [slice(*ends) for ends in pairwise([*starts, len(lengths)])]

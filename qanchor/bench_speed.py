@@ -84,8 +84,8 @@ def _asked_of_all(model: QAnchor, queries: list[list[int]]) -> Query:
     return Query(model.query_hidden(queries), model.meaning([str(ids) for ids in queries]))
 
 
-def _packs(model: QAnchor, queries: list[list[int]], alone: Query) -> list:
-    cuts = packed([len(ids) + 1 for ids in queries])
+def _packs(model: QAnchor, queries: list[list[int]], alone: Query, users: int) -> list:
+    cuts = packed([len(ids) + 1 for ids in queries], users)
     return [(branches([queries[some]]).to(model.device), alone.at(some)) for some in cuts]
 
 
@@ -100,7 +100,7 @@ def _anew(model: QAnchor, prefix: Prefix, query: list[int], alone: Query) -> tor
 
 def _speedup(model: QAnchor, prefix: Prefix, queries: list[list[int]], rounds: int) -> float:
     engine, alone = Engine(model), _asked_of_all(model, queries)
-    packs = _packs(model, queries, alone)
+    packs = _packs(model, queries, alone, len(prefix.slots))
     group = Group(np.arange(len(prefix.slots)), prefix, None)
     read = torch.inference_mode()(lambda: setattr(group, "kv", model.prefill(prefix)))
     steps = (read, lambda: engine._ask(group, packs), lambda: _anew(model, prefix, queries[0], alone.at([0])))
@@ -115,7 +115,7 @@ def _difference(model: QAnchor, prefix: Prefix, queries: list[list[int]]) -> flo
     """Give the greatest difference between cached and full reading over the first and last queries, in the model's dtype."""
     group = Group(np.arange(len(prefix.slots)), prefix, model.prefill(prefix))
     alone = _asked_of_all(model, queries)
-    cached = Engine(model)._ask(group, _packs(model, queries, alone))
+    cached = Engine(model)._ask(group, _packs(model, queries, alone, len(prefix.slots)))
     some = {0, len(queries) // 2, len(queries) - 1}  # first, middle, last
     return max(float(np.abs(cached[:, k] - _anew(model, prefix, queries[k], alone.at([k])).cpu().numpy()).max()) for k in some)
 

@@ -40,6 +40,7 @@ class Cache:
     unit: str
     horizon_days: int = 30
     groups: list[Group] = field(default_factory=list)
+    queries: tuple[str, ...] = ()  # what may be asked of them
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .asker import Asker
+from .asker import Asker, suggestions
 from .backbone import merge_lora
 from .batch import Branches, batch_users, length_groups, packed
 from .cache import Cache, Group, fork, in_common, keep, nbytes, part, take_users
@@ -19,7 +19,7 @@ from .encoder import Prefix, place
 from .heads import Asked, Query
 from .model import QAnchor
 from .schema import Users
-from .verdict import judge
+from .verdict import judge, prepare
 
 Pack = tuple[Branches, Query]
 
@@ -78,7 +78,7 @@ class Engine:
 
     def _hold(self, users: Users, groups: Iterator[Group], budget_gb: float, progress) -> Cache:
         """Gather groups into a cache; those beyond the budget give their keys and values back."""
-        cache, held, done = Cache(users.ids, users.unit, users.horizon_days), 0, 0
+        cache, held, done = Cache(users.ids, users.unit, users.horizon_days, queries=suggestions(users)), 0, 0
         for group in groups:
             held += nbytes(group.kv)
             group.kv = group.kv if held <= budget_gb * 1e9 else None
@@ -141,18 +141,28 @@ class Engine:
         """Embed group by group: yields (row numbers, (user, query, dim)). Close the iterator to stop."""
         packs = self._packs(queries)
         for group in cache.groups:
-            yield group.rows, self._ask(group, packs)
+            yield group.rows, self._ask(group, packs(len(group.rows)))
 
     @torch.inference_mode()
     def sweep(self, users: Users, queries: Sequence[Asked]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Read and ask group by group, keeping nothing, for users asked only once: yields what `stream` does."""
         packs = self._packs(queries)
         for group in self._groups(users):
-            yield group.rows, self._ask(group, packs)
+            yield group.rows, self._ask(group, packs(len(group.rows)))
 
-    def _packs(self, queries: Sequence[Asked]) -> list[Pack]:
-        ids, query = self.model.spell(queries)[0], self.model.ask(queries)
-        return [(self.model.lay_out(queries[some]), query.at(some)) for some in packed([len(row) + 1 for row in ids])]
+    def _packs(self, queries: Sequence[Asked]) -> Callable[[int], list[Pack]]:
+        """Pack queries: gives what tells the packs to ask of so many users at once."""
+        lengths, query = [len(row) + 1 for row in self.model.spell(queries)[0]], self.model.ask(queries)
+        laid: dict[tuple[int, int], Pack] = {}
+
+        def packs(users: int) -> list[Pack]:
+            cuts = packed(lengths, users)
+            for some in cuts:
+                if (some.start, some.stop) not in laid:
+                    laid[some.start, some.stop] = self.model.lay_out(queries[some]), query.at(some)
+            return [laid[some.start, some.stop] for some in cuts]
+
+        return packs
 
     @torch.inference_mode()
     def _ask(self, group: Group, packs: list[Pack]) -> np.ndarray:
@@ -183,17 +193,22 @@ class Engine:
         ids = list(generate(self.model.backbone, hidden, kv, mask, self.model.tokenizer.eos_token_id, limit))
         return self.model.tokenizer.decode(ids).strip()
 
-    def verdict(self, cache: Cache, query: str) -> pd.DataFrame:
+    def verdict(self, cache: Cache, query: str, progress: Callable[[str, int, int], None] | None = None) -> pd.DataFrame:
         """Say of each user how much a yes fits to `query`, and in words how much so, without a single label; best first.
 
-        Columns user, score, says. The wordings of the 72 topics that are nearest to the query say what it means here
-        (`attrs["topics"]` names them, nearest first; `attrs["warning"]` says so if training asked nothing like it).
-        `score` is the cosine to their answers of the highest grade minus that
-        to those of the lowest: it ranks the users of one query, and is no probability. `says` is, of the five graded answers to
-        the nearest wording, the one nearest to the user's anchor; it is empty for the question about everything, which
-        `answer` may write on.
+        Columns user, score, says. The wordings of the 72 topics that are nearest to the query, and deny as often as it, say
+        what it means here (`attrs["topics"]` names them, nearest first, "not visits_up" if its no is meant; `attrs["warning"]`
+        says so if training asked nothing like it). `score` is the cosine to their answers of a yes minus that to those of a no:
+        it ranks the users of one query, and is no probability. `says` is, of the five graded answers to the topic that bears
+        most of the score, the one nearest to the user's anchor; it is empty for the question about everything, which `answer`
+        may write on.
+        progress   called with (stage, done, total).
         """
-        found = judge(self.model, cache.ids, query, self.embed(cache, query), cache.unit, cache.horizon_days)
+        tell = progress or (lambda stage, done, total: None)
+        for done, total in prepare(self.model, query, cache.unit, cache.horizon_days):
+            tell("reading graded answers", done, total)
+        anchors = self.embed(cache, query, lambda done, total: tell(f"asking {cache.unit}s", done, total))
+        found = judge(self.model, cache.ids, query, anchors, cache.unit, cache.horizon_days)
         return found.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
     def asker(self, cache: Cache, start: str = "", method: str | None = None) -> Asker:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from .asker import SUGGESTIONS
+from .asker import suggestions
 from .attention import deletable, deletions, gradients, row_names, shares
 from .cache import Cache, Recent
 from .engine import Engine
@@ -60,7 +60,7 @@ class Looker:
     ):
         self.engine, self.users, self.ids, self.unit = engine, users, users.ids, users.unit
         self.prompts, self.most, self.gradient, self.seed = dict(prompts or {}), most, gradient, seed
-        self.queries = [*self.prompts, *(s.format(users.unit) for s in SUGGESTIONS)]
+        self.queries = [*self.prompts, *suggestions(users)]
         self.names, self.kept, self._caches = row_names(engine.model.reader), Recent(LOOKS * most), Recent(KEPT)
         if most < 1:
             raise ValueError(f"most is {most}: at least 1 user must be looked at")

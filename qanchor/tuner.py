@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from .asker import SUGGESTIONS
 from .cache import Cache
 from .engine import Engine
 from .prompt import SoftPrompt
@@ -40,7 +39,7 @@ class Tuner:
     def __init__(self, engine: Engine, cache: Cache, users: Users, share: float = 0.5, seek: bool = True):
         self.engine, self.cache, self.users, self.share, self.seek = engine, cache, users, share, seek
         self.labels = [str(name) for name in users.labels]
-        self.queries = [s.format(cache.unit) for s in SUGGESTIONS]
+        self.queries = list(cache.queries)
         steps = LAPTOP if engine.model.device.type == "cpu" else STEPS
         self.defaults = {"vectors": VECTORS, "steps": steps, "paper": {"vectors": VECTORS, "steps": STEPS}}
 

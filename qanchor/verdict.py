@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -23,6 +25,34 @@ SHARPNESS = 0.1  # of the weights by which they do: a cosine of 0.1 less weighs 
 READ_AT_ONCE = 64
 UNLIKE = 0.9  # strangeness from which on a question is said to be unlike all that training asked
 SUMMARY = -1  # the place of the question about everything: no topic, no grades
+# A text vector hardly knows "stop" from "start". Words that deny are counted: only what denies as often can mean the same.
+DENIES = re.compile(
+    r"\b(?:not|cannot|never|no|nothing|without|stop(?:s|ped|ping)?|quit(?:s|ting)?|cease[sd]?|cancel(?:s|led)?"
+    r"|giv(?:e|es|ing) up|unlikely|less|fewer|fall(?:s|en|ing)?|drop(?:s|ped|ping)?|declin(?:e[sd]?|ing)|decreas(?:e[sd]?|ing)"
+    r"|shrink(?:s|ing)?|reduc(?:es?|ing)|cut(?:s|ting)? (?:back|down)|avoid(?:s|ing)?|lacks?|dislikes?|hates?)\b|n['’]t\b",
+    re.IGNORECASE,
+)
+ALSO = {  # what analysts type, and no training wording says: of a topic's yes, and of its no
+    "lapse": (("Will this {user} churn?", "Is this {user} about to leave?", "Will we lose this {user}?"), ()),
+    "visits_up": (
+        ("Will visits of this {user} rise?",),
+        ("Will visits of this {user} fall?", "Will this {user} come less often?", "Is this {user} here less than before?"),
+    ),
+}
+REVERSED = {
+    "profile": (
+        "Is this {user} not {state}?",
+        "Is there no sign of {thing} in the history of this {user}?",
+        "Does this {user} never {does}?",
+        "Does this {user} {does} less than before?",
+    ),
+    "future": (
+        "Will this {user} not {does} in the next month?",
+        "Is this {user} unlikely to {does} soon?",
+        "Will this {user} no longer {does}?",
+        "Will this {user} give up {thing} next month?",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +63,8 @@ class Yardsticks:
     wordings: Float[np.ndarray, "wording text"]  # centred, at unit length
     middle: Float[np.ndarray, " text"]  # what all questions share says nothing of which is meant
     place: np.ndarray  # (wording,): row of `texts` and `graded`, or SUMMARY
+    sign: np.ndarray  # (wording,): -1 where its yes is the topic's no
+    denies: np.ndarray  # (wording,): how often it denies, odd or even
     texts: list[list[str]]  # one sentence a grade
     graded: Float[np.ndarray, "answer grade dim"]
     lean: Float[np.ndarray, "answer dim"]  # yes minus no
@@ -47,18 +79,31 @@ def judge(
     horizon_days: int = 30,
 ) -> pd.DataFrame:
     """Judge users by their anchors under `query`, one row of `anchors` an id; see `Engine.verdict`, which embeds them first."""
-    sticks = yardsticks(model, unit, asked_horizon(query, default_horizons(horizon_days)) or horizon_days)
-    like = _unit(_vectors(model, [query]) - sticks.middle) @ sticks.wordings.T
-    near = np.argsort(-like[0], kind="stable")[:NEAREST]
-    weight = np.exp(like[0, near] / SHARPNESS) * (sticks.place[near] != SUMMARY)
-    best, lean = sticks.place[near[0]], weight / weight.sum() @ sticks.lean[sticks.place[near]]
+    sticks = yardsticks(model, unit, _horizon(query, horizon_days))
+    like = (_unit(_vectors(model, [query]) - sticks.middle) @ sticks.wordings.T)[0]
+    like = np.where(sticks.denies == denials(query), like, -np.inf)
+    near = np.argsort(-like, kind="stable")[:NEAREST]
+    place, weight = sticks.place[near], np.exp(like[near] / SHARPNESS)
+    lean = weight / weight.sum() * (place != SUMMARY) * sticks.sign[near] @ sticks.lean[place]
     frame = pd.DataFrame({"user": list(ids), "score": anchors @ lean, "says": ""})
-    if best != SUMMARY:
+    if place[0] != SUMMARY:  # said is what bears most of the score, so that no sentence speaks against it
+        bears = pd.Series(weight * sticks.sign[near] * (sticks.lean[place] @ lean)).groupby(place).sum()
+        best = bears.drop(SUMMARY, errors="ignore").idxmax()
         frame["says"] = [sticks.texts[best][grade] for grade in (anchors @ sticks.graded[best].T).argmax(1)]
-    telling = near[like[0, near] > like[0, near[0]] - 2 * SHARPNESS]
-    frame.attrs["topics"] = list(dict.fromkeys(sticks.names[i] for i in telling))
+    telling = near[like[near] > like[near[0]] - 2 * SHARPNESS]
+    frame.attrs["topics"] = list(dict.fromkeys(f"{'not ' * int(sticks.sign[i] < 0)}{sticks.names[i]}" for i in telling))
     frame.attrs["warning"] = warning(model, query, unit)
     return frame
+
+
+def denials(query: str) -> int:
+    """Say whether a query denies an even (0) or an odd number of times (1): "not stop" is as good as neither.
+
+    Example:
+        >>> [denials(q) for q in ("Will this user travel?", "Won't this user travel?", "Will this user not stop travelling?")]
+        [0, 1, 0]
+    """
+    return len(DENIES.findall(query)) % 2
 
 
 def warning(model: QAnchor, query: str, unit: str = "user") -> str:
@@ -73,28 +118,63 @@ def warning(model: QAnchor, query: str, unit: str = "user") -> str:
 
 
 @lru_cache(maxsize=6)  # some seconds of reading, the same for every query
-@torch.inference_mode()
 def yardsticks(model: QAnchor, unit: str, horizon_days: int) -> Yardsticks:
     """Embed two wordings of each of the five answers to each topic, and each wording of its questions."""
     queries, said, falls = [SUMMARY_QUERY, *(wording.format(user=unit) for wording in SUMMARY_WORDINGS)], [], []
-    names, place = ["summary"] * len(queries), [SUMMARY] * len(queries)
+    names, place, sign = ["summary"] * len(queries), [SUMMARY] * len(queries), [1] * len(queries)
     for topic in TOPICS:
         for kind in ("profile", "future"):
-            wordings = [wording.format(user=unit) for wording in getattr(topic, kind)]
-            names += [topic.name] * len(wordings)
-            queries += wordings
-            place += [len(said)] * len(wordings)
-            count = style_of(topic) == "count"
-            whom = {"unit": unit, "horizon_days": horizon_days}
-            said.append([answers(topic, grade, kind, none=count and not grade, **whom)[:2] for grade in range(5)])
+            words = {"user": unit, "does": topic.does, "thing": topic.thing, "state": topic.state}
+            yes, no = ALSO.get(topic.name, ((), ()))
+            for means, wordings in ((1, (*getattr(topic, kind), *yes)), (-1, (*REVERSED[kind], *no))):
+                wordings = [wording.format(**words) for wording in wordings]
+                if means < 0:  # "give up recent silence" is no denial of silence
+                    wordings = [wording for wording in wordings if denials(wording) != denials(topic.does)]
+                names += [topic.name] * len(wordings)
+                queries += wordings
+                place += [len(falls)] * len(wordings)
+                sign += [means] * len(wordings)
             falls.append(topic.name.endswith("_down"))  # a trend, of which a fall means yes
-    texts = [text for graded in said for pair in graded for text in pair]
-    vectors = [model.embed_answer(texts[i : i + READ_AT_ONCE]) for i in range(0, len(texts), READ_AT_ONCE)]
-    graded = torch.cat(vectors).float().cpu().numpy().reshape(len(said), 5, 2, -1).mean(2)
+    said = _graded(unit, horizon_days)
+    graded = np.concatenate([_read(model, batch) for batch in _batches(said)]).reshape(len(said), 5, 2, -1).mean(2)
     lean = (graded[:, 4] - graded[:, 0]) * np.where(falls, -1, 1)[:, None]
     vectors = _vectors(model, queries)
-    middle, first = vectors.mean(0), [[pair[0] for pair in graded_pairs] for graded_pairs in said]
-    return Yardsticks(names, _unit(vectors - middle), middle, np.array(place), first, graded, lean)
+    middle, first = vectors.mean(0), [[pair[0] for pair in pairs] for pairs in said]
+    told = np.array(place), np.array(sign), np.array([denials(query) for query in queries])
+    return Yardsticks(names, _unit(vectors - middle), middle, *told, first, graded, lean)
+
+
+def prepare(model: QAnchor, query: str, unit: str, horizon_days: int) -> Iterator[tuple[int, int]]:
+    """Read what `judge` needs of a query, batch by batch; yields (done, total). Stopped, it loses nothing it read."""
+    batches = _batches(_graded(unit, _horizon(query, horizon_days)))
+    for done, batch in enumerate(batches):
+        yield done, len(batches)
+        _read(model, batch)
+
+
+def _horizon(query: str, horizon_days: int) -> int:
+    return asked_horizon(query, default_horizons(horizon_days)) or horizon_days
+
+
+@lru_cache(maxsize=6)
+def _graded(unit: str, horizon_days: int) -> list[list[list[str]]]:
+    """Give, of each topic and kind, two wordings of each of the five answers."""
+    said, whom = [], {"unit": unit, "horizon_days": horizon_days}
+    for topic, kind in product(TOPICS, ("profile", "future")):
+        count = style_of(topic) == "count"
+        said.append([answers(topic, grade, kind, none=count and not grade, **whom)[:2] for grade in range(5)])
+    return said
+
+
+def _batches(said: list[list[list[str]]]) -> list[tuple[str, ...]]:
+    texts = [text for graded in said for pair in graded for text in pair]
+    return [tuple(texts[i : i + READ_AT_ONCE]) for i in range(0, len(texts), READ_AT_ONCE)]
+
+
+@lru_cache(maxsize=256)  # of some models and horizons: 64 vectors each
+@torch.inference_mode()
+def _read(model: QAnchor, texts: tuple[str, ...]) -> Float[np.ndarray, "text dim"]:
+    return model.embed_answer(list(texts)).float().cpu().numpy()
 
 
 def _vectors(model: QAnchor, queries: list[str]) -> Float[np.ndarray, "query text"]:

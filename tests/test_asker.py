@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from tiny import make_engine, make_model, make_users
 
+import qanchor as qa
 from qanchor import maps
-from qanchor.asker import PARAPHRASES
+from qanchor.asker import PARAPHRASES, suggestions
 from qanchor.engine import Engine
 
 
@@ -93,4 +94,23 @@ def test_a_cancelled_query_leaves_nothing_behind(asker):
 def test_the_asker_answers_in_words(asker, engine):
     says = engine.verdict(asker.cache, "Why?").set_index("user")["says"]
     assert asker.answer("a", "Why?") == says["a"]
-    assert all("{}" not in query for query in asker.queries)
+    assert len(asker.queries) == 6 and all("{}" not in query for query in asker.queries)
+
+
+def test_who_leans_to_yes_is_the_verdict_in_the_order_of_the_users(asker, engine):
+    query = "Will this user travel soon?"
+    *working, found = asker.lean(query)
+    assert working and set(working) == {None} and found["user"].tolist() == list(asker.ids)
+    told = engine.verdict(asker.cache, query).set_index("user").loc[list(asker.ids), "score"]
+    np.testing.assert_allclose(found["score"], told, atol=1e-5)
+
+
+def test_suggestions_are_of_what_the_users_do():
+    day, rows = "2025-01-01", [(f"m{i}", text) for i in range(40) for text in ("yoga class", "protein shake")[: 1 + i % 2]]
+    events = pd.DataFrame(rows, columns=["user", "text"]).assign(time=day, modality="visit")
+    gym = qa.Users.from_events(events, unit="member", cutoff="2025-02-01")
+    asked = suggestions(gym)
+    assert not any(word in " ".join(asked) for word in ("travel", "baby", "takeout", "price", "user "))
+    assert any("exercise" in query for query in asked) and "Will this member stop coming?" in asked
+    grown = suggestions(qa.make_world(60))
+    assert "Will this user travel soon?" in grown and len(set(grown)) == 6

@@ -167,7 +167,8 @@ def test_the_lens_keeps_what_it_shows():
     card = lens.claim("mine")
     assert card.sentence == lens.sentence and card.query == "Will this user travel soon?" and card.text == "mine"
     assert card.value == lens.shift.beyond_noise.mean() and card.n == 60 and card.more["compared with"] == "no query"
-    assert card.picture.startswith("data:image/svg+xml;base64,") and card.more["map"] == lens._shown.caption
+    assert card.picture.startswith("data:image/svg+xml;base64,")
+    assert card.more["map"] == f"{lens._shown.caption} Diamonds moved beyond the noise floor."
     assert abs(pd.Timestamp(card.date.removesuffix(" UTC")).timestamp() - time.time()) < 120
     plain = QueryLens(make_frame(60), FakeAsker(60, seconds=0.02))
     plain.ask("Will this user travel soon?")

@@ -1,9 +1,12 @@
 """A verdict ranks by the anchor's lean from no to yes, and says the graded answer that is nearest."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tiny import make_engine, make_model, make_users
 
+import qanchor as qa
 from qanchor import verdict
 from qanchor.answers import answers
 from qanchor.pairs import SUMMARY_QUERY
@@ -84,8 +87,46 @@ def test_a_question_unlike_all_of_the_training_is_said_to_be_so():
     for query, warning in ((known[0], ""), ("zqx!", told)):
         assert verdict.warning(model, query) == engine.verdict(cache, query).attrs["warning"] == warning
         *_, last = engine.asker(cache, method="pca")(query)
-        assert last["sentence"].endswith(told) == bool(warning)
+        assert last["warning"] == warning and told not in last["sentence"]
     *_, last = engine.asker(cache, method="pca")("", known[0])
-    assert told not in last["sentence"]  # nothing is asked: nothing is unlike it
+    assert last["warning"] == ""  # nothing is asked: nothing is unlike it
     model.skip = None
     assert verdict.warning(model, "zqx!") == ""
+
+
+IDS = [str(user) for user in range(400)]
+DENIED = {
+    "Will this user come more often?": ("Will this user stop coming?", "Will visits of this user fall?"),
+    "Will this user travel soon?": ("Will this user stop travelling?", "Won't this user travel any more?"),
+    "Does this user drink alcohol?": ("Does this user avoid alcohol?", "Does this user never drink alcohol?"),
+    "Will this user use coupons?": ("Will this user use fewer coupons?", "Is this user unlikely to use a coupon?"),
+    "Will this user keep shopping here?": ("Is this user about to churn?", "Will this user leave?"),
+    "Will this user spend more?": ("Will this user spend less?", "Will the spending of this user decline?"),
+}
+
+
+@pytest.fixture(scope="module")
+def taught():
+    """The run of the sample world, and anchors of nobody in particular: which way they lean is all that counts here."""
+    model = qa.load(Path(__file__).parents[1] / "data" / "runs" / "world")
+    answers = verdict.yardsticks(model, "user", 30).graded.reshape(-1, model.config.dim)
+    draw = np.random.default_rng(0)
+    return model, (answers[draw.integers(0, len(answers), 400)] + answers[draw.integers(0, len(answers), 400)]) / 2
+
+
+@pytest.mark.parametrize("yes, no", [(yes, no) for yes, noes in DENIED.items() for no in noes])
+def test_a_question_that_denies_turns_the_order_round(taught, yes, no):
+    """A sentence vector hardly knows "stop" from "start": what denies is counted. The same anchors, asked both ways."""
+    model, anchors = taught
+    first, second = (verdict.judge(model, IDS, query, anchors)["score"] for query in (yes, no))
+    assert np.corrcoef(first, second)[0, 1] < -0.3
+
+
+@pytest.mark.parametrize("query", ["Will this user stop coming?", "Will this user come less often?", "Will this user leave?"])
+def test_no_sentence_speaks_against_the_order(taught, query):
+    model, anchors = taught
+    found, sticks = verdict.judge(model, IDS, query, anchors), verdict.yardsticks(model, "user", 30)
+    said = next(texts for texts in sticks.texts if found["says"][0] in texts)
+    grade = found["says"].map(said.index)
+    silence = any(word in said[4] for word in ("silent", "quiet"))  # its highest grade is gone, that of all others is here
+    assert np.corrcoef(grade, found["score"])[0, 1] * (1 if silence else -1) > 0.3

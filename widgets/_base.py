@@ -85,11 +85,16 @@ class Worker:
         self.turn = turn or threading.RLock()
         self._stop = threading.Event()
 
-    def start(self, job: Callable[[threading.Event], None]) -> threading.Thread:
-        """Run `job` in the background as soon as the one before has stopped."""
+    def start(
+        self, job: Callable[[threading.Event], None], waits: Callable[[], None] = int, given_up: Callable[[], None] = int
+    ) -> threading.Thread:
+        """Run `job` in the background as soon as the one before has stopped.
+
+        waits      called when something else has its turn just now; given_up, when it was cancelled before it began.
+        """
         self.cancel()
         self._stop = stop = threading.Event()
-        thread = threading.Thread(target=self._work, args=(job, stop), daemon=True)
+        thread = threading.Thread(target=self._work, args=(job, stop, waits, given_up), daemon=True)
         thread.start()
         return thread
 
@@ -103,10 +108,14 @@ class Worker:
         """Ask the running job, and any that waits, to stop."""
         self._stop.set()
 
-    def _work(self, job, stop) -> None:
-        with self.turn:
-            if not stop.is_set():
-                job(stop)
+    def _work(self, job, stop, waits, given_up) -> None:
+        if not self.turn.acquire(blocking=False):
+            waits()
+            self.turn.acquire()
+        try:
+            given_up() if stop.is_set() else job(stop)
+        finally:
+            self.turn.release()
 
 
 class Selection:

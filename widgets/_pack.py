@@ -50,7 +50,7 @@ def described(frame: pd.DataFrame) -> tuple[dict, tuple[str, ...], list[tuple[st
     return packed, ids, texts
 
 
-def asked(ids: Sequence[str], query: str, update: dict) -> Asked:
+def asked(ids: Sequence[str], query: str, update: dict, unit: str = "user") -> Asked:
     """Read one update of the asker into what the view keeps and what the browser draws."""
     points, shift = update["points"], update.get("shift")
     names = list(dict.fromkeys(points["query"]))
@@ -62,7 +62,7 @@ def asked(ids: Sequence[str], query: str, update: dict) -> Asked:
     if first == last:  # the opening map, or a query against itself: nobody can have moved
         shift = None
     if not query:
-        sentence = f"{len(ids):,} users before any query. Ask something to see who moves."
+        sentence = f"{len(ids):,} {unit}s before any query. Ask something to see who moves."
     picture = {
         "from": str(first),
         "to": query,
@@ -71,10 +71,21 @@ def asked(ids: Sequence[str], query: str, update: dict) -> Asked:
         "trust": _floats(rows[last]["trust"].fillna(1) if "trust" in points else pd.Series(1.0, index=list(ids))),
         "sentence": sentence,
         "caption": caption,
+        "warning": str(update.get("warning") or ""),
         "shifted": shift is not None,
         **_shift(ids, shift),
     }
     return Asked(query, points, shift, sentence, caption, picture)
+
+
+def leaning(ids: Sequence[str], frame: pd.DataFrame) -> dict:
+    """Pack how near each user is to a yes, in the order of `ids`, with words: what was asked of, and who is nearest."""
+    score = pd.to_numeric(frame.set_index("user")["score"]).reindex(list(ids))
+    about, first = [str(name).replace("_", " ") for name in frame.attrs.get("topics", ())], score.dropna().nlargest(3).index
+    if not len(first) or not score.std() > 0:
+        return {"words": "This question has no yes: nobody is nearer to it than the others."}
+    read = f"Read as a question of {', '.join(about[:3])}. " if about else ""
+    return {"score": _floats(score), "words": f"{read}Nearest to yes: {', '.join(first)}."}
 
 
 def _shift(ids: Sequence[str], shift: pd.DataFrame | None) -> dict:

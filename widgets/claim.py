@@ -126,8 +126,8 @@ class ClaimCard:
         return {"text/plain": str(self), "text/html": f"<style>{_style()}</style>{self._body()}"}
 
     def _body(self, heading: str = "h3") -> str:
-        told = {"Query": self.query or UNTOLD, "Metric": self.metric or UNTOLD, "Value": _said(self.value)}
-        told |= {"95 % interval": self.interval, "Users": UNTOLD if self.n is None else f"{self.n:,}"}
+        measured = {"Metric": self.metric or UNTOLD, "Value": _said(self.value)} if self.value is None else {}
+        told = {"Query": self.query or UNTOLD, **measured}
         told |= {name[:1].upper() + name[1:]: value for name, value in self.more.items()}
         told |= {
             "Checkpoint": self.run or UNTOLD,
@@ -136,12 +136,13 @@ class ClaimCard:
             "Date": self.date,
         }
         listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in told.items())
-        reach = "" if self.interval == UNTOLD else f"<span>95 %: {escape(self.interval)}</span>"
-        counted = "" if self.n is None else f"<span>n {self.n:,}</span>"
-        figure = f"<strong>{escape(_said(self.value))}</strong> {reach} {counted} <span>{escape(self.metric)}</span>"
+        reach = f"95 % interval {escape(self.interval)}"
+        counted = UNTOLD if self.n is None else f"{self.n:,} users"
+        figure = f"{escape(self.metric or 'value')} <strong>{escape(_said(self.value))}</strong>, {reach}, {counted}"
         drawn = f'<figure><img alt="What was shown" src="{self.picture}"></figure>' if self.picture else ""
+        kind = f"Claim: {self.query}" if self.query else "Claim"
         return (
-            f'<article class="claim"><p class="claim-kind">Claim</p><{heading}>{escape(self.sentence)}</{heading}>'
+            f'<article class="claim"><p class="claim-kind">{escape(kind)}</p><{heading}>{escape(self.sentence)}</{heading}>'
             + (f'<p class="claim-figure">{figure}</p>' if self.value is not None else "")
             + (f"<blockquote>{escape(self.text)}</blockquote>" if self.text else "")
             + f"{drawn}<dl>{listed}</dl></article>"
@@ -155,7 +156,7 @@ class ClaimCard:
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
             '<meta name="viewport" content="width=device-width">'
-            f"<title>{escape(self.sentence)}</title><style>{_style()}</style></head>\n"
+            f"<title>{escape(': '.join(filter(None, (self.query, self.sentence))))}</title><style>{_style()}</style></head>\n"
             f'<body class="claim-page">{self._body("h1")}\n'
             f'<script type="application/json" id="claim" data-sha256="{sha}">{kept}</script></body></html>\n'
         )

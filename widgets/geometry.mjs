@@ -99,6 +99,17 @@ export function strongest(values, most, keep = null) {
   return rows.sort((a, b) => values[b] - values[a] || a - b).slice(0, most);
 }
 
+/** The place of each value among all, from 0 (the lowest) to 1; equal values share one, what is not known has the lowest. */
+export function ranks(values) {
+  const order = Array.from(values.keys()).sort((a, b) => (values[a] || 0) - (values[b] || 0));
+  const out = new Float32Array(values.length);
+  for (let i = 0, first = 0; i < order.length; i++) {
+    if (values[order[i]] !== values[order[first]]) first = i;
+    out[order[i]] = Number.isNaN(values[order[i]]) ? 0 : first / Math.max(order.length - 1, 1);
+  }
+  return out;
+}
+
 /** A colour between two "#rrggbb". */
 export function mix(from, to, t) {
   const part = (hex, i) => parseInt(hex.slice(1 + 2 * i, 3 + 2 * i), 16);

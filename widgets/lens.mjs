@@ -1,11 +1,20 @@
 // The query lens: a query box, the map, who moved most and why to believe it. All text enters as text nodes.
-import { count, flags, floats, ints, number, percent, strongest } from "./geometry.mjs";
+import { count, flags, floats, ints, number, percent, ranks, strongest } from "./geometry.mjs";
 import { choice, focused, glyph, make, modeOf } from "./dom.mjs";
 import { outliving } from "./kernel.mjs";
 import { userMap } from "./map.mjs";
 
 const OPENING = "no query";
 const NAMED = 5;
+const MOST = 0.9; // of the users: where more than so many moved, that they did tells nobody apart
+const WAITS = "Waiting: the notebook is asking something else";
+const WORDS = [
+  ["residual", "how far the question moved a user, in the space of 128 numbers itself, less what it moved all alike; the map only shows it"],
+  ["noise floor", "how far the same question in other words moves a user: within it, moving means nothing"],
+  ["kept", "how many of the 15 nearest neighbours are the same after the question"],
+  ["answer", "how near a user is to the answers that say yes, less how near to those that say no: an order, not a probability"],
+  ["trustworthiness", "how far neighbours on the map are neighbours in the space itself, 1 at best; faint dots are misplaced"],
+];
 
 const DIAMOND = "M8 1.5 12.5 6 8 10.5 3.5 6Z";
 const CIRCLE = "M4.5 6a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0";
@@ -18,7 +27,7 @@ function queryBar(model, about) {
   const back = make("button", { type: "button", class: "lens-step", title: "Back to the query before", "aria-label": "Back", onclick: () => go(-1) }, "‹");
   const on = make("button", { type: "button", class: "lens-step", title: "Forward to the next query", "aria-label": "Forward", onclick: () => go(1) }, "›");
   const list = make("datalist", { id: `lens-${Math.random().toString(36).slice(2)}` }, ...about.queries.map((q) => make("option", { value: q })));
-  const box = make("input", { type: "text", class: "lens-query", list: list.id, spellcheck: "false", autocomplete: "off", "aria-label": "Query", placeholder: "Ask something about every user" });
+  const box = make("input", { type: "text", class: "lens-query", list: list.id, spellcheck: "false", autocomplete: "off", "aria-label": "Query", placeholder: `Ask something about every ${about.unit}` });
   const button = make("button", { type: "submit", class: "lens-ask" }, "Ask");
   const form = make("form", { class: "lens-bar", role: "search" }, back, on, box, list, button);
   const chips = make("div", { class: "lens-chips", role: "group", "aria-label": "Suggested queries", onfocusout: ({ currentTarget }) => (currentTarget.scrollTop = 0) }, about.queries.length ? make("span", {}, "Try") : null);
@@ -41,15 +50,15 @@ function queryBar(model, about) {
     else ask(box.value);
   });
   function status() {
-    const { busy, done = 0, total = 1, query = "", note: word = "", error: wrong = "", cancelling } = model.get("_status");
+    const { busy, done = 0, total = 1, query = "", note: word = "", error: wrong = "", cancelling, waiting } = model.get("_status");
     button.textContent = busy ? "Cancel" : "Ask";
     button.dataset.role = busy ? "cancel" : "ask";
     bar.classList.toggle("on", Boolean(busy));
     bar.setAttribute("aria-valuemax", total);
     bar.setAttribute("aria-valuenow", done);
     fill.style.width = `${busy ? Math.max((100 * done) / Math.max(total, 1), 2) : 0}%`;
-    const working = done >= total ? "Drawing the map" : `${number(done)} of ${count(total, "user")} asked`;
-    note.textContent = busy ? (cancelling ? "Cancelling" : working) : word;
+    const working = done >= total ? "Drawing the map" : `${number(done)} of ${count(total, about.unit)} asked`;
+    note.textContent = busy ? (cancelling ? "Cancelling" : waiting ? WAITS : working) : word;
     error.textContent = wrong ? `${wrong.replace(/[.!]?$/, ".")} The view goes on working; the log has the whole error.` : "";
     error.hidden = !wrong;
     if (busy && focused(box) !== box && query) box.value = query;
@@ -65,14 +74,20 @@ function queryBar(model, about) {
 }
 
 /** The list of the most shifted, with their recent events: one stop of the Tab key, arrows walk, Enter opens, Space chooses. */
-function shiftList(users, textsOf, pick, choose) {
-  const rows = make("ol", { class: "lens-rows", "aria-label": "Most shifted users" });
-  const head = make("div", { class: "lens-listhead" }, make("span", {}, "Most shifted"), make("span", {}, "residual"), make("span", {}, "kept"));
-  head.lastChild.title = "share of the 15 nearest neighbours kept, in the original space";
-  head.children[1].title = "how far the user moved in the original space, common rotation and offset removed; the tick is the noise floor";
+function shiftList(users, { unit, leans }, textsOf, pick, choose) {
+  const rows = make("ol", { class: "lens-rows", "aria-label": `Most shifted ${unit}s` });
+  const order = choice("List first", [["moved", "Most shifted"], ...(leans ? [["answer", "Yes first"]] : [])], "moved", (by) => (order.press(by), last && show(...last)));
+  const head = make("div", { class: "lens-listhead" }, order, make("span", {}, "residual"), make("span", {}, "kept"));
+  head.lastChild.title = WORDS[2][1];
+  head.children[1].title = `${WORDS[0][1]}; the tick is the noise floor`;
+  let last = null;
   function show(p, most) {
-    const top = strongest(p.residual, p.shifted ? most : 0);
-    const scale = Math.max(top.length ? p.residual[top[0]] : 0, p.floor) || 1;
+    last = [p, most];
+    if (leans) order.lastChild.disabled = !p.lean;
+    const by = order.querySelector('[aria-pressed="true"]').dataset.value === "answer" && p.lean ? p.lean : p.residual;
+    const top = strongest(by, p.shifted ? most : 0);
+    const scale = Math.max(p.residual.reduce((most, one) => Math.max(most, one), 0), p.floor) || 1;
+    rows.setAttribute("aria-label", by === p.lean ? `${unit}s nearest to yes` : `Most shifted ${unit}s`);
     rows.replaceChildren(...top.map((row, place) => item(p, row, scale, place)));
     rows.scrollTop = 0;
     if (!top.length) rows.append(make("li", { class: "lens-empty" }, "Nobody yet: ask something, and whoever moves is listed here, the farthest first."));
@@ -87,7 +102,7 @@ function shiftList(users, textsOf, pick, choose) {
       bar,
       make("span", { class: "lens-figure" }, p.residual[row].toFixed(2)),
       make("span", { class: "lens-figure quiet" }, percent(p.kept[row])),
-      make("span", { class: "lens-recent", "data-recent": row }, textsOf(row)[2] || "no recent events"),
+      make("span", { class: "lens-recent", "data-recent": row, title: "events, newest first; a click shows them all" }, textsOf(row)[2] || "no recent events"),
     );
     return make("li", {}, button);
   }
@@ -151,7 +166,7 @@ function userCard(model, users, textsOf, counts, events, pick) {
   }
   function show(next, p) {
     [row, picture] = [next, p];
-    if (row < 0 || !p) return node.replaceChildren(make("p", { class: "lens-empty" }, "Click a user to read its events. Drag on the map to draw around some: Shift adds, Alt takes away. Ctrl and the wheel zoom, Ctrl and drag moves it. By keyboard, on the map and in the list: arrows walk, Enter opens, Space chooses."));
+    if (row < 0 || !p) return node.replaceChildren(make("p", { class: "lens-empty" }, `Click a ${model.get("_about").unit} to read its events. Drag on the map to draw around some: Shift adds, Alt takes away. Ctrl and the wheel zoom, Ctrl and drag moves it. By keyboard, on the map and in the list: arrows walk, Enter opens, Space chooses.`));
     const [first, last, text] = textsOf(row);
     const span = first ? `, ${first} to ${last}` : "";
     const head = make("div", { class: "lens-cardhead" }, make("strong", {}, users.ids[row]), make("span", {}, `${count(events[row], "event")}${span}`));
@@ -177,20 +192,25 @@ function render({ model, el }) {
   const legend = make("div", { class: "lens-legend" });
   const picked = make("div", { class: "lens-chosen", hidden: true });
   const sentence = make("p", { class: "lens-sentence", role: "status", "aria-live": "polite" });
+  const doubt = make("p", { class: "lens-doubt", role: "note" });
+  const reading = make("p", { class: "lens-reading", "aria-live": "polite" });
+  const words = make("details", { class: "lens-words" }, make("summary", {}, "What the words mean"), make("dl", {}, ...WORDS.flatMap(([word, told]) => [make("dt", {}, word), make("dd", {}, told)])));
   const caption = make("p", { class: "lens-caption" });
   const keep = make("button", { type: "button", class: "lens-link lens-keep", title: "Write what is shown into one file beside this notebook, with all that it hangs on", onclick: () => model.send({ type: "keep" }) }, "Keep as a claim card");
   const kept = make("span", {}); // beside the button, which may be a screen away from the status line
-  let [p, one] = [null, -1];
+  let [p, one, asking] = [null, -1, null];
   const [texts, wanted] = [[...users.texts], new Set()];
   const map = userMap(box, { describe, pick, choose, moving: (whether) => (root.dataset.moving = String(whether)) });
   const side = choice("Show the map", [["before", "before"], ["after", "after"]], "after", (value) => (side.press(value), map.setSide(value)));
-  const colour = choice("Colour", [["moved", "moved"], ["residual", "residual"]], "moved", (value) => (colour.press(value), map.setColour(value), legends()));
-  const list = shiftList(users, textsOf, pick, choose);
+  const dye = (value) => (colour.press(value), map.setColour(value), legends());
+  const colour = choice("Colour", [["moved", "moved"], ["residual", "residual"], ...(about.leans ? [["answer", "answer"]] : [])], "moved", (value) => ((wish = value), dye(value)));
+  let wish = ""; // what was pressed by hand stays
+  const list = shiftList(users, about, textsOf, pick, choose);
   const card = userCard(model, users, textsOf, counts, events, pick);
   const options = make("div", { class: "lens-options" }, make("span", {}, "colour"), colour);
   const foot = make("div", { class: "lens-foot" }, legend, picked, options);
-  const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, route, side), box, foot, sentence, caption, make("div", { class: "lens-keeping" }, keep, kept));
-  const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), make("span", {}, count(users.ids.length, "user")));
+  const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, route, side), box, foot, sentence, doubt, reading, caption, make("div", { class: "lens-keeping" }, keep, kept), words);
+  const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), make("span", {}, count(users.ids.length, about.unit)));
   const root = make("div", { class: "lens", "data-lm-suppress-shortcuts": "true" });
   root.append(make("div", { class: "lens-in" }, head, ...bar.parts, make("div", { class: "lens-body" }, left, make("div", { class: "lens-side" }, list.node, card.node))));
   root.lens = { state: map.state }; // for tests and for the curious: where the points are now
@@ -234,11 +254,14 @@ function render({ model, el }) {
     const movers = [...p.beyond.keys()].filter((row) => p.beyond[row]);
     const all = moved ? make("button", { type: "button", class: "lens-link", title: "Choose them: Shift adds them, Alt takes them away", onclick: (event) => choose(movers, modeOf(event)) }, `${number(moved)} beyond the noise floor`) : "0 beyond the noise floor";
     const shades = make("i", { class: "lens-ramp" });
-    const kinds = colour.querySelector('[aria-pressed="true"]').dataset.value === "residual"
+    const by = colour.querySelector('[aria-pressed="true"]').dataset.value;
+    const kinds = by === "answer"
+      ? [entry(make("i", { class: "lens-ramp yes" }), "farthest from yes to nearest, by rank"), entry(glyph(DIAMOND, "ink"), all)]
+      : by === "residual"
       ? [entry(shades, `residual, 0 to ${p.residual.reduce((most, r) => Math.max(most, r), 0).toFixed(2)}`), entry(glyph(DIAMOND, "ink"), all)]
       : [entry(glyph(DIAMOND, "moved"), all), entry(glyph(CIRCLE, "still"), `${number(p.beyond.length - moved)} within it`)];
     const faint = entry(glyph(CIRCLE, "faint"), "faint: low trust");
-    legend.replaceChildren(...(p.shifted ? [...kinds, moved ? entry(glyph(ARROW, "moved line"), arrows) : null, faint] : [entry(glyph(CIRCLE, "still"), "a user"), faint]).filter(Boolean));
+    legend.replaceChildren(...(p.shifted ? [...kinds, moved ? entry(glyph(ARROW, "moved line"), arrows) : null, faint] : [entry(glyph(CIRCLE, "still"), `a ${about.unit}`), faint]).filter(Boolean));
   }
   function picture() {
     const raw = model.get("_picture");
@@ -256,11 +279,30 @@ function render({ model, el }) {
     route.title = p.shifted ? `${p.from || OPENING} → ${p.to}` : "";
     options.hidden = side.hidden = !p.shifted;
     sentence.textContent = p.sentence;
+    [doubt.textContent, doubt.hidden] = [p.warning, !p.warning];
     caption.textContent = p.caption;
-    legends();
+    lean();
+    pick(one);
+  }
+  /** Who is nearest to a yes: asked for when a question is answered and nothing else runs. */
+  function lean() {
+    if (!p) return;
+    const told = model.get("_lean");
+    const mine = p.shifted && told.query === p.to;
+    p.lean = mine && told.score ? ranks(floats(told.score)) : null;
+    reading.textContent = mine ? told.words : "";
+    map.setLean(p.lean);
+    if (about.leans) colour.lastChild.disabled = !p.lean;
+    const all = p.beyond.reduce((sum, one) => sum + one, 0) > MOST * p.beyond.length;
+    const value = wish || (all ? "answer" : "moved");
+    dye(value === "answer" && !p.lean ? "moved" : value);
     list.show(p, about.listed);
     list.follow(map.state().chosen);
-    pick(one);
+    seek();
+  }
+  function seek() {
+    const idle = p?.shifted && !model.get("_status").busy && ![asking, model.get("_lean").query].includes(p.to);
+    if (about.leans && idle) model.send({ type: "lean", query: (asking = p.to) });
   }
   function chosen() {
     const rows = ints(model.get("_selected"));
@@ -269,7 +311,7 @@ function render({ model, el }) {
     picked.hidden = !rows.length;
     root.dataset.chosen = rows.length;
     const clear = make("button", { type: "button", class: "lens-link", onclick: () => choose([], "replace") }, "clear");
-    picked.replaceChildren(glyph(CIRCLE, "chosen"), `${count(rows.length, "user")} chosen`, clear);
+    picked.replaceChildren(glyph(CIRCLE, "chosen"), `${count(rows.length, about.unit)} chosen`, clear);
   }
   function status() {
     const { busy, error, kept: told } = model.get("_status");
@@ -278,6 +320,8 @@ function render({ model, el }) {
     Object.assign(root.dataset, { busy: String(Boolean(busy)), error: error || "" });
     box.classList.toggle("waiting", Boolean(busy && !p));
     bar.status();
+    if (busy) asking = null;
+    else seek();
   }
   root.addEventListener("keydown", (event) => {
     if (event.key === "Escape") {
@@ -288,7 +332,7 @@ function render({ model, el }) {
     }
     event.stopPropagation(); // the notebook has keys of its own
   });
-  const heard = { _picture: picture, _selected: chosen, _status: status, _history: bar.history, _answer: card.reply, _read: read };
+  const heard = { _picture: picture, _selected: chosen, _status: status, _history: bar.history, _answer: card.reply, _read: read, _lean: lean };
   for (const [name, act] of Object.entries(heard)) model.on(`change:${name}`, act);
   const theme = new MutationObserver(map.dress);
   theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "data-jp-theme-light", "class"] });

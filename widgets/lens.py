@@ -11,7 +11,7 @@ import pandas as pd
 from traitlets import Bytes, Dict
 
 from widgets._base import Selection, View, Worker, closing, log, plain, script, still_map, still_page, vacant
-from widgets._pack import Asked, asked, described
+from widgets._pack import Asked, asked, described, leaning
 from widgets.claim import ClaimCard
 
 ARROWS = 60  # the strongest movers get an arrow; more would be hatching
@@ -24,15 +24,17 @@ class QueryLens(View):
     """Ask something of every user and see who moves, how far, and beyond what mere rewording would do.
 
     frame     one row a user: `user`, then `events`, modality counts, `first`, `last` and `recent` where there are any.
-    ask       called as `ask(query, previous)`; yields updates `{"done", "total", "points", "shift", "sentence", "caption"}`.
-              Points and shift are None until there are some; closing the iterator cancels the work.
+    ask       called as `ask(query, previous)`; yields updates `{"done", "total", "points", "shift", "sentence", "caption"}`,
+              and a `"warning"` where there is one. Points and shift are None until there are some; closing the iterator
+              cancels the work. `ask.unit`, where there is one, is the word for a user.
+    lean      called as `lean(query)` when idle; yields None, then a frame of `user` and `score`, the nearer to a yes the
+              higher (default: `ask.lean`, where there is one).
     answer    called as `answer(user, query)`, gives text (default: `ask.answer`, where there is one).
     queries   suggestions (default: `ask.queries`, where there are any).
     query     asked when the view is first shown; without one the map opens before any question.
     facts     called as `facts(shift=...)`, gives what a claim card says of a result (default: `ask.facts`, if any).
 
-    A hundred thousand users are drawn, too: of more than 10,000 the events come to the browser when they are looked at, and
-    fewer of the maps can be walked back to (a million places in all, at least five maps).
+    Of more than 10,000 users events come to the browser when looked at; maps of a million places can be walked back to.
 
     Example:
         >>> one = pd.DataFrame({"user": ["a"], "query": ["q"], "x": [0.0], "y": [0.0], "trust": [1.0]})
@@ -50,6 +52,7 @@ class QueryLens(View):
     _status = Dict().tag(sync=True)  # busy, done, total, query, note, error
     _history = Dict().tag(sync=True)  # queries, at
     _selected = Bytes().tag(sync=True)  # row numbers, int32
+    _lean = Dict().tag(sync=True)  # query, score, words: who is nearest to a yes
     _answer = Dict().tag(sync=True)  # user, query, text, busy, error
     _read = Dict().tag(sync=True)  # rows, texts: of users whose events the browser asked for
 
@@ -62,17 +65,22 @@ class QueryLens(View):
         query: str = "",
         title: str = "Query lens",
         facts: Callable[..., dict] | None = None,
+        lean: Callable[[str], Iterator[pd.DataFrame | None]] | None = None,
     ):
         users, ids, self._texts = described(frame)
         self._logged = max(LEAST, min(LOGGED, HELD // max(len(ids), 1)))
         self._ids, self._asker, self._query = ids, ask, query.strip()
         self._reply, self._facts = answer or getattr(ask, "answer", None), facts or getattr(ask, "facts", None)
+        self._leaning, self._leans = lean or getattr(ask, "lean", None), {}
+        self._unit = str(getattr(ask, "unit", "user"))
         self._log: list[Asked] = []
         self._at, self._opened, self._partial = -1, False, False
         self._guard, self._worker = RLock(), Worker()
         self._replier = Worker(self._worker.turn)  # an answer waits for a running query: the model serves one at a time
+        self._leaner = Worker(self._worker.turn)
         queries = [str(q) for q in (queries or getattr(ask, "queries", ()))]
-        about = {"title": title, "queries": queries, "answers": self._reply is not None, "arrows": ARROWS, "listed": LISTED}
+        about = {"title": title, "queries": queries, "unit": self._unit, "arrows": ARROWS, "listed": LISTED}
+        about |= {"answers": self._reply is not None, "leans": self._leaning is not None}
         super().__init__(_about=about, _users=users)
         self.selection = Selection(ids, self._select, self._worker.turn)
         self.on_msg(self._heard)
@@ -83,13 +91,16 @@ class QueryLens(View):
         if not query:
             raise ValueError("the query is empty: write a question, such as 'Will this user travel soon?'")
         self._opened = True
+        self._leaner.cancel()
         self._worker.run(partial(self._work, query, aloud=True))
         return self.sentence
 
     def start(self, query: str) -> None:
         """Ask `query` beside the cell that says so, as typing it does; a query that runs gives way."""
-        self._opened = True
-        self._worker.start(partial(self._work, query.strip()))
+        self._opened, query = True, query.strip()
+        self._leaner.cancel()
+        waits = partial(self._tell, busy=True, waiting=True, query=query, done=0, total=len(self._ids))
+        self._worker.start(partial(self._work, query), waits, self._cancelled)
 
     @property
     def queries_asked(self) -> tuple[str, ...]:
@@ -119,8 +130,10 @@ class QueryLens(View):
             raise ValueError("there is no map yet: ask something, then keep it")
         facts = {"n": len(self._ids), **(self._facts(shift=shown.shift) if self._facts else {})}
         more = {"compared_with": shown.picture["from"] or "no query"} if shown.shift is not None else {}
-        more |= {"map": shown.caption} if shown.caption else {}
-        told = {"sentence": shown.sentence, "query": shown.query or "no query", "text": text}
+        read, drawn = self._leans.get(shown.query, {}).get("words"), f"{shown.caption} Diamonds moved beyond the noise floor."
+        more |= {name: told for name, told in (("read as", read), ("map", shown.caption and drawn)) if told}
+        sentence = f"{shown.sentence} {shown.picture['warning']}".strip()
+        told = {"sentence": sentence, "query": shown.query or "no query", "text": text}
         return ClaimCard.of({**facts, **more}, self._drawn(shown), **told)
 
     @property
@@ -129,7 +142,7 @@ class QueryLens(View):
 
     def _words(self) -> str:
         query = self._shown.query if self._shown else self._query
-        return f"QueryLens({len(self._ids):,} user{'s' * (len(self._ids) != 1)}, query={query!r})"
+        return f"QueryLens({len(self._ids):,} {self._unit}{'s' * (len(self._ids) != 1)}, query={query!r})"
 
     def _still(self) -> str:
         shown = self._shown
@@ -137,10 +150,10 @@ class QueryLens(View):
             return still_page(self._about["title"], [f"{self!r}: run the cell to open the map."])
         rows = []
         if shown.shift is not None:
-            rows = [["user", "residual", "neighbours kept"]]
+            rows = [[self._unit, "residual", "neighbours kept"]]
             for row in self.shift.head(10).itertuples():
                 rows.append([row.user, f"{row.residual:.2f}", f"{getattr(row, 'neighbours_kept', np.nan):.0%}"])
-        words = [f"Query: {shown.query}", shown.sentence, shown.caption]
+        words = [f"Query: {shown.query}", shown.sentence, shown.picture["warning"], shown.caption]
         return still_page(self._about["title"], words, self._drawn(shown), rows)
 
     @staticmethod
@@ -179,6 +192,8 @@ class QueryLens(View):
             self._read = {"rows": rows, "texts": [self._texts[row] for row in rows]}
         elif kind == "keep" and self._shown and not self._status.get("busy"):
             self._file()
+        elif kind == "lean" and self._leaning and (shown := self._shown) and shown.query:
+            self._leaner.start(partial(self._rank, shown.query))
         elif kind == "answer" and self._reply and 0 <= int(message.get("user", -1)) < len(self._ids):
             self._replier.start(partial(self._write, int(message["user"])))
 
@@ -187,8 +202,7 @@ class QueryLens(View):
             told = f"Kept: {self.claim().save(vacant('claim', 'html')).name}, beside this notebook."
             self._tell(note=told, kept=told)
         except Exception as error:
-            log.exception("no claim card")
-            told = f"No claim card: {plain(error)}"
+            log.exception(told := f"No claim card: {plain(error)}")
             self._tell(error=told, kept=told)
 
     def _work(self, query: str, stop: Event, aloud: bool = False) -> None:
@@ -199,10 +213,7 @@ class QueryLens(View):
         self._tell(busy=True, query=query, done=0, total=len(self._ids))
         try:
             result = self._listen(query, shown.query or None if shown else None, stop)
-            if result is None:
-                self._show(False, note=f"Cancelled. {'The map is as it was.' if shown else ''}".strip())
-            else:
-                self._keep(result)
+            self._keep(result) if result else self._cancelled()
         except Exception as error:
             log.exception("asking %r failed", query)
             self._show(False, error=f"“{query}” could not be asked: {plain(error)}" if query else f"No map: {plain(error)}")
@@ -211,6 +222,9 @@ class QueryLens(View):
         except BaseException:  # an interrupted cell
             self._show(False, note="Interrupted. The map is as it was.")
             raise
+
+    def _cancelled(self) -> None:
+        self._show(False, note=f"Cancelled. {'The map is as it was.' if self._shown else ''}".strip())
 
     def _listen(self, query: str, previous: str | None, stop: Event) -> Asked | None:
         """Follow the updates of one query, each map shown as it comes; give the last, or None if it was cancelled."""
@@ -222,7 +236,7 @@ class QueryLens(View):
                 done, total = int(update.get("done", 0)), int(update.get("total", len(self._ids)))
                 self._tell(busy=True, query=query, done=done, total=total)
                 if update.get("points") is not None:
-                    refines, last = last is not None, asked(self._ids, query, update)
+                    refines, last = last is not None, asked(self._ids, query, update, self._unit)
                     self._draw(last, refines=refines)
                     self._partial = True
         if stop.is_set():
@@ -266,6 +280,20 @@ class QueryLens(View):
         except Exception as error:
             log.exception("answering %r for %r failed", query, self._ids[row])
             self._answer = {**told, "error": f"No answer: {plain(error)}"}
+
+    def _rank(self, query: str, stop: Event) -> None:
+        """Find who is nearest to a yes, and show it; a failure is told in the place of the words."""
+        try:
+            if query not in self._leans:
+                with closing(self._leaning(query)) as updates:
+                    frame = next((frame for frame in updates if stop.is_set() or frame is not None), None)
+                if frame is None:
+                    return  # stopped
+                self._leans = dict([*self._leans.items(), (query, leaning(self._ids, frame))][-self._logged :])
+            self._lean = {"query": query, **self._leans[query]}
+        except Exception as error:
+            log.exception("no order of %r", query)
+            self._lean = {"query": query, "words": f"Who leans to yes is not known: {plain(error)}"}
 
     def _select(self, rows: np.ndarray) -> None:
         with self._guard:

@@ -22,9 +22,9 @@ export function userMap(box, hear) {
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
   const s = {
     before: new Float32Array(0), after: new Float32Array(0), shown: new Float32Array(0), pixels: new Float32Array(0),
-    trust: [], residual: [], beyond: [], gained: [], lost: [], arrows: [], stages: [], marks: [], chosen: new Set(),
+    trust: [], residual: [], lean: null, beyond: [], gained: [], lost: [], arrows: [], stages: [], marks: [], chosen: new Set(),
     view: { k: 1, x: 0, y: 0 }, arrowInk: 0, top: 1, side: "after", colour: "moved",
-    picked: -1, hovered: -1, cursor: -1, lasso: null, grip: null, width: 0, height: 0, ink: {}, ramp: [], stale: true,
+    picked: -1, hovered: -1, cursor: -1, lasso: null, grip: null, width: 0, height: 0, ink: {}, ramp: [], yes: [], stale: true,
   };
   let waiting = 0;
   const request = () => (waiting ||= requestAnimationFrame(frame));
@@ -92,9 +92,10 @@ export function userMap(box, hear) {
   /** Read the colours of the page's theme. */
   function dress() {
     const style = getComputedStyle(canvas);
-    for (const name of ["still", "moved", "half", "full", "chosen", "ink", "paper", "quiet"]) s.ink[name] = style.getPropertyValue(`--lens-${name}`).trim();
+    for (const name of ["still", "moved", "half", "full", "yes", "chosen", "ink", "paper", "quiet"]) s.ink[name] = style.getPropertyValue(`--lens-${name}`).trim();
     s.ink.font = style.fontFamily;
-    const { still, half, full } = s.ink;
+    const { still, half, full, yes } = s.ink;
+    s.yes = Array.from({ length: RAMP + 1 }, (_, i) => mix(still, yes, i / RAMP));
     s.ramp = Array.from({ length: RAMP + 1 }, (_, i) => (2 * i < RAMP ? mix(still, half, (2 * i) / RAMP) : mix(half, full, (2 * i) / RAMP - 1)));
     renew();
   }
@@ -102,6 +103,7 @@ export function userMap(box, hear) {
   function inkOf(row) {
     if (s.chosen.has(row)) return s.ink.chosen;
     if (s.colour === "residual") return s.ramp[Math.round((RAMP * s.residual[row]) / s.top)];
+    if (s.colour === "answer" && s.lean) return s.yes[Math.round(RAMP * s.lean[row])];
     return s.beyond[row] ? s.ink.moved : s.ink.still;
   }
 
@@ -263,6 +265,7 @@ export function userMap(box, hear) {
   return {
     setPicture, setSide, dress,
     setColour: (colour) => ((s.colour = colour), renew()),
+    setLean: (lean) => ((s.lean = lean), renew()), // by user, from 0 to 1
     setChosen: (rows) => ((s.chosen = new Set(rows)), renew()),
     setPicked: (row) => ((s.picked = row), request()),
     hoverAgain: () => s.hovered >= 0 && hover(s.hovered), // more is known of the user

@@ -109,6 +109,14 @@ class FakeAsker:
         words += f" {first.iloc[0]}, {first.iloc[1]} and {first.iloc[2]} moved most."
         return {"points": points, "shift": shift.assign(gained=near, lost=near[::-1]), "sentence": words, "caption": caption}
 
+    def lean(self, query: str):
+        """Say who is nearest to a yes: those whose number is highest."""
+        yield None
+        time.sleep(self.seconds / 4)
+        found = pd.DataFrame({"user": self.ids, "score": np.linspace(-0.2, 0.6, len(self.ids))})
+        found.attrs["topics"] = ["travel", "not commute"]
+        yield found
+
     def answer(self, user: str, query: str) -> str:
         """Write something hostile, as a careless model might."""
         time.sleep(self.seconds / 2)

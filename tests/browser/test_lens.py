@@ -201,3 +201,44 @@ def test_the_lesson_answers_an_unseen_query(open_notebook, server):
     assert moved(before["shown"], book.state()["shown"]) > 1e-3
     book.shot("lesson-05")
     book.close()
+
+
+def test_who_is_nearest_to_yes_is_listed_and_coloured(book):
+    page = book.page
+    book.ask(TRAVEL)
+    book.asked(TRAVEL)
+    book.wait("document.querySelector('.lens-reading').textContent.startsWith('Read as a question of travel, not commute.')")
+    assert page.locator(".lens-reading").inner_text().endswith("Nearest to yes: u0599, u0598, u0597.")
+    page.get_by_role("button", name="Yes first").click()
+    assert page.locator(".lens-rows .lens-id").all_inner_texts()[:3] == ["u0599", "u0598", "u0597"]
+    page.get_by_role("button", name="answer", exact=True).click()
+    assert "farthest from yes to nearest" in page.locator(".lens-legend").inner_text()
+    book.shot("fake-nearest")
+    shades = page.evaluate("Array.from(document.querySelector('.lens').lens.state().lean)")
+    assert shades[0] == 0 and shades[-1] == 1 and shades == sorted(shades)
+    page.get_by_role("button", name="Back").click()  # before any question there is no yes
+    book.wait("document.querySelector('.lens').dataset.query === ''")
+    assert page.locator(".lens-reading").inner_text() == ""
+    assert page.get_by_role("button", name="Yes first").is_disabled()
+
+
+def test_a_question_asked_while_a_cell_asks_is_told_to_wait(open_notebook, server):
+    cells = [SHOW.format(seconds=0.1), "import time\nwith lens.selection.turn:  # as another view does\n    time.sleep(5)"]
+    book = open_notebook(server.write("waits.ipynb", cells))
+    book.run(0)
+    book.settled()
+    book.cell(1).locator(".cm-content").click()
+    book.page.keyboard.press("Control+Enter")
+    book.page.wait_for_timeout(500)
+    book.ask(TRAVEL)
+    book.wait("document.querySelector('.lens-note').textContent.startsWith('Waiting')", 5)
+    assert book.page.locator(".lens-ask").inner_text() == "Cancel" and book.state()["data"]["query"] == ""
+    book.shot("fake-waits")
+    assert "moved beyond" in book.asked(TRAVEL)
+    book.cell(1).locator(".cm-content").click()
+    book.page.keyboard.press("Control+Enter")
+    book.page.wait_for_timeout(500)
+    book.ask("Does this user follow live music?")
+    book.page.locator(".lens-ask").click()
+    book.wait("document.querySelector('.lens-note').textContent === 'Cancelled. The map is as it was.'", 20)
+    book.close()
