@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-FEW = 64  # tokens attended at once; with more the copy is cheap beside the work
+FEW = 128  # tokens attended at once; with more the copy is cheap beside the work
 
 
 def grouped(
