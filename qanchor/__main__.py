@@ -17,17 +17,18 @@ import qanchor as qa
 
 from . import mend
 from .backbone import PACKAGES, WeightsError, fetch
-from .bars import Bars
+from .bars import Bars, Course, last_words, stopped, warn_if_busy
 from .bench import BENCHES, PROVED
 from .checkpoints import Checkpoint
 from .config import field_of
 from .files import write_whole
 from .labels import read_labels
-from .machine import busy, machine
+from .machine import machine
 from .moments import default_cutoffs
 from .prompt import vacant
 from .runs import RunError
 from .texts import TableError
+from .train import phases
 from .trial import trial
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -62,6 +63,7 @@ def say(result: dict, words: str, as_json: bool) -> None:
 
 def read(run: Path, users: qa.Users) -> tuple[qa.Engine, qa.Cache]:
     """Load a run and read the users with it."""
+    warn_if_busy()
     bars, engine = Bars(), qa.Engine(qa.load(run))
     cache = engine.prefill(users, progress=lambda done, total: bars("reading users", done, total))
     bars.close()
@@ -136,23 +138,24 @@ def train(
     if preset not in PRESETS:
         raise ValueError(f"--preset {preset}: there are {', '.join(PRESETS)}")
     config = PRESETS[preset].but(**dict(field_of(c) for c in change or []))
-    people, bars, began = open_users(users), Bars(), time.monotonic()
+    warn_if_busy()
+    people, began, kept = open_users(users), time.monotonic(), Checkpoint(out.with_name(f".{out.name}.checkpoint"), "")
+    resumed = resume and (kept.path.exists() or kept.before.exists())
+    bars = Bars(Course({"fitting the reader": ("fitting the reader", "", 0)} | phases(config, resumed), minutes))
     pairs = qa.make_pairs(
         people, per_sample=config.pairs_per_sample, cutoffs=default_cutoffs(people, config.cutoffs), seed=seed
     )
     samples = pairs[["user", "cutoff"]].drop_duplicates()
     model = qa.build(config, qa.Reader.fit(people, samples, config, lambda d, t: bars("fitting the reader", d, t)), seed)
-    checkpoint = out.with_name(f".{out.name}.checkpoint")
-    rows = qa.train(
-        model, people, pairs, steps=steps, minutes=minutes, seed=seed, checkpoint=checkpoint, resume=resume, progress=bars
-    )
+    how = {"steps": steps, "minutes": minutes, "seed": seed, "checkpoint": kept.path, "resume": resume}
+    rows = qa.train(model, people, pairs, progress=bars, **how)
     bars.close()
     if not PartialState().is_main_process:  # one of several processes keeps the run
         return
     metrics = {"users": users, "pairs": len(pairs), "samples": len(samples), "seed": seed, "machine": machine()}
     metrics["seconds"] = round(time.monotonic() - began)  # pairs and reader included
     qa.save(model, out, rows, metrics)
-    Checkpoint(checkpoint, "").remove()
+    kept.remove()
     last = rows.tail(10).mean(numeric_only=True).to_dict()
     words = f"{out}: {len(rows)} steps on {len(pairs):,} pairs, {metrics['seconds']} s, contrastive {last['contrastive']:.3f}"
     say({"run": str(out), "steps": len(rows), "last": last} | metrics, words, as_json)
@@ -160,16 +163,13 @@ def train(
 
 @app.command()
 def ask(
-    query: str,
-    run: RunOf,
-    users: UsersOf,
-    top: Annotated[int, typer.Option(help="users to show")] = 10,
-    as_json: Json = False,
+    query: str, run: RunOf, users: UsersOf, top: Annotated[int, typer.Option(help="users shown")] = 10, as_json: Json = False
 ) -> None:
     """Ask one question of every user: who fits a yes best, and what the model says of them."""
-    people = open_users(users)
+    people, bars = open_users(users), Bars()
     engine, cache = read(run, people)
-    found = engine.verdict(cache, query)
+    found = engine.verdict(cache, query, bars)
+    bars.close()
     about, warning = found.attrs["topics"], found.attrs["warning"]
     rows = found.head(top).to_dict("records")
     for row in rows:
@@ -263,8 +263,7 @@ def bench(
     """Measure, as ratios in one run with the machine's own ceiling beside them."""
     if name not in BENCHES:
         raise ValueError(f"no bench {name!r}: there are {', '.join(BENCHES)}")
-    if told := busy():
-        typer.echo(f"warning: {told}", err=True)
+    warn_if_busy()
     bars = Bars()
     given = {"progress": bars if name in PROVED else None, "minutes": minutes, "cases": cases, "most": most}
     given = {word: value for word, value in given.items() if value is not None}
@@ -280,7 +279,7 @@ def main() -> int:
     try:
         code = app(standalone_mode=False)
     except (ValueError, KeyError, OSError, WeightsError, RunError, TableError) as error:
-        typer.echo(f"error: {error.args[0] if isinstance(error, KeyError) else error}", err=True)
+        last_words(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
         return 2
     except typer.Exit as done:
         code = done.exit_code
@@ -292,7 +291,7 @@ def main() -> int:
         error.show()
         return 2
     if code == 130:
-        typer.echo("stopped; train goes on with --resume, others with the same command", err=True)
+        last_words(stopped(next(iter(sys.argv[1:]), "")))
     return code or 0
 
 

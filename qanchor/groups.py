@@ -66,7 +66,7 @@ def export_group(users: Users, ids: Iterable[str], path, *, least: int = LEAST, 
     least   a group of fewer users is refused, for so few are persons.
     salt    a secret of yours: ids become their HMAC-SHA256 under it, and rows are sorted by that. Recent texts stay.
     Texts in a CSV that a spreadsheet would run (they begin with = + - @) get an apostrophe in front. The file is written whole
-    or not at all. ValueError: too few users, an empty salt, another ending.
+    or not at all. ValueError: nobody, too few users, an empty salt, another ending.
 
     Example:
         >>> import tempfile
@@ -75,7 +75,10 @@ def export_group(users: Users, ids: Iterable[str], path, *, least: int = LEAST, 
         >>> len(pd.read_csv(path)), len(pd.read_csv(path).user[0])
         (12, 64)
     """
-    path, inside = Path(path), members(users.ids, ids)
+    path, ids = Path(path), list(ids)
+    if not ids:
+        raise ValueError(f"nobody is chosen: draw around some {users.unit}s in the lens first, then run this cell again")
+    inside = members(users.ids, ids)
     if inside.sum() < least:
         raise ValueError(f"{inside.sum()} {users.unit}(s) in the group, at least {least} are needed for a file: choose more")
     if path.suffix not in (".csv", ".parquet"):

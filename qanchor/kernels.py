@@ -59,9 +59,9 @@ def pieces(mask: Bool[Tensor, "user one token seen"]) -> list[slice]:
     """Cut tokens into runs of `FEW` at most, as far as none looks from one run into another; a longer run stays whole.
 
     Example:
-        >>> own = torch.block_diag(*[torch.ones(40, 40)] * 3).bool()
+        >>> own = torch.block_diag(*[torch.ones(90, 90)] * 2).bool()
         >>> pieces(own[None, None])
-        [slice(0, 40, None), slice(40, 80, None), slice(80, 120, None)]
+        [slice(0, 90, None), slice(90, 180, None)]
     """
     tokens = mask.shape[2]
     if tokens <= FEW:

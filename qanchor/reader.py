@@ -211,8 +211,15 @@ class Reader:
     def _raw(self, users: Users, cutoffs: pd.DataFrame | None, progress=None) -> dict:
         if cutoffs is None:
             cutoffs = pd.DataFrame({"user": list(users.ids), "cutoff": users.cutoff})
-        events = users.events
-        vectors = self._vectors(users)
+        events, texts = users.events, 0
+
+        def encoded(done: int, total: int) -> None:  # texts that are new: they may take longer than the users
+            nonlocal texts
+            texts = total
+            if progress:
+                progress(done, texts + len(cutoffs))
+
+        vectors = self._vectors(users, encoded)
         codes = self._codes(users)
         time = events["time"].to_numpy()
         number = np.nan_to_num(events.reindex(columns=list(self.numbers)).to_numpy(np.float32))
@@ -235,8 +242,8 @@ class Reader:
             )
             for key, value in row.items():
                 out[key].append(value)
-            if progress and (i + 1) % 256 == 0:
-                progress(i + 1, len(cutoffs))
+            if progress and ((i + 1) % 256 == 0 or i + 1 == len(cutoffs)):
+                progress(texts + i + 1, texts + len(cutoffs))
         raw = {k: (v if k in ("habits", "events") else np.stack(v)) for k, v in out.items()}
         return raw | {"users": list(cutoffs["user"])}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from .batch import USER_EMB, length_groups
 from .checkpoints import Checkpoint, fingerprint
+from .config import Config
 from .heads import Query
 from .joint import Samples, check_pairs, joint_step, margin_at
 from .losses import contrastive_loss
@@ -77,7 +77,7 @@ def train(
                 does not know how long its last fit takes: it comes on top.
     checkpoint  a file for the whole state, and one beside it for the state before; with `resume` training goes on from there,
                 bit for bit on one CPU thread (to `steps`, or as planned). CheckpointError: both torn, or of another training.
-    progress    called with (stage, done, total, loss).
+    progress    called with (stage, done, total, loss); `phases` names the stages.
 
     Returns columns step, loss, contrastive, autoregressive, pairs_per_s. Source: paper, sections 3.3 and 4.
 
@@ -115,6 +115,25 @@ def train(
     fit("last fit", 1, last)
     model.eval()
     return pd.DataFrame(rows, columns=list(HISTORY))
+
+
+def phases(config: Config, resumed: bool = False) -> dict[str, tuple[str, str, int]]:
+    """Name the stages of a training: words for each, the earlier stage whose steps cost as much, its steps (0: as many).
+
+    Example:
+        >>> from qanchor.config import SMALL
+        >>> list(phases(SMALL, resumed=True)), phases(SMALL)["last fit"]
+        (['reading', 'training', 'last fit, reading', 'last fit'], ('last fit', 'warm start', 1600))
+    """
+    plan, warm = {"reading": ("reading users", "", 0)}, config.warm_steps and not resumed
+    if warm:
+        plan |= {"warm start, reading": ("reading queries and answers", "", 0), "warm start": ("warm start", "", 0)}
+    plan["training"] = ("joint steps", "", 0)
+    if config.final_steps:
+        like = ("warm start, reading", "warm start") if warm else ("", "")
+        plan["last fit, reading"] = ("reading queries and answers", like[0], 0)
+        plan["last fit"] = ("last fit", like[1], config.final_steps)
+    return plan
 
 
 def _joint_steps(model, samples, readings, accelerator, seed, steps, end, kept_at, found, report) -> list[dict]:
@@ -167,9 +186,11 @@ def fit_heads(
     if not steps:
         return 0.0, 0.0
     samples = samples.common(config.warm_texts)
-    alone = _read_alone(model, [[*ids, USER_EMB] for ids in samples.query_ids], partial(report, f"{stage}, reading queries"))
     used = np.unique(samples.answer[np.concatenate(samples.rows)])
-    said = _read_alone(model, [samples.answer_ids[a] for a in used], partial(report, f"{stage}, reading answers"))
+    asked = len(samples.query_ids)
+    tell = lambda done: report(f"{stage}, reading", done, asked + len(used), float("nan"))  # noqa: E731
+    alone = _read_alone(model, [[*ids, USER_EMB] for ids in samples.query_ids], tell)
+    said = _read_alone(model, [samples.answer_ids[a] for a in used], lambda done: tell(asked + done))
     place = np.zeros(len(samples.answers), np.int64)
     place[used] = np.arange(len(used))
     both, read_at = torch.cat([alone, said]), time.monotonic()
@@ -214,7 +235,7 @@ def _read_alone(model: QAnchor, rows: list[list[int]], report) -> Float[Tensor, 
         out = hidden.new_zeros(len(rows), hidden.shape[1]) if out is None else out
         out[torch.as_tensor(group, device=hidden.device)] = hidden
         done += len(group)
-        report(done, len(rows), float("nan"))
+        report(done)
     model.train(training)
     return out
 

@@ -29,7 +29,7 @@ def trial(
     how     options of `tune_prompt`, which holds its validation users out of the share.
 
     before and after: AUC, KS and silhouette as `judged` finds them, gain and gain_ks how much more, with 95 % intervals.
-    prototype: the judged users' score by the prompt's own prototypes.
+    intervals: those of the AUC before and after. prototype: the judged users' score by the prompt's own prototypes.
 
     Example:
         >>> users = qa.make_world(60)
@@ -48,7 +48,7 @@ def trial(
     for name, measure in (("gain", "auc"), ("gain_ks", "ks")):
         told[name] = dict(zip((measure, "low", "high"), table.loc[measure, ["gain", "low", "high"]].tolist(), strict=True))
     told |= {"n_tuning": len(learn), "n_test": len(others), "positives": int(others.sum()), "seconds": taken}
-    told["sentence"] = sentence(found, cache.unit)
+    told |= {"intervals": found.attrs["intervals"], "sentence": sentence(found, cache.unit)}
     return prompt, history, told | {"best_step": int(history["step"][history["valid"].idxmin()])}
 
 
@@ -73,7 +73,7 @@ def judged(
     seen the labels which the second probe is fitted on flatters that fit, not the score of users it never saw. silhouette: how
     much nearer the others stand to their own class, without any probe. low, high: 95 % of the gain, the others drawn anew
     within each class (the silhouette of each as it is among all). attrs: `prototype`, scores by the prompt's own prototypes;
-    `users` and `scores`, who was judged and how highly on each side.
+    `users` and `scores`, who was judged and how highly on each side; `intervals`, 95 % of the AUC of each side.
     """
     z = engine.embed(cache, [prompt.query, prompt]).astype(float)
     found = compared(z[:, 0], z[:, 1], cache.ids, learn, others, seed)
@@ -104,12 +104,15 @@ def compared(
     ]
     frame = pd.DataFrame(found, columns=["measure", "before", "after", "gain", "low", "high"])
     frame.attrs = {"n": len(y), "positives": int(y.sum()), "users": list(others.index)}
-    frame.attrs["scores"] = {side: given.tolist() for side, given in zip(("before", "after"), scores, strict=True)}
+    sides = dict(zip(("before", "after"), scores, strict=True))
+    frame.attrs["scores"] = {side: given.tolist() for side, given in sides.items()}
+    aucs = {side: (lambda some, given=given: auc(given[some], y[some])) for side, given in sides.items()}
+    frame.attrs["intervals"] = {side: bootstrap_interval(of, y, DRAWS, seed) for side, of in aucs.items()}
     return frame
 
 
 def sentence(found: pd.DataFrame, unit: str = "user") -> str:
-    """Say in words whether tuning gained anything beyond chance, by the frame that `judged` gives.
+    """Say whether tuning gained anything beyond chance, and which AUC is no better than luck, by the frame of `judged`.
 
     Example:
         >>> rows = [("auc", 0.7, 0.71, 0.01, -0.02, 0.04), ("ks", 0.3, 0.4, 0.1, 0.02, 0.2)]
@@ -120,9 +123,13 @@ def sentence(found: pd.DataFrame, unit: str = "user") -> str:
     """
     row = found.set_index("measure").loc["auc"]
     gain, low, high = (f"{row[k]:+.3f}".replace("0.", ".") for k in ("gain", "low", "high"))
-    before, after = (f"{row[k]:.3f}".replace("0.", ".") for k in ("before", "after"))
+    sides = [f"{row[side]:.3f} {side}".replace("0.", ".") for side in ("before", "after")]
+    lucky = [low <= 0.5 for low, _ in found.attrs.get("intervals", {}).values()]
+    if any(lucky) and not all(lucky):
+        sides = [f"{side} (no better than luck)" if luck else side for side, luck in zip(sides, lucky, strict=True)]
     what = f"a gain of {gain[1:]}, beyond" if row["low"] > 0 else "worse, beyond" if row["high"] < 0 else "no gain beyond"
-    begin = f"On {found.attrs['n']:,} {unit}s never tuned on, AUC is {before} before and {after} after"
+    begin = f"On {found.attrs['n']:,} {unit}s never tuned on, AUC is {' and '.join(sides)}"
+    begin += ", neither better than luck" if lucky and all(lucky) else ""
     return f"{begin}: {what} chance (95 %: {low} to {high})."
 
 

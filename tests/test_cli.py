@@ -13,6 +13,7 @@ import pytest
 
 import qanchor as qa
 from qanchor import __main__ as cli
+from qanchor import bars
 
 QUERY = "Will this user go to a concert next month?"
 MACHINE = {"processor", "threads", "gpu", "matmul_tflops", "gb_per_s"}
@@ -168,6 +169,7 @@ def test_tune_keeps_a_prompt_and_judges_it_on_others(qanchor, home, tmp_path):
         and told["seed"] == 1
         and told["seek"]
     )
+    assert all(0 <= low <= told[side]["auc"] + 0.05 and high <= 1 for side, (low, high) in told["intervals"].items())
     for part in ("before", "after", "prototype"):
         assert set(told[part]) >= {"auc", "ks"} and all(-1 <= value <= 1 for value in told[part].values())
     engine = qa.Engine(qa.load(home / "run"))
@@ -194,12 +196,12 @@ class Killed(BaseException):
 def test_a_killed_training_is_resumed(qanchor, home, tmp_path, monkeypatch):
     words = ("train", "--preset", "tiny", "--users", home / "users", "--out", tmp_path / "run", "--steps", 52, "--json")
     words += ("--set", "users_per_step=2", "--set", "queries_per_user=2", "--set", "max_answer=6")
-    bars = cli.Bars.__call__
+    show = cli.Bars.__call__
 
     def killed(self, stage, done, total, loss=float("nan")):
         if stage == "training" and done == 51:
             raise Killed
-        return bars(self, stage, done, total, loss)
+        return show(self, stage, done, total, loss)
 
     with monkeypatch.context() as patch:
         patch.setattr(cli.Bars, "__call__", killed)
@@ -211,6 +213,47 @@ def test_a_killed_training_is_resumed(qanchor, home, tmp_path, monkeypatch):
     done = qanchor(*words, "--resume")
     assert done.code == 0 and done.json()["steps"] == 52 and ("training", 51) in seen and ("training", 50) not in seen
     assert [p.name for p in tmp_path.iterdir()] == ["run"] and len(qa.history(tmp_path / "run")) == 52
+
+
+@pytest.mark.parametrize("command", ["ask", "tune", "train"])
+def test_a_busy_machine_is_warned_of(qanchor, home, tmp_path, monkeypatch, command):
+    monkeypatch.setattr(bars, "busy", lambda: "9 programs were at work")
+    words = {
+        "ask": ("ask", QUERY, "--run", home / "run", "--users", home / "users", "--top", 0),
+        "tune": ("tune", "--run", home / "run", "--users", home / "users", "--query", QUERY, "--column", "Active"),
+        "train": ("train", "--preset", "tiny", "--users", home / "users", "--steps", 1, "--set", "cutoffs=1"),
+    }[command]
+    out = () if command == "ask" else ("--out", tmp_path / "out")
+    done = qanchor(*words, *out, *(("--steps", 0) if command == "tune" else ()))
+    assert done.code == 0 and done.err.count("warning: 9 programs were at work") == 1 and "warning: 9" not in done.out
+
+
+def test_train_numbers_its_phases(qanchor, home, tmp_path):
+    words = ("train", "--preset", "tiny", "--users", home / "users", "--out", tmp_path / "run", "--steps", 2)
+    done = qanchor(*words, "--set", "cutoffs=2", "--set", "warm_steps=3", "--set", "final_steps=3")
+    phases = ["fitting the reader", "reading users", *("reading queries and answers", "warm start", "joint steps")]
+    phases += ["reading queries and answers", "last fit"]
+    assert done.code == 0 and "7 phases; how long all takes can be told from phase 5 on, the joint steps" in done.err
+    assert all(f"{number} of 7: {words} " in done.err for number, words in enumerate(phases, 1)), done.err
+
+
+def test_ask_shows_what_it_does_after_the_users_are_read(qanchor, home, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli.Bars, "__call__", lambda self, *told: seen.append(told))
+    assert qanchor("ask", QUERY, "--run", home / "run", "--users", home / "users", "--top", 1).code == 0
+    assert seen[0][0] == "reading users" and seen[-1][0] != "reading users" and seen[-1][1] == seen[-1][2]
+
+
+@pytest.mark.parametrize("command", ["tune", "train"])
+def test_a_stop_says_what_goes_on(qanchor, home, tmp_path, monkeypatch, command):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "open_users", interrupted)
+    words = ("--run", home / "run", "--query", QUERY) if command == "tune" else ("--preset", "tiny")
+    done = qanchor(command, "--users", home / "users", "--out", tmp_path / "out", *words)
+    assert done.code == 130 and done.err.splitlines()[-1] == bars.stopped(command)
+    assert ("--resume" in done.err) == (command == "train") and ("begins anew" in done.err) == (command == "tune")
 
 
 ERRORS = {

@@ -221,6 +221,14 @@ def test_small_groups_bad_endings_and_empty_salts_are_refused(tmp_path):
     assert export_group(users, GROUP[:9], tmp_path / "few.csv", least=5).exists()
 
 
+@pytest.mark.parametrize("nobody", [(), [], iter(())])
+def test_nobody_chosen_is_told_as_such(tmp_path, nobody):
+    words = "nobody is chosen: draw around some users in the lens first, then run this cell again"
+    with pytest.raises(ValueError, match=f"^{words}$"):
+        export_group(planted(), nobody, tmp_path / "tea.csv")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("bad", ["=1+1", "+1", "-1", "@SUM(A1)", " =1", "\t=1", "＝1"])
 def test_no_cell_is_a_formula(tmp_path, bad):
     assert harmless(bad) == f"'{bad}"

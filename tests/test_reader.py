@@ -54,6 +54,15 @@ def test_nothing_at_or_after_the_cutoff_is_read(users, reader):
         assert same(read, reader.read(changed(users, future)))
 
 
+def test_progress_counts_texts_and_users_and_ends_with_all_of_them(users):
+    """A few users are told of, too; texts that must be encoded first are counted with them."""
+    told, samples = [], cutoffs(users)
+    Reader.fit(users, samples, TINY, lambda done, total: told.append((done, total)))
+    texts = len(users.events["text"].cat.categories)
+    assert told[0] == (min(texts, 256), texts + len(samples)) and told[-1] == (texts + len(samples),) * 2
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
 def test_fitting_reads_no_future_either(users, reader):
     ahead = users.future().astype({"user": str, "modality": str, "text": str})
     twin = changed(users, ahead.assign(amount=5e5))

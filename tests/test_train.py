@@ -17,7 +17,7 @@ from qanchor.joint import _parts
 from qanchor.model import QAnchor, build
 from qanchor.pairs import make_pairs
 from qanchor.reader import Reader
-from qanchor.train import HISTORY, Masters, Samples, train
+from qanchor.train import HISTORY, Masters, Samples, phases, train
 from qanchor.world import make_world
 
 THINGS = ("tea", "cars", "rain", "books", "shoes", "music", "trips", "pets")
@@ -108,6 +108,7 @@ def test_a_killed_training_goes_on_bit_for_bit(users, pairs, tmp_path, warm):
     after = untrained(users, pairs, **changes)
     history = train(after, users, pairs, steps=60, checkpoint=file, resume=True, progress=lambda *told: stages.append(told[:2]))
     assert ("training", 51) in stages and ("training", 50) not in stages and "warm start" not in dict(stages)
+    assert list(dict(stages)) == list(phases(after.config, resumed=True))
     told = [c for c in HISTORY if c != "pairs_per_s"]
     pd.testing.assert_frame_equal(history[told], expected[told], check_exact=True)
     assert all(torch.equal(a, whole.state_dict()[n]) for n, a in after.state_dict().items())
@@ -154,8 +155,17 @@ def test_real_pairs_go_through(users):
     seen = []
     history = train(model, users, made, steps=3, progress=lambda stage, done, total, loss: seen.append(stage))
     assert np.isfinite(history.to_numpy()).all() and len(history) == 3
-    warm, last = ([f"{fit}, reading queries", f"{fit}, reading answers", fit] for fit in ("warm start", "last fit"))
-    assert [stage for stage in dict.fromkeys(seen) if stage != "reading"] == [*warm, "training", *last]
+    assert list(dict.fromkeys(seen)) == list(phases(model.config))
+    warm, last = ([f"{fit}, reading", fit] for fit in ("warm start", "last fit"))
+    assert list(phases(model.config)) == ["reading", *warm, "training", *last]
+
+
+def test_queries_and_answers_are_counted_together(users, pairs):
+    told = []
+    train(untrained(users, pairs, warm_steps=2), users, pairs, steps=1, progress=lambda *t: told.append(t))
+    reading = [t[1:3] for t in told if t[0] == "warm start, reading"]
+    assert {total for _, total in reading} == {8 + 200} and reading[-1][0] == 208 and (8, 208) in reading
+    assert [done for done, _ in reading] == sorted({done for done, _ in reading})
 
 
 def test_few_pairs_fill_a_step(users, pairs):

@@ -9,7 +9,7 @@ import qanchor as qa
 from qanchor import tuner
 from qanchor.config import TINY
 from qanchor.prompt import SoftPrompt
-from qanchor.trial import judged, parted, sentence, trial
+from qanchor.trial import compared, judged, parted, sentence, trial
 
 QUERY = "Will this user travel soon?"
 
@@ -119,6 +119,39 @@ def test_the_sentence_is_honest(gap, words):
     found.attrs["n"] = 1200
     assert sentence(found, "household").startswith("On 1,200 households never tuned on, AUC is .700 before and .")
     assert sentence(found, "household").endswith(f" after: {words}")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ((0.51, 0.6), (0.52, 0.7), "AUC is .555 before and .610 after: no gain"),
+        ((0.49, 0.6), (0.52, 0.7), "AUC is .555 before (no better than luck) and .610 after: no gain"),
+        ((0.51, 0.6), (0.5, 0.7), "AUC is .555 before and .610 after (no better than luck): no gain"),
+        ((0.49, 0.6), (0.4, 0.7), "AUC is .555 before and .610 after, neither better than luck: no gain"),
+    ],
+)
+def test_the_sentence_says_what_is_luck(before, after, words):
+    found = pd.DataFrame(
+        [("auc", 0.555, 0.61, 0.055, -0.01, 0.1)], columns=["measure", "before", "after", "gain", "low", "high"]
+    )
+    found.attrs = {"n": 30, "intervals": {"before": before, "after": after}}
+    assert words in sentence(found)
+
+
+def test_an_embedding_that_knows_nothing_is_luck():
+    """A class of noise beside one that stands apart: the interval of the first holds .5, that of the second does not."""
+    rng, ids = np.random.default_rng(0), [f"u{i}" for i in range(200)]
+    y = pd.Series(rng.permutation([0, 1] * 100), ids)
+    noise = rng.normal(size=(200, 8))
+    found = compared(noise, noise + 3 * y.to_numpy()[:, None], ids, y[:100], y[100:])
+    table = found.set_index("measure").loc["auc"]
+    for side in ("before", "after"):
+        low, high = found.attrs["intervals"][side]
+        assert low <= table[side] <= high
+    assert found.attrs["intervals"]["before"][0] <= 0.5 < found.attrs["intervals"]["after"][0]
+    assert f"AUC is {table['before']:.3f} before (no better than luck) and 1.000 after: a gain".replace("0.", ".") in sentence(
+        found
+    )
 
 
 def test_what_cannot_be_judged_is_told_before_it_is_tuned(made):
