@@ -30,6 +30,7 @@ TRUTHS = {"yes": 1.0, "true": 1.0, "y": 1.0, "no": 0.0, "false": 0.0, "n": 0.0}
 OFFSET = r"^[^T ]*[T ].*(Z|[+-]\d\d(?::?\d\d)?)$"  # one start alone: a cell of a million T's must not take hours
 DAY_FIRST = r"^\s*(\d{1,2})([/.-])(\d{1,2})[/.-](\d{4})(?:,?\s+(\d{1,2}:\d\d(?::\d\d)?))?\s*$"  # or the month
 SECOND = (("seconds", 1), ("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9))
+NAMES = 100  # of columns, shown at most
 COMMA = r"-?\d+,(?:\d{1,2}|\d{4,})"  # three digits could be thousands
 
 
@@ -91,6 +92,8 @@ def shown(value) -> object:
         return None
     if isinstance(value, bool | int) or (isinstance(value, float) and abs(value) < np.inf):
         return value
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return [shown(name) for name in value[:NAMES]] + ["..."] * (len(value) > NAMES)
     text = str(value.asm8) if isinstance(value, pd.Timestamp) else str(value)  # a year past 9999 has no other form
     text = text.replace("\uffff", "\x00")
     return text if len(text) < 80 else f"{text[:77]}..."
@@ -212,6 +215,11 @@ def _decoded(value) -> str | None:
         return None
 
 
+def _text(given: pd.Series) -> pd.Series:
+    """Give cells as text; pandas alone stops at bytes that are none."""
+    return given.map(lambda value: value.decode(errors="replace") if isinstance(value, bytes) else value).astype(str)
+
+
 def times(notes: Notes, file: str, given: pd.Series) -> pd.Series:
     """Mend a column of times: datetime64[us] in UTC without a zone, missing where there is no time to read."""
     time = _read_times(notes, file, given)
@@ -226,7 +234,7 @@ def _read_times(notes: Notes, file: str, given: pd.Series) -> pd.Series:
             notes.rows(file, given, given.notna(), f"times of {zone}: write UTC", "written in UTC", False)
         notes.rows(file, given, given.isna(), EMPTY, "row dropped")
         return pd.to_datetime(given, utc=True).dt.tz_localize(None).astype("datetime64[us]")
-    plain = given.astype(str).where(given.notna(), "").astype(object)
+    plain = _text(given).where(given.notna(), "").astype(object)
     zones = plain.str.extract(OFFSET, expand=False).replace({"Z": "+00:00", "+00": "+00:00", "+0000": "+00:00"})
     if elsewhere := set(zones.dropna().unique()) - {"+00:00"}:
         cure = f"time zones {', '.join(sorted(elsewhere))}: write all in UTC (no zone counts as UTC)"
@@ -273,7 +281,7 @@ def numbers(notes: Notes, file: str, given: pd.Series, label: bool = False, comm
         values = none
     wrong = values.isna() & given.notna()
     if wrong.any():
-        text = given[wrong].astype(str).str.strip().str.lower()
+        text = _text(given[wrong]).str.strip().str.lower()
         read = text.map(TRUTHS) if label else pd.to_numeric(text.str.replace(",", ".").where(text.str.fullmatch(COMMA) & comma))
         how = "a word, not 0 or 1" if label else "a decimal comma"
         notes.rows(file, given, read.reindex(given.index).notna(), f"{how}: write it as a number", "read as a number")

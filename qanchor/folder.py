@@ -5,82 +5,48 @@ from __future__ import annotations
 import csv
 import difflib
 import io
-import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .about import read_about
-from .faults import Notes, decode, numbers, tidy, times, words
-from .schema import REQUIRED
+from .faults import TRUTHS, Notes, decode, numbers, tidy, times, words
+from .schema import MEANS, REQUIRED
 
-ABOUT = ("name", "unit", "cutoff", "horizon_days", "modalities")
 LIKELY = {  # what tables elsewhere call these columns, with "_" for what is no letter
     "user": r"(user|member|customer|client|account|household)(_?(id|no|nr|number))?|uid",
     "time": r"timestamp|date_?time|date|event_time|created_at",
     "modality": r"source|channel|event_type",
     "text": r"description|event_name|title",
 }
-PERHAPS = {"user": ("id",), "time": ("ts", "day"), "modality": ("type", "kind"), "text": ("event", "item", "product", "name")}
+PERHAPS = {  # what they may be called: taken where the cells agree and no other column could be meant
+    "user": r"id|who|person",
+    "time": r"ts|day|when",
+    "modality": r"type|kind|category|area|location|place|where",
+    "text": r"event|items?|product|name|what|action|activity|details?|notes?",
+}
+UNSURE = ("id", "name")  # of a row or a user, of a product or a person: nobody but you can tell
+SUITS = {"user": ("words", "numbers"), "time": ("times",), "modality": ("words",), "text": ("words",)}  # what its cells hold
+DATE = r"\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}"
+MORE = "; more may show once this is mended"
 KINDS = 20  # words at most that become columns of 0 and 1
-DAY, YEAR, LONGEST = pd.Timedelta(days=1), pd.Timedelta(days=366), 3660  # days of a horizon
+DAY = pd.Timedelta(days=1)
 
 
 class Folder:
     """Read a folder table by table, note every problem, and mend the tables on the way."""
 
-    def __init__(self, folder, today):
-        self.folder, self.notes, self.names, self.tables, self.ids, self.comma = Path(folder), Notes(), {}, {}, {}, set()
-        self.today = pd.Timestamp.now("UTC").tz_localize(None) if today is None else pd.Timestamp(today)
+    def __init__(self, folder: Path, today: pd.Timestamp, notes: Notes, about: dict, cutoff: pd.Timestamp | None):
+        self.folder, self.today, self.notes, self.about, self.cutoff = folder, today, notes, about, cutoff
+        self.names, self.tables, self.ids, self.comma = {}, {}, {}, set()
         if not any((self.folder / f"events.{kind}").exists() for kind in ("parquet", "csv")):
             needed = f"write one row an event with {', '.join(REQUIRED)}"
             raise FileNotFoundError(f"{folder} has no events.parquet or events.csv: {needed}")
-        self.about = self._about()
         for stem, needed in (("events", REQUIRED), ("users", ("user",)), ("labels", ("user",))):
-            frame = self._open(stem, needed)
-            frame = None if frame is None else self._named(stem, frame, needed)
-            if frame is not None:
+            if (frame := self._open(stem, needed)) is not None:
+                frame = self._named(stem, frame, needed)
                 self.tables[stem] = self._events(frame) if stem == "events" else self._facts(stem, frame)
-        if "events" in self.tables:
-            self._compare()
-
-    def _about(self) -> dict:
-        file, self.cutoff = "about.json", None
-        try:
-            about = read_about(self.folder / file)
-        except (ValueError, OSError, RecursionError) as error:
-            place = getattr(error, "column", "about"), getattr(error, "value", str(error))
-            self.notes.whole(file, *place, getattr(error, "cure", "cannot be read: mend it or remove the file"))
-            return {}
-        for key in sorted(set(about) - set(ABOUT)):
-            self.notes.whole(file, key, about[key], f"not read: only {', '.join(ABOUT)} are", severe=False)
-        names = about.get("modalities", [])
-        clean = list(dict.fromkeys(filter(None, (tidy(name, True) for name in names))))
-        if clean != names:
-            about["modalities"] = clean
-            self.notes.whole(file, "modalities", names, "a name twice, empty or not plain", "each written once, plainly")
-        if about.get("horizon_days", 30) > LONGEST:
-            self.notes.whole(file, "horizon_days", about.pop("horizon_days"), f"over {LONGEST:,} days: is that meant?")
-        if about.get("cutoff") is not None:
-            self.cutoff = self._cutoff(file, about)
-        return about
-
-    def _cutoff(self, file: str, about: dict) -> pd.Timestamp | None:
-        given = about["cutoff"]
-        if not isinstance(given, str) or not re.match(r"\s*\d{4}", given):
-            self.notes.whole(file, "cutoff", given, 'not a day in quotes: write "2025-01-31"')
-            return None
-        cutoff = pd.Timestamp(given)
-        if cutoff.tz is not None:
-            cutoff = cutoff.tz_convert("UTC").tz_localize(None)
-            about["cutoff"] = str(cutoff)
-            self.notes.whole(file, "cutoff", given, "has a time zone: write it in UTC, without one", "written in UTC")
-        if cutoff > self.today + YEAR:
-            self.notes.whole(file, "cutoff", given, "over a year ahead: is the year right?")
-            return None
-        return cutoff
 
     def _open(self, stem: str, needed: tuple[str, ...]) -> pd.DataFrame | None:
         there = [path for kind in ("parquet", "csv") if (path := self.folder / f"{stem}.{kind}").exists()]
@@ -92,7 +58,8 @@ class Folder:
         try:
             return pd.read_parquet(there[0]) if there[0].suffix == ".parquet" else self._read_csv(stem, there[0], needed)
         except Exception as error:
-            self.notes.whole(there[0].name, stem, *_unreadable(str(error)))
+            value, cure = _unreadable(str(error))
+            self.notes.whole(there[0].name, stem, value, cure + MORE)
             return None
 
     def _read_csv(self, stem: str, path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
@@ -110,15 +77,16 @@ class Folder:
             self.comma.add(stem)
         for name in sorted({name for name in head[parted] if head[parted].count(name) > 1}):
             self.notes.whole(path.name, name, head[parted], "two columns of one name: rename one")
-        kept = {name: str for name in _meant(head[parted], REQUIRED)}
+        ids = {name for name in head[parted] if _called("user", name)}
+        kept = dict.fromkeys(ids | set(_meant(head[parted], REQUIRED)), str)
         raw = io.BytesIO(text.replace("\x00", "\uffff").encode())
         frame = pd.read_csv(raw, sep=parted, dtype=kept, low_memory=False)
         if not isinstance(frame.index, pd.RangeIndex):
             raise ValueError("lines have more fields than the header: put a text that holds a comma into quotes")
         return frame
 
-    def _named(self, stem: str, frame: pd.DataFrame, needed: tuple[str, ...]) -> pd.DataFrame | None:
-        """Give the frame columns with the names needed and rows numbered as in the file; None when that cannot be."""
+    def _named(self, stem: str, frame: pd.DataFrame, needed: tuple[str, ...]) -> pd.DataFrame:
+        """Give the frame columns with the names needed, those that are there, and rows numbered as in the file."""
         file = self.names[stem]
         hidden = [name for name in frame.index.names if name in needed and name not in frame.columns]
         for name in hidden:
@@ -132,108 +100,112 @@ class Folder:
         for name in frame.columns[frame.columns.duplicated()].unique():
             self.notes.whole(file, name, list(frame.columns), "two columns of one name: rename one")
         frame = frame.loc[:, ~frame.columns.duplicated()]
-        missing = [name for name in needed if name not in frame.columns]
-        for name in missing:
-            maybe = [o for o in frame.columns if re.fullmatch(LIKELY[name], _plain(o)) or _plain(o) in PERHAPS[name]]
-            near = f" (is it {' or '.join(map(repr, maybe))}?)" if maybe else ""
-            self.notes.whole(file, name, list(frame.columns), f"missing{near}: needed are {', '.join(needed)}")
-        if missing:
-            return None
         blank = frame.isna().all(axis=1)
-        self.notes.rows(file, frame["user"], blank, "an empty row: drop it", "row dropped")
-        return frame[~blank]
+        nobody = pd.Series(None, frame.index, object, name="user")
+        self.notes.rows(file, nobody, blank, "an empty row: drop it", "row dropped")
+        return frame[~blank] if set(needed) <= set(frame) else self._supplied(file, frame[~blank], needed)
+
+    def _supplied(self, file: str, frame: pd.DataFrame, needed: tuple[str, ...]) -> pd.DataFrame:
+        """Tell which columns are missing; take another for one, or one source for all rows, where that leaves no doubt."""
+        maybe, left = _maybe(frame, needed)
+        claims = [column for near in maybe.values() for column in near]
+        sure = {near[0]: name for name, near in maybe.items() if len(near) == 1 and _sure(name, near[0], frame[near[0]])}
+        sure = {column: name for column, name in sure.items() if claims.count(column) == 1}
+        for column, name in sure.items():
+            cure = f"taken for {MEANS[name]}: rename it to {name!r}, or the right one"
+            self.notes.whole(file, name, column, cure, "renamed")
+        frame = frame.rename(columns=sure)
+        columns, known = sorted(frame.columns, key=lambda name: name in needed), self.about.get("modalities") or ["event"]
+        for name in [name for name in maybe if name not in frame]:
+            hint = f" (is it {' or '.join(map(repr, maybe[name]))}?)" if maybe[name] else ""
+            cure, done = f"missing{hint}: {MEANS[name]}; rename the column that holds it to {name!r}", ""
+            if name == "modality" and not maybe[name] and not left and len(known) == 1:
+                cure, done = f"{cure}, or let all rows be of one kind", f"{known[0]!r} in all rows"
+                frame = frame.assign(modality=known[0])
+            self.notes.whole(file, name, columns, cure if done else cure + MORE, done)
+        return frame
 
     def _events(self, frame: pd.DataFrame) -> pd.DataFrame:
         file, out = self.names["events"], pd.DataFrame(index=frame.index)
         if not len(frame):
             self.notes.whole(file, "user", "no rows", "the table is empty: give at least one event")
             return frame
-        out["user"], self.ids["events"] = words(self.notes, file, frame["user"])
-        out["time"] = times(self.notes, file, frame["time"])
-        out["modality"], out["text"] = (words(self.notes, file, frame[name])[0] for name in ("modality", "text"))
+        there = [name for name in REQUIRED if name in frame]
+        for name in there:
+            if name == "time":
+                out[name] = times(self.notes, file, frame[name])
+            else:
+                out[name], ids = words(self.notes, file, frame[name])
+                if name == "user":
+                    self.ids["events"] = ids
+        gaps = {SUITS[name][0] for name in REQUIRED if name not in frame}
         for name in frame.columns.difference(REQUIRED, sort=False):
-            out[name] = numbers(self.notes, file, frame[name], comma="events" in self.comma)
-        out = out[~self._late(file, out["time"]) & out[list(REQUIRED)].notna().all(axis=1)]
+            out[name] = self._number("events", frame[name], gaps)
+        late = self._late(file, out["time"]) if "time" in out else False
+        out = out[~late & out[there].notna().all(axis=1)]
         if not len(out):
             self.notes.whole(file, "user", "no rows", "no event is left: give at least one that can be kept")
             return out
-        known = self.about.get("modalities") or list(out["modality"].cat.categories)
-        for name in out["modality"].cat.categories.difference(known):
+        if "modality" in out:
+            self._known(file, out["modality"])
+        if not gaps:
+            again = out.duplicated()
+            cure = "the same event twice: keep one; two real events need two times"
+            self.notes.rows(file, out["text"], again, cure, "row dropped", False)
+            out = out[~again]
+        if {"user", "time"} <= set(out):
+            user, time = out["user"].cat.codes.to_numpy(), out["time"].to_numpy()
+            order = np.argsort(user, kind="stable")
+            back = np.zeros(len(out), bool)
+            back[order[1:]] = (np.diff(user[order]) == 0) & (np.diff(time[order]) < np.timedelta64(0))
+            self.notes.rows(file, out["time"], back, "earlier than the row of this user before it", "sorted", False)
+        return out
+
+    def _known(self, file: str, modality: pd.Series) -> None:
+        known = self.about.get("modalities") or list(modality.cat.categories)
+        for name in modality.cat.categories.difference(known):
             near = "".join(f" (is it {close!r}?)" for close in difflib.get_close_matches(name, known, 1))
             cure = f"not one of {', '.join(known)}{near}: add it to about.json's modalities"
-            self.notes.rows(file, out["modality"], out["modality"] == name, cure)
-        again = out.duplicated()
-        cure = "the same event twice: keep one; two real events need two times"
-        self.notes.rows(file, out["text"], again, cure, "row dropped", False)
-        out = out[~again]
-        user, time = out["user"].cat.codes.to_numpy(), out["time"].to_numpy()
-        order = np.argsort(user, kind="stable")
-        back = np.zeros(len(out), bool)
-        back[order[1:]] = (np.diff(user[order]) == 0) & (np.diff(time[order]) < np.timedelta64(0))
-        self.notes.rows(file, out["time"], back, "earlier than the row of this user before it", "sorted", False)
-        return out
+            self.notes.rows(file, modality, modality == name, cure)
 
     def _late(self, file: str, time: pd.Series) -> pd.Series:
         never, end = time > self.today + DAY, pd.NaT  # a day of grace: times may be local ones
         self.notes.rows(file, time, never, "beyond today: correct it or drop the row", "row dropped")
         if self.cutoff is not None:
-            end = self.cutoff + pd.Timedelta(days=self.about.get("horizon_days", 30))
-            self.notes.rows(file, time, (time >= end) & ~never, f"beyond the horizon ({end}): drop it", "row dropped", False)
+            days = self.about.get("horizon_days", 30)
+            end = self.cutoff + pd.Timedelta(days=days)
+            said = f"the end of the {days} days after the cut-off in which answers lie"
+            cure = f"beyond the horizon ({end}), {said}: not used, drop it"
+            self.notes.rows(file, time, (time >= end) & ~never, cure, "row dropped", False)
         return never | (time >= end)
+
+    def _number(self, stem: str, given: pd.Series, gaps: set[str]) -> pd.Series:
+        """Read a column of numbers; one that holds what a missing column would may be that one, and is left alone."""
+        if gaps and _holds(given) in gaps:
+            return pd.Series(np.nan, given.index)
+        return numbers(self.notes, self.names[stem], given, stem == "labels", stem in self.comma)
 
     def _facts(self, stem: str, frame: pd.DataFrame) -> pd.DataFrame:
         file, out = self.names[stem], pd.DataFrame(index=frame.index)
-        out["user"], self.ids[stem] = words(self.notes, file, frame["user"])
-        for name in frame.columns.drop("user"):
+        gaps = set() if "user" in frame else {"words", "numbers"} if stem == "labels" else {"words"}
+        if not gaps:
+            out["user"], self.ids[stem] = words(self.notes, file, frame["user"])
+        for name in frame.columns.difference(["user"], sort=False):
             coded = _kinds(frame[name], {*frame.columns, *out.columns}) if stem == "users" else None
             if coded is None:
-                out[name] = numbers(self.notes, file, frame[name], stem == "labels", stem in self.comma)
+                out[name] = self._number(stem, frame[name], gaps)
             else:
                 done = f"written as {coded.shape[1]} columns of 0 and 1"
                 self.notes.rows(file, frame[name], frame[name].notna(), "words, not numbers: encode them as numbers", done)
                 out = out.join(coded)
+        if gaps:
+            return out
         out = out[out["user"].notna()]
         again = out.duplicated()
         self.notes.rows(file, out["user"], again, "the same row twice: keep one", "row dropped")
         out = out[~again]
         self.notes.rows(file, out["user"], out["user"].duplicated(), "two rows of one user that contradict: keep one")
         return out
-
-    def _compare(self) -> None:
-        """Look across the tables: ids that become equal, users without events or history, labels among the inputs."""
-        events = self.tables["events"]
-        raw = {}
-        for stem, ids in self.ids.items():
-            for before, after in ids.items():
-                raw.setdefault(after, {}).setdefault(before, stem)
-        for after, forms in raw.items():
-            if after and len(forms) > 1:
-                cure = "ids that become equal when trimmed and normalised: say which user each is"
-                self.notes.whole(self.names[list(forms.values())[-1]], "user", list(forms), cure)
-        for stem in self.tables.keys() - {"events"}:
-            user = self.tables[stem]["user"]
-            alone = ~user.isin(set(events["user"].astype(str)))
-            self.notes.rows(self.names[stem], user, alone, "no event of this user: is the id the same in events?", severe=False)
-        if self.cutoff is not None and len(events):
-            first = events.groupby("user", observed=True)["time"].min()
-            new = events["user"].isin(first.index[first >= self.cutoff]) & ~events["user"].duplicated()
-            cure = f"no event before the cut-off ({self.cutoff}): nothing of this user can be read"
-            self.notes.rows(self.names["events"], events["user"], new, cure, severe=False)
-        labels = set(self.tables.get("labels", pd.DataFrame()).columns) - {"user"}
-        for stem in ("events", "users"):
-            for name in sorted(labels & set(self.tables.get(stem, pd.DataFrame()).columns)):
-                cure = "named like a label: a label must never be an input, drop the column or rename one"
-                self.notes.whole(self.names[stem], name, name, cure)
-
-    def write(self, folder: Path) -> None:
-        """Write the mended tables, events sorted by user and time."""
-        folder.mkdir(parents=True)
-        for stem, frame in self.tables.items():
-            if stem == "events":
-                frame = frame.sort_values(["user", "time"], kind="stable").astype(dict.fromkeys(("modality", "text"), str))
-            frame.astype({"user": str}).to_parquet(folder / f"{stem}.parquet", index=False)
-        if self.about:
-            (folder / "about.json").write_text(json.dumps(self.about, indent=2) + "\n")
 
 
 def _kinds(given: pd.Series, taken: set[str]) -> pd.DataFrame | None:
@@ -262,6 +234,42 @@ def _meant(names, needed: tuple[str, ...]) -> dict[str, str]:
         fits = set(same or [name for name in names if re.fullmatch(LIKELY[wanted], _plain(name))])
         found |= dict.fromkeys(fits, wanted) if len(fits) == 1 else {}
     return found
+
+
+def _called(wanted: str, name: str) -> bool:
+    return bool(re.fullmatch(f"{wanted}|{LIKELY[wanted]}|{PERHAPS[wanted]}", _plain(name)))
+
+
+def _maybe(frame: pd.DataFrame, needed: tuple[str, ...]) -> tuple[dict[str, list[str]], list[str]]:
+    """Say which columns could be each that is missing, by its name or as the last of its kind, and which of words are left."""
+    free = {o: _holds(frame[o]) for o in frame.columns if o not in needed}
+    maybe = {name: [o for o in free if _called(name, o)] for name in needed if name not in frame}
+    maybe = {name: [o for o in near if free[o] in SUITS[name]] or near for name, near in maybe.items()}
+    for kind in ("times", "words"):
+        left = [o for o, holds in free.items() if holds == kind and not any(o in near for near in maybe.values())]
+        empty = [name for name, near in maybe.items() if not near and kind in SUITS[name]]
+        empty = empty if len(empty) == 1 else [name for name in empty if name != "modality"]  # all rows can be of one kind
+        if len(empty) == len(left) == 1 and frame.shape[1] >= len(REQUIRED):
+            maybe[empty[0]], left = left, []
+    return maybe, left
+
+
+def _sure(name: str, column: str, given: pd.Series) -> bool:
+    """Tell whether a column can be taken for the one missing: named like it, full, and of cells that suit it."""
+    few = name != "modality" or given.map(str).nunique() <= KINDS
+    named = _called(name, column) and _plain(column) not in UNSURE
+    return all((named, few, given.notna().mean() > 0.9, _holds(given) in SUITS[name]))
+
+
+def _holds(given: pd.Series) -> str:
+    """Tell what most cells of a column hold: numbers (or yes and no), times or words."""
+    if pd.api.types.is_numeric_dtype(given):
+        return "numbers"
+    cells = given.dropna().head(1000).map(str).astype(str)
+    if cells.str.match(DATE).mean() > 0.5:
+        return "times"
+    read = pd.to_numeric(cells.str.replace(",", "."), errors="coerce").notna() | cells.str.lower().isin(TRUTHS)
+    return "numbers" if read.mean() > 0.5 else "words"
 
 
 def _unreadable(told: str) -> tuple[str, str]:

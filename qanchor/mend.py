@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
+import textwrap
 from pathlib import Path
 
 import pandas as pd
 
-from .faults import Problem
-from .folder import Folder
+from .about import read_about
+from .faults import Notes, Problem, tidy
+from .folder import MORE, Folder
 from .schema import Users, load_users
+
+ABOUT = ("name", "unit", "cutoff", "horizon_days", "modalities")
+YEAR, LONGEST = pd.Timedelta(days=366), 3660  # days of a horizon
 
 
 class MendError(ValueError):
@@ -38,13 +44,14 @@ def inspect(folder, today=None) -> list[Problem]:
         >>> [(problem.row, problem.column, problem.recoverable) for problem in inspect(folder)]
         [(0, 'time', False), (1, 'text', True)]
     """
-    return list(Folder(folder, today).notes)
+    return list(_found(folder, today).notes)
 
 
 def mend(folder, out, today=None) -> pd.DataFrame:
     """Write a mended copy of a folder to `out` and say what was done: columns `file, column, row, rows, done`.
 
     The copy is parquet, loads, and holds no problem that could be mended. The folder itself is never touched.
+    A column is taken for a missing one where its name and cells leave no doubt ("renamed"); `inspect` tells which.
     Raises MendError, naming all of it and writing nothing, when something only you can mend; ValueError when `out` is the
     folder or lies in it; FileExistsError when `out` holds something.
 
@@ -55,7 +62,79 @@ def mend(folder, out, today=None) -> pd.DataFrame:
         >>> mend(folder, folder.with_name(f"{folder.name}-mended"))[["row", "rows", "done"]].values.tolist()
         [[1, 1, 'row dropped']]
     """
-    return _write(Folder(folder, today), _free(Path(folder), Path(out)))
+    return _write(_found(folder, today), _free(Path(folder), Path(out)))
+
+
+def _found(folder, today) -> Folder:
+    """Read a folder and look across its tables: ids that become equal, users without events or history, labels as inputs."""
+    notes, folder = Notes(), Path(folder)
+    today = pd.Timestamp.now("UTC").tz_localize(None) if today is None else pd.Timestamp(today)
+    about = _about(notes, folder)
+    cutoff = _cutoff(notes, about, today)
+    found = Folder(folder, today, notes, about, cutoff)
+    names, tables, raw = found.names, found.tables, {}
+    for stem, ids in found.ids.items():
+        for before, after in ids.items():
+            raw.setdefault(after, {}).setdefault(before, stem)
+    for after, forms in raw.items():
+        if after and len(forms) > 1:
+            cure = "ids that become equal when trimmed and normalised: say which user each is"
+            notes.whole(names[list(forms.values())[-1]], "user", list(forms), cure)
+    events = tables.get("events", pd.DataFrame())
+    for stem in ("users", "labels"):
+        if "user" in events and "user" in tables.get(stem, ()):
+            user = tables[stem]["user"]
+            alone = ~user.isin(set(events["user"].astype(str)))
+            notes.rows(names[stem], user, alone, "no event of this user: is the id the same in events?", severe=False)
+    if cutoff is not None and len(events) and {"user", "time"} <= set(events):
+        first = events.groupby("user", observed=True)["time"].min()
+        new = events["user"].isin(first.index[first >= cutoff]) & ~events["user"].duplicated()
+        cure = f"no event before the cut-off ({cutoff}): nothing of this user can be read"
+        notes.rows(names["events"], events["user"], new, cure, severe=False)
+    labels = tables.get("labels", pd.DataFrame())
+    for stem in ("events", "users"):
+        for name in sorted(set(labels) & set(tables.get(stem, ())) - {"user"} if "user" in labels else ()):
+            cure = "named like a label: a label must never be an input, drop the column or rename one"
+            notes.whole(names[stem], name, name, cure)
+    return found
+
+
+def _about(notes: Notes, folder: Path) -> dict:
+    file = "about.json"
+    try:
+        about = read_about(folder / file)
+    except (ValueError, OSError, RecursionError) as error:
+        place = getattr(error, "column", "about"), getattr(error, "value", str(error))
+        notes.whole(file, *place, getattr(error, "cure", "cannot be read: mend it or remove the file") + MORE)
+        return {}
+    for key in sorted(set(about) - set(ABOUT)):
+        notes.whole(file, key, about[key], f"not read: only {', '.join(ABOUT)} are", severe=False)
+    names = about.get("modalities", [])
+    clean = list(dict.fromkeys(filter(None, (tidy(name, True) for name in names))))
+    if clean != names:
+        about["modalities"] = clean
+        notes.whole(file, "modalities", names, "a name twice, empty or not plain", "each written once, plainly")
+    if about.get("horizon_days", 30) > LONGEST:
+        notes.whole(file, "horizon_days", about.pop("horizon_days"), f"over {LONGEST:,} days: is that meant?")
+    return about
+
+
+def _cutoff(notes: Notes, about: dict, today: pd.Timestamp) -> pd.Timestamp | None:
+    file, given = "about.json", about.get("cutoff")
+    if given is None:
+        return None
+    if not isinstance(given, str) or not re.match(r"\s*\d{4}", given):
+        notes.whole(file, "cutoff", given, 'not a day in quotes: write "2025-01-31"' + MORE)
+        return None
+    cutoff = pd.Timestamp(given)
+    if cutoff.tz is not None:
+        cutoff = cutoff.tz_convert("UTC").tz_localize(None)
+        about["cutoff"] = str(cutoff)
+        notes.whole(file, "cutoff", given, "has a time zone: write it in UTC, without one", "written in UTC")
+    if cutoff > today + YEAR:
+        notes.whole(file, "cutoff", given, "over a year ahead: is the year right?" + MORE)
+        return None
+    return cutoff
 
 
 def _free(folder: Path, out: Path) -> Path:
@@ -71,7 +150,7 @@ def _write(found: Folder, out: Path) -> pd.DataFrame:
         raise MendError(found.folder, lost)
     aside = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        found.write(aside)
+        _save(found, aside)
         load_users(aside)
         if out.exists():
             out.rmdir()
@@ -82,15 +161,34 @@ def _write(found: Folder, out: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["file", "column", "row", "rows", "done"]).astype({"row": "Int64"})
 
 
+def _save(found: Folder, folder: Path) -> None:
+    """Write the mended tables, events sorted by user and time."""
+    folder.mkdir(parents=True)
+    for stem, frame in found.tables.items():
+        if stem == "events":
+            frame = frame.sort_values(["user", "time"], kind="stable").astype(dict.fromkeys(("modality", "text"), str))
+        frame.astype({"user": str}).to_parquet(folder / f"{stem}.parquet", index=False)
+    if found.about:
+        (folder / "about.json").write_text(json.dumps(found.about, indent=2) + "\n")
+
+
 def table(problems: list[Problem]) -> str:
-    """Show problems in aligned columns, the severe ones first; the last says what `--fix` does, "-" for nothing."""
-    rows = [("", "file", "row", "rows", "column", "value", "cure", "--fix")]
+    """Show problems in aligned columns, the severe ones first; the last says what `--fix` does, "-" for nothing.
+
+    What is too long for its place is cut; lists of names stand below, whole.
+    """
+    rows, below = [("", "file", "row", "rows", "column", "value", "cure", "--fix")], {}
     for p in sorted(problems, key=lambda problem: not problem.severe):
-        value = repr(p.value) if len(repr(p.value)) <= 30 else f"{repr(p.value)[:27]}..."
+        value = repr(p.value)
+        if len(value) > 30 and isinstance(p.value, list):
+            below[f"{p.file} has {', '.join(map(repr, p.value))}"] = None
+            value = f"{len(p.value)} names: see below"
+        value = value if len(value) <= 30 else f"{value[:27]}..."
         place = ("" if p.row is None else str(p.row), f"{p.rows:,}" if p.rows else "")
         rows.append(("error" if p.severe else "note", p.file, *place, p.column, value, p.cure, p.done or "-"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return "\n".join([*lines, *(wrapped for line in below for wrapped in textwrap.wrap(line, 120, subsequent_indent="    "))])
 
 
 def check(path, out=None) -> tuple[dict, str]:
@@ -105,7 +203,7 @@ def check(path, out=None) -> tuple[dict, str]:
         >>> check(folder)[0]["in_order"]
         False
     """
-    found = Folder(path, None)
+    found = _found(path, None)
     problems, said = list(found.notes), []
     stuck = [problem for problem in problems if problem.severe and not problem.recoverable]
     told = {"in_order": not any(problem.severe for problem in problems), "problems": [p.plain() for p in problems]}

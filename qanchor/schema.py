@@ -13,7 +13,13 @@ import pandas as pd
 from .about import DataError, checked_about
 from .files import whole, write_whole
 
-REQUIRED = ("user", "time", "modality", "text")
+MEANS = {  # the columns of events, and what each says
+    "user": "the id of who did it, or of whom a row is about",
+    "time": "when it happened",
+    "modality": "the kind of source a row comes from, such as payment, search or visit",
+    "text": "what happened, in words, such as 'yoga class'",
+}
+REQUIRED = tuple(MEANS)
 MAX_TEXT = 2_000  # characters; the text encoder reads about 256 tokens, so more is a mistake upstream
 FIRST, LAST = pd.Timestamp("1900-01-01"), pd.Timestamp("2200-01-01")  # no behaviour is older, and none is known from then on
 HALF = "half a character (a lone surrogate): remove it"

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qanchor.faults import OFFSET, decode, tidy
+from qanchor.faults import OFFSET, Problem, decode, shown, tidy
+from qanchor.folder import PERHAPS
 from qanchor.mend import MendError, check, inspect, mend, table
 from qanchor.schema import MAX_TEXT, load_users
 
@@ -201,6 +202,184 @@ def test_what_a_spreadsheet_exports_is_mended_without_a_hand(tmp_path):
     assert users.tabular["Plan.student"].fillna(-1).tolist() == [0, 1, 0, -1]
 
 
+def fill(folder: Path, about: dict | None = None, **texts: str) -> Path:
+    folder.mkdir()
+    for stem, text in texts.items():
+        (folder / f"{stem}.csv").write_text(text)
+    if about:
+        (folder / "about.json").write_text(json.dumps(about))
+    return folder
+
+
+DIARY = "Member ID;When;Where;What;Euro\n007;31/01/2024 18:05;bar;coffee;8,06\n012;05/02/2024 07:00;pool;swim;\n"
+
+
+def test_columns_of_telling_names_are_taken_and_shown(tmp_path):
+    folder, out = fill(tmp_path / "gym", events=DIARY), tmp_path / "out"
+    told, said = check(folder, out)
+    taken = {p["column"]: (p["value"], p["done"], p["severe"]) for p in told["problems"] if "taken for" in p["cure"]}
+    assert taken == {new: (old, "renamed", True) for old, new in (("When", "time"), ("Where", "modality"), ("What", "text"))}
+    lines = [line.split() for line in said.splitlines()]
+    for old, (new, *_) in taken.items():
+        assert any(line[:4] == ["error", "events.csv", old, repr(new)] and line[-1] == "renamed" for line in lines), said
+    users = load_users(out)
+    assert users.ids == ("007", "012") and users.modalities == ("bar", "pool") and users.numbers == ("Euro",)
+    assert users.events["text"].tolist() == ["coffee", "swim"]
+    fill(tmp_path / "other", events=DIARY.replace("Member ID", "Who"))
+    mend(tmp_path / "other", tmp_path / "out2", TODAY)
+    assert load_users(tmp_path / "out2").ids == ("007", "012"), "ids are kept as words, whatever their column is called"
+
+
+MEANT = {"user": "the id of who did it", "time": "when it happened", "modality": "the kind of source", "text": "what happened"}
+LEFT = {  # header, two rows; the column that is missing, the hint
+    "nobody knows whose id": ("id,time,modality,text,n\n1,2025-01-02,bill,tea,1\n2,2025-01-03,bill,tea,1", "user", "'id'"),
+    "product or person": ("user,time,modality,Name\na,2025-01-02,bill,tea\nb,2025-01-03,bill,rice", "text", "'Name'"),
+    "two of one meaning": ("user,time,Area,Kind,text\na,2025-01-02,hall,bar,tea", "modality", "'Area' or 'Kind'"),
+    "a count": ("user,time,modality,items\na,2025-01-02,bill,3\nb,2025-01-03,bill,4", "text", "'items'"),
+    "mostly empty": ("user,time,modality,Note\na,2025-01-02,bill,\nb,2025-01-03,bill,tea", "text", "'Note'"),
+    "no time in it": ("user,When,modality,text\na,Monday,bill,tea\nb,Monday,bill,tea", "time", "'When'"),
+    "the last of words": ("user,time,modality,Kurs,n\na,2025-01-02,bill,tea,1\nb,2025-01-03,bill,rice,2", "text", "'Kurs'"),
+    "the last of times": ("user,Datum,modality,text,n\na,31.01.2025,bill,tea,1\nb,30.01.2025,bill,tea,2", "time", "'Datum'"),
+    "one kind or its name": ("user,time,Ort,text\na,2025-01-02,x,tea\nb,2025-01-03,y,tea", "modality", "'Ort'"),
+    "too many kinds": (
+        "user,time,Where,text" + "".join(f"\na,2025-01-02,street {i},tea" for i in range(21)),
+        "modality",
+        "'Where'",
+    ),
+    "nothing to go by": ("user,time,modality,n\na,2025-01-02,bill,1\nb,2025-01-03,bill,2", "text", ""),
+    "small": ("user,modality,wann\na,bill,then\nb,bill,soon", "text", ""),
+}
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_where_a_name_or_a_cell_leaves_doubt_you_are_asked(tmp_path, case):
+    text, column, hint = LEFT[case]
+    folder = fill(tmp_path / "gym", events=text)
+    problems = [p for p in inspect(folder, TODAY) if p.column == column and "missing" in p.cure]
+    assert [(p.severe, p.recoverable) for p in problems] == [(True, False)]
+    cure = problems[0].cure
+    assert (f"(is it {hint}?)" in cure) if hint else "is it" not in cure
+    assert MEANT[column] in cure and f"rename the column that holds it to {column!r}; more may show" in cure
+    with pytest.raises(MendError, match="missing"):
+        mend(folder, tmp_path / "out", TODAY)
+
+
+def test_a_column_that_could_be_two_is_taken_for_neither(tmp_path, monkeypatch):
+    monkeypatch.setitem(PERHAPS, "modality", "what")
+    folder = fill(tmp_path / "gym", events="user,time,What\na,2025-01-02,tea\nb,2025-01-03,tea\n")
+    told = {p.column: (p.done, "is it 'What'?" in p.cure) for p in inspect(folder, TODAY)}
+    assert told == {"modality": ("", True), "text": ("", True)}
+
+
+def test_rows_of_one_source_need_no_column_of_it(tmp_path):
+    visits = "user,time,What,n\na,2025-01-02,swim,1\nb,2025-01-03,sauna,2\n"
+    folder = fill(tmp_path / "gym", events=visits)
+    assert "'event' in all rows" in set(mend(folder, tmp_path / "out", TODAY)["done"])
+    assert load_users(tmp_path / "out").modalities == ("event",)
+    (problem,) = [p for p in inspect(folder, TODAY) if p.column == "modality"]
+    assert problem.severe and "such as payment, search or visit" in problem.cure and "more may show" not in problem.cure
+    folder = fill(tmp_path / "named", {"modalities": ["visit"]}, events=visits)
+    mend(folder, tmp_path / "out2", TODAY)
+    assert load_users(tmp_path / "out2").modalities == ("visit",)
+    folder = fill(tmp_path / "two", {"modalities": ["visit", "bill"]}, events=visits)
+    assert [p.done for p in inspect(folder, TODAY) if p.column == "modality"] == [""], "which of the two, only you know"
+    folder = fill(tmp_path / "words", events=visits.replace(",n", ",Kurs,Halle,n").replace(",swim", ",a,b,swim"))
+    assert [p.done for p in inspect(folder, TODAY) if p.column == "modality"] == [""], "one of the words could be it"
+
+
+def test_columns_are_listed_whole_those_unknown_first(tmp_path):
+    names = ["user", "time", *(f"Spalte Nummer {i}" for i in range(20)), "Kurs"]
+    row = ["a", "2025-01-02", *"12345678901234567890", "yoga"]
+    told, said = check(fill(tmp_path / "gym", events=f"{','.join(names)}\n{','.join(row)}\n"))
+    (problem,) = [p for p in told["problems"] if p["column"] == "text"]
+    assert problem["value"] == [*names[2:], "user", "time"] and "23 names: see below" in said
+    below = said[said.index("events.csv has") :].partition("Rows are counted")[0]
+    assert " ".join(below.split()) == f"events.csv has {', '.join(map(repr, problem['value']))}"
+    assert said.count("events.csv has") == 1 and max(map(len, below.splitlines())) <= 120
+    told, said = check(fill(tmp_path / "taken", events=DIARY.replace("What", "Kurs")))
+    assert "events.csv has 'Kurs', 'Euro', 'user', 'time', 'modality'\n" in said
+    many = [Problem("events.csv", None, 0, "text", shown([f"c{i}" for i in range(10**4)]), "missing")]
+    assert len(many[0].value) == 101 and len(table(many)) < 1_000
+
+
+def test_a_missing_column_hides_no_other_fault(tmp_path):
+    events = (
+        "user;when;Kurs;Raum;Euro\na ;2025-01-02;yoga;2;3,5\na;soon;swim;3;inf\nb;2025-03-09;swim;;2\nb;2025-03-08;swim;;2\n"
+    )
+    users, labels = "user;Age\na;31\nb;old\nzoe;3\n", "user;left\na;perhaps\nb;1\n"
+    folder = fill(tmp_path / "gym", {"cutoff": "2025-02-01"}, events=events, users=users, labels=labels)
+    told = {(p.file, p.column, p.cure.partition(":")[0].partition(" (")[0]) for p in inspect(folder, TODAY)}
+    assert told >= {
+        ("events.csv", "modality", "missing"),
+        ("events.csv", "text", "missing"),
+        ("events.csv", "time", "not a time"),
+        ("events.csv", "time", "beyond the horizon"),
+        ("events.csv", "user", "ids that become equal when trimmed and normalised"),
+        ("events.csv", "Euro", "a decimal comma"),
+        ("events.csv", "Euro", "not finite"),
+        ("users.csv", "Age", "not a number"),
+        ("users.csv", "user", "no event of this user"),
+        ("labels.csv", "left", "not a number"),
+    }
+    assert not {column for _, column, _ in told} & {"Kurs", "Raum"}, "a column that may be the missing one is not blamed"
+
+
+def test_a_table_without_users_is_read_as_far_as_it_goes(tmp_path):
+    folder = fill(
+        tmp_path / "gym",
+        events="Kunde,time,modality,text,amount\n7,soon,bill,tea,inf\n8,2025-01-02,bill,tea,1\n",
+        users="Kunde,Age\n7,inf\n8,3\n",
+        labels="Kunde,left\n7,1\n8,perhaps\n",
+    )
+    told = [(p.file, p.column, p.cure.partition(":")[0]) for p in inspect(folder, TODAY)]
+    assert sorted(told) == [
+        ("events.csv", "amount", "not finite"),
+        ("events.csv", "time", "not a time"),
+        ("events.csv", "user", "missing"),
+        ("labels.csv", "user", "missing"),
+        ("users.csv", "Age", "not finite"),
+        ("users.csv", "user", "missing"),
+    ]
+
+
+def test_what_cannot_be_told_yet_is_said_to_come(tmp_path):
+    good_rows = "user,time,modality,text\na,2025-01-02,bill,tea\n"
+    folder = fill(tmp_path / "torn", events=good_rows + 'a,2025-01-02,bill,"tea\n', labels="user,left\na,2\n")
+    told = {p.file: "more may show once this is mended" in p.cure for p in inspect(folder, TODAY)}
+    assert told == {"events.csv": True, "labels.csv": False}
+    for about in ({"cutoff": 20250301}, {"cutoff": "2205-03-01"}, {"cutoff": "soon"}):
+        folder = fill(tmp_path / str(about["cutoff"]), about, events=good_rows)
+        assert ["more may show once this is mended" in p.cure for p in inspect(folder, TODAY)] == [True]
+
+
+def test_the_horizon_is_explained(tmp_path):
+    folder = put(tmp_path / "mine", good(), cutoff="2025-02-20", horizon_days=7)
+    (problem,) = [p for p in inspect(folder, TODAY) if "horizon" in p.cure]
+    assert "(2025-02-27 00:00:00)" in problem.cure and "the 7 days after the cut-off in which answers lie" in problem.cure
+
+
+HEADS = ["user", "time", "modality", "text", "id", "Who", "When", "Where", "What", "items", "name", "Kurs", "n", "User"]
+POOLS = [["a", "b"], ["2025-01-02", "2025-01-03"], ["1", "2"], ["yes", "no"], ["", ""], ["x", "3,5"], ["31/01/2025", "soon"]]
+
+
+some = st.lists(st.tuples(st.sampled_from(HEADS), st.sampled_from(POOLS)), min_size=1, max_size=7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(some, st.sampled_from(",;"), st.sets(st.sampled_from(["users", "labels"])))
+def test_under_any_header_a_table_is_told_or_mended(columns, mark, also):
+    lines = [[head for head, _ in columns], *([f'"{pool[row]}"' for _, pool in columns] for row in (0, 1))]
+    text = "\n".join(mark.join(line) for line in lines)
+    with tempfile.TemporaryDirectory() as home:
+        folder = fill(Path(home) / "gym", events=text, **dict.fromkeys(also, text))
+        stuck = [p for p in inspect(folder, TODAY) if p.severe and not p.recoverable]
+        try:
+            mend(folder, Path(home) / "out", TODAY)
+            assert not stuck and loads(Path(home) / "out")
+        except MendError as error:
+            assert error.problems == stuck != []
+
+
 @pytest.mark.parametrize(
     ("columns", "becomes"),
     [
@@ -261,7 +440,7 @@ def test_a_day_is_read_where_the_column_leaves_no_doubt(tmp_path, times, read):
         ("user,time,modality,text\na,2025-01-01,bill,é".encode() + b"\xe9\n", "save it as UTF-8"),
         (b'user,time,modality,text\na,2025-01-01,bill,"tea\n', "row 1 a quote opens there and never closes"),
         (b"", "No columns to parse"),
-        (b"user,time,modality\na,2025-01-01,bill\n", "missing: needed are"),
+        (b"user,time,modality\na,2025-01-01,bill\n", "missing: what happened, in words"),
         (b"id,time,modality,text\na,2025-01-01,bill,tea\n", "missing (is it 'id'?)"),
         (b"member,uid,time,modality,text\na,b,2025-01-01,bill,tea\n", "missing (is it 'member' or 'uid'?)"),
         (b"user,time,modality,text,text\na,2025-01-01,bill,tea,milk\n", "two columns of one name"),
@@ -316,6 +495,16 @@ def test_parquet_types_that_are_not_what_they_seem(tmp_path):
     users = load_users(tmp_path / "out")
     assert users.ids == ("1", "2", "3") and users.label("travels").notna().sum() == 2
     assert users.events["time"].iloc[0] == pd.Timestamp("2025-01-02 02:00") and "noodles" in set(users.events["text"])
+
+
+@pytest.mark.parametrize(("column", "said"), [("time", "not a time"), ("amount", "not a number")])
+def test_bytes_that_are_no_words_are_told(tmp_path, column, said):
+    frames = good()
+    frames["events"][column] = (
+        frames["events"][column].astype(str).str.encode("utf-8").mask(lambda cells: cells.index == 1, b"\xff")
+    )
+    problems = inspect(put(tmp_path / "mine", frames, "parquet"), TODAY)
+    assert (1, column) in {(p.row, p.column) for p in problems if said in p.cure}
 
 
 def test_ids_that_csv_would_read_as_numbers_are_kept_apart(tmp_path):
