@@ -173,19 +173,20 @@ def _save(found: Folder, folder: Path) -> None:
 
 
 def table(problems: list[Problem]) -> str:
-    """Show problems in aligned columns, the severe ones first; the last says what `--fix` does, "-" for nothing.
+    """Show problems in aligned columns, those first that only you can mend; `--fix` says what it does, "-" for nothing.
 
     What is too long for its place is cut; lists of names stand below, whole.
     """
-    rows, below = [("", "file", "row", "rows", "column", "value", "cure", "--fix")], {}
-    for p in sorted(problems, key=lambda problem: not problem.severe):
+    rows, below = [("", "file", "row", "rows", "column", "value", "--fix", "or yourself")], {}
+    for p in sorted(problems, key=lambda p: (bool(p.done), not p.severe)):
         value = repr(p.value)
         if len(value) > 30 and isinstance(p.value, list):
             below[f"{p.file} has {', '.join(map(repr, p.value))}"] = None
             value = f"{len(p.value)} names: see below"
         value = value if len(value) <= 30 else f"{value[:27]}..."
         place = ("" if p.row is None else str(p.row), f"{p.rows:,}" if p.rows else "")
-        rows.append(("error" if p.severe else "note", p.file, *place, p.column, value, p.cure, p.done or "-"))
+        kind = "note" if not p.severe else "mends" if p.done else "error"
+        rows.append((kind, p.file, *place, p.column, value, p.done or "-", p.cure))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return "\n".join([*lines, *(wrapped for line in below for wrapped in textwrap.wrap(line, 120, subsequent_indent="    "))])
@@ -213,6 +214,8 @@ def check(path, out=None) -> tuple[dict, str]:
         done = _write(found, _free(Path(path), Path(out)))
         told |= {"in_order": True, "mended": str(out), "done": json.loads(done.to_json(orient="records"))}
         said += [f"{path} is mended in {out}."]
+        if lost := sum(p.rows for p in problems if p.done == "row dropped" and p.file.startswith("events")):
+            said += [f"{lost:,} rows of the events were dropped on the way; above it says why."]
         path = out
     if not told["in_order"]:
         mendable = sum(problem.recoverable for problem in problems)

@@ -214,6 +214,16 @@ def fill(folder: Path, about: dict | None = None, **texts: str) -> Path:
 DIARY = "Member ID;When;Where;What;Euro\n007;31/01/2024 18:05;bar;coffee;8,06\n012;05/02/2024 07:00;pool;swim;\n"
 
 
+def test_dropped_events_are_counted_in_a_sentence(tmp_path):
+    late = DIARY + "012;05/06/2024 07:00;pool;swim;\n012;06/06/2024 07:00;pool;swim;\n"
+    folder = fill(tmp_path / "gym", events=late, about={"cutoff": "2024-03-01"})
+    said = check(folder, tmp_path / "out")[1]
+    assert "2 rows of the events were dropped on the way" in said and len(load_users(tmp_path / "out").events) == 2
+    assert "dropped on the way" not in check(fill(tmp_path / "whole", events=DIARY), tmp_path / "out2")[1]
+    first = [line.split()[0] for line in said.splitlines()[1:6]]
+    assert "error" not in first and set(first) <= {"mends", "note"}  # what --fix mends is no error left
+
+
 def test_columns_of_telling_names_are_taken_and_shown(tmp_path):
     folder, out = fill(tmp_path / "gym", events=DIARY), tmp_path / "out"
     told, said = check(folder, out)
@@ -221,7 +231,7 @@ def test_columns_of_telling_names_are_taken_and_shown(tmp_path):
     assert taken == {new: (old, "renamed", True) for old, new in (("When", "time"), ("Where", "modality"), ("What", "text"))}
     lines = [line.split() for line in said.splitlines()]
     for old, (new, *_) in taken.items():
-        assert any(line[:4] == ["error", "events.csv", old, repr(new)] and line[-1] == "renamed" for line in lines), said
+        assert any(line[:5] == ["mends", "events.csv", old, repr(new), "renamed"] for line in lines), said
     users = load_users(out)
     assert users.ids == ("007", "012") and users.modalities == ("bar", "pool") and users.numbers == ("Euro",)
     assert users.events["text"].tolist() == ["coffee", "swim"]
