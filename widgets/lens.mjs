@@ -7,7 +7,8 @@ import { userMap } from "./map.mjs";
 const OPENING = "no query";
 const NAMED = 5;
 const MOST = 0.9; // of the users: where more than so many moved, that they did tells nobody apart
-const WAITS = "Waiting: the notebook is asking something else";
+const WAITS = "Waiting: the notebook is at something else";
+const PATIENCE = 1000; // ms in which a kernel that is free has begun
 const WORDS = [
   ["residual", "how far the question moved a user, in the space of 128 numbers itself, less what it moved all alike; the map only shows it"],
   ["noise floor", "how far the same question in other words moves a user: within it, moving means nothing"],
@@ -36,7 +37,14 @@ function queryBar(model, about) {
   const note = make("div", { class: "lens-note", role: "status" });
   const error = make("div", { class: "lens-error", role: "alert", hidden: true });
   let shown = -1;
-  const ask = (query) => query.trim() && say("ask", { query: query.trim() });
+  let waits = 0; // a kernel that runs another cell hears nothing and says nothing
+  const ask = (query) => {
+    if (!query.trim()) return;
+    say("ask", { query: query.trim() });
+    clearTimeout(waits);
+    waits = setTimeout(() => (note.textContent = WAITS), PATIENCE);
+  };
+  const heard = () => clearTimeout(waits);
   for (const query of about.queries.slice(0, 6)) {
     chips.append(make("button", { type: "button", onclick: () => ((box.value = query), ask(query)) }, query));
   }
@@ -50,6 +58,7 @@ function queryBar(model, about) {
     else ask(box.value);
   });
   function status() {
+    heard();
     const { busy, done = 0, total = 1, query = "", note: word = "", error: wrong = "", cancelling, waiting } = model.get("_status");
     button.textContent = busy ? "Cancel" : "Ask";
     button.dataset.role = busy ? "cancel" : "ask";
@@ -70,7 +79,7 @@ function queryBar(model, about) {
     if (queries[at] && at !== shown) box.value = queries[at]; // a query that failed stays in the box, to be mended
     shown = at;
   }
-  return { parts: [form, make("div", { class: "lens-under" }, chips, note), bar, error], status, history };
+  return { parts: [form, make("div", { class: "lens-under" }, chips, note), bar, error], status, history, heard };
 }
 
 /** The list of the most shifted, with their recent events: one stop of the Tab key, arrows walk, Enter opens, Space chooses. */
@@ -267,6 +276,7 @@ function render({ model, el }) {
     const raw = model.get("_picture");
     root.dataset.ready = String(Boolean(raw.after));
     if (!raw.after) return;
+    bar.heard();
     p = { ...raw, beyond: flags(raw.beyond), gained: ints(raw.gained), lost: ints(raw.lost) };
     for (const name of ["before", "after", "trust", "residual", "kept"]) p[name] = floats(raw[name]);
     box.classList.remove("waiting"); // a first map stands there while a better one is drawn
