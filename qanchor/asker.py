@@ -10,9 +10,10 @@ import pandas as pd
 
 from . import maps
 from .cache import Cache, Recent
+from .measures import topic_shares
 from .pairs import SUMMARY_QUERY
 from .schema import Users
-from .topics import TOPICS, match
+from .topics import TOPICS
 from .verdict import judge, prepare, warning
 
 # Rewordings that leave the question as it was: what they move is the noise floor.
@@ -135,13 +136,7 @@ def suggestions(users: Users) -> tuple[str, ...]:
         >>> suggestions(qa.make_world(40))[0]
         'Will this user travel soon?'
     """
-    some, past = users.ids[:: max(1, len(users) // LOOKED_AT)], users.history()
-    past = past[past["user"].isin(some)]
-    (who, _), (what, texts) = pd.factorize(past["user"]), pd.factorize(past["text"])
-    often = np.argsort(-np.bincount(what, minlength=len(texts)), kind="stable")[:TEXTS]
-    has = np.zeros((len(some), len(texts)), np.float32)
-    has[who, what] = 1
-    share = ((has[:, often] @ match(texts[often])) > 0).mean(0)
+    share = topic_shares(users, LOOKED_AT, TEXTS)
     known = [topic.name for topic, at in zip(TOPICS, share, strict=True) if at >= 0.05]
     asked = [question for name, question in SUGGESTED.items() if name in known]
     taken = {topic.domain for topic in TOPICS if topic.name in SUGGESTED and topic.name in known}

@@ -14,8 +14,9 @@ from .asker import Asker
 from .cache import Recent
 from .explain import FOLDS, SEEDS, group_aucs, half_interval, question_bank, random_groups
 from .groups import LEAST, members
+from .measures import topic_shares
 from .schema import Users
-from .topics import TOPICS, match
+from .topics import TOPICS
 from .verdict import judge
 
 CELLS = 2_000  # results that a deck keeps, the newest: 6 kB each, and an eighth of a byte a user
@@ -150,10 +151,8 @@ def default_deck(users: Users, many: int = CARDS) -> list[str]:
         >>> len(default_deck(qa.make_world(60), many=5))
         5
     """
-    past, text = users.history(), {topic: query for query, topic in question_bank(users.unit).items()}
-    hit, who, what = match(past["text"].cat.categories), past["user"].cat.codes.to_numpy(), past["text"].cat.codes.to_numpy()
-    share = pd.Series([len(np.unique(who[spoken[what]])) / len(users) for spoken in hit.T])
-    order = (share - 0.5).abs().sort_values(kind="stable").index
+    text = {topic: query for query, topic in question_bank(users.unit).items()}
+    order = np.argsort(np.abs(topic_shares(users) - 0.5), kind="stable")
     best = {TOPICS[place].domain: TOPICS[place].name for place in reversed(order)}  # the last that enters is the nearest
     first = [TOPICS[place].name for place in order]
     return [text[name] for name in sorted(best.values(), key=first.index)[:many]]

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
+from scipy.sparse import csr_array
 
 from .answers import style_of
 from .schema import Users
@@ -18,6 +20,23 @@ MIN_EVENTS = 5  # a user with fewer events before a cut-off is neither asked abo
 MIN_FORMER = 3  # visits before which no trend is told
 FEW, MIN_SHARE = 20, 0.005  # with 20 users or more, a topic must part this share of them from the rest to be asked
 DAY = 86_400_000_000  # microseconds
+
+
+def topic_shares(users: Users, some: int | None = None, texts: int | None = None) -> Float[np.ndarray, " topic"]:
+    """Say what share of the users has done something that speaks of each topic, in the order of `TOPICS`.
+
+    some, texts   look at so many users, and at so many texts, the most frequent: an estimate (default: at all).
+
+    Example:
+        >>> topic_shares(qa.make_world(40)).shape
+        (72,)
+    """
+    ids, past = users.ids[:: max(1, len(users) // (some or len(users)))], users.history()
+    past = past[past["user"].isin(ids)]
+    (who, _), (what, said) = pd.factorize(past["user"]), pd.factorize(past["text"])
+    often = np.argsort(-np.bincount(what, minlength=len(said)), kind="stable")[:texts]
+    has = csr_array((np.ones(len(past), np.float32), (who, what)), shape=(len(ids), len(said)))
+    return ((has[:, often] @ match(said[often]).astype(np.float32)) > 0).mean(0)
 
 
 class Records:

@@ -147,9 +147,9 @@ def yardsticks(model: QAnchor, unit: str, horizon_days: int) -> Yardsticks:
 def prepare(model: QAnchor, query: str, unit: str, horizon_days: int) -> Iterator[tuple[int, int]]:
     """Read what `judge` needs of a query, batch by batch; yields (done, total). Stopped, it loses nothing it read."""
     batches = _batches(_graded(unit, _horizon(query, horizon_days)))
-    for done, batch in enumerate(batches):
-        yield done, len(batches)
+    for done, batch in enumerate(batches, 1):
         _read(model, batch)
+        yield done, len(batches)
 
 
 def _horizon(query: str, horizon_days: int) -> int:

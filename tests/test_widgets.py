@@ -264,6 +264,20 @@ def test_workers_that_share_a_turn_never_run_together():
     assert most == [1, 1, 1]
 
 
+def test_a_job_that_waits_for_its_turn_says_so_and_can_be_given_up():
+    turn, told = threading.RLock(), []
+    worker = Worker(turn)
+    with turn:
+        thread = worker.start(lambda stop: told.append("ran"), lambda: told.append("waits"), lambda: told.append("given up"))
+        while not told:
+            time.sleep(0.01)
+        worker.cancel()
+    thread.join()
+    assert told == ["waits", "given up"]
+    worker.start(lambda stop: told.append("ran"), lambda: told.append("waits")).join()
+    assert told[2:] == ["ran"]
+
+
 def test_the_front_end_knows_neither_the_library_nor_torch():
     for path in (ROOT / "widgets").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -86,7 +86,10 @@ class Worker:
         self._stop = threading.Event()
 
     def start(
-        self, job: Callable[[threading.Event], None], waits: Callable[[], None] = int, given_up: Callable[[], None] = int
+        self,
+        job: Callable[[threading.Event], None],
+        waits: Callable[[], None] = lambda: None,
+        given_up: Callable[[], None] = lambda: None,
     ) -> threading.Thread:
         """Run `job` in the background as soon as the one before has stopped.
 
