@@ -10,6 +10,7 @@ from .desk import Desk
 from .engine import Engine
 from .explain import explain_group
 from .groups import describe_group, export_group
+from .hindsight import Hindsight, hindsight
 from .journey import load_journey, load_movielens
 from .looker import Looker
 from .losses import autoregressive_loss, contrastive_loss, prototype_loss
@@ -43,6 +44,7 @@ __all__ = [
     "Deck",
     "Desk",
     "Engine",
+    "Hindsight",
     "Looker",
     "Probe",
     "QAnchor",
@@ -60,6 +62,7 @@ __all__ = [
     "explain_group",
     "export_group",
     "find_clusters",
+    "hindsight",
     "history",
     "load",
     "load_journey",

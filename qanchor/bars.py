@@ -13,6 +13,7 @@ from .machine import busy
 
 ENOUGH = 4  # steps, the first left out, that tell how long a step takes
 SHORTEST = 0.1  # share of the last fit that `minutes` leave in any case
+BRIEF = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}] {bar}"  # no rate: the first report, of many at once, lies
 COUNTED = "{desc} {n_fmt}/{total_fmt} [{elapsed}{postfix}] {bar}"  # the bar last: narrow windows cut the end off
 GOES_ON = dict.fromkeys(("embed", "pairs", "synthesise"), "the same command goes on")
 GOES_ON |= {"train": "the same command with --resume goes on from the last checkpoint"}
@@ -135,7 +136,8 @@ class Bars:
         told = [self.course(stage, done, total)] if self.course else []
         if new := stage != self.stage:
             self.close()
-            how = {"desc": self.course.title(stage), "bar_format": COUNTED} if self.course else {"desc": stage}
+            title, shape = (self.course.title(stage), COUNTED) if self.course else (stage, BRIEF)
+            how = {"desc": title, "bar_format": shape}
             self.bar, self.stage = tqdm(total=total, file=sys.stderr, dynamic_ncols=True, **how), stage
         self.bar.total = total
         told += [f"loss {loss:.2f}"] if loss == loss else []

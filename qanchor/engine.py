@@ -18,6 +18,7 @@ from .cache import Cache, Group, fork, in_common, keep, nbytes, part, take_users
 from .encoder import Prefix, place
 from .heads import Asked, Query
 from .model import QAnchor
+from .reader import Readings
 from .schema import Users
 from .verdict import judge, prepare
 
@@ -59,7 +60,9 @@ class Engine:
         """
         if not len(users):
             raise ValueError("0 users to read, at least 1 is needed: check the folder or the selection")
-        return self._hold(users, self._groups(users, tokens, side), budget_gb, progress)
+        cache = Cache(users.ids, users.unit, users.horizon_days, queries=suggestions(users))
+        groups = self._groups(self.model.reader.read(users), np.arange(len(users)), tokens, side)
+        return self._hold(cache, groups, budget_gb, progress)
 
     @torch.inference_mode()
     def append(
@@ -69,38 +72,42 @@ class Engine:
 
         users   the same ones with all their events up to the new cut-off.
         Slots that begin alike are kept with their keys and values, the others run: with `layout="appendable"` those are the new
-        events and the slots that sum up, otherwise all of them. Where old events have left the window, everything runs.
+        events and the slots that sum up, otherwise all of them. Users whose window has moved on (less than half of their slots
+        are kept) are read anew, together.
         """
         if tuple(users.ids) != cache.ids:
             odd = next(iter(set(users.ids) ^ set(cache.ids)), "none, but their order differs")
             raise ValueError(f"{len(users):,} users, the cache holds {len(cache):,} (odd one: {odd}): append to the same users")
-        return self._hold(users, self._appended(cache, users), budget_gb, progress)
+        later = Cache(users.ids, users.unit, users.horizon_days, queries=cache.queries)
+        return self._hold(later, self._appended(cache, users), budget_gb, progress)
 
-    def _hold(self, users: Users, groups: Iterator[Group], budget_gb: float, progress) -> Cache:
+    def _hold(self, cache: Cache, groups: Iterator[Group], budget_gb: float, progress) -> Cache:
         """Gather groups into a cache; those beyond the budget give their keys and values back."""
-        cache, held, done = Cache(users.ids, users.unit, users.horizon_days, queries=suggestions(users)), 0, 0
+        held = done = 0
         for group in groups:
             held += nbytes(group.kv)
             group.kv = group.kv if held <= budget_gb * 1e9 else None
             cache.groups.append(group)
             done += len(group.rows)
             if progress:
-                progress(done, len(users))
+                progress(done, len(cache))
         return cache
 
     def _appended(self, cache: Cache, users: Users) -> Iterator[Group]:
-        readings = self.model.reader.read(users)
+        readings, anew = self.model.reader.read(users), []
         for old in cache.groups:
             fresh = self.model.encode_prefix(batch_users(readings, old.rows).to(self.model.device))
             kept = in_common(old.prefix, fresh) if old.kv is not None else torch.zeros_like(fresh.length())
-            for some in length_groups((fresh.length() - kept).cpu().numpy(), 4096, most=64, alike=2.0):
-                yield self._extend(old, fresh, kept, torch.from_numpy(np.sort(some)).to(kept.device))
+            run, moved = (fresh.length() - kept).cpu().numpy(), (2 * kept < fresh.length()).cpu().numpy()
+            anew.append(old.rows[moved])
+            stay = np.flatnonzero(~moved)
+            for some in length_groups(run[stay], 4096, most=64, alike=4.0):  # finer groups stay fine: few are parted
+                yield self._extend(old, fresh, kept, torch.from_numpy(np.sort(stay[some])).to(kept.device))
+        yield from self._groups(readings, np.concatenate(anew))
 
     def _extend(self, old: Group, fresh: Prefix, kept: Tensor, at: Tensor) -> Group:
         """Run the slots of `fresh` from number `kept` on, of the users `at`, behind what the old group holds before."""
         fresh, kept, rows = take_users(fresh, at), kept[at], old.rows[at.cpu().numpy()]
-        if not kept.any():
-            return Group(rows, fresh, self.model.prefill(fresh))
         before = keep(part(old, at.cpu().numpy()), kept)
         if (kept == fresh.length()).all():  # nothing happened to them
             return Group(rows, replace(before.prefix, coarse=fresh.coarse), before.kv)
@@ -111,9 +118,9 @@ class Engine:
         )
         return Group(rows, Prefix(*both, fresh.coarse), before.kv)
 
-    def _groups(self, users: Users, tokens: int = 4096, side: str = "right") -> Iterator[Group]:
-        readings = self.model.reader.read(users)
-        for rows in length_groups(readings.lengths() + 1, tokens, most=64):
+    def _groups(self, readings: Readings, whom: np.ndarray, tokens: int = 4096, side: str = "right") -> Iterator[Group]:
+        for some in length_groups(readings.lengths()[whom] + 1, tokens, most=64):
+            rows = whom[some]
             prefix = self.model.encode_prefix(batch_users(readings, rows, side).to(self.model.device))
             yield Group(rows, prefix, self.model.prefill(prefix))
 
@@ -147,7 +154,8 @@ class Engine:
     def sweep(self, users: Users, queries: Sequence[Asked]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Read and ask group by group, keeping nothing, for users asked only once: yields what `stream` does."""
         packs = self._packs(queries)
-        for group in self._groups(users):
+        readings = self.model.reader.read(users)
+        for group in self._groups(readings, np.arange(len(readings))):
             yield group.rows, self._ask(group, packs(len(group.rows)))
 
     def _packs(self, queries: Sequence[Asked]) -> Callable[[int], list[Pack]]:

@@ -130,7 +130,7 @@ class Reader:
             raw["present"],
             slots,
             list(users.events["text"].cat.categories),
-            self._vectors(users),
+            raw["vectors"],
         )
 
     @property
@@ -245,7 +245,7 @@ class Reader:
             if progress and ((i + 1) % 256 == 0 or i + 1 == len(cutoffs)):
                 progress(texts + i + 1, texts + len(cutoffs))
         raw = {k: (v if k in ("habits", "events") else np.stack(v)) for k, v in out.items()}
-        return raw | {"users": list(cutoffs["user"])}
+        return raw | {"users": list(cutoffs["user"]), "vectors": vectors}
 
     def _slots(self, idf: np.ndarray, size: int, habits, events):
         """Choose the habits that tell most (often here, rare elsewhere), and the newest events, oldest first."""

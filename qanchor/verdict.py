@@ -24,6 +24,7 @@ NEAREST = 8  # wordings that say together what a query means
 SHARPNESS = 0.1  # of the weights by which they do: a cosine of 0.1 less weighs a factor e less
 READ_AT_ONCE = 64
 UNLIKE = 0.9  # strangeness from which on a question is said to be unlike all that training asked
+KINDS = ("profile", "future")
 SUMMARY = -1  # the place of the question about everything: no topic, no grades
 # A text vector hardly knows "stop" from "start". Words that deny are counted: only what denies as often can mean the same.
 DENIES = re.compile(
@@ -33,12 +34,26 @@ DENIES = re.compile(
     re.IGNORECASE,
 )
 ALSO = {  # what analysts type, and no training wording says: of a topic's yes, and of its no
-    "lapse": (("Will this {user} churn?", "Is this {user} about to leave?", "Will we lose this {user}?"), ()),
+    "lapse": (
+        (
+            "Will this {user} churn?",
+            "Is this {user} about to leave?",
+            "Will we lose this {user}?",
+            "Will this {user} stop coming?",
+        ),
+        ("Will this {user} keep coming?", "Will this {user} stay?"),
+    ),
     "visits_up": (
         ("Will visits of this {user} rise?",),
-        ("Will visits of this {user} fall?", "Will this {user} come less often?", "Is this {user} here less than before?"),
+        (
+            "Will this {user} stop coming?",
+            "Will visits of this {user} fall?",
+            "Will this {user} come less often?",
+            "Is this {user} here less than before?",
+        ),
     ),
 }
+AHEAD = re.compile(r"^Will |about to")  # such wordings ask of the future alone
 REVERSED = {
     "profile": (
         "Is this {user} not {state}?",
@@ -79,17 +94,20 @@ def judge(
     horizon_days: int = 30,
 ) -> pd.DataFrame:
     """Judge users by their anchors under `query`, one row of `anchors` an id; see `Engine.verdict`, which embeds them first."""
-    sticks = yardsticks(model, unit, _horizon(query, horizon_days))
+    sticks = yardsticks(model, unit, horizon_of(query, horizon_days))
     like = (_unit(_vectors(model, [query]) - sticks.middle) @ sticks.wordings.T)[0]
     like = np.where(sticks.denies == denials(query), like, -np.inf)
     near = np.argsort(-like, kind="stable")[:NEAREST]
     place, weight = sticks.place[near], np.exp(like[near] / SHARPNESS)
     lean = weight / weight.sum() * (place != SUMMARY) * sticks.sign[near] @ sticks.lean[place]
     frame = pd.DataFrame({"user": list(ids), "score": anchors @ lean, "says": ""})
+    frame.attrs["measured"] = ("", KINDS[1], horizon_days, 1)  # of a question about everything
     if place[0] != SUMMARY:  # said is what bears most of the score, so that no sentence speaks against it
         bears = pd.Series(weight * sticks.sign[near] * (sticks.lean[place] @ lean)).groupby(place).sum()
         best = bears.drop(SUMMARY, errors="ignore").idxmax()
         frame["says"] = [sticks.texts[best][grade] for grade in (anchors @ sticks.graded[best].T).argmax(1)]
+        means = 1 if (weight * sticks.sign[near])[place == best].sum() > 0 else -1
+        frame.attrs["measured"] = (TOPICS[best // 2].name, KINDS[best % 2], horizon_of(query, horizon_days), means)
     telling = near[like[near] > like[near[0]] - 2 * SHARPNESS]
     frame.attrs["topics"] = list(dict.fromkeys(f"{'not ' * int(sticks.sign[i] < 0)}{sticks.names[i]}" for i in telling))
     frame.attrs["warning"] = warning(model, query, unit)
@@ -123,9 +141,9 @@ def yardsticks(model: QAnchor, unit: str, horizon_days: int) -> Yardsticks:
     queries, said, falls = [SUMMARY_QUERY, *(wording.format(user=unit) for wording in SUMMARY_WORDINGS)], [], []
     names, place, sign = ["summary"] * len(queries), [SUMMARY] * len(queries), [1] * len(queries)
     for topic in TOPICS:
-        for kind in ("profile", "future"):
+        for kind in KINDS:
             words = {"user": unit, "does": topic.does, "thing": topic.thing, "state": topic.state}
-            yes, no = ALSO.get(topic.name, ((), ()))
+            yes, no = ([w for w in some if kind == "future" or not AHEAD.search(w)] for some in ALSO.get(topic.name, ((), ())))
             for means, wordings in ((1, (*getattr(topic, kind), *yes)), (-1, (*REVERSED[kind], *no))):
                 wordings = [wording.format(**words) for wording in wordings]
                 if means < 0:  # "give up recent silence" is no denial of silence
@@ -146,13 +164,14 @@ def yardsticks(model: QAnchor, unit: str, horizon_days: int) -> Yardsticks:
 
 def prepare(model: QAnchor, query: str, unit: str, horizon_days: int) -> Iterator[tuple[int, int]]:
     """Read what `judge` needs of a query, batch by batch; yields (done, total). Stopped, it loses nothing it read."""
-    batches = _batches(_graded(unit, _horizon(query, horizon_days)))
+    batches = _batches(_graded(unit, horizon_of(query, horizon_days)))
     for done, batch in enumerate(batches, 1):
         _read(model, batch)
         yield done, len(batches)
 
 
-def _horizon(query: str, horizon_days: int) -> int:
+def horizon_of(query: str, horizon_days: int) -> int:
+    """Say how many days ahead a query looks: those it names, or the users' own."""
     return asked_horizon(query, default_horizons(horizon_days)) or horizon_days
 
 
@@ -160,7 +179,7 @@ def _horizon(query: str, horizon_days: int) -> int:
 def _graded(unit: str, horizon_days: int) -> list[list[list[str]]]:
     """Give, of each topic and kind, two wordings of each of the five answers."""
     said, whom = [], {"unit": unit, "horizon_days": horizon_days}
-    for topic, kind in product(TOPICS, ("profile", "future")):
+    for topic, kind in product(TOPICS, KINDS):
         count = style_of(topic) == "count"
         said.append([answers(topic, grade, kind, none=count and not grade, **whom)[:2] for grade in range(5)])
     return said

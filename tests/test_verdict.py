@@ -1,14 +1,18 @@
 """A verdict ranks by the anchor's lean from no to yes, and says the graded answer that is nearest."""
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from tiny import make_engine, make_model, make_users
 
 import qanchor as qa
 from qanchor import verdict
 from qanchor.answers import answers
+from qanchor.hindsight import concordance
 from qanchor.pairs import SUMMARY_QUERY
 from qanchor.topics import TOPICS, by_name
 
@@ -130,3 +134,51 @@ def test_no_sentence_speaks_against_the_order(taught, query):
     grade = found["says"].map(said.index)
     silence = any(word in said[4] for word in ("silent", "quiet"))  # its highest grade is gone, that of all others is here
     assert np.corrcoef(grade, found["score"])[0, 1] * (1 if silence else -1) > 0.3
+
+
+def test_concordance_counts_pairs():
+    rng = np.random.default_rng(0)
+    score, truth = rng.normal(size=60).round(1), rng.integers(0, 4, 60).astype(float)
+    pairs = [(i, j) for i in range(60) for j in range(60) if truth[i] > truth[j]]
+    plain = np.mean([(score[i] > score[j]) + (score[i] == score[j]) / 2 for i, j in pairs])
+    share, low, high = concordance(score, truth)
+    np.testing.assert_allclose(share, plain)
+    assert low < share < high and concordance(score, np.ones(60)) == concordance(score[:19], truth[:19]) == (None,) * 3
+
+
+def test_the_interval_of_concordance_covers_luck():
+    rng, sure = np.random.default_rng(1), 0
+    for _ in range(200):
+        _, low, high = concordance(rng.normal(size=80), rng.integers(0, 3, 80).astype(float))
+        sure += low <= 0.5 <= high
+    assert 0.9 <= sure / 200 <= 0.99
+
+
+def test_hindsight_reads_nothing_after_that_day_and_measures_what_came(monkeypatch):
+    """Deleting what came after changes the truth, never the scores."""
+    users, seen = qa.make_world(80, seed=3), []
+    engine = make_engine(make_model(users))
+    monkeypatch.setattr(
+        sys.modules[qa.Hindsight.__module__], "concordance", lambda *told: (seen.append(told), (0.5, 0.4, 0.6))[1]
+    )
+    told = qa.hindsight(engine, users, "Will this user churn?")
+    day = users.cutoff - pd.Timedelta(days=30)
+    assert (told.topic, told.days, told.cutoff, told.right) == ("lapse", 30, f"{day:%Y-%m-%d}", 0.5)
+    gone = replace(users, events=users.events[users.events["time"] < day])
+    qa.hindsight(engine, gone, "Will this user churn?")
+    (score, truth), (again, silent) = seen
+    np.testing.assert_allclose(score, again, atol=1e-5, rtol=0)
+    came = users.history()[lambda e: e["time"] >= day].groupby("user", observed=False)["time"].max()
+    assert (silent == 30).all() and truth.min() < 30
+    last = ((users.cutoff - came) / pd.Timedelta(days=1)).fillna(30.0)
+    np.testing.assert_allclose(truth, last.loc[last.index.isin(users.ids)].to_numpy()[: len(truth)], atol=1e-4)
+    assert (
+        str(qa.hindsight(engine, users, SUMMARY_QUERY)) == "in hindsight nothing can be said: it is a question of no one topic"
+    )
+
+
+def test_stop_coming_is_read_as_going_away_and_keep_coming_as_its_contrary(asked):
+    engine, cache = asked
+    for query, sign in (("Will this user stop coming?", 1), ("Will this user keep coming?", -1)):
+        name, kind, days, means = engine.verdict(cache, query).attrs["measured"]
+        assert (name, kind, days, means) == ("lapse", "future", 30, sign)

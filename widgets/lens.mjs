@@ -6,7 +6,7 @@ import { userMap } from "./map.mjs";
 
 const OPENING = "no query";
 const NAMED = 5;
-const MOST = 0.9; // of the users: where more than so many moved, that they did tells nobody apart
+const MOST = 0.8; // of the users: where more than so many moved, that they did tells nobody apart
 const WAITS = "Waiting: the notebook is at something else";
 const PATIENCE = 1000; // ms in which a kernel that is free has begun
 const WORDS = [

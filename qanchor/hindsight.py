@@ -1,0 +1,110 @@
+"""How often a verdict would have been right: asked as of an earlier day, judged by what the users' own events say since."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from .engine import Engine
+from .measures import Records, find_sources
+from .moments import Moment
+from .pairs import measure
+from .schema import Users
+from .topics import by_name
+from .verdict import horizon_of
+
+LEAST = 20  # users of whom the truth is known; fewer say nothing
+
+
+@dataclass(frozen=True)
+class Hindsight:
+    """Say in what share of the pairs of users that differ a verdict put the right one first (a tie counts half; .5 is luck).
+
+    low and high are the 95 % interval of `right`; n the users whose truth is known; None where they are too few.
+
+    Example:
+        >>> print(Hindsight(0.71, 0.66, 0.76, 400, "lapse", 30, "2025-05-02", "member"))
+        in hindsight, as of 2025-05-02, right in 71 of 100 pairs (95 %: 66 to 76) of 400 members, by lapse in the 30 days after
+    """
+
+    right: float | None
+    low: float | None
+    high: float | None
+    n: int
+    topic: str  # by which the truth is measured, "not ..." where its no is meant; empty for the question about everything
+    days: int  # looked ahead; 0: the question is about the past
+    cutoff: str
+    unit: str
+
+    def __str__(self) -> str:
+        if self.right is None:
+            why = (
+                "it is a question of no one topic" if not self.topic else f"the truth of {self.n} {self.unit}s tells too little"
+            )
+            return f"in hindsight nothing can be said: {why}"
+        low, right, high = (f"{100 * share:.0f}" for share in (self.low, self.right, self.high))
+        luck = ": no better than luck" if self.low <= 0.5 else ""
+        when = f"in the {self.days} days after" if self.days else "until then"
+        measured = f"by {self.topic.replace('_', ' ')} {when}"
+        pairs = f"right in {right} of 100 pairs (95 %: {low} to {high}){luck}"
+        return f"in hindsight, as of {self.cutoff}, {pairs} of {self.n:,} {self.unit}s, {measured}"
+
+
+def hindsight(engine: Engine, users: Users, query: str, most: int = 400, progress=None) -> Hindsight:
+    """Ask the query as of so long before the cut-off as it looks ahead, and see what the users have done since.
+
+    What is measured is the topic that bears most of the verdict, as UserU measures it (its value, not its grades); a question
+    about the past is measured by the past of that day. At most `most` users are read. A run that was trained on these users has
+    seen these days too, so its share is rather too good; a share near .5 is bad news in any case.
+    progress   called with (stage, done, total).
+
+    Example:
+        >>> users = qa.make_world(60)
+        >>> engine = qa.Engine(qa.build(qa.TINY, qa.Reader.fit(users, None, qa.TINY)))
+        >>> hindsight(engine, users, "Will this user churn?").topic
+        'lapse'
+    """
+    some = users.sample(min(most, len(users)))
+    days = horizon_of(query, users.horizon_days)
+    earlier = replace(some, cutoff=users.cutoff - pd.Timedelta(days=days))
+    tell = progress or (lambda stage, done, total: None)
+    cache = engine.prefill(earlier, progress=lambda done, total: tell("reading the past", done, total))
+    found = engine.verdict(cache, query, progress)
+    name, kind, _, sign = found.attrs["measured"]
+    told = {
+        "topic": f"{'not ' * (sign < 0)}{name}",
+        "days": days if kind == "future" else 0,
+        "cutoff": f"{earlier.cutoff:%Y-%m-%d}",
+        "unit": users.unit,
+    }
+    if not name:
+        return Hindsight(None, None, None, 0, **told)
+    moment, sources = Moment(earlier.cutoff, kind, days, 1), find_sources(earlier.history())
+    values = measure(Records(some, (by_name(name),)), moment, sources)
+    truth = pd.Series(values.value[:, 0] * sign * (-1 if name.endswith("_down") else 1), values.ids).dropna()
+    score = found.set_index("user")["score"].loc[truth.index].to_numpy()
+    return Hindsight(*concordance(score, truth.to_numpy()), len(truth), **told)
+
+
+def concordance(
+    score: Float[np.ndarray, " user"], truth: Float[np.ndarray, " user"]
+) -> tuple[float | None, float | None, float | None]:
+    """Give the share of the pairs that differ in truth which the score orders alike (Harrell's C), and its 95 % interval.
+
+    The interval is a jackknife's over users; None for fewer than 20 of them, or where all are alike.
+
+    Example:
+        >>> concordance(np.arange(20.0), np.arange(20.0))
+        (1.0, 1.0, 1.0)
+    """
+    above, better = (np.sign(values[:, None] - values) for values in (truth, score))
+    pairs, right = np.abs(above), (above * better + np.abs(above)) / 2
+    if len(truth) < LEAST or not pairs.any():
+        return None, None, None
+    share, n = right.sum() / pairs.sum(), len(truth)
+    left = (right.sum() - 2 * right.sum(1)) / np.maximum(pairs.sum() - 2 * pairs.sum(1), 1)  # without each user in turn
+    wide = 1.96 * np.sqrt((n - 1) / n * ((left - left.mean()) ** 2).sum())
+    return float(share), float(max(share - wide, 0)), float(min(share + wide, 1))
