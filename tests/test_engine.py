@@ -239,6 +239,17 @@ def test_appending_leaves_the_old_cache_and_keeps_to_the_budget():
     np.testing.assert_allclose(engine.embed(bare, "Why?"), engine.embed(new, "Why?"), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("layout", ["appendable", "coarse_first"])
+def test_day_after_day_groups_get_no_finer(layout):
+    """Users whose window moves are read anew together; the others stay together unless far more happened to some."""
+    users, engine = make_users(), make_engine(make_model(layout=layout, recent=8))
+    held = engine.prefill(users)
+    for days in range(1, 8):
+        held = engine.append(held, later(users, days))
+        assert sorted(np.concatenate([group.rows for group in held.groups])) == list(range(len(users)))
+    assert len(held.groups) <= 2, "one of whom something happened, one of whom nothing did"
+
+
 def test_other_users_cannot_be_appended(engine, cache):
     with pytest.raises(ValueError, match=r"8 users, the cache holds 9 \(odd one: b\): append to the same users"):
         engine.append(cache, make_users().select([*list("acdefg"), "later", "none"]))
