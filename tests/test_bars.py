@@ -144,6 +144,7 @@ def test_last_words_have_a_line_of_their_own(capsys):
 
 def test_a_busy_machine_is_warned_of_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr(machine, "_processors", lambda: 2)
+    monkeypatch.setattr(machine, "_others", lambda: True)
     monkeypatch.setattr(machine.torch, "get_num_threads", lambda: 2)
     for load, lines in ((0.2, 0), (3.1, 1)):
         monkeypatch.setattr(machine.os, "getloadavg", lambda load=load: (load, 0, 0))

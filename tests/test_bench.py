@@ -49,6 +49,9 @@ def test_a_busy_machine_is_told(monkeypatch):
     monkeypatch.setattr(machine.os, "getloadavg", lambda: (0.2, 0, 0))
     assert machine.busy() is None
     monkeypatch.setattr(machine.os, "getloadavg", lambda: (3.1, 0, 0))
+    monkeypatch.setattr(machine, "_others", lambda: False)
+    assert machine.busy() is None, "a minute of our own, now over"
+    monkeypatch.setattr(machine, "_others", lambda: True)
     assert machine.busy().startswith("3.1 programs were at work on 2 processors in the last minute: ")
     monkeypatch.setattr(machine.torch, "get_num_threads", lambda: 16)
     assert machine.busy() == "torch has 16 threads, 2 processors are ours: set OMP_NUM_THREADS=2"
