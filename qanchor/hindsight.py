@@ -41,12 +41,11 @@ class Hindsight:
 
     def __str__(self) -> str:
         if self.right is None:
-            why = (
-                "it is a question of no one topic" if not self.topic else f"the truth of {self.n} {self.unit}s tells too little"
-            )
+            few = f"the truth of {self.n} {self.unit}s tells too little"
+            why = few if self.topic else "it is a question of no one topic"
             return f"in hindsight nothing can be said: {why}"
         low, right, high = (f"{100 * share:.0f}" for share in (self.low, self.right, self.high))
-        luck = ": no better than luck" if self.low <= 0.5 else ""
+        luck = ": worse than luck" if self.high < 0.5 else ": no better than luck" if self.low <= 0.5 else ""
         when = f"in the {self.days} days after" if self.days else "until then"
         measured = f"by {self.topic.replace('_', ' ')} {when}"
         pairs = f"right in {right} of 100 pairs (95 %: {low} to {high}){luck}"

@@ -177,6 +177,22 @@ def test_hindsight_reads_nothing_after_that_day_and_measures_what_came(monkeypat
     )
 
 
+def test_hindsight_of_too_short_a_past_says_so():
+    users = qa.make_world(30, seed=3)
+    engine = make_engine(make_model(users))
+    young = replace(users, events=users.events[users.events["time"] >= users.cutoff - pd.Timedelta(days=20)])
+    told = qa.hindsight(engine, young, "Will this user churn?")
+    assert told.right is None and str(told) == "in hindsight nothing can be said: the truth of 0 users tells too little"
+
+
+@pytest.mark.parametrize(
+    "span, words", [((0.6, 0.7), ""), ((0.4, 0.6), ": no better than luck"), ((0.3, 0.4), ": worse than luck")]
+)
+def test_hindsight_says_what_is_luck(span, words):
+    told = str(qa.Hindsight(0.5, *span, 400, "not visits_up", 0, "2025-05-02", "user"))
+    assert f"to {100 * span[1]:.0f}){words} of 400 users, by not visits up until then" in told
+
+
 def test_stop_coming_is_read_as_going_away_and_keep_coming_as_its_contrary(asked):
     engine, cache = asked
     for query, sign in (("Will this user stop coming?", 1), ("Will this user keep coming?", -1)):
