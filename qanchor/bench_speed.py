@@ -211,7 +211,7 @@ def refresh(
     few, two = people.select(people.ids[:2]), Engine(exact)
     gone = two.append(two.prefill(replace(few, cutoff=start)), few)
     gap = np.abs(two.embed(gone, "Why?") - two.embed(two.prefill(few), "Why?")).max()
-    told = {"users": len(people), "slots": float(np.mean([g.prefix.length().float().mean() for g in held.groups]))}
+    told = {"users": len(people), "slots": float(torch.cat([g.prefix.length() for g in held.groups]).float().mean())}
     told |= {"days": days, "ratio": sum(times[1::2]) / sum(times[::2]), "ran": float(tokens[1::2].sum() / tokens[::2].sum())}
     return told | {"max_abs_diff": float(gap)}
 

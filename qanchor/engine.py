@@ -101,7 +101,7 @@ class Engine:
             run, moved = (fresh.length() - kept).cpu().numpy(), (2 * kept < fresh.length()).cpu().numpy()
             anew.append(old.rows[moved])
             stay = np.flatnonzero(~moved)
-            for some in length_groups(run[stay], 4096, most=64, alike=4.0):  # finer groups stay fine: few are parted
+            for some in length_groups(run[stay], 4096, most=64, alike=4.0):  # a group once parted is never united
                 yield self._extend(old, fresh, kept, torch.from_numpy(np.sort(stay[some])).to(kept.device))
         yield from self._groups(readings, np.concatenate(anew))
 
@@ -205,8 +205,9 @@ class Engine:
         """Say of each user how much a yes fits to `query`, and in words how much so, without a single label; best first.
 
         Columns user, score, says. The wordings of the 72 topics that are nearest to the query, and deny as often as it, say
-        what it means here (`attrs["topics"]` names them, nearest first, "not visits_up" if its no is meant; `attrs["warning"]`
-        says so if training asked nothing like it). `score` is the cosine to their answers of a yes minus that to those of a no:
+        what it means here (`attrs["topics"]` names them, nearest first, "not visits_up" if its no is meant; `attrs["measured"]` gives
+        the topic that bears most of the score, its kind, and 1 or -1 as its yes or its no is meant; `attrs["warning"]` says so if
+        training asked nothing like it). `score` is the cosine to their answers of a yes minus that to those of a no:
         it ranks the users of one query, and is no probability. `says` is, of the five graded answers to the topic that bears
         most of the score, the one nearest to the user's anchor; it is empty for the question about everything, which `answer`
         may write on.

@@ -72,7 +72,7 @@ def hindsight(engine: Engine, users: Users, query: str, most: int = 400, progres
     tell = progress or (lambda stage, done, total: None)
     cache = engine.prefill(earlier, progress=lambda done, total: tell("reading the past", done, total))
     found = engine.verdict(cache, query, progress)
-    name, kind, _, sign = found.attrs["measured"]
+    name, kind, sign = found.attrs["measured"]
     told = {
         "topic": f"{'not ' * (sign < 0)}{name}",
         "days": days if kind == "future" else 0,

@@ -101,13 +101,13 @@ def judge(
     place, weight = sticks.place[near], np.exp(like[near] / SHARPNESS)
     lean = weight / weight.sum() * (place != SUMMARY) * sticks.sign[near] @ sticks.lean[place]
     frame = pd.DataFrame({"user": list(ids), "score": anchors @ lean, "says": ""})
-    frame.attrs["measured"] = ("", KINDS[1], horizon_days, 1)  # of a question about everything
+    frame.attrs["measured"] = ("", KINDS[1], 1)  # of a question about everything
     if place[0] != SUMMARY:  # said is what bears most of the score, so that no sentence speaks against it
         bears = pd.Series(weight * sticks.sign[near] * (sticks.lean[place] @ lean)).groupby(place).sum()
         best = bears.drop(SUMMARY, errors="ignore").idxmax()
         frame["says"] = [sticks.texts[best][grade] for grade in (anchors @ sticks.graded[best].T).argmax(1)]
         means = 1 if (weight * sticks.sign[near])[place == best].sum() > 0 else -1
-        frame.attrs["measured"] = (TOPICS[best // 2].name, KINDS[best % 2], horizon_of(query, horizon_days), means)
+        frame.attrs["measured"] = (TOPICS[best // 2].name, KINDS[best % 2], means)
     telling = near[like[near] > like[near[0]] - 2 * SHARPNESS]
     frame.attrs["topics"] = list(dict.fromkeys(f"{'not ' * int(sticks.sign[i] < 0)}{sticks.names[i]}" for i in telling))
     frame.attrs["warning"] = warning(model, query, unit)
