@@ -206,7 +206,7 @@ class Engine:
 
         Columns user, score, says. The wordings of the 72 topics that are nearest to the query, and deny as often as it, say
         what it means here (`attrs["topics"]` names them, nearest first, "not visits_up" if its no is meant; `attrs["measured"]`
-        gives the topic that bears most of the score, its kind, and 1 or -1 as its yes or its no is meant; `attrs["warning"]` says
+        gives what topic bears most of the score, its kind, and 1 or -1 as its yes or its no is meant; `attrs["warning"]` says
         so if training asked nothing like it). `score` is the cosine to their answers of a yes minus that to those of a no: it
         ranks the users of one query, and is no probability. `says` is, of the five graded answers to the topic that bears most
         of the score, the one nearest to the user's anchor; it is empty for the question about everything, which `answer` may
