@@ -24,21 +24,22 @@ MADE: dict[str, tuple[str, Callable[[dict], str]]] = {
     "ablations": ("ablations", tables.ablations_table),
     "useru": ("useru", tables.useru_table),
 }
+SPEEDS = {"speed": tuple(tables.SPEED), "speed/amx": ("cache", "ask", "versus", "refresh", "tune", "train")}
 
 
 def renewed(text: str, runs: Path) -> str:
     """Give README's text with every block from `<!-- results:NAME -->` to `<!-- /results -->` made from the records in `runs`.
 
     RUN shows RUN/bench.json, the record of `bench tasks`, and so does RUN/query; RUN/fairness, RUN/prompts, RUN/curves,
-    RUN/attention, RUN/replay, speed/useru and ablations show the file of that name; speed shows all records in its folder.
+    RUN/attention, RUN/replay, speed/useru and ablations show the file of that name; speed and speed/amx show the records in their folders.
     """
     return BLOCK.sub(lambda block: f"{block[1]}{_shown(block[2], runs)}\n{block[3]}", text)
 
 
 def _shown(name: str, runs: Path) -> str:
     folder, _, last = name.rpartition("/")
-    if name == "speed":
-        records = {bench: _record(name, runs / name / f"{bench}.json", bench) for bench in tables.SPEED}
+    if name in SPEEDS:
+        records = {bench: _record(name, runs / name / f"{bench}.json", bench) for bench in SPEEDS[name]}
         return f"{tables.told(*records.values())}\n\n{tables.speed_table(records)}"
     if folder and last not in MADE:
         raise ValueError(f"README asks for results:{name}, and no table is named {last!r}: there are {', '.join(MADE)}")

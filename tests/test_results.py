@@ -55,6 +55,7 @@ def test_a_record_that_lacks_is_told_and_nothing_is_written(root):
         ("ablations", "ablations.json", "bench ablations --out"),
         ("speed/useru", "speed/useru.json", "bench useru --out"),
         ("speed", "speed/cache.json", "bench cache --out"),
+        ("speed/amx", "speed/amx/cache.json", "bench cache --out"),
     ],
 )
 def test_each_block_has_its_record_and_says_what_makes_it(tmp_path, name, file, command):
