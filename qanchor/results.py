@@ -31,7 +31,7 @@ def renewed(text: str, runs: Path) -> str:
     """Give README's text with every block from `<!-- results:NAME -->` to `<!-- /results -->` made from the records in `runs`.
 
     RUN shows RUN/bench.json, the record of `bench tasks`, and so does RUN/query; RUN/fairness, RUN/prompts, RUN/curves,
-    RUN/attention, RUN/replay, speed/useru and ablations show the file of that name; speed and speed/amx show the records in their folders.
+    RUN/attention, RUN/replay, speed/useru and ablations show the file of that name; speed and speed/amx those in their folders.
     """
     return BLOCK.sub(lambda block: f"{block[1]}{_shown(block[2], runs)}\n{block[3]}", text)
 
