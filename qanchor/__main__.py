@@ -170,14 +170,14 @@ def ask(
     engine, cache = read(run, people)
     found, past = engine.verdict(cache, query, bars), qa.hindsight(engine, people, query, progress=bars)
     bars.close()
-    about, warning = found.attrs["topics"], found.attrs["warning"]
+    told = {"query": query, "users": len(cache)} | {name: found.attrs[name] for name in ("topics", "warning", "alike")}
     rows = found.head(top).to_dict("records")
     for row in rows:
         row["says"] = row["says"] or engine.answer(cache, row["user"], query)
     table = pd.DataFrame(rows).to_string(index=False, float_format="%.3f") if rows else ""
-    head = f"{query} ({len(cache):,} {people.unit}s; read as a question of {', '.join(about).replace('_', ' ')})"
-    told = {"query": query, "users": len(cache), "topics": about, "warning": warning, "hindsight": vars(past), "top": rows}
-    say(told, f"{head}\n{table}\n{past}\n{warning}".rstrip(), as_json)
+    head = f"{query} ({len(cache):,} {people.unit}s; read as a question of {', '.join(told['topics']).replace('_', ' ')})"
+    words = "\n".join(filter(None, (head, table, told["alike"], str(past), told["warning"])))
+    say(told | {"hindsight": vars(past), "top": rows}, words, as_json)
 
 
 @app.command()

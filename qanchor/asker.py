@@ -10,6 +10,7 @@ import pandas as pd
 
 from . import maps
 from .cache import Cache, Recent
+from .hindsight import look_back
 from .measures import topic_shares
 from .pairs import SUMMARY_QUERY
 from .schema import Users
@@ -34,7 +35,8 @@ class Asker:
     """Answer typed queries with frames: where every user stands, who moved, and a sentence that says so.
 
     Made by `engine.asker(cache)`. Calling it gives an iterator of updates; closing the iterator cancels the work. The newest
-    embeddings are kept by query (`kept`), and so are noise floors (`floors`). `lean` says who is nearest to a yes.
+    embeddings are kept by query (`kept`), and so are noise floors (`floors`). `lean` says who is nearest to a yes, and
+    `look_back` (None without `users`) how often such an order was right, as `qa.hindsight` does.
 
     Example:
         >>> users = qa.make_world(40)
@@ -45,12 +47,15 @@ class Asker:
         ['user', 'query', 'x', 'y', 'trust']
     """
 
-    def __init__(self, engine, cache: Cache, start: str = "", method: str | None = None, seed: int = 0):
+    def __init__(
+        self, engine, cache: Cache, start: str = "", method: str | None = None, seed: int = 0, users: Users | None = None
+    ):
         self.engine, self.cache, self.ids, self.start, self.seed = engine, cache, cache.ids, start, seed
         self.many = len(cache) > maps.MANY
         self.method = method or ("pca" if self.many else "umap")
         self.queries, self.unit = list(cache.queries), cache.unit
-        self.facts = partial(maps.facts, engine.model.run, seed)  # of a shift: what a claim card says of it
+        self.look_back = partial(look_back, engine, users) if users is not None else None  # whether an order was right before
+        self.facts = partial(maps.facts, engine.model.run, seed, unit=cache.unit)  # of a shift: what a claim card says of it
         self.kept, self.floors = Recent(min(REMEMBERED, max(8, HELD // len(cache)))), Recent(REMEMBERED)
         self._maps: dict[str, pd.DataFrame] = {}  # the last of each method
 
@@ -124,7 +129,7 @@ class Asker:
         return self._maps[method]
 
     def _update(self, sentence: str, points=None, shift=None, done: int | None = None) -> dict:
-        total, caption = len(self.ids), "" if points is None else maps.caption(points)
+        total, caption = len(self.ids), "" if points is None else maps.caption(points, self.cache.unit)
         told = {"done": total if done is None else done, "total": total, "sentence": sentence, "caption": caption}
         return told | {"points": points, "shift": shift}
 

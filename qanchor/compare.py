@@ -71,7 +71,7 @@ def compare(
     kept = maps.neighbours_kept(maps.unit(before), maps.unit(after)).mean()
     said = {side: clusters_sentence(found[side], users.unit) for side in SIDES}
     kind = found["after"].attrs["method"]
-    caption = f"{maps.caption(points)} {kept:.0%} of the 15 nearest neighbours were kept. Clusters: {kind}."
+    caption = f"{maps.caption(points, users.unit)} {kept:.0%} of the 15 nearest neighbours were kept. Clusters: {kind}."
     judged = [] if labels is None else [_scores(side, rows, users, labels, seed) for side, rows in sides.items()]
     scores = pd.DataFrame(judged, columns=SCORES)
     words = {"sentence": sentence, "said": said, "caption": caption, "unit": users.unit}

@@ -37,7 +37,7 @@ class Desk:
     ):
         self.engine, self.users = engine, users
         self.cache = engine.prefill(users, progress=progress)
-        self.frame, self.ask = users.frame(), engine.asker(self.cache, method=method)
+        self.frame, self.ask = users.frame(), engine.asker(self.cache, method=method, users=users)
         self.method = self.ask.method
         self.describe, self.export = partial(describe_group, users), partial(export_group, users)
         self.explain = partial(explain_group, engine, self.cache, kept=self.ask.kept)

@@ -220,9 +220,13 @@ class Engine:
         found = judge(self.model, cache.ids, query, anchors, cache.unit, cache.horizon_days)
         return found.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
-    def asker(self, cache: Cache, start: str = "", method: str | None = None) -> Asker:
-        """Give the callable that a `QueryLens` asks; method of the map: "umap" or "pca" (None: "pca" beyond 20,000 users)."""
-        return Asker(self, cache, start, method)
+    def asker(self, cache: Cache, start: str = "", method: str | None = None, users: Users | None = None) -> Asker:
+        """Give the callable that a `QueryLens` asks.
+
+        method   of the map: "umap" or "pca" (None: "pca" beyond 20,000 users).
+        users    those of the cache, where the lens shall be able to tell how often an order was right (`qa.hindsight`).
+        """
+        return Asker(self, cache, start, method, users=users)
 
 
 def generate(model: nn.Module, hidden: Float[Tensor, "one dim"], cache, mask: Int[Tensor, "one past"], eos: int, limit: int):

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from .engine import Engine
 from .measures import Records, find_sources
 from .moments import Moment
 from .pairs import measure
 from .schema import Users
 from .topics import by_name
-from .verdict import horizon_of
+from .verdict import horizon_of, judge, prepare
 
+MOST = 400  # users who are read anew
 LEAST = 20  # users of whom the truth is known; fewer say nothing
 
 
@@ -52,7 +53,7 @@ class Hindsight:
         return f"in hindsight, as of {self.cutoff}, {pairs} of {self.n:,} {self.unit}s, {measured}"
 
 
-def hindsight(engine: Engine, users: Users, query: str, most: int = 400, progress=None) -> Hindsight:
+def hindsight(engine, users: Users, query: str, most: int = MOST, progress=None) -> Hindsight:
     """Ask the query as of so long before the cut-off as it looks ahead, and see what the users have done since.
 
     What is measured is the topic that bears most of the verdict, as UserU measures it (its value, not its grades); a question
@@ -66,12 +67,25 @@ def hindsight(engine: Engine, users: Users, query: str, most: int = 400, progres
         >>> hindsight(engine, users, "Will this user churn?").topic
         'lapse'
     """
+    for step in look_back(engine, users, query, most):
+        if isinstance(step, Hindsight):
+            return step
+        if progress:
+            progress(*step)
+
+
+def look_back(engine, users: Users, query: str, most: int = MOST) -> Iterator[tuple[str, int, int] | Hindsight]:
+    """Do what `hindsight` does step by step: yields (stage, done, total), and last what was found. Close it to stop."""
     some = users.sample(min(most, len(users)))
     days = horizon_of(query, users.horizon_days)
     earlier = replace(some, cutoff=users.cutoff - pd.Timedelta(days=days))
-    tell = progress or (lambda stage, done, total: None)
-    cache = engine.prefill(earlier, progress=lambda done, total: tell("reading the past", done, total))
-    found = engine.verdict(cache, query, progress)
+    for done, total in prepare(engine.model, query, users.unit, users.horizon_days):
+        yield "reading graded answers", done, total
+    anchors, done = np.zeros((len(some), engine.model.config.dim), np.float32), 0
+    for rows, z in engine.sweep(earlier, [query]):
+        anchors[rows], done = z[:, 0], done + len(rows)
+        yield "reading the past", done, len(some)
+    found = judge(engine.model, some.ids, query, anchors, users.unit, users.horizon_days)
     name, kind, sign = found.attrs["measured"]
     told = {
         "topic": f"{'not ' * (sign < 0)}{name}",
@@ -80,12 +94,13 @@ def hindsight(engine: Engine, users: Users, query: str, most: int = 400, progres
         "unit": users.unit,
     }
     if not name:
-        return Hindsight(None, None, None, 0, **told)
+        yield Hindsight(None, None, None, 0, **told)
+        return
     moment, sources = Moment(earlier.cutoff, kind, days, 1), find_sources(earlier.history())
     values = measure(Records(some, (by_name(name),)), moment, sources)
     truth = pd.Series(values.value[:, 0] * sign * (-1 if name.endswith("_down") else 1), values.ids).dropna()
     score = found.set_index("user")["score"].loc[truth.index].to_numpy()
-    return Hindsight(*concordance(score, truth.to_numpy()), len(truth), **told)
+    yield Hindsight(*concordance(score, truth.to_numpy()), len(truth), **told)
 
 
 def concordance(

@@ -211,16 +211,16 @@ def sentence(shift: pd.DataFrame, unit: str = "user", paraphrases: int = 5) -> s
     return text + (f" {' and '.join([', '.join(first[:-1]), first[-1]] if first[1:] else first)} moved most." if first else "")
 
 
-def caption(points: pd.DataFrame) -> str:
+def caption(points: pd.DataFrame, unit: str = "user") -> str:
     """Say how the map was made and how far to believe it; `points` as `joint_map` returned them."""
     about, both = points.attrs, points["query"].nunique() > 1
-    kind = f"{'joint ' * both}{about['method'].upper()} map of {about['users']:,} users{' under both queries' * both}"
+    kind = f"{'joint ' * both}{about['method'].upper()} map of {about['users']:,} {unit}s{' under both queries' * both}"
     moved = f"; a common rotation and offset of {about['removed']:.2f} was removed" if both else ""
     return f"One {kind}. Trustworthiness {about['trustworthiness']:.2f}{moved}."
 
 
-def facts(run: str, seed: int = 0, shift: pd.DataFrame | None = None) -> dict:
-    """Say what a result hangs on, for a claim card: run, seed, version; and of a shift, the share moved with its interval.
+def facts(run: str, seed: int = 0, shift: pd.DataFrame | None = None, unit: str = "user") -> dict:
+    """Say what a result hangs on, for a claim card: run, seed, version, unit; and of a shift, the share moved, its interval.
 
     Example:
         >>> moved = pd.DataFrame({"user": ["a", "b"], "beyond_noise": [True, False], "noise_floor": 0.3})
@@ -231,14 +231,15 @@ def facts(run: str, seed: int = 0, shift: pd.DataFrame | None = None) -> dict:
 
     from scipy.stats import binomtest
 
+    told: dict = {"run": run, "seed": seed, "unit": unit}
     try:
-        told: dict = {"run": run, "seed": seed, "version": f"qanchor {version('qanchor')}"}
+        told["version"] = f"qanchor {version('qanchor')}"
     except PackageNotFoundError:  # a checkout that nobody installed
-        told = {"run": run, "seed": seed, "version": "qanchor, not installed"}
+        told["version"] = "qanchor, not installed"
     if shift is not None:
         moved, n = int(shift["beyond_noise"].sum()), len(shift)
         low, high = binomtest(moved, n).proportion_ci(method="wilson")
-        told |= {"metric": f"share of users beyond the noise floor of {shift['noise_floor'].max():.2f}"}
+        told |= {"metric": f"share of {unit}s beyond the noise floor of {shift['noise_floor'].max():.2f}"}
         told |= {"value": moved / n, "low": float(low), "high": float(high), "n": n}
     return told
 

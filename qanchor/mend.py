@@ -223,7 +223,7 @@ def check(path, out=None) -> tuple[dict, str]:
         said += [f"{len(stuck)} only you can mend; until then --fix writes nothing."] * bool(stuck)
         return told, "\n".join(said)
     inside = _contents(load_users(path))
-    lines = [f"{k}: {', '.join(f'{a} {b:,}' for a, b in v.items()) if isinstance(v, dict) else v}" for k, v in inside.items()]
+    lines = [f"{name}: {_listed(found)}" for name, found in inside.items() if found]
     lines += [f"next: python -m qanchor train --preset small --users {shlex.quote(str(path))} --out RUN"]
     return told | inside, "\n".join([*said, f"{path} is in order.", *lines])
 
@@ -237,6 +237,21 @@ def _contents(users: Users) -> dict:
         "cutoff": str(users.cutoff),
         "modalities": past.groupby("modality", observed=False).size().to_dict(),
         "numbers": list(users.numbers),
+        "unknown": _unknown(users.tabular),
         "labels": {name: int(known) for name, known in users.labels.notna().sum().items()},
         "texts": int(users.events["text"].nunique()),
     }
+
+
+def _listed(found) -> str:
+    counted = [f"{name} {n:,}" for name, n in found.items()] if isinstance(found, dict) else found
+    return ", ".join(counted) if isinstance(counted, list) else str(counted)
+
+
+def _unknown(facts: pd.DataFrame) -> dict[str, int]:
+    """Count the users of whom a fact is not known, words of one kind (`plan.basic`, `plan.gold`) under their one name."""
+    empty: dict[str, dict[str, int]] = {}
+    for name, n in facts.isna().sum().items():
+        empty.setdefault(str(name).partition(".")[0], {})[str(name)] = int(n)
+    alike = {kind: len(some) > 1 and len(set(some.values())) == 1 for kind, some in empty.items()}
+    return {kind if alike[kind] else name: n for kind, some in empty.items() for name, n in some.items() if n}

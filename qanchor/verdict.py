@@ -23,6 +23,7 @@ from .topics import TOPICS
 NEAREST = 8  # wordings that say together what a query means
 SHARPNESS = 0.1  # of the weights by which they do: a cosine of 0.1 less weighs a factor e less
 READ_AT_ONCE = 64
+ALIKE = 0.9  # of the users: where so many are told the same, that is told
 UNLIKE = 0.9  # strangeness from which on a question is said to be unlike all that training asked
 KINDS = ("profile", "future")
 SUMMARY = -1  # the place of the question about everything: no topic, no grades
@@ -110,8 +111,21 @@ def judge(
         frame.attrs["measured"] = (TOPICS[best // 2].name, KINDS[best % 2], means)
     telling = near[like[near] > like[near[0]] - 2 * SHARPNESS]
     frame.attrs["topics"] = list(dict.fromkeys(f"{'not ' * int(sticks.sign[i] < 0)}{sticks.names[i]}" for i in telling))
-    frame.attrs["warning"] = warning(model, query, unit)
+    frame.attrs |= {"warning": warning(model, query, unit), "alike": alike(frame["says"], unit)}
     return frame
+
+
+def alike(says: pd.Series, unit: str = "user") -> str:
+    """Say so where nearly all are told the same sentence: then the order alone tells them apart. Empty where they are not.
+
+    Example:
+        >>> alike(pd.Series(["Very likely to travel."] * 97 + [""] * 3), "member")
+        'The same is said of 97 of 100 members: look at the order, which tells them apart.'
+    """
+    most, n = says[says != ""].value_counts().max(), len(says)
+    if n < 2 or not most >= ALIKE * n:
+        return ""
+    return f"The same is said of {most:,} of {n:,} {unit}s: look at the order, which tells them apart."
 
 
 def denials(query: str) -> int:
@@ -157,9 +171,15 @@ def yardsticks(model: QAnchor, unit: str, horizon_days: int) -> Yardsticks:
     graded = np.concatenate([_read(model, batch) for batch in _batches(said)]).reshape(len(said), 5, 2, -1).mean(2)
     lean = (graded[:, 4] - graded[:, 0]) * np.where(falls, -1, 1)[:, None]
     vectors = _vectors(model, queries)
-    middle, first = vectors.mean(0), [[pair[0] for pair in pairs] for pairs in said]
+    middle, first = vectors.mean(0), [[_once(pair[0]) for pair in pairs] for pairs in said]
     told = np.array(place), np.array(sign), np.array([denials(query) for query in queries])
     return Yardsticks(names, _unit(vectors - middle), middle, *told, first, graded, lean)
+
+
+def _once(answer: str) -> str:
+    """Let "Not coming more and more often: activity at under half the former rate." deny once: the second half says it all."""
+    opening, _, tail = answer.partition(": ")
+    return f"{tail[0].upper()}{tail[1:]}" if opening.startswith("Not ") and "former rate" in tail else answer
 
 
 def prepare(model: QAnchor, query: str, unit: str, horizon_days: int) -> Iterator[tuple[int, int]]:

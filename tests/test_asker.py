@@ -105,6 +105,14 @@ def test_who_leans_to_yes_is_the_verdict_in_the_order_of_the_users(asker, engine
     np.testing.assert_allclose(found["score"], told, atol=1e-5)
 
 
+def test_looking_back_is_hindsight(engine):
+    users, query = make_users(), "Will this user churn?"
+    asker = engine.asker(engine.prefill(users), method="pca", users=users)
+    *steps, told = asker.look_back(query)
+    assert told == qa.hindsight(engine, users, query) and ("reading the past", len(users), len(users)) in steps
+    assert engine.asker(asker.cache).look_back is None
+
+
 def test_suggestions_are_of_what_the_users_do():
     day, rows = "2025-01-01", [(f"m{i}", text) for i in range(40) for text in ("yoga class", "protein shake")[: 1 + i % 2]]
     events = pd.DataFrame(rows, columns=["user", "text"]).assign(time=day, modality="visit")

@@ -24,7 +24,7 @@ ORDER = re.findall(
     r"\w+",
     "config files machine about schema faults folder mend themes world journey topics answers measures moments reflect pairs "
     "partition shards endpoint synthesis kernels backbone texts habits reader batch losses encoder event_texts heads model "
-    "runs joint checkpoints train verdict maps clusters telling cache asker engine hindsight labels held prompt tuning probe "
+    "runs joint checkpoints train verdict maps clusters telling hindsight cache asker engine labels held prompt tuning probe "
     "groups explain deck trial tuner compare tasks attention ledger looker desk replay workers scale nearest bench_useru "
     "bench_texts bench_card bench_tasks bench_ablations bench_attention bench_replay bench_fairness bench_speed bench_tune "
     "bench_prompts bench_curves bench_scale bench_soak strange bench_fuzz bench tables results bars __main__",

@@ -589,12 +589,22 @@ def test_check_says_what_is_there_and_what_is_wrong(tmp_path):
     frames = good()
     told, said = check(put(tmp_path / "mine", frames))
     assert told["in_order"] and told["events"] == 6 and said.startswith(f"{tmp_path / 'mine'} is in order.\nusers: 3")
+    assert "unknown" in told and all(name in said for name in told["unknown"])
     frames["events"] = with_cell(frames["events"].iloc[::-1].reset_index(drop=True), 0, "text", None)
     told, said = check(put(tmp_path / "mine", frames))
     assert not told["in_order"] and "events" not in told and "2 problem(s), 2 of them can be mended with --fix OUT" in said
     told, said = check(tmp_path / "mine", tmp_path / "out")
     assert told["in_order"] and told["events"] == 5 and [row["done"] for row in told["done"]] == ["row dropped", "sorted"]
     assert json.dumps(told, allow_nan=False) and f"{tmp_path / 'mine'} is mended in {tmp_path / 'out'}" in said
+
+
+def test_check_counts_whose_facts_are_unknown(tmp_path):
+    frames = good()
+    plans = {"plan.basic": [1.0, None, 0.0], "plan.gold": [0.0, None, 1.0]}
+    frames["users"] = pd.DataFrame({"user": ["a", "b", "c"], **plans, "age": [30.0, None, None]})
+    told, said = check(put(tmp_path / "mine", frames))
+    assert told["unknown"] == {"plan": 1, "age": 2} and "unknown: plan 1, age 2" in said
+    assert check(put(tmp_path / "whole", {"events": good()["events"]}))[0]["unknown"] == {}
 
 
 def test_joiners_that_a_script_needs_are_kept():

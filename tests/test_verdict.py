@@ -40,6 +40,25 @@ def test_says_is_the_answer_nearest_to_the_anchor(asked, name, kind):
     assert found["score"].is_monotonic_decreasing and set(found["user"]) == set(cache.ids)
 
 
+def test_no_sentence_denies_twice(asked):
+    sticks = verdict.yardsticks(asked[0].model, "user", 30)
+    said = [text for texts in sticks.texts for text in texts]
+    assert not any(text.startswith("Not ") and "former rate" in text for text in said)
+    assert {"Activity at under half the former rate.", "Activity well below the former rate."} <= set(said)
+    assert {"Spending at over one and a half times the former rate.", "Spending at under half the former rate."} <= set(said)
+    assert sum(text.startswith("Not ") for text in said) > 50  # of all else the opening stays
+
+
+def test_that_nearly_all_are_told_the_same_is_told(asked):
+    engine, cache = asked
+    says = pd.Series(["Yes."] * 89 + ["No."] * 11)
+    for some in (says, says[:0], says[:1], says.map(lambda _: "")):
+        assert verdict.alike(some) == ""
+    assert verdict.alike(says[1:90], "member").startswith("The same is said of 88 of 89 members")
+    found = engine.verdict(cache, "Will this user travel soon?")
+    assert found.attrs["alike"] == verdict.alike(found["says"])
+
+
 def test_of_falling_spending_the_lowest_grade_means_yes(asked, monkeypatch):
     engine, cache = asked
     monkeypatch.setattr("qanchor.verdict.NEAREST", 1)

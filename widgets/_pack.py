@@ -79,13 +79,13 @@ def asked(ids: Sequence[str], query: str, update: dict, unit: str = "user") -> A
 
 
 def leaning(ids: Sequence[str], frame: pd.DataFrame) -> dict:
-    """Pack how near each user is to a yes, in the order of `ids`, with words: what was asked of, and who is nearest."""
+    """Pack how near each user is to a yes, in the order of `ids`, with words: as what it was asked, and who is `nearest`."""
     score = pd.to_numeric(frame.set_index("user")["score"]).reindex(list(ids))
     about, first = [str(name).replace("_", " ") for name in frame.attrs.get("topics", ())], score.dropna().nlargest(3).index
     if not len(first) or not score.std() > 0:
         return {"words": "This question has no yes: nobody is nearer to it than the others."}
-    read = f"Read as a question of {', '.join(about[:3])}. " if about else ""
-    return {"score": _floats(score), "words": f"{read}Nearest to yes: {', '.join(first)}."}
+    read, nearest = f"Read as a question of {', '.join(about[:3])}." if about else "", f"Nearest to yes: {', '.join(first)}."
+    return {"score": _floats(score), "nearest": nearest, "words": f"{read} {nearest}".strip()}
 
 
 def _shift(ids: Sequence[str], shift: pd.DataFrame | None) -> dict:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from widgets._base import HERE, write_whole
 
-FORMAT = 1
+FORMAT, READ = 2, (1, 2)  # 2 has a unit
 PICTURE = re.compile(r"data:image/(?:svg\+xml|png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
 KEPT = re.compile(r'(<script type="application/json" id="claim" data-sha256=")([0-9a-f]{64})(">)(.*?)</script>', re.S)
 UNTOLD = "not told"
@@ -33,7 +33,7 @@ class ClaimCard:
     sentence   what is claimed, in words.
     query, metric, value, low, high, n   what was asked and measured, with its 95 % interval, on how many users.
     run, seed, version, date   the checkpoint's hash, the seed, the package, and when (UTC).
-    text       a remark of your own; picture, an image as a data URI; more, further facts by name.
+    text       a remark of your own; picture, an image as a data URI; more, further facts by name; unit, the word for a user.
     Texts may hold anything: they are shown as text. What is unknown stays empty and is said to be so.
 
     Example:
@@ -59,6 +59,7 @@ class ClaimCard:
     text: str = ""
     picture: str = field(default="", repr=False)
     more: dict[str, str] = field(default_factory=dict)
+    unit: str = "user"
 
     def __post_init__(self):
         numbers = ("value", "low", "high", "n", "seed")
@@ -104,7 +105,7 @@ class ClaimCard:
             told = f"its content has sha256 {found[:16]}..., the card says {expected[:16]}..."
             raise ClaimError(f"{path}: {told}: it was edited after it was saved, so take it from its notebook again")
         told = json.loads(kept[0][3])
-        if told.pop("format", None) != FORMAT:
+        if told.pop("format", None) not in READ:
             raise ClaimError(f"{path}: of another make, this version reads format {FORMAT}: save it again")
         return cls(**told)
 
@@ -137,7 +138,7 @@ class ClaimCard:
         }
         listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in told.items())
         reach = f"95 % interval {escape(self.interval)}"
-        counted = UNTOLD if self.n is None else f"{self.n:,} users"
+        counted = UNTOLD if self.n is None else f"{self.n:,} {self.unit}s"
         figure = f"{escape(self.metric or 'value')}: <strong>{escape(_said(self.value))}</strong>, {reach}, {counted}"
         drawn = f'<figure><img alt="What was shown" src="{self.picture}"></figure>' if self.picture else ""
         kind = f"Claim: {self.query}" if self.query else "Claim"

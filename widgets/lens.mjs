@@ -14,6 +14,7 @@ const WORDS = [
   ["noise floor", "how far the same question in other words moves a user: within it, moving means nothing"],
   ["kept", "how many of the 15 nearest neighbours are the same after the question"],
   ["answer", "how near a user is to the answers that say yes, less how near to those that say no: an order, not a probability"],
+  ["in hindsight", "the same question as of an earlier day: of 100 pairs of users, how many stood in the order that they showed since; 50 is luck"],
   ["trustworthiness", "how far neighbours on the map are neighbours in the space itself, 1 at best; faint dots are misplaced"],
 ];
 
@@ -203,6 +204,8 @@ function render({ model, el }) {
   const sentence = make("p", { class: "lens-sentence", role: "status", "aria-live": "polite" });
   const doubt = make("p", { class: "lens-doubt", role: "note" });
   const reading = make("p", { class: "lens-reading", "aria-live": "polite" });
+  const past = make("p", { class: "lens-past", "aria-live": "polite" });
+  const back = make("button", { type: "button", class: "lens-link", title: `Ask it as of an earlier day, and see what the ${about.unit}s have done since`, onclick: () => model.send({ type: "look back" }) }, "Was such an order right before?");
   const words = make("details", { class: "lens-words" }, make("summary", {}, "What the words mean"), make("dl", {}, ...WORDS.flatMap(([word, told]) => [make("dt", {}, word), make("dd", {}, told)])));
   const caption = make("p", { class: "lens-caption" });
   const keep = make("button", { type: "button", class: "lens-link lens-keep", title: "Write what is shown into one file beside this notebook, with all that it hangs on", onclick: () => model.send({ type: "keep" }) }, "Keep as a claim card");
@@ -218,7 +221,7 @@ function render({ model, el }) {
   const card = userCard(model, users, textsOf, counts, events, pick);
   const options = make("div", { class: "lens-options" }, make("span", {}, "colour"), colour);
   const foot = make("div", { class: "lens-foot" }, legend, picked, options);
-  const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, route, side), box, foot, sentence, doubt, reading, caption, make("div", { class: "lens-keeping" }, keep, kept), words);
+  const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, route, side), box, foot, sentence, doubt, reading, past, caption, make("div", { class: "lens-keeping" }, keep, kept), words);
   const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), make("span", {}, count(users.ids.length, about.unit)));
   const root = make("div", { class: "lens", "data-lm-suppress-shortcuts": "true" });
   root.append(make("div", { class: "lens-in" }, head, ...bar.parts, make("div", { class: "lens-body" }, left, make("div", { class: "lens-side" }, list.node, card.node))));
@@ -301,14 +304,22 @@ function render({ model, el }) {
     const mine = p.shifted && told.query === p.to;
     p.lean = mine && told.score ? ranks(floats(told.score)) : null;
     reading.textContent = mine ? told.words : "";
+    hindsight();
     map.setLean(p.lean);
     if (about.leans) colour.lastChild.disabled = !p.lean;
     const all = p.beyond.reduce((sum, one) => sum + one, 0) > MOST * p.beyond.length;
     const value = wish || (all ? "answer" : "moved");
     dye(value === "answer" && !p.lean ? "moved" : value);
     list.show(p, about.listed);
-    list.follow(map.state().chosen);
+    chosen();
     seek();
+  }
+  /** How often such an order was right before: a button until that is known. */
+  function hindsight() {
+    const told = model.get("_past");
+    const mine = p?.lean && told.query === p.to ? told : {};
+    past.replaceChildren(...(p?.lean && about.looks_back ? [mine.words || back] : []));
+    past.classList.toggle("busy", Boolean(mine.busy));
   }
   function seek() {
     const idle = p?.shifted && !model.get("_status").busy && ![asking, model.get("_lean").query].includes(p.to);
@@ -321,7 +332,9 @@ function render({ model, el }) {
     picked.hidden = !rows.length;
     root.dataset.chosen = rows.length;
     const clear = make("button", { type: "button", class: "lens-link", onclick: () => choose([], "replace") }, "clear");
-    picked.replaceChildren(glyph(CIRCLE, "chosen"), `${count(rows.length, about.unit)} chosen`, clear);
+    const nearer = p?.lean ? rows.reduce((sum, row) => sum + p.lean[row], 0) / rows.length : null;
+    const told = nearer === null ? "" : `, nearer to yes than ${percent(nearer)} on average`;
+    picked.replaceChildren(glyph(CIRCLE, "chosen"), `${count(rows.length, about.unit)} chosen${told}`, clear);
   }
   function status() {
     const { busy, error, kept: told } = model.get("_status");
@@ -342,7 +355,7 @@ function render({ model, el }) {
     }
     event.stopPropagation(); // the notebook has keys of its own
   });
-  const heard = { _picture: picture, _selected: chosen, _status: status, _history: bar.history, _answer: card.reply, _read: read, _lean: lean };
+  const heard = { _picture: picture, _selected: chosen, _status: status, _history: bar.history, _answer: card.reply, _read: read, _lean: lean, _past: hindsight };
   for (const [name, act] of Object.entries(heard)) model.on(`change:${name}`, act);
   const theme = new MutationObserver(map.dress);
   theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "data-jp-theme-light", "class"] });

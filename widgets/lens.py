@@ -11,7 +11,8 @@ import pandas as pd
 from traitlets import Bytes, Dict
 
 from widgets._base import Selection, View, Worker, closing, log, plain, script, still_map, still_page, vacant
-from widgets._pack import Asked, asked, described, leaning
+from widgets._order import Order
+from widgets._pack import Asked, asked, described
 from widgets.claim import ClaimCard
 
 ARROWS = 60  # the strongest movers get an arrow; more would be hatching
@@ -53,6 +54,7 @@ class QueryLens(View):
     _history = Dict().tag(sync=True)  # queries, at
     _selected = Bytes().tag(sync=True)  # row numbers, int32
     _lean = Dict().tag(sync=True)  # query, score, words: who is nearest to a yes
+    _past = Dict().tag(sync=True)  # query, words, busy: whether such an order was right before
     _answer = Dict().tag(sync=True)  # user, query, text, busy, error
     _read = Dict().tag(sync=True)  # rows, texts: of users whose events the browser asked for
 
@@ -71,16 +73,17 @@ class QueryLens(View):
         self._logged = max(LEAST, min(LOGGED, HELD // max(len(ids), 1)))
         self._ids, self._asker, self._query = ids, ask, query.strip()
         self._reply, self._facts = answer or getattr(ask, "answer", None), facts or getattr(ask, "facts", None)
-        self._leaning, self._leans = lean or getattr(ask, "lean", None), {}
         self._unit = str(getattr(ask, "unit", "user"))
         self._log: list[Asked] = []
         self._at, self._opened, self._partial = -1, False, False
         self._guard, self._worker = RLock(), Worker()
         self._replier = Worker(self._worker.turn)  # an answer waits for a running query: the model serves one at a time
-        self._leaner = Worker(self._worker.turn)
+        show = (partial(setattr, self, name) for name in ("_lean", "_past"))
+        ranks = lean or getattr(ask, "lean", None), getattr(ask, "look_back", None)
+        self._order = Order(ids, *ranks, *show, self._worker.turn, self._logged)
         queries = [str(q) for q in (queries or getattr(ask, "queries", ()))]
         about = {"title": title, "queries": queries, "unit": self._unit, "arrows": ARROWS, "listed": LISTED}
-        about |= {"answers": self._reply is not None, "leans": self._leaning is not None}
+        about |= {"answers": self._reply is not None, "leans": self._order.can_rank, "looks_back": self._order.can_look_back}
         super().__init__(_about=about, _users=users)
         self.selection = Selection(ids, self._select, self._worker.turn)
         self.on_msg(self._heard)
@@ -91,14 +94,14 @@ class QueryLens(View):
         if not query:
             raise ValueError("the query is empty: write a question, such as 'Will this user travel soon?'")
         self._opened = True
-        self._leaner.cancel()
+        self._order.cancel()
         self._worker.run(partial(self._work, query, aloud=True))
         return self.sentence
 
     def start(self, query: str) -> None:
         """Ask `query` beside the cell that says so, as typing it does; a query that runs gives way."""
         self._opened, query = True, query.strip()
-        self._leaner.cancel()
+        self._order.cancel()
         waits = partial(self._tell, busy=True, waiting=True, query=query, done=0, total=len(self._ids))
         self._worker.start(partial(self._work, query), waits, self._cancelled)
 
@@ -128,13 +131,13 @@ class QueryLens(View):
         """Keep what is shown as a claim card, with a remark of your own."""
         if (shown := self._shown) is None:
             raise ValueError("there is no map yet: ask something, then keep it")
-        facts = {"n": len(self._ids), **(self._facts(shift=shown.shift) if self._facts else {})}
+        facts = {"n": len(self._ids), "unit": self._unit, **(self._facts(shift=shown.shift) if self._facts else {})}
+        share = 0.0 if shown.shift is None else shown.shift["beyond_noise"].mean()
+        told = shown.sentence, share, shown.picture["warning"], self.selection.rows, self._unit
+        facts |= self._order.facts(shown.query, *told)
         more = {"compared_with": shown.picture["from"] or "no query"} if shown.shift is not None else {}
-        read, drawn = self._leans.get(shown.query, {}).get("words"), f"{shown.caption} Diamonds moved beyond the noise floor."
-        more |= {name: told for name, told in (("read as", read), ("map", shown.caption and drawn)) if told}
-        sentence = f"{shown.sentence} {shown.picture['warning']}".strip()
-        told = {"sentence": sentence, "query": shown.query or "no query", "text": text}
-        return ClaimCard.of({**facts, **more}, self._drawn(shown), **told)
+        more |= {"map": f"{shown.caption} Diamonds moved beyond the noise floor."} if shown.caption else {}
+        return ClaimCard.of({**facts, **more}, self._drawn(shown), query=shown.query or "no query", text=text)
 
     @property
     def _shown(self) -> Asked | None:
@@ -192,8 +195,10 @@ class QueryLens(View):
             self._read = {"rows": rows, "texts": [self._texts[row] for row in rows]}
         elif kind == "keep" and self._shown and not self._status.get("busy"):
             self._file()
-        elif kind == "lean" and self._leaning and (shown := self._shown) and shown.query:
-            self._leaner.start(partial(self._rank, shown.query))
+        elif kind == "lean" and self._order.can_rank and (shown := self._shown) and shown.query:
+            self._order.rank(shown.query)
+        elif kind == "look back" and self._order.can_look_back and (shown := self._shown) and shown.query:
+            self._order.look_back(shown.query)
         elif kind == "answer" and self._reply and 0 <= int(message.get("user", -1)) < len(self._ids):
             self._replier.start(partial(self._write, int(message["user"])))
 
@@ -280,20 +285,6 @@ class QueryLens(View):
         except Exception as error:
             log.exception("answering %r for %r failed", query, self._ids[row])
             self._answer = {**told, "error": f"No answer: {plain(error)}"}
-
-    def _rank(self, query: str, stop: Event) -> None:
-        """Find who is nearest to a yes, and show it; a failure is told in the place of the words."""
-        try:
-            if query not in self._leans:
-                with closing(self._leaning(query)) as updates:
-                    frame = next((frame for frame in updates if stop.is_set() or frame is not None), None)
-                if frame is None:
-                    return  # stopped
-                self._leans = dict([*self._leans.items(), (query, leaning(self._ids, frame))][-self._logged :])
-            self._lean = {"query": query, **self._leans[query]}
-        except Exception as error:
-            log.exception("no order of %r", query)
-            self._lean = {"query": query, "words": f"Who leans to yes is not known: {plain(error)}"}
 
     def _select(self, rows: np.ndarray) -> None:
         with self._guard:

@@ -38,6 +38,15 @@ def make_frame(users: int = 600, seed: int = 0) -> pd.DataFrame:
     return frame
 
 
+class Past:
+    """What looking back found."""
+
+    right, low, high, n, cutoff = 0.72, 0.68, 0.76, 60, "2025-05-02"
+
+    def __str__(self):
+        return "in hindsight, as of 2025-05-02, right in 72 of 100 pairs"
+
+
 class FakeAsker:
     """Ask six groups of users by a rule: each query makes some groups travel. "fail" raises, "slow" takes its time."""
 
@@ -116,6 +125,15 @@ class FakeAsker:
         found = pd.DataFrame({"user": self.ids, "score": np.linspace(-0.2, 0.6, len(self.ids))})
         found.attrs["topics"] = ["travel", "not commute"]
         yield found
+
+    def look_back(self, query: str):
+        """Say how often such an order was right, after two steps."""
+        for done in (30, 60):
+            yield "reading the past", done, 60
+            time.sleep(self.seconds / 2)
+        if "fail" in query:
+            raise ValueError("the past could not be read")
+        yield Past()
 
     def answer(self, user: str, query: str) -> str:
         """Write something hostile, as a careless model might."""
