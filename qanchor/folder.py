@@ -15,13 +15,14 @@ from .faults import TRUTHS, Notes, decode, numbers, tidy, times, words
 from .schema import MEANS, REQUIRED
 
 LIKELY = {  # what tables elsewhere call these columns, with "_" for what is no letter
-    "user": r"(user|member|customer|client|account|household)(_?(id|no|nr|number))?|uid",
+    "user": r"(user|member|customer|client|account|household|patient|student|reader|subscriber|guest|visitor|player|donor)"
+    r"(_?(id|no|nr|number))?|uid",
     "time": r"timestamp|date_?time|date|event_time|created_at",
     "modality": r"source|channel|event_type",
     "text": r"description|event_name|title",
 }
 PERHAPS = {  # what they may be called: taken where the cells agree and no other column could be meant
-    "user": r"id|who|person",
+    "user": r"id|who|person|card_?(id|no|nr|number)",
     "time": r"ts|day|when",
     "modality": r"type|kind|category|area|location|place|where",
     "text": r"event|items?|product|name|what|action|activity|details?|notes?",

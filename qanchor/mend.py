@@ -76,10 +76,15 @@ def _found(folder, today) -> Folder:
     for stem, ids in found.ids.items():
         for before, after in ids.items():
             raw.setdefault(after, {}).setdefault(before, stem)
-    for after, forms in raw.items():
-        if after and len(forms) > 1:
-            cure = "ids that become equal when trimmed and normalised: say which user each is"
+    met = [forms for after, forms in raw.items() if after and len(forms) > 1]
+    spaced = [forms for forms in met if len({before.strip() for before in forms}) == 1]
+    for forms in met:
+        if forms not in spaced:
+            cure = "ids that become equal when invisible characters go: say which user each is"
             notes.whole(names[list(forms.values())[-1]], "user", list(forms), cure)
+    if spaced:
+        cure = f"ids that are equal but for spaces around them, {len(spaced):,} such: trim them"
+        notes.whole(names[list(spaced[0].values())[-1]], "user", list(spaced[0]), cure, "taken for one user")
     events = tables.get("events", pd.DataFrame())
     for stem in ("users", "labels"):
         if "user" in events and "user" in tables.get(stem, ()):
