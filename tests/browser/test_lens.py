@@ -217,7 +217,9 @@ def test_who_is_nearest_to_yes_is_listed_and_coloured(book):
     shades = page.evaluate("Array.from(document.querySelector('.lens').lens.state().lean)")
     assert shades[0] == 0 and shades[-1] == 1 and shades == sorted(shades)
     page.get_by_role("button", name="Was such an order right before?").click()
-    book.wait("document.querySelector('.lens-past').textContent.startsWith('In hindsight, as of 2025-05-02, right in 72 of 100')")
+    book.wait(
+        "document.querySelector('.lens-past').textContent.startsWith('In hindsight, as of 2025-05-02, right in 72 of 100')"
+    )
     page.locator(".lens-rows button").nth(3).focus()
     page.keyboard.press("Space")
     book.wait("document.querySelector('.lens').dataset.chosen === '1'")
