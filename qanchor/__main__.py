@@ -246,7 +246,7 @@ def tune(
     prompt, _, told = trial(engine, cache, query, known, seed=seed, progress=partial(bars, "tuning"), **options)
     bars.close()
     told |= {"out": str(prompt.save(out)), "query": query, "seed": seed, "machine": machine()} | options
-    say(told, f"{query}\n{out}: {told['sentence']}", as_json)
+    say(told, f"{query}\n{out}: {told['sentence']} (of a probe that reads the labels from the embeddings)", as_json)
 
 
 @app.command()

@@ -27,8 +27,9 @@ class Hindsight:
     low and high are the 95 % interval of `right`; n the users whose truth is known; None where they are too few.
 
     Example:
-        >>> print(Hindsight(0.71, 0.66, 0.76, 400, "lapse", 30, "2025-05-02", "member"))
-        in hindsight, as of 2025-05-02, right in 71 of 100 pairs (95 %: 66 to 76) of 400 members, by lapse in the 30 days after
+        >>> print(str(Hindsight(0.71, 0.66, 0.76, 400, "lapse", 30, "2025-05-02", "member")).replace(", by", ",\\nby"))
+        in hindsight, as of 2025-05-02, right in 71 of 100 pairs (95 %: 66 to 76; luck: 50) of 400 members,
+        by who did stop shopping here in the 30 days after
     """
 
     right: float | None
@@ -48,8 +49,9 @@ class Hindsight:
         low, right, high = (f"{100 * share:.0f}" for share in (self.low, self.right, self.high))
         luck = ": worse than luck" if self.high < 0.5 else ": no better than luck" if self.low <= 0.5 else ""
         when = f"in the {self.days} days after" if self.days else "until then"
-        measured = f"by {self.topic.replace('_', ' ')} {when}"
-        pairs = f"right in {right} of 100 pairs (95 %: {low} to {high}){luck}"
+        denied, name = self.topic.startswith("not "), self.topic.removeprefix("not ")
+        measured = f"by who did {'not ' * denied}{by_name(name).does} {when}"
+        pairs = f"right in {right} of 100 pairs (95 %: {low} to {high}; luck: 50){luck}"
         return f"in hindsight, as of {self.cutoff}, {pairs} of {self.n:,} {self.unit}s, {measured}"
 
 

@@ -24,6 +24,7 @@ NEAREST = 8  # wordings that say together what a query means
 SHARPNESS = 0.1  # of the weights by which they do: a cosine of 0.1 less weighs a factor e less
 READ_AT_ONCE = 64
 ALIKE = 0.9  # of the users: where so many are told the same, that is told
+TOP = 10  # those looked at first
 UNLIKE = 0.9  # strangeness from which on a question is said to be unlike all that training asked
 KINDS = ("profile", "future")
 SUMMARY = -1  # the place of the question about everything: no topic, no grades
@@ -111,21 +112,22 @@ def judge(
         frame.attrs["measured"] = (TOPICS[best // 2].name, KINDS[best % 2], means)
     telling = near[like[near] > like[near[0]] - 2 * SHARPNESS]
     frame.attrs["topics"] = list(dict.fromkeys(f"{'not ' * int(sticks.sign[i] < 0)}{sticks.names[i]}" for i in telling))
-    frame.attrs |= {"warning": warning(model, query, unit), "alike": alike(frame["says"], unit)}
+    frame.attrs |= {"warning": warning(model, query, unit), "alike": alike(frame, unit)}
     return frame
 
 
-def alike(says: pd.Series, unit: str = "user") -> str:
-    """Say so where nearly all are told the same sentence: then the order alone tells them apart. Empty where they are not.
+def alike(found: pd.DataFrame, unit: str = "user") -> str:
+    """Say so where nearly all, or the ten nearest to yes, are told the same sentence; empty where they are not.
 
     Example:
-        >>> alike(pd.Series(["Very likely to travel."] * 97 + [""] * 3), "member")
+        >>> alike(pd.DataFrame({"score": range(100), "says": ["Very likely to travel."] * 97 + [""] * 3}), "member")
         'The same is said of 97 of 100 members: look at the order, which tells them apart.'
     """
-    most, n = says[says != ""].value_counts().max(), len(says)
-    if n < 2 or not most >= ALIKE * n:
-        return ""
-    return f"The same is said of {most:,} of {n:,} {unit}s: look at the order, which tells them apart."
+    for some, whom in ((found, f"{len(found):,} {unit}s"), (found.nlargest(TOP, "score"), f"the {TOP} nearest to yes")):
+        most = some["says"][some["says"] != ""].value_counts().max()
+        if len(some) > 1 and most >= ALIKE * len(some):
+            return f"The same is said of {most:,} of {whom}: look at the order, which tells them apart."
+    return ""
 
 
 def denials(query: str) -> int:

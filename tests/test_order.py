@@ -65,7 +65,7 @@ def test_without_a_past_nothing_is_offered():
 
 @pytest.mark.parametrize("looked", [False, True])
 def test_a_claim_of_which_nearly_all_moved_begins_with_the_order(looked):
-    lens, _ = ranked()
+    lens, asker = ranked()
     shown = lens._shown
     some, most = lens.claim(), shown.shift.assign(beyond_noise=True)
     assert some.sentence == shown.sentence and some.metric == "" and some.more["in hindsight"] == "not looked at"
@@ -75,8 +75,13 @@ def test_a_claim_of_which_nearly_all_moved_begins_with_the_order(looked):
     card = lens.claim("mine")
     assert card.sentence == "Nearest to yes: u0059, u0058, u0057." and card.more["who moved"] == shown.sentence
     assert card.more["order"] == f"Read as a question of travel, not commute. {card.sentence}"
+    assert card.more["map"].endswith("Diamonds are the tenth nearest to yes.") and card.picture != some.picture
+    assert lens._order.marks(TRAVEL, 0.9, lens.selection.rows)[0].nonzero()[0].tolist() == list(range(54, 60))
+    lens.selection.ids = [asker.ids[3]]
+    assert lens.claim().more["map"].endswith("Diamonds are the chosen.")
+    assert lens._order.marks(TRAVEL, 0.9, lens.selection.rows)[0].nonzero()[0].tolist() == [3]
     if looked:
-        assert (card.metric, card.n) == ("pairs of users in the right order, asked as of 2025-05-02", 60)
+        assert (card.metric, card.n) == ("pairs of users in the right order, asked as of 2025-05-02 (luck: 0.5)", 60)
         assert (card.value, card.low, card.high) == (0.72, 0.68, 0.76)
         assert card.more["in hindsight"] == "as of 2025-05-02, right in 72 of 100 pairs"
     else:

@@ -51,12 +51,14 @@ def test_no_sentence_denies_twice(asked):
 
 def test_that_nearly_all_are_told_the_same_is_told(asked):
     engine, cache = asked
-    says = pd.Series(["Yes."] * 89 + ["No."] * 11)
-    for some in (says, says[:0], says[:1], says.map(lambda _: "")):
+    found = pd.DataFrame({"score": np.arange(100.0), "says": ["Yes."] * 89 + ["No."] * 5 + ["So."] * 6})
+    for some in (found, found[:0], found[:1], found.assign(says="")):
         assert verdict.alike(some) == ""
-    assert verdict.alike(says[1:90], "member").startswith("The same is said of 88 of 89 members")
-    found = engine.verdict(cache, "Will this user travel soon?")
-    assert found.attrs["alike"] == verdict.alike(found["says"])
+    assert verdict.alike(found[1:90], "member").startswith("The same is said of 88 of 89 members: look")
+    halves = found.assign(says=["Yes."] * 50 + ["No."] * 50)
+    assert verdict.alike(halves).startswith("The same is said of 10 of the 10 nearest to yes")
+    told = engine.verdict(cache, "Will this user travel soon?")
+    assert told.attrs["alike"] == verdict.alike(told)
 
 
 def test_of_falling_spending_the_lowest_grade_means_yes(asked, monkeypatch):
@@ -209,7 +211,7 @@ def test_hindsight_of_too_short_a_past_says_so():
 )
 def test_hindsight_says_what_is_luck(span, words):
     told = str(qa.Hindsight(0.5, *span, 400, "not visits_up", 0, "2025-05-02", "user"))
-    assert f"to {100 * span[1]:.0f}){words} of 400 users, by not visits up until then" in told
+    assert f"to {100 * span[1]:.0f}; luck: 50){words} of 400 users, by who did not come more often until then" in told
 
 
 def test_stop_coming_is_read_as_going_away_and_keep_coming_as_its_contrary(asked):

@@ -63,7 +63,7 @@ class Order:
         if ranked and share > MOST:  # that they moved tells nobody apart
             facts = {"sentence": f"{told['nearest']} {warning}".strip(), "who_moved": moved}
             if past is not None and past.right is not None:
-                facts |= {"metric": f"pairs of {unit}s in the right order, asked as of {past.cutoff}", "n": past.n}
+                facts |= {"metric": f"pairs of {unit}s in the right order, asked as of {past.cutoff} (luck: 0.5)", "n": past.n}
                 facts |= {"value": past.right, "low": past.low, "high": past.high}
         if ranked:
             facts["order"] = told["words"]
@@ -73,6 +73,15 @@ class Order:
         if ranked and self.can_look_back:
             facts["in_hindsight"] = "not looked at" if past is None else str(past).removeprefix("in hindsight, ")
         return facts | ({"chosen": chosen} if len(rows) else {})
+
+    def marks(self, query: str, share: float, rows: np.ndarray) -> tuple[np.ndarray | None, str]:
+        """Say whom a claim card's map marks: the movers (None), or where most moved the chosen, or those nearest to yes."""
+        told, marked = self._told.get(query, {}), np.zeros(len(self._ids), bool)
+        if share <= MOST or "score" not in told:
+            return None, "moved beyond the noise floor"
+        near = np.argsort(-np.nan_to_num(np.frombuffer(told["score"], np.float32), nan=-np.inf))[: max(len(marked) // 10, 1)]
+        marked[rows if len(rows) else near] = True
+        return marked, "are the chosen" if len(rows) else "are the tenth nearest to yes"
 
     def _rank(self, query: str, stop: Event) -> None:
         try:

@@ -85,7 +85,7 @@ def leaning(ids: Sequence[str], frame: pd.DataFrame) -> dict:
     if not len(first) or not score.std() > 0:
         return {"words": "This question has no yes: nobody is nearer to it than the others."}
     read, nearest = f"Read as a question of {', '.join(about[:3])}." if about else "", f"Nearest to yes: {', '.join(first)}."
-    return {"score": _floats(score), "nearest": nearest, "words": f"{read} {nearest}".strip()}
+    return {"score": _floats(score), "read": read, "nearest": nearest, "words": f"{read} {nearest}".strip()}
 
 
 def _shift(ids: Sequence[str], shift: pd.DataFrame | None) -> dict:

@@ -7,6 +7,7 @@ import { userMap } from "./map.mjs";
 const OPENING = "no query";
 const NAMED = 5;
 const MOST = 0.8; // of the users: where more than so many moved, that they did tells nobody apart
+const SEEKS = "Finding who is nearest to a yes ...";
 const WAITS = "Waiting: the notebook is at something else";
 const PATIENCE = 1000; // ms in which a kernel that is free has begun
 const WORDS = [
@@ -14,9 +15,10 @@ const WORDS = [
   ["noise floor", "how far the same question in other words moves a user: within it, moving means nothing"],
   ["kept", "how many of the 15 nearest neighbours are the same after the question"],
   ["answer", "how near a user is to the answers that say yes, less how near to those that say no: an order, not a probability"],
-  ["in hindsight", "the same question as of an earlier day: of 100 pairs of users, how many stood in the order that they showed since; 50 is luck"],
+  ["in hindsight", "the same question as of an earlier day: of 100 pairs of users, how many stood in the order that they showed since; 50 is luck, and a run that was trained on the same users is rather too good at it"],
   ["trustworthiness", "how far neighbours on the map are neighbours in the space itself, 1 at best; faint dots are misplaced"],
 ];
+const MEASURED = `${WORDS[0][1]}; the tick is the noise floor`;
 
 const DIAMOND = "M8 1.5 12.5 6 8 10.5 3.5 6Z";
 const CIRCLE = "M4.5 6a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0";
@@ -89,28 +91,29 @@ function shiftList(users, { unit, leans }, textsOf, pick, choose) {
   const order = choice("List first", [["moved", "Most shifted"], ...(leans ? [["answer", "Yes first"]] : [])], "moved", (by) => (order.press(by), last && show(...last)));
   const head = make("div", { class: "lens-listhead" }, order, make("span", {}, "residual"), make("span", {}, "kept"));
   head.lastChild.title = WORDS[2][1];
-  head.children[1].title = `${WORDS[0][1]}; the tick is the noise floor`;
   let last = null;
   function show(p, most) {
     last = [p, most];
     if (leans) order.lastChild.disabled = !p.lean;
     const by = order.querySelector('[aria-pressed="true"]').dataset.value === "answer" && p.lean ? p.lean : p.residual;
+    Object.assign(head.children[1], by === p.lean ? { textContent: "answer", title: WORDS[3][1] } : { textContent: "residual", title: MEASURED });
     const top = strongest(by, p.shifted ? most : 0);
     const scale = Math.max(p.residual.reduce((most, one) => Math.max(most, one), 0), p.floor) || 1;
     rows.setAttribute("aria-label", by === p.lean ? `${unit}s nearest to yes` : `Most shifted ${unit}s`);
-    rows.replaceChildren(...top.map((row, place) => item(p, row, scale, place)));
+    rows.replaceChildren(...top.map((row, place) => item(p, row, by === p.lean ? 0 : scale, place)));
     rows.scrollTop = 0;
     if (!top.length) rows.append(make("li", { class: "lens-empty" }, "Nobody yet: ask something, and whoever moves is listed here, the farthest first."));
   }
   function item(p, row, scale, place) {
-    const fill = make("i", { class: p.beyond[row] ? "moved" : "", style: `width:${(100 * p.residual[row]) / scale}%` });
-    const bar = make("span", { class: "lens-bar-cell" }, fill, make("b", { style: `left:${(100 * p.floor) / scale}%` }));
+    const far = scale ? p.residual[row] / scale : p.lean[row]; // no scale: by rank, from the farthest from yes to the nearest
+    const fill = make("i", { class: !scale ? "yes" : p.beyond[row] ? "moved" : "", style: `width:${100 * far}%` });
+    const bar = make("span", { class: "lens-bar-cell" }, fill, scale ? make("b", { style: `left:${(100 * p.floor) / scale}%` }) : null);
     const button = make(
       "button",
       { type: "button", "data-row": row, "data-key": users.ids[row], tabindex: place ? -1 : 0, "aria-pressed": "false", onclick: () => pick(row) },
       make("span", { class: "lens-id" }, users.ids[row]),
       bar,
-      make("span", { class: "lens-figure" }, p.residual[row].toFixed(2)),
+      make("span", { class: "lens-figure" }, (scale ? p.residual : p.score)[row].toFixed(2)),
       make("span", { class: "lens-figure quiet" }, percent(p.kept[row])),
       make("span", { class: "lens-recent", "data-recent": row, title: "events, newest first; a click shows them all" }, textsOf(row)[2] || "no recent events"),
     );
@@ -201,6 +204,7 @@ function render({ model, el }) {
   const route = make("div", { class: "lens-route" });
   const legend = make("div", { class: "lens-legend" });
   const picked = make("div", { class: "lens-chosen", hidden: true });
+  const lead = make("p", { class: "lens-lead", role: "status", "aria-live": "polite" }); // where nearly all moved, the order comes first
   const sentence = make("p", { class: "lens-sentence", role: "status", "aria-live": "polite" });
   const doubt = make("p", { class: "lens-doubt", role: "note" });
   const reading = make("p", { class: "lens-reading", "aria-live": "polite" });
@@ -221,7 +225,7 @@ function render({ model, el }) {
   const card = userCard(model, users, textsOf, counts, events, pick);
   const options = make("div", { class: "lens-options" }, make("span", {}, "colour"), colour);
   const foot = make("div", { class: "lens-foot" }, legend, picked, options);
-  const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, route, side), box, foot, sentence, doubt, reading, past, caption, make("div", { class: "lens-keeping" }, keep, kept), words);
+  const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, route, side), box, foot, lead, sentence, doubt, reading, past, caption, make("div", { class: "lens-keeping" }, keep, kept), words);
   const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), make("span", {}, count(users.ids.length, about.unit)));
   const root = make("div", { class: "lens", "data-lm-suppress-shortcuts": "true" });
   root.append(make("div", { class: "lens-in" }, head, ...bar.parts, make("div", { class: "lens-body" }, left, make("div", { class: "lens-side" }, list.node, card.node))));
@@ -302,13 +306,17 @@ function render({ model, el }) {
     if (!p) return;
     const told = model.get("_lean");
     const mine = p.shifted && told.query === p.to;
-    p.lean = mine && told.score ? ranks(floats(told.score)) : null;
-    reading.textContent = mine ? told.words : "";
+    p.score = mine && told.score ? floats(told.score) : null;
+    p.lean = p.score && ranks(p.score);
+    const awaited = about.leans && p.shifted && !mine;
+    const most = p.shifted && p.beyond.reduce((sum, one) => sum + one, 0) > MOST * p.beyond.length;
+    reading.textContent = mine ? (most && told.nearest ? told.read : told.words) : awaited ? SEEKS : "";
+    lead.textContent = most && mine && told.nearest ? told.nearest : "";
+    sentence.classList.toggle("second", Boolean(lead.textContent));
     hindsight();
     map.setLean(p.lean);
     if (about.leans) colour.lastChild.disabled = !p.lean;
-    const all = p.beyond.reduce((sum, one) => sum + one, 0) > MOST * p.beyond.length;
-    const value = wish || (all ? "answer" : "moved");
+    const value = wish || (most ? "answer" : "moved");
     dye(value === "answer" && !p.lean ? "moved" : value);
     list.show(p, about.listed);
     chosen();

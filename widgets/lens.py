@@ -136,8 +136,9 @@ class QueryLens(View):
         told = shown.sentence, share, shown.picture["warning"], self.selection.rows, self._unit
         facts |= self._order.facts(shown.query, *told)
         more = {"compared_with": shown.picture["from"] or "no query"} if shown.shift is not None else {}
-        more |= {"map": f"{shown.caption} Diamonds moved beyond the noise floor."} if shown.caption else {}
-        return ClaimCard.of({**facts, **more}, self._drawn(shown), query=shown.query or "no query", text=text)
+        marked, whom = self._order.marks(shown.query, share, self.selection.rows)
+        more |= {"map": f"{shown.caption} Diamonds {whom}."} if shown.caption else {}
+        return ClaimCard.of({**facts, **more}, self._drawn(shown, marked), query=shown.query or "no query", text=text)
 
     @property
     def _shown(self) -> Asked | None:
@@ -160,9 +161,10 @@ class QueryLens(View):
         return still_page(self._about["title"], words, self._drawn(shown), rows)
 
     @staticmethod
-    def _drawn(shown: Asked) -> str:
+    def _drawn(shown: Asked, marked: np.ndarray | None = None) -> str:
         after = np.frombuffer(shown.picture["after"], dtype=np.float32).reshape(-1, 2)
-        return still_map(after, np.frombuffer(shown.picture["beyond"], dtype=np.uint8) > 0)
+        moved = np.frombuffer(shown.picture["beyond"], dtype=np.uint8) > 0
+        return still_map(after, moved if marked is None else marked)
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)

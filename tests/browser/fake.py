@@ -109,7 +109,7 @@ class FakeAsker:
                 "sentence": f"{len(self.ids):,} users before any query.",
                 "caption": caption,
             }
-        beyond = residual > 0.3
+        beyond = (residual > 0.3) | ("everybody" in query)
         shift = pd.DataFrame({"user": self.ids, "from_query": previous, "to_query": query, "residual": residual})
         shift = shift.assign(noise_floor=0.3, beyond_noise=beyond, neighbours_kept=np.where(beyond, 0.2, 0.93))
         near = [", ".join(self.ids[(i * 7 + k) % len(self.ids)] for k in range(1, 4)) for i in range(len(self.ids))]

@@ -232,6 +232,23 @@ def test_who_is_nearest_to_yes_is_listed_and_coloured(book):
     assert page.get_by_role("button", name="Yes first").is_disabled()
 
 
+def test_where_nearly_all_moved_the_order_comes_first(book):
+    query, page = "Will everybody stop coming?", book.page
+    book.ask(query)
+    book.asked(query)
+    book.wait("document.querySelector('.lens-lead').textContent === 'Nearest to yes: u0599, u0598, u0597.'")
+    assert page.locator(".lens-reading").inner_text() == "Read as a question of travel, not commute."
+    assert "second" in page.locator(".lens-sentence").get_attribute("class")
+    assert "farthest from yes to nearest" in page.locator(".lens-legend").inner_text()
+    page.get_by_role("button", name="Yes first").click()
+    assert page.locator(".lens-rows .lens-figure").first.inner_text() == "0.60"
+    assert "answer" in page.locator(".lens-listhead").inner_text()
+    book.shot("fake-most")
+    book.ask(TRAVEL)
+    book.asked(TRAVEL)
+    assert page.locator(".lens-lead").is_hidden()
+
+
 def test_a_question_asked_while_a_cell_runs_is_told_to_wait(open_notebook, server):
     book = open_notebook(server.write("waits.ipynb", [SHOW.format(seconds=0.1), "import time\ntime.sleep(8)"]))
     book.run(0)
