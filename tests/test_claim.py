@@ -75,7 +75,7 @@ def test_any_text_and_number_comes_back(tmp_path_factory, text, value, name):
 
 def test_hostile_text_stays_text(tmp_path):
     bad = f'{HOSTILE}</script></style></title>"\'><iframe src="//evil">'
-    card = ClaimCard(bad, query=bad, metric=bad, text=bad, version=bad, run=bad, more={bad: bad})
+    card = ClaimCard(bad, query=bad, metric=bad, value=0.5, n=9, unit=bad, text=bad, version=bad, run=bad, more={bad: bad})
     for page in (card._repr_mimebundle_()["text/html"], card.save(tmp_path / "card.html").read_text()):
         tags = Tags(page).found
         assert not {tag for tag, _ in tags} & {"img", "iframe"} and not [

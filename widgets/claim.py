@@ -138,7 +138,7 @@ class ClaimCard:
         }
         listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in told.items())
         reach = f"95 % interval {escape(self.interval)}"
-        counted = UNTOLD if self.n is None else f"{self.n:,} {self.unit}s"
+        counted = UNTOLD if self.n is None else f"{self.n:,} {escape(self.unit)}s"
         figure = f"{escape(self.metric or 'value')}: <strong>{escape(_said(self.value))}</strong>, {reach}, {counted}"
         drawn = f'<figure><img alt="What was shown" src="{self.picture}"></figure>' if self.picture else ""
         kind = f"Claim: {self.query}" if self.query else "Claim"
