@@ -14,7 +14,7 @@ from .moments import Moment
 from .pairs import measure
 from .schema import Users
 from .topics import by_name
-from .verdict import horizon_of, judge, prepare
+from .verdict import KINDS, horizon_of, judge, prepare
 
 MOST = 400  # users who are read anew
 LEAST = 20  # users of whom the truth is known; fewer say nothing
@@ -24,7 +24,8 @@ LEAST = 20  # users of whom the truth is known; fewer say nothing
 class Hindsight:
     """Say in what share of the pairs of users that differ a verdict put the right one first (a tie counts half; .5 is luck).
 
-    low and high are the 95 % interval of `right`; n the users whose truth is known; None where they are too few.
+    low and high are the 95 % interval of `right`; n the users whose truth is known; None where they are too few. `before` is
+    the share that a simple count would have had right: the same measured of the time before that day, with no model at all.
 
     Example:
         >>> print(str(Hindsight(0.71, 0.66, 0.76, 400, "lapse", 30, "2025-05-02", "member")).replace(", by", ",\\nby"))
@@ -40,6 +41,7 @@ class Hindsight:
     days: int  # looked ahead; 0: the question is about the past
     cutoff: str
     unit: str
+    before: float | None = None
 
     def __str__(self) -> str:
         if self.right is None:
@@ -51,7 +53,8 @@ class Hindsight:
         when = f"in the {self.days} days after" if self.days else "until then"
         denied, name = self.topic.startswith("not "), self.topic.removeprefix("not ")
         measured = f"by who did {'not ' * denied}{by_name(name).does} {when}"
-        pairs = f"right in {right} of 100 pairs (95 %: {low} to {high}; luck: 50){luck}"
+        count = "" if self.before is None else f"; the same counted before that day: {100 * self.before:.0f}"
+        pairs = f"right in {right} of 100 pairs (95 %: {low} to {high}; luck: 50{count}){luck}"
         return f"in hindsight, as of {self.cutoff}, {pairs} of {self.n:,} {self.unit}s, {measured}"
 
 
@@ -98,11 +101,19 @@ def look_back(engine, users: Users, query: str, most: int = MOST) -> Iterator[tu
     if not name:
         yield Hindsight(None, None, None, 0, **told)
         return
-    moment, sources = Moment(earlier.cutoff, kind, days, 1), find_sources(earlier.history())
-    values = measure(Records(some, (by_name(name),)), moment, sources)
-    truth = pd.Series(values.value[:, 0] * sign * (-1 if name.endswith("_down") else 1), values.ids).dropna()
+    records, sources = Records(some, (by_name(name),)), find_sources(earlier.history())
+    truth = _measured(records, Moment(earlier.cutoff, kind, days, 1), sources, sign).dropna()
+    if kind == "future":
+        before = _measured(records, Moment(earlier.cutoff, KINDS[0], days, 1), sources, sign)[truth.index]
+        told["before"] = concordance(before.fillna(before.median()).fillna(0).to_numpy(), truth.to_numpy())[0]
     score = found.set_index("user")["score"].loc[truth.index].to_numpy()
     yield Hindsight(*concordance(score, truth.to_numpy()), len(truth), **told)
+
+
+def _measured(records: Records, moment: Moment, sources, sign: int) -> pd.Series:
+    """Measure one topic of each user, the higher the nearer to what is asked."""
+    values = measure(records, moment, sources)
+    return pd.Series(values.value[:, 0] * sign * (-1 if records.topics[0].name.endswith("_down") else 1), values.ids)
 
 
 def concordance(

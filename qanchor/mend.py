@@ -182,7 +182,7 @@ def table(problems: list[Problem]) -> str:
 
     What is too long for its place is cut; lists of names stand below, whole.
     """
-    rows, below = [("", "file", "row", "rows", "column", "value", "--fix", "or yourself")], {}
+    rows, below = [("", "file", "row", "rows", "column", "value", "--fix", "or mend it yourself")], {}
     for p in sorted(problems, key=lambda p: (bool(p.done), not p.severe)):
         value = repr(p.value)
         if len(value) > 30 and isinstance(p.value, list):

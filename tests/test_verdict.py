@@ -187,10 +187,13 @@ def test_hindsight_reads_nothing_after_that_day_and_measures_what_came(monkeypat
     assert (told.topic, told.days, told.cutoff, told.right) == ("lapse", 30, f"{day:%Y-%m-%d}", 0.5)
     gone = replace(users, events=users.events[users.events["time"] < day])
     qa.hindsight(engine, gone, "Will this user churn?")
-    (score, truth), (again, silent) = seen
+    (simple, _), (score, truth), (later, _), (again, silent) = seen
     np.testing.assert_allclose(score, again, atol=1e-5, rtol=0)
     came = users.history()[lambda e: e["time"] >= day].groupby("user", observed=False)["time"].max()
     assert (silent == 30).all() and truth.min() < 30
+    until = users.history()[lambda e: e["time"] < day].groupby("user", observed=False)["time"].max()
+    np.testing.assert_allclose(simple, (day - until.loc[list(users.ids)]) / pd.Timedelta(days=1), atol=1e-4)
+    np.testing.assert_array_equal(simple, later)  # a count of the days before knows nothing of those after, either
     last = ((users.cutoff - came) / pd.Timedelta(days=1)).fillna(30.0)
     np.testing.assert_allclose(truth, last.loc[list(users.ids)], atol=1e-4)
     assert (
@@ -212,6 +215,11 @@ def test_hindsight_of_too_short_a_past_says_so():
 def test_hindsight_says_what_is_luck(span, words):
     told = str(qa.Hindsight(0.5, *span, 400, "not visits_up", 0, "2025-05-02", "user"))
     assert f"to {100 * span[1]:.0f}; luck: 50){words} of 400 users, by who did not come more often until then" in told
+
+
+def test_hindsight_tells_what_a_simple_count_had_right():
+    told = qa.Hindsight(0.68, 0.64, 0.71, 395, "lapse", 30, "2026-05-30", "member", 0.701)
+    assert "(95 %: 64 to 71; luck: 50; the same counted before that day: 70) of 395 members" in str(told)
 
 
 def test_stop_coming_is_read_as_going_away_and_keep_coming_as_its_contrary(asked):
