@@ -12,7 +12,7 @@ import pandas as pd
 from widgets._base import Worker, closing, log, plain
 from widgets._pack import leaning
 
-MOST = 0.8  # of the users: where more than so many moved, that they did tells nobody apart (as in lens.mjs)
+MOST = 0.8  # of the users: where more than so many moved, that they did tells nobody apart
 
 
 class Order:
@@ -67,7 +67,7 @@ class Order:
                 facts |= {"value": past.right, "low": past.low, "high": past.high}
         if ranked:
             facts["order"] = told["words"]
-            score = np.nan_to_num(np.frombuffer(told["score"], np.float32), nan=-np.inf)
+            score = _scores(told)
             nearer = np.searchsorted(np.sort(score), score[rows]) / max(len(score) - 1, 1)  # than so many of the others
             chosen += f", on average nearer to yes than {nearer.mean():.0%} of all" if len(rows) else ""
         if ranked and self.can_look_back:
@@ -79,7 +79,7 @@ class Order:
         told, marked = self._told.get(query, {}), np.zeros(len(self._ids), bool)
         if share <= MOST or "score" not in told:
             return None, "moved beyond the noise floor"
-        near = np.argsort(-np.nan_to_num(np.frombuffer(told["score"], np.float32), nan=-np.inf))[: max(len(marked) // 10, 1)]
+        near = np.argsort(-_scores(told))[: max(len(marked) // 10, 1)]
         marked[rows if len(rows) else near] = True
         return marked, "are the chosen" if len(rows) else "are the tenth nearest to yes"
 
@@ -116,6 +116,11 @@ class Order:
     def _said(self, query: str) -> dict:
         past = self._past.get(query)
         return {"query": query, "words": "" if past is None else f"{_big(str(past))}."}
+
+
+def _scores(told: dict) -> np.ndarray:
+    """Give the scores that the browser has, one a user; of whom none is known comes last."""
+    return np.nan_to_num(np.frombuffer(told["score"], np.float32), nan=-np.inf)
 
 
 def _big(text: str) -> str:

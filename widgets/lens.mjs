@@ -6,7 +6,6 @@ import { userMap } from "./map.mjs";
 
 const OPENING = "no query";
 const NAMED = 5;
-const MOST = 0.8; // of the users: where more than so many moved, that they did tells nobody apart
 const SEEKS = "Finding who is nearest to a yes ...";
 const WAITS = "Waiting: the notebook is at something else";
 const PATIENCE = 1000; // ms in which a kernel that is free has begun
@@ -309,7 +308,7 @@ function render({ model, el }) {
     p.score = mine && told.score ? floats(told.score) : null;
     p.lean = p.score && ranks(p.score);
     const awaited = about.leans && p.shifted && !mine;
-    const most = p.shifted && p.beyond.reduce((sum, one) => sum + one, 0) > MOST * p.beyond.length;
+    const most = p.shifted && p.beyond.reduce((sum, one) => sum + one, 0) > about.most * p.beyond.length;
     reading.textContent = mine ? (most && told.nearest ? told.read : told.words) : awaited ? SEEKS : "";
     lead.textContent = most && mine && told.nearest ? told.nearest : "";
     sentence.classList.toggle("second", Boolean(lead.textContent));

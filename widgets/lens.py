@@ -11,7 +11,7 @@ import pandas as pd
 from traitlets import Bytes, Dict
 
 from widgets._base import Selection, View, Worker, closing, log, plain, script, still_map, still_page, vacant
-from widgets._order import Order
+from widgets._order import MOST, Order
 from widgets._pack import Asked, asked, described
 from widgets.claim import ClaimCard
 
@@ -82,7 +82,7 @@ class QueryLens(View):
         ranks = lean or getattr(ask, "lean", None), getattr(ask, "look_back", None)
         self._order = Order(ids, *ranks, *show, self._worker.turn, self._logged)
         queries = [str(q) for q in (queries or getattr(ask, "queries", ()))]
-        about = {"title": title, "queries": queries, "unit": self._unit, "arrows": ARROWS, "listed": LISTED}
+        about = {"title": title, "queries": queries, "unit": self._unit, "arrows": ARROWS, "listed": LISTED, "most": MOST}
         about |= {"answers": self._reply is not None, "leans": self._order.can_rank, "looks_back": self._order.can_look_back}
         super().__init__(_about=about, _users=users)
         self.selection = Selection(ids, self._select, self._worker.turn)
