@@ -39,14 +39,18 @@ function queryBar(model, about) {
   const note = make("div", { class: "lens-note", role: "status" });
   const error = make("div", { class: "lens-error", role: "alert", hidden: true });
   let shown = -1;
-  let waits = 0; // a kernel that runs another cell hears nothing and says nothing
+  let [waits, unheard] = [0, false]; // a kernel that runs another cell hears nothing, though its workers may go on telling
   const ask = (query) => {
     if (!query.trim()) return;
+    heard();
     say("ask", { query: query.trim() });
-    clearTimeout(waits);
-    waits = setTimeout(() => (note.textContent = WAITS), PATIENCE);
+    waits = setTimeout(() => ([unheard, note.textContent] = [true, WAITS]), PATIENCE);
   };
-  const heard = () => clearTimeout(waits);
+  const heard = () => {
+    clearTimeout(waits);
+    if (unheard) (unheard = false), status();
+  };
+  const acknowledged = ({ type }) => type === "heard" && heard();
   for (const query of about.queries.slice(0, 6)) {
     chips.append(make("button", { type: "button", onclick: () => ((box.value = query), ask(query)) }, query));
   }
@@ -60,7 +64,6 @@ function queryBar(model, about) {
     else ask(box.value);
   });
   function status() {
-    heard();
     const { busy, done = 0, total = 1, query = "", note: word = "", error: wrong = "", cancelling, waiting } = model.get("_status");
     button.textContent = busy ? "Cancel" : "Ask";
     button.dataset.role = busy ? "cancel" : "ask";
@@ -70,6 +73,7 @@ function queryBar(model, about) {
     fill.style.width = `${busy ? Math.max((100 * done) / Math.max(total, 1), 2) : 0}%`;
     const working = done >= total ? "Drawing the map" : `${number(done)} of ${count(total, about.unit)} asked`;
     note.textContent = busy ? (cancelling ? "Cancelling" : waiting ? WAITS : working) : word;
+    if (unheard) note.textContent = WAITS;
     error.textContent = wrong ? `${wrong.replace(/[.!]?$/, ".")} The view goes on working; the log has the whole error.` : "";
     error.hidden = !wrong;
     if (busy && focused(box) !== box && query) box.value = query;
@@ -81,7 +85,7 @@ function queryBar(model, about) {
     if (queries[at] && at !== shown) box.value = queries[at]; // a query that failed stays in the box, to be mended
     shown = at;
   }
-  return { parts: [form, make("div", { class: "lens-under" }, chips, note), bar, error], status, history, heard };
+  return { parts: [form, make("div", { class: "lens-under" }, chips, note), bar, error], status, history, acknowledged };
 }
 
 /** The list of the most shifted, with their recent events: one stop of the Tab key, arrows walk, Enter opens, Space chooses. */
@@ -282,7 +286,6 @@ function render({ model, el }) {
     const raw = model.get("_picture");
     root.dataset.ready = String(Boolean(raw.after));
     if (!raw.after) return;
-    bar.heard();
     p = { ...raw, beyond: flags(raw.beyond), gained: ints(raw.gained), lost: ints(raw.lost) };
     for (const name of ["before", "after", "trust", "residual", "kept"]) p[name] = floats(raw[name]);
     box.classList.remove("waiting"); // a first map stands there while a better one is drawn
@@ -364,6 +367,7 @@ function render({ model, el }) {
   });
   const heard = { _picture: picture, _selected: chosen, _status: status, _history: bar.history, _answer: card.reply, _read: read, _lean: lean, _past: hindsight };
   for (const [name, act] of Object.entries(heard)) model.on(`change:${name}`, act);
+  model.on("msg:custom", bar.acknowledged);
   const theme = new MutationObserver(map.dress);
   theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "data-jp-theme-light", "class"] });
   el.append(root);
@@ -373,6 +377,7 @@ function render({ model, el }) {
   model.send({ type: "open" });
   return () => {
     for (const [name, act] of Object.entries(heard)) model.off(`change:${name}`, act);
+    model.off("msg:custom", bar.acknowledged);
     theme.disconnect();
     map.destroy();
   };
