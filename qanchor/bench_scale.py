@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .machine import working_dtype
 from .nearest import read_part
 from .scale import embed_folder
 from .schema import Users
@@ -66,7 +67,8 @@ def work(kind: str, number: int) -> dict:
     import torch
     from threadpoolctl import threadpool_limits
 
-    a, block = torch.ones(512, 576, dtype=torch.bfloat16), torch.zeros(2**24)
+    dtype = getattr(torch, working_dtype("bfloat16", "cpu"))
+    a, block = torch.ones(512, 576, dtype=dtype), torch.zeros(2**24)
     step = (lambda: a @ a.T) if kind == "products" else (lambda: block.mul_(1.0))
     with threadpool_limits(1):
         step()

@@ -19,7 +19,7 @@ class Config:
     # backbone: "tiny" (random, offline), "smollm2" (packaged weights), a hub id, or a local folder
     backbone: str = "smollm2"
     text_encoder: str = "minilm"  # "hash" (offline, no meaning), "minilm" (packaged), a hub id, or a local folder
-    dtype: str = "bfloat16"  # of the backbone; encoder and projection stay float32
+    dtype: str = "bfloat16"  # of the backbone where products in it are fast; encoder and projection stay float32
     attention: str = "sdpa"  # or "eager"
     # prefix
     layout: str = "coarse_first"  # [user][modality ...][group ...][habit ...][event ...]; or "appendable": coarse last

@@ -14,23 +14,52 @@ from pathlib import Path
 import torch
 
 
+def best_device() -> str:
+    """Give the device that a model goes to unless told otherwise: the GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def working_dtype(wished: str, device) -> str:
+    """Give the dtype that a model reckons in on a device: the wished one, but float32 where products in bfloat16 crawl.
+
+    On a CPU torch takes products in bfloat16 from oneDNN, which makes them with AVX-512 or better (on ARM with its bf16
+    instructions). Any other processor, most laptops among them, falls back to a plain loop, ten to a hundred times slower
+    than its products in float32.
+
+    Example:
+        >>> working_dtype("bfloat16", "cuda"), working_dtype("float32", "cpu")
+        ('bfloat16', 'float32')
+    """
+    crawls = wished == "bfloat16" and torch.device(device).type == "cpu" and not fast_bf16()
+    return "float32" if crawls else wished
+
+
+def fast_bf16() -> bool:
+    """Say whether torch has a kernel for products in bfloat16 on this processor."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 @functools.cache
 def machine() -> dict:
-    """Say what this machine is and can: processor, threads, gpu, measured bf16 matmul TFLOP/s, measured GB/s (about a second).
+    """Say what this machine is and can: processor, threads, gpu, measured matmul TFLOP/s, measured GB/s (about a second).
+
+    The products are made in the dtype that models reckon in here (`products`).
 
     Example:
         >>> sorted(machine())
-        ['gb_per_s', 'gpu', 'matmul_tflops', 'processor', 'threads']
+        ['gb_per_s', 'gpu', 'matmul_tflops', 'processor', 'products', 'threads']
     """
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    device, n = ("cuda", 8192) if gpu else ("cpu", 1024)
-    a = torch.randn(n, n, device=device, dtype=torch.bfloat16)
+    device = best_device()
+    gpu, n = (torch.cuda.get_device_name(), 8192) if device == "cuda" else (None, 1024)
+    dtype = working_dtype("bfloat16", device)
+    a = torch.randn(n, n, device=device, dtype=getattr(torch, dtype))
     matmul = best(lambda: a @ a, device, 0.5)
     block = torch.zeros(2**29 if gpu else 2**24, device=device)
     return {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "gpu": gpu,
+        "products": dtype,
         "matmul_tflops": round(2 * n**3 / matmul / 1e12, 3),
         "gb_per_s": round(2 * block.nbytes / best(lambda: block.mul_(1.0), device, 0.4) / 1e9, 2),  # read and written
     }

@@ -16,6 +16,7 @@ from .config import Config
 from .encoder import Encoder, Prefix
 from .event_texts import EventTexts
 from .heads import Asked, Projection, Query, Skip, words_of
+from .machine import best_device, working_dtype
 from .reader import Reader
 from .texts import text_vectors
 
@@ -35,14 +36,14 @@ class QAnchor(nn.Module):
         torch.Size([3, 32])
     """
 
-    def __init__(self, config: Config, reader: Reader, seed: int = 0):
+    def __init__(self, config: Config, reader: Reader, seed: int = 0, dtype: str | None = None):
         super().__init__()
         self.config, self.reader = config, reader
         self.run = ""  # sha256 of the run it was loaded from
         if config.skip and reader.portrait.shape[1] != config.portrait:
             told = f"the reader's portrait has {reader.portrait.shape[1]} numbers, config.portrait is {config.portrait}"
             raise ValueError(f"{told}: fit the reader with this config")
-        self.backbone, self.tokenizer = load_backbone(config.backbone, config.dtype, config.attention, seed)
+        self.backbone, self.tokenizer = load_backbone(config.backbone, dtype or config.dtype, config.attention, seed)
         self.backbone.requires_grad_(False)
         if config.checkpointing:
             recompute_activations(self.backbone)
@@ -281,8 +282,10 @@ class QAnchor(nn.Module):
         self.read(new.slots.to(self.backbone.dtype), allow, start[:, None] + new.positions(), cache)
 
 
-def build(config: Config, reader: Reader, seed: int = 0, device: str | None = None) -> QAnchor:
+def build(config: Config, reader: Reader, seed: int = 0, device: str | None = None, dtype: str | None = None) -> QAnchor:
     """Build an untrained model for users that `reader` was fitted on.
+
+    dtype   of the backbone; without it config's, but float32 on a processor whose products in bfloat16 crawl (`working_dtype`).
 
     Example:
         >>> users = qa.make_world(40)
@@ -290,4 +293,5 @@ def build(config: Config, reader: Reader, seed: int = 0, device: str | None = No
         >>> model.config.dim
         32
     """
-    return QAnchor(config, reader, seed).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device or best_device()
+    return QAnchor(config, reader, seed, dtype or working_dtype(config.dtype, device)).to(device)

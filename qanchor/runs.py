@@ -18,6 +18,7 @@ from safetensors.numpy import save_file as save_arrays
 from .backbone import WeightsError
 from .config import Config
 from .files import disk_faults, sha256, written_aside
+from .machine import best_device, working_dtype
 from .model import QAnchor, build
 from .reader import Reader
 
@@ -102,7 +103,8 @@ def replaced(folder: Path) -> Iterator[Path]:
 def load(folder, device: str | None = None, dtype: str | None = None, attention: str | None = None) -> QAnchor:
     """Load a run: the backbone from its own place, everything learned from the folder, its hash checked.
 
-    dtype, attention   override the run's (tests use float32 and eager).
+    dtype, attention   override the run's (tests use float32 and eager). Without a dtype the backbone reckons in the run's,
+                       but in float32 on a processor whose products in bfloat16 crawl.
     Raises RunError when a file is missing, torn, or of another make.
 
     Example:
@@ -112,7 +114,7 @@ def load(folder, device: str | None = None, dtype: str | None = None, attention:
         >>> qa.load(qa.save(model, tempfile.mkdtemp() + "/run")).config == qa.TINY
         True
     """
-    folder = Path(folder)
+    folder, device = Path(folder), device or best_device()
     mend(folder)
     about = about_run(folder)
     path = folder / "adapter.safetensors"
@@ -128,7 +130,7 @@ def load(folder, device: str | None = None, dtype: str | None = None, attention:
         arrays = load_arrays(path)
         config = Config(**about["config"])
         config = config.but(dtype=dtype or config.dtype, attention=attention or config.attention)
-        model = build(config, _reader(about, config, arrays), device="cpu")
+        model = build(config, _reader(about, config, arrays), device="cpu", dtype=dtype or working_dtype(config.dtype, device))
     except (WeightsError, OSError):  # the backbone's own
         raise
     except (SafetensorError, TypeError, AttributeError, LookupError, ValueError, ArithmeticError, RuntimeError) as error:
@@ -146,7 +148,7 @@ def load(folder, device: str | None = None, dtype: str | None = None, attention:
                 raise RunError(f"{path}: {name} is {found}, config.json asks for {expected}: train the run again")
             state[name].copy_(value)
     model.run = found
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    return model.to(device).eval()
 
 
 def _old(folder: Path) -> Path:

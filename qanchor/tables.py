@@ -50,7 +50,8 @@ def told(*records: dict) -> str:
         rates = sorted({record["machine"]["matmul_tflops"] for record in some})
         names = "`, `".join(record["bench"] for record in some)
         rate = " to ".join(str(end) for end in dict.fromkeys((rates[0], rates[-1])))
-        lines.append(f"`bench {names}`, commit {commit}, {on}, {rate} TFLOP/s in bf16 products.")
+        kind = {"bfloat16": "bf16", "float32": "fp32"}[some[0]["machine"].get("products", "bfloat16")]  # older records lack it
+        lines.append(f"`bench {names}`, commit {commit}, {on}, {rate} TFLOP/s in {kind} products.")
     return "\n".join(lines)
 
 

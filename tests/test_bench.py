@@ -38,9 +38,21 @@ def run(users, tmp_path_factory):
 
 def test_the_machine_is_measured_once_and_quickly():
     first = bench.machine()
-    assert set(first) == {"processor", "threads", "gpu", "matmul_tflops", "gb_per_s"} and bench.machine() is first
+    assert set(first) == {"processor", "threads", "gpu", "products", "matmul_tflops", "gb_per_s"} and bench.machine() is first
     assert first["matmul_tflops"] > 0 and first["gb_per_s"] > 0 and first["threads"] == torch.get_num_threads()
     assert first["processor"] and (first["gpu"] is not None) == torch.cuda.is_available()
+
+
+def test_products_in_bfloat16_are_made_only_where_torch_has_a_kernel_for_them(monkeypatch):
+    assert isinstance(machine.fast_bf16(), bool)  # it asks torch by a name that another release may lack
+    for fast, wished, device, works in (
+        (True, "bfloat16", "cpu", "bfloat16"),
+        (False, "bfloat16", "cpu", "float32"),
+        (False, "bfloat16", "cuda:1", "bfloat16"),
+        (False, "float32", "cpu", "float32"),
+    ):
+        monkeypatch.setattr(machine, "fast_bf16", lambda fast=fast: fast)
+        assert machine.working_dtype(wished, device) == works
 
 
 def test_a_busy_machine_is_told(monkeypatch):

@@ -16,7 +16,7 @@ from qanchor import __main__ as cli
 from qanchor import bars
 
 QUERY = "Will this user go to a concert next month?"
-MACHINE = {"processor", "threads", "gpu", "matmul_tflops", "gb_per_s"}
+MACHINE = {"processor", "threads", "gpu", "products", "matmul_tflops", "gb_per_s"}
 
 
 @pytest.fixture

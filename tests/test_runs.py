@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import QUERIES, make_engine, make_model, make_users
 
-from qanchor import runs
+from qanchor import TINY, Reader, build, machine, runs
 from qanchor.batch import batch_users
 from qanchor.runs import RunError, learned, load, save
 
@@ -61,7 +61,7 @@ def test_half_precision_changes_little(tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(made, "load_backbone", lambda name, *rest: tiny("tiny", *rest))
     model.config = model.config.but(backbone="real")
     folder = save(model, tmp_path / "run")
-    again = load(folder, device="cpu")
+    again = load(folder, device="cpu", dtype=dtype)
     for name, tensor in learned(model).items():
         kept = learned(again)[name]
         assert kept.dtype == tensor.dtype
@@ -71,6 +71,26 @@ def test_half_precision_changes_little(tmp_path, monkeypatch, dtype):
     torch.testing.assert_close(z[0], z[1], atol=0.02 if dtype == "float32" else 0.05, rtol=0)
     full = sum(t.numel() * 4 for t in learned(model).values()) + 4 * model.reader.words.size
     assert (folder / "adapter.safetensors").stat().st_size < 0.6 * full + 20_000
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_run_reckons_in_what_its_processor_is_fast_at(tmp_path, monkeypatch, fast):
+    """Many processors have no fast products in bfloat16; a run made on either goes to the other, and says the same there."""
+    monkeypatch.setattr(machine, "fast_bf16", lambda: fast)
+    users = make_users()
+    config = TINY.but(dtype="bfloat16")
+    here = build(config, Reader.fit(users, None, config), device="cpu")
+    assert here.backbone.dtype == (torch.bfloat16 if fast else torch.float32)
+    folder = save(here, tmp_path / "run")
+    monkeypatch.setattr(machine, "fast_bf16", lambda: not fast)
+    there = load(folder, device="cpu")
+    assert there.backbone.dtype == (torch.float32 if fast else torch.bfloat16)
+    assert there.config == here.config == config, "where it was made does not bind where it is used"
+    assert load(folder, device="cpu", dtype="bfloat16").backbone.dtype == torch.bfloat16, "what is asked for is done"
+    z = [m.embed(batch_users(m.reader.read(users), range(9)), QUERIES[0]) for m in (here.eval(), there)]
+    torch.testing.assert_close(z[0], z[1], atol=0.05, rtol=0)
+    cached = [e.embed(e.prefill(users), QUERIES[0]) for e in (make_engine(here), make_engine(there))]
+    np.testing.assert_allclose(*cached, atol=0.05, rtol=0)
 
 
 def test_a_run_is_replaced_only_by_a_whole_one(model, folder, monkeypatch):

@@ -45,7 +45,7 @@ def cutoffs(users: Users) -> pd.DataFrame:
 def make_model(users: Users | None = None, seed: int = 0, config: Config = TINY, awake: bool = True, **changes) -> QAnchor:
     """Build a tiny model whose every weight matters: LoRA is not zero, and (awake) attention looks at places and words."""
     users, config = users or make_users(), config.but(**changes)
-    model = build(config, Reader.fit(users, cutoffs(users), config), seed, device="cpu").eval()
+    model = build(config, Reader.fit(users, cutoffs(users), config), seed, device="cpu", dtype=config.dtype).eval()
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.backbone.named_parameters():
