@@ -157,7 +157,8 @@ def train(
     qa.save(model, out, rows, metrics)
     kept.remove()
     last = rows.tail(10).mean(numeric_only=True).to_dict()
-    words = f"{out}: {len(rows)} steps on {len(pairs):,} pairs, {metrics['seconds']} s, contrastive {last['contrastive']:.3f}"
+    cut = f" of {steps or config.steps} (--minutes {minutes:g})" if minutes and len(rows) < (steps or config.steps) else ""
+    words = f"{out}: {len(rows)} joint steps{cut}, {len(pairs):,} pairs, {metrics['seconds']} s, loss {last['loss']:.3f}"
     say({"run": str(out), "steps": len(rows), "last": last} | metrics, words, as_json)
 
 
@@ -218,9 +219,8 @@ def probe(
     known = read_labels(labels, column, people)
     engine, cache = read(run, people.select(known.index))
     found = qa.probe(engine.embed(cache, query), known.loc[list(cache.ids)], seed=seed)
-    keys = ("auc", "auc_low", "auc_high", "ks", "n", "positives")
-    result = {k: getattr(found, k) for k in keys} | {"query": query, "seed": seed, "machine": machine()}
-    say(result, f"{query}\n{found}", as_json)
+    result = {k: getattr(found, k) for k in ("auc", "auc_low", "auc_high", "ks", "n", "positives")}
+    say(result | {"query": query, "seed": seed, "machine": machine()}, f"{query}\n{found}", as_json)
 
 
 @app.command()

@@ -60,13 +60,23 @@ def describe_group(users: Users, ids: Iterable[str]) -> pd.DataFrame:
     return frame.loc[order, DESCRIBED].reset_index(drop=True)
 
 
-def export_group(users: Users, ids: Iterable[str], path, *, least: int = LEAST, salt: str | None = None) -> Path:
+def export_group(
+    users: Users,
+    ids: Iterable[str],
+    path,
+    *,
+    beside: pd.DataFrame | None = None,
+    least: int = LEAST,
+    salt: str | None = None,
+) -> Path:
     """Write a group to a file, one row a user as in `users.frame()`: CSV or Parquet, by the path's ending.
 
+    beside  further columns, a row a user in its column `user`, such as `lens.order`: the file has its order; who is not in it
+            comes last.
     least   a group of fewer users is refused, for so few are persons.
     salt    a secret of yours: ids become their HMAC-SHA256 under it, and rows are sorted by that. Recent texts stay.
     Texts in a CSV that a spreadsheet would run (they begin with = + - @) get an apostrophe in front. The file is written whole
-    or not at all. ValueError: nobody, too few users, an empty salt, another ending.
+    or not at all. ValueError: nobody, too few users, an empty salt, another ending, a user twice in `beside`.
 
     Example:
         >>> import tempfile
@@ -74,6 +84,9 @@ def export_group(users: Users, ids: Iterable[str], path, *, least: int = LEAST, 
         >>> path = export_group(users, users.ids[:12], tempfile.mkdtemp() + "/some.csv", salt="a secret")
         >>> len(pd.read_csv(path)), len(pd.read_csv(path).user[0])
         (12, 64)
+        >>> order = pd.DataFrame({"user": users.ids[::-1], "score": np.arange(40)})
+        >>> pd.read_csv(export_group(users, users.ids[:12], path, beside=order)).score[:3].tolist()
+        [28, 29, 30]
     """
     path, ids = Path(path), list(ids)
     if not ids:
@@ -84,6 +97,7 @@ def export_group(users: Users, ids: Iterable[str], path, *, least: int = LEAST, 
     if path.suffix not in (".csv", ".parquet"):
         raise ValueError(f"{path.name} ends with {path.suffix or 'nothing'}: name it .csv or .parquet")
     frame = users.frame()[inside].reset_index(drop=True)
+    frame = frame if beside is None else _beside(frame, beside)
     if salt is not None:
         if not salt:
             raise ValueError("the salt is empty, so anybody could find the ids by trying: give a secret of yours")
@@ -96,6 +110,19 @@ def export_group(users: Users, ids: Iterable[str], path, *, least: int = LEAST, 
     )
     # texts always in quotes: a carriage return would else begin a row of its own, with a cell that nobody looked at
     return write_whole(path, lambda aside: frame.to_csv(aside, index=False, quoting=csv.QUOTE_NONNUMERIC))
+
+
+def _beside(frame: pd.DataFrame, beside: pd.DataFrame) -> pd.DataFrame:
+    """Set further columns beside a frame of users, and bring its rows into their order."""
+    twice = int(beside["user"].duplicated().sum()) if "user" in beside else 0
+    taken = [name for name in beside if name in frame and name != "user"]
+    if "user" not in beside or twice or taken:
+        told = "no column 'user'" if "user" not in beside else f"{twice} users twice" if twice else f"columns {taken} again"
+        raise ValueError(f"`beside` has {told}: give one row a user and new columns, as lens.order has")
+    more = beside.assign(user=beside["user"].astype(str)).set_index("user")
+    place = more.index.get_indexer(frame["user"])
+    order = np.argsort(np.where(place < 0, len(more), place), kind="stable")
+    return frame.join(more, on="user").iloc[order].reset_index(drop=True)
 
 
 def harmless(cell):

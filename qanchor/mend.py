@@ -180,9 +180,10 @@ def _save(found: Folder, folder: Path) -> None:
 def table(problems: list[Problem]) -> str:
     """Show problems in aligned columns, those first that only you can mend; `--fix` says what it does, "-" for nothing.
 
-    What is too long for its place is cut; lists of names stand below, whole.
+    Below each stands what is wrong with it and how to mend it by hand. What is too long for its place is cut; lists of names
+    stand at the end, whole.
     """
-    rows, below = [("", "file", "row", "rows", "column", "value", "--fix", "or mend it yourself")], {}
+    rows, cures, below = [("", "file", "row", "rows", "column", "value", "--fix")], [""], {}
     for p in sorted(problems, key=lambda p: (bool(p.done), not p.severe)):
         value = repr(p.value)
         if len(value) > 30 and isinstance(p.value, list):
@@ -191,9 +192,10 @@ def table(problems: list[Problem]) -> str:
         value = value if len(value) <= 30 else f"{value[:27]}..."
         place = ("" if p.row is None else str(p.row), f"{p.rows:,}" if p.rows else "")
         kind = "note" if not p.severe else "mends" if p.done else "error"
-        rows.append((kind, p.file, *place, p.column, value, p.done or "-", p.cure))
+        rows.append((kind, p.file, *place, p.column, value, p.done or "-"))
+        cures.append(f"\n       {p.cure}")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() + cure for row, cure in zip(rows, cures, strict=True)]
     return "\n".join([*lines, *(wrapped for line in below for wrapped in textwrap.wrap(line, 120, subsequent_indent="    "))])
 
 
@@ -228,7 +230,8 @@ def check(path, out=None) -> tuple[dict, str]:
         said += [f"{len(stuck)} only you can mend; until then --fix writes nothing."] * bool(stuck)
         return told, "\n".join(said)
     inside = _contents(load_users(path))
-    lines = [f"{name}: {_listed(found)}" for name, found in inside.items() if found]
+    last = " (after the last event: about.json names none)" * ("cutoff" not in read_about(Path(path) / "about.json"))
+    lines = [f"{name}: {_listed(found)}{last * (name == 'cutoff')}" for name, found in inside.items() if found]
     lines += [f"next: python -m qanchor train --preset small --users {shlex.quote(str(path))} --out RUN"]
     return told | inside, "\n".join([*said, f"{path} is in order.", *lines])
 

@@ -31,6 +31,12 @@ def make_card(**more):
     return ClaimCard("Travellers are told.", **{**told, "picture": PICTURE, "more": {"unit": "user"}, **more})
 
 
+def test_a_hash_is_shown_by_its_beginning_and_kept_whole(tmp_path):
+    page = make_card().save(tmp_path / "card.html").read_text()
+    assert f'<dd title="{"3f2a" * 16}">{"3f2a" * 4}...</dd>' in page
+    assert ClaimCard.load(tmp_path / "card.html").run == "3f2a" * 16 and "3f2a" * 16 in str(make_card())
+
+
 class Tags(HTMLParser):
     def __init__(self, page):
         super().__init__()

@@ -239,6 +239,27 @@ def test_no_cell_is_a_formula(tmp_path, bad):
     assert len(text) > 100 and not [c for c in cells if isinstance(c, str) and c.strip()[:1] in "=+-@＝"]
 
 
+def test_what_is_set_beside_a_group_gives_its_order(tmp_path):
+    users, path = make_world(24), tmp_path / "some.csv"
+    ids = list(users.ids[:12])
+    order = pd.DataFrame({"user": ids[:10][::-1] + list(users.ids[20:]), "score": np.arange(14) / 10})
+    table = pd.read_csv(export_group(users, ids, path, beside=order), dtype={"user": str})
+    assert list(table.user) == ids[:10][::-1] + ids[10:], "who is not in it comes last, nobody else comes in"
+    assert list(table.score[:10]) == list(np.arange(10) / 10) and table.score[10:].isna().all()
+    assert list(table.columns[:-1]) == list(users.frame().columns)
+    hidden = pd.read_csv(export_group(users, ids, path, beside=order, salt="a secret"))
+    assert hidden.user.is_monotonic_increasing and sorted(hidden.score.dropna()) == list(np.arange(10) / 10)
+    before = path.read_bytes()
+    for wrong, told in (
+        (order.rename(columns={"user": "who"}), "no column 'user'"),
+        (pd.concat([order, order[:3]]), "3 users twice"),
+        (order.rename(columns={"score": "events"}), r"columns \['events'\] again"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            export_group(users, ids, path, beside=wrong)
+    assert path.read_bytes() == before
+
+
 def test_a_carriage_return_begins_no_cell_of_its_own(tmp_path):
     rows = [(f"u{i}", CUTOFF - pd.Timedelta(days=1), "bill", "tea\r=1+1", 1.0) for i in range(24)]
     users = Users.from_events(pd.DataFrame(rows, columns=["user", "time", "modality", "text", "amount"]), CUTOFF)

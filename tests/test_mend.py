@@ -218,9 +218,11 @@ def test_dropped_events_are_counted_in_a_sentence(tmp_path):
     late = DIARY + "012;05/06/2024 07:00;pool;swim;\n012;06/06/2024 07:00;pool;swim;\n"
     folder = fill(tmp_path / "gym", events=late, about={"cutoff": "2024-03-01"})
     said = check(folder, tmp_path / "out")[1]
+    assert "cutoff: 2024-03-01" in said and "after the last event" not in said
     assert "2 rows of the events were dropped on the way" in said and len(load_users(tmp_path / "out").events) == 2
-    assert "dropped on the way" not in check(fill(tmp_path / "whole", events=DIARY), tmp_path / "out2")[1]
-    first = [line.split()[0] for line in said.splitlines()[1:6]]
+    whole = check(fill(tmp_path / "whole", events=DIARY), tmp_path / "out2")[1]
+    assert "dropped on the way" not in whole and " (after the last event: about.json names none)" in whole
+    first = [line.split()[0] for line in said.splitlines()[1:10:2]]  # a line of its own below each says what is wrong
     assert "error" not in first and set(first) <= {"mends", "note"}  # what --fix mends is no error left
 
 

@@ -39,6 +39,15 @@ def test_the_lens_looks_back_when_asked_and_says_how_far_it_is():
     assert lens._past["words"] == seen[-1]["words"]  # kept by query
 
 
+def test_the_order_is_given_as_a_frame_once_it_was_found():
+    lens, _ = make_lens()
+    assert lens.order.empty and list(lens.order) == ["user", "score"]
+    lens, asker = ranked()
+    assert list(lens.order.user) == list(asker.ids[::-1]) and lens.order.score.is_monotonic_decreasing
+    lens.ask("Is this user price-conscious?")
+    assert lens.order.empty, "it is of the query that is shown"
+
+
 def test_a_new_question_stops_it_and_a_failure_is_told():
     lens, _ = ranked(seconds=0.4)
     lens._heard(lens, {"type": "look back"}, [])

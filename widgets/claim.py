@@ -17,6 +17,7 @@ from widgets._base import HERE, write_whole
 FORMAT, READ = 2, (1, 2)  # 2 has a unit
 PICTURE = re.compile(r"data:image/(?:svg\+xml|png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
 KEPT = re.compile(r'(<script type="application/json" id="claim" data-sha256=")([0-9a-f]{64})(">)(.*?)</script>', re.S)
+HASH = re.compile("[0-9a-f]{64}")
 UNTOLD = "not told"
 # what the file itself may do: show its own picture and style, and nothing else
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -136,7 +137,7 @@ class ClaimCard:
             "Made with": self.version or UNTOLD,
             "Date": self.date,
         }
-        listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in told.items())
+        listed = "".join(f"<dt>{escape(name)}</dt><dd{_whole(value)}</dd>" for name, value in told.items())
         reach = f"95 % interval {escape(self.interval)}"
         counted = UNTOLD if self.n is None else f"{self.n:,} {escape(self.unit)}s"
         figure = f"{escape(self.metric or 'value')}: <strong>{escape(_said(self.value))}</strong>, {reach}, {counted}"
@@ -161,6 +162,11 @@ class ClaimCard:
             f'<body class="claim-page">{self._body("h1")}\n'
             f'<script type="application/json" id="claim" data-sha256="{sha}">{kept}</script></body></html>\n'
         )
+
+
+def _whole(value: str) -> str:
+    """Give what is listed, a hash by its first half line; the whole of it shows under the pointer, and is in the file."""
+    return f' title="{value}">{value[:16]}...' if HASH.fullmatch(value) else f">{escape(value)}"
 
 
 def _style() -> str:

@@ -9,15 +9,15 @@ const NAMED = 5;
 const SEEKS = "Finding who is nearest to a yes ...";
 const WAITS = "Waiting: the notebook is at something else";
 const PATIENCE = 1000; // ms in which a kernel that is free has begun
-const WORDS = [
-  ["residual", "how far the question moved a user, in the space of 128 numbers itself, less what it moved all alike; the map only shows it"],
-  ["noise floor", "how far the same question in other words moves a user: within it, moving means nothing"],
-  ["kept", "how many of the 15 nearest neighbours are the same after the question"],
-  ["answer", "how near a user is to the answers that say yes, less how near to those that say no: an order, not a probability"],
-  ["in hindsight", "the same question as of an earlier day: of 100 pairs of users, how many stood in the order that they showed since; 50 is luck, and a run that was trained on the same users is rather too good at it"],
-  ["trustworthiness", "how far neighbours on the map are neighbours in the space itself, 1 at best; faint dots are misplaced"],
-];
-const MEASURED = `${WORDS[0][1]}; the tick is the noise floor`;
+/** What the words of the view mean, of users that are called `unit`. */
+const meanings = (unit) => ({
+  residual: `how far the question moved a ${unit}, in the space of 128 numbers itself, less what it moved all alike; the map only shows it`,
+  "noise floor": `how far the same question in other words moves a ${unit}: within it, moving means nothing`,
+  kept: "how many of the 15 nearest neighbours are the same after the question",
+  answer: `how near a ${unit} is to the answers that say yes, less how near to those that say no: an order, not a probability`,
+  "in hindsight": `the same question as of an earlier day: of 100 pairs of ${unit}s, how many stood in the order that they showed since; 50 is luck, and a run that was trained on the same ${unit}s is rather too good at it`,
+  trustworthiness: "how far neighbours on the map are neighbours in the space itself, 1 at best; faint dots are misplaced",
+});
 
 const DIAMOND = "M8 1.5 12.5 6 8 10.5 3.5 6Z";
 const CIRCLE = "M4.5 6a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0";
@@ -93,13 +93,14 @@ function shiftList(users, { unit, leans }, textsOf, pick, choose) {
   const rows = make("ol", { class: "lens-rows", "aria-label": `Most shifted ${unit}s` });
   const order = choice("List first", [["moved", "Most shifted"], ...(leans ? [["answer", "Yes first"]] : [])], "moved", (by) => (order.press(by), last && show(...last)));
   const head = make("div", { class: "lens-listhead" }, order, make("span", {}, "residual"), make("span", {}, "kept"));
-  head.lastChild.title = WORDS[2][1];
+  const told = meanings(unit);
+  head.lastChild.title = told.kept;
   let last = null;
   function show(p, most) {
     last = [p, most];
     if (leans) order.lastChild.disabled = !p.lean;
     const by = order.querySelector('[aria-pressed="true"]').dataset.value === "answer" && p.lean ? p.lean : p.residual;
-    Object.assign(head.children[1], by === p.lean ? { textContent: "answer", title: WORDS[3][1] } : { textContent: "residual", title: MEASURED });
+    Object.assign(head.children[1], by === p.lean ? { textContent: "answer", title: told.answer } : { textContent: "residual", title: `${told.residual}; the tick is the noise floor` });
     const top = strongest(by, p.shifted ? most : 0);
     const scale = Math.max(p.residual.reduce((most, one) => Math.max(most, one), 0), p.floor) || 1;
     rows.setAttribute("aria-label", by === p.lean ? `${unit}s nearest to yes` : `Most shifted ${unit}s`);
@@ -213,10 +214,10 @@ function render({ model, el }) {
   const reading = make("p", { class: "lens-reading", "aria-live": "polite" });
   const past = make("p", { class: "lens-past", "aria-live": "polite" });
   const back = make("button", { type: "button", class: "lens-link", title: `Ask it as of an earlier day, and see what the ${about.unit}s have done since`, onclick: () => model.send({ type: "look back" }) }, "Was such an order right before?");
-  const words = make("details", { class: "lens-words" }, make("summary", {}, "What the words mean"), make("dl", {}, ...WORDS.flatMap(([word, told]) => [make("dt", {}, word), make("dd", {}, told)])));
+  const words = make("details", { class: "lens-words" }, make("summary", {}, "What the words mean"), make("dl", {}, ...Object.entries(meanings(about.unit)).flatMap(([word, told]) => [make("dt", {}, word), make("dd", {}, told)])));
   const caption = make("p", { class: "lens-caption" });
   const keep = make("button", { type: "button", class: "lens-link lens-keep", title: "Write what is shown into one file beside this notebook, with all that it hangs on", onclick: () => model.send({ type: "keep" }) }, "Keep as a claim card");
-  const kept = make("span", {}); // beside the button, which may be a screen away from the status line
+  const kept = make("span", { role: "status" }); // beside the button, which may be a screen away from the status line
   let [p, one, asking] = [null, -1, null];
   const [texts, wanted] = [[...users.texts], new Set()];
   const map = userMap(box, { describe, pick, choose, moving: (whether) => (root.dataset.moving = String(whether)) });

@@ -123,6 +123,11 @@ class QueryLens(View):
         return self._shown.shift.sort_values("residual", ascending=False, kind="stable", ignore_index=True)
 
     @property
+    def order(self) -> pd.DataFrame:
+        """Give who is nearest to a yes, the nearest first: `user, score`; nobody until the lens has found it."""
+        return self._order.frame(self._shown.query if self._shown else "")
+
+    @property
     def sentence(self) -> str:
         """Say in words what the last query did."""
         return self._shown.sentence if self._shown else ""
@@ -208,7 +213,7 @@ class QueryLens(View):
     def _file(self) -> None:
         try:
             told = f"Kept: {self.claim().save(vacant('claim', 'html')).name}, beside this notebook."
-            self._tell(note=told, kept=told)
+            self._tell(kept=told)
         except Exception as error:
             log.exception(told := f"No claim card: {plain(error)}")
             self._tell(error=told, kept=told)

@@ -149,7 +149,6 @@ def choose(hands: Hands) -> None:
     hands.until(lens("chosen", moved))
     hands.reach("Keep as a claim card")
     hands.press("Enter")
-    hands.until("/^Kept: /.test(document.querySelector('.bench .lens-note').textContent)")
     hands.until("/^Kept: /.test(document.querySelector('.bench .lens-keeping span').textContent)")
 
 
