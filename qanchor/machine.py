@@ -23,8 +23,8 @@ def working_dtype(wished: str, device) -> str:
     """Give the dtype that a model reckons in on a device: the wished one, but float32 where products in bfloat16 crawl.
 
     On a CPU torch takes products in bfloat16 from oneDNN, which makes them with AVX-512 or better (on ARM with its bf16
-    instructions). Any other processor, most laptops among them, falls back to a plain loop, ten to a hundred times slower
-    than its products in float32.
+    instructions). Any other processor, many laptops among them, falls back to a plain loop, many times slower than its
+    products in float32.
 
     Example:
         >>> working_dtype("bfloat16", "cuda"), working_dtype("float32", "cpu")
