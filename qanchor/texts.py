@@ -42,15 +42,22 @@ def text_vectors(
         >>> text_vectors(["noodles", "noodles"], "hash").shape
         (2, 384)
     """
-    place, distinct = pd.factorize(pd.Series(list(texts), dtype=object))
-    if not len(distinct):
+    if not len(texts):
         return np.zeros((0, 384), np.float16)
-    told = list(distinct)
     if encoder == "hash":  # cheaper than its own table
-        vectors = _encode(told, encoder, lambda done: progress and progress(done, len(told)))
-    else:
-        table = _table((folder or cache_folder() / "texts") / _hash(encoder).hex()[:24])
-        vectors = table.give(told, lambda new, report: _encode(new, encoder, report), progress)
+        place, told = pd.factorize(pd.Series(list(texts), dtype=object))
+        return _encode(list(told), encoder, lambda done: progress and progress(done, len(told)))[place]
+    home = (folder or cache_folder() / "texts") / _hash(encoder).hex()[:24]
+    return kept_vectors(texts, home, lambda new, report: _encode(new, encoder, report), progress)
+
+
+def kept_vectors(texts: Sequence[str], home: Path, encode: Callable, progress: Callable | None = None) -> np.ndarray:
+    """Give the vector of each text from the table in `home`; what it lacks is encoded and kept there.
+
+    encode   called with (distinct texts, a function to report how many are done); gives float16 (text, any width).
+    """
+    place, distinct = pd.factorize(pd.Series(list(texts), dtype=object))
+    vectors = _table(home).give(list(distinct), encode, progress)
     return vectors if len(place) == len(vectors) else vectors[place]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,10 +16,11 @@ import torch
 from jaxtyping import Float
 
 from .answers import answers, asked_horizon, style_of
+from .files import cache_folder
 from .model import QAnchor
 from .moments import default_horizons
 from .pairs import SUMMARY_QUERY, SUMMARY_WORDINGS
-from .texts import text_vectors
+from .texts import kept_vectors, text_vectors
 from .topics import TOPICS
 
 NEAREST = 8  # wordings that say together what a query means
@@ -27,6 +30,7 @@ ALIKE = 0.9  # of the users: where so many are told the same, that is told
 TOP = 10  # those looked at first
 UNLIKE = 0.9  # strangeness from which on a question is said to be unlike all that training asked
 KINDS = ("profile", "future")
+CODE = ("backbone", "batch", "heads", "kernels", "model")  # what an answer's vector comes from, beside the run
 SUMMARY = -1  # the place of the question about everything: no topic, no grades
 # A text vector hardly knows "stop" from "start". Words that deny are counted: only what denies as often can mean the same.
 DENIES = re.compile(
@@ -215,7 +219,21 @@ def _batches(said: list[list[list[str]]]) -> list[tuple[str, ...]]:
 @lru_cache(maxsize=256)  # of some models and horizons: 64 vectors each
 @torch.inference_mode()
 def _read(model: QAnchor, texts: tuple[str, ...]) -> Float[np.ndarray, "text dim"]:
-    return model.embed_answer(list(texts)).float().cpu().numpy()
+    """Embed answers; those of a run are kept on disk, for they are the same whoever is asked what (half a MB a run)."""
+    if not model.run or model.config.backbone == "tiny":  # the tiny one reads them in no time
+        return model.embed_answer(list(texts)).float().cpu().numpy()
+    encode = lambda new, _: model.embed_answer(new).half().cpu().numpy()  # noqa: E731
+    return kept_vectors(texts, _home(model.run, str(model.backbone.dtype)), encode).astype(np.float32)
+
+
+def _home(run: str, dtype: str) -> Path:
+    """Name the folder for the answers of a run, as this code reads them in this dtype."""
+    return cache_folder() / "answers" / hashlib.sha256(f"{run} {dtype} ".encode() + _code()).hexdigest()[:24]
+
+
+@lru_cache(maxsize=1)
+def _code() -> bytes:
+    return b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in CODE)
 
 
 def _vectors(model: QAnchor, queries: list[str]) -> Float[np.ndarray, "query text"]:

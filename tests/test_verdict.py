@@ -14,6 +14,7 @@ from qanchor import verdict
 from qanchor.answers import answers
 from qanchor.hindsight import concordance
 from qanchor.pairs import SUMMARY_QUERY
+from qanchor.texts import TableError
 from qanchor.topics import TOPICS, by_name
 
 
@@ -137,6 +138,32 @@ def taught():
     answers = verdict.yardsticks(model, "user", 30).graded.reshape(-1, model.config.dim)
     draw = np.random.default_rng(0)
     return model, (answers[draw.integers(0, len(answers), 400)] + answers[draw.integers(0, len(answers), 400)]) / 2
+
+
+def test_answers_of_a_run_are_read_once_ever(taught, tmp_path, monkeypatch):
+    model, texts, seen = taught[0], ("Very likely to travel.", "Not at all.", "Very likely to travel."), []
+    monkeypatch.setenv("QANCHOR_CACHE", str(tmp_path))
+    read = type(model).embed_answer
+    monkeypatch.setattr(type(model), "embed_answer", lambda self, some: seen.append(some) or read(self, some))
+
+    def anew(run):  # as another process would
+        monkeypatch.setattr(model, "run", run)
+        verdict._read.cache_clear()
+        return verdict._read(model, texts)
+
+    run = model.run
+    first, again = anew(run), anew(run)
+    assert len(seen) == 1 and sorted(seen[0]) == sorted(set(texts)) and np.array_equal(first, again)
+    assert np.array_equal(first[0], first[2]) and not np.array_equal(first[0], first[1])
+    plain = anew("")  # of no run: nothing is kept
+    assert len(seen) == 2 and len(list((tmp_path / "answers").iterdir())) == 1
+    np.testing.assert_allclose(first, plain, atol=5e-4)  # half precision
+    anew("another run")
+    assert len(seen) == 3 and len(list((tmp_path / "answers").iterdir())) == 2
+    kept = next((tmp_path / "answers").iterdir()) / "vectors-128"
+    kept.write_bytes(bytes([kept.read_bytes()[0] ^ 1]) + kept.read_bytes()[1:])
+    with pytest.raises(TableError, match=f"remove {kept.parent}"):
+        anew(run), anew("another run")
 
 
 @pytest.mark.parametrize("yes, no", [(yes, no) for yes, noes in DENIED.items() for no in noes])
