@@ -56,13 +56,13 @@ def cache(
     """
     config = config.but(text_encoder="hash", lora_layers=0)  # as it is served: LoRA folded in
     model, exact = (Engine(fresh(c, make_world(20))).model for c in (config, config.but(dtype="float32")))
-    found = []
+    found, kind = [], str(model.backbone.dtype)[6:]
     for slots, tokens in sizes:
         for many in queries:
             prefix = _random_prefix(model, rows, slots)
             ask = np.random.default_rng(many).integers(0, 250, (many, tokens - 1)).tolist()  # any word costs the same
             speed, limit = _speedup(model, prefix, ask, rounds), bound(model, slots, tokens, many)
-            row = {"prefix": slots, "query": tokens, "queries": many, "users": rows, "dtype": config.dtype, "speedup": speed}
+            row = {"prefix": slots, "query": tokens, "queries": many, "users": rows, "dtype": kind, "speedup": speed}
             found.append(row | {"bound": limit, "of_bound": speed / limit, "max_abs_diff": _difference(exact, prefix, ask)})
     return {"rows": found}
 

@@ -71,12 +71,12 @@ def export_group(
 ) -> Path:
     """Write a group to a file, one row a user as in `users.frame()`: CSV or Parquet, by the path's ending.
 
-    beside  further columns, a row a user in its column `user`, such as `lens.order`: the file has its order; who is not in it
-            comes last.
+    beside  further columns, a row a user in its column `user`, such as `lens.order`: the file has its order (but that of
+            the hashes with a salt); who is not in it comes last.
     least   a group of fewer users is refused, for so few are persons.
     salt    a secret of yours: ids become their HMAC-SHA256 under it, and rows are sorted by that. Recent texts stay.
     Texts in a CSV that a spreadsheet would run (they begin with = + - @) get an apostrophe in front. The file is written whole
-    or not at all. ValueError: nobody, too few users, an empty salt, another ending, a user twice in `beside`.
+    or not at all. ValueError: nobody, too few users, an empty salt, another ending, a `beside` of nobody of them.
 
     Example:
         >>> import tempfile
@@ -121,6 +121,8 @@ def _beside(frame: pd.DataFrame, beside: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"`beside` has {told}: give one row a user and new columns, as lens.order has")
     more = beside.assign(user=beside["user"].astype(str)).set_index("user")
     place = more.index.get_indexer(frame["user"])
+    if (place < 0).all():
+        raise ValueError(f"`beside` has none of the {len(frame)} users: wait until the lens has found who is nearest to a yes")
     order = np.argsort(np.where(place < 0, len(more), place), kind="stable")
     return frame.join(more, on="user").iloc[order].reset_index(drop=True)
 

@@ -230,7 +230,7 @@ def check(path, out=None) -> tuple[dict, str]:
         said += [f"{len(stuck)} only you can mend; until then --fix writes nothing."] * bool(stuck)
         return told, "\n".join(said)
     inside = _contents(load_users(path))
-    last = " (after the last event: about.json names none)" * ("cutoff" not in read_about(Path(path) / "about.json"))
+    last = " (after the last event: about.json names none)" * (read_about(Path(path) / "about.json").get("cutoff") is None)
     lines = [f"{name}: {_listed(found)}{last * (name == 'cutoff')}" for name, found in inside.items() if found]
     lines += [f"next: python -m qanchor train --preset small --users {shlex.quote(str(path))} --out RUN"]
     return told | inside, "\n".join([*said, f"{path} is in order.", *lines])

@@ -18,7 +18,7 @@ import torch
 from .about import read_manifest
 from .engine import Engine
 from .files import sha256, write_whole
-from .machine import commit
+from .machine import best_device, commit, working_dtype
 from .partition import load_shard, open_facts, open_table, partition_users
 from .runs import RunError, about_run, load
 from .schema import Users
@@ -27,8 +27,8 @@ from .texts import text_vectors
 from .workers import BACKENDS, LONG, ranks
 
 CODE = ["about", "schema", "partition", "backbone", "texts", "habits", "reader", "batch", "encoder", "heads", "model"]
-CODE += ["kernels", "runs", "cache", "engine", "scale"]  # a change in one of these may change the embeddings
-SAME = ("run_sha256", "queries", "input_sha256", "shards", "threads", "code_sha256")  # in all parts of a folder
+CODE += ["kernels", "runs", "cache", "engine", "machine", "scale"]  # a change in one of these may change the embeddings
+SAME = ("run_sha256", "queries", "input_sha256", "shards", "threads", "code_sha256", "dtype")  # in all parts of a folder
 TEXTS = 200_000  # of the distinct texts, encoded before the shards: else each worker encodes them again
 
 
@@ -101,7 +101,7 @@ def embed_shard(out: Path | str, run: Path | str, number: int) -> dict:
     out, work = Path(out), Path(out) / ".work"
     plan, scan = _read(work / "plan.json"), _read(work / "users" / "scan.json")
     with threadpool_limits(plan["threads"]):
-        engine = _engine(Path(run), plan["run_sha256"])
+        engine = _engine(Path(run), plan["run_sha256"], plan["dtype"])
         began = time.perf_counter(), time.process_time()
         users = load_shard(work / "users", number, scan)
         vectors = np.empty((len(users), len(plan["queries"]), engine.model.config.dim), np.float16)
@@ -114,11 +114,11 @@ def embed_shard(out: Path | str, run: Path | str, number: int) -> dict:
 
 
 @lru_cache(maxsize=1)
-def _engine(run: Path, expected: str) -> Engine:
+def _engine(run: Path, expected: str, dtype: str) -> Engine:
     if (found := sha256(run / "config.json")) != expected:
         raise RunError(f"{run / 'config.json'} has sha256 {found[:16]}..., planned was {expected[:16]}...: copy the run here")
     gpu = int(os.environ.get("LOCAL_RANK", 0)) % max(1, torch.cuda.device_count())
-    return Engine(load(run, f"cuda:{gpu}" if torch.cuda.is_available() else None))
+    return Engine(load(run, f"cuda:{gpu}" if torch.cuda.is_available() else None, dtype))
 
 
 def _write(ids: Sequence[str], vectors: np.ndarray, told: dict, path: Path) -> None:
@@ -152,6 +152,7 @@ def _begin(users, run: Path, queries: list[str], out: Path, shards: int | None, 
     plan |= {"unit": table.about["unit"], "input_sha256": hashlib.sha256(told).hexdigest()}
     plan |= {"shards": shards or old.get("shards") or max(1, -(-table.rows // EVENTS_PER_SHARD)), "threads": threads}
     plan |= {"code_sha256": hashlib.sha256(code).hexdigest(), "commit": commit()}
+    plan |= {"dtype": working_dtype(about["config"]["dtype"], best_device())}  # of whoever begins: all others reckon alike
     if not old and any(out.glob("part-*.parquet")):
         raise FileExistsError(f"{out} holds parts of unknown origin (no _manifest.json): name another folder, or remove them")
     for name in SAME if old else ():

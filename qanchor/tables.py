@@ -35,6 +35,7 @@ ARMS = {
 }
 BEST = 0.2  # of the shares in a record of `bench replay`, the one that is shown
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+KINDS = {"bfloat16": "bf16", "float32": "fp32"}  # of products
 FEW = 4  # tasks that still have a column each
 
 
@@ -44,13 +45,13 @@ def told(*records: dict) -> str:
     for record in records:
         machine = record["machine"]
         threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
-        made.setdefault((record["commit"], machine["gpu"] or f"{machine['processor']}, {threads}"), []).append(record)
+        kind = KINDS[machine.get("products", "bfloat16")]  # older records lack it
+        made.setdefault((record["commit"], machine["gpu"] or f"{machine['processor']}, {threads}", kind), []).append(record)
     lines = []
-    for (commit, on), some in made.items():
+    for (commit, on, kind), some in made.items():
         rates = sorted({record["machine"]["matmul_tflops"] for record in some})
         names = "`, `".join(record["bench"] for record in some)
         rate = " to ".join(str(end) for end in dict.fromkeys((rates[0], rates[-1])))
-        kind = {"bfloat16": "bf16", "float32": "fp32"}[some[0]["machine"].get("products", "bfloat16")]  # older records lack it
         lines.append(f"`bench {names}`, commit {commit}, {on}, {rate} TFLOP/s in {kind} products.")
     return "\n".join(lines)
 

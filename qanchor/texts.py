@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from threading import RLock
 
 import numpy as np
 import pandas as pd
@@ -68,11 +69,15 @@ class Table:
     """
 
     def __init__(self, folder: Path):
-        self.folder, self.rows = folder, np.zeros(0, ROW)
+        self.folder, self.rows, self.turn = folder, np.zeros(0, ROW), RLock()
         self.index = pd.Index(self.rows["high"])
 
     def give(self, texts: list[str], encode: Callable, progress=None) -> np.ndarray:
         """Look up distinct texts; those not there yet are encoded, shortest first, and kept on the way."""
+        with self.turn:  # of this process's threads
+            return self._give(texts, encode, progress)
+
+    def _give(self, texts: list[str], encode: Callable, progress) -> np.ndarray:
         keys = np.frombuffer(b"".join(_hash(text) for text in texts), "<u8").reshape(-1, 2)
         new = np.flatnonzero(self._find(keys) < 0)
         new = new[np.argsort([len(texts[i]) for i in new], kind="stable")] if len(new) else new
@@ -87,7 +92,7 @@ class Table:
         path = self.folder / "keys"
         there = path.stat().st_size // ROW.itemsize if path.exists() else 0
         if there != len(self.rows):
-            self.rows = np.fromfile(path, ROW, there)
+            self.rows = np.fromfile(path, ROW, there) if there else np.zeros(0, ROW)  # none: somebody removed it
             self.index = pd.Index(self.rows["high"])
             if not self.index.is_unique:
                 raise TableError(f"{path} holds one text twice: remove {self.folder}, its texts are encoded again")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
@@ -30,7 +32,7 @@ ALIKE = 0.9  # of the users: where so many are told the same, that is told
 TOP = 10  # those looked at first
 UNLIKE = 0.9  # strangeness from which on a question is said to be unlike all that training asked
 KINDS = ("profile", "future")
-CODE = ("backbone", "batch", "heads", "kernels", "model")  # what an answer's vector comes from, beside the run
+CODE = ("backbone", "batch", "files", "heads", "kernels", "model", "runs")  # what an answer's vector comes from, beside the run
 SUMMARY = -1  # the place of the question about everything: no topic, no grades
 # A text vector hardly knows "stop" from "start". Words that deny are counted: only what denies as often can mean the same.
 DENIES = re.compile(
@@ -219,21 +221,23 @@ def _batches(said: list[list[list[str]]]) -> list[tuple[str, ...]]:
 @lru_cache(maxsize=256)  # of some models and horizons: 64 vectors each
 @torch.inference_mode()
 def _read(model: QAnchor, texts: tuple[str, ...]) -> Float[np.ndarray, "text dim"]:
-    """Embed answers; those of a run are kept on disk, for they are the same whoever is asked what (half a MB a run)."""
+    """Embed answers; those of a run are kept on disk, half a MB of them, for they are the same whoever is asked what."""
     if not model.run or model.config.backbone == "tiny":  # the tiny one reads them in no time
         return model.embed_answer(list(texts)).float().cpu().numpy()
     encode = lambda new, _: model.embed_answer(new).half().cpu().numpy()  # noqa: E731
-    return kept_vectors(texts, _home(model.run, str(model.backbone.dtype)), encode).astype(np.float32)
+    return kept_vectors(texts, _home(model), encode).astype(np.float32)
 
 
-def _home(run: str, dtype: str) -> Path:
-    """Name the folder for the answers of a run, as this code reads them in this dtype."""
-    return cache_folder() / "answers" / hashlib.sha256(f"{run} {dtype} ".encode() + _code()).hexdigest()[:24]
+def _home(model: QAnchor) -> Path:
+    """Name the folder for the answers of a run, as this code reads them here; weights changed in their place go unnoticed."""
+    where = f"{model.run} {model.backbone.dtype} {model.device.type} {json.dumps(model.config.to_dict(), sort_keys=True)} "
+    return cache_folder() / "answers" / hashlib.sha256(where.encode() + _code()).hexdigest()[:24]
 
 
 @lru_cache(maxsize=1)
 def _code() -> bytes:
-    return b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in CODE)
+    versions = " ".join(version(name) for name in ("torch", "transformers", "peft")).encode()
+    return versions + b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in CODE)
 
 
 def _vectors(model: QAnchor, queries: list[str]) -> Float[np.ndarray, "query text"]:

@@ -253,6 +253,7 @@ def test_what_is_set_beside_a_group_gives_its_order(tmp_path):
     for wrong, told in (
         (order.rename(columns={"user": "who"}), "no column 'user'"),
         (pd.concat([order, order[:3]]), "3 users twice"),
+        (order[:0], "none of the 12 users: wait until the lens has found"),
         (order.rename(columns={"score": "events"}), r"columns \['events'\] again"),
     ):
         with pytest.raises(ValueError, match=told):

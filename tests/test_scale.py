@@ -263,6 +263,10 @@ def test_a_folder_never_mixes_two(home, tmp_path, half):
     ):
         with pytest.raises(FileExistsError, match=rf"holds embeddings of {name} .*, wanted is .*: name another folder"):
             embed(home, out, **change)
+    with pytest.MonkeyPatch.context() as patch:  # begun on a machine of another kind
+        patch.setattr("qanchor.scale.working_dtype", lambda wished, device: "bfloat16")
+        with pytest.raises(FileExistsError, match=r"holds embeddings of dtype 'float32', wanted is 'bfloat16'"):
+            embed(home, out)
     assert bytes_of(out) == before
     assert embed(home, out)["made"] == SHARDS - len(before)
     same(home, out)

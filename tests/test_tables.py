@@ -30,6 +30,9 @@ def rows_of(table):
 def test_who_made_it_is_said_once_for_records_of_one_commit_and_machine():
     three = made_on("cache", rate=0.9), made_on("ask", rate=1.1), made_on("texts", "def5678", gpu="G")
     three[2]["machine"]["products"] = "float32"
+    alike = made_on("cache"), made_on("ask")
+    alike[1]["machine"]["products"] = "float32"
+    assert [line.split()[-2] for line in tables.told(*alike).splitlines()] == ["bf16", "fp32"]
     assert tables.told(*three).splitlines() == [
         "`bench cache`, `ask`, commit abc1234, P, 2 threads, 0.9 to 1.1 TFLOP/s in bf16 products.",
         "`bench texts`, commit def5678, G, 1.0 TFLOP/s in fp32 products.",

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 
@@ -51,6 +52,13 @@ def test_the_table_is_read_back(tmp_path, encoded):
     assert np.array_equal(text_vectors(["b"], "other", tmp_path)[0], again[0]) and encoded == ["a", "b", "c", "b"]
     odd = ["\ud800 half a pair", "nul \0", "x" * 100_000, ""]
     assert np.array_equal(text_vectors(odd, "model", tmp_path), text_vectors(odd[::-1], "model", tmp_path)[::-1])
+
+
+def test_a_table_that_was_removed_is_made_anew(tmp_path, encoded):
+    first = text_vectors(["a", "b"], "model", tmp_path)
+    shutil.rmtree(next(tmp_path.iterdir()))  # as its errors say to, while this process has it open
+    assert np.array_equal(text_vectors(["b", "a"], "model", tmp_path), first[::-1])
+    assert sorted(encoded) == ["a", "a", "b", "b"]
 
 
 def test_a_torn_end_is_cut_off(tmp_path, encoded):

@@ -134,7 +134,7 @@ DENIED = {
 @pytest.fixture(scope="module")
 def taught():
     """The run of the sample world, and anchors of nobody in particular: which way they lean is all that counts here."""
-    model = qa.load(Path(__file__).parents[1] / "data" / "runs" / "world")
+    model = qa.Engine(qa.load(Path(__file__).parents[1] / "data" / "runs" / "world")).model
     answers = verdict.yardsticks(model, "user", 30).graded.reshape(-1, model.config.dim)
     draw = np.random.default_rng(0)
     return model, (answers[draw.integers(0, len(answers), 400)] + answers[draw.integers(0, len(answers), 400)]) / 2

@@ -39,18 +39,23 @@ function queryBar(model, about) {
   const note = make("div", { class: "lens-note", role: "status" });
   const error = make("div", { class: "lens-error", role: "alert", hidden: true });
   let shown = -1;
-  let [waits, unheard] = [0, false]; // a kernel that runs another cell hears nothing, though its workers may go on telling
+  let [waits, unheard, nth] = [0, false, 0]; // a kernel that runs another cell hears nothing, though its workers may go on telling
   const ask = (query) => {
     if (!query.trim()) return;
-    heard();
-    say("ask", { query: query.trim() });
-    waits = setTimeout(() => ([unheard, note.textContent] = [true, WAITS]), PATIENCE);
+    leave();
+    nth = Math.random(); // another view of this lens may ask, too
+    say("ask", { query: query.trim(), nth });
+    waits = setTimeout(() => {
+      [unheard, note.textContent] = [true, WAITS];
+      waits = setInterval(() => say("alive"), 5 * PATIENCE); // of a kernel that was shut down only a message that fails tells
+    }, PATIENCE);
   };
-  const heard = () => {
-    clearTimeout(waits);
+  const leave = () => clearTimeout(waits);
+  const acknowledged = (told) => {
+    if (told.type !== "heard" || told.nth !== nth) return;
+    leave();
     if (unheard) (unheard = false), status();
   };
-  const acknowledged = ({ type }) => type === "heard" && heard();
   for (const query of about.queries.slice(0, 6)) {
     chips.append(make("button", { type: "button", onclick: () => ((box.value = query), ask(query)) }, query));
   }
@@ -85,7 +90,7 @@ function queryBar(model, about) {
     if (queries[at] && at !== shown) box.value = queries[at]; // a query that failed stays in the box, to be mended
     shown = at;
   }
-  return { parts: [form, make("div", { class: "lens-under" }, chips, note), bar, error], status, history, acknowledged };
+  return { parts: [form, make("div", { class: "lens-under" }, chips, note), bar, error], status, history, acknowledged, leave };
 }
 
 /** The list of the most shifted, with their recent events: one stop of the Tab key, arrows walk, Enter opens, Space chooses. */
@@ -379,6 +384,7 @@ function render({ model, el }) {
   return () => {
     for (const [name, act] of Object.entries(heard)) model.off(`change:${name}`, act);
     model.off("msg:custom", bar.acknowledged);
+    bar.leave();
     theme.disconnect();
     map.destroy();
   };

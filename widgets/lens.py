@@ -188,7 +188,7 @@ class QueryLens(View):
         if kind == "open":
             self._open()
         elif kind == "ask" and str(message.get("query", "")).strip():
-            self.send({"type": "heard"})
+            self.send({"type": "heard", "nth": message.get("nth")})
             self.start(str(message["query"]))
         elif kind == "cancel":
             self._worker.cancel()

@@ -153,7 +153,7 @@ def test_a_claim_is_kept_and_opens_alone(book, server, chromium):
     book.page.get_by_role("button", name="Claim card", exact=True).click()
     book.wait(f"{PANEL}.querySelector('.sel-foot .lens-note').textContent.includes('claim-group-of-40.html')")
     book.page.get_by_role("button", name="Keep as a claim card").click()
-    book.wait("document.querySelector('.lens-note').textContent.includes('claim.html')")
+    book.wait("document.querySelector('.lens-keeping').textContent.includes('claim.html')")
     path = server.folder / "work" / "notebooks" / "card.html"
     for dark in (False, True):
         page = chromium.new_page(viewport={"width": 1000, "height": 900}, color_scheme="dark" if dark else "light")
