@@ -153,12 +153,12 @@ def train(
     if not PartialState().is_main_process:  # one of several processes keeps the run
         return
     metrics = {"users": users, "pairs": len(pairs), "samples": len(samples), "seed": seed, "machine": machine()}
-    metrics["seconds"] = round(time.monotonic() - began)  # pairs and reader included
+    metrics["seconds"] = took = round(time.monotonic() - began)  # pairs and reader included
     qa.save(model, out, rows, metrics)
     kept.remove()
     last = rows.tail(10).mean(numeric_only=True).to_dict()
     cut = f" of {steps or config.steps} (--minutes {minutes:g})" if minutes and len(rows) < (steps or config.steps) else ""
-    words = f"{out}: {len(rows)} joint steps{cut}, {len(pairs):,} pairs, {metrics['seconds']} s, loss {last['loss']:.3f}"
+    words = f"{out}: {len(rows)} joint steps{cut} on {len(pairs):,} pairs, {took} s, contrastive {last['contrastive']:.3f}"
     say({"run": str(out), "steps": len(rows), "last": last} | metrics, words, as_json)
 
 

@@ -56,7 +56,7 @@ def cache(
     """
     config = config.but(text_encoder="hash", lora_layers=0)  # as it is served: LoRA folded in
     model, exact = (Engine(fresh(c, make_world(20))).model for c in (config, config.but(dtype="float32")))
-    found, kind = [], str(model.backbone.dtype)[6:]
+    found, kind = [], str(model.backbone.dtype).removeprefix("torch.")
     for slots, tokens in sizes:
         for many in queries:
             prefix = _random_prefix(model, rows, slots)

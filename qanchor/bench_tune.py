@@ -58,7 +58,7 @@ def tune(
     ways["anew_s"] = lambda: gradients_anew(prompt, tuning, readings, some)
     times = [[seconds(way, made.model.device) for way in ways.values()] for _ in range(rounds + 1)]
     found = dict(zip(ways, np.median(times[1:], 0).tolist(), strict=True))  # the first round only warms up
-    words, kind = len(tuning.held.words), str(made.model.backbone.dtype)[6:]
+    words, kind = len(tuning.held.words), str(made.model.backbone.dtype).removeprefix("torch.")
     slots = float(tuning.held.take(some).prefix.length()[:-1].float().mean()) - words
     told = {"users": len(some), "slots": slots, "words": words, "vectors": vectors, "dtype": kind} | found
     told |= {"speedup": found["anew_s"] / found["step_s"], "speedup_reread": found["reread_s"] / found["step_s"]}

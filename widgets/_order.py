@@ -55,9 +55,10 @@ class Order:
     def frame(self, query: str) -> pd.DataFrame:
         """Give the order of a query that was ranked, the nearest to yes first: `user, score`."""
         told = self._told.get(query, {})
-        score = np.frombuffer(told["score"], np.float32) if "score" in told else np.nan
-        frame = pd.DataFrame({"user": self._ids, "score": score}).dropna()
-        return frame.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+        if "score" not in told:
+            return pd.DataFrame(columns=["user", "score"])
+        frame = pd.DataFrame({"user": self._ids, "score": _scores(told)})
+        return frame[frame["score"] > -np.inf].sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
     def facts(self, query: str, moved: str, share: float, warning: str, rows: np.ndarray, unit: str) -> dict:
         """Say what a claim card tells of a query, of the order and of the chosen `rows`.

@@ -88,7 +88,7 @@ def walk(page):
 
 def test_the_page_opens_without_code_and_a_question_moves_the_users(app, chromium):
     page = chromium.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(900_000)
+    page.set_default_timeout(300_000)
     asked, refused, complaints = set(), set(), []
     page.on("request", lambda request: asked.add(request.url))
     page.on("requestfailed", lambda request: refused.add(request.url) if request.failure == "csp" else None)

@@ -161,10 +161,10 @@ def test_the_chosen_of_another_view_and_a_saved_frame(book):
 @pytest.mark.weights
 def test_the_shipped_run_is_looked_at_and_one_of_its_events_dropped(open_notebook, server):
     book = open_notebook(server.write("ledger-run.ipynb", [REAL]), height=1000)
-    book.run(0, timeout=900)
+    book.run(0, timeout=300)
     unseen = "Would this user enjoy a sourdough baking class?"
     look(book, unseen, TRAVEL)
-    book.wait(f"document.querySelector('.att').dataset.query === {json.dumps(unseen)}", timeout=900)
+    book.wait(f"document.querySelector('.att').dataset.query === {json.dumps(unseen)}", timeout=180)
     seen(book, unseen)
     assert "rank agreement" in book.page.locator(".lens-sentence").inner_text().lower()
     assert "Mean over 4 users of 40 (drawn by seed 0)" in book.page.locator(".lens-caption").inner_text()
@@ -176,8 +176,8 @@ def test_the_shipped_run_is_looked_at_and_one_of_its_events_dropped(open_noteboo
     seen(book, TRAVEL)
     book.page.locator(".att-user input[type=checkbox]").first.click()
     book.page.locator(".att-user").get_by_role("button", name="Rerun").click()
-    book.wait("document.querySelector('.att').dataset.query.endsWith('(edited)')", timeout=900)
-    book.wait("document.querySelector('.att').dataset.busy === 'false'", timeout=900)
+    book.wait("document.querySelector('.att').dataset.query.endsWith('(edited)')", timeout=300)
+    book.wait("document.querySelector('.att').dataset.busy === 'false'", timeout=180)
     assert f"Without 1 event, {user} moves by" in book.page.locator(".lens-sentence").inner_text()
     assert "travel" in book.page.locator(".att-answers").inner_text().lower()
     book.shot("ledger-run-edited")

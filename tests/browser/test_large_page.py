@@ -43,7 +43,7 @@ def book(open_notebook, server):
     notebook = open_notebook(server.write("large.ipynb", cells))
     notebook.page.evaluate(WATCH)
     notebook.page.evaluate("window.began = window.now()")
-    notebook.run(0, timeout=900)
+    notebook.run(0, timeout=300)
     notebook.wait("document.querySelector('.lens')?.dataset.ready === 'true'", 300)
     notebook.record = {"users": USERS, "map_s": notebook.page.evaluate("window.now() - window.began")}
     notebook.settled(300)

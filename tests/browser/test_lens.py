@@ -191,13 +191,13 @@ def test_the_lesson_answers_an_unseen_query(open_notebook, server):
     book = open_notebook("notebooks/05_query_lens.ipynb")
     for number, cell in enumerate(cells):
         if cell["cell_type"] == "code":
-            told = book.run(number, timeout=900)
+            told = book.run(number, timeout=300)
         if number == asks:
-            assert told.strip("'") == book.asked(TRAVEL, timeout=900), "the view says what Python was told"
-    book.settled(timeout=900)
+            assert told.strip("'") == book.asked(TRAVEL, timeout=120), "the view says what Python was told"
+    book.settled(timeout=120)
     before = book.state()
     book.ask(UNSEEN)
-    assert "moved beyond the noise floor" in book.asked(UNSEEN, timeout=900)
+    assert "moved beyond the noise floor" in book.asked(UNSEEN, timeout=180)
     assert moved(before["shown"], book.state()["shown"]) > 1e-3
     book.shot("lesson-05")
     book.close()
