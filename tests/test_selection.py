@@ -211,7 +211,7 @@ def test_the_browser_keeps_cards_beside_the_notebook(tmp_path, monkeypatch):
     lens.ask("Will this user travel soon?")
     for name in ("claim.html", "claim-2.html"):
         lens._heard(lens, {"type": "keep"}, [])
-        assert lens._status["note"] == lens._status["kept"] == f"Kept: {name}, beside this notebook."
+        assert lens._status["kept"] == f"Kept: {name}, beside this notebook." and not lens._status.get("note"), "said once"
     assert ClaimCard.load("claim-2.html").sentence == lens.sentence
     panel, selection = make_panel()
     selection.ids = IDS[:40]
