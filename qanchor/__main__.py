@@ -137,16 +137,16 @@ def train(
 
     if preset not in PRESETS:
         raise ValueError(f"--preset {preset}: there are {', '.join(PRESETS)}")
-    config = PRESETS[preset].but(**dict(field_of(c) for c in change or []))
+    config = PRESETS[preset].but(**(changes := dict(field_of(c) for c in change or [])))
     warn_if_busy()
     people, began, kept = open_users(users), time.monotonic(), Checkpoint(out.with_name(f".{out.name}.checkpoint"), "")
     resumed = resume and (kept.path.exists() or kept.before.exists())
     bars = Bars(Course({"fitting the reader": ("fitting the reader", "", 0)} | phases(config, resumed), minutes))
-    pairs = qa.make_pairs(
-        people, per_sample=config.pairs_per_sample, cutoffs=default_cutoffs(people, config.cutoffs), seed=seed
-    )
+    moments = default_cutoffs(people, config.cutoffs)
+    pairs = qa.make_pairs(people, per_sample=config.pairs_per_sample, cutoffs=moments, seed=seed)
     samples = pairs[["user", "cutoff"]].drop_duplicates()
-    model = qa.build(config, qa.Reader.fit(people, samples, config, lambda d, t: bars("fitting the reader", d, t)), seed)
+    reader = qa.Reader.fit(people, samples, config, lambda d, t: bars("fitting the reader", d, t))
+    model = qa.build(config, reader, seed, dtype=changes.get("dtype"))  # a dtype that was asked for stands
     how = {"steps": steps, "minutes": minutes, "seed": seed, "checkpoint": kept.path, "resume": resume}
     rows = qa.train(model, people, pairs, progress=bars, **how)
     bars.close()

@@ -11,7 +11,7 @@ import pandas as pd
 from . import maps
 from .cache import Cache, Recent
 from .hindsight import look_back
-from .measures import topic_shares
+from .measures import topic_rates
 from .pairs import SUMMARY_QUERY
 from .schema import Users
 from .topics import TOPICS
@@ -20,11 +20,12 @@ from .verdict import judge, prepare, warning
 # Rewordings that leave the question as it was: what they move is the noise floor.
 PARAPHRASES = ("{} Please answer.", "Tell me: {}", "A question: {}", "I would like to know: {}", "{} What do you think?")
 BEHAVIOUR = ("Will this {} stop coming?", "Is this {} price-conscious?", "Is this {} here more than before?")
-SUGGESTED = {  # of topics that at least one user in twenty has to do with
+SUGGESTED = {  # asked first, where there is something to ask
     "travel": "Will this {} travel soon?",
     "baby": "Does this {} have a baby?",
     "takeout": "Will this {} order takeout next month?",
 }
+GENRES = ("cinema", "action", "comedy", "scifi")  # of books as of films, but asked about as films
 LOOKED_AT, TEXTS = 300, 1_000  # users and texts at most that say what may be asked
 REWORDED = 256  # users or so whom the rewordings are asked of, of every length: twice as many as dimensions
 REMEMBERED = 160  # queries whose embeddings are kept, the newest: 164 MB of 2,000 users; a bank of 72 questions fits in
@@ -141,13 +142,14 @@ def suggestions(users: Users) -> tuple[str, ...]:
         >>> suggestions(qa.make_world(40))[0]
         'Will this user travel soon?'
     """
-    share = topic_shares(users, LOOKED_AT, TEXTS)
-    known = [topic.name for topic, at in zip(TOPICS, share, strict=True) if at >= 0.05]
-    asked = [question for name, question in SUGGESTED.items() if name in known]
-    taken = {topic.domain for topic in TOPICS if topic.name in SUGGESTED and topic.name in known}
-    for k in np.argsort(-share * (1 - share), kind="stable"):  # what tells users apart: some have it, others have not
-        if len(asked) < 3 and share[k] >= 0.05 and TOPICS[k].domain not in taken:
-            asked.append(f"Will this {{}} {TOPICS[k].does} next month?")
-            taken.add(TOPICS[k].domain)
+    much = np.sqrt((topic_rates(users, LOOKED_AT, TEXTS) ** 2).mean(0))  # done by many, or much by some
+    of = {topic.name: place for place, topic in enumerate(TOPICS)}
+    if much[of["learning"]] >= much[of["cinema"]]:  # stories are read here
+        much[[of[name] for name in GENRES]] = 0
+    spoken = [TOPICS[k].name for k in np.argsort(-much, kind="stable") if much[k] > 0.04 * much.max()]
+    order = list(dict.fromkeys([*(name for name in SUGGESTED if name in spoken), *spoken]))
+    first = {TOPICS[of[name]].domain: name for name in reversed(order)}
+    order.sort(key=lambda name: name not in first.values())  # a domain's others come last
+    asked = [SUGGESTED.get(name, f"Will this {{}} {TOPICS[of[name]].does} next month?") for name in order[:3]]
     behaviour = BEHAVIOUR[:2] if users.numbers else BEHAVIOUR[::2]
     return tuple(q.format(users.unit) for q in (*asked[:1], *behaviour, *asked[1:], SUMMARY_QUERY))

@@ -14,7 +14,7 @@ from .asker import Asker
 from .cache import Recent
 from .explain import FOLDS, SEEDS, group_aucs, half_interval, question_bank, random_groups
 from .groups import LEAST, members
-from .measures import topic_shares
+from .measures import topic_rates
 from .schema import Users
 from .topics import TOPICS
 from .verdict import judge
@@ -152,7 +152,7 @@ def default_deck(users: Users, many: int = CARDS) -> list[str]:
         5
     """
     text = {topic: query for query, topic in question_bank(users.unit).items()}
-    order = np.argsort(np.abs(topic_shares(users) - 0.5), kind="stable")
+    order = np.argsort(np.abs((topic_rates(users) > 0).mean(0) - 0.5), kind="stable")
     best = {TOPICS[place].domain: TOPICS[place].name for place in reversed(order)}  # the last that enters is the nearest
     first = [TOPICS[place].name for place in order]
     return [text[name] for name in sorted(best.values(), key=first.index)[:many]]

@@ -22,21 +22,21 @@ FEW, MIN_SHARE = 20, 0.005  # with 20 users or more, a topic must part this shar
 DAY = 86_400_000_000  # microseconds
 
 
-def topic_shares(users: Users, some: int | None = None, texts: int | None = None) -> Float[np.ndarray, " topic"]:
-    """Say what share of the users has done something that speaks of each topic, in the order of `TOPICS`.
+def topic_rates(users: Users, some: int | None = None, texts: int | None = None) -> Float[np.ndarray, "user topic"]:
+    """Say which part of each user's events speaks of each topic, in the order of `TOPICS`; some order of users.
 
     some, texts   look at so many users, and at so many texts, the most frequent: an estimate (default: at all).
 
     Example:
-        >>> topic_shares(qa.make_world(40)).shape
-        (72,)
+        >>> topic_rates(qa.make_world(40)).shape
+        (40, 72)
     """
     ids, past = users.ids[:: max(1, len(users) // (some or len(users)))], users.history()
     past = past[past["user"].isin(ids)]
     (who, _), (what, said) = pd.factorize(past["user"]), pd.factorize(past["text"])
     often = np.argsort(-np.bincount(what, minlength=len(said)), kind="stable")[:texts]
     has = csr_array((np.ones(len(past), np.float32), (who, what)), shape=(len(ids), len(said)))
-    return ((has[:, often] @ match(said[often]).astype(np.float32)) > 0).mean(0)
+    return (has[:, often] @ match(said[often]).astype(np.float32)) / np.maximum(has.sum(1), 1)[:, None]
 
 
 class Records:

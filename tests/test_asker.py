@@ -120,5 +120,14 @@ def test_suggestions_are_of_what_the_users_do():
     asked = suggestions(gym)
     assert not any(word in " ".join(asked) for word in ("travel", "baby", "takeout", "price", "user "))
     assert any("exercise" in query for query in asked) and "Will this member stop coming?" in asked
+
+    events["text"] = events["text"].map({"yoga class": "book: a crime novel", "protein shake": "book: a romance"})
+    library = qa.Users.from_events(events, unit="reader", cutoff="2025-02-01")
+    assert not any(word in " ".join(suggestions(library)) for word in ("watch", "film"))
+    events["text"] = events["text"].str.replace("book", "movie").str.replace("novel", "story")
+    many = pd.concat([events] * 30 + [events.assign(text="a cake recipe")])  # said of all, but seldom
+    told = suggestions(qa.Users.from_events(many, cutoff="2025-02-01"))
+    assert any("film" in query for query in told) and not any("sweets" in query or "cook" in query for query in told)
+
     grown = suggestions(qa.make_world(60))
     assert "Will this user travel soon?" in grown and len(set(grown)) == 6

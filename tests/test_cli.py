@@ -237,6 +237,20 @@ def test_train_numbers_its_phases(qanchor, home, tmp_path):
     assert all(f"{number} of 7: {words} " in done.err for number, words in enumerate(phases, 1)), done.err
 
 
+def test_a_dtype_that_was_asked_for_stands(qanchor, home, tmp_path, monkeypatch):
+    monkeypatch.setattr("qanchor.machine.fast_bf16", lambda: False)
+    found, train = [], qa.train
+
+    def watched(model, *told, **how):
+        found.append(str(model.backbone.dtype))
+        return train(model, *told, **how)
+
+    monkeypatch.setattr(qa, "train", watched)
+    words = ("train", "--preset", "tiny", "--users", home / "users", "--out", tmp_path / "run", "--steps", 1)
+    done = qanchor(*words, "--set", "cutoffs=1", "--set", "dtype=bfloat16")
+    assert done.code == 0 and found == ["torch.bfloat16"]
+
+
 def test_ask_shows_what_it_does_after_the_users_are_read(qanchor, home, monkeypatch):
     seen = []
     monkeypatch.setattr(cli.Bars, "__call__", lambda self, *told: seen.append(told))
