@@ -96,15 +96,16 @@ function queryBar(model, about) {
 /** The list of the most shifted, with their recent events: one stop of the Tab key, arrows walk, Enter opens, Space chooses. */
 function shiftList(users, { unit, leans }, textsOf, pick, choose) {
   const rows = make("ol", { class: "lens-rows", "aria-label": `Most shifted ${unit}s` });
-  const order = choice("List first", [["moved", "Most shifted"], ...(leans ? [["answer", "Yes first"]] : [])], "moved", (by) => (order.press(by), last && show(...last)));
+  const order = choice("List first", [["moved", "Most shifted"], ...(leans ? [["answer", "Yes first"]] : [])], "moved", (by) => ((wish = by), last && show(...last)));
   const head = make("div", { class: "lens-listhead" }, order, make("span", {}, "residual"), make("span", {}, "kept"));
   const told = meanings(unit);
   head.lastChild.title = told.kept;
-  let last = null;
-  function show(p, most) {
-    last = [p, most];
+  let [last, wish] = [null, ""]; // what was pressed by hand stays
+  function show(p, most, first) {
+    last = [p, most, first];
     if (leans) order.lastChild.disabled = !p.lean;
-    const by = order.querySelector('[aria-pressed="true"]').dataset.value === "answer" && p.lean ? p.lean : p.residual;
+    const by = p.lean && (wish || first) === "answer" ? p.lean : p.residual;
+    order.press(by === p.lean ? "answer" : "moved");
     Object.assign(head.children[1], by === p.lean ? { textContent: "answer", title: told.answer } : { textContent: "residual", title: `${told.residual}; the tick is the noise floor` });
     const top = strongest(by, p.shifted ? most : 0);
     const scale = Math.max(p.residual.reduce((most, one) => Math.max(most, one), 0), p.floor) || 1;
@@ -324,9 +325,9 @@ function render({ model, el }) {
     hindsight();
     map.setLean(p.lean);
     if (about.leans) colour.lastChild.disabled = !p.lean;
-    const value = wish || (most ? "answer" : "moved");
-    dye(value === "answer" && !p.lean ? "moved" : value);
-    list.show(p, about.listed);
+    const first = most ? "answer" : "moved";
+    dye((wish || first) === "answer" && !p.lean ? "moved" : wish || first);
+    list.show(p, about.listed, first);
     chosen();
     seek();
   }

@@ -240,13 +240,19 @@ def test_where_nearly_all_moved_the_order_comes_first(book):
     assert page.locator(".lens-reading").inner_text() == "Read as a question of travel, not commute."
     assert "second" in page.locator(".lens-sentence").get_attribute("class")
     assert "farthest from yes to nearest" in page.locator(".lens-legend").inner_text()
-    page.get_by_role("button", name="Yes first").click()
     assert page.locator(".lens-rows .lens-figure").first.inner_text() == "0.60"
-    assert "answer" in page.locator(".lens-listhead").inner_text()
+    assert page.locator(".lens-listhead [aria-pressed=true]").inner_text() == "Yes first"
+    assert "answer" in page.locator(".lens-listhead span").first.inner_text()
     book.shot("fake-most")
     book.ask(TRAVEL)
     book.asked(TRAVEL)
     assert page.locator(".lens-lead").is_hidden()
+    assert page.locator(".lens-listhead [aria-pressed=true]").inner_text() == "Most shifted"
+    page.get_by_role("button", name="Most shifted").click()
+    book.ask(query)
+    book.asked(query)
+    book.wait("document.querySelector('.lens-lead').textContent.startsWith('Nearest to yes')")
+    assert page.locator(".lens-listhead [aria-pressed=true]").inner_text() == "Most shifted", "what was pressed stays"
 
 
 def test_a_question_asked_while_a_cell_runs_is_told_to_wait(open_notebook, server):
