@@ -149,3 +149,13 @@ test("no script makes markup from text, calls out, or reads code from elsewhere"
     assert.ok(!/https?:\/\/(?!www\.w3\.org\/2000\/svg)/.test(code), `${name} names a host`);
   }
 });
+
+test("an id with a hyphen is never broken, and no word is lost", async () => {
+  const { unbroken } = await import("../widgets/dom.mjs");
+  globalThis.document = { createElement: () => ({ setAttribute(_, value) { this.kind = value; }, append(text) { this.text = text; } }) };
+  const parts = unbroken("Nearest to yes: GYM-0042, a-b-c and 17.");
+  delete globalThis.document;
+  assert.deepEqual(parts.map((part) => part.text ?? part), ["Nearest to yes: ", "GYM-0042,", " ", "a-b-c", " and 17."]);
+  assert.deepEqual(parts.map((part) => part.kind), [undefined, "lens-whole", undefined, "lens-whole", undefined]);
+  assert.deepEqual([unbroken(""), unbroken(undefined), unbroken("-")], [[""], [""], ["-"]]);
+});

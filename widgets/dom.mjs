@@ -12,6 +12,9 @@ export function make(tag, props = {}, ...children) {
   return node;
 }
 
+/** Words, none of them broken at its hyphen. */
+export const unbroken = (text = "") => text.split(/(\S{1,24}-\S{1,24})/).map((part, place) => (place % 2 ? make("span", { class: "lens-whole" }, part) : part));
+
 /** A small drawing beside a word in the legend. */
 export function glyph(path, kind) {
   const space = "http://www.w3.org/2000/svg";

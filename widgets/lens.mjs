@@ -1,6 +1,6 @@
 // The query lens: a query box, the map, who moved most and why to believe it. All text enters as text nodes.
 import { count, flags, floats, ints, number, percent, ranks, strongest } from "./geometry.mjs";
-import { choice, focused, glyph, make, modeOf } from "./dom.mjs";
+import { choice, focused, glyph, make, modeOf, unbroken } from "./dom.mjs";
 import { outliving } from "./kernel.mjs";
 import { userMap } from "./map.mjs";
 
@@ -100,22 +100,22 @@ function shiftList(users, { unit, leans }, textsOf, pick, choose) {
   const head = make("div", { class: "lens-listhead" }, order, make("span", {}, "residual"), make("span", {}, "kept"));
   const told = meanings(unit);
   head.lastChild.title = told.kept;
-  let [last, wish] = [null, ""]; // what was pressed by hand stays
+  let [last, wish] = [null, ""];
   function show(p, most, first) {
     last = [p, most, first];
     if (leans) order.lastChild.disabled = !p.lean;
-    const by = p.lean && (wish || first) === "answer" ? p.lean : p.residual;
-    order.press(by === p.lean ? "answer" : "moved");
-    Object.assign(head.children[1], by === p.lean ? { textContent: "answer", title: told.answer } : { textContent: "residual", title: `${told.residual}; the tick is the noise floor` });
-    const top = strongest(by, p.shifted ? most : 0);
+    const yes = p.lean && (wish || first) === "answer";
+    order.press(yes ? "answer" : "moved");
+    Object.assign(head.children[1], yes ? { textContent: "answer", title: told.answer } : { textContent: "residual", title: `${told.residual}; the tick is the noise floor` });
+    const top = strongest(yes ? p.lean : p.residual, p.shifted ? most : 0);
     const scale = Math.max(p.residual.reduce((most, one) => Math.max(most, one), 0), p.floor) || 1;
-    rows.setAttribute("aria-label", by === p.lean ? `${unit}s nearest to yes` : `Most shifted ${unit}s`);
-    rows.replaceChildren(...top.map((row, place) => item(p, row, by === p.lean ? 0 : scale, place)));
+    rows.setAttribute("aria-label", yes ? `${unit}s nearest to yes` : `Most shifted ${unit}s`);
+    rows.replaceChildren(...top.map((row, place) => item(p, row, yes ? 0 : scale, place)));
     rows.scrollTop = 0;
     if (!top.length) rows.append(make("li", { class: "lens-empty" }, "Nobody yet: ask something, and whoever moves is listed here, the farthest first."));
   }
   function item(p, row, scale, place) {
-    const far = scale ? p.residual[row] / scale : p.lean[row]; // no scale: by rank, from the farthest from yes to the nearest
+    const far = scale ? p.residual[row] / scale : p.lean[row]; // no scale: by rank, the nearest to yes is 1
     const fill = make("i", { class: !scale ? "yes" : p.beyond[row] ? "moved" : "", style: `width:${100 * far}%` });
     const bar = make("span", { class: "lens-bar-cell" }, fill, scale ? make("b", { style: `left:${(100 * p.floor) / scale}%` }) : null);
     const button = make(
@@ -304,7 +304,7 @@ function render({ model, el }) {
     route.replaceChildren(...(p.shifted ? [make("span", {}, p.from || OPENING), make("span", { class: "lens-to", "aria-label": "to" }, "→"), name(p.to)] : [name(p.to)]));
     route.title = p.shifted ? `${p.from || OPENING} → ${p.to}` : "";
     options.hidden = side.hidden = !p.shifted;
-    sentence.textContent = p.sentence;
+    sentence.replaceChildren(...unbroken(p.sentence));
     [doubt.textContent, doubt.hidden] = [p.warning, !p.warning];
     caption.textContent = p.caption;
     lean();
@@ -319,9 +319,10 @@ function render({ model, el }) {
     p.lean = p.score && ranks(p.score);
     const awaited = about.leans && p.shifted && !mine;
     const most = p.shifted && p.beyond.reduce((sum, one) => sum + one, 0) > about.most * p.beyond.length;
-    reading.textContent = mine ? (most && told.nearest ? told.read : told.words) : awaited ? SEEKS : "";
-    lead.textContent = most && mine && told.nearest ? told.nearest : "";
-    sentence.classList.toggle("second", Boolean(lead.textContent));
+    const nearest = (most && mine && told.nearest) || "";
+    reading.replaceChildren(...unbroken(mine ? (nearest ? told.read : told.words) : awaited ? SEEKS : ""));
+    lead.replaceChildren(...unbroken(nearest));
+    sentence.classList.toggle("second", Boolean(nearest));
     hindsight();
     map.setLean(p.lean);
     if (about.leans) colour.lastChild.disabled = !p.lean;
