@@ -81,7 +81,7 @@ browserless: weights
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests -m 'not browser' $(SIDE) -rs $(call junit,tests) $(TEST_FLAGS)
 
 browser: weights ## the tests that drive a real JupyterLab in Chromium
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests -m browser $(SIDE) -rs $(call junit,browser) $(TEST_FLAGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests -m browser $(SIDE) --no-loadscope-reorder -rs $(call junit,browser) $(TEST_FLAGS)
 
 notebooks: weights ## run every lesson and compare its outputs
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(NBVAL) $(SIDE) -rs $(call junit,notebooks) notebooks

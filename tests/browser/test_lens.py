@@ -1,11 +1,8 @@
 """The query lens in a real JupyterLab: typed into, drawn on, cancelled, fed hostile text."""
 
-import json
-
 import pytest
 
 TRAVEL = "Will this user travel soon?"
-UNSEEN = "Would this user enjoy a sourdough baking class?"  # in no training data
 SETUP = "from fake import FakeAsker, make_frame\nfrom widgets import QueryLens\n"
 SHOW = SETUP + "lens = QueryLens(make_frame(), FakeAsker(seconds={seconds}))\nlens"
 READ = "print(lens.selection.ids)"
@@ -181,26 +178,6 @@ def test_pictures_to_look_at(open_notebook, server, dark):
     book.page.wait_for_timeout(200)
     book.shot(f"fake-residual-{look}")
     book.page.close()
-
-
-def test_the_lesson_answers_an_unseen_query(open_notebook, server):
-    """Lesson 05 with the shipped run: every cell runs, and a query that nobody trained on moves the map."""
-    lesson = server.folder / "work" / "notebooks" / "05_query_lens.ipynb"
-    cells = json.loads(lesson.read_text())["cells"]
-    asks = next(number for number, cell in enumerate(cells) if "".join(cell["source"]).startswith("lens.ask("))
-    book = open_notebook("notebooks/05_query_lens.ipynb")
-    for number, cell in enumerate(cells):
-        if cell["cell_type"] == "code":
-            told = book.run(number, timeout=300)
-        if number == asks:
-            assert told.strip("'") == book.asked(TRAVEL, timeout=120), "the view says what Python was told"
-    book.settled(timeout=120)
-    before = book.state()
-    book.ask(UNSEEN)
-    assert "moved beyond the noise floor" in book.asked(UNSEEN, timeout=180)
-    assert moved(before["shown"], book.state()["shown"]) > 1e-3
-    book.shot("lesson-05")
-    book.close()
 
 
 def test_who_is_nearest_to_yes_is_listed_and_coloured(book):
