@@ -16,6 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # else a missing file is looked fo
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else forked workers warn and may lock
 
 HERE = Path(__file__).parent
+LONGEST = ("test_app_page.py", "test_lesson_page.py")  # begun first, or one of two workers ends with them alone
 LOCAL = ("127.0.0.1", "::1", "localhost", "0.0.0.0", "")
 
 
@@ -24,6 +25,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if HERE / "browser" in Path(item.path).parents:
             item.add_marker(pytest.mark.browser)
+    items.sort(key=lambda item: Path(item.path).name not in LONGEST)
 
 
 def pytest_runtest_setup(item):
