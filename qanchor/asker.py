@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -51,6 +52,8 @@ class Asker:
     def __init__(
         self, engine, cache: Cache, start: str = "", method: str | None = None, seed: int = 0, users: Users | None = None
     ):
+        if users is not None and users.unit != cache.unit:  # named since they were read
+            cache = replace(cache, unit=users.unit, queries=suggestions(users))
         self.engine, self.cache, self.ids, self.start, self.seed = engine, cache, cache.ids, start, seed
         self.many = len(cache) > maps.MANY
         self.method = method or ("pca" if self.many else "umap")

@@ -1,5 +1,7 @@
 """The asker: frames that say who moved, maps that do not turn over, nothing asked twice, nothing left behind by a cancel."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -111,6 +113,15 @@ def test_looking_back_is_hindsight(engine):
     *steps, told = asker.look_back(query)
     assert told == qa.hindsight(engine, users, query) and ("reading the past", len(users), len(users)) in steps
     assert engine.asker(asker.cache).look_back is None
+
+
+def test_users_may_be_named_after_they_were_read(engine):
+    users = make_users()
+    cache = engine.prefill(users)
+    asker = engine.asker(cache, method="pca", users=dataclasses.replace(users, unit="member"))
+    *_, last = asker("Will this member churn?")
+    assert "member" in last["sentence"] and "user" not in last["sentence"] and last["caption"].count("members") == 1
+    assert any("this member" in query for query in asker.queries) and cache.unit == "user"
 
 
 def test_suggestions_are_of_what_the_users_do():
