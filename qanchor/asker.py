@@ -15,13 +15,13 @@ from .hindsight import look_back
 from .measures import topic_rates
 from .pairs import SUMMARY_QUERY
 from .schema import Users
-from .topics import TOPICS
+from .topics import TOPICS, by_name
 from .verdict import judge, prepare, warning
 
 # Rewordings that leave the question as it was: what they move is the noise floor.
 PARAPHRASES = ("{} Please answer.", "Tell me: {}", "A question: {}", "I would like to know: {}", "{} What do you think?")
 BEHAVIOUR = ("Will this {} stop coming?", "Is this {} price-conscious?", "Is this {} here more than before?")
-SUGGESTED = {  # asked first, where there is something to ask
+SUGGESTED = {  # asked first, where the users' events speak of it
     "travel": "Will this {} travel soon?",
     "baby": "Does this {} have a baby?",
     "takeout": "Will this {} order takeout next month?",
@@ -145,14 +145,14 @@ def suggestions(users: Users) -> tuple[str, ...]:
         >>> suggestions(qa.make_world(40))[0]
         'Will this user travel soon?'
     """
-    much = np.sqrt((topic_rates(users, LOOKED_AT, TEXTS) ** 2).mean(0))  # done by many, or much by some
-    of = {topic.name: place for place, topic in enumerate(TOPICS)}
-    if much[of["learning"]] >= much[of["cinema"]]:  # stories are read here
-        much[[of[name] for name in GENRES]] = 0
-    spoken = [TOPICS[k].name for k in np.argsort(-much, kind="stable") if much[k] > 0.04 * much.max()]
-    order = list(dict.fromkeys([*(name for name in SUGGESTED if name in spoken), *spoken]))
-    first = {TOPICS[of[name]].domain: name for name in reversed(order)}
-    order.sort(key=lambda name: name not in first.values())  # a domain's others come last
-    asked = [SUGGESTED.get(name, f"Will this {{}} {TOPICS[of[name]].does} next month?") for name in order[:3]]
+    share = topic_rates(users, LOOKED_AT, TEXTS)
+    much = pd.Series(np.sqrt((share**2).mean(0)), [topic.name for topic in TOPICS])  # of what many do, or some do much of
+    if much["learning"] >= much["cinema"]:  # stories are read here
+        much[list(GENRES)] = 0
+    much = much[much > 0.04 * much.max()].sort_values(ascending=False, kind="stable")
+    order = list(dict.fromkeys([*(name for name in SUGGESTED if name in much), *much.index]))
+    first = {by_name(name).domain: name for name in reversed(order)}
+    order.sort(key=lambda name: first[by_name(name).domain] != name)  # a domain's others come last
+    asked = [SUGGESTED.get(name, f"Will this {{}} {by_name(name).does} next month?") for name in order[:3]]
     behaviour = BEHAVIOUR[:2] if users.numbers else BEHAVIOUR[::2]
     return tuple(q.format(users.unit) for q in (*asked[:1], *behaviour, *asked[1:], SUMMARY_QUERY))

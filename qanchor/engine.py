@@ -224,7 +224,8 @@ class Engine:
         """Give the callable that a `QueryLens` asks.
 
         method   of the map: "umap" or "pca" (None: "pca" beyond 20,000 users).
-        users    those of the cache, where the lens shall be able to tell how often an order was right (`qa.hindsight`).
+        users    those of the cache, where the lens shall be able to tell how often an order was right (`qa.hindsight`); of two
+                 units theirs counts, so users may be named after they were read.
         """
         return Asker(self, cache, start, method, users=users)
 

@@ -23,7 +23,9 @@ DAY = 86_400_000_000  # microseconds
 
 
 def topic_rates(users: Users, some: int | None = None, texts: int | None = None) -> Float[np.ndarray, "user topic"]:
-    """Say which part of each user's events speaks of each topic, in the order of `TOPICS`; some order of users.
+    """Say which part of each user's events speaks of each topic, 0 to 1, in the order of `TOPICS`.
+
+    Rows come in no order to rely on; a user without events has zeros.
 
     some, texts   look at so many users, and at so many texts, the most frequent: an estimate (default: at all).
 

@@ -16,7 +16,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # else a missing file is looked fo
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else forked workers warn and may lock
 
 HERE = Path(__file__).parent
-LONGEST = ("test_app_page.py", "test_lesson_page.py")  # begun first, or one of two workers ends with them alone
+LONGEST = (
+    "test_app_page.py",
+    "test_lesson_page.py",
+)  # begun first (`make browser` keeps the order), or one of two workers ends alone
 LOCAL = ("127.0.0.1", "::1", "localhost", "0.0.0.0", "")
 
 
