@@ -1,87 +1,89 @@
 """Ask questions of user behaviour: query-conditioned user embeddings (Query as Anchor, arXiv 2602.14492)."""
 
-from .asker import Asker
-from .batch import batch_users
-from .cache import Cache
-from .clusters import cluster_ledger, find_clusters
-from .config import FULL, MEDIUM, SMALL, TINY, Config
-from .deck import Deck, shift_matrix
-from .desk import Desk
-from .engine import Engine
-from .explain import explain_group
-from .groups import describe_group, export_group
-from .hindsight import Hindsight, hindsight
-from .journey import load_journey, load_movielens
-from .looker import Looker
-from .losses import autoregressive_loss, contrastive_loss, prototype_loss
-from .model import QAnchor, build
-from .nearest import neighbours
-from .pairs import make_pairs
-from .probe import Probe, probe
-from .prompt import SoftPrompt
-from .reader import Reader
-from .runs import history, load, save
-from .scale import embed_folder
-from .schema import DataError, Users, load_users
-from .shards import split, write_pairs
-from .synthesis import synthesise
-from .telling import name_clusters
-from .texts import text_vectors
-from .train import train
-from .tuner import Tuner
-from .tuning import tune_prompt, watch_tuning
-from .world import make_world, world_truth
+from qanchor.analysis.clusters import cluster_transitions, find_clusters
+from qanchor.analysis.group_queries import rank_queries_for_group
+from qanchor.analysis.groups import describe_clusters, describe_group
+from qanchor.analysis.query_matrix import QueryMatrixBackend, query_group_matrix
+from qanchor.config import FULL, MEDIUM, SMALL, TINY, Config
+from qanchor.data.complete_journey import load_complete_journey
+from qanchor.data.export import export_group
+from qanchor.data.sample import make_sample_users, sample_ground_truth
+from qanchor.data.users import Users, load_users
+from qanchor.errors import DataError
+from qanchor.evaluation.backtest import BacktestResult, backtest
+from qanchor.evaluation.probe import ProbeResult, linear_probe
+from qanchor.inference.batch_embed import embed_dataset
+from qanchor.inference.engine import Engine
+from qanchor.inference.neighbors import nearest_users
+from qanchor.inference.prefix_cache import PrefixCache
+from qanchor.models.collate import collate_users
+from qanchor.models.model import QAnchor, build_model
+from qanchor.models.preprocessor import UserPreprocessor
+from qanchor.models.serialization import load_history, load_model, save_model
+from qanchor.models.text_encoder import text_vectors
+from qanchor.prompt_tuning.soft_prompt import SoftPrompt
+from qanchor.prompt_tuning.tuning import iter_tune_prompt, tune_prompt
+from qanchor.training.losses import autoregressive_loss, contrastive_loss, prototype_loss
+from qanchor.training.trainer import train
+from qanchor.useru.llm import generate_pairs
+from qanchor.useru.pairs import make_pairs
+from qanchor.useru.sharded import split, write_pairs
+from qanchor.workbench.attention import AttentionBackend
+from qanchor.workbench.lens import LensBackend
+from qanchor.workbench.prompt_tuning import PromptTuningBackend
+from qanchor.workbench.session import WorkbenchSession
+from tests.benchmarks.datasets import load_movielens
 
 __all__ = [
     "FULL",
     "MEDIUM",
     "SMALL",
     "TINY",
-    "Asker",
-    "Cache",
+    "LensBackend",
+    "PrefixCache",
     "Config",
     "DataError",
-    "Deck",
-    "Desk",
+    "QueryMatrixBackend",
+    "WorkbenchSession",
     "Engine",
-    "Hindsight",
-    "Looker",
-    "Probe",
+    "BacktestResult",
+    "AttentionBackend",
+    "ProbeResult",
     "QAnchor",
-    "Reader",
+    "UserPreprocessor",
     "SoftPrompt",
-    "Tuner",
+    "PromptTuningBackend",
     "Users",
     "autoregressive_loss",
-    "batch_users",
-    "build",
-    "cluster_ledger",
+    "collate_users",
+    "build_model",
+    "cluster_transitions",
     "contrastive_loss",
     "describe_group",
-    "embed_folder",
-    "explain_group",
+    "embed_dataset",
+    "rank_queries_for_group",
     "export_group",
     "find_clusters",
-    "hindsight",
-    "history",
-    "load",
-    "load_journey",
+    "backtest",
+    "load_history",
+    "load_model",
+    "load_complete_journey",
     "load_movielens",
     "load_users",
     "make_pairs",
-    "make_world",
-    "name_clusters",
-    "neighbours",
-    "probe",
+    "make_sample_users",
+    "describe_clusters",
+    "nearest_users",
+    "linear_probe",
     "prototype_loss",
-    "save",
-    "shift_matrix",
+    "save_model",
+    "query_group_matrix",
     "split",
-    "synthesise",
+    "generate_pairs",
     "text_vectors",
     "train",
     "tune_prompt",
-    "watch_tuning",
-    "world_truth",
+    "iter_tune_prompt",
+    "sample_ground_truth",
     "write_pairs",
 ]

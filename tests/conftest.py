@@ -11,7 +11,7 @@ from jaxtyping import install_import_hook
 # Before any test module imports the library: afterwards its functions would stand there unchecked.
 # The hook wants an importable name; the tower lets an int stand where a float is asked for.
 beartype.with_tower = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
-install_import_hook("qanchor", "beartype.with_tower")
+install_import_hook(["qanchor", "tests.benchmarks"], "beartype.with_tower")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # else a missing file is looked for on a hub and the test hangs
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else forked workers warn and may lock
 
@@ -33,9 +33,9 @@ def pytest_collection_modifyitems(items):
 
 def pytest_runtest_setup(item):
     if item.get_closest_marker("weights"):
-        from qanchor.files import cache_folder
+        from qanchor.utils.io import cache_dir
 
-        if not all((cache_folder() / name / "config.json").exists() for name in ("smollm2", "minilm")):
+        if not all((cache_dir() / name / "config.json").exists() for name in ("smollm2", "minilm")):
             pytest.skip("needs the packaged weights: say make weights")
 
 

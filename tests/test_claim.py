@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent / "browser"))
 from fake import HOSTILE, FakeAsker, fake_facts, make_frame
 
-from qanchor import maps
+from qanchor.useru import answers
 from widgets import ClaimCard, QueryLens
 from widgets.claim import ClaimError
 
@@ -183,7 +183,7 @@ def test_the_lens_keeps_what_it_shows():
 
 def test_the_library_hands_over_its_facts():
     shift = pd.DataFrame({"user": list("abcd"), "beyond_noise": [True, False, False, False], "noise_floor": 0.3})
-    told = maps.facts("ab" * 32, 7, shift)
+    told = answers.facts("ab" * 32, 7, shift)
     card = ClaimCard.of(told, sentence="One of four moved.")
     assert (card.run, card.seed, card.value, card.n) == ("ab" * 32, 7, 0.25, 4) and card.low < 0.25 < card.high
     assert card.more == {} and card.version.startswith("qanchor")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qanchor import results
+from tests.benchmarks import results
 
 SPAN = {"auc": 0.012, "low": 0.004, "high": 0.02}
 RECORD = {

@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from qanchor.batch import batch_users, branches
 from qanchor.config import TINY, Config
-from qanchor.engine import Engine
-from qanchor.heads import Query
-from qanchor.model import QAnchor, build
-from qanchor.reader import Reader
-from qanchor.schema import Users
+from qanchor.data.users import Users
+from qanchor.inference.engine import Engine
+from qanchor.models.collate import collate_queries, collate_users
+from qanchor.models.heads import QueryEncoding
+from qanchor.models.model import QAnchor, build_model
+from qanchor.models.preprocessor import UserPreprocessor
 
 CUTOFF = pd.Timestamp("2025-04-01")
 QUERIES = ("Will this user travel soon?", "", "Why?", "Is this user price-conscious, and if so, since when, and on what?")
@@ -44,8 +44,10 @@ def cutoffs(users: Users) -> pd.DataFrame:
 
 def make_model(users: Users | None = None, seed: int = 0, config: Config = TINY, awake: bool = True, **changes) -> QAnchor:
     """Build a tiny model whose every weight matters: LoRA is not zero, and (awake) attention looks at places and words."""
-    users, config = users or make_users(), config.but(**changes)
-    model = build(config, Reader.fit(users, cutoffs(users), config), seed, device="cpu", dtype=config.dtype).eval()
+    users, config = users or make_users(), config.replace(**changes)
+    model = build_model(
+        config, UserPreprocessor.fit(users, cutoffs(users), config), seed, device="cpu", dtype=config.dtype
+    ).eval()
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.backbone.named_parameters():
@@ -65,13 +67,15 @@ def forward(model: QAnchor, batch, queries: list, answers: list | None = None, s
     """Run one pass over token ids `queries[user][branch]`: anchors (pair, dim), hidden states that write, targets."""
     asked = [ids for row in queries for ids in row]
     words = [model.tokenizer.decode(ids) for ids in asked]
-    query = Query(model.query_hidden(asked), model.meaning(words)).at(torch.arange(len(asked)).view(len(queries), -1))
-    return model(batch, branches(queries, answers), query, list(said))
+    query = QueryEncoding(model.encode_query_tokens(asked), model.query_text_embeddings(words)).at(
+        torch.arange(len(asked)).view(len(queries), -1)
+    )
+    return model(batch, collate_queries(queries, answers), query, list(said))
 
 
 @torch.no_grad()
 def one_by_one(model: QAnchor, users: Users, queries=QUERIES) -> np.ndarray:
     """Embed every user for every query alone, uncached, nothing padded: (user, query, dim)."""
-    readings = model.reader.read(users)
-    rows = [[model.embed(batch_users(readings, [i]), query)[0].numpy() for query in queries] for i in range(len(users))]
+    readings = model.preprocessor.transform(users)
+    rows = [[model.embed(collate_users(readings, [i]), query)[0].numpy() for query in queries] for i in range(len(users))]
     return np.array(rows)

@@ -1,0 +1,115 @@
+"""One joint two-dimensional map of the same users under two queries."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from qanchor.analysis.shift import MAX_EXACT_USERS, N_NEIGHBORS, EmbeddingRows, _align_rows, align, knn_indices
+from qanchor.utils.arrays import l2_normalize
+
+MARK = "mark"  # the query of rows that are no users
+BLOCK = 2_000  # rows among which trust is then judged
+CHUNK = 1_000  # rows of a distance table held at once: 20,000 points need 160 MB, not 3 GB
+
+
+def joint_projection(
+    before: EmbeddingRows,
+    after: EmbeddingRows,
+    ids,
+    queries: tuple[str, str] = ("before", "after"),
+    seed: int = 0,
+    method: str = "umap",
+    last: pd.DataFrame | None = None,
+    marks: dict[str, np.ndarray] | None = None,
+) -> pd.DataFrame:
+    """Draw the same users under two queries on one map, fitted once on both.
+
+    method   "umap" (about a second for 2 x 600 rows, after some ten seconds of compiling at the first call) or "pca"
+             (instant, the same everywhere).
+    last     the points shown until now: users start from where they stood, so the picture does not turn over.
+    marks    other rows of the second query's space by name, as prototypes: they take part in the fit and stand last in the
+             frame, the name as user and `MARK` as query.
+    Returns `user, query, x, y, trust`, first the rows of the first query; trust is 1 where a point's neighbours on the
+    map are its neighbours in the original space. `attrs` holds `trustworthiness` (the mean), `removed` (the common
+    rotation and offset taken out, see `align`), `method` and `users`.
+
+    Example:
+        >>> rows = np.random.default_rng(0).normal(size=(40, 8))
+        >>> joint_projection(rows, rows, [f"u{i}" for i in range(40)], method="pca").shape
+        (80, 5)
+    """
+    if method not in ("umap", "pca"):
+        raise ValueError(f"no map method {method!r}: there are 'umap' and 'pca'")
+    before, after = l2_normalize(before), l2_normalize(after)
+    aligned, removed = align(before, after)
+    added = _align_rows(before, after, l2_normalize(np.array(list(marks.values()), dtype=float))) if marks else after[:0]
+    rows = np.vstack([before, aligned, added])
+    flat, start = _pca(rows), _last_places(last, ids)
+    if start is not None and marks:  # a mark starts where the user stood who is nearest to it
+        start = np.vstack([start, start[(added @ aligned.T - (aligned**2).sum(axis=1) / 2).argmax(axis=1)]])
+    places = flat if method == "pca" else _umap(rows, flat if start is None else start, seed)
+    trust = pointwise_trustworthiness(rows, places)
+    places = _pca(places) if start is None else _align_to_last(places, start)  # widest from left to right, or as it lay before
+    names, stand = [*ids, *ids, *(marks or ())], [len(before), len(before), len(added)]
+    frame = pd.DataFrame({"user": names, "query": np.repeat([*queries, MARK], stand)})
+    frame = frame.assign(x=places[:, 0], y=places[:, 1], trust=trust)
+    frame.attrs = {"trustworthiness": float(trust.mean()), "removed": removed, "method": method, "users": len(before)}
+    return frame
+
+
+def pointwise_trustworthiness(
+    rows: Float[np.ndarray, "row dim"], places: Float[np.ndarray, "row 2"], k: int = N_NEIGHBORS
+) -> Float[np.ndarray, " row"]:
+    """Say how far each point's neighbours on the map can be believed, 0 to 1 (the mean is the usual trustworthiness).
+
+    Of more than `MAX_EXACT_USERS` rows it is an estimate: each is judged among `BLOCK` or so that are drawn with it by a fixed seed.
+    """
+    count = len(rows)
+    if count > MAX_EXACT_USERS:
+        trust, order = np.empty(count), np.random.default_rng(0).permutation(count)
+        for some in np.array_split(order, count // BLOCK):
+            trust[some] = pointwise_trustworthiness(rows[some], places[some], k)
+        return trust
+    k = min(k, (count - 1) // 2)
+    near = knn_indices(places, k)
+    squares, excess = (rows**2).sum(axis=1), np.empty(count)
+    for start in range(0, count, CHUNK):
+        part = slice(start, min(start + CHUNK, count))
+        distance = squares - 2 * rows[part] @ rows.T  # + the own square, the same all along a row: ranks need it not
+        distance[np.arange(len(distance)), np.arange(part.start, part.stop)] = -np.inf
+        ranks = np.stack([(distance < distance[np.arange(len(distance)), j][:, None]).sum(axis=1) for j in near[part].T])
+        excess[part] = np.maximum(ranks - k, 0).sum(axis=0)
+    return np.clip(1 - excess * 2 / (k * (2 * count - 3 * k - 1)), 0, 1)
+
+
+def _pca(rows) -> Float[np.ndarray, "row 2"]:
+    centred = rows - rows.mean(axis=0)
+    values, axes = np.linalg.eigh(centred.T @ centred)  # ascending
+    axes = axes[:, np.argsort(values)[::-1][:2]]
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])])  # a sign is free: fix it
+    return centred @ axes
+
+
+def _umap(rows, start, seed: int) -> Float[np.ndarray, "row 2"]:
+    import umap  # compiles for some ten seconds at its first fit
+
+    noise = np.random.default_rng(seed).normal(scale=1e-3 * start.std(), size=start.shape)  # twins must be able to part
+    fit = umap.UMAP(n_neighbors=min(N_NEIGHBORS, len(rows) - 1), n_epochs=200, init=start + noise, random_state=seed, n_jobs=1)
+    return fit.fit_transform(rows).astype(float)
+
+
+def _last_places(last: pd.DataFrame | None, ids) -> Float[np.ndarray, "row 2"] | None:
+    """Find where each user stood on the last map, once for each query; None when somebody was not there."""
+    if last is None or not len(last):
+        return None
+    places = last.drop_duplicates("user", keep="last").set_index("user")[["x", "y"]].reindex(list(ids))
+    return None if places.isna().any(axis=None) else np.vstack([places, places]).astype(float)
+
+
+def _align_to_last(places, target) -> Float[np.ndarray, "row 2"]:
+    """Turn, move and scale a map onto where its users stood."""
+    aligned, _ = align(target, places)
+    aligned, wanted = aligned - target.mean(axis=0), target - target.mean(axis=0)
+    return aligned * (wanted.std() / (aligned.std() or 1)) + target.mean(axis=0)

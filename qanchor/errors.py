@@ -1,0 +1,73 @@
+"""Exceptions of the library. All of them derive from `QanchorError`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class QanchorError(Exception):
+    """Base class of every exception that this library raises on purpose."""
+
+
+class DataError(QanchorError, ValueError):
+    """Report a fault in the input: file, row, column, value and what to do about it.
+
+    Args:
+        file: Name of the file or table.
+        row: Row number, counted from 0, or None if the whole column is at fault.
+        column: Name of the column or field.
+        value: The value that was found.
+        hint: What to do about it.
+
+    Example:
+        >>> print(DataError("events.csv", 3, "time", "soon", "not a time: write it as 2025-01-31 18:00:00"))
+        events.csv, row 3, column 'time': 'soon': not a time: write it as 2025-01-31 18:00:00
+    """
+
+    def __init__(self, file, row, column, value, hint):
+        self.file = str(file)
+        self.row = row
+        self.column = column
+        self.value = value
+        self.hint = hint
+        shown = repr(value.item() if isinstance(value, np.generic) else value)
+        if len(shown) >= 80:
+            shown = shown[:77] + "..."
+        place = "" if row is None else f", row {row}"
+        super().__init__(f"{file}{place}, column {column!r}: {shown}: {hint}")
+
+    def __reduce__(self):  # a pickled error from another process keeps its fields
+        return type(self), (self.file, self.row, self.column, self.value, self.hint)
+
+
+class CleaningError(QanchorError, ValueError):
+    """Report the problems of a folder that only its owner can fix; `problems` lists them."""
+
+    def __init__(self, folder, problems: list):
+        self.problems = problems
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        super().__init__(f"{folder}: {len(problems)} problem(s) that only you can fix; nothing was written\n{lines}")
+
+
+class WeightsError(QanchorError, RuntimeError):
+    """Model weights are missing or damaged."""
+
+
+class TableError(QanchorError, RuntimeError):
+    """A table of text vectors on disk is damaged."""
+
+
+class RunError(QanchorError, RuntimeError):
+    """A run folder is incomplete, damaged, or was written by an incompatible version."""
+
+
+class CheckpointError(QanchorError, ValueError):
+    """Training cannot resume from a checkpoint: it is damaged or belongs to another training."""
+
+
+class ChatClientError(QanchorError, OSError):
+    """A chat endpoint does not answer."""
+
+
+class TokenBudgetExceeded(QanchorError):
+    """The next request may cost more tokens than the budget allows."""

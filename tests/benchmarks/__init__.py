@@ -1,0 +1,1 @@
+"""Experiments and performance benchmarks: `python -m tests.benchmarks NAME [--json]`."""

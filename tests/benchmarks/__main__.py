@@ -1,0 +1,82 @@
+"""Run one benchmark and print its result: `python -m tests.benchmarks NAME [--json]`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import qanchor as qa
+from qanchor.cli import Json, open_users, run_app, say, warn_if_busy
+from qanchor.utils.device import current_commit, machine_info
+from qanchor.utils.io import atomic_write
+from qanchor.utils.progress import ProgressBars
+
+from .ablations import ablations
+from .attention import attention
+from .card import card
+from .curves import curves
+from .datasets import load_movielens
+from .fairness import fairness
+from .fuzz import fuzz
+from .prompts import prompts
+from .replay import replay
+from .scale import scale
+from .soak import soak
+from .speed import ask, cache, refresh, train, versus
+from .tasks import tasks
+from .texts import texts
+from .tune import tune
+from .useru import useru
+
+WITH_PROGRESS = {run.__name__: run for run in (tasks, ablations, replay, fairness, prompts, curves, attention)}
+WITHOUT_PROGRESS = (tune, cache, ask, refresh, versus, train, scale, texts, useru, card, fuzz, soak)
+BENCHMARKS = WITH_PROGRESS | {run.__name__: run for run in WITHOUT_PROGRESS}
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+def open_data(name: str) -> qa.Users:
+    """Open a data set as the command line does, and MovieLens besides."""
+    return load_movielens() if name == "movielens" else open_users(name)
+
+
+def run_benchmark(name: str, **options) -> dict:
+    """Run one benchmark and add what identifies the measurement: machine, commit and seed."""
+    if name not in BENCHMARKS:
+        raise ValueError(f"no benchmark {name!r}. Choose one of {', '.join(BENCHMARKS)}")
+    about = {"bench": name, "machine": machine_info(), "commit": current_commit(), "seed": 0}
+    return about | BENCHMARKS[name](**options)
+
+
+@app.command()
+def benchmark(
+    name: Annotated[str, typer.Argument(help=", ".join(BENCHMARKS))],
+    data: Annotated[str, typer.Option(help="users: a folder, journey, world[:N] or movielens")] = "journey",
+    run: Annotated[Path | None, typer.Option(help="folder of a run; for ablations, a folder for the variants")] = None,
+    seeds: Annotated[int, typer.Option(help="seeds of the probes' folds")] = 5,
+    out: Annotated[Path | None, typer.Option(help="also write the JSON object to this file")] = None,
+    minutes: Annotated[float | None, typer.Option(help="duration of soak")] = None,
+    cases: Annotated[int | None, typer.Option(help="number of cases of fuzz")] = None,
+    most: Annotated[int | None, typer.Option("--max-users", help="users of prompts, curves and attention")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure as ratios within one run, with the machine's own ceiling beside them."""
+    warn_if_busy()
+    bars = ProgressBars()
+    options = {"minutes": minutes, "cases": cases, "most": most}
+    options = {option: value for option, value in options.items() if value is not None}
+    if name in WITH_PROGRESS:
+        options["progress"] = bars
+    result = run_benchmark(name, users=lambda: open_data(data), run=run, seeds=seeds, **options)
+    bars.close()
+    if out:
+        atomic_write(out, lambda part: part.write_text(json.dumps(result, default=float) + "\n"))
+    say(result, json.dumps(result, indent=1, default=float), as_json)
+
+
+if __name__ == "__main__":
+    sys.exit(run_app(app))

@@ -1,0 +1,66 @@
+"""Data sets that only the benchmarks use."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+
+from qanchor.data.users import Users
+from qanchor.utils.io import cache_dir
+
+
+def load_movielens() -> Users:
+    """Read the 943 viewers of MovieLens-100K: the films that each liked (4-5 stars), watched (3) or disliked (1-2).
+
+    Labels female and age35 (35 or older). The file comes from inside the `recbole` wheel, which pip fetches into the cache
+    folder and never installs; GroupLens allows research use but no copies, so it must not be committed anywhere.
+    Raises ConnectionError when pip cannot fetch it.
+
+    Example:
+        >>> load_movielens().label("female").mean()  # doctest: +SKIP
+        0.289...
+    """
+    wheel = _recbole_wheel()
+    with zipfile.ZipFile(wheel) as box:
+        stem = next(name for name in box.namelist() if name.endswith("ml-100k.inter")).removesuffix("inter")
+        tables = {}
+        for kind in ("inter", "item", "user"):
+            with box.open(stem + kind) as file:
+                table = pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False)
+            tables[kind] = table.rename(columns=lambda column: column.split(":")[0])
+    events = tables["inter"].merge(tables["item"], on="item_id", validate="many_to_one")
+    stars = events["rating"].astype(float)
+    genres = events["class"].str.lower().str.replace(" ", ", ")
+    events = pd.DataFrame(
+        {
+            "user": events["user_id"].str.zfill(3),
+            "time": pd.to_datetime(events["timestamp"].astype(float), unit="s"),
+            "modality": pd.cut(stars, [0, 2, 3, 5], labels=["disliked", "watched", "liked"]).astype(str),
+            "text": events["movie_title"] + " (" + events["release_year"] + "): " + genres,
+        }
+    )
+    people = tables["user"].set_index(tables["user"]["user_id"].str.zfill(3))
+    labels = pd.DataFrame({"female": people["gender"] == "F", "age35": people["age"].astype(float) >= 35}).astype(float)
+    order = ("liked", "watched", "disliked")
+    return Users.from_events(events, name="movielens", labels=labels, modalities=order, unit="viewer", source="ml-100k")
+
+
+def _recbole_wheel() -> Path:
+    """Find the wheel in the cache folder, or let pip fetch it there."""
+    folder = cache_dir() / "recbole"
+    if found := sorted(folder.glob("recbole-*.whl")):
+        return found[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        order = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", aside]
+        done = subprocess.run([*order, "recbole"], capture_output=True, text=True)
+        got = sorted(Path(aside).glob("recbole-*.whl"))
+        if done.returncode or not got:
+            reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+            raise ConnectionError(f"pip could not fetch the recbole wheel ({reason}): connect, or put it into {folder}")
+        return got[0].replace(folder / got[0].name)

@@ -1,0 +1,151 @@
+"""The tables of the benches: what stands in a record stands in its row, and an older or smaller record still has a table."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks import tables
+
+SPAN = {"auc": 0.012, "low": 0.004, "high": 0.02}
+SIDE = {"auc": 0.7, "ks": 0.3, "low": 0.69, "high": 0.71}
+SPEED = Path(__file__).parents[3] / "data/runs/speed"
+
+
+def made_on(bench, commit="abc1234", gpu=None, rate=1.0):
+    return {
+        "bench": bench,
+        "commit": commit,
+        "machine": {"processor": "P", "threads": 2, "gpu": gpu, "matmul_tflops": rate},
+    }
+
+
+def rows_of(table):
+    """Give a table's rows as {first cell: other cells}, and its head under ''."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")]
+    assert len({len(line) for line in lines}) == 1, "all rows have as many cells"
+    return {"": lines[0][1:]} | {line[0]: line[1:] for line in lines[2:]}
+
+
+def test_who_made_it_is_said_once_for_records_of_one_commit_and_machine():
+    three = made_on("cache", rate=0.9), made_on("ask", rate=1.1), made_on("texts", "def5678", gpu="G")
+    three[2]["machine"]["products"] = "float32"
+    alike = made_on("cache"), made_on("ask")
+    alike[1]["machine"]["products"] = "float32"
+    assert [line.split()[-2] for line in tables.told(*alike).splitlines()] == ["bf16", "fp32"]
+    assert tables.told(*three).splitlines() == [
+        "`bench cache`, `build_pairs`, commit abc1234, P, 2 threads, 0.9 to 1.1 TFLOP/s in bf16 products.",
+        "`bench texts`, commit def5678, G, 1.0 TFLOP/s in fp32 products.",
+    ]
+
+
+def test_three_tasks_without_a_truth_or_a_run_have_a_table_with_a_column_each():
+    """As MovieLens gives it: nothing is recovered, and without a run nothing is above anything."""
+    each = [{"task": t, "method": m, "auc": v} for t, v in (("female", 0.7), ("age35", 0.8), ("old", 0.6)) for m in ("rfm",)]
+    rows = rows_of(tables.tasks_table({"average": {"rfm": SIDE}, "tasks": each}))
+    assert rows[""] == ["AUC", "95 %", "KS", "female", "age35", "old"]
+    assert rows["RFM"] == [".700", ".690 to .710", ".300", ".700", ".800", ".600"]
+    assert "average of three tasks" in tables.tasks_table({"average": {"rfm": SIDE}, "tasks": each})
+    ten = [row | {"task": str(k)} for k in range(10) for row in each[:1]]
+    record = {"average": {"rfm": SIDE, "anchor": SIDE | {"auc": 0.8}}, "tasks": ten, "anchor_minus": {"rfm": SPAN}}
+    table = tables.tasks_table(record | {"recovered": {"rfm": 0.5, "anchor": 0.6}})
+    assert table.startswith("| average of ten tasks | AUC | 95 % | KS | recovered | ours is above by |")
+    assert list(rows_of(table))[1:] == ["**ours**, each task's own question", "RFM"], "the best first"
+    assert rows_of(table)["RFM"][-2:] == [".500", ".012 (.0040 to .020)"]
+
+
+ASKED = {"right": 0.8, "none": 0.78, "generic": 0.75, "wrong": 0.74, "paraphrases": [0.801, 0.799]}
+
+
+def test_an_older_record_of_questions_has_differences_without_intervals():
+    rows = rows_of(tables.query_table({"query": ASKED, "zero_shot": {"average": 0.79, "lapse": 0.79}}))
+    assert rows[""] == ["AUC", "the right question is above by"]
+    assert rows["two rewordings of it"] == [".799 to .801", "at most .0010"]
+    assert rows["another task's question"] == [".740", ".060"]
+    assert rows["the right question, no label at all (zero-shot, one task)"] == [".790", ""]
+
+
+def test_questions_have_their_intervals_where_the_record_has_them():
+    spans = {kind: SIDE | {"auc": value} for kind, value in ASKED.items() if kind != "paraphrases"}
+    minus = {"none": SPAN, "generic": SPAN, "wrong": SPAN, "paraphrases": [SPAN, SPAN | {"auc": 0.001}]}
+    rows = rows_of(tables.query_table({"query": ASKED, "query_intervals": spans, "query_minus": minus, "zero_shot": {}}))
+    assert rows[""] == ["AUC", "95 %", "the right question is above by"] and len(rows) == 6, "profiles have no zero-shot"
+    assert rows["another task's question"] == [".740", ".690 to .710", ".012 (.0040 to .020)"]
+    assert rows["two rewordings of it"][-1] == "at most .0010 (.0040 to .020)", "the one that is farthest below"
+
+
+def test_ablations_stand_beside_the_paper():
+    rows = [{"variant": "as it is", "auc": 0.8, "wrong": 0.75, "minus": dict.fromkeys(SPAN, 0.0), "paper": None}]
+    rows.append({"variant": "no skip", "auc": 0.78, "wrong": 0.76, "minus": SPAN | {"auc": -0.02}, "paper": None})
+    rows.append({"variant": "no slots", "auc": 0.79, "wrong": 0.7, "minus": SPAN, "paper": -0.0039})
+    told = rows_of(tables.ablations_table({"rows": rows}))
+    assert told["as it is"] == [".800", ".750", "", ""] and told["no skip"] == [".780", ".760", "-.020 (.0040 to .020)", ""]
+    assert told["no slots"] == [".790", ".700", "+.012 (.0040 to .020)", "-.0039"]
+
+
+def test_a_replay_shows_everybody_and_the_best_fifth_by_each_score():
+    row = {"users": 20, "rate": 0.3, "lift": 3.0, "low": 2.5, "high": 3.5, "minus": 0.1, "minus_low": -0.2, "minus_high": 0.4}
+    rows = [row | {"arm": arm, "top": top} for arm in ("rfm", "zero_shot") for top in (0.1, 0.2)]
+    told = rows_of(tables.replay_table({"users": 100, "task": "redeem", "rate": 0.1, "rows": rows}))
+    assert told[""] == ["users", "`redeem`", "lift (95 %)", "above that of RFM"] and len(told) == 4
+    assert told["nobody chosen: all"] == ["100", "10.0 %", "1.00", ""]
+    assert told["RFM, fitted to the label"] == ["20", "30.0 %", "3.00 (2.50 to 3.50)", ""]
+    assert told["**ours**, the question alone: no label"][-1] == "+0.10 (-0.20 to 0.40)"
+
+
+def test_prompts_and_fairness_have_tables_of_their_own():
+    side = {"auc": 0.6, "ks": 0.2, "silhouette": 0.01}
+    told = tables.prompts_table({"average": {"vague": {"before": side, "after": side | {"auc": 0.7}, "gain": SPAN}}})
+    assert "| a vague question | .600 | .700 | +.012 (.0040 to .020) | .200 to .200 | .010 to .010 |" in told
+    row = {"auc": 0.7, "auc_low": 0.6, "auc_high": 0.8}
+    rows = [{"source": s, "attribute": a} | row for s in ("nothing", "Promo", "rfm") for a in ("age", "average")]
+    groups = [
+        {"task": "Promo", "arm": "anchor", "attribute": "age", "gap": {"selected": [-0.1, -0.2, 0.0]}},
+        {"task": "Promo", "arm": "rfm", "attribute": "age", "gap": {"selected": None}},
+    ]
+    told = tables.fairness_table({"rows": rows, "groups": groups, "asked": {"Promo": "?"}})
+    assert "| the question about Promo | .700 | .700 | .600 to .800 |" in told
+    assert "| Promo | ours | -.100 (-.200 to .000) |" in told and "| Promo | RFM | too few |" in told
+    told = tables.fairness_table({"rows": rows, "groups": [], "asked": {"Promo": "?"}})
+    assert "chosen" not in told, "MovieLens has no task to choose by"
+
+
+def test_every_bench_of_speed_has_its_row_and_a_fault_is_not_hidden():
+    records = {name: json.loads((SPEED / f"{name}.json").read_text()) for name in tables.SPEED}
+    told = tables.speed_table(records)
+    lines = [line.split(" | ") for line in told.splitlines()[2:]]
+    assert [line[0].strip("| `") for line in lines] == ["cache", *tables.SPEED] and all(len(line) == 4 for line in lines)
+    assert "the same bytes" in told and "no users lost, none doubled" in told
+    records["scale"]["rows"][1]["identical"] = False
+    records["scale"]["restart"] |= {"lost": 2, "doubled": 12}
+    assert "**other** bytes; killed and started again: two users lost, 12 doubled" in tables.speed_table(records)
+
+
+def test_pairs_are_told_by_size():
+    row = {"scale": 1, "events": 1_492_002, "pairs": 9, "seconds": 6.41, "events_per_s": 234_123.4, "peak_gb": 0.734}
+    told = tables.useru_table({"rows": [row, row | {"scale": 20}], "growth_exponent": 1.0012})
+    assert rows_of(told)["1"] == ["1,492,002", "6.4", "234,000", "0.73 GB"] and "to the power of 1.001 (goal" in told
+    assert "power" not in tables.useru_table({"rows": [row], "growth_exponent": None})
+
+
+@pytest.mark.parametrize(
+    ("value", "written"), [(0.8049, ".805"), (-0.0041, "-.0041"), (0.00001, ".000"), (0.99996, "1.000"), (1.25, "1.250")]
+)
+def test_shares_are_written_as_the_readme_does(value, written):
+    assert tables.short(value) == written
+
+
+def test_curves_stand_beside_the_paper_where_it_has_a_point():
+    row = {"before": 0.71, "after": 0.72, "gain": SPAN}
+    average = [{"curve": "vectors", "x": 1} | row, {"curve": "steps", "x": 200} | row, {"curve": "lora", "x": 100} | row]
+    told = rows_of(tables.curves_table({"tasks": ["a", "b"], "average": average, "paper": {"vectors": {"1": 0.8146}}}))
+    assert told["one vector, 100 steps"] == [".710", ".720", "+.012 (.0040 to .020)", ".8146"]
+    assert told["6 vectors, 200 steps at most"][-1] == "" and told["LoRA on the same labels, 100 steps"][1] == ".720"
+
+
+def test_attention_is_told_before_and_after_tuning():
+    def named(first, part):
+        return {name: {"as_it_is": {"first": first}, "against": {"first": 0.4}, "carriers": part} for name in tables.LOOKS}
+
+    told = rows_of(tables.attention_table({"chance": 0.4, "named": named(0.6, 0.5), "tuned": {"named": named(0.7, 0.55)}}))
+    assert told["attention"] == ["60 %, 70 %", "40 %, 40 %", "50 %, 55 %"] and told["a blind guess"] == ["40 %"] * 3
