@@ -283,7 +283,7 @@ def _versus(record: dict) -> list[list[str]]:
 
 def _refresh(record: dict) -> list[list[str]]:
     what = "time of adding a day of events to the cache (`engine.update`, `token_order=append_only`, "
-    what += f"{record['slots']:.0f} prefix tokens), relative to recomputing; mean of {_number(record['days'], 'day')}"
+    what += f"{record['slots']:.0f} prefix tokens), relative to recomputing; over {_number(record['days'], 'day')}"
     return [[what, f"{short(record['ratio'])}; {short(record['ran'])} of the prefix tokens recomputed", ".15"]]
 
 
