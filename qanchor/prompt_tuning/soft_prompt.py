@@ -157,7 +157,7 @@ class SoftPrompt:
 
     @staticmethod
     def load(folder, engine: Engine) -> SoftPrompt:
-        """Load what `save_model` kept, for the run that it was tuned on. RunError: missing, torn, or of another run."""
+        """Load what `save` wrote, for the run that it was tuned on. RunError: missing, torn, or of another run."""
         folder = Path(folder)
         restore_interrupted(folder)
         path = folder / "prompt.json"

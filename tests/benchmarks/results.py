@@ -1,4 +1,7 @@
-"""The tables of README's results, made anew from the records in data/runs: `python -m qanchor.results [--check]`."""
+"""Write the result tables of README.md and data/runs/README.md from the records in data/runs.
+
+`python -m tests.benchmarks.results` renews them; with `--check` it only says whether they are up to date.
+"""
 
 from __future__ import annotations
 
@@ -9,79 +12,85 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qanchor.utils.io import atomic_write
-from tests.benchmarks.tables import (
-    SPEED,
-    ablations_table,
-    attention_table,
-    curves_table,
-    fairness_table,
-    prompts_table,
-    query_table,
-    replay_table,
-    speed_table,
-    tasks_table,
-    told,
-    useru_table,
-)
+from tests.benchmarks import tables
 
-ROOT = Path(__file__).parents[2]
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
+DOCUMENTS = ("README.md", "data/runs/README.md")
 BLOCK = re.compile(r"(<!-- results:([\w/-]+) -->\n).*?(<!-- /results -->)", re.S)
-# the last word of a block's name: (the bench whose record it shows, its table); any other word is a run, shown by bench tasks
+# last word of a block's name: (benchmark, table); any other word is a run, shown by the benchmark `tasks`
 MADE: dict[str, tuple[str, Callable[[dict], str]]] = {
-    "query": ("tasks", query_table),
-    "fairness": ("fairness", fairness_table),
-    "prompts": ("prompts", prompts_table),
-    "curves": ("curves", curves_table),
-    "attention": ("attention", attention_table),
-    "replay": ("replay", replay_table),
-    "ablations": ("ablations", ablations_table),
-    "useru": ("useru", useru_table),
+    "query": ("tasks", tables.query_table),
+    "fairness": ("fairness", tables.fairness_table),
+    "prompts": ("prompts", tables.prompts_table),
+    "curves": ("curves", tables.curves_table),
+    "attention": ("attention", tables.attention_table),
+    "replay": ("replay", tables.replay_table),
+    "ablations": ("ablations", tables.ablations_table),
+    "useru": ("useru", tables.useru_table),
 }
-SPEEDS = {"speed": tuple(SPEED), "speed/amx": ("cache", "ask", "versus", "refresh", "tune", "train")}
+SPEEDS = {"speed": tuple(tables.SPEED), "speed/amx": ("cache", "ask", "versus", "refresh", "tune", "train")}
+SUMMARY = ("journey", "world")  # the runs in the block `summary`
+NO_RUN = {"ablations", "useru", *tables.SPEED}  # benchmarks that need neither --data nor --run to renew their record
 
 
 def renewed(text: str, runs: Path) -> str:
-    """Give README's text with every block from `<!-- results:NAME -->` to `<!-- /results -->` made from the records in `runs`.
+    """Return `text` with every block `<!-- results:NAME -->` ... `<!-- /results -->` rebuilt from the records in `runs`.
 
-    RUN shows RUN/bench.json, the record of `bench tasks`, and so does RUN/query; RUN/fairness, RUN/prompts, RUN/curves,
-    RUN/attention, RUN/replay, speed/useru and ablations show the file of that name; speed and speed/amx those in their folders.
+    Args:
+        text: Markdown.
+        runs: folder of the records. RUN and RUN/query show RUN/bench.json; RUN/fairness, RUN/prompts, RUN/curves,
+            RUN/attention, RUN/replay, speed/useru and ablations show the file of that name; speed and speed/amx show the
+            files in those folders; summary shows the bench.json of the runs in `SUMMARY`.
+
+    Raises:
+        FileNotFoundError: a record is missing.
+        ValueError: a record is of another benchmark, or no table has the name of a block.
     """
     return BLOCK.sub(lambda block: f"{block[1]}{_shown(block[2], runs)}\n{block[3]}", text)
 
 
 def _shown(name: str, runs: Path) -> str:
     folder, _, last = name.rpartition("/")
+    if name == "summary":
+        records = {run: _record(name, runs / run / "bench.json", "tasks") for run in SUMMARY}
+        files = "`, `".join(f"data/runs/{run}/bench.json" for run in SUMMARY)
+        return f"{tables.summary_table(records)}\n\nRecords: `{files}` (`python -m tests.benchmarks tasks`)."
     if name in SPEEDS:
         records = {bench: _record(name, runs / name / f"{bench}.json", bench) for bench in SPEEDS[name]}
-        return f"{told(*records.values())}\n\n{speed_table(records)}"
+        return f"Records: `data/runs/{name}/`.\n{tables.told(*records.values())}\n\n{tables.speed_table(records)}"
     if folder and last not in MADE:
-        raise ValueError(f"README asks for results:{name}, and no table is named {last!r}: there are {', '.join(MADE)}")
-    bench, made = MADE.get(last, ("tasks", tasks_table))
+        raise ValueError(f"Block results:{name}: no table is named {last!r}. Use one of {', '.join(MADE)}.")
+    bench, made = MADE.get(last, ("tasks", tables.tasks_table))
     path = runs / folder / f"{last}.json" if bench == last else runs / (folder or last) / "bench.json"
     record = _record(name, path, bench)
-    return f"{told(record)}\n\n{made(record)}"
+    source = f"Record: `data/runs/{path.relative_to(runs).as_posix()}`."
+    return f"{source} {tables.told(record)}\n\n{made(record)}"
 
 
 def _record(name: str, path: Path, bench: str) -> dict:
-    run = "" if bench in ("ablations", "useru", *SPEED) else f" --data DATA --run {path.parent}"
-    cure = f"say python -m qanchor bench {bench}{run} --out {path}"
+    arguments = "" if bench in NO_RUN else f" --data DATA --run {path.parent}"
+    hint = f"Run python -m tests.benchmarks {bench}{arguments} --out {path}"
     if not path.exists():
-        raise FileNotFoundError(f"README asks for results:{name}, and there is no {path}: {cure}")
+        raise FileNotFoundError(f"Block results:{name}: {path} does not exist. {hint}")
     record = json.loads(path.read_text())
     if record.get("bench") != bench:
-        raise ValueError(f"{path} holds a record of bench {record.get('bench')!r}, results:{name} shows {bench!r}: {cure}")
+        raise ValueError(f"Block results:{name}: {path} is a record of {record.get('bench')!r}, not of {bench!r}. {hint}")
     return record
 
 
 def main(check: bool = False) -> int:
-    """Write README's tables anew; with `check`, only say whether they are what the records say."""
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    new = renewed(text, ROOT / "data/runs")
+    """Rewrite the tables of all documents; with `check`, write nothing and return 1 if a table is stale."""
+    new = {}
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        rebuilt = renewed(text, ROOT / "data/runs")
+        if rebuilt != text:
+            new[name] = rebuilt
     if check:
-        print("README's tables are what the records say" if new == text else "README's tables are stale: say make results")
-        return int(new != text)
-    atomic_write(readme, lambda aside: aside.write_text(new, encoding="utf-8"))
+        print(f"Stale tables in {', '.join(new)}. Run make results." if new else "All result tables are up to date.")
+        return int(bool(new))
+    for name, text in new.items():
+        atomic_write(ROOT / name, lambda aside, text=text: aside.write_text(text, encoding="utf-8"))
     return 0
 
 

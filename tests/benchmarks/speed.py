@@ -1,4 +1,4 @@
-"""Benches of speed: `cache`, `build_pairs`, `refresh`, `versus`, `train`, each as ratios of one run with its bound beside it."""
+"""Benches of speed: `cache`, `ask`, `refresh`, `versus`, `train`, each as ratios of one run with its bound beside it."""
 
 from __future__ import annotations
 

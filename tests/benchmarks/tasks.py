@@ -1,4 +1,4 @@
-"""Bench `ray_tasks`: what frozen embeddings know of the labels, beside every baseline, and what other questions would give."""
+"""Bench `tasks`: what frozen embeddings know of the labels, beside every baseline, and what other questions would give."""
 
 from __future__ import annotations
 
