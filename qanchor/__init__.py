@@ -32,7 +32,6 @@ from qanchor.workbench.attention import AttentionBackend
 from qanchor.workbench.lens import LensBackend
 from qanchor.workbench.prompt_tuning import PromptTuningBackend
 from qanchor.workbench.session import WorkbenchSession
-from tests.benchmarks.datasets import load_movielens
 
 __all__ = [
     "FULL",
@@ -68,7 +67,6 @@ __all__ = [
     "load_history",
     "load_model",
     "load_complete_journey",
-    "load_movielens",
     "load_users",
     "make_pairs",
     "make_sample_users",

@@ -1,0 +1,1 @@
+"""What changed and why: shift, maps, clusters, attention and groups."""

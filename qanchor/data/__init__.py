@@ -1,0 +1,1 @@
+"""Users: events, cut-off, facts and labels; reading any table, validation, sample data."""

@@ -1,0 +1,1 @@
+"""Prefix cache, ranking and embedding of whole data sets."""

@@ -7,11 +7,11 @@ import os
 import platform
 import re
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-
-from tests.benchmarks.timing import best_time
 
 
 def best_device() -> str:
@@ -107,3 +107,24 @@ def current_commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git here, or no repository
         return "unknown"
+
+
+def timed(step: Callable[[], object], device) -> float:
+    """Return the seconds that `step` takes, waiting for the GPU before and after."""
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    if on_gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def best_time(step: Callable[[], object], device, limit: float) -> float:
+    """Return the shortest time of `step` repeated for `limit` seconds: other programs can only slow it down."""
+    step()
+    times = [timed(step, device)]
+    while sum(times) < limit:
+        times.append(timed(step, device))
+    return min(times)

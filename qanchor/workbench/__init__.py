@@ -1,0 +1,1 @@
+"""Back ends of the widgets: callables that yield updates, and their words."""

@@ -25,8 +25,7 @@ from qanchor.models.prefix_encoder import Prefix
 from qanchor.models.preprocessor import UserPreprocessor
 from qanchor.models.serialization import load_model
 from qanchor.training.losses import autoregressive_loss, contrastive_loss
-from qanchor.utils.device import machine_info
-from tests.benchmarks.timing import best_time, timed
+from qanchor.utils.device import best_time, machine_info, timed
 
 SIZES = ((256, 16), (900, 24))  # slots of the prefix, tokens of a query with its <USER_EMB>
 MANY = (1, 4, 10, 32)  # queries

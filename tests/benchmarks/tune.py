@@ -17,8 +17,8 @@ from qanchor.models.collate import collate_users
 from qanchor.models.serialization import load_model
 from qanchor.prompt_tuning.soft_prompt import PromptObjective, SoftPrompt
 from qanchor.training.losses import prototype_loss
+from qanchor.utils.device import timed
 from tests.benchmarks.speed import fresh
-from tests.benchmarks.timing import timed
 
 LEARNED = ("vectors", "prototypes", "offset")
 
