@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 import pandas as pd
 
-from widgets._base import INK, MOVED, STILL, still_image
+from widgets.base import INK, MOVED, STILL, still_image
 
 VALUES = ("group", "group_low", "group_high", "rest", "rest_low", "rest_high")
 CHOSEN, QUIET = "#0072B2", "#5f6873"  # the first is Okabe and Ito's blue

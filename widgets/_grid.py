@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from widgets._bars import figures
-from widgets._base import INK, STILL, still_image
+from widgets.base import INK, STILL, still_image
 
 NEEDED = ("query", "group", "n", "auc")
 BEYOND = {

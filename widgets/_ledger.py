@@ -7,7 +7,7 @@ from html import escape
 import numpy as np
 import pandas as pd
 
-from widgets._base import INK, STILL, still_image
+from widgets.base import INK, STILL, still_image
 
 NEEDED = ("query", "layer", "head_group", "modality", "weight")
 BLANKS = {"kind": "modality", "slots": np.nan, "per_token": np.nan, "deletion_effect": np.nan, "gradient": np.nan}

@@ -9,8 +9,8 @@ from threading import Event, RLock
 import numpy as np
 import pandas as pd
 
-from widgets._base import Worker, closing, log, plain
-from widgets._pack import leaning
+from widgets.base import Worker, closing, log, plain
+from widgets.packing import leaning
 
 MOST = 0.8  # of the users: where more than so many moved, that they did tells nobody apart
 

@@ -10,7 +10,7 @@ from threading import Event, RLock
 import pandas as pd
 from traitlets import Dict
 
-from widgets._base import Selection, View, Worker, closing, log, plain, script, still_page
+from widgets.base import Selection, View, Worker, closing, log, plain, script, still_page
 from widgets._ledger import bars, checked_ledger, packed, table
 
 LISTED = 40  # events of one user that can be edited, the newest

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from traitlets import Bytes, Dict
 
-from widgets._base import Selection, View, script, still_map, still_page
-from widgets._pack import described
+from widgets.base import Selection, View, script, still_map, still_page
+from widgets.packing import described
 
 SIDES = ("before", "after")
 SHOWN = 8  # clusters that get a colour and a shape; more cannot be told apart

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from traitlets import Bytes, Dict
 
-from widgets._base import Selection, View, Worker, closing, log, plain, script, still_map, still_page, vacant
+from widgets.base import Selection, View, Worker, closing, log, plain, script, still_map, still_page, vacant
 from widgets._order import MOST, Order
-from widgets._pack import Asked, asked, described
-from widgets.claim import ClaimCard
+from widgets.packing import Asked, asked, described
+from widgets.result_card import ClaimCard
 
 ARROWS = 60  # the strongest movers get an arrow; more would be hatching
 LISTED = 100  # rows in the list of the most shifted

@@ -12,9 +12,9 @@ import pandas as pd
 from traitlets import Dict, List
 
 from widgets._bars import VALUES, bars, dots, figures, told
-from widgets._base import Selection, View, Worker, closing, log, plain, script, still_page, vacant
+from widgets.base import Selection, View, Worker, closing, log, plain, script, still_page, vacant
 from widgets._named import HOW, Group
-from widgets.claim import ClaimCard
+from widgets.result_card import ClaimCard
 
 LISTED = 14  # rows of the comparison; of each kind, half as many are there when it is looked at alone
 

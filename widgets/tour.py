@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from traitlets import Bool, Int, List
 
-from widgets._base import View, script, still_page
+from widgets.base import View, script, still_page
 
 ASK = ("Ask", ".lens-bar, .lens-under", "Write a question about every user in your own words, then Enter. Esc cancels.")
 MAP = ("See who moves", ".lens-map", "Each mark is a user. Whoever moves farther than mere rewording explains is a diamond.")

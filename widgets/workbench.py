@@ -9,12 +9,12 @@ from threading import RLock
 
 import ipywidgets
 
-from widgets._base import Worker, log, plain, write_whole
+from widgets.base import Worker, log, plain, write_whole
 from widgets.attention import AttentionLedger
 from widgets.clusters import ClusterLedger
 from widgets.lens import QueryLens
-from widgets.matrix import ShiftMatrix
-from widgets.prompt import PromptLab
+from widgets.query_matrix import ShiftMatrix
+from widgets.prompt_tuning import PromptLab
 from widgets.selection import SelectionPanel
 from widgets.tour import Tour
 

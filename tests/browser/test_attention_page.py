@@ -10,7 +10,7 @@ SHOW = SETUP + "looker = FakeLooker(seconds={seconds})\nview = AttentionLedger(l
 CALLS = "print(looker.calls[-1])"
 LINKED = "view = AttentionLedger(looker, selection=chosen)\nview"
 CHOSEN = (
-    "from widgets._base import Selection\nchosen = Selection(looker.ids, lambda rows: None)\nchosen.ids = ['u0003', 'u0009']"
+    "from widgets.base import Selection\nchosen = Selection(looker.ids, lambda rows: None)\nchosen.ids = ['u0003', 'u0009']"
 )
 REAL = """import qanchor as qa
 from widgets import AttentionLedger

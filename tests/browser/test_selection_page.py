@@ -8,7 +8,7 @@ from fake import fake_describe, fake_facts
 from test_lens import TRAVEL, drag
 
 from widgets import SelectionPanel
-from widgets._base import Selection
+from widgets.base import Selection
 
 FAKES = "from fake import FakeAsker, FakeExplain, fake_describe, fake_facts, make_frame"
 LENS = (

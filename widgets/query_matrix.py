@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from traitlets import Dict
 
-from widgets._base import Selection, View, Worker, closing, log, plain, script, still_page
+from widgets.base import Selection, View, Worker, closing, log, plain, script, still_page
 from widgets._grid import beyond, checked_matrix, heat, packed, table
 from widgets._named import Group
 
@@ -39,8 +39,8 @@ class ShiftMatrix(View):
         ('Told.', ShiftMatrix(1 question x 1 group, 1 of 1 cells beyond luck))
     """
 
-    _esm = script("geometry.mjs", "dom.mjs", "kernel.mjs", "matrix.mjs")
-    _css = script("lens.css", "matrix.css")
+    _esm = script("geometry.mjs", "dom.mjs", "kernel.mjs", "query_matrix.mjs")
+    _css = script("lens.css", "query_matrix.css")
     _about = Dict().tag(sync=True)  # title, total, least, most, unit, hint: never changes
     _picture = Dict().tag(sync=True)  # queries, groups, cells, measures, alike, sentence, caption, reads, whole
     _status = Dict().tag(sync=True)  # busy, done, total, note, error

@@ -1,7 +1,7 @@
 // The ledger's pure functions: how numbers are written, and who stands where.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { digitsFor, effect, nth, places, share } from "../widgets/attention.mjs";
+import { digitsFor, effect, nth, places, share } from "../../widgets/static/attention.mjs";
 
 test("shares are percent, differences are points with a sign", () => {
   assert.equal(share(0.2134), "21.3 %");

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_widgets import TRAVEL, FakeAsker, make_frame, make_lens, until
+from test_query_lens import TRAVEL, FakeAsker, make_frame, make_lens, until
 
 from widgets import QueryLens
 

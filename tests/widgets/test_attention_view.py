@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "browser"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import HOSTILE
 from fake_looker import LAYERS, MODALITIES, FakeLooker, make_ledger
 
 from widgets import AttentionLedger
-from widgets._base import Selection
+from widgets.base import Selection
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TRAVEL, PRICE = "Will this user travel soon?", "Is this user price-conscious?"
 
 
@@ -233,5 +233,5 @@ def test_scripts():
     node = shutil.which("node")
     if node is None:
         pytest.skip("needs node, to run the views' own tests")
-    done = subprocess.run([node, "--test", str(ROOT / "tests" / "attention.test.mjs")], capture_output=True, text=True)
+    done = subprocess.run([node, "--test", str(ROOT / "tests" / "js" / "attention.test.mjs")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "browser"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import HOSTILE, FakeAsker, FakeExplain, fake_describe, fake_facts, make_frame
 
 from widgets import ClaimCard, QueryLens, SelectionPanel
 from widgets._bars import bars, figure, figures, told
-from widgets._base import Selection
+from widgets.base import Selection
 from widgets._named import Group
 
 IDS = tuple(f"u{i:04}" for i in range(600))

@@ -26,7 +26,7 @@ log = logging.getLogger("widgets")
 
 def script(*names: str) -> str:
     """Join script files into the one module a browser is given, which cannot import its neighbours; comments stay here."""
-    parts = [(HERE / name).read_text(encoding="utf-8") for name in names]
+    parts = [(HERE / "static" / name).read_text(encoding="utf-8") for name in names]
     left_out = r'^import .*? from "\./.*?";\n|^ *//[^\n]*\n|^ */\*\*.*?\*/\n'
     return "\n".join(re.sub(left_out, "", part, flags=re.M | re.S) for part in parts)
 

@@ -1,7 +1,7 @@
 // What the tour stands beside, and where: plain functions of boxes.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { beside, extent } from "../widgets/tour.mjs";
+import { beside, extent } from "../../widgets/static/tour.mjs";
 
 const box = (left, top, right, bottom) => ({ left, top, right, bottom, width: right - left, height: bottom - top });
 const home = { ...box(100, 50, 1100, 850) };

@@ -14,15 +14,15 @@ import pandas as pd
 import pytest
 import traitlets
 
-sys.path.insert(0, str(Path(__file__).parent / "browser"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import HOSTILE, FakeAsker, make_frame
 
 import widgets
-from widgets import QueryLens, _base
-from widgets._base import Selection, View, Worker, still_page
+from widgets import QueryLens, base
+from widgets.base import Selection, View, Worker, still_page
 from widgets.tour import Tour
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TRAVEL = "Will this user travel soon?"
 
 
@@ -292,7 +292,7 @@ def test_scripts():
     node = shutil.which("node")
     if node is None:
         pytest.skip("needs node, to run the views' own tests")
-    done = subprocess.run([node, "--test", str(ROOT / "tests" / "lens.test.mjs")], capture_output=True, text=True)
+    done = subprocess.run([node, "--test", str(ROOT / "tests" / "js" / "lens.test.mjs")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -300,7 +300,7 @@ def test_progress_that_comes_too_soon_is_left_out_but_not_what_must_be_said(monk
     class Some(View):
         _esm, _status, _guard = "export default {}", traitlets.Dict(), threading.RLock()
 
-    monkeypatch.setattr(_base, "time", SimpleNamespace(monotonic=lambda: 7.0))
+    monkeypatch.setattr(base, "time", SimpleNamespace(monotonic=lambda: 7.0))
     view, step = Some(), {"busy": True, "total": 9}
     view._tell(**step, done=1)
     view._tell(**step, done=2)

@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { test } from "node:test";
-import * as flow from "../widgets/flow.mjs";
-import * as g from "../widgets/geometry.mjs";
+import * as flow from "../../widgets/static/flow.mjs";
+import * as g from "../../widgets/static/geometry.mjs";
 
 const near = (a, b, by = 1e-4) => assert.ok(Math.abs(a - b) < by, `${a} is not ${b}`);
 
@@ -140,7 +140,7 @@ test("a flow of many small clusters grows instead of hiding names", () => {
 });
 
 test("no script makes markup from text, calls out, or reads code from elsewhere", () => {
-  const folder = new URL("../widgets/", import.meta.url);
+  const folder = new URL("../../widgets/static/", import.meta.url);
   for (const name of readdirSync(folder).filter((file) => file.endsWith(".mjs"))) {
     const code = readFileSync(new URL(name, folder), "utf8");
     for (const word of ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "fetch(", "XMLHttpRequest", "import(", "WebSocket"]) {
@@ -151,7 +151,7 @@ test("no script makes markup from text, calls out, or reads code from elsewhere"
 });
 
 test("an id with a hyphen is never broken, and no word is lost", async () => {
-  const { unbroken } = await import("../widgets/dom.mjs");
+  const { unbroken } = await import("../../widgets/static/dom.mjs");
   globalThis.document = { createElement: () => ({ setAttribute(_, value) { this.kind = value; }, append(text) { this.text = text; } }) };
   const parts = unbroken("Nearest to yes: GYM-0042, a-b-c and 17.");
   delete globalThis.document;

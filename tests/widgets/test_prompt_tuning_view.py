@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "browser"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import HOSTILE
 from fake_tuner import FakeTuner
 
 from widgets import PromptLab
 from widgets._tuned import slug, table
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 VAGUE = "Is this user interesting for us?"
 
 
@@ -184,5 +184,5 @@ def test_scripts_are_small_and_their_functions_right():
     node = shutil.which("node")
     if node is None:
         pytest.skip("needs node, to run the views' own tests")
-    done = subprocess.run([node, "--test", str(ROOT / "tests" / "prompt.test.mjs")], capture_output=True, text=True)
+    done = subprocess.run([node, "--test", str(ROOT / "tests" / "js" / "prompt_tuning.test.mjs")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "browser"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import HOSTILE, QUERIES
 from fake_deck import GROUPS, FakeDeck
 
 from widgets import ShiftMatrix
-from widgets._base import Selection
+from widgets.base import Selection
 from widgets._grid import alike, checked_matrix, packed
 
 FIRST = QUERIES[0]
@@ -175,6 +175,6 @@ def test_scripts():
     node = shutil.which("node")
     if node is None:
         pytest.skip("needs node, to run the views' own tests")
-    script = Path(__file__).parent / "matrix.test.mjs"
+    script = Path(__file__).parents[1] / "js" / "query_matrix.test.mjs"
     done = subprocess.run([node, "--test", str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

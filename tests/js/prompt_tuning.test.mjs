@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
-import { apart, spell, ticks } from "../widgets/prompt.mjs";
+import { apart, spell, ticks } from "../../widgets/static/prompt_tuning.mjs";
 
 test("ticks are round, few, and within the range", () => {
   assert.deepEqual(ticks(0, 60, 6), [0, 10, 20, 30, 40, 50, 60]);
@@ -26,6 +26,6 @@ test("two names never lie on each other", () => {
 });
 
 test("no text enters as markup", () => {
-  const source = readFileSync(new URL("../widgets/prompt.mjs", import.meta.url), "utf8");
+  const source = readFileSync(new URL("../../widgets/static/prompt_tuning.mjs", import.meta.url), "utf8");
   assert.ok(!/innerHTML|outerHTML|insertAdjacentHTML|document\.write/.test(source));
 });

@@ -1,7 +1,7 @@
 // The shift matrix: colours only beyond luck, orders of rows and columns, cells in words.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { figure, ordered, strength, words } from "../widgets/matrix.mjs";
+import { figure, ordered, strength, words } from "../../widgets/static/query_matrix.mjs";
 
 const cell = (auc, beyond, more = {}) => ({ auc, auc_low: auc - 0.05, auc_high: auc + 0.05, chance: 0.6, beyond_chance: beyond, lean: 1 - auc, lean_beyond: beyond, ratio: 1.2, ratio_beyond: false, shift: 0.6, noise_floor: null, ...more });
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "browser"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake_desk import FakeDesk
 
 from widgets import Workbench
@@ -63,5 +63,5 @@ def test_where_it_stands():
     node = shutil.which("node")
     if node is None:
         pytest.skip("needs node")
-    done = subprocess.run([node, "--test", str(Path(__file__).parent / "tour.test.mjs")], capture_output=True, text=True)
+    done = subprocess.run([node, "--test", str(Path(__file__).parents[1] / "js" / "tour.test.mjs")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

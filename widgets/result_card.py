@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 
-from widgets._base import HERE, write_whole
+from widgets.base import HERE, write_whole
 
 FORMAT, READ = 2, (1, 2)  # 2 has a unit
 PICTURE = re.compile(r"data:image/(?:svg\+xml|png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
@@ -170,7 +170,7 @@ def _whole(value: str) -> str:
 
 
 def _style() -> str:
-    return (HERE / "claim.css").read_text(encoding="utf-8")
+    return (HERE / "static" / "result_card.css").read_text(encoding="utf-8")
 
 
 def _sha(page: str) -> str:

@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parent / "browser"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import HOSTILE, FakeAsker, fake_facts, make_frame
 
 from qanchor import maps
 from widgets import ClaimCard, QueryLens
-from widgets.claim import ClaimError
+from widgets.result_card import ClaimError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PICTURE = "data:image/png;base64,iVBORw0KGgo="
 
 

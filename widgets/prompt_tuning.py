@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from traitlets import Dict
 
-from widgets._base import View, Worker, closing, log, plain, script, still_page
+from widgets.base import View, Worker, closing, log, plain, script, still_page
 from widgets._tuned import Form, Run, slug, still_curve, table
 
 MOST = {"vectors": 64, "steps": 5_000, "seed": 2**31 - 1}  # a slip of the keyboard should not cost a night
@@ -42,8 +42,8 @@ class PromptLab(View):
         ('Better.', 'p', PromptLab(1 label, tuned on 'Takeout': Better.))
     """
 
-    _esm = script("dom.mjs", "kernel.mjs", "prompt.mjs")
-    _css = script("lens.css", "prompt.css")
+    _esm = script("dom.mjs", "kernel.mjs", "prompt_tuning.mjs")
+    _css = script("lens.css", "prompt_tuning.css")
     _about = Dict().tag(sync=True)  # title, labels, queries, limits, the paper's numbers: never changes
     _form = Dict().tag(sync=True)  # label, query, vectors, steps, seed
     _status = Dict().tag(sync=True)  # busy, done, total (steps), left, each, words, note, error, stopping, cancelling
