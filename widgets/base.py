@@ -1,8 +1,7 @@
-"""What every view shares: a repr of content, a still picture for notebooks without a kernel, one job at a time."""
+"""What every view shares: the base class, background jobs, the selection and named groups."""
 
 from __future__ import annotations
 
-import base64
 import logging
 import os
 import re
@@ -10,75 +9,196 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from html import escape
-from itertools import count
+from dataclasses import dataclass
+from itertools import count as count_up
 from pathlib import Path
 
 import anywidget
 import numpy as np
 from IPython.display import HTML
 
-HERE = Path(__file__).parent
-INK, STILL, MOVED = "#2b3440", "#8a939e", "#D55E00"  # the last is Okabe and Ito's vermilion
-PAUSE = 0.05  # seconds between two progress messages at least
+STATIC_DIR = Path(__file__).parent / "static"
+MIN_STATUS_INTERVAL = 0.05  # seconds between two progress messages
+MAX_FILE_STEM = 60  # characters
+IRREGULAR_PLURALS = {"child": "children", "person": "people"}
 log = logging.getLogger("widgets")
 
 
-def script(*names: str) -> str:
-    """Join script files into the one module a browser is given, which cannot import its neighbours; comments stay here."""
-    parts = [(HERE / "static" / name).read_text(encoding="utf-8") for name in names]
-    left_out = r'^import .*? from "\./.*?";\n|^ *//[^\n]*\n|^ */\*\*.*?\*/\n'
-    return "\n".join(re.sub(left_out, "", part, flags=re.M | re.S) for part in parts)
+# Files and words
+
+
+def read_static(*names: str) -> str:
+    """Join files of `widgets/static` into the one script or style sheet a browser is given.
+
+    A browser that gets a view as one module cannot import its neighbors, so imports are left out.
+    Comments and indentation are left out, too; no text in a script spans lines.
+
+    Args:
+        names: File names, each after those it imports.
+
+    Returns:
+        The joined text.
+    """
+    left_out = r'^import .*? from "\./.*?";\n|^ *//[^\n]*\n|^ */\*\*.*?\*/\n|^ +'
+    parts = []
+    for name in names:
+        text = (STATIC_DIR / name).read_text(encoding="utf-8")
+        parts.append(re.sub(left_out, "", text, flags=re.M | re.S))
+    return "\n".join(parts)
+
+
+def atomic_write(path: Path, text: str) -> Path:
+    """Write a text file so that a reader, or a crash, finds the old file or the new one.
+
+    Args:
+        path: The file to write.
+        text: Its content.
+
+    Returns:
+        `path`.
+    """
+    partial_path = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial_path.write_text(text, encoding="utf-8", newline="\n")
+        return partial_path.replace(path)
+    except BaseException:
+        partial_path.unlink(missing_ok=True)
+        raise
+
+
+def unused_path(name: str, extension: str) -> Path:
+    """Return a file name made from `name` that does not exist in the current folder.
+
+    Args:
+        name: Any text; characters that do not belong in a file name become hyphens.
+        extension: Without its dot.
+
+    Returns:
+        A relative path.
+    """
+    stem = re.sub(r"[^\w-]+", "-", name).strip("-")[:MAX_FILE_STEM] or "kept"
+    for number in count_up(1):
+        suffix = f"-{number}" if number > 1 else ""
+        path = Path(f"{stem}{suffix}.{extension}")
+        if not path.exists():
+            return path
+    raise AssertionError("unreachable")
+
+
+def error_message(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    lines = str(error).strip().splitlines()
+    line = lines[0] if lines else type(error).__name__
+    quoted = line[0] == line[-1] and line[0] in "'\""  # str(KeyError) is quoted
+    return line[1:-1] if quoted else line
+
+
+def plural(unit: str) -> str:
+    """Return the plural of an English noun.
+
+    Args:
+        unit: A noun, such as the word for a user; of several words the last one changes.
+
+    Returns:
+        The plural.
+
+    Example:
+        >>> [plural(word) for word in ("user", "family", "bus", "box", "branch", "child", "person")]
+        ['users', 'families', 'buses', 'boxes', 'branches', 'children', 'people']
+        >>> plural("survey"), plural("card holder")
+        ('surveys', 'card holders')
+    """
+    *first_words, noun = unit.split(" ")
+    if noun.lower() in IRREGULAR_PLURALS:
+        changed = noun[:1] + IRREGULAR_PLURALS[noun.lower()][1:]
+    elif noun.endswith(("s", "x", "ch", "sh")):
+        changed = f"{noun}es"
+    elif re.search(r"[^aeiou]y$", noun, re.I):
+        changed = f"{noun[:-1]}ies"
+    else:
+        changed = f"{noun}s"
+    return " ".join([*first_words, changed])
+
+
+def count_noun(number: int, unit: str, units: str = "") -> str:
+    """Return a number with its noun.
+
+    Args:
+        number: How many.
+        unit: The noun for one.
+        units: The noun for any other number; made by `plural` if left out.
+
+    Returns:
+        The words.
+
+    Example:
+        >>> count_noun(1, "family"), count_noun(2_000, "family")
+        ('1 family', '2,000 families')
+    """
+    return f"{number:,} {unit if number == 1 else units or plural(unit)}"
+
+
+# The base class and background jobs
 
 
 class View(anywidget.AnyWidget):
-    """Show something in a notebook, and still say it in words where no script may run.
+    """Base class of the views: an anywidget that stays readable where no script may run.
 
-    A view gives `_words()`, the text of its repr, and `_still()`, its HTML without scripts. One that tells how far it is has a
-    trait `_status` and a lock `_guard`.
+    A view defines `_summary()`, the text of its repr, and `_html()`, its content as HTML without
+    scripts. A view that reports progress has a trait `_status` and a lock `_guard`.
     """
 
-    _told = 0.0  # when the status was last set
+    _status_time = 0.0  # when the status was last set
 
     def __repr__(self) -> str:
-        return self._words()
+        return self._summary()
 
-    def still(self) -> HTML:
-        """Give what is shown now as a picture and words that stay readable without a kernel."""
-        return HTML(self._still())
+    def to_html(self) -> HTML:
+        """Return what is shown now as HTML that stays readable without a kernel."""
+        return HTML(self._html())
 
-    def _tell(self, at_once: bool = False, **status) -> None:
-        """Set the status line; progress that comes too soon after the last is left out, unless it must be told `at_once`."""
+    def _set_status(self, at_once: bool = False, **status) -> None:
+        """Set the status line; leave out progress that follows too soon, unless `at_once`."""
         now = time.monotonic()
-        between = status.get("busy") and 0 < status["done"] < status["total"]
-        if between and not at_once and now - self._told < PAUSE:
+        midway = status.get("busy") and 0 < status["done"] < status["total"]
+        if midway and not at_once and now - self._status_time < MIN_STATUS_INTERVAL:
             return
         with self._guard:
-            self._told, self._status = now, status
+            self._status_time = now
+            self._status = status
 
     def _repr_mimebundle_(self, **kwargs):
-        data, about = super()._repr_mimebundle_(**kwargs)
+        data, metadata = super()._repr_mimebundle_(**kwargs)
         data["text/plain"] = repr(self)
         try:
-            data["text/html"] = self._still()
+            data["text/html"] = self._html()
         except Exception:  # a notebook must open whatever the data holds
-            log.exception("no still picture of %r", self)
-        return data, about
+            log.exception("no static HTML of %r", self)
+        return data, metadata
 
 
 @contextmanager
-def closing(updates: Iterable[dict]) -> Iterator[Iterable[dict]]:
-    """Close what gives updates in the end, come what may: that cancels its work. A list of them needs no closing."""
+def closing(updates: Iterable) -> Iterator[Iterable]:
+    """Close an iterator of updates at the end, which cancels its work; lists need no closing."""
     try:
         yield updates
     finally:
-        getattr(updates, "close", lambda: None)()
+        close = getattr(updates, "close", None)
+        if close is not None:
+            close()
+
+
+def do_nothing() -> None:
+    """Do nothing."""
 
 
 class Worker:
-    """Run one job at a time beside the kernel's message loop; a newer job takes the place of the one before.
+    """Run one job at a time in the background; a newer job replaces the running one.
 
-    A job is called with a `threading.Event` and stops when it is set. Workers made with the same `turn` never run together.
+    A job is called with a `threading.Event` and stops when it is set.
+
+    Args:
+        turn: A lock; workers that share it never run together (default: a lock of its own).
     """
 
     def __init__(self, turn: threading.RLock | None = None):
@@ -88,21 +208,29 @@ class Worker:
     def start(
         self,
         job: Callable[[threading.Event], None],
-        waits: Callable[[], None] = lambda: None,
-        given_up: Callable[[], None] = lambda: None,
+        on_wait: Callable[[], None] = do_nothing,
+        on_cancel: Callable[[], None] = do_nothing,
     ) -> threading.Thread:
-        """Run `job` in the background as soon as the one before has stopped.
+        """Run a job in the background as soon as the one before has stopped.
 
-        waits      called when something else has its turn just now; given_up, when it was cancelled before it began.
+        Args:
+            job: What to run.
+            on_wait: Called if another worker has the turn.
+            on_cancel: Called if the job was cancelled before it began.
+
+        Returns:
+            The thread it runs in.
         """
         self.cancel()
         self._stop = stop = threading.Event()
-        thread = threading.Thread(target=self._work, args=(job, stop, waits, given_up), daemon=True)
+        thread = threading.Thread(
+            target=self._work, args=(job, stop, on_wait, on_cancel), daemon=True
+        )
         thread.start()
         return thread
 
     def run(self, job: Callable[[threading.Event], None]) -> None:
-        """Run `job` here and now, after the one that is running has come to its end."""
+        """Run a job in this thread, after the one that is running has ended."""
         with self.turn:
             self._stop = stop = threading.Event()
             job(stop)
@@ -111,138 +239,138 @@ class Worker:
         """Ask the running job, and any that waits, to stop."""
         self._stop.set()
 
-    def _work(self, job, stop, waits, given_up) -> None:
+    def _work(self, job, stop, on_wait, on_cancel) -> None:
         if not self.turn.acquire(blocking=False):
-            waits()
+            on_wait()
             self.turn.acquire()
         try:
-            given_up() if stop.is_set() else job(stop)
+            if stop.is_set():
+                on_cancel()
+            else:
+                job(stop)
         finally:
             self.turn.release()
 
 
+# Users that are selected, and groups that have a name
+
+
 class Selection:
-    """Hold the chosen users: `ids` can be read and set, here and by drawing in a view; any number of views may `observe`.
+    """The selected users, which views and Python code read, set and observe.
+
+    Args:
+        ids: All users, in the order of the frame.
+        on_change: Called with the row numbers of the selected users after each change.
+        turn: A lock that views of one model share (default: a lock of its own).
 
     Example:
-        >>> chosen = Selection(("a", "b", "c"), lambda rows: None)
-        >>> chosen.ids = ["c", "a"]
-        >>> chosen, chosen.ids
+        >>> selection = Selection(("a", "b", "c"), lambda rows: None)
+        >>> selection.ids = ["c", "a"]
+        >>> selection, selection.ids
         (Selection(2 of 3 users), ('a', 'c'))
     """
 
-    def __init__(self, ids: tuple[str, ...], changed: Callable[[np.ndarray], None], turn: threading.RLock | None = None):
-        self.everyone, self._listeners = ids, [changed]
+    def __init__(
+        self,
+        ids: tuple[str, ...],
+        on_change: Callable[[np.ndarray], None],
+        turn: threading.RLock | None = None,
+    ):
+        self.all_ids = ids
         self.turn = turn or threading.RLock()  # the model serves one of the views at a time
-        self._row = {user: row for row, user in enumerate(ids)}
         self.rows = np.empty(0, dtype=np.int32)
+        self._observers = [on_change]
+        self._row_of = {user: row for row, user in enumerate(ids)}
 
-    def observe(self, changed: Callable[[np.ndarray], None]) -> None:
-        """Have `changed(rows)` called, too, whenever others are chosen; once, however often it is asked for."""
-        if changed not in self._listeners:
-            self._listeners.append(changed)
+    def observe(self, on_change: Callable[[np.ndarray], None]) -> None:
+        """Call `on_change(rows)` after each change; observing twice is observing once."""
+        if on_change not in self._observers:
+            self._observers.append(on_change)
 
-    def unobserve(self, changed: Callable[[np.ndarray], None]) -> None:
-        """Call `changed` no more."""
-        self._listeners.remove(changed)
+    def unobserve(self, on_change: Callable[[np.ndarray], None]) -> None:
+        """Stop calling `on_change`."""
+        self._observers.remove(on_change)
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Name the chosen users, in the order of the frame."""
-        return tuple(self.everyone[row] for row in self.rows)
+        """The selected users, in the order of the frame."""
+        return tuple(self.all_ids[row] for row in self.rows)
 
     @ids.setter
     def ids(self, users: Iterable[str]) -> None:
         users = [users] if isinstance(users, str) else list(users)
-        unknown = [user for user in users if user not in self._row]
-        if unknown:
-            raise KeyError(f"user {unknown[0]!r} is not among the {len(self.everyone):,} of this view")
-        self.take([self._row[user] for user in users])
+        for user in users:
+            if user not in self._row_of:
+                raise KeyError(f"user {user!r} is not among the {len(self.all_ids):,} of this view")
+        self.select_rows([self._row_of[user] for user in users])
 
-    def take(self, rows, mode: str = "replace") -> None:
-        """Choose users by row number, or "add" or "subtract" them; numbers that are no row are left out."""
-        join = {"add": np.union1d, "subtract": np.setdiff1d}.get(mode, lambda _, rows: np.unique(rows))
-        rows = join(self.rows, np.asarray(rows, dtype=np.int32)).astype(np.int32)
-        self.rows = rows[(rows >= 0) & (rows < len(self.everyone))]
-        for changed in tuple(self._listeners):
+    def select_rows(self, rows, mode: str = "replace") -> None:
+        """Select users by row number.
+
+        Args:
+            rows: Row numbers; numbers that are no row are ignored.
+            mode: "replace" the selection, "add" to it, or "subtract" from it.
+        """
+        rows = np.unique(np.asarray(rows, dtype=np.int32))
+        if mode == "add":
+            rows = np.union1d(self.rows, rows)
+        elif mode == "subtract":
+            rows = np.setdiff1d(self.rows, rows)
+        rows = rows.astype(np.int32)
+        self.rows = rows[(rows >= 0) & (rows < len(self.all_ids))]
+        for on_change in tuple(self._observers):
             try:
-                changed(self.rows)
+                on_change(self.rows)
             except Exception:  # one view that fails must not leave the others behind
                 log.exception("a view did not follow the selection")
 
     def clear(self) -> None:
-        """Choose nobody."""
-        self.take([])
+        """Select nobody."""
+        self.select_rows([])
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __contains__(self, user: str) -> bool:
-        return self._row.get(user, -1) in self.rows
+        return self._row_of.get(user, -1) in self.rows
 
     def __repr__(self) -> str:
-        return f"Selection({len(self):,} of {len(self.everyone):,} users)"
+        return f"Selection({len(self):,} of {len(self.all_ids):,} users)"
 
 
-def still_map(places: np.ndarray, moved: np.ndarray, width: int = 640, height: int = 400) -> str:
-    """Draw points as an <img> that needs no script: `places` (user, 2), `moved` true for those drawn as diamonds.
+@dataclass(frozen=True)
+class Group:
+    """Users under a name; `a & b`, `a | b`, `a - b` are those in both, in either, in `a` alone.
 
-    More than 5,000 are moved by at most two pixels, and of those that then lie on each other one is drawn.
+    Args:
+        name: The name.
+        ids: The users.
+
+    Example:
+        >>> Group("a", ("u1", "u2")) - Group("b", ("u2",))
+        Group(name='a - b', ids=('u1',))
     """
-    there = np.isfinite(places).all(axis=1)
-    if not there.any():
-        return ""
-    low, high = places[there].min(axis=0), places[there].max(axis=0)
-    scale = min((width - 32) / max(high[0] - low[0], 1e-9), (height - 32) / max(high[1] - low[1], 1e-9))
-    xy = (places - (low + high) / 2) * scale * [1, -1] + [width / 2, height / 2]
-    dots, tips = xy[there & ~moved], xy[there & moved]
-    if len(xy) > 5_000:
-        dots, tips = (np.unique(np.round(some / 4) * 4, axis=0) for some in (dots, tips))
-    still = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in dots)
-    diamonds = "".join(f"M{x:.0f} {y - 4:.0f}l4 4l-4 4l-4-4z" for x, y in tips)
-    svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">'
-        f'<rect width="100%" height="100%" fill="#fff"/>'
-        f'<path d="{still}" stroke="{STILL}" stroke-opacity=".6" stroke-width="6" stroke-linecap="round"/>'
-        f'<path d="{diamonds}" fill="{MOVED}" fill-opacity=".85"/></svg>'
-    )
-    return still_image(svg, "Map of the users", width, height)
+
+    name: str
+    ids: tuple[str, ...]
+
+    def __and__(self, other: Group) -> Group:
+        others = set(other.ids)
+        ids = tuple(user for user in self.ids if user in others)
+        return Group(f"{self.name} & {other.name}", ids)
+
+    def __or__(self, other: Group) -> Group:
+        ids = tuple(dict.fromkeys((*self.ids, *other.ids)))
+        return Group(f"{self.name} | {other.name}", ids)
+
+    def __sub__(self, other: Group) -> Group:
+        others = set(other.ids)
+        ids = tuple(user for user in self.ids if user not in others)
+        return Group(f"{self.name} - {other.name}", ids)
 
 
-def still_image(svg: str, alt: str, width: int, height: int) -> str:
-    """Wrap a drawing as an <img>, in which nothing can run or be fetched."""
-    code = base64.b64encode(svg.encode()).decode()
-    return f'<img alt="{escape(alt)}" width="{width}" height="{height}" src="data:image/svg+xml;base64,{code}">'
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Write a file beside `path`, then rename it: whoever reads or kills finds the old file or the new one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        aside.write_text(text, encoding="utf-8", newline="\n")
-        return aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-
-
-def vacant(name: str, ending: str) -> Path:
-    """Name a file in the notebook's folder after `name`, and never one that is there."""
-    stem = re.sub(r"[^\w-]+", "-", name).strip("-")[:60] or "kept"
-    return next(path for k in count(1) if not (path := Path(f"{stem}{f'-{k}' * (k > 1)}.{ending}")).exists())
-
-
-def plain(error: Exception) -> str:
-    """Say an error in one line, without its traceback."""
-    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return line[1:-1] if line[0] == line[-1] and line[0] in "'\"" else line  # a KeyError comes in quotes
-
-
-def still_page(title: str, lines: Iterable[str], picture: str = "", table: Iterable[Iterable] = ()) -> str:
-    """Lay out words, a picture and a table as plain HTML; every text is escaped."""
-    rows = [[escape(str(cell)) for cell in row] for row in table]
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows[1:])
-    head = "".join(f"<th>{cell}</th>" for cell in rows[0]) if rows else ""
-    words = "".join(f"<p>{escape(line)}</p>" for line in lines if line)
-    listed = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if rows else ""
-    return f"<div><p><strong>{escape(title)}</strong></p>{picture}{words}{listed}</div>"
+GROUP_OPERATIONS = {
+    "intersect": Group.__and__,
+    "unite": Group.__or__,
+    "subtract": Group.__sub__,
+}

@@ -1,4 +1,4 @@
-"""A claim card: one result with all that it hangs on, readable without a kernel, kept as one file."""
+"""A result card: one result with all that it depends on, as a file that needs no kernel."""
 
 from __future__ import annotations
 
@@ -12,33 +12,59 @@ from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 
-from widgets.base import HERE, write_whole
+from widgets.base import atomic_write, count_noun, read_static
 
-FORMAT, READ = 2, (1, 2)  # 2 has a unit
-PICTURE = re.compile(r"data:image/(?:svg\+xml|png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
-KEPT = re.compile(r'(<script type="application/json" id="claim" data-sha256=")([0-9a-f]{64})(">)(.*?)</script>', re.S)
-HASH = re.compile("[0-9a-f]{64}")
-UNTOLD = "not told"
+FORMAT = 3
+READABLE_FORMATS = (1, 2, 3)  # 2 has a unit, 3 its plural
+IMAGE_PATTERN = re.compile(r"data:image/(?:svg\+xml|png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
+DATA_PATTERN = re.compile(
+    r'(<script type="application/json" id="(?:result-card|claim)" data-sha256=")'
+    r'([0-9a-f]{64})(">)(.*?)</script>',
+    re.S,
+)
+HASH_PATTERN = re.compile("[0-9a-f]{64}")
+HASH_SHOWN = 16  # characters
+UNKNOWN = "not told"
+NUMBERS = ("value", "low", "high", "n", "seed")
 # what the file itself may do: show its own picture and style, and nothing else
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-class ClaimError(ValueError):
-    """A file is no claim card, or no longer the one that was saved: which file, what was found, and the cure."""
+class ResultCardError(ValueError):
+    """A file is no result card, or was changed after it was saved."""
 
 
 @dataclass(frozen=True)
-class ClaimCard:
-    """Keep one result with all that it hangs on: shown as plain HTML, saved as one file that needs nothing else.
+class ResultCard:
+    """One result with all that it depends on: shown as plain HTML, saved as one file.
 
-    sentence   what is claimed, in words.
-    query, metric, value, low, high, n   what was asked and measured, with its 95 % interval, on how many users.
-    run, seed, version, date   the checkpoint's hash, the seed, the package, and when (UTC).
-    text       a remark of your own; picture, an image as a data URI; more, further facts by name; unit, the word for a user.
-    Texts may hold anything: they are shown as text. What is unknown stays empty and is said to be so.
+    Texts may hold anything: they are shown as text. The card says what is unknown.
+
+    Args:
+        sentence: The result in words.
+        query: The query that was asked.
+        metric: What was measured.
+        value: The measured value.
+        low: The lower end of its 95 % interval.
+        high: The upper end.
+        n: The number of users.
+        run: The hash of the checkpoint.
+        seed: The seed.
+        version: Name and version of the package.
+        date: When it was made (default: now, in UTC).
+        text: A remark of your own.
+        picture: An image as a data URI.
+        more: Further facts by name.
+        unit: The word for a user.
+        units: Its plural (default: made from `unit`).
+
+    Raises:
+        ValueError: If there is no sentence, a number is none, or the picture is no data URI.
 
     Example:
-        >>> card = ClaimCard("Two of ten moved.", metric="share moved", value=0.2, n=10, date="2026-01-31")
+        >>> card = ResultCard(
+        ...     "Two of ten moved.", metric="share moved", value=0.2, n=10, date="2026-01-31"
+        ... )
         >>> print(card)
         Claim: Two of ten moved.
         share moved: 0.200, n 10
@@ -61,140 +87,221 @@ class ClaimCard:
     picture: str = field(default="", repr=False)
     more: dict[str, str] = field(default_factory=dict)
     unit: str = "user"
+    units: str = ""
 
     def __post_init__(self):
-        numbers = ("value", "low", "high", "n", "seed")
-        for name in (f.name for f in fields(self) if f.name not in (*numbers, "more")):
-            object.__setattr__(self, name, _clean(getattr(self, name)))
-        for name in numbers:
-            object.__setattr__(self, name, _number(name, getattr(self, name)))
-        object.__setattr__(self, "more", {_clean(name): _clean(value) for name, value in self.more.items()})
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name in NUMBERS:
+                value = checked_number(one.name, value)
+            elif one.name == "more":
+                value = {storable(name): storable(text) for name, text in value.items()}
+            else:
+                value = storable(value)
+            object.__setattr__(self, one.name, value)
         if not self.sentence.strip():
             raise ValueError("the card has no sentence: say in words what is claimed")
-        if self.picture and not PICTURE.fullmatch(self.picture):
-            raise ValueError(f"the picture begins with {self.picture[:30]!r}: give an image as data:image/png;base64,...")
+        if self.picture and not IMAGE_PATTERN.fullmatch(self.picture):
+            start = f"the picture begins with {self.picture[:30]!r}"
+            raise ValueError(f"{start}: give an image as data:image/png;base64,...")
 
     @classmethod
-    def of(cls, facts: Mapping, picture: str = "", **rest) -> ClaimCard:
-        """Make a card of a dict of facts; names that a card has no place for go to `more`. picture: an <img> or its data."""
-        told, names = {**facts, **rest}, {f.name for f in fields(cls)}
-        more = {name.replace("_", " "): _said(told.pop(name)) for name in list(told) if name not in names}
-        found = PICTURE.search(picture)
-        return cls(**{**told, "picture": found[0] if found else picture, "more": {**told.get("more", {}), **more}})
+    def from_facts(cls, facts: Mapping, picture: str = "", **more_facts) -> ResultCard:
+        """Make a card from a dict of facts.
+
+        Args:
+            facts: Fields of a card, and further facts, which go to `more`.
+            picture: An <img>, or its data URI.
+            more_facts: More of the same; these win.
+
+        Returns:
+            The card.
+        """
+        names = {one.name for one in fields(cls)}
+        known = {}
+        more = {}
+        for name, value in {**facts, **more_facts}.items():
+            if name in names:
+                known[name] = value
+            else:
+                more[name.replace("_", " ")] = format_value(value)
+        uri = IMAGE_PATTERN.search(picture)
+        known["picture"] = uri[0] if uri else picture
+        known["more"] = {**known.get("more", {}), **more}
+        return cls(**known)
 
     def save(self, path) -> Path:
-        """Write the card as one HTML file, whole or not at all; `load` reads it back."""
+        """Write the card as one HTML file; `load` reads it back.
+
+        Args:
+            path: Ends with .html.
+
+        Returns:
+            The path.
+        """
         path = Path(path)
         if path.suffix != ".html":
-            raise ValueError(f"{path.name} ends with {path.suffix or 'nothing'}: name it .html")
+            ending = path.suffix or "nothing"
+            raise ValueError(f"{path.name} ends with {ending}: name it .html")
         page = self._page("0" * 64)
-        return write_whole(path, KEPT.sub(lambda m: f"{m[1]}{_sha(page)}{m[3]}{m[4]}</script>", page))
+        digest = sha256(page)
+        return atomic_write(path, DATA_PATTERN.sub(rf"\g<1>{digest}\3\4</script>", page))
 
     @classmethod
-    def load(cls, path) -> ClaimCard:
-        """Read a card from its file, and refuse one in which anything was changed since (a hash, no signature: it finds edits).
+    def load(cls, path) -> ResultCard:
+        """Read a card from its file.
 
-        Raises ClaimError.
+        The stored hash finds edits; it is no signature.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The card.
+
+        Raises:
+            ResultCardError: If the file is no card, or was changed after it was saved.
         """
         path = Path(path)
         page = path.read_text(encoding="utf-8", errors="replace")
-        kept = KEPT.findall(page)
-        if len(kept) != 1:
-            raise ClaimError(f"{path}: {len(kept)} claims in it, a claim card holds 1: save it again with card.save(...)")
-        found, expected = _sha(KEPT.sub(rf"\g<1>{'0' * 64}\3\4</script>", page)), kept[0][1]
-        if found != expected:
-            told = f"its content has sha256 {found[:16]}..., the card says {expected[:16]}..."
-            raise ClaimError(f"{path}: {told}: it was edited after it was saved, so take it from its notebook again")
-        told = json.loads(kept[0][3])
-        if told.pop("format", None) not in READ:
-            raise ClaimError(f"{path}: of another make, this version reads format {FORMAT}: save it again")
-        return cls(**told)
+        parts = DATA_PATTERN.findall(page)
+        if len(parts) != 1:
+            count = f"{len(parts)} claims in it, a claim card holds 1"
+            raise ResultCardError(f"{path}: {count}: save it again with card.save(...)")
+        [(_, expected, _, content)] = parts
+        blank = "0" * 64
+        digest = sha256(DATA_PATTERN.sub(rf"\g<1>{blank}\3\4</script>", page))
+        if digest != expected:
+            hashes = f"sha256 {digest[:HASH_SHOWN]}..., the card says {expected[:HASH_SHOWN]}..."
+            edited = "it was edited after it was saved, so take it from its notebook again"
+            raise ResultCardError(f"{path}: its content has {hashes}: {edited}")
+        stored = json.loads(content)
+        if stored.pop("format", None) not in READABLE_FORMATS:
+            known = f"this version reads format {FORMAT}"
+            raise ResultCardError(f"{path}: of another make, {known}: save it again")
+        return cls(**stored)
 
     @property
     def interval(self) -> str:
-        """Say the 95 % interval."""
-        return UNTOLD if self.low is None or self.high is None else f"{_said(self.low)} to {_said(self.high)}"
+        """The 95 % interval in words."""
+        if self.low is None or self.high is None:
+            return UNKNOWN
+        return f"{format_value(self.low)} to {format_value(self.high)}"
 
     def __str__(self) -> str:
-        reach = "" if self.interval == UNTOLD else f" (95 %: {self.interval})"
-        counted = f", n {self.n:,}" if self.n is not None else ""
-        measured = f"{self.metric or 'value'}: {_said(self.value)}{reach}{counted}"
-        made = f"checkpoint {self.run or UNTOLD}, seed {_said(self.seed)}, {self.version or UNTOLD}, {self.date}"
-        more = [f"{name}: {value}" for name, value in self.more.items()]
-        lines = [f"Claim: {self.sentence}", self.text, measured, f"query: {self.query or UNTOLD}", *more, made]
+        interval = "" if self.interval == UNKNOWN else f" (95 %: {self.interval})"
+        counted = "" if self.n is None else f", n {self.n:,}"
+        measured = f"{self.metric or 'value'}: {format_value(self.value)}{interval}{counted}"
+        run = f"checkpoint {self.run or UNKNOWN}, seed {format_value(self.seed)}"
+        lines = [
+            f"Claim: {self.sentence}",
+            self.text,
+            measured,
+            f"query: {self.query or UNKNOWN}",
+            *(f"{name}: {value}" for name, value in self.more.items()),
+            f"{run}, {self.version or UNKNOWN}, {self.date}",
+        ]
         return "\n".join(line for line in lines if line)
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
-        return {"text/plain": str(self), "text/html": f"<style>{_style()}</style>{self._body()}"}
+        html = f"<style>{style_sheet()}</style>{self._body()}"
+        return {"text/plain": str(self), "text/html": html}
 
     def _body(self, heading: str = "h3") -> str:
-        measured = {"Metric": self.metric or UNTOLD, "Value": _said(self.value)} if self.value is None else {}
-        told = {"Query": self.query or UNTOLD, **measured}
-        told |= {name[:1].upper() + name[1:]: value for name, value in self.more.items()}
-        told |= {
-            "Checkpoint": self.run or UNTOLD,
-            "Seed": _said(self.seed),
-            "Made with": self.version or UNTOLD,
-            "Date": self.date,
-        }
-        listed = "".join(f"<dt>{escape(name)}</dt><dd{_whole(value)}</dd>" for name, value in told.items())
-        reach = f"95 % interval {escape(self.interval)}"
-        counted = UNTOLD if self.n is None else f"{self.n:,} {escape(self.unit)}s"
-        figure = f"{escape(self.metric or 'value')}: <strong>{escape(_said(self.value))}</strong>, {reach}, {counted}"
-        drawn = f'<figure><img alt="What was shown" src="{self.picture}"></figure>' if self.picture else ""
+        """Return the card as HTML, without a page around it."""
         kind = f"Claim: {self.query}" if self.query else "Claim"
-        return (
-            f'<article class="claim"><p class="claim-kind">{escape(kind)}</p><{heading}>{escape(self.sentence)}</{heading}>'
-            + (f'<p class="claim-figure">{figure}</p>' if self.value is not None else "")
-            + (f"<blockquote>{escape(self.text)}</blockquote>" if self.text else "")
-            + f"{drawn}<dl>{listed}</dl></article>"
-        )
+        parts = [
+            f'<p class="result-card-kind">{escape(kind)}</p>',
+            f"<{heading}>{escape(self.sentence)}</{heading}>",
+        ]
+        if self.value is not None:
+            parts.append(f'<p class="result-card-figure">{self._figure()}</p>')
+        if self.text:
+            parts.append(f"<blockquote>{escape(self.text)}</blockquote>")
+        if self.picture:
+            parts.append(f'<figure><img alt="What was shown" src="{self.picture}"></figure>')
+        parts.append(f"<dl>{self._list()}</dl>")
+        return f'<article class="result-card">{"".join(parts)}</article>'
 
-    def _page(self, sha: str) -> str:
-        kept = json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, allow_nan=False)
+    def _figure(self) -> str:
+        users = UNKNOWN if self.n is None else count_noun(self.n, self.unit, self.units)
+        metric = escape(self.metric or "value")
+        value = escape(format_value(self.value))
+        interval = f"95 % interval {escape(self.interval)}"
+        return f"{metric}: <strong>{value}</strong>, {interval}, {escape(users)}"
+
+    def _list(self) -> str:
+        facts = {"Query": self.query or UNKNOWN}
+        if self.value is None:
+            facts["Metric"] = self.metric or UNKNOWN
+            facts["Value"] = UNKNOWN
+        for name, value in self.more.items():
+            facts[name[:1].upper() + name[1:]] = value
+        facts["Checkpoint"] = self.run or UNKNOWN
+        facts["Seed"] = format_value(self.seed)
+        facts["Made with"] = self.version or UNKNOWN
+        facts["Date"] = self.date
+        entries = [f"<dt>{escape(name)}</dt>{definition(value)}" for name, value in facts.items()]
+        return "".join(entries)
+
+    def _page(self, digest: str) -> str:
+        """Return the card as a page of its own that holds its data, too."""
+        data = {"format": FORMAT, **asdict(self)}
+        stored = json.dumps(data, ensure_ascii=False, allow_nan=False)
         for sign in "<>&":  # a text with </script> in it must not end the script
-            kept = kept.replace(sign, f"\\u{ord(sign):04x}")
+            stored = stored.replace(sign, f"\\u{ord(sign):04x}")
+        title = ": ".join(filter(None, (self.query, self.sentence)))
+        script = f'<script type="application/json" id="result-card" data-sha256="{digest}">'
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
             '<meta name="viewport" content="width=device-width">'
-            f"<title>{escape(': '.join(filter(None, (self.query, self.sentence))))}</title><style>{_style()}</style></head>\n"
-            f'<body class="claim-page">{self._body("h1")}\n'
-            f'<script type="application/json" id="claim" data-sha256="{sha}">{kept}</script></body></html>\n'
+            f"<title>{escape(title)}</title><style>{style_sheet()}</style></head>\n"
+            f'<body class="result-card-page">{self._body("h1")}\n'
+            f"{script}{stored}</script></body></html>\n"
         )
 
 
-def _whole(value: str) -> str:
-    """Give what is listed, a hash by its first half line; the whole of it shows under the pointer, and is in the file."""
-    return f' title="{value}">{value[:16]}...' if HASH.fullmatch(value) else f">{escape(value)}"
+def definition(value: str) -> str:
+    """Return one fact as HTML; of a hash the beginning is shown, and all of it as a tooltip."""
+    if HASH_PATTERN.fullmatch(value):
+        return f'<dd title="{value}">{value[:HASH_SHOWN]}...</dd>'
+    return f"<dd>{escape(value)}</dd>"
 
 
-def _style() -> str:
-    return (HERE / "static" / "result_card.css").read_text(encoding="utf-8")
+def style_sheet() -> str:
+    """Return the style of a card, as its file has it."""
+    return read_static("result_card.css")
 
 
-def _sha(page: str) -> str:
+def sha256(page: str) -> str:
+    """Return the SHA-256 of a text in hexadecimal digits."""
     return hashlib.sha256(page.encode()).hexdigest()
 
 
-def _clean(text) -> str:
-    """Take out what would not come back the same from a file: half characters, and other systems' line ends."""
-    return str(text).encode("utf-8", "replace").decode().replace("\r\n", "\n").replace("\r", "\n")
+def storable(text) -> str:
+    """Return a text that comes back from a file as it was: no half characters, plain line ends."""
+    text = str(text).encode("utf-8", "replace").decode()
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _number(name: str, value):
+def checked_number(name: str, value) -> float | int | None:
+    """Return a number of a card, None if it is unknown or not finite."""
     if value is None:
         return None
     try:
         value = int(value) if name in ("n", "seed") else float(value)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is {value!r}, not a number: leave it out where it is not known") from error
+        hint = "leave it out where it is not known"
+        raise ValueError(f"{name} is {value!r}, not a number: {hint}") from error
     return value if math.isfinite(value) else None
 
 
-def _said(value) -> str:
+def format_value(value) -> str:
+    """Write a value of a card in words."""
     if value is None:
-        return UNTOLD
+        return UNKNOWN
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.3f}" if 0.001 <= abs(value) < 10 or not value else f"{value:.4g}"
+    readable = value == 0 or 0.001 <= abs(value) < 10
+    return f"{value:.3f}" if readable else f"{value:.4g}"

@@ -1,4 +1,4 @@
-// The ledger's pure functions: how numbers are written, and who stands where.
+// The attention view's pure functions: how numbers are written, and who stands where.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { digitsFor, effect, nth, places, share } from "../../widgets/static/attention.mjs";
@@ -23,7 +23,7 @@ test("ordinals", () => {
   assert.deepEqual([1, 2, 3, 4, 11, 12, 13, 21, 22, 101, 111].map(nth), ["1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "22nd", "101st", "111th"]);
 });
 
-test("places are counted among those that count", () => {
+test("places are counted among those that are ranked", () => {
   assert.deepEqual(places([0.1, 0.9, 0.4, 0.2], [true, false, true, true]), [3, 0, 1, 2]);
   assert.deepEqual(places([], []), []);
 });

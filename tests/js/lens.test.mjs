@@ -85,8 +85,10 @@ test("colours mix, arrows have heads when long enough", () => {
 test("numbers are said as people say them", () => {
   assert.equal(g.number(1234567), "1,234,567");
   assert.equal(g.number(12), "12");
-  assert.equal(g.count(1, "user"), "1 user");
-  assert.equal(g.count(2000, "user"), "2,000 users");
+  assert.equal(g.count(1, "user", "users"), "1 user");
+  assert.equal(g.count(2000, "user", "users"), "2,000 users");
+  assert.equal(g.count(2, "family", "families"), "2 families");
+  assert.equal(g.count(0, "person", "people"), "0 people");
   assert.equal(g.percent(0.204), "20 %");
   assert.equal(g.percent(NaN), "");
 });
@@ -137,6 +139,15 @@ test("a flow of many small clusters grows instead of hiding names", () => {
   const plan = flow.layout(many, many, many.map((node) => ({ from: node.cluster, to: node.cluster, users: 10 })), 300);
   assert.ok(plan.height > 800);
   assert.deepEqual(plan.right.map((node) => node.cluster), many.map((node) => node.cluster));
+});
+
+test("no script makes a plural by adding an s to a word that comes from the data", () => {
+  const folder = new URL("../../widgets/static/", import.meta.url);
+  for (const name of readdirSync(folder).filter((file) => file.endsWith(".mjs"))) {
+    const code = readFileSync(new URL(name, folder), "utf8");
+    assert.ok(!/\}s\b/.test(code), `${name} adds an s`);
+    assert.ok(!/\bcount\([^,()]*, ("\w+"|\w[\w.]*)\)/.test(code), `${name} gives one word to count`);
+  }
 });
 
 test("no script makes markup from text, calls out, or reads code from elsewhere", () => {

@@ -1,4 +1,4 @@
-// The pure parts of the prompt lab, and the promise that text never becomes markup.
+// The pure parts of the prompt tuning view, and the promise that text never becomes markup.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
@@ -9,8 +9,8 @@ test("ticks are round, few, and within the range", () => {
   assert.deepEqual(ticks(0.41, 0.69), [0.5, 0.6]);
   assert.deepEqual(ticks(0, 500, 6), [0, 100, 200, 300, 400, 500]);
   for (const [low, high] of [[0.311, 0.352], [-3, 1200], [5, 5]]) {
-    const found = ticks(low, high);
-    assert.ok(found.length <= 7 && found.every((v) => v >= low - 1e-9 && v <= high + 1e-9));
+    const values = ticks(low, high);
+    assert.ok(values.length <= 7 && values.every((v) => v >= low - 1e-9 && v <= high + 1e-9));
   }
 });
 

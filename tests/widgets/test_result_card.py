@@ -1,4 +1,4 @@
-"""A claim card: says all it hangs on, comes back from its file as it was, and tells when the file was changed."""
+"""A result card: says all it depends on, comes back from its file as it was, and tells when the file was changed."""
 
 import os
 import re
@@ -15,36 +15,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
-from fake import HOSTILE, FakeAsker, fake_facts, make_frame
+from fake import HOSTILE, FakeLens, fake_provenance, make_frame
 
-from qanchor import maps
-from widgets import ClaimCard, QueryLens
-from widgets.result_card import ClaimError
+from widgets import QueryLens, ResultCard
+from widgets.result_card import ResultCardError
 
 ROOT = Path(__file__).parents[2]
 PICTURE = "data:image/png;base64,iVBORw0KGgo="
 
 
 def make_card(**more):
-    told = {"query": "Will this user travel soon?", "metric": "AUC", "value": 0.8123, "low": 0.79, "high": 0.83, "n": 2_000}
-    told |= {"run": "3f2a" * 16, "seed": 0, "version": "qanchor 0.1.0", "date": "2026-01-31 10:00 UTC", "text": "Look again."}
-    return ClaimCard("Travellers are told.", **{**told, "picture": PICTURE, "more": {"unit": "user"}, **more})
+    facts = {"query": "Will this user travel soon?", "metric": "AUC", "value": 0.8123, "low": 0.79, "high": 0.83, "n": 2_000}
+    facts |= {"run": "3f2a" * 16, "seed": 0, "version": "qanchor 0.1.0", "date": "2026-01-31 10:00 UTC", "text": "Look again."}
+    return ResultCard("Travellers are told.", **{**facts, "picture": PICTURE, "more": {"unit": "user"}, **more})
 
 
 def test_a_hash_is_shown_by_its_beginning_and_kept_whole(tmp_path):
     page = make_card().save(tmp_path / "card.html").read_text()
     assert f'<dd title="{"3f2a" * 16}">{"3f2a" * 4}...</dd>' in page
-    assert ClaimCard.load(tmp_path / "card.html").run == "3f2a" * 16 and "3f2a" * 16 in str(make_card())
+    assert ResultCard.load(tmp_path / "card.html").run == "3f2a" * 16 and "3f2a" * 16 in str(make_card())
 
 
 class Tags(HTMLParser):
     def __init__(self, page):
         super().__init__()
-        self.found = []
+        self.tags = []
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
+        self.tags.append((tag, dict(attrs)))
 
 
 def test_the_words_say_it_all_and_the_html_needs_no_script():
@@ -65,31 +64,31 @@ def test_the_words_say_it_all_and_the_html_needs_no_script():
 def test_a_card_comes_back_as_it_was(tmp_path):
     card = make_card()
     path = card.save(tmp_path / "card.html")
-    assert ClaimCard.load(path) == card and list(tmp_path.iterdir()) == [path]
+    assert ResultCard.load(path) == card and list(tmp_path.iterdir()) == [path]
     page = path.read_text()
     assert "default-src 'none'" in page and not re.search(r"https?://", page)
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))  # as some tools that copy text do
-    assert ClaimCard.load(path) == card
+    assert ResultCard.load(path) == card
 
 
 @settings(max_examples=40, deadline=None)
 @given(text=st.text(min_size=1), value=st.floats(), name=st.text())
 def test_any_text_and_number_comes_back(tmp_path_factory, text, value, name):
-    card = ClaimCard(f"x{text}", query=text, text=f"{text}</script><!--", value=value, more={name: text})
-    assert ClaimCard.load(card.save(tmp_path_factory.mktemp("cards") / "card.html")) == card
+    card = ResultCard(f"x{text}", query=text, text=f"{text}</script><!--", value=value, more={name: text})
+    assert ResultCard.load(card.save(tmp_path_factory.mktemp("cards") / "card.html")) == card
 
 
 def test_hostile_text_stays_text(tmp_path):
     bad = f'{HOSTILE}</script></style></title>"\'><iframe src="//evil">'
-    card = ClaimCard(bad, query=bad, metric=bad, value=0.5, n=9, unit=bad, text=bad, version=bad, run=bad, more={bad: bad})
+    card = ResultCard(bad, query=bad, metric=bad, value=0.5, n=9, unit=bad, text=bad, version=bad, run=bad, more={bad: bad})
     for page in (card._repr_mimebundle_()["text/html"], card.save(tmp_path / "card.html").read_text()):
-        tags = Tags(page).found
+        tags = Tags(page).tags
         assert not {tag for tag, _ in tags} & {"img", "iframe"} and not [
             a for _, a in tags if any(k.startswith("on") for k in a)
         ]
         assert [a["type"] for tag, a in tags if tag == "script"] in ([], ["application/json"])
     with pytest.raises(ValueError, match="the picture begins with"):
-        ClaimCard("x", picture='x" onerror="alert(1)')
+        ResultCard("x", picture='x" onerror="alert(1)')
 
 
 @pytest.mark.parametrize(
@@ -102,88 +101,80 @@ def test_an_edited_file_is_refused(tmp_path, old, new):
     assert old in page
     path.write_text(page.replace(old, new, 1))
     with pytest.raises(
-        ClaimError, match=r"card.html: its content has sha256 \w{16}..., the card says \w{16}...: it was edited"
+        ResultCardError, match=r"card.html: its content has sha256 \w{16}..., the card says \w{16}...: it was edited"
     ):
-        ClaimCard.load(path)
+        ResultCard.load(path)
 
 
 def test_other_files_are_refused_with_the_reason(tmp_path):
     path = tmp_path / "page.html"
     path.write_text("<p>hello</p>")
-    with pytest.raises(ClaimError, match="0 claims in it"):
-        ClaimCard.load(path)
+    with pytest.raises(ResultCardError, match="0 claims in it"):
+        ResultCard.load(path)
     whole = make_card().save(tmp_path / "card.html").read_text()
     path.write_text(whole[: len(whole) - 400])
-    with pytest.raises(ClaimError, match=r"page.html: .*(?:0 claims|edited)"):
-        ClaimCard.load(path)
+    with pytest.raises(ResultCardError, match=r"page.html: .*(?:0 claims|edited)"):
+        ResultCard.load(path)
     path.write_text(whole + whole)
-    with pytest.raises(ClaimError, match="2 claims in it"):
-        ClaimCard.load(path)
+    with pytest.raises(ResultCardError, match="2 claims in it"):
+        ResultCard.load(path)
     with pytest.raises(ValueError, match=r"ends with .txt: name it .html"):
         make_card().save(tmp_path / "card.txt")
     with pytest.raises(ValueError, match="no sentence"):
-        ClaimCard("  ")
+        ResultCard("  ")
     with pytest.raises(ValueError, match="value is 'much', not a number"):
-        ClaimCard("x", value="much")
+        ResultCard("x", value="much")
 
 
 KILLED = """
 import sys, pathlib
 sys.path.insert(0, {root!r})
-from widgets import ClaimCard
+from widgets import ResultCard
 write = pathlib.Path.write_text
 def slowly(self, text, **how):
     write(self, text[: len(text) // 2], **how)
     print("half", flush=True)
     import time; time.sleep(60)
 pathlib.Path.write_text = slowly
-ClaimCard("the new one").save({path!r})
+ResultCard("the new one").save({path!r})
 """
 
 
 def test_a_kill_while_saving_leaves_the_old_file(tmp_path):
-    path = ClaimCard("the old one").save(tmp_path / "card.html")
+    path = ResultCard("the old one").save(tmp_path / "card.html")
     code = KILLED.format(root=str(ROOT), path=str(path))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "half\n"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    assert ClaimCard.load(path).sentence == "the old one"
-    assert ClaimCard.load(ClaimCard("the next one").save(path)).sentence == "the next one"
+    assert ResultCard.load(path).sentence == "the old one"
+    assert ResultCard.load(ResultCard("the next one").save(path)).sentence == "the next one"
 
 
 def test_a_fault_while_saving_leaves_nothing_behind(tmp_path, monkeypatch):
-    path = ClaimCard("the old one").save(tmp_path / "card.html")
+    path = ResultCard("the old one").save(tmp_path / "card.html")
 
     def full(self, *args, **how):
         raise OSError("no space left")
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="no space"):
-        ClaimCard("the new one").save(path)
-    assert ClaimCard.load(path).sentence == "the old one" and list(tmp_path.iterdir()) == [path]
+        ResultCard("the new one").save(path)
+    assert ResultCard.load(path).sentence == "the old one" and list(tmp_path.iterdir()) == [path]
 
 
 def test_the_lens_keeps_what_it_shows():
-    lens = QueryLens(make_frame(60), FakeAsker(60, seconds=0.02), facts=fake_facts)
+    lens = QueryLens(make_frame(60), FakeLens(60, seconds=0.02), provenance=fake_provenance)
     with pytest.raises(ValueError, match="no map yet"):
-        lens.claim()
+        lens.result_card()
     lens.ask("Will this user travel soon?")
-    card = lens.claim("mine")
+    card = lens.result_card("mine")
     assert card.sentence == lens.sentence and card.query == "Will this user travel soon?" and card.text == "mine"
     assert card.value == lens.shift.beyond_noise.mean() and card.n == 60 and card.more["compared with"] == "no query"
     assert card.picture.startswith("data:image/svg+xml;base64,")
-    assert card.more["map"] == f"{lens._shown.caption} Diamonds moved beyond the noise floor."
+    assert card.more["map"] == f"{lens._entry.caption} Diamonds moved beyond the noise floor."
     assert abs(pd.Timestamp(card.date.removesuffix(" UTC")).timestamp() - time.time()) < 120
-    plain = QueryLens(make_frame(60), FakeAsker(60, seconds=0.02))
+    plain = QueryLens(make_frame(60), FakeLens(60, seconds=0.02))
     plain.ask("Will this user travel soon?")
-    assert plain.claim().run == "" and "checkpoint not told" in str(plain.claim())
-
-
-def test_the_library_hands_over_its_facts():
-    shift = pd.DataFrame({"user": list("abcd"), "beyond_noise": [True, False, False, False], "noise_floor": 0.3})
-    told = maps.facts("ab" * 32, 7, shift)
-    card = ClaimCard.of(told, sentence="One of four moved.")
-    assert (card.run, card.seed, card.value, card.n) == ("ab" * 32, 7, 0.25, 4) and card.low < 0.25 < card.high
-    assert card.more == {} and card.version.startswith("qanchor")
+    assert plain.result_card().run == "" and "checkpoint not told" in str(plain.result_card())

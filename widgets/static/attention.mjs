@@ -1,8 +1,8 @@
-// The attention ledger: modalities as rows, attention beside the effect of deletion. All text enters as text nodes.
+// The attention view: modalities as rows, attention beside the effect of deletion. All text enters as text nodes.
 import { count, floats, number } from "./geometry.mjs";
 import { choice, focused, glyph, make } from "./dom.mjs";
 import { eventList } from "./events.mjs";
-import { outliving } from "./kernel.mjs";
+import { survivesKernel } from "./kernel.mjs";
 
 const DIAMOND = "M8 1.5 12.5 6 8 10.5 3.5 6Z";
 const ALL = -1;
@@ -25,15 +25,15 @@ export function effect(value, difference = false) {
 /** 1st, 2nd, 3rd, 4th ... */
 export const nth = (n) => `${n}${(n % 100 > 10 && n % 100 < 14 ? "" : ["", "st", "nd", "rd"][n % 10]) || "th"}`;
 
-/** The place of each value among those that `counts`: the largest is first; 0 where none is. */
-export function places(values, counts) {
-  const rows = values.map((_, i) => i).filter((i) => counts[i]).sort((i, j) => values[j] - values[i]);
+/** The place of each value among those that are `ranked`: the largest is first; 0 for the others. */
+export function places(values, ranked) {
+  const rows = values.map((_, i) => i).filter((i) => ranked[i]).sort((i, j) => values[j] - values[i]);
   const out = values.map(() => 0);
   rows.forEach((row, place) => (out[row] = place + 1));
   return out;
 }
 
-/** A packed ledger as functions of layer and head group. */
+/** A packed table as functions of layer and head group. */
 function read(raw) {
   const rows = raw.names.length;
   const sides = raw.sides.map((side) => {
@@ -64,21 +64,21 @@ function bar(value, most, kind, text, difference) {
 }
 
 /** The table. `see`: side (0, 1 or "difference"), measure, layer, group (places, not numbers), busy. */
-function ledgerTable(p, see) {
+function attentionTable(p, see) {
   const compared = see.side === "difference";
   const [a, b] = compared ? [0, 1] : [see.side, see.side];
   const values = (side) => p.cut(side, see.measure, see.layer, see.group);
-  const none = (v) => (see.measure === "weight" && !Number.isFinite(v) ? 0 : v); // on what a query has not, it does not look
+  const zeroIfMissing = (v) => (see.measure === "weight" && !Number.isFinite(v) ? 0 : v); // on what a query has not, it does not look
   const minusB = (mine, other) => Array.from(mine).map((v, i) => v - other[i]);
-  const looked = compared ? minusB(values(0).map(none), values(1).map(none)) : values(a);
+  const attention = compared ? minusB(values(0).map(zeroIfMissing), values(1).map(zeroIfMissing)) : values(a);
   const effects = compared ? minusB(p.sides[0].deletion_effect, p.sides[1].deletion_effect) : Array.from(p.sides[a].deletion_effect);
   const slopes = Array.from(p.sides[a].gradient);
   const sloped = !compared && slopes.some(Number.isFinite);
   const marks = p.cut(a, see.measure === "weight" ? "disagrees" : "disagrees_per_token", see.layer, see.group);
   const ranked = p.modal.map((modal, i) => modal && Number.isFinite(p.sides[a].deletion_effect[i]));
-  const [byLook, byEffect] = [places(values(a), ranked), places(Array.from(p.sides[a].deletion_effect), ranked)];
+  const [byAttention, byEffect] = [places(values(a), ranked), places(Array.from(p.sides[a].deletion_effect), ranked)];
   const most = (list) => list.reduce((top, v, i) => (p.modal[i] && Number.isFinite(v) ? Math.max(top, Math.abs(v)) : top), 0);
-  const scale = [most(looked), most(effects), most(slopes)];
+  const scale = [most(attention), most(effects), most(slopes)];
   const digits = digitsFor(most(values(a)));
   const written = (value) => share(value, digits);
   const slots = (i) => { const n = p.sides[a].slots[i]; return Number.isFinite(n) ? (n < 10 && n % 1 ? n.toFixed(1) : number(Math.round(n))) : ""; };
@@ -98,27 +98,27 @@ function ledgerTable(p, see) {
     const blank = p.modal[i] ? pending : "";
     const two = (list, write) => (compared ? [make("td", { class: "att-number att-ab att-first quiet" }, write(list(0))), make("td", { class: "att-number att-ab quiet" }, write(list(1)))] : []);
     const cells = [
-      ...two((side) => values(side)[i], written), ...bar(looked[i], scale[0], "look", share(looked[i], compared ? digits + 1 : digits, compared), compared),
+      ...two((side) => values(side)[i], written), ...bar(attention[i], scale[0], "look", share(attention[i], compared ? digits + 1 : digits, compared), compared),
       ...two((side) => p.sides[side].deletion_effect[i], effect), ...bar(effects[i], scale[1], "drop", Number.isFinite(effects[i]) ? effect(effects[i], compared) : blank, compared),
       ...(sloped ? bar(slopes[i], scale[2], "slope", share(slopes[i])) : []),
     ];
     if (!compared) {
-      const told = `${nth(byLook[i])} by attention, ${nth(byEffect[i])} by deletion effect${marks[i] ? ": they disagree" : ""}`;
-      const both = [make("span", { "aria-hidden": "true" }, `${byLook[i]} → ${byEffect[i]}`), marks[i] ? glyph(DIAMOND, "moved") : null, make("span", { class: "lens-hidden" }, told)];
-      cells.push(make("td", { class: `att-place${marks[i] ? " apart" : ""}`, title: known ? told : "" }, ...(known ? both : [])));
+      const comparison = `${nth(byAttention[i])} by attention, ${nth(byEffect[i])} by deletion effect${marks[i] ? ": they disagree" : ""}`;
+      const both = [make("span", { "aria-hidden": "true" }, `${byAttention[i]} → ${byEffect[i]}`), marks[i] ? glyph(DIAMOND, "moved") : null, make("span", { class: "lens-hidden" }, comparison)];
+      cells.push(make("td", { class: `att-place${marks[i] ? " apart" : ""}`, title: known ? comparison : "" }, ...(known ? both : [])));
     }
     const starts = place && p.modal[p.order[place - 1]] && !p.modal[i];
     return make("tr", { class: `${p.modal[i] ? "" : "other"}${starts ? " rule" : ""}`, "data-name": p.names[i] }, make("th", { scope: "row" }, p.names[i]), make("td", { class: "att-number quiet" }, slots(i)), ...cells);
   };
-  const seen = p.order.filter((i) => Number.isFinite(values(a)[i]) || (compared && Number.isFinite(values(1)[i])));
-  const body = make("tbody", {}, ...seen.map(row));
+  const rows = p.order.filter((i) => Number.isFinite(values(a)[i]) || (compared && Number.isFinite(values(1)[i])));
+  const body = make("tbody", {}, ...rows.map(row));
   return make("table", { class: `att-table${compared ? " compared" : ""}` }, make("caption", { class: "lens-hidden" }, `${name} and deletion effect by modality`), make("thead", {}, head), body);
 }
 
 function render({ model, el }) {
   const about = model.get("_about");
   const see = { side: 0, measure: "weight", layer: 0, group: 0, busy: false };
-  let [p, whom] = [null, "all"];
+  let [p, scope] = [null, "all"];
   const option = (value) => make("option", { value });
   const key = `att-${Math.random().toString(36).slice(2)}`;
   const asked = make("datalist", { id: `${key}-q` }, ...about.queries.map(option));
@@ -128,15 +128,15 @@ function render({ model, el }) {
   const versus = field("Query B, to compare with", asked.id, { placeholder: "Compare with another query (optional)", value: about.versus });
   const user = field("User", ids.id, { placeholder: "id of a user", hidden: true });
   const button = make("button", { type: "submit", class: "lens-ask" }, "Look");
-  const can = [["all", about.users ? `all ${count(about.users, "user")}` : "all users"], ...(about.chooses ? [["chosen", "the chosen"]] : []), ["one", "one user"]];
-  const who = choice("Whom to look at", can, whom, (value) => {
-    who.press((whom = value));
+  const can = [["all", about.users ? `all ${count(about.users, about.unit, about.units)}` : `all ${about.units}`], ...(about.has_selection ? [["selection", "the chosen"]] : []), ["one", "one user"]];
+  const scopes = choice("Whom to look at", can, scope, (value) => {
+    scopes.press((scope = value));
     user.hidden = value !== "one";
     if (value === "one") user.focus();
   });
   const letter = (text) => make("span", { class: "att-letter", "aria-hidden": "true" }, text);
   const form = make("form", { class: "att-form", role: "search" },
-    letter("A"), query, button, letter("B"), versus, make("div", { class: "att-whom" }, who, user), asked, ids);
+    letter("A"), query, button, letter("B"), versus, make("div", { class: "att-whom" }, scopes, user), asked, ids);
   const chips = make("div", { class: "lens-chips", role: "group", "aria-label": "Suggested queries", onfocusout: ({ currentTarget }) => (currentTarget.scrollTop = 0) }, make("span", {}, "Try"),
     ...about.queries.slice(0, TRIES).map((text) => make("button", { type: "button", onclick: () => ((query.value = text), look()) }, text)));
   const note = make("div", { class: "lens-note", role: "status" });
@@ -157,12 +157,12 @@ function render({ model, el }) {
   const answers = make("dl", { class: "att-answers", hidden: true });
   const caption = make("p", { class: "lens-caption" });
   const list = eventList(model, (message) => model.send({ ...message, query: query.value }));
-  const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), make("span", {}, about.users ? count(about.users, "user") : ""));
+  const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), make("span", {}, about.users ? count(about.users, about.unit, about.units) : ""));
   const root = make("div", { class: "lens att", "data-lm-suppress-shortcuts": "true" });
   const asking = [form, make("div", { class: "lens-under" }, chips, note), progress];
   root.append(make("div", { class: "lens-in" }, head, ...(about.asks ? asking : []), error, empty, route, tools, place, rank, sentence, answers, caption, list.node));
 
-  const look = () => query.value.trim() && model.send({ type: "look", query: query.value, versus: versus.value, whom, user: user.value });
+  const look = () => query.value.trim() && model.send({ type: "look", query: query.value, versus: versus.value, scope, user: user.value });
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     if (button.dataset.role === "cancel") model.send({ type: "cancel" });
@@ -179,15 +179,15 @@ function render({ model, el }) {
   });
   function table() {
     if (!p) return;
-    place.replaceChildren(ledgerTable(p, see));
+    place.replaceChildren(attentionTable(p, see));
     const n = p.layers[see.layer];
     layerName.textContent = n === ALL ? `all ${p.layers.length - 1}` : `${n + 1} of ${p.layers.filter((one) => one !== ALL).length}`;
     layer.setAttribute("aria-valuetext", layerName.textContent);
     const part = see.side === "difference" ? 0 : see.side;
-    const told = p.cell(part, see.measure === "weight" ? "agreement" : "agreement_per_token", see.layer, see.group);
+    const agreement = p.cell(part, see.measure === "weight" ? "agreement" : "agreement_per_token", see.layer, see.group);
     const marked = place.querySelector(".apart");
     const mark = marked ? make("span", {}, glyph(DIAMOND, "moved"), "the two places are 2 or more apart") : null;
-    const agree = Number.isFinite(told) && see.side !== "difference" ? make("span", {}, `rank agreement of attention and deletion `, make("b", {}, minus(told.toFixed(2))), " (1: same order, 0: none)") : null;
+    const agree = Number.isFinite(agreement) && see.side !== "difference" ? make("span", {}, `rank agreement of attention and deletion `, make("b", {}, minus(agreement.toFixed(2))), " (1: same order, 0: none)") : null;
     rank.replaceChildren(...[agree, mark].filter(Boolean));
     Object.assign(root.dataset, { side: see.side, measure: see.measure, layer: n, group: p.groups[see.group] });
   }
@@ -207,7 +207,7 @@ function render({ model, el }) {
     side.press(String(see.side));
     route.replaceChildren(...p.sides.map((s, i) => make("span", {}, two ? letter("AB"[i]) : null, make("b", {}, s.query))));
     if (!root.contains(focused(root))) [query.value, versus.value] = p.edited?.after === undefined ? [p.sides[0].query, p.sides[1]?.query ?? ""] : [p.sides[1].query, ""]; // asked from Python
-    if (p.whom) route.append(make("span", { class: "quiet" }, `user ${p.whom}`));
+    if (p.user) route.append(make("span", { class: "quiet" }, `user ${p.user}`));
     layer.max = p.layers.length - 1;
     layer.value = see.layer;
     const groups = p.groups.map((n, i) => [String(i), n === ALL ? "all" : String(n + 1)]);
@@ -220,12 +220,12 @@ function render({ model, el }) {
     const { moved, before, after } = p.edited ?? {};
     answers.hidden = before === undefined;
     if (before !== undefined) answers.replaceChildren(...[["before", before], ["after", after], ["moved", `${moved.toFixed(4)} (1 − cosine)`]].flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)]));
-    list.node.hidden = !(about.edits && p.whom && model.get("_events").user === p.whom);
+    list.node.hidden = !(about.edits && p.user && model.get("_events").user === p.user);
     Object.assign(root.dataset, { turn: raw.turn ?? "", query: p.sides[0].query });
     status();
   }
   function status() {
-    const { busy, done = 0, total = 0, words = "", note: word = "", error: wrong = "" } = model.get("_status");
+    const { busy, done = 0, total = 0, message = "", note: word = "", error: wrong = "" } = model.get("_status");
     see.busy = Boolean(busy);
     button.textContent = busy ? "Cancel" : "Look";
     button.dataset.role = busy ? "cancel" : "ask";
@@ -233,7 +233,7 @@ function render({ model, el }) {
     progress.setAttribute("aria-valuemax", total || 1);
     progress.setAttribute("aria-valuenow", done);
     fill.style.width = `${busy ? Math.max((100 * done) / Math.max(total, 1), 2) : 0}%`;
-    note.textContent = busy ? words : word;
+    note.textContent = busy ? message : word;
     error.textContent = wrong ? `${wrong.replace(/[.!]?$/, ".")} The view goes on working; the log has the whole error.` : "";
     error.hidden = !wrong;
     empty.hidden = Boolean(p);
@@ -242,15 +242,15 @@ function render({ model, el }) {
     list.mark();
     table();
   }
-  const heard = { _picture: picture, _status: status, _events: list.fill };
-  for (const [name, act] of Object.entries(heard)) model.on(`change:${name}`, act);
+  const handlers = { _picture: picture, _status: status, _events: list.fill };
+  for (const [name, act] of Object.entries(handlers)) model.on(`change:${name}`, act);
   el.append(root);
   list.fill();
   picture();
   model.send({ type: "open" });
   return () => {
-    for (const [name, act] of Object.entries(heard)) model.off(`change:${name}`, act);
+    for (const [name, act] of Object.entries(handlers)) model.off(`change:${name}`, act);
   };
 }
 
-export default { render: outliving(render) };
+export default { render: survivesKernel(render) };

@@ -29,9 +29,9 @@ export function glyph(path, kind) {
 }
 
 /** Two or three buttons of which one is pressed. */
-export function choice(name, options, chosen, change) {
+export function choice(name, options, pressed, change) {
   const buttons = options.map(([value, text]) =>
-    make("button", { type: "button", "data-value": value, "aria-pressed": String(value === chosen), onclick: () => change(value) }, text),
+    make("button", { type: "button", "data-value": value, "aria-pressed": String(value === pressed), onclick: () => change(value) }, text),
   );
   const group = make("div", { class: "lens-choice", role: "group", "aria-label": name }, ...buttons);
   group.press = (value) => buttons.forEach((b) => b.setAttribute("aria-pressed", String(b.dataset.value === value)));
@@ -41,39 +41,39 @@ export function choice(name, options, chosen, change) {
 /** The element that has the keyboard, in the page or in the shadow root that a host shows the view in. */
 export const focused = (node) => node.getRootNode().activeElement ?? null;
 
-/** What becomes of a choice: Shift adds to it, Alt takes away from it. */
+/** What a click does to the selection: Shift adds to it, Alt takes away from it. */
 export const modeOf = (event) => (event.shiftKey ? "add" : event.altKey ? "subtract" : "replace");
 
-const shown = (node) => node.isConnected && !node.disabled && node.getClientRects().length > 0;
-const called = (node) => node.dataset.key ?? node.getAttribute("aria-label") ?? node.textContent;
+const isVisible = (node) => node.isConnected && !node.disabled && node.getClientRects().length > 0;
+const nameOf = (node) => node.dataset.key ?? node.getAttribute("aria-label") ?? node.textContent;
 
 /** The controls in a node that can have the keyboard now, in reading order. */
-export const controls = (node) => [...node.querySelectorAll("button, input, select, [tabindex]")].filter(shown);
+export const controls = (node) => [...node.querySelectorAll("button, input, select, [tabindex]")].filter(isVisible);
 
 /** Keep the keyboard's place: when the control that has it is drawn anew, hidden or disabled, its namesake or a neighbour takes over; returns what ends it. */
 export function keepFocus(root) {
-  let [held, name, around] = [null, "", []];
+  let [last, name, around] = [null, "", []]; // the control that had the keyboard last
   root.addEventListener("focusin", ({ target }) => {
-    [held, name, around] = [target, called(target), []];
+    [last, name, around] = [target, nameOf(target), []];
     for (let node = target.parentElement; root.contains(node); node = node.parentElement) around.push([node, controls(node).indexOf(target)]);
   });
   root.addEventListener("focusout", () => setTimeout(() => {
-    if (held && shown(held) && document.hasFocus() && !root.contains(focused(root))) held = null; // it was left, not lost
+    if (last && isVisible(last) && document.hasFocus() && !root.contains(focused(root))) last = null; // it was left, not lost
   }));
-  function mend() {
-    if (!held || ![document.body, null, held].includes(focused(root))) return;
-    if (shown(held)) return held === focused(root) ? undefined : held.focus();
-    for (const [node, place] of around.filter(([one]) => root.contains(one))) {
-      const there = controls(node);
-      const next = there.find((one) => called(one) === name) ?? there[Math.min(place, there.length - 1)];
+  function restore() {
+    if (!last || ![document.body, null, last].includes(focused(root))) return;
+    if (isVisible(last)) return last === focused(root) ? undefined : last.focus();
+    for (const [node, place] of around.filter(([ancestor]) => root.contains(ancestor))) {
+      const candidates = controls(node);
+      const next = candidates.find((control) => nameOf(control) === name) ?? candidates[Math.min(place, candidates.length - 1)];
       if (!next) continue;
       next.focus({ preventScroll: true });
       return next.scrollIntoView({ block: "nearest" });
     }
-    held = null;
+    last = null;
   }
   // later, for while the keyboard goes from one control to the next it is nowhere: what is drawn just then must not call it back
-  const watch = new MutationObserver(() => setTimeout(mend));
+  const watch = new MutationObserver(() => setTimeout(restore));
   watch.observe(root, { subtree: true, childList: true, attributeFilter: ["hidden", "disabled"] });
   return () => watch.disconnect();
 }

@@ -8,43 +8,43 @@ export function eventList(model, ask) {
   const head = make("div", { class: "att-eventhead" });
   const button = make("button", { type: "submit", class: "lens-write" }, "Rerun");
   const undo = make("button", { type: "button", class: "lens-link", onclick: () => fill() }, "undo all");
-  const told = make("span", { class: "quiet", role: "status" });
-  const node = make("form", { class: "att-user", "aria-label": "Events of one user", hidden: true }, head, rows, make("div", { class: "att-rerun" }, button, undo, told));
-  const lines = () => Array.from(rows.querySelectorAll("[data-event]"), (item) => ({ event: Number(item.dataset.event), kept: item.querySelector("[type=checkbox]").checked, text: item.querySelector("[type=text]").value.trim(), was: item.dataset.text }));
+  const hint = make("span", { class: "quiet", role: "status" });
+  const node = make("form", { class: "att-user", "aria-label": "Events of one user", hidden: true }, head, rows, make("div", { class: "att-rerun" }, button, undo, hint));
+  const lines = () => Array.from(rows.querySelectorAll("[data-event]"), (item) => ({ event: Number(item.dataset.event), ticked: item.querySelector("[type=checkbox]").checked, text: item.querySelector("[type=text]").value.trim(), original: item.dataset.text }));
   function changes() {
-    const drop = lines().filter((line) => !line.kept || !line.text).map((line) => line.event);
-    const reword = Object.fromEntries(lines().filter((line) => line.kept && line.text && line.text !== line.was).map((line) => [line.event, line.text]));
-    return { drop, reword, many: drop.length + Object.keys(reword).length };
+    const drop = lines().filter((line) => !line.ticked || !line.text).map((line) => line.event);
+    const reword = Object.fromEntries(lines().filter((line) => line.ticked && line.text && line.text !== line.original).map((line) => [line.event, line.text]));
+    return { drop, reword, total: drop.length + Object.keys(reword).length };
   }
   function mark() {
-    const { drop, reword, many } = changes();
+    const { drop, reword, total } = changes();
     for (const item of rows.children) {
       item.classList.toggle("gone", drop.includes(Number(item.dataset.event)));
       item.classList.toggle("changed", item.dataset.event in reword);
     }
     const busy = Boolean(model.get("_status").busy);
-    button.disabled = !many || busy;
-    undo.hidden = !many;
-    button.textContent = many ? `Rerun with ${count(many, "change")}` : "Rerun";
-    told.textContent = many ? "" : "Untick an event to drop it, or write another text, then rerun.";
+    button.disabled = !total || busy;
+    undo.hidden = !total;
+    button.textContent = total ? `Rerun with ${count(total, "change", "changes")}` : "Rerun";
+    hint.textContent = total ? "" : "Untick an event to drop it, or write another text, then rerun.";
   }
   function fill() {
-    const { user, rows: listed = [], total = 0 } = model.get("_events");
-    const more = total > listed.length ? `the newest ${listed.length} of ${number(total)} events` : count(total, "event");
+    const { user, rows: events = [], total = 0 } = model.get("_events");
+    const more = total > events.length ? `the newest ${events.length} of ${number(total)} events` : count(total, "event", "events");
     head.replaceChildren(make("strong", {}, user ?? ""), make("span", { class: "quiet" }, more));
-    rows.replaceChildren(...listed.map(([event, time, modality, text]) => {
+    rows.replaceChildren(...events.map(([event, time, modality, text]) => {
       const label = `${time}, ${modality}: ${text}`;
       const tick = make("input", { type: "checkbox", checked: true, "aria-label": `Keep ${label}`, onchange: mark });
       const words = make("input", { type: "text", value: text, spellcheck: "false", "aria-label": `Text of the event of ${label}`, oninput: mark });
       return make("li", { "data-event": event, "data-text": text.trim() }, tick, make("span", { class: "quiet" }, time), make("span", {}, modality), words);
     }));
-    if (!listed.length) rows.append(make("li", { class: "lens-empty" }, "This user has no event before the cut-off."));
+    if (!events.length) rows.append(make("li", { class: "lens-empty" }, "This user has no event before the cut-off."));
     mark();
   }
   node.addEventListener("submit", (event) => {
     event.preventDefault();
-    const { drop, reword, many } = changes();
-    if (many && !model.get("_status").busy) ask({ type: "rerun", user: model.get("_events").user, drop, reword });
+    const { drop, reword, total } = changes();
+    if (total && !model.get("_status").busy) ask({ type: "rerun", user: model.get("_events").user, drop, reword });
   });
   return { node, fill, mark };
 }

@@ -11,7 +11,7 @@ export const KINDS = {
   leaver: "out of a cluster that lived on, to none or to another's heir",
   joiner: "from none to an heir",
 };
-const LEAST = 36; // pixels that a cluster has at least, so that its name can be read
+const MIN_HEIGHT = 36; // pixels that a cluster has at least, so that its name can be read
 const GAP = 6;
 const BAR = 9;
 const SPACE = "http://www.w3.org/2000/svg";
@@ -30,23 +30,23 @@ export function ordered(left, right, bands) {
 
 /** Pixels a user: as many as fit when every cluster has at least the height of its name. */
 function scale(sides, height) {
-  const tall = (k) => Math.max(...sides.map((nodes) => nodes.reduce((sum, node) => sum + Math.max(LEAST, k * node.users) + GAP, -GAP)));
+  const tall = (k) => Math.max(...sides.map((nodes) => nodes.reduce((sum, node) => sum + Math.max(MIN_HEIGHT, k * node.users) + GAP, -GAP)));
   let [low, high] = [0, height];
   for (let i = 0; i < 50; i++) tall((low + high) / 2) <= height ? (low = (low + high) / 2) : (high = (low + high) / 2);
   return low;
 }
 
 /** Lay out bars and bands: { height, left, right: [{ ...node, y, h }], bands: [{ ...band, y0, y1, h }] }. */
-export function layout(left, right, bands, wanted) {
+export function layout(left, right, bands, wantedHeight) {
   const sides = [left, ordered(left, right, bands)];
-  const height = Math.max(wanted, ...sides.map((nodes) => nodes.length * (LEAST + GAP) - GAP + 0.35 * wanted)); // room for users, too
+  const height = Math.max(wantedHeight, ...sides.map((nodes) => nodes.length * (MIN_HEIGHT + GAP) - GAP + 0.35 * wantedHeight)); // room for users, too
   const k = scale(sides, height);
   const [placed, next] = [[], []];
   sides.forEach((nodes, side) => {
     let y = 0;
     placed.push(nodes.map((node) => {
       const one = { ...node, y, h: k * node.users };
-      y += Math.max(LEAST, one.h) + GAP;
+      y += Math.max(MIN_HEIGHT, one.h) + GAP;
       return one;
     }));
     next.push(new Map(placed[side].map((node) => [node.cluster, node.y])));
@@ -82,43 +82,43 @@ function patterns(id) {
 }
 const fill = (id, kind) => (["leaver", "death", "birth", "joiner"].includes(kind) ? `fill:url(#${id}-${kind})` : "");
 
-/** hear: { name(cluster, side), choose(test, mode, key), tell(text) }; a test is (from, to) -> whether such users are meant. */
-export function flowView(hear) {
+/** on: { name(cluster, side), select(test, mode, key), describe(text) }; a test is (from, to) -> whether such users are meant. */
+export function flowView(on) {
   const id = `clus-${Math.random().toString(36).slice(2)}`;
   const [before, after] = ["before", "after"].map((side) => make("div", { class: `clus-side ${side}` }));
-  const picture = svg("svg", { class: "clus-bands", role: "group", "aria-label": "Users from cluster to cluster" });
-  const box = make("div", { class: "clus-flow" }, before, make("div", { class: "clus-middle" }, picture), after);
+  const drawing = svg("svg", { class: "clus-bands", role: "group", "aria-label": "Users from cluster to cluster" });
+  const box = make("div", { class: "clus-flow" }, before, make("div", { class: "clus-middle" }, drawing), after);
   const legend = make("div", { class: "clus-kinds", role: "group", "aria-label": "Kinds of bands" });
-  let [told, unit, wanted] = [null, "user", 400];
+  let [picture, nouns, wantedHeight] = [null, ["user", "users"], 400];
 
   function node(one, side) {
-    const meant = (from, to) => (side === "before" ? from : to) === one.cluster;
+    const isMember = (from, to) => (side === "before" ? from : to) === one.cluster;
     const key = `${side} ${one.cluster}`;
-    const names = [make("span", { class: "clus-name" }, hear.name(one.cluster, side)), marker(one.slot)];
+    const names = [make("span", { class: "clus-name" }, on.name(one.cluster, side)), marker(one.slot)];
     return make(
       "button",
       { type: "button", "data-key": key, "aria-pressed": "false", class: one.unstable ? "unstable" : "", style: `top:${one.y}px`,
-        title: `${hear.name(one.cluster, side)}: ${count(one.users, unit)}${one.unstable ? ", not to be believed" : ""}`,
-        onclick: (event) => hear.choose(meant, modeOf(event), key) },
+        title: `${on.name(one.cluster, side)}: ${count(one.users, ...nouns)}${one.unstable ? ", not to be believed" : ""}`,
+        onclick: (event) => on.select(isMember, modeOf(event), key) },
       make("span", { class: "clus-top" }, ...(side === "before" ? names : names.reverse())),
-      make("span", { class: "quiet" }, count(one.users, unit)),
+      make("span", { class: "quiet" }, count(one.users, ...nouns)),
     );
   }
   function band(one, width) {
     const [x0, x1, bend] = [BAR + 2, width - BAR - 2, width * 0.42];
     const h = Math.max(one.h, 1);
     const d = `M${x0} ${one.y0}C${x0 + bend} ${one.y0} ${x1 - bend} ${one.y1} ${x1} ${one.y1}v${h}C${x1 - bend} ${one.y1 + h} ${x0 + bend} ${one.y0 + h} ${x0} ${one.y0 + h}Z`;
-    const words = `${count(one.users, unit)}, ${one.kind}: ${hear.name(one.from, "before")} → ${hear.name(one.to, "after")}`
+    const words = `${count(one.users, ...nouns)}, ${one.kind}: ${on.name(one.from, "before")} → ${on.name(one.to, "after")}`
       + (one.beyond === null ? "" : `; ${percent(one.beyond)} moved beyond the noise floor`);
     const key = `band ${one.from} ${one.to}`;
     const path = svg("path", { d, class: `clus-band ${one.kind}${one.from < 0 && one.to < 0 ? " outside" : ""}`, style: fill(id, one.kind), tabindex: 0, role: "button", "aria-pressed": "false", "aria-label": words, "data-key": key });
-    const act = (event) => hear.choose((from, to) => from === one.from && to === one.to, modeOf(event), key);
+    const act = (event) => on.select((from, to) => from === one.from && to === one.to, modeOf(event), key);
     path.append(svg("title", {}, words));
     path.addEventListener("click", act);
     path.addEventListener("keydown", (event) => (event.key === "Enter" || event.key === " ") && (act(event), event.preventDefault()));
     for (const [begin, end] of [["pointerenter", "pointerleave"], ["focus", "blur"]]) {
-      path.addEventListener(begin, () => hear.tell(words));
-      path.addEventListener(end, () => hear.tell(""));
+      path.addEventListener(begin, () => on.describe(words));
+      path.addEventListener(end, () => on.describe(""));
     }
     return path;
   }
@@ -128,29 +128,29 @@ export function flowView(hear) {
     class: `clus-bar slot${one.slot}${one.unstable ? " unstable" : ""}`, style: `fill-opacity:${one.stability === null ? 1 : 0.25 + 0.75 * one.stability}` });
 
   function kinds() {
-    const users = Object.keys(KINDS).map((kind) => [kind, told.bands.filter((b) => b.kind === kind && (b.from >= 0 || b.to >= 0))]);
-    legend.replaceChildren(...users.filter(([, own]) => own.length).map(([kind, own]) => {
+    const bandsByKind = Object.keys(KINDS).map((kind) => [kind, picture.bands.filter((b) => b.kind === kind && (b.from >= 0 || b.to >= 0))]);
+    legend.replaceChildren(...bandsByKind.filter(([, bands]) => bands.length).map(([kind, bands]) => {
       const swatch = svg("svg", { viewBox: "0 0 22 12", "aria-hidden": "true" }, svg("rect", { width: 22, height: 12, rx: 2, class: `clus-band ${kind}`, style: fill(id, kind) }));
-      const meant = (from, to) => own.some((b) => b.from === from && b.to === to);
-      return make("button", { type: "button", title: KINDS[kind], "data-key": `kind ${kind}`, "aria-pressed": "false", onclick: (event) => hear.choose(meant, modeOf(event), `kind ${kind}`) },
-        swatch, `${kind} `, make("span", { class: "quiet" }, count(own.reduce((sum, b) => sum + b.users, 0), unit)));
-    }), ...(told.left.concat(told.right).some((one) => one.stability !== null) ? [make("span", {}, "paler bars are less stable, dashed ones not to be believed")] : []));
+      const isMember = (from, to) => bands.some((b) => b.from === from && b.to === to);
+      return make("button", { type: "button", title: KINDS[kind], "data-key": `kind ${kind}`, "aria-pressed": "false", onclick: (event) => on.select(isMember, modeOf(event), `kind ${kind}`) },
+        swatch, `${kind} `, make("span", { class: "quiet" }, count(bands.reduce((sum, b) => sum + b.users, 0), ...nouns)));
+    }), ...(picture.left.concat(picture.right).some((one) => one.stability !== null) ? [make("span", {}, "paler bars are less stable, dashed ones not to be believed")] : []));
   }
   function draw() {
     const width = box.children[1].clientWidth;
-    if (!told || !width) return;
-    const plan = layout(told.left, told.right, told.bands, wanted);
+    if (!picture || !width) return;
+    const plan = layout(picture.left, picture.right, picture.bands, wantedHeight);
     box.style.height = `${plan.height}px`;
     before.replaceChildren(...plan.left.map((one) => node(one, "before")));
     after.replaceChildren(...plan.right.map((one) => node(one, "after")));
-    for (const [name, value] of Object.entries({ width, height: plan.height })) picture.setAttribute(name, value);
-    const thin = [...plan.bands].sort((a, b) => b.users - a.users); // thin bands lie above thick ones, where they can be hit
-    picture.replaceChildren(patterns(id), ...thin.map((one) => band(one, width)), ...thin.filter((one) => one.h >= 15 && (one.from >= 0 || one.to >= 0)).map(word), ...plan.left.map((one) => bar(one, 0)), ...plan.right.map((one) => bar(one, width - BAR)));
+    for (const [name, value] of Object.entries({ width, height: plan.height })) drawing.setAttribute(name, value);
+    const thickFirst = [...plan.bands].sort((a, b) => b.users - a.users); // thin bands lie above thick ones, where they can be hit
+    drawing.replaceChildren(patterns(id), ...thickFirst.map((one) => band(one, width)), ...thickFirst.filter((one) => one.h >= 15 && (one.from >= 0 || one.to >= 0)).map(word), ...plan.left.map((one) => bar(one, 0)), ...plan.right.map((one) => bar(one, width - BAR)));
     press(box.dataset.key);
   }
   function press(key) {
     box.dataset.key = key ?? "";
     for (const part of [...box.querySelectorAll("[data-key]"), ...legend.querySelectorAll("button")]) part.setAttribute("aria-pressed", String(part.dataset.key === key && Boolean(key)));
   }
-  return { box, legend, press, draw, show: (data, word, tall) => (([told, unit, wanted] = [data, word, tall]), kinds(), draw()), tall: (height) => ((wanted = height), draw()) };
+  return { box, legend, press, draw, show: (data, height) => (([picture, nouns, wantedHeight] = [data, [data.unit, data.units], height]), kinds(), draw()), setHeight: (height) => ((wantedHeight = height), draw()) };
 }

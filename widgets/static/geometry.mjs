@@ -92,11 +92,11 @@ export function neighbour(pixels, row, key) {
   return best;
 }
 
-/** Rows by falling value, ties by row; only those of `keep` (when given), at most `most`. */
-export function strongest(values, most, keep = null) {
+/** Rows by falling value, ties by row; only those of `wanted` (when given), at most `limit`. */
+export function strongest(values, limit, wanted = null) {
   const rows = [];
-  for (let i = 0; i < values.length; i++) if (!keep || keep[i]) rows.push(i);
-  return rows.sort((a, b) => values[b] - values[a] || a - b).slice(0, most);
+  for (let i = 0; i < values.length; i++) if (!wanted || wanted[i]) rows.push(i);
+  return rows.sort((a, b) => values[b] - values[a] || a - b).slice(0, limit);
 }
 
 /** The place of each value among all, from 0 (the lowest) to 1; equal values share one, what is not known has the lowest. */
@@ -126,7 +126,7 @@ export function arrowHead(x0, y0, x, y, size = 5) {
   return [[x, y], [bx - (uy * size) / 2, by + (ux * size) / 2], [bx + (uy * size) / 2, by - (ux * size) / 2]];
 }
 
-/** The shapes that tell clusters apart beside their colours; a star is kept for what is no user. */
+/** The shapes that tell clusters apart beside their colours; a star is for what is no user. */
 export const SHAPES = ["circle", "diamond", "square", "triangle", "down", "plus", "pentagon", "times"];
 const ring = (n, turn, r, inner = r) => Array.from({ length: n }, (_, i) => [i % 2 ? inner : r, ((turn + (360 * i) / n) * Math.PI) / 180]);
 const CROSS = [[3, 1], [1, 1], [1, 3]].map(([a, b]) => [1.4 * Math.hypot(a, b) / Math.hypot(1, 3), Math.atan2(b, a)]);
@@ -144,9 +144,13 @@ export function corners(shape, x, y, r) {
 /** Such corners as the path of an SVG. */
 export const pathOf = (points) => `M${points.map(([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`).join("L")}Z`;
 
-/** 1234 -> "1,234"; one word in the plural unless there is one. */
+/** The neighbors gained and lost that come with each user. */
+export const NEIGHBORS = 5;
+
+/** 1234 -> "1,234". */
 export const number = (n) => Math.round(n).toString().replace(/\B(?=(\d{3})+$)/g, ",");
-export const count = (n, word) => `${number(n)} ${word}${n === 1 ? "" : "s"}`;
+/** A number with its noun: the word for one, and the word for any other number. */
+export const count = (n, one, many) => `${number(n)} ${n === 1 ? one : many}`;
 export const percent = (share) => (Number.isNaN(share) ? "" : `${Math.round(share * 100)} %`);
 
 /** A typed array over bytes that came with the state, whatever their offset. */

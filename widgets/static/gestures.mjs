@@ -5,8 +5,8 @@ import { modeOf } from "./dom.mjs";
 const REACH = 12; // pixels: how near a pointer must come to a point
 const ZOOM = { "+": 1.6, "=": 1.6, "-": 1 / 1.6, 0: 0 };
 
-/** Hear what is done on a canvas: `s` is the state of the map, `hear` who is told (see `userMap`), then what the map can do. */
-export function gestures(canvas, s, hear, { hover, zoom, drag, request, say }) {
+/** Follow what is done on a canvas: `s` is the state of the map, `on` is called (see `userMap`), then what the map can do. */
+export function gestures(canvas, s, on, { hover, zoom, drag, request, say }) {
   const place = (event) => {
     const edge = canvas.getBoundingClientRect();
     return [event.clientX - edge.left, event.clientY - edge.top];
@@ -43,11 +43,11 @@ export function gestures(canvas, s, hear, { hover, zoom, drag, request, say }) {
     const lasso = s.lasso;
     letGo();
     if (!lasso) return;
-    if (lasso.drawn) hear.choose(within(s.pixels, lasso.path), modeOf(event));
+    if (lasso.drawn) on.select(within(s.pixels, lasso.path), modeOf(event));
     else {
       const row = nearestTo(s.pixels, ...lasso.path[0], REACH);
       if (row >= 0) s.cursor = row;
-      hear.pick(row);
+      on.pick(row);
     }
     request();
   });
@@ -67,9 +67,9 @@ export function gestures(canvas, s, hear, { hover, zoom, drag, request, say }) {
       const [x, y] = [s.pixels[2 * s.cursor], s.pixels[2 * s.cursor + 1]];
       if (x < 0 || y < 0 || x > s.width || y > s.height) drag(s.width / 2 - x, s.height / 2 - y);
       hover(s.cursor);
-      say(hear.describe(s.cursor).slice(0, 2).map(([, text]) => text).join(", "));
-    } else if (event.key === "Enter" && s.cursor >= 0) hear.pick(s.cursor);
-    else if (event.key === " " && s.cursor >= 0) hear.choose([s.cursor], s.chosen.has(s.cursor) ? "subtract" : "add");
+      say(on.describe(s.cursor).slice(0, 2).map(([, text]) => text).join(", "));
+    } else if (event.key === "Enter" && s.cursor >= 0) on.pick(s.cursor);
+    else if (event.key === " " && s.cursor >= 0) on.select([s.cursor], s.selected.has(s.cursor) ? "subtract" : "add");
     else if (event.key in ZOOM) zoom(ZOOM[event.key]);
     else return;
     event.preventDefault();

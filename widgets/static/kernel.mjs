@@ -3,10 +3,10 @@ import { keepFocus, make } from "./dom.mjs";
 
 const GONE = "The kernel behind this view is gone: it ended, or was restarted. What is shown here stays. To ask again, run the cell again; on a page without cells, load the page anew.";
 const LOST = "jupyter-widgets-disconnected"; // a view that is made when the kernel is gone already has this class
-const EVERY = 5000; // ms: how often a view that waits makes sure that there is still somebody to wait for
+const PING_INTERVAL = 5000; // ms: how often a view that waits makes sure that there is still a kernel to wait for
 
-/** Wrap `render` so that its view outlives the kernel and its own redrawing; `waits` names the traits that tell of waiting. */
-export function outliving(render, waits = ["_status"]) {
+/** Wrap `render` so that its view survives the kernel and its own redrawing; `waits` names the traits that tell of waiting. */
+export function survivesKernel(render, waits = ["_status"]) {
   return ({ model, el }) => {
     const node = make("div", { class: "lens-gone", role: "alert", hidden: true });
     const waiting = () => waits.filter((name) => model.get(name).busy || model.get(name).waiting);
@@ -23,12 +23,12 @@ export function outliving(render, waits = ["_status"]) {
         end();
       }
     }
-    const asked = { get: (name) => model.get(name), on: (...how) => model.on(...how), off: (...how) => model.off(...how), send };
-    const leave = render({ model: asked, el });
+    const guarded = { get: (name) => model.get(name), on: (...how) => model.on(...how), off: (...how) => model.off(...how), send };
+    const leave = render({ model: guarded, el });
     el.querySelector(".lens-head").after(node);
     model.on("comm_live_update", end);
     const free = keepFocus(el);
-    const clock = setInterval(() => waiting().length && send({ type: "alive" }), EVERY);
+    const clock = setInterval(() => waiting().length && send({ type: "ping" }), PING_INTERVAL);
     if (el.classList.contains(LOST)) end();
     return () => {
       model.off("comm_live_update", end);

@@ -1,5 +1,5 @@
-// The map of users on a canvas: points, arrows, hover, lasso, keyboard. It is told what to draw and tells what was done.
-import { arrowHead, blend, clamp, combine, corners, ease, fit, mix, project, strongest } from "./geometry.mjs";
+// The map of users on a canvas: points, arrows, hover, lasso, keyboard. It draws what it is given and reports what was done.
+import { arrowHead, blend, clamp, combine, corners, ease, fit, mix, NEIGHBORS, project, strongest } from "./geometry.mjs";
 import { make } from "./dom.mjs";
 import { dotSheet } from "./dots.mjs";
 import { gestures } from "./gestures.mjs";
@@ -8,8 +8,8 @@ const CLOSEST = 200; // times as near as the whole map
 const MANY = 20_000; // users beyond whom dots are as sharp as the page's pixels, not the screen's, and no more are drawn while they move
 const RAMP = 64; // shades from no residual to the largest
 
-/** hear: { describe(row) -> [[class, text]], pick(row), choose(rows, mode), moving(whether), look?(row, side) -> { ink, shape, faint } }. */
-export function userMap(box, hear) {
+/** on: { describe(row) -> [[class, text]], pick(row), select(rows, mode), moving(whether), look?(row, side) -> { ink, shape, faint } }. */
+export function userMap(box, on) {
   const help = "Map of the users. Arrow keys walk from user to user, Enter opens one, Space chooses one, drag to draw around some, plus and minus zoom, 0 shows all.";
   const canvas = make("canvas", { class: "lens-canvas", tabindex: 0, role: "application", "aria-label": help });
   const tip = make("div", { class: "lens-tip", hidden: true });
@@ -22,7 +22,7 @@ export function userMap(box, hear) {
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
   const s = {
     before: new Float32Array(0), after: new Float32Array(0), shown: new Float32Array(0), pixels: new Float32Array(0),
-    trust: [], residual: [], lean: null, beyond: [], gained: [], lost: [], arrows: [], stages: [], marks: [], chosen: new Set(),
+    trust: [], residual: [], rank: null, beyond: [], gained: [], lost: [], arrows: [], stages: [], marks: [], selected: new Set(),
     view: { k: 1, x: 0, y: 0 }, arrowInk: 0, top: 1, side: "after", colour: "moved",
     picked: -1, hovered: -1, cursor: -1, lasso: null, grip: null, width: 0, height: 0, ink: {}, ramp: [], yes: [], stale: true,
   };
@@ -32,7 +32,7 @@ export function userMap(box, hear) {
 
   function play(stages) {
     s.stages = stages.map((stage) => ({ ...stage, started: null }));
-    hear.moving(true);
+    on.moving(true);
     request();
   }
 
@@ -51,7 +51,7 @@ export function userMap(box, hear) {
     }
     draw();
     if (s.stages.length) request();
-    else hear.moving(false);
+    else on.moving(false);
   }
 
   const goal = () => (s.side === "before" ? s.before : s.after);
@@ -60,15 +60,15 @@ export function userMap(box, hear) {
   function setPicture(picture, refines = false) {
     const first = s.shown.length !== picture.after.length;
     Object.assign(s, picture, { side: "after", hovered: -1 });
-    s.arrows = strongest(s.residual, picture.most, s.beyond);
+    s.arrows = strongest(s.residual, picture.maxArrows, s.beyond);
     s.top = s.residual.reduce((most, one) => Math.max(most, one), 1e-9);
     tip.hidden = true;
     if (first) {
       Object.assign(s, { shown: s.before.slice(), view: home(), arrowInk: 0 });
     }
     const view = home();
-    const still = { to: s.before, view, ms: first ? 0 : 350, arrows: 0 };
-    play([...(refines ? [] : [still]), { to: s.after, view, ms: 900, arrows: 0 }, { to: s.after, view, ms: 250, arrows: 1 }]);
+    const start = { to: s.before, view, ms: first ? 0 : 350, arrows: 0 };
+    play([...(refines ? [] : [start]), { to: s.after, view, ms: 900, arrows: 0 }, { to: s.after, view, ms: 250, arrows: 1 }]);
   }
 
   function setSide(side) {
@@ -101,9 +101,9 @@ export function userMap(box, hear) {
   }
 
   function inkOf(row) {
-    if (s.chosen.has(row)) return s.ink.chosen;
+    if (s.selected.has(row)) return s.ink.chosen;
     if (s.colour === "residual") return s.ramp[Math.round((RAMP * s.residual[row]) / s.top)];
-    if (s.colour === "answer" && s.lean) return s.yes[Math.round(RAMP * s.lean[row])];
+    if (s.colour === "answer" && s.rank) return s.yes[Math.round(RAMP * s.rank[row])];
     return s.beyond[row] ? s.ink.moved : s.ink.still;
   }
 
@@ -111,11 +111,11 @@ export function userMap(box, hear) {
     const [x, y] = [s.pixels[2 * row], s.pixels[2 * row + 1]];
     if (Number.isNaN(x)) return;
     const faint = 0.2 + 0.8 * clamp((s.trust[row] - 0.5) / 0.5, 0, 1); // under .5 a place says next to nothing
-    const look = hear.look?.(row, s.side) ?? { ink: inkOf(row), shape: s.beyond[row] ? "diamond" : "circle", faint: 1 };
-    sheet.stamp(x, y, look, faint * look.faint * (s.chosen.size && !s.chosen.has(row) ? 0.3 : 0.85), large);
+    const look = on.look?.(row, s.side) ?? { ink: inkOf(row), shape: s.beyond[row] ? "diamond" : "circle", faint: 1 };
+    sheet.stamp(x, y, look, faint * look.faint * (s.selected.size && !s.selected.has(row) ? 0.3 : 0.85), large);
   }
 
-  /** Stamp all dots anew: those that stand still, above them those that moved, above all the chosen. */
+  /** Stamp all dots anew: those that stand still, above them those that moved, above all the selected. */
   function points() {
     s.stale = false;
     s.pixels = project(s.shown, s.view);
@@ -125,9 +125,9 @@ export function userMap(box, hear) {
     const sharp = users > MANY ? 1 : window.devicePixelRatio || 1;
     sheet.clear(s.width, s.height, sharp, Math.round(5 * size) / 5, s.ink.paper);
     const every = s.stages.length || s.grip ? Math.ceil(users / MANY) : 1; // a part while they move, all at rest
-    for (let row = 0; row < users; row += every) if (!s.beyond[row] && !s.chosen.has(row)) point(row);
-    for (let row = 0; row < users; row += every) if (s.beyond[row] && !s.chosen.has(row)) point(row);
-    for (const row of s.chosen) point(row, true);
+    for (let row = 0; row < users; row += every) if (!s.beyond[row] && !s.selected.has(row)) point(row);
+    for (let row = 0; row < users; row += every) if (s.beyond[row] && !s.selected.has(row)) point(row);
+    for (const row of s.selected) point(row, true);
   }
 
   function outline(points) {
@@ -162,7 +162,7 @@ export function userMap(box, hear) {
     const [x1, y1] = [s.ends[2 * row], s.ends[2 * row + 1]];
     const head = arrowHead(x0, y0, x1, y1, 6);
     if (!head) return;
-    const ink = s.chosen.has(row) ? s.ink.chosen : s.ink.moved;
+    const ink = s.selected.has(row) ? s.ink.chosen : s.ink.moved;
     const fade = brush.createLinearGradient(x0, y0, x1, y1); // the tail fades: the eye runs to where they went
     fade.addColorStop(0, mix(ink, ink, 0).replace("rgb", "rgba").replace(")", ",.08)"));
     fade.addColorStop(1, ink);
@@ -184,7 +184,7 @@ export function userMap(box, hear) {
     for (const [rows, ink, dash] of [[s.lost, s.ink.quiet, [3, 3]], [s.gained, s.ink.chosen, []]]) {
       [brush.strokeStyle, brush.lineWidth] = [ink, 1];
       brush.setLineDash(dash);
-      for (const other of Array.from(rows.slice(row * 5, row * 5 + 5)).filter((r) => r >= 0)) {
+      for (const other of Array.from(rows.slice(row * NEIGHBORS, (row + 1) * NEIGHBORS)).filter((r) => r >= 0)) {
         brush.beginPath();
         brush.moveTo(x, y);
         brush.lineTo(s.pixels[2 * other], s.pixels[2 * other + 1]);
@@ -194,7 +194,7 @@ export function userMap(box, hear) {
     brush.setLineDash([]);
     if (s.beyond[row]) arrow(row, 1);
     ring(row, 8, s.ink.ink, 2);
-    label(hear.describe(row)[0][1], x, y, 12);
+    label(on.describe(row)[0][1], x, y, 12);
   }
 
   function ring(row, radius, ink, width) {
@@ -211,7 +211,7 @@ export function userMap(box, hear) {
     if (s.stale) points();
     brush.globalAlpha = 1;
     sheet.lay(brush);
-    if (s.arrowInk > 0) for (const row of s.arrows) arrow(row, s.arrowInk * (s.chosen.size && !s.chosen.has(row) ? 0.12 : 0.5));
+    if (s.arrowInk > 0) for (const row of s.arrows) arrow(row, s.arrowInk * (s.selected.size && !s.selected.has(row) ? 0.12 : 0.5));
     if (s.side === "after") s.marks.forEach(mark);
     if (s.picked >= 0) closeUp(s.picked);
     for (const row of [s.hovered, canvas.matches(":focus-visible") ? s.cursor : -1]) {
@@ -236,7 +236,7 @@ export function userMap(box, hear) {
     s.hovered = row;
     tip.hidden = row < 0;
     if (row >= 0) {
-      const lines = hear.describe(row);
+      const lines = on.describe(row);
       tip.replaceChildren(...lines.map(([kind, text]) => make("div", { class: kind }, text)));
       const [x, y] = [s.pixels[2 * row], s.pixels[2 * row + 1]];
       tip.style.left = `${x + 16 + tip.offsetWidth > s.width ? Math.max(x - 16 - tip.offsetWidth, 4) : x + 16}px`;
@@ -259,17 +259,17 @@ export function userMap(box, hear) {
   }
   const drag = (x, y) => look({ ...s.view, x: s.view.x + x, y: s.view.y + y });
 
-  gestures(canvas, s, hear, { hover, zoom, drag, request, say: (words) => (spoken.textContent = words) });
+  gestures(canvas, s, on, { hover, zoom, drag, request, say: (words) => (spoken.textContent = words) });
   const watch = new ResizeObserver(resize);
   watch.observe(box);
   return {
     setPicture, setSide, dress,
     setColour: (colour) => ((s.colour = colour), renew()),
-    setLean: (lean) => ((s.lean = lean), renew()), // by user, from 0 to 1
-    setChosen: (rows) => ((s.chosen = new Set(rows)), renew()),
+    setRank: (rank) => ((s.rank = rank), renew()), // by user, from 0 to 1
+    setSelected: (rows) => ((s.selected = new Set(rows)), renew()),
     setPicked: (row) => ((s.picked = row), request()),
     hoverAgain: () => s.hovered >= 0 && hover(s.hovered), // more is known of the user
-    combine: (rows, how) => combine(s.chosen, rows, how),
+    combine: (rows, how) => combine(s.selected, rows, how),
     state: () => ({ ...s, moving: s.stages.length > 0 }),
     destroy: () => (watch.disconnect(), cancelAnimationFrame(waiting)),
   };

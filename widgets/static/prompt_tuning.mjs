@@ -1,6 +1,6 @@
-// The prompt lab: a form, a curve that grows, and a table of what was gained. All text enters as text nodes.
+// The prompt tuning view: a form, a curve that grows, and a table of what was gained. All text enters as text nodes.
 import { focused, make } from "./dom.mjs";
-import { outliving } from "./kernel.mjs";
+import { survivesKernel } from "./kernel.mjs";
 
 const SPACE = "http://www.w3.org/2000/svg";
 const WIDE = 198; // of a drawn interval
@@ -58,9 +58,9 @@ function curveOf(box) {
     const pad = Math.max((high - low) * 0.12, 0.01);
     const x = (s) => EDGE.left + (s / Math.max(steps, 1)) * (width - EDGE.left - EDGE.right);
     const y = (v) => EDGE.top + ((high + pad - v) / (high - low + 2 * pad)) * (height - EDGE.top - EDGE.bottom);
-    const least = valid[step.indexOf(best)];
-    const told = `Loss by step, to step ${step.at(-1)} of ${steps}. Validation: ${valid[0].toFixed(3)} at step 0, least ${least.toFixed(3)} at step ${best}.`;
-    const svg = draw("svg", { class: "lab-curve", width, height, role: "img", "aria-label": told });
+    const lowest = valid[step.indexOf(best)];
+    const summary = `Loss by step, to step ${step.at(-1)} of ${steps}. Validation: ${valid[0].toFixed(3)} at step 0, least ${lowest.toFixed(3)} at step ${best}.`;
+    const svg = draw("svg", { class: "lab-curve", width, height, role: "img", "aria-label": summary });
     for (const v of ticks(low - pad, high + pad)) {
       svg.append(draw("line", { class: "grid", x1: EDGE.left, x2: width - EDGE.right, y1: y(v), y2: y(v) }), text(EDGE.left - 8, y(v) + 4, String(v), "tick", "end"));
     }
@@ -72,7 +72,7 @@ function curveOf(box) {
     svg.append(draw("line", { class: "best", x1: x(best), x2: x(best), y1: EDGE.top - 10, y2: floor }));
     line(svg, "tuned", loss, (s, v) => draw("rect", { x: x(s) - 2.5, y: y(v) - 2.5, width: 5, height: 5 }), x, y);
     line(svg, "valid", valid, (s, v) => draw("circle", { cx: x(s), cy: y(v), r: 3 }), x, y);
-    svg.append(draw("path", { class: "kept", d: `M${x(best)} ${y(least) - 7}l7 7l-7 7l-7-7z` }));
+    svg.append(draw("path", { class: "kept", d: `M${x(best)} ${y(lowest) - 7}l7 7l-7 7l-7-7z` }));
     names(svg, x, y, best);
     return svg;
   }
@@ -97,9 +97,9 @@ function curveOf(box) {
 }
 
 /** A gain as a point on its interval, zero marked; all rows share one scale. */
-function interval(at, most, side) {
+function interval(ends, most, side) {
   const x = (v) => WIDE / 2 + (v / most) * (WIDE / 2 - 6);
-  const [low, gain, high] = at.map(x);
+  const [low, gain, high] = ends.map(x);
   return draw(
     "svg", { class: `lab-interval ${side ? "beyond" : ""}`, width: WIDE, height: 18, "aria-hidden": "true" },
     draw("line", { class: "zero", x1: WIDE / 2, x2: WIDE / 2, y1: 0, y2: 18 }),
@@ -127,12 +127,12 @@ function resultOf(model) {
     form.hidden = !rows.length || !model.get("_about").saves;
     if (!rows.length) return;
     title.replaceChildren(make("b", {}, label), ` asked as “${query || "nothing"}”`);
-    const most = Math.max(...rows.flatMap((row) => row.at.map(Math.abs)), 1e-9);
+    const most = Math.max(...rows.flatMap((row) => row.ends.map(Math.abs)), 1e-9);
     body.replaceChildren(...rows.map((row) => make(
       "tr", {},
       make("th", { scope: "row" }, row.name), make("td", {}, row.before), make("td", { class: "after" }, row.after),
       make("td", { class: row.side ? "beyond" : "" }, row.gain),
-      make("td", {}, interval(row.at, most, row.side), make("small", {}, make("span", {}, row.interval), row.verdict)),
+      make("td", {}, interval(row.ends, most, row.side), make("small", {}, make("span", {}, row.interval), row.verdict)),
     )));
     folder.value = name;
   }
@@ -147,7 +147,7 @@ function resultOf(model) {
 /** The form: what to teach, and how; while it runs, two ways to end it. */
 function formOf(model, about) {
   const number = (name, words) => {
-    const [min, max] = [about.least[name], about.most[name]];
+    const [min, max] = [about.minima[name], about.maxima[name]];
     const box = make("input", { type: "number", class: `lab-number lab-${name}`, min, max, step: 1, required: true });
     return { box, node: make("label", {}, words, box) };
   };
@@ -172,36 +172,36 @@ function formOf(model, about) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     if (model.get("_status").busy) return;
-    const told = Object.fromEntries(Object.entries(parts).map(([name, part]) => [name, part.box.value]));
-    model.send({ type: "tune", label: label.value, query: query.value, ...told });
+    const numbers = Object.fromEntries(Object.entries(parts).map(([name, part]) => [name, part.box.value]));
+    model.send({ type: "tune", label: label.value, query: query.value, ...numbers });
   });
   function fields() {
-    const told = model.get("_form");
-    [label.value, query.value] = [told.label, told.query];
-    for (const [name, part] of Object.entries(parts)) part.box.value = told[name];
+    const form = model.get("_form");
+    [label.value, query.value] = [form.label, form.query];
+    for (const [name, part] of Object.entries(parts)) part.box.value = form[name];
   }
   function expect() {
-    const { each, busy } = model.get("_status");
+    const { seconds_per_step: each, busy } = model.get("_status");
     const { vectors, steps } = about.paper;
     const here = each && spell(each * Number(parts.steps.box.value));
     time.textContent = busy ? "" : [here && `about ${here} here`, `the paper: ${vectors} vectors, ${steps} steps`].filter(Boolean).join("; ");
   }
   parts.steps.box.addEventListener("input", expect);
   function status() {
-    const { busy, done: step = 0, total: steps = 1, left, words = "", note: word = "", error: wrong = "", stopping, cancelling } = model.get("_status");
+    const { busy, done: step = 0, total: steps = 1, seconds_left: left, message = "", note: word = "", error: wrong = "", stopping, cancelling } = model.get("_status");
     const pressed = [start, stop, cancel].find((button) => button === focused(form));
     [start.hidden, stop.hidden, cancel.hidden] = [busy, !busy, !busy];
-    stop.disabled = Boolean(stopping || cancelling || !step || words);
+    stop.disabled = Boolean(stopping || cancelling || !step || message);
     if (pressed?.hidden) (busy ? cancel : start).focus(); // the keyboard must not lose its place
     bar.classList.toggle("on", Boolean(busy));
     bar.setAttribute("aria-valuemax", steps);
     bar.setAttribute("aria-valuenow", step);
     fill.style.width = `${busy ? Math.max((100 * step) / Math.max(steps, 1), 2) : 0}%`;
-    const working = words || `step ${step} of ${steps}${left > 0 ? `, about ${spell(left)} left here` : ""}`;
-    note.textContent = busy ? (cancelling ? "Cancelling" : stopping && !words ? "Stopping after this step" : working) : word;
+    const working = message || `step ${step} of ${steps}${left > 0 ? `, about ${spell(left)} left here` : ""}`;
+    note.textContent = busy ? (cancelling ? "Cancelling" : stopping && !message ? "Stopping after this step" : working) : word;
     bar.setAttribute("aria-valuetext", note.textContent);
-    const said = busy ? words || "Tuning" : word; // phases are spoken, steps are not
-    if (spoken.textContent !== said) spoken.textContent = said;
+    const announcement = busy ? message || "Tuning" : word; // phases are spoken, steps are not
+    if (spoken.textContent !== announcement) spoken.textContent = announcement;
     error.textContent = wrong ? `${wrong.replace(/[.!]?$/, ".")} The view goes on working; the log has the whole error.` : "";
     error.hidden = !wrong;
     expect();
@@ -217,8 +217,8 @@ function render({ model, el }) {
   const result = resultOf(model);
   const sentence = make("p", { class: "lens-sentence", role: "status", "aria-live": "polite" });
   const caption = make("p", { class: "lens-caption" });
-  const count = about.labels.length;
-  const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), make("span", {}, `${count} label${count === 1 ? "" : "s"}`));
+  const labels = about.labels.length;
+  const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), make("span", {}, `${labels} ${labels === 1 ? "label" : "labels"}`));
   const root = make("div", { class: "lens lab", "data-lm-suppress-shortcuts": "true", "data-ready": "true", "data-moving": "false" });
   root.append(make("div", { class: "lens-in" }, head, ...form.parts, make("div", { class: "lab-body" }, box, result.node), sentence, caption));
 
@@ -238,14 +238,14 @@ function render({ model, el }) {
     if (event.key === "Escape" && model.get("_status").busy) (model.send({ type: "cancel" }), event.preventDefault());
     event.stopPropagation(); // the notebook has keys of its own
   });
-  const heard = { _form: form.fields, _status: status, _curve: () => curve.show(model.get("_curve")), _result: gained, _saved: result.saved };
-  for (const [name, act] of Object.entries(heard)) model.on(`change:${name}`, act);
+  const handlers = { _form: form.fields, _status: status, _curve: () => curve.show(model.get("_curve")), _result: gained, _saved: result.saved };
+  for (const [name, act] of Object.entries(handlers)) model.on(`change:${name}`, act);
   el.append(root);
-  Object.values(heard).forEach((act) => act());
+  Object.values(handlers).forEach((act) => act());
   return () => {
-    for (const [name, act] of Object.entries(heard)) model.off(`change:${name}`, act);
+    for (const [name, act] of Object.entries(handlers)) model.off(`change:${name}`, act);
     curve.destroy();
   };
 }
 
-export default { render: outliving(render) };
+export default { render: survivesKernel(render) };

@@ -1,7 +1,7 @@
 // The selection panel: who is chosen, what sets them apart, which question tells them, names, files.
 import { count, number, percent } from "./geometry.mjs";
 import { choice, make } from "./dom.mjs";
-import { outliving } from "./kernel.mjs";
+import { survivesKernel } from "./kernel.mjs";
 
 const KINDS = { all: "all", text: "events", modality: "modalities", label: "labels", fact: "facts", number: "numbers" };
 const FLOOR = 0.5; // an AUC below says nothing: the axis of the ranking begins here
@@ -42,21 +42,21 @@ function comparison(model) {
   }
   function fill() {
     const { rows = [], of = 0 } = model.get("_shown");
-    const some = rows.filter((row) => kind === "all" || row.kind === kind).slice(0, kind === "all" ? 14 : 7);
-    list.replaceChildren(...some.map(item));
+    const visible = rows.filter((row) => kind === "all" || row.kind === kind).slice(0, kind === "all" ? 14 : 7);
+    list.replaceChildren(...visible.map(item));
     list.scrollTop = 0;
     const line = rows.some((row) => "group_low" in row) ? " The line across a bar is its 95\u00a0% interval." : "";
-    note.textContent = some.length ? `${some.length} of ${number(of)} things compared, the most telling first.${line}` : "";
+    note.textContent = visible.length ? `${visible.length} of ${number(of)} things compared, the most telling first.${line}` : "";
   }
   function show() {
     const { rows = [], waiting } = model.get("_shown");
     node.classList.toggle("sel-stale", Boolean(waiting));
     if (!rows.length && waiting) return;
-    const there = ["all", ...Object.keys(KINDS).filter((name) => rows.some((row) => row.kind === name))];
-    if (String(there) !== String(kinds)) {
-      kinds = there;
-      if (!there.includes(kind)) kind = "all";
-      const group = choice("Kind of thing", there.map((name) => [name, KINDS[name]]), kind, (value) => ((kind = value), group.press(value), fill()));
+    const available = ["all", ...Object.keys(KINDS).filter((name) => rows.some((row) => row.kind === name))];
+    if (String(available) !== String(kinds)) {
+      kinds = available;
+      if (!available.includes(kind)) kind = "all";
+      const group = choice("Kind of thing", available.map((name) => [name, KINDS[name]]), kind, (value) => ((kind = value), group.press(value), fill()));
       filter.replaceChildren(group);
     }
     fill();
@@ -78,7 +78,7 @@ function questions(model, about) {
   function status() {
     const { busy, done = 0, total = 1, note: word = "" } = model.get("_status");
     button.textContent = busy ? "Cancel" : "Which question explains them?";
-    button.dataset.role = busy || model.get("_ranked").now ? "cancel" : "ask"; // once it is answered, the answer is what counts
+    button.dataset.role = busy || model.get("_ranked").current ? "cancel" : "ask"; // once it is answered, the answer is what counts
     button.disabled = !busy && !model.get("_shown").n;
     progress.classList.toggle("on", Boolean(busy));
     progress.setAttribute("aria-valuemax", total);
@@ -87,18 +87,18 @@ function questions(model, about) {
     note.textContent = busy ? word.replace(/[ .]+$/, "") : "";
   }
   function show() {
-    const { rows = [], sentence = "", caption: said = "", n, now } = model.get("_ranked");
-    node.classList.toggle("sel-stale", Boolean(rows.length && !now));
-    words.textContent = rows.length && !now ? `Of the ${count(n, "user")} chosen before: ${sentence}` : sentence;
-    caption.textContent = said;
+    const { rows = [], sentence = "", caption: how = "", n, current } = model.get("_ranked");
+    node.classList.toggle("sel-stale", Boolean(rows.length && !current));
+    words.textContent = rows.length && !current ? `Of the ${count(n, "user", "users")} chosen before: ${sentence}` : sentence;
+    caption.textContent = how;
     const chance = rows.length ? rows[0].chance : null;
     const place = (auc) => at((auc - FLOOR) / (1 - FLOOR));
     const items = rows.map((row) => {
       const track = make("span", { class: "sel-axis" },
         make("b", { style: `left:${place(row.auc_low)};width:calc(${place(row.auc_high)} - ${place(row.auc_low)})` }), make("i", { style: `left:${place(row.auc)}` }));
       const range = `AUC ${row.auc.toFixed(3)}, 95 %: ${row.auc_low.toFixed(2)} to ${row.auc_high.toFixed(2)}`;
-      const how = row.beyond_chance === false ? "faint" : "";
-      return make("li", { class: how, title: range }, make("span", { class: "sel-query", title: row.query }, row.query), track, make("span", { class: "lens-figure" }, row.auc.toFixed(2)));
+      const style = row.beyond_chance === false ? "faint" : "";
+      return make("li", { class: style, title: range }, make("span", { class: "sel-query", title: row.query }, row.query), track, make("span", { class: "lens-figure" }, row.auc.toFixed(2)));
     });
     const line = chance === null ? null : make("span", { class: "sel-chance", style: `left:${place(chance)}`, title: "the best of all questions stays below this in 95 % of random groups of the same size" });
     const luck = chance === null ? "" : make("em", { style: `left:${place(chance)}` }, `luck ${chance.toFixed(2)}`);
@@ -140,10 +140,10 @@ function names(model) {
   function show() {
     const groups = model.get("_names");
     chips.replaceChildren(...groups.map(chip));
-    const kept = [first.value, second.value === first.value ? "" : second.value];
+    const earlier = [first.value, second.value === first.value ? "" : second.value];
     [first, second].forEach((select, i) => {
       select.replaceChildren(...groups.map(({ name }) => make("option", { value: name }, name)));
-      const wanted = groups.some(({ name }) => name === kept[i]) ? kept[i] : groups.find(({ name }) => !i || name !== first.value)?.name;
+      const wanted = groups.some(({ name }) => name === earlier[i]) ? earlier[i] : groups.find(({ name }) => !i || name !== first.value)?.name;
       if (wanted !== undefined) select.value = wanted;
     });
     combine.hidden = groups.length < 2;
@@ -157,13 +157,13 @@ function files(model, about) {
   const salt = make("input", { type: "password", class: "sel-input", "aria-label": "Salt: a secret that hashes the ids", placeholder: "salt, to hash ids", autocomplete: "new-password", title: "With a secret of yours here, ids are hashed in the file. It is kept nowhere." });
   const buttons = [["csv", "CSV"], ["parquet", "Parquet"]].map(([ending, text]) =>
     make("button", { type: "button", class: "sel-button", "aria-label": `Write ${text}`, onclick: () => model.send({ type: "export", ending, salt: salt.value }) }, text));
-  const keep = make("button", { type: "button", class: "sel-button", title: "One file with all that the result hangs on", onclick: () => model.send({ type: "keep" }) }, "Claim card");
+  const keep = make("button", { type: "button", class: "sel-button", title: "One file with all that the result hangs on", onclick: () => model.send({ type: "save_card" }) }, "Claim card");
   const few = make("span", { class: "quiet" });
   function show() {
     const { n = 0 } = model.get("_shown");
-    for (const button of [keep, ...buttons]) button.disabled = n < about.least;
-    few.textContent = `under ${about.least} users: not written`;
-    few.hidden = n >= about.least;
+    for (const button of [keep, ...buttons]) button.disabled = n < about.min_users;
+    few.textContent = `under ${about.min_users} users: not written`;
+    few.hidden = n >= about.min_users;
     for (const part of [...buttons, salt]) part.hidden = !about.exports;
     node.hidden = !n;
   }
@@ -183,11 +183,11 @@ function render({ model, el }) {
   const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), who);
   const root = make("div", { class: "lens sel", "data-lm-suppress-shortcuts": "true" }, make("div", { class: "lens-in" }, head, sentence, error, body, foot));
   function shown() {
-    const { n = 0, sentence: said = "", waiting } = model.get("_shown");
+    const { n = 0, sentence: summary = "", waiting } = model.get("_shown");
     const clear = n ? make("button", { type: "button", class: "lens-link", onclick: () => model.send({ type: "clear" }) }, "clear") : null;
-    who.replaceChildren(`${number(n)} of ${count(about.total, "user")} chosen`, ...(clear ? [" ", clear] : []));
+    who.replaceChildren(`${number(n)} of ${count(about.total, "user", "users")} chosen`, ...(clear ? [" ", clear] : []));
     const named = model.get("_names").length ? ", or a name below" : "";
-    const words = said || (waiting ? "Comparing …" : "");
+    const words = summary || (waiting ? "Comparing …" : "");
     sentence.textContent = n ? words.replaceAll(" %", "\u00a0%") : `Nobody is chosen yet. Drag around some users on the map, or press the count of those who moved${named}: what sets them apart is then said here.`;
     foot.hidden = !n && !named && !note.textContent;
     body.hidden = !n;
@@ -212,11 +212,11 @@ function render({ model, el }) {
     if (event.key === "Escape" && model.get("_status").busy) (model.send({ type: "cancel" }), event.preventDefault());
     event.stopPropagation(); // the notebook has keys of its own
   });
-  const heard = { _shown: shown, _ranked: ranked, _status: status, _names: () => (groups.show(), shown()) };
-  for (const [name, act] of Object.entries(heard)) model.on(`change:${name}`, act);
+  const handlers = { _shown: shown, _ranked: ranked, _status: status, _names: () => (groups.show(), shown()) };
+  for (const [name, act] of Object.entries(handlers)) model.on(`change:${name}`, act);
   el.append(root);
   [shown, ranked, status].forEach((act) => act());
-  return () => Object.entries(heard).forEach(([name, act]) => model.off(`change:${name}`, act));
+  return () => Object.entries(handlers).forEach(([name, act]) => model.off(`change:${name}`, act));
 }
 
-export default { render: outliving(render, ["_status", "_shown"]) };
+export default { render: survivesKernel(render, ["_status", "_shown"]) };

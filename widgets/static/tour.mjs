@@ -6,10 +6,10 @@ const TALL = 200; // pixels: words about what is taller stand in it, not under i
 
 /** What encloses all that a step is about, in pixels from the corner of the workbench; null while none of it is to be seen. */
 export function extent(home, boxes) {
-  const seen = boxes.filter((box) => box.width && box.height);
-  if (!seen.length) return null;
-  const [left, top] = ["left", "top"].map((edge) => Math.min(...seen.map((box) => box[edge])) - home[edge]);
-  return { left, top, right: Math.max(...seen.map((box) => box.right)) - home.left, bottom: Math.max(...seen.map((box) => box.bottom)) - home.top };
+  const visible = boxes.filter((box) => box.width && box.height);
+  if (!visible.length) return null;
+  const [left, top] = ["left", "top"].map((edge) => Math.min(...visible.map((box) => box[edge])) - home[edge]);
+  return { left, top, right: Math.max(...visible.map((box) => box.right)) - home.left, bottom: Math.max(...visible.map((box) => box.bottom)) - home.top };
 }
 
 /** Where the words stand: under a control, above one at the lower end, in a tall one; never beyond the sides. */

@@ -1,11 +1,13 @@
-"""The shift matrix in a real JupyterLab: asked, cancelled, walked by keyboard, grown, fed hostile text."""
+"""The query matrix in a real JupyterLab: asked, cancelled, walked by keyboard, grown, fed hostile text."""
 
 import pytest
 
-SETUP = "from fake_deck import FakeDeck\nfrom widgets import ShiftMatrix\npicked = []\ndeck = FakeDeck(seconds=0.2)\n"
-SHOW = SETUP + "view = ShiftMatrix(deck, pick=picked.append)\nview"
+SETUP = (
+    "from fake_matrix import FakeMatrix\nfrom widgets import QueryMatrixView\npicked = []\nbackend = FakeMatrix(seconds=0.2)\n"
+)
+SHOW = SETUP + "view = QueryMatrixView(backend, on_pick=picked.append)\nview"
 READ = "print(len(view.selection), picked[-1:], len(view.queries), list(view.groups)[-1])"
-SET = "view.selection.ids = deck.ids[:40]"
+SET = "view.selection.ids = backend.ids[:40]"
 ROOT = "document.querySelector('.deck')"
 
 

@@ -1,4 +1,4 @@
-"""A stand-in for the library's Tuner: losses that fall by a rule, with delays; no model is needed."""
+"""A stand-in for the back end of prompt tuning: losses that fall by a rule, with delays; no model is needed."""
 
 import time
 from pathlib import Path
@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from fake import HOSTILE, QUERIES
+from updates import Update
 
 LABELS = ("Takeout", "Concert", "Luck", HOSTILE, "fail", "slow")
 
 
-class FakeTuner:
+class FakeTuning:
     """Tune by a rule: "Luck" gains nothing, "Concert" loses, "fail" raises half-way, "slow" takes its time, others gain."""
 
     labels, queries = LABELS, QUERIES
@@ -23,9 +24,9 @@ class FakeTuner:
         self.calls.append((query, label, vectors, steps, seed))
         random, rows, best = np.random.default_rng(seed), [], 0
         pause = self.seconds * (20 if label == "slow" else 1) / steps
-        told = {"steps": steps, "prompt": None, "result": None, "sentence": "", "history": None, "best": 0}
+        data = {"prompt": None, "result": None, "history": None, "best": 0}
         try:
-            yield told | {"step": 0, "sentence": "Reading the question behind 300 users"}
+            yield Update(0, steps, "Reading the question behind 300 users", data=data)
             for step in range(steps + 1):
                 time.sleep(pause)
                 if label == "fail" and step > steps / 2:
@@ -37,13 +38,13 @@ class FakeTuner:
                     rows.append((step, 0.36 + fall + noise[0] if step else np.nan, 0.41 + fall + over + noise[1]))
                     best = min(rows, key=lambda row: row[2])[0]
                 history = pd.DataFrame(rows, columns=["step", "loss", "valid"])
-                told |= {"step": step, "history": history, "best": best, "prompt": f"prompt of step {best}"}
-                yield told
+                data = {"prompt": f"prompt of step {best}", "result": None, "history": history, "best": best}
+                yield Update(step, steps, data=data)
                 if stop():
                     break
-            yield told | {"sentence": "Judging on 300 users that were held out"}
+            yield Update(step, steps, "Judging on 300 users that were held out", data=data)
             time.sleep(pause)
-            yield told | {"result": self.result(label), "sentence": self.words(label)}
+            yield Update(step, steps, self.words(label), data=data | {"result": self.result(label)})
         finally:
             self.closed += 1
 
@@ -54,14 +55,14 @@ class FakeTuner:
             (name, before, before + share * gain, share * gain, share * (gain - 0.031), share * (gain + 0.029))
             for name, before, share in (("auc", 0.712, 1.0), ("ks", 0.341, 1.4), ("silhouette", 0.021, 0.5))
         ]
-        found = pd.DataFrame(rows, columns=["measure", "before", "after", "gain", "low", "high"])
-        found.attrs = {"n": 300, "positives": 108}
-        return found
+        result = pd.DataFrame(rows, columns=["measure", "before", "after", "gain", "low", "high"])
+        result.attrs = {"n": 300, "positives": 108}
+        return result
 
     @staticmethod
     def words(label: str) -> str:
         what = {"Luck": "no gain beyond", "Concert": "worse, beyond"}.get(label, "a gain of .057, beyond")
-        row = FakeTuner.result(label).iloc[0]
+        row = FakeTuning.result(label).iloc[0]
         after, low, high = (f"{row[k]:.3f}".replace("0.", ".") for k in ("after", "low", "high"))
         return f"On 300 users never tuned on, AUC is .712 before and {after} after: {what} chance (95 %: {low} to {high})."
 

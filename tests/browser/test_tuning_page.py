@@ -1,10 +1,10 @@
-"""The prompt lab in a real JupyterLab: started, watched, stopped, cancelled, saved, fed hostile names."""
+"""The prompt tuning view in a real JupyterLab: started, watched, stopped, cancelled, saved, fed hostile names."""
 
 import pytest
 
 VAGUE = "Is this user interesting for us?"
-SETUP = "from fake_tuner import FakeTuner\nfrom widgets import PromptLab\n"
-SHOW = SETUP + "lab = PromptLab(ask=FakeTuner(seconds={seconds}))\nlab"
+SETUP = "from fake_tuning import FakeTuning\nfrom widgets import PromptTuningView\n"
+SHOW = SETUP + "lab = PromptTuningView(FakeTuning(seconds={seconds}))\nlab"
 READ = "print(lab.prompt, len(lab.history), lab.sentence)"
 ROOT = "document.querySelector('.lab')"
 IDLE = f"{ROOT}.dataset.busy === 'false'"

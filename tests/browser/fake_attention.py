@@ -1,4 +1,4 @@
-"""A stand-in for the looker: made-up attention and effects, with delays; no model is needed."""
+"""A stand-in for the back end of the attention view: made-up attention and effects, with delays; no model is needed."""
 
 import time
 import zlib
@@ -6,6 +6,7 @@ import zlib
 import numpy as np
 import pandas as pd
 from fake import HOSTILE, QUERIES
+from updates import Update
 
 MODALITIES = ("bill", "mini", "spm", "app", "search", "tabular")
 OTHERS = {"user": 1, "summary": 3, "query": 9, "sink": 1}
@@ -13,8 +14,8 @@ SLOTS = {"bill": 61, "mini": 32, "spm": 22, "app": 12, "search": 17, "tabular": 
 LAYERS, GROUPS = 6, 3
 
 
-def make_ledger(query: str, modalities=MODALITIES, soft: bool = False, deleted: bool = True) -> pd.DataFrame:
-    """Make a whole ledger of one query by rules: attention falls and effects rise in the order of the modalities."""
+def make_table(query: str, modalities=MODALITIES, soft: bool = False, deleted: bool = True) -> pd.DataFrame:
+    """Make a whole table of one query by rules: attention falls and effects rise in the order of the modalities."""
     random = np.random.default_rng(zlib.crc32(query.encode()))
     names = [*modalities, *OTHERS, *(["soft prompt"] if soft else [])]
     cube = random.gamma(6, 1, (LAYERS, GROUPS, len(names))) * np.linspace(1.6, 0.5, len(names))
@@ -38,16 +39,16 @@ def make_ledger(query: str, modalities=MODALITIES, soft: bool = False, deleted: 
     return frame
 
 
-class FakeLooker:
+class FakeAttention:
     """Look at made-up users. "fail" raises, "slow" takes its time; the name "tuned" stands for a soft prompt."""
 
     def __init__(self, users: int = 60, seconds: float = 0.5):
         self.ids = tuple(f"u{i:04}" for i in range(users))
-        self.queries = ("tuned", *QUERIES)
+        self.queries, self.unit, self.units = ("tuned", *QUERIES), "user", "users"
         self.seconds, self.closed, self.calls = seconds, 0, []
 
     def _frames(self, queries, deleted=True):
-        return pd.concat([make_ledger(q, soft=q == "tuned", deleted=deleted) for q in queries if q], ignore_index=True)
+        return pd.concat([make_table(q, soft=q == "tuned", deleted=deleted) for q in queries if q], ignore_index=True)
 
     def __call__(self, query, versus=None, users=None):
         self.calls.append((query, versus, users))
@@ -64,14 +65,14 @@ class FakeLooker:
                 time.sleep(self.seconds / 6)
                 part = self._frames(queries, deleted=False) if step == 2 else None
                 words = f"Looked at {many * step // steps} of {many} users ..."
-                yield {"done": step, "total": steps, "ledger": part, "sentence": words, "caption": ""}
-            told = "Of all modalities, bill gets most attention (6.4 %); deleting tabular moves users farthest (0.061). "
-            told += (
+                yield Update(step, steps, words, data={"table": part})
+            summary = "Of all modalities, bill gets most attention (6.4 %); deleting tabular moves users farthest (0.061). "
+            summary += (
                 "Rank agreement of attention and deletion: -0.37 (1 is the same order, 0 none): they contradict each other; "
             )
-            told += "do not read attention as importance."
+            summary += "do not read attention as importance."
             caption = f"Mean over {many} users; 6 layers, 9 heads. Deletion effect: 1 - cosine after reading anew without it."
-            yield {"done": steps, "total": steps, "ledger": self._frames(queries), "sentence": told, "caption": caption}
+            yield Update(steps, steps, summary, caption, data={"table": self._frames(queries)})
         finally:
             self.closed += 1
 
@@ -84,6 +85,6 @@ class FakeLooker:
     def rerun(self, query, user, drop=(), reword=None):
         self.calls.append((query, user, tuple(drop), dict(reword or {})))
         time.sleep(self.seconds / 3)
-        told = {"done": 1, "total": 1, "ledger": self._frames((f"{query} (edited)", query)), "moved": 0.0134}
-        told |= {"sentence": f"Without {len(drop)} events, {user} moves by 0.0134 (1 - cosine).", "caption": "One user."}
-        yield told | {"before": "Likely to travel.", "after": "Unlikely <b>to travel</b>."}
+        data = {"table": self._frames((f"{query} (edited)", query)), "moved": 0.0134}
+        data |= {"before": "Likely to travel.", "after": "Unlikely <b>to travel</b>."}
+        yield Update(1, 1, f"Without {len(drop)} events, {user} moves by 0.0134 (1 - cosine).", "One user.", data=data)
