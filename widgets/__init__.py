@@ -1,21 +1,21 @@
 """The front end: views of frames. They know tables and callables, never models."""
 
-from widgets.attention import AttentionLedger
-from widgets.claim import ClaimCard
-from widgets.clusters import ClusterLedger
+from widgets.attention import AttentionView
+from widgets.clusters import ClusterView
 from widgets.lens import QueryLens
-from widgets.matrix import ShiftMatrix
-from widgets.prompt import PromptLab
+from widgets.prompt_tuning import PromptTuningView
+from widgets.query_matrix import QueryMatrixView
+from widgets.result_card import ResultCard
 from widgets.selection import SelectionPanel
 from widgets.workbench import Workbench
 
 __all__ = [
-    "AttentionLedger",
-    "ClaimCard",
-    "ClusterLedger",
-    "PromptLab",
+    "AttentionView",
+    "ClusterView",
+    "PromptTuningView",
     "QueryLens",
+    "QueryMatrixView",
+    "ResultCard",
     "SelectionPanel",
-    "ShiftMatrix",
     "Workbench",
 ]

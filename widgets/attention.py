@@ -1,268 +1,573 @@
-"""The attention ledger: where the model looks when it is asked, beside what deleting each modality really does."""
+"""The attention view: where the model looks, beside what deleting each modality does."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from html import escape
 from threading import Event, RLock
 
+import numpy as np
 import pandas as pd
 from traitlets import Dict
 
-from widgets._base import Selection, View, Worker, closing, log, plain, script, still_page
-from widgets._ledger import bars, checked_ledger, packed, table
+from widgets.base import (
+    Selection,
+    View,
+    Worker,
+    closing,
+    error_message,
+    log,
+    plural,
+    read_static,
+)
+from widgets.packing import float_bytes
+from widgets.static_html import BLUE, GRAY, ORANGE, VERMILION, static_page, svg_image
 
-LISTED = 40  # events of one user that can be edited, the newest
-NAMED = 5_000  # ids offered while one is typed
-TEXT = 2_000  # characters of an event's text
+MAX_EVENTS = 40  # events of one user that can be edited, the newest
+MAX_IDS_SENT = 5_000  # ids offered while one is typed
+MAX_TEXT_LENGTH = 2_000  # characters of an event's text
+MAX_NAME_LENGTH = 18  # characters of a modality in the picture
+
+CELL = ["query", "layer", "head_group", "modality"]
+NEEDED_COLUMNS = [*CELL, "weight"]
+DEFAULTS = {
+    "kind": "modality",
+    "slots": np.nan,
+    "per_token": np.nan,
+    "deletion_effect": np.nan,
+    "gradient": np.nan,
+    "disagrees": False,
+    "disagrees_per_token": False,
+    "agreement": np.nan,
+    "agreement_per_token": np.nan,
+}
+CELL_COLUMNS = ["weight", "per_token", "disagrees", "disagrees_per_token"]
+HEAD_COLUMNS = ["agreement", "agreement_per_token"]  # one number per layer and head group
+ROW_COLUMNS = ["slots", "deletion_effect", "gradient"]  # one number per row
+EDIT_NAMES = ("moved", "before", "after")
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One ledger, and what is said of it."""
+class AttentionResult:
+    """One attention table, and what is said about it."""
 
-    ledger: pd.DataFrame
+    table: pd.DataFrame
     sentence: str = ""
     caption: str = ""
-    whom: str = ""  # the one user, if it is one
+    user: str = ""  # the one user it is about, if it is about one
     edited: dict = field(default_factory=dict)  # moved, before, after
 
     def picture(self) -> dict:
-        """Pack it for the browser."""
-        said = {"sentence": self.sentence, "caption": self.caption, "whom": self.whom, "edited": self.edited}
-        return {**packed(self.ledger), **said}
+        """Return what the browser draws."""
+        return {
+            **pack_table(self.table),
+            "sentence": self.sentence,
+            "caption": self.caption,
+            "user": self.user,
+            "edited": self.edited,
+        }
 
 
-class AttentionLedger(View):
-    """See where the model looks: modalities as rows, the attention on each beside what deleting it does to the answer.
+class AttentionView(View):
+    """See the attention on each modality beside what deleting the modality does to the answer.
 
-    ask      called as `ask(query, versus, users)`; yields updates `{"done", "total", "ledger", "sentence", "caption"}`, ledger
-             None or a frame `query, layer, head_group, modality, kind, slots, weight, per_token, deletion_effect, gradient,
-             disagrees, agreement` and the last two `_per_token` (-1: all layers, heads). Closing the iterator cancels.
-    users    a frame with a column user, or ids (default: `ask.ids`). selection: of another view; its users can be looked at.
-    frame    a ledger to show at once, with sentence and caption; alone, without ask, it is a page to read.
-    events   called as `events(user)`: frame event, time, modality, text (default: `ask.events`). rerun: called as
-             `rerun(query, user, drop, reword)`; yields such updates, the last with moved, before, after (default: `ask.rerun`).
-    query    asked when the view is first shown, against `versus` if that is given, too.
+    Args:
+        backend: Called as `backend(query, versus, users)`; yields updates with `done`, `total`,
+            `message`, `caption` and a dict `data`. `data["table"]` is a frame `query, layer,
+            head_group, modality, kind, slots, weight, per_token, deletion_effect, gradient,
+            disagrees, agreement, disagrees_per_token, agreement_per_token`; layer or head group -1
+            is the mean. Closing the iterator cancels the work. Attributes that are used if there
+            are any: `events`, `ids`, `queries`, `rerun`, `unit`, `units`. Leave it out to show a
+            saved table.
+        users: A frame with a column `user`, or ids (default: `backend.ids`).
+        table: A table to show at once.
+        sentence: What is said about it.
+        caption: How it was made.
+        selection: The selection of another view; its users can be looked at.
+        events: Called as `events(user)`, returns a frame `event, time, modality, text` (default:
+            `backend.events`).
+        rerun: Called as `rerun(query, user, drop, reword)`, yields such updates; `data` of the last
+            one has `moved`, `before` and `after`, too (default: `backend.rerun`).
+        queries: Suggested queries (default: `backend.queries`).
+        query: Asked when the view is first shown.
+        versus: A query to compare it with.
+        title: The heading.
 
     Example:
         >>> rows = [("q", -1, -1, name, w) for name, w in (("bill", 0.3), ("sink", 0.7))]
-        >>> AttentionLedger(frame=pd.DataFrame(rows, columns=["query", "layer", "head_group", "modality", "weight"]))
-        AttentionLedger(query='q', 2 rows)
+        >>> AttentionView(table=pd.DataFrame(rows, columns=NEEDED_COLUMNS))
+        AttentionView(query='q', 2 rows)
     """
 
-    _esm = script("geometry.mjs", "dom.mjs", "kernel.mjs", "events.mjs", "attention.mjs")
-    _css = script("lens.css", "attention.css")
-    _about = Dict().tag(sync=True)  # title, queries, users, ids, can: never changes
-    _picture = Dict().tag(sync=True)  # what stands in the ledger
-    _status = Dict().tag(sync=True)  # busy, done, total, words, note, error
+    _esm = read_static("geometry.mjs", "dom.mjs", "kernel.mjs", "events.mjs", "attention.mjs")
+    _css = read_static("lens.css", "attention.css")
+    _about = Dict().tag(sync=True)  # title, queries, users, ids, units: never changes
+    _picture = Dict().tag(sync=True)  # the table that is shown
+    _status = Dict().tag(sync=True)  # busy, done, total, message, note, error
     _events = Dict().tag(sync=True)  # user, rows, total
 
     def __init__(
         self,
-        ask: Callable[..., Iterator[dict]] | None = None,
+        backend: Callable[..., Iterator] | None = None,
         users: pd.DataFrame | Sequence[str] | None = None,
         *,
-        frame: pd.DataFrame | None = None,
+        table: pd.DataFrame | None = None,
         sentence: str = "",
         caption: str = "",
         selection: Selection | None = None,
         events: Callable[[str], pd.DataFrame] | None = None,
-        rerun: Callable[..., Iterator[dict]] | None = None,
+        rerun: Callable[..., Iterator] | None = None,
         queries: Sequence[str] = (),
         query: str = "",
         versus: str = "",
         title: str = "Attention ledger",
     ):
-        if ask is None and frame is None:
-            raise ValueError("neither ask nor frame is given, one is needed: pass a callable, or a ledger to show")
-        ids = users["user"] if isinstance(users, pd.DataFrame) else users if users is not None else getattr(ask, "ids", ())
-        self._ids, self._asker, self.selection = tuple(map(str, ids)), ask, selection
-        self._list, self._redo = events or getattr(ask, "events", None), rerun or getattr(ask, "rerun", None)
-        self._first, self._opened, self._partial = (query.strip(), versus.strip()), False, False
-        self._shown = None if frame is None else Shown(checked_ledger(frame), sentence, caption)
+        if backend is None and table is None:
+            hint = "pass a callable, or a table to show"
+            raise ValueError(f"neither backend nor table is given, one is needed: {hint}")
+        self._backend = backend
+        self.selection = selection
+        self._ids = user_ids(users, backend)
+        self._list_events = events or getattr(backend, "events", None)
+        self._rerun_backend = rerun or getattr(backend, "rerun", None)
+        self._first_query = query.strip()
+        self._first_versus = versus.strip()
+        self._opened = False
+        self._redraws = False  # the browser may show another table than the kept one
+        self._result = None
+        if table is not None:
+            self._result = AttentionResult(checked_table(table), sentence, caption)
+        self._guard = RLock()
         # views of one selection ask one model, which serves one at a time
-        self._guard, self._worker = RLock(), Worker(getattr(selection, "turn", None))
-        can = {"asks": ask is not None, "edits": self._list is not None and self._redo is not None}
-        queries = [str(q) for q in (queries or getattr(ask, "queries", ()))]
-        named = list(self._ids) if len(self._ids) <= NAMED else []
+        self._worker = Worker(getattr(selection, "turn", None))
+        unit = str(getattr(backend, "unit", "user"))
+        queries = queries or getattr(backend, "queries", ())
         about = {
             "title": title,
-            "queries": queries,
+            "queries": [str(query) for query in queries],
             "users": len(self._ids),
-            "ids": named,
-            **can,
-            "chooses": selection is not None,
+            "ids": list(self._ids) if len(self._ids) <= MAX_IDS_SENT else [],
+            "unit": unit,
+            "units": str(getattr(backend, "units", None) or plural(unit)),
+            "asks": backend is not None,
+            "edits": self._list_events is not None and self._rerun_backend is not None,
+            "has_selection": selection is not None,
+            "query": self._first_query,
+            "versus": self._first_versus,
         }
-        about |= {"query": self._first[0], "versus": self._first[1]}
-        super().__init__(_about=about, _picture=self._drawn())
-        self.on_msg(self._heard)
+        super().__init__(_about=about, _picture=self._result.picture() if self._result else {})
+        self.on_msg(self._on_message)
 
     def look(self, query: str, versus: str = "", users: Sequence[str] | None = None) -> str:
-        """Ask `query` (against `versus`), wait, and give the sentence that says what was seen; users: ids, default all."""
-        return self._aloud(self._asked(query, versus, users))
+        """Look at users under a query, wait, and return what was seen.
 
-    def rerun(self, query: str, user: str, drop: Sequence[int] = (), reword: Mapping[int, str] | None = None) -> str:
-        """Drop or reword events of one user, look again, wait, and give the sentence that says what it did."""
-        return self._aloud(self._changed(query, str(user), drop, reword or {}))
+        Args:
+            query: The query.
+            versus: A query to compare it with (default: none).
+            users: Ids (default: all).
+
+        Returns:
+            The sentence below the table.
+        """
+        return self._run_now(partial(self._begin_look, query, versus, users))
+
+    def rerun(
+        self,
+        query: str,
+        user: str,
+        drop: Sequence[int] = (),
+        reword: Mapping[int, str] | None = None,
+    ) -> str:
+        """Drop or reword events of one user, look again, wait, and return what it did.
+
+        Args:
+            query: The query.
+            user: The user.
+            drop: Numbers of events to leave out.
+            reword: Other texts by number of the event.
+
+        Returns:
+            The sentence below the table.
+        """
+        return self._run_now(partial(self._begin_rerun, query, str(user), drop, reword or {}))
 
     @property
-    def ledger(self) -> pd.DataFrame:
-        """Give what is shown: one row a query, layer, head_group and row."""
-        return self._shown.ledger.copy() if self._shown else pd.DataFrame(columns=["query", "layer", "head_group", "modality"])
+    def table(self) -> pd.DataFrame:
+        """What is shown: one row per query, layer, head group and row."""
+        return self._result.table.copy() if self._result else pd.DataFrame(columns=CELL)
 
     @property
     def sentence(self) -> str:
-        """Say in words what was seen."""
-        return self._shown.sentence if self._shown else ""
+        """What was seen, in words."""
+        return self._result.sentence if self._result else ""
 
     @property
     def edited(self) -> dict:
-        """Say what the events last dropped or reworded did: moved, and the answers before and after; empty if none were."""
-        return dict(self._shown.edited) if self._shown else {}
+        """What the last edit of events did: `moved`, `before`, `after`; empty if there was none."""
+        return dict(self._result.edited) if self._result else {}
 
-    def _words(self) -> str:
-        if self._shown is None:
-            return f"AttentionLedger({len(self._ids):,} users, query={self._first[0]!r})"
-        queries, rows = list(dict.fromkeys(self._shown.ledger["query"])), self._shown.ledger["modality"].nunique()
-        return f"AttentionLedger(query={', versus='.join(map(repr, queries))}, {rows} rows)"
+    def _summary(self) -> str:
+        if self._result is None:
+            users = f"{len(self._ids):,} {self._about['units']}"
+            return f"AttentionView({users}, query={self._first_query!r})"
+        names = ", versus=".join(repr(query) for query in table_queries(self._result.table))
+        rows = self._result.table["modality"].nunique()
+        return f"AttentionView(query={names}, {rows} rows)"
 
-    def _still(self) -> str:
-        if self._shown is None:
-            return still_page(self._about["title"], [f"{self!r}: run the cell to open it."])
-        names = list(dict.fromkeys(self._shown.ledger["query"]))
-        asked = [f"Query: {names[0]}"] if len(names) == 1 else [f"A: {names[0]}", f"B: {names[1]}"]
-        lines = [*asked, self._shown.sentence, self._shown.caption]
-        return still_page(self._about["title"], lines, bars(self._shown.ledger), table(self._shown.ledger))
+    def _html(self) -> str:
+        title = self._about["title"]
+        if self._result is None:
+            return static_page(title, [f"{self!r}: run the cell to open it."])
+        result = self._result
+        queries = table_queries(result.table)
+        asked = [f"Query: {queries[0]}"]
+        if len(queries) == 2:
+            asked = [f"A: {queries[0]}", f"B: {queries[1]}"]
+        lines = [*asked, result.sentence, result.caption]
+        return static_page(title, lines, bar_chart(result.table), table_rows(result.table))
 
     def _open(self) -> None:
-        """Ask the first query, once, when the view is first looked at."""
-        if not self._opened:
-            self._opened = True
-            if self._first[0] and self._asker and self._shown is None:
-                self._worker.start(partial(self._work, self._asked(*self._first)))
+        """Ask the first query, once, when the view is first shown."""
+        if self._opened:
+            return
+        self._opened = True
+        if self._first_query and self._backend and self._result is None:
+            begin = partial(self._begin_look, self._first_query, self._first_versus, None)
+            self._worker.start(partial(self._run, begin))
 
-    def _heard(self, _widget, message: dict, buffers: list) -> None:
-        """Do what the browser asks; anything long goes to a worker, so the kernel stays free to hear Cancel."""
+    def _on_message(self, _widget, message: dict, buffers: list) -> None:
+        """Do what the browser asks; long work goes to a worker, so the kernel can hear Cancel."""
         kind = message.get("type")
         if kind == "open":
             self._open()
-        elif kind == "look" and self._asker:
-            self._worker.start(partial(self._work, partial(self._begin, message)))
-        elif kind == "rerun" and self._redo:
-            reword = {int(event): str(text) for event, text in dict(message.get("reword", {})).items()}
+        elif kind == "look" and self._backend:
+            self._worker.start(partial(self._run, partial(self._begin_from_form, message)))
+        elif kind == "rerun" and self._rerun_backend:
+            query = str(message.get("query", ""))
+            user = str(message.get("user", ""))
             drop = [int(event) for event in message.get("drop", ())]
-            query, user = str(message.get("query", "")), str(message.get("user", ""))
-            self._worker.start(partial(self._work, self._changed(query, user, drop, reword)))
+            reword = {int(event): str(text) for event, text in message.get("reword", {}).items()}
+            begin = partial(self._begin_rerun, query, user, drop, reword)
+            self._worker.start(partial(self._run, begin))
         elif kind == "cancel":
             self._worker.cancel()
             if self._status.get("busy"):
-                self._tell(at_once=True, **self._status | {"words": "Cancelling"})
+                self._set_status(at_once=True, **self._status | {"message": "Cancelling"})
 
-    # Each of these gives a job: called, it begins the work, and gives the updates and the one user, if it is one.
+    # Each of these begins the work: it returns the updates and the one user, if it is about one.
 
-    def _begin(self, message: dict):
-        """Read what the browser's form says, in the worker, so that what is wrong with it is said there."""
-        whom, users = message.get("whom", "all"), None
-        if whom == "one":
+    def _begin_from_form(self, message: dict) -> tuple[Iterator, str]:
+        """Read the browser's form, in the worker, so that errors in it appear in the view."""
+        scope = message.get("scope", "all")
+        users = None
+        if scope == "one":
             users = [str(message.get("user", "")).strip()]
             if not users[0]:
                 raise ValueError("no user is named: type an id, or look at all users")
-        elif whom == "chosen":
+        elif scope == "selection":
             users = list(self.selection.ids) if self.selection is not None else []
             if not users:
-                raise ValueError("nobody is chosen: draw around some users on the map, or look at all users")
-        return self._asked(str(message.get("query", "")), str(message.get("versus", "")), users)()
+                hint = "draw around some users on the map, or look at all users"
+                raise ValueError(f"nobody is chosen: {hint}")
+        query = str(message.get("query", ""))
+        return self._begin_look(query, str(message.get("versus", "")), users)
 
-    def _asked(self, query: str, versus: str = "", users: Sequence[str] | None = None):
-        def begin():
-            if self._asker is None:
-                raise ValueError("there is nothing to ask: this ledger was made from a frame, pass ask to look anew")
-            if not query.strip():
-                raise ValueError("the query is empty: write a question, such as 'Will this user travel soon?'")
-            one = str(users[0]) if users is not None and len(users) == 1 else ""
-            return self._asker(query.strip(), versus.strip() or None, users), one
+    def _begin_look(
+        self, query: str, versus: str, users: Sequence[str] | None
+    ) -> tuple[Iterator, str]:
+        if self._backend is None:
+            made = "this view was made from a table, pass a backend to look anew"
+            raise ValueError(f"there is nothing to ask: {made}")
+        if not query.strip():
+            example = "write a question, such as 'Will this user travel soon?'"
+            raise ValueError(f"the query is empty: {example}")
+        user = str(users[0]) if users is not None and len(users) == 1 else ""
+        return self._backend(query.strip(), versus.strip() or None, users), user
 
-        return begin
+    def _begin_rerun(
+        self, query: str, user: str, drop: Sequence[int], reword: Mapping[int, str]
+    ) -> tuple[Iterator, str]:
+        if self._rerun_backend is None:
+            raise ValueError("events cannot be edited here: pass rerun, or a backend that has it")
+        return self._rerun_backend(query.strip(), user, drop, reword), user
 
-    def _changed(self, query: str, user: str, drop: Sequence[int], reword: Mapping[int, str]):
-        def begin():
-            if self._redo is None:
-                raise ValueError("events cannot be edited here: pass rerun, or an ask that has it")
-            return self._redo(query.strip(), user, drop, reword), user
+    # The work itself
 
-        return begin
-
-    def _aloud(self, job) -> str:
+    def _run_now(self, begin: Callable[[], tuple[Iterator, str]]) -> str:
         self._opened = True
-        self._worker.run(partial(self._work, job, aloud=True))
+        self._worker.run(partial(self._run, begin, raise_errors=True))
         return self.sentence
 
-    def _work(self, job, stop: Event, aloud: bool = False) -> None:
-        """Look, show what comes, and keep the last; on Cancel or an error the last good ledger returns."""
-        self._tell(busy=True, done=0, total=0, words="Starting")
-        kept = "The ledger is as it was." if self._shown else ""
+    def _run(
+        self,
+        begin: Callable[[], tuple[Iterator, str]],
+        stop: Event,
+        raise_errors: bool = False,
+    ) -> None:
+        """Look, show what comes and keep the last table; if it fails, the last good one returns."""
+        self._set_status(busy=True, done=0, total=0, message="Starting")
+        kept = "The ledger is as it was." if self._result else ""
         try:
-            shown = self._listen(*job(), stop)
-            if shown is None:
+            updates, user = begin()
+            result = self._follow(updates, user, stop)
+            if result is None:
                 self._show(note=f"Cancelled. {kept}".strip())
             else:
-                self._shown, self._partial = shown, True
+                self._result = result
+                self._redraws = True
                 self._show()
         except Exception as error:
             log.exception("looking failed")
-            self._show(error=f"It could not be looked at: {plain(error)}")
-            if aloud:
+            self._show(error=f"It could not be looked at: {error_message(error)}")
+            if raise_errors:
                 raise
         except BaseException:  # an interrupted cell
             self._show(note=f"Interrupted. {kept}".strip())
             raise
 
-    def _listen(self, updates: Iterator[dict], whom: str, stop: Event) -> Shown | None:
-        """Follow the updates, each ledger shown as it comes; give the last, or None if it was cancelled."""
-        last = None
+    def _follow(self, updates: Iterator, user: str, stop: Event) -> AttentionResult | None:
+        """Show each table as it comes; return the last one, or None if it was cancelled."""
+        result = None
         with closing(updates):
-            if whom and self._list:
-                self._describe(whom)
+            if user and self._list_events:
+                self._show_events(user)
             for update in updates:
                 if stop.is_set():
                     return None
-                words = str(update.get("sentence") or "")
-                self._tell(busy=True, done=int(update.get("done", 0)), total=int(update.get("total", 0)), words=words)
-                if update.get("ledger") is not None:
-                    edited = {k: update[k] for k in ("moved", "before", "after") if k in update}
-                    last = Shown(checked_ledger(update["ledger"]), words, str(update.get("caption") or ""), whom, edited)
-                    self._draw(last)
+                message = str(update.message or "")
+                self._set_status(busy=True, done=update.done, total=update.total, message=message)
+                table = update.data.get("table")
+                if table is None:
+                    continue
+                edited = {name: update.data[name] for name in EDIT_NAMES if name in update.data}
+                caption = str(update.caption or "")
+                result = AttentionResult(checked_table(table), message, caption, user, edited)
+                self._draw(result)
         if stop.is_set():
             return None
-        if last is None:
+        if result is None:
             raise ValueError("the model gave no ledger")
-        return last
+        return result
 
-    def _describe(self, user: str) -> None:
+    def _show_events(self, user: str) -> None:
         """Send the events of one user that can be edited, the newest first."""
         if self._events.get("user") == user:
             return
-        frame = self._list(user)
-        times = pd.to_datetime(frame["time"]).dt.strftime("%Y-%m-%d %H:%M")
-        listed = frame.assign(time=times, text=frame["text"].astype(str).str.slice(0, TEXT)).head(LISTED)
-        rows = [[int(e), t, str(m), x] for e, t, m, x in listed[["event", "time", "modality", "text"]].itertuples(index=False)]
+        frame = self._list_events(user)
+        newest = frame.head(MAX_EVENTS)
+        times = pd.to_datetime(newest["time"]).dt.strftime("%Y-%m-%d %H:%M")
+        texts = newest["text"].astype(str).str.slice(0, MAX_TEXT_LENGTH)
+        rows = []
+        for number, time, modality, text in zip(
+            newest["event"], times, newest["modality"], texts, strict=True
+        ):
+            rows.append([int(number), time, str(modality), text])
         self._events = {"user": user, "rows": rows, "total": len(frame)}
 
     def _show(self, **status) -> None:
-        """Bring the kept ledger and the status to the browser; the ledger only if something else may stand there."""
+        """Send the kept table, if another may be on the screen, and the status."""
         with self._guard, self.hold_sync():
-            if self._partial:
-                self._draw(self._shown)
-            self._partial = False
-            self._tell(**status)
+            if self._redraws:
+                self._draw(self._result)
+            self._redraws = False
+            self._set_status(**status)
 
-    def _draw(self, shown: Shown | None) -> None:
+    def _draw(self, result: AttentionResult | None) -> None:
         with self._guard:
-            self._picture = {**self._drawn(shown), "turn": self._picture.get("turn", 0) + 1}
-            self._partial = True
+            picture = result.picture() if result else {}
+            self._picture = {**picture, "turn": self._picture.get("turn", 0) + 1}
+            self._redraws = True
 
-    def _drawn(self, shown: Shown | None = None) -> dict:
-        shown = shown or self._shown
-        return shown.picture() if shown else {}
+
+def user_ids(users, backend) -> tuple[str, ...]:
+    """Return the ids of a frame, a list or, if neither is given, a back end."""
+    if users is None:
+        ids = getattr(backend, "ids", ())
+    elif isinstance(users, pd.DataFrame):
+        ids = users["user"]
+    else:
+        ids = users
+    return tuple(str(user) for user in ids)
+
+
+def checked_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return an attention table with all columns, those that were missing empty.
+
+    Args:
+        frame: At least `query, layer, head_group, modality, weight`, of one or two queries.
+
+    Returns:
+        The table.
+
+    Raises:
+        ValueError: If columns or rows are missing or rows stand twice.
+    """
+    missing = [name for name in NEEDED_COLUMNS if name not in frame]
+    if missing:
+        columns = ", ".join(map(str, frame))
+        raise ValueError(
+            f"the ledger has no column {missing[0]!r} (it has {columns}): keep all that ask gives"
+        )
+    if frame.empty:
+        raise ValueError("the ledger has 0 rows, at least 1 is needed: look at some users first")
+    queries = table_queries(frame)
+    if len(queries) > 2:
+        hint = "choose with frame[frame['query'].isin(...)]"
+        raise ValueError(f"the ledger has {len(queries)} queries, 1 or 2 can be shown: {hint}")
+    twice = frame.duplicated(CELL)
+    if twice.any():
+        rows = f"{twice.sum():,} rows twice ({', '.join(CELL)})"
+        raise ValueError(f"the ledger has {rows}: average over users first")
+    blanks = {name: value for name, value in DEFAULTS.items() if name not in frame}
+    return frame.assign(**blanks, query=frame["query"].astype(str))
+
+
+def table_queries(table: pd.DataFrame) -> list[str]:
+    """Return the queries of a table in their order."""
+    return list(dict.fromkeys(table["query"].astype(str)))
+
+
+def pack_table(table: pd.DataFrame) -> dict:
+    """Pack an attention table: names once, numbers as buffers.
+
+    Args:
+        table: As `checked_table` returns it.
+
+    Returns:
+        `names`, `kinds`, `layers`, `groups` and, per query, `sides`: buffers in the order layer,
+        head group, row; means come first, NaN where nothing is known.
+    """
+    names = list(dict.fromkeys(table["modality"].astype(str)))
+    layers = sorted(table["layer"].unique())
+    groups = sorted(table["head_group"].unique())
+    kinds = table.drop_duplicates("modality").set_index("modality")["kind"]
+    index = pd.MultiIndex.from_product([layers, groups, names])
+    return {
+        "names": names,
+        "kinds": [str(kinds[name]) for name in names],
+        "layers": [int(layer) for layer in layers],
+        "groups": [int(group) for group in groups],
+        "sides": [pack_query(table, query, index, names) for query in table_queries(table)],
+    }
+
+
+def pack_query(table: pd.DataFrame, query: str, index: pd.MultiIndex, names: Sequence[str]) -> dict:
+    """Pack the rows of one query."""
+    part = table[table["query"] == query].set_index(["layer", "head_group", "modality"])
+    part = part.reindex(index)
+    by_head = part.groupby(level=[0, 1], sort=False)[HEAD_COLUMNS].max()
+    by_row = part.groupby(level=2, sort=False)[ROW_COLUMNS].max().reindex(list(names))
+    packed: dict = {"query": query}
+    columns = [(part, CELL_COLUMNS), (by_head, HEAD_COLUMNS), (by_row, ROW_COLUMNS)]
+    for frame, wanted in columns:
+        for name in wanted:
+            packed[name] = float_bytes(frame[name].astype(float))
+    return packed
+
+
+def mean_rows(table: pd.DataFrame, query: str) -> pd.DataFrame:
+    """Return the means over layers and heads of one query: modalities first, by falling weight."""
+    part = table[table["query"] == query]
+    part = part[part["layer"] == part["layer"].min()]
+    part = part[part["head_group"] == part["head_group"].min()]
+    part = part.sort_values("weight", ascending=False, kind="stable")
+    is_other = (part["kind"] != "modality").astype(int)
+    is_sink = (part["modality"] == "sink").astype(int)
+    part = part.assign(place=is_other + is_sink)
+    return part.sort_values("place", kind="stable", ignore_index=True)
+
+
+def table_rows(table: pd.DataFrame) -> list[list[str]]:
+    """Write a table in rows of words: one query with its measures, or two with their difference."""
+    means = [mean_rows(table, query).set_index("modality") for query in table_queries(table)]
+    if len(means) == 2:
+        return difference_rows(*means)
+    [rows] = means
+    has_gradient = rows["gradient"].notna().any()
+    head = ["modality", "attention", "per slot", "deletion effect"]
+    if has_gradient:
+        head.append("gradient")
+    lines = [[*head, "ranks disagree"]]
+    for name, row in rows.iterrows():
+        effect = format_effect(row["deletion_effect"])
+        line = [name, format_share(row["weight"]), format_share(row["per_token"]), effect]
+        if has_gradient:
+            line.append(format_share(row["gradient"]))
+        lines.append([*line, "yes" if row["disagrees"] == 1 else ""])
+    return lines
+
+
+def difference_rows(first: pd.DataFrame, second: pd.DataFrame) -> list[list[str]]:
+    """Write the means of two queries and their difference in rows of words."""
+    second = second.reindex(first.index)
+    lines = [["modality", "attention A", "B", "A minus B", "deletion A", "B", "A minus B"]]
+    for name, a in first.iterrows():
+        b = second.loc[name]
+        line = [name]
+        for column, write in (("weight", format_share), ("deletion_effect", format_effect)):
+            line += [write(a[column]), write(b[column]), write(a[column] - b[column], "+")]
+        lines.append(line)
+    return lines
+
+
+def format_share(share: float, sign: str = "") -> str:
+    """Write a share in percent; `sign` "+" writes the sign of positive ones, too.
+
+    Example:
+        >>> format_share(0.213), format_share(-0.004, "+")
+        ('21.3 %', '−0.40 %')
+    """
+    if pd.isna(share):
+        return ""
+    digits = 1 if abs(share) >= 0.01 else 2
+    return f"{100 * share:{sign}.{digits}f} %".replace("-", "−")
+
+
+def format_effect(value: float, sign: str = "") -> str:
+    """Write an effect with three digits behind the point."""
+    return "" if pd.isna(value) else f"{value:{sign}.3f}".replace("-", "−")
+
+
+def bar_chart(table: pd.DataFrame) -> str:
+    """Draw attention and deletion effect of the first query's modalities side by side.
+
+    Args:
+        table: As `checked_table` returns it.
+
+    Returns:
+        HTML of an image, empty if there is no modality.
+    """
+    rows = mean_rows(table, table["query"].iloc[0])
+    rows = rows[rows["kind"] == "modality"]
+    if rows.empty:
+        return ""
+    parts = bar_column(rows["weight"], "attention", 150, BLUE, format_share)
+    parts += bar_column(rows["deletion_effect"], "deletion effect", 400, ORANGE, format_effect)
+    disagrees = (rows["disagrees"] == 1).tolist()
+    if any(disagrees):
+        parts.append(f'<text x="636" y="18" text-anchor="end" fill="{GRAY}">ranks apart</text>')
+    for place, name in enumerate(rows["modality"]):
+        y = 30 + 24 * place
+        label = escape(str(name)[:MAX_NAME_LENGTH])
+        parts.append(f'<text x="8" y="{y + 10}">{label}</text>')
+        if disagrees[place]:
+            parts.append(f'<path d="M628 {y}l6 6-6 6-6-6z" fill="{VERMILION}"/>')
+    height = 40 + 24 * len(rows)
+    return svg_image("".join(parts), "Attention and deletion effect by modality", 640, height)
+
+
+def bar_column(
+    values: pd.Series, title: str, left: int, color: str, write: Callable[[float], str]
+) -> list[str]:
+    """Draw one column of bars with their numbers, as SVG elements."""
+    parts = [f'<text x="{left}" y="18" fill="{GRAY}">{title}</text>']
+    largest = values.fillna(0).max() or 1
+    for place, value in enumerate(values):
+        y = 30 + 24 * place
+        width = 0 if pd.isna(value) else 150 * value / largest
+        bar = f'width="{width:.1f}" height="12" fill="{color}"'
+        parts.append(f'<rect x="{left}" y="{y}" {bar}/>')
+        parts.append(f'<text x="{left + width + 6:.1f}" y="{y + 10}">{write(value)}</text>')
+    return parts

@@ -1,4 +1,4 @@
-"""The cluster ledger: which groups of users a question makes, before and after, and who went where."""
+"""The cluster view: which groups of users two queries make, and who went where."""
 
 from __future__ import annotations
 
@@ -8,206 +8,336 @@ import numpy as np
 import pandas as pd
 from traitlets import Bytes, Dict
 
-from widgets._base import Selection, View, script, still_map, still_page
-from widgets._pack import described
+from widgets.base import Selection, View, count_noun, plural, read_static
+from widgets.packing import float_bytes, json_value, pack_users, text_list
+from widgets.static_html import map_image, static_page
 
 SIDES = ("before", "after")
-SHOWN = 8  # clusters that get a colour and a shape; more cannot be told apart
-STABLE = 0.6  # below it a cluster is called unstable
-HEIRS = ("stays", "split", "merge")
-NEEDED = ("points", "before", "after", "ledger")
+MAX_COLORED = 8  # clusters that get a color and a shape; more cannot be told apart
+MIN_STABILITY = 0.6  # below, a cluster is called unstable
+SUCCESSOR_KINDS = ("stays", "split", "merge")
+NEEDED_NAMES = ("points", "before", "after", "transitions")
 
 
-class ClusterLedger(View):
-    """Look at clusters of users before and after: one map, who went where, what names each cluster, and what it is worth.
+class ClusterView(View):
+    """Look at clusters of users before and after: one map, who went where, names and scores.
 
-    compared  frames by name, as `qanchor.compare.compare` gives them or as they were saved: `points` (user, query, x, y, trust;
-              the queries are before, after and, for stars, mark), `before` and `after` (user, cluster; -1 is none), `ledger`
-              (from_cluster, to_cluster, users, kind); and if there are any, `names` (side, cluster, name, stability, modality,
-              texts), `scores` (side, auc, ks, silhouette ...), `sentence`, `said` (by side), `caption`, `unit`.
-    frame     who the users are, as `users.frame()` gives it: shown beside a point (default: their ids alone).
+    A click on a cluster, a band or a kind of band selects its users.
 
-    A click on a cluster, a band or a kind of band chooses its users; `selection.ids` reads and sets them.
+    Args:
+        comparison: Frames by name, as `qanchor.compare_clusters` returns them: `points` (user,
+            query, x, y, trust; the queries are before, after and, for stars, mark), `before` and
+            `after` (user, cluster; -1 is none), `transitions` (from_cluster, to_cluster, users,
+            kind); and if there are any, `names` (side, cluster, name, stability, modality, texts),
+            `scores` (side, auc, ks, silhouette ...), `sentence`, `summaries` (by side), `caption`,
+            `unit`, `units`.
+        frame: Who the users are, as `users.frame()` returns it, shown beside a point (default: the
+            ids alone).
+        title: The heading.
 
     Example:
-        >>> sides = {side: pd.DataFrame({"user": ["a", "b"], "cluster": [0, 0]}) for side in ("before", "after")}
-        >>> points = pd.DataFrame({"user": ["a", "b"] * 2, "query": ["before"] * 2 + ["after"] * 2, "x": 0.0, "y": 1.0})
-        >>> ledger = pd.DataFrame({"from_cluster": [0], "to_cluster": [0], "users": [2], "kind": ["stays"]})
-        >>> ClusterLedger({"points": points, **sides, "ledger": ledger})
-        ClusterLedger(2 users, 1 cluster before, 1 after)
+        >>> clusters = pd.DataFrame({"user": ["a", "b"], "cluster": [0, 0]})
+        >>> points = pd.DataFrame({"user": ["a", "b"] * 2, "x": 0.0, "y": 1.0})
+        >>> points["query"] = ["before"] * 2 + ["after"] * 2
+        >>> transitions = pd.DataFrame({"from_cluster": [0], "to_cluster": [0], "users": [2]})
+        >>> transitions["kind"] = "stays"
+        >>> comparison = {"points": points, "before": clusters, "after": clusters}
+        >>> ClusterView(comparison | {"transitions": transitions})
+        ClusterView(2 users, 1 cluster before, 1 after)
     """
 
-    _esm = script("geometry.mjs", "dom.mjs", "kernel.mjs", "dots.mjs", "gestures.mjs", "map.mjs", "flow.mjs", "clusters.mjs")
-    _css = script("lens.css", "clusters.css")
+    _esm = read_static(
+        "geometry.mjs",
+        "dom.mjs",
+        "kernel.mjs",
+        "dots.mjs",
+        "gestures.mjs",
+        "map.mjs",
+        "flow.mjs",
+        "clusters.mjs",
+    )
+    _css = read_static("lens.css", "clusters.css")
     _about = Dict().tag(sync=True)  # title: never changes
     _picture = Dict().tag(sync=True)  # all that is drawn
     _selected = Bytes().tag(sync=True)  # row numbers, int32
 
-    def __init__(self, compared: Mapping, frame: pd.DataFrame | None = None, title: str = "Cluster ledger"):
+    def __init__(
+        self,
+        comparison: Mapping,
+        frame: pd.DataFrame | None = None,
+        title: str = "Cluster ledger",
+    ):
         super().__init__(_about={"title": title})
-        self._frame, self._ids = frame, ()
-        self.show(compared)
-        self.on_msg(self._heard)
+        self._frame = frame
+        self._ids = ()
+        self.show(comparison)
+        self.on_msg(self._on_message)
 
-    def show(self, compared: Mapping) -> None:
-        """Draw another comparison in the same view; the choice of users is kept when they are the same."""
-        missing = [name for name in NEEDED if name not in compared]
-        if missing:
-            raise ValueError(f"no {missing[0]!r} (there is {', '.join(compared)}): pass what compare returned, whole")
-        ids = tuple(compared["before"]["user"].astype(str))
-        odd = set(ids) ^ set(compared["after"]["user"].astype(str))
-        if odd or len(set(ids)) != len(ids):
-            raise ValueError(f"{min(odd) if odd else 'a user'} stands not once on both sides: cluster the same users twice")
-        picture = packed(compared, ids, self._frame)
+    def show(self, comparison: Mapping) -> None:
+        """Draw another comparison; the selection stays if the users are the same.
+
+        Args:
+            comparison: As for the class.
+
+        Raises:
+            ValueError: If a frame is missing, or the two sides have different users.
+        """
+        ids = checked_ids(comparison)
+        picture = pack_comparison(comparison, ids, self._frame)
         if ids != self._ids:
-            self._ids, self.selection = ids, Selection(ids, self._select)
+            self._ids = ids
+            self.selection = Selection(ids, self._on_select)
             self.selection.clear()
-        self._compared = dict(compared)
+        self._comparison = dict(comparison)
         self._picture = {**picture, "turn": self._picture.get("turn", 0) + 1}
 
     @property
-    def ledger(self) -> pd.DataFrame:
-        """Give who went where: `from_cluster, to_cluster, users, kind ...`."""
-        return self._compared["ledger"].copy()
+    def table(self) -> pd.DataFrame:
+        """Who went where: `from_cluster, to_cluster, users, kind ...`."""
+        return self._comparison["transitions"].copy()
 
     @property
     def names(self) -> pd.DataFrame:
-        """Give what names the clusters of both sides: `side, cluster, name, users, stability ...`."""
-        return pd.DataFrame(self._compared.get("names", ())).copy()
+        """What names the clusters of both sides: `side, cluster, name, users, stability ...`."""
+        return pd.DataFrame(self._comparison.get("names", ())).copy()
 
     @property
     def sentence(self) -> str:
-        """Say in words what became of the clusters."""
+        """What became of the clusters, in words."""
         return self._picture["sentence"]
 
-    def _words(self) -> str:
-        left, right = (sum(node["cluster"] >= 0 for node in self._picture[side]) for side in ("left", "right"))
-        return f"ClusterLedger({_many(len(self._ids), 'user')}, {_many(left, 'cluster')} before, {right} after)"
+    def _summary(self) -> str:
+        picture = self._picture
+        users = count_noun(len(self._ids), picture["unit"], picture["units"])
+        before = count_noun(len(named_clusters(picture["left"])), "cluster")
+        after = len(named_clusters(picture["right"]))
+        return f"ClusterView({users}, {before} before, {after} after)"
 
-    def _still(self) -> str:
-        p = self._picture
-        after = np.frombuffer(p["after"], dtype=np.float32).reshape(-1, 2)
-        kind = {(band["from"], band["to"]): band["kind"] for band in p["bands"]}
-        sides = zip(np.frombuffer(p["from"], np.int32).tolist(), np.frombuffer(p["to"], np.int32).tolist(), strict=True)
-        drawn = still_map(after, np.array([kind[pair] != "stays" for pair in sides]))
-        names = {(side, node["cluster"]): node["name"] for side in ("left", "right") for node in p[side]}
-        bands = [[names["left", b["from"]], names["right", b["to"]], b["users"], b["kind"]] for b in p["bands"]]
-        scores = [
-            f"{s['side']}: AUC {s['auc']:.3f}, KS {s['ks']:.2f}, n={s['n']:,}." for s in p["scores"] if s["auc"] is not None
+    def _html(self) -> str:
+        picture = self._picture
+        clusters = [*named_clusters(picture["left"]), *named_clusters(picture["right"])]
+        lines = [
+            picture["sentence"],
+            *picture["summaries"].values(),
+            *(score_words(score) for score in picture["scores"]),
+            picture["caption"],
+            "Diamonds: users of whom something became.",
+            *(stability_words(cluster) for cluster in clusters),
         ]
-        told = [p["sentence"], *p["said"].values(), *scores, p["caption"], "Diamonds: users of whom something became."]
-        nodes = [node for side in ("left", "right") for node in p[side] if node["cluster"] >= 0]
-        told += [f"{n['name']}: {n['users']:,}, stability {n['stability']:.2f}." for n in nodes if n["stability"] is not None]
-        return still_page(self._about["title"], told, drawn, [["from", "to", "users", "kind"], *bands])
+        names = {}
+        for side in ("left", "right"):
+            for node in picture[side]:
+                names[side, node["cluster"]] = node["name"]
+        rows = [["from", "to", "users", "kind"]]
+        for band in picture["bands"]:
+            ends = [names["left", band["from"]], names["right", band["to"]]]
+            rows.append([*ends, band["users"], band["kind"]])
+        return static_page(self._about["title"], lines, self._map_image(), rows)
 
-    def _heard(self, _widget, message: dict, buffers: list) -> None:
+    def _map_image(self) -> str:
+        """Draw the map of after; users who did not stay are marked."""
+        picture = self._picture
+        kind_of = {(band["from"], band["to"]): band["kind"] for band in picture["bands"]}
+        before = np.frombuffer(picture["from"], np.int32).tolist()
+        after = np.frombuffer(picture["to"], np.int32).tolist()
+        moved = [kind_of[pair] != "stays" for pair in zip(before, after, strict=True)]
+        places = np.frombuffer(picture["after"], dtype=np.float32).reshape(-1, 2)
+        return map_image(places, np.array(moved))
+
+    def _on_message(self, _widget, message: dict, buffers: list) -> None:
         if message.get("type") == "select":
-            self.selection.take(np.frombuffer(buffers[0], dtype=np.int32) if buffers else [], message.get("mode", "replace"))
+            rows = np.frombuffer(buffers[0], dtype=np.int32) if buffers else []
+            self.selection.select_rows(rows, message.get("mode", "replace"))
 
-    def _select(self, rows: np.ndarray) -> None:
+    def _on_select(self, rows: np.ndarray) -> None:
         self._selected = np.asarray(rows, dtype=np.int32).tobytes()
 
 
-def packed(compared: Mapping, ids: tuple[str, ...], frame: pd.DataFrame | None) -> dict:
-    """Pack the frames for the browser, all in the order of `ids`."""
-    points, ledger, unit = compared["points"], compared["ledger"], str(compared.get("unit", "user"))
-    places = {side: points[points["query"] == side].set_index("user").reindex(list(ids)) for side in SIDES}
-    trust = places["after"]["trust"].fillna(1.0) if "trust" in points else pd.Series(1.0, index=list(ids))
-    marks = points[~points["query"].isin(SIDES)]
-    own = {side: compared[side].set_index("user")["cluster"].loc[list(ids)].to_numpy(np.int32) for side in SIDES}
-    names = compared.get("names")
-    slots = coloured(own, ledger)
-    left, right = (_nodes(side, own[side], names, slots[side]) for side in SIDES)
-    told = {str(user): row for row, user in enumerate(frame["user"])} if frame is not None else {}
-    recent = [text for _, _, text in described(frame)[2]] if frame is not None else []
-    scores = compared.get("scores")
+def checked_ids(comparison: Mapping) -> tuple[str, ...]:
+    """Return the users of a comparison, and refuse one that is not whole."""
+    missing = [name for name in NEEDED_NAMES if name not in comparison]
+    if missing:
+        there = ", ".join(comparison)
+        hint = "pass what compare_clusters returned, whole"
+        raise ValueError(f"no {missing[0]!r} (there is {there}): {hint}")
+    ids = tuple(comparison["before"]["user"].astype(str))
+    odd = set(ids) ^ set(comparison["after"]["user"].astype(str))
+    if odd or len(set(ids)) != len(ids):
+        user = min(odd) if odd else "a user"
+        raise ValueError(f"{user} stands not once on both sides: cluster the same users twice")
+    return ids
+
+
+def pack_comparison(comparison: Mapping, ids: tuple[str, ...], frame: pd.DataFrame | None) -> dict:
+    """Pack a comparison for the browser.
+
+    Args:
+        comparison: As for `ClusterView`.
+        ids: The users; all that is packed has their order.
+        frame: Who the users are, or None.
+
+    Returns:
+        What the browser draws.
+    """
+    points = comparison["points"]
+    transitions = comparison["transitions"]
+    names = comparison.get("names")
+    scores = comparison.get("scores")
+    unit = str(comparison.get("unit", "user"))
+    places = {}
+    clusters = {}
+    for side in SIDES:
+        part = points[points["query"] == side].set_index("user")
+        places[side] = part.reindex(list(ids))
+        labels = comparison[side].set_index("user")["cluster"]
+        clusters[side] = labels.loc[list(ids)].to_numpy(np.int32)
+    trust = pd.Series(1.0, index=list(ids))
+    if "trust" in points:
+        trust = places["after"]["trust"].fillna(1.0)
+    colors = color_slots(clusters, transitions)
+    summaries = dict(comparison.get("summaries") or {})
     return {
         "ids": list(ids),
         "unit": unit,
-        "recent": [recent[told[user]] if user in told else "" for user in ids],
-        "before": _floats(places["before"][["x", "y"]]),
-        "after": _floats(places["after"][["x", "y"]]),
-        "trust": _floats(trust),
-        "from": own["before"].tobytes(),
-        "to": own["after"].tobytes(),
-        "marks": [[float(x), float(y), str(name)] for x, y, name in zip(marks["x"], marks["y"], marks["user"], strict=True)],
-        "left": left,
-        "right": right,
-        "bands": [_band(row) for row in ledger.to_dict("records")],
-        "scores": [{k: _plain(v) for k, v in row.items()} for row in scores.to_dict("records")] if scores is not None else [],
-        "said": {str(side): str(text) for side, text in dict(compared.get("said") or {}).items()},
-        "sentence": str(compared.get("sentence") or ""),
-        "caption": str(compared.get("caption") or ""),
+        "units": str(comparison.get("units") or plural(unit)),
+        "recent": recent_events(frame, ids),
+        "before": float_bytes(places["before"][["x", "y"]]),
+        "after": float_bytes(places["after"][["x", "y"]]),
+        "trust": float_bytes(trust),
+        "from": clusters["before"].tobytes(),
+        "to": clusters["after"].tobytes(),
+        "marks": pack_marks(points),
+        "left": pack_clusters("before", clusters["before"], names, colors["before"]),
+        "right": pack_clusters("after", clusters["after"], names, colors["after"]),
+        "bands": [pack_band(row) for row in transitions.to_dict("records")],
+        "scores": [] if scores is None else [pack_score(row) for row in scores.to_dict("records")],
+        "summaries": {str(side): str(text) for side, text in summaries.items()},
+        "sentence": str(comparison.get("sentence") or ""),
+        "caption": str(comparison.get("caption") or ""),
     }
 
 
-def coloured(own: dict[str, np.ndarray], ledger: pd.DataFrame) -> dict[str, dict[int, int]]:
-    """Give the largest clusters colours: an heir has that of the cluster that most of its users come from."""
-    sizes = {side: pd.Series(labels[labels >= 0]).value_counts().sort_index() for side, labels in own.items()}
-    order = {side: size.sort_values(ascending=False, kind="stable").index.tolist() for side, size in sizes.items()}
-    before = {cluster: slot for slot, cluster in enumerate(order["before"][:SHOWN])}
+def recent_events(frame: pd.DataFrame | None, ids: tuple[str, ...]) -> list[list[str]]:
+    """Return the recent events of each user, none for users who are not in the frame."""
+    if frame is None:
+        return [[] for _ in ids]
+    _, known_ids, texts = pack_users(frame)
+    recent = {user: events for user, (_, _, events) in zip(known_ids, texts, strict=True)}
+    return [recent.get(user, []) for user in ids]
+
+
+def pack_marks(points: pd.DataFrame) -> list[list]:
+    """Return place and name of what stands on the map and is no user."""
+    marks = points[~points["query"].isin(SIDES)]
+    packed = []
+    for x, y, name in zip(marks["x"], marks["y"], marks["user"], strict=True):
+        packed.append([float(x), float(y), str(name)])
+    return packed
+
+
+def color_slots(
+    clusters: dict[str, np.ndarray], transitions: pd.DataFrame
+) -> dict[str, dict[int, int]]:
+    """Give the largest clusters colors; a successor has that of the cluster most users come from.
+
+    Args:
+        clusters: The cluster of each user, by side.
+        transitions: Who went where.
+
+    Returns:
+        The number of the color by cluster, by side.
+    """
+    order = {side: clusters_by_size(labels) for side, labels in clusters.items()}
+    before = {cluster: slot for slot, cluster in enumerate(order["before"][:MAX_COLORED])}
     after: dict[int, int] = {}
-    for band in ledger[ledger["kind"].isin(HEIRS)].sort_values("users", ascending=False, kind="stable").itertuples():
+    links = transitions[transitions["kind"].isin(SUCCESSOR_KINDS)]
+    for band in links.sort_values("users", ascending=False, kind="stable").itertuples():
         slot = before.get(band.from_cluster)
-        if band.to_cluster >= 0 and slot is not None and band.to_cluster not in after and slot not in after.values():
+        taken = slot is None or slot in after.values() or band.to_cluster in after
+        if band.to_cluster >= 0 and not taken:
             after[band.to_cluster] = slot
-    free = [slot for slot in range(SHOWN) if slot not in before.values()]
-    free += [slot for slot in range(SHOWN) if slot not in after.values() and slot not in free]
+    free = [slot for slot in range(MAX_COLORED) if slot not in before.values()]
+    for slot in range(MAX_COLORED):
+        if slot not in after.values() and slot not in free:
+            free.append(slot)
     for cluster in order["after"]:
         if cluster not in after and free:
             after[cluster] = free.pop(0)
     return {"before": before, "after": after}
 
 
-def _nodes(side: str, own: np.ndarray, names: pd.DataFrame | None, slots: dict[int, int]) -> list[dict]:
+def clusters_by_size(labels: np.ndarray) -> list[int]:
+    """Return the clusters by falling size, ties by number."""
+    sizes = pd.Series(labels[labels >= 0]).value_counts().sort_index()
+    return sizes.sort_values(ascending=False, kind="stable").index.tolist()
+
+
+def pack_clusters(
+    side: str, labels: np.ndarray, names: pd.DataFrame | None, slots: dict[int, int]
+) -> list[dict]:
     """List one side's clusters by number, those in none last."""
-    told = {}
+    about = {}
     if names is not None and len(names):
-        told = {int(row["cluster"]): row for row in names[names["side"] == side].to_dict("records")}
-    found = []
-    for cluster in sorted(set(own.tolist()), key=lambda number: (number < 0, number)):
-        row = told.get(cluster, {})
-        stability = _plain(row.get("stability"))
-        node = {
-            "cluster": cluster,
-            "users": int((own == cluster).sum()),
-            "slot": slots.get(cluster, -1),
-            "stability": stability,
-        }
-        name = str(row.get("name") or f"cluster {cluster}") if cluster >= 0 else "in no cluster"
-        texts = row.get("texts")
-        texts = [str(text) for text in texts] if isinstance(texts, list | tuple | np.ndarray) else [str(texts)] if texts else []
-        node |= {
-            "named": bool(row),
-            "name": name,
-            "stability": stability,
-            "modality": str(row.get("modality") or ""),
-            "texts": texts,
-        }
-        found.append(node | {"unstable": stability is not None and stability < STABLE})
-    return found
+        for row in names[names["side"] == side].to_dict("records"):
+            about[int(row["cluster"])] = row
+    numbers = sorted(set(labels.tolist()), key=lambda number: (number < 0, number))
+    packed = []
+    for number in numbers:
+        row = about.get(number, {})
+        stability = json_value(row.get("stability"))
+        name = "in no cluster"
+        if number >= 0:
+            name = str(row.get("name") or f"cluster {number}")
+        packed.append(
+            {
+                "cluster": number,
+                "users": int((labels == number).sum()),
+                "slot": slots.get(number, -1),
+                "named": bool(row),
+                "name": name,
+                "stability": stability,
+                "unstable": stability is not None and stability < MIN_STABILITY,
+                "modality": str(row.get("modality") or ""),
+                "texts": [text for text in text_list(row.get("texts")) if text],
+            }
+        )
+    return packed
 
 
-def _band(row: dict) -> dict:
-    band = {
+def pack_band(row: dict) -> dict:
+    """Return one transition as the browser reads it."""
+    return {
         "from": int(row["from_cluster"]),
         "to": int(row["to_cluster"]),
         "users": int(row["users"]),
         "kind": str(row["kind"]),
+        "beyond": json_value(row.get("beyond_noise")),
     }
-    return band | {"beyond": _plain(row.get("beyond_noise"))}
 
 
-def _plain(value):
-    """Turn a number of numpy into one of Python, and what is none into None."""
-    if value is None or (isinstance(value, float | np.floating) and not np.isfinite(value)):
-        return None
-    return value.item() if isinstance(value, np.generic) else value
+def pack_score(row: dict) -> dict:
+    """Return one row of scores as the browser reads it; counts stay whole numbers."""
+    packed = {}
+    for name, value in row.items():
+        whole = isinstance(value, int | np.integer)
+        packed[name] = int(value) if whole else json_value(value)
+    return packed
 
 
-def _floats(values) -> bytes:
-    return np.ascontiguousarray(values.to_numpy(dtype=np.float32)).tobytes()
+def named_clusters(nodes: list[dict]) -> list[dict]:
+    """Return the clusters without the users that are in none."""
+    return [node for node in nodes if node["cluster"] >= 0]
 
 
-def _many(number: int, word: str) -> str:
-    return f"{number:,} {word}{'s' * (number != 1)}"
+def score_words(score: dict) -> str:
+    """Write one side's scores in words; empty if there are none."""
+    if score["auc"] is None:
+        return ""
+    return f"{score['side']}: AUC {score['auc']:.3f}, KS {score['ks']:.2f}, n={score['n']:,}."
+
+
+def stability_words(cluster: dict) -> str:
+    """Write the stability of a cluster in words; empty if it is unknown."""
+    if cluster["stability"] is None:
+        return ""
+    return f"{cluster['name']}: {cluster['users']:,}, stability {cluster['stability']:.2f}."

@@ -1,299 +1,749 @@
-"""The query lens: type a question and watch the users move."""
+"""The query lens: ask a question about every user and watch who moves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from threading import Event, RLock
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from traitlets import Bytes, Dict
 
-from widgets._base import Selection, View, Worker, closing, log, plain, script, still_map, still_page, vacant
-from widgets._order import MOST, Order
-from widgets._pack import Asked, asked, described
-from widgets.claim import ClaimCard
+from widgets.base import (
+    Selection,
+    View,
+    Worker,
+    closing,
+    count_noun,
+    error_message,
+    log,
+    plural,
+    read_static,
+    unused_path,
+)
+from widgets.packing import float_bytes, pack_ranking, pack_shift, pack_users
+from widgets.result_card import ResultCard
+from widgets.static_html import map_image, static_page
 
-ARROWS = 60  # the strongest movers get an arrow; more would be hatching
-LISTED = 100  # rows in the list of the most shifted
-LOGGED, LEAST = 100, 5  # maps that can be walked back to: some 100 MB of 2,000 users; of very many users the fewest
-HELD = 1_000_000  # places of users in these maps, some 500 MB
+MAX_ARROWS = 60  # only the strongest movers get an arrow
+MAX_LISTED = 100  # rows in the list of users
+MAX_HISTORY = 100  # maps that can be walked back to: some 100 MB for 2,000 users
+MIN_HISTORY = 5  # for very many users
+MAX_HISTORY_POINTS = 1_000_000  # places of users in all maps of the history: some 500 MB
+MOST_MOVED_SHARE = 0.8  # above, "moved" tells nobody apart and the ranking is the result
+TOP_SHARE = 0.1  # of the ranking, marked on the map of a result card
+POINT_COLUMNS = ["user", "query", "x", "y", "trust"]
+SHIFT_COLUMNS = ["user", "from_query", "to_query", "residual", "noise_floor", "beyond_noise"]
+RANKING_COLUMNS = ["user", "score", "answer"]
+
+
+@dataclass(frozen=True)
+class MapEntry:
+    """One query that was asked, the map it gave, and what the browser draws of it."""
+
+    query: str
+    previous: str | None
+    points: pd.DataFrame
+    shift: pd.DataFrame | None
+    sentence: str
+    caption: str
+    picture: dict
+
+    @property
+    def moved_share(self) -> float:
+        """The share of users beyond the noise floor."""
+        return 0.0 if self.shift is None else float(self.shift["beyond_noise"].mean())
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The ranking of the users under one query; `scores` is None if the query has no yes."""
+
+    frame: pd.DataFrame
+    scores: np.ndarray | None  # in the order of the users, -inf where unknown
+    packed: dict
 
 
 class QueryLens(View):
-    """Ask something of every user and see who moves, how far, and beyond what mere rewording would do.
+    """Ask a question about every user; see who moves and who is nearest to a yes.
 
-    frame     one row a user: `user`, then `events`, modality counts, `first`, `last` and `recent` where there are any.
-    ask       called as `ask(query, previous)`; yields updates `{"done", "total", "points", "shift", "sentence", "caption"}`,
-              and a `"warning"` where there is one. Points and shift are None until there are some; closing the iterator
-              cancels the work. `ask.unit`, where there is one, is the word for a user.
-    lean      called as `lean(query)` when idle; yields None, then a frame of `user` and `score`, the nearer to a yes the
-              higher (default: `ask.lean`, where there is one).
-    answer    called as `answer(user, query)`, gives text (default: `ask.answer`, where there is one).
-    queries   suggestions (default: `ask.queries`, where there are any).
-    query     asked when the view is first shown; without one the map opens before any question.
-    facts     called as `facts(shift=...)`, gives what a claim card says of a result (default: `ask.facts`, if any).
+    Args:
+        frame: One row per user: `user` and, if known, `events`, numbers of events by modality,
+            `first`, `last` and `recent` (a list of texts).
+        backend: Called as `backend(query, previous)`; yields updates with `done`, `total`,
+            `message`, `caption`, `warning` and a dict `data`. Closing the iterator cancels the
+            work. `data["points"]` and `data["shift"]` are frames once they are known; the last map
+            is kept. Updates that have `data["ranking"]` follow the last map: it is None while the
+            users are ranked, then a frame `user, score, answer`. Attributes that are used if there
+            are any: `answer`, `backtest`, `ids`, `provenance`, `queries`, `rank` (there will be a
+            ranking), `unit`, `units`.
+        answer: Called as `answer(user, query)`, returns text (default: `backend.answer`).
+        queries: Suggested queries (default: `backend.queries`).
+        query: Asked when the view is first shown (default: a map before any query).
+        title: The heading.
+        provenance: Called as `provenance(shift=...)`, returns what a result card says about the run
+            and the result (default: `backend.provenance`).
 
-    Of more than 10,000 users events come to the browser when looked at; maps of a million places can be walked back to.
+    `backend.backtest(query)` yields updates; `data["backtest"]` of the last one has `right`, `low`,
+    `high`, `n`, `cutoff` and a str that says the result. It runs only when it is asked for.
 
     Example:
-        >>> one = pd.DataFrame({"user": ["a"], "query": ["q"], "x": [0.0], "y": [0.0], "trust": [1.0]})
-        >>> update = {"done": 1, "total": 1, "points": one, "shift": None, "sentence": "Nobody moved.", "caption": ""}
-        >>> lens = QueryLens(pd.DataFrame({"user": ["a"]}), ask=lambda query, previous: iter([update]))
+        >>> from types import SimpleNamespace
+        >>> points = pd.DataFrame({"user": ["a"], "query": ["q"], "x": [0.0], "y": [0.0]})
+        >>> update = SimpleNamespace(done=1, total=1, message="Nobody moved.", caption="")
+        >>> update.warning, update.data = "", {"points": points}
+        >>> lens = QueryLens(pd.DataFrame({"user": ["a"]}), lambda query, previous: iter([update]))
         >>> lens.ask("q"), lens
         ('Nobody moved.', QueryLens(1 user, query='q'))
     """
 
-    _esm = script("geometry.mjs", "dom.mjs", "kernel.mjs", "dots.mjs", "gestures.mjs", "map.mjs", "lens.mjs")
-    _css = script("lens.css")
-    _about = Dict().tag(sync=True)  # title, suggestions: never changes
-    _users = Dict().tag(sync=True)  # who they are: never changes
+    _esm = read_static(
+        "geometry.mjs",
+        "dom.mjs",
+        "kernel.mjs",
+        "dots.mjs",
+        "gestures.mjs",
+        "map.mjs",
+        "lens.mjs",
+    )
+    _css = read_static("lens.css")
+    _about = Dict().tag(sync=True)  # title, queries, units, limits: never changes
+    _users = Dict().tag(sync=True)  # who the users are: never changes
     _picture = Dict().tag(sync=True)  # what is on the map
     _status = Dict().tag(sync=True)  # busy, done, total, query, note, error
     _history = Dict().tag(sync=True)  # queries, at
     _selected = Bytes().tag(sync=True)  # row numbers, int32
-    _lean = Dict().tag(sync=True)  # query, score, words: who is nearest to a yes
-    _past = Dict().tag(sync=True)  # query, words, busy: whether such an order was right before
-    _answer = Dict().tag(sync=True)  # user, query, text, busy, error
-    _read = Dict().tag(sync=True)  # rows, texts: of users whose events the browser asked for
+    _ranking = Dict().tag(sync=True)  # query, busy, score, words, topics, nearest
+    _backtest = Dict().tag(sync=True)  # query, busy, words
+    _answer = Dict().tag(sync=True)  # user, query, busy, text, error
+    _recent = Dict().tag(sync=True)  # rows, texts: the events the browser asked for
 
     def __init__(
         self,
         frame: pd.DataFrame,
-        ask: Callable[[str, str | None], Iterator[dict]],
+        backend: Callable[[str, str | None], Iterator],
         answer: Callable[[str, str], str] | None = None,
         queries: Sequence[str] = (),
         query: str = "",
         title: str = "Query lens",
-        facts: Callable[..., dict] | None = None,
-        lean: Callable[[str], Iterator[pd.DataFrame | None]] | None = None,
+        provenance: Callable[..., dict] | None = None,
     ):
-        users, ids, self._texts = described(frame)
-        self._logged = max(LEAST, min(LOGGED, HELD // max(len(ids), 1)))
-        self._ids, self._asker, self._query = ids, ask, query.strip()
-        self._reply, self._facts = answer or getattr(ask, "answer", None), facts or getattr(ask, "facts", None)
-        self._unit = str(getattr(ask, "unit", "user"))
-        self._log: list[Asked] = []
-        self._at, self._opened, self._partial = -1, False, False
-        self._guard, self._worker = RLock(), Worker()
-        self._replier = Worker(self._worker.turn)  # an answer waits for a running query: the model serves one at a time
-        show = (partial(setattr, self, name) for name in ("_lean", "_past"))
-        ranks = lean or getattr(ask, "lean", None), getattr(ask, "look_back", None)
-        self._order = Order(ids, *ranks, *show, self._worker.turn, self._logged)
-        queries = [str(q) for q in (queries or getattr(ask, "queries", ()))]
-        about = {"title": title, "queries": queries, "unit": self._unit, "arrows": ARROWS, "listed": LISTED, "most": MOST}
-        about |= {"answers": self._reply is not None, "leans": self._order.can_rank, "looks_back": self._order.can_look_back}
+        users, ids, self._texts = pack_users(frame)
+        self._ids = ids
+        self._backend = backend
+        self._query = query.strip()
+        self._answer_user = answer or getattr(backend, "answer", None)
+        self._provenance = provenance or getattr(backend, "provenance", None)
+        self._backtest_backend = getattr(backend, "backtest", None)
+        self._ranks = getattr(backend, "rank", None) is not None
+        self._unit = str(getattr(backend, "unit", "user"))
+        self._units = str(getattr(backend, "units", None) or plural(self._unit))
+        self._row_of_backend = rows_in_view(ids, getattr(backend, "ids", None))
+
+        room = MAX_HISTORY_POINTS // max(len(ids), 1)
+        self._history_size = max(MIN_HISTORY, min(MAX_HISTORY, room))
+        self._entries: list[MapEntry] = []
+        self._at = -1
+        self._rankings = RankingStore(ids, self._unit, self._units, self._history_size)
+        self._opened = False
+        self._provisional = False  # a map that is not kept is on the screen
+
+        self._guard = RLock()
+        self._worker = Worker()
+        # the model serves one worker at a time
+        self._answer_worker = Worker(self._worker.turn)
+        self._backtest_worker = Worker(self._worker.turn)
+        queries = queries or getattr(backend, "queries", ())
+        about = {
+            "title": title,
+            "queries": [str(query) for query in queries],
+            "unit": self._unit,
+            "units": self._units,
+            "max_arrows": MAX_ARROWS,
+            "max_listed": MAX_LISTED,
+            "most_moved_share": MOST_MOVED_SHARE,
+            "answers": self._answer_user is not None,
+            "ranks": self._ranks,
+            "backtests": self._can_backtest,
+        }
         super().__init__(_about=about, _users=users)
-        self.selection = Selection(ids, self._select, self._worker.turn)
-        self.on_msg(self._heard)
+        self.selection = Selection(ids, self._on_select, self._worker.turn)
+        self.on_msg(self._on_message)
 
     def ask(self, query: str) -> str:
-        """Ask every user `query`, wait, and give the sentence that says what happened."""
+        """Ask a query, wait for the map and the ranking, and return what happened.
+
+        Args:
+            query: A question about every user.
+
+        Returns:
+            The sentence below the map.
+
+        Raises:
+            ValueError: If the query is empty; any error of the back end.
+        """
         query = query.strip()
         if not query:
-            raise ValueError("the query is empty: write a question, such as 'Will this user travel soon?'")
+            example = "write a question, such as 'Will this user travel soon?'"
+            raise ValueError(f"the query is empty: {example}")
         self._opened = True
-        self._order.cancel()
-        self._worker.run(partial(self._work, query, aloud=True))
+        self._cancel_follow_ups()
+        self._worker.run(partial(self._run, query, raise_errors=True))
         return self.sentence
 
     def start(self, query: str) -> None:
-        """Ask `query` beside the cell that says so, as typing it does; a query that runs gives way."""
-        self._opened, query = True, query.strip()
-        self._order.cancel()
-        waits = partial(self._tell, busy=True, waiting=True, query=query, done=0, total=len(self._ids))
-        self._worker.start(partial(self._work, query), waits, self._cancelled)
+        """Ask a query in the background, as typing it does; it replaces a query that runs."""
+        query = query.strip()
+        self._opened = True
+        self._cancel_follow_ups()
+        on_wait = partial(
+            self._set_status, busy=True, waiting=True, query=query, done=0, total=len(self._ids)
+        )
+        self._worker.start(partial(self._run, query), on_wait, self._show_cancelled)
 
     @property
     def queries_asked(self) -> tuple[str, ...]:
-        """Name the queries asked so far, oldest first."""
-        return tuple(asked.query for asked in self._log if asked.query)
+        """The queries asked so far, oldest first."""
+        return tuple(entry.query for entry in self._entries if entry.query)
 
     @property
     def points(self) -> pd.DataFrame:
-        """Give the points on the map: `user, query, x, y, trust`."""
-        return self._shown.points.copy() if self._shown else pd.DataFrame(columns=["user", "query", "x", "y", "trust"])
+        """The points on the map: `user, query, x, y, trust`."""
+        entry = self._entry
+        return pd.DataFrame(columns=POINT_COLUMNS) if entry is None else entry.points.copy()
 
     @property
     def shift(self) -> pd.DataFrame:
-        """Give how far each user moved, the farthest first: `user, from_query, to_query, residual ...`."""
-        if self._shown is None or self._shown.shift is None:
-            return pd.DataFrame(columns=["user", "from_query", "to_query", "residual", "noise_floor", "beyond_noise"])
-        return self._shown.shift.sort_values("residual", ascending=False, kind="stable", ignore_index=True)
+        """How far each user moved, farthest first: `user, from_query, to_query, residual ...`."""
+        entry = self._entry
+        if entry is None or entry.shift is None:
+            return pd.DataFrame(columns=SHIFT_COLUMNS)
+        return entry.shift.sort_values(
+            "residual", ascending=False, kind="stable", ignore_index=True
+        )
 
     @property
-    def order(self) -> pd.DataFrame:
-        """Give who is nearest to a yes, the nearest first: `user, score`; nobody until the lens has found it."""
-        return self._order.frame(self._shown.query if self._shown else "")
+    def ranking(self) -> pd.DataFrame:
+        """The users of the query that is shown, the nearest to a yes first: `user, score, answer`.
+
+        No rows if the query has no yes or was not ranked.
+        """
+        return self._rankings.frame(self._entry.query if self._entry else "")
 
     @property
     def sentence(self) -> str:
-        """Say in words what the last query did."""
-        return self._shown.sentence if self._shown else ""
+        """What the query that is shown did, in words."""
+        return self._entry.sentence if self._entry else ""
 
-    def claim(self, text: str = "") -> ClaimCard:
-        """Keep what is shown as a claim card, with a remark of your own."""
-        if (shown := self._shown) is None:
+    def result_card(self, text: str = "") -> ResultCard:
+        """Make a card of what is shown.
+
+        Args:
+            text: A remark of your own.
+
+        Returns:
+            The card; save it with `card.save(path)`.
+
+        Raises:
+            ValueError: If there is no map yet.
+        """
+        entry = self._entry
+        if entry is None:
             raise ValueError("there is no map yet: ask something, then keep it")
-        facts = {"n": len(self._ids), "unit": self._unit, **(self._facts(shift=shown.shift) if self._facts else {})}
-        share = 0.0 if shown.shift is None else shown.shift["beyond_noise"].mean()
-        told = shown.sentence, share, shown.picture["warning"], self.selection.rows, self._unit
-        facts |= self._order.facts(shown.query, *told)
-        more = {"compared_with": shown.picture["from"] or "no query"} if shown.shift is not None else {}
-        marked, whom = self._order.marks(shown.query, share, self.selection.rows)
-        more |= {"map": f"{shown.caption} Diamonds {whom}."} if shown.caption else {}
-        return ClaimCard.of({**facts, **more}, self._drawn(shown, marked), query=shown.query or "no query", text=text)
+        rows = self.selection.rows
+        facts: dict[str, Any] = {"n": len(self._ids), "unit": self._unit, "units": self._units}
+        if self._provenance:
+            facts |= self._provenance(shift=entry.shift)
+        facts |= self._rankings.card_facts(entry, rows, with_backtest=self._can_backtest)
+        if entry.shift is not None:
+            facts["compared_with"] = entry.picture["from"] or "no query"
+        marked, meaning = self._rankings.marked_users(entry, rows)
+        if entry.caption:
+            facts["map"] = f"{entry.caption} Diamonds {meaning}."
+        image = self._map_image(entry, marked)
+        return ResultCard.from_facts(facts, image, query=entry.query or "no query", text=text)
 
     @property
-    def _shown(self) -> Asked | None:
-        return self._log[self._at] if self._log else None
+    def _entry(self) -> MapEntry | None:
+        """The entry of the history that is shown."""
+        return self._entries[self._at] if self._entries else None
 
-    def _words(self) -> str:
-        query = self._shown.query if self._shown else self._query
-        return f"QueryLens({len(self._ids):,} {self._unit}{'s' * (len(self._ids) != 1)}, query={query!r})"
+    @property
+    def _can_backtest(self) -> bool:
+        return self._ranks and self._backtest_backend is not None
 
-    def _still(self) -> str:
-        shown = self._shown
-        if shown is None:
-            return still_page(self._about["title"], [f"{self!r}: run the cell to open the map."])
+    def _summary(self) -> str:
+        query = self._entry.query if self._entry else self._query
+        users = count_noun(len(self._ids), self._unit, self._units)
+        return f"QueryLens({users}, query={query!r})"
+
+    def _html(self) -> str:
+        entry = self._entry
+        if entry is None:
+            return static_page(self._about["title"], [f"{self!r}: run the cell to open the map."])
         rows = []
-        if shown.shift is not None:
-            rows = [[self._unit, "residual", "neighbours kept"]]
+        if entry.shift is not None:
+            rows.append([self._unit, "residual", "neighbours kept"])
             for row in self.shift.head(10).itertuples():
-                rows.append([row.user, f"{row.residual:.2f}", f"{getattr(row, 'neighbours_kept', np.nan):.0%}"])
-        words = [f"Query: {shown.query}", shown.sentence, shown.picture["warning"], shown.caption]
-        return still_page(self._about["title"], words, self._drawn(shown), rows)
+                neighbors_kept = getattr(row, "neighbours_kept", np.nan)
+                rows.append([row.user, f"{row.residual:.2f}", f"{neighbors_kept:.0%}"])
+        warning = entry.picture["warning"]
+        lines = [f"Query: {entry.query}", entry.sentence, warning, entry.caption]
+        return static_page(self._about["title"], lines, self._map_image(entry), rows)
 
     @staticmethod
-    def _drawn(shown: Asked, marked: np.ndarray | None = None) -> str:
-        after = np.frombuffer(shown.picture["after"], dtype=np.float32).reshape(-1, 2)
-        moved = np.frombuffer(shown.picture["beyond"], dtype=np.uint8) > 0
-        return still_map(after, moved if marked is None else marked)
+    def _map_image(entry: MapEntry, marked: np.ndarray | None = None) -> str:
+        """Draw the map of an entry; marked are the movers, unless other users are named."""
+        places = np.frombuffer(entry.picture["after"], dtype=np.float32).reshape(-1, 2)
+        moved = np.frombuffer(entry.picture["beyond"], dtype=np.uint8) > 0
+        return map_image(places, moved if marked is None else marked)
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
-        self._open()  # after the bundle: what is stored in the notebook must not depend on how fast the map is there
+        # after the bundle: what a notebook stores must not depend on how fast the map is there
+        self._open()
         return bundle
 
     def _open(self) -> None:
-        """Begin with the first map, once, when the view is first looked at."""
+        """Ask the first query, once, when the view is first shown."""
         if not self._opened:
             self._opened = True
-            self._worker.start(partial(self._work, self._query))
+            self._worker.start(partial(self._run, self._query))
 
-    def _heard(self, _widget, message: dict, buffers: list) -> None:
-        """Do what the browser asks; anything long goes to a worker, so the kernel stays free to hear Cancel."""
+    # Messages of the browser
+
+    def _on_message(self, _widget, message: dict, buffers: list) -> None:
+        """Do what the browser asks; long work goes to a worker, so the kernel can hear Cancel."""
         kind = message.get("type")
+        query = str(message.get("query", ""))
         if kind == "open":
             self._open()
-        elif kind == "ask" and str(message.get("query", "")).strip():
-            self.send({"type": "heard", "nth": message.get("nth")})
-            self.start(str(message["query"]))
+        elif kind == "ask" and query.strip():
+            self.send({"type": "received", "nth": message.get("nth")})
+            self.start(query)
         elif kind == "cancel":
-            self._worker.cancel()
-            if self._status.get("busy"):
-                self._tell(at_once=True, **self._status | {"cancelling": True})
-        elif kind == "go" and self._log:
+            self._cancel()
+        elif kind == "go" and self._entries:
             self._go(int(message.get("at", 0)))
         elif kind == "select":
-            self.selection.take(np.frombuffer(buffers[0], dtype=np.int32) if buffers else [], message.get("mode", "replace"))
-        elif kind == "tell":
-            rows = [row for row in message.get("rows", ())[: 2 * LISTED] if 0 <= row < len(self._ids)]
-            self._read = {"rows": rows, "texts": [self._texts[row] for row in rows]}
-        elif kind == "keep" and self._shown and not self._status.get("busy"):
-            self._file()
-        elif kind == "lean" and self._order.can_rank and (shown := self._shown) and shown.query:
-            self._order.rank(shown.query)
-        elif kind == "look back" and self._order.can_look_back and (shown := self._shown) and shown.query:
-            self._order.look_back(shown.query)
-        elif kind == "answer" and self._reply and 0 <= int(message.get("user", -1)) < len(self._ids):
-            self._replier.start(partial(self._write, int(message["user"])))
+            rows = np.frombuffer(buffers[0], dtype=np.int32) if buffers else []
+            self.selection.select_rows(rows, message.get("mode", "replace"))
+        elif kind == "events":
+            self._send_events(message.get("rows", ()))
+        elif kind == "save_card" and self._entry and not self._status.get("busy"):
+            self._save_card()
+        elif kind == "backtest" and self._can_backtest and self._entry and self._entry.query:
+            self._backtest_worker.start(partial(self._run_backtest, self._entry.query))
+        elif kind == "answer" and self._answer_user:
+            row = int(message.get("user", -1))
+            if 0 <= row < len(self._ids):
+                self._answer_worker.start(partial(self._run_answer, row))
 
-    def _file(self) -> None:
-        try:
-            told = f"Kept: {self.claim().save(vacant('claim', 'html')).name}, beside this notebook."
-            self._tell(kept=told)
-        except Exception as error:
-            log.exception(told := f"No claim card: {plain(error)}")
-            self._tell(error=told, kept=told)
-
-    def _work(self, query: str, stop: Event, aloud: bool = False) -> None:
-        """Ask, show what comes, and keep it; on Cancel or an error the last good picture returns."""
-        shown = self._shown
-        if shown is not None and query == shown.query:
-            return self._show()
-        self._tell(busy=True, query=query, done=0, total=len(self._ids))
-        try:
-            result = self._listen(query, shown.query or None if shown else None, stop)
-            self._keep(result) if result else self._cancelled()
-        except Exception as error:
-            log.exception("asking %r failed", query)
-            self._show(False, error=f"“{query}” could not be asked: {plain(error)}" if query else f"No map: {plain(error)}")
-            if aloud:
-                raise
-        except BaseException:  # an interrupted cell
-            self._show(False, note="Interrupted. The map is as it was.")
-            raise
-
-    def _cancelled(self) -> None:
-        self._show(False, note=f"Cancelled. {'The map is as it was.' if self._shown else ''}".strip())
-
-    def _listen(self, query: str, previous: str | None, stop: Event) -> Asked | None:
-        """Follow the updates of one query, each map shown as it comes; give the last, or None if it was cancelled."""
-        updates, last = self._asker(query, previous), None
-        with closing(updates):
-            for update in updates:
-                if stop.is_set():
-                    return None
-                done, total = int(update.get("done", 0)), int(update.get("total", len(self._ids)))
-                self._tell(busy=True, query=query, done=done, total=total)
-                if update.get("points") is not None:
-                    refines, last = last is not None, asked(self._ids, query, update, self._unit)
-                    self._draw(last, refines=refines)
-                    self._partial = True
-        if stop.is_set():
-            return None
-        if last is None:
-            raise ValueError("the model gave no map")
-        return last
-
-    def _keep(self, result: Asked) -> None:
-        with self._guard:
-            self._log = [*self._log, result][-self._logged :]
-            self._at, self._partial = len(self._log) - 1, False
-            self._show(False)
-
-    def _go(self, at: int) -> None:
-        with self._guard:
-            self._at = min(max(at, 0), len(self._log) - 1)
-            self._show()
-
-    def _show(self, anew: bool = True, **status) -> None:
-        """Bring the kept picture and the status to the browser; not `anew` means: only if something else is on the map."""
-        with self._guard, self.hold_sync():
-            if self._shown and (anew or self._partial):
-                self._draw(self._shown)
-            self._partial = False
-            self._history = {"queries": [entry.query for entry in self._log], "at": self._at}
-            self._tell(**status)
-
-    def _draw(self, result: Asked, refines: bool = False) -> None:
-        """Send a map; one that `refines` the map before is walked to directly, not from the start again."""
-        with self._guard:
-            self._picture = {**result.picture, "turn": self._picture.get("turn", 0) + 1, "refines": refines}
-
-    def _write(self, row: int, stop: Event) -> None:
-        """Have one user's answer generated and show it."""
-        query = self._shown.query if self._shown else self._query
-        told = {"user": row, "query": query}
-        self._answer = {**told, "busy": True}
-        try:
-            self._answer = {**told, "text": str(self._reply(self._ids[row], query))}
-        except Exception as error:
-            log.exception("answering %r for %r failed", query, self._ids[row])
-            self._answer = {**told, "error": f"No answer: {plain(error)}"}
-
-    def _select(self, rows: np.ndarray) -> None:
+    def _on_select(self, rows: np.ndarray) -> None:
         with self._guard:
             self._selected = rows.tobytes()
+
+    def _send_events(self, rows: Sequence[int]) -> None:
+        """Send the events of the users the browser asked for."""
+        known = [row for row in rows[: 2 * MAX_LISTED] if 0 <= row < len(self._ids)]
+        self._recent = {"rows": known, "texts": [self._texts[row] for row in known]}
+
+    def _save_card(self) -> None:
+        """Save a result card beside the notebook, and say where."""
+        try:
+            path = self.result_card().save(unused_path("claim", "html"))
+            self._set_status(saved=f"Kept: {path.name}, beside this notebook.")
+        except Exception as error:
+            words = f"No claim card: {error_message(error)}"
+            log.exception(words)
+            self._set_status(error=words, saved=words)
+
+    def _cancel(self) -> None:
+        self._worker.cancel()
+        self._backtest_worker.cancel()
+        if self._status.get("busy"):
+            self._set_status(at_once=True, **self._status | {"cancelling": True})
+
+    def _cancel_follow_ups(self) -> None:
+        """Cancel a ranking or backtest that runs; leave a map that is being made alone."""
+        self._backtest_worker.cancel()
+        if self._ranking.get("busy"):
+            self._worker.cancel()
+
+    # Asking a query: runs in a worker
+
+    def _run(self, query: str, stop: Event, raise_errors: bool = False) -> None:
+        """Ask a query, show what comes and keep it; if it fails, the last good map returns."""
+        entry = self._entry
+        again = entry is not None and query == entry.query
+        if again and self._is_complete(entry):
+            self._show()
+            return
+        previous = None
+        if entry is not None:
+            previous = entry.previous if again else entry.query or None
+        self._set_status(busy=True, query=query, done=0, total=len(self._ids))
+        try:
+            with closing(self._backend(query, previous)) as updates:
+                updates = iter(updates)
+                entry, ranking_update = self._follow_map(query, previous, updates, stop)
+                if entry is None:
+                    self._show_cancelled()
+                    return
+                self._keep(entry, ranks=ranking_update is not None)
+                if ranking_update is not None:
+                    self._follow_ranking(query, chain([ranking_update], updates), stop)
+        except Exception as error:
+            log.exception("asking %r failed", query)
+            message = error_message(error)
+            words = f"“{query}” could not be asked: {message}" if query else f"No map: {message}"
+            self._show(redraw=False, error=words)
+            if raise_errors:
+                raise
+        except BaseException:  # an interrupted cell
+            self._show(redraw=False, note="Interrupted. The map is as it was.")
+            raise
+
+    def _is_complete(self, entry: MapEntry) -> bool:
+        """Whether asking the query of this entry again would bring nothing new."""
+        return not self._ranks or not entry.query or entry.query in self._rankings
+
+    def _follow_map(
+        self, query: str, previous: str | None, updates: Iterator, stop: Event
+    ) -> tuple[MapEntry | None, Any]:
+        """Show the progress and the maps of one query.
+
+        Returns the last map (None if cancelled) and the first update about the ranking, if any.
+        """
+        entry = None
+        ranking_update = None
+        for update in updates:
+            if stop.is_set():
+                return None, None
+            if "ranking" in update.data:
+                ranking_update = update
+                break
+            self._set_status(busy=True, query=query, done=update.done, total=update.total)
+            if update.data.get("points") is not None:
+                refines = entry is not None
+                entry = self._read_update(query, previous, update)
+                self._draw(entry, refines)
+                self._provisional = True
+        if stop.is_set():
+            return None, None
+        if entry is None:
+            raise ValueError("the model gave no map")
+        return entry, ranking_update
+
+    def _follow_ranking(self, query: str, updates: Iterator, stop: Event) -> None:
+        """Show the ranking of a query whose map is kept; a failure leaves the map."""
+        try:
+            for update in updates:
+                if stop.is_set():
+                    break
+                if update.data.get("ranking") is not None:
+                    self._rankings.add(query, update.data["ranking"])
+                    self._show_ranking(query)
+            else:
+                if self._ranking.get("busy"):
+                    raise ValueError("the model gave no ranking")
+        except Exception as error:
+            log.exception("no ranking of %r", query)
+            words = f"Who leans to yes is not known: {error_message(error)}"
+            self._ranking = {"query": query, "words": words}
+        finally:
+            if self._ranking.get("busy"):  # stopped
+                self._show_ranking(query)
+
+    def _read_update(self, query: str, previous: str | None, update) -> MapEntry:
+        """Read an update that has a map into what the view keeps and the browser draws."""
+        points = update.data["points"]
+        shift = update.data.get("shift")
+        names = list(dict.fromkeys(points["query"]))
+        last = query if query in names else names[-1]
+        others = [name for name in names if name != last]
+        first = others[0] if others else last
+        if first == last:  # the opening map, or a query against itself: nobody can have moved
+            shift = None
+        sentence = str(update.message or "")
+        if not query:
+            users = f"{len(self._ids):,} {self._units}"
+            sentence = f"{users} before any query. Ask something to see who moves."
+        caption = str(update.caption or "")
+        before = self._places(points, first)
+        after = self._places(points, last)
+        trust = pd.Series(1.0, index=list(self._ids))
+        if "trust" in points:
+            trust = after["trust"].fillna(1)
+        picture = {
+            "from": str(first),
+            "to": query,
+            "before": float_bytes(before[["x", "y"]]),
+            "after": float_bytes(after[["x", "y"]]),
+            "trust": float_bytes(trust),
+            "sentence": sentence,
+            "caption": caption,
+            "warning": str(update.warning or ""),
+            "shifted": shift is not None,
+            **pack_shift(self._ids, shift, self._row_of_backend),
+        }
+        return MapEntry(query, previous, points, shift, sentence, caption, picture)
+
+    def _places(self, points: pd.DataFrame, query: str) -> pd.DataFrame:
+        """Return the points under one query, in the order of the users."""
+        part = points[points["query"] == query].drop_duplicates("user", keep="last")
+        return part.set_index("user").reindex(list(self._ids))
+
+    def _keep(self, entry: MapEntry, ranks: bool) -> None:
+        """Put a map into the history and show it; `ranks` says that its ranking follows."""
+        with self._guard, self.hold_sync():
+            if self._entry is not None and self._entry.query == entry.query:
+                self._entries[self._at] = entry
+            else:
+                self._entries = [*self._entries, entry][-self._history_size :]
+                self._at = len(self._entries) - 1
+            self._provisional = False
+            self._show(redraw=False, awaits_ranking=ranks)
+
+    def _go(self, at: int) -> None:
+        """Show another entry of the history."""
+        with self._guard:
+            self._at = min(max(at, 0), len(self._entries) - 1)
+            self._show()
+
+    def _show(self, redraw: bool = True, awaits_ranking: bool = False, **status) -> None:
+        """Send what is kept and the status to the browser.
+
+        Without `redraw` the map is sent only if another one is on the screen; `awaits_ranking` says
+        that the users are being ranked.
+        """
+        with self._guard, self.hold_sync():
+            entry = self._entry
+            if entry and (redraw or self._provisional):
+                self._draw(entry)
+            self._provisional = False
+            if entry:
+                self._show_ranking(entry.query, awaits_ranking)
+            queries = [entry.query for entry in self._entries]
+            self._history = {"queries": queries, "at": self._at}
+            self._set_status(**status)
+
+    def _show_cancelled(self) -> None:
+        kept = "The map is as it was." if self._entry else ""
+        self._show(redraw=False, note=f"Cancelled. {kept}".strip())
+
+    def _show_ranking(self, query: str, is_awaited: bool = False) -> None:
+        """Send the ranking and the backtest of a query, as far as they are known."""
+        if is_awaited:
+            self._ranking = {"query": query, "busy": True}
+        else:
+            self._ranking = self._rankings.packed(query)
+        self._backtest = self._rankings.packed_backtest(query)
+
+    def _draw(self, entry: MapEntry, refines: bool = False) -> None:
+        """Send a map; the browser moves users straight to a map that `refines` the one before."""
+        with self._guard:
+            turn = self._picture.get("turn", 0) + 1
+            self._picture = {**entry.picture, "turn": turn, "refines": refines}
+
+    def _run_backtest(self, query: str, stop: Event) -> None:
+        """Backtest the ranking of a query, and show how far it is and what was found."""
+        try:
+            if not self._rankings.has_backtest(query):
+                self._follow_backtest(query, stop)
+            self._backtest = self._rankings.packed_backtest(query)
+        except Exception as error:
+            log.exception("no backtest of %r", query)
+            words = f"No hindsight: {error_message(error)}"
+            self._backtest = {"query": query, "words": words}
+
+    def _follow_backtest(self, query: str, stop: Event) -> None:
+        with closing(self._backtest_backend(query)) as updates:
+            for update in updates:
+                if stop.is_set():
+                    return
+                result = update.data.get("backtest")
+                if result is not None:
+                    self._rankings.add_backtest(query, result)
+                    continue
+                words = f"{capitalize(update.message)}: {update.done:,} of {update.total:,} ..."
+                self._backtest = {"query": query, "busy": True, "words": words}
+
+    def _run_answer(self, row: int, _stop: Event) -> None:
+        """Have one user's answer generated, and show it."""
+        query = self._entry.query if self._entry else self._query
+        about = {"user": row, "query": query}
+        self._answer = {**about, "busy": True}
+        try:
+            text = str(self._answer_user(self._ids[row], query))
+            self._answer = {**about, "text": text}
+        except Exception as error:
+            log.exception("answering %r for %r failed", query, self._ids[row])
+            self._answer = {**about, "error": f"No answer: {error_message(error)}"}
+
+
+class RankingStore:
+    """Rankings and backtests by query, the newest ones, and what a result card says about them.
+
+    Args:
+        ids: The users, in the order of the view.
+        unit: The word for a user.
+        units: Its plural.
+        size: How many are kept.
+    """
+
+    def __init__(self, ids: tuple[str, ...], unit: str, units: str, size: int):
+        self._ids = ids
+        self._unit = unit
+        self._units = units
+        self._size = size
+        self._rankings: dict[str, Ranking] = {}
+        self._backtests: dict[str, Any] = {}
+
+    def __contains__(self, query: str) -> bool:
+        return query in self._rankings
+
+    def add(self, query: str, frame: pd.DataFrame) -> None:
+        """Keep the ranking of a query: a frame `user, score` and, if known, `answer`."""
+        packed = pack_ranking(self._ids, frame)
+        table = frame.set_index("user").reindex(list(self._ids)).rename_axis("user").reset_index()
+        table["score"] = pd.to_numeric(table["score"])
+        scores = None
+        if "score" in packed:
+            scores = table["score"].fillna(-np.inf).to_numpy(float)
+        self._rankings[query] = Ranking(table, scores, packed)
+        forget_oldest(self._rankings, self._size)
+
+    def add_backtest(self, query: str, result) -> None:
+        """Keep the backtest of a query."""
+        self._backtests[query] = result
+        forget_oldest(self._backtests, self._size)
+
+    def has_backtest(self, query: str) -> bool:
+        """Whether the backtest of a query is kept."""
+        return query in self._backtests
+
+    def packed(self, query: str) -> dict:
+        """Return what the browser reads of the ranking of a query."""
+        ranking = self._rankings.get(query)
+        return {"query": query} if ranking is None else {"query": query, **ranking.packed}
+
+    def packed_backtest(self, query: str) -> dict:
+        """Return what the browser reads of the backtest of a query."""
+        result = self._backtests.get(query)
+        words = "" if result is None else f"{capitalize(str(result))}."
+        return {"query": query, "words": words}
+
+    def frame(self, query: str) -> pd.DataFrame:
+        """Return the ranking of a query, the nearest to a yes first: `user, score, answer`."""
+        ranking = self._rankings.get(query)
+        if ranking is None or ranking.scores is None:
+            return pd.DataFrame(columns=RANKING_COLUMNS)
+        frame = ranking.frame.dropna(subset="score")
+        frame = frame[[name for name in RANKING_COLUMNS if name in frame]]
+        return frame.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+
+    def card_facts(self, entry: MapEntry, rows: np.ndarray, with_backtest: bool) -> dict:
+        """Return what a result card says about a query.
+
+        Args:
+            entry: The query and its map.
+            rows: The selected users.
+            with_backtest: Whether rankings can be backtested.
+
+        Returns:
+            Facts by name. The ranking is the result if most users moved, else the movers are.
+        """
+        ranking = self._rankings.get(entry.query)
+        ranked = ranking is not None and ranking.scores is not None
+        backtest = self._backtests.get(entry.query)
+        warning = entry.picture["warning"]
+        facts: dict[str, Any] = {}
+        if ranked and entry.moved_share > MOST_MOVED_SHARE:  # that they moved tells nobody apart
+            facts["sentence"] = f"{ranking.packed['nearest']} {warning}".strip()
+            facts["who_moved"] = entry.sentence
+            if backtest is not None and backtest.right is not None:
+                facts |= self._backtest_facts(backtest)
+        else:
+            facts["sentence"] = f"{entry.sentence} {warning}".strip()
+        selected = count_noun(len(rows), self._unit, self._units)
+        if ranked:
+            facts["order"] = ranking.packed["words"]
+            if len(rows):
+                share = beaten_share(ranking.scores, rows)
+                selected += f", on average nearer to yes than {share:.0%} of all"
+        if ranked and with_backtest:
+            found = "not looked at" if backtest is None else str(backtest)
+            facts["in_hindsight"] = found.removeprefix("in hindsight, ")
+        if len(rows):
+            facts["chosen"] = selected
+        return facts
+
+    def _backtest_facts(self, backtest) -> dict:
+        asked = f"asked as of {backtest.cutoff} (luck: 0.5)"
+        return {
+            "metric": f"pairs of {self._units} in the right order, {asked}",
+            "n": backtest.n,
+            "value": backtest.right,
+            "low": backtest.low,
+            "high": backtest.high,
+        }
+
+    def marked_users(self, entry: MapEntry, rows: np.ndarray) -> tuple[np.ndarray | None, str]:
+        """Choose the users that the map of a result card marks.
+
+        Args:
+            entry: The query and its map.
+            rows: The selected users.
+
+        Returns:
+            Which users are marked (None: those that moved), and what a mark means.
+        """
+        ranking = self._rankings.get(entry.query)
+        ranked = ranking is not None and ranking.scores is not None
+        if entry.moved_share <= MOST_MOVED_SHARE or not ranked:
+            return None, "moved beyond the noise floor"
+        marked = np.zeros(len(self._ids), bool)
+        if len(rows):
+            marked[rows] = True
+            return marked, "are the chosen"
+        count = max(int(TOP_SHARE * len(marked)), 1)
+        marked[np.argsort(-ranking.scores)[:count]] = True
+        return marked, "are the tenth nearest to yes"
+
+
+def rows_in_view(ids: Sequence[str], backend_ids: Sequence[str] | None) -> np.ndarray | None:
+    """Return the view's row of each user of the back end, -1 for users the view does not have.
+
+    Args:
+        ids: The users, in the order of the view.
+        backend_ids: The users, in the order of the back end (None: the same order).
+
+    Returns:
+        Row numbers, or None if both have the same order.
+    """
+    if backend_ids is None or tuple(map(str, backend_ids)) == tuple(ids):
+        return None
+    row_of = {user: row for row, user in enumerate(ids)}
+    return np.array([row_of.get(str(user), -1) for user in backend_ids], dtype=np.int64)
+
+
+def beaten_share(scores: np.ndarray, rows: np.ndarray) -> float:
+    """Return the mean share of the other users that score lower than the users in `rows`."""
+    lower = np.searchsorted(np.sort(scores), scores[rows])
+    return float((lower / max(len(scores) - 1, 1)).mean())
+
+
+def forget_oldest(kept: dict, size: int) -> None:
+    """Remove the entries that were added first until `size` are left."""
+    while len(kept) > size:
+        del kept[next(iter(kept))]
+
+
+def capitalize(text: str) -> str:
+    """Make the first letter a capital, and leave the others."""
+    return f"{text[:1].upper()}{text[1:]}"

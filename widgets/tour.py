@@ -1,19 +1,55 @@
-"""The tour of a workbench: thirty seconds of words beside its real controls."""
+"""The tour of a workbench: half a minute of words beside its controls."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 from traitlets import Bool, Int, List
 
-from widgets._base import View, script, still_page
+from widgets.base import View, read_static
+from widgets.static_html import static_page
 
-ASK = ("Ask", ".lens-bar, .lens-under", "Write a question about every user in your own words, then Enter. Esc cancels.")
-MAP = ("See who moves", ".lens-map", "Each mark is a user. Whoever moves farther than mere rewording explains is a diamond.")
-CHOOSE = "Drag around some, or press the count of those who moved, below. By keyboard: arrows walk, Space chooses."
-KEEP = ("Keep it", ".lens-keep", "A claim card is one file with the result and all it hangs on. It needs no kernel.")
-GROUP = "What sets the chosen apart, and which question tells them. Name them, or write them to a file."
-REST = {
+
+@dataclass(frozen=True)
+class Step:
+    """One step: a title, the CSS selector of what it is about, and the words beside it."""
+
+    title: str
+    mark: str
+    words: str
+
+
+FIRST_STEPS = (
+    Step(
+        "Ask",
+        ".lens-bar, .lens-under",
+        "Write a question about every user in your own words, then Enter. Esc cancels.",
+    ),
+    Step(
+        "See who moves",
+        ".lens-map",
+        "Each mark is a user. Whoever moves farther than mere rewording explains is a diamond.",
+    ),
+    Step(
+        "Choose",
+        ".lens-map, .lens-foot",
+        "Drag around some, or press the count of those who moved, below. By keyboard: arrows walk, "
+        "Space chooses.",
+    ),
+    Step(
+        "Group",
+        '[role="tab"]:nth-child(2)',
+        "What sets the chosen apart, and which question tells them. Name them, or write them to a "
+        "file.",
+    ),
+)
+LAST_STEP = Step(
+    "Keep it",
+    ".lens-keep",
+    "A claim card is one file with the result and all it hangs on. It needs no kernel.",
+)
+FURTHER_PAGES = {
     "Deck": "many questions against many groups",
     "Attention": "where the model looks, and what it uses",
     "Clusters": "who stands together, and who went where",
@@ -22,41 +58,52 @@ REST = {
 
 
 class Tour(View):
-    """Show a newcomer round a workbench: a button, and a few steps that stand beside what they are about.
+    """Show a newcomer the workbench: a button, and a few steps beside what they are about.
 
-    pages    titles of the workbench's pages, in their order: `Ask` first, then `Group`, then any of the others.
-    seen     false: the tour opens by itself, once, and takes neither the keyboard nor the mouse from the page.
-    `page` is the page that is shown; the tour turns to the first one, where its steps are.
+    Args:
+        pages: Titles of the workbench's pages in their order: `Ask` first, then `Group`, then any
+            of the others.
+        seen: If false, the tour opens by itself, once, and does not take the keyboard.
+
+    The trait `page` is the page that is shown; the steps are on the first one.
 
     Example:
         >>> Tour(("Ask", "Group", "Tune")), Tour(("Ask", "Group")).seen
         (Tour(6 steps), True)
     """
 
-    _esm = script("dom.mjs", "tour.mjs")
-    _css = script("tour.css")
-    _steps = List().tag(sync=True)  # title, mark (a CSS selector), words: never changes
+    _esm = read_static("dom.mjs", "tour.mjs")
+    _css = read_static("tour.css")
+    _steps = List().tag(sync=True)  # title, mark, words: never changes
     page = Int(0, allow_none=True).tag(sync=True)
     seen = Bool(True).tag(sync=True)
 
     def __init__(self, pages: Sequence[str], seen: bool = True):
-        super().__init__(_steps=[dict(zip(("title", "mark", "words"), step, strict=True)) for step in steps(pages)], seen=seen)
+        super().__init__(_steps=[asdict(step) for step in tour_steps(pages)], seen=seen)
 
-    def _words(self) -> str:
+    def _summary(self) -> str:
         return f"Tour({len(self._steps)} steps)"
 
-    def _still(self) -> str:
-        return still_page("Tour", [f"{step['title']}. {step['words']}" for step in self._steps])
+    def _html(self) -> str:
+        return static_page("Tour", [f"{step['title']}. {step['words']}" for step in self._steps])
 
 
-def steps(pages: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Give title, place and words of each step; of further pages no more is told than there are.
+def tour_steps(pages: Sequence[str]) -> list[Step]:
+    """Return the steps of a tour.
+
+    Args:
+        pages: Titles of the workbench's pages; the tour names no others.
+
+    Returns:
+        The steps.
 
     Example:
-        >>> [title for title, _, _ in steps(("Ask", "Group", "Deck", "Tune"))]
+        >>> [step.title for step in tour_steps(("Ask", "Group", "Deck", "Tune"))]
         ['Ask', 'See who moves', 'Choose', 'Group', 'Further pages', 'Keep it']
     """
-    told = [ASK, MAP, ("Choose", ".lens-map, .lens-foot", CHOOSE), ("Group", '[role="tab"]:nth-child(2)', GROUP)]
-    if rest := list(pages[2:]):
-        told.append(("Further pages", '[role="tab"]:nth-child(n + 3)', "\n".join(f"{name}: {REST[name]}." for name in rest)))
-    return [*told, KEEP]
+    steps = list(FIRST_STEPS)
+    further = pages[2:]
+    if further:
+        words = "\n".join(f"{name}: {FURTHER_PAGES[name]}." for name in further)
+        steps.append(Step("Further pages", '[role="tab"]:nth-child(n + 3)', words))
+    return [*steps, LAST_STEP]

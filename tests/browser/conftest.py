@@ -164,7 +164,7 @@ class Notebook:
         """What the view itself says of its map: places of the points in pixels, and so on."""
         return self.page.evaluate(
             """() => { const root = document.querySelector('.lens'), s = root.lens.state();
-            return {pixels: Array.from(s.pixels), shown: Array.from(s.shown), chosen: Array.from(s.chosen), arrows: s.arrows,
+            return {pixels: Array.from(s.pixels), shown: Array.from(s.shown), chosen: Array.from(s.selected), arrows: s.arrows,
                     picked: s.picked, data: {...root.dataset}}; }"""
         )
 

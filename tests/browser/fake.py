@@ -1,10 +1,11 @@
-"""A stand-in for the engine's asker: groups of users that move by plain rules, with delays; no model is needed."""
+"""A stand-in for the back end of the lens: groups of users that move by plain rules, with delays; no model is needed."""
 
 import time
 import zlib
 
 import numpy as np
 import pandas as pd
+from updates import Update
 
 HOSTILE = '<img src=x onerror="window.hurt=1"><script>window.hurt=1</script>'
 QUERIES = (
@@ -33,13 +34,13 @@ def make_frame(users: int = 600, seed: int = 0) -> pd.DataFrame:
     frame["last"] = pd.Timestamp("2025-03-20 18:00") + pd.to_timedelta(random.integers(0, 11, users), unit="D")
     frame = frame.assign(**counts)
     texts = [text for group in TEXTS.values() for text in group]
-    frame["recent"] = [" · ".join(random.choice(texts, 5, replace=False)) for _ in range(users)]
-    frame.loc[0, "recent"] = f"{HOSTILE} · paid 6.20 for <b>noodles</b>"
-    return frame
+    recent = [tuple(random.choice(texts, 5, replace=False).tolist()) for _ in range(users)]
+    recent[0] = (HOSTILE, "paid 6.20 for <b>noodles</b>", "paid 3.10 · tea and cake")
+    return frame.assign(recent=recent)
 
 
-class Past:
-    """What looking back found."""
+class FakeBacktest:
+    """What a backtest found."""
 
     right, low, high, n, cutoff = 0.72, 0.68, 0.76, 60, "2025-05-02"
 
@@ -47,13 +48,13 @@ class Past:
         return "in hindsight, as of 2025-05-02, right in 72 of 100 pairs"
 
 
-class FakeAsker:
+class FakeLens:
     """Ask six groups of users by a rule: each query makes some groups travel. "fail" raises, "slow" takes its time."""
 
     def __init__(self, users: int = 600, steps: int = 6, seconds: float = 0.6, seed: int = 0):
         random = np.random.default_rng(seed)
         self.ids = tuple(f"u{i:04}" for i in range(users))
-        self.queries = QUERIES
+        self.queries, self.unit, self.units = QUERIES, "user", "users"
         self.steps, self.seconds, self.closed = steps, seconds, 0
         self.group = random.integers(0, 6, users)
         angle = np.arange(6) * 2.4
@@ -80,20 +81,16 @@ class FakeAsker:
             total, steps = len(self.ids), self.steps * (20 if query == "slow" else 1)
             for step in range(1, steps):
                 time.sleep(self.seconds / self.steps)
-                yield {
-                    "done": total * step // steps,
-                    "total": total,
-                    "points": None,
-                    "shift": None,
-                    "sentence": "",
-                    "caption": "",
-                }
-            yield {"done": total, "total": total, **self.result(query, previous or "")}
+                yield Update(total * step // steps, total)
+            yield self.result(query, previous or "")
+            if query:
+                yield from self.rank(query)
         finally:
             self.closed += 1
 
-    def result(self, query: str, previous: str) -> dict:
-        """Make the frames of the last update."""
+    def result(self, query: str, previous: str) -> Update:
+        """Make the update that has the map."""
+        total = len(self.ids)
         random = np.random.default_rng(1)
         (old, _), (new, residual) = self.under(previous), self.under(query)
         trust = np.clip(1 - random.beta(1.2, 9, 2 * len(self.ids)), 0, 1)
@@ -103,37 +100,38 @@ class FakeAsker:
         caption += "a common rotation and offset of 0.38 was removed."
         if not query:
             points = points[len(self.ids) :]
-            return {
-                "points": points,
-                "shift": None,
-                "sentence": f"{len(self.ids):,} users before any query.",
-                "caption": caption,
-            }
+            words = f"{total:,} users before any query."
+            return Update(total, total, words, caption, data={"points": points})
         beyond = (residual > 0.3) | ("everybody" in query)
         shift = pd.DataFrame({"user": self.ids, "from_query": previous, "to_query": query, "residual": residual})
         shift = shift.assign(noise_floor=0.3, beyond_noise=beyond, neighbours_kept=np.where(beyond, 0.2, 0.93))
-        near = [", ".join(self.ids[(i * 7 + k) % len(self.ids)] for k in range(1, 4)) for i in range(len(self.ids))]
+        near = [tuple((i * 7 + k) % total for k in range(1, 4)) for i in range(total)]
         first = shift.sort_values("residual", ascending=False)["user"].head(3)
         words = f"{beyond.sum():,} of {len(self.ids):,} users moved beyond the noise floor (5 paraphrases)."
         words += f" {first.iloc[0]}, {first.iloc[1]} and {first.iloc[2]} moved most."
-        return {"points": points, "shift": shift.assign(gained=near, lost=near[::-1]), "sentence": words, "caption": caption}
+        data = {"points": points, "shift": shift.assign(gained=near, lost=near[::-1])}
+        return Update(total, total, words, caption, data=data)
 
-    def lean(self, query: str):
+    def rank(self, query: str):
         """Say who is nearest to a yes: those whose number is highest."""
-        yield None
+        total = len(self.ids)
+        yield Update(0, total, data={"ranking": None})
         time.sleep(self.seconds / 4)
-        found = pd.DataFrame({"user": self.ids, "score": np.linspace(-0.2, 0.6, len(self.ids))})
-        found.attrs["topics"] = ["travel", "not commute"]
-        yield found
+        if "unranked" in query:
+            raise ValueError("the answers could not be read")
+        ranking = pd.DataFrame({"user": self.ids, "score": np.linspace(-0.2, 0.6, total)})
+        ranking["answer"] = np.where(ranking["score"] > 0, "likely", "unlikely")
+        ranking.attrs["topics"] = ["travel", "not commute"]
+        yield Update(total, total, data={"ranking": ranking})
 
-    def look_back(self, query: str):
-        """Say how often such an order was right, after two steps."""
+    def backtest(self, query: str):
+        """Say how often such a ranking was right, after two steps."""
         for done in (30, 60):
-            yield "reading the past", done, 60
+            yield Update(done, 60, "reading the past")
             time.sleep(self.seconds / 2)
         if "fail" in query:
             raise ValueError("the past could not be read")
-        yield Past()
+        yield Update(60, 60, data={"backtest": FakeBacktest()})
 
     def answer(self, user: str, query: str) -> str:
         """Write something hostile, as a careless model might."""
@@ -196,12 +194,7 @@ class FakeExplain:
             steps = 400 if len(ids) == 13 else 8
             for step in range(steps):
                 time.sleep(self.seconds / 8)
-                yield {
-                    "done": step,
-                    "total": steps,
-                    "sentence": f"Asked {75 * step} of 600 users 72 questions ...",
-                    "frame": None,
-                }
+                yield Update(step, steps, f"Asked {75 * step} of 600 users 72 questions ...")
             queries = [*QUERIES, f"Is this user {HOSTILE}?", *(f"Does this user like hobby number {k}?" for k in range(1, 18))]
             frame = pd.DataFrame({"query": queries, "topic": "", "auc": 0.86 - 0.018 * np.arange(len(queries)) ** 0.95})
             frame = frame.assign(auc_low=frame.auc - 0.06, auc_high=frame.auc + 0.06, chance=0.64, n_group=len(ids))
@@ -211,16 +204,16 @@ class FakeExplain:
             )
             words += "1 other is not clearly behind. By luck, the best of 24 questions reaches 0.64 in 1 of 20 random groups."
             caption = "AUC out of fold (3 x 5 folds), nearest mean; chance line by 200 random groups of that size."
-            yield {"done": steps, "total": steps, "sentence": words, "caption": caption, "frame": frame}
+            yield Update(steps, steps, words, caption, data={"frame": frame})
         finally:
             self.closed += 1
 
 
-def fake_facts(shift=None) -> dict:
-    """Give what a claim card says of a result, as the library does."""
-    told = {"run": "3f2a" * 16, "seed": 0, "version": "qanchor 0.1.0"}
+def fake_provenance(shift=None) -> dict:
+    """Give what a result card says of a result, as the library does."""
+    facts = {"run": "3f2a" * 16, "seed": 0, "version": "qanchor 0.1.0"}
     if shift is not None:
         moved, n = int(shift["beyond_noise"].sum()), len(shift)
-        told |= {"metric": "share of users beyond the noise floor of 0.30", "value": moved / n, "low": moved / n - 0.04}
-        told |= {"high": moved / n + 0.04, "n": n}
-    return told
+        facts |= {"metric": "share of users beyond the noise floor of 0.30", "value": moved / n, "low": moved / n - 0.04}
+        facts |= {"high": moved / n + 0.04, "n": n}
+    return facts

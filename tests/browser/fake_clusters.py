@@ -47,8 +47,8 @@ def fake_compare(scores: bool = True, many: int = 1) -> dict:
         for k, name in enumerate(NAMES[side])
     ]
     names = pd.DataFrame(names).assign(texts=[TEXTS[: k % 4] if k != 7 else [f"bought {HOSTILE}"] for k in range(len(names))])
-    ledger = pd.DataFrame(MOVES, columns=["from_cluster", "to_cluster", "users", "kind"])
-    ledger = ledger.assign(users=ledger["users"] * many, beyond_noise=np.linspace(0.2, 0.97, len(MOVES)))
+    transitions = pd.DataFrame(MOVES, columns=["from_cluster", "to_cluster", "users", "kind"])
+    transitions = transitions.assign(users=transitions["users"] * many, beyond_noise=np.linspace(0.2, 0.97, len(MOVES)))
     frame = pd.DataFrame(
         {"side": ["before", "after"], "auc": [0.712, 0.781], "auc_low": [0.66, 0.735], "auc_high": [0.764, 0.827]}
     ).assign(ks=[0.35, 0.461], silhouette=[0.021, 0.312], n=300, positives=84)
@@ -57,17 +57,18 @@ def fake_compare(scores: bool = True, many: int = 1) -> dict:
         "before": pd.DataFrame({"user": ids, "cluster": old}),
         "after": pd.DataFrame({"user": ids, "cluster": new}),
         "names": names,
-        "ledger": ledger,
+        "transitions": transitions,
         "scores": frame if scores else frame[:0],
         "sentence": "4 clusters became 5: 1 stayed, 1 split, 1 merged, 1 born. 40 of 600 users left a cluster that lived on, "
         "18 joined one.",
         "caption": "One joint UMAP map of 600 users under both queries. Trustworthiness 0.93; a common rotation and offset of "
         "0.61 was removed. 41% of the 15 nearest neighbours were kept. Clusters: HDBSCAN, at least 12 users.",
-        "said": {
+        "summaries": {
             "before": "4 clusters hold 391 of 600 users, the others are in none; 1 of them cannot be believed "
             "(stability below 0.6).",
             "after": "5 clusters hold 414 of 600 users, the others are in none; 1 of them cannot be believed "
             "(stability below 0.6).",
         },
         "unit": "user",
+        "units": "users",
     }

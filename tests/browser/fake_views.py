@@ -1,35 +1,35 @@
-"""The cells of a notebook that shows the views of one desk, each alone, first empty, then with a result."""
+"""The cells of a notebook that shows the views of one session, each alone, first empty, then with a result."""
 
-SETUP = """from fake_desk import FakeDesk
-from widgets import AttentionLedger, ClusterLedger, PromptLab, QueryLens, SelectionPanel
-desk = FakeDesk(0.1)
-lens = QueryLens(desk.frame, desk.ask, facts=desk.facts)
-panel = SelectionPanel(lens.selection, describe=desk.describe, explain=desk.explain, facts=desk.facts)
-attention = AttentionLedger(desk.look, desk.frame, selection=lens.selection)
-lab = PromptLab(desk.tune, turn=lens.selection.turn)
-clusters = ClusterLedger(desk.compare("", "Will this user travel soon?"), desk.frame)"""
+SETUP = """from fake_session import FakeSession
+from widgets import AttentionView, ClusterView, PromptTuningView, QueryLens, SelectionPanel
+session = FakeSession(0.1)
+lens = QueryLens(session.frame, session.lens, provenance=session.provenance)
+panel = SelectionPanel(lens.selection, session.describe, session.explain, provenance=session.provenance)
+attention = AttentionView(session.attention, session.frame, selection=lens.selection)
+tuning = PromptTuningView(session.tuning, turn=lens.selection.turn)
+clusters = ClusterView(session.compare("", "Will this user travel soon?"), session.frame)"""
 FILL = """lens.ask("Will this user travel soon?")
 lens.selection.ids = lens._ids[:40]
 panel.save("travellers"), panel.save("night owls"), panel.explain()
 attention.look("Will this user travel soon?", "tuned")
-lab.tune("Takeout", "Will they order?", steps=20)
-card = panel.claim("A first look.")"""
+tuning.tune("Takeout", "Will they order?", steps=20)
+card = panel.result_card("A first look.")"""
 VIEWS = {  # the expression that shows it, and the mark by which the page knows it
     "QueryLens": ("lens", ".lens:not(.sel, .att, .clus, .lab)"),
     "SelectionPanel": ("panel", ".sel"),
-    "AttentionLedger": ("attention", ".att"),
-    "ClusterLedger": ("clusters", ".clus"),
-    "PromptLab": ("lab", ".lab"),
-    "ClaimCard": ("card", ".claim"),
+    "AttentionView": ("attention", ".att"),
+    "ClusterView": ("clusters", ".clus"),
+    "PromptTuningView": ("tuning", ".lab"),
+    "ResultCard": ("card", ".result-card"),
 }
-BENCH = """from fake_desk import FakeDesk
+BENCH = """from fake_session import FakeSession
 from widgets import Workbench
-bench = Workbench(FakeDesk(0.1))
+bench = Workbench(FakeSession(0.1))
 bench.lens.ask("Will this user travel soon?")
-bench.selection.ids = bench.selection.everyone[:40]
+bench.selection.ids = bench.selection.all_ids[:40]
 bench.panel.save("travellers"), bench.panel.save("night owls"), bench.panel.explain()
-bench.deck.ask()
+bench.matrix.ask()
 bench.attention.look("Will this user travel soon?", "tuned")
 bench.compare()
-bench.lab.tune("Takeout", "Will they order?", steps=20)
+bench.tuning.tune("Takeout", "Will they order?", steps=20)
 bench"""

@@ -1,23 +1,23 @@
-"""The attention ledger in a real JupyterLab: asked, compared, cancelled, one user's events edited."""
+"""The attention view in a real JupyterLab: asked, compared, cancelled, one user's events edited."""
 
 import json
 
 import pytest
 
 TRAVEL, PRICE = "Will this user travel soon?", "Is this user price-conscious?"
-SETUP = "from fake_looker import FakeLooker, make_ledger\nfrom widgets import AttentionLedger\n"
-SHOW = SETUP + "looker = FakeLooker(seconds={seconds})\nview = AttentionLedger(looker)\nview"
-CALLS = "print(looker.calls[-1])"
-LINKED = "view = AttentionLedger(looker, selection=chosen)\nview"
+SETUP = "from fake_attention import FakeAttention, make_table\nfrom widgets import AttentionView\n"
+SHOW = SETUP + "backend = FakeAttention(seconds={seconds})\nview = AttentionView(backend)\nview"
+CALLS = "print(backend.calls[-1])"
+LINKED = "view = AttentionView(backend, selection=chosen)\nview"
 CHOSEN = (
-    "from widgets._base import Selection\nchosen = Selection(looker.ids, lambda rows: None)\nchosen.ids = ['u0003', 'u0009']"
+    "from widgets.base import Selection\nchosen = Selection(backend.ids, lambda rows: None)\nchosen.ids = ['u0003', 'u0009']"
 )
 REAL = """import qanchor as qa
-from widgets import AttentionLedger
+from widgets import AttentionView
 users = qa.load_users("../data/sample").sample(40)
-looker = qa.Looker(qa.Engine(qa.load("../data/runs/world")), users, most=4)
-AttentionLedger(looker, users.frame())"""
-FRAME = "AttentionLedger(frame=make_ledger('Saved?', modalities=('<b>bill</b>', 'app', 'search')), sentence='A saved ledger.')"
+backend = qa.AttentionBackend(qa.Engine(qa.load_model("../data/runs/world")), users, most=4)
+AttentionView(backend, users.frame())"""
+FRAME = "AttentionView(table=make_table('Saved?', modalities=('<b>bill</b>', 'app', 'search')), sentence='A saved ledger.')"
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def row(book, name):
     return book.page.locator(f'.att-table tr[data-name="{name}"]').first.inner_text()
 
 
-def test_a_query_fills_the_ledger(book):
+def test_a_query_fills_the_table(book):
     assert "Nothing was asked yet. Type a question" in book.page.locator(".lens-empty").first.inner_text()
     look(book, "slow")  # attention is there first, effects come later
     book.wait("document.querySelector('.att-table tr[data-name=bill]')?.innerText.includes('…')")
@@ -98,7 +98,7 @@ def test_two_queries_are_shown_as_their_difference(book):
     assert book.page.locator('tr[data-name="soft prompt"]').count() == 1
 
 
-def test_cancel_keeps_the_last_ledger_and_errors_are_said(book):
+def test_cancel_keeps_the_last_table_and_errors_are_said(book):
     look(book, TRAVEL)
     seen(book, TRAVEL)
     kept = row(book, "bill")

@@ -34,7 +34,7 @@ def test_axe_finds_no_serious_fault(open_notebook, server, dark):
     found = {f"{view}, empty": faults(book.page, mark) for view, (_, mark) in list(VIEWS.items())[:-1]}
     book.run(len(SHOWN))
     book.run(len(SHOWN) + 1)
-    book.page.locator(".claim").wait_for()
+    book.page.locator(".result-card").wait_for()
     book.settled()
     found |= {view: faults(book.page, mark) for view, (_, mark) in VIEWS.items()}
     for view, (_, mark) in VIEWS.items():

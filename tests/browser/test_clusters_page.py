@@ -1,9 +1,9 @@
-"""The cluster ledger in a real JupyterLab: read, clicked, walked by keyboard, fed hostile text."""
+"""The cluster view in a real JupyterLab: read, clicked, walked by keyboard, fed hostile text."""
 
 import pytest
 
-SHOW = "from fake import make_frame\nfrom fake_clusters import fake_compare\nfrom widgets import ClusterLedger\n"
-SHOW += "view = ClusterLedger(fake_compare(), make_frame())\nview"
+SHOW = "from fake import make_frame\nfrom fake_clusters import fake_compare\nfrom widgets import ClusterView\n"
+SHOW += "view = ClusterView(fake_compare(), make_frame())\nview"
 READ = "print(len(view.selection), view.selection.ids[:1])"
 SET = "view.selection.ids = ['u0007', 'u0003']"
 SHOWN = "from fake_clusters import fake_compare\nview.show(fake_compare(scores=False))"

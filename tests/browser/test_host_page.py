@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from fake import QUERIES
-from fake_desk import FakeDesk
+from fake_session import FakeSession
 
-from widgets import AttentionLedger, ClusterLedger, PromptLab, QueryLens, SelectionPanel, ShiftMatrix
+from widgets import AttentionView, ClusterView, PromptTuningView, QueryLens, QueryMatrixView, SelectionPanel
 
 TRAVEL = QUERIES[0]
 HOST = """
@@ -57,18 +57,19 @@ window.show = (kind = "") => {
 
 def made() -> dict:
     """Make each view, with a result."""
-    desk = FakeDesk(0)
-    lens = QueryLens(desk.frame, desk.ask)
-    panel = SelectionPanel(lens.selection, describe=desk.describe, explain=desk.explain)
-    attention, lab = AttentionLedger(desk.look, desk.frame), PromptLab(desk.tune)
-    deck, clusters = ShiftMatrix(desk.deck, selection=lens.selection), ClusterLedger(desk.compare("", TRAVEL), desk.frame)
+    session = FakeSession(0)
+    lens = QueryLens(session.frame, session.lens)
+    panel = SelectionPanel(lens.selection, describe=session.describe, explain=session.explain)
+    attention, tuning = AttentionView(session.attention, session.frame), PromptTuningView(session.tuning)
+    matrix = QueryMatrixView(session.matrix, selection=lens.selection)
+    clusters = ClusterView(session.compare("", TRAVEL), session.frame)
     lens.ask(TRAVEL)
     lens.selection.ids = lens._ids[:40]
     panel.explain()
     attention.look(TRAVEL)
-    deck.ask()
-    lab.tune("Takeout", "Will they order?", steps=20)
-    return {type(view).__name__: view for view in (lens, panel, deck, attention, clusters, lab)}
+    matrix.ask()
+    tuning.tune("Takeout", "Will they order?", steps=20)
+    return {type(view).__name__: view for view in (lens, panel, matrix, attention, clusters, tuning)}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def views():
     return made()
 
 
-VIEWS = ("QueryLens", "SelectionPanel", "ShiftMatrix", "AttentionLedger", "ClusterLedger", "PromptLab")
+VIEWS = ("QueryLens", "SelectionPanel", "QueryMatrixView", "AttentionView", "ClusterView", "PromptTuningView")
 
 
 def packed(value):
@@ -119,7 +120,7 @@ def test_a_view_brings_all_it_needs_and_looks_at_nothing_else(views, name):
     assert urls <= {"http://www.w3.org/2000/svg"}, "a name of SVG is all that looks like an address"
     assert not re.search(r"^\s*import\b|\bimport\(|\brequire\b|\bfetch\(|XMLHttpRequest|WebSocket|\beval\(", script, re.M)
     assert not re.search(r"@import|url\((?!#)", style)
-    for known in ("theme.observe(document.body,", "document.hasFocus()", "[document.body, null, held]"):
+    for known in ("theme.observe(document.body,", "document.hasFocus()", "[document.body, null, last]"):
         script = script.replace(known, "")
     outside = re.findall(
         r"document\.(?!createElement|createElementNS)\w+|window\.(?!matchMedia|devicePixelRatio)\w+|/lab\b|localStorage", script
@@ -163,6 +164,35 @@ def test_what_is_typed_stays_while_a_question_runs(host):
     box.blur()
     page.evaluate("told => model.set('_status', told)", {"busy": True, "query": QUERIES[1], "done": 200, "total": 600})
     assert box.input_value() == QUERIES[1]
+
+
+def test_the_browser_does_not_ask_for_the_ranking_and_can_cancel_it(host):
+    page = host("QueryLens")
+    page.evaluate("window.one = show()")
+    assert page.evaluate("model.sent") == ["open"], "the kernel sends the ranking unasked"
+    assert page.locator(".lens-reading").inner_text().endswith("Nearest to yes: u0599, u0598, u0597.")
+    page.evaluate("told => model.set('_ranking', told)", {"query": TRAVEL, "busy": True})
+    assert page.locator(".lens-reading").inner_text() == "Finding who is nearest to a yes ..."
+    page.locator(".lens-query").press("Escape")
+    assert page.evaluate("model.sent") == ["open", "cancel"]
+    page.evaluate("told => model.set('_ranking', told)", {"query": TRAVEL})
+    assert page.locator(".lens-reading").inner_text() == "" and page.locator(".lens-past").inner_text() == ""
+    page.locator(".lens-query").press("Escape")
+    assert page.evaluate("model.sent") == ["open", "cancel", "select"], "nothing runs: the selection is cleared"
+
+
+def test_words_for_users_are_those_of_the_kernel(host):
+    page = host("QueryLens")
+    page.evaluate("model.set('_about', { ...model.get('_about'), unit: 'family', units: 'families' })")
+    page.evaluate("window.one = show()")
+    assert (
+        "600 families" in page.locator(".lens-head").inner_text()
+        and "40 families chosen" in page.locator(".lens-chosen").inner_text()
+    )
+    assert (
+        "familys" not in page.locator(".lens").inner_text()
+        and page.locator('[aria-label="Most shifted families"]').count() == 1
+    )
 
 
 def test_a_host_that_closes_the_way_to_the_kernel_is_noticed(host):

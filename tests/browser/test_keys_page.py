@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-SETUP = "from fake_desk import FakeDesk\nfrom widgets import Workbench\n"
-SHOW = SETUP + "bench = Workbench(FakeDesk(0.3), session='keys.json')\nbench"
+SETUP = "from fake_session import FakeSession\nfrom widgets import Workbench\n"
+SHOW = SETUP + "bench = Workbench(FakeSession(0.3), session='keys.json')\nbench"
 TRAVEL, MUSIC = "Will this user travel soon?", "Does this user follow live music?"
 HERE = """() => {
     const node = document.activeElement, box = node.getBoundingClientRect(), style = getComputedStyle(node);

@@ -5,16 +5,16 @@ from ast import literal_eval
 
 import numpy as np
 import pytest
-from fake import FakeAsker
+from fake import FakeLens
 
 USERS = 100_000
 DRAWN = "document.querySelector('.lens-canvas').toDataURL()"
 TRAVEL = "Will this user travel soon?"
 SHOW = f"""import time
-from fake import FakeAsker, make_frame
+from fake import FakeLens, make_frame
 from widgets import QueryLens
 frame, heard = make_frame({USERS}), []
-lens = QueryLens(frame, FakeAsker({USERS}, seconds=1))
+lens = QueryLens(frame, FakeLens({USERS}, seconds=1))
 lens.selection.observe(lambda rows: heard.append((len(lens.selection.ids), time.time())))
 lens"""
 WATCH = """() => {
@@ -86,7 +86,7 @@ def lasso(book, corners) -> tuple[list[int], float]:
     page.mouse.up()
     page.wait_for_function("window.drawn?.path")
     drawn = page.evaluate("window.drawn")
-    view, asker = drawn["view"], FakeAsker(USERS)
+    view, asker = drawn["view"], FakeLens(USERS)
     xy = asker.result("", "")["points"][["x", "y"]].to_numpy(np.float32).astype(float)
     pixels = np.column_stack([xy[:, 0] * view["k"] + view["x"], view["y"] - xy[:, 1] * view["k"]]).astype(np.float32)
     rows = [row for row, (x, y) in enumerate(pixels.tolist()) if inside(x, y, drawn["path"])]
@@ -100,7 +100,7 @@ def test_a_lasso_gives_the_right_ids_soon(book):
     taken = []
     for edge in (0.7, 0.5):
         rows, seconds = lasso(book, [(0.05, 0.05), (edge, 0.1), (0.3, 0.5), (edge, 0.9), (0.05, 0.95)])
-        assert 1_000 < len(rows) < USERS and book.page.evaluate(f"Array.from({STATE}.chosen)") == rows
+        assert 1_000 < len(rows) < USERS and book.page.evaluate(f"Array.from({STATE}.selected)") == rows
         taken.append(round(seconds, 3))
     book.record["lasso_s"] = taken
     assert max(taken) < 5  # half a second on a machine of one's own; this bound finds collapse alone
@@ -110,7 +110,7 @@ def test_a_lasso_gives_the_right_ids_soon(book):
 def test_python_sets_the_selection_and_events_come_when_asked_for(book):
     book.run(2)
     book.wait("document.querySelector('.lens').dataset.chosen === '7'")
-    assert book.page.evaluate(f"Array.from({STATE}.chosen)") == list(range(7))
+    assert book.page.evaluate(f"Array.from({STATE}.selected)") == list(range(7))
     assert book.run(3) == str(tuple(f"u{row:04}" for row in range(7)))
     box = canvas(book)
     x, y = book.page.evaluate(f"[{STATE}.pixels[0], {STATE}.pixels[1]]")

@@ -3,8 +3,8 @@
 import pytest
 
 TRAVEL = "Will this user travel soon?"
-SETUP = "from fake import FakeAsker, make_frame\nfrom widgets import QueryLens\n"
-SHOW = SETUP + "lens = QueryLens(make_frame(), FakeAsker(seconds={seconds}))\nlens"
+SETUP = "from fake import FakeLens, make_frame\nfrom widgets import QueryLens\n"
+SHOW = SETUP + "lens = QueryLens(make_frame(), FakeLens(seconds={seconds}))\nlens"
 READ = "print(lens.selection.ids)"
 COUNT = "print(lens.queries_asked, len(lens.shift), int(lens.shift.beyond_noise.sum()))"
 
@@ -74,7 +74,7 @@ def test_ask_and_see_who_moves(book):
 
 def test_a_lasso_gives_the_ids_to_python_and_takes_them_back(book):
     drag(book, [(0, 0), (0.5, 0), (0.5, 1), (0, 1)])
-    book.wait("document.querySelector('.lens').lens.state().chosen.size > 0")
+    book.wait("document.querySelector('.lens').lens.state().selected.size > 0")
     state = book.state()
     width = book.page.locator(".lens-canvas").bounding_box()["width"]
     inside = [row for row in range(600) if state["pixels"][2 * row] < width / 2]
@@ -129,6 +129,8 @@ def test_event_text_is_shown_as_text(book):
     book.asked(TRAVEL)
     book.page.locator(".lens-rows button").first.click()
     assert '<img src=x onerror="window.hurt=1">' in book.page.locator(".lens-events").inner_text()
+    events = book.page.locator(".lens-events li").all_inner_texts()
+    assert len(events) == 3 and events[2] == "paid 3.10 · tea and cake", "a dot in a text parts no events"
     book.page.get_by_role("button", name="Answer", exact=True).click()
     book.wait("document.querySelector('.lens-answer').textContent.includes('<i>this</i>')")
     state = book.state()
@@ -191,7 +193,7 @@ def test_who_is_nearest_to_yes_is_listed_and_coloured(book):
     page.get_by_role("button", name="answer", exact=True).click()
     assert "farthest from yes to nearest" in page.locator(".lens-legend").inner_text()
     book.shot("fake-nearest")
-    shades = page.evaluate("Array.from(document.querySelector('.lens').lens.state().lean)")
+    shades = page.evaluate("Array.from(document.querySelector('.lens').lens.state().rank)")
     assert shades[0] == 0 and shades[-1] == 1 and shades == sorted(shades)
     page.get_by_role("button", name="Was such an order right before?").click()
     book.wait(
@@ -209,7 +211,7 @@ def test_who_is_nearest_to_yes_is_listed_and_coloured(book):
     assert page.get_by_role("button", name="Yes first").is_disabled()
 
 
-def test_where_nearly_all_moved_the_order_comes_first(book):
+def test_where_nearly_all_moved_the_ranking_comes_first(book):
     query, page = "Will everybody stop coming?", book.page
     book.ask(query)
     book.asked(query)

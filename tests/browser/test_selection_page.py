@@ -4,13 +4,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from fake import fake_describe, fake_facts
+from fake import fake_describe, fake_provenance
 from test_lens import TRAVEL, drag
 
 from widgets import SelectionPanel
-from widgets._base import Selection
+from widgets.base import Selection
 
-FAKES = "from fake import FakeAsker, FakeExplain, fake_describe, fake_facts, make_frame"
+FAKES = "from fake import FakeLens, FakeExplain, fake_describe, fake_provenance, make_frame"
 LENS = (
     FAKES
     + """
@@ -20,19 +20,19 @@ def export(ids, path, least, salt):
     assert len(ids) >= least, "too few"
     path.write_text(f"{len(ids)} {salt}")
     return path
-lens = QueryLens(make_frame(), FakeAsker(seconds=0.1), facts=fake_facts)
-panel = SelectionPanel(lens.selection, describe=fake_describe, explain=FakeExplain(2), export=export, facts=fake_facts)
+lens = QueryLens(make_frame(), FakeLens(seconds=0.1), provenance=fake_provenance)
+panel = SelectionPanel(lens.selection, fake_describe, FakeExplain(2), export, fake_provenance)
 lens"""
 )
 IDS = "print(len(lens.selection), *(f'{n}:{len(g.ids)}' for n, g in panel.named.items()))"
 SET = "lens.selection.ids = lens._ids[:{}]"
-CLAIM = "card = panel.claim('A first look, to be looked at again.')\ncard.save('card.html')\ncard"
+CLAIM = "card = panel.result_card('A first look, to be looked at again.')\ncard.save('card.html')\ncard"
 PANEL = "document.querySelector('.sel')"
 
 
 @pytest.fixture(scope="module")
 def opened(open_notebook, server):
-    cells = [LENS, "panel", IDS, SET.format(40), SET.format(13), SET.format(17), CLAIM, "lens.claim()"]
+    cells = [LENS, "panel", IDS, SET.format(40), SET.format(13), SET.format(17), CLAIM, "lens.result_card()"]
     notebook = open_notebook(server.write("selection.ipynb", cells))
     yield notebook
     notebook.page.close()
@@ -66,7 +66,7 @@ def test_a_lasso_is_described_named_and_found_in_python(book):
     assert "Nobody is chosen" in page.locator(".sel-sentence").inner_text()
     page.locator(".lens-canvas").scroll_into_view_if_needed()
     drag(book, [(0, 0), (0.5, 0), (0.5, 1), (0, 1)])
-    book.wait("document.querySelector('.lens').lens.state().chosen.size > 0")
+    book.wait("document.querySelector('.lens').lens.state().selected.size > 0")
     n = len(book.state()["chosen"])
     chosen(book, n)
     assert f"{n} of 600 users chosen" in page.locator(".sel-sentence").inner_text()
@@ -148,8 +148,8 @@ def test_a_claim_is_kept_and_opens_alone(book, server, chromium):
     book.run(3)
     chosen(book, 40)
     said = book.run(6)
-    book.page.wait_for_selector(".claim h3")
-    assert "Concert" in book.page.locator(".claim h3").first.inner_text() and said == ""
+    book.page.wait_for_selector(".result-card h3")
+    assert "Concert" in book.page.locator(".result-card h3").first.inner_text() and said == ""
     book.page.get_by_role("button", name="Claim card", exact=True).click()
     book.wait(f"{PANEL}.querySelector('.sel-foot .lens-note').textContent.includes('claim-group-of-40.html')")
     book.page.get_by_role("button", name="Keep as a claim card").click()
@@ -163,7 +163,9 @@ def test_a_claim_is_kept_and_opens_alone(book, server, chromium):
         page.goto(path.as_uri())
         assert page.locator("h1").inner_text().startswith("40 of 600 users chosen")
         assert "A first look" in page.locator("blockquote").inner_text()
-        assert page.evaluate("document.querySelector('.claim img').naturalWidth") > 100, "the policy lets the picture through"
+        assert page.evaluate("document.querySelector('.result-card img').naturalWidth") > 100, (
+            "the policy lets the picture through"
+        )
         assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()] and complaints == []
         page.screenshot(path=Path(__file__).parent / "shots" / f"claim-{'dark' if dark else 'light'}.png", full_page=True)
         page.close()
@@ -172,9 +174,9 @@ def test_a_claim_is_kept_and_opens_alone(book, server, chromium):
 def test_what_was_kept_is_readable_when_the_notebook_is_not_trusted(open_notebook, server):
     """A notebook that somebody sent: its outputs were not made here, no kernel knows its views, and scripts may not run."""
     chosen = Selection(tuple(f"u{i:04}" for i in range(600)), lambda rows: None)
-    panel = SelectionPanel(chosen, describe=fake_describe, facts=fake_facts)
-    chosen.ids = chosen.everyone[:40]
-    bundles = [panel._repr_mimebundle_()[0], panel.claim("<b>A first look.</b>")._repr_mimebundle_()]
+    panel = SelectionPanel(chosen, describe=fake_describe, provenance=fake_provenance)
+    chosen.ids = chosen.all_ids[:40]
+    bundles = [panel._repr_mimebundle_()[0], panel.result_card("<b>A first look.</b>")._repr_mimebundle_()]
     book = nbformat.v4.new_notebook(
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     )
@@ -200,7 +202,7 @@ def test_pictures_to_look_at(open_notebook, server, dark):
         "panel",
         SET.format(43),
         "panel.save('travellers'); panel.save('night owls')",
-        "panel.claim('A first look.')",
+        "panel.result_card('A first look.')",
     ]
     book = open_notebook(server.write(f"selection-{look}.ipynb", cells), dark=dark)
     for cell in (0, 1):
@@ -219,7 +221,7 @@ def test_pictures_to_look_at(open_notebook, server, dark):
         assert shot(book, f"selection-{width}-{look}").stat().st_size > 20_000
         assert book.page.evaluate(f"{PANEL}.scrollWidth <= {PANEL}.clientWidth + 1")
     book.run(4)
-    book.page.wait_for_selector(".claim h3")
-    book.page.locator(".claim").scroll_into_view_if_needed()
-    book.page.locator(".claim").screenshot(path=Path(__file__).parent / "shots" / f"claim-notebook-{look}.png")
+    book.page.wait_for_selector(".result-card h3")
+    book.page.locator(".result-card").scroll_into_view_if_needed()
+    book.page.locator(".result-card").screenshot(path=Path(__file__).parent / "shots" / f"claim-notebook-{look}.png")
     book.close()

@@ -14,26 +14,26 @@ from traitlets.config import Config
 from words import read
 
 TRAVEL, MUSIC, PRICE = "Will this user travel soon?", "Does this user follow live music?", "Is this user price-conscious?"
-SLOW = "from fake import FakeAsker, make_frame\nfrom fake_desk import FakeDesk\nfrom widgets import QueryLens, Workbench\n"
-LENS = SLOW + "lens = QueryLens(make_frame(), FakeAsker(seconds=1.5))\nlens"
-BENCH = "bench = Workbench(FakeDesk(1.5), query='slow')\nbench"
+SLOW = "from fake import FakeLens, make_frame\nfrom fake_session import FakeSession\nfrom widgets import QueryLens, Workbench\n"
+LENS = SLOW + "lens = QueryLens(make_frame(), FakeLens(seconds=1.5))\nlens"
+BENCH = "bench = Workbench(FakeSession(1.5), query='slow')\nbench"
 BUSY = "[...document.querySelectorAll('.lens')].filter((lens) => lens.dataset.busy === 'true').length"
 GONE = "document.querySelectorAll('.lens-gone:not([hidden])').length"
 ALL = f"""{SETUP}
 {FILL}
-from widgets import ShiftMatrix, Workbench
-deck = ShiftMatrix(desk.deck, selection=lens.selection, pick=lens.start)
-deck.ask()
-bench = Workbench(FakeDesk(0.1))
+from widgets import QueryMatrixView, Workbench
+matrix = QueryMatrixView(session.matrix, selection=lens.selection, on_pick=lens.start)
+matrix.ask()
+bench = Workbench(FakeSession(0.1))
 bench.lens.ask("{TRAVEL}")"""
 VIEWS = {  # the mark by which the page knows each, and words that must be readable without a kernel
     "lens": (".lens:not(.sel, .deck, .att, .clus, .lab)", "moved beyond the noise floor"),
     "panel": (".sel", "40 of 600 users chosen"),
-    "deck": (".deck", "cells are told beyond luck"),
+    "matrix": (".deck", "cells are told beyond luck"),
     "attention": (".att", "do not read attention as importance"),
     "clusters": (".clus", "4 clusters became 5"),
-    "lab": (".lab", "validation loss"),
-    "card": (".claim", "A first look."),
+    "tuning": (".lab", "validation loss"),
+    "card": (".result-card", "A first look."),
     "bench": (".widget-tab", "moved beyond the noise floor"),
 }
 INK = """(canvas) => { const {width, height} = canvas, {data} = canvas.getContext('2d').getImageData(0, 0, width, height);
@@ -134,15 +134,15 @@ def test_eight_views_in_one_notebook_are_painted_and_live(eight):
     first = {name: book.page.locator(mark).first for name, (mark, _) in VIEWS.items()}
     ask(book.page, MUSIC)
     book.wait(shows(MUSIC))
-    first["deck"].locator(".deck-head").first.click()
+    first["matrix"].locator(".deck-head").first.click()
     book.wait("document.querySelector('.sel').dataset.chosen === '120'")
     first["attention"].get_by_role("combobox", name="Query A", exact=True).fill(MUSIC)
     first["attention"].get_by_role("button", name="Look", exact=True).click()
     book.wait(f"document.querySelector('.att').dataset.query === {MUSIC!r}")
     first["clusters"].locator(".clus-list button").first.click()
     book.wait("Number(document.querySelector('.clus').dataset.chosen) > 0")
-    first["lab"].locator(".lab-label").select_option("Luck")
-    first["lab"].get_by_role("button", name="Start", exact=True).click()
+    first["tuning"].locator(".lab-label").select_option("Luck")
+    first["tuning"].get_by_role("button", name="Start", exact=True).click()
     book.wait(
         "((lab) => lab.dataset.busy === 'false' && lab.querySelector('caption b').textContent === 'Luck')"
         "(document.querySelector('.lab'))"

@@ -3,8 +3,8 @@
 import pytest
 from words import says
 
-SETUP = "from fake_desk import FakeDesk\nfrom widgets import Workbench\n"
-SHOW = SETUP + "bench = Workbench(FakeDesk(0.3), session='bench.json')\nbench"
+SETUP = "from fake_session import FakeSession\nfrom widgets import Workbench\n"
+SHOW = SETUP + "bench = Workbench(FakeSession(0.3), session='bench.json')\nbench"
 READ = "print(len(bench.selection), bench.lens.queries_asked)"
 TRAVEL, MUSIC = "Will this user travel soon?", "Does this user follow live music?"
 

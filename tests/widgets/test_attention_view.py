@@ -1,0 +1,239 @@
+"""The attention view in Python: what it sends, keeps, cancels, refuses, and says where no script may run."""
+
+import base64
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
+from fake import HOSTILE
+from fake_attention import LAYERS, MODALITIES, FakeAttention, make_table
+
+from widgets import AttentionView
+from widgets.base import Selection
+
+ROOT = Path(__file__).parents[2]
+TRAVEL, PRICE = "Will this user travel soon?", "Is this user price-conscious?"
+
+
+def make_view(**rest):
+    backend = FakeAttention(users=20, seconds=0.02)
+    return AttentionView(backend, **rest), backend
+
+
+def until(true, seconds=5.0):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+def cube(picture, side, name):
+    return np.frombuffer(picture["sides"][side][name], dtype=np.float32).reshape(
+        len(picture["layers"]), len(picture["groups"]), len(picture["names"])
+    )
+
+
+def test_looking_fills_the_frame_and_the_picture():
+    view, backend = make_view()
+    sentence = view.look(f" {TRAVEL} ")
+    assert sentence == view.sentence and backend.calls == [(TRAVEL, None, None)]
+    pd.testing.assert_frame_equal(view.table, make_table(TRAVEL))
+    picture = view._picture
+    assert picture["layers"] == [-1, *range(LAYERS)] and picture["names"][:2] == ["bill", "mini"]
+    row = view.table.query("layer == 2 and head_group == 1 and modality == 'app'").iloc[0]
+    at = (3, 2, picture["names"].index("app"))
+    assert cube(picture, 0, "weight")[at] == pytest.approx(row["weight"])
+    assert bool(cube(picture, 0, "disagrees")[at]) == row["disagrees"]
+    effects = np.frombuffer(picture["sides"][0]["deletion_effect"], dtype=np.float32)
+    assert effects[picture["names"].index("app")] == pytest.approx(row["deletion_effect"]) and np.isnan(effects[-1])
+
+
+def test_two_queries_one_of_which_has_a_row_of_its_own():
+    view, _ = make_view()
+    view.look("tuned", TRAVEL)
+    names = view._picture["names"]
+    assert [side["query"] for side in view._picture["sides"]] == ["tuned", TRAVEL] and "soft prompt" in names
+    assert np.isnan(cube(view._picture, 1, "weight")[0, 0, names.index("soft prompt")])
+    assert repr(view) == f"AttentionView(query='tuned', versus='{TRAVEL}', 11 rows)"
+
+
+def test_the_repr_says_the_content_and_is_the_same_each_time():
+    first, second = make_view()[0]._repr_mimebundle_()[0], make_view()[0]._repr_mimebundle_()[0]
+    assert first["text/plain"] == second["text/plain"] == "AttentionView(20 users, query='')"
+    assert first["text/html"] == second["text/html"]
+    view, _ = make_view()
+    view.look(TRAVEL)
+    assert repr(view) == f"AttentionView(query='{TRAVEL}', 10 rows)"
+
+
+def test_a_static_page_needs_no_script_and_escapes_text():
+    frame = make_table(HOSTILE, modalities=(HOSTILE, "app", "search"))
+    view = AttentionView(table=frame, sentence="Said.", caption="<i>of</i> 9 users")
+    page = view._repr_mimebundle_()[0]["text/html"]
+    assert view.to_html().data == page and "<script" not in page and "&lt;script&gt;" in page and "&lt;i&gt;of" in page
+    assert page.count("<img") == 1 and "data:image/svg+xml;base64," in page and len(page) < 20_000
+    whole = frame.query("layer == -1 and head_group == -1 and modality == 'app'").iloc[0]
+    assert f"{100 * whole['weight']:.1f} %" in page and f"{whole['deletion_effect']:.3f}" in page and "Said." in page
+    bare = AttentionView(table=frame.drop(columns=["deletion_effect", "kind"])).to_html().data
+    assert (
+        "nan" not in base64.b64decode(bare.split("base64,")[1].split('"')[0]).decode() and "nan" not in bare.split("</p>")[-1]
+    )
+    both = AttentionView(table=pd.concat([frame, make_table("b", modalities=(HOSTILE, "app", "search"))]))
+    assert "A minus B" in both.to_html().data and "A: &lt;img" in both.to_html().data
+
+
+def test_a_saved_frame_is_a_page_to_read(tmp_path):
+    make_table(TRAVEL).to_parquet(tmp_path / "table.parquet")
+    view = AttentionView(table=pd.read_parquet(tmp_path / "table.parquet"), sentence="Kept.")
+    assert view.sentence == "Kept." and not view._about["asks"] and view._picture["names"]
+    with pytest.raises(ValueError, match="made from a table"):
+        view.look(PRICE)
+    small = view.table[["query", "layer", "head_group", "modality", "weight"]].query("layer == 3 and head_group == 0")
+    assert AttentionView(table=small)._picture["layers"] == [3]
+    assert "sink" in AttentionView(table=small).to_html().data
+
+
+def test_frames_that_do_not_fit_are_refused():
+    frame = make_table(TRAVEL)
+    for odd, words in (
+        (frame.drop(columns="weight"), "no column 'weight'"),
+        (frame.iloc[:0], "0 rows"),
+        (pd.concat([frame, frame]), "rows twice"),
+        (pd.concat([make_table(q) for q in "abc"]), "3 queries, 1 or 2 can be shown"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            AttentionView(table=odd)
+    with pytest.raises(ValueError, match="neither backend nor table"):
+        AttentionView()
+
+
+def test_attention_is_there_before_deletion_is():
+    view, seen = make_view()[0], []
+    view.observe(
+        lambda change: seen.append(np.frombuffer(change["new"]["sides"][0]["deletion_effect"], np.float32)), "_picture"
+    )
+    view.look(TRAVEL)
+    assert np.isnan(seen[0]).all() and np.isfinite(seen[-1]).sum() == len(MODALITIES)
+
+
+def test_the_browser_asks_and_the_message_loop_stays_free():
+    view, backend = make_view()
+    backend.seconds = 0.3
+    began = time.monotonic()
+    view._on_message(view, {"type": "look", "query": TRAVEL, "versus": PRICE, "scope": "all"}, [])
+    assert time.monotonic() - began < 0.1
+    until(lambda: view._status.get("done", 0) > 0)
+    assert view._status["busy"] and view._status["message"].startswith("Looked at")
+    until(lambda: not view._status.get("busy"))
+    assert backend.calls == [(TRAVEL, PRICE, None)] and len(view._picture["sides"]) == 2
+
+
+def test_the_first_query_is_asked_once_when_the_view_is_opened():
+    view, backend = make_view(query=TRAVEL)
+    view._repr_mimebundle_()
+    assert not backend.calls  # a lesson that is run with no browser does no work in the background
+    for _ in range(2):
+        view._on_message(view, {"type": "open"}, [])
+    until(lambda: view.sentence)
+    assert backend.calls == [(TRAVEL, None, None)]
+
+
+def test_cancel_closes_the_work_and_keeps_the_last_table():
+    view, backend = make_view()
+    view._on_message(view, {"type": "look", "query": "slow"}, [])
+    until(lambda: view._picture.get("sides"))
+    view._on_message(view, {"type": "cancel"}, [])
+    until(lambda: not view._status.get("busy"))
+    assert backend.closed == 1 and "names" not in view._picture and view._status["note"] == "Cancelled."
+    view.look(TRAVEL)
+    kept = view._picture["sides"]
+    view._on_message(view, {"type": "look", "query": "slow"}, [])
+    until(lambda: view._picture["sides"][0]["query"] == "slow")
+    view._on_message(view, {"type": "cancel"}, [])
+    until(lambda: not view._status.get("busy"))
+    assert view._picture["sides"] == kept and "The ledger is as it was" in view._status["note"] and backend.closed == 3
+
+
+def test_an_error_is_said_in_the_view_and_in_the_log(caplog):
+    view, _ = make_view()
+    view.look(TRAVEL)
+    kept = view._picture["sides"]
+    for message, words in (
+        ({"query": "fail"}, "the checkpoint has no such layer"),
+        ({"query": " "}, "the query is empty"),
+        ({"query": TRAVEL, "scope": "one", "user": "zoe"}, "user 'zoe' is not among the 20"),
+        ({"query": TRAVEL, "scope": "one", "user": " "}, "no user is named"),
+        ({"query": TRAVEL, "scope": "selection"}, "nobody is chosen"),
+    ):
+        view._on_message(view, {"type": "look", **message}, [])
+        until(lambda words=words: words in view._status.get("error", ""))
+        assert "Traceback" in caplog.text and view._picture["sides"] == kept
+        caplog.clear()
+    with pytest.raises(ValueError, match="no such layer"):
+        view.look("fail")
+    assert view.look(PRICE) and not view._status.get("error")
+    with pytest.raises(ValueError, match="gave no ledger"):
+        AttentionView(lambda query, versus, users: iter([])).look("q")
+
+
+def test_the_chosen_of_another_view_are_looked_at_when_asked():
+    chosen = Selection(tuple(f"u{i:04}" for i in range(20)), lambda rows: None)
+    view, backend = make_view(selection=chosen)
+    chosen.ids = ["u0004", "u0002"]
+    view._on_message(view, {"type": "look", "query": TRAVEL, "scope": "selection"}, [])
+    until(lambda: view.sentence)
+    assert backend.calls == [(TRAVEL, None, ["u0002", "u0004"])] and view._events == {}
+
+
+def test_views_of_one_model_take_turns():
+    chosen = Selection((), lambda rows: None)
+    view, _ = make_view(selection=chosen)
+    assert view._worker.turn is chosen.turn
+
+
+def test_one_user_is_described_and_edited():
+    view, backend = make_view()
+    view._on_message(view, {"type": "look", "query": TRAVEL, "scope": "one", "user": "u0003"}, [])
+    until(lambda: view.sentence)
+    assert view._events["user"] == "u0003" and view._events["total"] == 12
+    assert view._events["rows"][0] == [900, "2025-05-30 18:20", "bill", HOSTILE]
+    view._on_message(
+        view, {"type": "rerun", "query": TRAVEL, "user": "u0003", "drop": [900], "reword": {"899": "paid less"}}, []
+    )
+    until(lambda: view._picture["edited"])
+    assert backend.calls[-1] == (TRAVEL, "u0003", (900,), {899: "paid less"})
+    assert (
+        view.edited
+        == view._picture["edited"]
+        == {"moved": 0.0134, "before": "Likely to travel.", "after": "Unlikely <b>to travel</b>."}
+    )
+    assert view._picture["user"] == "u0003" and view._picture["sides"][0]["query"] == f"{TRAVEL} (edited)"
+    assert view.rerun(TRAVEL, "u0003", drop=[898]).startswith("Without 1 events")
+    with pytest.raises(ValueError, match="cannot be edited here"):
+        AttentionView(lambda query, versus, users: iter([])).rerun("q", "a", [1])
+
+
+def test_payloads_are_small():
+    view, _ = make_view(queries=[TRAVEL])
+    view.look(TRAVEL, PRICE)
+    cells = (LAYERS + 1) * 4
+    sides = [sum(len(v) for v in side.values() if isinstance(v, bytes)) for side in view._picture["sides"]]
+    assert sides == [4 * (cells * 10 * 4 + cells * 2 + 10 * 3)] * 2
+    assert len(view._esm.encode()) < 50_000 and len(view._css.encode()) < 25_000
+    many = AttentionView(FakeAttention(seconds=0), users=pd.DataFrame({"user": [f"u{i}" for i in range(6_000)]}))
+    assert many._about["users"] == 6_000 and many._about["ids"] == []
+
+
+def test_scripts():
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("needs node, to run the views' own tests")
+    done = subprocess.run([node, "--test", str(ROOT / "tests" / "js" / "attention.test.mjs")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,35 @@
+"""The views beside the library: its back ends give what the views read."""
+
+import pandas as pd
+
+import qanchor as qa
+from qanchor.analysis.shift import provenance
+from widgets import ResultCard, Workbench
+
+
+def test_the_library_hands_over_its_facts():
+    shift = pd.DataFrame({"user": list("abcd"), "beyond_noise": [True, False, False, False], "noise_floor": 0.3})
+    facts = provenance("ab" * 32, 7, shift)
+    card = ResultCard.from_facts(facts, sentence="One of four moved.")
+    assert (card.run, card.seed, card.value, card.n) == ("ab" * 32, 7, 0.25, 4) and card.low < 0.25 < card.high
+    assert card.more == {} and card.version.startswith("qanchor")
+
+
+def test_a_session_gives_what_the_views_ask():
+    users = qa.make_sample_users(40)
+    model = qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), device="cpu")
+    session = qa.WorkbenchSession(qa.Engine(model), users, method="pca")
+    bench = Workbench(session)
+    assert "of 40 users moved" in bench.lens.ask("Will this user travel soon?")
+    assert list(bench.lens.ranking) == ["user", "score", "answer"] and len(bench.lens.ranking) == 40
+    bench.selection.ids = users.ids[:12]
+    assert "12" in bench.panel.sentence
+    assert bench.compare().table["users"].sum() == 40
+    *_, last = session.explain(users.ids[:12])
+    assert len(last.data["frame"]) > 50 and len(session.lens.embeddings) > 50  # one store for all views
+    *_, last = session.attention("Will this user travel soon?", None, users.ids[:3])
+    assert last.data["table"]["weight"].notna().all()
+    *_, last = session.matrix(session.matrix.queries[:2], {"some": users.ids[:12]})
+    assert len(last.data["frame"]) == 2 and bench.matrix.queries == tuple(session.matrix.queries)
+    *_, last = session.tuning("Why?", "Active", vectors=2, steps=5, seed=0)
+    assert last.data["result"]["measure"].tolist() == ["auc", "ks", "silhouette"]

@@ -1,0 +1,166 @@
+"""Packing: what the browser gets of users, neighbors and rankings is what the frames say, whatever the ids and texts hold."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
+from fake import FakeLens, make_frame
+from fake_clusters import fake_compare
+from updates import Update
+
+from widgets import ClusterView, QueryLens, QueryMatrixView, ResultCard
+from widgets.base import count_noun, plural
+from widgets.packing import MAX_RECENT_LENGTH, limit_length, pack_shift, pack_users
+
+TRAVEL = "Will this user travel soon?"
+
+
+def make_shift(ids, gained, lost):
+    frame = pd.DataFrame({"user": ids, "from_query": "", "to_query": TRAVEL, "residual": 0.5, "noise_floor": 0.1})
+    return frame.assign(beyond_noise=True, neighbours_kept=0.5, gained=gained, lost=lost)
+
+
+def neighbors(packed, name):
+    rows = np.frombuffer(packed[name], np.int32).reshape(-1, 5)
+    return [[row for row in line if row >= 0] for line in rows.tolist()]
+
+
+def test_ids_that_hold_a_comma_keep_their_neighbors():
+    ids = ("Smith, Jane", "Smith", "Jane", "a, b, c")
+    gained = [(1, 3), (0, 2), (), (0, 1, 2)]
+    lost = [(2,), (), (3,), ()]
+    packed = pack_shift(ids, make_shift(ids, gained, lost))
+    assert neighbors(packed, "gained") == [list(rows) for rows in gained]
+    assert neighbors(packed, "lost") == [list(rows) for rows in lost]
+
+
+def test_neighbors_are_those_of_the_back_end_in_whatever_order_the_view_has_its_users():
+    ids = [f"u{i}" for i in range(6)]
+    gained = [((i + 1) % 6, (i + 2) % 6) for i in range(6)]  # into the back end's users
+
+    class Backend:
+        def __call__(self, query, previous):
+            places = pd.DataFrame({"user": ids * 2, "query": np.repeat(["", query], 6), "x": 0.0, "y": np.arange(12.0)})
+            yield Update(1, 1, "Moved.", data={"points": places, "shift": make_shift(ids, gained, gained)})
+
+    backend = Backend()
+    backend.ids = tuple(ids)
+    order = [4, 0, 5, 2, 1]  # another order, and one user is missing
+    lens = QueryLens(pd.DataFrame({"user": [ids[row] for row in order]}), backend)
+    lens.ask(TRAVEL)
+    shown = [[lens._ids[row] for row in line] for line in neighbors(lens._picture, "gained")]
+    wanted = [[ids[row] for row in gained[place] if row in order] for place in order]
+    assert shown == wanted
+
+
+def test_numbers_of_no_user_and_missing_neighbors_are_left_out():
+    ids = ("a", "b", "c")
+    packed = pack_shift(ids, make_shift(ids, [(0, 7, -1, 2), None, [1, 2, 0, 1, 2, 0]], [np.array([1]), (), np.nan]))
+    assert neighbors(packed, "gained") == [[0, 2], [], [1, 2, 0, 1, 2]]
+    assert neighbors(packed, "lost") == [[1], [], []]
+    assert neighbors(pack_shift(ids, None), "gained") == [[], [], []]
+
+
+def test_a_text_that_holds_a_dot_stays_one_event():
+    texts = ("paid 3.10 · tea", "a, b", " · ")
+    frame = pd.DataFrame({"user": ["a", "b", "c"], "recent": [texts, (), None]})
+    packed, _, _ = pack_users(frame)
+    assert [recent for _, _, recent in packed["texts"]] == [list(texts), [], []]
+    comparison = fake_compare()
+    users = comparison["before"]["user"]
+    view = ClusterView(comparison, pd.DataFrame({"user": users[:2], "recent": [texts, ("x",)]}))
+    assert view._picture["recent"][:3] == [list(texts), ["x"], []]
+
+
+def test_recent_events_come_back_from_parquet(tmp_path):
+    frame = make_frame(20)
+    frame.to_parquet(tmp_path / "users.parquet")
+    assert pack_users(pd.read_parquet(tmp_path / "users.parquet"))[0] == pack_users(frame)[0]
+
+
+@given(st.lists(st.text()), st.integers(0, 50))
+def test_texts_are_cut_only_where_the_room_ends(texts, room):
+    limited = limit_length(texts, room)
+    joined = "".join(texts)[:room]
+    assert "".join(limited) == joined
+    assert all(long.startswith(short) for long, short in zip(texts, limited, strict=False))
+    assert all(long == short for long, short in zip(texts, limited[:-1], strict=False))
+
+
+def test_long_events_are_cut_for_each_user():
+    frame = pd.DataFrame({"user": ["a", "b"], "recent": [("x" * 500, "y" * 500), ("z" * 2_000,)]})
+    texts = [recent for _, _, recent in pack_users(frame)[0]["texts"]]
+    assert [sum(map(len, recent)) for recent in texts] == [MAX_RECENT_LENGTH, MAX_RECENT_LENGTH] and len(texts[0]) == 2
+
+
+PLURALS = {
+    "user": "users",
+    "household": "households",
+    "family": "families",
+    "Family": "Families",
+    "survey": "surveys",
+    "boy": "boys",
+    "child": "children",
+    "Child": "Children",
+    "person": "people",
+    "business": "businesses",
+    "box": "boxes",
+    "branch": "branches",
+    "dish": "dishes",
+    "card holder": "card holders",
+    "sales person": "sales people",
+}
+
+
+@pytest.mark.parametrize(("unit", "units"), PLURALS.items())
+def test_plurals(unit, units):
+    assert plural(unit) == units
+    assert count_noun(1, unit) == f"1 {unit}" and count_noun(1_200, unit) == f"1,200 {units}"
+    assert count_noun(2, unit, "others") == "2 others"
+
+
+@pytest.mark.parametrize(("units", "word"), [(None, "families"), ("households", "households")])
+def test_views_say_the_plural_of_the_back_end_or_make_it(units, word):
+    backend = FakeLens(60, seconds=0)
+    backend.unit, backend.units = "family", units
+    lens = QueryLens(make_frame(60), backend)
+    assert repr(lens) == f"QueryLens(60 {word}, query='')" and lens._about["units"] == word
+    lens.ask(TRAVEL)
+    lens.selection.ids = ["u0001", "u0002"]
+    card = lens.result_card()
+    assert card.units == word and card.more["chosen"].startswith(f"2 {word}, on average")
+    card = replace(card, value=0.5)
+    assert f"60 {word}" in card._repr_mimebundle_()["text/html"] and "familys" not in str(lens._about)
+    comparison = {**fake_compare(), "unit": "family", "units": units}
+    assert repr(ClusterView(comparison)) == f"ClusterView(600 {word}, 4 clusters before, 5 after)"
+
+
+def test_a_card_without_a_plural_makes_one_and_an_old_card_still_opens(tmp_path):
+    card = ResultCard("Half of them.", metric="share", value=0.5, n=2_000, unit="family")
+    assert "2,000 families" in card._repr_mimebundle_()["text/html"]
+    assert "1 family<" in replace(card, n=1)._repr_mimebundle_()["text/html"]
+    page = (
+        card._page("0" * 64)
+        .replace('"format": 3', '"format": 2')
+        .replace(', "units": ""', "")
+        .replace('id="result-card"', 'id="claim"')
+    )
+    from widgets.result_card import sha256
+
+    path = tmp_path / "old.html"
+    path.write_text(page.replace("0" * 64, sha256(page)))
+    assert ResultCard.load(path) == card
+
+
+def test_the_matrix_says_the_plural():
+    class Backend:
+        ids, queries, groups, unit = ("a", "b", "c"), ("Why?",), {"some": ("a",)}, "family"
+
+    assert QueryMatrixView(Backend())._about["units"] == "families"

@@ -1,0 +1,376 @@
+"""What every view shares: the base class, background jobs, the selection and named groups."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count as count_up
+from pathlib import Path
+
+import anywidget
+import numpy as np
+from IPython.display import HTML
+
+STATIC_DIR = Path(__file__).parent / "static"
+MIN_STATUS_INTERVAL = 0.05  # seconds between two progress messages
+MAX_FILE_STEM = 60  # characters
+IRREGULAR_PLURALS = {"child": "children", "person": "people"}
+log = logging.getLogger("widgets")
+
+
+# Files and words
+
+
+def read_static(*names: str) -> str:
+    """Join files of `widgets/static` into the one script or style sheet a browser is given.
+
+    A browser that gets a view as one module cannot import its neighbors, so imports are left out.
+    Comments and indentation are left out, too; no text in a script spans lines.
+
+    Args:
+        names: File names, each after those it imports.
+
+    Returns:
+        The joined text.
+    """
+    left_out = r'^import .*? from "\./.*?";\n|^ *//[^\n]*\n|^ */\*\*.*?\*/\n|^ +'
+    parts = []
+    for name in names:
+        text = (STATIC_DIR / name).read_text(encoding="utf-8")
+        parts.append(re.sub(left_out, "", text, flags=re.M | re.S))
+    return "\n".join(parts)
+
+
+def atomic_write(path: Path, text: str) -> Path:
+    """Write a text file so that a reader, or a crash, finds the old file or the new one.
+
+    Args:
+        path: The file to write.
+        text: Its content.
+
+    Returns:
+        `path`.
+    """
+    partial_path = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial_path.write_text(text, encoding="utf-8", newline="\n")
+        return partial_path.replace(path)
+    except BaseException:
+        partial_path.unlink(missing_ok=True)
+        raise
+
+
+def unused_path(name: str, extension: str) -> Path:
+    """Return a file name made from `name` that does not exist in the current folder.
+
+    Args:
+        name: Any text; characters that do not belong in a file name become hyphens.
+        extension: Without its dot.
+
+    Returns:
+        A relative path.
+    """
+    stem = re.sub(r"[^\w-]+", "-", name).strip("-")[:MAX_FILE_STEM] or "kept"
+    for number in count_up(1):
+        suffix = f"-{number}" if number > 1 else ""
+        path = Path(f"{stem}{suffix}.{extension}")
+        if not path.exists():
+            return path
+    raise AssertionError("unreachable")
+
+
+def error_message(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    lines = str(error).strip().splitlines()
+    line = lines[0] if lines else type(error).__name__
+    quoted = line[0] == line[-1] and line[0] in "'\""  # str(KeyError) is quoted
+    return line[1:-1] if quoted else line
+
+
+def plural(unit: str) -> str:
+    """Return the plural of an English noun.
+
+    Args:
+        unit: A noun, such as the word for a user; of several words the last one changes.
+
+    Returns:
+        The plural.
+
+    Example:
+        >>> [plural(word) for word in ("user", "family", "bus", "box", "branch", "child", "person")]
+        ['users', 'families', 'buses', 'boxes', 'branches', 'children', 'people']
+        >>> plural("survey"), plural("card holder")
+        ('surveys', 'card holders')
+    """
+    *first_words, noun = unit.split(" ")
+    if noun.lower() in IRREGULAR_PLURALS:
+        changed = noun[:1] + IRREGULAR_PLURALS[noun.lower()][1:]
+    elif noun.endswith(("s", "x", "ch", "sh")):
+        changed = f"{noun}es"
+    elif re.search(r"[^aeiou]y$", noun, re.I):
+        changed = f"{noun[:-1]}ies"
+    else:
+        changed = f"{noun}s"
+    return " ".join([*first_words, changed])
+
+
+def count_noun(number: int, unit: str, units: str = "") -> str:
+    """Return a number with its noun.
+
+    Args:
+        number: How many.
+        unit: The noun for one.
+        units: The noun for any other number; made by `plural` if left out.
+
+    Returns:
+        The words.
+
+    Example:
+        >>> count_noun(1, "family"), count_noun(2_000, "family")
+        ('1 family', '2,000 families')
+    """
+    return f"{number:,} {unit if number == 1 else units or plural(unit)}"
+
+
+# The base class and background jobs
+
+
+class View(anywidget.AnyWidget):
+    """Base class of the views: an anywidget that stays readable where no script may run.
+
+    A view defines `_summary()`, the text of its repr, and `_html()`, its content as HTML without
+    scripts. A view that reports progress has a trait `_status` and a lock `_guard`.
+    """
+
+    _status_time = 0.0  # when the status was last set
+
+    def __repr__(self) -> str:
+        return self._summary()
+
+    def to_html(self) -> HTML:
+        """Return what is shown now as HTML that stays readable without a kernel."""
+        return HTML(self._html())
+
+    def _set_status(self, at_once: bool = False, **status) -> None:
+        """Set the status line; leave out progress that follows too soon, unless `at_once`."""
+        now = time.monotonic()
+        midway = status.get("busy") and 0 < status["done"] < status["total"]
+        if midway and not at_once and now - self._status_time < MIN_STATUS_INTERVAL:
+            return
+        with self._guard:
+            self._status_time = now
+            self._status = status
+
+    def _repr_mimebundle_(self, **kwargs):
+        data, metadata = super()._repr_mimebundle_(**kwargs)
+        data["text/plain"] = repr(self)
+        try:
+            data["text/html"] = self._html()
+        except Exception:  # a notebook must open whatever the data holds
+            log.exception("no static HTML of %r", self)
+        return data, metadata
+
+
+@contextmanager
+def closing(updates: Iterable) -> Iterator[Iterable]:
+    """Close an iterator of updates at the end, which cancels its work; lists need no closing."""
+    try:
+        yield updates
+    finally:
+        close = getattr(updates, "close", None)
+        if close is not None:
+            close()
+
+
+def do_nothing() -> None:
+    """Do nothing."""
+
+
+class Worker:
+    """Run one job at a time in the background; a newer job replaces the running one.
+
+    A job is called with a `threading.Event` and stops when it is set.
+
+    Args:
+        turn: A lock; workers that share it never run together (default: a lock of its own).
+    """
+
+    def __init__(self, turn: threading.RLock | None = None):
+        self.turn = turn or threading.RLock()
+        self._stop = threading.Event()
+
+    def start(
+        self,
+        job: Callable[[threading.Event], None],
+        on_wait: Callable[[], None] = do_nothing,
+        on_cancel: Callable[[], None] = do_nothing,
+    ) -> threading.Thread:
+        """Run a job in the background as soon as the one before has stopped.
+
+        Args:
+            job: What to run.
+            on_wait: Called if another worker has the turn.
+            on_cancel: Called if the job was cancelled before it began.
+
+        Returns:
+            The thread it runs in.
+        """
+        self.cancel()
+        self._stop = stop = threading.Event()
+        thread = threading.Thread(
+            target=self._work, args=(job, stop, on_wait, on_cancel), daemon=True
+        )
+        thread.start()
+        return thread
+
+    def run(self, job: Callable[[threading.Event], None]) -> None:
+        """Run a job in this thread, after the one that is running has ended."""
+        with self.turn:
+            self._stop = stop = threading.Event()
+            job(stop)
+
+    def cancel(self) -> None:
+        """Ask the running job, and any that waits, to stop."""
+        self._stop.set()
+
+    def _work(self, job, stop, on_wait, on_cancel) -> None:
+        if not self.turn.acquire(blocking=False):
+            on_wait()
+            self.turn.acquire()
+        try:
+            if stop.is_set():
+                on_cancel()
+            else:
+                job(stop)
+        finally:
+            self.turn.release()
+
+
+# Users that are selected, and groups that have a name
+
+
+class Selection:
+    """The selected users, which views and Python code read, set and observe.
+
+    Args:
+        ids: All users, in the order of the frame.
+        on_change: Called with the row numbers of the selected users after each change.
+        turn: A lock that views of one model share (default: a lock of its own).
+
+    Example:
+        >>> selection = Selection(("a", "b", "c"), lambda rows: None)
+        >>> selection.ids = ["c", "a"]
+        >>> selection, selection.ids
+        (Selection(2 of 3 users), ('a', 'c'))
+    """
+
+    def __init__(
+        self,
+        ids: tuple[str, ...],
+        on_change: Callable[[np.ndarray], None],
+        turn: threading.RLock | None = None,
+    ):
+        self.all_ids = ids
+        self.turn = turn or threading.RLock()  # the model serves one of the views at a time
+        self.rows = np.empty(0, dtype=np.int32)
+        self._observers = [on_change]
+        self._row_of = {user: row for row, user in enumerate(ids)}
+
+    def observe(self, on_change: Callable[[np.ndarray], None]) -> None:
+        """Call `on_change(rows)` after each change; observing twice is observing once."""
+        if on_change not in self._observers:
+            self._observers.append(on_change)
+
+    def unobserve(self, on_change: Callable[[np.ndarray], None]) -> None:
+        """Stop calling `on_change`."""
+        self._observers.remove(on_change)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The selected users, in the order of the frame."""
+        return tuple(self.all_ids[row] for row in self.rows)
+
+    @ids.setter
+    def ids(self, users: Iterable[str]) -> None:
+        users = [users] if isinstance(users, str) else list(users)
+        for user in users:
+            if user not in self._row_of:
+                raise KeyError(f"user {user!r} is not among the {len(self.all_ids):,} of this view")
+        self.select_rows([self._row_of[user] for user in users])
+
+    def select_rows(self, rows, mode: str = "replace") -> None:
+        """Select users by row number.
+
+        Args:
+            rows: Row numbers; numbers that are no row are ignored.
+            mode: "replace" the selection, "add" to it, or "subtract" from it.
+        """
+        rows = np.unique(np.asarray(rows, dtype=np.int32))
+        if mode == "add":
+            rows = np.union1d(self.rows, rows)
+        elif mode == "subtract":
+            rows = np.setdiff1d(self.rows, rows)
+        rows = rows.astype(np.int32)
+        self.rows = rows[(rows >= 0) & (rows < len(self.all_ids))]
+        for on_change in tuple(self._observers):
+            try:
+                on_change(self.rows)
+            except Exception:  # one view that fails must not leave the others behind
+                log.exception("a view did not follow the selection")
+
+    def clear(self) -> None:
+        """Select nobody."""
+        self.select_rows([])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __contains__(self, user: str) -> bool:
+        return self._row_of.get(user, -1) in self.rows
+
+    def __repr__(self) -> str:
+        return f"Selection({len(self):,} of {len(self.all_ids):,} users)"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Users under a name; `a & b`, `a | b`, `a - b` are those in both, in either, in `a` alone.
+
+    Args:
+        name: The name.
+        ids: The users.
+
+    Example:
+        >>> Group("a", ("u1", "u2")) - Group("b", ("u2",))
+        Group(name='a - b', ids=('u1',))
+    """
+
+    name: str
+    ids: tuple[str, ...]
+
+    def __and__(self, other: Group) -> Group:
+        others = set(other.ids)
+        ids = tuple(user for user in self.ids if user in others)
+        return Group(f"{self.name} & {other.name}", ids)
+
+    def __or__(self, other: Group) -> Group:
+        ids = tuple(dict.fromkeys((*self.ids, *other.ids)))
+        return Group(f"{self.name} | {other.name}", ids)
+
+    def __sub__(self, other: Group) -> Group:
+        others = set(other.ids)
+        ids = tuple(user for user in self.ids if user not in others)
+        return Group(f"{self.name} - {other.name}", ids)
+
+
+GROUP_OPERATIONS = {
+    "intersect": Group.__and__,
+    "unite": Group.__or__,
+    "subtract": Group.__sub__,
+}

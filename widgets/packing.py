@@ -1,0 +1,192 @@
+"""Packing of tables for the browser: names once, numbers as buffers, in the order of the users."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+MAX_NEIGHBORS = 5  # gained and lost neighbors sent for each user
+MAX_RECENT_LENGTH = 600  # characters of recent events sent for each user
+MAX_USERS_SENT_WITH_EVENTS = 10_000  # above, events are sent for the users the browser asks for
+USER_COLUMNS = ("user", "events", "first", "last", "recent")
+SHIFT_COLUMNS = ["residual", "noise_floor", "beyond_noise", "neighbours_kept", "gained", "lost"]
+
+
+def float_bytes(values) -> bytes:
+    """Return a Series or DataFrame as the bytes of float32 numbers, row by row."""
+    return np.ascontiguousarray(values.to_numpy(dtype=np.float32)).tobytes()
+
+
+def json_value(value):
+    """Return a value that JSON holds: plain numbers, None for missing ones, text for all else."""
+    if value is None:
+        return None
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | float | np.number):
+        return float(value) if np.isfinite(value) else None
+    return str(value)
+
+
+def json_row(row: Mapping) -> dict:
+    """Return one row of a frame with each value as JSON holds it."""
+    return {str(name): json_value(value) for name, value in row.items()}
+
+
+def pack_users(frame: pd.DataFrame) -> tuple[dict, tuple[str, ...], list[list]]:
+    """Pack who the users are.
+
+    Args:
+        frame: One row per user, as `users.frame()` returns it: `user` and, if known, `events`,
+            numbers of events by modality, `first`, `last` and `recent` (a list of texts).
+
+    Returns:
+        What the browser reads; the ids; and for each user the first day, the last day and the
+        recent events.
+
+    Raises:
+        ValueError: If `user` is missing or not unique.
+    """
+    if "user" not in frame:
+        columns = ", ".join(map(str, frame))
+        raise ValueError(f"the frame has no column 'user' (it has {columns}): pass users.frame()")
+    ids = tuple(frame["user"].astype(str))
+    if len(set(ids)) != len(ids):
+        counts = f"{len(ids):,} rows but {len(set(ids)):,} users"
+        raise ValueError(f"{counts}: give one row a user, as users.frame() does")
+    columns = count_columns(frame)
+    events = frame["events"] if "events" in frame else frame[columns].sum(axis=1)
+    texts = user_texts(frame)
+    packed = {
+        "ids": list(ids),
+        "texts": texts if len(ids) <= MAX_USERS_SENT_WITH_EVENTS else [],
+        "events": float_bytes(events.fillna(0)),
+        "columns": [str(name) for name in columns],
+        "counts": float_bytes(frame[columns].fillna(0)),
+    }
+    return packed, ids, texts
+
+
+def count_columns(frame: pd.DataFrame) -> list:
+    """Name the columns that hold numbers of events by modality and have any."""
+    columns = []
+    for name in frame:
+        numeric = pd.api.types.is_numeric_dtype(frame[name])
+        if name not in USER_COLUMNS and numeric and frame[name].any():
+            columns.append(name)
+    return columns
+
+
+def user_texts(frame: pd.DataFrame) -> list[list]:
+    """Return the first day, the last day and the recent events of each user."""
+    first = days(frame, "first")
+    last = days(frame, "last")
+    recent = [()] * len(frame)
+    if "recent" in frame:
+        recent = frame["recent"]
+    texts = [limit_length(text_list(value), MAX_RECENT_LENGTH) for value in recent]
+    return [list(row) for row in zip(first, last, texts, strict=True)]
+
+
+def days(frame: pd.DataFrame, column: str) -> list[str]:
+    """Write a column of times as days, empty where there is none."""
+    if column not in frame:
+        return [""] * len(frame)
+    return pd.to_datetime(frame[column]).dt.strftime("%Y-%m-%d").fillna("").tolist()
+
+
+def text_list(value) -> list[str]:
+    """Return a cell that holds a list of texts, one text or nothing as a list of texts."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list | tuple | np.ndarray):
+        return [str(text) for text in value]
+    return []
+
+
+def limit_length(texts: Iterable[str], max_length: int) -> list[str]:
+    """Keep the first texts whose characters together are at most `max_length`; cut the last one.
+
+    Example:
+        >>> limit_length(["abc", "defg", "h"], 5)
+        ['abc', 'de']
+    """
+    limited = []
+    left = max_length
+    for text in texts:
+        if left <= 0:
+            break
+        limited.append(text[:left])
+        left -= len(text)
+    return limited
+
+
+def pack_shift(
+    ids: Sequence[str], shift: pd.DataFrame | None, row_of_backend: np.ndarray | None = None
+) -> dict:
+    """Pack how far each user moved; users who are not in the frame stand still.
+
+    Args:
+        ids: The users, in the order of the view.
+        shift: One row per user: `user, residual, noise_floor, beyond_noise, neighbours_kept` and
+            `gained`, `lost`: tuples of row numbers into the back end's users.
+        row_of_backend: The view's row of each of the back end's users, -1 for a user the view does
+            not have (default: both have the same users in the same order).
+
+    Returns:
+        What the browser reads; `gained` and `lost` hold five rows per user, -1 for none.
+    """
+    table = pd.DataFrame(columns=SHIFT_COLUMNS, index=list(ids))
+    if shift is not None:
+        table = shift.set_index("user").reindex(index=list(ids), columns=SHIFT_COLUMNS)
+    if row_of_backend is None:
+        row_of_backend = np.arange(len(ids))
+    floor = pd.to_numeric(table["noise_floor"]).max()
+    beyond = [bool(value == 1) for value in table["beyond_noise"]]  # NaN is not beyond
+    return {
+        "floor": 0.0 if pd.isna(floor) else float(floor),
+        "residual": float_bytes(pd.to_numeric(table["residual"]).fillna(0)),
+        "beyond": np.array(beyond, dtype=np.uint8).tobytes(),
+        "neighbors_kept": float_bytes(pd.to_numeric(table["neighbours_kept"])),
+        "gained": pack_neighbors(table["gained"], row_of_backend),
+        "lost": pack_neighbors(table["lost"], row_of_backend),
+    }
+
+
+def pack_neighbors(neighbors: Iterable, row_of_backend: np.ndarray) -> bytes:
+    """Pack tuples of row numbers, `MAX_NEIGHBORS` a user; numbers of no user are left out."""
+    neighbors = list(neighbors)
+    packed = np.full((len(neighbors), MAX_NEIGHBORS), -1, dtype=np.int32)
+    for place, numbers in enumerate(neighbors):
+        if not isinstance(numbers, list | tuple | np.ndarray):
+            continue  # nothing is known of this user
+        known = [row_of_backend[number] for number in numbers if 0 <= number < len(row_of_backend)]
+        rows = [row for row in known if row >= 0][:MAX_NEIGHBORS]
+        packed[place, : len(rows)] = rows
+    return packed.tobytes()
+
+
+def pack_ranking(ids: Sequence[str], ranking: pd.DataFrame) -> dict:
+    """Pack how near each user is to a yes, with the words that say so.
+
+    Args:
+        ids: The users, in the order of the view.
+        ranking: One row per user: `user, score`, the higher the nearer to a yes. `attrs["topics"]`
+            names what the question was interpreted as.
+
+    Returns:
+        `words`, `topics` and `nearest` (the two sentences of `words`), and `score`; only `words` if
+        no user is nearer to a yes than the others.
+    """
+    score = pd.to_numeric(ranking.set_index("user")["score"]).reindex(list(ids))
+    first = score.dropna().nlargest(3).index
+    if not len(first) or not score.std() > 0:
+        words = "This question has no yes: nobody is nearer to it than the others."
+        return {"words": words}
+    names = [str(name).replace("_", " ") for name in ranking.attrs.get("topics", ())]
+    topics = f"Read as a question of {', '.join(names[:3])}." if names else ""
+    nearest = f"Nearest to yes: {', '.join(first)}."
+    words = f"{topics} {nearest}".strip()
+    return {"score": float_bytes(score), "topics": topics, "nearest": nearest, "words": words}

@@ -1,0 +1,391 @@
+// The query lens: a query box, the map, who moved most and why to believe it. All text enters as text nodes.
+import { count, flags, floats, ints, NEIGHBORS, number, percent, ranks, strongest } from "./geometry.mjs";
+import { choice, focused, glyph, make, modeOf, unbroken } from "./dom.mjs";
+import { survivesKernel } from "./kernel.mjs";
+import { userMap } from "./map.mjs";
+
+const OPENING = "no query";
+const SEEKS = "Finding who is nearest to a yes ...";
+const WAITS = "Waiting: the notebook is at something else";
+const PATIENCE = 1000; // ms in which a kernel that is free has begun
+/** What the words of the view mean, of users that are called `unit`, in the plural `units`. */
+const meanings = ({ unit, units }) => ({
+  residual: `how far the question moved a ${unit}, in the space of 128 numbers itself, less what it moved all alike; the map only shows it`,
+  "noise floor": `how far the same question in other words moves a ${unit}: within it, moving means nothing`,
+  kept: "how many of the 15 nearest neighbours are the same after the question",
+  answer: `how near a ${unit} is to the answers that say yes, less how near to those that say no: an order, not a probability`,
+  "in hindsight": `the same question as of an earlier day: of 100 pairs of ${units}, how many stood in the order that they showed since; 50 is luck, and a run that was trained on the same ${units} is rather too good at it`,
+  trustworthiness: "how far neighbours on the map are neighbours in the space itself, 1 at best; faint dots are misplaced",
+});
+
+const DIAMOND = "M8 1.5 12.5 6 8 10.5 3.5 6Z";
+const CIRCLE = "M4.5 6a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0";
+const ARROW = "M0 6H11M10 2.5 16 6 10 9.5Z";
+
+/** The recent events of a user in one line. */
+const recentLine = ([, , recent]) => recent.join(" · ") || "no recent events";
+
+/** The bar of queries: back, forward, box, button, suggestions, progress, errors. */
+function queryBar(model, about) {
+  const send = (type, rest = {}) => model.send({ type, ...rest });
+  const go = (step) => send("go", { at: model.get("_history").at + step });
+  const back = make("button", { type: "button", class: "lens-step", title: "Back to the query before", "aria-label": "Back", onclick: () => go(-1) }, "‹");
+  const on = make("button", { type: "button", class: "lens-step", title: "Forward to the next query", "aria-label": "Forward", onclick: () => go(1) }, "›");
+  const list = make("datalist", { id: `lens-${Math.random().toString(36).slice(2)}` }, ...about.queries.map((q) => make("option", { value: q })));
+  const box = make("input", { type: "text", class: "lens-query", list: list.id, spellcheck: "false", autocomplete: "off", "aria-label": "Query", placeholder: `Ask something about every ${about.unit}` });
+  const button = make("button", { type: "submit", class: "lens-ask" }, "Ask");
+  const form = make("form", { class: "lens-bar", role: "search" }, back, on, box, list, button);
+  const chips = make("div", { class: "lens-chips", role: "group", "aria-label": "Suggested queries", onfocusout: ({ currentTarget }) => (currentTarget.scrollTop = 0) }, about.queries.length ? make("span", {}, "Try") : null);
+  const fill = make("div", { class: "lens-fill" });
+  const bar = make("div", { class: "lens-progress", role: "progressbar", "aria-label": "Users asked", "aria-valuemin": 0 }, fill);
+  const note = make("div", { class: "lens-note", role: "status" });
+  const error = make("div", { class: "lens-error", role: "alert", hidden: true });
+  let shown = -1;
+  let [timer, unheard, nth] = [0, false, 0]; // a kernel that runs another cell hears nothing, though its workers may go on reporting
+  const ask = (query) => {
+    if (!query.trim()) return;
+    stopWaiting();
+    nth = Math.random(); // another view of this lens may ask, too
+    send("ask", { query: query.trim(), nth });
+    timer = setTimeout(() => {
+      [unheard, note.textContent] = [true, WAITS];
+      timer = setInterval(() => send("ping"), 5 * PATIENCE); // a message that fails is the only sign of a kernel that was shut down
+    }, PATIENCE);
+  };
+  const stopWaiting = () => clearTimeout(timer);
+  const acknowledged = (message) => {
+    if (message.type !== "received" || message.nth !== nth) return;
+    stopWaiting();
+    if (unheard) (unheard = false), status();
+  };
+  for (const query of about.queries.slice(0, 6)) {
+    chips.append(make("button", { type: "button", onclick: () => ((box.value = query), ask(query)) }, query));
+  }
+  box.addEventListener("keydown", (event) => {
+    // while busy the form's button cancels, and Enter would press it: a question typed meanwhile takes the running one's place
+    if (event.key === "Enter" && model.get("_status").busy) (event.preventDefault(), ask(box.value));
+  });
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (model.get("_status").busy && button.dataset.role === "cancel" && event.submitter === button) send("cancel");
+    else ask(box.value);
+  });
+  function status() {
+    const { busy, done = 0, total = 1, query = "", note: word = "", error: wrong = "", cancelling, waiting } = model.get("_status");
+    button.textContent = busy ? "Cancel" : "Ask";
+    button.dataset.role = busy ? "cancel" : "ask";
+    bar.classList.toggle("on", Boolean(busy));
+    bar.setAttribute("aria-valuemax", total);
+    bar.setAttribute("aria-valuenow", done);
+    fill.style.width = `${busy ? Math.max((100 * done) / Math.max(total, 1), 2) : 0}%`;
+    const working = done >= total ? "Drawing the map" : `${number(done)} of ${count(total, about.unit, about.units)} asked`;
+    note.textContent = busy ? (cancelling ? "Cancelling" : waiting ? WAITS : working) : word;
+    if (unheard) note.textContent = WAITS;
+    error.textContent = wrong ? `${wrong.replace(/[.!]?$/, ".")} The view goes on working; the log has the whole error.` : "";
+    error.hidden = !wrong;
+    if (busy && focused(box) !== box && query) box.value = query;
+  }
+  function history() {
+    const { queries = [], at = -1 } = model.get("_history");
+    back.disabled = at <= 0;
+    on.disabled = at < 0 || at >= queries.length - 1;
+    if (queries[at] && at !== shown) box.value = queries[at]; // a query that failed stays in the box, to be corrected
+    shown = at;
+  }
+  return { parts: [form, make("div", { class: "lens-under" }, chips, note), bar, error], status, history, acknowledged, stopWaiting };
+}
+
+/** The list of the most shifted, with their recent events: one stop of the Tab key, arrows walk, Enter opens, Space chooses. */
+function userList(users, about, textsOf, pick, select) {
+  const rows = make("ol", { class: "lens-rows", "aria-label": `Most shifted ${about.units}` });
+  const order = choice("List first", [["moved", "Most shifted"], ...(about.ranks ? [["answer", "Yes first"]] : [])], "moved", (by) => ((pressed = by), last && show(...last)));
+  const head = make("div", { class: "lens-listhead" }, order, make("span", {}, "residual"), make("span", {}, "kept"));
+  const tooltips = meanings(about);
+  head.lastChild.title = tooltips.kept;
+  let [last, pressed] = [null, ""]; // what was pressed by hand stays
+  function show(p, limit, preset) {
+    last = [p, limit, preset];
+    if (about.ranks) order.lastChild.disabled = !p.rank;
+    const yes = p.rank && (pressed || preset) === "answer";
+    order.press(yes ? "answer" : "moved");
+    Object.assign(head.children[1], yes ? { textContent: "answer", title: tooltips.answer } : { textContent: "residual", title: `${tooltips.residual}; the tick is the noise floor` });
+    const top = strongest(yes ? p.rank : p.residual, p.shifted ? limit : 0);
+    const scale = Math.max(p.residual.reduce((most, one) => Math.max(most, one), 0), p.floor) || 1;
+    rows.setAttribute("aria-label", yes ? `${about.units} nearest to yes` : `Most shifted ${about.units}`);
+    rows.replaceChildren(...top.map((row, place) => item(p, row, yes ? 0 : scale, place)));
+    rows.scrollTop = 0;
+    if (!top.length) rows.append(make("li", { class: "lens-empty" }, "Nobody yet: ask something, and whoever moves is listed here, the farthest first."));
+  }
+  function item(p, row, scale, place) {
+    const far = scale ? p.residual[row] / scale : p.rank[row]; // no scale: by rank, the nearest to yes is 1
+    const fill = make("i", { class: !scale ? "yes" : p.beyond[row] ? "moved" : "", style: `width:${100 * far}%` });
+    const bar = make("span", { class: "lens-bar-cell" }, fill, scale ? make("b", { style: `left:${(100 * p.floor) / scale}%` }) : null);
+    const button = make(
+      "button",
+      { type: "button", "data-row": row, "data-key": users.ids[row], tabindex: place ? -1 : 0, "aria-pressed": "false", onclick: () => pick(row) },
+      make("span", { class: "lens-id" }, users.ids[row]),
+      bar,
+      make("span", { class: "lens-figure" }, (scale ? p.residual : p.score)[row].toFixed(2)),
+      make("span", { class: "lens-figure quiet" }, percent(p.neighborsKept[row])),
+      make("span", { class: "lens-recent", "data-recent": row, title: "events, newest first; a click shows them all" }, recentLine(textsOf(row))),
+    );
+    return make("li", {}, button);
+  }
+  function mark(row) {
+    for (const button of rows.querySelectorAll("button")) button.setAttribute("aria-pressed", String(Number(button.dataset.row) === row));
+    const item = rows.querySelector('[aria-pressed="true"]')?.parentElement;
+    if (!item) return;
+    const above = item.offsetTop - rows.offsetTop; // scroll the list only, never the page
+    if (above < rows.scrollTop) rows.scrollTop = above;
+    else rows.scrollTop = Math.max(rows.scrollTop, above + item.offsetHeight - rows.clientHeight);
+  }
+  function follow(selected) {
+    for (const button of rows.querySelectorAll("button")) {
+      const isSelected = selected.has(Number(button.dataset.row));
+      button.classList.toggle("chosen", isSelected);
+      isSelected ? button.setAttribute("aria-description", "chosen") : button.removeAttribute("aria-description");
+    }
+  }
+  rows.addEventListener("focusin", ({ target }) => rows.querySelectorAll("button").forEach((button) => (button.tabIndex = button === target ? 0 : -1)));
+  rows.addEventListener("keydown", (event) => {
+    const all = [...rows.querySelectorAll("button")];
+    const at = all.indexOf(event.target);
+    const next = all[{ ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: all.length - 1 }[event.key]];
+    if (next) {
+      next.focus();
+      if (event.shiftKey) select([event.target, next].map((button) => Number(button.dataset.row)), "add");
+    } else if (event.key === " ") select([Number(event.target.dataset.row)], event.target.classList.contains("chosen") ? "subtract" : "add");
+    else return;
+    event.preventDefault();
+  });
+  return { node: make("div", { class: "lens-list" }, head, rows), show, mark, follow };
+}
+
+/** One user: events, modalities, neighbours gained and lost, and the model's own answer. */
+function userCard(model, users, textsOf, counts, events, pick) {
+  const node = make("div", { class: "lens-card", role: "region", "aria-label": "One user" });
+  let [row, picture] = [-1, null];
+  const others = (label, list) => {
+    const rows = Array.from(list.slice(row * NEIGHBORS, (row + 1) * NEIGHBORS)).filter((r) => r >= 0);
+    if (!rows.length) return null;
+    const links = rows.map((r) => make("button", { type: "button", class: "lens-link", onclick: () => pick(r) }, users.ids[r]));
+    return make("p", { class: "lens-others" }, make("span", {}, label), ...links);
+  };
+  function modalities() {
+    const own = users.columns.map((name, i) => [name, counts[row * users.columns.length + i]]);
+    const most = Math.max(...own.map(([, n]) => n), 1);
+    const bars = own.map(([name, n]) => {
+      const bar = make("span", { class: "lens-bar-cell" }, make("i", { style: `width:${(100 * n) / most}%` }));
+      return make("div", { class: n ? "" : "absent" }, make("span", {}, name), bar, make("span", { class: "lens-figure" }, number(n)));
+    });
+    return make("div", { class: "lens-modalities" }, ...bars);
+  }
+  function showAnswer() {
+    const box = node.querySelector(".lens-answer");
+    const answer = model.get("_answer");
+    if (!box || !("user" in answer)) return;
+    const isCurrent = answer.user === row && answer.query === picture.to;
+    box.textContent = !isCurrent ? "" : answer.busy ? "Writing …" : answer.error || answer.text;
+    box.classList.toggle("wrong", Boolean(isCurrent && answer.error));
+    box.classList.toggle("busy", Boolean(isCurrent && answer.busy));
+  }
+  function show(next, p) {
+    [row, picture] = [next, p];
+    if (row < 0 || !p) return node.replaceChildren(make("p", { class: "lens-empty" }, `Click a ${model.get("_about").unit} to read its events. Drag on the map to draw around some: Shift adds, Alt takes away. Ctrl and the wheel zoom, Ctrl and drag moves it. By keyboard, on the map and in the list: arrows walk, Enter opens, Space chooses.`));
+    const [first, last, recent] = textsOf(row);
+    const span = first ? `, ${first} to ${last}` : "";
+    const head = make("div", { class: "lens-cardhead" }, make("strong", {}, users.ids[row]), make("span", {}, `${count(events[row], "event", "events")}${span}`));
+    const list = make("ul", { class: "lens-events", "aria-label": "Recent events, newest first" }, ...recent.map((event) => make("li", {}, event)));
+    const button = make("button", { type: "button", class: "lens-write", onclick: () => model.send({ type: "answer", user: row }) }, "Answer");
+    const can = model.get("_about").answers;
+    const answer = can && make("div", { class: "lens-reply" }, button, make("div", { class: "lens-answer", "aria-live": "polite" }));
+    const near = p.shifted ? [others("gained", p.gained), others("lost", p.lost)] : [];
+    node.replaceChildren(...[head, answer || null, list, ...near, users.columns.length ? modalities() : null].filter(Boolean));
+    showAnswer();
+  }
+  return { node, show, showAnswer };
+}
+
+function render({ model, el }) {
+  const about = model.get("_about");
+  const users = model.get("_users");
+  const [counts, events] = [floats(users.counts), floats(users.events)];
+  const bar = queryBar(model, about);
+  const box = make("div", { class: "lens-map" });
+  const route = make("div", { class: "lens-route" });
+  const legend = make("div", { class: "lens-legend" });
+  const picked = make("div", { class: "lens-chosen", hidden: true });
+  const lead = make("p", { class: "lens-lead", role: "status", "aria-live": "polite" }); // where nearly all moved, the ranking comes first
+  const sentence = make("p", { class: "lens-sentence", role: "status", "aria-live": "polite" });
+  const doubt = make("p", { class: "lens-doubt", role: "note" });
+  const interpretation = make("p", { class: "lens-reading", "aria-live": "polite" });
+  const backtest = make("p", { class: "lens-past", "aria-live": "polite" });
+  const backtestButton = make("button", { type: "button", class: "lens-link", title: `Ask it as of an earlier day, and see what the ${about.units} have done since`, onclick: () => model.send({ type: "backtest" }) }, "Was such an order right before?");
+  const words = make("details", { class: "lens-words" }, make("summary", {}, "What the words mean"), make("dl", {}, ...Object.entries(meanings(about)).flatMap(([word, meaning]) => [make("dt", {}, word), make("dd", {}, meaning)])));
+  const caption = make("p", { class: "lens-caption" });
+  const saveButton = make("button", { type: "button", class: "lens-link lens-keep", title: "Write what is shown into one file beside this notebook, with all that it hangs on", onclick: () => model.send({ type: "save_card" }) }, "Keep as a claim card");
+  const savedNote = make("span", { role: "status" }); // beside the button, which may be a screen away from the status line
+  let [p, openRow] = [null, -1];
+  const [texts, wanted] = [[...users.texts], new Set()];
+  const map = userMap(box, { describe, pick, select, moving: (whether) => (root.dataset.moving = String(whether)) });
+  const side = choice("Show the map", [["before", "before"], ["after", "after"]], "after", (value) => (side.press(value), map.setSide(value)));
+  const setColour = (value) => (colour.press(value), map.setColour(value), legends());
+  const colour = choice("Colour", [["moved", "moved"], ["residual", "residual"], ...(about.ranks ? [["answer", "answer"]] : [])], "moved", (value) => ((pressedColour = value), setColour(value)));
+  let pressedColour = ""; // what was pressed by hand stays
+  const list = userList(users, about, textsOf, pick, select);
+  const card = userCard(model, users, textsOf, counts, events, pick);
+  const options = make("div", { class: "lens-options" }, make("span", {}, "colour"), colour);
+  const foot = make("div", { class: "lens-foot" }, legend, picked, options);
+  const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, route, side), box, foot, lead, sentence, doubt, interpretation, backtest, caption, make("div", { class: "lens-keeping" }, saveButton, savedNote), words);
+  const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), make("span", {}, count(users.ids.length, about.unit, about.units)));
+  const root = make("div", { class: "lens", "data-lm-suppress-shortcuts": "true" });
+  root.append(make("div", { class: "lens-in" }, head, ...bar.parts, make("div", { class: "lens-body" }, left, make("div", { class: "lens-side" }, list.node, card.node))));
+  root.lens = { state: map.state }; // for tests and for the curious: where the points are now
+
+  /** First day, last day and recent events of a user; of a large set they are asked for, all of one moment together. */
+  function textsOf(row) {
+    if (texts[row]) return texts[row];
+    if (!wanted.size) queueMicrotask(() => (model.send({ type: "events", rows: [...wanted] }), wanted.clear()));
+    wanted.add(row);
+    return ["", "", ["…"]];
+  }
+  function receiveEvents() {
+    const { rows = [], texts: received = [] } = model.get("_recent");
+    rows.forEach((row, i) => (texts[row] = received[i]));
+    for (const node of root.querySelectorAll("[data-recent]")) node.textContent = recentLine(textsOf(Number(node.dataset.recent)));
+    if (rows.includes(openRow)) card.show(openRow, p);
+    map.hoverAgain();
+  }
+  function describe(row) {
+    const lines = [["lens-tipid", users.ids[row]]];
+    if (p?.shifted) lines.push(["", `residual ${p.residual[row].toFixed(2)}, noise floor ${p.floor.toFixed(2)}, ${percent(p.neighborsKept[row])} of neighbours kept`]);
+    for (const text of textsOf(row)[2].slice(0, 3)) lines.push(["quiet", text]);
+    return lines;
+  }
+  function pick(row) {
+    openRow = row;
+    map.setPicked(row);
+    card.show(row, p);
+    list.mark(row); // after the card: it takes room from the list
+    root.dataset.picked = row < 0 ? "" : users.ids[row];
+  }
+  function select(rows, mode) {
+    map.setSelected(map.combine(rows, mode));
+    list.follow(map.state().selected);
+    model.send({ type: "select", mode }, undefined, [Int32Array.from(rows).buffer]); // the kernel joins: keys may come faster than it answers
+  }
+  function legends() {
+    const moved = p.beyond.reduce((sum, one) => sum + one, 0);
+    const arrows = moved > about.max_arrows ? `the ${about.max_arrows} farthest of ${number(moved)}` : "from before to after";
+    const entry = (drawing, text) => make("span", {}, drawing, text);
+    const movers = [...p.beyond.keys()].filter((row) => p.beyond[row]);
+    const all = moved ? make("button", { type: "button", class: "lens-link", title: "Choose them: Shift adds them, Alt takes them away", onclick: (event) => select(movers, modeOf(event)) }, `${number(moved)} beyond the noise floor`) : "0 beyond the noise floor";
+    const shades = make("i", { class: "lens-ramp" });
+    const by = colour.querySelector('[aria-pressed="true"]').dataset.value;
+    const kinds = by === "answer"
+      ? [entry(make("i", { class: "lens-ramp yes" }), "farthest from yes to nearest, by rank"), entry(glyph(DIAMOND, "ink"), all)]
+      : by === "residual"
+      ? [entry(shades, `residual, 0 to ${p.residual.reduce((most, r) => Math.max(most, r), 0).toFixed(2)}`), entry(glyph(DIAMOND, "ink"), all)]
+      : [entry(glyph(DIAMOND, "moved"), all), entry(glyph(CIRCLE, "still"), `${number(p.beyond.length - moved)} within it`)];
+    const faint = entry(glyph(CIRCLE, "faint"), "faint: low trust");
+    legend.replaceChildren(...(p.shifted ? [...kinds, moved ? entry(glyph(ARROW, "moved line"), arrows) : null, faint] : [entry(glyph(CIRCLE, "still"), `a ${about.unit}`), faint]).filter(Boolean));
+  }
+  function picture() {
+    const raw = model.get("_picture");
+    root.dataset.ready = String(Boolean(raw.after));
+    if (!raw.after) return;
+    p = { ...raw, beyond: flags(raw.beyond), gained: ints(raw.gained), lost: ints(raw.lost) };
+    for (const name of ["before", "after", "trust", "residual"]) p[name] = floats(raw[name]);
+    p.neighborsKept = floats(raw.neighbors_kept);
+    box.classList.remove("waiting"); // a first map stands there while a better one is drawn
+    Object.assign(root.dataset, { query: p.to, turn: raw.turn ?? "" });
+    const { before, after, trust, residual, beyond, gained, lost } = p;
+    map.setPicture({ before, after, trust, residual, beyond, gained, lost, maxArrows: about.max_arrows }, raw.refines);
+    side.press("after");
+    const name = (query) => make("b", {}, query || OPENING);
+    route.replaceChildren(...(p.shifted ? [make("span", {}, p.from || OPENING), make("span", { class: "lens-to", "aria-label": "to" }, "→"), name(p.to)] : [name(p.to)]));
+    route.title = p.shifted ? `${p.from || OPENING} → ${p.to}` : "";
+    options.hidden = side.hidden = !p.shifted;
+    sentence.replaceChildren(...unbroken(p.sentence));
+    [doubt.textContent, doubt.hidden] = [p.warning, !p.warning];
+    caption.textContent = p.caption;
+    ranking();
+    pick(openRow);
+  }
+  /** Who is nearest to a yes: the kernel sends it when the map is there. */
+  function ranking() {
+    if (!p) return;
+    const latest = model.get("_ranking");
+    const { busy, score, words: line = "", topics = "", nearest = "" } = latest.query === p.to ? latest : {};
+    p.score = p.shifted && score ? floats(score) : null;
+    p.rank = p.score && ranks(p.score);
+    const moved = p.beyond.reduce((sum, beyond) => sum + beyond, 0);
+    const mostMoved = p.shifted && moved > about.most_moved_share * p.beyond.length;
+    const leads = Boolean(mostMoved && nearest);
+    interpretation.replaceChildren(...unbroken(!p.shifted ? "" : busy ? SEEKS : leads ? topics : line));
+    lead.replaceChildren(...unbroken(leads ? nearest : ""));
+    sentence.classList.toggle("second", leads);
+    showBacktest();
+    map.setRank(p.rank);
+    if (about.ranks) colour.lastChild.disabled = !p.rank;
+    const preset = mostMoved ? "answer" : "moved";
+    const wanted = pressedColour || preset;
+    setColour(wanted === "answer" && !p.rank ? "moved" : wanted);
+    list.show(p, about.max_listed, preset);
+    selected();
+  }
+  /** How often such a ranking was right before: a button until that is known. */
+  function showBacktest() {
+    const latest = model.get("_backtest");
+    const { busy, words: line = "" } = p?.rank && latest.query === p.to ? latest : {};
+    backtest.replaceChildren(...(p?.rank && about.backtests ? [line || backtestButton] : []));
+    backtest.classList.toggle("busy", Boolean(busy));
+  }
+  function selected() {
+    const rows = ints(model.get("_selected"));
+    map.setSelected(rows);
+    list.follow(new Set(rows));
+    picked.hidden = !rows.length;
+    root.dataset.chosen = rows.length;
+    const clear = make("button", { type: "button", class: "lens-link", onclick: () => select([], "replace") }, "clear");
+    const nearer = p?.rank ? rows.reduce((sum, row) => sum + p.rank[row], 0) / rows.length : null;
+    const comparison = nearer === null ? "" : `, nearer to yes than ${percent(nearer)} on average`;
+    picked.replaceChildren(glyph(CIRCLE, "chosen"), `${count(rows.length, about.unit, about.units)} chosen${comparison}`, clear);
+  }
+  function status() {
+    const { busy, error, saved } = model.get("_status");
+    savedNote.textContent = saved ?? "";
+    saveButton.disabled = Boolean(busy); // what is drawn just now is not yet what will be kept
+    Object.assign(root.dataset, { busy: String(Boolean(busy)), error: error || "" });
+    box.classList.toggle("waiting", Boolean(busy && !p));
+    bar.status();
+  }
+  root.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") {
+      if (["_status", "_ranking", "_backtest"].some((name) => model.get(name).busy)) model.send({ type: "cancel" });
+      else if (model.get("_selected").byteLength) select([], "replace");
+      else pick(-1);
+      event.preventDefault();
+    }
+    event.stopPropagation(); // the notebook has keys of its own
+  });
+  const handlers = { _picture: picture, _selected: selected, _status: status, _history: bar.history, _answer: card.showAnswer, _recent: receiveEvents, _ranking: ranking, _backtest: showBacktest };
+  for (const [name, act] of Object.entries(handlers)) model.on(`change:${name}`, act);
+  model.on("msg:custom", bar.acknowledged);
+  const theme = new MutationObserver(map.dress);
+  theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "data-jp-theme-light", "class"] });
+  el.append(root);
+  card.show(-1, null);
+  list.show({ residual: [], shifted: false, floor: 0 }, 0);
+  [picture, selected, status, bar.history].forEach((act) => act());
+  model.send({ type: "open" });
+  return () => {
+    for (const [name, act] of Object.entries(handlers)) model.off(`change:${name}`, act);
+    model.off("msg:custom", bar.acknowledged);
+    bar.stopWaiting();
+    theme.disconnect();
+    map.destroy();
+  };
+}
+
+export default { render: survivesKernel(render, ["_status", "_answer", "_ranking", "_backtest"]) };
