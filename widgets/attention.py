@@ -308,12 +308,12 @@ class AttentionView(View):
     ) -> None:
         """Look, show what comes and keep the last table; if it fails, the last good one returns."""
         self._set_status(busy=True, done=0, total=0, message="Starting")
-        kept = "The ledger is as it was." if self._result else ""
+        suffix = "The ledger is as it was." if self._result else ""
         try:
             updates, user = begin()
             result = self._follow(updates, user, stop)
             if result is None:
-                self._show(note=f"Cancelled. {kept}".strip())
+                self._show(note=f"Cancelled. {suffix}".strip())
             else:
                 self._result = result
                 self._redraws = True
@@ -324,7 +324,7 @@ class AttentionView(View):
             if raise_errors:
                 raise
         except BaseException:  # an interrupted cell
-            self._show(note=f"Interrupted. {kept}".strip())
+            self._show(note=f"Interrupted. {suffix}".strip())
             raise
 
     def _follow(self, updates: Iterator, user: str, stop: Event) -> AttentionResult | None:

@@ -533,8 +533,8 @@ class QueryLens(View):
             self._set_status(**status)
 
     def _show_cancelled(self) -> None:
-        kept = "The map is as it was." if self._entry else ""
-        self._show(redraw=False, note=f"Cancelled. {kept}".strip())
+        suffix = "The map is as it was." if self._entry else ""
+        self._show(redraw=False, note=f"Cancelled. {suffix}".strip())
 
     def _show_ranking(self, query: str, is_awaited: bool = False) -> None:
         """Send the ranking and the backtest of a query, as far as they are known."""
@@ -677,8 +677,8 @@ class RankingStore:
                 share = beaten_share(ranking.scores, rows)
                 selected += f", on average nearer to yes than {share:.0%} of all"
         if ranked and with_backtest:
-            found = "not looked at" if backtest is None else str(backtest)
-            facts["in_hindsight"] = found.removeprefix("in hindsight, ")
+            result = "not looked at" if backtest is None else str(backtest)
+            facts["in_hindsight"] = result.removeprefix("in hindsight, ")
         if len(rows):
             facts["chosen"] = selected
         return facts
@@ -738,10 +738,10 @@ def beaten_share(scores: np.ndarray, rows: np.ndarray) -> float:
     return float((lower / max(len(scores) - 1, 1)).mean())
 
 
-def forget_oldest(kept: dict, size: int) -> None:
+def forget_oldest(store: dict, size: int) -> None:
     """Remove the entries that were added first until `size` are left."""
-    while len(kept) > size:
-        del kept[next(iter(kept))]
+    while len(store) > size:
+        del store[next(iter(store))]
 
 
 def capitalize(text: str) -> str:

@@ -61,10 +61,12 @@ class TuningRun:
         steps = f"{form.steps} steps"
         if self.step < form.steps:
             steps = f"ended after step {self.step} of {form.steps}"
-        kept = "no step helped: the prompt of step 0 was kept"
+        outcome = "no step helped: the prompt of step 0 was kept"
         if self.best:
-            kept = f"the prompt of step {self.best} was kept"
-        words = f"{form.vectors} vectors, {steps}, {self.seconds:.0f} s, seed {form.seed}; {kept}."
+            outcome = f"the prompt of step {self.best} was kept"
+        words = (
+            f"{form.vectors} vectors, {steps}, {self.seconds:.0f} s, seed {form.seed}; {outcome}."
+        )
         n = self.result.attrs.get("n")
         if n:
             users = f"{n:,} held-out users ({self.result.attrs['positives']:,} of them yes)"
@@ -235,7 +237,8 @@ class PromptTuningView(View):
         numbers = {}
         for name in MAXIMA:
             text = str(form[name]).strip()
-            low, high = MINIMA[name], MAXIMA[name]
+            low = MINIMA[name]
+            high = MAXIMA[name]
             if not text.isdigit() or not low <= int(text) <= high:
                 hint = f"give a whole number from {low} to {high:,}"
                 raise ValueError(f"{name} is {text or 'empty'}: {hint}")
@@ -429,7 +432,8 @@ def result_rows(result: pd.DataFrame) -> list[dict]:
             side = 1
         elif row.high < 0:
             side = -1
-        low, high = format_share(row.low, "+"), format_share(row.high, "+")
+        low = format_share(row.low, "+")
+        high = format_share(row.high, "+")
         rows.append(
             {
                 "name": MEASURE_NAMES.get(row.measure, str(row.measure)),
@@ -478,12 +482,12 @@ def curve_image(history: pd.DataFrame, best: int, width: int = 520, height: int 
     drop = max(losses.max() - losses.min(), 1e-9)
     ys = 24 + (losses.max() - losses) / drop * (height - 60)
     line = "M" + "L".join(f"{x:.0f} {y:.0f}" for x, y in zip(xs, ys, strict=True))
-    kept = int(np.flatnonzero(steps == best)[0])
+    best_row = int(np.flatnonzero(steps == best)[0])
     start = f"validation loss {losses[0]:.3f} at step 0"
     words = f"{start}, least {losses.min():.3f} at step {best}"
     body = (
         f'<path d="{line}" fill="none" stroke="{BLUE}" stroke-width="2"/>'
-        f'<path d="M{xs[kept]:.0f} {ys[kept] - 6:.0f}l6 6l-6 6l-6-6z" fill="{VERMILION}"/>'
+        f'<path d="M{xs[best_row]:.0f} {ys[best_row] - 6:.0f}l6 6l-6 6l-6-6z" fill="{VERMILION}"/>'
         f'<text x="40" y="{height - 8}" fill="{INK}">{escape(words)}</text>'
     )
     return svg_image(body, words, width, height)

@@ -118,7 +118,7 @@ class QueryMatrixView(View):
         self.selection = selection
         self._guard = RLock()
         self._worker = Worker(selection.turn)
-        self._kept: MatrixResult | None = None  # the last matrix that was whole
+        self._complete: MatrixResult | None = None  # the last matrix that was whole
         self._partial: MatrixResult | None = None  # the matrix that is on its way
         self._queries: tuple[str, ...] = ()
         self._groups: dict[str, Group] = {}
@@ -198,7 +198,7 @@ class QueryMatrixView(View):
         check_deck("groups", new_groups)
         with self._guard:
             changed = [name for name, old in self._groups.items() if new_groups.get(name) != old]
-            for result in (self._kept, self._partial):
+            for result in (self._complete, self._partial):
                 if changed and result is not None and result.frame is not None:
                     result.names = None
                     result.frame = result.frame[~result.frame["group"].isin(changed)]
@@ -259,7 +259,7 @@ class QueryMatrixView(View):
     def _shown_frame(self) -> pd.DataFrame | None:
         """Return the rows on their way and the kept ones, without what is no longer in the deck."""
         frames = []
-        for result in (self._partial, self._kept):
+        for result in (self._partial, self._complete):
             if result is not None and result.frame is not None:
                 frames.append(result.frame)
         if not frames:
@@ -272,10 +272,10 @@ class QueryMatrixView(View):
         """Send the matrix to the browser, and the status, if one is given."""
         with self._guard, self.hold_sync():
             frame = self._shown_frame()
-            result = self._kept or self._partial or MatrixResult()
+            result = self._complete or self._partial or MatrixResult()
             groups = {name: group.ids for name, group in self._groups.items()}
             picture = pack_matrix(frame, self._queries, groups)
-            names = self._kept.names if self._kept else None
+            names = self._complete.names if self._complete else None
             in_deck = {*self._queries, *self._groups}
             is_described = bool(names) and set(names) <= in_deck  # the words are of what is shown
             cells = len(self._queries) * len(self._groups)
@@ -350,7 +350,7 @@ class QueryMatrixView(View):
     def _after_change(self, added: bool) -> None:
         """Ask again: what is known takes no time, and the chance lines are those of the deck."""
         self._on_select(self.selection.rows)
-        if added or self._kept or self._status.get("busy"):
+        if added or self._complete or self._status.get("busy"):
             self._worker.start(self._run)
 
     def _pick_cell(self, query: str, name: str) -> None:
@@ -371,11 +371,11 @@ class QueryMatrixView(View):
             result = self._follow(queries, groups, stop)
             if result is None:
                 self._drop_partial()
-                kept = " The matrix is as it was." if self._kept else ""
-                self._show(note=f"Cancelled.{kept}")
+                suffix = " The matrix is as it was." if self._complete else ""
+                self._show(note=f"Cancelled.{suffix}")
                 return
             with self._guard:
-                self._kept = result
+                self._complete = result
                 self._partial = None
             self._show(note="")
         except Exception as error:
@@ -392,7 +392,7 @@ class QueryMatrixView(View):
     def _drop_partial(self) -> None:
         """Drop the rows of a deck that was broken off, unless they are all there is."""
         with self._guard:
-            if self._kept:
+            if self._complete:
                 self._partial = None
 
     def _follow(self, queries: list[str], groups: dict, stop: Event) -> MatrixResult | None:

@@ -86,8 +86,8 @@ def lasso(book, corners) -> tuple[list[int], float]:
     page.mouse.up()
     page.wait_for_function("window.drawn?.path")
     drawn = page.evaluate("window.drawn")
-    view, asker = drawn["view"], FakeLens(USERS)
-    xy = asker.result("", "")["points"][["x", "y"]].to_numpy(np.float32).astype(float)
+    view, backend = drawn["view"], FakeLens(USERS)
+    xy = backend.result("", "").data["points"][["x", "y"]].to_numpy(np.float32).astype(float)
     pixels = np.column_stack([xy[:, 0] * view["k"] + view["x"], view["y"] - xy[:, 1] * view["k"]]).astype(np.float32)
     rows = [row for row, (x, y) in enumerate(pixels.tolist()) if inside(x, y, drawn["path"])]
     book.wait(f"document.querySelector('.lens').dataset.chosen === '{len(rows)}'")
