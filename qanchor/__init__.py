@@ -17,9 +17,9 @@ from qanchor.inference.engine import Engine
 from qanchor.inference.neighbors import nearest_users
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.models.collate import collate_users
-from qanchor.models.model import QAnchor, build_model
+from qanchor.models.model import QAnchor
 from qanchor.models.preprocessor import UserPreprocessor
-from qanchor.models.serialization import load_history, load_model, save_model
+from qanchor.models.serialization import load_history
 from qanchor.models.text_encoder import text_vectors
 from qanchor.prompt_tuning.soft_prompt import SoftPrompt
 from qanchor.prompt_tuning.tuning import iter_tune_prompt, tune_prompt
@@ -32,7 +32,6 @@ from qanchor.workbench.attention import AttentionBackend
 from qanchor.workbench.lens import LensBackend
 from qanchor.workbench.prompt_tuning import PromptTuningBackend
 from qanchor.workbench.session import WorkbenchSession
-from tests.benchmarks.datasets import load_movielens
 
 __all__ = [
     "FULL",
@@ -56,7 +55,6 @@ __all__ = [
     "Users",
     "autoregressive_loss",
     "collate_users",
-    "build_model",
     "cluster_transitions",
     "contrastive_loss",
     "describe_group",
@@ -66,9 +64,7 @@ __all__ = [
     "find_clusters",
     "backtest",
     "load_history",
-    "load_model",
     "load_complete_journey",
-    "load_movielens",
     "load_users",
     "make_pairs",
     "make_sample_users",
@@ -76,7 +72,6 @@ __all__ = [
     "nearest_users",
     "linear_probe",
     "prototype_loss",
-    "save_model",
     "query_group_matrix",
     "split",
     "generate_pairs",

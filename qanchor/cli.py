@@ -94,7 +94,7 @@ def say(result: dict, words: str, as_json: bool) -> None:
 def read(run: Path, users: qa.Users) -> tuple[qa.Engine, qa.PrefixCache]:
     """Load a run and read the users with it."""
     warn_if_busy()
-    bars, engine = ProgressBars(), qa.Engine(qa.load_model(run))
+    bars, engine = ProgressBars(), qa.Engine(qa.QAnchor.from_pretrained(run))
     cache = engine.prefill(users, progress=lambda done, total: bars("reading users", done, total))
     bars.close()
     return engine, cache
@@ -187,7 +187,7 @@ def train(
     pairs = qa.make_pairs(people, per_sample=config.pairs_per_sample, cutoffs=moments, seed=seed)
     samples = pairs[["user", "cutoff"]].drop_duplicates()
     preprocessor = qa.UserPreprocessor.fit(people, samples, config, lambda d, t: bars("fitting the reader", d, t))
-    model = qa.build_model(config, preprocessor, seed, dtype=changes.get("dtype"))  # a dtype that was asked for stands
+    model = qa.QAnchor(config, preprocessor, seed, dtype=changes.get("dtype"))  # a dtype that was asked for stands
     how = {"steps": steps, "minutes": minutes, "seed": seed, "checkpoint": kept.path, "resume": resume}
     rows = qa.train(model, people, pairs, progress=bars, **how)
     bars.close()
@@ -195,7 +195,7 @@ def train(
         return
     metrics = {"users": users, "pairs": len(pairs), "samples": len(samples), "seed": seed, "machine": machine_info()}
     metrics["seconds"] = took = round(time.monotonic() - began)  # pairs and preprocessor included
-    qa.save_model(model, out, rows, metrics)
+    model.save_pretrained(out, rows, metrics)
     kept.remove()
     last = rows.tail(10).mean(numeric_only=True).to_dict()
     cut = f" of {steps or config.steps} (--minutes {minutes:g})" if minutes and len(rows) < (steps or config.steps) else ""

@@ -52,7 +52,7 @@ def modality_attention(
 
     Example:
         >>> users = qa.make_sample_users(40)
-        >>> engine = qa.Engine(qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
         >>> frame = modality_attention(engine, engine.prefill(users), "Will this user travel soon?", users.ids[:2])
         >>> frame.groupby(["user", "layer"])["weight"].sum().round(4).tolist()
         [1.0, 1.0, 1.0, 1.0]
@@ -162,7 +162,7 @@ def modality_importance(
 
     Example:
         >>> users = qa.make_sample_users(40).sample(3)
-        >>> engine = qa.Engine(qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
         >>> found = modality_importance(engine, users, "Will this user travel soon?")
         >>> list(found.columns), bool((found.deletion_effect >= 0).all())
         (['user', 'query', 'modality', 'events', 'deletion_effect', 'gradient'], True)

@@ -36,11 +36,11 @@ Pack = tuple[QueryBatch, QueryEncoding]
 class Engine:
     """Serve a trained model: read users once, ask often.
 
-    model   from `load_model` or `build_model`; its LoRA is folded into the weights, so train it no further.
+    model   a trained `QAnchor`; its LoRA is folded into the weights, so train it no further.
 
     Example:
         >>> users = qa.make_sample_users(40)
-        >>> model = qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))
+        >>> model = qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))
         >>> engine = qa.Engine(model)
         >>> engine.embed(engine.prefill(users), "Will this user travel soon?").shape
         (40, 32)

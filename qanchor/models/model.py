@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -23,26 +25,35 @@ PORTRAIT = 0.08  # of each number of a strange question's portrait, beside the q
 
 
 class QAnchor(nn.Module):
-    """Embed users for a question in plain words. Built by `build_model`, trained by `train`, asked through `Engine`.
+    """Embed users for a question in plain words. Trained by `train`, asked through `Engine`.
 
     Source: paper, section 3.2.
 
     Example:
         >>> users = qa.make_sample_users(40)
-        >>> model = qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))
+        >>> model = qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))
         >>> batch = qa.collate_users(model.preprocessor.transform(users), [0, 1, 2])
         >>> model.embed(batch, "Will this user travel soon?").shape
         torch.Size([3, 32])
     """
 
-    def __init__(self, config: Config, preprocessor: UserPreprocessor, seed: int = 0, dtype: str | None = None):
+    def __init__(
+        self,
+        config: Config,
+        preprocessor: UserPreprocessor,
+        seed: int = 0,
+        device: str | None = None,
+        dtype: str | None = None,
+    ):
         super().__init__()
+        device = device or best_device()
+        dtype = dtype or compute_dtype(config.dtype, device)
         self.config, self.preprocessor = config, preprocessor
         self.run = ""  # sha256 of the run it was loaded from
         if config.gated_skip and preprocessor.profile.shape[1] != config.profile_dim:
             told = f"the preprocessor's portrait has {preprocessor.profile.shape[1]} numbers, config.profile_dim is {config.profile_dim}"
             raise ValueError(f"{told}: fit the preprocessor with this config")
-        self.backbone, self.tokenizer = load_backbone(config.backbone, dtype or config.dtype, config.attention, seed)
+        self.backbone, self.tokenizer = load_backbone(config.backbone, dtype, config.attention, seed)
         self.backbone.requires_grad_(False)
         if config.gradient_checkpointing:
             enable_gradient_checkpointing(self.backbone)
@@ -73,6 +84,71 @@ class QAnchor(nn.Module):
             self.register_buffer("profile", torch.from_numpy(preprocessor.profile))
             self.user_emb = nn.Parameter(words.float().mean(0) + 0.02 * torch.randn(width))
             self.event_texts = TrainableTextEncoder(config) if config.text_lora_rank else None
+        self.to(device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        device: str | None = None,
+        dtype: str | None = None,
+        attention: str | None = None,
+    ) -> QAnchor:
+        """Load a run from a folder.
+
+        Args:
+            path: Folder written by `save_pretrained`.
+            device: Torch device; default: the GPU if there is one, else the CPU.
+            dtype: Dtype of the backbone, "bfloat16" or "float32"; default: the run's own, or
+                float32 on CPUs without fast bfloat16 products.
+            attention: "sdpa" or "eager"; default: the run's own.
+
+        Returns:
+            The model, in evaluation mode.
+
+        Raises:
+            RunError: If a file is missing, damaged, or of another format.
+
+        Example:
+            >>> import tempfile
+            >>> users = qa.make_sample_users(40)
+            >>> model = qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))
+            >>> folder = model.save_pretrained(tempfile.mkdtemp() + "/run")
+            >>> qa.QAnchor.from_pretrained(folder).config == qa.TINY
+            True
+        """
+        from qanchor.models.serialization import load_model
+
+        return load_model(path, device, dtype, attention)
+
+    def save_pretrained(
+        self,
+        path: str | Path,
+        history: pd.DataFrame | None = None,
+        metrics: dict | None = None,
+    ) -> Path:
+        """Save the trained weights and the preprocessor as a folder (a *run*).
+
+        The folder holds config.json, adapter.safetensors and, if given, history.json and
+        metrics.json. Tensors are stored in half precision, so evaluate the loaded model, not
+        the one in memory. An existing run is replaced only when the new one is complete.
+
+        Args:
+            path: Folder to write.
+            history: Training history from `train`.
+            metrics: Anything JSON can hold.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ValueError: If `Engine` has already merged LoRA into the weights.
+            OSError: If the disk is full or the folder cannot be written.
+        """
+        from qanchor.models.serialization import save_model
+
+        return save_model(self, path, history, metrics)
+
 
     @property
     def device(self) -> torch.device:
@@ -290,20 +366,3 @@ class QAnchor(nn.Module):
         """Run slots behind those that the cache holds; `seen` are those of it that are no pads, `start` counts them."""
         allow = torch.cat([seen[:, None, :].expand(-1, new.mask.shape[1], -1), self._causal(new.mask)], -1)
         self.run_backbone(new.slots.to(self.backbone.dtype), allow, start[:, None] + new.positions(), cache)
-
-
-def build_model(
-    config: Config, preprocessor: UserPreprocessor, seed: int = 0, device: str | None = None, dtype: str | None = None
-) -> QAnchor:
-    """Build an untrained model for users that `preprocessor` was fitted on.
-
-    dtype   of the backbone; without it config's, but float32 on a processor whose products in bfloat16 crawl (`compute_dtype`).
-
-    Example:
-        >>> users = qa.make_sample_users(40)
-        >>> model = qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))
-        >>> model.config.embedding_dim
-        32
-    """
-    device = device or best_device()
-    return QAnchor(config, preprocessor, seed, dtype or compute_dtype(config.dtype, device)).to(device)

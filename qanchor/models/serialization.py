@@ -17,7 +17,7 @@ from safetensors.numpy import save_file as save_arrays
 
 from qanchor.config import Config
 from qanchor.errors import RunError, WeightsError
-from qanchor.models.model import QAnchor, build_model
+from qanchor.models.model import QAnchor
 from qanchor.models.preprocessor import UserPreprocessor
 from qanchor.utils.device import best_device, compute_dtype
 from qanchor.utils.hashing import sha256_file
@@ -79,9 +79,9 @@ def save_model(model: QAnchor, folder, history: pd.DataFrame | None = None, metr
 
     Example:
         >>> users = qa.make_sample_users(40)
-        >>> model = qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))
+        >>> model = qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))
         >>> import tempfile
-        >>> qa.save_model(model, tempfile.mkdtemp() + "/run").name
+        >>> save_model(model, tempfile.mkdtemp() + "/run").name
         'run'
     """
     folder = Path(folder)
@@ -147,9 +147,9 @@ def load_model(folder, device: str | None = None, dtype: str | None = None, atte
 
     Example:
         >>> users = qa.make_sample_users(40)
-        >>> model = qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))
+        >>> model = qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))
         >>> import tempfile
-        >>> qa.load_model(qa.save_model(model, tempfile.mkdtemp() + "/run")).config == qa.TINY
+        >>> load_model(save_model(model, tempfile.mkdtemp() + "/run")).config == qa.TINY
         True
     """
     folder, device = Path(folder), device or best_device()
@@ -168,9 +168,9 @@ def load_model(folder, device: str | None = None, dtype: str | None = None, atte
         arrays = {_current_name(name): array for name, array in load_arrays(path).items()}
         config = Config(**about["config"])
         config = config.replace(dtype=dtype or config.dtype, attention=attention or config.attention)
-        model = build_model(
-            config, _load_preprocessor(about, config, arrays), device="cpu", dtype=dtype or compute_dtype(config.dtype, device)
-        )
+        dtype = dtype or compute_dtype(config.dtype, device)
+        preprocessor = _load_preprocessor(about, config, arrays)
+        model = QAnchor(config, preprocessor, device="cpu", dtype=dtype)
     except (WeightsError, OSError):  # the backbone's own
         raise
     except (SafetensorError, TypeError, AttributeError, LookupError, ValueError, ArithmeticError, RuntimeError) as error:

@@ -216,7 +216,7 @@ class TrainableTextEncoder(nn.Module):
     Example:
         >>> users = qa.make_sample_users(40)
         >>> config = qa.TINY.replace(text_encoder="minilm", text_lora_rank=4)
-        >>> model = qa.build_model(config, qa.UserPreprocessor.fit(users, None, config))
+        >>> model = qa.QAnchor(config, qa.UserPreprocessor.fit(users, None, config))
         >>> model.event_texts(["a flight to Rome", "rice"]).shape
         torch.Size([2, 384])
     """

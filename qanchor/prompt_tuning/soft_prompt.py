@@ -38,7 +38,7 @@ class CachedQueryUsers:
 
     Example:
         >>> users = qa.make_sample_users(40)
-        >>> engine = qa.Engine(qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
         >>> held = CachedQueryUsers(engine, engine.prefill(users), np.arange(5, 30), "Why?")
         >>> sorted(held.take(np.array([7, 29, 7])).rows.tolist())
         [-1, 7, 7, 29]

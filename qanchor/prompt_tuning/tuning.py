@@ -41,7 +41,7 @@ def tune_prompt(
 
     Example:
         >>> users = qa.make_sample_users(40)
-        >>> engine = qa.Engine(qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
         >>> cache = engine.prefill(users)
         >>> prompt, history = tune_prompt(engine, cache, "Why?", users.label("Active"), steps=10)
         >>> engine.embed(cache, ["Why?", prompt]).shape, history.step.tolist()
@@ -100,7 +100,7 @@ def iter_tune_prompt(
 
     Example:
         >>> users = qa.make_sample_users(40)
-        >>> engine = qa.Engine(qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
         >>> for now in iter_tune_prompt(engine, engine.prefill(users), "Why?", users.label("Active")):
         ...     if now.step == 3:
         ...         break  # and keep the best so far

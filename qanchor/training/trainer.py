@@ -85,7 +85,7 @@ def train(
     Example:
         >>> users = qa.make_sample_users(40)
         >>> pairs = qa.make_pairs(users, per_sample=4)
-        >>> model = qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), qa.TINY))
+        >>> model = qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), qa.TINY))
         >>> qa.train(model, users, pairs, steps=2).step.tolist()
         [1, 2]
     """

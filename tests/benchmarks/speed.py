@@ -20,10 +20,9 @@ from qanchor.inference.engine import Engine
 from qanchor.inference.prefix_cache import UserBatch
 from qanchor.models.collate import USER_EMB, collate_queries, pack_queries
 from qanchor.models.heads import QueryEncoding
-from qanchor.models.model import QAnchor, build_model
+from qanchor.models.model import QAnchor
 from qanchor.models.prefix_encoder import Prefix
 from qanchor.models.preprocessor import UserPreprocessor
-from qanchor.models.serialization import load_model
 from qanchor.training.losses import autoregressive_loss, contrastive_loss
 from qanchor.utils.device import machine_info
 from tests.benchmarks.timing import best_time, timed
@@ -70,7 +69,7 @@ def cache(
 
 def fresh(config: Config, people: Users) -> QAnchor:
     """Build an untrained model for these users: it costs what a trained one does."""
-    return build_model(config, UserPreprocessor.fit(people, None, config))
+    return QAnchor(config, UserPreprocessor.fit(people, None, config))
 
 
 def _random_prefix(model: QAnchor, rows: int, slots: int) -> Prefix:
@@ -131,7 +130,7 @@ def ask(
     the time that a profile of one more query saw: products of matrices by dtype, attention, and all else.
     """
     people = users().sample(most)
-    engine = Engine(load_model(run) if run else fresh(config, people))
+    engine = Engine(QAnchor.from_pretrained(run) if run else fresh(config, people))
     held = engine.prefill(people)
     queries = [f"Will this {people.unit} {does} soon?" for does in ("travel", "move", "marry")]  # each is new when it is asked
     ids = [*engine.model.tokenize_query(queries[0]), USER_EMB]
@@ -238,7 +237,7 @@ def versus(
     The texts of `read` users are read, newest events first, cut at `window` tokens; spelling them out is not counted.
     """
     people = users().sample(most)
-    engine = Engine(load_model(run) if run else fresh(config, people))
+    engine = Engine(QAnchor.from_pretrained(run) if run else fresh(config, people))
     model = engine.model
     asked = [f"Will this {people.unit} buy something of kind {i} next month?" for i in range(queries)]
     began = time.perf_counter()

@@ -14,7 +14,7 @@ from qanchor.config import SMALL, Config
 from qanchor.data.users import Users
 from qanchor.inference.engine import Engine
 from qanchor.models.collate import collate_users
-from qanchor.models.serialization import load_model
+from qanchor.models.model import QAnchor
 from qanchor.prompt_tuning.soft_prompt import PromptObjective, SoftPrompt
 from qanchor.training.losses import prototype_loss
 from tests.benchmarks.speed import fresh
@@ -42,7 +42,7 @@ def tune(
     are drawn.
     """
     people = users().sample(most)
-    made = Engine(load_model(run) if run else fresh(config, people))
+    made = Engine(QAnchor.from_pretrained(run) if run else fresh(config, people))
     query = f"Will this {people.unit} order takeout next month?"
     tuning, prompt, some = _set_up(made, people, query, vectors, rows)
     readings = made.model.preprocessor.transform(people)
@@ -97,7 +97,7 @@ def _of(loss: Tensor, prompt: SoftPrompt) -> list[Tensor]:
 def _difference(run: Path | None, config: Config, people: Users, query: str, vectors: int, rows: int = 8) -> float:
     """Give the greatest difference between a step's gradients and its plain twin's, in float32, as a share of the greatest."""
     few = people.sample(rows)
-    model = load_model(run, dtype="float32") if run else fresh(config.replace(dtype="float32"), people)
+    model = QAnchor.from_pretrained(run, dtype="float32") if run else fresh(config.replace(dtype="float32"), people)
     tuning, prompt, some = _set_up(Engine(model), few, query, vectors, rows)
     pairs = zip(
         _gradients(prompt, tuning, some), gradients_anew(prompt, tuning, model.preprocessor.transform(few), some), strict=True

@@ -217,13 +217,13 @@ def test_only_what_is_new_runs():
     ran: dict[str, int] = {}
     for layout in ("append_only", "coarse_to_fine"):
         engine = make_engine(make_model(token_order=layout, max_recent_events=40))
-        held, read = engine.prefill(make_users()), engine.model.read
+        held, read = engine.prefill(make_users()), engine.model.run_backbone
 
         def count(vectors, *how, layout=layout, read=read):
             ran[layout] = ran.get(layout, 0) + vectors.shape[:2].numel()
             return read(vectors, *how)
 
-        engine.model.read = count
+        engine.model.run_backbone = count
         engine.update(held, later(make_users(), 1))
     assert 0 < ran["append_only"] < 0.6 * ran["coarse_to_fine"]
 

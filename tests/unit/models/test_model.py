@@ -6,7 +6,7 @@ import torch
 from qanchor.config import TINY
 from qanchor.models.collate import branch_mask, collate_queries, collate_users, group_by_length
 from qanchor.models.heads import GatedSkip
-from qanchor.models.model import build_model
+from qanchor.models.model import QAnchor
 from qanchor.models.prefix_encoder import EVENT, GROUP, HABIT, MODALITY, USER
 from tests.tiny import QUERIES, forward, make_model, make_users
 
@@ -208,4 +208,4 @@ def test_a_reader_of_another_portrait_is_refused():
     with pytest.raises(
         ValueError, match=r"the preprocessor's portrait has \d+ numbers, config.profile_dim is 3: fit the preprocessor with"
     ):
-        build_model(TINY.replace(profile_dim=3), preprocessor)
+        QAnchor(TINY.replace(profile_dim=3), preprocessor)

@@ -25,7 +25,7 @@ def trained(users):
     """A model whose event encoder has learned, and the state it began with."""
     pairs = qa.make_pairs(users, per_sample=4)
     config = qa.TINY.replace(**LEARNS, steps=3, train_batch_size=4)
-    model = qa.build_model(
+    model = qa.QAnchor(
         config, qa.UserPreprocessor.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), config), device="cpu"
     )
     before = {name: t.clone() for name, t in model.state_dict().items()}
@@ -73,13 +73,13 @@ def test_saved_loaded_and_served_it_embeds_alike(users, trained, tmp_path):
     model, _ = trained
     names = trained_state(model)
     assert any(n.startswith("event_texts.") for n in names) and all("lora_" in n for n in names if n.startswith("event_texts."))
-    loaded = qa.load_model(qa.save_model(model, tmp_path / "run"), device="cpu")
+    loaded = qa.QAnchor.from_pretrained(model.save_pretrained(tmp_path / "run"), device="cpu")
     readings = model.preprocessor.transform(users)
     plain = np.concatenate([model.embed(collate_users(readings, [i]), QUERY).detach().numpy() for i in range(6)])
     engine = make_engine(loaded)
     some = users.select(users.ids[:6])
     np.testing.assert_allclose(engine.embed(engine.prefill(some), QUERY), plain, atol=1e-4, rtol=0)
-    rest = qa.build_model(model.config.replace(text_lora_rank=0), model.preprocessor, device="cpu").eval()
+    rest = qa.QAnchor(model.config.replace(text_lora_rank=0), model.preprocessor, device="cpu").eval()
     rest.load_state_dict({n: t for n, t in model.state_dict().items() if not n.startswith("event_texts.")})
     other = rest.embed(collate_users(readings, range(6)), QUERY).detach().numpy()
     assert np.abs(other - plain).max() > 1e-4  # what it has learned matters

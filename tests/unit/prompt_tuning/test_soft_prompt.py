@@ -12,7 +12,7 @@ import qanchor as qa
 from qanchor.config import TINY
 from qanchor.errors import RunError
 from qanchor.evaluation.prompt_evaluation import evaluate_prompt
-from qanchor.models.serialization import load_model, save_model
+from qanchor.models.model import QAnchor
 from qanchor.prompt_tuning.labels import encode_labels, stratified_split
 from qanchor.prompt_tuning.soft_prompt import TEMPERATURE_FACTORS, PromptObjective, SoftPrompt, class_centroids
 from qanchor.prompt_tuning.tuning import iter_tune_prompt, tune_prompt
@@ -56,7 +56,7 @@ def cache(engine):
 def world():
     """Users whose label is planted where the model can see it, an engine that was loaded from a run, and its cache."""
     users = qa.make_sample_users(120)
-    engine = qa.Engine(qa.build_model(TINY, qa.UserPreprocessor.fit(users, None, TINY), device="cpu"))
+    engine = qa.Engine(qa.QAnchor(TINY, qa.UserPreprocessor.fit(users, None, TINY), device="cpu"))
     cache = engine.prefill(users, tokens=600)
     z = engine.embed(cache, "Is this user a driver?")  # of another question: its skip lets other numbers through
     planted = pd.Series((z[:, 0] > np.median(z[:, 0])).astype(float), list(cache.ids))
@@ -191,7 +191,7 @@ def test_stopping_keeps_the_best_until_then(world):
 def test_seeking_finds_the_question_that_the_labels_answer():
     """One by one through all taught questions, each as a prompt of its own: the plain twin chooses the same."""
     users = qa.make_sample_users(60)
-    engine = qa.Engine(qa.build_model(TINY, qa.UserPreprocessor.fit(users, None, TINY), device="cpu"))
+    engine = qa.Engine(qa.QAnchor(TINY, qa.UserPreprocessor.fit(users, None, TINY), device="cpu"))
     cache, driver = engine.prefill(users, tokens=600), "Is this user a driver?"
     bank = engine.model.query_text_embeddings([driver, "Why?", "Does this user have a baby?", *QUERIES[2:]])
     engine.model.skip.remember(bank)
@@ -291,7 +291,7 @@ def test_the_gate_alone_can_be_tuned(world):
 
 def test_a_model_that_is_trained_on_is_no_longer_its_run(home):
     users = make_users()
-    model = load_model(home / "run0")
+    model = QAnchor.from_pretrained(home / "run0")
     assert model.run and qa.train(model, users, qa.make_pairs(users, per_sample=2), steps=1) is not None and not model.run
 
 
@@ -308,12 +308,12 @@ def home(tmp_path_factory):
     """A run of a model, another run, and users."""
     folder, users = tmp_path_factory.mktemp("prompt"), make_users()
     for seed in (0, 1):
-        save_model(make_model(users, seed, awake=False), folder / f"run{seed}")
+        make_model(users, seed, awake=False).save_pretrained(folder / f"run{seed}")
     return folder
 
 
 def test_a_prompt_comes_back_as_it_was(home, tmp_path):
-    engine = qa.Engine(load_model(home / "run0"))
+    engine = qa.Engine(QAnchor.from_pretrained(home / "run0"))
     cache = engine.prefill(make_users())
     prompt, _ = tune_prompt(engine, cache, QUERY, LABELS, steps=10)
     folder = prompt.save(tmp_path / "prompt")
@@ -323,7 +323,7 @@ def test_a_prompt_comes_back_as_it_was(home, tmp_path):
     assert told["run"] == json.loads((home / "run0/config.json").read_text())["sha256"]["adapter.safetensors"]
     again = SoftPrompt.load(folder, engine)
     assert np.array_equal(engine.embed(cache, again), engine.embed(cache, prompt)) and again.classes == prompt.classes
-    fresh = qa.Engine(load_model(home / "run0", attention="eager"))  # the run's hash, not the model's, is what counts
+    fresh = qa.Engine(QAnchor.from_pretrained(home / "run0", attention="eager"))  # the run's hash, not the model's, is what counts
     z = fresh.embed(fresh.prefill(make_users()), SoftPrompt.load(folder, fresh))
     np.testing.assert_allclose(z, engine.embed(cache, prompt), atol=1e-4)
     replace(prompt, tau=0.5).save(folder)  # a newer one takes its place
@@ -331,7 +331,7 @@ def test_a_prompt_comes_back_as_it_was(home, tmp_path):
 
 
 def test_another_run_refuses_a_prompt(home, tmp_path):
-    first, second = (qa.Engine(load_model(home / f"run{seed}")) for seed in (0, 1))
+    first, second = (qa.Engine(QAnchor.from_pretrained(home / f"run{seed}")) for seed in (0, 1))
     prompt = drawn(first.model)
     folder = prompt.save(tmp_path / "prompt")
     with pytest.raises(
@@ -345,7 +345,7 @@ def test_another_run_refuses_a_prompt(home, tmp_path):
 
 
 def test_torn_and_foreign_folders_are_refused(home, tmp_path):
-    engine = qa.Engine(load_model(home / "run0"))
+    engine = qa.Engine(QAnchor.from_pretrained(home / "run0"))
     with pytest.raises(RunError, match="nowhere is no soft prompt"):
         SoftPrompt.load(tmp_path / "nowhere", engine)
     with pytest.raises(ValueError, match=r"run0 holds 'adapter.safetensors' and no prompt.json: name a new folder"):
@@ -364,7 +364,7 @@ def test_torn_and_foreign_folders_are_refused(home, tmp_path):
 
 @pytest.mark.parametrize("halt", [OSError("no space left"), KeyboardInterrupt()], ids=["error", "kill"])
 def test_a_save_cut_short_leaves_the_old_prompt(home, tmp_path, monkeypatch, halt):
-    engine = qa.Engine(load_model(home / "run0"))
+    engine = qa.Engine(QAnchor.from_pretrained(home / "run0"))
     prompt = drawn(engine.model)
     folder = prompt.save(tmp_path / "prompt")
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from qanchor.config import TINY
 from qanchor.data.sample import make_sample_users
 from qanchor.models.collate import collate_users
-from qanchor.models.model import QAnchor, build_model
+from qanchor.models.model import QAnchor
 from qanchor.models.preprocessor import UserPreprocessor
 from qanchor.training.dataset import PairDataset
 from qanchor.training.joint_step import _parts
@@ -42,7 +42,7 @@ def pairs(users) -> pd.DataFrame:
 
 def untrained(users, pairs, **changes) -> QAnchor:
     config = TINY.replace(**changes)
-    return build_model(config, UserPreprocessor.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), config), device="cpu")
+    return QAnchor(config, UserPreprocessor.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), config), device="cpu")
 
 
 def test_200_pairs_are_learned_by_heart(users, pairs):
