@@ -1,0 +1,1 @@
+"""Probes, metrics, intervals, baselines, backtest."""

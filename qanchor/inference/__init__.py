@@ -1,0 +1,1 @@
+"""Prefix cache, ranking, whole data sets."""

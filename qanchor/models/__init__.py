@@ -1,0 +1,1 @@
+"""Features, prefix encoder, language model, heads, saving."""

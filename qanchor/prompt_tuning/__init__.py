@@ -1,0 +1,1 @@
+"""Cluster-based soft prompts on cached prefixes."""

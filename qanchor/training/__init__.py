@@ -1,0 +1,1 @@
+"""Joint contrastive and autoregressive training."""

@@ -19,7 +19,7 @@ from qanchor.inference.engine import Engine
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.models.collate import group_by_length
 from qanchor.models.model import QAnchor
-from qanchor.models.prefix_encoder import SLOT_KINDS
+from qanchor.models.prefix_encoder import TOKEN_KINDS
 from qanchor.models.text_encoder import text_vectors
 from qanchor.useru.pairs import SUMMARY_QUERY
 from qanchor.workbench.lens import PARAPHRASES
@@ -117,8 +117,8 @@ def _pooled(held: PrefixCache) -> np.ndarray:
     rows = np.argsort(np.concatenate([group.rows for group in held.groups]))
     means = []
     for prefix in (group.prefix for group in held.groups):
-        kinds = torch.nn.functional.one_hot(prefix.kind, len(SLOT_KINDS)) * prefix.mask[..., None]
-        total = torch.einsum("usk,usw->ukw", kinds.float(), prefix.slots)
+        kinds = torch.nn.functional.one_hot(prefix.kind, len(TOKEN_KINDS)) * prefix.mask[..., None]
+        total = torch.einsum("usk,usw->ukw", kinds.float(), prefix.tokens)
         means.append((total / kinds.sum(1).clamp(min=1)[..., None]).flatten(1).cpu().numpy())
     return svd_components(np.concatenate(means)[rows], 128)
 

@@ -18,7 +18,7 @@ from qanchor.models.model import QAnchor
 from qanchor.prompt_tuning.soft_prompt import PromptObjective, SoftPrompt
 from qanchor.training.losses import prototype_loss
 from tests.benchmarks.speed import fresh
-from tests.benchmarks.timing import timed
+from qanchor.utils.device import timed
 
 LEARNED = ("vectors", "prototypes", "offset")
 

@@ -70,8 +70,8 @@ def writers(prompt) -> dict:
         ),
         "pairs": (lambda f: write_pairs(WORLD, f / "pairs", per_sample=1), lambda f: parquet(f / "pairs")),
         "texts": (
-            lambda f: VectorTable(f / "texts").give([f"text {i}" for i in range(99)], vectors),
-            lambda f: VectorTable(f / "texts").give([f"text {i}" for i in range(99)], vectors),
+            lambda f: VectorTable(f / "texts").lookup([f"text {i}" for i in range(99)], vectors),
+            lambda f: VectorTable(f / "texts").lookup([f"text {i}" for i in range(99)], vectors),
         ),
     }
 
@@ -247,11 +247,11 @@ def test_torn_manifests_parts_and_tables_are_told(tmp_path):
     with pytest.raises(DataError, match=r"pairs-0000.parquet, column 'pairs': .*: torn: remove this file and start again"):
         qa.write_pairs(WORLD, tmp_path / "pairs", per_sample=1)
     table = VectorTable(tmp_path / "table")
-    table.give(["a", "b"], vectors)
+    table.lookup(["a", "b"], vectors)
     keys = (tmp_path / "table" / "keys").read_bytes()
     (tmp_path / "table" / "keys").write_bytes(keys[:20] * 2)
     with pytest.raises(TableError, match=r"keys holds one text twice: remove .*its texts are encoded again"):
-        VectorTable(tmp_path / "table").give(["a"], vectors)
+        VectorTable(tmp_path / "table").lookup(["a"], vectors)
 
 
 def test_a_run_that_only_looks_whole_is_refused(tmp_path):

@@ -62,17 +62,17 @@ def test_products_in_bfloat16_are_made_only_where_torch_has_a_kernel_for_them(mo
 
 
 def test_a_busy_machine_is_told(monkeypatch):
-    monkeypatch.setattr(device, "_processors", lambda: 2)
+    monkeypatch.setattr(device, "_available_processors", lambda: 2)
     monkeypatch.setattr(device.torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(device.os, "getloadavg", lambda: (0.2, 0, 0))
     assert device.busy_reason() is None
     monkeypatch.setattr(device.os, "getloadavg", lambda: (3.1, 0, 0))
-    monkeypatch.setattr(device, "_others", lambda: False)
+    monkeypatch.setattr(device, "_others_running", lambda: False)
     assert device.busy_reason() is None, "a minute of our own, now over"
-    monkeypatch.setattr(device, "_others", lambda: True)
-    assert device.busy_reason().startswith("3.1 programs were at work on 2 processors in the last minute: ")
+    monkeypatch.setattr(device, "_others_running", lambda: True)
+    assert device.busy_reason().startswith("3.1 programs ran on 2 processors in the last minute: ")
     monkeypatch.setattr(device.torch, "get_num_threads", lambda: 16)
-    assert device.busy_reason() == "torch has 16 threads, 2 processors are ours: set OMP_NUM_THREADS=2"
+    assert device.busy_reason() == "torch uses 16 threads, but 2 processors are available: set OMP_NUM_THREADS=2"
 
 
 def test_the_commit_is_named():

@@ -159,11 +159,11 @@ def test_an_absent_modality_is_said_with_a_vector_of_its_own():
     row = make_users().ids.index("d")
     assert readings.present[row].tolist() == [True, False, False]
     batch = collate_users(readings, [row])
-    before = model.encode_prefix(batch).slots
+    before = model.encode_prefix(batch).tokens
     with torch.no_grad():
         model.encoder.absent[1] += torch.randn(model.encoder.absent.shape[1])
     after = model.encode_prefix(batch)
-    moved = (before - after.slots).abs().amax(-1)[0] > 1e-6
+    moved = (before - after.tokens).abs().amax(-1)[0] > 1e-6
     assert (after.kind[0][moved].tolist(), after.modality[0][moved].tolist()) == ([MODALITY], [1])  # not the user's own slot
 
 

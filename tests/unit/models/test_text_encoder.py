@@ -94,7 +94,7 @@ def _fill(folder, start: int, many: int) -> None:
     table = text_encoder_module.VectorTable(folder)
     for i in range(start, start + many, 50):
         told = [f"text {n}" for n in range(i, i + 50)]
-        table.give(told, lambda new, report: random.normal(size=(len(new), 384)).astype(np.float16))
+        table.lookup(told, lambda new, report: random.normal(size=(len(new), 384)).astype(np.float16))
 
 
 def test_processes_share_a_table_and_one_may_be_killed(tmp_path):
@@ -112,6 +112,6 @@ def test_processes_share_a_table_and_one_may_be_killed(tmp_path):
     table = text_encoder_module.VectorTable(folder)
     told = [f"text {n}" for n in range(25_000)]
     made = []
-    vectors = table.give(told, lambda new, report: (made.extend(new), np.ones((len(new), 384), np.float16))[1])
+    vectors = table.lookup(told, lambda new, report: (made.extend(new), np.ones((len(new), 384), np.float16))[1])
     assert vectors.shape == (25_000, 384) and len(made) == len(set(made)) < 10_000 and len(table.rows) == 25_000
     assert len(np.unique(table.rows[["high", "low"]])) == 25_000
