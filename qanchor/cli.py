@@ -181,14 +181,16 @@ def train(
     people, began, kept = open_users(users), time.monotonic(), Checkpoint(out.with_name(f".{out.name}.checkpoint"), "")
     resumed = resume and (kept.path.exists() or kept.before.exists())
     bars = ProgressBars(
-        StageEta({"fitting the reader": ("fitting the reader", "", 0)} | training_stages(config, resumed), minutes)
+        StageEta({"fitting the preprocessor": ("fitting the preprocessor", "", 0)} | training_stages(config, resumed, with_features=True), minutes)
     )
     moments = default_cutoffs(people, config.num_cutoffs)
     pairs = qa.make_pairs(people, per_sample=config.pairs_per_sample, cutoffs=moments, seed=seed)
     samples = pairs[["user", "cutoff"]].drop_duplicates()
-    preprocessor = qa.UserPreprocessor.fit(people, samples, config, lambda d, t: bars("fitting the reader", d, t))
+    preprocessor, features = qa.UserPreprocessor.fit_transform(
+        people, samples, config, lambda done, total: bars("fitting the preprocessor", done, total)
+    )
     model = qa.QAnchor(config, preprocessor, seed, dtype=changes.get("dtype"))  # a dtype that was asked for stands
-    how = {"steps": steps, "minutes": minutes, "seed": seed, "checkpoint": kept.path, "resume": resume}
+    how = {"steps": steps, "minutes": minutes, "seed": seed, "checkpoint": kept.path, "resume": resume, "features": features}
     rows = qa.train(model, people, pairs, progress=bars, **how)
     bars.close()
     if not PartialState().is_main_process:  # one of several processes keeps the run

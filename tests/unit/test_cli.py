@@ -232,10 +232,10 @@ def test_a_busy_machine_is_warned_of(qanchor, home, tmp_path, monkeypatch, comma
 def test_train_numbers_its_phases(qanchor, home, tmp_path):
     words = ("train", "--preset", "tiny", "--users", home / "users", "--out", tmp_path / "run", "--steps", 2)
     done = qanchor(*words, "--set", "cutoffs=2", "--set", "head_warmup_steps=3", "--set", "head_refit_steps=3")
-    phases = ["fitting the reader", "reading users", *("reading queries and answers", "warm start", "joint steps")]
+    phases = ["fitting the preprocessor", *("reading queries and answers", "warm start", "joint steps")]
     phases += ["reading queries and answers", "last fit"]
-    assert done.code == 0 and "7 phases; how long all takes can be told from phase 5 on, the joint steps" in done.err
-    assert all(f"{number} of 7: {words} " in done.err for number, words in enumerate(phases, 1)), done.err
+    assert done.code == 0 and "6 phases; how long all takes can be told from phase 4 on, the joint steps" in done.err
+    assert all(f"{number} of 6: {words} " in done.err for number, words in enumerate(phases, 1)), done.err
 
 
 def test_a_dtype_that_was_asked_for_stands(qanchor, home, tmp_path, monkeypatch):

@@ -206,6 +206,6 @@ def test_the_seed_decides_the_weights():
 def test_a_reader_of_another_portrait_is_refused():
     preprocessor = make_model().preprocessor
     with pytest.raises(
-        ValueError, match=r"the preprocessor's portrait has \d+ numbers, config.profile_dim is 3: fit the preprocessor with"
+        ValueError, match=r"the preprocessor's profile has \d+ numbers, config.profile_dim is 3: fit the preprocessor with"
     ):
         QAnchor(TINY.replace(profile_dim=3), preprocessor)

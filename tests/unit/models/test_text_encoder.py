@@ -68,7 +68,7 @@ def test_a_torn_end_is_cut_off(tmp_path, encoded):
         with (table.folder / name).open("ab") as file:
             file.write(torn)
     assert np.array_equal(text_vectors(["c", "a", "b"], "model", tmp_path)[1:], whole)
-    assert (table.folder / "keys").stat().st_size == 3 * text_encoder_module.ROW.itemsize
+    assert (table.folder / "keys").stat().st_size == 3 * text_encoder_module.ROW_DTYPE.itemsize
     assert (table.folder / "vectors-384").stat().st_size == 3 * 768 and encoded == ["a", "b", "c"]
 
 
@@ -103,7 +103,7 @@ def test_processes_share_a_table_and_one_may_be_killed(tmp_path):
     folder = tmp_path / "table"
     first, second = (spawn.Process(target=_fill, args=(folder, start, 20_000)) for start in (0, 5_000))
     first.start(), second.start()
-    while not (folder / "keys").exists() or (folder / "keys").stat().st_size < 100 * text_encoder_module.ROW.itemsize:
+    while not (folder / "keys").exists() or (folder / "keys").stat().st_size < 100 * text_encoder_module.ROW_DTYPE.itemsize:
         time.sleep(0.01)
     os.kill(first.pid, signal.SIGKILL)
     first.join()

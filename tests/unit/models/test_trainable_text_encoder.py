@@ -59,13 +59,13 @@ def test_what_is_kept_equals_encoding_anew_and_is_forgotten_by_training(users, t
     texts = list(users.events["text"].cat.categories[:9])
     with torch.no_grad():
         kept = model.event_texts(texts)
-        assert set(model.event_texts.kept) == set(texts)
+        assert set(model.event_texts.cached) == set(texts)
         torch.testing.assert_close(model.event_texts(texts[::-1]), kept.flip(0), atol=0, rtol=0)
     anew = model.event_texts(texts)  # gradients are wanted: nothing is taken from what is kept
     assert anew.requires_grad
     torch.testing.assert_close(anew, kept, atol=1e-5, rtol=0)
     model.train()
-    assert not model.event_texts.kept
+    assert not model.event_texts.cached
     model.eval()
 
 

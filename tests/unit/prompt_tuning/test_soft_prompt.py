@@ -199,16 +199,16 @@ def test_seeking_finds_the_question_that_the_labels_answer():
     planted = pd.Series((z[:, 0] > np.median(z[:, 0])).astype(float), list(cache.ids))
     tuning = PromptObjective(engine, cache, QUERY, planted.to_numpy(int))
     rows, rng = np.arange(60), np.random.default_rng(0)
-    begun = tuning.begin((0.0, 1.0), rows, 2, 0.07, rng)
+    begun = tuning.initialize((0.0, 1.0), rows, 2, 0.07, rng)
     found = tuning.search_initial_prompt(begun, rows)
     losses = []
     for meaning in bank:
-        one = replace(begun, offset=meaning - tuning.meaning[0])
-        z, label = tuning._all(one, rows)
+        one = replace(begun, offset=meaning - tuning.text_embedding[0])
+        z, label = tuning._embed_all(one, rows)
         one = replace(one, prototypes=class_centroids(z, label))
-        losses.append((min(tuning.loss(replace(one, tau=0.07 * times), rows) for times in TEMPERATURE_FACTORS), meaning))
+        losses.append((min(tuning.loss(replace(one, temperature=0.07 * times), rows) for times in TEMPERATURE_FACTORS), meaning))
     least, meaning = min(losses, key=lambda pair: pair[0])
-    torch.testing.assert_close(found.offset, meaning - tuning.meaning[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.offset, meaning - tuning.text_embedding[0], atol=1e-4, rtol=0)
     assert tuning.loss(found, rows, TEMPERATURE_FACTORS) == pytest.approx(least, abs=1e-4) and least < tuning.loss(
         begun, rows, TEMPERATURE_FACTORS
     )
@@ -263,9 +263,9 @@ def test_labels_of_judged_users_are_never_looked_at(world):
 @pytest.mark.parametrize(
     ("labels", "error", "words"),
     [
-        (LABELS * 0, ValueError, "the 8 labels are of 1 class"),
-        (LABELS * np.nan, ValueError, "the 0 labels are of 0 class"),
-        (LABELS.head(5), ValueError, "class 0.0 has 2 user.s., at least 3 are needed, two to tune on, one to validate"),
+        (LABELS * 0, ValueError, "Found 1 class in 8 labels; at least 2 are required"),
+        (LABELS * np.nan, ValueError, "Found 0 classes in 0 labels"),
+        (LABELS.head(5), ValueError, "Class 0.0 has 2 labelled user.s.; at least 3 are required"),
         (pd.concat([LABELS, pd.Series([1.0], ["zoe"])]), KeyError, "'zoe' is not among the 9 that were read: prefill it first"),
         (pd.concat([LABELS, LABELS.head(1)]), ValueError, "user 'a' has 2 labels or more: keep one"),
     ],
@@ -326,8 +326,8 @@ def test_a_prompt_comes_back_as_it_was(home, tmp_path):
     fresh = qa.Engine(QAnchor.from_pretrained(home / "run0", attention="eager"))  # the run's hash, not the model's, is what counts
     z = fresh.embed(fresh.prefill(make_users()), SoftPrompt.load(folder, fresh))
     np.testing.assert_allclose(z, engine.embed(cache, prompt), atol=1e-4)
-    replace(prompt, tau=0.5).save(folder)  # a newer one takes its place
-    assert SoftPrompt.load(folder, engine).tau == 0.5 and [p.name for p in tmp_path.iterdir()] == ["prompt"]
+    replace(prompt, temperature=0.5).save(folder)  # a newer one takes its place
+    assert SoftPrompt.load(folder, engine).temperature == 0.5 and [p.name for p in tmp_path.iterdir()] == ["prompt"]
 
 
 def test_another_run_refuses_a_prompt(home, tmp_path):
@@ -375,12 +375,12 @@ def test_a_save_cut_short_leaves_the_old_prompt(home, tmp_path, monkeypatch, hal
     for place in ("prompt", "new"):
         with monkeypatch.context() as patch, pytest.raises(type(halt)):
             patch.setattr("qanchor.prompt_tuning.soft_prompt.save_file", torn)
-            replace(prompt, tau=0.5).save(tmp_path / place)
-    assert SoftPrompt.load(folder, engine).tau == prompt.tau and not (tmp_path / "new").exists()
+            replace(prompt, temperature=0.5).save(tmp_path / place)
+    assert SoftPrompt.load(folder, engine).temperature == prompt.temperature and not (tmp_path / "new").exists()
     folder.rename(folder.with_name(".prompt.old"))  # a kill between the two renames of a save
-    assert SoftPrompt.load(folder, engine).tau == prompt.tau
-    replace(prompt, tau=0.5).save(folder)
-    assert SoftPrompt.load(folder, engine).tau == 0.5 and [p.name for p in tmp_path.iterdir()] == ["prompt"]
+    assert SoftPrompt.load(folder, engine).temperature == prompt.temperature
+    replace(prompt, temperature=0.5).save(folder)
+    assert SoftPrompt.load(folder, engine).temperature == 0.5 and [p.name for p in tmp_path.iterdir()] == ["prompt"]
 
 
 # its bench
