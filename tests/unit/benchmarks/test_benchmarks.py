@@ -17,7 +17,6 @@ from qanchor.evaluation.tasks import DOMAINS, QUERIES, average_auc, cross_valida
 from qanchor.inference.engine import Engine
 from qanchor.models.collate import collate_users
 from qanchor.models.model import QAnchor
-from qanchor.models.serialization import load_model, save_model
 from qanchor.utils import device
 from tests.benchmarks import ablations, fairness, speed
 from tests.benchmarks import attention as attention_module
@@ -38,7 +37,7 @@ def users():
 
 @pytest.fixture(scope="module")
 def run(users, tmp_path_factory):
-    return save_model(make_model(users, awake=False), tmp_path_factory.mktemp("bench") / "run")
+    return make_model(users, awake=False).save_pretrained(tmp_path_factory.mktemp("bench") / "run")
 
 
 def test_the_machine_is_measured_once_and_quickly():
@@ -63,17 +62,17 @@ def test_products_in_bfloat16_are_made_only_where_torch_has_a_kernel_for_them(mo
 
 
 def test_a_busy_machine_is_told(monkeypatch):
-    monkeypatch.setattr(device, "_processors", lambda: 2)
+    monkeypatch.setattr(device, "_available_processors", lambda: 2)
     monkeypatch.setattr(device.torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(device.os, "getloadavg", lambda: (0.2, 0, 0))
     assert device.busy_reason() is None
     monkeypatch.setattr(device.os, "getloadavg", lambda: (3.1, 0, 0))
-    monkeypatch.setattr(device, "_others", lambda: False)
+    monkeypatch.setattr(device, "_others_running", lambda: False)
     assert device.busy_reason() is None, "a minute of our own, now over"
-    monkeypatch.setattr(device, "_others", lambda: True)
-    assert device.busy_reason().startswith("3.1 programs were at work on 2 processors in the last minute: ")
+    monkeypatch.setattr(device, "_others_running", lambda: True)
+    assert device.busy_reason().startswith("3.1 programs ran on 2 processors in the last minute: ")
     monkeypatch.setattr(device.torch, "get_num_threads", lambda: 16)
-    assert device.busy_reason() == "torch has 16 threads, 2 processors are ours: set OMP_NUM_THREADS=2"
+    assert device.busy_reason() == "torch uses 16 threads, but 2 processors are available: set OMP_NUM_THREADS=2"
 
 
 def test_the_commit_is_named():
@@ -194,7 +193,7 @@ def test_tasks_say_what_separate_probes_say(users, run):
     assert set(found["average"]) == baselines | {"anchor", "anchor_untrained", "anchor_no_query", "slots", "backbone_text"}
     assert all(set(row) == {"auc", "ks", "low", "high"} for row in found["average"].values())
     rows = {(row["task"], row["method"]): row for row in found["tasks"]}
-    engine = Engine(load_model(run))
+    engine = Engine(QAnchor.from_pretrained(run))
     z = engine.embed(engine.prefill(users), QUERIES["Promo"].format(user="user"))
     assert rows["Promo", "anchor"]["auc"] == pytest.approx(linear_probe(z, users.label("Promo"), seeds=1).auc, abs=1e-6)
     mean = np.mean([rows[task, "anchor"]["auc"] for task in ("Active", "Promo", "Takeout")])
@@ -229,7 +228,7 @@ def test_a_label_of_too_few_is_asked_by_no_part_of_the_table(users, run):
 
 
 def test_read_aloud_reads_what_each_did_most(users, run):
-    model = load_model(run)
+    model = QAnchor.from_pretrained(run)
     past = users.history()
     z, short = tasks_module.read_aloud(model, users), tasks_module.read_aloud(model, users, limit=5)
     assert z.shape == (60, len(model.user_emb)) and np.isfinite(z).all() and not np.allclose(z, short)
@@ -320,12 +319,12 @@ def test_curves_judge_every_way_on_the_same_users(users, run):
 def test_fine_tuning_moves_lora_alone_and_tells_the_classes_it_was_shown(users, run):
     events = users.history().groupby("user", observed=True).size().reindex(list(users.ids)).fillna(0)
     truth = np.where(np.arange(len(users)) % 4 == 3, -1, (events > events.median()).to_numpy(int))
-    model = load_model(run)
+    model = QAnchor.from_pretrained(run)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     z = fine_tuned(model, users, "Why?", truth, 40)
     moved = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
     assert moved and all("lora" in name for name in moved)
-    still = load_model(run)
+    still = QAnchor.from_pretrained(run)
     untouched = fine_tuned(still, users, "Why?", truth, 0)
     plain = still.embed(collate_users(still.preprocessor.transform(users), range(len(users))), "Why?").detach().numpy()
     assert np.allclose(untouched, plain, atol=1e-4) and np.abs(z - untouched).max() > 1e-3

@@ -37,7 +37,7 @@ def home(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("scale")
     users = qa.make_sample_users(90, seed=2)
     users.save(home / "users")
-    qa.save_model(qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), device="cpu"), home / "run")
+    qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), device="cpu").save_pretrained(home / "run")
     (home / "queries.txt").write_text("\n".join(q or "Is this user a driver?" for q in QUERIES))
     told = embed(home, home / "whole")
     assert told["users"] == 90 and told["made"] == SHARDS
@@ -65,7 +65,7 @@ def read(out: Path) -> pd.DataFrame:
 
 
 def plain(home: Path, users: Users) -> np.ndarray:
-    engine = qa.Engine(qa.load_model(home / "run", "cpu"))
+    engine = qa.Engine(qa.QAnchor.from_pretrained(home / "run", "cpu"))
     return engine.embed(engine.prefill(users), QUERIES)
 
 
@@ -101,10 +101,10 @@ def test_a_part_says_what_it_is(home):
 def test_users_in_memory_and_of_odd_kinds_are_embedded_alike(home, tmp_path):
     """Users with facts, without events, and with a future alone: in memory, as a folder, and as the engine has them."""
     users = make_users()
-    model = qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), device="cpu")
-    qa.save_model(model, tmp_path / "run")
+    model = qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), device="cpu")
+    model.save_pretrained(tmp_path / "run")
     users.save(tmp_path / "users")
-    engine = qa.Engine(qa.load_model(tmp_path / "run", "cpu"))
+    engine = qa.Engine(qa.QAnchor.from_pretrained(tmp_path / "run", "cpu"))
     z = engine.embed(engine.prefill(users), QUERIES)
     for name, source in {"memory": users, "folder": tmp_path / "users"}.items():
         qa.embed_dataset(source, tmp_path / "run", QUERIES, tmp_path / name, shards=7)
@@ -254,9 +254,7 @@ def test_a_folder_never_mixes_two(home, tmp_path, half):
         shutil.copytree(home / "whole", out)
     before = bytes_of(out)
     if not (home / "other").exists():
-        qa.save_model(
-            qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), seed=1, device="cpu"), home / "other"
-        )
+        qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), seed=1, device="cpu").save_pretrained(home / "other")
         users.select(users.ids[1:]).save(home / "fewer")
     for change, name in (
         ({"run": "other"}, "run_sha256"),
@@ -268,7 +266,7 @@ def test_a_folder_never_mixes_two(home, tmp_path, half):
         with pytest.raises(FileExistsError, match=rf"holds embeddings of {name} .*, wanted is .*: name another folder"):
             embed(home, out, **change)
     with pytest.MonkeyPatch.context() as patch:  # begun on a machine of another kind
-        patch.setattr("qanchor.device.compute_dtype", lambda wished, device: "bfloat16")
+        patch.setattr("qanchor.inference.batch_embed.compute_dtype", lambda wished, device: "bfloat16")
         with pytest.raises(FileExistsError, match=r"holds embeddings of dtype 'float32', wanted is 'bfloat16'"):
             embed(home, out)
     assert bytes_of(out) == before

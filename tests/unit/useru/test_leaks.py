@@ -65,7 +65,7 @@ def readings_equal(first, second, why: str) -> None:
     """Compare two readings to the last bit, whatever other texts the users' tables list."""
     for name in ("coarse", "modal_text", "modal_number", "present"):
         assert np.array_equal(getattr(first, name), getattr(second, name)), (why, name)
-    for user, (ids, *rest), (others, *more) in zip(first.users, first.slots, second.slots, strict=True):
+    for user, (ids, *rest), (others, *more) in zip(first.users, first.events, second.events, strict=True):
         assert np.array_equal(first.vectors[ids], second.vectors[others]), (why, user, "texts")
         assert all(np.array_equal(a, b) for a, b in zip(rest, more, strict=True)), (why, user)
 
@@ -76,7 +76,7 @@ def at(cutoff: pd.Timestamp) -> pd.DataFrame:
 
 def texts_read(users: Users, readings) -> set[str]:
     texts = users.events["text"].cat.categories
-    return {texts[i] for ids, *_ in readings.slots for i in ids}
+    return {texts[i] for ids, *_ in readings.events for i in ids}
 
 
 @settings(max_examples=10, deadline=None)
