@@ -23,7 +23,7 @@ from qanchor.useru.behavior import OFFERS, find_spend_sources
 from qanchor.useru.pairs import make_pairs, user_hash
 from qanchor.useru.schedule import PairConfig, default_cutoffs
 from qanchor.useru.sharded import make_shard, partition, plan, split, write_pairs
-from tests.benchmarks import registry
+from tests.benchmarks import __main__ as benchmarks
 from tests.benchmarks.useru import useru, write_copies
 
 ORDER = ["cutoff", "user", "kind", "topic"]
@@ -265,18 +265,20 @@ def test_the_plan_sees_all_users_as_memory_does(world, folder, tmp_path):
     assert sum(len(pd.read_parquet(file)) for file in files) == len(past)  # nothing at or after the cut-off is there
 
 
-def test_command_line_and_bench(folder, tmp_path, monkeypatch, capsys):
+def test_command_line_and_benchmark(folder, tmp_path, monkeypatch, capsys):
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["qanchor", *map(str, words)])
         assert cli.main() == 0
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
-    words = ("pairs", "--users", folder, "--out", tmp_path / "out", "--per-sample", 4, "--shards", 2, "--json")
+    words = ("make-pairs", "--users", folder, "--out", tmp_path / "out", "--per-sample", 4, "--shards", 2, "--json")
     told = run(*words)
     assert told["made"] == 2 and told["shards"] == [0, 1] and run(*words)["made"] == 0
     same(tmp_path / "out", load_users(folder), per_sample=4)
-    monkeypatch.setitem(registry.BENCHES, "useru", lambda **_: useru(scales=(1, 2), source=partial(make_sample_users, 20)))
-    told = run("bench", "useru", "--json")
+    monkeypatch.setitem(
+        benchmarks.BENCHMARKS, "useru", lambda: useru(scales=(1, 2), source=partial(make_sample_users, 20))
+    )
+    told = benchmarks.run_benchmark("useru")
     names = ["scale", "events", "pairs", "seconds", "events_per_s", "peak_gb"]
     assert [list(row) for row in told["rows"]] == [names, names] and np.isfinite(told["growth_exponent"])
     one, two = told["rows"]
