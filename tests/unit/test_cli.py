@@ -141,6 +141,7 @@ def test_probe_reads_csv_and_parquet(qanchor, home, file):
     assert 0 <= told["auc_low"] <= told["auc"] <= told["auc_high"] <= 1 and 0 <= told["ks"] <= 1 and told["positives"] > 5
 
 
+@pytest.mark.slow
 def test_probe_takes_another_column(qanchor, home):
     words = ("probe", "--run", home / "run", "--users", home / "users", "--query", QUERY, "--json")
     other = qanchor(*words, "--labels", home / "users" / "labels.parquet", "--column", "Active")
@@ -159,6 +160,7 @@ def test_probe_keeps_each_label_with_its_user(qanchor, home, tmp_path):
     assert told[0]["auc"] == told[1]["auc"] and told[1]["n"] == 60
 
 
+@pytest.mark.slow
 def test_tune_keeps_a_prompt_and_judges_it_on_others(qanchor, home, tmp_path):
     words = ("tune", "--run", home / "run", "--users", home / "users", "--query", QUERY, "--steps", 10, "--seek", "--json")
     done = qanchor(*words, "--labels", home / "labels.csv", "--out", tmp_path / "soft", "--seed", 1)
@@ -194,6 +196,7 @@ class Killed(BaseException):
     """Stand for a machine that goes away."""
 
 
+@pytest.mark.slow
 def test_a_killed_training_is_resumed(qanchor, home, tmp_path, monkeypatch):
     words = ("train", "--preset", "tiny", "--users", home / "users", "--out", tmp_path / "run", "--steps", 52, "--json")
     words += ("--set", "train_batch_size=2", "--set", "queries_per_user=2", "--set", "max_answer_tokens=6")
@@ -216,6 +219,7 @@ def test_a_killed_training_is_resumed(qanchor, home, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["run"] and len(qa.load_history(tmp_path / "run")) == 52
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["ask", "tune", "train"])
 def test_a_busy_machine_is_warned_of(qanchor, home, tmp_path, monkeypatch, command):
     monkeypatch.setattr(device, "busy_reason", lambda: "9 programs were at work")
@@ -229,6 +233,7 @@ def test_a_busy_machine_is_warned_of(qanchor, home, tmp_path, monkeypatch, comma
     assert done.code == 0 and done.err.count("warning: 9 programs were at work") == 1 and "warning: 9" not in done.out
 
 
+@pytest.mark.slow
 def test_train_numbers_its_phases(qanchor, home, tmp_path):
     words = ("train", "--preset", "tiny", "--users", home / "users", "--out", tmp_path / "run", "--steps", 2)
     done = qanchor(*words, "--set", "cutoffs=2", "--set", "head_warmup_steps=3", "--set", "head_refit_steps=3")
@@ -238,6 +243,7 @@ def test_train_numbers_its_phases(qanchor, home, tmp_path):
     assert all(f"{number} of 6: {words} " in done.err for number, words in enumerate(phases, 1)), done.err
 
 
+@pytest.mark.slow
 def test_a_dtype_that_was_asked_for_stands(qanchor, home, tmp_path, monkeypatch):
     monkeypatch.setattr("qanchor.utils.device.has_fast_bf16", lambda: False)
     found, train = [], qa.train

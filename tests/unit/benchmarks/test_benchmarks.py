@@ -159,12 +159,14 @@ def test_refresh_versus_and_train_compare_what_agrees(users, run):
     assert found.keys() == SAID | said and found["grad_diff"] < 1e-4 and found["bound"] > 1
 
 
+@pytest.mark.slow
 def test_texts_are_counted_and_found():
     found = run_benchmark("texts", many=3000, read=20, encoder="hash")
     said = {"texts", "fill_s", "fill_peak_gb", "read_s", "find_one_ms", "peak_gb", "encode_per_s"}
     assert found.keys() == SAID | said and found["texts"] == 3000 and 0 < found["peak_gb"] < 5
 
 
+@pytest.mark.slow
 def test_attention_is_held_against_what_was_planted(users, run):
     found = run_benchmark("attention", users=lambda: make_sample_users(60), run=run, most=12, tuned_on=48, steps=10)
     assert found.keys() == SAID | {"users", "chance", "named", "agreement", "rows", "tuned"} and json.dumps(
@@ -184,6 +186,7 @@ def test_attention_is_held_against_what_was_planted(users, run):
     assert told == {"auc": 1.0, "first": 1.0}
 
 
+@pytest.mark.slow
 def test_tasks_say_what_separate_probes_say(users, run):
     found = run_benchmark("tasks", users=lambda: users, run=run, seeds=1)
     assert json.loads(json.dumps(found, default=float))
@@ -221,6 +224,7 @@ def test_tasks_say_what_separate_probes_say(users, run):
     assert all(span["low"] < span["auc"] < span["high"] for span in zero.values())
 
 
+@pytest.mark.slow
 def test_a_label_of_too_few_is_asked_by_no_part_of_the_table(users, run):
     rare = users.labels.assign(Promo=np.where(np.arange(len(users)) < 4, 1.0, 0.0))
     found = tasks_module.tasks(lambda: replace(users, labels=rare), run, 1)
@@ -240,6 +244,7 @@ def test_read_aloud_reads_what_each_did_most(users, run):
     np.testing.assert_allclose(z[3], alone, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_ablations_compare_with_the_first_and_take_up_what_is_there(users, tmp_path):
     """A variant that differs in nothing gives nothing; a second run trains none of those that stand there."""
     variants = {"whole": {}, "the same": {}, "no user and modality slots": {"use_summary_tokens": False}}
@@ -288,6 +293,7 @@ def test_replay_compares_arms_and_refuses_a_label_that_is_not_there(users, run):
         run_benchmark("replay", users=lambda: users)
 
 
+@pytest.mark.slow
 def test_prompts_are_judged_on_users_never_tuned_on(users, run):
     found = run_benchmark("prompts", users=lambda: users, run=run, steps=5)
     rows = pd.DataFrame(found["rows"])
@@ -303,6 +309,7 @@ def test_prompts_are_judged_on_users_never_tuned_on(users, run):
         assert found["average"][way]["before"]["auc"] == pytest.approx(np.mean([b["auc"] for b in some["before"]]))
 
 
+@pytest.mark.slow
 def test_curves_judge_every_way_on_the_same_users(users, run):
     found = run_benchmark("curves", users=lambda: users, run=run, tasks=2, vectors=(0, 3), each=4, steps=8)
     rows = pd.DataFrame(found["rows"])
@@ -333,6 +340,7 @@ def test_fine_tuning_moves_lora_alone_and_tells_the_classes_it_was_shown(users, 
     assert apart[1] > apart[0]
 
 
+@pytest.mark.slow
 def test_fairness_tells_sizes_and_finds_a_group_that_is_passed_over(users, run):
     found = run_benchmark("fairness", users=lambda: users, run=run, seeds=1)
     rows = pd.DataFrame(found["rows"])
@@ -343,6 +351,7 @@ def test_fairness_tells_sizes_and_finds_a_group_that_is_passed_over(users, run):
         run_benchmark("fairness", users=lambda: users)
 
 
+@pytest.mark.slow
 def test_gaps_between_groups_are_what_loops_count():
     rng = np.random.default_rng(0)
     group, label = pd.Series(np.arange(400) % 2.0), pd.Series(rng.random(400) < 0.4).astype(float)
@@ -359,6 +368,7 @@ def test_gaps_between_groups_are_what_loops_count():
     assert few["n"] == [394, 6] and np.isnan(few["selected"][1]) and few["gap"]["selected"] is None
 
 
+@pytest.mark.slow
 def test_a_soak_counts_what_it_did_and_watches_the_memory(users):
     found = run_benchmark("soak", users=lambda: users, minutes=0.3, most=40)
     told = {"run", "users", "minutes", "actions", "rss_mb", "first_mb", "last_mb", "growth", "flat"}

@@ -379,6 +379,7 @@ POOLS = [["a", "b"], ["2025-01-02", "2025-01-03"], ["1", "2"], ["yes", "no"], ["
 some = st.lists(st.tuples(st.sampled_from(HEADS), st.sampled_from(POOLS)), min_size=1, max_size=7)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(some, st.sampled_from(",;"), st.sets(st.sampled_from(["users", "labels"])))
 def test_under_any_header_a_table_is_told_or_mended(columns, mark, also):
@@ -652,6 +653,7 @@ def loads(folder: Path) -> bool:
         return False
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(edits, bytes_in, st.sampled_from(["csv", "csv", "parquet"]), st.integers(0, 3), st.booleans())
 def test_whatever_is_spoilt_is_named_and_whatever_is_mended_loads(changes, raw, kind, order, about):

@@ -120,6 +120,7 @@ def test_users_in_memory_and_of_odd_kinds_are_embedded_alike(home, tmp_path):
     np.testing.assert_allclose(np.stack(alone["embedding"]), np.stack(memory["embedding"]), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_torchrun_writes_the_same_bytes(home, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "--"]
     command += ["qanchor", "embed"]
@@ -137,6 +138,7 @@ MANY = 24  # shards: one worker alone must not have made them all before it can 
 DRIVER = f"import json, sys; import qanchor as qa; qa.embed_dataset(*json.loads(sys.argv[1]), shards={MANY}, workers=2)"
 
 
+@pytest.mark.slow
 def test_kills_lose_and_double_nobody(home, tmp_path):
     """First the driver of two workers is killed, then one of two workers, each after a shard; what was done stays."""
     out, whole = tmp_path / "out", embed(home, tmp_path / "whole", shards=MANY)["made"]  # a shard may have no users
@@ -215,6 +217,7 @@ def full_disk(request, tmp_path, monkeypatch):
     yield out / "out", lambda: monkeypatch.setattr(batch_embed, "_write", write)
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nobody(home, full_disk):
     out, make_room = full_disk
     with pytest.raises(OSError, match="No space left on device"):
@@ -225,6 +228,7 @@ def test_a_full_disk_loses_nobody(home, full_disk):
     same(home, out)
 
 
+@pytest.mark.slow
 def test_what_is_torn_or_lost_is_made_again(home, tmp_path):
     shutil.copytree(home / "whole", tmp_path / "out")
     torn = tmp_path / "out" / "part-00002.parquet"
@@ -240,6 +244,7 @@ def test_what_is_torn_or_lost_is_made_again(home, tmp_path):
     same(home, tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", [False, True], ids=["whole", "begun"])
 def test_a_folder_never_mixes_two(home, tmp_path, half):
     out, users = tmp_path / "out", qa.load_users(home / "users")
@@ -274,6 +279,7 @@ def test_a_folder_never_mixes_two(home, tmp_path, half):
     same(home, out)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_told(home, tmp_path):
     for how, told in (
         ({"backend": "mail"}, "backend 'mail': there are local, torchrun, ray"),
@@ -329,6 +335,7 @@ def test_neighbours_through_an_index_are_the_exact_ones(home):
         path.unlink()
 
 
+@pytest.mark.slow
 def test_ray_writes_the_same_bytes(home, tmp_path):
     if importlib.util.find_spec("ray") is None:
         with pytest.raises(ValueError, match=r"needs Ray: pip install 'qanchor\[scale\]'"):
@@ -346,6 +353,7 @@ def test_ray_writes_the_same_bytes(home, tmp_path):
     same(home, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_bench_says_what_it_promises(home, monkeypatch):
     from tests.benchmarks import scale
 

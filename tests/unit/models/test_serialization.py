@@ -12,7 +12,6 @@ from qanchor import TINY, QAnchor, UserPreprocessor
 from qanchor.errors import RunError
 from qanchor.models import serialization
 from qanchor.models.collate import collate_users
-from qanchor.models.model import QAnchor
 from qanchor.models.serialization import trained_state
 from qanchor.utils import device
 from tests.tiny import QUERIES, make_engine, make_model, make_users

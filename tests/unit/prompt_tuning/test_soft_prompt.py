@@ -242,6 +242,7 @@ def test_a_rare_class_is_drawn_as_often(world):
     )
 
 
+@pytest.mark.slow
 def test_labels_of_judged_users_are_never_looked_at(world):
     """Turn every label of the judged users: the prompt is the same, bit for bit; turn one that is tuned on: it is not."""
     _, engine, cache, planted = world
@@ -386,6 +387,7 @@ def test_a_save_cut_short_leaves_the_old_prompt(home, tmp_path, monkeypatch, hal
 # its bench
 
 
+@pytest.mark.slow
 def test_the_bench_says_what_it_promises():
     found = tune(lambda: qa.make_sample_users(30), config=TINY, rows=8, rounds=1)
     assert json.loads(json.dumps(found)) == found and found["max_rel_diff"] < 1e-5 and found["users"] == 8

@@ -73,6 +73,7 @@ def made(folder: Path, *kills: str) -> tuple[pd.DataFrame, dict]:
     return pd.read_json(folder / "history.json"), load_file(folder / "weights")
 
 
+@pytest.mark.slow
 def test_a_process_killed_anywhere_ends_with_the_same_bits(tmp_path):
     """Killed in the warm start, between two checkpoints, while a checkpoint is put in its place, and in the last fit."""
     history, weights = made(tmp_path / "whole")
@@ -82,6 +83,7 @@ def test_a_process_killed_anywhere_ends_with_the_same_bits(tmp_path):
     assert all(torch.equal(weights[name], other[name]) for name in weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "tokens"), [(1, 0), (4, 150)])
 def test_two_processes_learn_what_one_does(tmp_path, steps, tokens):
     """The same batch shared by two gloo processes (in parts of so many tokens): the same losses and first gradient."""

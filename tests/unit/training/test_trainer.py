@@ -45,6 +45,7 @@ def untrained(users, pairs, **changes) -> QAnchor:
     return QAnchor(config, UserPreprocessor.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), config), device="cpu")
 
 
+@pytest.mark.slow
 def test_200_pairs_are_learned_by_heart(users, pairs):
     # every other answer is truly false here: a margin of 2 says that none of them is to be dropped
     model = untrained(users, pairs, queries_per_user=8, train_batch_size=25, head_warmup_steps=200, false_negative_margin=2.0)
@@ -90,6 +91,7 @@ class Killed(Exception):
     """Stand for a machine that goes away."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warm", [0, 4])
 def test_a_killed_training_goes_on_bit_for_bit(users, pairs, tmp_path, warm):
     changes = SHORT | {"head_warmup_steps": warm, "lora_dropout": 0.1, "gated_skip_dropout": 0.2}
@@ -133,6 +135,7 @@ def test_minutes_are_kept(users, pairs, monkeypatch):
     assert len(train(untrained(users, pairs, **SHORT), users, pairs, minutes=0)) == 5  # it ends as soon as it knows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("minutes", "at_least", "at_most"), [(None, 400, 400), (10, 400, 400), (0.5, 100, 200), (0, 40, 40)])
 def test_what_is_left_of_the_minutes_is_the_last_fits(users, pairs, monkeypatch, minutes, at_least, at_most):
     clock = itertools.count()  # each look takes a second: so does a fit, of any length, and a joint step takes two

@@ -114,6 +114,7 @@ def test_no_label_enters_readings_or_pairs(rows, rooms, truth, other):
         pd.testing.assert_frame_equal(pairs, make_pairs(same, cutoffs=[EARLIER, CUTOFF]))
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(histories, facts, labels, st.integers(0, 99))
 def test_events_on_the_edge_are_future_to_every_pair(rows, rooms, truth, seed):

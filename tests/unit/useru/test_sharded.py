@@ -65,6 +65,7 @@ def test_the_shards_hold_what_memory_gives(world, folder, tmp_path):
     same(tmp_path / "users", world, **wishes)
 
 
+@pytest.mark.slow
 def test_the_shards_of_the_journey_hold_what_memory_gives(tmp_path):
     some = load_complete_journey().sample(150)
     write_pairs(some, tmp_path / "out", shards=3)
@@ -91,6 +92,7 @@ def test_a_user_draws_alike_in_any_company(world):
     assert len(alike) > 0.5 * len(both) and (alike["query"] == alike["query_whole"]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["order", "processes"])
 def test_the_bytes_do_not_depend_on_who_makes_them(folder, tmp_path, kind):
     write_pairs(folder, tmp_path / "one", shards=3)
@@ -121,6 +123,7 @@ write_pairs(users, out, shards=3)
 """
 
 
+@pytest.mark.slow
 def test_a_kill_loses_only_the_shard_at_work(world, folder, tmp_path):
     """A real process is killed with half a file written: in the split, in a shard's values, in a shard's pairs."""
     out, kept = tmp_path / "out", {}
