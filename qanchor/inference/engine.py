@@ -29,6 +29,7 @@ from qanchor.models.features import UserFeatures
 from qanchor.models.heads import QueryEncoding, QueryLike
 from qanchor.models.model import QAnchor
 from qanchor.models.prefix_encoder import Prefix, gather_slots
+from qanchor.utils.text import plural
 
 Pack = tuple[QueryBatch, QueryEncoding]
 
@@ -210,21 +211,28 @@ class Engine:
         return self.model.tokenizer.decode(ids).strip()
 
     def rank(self, cache: PrefixCache, query: str, progress: Callable[[str, int, int], None] | None = None) -> pd.DataFrame:
-        """Say of each user how much a yes fits to `query`, and in words how much so, without a single label; best first.
+        """Rank users zero-shot by how well a "yes" to the query fits them; no label is used.
 
-        Columns user, score, says. The wordings of the 72 topics that are nearest to the query, and deny as often as it, say
-        what it means here (`attrs["topics"]` names them, nearest first, "not visits_up" if its no is meant; `attrs["measured"]`
-        gives what topic bears most of the score, its kind, and 1 or -1 as its yes or its no is meant; `attrs["warning"]` says
-        so if training asked nothing like it). `score` is the cosine to their answers of a yes minus that to those of a no: it
-        ranks the users of one query, and is no probability. `says` is, of the five graded answers to the topic that bears most
-        of the score, the one nearest to the user's anchor; it is empty for the question about everything, which `generate` may
-        write on.
-        progress   called with (stage, done, total).
+        The wordings of the 72 topics that are nearest to the query, and negate as often as it, say what it means here. `score`
+        is the cosine to their "yes" answers minus that to their "no" answers. It ranks the users of one query and is no
+        probability. `answer` is, of the five graded answers to the topic that bears most of the score, the one nearest to the
+        user's embedding; it is empty for the question about everything, which `generate` can answer.
+
+        Args:
+            cache: The users, read by `prefill`.
+            query: The query.
+            progress: Called with (stage, done, total); default: not called.
+
+        Returns:
+            A frame `user, score, answer`, the highest score first. Its `attrs`: `topics`, the topics that the query was
+            interpreted as, nearest first ("not visits_up" if its no is meant); `measured`, the topic that bears most of the
+            score, its kind, and 1 or -1 as its yes or its no is meant; `novel`, whether training asked nothing like it;
+            `identical`, (users with the same answer, users looked at) if nearly all have the same one, else None.
         """
         tell = progress or (lambda stage, done, total: None)
         for done, total in iter_warm_up(self.model, query, cache.unit, cache.horizon_days):
             tell("reading graded answers", done, total)
-        anchors = self.embed(cache, query, lambda done, total: tell(f"asking {cache.unit}s", done, total))
+        anchors = self.embed(cache, query, lambda done, total: tell(f"asking {plural(cache.unit)}", done, total))
         found = label_free_scores(self.model, cache.ids, query, anchors, cache.unit, cache.horizon_days)
         return found.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from qanchor.models.prefix_encoder import Prefix, gather_slots
+from qanchor.utils.text import count
 
 SLOT_TOLERANCE = 1e-4  # of the slots' size: a slot that moved by less is the same slot
 
@@ -45,7 +46,7 @@ class PrefixCache:
 
     def __repr__(self) -> str:
         slots = sum(int(g.prefix.mask.sum()) for g in self.groups)
-        return f"Cache({len(self):,} {self.unit}s, {slots:,} slots)"
+        return f"Cache({count(len(self), self.unit)}, {slots:,} slots)"
 
 
 def fork_kv(kv):
@@ -106,7 +107,7 @@ def _map_kv(kv, change):
 
 def common_prefix_length(old: Prefix, new: Prefix) -> Int[Tensor, " user"]:
     """Count the slots with which each user's old and new prefix begin alike, pads left out."""
-    count = torch.minimum(old.length(), new.length())
-    a, b = (prefix.at(*gather_slots(prefix.mask, torch.zeros_like(count), count)) for prefix in (old, new))
+    shorter = torch.minimum(old.length(), new.length())
+    a, b = (prefix.at(*gather_slots(prefix.mask, torch.zeros_like(shorter), shorter)) for prefix in (old, new))
     alike = (a.slots - b.slots).abs().amax(-1) <= SLOT_TOLERANCE * new.slots.abs().amax().clamp(min=1e-9)
     return (alike & a.mask).long().cumprod(1).sum(1)

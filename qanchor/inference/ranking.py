@@ -28,9 +28,9 @@ from qanchor.utils.io import cache_dir
 N_WORDINGS = 8  # wordings that say together what a query means
 SHARPNESS = 0.1  # of the weights by which they do: a cosine of 0.1 less weighs a factor e less
 TEXTS_PER_PASS = 64
-IDENTICAL_SHARE = 0.9  # of the users: where so many are told the same, that is told
+IDENTICAL_SHARE = 0.9  # of the users: if so many have the same answer, that is reported
 TOP_USERS = 10  # those looked at first
-NOVEL_FROM = 0.9  # strangeness from which on a question is said to be unlike all that training asked
+NOVEL_FROM = 0.9  # novelty from which on a query counts as unlike every query of the training
 KINDS = ("profile", "future")
 ANSWERS_VERSION = 1  # increase it when a change to the code changes the embeddings of answers
 SUMMARY = -1  # the place of the question about everything: no topic, no grades
@@ -101,42 +101,59 @@ def label_free_scores(
     unit: str = "user",
     horizon_days: int = 30,
 ) -> pd.DataFrame:
-    """Judge users by their anchors under `query`, one row of `anchors` an id; see `Engine.rank`, which embeds them first."""
+    """Score users zero-shot: similarity to the "yes" answers of a query minus similarity to its "no" answers.
+
+    Args:
+        model: The model that embedded the users.
+        ids: The users.
+        query: The query.
+        anchors: The users' embeddings under the query, one row per id.
+        unit: The word for a user; default "user".
+        horizon_days: Days that a query looks ahead if it names none; default 30.
+
+    Returns:
+        A frame `user, score, answer` in the order of `ids`, with the attributes that `Engine.rank` describes.
+    """
     sticks = answer_bank(model, unit, query_horizon(query, horizon_days))
     like = (_unit_rows(_query_vectors(model, [query]) - sticks.middle) @ sticks.wordings.T)[0]
     like = np.where(sticks.denies == negation_parity(query), like, -np.inf)
     near = np.argsort(-like, kind="stable")[:N_WORDINGS]
     place, weight = sticks.place[near], np.exp(like[near] / SHARPNESS)
     lean = weight / weight.sum() * (place != SUMMARY) * sticks.sign[near] @ sticks.lean[place]
-    frame = pd.DataFrame({"user": list(ids), "score": anchors @ lean, "says": ""})
+    frame = pd.DataFrame({"user": list(ids), "score": anchors @ lean, "answer": ""})
     frame.attrs["measured"] = ("", KINDS[1], 1)  # of a question about everything
-    if place[0] != SUMMARY:  # said is what bears most of the score, so that no sentence speaks against it
+    if place[0] != SUMMARY:  # the answer is of the topic that bears most of the score, so that none contradicts the order
         bears = pd.Series(weight * sticks.sign[near] * (sticks.lean[place] @ lean)).groupby(place).sum()
         best = bears.drop(SUMMARY, errors="ignore").idxmax()
-        frame["says"] = [sticks.texts[best][grade] for grade in (anchors @ sticks.graded[best].T).argmax(1)]
+        frame["answer"] = [sticks.texts[best][grade] for grade in (anchors @ sticks.graded[best].T).argmax(1)]
         means = 1 if (weight * sticks.sign[near])[place == best].sum() > 0 else -1
         frame.attrs["measured"] = (TOPICS[best // 2].name, KINDS[best % 2], means)
     telling = near[like[near] > like[near[0]] - 2 * SHARPNESS]
     frame.attrs["topics"] = list(dict.fromkeys(f"{'not ' * int(sticks.sign[i] < 0)}{sticks.names[i]}" for i in telling))
-    frame.attrs |= {"warning": novelty_warning(model, query, unit), "alike": identical_answers_note(frame, unit)}
+    frame.attrs |= {"novel": is_novel(model, query), "identical": count_identical_answers(frame)}
     return frame
 
 
-def identical_answers_note(found: pd.DataFrame, unit: str = "user") -> str:
-    """Say so where nearly all, or the ten nearest to yes, are told the same sentence; empty where they are not.
+def count_identical_answers(ranking: pd.DataFrame) -> tuple[int, int] | None:
+    """Count the users with the same answer, if these are nearly all users or nearly all of the ten with the highest scores.
+
+    Args:
+        ranking: A frame with `score` and `answer`, from `label_free_scores`.
+
+    Returns:
+        (users with the same answer, users looked at), or None if answers differ or there are none.
 
     Example:
-        >>> identical_answers_note(pd.DataFrame({"score": range(100), "says": ["Very likely to travel."] * 97 + [""] * 3}), "member")
-        'The same is said of 97 of 100 members: look at the order, which tells them apart.'
+        >>> answers = ["Very likely to travel."] * 97 + [""] * 3
+        >>> count_identical_answers(pd.DataFrame({"score": range(100), "answer": answers}))
+        (97, 100)
     """
-    for some, whom in (
-        (found, f"{len(found):,} {unit}s"),
-        (found.nlargest(TOP_USERS, "score"), f"the {TOP_USERS} nearest to yes"),
-    ):
-        most = some["says"][some["says"] != ""].value_counts().max()
-        if len(some) > 1 and most >= IDENTICAL_SHARE * len(some):
-            return f"The same is said of {most:,} of {whom}: look at the order, which tells them apart."
-    return ""
+    for part in (ranking, ranking.nlargest(TOP_USERS, "score")):
+        answers = part["answer"][part["answer"] != ""]
+        most = 0 if answers.empty else int(answers.value_counts().max())
+        if len(part) > 1 and most >= IDENTICAL_SHARE * len(part):
+            return most, len(part)
+    return None
 
 
 def negation_parity(query: str) -> int:
@@ -149,15 +166,20 @@ def negation_parity(query: str) -> int:
     return len(NEGATIONS.findall(query)) % 2
 
 
-def novelty_warning(model: QAnchor, query: str, unit: str = "user") -> str:
-    """Say so where a query is unlike all that training asked; empty where it is not, or where a model cannot tell.
+def is_novel(model: QAnchor, query: str) -> bool:
+    """Return whether a query is unlike every query of the training.
 
-    It cannot without a skip, or untrained.
+    Args:
+        model: The model.
+        query: The query.
+
+    Returns:
+        True if it is novel; False if it is not, or if the model cannot tell (it is untrained or has no skip).
     """
     if model.skip is None or not model.skip.query_memory.any():
-        return ""
-    strange = model.skip.novelty(model.query_text_embeddings([query])).item() >= NOVEL_FROM
-    return f"Training asked nothing like it: it mostly shows who a {unit} is altogether." if strange else ""
+        return False
+    novelty = model.skip.novelty(model.query_text_embeddings([query])).item()
+    return novelty >= NOVEL_FROM
 
 
 @lru_cache(maxsize=6)  # some seconds of reading, the same for every query
