@@ -152,8 +152,12 @@ def cluster_transitions(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFra
     table["kind"] = [_kind(*band, successors, parents) for band in bands]
     table = table.sort_values(["from_cluster", "to_cluster"], ignore_index=True)
     left, right = (set(both[side]) - {NONE} for side in ("from_cluster", "to_cluster"))
-    table.attrs = {"split": sorted(successors.index[successors > 1].tolist()), "merge": sorted(parents.index[parents > 1].tolist())}
-    table.attrs |= {"birth": sorted(right - set(parents.index)), "death": sorted(left - set(successors.index))}
+    table.attrs = {
+        "split": sorted(successors.index[successors > 1].tolist()),
+        "merge": sorted(parents.index[parents > 1].tolist()),
+        "birth": sorted(right - set(parents.index)),
+        "death": sorted(left - set(successors.index)),
+    }
     return table
 
 

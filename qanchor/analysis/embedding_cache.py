@@ -71,8 +71,8 @@ class EmbeddingCache:
         Yields:
             (done, total) users while there is something to embed; last a dict, query to (user, dim).
         """
-        found = {query: self.embeddings[query] for query in queries if query in self.embeddings}
-        missing = [query for query in dict.fromkeys(queries) if query not in found]
+        results = {query: self.embeddings[query] for query in queries if query in self.embeddings}
+        missing = [query for query in dict.fromkeys(queries) if query not in results]
         if missing:
             shape = (len(missing), len(self.ids), self.engine.model.config.embedding_dim)
             rows_by_query = np.zeros(shape, np.float32)
@@ -83,9 +83,9 @@ class EmbeddingCache:
                 yield done, len(self.ids)
             for query, embeddings in zip(missing, rows_by_query, strict=True):
                 # a copy, because a view of one query would keep all of them in memory
-                found[query] = embeddings if len(missing) == 1 else embeddings.copy()
-                self.embeddings[query] = found[query]
-        yield found
+                results[query] = embeddings if len(missing) == 1 else embeddings.copy()
+                self.embeddings[query] = results[query]
+        yield results
 
     def noise_floor(self, query: str) -> float:
         """Return the shift that rewording the query alone stays under for 95 % of the users.

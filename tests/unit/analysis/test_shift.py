@@ -125,7 +125,8 @@ def test_pca_map_keeps_still_users_still_and_repeats_itself():
     np.testing.assert_allclose(xy[:USERS], xy[USERS:], atol=1e-6)
     assert points.x.std() >= points.y.std()
     pd.testing.assert_frame_equal(points, projection.joint_projection(rows, rows @ rotation(), IDS, ("a", "b"), method="pca"))
-    assert messages.projection_caption(points).startswith("One joint PCA map of 300 users under both queries. Trustworthiness 0.")
+    caption = messages.projection_caption(points)
+    assert caption.startswith("One joint PCA map of 300 users under both queries. Trustworthiness 0.")
     alone = messages.projection_caption(projection.joint_projection(rows, rows, IDS, ("", ""), method="pca"))
     assert alone.startswith("One PCA map of 300 users. Trustworthiness 0.") and "rotation" not in alone
 

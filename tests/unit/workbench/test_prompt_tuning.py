@@ -173,5 +173,5 @@ def test_saving_never_takes_the_place_of_another_prompt(made, tmp_path):
         tune.save(last.data["prompt"], tmp_path / "soft")
     (tmp_path / "soft").mkdir()
     (tmp_path / "soft/prompt.json").write_text("{}")
-    with pytest.raises(FileExistsError, match="already holds a soft prompt. Name another folder"):
+    with pytest.raises(FileExistsError, match=r"already holds a soft prompt\. Name another folder"):
         tune.save(last.data["prompt"], tmp_path / "soft")
