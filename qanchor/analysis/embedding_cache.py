@@ -9,6 +9,7 @@ import numpy as np
 from qanchor.analysis.shift import noise_floor
 from qanchor.inference.engine import Engine
 from qanchor.inference.prefix_cache import PrefixCache
+from qanchor.models.heads import EncodedQueries
 from qanchor.utils.arrays import LRUCache
 
 # Rewordings that do not change the question. What they move is the noise floor.
@@ -45,6 +46,17 @@ class EmbeddingCache:
         size = min(MAX_CACHED_QUERIES, max(MIN_CACHED_QUERIES, affordable))
         self.embeddings = LRUCache(size)
         self.noise_floors = LRUCache(MAX_CACHED_QUERIES)
+        self._encodings = LRUCache(MAX_CACHED_QUERIES)
+
+    def encode(self, query: str) -> EncodedQueries:
+        """Return a query as token ids, hidden state and text vector; each query is encoded once.
+
+        Args:
+            query: The query.
+        """
+        if query not in self._encodings:
+            self._encodings[query] = self.engine.encode_query(query)
+        return self._encodings[query]
 
     def embed(self, query: str) -> Iterator[tuple[int, int]]:
         """Embed all users under a query, unless that is cached; then `embeddings[query]` is there.
@@ -77,7 +89,8 @@ class EmbeddingCache:
             shape = (len(missing), len(self.ids), self.engine.model.config.embedding_dim)
             rows_by_query = np.zeros(shape, np.float32)
             done = 0
-            for rows, z in self.engine.iter_embed(self.cache, missing):
+            queries = self.encode(missing[0]) if len(missing) == 1 else missing
+            for rows, z in self.engine.iter_embed(self.cache, queries):
                 rows_by_query[:, rows] = z.swapaxes(0, 1)
                 done += len(rows)
                 yield done, len(self.ids)

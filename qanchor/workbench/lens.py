@@ -129,7 +129,10 @@ class LensBackend:
         for done, total in iter_warm_up(model, query, cache.unit, cache.horizon_days):
             yield Update(min(done, total - 1), total, RANKING, data={"ranking": None})
         embeddings = self.embeddings[query]
-        ranking = label_free_scores(model, self.ids, query, embeddings, cache.unit, cache.horizon_days)
+        encoded = self.embedding_cache.encode(query)
+        ranking = label_free_scores(
+            model, self.ids, query, embeddings, cache.unit, cache.horizon_days, encoded
+        )
         yield Update(total, total, data={"ranking": ranking})
 
     def backtest(self, query: str) -> Iterator[Update]:
@@ -198,7 +201,7 @@ class LensBackend:
             floor = self.embedding_cache.noise_floor(query)
             shift = embedding_shift(before, after, self.ids, previous, query, floor)
             message = shift_summary(shift, self.unit)
-        warning = novelty_warning(bool(query) and is_novel(self.engine.model, query), self.unit)
+        warning = novelty_warning(bool(query) and is_novel(self.engine.model, query, self.embedding_cache.encode(query)), self.unit)
         if quick_map is not None:
             yield self._map_update(message, warning, quick_map, shift)
         if quick_map is None or self.method != "pca":

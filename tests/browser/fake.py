@@ -44,9 +44,6 @@ class FakeBacktest:
 
     right, low, high, n, cutoff = 0.72, 0.68, 0.76, 60, "2025-05-02"
 
-    def __str__(self):
-        return "in hindsight, as of 2025-05-02, right in 72 of 100 pairs"
-
 
 class FakeLens:
     """Ask six groups of users by a rule: each query makes some groups travel. "fail" raises, "slow" takes its time."""
@@ -131,7 +128,7 @@ class FakeLens:
             time.sleep(self.seconds / 2)
         if "fail" in query:
             raise ValueError("the past could not be read")
-        yield Update(60, 60, data={"backtest": FakeBacktest()})
+        yield Update(60, 60, "Backtest as of 2025-05-02: 72 of 100 pairs are in the right order.", data={"backtest": FakeBacktest()})
 
     def answer(self, user: str, query: str) -> str:
         """Write something hostile, as a careless model might."""

@@ -195,15 +195,15 @@ def test_who_is_nearest_to_yes_is_listed_and_coloured(book):
     book.shot("fake-nearest")
     shades = page.evaluate("Array.from(document.querySelector('.lens').lens.state().rank)")
     assert shades[0] == 0 and shades[-1] == 1 and shades == sorted(shades)
-    page.get_by_role("button", name="Was such an order right before?").click()
+    page.get_by_role("button", name="Backtest this ranking").click()
     book.wait(
-        "document.querySelector('.lens-past').textContent.startsWith('In hindsight, as of 2025-05-02, right in 72 of 100')"
+        "document.querySelector('.lens-past').textContent.startsWith('Backtest as of 2025-05-02: 72 of 100 pairs')"
     )
     page.locator(".lens-rows button").nth(3).focus()
     page.keyboard.press("Space")
     book.wait("document.querySelector('.lens').dataset.chosen === '1'")
     assert "1 user chosen, nearer to yes than 99 % on average" in page.locator(".lens-chosen").inner_text()
-    book.shot("fake-hindsight")
+    book.shot("fake-backtest")
     page.get_by_role("button", name="Back").click()  # before any question there is no yes
     book.wait("document.querySelector('.lens').dataset.query === ''")
     assert page.locator(".lens-reading").inner_text() == "" and page.locator(".lens-past").is_hidden()

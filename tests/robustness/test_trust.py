@@ -281,7 +281,7 @@ def test_caches_keep_to_their_bounds_and_answers_stay_the_same(monkeypatch):
     first = session.compare("", "Will this user travel soon?").data["transitions"]
     lens = session.lens
     assert lens.embeddings is session.embedding_cache.embeddings
-    assert session.query_matrix.embedding_cache is session.explain.embedding_cache is session.embedding_cache
+    assert session.matrix.embedding_cache is session.explain.embedding_cache is session.embedding_cache
     for k in range(6):
         list(lens(f"Why {k}?"))
     assert len(lens.embeddings) == len(lens.noise_floors) == 3 and isinstance(lens.embeddings, LRUCache)

@@ -3,7 +3,7 @@
 import pandas as pd
 
 import qanchor as qa
-from qanchor.analysis.shift import provenance
+from qanchor.workbench.messages import provenance
 from widgets import ResultCard, Workbench
 
 

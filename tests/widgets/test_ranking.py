@@ -5,9 +5,9 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from test_query_lens import TRAVEL, FakeLens, make_frame, make_lens, until
 from updates import Update
 
+from tests.widgets.test_query_lens import TRAVEL, FakeLens, make_frame, make_lens, until
 from widgets import QueryLens
 
 
@@ -104,7 +104,7 @@ def test_the_lens_backtests_on_request_and_says_how_far_it_is():
     assert [state["words"] for state in seen] == [
         "Reading the past: 30 of 60 ...",
         "Reading the past: 60 of 60 ...",
-        "In hindsight, as of 2025-05-02, right in 72 of 100 pairs.",
+        "Backtest as of 2025-05-02: 72 of 100 pairs are in the right order.",
     ]
     assert [state.get("busy", False) for state in seen] == [True, True, False]
     lens.ask("Is this user price-conscious?")
@@ -142,7 +142,7 @@ def test_a_new_question_or_cancel_stops_a_backtest_and_a_failure_is_said():
     until(lambda: "score" in lens._ranking)
     assert lens._backtest["query"] == "fails later"
     backtest(lens)
-    assert lens._backtest["words"] == "No hindsight: the past could not be read"
+    assert lens._backtest["words"] == "No backtest: the past could not be read"
 
 
 def test_without_a_past_nothing_is_offered():
@@ -160,7 +160,7 @@ def test_a_card_of_which_nearly_all_moved_begins_with_the_ranking(looked):
     lens, backend = asked()
     entry = lens._entry
     first, all_moved = lens.result_card(), entry.shift.assign(beyond_noise=True)
-    assert first.sentence == entry.sentence and first.metric == "" and first.more["in hindsight"] == "not looked at"
+    assert first.sentence == entry.sentence and first.metric == "" and first.more["backtest"] == "not run"
     object.__setattr__(entry, "shift", all_moved)
     if looked:
         backtest(lens)
@@ -173,9 +173,9 @@ def test_a_card_of_which_nearly_all_moved_begins_with_the_ranking(looked):
     assert lens.result_card().more["map"].endswith("Diamonds are the chosen.")
     assert lens._rankings.marked_users(entry, lens.selection.rows)[0].nonzero()[0].tolist() == [3]
     if looked:
-        assert (card.metric, card.n) == ("pairs of users in the right order, asked as of 2025-05-02 (luck: 0.5)", 60)
+        assert (card.metric, card.n) == ("pairs of users in the right order, asked as of 2025-05-02 (chance: 0.5)", 60)
         assert (card.value, card.low, card.high) == (0.72, 0.68, 0.76)
-        assert card.more["in hindsight"] == "as of 2025-05-02, right in 72 of 100 pairs"
+        assert card.more["backtest"] == "Backtest as of 2025-05-02: 72 of 100 pairs are in the right order."
     else:
         assert card.value is None
 
