@@ -197,7 +197,8 @@ def _check_probe_input(
     y = _to_floats(labels)
     if x.ndim != 2 or len(x) != len(y):
         raise ValueError(
-            f"embeddings {x.shape}, labels {y.shape}: give (user, dim) and (user,) of the same users"
+            f"embeddings {x.shape}, labels {y.shape}: "
+            "give (user, dim) and (user,) of the same users"
         )
     known = np.flatnonzero(~np.isnan(y))
     x = x[known].astype(float)

@@ -35,12 +35,15 @@ from qanchor.utils.io import atomic_write
 
 RANK_TIMEOUT = timedelta(days=30)  # how long one rank waits for another
 RESUME_HINT = "finished shards stay: start it again to go on"
-WORKER_CODE = "import sys; from {0} import {1}; from qanchor.inference.batch_embed import serve; serve({1}, sys.argv[1:])"
+WORKER_CODE = (
+    "import sys; from {0} import {1}; from qanchor.inference.batch_embed import serve; "
+    "serve({1}, sys.argv[1:])"
+)
 
 
 def in_process(
     make: Callable[..., dict],
-    given: tuple[str, ...],
+    arguments: tuple[str, ...],
     numbers: list[int],
     workers: int,
     threads: int,
@@ -48,8 +51,8 @@ def in_process(
     """Process each shard in this process.
 
     Args:
-        make: Maps (*given, shard number) to a record.
-        given: Arguments of `make` before the number.
+        make: Maps (*arguments, shard number) to a record.
+        arguments: Arguments of `make` before the number.
         numbers: Shard numbers.
         workers: Not used.
         threads: Not used.
@@ -57,12 +60,12 @@ def in_process(
     Yields:
         The record of each shard.
     """
-    return (make(*given, number) for number in numbers)
+    return (make(*arguments, number) for number in numbers)
 
 
 def local_processes(
     make: Callable[..., dict],
-    given: tuple[str, ...],
+    arguments: tuple[str, ...],
     numbers: list[int],
     workers: int,
     threads: int,
@@ -70,8 +73,8 @@ def local_processes(
     """Distribute the shards to worker processes. A worker whose driver ends stops after its shard.
 
     Args:
-        make: Module-level function; maps (*given, shard number) to a record.
-        given: Arguments of `make` before the number.
+        make: Module-level function; maps (*arguments, shard number) to a record.
+        arguments: Arguments of `make` before the number.
         numbers: Shard numbers.
         workers: Processes; with 1, shards run in this process.
         threads: CPU threads of each process.
@@ -85,8 +88,8 @@ def local_processes(
     """
     workers = min(workers, len(numbers))
     if workers <= 1:
-        return (yield from in_process(make, given, numbers, workers, threads))
-    command = [sys.executable, "-c", WORKER_CODE.format(make.__module__, make.__name__), *given]
+        return (yield from in_process(make, arguments, numbers, workers, threads))
+    command = [sys.executable, "-c", WORKER_CODE.format(make.__module__, make.__name__), *arguments]
     idle = queue.SimpleQueue()
     processes = []
     for rank in range(workers):
@@ -140,18 +143,18 @@ def worker_environment(threads: int) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
 
 
-def serve(make: Callable[..., dict], given: list[str]) -> None:
+def serve(make: Callable[..., dict], arguments: list[str]) -> None:
     """Run a worker process: read shard numbers from stdin and write records to stdout, as lines.
 
     Args:
-        make: Maps (*given, shard number) to a record.
-        given: Arguments of `make` before the number.
+        make: Maps (*arguments, shard number) to a record.
+        arguments: Arguments of `make` before the number.
     """
     records = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints goes to stderr, not among the records
     for line in sys.stdin:
         try:
-            record = make(*given, int(line))
+            record = make(*arguments, int(line))
         except Exception as error:
             record = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(record), file=records, flush=True)
@@ -170,14 +173,15 @@ def torchrun_ranks() -> tuple:
 
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         raise ValueError(
-            "backend 'torchrun' without RANK: start it as torchrun --nproc-per-node 2 -m -- qanchor embed ..."
+            "backend 'torchrun' without RANK: "
+            "start it as torchrun --nproc-per-node 2 -m -- qanchor embed ..."
         )
     return next(rendezvous("env://", timeout=RANK_TIMEOUT))
 
 
 def ray_tasks(
     make: Callable[..., dict],
-    given: tuple[str, ...],
+    arguments: tuple[str, ...],
     numbers: list[int],
     workers: int,
     threads: int,
@@ -185,8 +189,8 @@ def ray_tasks(
     """Process the shards as Ray tasks, on the cluster of RAY_ADDRESS or one started here.
 
     Args:
-        make: Maps (*given, shard number) to a record.
-        given: Arguments of `make` before the number.
+        make: Maps (*arguments, shard number) to a record.
+        arguments: Arguments of `make` before the number.
         numbers: Shard numbers.
         workers: Tasks at a time.
         threads: CPU threads of each task.
@@ -204,11 +208,11 @@ def ray_tasks(
     if started := not ray.is_initialized():
         ray.init(log_to_driver=False)
     gpus = min(1, ray.cluster_resources().get("GPU", 0))
-    # max_retries: a killed worker's task runs again. max_calls=0: by default a worker with a GPU ends
-    # after each shard and loads the model again
+    # max_retries: the task of a killed worker runs again. max_calls=0: by default a worker with a
+    # GPU ends after each shard, and the next one loads the model again
     options = {"num_cpus": threads, "num_gpus": gpus, "max_retries": 3, "max_calls": 0}
     task = ray.remote(**options)(make)
-    waiting = (task.remote(*given, number) for number in numbers)
+    waiting = (task.remote(*arguments, number) for number in numbers)
     try:
         running = list(islice(waiting, workers))
         while running:
@@ -291,7 +295,8 @@ def embed_dataset(
     out, run, queries = Path(out).absolute(), Path(run).absolute(), list(queries)
     if not queries or len(set(queries)) < len(queries):
         raise ValueError(
-            f"{len(queries)} queries, {len(set(queries))} of them different: give at least 1, and each once"
+            f"{len(queries)} queries, {len(set(queries))} of them different: "
+            "give at least 1, and each once"
         )
     store, rank, world = torchrun_ranks() if backend == "torchrun" else (None, 0, 1)
     missing = (
@@ -365,7 +370,8 @@ def embed_shard(out: Path | str, run: Path | str, number: int) -> dict:
 def _engine(run: Path, expected: str, dtype: str) -> Engine:
     if (found := sha256_file(run / "config.json")) != expected:
         raise RunError(
-            f"{run / 'config.json'} has sha256 {found[:16]}..., planned was {expected[:16]}...: copy the run here"
+            f"{run / 'config.json'} has sha256 {found[:16]}..., planned was {expected[:16]}...: "
+            "copy the run here"
         )
     gpu = int(os.environ.get("LOCAL_RANK", 0)) % max(1, torch.cuda.device_count())
     return Engine(
@@ -380,7 +386,8 @@ def _write(ids: Sequence[str], vectors: np.ndarray, about: dict, path: Path) -> 
     kinds = {"user": pa.string(), "query": pa.dictionary(pa.int32(), pa.string())}
     kinds["embedding"] = pa.list_(pa.float16(), vectors.shape[2])
     schema, named = pa.schema(kinds, {"qanchor": json.dumps(about)}), ["user", "query"]
-    # one row group a query, so that a reader loads only that one; embeddings do not compress by dictionary
+    # one row group a query, so that a reader loads only that one; a dictionary does not compress
+    # embeddings
     with pq.ParquetWriter(
         path, schema, compression="zstd", use_dictionary=["query"], write_statistics=named
     ) as file:
@@ -403,42 +410,48 @@ def _begin(
 ) -> list[int]:
     """Partition the users unless that is done, and return the numbers of the missing shards."""
     about = read_run_config(run)
-    table, (facts, key) = open_table(users, about["preprocessor"]["numbers"]), open_facts(users)
-    manifest, work = _read_manifest_or_empty(out), out / ".work"
-    old = manifest or (_read_json(work / "plan.json") if (work / "plan.json").exists() else {})
-    source = json.dumps([table.about, table.key, key], sort_keys=True).encode()
+    numbers = about["preprocessor"]["numbers"]
+    table = open_table(users, numbers)
+    facts, facts_key = open_facts(users)
+    manifest = _read_manifest_or_empty(out)
+    work = out / ".work"
+    old = manifest
+    if not manifest and (work / "plan.json").exists():
+        old = _read_json(work / "plan.json")
+    source = json.dumps([table.about, table.key, facts_key], sort_keys=True).encode()
+    default_shards = max(1, -(-table.rows // EVENTS_PER_SHARD))
     plan = {
         "run": run.name,
         "run_sha256": sha256_file(run / "config.json"),
         "queries": queries,
         "source": table.about["name"],
-    }
-    plan |= {"unit": table.about["unit"], "input_sha256": hashlib.sha256(source).hexdigest()}
-    plan |= {
-        "shards": shards or old.get("shards") or max(1, -(-table.rows // EVENTS_PER_SHARD)),
+        "unit": table.about["unit"],
+        "input_sha256": hashlib.sha256(source).hexdigest(),
+        "shards": shards or old.get("shards") or default_shards,
         "threads": threads,
+        "version": EMBEDDINGS_VERSION,
+        "commit": current_commit(),
+        # every worker computes in the dtype of the machine that starts
+        "dtype": compute_dtype(about["config"]["dtype"], best_device()),
     }
-    plan |= {"version": EMBEDDINGS_VERSION, "commit": current_commit()}
-    plan |= {
-        "dtype": compute_dtype(about["config"]["dtype"], best_device())
-    }  # every worker computes in it
     if not old and any(out.glob("part-*.parquet")):
         raise FileExistsError(
-            f"{out} holds parts of unknown origin (no _manifest.json): name another folder, or remove them"
+            f"{out} holds parts of unknown origin (no _manifest.json): "
+            "name another folder, or remove them"
         )
     for name in FIXED_FIELDS if old else ():
         if old[name] != plan[name]:
             raise FileExistsError(
-                f"{out} holds embeddings of {name} {_shorten(old[name])}, wanted is {_shorten(plan[name])}: "
-                "name another folder, or remove this one"
+                f"{out} holds embeddings of {name} {_shorten(old[name])}, wanted is "
+                f"{_shorten(plan[name])}: name another folder, or remove this one"
             )
     shutil.rmtree(out / ".gone", ignore_errors=True)
     for stale in out.glob(".part-*.part"):  # half-written by a killed process
         stale.unlink(missing_ok=True)
-    if manifest and not (
-        missing := _missing_shards(out, [part["shard"] for part in manifest["parts"]])
-    ):
-        return missing
+    if manifest:
+        missing = _missing_shards(out, [part["shard"] for part in manifest["parts"]])
+        if not missing:
+            return []
     work.mkdir(parents=True, exist_ok=True)
     _write_json(work / "plan.json", {name: old.get(name, value) for name, value in plan.items()})
     if not (work / "users").exists():
@@ -448,17 +461,21 @@ def _begin(
             facts,
             work / "users",
             plan["shards"],
-            about["preprocessor"]["numbers"],
+            numbers,
             MAX_SHARED_TEXTS,
             **config,
         )
-    if missing := _missing_shards(out, _read_json(work / "users" / "scan.json")["shards"]):
+    missing = _missing_shards(out, _read_json(work / "users" / "scan.json")["shards"])
+    if missing:
         _encode_shared_texts(work, queries, about["config"]["text_encoder"], threads)
     return missing
 
 
 def _encode_shared_texts(work: Path, queries: list[str], encoder: str, threads: int) -> None:
-    """Encode the texts once: workers would each do it again, in batches that differ in the last bit."""
+    """Encode the texts once, before the shards.
+
+    Otherwise each worker would encode them, in batches whose results differ in the last bit.
+    """
     import pandas as pd
     from threadpoolctl import threadpool_limits
 

@@ -59,11 +59,11 @@ def nearest_users(
         raise KeyError(f"user {user!r} is not among the {manifest['users']:,} of {folder}")
     vector = vectors[at[0]]
     find = _exact_search if index is None else partial(_index_search, index)
-    found = find(folder, manifest, query, vector, k + 1)  # the user, who is nearest, is left out
-    found = found[found["user"] != user].sort_values(
+    nearest = find(folder, manifest, query, vector, k + 1)  # the user itself is left out
+    nearest = nearest[nearest["user"] != user].sort_values(
         ["similarity", "user"], ascending=[False, True], ignore_index=True
     )
-    return found.head(k)
+    return nearest.head(k)
 
 
 def read_embeddings(folder: Path, part: dict, query: int) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +103,8 @@ def _read_dataset_manifest(folder: Path, query: str) -> dict:
     manifest = read_manifest(path, queries=list, parts=list, shards=int, users=int)
     if query not in manifest["queries"]:
         raise KeyError(
-            f"query {query!r} is not one of the {len(manifest['queries'])} of {folder}: embed it first"
+            f"query {query!r} is not one of the {len(manifest['queries'])} of {folder}: "
+            "embed it first"
         )
     return manifest
 
@@ -137,26 +138,17 @@ def _index_search(
         raise ValueError(
             f"index {factory!r} needs faiss: pip install 'qanchor[scale]', or leave index out"
         ) from error
-    place, told = (
-        manifest["queries"].index(query),
-        [factory, query, [part["sha256"] for part in manifest["parts"]]],
-    )
-    path = folder / f"_{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}.faiss"
+    place = manifest["queries"].index(query)
+    parts = manifest["parts"]
+    key = json.dumps([factory, query, [part["sha256"] for part in parts]])
+    path = folder / f"_{hashlib.sha256(key.encode()).hexdigest()[:16]}.faiss"
     if not path.exists():
-        atomic_write(
-            path,
-            lambda aside: faiss.write_index(
-                _build_index(faiss, factory, folder, manifest, place), str(aside)
-            ),
-        )
+        built = _build_index(faiss, factory, folder, manifest, place)
+        atomic_write(path, lambda aside: faiss.write_index(built, str(aside)))
     score, rows = faiss.read_index(str(path)).search(vector[None], min(k, manifest["users"]))
-    rows, score = (
-        rows[0][rows[0] >= 0],
-        score[0][rows[0] >= 0],
-    )  # an approximate index may find fewer
-    first = np.cumsum(
-        [0, *(part["users"] for part in manifest["parts"])]
-    )  # rows stand part by part, as they were added
+    is_found = rows[0] >= 0  # an approximate index may find fewer
+    rows, score = rows[0][is_found], score[0][is_found]
+    first = np.cumsum([0, *(part["users"] for part in parts)])  # first row of each part
     homes = np.searchsorted(first, rows, side="right") - 1
     names = {
         home: read_embeddings(folder, manifest["parts"][home], place)[0]
@@ -167,7 +159,7 @@ def _index_search(
 
 
 def _build_index(faiss, factory: str, folder: Path, manifest: dict, place: int):
-    """Build an index of one query, trained on the first part (users are assigned to parts at random)."""
+    """Build an index of one query, trained on the first part: users are assigned at random."""
     index = None
     for part in manifest["parts"]:
         vectors = read_embeddings(folder, part, place)[1]

@@ -1,4 +1,4 @@
-"""Prefix encoder: a batch of features becomes the prefix tokens of each user (paper, section 3.2)."""
+"""Prefix encoder: features to prefix tokens (paper, section 3.2)."""
 
 from __future__ import annotations
 

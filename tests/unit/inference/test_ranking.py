@@ -26,30 +26,18 @@ def asked():
 
 def graded(model, name: str, kind: str) -> tuple[list[str], np.ndarray]:
     """Embed two wordings of each grade, one by one."""
-    said = [
-        answers(by_name(name), g, kind, none=name == "takeout" and g == 0)[:2] for g in range(5)
-    ]
-    return [pair[0] for pair in said], np.stack(
-        [model.embed_answer(pair).detach().numpy().mean(0) for pair in said]
-    )
+    said = [answers(by_name(name), g, kind, none=name == "takeout" and g == 0)[:2] for g in range(5)]
+    return [pair[0] for pair in said], np.stack([model.embed_answer(pair).detach().numpy().mean(0) for pair in said])
 
 
-@pytest.mark.parametrize(
-    "name, kind", [("takeout", "future"), ("night", "profile"), ("spend_down", "future")]
-)
+@pytest.mark.parametrize("name, kind", [("takeout", "future"), ("night", "profile"), ("spend_down", "future")])
 def test_says_is_the_answer_nearest_to_the_anchor(asked, name, kind):
     engine, cache = asked
     query = getattr(by_name(name), kind)[-1].format(user="user")  # a wording kept for tests
     found, anchors = engine.rank(cache, query), engine.embed(cache, query)
     texts, vectors = graded(engine.model, name, kind)
-    nearest = {
-        user: texts[int(np.argmax([row @ v for v in vectors]))]
-        for user, row in zip(cache.ids, anchors, strict=True)
-    }
-    assert (
-        found.attrs["topics"][0] == name
-        and dict(zip(found["user"], found["says"], strict=True)) == nearest
-    )
+    nearest = {user: texts[int(np.argmax([row @ v for v in vectors]))] for user, row in zip(cache.ids, anchors, strict=True)}
+    assert found.attrs["topics"][0] == name and dict(zip(found["user"], found["says"], strict=True)) == nearest
     assert found["score"].is_monotonic_decreasing and set(found["user"]) == set(cache.ids)
 
 
@@ -57,31 +45,19 @@ def test_no_sentence_denies_twice(asked):
     sticks = ranking.answer_bank(asked[0].model, "user", 30)
     said = [text for texts in sticks.texts for text in texts]
     assert not any(text.startswith("Not ") and "former rate" in text for text in said)
-    assert {
-        "Activity at under half the former rate.",
-        "Activity well below the former rate.",
-    } <= set(said)
-    assert {
-        "Spending at over one and a half times the former rate.",
-        "Spending at under half the former rate.",
-    } <= set(said)
+    assert {"Activity at under half the former rate.", "Activity well below the former rate."} <= set(said)
+    assert {"Spending at over one and a half times the former rate.", "Spending at under half the former rate."} <= set(said)
     assert sum(text.startswith("Not ") for text in said) > 50  # of all else the opening stays
 
 
 def test_that_nearly_all_are_told_the_same_is_told(asked):
     engine, cache = asked
-    found = pd.DataFrame(
-        {"score": np.arange(100.0), "says": ["Yes."] * 89 + ["No."] * 5 + ["So."] * 6}
-    )
+    found = pd.DataFrame({"score": np.arange(100.0), "says": ["Yes."] * 89 + ["No."] * 5 + ["So."] * 6})
     for some in (found, found[:0], found[:1], found.assign(says="")):
         assert ranking.identical_answers_note(some) == ""
-    assert ranking.identical_answers_note(found[1:90], "member").startswith(
-        "The same is said of 88 of 89 members: look"
-    )
+    assert ranking.identical_answers_note(found[1:90], "member").startswith("The same is said of 88 of 89 members: look")
     halves = found.assign(says=["Yes."] * 50 + ["No."] * 50)
-    assert ranking.identical_answers_note(halves).startswith(
-        "The same is said of 10 of the 10 nearest to yes"
-    )
+    assert ranking.identical_answers_note(halves).startswith("The same is said of 10 of the 10 nearest to yes")
     told = engine.rank(cache, "Will this user travel soon?")
     assert told.attrs["alike"] == ranking.identical_answers_note(told)
 
@@ -100,19 +76,13 @@ def test_of_falling_spending_the_lowest_grade_means_yes(asked, monkeypatch):
 def test_every_trained_wording_finds_its_own_topic(asked):
     engine, cache = asked
     for topic in TOPICS[::9]:
-        assert (
-            engine.rank(cache, topic.future[0].format(user="user")).attrs["topics"][0] == topic.name
-        )
+        assert engine.rank(cache, topic.future[0].format(user="user")).attrs["topics"][0] == topic.name
 
 
 def test_the_question_about_everything_is_answered_freely(asked):
     engine, cache = asked
     found = engine.rank(cache, SUMMARY_QUERY)
-    assert (
-        found.attrs["topics"][0] == "summary"
-        and set(found["says"]) == {""}
-        and np.isfinite(found["score"]).all()
-    )
+    assert found.attrs["topics"][0] == "summary" and set(found["says"]) == {""} and np.isfinite(found["score"]).all()
     asker = qa.LensBackend(engine, cache, make_users(), method="pca")
     assert asker.answer("a", SUMMARY_QUERY) == engine.generate(cache, "a", SUMMARY_QUERY)
     query = by_name("takeout").future[0].format(user="user")
@@ -123,44 +93,25 @@ def test_the_question_about_everything_is_answered_freely(asked):
 def test_a_question_about_the_next_week_is_answered_about_the_next_week(asked, monkeypatch):
     engine, cache = asked
     seen = []
-    monkeypatch.setattr(
-        ranking,
-        "answer_bank",
-        lambda *given, made=ranking.answer_bank: seen.append(given[2]) or made(*given),
-    )
-    for query in (
-        "Will this user travel?",
-        "Will this user travel in the next week?",
-        "Travel within 100 days?",
-    ):
+    monkeypatch.setattr(ranking, "answer_bank", lambda *given, made=ranking.answer_bank: seen.append(given[2]) or made(*given))
+    for query in ("Will this user travel?", "Will this user travel in the next week?", "Travel within 100 days?"):
         says = engine.rank(cache, query)["says"]
         assert not (says.str.contains("30 days") & (seen[-1] != 30)).any()
     assert seen == [30, 7, 90]
-    said = [
-        text for graded in ranking.answer_bank(engine.model, "user", 7).texts for text in graded
-    ]
-    assert sum("7 days" in text for text in said) == len(said) / 2 and not any(
-        "30 days" in text for text in said
-    )
+    said = [text for graded in ranking.answer_bank(engine.model, "user", 7).texts for text in graded]
+    assert sum("7 days" in text for text in said) == len(said) / 2 and not any("30 days" in text for text in said)
 
 
 def test_a_question_unlike_all_of_the_training_is_said_to_be_so():
     engine = make_engine(make_model())
     model = engine.model
     model.skip.query_memory.zero_()
-    cache, known = (
-        engine.prefill(make_users()),
-        ["Will this user travel soon?", "Does this user buy tea?"],
-    )
+    cache, known = engine.prefill(make_users()), ["Will this user travel soon?", "Does this user buy tea?"]
     assert engine.rank(cache, "zqx!").attrs["warning"] == ""  # an untrained model cannot tell
     model.skip.remember(model.encode_queries(known).text_embedding)
     told = "Training asked nothing like it: it mostly shows who a user is altogether."
     for query, warning in ((known[0], ""), ("zqx!", told)):
-        assert (
-            ranking.novelty_warning(model, query)
-            == engine.rank(cache, query).attrs["warning"]
-            == warning
-        )
+        assert ranking.novelty_warning(model, query) == engine.rank(cache, query).attrs["warning"] == warning
         *_, last = qa.LensBackend(engine, cache, make_users(), method="pca")(query)
         assert last["warning"] == warning and told not in last["sentence"]
     *_, last = qa.LensBackend(engine, cache, make_users(), method="pca")("", known[0])
@@ -171,54 +122,29 @@ def test_a_question_unlike_all_of_the_training_is_said_to_be_so():
 
 IDS = [str(user) for user in range(400)]
 DENIED = {
-    "Will this user come more often?": (
-        "Will this user stop coming?",
-        "Will visits of this user fall?",
-    ),
-    "Will this user travel soon?": (
-        "Will this user stop travelling?",
-        "Won't this user travel any more?",
-    ),
-    "Does this user drink alcohol?": (
-        "Does this user avoid alcohol?",
-        "Does this user never drink alcohol?",
-    ),
-    "Will this user use coupons?": (
-        "Will this user use fewer coupons?",
-        "Is this user unlikely to use a coupon?",
-    ),
+    "Will this user come more often?": ("Will this user stop coming?", "Will visits of this user fall?"),
+    "Will this user travel soon?": ("Will this user stop travelling?", "Won't this user travel any more?"),
+    "Does this user drink alcohol?": ("Does this user avoid alcohol?", "Does this user never drink alcohol?"),
+    "Will this user use coupons?": ("Will this user use fewer coupons?", "Is this user unlikely to use a coupon?"),
     "Will this user keep shopping here?": ("Is this user about to churn?", "Will this user leave?"),
-    "Will this user spend more?": (
-        "Will this user spend less?",
-        "Will the spending of this user decline?",
-    ),
+    "Will this user spend more?": ("Will this user spend less?", "Will the spending of this user decline?"),
 }
 
 
 @pytest.fixture(scope="module")
 def taught():
     """The run of the sample world, and anchors of nobody in particular: which way they lean is all that counts here."""
-    model = qa.Engine(
-        qa.QAnchor.from_pretrained(Path(__file__).parents[3] / "data" / "runs" / "world")
-    ).model
+    model = qa.Engine(qa.QAnchor.from_pretrained(Path(__file__).parents[3] / "data" / "runs" / "world")).model
     answers = ranking.answer_bank(model, "user", 30).graded.reshape(-1, model.config.embedding_dim)
     draw = np.random.default_rng(0)
-    return model, (
-        answers[draw.integers(0, len(answers), 400)] + answers[draw.integers(0, len(answers), 400)]
-    ) / 2
+    return model, (answers[draw.integers(0, len(answers), 400)] + answers[draw.integers(0, len(answers), 400)]) / 2
 
 
 def test_answers_of_a_run_are_read_once_ever(taught, tmp_path, monkeypatch):
-    model, texts, seen = (
-        taught[0],
-        ("Very likely to travel.", "Not at all.", "Very likely to travel."),
-        [],
-    )
+    model, texts, seen = taught[0], ("Very likely to travel.", "Not at all.", "Very likely to travel."), []
     monkeypatch.setenv("QANCHOR_CACHE", str(tmp_path))
     read = type(model).embed_answer
-    monkeypatch.setattr(
-        type(model), "embed_answer", lambda self, some: seen.append(some) or read(self, some)
-    )
+    monkeypatch.setattr(type(model), "embed_answer", lambda self, some: seen.append(some) or read(self, some))
 
     def anew(run):  # as another process would
         monkeypatch.setattr(model, "run", run)
@@ -244,27 +170,17 @@ def test_answers_of_a_run_are_read_once_ever(taught, tmp_path, monkeypatch):
 def test_a_question_that_denies_turns_the_order_round(taught, yes, no):
     """A sentence vector hardly knows "stop" from "start": what denies is counted. The same anchors, asked both ways."""
     model, anchors = taught
-    first, second = (
-        ranking.label_free_scores(model, IDS, query, anchors)["score"] for query in (yes, no)
-    )
+    first, second = (ranking.label_free_scores(model, IDS, query, anchors)["score"] for query in (yes, no))
     assert np.corrcoef(first, second)[0, 1] < -0.3
 
 
-@pytest.mark.parametrize(
-    "query",
-    ["Will this user stop coming?", "Will this user come less often?", "Will this user leave?"],
-)
+@pytest.mark.parametrize("query", ["Will this user stop coming?", "Will this user come less often?", "Will this user leave?"])
 def test_no_sentence_speaks_against_the_order(taught, query):
     model, anchors = taught
-    found, sticks = (
-        ranking.label_free_scores(model, IDS, query, anchors),
-        ranking.answer_bank(model, "user", 30),
-    )
+    found, sticks = ranking.label_free_scores(model, IDS, query, anchors), ranking.answer_bank(model, "user", 30)
     said = next(texts for texts in sticks.texts if found["says"][0] in texts)
     grade = found["says"].map(said.index)
-    silence = any(
-        word in said[4] for word in ("silent", "quiet")
-    )  # its highest grade is gone, that of all others is here
+    silence = any(word in said[4] for word in ("silent", "quiet"))  # its highest grade is gone, that of all others is here
     assert np.corrcoef(grade, found["score"])[0, 1] * (1 if silence else -1) > 0.3
 
 
@@ -275,10 +191,7 @@ def test_concordance_counts_pairs():
     plain = np.mean([(score[i] > score[j]) + (score[i] == score[j]) / 2 for i, j in pairs])
     share, low, high = concordance(score, truth)
     np.testing.assert_allclose(share, plain)
-    assert (
-        low < share < high
-        and concordance(score, np.ones(60)) == concordance(score[:19], truth[:19]) == (None,) * 3
-    )
+    assert low < share < high and concordance(score, np.ones(60)) == concordance(score[:19], truth[:19]) == (None,) * 3
 
 
 def test_the_interval_of_concordance_covers_luck():
@@ -294,9 +207,7 @@ def test_hindsight_reads_nothing_after_that_day_and_measures_what_came(monkeypat
     users, seen = qa.make_sample_users(80, seed=3), []
     engine = make_engine(make_model(users))
     monkeypatch.setattr(
-        sys.modules[qa.BacktestResult.__module__],
-        "concordance",
-        lambda *told: (seen.append(told), (0.5, 0.4, 0.6))[1],
+        sys.modules[qa.BacktestResult.__module__], "concordance", lambda *told: (seen.append(told), (0.5, 0.4, 0.6))[1]
     )
     told = qa.backtest(engine, users, "Will this user churn?")
     day = users.cutoff - pd.Timedelta(days=30)
@@ -308,50 +219,34 @@ def test_hindsight_reads_nothing_after_that_day_and_measures_what_came(monkeypat
     came = users.history()[lambda e: e["time"] >= day].groupby("user", observed=False)["time"].max()
     assert (silent == 30).all() and truth.min() < 30
     until = users.history()[lambda e: e["time"] < day].groupby("user", observed=False)["time"].max()
-    np.testing.assert_allclose(
-        simple, (day - until.loc[list(users.ids)]) / pd.Timedelta(days=1), atol=1e-4
-    )
-    np.testing.assert_array_equal(
-        simple, later
-    )  # a count of the days before knows nothing of those after, either
+    np.testing.assert_allclose(simple, (day - until.loc[list(users.ids)]) / pd.Timedelta(days=1), atol=1e-4)
+    np.testing.assert_array_equal(simple, later)  # a count of the days before knows nothing of those after, either
     last = ((users.cutoff - came) / pd.Timedelta(days=1)).fillna(30.0)
     np.testing.assert_allclose(truth, last.loc[list(users.ids)], atol=1e-4)
     assert (
-        str(qa.backtest(engine, users, SUMMARY_QUERY))
-        == "in hindsight nothing can be said: it is a question of no one topic"
+        str(qa.backtest(engine, users, SUMMARY_QUERY)) == "in hindsight nothing can be said: it is a question of no one topic"
     )
 
 
 def test_hindsight_of_too_short_a_past_says_so():
     users = qa.make_sample_users(30, seed=3)
     engine = make_engine(make_model(users))
-    young = replace(
-        users, events=users.events[users.events["time"] >= users.cutoff - pd.Timedelta(days=20)]
-    )
+    young = replace(users, events=users.events[users.events["time"] >= users.cutoff - pd.Timedelta(days=20)])
     told = qa.backtest(engine, young, "Will this user churn?")
-    assert (
-        told.right is None
-        and str(told) == "in hindsight nothing can be said: the truth of 0 users tells too little"
-    )
+    assert told.right is None and str(told) == "in hindsight nothing can be said: the truth of 0 users tells too little"
 
 
 @pytest.mark.parametrize(
-    "span, words",
-    [((0.6, 0.7), ""), ((0.4, 0.6), ": no better than luck"), ((0.3, 0.4), ": worse than luck")],
+    "span, words", [((0.6, 0.7), ""), ((0.4, 0.6), ": no better than luck"), ((0.3, 0.4), ": worse than luck")]
 )
 def test_hindsight_says_what_is_luck(span, words):
     told = str(qa.BacktestResult(0.5, *span, 400, "not visits_up", 0, "2025-05-02", "user"))
-    assert (
-        f"to {100 * span[1]:.0f}; luck: 50){words} of 400 users, by who did not come more often until then"
-        in told
-    )
+    assert f"to {100 * span[1]:.0f}; luck: 50){words} of 400 users, by who did not come more often until then" in told
 
 
 def test_hindsight_tells_what_a_simple_count_had_right():
     told = qa.BacktestResult(0.68, 0.64, 0.71, 395, "lapse", 30, "2026-05-30", "member", 0.701)
-    assert "(95 %: 64 to 71; luck: 50; the same counted before that day: 70) of 395 members" in str(
-        told
-    )
+    assert "(95 %: 64 to 71; luck: 50; the same counted before that day: 70) of 395 members" in str(told)
 
 
 def test_stop_coming_is_read_as_going_away_and_keep_coming_as_its_contrary(asked):
