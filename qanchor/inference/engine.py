@@ -325,9 +325,7 @@ class Engine:
         for batch in self._prefill_batches(features, np.arange(len(features))):
             yield batch.rows, self._embed_batch(batch, packs(len(batch.rows)))
 
-    def _packs(
-        self, queries: Sequence[QueryLike] | EncodedQueries
-    ) -> Callable[[int], list[Pack]]:
+    def _packs(self, queries: Sequence[QueryLike] | EncodedQueries) -> Callable[[int], list[Pack]]:
         """Encode queries once; return a function from a number of users to the packs to run."""
         encoded = self.encode_queries(queries)
         lengths = [len(ids) + 1 for ids in encoded.ids]  # with <USER_EMB>
