@@ -50,7 +50,8 @@ def read_labels(path: Path | None, name: str | None, users: Users) -> pd.Series:
         raise DataError(path.name, None, name, str(error), hint) from error
     for column in ("user", name):
         if column not in frame:
-            hint = "missing: write it" if column == "user" else "missing: write it, or name another with --column"
+            hint = "missing: write it" if column == "user" else ("missing: write it, or name "
+"another with --column")
             hint = f"{hint} (`check --fix` mends a folder)"
             raise DataError(path.name, None, column, list(frame.columns), hint)
     invalid = frame[~(frame[name].isin([0, 1]) | frame[name].isna())]

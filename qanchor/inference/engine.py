@@ -428,7 +428,8 @@ class Engine:
             One row a user, best first: user, score, and the nearest graded answer to the topic
             that contributes most (empty for the question about everything; use `generate`).
             `attrs` holds `topics` (what the query was read as, nearest first), `measured` (main
-            topic, kind, 1 or -1 for its yes or its no), `novel` (training asked nothing like it) and
+            topic, kind, 1 or -1 for its yes or its no), `novel` (training asked nothing like it)
+            and
             `identical` ((users with the same answer, users looked at) if nearly all have the same
             answer, else None).
         """

@@ -15,7 +15,11 @@ from qanchor.data.users import Users
 from qanchor.useru.answers import style_of
 from qanchor.useru.topics import TOPICS, Topic, match
 
-OFFERS = ("campaign", "coupon", "promotion")  # modalities that tell of offers: no visit, no act at an hour of its own
+OFFERS = (
+    "campaign",
+    "coupon",
+    "promotion",
+)  # modalities that tell of offers: no visit, no act at an hour of its own
 MIN_EVENTS = 5  # a user with fewer events before a cut-off is neither asked about nor compared with
 MIN_FORMER = 3  # visits before which no trend is told
 MIN_USERS_COMPARED, MIN_SHARE = (
@@ -25,12 +29,15 @@ MIN_USERS_COMPARED, MIN_SHARE = (
 DAY = 86_400_000_000  # microseconds
 
 
-def topic_rates(users: Users, some: int | None = None, texts: int | None = None) -> Float[np.ndarray, "user topic"]:
+def topic_rates(
+    users: Users, some: int | None = None, texts: int | None = None
+) -> Float[np.ndarray, "user topic"]:
     """Say which part of each user's events speaks of each topic, 0 to 1, in the order of `TOPICS`.
 
     Rows come in no order to rely on; a user without events has zeros.
 
-    some, texts   look at so many users, and at so many texts, the most frequent: an estimate (default: at all).
+    some, texts   look at so many users, and at so many texts, the most frequent: an estimate
+                  (default: at all).
 
     Example:
         >>> topic_rates(qa.make_sample_users(40)).shape
@@ -41,7 +48,9 @@ def topic_rates(users: Users, some: int | None = None, texts: int | None = None)
     (who, _), (what, said) = pd.factorize(past["user"]), pd.factorize(past["text"])
     often = np.argsort(-np.bincount(what, minlength=len(said)), kind="stable")[:texts]
     has = csr_array((np.ones(len(past), np.float32), (who, what)), shape=(len(ids), len(said)))
-    return (has[:, often] @ match(said[often]).astype(np.float32)) / np.maximum(has.sum(1), 1)[:, None]
+    return (has[:, often] @ match(said[often]).astype(np.float32)) / np.maximum(has.sum(1), 1)[
+        :, None
+    ]
 
 
 class EventArrays:
@@ -55,34 +64,51 @@ class EventArrays:
         self.users, self.topics, self.n = users, topics, len(users)
         self.user = past["user"].cat.codes.to_numpy()
         self.time = past["time"].astype("datetime64[us]").astype("int64").to_numpy()
-        self.text, modality = past["text"].cat.codes.to_numpy(), past["modality"].astype(str).to_numpy()
+        self.text, modality = (
+            past["text"].cat.codes.to_numpy(),
+            past["modality"].astype(str).to_numpy(),
+        )
         none = np.full(len(past), np.nan)
         self.amount, self.saved, self.own = (
             past[c].to_numpy() if c in past else none for c in ("amount", "discount", "private")
         )
         self.visit = ~np.isin(modality, OFFERS)
         self.modality = modality
-        self.start = self.time[self.visit].min(initial=users.cutoff.value // 1000) if start is None else start
+        self.start = (
+            self.time[self.visit].min(initial=users.cutoff.value // 1000)
+            if start is None
+            else start
+        )
         hit = match(past["text"].cat.categories)
         self.streams = {}
         for topic in topics:
             if style_of(topic) == "count":
                 self.streams[topic.name] = self._occasions(hit[self.text, TOPICS.index(topic)])
             if topic.measure.startswith("modality:"):
-                self.streams[topic.measure] = self._occasions(modality == topic.measure.removeprefix("modality:"))
+                self.streams[topic.measure] = self._occasions(
+                    modality == topic.measure.removeprefix("modality:")
+                )
         self.visits = self._occasions(self.visit)
 
     def _occasions(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Count events at one time as one occasion (a basket of ten items is one): user, time, money."""
+        """Count events at one time as one occasion (a basket of ten items is one): user, time,
+        money.
+        """
         at = np.flatnonzero(chosen)
         user, time, amount = self.user[at], self.time[at], np.nan_to_num(self.amount[at])
         first = np.flatnonzero(np.r_[True, (np.diff(user) != 0) | (np.diff(time) != 0)][: len(at)])
-        return user[first], time[first], np.add.reduceat(amount, first) if len(first) else amount[:0]
+        return (
+            user[first],
+            time[first],
+            np.add.reduceat(amount, first) if len(first) else amount[:0],
+        )
 
 
 class SpendSources(NamedTuple):
-    """Say which modalities there were before a cut-off (`seen`), and where money is counted: in the one with most of it; where
-    two tell the same sums, in the one with fewest events (`replace_surrogates`: baskets) or with most (`single`: the things in them)."""
+    """Say which modalities there were before a cut-off (`seen`), and where money is counted: in the
+    one with most of it; where
+    two tell the same sums, in the one with fewest events (`replace_surrogates`: baskets) or with
+    most (`single`: the things in them)."""
 
     whole: str = ""
     single: str = ""
@@ -93,18 +119,32 @@ def find_spend_sources(events: pd.DataFrame) -> SpendSources:
     """Look at the events before a cut-off."""
     paid = pd.DataFrame(columns=["sum", "size"], dtype=float)
     if "amount" in events:
-        paid = events[events["amount"] > 0].groupby("modality", observed=True)["amount"].agg(["sum", "size"])
+        paid = (
+            events[events["amount"] > 0]
+            .groupby("modality", observed=True)["amount"]
+            .agg(["sum", "size"])
+        )
     return spend_sources_from_table(paid, events["modality"].unique())
 
 
 def spend_sources_from_table(paid: pd.DataFrame, seen: Iterable) -> SpendSources:
-    """Say the same of a table with index modality and columns sum, size, of the events that cost something."""
-    size, seen = paid.loc[paid["sum"] > 0.98 * paid["sum"].max(), "size"], tuple(sorted(map(str, seen)))
-    return SpendSources(str(size.idxmin()), str(size.idxmax()), seen) if len(size) else SpendSources(seen=seen)
+    """Say the same of a table with index modality and columns sum, size, of the events that cost
+    something.
+    """
+    size, seen = (
+        paid.loc[paid["sum"] > 0.98 * paid["sum"].max(), "size"],
+        tuple(sorted(map(str, seen))),
+    )
+    return (
+        SpendSources(str(size.idxmin()), str(size.idxmax()), seen)
+        if len(size)
+        else SpendSources(seen=seen)
+    )
 
 
 class BehaviorWindow:
-    """Hold what each user did from `low` up to `high` (microseconds): arrays over users, NaN where there is nothing to say.
+    """Hold what each user did from `low` up to `high` (microseconds): arrays over users, NaN where
+    there is nothing to say.
 
     sources  what `find_spend_sources` gives for the time before the cut-off.
     """
@@ -114,7 +154,9 @@ class BehaviorWindow:
         self.now = (records.time >= low) & (records.time < high)
 
     def occasions(self, topic: Topic):
-        """Give the occasions of a topic: the events of its modality if there were any before the cut-off, or else by words."""
+        """Give the occasions of a topic: the events of its modality if there were any before the
+        cut-off, or else by words.
+        """
         by_modality = topic.measure in {f"modality:{name}" for name in self.sources.seen}
         return self.within(self.records.streams[topic.measure if by_modality else topic.name])
 
@@ -125,9 +167,13 @@ class BehaviorWindow:
     def count(self, user: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         return np.bincount(user, weights, minlength=self.records.n).astype(float)
 
-    def share(self, user: np.ndarray, part: np.ndarray, whole: np.ndarray | None = None) -> np.ndarray:
+    def share(
+        self, user: np.ndarray, part: np.ndarray, whole: np.ndarray | None = None
+    ) -> np.ndarray:
         below = self.count(user, whole)
-        return np.divide(self.count(user, part), below, out=np.full(len(below), np.nan), where=below > 0)
+        return np.divide(
+            self.count(user, part), below, out=np.full(len(below), np.nan), where=below > 0
+        )
 
     def since(self, user: np.ndarray, time: np.ndarray) -> np.ndarray:
         """Give the days from each user's last time to the end of the span."""
@@ -136,7 +182,9 @@ class BehaviorWindow:
         return (self.high - last) / DAY
 
     def rate(self, measure: str) -> np.ndarray:
-        return getattr(self, measure) / max((self.high - max(self.low, self.records.start)) / DAY, 1)
+        return getattr(self, measure) / max(
+            (self.high - max(self.low, self.records.start)) / DAY, 1
+        )
 
     @cached_property
     def visits(self) -> tuple[np.ndarray, np.ndarray]:
@@ -177,7 +225,9 @@ class BehaviorWindow:
     @cached_property
     def variety(self) -> np.ndarray:
         chosen, kinds = self.now & self.records.visit, int(self.records.text.max(initial=0)) + 1
-        seen = np.unique(self.records.user[chosen].astype("int64") * kinds + self.records.text[chosen])
+        seen = np.unique(
+            self.records.user[chosen].astype("int64") * kinds + self.records.text[chosen]
+        )
         return self.count(seen // kinds)
 
     @cached_property
@@ -197,7 +247,11 @@ class BehaviorWindow:
     @cached_property
     def discount(self) -> np.ndarray:
         """Give the share of the things bought that were bought at a reduced price."""
-        things = self.now & (self.records.modality == self.sources.single) & ~np.isnan(self.records.saved)
+        things = (
+            self.now
+            & (self.records.modality == self.sources.single)
+            & ~np.isnan(self.records.saved)
+        )
         return self.share(self.records.user[things], self.records.saved[things] > 0)
 
     @cached_property

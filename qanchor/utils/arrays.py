@@ -16,14 +16,17 @@ def l2_normalize(rows: Float[np.ndarray, "row dim"]) -> Float[np.ndarray, "row d
 
 
 def arrow_table(frame: pd.DataFrame):
-    """Hand a frame to DuckDB as arrow: read from pandas by two threads, a text was lost now and then."""
+    """Hand a frame to DuckDB as arrow: read from pandas by two threads, a text was lost now and
+    then.
+    """
     import pyarrow
 
     return pyarrow.Table.from_pandas(frame, preserve_index=False)
 
 
 class LRUCache(OrderedDict):
-    """Keep the newest `limit` entries: the one that was neither put in nor read for longest goes first.
+    """Keep the newest `limit` entries: the one that was neither put in nor read for longest goes
+    first.
 
     Example:
         >>> kept = LRUCache(2)

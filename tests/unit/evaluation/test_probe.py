@@ -85,7 +85,9 @@ def test_probe_equals_its_plain_twin():
 
 
 def test_held_out_users_are_not_seen():
-    """With pure noise and more columns than users a probe that had seen its test users would score 1."""
+    """With pure noise and more columns than users a probe that had seen its test users would score
+    1.
+    """
     rng = np.random.default_rng(0)
     assert linear_probe(rng.normal(size=(120, 300)), np.arange(120) % 2, seeds=3).auc < 0.65
 
@@ -131,7 +133,9 @@ def test_constant_columns_and_one_column_do_no_harm():
 
 @pytest.mark.slow
 def test_the_interval_holds_the_truth_about_as_often_as_it_says():
-    """40 samples of users from one population: the AUC on a great many users lies inside at least 85 % of the time."""
+    """40 samples of users from one population: the AUC on a great many users lies inside at least
+    85 % of the time.
+    """
     big_x, big_y = planted(20_000, dim=3, seed=99, noise=2.0)
     truth = roc_auc(big_x[:, 0] + big_x[:, 1], big_y)
     inside = 0

@@ -1,4 +1,6 @@
-"""Past one machine: every back end writes the same bytes, and no kill, full disk or change loses, doubles or mixes anybody."""
+"""Past one machine: every back end writes the same bytes, and no kill, full disk or change loses,
+doubles or mixes anybody.
+"""
 
 import errno
 import importlib.util
@@ -123,7 +125,9 @@ def test_a_part_says_what_it_is(home):
 
 
 def test_users_in_memory_and_of_odd_kinds_are_embedded_alike(home, tmp_path):
-    """Users with facts, without events, and with a future alone: in memory, as a folder, and as the engine has them."""
+    """Users with facts, without events, and with a future alone: in memory, as a folder, and as the
+    engine has them.
+    """
     users = make_users()
     model = qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), device="cpu")
     model.save_pretrained(tmp_path / "run")
@@ -188,12 +192,17 @@ def test_torchrun_writes_the_same_bytes(home, tmp_path):
 
 
 MANY = 24  # shards: one worker alone must not have made them all before it can be killed
-DRIVER = f"import json, sys; import qanchor as qa; qa.embed_dataset(*json.loads(sys.argv[1]), shards={MANY}, workers=2)"
+DRIVER = (
+    "import json, sys; import qanchor as qa; qa.embed_dataset(*json.loads(sys.argv[1]), "
+    f"shards={MANY}, workers=2)"
+)
 
 
 @pytest.mark.slow
 def test_kills_lose_and_double_nobody(home, tmp_path):
-    """First the driver of two workers is killed, then one of two workers, each after a shard; what was done stays."""
+    """First the driver of two workers is killed, then one of two workers, each after a shard; what
+    was done stays.
+    """
     out, whole = (
         tmp_path / "out",
         embed(home, tmp_path / "whole", shards=MANY)["made"],
@@ -256,7 +265,9 @@ def wait(ready, seconds: float = 120) -> None:
 
 @pytest.fixture(params=["small disk", "told so"])
 def full_disk(request, tmp_path, monkeypatch):
-    """A folder on a disk that fills up, and how to make room: a real one if we may mount it, else a writer that says so."""
+    """A folder on a disk that fills up, and how to make room: a real one if we may mount it, else a
+    writer that says so.
+    """
     out = tmp_path / "disk"
     out.mkdir()
     if request.param == "small disk":

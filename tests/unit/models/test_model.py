@@ -1,4 +1,6 @@
-"""One pass over K branches is K separate passes, gradients too; an answer never reaches its own anchor."""
+"""One pass over K branches is K separate passes, gradients too; an answer never reaches its own
+anchor.
+"""
 
 import pytest
 import torch

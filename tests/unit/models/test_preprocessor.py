@@ -1,4 +1,6 @@
-"""What is read of a user is what loops would read, nothing of it comes from the future, and strange users do no harm."""
+"""What is read of a user is what loops would read, nothing of it comes from the future, and strange
+users do no harm.
+"""
 
 import numpy as np
 import pandas as pd
@@ -115,7 +117,9 @@ def test_one_user_may_be_read_at_several_cutoffs(users, preprocessor):
 
 
 def by_hand(past: pd.DataFrame, cutoff) -> list[float]:
-    """Count, recent count, days since the last, days between first and last, share at weekends, sum and mean of amounts."""
+    """Count, recent count, days since the last, days between first and last, share at weekends, sum
+    and mean of amounts.
+    """
     ages = [(cutoff - t) / DAY for t in past["time"]]
     amounts = [0.0 if np.isnan(a) else a for a in past["amount"]]
     weekend = sum(t.day_of_week >= 5 for t in past["time"]) / max(len(past), 1)

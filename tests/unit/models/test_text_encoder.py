@@ -1,4 +1,6 @@
-"""Each text is encoded once, whoever asks and whatever is killed; what is read back is what was written."""
+"""Each text is encoded once, whoever asks and whatever is killed; what is read back is what was
+written.
+"""
 
 import multiprocessing
 import os
@@ -120,7 +122,9 @@ def _fill(folder, start: int, many: int) -> None:
 
 
 def test_processes_share_a_table_and_one_may_be_killed(tmp_path):
-    """Two write overlapping texts at once, one of them is killed: every row that stands is whole and stands once."""
+    """Two write overlapping texts at once, one of them is killed: every row that stands is whole
+    and stands once.
+    """
     spawn = multiprocessing.get_context("spawn")
     folder = tmp_path / "table"
     first, second = (

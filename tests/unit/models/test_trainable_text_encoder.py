@@ -1,4 +1,6 @@
-"""The event encoder with LoRA: it learns, is saved and served, and tells the same with and without what it keeps."""
+"""The event encoder with LoRA: it learns, is saved and served, and tells the same with and without
+what it keeps.
+"""
 
 import numpy as np
 import pytest

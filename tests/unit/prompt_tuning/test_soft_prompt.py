@@ -1,4 +1,6 @@
-"""Soft prompts: equal to reading everything anew, also in their gradients; tuned on the labels given, judged on others."""
+"""Soft prompts: equal to reading everything anew, also in their gradients; tuned on the labels
+given, judged on others.
+"""
 
 import json
 from dataclasses import replace
@@ -42,7 +44,9 @@ def drawn(model, query: str = QUERY, vectors: int = 6, seed: int = 0) -> SoftPro
 
 @pytest.fixture(scope="module", params=["sdpa", "eager", "append_only", "no skip"])
 def made(request):
-    """A model, its engine, prompts and a typed query, and what the model itself says to these, uncached, user by user."""
+    """A model, its engine, prompts and a typed query, and what the model itself says to these,
+    uncached, user by user.
+    """
     model = make_model(**MODELS.get(request.param, {"gated_skip": False}))
     asked = [
         drawn(model),
@@ -65,7 +69,9 @@ def cache(engine):
 
 @pytest.fixture(scope="module")
 def world():
-    """Users whose label is planted where the model can see it, an engine that was loaded from a run, and its cache."""
+    """Users whose label is planted where the model can see it, an engine that was loaded from a
+    run, and its cache.
+    """
     users = qa.make_sample_users(120)
     engine = qa.Engine(qa.QAnchor(TINY, qa.UserPreprocessor.fit(users, None, TINY), device="cpu"))
     cache = engine.prefill(users, tokens=600)
@@ -211,7 +217,9 @@ def test_watched_tuning_is_tuning(world):
 
 
 def test_stopping_keeps_the_best_until_then(world):
-    """The validation loss is measured anew: it is the least of the history, and not that of the last state."""
+    """The validation loss is measured anew: it is the least of the history, and not that of the
+    last state.
+    """
     _, engine, cache, planted = world
     noise = pd.Series(np.random.default_rng(0).permutation(planted.to_numpy()), planted.index)
     for labels in (planted, noise):
@@ -232,7 +240,9 @@ def test_stopping_keeps_the_best_until_then(world):
 
 
 def test_seeking_finds_the_question_that_the_labels_answer():
-    """One by one through all taught questions, each as a prompt of its own: the plain twin chooses the same."""
+    """One by one through all taught questions, each as a prompt of its own: the plain twin chooses
+    the same.
+    """
     users = qa.make_sample_users(60)
     engine = qa.Engine(qa.QAnchor(TINY, qa.UserPreprocessor.fit(users, None, TINY), device="cpu"))
     cache, driver = engine.prefill(users, tokens=600), "Is this user a driver?"
@@ -302,7 +312,9 @@ def test_a_rare_class_is_drawn_as_often(world):
 
 @pytest.mark.slow
 def test_labels_of_judged_users_are_never_looked_at(world):
-    """Turn every label of the judged users: the prompt is the same, bit for bit; turn one that is tuned on: it is not."""
+    """Turn every label of the judged users: the prompt is the same, bit for bit; turn one that is
+    tuned on: it is not.
+    """
     _, engine, cache, planted = world
     prompt, _, _ = evaluate_prompt(engine, cache, QUERY, planted, steps=10)
     order = np.random.default_rng(0).permutation(120)

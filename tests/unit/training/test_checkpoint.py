@@ -1,4 +1,6 @@
-"""A training that is really killed goes on as if nothing had happened; a torn checkpoint is recognised, a wrong one refused."""
+"""A training that is really killed goes on as if nothing had happened; a torn checkpoint is
+recognised, a wrong one refused.
+"""
 
 import os
 import subprocess
@@ -77,7 +79,9 @@ def made(folder: Path, *kills: str) -> tuple[pd.DataFrame, dict]:
 
 @pytest.mark.slow
 def test_a_process_killed_anywhere_ends_with_the_same_bits(tmp_path):
-    """Killed in the warm start, between two checkpoints, while a checkpoint is put in its place, and in the last fit."""
+    """Killed in the warm start, between two checkpoints, while a checkpoint is put in its place,
+    and in the last fit.
+    """
     history, weights = made(tmp_path / "whole")
     again, other = made(
         tmp_path / "killed", "warm start 50", "training 13", "replace", "training 22", "last fit 50"
@@ -90,7 +94,9 @@ def test_a_process_killed_anywhere_ends_with_the_same_bits(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("steps", "tokens"), [(1, 0), (4, 150)])
 def test_two_processes_learn_what_one_does(tmp_path, steps, tokens):
-    """The same batch shared by two gloo processes (in parts of so many tokens): the same losses and first gradient."""
+    """The same batch shared by two gloo processes (in parts of so many tokens): the same losses and
+    first gradient.
+    """
     script = tmp_path / "script.py"
     script.write_text(TWO)
     for name, launch in {

@@ -1,4 +1,6 @@
-"""Training learns by heart what it is shown, goes on after a kill as if nothing had happened, and keeps to its time."""
+"""Training learns by heart what it is shown, goes on after a kill as if nothing had happened, and
+keeps to its time.
+"""
 
 import importlib
 import itertools
@@ -32,7 +34,9 @@ def users():
 
 @pytest.fixture(scope="module")
 def pairs(users) -> pd.DataFrame:
-    """200 pairs that only a good memory can hold: 25 users, 8 queries, and for each an answer that means nothing."""
+    """200 pairs that only a good memory can hold: 25 users, 8 queries, and for each an answer that
+    means nothing.
+    """
     draw = np.random.default_rng(0)
     words = ["".join(draw.choice(list("abcdefghijklmnopqrstuvwxyz"), 5)) for _ in range(200)]
     asked = [(user, users.cutoff, f"{thing}?") for user in users.ids for thing in THINGS]
@@ -341,7 +345,9 @@ LESS = {
 
 @pytest.mark.parametrize("changes", LESS.values(), ids=LESS)
 def test_less_memory_gives_the_same_gradient(users, pairs, tmp_path, changes):
-    """In parts of 3, 3 and 2 users or of so many tokens, or with activations computed again: what one whole step gives."""
+    """In parts of 3, 3 and 2 users or of so many tokens, or with activations computed again: what
+    one whole step gives.
+    """
     found = {}
     for name, some in (("whole", {}), ("less", changes)):
         model = untrained(users, pairs, **SHORT | {"train_batch_size": 8} | some)

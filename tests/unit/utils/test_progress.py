@@ -1,4 +1,6 @@
-"""What is told on stderr: which phase of how many, how long all that is left takes as soon as that is known, and warnings."""
+"""What is told on stderr: which phase of how many, how long all that is left takes as soon as that
+is known, and warnings.
+"""
 
 import re
 from types import SimpleNamespace
@@ -78,7 +80,9 @@ def test_each_phase_has_its_number():
 
 
 def test_what_is_left_is_told_from_the_fifth_joint_step_on(wait):
-    """27 joint steps of 10 s each, the 300 texts again in 30 s, and 1,600 steps of the last fit in 160 s: 460 s."""
+    """27 joint steps of 10 s each, the 300 texts again in 30 s, and 1,600 steps of the last fit in
+    160 s: 460 s.
+    """
     course = StageEta(READER | training_stages(SMALL))
     assert set(before_the_joint_steps(course, wait)) == {""}
     told = goes(course, wait, "training", 10, 32)
@@ -102,7 +106,9 @@ def test_a_slower_machine_is_told_of(wait):
 
 
 def test_a_resumed_training_waits_for_its_last_fit(wait):
-    """It has no warm start, which alone could tell what a step of the last fit takes; minutes do not hold it either."""
+    """It has no warm start, which alone could tell what a step of the last fit takes; minutes do
+    not hold it either.
+    """
     for minutes in (None, 1):
         course = StageEta(READER | training_stages(SMALL, resumed=True), minutes)
         goes(course, wait, "fitting the preprocessor", 0.1, 20)
@@ -116,7 +122,9 @@ def test_a_resumed_training_waits_for_its_last_fit(wait):
 
 
 def test_minutes_are_told_from_the_start(wait):
-    """The preprocessor comes before them; from the joint steps on less is told where less is left to do."""
+    """The preprocessor comes before them; from the joint steps on less is told where less is left
+    to do.
+    """
     course = StageEta(READER | training_stages(SMALL), minutes=10)
     assert course.opening() == "7 phases; about 10 min after the first"
     told = before_the_joint_steps(course, wait)
