@@ -284,7 +284,8 @@ def test_committed_runs_of_format_2_have_todays_names(run):
     )
     with safe_open(RUNS / run / "adapter.safetensors", "np") as file:
         arrays = {
-            serialization._current_tensor_name(name): file.get_tensor(name) for name in file.keys()
+            serialization._current_tensor_name(name): file.get_tensor(name)
+            for name in file.keys()  # noqa: SIM118 - not a dict
         }
     preprocessor = serialization._load_preprocessor(about, config, arrays)
     tiny = config.replace(backbone="tiny", dtype="float32", lora_num_layers=0)
