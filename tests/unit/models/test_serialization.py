@@ -261,7 +261,7 @@ def test_the_backbone_is_not_kept_twice(model, folder):
 RUNS = Path(__file__).parents[3] / "data" / "runs"
 
 
-@pytest.mark.parametrize("run", ["world", "journey", "world-10000", "movielens"])
+@pytest.mark.parametrize("run", ["world", "journey"])
 def test_committed_runs_of_format_2_have_todays_names(run):
     """The config makes a Config, and the tensors have the names and shapes that a model of it loads."""
     from safetensors import safe_open
@@ -276,7 +276,7 @@ def test_committed_runs_of_format_2_have_todays_names(run):
     )
     with safe_open(RUNS / run / "adapter.safetensors", "np") as file:
         arrays = {
-            serialization._current_tensor_name(name): file.get_tensor(name) for name in file.keys()
+            serialization._current_tensor_name(name): file.get_tensor(name) for name in list(file.keys())
         }
     preprocessor = serialization._load_preprocessor(about, config, arrays)
     tiny = config.replace(backbone="tiny", dtype="float32", lora_num_layers=0)
