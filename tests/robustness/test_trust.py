@@ -204,7 +204,7 @@ def listening():
 
 
 @pytest.mark.usefixtures("listening")
-@pytest.mark.parametrize(("command", "moment"), [("train", 1), ("embed", 1), ("embed", 2), ("pairs", 1), ("pairs", 2)])
+@pytest.mark.parametrize(("command", "moment"), [("train", 1), ("embed", 1), ("embed", 2), ("make-pairs", 1), ("make-pairs", 2)])
 def test_ctrl_c_leaves_nothing_half_written_and_it_goes_on(command, moment, tmp_path, monkeypatch, capsys):
     users, run, out = WORLD.save(tmp_path / "users"), tmp_path / "run", tmp_path / "out"
     words = {"users": users, "out": out}
@@ -228,7 +228,7 @@ def test_ctrl_c_leaves_nothing_half_written_and_it_goes_on(command, moment, tmp_
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", pressed)
-        assert cli.main() == 130 and count == moment and "stopped" in capsys.readouterr().err
+        assert cli.main() == 130 and count == moment and "Interrupted" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.part")) and not (out / "_manifest.json").exists() and not (out / "config.json").exists()
     assert cli.main() == 0
     assert not list(tmp_path.rglob("*.part"))
