@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from dataclasses import dataclass
 import codecs
-import numpy as np
-import pandas as pd
 import re
 import unicodedata
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
 
 from qanchor.data.validation import MAX_NUMBER, MAX_TEXT, MIN_TIME
 from qanchor.errors import DataError
-
 
 NULLS = re.compile("[\x00\uffff]")  # U+FFFF is no character: the null bytes of a csv file are read as it
 HIDDEN = re.compile(  # controls, soft hyphens, zero widths, turns of direction, tags; joiners only where no script needs them

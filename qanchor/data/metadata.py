@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 import json
+from pathlib import Path
+
 import pandas as pd
 
 from qanchor.errors import DataError

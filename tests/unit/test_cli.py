@@ -283,7 +283,7 @@ ERRORS = {
     "no label file": (["probe", "--run", "RUN", "--users", "USERS", "--query", "Q", "--labels", "none.csv"], "none.csv"),
     "no label said": (
         ["probe", "--run", "RUN", "--users", "USERS", "--query", "Q"],
-        "has 10 labels, and none is named: choose one",
+        "has 10 labels, and no name was given. Choose one",
     ),
     "no such label": (["probe", "--run", "RUN", "--users", "USERS", "--query", "Q", "--column", "luck"], "no label 'luck' in"),
     "odd preset": (

@@ -166,7 +166,7 @@ def test_nothing_is_shown_that_may_not_be_seen(model):
     model.asked.clear()
     frame, _ = write(model, cutoffs=[CUTOFF])
     assert set(frame["kind"]) == {"profile"} and not any("AFTER" in content for _, content in model.asked)
-    with pytest.raises(ValueError, match=r"cut-off 2025-04-02 is after the users' own, 2025-04-01: choose earlier ones"):
+    with pytest.raises(ValueError, match=r"cut-off 2025-04-02 is after the users' own, 2025-04-01. Choose earlier ones"):
         write(model, cutoffs=["2025-04-02"])
 
 
