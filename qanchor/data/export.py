@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from collections.abc import Sequence
-from jaxtyping import Bool
-from pathlib import Path
 import csv
 import hashlib
 import hmac
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool
 
 from qanchor.data.users import Users
 from qanchor.utils.io import atomic_write
-
 
 MIN_GROUP_SIZE = 10  # users: a smaller group is not written to a file, for it points at persons
 

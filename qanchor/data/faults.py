@@ -4,17 +4,16 @@ mended where safe.
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from dataclasses import dataclass
 import codecs
-import numpy as np
-import pandas as pd
 import re
 import unicodedata
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
 
 from qanchor.data.validation import MAX_NUMBER, MAX_TEXT, MIN_TIME
 from qanchor.errors import DataError
-
 
 # U+FFFF is no character: the null bytes of a csv file are read as it
 NULLS = re.compile("[\x00\uffff]")

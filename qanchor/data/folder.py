@@ -4,17 +4,17 @@ is mended on the way.
 
 from __future__ import annotations
 
-from pathlib import Path
 import csv
 import difflib
 import io
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
-import re
 
-from qanchor.data.faults import Notes, TRUTHS, decode, numbers, tidy, times, words
+from qanchor.data.faults import TRUTHS, Notes, decode, numbers, tidy, times, words
 from qanchor.data.validation import COLUMN_MEANINGS, REQUIRED
-
 
 LIKELY = {  # what tables elsewhere call these columns, with "_" for what is no letter
     "user": r"(user|member|customer|client|account|household|patient|student|reader|subscriber|guest|visitor|player|donor)"

@@ -4,8 +4,9 @@ input.
 
 from __future__ import annotations
 
-from pathlib import Path
 import json
+from pathlib import Path
+
 import pandas as pd
 
 from qanchor.errors import DataError

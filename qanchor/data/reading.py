@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 import json
 import os
-import pandas as pd
 import re
 import shlex
 import shutil
 import textwrap
+from pathlib import Path
+
+import pandas as pd
 
 from qanchor.data.faults import Notes, Problem, tidy
-from qanchor.data.folder import Folder, MORE
+from qanchor.data.folder import MORE, Folder
 from qanchor.data.metadata import read_metadata
 from qanchor.data.users import Users, load_users
 from qanchor.errors import CleaningError
-
 
 ABOUT = ("name", "unit", "cutoff", "horizon_days", "modalities")
 YEAR, LONGEST = pd.Timedelta(days=366), 3660  # days of a horizon

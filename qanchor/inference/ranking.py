@@ -135,7 +135,8 @@ def label_free_scores(
     frame.attrs["measured"] = ("", KINDS[1], 1)  # of a question about everything
     if (
         place[0] != SUMMARY
-        # the answer is of the topic that bears most of the score, so that none contradicts the order
+        # the answer is of the topic that bears most of the score, so that none contradicts the
+        # order
     ):
         bears = (
             pd.Series(weight * sticks.sign[near] * (sticks.lean[place] @ lean)).groupby(place).sum()

@@ -36,7 +36,8 @@ from qanchor.useru.sharded import finish, write_pairs
 from qanchor.utils.hashing import sha256_file
 from tests.benchmarks.strange import Draw
 
-OURS = {"qanchor", "widgets"}
+ROOT = Path(__file__).parents[2]
+OUR_FOLDERS = {ROOT / "qanchor", ROOT / "widgets"}
 HANG = 20  # seconds
 ABOUT = {"name": "a", "cutoff": "2025-02-01", "horizon_days": 30, "modalities": []}
 
@@ -322,8 +323,9 @@ def _ours(error: Exception) -> bool:
     fault always.
     """
     last = traceback.extract_tb(error.__traceback__)[-1]
-    said = Path(last.filename).parent.name in OURS and (last.line or "").startswith("raise")
-    return said and not isinstance(error, AssertionError | TimeoutError)
+    ours = not OUR_FOLDERS.isdisjoint(Path(last.filename).parents)
+    raised = ours and (last.line or "").startswith("raise")
+    return raised and not isinstance(error, AssertionError | TimeoutError)
 
 
 @contextmanager

@@ -288,7 +288,8 @@ def test_a_question_asked_while_a_cell_runs_is_told_to_wait(open_notebook, serve
     book.wait(waits)
     book.asked(
         "slow"
-        # the answer to the question before may still come: that does not mean that this one was heard
+        # the answer to the question before may still come: that does not mean that this one was
+        # heard
     )
     assert book.page.evaluate(waits)
     go.touch()

@@ -542,7 +542,7 @@ ERRORS = {
     ),
     "no label said": (
         ["probe", "--run", "RUN", "--users", "USERS", "--query", "Q"],
-        "has 10 labels, and none is named: choose one",
+        "has 10 labels, and no name was given. Choose one",
     ),
     "no such label": (
         ["probe", "--run", "RUN", "--users", "USERS", "--query", "Q", "--column", "luck"],

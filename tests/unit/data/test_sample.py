@@ -178,7 +178,8 @@ def test_the_stated_share_of_modalities_is_missing_and_lies():
 
 
 def test_the_future_shows_what_the_label_says():
-    """For an honest and present modality the label's own theme stands in the month after the cut-off
+    """For an honest and present modality the label's own theme stands in the month after the
+    cut-off
     , else it does not.
     """
     users, truth = world()

@@ -1,4 +1,6 @@
-"""A run comes back as it was saved; torn, swapped, missing or foreign files are refused in clear words."""
+"""A run comes back as it was saved; torn, swapped, missing or foreign files are refused in clear
+words.
+"""
 
 import json
 import pickle
@@ -67,7 +69,9 @@ def test_asking_a_loaded_run_gives_the_same(model, folder):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_half_precision_changes_little(tmp_path, monkeypatch, dtype):
-    """Real backbones keep their runs in half precision; here the tiny one is made to pass for a real one."""
+    """Real backbones keep their runs in half precision; here the tiny one is made to pass for a
+    real one.
+    """
     from qanchor.models import backbone
     from qanchor.models import model as model_module
 
@@ -95,7 +99,9 @@ def test_half_precision_changes_little(tmp_path, monkeypatch, dtype):
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_a_run_reckons_in_what_its_processor_is_fast_at(tmp_path, monkeypatch, fast):
-    """Many processors have no fast products in bfloat16; a run made on either goes to the other, and says the same there."""
+    """Many processors have no fast products in bfloat16; a run made on either goes to the other,
+    and says the same there.
+    """
     monkeypatch.setattr(device, "has_fast_bf16", lambda: fast)
     users = make_users()
     config = TINY.replace(dtype="bfloat16")
@@ -263,7 +269,9 @@ RUNS = Path(__file__).parents[3] / "data" / "runs"
 
 @pytest.mark.parametrize("run", ["world", "journey"])
 def test_committed_runs_of_format_2_have_todays_names(run):
-    """The config makes a Config, and the tensors have the names and shapes that a model of it loads."""
+    """The config makes a Config, and the tensors have the names and shapes that a model of it
+    loads.
+    """
     from safetensors import safe_open
 
     written = json.loads((RUNS / run / "config.json").read_text())
@@ -276,7 +284,8 @@ def test_committed_runs_of_format_2_have_todays_names(run):
     )
     with safe_open(RUNS / run / "adapter.safetensors", "np") as file:
         arrays = {
-            serialization._current_tensor_name(name): file.get_tensor(name) for name in list(file.keys())
+            serialization._current_tensor_name(name): file.get_tensor(name)
+            for name in list(file.keys())
         }
     preprocessor = serialization._load_preprocessor(about, config, arrays)
     tiny = config.replace(backbone="tiny", dtype="float32", lora_num_layers=0)

@@ -264,7 +264,7 @@ def test_nothing_is_shown_that_may_not_be_seen(model):
     )
     with pytest.raises(
         ValueError,
-        match=r"cut-off 2025-04-02 is after the users' own, 2025-04-01: choose earlier ones",
+        match=r"cut-off 2025-04-02 is after the users' own, 2025-04-01. Choose earlier ones",
     ):
         write(model, cutoffs=["2025-04-02"])
 
