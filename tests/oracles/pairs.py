@@ -1,4 +1,4 @@
-"""Reflection: every grade and every number that an answer claims is computed again, by a second and slower route."""
+"""A slow reference implementation of every grade and number that the answers of pairs claim."""
 
 from __future__ import annotations
 
@@ -14,10 +14,17 @@ EVER = pd.Timestamp.min
 
 
 def check_pairs_by_hand(users: Users, pairs: pd.DataFrame, topics: tuple[Topic, ...] = TOPICS) -> pd.Series:
-    """Check every grade and every number that the answers claim, by a second route; True where all of it holds.
+    """Return whether every grade and number that an answer claims is true, by plain pandas.
 
-    Plain pandas from the events on, slow: meant for samples of a few hundred pairs. `users` and `topics` must be those
-    of `make_pairs`: grades compare users, summaries choose among topics.
+    Slow: meant for samples of a few hundred pairs.
+
+    Args:
+        users: The users given to `make_pairs`; grades compare them.
+        pairs: Some rows of its result.
+        topics: The topics given to `make_pairs`; summaries choose among them.
+
+    Returns:
+        True or False for each pair.
 
     Example:
         >>> check_pairs_by_hand(users, make_pairs(users).sample(200, random_state=0)).all()  # doctest: +SKIP
@@ -146,7 +153,8 @@ class _Plain:
         now = self.between(low, high)
         if "amount" not in now:
             return pd.Series(dtype=float)
-        sources = find_spend_sources(self.between(EVER, cutoff))
+        # not `self.events`: with equal sums and sizes, the order of the modalities decides
+        sources = find_spend_sources(self.users.history(cutoff))
         if measure == "discount":
             things = now[now["modality"] == sources.single].dropna(subset="discount") if "discount" in now else now[:0]
             return (things["discount"] > 0).groupby(things["user"]).mean() if len(things) else pd.Series(dtype=float)
