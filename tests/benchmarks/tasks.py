@@ -30,7 +30,7 @@ from qanchor.models.model import QAnchor
 from qanchor.models.prefix_encoder import TOKEN_KINDS
 from qanchor.models.text_encoder import text_vectors
 from qanchor.useru.pairs import SUMMARY_QUERY
-from qanchor.workbench.lens import PARAPHRASES
+from qanchor.analysis.embedding_cache import PARAPHRASES
 
 KINDS = ("right", "none", "generic", "wrong", *(f"paraphrase {i}" for i in range(len(PARAPHRASES))))
 LADDER = {
