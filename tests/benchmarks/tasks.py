@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from qanchor.analysis.embedding_cache import PARAPHRASES
 from qanchor.data.sample import sample_ground_truth
 from qanchor.data.users import Users
 from qanchor.evaluation.baselines import baseline_features, svd_components
@@ -30,7 +31,6 @@ from qanchor.models.model import QAnchor
 from qanchor.models.prefix_encoder import TOKEN_KINDS
 from qanchor.models.text_encoder import text_vectors
 from qanchor.useru.pairs import SUMMARY_QUERY
-from qanchor.analysis.embedding_cache import PARAPHRASES
 
 KINDS = ("right", "none", "generic", "wrong", *(f"paraphrase {i}" for i in range(len(PARAPHRASES))))
 LADDER = {
