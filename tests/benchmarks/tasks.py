@@ -53,11 +53,9 @@ def tasks(
     own query.
 
     With a run also: the same model untrained, the rungs of the information ladder, what other
-    queries than the right one
-    give (fewer seeds, the same folds for all of them), and `zero_shot`, the AUC of being nearer to
-    yes answers than to no.
-    Beside these two, their 95 % intervals, `query_intervals` and `zero_shot_intervals`, and by how
-    much the right query is
+    queries than the right one give (fewer seeds, the same folds for all of them), and `zero_shot`,
+    the AUC of being nearer to yes answers than to no. Beside these two, their 95 % intervals,
+    `query_intervals` and `zero_shot_intervals`, and by how much the right query is
     above each other one, paired: `query_minus`.
     progress   called with (stage, done, total).
     """
