@@ -204,7 +204,7 @@ def answers(
     Of a topic named `..._down`, grade 4 of the trend is the strongest "no".
 
     Example:
-        >>> from qanchor.topics import by_name
+        >>> from qanchor.useru.topics import by_name
         >>> answers(by_name("baby"), 0, "future", unit="household")[0]
         'Very unlikely to buy baby products: none at all in the next 30 days.'
     """
