@@ -17,9 +17,9 @@ from qanchor.inference.engine import Engine
 from qanchor.inference.neighbors import nearest_users
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.models.collate import collate_users
-from qanchor.models.model import QAnchor, build_model
+from qanchor.models.model import QAnchor
 from qanchor.models.preprocessor import UserPreprocessor
-from qanchor.models.serialization import load_history, load_model, save_model
+from qanchor.models.serialization import load_history
 from qanchor.models.text_encoder import text_vectors
 from qanchor.prompt_tuning.soft_prompt import SoftPrompt
 from qanchor.prompt_tuning.tuning import iter_tune_prompt, tune_prompt
@@ -55,7 +55,6 @@ __all__ = [
     "Users",
     "autoregressive_loss",
     "collate_users",
-    "build_model",
     "cluster_transitions",
     "contrastive_loss",
     "describe_group",
@@ -65,7 +64,6 @@ __all__ = [
     "find_clusters",
     "backtest",
     "load_history",
-    "load_model",
     "load_complete_journey",
     "load_users",
     "make_pairs",
@@ -74,7 +72,6 @@ __all__ = [
     "nearest_users",
     "linear_probe",
     "prototype_loss",
-    "save_model",
     "query_group_matrix",
     "split",
     "generate_pairs",

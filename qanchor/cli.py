@@ -94,7 +94,7 @@ def say(result: dict, words: str, as_json: bool) -> None:
 def read(run: Path, users: qa.Users) -> tuple[qa.Engine, qa.PrefixCache]:
     """Load a run and read the users with it."""
     warn_if_busy()
-    bars, engine = ProgressBars(), qa.Engine(qa.load_model(run))
+    bars, engine = ProgressBars(), qa.Engine(qa.QAnchor.from_pretrained(run))
     cache = engine.prefill(users, progress=lambda done, total: bars("reading users", done, total))
     bars.close()
     return engine, cache
@@ -181,21 +181,23 @@ def train(
     people, began, kept = open_users(users), time.monotonic(), Checkpoint(out.with_name(f".{out.name}.checkpoint"), "")
     resumed = resume and (kept.path.exists() or kept.before.exists())
     bars = ProgressBars(
-        StageEta({"fitting the reader": ("fitting the reader", "", 0)} | training_stages(config, resumed), minutes)
+        StageEta({"fitting the preprocessor": ("fitting the preprocessor", "", 0)} | training_stages(config, resumed, with_features=True), minutes)
     )
     moments = default_cutoffs(people, config.num_cutoffs)
     pairs = qa.make_pairs(people, per_sample=config.pairs_per_sample, cutoffs=moments, seed=seed)
     samples = pairs[["user", "cutoff"]].drop_duplicates()
-    preprocessor = qa.UserPreprocessor.fit(people, samples, config, lambda d, t: bars("fitting the reader", d, t))
-    model = qa.build_model(config, preprocessor, seed, dtype=changes.get("dtype"))  # a dtype that was asked for stands
-    how = {"steps": steps, "minutes": minutes, "seed": seed, "checkpoint": kept.path, "resume": resume}
+    preprocessor, features = qa.UserPreprocessor.fit_transform(
+        people, samples, config, lambda done, total: bars("fitting the preprocessor", done, total)
+    )
+    model = qa.QAnchor(config, preprocessor, seed, dtype=changes.get("dtype"))  # a dtype that was asked for stands
+    how = {"steps": steps, "minutes": minutes, "seed": seed, "checkpoint": kept.path, "resume": resume, "features": features}
     rows = qa.train(model, people, pairs, progress=bars, **how)
     bars.close()
     if not PartialState().is_main_process:  # one of several processes keeps the run
         return
     metrics = {"users": users, "pairs": len(pairs), "samples": len(samples), "seed": seed, "machine": machine_info()}
     metrics["seconds"] = took = round(time.monotonic() - began)  # pairs and preprocessor included
-    qa.save_model(model, out, rows, metrics)
+    model.save_pretrained(out, rows, metrics)
     kept.remove()
     last = rows.tail(10).mean(numeric_only=True).to_dict()
     cut = f" of {steps or config.steps} (--minutes {minutes:g})" if minutes and len(rows) < (steps or config.steps) else ""

@@ -12,7 +12,7 @@ from qanchor.data.users import Users
 from qanchor.inference.engine import Engine
 from qanchor.models.collate import collate_queries, collate_users
 from qanchor.models.heads import QueryEncoding
-from qanchor.models.model import QAnchor, build_model
+from qanchor.models.model import QAnchor
 from qanchor.models.preprocessor import UserPreprocessor
 
 CUTOFF = pd.Timestamp("2025-04-01")
@@ -45,7 +45,7 @@ def cutoffs(users: Users) -> pd.DataFrame:
 def make_model(users: Users | None = None, seed: int = 0, config: Config = TINY, awake: bool = True, **changes) -> QAnchor:
     """Build a tiny model whose every weight matters: LoRA is not zero, and (awake) attention looks at places and words."""
     users, config = users or make_users(), config.replace(**changes)
-    model = build_model(
+    model = QAnchor(
         config, UserPreprocessor.fit(users, cutoffs(users), config), seed, device="cpu", dtype=config.dtype
     ).eval()
     draw = torch.Generator().manual_seed(seed)

@@ -52,7 +52,7 @@ def modality_attention(
 
     Example:
         >>> users = qa.make_sample_users(40)
-        >>> engine = qa.Engine(qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
         >>> frame = modality_attention(engine, engine.prefill(users), "Will this user travel soon?", users.ids[:2])
         >>> frame.groupby(["user", "layer"])["weight"].sum().round(4).tolist()
         [1.0, 1.0, 1.0, 1.0]
@@ -162,7 +162,7 @@ def modality_importance(
 
     Example:
         >>> users = qa.make_sample_users(40).sample(3)
-        >>> engine = qa.Engine(qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
         >>> found = modality_importance(engine, users, "Will this user travel soon?")
         >>> list(found.columns), bool((found.deletion_effect >= 0).all())
         (['user', 'query', 'modality', 'events', 'deletion_effect', 'gradient'], True)
@@ -226,8 +226,8 @@ def gradient_x_input(
     out = torch.zeros(len(users), len(names))
     for rows in group_by_length(readings.lengths() + 1, 2048, most=16):
         prefix = model.encode_prefix(collate_users(readings, rows).to(model.device))
-        slots, coarse = prefix.slots.clone().requires_grad_(), prefix.coarse.clone().requires_grad_()
-        one = replace(prefix, slots=slots, coarse=coarse)
+        slots, coarse = prefix.tokens.clone().requires_grad_(), prefix.coarse.clone().requires_grad_()
+        one = replace(prefix, tokens=slots, coarse=coarse)
         anchor = model.anchors(one, model.build_query_batch([query], len(rows)), asked.expand_to(len(rows)))[0][:, 0]
         score = (anchor * apart[torch.as_tensor(rows, device=model.device)]).sum()
         by_slot, by_number = torch.autograd.grad(score, [slots, coarse], allow_unused=True, materialize_grads=True)

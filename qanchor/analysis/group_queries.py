@@ -48,7 +48,7 @@ def rank_queries_for_group(
 
     Example:
         >>> users = qa.make_sample_users(40)
-        >>> engine = qa.Engine(qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
         >>> *_, last = rank_queries_for_group(engine, engine.prefill(users), users.ids[:12], ["Why?", "Will this user travel?"])
         >>> list(last["frame"]["query"]), int(last["frame"]["n_group"][0])
         ([...], 12)

@@ -71,7 +71,7 @@ def query_group_matrix(
 
     Example:
         >>> users = qa.make_sample_users(60)
-        >>> engine = qa.Engine(qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
         >>> ask, groups = qa.LensBackend(engine, engine.prefill(users), users), {"some": users.ids[:20], "most": users.ids[20:]}
         >>> *_, last = query_group_matrix(ask, ["Will this user travel?"], groups, draws=20)
         >>> last["frame"][["group", "n", "n_rest"]].to_numpy().tolist()
@@ -164,7 +164,7 @@ class QueryMatrixBackend:
 
     Example:
         >>> users = qa.make_sample_users(60)
-        >>> engine = qa.Engine(qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
         >>> deck = QueryMatrixBackend(qa.LensBackend(engine, engine.prefill(users), users), users)
         >>> *_, last = deck(deck.queries[:1], {"some": users.ids[:20]})
         >>> last["frame"]["query"].tolist() == deck.queries[:1]

@@ -63,12 +63,21 @@ def export_group(
         frame["user"] = [hmac.new(salt.encode(), user.encode(), hashlib.sha256).hexdigest() for user in frame["user"]]
         frame = frame.sort_values("user", ignore_index=True)
     if path.suffix == ".parquet":
-        return atomic_write(path, lambda aside: frame.to_parquet(aside, index=False))
-    frame = frame.apply(lambda column: column.map(escape_formula) if column.dtype.kind not in "biufM" else column).rename(
-        columns=escape_formula
-    )
-    # texts always in quotes: a carriage return would else begin a row of its own, with a cell that nobody looked at
-    return atomic_write(path, lambda aside: frame.to_csv(aside, index=False, quoting=csv.QUOTE_NONNUMERIC))
+        frame = frame.assign(recent=[list(texts) for texts in frame["recent"]])
+        return atomic_write(path, lambda part: frame.to_parquet(part, index=False))
+    frame = _as_csv_cells(frame)
+    # Quote all texts: otherwise a carriage return starts a row, with a cell that was not escaped.
+    options = {"index": False, "quoting": csv.QUOTE_NONNUMERIC}
+    return atomic_write(path, lambda part: frame.to_csv(part, **options))
+
+
+def _as_csv_cells(frame: pd.DataFrame) -> pd.DataFrame:
+    """Join the recent texts into one cell, and escape what a spreadsheet would run."""
+    cells = frame.assign(recent=[" · ".join(texts) for texts in frame["recent"]])
+    for column in cells:
+        if cells[column].dtype.kind not in "biufM":
+            cells[column] = cells[column].map(escape_formula)
+    return cells.rename(columns=escape_formula)
 
 
 def _join_columns(frame: pd.DataFrame, beside: pd.DataFrame) -> pd.DataFrame:

@@ -155,8 +155,6 @@ def words(notes: Notes, file: str, given: pd.Series) -> tuple[pd.Series, dict[st
         hint = "letters of two alphabets in one word, which may look like another: write it in one"
         notes.rows(file, given, mixed[codes], hint, blocking=False)
         _note_alike(notes, file, given, codes, clean)
-    if given.name == "user" and file.endswith(".csv"):
-        _note_numbers(notes, file, given, codes, clean)
     places, kinds = pd.factorize(np.array(clean, object))
     places[empty[:-1]] = -1
     column = pd.Categorical.from_codes(np.append(places, -1)[codes], kinds)
@@ -186,17 +184,6 @@ def _marked(n: int, at) -> np.ndarray:
     out = np.zeros(n + 1, bool)
     out[list(at)] = True
     return out
-
-
-def _note_numbers(notes: Notes, file: str, given: pd.Series, codes: np.ndarray, clean: list[str]) -> None:
-    """Note ids such as 007 that pandas, and so `load_users`, would read as the number 7."""
-    ids = sorted({text for text in clean if text})
-    read = pd.to_numeric(pd.Series(ids, dtype=object), errors="coerce")
-    if len(ids) and read.notna().all():
-        other = {text for text, number in zip(ids, read.astype(str), strict=True) if text != number}
-        hit = _marked(len(clean), (i for i, text in enumerate(clean) if text in other))
-        severe = read.nunique() < len(ids)
-        notes.rows(file, given, hit[codes], "csv gives numbers, this is read as another: use parquet", "kept as words", severe)
 
 
 def _words_only(notes: Notes, file: str, given: pd.Series) -> pd.Series:

@@ -79,7 +79,7 @@ def open_facts(source: Users | Path | str) -> tuple[dict[str, Path | pd.DataFram
     folder, found, content = Path(source), {}, hashlib.sha256()
     for stem in ("users", "labels"):
         for path in [path for kind in ("parquet", "csv") if (path := folder / f"{stem}.{kind}").is_file()][:1]:
-            found[stem] = path if path.suffix == ".parquet" else pd.read_csv(path)
+            found[stem] = path if path.suffix == ".parquet" else pd.read_csv(path, dtype={"user": str})
             columns = pq.read_schema(path).names if path.suffix == ".parquet" else list(found[stem])
             if "user" not in columns:
                 raise DataError(path.name, None, "user", columns, "missing: one row a user")

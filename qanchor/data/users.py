@@ -1,34 +1,52 @@
-"""What a user is: a bundle of timed events from several modalities, some fixed facts, and labels kept apart."""
+"""Users: timed events of several modalities, facts, and labels that are never an input."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from dataclasses import field
-from dataclasses import replace
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-import json
+
 import numpy as np
 import pandas as pd
 
 from qanchor.data.metadata import validated_metadata
-from qanchor.data.validation import REQUIRED, _checked_table, _moment, _reject, checked_events
+from qanchor.data.validation import (
+    REQUIRED,
+    TEXT_COLUMNS,
+    parse_cutoff,
+    reject_rows,
+    validated_events,
+    validated_facts,
+)
 from qanchor.errors import DataError
 from qanchor.utils.io import atomic_write
+
+RECENT_EVENTS = 5  # texts per user in `Users.frame()["recent"]`
 
 
 @dataclass(frozen=True)
 class Users:
-    """Hold many users' events, the cut-off that divides past from future, and what is known or asked of them.
+    """Events, facts and labels of many users, with the cut-off that divides past from future.
 
-    events   one row an event, sorted by user and time: `user, time, modality, text` and number columns (float, NaN = none);
-             user, modality and text are categorical.
-    cutoff   events before it are history and may be read; events at or after it are the future.
-    tabular  index user; fixed facts known before the first event, columns named `group.feature` (one slot a group).
-    labels   index user; 0, 1 or NaN (unknown); never an input.
+    Create it with `Users.from_events` or `load_users`, which validate the input.
+
+    Args:
+        name: Name of the data set.
+        events: One row per event, sorted by user and time: `user, time, modality, text` and number
+            columns (float, NaN for none). `user`, `modality` and `text` are categorical.
+        cutoff: Events before it are history and may be read; the others are the future.
+        modalities: Modalities of the history, in the order in which models read them.
+        tabular: Index `user`; facts known before the first event. Columns are named
+            `group.feature`; each group becomes one prefix token.
+        labels: Index `user`; 0, 1 or NaN (unknown). Never an input.
+        horizon_days: Days after the cut-off that questions are about (default 30).
+        unit: Word for one of them in questions, such as "household" (default "user").
+        ids: Ids of all users, sorted.
 
     Example:
-        >>> users = Users.from_events(pd.DataFrame({"user": ["a"], "time": pd.to_datetime(["2025-01-01"]),
+        >>> users = Users.from_events(pd.DataFrame({"user": ["a"], "time": ["2025-01-01"],
         ...     "modality": ["bill"], "text": ["paid for noodles"]}), cutoff="2025-02-01")
         >>> len(users), users.modalities
         (1, ('bill',))
@@ -41,8 +59,8 @@ class Users:
     tabular: pd.DataFrame
     labels: pd.DataFrame
     horizon_days: int = 30
-    unit: str = "user"  # the word for one of them in questions and sentences: user, household, viewer
-    ids: tuple[str, ...] = field(default=())
+    unit: str = "user"
+    ids: tuple[str, ...] = ()
 
     @classmethod
     def from_events(
@@ -58,144 +76,292 @@ class Users:
         unit: str = "user",
         source: str = "events",
     ) -> Users:
-        """Make `Users` from a plain events table; the cut-off defaults to just after the last event."""
-        events = checked_events(events, source)
-        tabular, labels = _checked_table(tabular, "users"), _checked_table(labels, "labels", binary=True)
-        for table, columns in ((source, events), ("users", tabular)):
-            for column in labels.columns.intersection(columns.columns):
-                cure = "named like a label, which must never be an input: drop the column, or rename one"
-                raise DataError(table, None, column, column, cure)
-        cutoff = events["time"].max() + pd.Timedelta(1, "us") if cutoff is None else _moment(cutoff, source)
-        # undeclared, they are those of the history: one seen only afterwards must not change how the past is read
-        every, past = events["modality"], events["modality"][events["time"] < cutoff]
-        order = modalities or tuple(sorted(past.unique()))
-        late = [] if modalities else sorted(set(every) - set(order))
-        unknown = ~every.isin([*order, *late])
-        _reject(source, "modality", every, unknown, f"not one of {order}: add it to about.json's modalities")
-        known = set(events["user"].unique())
-        ids = tuple(sorted(known.union(tabular.index, labels.index)))
+        """Validate plain tables and return them as `Users`.
+
+        Args:
+            events: One row per event: `user, time, modality, text` and any number columns.
+            cutoff: Time that divides history from future (default: just after the last event).
+            name: Name of the data set (default "users").
+            tabular: Facts, index `user`, number columns named `group.feature` (default: none).
+            labels: Labels, index `user`, values 0, 1 or NaN (default: none).
+            modalities: Allowed modalities in order (default: those before the cut-off, sorted).
+            horizon_days: Days after the cut-off that questions are about (default 30).
+            unit: Word for one of them in questions (default "user").
+            source: Name of the events table in error messages (default "events").
+
+        Returns:
+            The users that occur in any of the three tables.
+
+        Raises:
+            DataError: A table holds a value that cannot be used; names table, row and column.
+
+        Example:
+            >>> rows = [["a", "2025-01-01", "bill", "noodles"], ["b", "2025-01-02", "bill", "tea"]]
+            >>> Users.from_events(pd.DataFrame(rows, columns=REQUIRED)).ids
+            ('a', 'b')
+        """
+        events = validated_events(events, source)
+        tabular = validated_facts(tabular, "users")
+        labels = validated_facts(labels, "labels", binary=True)
+        for table, frame in ((source, events), ("users", tabular)):
+            for column in labels.columns.intersection(frame.columns):
+                hint = (
+                    "A column has the name of a label, which must never be an input."
+                    " Drop the column or rename one of them."
+                )
+                raise DataError(table, None, column, column, hint)
+        if cutoff is None:
+            cutoff = events["time"].max() + pd.Timedelta(1, "us")
+        else:
+            cutoff = parse_cutoff(cutoff, source)
+        # By default the modalities are those of the history: a modality that appears only later
+        # must not change how the past is read.
+        past_modalities = events["modality"][events["time"] < cutoff]
+        order = modalities or tuple(sorted(past_modalities.unique()))
+        late = [] if modalities else sorted(set(events["modality"]) - set(order))
+        unknown = ~events["modality"].isin([*order, *late])
+        hint = f"not one of {order}: add it to about.json's modalities"
+        reject_rows(source, "modality", events["modality"], unknown, hint)
+        ids = tuple(sorted(set(events["user"].unique()).union(tabular.index, labels.index)))
         index = pd.Index(ids, name="user")
         events = events.assign(
             user=pd.Categorical(events["user"], categories=list(ids)),
             modality=pd.Categorical(events["modality"], categories=[*order, *late]),
             text=events["text"].astype("category"),
         )
-        events = events.sort_values(["user", "time", "modality", "text"], kind="stable").reset_index(drop=True)
-        facts, labels = tabular.reindex(index), labels.reindex(index)
-        return cls(name, events, cutoff, order, facts, labels, horizon_days, unit, ids)
+        sort_columns = ["user", "time", "modality", "text"]
+        events = events.sort_values(sort_columns, kind="stable").reset_index(drop=True)
+        return cls(
+            name=name,
+            events=events,
+            cutoff=cutoff,
+            modalities=order,
+            tabular=tabular.reindex(index),
+            labels=labels.reindex(index),
+            horizon_days=horizon_days,
+            unit=unit,
+            ids=ids,
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __repr__(self) -> str:
-        return f"Users({self.name}: {len(self):,} {self.unit}s, {len(self.events):,} events, cut-off {self.cutoff:%Y-%m-%d})"
+        sizes = f"{len(self):,} {self.unit}s, {len(self.events):,} events"
+        return f"Users({self.name}: {sizes}, cut-off {self.cutoff:%Y-%m-%d})"
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """Name the number columns of the events (amount, items ...), in order."""
-        return tuple(c for c in self.events.columns if c not in REQUIRED)
+        """Names of the number columns of the events, in order."""
+        return tuple(column for column in self.events.columns if column not in REQUIRED)
 
     def history(self, cutoff=None) -> pd.DataFrame:
-        """Give the events strictly before `cutoff` (default: the users' own)."""
-        return self.events[self.events["time"] < pd.Timestamp(self.cutoff if cutoff is None else cutoff)]
+        """Return the events strictly before a cut-off.
+
+        Args:
+            cutoff: Time (default: the users' own cut-off).
+        """
+        end = pd.Timestamp(self.cutoff if cutoff is None else cutoff)
+        return self.events[self.events["time"] < end]
 
     def future(self, cutoff=None, days: int | None = None) -> pd.DataFrame:
-        """Give the events from `cutoff` on, for `days` (default: `horizon_days`)."""
+        """Return the events from a cut-off on.
+
+        Args:
+            cutoff: First time to include (default: the users' own cut-off).
+            days: Number of days to include (default: `horizon_days`).
+        """
         start = pd.Timestamp(self.cutoff if cutoff is None else cutoff)
         end = start + pd.Timedelta(days=self.horizon_days if days is None else days)
         return self.events[(self.events["time"] >= start) & (self.events["time"] < end)]
 
     def label(self, name: str) -> pd.Series:
-        """Give one label for every user (index user; NaN where unknown), in the order of `ids`."""
+        """Return one label of every user, in the order of `ids`.
+
+        Args:
+            name: Name of the label.
+
+        Returns:
+            Index `user`; 0, 1 or NaN (unknown).
+
+        Raises:
+            KeyError: There is no label of this name.
+        """
         if name not in self.labels:
-            raise KeyError(f"no label {name!r} in {self.name}: there are {', '.join(self.labels) or 'none'}")
+            names = ", ".join(self.labels) or "none"
+            raise KeyError(f"There is no label {name!r} in {self.name}. Its labels are: {names}.")
         return self.labels[name]
 
-    def select(self, ids) -> Users:
-        """Keep only these users (by id), everything else alike."""
-        wanted = [str(i) for i in ids]
-        missing = sorted(set(wanted) - set(self.ids))
+    def select(self, ids: Iterable[str]) -> Users:
+        """Return only these users, everything else unchanged.
+
+        Args:
+            ids: Ids of the users to keep; order and repeats do not matter.
+
+        Raises:
+            KeyError: An id is unknown.
+        """
+        wanted = {str(user) for user in ids}
+        missing = sorted(wanted - set(self.ids))
         if missing:
-            raise KeyError(f"user {missing[0]!r} is not among the {len(self):,} of {self.name}")
-        keep = tuple(sorted(set(wanted)))
-        events = self.events[self.events["user"].isin(keep)]
-        events = events.assign(user=events["user"].cat.set_categories(list(keep))).reset_index(drop=True)
-        return replace(self, events=events, tabular=self.tabular.loc[list(keep)], labels=self.labels.loc[list(keep)], ids=keep)
+            raise KeyError(
+                f"User {missing[0]!r} is not among the {len(self):,} of {self.name}."
+                " Choose ids from `users.ids`."
+            )
+        selected = sorted(wanted)
+        events = self.events[self.events["user"].isin(selected)]
+        user = events["user"].cat.set_categories(selected)
+        return replace(
+            self,
+            events=events.assign(user=user).reset_index(drop=True),
+            tabular=self.tabular.loc[selected],
+            labels=self.labels.loc[selected],
+            ids=tuple(selected),
+        )
 
     def sample(self, n: int, seed: int = 0) -> Users:
-        """Keep `n` users drawn by `seed` (all of them when there are no more)."""
+        """Return `n` users drawn at random.
+
+        Args:
+            n: Number of users; with at least as many as there are, all are returned.
+            seed: Seed of the draw (default 0).
+        """
         if n >= len(self):
             return self
-        return self.select(np.random.default_rng(seed).choice(np.array(self.ids), n, replace=False))
+        rng = np.random.default_rng(seed)
+        return self.select(rng.choice(np.array(self.ids), n, replace=False))
 
     def frame(self) -> pd.DataFrame:
-        """Describe each user in one row for the views: `user, events, <modality> counts ..., first, last, recent`."""
+        """Return one row per user that describes the history, for tables and views.
+
+        Returns:
+            `user, events, first, last`, the number of events of each modality, and `recent`: a
+            tuple of the texts of the last 5 events, newest first.
+        """
         past = self.history()
-        by = past.groupby("user", observed=False)
-        counts = past.groupby(["user", "modality"], observed=False).size().unstack(fill_value=0)[list(self.modalities)]
-        counts.columns = [str(c) for c in counts.columns]
-        recent = past.groupby("user", observed=True)["text"].agg(lambda texts: " · ".join(texts.astype(str).iloc[-5:][::-1]))
-        frame = pd.DataFrame({"events": by.size(), "first": by["time"].min(), "last": by["time"].max()}).join(counts)
-        frame["recent"] = recent.reindex(frame.index).fillna("").astype(str)
+        by_user = past.groupby("user", observed=False)
+        by_modality = past.groupby(["user", "modality"], observed=False)
+        counts = by_modality.size().unstack(fill_value=0)[list(self.modalities)]
+        counts.columns = [str(column) for column in counts.columns]
+        times = {"first": by_user["time"].min(), "last": by_user["time"].max()}
+        frame = pd.DataFrame({"events": by_user.size(), **times}).join(counts)
+        recent = {user: tuple(texts) for user, texts in _recent_texts(past)}
+        frame["recent"] = pd.Series(
+            [recent.get(user, ()) for user in frame.index], index=frame.index, dtype=object
+        )
         return frame.rename_axis("user").reset_index().astype({"user": str})
 
     def save(self, folder) -> Path:
-        """Write the folder that `load_users` reads, each file aside first and then renamed."""
+        """Write a folder that `load_users` reads; each file is written atomically.
+
+        Args:
+            folder: Folder to write; created if needed. Tables of older users in it are replaced.
+
+        Returns:
+            The folder.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        plain = self.events.astype({"user": str, "modality": str, "text": str})
-        frames = {"events": plain, "users": self.tabular.reset_index(), "labels": self.labels.reset_index()}
+        frames = {
+            "events": self.events.astype({"user": str, "modality": str, "text": str}),
+            "users": self.tabular.reset_index(),
+            "labels": self.labels.reset_index(),
+        }
         for stem, frame in frames.items():
-            if frame.shape[1] == 1:  # no facts or labels: an older file must not stand for them
-                (folder / f"{stem}.parquet").unlink(missing_ok=True)
+            path = folder / f"{stem}.parquet"
+            if frame.shape[1] == 1:  # no facts or labels: remove the file of older users
+                path.unlink(missing_ok=True)
             else:
-                small = partial(frame.to_parquet, index=False, compression="zstd", compression_level=19)
-                atomic_write(folder / f"{stem}.parquet", small)
-        about = {"name": self.name, "unit": self.unit, "cutoff": str(self.cutoff)}
-        about |= {"horizon_days": self.horizon_days, "modalities": list(self.events["modality"].cat.categories)}
-        atomic_write(folder / "about.json", lambda aside: aside.write_text(json.dumps(about, indent=2) + "\n"))
+                options = {"index": False, "compression": "zstd", "compression_level": 19}
+                atomic_write(path, partial(frame.to_parquet, **options))
+        about = {
+            "name": self.name,
+            "unit": self.unit,
+            "cutoff": str(self.cutoff),
+            "horizon_days": self.horizon_days,
+            "modalities": list(self.events["modality"].cat.categories),
+        }
+        text = json.dumps(about, indent=2) + "\n"
+        atomic_write(folder / "about.json", lambda part: part.write_text(text))
         return folder
 
 
-def _read(folder: Path, stem: str) -> tuple[Path, pd.DataFrame] | None:
-    for path, read in ((folder / f"{stem}.parquet", pd.read_parquet), (folder / f"{stem}.csv", pd.read_csv)):
+def _recent_texts(past: pd.DataFrame):
+    """Yield each user with the texts of the last events, newest first."""
+    for user, texts in past.groupby("user", observed=True)["text"]:
+        yield user, texts.astype(str).iloc[-RECENT_EVENTS:][::-1]
+
+
+def read_table(folder: Path, stem: str) -> tuple[Path, pd.DataFrame] | None:
+    """Read one table of a folder, parquet before csv; ids and texts of a csv file stay text.
+
+    Args:
+        folder: Folder of the table.
+        stem: Name of the table without its ending, such as "events".
+
+    Returns:
+        The file and its table, or None if there is no such file.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    for path in (folder / f"{stem}.parquet", folder / f"{stem}.csv"):
         if path.exists():
             try:
-                frame = read(path)
+                if path.suffix == ".csv":
+                    return path, pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str))
+                return path, pd.read_parquet(path)
             except Exception as error:
-                cure = "cannot be read: write it again as parquet or csv"
-                raise DataError(path.name, None, stem, str(error), cure) from error
-            return path, frame
+                hint = "cannot be read: write it again as parquet or csv"
+                raise DataError(path.name, None, stem, str(error), hint) from error
     return None
 
 
 def load_users(path) -> Users:
-    """Read a folder of your own users: `events` and, if you have them, `users`, `labels` (parquet or csv) and `about.json`.
+    """Read a folder of your own users.
 
-    Raises DataError naming file, row, column, value and cure; FileNotFoundError when there is no events file.
+    The folder holds `events` and, if you have them, `users` (facts) and `labels`, each as parquet
+    or csv, and `about.json` (`name, unit, cutoff, horizon_days, modalities`). Ids are text: 007 and
+    7 are two users.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        The users.
+
+    Raises:
+        DataError: A value cannot be used; names file, row, column, value and what to do.
+        FileNotFoundError: There is no events file.
 
     Example:
-        >>> users = Users.from_events(pd.DataFrame([["a", "2025-01-01", "bill", "noodles"]], columns=REQUIRED))
         >>> import tempfile
-        >>> load_users(users.save(tempfile.mkdtemp()))
+        >>> events = pd.DataFrame([["a", "2025-01-01", "bill", "noodles"]], columns=REQUIRED)
+        >>> load_users(Users.from_events(events).save(tempfile.mkdtemp()))
         Users(users: 1 users, 1 events, cut-off 2025-01-01)
     """
     folder = Path(path)
-    found = _read(folder, "events")
-    if found is None:
-        needed = f"write one row an event with {', '.join(REQUIRED)}"
-        raise FileNotFoundError(f"{folder} has no events.parquet or events.csv: {needed}")
+    events = read_table(folder, "events")
+    if events is None:
+        raise FileNotFoundError(
+            f"{folder} has no events.parquet or events.csv."
+            f" Write one row per event with the columns {', '.join(REQUIRED)}."
+        )
+    events_path, events_frame = events
     about = validated_metadata(folder / "about.json")
     frames = {}
     for stem in ("users", "labels"):
-        table = _read(folder, stem)
-        if table is not None:
-            if "user" not in table[1]:
-                raise DataError(table[0].name, None, "user", list(table[1].columns), "missing: one row a user")
-            frames[stem] = table[1].set_index("user")
-            frames[stem].attrs["source"] = table[0].name
+        table = read_table(folder, stem)
+        if table is None:
+            continue
+        table_path, frame = table
+        if "user" not in frame:
+            hint = "missing: one row a user"
+            raise DataError(table_path.name, None, "user", list(frame.columns), hint)
+        frames[stem] = frame.set_index("user")
+        frames[stem].attrs["source"] = table_path.name
     return Users.from_events(
-        found[1],
+        events_frame,
         about.get("cutoff"),
         name=about.get("name", folder.name),
         tabular=frames.get("users"),
@@ -203,5 +369,5 @@ def load_users(path) -> Users:
         modalities=tuple(about.get("modalities", ())) or None,
         horizon_days=about.get("horizon_days", 30),
         unit=about.get("unit", "user"),
-        source=found[0].name,
+        source=events_path.name,
     )

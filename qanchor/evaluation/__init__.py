@@ -1,1 +1,1 @@
-"""Probes, metrics, intervals, baselines and backtest."""
+"""Probes, metrics, intervals, baselines, backtest."""

@@ -68,7 +68,7 @@ def backtest(engine, users: Users, query: str, most: int = MAX_USERS_READ, progr
 
     Example:
         >>> users = qa.make_sample_users(60)
-        >>> engine = qa.Engine(qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
         >>> backtest(engine, users, "Will this user churn?").topic
         'lapse'
     """

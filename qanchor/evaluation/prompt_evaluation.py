@@ -36,7 +36,7 @@ def evaluate_prompt(
 
     Example:
         >>> users = qa.make_sample_users(60)
-        >>> engine = qa.Engine(qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
         >>> prompt, history, told = evaluate_prompt(engine, engine.prefill(users), "Why?", users.label("Active"), steps=10)
         >>> told["n_tuning"], told["n_test"], sorted(told["after"])
         (30, 30, ['auc', 'ks', 'silhouette'])

@@ -1,1 +1,1 @@
-"""Prefix cache, ranking and embedding of whole data sets."""
+"""Prefix cache, ranking, whole data sets."""

@@ -25,7 +25,8 @@ from qanchor.data.partition import load_shard, open_facts, open_table, partition
 from qanchor.data.users import Users
 from qanchor.errors import RunError
 from qanchor.inference.engine import Engine
-from qanchor.models.serialization import load_model, read_run_config
+from qanchor.models.model import QAnchor
+from qanchor.models.serialization import read_run_config
 from qanchor.models.text_encoder import text_vectors
 from qanchor.useru.sharded import EVENTS_PER_SHARD
 from qanchor.utils.device import best_device, compute_dtype, current_commit
@@ -174,7 +175,7 @@ def embed_dataset(
     Example:
         >>> import tempfile
         >>> users, folder = qa.make_sample_users(40), Path(tempfile.mkdtemp())
-        >>> run = qa.save_model(qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)), folder / "run")
+        >>> run = qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)).save_pretrained(folder / "run")
         >>> told = qa.embed_dataset(users, run, ["Will this user travel soon?"], folder / "out", shards=2)
         >>> told["users"], told["made"]
         (40, 2)
@@ -236,7 +237,7 @@ def _engine(run: Path, expected: str, dtype: str) -> Engine:
     if (found := sha256_file(run / "config.json")) != expected:
         raise RunError(f"{run / 'config.json'} has sha256 {found[:16]}..., planned was {expected[:16]}...: copy the run here")
     gpu = int(os.environ.get("LOCAL_RANK", 0)) % max(1, torch.cuda.device_count())
-    return Engine(load_model(run, f"cuda:{gpu}" if torch.cuda.is_available() else None, dtype))
+    return Engine(QAnchor.from_pretrained(run, f"cuda:{gpu}" if torch.cuda.is_available() else None, dtype))
 
 
 def _write(ids: Sequence[str], vectors: np.ndarray, told: dict, path: Path) -> None:

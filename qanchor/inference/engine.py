@@ -1,4 +1,4 @@
-"""Ask many questions of users read once: `prefill`, then `embed` and `generate` run only the query's few tokens."""
+"""`Engine`: read users once into a prefix cache, then run only the few tokens of each query."""
 
 from __future__ import annotations
 
@@ -24,23 +24,36 @@ from qanchor.inference.prefix_cache import (
 )
 from qanchor.inference.ranking import iter_warm_up, label_free_scores
 from qanchor.models.backbone import merge_lora
-from qanchor.models.collate import QueryBatch, collate_users, group_by_length, pack_queries
+from qanchor.models.collate import (
+    QueryBatch,
+    collate_queries,
+    collate_users,
+    group_by_length,
+    pack_queries,
+)
 from qanchor.models.features import UserFeatures
-from qanchor.models.heads import QueryEncoding, QueryLike
+from qanchor.models.heads import EncodedQueries, QueryEncoding, QueryLike
 from qanchor.models.model import QAnchor
-from qanchor.models.prefix_encoder import Prefix, gather_slots
+from qanchor.models.prefix_encoder import Prefix, token_columns
 
-Pack = tuple[QueryBatch, QueryEncoding]
+Pack = tuple[QueryBatch, QueryEncoding]  # queries that run in one pass
+Progress = Callable[[int, int], None]
+PREFIX_TOKENS_PER_PASS = 4096
+MAX_USERS_PER_PASS = 64
+# Longest part of a batch divided by its shortest when prefixes are extended: batches that are
+# split are never joined again, so only large differences split them.
+MAX_EXTEND_RATIO = 4.0
 
 
 class Engine:
-    """Serve a trained model: read users once, ask often.
+    """Serve a trained model: read users once, query often.
 
-    model   from `load_model` or `build_model`; its LoRA is folded into the weights, so train it no further.
+    Args:
+        model: Trained model. Its LoRA is merged into the weights, so it cannot be trained further.
 
     Example:
         >>> users = qa.make_sample_users(40)
-        >>> model = qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))
+        >>> model = qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))
         >>> engine = qa.Engine(model)
         >>> engine.embed(engine.prefill(users), "Will this user travel soon?").shape
         (40, 32)
@@ -50,189 +63,410 @@ class Engine:
         merge_lora(model.backbone)
         self.model = model.eval().requires_grad_(False)
 
+    # -- reading users --
+
     @torch.inference_mode()
     def prefill(
         self,
         users: Users,
         *,
         budget_gb: float = 6.0,
-        tokens: int = 4096,
+        tokens: int = PREFIX_TOKENS_PER_PASS,
         side: str = "right",
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> PrefixCache:
         """Read every user up to the cut-off, once.
 
-        budget_gb   memory for keys and values; users beyond it keep only their slots and are read again when asked.
-        tokens      slots a forward pass; side: where pads stand ("left" or "right"; the result is the same).
-        progress    called with (done, total) users.
+        Args:
+            users: Users to read.
+            budget_gb: Memory for keys and values, in GB. Users beyond it keep only their prefix
+                tokens, and are run again for every query. Default: 6.
+            tokens: Prefix tokens in a forward pass, padding included. Default: 4096.
+            side: Side of the padding, "right" (default) or "left"; results are the same.
+            progress: Called with (done, total) users. Default: none.
+
+        Returns:
+            A cache of the users, in the order of `users.ids`.
+
+        Raises:
+            ValueError: If there are no users.
         """
         if not len(users):
-            raise ValueError("0 users to read, at least 1 is needed: check the folder or the selection")
+            raise ValueError(
+                "0 users to read, at least 1 is needed: check the folder or the selection"
+            )
+        features = self.model.preprocessor.transform(users)
+        batches = self._prefill_batches(features, np.arange(len(users)), tokens, side)
         cache = PrefixCache(users.ids, users.unit, users.horizon_days)
-        groups = self._groups(self.model.preprocessor.transform(users), np.arange(len(users)), tokens, side)
-        return self._hold(cache, groups, budget_gb, progress)
+        return self._fill(cache, batches, budget_gb, progress)
 
     @torch.inference_mode()
     def update(
-        self, cache: PrefixCache, users: Users, *, budget_gb: float = 6.0, progress: Callable[[int, int], None] | None = None
+        self,
+        cache: PrefixCache,
+        users: Users,
+        *,
+        budget_gb: float = 6.0,
+        progress: Progress | None = None,
     ) -> PrefixCache:
-        """Read what has happened since: gives a new cache of the same users at another cut-off, equal to reading them anew.
+        """Return a cache of the same users at another cut-off, equal to prefilling them again.
 
-        users   the same ones with all their events up to the new cut-off.
-        Slots that begin alike are kept with their keys and values, the others run: with `token_order="append_only"` those are the new
-        events and the slots that sum up, otherwise all of them. Users whose window has moved on (less than half of their slots
-        are kept) are read anew, together.
+        Prefix tokens that are unchanged up to the first difference keep their keys and values;
+        the others run again. With `token_order="append_only"` those are the new events and the
+        coarse tokens, otherwise all tokens. Users that keep less than half of their tokens are
+        read again, together.
+
+        Args:
+            cache: Cache of the users; it is not changed.
+            users: The same users with all their events up to the new cut-off.
+            budget_gb: Memory for keys and values, in GB. Default: 6.
+            progress: Called with (done, total) users. Default: none.
+
+        Returns:
+            The new cache.
+
+        Raises:
+            ValueError: If the users are not those of the cache, in the same order.
         """
         if tuple(users.ids) != cache.ids:
             odd = next(iter(set(users.ids) ^ set(cache.ids)), "none, but their order differs")
-            raise ValueError(f"{len(users):,} users, the cache holds {len(cache):,} (odd one: {odd}): append to the same users")
-        later = PrefixCache(users.ids, users.unit, users.horizon_days)
-        return self._hold(later, self._appended(cache, users), budget_gb, progress)
+            raise ValueError(
+                f"{len(users):,} users, the cache holds {len(cache):,} (odd one: {odd}): "
+                "append to the same users"
+            )
+        updated = PrefixCache(users.ids, users.unit, users.horizon_days)
+        return self._fill(updated, self._updated_batches(cache, users), budget_gb, progress)
 
-    def _hold(self, cache: PrefixCache, groups: Iterator[UserBatch], budget_gb: float, progress) -> PrefixCache:
-        """Gather groups into a cache; those beyond the budget give their keys and values back."""
-        held = done = 0
-        for group in groups:
-            held += kv_nbytes(group.kv)
-            group.kv = group.kv if held <= budget_gb * 1e9 else None
-            cache.groups.append(group)
-            done += len(group.rows)
+    def _fill(
+        self,
+        cache: PrefixCache,
+        batches: Iterator[UserBatch],
+        budget_gb: float,
+        progress: Progress | None,
+    ) -> PrefixCache:
+        """Add batches to a cache; those beyond the budget drop their keys and values."""
+        used_bytes = 0
+        done = 0
+        for batch in batches:
+            used_bytes += kv_nbytes(batch.kv)
+            if used_bytes > budget_gb * 1e9:
+                batch.kv = None
+            cache.groups.append(batch)
+            done += len(batch.rows)
             if progress:
                 progress(done, len(cache))
         return cache
 
-    def _appended(self, cache: PrefixCache, users: Users) -> Iterator[UserBatch]:
-        readings, anew = self.model.preprocessor.transform(users), []
+    def _updated_batches(self, cache: PrefixCache, users: Users) -> Iterator[UserBatch]:
+        features = self.model.preprocessor.transform(users)
+        rows_to_read = []
         for old in cache.groups:
-            fresh = self.model.encode_prefix(collate_users(readings, old.rows).to(self.model.device))
-            kept = common_prefix_length(old.prefix, fresh) if old.kv is not None else torch.zeros_like(fresh.length())
-            run, moved = (fresh.length() - kept).cpu().numpy(), (2 * kept < fresh.length()).cpu().numpy()
-            anew.append(old.rows[moved])
+            padded = collate_users(features, old.rows).to(self.model.device)
+            new = self.model.encode_prefix(padded)
+            if old.kv is None:
+                unchanged = torch.zeros_like(new.length())
+            else:
+                unchanged = common_prefix_length(old.prefix, new)
+            to_run = (new.length() - unchanged).cpu().numpy()
+            moved = (2 * unchanged < new.length()).cpu().numpy()
+            rows_to_read.append(old.rows[moved])
             stay = np.flatnonzero(~moved)
-            for some in group_by_length(run[stay], 4096, most=64, alike=4.0):  # a group once parted is never united
-                yield self._extend(old, fresh, kept, torch.from_numpy(np.sort(stay[some])).to(kept.device))
-        yield from self._groups(readings, np.concatenate(anew))
+            parts = group_by_length(
+                to_run[stay],
+                PREFIX_TOKENS_PER_PASS,
+                most=MAX_USERS_PER_PASS,
+                alike=MAX_EXTEND_RATIO,
+            )
+            for part in parts:
+                at = torch.from_numpy(np.sort(stay[part])).to(unchanged.device)
+                yield self._extend(old, new, unchanged, at)
+        yield from self._prefill_batches(features, np.concatenate(rows_to_read))
 
-    def _extend(self, old: UserBatch, fresh: Prefix, kept: Tensor, at: Tensor) -> UserBatch:
-        """Run the slots of `fresh` from number `kept` on, of the users `at`, behind what the old group holds before."""
-        fresh, kept, rows = select_prefix_rows(fresh, at), kept[at], old.rows[at.cpu().numpy()]
-        before = truncate(select_users(old, at.cpu().numpy()), kept)
-        if (kept == fresh.length()).all():  # nothing happened to them
-            return UserBatch(rows, replace(before.prefix, coarse=fresh.coarse), before.kv)
-        after = fresh.at(*gather_slots(fresh.mask, kept, fresh.length()))
-        self.model.extend(after, before.prefix.mask, kept, before.kv)
-        both = (
-            torch.cat([getattr(p, name) for p in (before.prefix, after)], 1) for name in ("slots", "mask", "kind", "modality")
-        )
-        return UserBatch(rows, Prefix(*both, fresh.coarse), before.kv)
+    def _extend(self, old: UserBatch, new: Prefix, unchanged: Tensor, at: Tensor) -> UserBatch:
+        """Run the tokens of `new` after the unchanged ones, for the users at `at` of a batch."""
+        new = select_prefix_rows(new, at)
+        unchanged = unchanged[at]
+        places = at.cpu().numpy()
+        rows = old.rows[places]
+        before = truncate(select_users(old, places), unchanged)
+        if (unchanged == new.length()).all():  # no new events
+            return UserBatch(rows, replace(before.prefix, coarse=new.coarse), before.kv)
+        after = new.at(*token_columns(new.mask, unchanged, new.length()))
+        self.model.extend(after, before.prefix.mask, unchanged, before.kv)
+        columns = {
+            name: torch.cat([getattr(before.prefix, name), getattr(after, name)], 1)
+            for name in ("tokens", "mask", "kind", "modality")
+        }
+        return UserBatch(rows, Prefix(**columns, coarse=new.coarse), before.kv)
 
-    def _groups(self, readings: UserFeatures, whom: np.ndarray, tokens: int = 4096, side: str = "right") -> Iterator[UserBatch]:
-        for some in group_by_length(readings.lengths()[whom] + 1, tokens, most=64):
-            rows = whom[some]
-            prefix = self.model.encode_prefix(collate_users(readings, rows, side).to(self.model.device))
-            yield UserBatch(rows, prefix, self.model.prefill(prefix))
+    def _prefill_batches(
+        self,
+        features: UserFeatures,
+        rows: np.ndarray,
+        tokens: int = PREFIX_TOKENS_PER_PASS,
+        side: str = "right",
+    ) -> Iterator[UserBatch]:
+        """Run the prefixes of some rows of the features, in batches of similar length."""
+        lengths = features.lengths()[rows] + 1
+        for part in group_by_length(lengths, tokens, most=MAX_USERS_PER_PASS):
+            padded = collate_users(features, rows[part], side).to(self.model.device)
+            prefix = self.model.encode_prefix(padded)
+            yield UserBatch(rows[part], prefix, self.model.prefill(prefix))
+
+    # -- queries --
+
+    def encode_query(self, query: QueryLike) -> EncodedQueries:
+        """Tokenize and encode one query, for repeated use.
+
+        Args:
+            query: Text or soft prompt.
+
+        Returns:
+            Token ids, hidden state and text vector. It can be passed wherever `iter_embed` and
+            `embed` take a list of queries.
+
+        Raises:
+            ValueError: If the query is too long, or a soft prompt was tuned on another run.
+
+        Example:
+            >>> users = qa.make_sample_users(40)
+            >>> model = qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))
+            >>> len(qa.Engine(model).encode_query("Why?").ids[0])
+            4
+        """
+        return self.encode_queries([query])
+
+    @torch.no_grad()
+    def encode_queries(self, queries: Sequence[QueryLike] | EncodedQueries) -> EncodedQueries:
+        """Tokenize and encode queries, for repeated use.
+
+        Args:
+            queries: Texts and soft prompts. Encoded queries are returned as they are.
+
+        Returns:
+            Token ids, hidden states and text vectors of all queries.
+
+        Raises:
+            ValueError: If a query is too long, or a soft prompt was tuned on another run.
+        """
+        if isinstance(queries, EncodedQueries):
+            return queries
+        ids, soft = self.model.tokenize(queries)
+        encoding = self.model.encode_queries(queries, (ids, soft))
+        return EncodedQueries(tuple(queries), ids, soft, encoding)
 
     def embed(
-        self, cache: PrefixCache, query: QueryLike | Sequence[QueryLike], progress: Callable[[int, int], None] | None = None
+        self,
+        cache: PrefixCache,
+        query: QueryLike | Sequence[QueryLike] | EncodedQueries,
+        progress: Progress | None = None,
     ) -> Float[np.ndarray, "user ..."]:
-        """Embed each user as an answer to `query`: (user, dim) for one query, (user, query, dim) for a list; unit length.
+        """Embed every user for one query or several.
 
-        Rows stand in the order of `cache.ids`. A list of queries, soft prompts among them, is asked in one visit of each user,
-        and gives the same as asking one by one.
+        Several queries run in one visit of each user, and give the same as one by one.
+
+        Args:
+            cache: From `prefill`.
+            query: A query, or a list of queries; soft prompts are queries.
+            progress: Called with (done, total) users. Default: none.
+
+        Returns:
+            Unit embeddings in the order of `cache.ids`: (user, dim) for one query, (user, query,
+            dim) for a list.
+
+        Raises:
+            ValueError: If there is no query, or one is too long or of another run.
         """
-        queries = [query] if (one := isinstance(query, QueryLike)) else list(query)
-        if not queries:
+        is_one = isinstance(query, QueryLike)
+        queries = [query] if is_one else query
+        if not len(queries):
             raise ValueError("0 queries, at least 1 is needed")
         out = np.zeros((len(cache), len(queries), self.model.config.embedding_dim), np.float32)
         done = 0
-        for rows, z in self.iter_embed(cache, queries):
-            out[rows] = z
+        for rows, embeddings in self.iter_embed(cache, queries):
+            out[rows] = embeddings
             done += len(rows)
             if progress:
                 progress(done, len(cache))
-        return out[:, 0] if one else out
+        return out[:, 0] if is_one else out
 
-    def iter_embed(self, cache: PrefixCache, queries: Sequence[QueryLike]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Embed group by group: yields (row numbers, (user, query, dim)). Close the iterator to stop."""
+    def iter_embed(
+        self, cache: PrefixCache, queries: Sequence[QueryLike] | EncodedQueries
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Embed batch by batch. Close the iterator to stop.
+
+        Args:
+            cache: From `prefill`.
+            queries: Queries, or what `encode_queries` returned for them.
+
+        Yields:
+            Row numbers of a batch, and its embeddings (user, query, dim).
+        """
         packs = self._packs(queries)
-        for group in cache.groups:
-            yield group.rows, self._ask(group, packs(len(group.rows)))
+        for batch in cache.groups:
+            yield batch.rows, self._embed_batch(batch, packs(len(batch.rows)))
 
     @torch.inference_mode()
-    def iter_embed_uncached(self, users: Users, queries: Sequence[QueryLike]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Read and ask group by group, keeping nothing, for users asked only once: yields what `iter_embed` does."""
-        packs = self._packs(queries)
-        readings = self.model.preprocessor.transform(users)
-        for group in self._groups(readings, np.arange(len(readings))):
-            yield group.rows, self._ask(group, packs(len(group.rows)))
+    def iter_embed_uncached(
+        self, users: Users, queries: Sequence[QueryLike] | EncodedQueries
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Read and embed users batch by batch and keep nothing, for users queried only once.
 
-    def _packs(self, queries: Sequence[QueryLike]) -> Callable[[int], list[Pack]]:
-        """Pack queries: gives what tells the packs to ask of so many users at once."""
-        lengths, query = [len(row) + 1 for row in self.model.tokenize(queries)[0]], self.model.encode_queries(queries)
-        laid: dict[tuple[int, int], Pack] = {}
+        Args:
+            users: Users to read.
+            queries: Queries, or what `encode_queries` returned for them.
+
+        Yields:
+            Row numbers of a batch, and its embeddings (user, query, dim).
+        """
+        packs = self._packs(queries)
+        features = self.model.preprocessor.transform(users)
+        for batch in self._prefill_batches(features, np.arange(len(features))):
+            yield batch.rows, self._embed_batch(batch, packs(len(batch.rows)))
+
+    def _packs(
+        self, queries: Sequence[QueryLike] | EncodedQueries
+    ) -> Callable[[int], list[Pack]]:
+        """Encode queries once; return a function from a number of users to the packs to run."""
+        encoded = self.encode_queries(queries)
+        lengths = [len(ids) + 1 for ids in encoded.ids]  # with <USER_EMB>
+        made: dict[tuple[int, int], Pack] = {}
 
         def packs(users: int) -> list[Pack]:
-            cuts = pack_queries(lengths, users)
-            for some in cuts:
-                if (some.start, some.stop) not in laid:
-                    laid[some.start, some.stop] = self.model.build_query_batch(queries[some]), query.at(some)
-            return [laid[some.start, some.stop] for some in cuts]
+            result = []
+            for part in pack_queries(lengths, users):
+                key = (part.start, part.stop)
+                if key not in made:
+                    batch = collate_queries([encoded.ids[part]], soft=encoded.soft)
+                    made[key] = batch.to(self.model.device), encoded.encoding.at(part)
+                result.append(made[key])
+            return result
 
         return packs
 
     @torch.inference_mode()
-    def _ask(self, group: UserBatch, packs: list[Pack]) -> np.ndarray:
-        group = replace(group, kv=self.kv(group))
-        return torch.cat([self.anchors(group, *pack) for pack in packs], 1).float().cpu().numpy()
+    def _embed_batch(self, batch: UserBatch, packs: list[Pack]) -> np.ndarray:
+        batch = replace(batch, kv=self.kv(batch))
+        parts = [self.anchors(batch, asked, query) for asked, query in packs]
+        return torch.cat(parts, 1).float().cpu().numpy()
 
-    def anchors(self, group: UserBatch, asked: QueryBatch, query: QueryEncoding) -> Float[Tensor, "user query dim"]:
-        """Run packed queries against one copy of the keys and values; no query sees another, gradients reach soft prompts."""
-        hidden = self.model.decode_with_cache(group.prefix, asked, fork_kv(self.kv(group)))
-        return self.model.pool_anchors(hidden, asked, group.prefix, query.expand_to(len(hidden)))
+    def anchors(
+        self, batch: UserBatch, asked: QueryBatch, query: QueryEncoding
+    ) -> Float[Tensor, "user query dim"]:
+        """Embed a batch for packed queries, with gradients for soft prompts.
+
+        No query attends to another, and the keys and values of the batch are not changed.
+
+        Args:
+            batch: Users.
+            asked: Queries, one row for all users.
+            query: Encoding of the queries, (query, ...).
+        """
+        kv = fork_kv(self.kv(batch))
+        hidden = self.model.decode_with_cache(batch.prefix, asked, kv)
+        encoding = query.expand_to(len(hidden))
+        return self.model.pool_anchors(hidden, asked, batch.prefix, encoding)
 
     @torch.no_grad()
-    def kv(self, group: UserBatch):
-        """Give a group's keys and values, reading its prefixes again where none are kept."""
-        return group.kv if group.kv is not None else self.model.prefill(group.prefix)
+    def kv(self, batch: UserBatch):
+        """Return the keys and values of a batch; beyond the memory budget its prefixes run again.
+
+        Args:
+            batch: Users.
+        """
+        return batch.kv if batch.kv is not None else self.model.prefill(batch.prefix)
 
     @torch.inference_mode()
     def generate(self, cache: PrefixCache, user: str, query: QueryLike, limit: int = 40) -> str:
-        """Let the model say its answer in words for one user (greedy, at most `limit` tokens)."""
+        """Generate the model's answer for one user, by greedy decoding.
+
+        Args:
+            cache: From `prefill`.
+            user: Id of the user.
+            query: Text or soft prompt.
+            limit: Tokens, at most. Default: 40.
+
+        Returns:
+            The answer.
+
+        Raises:
+            KeyError: If the user is not in the cache.
+        """
         if user not in cache.ids:
-            raise KeyError(f"user {user!r} is not among the {len(cache):,} that were read: prefill it first")
+            raise KeyError(
+                f"user {user!r} is not among the {len(cache):,} that were read: prefill it first"
+            )
         row = cache.ids.index(user)
-        whole = next(g for g in cache.groups if row in g.rows)
-        one = select_users(whole, np.flatnonzero(whole.rows == row))
-        kv, asked = self.kv(one), self.model.build_query_batch([query])
+        batch = next(batch for batch in cache.groups if row in batch.rows)
+        one = select_users(batch, np.flatnonzero(batch.rows == row))
+        kv = self.kv(one)
+        asked = self.model.build_query_batch([query])
         hidden = self.model.decode_with_cache(one.prefix, asked, kv)[:, -1]
-        mask = torch.cat([one.prefix.mask, torch.ones_like(asked.ids, dtype=torch.bool)], 1).long()
-        ids = list(greedy_decode(self.model.backbone, hidden, kv, mask, self.model.tokenizer.eos_token_id, limit))
+        query_mask = torch.ones_like(asked.ids, dtype=torch.bool)
+        mask = torch.cat([one.prefix.mask, query_mask], 1).long()
+        eos = self.model.tokenizer.eos_token_id
+        ids = list(greedy_decode(self.model.backbone, hidden, kv, mask, eos, limit))
         return self.model.tokenizer.decode(ids).strip()
 
-    def rank(self, cache: PrefixCache, query: str, progress: Callable[[str, int, int], None] | None = None) -> pd.DataFrame:
-        """Say of each user how much a yes fits to `query`, and in words how much so, without a single label; best first.
+    def rank(
+        self,
+        cache: PrefixCache,
+        query: str,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> pd.DataFrame:
+        """Score users zero-shot, without a single label: how near each is to a "yes" to the query.
 
-        Columns user, score, says. The wordings of the 72 topics that are nearest to the query, and deny as often as it, say
-        what it means here (`attrs["topics"]` names them, nearest first, "not visits_up" if its no is meant; `attrs["measured"]`
-        gives what topic bears most of the score, its kind, and 1 or -1 as its yes or its no is meant; `attrs["warning"]` says
-        so if training asked nothing like it). `score` is the cosine to their answers of a yes minus that to those of a no: it
-        ranks the users of one query, and is no probability. `says` is, of the five graded answers to the topic that bears most
-        of the score, the one nearest to the user's anchor; it is empty for the question about everything, which `generate` may
-        write on.
-        progress   called with (stage, done, total).
+        The score is the cosine to "yes" answers minus the cosine to "no" answers. It ranks the
+        users of one query and is not a probability. The training wordings nearest to the query
+        determine what yes and no mean.
+
+        Args:
+            cache: From `prefill`.
+            query: Text.
+            progress: Called with (stage, done, total). Default: none.
+
+        Returns:
+            One row a user, best first: user, score, and the nearest graded answer to the topic
+            that contributes most (empty for the question about everything; use `generate`).
+            `attrs` holds `topics` (what the query was read as, nearest first), `measured` (main
+            topic, kind, 1 or -1 for its yes or its no), `warning` (set if the query is unlike all
+            training queries) and `alike` (set if nearly all users have the same answer).
         """
-        tell = progress or (lambda stage, done, total: None)
-        for done, total in iter_warm_up(self.model, query, cache.unit, cache.horizon_days):
-            tell("reading graded answers", done, total)
-        anchors = self.embed(cache, query, lambda done, total: tell(f"asking {cache.unit}s", done, total))
-        found = label_free_scores(self.model, cache.ids, query, anchors, cache.unit, cache.horizon_days)
-        return found.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+        report = progress or (lambda stage, done, total: None)
+        unit = cache.unit
+        horizon_days = cache.horizon_days
+        for done, total in iter_warm_up(self.model, query, unit, horizon_days):
+            report("reading graded answers", done, total)
+        encoded = self.encode_query(query)
+        stage = f"asking {unit}s"
+        anchors = self.embed(cache, encoded, lambda done, total: report(stage, done, total))[:, 0]
+        scores = label_free_scores(
+            self.model, cache.ids, query, anchors, unit, horizon_days, encoded
+        )
+        return scores.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
 
 def greedy_decode(
-    model: nn.Module, hidden: Float[Tensor, "one dim"], cache, mask: Int[Tensor, "one past"], eos: int, limit: int
-):
-    """Write greedily from the last hidden state of one row on; yields token ids until `eos` or `limit`."""
+    model: nn.Module,
+    hidden: Float[Tensor, "one dim"],
+    cache,
+    mask: Int[Tensor, "one past"],
+    eos: int,
+    limit: int,
+) -> Iterator[int]:
+    """Decode greedily from the last hidden state of one row.
+
+    Args:
+        model: Language model.
+        hidden: Hidden state at the last token.
+        cache: Key-value cache of all earlier tokens; it is extended.
+        mask: 1 for cached tokens that are not padding.
+        eos: Id of the token that ends the answer.
+        limit: Tokens, at most.
+
+    Yields:
+        Token ids, without `eos`.
+    """
     position = mask.sum(-1, keepdim=True)
     for _ in range(limit):
         token = model.lm_head(hidden.to(model.dtype)).argmax(-1, keepdim=True)
@@ -240,5 +474,12 @@ def greedy_decode(
             return
         yield token.item()
         mask = torch.cat([mask, mask.new_ones(1, 1)], -1)
-        out = model.model(input_ids=token, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True)
-        hidden, position = out.last_hidden_state[:, -1], position + 1
+        out = model.model(
+            input_ids=token,
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        hidden = out.last_hidden_state[:, -1]
+        position = position + 1

@@ -27,7 +27,7 @@ def nearest_users(folder: Path | str, query: str, user: str, k: int = 10, index:
     Example:
         >>> import tempfile
         >>> users, folder = qa.make_sample_users(40), Path(tempfile.mkdtemp())
-        >>> run = qa.save_model(qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)), folder / "run")
+        >>> run = qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)).save_pretrained(folder / "run")
         >>> told = qa.embed_dataset(users, run, ["Will this user travel soon?"], folder / "out")
         >>> len(qa.nearest_users(folder / "out", "Will this user travel soon?", users.ids[0], k=3))
         3

@@ -1,8 +1,9 @@
-"""The prefix cache: users that were read once, in groups of like length, with the keys and values of their slots."""
+"""`PrefixCache`: users that were read once, in batches of similar length with keys and values."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -10,103 +11,159 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from qanchor.models.prefix_encoder import Prefix, gather_slots
+from qanchor.models.prefix_encoder import Prefix, token_columns
 
-SLOT_TOLERANCE = 1e-4  # of the slots' size: a slot that moved by less is the same slot
+TOKEN_TOLERANCE = 1e-4  # prefix tokens that differ by less, relative to their size, are equal
+MIN_FILLED_SHARE = 0.75  # with more padding than this allows, truncated keys are moved together
 
 
 @dataclass
 class UserBatch:
-    """Hold some users of like length that are read together: their prefix, and its keys and values."""
+    """Hold users of similar length that run together: their prefixes, keys and values."""
 
-    rows: np.ndarray
+    rows: np.ndarray  # places of the users in `PrefixCache.ids`
     prefix: Prefix
-    kv: object | None  # None: beyond the memory budget, made again when asked
+    kv: object | None  # None: beyond the memory budget, computed again for every query
 
 
 @dataclass
 class PrefixCache:
-    """Hold users that were read once. Asking never changes it; `ids` gives the order of every embedding.
+    """Hold users that were read once, made by `Engine.prefill`. Queries never change it.
 
-    Made by `Engine.prefill`.
+    `ids` is the order of the rows of every embedding.
 
     Example:
         >>> qa.PrefixCache(("a", "b"), "user")
-        Cache(2 users, 0 slots)
+        PrefixCache(2 users, 0 tokens)
     """
 
     ids: tuple[str, ...]
-    unit: str
-    horizon_days: int = 30
+    unit: str  # what one user is called, such as "household"
+    horizon_days: int = 30  # days ahead that a query about the future means
     groups: list[UserBatch] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __repr__(self) -> str:
-        slots = sum(int(g.prefix.mask.sum()) for g in self.groups)
-        return f"Cache({len(self):,} {self.unit}s, {slots:,} slots)"
+        tokens = sum(int(batch.prefix.mask.sum()) for batch in self.groups)
+        return f"PrefixCache({len(self):,} {self.unit}s, {tokens:,} tokens)"
 
 
 def fork_kv(kv):
-    """Copy the layer objects, not their tensors: appending rebinds the copies and leaves the cache as it was."""
+    """Copy a key-value cache without copying its tensors; extending the copy leaves it unchanged.
+
+    Args:
+        kv: Key-value cache.
+    """
     forked = copy.copy(kv)
     forked.layers = [copy.copy(layer) for layer in kv.layers]
     return forked
 
 
-def select_users(group: UserBatch, places: Int[np.ndarray, " place"]) -> UserBatch:
-    """Take some users out of a group, by their places in it (one may come twice); what is not kept stays so."""
-    at = torch.from_numpy(places).to(group.prefix.mask.device)
-    kv = None if group.kv is None else fork_kv(group.kv)
-    if kv is not None and not np.array_equal(places, np.arange(len(group.rows))):
+def select_users(batch: UserBatch, places: Int[np.ndarray, " place"]) -> UserBatch:
+    """Select users of a batch.
+
+    Args:
+        batch: Users; it is not changed.
+        places: Places of the users in the batch; one may be repeated.
+
+    Returns:
+        A batch of the selected users, without keys and values if `batch` has none.
+    """
+    at = torch.from_numpy(places).to(batch.prefix.mask.device)
+    kv = None if batch.kv is None else fork_kv(batch.kv)
+    is_whole = np.array_equal(places, np.arange(len(batch.rows)))
+    if kv is not None and not is_whole:
         kv.batch_select_indices(at)
-    return UserBatch(group.rows[places], select_prefix_rows(group.prefix, at), kv)
+    return UserBatch(batch.rows[places], select_prefix_rows(batch.prefix, at), kv)
 
 
 def kv_nbytes(kv) -> int:
-    """Count the memory of keys and values."""
+    """Return the memory of keys and values, in bytes.
+
+    Args:
+        kv: Key-value cache.
+    """
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in kv.layers)
 
 
 def select_prefix_rows(prefix: Prefix, rows: Int[Tensor, " some"]) -> Prefix:
-    """Choose users of a prefix by place."""
-    return Prefix(**{f.name: getattr(prefix, f.name)[rows] for f in fields(prefix)})
+    """Select users of a prefix.
+
+    Args:
+        prefix: Prefixes of users.
+        rows: Row numbers.
+    """
+    return Prefix(**{column.name: getattr(prefix, column.name)[rows] for column in fields(prefix)})
 
 
-def truncate(group: UserBatch, kept: Int[Tensor, " user"]) -> UserBatch:
-    """Keep each user's first slots, `kept` of them, with their keys and values: a view, unless pads fill a quarter of it."""
-    prefix, zero = group.prefix, torch.zeros_like(kept)
-    columns, real = gather_slots(prefix.mask, zero, kept)
-    width = int(columns.masked_fill(~real, 0).max()) + 1
-    if kept.sum() < 0.75 * width * len(kept):
-        users = torch.arange(len(kept), device=kept.device)[:, None]
-        kv = _map_kv(group.kv, lambda held: held.transpose(1, 2)[users, columns].transpose(1, 2))
-        return UserBatch(group.rows, prefix.at(columns, real), kv)
-    mask = prefix.mask[:, :width] & (prefix.positions()[:, :width] < kept[:, None])
-    cut = (getattr(prefix, name)[:, :width] for name in ("kind", "modality"))
-    kv = _map_kv(group.kv, lambda held: held[:, :, :width])
-    return UserBatch(group.rows, Prefix(prefix.slots[:, :width] * mask[..., None], mask, *cut, prefix.coarse), kv)
+def truncate(batch: UserBatch, length: Int[Tensor, " user"]) -> UserBatch:
+    """Keep each user's first prefix tokens with their keys and values.
+
+    Args:
+        batch: Users with keys and values; they are not changed.
+        length: Tokens to keep, for each user.
+
+    Returns:
+        A view of the batch, or a copy where a view would be padding for more than a quarter.
+    """
+    prefix = batch.prefix
+    columns, is_token = token_columns(prefix.mask, torch.zeros_like(length), length)
+    width = int(columns.masked_fill(~is_token, 0).max()) + 1
+    if length.sum() < MIN_FILLED_SHARE * width * len(length):
+        users = torch.arange(len(length), device=length.device)[:, None]
+        kv = _map_kv(batch.kv, lambda states: states.transpose(1, 2)[users, columns].transpose(1, 2))
+        return UserBatch(batch.rows, prefix.at(columns, is_token), kv)
+    mask = prefix.mask[:, :width] & (prefix.positions()[:, :width] < length[:, None])
+    shorter = Prefix(
+        tokens=prefix.tokens[:, :width] * mask[..., None],
+        mask=mask,
+        kind=prefix.kind[:, :width],
+        modality=prefix.modality[:, :width],
+        coarse=prefix.coarse,
+    )
+    kv = _map_kv(batch.kv, lambda states: states[:, :, :width])
+    return UserBatch(batch.rows, shorter, kv)
 
 
-def empty_user(group: UserBatch) -> UserBatch:
-    """Give one who has no slots at all, row -1: behind them a query is read with no user in front."""
-    one = select_users(group, np.array([0]))
-    none = {f.name: getattr(one.prefix, f.name)[:, :0] for f in fields(one.prefix)} | {"coarse": one.prefix.coarse * 0}
-    return UserBatch(np.array([-1]), Prefix(**none), _map_kv(one.kv, lambda held: held[:, :, :0]))
+def empty_user(batch: UserBatch) -> UserBatch:
+    """Return a user (row -1) without prefix tokens, behind which a query is read on its own.
+
+    Args:
+        batch: Any users with keys and values, for the shapes.
+    """
+    one = select_users(batch, np.array([0]))
+    columns = {column.name: getattr(one.prefix, column.name)[:, :0] for column in fields(Prefix)}
+    columns["coarse"] = one.prefix.coarse * 0
+    kv = _map_kv(one.kv, lambda states: states[:, :, :0])
+    return UserBatch(np.array([-1]), Prefix(**columns), kv)
 
 
-def _map_kv(kv, change):
-    """Change keys and values of all layers alike; the cache itself stays."""
+def _map_kv(kv, change: Callable[[Tensor], Tensor]):
+    """Return a key-value cache with keys and values of all layers changed by a function."""
     changed = fork_kv(kv)
     for layer in changed.layers:
-        layer.keys, layer.values = change(layer.keys), change(layer.values)
+        layer.keys = change(layer.keys)
+        layer.values = change(layer.values)
     return changed
 
 
 def common_prefix_length(old: Prefix, new: Prefix) -> Int[Tensor, " user"]:
-    """Count the slots with which each user's old and new prefix begin alike, pads left out."""
-    count = torch.minimum(old.length(), new.length())
-    a, b = (prefix.at(*gather_slots(prefix.mask, torch.zeros_like(count), count)) for prefix in (old, new))
-    alike = (a.slots - b.slots).abs().amax(-1) <= SLOT_TOLERANCE * new.slots.abs().amax().clamp(min=1e-9)
-    return (alike & a.mask).long().cumprod(1).sum(1)
+    """Count the tokens at the start of each user's prefix that are equal in two prefixes.
+
+    Args:
+        old: Prefixes of users.
+        new: Prefixes of the same users.
+
+    Returns:
+        Number of equal tokens before the first difference, padding left out.
+    """
+    shorter = torch.minimum(old.length(), new.length())
+    zero = torch.zeros_like(shorter)
+    first = old.at(*token_columns(old.mask, zero, shorter))
+    second = new.at(*token_columns(new.mask, zero, shorter))
+    size = new.tokens.abs().amax().clamp(min=1e-9)
+    difference = (first.tokens - second.tokens).abs().amax(-1)
+    equal = (difference <= TOKEN_TOLERANCE * size) & first.mask
+    return equal.long().cumprod(1).sum(1)

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
+from qanchor.models.heads import EncodedQueries
 from qanchor.models.model import QAnchor
 from qanchor.models.text_encoder import cached_vectors, text_vectors
 from qanchor.useru.answers import answers, asked_horizon, style_of
@@ -100,10 +101,28 @@ def label_free_scores(
     anchors: Float[np.ndarray, "user dim"],
     unit: str = "user",
     horizon_days: int = 30,
+    encoded: EncodedQueries | None = None,
 ) -> pd.DataFrame:
-    """Judge users by their anchors under `query`, one row of `anchors` an id; see `Engine.rank`, which embeds them first."""
+    """Score users zero-shot: similarity to "yes" answers minus similarity to "no" answers.
+
+    See `Engine.rank`, which embeds the users first.
+
+    Args:
+        model: Trained model.
+        ids: Ids of the users.
+        query: Text of the query.
+        anchors: Embeddings of the users for the query, in the order of `ids`.
+        unit: What one user is called. Default: "user".
+        horizon_days: Days ahead that a query about the future means. Default: 30.
+        encoded: The query as `Engine.encode_query` returned it, so that its text vector is not
+            computed again. Default: compute it.
+
+    Returns:
+        One row a user, in the order of `ids`, with the columns and attributes of `Engine.rank`.
+    """
     sticks = answer_bank(model, unit, query_horizon(query, horizon_days))
-    like = (_unit_rows(_query_vectors(model, [query]) - sticks.middle) @ sticks.wordings.T)[0]
+    vector = _query_vectors(model, [query], encoded)
+    like = (_unit_rows(vector - sticks.middle) @ sticks.wordings.T)[0]
     like = np.where(sticks.denies == negation_parity(query), like, -np.inf)
     near = np.argsort(-like, kind="stable")[:N_WORDINGS]
     place, weight = sticks.place[near], np.exp(like[near] / SHARPNESS)
@@ -118,7 +137,7 @@ def label_free_scores(
         frame.attrs["measured"] = (TOPICS[best // 2].name, KINDS[best % 2], means)
     telling = near[like[near] > like[near[0]] - 2 * SHARPNESS]
     frame.attrs["topics"] = list(dict.fromkeys(f"{'not ' * int(sticks.sign[i] < 0)}{sticks.names[i]}" for i in telling))
-    frame.attrs |= {"warning": novelty_warning(model, query, unit), "alike": identical_answers_note(frame, unit)}
+    frame.attrs |= {"warning": novelty_warning(model, query, unit, encoded), "alike": identical_answers_note(frame, unit)}
     return frame
 
 
@@ -149,15 +168,25 @@ def negation_parity(query: str) -> int:
     return len(NEGATIONS.findall(query)) % 2
 
 
-def novelty_warning(model: QAnchor, query: str, unit: str = "user") -> str:
-    """Say so where a query is unlike all that training asked; empty where it is not, or where a model cannot tell.
+def novelty_warning(
+    model: QAnchor, query: str, unit: str = "user", encoded: EncodedQueries | None = None
+) -> str:
+    """Return a warning if a query is unlike all training queries, else "".
 
-    It cannot without a skip, or untrained.
+    Args:
+        model: Trained model; without the skip or untrained, it gives no warning.
+        query: Text of the query.
+        unit: What one user is called. Default: "user".
+        encoded: The query as `Engine.encode_query` returned it. Default: compute its text vector.
     """
     if model.skip is None or not model.skip.query_memory.any():
         return ""
-    strange = model.skip.novelty(model.query_text_embeddings([query])).item() >= NOVEL_FROM
-    return f"Training asked nothing like it: it mostly shows who a {unit} is altogether." if strange else ""
+    if encoded is None:
+        text_embedding = model.query_text_embeddings([query])
+    else:
+        text_embedding = encoded.encoding.text_embedding
+    is_novel = model.skip.novelty(text_embedding).item() >= NOVEL_FROM
+    return f"Training asked nothing like it: it mostly shows who a {unit} is altogether." if is_novel else ""
 
 
 @lru_cache(maxsize=6)  # some seconds of reading, the same for every query
@@ -241,8 +270,12 @@ def _answers_dir(model: QAnchor) -> Path:
     return cache_dir() / "answers" / hashlib.sha256(where.encode()).hexdigest()[:24]
 
 
-def _query_vectors(model: QAnchor, queries: list[str]) -> Float[np.ndarray, "query text"]:
-    """Turn queries into text vectors: of the same meaning in other words these know more than a language model's states."""
+def _query_vectors(
+    model: QAnchor, queries: list[str], encoded: EncodedQueries | None = None
+) -> Float[np.ndarray, "query text"]:
+    """Return the text vectors of queries; they match rewordings better than language model states."""
+    if encoded is not None and model.skip is not None:  # without the skip, none were computed
+        return encoded.text_vectors()
     return text_vectors(queries, model.config.text_encoder).astype(np.float32)
 
 

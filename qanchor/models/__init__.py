@@ -1,1 +1,1 @@
-"""Features, prefix encoder, language model, heads and saving."""
+"""Features, prefix encoder, language model, heads, saving."""

@@ -1,4 +1,4 @@
-"""Attention of few tokens to long prefixes, where several query heads share keys: no copy of the keys for each of them."""
+"""Attention of a few query tokens to long prefixes, without repeating keys for grouped heads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-MAX_QUERY_TOKENS = 128  # tokens attended at once; with more the copy is cheap beside the work
+MAX_QUERY_TOKENS = 128  # tokens in one piece; with more, the repeated keys cost little in comparison
 
 
 def grouped_attention(
@@ -23,40 +23,65 @@ def grouped_attention(
     dropout: float = 0.0,
     **how,
 ) -> tuple[Float[Tensor, "user token head size"], None]:
-    """Lay the heads that share keys below each other, as if they were tokens of one head; else as `plain` does.
+    """Compute grouped-query attention by stacking the heads that share keys along the tokens.
 
-    `plain` (transformers' own sdpa) repeats keys and values for every head of a group, which for a short question behind a long
-    prefix costs as much as attending. On a CPU the products are also written out: the fused kernel is made for many tokens, and
-    with few of them takes twice as long, and five times going back; and questions that cannot see each other are attended a few
-    at a time, so that none is compared with many others in vain. Equal to `plain`, and tested to be.
+    `plain` (sdpa of transformers) repeats keys and values for every head of a group. For a short
+    query behind a long prefix that costs as much as the attention itself. On a CPU the products
+    are also written out, because the fused kernel is slow for few tokens (2 times forward, 5 times
+    backward), and queries that cannot see each other run in pieces. Tested equal to `plain`.
+
+    Args:
+        plain: Fallback with the same arguments, for everything this is not made for.
+        module: Attention module, passed to `plain`.
+        query: Queries of all heads.
+        key: Keys, one for each group of heads.
+        value: Values, one for each group of heads.
+        attention_mask: True where a token may attend; None: causal, handled by `plain`.
+        scaling: Scale of the scores; default: 1 / sqrt(size).
+        dropout: Dropout probability of the attention weights.
+        **how: Passed to `plain`.
+
+    Returns:
+        The attention output, and None in place of the weights.
     """
     users, heads, tokens, size = query.shape
-    shared, cpu = key.shape[1], query.device.type == "cpu" and not dropout
-    if attention_mask is None or shared == heads or (tokens > MAX_QUERY_TOKENS and not cpu):
+    shared = key.shape[1]
+    on_cpu = query.device.type == "cpu" and not dropout
+    if attention_mask is None or shared == heads or (tokens > MAX_QUERY_TOKENS and not on_cpu):
         return plain(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **how)
-    cuts = attention_pieces(attention_mask)
-    if max(some.stop - some.start for some in cuts) > MAX_QUERY_TOKENS:
+    pieces = attention_pieces(attention_mask)
+    if max(piece.stop - piece.start for piece in pieces) > MAX_QUERY_TOKENS:
         return plain(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **how)
     scaling = size**-0.5 if scaling is None else scaling
-    if not cpu:
+    if not on_cpu:
         mask = attention_mask[:, :, None].expand(-1, -1, heads // shared, -1, -1).flatten(2, 3)
         stacked = query.reshape(users, shared, -1, size)
-        out = nn.functional.scaled_dot_product_attention(stacked, key, value, mask, dropout, scale=scaling)
+        sdpa = nn.functional.scaled_dot_product_attention
+        out = sdpa(stacked, key, value, mask, dropout, scale=scaling)
         return out.reshape(users, heads, tokens, size).transpose(1, 2).contiguous(), None
-    before, outs = key.shape[2] - tokens, []
-    for some in cuts:
-        held, mask = (key, value), attention_mask[:, :, some]
-        if len(cuts) > 1:
-            own = slice(before + some.start, before + some.stop)
-            held = tuple(torch.cat([kept[:, :, :before], kept[:, :, own]], 2) for kept in held)
+    before = key.shape[2] - tokens
+    outs = []
+    for piece in pieces:
+        piece_key, piece_value, mask = key, value, attention_mask[:, :, piece]
+        if len(pieces) > 1:  # the prefix and the piece itself
+            own = slice(before + piece.start, before + piece.stop)
+            piece_key = torch.cat([key[:, :, :before], key[:, :, own]], 2)
+            piece_value = torch.cat([value[:, :, :before], value[:, :, own]], 2)
             mask = torch.cat([mask[..., :before], mask[..., own]], -1)
-        stacked = query[:, :, some].reshape(users, shared, -1, size)
-        outs.append(explicit_attention(stacked, *held, mask, scaling).reshape(users, heads, -1, size))
+        stacked = query[:, :, piece].reshape(users, shared, -1, size)
+        out = explicit_attention(stacked, piece_key, piece_value, mask, scaling)
+        outs.append(out.reshape(users, heads, -1, size))
     return torch.cat(outs, 2).transpose(1, 2).contiguous(), None
 
 
 def attention_pieces(mask: Bool[Tensor, "user one token seen"]) -> list[slice]:
-    """Cut tokens into runs of `MAX_QUERY_TOKENS` at most, as far as none looks from one run into another; a longer run stays whole.
+    """Split tokens into runs that do not attend to each other.
+
+    Args:
+        mask: True where a token may attend; the tokens themselves are the last keys.
+
+    Returns:
+        Runs of at most `MAX_QUERY_TOKENS` tokens where the mask allows it; longer ones stay whole.
 
     Example:
         >>> own = torch.block_diag(*[torch.ones(90, 90)] * 2).bool()
@@ -66,14 +91,15 @@ def attention_pieces(mask: Bool[Tensor, "user one token seen"]) -> list[slice]:
     tokens = mask.shape[2]
     if tokens <= MAX_QUERY_TOKENS:
         return [slice(0, tokens)]
-    first = mask[:, 0, :, -tokens:].any(0).int().argmax(-1)  # the earliest of these tokens that each looks at
-    apart = first.flip(0).cummin(0).values.flip(0) == torch.arange(tokens)
-    starts = [*apart.nonzero()[:, 0].tolist(), tokens]
+    # the earliest of these tokens that each attends to
+    first = mask[:, 0, :, -tokens:].any(0).int().argmax(-1)
+    earliest_later = first.flip(0).cummin(0).values.flip(0)
+    starts = [*(earliest_later == torch.arange(tokens)).nonzero()[:, 0].tolist(), tokens]
     ends = [0]
     for at, after in pairwise(starts):
         if after - ends[-1] > MAX_QUERY_TOKENS and at > ends[-1]:
             ends.append(at)
-    return [slice(*ends) for ends in pairwise([*ends, tokens])]
+    return [slice(*bounds) for bounds in pairwise([*ends, tokens])]
 
 
 def explicit_attention(
@@ -83,8 +109,23 @@ def explicit_attention(
     mask: Bool[Tensor, "user one token seen"],
     scaling: float,
 ) -> Float[Tensor, "user shared stacked size"]:
-    """Attend as the definition says; the softmax reckons in float32 whatever it is given: a copy in float32 would cost most."""
+    """Compute attention as defined: softmax(query @ key.T * scaling + mask) @ value.
+
+    The softmax computes in float32 internally whatever the dtype; an explicit copy in float32
+    would cost more than everything else.
+
+    Args:
+        query: Heads of a group, stacked along the tokens.
+        key: Keys of each group.
+        value: Values of each group.
+        mask: True where a token may attend.
+        scaling: Scale of the scores.
+
+    Returns:
+        The attention output, stacked like `query`.
+    """
     score = (query * scaling) @ key.transpose(-1, -2)
-    hidden = torch.zeros_like(mask, dtype=score.dtype).masked_fill(~mask, torch.finfo(score.dtype).min)
+    lowest = torch.finfo(score.dtype).min
+    hidden = torch.zeros_like(mask, dtype=score.dtype).masked_fill(~mask, lowest)
     score.unflatten(2, (-1, mask.shape[2])).add_(hidden[:, :, None])
     return score.softmax(-1) @ value

@@ -1,4 +1,4 @@
-"""The one door to transformers and peft: language models and text encoders, from packages, a hub or a folder."""
+"""Language models: loading, LoRA, key-value caches."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from qanchor.models.attention import grouped_attention
 from qanchor.models.weights import missing_model_message, resolve_model
 from qanchor.utils.io import replace_surrogates
 
+LORA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
 
 class CharTokenizer:
-    """Spell texts as bytes: the tokenizer of the tiny backbone, which needs no download."""
+    """Tokenize text as UTF-8 bytes, for the tiny backbone, which needs no download."""
 
     eos_token_id = 256
 
@@ -22,11 +24,20 @@ class CharTokenizer:
         return list(replace_surrogates(text).encode())
 
     def decode(self, ids: list[int]) -> str:
+        """Return the text of token ids.
+
+        Args:
+            ids: Bytes; other ids are skipped.
+        """
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
 
 class HubTokenizer:
-    """Give any transformers tokenizer the two verbs we use, without its special tokens."""
+    """Tokenize text with a transformers tokenizer, without special tokens.
+
+    Args:
+        folder: Folder or Hugging Face id of the tokenizer.
+    """
 
     def __init__(self, folder: str):
         from transformers import AutoTokenizer
@@ -36,36 +47,72 @@ class HubTokenizer:
 
     def __call__(self, text: str) -> list[int]:
         # a query is data: "<|im_end|>" typed by a user is spelled out, never a control token
-        return self.inner(replace_surrogates(text), add_special_tokens=False, split_special_tokens=True).input_ids
+        encoded = self.inner(
+            replace_surrogates(text), add_special_tokens=False, split_special_tokens=True
+        )
+        return encoded.input_ids
 
     def decode(self, ids: list[int]) -> str:
+        """Return the text of token ids, without special tokens.
+
+        Args:
+            ids: Token ids.
+        """
         return self.inner.decode(ids, skip_special_tokens=True)
 
 
-def load_backbone(name: str, dtype: str = "bfloat16", attention: str = "sdpa", seed: int = 0) -> tuple[nn.Module, object]:
-    """Give the language model and its tokenizer: "tiny", "smollm2", a hub id, or a local folder."""
+def load_backbone(
+    name: str, dtype: str = "bfloat16", attention: str = "sdpa", seed: int = 0
+) -> tuple[nn.Module, object]:
+    """Load a language model and its tokenizer.
+
+    Args:
+        name: "tiny" (random weights), "smollm2" (packaged), a Hugging Face id, or a local folder.
+        dtype: Dtype of the weights. Default: "bfloat16".
+        attention: "sdpa" (default) or "eager".
+        seed: Seed of the tiny model's weights. Default: 0.
+
+    Returns:
+        The model, and a tokenizer that maps text to ids and has `decode` and `eos_token_id`.
+
+    Raises:
+        WeightsError: If the model cannot be found or downloaded.
+    """
     from transformers import AutoModelForCausalLM, LlamaConfig
 
+    torch_dtype = getattr(torch, dtype)
     if name == "tiny":
-        sizes = {"vocab_size": 257, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
-        shape = LlamaConfig(**sizes, **heads, bos_token_id=256, eos_token_id=256, tie_word_embeddings=True)
+        shape = LlamaConfig(
+            vocab_size=257,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+            bos_token_id=256,
+            eos_token_id=256,
+            tie_word_embeddings=True,
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(shape, attn_implementation=attention, dtype=getattr(torch, dtype))
+            model = AutoModelForCausalLM.from_config(
+                shape, attn_implementation=attention, dtype=torch_dtype
+            )
         return _use_grouped_attention(model), CharTokenizer()
     folder = resolve_model(name)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), attn_implementation=attention, trust_remote_code=False
+            folder, dtype=torch_dtype, attn_implementation=attention, trust_remote_code=False
         )
     except OSError as error:
-        raise WeightsError(missing_model_message("backbone", name, error, "smollm2")) from error
+        message = missing_model_message("backbone", name, error, "smollm2")
+        raise WeightsError(message) from error
     return _use_grouped_attention(model), HubTokenizer(folder)
 
 
 def _use_grouped_attention(model: nn.Module) -> nn.Module:
-    """Let sdpa read few tokens behind long prefixes without copying keys for each head of a group (`kernels.grouped_attention`)."""
+    """Replace sdpa by `grouped_attention`, which falls back to it."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
@@ -78,33 +125,58 @@ def _use_grouped_attention(model: nn.Module) -> nn.Module:
 
 
 def enable_gradient_checkpointing(model: nn.Module) -> None:
-    """Keep no activations for the backward pass: they are computed again, which saves memory and costs time."""
-    new = hasattr(model, "activation_checkpointing_enable")  # its name since transformers 5.23
-    (model.activation_checkpointing_enable if new else model.gradient_checkpointing_enable)({"use_reentrant": False})
+    """Recompute activations in the backward pass: less memory, more time.
+
+    Args:
+        model: Language model.
+    """
+    options = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # its name since transformers 5.23
+        model.activation_checkpointing_enable(options)
+    else:
+        model.gradient_checkpointing_enable(options)
 
 
-def add_lora(model: nn.Module, rank: int, alpha: int, dropout: float, layers: int | None) -> nn.Module:
-    """Put LoRA on all projections of the last `layers` layers (None: all of a text encoder's); it takes the model's dtype.
+def add_lora(
+    model: nn.Module, rank: int, alpha: int, dropout: float, layers: int | None
+) -> nn.Module:
+    """Add LoRA to linear layers, in the dtype of the model.
 
-    float32 adapters in a bfloat16 model would force a cast of every activation (a fifth of the speed on CPU).
+    float32 adapters in a bfloat16 model would cast every activation, a fifth of the speed on a
+    CPU.
+
+    Args:
+        model: Language model or text encoder.
+        rank: Rank of the updates.
+        alpha: Scale: updates are multiplied by alpha / rank.
+        dropout: Dropout probability.
+        layers: Number of layers, counted from the last; None: all linear layers of a text encoder.
+
+    Returns:
+        The model with LoRA, without the wrapper of peft.
     """
     import warnings
 
     from peft import LoraConfig, get_peft_model
 
-    where = {"target_modules": "all-linear", "exclude_modules": ".*pooler.*"}  # what a pooler says is never asked for
-    if layers is not None:
+    if layers is None:  # the output of a pooler is not used
+        target = {"target_modules": "all-linear", "exclude_modules": ".*pooler.*"}
+    else:
         depth = model.config.num_hidden_layers
-        names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-        where = {"target_modules": names, "layers_to_transform": list(range(max(0, depth - layers), depth))}
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none", **where)
+        numbers = list(range(max(0, depth - layers), depth))
+        target = {"target_modules": LORA_LAYERS, "layers_to_transform": numbers}
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none", **target)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is on its way out
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated transformers name
         return get_peft_model(model, config, autocast_adapter_dtype=False).base_model.model
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Fold LoRA into the weights in place, for serving: same function (to rounding), no detour."""
+    """Merge LoRA into the weights in place: the same function up to rounding, but faster.
+
+    Args:
+        model: Language model with LoRA; without it, nothing happens.
+    """
     from peft.tuners.lora import LoraLayer
 
     for parent in list(model.modules()):
@@ -115,7 +187,11 @@ def merge_lora(model: nn.Module) -> None:
 
 
 def new_kv_cache(model: nn.Module):
-    """Give an empty key-value cache for `model`."""
+    """Return an empty key-value cache.
+
+    Args:
+        model: Language model that fills it.
+    """
     from transformers import DynamicCache
 
     return DynamicCache(config=model.config)

@@ -1,4 +1,4 @@
-"""Readings and pairs to padded tensors: a `PaddedBatch` of users, and the `QueryBatch` of queries and answers behind each prefix."""
+"""Padded tensors of users, of queries and answers, and of token budgets."""
 
 from __future__ import annotations
 
@@ -13,25 +13,29 @@ from torch import Tensor
 
 from qanchor.models.features import UserFeatures
 
-MAX_PACK_TOKENS, MAX_TOKENS_PER_PASS = (
-    256,
-    2048,
-)  # tokens of queries read at once: of one user, and of all users of a group together (`bench cache`)
-USER_EMB = -1  # stands for <USER_EMB> in token ids; the model puts its learned vector there
+MAX_PACK_TOKENS = 256  # query tokens of one user in one pass
+MAX_TOKENS_PER_PASS = 2048  # query tokens of all users of a batch in one pass
+MIN_PACK_TOKENS = 64  # query tokens of one user in one pass, however large the batch
+USER_EMB = -1  # stands for <USER_EMB> in token ids; the model inserts its learned vector
 
 
 class DeviceMixin:
-    """Let a dataclass of tensors move to a device as one."""
+    """Add `to(device)` to a dataclass of tensors."""
 
     def to(self, device):
-        """Move every tensor to `device`."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return type(self)(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
+        """Return a copy with every tensor on a device.
+
+        Args:
+            device: Torch device.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()}
+        return type(self)(**moved)
 
 
 @dataclass(frozen=True)
 class PaddedBatch(DeviceMixin):
-    """Hold some users' readings as padded tensors, ready for the encoder."""
+    """Hold the features of some users as padded tensors, the input of `PrefixEncoder`."""
 
     coarse: Float[Tensor, "user number"]
     modal_text: Float[Tensor, "user modality text"]
@@ -40,14 +44,24 @@ class PaddedBatch(DeviceMixin):
     event_text: Float[Tensor, "user event text"]
     event_number: Float[Tensor, "user event event_number"]
     event_modality: Int[Tensor, "user event"]
-    event_recent: Bool[Tensor, "user event"]  # newest single events; the others are habits
+    event_recent: Bool[Tensor, "user event"]  # single recent events; the others are frequent texts
     event_mask: Bool[Tensor, "user event"]
-    text: Int[Tensor, "user event"]  # the place of each event's text in `texts`
-    texts: tuple[str, ...]  # the distinct ones of the batch, for an encoder that learns
+    text: Int[Tensor, "user event"]  # index of each event's text in `texts`
+    texts: tuple[str, ...]  # distinct texts of the batch, for a text encoder that is trained
 
 
-def collate_users(readings: UserFeatures, rows: Sequence[int] | np.ndarray, side: str = "right") -> PaddedBatch:
-    """Pad these rows of the readings into one batch; the pads stand on `side` of the events and are masked.
+def collate_users(
+    features: UserFeatures, rows: Sequence[int] | np.ndarray, side: str = "right"
+) -> PaddedBatch:
+    """Pad some rows of the features into one batch.
+
+    Args:
+        features: From `UserPreprocessor.transform`.
+        rows: Row numbers.
+        side: Side of the padding, "right" (default) or "left". Padding is masked.
+
+    Returns:
+        Tensors on the CPU; row i is `rows[i]`.
 
     Example:
         >>> users = qa.make_sample_users(40)
@@ -55,35 +69,59 @@ def collate_users(readings: UserFeatures, rows: Sequence[int] | np.ndarray, side
         >>> qa.collate_users(preprocessor.transform(users), [0, 1]).event_mask.shape
         torch.Size([2, 12])
     """
-    rows = [int(r) for r in rows]
-    slots = [readings.slots[r] for r in rows]
-    width = max([len(s[0]) for s in slots] + [1])
-    vectors = readings.vectors
-    text = np.zeros((len(rows), width, vectors.shape[1]), np.float32)
-    number = np.zeros((len(rows), width, slots[0][1].shape[1]), np.float32)
-    modality, recent, mask, code = (np.zeros((len(rows), width), t) for t in (np.int64, bool, bool, np.int64))
-    for i, (ids, values, kinds, fresh) in enumerate(slots):
-        at = slice(width - len(ids), width) if side == "left" else slice(0, len(ids))
-        text[i, at], number[i, at], modality[i, at] = vectors[ids], values, kinds
-        recent[i, at], mask[i, at], code[i, at] = fresh, True, ids
+    rows = [int(row) for row in rows]
+    events = [features.events[row] for row in rows]
+    vectors = features.vectors
+    width = max([len(text_ids) for text_ids, *_ in events] + [1])
+    shape = (len(rows), width)
+    text = np.zeros((*shape, vectors.shape[1]), np.float32)
+    number = np.zeros((*shape, events[0][1].shape[1]), np.float32)
+    modality = np.zeros(shape, np.int64)
+    recent = np.zeros(shape, bool)
+    mask = np.zeros(shape, bool)
+    code = np.zeros(shape, np.int64)
+    for i, (text_ids, numbers, modalities, is_recent) in enumerate(events):
+        at = slice(width - len(text_ids), width) if side == "left" else slice(0, len(text_ids))
+        text[i, at] = vectors[text_ids]
+        number[i, at] = numbers
+        modality[i, at] = modalities
+        recent[i, at] = is_recent
+        mask[i, at] = True
+        code[i, at] = text_ids
     distinct = np.unique(code[mask])
-    code = np.searchsorted(distinct, code).clip(max=max(len(distinct) - 1, 0))  # pads: any
-    whole = (readings.coarse[rows], readings.modal_text[rows], readings.modal_number[rows], readings.present[rows])
-    arrays = (*whole, text, number, modality, recent, mask, code)
-    return PaddedBatch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays), tuple(readings.texts[i] for i in distinct))
+    # padding points at any text
+    code = np.searchsorted(distinct, code).clip(max=max(len(distinct) - 1, 0))
+    arrays = (
+        features.coarse[rows],
+        features.modal_text[rows],
+        features.modal_number[rows],
+        features.present[rows],
+        text,
+        number,
+        modality,
+        recent,
+        mask,
+        code,
+    )
+    tensors = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+    return PaddedBatch(*tensors, tuple(features.texts[i] for i in distinct))
 
 
 @dataclass(frozen=True)
 class QueryBatch(DeviceMixin):
-    """Hold K branches `query <USER_EMB> answer` a user, laid end to end; a branch sees its prefix and itself, never another."""
+    """Hold K branches `query <USER_EMB> answer` for each user, laid end to end.
 
-    ids: Int[Tensor, "user token"]  # USER_EMB marks the anchor; pads are 0
-    branch: Int[Tensor, "user token"]  # number of the branch, -1 for pads
-    offset: Int[Tensor, "user token"]  # place within the branch
-    anchor: Int[Tensor, "user branch"]  # where each branch's <USER_EMB> stands
-    writes: Bool[Tensor, "user token"]  # from <USER_EMB> on: the next token is to be predicted
-    next_ids: Int[Tensor, "user token"]  # the token to predict there
-    soft: Float[Tensor, "vector width"] | None = None  # of learned queries: id USER_EMB - 1 is its first row, and so on down
+    A branch attends to its prefix and to itself, never to another branch.
+    """
+
+    ids: Int[Tensor, "user token"]  # USER_EMB marks the anchor; padding is 0
+    branch: Int[Tensor, "user token"]  # number of the branch, -1 for padding
+    offset: Int[Tensor, "user token"]  # position within the branch
+    anchor: Int[Tensor, "user branch"]  # position of each branch's <USER_EMB>
+    writes: Bool[Tensor, "user token"]  # whether the next token is to be predicted here
+    next_ids: Int[Tensor, "user token"]  # the token to predict
+    # vectors of soft prompts: id USER_EMB - 1 is row 0, USER_EMB - 2 is row 1, and so on
+    soft: Float[Tensor, "vector width"] | None = None
 
 
 def collate_queries(
@@ -91,33 +129,59 @@ def collate_queries(
     answers: list[list[list[int]]] | None = None,
     soft: Float[Tensor, "vector width"] | None = None,
 ) -> QueryBatch:
-    """Lay out token ids: `queries[user][branch]` and, for training, `answers[user][branch]` (ending in eos).
+    """Pad the token ids of queries and answers into one batch.
 
-    Every user has the same number of branches; their lengths may differ.
+    Args:
+        queries: Token ids, `queries[user][branch]`. Every user has the same number of branches;
+            their lengths may differ.
+        answers: Token ids that end in eos, `answers[user][branch]`. Default: none, as at
+            inference.
+        soft: Vectors of soft prompts that the ids refer to. Default: none.
+
+    Returns:
+        Tensors on the CPU.
     """
     rows = []
-    for user, asked in enumerate(queries):
-        ids, branch, offset, anchor, writes, following = [], [], [], [], [], []
-        for k, query in enumerate(asked):
+    for user, user_queries in enumerate(queries):
+        ids, branch, offset, anchor, writes, next_ids = [], [], [], [], [], []
+        for k, query in enumerate(user_queries):
             answer = answers[user][k] if answers else []
             anchor.append(len(ids) + len(query))
-            whole = [*query, USER_EMB, *answer[:-1]]
-            ids += whole
-            branch += [k] * len(whole)
-            offset += range(len(whole))
+            tokens = [*query, USER_EMB, *answer[:-1]]
+            ids += tokens
+            branch += [k] * len(tokens)
+            offset += range(len(tokens))
             writes += [False] * len(query) + [bool(answer)] * max(len(answer), 1)
-            following += [0] * len(query) + (answer or [0])
-        rows.append((ids, branch, offset, writes, following, anchor))
-    width = max(len(r[0]) for r in rows)
-    padded = [
-        torch.tensor([list(r[i]) + [pad] * (width - len(r[i])) for r in rows]) for i, pad in enumerate((0, -1, 0, False, 0))
-    ]
-    ids, branch, offset, writes, following = padded
-    return QueryBatch(ids, branch, offset, torch.tensor([r[5] for r in rows]), writes, following, soft)
+            next_ids += [0] * len(query) + (answer or [0])
+        rows.append((ids, branch, offset, writes, next_ids, anchor))
+    width = max(len(row[0]) for row in rows)
+
+    def padded(column: int, value: int | bool) -> Tensor:
+        return torch.tensor([[*row[column], *[value] * (width - len(row[column]))] for row in rows])
+
+    return QueryBatch(
+        ids=padded(0, 0),
+        branch=padded(1, -1),
+        offset=padded(2, 0),
+        anchor=torch.tensor([row[5] for row in rows]),
+        writes=padded(3, False),
+        next_ids=padded(4, 0),
+        soft=soft,
+    )
 
 
-def branch_mask(prefix_mask: Bool[Tensor, "user slot"], branch: Int[Tensor, "user token"]) -> Bool[Tensor, "user token key"]:
-    """Say what each branch token may look at: the whole prefix, then its own branch up to itself; pads look at themselves."""
+def branch_mask(
+    prefix_mask: Bool[Tensor, "user prefix_token"], branch: Int[Tensor, "user token"]
+) -> Bool[Tensor, "user token key"]:
+    """Compute which keys each branch token may attend to: the prefix, then its own branch.
+
+    Args:
+        prefix_mask: False for padding of the prefix.
+        branch: Number of the branch of each token; padding attends to itself.
+
+    Returns:
+        True where a token may attend; keys are the prefix tokens, then the branch tokens.
+    """
     tokens = branch.shape[1]
     causal = torch.ones(tokens, tokens, dtype=torch.bool, device=branch.device).tril()
     own = (branch[:, :, None] == branch[:, None, :]) & causal
@@ -127,18 +191,31 @@ def branch_mask(prefix_mask: Bool[Tensor, "user slot"], branch: Int[Tensor, "use
 def group_by_length(
     lengths: Sequence[int] | np.ndarray, budget: int, most: int = 10**9, alike: float = np.inf
 ) -> list[np.ndarray]:
-    """Group rows of like length so that padded tokens stay within `budget` a group (and rows within `most`).
+    """Group rows of similar length so that each group, padded, stays within a token budget.
 
-    alike   the longest of a group is at most so many times as long as its shortest.
+    Args:
+        lengths: Tokens of each row.
+        budget: Tokens of a group, padding included. A longer row is a group of its own.
+        most: Rows of a group. Default: no limit.
+        alike: Longest row of a group divided by its shortest, at most. Default: no limit.
+
+    Returns:
+        Row numbers by group, shortest rows first.
 
     Example:
-        >>> [g.tolist() for g in group_by_length([5, 1, 5, 1], budget=10)]
+        >>> [group.tolist() for group in group_by_length([5, 1, 5, 1], budget=10)]
         [[1, 3], [0, 2]]
     """
-    order, groups, start = np.argsort(lengths, kind="stable"), [], 0
     lengths = np.asarray(lengths)
+    order = np.argsort(lengths, kind="stable")
+    groups = []
+    start = 0
     for end in range(1, len(order) + 1):
-        full = end == len(order) or (end + 1 - start) * max(lengths[order[end]], 1) > budget or end - start >= most
+        full = (
+            end == len(order)
+            or (end + 1 - start) * max(lengths[order[end]], 1) > budget
+            or end - start >= most
+        )
         if full or lengths[order[end]] > alike * max(lengths[order[start]], 1):
             groups.append(order[start:end])
             start = end
@@ -146,16 +223,25 @@ def group_by_length(
 
 
 def pack_queries(lengths: Sequence[int], users: int = 1) -> list[slice]:
-    """Cut a list of queries into packs of at most `MAX_PACK_TOKENS` tokens (or of one query), fewer behind many users.
+    """Split a list of queries into packs that run in one pass.
+
+    Args:
+        lengths: Tokens of each query.
+        users: Users that are asked together; with many, packs get smaller. Default: 1.
+
+    Returns:
+        Slices of the list. A pack has at most 256 tokens, or one query.
 
     Example:
         >>> pack_queries([30, 30, 30, 70], users=32)
         [slice(0, 2, None), slice(2, 3, None), slice(3, 4, None)]
     """
-    starts, room, most = [], -1, min(MAX_PACK_TOKENS, max(64, MAX_TOKENS_PER_PASS // users))
-    for at, length in enumerate(lengths):
+    limit = min(MAX_PACK_TOKENS, max(MIN_PACK_TOKENS, MAX_TOKENS_PER_PASS // users))
+    starts = []
+    room = -1
+    for position, length in enumerate(lengths):
         if length > room:
-            starts.append(at)
-            room = most
+            starts.append(position)
+            room = limit
         room -= length
     return [slice(*ends) for ends in pairwise([*starts, len(lengths)])]

@@ -1,76 +1,156 @@
-"""The heads: from hidden states, and from the coarse numbers that a query lets through, to the embedding."""
+"""Query encodings, the shared projection, and the query-gated skip connection."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-GATE = 256  # width inside the skip's gate
-KNOWN, STRANGE = 0.8, 0.6  # cosine to the nearest taught query: from the first on nothing of the portrait, below the second all
+GATE_WIDTH = 256  # hidden width of the skip's gate
+# Cosine to the nearest training query: from the first on a query is familiar (novelty 0), below
+# the second it is novel (novelty 1).
+FAMILIAR_SIMILARITY = 0.8
+NOVEL_SIMILARITY = 0.6
+MAX_WHITENED = 8.0  # standard deviations at which whitened states are clipped
 
 
 class Projection(nn.Module):
-    """Take a hidden state to the embedding space: whitened, Linear, ReLU, Linear (paper, section 3.2)."""
+    """Project hidden states to the embedding space: whiten, Linear, ReLU, Linear.
+
+    Source: paper, section 3.2.
+
+    Args:
+        width: Width of the backbone.
+        hidden: Hidden width.
+        dim: Output dimensions.
+    """
 
     def __init__(self, width: int, hidden: int, dim: int):
         super().__init__()
-        # hidden states of a language model are nearly parallel: without centring every cosine starts near 1
+        # hidden states of a language model are nearly parallel: without centring, every cosine
+        # starts near 1
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("spread", torch.ones(width))
         self.inner = nn.Linear(width, hidden)
         self.out = nn.Linear(hidden, dim)
 
     def whiten(self, hidden: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
-        return ((hidden.float() - self.centre) / self.spread).clamp(-8, 8)
+        """Standardize hidden states with the fitted mean and standard deviation.
+
+        Args:
+            hidden: Hidden states of the backbone.
+
+        Returns:
+            Standardized states, clipped at 8 standard deviations.
+        """
+        standardized = (hidden.float() - self.centre) / self.spread
+        return standardized.clamp(-MAX_WHITENED, MAX_WHITENED)
 
     def forward(self, hidden: Float[Tensor, "... width"]) -> Float[Tensor, "... dim"]:
         return self.out(F.relu(self.inner(self.whiten(hidden))))
 
 
 class QueryEncoding(NamedTuple):
-    """A query in numbers, whoever is asked: its state read with no user in front, and the text vector of its words."""
+    """Hold queries as the heads read them, the same for every user.
+
+    hidden is the state at <USER_EMB> with no user in front; text_embedding is the text vector of
+    the query, scaled to values of about 1 (width 0 without the skip).
+    """
 
     hidden: Float[Tensor, "... width"]
     text_embedding: Float[Tensor, "... text"]
 
-    def at(self, place) -> QueryEncoding:
-        """Choose queries by their place: an array of any shape."""
-        return QueryEncoding(self.hidden[place], self.text_embedding[place])
+    def at(self, index) -> QueryEncoding:
+        """Select queries.
+
+        Args:
+            index: Index, slice or index array of any shape.
+
+        Returns:
+            The queries at `index`, in its shape.
+        """
+        return QueryEncoding(self.hidden[index], self.text_embedding[index])
 
     def expand_to(self, users: int) -> QueryEncoding:
-        """Ask the same of every user: (query, ...) to (user, query, ...)."""
+        """Repeat the queries for every user, without copying.
+
+        Args:
+            users: Number of users.
+
+        Returns:
+            Tensors of shape (user, query, ...) for tensors of shape (query, ...).
+        """
         return QueryEncoding(*(part.expand(users, -1, -1) for part in self))
 
 
 @runtime_checkable
 class SoftPromptProtocol(Protocol):
-    """What can be asked though nobody can type it: words, vectors behind them, and what is added to the words' text vector."""
+    """Describe a query with learned vectors, such as `qa.SoftPrompt`."""
 
-    query: str
+    query: str  # words in front of the vectors
     vectors: Float[Tensor, "vector width"]
-    offset: Float[Tensor, " text"]
-    run: str  # sha256 of the run that it was learned on
+    offset: Float[Tensor, " text"]  # added to the text vector of the words
+    run: str  # sha256 of the run that it was tuned on
 
 
 QueryLike = str | SoftPromptProtocol
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedQueries:
+    """Hold queries that were tokenized and encoded once, for repeated use.
+
+    Made by `Engine.encode_query` and `Engine.encode_queries`.
+    """
+
+    queries: tuple[QueryLike, ...]
+    ids: list[list[int]]  # token ids; ids below USER_EMB are rows of `soft`
+    soft: Float[Tensor, "vector width"] | None  # vectors of the soft prompts
+    encoding: QueryEncoding
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def text_vectors(self) -> Float[np.ndarray, "query text"]:
+        """Return the unit text vectors of the queries, as `text_vectors` gives them.
+
+        The text encoder's vectors are float16, so undoing the scale of the encoding is exact.
+        """
+        scaled = self.encoding.text_embedding.cpu().numpy()
+        vectors = scaled / max(scaled.shape[1], 1) ** 0.5
+        return vectors.astype(np.float16).astype(np.float32)
+
+
 def query_text(query: QueryLike) -> str:
-    """Give the words of a query, typed or learned."""
+    """Return the words of a query.
+
+    Args:
+        query: Text or soft prompt.
+    """
     return query if isinstance(query, str) else query.query
 
 
 class GatedSkip(nn.Module):
-    """Carry the coarse numbers past the language model, gated by what the query asks; the answer's tower has none.
+    """Carry the coarse numbers past the language model, gated by the text of the query.
 
-    Not in the paper: between the slots and the embedding most of what the tables know is lost, and this brings it back.
-    What the numbers say is worked out once a user; the gate reads the query's text vector, which knows a question in new words
-    better than a language model's state does, and chooses from it: its ReLU shuts most of them out, so that an embedding says
-    what was asked and little else. The coarse numbers belong to the prefix, so cached prefixes stay valid.
+    Not in the paper: between the prefix tokens and the embedding most of what the tables know is
+    lost, and this restores it. The gate reads the query's text vector, which covers rewordings
+    better than the language model's state, and its ReLU closes most channels, so that an
+    embedding reveals little that the query does not ask for. The coarse numbers belong to the
+    prefix, so cached prefixes stay valid. The target tower has no skip.
+
+    Args:
+        coarse: Number of coarse numbers.
+        text: Width of the text vectors.
+        hidden: Hidden width.
+        dim: Output dimensions.
+        dropout: Dropout probability.
+        memory: Training queries kept to measure novelty.
     """
 
     def __init__(self, coarse: int, text: int, hidden: int, dim: int, dropout: float, memory: int):
@@ -78,29 +158,47 @@ class GatedSkip(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.inner = nn.Linear(coarse, hidden)
         self.straight = nn.Linear(coarse, hidden, bias=False)
-        self.gate = nn.Sequential(nn.Linear(text, GATE), nn.GELU(), nn.Linear(GATE, hidden), nn.ReLU())
+        self.gate = nn.Sequential(
+            nn.Linear(text, GATE_WIDTH), nn.GELU(), nn.Linear(GATE_WIDTH, hidden), nn.ReLU()
+        )
         self.out = nn.Linear(hidden, dim)
-        self.share = nn.Parameter(torch.tensor(0.1))  # how far the prefix moves the anchor off the query read alone
+        # how far the prefix moves the anchor off the query's own state
+        self.share = nn.Parameter(torch.tensor(0.1))
         self.register_buffer("query_memory", torch.zeros(memory, text))
 
     @torch.no_grad()
-    def remember(self, meaning: Float[Tensor, "query text"]) -> None:
-        """Keep text vectors of queries that training asks, as many as there is room for: each farthest from those before."""
-        unit = F.normalize(meaning, dim=-1)
-        best, at = torch.full((len(unit),), -1.0, device=unit.device), 0
-        for row in self.query_memory[: len(unit)]:
-            row.copy_(unit[at])
-            best = torch.maximum(best, unit @ unit[at])
-            at = int(best.argmin())
+    def remember(self, text_embedding: Float[Tensor, "query text"]) -> None:
+        """Fill the query memory with training queries, by farthest-point sampling.
 
-    def novelty(self, meaning: Float[Tensor, "... text"]) -> Float[Tensor, "... one"]:
-        """Say how unlike all taught queries a query is: 0 (near one of them) to 1."""
-        near = (F.normalize(meaning, dim=-1) @ self.query_memory.T).amax(-1, keepdim=True)
-        return ((KNOWN - near) / (KNOWN - STRANGE)).clamp(0, 1)
+        Args:
+            text_embedding: Text vectors of the training queries. If there are more than the
+                memory holds, each stored query is the one least similar to those before it.
+        """
+        unit = F.normalize(text_embedding, dim=-1)
+        similarity = torch.full((len(unit),), -1.0, device=unit.device)
+        farthest = 0
+        for row in self.query_memory[: len(unit)]:
+            row.copy_(unit[farthest])
+            similarity = torch.maximum(similarity, unit @ unit[farthest])
+            farthest = int(similarity.argmin())
+
+    def novelty(self, text_embedding: Float[Tensor, "... text"]) -> Float[Tensor, "... one"]:
+        """Compute how unlike the training queries each query is.
+
+        Args:
+            text_embedding: Text vectors of the queries, of any length.
+
+        Returns:
+            0 (similar to a training query) to 1 (unlike all of them).
+        """
+        similarity = F.normalize(text_embedding, dim=-1) @ self.query_memory.T
+        nearest = similarity.amax(-1, keepdim=True)
+        novelty = (FAMILIAR_SIMILARITY - nearest) / (FAMILIAR_SIMILARITY - NOVEL_SIMILARITY)
+        return novelty.clamp(0, 1)
 
     def forward(
-        self, coarse: Float[Tensor, "user number"], meaning: Float[Tensor, "user branch text"]
+        self, coarse: Float[Tensor, "user number"], text_embedding: Float[Tensor, "user branch text"]
     ) -> Float[Tensor, "user branch dim"]:
         hidden = self.dropout(F.gelu(self.inner(self.dropout(coarse))))
-        known = self.dropout(hidden + self.straight(coarse))
-        return self.out(known[:, None] * self.gate(meaning))
+        features = self.dropout(hidden + self.straight(coarse))
+        return self.out(features[:, None] * self.gate(text_embedding))

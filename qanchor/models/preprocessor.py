@@ -1,4 +1,4 @@
-"""Users to readings: the `UserPreprocessor` turns each user's events into slots, modality means and coarse numbers (numpy alone)."""
+"""`UserPreprocessor`: vocabulary and statistics fitted on the training users, and the transform."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ from qanchor.models.features import UserFeatures, user_summary
 from qanchor.models.text_encoder import text_vectors
 
 DAY = np.timedelta64(1, "D")
-CLIP = 4.0  # standard deviations; one odd purchase must not drown a slot
+CLIP = 4.0  # standard deviations; one extreme purchase must not dominate a token
+MIN_TEXT_USERS = 2  # samples that must have a text for it to enter the vocabulary
+MIN_TEXT_SHARE = 0.002  # and the share of all samples
+PROGRESS_INTERVAL = 256  # samples between two progress reports
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass
 class UserPreprocessor:
-    """Know how to read users: modalities, number columns, and the statistics fitted on the training users.
+    """Convert users to model inputs. Holds the vocabulary and statistics of the training users.
 
-    Fit once on training users at their cut-offs, saved with the run; afterwards `transform` is the same for everybody.
+    Fit it once on training users at their cut-offs; it is saved with the run. Afterwards
+    `transform` treats every user alike.
 
     Example:
         >>> users = qa.make_sample_users(40)
@@ -43,210 +49,347 @@ class UserPreprocessor:
     words: np.ndarray  # (text, component): mean text vector -> components
     mean: dict[str, np.ndarray]
     std: dict[str, np.ndarray]
-    profile: np.ndarray  # (coarse number, component): the directions in which users differ most, each of unit spread
+    # (coarse number, component): main directions of the coarse numbers, scaled to unit variance
+    profile: np.ndarray
 
     @classmethod
-    def fit(cls, users: Users, cutoffs: pd.DataFrame | None, config: Config, progress=None) -> UserPreprocessor:
-        """Learn the statistics from the samples `cutoffs`: columns user, cutoff (None: every user, at the users' own)."""
-        empty = np.zeros((0, 0), np.float32)
-        preprocessor = cls(
-            users.modalities,
-            users.numbers,
-            tuple(users.tabular.columns),
-            config.max_frequent_events,
-            config.max_recent_events,
-            config.text_encoder,
-            config.token_order,
-            {},
-            np.zeros(0, np.float32),
-            empty,
-            empty,
-            {},
-            {},
-            empty,
-        )
-        raw = preprocessor._raw(users, cutoffs, progress)
-        seen = pd.Series([k for r in raw["habits"] for k in r[0]]).value_counts()
-        texts = list(users.events["text"].cat.categories)
-        seen = seen[seen >= max(2, 0.002 * len(raw["users"]))].sort_index()
-        preprocessor.vocabulary = {_name(preprocessor.modalities, texts, code): i for i, code in enumerate(seen.index)}
-        preprocessor.idf = np.log(1 + len(raw["users"]) / seen.to_numpy(np.float32))
-        matrix = preprocessor._count_matrix(users, raw["habits"])
-        preprocessor.counts = _components(matrix, config.svd_components)
-        preprocessor.words = _components(raw["words"], config.svd_components)
-        for name, values in preprocessor._parts(users, raw).items():
-            axis = tuple(range(values.ndim - 1))
-            preprocessor.mean[name] = values.mean(axis).astype(np.float32)
-            preprocessor.std[name] = np.maximum(values.std(axis), 1e-3).astype(np.float32)
-        every = np.concatenate([r[1] for r in raw["habits"]] or [np.zeros((1, 7 + 2 * len(users.numbers)))])
-        preprocessor.mean["event"], preprocessor.std["event"] = every.mean(0), np.maximum(every.std(0), 1e-2)
-        coarse = preprocessor._coarse(preprocessor._parts(users, raw))
-        directions = _components(coarse, config.profile_dim)
-        preprocessor.profile = np.zeros((coarse.shape[1], config.profile_dim), np.float32)
-        preprocessor.profile[:, : directions.shape[1]] = directions / np.maximum((coarse @ directions).std(0), 1e-3)
+    def fit(
+        cls,
+        users: Users,
+        cutoffs: pd.DataFrame | None,
+        config: Config,
+        progress: Progress | None = None,
+    ) -> UserPreprocessor:
+        """Fit the vocabulary and the statistics.
+
+        Args:
+            users: Training users.
+            cutoffs: Samples to fit on, columns user and cutoff; None: every user at the cut-off
+                of `users`.
+            config: Configuration of the model.
+            progress: Called with (done, total) texts and samples. Default: none.
+
+        Returns:
+            The fitted preprocessor.
+        """
+        preprocessor = cls._unfitted(users, config)
+        raw = preprocessor._raw_features(users, cutoffs, progress)
+        preprocessor._fit(users, raw, config)
         return preprocessor
 
+    @classmethod
+    def fit_transform(
+        cls,
+        users: Users,
+        cutoffs: pd.DataFrame | None,
+        config: Config,
+        progress: Progress | None = None,
+    ) -> tuple[UserPreprocessor, UserFeatures]:
+        """Fit on samples and transform the same samples, reading the users' events only once.
+
+        Args:
+            users: Training users.
+            cutoffs: Samples, columns user and cutoff; None: every user at the cut-off of `users`.
+            config: Configuration of the model.
+            progress: Called with (done, total) texts and samples. Default: none.
+
+        Returns:
+            The preprocessor and the features that `fit` followed by `transform` give.
+
+        Example:
+            >>> users = qa.make_sample_users(40)
+            >>> preprocessor, features = qa.UserPreprocessor.fit_transform(users, None, qa.TINY)
+            >>> features.coarse.shape == (40, preprocessor.sizes()["coarse"])
+            True
+        """
+        preprocessor = cls._unfitted(users, config)
+        raw = preprocessor._raw_features(users, cutoffs, progress)
+        preprocessor._fit(users, raw, config)
+        return preprocessor, preprocessor._features(users, raw)
+
     def transform(
-        self, users: Users, cutoffs: pd.DataFrame | None = None, progress: Callable[[int, int], None] | None = None
+        self,
+        users: Users,
+        cutoffs: pd.DataFrame | None = None,
+        progress: Progress | None = None,
     ) -> UserFeatures:
-        """Read each user up to the cut-off: `cutoffs` has columns user, cutoff (default: every user, the users' own)."""
-        unknown = [m for m in users.modalities if m not in self.modalities]
+        """Compute the features of each sample. Only events before its cut-off are read.
+
+        Args:
+            users: Users with the modalities of the training users.
+            cutoffs: Samples, columns user and cutoff. Default: every user at the cut-off of
+                `users`.
+            progress: Called with (done, total) texts and samples. Default: none.
+
+        Returns:
+            Features in the order of the samples.
+
+        Raises:
+            ValueError: If the users have a modality that the training users did not have.
+        """
+        unknown = [name for name in users.modalities if name not in self.modalities]
         if unknown:
             raise ValueError(
                 f"{users.name} has modality {unknown[0]!r}, the run knows {self.modalities}: "
                 "train on these users, or drop the modality"
             )
-        raw = self._raw(users, cutoffs, progress)
-        parts = self._parts(users, raw)
-        idf = np.append(self.idf, self.idf.max(initial=1.0))[self._columns(users)]  # column -1, unseen, is as rare as can be
-        size = len(users.events["text"].cat.categories)
-        slots = [self._slots(idf, size, *one) for one in zip(raw["habits"], raw["events"], strict=True)]
-        return UserFeatures(
-            tuple(raw["users"]),
-            self._coarse(parts),
-            raw["modal_text"],
-            self._standard("modal", parts["modal"]),
-            raw["present"],
-            slots,
-            list(users.events["text"].cat.categories),
-            raw["vectors"],
-        )
+        return self._features(users, self._raw_features(users, cutoffs, progress))
 
     @property
     def text_dim(self) -> int:
-        """Say how wide the text vectors are."""
+        """Return the width of the text vectors."""
         return len(self.words)
 
     def sizes(self) -> dict[str, int]:
-        """Say how wide each input of the encoder is."""
-        parts = [self.mean[k].size * (len(self.modalities) if k == "modal" else 1) for k in self.mean if k != "event"]
-        return {"coarse": sum(parts), "modal_number": self.mean["modal"].size, "event_number": self.mean["event"].size}
+        """Return the widths of the inputs of `PrefixEncoder`: coarse, modal and event numbers."""
+        return {
+            "coarse": sum(self._width(name) for name in self._coarse_names()),
+            "modal_number": self.mean["modal"].size,
+            "event_number": self.mean["event"].size,
+        }
 
     def groups(self) -> dict[str, slice]:
-        """Say which coarse numbers make up which slot: time, counts, words, and one for each group of facts."""
-        out, start = {}, 0
-        for name, mean in self.mean.items():
-            if name == "event":
-                continue
-            width = mean.size * (len(self.modalities) if name == "modal" else 1)
-            if name != "modal":  # those stand in the modality tokens
-                out[name] = slice(start, start + width)
-            start += width
-        return out
+        """Return which coarse numbers belong to which group token: time, counts, words, facts.
 
-    # -- from here on: how it is done --
+        The numbers of the modalities are left out; they belong to the modality tokens.
+        """
+        groups = {}
+        start = 0
+        for name in self._coarse_names():
+            end = start + self._width(name)
+            if name != "modal":
+                groups[name] = slice(start, end)
+            start = end
+        return groups
 
-    def _standard(self, name: str, values: np.ndarray) -> np.ndarray:
-        return np.clip((values - self.mean[name]) / self.std[name], -CLIP, CLIP).astype(np.float32)
+    # -- fitting --
+
+    @classmethod
+    def _unfitted(cls, users: Users, config: Config) -> UserPreprocessor:
+        """Return a preprocessor that knows the columns, but no statistics yet."""
+        empty = np.zeros((0, 0), np.float32)
+        return cls(
+            modalities=users.modalities,
+            numbers=users.numbers,
+            facts=tuple(users.tabular.columns),
+            max_frequent_events=config.max_frequent_events,
+            max_recent_events=config.max_recent_events,
+            encoder=config.text_encoder,
+            token_order=config.token_order,
+            vocabulary={},
+            idf=np.zeros(0, np.float32),
+            counts=empty,
+            words=empty,
+            mean={},
+            std={},
+            profile=empty,
+        )
+
+    def _fit(self, users: Users, raw: dict, config: Config) -> None:
+        """Fit the vocabulary and the statistics on raw features."""
+        n_samples = len(raw["users"])
+        texts = list(users.events["text"].cat.categories)
+        samples_with_text = pd.Series([key for keys, _ in raw["habits"] for key in keys])
+        frequency = samples_with_text.value_counts()
+        minimum = max(MIN_TEXT_USERS, MIN_TEXT_SHARE * n_samples)
+        frequency = frequency[frequency >= minimum].sort_index()
+        names = [_vocabulary_name(self.modalities, texts, code) for code in frequency.index]
+        self.vocabulary = {name: i for i, name in enumerate(names)}
+        self.idf = np.log(1 + n_samples / frequency.to_numpy(np.float32))
+        self.counts = _components(self._count_matrix(users, raw["habits"]), config.svd_components)
+        self.words = _components(raw["words"], config.svd_components)
+        for name, values in self._coarse_parts(users, raw).items():
+            axis = tuple(range(values.ndim - 1))
+            self.mean[name] = values.mean(axis).astype(np.float32)
+            self.std[name] = np.maximum(values.std(axis), 1e-3).astype(np.float32)
+        no_event = np.zeros((1, 7 + 2 * len(users.numbers)))
+        event_numbers = np.concatenate([numbers for _, numbers in raw["habits"]] or [no_event])
+        self.mean["event"] = event_numbers.mean(0)
+        self.std["event"] = np.maximum(event_numbers.std(0), 1e-2)
+        coarse = self._coarse(self._coarse_parts(users, raw))
+        directions = _components(coarse, config.profile_dim)
+        spread = np.maximum((coarse @ directions).std(0), 1e-3)
+        self.profile = np.zeros((coarse.shape[1], config.profile_dim), np.float32)
+        self.profile[:, : directions.shape[1]] = directions / spread
+
+    # -- features --
+
+    def _raw_features(
+        self, users: Users, cutoffs: pd.DataFrame | None, progress: Progress | None = None
+    ) -> dict:
+        """Compute the features of each sample that need no statistics: arrays by name."""
+        if cutoffs is None:
+            cutoffs = pd.DataFrame({"user": list(users.ids), "cutoff": users.cutoff})
+        n_samples = len(cutoffs)
+        n_texts = 0  # texts that are encoded for the first time; they may take longer than users
+
+        def report_texts(done: int, total: int) -> None:
+            nonlocal n_texts
+            n_texts = total
+            if progress:
+                progress(done, n_texts + n_samples)
+
+        events = users.events
+        vectors = self._vectors(users, report_texts)
+        codes = self._codes(users)
+        time = events["time"].to_numpy()
+        number = events.reindex(columns=list(self.numbers)).to_numpy(np.float32)
+        number = np.nan_to_num(number)
+        user_code = pd.Series(events["user"].cat.codes.to_numpy())
+        first = np.searchsorted(user_code, np.arange(len(users) + 1))
+        position = {user: i for i, user in enumerate(users.ids)}
+        rows = []
+        samples = zip(cutoffs["user"], cutoffs["cutoff"].to_numpy(), strict=True)
+        for done, (user, cutoff) in enumerate(samples, 1):
+            low, high = first[position[user]], first[position[user] + 1]
+            # strictly before the cut-off: nothing later is ever read
+            high = low + np.searchsorted(time[low:high], cutoff)
+            summary = user_summary(
+                age=(cutoff - time[low:high]) / DAY,
+                time=time[low:high],
+                key=codes[low:high],
+                number=number[low:high],
+                vectors=vectors,
+                modalities=len(self.modalities),
+                recent=self.max_recent_events,
+                appendable=self.token_order == "append_only",
+            )
+            rows.append(summary)
+            if progress and (done % PROGRESS_INTERVAL == 0 or done == n_samples):
+                progress(n_texts + done, n_texts + n_samples)
+        raw = {"users": list(cutoffs["user"]), "vectors": vectors}
+        for name in ("modal_text", "modal", "time", "words", "present"):
+            raw[name] = np.stack([row[name] for row in rows])
+        for name in ("habits", "events"):
+            raw[name] = [row[name] for row in rows]
+        return raw
+
+    def _features(self, users: Users, raw: dict) -> UserFeatures:
+        """Standardize raw features and choose the event tokens."""
+        parts = self._coarse_parts(users, raw)
+        texts = list(users.events["text"].cat.categories)
+        # column -1, a text outside the vocabulary, counts as the rarest
+        idf = np.append(self.idf, self.idf.max(initial=1.0))[self._columns(users)]
+        events = [
+            self._event_tokens(idf, len(texts), frequent, recent)
+            for frequent, recent in zip(raw["habits"], raw["events"], strict=True)
+        ]
+        return UserFeatures(
+            users=tuple(raw["users"]),
+            coarse=self._coarse(parts),
+            modal_text=raw["modal_text"],
+            modal_number=self._standardize("modal", parts["modal"]),
+            present=raw["present"],
+            events=events,
+            texts=texts,
+            vectors=raw["vectors"],
+        )
+
+    def _coarse_names(self) -> list[str]:
+        """Return the parts of the coarse numbers, in their order."""
+        return [name for name in self.mean if name != "event"]
+
+    def _width(self, name: str) -> int:
+        """Return how many coarse numbers a part has."""
+        copies = len(self.modalities) if name == "modal" else 1
+        return self.mean[name].size * copies
+
+    def _standardize(self, name: str, values: np.ndarray) -> np.ndarray:
+        standardized = (values - self.mean[name]) / self.std[name]
+        return np.clip(standardized, -CLIP, CLIP).astype(np.float32)
 
     def _coarse(self, parts: dict[str, np.ndarray]) -> np.ndarray:
-        """Lay all coarse numbers side by side, standardised: (user, number)."""
-        return np.concatenate([self._standard(name, values).reshape(len(values), -1) for name, values in parts.items()], 1)
+        """Concatenate all coarse numbers, standardized: (user, number)."""
+        columns = [
+            self._standardize(name, values).reshape(len(values), -1)
+            for name, values in parts.items()
+        ]
+        return np.concatenate(columns, 1)
 
     def _columns(self, users: Users) -> np.ndarray:
-        """Say for each code (modality * texts + text) of these users which row of the vocabulary it is, or -1."""
-        codes, names = self._codes(users), {}
+        """Return the vocabulary row of each code (modality * texts + text), -1 if it has none."""
         texts = list(users.events["text"].cat.categories)
-        out = np.full(len(self.modalities) * len(texts), -1)
-        for code in np.unique(codes).tolist():
-            names[code] = self.vocabulary.get(_name(self.modalities, texts, code), -1)
-        out[list(names)] = list(names.values())
-        return out
+        columns = np.full(len(self.modalities) * len(texts), -1)
+        for code in np.unique(self._codes(users)).tolist():
+            name = _vocabulary_name(self.modalities, texts, code)
+            columns[code] = self.vocabulary.get(name, -1)
+        return columns
 
     def _codes(self, users: Users) -> np.ndarray:
-        modality = users.events["modality"].cat.set_categories(list(self.modalities)).cat.codes.to_numpy(np.int64)
-        return modality * len(users.events["text"].cat.categories) + users.events["text"].cat.codes.to_numpy(np.int64)
+        """Return the code of each event: modality * texts + text."""
+        modality = users.events["modality"].cat.set_categories(list(self.modalities))
+        text = users.events["text"].cat
+        modality_codes = modality.cat.codes.to_numpy(np.int64)
+        return modality_codes * len(text.categories) + text.codes.to_numpy(np.int64)
 
-    def _vectors(self, users: Users, progress=None) -> np.ndarray:
-        return text_vectors(list(users.events["text"].cat.categories), self.encoder, progress=progress)
+    def _vectors(self, users: Users, progress: Progress | None = None) -> np.ndarray:
+        texts = list(users.events["text"].cat.categories)
+        return text_vectors(texts, self.encoder, progress=progress)
 
-    def _count_matrix(self, users: Users, habits: list):
+    def _count_matrix(self, users: Users, frequent: list):
+        """Return the log counts of the vocabulary's texts: sparse (sample, vocabulary)."""
         from scipy.sparse import csr_matrix
 
-        columns, rows, cols, values = self._columns(users), [], [], []
-        for i, (keys, numbers) in enumerate(habits):
+        columns = self._columns(users)
+        rows, cols, values = [], [], []
+        for i, (keys, numbers) in enumerate(frequent):
             known = columns[keys]
-            keep = known >= 0
-            rows.append(np.full(keep.sum(), i))
-            cols.append(known[keep])
-            values.append(numbers[keep, 0])
-        shape = (len(habits), max(len(self.vocabulary), 1))
-        return csr_matrix((np.concatenate(values), (np.concatenate(rows), np.concatenate(cols))), shape, np.float32)
+            in_vocabulary = known >= 0
+            rows.append(np.full(in_vocabulary.sum(), i))
+            cols.append(known[in_vocabulary])
+            values.append(numbers[in_vocabulary, 0])
+        shape = (len(frequent), max(len(self.vocabulary), 1))
+        cells = (np.concatenate(rows), np.concatenate(cols))
+        return csr_matrix((np.concatenate(values), cells), shape, np.float32)
 
-    def _parts(self, users: Users, raw: dict) -> dict[str, np.ndarray]:
-        """Give the coarse numbers, part by part; their order is the order of the coarse vector."""
+    def _coarse_parts(self, users: Users, raw: dict) -> dict[str, np.ndarray]:
+        """Return the coarse numbers by part; their order is that of the coarse vector."""
         parts = {"modal": raw["modal"], "time": raw["time"]}
         parts["counts"] = self._count_matrix(users, raw["habits"]) @ self.counts
         parts["words"] = raw["words"] @ self.words
-        facts = users.tabular.reindex(columns=list(self.facts)).reindex(raw["users"]).to_numpy(np.float32)
-        for group in dict.fromkeys(f.split(".")[0] for f in self.facts):
-            columns = [i for i, f in enumerate(self.facts) if f.split(".")[0] == group]
-            missing = np.isnan(facts[:, columns])
-            middle = np.nan_to_num(np.nanmedian(np.where(missing.all(0), 0, facts[:, columns]), axis=0))
-            filled = np.where(missing, self.mean[group][: len(columns)] if group in self.mean else middle, facts[:, columns])
-            parts[group] = np.concatenate([filled, missing], 1)
+        table = users.tabular.reindex(columns=list(self.facts)).reindex(raw["users"])
+        facts = table.to_numpy(np.float32)
+        group_of_fact = [fact.split(".")[0] for fact in self.facts]
+        for group in dict.fromkeys(group_of_fact):
+            columns = [i for i, name in enumerate(group_of_fact) if name == group]
+            values = facts[:, columns]
+            missing = np.isnan(values)
+            if group in self.mean:
+                fill = self.mean[group][: len(columns)]
+            else:
+                fill = np.nan_to_num(np.nanmedian(np.where(missing.all(0), 0, values), axis=0))
+            parts[group] = np.concatenate([np.where(missing, fill, values), missing], 1)
         return parts
 
-    def _raw(self, users: Users, cutoffs: pd.DataFrame | None, progress=None) -> dict:
-        if cutoffs is None:
-            cutoffs = pd.DataFrame({"user": list(users.ids), "cutoff": users.cutoff})
-        events, texts = users.events, 0
+    def _event_tokens(self, idf: np.ndarray, n_texts: int, frequent, recent):
+        """Choose the frequent texts with the highest tf-idf, and the recent events, oldest first.
 
-        def encoded(done: int, total: int) -> None:  # texts that are new: they may take longer than the users
-            nonlocal texts
-            texts = total
-            if progress:
-                progress(done, texts + len(cutoffs))
-
-        vectors = self._vectors(users, encoded)
-        codes = self._codes(users)
-        time = events["time"].to_numpy()
-        number = np.nan_to_num(events.reindex(columns=list(self.numbers)).to_numpy(np.float32))
-        code = pd.Series(events["user"].cat.codes.to_numpy())
-        first = np.searchsorted(code, np.arange(len(users) + 1))
-        at = {u: i for i, u in enumerate(users.ids)}
-        out: dict[str, list] = {k: [] for k in ("modal_text", "modal", "time", "words", "present", "habits", "events")}
-        for i, (user, cutoff) in enumerate(zip(cutoffs["user"], cutoffs["cutoff"].to_numpy(), strict=True)):
-            low, high = first[at[user]], first[at[user] + 1]
-            high = low + np.searchsorted(time[low:high], cutoff)  # strictly before the cut-off: nothing later is ever read
-            row = user_summary(
-                (cutoff - time[low:high]) / DAY,
-                time[low:high],
-                codes[low:high],
-                number[low:high],
-                vectors,
-                len(self.modalities),
-                self.max_recent_events,
-                self.token_order == "append_only",
-            )
-            for key, value in row.items():
-                out[key].append(value)
-            if progress and ((i + 1) % 256 == 0 or i + 1 == len(cutoffs)):
-                progress(texts + i + 1, texts + len(cutoffs))
-        raw = {k: (v if k in ("habits", "events") else np.stack(v)) for k, v in out.items()}
-        return raw | {"users": list(cutoffs["user"]), "vectors": vectors}
-
-    def _slots(self, idf: np.ndarray, size: int, habits, events):
-        """Choose the habits that tell most (often here, rare elsewhere), and the newest events, oldest first."""
-        keys, numbers = habits
-        best = np.argsort(-(numbers[:, 0] * idf[keys]), kind="stable")[: self.max_frequent_events]
-        parts = [(keys[best], numbers[best], np.zeros(len(best), bool)), (*events, np.ones(len(events[0]), bool))]
-        if self.token_order == "append_only":  # habits change with every event: they stand behind what stays
+        Returns text index, numbers, modality index, and whether it is one recent event.
+        """
+        keys, numbers = frequent
+        score = numbers[:, 0] * idf[keys]
+        best = np.argsort(-score, kind="stable")[: self.max_frequent_events]
+        parts = [
+            (keys[best], numbers[best], np.zeros(len(best), bool)),
+            (*recent, np.ones(len(recent[0]), bool)),
+        ]
+        if self.token_order == "append_only":  # frequent texts change with every event: they go last
             parts.reverse()
-        ids, values, recent = (np.concatenate(part) for part in zip(*parts, strict=True))
-        ids = ids.astype(np.int64)
-        return ids % size, self._standard("event", values), ids // size, recent
+        codes, values, is_recent = (np.concatenate(column) for column in zip(*parts, strict=True))
+        codes = codes.astype(np.int64)
+        return codes % n_texts, self._standardize("event", values), codes // n_texts, is_recent
 
 
-def _name(modalities, texts: list[str], code: int) -> str:
+def _vocabulary_name(modalities: tuple[str, ...], texts: list[str], code: int) -> str:
     return f"{modalities[code // len(texts)]}\t{texts[code % len(texts)]}"
 
 
 def _components(matrix, n: int) -> np.ndarray:
-    """Give the n directions that hold most of a (sample, feature) matrix, as (feature, n)."""
+    """Return the first n right singular vectors of a (sample, feature) matrix: (feature, n)."""
     from sklearn.decomposition import TruncatedSVD
 
     n = min(n, min(matrix.shape) - 1)
     if n < 1:
         return np.zeros((matrix.shape[1], 1), np.float32)
-    return TruncatedSVD(n, random_state=0, n_iter=7).fit(matrix).components_.T.astype(np.float32)
+    svd = TruncatedSVD(n, random_state=0, n_iter=7).fit(matrix)
+    return svd.components_.T.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Save and load a run: safetensors and JSON, written aside and renamed, hashed, nothing pickled."""
+"""Save and load runs: safetensors and JSON, written atomically and checked by hash, no pickle."""
 
 from __future__ import annotations
 
@@ -17,92 +17,113 @@ from safetensors.numpy import save_file as save_arrays
 
 from qanchor.config import Config
 from qanchor.errors import RunError, WeightsError
-from qanchor.models.model import QAnchor, build_model
+from qanchor.models.model import QAnchor
 from qanchor.models.preprocessor import UserPreprocessor
 from qanchor.utils.device import best_device, compute_dtype
 from qanchor.utils.hashing import sha256_file
 from qanchor.utils.io import atomic_directory, disk_errors
 
 FORMAT = 3
-LEGACY_CONFIG = {  # names of format 2
-    "lr": "lora_learning_rate",
-    "head_lr": "head_learning_rate",
-    "warmup": "warmup_ratio",
-    "clip": "max_grad_norm",
-    "checkpointing": "gradient_checkpointing",
-    "users_at_once": "mini_batch_size",
-    "tokens_at_once": "mini_batch_num_tokens",
-    "users_per_step": "train_batch_size",
-    "warm_steps": "head_warmup_steps",
-    "final_steps": "head_refit_steps",
-    "warm_texts": "head_max_answers",
-    "warm_rows": "head_batch_size",
-    "warm_queries": "head_queries_per_user",
-    "margin": "false_negative_margin",
-    "mask_after": "false_negative_start",
-    "habits": "max_frequent_events",
-    "recent": "max_recent_events",
-    "components": "svd_components",
-    "adapter": "adapter_dim",
-    "hidden": "projection_dim",
-    "dim": "embedding_dim",
-    "skip": "gated_skip",
-    "skip_hidden": "gated_skip_dim",
-    "skip_dropout": "gated_skip_dropout",
-    "portrait": "profile_dim",
-    "taught": "query_memory_size",
-    "jitter": "anchor_noise",
-    "layout": "token_order",
-    "summaries": "use_summary_tokens",
-    "lora_layers": "lora_num_layers",
-    "cutoffs": "num_cutoffs",
-    "variant": "contrastive_variant",
-    "max_answer": "max_answer_tokens",
-    "max_query": "max_query_tokens",
-    "max_query_asked": "max_query_tokens_inference",
+LEGACY_FORMAT = 2
+LEGACY_NAMES = {  # names of format 2 -> names of today
+    "config": {
+        "lr": "lora_learning_rate",
+        "head_lr": "head_learning_rate",
+        "warmup": "warmup_ratio",
+        "clip": "max_grad_norm",
+        "checkpointing": "gradient_checkpointing",
+        "users_at_once": "mini_batch_size",
+        "tokens_at_once": "mini_batch_num_tokens",
+        "users_per_step": "train_batch_size",
+        "warm_steps": "head_warmup_steps",
+        "final_steps": "head_refit_steps",
+        "warm_texts": "head_max_answers",
+        "warm_rows": "head_batch_size",
+        "warm_queries": "head_queries_per_user",
+        "margin": "false_negative_margin",
+        "mask_after": "false_negative_start",
+        "habits": "max_frequent_events",
+        "recent": "max_recent_events",
+        "components": "svd_components",
+        "adapter": "adapter_dim",
+        "hidden": "projection_dim",
+        "dim": "embedding_dim",
+        "skip": "gated_skip",
+        "skip_hidden": "gated_skip_dim",
+        "skip_dropout": "gated_skip_dropout",
+        "portrait": "profile_dim",
+        "taught": "query_memory_size",
+        "jitter": "anchor_noise",
+        "layout": "token_order",
+        "summaries": "use_summary_tokens",
+        "lora_layers": "lora_num_layers",
+        "cutoffs": "num_cutoffs",
+        "variant": "contrastive_variant",
+        "max_answer": "max_answer_tokens",
+        "max_query": "max_query_tokens",
+        "max_query_asked": "max_query_tokens_inference",
+    },
+    "values": {"coarse_first": "coarse_to_fine", "appendable": "append_only"},
+    "tensors": {
+        "skip.taught": "skip.query_memory",
+        "portrait": "profile",
+        "reader.portrait": "preprocessor.profile",
+    },
+    "tensor_prefixes": {"reader.": "preprocessor."},
 }
-LEGACY_TENSORS = {"skip.taught": "skip.query_memory", "portrait": "profile", "reader.portrait": "preprocessor.profile"}
-LEGACY_VALUES = {"coarse_first": "coarse_to_fine", "appendable": "append_only"}
+PREPROCESSOR_ARRAYS = ("idf", "counts", "words", "profile")
 
 
 def trained_state(model: QAnchor) -> dict[str, torch.Tensor]:
-    """Name every tensor that a run must keep: all but the own weights of the backbone and of the text encoder."""
-    state = model.state_dict().items()
-    return {name: t for name, t in state if "lora_" in name or not name.startswith(("backbone.", "event_texts."))}
+    """Return the tensors that a run stores: all but the pretrained weights.
+
+    Args:
+        model: Model with LoRA not merged.
+
+    Returns:
+        Tensors by name.
+    """
+    pretrained = ("backbone.", "event_texts.")
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if "lora_" in name or not name.startswith(pretrained)
+    }
 
 
-def save_model(model: QAnchor, folder, history: pd.DataFrame | None = None, metrics: dict | None = None) -> Path:
-    """Keep a model as a folder: config.json, adapter.safetensors, and history.json, metrics.json when given.
+def save_model(
+    model: QAnchor,
+    folder: str | Path,
+    history: pd.DataFrame | None = None,
+    metrics: dict | None = None,
+) -> Path:
+    """Save a model as a run. See `QAnchor.save_pretrained`.
 
-    Tensors are kept in half precision (bfloat16 where the backbone is), so a loaded run differs from the model in memory
-    by rounding; measure on the loaded one. An existing run is replaced only once the new one is whole.
+    Args:
+        model: Model with LoRA not merged.
+        folder: Folder to write.
+        history: Training history. Default: none.
+        metrics: Anything JSON can hold. Default: none.
 
-    Example:
-        >>> users = qa.make_sample_users(40)
-        >>> model = qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))
-        >>> import tempfile
-        >>> qa.save_model(model, tempfile.mkdtemp() + "/run").name
-        'run'
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If LoRA was merged into the weights.
+        OSError: If the folder cannot be written.
     """
     folder = Path(folder)
-    if model.config.lora_num_layers and not any("lora_" in name for name in model.backbone.state_dict()):
-        raise ValueError(f"{folder}: this model's LoRA was folded into its weights by Engine: save it before you serve it")
-    half = torch.float16 if model.config.backbone != "tiny" else torch.float32
-    tensors = {}
-    for name, tensor in trained_state(model).items():
-        kept = tensor.detach().cpu().contiguous()
-        # safetensors' numpy side has no bfloat16: its bits travel as int16
-        tensors[name] = kept.view(torch.int16).numpy() if kept.dtype == torch.bfloat16 else kept.to(half).numpy()
-    preprocessor = model.preprocessor
-    kind = np.float16 if half == torch.float16 else np.float32
-    tensors |= {
-        f"preprocessor.{k}": np.ascontiguousarray(getattr(preprocessor, k), kind) for k in ("idf", "counts", "words", "profile")
-    }
-    tensors |= {f"preprocessor.mean.{k}": np.asarray(v, np.float32) for k, v in preprocessor.mean.items()}
-    tensors |= {f"preprocessor.std.{k}": np.asarray(v, np.float32) for k, v in preprocessor.std.items()}
+    has_lora = any("lora_" in name for name in model.backbone.state_dict())
+    if model.config.lora_num_layers and not has_lora:
+        raise ValueError(
+            f"{folder}: this model's LoRA was folded into its weights by Engine: "
+            "save it before you serve it"
+        )
+    tensors = _model_arrays(model) | _preprocessor_arrays(model)
     with atomic_replace(folder) as aside:
         with disk_errors(folder):
             save_arrays(tensors, aside / "adapter.safetensors")
+        preprocessor = model.preprocessor
         about = {
             "format": FORMAT,
             "config": model.config.to_dict(),
@@ -111,7 +132,7 @@ def save_model(model: QAnchor, folder, history: pd.DataFrame | None = None, metr
                 "numbers": preprocessor.numbers,
                 "facts": preprocessor.facts,
                 "vocabulary": list(preprocessor.vocabulary),
-                "parts": list(preprocessor.mean),  # their order is the order of the coarse numbers
+                "parts": list(preprocessor.mean),  # in the order of the coarse numbers
             },
             "sha256": {"adapter.safetensors": sha256_file(aside / "adapter.safetensors")},
         }
@@ -123,12 +144,49 @@ def save_model(model: QAnchor, folder, history: pd.DataFrame | None = None, metr
     return folder
 
 
+def _is_tiny(model: QAnchor) -> bool:
+    return model.config.backbone == "tiny"  # its runs stay in float32, for exact tests
+
+
+def _model_arrays(model: QAnchor) -> dict[str, np.ndarray]:
+    """Return the trained tensors in half precision."""
+    dtype = torch.float32 if _is_tiny(model) else torch.float16
+    arrays = {}
+    for name, tensor in trained_state(model).items():
+        tensor = tensor.detach().cpu().contiguous()
+        if tensor.dtype == torch.bfloat16:  # numpy has no bfloat16: store its bits as int16
+            arrays[name] = tensor.view(torch.int16).numpy()
+        else:
+            arrays[name] = tensor.to(dtype).numpy()
+    return arrays
+
+
+def _preprocessor_arrays(model: QAnchor) -> dict[str, np.ndarray]:
+    """Return the arrays of the preprocessor; means and standard deviations in full precision."""
+    preprocessor = model.preprocessor
+    dtype = np.float32 if _is_tiny(model) else np.float16
+    arrays = {}
+    for name in PREPROCESSOR_ARRAYS:
+        array = getattr(preprocessor, name)
+        arrays[f"preprocessor.{name}"] = np.ascontiguousarray(array, dtype)
+    for name, array in preprocessor.mean.items():
+        arrays[f"preprocessor.mean.{name}"] = np.asarray(array, np.float32)
+    for name, array in preprocessor.std.items():
+        arrays[f"preprocessor.std.{name}"] = np.asarray(array, np.float32)
+    return arrays
+
+
 @contextmanager
 def atomic_replace(folder: Path) -> Iterator[Path]:
-    """Give a folder to write into that takes the place of `folder` once it is whole; until then the old one stands."""
-    old, new = _old(folder), folder.with_name(f".{folder.name}.new")
+    """Yield a folder to write into; it replaces `folder` only when the block succeeds.
+
+    Args:
+        folder: Folder to create or replace.
+    """
+    old = _old_folder(folder)
+    new = folder.with_name(f".{folder.name}.new")
     restore_interrupted(folder)
-    shutil.rmtree(new, ignore_errors=True)  # what a killed save left behind
+    shutil.rmtree(new, ignore_errors=True)  # left by a save that was killed
     with atomic_directory(new) as aside:
         yield aside
     shutil.rmtree(old, ignore_errors=True)
@@ -138,71 +196,123 @@ def atomic_replace(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load_model(folder, device: str | None = None, dtype: str | None = None, attention: str | None = None) -> QAnchor:
-    """Load a run: the backbone from its own place, everything learned from the folder, its hash checked.
+def load_model(
+    folder: str | Path,
+    device: str | None = None,
+    dtype: str | None = None,
+    attention: str | None = None,
+) -> QAnchor:
+    """Load a run. See `QAnchor.from_pretrained`.
 
-    dtype, attention   override the run's (tests use float32 and eager). Without a dtype the backbone reckons in the run's,
-                       but in float32 on a processor whose products in bfloat16 crawl.
-    Raises RunError when a file is missing, torn, or of another make.
+    Args:
+        folder: Folder of the run.
+        device: Torch device; default: the GPU if there is one, else the CPU.
+        dtype: Dtype of the backbone; default: the run's own, or float32 on CPUs without fast
+            bfloat16 products.
+        attention: "sdpa" or "eager"; default: the run's own.
 
-    Example:
-        >>> users = qa.make_sample_users(40)
-        >>> model = qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))
-        >>> import tempfile
-        >>> qa.load_model(qa.save_model(model, tempfile.mkdtemp() + "/run")).config == qa.TINY
-        True
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        RunError: If a file is missing, damaged, or of another format.
     """
-    folder, device = Path(folder), device or best_device()
+    folder = Path(folder)
+    device = device or best_device()
     restore_interrupted(folder)
     about = read_run_config(folder)
     path = folder / "adapter.safetensors"
-    if not path.exists():
-        raise RunError(f"{path} is missing: copy the run again, or train it with `python -m qanchor train`")
-    told = about.get("sha256")
-    found, expected = sha256_file(path), str(told.get("adapter.safetensors") if isinstance(told, dict) else told)
-    if found != expected:
-        raise RunError(
-            f"{path} has sha256 {found[:16]}..., config.json says {expected[:16]}...: torn or swapped, copy the run again"
-        )
+    digest = _check_digest(path, about)
     try:
-        arrays = {_current_name(name): array for name, array in load_arrays(path).items()}
+        arrays = {_current_tensor_name(name): array for name, array in load_arrays(path).items()}
         config = Config(**about["config"])
-        config = config.replace(dtype=dtype or config.dtype, attention=attention or config.attention)
-        model = build_model(
-            config, _load_preprocessor(about, config, arrays), device="cpu", dtype=dtype or compute_dtype(config.dtype, device)
+        config = config.replace(
+            dtype=dtype or config.dtype, attention=attention or config.attention
         )
-    except (WeightsError, OSError):  # the backbone's own
+        preprocessor = _load_preprocessor(about, config, arrays)
+        dtype = dtype or compute_dtype(config.dtype, device)
+        model = QAnchor(config, preprocessor, device="cpu", dtype=dtype)
+    except (WeightsError, OSError):  # of the backbone
         raise
-    except (SafetensorError, TypeError, AttributeError, LookupError, ValueError, ArithmeticError, RuntimeError) as error:
-        told = f"{path if isinstance(error, SafetensorError) else folder / 'config.json'}: {type(error).__name__}: {error}"
-        raise RunError(f"{told}: torn, or saved by another version: copy the run again, or train it again") from error
-    state = model.state_dict()
-    with torch.no_grad():
-        for name in trained_state(model):
-            if name not in arrays:
-                raise RunError(f"{path} lacks {name}: it was saved by another version, train it again")
-            value = torch.from_numpy(arrays[name])
-            value = value.view(torch.bfloat16) if value.dtype == torch.int16 else value
-            if value.shape != state[name].shape:  # copying would spread a smaller one in silence
-                found, expected = tuple(value.shape), tuple(state[name].shape)
-                raise RunError(f"{path}: {name} is {found}, config.json asks for {expected}: train the run again")
-            state[name].copy_(value)
-    model.run = found
+    except (
+        SafetensorError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        ValueError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
+        file = path if isinstance(error, SafetensorError) else folder / "config.json"
+        raise RunError(
+            f"{file}: {type(error).__name__}: {error}: torn, or saved by another version: "
+            "copy the run again, or train it again"
+        ) from error
+    _copy_weights(model, arrays, path)
+    model.run = digest
     return model.to(device).eval()
 
 
-def _old(folder: Path) -> Path:
+def _check_digest(path: Path, about: dict) -> str:
+    """Return the sha256 of the weights file, or raise if it is not the one in config.json."""
+    if not path.exists():
+        raise RunError(
+            f"{path} is missing: copy the run again, or train it with `python -m qanchor train`"
+        )
+    recorded = about.get("sha256")
+    if isinstance(recorded, dict):
+        recorded = recorded.get(path.name)
+    found, expected = sha256_file(path), str(recorded)
+    if found != expected:
+        raise RunError(
+            f"{path} has sha256 {found[:16]}..., config.json says {expected[:16]}...: "
+            "torn or swapped, copy the run again"
+        )
+    return found
+
+
+@torch.no_grad()
+def _copy_weights(model: QAnchor, arrays: dict[str, np.ndarray], path: Path) -> None:
+    state = model.state_dict()
+    for name in trained_state(model):
+        if name not in arrays:
+            raise RunError(f"{path} lacks {name}: it was saved by another version, train it again")
+        value = torch.from_numpy(arrays[name])
+        if value.dtype == torch.int16:  # the bits of bfloat16
+            value = value.view(torch.bfloat16)
+        if value.shape != state[name].shape:  # copy_ would broadcast a smaller one
+            raise RunError(
+                f"{path}: {name} is {tuple(value.shape)}, config.json asks for "
+                f"{tuple(state[name].shape)}: train the run again"
+            )
+        state[name].copy_(value)
+
+
+def _old_folder(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
 def restore_interrupted(folder: Path) -> None:
-    """Put back the old run that a kill between two renames left aside."""
-    if not folder.exists() and _old(folder).exists():
-        _old(folder).rename(folder)
+    """Restore the old run if a save was killed between its two renames.
+
+    Args:
+        folder: Folder of the run.
+    """
+    if not folder.exists() and _old_folder(folder).exists():
+        _old_folder(folder).rename(folder)
 
 
-def load_history(folder) -> pd.DataFrame:
-    """Give a run's history frame: step, loss, contrastive, autoregressive, pairs_per_s.
+def load_history(folder: str | Path) -> pd.DataFrame:
+    """Load the training history of a run.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        One row a joint step: step, loss, contrastive, autoregressive, pairs_per_s.
+
+    Raises:
+        FileNotFoundError: If the run was saved without a history.
 
     Example:
         >>> import tempfile
@@ -215,52 +325,71 @@ def load_history(folder) -> pd.DataFrame:
 
 
 def read_run_config(folder: Path) -> dict:
-    """Read a run's config.json: its config, what its preprocessor knows, and the hash of what it learned."""
+    """Read the config.json of a run, under the names of today.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        `config`, `preprocessor` and `sha256`.
+
+    Raises:
+        RunError: If the file is missing, damaged, or of another format.
+    """
     path = folder / "config.json"
     if not path.exists():
-        raise RunError(f"{folder} is no run (no config.json): train one with `python -m qanchor train --out {folder}`")
+        raise RunError(
+            f"{folder} is no run (no config.json): "
+            f"train one with `python -m qanchor train --out {folder}`"
+        )
     try:
         about = json.loads(path.read_text())
     except ValueError as error:
         raise RunError(f"{path}: {error}: the file is torn, copy the run again") from error
     found = about.get("format") if isinstance(about, dict) else None
-    if found == 2:
+    if found == LEGACY_FORMAT:
         return _upgrade(about)
     if found != FORMAT:
         raise RunError(f"{path}: format {found}, this version reads {FORMAT}: train the run again")
     return about
 
 
-def _current_name(tensor: str) -> str:
-    """Return today's name of a tensor that may be of format 2."""
-    if tensor in LEGACY_TENSORS:
-        return LEGACY_TENSORS[tensor]
-    return tensor.replace("reader.", "preprocessor.", 1) if tensor.startswith("reader.") else tensor
+def _current_tensor_name(name: str) -> str:
+    """Return the name of today of a tensor that may be of format 2."""
+    if name in LEGACY_NAMES["tensors"]:
+        return LEGACY_NAMES["tensors"][name]
+    for old, new in LEGACY_NAMES["tensor_prefixes"].items():
+        if name.startswith(old):
+            return name.replace(old, new, 1)
+    return name
 
 
 def _upgrade(about: dict) -> dict:
-    """Return the config.json of format 2 under today's names."""
-    config = {LEGACY_CONFIG.get(name, name): LEGACY_VALUES.get(value, value) for name, value in about["config"].items()}
-    return {**about, "format": FORMAT, "config": config, "preprocessor": about["reader"]}
+    """Return a config.json of format 2 under the names of today."""
+    fields, values = LEGACY_NAMES["config"], LEGACY_NAMES["values"]
+    config = {
+        fields.get(name, name): values.get(value, value) for name, value in about["config"].items()
+    }
+    return about | {"format": FORMAT, "config": config, "preprocessor": about["reader"]}
 
 
-def _load_preprocessor(about: dict, config: Config, arrays: dict[str, np.ndarray]) -> UserPreprocessor:
-    told = about["preprocessor"]
-    part = lambda prefix: {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}  # noqa: E731
-    mean, std = part("preprocessor.mean."), part("preprocessor.std.")
+def _load_preprocessor(
+    about: dict, config: Config, arrays: dict[str, np.ndarray]
+) -> UserPreprocessor:
+    columns = about["preprocessor"]
+    learned = {
+        name: arrays[f"preprocessor.{name}"].astype(np.float32) for name in PREPROCESSOR_ARRAYS
+    }
     return UserPreprocessor(
-        modalities=tuple(told["modalities"]),
-        numbers=tuple(told["numbers"]),
-        facts=tuple(told["facts"]),
+        modalities=tuple(columns["modalities"]),
+        numbers=tuple(columns["numbers"]),
+        facts=tuple(columns["facts"]),
         max_frequent_events=config.max_frequent_events,
         max_recent_events=config.max_recent_events,
         encoder=config.text_encoder,
         token_order=config.token_order,
-        vocabulary={name: i for i, name in enumerate(told["vocabulary"])},
-        idf=arrays["preprocessor.idf"].astype(np.float32),
-        counts=arrays["preprocessor.counts"].astype(np.float32),
-        words=arrays["preprocessor.words"].astype(np.float32),
-        profile=arrays["preprocessor.profile"].astype(np.float32),
-        mean={k: mean[k] for k in told["parts"]},
-        std={k: std[k] for k in told["parts"]},
+        vocabulary={name: i for i, name in enumerate(columns["vocabulary"])},
+        mean={part: arrays[f"preprocessor.mean.{part}"] for part in columns["parts"]},
+        std={part: arrays[f"preprocessor.std.{part}"] for part in columns["parts"]},
+        **learned,
     )

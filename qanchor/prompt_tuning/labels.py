@@ -1,4 +1,4 @@
-"""Encode labels by class, split them, and weigh classes alike."""
+"""Class numbers of labels, class weights, and the split into tuning and validation users."""
 
 from __future__ import annotations
 
@@ -12,46 +12,103 @@ MIN_CLASS_SIZE = 3  # users of a class: two to tune on, one to validate with
 
 
 def known_labels(cache: PrefixCache, labels: pd.Series) -> pd.Series:
-    """Give the labels that are known, in the order of their users' ids; refuse users that were not read, or stand twice."""
+    """Return the labels that are not NaN, in the order of their users' ids.
+
+    Args:
+        cache: Users that were read.
+        labels: Index user.
+
+    Raises:
+        KeyError: If a labelled user is not in the cache.
+        ValueError: If a user has two labels.
+    """
     known = labels.dropna()
     known.index = known.index.astype(str)
-    if strangers := sorted(set(known.index) - set(cache.ids)):
-        raise KeyError(f"labelled user {strangers[0]!r} is not among the {len(cache):,} that were read: prefill it first")
+    strangers = sorted(set(known.index) - set(cache.ids))
+    if strangers:
+        raise KeyError(
+            f"labelled user {strangers[0]!r} is not among the {len(cache):,} that were read: "
+            "prefill it first"
+        )
     if known.index.has_duplicates:
-        raise ValueError(f"user {known.index[known.index.duplicated()][0]!r} has 2 labels or more: keep one")
+        repeated = known.index[known.index.duplicated()][0]
+        raise ValueError(f"user {repeated!r} has 2 labels or more: keep one")
     return known.sort_index()
 
 
-def encode_labels(cache: PrefixCache, labels: pd.Series) -> tuple[Int[np.ndarray, " user"], tuple]:
-    """Number the labels: for each user of the cache the place of its class, -1 for those without a label; and the classes."""
+def encode_labels(
+    cache: PrefixCache, labels: pd.Series
+) -> tuple[Int[np.ndarray, " user"], tuple]:
+    """Map labels to class numbers.
+
+    Args:
+        cache: Users that were read.
+        labels: Index user, any two or more values; NaN means unknown.
+
+    Returns:
+        The class number of each user of the cache, -1 for unknown; and the classes, sorted.
+
+    Raises:
+        KeyError: If a labelled user is not in the cache.
+        ValueError: If there are fewer than two classes, or a class has fewer than 3 users.
+    """
     known = known_labels(cache, labels)
     classes, number, counts = np.unique(known.to_numpy(), return_inverse=True, return_counts=True)
     if len(classes) < 2:
-        raise ValueError(f"the {len(known):,} labels are of {len(classes)} class(es), at least 2 are needed: label others too")
-    if counts.min() < MIN_CLASS_SIZE:
-        few, told = counts.argmin(), "two to tune on, one to validate with: label more, or leave the class out"
+        found = "1 class" if len(classes) == 1 else f"{len(classes)} classes"
         raise ValueError(
-            f"class {classes.tolist()[few]!r} has {counts[few]} user(s), at least {MIN_CLASS_SIZE} are needed, {told}"
+            f"Found {found} in {len(known):,} labels; at least 2 are required. "
+            "Label users of another class."
         )
-    truth = pd.Series(number, known.index).reindex(list(cache.ids)).fillna(-1).to_numpy(int)
-    return truth, tuple(classes.tolist())
+    if counts.min() < MIN_CLASS_SIZE:
+        smallest = counts.argmin()
+        raise ValueError(
+            f"Class {classes.tolist()[smallest]!r} has {counts[smallest]} labelled user(s); at "
+            f"least {MIN_CLASS_SIZE} are required (2 to tune on, 1 to validate with). "
+            "Label more users, or leave the class out."
+        )
+    numbers = pd.Series(number, known.index).reindex(list(cache.ids)).fillna(-1)
+    return numbers.to_numpy(int), tuple(classes.tolist())
 
 
-def balanced_weights(label: Int[np.ndarray, " row"]) -> Float[np.ndarray, " row"]:
-    """Say how often each row is drawn so that every class comes alike: shares that sum to 1."""
-    return 1 / (len(np.unique(label)) * np.bincount(label)[label])
+def balanced_weights(labels: Int[np.ndarray, " row"]) -> Float[np.ndarray, " row"]:
+    """Compute sampling probabilities that give every class the same total.
+
+    Args:
+        labels: Class number of each row.
+
+    Returns:
+        Probabilities that sum to 1.
+    """
+    return 1 / (len(np.unique(labels)) * np.bincount(labels)[labels])
 
 
 def stratified_split(
-    truth: Int[np.ndarray, " user"], valid: float, rng
-) -> tuple[Int[np.ndarray, " tuned"], Int[np.ndarray, " checked"]]:
-    """Draw the validation users, a share of every class: (rows tuned on, rows validated with)."""
+    labels: Int[np.ndarray, " user"], valid: float, rng: np.random.Generator
+) -> tuple[Int[np.ndarray, " tuning"], Int[np.ndarray, " validation"]]:
+    """Split the labelled users into tuning and validation users, class by class.
+
+    At least one user of each class validates and at least two are tuned on.
+
+    Args:
+        labels: Class number of each user, -1 for unknown.
+        valid: Share of each class that validates, above 0 and below 1.
+        rng: Draws the users.
+
+    Returns:
+        Rows to tune on, and rows to validate with.
+
+    Raises:
+        ValueError: If `valid` is out of range.
+    """
     if not 0 < valid < 1:
-        raise ValueError(f"valid is {valid}: it must be above 0 and below 1, a share of the labelled users")
-    tuned, checked = [], []
-    for label in range(truth.max() + 1):
-        rows = rng.permutation(np.flatnonzero(truth == label))
-        some = min(max(1, round(valid * len(rows))), len(rows) - 2)
-        checked.append(rows[:some])
-        tuned.append(rows[some:])
-    return np.concatenate(tuned), np.concatenate(checked)
+        raise ValueError(
+            f"valid is {valid}: it must be above 0 and below 1, a share of the labelled users"
+        )
+    tuning, validation = [], []
+    for label in range(labels.max() + 1):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        n_valid = min(max(1, round(valid * len(rows))), len(rows) - 2)
+        validation.append(rows[:n_valid])
+        tuning.append(rows[n_valid:])
+    return np.concatenate(tuning), np.concatenate(validation)

@@ -1,10 +1,10 @@
-"""Cluster-based soft prompts, tuned on cached prefixes."""
+"""Cluster-based soft prompts: a query with learned vectors, and one prototype a class."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,8 +18,14 @@ from torch import Tensor
 
 from qanchor.errors import RunError
 from qanchor.inference.engine import Engine
-from qanchor.inference.prefix_cache import PrefixCache, UserBatch, empty_user, fork_kv, select_users
-from qanchor.models.collate import collate_queries
+from qanchor.inference.prefix_cache import (
+    PrefixCache,
+    UserBatch,
+    empty_user,
+    fork_kv,
+    select_users,
+)
+from qanchor.models.collate import QueryBatch, collate_queries
 from qanchor.models.heads import QueryEncoding
 from qanchor.models.prefix_encoder import Prefix
 from qanchor.models.serialization import atomic_replace, restore_interrupted
@@ -28,93 +34,133 @@ from qanchor.training.losses import prototype_loss
 from qanchor.utils.hashing import sha256_file
 from qanchor.utils.io import disk_errors
 
+FORMAT = 2
+TENSORS = ("vectors", "offset", "prototypes")
+INIT_NOISE = 0.02  # standard deviation of the initial vectors around the mean word vector
+USERS_PER_PASS = 64  # users embedded together for a loss over all of them
+PAIRS_PER_PASS = 8192  # pairs of user and query in one pass of the heads, about 100 MB
+# Multiples of the temperature under which starting points are compared: a few steps correct the
+# spread of the embeddings, but not the order of the users.
+TEMPERATURE_FACTORS = (1, 2, 4, 8, 16, 32)
+
 
 class CachedQueryUsers:
-    """Hold some users of a cache with a query's words read behind their prefixes; any of them can be taken at will.
+    """Cache some users with a query's words run behind their prefixes.
 
-    Words come before a soft prompt's vectors and do not depend on them: read here once, they cost its tuning nothing. Keys and
-    values of these users are held a second time; those beyond the cache's budget are read again whenever they are taken.
-    Beside those taken stands, last, row -1: nobody, behind whom the query is read alone in the same pass.
+    The words come before the vectors of a soft prompt and do not depend on them, so tuning needs
+    to run them only once. Keys and values of these users are stored a second time; users beyond
+    the cache's memory budget run again whenever they are selected.
+
+    Args:
+        engine: Serves the model.
+        cache: From `engine.prefill`; it is not changed.
+        rows: Rows of the users in `cache.ids`.
+        query: Text.
 
     Example:
         >>> users = qa.make_sample_users(40)
-        >>> engine = qa.Engine(qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
-        >>> held = CachedQueryUsers(engine, engine.prefill(users), np.arange(5, 30), "Why?")
-        >>> sorted(held.take(np.array([7, 29, 7])).rows.tolist())
+        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> cached = CachedQueryUsers(engine, engine.prefill(users), np.arange(5, 30), "Why?")
+        >>> sorted(cached.select(np.array([7, 29, 7])).rows.tolist())
         [-1, 7, 7, 29]
     """
 
-    def __init__(self, engine: Engine, cache: PrefixCache, rows: Int[np.ndarray, " row"], query: str):
-        self.engine, self.model, self.words = engine, engine.model, engine.model.tokenize_query(query)
-        self.groups, self.place = [], np.full((len(cache), 2), -1)
-        whole = cache.groups[0]
-        self.nobody = self._behind(empty_user(replace(whole, kv=engine.kv(whole))))
+    def __init__(
+        self, engine: Engine, cache: PrefixCache, rows: Int[np.ndarray, " row"], query: str
+    ):
+        self.engine = engine
+        self.model = engine.model
+        self.words = self.model.tokenize_query(query)
+        self.groups: list[UserBatch] = []
+        self.place = np.full((len(cache), 2), -1)  # group and place of each user in it
+        first = cache.groups[0]
+        self.empty = self._append_words(empty_user(replace(first, kv=engine.kv(first))))
         for group in cache.groups:
-            some = np.flatnonzero(np.isin(group.rows, rows))
-            if len(some):
-                self.place[group.rows[some]] = [[len(self.groups), i] for i in range(len(some))]
-                self.groups.append(self._behind(select_users(group, some)))
+            places = np.flatnonzero(np.isin(group.rows, rows))
+            if len(places):
+                numbers = np.arange(len(places))
+                index = np.column_stack([np.full_like(numbers, len(self.groups)), numbers])
+                self.place[group.rows[places]] = index
+                self.groups.append(self._append_words(select_users(group, places)))
 
-    def take(self, rows: Int[np.ndarray, " row"]) -> UserBatch:
-        """Lay any users (one may come twice) side by side, and nobody last; shorter prefixes get pads in front, never seen."""
-        where = self.place[rows]
-        parts = [select_users(self.groups[g], where[where[:, 0] == g, 1]) for g in np.unique(where[:, 0])] + [self.nobody]
-        width = max(p.prefix.mask.shape[1] for p in parts)
-        caches = [self.engine.kv(p) for p in parts]
+    def select(self, rows: Int[np.ndarray, " row"]) -> UserBatch:
+        """Return a batch of users, with an empty user (row -1) last.
+
+        Behind the empty user the query is read with no user in front, in the same pass.
+
+        Args:
+            rows: Rows of the users; one may be repeated.
+
+        Returns:
+            The users, ordered by their groups; shorter prefixes are padded in front.
+        """
+        place = self.place[rows]
+        parts = []
+        for number in np.unique(place[:, 0]):
+            places = place[place[:, 0] == number, 1]
+            parts.append(select_users(self.groups[number], places))
+        parts.append(self.empty)
+        width = max(part.prefix.mask.shape[1] for part in parts)
+
+        caches = [self.engine.kv(part) for part in parts]
         kv = fork_kv(caches[0])
-        for layer, each in zip(kv.layers, zip(*(c.layers for c in caches), strict=True), strict=True):
-            layer.keys, layer.values = (
-                _side_by_side([getattr(x, name) for x in each], 2, width) for name in ("keys", "values")
-            )
-        columns = {name: [getattr(p.prefix, name) for p in parts] for name in vars(parts[0].prefix)}
-        prefix = {name: torch.cat(c) if name == "coarse" else _side_by_side(c, 1, width) for name, c in columns.items()}
-        return UserBatch(np.concatenate([p.rows for p in parts]), Prefix(**prefix), kv)
+        for i, layer in enumerate(kv.layers):
+            layers = [cache.layers[i] for cache in caches]
+            layer.keys = _concatenate([each.keys for each in layers], 2, width)
+            layer.values = _concatenate([each.values for each in layers], 2, width)
+
+        columns = {}
+        for name in vars(parts[0].prefix):
+            tensors = [getattr(part.prefix, name) for part in parts]
+            is_padded = name != "coarse"
+            columns[name] = _concatenate(tensors, 1, width) if is_padded else torch.cat(tensors)
+        all_rows = np.concatenate([part.rows for part in parts])
+        return UserBatch(all_rows, Prefix(**columns), kv)
 
     @torch.no_grad()
-    def _behind(self, group: UserBatch) -> UserBatch:
-        """Read the query's words behind the prefixes, as if they were slots of these."""
+    def _append_words(self, group: UserBatch) -> UserBatch:
+        """Run the query's words behind the prefixes, as if they were prefix tokens."""
         if not self.words:
             return group
-        asked = collate_queries([[self.words]]).to(self.model.device)
-        parts = ("ids", "branch", "offset", "writes", "next_ids")
-        asked = replace(asked, **{name: getattr(asked, name)[:, :-1] for name in parts})  # without <USER_EMB>
+        asked = _without_last_token(collate_queries([[self.words]]).to(self.model.device))
         if group.kv is not None:
             self.model.decode_with_cache(group.prefix, asked, group.kv)
         old = group.prefix
-        slots = self.model.embed_tokens(asked.ids).to(old.slots.dtype).expand(len(old.slots), -1, -1)
-        mask = torch.ones(slots.shape[:2], dtype=torch.bool, device=slots.device)
-        grown = {"slots": slots, "mask": mask, "kind": -mask.long(), "modality": -mask.long()}
-        grown = {name: torch.cat([getattr(old, name), more], 1) for name, more in grown.items()}
-        return UserBatch(group.rows, replace(old, **grown), group.kv)
+        users = len(old.tokens)
+        tokens = self.model.embed_tokens(asked.ids).to(old.tokens.dtype).expand(users, -1, -1)
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        no_kind = -mask.long()
+        longer = replace(
+            old,
+            tokens=torch.cat([old.tokens, tokens], 1),
+            mask=torch.cat([old.mask, mask], 1),
+            kind=torch.cat([old.kind, no_kind], 1),
+            modality=torch.cat([old.modality, no_kind], 1),
+        )
+        return UserBatch(group.rows, longer, group.kv)
 
 
-def _side_by_side(tensors: list[Tensor], dim: int, width: int) -> Tensor:
-    """Concatenate along the users, padded in front to `width` along `dim`."""
-    return torch.cat([F.pad(t, (*([0, 0] * (t.ndim - 1 - dim)), width - t.shape[dim], 0)) for t in tensors])
+def _without_last_token(asked: QueryBatch) -> QueryBatch:
+    """Return a batch of one query without its <USER_EMB>."""
+    names = ("ids", "branch", "offset", "writes", "next_ids")
+    return replace(asked, **{name: getattr(asked, name)[:, :-1] for name in names})
 
 
-FORMAT = 1
-TENSORS = ("vectors", "offset", "prototypes")
-INIT_NOISE = 0.02  # of the first vectors, around the mean word vector
-USERS_PER_PASS = 64  # users embedded together when all are
-TEMPERATURE_FACTORS = (
-    1,
-    2,
-    4,
-    8,
-    16,
-    32,
-)  # temperatures, as multiples: steps soon mend a wrong spread, but not a wrong order of the users
-PAIRS_PER_PASS = 8192  # of a user and a text vector, seen by the heads together: some 100 MB
+def _concatenate(tensors: list[Tensor], dim: int, width: int) -> Tensor:
+    """Concatenate along the users, each tensor padded in front to `width` along `dim`."""
+    padded = []
+    for tensor in tensors:
+        later_dims = [0, 0] * (tensor.ndim - 1 - dim)
+        padded.append(F.pad(tensor, (*later_dims, width - tensor.shape[dim], 0)))
+    return torch.cat(padded)
 
 
 @dataclass(frozen=True, eq=False)
 class SoftPrompt:
-    """Ask what labels mean: a query with learned vectors behind it, and one prototype a class. Made by `tune_prompt`.
+    """Hold a query with learned vectors and one prototype a class. Made by `tune_prompt`.
 
-    Stands wherever a query does: `engine.embed(cache, prompt)`, also in a list with others. The vectors come after the words
-    and before <USER_EMB>, so cached prefixes stay valid. offset is added to the words' text vector, which opens the skip's gate
-    (zero in the paper's plain form). run: sha256 of the run that it belongs to; another run refuses it.
+    It can be used wherever a query can: `engine.embed(cache, prompt)`, also in a list. The vectors
+    come after the words and before <USER_EMB>, so cached prefixes stay valid.
 
     Source: paper, equation 7.
 
@@ -123,178 +169,404 @@ class SoftPrompt:
         SoftPrompt('Why?', 6 vectors, 2 classes)
     """
 
-    query: str
-    classes: tuple
+    query: str  # words in front of the vectors
+    classes: tuple  # labels, in the order of the prototypes
     vectors: Float[Tensor, "vector width"]
+    # added to the text vector of the words, which opens the skip's gate; zero in the paper's form
     offset: Float[Tensor, " text"]
     prototypes: Float[Tensor, "label dim"]
-    tau: float
-    run: str = ""
+    temperature: float
+    run: str = ""  # sha256 of the run that it was tuned on; other runs refuse it
 
     def __repr__(self) -> str:
-        return f"SoftPrompt({self.query!r}, {len(self.vectors)} vectors, {len(self.classes)} classes)"
+        sizes = f"{len(self.vectors)} vectors, {len(self.classes)} classes"
+        return f"SoftPrompt({self.query!r}, {sizes})"
 
-    def predict_proba(self, anchors: Float[np.ndarray, "user dim"]) -> Float[np.ndarray, "user label"]:
-        """Give each user's share of every class, in the order of `classes`: softmax of anchor . prototype / tau."""
-        logits = torch.from_numpy(anchors).float() @ F.normalize(self.prototypes, dim=-1).cpu().T / self.tau
+    def predict_proba(
+        self, anchors: Float[np.ndarray, "user dim"]
+    ) -> Float[np.ndarray, "user label"]:
+        """Compute class shares: softmax of anchor @ prototype / temperature.
+
+        Args:
+            anchors: Embeddings of users under this prompt.
+
+        Returns:
+            Shares that sum to 1, in the order of `classes`.
+        """
+        prototypes = F.normalize(self.prototypes, dim=-1).cpu()
+        logits = torch.from_numpy(anchors).float() @ prototypes.T / self.temperature
         return logits.softmax(-1).numpy()
 
-    def save(self, folder) -> Path:
-        """Keep it as a folder of a few kB: prompt.json and prompt.safetensors; it takes the place of an older prompt there.
+    def save(self, folder: str | Path) -> Path:
+        """Save the prompt as a folder of a few kB: prompt.json and prompt.safetensors.
 
-        ValueError: the model was not loaded from a run, or the folder holds something else.
+        Args:
+            folder: Folder to write; an older prompt there is replaced.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ValueError: If the model was not loaded from a run, or the folder holds something else.
         """
         folder = require_vacant(Path(folder))
         if not self.run:
-            raise ValueError(f"{folder}: the model has no run, 1 is needed: save it, load the run, and tune on that")
+            raise ValueError(
+                f"{folder}: the model has no run, 1 is needed: "
+                "save it, load the run, and tune on that"
+            )
         with atomic_replace(folder) as aside:
+            path = aside / "prompt.safetensors"
             with disk_errors(folder):
-                save_file({k: getattr(self, k).cpu().contiguous() for k in TENSORS}, aside / "prompt.safetensors")
-            told = {k: getattr(self, k) for k in ("query", "classes", "tau", "run")}
-            told = {"format": FORMAT, **told, "sha256": sha256_file(aside / "prompt.safetensors")}
-            (aside / "prompt.json").write_text(json.dumps(told, indent=1) + "\n")
+                save_file({name: getattr(self, name).cpu().contiguous() for name in TENSORS}, path)
+            about = {
+                "format": FORMAT,
+                "query": self.query,
+                "classes": self.classes,
+                "temperature": self.temperature,
+                "run": self.run,
+                "sha256": sha256_file(path),
+            }
+            (aside / "prompt.json").write_text(json.dumps(about, indent=1) + "\n")
         return folder
 
     @staticmethod
-    def load(folder, engine: Engine) -> SoftPrompt:
-        """Load what `save` wrote, for the run that it was tuned on. RunError: missing, torn, or of another run."""
+    def load(folder: str | Path, engine: Engine) -> SoftPrompt:
+        """Load a saved prompt.
+
+        Args:
+            folder: Folder written by `save`.
+            engine: Serves the run that the prompt was tuned on.
+
+        Returns:
+            The prompt, on the device of the model.
+
+        Raises:
+            RunError: If a file is missing or damaged, or the prompt is of another run.
+        """
         folder = Path(folder)
         restore_interrupted(folder)
         path = folder / "prompt.json"
         if not path.exists():
             raise RunError(
-                f"{folder} is no soft prompt (no prompt.json): tune one with `python -m qanchor tune --out {folder}`"
+                f"{folder} is no soft prompt (no prompt.json): "
+                f"tune one with `python -m qanchor tune-prompt --out {folder}`"
             )
         try:
-            told = json.loads(path.read_text())
-            found, expected = sha256_file(folder / "prompt.safetensors"), told.pop("sha256")
-            if found != expected or told.pop("format") != FORMAT:
-                raise ValueError(
-                    f"prompt.safetensors has sha256 {found[:16]}, prompt.json says {expected[:16]}, format {FORMAT}"
-                )
-            if not all(isinstance(told[name], str) for name in ("query", "run")):
-                raise ValueError(f"query {told['query']!r} or run {told['run']!r} is no text")
-            tensors = load_file(folder / "prompt.safetensors", device=str(engine.model.device))
-            prompt = SoftPrompt(**told | {"classes": tuple(told["classes"])}, **{k: tensors[k] for k in TENSORS})
+            prompt = _read_prompt(folder, str(engine.model.device))
         except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
-            raise RunError(f"{folder}: {error}: torn, swapped or of another version; copy it again, or tune it anew") from error
-        if prompt.run != engine.model.run:
-            ours = engine.model.run[:16] or "none"
             raise RunError(
-                f"{folder} was tuned on run {prompt.run[:16]}, this engine serves run {ours}: load that run, or tune anew"
+                f"{folder}: {error}: torn, swapped or of another version; "
+                "copy it again, or tune it again"
+            ) from error
+        if prompt.run != engine.model.run:
+            served = engine.model.run[:16] or "none"
+            raise RunError(
+                f"{folder} was tuned on run {prompt.run[:16]}, this engine serves run {served}: "
+                "load that run, or tune again"
             )
         return prompt
 
 
+def _read_prompt(folder: Path, device: str) -> SoftPrompt:
+    about = json.loads((folder / "prompt.json").read_text())
+    path = folder / "prompt.safetensors"
+    digest, expected = sha256_file(path), about["sha256"]
+    if digest != expected or about["format"] != FORMAT:
+        raise ValueError(
+            f"{path.name} has sha256 {digest[:16]}, prompt.json says {expected[:16]}, "
+            f"format {about['format']} (this version reads {FORMAT})"
+        )
+    if not isinstance(about["query"], str) or not isinstance(about["run"], str):
+        raise ValueError(f"query {about['query']!r} or run {about['run']!r} is no text")
+    tensors = load_file(path, device=device)
+    return SoftPrompt(
+        query=about["query"],
+        classes=tuple(about["classes"]),
+        temperature=about["temperature"],
+        run=about["run"],
+        **{name: tensors[name] for name in TENSORS},
+    )
+
+
 def require_vacant(folder: Path) -> Path:
-    """Refuse a folder that holds anything but a soft prompt: it would be lost."""
-    if folder.exists() and not (folder / "prompt.json").exists() and (names := sorted(p.name for p in folder.iterdir())):
-        raise ValueError(f"{folder} holds {names[0]!r} and no prompt.json: name a new folder, or that of a soft prompt")
+    """Check that a folder is new, empty, or holds a soft prompt, so that saving loses nothing.
+
+    Args:
+        folder: Folder to write.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If it holds anything else.
+    """
+    if folder.exists() and not (folder / "prompt.json").exists():
+        names = sorted(path.name for path in folder.iterdir())
+        if names:
+            raise ValueError(
+                f"{folder} holds {names[0]!r} and no prompt.json: "
+                "name a new folder, or that of a soft prompt"
+            )
     return folder
 
 
 class PromptObjective:
-    """Hold the labelled users, and what a prompt's anchors, loss and steps on them are."""
+    """Compute anchors, loss and training steps of a soft prompt on labelled users.
 
-    def __init__(self, engine: Engine, cache: PrefixCache, query: str, truth: Int[np.ndarray, " user"], balanced: bool = True):
-        self.engine, self.model, self.query, self.truth, self.balanced = engine, engine.model, query, truth, balanced
-        self.held, self.meaning = (
-            CachedQueryUsers(engine, cache, np.flatnonzero(truth >= 0), query),
-            engine.model.query_text_embeddings([query]),
-        )
+    Args:
+        engine: Serves the model, which stays frozen.
+        cache: From `engine.prefill`; it is not changed.
+        query: Words in front of the prompt's vectors.
+        labels: Class number of each user of the cache, -1 for users without a label.
+        balanced: Every class counts alike, however many users it has. Default: True.
+    """
 
-    def anchors(self, prompt: SoftPrompt, group: UserBatch) -> Float[Tensor, "user dim"]:
-        """Embed users that `Held.take` gave; gradients reach the prompt's vectors and offset."""
-        hidden = self.hidden(prompt, group)
-        # the last row is nobody: the prompt read with no user in front, as `QAnchor.ask` reads it
-        query = QueryEncoding(hidden[-1], self.meaning + prompt.offset).expand_to(len(hidden) - 1)
-        return self.model.project_anchor(hidden[:-1], group.prefix.coarse[:-1], query)[:, 0]
+    def __init__(
+        self,
+        engine: Engine,
+        cache: PrefixCache,
+        query: str,
+        labels: Int[np.ndarray, " user"],
+        balanced: bool = True,
+    ):
+        self.engine = engine
+        self.model = engine.model
+        self.query = query
+        self.truth = labels
+        self.balanced = balanced
+        self.users = CachedQueryUsers(engine, cache, np.flatnonzero(labels >= 0), query)
+        self.text_embedding = self.model.query_text_embeddings([query])
 
-    def hidden(self, prompt: SoftPrompt, group: UserBatch) -> Float[Tensor, "row one width"]:
-        """Read the prompt's vectors behind these users, and behind nobody: the state at each one's <USER_EMB>."""
+    def anchors(self, prompt: SoftPrompt, batch: UserBatch) -> Float[Tensor, "user dim"]:
+        """Embed users with gradients for the prompt's vectors and offset.
+
+        Args:
+            prompt: Soft prompt.
+            batch: From `CachedQueryUsers.select`.
+        """
+        hidden = self.hidden(prompt, batch)
+        # the last row is the empty user: the prompt read with no user in front
+        query = QueryEncoding(hidden[-1], self.text_embedding + prompt.offset)
+        query = query.expand_to(len(hidden) - 1)
+        return self.model.project_anchor(hidden[:-1], batch.prefix.coarse[:-1], query)[:, 0]
+
+    def hidden(self, prompt: SoftPrompt, batch: UserBatch) -> Float[Tensor, "row one width"]:
+        """Run the prompt's vectors behind users.
+
+        Args:
+            prompt: Soft prompt.
+            batch: From `CachedQueryUsers.select`.
+
+        Returns:
+            The state at <USER_EMB> of each user; the last row is the empty user.
+        """
         (ids,), soft = self.model.tokenize([prompt])
-        asked = collate_queries([[ids[len(self.held.words) :]]], soft=soft).to(self.model.device)
-        return self.model.decode_with_cache(group.prefix, asked, fork_kv(self.engine.kv(group)))[:, asked.anchor[0]]
+        n_words = len(self.users.words)
+        asked = collate_queries([[ids[n_words:]]], soft=soft).to(self.model.device)
+        kv = fork_kv(self.engine.kv(batch))
+        return self.model.decode_with_cache(batch.prefix, asked, kv)[:, asked.anchor[0]]
 
-    def step(self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"], optimiser: torch.optim.Optimizer) -> float:
-        """Take one step on these users; gives the loss before it."""
-        group = self.held.take(rows)
-        loss = prototype_loss(self.anchors(prompt, group), prompt.prototypes, self.labels(group), prompt.tau)
-        optimiser.zero_grad()
+    def step(
+        self,
+        prompt: SoftPrompt,
+        rows: Int[np.ndarray, " row"],
+        optimizer: torch.optim.Optimizer,
+    ) -> float:
+        """Take one optimizer step.
+
+        Args:
+            prompt: Soft prompt whose tensors the optimizer updates.
+            rows: Rows of the users of the step.
+            optimizer: Optimizer.
+
+        Returns:
+            The loss before the step.
+        """
+        batch = self.users.select(rows)
+        anchors = self.anchors(prompt, batch)
+        loss = prototype_loss(anchors, prompt.prototypes, self.labels(batch), prompt.temperature)
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         return loss.item()
 
     @torch.no_grad()
-    def loss(self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"], milder: tuple = (1,)) -> float:
-        """Give the loss on these users, every class weighing alike if the tuning is balanced; the least over `milder` tau."""
-        return class_loss(*self._all(prompt, rows), prompt.prototypes, prompt.tau, milder, self.balanced)
+    def loss(
+        self,
+        prompt: SoftPrompt,
+        rows: Int[np.ndarray, " row"],
+        temperature_factors: Sequence[int] = (1,),
+    ) -> float:
+        """Compute the loss on users.
+
+        Args:
+            prompt: Soft prompt.
+            rows: Rows of the users.
+            temperature_factors: Multiples of the prompt's temperature; the lowest loss over them
+                counts. Default: only the temperature itself.
+
+        Returns:
+            The loss; if `balanced`, the mean over classes.
+        """
+        anchors, labels = self._embed_all(prompt, rows)
+        return class_loss(
+            anchors,
+            labels,
+            prompt.prototypes,
+            prompt.temperature,
+            temperature_factors,
+            self.balanced,
+        )
 
     @torch.no_grad()
-    def begin(self, classes: tuple, rows: Int[np.ndarray, " row"], vectors: int, tau: float, rng) -> SoftPrompt:
-        """Begin at the mean word vector with a little noise, and at the class means of the anchors that this gives."""
-        mean = self.model.backbone.get_input_embeddings().weight.float().mean(0)
+    def initialize(
+        self,
+        classes: tuple,
+        rows: Int[np.ndarray, " row"],
+        vectors: int,
+        temperature: float,
+        rng: np.random.Generator,
+    ) -> SoftPrompt:
+        """Create a prompt at the mean word vector, with the class means as prototypes.
+
+        Args:
+            classes: Labels, in the order of the class numbers.
+            rows: Rows of the users that give the class means.
+            vectors: Number of vectors.
+            temperature: Temperature of the loss.
+            rng: Draws the noise around the mean word vector.
+        """
+        words = self.model.backbone.get_input_embeddings().weight
+        mean = words.float().mean(0)
         noise = torch.from_numpy(rng.normal(0, INIT_NOISE, (vectors, len(mean)))).to(mean)
-        offset, none = torch.zeros_like(self.meaning[0]), mean.new_zeros(len(classes), self.model.config.embedding_dim)
-        prompt = SoftPrompt(self.query, classes, mean + noise, offset, none, tau, self.model.run)
-        return replace(prompt, prototypes=class_centroids(*self._all(prompt, rows)))
+        prompt = SoftPrompt(
+            query=self.query,
+            classes=classes,
+            vectors=mean + noise,
+            offset=torch.zeros_like(self.text_embedding[0]),
+            prototypes=mean.new_zeros(len(classes), self.model.config.embedding_dim),
+            temperature=temperature,
+            run=self.model.run,
+        )
+        return replace(prompt, prototypes=class_centroids(*self._embed_all(prompt, rows)))
 
     @torch.no_grad()
-    def search_initial_prompt(self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"]) -> SoftPrompt:
-        """Begin elsewhere: at that text vector of a taught query under which the classes of these users lie best apart.
+    def search_initial_prompt(
+        self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"]
+    ) -> SoftPrompt:
+        """Find the training query whose text vector separates the classes of users best.
 
-        Only the heads run anew, so hundreds of them cost what a few steps do. Without a skip it is the prompt as it was.
+        Only the heads run for each training query, so hundreds of them take as long as a few
+        steps.
+
+        Args:
+            prompt: Prompt to start from.
+            rows: Rows of the labelled users.
+
+        Returns:
+            The prompt with the offset to that text vector and its class means; without a skip or
+            stored training queries, the prompt unchanged.
         """
         skip = self.model.skip
         if skip is None:
             return prompt
-        groups = [self.held.take(some) for some in np.split(rows, range(USERS_PER_PASS, len(rows), USERS_PER_PASS))]
-        hidden = [self.hidden(prompt, group) for group in groups]
-        users, alone = torch.cat([h[:-1] for h in hidden]), hidden[0][-1]
-        coarse, label = torch.cat([g.prefix.coarse[:-1] for g in groups]), torch.cat([self.labels(g) for g in groups])
-        # they are kept at unit length: give each number back its size of about 1
-        taught, best = skip.query_memory[skip.query_memory.any(-1)] * skip.query_memory.shape[1] ** 0.5, (math.inf, prompt)
-        for some in taught.split(max(1, PAIRS_PER_PASS // len(users))):
-            query = QueryEncoding(alone.expand(len(some), -1), some).expand_to(len(users))
-            for meaning, z in zip(
-                some, self.model.project_anchor(users.expand(-1, len(some), -1), coarse, query).unbind(1), strict=True
-            ):
-                loss = class_loss(z, label, middle := class_centroids(z, label), prompt.tau, TEMPERATURE_FACTORS, self.balanced)
-                if loss < best[0]:
-                    best = loss, replace(prompt, offset=meaning - self.meaning[0], prototypes=middle)
-        return best[1]
+        batches = list(self._batches(rows))
+        hidden = [self.hidden(prompt, batch) for batch in batches]
+        users = torch.cat([states[:-1] for states in hidden])
+        query_hidden = hidden[0][-1]
+        coarse = torch.cat([batch.prefix.coarse[:-1] for batch in batches])
+        labels = torch.cat([self.labels(batch) for batch in batches])
+        # they are stored at unit length: scale them back to values of about 1
+        stored = skip.query_memory[skip.query_memory.any(-1)]
+        candidates = stored * skip.query_memory.shape[1] ** 0.5
+        best_loss = math.inf
+        best_prompt = prompt
+        for chunk in candidates.split(max(1, PAIRS_PER_PASS // len(users))):
+            encoding = QueryEncoding(query_hidden.expand(len(chunk), -1), chunk)
+            states = users.expand(-1, len(chunk), -1)
+            anchors = self.model.project_anchor(states, coarse, encoding.expand_to(len(users)))
+            for candidate, z in zip(chunk, anchors.unbind(1), strict=True):
+                centroids = class_centroids(z, labels)
+                loss = class_loss(
+                    z, labels, centroids, prompt.temperature, TEMPERATURE_FACTORS, self.balanced
+                )
+                if loss < best_loss:
+                    best_loss = loss
+                    offset = candidate - self.text_embedding[0]
+                    best_prompt = replace(prompt, offset=offset, prototypes=centroids)
+        return best_prompt
 
     def weights(self, rows: Int[np.ndarray, " row"]) -> Float[np.ndarray, " row"] | None:
-        """Say how often each of these users is drawn: if balanced, every class alike."""
+        """Return the sampling probability of each user; None (uniform) unless `balanced`.
+
+        Args:
+            rows: Rows of the users.
+        """
         return balanced_weights(self.truth[rows]) if self.balanced else None
 
-    def _all(self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"]) -> tuple[Tensor, Tensor]:
-        """Embed many users, some at a time: their anchors and labels."""
-        groups = map(self.held.take, np.split(rows, range(USERS_PER_PASS, len(rows), USERS_PER_PASS)))
-        z, label = zip(*((self.anchors(prompt, g), self.labels(g)) for g in groups), strict=True)
-        return torch.cat(z), torch.cat(label)
+    def labels(self, batch: UserBatch) -> Int[Tensor, " user"]:
+        """Return the class numbers of users, on the device of the model.
 
-    def labels(self, group: UserBatch) -> Int[Tensor, " user"]:
-        """Give the labels of users that `Held.take` gave."""
-        return torch.from_numpy(self.truth[group.rows[:-1]]).to(self.model.device)
+        Args:
+            batch: From `CachedQueryUsers.select`; its last row, the empty user, is left out.
+        """
+        return torch.from_numpy(self.truth[batch.rows[:-1]]).to(self.model.device)
+
+    def _batches(self, rows: Int[np.ndarray, " row"]) -> Iterator[UserBatch]:
+        for chunk in np.split(rows, range(USERS_PER_PASS, len(rows), USERS_PER_PASS)):
+            yield self.users.select(chunk)
+
+    def _embed_all(
+        self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the anchors and class numbers of any number of users, in the same order."""
+        anchors, labels = [], []
+        for batch in self._batches(rows):
+            anchors.append(self.anchors(prompt, batch))
+            labels.append(self.labels(batch))
+        return torch.cat(anchors), torch.cat(labels)
 
 
 @torch.no_grad()
 def class_loss(
-    z: Float[Tensor, "user dim"],
-    label: Int[Tensor, " user"],
+    anchors: Float[Tensor, "user dim"],
+    labels: Int[Tensor, " user"],
     prototypes: Float[Tensor, "label dim"],
-    tau: float,
-    milder: Sequence[int] = (1,),
+    temperature: float,
+    temperature_factors: Sequence[int] = (1,),
     balanced: bool = True,
 ) -> float:
-    """Give the prototype loss, every class weighing alike if balanced; the least over `milder` times tau (equation 7)."""
-    sides = [label == k for k in label.unique()] if balanced else [label >= 0]
-    return min(
-        float(np.mean([prototype_loss(z[s], prototypes, label[s], tau * times).item() for s in sides])) for times in milder
-    )
+    """Compute the prototype loss (paper, equation 7).
+
+    Args:
+        anchors: Embeddings of users.
+        labels: Class number of each user.
+        prototypes: One prototype a class.
+        temperature: Temperature.
+        temperature_factors: Multiples of the temperature; the lowest loss over them counts.
+            Default: only the temperature itself.
+        balanced: Average over classes instead of users. Default: True.
+    """
+    masks = [labels == label for label in labels.unique()] if balanced else [labels >= 0]
+    losses = []
+    for factor in temperature_factors:
+        parts = [
+            prototype_loss(anchors[mask], prototypes, labels[mask], temperature * factor).item()
+            for mask in masks
+        ]
+        losses.append(float(np.mean(parts)))
+    return min(losses)
 
 
-def class_centroids(z: Float[Tensor, "user dim"], label: Int[Tensor, " user"]) -> Float[Tensor, "label dim"]:
-    """Give the mean anchor of each class, at unit length."""
-    return F.normalize(torch.stack([z[label == k].mean(0) for k in label.unique()]), dim=-1)
+def class_centroids(
+    anchors: Float[Tensor, "user dim"], labels: Int[Tensor, " user"]
+) -> Float[Tensor, "label dim"]:
+    """Compute the mean embedding of each class, at unit length.
+
+    Args:
+        anchors: Embeddings of users.
+        labels: Class number of each user.
+    """
+    means = [anchors[labels == label].mean(0) for label in labels.unique()]
+    return F.normalize(torch.stack(means), dim=-1)

@@ -1,4 +1,4 @@
-"""Learn a soft prompt from labels, to the end or a step at a time."""
+"""Tune a soft prompt on labels, at once or step by step."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.prompt_tuning.labels import encode_labels, stratified_split
 from qanchor.prompt_tuning.soft_prompt import TEMPERATURE_FACTORS, PromptObjective, SoftPrompt
 
-VALIDATION_INTERVAL = 10  # steps between two looks at the validation users
-OFFSET_SCALE = (
-    0.5  # the size of the offset, its numbers being about 1: faster, a few hundred labels lead a right question astray
-)
+VALIDATION_INTERVAL = 10  # steps between two losses on the validation users
+# Size of the offset that its learning rate is a share of; text vectors have values of about 1.
+# With a larger one, a few hundred labels move a good query away from what it asks.
+OFFSET_SCALE = 0.5
 
 
 def tune_prompt(
@@ -29,42 +29,55 @@ def tune_prompt(
     labels: pd.Series,
     *,
     progress: Callable[[int, int], None] | None = None,
-    **how: Any,
+    **options: Any,
 ) -> tuple[SoftPrompt, pd.DataFrame]:
-    """Learn from labels what a query should look at: a soft prompt and the prototypes of the classes, on users read once.
+    """Tune a soft prompt on labelled users. The users are not read again.
 
-    labels     index user, any two or more values; NaN is skipped. Only these users are looked at: keep others for judging.
-    progress   called with (step, steps).
-    how        vectors, steps, seed and so on: the options of `iter_tune_prompt`, which shows every step and can be stopped.
+    Source: paper, equation 7.
 
-    Returns the prompt and its history: step, loss, valid, one row every 10 steps. Source: paper, equation 7.
+    Args:
+        engine: Serves the model, which stays frozen.
+        cache: From `engine.prefill`; it is not changed.
+        query: Words in front of the prompt's vectors.
+        labels: Index user, any two or more values; NaN is skipped. Only these users are used, so
+            keep others for the evaluation.
+        progress: Called with (step, steps). Default: none.
+        **options: Options of `iter_tune_prompt`, such as `vectors`, `steps` and `seed`.
+
+    Returns:
+        The prompt with the lowest validation loss; and its history, one row every 10 steps: step,
+        loss, valid.
+
+    Raises:
+        KeyError: If a labelled user is not in the cache.
+        ValueError: If there are too few labels, or an option is out of range.
 
     Example:
         >>> users = qa.make_sample_users(40)
-        >>> engine = qa.Engine(qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
         >>> cache = engine.prefill(users)
         >>> prompt, history = tune_prompt(engine, cache, "Why?", users.label("Active"), steps=10)
         >>> engine.embed(cache, ["Why?", prompt]).shape, history.step.tolist()
         ((40, 2, 32), [0, 10])
     """
-    for now in iter_tune_prompt(engine, cache, query, labels, **how):
-        if progress and now.step:
-            progress(now.step, now.steps)
-    return now.prompt, now.history
+    for state in iter_tune_prompt(engine, cache, query, labels, **options):
+        if progress and state.step:
+            progress(state.step, state.steps)
+    return state.prompt, state.history
 
 
 @dataclass(frozen=True, eq=False)
 class TuningState:
-    """Say how a tuning stands after `step` of at most `steps` steps: the best prompt so far, and the history until here."""
+    """Hold the state of a tuning after `step` of at most `steps` steps."""
 
     step: int
     steps: int
-    prompt: SoftPrompt
+    prompt: SoftPrompt  # the best one so far
     history: pd.DataFrame
 
     @property
     def best(self) -> int:
-        """Name the step whose prompt is kept: the one with the least loss on the validation users."""
+        """Return the step of `prompt`: the one with the lowest validation loss."""
         return int(self.history["step"][self.history["valid"].idxmin()])
 
 
@@ -77,7 +90,7 @@ def iter_tune_prompt(
     vectors: int = 6,
     steps: int = 500,
     lr: float = 0.02,
-    tau: float = 0.07,
+    temperature: float = 0.07,
     gate: bool = True,
     seek: bool = False,
     seed: int = 0,
@@ -86,66 +99,108 @@ def iter_tune_prompt(
     balanced: bool = True,
     batch: int = 32,
 ) -> Iterator[TuningState]:
-    """Tune as `tune_prompt` does, a step at a time: yields how it stands. Close the iterator to stop; what was yielded is kept.
+    """Tune a soft prompt step by step. Close the iterator to stop; what was yielded stays valid.
 
-    vectors    how many stand behind the query; gate: also learn what opens the skip (False is the paper's plain form).
-    seek       begin with the gate open as it is for that question, of those that training asked, which tells the classes best,
-               if the validation users agree: a vague or a wrong question gets where no small step would lead it.
-    lr         step of Adam as a share of each part's own size, falling to 0 by a cosine; batch: users a step.
-    valid      share of each class held out of the tuning: the state with the least loss there is kept, and the tuning ends when
-               that has not fallen for `patience` steps. balanced: every class is drawn, and weighs, alike.
+    The keys and values of the labelled users are stored twice during the tuning. Source: paper,
+    equation 7 (6 vectors, 500 steps).
 
-    The model is frozen and the cache stays as it was; keys and values of the labelled users are held twice meanwhile. The first
-    update, of step 0, is the prompt before any step. Source: paper, equation 7 (6 vectors, 500 steps).
+    Args:
+        engine: Serves the model, which stays frozen.
+        cache: From `engine.prefill`; it is not changed.
+        query: Words in front of the prompt's vectors.
+        labels: Index user, any two or more values; NaN is skipped.
+        vectors: Number of vectors behind the words. Default: 6.
+        steps: Steps, at most. Default: 500.
+        lr: Peak learning rate of Adam, as a share of the size of each part; it falls to 0 along a
+            cosine. Default: 0.02.
+        temperature: Temperature of the loss. Default: 0.07.
+        gate: Also tune an offset of the query's text vector, which opens the gate of the skip.
+            False is the plain form of the paper. Default: True.
+        seek: Start at the training query that separates the classes best, if the validation users
+            agree. It helps where the words are vague or wrong. Needs `gate`. Default: False.
+        seed: Seed of the split, the noise and the batches. Default: 0.
+        valid: Share of each class that validates, above 0 and below 1. Default: 0.2.
+        patience: Steps without a lower validation loss before the tuning ends. Default: 100.
+        balanced: Sample every class alike, and give it the same weight. Default: True.
+        batch: Users in a step. Default: 32.
+
+    Yields:
+        The state before any step (step 0) and after every step.
+
+    Raises:
+        KeyError: If a labelled user is not in the cache.
+        ValueError: If there are too few labels, or an option is out of range.
 
     Example:
         >>> users = qa.make_sample_users(40)
-        >>> engine = qa.Engine(qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
-        >>> for now in iter_tune_prompt(engine, engine.prefill(users), "Why?", users.label("Active")):
-        ...     if now.step == 3:
-        ...         break  # and keep the best so far
-        >>> now.prompt, now.best
+        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> cache = engine.prefill(users)
+        >>> for state in iter_tune_prompt(engine, cache, "Why?", users.label("Active")):
+        ...     if state.step == 3:
+        ...         break  # and use the best prompt so far
+        >>> state.prompt, state.best
         (SoftPrompt('Why?', 6 vectors, 2 classes), 0)
     """
     if min(vectors, steps) < 0:
         raise ValueError(f"{vectors} vectors, {steps} steps: both must be 0 or more")
-    truth, classes = encode_labels(cache, labels)
+    numbers, classes = encode_labels(cache, labels)
     rng = np.random.default_rng(seed)
-    tuned, checked = stratified_split(truth, valid, rng)
-    tuning = PromptObjective(engine, cache, query, truth, balanced)
-    prompt = tuning.begin(classes, tuned, vectors, tau, rng)
+    tuning, validation = stratified_split(numbers, valid, rng)
+    objective = PromptObjective(engine, cache, query, numbers, balanced)
+    prompt = objective.initialize(classes, tuning, vectors, temperature, rng)
     if seek and gate:
+        candidates = (prompt, objective.search_initial_prompt(prompt, tuning))
         prompt = min(
-            prompt,
-            tuning.search_initial_prompt(prompt, tuned),
-            key=lambda begun: tuning.loss(begun, checked, TEMPERATURE_FACTORS),
+            candidates,
+            key=lambda candidate: objective.loss(candidate, validation, TEMPERATURE_FACTORS),
         )
     words = engine.model.backbone.get_input_embeddings().weight
-    sizes = {"vectors": words.float().std().item(), "prototypes": engine.model.config.embedding_dim**-0.5}
-    sizes |= {"offset": OFFSET_SCALE} if gate else {}
-    draws = [rng.choice(tuned, min(batch, len(tuned)), p=tuning.weights(tuned)) for _ in range(steps)]
-    yield from _descend(tuning, prompt, {name: lr * size for name, size in sizes.items()}, draws, checked, patience)
+    sizes = {
+        "vectors": words.float().std().item(),
+        "prototypes": engine.model.config.embedding_dim**-0.5,
+    }
+    if gate:
+        sizes["offset"] = OFFSET_SCALE
+    rates = {name: lr * size for name, size in sizes.items()}
+    weights = objective.weights(tuning)
+    batch_size = min(batch, len(tuning))
+    batches = [rng.choice(tuning, batch_size, p=weights) for _ in range(steps)]
+    yield from _optimize(objective, prompt, rates, batches, validation, patience)
 
 
-def _descend(
-    tuning: PromptObjective, prompt: SoftPrompt, rates: dict[str, float], draws: list, checked, patience: int
+def _optimize(
+    objective: PromptObjective,
+    prompt: SoftPrompt,
+    rates: dict[str, float],
+    batches: list[np.ndarray],
+    validation: np.ndarray,
+    patience: int,
 ) -> Iterator[TuningState]:
-    """Take a step on each draw of users, looking at the validation users every 10; yields how it stands."""
+    """Take one step on each batch of users and validate every 10 steps."""
     live = {name: getattr(prompt, name).clone().requires_grad_() for name in rates}
-    optimiser = torch.optim.Adam([{"params": [live[name]], "lr": rate} for name, rate in rates.items()])
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, len(draws)))
-    history, losses = pd.DataFrame([(0, math.nan, tuning.loss(prompt, checked))], columns=["step", "loss", "valid"]), []
-    yield (now := TuningState(0, len(draws), prompt, history))
-    for step, rows in enumerate(draws, 1):
-        losses.append(tuning.step(replace(prompt, **live), rows, optimiser))
-        falling.step()
-        now = replace(now, step=step)
-        if step % VALIDATION_INTERVAL == 0 or step == len(draws):
-            here = replace(prompt, **{name: tensor.detach().clone() for name, tensor in live.items()})
-            row, losses = (step, float(np.mean(losses)), tuning.loss(here, checked)), []
-            better = row[2] < now.history["valid"].min()
-            history = pd.DataFrame([*now.history.itertuples(index=False), row], columns=now.history.columns)
-            now = replace(now, history=history, prompt=here if better else now.prompt)
-        yield now
-        if step - now.best >= patience:
+    groups = [{"params": [live[name]], "lr": rate} for name, rate in rates.items()]
+    optimizer = torch.optim.Adam(groups)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, len(batches)))
+    columns = ["step", "loss", "valid"]
+    history = pd.DataFrame([(0, math.nan, objective.loss(prompt, validation))], columns=columns)
+    losses = []
+    state = TuningState(0, len(batches), prompt, history)
+    yield state
+    for step, rows in enumerate(batches, 1):
+        losses.append(objective.step(replace(prompt, **live), rows, optimizer))
+        schedule.step()
+        state = replace(state, step=step)
+        if step % VALIDATION_INTERVAL == 0 or step == len(batches):
+            tensors = {name: tensor.detach().clone() for name, tensor in live.items()}
+            current = replace(prompt, **tensors)
+            valid_loss = objective.loss(current, validation)
+            is_better = valid_loss < state.history["valid"].min()
+            rows_so_far = [*state.history.itertuples(index=False)]
+            rows_so_far.append((step, float(np.mean(losses)), valid_loss))
+            losses = []
+            history = pd.DataFrame(rows_so_far, columns=columns)
+            best = current if is_better else state.prompt
+            state = replace(state, history=history, prompt=best)
+        yield state
+        if step - state.best >= patience:
             return

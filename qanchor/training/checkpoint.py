@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any moment: written aside, hashed, the one before kept, and bound to what was trained."""
+"""Checkpoints that survive a kill at any time, and refuse to continue another training."""
 
 from __future__ import annotations
 
@@ -19,102 +19,150 @@ from qanchor.utils.io import atomic_write, disk_errors
 
 
 class CheckpointState(NamedTuple):
-    """What a checkpoint holds: every tensor of the state, the step it was taken at, the steps planned, the history so far."""
+    """Hold what a checkpoint stores."""
 
-    state: dict[str, Tensor]
-    step: int
-    total: int
-    rows: list[dict]
+    state: dict[str, Tensor]  # weights and optimizer state
+    step: int  # joint steps done
+    total: int  # joint steps planned
+    rows: list[dict]  # history so far
 
 
 def fingerprint(config: dict, seed: int, pairs: pd.DataFrame, numbers: np.ndarray) -> str:
-    """Tell one training from another: its configuration (but for the number of steps), seed, pairs, and the numbers read."""
-    content = hashlib.sha256(json.dumps({k: v for k, v in config.items() if k != "steps"} | {"seed": seed}).encode())
+    """Compute a hash that tells one training from another.
+
+    Args:
+        config: Configuration; the number of steps is left out, so that a training can be extended.
+        seed: Seed.
+        pairs: Training pairs.
+        numbers: Coarse numbers of the samples.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    settings = {name: value for name, value in config.items() if name != "steps"} | {"seed": seed}
+    content = hashlib.sha256(json.dumps(settings).encode())
     content.update(pd.util.hash_pandas_object(pairs, index=False).to_numpy().tobytes())
     content.update(np.ascontiguousarray(numbers).tobytes())
     return content.hexdigest()[:16]
 
 
 class Checkpoint:
-    """Keep the newest state in `path` and the one before it beside it, both for one training (`key`).
+    """Store the newest state of a training in a file, and the one before it beside that file.
+
+    Args:
+        path: File of the newest state.
+        key: Fingerprint of the training.
 
     Example:
         >>> import tempfile, torch
-        >>> kept = Checkpoint(Path(tempfile.mkdtemp()) / "state", "key")
-        >>> kept.write({"weight": torch.ones(2)}, 10, 60, [])
-        >>> kept.read().step
+        >>> checkpoint = Checkpoint(Path(tempfile.mkdtemp()) / "state", "key")
+        >>> checkpoint.write({"weight": torch.ones(2)}, 10, 60, [])
+        >>> checkpoint.read().step
         10
     """
 
     def __init__(self, path: Path, key: str):
-        self.path, self.before, self.key = path, path.with_name(f"{path.name}.before"), key
-        self.torn = False  # a torn newest one must not take the place of the one before it
+        self.path = path
+        self.before = path.with_name(f"{path.name}.before")
+        self.key = key
+        self.is_damaged = False  # a damaged newest state must not replace the one before it
 
     def write(self, state: dict[str, Tensor], step: int, total: int, rows: list[dict]) -> None:
-        """Write the state aside, keep the one before it, put the new one in place: a kill at any moment leaves one whole."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._sweep()
-        told = {"key": self.key, "step": str(step), "total": str(total), "rows": json.dumps(rows)}
-        told["sha256"] = _hash(state, told)
+        """Write a state; at least one complete state exists at any time.
 
-        def fill(aside: Path) -> None:
+        Args:
+            state: Weights and optimizer state.
+            step: Joint steps done.
+            total: Joint steps planned.
+            rows: History so far.
+
+        Raises:
+            OSError: If the disk is full or the folder cannot be written.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._remove_partial_files()
+        metadata = {
+            "key": self.key,
+            "step": str(step),
+            "total": str(total),
+            "rows": json.dumps(rows),
+        }
+        metadata["sha256"] = _digest(state, metadata)
+
+        def write_file(aside: Path) -> None:
             with disk_errors(self.path):
-                save_file(state, aside, metadata=told)
-            if self.path.exists() and not self.torn:
+                save_file(state, aside, metadata=metadata)
+            if self.path.exists() and not self.is_damaged:
                 self.path.replace(self.before)
 
-        atomic_write(self.path, fill)
-        self.torn = False
+        atomic_write(self.path, write_file)
+        self.is_damaged = False
 
     def read(self) -> CheckpointState | None:
-        """Give the newest whole state; None when there is none at all.
+        """Read the newest complete state.
 
-        Raises CheckpointError when what is there is torn, or belongs to another training.
+        Returns:
+            The state, or None if there is no checkpoint.
+
+        Raises:
+            CheckpointError: If all states are damaged, or of another training.
         """
-        there = [path for path in (self.path, self.before) if path.exists()]
-        faults = []
-        for path in there:
+        existing = [path for path in (self.path, self.before) if path.exists()]
+        problems = []
+        for path in existing:
             try:
-                found = self._open(path)
+                found = self._read_file(path)
             except CheckpointError:
                 raise
             except (SafetensorError, ValueError, KeyError, OSError) as error:
-                faults.append(f"{path}: torn ({error})")
+                problems.append(f"{path}: torn ({error})")
                 continue
-            if faults:
-                self.torn = True
-                warnings.warn(f"{faults[0]}; going on from the one before it, step {found.step}", stacklevel=2)
+            if problems:
+                self.is_damaged = True
+                warnings.warn(
+                    f"{problems[0]}; going on from the one before it, step {found.step}",
+                    stacklevel=2,
+                )
             return found
-        if faults:
-            raise CheckpointError(f"{'; '.join(faults)}: remove {' and '.join(map(str, there))} and train from the start")
+        if problems:
+            files = " and ".join(str(path) for path in existing)
+            raise CheckpointError(
+                f"{'; '.join(problems)}: remove {files} and train from the start"
+            )
         return None
 
     def remove(self) -> None:
-        """Remove both, when the run is kept."""
+        """Remove the checkpoint, once the run is saved."""
         for path in (self.path, self.before):
             path.unlink(missing_ok=True)
-        self._sweep()
+        self._remove_partial_files()
 
-    def _sweep(self) -> None:
+    def _remove_partial_files(self) -> None:
         """Remove what a killed process was writing."""
-        for part in self.path.parent.glob(f".{self.path.name}.*.part"):
-            part.unlink(missing_ok=True)
+        for partial in self.path.parent.glob(f".{self.path.name}.*.part"):
+            partial.unlink(missing_ok=True)
 
-    def _open(self, path: Path) -> CheckpointState:
+    def _read_file(self, path: Path) -> CheckpointState:
         with safe_open(path, "pt") as file:
-            told = file.metadata()
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-        if told.pop("sha256") != _hash(state, told):
+            metadata = file.metadata()
+            names = list(file.keys())
+            state = {name: file.get_tensor(name) for name in names}
+        if metadata.pop("sha256") != _digest(state, metadata):
             raise ValueError("its hash is not the one it was written with")
-        if told["key"] != self.key:
-            cure = f"remove {self.path} and {self.before}, or train as before"
-            raise CheckpointError(f"{path} is of another training ({told['key']}; now {self.key}): {cure}")
-        return CheckpointState(state, int(told["step"]), int(told["total"]), json.loads(told["rows"]))
+        if metadata["key"] != self.key:
+            raise CheckpointError(
+                f"{path} is of another training ({metadata['key']}; now {self.key}): "
+                f"remove {self.path} and {self.before}, or train as before"
+            )
+        step, total = int(metadata["step"]), int(metadata["total"])
+        return CheckpointState(state, step, total, json.loads(metadata["rows"]))
 
 
-def _hash(state: dict[str, Tensor], told: dict[str, str]) -> str:
-    content = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+def _digest(state: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """Return the sha256 of metadata, and of names, dtypes, shapes and bytes of all tensors."""
+    content = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(state):
-        content.update(f"{name} {state[name].dtype} {tuple(state[name].shape)} ".encode())
-        content.update(state[name].detach().cpu().contiguous().flatten().view(-1).numpy().tobytes())
+        tensor = state[name].detach().cpu().contiguous()
+        content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        content.update(tensor.flatten().view(-1).numpy().tobytes())
     return content.hexdigest()

@@ -11,94 +11,166 @@ import torch
 from qanchor.data.users import Users
 from qanchor.models.model import QAnchor
 
-GROUP_BALANCE = 0.75  # 0: the commonest answers of all; 1: the commonest of each group alike
-SUMMARY_SHARE = 4  # every so many-th answer of the fits is a summary
+# Exponent of the group size when the most common answers are chosen. 0: by counts alone; 1: each
+# group (topic, kind, grade, horizon) gets the same share.
+GROUP_BALANCE_EXPONENT = 0.75
+UNGRADED_DIVISOR = 4  # one answer in 4 of the head fits may be ungraded (a summary)
+NO_LIMIT = 10**6  # tokens; training queries are cut instead of refused
 
 
 def validate_pairs(pairs: pd.DataFrame, users: Users) -> None:
-    """Refuse what cannot be trained on: no rows, a column that lacks, an empty cell, a user that nobody knows."""
+    """Check training pairs.
+
+    Args:
+        pairs: Columns user, cutoff, query and answer.
+        users: Users that the pairs were made of.
+
+    Raises:
+        ValueError: If there is no pair, a column is missing, a cell is empty, the cut-offs are
+            not times without a time zone, or a user is unknown.
+    """
     if not len(pairs):
-        raise ValueError("0 pairs to train on, at least 1 is needed: make them with make_pairs(users)")
+        raise ValueError(
+            "0 pairs to train on, at least 1 is needed: make them with make_pairs(users)"
+        )
     for name in ("user", "cutoff", "query", "answer"):
         if name not in pairs:
-            raise ValueError(f"pairs have columns {list(pairs)}, no {name!r}: make them with make_pairs(users)")
-        if (empty := pairs[name].isna()).any():
-            raise ValueError(f"pairs, row {int(np.flatnonzero(empty)[0])}: {name} is empty: fill it or drop the row")
+            raise ValueError(
+                f"pairs have columns {list(pairs)}, no {name!r}: make them with make_pairs(users)"
+            )
+        empty = pairs[name].isna()
+        if empty.any():
+            row = int(np.flatnonzero(empty)[0])
+            raise ValueError(f"pairs, row {row}: {name} is empty: fill it or drop the row")
     if not pd.api.types.is_datetime64_dtype(pairs["cutoff"]):
-        raise ValueError(f"pairs: cutoff is {pairs['cutoff'].dtype}, times without a zone are needed: use pd.to_datetime")
-    if (unknown := ~pairs["user"].isin(users.ids)).any():
+        raise ValueError(
+            f"pairs: cutoff is {pairs['cutoff'].dtype}, times without a zone are needed: "
+            "use pd.to_datetime"
+        )
+    unknown = ~pairs["user"].isin(users.ids)
+    if unknown.any():
         row = int(np.flatnonzero(unknown)[0])
-        told = f"pairs, row {row}: user {pairs['user'].iloc[row]!r} is not among the {len(users):,} of {users.name}"
-        raise ValueError(f"{told}: give the users that the pairs were made of")
+        raise ValueError(
+            f"pairs, row {row}: user {pairs['user'].iloc[row]!r} is not among the "
+            f"{len(users):,} of {users.name}: give the users that the pairs were made of"
+        )
 
 
-def _numbered(pairs: pd.DataFrame, fields: tuple[str, ...]) -> np.ndarray:
-    """Number the rows by what stands in those of the fields that there are."""
-    there = [name for name in fields if name in pairs]
-    return pairs.groupby(there, dropna=False, observed=True).ngroup().to_numpy() if there else np.zeros(len(pairs), int)
+def _group_numbers(pairs: pd.DataFrame, columns: tuple[str, ...]) -> np.ndarray:
+    """Return the number of each row's group by those of the columns that exist."""
+    existing = [name for name in columns if name in pairs]
+    if not existing:
+        return np.zeros(len(pairs), int)
+    return pairs.groupby(existing, dropna=False, observed=True).ngroup().to_numpy()
 
 
 class PairDataset:
-    """Group pairs by (user, cut-off): one sample is one reading with all the pairs that belong to it."""
+    """Group pairs by sample (user, cut-off): one sample is read once for all its pairs.
+
+    Args:
+        model: Tokenizes and encodes the queries.
+        pairs: Columns user, cutoff, query and answer; topic, kind, grade and horizon_days are
+            used where they exist.
+    """
 
     def __init__(self, model: QAnchor, pairs: pd.DataFrame):
         self.keys = pairs[["user", "cutoff"]].drop_duplicates().reset_index(drop=True)
-        at = pd.MultiIndex.from_frame(self.keys).get_indexer(pd.MultiIndex.from_frame(pairs[["user", "cutoff"]]))
-        order = np.argsort(at, kind="stable")
-        self.rows = np.split(order, np.searchsorted(at[order], np.arange(1, len(self.keys))))
+        sample_keys = pd.MultiIndex.from_frame(self.keys)
+        pair_keys = pd.MultiIndex.from_frame(pairs[["user", "cutoff"]])
+        sample = sample_keys.get_indexer(pair_keys)
+        order = np.argsort(sample, kind="stable")
+        starts = np.searchsorted(sample[order], np.arange(1, len(self.keys)))
+        self.rows = np.split(order, starts)  # rows of `pairs` of each sample
         self.query, self.queries = pd.factorize(pairs["query"])
         self.answer, self.answers = pd.factorize(pairs["answer"])
-        self.meaning = self._meaning(pairs)
-        self.group = _numbered(pairs, ("topic", "kind", "grade", "horizon_days"))
+        self.meaning = self._meaning_numbers(pairs)
+        self.group = _group_numbers(pairs, ("topic", "kind", "grade", "horizon_days"))
+        grade = pairs.get("grade", pd.Series(0, pairs.index))
         self.ungraded = np.zeros(len(self.answers), bool)
-        self.ungraded[self.answer[pairs.get("grade", pd.Series(0, pairs.index)) < 0]] = True
-        self.usable = np.arange(len(self.rows))
-        self.query_ids = [model.tokenize_query(q, 10**6)[: model.config.max_query_tokens] for q in self.queries]
-        self.meaning_of_query = model.query_text_embeddings(list(self.queries))
-        self.answer_ids = [model.tokenize_answer(a) for a in self.answers]
-        self.sizes = [np.array([len(ids) for ids in rows]) for rows in (self.query_ids, self.answer_ids)]
+        self.ungraded[self.answer[grade < 0]] = True
+        self.usable = np.arange(len(self.rows))  # samples with at least one pair
+        max_tokens = model.config.max_query_tokens
+        self.query_ids = [model.tokenize_query(q, NO_LIMIT)[:max_tokens] for q in self.queries]
+        self.query_text_embeddings = model.query_text_embeddings(list(self.queries))
+        self.answer_ids = [model.tokenize_answer(answer) for answer in self.answers]
+        self.query_lengths = np.array([len(ids) for ids in self.query_ids])
+        self.answer_lengths = np.array([len(ids) for ids in self.answer_ids])
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def _meaning(self, pairs: pd.DataFrame) -> np.ndarray:
-        """Number what the answers mean: those of one topic, kind and grade say the same in other words (or of other days).
+    def _meaning_numbers(self, pairs: pd.DataFrame) -> np.ndarray:
+        """Number the meanings of answers: the same topic, kind and grade mean the same.
 
-        They are never negatives of each other; otherwise a model learns by heart which wording each user was dealt.
+        Such answers differ only in words or horizon. They are never negatives of each other;
+        otherwise a model memorizes the wording of each user's answer.
         """
         if not {"topic", "grade"} <= set(pairs):
             return self.answer
-        graded, code = (pairs["grade"] >= 0).to_numpy(), _numbered(pairs, ("topic", "kind", "grade"))
-        return np.where(graded, code, code.max(initial=0) + 1 + self.answer)
+        is_graded = (pairs["grade"] >= 0).to_numpy()
+        graded = _group_numbers(pairs, ("topic", "kind", "grade"))
+        return np.where(is_graded, graded, graded.max(initial=0) + 1 + self.answer)
 
     def same(self, rows: np.ndarray, device) -> torch.Tensor:
-        """Mark which of these pairs mean the same."""
+        """Compute which pairs have answers of the same meaning.
+
+        Args:
+            rows: Rows of the pairs, of any shape.
+            device: Device of the result.
+
+        Returns:
+            Boolean (pair, pair).
+        """
         meaning = torch.as_tensor(self.meaning[rows.ravel()], device=device)
         return meaning[:, None] == meaning[None]
 
     def common(self, most: int) -> PairDataset:
-        """Keep the pairs of `most` answers: the commonest, weighed within their topic, grade and horizon.
+        """Return the pairs of the most common answers, weighted within their groups.
 
-        By counts alone the fits would hardly ever see a high grade of a short horizon, and could not tell it from a low one.
-        A quarter of the room is for answers without a grade, which are summaries: nearly all distinct, they would drop out.
+        By counts alone the head fits would rarely see high grades of short horizons. Up to a
+        quarter of the answers are ungraded (summaries), which are nearly all distinct.
+
+        Args:
+            most: Distinct answers to keep.
         """
         counts = np.bincount(self.answer, minlength=len(self.answers))
         group = np.zeros(len(counts), int)
         group[self.answer] = self.group
-        share = counts / np.bincount(self.group)[group] ** GROUP_BALANCE
-        order, kept = np.argsort(-share, kind="stable"), np.zeros(len(counts), bool)
-        summaries, graded = order[self.ungraded[order]], order[~self.ungraded[order]]
-        room = min(len(summaries), most // SUMMARY_SHARE)
-        kept[summaries[:room]] = kept[graded[: most - room]] = True
-        fewer = copy.copy(self)
-        fewer.rows = [rows[kept[self.answer[rows]]] for rows in self.rows]
-        fewer.usable = np.flatnonzero([len(rows) > 0 for rows in fewer.rows])
-        return fewer
+        share = counts / np.bincount(self.group)[group] ** GROUP_BALANCE_EXPONENT
+        order = np.argsort(-share, kind="stable")
+        ungraded = order[self.ungraded[order]]
+        graded = order[~self.ungraded[order]]
+        n_ungraded = min(len(ungraded), most // UNGRADED_DIVISOR)
+        chosen = np.zeros(len(counts), bool)
+        chosen[ungraded[:n_ungraded]] = True
+        chosen[graded[: most - n_ungraded]] = True
+        subset = copy.copy(self)
+        subset.rows = [rows[chosen[self.answer[rows]]] for rows in self.rows]
+        subset.usable = np.flatnonzero([len(rows) > 0 for rows in subset.rows])
+        return subset
 
     def tokens(self, rows: np.ndarray) -> np.ndarray:
-        """Count the tokens of queries, <USER_EMB> and answers of each row of `rows` (sample, pair) behind its prefix."""
-        return (self.sizes[0][self.query[rows]] + self.sizes[1][self.answer[rows]]).sum(1)
+        """Count the tokens behind each sample's prefix: queries, <USER_EMB> and answers.
+
+        Args:
+            rows: Rows of the pairs, (sample, pair).
+        """
+        lengths = self.query_lengths[self.query[rows]] + self.answer_lengths[self.answer[rows]]
+        return lengths.sum(1)
 
     def draw(self, rng: np.random.Generator, samples: np.ndarray, k: int) -> np.ndarray:
-        """Choose k pairs of each sample (again some, where there are fewer): (sample, k) rows of `pairs`."""
-        return np.stack([rng.choice(self.rows[s], k, replace=len(self.rows[s]) < k) for s in samples])
+        """Draw pairs of samples.
+
+        Args:
+            rng: Random generator.
+            samples: Numbers of the samples.
+            k: Pairs of each sample; a sample with fewer repeats some.
+
+        Returns:
+            Rows of the pairs, (sample, k).
+        """
+        drawn = []
+        for sample in samples:
+            rows = self.rows[sample]
+            drawn.append(rng.choice(rows, k, replace=len(rows) < k))
+        return np.stack(drawn)

@@ -1,4 +1,4 @@
-"""The three losses, as pure functions of tensors: contrastive (masked), autoregressive, prototype."""
+"""Contrastive, autoregressive and prototype losses, as pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-AWAY = float("-inf")
 
 
 def contrastive_loss(
@@ -18,35 +16,53 @@ def contrastive_loss(
     variant: str = "paper",
     same: Bool[Tensor, "pair pair"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Pull each anchor to its own answer and push it from the others (paper, equations 3-5).
+    """Compute the contrastive loss with masked false negatives (paper, equations 3 to 5).
 
-    anchor, target   unit vectors, row i of one belongs to row i of the other.
-    temperature      divides the cosines; margin: a negative more similar than the positive by this much is false, and dropped.
-    variant          "paper": anchor-target, anchor-anchor and target-target negatives, one joint mask;
-                     "release": the released code's form, without target-target, each term masked by its own similarity.
-    same             pairs whose answer texts are identical: never negatives of each other.
-    Returns the mean over rows of -log(positive / (positive + negatives)); log-sum-exp, so it stays finite at any temperature.
+    Args:
+        anchor: Unit embeddings of user and query.
+        target: Unit embeddings of answers; row i belongs to row i of `anchor`.
+        temperature: Cosines are divided by it. Default: 0.07.
+        margin: A negative more similar than the positive by this much is false and dropped.
+            Default: 0.1.
+        variant: "paper" (default): anchor-target, anchor-anchor and target-target negatives under
+            one joint mask. "release": the released code's form, without target-target negatives,
+            each kind masked by its own similarity.
+        same: Pairs whose answers mean the same; they are never negatives. Default: none.
+
+    Returns:
+        The mean over rows of -log(positive / (positive + negatives)), by log-sum-exp, so that it
+        is finite at any temperature.
 
     Example:
         >>> eye = torch.eye(4)
         >>> bool(contrastive_loss(eye, eye) < contrastive_loss(eye, eye.roll(1, 0)))
         True
     """
-    kinds = [anchor @ target.T, anchor @ anchor.T] + ([target @ target.T] if variant == "paper" else [])
-    similarity = torch.stack(kinds)  # kind pair pair
+    kinds = [anchor @ target.T, anchor @ anchor.T]
+    if variant == "paper":
+        kinds.append(target @ target.T)
+    similarity = torch.stack(kinds)  # (kind, pair, pair)
     positive = kinds[0].diagonal()
-    false = similarity.detach() > (positive.detach() + margin)[None, :, None]
-    drop = false.any(0, keepdim=True).expand_as(false) if variant == "paper" else false
-    drop = drop | torch.eye(len(anchor), dtype=torch.bool, device=anchor.device)
+    is_false = similarity.detach() > (positive.detach() + margin)[None, :, None]
+    if variant == "paper":
+        is_false = is_false.any(0, keepdim=True).expand_as(is_false)
+    dropped = is_false | torch.eye(len(anchor), dtype=torch.bool, device=anchor.device)
     if same is not None:
-        drop = drop | same
-    negatives = (similarity / temperature).masked_fill(drop, AWAY).permute(1, 0, 2).flatten(1)
+        dropped = dropped | same
+    negatives = (similarity / temperature).masked_fill(dropped, float("-inf"))
+    negatives = negatives.permute(1, 0, 2).flatten(1)  # all kinds of a row side by side
     logits = torch.cat([positive[:, None] / temperature, negatives], 1)
     return (torch.logsumexp(logits, 1) - logits[:, 0]).mean()
 
 
-def autoregressive_loss(logits: Float[Tensor, "token vocabulary"], ids: Int[Tensor, " token"]) -> Float[Tensor, ""]:
-    """Ask how surprising the answers' tokens are: mean cross-entropy over answer tokens only (paper, section 3.3).
+def autoregressive_loss(
+    logits: Float[Tensor, "token vocabulary"], ids: Int[Tensor, " token"]
+) -> Float[Tensor, ""]:
+    """Compute the mean cross-entropy of answer tokens (paper, section 3.3).
+
+    Args:
+        logits: Next-token logits at the positions before the answer tokens.
+        ids: Answer tokens.
 
     Example:
         >>> autoregressive_loss(torch.zeros(3, 5), torch.tensor([0, 1, 2])).round(decimals=4)
@@ -61,7 +77,13 @@ def prototype_loss(
     label: Int[Tensor, " user"],
     temperature: float = 0.07,
 ) -> Float[Tensor, ""]:
-    """Pull each anchor to the prototype of its label (paper, equation 7), both sides at unit length.
+    """Compute the cross-entropy of cosines to class prototypes (paper, equation 7).
+
+    Args:
+        anchor: Embeddings of users; they are normalized.
+        prototype: One prototype a class; they are normalized.
+        label: Class number of each user.
+        temperature: Cosines are divided by it. Default: 0.07.
 
     Example:
         >>> eye = torch.eye(2)

@@ -1,4 +1,4 @@
-"""One explicit training loop: the heads on coarse numbers, then both towers jointly (K queries a pass), the heads again."""
+"""The training loop: fit the heads, train both towers jointly, fit the heads again."""
 
 from __future__ import annotations
 
@@ -18,39 +18,66 @@ from qanchor.models.collate import USER_EMB, group_by_length
 from qanchor.models.features import UserFeatures
 from qanchor.models.heads import QueryEncoding
 from qanchor.models.model import QAnchor
-from qanchor.training.checkpoint import Checkpoint, fingerprint
+from qanchor.training.checkpoint import Checkpoint, CheckpointState, fingerprint
 from qanchor.training.dataset import PairDataset, validate_pairs
 from qanchor.training.joint_step import false_negative_margin_at, joint_step
 from qanchor.training.losses import contrastive_loss
 
-HEADS_LEARNING_RATE = 2e-3  # of `train_heads`
+HEAD_FIT_LEARNING_RATE = 2e-3  # peak learning rate of `train_heads`
+ADAM_BETAS = (0.9, 0.98)
+CHECKPOINT_INTERVAL = 10  # joint steps between two checkpoints
+TIMED_STEPS = 3  # recent joint steps that give the time of a step
+SCHEDULED_AFTER = 4  # joint steps after which a time budget sets the length of the schedule
+MIN_REFIT_DIVISOR = 10  # a time budget leaves at least a tenth of the last fit
+TEXT_TOKENS_PER_PASS = 4096  # tokens of queries or answers in a forward pass, padding included
+REPORT_INTERVAL = 10  # steps of a head fit between two progress reports
 HISTORY = ("step", "loss", "contrastive", "autoregressive", "pairs_per_s")
+
+Report = Callable[[str, int, int, float], object]  # stage, done, total, loss
 
 
 class FP32MasterWeights:
-    """Give bfloat16 weights a float32 copy for the optimiser: small steps are lost in eight bits of fraction."""
+    """Optimize bfloat16 weights through float32 copies, which keep small updates.
+
+    Args:
+        model: Model; only parameters that require gradients are optimized.
+        lr: Peak learning rate of LoRA.
+        head_lr: Peak learning rate of all other parameters.
+        decay: Weight decay of AdamW.
+    """
 
     def __init__(self, model: nn.Module, lr: float, head_lr: float, decay: float):
-        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        self.live = [p for _, p in named]
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.live = [parameter for _, parameter in named]
         self.copy = [p.detach().float().clone().requires_grad_() for p in self.live]
-        pairs = list(zip(named, self.copy, strict=True))
-        self.groups = [[c for (n, _), c in pairs if ("lora" in n) == lora] for lora in (True, False)]
-        options = [{"params": g, "lr": r} for g, r in zip(self.groups, (lr, head_lr), strict=True) if g]
-        self.optimiser = torch.optim.AdamW(options, weight_decay=decay, betas=(0.9, 0.98))
-        self.base = [o["lr"] for o in self.optimiser.param_groups]
+        lora, heads = [], []
+        for (name, _), master in zip(named, self.copy, strict=True):
+            (lora if "lora" in name else heads).append(master)
+        self.groups = [lora, heads]
+        options = [
+            {"params": group, "lr": rate}
+            for group, rate in zip(self.groups, (lr, head_lr), strict=True)
+            if group
+        ]
+        self.optimizer = torch.optim.AdamW(options, weight_decay=decay, betas=ADAM_BETAS)
+        self.base = [group["lr"] for group in self.optimizer.param_groups]
 
     def step(self, factor: float, clip: float) -> None:
-        """Take one step at `factor` times the learning rates; LoRA and heads are clipped apart, so neither drowns the other."""
+        """Take one step. LoRA and heads are clipped separately, so that neither dominates.
+
+        Args:
+            factor: Multiple of the peak learning rates.
+            clip: Gradient norm at which each group is clipped.
+        """
         for master, live in zip(self.copy, self.live, strict=True):
             master.grad = None if live.grad is None else live.grad.float()
             live.grad = None
         for group in self.groups:
             if group:
                 nn.utils.clip_grad_norm_(group, clip)
-        for group, lr in zip(self.optimiser.param_groups, self.base, strict=True):
-            group["lr"] = lr * factor
-        self.optimiser.step()
+        for group, rate in zip(self.optimizer.param_groups, self.base, strict=True):
+            group["lr"] = rate * factor
+        self.optimizer.step()
         with torch.no_grad():
             for master, live in zip(self.copy, self.live, strict=True):
                 live.copy_(master)
@@ -61,205 +88,358 @@ def train(
     users: Users,
     pairs: pd.DataFrame,
     *,
+    features: UserFeatures | None = None,
     steps: int | None = None,
     minutes: float | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
     resume: bool = False,
-    progress: Callable[[str, int, int, float], None] | None = None,
+    progress: Report | None = None,
 ) -> pd.DataFrame:
-    """Teach the model that a user, asked a query, means its answer; returns the history, one row a step.
+    """Train a model on pairs: a user's anchor for a query should be near the answer's target.
 
-    Under `accelerate launch` several processes share each batch of `users_per_step` users, and learn what one would.
+    Under `accelerate launch` several processes share each batch of `config.train_batch_size`
+    users, and learn what one process would. Source: paper, sections 3.3 and 4.
 
-    pairs       columns user, cutoff, query, answer (`make_pairs`); the users' events stand in `users`.
-    steps       joint steps (default: config.steps); minutes: end after so long. Reading and warm start are never shortened;
-                there are fewer joint steps (five at least), then fewer of the last fit (a tenth at least). A resumed training
-                does not know how long its last fit takes: it comes on top.
-    checkpoint  a file for the whole state, and one beside it for the state before; with `resume` training goes on from there,
-                bit for bit on one CPU thread (to `steps`, or as planned). CheckpointError: both torn, or of another training.
-    progress    called with (stage, done, total, loss); `training_stages` names the stages.
+    Args:
+        model: Model to train, in place.
+        users: Users that the pairs were made of.
+        pairs: Columns user, cutoff, query and answer, from `make_pairs`.
+        features: Features of the distinct (user, cutoff) of the pairs in their order, from
+            `UserPreprocessor.fit_transform`. Default: compute them here.
+        steps: Joint steps. Default: `config.steps`.
+        minutes: Time budget. Encoding the texts and the warm start are never shortened; there are
+            fewer joint steps (at least 5), then fewer steps of the last fit (at least a tenth). A
+            resumed training cannot time its last fit, which then exceeds the budget. Default:
+            none.
+        seed: Seed of batches and dropout. Default: 0.
+        checkpoint: File for the state of the joint training; the state before it is stored beside
+            it. Default: none.
+        resume: Continue from the checkpoint, bit for bit on one CPU thread. Default: False.
+        progress: Called with (stage, done, total, loss); `training_stages` names the stages.
+            Default: none.
 
-    Returns columns step, loss, contrastive, autoregressive, pairs_per_s. Source: paper, sections 3.3 and 4.
+    Returns:
+        One row a joint step: step, loss, contrastive, autoregressive, pairs_per_s.
+
+    Raises:
+        ValueError: If the pairs or the features do not fit the users.
+        CheckpointError: If all checkpoints are damaged, or of another training.
 
     Example:
         >>> users = qa.make_sample_users(40)
         >>> pairs = qa.make_pairs(users, per_sample=4)
-        >>> model = qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), qa.TINY))
-        >>> qa.train(model, users, pairs, steps=2).step.tolist()
+        >>> samples = pairs[["user", "cutoff"]].drop_duplicates()
+        >>> preprocessor, features = qa.UserPreprocessor.fit_transform(users, samples, qa.TINY)
+        >>> model = qa.QAnchor(qa.TINY, preprocessor)
+        >>> qa.train(model, users, pairs, features=features, steps=2).step.tolist()
         [1, 2]
     """
     from accelerate import Accelerator
     from accelerate.utils import broadcast_object_list
 
-    config, began = model.config, time.monotonic()
+    config = model.config
+    start = time.monotonic()
     accelerator = Accelerator(cpu=model.device.type == "cpu")
     model.to(accelerator.device)
-    model.run = ""  # what comes out is no run's until it is saved and loaded
-    report = progress if progress and accelerator.is_main_process else lambda *_: None
+    model.run = ""  # the trained model belongs to no run until it is saved and loaded
+    is_reporting = progress and accelerator.is_main_process
+    report = progress if is_reporting else lambda *_: None
     validate_pairs(pairs, users)
     samples = PairDataset(model, pairs)
     if model.skip is not None:
-        model.skip.remember(samples.meaning_of_query)
-    readings = model.preprocessor.transform(users, samples.keys, lambda *n: report("reading", *n, float("nan")))
-    key = fingerprint(config.to_dict(), seed, pairs, readings.coarse)
-    kept_at = None if checkpoint is None else Checkpoint(Path(checkpoint), key)
-    found = kept_at.read() if resume and kept_at else None
+        model.skip.remember(samples.query_text_embeddings)
+    features = _sample_features(model, users, samples, features, report)
+    store = None
+    if checkpoint is not None:
+        key = fingerprint(config.to_dict(), seed, pairs, features.coarse)
+        store = Checkpoint(Path(checkpoint), key)
+    saved = store.read() if resume and store else None
+
     model.train()
-    fit = lambda stage, salt, n: train_heads(model, samples, readings, seed + salt, n, stage, report)  # noqa: E731
-    reading, fitting = fit("warm start", 0, 0 if found else config.head_warmup_steps)
-    each, last = fitting / max(config.head_warmup_steps, 1), config.head_refit_steps  # each: seconds of a step of a fit
-    end = None if minutes is None else began + minutes * 60 - reading
-    rows = _joint_steps(model, samples, readings, accelerator, seed, steps, end and end - each * last, kept_at, found, report)
-    if end is not None and each:
-        last = broadcast_object_list([min(last, max(last // 10, int((end - time.monotonic()) / each)))])[0]
-    fit("last fit", 1, last)
+    warmup_steps = 0 if saved else config.head_warmup_steps
+    encoding_s, fitting_s = train_heads(
+        model, samples, features, seed, warmup_steps, "warm start", report
+    )
+    head_step_s = fitting_s / max(config.head_warmup_steps, 1)
+    refit_steps = config.head_refit_steps
+    end = None
+    joint_end = None
+    if minutes is not None:
+        end = start + minutes * 60 - encoding_s
+        joint_end = end - head_step_s * refit_steps
+    rows = _joint_steps(
+        model, samples, features, accelerator, seed, steps, joint_end, store, saved, report
+    )
+    if end is not None and head_step_s:
+        affordable = int((end - time.monotonic()) / head_step_s)
+        refit_steps = min(refit_steps, max(refit_steps // MIN_REFIT_DIVISOR, affordable))
+        refit_steps = broadcast_object_list([refit_steps])[0]
+    train_heads(model, samples, features, seed + 1, refit_steps, "last fit", report)
     model.eval()
     return pd.DataFrame(rows, columns=list(HISTORY))
 
 
-def training_stages(config: Config, resumed: bool = False) -> dict[str, tuple[str, str, int]]:
-    """Name the stages of a training: words for each, the earlier stage whose steps cost as much, its steps (0: as many).
+def _sample_features(
+    model: QAnchor,
+    users: Users,
+    samples: PairDataset,
+    features: UserFeatures | None,
+    report: Report,
+) -> UserFeatures:
+    """Return the features of the samples, computed here unless they are given."""
+    if features is None:
+        return model.preprocessor.transform(
+            users, samples.keys, lambda done, total: report("reading", done, total, float("nan"))
+        )
+    if features.users != tuple(samples.keys["user"]):
+        raise ValueError(
+            f"The features have {len(features):,} samples, the pairs {len(samples):,}, or their "
+            "users differ. Compute them with UserPreprocessor.fit_transform on "
+            'pairs[["user", "cutoff"]].drop_duplicates().'
+        )
+    return features
+
+
+def training_stages(
+    config: Config, resumed: bool = False, with_features: bool = False
+) -> dict[str, tuple[str, str, int]]:
+    """Return the stages of a training, for `StageEta`.
+
+    Args:
+        config: Configuration.
+        resumed: The training continues from a checkpoint. Default: False.
+        with_features: `train` is given the features, and does not read the users. Default: False.
+
+    Returns:
+        For each stage: its title, an earlier stage whose steps take as long or "", and its number
+        of steps or 0 if unknown.
 
     Example:
         >>> from qanchor.config import SMALL
-        >>> list(training_stages(SMALL, resumed=True)), training_stages(SMALL)["last fit"]
-        (['reading', 'training', 'last fit, reading', 'last fit'], ('last fit', 'warm start', 1600))
+        >>> list(training_stages(SMALL, resumed=True))
+        ['reading', 'training', 'last fit, reading', 'last fit']
+        >>> training_stages(SMALL)["last fit"]
+        ('last fit', 'warm start', 1600)
     """
-    plan, warm = {"reading": ("reading users", "", 0)}, config.head_warmup_steps and not resumed
-    if warm:
-        plan |= {"warm start, reading": ("reading queries and answers", "", 0), "warm start": ("warm start", "", 0)}
-    plan["training"] = ("joint steps", "", 0)
+    texts_title = "reading queries and answers"
+    has_warm_start = config.head_warmup_steps and not resumed
+    stages = {}
+    if not with_features:
+        stages["reading"] = ("reading users", "", 0)
+    if has_warm_start:
+        stages["warm start, reading"] = (texts_title, "", 0)
+        stages["warm start"] = ("warm start", "", 0)
+    stages["training"] = ("joint steps", "", 0)
     if config.head_refit_steps:
-        like = ("warm start, reading", "warm start") if warm else ("", "")
-        plan["last fit, reading"] = ("reading queries and answers", like[0], 0)
-        plan["last fit"] = ("last fit", like[1], config.head_refit_steps)
-    return plan
+        similar = ("warm start, reading", "warm start") if has_warm_start else ("", "")
+        stages["last fit, reading"] = (texts_title, similar[0], 0)
+        stages["last fit"] = ("last fit", similar[1], config.head_refit_steps)
+    return stages
 
 
-def _joint_steps(model, samples, readings, accelerator, seed, steps, end, kept_at, found, report) -> list[dict]:
-    """Take the joint steps, from what was `found` or from the start: `steps`, or as many as are done at the time `end`."""
+def _joint_steps(
+    model: QAnchor,
+    samples: PairDataset,
+    features: UserFeatures,
+    accelerator,
+    seed: int,
+    steps: int | None,
+    end: float | None,
+    store: Checkpoint | None,
+    saved: CheckpointState | None,
+    report: Report,
+) -> list[dict]:
+    """Take the joint steps: `steps`, or as many as fit until the time `end`; return the history."""
     from accelerate.utils import broadcast_object_list
 
     config = model.config
-    wrapped = accelerator.prepare(model)  # from here on the weights of all processes are the first one's
-    masters = FP32MasterWeights(model, config.lora_learning_rate, config.head_learning_rate, config.weight_decay)
-    start, planned, rows = 0, config.steps, []
-    if found:
-        _restore(found.state, model, masters)
-        start, planned, rows = found.step, found.total, found.rows
-    step, total = start, steps or planned
+    wrapped = accelerator.prepare(model)  # every process now has the weights of the first
+    masters = FP32MasterWeights(
+        model, config.lora_learning_rate, config.head_learning_rate, config.weight_decay
+    )
+    first_step, planned, rows = 0, config.steps, []
+    if saved:
+        _restore(saved.state, model, masters)
+        first_step, planned, rows = saved.step, saved.total, saved.rows
+    step = first_step
+    total = steps or planned
     while step < total:
-        tick = time.monotonic()
-        parts, n = joint_step(wrapped, model, samples, readings, (seed, step, total), accelerator)
-        masters.step(_factor(config, step, total), config.max_grad_norm)
+        step_start = time.monotonic()
+        when = (seed, step, total)
+        losses, n_pairs = joint_step(wrapped, model, samples, features, when, accelerator)
+        masters.step(_learning_rate_factor(config, step, total), config.max_grad_norm)
         step += 1
-        rows.append(dict(zip(HISTORY, (step, *parts, n / (time.monotonic() - tick)), strict=True)))
-        if end is not None and step == start + 4:  # by now the speed is known: set the length of the schedule by it
-            total = max(step + 1, min(total if steps else 10**9, step + _steps_until(end, rows[-3:], n)))
-            total = broadcast_object_list([total])[0]  # by one clock for all processes
+        pairs_per_s = n_pairs / (time.monotonic() - step_start)
+        rows.append(dict(zip(HISTORY, (step, *losses, pairs_per_s), strict=True)))
+        # the time of a step is known by now: set the length of the schedule
+        if end is not None and step == first_step + SCHEDULED_AFTER:
+            affordable = step + _steps_until(end, rows[-TIMED_STEPS:], n_pairs)
+            total = max(step + 1, min(total if steps else 10**9, affordable))
+            total = broadcast_object_list([total])[0]  # one clock decides for all processes
         report("training", step, total, rows[-1]["loss"])
-        if kept_at and accelerator.is_main_process and (step % 10 == 0 or step == total):
-            kept_at.write(_state(model, masters), step, total, rows)
+        is_due = step % CHECKPOINT_INTERVAL == 0 or step == total
+        if store and accelerator.is_main_process and is_due:
+            store.write(_state(model, masters), step, total, rows)
     return rows
 
 
-def _factor(config, step: int, total: int) -> float:
-    """Scale the learning rates: up over the first share of the steps, then down along a cosine."""
-    return min((step + 1) / max(int(config.warmup_ratio * total), 1), 0.5 * (1 + np.cos(np.pi * step / total)) + 0.02)
+def _learning_rate_factor(config: Config, step: int, total: int) -> float:
+    """Return the multiple of the peak learning rates: linear warm-up, then a cosine to 2 %."""
+    warmup = (step + 1) / max(int(config.warmup_ratio * total), 1)
+    cosine = 0.5 * (1 + np.cos(np.pi * step / total)) + 0.02
+    return min(warmup, cosine)
 
 
-def _steps_until(end: float, lately: list[dict], pairs: int) -> int:
-    return int((end - time.monotonic()) / np.mean([pairs / row["pairs_per_s"] for row in lately]))
+def _steps_until(end: float, recent_rows: list[dict], n_pairs: int) -> int:
+    """Return how many steps of `n_pairs` pairs fit until the time `end`."""
+    step_seconds = np.mean([n_pairs / row["pairs_per_s"] for row in recent_rows])
+    return int((end - time.monotonic()) / step_seconds)
 
 
 def train_heads(
-    model: QAnchor, samples: PairDataset, readings: UserFeatures, seed: int, steps: int, stage: str, report
+    model: QAnchor,
+    samples: PairDataset,
+    features: UserFeatures,
+    seed: int,
+    steps: int,
+    stage: str,
+    report: Report,
 ) -> tuple[float, float]:
-    """Fit projection and skip on coarse numbers and queries read alone, with the backbone at rest.
+    """Fit projection and skip on coarse numbers and on queries alone, with a frozen backbone.
 
-    Queries and answers are read once each; a step then costs only the heads, so thousands of them fit into minutes.
-    Before the joint training this is its warm start, and it sets the projection's centre and spread, without which all cosines
-    start near 1; afterwards it fits the heads to what the joint training has made of the backbone.
-    report  called with (stage, done, total, loss).  Returns the seconds of reading and of fitting, 0 for no steps.
+    Queries and answers are encoded once; a step then runs only the heads, so thousands of steps
+    take minutes. Before the joint training this also sets the mean and standard deviation of the
+    projection, without which all cosines start near 1; afterwards it fits the heads to the trained
+    backbone.
+
+    Args:
+        model: Model to train, in place.
+        samples: Training pairs.
+        features: Features of the samples.
+        seed: Seed of batches, dropout and noise.
+        steps: Steps; 0 does nothing.
+        stage: Name of the stage in the reports.
+        report: Called with (stage, done, total, loss).
+
+    Returns:
+        Seconds of encoding the texts, and seconds of fitting.
     """
-    config, device, began = model.config, model.device, time.monotonic()
     if not steps:
         return 0.0, 0.0
+    config, device = model.config, model.device
+    start = time.monotonic()
     samples = samples.common(config.head_max_answers)
     used = np.unique(samples.answer[np.concatenate(samples.rows)])
-    asked = len(samples.query_ids)
-    tell = lambda done: report(f"{stage}, reading", done, asked + len(used), float("nan"))  # noqa: E731
-    alone = _read_alone(model, [[*ids, USER_EMB] for ids in samples.query_ids], tell)
-    said = _read_alone(model, [samples.answer_ids[a] for a in used], lambda done: tell(asked + done))
-    place = np.zeros(len(samples.answers), np.int64)
+    n_queries = len(samples.query_ids)
+    n_texts = n_queries + len(used)
+
+    def report_texts(done: int) -> None:
+        report(f"{stage}, reading", done, n_texts, float("nan"))
+
+    query_rows = [[*ids, USER_EMB] for ids in samples.query_ids]
+    answer_rows = [samples.answer_ids[answer] for answer in used]
+    query_hidden = _encode_texts(model, query_rows, report_texts)
+    answer_hidden = _encode_texts(model, answer_rows, lambda done: report_texts(n_queries + done))
+    place = np.zeros(len(samples.answers), np.int64)  # row of `answer_hidden` of each answer
     place[used] = np.arange(len(used))
-    both, read_at = torch.cat([alone, said]), time.monotonic()
-    model.projection.centre.copy_(both.mean(0))
-    model.projection.spread.copy_(both.std(0).clamp(min=1e-3))
-    heads = [p for m in (model.projection, model.skip) if m is not None for p in m.parameters()]
-    optimiser = torch.optim.AdamW(heads, lr=HEADS_LEARNING_RATE, weight_decay=config.weight_decay)
-    rise = max(0.1, min(1.5 / steps, 0.3))  # a share of exactly one step is what OneCycleLR cannot divide by
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, HEADS_LEARNING_RATE, total_steps=steps, pct_start=rise)
-    coarse = torch.from_numpy(readings.coarse).to(device)
+    all_hidden = torch.cat([query_hidden, answer_hidden])
+    encoded_at = time.monotonic()
+    model.projection.centre.copy_(all_hidden.mean(0))
+    model.projection.spread.copy_(all_hidden.std(0).clamp(min=1e-3))
+
+    modules = [module for module in (model.projection, model.skip) if module is not None]
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=HEAD_FIT_LEARNING_RATE, weight_decay=config.weight_decay
+    )
+    # OneCycleLR divides by zero if the rise takes exactly one step
+    rise = max(0.1, min(1.5 / steps, 0.3))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, HEAD_FIT_LEARNING_RATE, total_steps=steps, pct_start=rise
+    )
+    coarse = torch.from_numpy(features.coarse).to(device)
+    encoding = QueryEncoding(query_hidden, samples.query_text_embeddings)
     k = config.head_queries_per_user
+    n_samples = min(config.head_batch_size // k, len(samples.usable))
+    noise_scale = config.anchor_noise / model.projection.out.out_features**0.5
     for step in range(steps):
         rng = np.random.default_rng((seed, 2, step))
-        chosen = rng.choice(samples.usable, min(config.head_batch_size // k, len(samples.usable)), replace=False)
+        chosen = rng.choice(samples.usable, n_samples, replace=False)
         pairs = samples.draw(rng, chosen, k)
-        query = QueryEncoding(alone, samples.meaning_of_query).at(samples.query[pairs])
+        query = encoding.at(samples.query[pairs])
         with torch.random.fork_rng():
             torch.manual_seed(int(rng.integers(2**62)))
             anchors = model.project_anchor(query.hidden, coarse[chosen], query).flatten(0, 1)
-            noise = torch.randn_like(anchors) * config.anchor_noise / model.projection.out.out_features**0.5
+            noise = torch.randn_like(anchors) * noise_scale
             anchors = nn.functional.normalize(anchors + noise, dim=-1)
-        answers, which = np.unique(samples.answer[pairs.ravel()], return_inverse=True)
-        targets = model.project_target(said[place[answers]])[torch.as_tensor(which, device=device)]
+        pair_answers = samples.answer[pairs.ravel()]
+        answers, answer_of_pair = np.unique(pair_answers, return_inverse=True)
+        targets = model.project_target(answer_hidden[place[answers]])
+        targets = targets[torch.as_tensor(answer_of_pair, device=device)]
         margin = false_negative_margin_at(config, step, steps)
+        same = samples.same(pairs, device)
         loss = contrastive_loss(
-            anchors, targets, config.temperature, margin, config.contrastive_variant, samples.same(pairs, device)
+            anchors, targets, config.temperature, margin, config.contrastive_variant, same
         )
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(heads, config.max_grad_norm)
-        optimiser.step()
+        nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        optimizer.step()
         schedule.step()
-        if step % 10 == 9 or step + 1 == steps:
-            report(stage, step + 1, steps, loss.item())
-    return read_at - began, time.monotonic() - read_at
+        done = step + 1
+        if done % REPORT_INTERVAL == 0 or done == steps:
+            report(stage, done, steps, loss.item())
+    return encoded_at - start, time.monotonic() - encoded_at
 
 
 @torch.no_grad()
-def _read_alone(model: QAnchor, rows: list[list[int]], report) -> Float[Tensor, "row width"]:
-    out, done, training = None, 0, model.training
-    model.eval()  # dropout would blur what is read once and used often
-    for group in group_by_length([len(r) for r in rows], 4096):
+def _encode_texts(
+    model: QAnchor, rows: list[list[int]], report: Callable[[int], object]
+) -> Float[Tensor, "row width"]:
+    """Return the state at the last token of each row, in float32; `report` gets rows done."""
+    out = None
+    done = 0
+    was_training = model.training
+    model.eval()  # no dropout: each text is encoded once and used in many steps
+    for group in group_by_length([len(row) for row in rows], TEXT_TOKENS_PER_PASS):
         hidden = model.encode_text([rows[i] for i in group]).float()
-        out = hidden.new_zeros(len(rows), hidden.shape[1]) if out is None else out
+        if out is None:
+            out = hidden.new_zeros(len(rows), hidden.shape[1])
         out[torch.as_tensor(group, device=hidden.device)] = hidden
         done += len(group)
         report(done)
-    model.train(training)
+    model.train(was_training)
     return out
 
 
 def _state(model: QAnchor, masters: FP32MasterWeights) -> dict[str, Tensor]:
-    """Gather everything that the next step depends on."""
-    state = {f"master.{i}": c.detach() for i, c in enumerate(masters.copy)}
-    state |= {f"buffer.{n}": b for n, b in model.projection.named_buffers()}
+    """Return every tensor that the next joint step depends on."""
+    state = {}
     for i, master in enumerate(masters.copy):
-        state |= {f"moment.{i}.{k}": v for k, v in masters.optimiser.state[master].items() if isinstance(v, Tensor)}
+        state[f"master.{i}"] = master.detach()
+        for name, value in masters.optimizer.state[master].items():
+            if isinstance(value, Tensor):
+                state[f"moment.{i}.{name}"] = value
+    for name, buffer in model.projection.named_buffers():
+        state[f"buffer.{name}"] = buffer
     return state
 
 
 @torch.no_grad()
 def _restore(state: dict[str, Tensor], model: QAnchor, masters: FP32MasterWeights) -> None:
+    """Load what `_state` returned."""
     for i, (master, live) in enumerate(zip(masters.copy, masters.live, strict=True)):
         master.copy_(state[f"master.{i}"])
         live.copy_(master)
         prefix = f"moment.{i}."
-        moments = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        moments = {}
+        for name, value in state.items():
+            if name.startswith(prefix):
+                key = name.removeprefix(prefix)
+                # AdamW keeps the step count on the CPU
+                moments[key] = value if key == "step" else value.to(master.device)
         if moments:
-            masters.optimiser.state[master] = {k: v if k == "step" else v.to(master.device) for k, v in moments.items()}
+            masters.optimizer.state[master] = moments
     for name, buffer in model.projection.named_buffers():
         buffer.copy_(state[f"buffer.{name}"])

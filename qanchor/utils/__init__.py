@@ -1,1 +1,1 @@
-"""Shared plumbing: atomic files, hashing, devices, progress and array helpers."""
+"""Shared plumbing: files, hashes, devices, progress, arrays."""

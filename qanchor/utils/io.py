@@ -1,22 +1,68 @@
-"""Files written whole or not at all."""
+"""Atomic file writes, the cache folder, and files shipped with the package."""
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """Say where weights, tables and built data are kept: `QANCHOR_CACHE`, else ~/.cache/qanchor."""
+    """Return the folder of weights, text tables and built data.
+
+    Returns:
+        The environment variable `QANCHOR_CACHE` if set, otherwise `~/.cache/qanchor`.
+    """
     return Path(os.environ.get("QANCHOR_CACHE") or Path.home() / ".cache" / "qanchor")
 
 
+def read_resource(package: str, name: str) -> str:
+    """Return the text of a file that is shipped with a package.
+
+    Args:
+        package: Package that holds the file, such as "qanchor.data".
+        name: Path of the file inside the package.
+
+    Returns:
+        The text, decoded as UTF-8.
+
+    Example:
+        >>> read_resource("qanchor.useru", "topics.csv").partition(",")[0]
+        'name'
+    """
+    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
+
+
+def read_resource_rows(package: str, name: str) -> list[dict[str, str]]:
+    """Return the rows of a CSV file that is shipped with a package, each as a dict of strings.
+
+    Args:
+        package: Package that holds the file, such as "qanchor.data".
+        name: Path of the file inside the package.
+
+    Returns:
+        One dict per row, keys in the order of the header.
+
+    Example:
+        >>> read_resource_rows("qanchor.useru", "topics.csv")[0]["name"]
+        'credit'
+    """
+    return list(csv.DictReader(read_resource(package, name).splitlines()))
+
+
 def replace_surrogates(text: str) -> str:
-    """Put a question mark for each half of a character (a lone surrogate), which neither file nor tokenizer takes.
+    """Replace each lone surrogate (half a character) by "?", which files and tokenizers accept.
+
+    Args:
+        text: Any string.
+
+    Returns:
+        The text, valid as UTF-8.
 
     Example:
         >>> replace_surrogates("tea " + chr(0xD83C))
@@ -27,19 +73,34 @@ def replace_surrogates(text: str) -> str:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Say a full disk or a forbidden folder as OSError, where the writer of tensors has an error of its own."""
+    """Turn safetensors' own error for a full disk or a read-only folder into OSError.
+
+    Args:
+        path: File that is being written; named in the error.
+
+    Raises:
+        OSError: safetensors could not write.
+    """
     from safetensors import SafetensorError
 
     try:
         yield
     except SafetensorError as error:
-        raise OSError(f"{path}: {error}: free some disk, or name another folder") from error
+        raise OSError(f"{path}: {error}. Free disk space or choose another folder.") from error
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a file beside `path`, then rename it: whoever reads or kills finds the old file or the new one.
+    """Write a file under a temporary name, then rename it to `path`.
 
-    The file beside it bears the number of the process: of two that write at once, the last wins. A fault leaves nothing.
+    A reader, or a process killed midway, leaves the old file or the new one, never half of it. The
+    temporary name holds the process id; of two processes that write at once, the last one wins.
+
+    Args:
+        path: File to write.
+        write: Called with the temporary path; must write that file.
+
+    Returns:
+        `path`.
 
     Example:
         >>> import tempfile
@@ -57,13 +118,17 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 @contextmanager
-def atomic_directory(target: Path):
-    """Give a folder to write into; it becomes `target` only when everything went well."""
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder that is renamed to `target` if the block ends without an error.
+
+    Args:
+        target: Folder to create. If another process created it first, that one is kept.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield aside
-        if not target.exists():  # another process may have been first: theirs is as good
+        if not target.exists():  # otherwise another process was first: keep its folder
             try:
                 aside.rename(target)
             except OSError:

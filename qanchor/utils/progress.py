@@ -1,4 +1,4 @@
-"""What is told on stderr, so that stdout stays clean: progress, how long it takes, warnings, and how to go on."""
+"""Progress bars with an estimate of the time left, on stderr so that stdout stays clean."""
 
 from __future__ import annotations
 
@@ -9,115 +9,175 @@ from math import ceil
 
 from tqdm import tqdm
 
-MIN_FRACTION = 4  # steps, the first left out, that tell how long a step takes
-SHORTEST = 0.1  # share of the last fit that `minutes` leave in any case
-BRIEF = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}] {bar}"  # no rate: the first report, of many at once, lies
-COUNTED = "{desc} {n_fmt}/{total_fmt} [{elapsed}{postfix}] {bar}"  # the bar last: narrow windows cut the end off
+MIN_TIMED_STEPS = 4  # steps after the first report before the time of a step is known
+MIN_REFIT_SHARE = 0.1  # share of the last fit that always runs, whatever `minutes` says
+# no rate: the first report covers many items at once, so its rate is wrong
+BAR_FORMAT = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}] {bar}"
+# the bar comes last: narrow windows cut the end off
+NUMBERED_BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} [{elapsed}{postfix}] {bar}"
 
 
 class StageEta:
-    """Know the phases of a training, and tell about how long all that is left takes, as soon as that can be told.
+    """Estimate the time left over all stages of a training.
 
-    plan      as `train.training_stages` gives it: of each stage its words, the earlier stage whose steps cost as much, and its steps.
-    minutes   when the training ends; the first stage of the plan comes before them.
+    Args:
+        plan: Stages in order, as `training_stages` returns them. Each value is (title, an earlier
+            stage whose steps take as long or "", number of steps or 0 if unknown).
+        minutes: Time budget of the training. The first stage of the plan is not part of it.
+            Default: no budget.
 
     Example:
-        >>> StageEta({"reading": ("reading users", "", 0), "training": ("joint steps", "", 0)}).opening()
+        >>> StageEta({"reading": ("users", "", 0), "training": ("joint steps", "", 0)}).opening()
         '2 phases; how long all takes can be told from phase 2 on, the joint steps'
     """
 
     def __init__(self, plan: Mapping[str, tuple[str, str, int]], minutes: float | None = None):
-        self.plan, self.stages = plan, list(plan)
-        self.tells = [stage for stage in plan if not plan[stage][1]][-1]  # of the stages after it, the like were there before
-        self.minutes = minutes if self.tells == "training" else None  # otherwise the last fit comes on top
+        self.plan = plan
+        self.stages = list(plan)
+        # every stage after this one costs as much as an earlier one
+        self.known_from = [stage for stage in plan if not plan[stage][1]][-1]
+        # a resumed training cannot time its last fit, which therefore exceeds the budget
+        self.minutes = minutes if self.known_from == "training" else None
         self.now = time.monotonic()
         self.end = self.now + 60 * (minutes or 0)
-        self.seen: dict[str, tuple] = {}  # stage -> began; time, done of its first report; time, done, total of the last
+        # stage -> start; time and count of its first report; time, count and total of its last
+        self.reports: dict[str, tuple] = {}
 
     def opening(self) -> str:
-        """Say how many phases there are, and when it can be told how long they take."""
-        many, number = f"{len(self.stages)} phases", self.stages.index(self.tells) + 1
+        """Return how many phases there are, and from which one the total time is known."""
+        phases = f"{len(self.stages)} phases"
         if self.minutes is not None:
-            return f"{many}; about {self.minutes:g} min after the first"
-        return f"{many}; how long all takes can be told from phase {number} on, the {self.plan[self.tells][0]}"
+            return f"{phases}; about {self.minutes:g} min after the first"
+        number = self.stages.index(self.known_from) + 1
+        title = self.plan[self.known_from][0]
+        return f"{phases}; how long all takes can be told from phase {number} on, the {title}"
 
     def title(self, stage: str) -> str:
-        """Say which phase of how many a stage is."""
-        return f"{self.stages.index(stage) + 1} of {len(self.stages)}: {self.plan[stage][0]}" if stage in self.plan else stage
+        """Return the title of a stage with its number, or the stage itself if it is not planned.
+
+        Args:
+            stage: Key of the plan.
+        """
+        if stage not in self.plan:
+            return stage
+        return f"{self.stages.index(stage) + 1} of {len(self.stages)}: {self.plan[stage][0]}"
 
     def __call__(self, stage: str, done: int, total: int) -> str:
-        """Take a report; give about how long all that is left takes, or nothing while that cannot be told."""
+        """Record a report and return the time left over all stages, or "" while it is unknown.
+
+        Args:
+            stage: Key of the plan; others are ignored.
+            done: Items finished in this stage.
+            total: Items of this stage.
+        """
         before, self.now = self.now, time.monotonic()
-        self.seen[stage] = (*self.seen.get(stage, (before, self.now, done))[:3], self.now, done, total)
+        first_report = self.reports.get(stage, (before, self.now, done))[:3]
+        self.reports[stage] = (*first_report, self.now, done, total)
         if stage not in self.plan:
             return ""
-        to_come = self.stages[self.stages.index(stage) :]
-        left = self._left(to_come)
+        stages_left = self.stages[self.stages.index(stage) :]
+        seconds = self._seconds_left(stages_left)
         if self.minutes is not None:
             if stage == self.stages[0]:
-                self.end = self.now + 60 * self.minutes + (self._left([stage]) or 0)
-            by_clock = self.end - self.now
-            if left is None and by_clock <= 0:
+                self.end = self.now + 60 * self.minutes + (self._seconds_left([stage]) or 0)
+            budget = self.end - self.now
+            if seconds is None and budget <= 0:
                 return f"beyond the {self.minutes:g} min, as short as can be"
-            left = by_clock if left is None else min(left, max(by_clock, self._left(to_come, SHORTEST)))
-        return f"about {rounded_duration(left)} in all left" if left else ""
+            if seconds is None:
+                seconds = budget
+            else:
+                shortest = self._seconds_left(stages_left, MIN_REFIT_SHARE)
+                seconds = min(seconds, max(budget, shortest))
+        return f"about {rounded_duration(seconds)} in all left" if seconds else ""
 
-    def _left(self, stages: list[str], share: float = 1.0) -> float | None:
-        """Add up the seconds of what is left of these stages (of a last fit to come, a share); None if one cannot be told."""
-        whole = 0.0
+    def _seconds_left(self, stages: list[str], share: float = 1.0) -> float | None:
+        """Return the seconds these stages still take, or None if one is unknown.
+
+        `share` is the part of a planned last fit that counts.
+        """
+        seconds = 0.0
         for stage in stages:
-            _, like, steps = self.plan[stage]
-            each = self._each(stage) or self._each(like)
-            if each is None:
+            _, similar, steps = self.plan[stage]
+            step_seconds = self._step_seconds(stage) or self._step_seconds(similar)
+            if step_seconds is None:
                 return None
-            done, total = self.seen.get(stage, (0, 0))[-2:]
-            whole += each * ((total or ceil(share * steps) or self.seen[like][-1]) - done)
-        return whole
+            done, total = self.reports.get(stage, (0, 0))[-2:]
+            total = total or ceil(share * steps) or self.reports[similar][-1]
+            seconds += step_seconds * (total - done)
+        return seconds
 
-    def _each(self, stage: str) -> float | None:
-        """Give the seconds of a step of a stage, once they are known."""
-        if stage not in self.seen:
+    def _step_seconds(self, stage: str) -> float | None:
+        """Return the seconds of one step of a stage, or None if unknown."""
+        if stage not in self.reports:
             return None
-        began, first, some, now, done, total = self.seen[stage]
-        if done - some >= MIN_FRACTION:
-            return (now - first) / (done - some)
-        return (now - began) / total if done == total else None
+        start, first_time, first_done, last_time, done, total = self.reports[stage]
+        if done - first_done >= MIN_TIMED_STEPS:
+            return (last_time - first_time) / (done - first_done)
+        return (last_time - start) / total if done == total else None
 
 
 def rounded_duration(seconds: float) -> str:
-    """Write a time as roughly as it is known.
+    """Return a duration as text, rounded to the precision of an estimate.
+
+    Args:
+        seconds: Duration in seconds.
 
     Example:
-        >>> rounded_duration(8), rounded_duration(84), rounded_duration(500), rounded_duration(9000)
-        ('10 s', '80 s', '8 min', '2.5 h')
+        >>> [rounded_duration(seconds) for seconds in (8, 84, 500, 9000)]
+        ['10 s', '80 s', '8 min', '2.5 h']
     """
     if seconds < 90:
         return f"{max(10, round(seconds, -1)):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 class ProgressBars:
-    """Show one progress bar a stage, on stderr; with a `course`, each says which phase it is, and how long all takes."""
+    """Show one progress bar for each stage, on stderr.
 
-    def __init__(self, course: StageEta | None = None):
-        self.bar, self.stage, self.course = None, "", course
-        if course:
-            print(course.opening(), file=sys.stderr)
+    Args:
+        eta: Adds the number of the phase and the time left over all phases to each bar.
+            Default: plain bars.
+    """
+
+    def __init__(self, eta: StageEta | None = None):
+        self.bar = None
+        self.stage = ""
+        self.eta = eta
+        if eta:
+            print(eta.opening(), file=sys.stderr)
 
     def __call__(self, stage: str, done: int, total: int, loss: float = float("nan")) -> None:
-        told = [self.course(stage, done, total)] if self.course else []
-        if new := stage != self.stage:
+        """Update the bar of a stage; a new stage closes the previous bar.
+
+        Args:
+            stage: Name of the stage.
+            done: Items finished.
+            total: Items of the stage.
+            loss: Shown unless it is NaN.
+        """
+        notes = []
+        if self.eta:
+            notes.append(self.eta(stage, done, total))
+        if loss == loss:
+            notes.append(f"loss {loss:.2f}")
+        is_new = stage != self.stage
+        if is_new:
             self.close()
-            title, shape = (self.course.title(stage), COUNTED) if self.course else (stage, BRIEF)
-            how = {"desc": title, "bar_format": shape}
-            self.bar, self.stage = tqdm(total=total, file=sys.stderr, dynamic_ncols=True, **how), stage
+            title = self.eta.title(stage) if self.eta else stage
+            bar_format = NUMBERED_BAR_FORMAT if self.eta else BAR_FORMAT
+            self.bar = tqdm(
+                total=total, file=sys.stderr, dynamic_ncols=True, desc=title, bar_format=bar_format
+            )
+            self.stage = stage
         self.bar.total = total
-        told += [f"loss {loss:.2f}"] if loss == loss else []
-        self.bar.set_postfix_str(", ".join(filter(None, told)), refresh=False)
+        self.bar.set_postfix_str(", ".join(filter(None, notes)), refresh=False)
         self.bar.update(done - self.bar.n)
-        if new:  # a second report may take a while
+        if is_new:  # the second report may take a while
             self.bar.refresh()
 
     def close(self) -> None:
+        """Close the current bar, if there is one."""
         if self.bar is not None:
             self.bar.close()

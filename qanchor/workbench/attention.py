@@ -52,7 +52,7 @@ class AttentionBackend:
 
     Example:
         >>> users = qa.make_sample_users(40)
-        >>> looker = AttentionBackend(qa.Engine(qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))), users, most=2)
+        >>> looker = AttentionBackend(qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))), users, most=2)
         >>> *_, last = looker("Will this user travel soon?")
         >>> last["done"] == last["total"], last["ledger"].query("layer == -1 and head_group == -1").weight.sum().round(4)
         (True, np.float64(1.0))

@@ -36,7 +36,7 @@ class LensBackend:
 
     Example:
         >>> users = qa.make_sample_users(40)
-        >>> model = qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))
+        >>> model = qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))
         >>> engine = qa.Engine(model)
         >>> *_, last = qa.LensBackend(engine, engine.prefill(users), users, method="pca")("Will this user travel soon?")
         >>> list(last["points"].columns)

@@ -32,7 +32,7 @@ class PromptTuningBackend:
 
     Example:
         >>> users = qa.make_sample_users(60)
-        >>> engine = qa.Engine(qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
         >>> *_, last = PromptTuningBackend(engine, engine.prefill(users), users)("Why?", "Active", steps=10)
         >>> last["prompt"], last["result"]["measure"].tolist()
         (SoftPrompt('Why?', 6 vectors, 2 classes), ['auc', 'ks', 'silhouette'])

@@ -29,7 +29,7 @@ class WorkbenchSession:
 
     Example:
         >>> users = qa.make_sample_users(40)
-        >>> desk = WorkbenchSession(qa.Engine(qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))), users, method="pca")
+        >>> desk = WorkbenchSession(qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))), users, method="pca")
         >>> desk.compare("", "Will this user travel soon?")["sentence"].split(".")[0]
         '0 clusters became 0: none on either side'
     """

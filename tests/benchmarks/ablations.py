@@ -16,9 +16,8 @@ from qanchor.config import SMALL, Config
 from qanchor.data.users import Users
 from qanchor.evaluation.tasks import average_auc, cross_validate_tasks
 from qanchor.inference.engine import Engine
-from qanchor.models.model import build_model
+from qanchor.models.model import QAnchor
 from qanchor.models.preprocessor import UserPreprocessor
-from qanchor.models.serialization import load_model, save_model
 from qanchor.training.trainer import train
 from qanchor.useru.pairs import make_pairs
 from qanchor.useru.schedule import default_cutoffs
@@ -86,7 +85,7 @@ def _asked(people: Users, names: list[str], wanted: Config, folder: Path, progre
     """Train a variant and ask it each task's own question, and another's, unless its folder has both: {task: anchors} each."""
     if not (folder / "config.json").exists():
         _train(people, wanted, folder, progress)
-    model, file = load_model(folder), folder / "asked.safetensors"
+    model, file = QAnchor.from_pretrained(folder), folder / "asked.safetensors"
     if model.config != wanted:
         other = {k: v for k, v in model.config.to_dict().items() if v != getattr(wanted, k)}
         raise ValueError(f"{folder} was trained with {other}: remove it, or name another folder with --run")
@@ -99,5 +98,5 @@ def _asked(people: Users, names: list[str], wanted: Config, folder: Path, progre
 
 def _train(people: Users, config: Config, folder: Path, progress) -> None:
     pairs = make_pairs(people, per_sample=config.pairs_per_sample, cutoffs=default_cutoffs(people, config.num_cutoffs))
-    model = build_model(config, UserPreprocessor.fit(people, pairs[["user", "cutoff"]].drop_duplicates(), config))
-    save_model(model, folder, train(model, people, pairs, progress=progress))
+    model = QAnchor(config, UserPreprocessor.fit(people, pairs[["user", "cutoff"]].drop_duplicates(), config))
+    model.save_pretrained(folder, train(model, people, pairs, progress=progress))

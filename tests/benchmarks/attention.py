@@ -16,7 +16,7 @@ from qanchor.evaluation.tasks import QUERIES
 from qanchor.inference.engine import Engine
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.models.heads import QueryLike, query_text
-from qanchor.models.serialization import load_model
+from qanchor.models.model import QAnchor
 from qanchor.prompt_tuning.tuning import tune_prompt
 
 MEASURES = ("weight", "per_token", "deletion_effect", "gradient")
@@ -49,7 +49,7 @@ def attention(
         raise ValueError(
             f"bench attention: data {every.name!r}, run {run}: the truth is known of --data world alone, give --run"
         )
-    people, engine = every.sample(most), Engine(load_model(run))
+    people, engine = every.sample(most), Engine(QAnchor.from_pretrained(run))
     others = every.select(sorted(set(every.ids) - set(people.ids))).sample(tuned_on)
     asked: dict[str, QueryLike] = {task: QUERIES[task].format(user=people.unit) for task in CARRIERS}
     cache, read, prompts = engine.prefill(people), engine.prefill(others), {}

@@ -16,8 +16,7 @@ from qanchor.data.users import Users
 from qanchor.evaluation.prompt_evaluation import compare_embeddings, compare_prompt, split_labels
 from qanchor.inference.engine import Engine
 from qanchor.models.collate import collate_users
-from qanchor.models.model import QAnchor, build_model
-from qanchor.models.serialization import load_model
+from qanchor.models.model import QAnchor
 from qanchor.prompt_tuning.labels import balanced_weights, encode_labels, stratified_split
 from qanchor.prompt_tuning.soft_prompt import USERS_PER_PASS, class_centroids, class_loss
 from qanchor.prompt_tuning.tuning import VALIDATION_INTERVAL, iter_tune_prompt, tune_prompt
@@ -60,7 +59,7 @@ def curves(
     rows: one a curve, x and task. average: over the tasks, the gain paired, with its 95 % interval. seeds is not looked at.
     """
     people = users().sample(most)
-    give = (lambda: load_model(run)) if run else (lambda: fresh(config, people))
+    give = (lambda: QAnchor.from_pretrained(run)) if run else (lambda: fresh(config, people))
     names = askable(people)
     names = names[:: -(-len(names) // tasks)]
     query, held, rows = VAGUE.replace("{user}", people.unit), {}, []
@@ -88,7 +87,7 @@ def _judged(people, give, query, names, vectors, each, steps, progress) -> Itera
             yield "steps", step, name, compare_prompt(engine, cache, prompt, learn, others)
         progress("tuning", done := done + 1, total)
     before = engine.embed(cache, [query])[:, 0]
-    untrained = Engine(build_model(engine.model.config, engine.model.preprocessor, device=str(engine.model.device)))
+    untrained = Engine(QAnchor(engine.model.config, engine.model.preprocessor, device=str(engine.model.device)))
     blank = untrained.prefill(people)
     for name, (learn, others) in labels.items():
         prompt, _ = tune_prompt(untrained, blank, query, learn, steps=each)

@@ -19,7 +19,7 @@ from qanchor.evaluation.metrics import roc_auc
 from qanchor.evaluation.tasks import QUERIES, average_auc, cross_validate_tasks, task_frame
 from qanchor.inference.engine import Engine
 from qanchor.inference.ranking import label_free_scores
-from qanchor.models.serialization import load_model
+from qanchor.models.model import QAnchor
 from qanchor.models.text_encoder import text_vectors
 from qanchor.useru.pairs import SUMMARY_QUERY
 
@@ -60,7 +60,7 @@ def fairness(
         raise ValueError(f"bench fairness: data {people.name!r}, run {run}: give --run, and --data {', '.join(ASKED)}")
     hidden = attributes(people)
     people = people.select(hidden.dropna(how="all").index).sample(most)
-    hidden, engine = hidden.loc[list(people.ids)], Engine(load_model(run))
+    hidden, engine = hidden.loc[list(people.ids)], Engine(QAnchor.from_pretrained(run))
     tasks = [task for task in SCORED[people.name] if task in people.labels]
     asked = {"nothing": "", "generic": SUMMARY_QUERY} | ASKED[people.name] | {task: QUERIES[task] for task in tasks}
     asked = {name: query.replace("{user}", people.unit) for name, query in asked.items()}

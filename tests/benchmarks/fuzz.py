@@ -25,9 +25,8 @@ from qanchor.data.reading import check_folder as check
 from qanchor.data.sample import make_sample_users
 from qanchor.data.users import Users, load_users
 from qanchor.inference.engine import Engine
-from qanchor.models.model import build_model
+from qanchor.models.model import QAnchor
 from qanchor.models.preprocessor import UserPreprocessor
-from qanchor.models.serialization import load_model, save_model
 from qanchor.models.text_encoder import VectorTable
 from qanchor.prompt_tuning.soft_prompt import SoftPrompt
 from qanchor.training.checkpoint import Checkpoint
@@ -47,9 +46,9 @@ class Place:
         self.good, self.work = folder / "good", folder / "work"
         self.users = make_sample_users(12)
         small = self.users.select(self.users.ids[:4])
-        model = build_model(TINY, UserPreprocessor.fit(self.users, None, TINY), device="cpu")
-        save_model(model, self.good / "run")
-        self.engine = Engine(load_model(self.good / "run", "cpu"))
+        model = QAnchor(TINY, UserPreprocessor.fit(self.users, None, TINY), device="cpu")
+        model.save_pretrained(self.good / "run")
+        self.engine = Engine(QAnchor.from_pretrained(self.good / "run", "cpu"))
         self.cache = self.engine.prefill(small)
         self.events = self.users.events.groupby("modality", observed=True).head(2).astype({"user": str})
         self.events = self.events[["user", "time", "modality", "text"]].assign(amount=1.5).reset_index(drop=True)
@@ -121,7 +120,7 @@ def run_of(draw: Draw, place: Place) -> None:
         draw.json(folder / "config.json")
         if _names_a_model(folder / "config.json"):
             return
-    load_model(folder, "cpu")
+    QAnchor.from_pretrained(folder, "cpu")
 
 
 def _names_a_model(path: Path) -> bool:

@@ -13,7 +13,7 @@ from qanchor.data.users import Users
 from qanchor.evaluation.prompt_evaluation import compare_prompt, split_labels
 from qanchor.evaluation.tasks import QUERIES, average_auc
 from qanchor.inference.engine import Engine
-from qanchor.models.serialization import load_model
+from qanchor.models.model import QAnchor
 from qanchor.prompt_tuning.tuning import tune_prompt
 from tests.benchmarks.speed import fresh
 from tests.benchmarks.tasks import askable
@@ -40,7 +40,7 @@ def prompts(
     average: over the tasks, the gain paired, the same users drawn for all tasks. seeds is not looked at.
     """
     people = users().sample(most)
-    engine = Engine(load_model(run) if run else fresh(config, people))
+    engine = Engine(QAnchor.from_pretrained(run) if run else fresh(config, people))
     cache, names = engine.prefill(people), askable(people)
     ways = {"right": False, "vague": False, "vague_seek": True}
     held, rows, unit = {}, [], people.unit

@@ -14,7 +14,7 @@ from qanchor.evaluation.baselines import baseline_features
 from qanchor.evaluation.tasks import QUERIES, cross_validate_tasks
 from qanchor.inference.engine import Engine
 from qanchor.inference.ranking import label_free_scores
-from qanchor.models.serialization import load_model
+from qanchor.models.model import QAnchor
 from tests.benchmarks.replay_math import replay as replayed
 from tests.benchmarks.replay_math import sample_size, weighted_effect
 
@@ -45,7 +45,7 @@ def replay(
     label = people.label(task)
     scores = {}
     if run:
-        engine = Engine(load_model(run))
+        engine = Engine(QAnchor.from_pretrained(run))
         query = QUERIES.get(task, f"{task}?").replace("{user}", people.unit)
         cache = engine.prefill(people, progress=partial(progress, "reading users"))
         features["anchor"] = anchors = engine.embed(cache, query, partial(progress, "asking 1"))

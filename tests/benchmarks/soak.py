@@ -13,9 +13,8 @@ import numpy as np
 from qanchor.config import TINY, Config
 from qanchor.data.users import Users
 from qanchor.inference.engine import Engine
-from qanchor.models.model import build_model
+from qanchor.models.model import QAnchor
 from qanchor.models.preprocessor import UserPreprocessor
-from qanchor.models.serialization import load_model
 from qanchor.useru.topics import TOPICS
 from qanchor.workbench.session import WorkbenchSession
 
@@ -117,7 +116,7 @@ def soak(
     import psutil
 
     people = users().sample(most, seed)
-    model = load_model(run) if run else build_model(config, UserPreprocessor.fit(people, None, config), seed)
+    model = QAnchor.from_pretrained(run) if run else QAnchor(config, UserPreprocessor.fit(people, None, config), seed)
     memory, curve, done = psutil.Process(), [], Counter()
     with tempfile.TemporaryDirectory() as folder:
         hand, began = Hand(WorkbenchSession(Engine(model), people), people, Path(folder), seed), time.monotonic()

@@ -20,10 +20,9 @@ from qanchor.inference.engine import Engine
 from qanchor.inference.prefix_cache import UserBatch
 from qanchor.models.collate import USER_EMB, collate_queries, pack_queries
 from qanchor.models.heads import QueryEncoding
-from qanchor.models.model import QAnchor, build_model
+from qanchor.models.model import QAnchor
 from qanchor.models.prefix_encoder import Prefix
 from qanchor.models.preprocessor import UserPreprocessor
-from qanchor.models.serialization import load_model
 from qanchor.training.losses import autoregressive_loss, contrastive_loss
 from qanchor.utils.device import best_time, machine_info, timed
 
@@ -69,7 +68,7 @@ def cache(
 
 def fresh(config: Config, people: Users) -> QAnchor:
     """Build an untrained model for these users: it costs what a trained one does."""
-    return build_model(config, UserPreprocessor.fit(people, None, config))
+    return QAnchor(config, UserPreprocessor.fit(people, None, config))
 
 
 def _random_prefix(model: QAnchor, rows: int, slots: int) -> Prefix:
@@ -92,18 +91,18 @@ def _packs(model: QAnchor, queries: list[list[int]], alone: QueryEncoding, users
 @torch.inference_mode()
 def _anew(model: QAnchor, prefix: Prefix, query: list[int], alone: QueryEncoding) -> torch.Tensor:
     """Read prefix and one query in one causal pass with no mask: the fastest way without a cache, and the plain twin."""
-    words = model.embed_tokens(torch.tensor([[*query, USER_EMB]] * len(prefix.slots), device=model.device))
-    vectors = torch.cat([prefix.slots.to(words.dtype), words], 1)
+    words = model.embed_tokens(torch.tensor([[*query, USER_EMB]] * len(prefix.tokens), device=model.device))
+    vectors = torch.cat([prefix.tokens.to(words.dtype), words], 1)
     hidden = model.backbone.model(inputs_embeds=vectors, use_cache=False).last_hidden_state[:, -1:]
     return model.project_anchor(hidden, prefix.coarse, alone.expand_to(len(hidden)))[:, 0]
 
 
 def _speedup(model: QAnchor, prefix: Prefix, queries: list[list[int]], rounds: int) -> float:
     engine, alone = Engine(model), _asked_of_all(model, queries)
-    packs = _packs(model, queries, alone, len(prefix.slots))
-    group = UserBatch(np.arange(len(prefix.slots)), prefix, None)
+    packs = _packs(model, queries, alone, len(prefix.tokens))
+    group = UserBatch(np.arange(len(prefix.tokens)), prefix, None)
     read = torch.inference_mode()(lambda: setattr(group, "kv", model.prefill(prefix)))
-    steps = (read, lambda: engine._ask(group, packs), lambda: _anew(model, prefix, queries[0], alone.at([0])))
+    steps = (read, lambda: engine._embed_batch(group, packs), lambda: _anew(model, prefix, queries[0], alone.at([0])))
     # in turn, so that what else the machine does falls on all alike; the first round only warms up
     times = np.array([[timed(step, model.device) for step in steps] for _ in range(rounds + 1)])[1:]
     once, ask, anew = np.median(times, 0)
@@ -113,9 +112,9 @@ def _speedup(model: QAnchor, prefix: Prefix, queries: list[list[int]], rounds: i
 @torch.inference_mode()
 def _difference(model: QAnchor, prefix: Prefix, queries: list[list[int]]) -> float:
     """Give the greatest difference between cached and full reading over the first and last queries, in the model's dtype."""
-    group = UserBatch(np.arange(len(prefix.slots)), prefix, model.prefill(prefix))
+    group = UserBatch(np.arange(len(prefix.tokens)), prefix, model.prefill(prefix))
     alone = _asked_of_all(model, queries)
-    cached = Engine(model)._ask(group, _packs(model, queries, alone, len(prefix.slots)))
+    cached = Engine(model)._embed_batch(group, _packs(model, queries, alone, len(prefix.tokens)))
     some = {0, len(queries) // 2, len(queries) - 1}  # first, middle, last
     return max(float(np.abs(cached[:, k] - _anew(model, prefix, queries[k], alone.at([k])).cpu().numpy()).max()) for k in some)
 
@@ -130,7 +129,7 @@ def ask(
     the time that a profile of one more query saw: products of matrices by dtype, attention, and all else.
     """
     people = users().sample(most)
-    engine = Engine(load_model(run) if run else fresh(config, people))
+    engine = Engine(QAnchor.from_pretrained(run) if run else fresh(config, people))
     held = engine.prefill(people)
     queries = [f"Will this {people.unit} {does} soon?" for does in ("travel", "move", "marry")]  # each is new when it is asked
     ids = [*engine.model.tokenize_query(queries[0]), USER_EMB]
@@ -237,7 +236,7 @@ def versus(
     The texts of `read` users are read, newest events first, cut at `window` tokens; spelling them out is not counted.
     """
     people = users().sample(most)
-    engine = Engine(load_model(run) if run else fresh(config, people))
+    engine = Engine(QAnchor.from_pretrained(run) if run else fresh(config, people))
     model = engine.model
     asked = [f"Will this {people.unit} buy something of kind {i} next month?" for i in range(queries)]
     began = time.perf_counter()
@@ -289,7 +288,7 @@ def _train_step(model: QAnchor, slots: int, rows: int, queries: list, answers: l
     """Take the losses of all pairs and their gradients, `each` branches behind a prefix; the same sums for any `each`."""
     parts, prefix = len(queries) // each, _random_prefix(model, rows, slots)
     model.train()
-    weights = [*(p for p in model.parameters() if p.requires_grad), prefix.slots.requires_grad_()]  # the encoder learns, too
+    weights = [*(p for p in model.parameters() if p.requires_grad), prefix.tokens.requires_grad_()]  # the encoder learns, too
     prefix = Prefix(**{name: value.repeat_interleave(parts, 0) for name, value in vars(prefix).items()})
     split = lambda many: [many[i : i + each] for i in range(0, len(many), each)] * rows  # noqa: E731
     laid = collate_queries(split(queries), split(answers)).to(model.device)

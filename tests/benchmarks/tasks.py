@@ -18,9 +18,8 @@ from qanchor.evaluation.tasks import QUERIES, average_auc, cross_validate_tasks,
 from qanchor.inference.engine import Engine
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.models.collate import group_by_length
-from qanchor.models.model import QAnchor, build_model
-from qanchor.models.prefix_encoder import SLOT_KINDS
-from qanchor.models.serialization import load_model
+from qanchor.models.model import QAnchor
+from qanchor.models.prefix_encoder import TOKEN_KINDS
 from qanchor.models.text_encoder import text_vectors
 from qanchor.useru.pairs import SUMMARY_QUERY
 from qanchor.workbench.lens import PARAPHRASES
@@ -44,12 +43,12 @@ def tasks(
     above each other one, paired: `query_minus`.
     progress   called with (stage, done, total).
     """
-    people, model = users(), load_model(run) if run else None
+    people, model = users(), QAnchor.from_pretrained(run) if run else None
     names = askable(people)
     texts, encoder = list(people.events["text"].cat.categories), model.config.text_encoder if model else "minilm"
     features: dict = baseline_features(people, text_vectors(texts, encoder))
     if model:
-        untrained = Engine(build_model(model.config, model.preprocessor, device=str(model.device)))
+        untrained = Engine(QAnchor(model.config, model.preprocessor, device=str(model.device)))
         features["backbone_text"] = read_aloud(untrained.model, people)
         features["anchor_untrained"] = embeddings_by_question(untrained, people, names, ("right",), progress)[0]["right"]
         ours, features["slots"] = embeddings_by_question(engine := Engine(model), people, names, KINDS, progress)
@@ -118,8 +117,8 @@ def _pooled(held: PrefixCache) -> np.ndarray:
     rows = np.argsort(np.concatenate([group.rows for group in held.groups]))
     means = []
     for prefix in (group.prefix for group in held.groups):
-        kinds = torch.nn.functional.one_hot(prefix.kind, len(SLOT_KINDS)) * prefix.mask[..., None]
-        total = torch.einsum("usk,usw->ukw", kinds.float(), prefix.slots)
+        kinds = torch.nn.functional.one_hot(prefix.kind, len(TOKEN_KINDS)) * prefix.mask[..., None]
+        total = torch.einsum("usk,usw->ukw", kinds.float(), prefix.tokens)
         means.append((total / kinds.sum(1).clamp(min=1)[..., None]).flatten(1).cpu().numpy())
     return svd_components(np.concatenate(means)[rows], 128)
 

@@ -45,10 +45,10 @@ def _fill(folder: Path, many: int) -> dict:
 
 def _read_back(folder: Path, many: int) -> dict:
     began, table = time.perf_counter(), VectorTable(folder)
-    vectors = table.give([_text(i) for i in range(many)], _never)
+    vectors = table.lookup([_text(i) for i in range(many)], _never)
     whole = time.perf_counter() - began
     began = time.perf_counter()
-    one = table.give([_text(many // 2)], _never)
+    one = table.lookup([_text(many // 2)], _never)
     assert np.array_equal(one[0], vectors[many // 2])
     return {"read_s": whole, "find_one_ms": 1000 * (time.perf_counter() - began), "peak_gb": peak_gb()}
 

@@ -14,7 +14,7 @@ from qanchor.config import SMALL, Config
 from qanchor.data.users import Users
 from qanchor.inference.engine import Engine
 from qanchor.models.collate import collate_users
-from qanchor.models.serialization import load_model
+from qanchor.models.model import QAnchor
 from qanchor.prompt_tuning.soft_prompt import PromptObjective, SoftPrompt
 from qanchor.training.losses import prototype_loss
 from qanchor.utils.device import timed
@@ -42,24 +42,24 @@ def tune(
     are drawn.
     """
     people = users().sample(most)
-    made = Engine(load_model(run) if run else fresh(config, people))
+    made = Engine(QAnchor.from_pretrained(run) if run else fresh(config, people))
     query = f"Will this {people.unit} order takeout next month?"
     tuning, prompt, some = _set_up(made, people, query, vectors, rows)
     readings = made.model.preprocessor.transform(people)
-    bare = [replace(group, kv=None) for group in tuning.held.groups]
-    kept = tuning.held.groups
+    bare = [replace(group, kv=None) for group in tuning.users.groups]
+    kept = tuning.users.groups
 
     def reread() -> None:
-        tuning.held.groups = bare
+        tuning.users.groups = bare
         _gradients(prompt, tuning, some)
-        tuning.held.groups = kept
+        tuning.users.groups = kept
 
     ways = {"step_s": lambda: _gradients(prompt, tuning, some), "reread_s": reread}
     ways["anew_s"] = lambda: gradients_anew(prompt, tuning, readings, some)
     times = [[timed(way, made.model.device) for way in ways.values()] for _ in range(rounds + 1)]
     found = dict(zip(ways, np.median(times[1:], 0).tolist(), strict=True))  # the first round only warms up
-    words, kind = len(tuning.held.words), str(made.model.backbone.dtype).removeprefix("torch.")
-    slots = float(tuning.held.take(some).prefix.length()[:-1].float().mean()) - words
+    words, kind = len(tuning.users.words), str(made.model.backbone.dtype).removeprefix("torch.")
+    slots = float(tuning.users.select(some).prefix.length()[:-1].float().mean()) - words
     told = {"users": len(some), "slots": slots, "words": words, "vectors": vectors, "dtype": kind} | found
     told |= {"speedup": found["anew_s"] / found["step_s"], "speedup_reread": found["reread_s"] / found["step_s"]}
     told["bound"] = (slots + words + vectors + 1) / (vectors + 1)
@@ -72,21 +72,21 @@ def _set_up(
     """Read users, draw labels, and begin a prompt whose every part takes gradients."""
     cache, rng = engine.prefill(people), np.random.default_rng(0)
     tuning = PromptObjective(engine, cache, query, rng.permutation(len(people)) % 2)
-    prompt = tuning.begin((0, 1), np.arange(len(people)), vectors, 0.07, rng)
+    prompt = tuning.initialize((0, 1), np.arange(len(people)), vectors, 0.07, rng)
     live = {name: getattr(prompt, name).clone().requires_grad_() for name in LEARNED}
     return tuning, replace(prompt, **live), rng.choice(len(people), min(rows, len(people)), replace=False)
 
 
 def _gradients(prompt: SoftPrompt, tuning: PromptObjective, rows: np.ndarray) -> list[Tensor]:
-    group = tuning.held.take(rows)
-    return _of(prototype_loss(tuning.anchors(prompt, group), prompt.prototypes, tuning.labels(group), prompt.tau), prompt)
+    group = tuning.users.select(rows)
+    return _of(prototype_loss(tuning.anchors(prompt, group), prompt.prototypes, tuning.labels(group), prompt.temperature), prompt)
 
 
 def gradients_anew(prompt: SoftPrompt, tuning: PromptObjective, readings, rows: np.ndarray) -> list[Tensor]:
     """Give the loss's gradients with every user read from the start, prompt in place: the plain twin of a step."""
     z = tuning.model.embed(collate_users(readings, rows).to(tuning.model.device), prompt)
     label = torch.from_numpy(tuning.truth[rows]).to(z.device)
-    return _of(prototype_loss(z, prompt.prototypes, label, prompt.tau), prompt)
+    return _of(prototype_loss(z, prompt.prototypes, label, prompt.temperature), prompt)
 
 
 def _of(loss: Tensor, prompt: SoftPrompt) -> list[Tensor]:
@@ -97,7 +97,7 @@ def _of(loss: Tensor, prompt: SoftPrompt) -> list[Tensor]:
 def _difference(run: Path | None, config: Config, people: Users, query: str, vectors: int, rows: int = 8) -> float:
     """Give the greatest difference between a step's gradients and its plain twin's, in float32, as a share of the greatest."""
     few = people.sample(rows)
-    model = load_model(run, dtype="float32") if run else fresh(config.replace(dtype="float32"), people)
+    model = QAnchor.from_pretrained(run, dtype="float32") if run else fresh(config.replace(dtype="float32"), people)
     tuning, prompt, some = _set_up(Engine(model), few, query, vectors, rows)
     pairs = zip(
         _gradients(prompt, tuning, some), gradients_anew(prompt, tuning, model.preprocessor.transform(few), some), strict=True

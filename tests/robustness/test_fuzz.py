@@ -2,14 +2,15 @@
 
 import json
 
-from tests.benchmarks import fuzz, registry
+from tests.benchmarks import fuzz
+from tests.benchmarks.__main__ import BENCHMARKS
 from tests.benchmarks.strange import Draw
 
 CASES = 30 * len(fuzz.ROUND)
 
 
 def test_strange_input_ends_in_a_result_or_in_our_own_error():
-    found = registry.BENCHES["fuzz"](cases=CASES, seed=1)
+    found = BENCHMARKS["fuzz"](cases=CASES, seed=1)
     assert found["first_faults"] == [] and found["faults"] == 0
     told = found["targets"]
     assert sum(each["cases"] for each in told.values()) == CASES == found["cases"] > 2000 and json.dumps(found)

@@ -39,7 +39,7 @@ def vectors(new, _report) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def prompt(tmp_path_factory):
-    model = qa.load_model(qa.save_model(make_model(WORLD, awake=False), tmp_path_factory.mktemp("run") / "run"))
+    model = qa.QAnchor.from_pretrained(make_model(WORLD, awake=False).save_pretrained(tmp_path_factory.mktemp("run") / "run"))
     engine = qa.Engine(model)
     return engine, qa.tune_prompt(engine, engine.prefill(WORLD), "Why?", WORLD.label("Active"), steps=2)[0]
 
@@ -59,7 +59,7 @@ def writers(prompt) -> dict:
 
     return {
         "users": (lambda f: WORLD.save(f / "users"), lambda f: qa.load_users(f / "users")),
-        "run": (lambda f: qa.save_model(model, f / "run"), lambda f: qa.load_model(f / "run")),
+        "run": (lambda f: model.save_pretrained(f / "run"), lambda f: qa.QAnchor.from_pretrained(f / "run")),
         "prompt": (lambda f: soft.save(f / "prompt"), lambda f: qa.SoftPrompt.load(f / "prompt", engine)),
         "session": (session, lambda f: Workbench(FakeDesk(), session=f / "session.json")),
         "claim": (lambda f: ClaimCard("It is so.").save(f / "card.html"), lambda f: ClaimCard.load(f / "card.html")),
@@ -70,8 +70,8 @@ def writers(prompt) -> dict:
         ),
         "pairs": (lambda f: write_pairs(WORLD, f / "pairs", per_sample=1), lambda f: parquet(f / "pairs")),
         "texts": (
-            lambda f: VectorTable(f / "texts").give([f"text {i}" for i in range(99)], vectors),
-            lambda f: VectorTable(f / "texts").give([f"text {i}" for i in range(99)], vectors),
+            lambda f: VectorTable(f / "texts").lookup([f"text {i}" for i in range(99)], vectors),
+            lambda f: VectorTable(f / "texts").lookup([f"text {i}" for i in range(99)], vectors),
         ),
     }
 
@@ -211,7 +211,7 @@ def test_ctrl_c_leaves_nothing_half_written_and_it_goes_on(command, moment, tmp_
     if command == "train":
         words |= {"preset": "tiny", "steps": 2}
     if command == "embed":
-        qa.save_model(make_model(WORLD, awake=False), run)
+        make_model(WORLD, awake=False).save_pretrained(run)
         (tmp_path / "queries").write_text("Why?\n")
         words |= {"run": run, "queries": tmp_path / "queries", "shards": 2}
     small = [f"--set={field}" for field in ("head_warmup_steps=2", "head_refit_steps=2", "train_batch_size=2", "max_answer_tokens=6")]
@@ -247,21 +247,21 @@ def test_torn_manifests_parts_and_tables_are_told(tmp_path):
     with pytest.raises(DataError, match=r"pairs-0000.parquet, column 'pairs': .*: torn: remove this file and start again"):
         qa.write_pairs(WORLD, tmp_path / "pairs", per_sample=1)
     table = VectorTable(tmp_path / "table")
-    table.give(["a", "b"], vectors)
+    table.lookup(["a", "b"], vectors)
     keys = (tmp_path / "table" / "keys").read_bytes()
     (tmp_path / "table" / "keys").write_bytes(keys[:20] * 2)
     with pytest.raises(TableError, match=r"keys holds one text twice: remove .*its texts are encoded again"):
-        VectorTable(tmp_path / "table").give(["a"], vectors)
+        VectorTable(tmp_path / "table").lookup(["a"], vectors)
 
 
 def test_a_run_that_only_looks_whole_is_refused(tmp_path):
-    path = qa.save_model(make_model(WORLD, awake=False), tmp_path / "run") / "adapter.safetensors"
+    path = make_model(WORLD, awake=False).save_pretrained(tmp_path / "run") / "adapter.safetensors"
     path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
     told = json.loads((tmp_path / "run" / "config.json").read_text())
     told["sha256"][path.name] = sha256_file(path)
     (tmp_path / "run" / "config.json").write_text(json.dumps(told))
     with pytest.raises(RunError, match=r"SafetensorError: .*copy the run again") as error:
-        qa.load_model(tmp_path / "run")
+        qa.QAnchor.from_pretrained(tmp_path / "run")
     assert isinstance(error.value.__cause__, SafetensorError)
 
 

@@ -59,7 +59,7 @@ def test_train_says_what_it_did_and_keeps_a_run(home):
     assert 2 * 60 < told["samples"] <= 3 * 60
     assert np.isfinite(list(told["last"].values())).all()
     assert {p.name for p in (home / "run").iterdir()} == {"config.json", "adapter.safetensors", "history.json", "metrics.json"}
-    assert qa.load_model(home / "run").config.head_warmup_steps == 5 and len(qa.load_history(home / "run")) == 3
+    assert qa.QAnchor.from_pretrained(home / "run").config.head_warmup_steps == 5 and len(qa.load_history(home / "run")) == 3
     assert not list(home.glob(".run*"))  # no checkpoint, nothing half-written
 
 
@@ -121,7 +121,7 @@ def test_embed_writes_parts_and_goes_on(qanchor, home, tmp_path):
     frame = pd.read_parquet(tmp_path / "out", filters=[("query", "==", QUERY)]).sort_values("user")
     z = np.stack(frame["embedding"])
     users = qa.load_users(home / "users")
-    engine = qa.Engine(qa.load_model(home / "run"))
+    engine = qa.Engine(qa.QAnchor.from_pretrained(home / "run"))
     assert tuple(frame["user"]) == users.ids and z.dtype == np.float16
     np.testing.assert_allclose(z, engine.embed(engine.prefill(users), QUERY), atol=1e-3)
     assert qanchor(*words).json()["made"] == 0
@@ -141,6 +141,7 @@ def test_probe_reads_csv_and_parquet(qanchor, home, file):
     assert 0 <= told["auc_low"] <= told["auc"] <= told["auc_high"] <= 1 and 0 <= told["ks"] <= 1 and told["positives"] > 5
 
 
+@pytest.mark.slow
 def test_probe_takes_another_column(qanchor, home):
     words = ("probe", "--run", home / "run", "--users", home / "users", "--query", QUERY, "--json")
     other = qanchor(*words, "--labels", home / "users" / "labels.parquet", "--column", "Active")
@@ -159,6 +160,7 @@ def test_probe_keeps_each_label_with_its_user(qanchor, home, tmp_path):
     assert told[0]["auc"] == told[1]["auc"] and told[1]["n"] == 60
 
 
+@pytest.mark.slow
 def test_tune_keeps_a_prompt_and_judges_it_on_others(qanchor, home, tmp_path):
     words = ("tune", "--run", home / "run", "--users", home / "users", "--query", QUERY, "--steps", 10, "--seek", "--json")
     done = qanchor(*words, "--labels", home / "labels.csv", "--out", tmp_path / "soft", "--seed", 1)
@@ -173,7 +175,7 @@ def test_tune_keeps_a_prompt_and_judges_it_on_others(qanchor, home, tmp_path):
     assert all(0 <= low <= told[side]["auc"] + 0.05 and high <= 1 for side, (low, high) in told["intervals"].items())
     for part in ("before", "after", "prototype"):
         assert set(told[part]) >= {"auc", "ks"} and all(-1 <= value <= 1 for value in told[part].values())
-    engine = qa.Engine(qa.load_model(home / "run"))
+    engine = qa.Engine(qa.QAnchor.from_pretrained(home / "run"))
     prompt = qa.SoftPrompt.load(tmp_path / "soft", engine)
     assert prompt.query == QUERY and engine.embed(engine.prefill(qa.load_users(home / "users")), prompt).shape == (60, 32)
     plain = qanchor(*words[:-1], "--labels", home / "labels.parquet", "--out", tmp_path / "soft", "--plain")
@@ -194,6 +196,7 @@ class Killed(BaseException):
     """Stand for a machine that goes away."""
 
 
+@pytest.mark.slow
 def test_a_killed_training_is_resumed(qanchor, home, tmp_path, monkeypatch):
     words = ("train", "--preset", "tiny", "--users", home / "users", "--out", tmp_path / "run", "--steps", 52, "--json")
     words += ("--set", "train_batch_size=2", "--set", "queries_per_user=2", "--set", "max_answer_tokens=6")
@@ -216,6 +219,7 @@ def test_a_killed_training_is_resumed(qanchor, home, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["run"] and len(qa.load_history(tmp_path / "run")) == 52
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["ask", "tune", "train"])
 def test_a_busy_machine_is_warned_of(qanchor, home, tmp_path, monkeypatch, command):
     monkeypatch.setattr(device, "busy_reason", lambda: "9 programs were at work")
@@ -229,15 +233,17 @@ def test_a_busy_machine_is_warned_of(qanchor, home, tmp_path, monkeypatch, comma
     assert done.code == 0 and done.err.count("warning: 9 programs were at work") == 1 and "warning: 9" not in done.out
 
 
+@pytest.mark.slow
 def test_train_numbers_its_phases(qanchor, home, tmp_path):
     words = ("train", "--preset", "tiny", "--users", home / "users", "--out", tmp_path / "run", "--steps", 2)
     done = qanchor(*words, "--set", "cutoffs=2", "--set", "head_warmup_steps=3", "--set", "head_refit_steps=3")
-    phases = ["fitting the reader", "reading users", *("reading queries and answers", "warm start", "joint steps")]
+    phases = ["fitting the preprocessor", *("reading queries and answers", "warm start", "joint steps")]
     phases += ["reading queries and answers", "last fit"]
-    assert done.code == 0 and "7 phases; how long all takes can be told from phase 5 on, the joint steps" in done.err
-    assert all(f"{number} of 7: {words} " in done.err for number, words in enumerate(phases, 1)), done.err
+    assert done.code == 0 and "6 phases; how long all takes can be told from phase 4 on, the joint steps" in done.err
+    assert all(f"{number} of 6: {words} " in done.err for number, words in enumerate(phases, 1)), done.err
 
 
+@pytest.mark.slow
 def test_a_dtype_that_was_asked_for_stands(qanchor, home, tmp_path, monkeypatch):
     monkeypatch.setattr("qanchor.utils.device.has_fast_bf16", lambda: False)
     found, train = [], qa.train

@@ -156,7 +156,7 @@ def test_gradients_are_those_of_small_steps(engine):
         for sign in (1, -1):
             grow = 1 + sign * step * (code == names.index(name)).float()[..., None]
             numbers = 1 + sign * step * coarse_row_matrix(model.preprocessor)[:, names.index(name)]
-            bent = replace(prefix, slots=prefix.slots * grow, coarse=prefix.coarse * numbers)
+            bent = replace(prefix, tokens=prefix.tokens * grow, coarse=prefix.coarse * numbers)
             with torch.no_grad():
                 ends.append((model.anchors(bent, asked, query)[0][:, 0] * apart).sum(1))
         moved[name] = ((ends[0] - ends[1]) / (2 * step)).abs().numpy()

@@ -101,6 +101,7 @@ def test_wilson_is_scipys(count, n):
     np.testing.assert_allclose([ours[0][0], ours[1][0]], [theirs.low, theirs.high], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_random_groups_are_seldom_found_special():
     """Of 60 random groups, about 3 or fewer have any row beyond chance; 9 would be odd."""
     users, rng = make_sample_users(300), np.random.default_rng(0)

@@ -162,6 +162,7 @@ def test_marks_stand_among_their_users_and_move_nobody_else(method):
     assert again.shape == points.shape and np.isfinite(again[["x", "y"]].to_numpy()).all()
 
 
+@pytest.mark.slow
 def test_of_many_users_neighbours_and_trust_are_nearly_the_exact_ones(monkeypatch):
     rows = np.random.default_rng(0).normal(size=(900, 6))
     rows[:3] = rows[3]  # twins

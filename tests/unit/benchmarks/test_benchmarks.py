@@ -17,7 +17,6 @@ from qanchor.evaluation.tasks import DOMAINS, QUERIES, average_auc, cross_valida
 from qanchor.inference.engine import Engine
 from qanchor.models.collate import collate_users
 from qanchor.models.model import QAnchor
-from qanchor.models.serialization import load_model, save_model
 from qanchor.utils import device
 from tests.benchmarks import ablations, fairness, speed
 from tests.benchmarks import attention as attention_module
@@ -38,7 +37,7 @@ def users():
 
 @pytest.fixture(scope="module")
 def run(users, tmp_path_factory):
-    return save_model(make_model(users, awake=False), tmp_path_factory.mktemp("bench") / "run")
+    return make_model(users, awake=False).save_pretrained(tmp_path_factory.mktemp("bench") / "run")
 
 
 def test_the_machine_is_measured_once_and_quickly():
@@ -63,17 +62,17 @@ def test_products_in_bfloat16_are_made_only_where_torch_has_a_kernel_for_them(mo
 
 
 def test_a_busy_machine_is_told(monkeypatch):
-    monkeypatch.setattr(device, "_processors", lambda: 2)
+    monkeypatch.setattr(device, "_available_processors", lambda: 2)
     monkeypatch.setattr(device.torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(device.os, "getloadavg", lambda: (0.2, 0, 0))
     assert device.busy_reason() is None
     monkeypatch.setattr(device.os, "getloadavg", lambda: (3.1, 0, 0))
-    monkeypatch.setattr(device, "_others", lambda: False)
+    monkeypatch.setattr(device, "_others_running", lambda: False)
     assert device.busy_reason() is None, "a minute of our own, now over"
-    monkeypatch.setattr(device, "_others", lambda: True)
-    assert device.busy_reason().startswith("3.1 programs were at work on 2 processors in the last minute: ")
+    monkeypatch.setattr(device, "_others_running", lambda: True)
+    assert device.busy_reason().startswith("3.1 programs ran on 2 processors in the last minute: ")
     monkeypatch.setattr(device.torch, "get_num_threads", lambda: 16)
-    assert device.busy_reason() == "torch has 16 threads, 2 processors are ours: set OMP_NUM_THREADS=2"
+    assert device.busy_reason() == "torch uses 16 threads, but 2 processors are available: set OMP_NUM_THREADS=2"
 
 
 def test_the_commit_is_named():
@@ -160,12 +159,14 @@ def test_refresh_versus_and_train_compare_what_agrees(users, run):
     assert found.keys() == SAID | said and found["grad_diff"] < 1e-4 and found["bound"] > 1
 
 
+@pytest.mark.slow
 def test_texts_are_counted_and_found():
     found = run_benchmark("texts", many=3000, read=20, encoder="hash")
     said = {"texts", "fill_s", "fill_peak_gb", "read_s", "find_one_ms", "peak_gb", "encode_per_s"}
     assert found.keys() == SAID | said and found["texts"] == 3000 and 0 < found["peak_gb"] < 5
 
 
+@pytest.mark.slow
 def test_attention_is_held_against_what_was_planted(users, run):
     found = run_benchmark("attention", users=lambda: make_sample_users(60), run=run, most=12, tuned_on=48, steps=10)
     assert found.keys() == SAID | {"users", "chance", "named", "agreement", "rows", "tuned"} and json.dumps(
@@ -185,6 +186,7 @@ def test_attention_is_held_against_what_was_planted(users, run):
     assert told == {"auc": 1.0, "first": 1.0}
 
 
+@pytest.mark.slow
 def test_tasks_say_what_separate_probes_say(users, run):
     found = run_benchmark("tasks", users=lambda: users, run=run, seeds=1)
     assert json.loads(json.dumps(found, default=float))
@@ -194,7 +196,7 @@ def test_tasks_say_what_separate_probes_say(users, run):
     assert set(found["average"]) == baselines | {"anchor", "anchor_untrained", "anchor_no_query", "slots", "backbone_text"}
     assert all(set(row) == {"auc", "ks", "low", "high"} for row in found["average"].values())
     rows = {(row["task"], row["method"]): row for row in found["tasks"]}
-    engine = Engine(load_model(run))
+    engine = Engine(QAnchor.from_pretrained(run))
     z = engine.embed(engine.prefill(users), QUERIES["Promo"].format(user="user"))
     assert rows["Promo", "anchor"]["auc"] == pytest.approx(linear_probe(z, users.label("Promo"), seeds=1).auc, abs=1e-6)
     mean = np.mean([rows[task, "anchor"]["auc"] for task in ("Active", "Promo", "Takeout")])
@@ -222,6 +224,7 @@ def test_tasks_say_what_separate_probes_say(users, run):
     assert all(span["low"] < span["auc"] < span["high"] for span in zero.values())
 
 
+@pytest.mark.slow
 def test_a_label_of_too_few_is_asked_by_no_part_of_the_table(users, run):
     rare = users.labels.assign(Promo=np.where(np.arange(len(users)) < 4, 1.0, 0.0))
     found = tasks_module.tasks(lambda: replace(users, labels=rare), run, 1)
@@ -229,7 +232,7 @@ def test_a_label_of_too_few_is_asked_by_no_part_of_the_table(users, run):
 
 
 def test_read_aloud_reads_what_each_did_most(users, run):
-    model = load_model(run)
+    model = QAnchor.from_pretrained(run)
     past = users.history()
     z, short = tasks_module.read_aloud(model, users), tasks_module.read_aloud(model, users, limit=5)
     assert z.shape == (60, len(model.user_emb)) and np.isfinite(z).all() and not np.allclose(z, short)
@@ -241,6 +244,7 @@ def test_read_aloud_reads_what_each_did_most(users, run):
     np.testing.assert_allclose(z[3], alone, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_ablations_compare_with_the_first_and_take_up_what_is_there(users, tmp_path):
     """A variant that differs in nothing gives nothing; a second run trains none of those that stand there."""
     variants = {"whole": {}, "the same": {}, "no user and modality slots": {"use_summary_tokens": False}}
@@ -289,6 +293,7 @@ def test_replay_compares_arms_and_refuses_a_label_that_is_not_there(users, run):
         run_benchmark("replay", users=lambda: users)
 
 
+@pytest.mark.slow
 def test_prompts_are_judged_on_users_never_tuned_on(users, run):
     found = run_benchmark("prompts", users=lambda: users, run=run, steps=5)
     rows = pd.DataFrame(found["rows"])
@@ -304,6 +309,7 @@ def test_prompts_are_judged_on_users_never_tuned_on(users, run):
         assert found["average"][way]["before"]["auc"] == pytest.approx(np.mean([b["auc"] for b in some["before"]]))
 
 
+@pytest.mark.slow
 def test_curves_judge_every_way_on_the_same_users(users, run):
     found = run_benchmark("curves", users=lambda: users, run=run, tasks=2, vectors=(0, 3), each=4, steps=8)
     rows = pd.DataFrame(found["rows"])
@@ -320,12 +326,12 @@ def test_curves_judge_every_way_on_the_same_users(users, run):
 def test_fine_tuning_moves_lora_alone_and_tells_the_classes_it_was_shown(users, run):
     events = users.history().groupby("user", observed=True).size().reindex(list(users.ids)).fillna(0)
     truth = np.where(np.arange(len(users)) % 4 == 3, -1, (events > events.median()).to_numpy(int))
-    model = load_model(run)
+    model = QAnchor.from_pretrained(run)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     z = fine_tuned(model, users, "Why?", truth, 40)
     moved = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
     assert moved and all("lora" in name for name in moved)
-    still = load_model(run)
+    still = QAnchor.from_pretrained(run)
     untouched = fine_tuned(still, users, "Why?", truth, 0)
     plain = still.embed(collate_users(still.preprocessor.transform(users), range(len(users))), "Why?").detach().numpy()
     assert np.allclose(untouched, plain, atol=1e-4) and np.abs(z - untouched).max() > 1e-3
@@ -334,6 +340,7 @@ def test_fine_tuning_moves_lora_alone_and_tells_the_classes_it_was_shown(users, 
     assert apart[1] > apart[0]
 
 
+@pytest.mark.slow
 def test_fairness_tells_sizes_and_finds_a_group_that_is_passed_over(users, run):
     found = run_benchmark("fairness", users=lambda: users, run=run, seeds=1)
     rows = pd.DataFrame(found["rows"])
@@ -344,6 +351,7 @@ def test_fairness_tells_sizes_and_finds_a_group_that_is_passed_over(users, run):
         run_benchmark("fairness", users=lambda: users)
 
 
+@pytest.mark.slow
 def test_gaps_between_groups_are_what_loops_count():
     rng = np.random.default_rng(0)
     group, label = pd.Series(np.arange(400) % 2.0), pd.Series(rng.random(400) < 0.4).astype(float)
@@ -360,6 +368,7 @@ def test_gaps_between_groups_are_what_loops_count():
     assert few["n"] == [394, 6] and np.isnan(few["selected"][1]) and few["gap"]["selected"] is None
 
 
+@pytest.mark.slow
 def test_a_soak_counts_what_it_did_and_watches_the_memory(users):
     found = run_benchmark("soak", users=lambda: users, minutes=0.3, most=40)
     told = {"run", "users", "minutes", "actions", "rss_mb", "first_mb", "last_mb", "growth", "flat"}

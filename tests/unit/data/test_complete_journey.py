@@ -146,6 +146,7 @@ def test_cutoffs_outside_the_year_are_refused():
         load_complete_journey("2018-03-01")
 
 
+@pytest.mark.slow
 def test_pairs_of_real_households_hold(users):
     some = users.sample(250, seed=2)
     told = make_pairs(some)

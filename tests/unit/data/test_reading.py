@@ -54,7 +54,7 @@ def with_cell(frame: pd.DataFrame, row: int, column: str, value) -> pd.DataFrame
     return frame.assign(**{column: values})
 
 
-CELLS = {  # file, row, column, value; part of the cure, what is done, whether it is severe
+CELLS = {  # file, row, column, value; part of the cure, what is done, whether it is blocking
     "no time": ("events", 1, "time", "soon", "not a time", "", True),
     "whose month": ("events", 1, "time", "03/04/2025", "not a time", "", True),
     "this moment": ("events", 1, "time", "now", "not a time", "", True),
@@ -99,7 +99,7 @@ CELLS = {  # file, row, column, value; part of the cure, what is done, whether i
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 @pytest.mark.parametrize("case", CELLS)
 def test_each_fault_of_a_cell_is_found_and_mended(tmp_path, case, kind):
-    stem, row, column, value, cure, done, severe = CELLS[case]
+    stem, row, column, value, cure, done, blocking = CELLS[case]
     frames = good()
     frames[stem] = with_cell(frames[stem], row, column, value)
     folder, out = put(tmp_path / "mine", frames, kind), tmp_path / "out"
@@ -107,14 +107,14 @@ def test_each_fault_of_a_cell_is_found_and_mended(tmp_path, case, kind):
     problems = validate_table(folder, TODAY)
     found = [p for p in problems if cure in p.hint and p.column == column]
     assert len(found) == 1 and found[0].file == f"{stem}.{kind}", problems
-    assert (found[0].row, found[0].action, found[0].blocking) == (None if "equal" in cure else row, done, severe)
+    assert (found[0].row, found[0].action, found[0].blocking) == (None if "equal" in cure else row, done, blocking)
     assert len(str(found[0])) < 400 and json.dumps(found[0].plain(), allow_nan=False) and found[0].hint in table(problems)
     if done or not blocking:
         report = clean_table(folder, out, TODAY)
         assert not done or done in set(report["action"])
         assert load_users(out) and not [p for p in validate_table(out, TODAY) if p.fixable or p.blocking]
     else:
-        with pytest.raises(CleaningError, match="only you can mend") as caught:
+        with pytest.raises(CleaningError, match="only you can fix") as caught:
             clean_table(folder, out, TODAY)
         assert found[0] in caught.value.problems and str(found[0]) in str(caught.value)
         assert [path.name for path in tmp_path.iterdir()] == ["mine"], "nothing is written"
@@ -170,13 +170,13 @@ def test_contradicting_rows_of_one_user_are_left_to_you(tmp_path):
     ],
     ids=["BOM", "utf-16", "cp1252", "semicolons", "tabs", "other names", "CRLF"],
 )
-def test_csv_of_other_houses_is_read_and_named(tmp_path, change, said, severe):
+def test_csv_of_other_houses_is_read_and_named(tmp_path, change, said, blocking):
     folder = put(tmp_path / "mine", good())
     path = folder / "events.csv"
     path.write_bytes(change(path.read_bytes()))
     problems = validate_table(folder, TODAY)
     assert said in [p.value for p in problems] if said else not problems
-    assert any(p.blocking for p in problems) == severe and all(p.fixable for p in problems)
+    assert any(p.blocking for p in problems) == blocking and all(p.fixable for p in problems)
     clean_table(folder, tmp_path / "out", TODAY)
     events = load_users(tmp_path / "out").events
     assert len(events) == 6 and events["amount"].sum() == 49.5 and set(events["text"]) & {"noodles", "café crème"}
@@ -379,6 +379,7 @@ POOLS = [["a", "b"], ["2025-01-02", "2025-01-03"], ["1", "2"], ["yes", "no"], ["
 some = st.lists(st.tuples(st.sampled_from(HEADS), st.sampled_from(POOLS)), min_size=1, max_size=7)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(some, st.sampled_from(",;"), st.sets(st.sampled_from(["users", "labels"])))
 def test_under_any_header_a_table_is_told_or_mended(columns, mark, also):
@@ -521,13 +522,12 @@ def test_bytes_that_are_no_words_are_told(tmp_path, column, said):
     assert (1, column) in {(p.row, p.column) for p in problems if said in p.hint}
 
 
-def test_ids_that_csv_would_read_as_numbers_are_kept_apart(tmp_path):
+def test_ids_that_look_like_numbers_are_kept_apart(tmp_path):
     frames = good()
     frames["events"] = frames["events"].assign(user=["7", "7", "007", "007", "8", "8"])
     folder = put(tmp_path / "mine", {"events": frames["events"]})
-    assert load_users(folder).ids == ("7", "8"), "two users would be taken for one"
-    (problem,) = validate_table(folder, TODAY)
-    assert (problem.value, problem.rows, problem.blocking, problem.action) == ("007", 2, True, "kept as words")
+    assert load_users(folder).ids == ("007", "7", "8")
+    assert validate_table(folder, TODAY) == []
     clean_table(folder, tmp_path / "out", TODAY)
     assert load_users(tmp_path / "out").ids == ("007", "7", "8")
 
@@ -546,11 +546,11 @@ def test_ids_that_csv_would_read_as_numbers_are_kept_apart(tmp_path):
         ({"cutoff": "2025-01-08"}, "no event before the cut-off", "", False),
     ],
 )
-def test_about_is_checked_too(tmp_path, about, said, done, severe):
+def test_about_is_checked_too(tmp_path, about, said, action, blocking):
     folder = put(tmp_path / "mine", good(), **about)
     problems = [p for p in validate_table(folder, TODAY) if said in p.hint]
-    assert [(p.action, p.blocking) for p in problems] == [(done, severe)]
-    if done:
+    assert [(p.action, p.blocking) for p in problems] == [(action, blocking)]
+    if action:
         clean_table(folder, tmp_path / "out", TODAY)
         assert len(load_users(tmp_path / "out").history()) > 2 and not validate_table(tmp_path / "out", TODAY)
 
@@ -653,6 +653,7 @@ def loads(folder: Path) -> bool:
         return False
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(edits, bytes_in, st.sampled_from(["csv", "csv", "parquet"]), st.integers(0, 3), st.booleans())
 def test_whatever_is_spoilt_is_named_and_whatever_is_mended_loads(changes, raw, kind, order, about):
@@ -664,7 +665,7 @@ def test_whatever_is_spoilt_is_named_and_whatever_is_mended_loads(changes, raw, 
             return
         problems = validate_table(folder, TODAY)
         assert table(problems) and json.dumps([p.plain() for p in problems], allow_nan=False)
-        assert loads(folder) or any(p.blocking for p in problems), "load_users refuses it, inspect saw nothing severe"
+        assert loads(folder) or any(p.blocking for p in problems), "load_users refuses it, validate_table saw nothing blocking"
         if any(p.blocking and not p.fixable for p in problems):
             with pytest.raises(CleaningError):
                 clean_table(folder, out, TODAY)

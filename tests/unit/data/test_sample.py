@@ -223,7 +223,7 @@ def test_other_lengths_and_bad_arguments():
     assert long.cutoff == pd.Timestamp("2025-03-03") + pd.Timedelta(days=100)
     assert 150 < (long.events["time"] - pd.Timestamp("2025-03-03")).dt.days.max() < 200
     assert len(make_sample_users(1)) == 1
-    with pytest.raises(ValueError, match="history_days=100: give at least 30 days"):
+    with pytest.raises(ValueError, match="history_days=100 leave no whole month"):
         make_sample_users(5, days=120, history_days=100)
     with pytest.raises(ValueError, match="n is 0"):
         make_sample_users(0)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from qanchor.data.labels import read_labels
 from qanchor.data.sample import make_sample_users
 from qanchor.data.users import Users, load_users
 from qanchor.data.validation import MAX_TEXT
@@ -133,6 +134,27 @@ def test_number_ids_agree_between_files_and_offsets_become_utc(folder):
     assert users.events["time"].iloc[1] == pd.Timestamp("2025-01-01 02:00")
 
 
+def test_ids_are_text_so_007_and_7_are_two_users(folder):
+    (folder / "events.csv").write_text(
+        "user,time,modality,text\n007,2025-01-01,bill,x\n7,2025-01-02,bill,y\n"
+    )
+    (folder / "users.csv").write_text("user,home.rooms\n007,3\n7,4\n")
+    (folder / "labels.csv").write_text("user,travels\n7,1\n007,0\n")
+    users = load_users(folder)
+    assert users.ids == ("007", "7") and users.events["user"].tolist() == ["007", "7"]
+    assert users.tabular["home.rooms"].tolist() == [3, 4]
+    assert users.label("travels").tolist() == [0, 1]
+    assert read_labels(folder / "labels.csv", "travels", users).to_dict() == {"007": 0, "7": 1}
+    assert load_users(users.save(folder / "again")).ids == users.ids
+
+
+def test_integer_ids_of_parquet_keep_their_digits(folder):
+    events = small_events().assign(user=[7, 12345678901234567])
+    (folder / "events.csv").unlink()
+    events.to_parquet(folder / "events.parquet")
+    assert load_users(folder).ids == ("12345678901234567", "7")
+
+
 def test_save_and_load_give_the_same(tmp_path):
     users = make_sample_users(60, seed=3)
     frames_equal(load_users(users.save(tmp_path / "u")), users)
@@ -183,8 +205,16 @@ def test_the_frame_for_views_tells_nothing_of_the_future():
     frame = users.frame()
     assert frame["events"].sum() == len(users.history()) and frame["last"].max() < users.cutoff
     past = set(users.history()["text"].astype(str))
-    assert all(part in past for row in frame["recent"] if row for part in row.split(" · "))
+    assert all(text in past for texts in frame["recent"] for text in texts)
     assert not set(frame) & set(users.labels), "labels are asked for by name"
+
+
+def test_recent_texts_are_a_tuple_newest_first_whatever_they_contain():
+    rows = [("a", f"2025-01-0{day}", "bill", f"tea · cake {day}") for day in range(1, 8)]
+    rows.append(("b", "2025-03-01", "bill", "later"))
+    events = pd.DataFrame(rows, columns=["user", "time", "modality", "text"])
+    recent = Users.from_events(events, "2025-02-01").frame()["recent"]
+    assert recent.tolist() == [tuple(f"tea · cake {day}" for day in (7, 6, 5, 4, 3)), ()]
 
 
 def test_events_are_sorted_by_user_and_time_whatever_came_in():

@@ -111,6 +111,7 @@ def test_constant_columns_and_one_column_do_no_harm():
     assert linear_probe(x[:, :1], y, seeds=1).auc > 0.65
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     """40 samples of users from one population: the AUC on a great many users lies inside at least 85 % of the time."""
     big_x, big_y = planted(20_000, dim=3, seed=99, noise=2.0)

@@ -37,7 +37,7 @@ def home(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("scale")
     users = qa.make_sample_users(90, seed=2)
     users.save(home / "users")
-    qa.save_model(qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), device="cpu"), home / "run")
+    qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), device="cpu").save_pretrained(home / "run")
     (home / "queries.txt").write_text("\n".join(q or "Is this user a driver?" for q in QUERIES))
     told = embed(home, home / "whole")
     assert told["users"] == 90 and told["made"] == SHARDS
@@ -65,7 +65,7 @@ def read(out: Path) -> pd.DataFrame:
 
 
 def plain(home: Path, users: Users) -> np.ndarray:
-    engine = qa.Engine(qa.load_model(home / "run", "cpu"))
+    engine = qa.Engine(qa.QAnchor.from_pretrained(home / "run", "cpu"))
     return engine.embed(engine.prefill(users), QUERIES)
 
 
@@ -101,10 +101,10 @@ def test_a_part_says_what_it_is(home):
 def test_users_in_memory_and_of_odd_kinds_are_embedded_alike(home, tmp_path):
     """Users with facts, without events, and with a future alone: in memory, as a folder, and as the engine has them."""
     users = make_users()
-    model = qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), device="cpu")
-    qa.save_model(model, tmp_path / "run")
+    model = qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), device="cpu")
+    model.save_pretrained(tmp_path / "run")
     users.save(tmp_path / "users")
-    engine = qa.Engine(qa.load_model(tmp_path / "run", "cpu"))
+    engine = qa.Engine(qa.QAnchor.from_pretrained(tmp_path / "run", "cpu"))
     z = engine.embed(engine.prefill(users), QUERIES)
     for name, source in {"memory": users, "folder": tmp_path / "users"}.items():
         qa.embed_dataset(source, tmp_path / "run", QUERIES, tmp_path / name, shards=7)
@@ -120,6 +120,7 @@ def test_users_in_memory_and_of_odd_kinds_are_embedded_alike(home, tmp_path):
     np.testing.assert_allclose(np.stack(alone["embedding"]), np.stack(memory["embedding"]), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_torchrun_writes_the_same_bytes(home, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "--"]
     command += ["qanchor", "embed"]
@@ -137,6 +138,7 @@ MANY = 24  # shards: one worker alone must not have made them all before it can 
 DRIVER = f"import json, sys; import qanchor as qa; qa.embed_dataset(*json.loads(sys.argv[1]), shards={MANY}, workers=2)"
 
 
+@pytest.mark.slow
 def test_kills_lose_and_double_nobody(home, tmp_path):
     """First the driver of two workers is killed, then one of two workers, each after a shard; what was done stays."""
     out, whole = tmp_path / "out", embed(home, tmp_path / "whole", shards=MANY)["made"]  # a shard may have no users
@@ -215,6 +217,7 @@ def full_disk(request, tmp_path, monkeypatch):
     yield out / "out", lambda: monkeypatch.setattr(batch_embed, "_write", write)
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nobody(home, full_disk):
     out, make_room = full_disk
     with pytest.raises(OSError, match="No space left on device"):
@@ -225,6 +228,7 @@ def test_a_full_disk_loses_nobody(home, full_disk):
     same(home, out)
 
 
+@pytest.mark.slow
 def test_what_is_torn_or_lost_is_made_again(home, tmp_path):
     shutil.copytree(home / "whole", tmp_path / "out")
     torn = tmp_path / "out" / "part-00002.parquet"
@@ -240,6 +244,7 @@ def test_what_is_torn_or_lost_is_made_again(home, tmp_path):
     same(home, tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", [False, True], ids=["whole", "begun"])
 def test_a_folder_never_mixes_two(home, tmp_path, half):
     out, users = tmp_path / "out", qa.load_users(home / "users")
@@ -254,9 +259,7 @@ def test_a_folder_never_mixes_two(home, tmp_path, half):
         shutil.copytree(home / "whole", out)
     before = bytes_of(out)
     if not (home / "other").exists():
-        qa.save_model(
-            qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), seed=1, device="cpu"), home / "other"
-        )
+        qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), seed=1, device="cpu").save_pretrained(home / "other")
         users.select(users.ids[1:]).save(home / "fewer")
     for change, name in (
         ({"run": "other"}, "run_sha256"),
@@ -268,7 +271,7 @@ def test_a_folder_never_mixes_two(home, tmp_path, half):
         with pytest.raises(FileExistsError, match=rf"holds embeddings of {name} .*, wanted is .*: name another folder"):
             embed(home, out, **change)
     with pytest.MonkeyPatch.context() as patch:  # begun on a machine of another kind
-        patch.setattr("qanchor.device.compute_dtype", lambda wished, device: "bfloat16")
+        patch.setattr("qanchor.inference.batch_embed.compute_dtype", lambda wished, device: "bfloat16")
         with pytest.raises(FileExistsError, match=r"holds embeddings of dtype 'float32', wanted is 'bfloat16'"):
             embed(home, out)
     assert bytes_of(out) == before
@@ -276,6 +279,7 @@ def test_a_folder_never_mixes_two(home, tmp_path, half):
     same(home, out)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_told(home, tmp_path):
     for how, told in (
         ({"backend": "mail"}, "backend 'mail': there are local, torchrun, ray"),
@@ -331,6 +335,7 @@ def test_neighbours_through_an_index_are_the_exact_ones(home):
         path.unlink()
 
 
+@pytest.mark.slow
 def test_ray_writes_the_same_bytes(home, tmp_path):
     if importlib.util.find_spec("ray") is None:
         with pytest.raises(ValueError, match=r"needs Ray: pip install 'qanchor\[scale\]'"):
@@ -348,6 +353,7 @@ def test_ray_writes_the_same_bytes(home, tmp_path):
     same(home, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_bench_says_what_it_promises(home, monkeypatch):
     from tests.benchmarks import scale
 

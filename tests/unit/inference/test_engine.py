@@ -36,7 +36,7 @@ def cache(engine):
 
 def tensors(cache) -> list[torch.Tensor]:
     layers = [layer for group in cache.groups for layer in group.kv.layers]
-    return [t.clone() for layer in layers for t in (layer.keys, layer.values)] + [g.prefix.slots.clone() for g in cache.groups]
+    return [t.clone() for layer in layers for t in (layer.keys, layer.values)] + [g.prefix.tokens.clone() for g in cache.groups]
 
 
 def test_the_users_are_ragged(cache):
@@ -60,9 +60,9 @@ def test_a_wrong_position_would_be_noticed(engine):
     good = engine.embed(cache, QUERIES[0])
     ids = [engine.model.tokenize_query(QUERIES[0])]
     asked, gate, group = collate_queries([ids]), engine.model.encode_queries([QUERIES[0]]), cache.groups[0]
-    moved = engine._ask(group, [(replace(asked, offset=asked.offset + 1), gate)])[:, 0]
+    moved = engine._embed_batch(group, [(replace(asked, offset=asked.offset + 1), gate)])[:, 0]
     bare = replace(group.prefix, mask=torch.ones_like(group.prefix.mask))
-    unmasked = engine._ask(replace(group, prefix=bare), [(asked, gate)])[:, 0]
+    unmasked = engine._embed_batch(replace(group, prefix=bare), [(asked, gate)])[:, 0]
     rows = group.rows
     assert np.abs(moved - good[rows]).max() > 1e-3 and np.abs(unmasked - good[rows]).max() > 1e-3
 
@@ -112,7 +112,7 @@ def test_who_else_is_read_does_not_matter(engine, cache):
 def written(model, users, user: str, query: str, limit: int) -> str:
     """Write greedily without any cache: the whole text is read anew for each token."""
     prefix = model.encode_prefix(collate_users(model.preprocessor.transform(users), [users.ids.index(user)], "right"))
-    slots = prefix.slots[:, prefix.mask[0]]
+    slots = prefix.tokens[:, prefix.mask[0]]
     ids, out = [*model.tokenize_query(query), USER_EMB], []
     for _ in range(limit):
         vectors = torch.cat([slots, model.embed_tokens(torch.tensor([ids + out]))], 1)
@@ -164,7 +164,7 @@ def test_progress_ends_with_everybody(engine):
     cache = engine.prefill(make_users(), tokens=40, progress=lambda done, total: seen.append((done, total)))
     engine.embed(cache, "Why?", progress=lambda done, total: seen.append((done, total)))
     assert seen.count((9, 9)) == 2 and len(seen) == 2 * len(cache.groups) > 2
-    assert repr(cache).startswith("Cache(9 users, ")
+    assert repr(cache).startswith("PrefixCache(9 users, ")
 
 
 def test_serving_folds_lora_in_and_changes_nothing(engine, cache):
@@ -217,13 +217,13 @@ def test_only_what_is_new_runs():
     ran: dict[str, int] = {}
     for layout in ("append_only", "coarse_to_fine"):
         engine = make_engine(make_model(token_order=layout, max_recent_events=40))
-        held, read = engine.prefill(make_users()), engine.model.read
+        held, read = engine.prefill(make_users()), engine.model.run_backbone
 
         def count(vectors, *how, layout=layout, read=read):
             ran[layout] = ran.get(layout, 0) + vectors.shape[:2].numel()
             return read(vectors, *how)
 
-        engine.model.read = count
+        engine.model.run_backbone = count
         engine.update(held, later(make_users(), 1))
     assert 0 < ran["append_only"] < 0.6 * ran["coarse_to_fine"]
 

@@ -64,7 +64,7 @@ def test_that_nearly_all_are_told_the_same_is_told(asked):
 
 def test_of_falling_spending_the_lowest_grade_means_yes(asked, monkeypatch):
     engine, cache = asked
-    monkeypatch.setattr("qanchor.ranking.N_WORDINGS", 1)
+    monkeypatch.setattr("qanchor.inference.ranking.N_WORDINGS", 1)
     for name, sign in (("spend_down", -1), ("spend_up", 1)):
         query = by_name(name).future[-1].format(user="user")
         vectors = graded(engine.model, name, "future")[1]
@@ -134,7 +134,7 @@ DENIED = {
 @pytest.fixture(scope="module")
 def taught():
     """The run of the sample world, and anchors of nobody in particular: which way they lean is all that counts here."""
-    model = qa.Engine(qa.load_model(Path(__file__).parents[3] / "data" / "runs" / "world")).model
+    model = qa.Engine(qa.QAnchor.from_pretrained(Path(__file__).parents[3] / "data" / "runs" / "world")).model
     answers = ranking.answer_bank(model, "user", 30).graded.reshape(-1, model.config.embedding_dim)
     draw = np.random.default_rng(0)
     return model, (answers[draw.integers(0, len(answers), 400)] + answers[draw.integers(0, len(answers), 400)]) / 2

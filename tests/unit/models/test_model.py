@@ -6,7 +6,7 @@ import torch
 from qanchor.config import TINY
 from qanchor.models.collate import branch_mask, collate_queries, collate_users, group_by_length
 from qanchor.models.heads import GatedSkip
-from qanchor.models.model import build_model
+from qanchor.models.model import QAnchor
 from qanchor.models.prefix_encoder import EVENT, GROUP, HABIT, MODALITY, USER
 from tests.tiny import QUERIES, forward, make_model, make_users
 
@@ -159,11 +159,11 @@ def test_an_absent_modality_is_said_with_a_vector_of_its_own():
     row = make_users().ids.index("d")
     assert readings.present[row].tolist() == [True, False, False]
     batch = collate_users(readings, [row])
-    before = model.encode_prefix(batch).slots
+    before = model.encode_prefix(batch).tokens
     with torch.no_grad():
         model.encoder.absent[1] += torch.randn(model.encoder.absent.shape[1])
     after = model.encode_prefix(batch)
-    moved = (before - after.slots).abs().amax(-1)[0] > 1e-6
+    moved = (before - after.tokens).abs().amax(-1)[0] > 1e-6
     assert (after.kind[0][moved].tolist(), after.modality[0][moved].tolist()) == ([MODALITY], [1])  # not the user's own slot
 
 
@@ -206,6 +206,6 @@ def test_the_seed_decides_the_weights():
 def test_a_reader_of_another_portrait_is_refused():
     preprocessor = make_model().preprocessor
     with pytest.raises(
-        ValueError, match=r"the preprocessor's portrait has \d+ numbers, config.profile_dim is 3: fit the preprocessor with"
+        ValueError, match=r"the preprocessor's profile has \d+ numbers, config.profile_dim is 3: fit the preprocessor with"
     ):
-        build_model(TINY.replace(profile_dim=3), preprocessor)
+        QAnchor(TINY.replace(profile_dim=3), preprocessor)

@@ -30,7 +30,7 @@ def same(first, second) -> bool:
     alike = [first.users == second.users]
     whole = ("coarse", "modal_text", "modal_number", "present")
     alike += [np.array_equal(getattr(first, name), getattr(second, name)) for name in whole]
-    for (ids, *rest), (others, *more) in zip(first.slots, second.slots, strict=True):
+    for (ids, *rest), (others, *more) in zip(first.events, second.events, strict=True):
         alike.append(np.array_equal(first.vectors[ids], second.vectors[others]))
         alike += [np.array_equal(a, b) for a, b in zip(rest, more, strict=True)]
     return all(alike)
@@ -180,13 +180,13 @@ def test_readings_are_finite_and_standardised(users, preprocessor):
     assert np.abs(own.mean(0)).max() < 0.3 and 0.5 < np.median(own.std(0)[own.std(0) > 1e-3]) < 1.2
     assert np.abs(read.modal_number.mean((0, 1))).max() < 0.3  # these over users and modalities together
     for readings in (read, preprocessor.transform(users)):
-        assert all(np.isfinite(values).all() and np.abs(values).max(initial=0) <= CLIP for _, values, _, _ in readings.slots)
+        assert all(np.isfinite(values).all() and np.abs(values).max(initial=0) <= CLIP for _, values, _, _ in readings.events)
 
 
 def test_a_user_with_no_events_is_read(users, preprocessor):
     row = users.ids.index("none")
     read = preprocessor.transform(users)
-    assert not read.present[row].any() and len(read.slots[row][0]) == 0 and np.isfinite(read.coarse[row]).all()
+    assert not read.present[row].any() and len(read.events[row][0]) == 0 and np.isfinite(read.coarse[row]).all()
     assert not read.modal_text[row].any() and read.lengths()[row] == 0
     batch = collate_users(read, [row])
     assert not batch.event_mask.any() and batch.event_text.shape == (1, 1, 384)
@@ -229,14 +229,34 @@ def test_who_else_is_read_does_not_matter(users, preprocessor):
     read, alone = preprocessor.transform(users), preprocessor.transform(users.select(["c", "none"]))
     rows = [users.ids.index("c"), users.ids.index("none")]
     np.testing.assert_allclose(alone.coarse, read.coarse[rows], atol=1e-5)
-    for row, slots in zip(rows, alone.slots, strict=True):
-        assert np.array_equal(slots[1], read.slots[row][1])
+    for row, slots in zip(rows, alone.events, strict=True):
+        assert np.array_equal(slots[1], read.events[row][1])
 
 
 def test_sizes_and_groups_say_how_wide_readings_are(users, preprocessor):
     read, sizes = preprocessor.transform(users), preprocessor.sizes()
     assert sizes["coarse"] == read.coarse.shape[1] and sizes["modal_number"] == read.modal_number.shape[2]
-    assert sizes["event_number"] == read.slots[0][1].shape[1] and preprocessor.text_dim == read.vectors.shape[1]
+    assert sizes["event_number"] == read.events[0][1].shape[1] and preprocessor.text_dim == read.vectors.shape[1]
     spans = [range(s.start, s.stop) for s in preprocessor.groups().values()]
     first = 3 * sizes["modal_number"]  # the modalities' own numbers stand first, and in their slots
     assert [i for span in spans for i in span] == list(range(first, sizes["coarse"]))
+
+
+@pytest.mark.parametrize("token_order", ["coarse_to_fine", "append_only"])
+def test_fit_transform_is_fit_then_transform(users, token_order, monkeypatch):
+    config = TINY.replace(token_order=token_order)
+    early = cutoffs(users).assign(cutoff=users.cutoff - 20 * DAY)
+    samples = pd.concat([cutoffs(users), early], ignore_index=True)
+    fitted = UserPreprocessor.fit(users, samples, config)
+    expected = fitted.transform(users, samples)
+    read = []
+    raw = UserPreprocessor._raw_features
+    monkeypatch.setattr(UserPreprocessor, "_raw_features", lambda *given: read.append(1) or raw(*given))
+    preprocessor, features = UserPreprocessor.fit_transform(users, samples, config)
+    assert len(read) == 1 and same(expected, features) and len(features) == 18
+    for name in ("idf", "counts", "words", "profile"):
+        np.testing.assert_array_equal(getattr(preprocessor, name), getattr(fitted, name))
+    assert preprocessor.vocabulary == fitted.vocabulary and list(preprocessor.mean) == list(fitted.mean)
+    for part in fitted.mean:
+        np.testing.assert_array_equal(preprocessor.mean[part], fitted.mean[part])
+        np.testing.assert_array_equal(preprocessor.std[part], fitted.std[part])

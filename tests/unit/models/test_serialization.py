@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from qanchor import TINY, UserPreprocessor, build_model
+from qanchor import TINY, QAnchor, UserPreprocessor
 from qanchor.errors import RunError
 from qanchor.models import serialization
 from qanchor.models.collate import collate_users
-from qanchor.models.serialization import load_model, save_model, trained_state
+from qanchor.models.serialization import trained_state
 from qanchor.utils import device
 from tests.tiny import QUERIES, make_engine, make_model, make_users
 
@@ -26,7 +26,7 @@ def model():
 
 @pytest.fixture
 def folder(model, tmp_path):
-    return save_model(model, tmp_path / "run", HISTORY, {"seed": 0})
+    return model.save_pretrained(tmp_path / "run", HISTORY, {"seed": 0})
 
 
 def test_a_run_comes_back_as_it_was(model, folder):
@@ -36,7 +36,7 @@ def test_a_run_comes_back_as_it_was(model, folder):
         "history.json",
         "metrics.json",
     ]
-    again = load_model(folder, device="cpu")
+    again = QAnchor.from_pretrained(folder, device="cpu")
     assert again.config == model.config and not again.training
     ours, theirs = trained_state(model), trained_state(again)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
@@ -51,7 +51,7 @@ def test_a_run_comes_back_as_it_was(model, folder):
 
 def test_asking_a_loaded_run_gives_the_same(model, folder):
     users = make_users()
-    z = [e.embed(e.prefill(users), QUERIES) for e in (make_engine(model), make_engine(load_model(folder)))]
+    z = [e.embed(e.prefill(users), QUERIES) for e in (make_engine(model), make_engine(QAnchor.from_pretrained(folder)))]
     assert np.array_equal(*z)
 
 
@@ -59,12 +59,13 @@ def test_asking_a_loaded_run_gives_the_same(model, folder):
 def test_half_precision_changes_little(tmp_path, monkeypatch, dtype):
     """Real backbones keep their runs in half precision; here the tiny one is made to pass for a real one."""
     from qanchor.models import backbone
+    from qanchor.models import model as model_module
 
     model, tiny = make_model(awake=False, dtype=dtype), backbone.load_backbone
-    monkeypatch.setattr(backbone, "load_backbone", lambda name, *rest: tiny("tiny", *rest))
+    monkeypatch.setattr(model_module, "load_backbone", lambda name, *rest: tiny("tiny", *rest))
     model.config = model.config.replace(backbone="real")
-    folder = save_model(model, tmp_path / "run")
-    again = load_model(folder, device="cpu", dtype=dtype)
+    folder = model.save_pretrained(tmp_path / "run")
+    again = QAnchor.from_pretrained(folder, device="cpu", dtype=dtype)
     for name, tensor in trained_state(model).items():
         kept = trained_state(again)[name]
         assert kept.dtype == tensor.dtype
@@ -82,14 +83,14 @@ def test_a_run_reckons_in_what_its_processor_is_fast_at(tmp_path, monkeypatch, f
     monkeypatch.setattr(device, "has_fast_bf16", lambda: fast)
     users = make_users()
     config = TINY.replace(dtype="bfloat16")
-    here = build_model(config, UserPreprocessor.fit(users, None, config), device="cpu")
+    here = QAnchor(config, UserPreprocessor.fit(users, None, config), device="cpu")
     assert here.backbone.dtype == (torch.bfloat16 if fast else torch.float32)
-    folder = save_model(here, tmp_path / "run")
+    folder = here.save_pretrained(tmp_path / "run")
     monkeypatch.setattr(device, "has_fast_bf16", lambda: not fast)
-    there = load_model(folder, device="cpu")
+    there = QAnchor.from_pretrained(folder, device="cpu")
     assert there.backbone.dtype == (torch.float32 if fast else torch.bfloat16)
     assert there.config == here.config == config, "where it was made does not bind where it is used"
-    assert load_model(folder, device="cpu", dtype="bfloat16").backbone.dtype == torch.bfloat16, "what is asked for is done"
+    assert QAnchor.from_pretrained(folder, device="cpu", dtype="bfloat16").backbone.dtype == torch.bfloat16, "what is asked for is done"
     z = [m.embed(collate_users(m.preprocessor.transform(users), range(9)), QUERIES[0]) for m in (here.eval(), there)]
     torch.testing.assert_close(z[0], z[1], atol=0.05, rtol=0)
     cached = [e.embed(e.prefill(users), QUERIES[0]) for e in (make_engine(here), make_engine(there))]
@@ -107,11 +108,11 @@ def test_a_run_is_replaced_only_by_a_whole_one(model, folder, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(serialization, target, full)
             with pytest.raises(OSError, match="No space left"):
-                save_model(other, folder)
+                other.save_pretrained(folder)
         assert (folder / "adapter.safetensors").read_bytes() == before
         assert [p.name for p in folder.parent.iterdir()] == ["run"]  # and nothing half-written stays
-    save_model(other, folder)
-    assert (folder / "adapter.safetensors").read_bytes() != before and load_model(folder).config == other.config
+    other.save_pretrained(folder)
+    assert (folder / "adapter.safetensors").read_bytes() != before and QAnchor.from_pretrained(folder).config == other.config
     assert [p.name for p in folder.parent.iterdir()] == ["run"]
 
 
@@ -132,35 +133,35 @@ def test_a_kill_at_any_rename_leaves_a_run_that_loads(model, folder, monkeypatch
         with monkeypatch.context() as patch:
             patch.setattr(Path, "rename", killed)
             with pytest.raises(KeyboardInterrupt):
-                save_model(make_model(awake=False, seed=stop), folder)
-        load_model(folder)
-    save_model(model, folder)
+                make_model(awake=False, seed=stop).save_pretrained(folder)
+        QAnchor.from_pretrained(folder)
+    model.save_pretrained(folder)
     assert [p.name for p in folder.parent.iterdir()] == ["run"]
 
 
 def test_what_is_missing_is_named(folder, tmp_path):
     with pytest.raises(RunError, match=r"nowhere is no run \(no config.json\): train one with `python -m qanchor train"):
-        load_model(tmp_path / "nowhere")
+        QAnchor.from_pretrained(tmp_path / "nowhere")
     (folder / "adapter.safetensors").unlink()
     with pytest.raises(RunError, match=r"adapter.safetensors is missing: copy the run again"):
-        load_model(folder)
+        QAnchor.from_pretrained(folder)
 
 
 def test_a_torn_file_is_refused(folder):
     path = folder / "adapter.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(RunError, match=r"has sha256 .*, config.json says .*: torn or swapped, copy the run again"):
-        load_model(folder)
+        QAnchor.from_pretrained(folder)
     (folder / "config.json").write_text((folder / "config.json").read_text()[:200])
     with pytest.raises(RunError, match=r"config.json: .*: the file is torn, copy the run again"):
-        load_model(folder)
+        QAnchor.from_pretrained(folder)
 
 
 def test_a_swapped_file_is_refused(folder, tmp_path):
-    other = save_model(make_model(awake=False, seed=9), tmp_path / "other")
+    other = make_model(awake=False, seed=9).save_pretrained(tmp_path / "other")
     (folder / "adapter.safetensors").write_bytes((other / "adapter.safetensors").read_bytes())
     with pytest.raises(RunError, match="torn or swapped"):
-        load_model(folder)
+        QAnchor.from_pretrained(folder)
 
 
 def edited(folder, change) -> None:
@@ -172,7 +173,7 @@ def edited(folder, change) -> None:
 def test_another_format_is_refused(folder):
     edited(folder, lambda about: about.update(format=99))
     with pytest.raises(RunError, match="format 99, this version reads 3: train the run again"):
-        load_model(folder)
+        QAnchor.from_pretrained(folder)
 
 
 @pytest.mark.parametrize(
@@ -190,13 +191,13 @@ def test_another_format_is_refused(folder):
 def test_a_config_of_another_make_is_refused(folder, change):
     edited(folder, change)
     with pytest.raises(RunError, match=r"config.json|adapter.safetensors"):
-        load_model(folder)
+        QAnchor.from_pretrained(folder)
 
 
 def test_a_list_is_no_config(folder):
     (folder / "config.json").write_text("[1, 2]")
     with pytest.raises(RunError, match=r"config.json: format None"):
-        load_model(folder)
+        QAnchor.from_pretrained(folder)
 
 
 def test_nothing_is_pickled(folder, monkeypatch):
@@ -206,7 +207,7 @@ def test_nothing_is_pickled(folder, monkeypatch):
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, refuse)
     monkeypatch.setattr(torch, "load", refuse)
-    load_model(folder)
+    QAnchor.from_pretrained(folder)
     for path in folder.iterdir():
         assert not path.read_bytes().startswith((b"\x80", b"PK")), path
 

@@ -68,7 +68,7 @@ def test_a_torn_end_is_cut_off(tmp_path, encoded):
         with (table.folder / name).open("ab") as file:
             file.write(torn)
     assert np.array_equal(text_vectors(["c", "a", "b"], "model", tmp_path)[1:], whole)
-    assert (table.folder / "keys").stat().st_size == 3 * text_encoder_module.ROW.itemsize
+    assert (table.folder / "keys").stat().st_size == 3 * text_encoder_module.ROW_DTYPE.itemsize
     assert (table.folder / "vectors-384").stat().st_size == 3 * 768 and encoded == ["a", "b", "c"]
 
 
@@ -94,7 +94,7 @@ def _fill(folder, start: int, many: int) -> None:
     table = text_encoder_module.VectorTable(folder)
     for i in range(start, start + many, 50):
         told = [f"text {n}" for n in range(i, i + 50)]
-        table.give(told, lambda new, report: random.normal(size=(len(new), 384)).astype(np.float16))
+        table.lookup(told, lambda new, report: random.normal(size=(len(new), 384)).astype(np.float16))
 
 
 def test_processes_share_a_table_and_one_may_be_killed(tmp_path):
@@ -103,7 +103,7 @@ def test_processes_share_a_table_and_one_may_be_killed(tmp_path):
     folder = tmp_path / "table"
     first, second = (spawn.Process(target=_fill, args=(folder, start, 20_000)) for start in (0, 5_000))
     first.start(), second.start()
-    while not (folder / "keys").exists() or (folder / "keys").stat().st_size < 100 * text_encoder_module.ROW.itemsize:
+    while not (folder / "keys").exists() or (folder / "keys").stat().st_size < 100 * text_encoder_module.ROW_DTYPE.itemsize:
         time.sleep(0.01)
     os.kill(first.pid, signal.SIGKILL)
     first.join()
@@ -112,6 +112,6 @@ def test_processes_share_a_table_and_one_may_be_killed(tmp_path):
     table = text_encoder_module.VectorTable(folder)
     told = [f"text {n}" for n in range(25_000)]
     made = []
-    vectors = table.give(told, lambda new, report: (made.extend(new), np.ones((len(new), 384), np.float16))[1])
+    vectors = table.lookup(told, lambda new, report: (made.extend(new), np.ones((len(new), 384), np.float16))[1])
     assert vectors.shape == (25_000, 384) and len(made) == len(set(made)) < 10_000 and len(table.rows) == 25_000
     assert len(np.unique(table.rows[["high", "low"]])) == 25_000

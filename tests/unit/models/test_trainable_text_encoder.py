@@ -25,7 +25,7 @@ def trained(users):
     """A model whose event encoder has learned, and the state it began with."""
     pairs = qa.make_pairs(users, per_sample=4)
     config = qa.TINY.replace(**LEARNS, steps=3, train_batch_size=4)
-    model = qa.build_model(
+    model = qa.QAnchor(
         config, qa.UserPreprocessor.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), config), device="cpu"
     )
     before = {name: t.clone() for name, t in model.state_dict().items()}
@@ -59,13 +59,13 @@ def test_what_is_kept_equals_encoding_anew_and_is_forgotten_by_training(users, t
     texts = list(users.events["text"].cat.categories[:9])
     with torch.no_grad():
         kept = model.event_texts(texts)
-        assert set(model.event_texts.kept) == set(texts)
+        assert set(model.event_texts.cached) == set(texts)
         torch.testing.assert_close(model.event_texts(texts[::-1]), kept.flip(0), atol=0, rtol=0)
     anew = model.event_texts(texts)  # gradients are wanted: nothing is taken from what is kept
     assert anew.requires_grad
     torch.testing.assert_close(anew, kept, atol=1e-5, rtol=0)
     model.train()
-    assert not model.event_texts.kept
+    assert not model.event_texts.cached
     model.eval()
 
 
@@ -73,13 +73,13 @@ def test_saved_loaded_and_served_it_embeds_alike(users, trained, tmp_path):
     model, _ = trained
     names = trained_state(model)
     assert any(n.startswith("event_texts.") for n in names) and all("lora_" in n for n in names if n.startswith("event_texts."))
-    loaded = qa.load_model(qa.save_model(model, tmp_path / "run"), device="cpu")
+    loaded = qa.QAnchor.from_pretrained(model.save_pretrained(tmp_path / "run"), device="cpu")
     readings = model.preprocessor.transform(users)
     plain = np.concatenate([model.embed(collate_users(readings, [i]), QUERY).detach().numpy() for i in range(6)])
     engine = make_engine(loaded)
     some = users.select(users.ids[:6])
     np.testing.assert_allclose(engine.embed(engine.prefill(some), QUERY), plain, atol=1e-4, rtol=0)
-    rest = qa.build_model(model.config.replace(text_lora_rank=0), model.preprocessor, device="cpu").eval()
+    rest = qa.QAnchor(model.config.replace(text_lora_rank=0), model.preprocessor, device="cpu").eval()
     rest.load_state_dict({n: t for n, t in model.state_dict().items() if not n.startswith("event_texts.")})
     other = rest.embed(collate_users(readings, range(6)), QUERY).detach().numpy()
     assert np.abs(other - plain).max() > 1e-4  # what it has learned matters

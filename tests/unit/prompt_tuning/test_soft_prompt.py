@@ -12,7 +12,7 @@ import qanchor as qa
 from qanchor.config import TINY
 from qanchor.errors import RunError
 from qanchor.evaluation.prompt_evaluation import evaluate_prompt
-from qanchor.models.serialization import load_model, save_model
+from qanchor.models.model import QAnchor
 from qanchor.prompt_tuning.labels import encode_labels, stratified_split
 from qanchor.prompt_tuning.soft_prompt import TEMPERATURE_FACTORS, PromptObjective, SoftPrompt, class_centroids
 from qanchor.prompt_tuning.tuning import iter_tune_prompt, tune_prompt
@@ -56,7 +56,7 @@ def cache(engine):
 def world():
     """Users whose label is planted where the model can see it, an engine that was loaded from a run, and its cache."""
     users = qa.make_sample_users(120)
-    engine = qa.Engine(qa.build_model(TINY, qa.UserPreprocessor.fit(users, None, TINY), device="cpu"))
+    engine = qa.Engine(qa.QAnchor(TINY, qa.UserPreprocessor.fit(users, None, TINY), device="cpu"))
     cache = engine.prefill(users, tokens=600)
     z = engine.embed(cache, "Is this user a driver?")  # of another question: its skip lets other numbers through
     planted = pd.Series((z[:, 0] > np.median(z[:, 0])).astype(float), list(cache.ids))
@@ -191,7 +191,7 @@ def test_stopping_keeps_the_best_until_then(world):
 def test_seeking_finds_the_question_that_the_labels_answer():
     """One by one through all taught questions, each as a prompt of its own: the plain twin chooses the same."""
     users = qa.make_sample_users(60)
-    engine = qa.Engine(qa.build_model(TINY, qa.UserPreprocessor.fit(users, None, TINY), device="cpu"))
+    engine = qa.Engine(qa.QAnchor(TINY, qa.UserPreprocessor.fit(users, None, TINY), device="cpu"))
     cache, driver = engine.prefill(users, tokens=600), "Is this user a driver?"
     bank = engine.model.query_text_embeddings([driver, "Why?", "Does this user have a baby?", *QUERIES[2:]])
     engine.model.skip.remember(bank)
@@ -199,16 +199,16 @@ def test_seeking_finds_the_question_that_the_labels_answer():
     planted = pd.Series((z[:, 0] > np.median(z[:, 0])).astype(float), list(cache.ids))
     tuning = PromptObjective(engine, cache, QUERY, planted.to_numpy(int))
     rows, rng = np.arange(60), np.random.default_rng(0)
-    begun = tuning.begin((0.0, 1.0), rows, 2, 0.07, rng)
+    begun = tuning.initialize((0.0, 1.0), rows, 2, 0.07, rng)
     found = tuning.search_initial_prompt(begun, rows)
     losses = []
     for meaning in bank:
-        one = replace(begun, offset=meaning - tuning.meaning[0])
-        z, label = tuning._all(one, rows)
+        one = replace(begun, offset=meaning - tuning.text_embedding[0])
+        z, label = tuning._embed_all(one, rows)
         one = replace(one, prototypes=class_centroids(z, label))
-        losses.append((min(tuning.loss(replace(one, tau=0.07 * times), rows) for times in TEMPERATURE_FACTORS), meaning))
+        losses.append((min(tuning.loss(replace(one, temperature=0.07 * times), rows) for times in TEMPERATURE_FACTORS), meaning))
     least, meaning = min(losses, key=lambda pair: pair[0])
-    torch.testing.assert_close(found.offset, meaning - tuning.meaning[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.offset, meaning - tuning.text_embedding[0], atol=1e-4, rtol=0)
     assert tuning.loss(found, rows, TEMPERATURE_FACTORS) == pytest.approx(least, abs=1e-4) and least < tuning.loss(
         begun, rows, TEMPERATURE_FACTORS
     )
@@ -242,6 +242,7 @@ def test_a_rare_class_is_drawn_as_often(world):
     )
 
 
+@pytest.mark.slow
 def test_labels_of_judged_users_are_never_looked_at(world):
     """Turn every label of the judged users: the prompt is the same, bit for bit; turn one that is tuned on: it is not."""
     _, engine, cache, planted = world
@@ -263,9 +264,9 @@ def test_labels_of_judged_users_are_never_looked_at(world):
 @pytest.mark.parametrize(
     ("labels", "error", "words"),
     [
-        (LABELS * 0, ValueError, "the 8 labels are of 1 class"),
-        (LABELS * np.nan, ValueError, "the 0 labels are of 0 class"),
-        (LABELS.head(5), ValueError, "class 0.0 has 2 user.s., at least 3 are needed, two to tune on, one to validate"),
+        (LABELS * 0, ValueError, "Found 1 class in 8 labels; at least 2 are required"),
+        (LABELS * np.nan, ValueError, "Found 0 classes in 0 labels"),
+        (LABELS.head(5), ValueError, "Class 0.0 has 2 labelled user.s.; at least 3 are required"),
         (pd.concat([LABELS, pd.Series([1.0], ["zoe"])]), KeyError, "'zoe' is not among the 9 that were read: prefill it first"),
         (pd.concat([LABELS, LABELS.head(1)]), ValueError, "user 'a' has 2 labels or more: keep one"),
     ],
@@ -291,7 +292,7 @@ def test_the_gate_alone_can_be_tuned(world):
 
 def test_a_model_that_is_trained_on_is_no_longer_its_run(home):
     users = make_users()
-    model = load_model(home / "run0")
+    model = QAnchor.from_pretrained(home / "run0")
     assert model.run and qa.train(model, users, qa.make_pairs(users, per_sample=2), steps=1) is not None and not model.run
 
 
@@ -308,12 +309,12 @@ def home(tmp_path_factory):
     """A run of a model, another run, and users."""
     folder, users = tmp_path_factory.mktemp("prompt"), make_users()
     for seed in (0, 1):
-        save_model(make_model(users, seed, awake=False), folder / f"run{seed}")
+        make_model(users, seed, awake=False).save_pretrained(folder / f"run{seed}")
     return folder
 
 
 def test_a_prompt_comes_back_as_it_was(home, tmp_path):
-    engine = qa.Engine(load_model(home / "run0"))
+    engine = qa.Engine(QAnchor.from_pretrained(home / "run0"))
     cache = engine.prefill(make_users())
     prompt, _ = tune_prompt(engine, cache, QUERY, LABELS, steps=10)
     folder = prompt.save(tmp_path / "prompt")
@@ -323,15 +324,15 @@ def test_a_prompt_comes_back_as_it_was(home, tmp_path):
     assert told["run"] == json.loads((home / "run0/config.json").read_text())["sha256"]["adapter.safetensors"]
     again = SoftPrompt.load(folder, engine)
     assert np.array_equal(engine.embed(cache, again), engine.embed(cache, prompt)) and again.classes == prompt.classes
-    fresh = qa.Engine(load_model(home / "run0", attention="eager"))  # the run's hash, not the model's, is what counts
+    fresh = qa.Engine(QAnchor.from_pretrained(home / "run0", attention="eager"))  # the run's hash, not the model's, is what counts
     z = fresh.embed(fresh.prefill(make_users()), SoftPrompt.load(folder, fresh))
     np.testing.assert_allclose(z, engine.embed(cache, prompt), atol=1e-4)
-    replace(prompt, tau=0.5).save(folder)  # a newer one takes its place
-    assert SoftPrompt.load(folder, engine).tau == 0.5 and [p.name for p in tmp_path.iterdir()] == ["prompt"]
+    replace(prompt, temperature=0.5).save(folder)  # a newer one takes its place
+    assert SoftPrompt.load(folder, engine).temperature == 0.5 and [p.name for p in tmp_path.iterdir()] == ["prompt"]
 
 
 def test_another_run_refuses_a_prompt(home, tmp_path):
-    first, second = (qa.Engine(load_model(home / f"run{seed}")) for seed in (0, 1))
+    first, second = (qa.Engine(QAnchor.from_pretrained(home / f"run{seed}")) for seed in (0, 1))
     prompt = drawn(first.model)
     folder = prompt.save(tmp_path / "prompt")
     with pytest.raises(
@@ -345,7 +346,7 @@ def test_another_run_refuses_a_prompt(home, tmp_path):
 
 
 def test_torn_and_foreign_folders_are_refused(home, tmp_path):
-    engine = qa.Engine(load_model(home / "run0"))
+    engine = qa.Engine(QAnchor.from_pretrained(home / "run0"))
     with pytest.raises(RunError, match="nowhere is no soft prompt"):
         SoftPrompt.load(tmp_path / "nowhere", engine)
     with pytest.raises(ValueError, match=r"run0 holds 'adapter.safetensors' and no prompt.json: name a new folder"):
@@ -364,7 +365,7 @@ def test_torn_and_foreign_folders_are_refused(home, tmp_path):
 
 @pytest.mark.parametrize("halt", [OSError("no space left"), KeyboardInterrupt()], ids=["error", "kill"])
 def test_a_save_cut_short_leaves_the_old_prompt(home, tmp_path, monkeypatch, halt):
-    engine = qa.Engine(load_model(home / "run0"))
+    engine = qa.Engine(QAnchor.from_pretrained(home / "run0"))
     prompt = drawn(engine.model)
     folder = prompt.save(tmp_path / "prompt")
 
@@ -375,17 +376,18 @@ def test_a_save_cut_short_leaves_the_old_prompt(home, tmp_path, monkeypatch, hal
     for place in ("prompt", "new"):
         with monkeypatch.context() as patch, pytest.raises(type(halt)):
             patch.setattr("qanchor.prompt_tuning.soft_prompt.save_file", torn)
-            replace(prompt, tau=0.5).save(tmp_path / place)
-    assert SoftPrompt.load(folder, engine).tau == prompt.tau and not (tmp_path / "new").exists()
+            replace(prompt, temperature=0.5).save(tmp_path / place)
+    assert SoftPrompt.load(folder, engine).temperature == prompt.temperature and not (tmp_path / "new").exists()
     folder.rename(folder.with_name(".prompt.old"))  # a kill between the two renames of a save
-    assert SoftPrompt.load(folder, engine).tau == prompt.tau
-    replace(prompt, tau=0.5).save(folder)
-    assert SoftPrompt.load(folder, engine).tau == 0.5 and [p.name for p in tmp_path.iterdir()] == ["prompt"]
+    assert SoftPrompt.load(folder, engine).temperature == prompt.temperature
+    replace(prompt, temperature=0.5).save(folder)
+    assert SoftPrompt.load(folder, engine).temperature == 0.5 and [p.name for p in tmp_path.iterdir()] == ["prompt"]
 
 
 # its bench
 
 
+@pytest.mark.slow
 def test_the_bench_says_what_it_promises():
     found = tune(lambda: qa.make_sample_users(30), config=TINY, rows=8, rounds=1)
     assert json.loads(json.dumps(found)) == found and found["max_rel_diff"] < 1e-5 and found["users"] == 8

@@ -26,7 +26,7 @@ users = qa.make_sample_users(25)
 pairs = qa.make_pairs(users, per_sample=6)
 config = qa.TINY.replace(queries_per_user=2, train_batch_size=4, max_answer_tokens=8, head_warmup_steps=60, head_refit_steps=60, gated_skip_dropout=0.2,
                      lora_dropout=0.1)
-model = qa.build_model(config, qa.UserPreprocessor.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), config), device="cpu")
+model = qa.QAnchor(config, qa.UserPreprocessor.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), config), device="cpu")
 def told(stage, done, total, loss):
     if f"{stage} {done}" == kill:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -51,7 +51,7 @@ users = qa.make_sample_users(25)
 pairs = qa.make_pairs(users, per_sample=6)
 sizes = {"queries_per_user": 3, "train_batch_size": 8, "max_answer_tokens": 8, "head_warmup_steps": 5, "head_refit_steps": 5}
 config = qa.TINY.replace(**sizes, mini_batch_num_tokens=int(sys.argv[3]))
-model = qa.build_model(config, qa.UserPreprocessor.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), config), device="cpu")
+model = qa.QAnchor(config, qa.UserPreprocessor.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), config), device="cpu")
 rows = qa.train(model, users, pairs, steps=int(sys.argv[2]), checkpoint=out / "state")
 if int(__import__("os").environ.get("RANK", 0)) == 0:
     rows.drop(columns="pairs_per_s").to_json(out / "history.json", double_precision=15)
@@ -73,6 +73,7 @@ def made(folder: Path, *kills: str) -> tuple[pd.DataFrame, dict]:
     return pd.read_json(folder / "history.json"), load_file(folder / "weights")
 
 
+@pytest.mark.slow
 def test_a_process_killed_anywhere_ends_with_the_same_bits(tmp_path):
     """Killed in the warm start, between two checkpoints, while a checkpoint is put in its place, and in the last fit."""
     history, weights = made(tmp_path / "whole")
@@ -82,6 +83,7 @@ def test_a_process_killed_anywhere_ends_with_the_same_bits(tmp_path):
     assert all(torch.equal(weights[name], other[name]) for name in weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "tokens"), [(1, 0), (4, 150)])
 def test_two_processes_learn_what_one_does(tmp_path, steps, tokens):
     """The same batch shared by two gloo processes (in parts of so many tokens): the same losses and first gradient."""

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from qanchor.config import TINY
 from qanchor.data.sample import make_sample_users
 from qanchor.models.collate import collate_users
-from qanchor.models.model import QAnchor, build_model
+from qanchor.models.model import QAnchor
 from qanchor.models.preprocessor import UserPreprocessor
 from qanchor.training.dataset import PairDataset
 from qanchor.training.joint_step import _parts
@@ -42,9 +42,10 @@ def pairs(users) -> pd.DataFrame:
 
 def untrained(users, pairs, **changes) -> QAnchor:
     config = TINY.replace(**changes)
-    return build_model(config, UserPreprocessor.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), config), device="cpu")
+    return QAnchor(config, UserPreprocessor.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), config), device="cpu")
 
 
+@pytest.mark.slow
 def test_200_pairs_are_learned_by_heart(users, pairs):
     # every other answer is truly false here: a margin of 2 says that none of them is to be dropped
     model = untrained(users, pairs, queries_per_user=8, train_batch_size=25, head_warmup_steps=200, false_negative_margin=2.0)
@@ -90,6 +91,7 @@ class Killed(Exception):
     """Stand for a machine that goes away."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warm", [0, 4])
 def test_a_killed_training_goes_on_bit_for_bit(users, pairs, tmp_path, warm):
     changes = SHORT | {"head_warmup_steps": warm, "lora_dropout": 0.1, "gated_skip_dropout": 0.2}
@@ -133,6 +135,7 @@ def test_minutes_are_kept(users, pairs, monkeypatch):
     assert len(train(untrained(users, pairs, **SHORT), users, pairs, minutes=0)) == 5  # it ends as soon as it knows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("minutes", "at_least", "at_most"), [(None, 400, 400), (10, 400, 400), (0.5, 100, 200), (0, 40, 40)])
 def test_what_is_left_of_the_minutes_is_the_last_fits(users, pairs, monkeypatch, minutes, at_least, at_most):
     clock = itertools.count()  # each look takes a second: so does a fit, of any length, and a joint step takes two
@@ -250,3 +253,21 @@ def test_parts_of_a_budget_hold_users_of_like_length_and_are_the_same_in_every_p
     assert [g.tolist() for g in _parts(budget.replace(mini_batch_size=1), tokens, 2)[1]] == [[0], [1], [2], [3]]
     order, groups = _parts(TINY.replace(mini_batch_size=3), tokens, 2)
     assert order.tolist() == list(range(8)) and [g.tolist() for g in groups] == [[0, 1, 2], [3]]
+
+
+def test_given_features_train_the_same_and_users_are_not_read_again(users, pairs, monkeypatch):
+    samples, config = pairs[["user", "cutoff"]].drop_duplicates(), TINY.replace(**SHORT)
+    expected = train(untrained(users, pairs, **SHORT), users, pairs, steps=2)
+    preprocessor, features = UserPreprocessor.fit_transform(users, samples, config)
+    monkeypatch.delattr(UserPreprocessor, "transform")
+    model, stages = QAnchor(config, preprocessor, device="cpu"), []
+    history = train(model, users, pairs, features=features, steps=2, progress=lambda stage, *_: stages.append(stage))
+    pd.testing.assert_frame_equal(history.drop(columns="pairs_per_s"), expected.drop(columns="pairs_per_s"), check_exact=True)
+    assert list(dict.fromkeys(stages)) == list(training_stages(config, with_features=True))
+
+
+def test_features_of_other_samples_are_refused(users, pairs):
+    model = untrained(users, pairs, **SHORT)
+    features = model.preprocessor.transform(users.select(users.ids[1:]))
+    with pytest.raises(ValueError, match="The features have 24 samples, the pairs 25, or their users differ"):
+        train(model, users, pairs, features=features, steps=1)

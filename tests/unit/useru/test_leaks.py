@@ -65,7 +65,7 @@ def readings_equal(first, second, why: str) -> None:
     """Compare two readings to the last bit, whatever other texts the users' tables list."""
     for name in ("coarse", "modal_text", "modal_number", "present"):
         assert np.array_equal(getattr(first, name), getattr(second, name)), (why, name)
-    for user, (ids, *rest), (others, *more) in zip(first.users, first.slots, second.slots, strict=True):
+    for user, (ids, *rest), (others, *more) in zip(first.users, first.events, second.events, strict=True):
         assert np.array_equal(first.vectors[ids], second.vectors[others]), (why, user, "texts")
         assert all(np.array_equal(a, b) for a, b in zip(rest, more, strict=True)), (why, user)
 
@@ -76,7 +76,7 @@ def at(cutoff: pd.Timestamp) -> pd.DataFrame:
 
 def texts_read(users: Users, readings) -> set[str]:
     texts = users.events["text"].cat.categories
-    return {texts[i] for ids, *_ in readings.slots for i in ids}
+    return {texts[i] for ids, *_ in readings.events for i in ids}
 
 
 @settings(max_examples=10, deadline=None)
@@ -114,6 +114,7 @@ def test_no_label_enters_readings_or_pairs(rows, rooms, truth, other):
         pd.testing.assert_frame_equal(pairs, make_pairs(same, cutoffs=[EARLIER, CUTOFF]))
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(histories, facts, labels, st.integers(0, 99))
 def test_events_on_the_edge_are_future_to_every_pair(rows, rooms, truth, seed):

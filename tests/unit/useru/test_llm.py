@@ -343,6 +343,7 @@ def test_a_damaged_reply_on_disk_is_asked_for_again(model, tmp_path):
     assert report["asked"] == 1 and path.read_text() == good
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_a_whole_one_asks_nothing(model, tmp_path):
     some_users().save(tmp_path / "users")
     days = pd.DataFrame(
@@ -403,6 +404,7 @@ def server(tmp_path_factory):
         log.close()
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 def test_a_real_server_is_asked_all_the_way(server, tmp_path):
     """A model of 135M parameters writes little that can be used: what is kept must hold, what is not must be counted."""

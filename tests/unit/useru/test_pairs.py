@@ -227,6 +227,7 @@ def test_other_horizons_are_asked_and_answered_in_their_own_words(world):
         make_pairs(world, horizons=(30, 30))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("horizons", [(7,), (7, 30), (5, 6, 7, 8, 9, 10, 30), ()])
 def test_a_sample_has_its_pairs_whatever_the_horizons(world, horizons):
     told = make_pairs(world, horizons=horizons, per_sample=20)
@@ -235,6 +236,7 @@ def test_a_sample_has_its_pairs_whatever_the_horizons(world, horizons):
     assert set(told.loc[told["kind"] == "future", "horizon_days"]) == set(horizons)
 
 
+@pytest.mark.slow
 def test_a_quiet_week_is_no_farewell(world):
     told = make_pairs(world, per_sample=96)
     assert set(told.loc[(told["topic"] == "lapse") & (told["kind"] == "future"), "horizon_days"]) == {30}

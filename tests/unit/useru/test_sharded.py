@@ -23,7 +23,7 @@ from qanchor.useru.behavior import OFFERS, find_spend_sources
 from qanchor.useru.pairs import make_pairs, user_hash
 from qanchor.useru.schedule import PairConfig, default_cutoffs
 from qanchor.useru.sharded import make_shard, partition, plan, split, write_pairs
-from tests.benchmarks import registry
+from tests.benchmarks import __main__ as benchmarks
 from tests.benchmarks.useru import useru, write_copies
 
 ORDER = ["cutoff", "user", "kind", "topic"]
@@ -65,6 +65,7 @@ def test_the_shards_hold_what_memory_gives(world, folder, tmp_path):
     same(tmp_path / "users", world, **wishes)
 
 
+@pytest.mark.slow
 def test_the_shards_of_the_journey_hold_what_memory_gives(tmp_path):
     some = load_complete_journey().sample(150)
     write_pairs(some, tmp_path / "out", shards=3)
@@ -91,6 +92,7 @@ def test_a_user_draws_alike_in_any_company(world):
     assert len(alike) > 0.5 * len(both) and (alike["query"] == alike["query_whole"]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["order", "processes"])
 def test_the_bytes_do_not_depend_on_who_makes_them(folder, tmp_path, kind):
     write_pairs(folder, tmp_path / "one", shards=3)
@@ -121,6 +123,7 @@ write_pairs(users, out, shards=3)
 """
 
 
+@pytest.mark.slow
 def test_a_kill_loses_only_the_shard_at_work(world, folder, tmp_path):
     """A real process is killed with half a file written: in the split, in a shard's values, in a shard's pairs."""
     out, kept = tmp_path / "out", {}
@@ -265,18 +268,20 @@ def test_the_plan_sees_all_users_as_memory_does(world, folder, tmp_path):
     assert sum(len(pd.read_parquet(file)) for file in files) == len(past)  # nothing at or after the cut-off is there
 
 
-def test_command_line_and_bench(folder, tmp_path, monkeypatch, capsys):
+def test_command_line_and_benchmark(folder, tmp_path, monkeypatch, capsys):
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["qanchor", *map(str, words)])
         assert cli.main() == 0
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
-    words = ("pairs", "--users", folder, "--out", tmp_path / "out", "--per-sample", 4, "--shards", 2, "--json")
+    words = ("make-pairs", "--users", folder, "--out", tmp_path / "out", "--per-sample", 4, "--shards", 2, "--json")
     told = run(*words)
     assert told["made"] == 2 and told["shards"] == [0, 1] and run(*words)["made"] == 0
     same(tmp_path / "out", load_users(folder), per_sample=4)
-    monkeypatch.setitem(registry.BENCHES, "useru", lambda **_: useru(scales=(1, 2), source=partial(make_sample_users, 20)))
-    told = run("bench", "useru", "--json")
+    monkeypatch.setitem(
+        benchmarks.BENCHMARKS, "useru", lambda: useru(scales=(1, 2), source=partial(make_sample_users, 20))
+    )
+    told = benchmarks.run_benchmark("useru")
     names = ["scale", "events", "pairs", "seconds", "events_per_s", "peak_gb"]
     assert [list(row) for row in told["rows"]] == [names, names] and np.isfinite(told["growth_exponent"])
     one, two = told["rows"]

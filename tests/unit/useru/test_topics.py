@@ -108,5 +108,5 @@ def test_every_task_of_the_world_has_a_topic():
 
 def test_match_takes_an_empty_list_and_an_unknown_name_is_told():
     assert match([]).shape == (0, 72)
-    with pytest.raises(KeyError, match="no topic 'sailing'"):
+    with pytest.raises(KeyError, match="There is no topic 'sailing'"):
         by_name("sailing")

@@ -11,7 +11,7 @@ from qanchor.training.trainer import training_stages
 from qanchor.utils import device, progress
 from qanchor.utils.progress import ProgressBars, StageEta
 
-READER = {"fitting the reader": ("fitting the reader", "", 0)}
+READER = {"fitting the preprocessor": ("fitting the preprocessor", "", 0)}
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def goes(course: StageEta, wait, stage: str, each: float, total: int, until: int
 
 def before_the_joint_steps(course: StageEta, wait) -> list[str]:
     """Ten users a second, ten texts a second, and a tenth of a second a step of the warm start."""
-    told = goes(course, wait, "fitting the reader", 0.1, 20) + goes(course, wait, "reading", 0.1, 20)
+    told = goes(course, wait, "fitting the preprocessor", 0.1, 20) + goes(course, wait, "reading", 0.1, 20)
     return told + goes(course, wait, "warm start, reading", 0.1, 300) + goes(course, wait, "warm start", 0.1, 400)
 
 
@@ -78,7 +78,7 @@ def test_a_resumed_training_waits_for_its_last_fit(wait):
     """It has no warm start, which alone could tell what a step of the last fit takes; minutes do not hold it either."""
     for minutes in (None, 1):
         course = StageEta(READER | training_stages(SMALL, resumed=True), minutes)
-        goes(course, wait, "fitting the reader", 0.1, 20)
+        goes(course, wait, "fitting the preprocessor", 0.1, 20)
         assert set(goes(course, wait, "training", 10, 32, start=20)) == {""}
         assert set(goes(course, wait, "last fit, reading", 0.1, 300)) == {""}
         assert goes(course, wait, "last fit", 1, 1600, 700)[-1] == "about 15 min in all left"
@@ -117,7 +117,7 @@ def test_texts_read_in_one_go_tell_enough(wait):
 
 def test_bars_say_phase_time_and_loss(wait, capsys):
     show = ProgressBars(StageEta(READER | training_stages(TINY)))
-    show("fitting the reader", 25, 25)
+    show("fitting the preprocessor", 25, 25)
     for done in range(1, 6):
         wait(10)
         show("training", done, 60, 1.5)
@@ -147,14 +147,14 @@ def test_last_words_have_a_line_of_their_own(capsys):
 
 
 def test_a_busy_machine_is_warned_of_in_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(device, "_processors", lambda: 2)
-    monkeypatch.setattr(device, "_others", lambda: True)
+    monkeypatch.setattr(device, "_available_processors", lambda: 2)
+    monkeypatch.setattr(device, "_others_running", lambda: True)
     monkeypatch.setattr(device.torch, "get_num_threads", lambda: 2)
     for load, lines in ((0.2, 0), (3.1, 1)):
         monkeypatch.setattr(device.os, "getloadavg", lambda load=load: (load, 0, 0))
         warn_if_busy()
         told = capsys.readouterr()
-        assert told.out == "" and told.err.count("\n") == told.err.count("warning: 3.1 programs were at work on 2") == lines
+        assert told.out == "" and told.err.count("\n") == told.err.count("warning: 3.1 programs ran on 2") == lines
 
 
 def test_who_goes_on_after_a_stop():

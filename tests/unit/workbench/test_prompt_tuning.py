@@ -19,7 +19,7 @@ QUERY = "Will this user travel soon?"
 @pytest.fixture(scope="module")
 def made():
     users = qa.make_sample_users(60)
-    engine = qa.Engine(qa.build_model(TINY, qa.UserPreprocessor.fit(users, None, TINY), device="cpu"))
+    engine = qa.Engine(qa.QAnchor(TINY, qa.UserPreprocessor.fit(users, None, TINY), device="cpu"))
     cache = engine.prefill(users)
     return qa.PromptTuningBackend(engine, cache, users), engine, cache, users
 

@@ -1,0 +1,9 @@
+create temp table lines as
+with t as (select *, {local} as time from '{data}/transactions.parquet')
+select t.household_id as household, t.basket_id as basket, t.product_id, t.store_id, t.week, n.text, t.time,
+       t.sales_value as amount, p.product_category as category, t.retail_disc + t.coupon_disc + t.coupon_match_disc as discount,
+       case when t.quantity > {weighed} then 1 else t.quantity end as items, p.brand = 'Private' as private
+from t join '{data}/products.parquet' p using (product_id)
+join names n on n.department is not distinct from p.department and n.category is not distinct from p.product_category
+where t.household_id in (select household_id from t where time < timestamp '{cutoff}'
+                         group by household_id having count(distinct basket_id) >= {baskets})
