@@ -1,9 +1,10 @@
 """Ask questions of user behaviour: query-conditioned user embeddings (Query as Anchor, arXiv 2602.14492)."""
 
-from qanchor.analysis.clusters import cluster_transitions, find_clusters
+from qanchor.analysis.clusters import ClusterComparison, cluster_transitions, compare_clusters, find_clusters
+from qanchor.analysis.embedding_cache import EmbeddingCache
 from qanchor.analysis.group_queries import rank_queries_for_group
 from qanchor.analysis.groups import describe_clusters, describe_group
-from qanchor.analysis.query_matrix import QueryMatrixBackend, query_group_matrix
+from qanchor.analysis.query_matrix import query_group_matrix
 from qanchor.config import FULL, MEDIUM, SMALL, TINY, Config
 from qanchor.data.complete_journey import load_complete_journey
 from qanchor.data.export import export_group
@@ -29,15 +30,22 @@ from qanchor.useru.llm import generate_pairs
 from qanchor.useru.pairs import make_pairs
 from qanchor.useru.sharded import split, write_pairs
 from qanchor.workbench.attention import AttentionBackend
+from qanchor.workbench.clusters import comparison_update
+from qanchor.workbench.group_queries import GroupQueriesBackend
 from qanchor.workbench.lens import LensBackend
 from qanchor.workbench.prompt_tuning import PromptTuningBackend
+from qanchor.workbench.query_matrix import QueryMatrixBackend
 from qanchor.workbench.session import WorkbenchSession
+from qanchor.workbench.updates import Update
 
 __all__ = [
     "FULL",
     "MEDIUM",
     "SMALL",
     "TINY",
+    "ClusterComparison",
+    "EmbeddingCache",
+    "GroupQueriesBackend",
     "LensBackend",
     "PrefixCache",
     "Config",
@@ -52,10 +60,13 @@ __all__ = [
     "UserPreprocessor",
     "SoftPrompt",
     "PromptTuningBackend",
+    "Update",
     "Users",
     "autoregressive_loss",
     "collate_users",
     "cluster_transitions",
+    "compare_clusters",
+    "comparison_update",
     "contrastive_loss",
     "describe_group",
     "embed_dataset",

@@ -27,6 +27,14 @@ from qanchor.useru.schedule import default_cutoffs
 from qanchor.utils.device import busy_reason, machine_info
 from qanchor.utils.io import atomic_write
 from qanchor.utils.progress import ProgressBars, StageEta
+from qanchor.utils.text import count
+from qanchor.workbench.messages import (
+    backtest_summary,
+    identical_answers_note,
+    novelty_warning,
+    prompt_summary,
+    topics_note,
+)
 
 RESUMABLE = {"embed", "make-pairs", "generate-pairs"}
 
@@ -209,19 +217,33 @@ def train(
 def ask(
     query: str, run: RunOf, users: UsersOf, top: Annotated[int, typer.Option(help="users shown")] = 10, as_json: Json = False
 ) -> None:
-    """Ask one question of every user: who fits a yes best, and what the model says of them."""
+    """Rank all users by how near they are to a yes, and show the answer of the first ones."""
     people, bars = open_users(users), ProgressBars()
     engine, cache = read(run, people)
-    found, past = engine.rank(cache, query, bars), qa.backtest(engine, people, query, progress=bars)
+    ranking = engine.rank(cache, query, bars)
+    past = qa.backtest(engine, people, query, progress=bars)
     bars.close()
-    told = {"query": query, "users": len(cache)} | {name: found.attrs[name] for name in ("topics", "warning", "alike")}
-    rows = found.head(top).to_dict("records")
+
+    attrs = ranking.attrs
+    warning = novelty_warning(attrs["novel"], people.unit)
+    identical = identical_answers_note(attrs["identical"], len(ranking), people.unit)
+    rows = ranking.head(top).to_dict("records")
     for row in rows:
-        row["says"] = row["says"] or engine.generate(cache, row["user"], query)
+        row["answer"] = row["answer"] or engine.generate(cache, row["user"], query)
     table = pd.DataFrame(rows).to_string(index=False, float_format="%.3f") if rows else ""
-    head = f"{query} ({len(cache):,} {people.unit}s; read as a question of {', '.join(told['topics']).replace('_', ' ')})"
-    words = "\n".join(filter(None, (head, table, told["alike"], str(past), told["warning"])))
-    say(told | {"hindsight": vars(past), "top": rows}, words, as_json)
+    head = f"{query} ({count(len(cache), people.unit)}; {topics_note(attrs['topics'])})"
+    words = "\n".join(filter(None, (head, table, identical, backtest_summary(past, people.unit), warning)))
+    result = {
+        "query": query,
+        "users": len(cache),
+        "topics": attrs["topics"],
+        "novel": attrs["novel"],
+        "identical": attrs["identical"],
+        "warning": warning,
+        "backtest": vars(past),
+        "top": rows,
+    }
+    say(result, words, as_json)
 
 
 @app.command()
@@ -299,10 +321,13 @@ def tune_prompt_command(
     require_vacant(out)
     known = read_labels(labels, column, people)
     engine, cache = read(run, people.select(known.index))
-    prompt, _, told = evaluate_prompt(engine, cache, query, known, seed=seed, progress=partial(bars, "tuning"), **options)
+    progress = partial(bars, "tuning")
+    prompt, _, result = evaluate_prompt(engine, cache, query, known, seed=seed, progress=progress, **options)
     bars.close()
-    told |= {"out": str(prompt.save(out)), "query": query, "seed": seed, "machine": machine_info()} | options
-    say(told, f"{query}\n{out}: {told['sentence']} (of a probe that reads the labels from the embeddings)", as_json)
+    sentence = prompt_summary(result.pop("comparison"), people.unit)
+    result |= {"sentence": sentence, "out": str(prompt.save(out)), "query": query, "seed": seed}
+    result |= {"machine": machine_info()} | options
+    say(result, f"{query}\n{out}: {sentence} A linear probe reads the labels from the embeddings.", as_json)
 
 
 def run_app(app: typer.Typer) -> int:

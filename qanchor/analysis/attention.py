@@ -30,9 +30,21 @@ ATTENTION_COLUMNS = ["user", "query", "layer", "head", "modality", "weight", "pe
 
 
 def row_names(preprocessor: UserPreprocessor) -> list[str]:
-    """Name the rows that attention is summed over: the modalities, then those of `NON_MODALITY_ROWS` that are none."""
-    if both := sorted(set(NON_MODALITY_ROWS) & set(preprocessor.modalities) - {TABULAR}):
-        raise ValueError(f"a modality is named {both[0]!r}, which here stands for slots of no modality: rename it, train anew")
+    """Return the names of the rows that attention is summed over: the modalities, then the other rows.
+
+    Args:
+        preprocessor: The preprocessor of the model.
+
+    Returns:
+        The names.
+
+    Raises:
+        ValueError: If a modality has the name of another row.
+    """
+    clashes = sorted(set(NON_MODALITY_ROWS) & set(preprocessor.modalities) - {TABULAR})
+    if clashes:
+        name = f"A modality is named {clashes[0]!r}, which is reserved for tokens of no modality."
+        raise ValueError(f"{name} Rename it and train again.")
     return [*preprocessor.modalities, *(name for name in NON_MODALITY_ROWS if name not in preprocessor.modalities)]
 
 
@@ -40,15 +52,26 @@ def row_names(preprocessor: UserPreprocessor) -> list[str]:
 def modality_attention(
     engine: Engine, cache: PrefixCache, query: QueryLike, users: Sequence[str] | None = None, *, by_head: bool = False
 ) -> pd.DataFrame:
-    """Say where the model looks when it is asked `query`: the attention of <USER_EMB>, summed over each modality's slots.
+    """Return the attention of <USER_EMB> under a query, summed over the tokens of each modality.
 
-    users     ids (default: all of the cache); by_head: a row a head, else head is -1, their mean.
-    Returns columns user, query, layer, head, modality, weight, per_token. The weights of one user, layer and head sum to 1;
-    per_token is the weight by the number of slots. A modality's row holds its own slot and its habits and events. Beside the
-    modalities stand `user` (the user slot), `summary` and `tabular` (groups of numbers), `query` (its own words), `soft prompt`
-    (its vectors) and `sink`, the first slot of all: language models leave there what they do not need elsewhere.
+    Only the anchor's rows are kept, from cached prefixes, with eager attention for this pass alone.
 
-    Only the anchor's rows are kept, from cached prefixes, in the eager form for this pass alone. KeyError: an unread user.
+    Args:
+        engine: The model.
+        cache: The users, read by `engine.prefill`.
+        query: The query or soft prompt.
+        users: Ids; default: all of the cache.
+        by_head: Return a row per head; default False, then head is -1, the mean of all.
+
+    Returns:
+        `user, query, layer, head, modality, weight, per_token`. The weights of one user, layer and head sum to 1; per_token is
+        the weight divided by the number of tokens. The row of a modality covers its own token, its habits and its events. The
+        other rows are `user` (the user token), `summary` and `tabular` (groups of numbers), `query` (its own words), `soft
+        prompt` (its vectors) and `sink`, the first token: language models leave there what they do not need elsewhere.
+
+    Raises:
+        KeyError: If a user was not read.
+        ValueError: If there are no users.
 
     Example:
         >>> users = qa.make_sample_users(40)
@@ -59,9 +82,10 @@ def modality_attention(
     """
     wanted = list(cache.ids if users is None else dict.fromkeys(map(str, users)))
     if not wanted:
-        raise ValueError("0 users to look at, at least 1 is needed: give ids, or none for all of the cache")
-    if unread := sorted(set(wanted) - set(cache.ids)):
-        raise KeyError(f"user {unread[0]!r} is not among the {len(cache):,} that were read: prefill it first")
+        raise ValueError("No users selected. Give ids, or none for all of the cache.")
+    unread = sorted(set(wanted) - set(cache.ids))
+    if unread:
+        raise KeyError(f"User {unread[0]!r} is not among the {len(cache):,} that were read. Prefill it first.")
     names, frames = row_names(engine.model.preprocessor), []
     for ids, weight, count in iter_attention_shares(engine, cache, query, wanted):
         frames.append(_attention_frame(ids, query, names, weight if by_head else weight.mean(2, keepdims=True), count))
@@ -73,32 +97,35 @@ def modality_attention(
 def iter_attention_shares(
     engine: Engine, cache: PrefixCache, query: QueryLike, users: Sequence[str]
 ) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
-    """Look group by group: yields ids, weights (layer, user, head, row) and how many slots each row of `row_names` has."""
+    """Yield, batch by batch, ids, weights (layer, user, head, row), and the number of tokens of each row of `row_names`."""
     asked, names = engine.model.build_query_batch([query]), row_names(engine.model.preprocessor)
     chosen = np.isin(np.array(cache.ids, dtype=object), list(users))
     for group in cache.groups:
         if len(places := np.flatnonzero(chosen[group.rows])):
-            some = select_users(group, places)
-            kv = engine.kv(some)
-            with record_attention(engine.model, int(asked.anchor[0, 0])) as looks:
-                engine.model.decode_with_cache(some.prefix, asked, kv)
-            code = torch.cat(
-                [slot_row_codes(engine.model.preprocessor, some.prefix), _query_row_codes(asked, names, len(places))], 1
-            )
-            yield [cache.ids[i] for i in some.rows], *_sum_by_row(torch.stack(looks), code, len(names))
+            batch = select_users(group, places)
+            kv = engine.kv(batch)
+            with record_attention(engine.model, int(asked.anchor[0, 0])) as recorded:
+                engine.model.decode_with_cache(batch.prefix, asked, kv)
+            prefix_codes = slot_row_codes(engine.model.preprocessor, batch.prefix)
+            query_codes = _query_row_codes(asked, names, len(places))
+            codes = torch.cat([prefix_codes, query_codes], 1)
+            ids = [cache.ids[i] for i in batch.rows]
+            yield ids, *_sum_by_row(torch.stack(recorded), codes, len(names))
 
 
 @contextmanager
 def record_attention(model: QAnchor, place: int) -> Iterator[list[Float[Tensor, "user head key"]]]:
-    """Let every layer tell where the token at `place` of what is read looks; one entry a layer, in float32."""
-    looks: list[Tensor] = []
+    """Record in every layer the attention of the token at `place`; one entry per layer, in float32."""
+    recorded: list[Tensor] = []
     layers, before = model.backbone.model.layers, model.backbone.config._attn_implementation
-    hooks = [
-        layer.self_attn.register_forward_hook(lambda _, __, out: looks.append(out[1][:, :, place].float())) for layer in layers
-    ]
+
+    def record(_module, _inputs, output) -> None:
+        recorded.append(output[1][:, :, place].float())
+
+    hooks = [layer.self_attn.register_forward_hook(record) for layer in layers]
     model.backbone.set_attn_implementation("eager")  # sdpa computes no weights
     try:
-        yield looks
+        yield recorded
     finally:
         model.backbone.set_attn_implementation(before)
         for hook in hooks:
@@ -106,7 +133,7 @@ def record_attention(model: QAnchor, place: int) -> Iterator[list[Float[Tensor, 
 
 
 def slot_row_codes(preprocessor: UserPreprocessor, prefix: Prefix) -> Int[Tensor, "user slot"]:
-    """Say to which row of `row_names` each slot belongs; pads belong to none (-1)."""
+    """Return the row of `row_names` that each prefix token belongs to; padding belongs to none (-1)."""
     names, device = row_names(preprocessor), prefix.mask.device
     groups = [names.index("summary" if name in SUMMARY_GROUPS else TABULAR) for name in preprocessor.groups()]
     code = torch.where(prefix.kind == USER, names.index("user"), prefix.modality)
@@ -121,10 +148,10 @@ def _query_row_codes(asked: QueryBatch, names: list[str], users: int) -> Int[Ten
     return code.expand(users, -1)
 
 
-def _sum_by_row(looks: Float[Tensor, "layer user head key"], code: Int[Tensor, "user key"], rows: int):
-    """Sum attention over the keys of each row: (layer, user, head, row), and how many keys each has (user, row)."""
+def _sum_by_row(attention: Float[Tensor, "layer user head key"], code: Int[Tensor, "user key"], rows: int):
+    """Sum attention over the keys of each row: (layer, user, head, row), and the number of keys (user, row)."""
     member = _row_membership(code, rows)
-    weight = torch.einsum("luhk,ukr->luhr", looks, member)
+    weight = torch.einsum("luhk,ukr->luhr", attention, member)
     weight = weight / weight.sum(-1, keepdim=True)  # of half precision, so they miss 1 by a little
     return weight.cpu().numpy(), member.sum(1).cpu().numpy()
 
@@ -152,19 +179,25 @@ def modality_importance(
     gradient: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
-    """Say what each modality does to the answer: how far a user's embedding moves when the modality is deleted.
+    """Measure how far a user's embedding moves when a modality is deleted.
 
-    users     those to look at: each is read once whole, and once without each of the modalities (and without the facts).
-    query     one, or several that share these readings; gradient: False leaves it out (NaN).
-    Returns columns user, query, modality, events, deletion_effect, gradient. deletion_effect: 1 - cosine to the whole user's
-    embedding. gradient: gradient times input, over what the modality feeds (its slots, and its own coarse numbers), of the
-    embedding's part that sets this user apart from the others; of its size. Rows of modalities that a user lacks are left out.
+    Args:
+        engine: The model.
+        users: The users. Each is read once whole, and once without each of the modalities and the facts.
+        query: One query, or several that share these readings.
+        gradient: Also compute gradient times input; default True.
+        progress: Called with (done, total) modalities; default: not called.
+
+    Returns:
+        `user, query, modality, events, deletion_effect, gradient`. deletion_effect: 1 - cosine to the embedding of the whole
+        user. gradient: share of gradient times input, over what the modality feeds (its tokens and its coarse numbers), of the
+        part of the embedding that differs from the other users; NaN without. Modalities that a user lacks are left out.
 
     Example:
         >>> users = qa.make_sample_users(40).sample(3)
         >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
-        >>> found = modality_importance(engine, users, "Will this user travel soon?")
-        >>> list(found.columns), bool((found.deletion_effect >= 0).all())
+        >>> frame = modality_importance(engine, users, "Will this user travel soon?")
+        >>> list(frame.columns), bool((frame.deletion_effect >= 0).all())
         (['user', 'query', 'modality', 'events', 'deletion_effect', 'gradient'], True)
     """
     asked = [query] if isinstance(query, QueryLike) else list(query)
@@ -184,14 +217,14 @@ def modality_importance(
 
 
 def ablatable_rows(preprocessor: UserPreprocessor) -> list[str]:
-    """Name the rows that can be deleted: the modalities, and the facts."""
+    """Return the rows that can be deleted: the modalities, and the facts."""
     return [m for m in row_names(preprocessor) if m in preprocessor.modalities or m == TABULAR]
 
 
 def iter_modality_ablation(
     engine: Engine, users: Users, queries: Sequence[QueryLike], whole: Float[np.ndarray, "user query dim"]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-    """Read users without one modality after the other: yields its name, its events (user,), who has it, who moves how far."""
+    """Read users without one modality after another: yields its name, its events (user,), who has it, and how far they move."""
     counts = pd.crosstab(users.history()["user"], users.history()["modality"]).reindex(index=list(users.ids), fill_value=0)
     for name in ablatable_rows(engine.model.preprocessor):
         less = np.zeros_like(whole)
@@ -203,7 +236,7 @@ def iter_modality_ablation(
 
 
 def without_modality(users: Users, modality: str) -> Users:
-    """Give the same users as if one modality had never been recorded ("tabular": their facts)."""
+    """Return the same users as if one modality had not been recorded ("tabular": their facts)."""
     events = users.events[users.events["modality"] != modality].reset_index(drop=True)
     tabular = users.tabular * np.nan if modality == TABULAR else users.tabular
     return replace(users, events=events, tabular=tabular)
@@ -216,30 +249,40 @@ def gradient_x_input(
     anchors: Float[np.ndarray, "user dim"],
     middle: Float[np.ndarray, " dim"] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Give gradient times input of each modality, as |sum| over its slots and numbers, by the sum over all rows: (user,).
+    """Return gradient times input of each row as |sum| over its tokens and numbers, divided by the sum over all rows.
 
-    middle  what a user is set apart from (default: the mean of these users' anchors).
+    Args:
+        engine: The model.
+        users: The users.
+        query: The query.
+        anchors: Their embeddings under the query.
+        middle: The embedding that a user is compared with; default: the mean of `anchors`.
+
+    Returns:
+        One number per user, by name of the row.
     """
-    model, readings = engine.model, engine.model.preprocessor.transform(users)
+    model, features = engine.model, engine.model.preprocessor.transform(users)
     apart = torch.from_numpy(anchors - (anchors.mean(0) if middle is None else middle)).float().to(model.device)
     asked, names = model.encode_queries([query]), row_names(model.preprocessor)
     out = torch.zeros(len(users), len(names))
-    for rows in group_by_length(readings.lengths() + 1, 2048, most=16):
-        prefix = model.encode_prefix(collate_users(readings, rows).to(model.device))
+    for rows in group_by_length(features.lengths() + 1, 2048, most=16):
+        prefix = model.encode_prefix(collate_users(features, rows).to(model.device))
         slots, coarse = prefix.tokens.clone().requires_grad_(), prefix.coarse.clone().requires_grad_()
         one = replace(prefix, tokens=slots, coarse=coarse)
         anchor = model.anchors(one, model.build_query_batch([query], len(rows)), asked.expand_to(len(rows)))[0][:, 0]
         score = (anchor * apart[torch.as_tensor(rows, device=model.device)]).sum()
         by_slot, by_number = torch.autograd.grad(score, [slots, coarse], allow_unused=True, materialize_grads=True)
         member = _row_membership(slot_row_codes(model.preprocessor, one), len(names))
-        found = torch.einsum("us,usr->ur", (by_slot * slots).sum(-1), member)
-        found = found + torch.einsum("un,nr->ur", by_number * coarse, coarse_row_matrix(model.preprocessor).to(coarse.device))
-        out[torch.as_tensor(rows)] = (found.abs() / found.abs().sum(1, keepdim=True).clamp(min=1e-12)).detach().cpu()
+        from_slots = torch.einsum("us,usr->ur", (by_slot * slots).sum(-1), member)
+        row_of_number = coarse_row_matrix(model.preprocessor).to(coarse.device)
+        from_numbers = torch.einsum("un,nr->ur", by_number * coarse, row_of_number)
+        size = (from_slots + from_numbers).abs()
+        out[torch.as_tensor(rows)] = (size / size.sum(1, keepdim=True).clamp(min=1e-12)).detach().cpu()
     return {name: out[:, i].numpy().astype(float) for i, name in enumerate(names)}
 
 
 def coarse_row_matrix(preprocessor: UserPreprocessor) -> Float[Tensor, "number row"]:
-    """Say to which row each coarse number belongs: those of modalities stand first, then the groups."""
+    """Return the row that each coarse number belongs to, one-hot: first those of the modalities, then of the groups."""
     names, groups = row_names(preprocessor), preprocessor.groups()
     each = preprocessor.sizes()["modal_number"]
     code = np.repeat(np.arange(len(preprocessor.modalities)), each)
@@ -249,30 +292,35 @@ def coarse_row_matrix(preprocessor: UserPreprocessor) -> Float[Tensor, "number r
     return F.one_hot(torch.from_numpy(code), len(names)).float()
 
 
-def rank_agreement(looks: pd.DataFrame, found: pd.DataFrame, column: str = "weight") -> pd.DataFrame:
-    """Ask whether attention tells what deletion shows: the rank correlation over a user's modalities, user by user.
+def rank_agreement(attention: pd.DataFrame, importance: pd.DataFrame, column: str = "weight") -> pd.DataFrame:
+    """Correlate attention with deletion effects over each user's modalities (Spearman).
 
-    looks   from `modality_attention` (averaged over layers and heads); found: from `modality_importance`; column: weight or per_token.
-    Returns columns user, modalities, correlation; users with fewer than 3 modalities are left out.
+    Args:
+        attention: From `modality_attention`; it is averaged over layers and heads.
+        importance: From `modality_importance`.
+        column: "weight" (default) or "per_token".
+
+    Returns:
+        `user, modalities, correlation`; users with fewer than 3 modalities are left out.
 
     Example:
-        >>> looks = pd.DataFrame({"user": "a", "modality": ["x", "y", "z"], "weight": [0.5, 0.3, 0.2]})
-        >>> found = pd.DataFrame({"user": "a", "modality": ["x", "y", "z"], "deletion_effect": [0.9, 0.2, 0.1]})
-        >>> rank_agreement(looks, found)
+        >>> attention = pd.DataFrame({"user": "a", "modality": ["x", "y", "z"], "weight": [0.5, 0.3, 0.2]})
+        >>> importance = pd.DataFrame({"user": "a", "modality": ["x", "y", "z"], "deletion_effect": [0.9, 0.2, 0.1]})
+        >>> rank_agreement(attention, importance)
           user  modalities  correlation
         0    a           3          1.0
     """
-    mean = looks.groupby(["user", "modality"], sort=False)[column].mean()
-    both = found.set_index(["user", "modality"]).join(mean, how="inner").reset_index()
+    mean = attention.groupby(["user", "modality"], sort=False)[column].mean()
+    both = importance.set_index(["user", "modality"]).join(mean, how="inner").reset_index()
     rows = []
-    for user, some in both.groupby("user", sort=False):
-        if len(some) >= 3:
-            rank = some[column].corr(some["deletion_effect"], method="spearman")
-            rows.append({"user": user, "modalities": len(some), "correlation": rank})
+    for user, frame in both.groupby("user", sort=False):
+        if len(frame) >= MIN_RANKED:
+            rank = frame[column].corr(frame["deletion_effect"], method="spearman")
+            rows.append({"user": user, "modalities": len(frame), "correlation": rank})
     return pd.DataFrame(rows, columns=["user", "modalities", "correlation"])
 
 
-MIN_RANK_GAP = 2  # places by which a modality's two ranks must differ to be marked
+MIN_RANK_GAP = 2  # difference of a modality's two ranks from which on it is marked
 MEAN_OF_ALL = -1  # as a layer or head group: the mean of all
 MIN_RANKED = 3  # modalities that can be ranked
 MEASURES = ("weight", "per_token")
@@ -293,7 +341,7 @@ TABLE_COLUMNS += ["disagrees", "disagrees_per_token", "agreement", "agreement_pe
 
 @dataclass(frozen=True)
 class UserAttention:
-    """Hold what was found of one user and query; place 0 of layers and head groups is the mean of all."""
+    """Hold the attention and the effects of one user and query; index 0 of layers and head groups is the mean of all."""
 
     weight: Float[np.ndarray, "layer head_group row"]
     slots: Float[np.ndarray, " row"]
@@ -302,27 +350,37 @@ class UserAttention:
     gradient: Float[np.ndarray, " row"]
 
     def by(self, measure: str) -> Float[np.ndarray, "layer head_group row"]:
-        """Give the weight of each row, or of one of its slots."""
+        """Return the weight of each row, or per token of it."""
         return self.weight if measure == "weight" else self.weight / np.maximum(self.slots, 1)
 
 
 def attention_table(
-    query: str, looks: Sequence[UserAttention], names: Sequence[str], modalities: Collection[str]
+    query: str, results: Sequence[UserAttention], names: Sequence[str], modalities: Collection[str]
 ) -> pd.DataFrame:
-    """Average what was found of users under one query into the ledger: one row a layer, head_group and row of attention.
+    """Average the results of users under one query: one row per layer, head group and row of attention.
 
-    names   of the rows; modalities: those that can be deleted. The columns are told by `AttentionBackend`.
+    Args:
+        query: Name of the query.
+        results: One per user.
+        names: Names of the rows.
+        modalities: The rows that can be deleted.
+
+    Returns:
+        The table that `AttentionBackend` describes.
 
     Example:
-        >>> one = UserAttention(np.full((1, 1, 2), 0.5), np.array([1.0, 5]), np.ones(1), np.array([0.2, np.nan]), np.full(2, np.nan))
+        >>> weight, slots, effect = np.full((1, 1, 2), 0.5), np.array([1.0, 5]), np.array([0.2, np.nan])
+        >>> one = UserAttention(weight, slots, np.ones(1), effect, np.full(2, np.nan))
         >>> attention_table("Why?", [one], ["bill", "sink"], ["bill"])[["modality", "weight", "per_token", "deletion_effect"]]
           modality  weight  per_token  deletion_effect
         0     bill     0.5        0.5              0.2
         1     sink     0.5        0.1              NaN
     """
-    weight, slots = np.mean([look.weight for look in looks], axis=0), np.mean([look.slots for look in looks], axis=0)
-    effects = np.array([look.effect for look in looks])
-    effect, gradient = _mean_of_known(effects), _mean_of_known(np.array([look.gradient for look in looks]))
+    weight = np.mean([result.weight for result in results], axis=0)
+    slots = np.mean([result.slots for result in results], axis=0)
+    effects = np.array([result.effect for result in results])
+    effect = _mean_of_known(effects)
+    gradient = _mean_of_known(np.array([result.gradient for result in results]))
     layers, groups, rows = weight.shape
     index = [range(MEAN_OF_ALL, layers - 1), range(MEAN_OF_ALL, groups - 1), names]
     frame = pd.DataFrame(index=pd.MultiIndex.from_product(index, names=["layer", "head_group", "modality"])).reset_index()
@@ -333,15 +391,20 @@ def attention_table(
         values = weight if measure == "weight" else weight / np.maximum(slots, 1e-9)
         frame[measure] = values.ravel()
         frame[f"disagrees{after}"] = ranks_disagree(values, effect).ravel()
-        cubes = np.array([look.by(measure) for look in looks]).reshape(len(looks), -1, rows)
+        cubes = np.array([result.by(measure) for result in results]).reshape(len(results), -1, rows)
         frame[f"agreement{after}"] = np.repeat(mean_rank_agreement(cubes, effects), rows)
     return frame[frame["slots"] > 0][TABLE_COLUMNS].reset_index(drop=True)
 
 
 def ranks_disagree(values: Float[np.ndarray, "... row"], effect: Float[np.ndarray, " row"]) -> np.ndarray:
-    """Mark the rows whose place by value and whose place by deletion effect are two or more apart.
+    """Mark the rows whose ranks by value and by deletion effect are two or more apart.
 
-    Places are counted among the rows with an effect; fewer than three have no places.
+    Args:
+        values: A value per row.
+        effect: The deletion effect per row; rows without one are not ranked.
+
+    Returns:
+        True where they are; nowhere with fewer than three ranked rows.
 
     Example:
         >>> ranks_disagree(np.array([0.5, 0.3, 0.2]), np.array([0.1, 0.2, 0.9]))
@@ -357,9 +420,14 @@ def ranks_disagree(values: Float[np.ndarray, "... row"], effect: Float[np.ndarra
 def mean_rank_agreement(
     values: Float[np.ndarray, "user cell row"], effects: Float[np.ndarray, "user row"]
 ) -> Float[np.ndarray, " cell"]:
-    """Correlate the ranks of values and effects over each user's rows with an effect, and average over users.
+    """Correlate the ranks of values and deletion effects over each user's rows, and average over users.
 
-    Users with fewer than three such rows, or with all alike, are left out; NaN where nobody is left.
+    Args:
+        values: A value per user, cell and row.
+        effects: The deletion effect per user and row; rows without one are not ranked.
+
+    Returns:
+        One correlation per cell; users with fewer than three ranked rows or equal ones are left out; NaN if none is left.
 
     Example:
         >>> mean_rank_agreement(np.array([[[0.5, 0.3, 0.2]], [[0.5, 0.3, 0.2]]]), np.array([[3.0, 2, 1], [1, 2, 3]]))

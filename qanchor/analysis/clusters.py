@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -14,9 +15,9 @@ from qanchor.analysis.shift import neighbors_kept, noise_floor, residual_shift
 from qanchor.data.users import Users
 from qanchor.evaluation.probe import cross_val_scores, summarize_cv
 from qanchor.utils.arrays import l2_normalize
-from qanchor.workbench.messages import clusters_summary, projection_caption, transitions_summary
 
 MAX_AXES = 16  # in 128 dimensions all distances are alike and density says little: the axes along which users differ most stay
+MIN_USERS = 15  # users to cluster at least, and users in the smallest cluster
 SUBSAMPLES = 20
 SUBSAMPLE_SHARE = (
     0.5  # of the users are in each subsample; in larger ones the chance clumps of one sample come back and look stable
@@ -26,7 +27,7 @@ STABLE = 0.6  # below it, a cluster is one of the sample and hardly one of the u
 NEAR = 60
 LINE = 0.8  # of the differences along one axis: what is found there are stretches of a line rather than islands
 ISLANDS = 0.9  # of the users are in clusters where these are islands
-SUCCESSOR_SHARE = 0.5  # the share of its users that makes one cluster the heir of another
+SUCCESSOR_SHARE = 0.5  # share of its users that makes one cluster the successor of another
 NONE = -1  # the cluster of those who are in none
 Flat = Float[np.ndarray, "user axis"]
 
@@ -34,54 +35,68 @@ Flat = Float[np.ndarray, "user axis"]
 def find_clusters(
     embeddings: Float[np.ndarray, "user dim"], ids, *, least: int | None = None, seed: int = 0, draws: int = SUBSAMPLES
 ) -> pd.DataFrame:
-    """Find groups of users that stand closer together than to the others, and say how far each can be trusted.
+    """Find clusters of users and estimate how stable each is.
 
-    embeddings   of one query, in the order of `ids`; rows are brought to unit length, so nearness is the cosine.
-    least        users that a group must have (default: 3 % of them, at least 15).
-    seed, draws  how often half of the users are clustered anew (drawn without putting back: a user drawn twice looks dense).
-    Returns `user, cluster, strength`: clusters are numbered by size from 0, -1 is none; strength (0 to 1) is how deep in its
-    cluster a user stands. `attrs` holds `method`, `least`, `silhouette` (of the users in clusters; NaN with fewer than two),
-    `stability`, one number a cluster: the mean Jaccard overlap with its best match among the clusters of each subsample, and
-    `dissolved`, how many candidates came to less than .5 and were given up (a cluster below .6 should not be believed either);
-    `first_axis` is the share of the users' differences that lie along one line: near 1, clusters are dense stretches of it.
-    Nobody in a cluster means: one continuum, no clusters.
+    Args:
+        embeddings: Of one query, in the order of `ids`; rows are scaled to unit length, so distance follows the cosine.
+        ids: The users.
+        least: Users that a cluster must have; default 3 % of them, at least 15.
+        seed: Seed of the subsamples; default 0.
+        draws: Times that half of the users are clustered again; default 20. They are drawn without replacement, because a
+            user that is drawn twice looks dense.
 
-    HDBSCAN (Campello et al. 2013) on the first 16 principal axes; stability as Hennig (2007).
+    Returns:
+        `user, cluster, strength`: clusters are numbered by size from 0, -1 is none; strength (0 to 1) is how central a user
+        is. If nobody is in a cluster, the users are one continuum. `attrs` holds `least`, `axes`, `draws`, `silhouette` (of
+        the users in clusters; NaN with fewer than two), `stability` (by cluster, the mean Jaccard overlap with its best match
+        among the clusters of each subsample), `dissolved` (candidates with a stability below 0.5, which are given up; a
+        cluster below 0.6 is not reliable either) and `first_axis` (share of the variance along one line; near 1, clusters are
+        dense stretches of it).
+
+    Raises:
+        ValueError: If ids are repeated or too few, rows are not finite, or `least` is out of range.
+
+    Source: HDBSCAN (Campello et al. 2013) on the first 16 principal axes; stability as in Hennig (2007).
 
     Example:
         >>> random, place = np.random.default_rng(0), np.repeat(np.eye(3, 8), 40, axis=0)
-        >>> found = find_clusters(place + random.normal(scale=0.1, size=place.shape), [f"u{i}" for i in range(120)])
-        >>> found["cluster"].value_counts().tolist(), [round(float(s), 1) for s in found.attrs["stability"].values()]
+        >>> clusters = find_clusters(place + random.normal(scale=0.1, size=place.shape), [f"u{i}" for i in range(120)])
+        >>> clusters["cluster"].value_counts().tolist(), [round(float(s), 1) for s in clusters.attrs["stability"].values()]
         ([40, 40, 40], [1.0, 1.0, 1.0])
     """
     rows, ids = _checked(embeddings, ids)
-    least = max(15, round(0.03 * len(rows))) if least is None else least
+    least = max(MIN_USERS, round(0.03 * len(rows))) if least is None else least
     if not 2 <= least <= len(rows):
-        raise ValueError(f"least is {least}, there are {len(rows):,} users: give a number of users from 2 to that")
+        raise ValueError(f"least is {least} for {len(rows):,} users. Give a number from 2 to the number of users.")
     flat = _flat(l2_normalize(rows))
     label, strength = _dense(flat, least)
     stability = _stability(flat, label, least, seed, draws)
-    kept = ~(stability < DISSOLVED)
-    label, stability = np.append(np.where(kept, kept.cumsum() - 1, NONE), NONE)[label], stability[kept]
+    stays = ~(stability < DISSOLVED)
+    label, stability = np.append(np.where(stays, stays.cumsum() - 1, NONE), NONE)[label], stability[stays]
     strength = np.where(label == NONE, 0.0, strength)
     frame = pd.DataFrame({"user": ids, "cluster": label, "strength": strength})
-    method = f"HDBSCAN, at least {least} users, {flat.shape[1]} principal axes, {draws} subsamples of {SUBSAMPLE_SHARE:.0%}"
-    frame.attrs = {"method": method, "least": least, "silhouette": silhouette(flat, label, seed)}
+    frame.attrs = {"least": least, "axes": flat.shape[1], "draws": draws, "silhouette": silhouette(flat, label, seed)}
     spread = flat.var(axis=0)
     frame.attrs["first_axis"] = float(spread[0] / (spread.sum() or 1))
-    frame.attrs |= {"stability": dict(enumerate(stability.tolist())), "dissolved": int((~kept).sum())}
+    frame.attrs |= {"stability": dict(enumerate(stability.tolist())), "dissolved": int((~stays).sum())}
     return frame
 
 
 def stable_clusters(clusters: pd.DataFrame) -> list[int]:
-    """Number the clusters that can be believed: stability of .6 or more."""
+    """Return the numbers of the reliable clusters, those with a stability of 0.6 or more."""
     return [number for number, share in clusters.attrs["stability"].items() if share >= STABLE]
 
 
 def silhouette(rows: Float[np.ndarray, "user dim"], label, seed: int = 0) -> float:
-    """Say how much nearer users stand to their own class than to the next, -1 to 1; -1 and NaN in `label` are in none.
+    """Return the mean silhouette: how much nearer users are to their own class than to the next, from -1 to 1.
 
-    NaN with fewer than two classes. Of more than 5,000 users as many are drawn.
+    Args:
+        rows: One row per user.
+        label: The class of each user; -1 and NaN are none.
+        seed: Seed of the sample of 5,000 that is drawn from more users; default 0.
+
+    Returns:
+        The silhouette; NaN with fewer than two classes.
     """
     from sklearn.metrics import silhouette_score
 
@@ -94,27 +109,35 @@ def silhouette(rows: Float[np.ndarray, "user dim"], label, seed: int = 0) -> flo
 
 
 def cluster_transitions(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """Keep the books of two clusterings of the same users: who stayed together, and what was born, split, merged or dissolved.
+    """Count who went from which cluster to which, and classify each transition.
 
-    before, after   from `find_clusters`, of the same users in any order.
-    Returns `from_cluster, to_cluster, users, share_from, share_to, kind`, one row for each pair that has users (-1: none); the
-    users add up to all of them. An after-cluster is the heir of a before-cluster when it takes at least half of its users, or
-    is made of them by at least half. kind is
+    A cluster is the successor of an earlier one if it takes at least half of its users, or consists of them by at least half.
 
-        stays    from a cluster to its only heir, which is heir of no other; or in none before and after
-        split    from a cluster to one of its several heirs
-        merge    from one of several clusters that share an heir to that heir
-        birth    into a cluster that is no heir
-        death    out of a cluster without an heir, to none or to another's heir
-        leaver   out of a cluster with an heir, to none or to another's heir
-        joiner   from none to an heir
+    Args:
+        before: From `find_clusters`.
+        after: From `find_clusters`, of the same users in any order.
 
-    `attrs` names the clusters: `split` and `death` those before, `merge` and `birth` those after.
+    Returns:
+        `from_cluster, to_cluster, users, share_from, share_to, kind`, one row for each pair that has users (-1: none); the
+        users add up to all of them. kind is
+
+            stays    from a cluster to its only successor, which succeeds no other; or in none before and after
+            split    from a cluster to one of its several successors
+            merge    from one of several clusters that share a successor to that successor
+            birth    into a cluster that is no successor
+            death    out of a cluster without a successor, to none or to the successor of another
+            leaver   out of a cluster with a successor, to none or to the successor of another
+            joiner   from none to a successor
+
+        `attrs` lists the clusters: `split` and `death` those before, `merge` and `birth` those after.
+
+    Raises:
+        ValueError: If the users are not the same.
 
     Example:
         >>> before = pd.DataFrame({"user": list("abcd"), "cluster": [0, 0, 0, 0]})
-        >>> ledger = cluster_transitions(before, before.assign(cluster=[0, 0, 1, 1]))
-        >>> list(zip(ledger["to_cluster"], ledger["users"], ledger["kind"], strict=True))
+        >>> transitions = cluster_transitions(before, before.assign(cluster=[0, 0, 1, 1]))
+        >>> list(zip(transitions["to_cluster"], transitions["users"], transitions["kind"], strict=True))
         [(0, 2, 'split'), (1, 2, 'split')]
     """
     both = _joined(before, after)
@@ -124,38 +147,43 @@ def cluster_transitions(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFra
     link = (table[["share_from", "share_to"]].max(axis=1) >= SUCCESSOR_SHARE) & (
         table[["from_cluster", "to_cluster"]] >= 0
     ).all(axis=1)
-    heirs, parents = table[link]["from_cluster"].value_counts(), table[link]["to_cluster"].value_counts()
+    successors, parents = table[link]["from_cluster"].value_counts(), table[link]["to_cluster"].value_counts()
     bands = zip(table["from_cluster"], table["to_cluster"], table["share_from"], link, strict=True)
-    table["kind"] = [_kind(*band, heirs, parents) for band in bands]
+    table["kind"] = [_kind(*band, successors, parents) for band in bands]
     table = table.sort_values(["from_cluster", "to_cluster"], ignore_index=True)
     left, right = (set(both[side]) - {NONE} for side in ("from_cluster", "to_cluster"))
-    table.attrs = {"split": sorted(heirs.index[heirs > 1].tolist()), "merge": sorted(parents.index[parents > 1].tolist())}
-    table.attrs |= {"birth": sorted(right - set(parents.index)), "death": sorted(left - set(heirs.index))}
+    table.attrs = {
+        "split": sorted(successors.index[successors > 1].tolist()),
+        "merge": sorted(parents.index[parents > 1].tolist()),
+        "birth": sorted(right - set(parents.index)),
+        "death": sorted(left - set(successors.index)),
+    }
     return table
 
 
-def _kind(old: int, new: int, share: float, link: bool, heirs: pd.Series, parents: pd.Series) -> str:
-    """Say what one band of users is; a link that belongs to a split and a merge goes where most of its old cluster goes."""
+def _kind(old: int, new: int, share: float, link: bool, successors: pd.Series, parents: pd.Series) -> str:
+    """Classify one transition; a link that is part of a split and a merge counts where most of its old cluster goes."""
     if link:
-        shared, divided = parents[new] > 1, heirs[old] > 1
+        shared, divided = parents[new] > 1, successors[old] > 1
         return "merge" if shared and (share >= SUCCESSOR_SHARE or not divided) else "split" if divided else "stays"
     if new != NONE and new not in parents:
         return "birth"
     if old == NONE:
         return "stays" if new == NONE else "joiner"
-    return "leaver" if old in heirs else "death"
+    return "leaver" if old in successors else "death"
 
 
 def _checked(embeddings, ids) -> tuple[np.ndarray, list[str]]:
     rows, ids = np.asarray(embeddings, dtype=float), [str(user) for user in ids]
     if rows.ndim != 2 or len(rows) != len(ids):
-        raise ValueError(f"embeddings are {rows.shape}, ids are {len(ids):,}: give one row a user, of one query")
+        raise ValueError(f"The embeddings have shape {rows.shape} for {len(ids):,} ids. Give one row per user, of one query.")
     if len(set(ids)) < len(ids):
-        raise ValueError(f"{len(ids):,} ids, {len(set(ids)):,} different ones: give each user once")
+        raise ValueError(f"Found {len(set(ids)):,} different ids among {len(ids):,}. Give each user once.")
     if not np.isfinite(rows).all():
-        raise ValueError(f"the embedding of user {ids[np.argwhere(~np.isfinite(rows))[0][0]]!r} is not finite: leave it out")
-    if len(ids) < 15:
-        raise ValueError(f"{len(ids)} users, at least 15 are needed to look for groups: take more")
+        user = ids[np.argwhere(~np.isfinite(rows))[0][0]]
+        raise ValueError(f"The embedding of user {user!r} is not finite. Leave this user out.")
+    if len(ids) < MIN_USERS:
+        raise ValueError(f"Found {len(ids)} users; at least {MIN_USERS} are required to look for clusters. Give more.")
     return rows, ids
 
 
@@ -178,23 +206,24 @@ def _dense(flat: Flat, least: int) -> tuple[Int[np.ndarray, " user"], Float[np.n
 
 
 def _stability(flat: Flat, label: Int[np.ndarray, " user"], least: int, seed: int, draws: int) -> Float[np.ndarray, " cluster"]:
-    """Cluster subsamples anew and give each cluster's mean Jaccard overlap with its best match there."""
-    random, found = np.random.default_rng(seed), int(label.max()) + 1
-    overlap = np.full((draws, found), np.nan)
-    for draw in range(draws if found else 0):
+    """Cluster subsamples and return each cluster's mean Jaccard overlap with its best match there."""
+    random, n_clusters = np.random.default_rng(seed), int(label.max()) + 1
+    overlap = np.full((draws, n_clusters), np.nan)
+    for draw in range(draws if n_clusters else 0):
         rows = np.sort(random.choice(len(flat), round(SUBSAMPLE_SHARE * len(flat)), replace=False))
         again, _ = _dense(flat[rows], max(2, round(SUBSAMPLE_SHARE * least)))
-        table = np.zeros((found + 1, again.max() + 2))  # the last row and column are those of none
+        table = np.zeros((n_clusters + 1, again.max() + 2))  # the last row and column are those of none
         np.add.at(table, (label[rows], again), 1)
         either = table.sum(axis=1, keepdims=True) + table.sum(axis=0) - table
-        overlap[draw] = (table / np.maximum(either, 1))[:found, :-1].max(axis=1, initial=0)
-    return overlap.mean(axis=0) if draws else np.full(found, np.nan)
+        overlap[draw] = (table / np.maximum(either, 1))[:n_clusters, :-1].max(axis=1, initial=0)
+    return overlap.mean(axis=0) if draws else np.full(n_clusters, np.nan)
 
 
 def _joined(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    if odd := sorted(set(before["user"]) ^ set(after["user"])):
+    one_sided = sorted(set(before["user"]) ^ set(after["user"]))
+    if one_sided:
         sizes = f"{len(before):,} users before, {len(after):,} after"
-        raise ValueError(f"{sizes}: {odd[0]!r} is on one side only; cluster the same users twice")
+        raise ValueError(f"User {one_sided[0]!r} is on one side only ({sizes}). Cluster the same users twice.")
     sides = {"from_cluster": before, "to_cluster": after}
     return pd.concat([frame.set_index("user")["cluster"].rename(side) for side, frame in sides.items()], axis=1)
 
@@ -202,6 +231,34 @@ def _joined(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
 EmbeddingRows = Float[np.ndarray, "user dim"]
 SIDES = ("before", "after")
 SCORES = ["side", "auc", "auc_low", "auc_high", "ks", "silhouette", "n", "positives"]
+
+
+@dataclass(frozen=True)
+class ClusterComparison:
+    """Hold the clusters of the same users under two queries, and how they relate.
+
+    Args:
+        points: `user, query, x, y, trust`, one joint map; the queries are "before", "after" and, for prototypes, "mark".
+        before: `user, cluster, strength`, from `find_clusters`.
+        after: The same for the second query.
+        names: `side` and the columns of `describe_clusters`.
+        transitions: From `cluster_transitions`; with a noise floor also `beyond_noise`, the share of a row's users whose shift
+            is beyond it.
+        scores: One row per side: `side, auc, auc_low, auc_high, ks, silhouette, n, positives`; empty without labels.
+        neighbors_kept: Mean share of the 15 nearest neighbours that a user keeps.
+        changed: Users that changed cluster.
+        changed_by_paraphrase: For each paraphrase of the first query, the users that it makes change cluster.
+    """
+
+    points: pd.DataFrame
+    before: pd.DataFrame
+    after: pd.DataFrame
+    names: pd.DataFrame
+    transitions: pd.DataFrame
+    scores: pd.DataFrame
+    neighbors_kept: float
+    changed: int
+    changed_by_paraphrase: tuple[int, ...] = ()
 
 
 def compare_clusters(
@@ -216,78 +273,97 @@ def compare_clusters(
     least: int | None = None,
     method: str = "umap",
     seed: int = 0,
-) -> dict:
-    """Show what a soft prompt, or another question, did to the groups of users: all that a `ClusterLedger` draws.
+) -> ClusterComparison:
+    """Compare the clusters of users under two queries, or without and with a soft prompt.
 
-    before, after   embeddings of the same users, in the order of `users.ids`.
-    labels          index user; 0, 1 or NaN. Give those of held-out users alone: whoever was tuned on flatters `after`.
-    prototypes      name -> (dim,), as a soft prompt learned them; they are drawn among the users of `after`.
-    paraphrases     embeddings of the first question in other words: `sentence` then says how many users change cluster by
-                    rewording alone, and the noise floor comes from them.
-    floor           the noise floor of the shift, if it is known (`noise_floor`): the ledger then says what share of a
-                    band's users moved beyond it (`beyond_noise`), the others having changed cluster with hardly a step.
-    Returns frames: `points` (user, query, x, y, trust; the queries are before, after and mark), `before` and `after` (user,
-    cluster, strength), `names` (side and what `describe_clusters` gives), `ledger`, `scores` (side, auc, auc_low, auc_high, ks,
-    silhouette, n, positives; of the labels, by the linear probe across folds; empty without labels); and words: `sentence` of
-    the ledger, `said` of each side's clusters, `projection_caption`.
+    Args:
+        before: Embeddings under the first query, in the order of `users.ids`.
+        after: Embeddings of the same users under the second.
+        users: The users.
+        labels: Index user; 0, 1 or NaN. Give those of held-out users only: labels that a prompt was tuned on flatter `after`.
+        prototypes: Vectors (dim,) by name, as a soft prompt learned them; they are drawn among the users of `after`.
+        paraphrases: Embeddings under paraphrases of the first query; they say how many users change cluster by rewording alone.
+        floor: Noise floor of the shift; default: from `paraphrases`, or none.
+        least: Users that a cluster must have; default: see `find_clusters`.
+        method: Of the map, "umap" or "pca"; default "umap".
+        seed: Seed of clusters, map and scores; default 0.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ValueError: If the embeddings are not of these users.
 
     Example:
         >>> users, random = qa.make_sample_users(60), np.random.default_rng(0)
         >>> rows = np.repeat(np.eye(2, 8), 30, axis=0) + random.normal(scale=0.05, size=(60, 8))
-        >>> told = compare_clusters(rows, rows, users, labels=users.label("Active"), method="pca")
-        >>> told["sentence"]
-        '2 clusters became 2: 2 stayed.'
+        >>> comparison = compare_clusters(rows, rows, users, labels=users.label("Active"), method="pca")
+        >>> comparison.transitions["kind"].tolist(), comparison.changed
+        (['stays', 'stays'], 0)
     """
     if not len(before) == len(after) == len(users):
-        sizes = f"{len(before):,} rows before, {len(after):,} after, {len(users):,} users"
-        raise ValueError(f"{sizes}: embed the same users twice, in the order of users.ids")
-    sides = dict(zip(SIDES, (before, after), strict=True))
-    found = {side: find_clusters(rows, users.ids, least=least, seed=seed) for side, rows in sides.items()}
-    names = pd.concat(
-        [describe_clusters(clusters, users).assign(side=side) for side, clusters in found.items()], ignore_index=True
-    )
-    ledger = cluster_transitions(found["before"], found["after"])
-    sentence = transitions_summary(ledger, users.unit)
-    if len(paraphrases):
-        floor = noise_floor(l2_normalize(before), [l2_normalize(rows) for rows in paraphrases]) if floor is None else floor
-        again = [cluster_transitions(found["before"], find_clusters(z, users.ids, least=least, seed=seed)) for z in paraphrases]
-        sentence += f" {_paraphrase_noise(ledger, again, users.unit)}"
+        sizes = f"Found {len(before):,} rows before, {len(after):,} after, and {len(users):,} users"
+        raise ValueError(f"{sizes}. Embed the same users twice, in the order of users.ids.")
+    rows_by_side = dict(zip(SIDES, (before, after), strict=True))
+    clusters = {}
+    for side, rows in rows_by_side.items():
+        clusters[side] = find_clusters(rows, users.ids, least=least, seed=seed)
+    names = [describe_clusters(clusters[side], users).assign(side=side) for side in SIDES]
+    transitions = cluster_transitions(clusters["before"], clusters["after"])
+
+    unit_before, unit_after = l2_normalize(before), l2_normalize(after)
+    changed_by_paraphrase = []
+    for rows in paraphrases:
+        reworded = find_clusters(rows, users.ids, least=least, seed=seed)
+        changed_by_paraphrase.append(_count_changed(cluster_transitions(clusters["before"], reworded)))
+    if floor is None and len(paraphrases):
+        floor = noise_floor(unit_before, [l2_normalize(rows) for rows in paraphrases])
     if floor is not None:
-        ledger = ledger.assign(
-            beyond_noise=_share_beyond_noise(found, ledger, residual_shift(l2_normalize(before), l2_normalize(after)) > floor)
-        )
-    points = joint_projection(before, after, users.ids, SIDES, seed, method, marks=prototypes)
-    kept = neighbors_kept(l2_normalize(before), l2_normalize(after)).mean()
-    said = {side: clusters_summary(found[side], users.unit) for side in SIDES}
-    kind = found["after"].attrs["method"]
-    caption = f"{projection_caption(points, users.unit)} {kept:.0%} of the 15 nearest neighbours were kept. Clusters: {kind}."
-    judged = [] if labels is None else [_scores(side, rows, users, labels, seed) for side, rows in sides.items()]
-    scores = pd.DataFrame(judged, columns=SCORES)
-    words = {"sentence": sentence, "said": said, "caption": caption, "unit": users.unit}
-    return {"points": points, **found, "names": names, "ledger": ledger, "scores": scores, **words}
+        moved = residual_shift(unit_before, unit_after) > floor
+        transitions = transitions.assign(beyond_noise=_share_beyond_noise(clusters, transitions, moved))
+
+    scores = []
+    if labels is not None:
+        scores = [_scores(side, rows, users, labels, seed) for side, rows in rows_by_side.items()]
+    return ClusterComparison(
+        points=joint_projection(before, after, users.ids, SIDES, seed, method, marks=prototypes),
+        before=clusters["before"],
+        after=clusters["after"],
+        names=pd.concat(names, ignore_index=True),
+        transitions=transitions,
+        scores=pd.DataFrame(scores, columns=SCORES),
+        neighbors_kept=float(neighbors_kept(unit_before, unit_after).mean()),
+        changed=_count_changed(transitions),
+        changed_by_paraphrase=tuple(changed_by_paraphrase),
+    )
 
 
 def _scores(side: str, rows: EmbeddingRows, users: Users, labels: pd.Series, seed: int) -> dict:
-    """Say how well the labels of the users who have one are told, and how far their classes stand apart."""
+    """Return how well a linear probe reads the labels from one side, and how far their classes are apart."""
     known = labels.set_axis(labels.index.astype(str)).reindex(list(users.ids)).to_numpy(dtype=float)
-    told = summarize_cv(*cross_val_scores(rows, known, seed), known)
-    counts = {"n": told.n, "positives": told.positives}
-    apart = silhouette(l2_normalize(np.asarray(rows, dtype=float)), known)
-    figures = {"auc": told.auc, "auc_low": told.auc_low, "auc_high": told.auc_high, "ks": told.ks, "silhouette": apart}
-    return {"side": side, **figures, **counts}
+    result = summarize_cv(*cross_val_scores(rows, known, seed), known)
+    return {
+        "side": side,
+        "auc": result.auc,
+        "auc_low": result.auc_low,
+        "auc_high": result.auc_high,
+        "ks": result.ks,
+        "silhouette": silhouette(l2_normalize(np.asarray(rows, dtype=float)), known),
+        "n": result.n,
+        "positives": result.positives,
+    }
 
 
-def _paraphrase_noise(ledger: pd.DataFrame, again: list[pd.DataFrame], unit: str) -> str:
-    """Say how many changed cluster, and how many do when the question is only put in other words."""
-    changed, *reworded = (int(table.loc[table["kind"] != "stays", "users"].sum()) for table in (ledger, *again))
-    low, high = min(reworded), max(reworded)
-    words = f"{len(reworded)} paraphrase{'s' * (len(reworded) != 1)}"
-    span = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-    return f"{changed:,} {unit}s changed cluster; rewording the first question alone changes {span} ({words})."
+def _count_changed(transitions: pd.DataFrame) -> int:
+    """Count the users that did not stay in their cluster."""
+    return int(transitions.loc[transitions["kind"] != "stays", "users"].sum())
 
 
-def _share_beyond_noise(found: dict[str, pd.DataFrame], ledger: pd.DataFrame, moved: np.ndarray) -> np.ndarray:
-    """Say what share of each band's users moved beyond the noise floor."""
-    bands = pd.DataFrame({"from_cluster": found["before"]["cluster"], "to_cluster": found["after"]["cluster"], "moved": moved})
-    share = bands.groupby(["from_cluster", "to_cluster"])["moved"].mean()
-    return share.loc[list(zip(ledger["from_cluster"], ledger["to_cluster"], strict=True))].to_numpy()
+def _share_beyond_noise(clusters: dict[str, pd.DataFrame], transitions: pd.DataFrame, moved: np.ndarray) -> np.ndarray:
+    """Return the share of each transition's users that moved beyond the noise floor."""
+    frame = pd.DataFrame(
+        {"from_cluster": clusters["before"]["cluster"], "to_cluster": clusters["after"]["cluster"], "moved": moved}
+    )
+    share = frame.groupby(["from_cluster", "to_cluster"])["moved"].mean()
+    pairs = list(zip(transitions["from_cluster"], transitions["to_cluster"], strict=True))
+    return share.loc[pairs].to_numpy()

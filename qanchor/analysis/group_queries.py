@@ -1,82 +1,107 @@
-"""Which question of a bank tells a group of users from all others, and is that more than luck?"""
+"""Rank questions by how well their embeddings separate a group of users from all others, beside random groups."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
+from qanchor.analysis.embedding_cache import EmbeddingCache
 from qanchor.data.export import membership_mask
-from qanchor.inference.engine import Engine
-from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.useru.topics import HELD_OUT, TOPICS
-from qanchor.workbench.messages import _group_queries_caption, group_queries_summary
+from qanchor.utils.text import count
 
-FOLDS, SEEDS = 5, 3
-DRAWS = 200  # random groups behind the chance line
+FOLDS = 5
+SEEDS = 3  # ways to fold the users
+DRAWS = 200  # random groups behind the chance level
+MIN_USERS_PER_SIDE = 2 * FOLDS  # users that the group, and the rest, must have
+CHANCE_QUANTILE = 0.95  # of the random groups; the best question of the others exceeds the chance level
 
 
 def rank_queries_for_group(
-    engine: Engine,
-    cache: PrefixCache,
+    embedding_cache: EmbeddingCache,
     ids: Iterable[str],
     questions: Sequence[str] | Mapping[str, str] | None = None,
     *,
-    kept: MutableMapping[str, np.ndarray] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
-) -> Iterator[dict]:
-    """Ask which question tells a group from all other users best: yields progress, and at last the ranking.
+) -> Iterator[tuple[str, int, int] | pd.DataFrame]:
+    """Rank questions by how well they separate a group from all other users.
 
-    questions   texts, or a mapping to the name of their topic; default `question_bank`. All are asked in one visit of a user.
-    kept        embeddings by query, read and filled (an `LensBackend` has such a store): the next group costs no model time.
-    Each update has done, total, sentence, caption and frame, which is None until the last. Close the iterator to cancel.
+    The scorer is linear, but not the fitted `linear_probe`: closeness to the mean embedding of the group minus that to the
+    mean of the rest. A fitted probe separates a group about equally well under every question; this one measures what the
+    question itself emphasises, and takes seconds for all questions and all random groups.
 
-    The frame, best first: query, topic, auc, auc_low, auc_high (out of fold, three seeds of five folds), n_group,
-    n_rest, and chance, beyond_chance: `draws` random groups of the same size go the same way, and in 95 % of them the
-    best of all questions stays below chance. The best of 72 is good by luck, too; only what passes that line is more.
-    behind: clearly behind the best, by the 95 % interval of the difference over the same folds.
+    Args:
+        embedding_cache: The users; their embeddings are read from it and added to it, so the next group costs no model time.
+        ids: The group.
+        questions: Texts, or a mapping from texts to topic names; default `question_bank`. Each user is visited once.
+        draws: Random groups of the same size behind the chance level; default 200.
+        seed: Seed of folds and random groups; default 0.
 
-    The scorer is linear, but not the fitted `linear_probe`: closeness to the mean anchor of the group minus that to the mean of the
-    rest. A fit digs nearly the same out of every question; this weighs what the question itself brings to the fore, and takes
-    seconds for all of them and all random groups. KeyError for an unknown id, ValueError when group or rest are too small.
+    Yields:
+        ("users", done, total) while users are embedded and ("questions", done, total) while questions are compared; last the
+        frame, best question first: `query, topic, auc, auc_low, auc_high` (out of fold, three seeds of five folds), `n_group`,
+        `n_rest`, `chance` (the best of all questions stays below it in 95 % of the random groups), `beyond_chance`, and
+        `behind` (clearly worse than the best, by the 95 % interval of the difference over the same folds). With 72 questions
+        the best AUC is inflated by chance; only values above `chance` are significant. Closing the iterator cancels.
+
+    Raises:
+        KeyError: If an id is unknown.
+        ValueError: If fewer than 10 users are inside or outside the group.
 
     Source: the maximum over all tests as the null, Westfall and Young, Resampling-Based Multiple Testing (1993).
 
     Example:
+        >>> from qanchor.analysis.embedding_cache import EmbeddingCache
         >>> users = qa.make_sample_users(40)
         >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
-        >>> *_, last = rank_queries_for_group(engine, engine.prefill(users), users.ids[:12], ["Why?", "Will this user travel?"])
-        >>> list(last["frame"]["query"]), int(last["frame"]["n_group"][0])
-        ([...], 12)
+        >>> cache = EmbeddingCache(engine, engine.prefill(users))
+        >>> *_, ranking = rank_queries_for_group(cache, users.ids[:12], ["Why?", "Will this user travel?"])
+        >>> sorted(ranking["query"]), int(ranking["n_group"][0])
+        (['Why?', 'Will this user travel?'], 12)
     """
-    inside = membership_mask(cache.ids, ids)
-    small = min(inside.sum(), (~inside).sum())
-    if small < 2 * FOLDS:
-        told = f"{inside.sum():,} {cache.unit}s in the group and {(~inside).sum():,} outside, at least {2 * FOLDS} of each"
-        raise ValueError(f"{told} are needed: choose {'more' if inside.sum() == small else 'fewer'}")
-    asked = question_bank(cache.unit) if questions is None else questions
-    bank = dict(asked) if isinstance(asked, Mapping) else dict.fromkeys(asked, "")
-    kept = {} if kept is None else kept
-    held = yield from _embed_missing(engine, cache, list(bank), kept)
-    groups = random_groups(inside, draws, np.random.default_rng(seed))
-    best, ours = np.zeros(draws), []
-    for done, query in enumerate(bank, 1):
-        aucs = np.concatenate([nearest_mean_aucs(held[query], folds) for folds in groups])
-        best, ours = np.maximum(best, aucs[:, 1:].mean(axis=0)), [*ours, aucs[:, 0]]
-        yield _group_queries_update(done, len(bank), f"Compared under {done} of {len(bank)} questions ...")
-    frame = _ranking(bank, np.array(ours), float(np.quantile(best, 0.95)) if draws else np.nan)
-    frame = frame.assign(n_group=int(inside.sum()), n_rest=int((~inside).sum()))
-    yield _group_queries_update(
-        len(bank), len(bank), group_queries_summary(frame, cache.unit), frame, _group_queries_caption(draws)
-    )
+    unit = embedding_cache.cache.unit
+    inside = membership_mask(embedding_cache.ids, ids)
+    n_group, n_rest = int(inside.sum()), int((~inside).sum())
+    if min(n_group, n_rest) < MIN_USERS_PER_SIDE:
+        sizes = f"The group has {count(n_group, unit)} and {n_rest:,} are outside it"
+        advice = "more" if n_group < n_rest else "fewer"
+        raise ValueError(f"{sizes}; at least {MIN_USERS_PER_SIDE} of each are required. Select {advice}.")
+    questions = question_bank(unit) if questions is None else questions
+    topics = dict(questions) if isinstance(questions, Mapping) else dict.fromkeys(questions, "")
+
+    embeddings: dict[str, np.ndarray] = {}
+    for step in embedding_cache.embed_all(list(topics)):
+        if isinstance(step, dict):
+            embeddings = step
+        else:
+            yield "users", *step
+
+    folds_by_seed = random_groups(inside, draws, np.random.default_rng(seed))
+    best_of_random = np.zeros(draws)
+    aucs_of_group = []
+    for done, query in enumerate(topics, 1):
+        aucs = np.concatenate([nearest_mean_aucs(embeddings[query], folds) for folds in folds_by_seed])
+        best_of_random = np.maximum(best_of_random, aucs[:, 1:].mean(axis=0))
+        aucs_of_group.append(aucs[:, 0])
+        yield "questions", done, len(topics)
+    chance = float(np.quantile(best_of_random, CHANCE_QUANTILE)) if draws else np.nan
+    frame = _ranking_frame(topics, np.array(aucs_of_group), chance)
+    yield frame.assign(n_group=n_group, n_rest=n_rest)
 
 
 def question_bank(unit: str = "user") -> dict[str, str]:
-    """Give one question of each topic that the model was taught, and the topic's name.
+    """Return one question about each topic that the model was trained on, with the name of the topic.
+
+    Args:
+        unit: The word for a user; default "user".
+
+    Returns:
+        Topic names by question.
 
     Example:
         >>> bank = question_bank("household")
@@ -86,29 +111,9 @@ def question_bank(unit: str = "user") -> dict[str, str]:
     return {topic.profile[-1 - HELD_OUT].format(user=unit): topic.name for topic in TOPICS}
 
 
-def _embed_missing(
-    engine: Engine, cache: PrefixCache, queries: list[str], kept: MutableMapping[str, np.ndarray]
-) -> Iterator[dict]:
-    """Ask what is not kept yet, all of it in one visit of each user; only whole results are kept. Returns all of them."""
-    held = {query: kept[query] for query in queries if query in kept}  # the store may let go of some before the end
-    new = [query for query in queries if query not in held]
-    if not new:
-        return held
-    out, done = np.zeros((len(new), len(cache), engine.model.config.embedding_dim), np.float32), 0
-    for rows, z in engine.iter_embed(cache, new):
-        out[:, rows] = z.swapaxes(0, 1)
-        done += len(rows)
-        yield _group_queries_update(
-            done, len(cache), f"Asked {done:,} of {len(cache):,} {cache.unit}s {len(new)} questions ..."
-        )
-    found = {query: z.copy() for query, z in zip(new, out, strict=True)}  # a view of one would hold all of them
-    kept.update(found)
-    return held | found
-
-
 @dataclass(frozen=True)
 class RandomGroups:
-    """Hold groups of one size, ours first, and one way to fold the users of each, both sides spread evenly."""
+    """Hold groups of one size, the one asked about first, and one way to fold the users of each, both sides spread evenly."""
 
     group: Bool[np.ndarray, "draw user"]
     fold: Int[np.ndarray, "draw user"]
@@ -116,20 +121,20 @@ class RandomGroups:
 
 
 def random_groups(inside: Bool[np.ndarray, " user"], draws: int, rng: np.random.Generator) -> list[RandomGroups]:
-    """Draw random groups as large as ours, and fold all alike, `SEEDS` times."""
+    """Draw random groups of the size of `inside`, and fold all groups in the same way, `SEEDS` times."""
     many, ours = int(inside.sum()), np.argsort(~inside, kind="stable")  # the group first, then the rest
     orders = np.array([ours, *(rng.permutation(len(ours)) for _ in range(draws))])
     group, number = np.zeros(orders.shape, bool), np.concatenate([np.arange(many), np.arange(len(ours) - many)]) % FOLDS
     np.put_along_axis(group, orders[:, :many], True, axis=1)
-    found = []
+    folds = []
     for _ in range(SEEDS):
         for order in orders:
             rng.shuffle(order[:many])
             rng.shuffle(order[many:])
         fold = np.empty(orders.shape, np.int8)
         np.put_along_axis(fold, orders, number[None].astype(np.int8), axis=1)
-        found.append(RandomGroups(group, fold, [_mean_difference_weights(group, fold != k) for k in range(FOLDS)]))
-    return found
+        folds.append(RandomGroups(group, fold, [_mean_difference_weights(group, fold != k) for k in range(FOLDS)]))
+    return folds
 
 
 def _mean_difference_weights(
@@ -140,7 +145,7 @@ def _mean_difference_weights(
 
 
 def nearest_mean_aucs(z: Float[np.ndarray, "user dim"], folds: RandomGroups) -> Float[np.ndarray, "fold draw"]:
-    """Score users by the means of group and rest without their fold: the AUC of each group in each fold."""
+    """Score users by the means of group and rest without their own fold; return the AUC of each group in each fold."""
     out = np.zeros(folds.fold.shape)
     for k, weight in enumerate(folds.weight):
         np.copyto(out, weight @ z @ z.T, where=folds.fold == k)
@@ -156,21 +161,18 @@ def nearest_mean_aucs(z: Float[np.ndarray, "user dim"], folds: RandomGroups) -> 
 
 
 def corrected_half_width(aucs: Float[np.ndarray, "question fold"]) -> Float[np.ndarray, " question"]:
-    """Give half the 95 % interval of each question's mean; folds share users they are fitted on (Nadeau and Bengio 2003)."""
+    """Return half the width of the 95 % interval of each mean; folds share training users (Nadeau and Bengio 2003)."""
     from scipy.stats import t
 
     many = aucs.shape[1]
     return t.ppf(0.975, many - 1) * aucs.std(axis=1, ddof=1) * np.sqrt(1 / many + 1 / (FOLDS - 1))
 
 
-def _ranking(bank: Mapping[str, str], aucs: Float[np.ndarray, "question fold"], chance: float) -> pd.DataFrame:
+def _ranking_frame(topics: Mapping[str, str], aucs: Float[np.ndarray, "question fold"], chance: float) -> pd.DataFrame:
     mean, reach = aucs.mean(axis=1), corrected_half_width(aucs)
-    frame = pd.DataFrame({"query": list(bank), "topic": list(bank.values()), "auc": mean, "chance": chance})
+    frame = pd.DataFrame({"query": list(topics), "topic": list(topics.values()), "auc": mean, "chance": chance})
     frame = frame.assign(auc_low=np.maximum(0, mean - reach), auc_high=np.minimum(1, mean + reach), beyond_chance=mean > chance)
     gap = aucs[mean.argmax()] - aucs  # fold by fold, so that what is hard about a fold counts for neither
     frame["behind"] = gap.mean(axis=1) > corrected_half_width(gap)
     return frame.sort_values("auc", ascending=False, kind="stable", ignore_index=True)
 
-
-def _group_queries_update(done: int, total: int, sentence: str, frame: pd.DataFrame | None = None, caption: str = "") -> dict:
-    return {"done": done, "total": total, "sentence": sentence, "frame": frame, "caption": caption}

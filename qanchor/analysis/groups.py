@@ -12,21 +12,30 @@ from jaxtyping import Bool, Int
 from qanchor.data.export import membership_mask
 from qanchor.data.users import Users
 
-PRIOR_USERS = 10  # users as all others are, added on either side before odds are taken: a rare text must not win by one user
-FAMILY_ERROR = 0.05  # the chance that any text is called telling where none is (shared among all texts: Bonferroni)
-MAX_LISTED_TEXTS = 5  # texts told of a cluster
-MIN_TEXT_HOLDERS = 5  # users of a cluster that have what is called telling of it
+PRIOR_USERS = 10  # average users added to either side before odds are taken, so that one user with a rare text does not win
+FAMILY_ERROR = 0.05  # chance that any text is called distinctive if none is (Bonferroni over all texts)
+MAX_LISTED_TEXTS = 5  # distinctive texts listed of a cluster
+MIN_TEXT_HOLDERS = 5  # users of a cluster that have a text that is called distinctive
 
 
-def describe_clusters(clusters: pd.DataFrame, users: Users, *, said: int = MAX_LISTED_TEXTS) -> pd.DataFrame:
-    """Name each cluster by the events that set it apart: what its users did before the cut-off and others did not.
+def describe_clusters(clusters: pd.DataFrame, users: Users, *, max_texts: int = MAX_LISTED_TEXTS) -> pd.DataFrame:
+    """Name each cluster by the events that its users had before the cut-off and other users had not.
 
-    clusters   from `find_clusters`, of these users or some of them.
-    Returns `cluster, users, share, stability, events, modality, texts, name`, one row a cluster: its users and their share of
-    all, the median number of events, the modality that has the most larger a share of its users' events than of others' (empty:
-    none has), the most telling texts (`said` at most) and a short name. A text is telling when the odds that a user of the
-    cluster has it, be it once or often, beat the others' beyond chance: log-odds with a prior (Monroe et al. 2008), corrected
-    for the number of texts. A random group gets none.
+    A text is distinctive if the odds that a user of the cluster has it, once or often, exceed those of the others beyond
+    chance: log-odds with a prior (Monroe et al. 2008), corrected for the number of texts. A random group has none.
+
+    Args:
+        clusters: From `find_clusters`, of these users or some of them.
+        users: The users.
+        max_texts: Distinctive texts that are listed at most; default 5.
+
+    Returns:
+        One row per cluster: `cluster, users, share` (of all users), `stability`, `events` (median per user), `modality` (whose
+        share in the users' events exceeds that of the others most; empty if none does), `texts` and a short `name`.
+
+    Raises:
+        KeyError: If a user is unknown.
+        ValueError: If `clusters` lacks a column.
 
     Example:
         >>> day, rows = pd.Timestamp("2025-01-01"), [(f"u{i}", "tea" if i < 40 else "soap") for i in range(80)]
@@ -41,7 +50,7 @@ def describe_clusters(clusters: pd.DataFrame, users: Users, *, said: int = MAX_L
     past = past[past["user"].isin(clusters["user"])]
     number = clusters.set_index("user")["cluster"]
     texts = past[["user", "text"]].astype(str).drop_duplicates()
-    telling = distinctive(number, texts["user"], texts["text"])
+    distinctive_texts = distinctive(number, texts["user"], texts["text"])
     events = past["user"].value_counts().reindex(number.index, fill_value=0)
     often, words = _distinctive_modality(number, past), _distinctive_words(number, texts)
     stability = clusters.attrs.get("stability", {})
@@ -51,7 +60,7 @@ def describe_clusters(clusters: pd.DataFrame, users: Users, *, said: int = MAX_L
         few = _activity(half, float(events[number != cluster].median()))
         name = ", ".join([*words.get(cluster, []), *few][:3]) or (f"more {often[cluster]}" if often[cluster] else "")
         row = (cluster, size, size / len(number), stability.get(cluster, np.nan), half, often[cluster])
-        rows.append((*row, telling.get(cluster, [])[:said], name or f"nothing telling ({cluster})"))
+        rows.append((*row, distinctive_texts.get(cluster, [])[:max_texts], name or f"nothing telling ({cluster})"))
     frame = pd.DataFrame(rows, columns=["cluster", "users", "share", "stability", "events", "modality", "texts", "name"])
     return frame.astype({"cluster": int, "users": int, "share": float, "stability": float, "events": float})
 
@@ -59,17 +68,16 @@ def describe_clusters(clusters: pd.DataFrame, users: Users, *, said: int = MAX_L
 def _check_clusters(clusters: pd.DataFrame, users: Users) -> None:
     for column in ("user", "cluster"):
         if column not in clusters:
-            raise ValueError(
-                f"no column {column!r} (there are {', '.join(map(str, clusters))}): give what find_clusters returned"
-            )
-    if strangers := sorted(set(clusters["user"]) - set(users.ids)):
-        raise KeyError(
-            f"user {strangers[0]!r} is not among the {len(users):,} of {users.name}: give the users that were clustered"
-        )
+            columns = ", ".join(map(str, clusters))
+            raise ValueError(f"There is no column {column!r} (found {columns}). Give what find_clusters returned.")
+    unknown = sorted(set(clusters["user"]) - set(users.ids))
+    if unknown:
+        where = f"among the {len(users):,} of {users.name}"
+        raise KeyError(f"User {unknown[0]!r} is not {where}. Give the users that were clustered.")
 
 
 def distinctive(number: pd.Series, who: pd.Series, what: pd.Series) -> dict[int, list[str]]:
-    """List for each cluster what its users have and others have not, the most telling first; (who, what) stand there once."""
+    """List for each cluster what sets its users apart, the most distinctive first; pairs of (who, what) are unique."""
     from scipy.stats import norm
 
     code, names = pd.factorize(what, sort=True)
@@ -77,7 +85,7 @@ def distinctive(number: pd.Series, who: pd.Series, what: pd.Series) -> dict[int,
     np.add.at(table, (number.loc[who].to_numpy(), code), 1)
     names, table = names[common := table.sum(axis=0) >= MIN_TEXT_HOLDERS], table[:, common]
     sizes, doubt = np.bincount(number + 1, minlength=len(table)), norm.isf(FAMILY_ERROR / max(1, len(names)))
-    found = {}
+    by_cluster = {}
     for cluster, has in enumerate(table[:-1]):
         inside, outside, all_have = sizes[cluster + 1], len(number) - sizes[cluster + 1], table.sum(axis=0)
         prior = PRIOR_USERS * all_have / len(number)
@@ -86,24 +94,24 @@ def distinctive(number: pd.Series, who: pd.Series, what: pd.Series) -> dict[int,
         spread = np.sqrt(1 / yes + 1 / np.maximum(no, 0.5) + 1 / others + 1 / np.maximum(lack, 0.5))
         sure = np.log(yes / np.maximum(no, 0.5)) - np.log(others / np.maximum(lack, 0.5)) - doubt * spread
         order = np.argsort(-sure, kind="stable")
-        found[cluster] = [str(names[i]) for i in order if sure[i] > 0 and has[i] >= MIN_TEXT_HOLDERS]
-    return found
+        by_cluster[cluster] = [str(names[i]) for i in order if sure[i] > 0 and has[i] >= MIN_TEXT_HOLDERS]
+    return by_cluster
 
 
 def _distinctive_words(number: pd.Series, texts: pd.DataFrame) -> dict[int, list[str]]:
-    """Give each cluster the two most telling words of its events, the second from other texts than the first."""
+    """Return the two most distinctive words of each cluster's events, the second from other texts than the first."""
     homes = {text: set(re.findall(r"[^\W\d_]{3,}", text.lower())) for text in texts["text"].unique()}
     pairs = texts.assign(text=texts["text"].map(homes)).explode("text").dropna().drop_duplicates()
-    said = {}
+    words_by_cluster = {}
     for cluster, words in distinctive(number, pairs["user"], pairs["text"]).items():
         where = {word: {text for text, has in homes.items() if word in has} for word in words}
         apart = [word for word in words[1:] if len(where[word] & where[words[0]]) < len(where[word]) / 2]
-        said[cluster] = [*words[:1], *apart[:1]]
-    return said
+        words_by_cluster[cluster] = [*words[:1], *apart[:1]]
+    return words_by_cluster
 
 
 def _distinctive_modality(number: pd.Series, past: pd.DataFrame) -> list[str]:
-    """Name for each cluster the modality whose share of a user's events is most above that of others, beyond chance."""
+    """Return for each cluster the modality whose share in a user's events exceeds that of the others most, beyond chance."""
     from scipy.stats import norm
 
     share = pd.crosstab(past["user"].astype(str), past["modality"].astype(str), normalize="index")
@@ -142,24 +150,36 @@ DESCRIPTION_COLUMNS = [*GROUP_COLUMNS, "p", "beyond_chance", "n_group", "n_rest"
 
 
 def describe_group(users: Users, ids: Iterable[str]) -> pd.DataFrame:
-    """Say what sets a group apart from all other users, the most telling first.
+    """Compare a group with all other users, the most significant difference first.
 
-    Only history before the cut-off is read; labels, of course, are what was observed after it. Columns
-    kind        text, modality, fact, label: `group` and `rest` are the shares of users that have it (a fact of 0 and 1, a label
-                that is known); number: they are medians over the users (of the user's sum, count of events, or fact).
-    group_low, group_high, rest_low, rest_high   95 % intervals (Wilson's; of a median, by order statistics).
-    difference, low, high   group minus rest with its 95 % interval, the two put together by Newcombe's method.
-    p, beyond_chance        exact, or by ranks for numbers; true where p holds after counting everything that was compared
-                (Bonferroni): of random groups, about 1 in 20 has any such row.
-    n_group, n_rest         users compared.
-    Texts of fewer than five users are left out. KeyError for an unknown id, ValueError for a group of nobody or everybody.
+    Only the history before the cut-off is read; labels are what was observed after it. Texts of fewer than five users are left
+    out.
+
+    Args:
+        users: The users.
+        ids: The group.
+
+    Returns:
+        One row per comparison:
+
+        kind, name: of a text, modality, fact or label, `group` and `rest` are the shares of users that have it (of a label,
+        among those with a known one); of a number they are medians over the users.
+        group_low, group_high, rest_low, rest_high: 95 % intervals (Wilson; of a median, by order statistics).
+        difference, low, high: group minus rest with its 95 % interval, combined by Newcombe's method.
+        p, beyond_chance: exact, or by ranks for numbers; true if p is significant after correction for all comparisons
+        (Bonferroni), so about 1 in 20 random groups has any such row.
+        n_group, n_rest: users compared.
+
+    Raises:
+        KeyError: If an id is unknown.
+        ValueError: If the group is empty or holds everybody.
 
     Source: Newcombe, Statistics in Medicine 17 (1998), 873-890, method 10.
 
     Example:
         >>> users = qa.make_sample_users(40)
-        >>> found = describe_group(users, users.ids[:12])
-        >>> sorted(set(found.kind)), int(found.n_group.max()), int(found.n_rest.max())
+        >>> frame = describe_group(users, users.ids[:12])
+        >>> sorted(set(frame.kind)), int(frame.n_group.max()), int(frame.n_rest.max())
         (['label', 'modality', 'number', 'text'], 12, 28)
     """
     inside = membership_mask(users.ids, ids)
@@ -180,13 +200,15 @@ def describe_group(users: Users, ids: Iterable[str]) -> pd.DataFrame:
 
 
 def _compare_shares_of_users(past: pd.DataFrame, kind: str, inside: Bool[np.ndarray, " user"]) -> pd.DataFrame:
-    """Compare the shares of users with at least one such event; texts of next to nobody are left out."""
+    """Compare the shares of users with at least one such event; rare texts are left out."""
     pairs = past[["user", kind]].drop_duplicates()
     names, ours = pairs[kind].cat.categories, inside[pairs["user"].cat.codes]
-    ours, all_of = (np.bincount(pairs[kind].cat.codes[some], minlength=len(names)) for some in (ours, slice(None)))
-    some = all_of >= (MIN_TEXT_USERS if kind == "text" else 1)
-    n = np.full(some.sum(), inside.sum()), np.full(some.sum(), (~inside).sum())
-    return _shares(kind, names[some], ours[some], n[0], (all_of - ours)[some], n[1])
+    in_group = np.bincount(pairs[kind].cat.codes[ours], minlength=len(names))
+    in_all = np.bincount(pairs[kind].cat.codes, minlength=len(names))
+    frequent = in_all >= (MIN_TEXT_USERS if kind == "text" else 1)
+    n_group = np.full(frequent.sum(), inside.sum())
+    n_rest = np.full(frequent.sum(), (~inside).sum())
+    return _shares(kind, names[frequent], in_group[frequent], n_group, (in_all - in_group)[frequent], n_rest)
 
 
 def _compare_binary(kind: str, table: pd.DataFrame, inside: Bool[np.ndarray, " user"]) -> pd.DataFrame:
@@ -197,11 +219,11 @@ def _compare_binary(kind: str, table: pd.DataFrame, inside: Bool[np.ndarray, " u
 
 
 def _shares(kind: str, names, ours, n_group, theirs, n_rest) -> pd.DataFrame:
-    """Put the shares of both sides into a frame, with intervals and Fisher's exact p, both tails."""
+    """Build the frame of the shares of both sides, with intervals and Fisher's exact p, both tails."""
     from scipy.stats import hypergeom
 
-    known = ours, n_group + n_rest, n_group, ours + theirs
-    tails = np.minimum(hypergeom.sf(known[0] - 1, *known[1:]), hypergeom.cdf(*known))
+    margins = n_group + n_rest, n_group, ours + theirs
+    tails = np.minimum(hypergeom.sf(ours - 1, *margins), hypergeom.cdf(ours, *margins))
     sides = {}
     for side, count, n in (("group", ours, n_group), ("rest", theirs, n_rest)):
         sides[side] = count / n
@@ -211,7 +233,14 @@ def _shares(kind: str, names, ours, n_group, theirs, n_rest) -> pd.DataFrame:
 
 
 def wilson_interval(count: Int[np.ndarray, " row"], n: Int[np.ndarray, " row"]) -> tuple[np.ndarray, np.ndarray]:
-    """Give the 95 % interval (low, high) of shares `count` of `n`.
+    """Return the 95 % Wilson interval of shares.
+
+    Args:
+        count: Successes.
+        n: Trials.
+
+    Returns:
+        (low, high).
 
     Example:
         >>> [bound.round(3).tolist() for bound in wilson_interval(np.array([0, 5]), np.array([10, 10]))]
@@ -222,7 +251,7 @@ def wilson_interval(count: Int[np.ndarray, " row"], n: Int[np.ndarray, " row"]) 
 
 
 def _numbers(users: Users, past: pd.DataFrame) -> pd.DataFrame:
-    """Give the numbers of each user: events, events of each modality, sums, facts (NaN where there is none)."""
+    """Return the numbers of each user: events, events of each modality, sums, facts (NaN if there is none)."""
     by = past.groupby("user", observed=False)
     counts = pd.crosstab(past["user"], past["modality"], dropna=False).rename(columns=lambda name: f"events of {name}")
     sums = by[list(users.numbers)].sum(min_count=1)

@@ -1,4 +1,7 @@
-"""One joint two-dimensional map of the same users under two queries."""
+"""One joint two-dimensional map of the same users under two queries.
+
+Two maps that are fitted separately make users seem to move that do not; one joint fit does not, so it is the only one offered.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from qanchor.analysis.shift import MAX_EXACT_USERS, N_NEIGHBORS, EmbeddingRows, 
 from qanchor.utils.arrays import l2_normalize
 
 MARK = "mark"  # the query of rows that are no users
-BLOCK = 2_000  # rows among which trust is then judged
+BLOCK = 2_000  # rows of a block within which trust is estimated
 CHUNK = 1_000  # rows of a distance table held at once: 20,000 points need 160 MB, not 3 GB
 
 
@@ -24,16 +27,27 @@ def joint_projection(
     last: pd.DataFrame | None = None,
     marks: dict[str, np.ndarray] | None = None,
 ) -> pd.DataFrame:
-    """Draw the same users under two queries on one map, fitted once on both.
+    """Project the same users under two queries to one map, fitted once on both.
 
-    method   "umap" (about a second for 2 x 600 rows, after some ten seconds of compiling at the first call) or "pca"
-             (instant, the same everywhere).
-    last     the points shown until now: users start from where they stood, so the picture does not turn over.
-    marks    other rows of the second query's space by name, as prototypes: they take part in the fit and stand last in the
-             frame, the name as user and `MARK` as query.
-    Returns `user, query, x, y, trust`, first the rows of the first query; trust is 1 where a point's neighbours on the
-    map are its neighbours in the original space. `attrs` holds `trustworthiness` (the mean), `removed` (the common
-    rotation and offset taken out, see `align`), `method` and `users`.
+    Args:
+        before: Embeddings under the first query.
+        after: Embeddings of the same users under the second.
+        ids: The users, in the order of the rows.
+        queries: Names of the two queries; default "before" and "after".
+        seed: Seed of UMAP; default 0.
+        method: "umap" (default; about a second for 2 x 600 rows, after ten seconds of compiling at the first call) or "pca"
+            (instant, and the same on every machine).
+        last: The map shown so far; default: none. Users start from their places on it, so the map does not flip.
+        marks: Other rows of the second query's space by name, such as prototypes; default: none. They take part in the fit and
+            are the last rows of the frame, with the name as user and `MARK` as query.
+
+    Returns:
+        `user, query, x, y, trust`, first the rows of the first query. trust is 1 if the neighbours of a point on the map are
+        its neighbours in the original space. `attrs` holds `trustworthiness` (the mean), `removed` (size of the common
+        rotation and offset that were removed, see `align`), `method` and `users`.
+
+    Raises:
+        ValueError: If there is no such method.
 
     Example:
         >>> rows = np.random.default_rng(0).normal(size=(40, 8))
@@ -41,7 +55,7 @@ def joint_projection(
         (80, 5)
     """
     if method not in ("umap", "pca"):
-        raise ValueError(f"no map method {method!r}: there are 'umap' and 'pca'")
+        raise ValueError(f"There is no map method {method!r}. Use 'umap' or 'pca'.")
     before, after = l2_normalize(before), l2_normalize(after)
     aligned, removed = align(before, after)
     added = _align_rows(before, after, l2_normalize(np.array(list(marks.values()), dtype=float))) if marks else after[:0]
@@ -52,8 +66,8 @@ def joint_projection(
     places = flat if method == "pca" else _umap(rows, flat if start is None else start, seed)
     trust = pointwise_trustworthiness(rows, places)
     places = _pca(places) if start is None else _align_to_last(places, start)  # widest from left to right, or as it lay before
-    names, stand = [*ids, *ids, *(marks or ())], [len(before), len(before), len(added)]
-    frame = pd.DataFrame({"user": names, "query": np.repeat([*queries, MARK], stand)})
+    names, sizes = [*ids, *ids, *(marks or ())], [len(before), len(before), len(added)]
+    frame = pd.DataFrame({"user": names, "query": np.repeat([*queries, MARK], sizes)})
     frame = frame.assign(x=places[:, 0], y=places[:, 1], trust=trust)
     frame.attrs = {"trustworthiness": float(trust.mean()), "removed": removed, "method": method, "users": len(before)}
     return frame
@@ -62,15 +76,21 @@ def joint_projection(
 def pointwise_trustworthiness(
     rows: Float[np.ndarray, "row dim"], places: Float[np.ndarray, "row 2"], k: int = N_NEIGHBORS
 ) -> Float[np.ndarray, " row"]:
-    """Say how far each point's neighbours on the map can be believed, 0 to 1 (the mean is the usual trustworthiness).
+    """Return how far the neighbours of each point on the map can be trusted, 0 to 1; the mean is the usual trustworthiness.
 
-    Of more than `MAX_EXACT_USERS` rows it is an estimate: each is judged among `BLOCK` or so that are drawn with it by a fixed seed.
+    Args:
+        rows: The points in the original space.
+        places: The points on the map.
+        k: Number of nearest neighbours; default 15.
+
+    Returns:
+        One number per point. Beyond `MAX_EXACT_USERS` rows it is an estimate within random blocks of about `BLOCK` rows.
     """
     count = len(rows)
     if count > MAX_EXACT_USERS:
         trust, order = np.empty(count), np.random.default_rng(0).permutation(count)
-        for some in np.array_split(order, count // BLOCK):
-            trust[some] = pointwise_trustworthiness(rows[some], places[some], k)
+        for block in np.array_split(order, count // BLOCK):
+            trust[block] = pointwise_trustworthiness(rows[block], places[block], k)
         return trust
     k = min(k, (count - 1) // 2)
     near = knn_indices(places, k)
@@ -101,7 +121,7 @@ def _umap(rows, start, seed: int) -> Float[np.ndarray, "row 2"]:
 
 
 def _last_places(last: pd.DataFrame | None, ids) -> Float[np.ndarray, "row 2"] | None:
-    """Find where each user stood on the last map, once for each query; None when somebody was not there."""
+    """Return the place of each user on the last map, once for each query; None if a user was not on it."""
     if last is None or not len(last):
         return None
     places = last.drop_duplicates("user", keep="last").set_index("user")[["x", "y"]].reindex(list(ids))
@@ -109,7 +129,7 @@ def _last_places(last: pd.DataFrame | None, ids) -> Float[np.ndarray, "row 2"] |
 
 
 def _align_to_last(places, target) -> Float[np.ndarray, "row 2"]:
-    """Turn, move and scale a map onto where its users stood."""
+    """Rotate, move and scale a map onto the last places of its users."""
     aligned, _ = align(target, places)
     aligned, wanted = aligned - target.mean(axis=0), target - target.mean(axis=0)
     return aligned * (wanted.std() / (aligned.std() or 1)) + target.mean(axis=0)

@@ -1,4 +1,4 @@
-"""A deck of questions against groups of users: which question tells which group, who leans to yes, and who shifts."""
+"""Many questions against many groups: which question separates which group, who leans to yes, and who shifts."""
 
 from __future__ import annotations
 
@@ -9,120 +9,170 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from qanchor.analysis.group_queries import corrected_half_width, nearest_mean_aucs, question_bank, random_groups
+from qanchor.analysis.embedding_cache import EmbeddingCache
+from qanchor.analysis.group_queries import (
+    CHANCE_QUANTILE,
+    corrected_half_width,
+    nearest_mean_aucs,
+    question_bank,
+    random_groups,
+)
 from qanchor.analysis.shift import residual_shift
 from qanchor.data.export import MIN_GROUP_SIZE, membership_mask
 from qanchor.data.users import Users
 from qanchor.inference.ranking import label_free_scores
 from qanchor.useru.behavior import topic_rates
 from qanchor.useru.topics import TOPICS
-from qanchor.utils.arrays import LRUCache, l2_normalize
-from qanchor.workbench.lens import LensBackend
-from qanchor.workbench.messages import CHANCE_NOTE, MEASURE_NOTES, _count, matrix_summary
+from qanchor.utils.arrays import l2_normalize
+from qanchor.utils.text import count, plural
 
-MAX_CACHED_CELLS = 2_000  # results that a deck keeps, the newest: 6 kB each, and an eighth of a byte a user
-RANDOM_GROUPS = 200  # random groups behind each chance line
-MAX_QUERIES, MAX_GROUPS = 8, 10  # questions and groups that are taken when none are named
-TOP_SHARE = 0.25  # of the users are the group of a modality: those of whose events it makes the largest share
+RANDOM_GROUPS = 200  # random groups behind each chance level
+MAX_QUERIES = 8  # questions that are chosen by default
+MAX_GROUPS = 10  # groups that are made by default
+TOP_SHARE = 0.25  # of the users form the group of a modality: those with the largest share of it in their events
 
 
 @dataclass(frozen=True)
 class MatrixCell:
-    """Hold what one question does to one group, and to as many random groups as were drawn (the last three)."""
+    """Hold what one question does to one group, and to random groups of its size (the `random_` fields)."""
 
     aucs: Float[np.ndarray, " fold"]
-    lean: float
+    yes_score: float
     shift: float
-    rest: float
-    auc_luck: Float[np.ndarray, " draw"]
-    lean_luck: Float[np.ndarray, " draw"]  # distance from .5
-    ratio_luck: Float[np.ndarray, " draw"]  # absolute logarithm
+    shift_rest: float
+    random_auc: Float[np.ndarray, " draw"]
+    random_yes_score: Float[np.ndarray, " draw"]  # distance from 0.5
+    random_ratio: Float[np.ndarray, " draw"]  # absolute logarithm
+
+
+@dataclass(frozen=True)
+class MatrixProgress:
+    """Report how far a matrix is.
+
+    Args:
+        stage: "users" (being embedded under the question), "scores", "paraphrases" or "row" (a row is complete).
+        row: Number of the question, from 0.
+        rows: Number of questions.
+        done: Units of work that are done; a row has one unit per user.
+        total: Units of work in all.
+        frame: The rows so far, or None before the first.
+    """
+
+    stage: str
+    row: int
+    rows: int
+    done: int
+    total: int
+    frame: pd.DataFrame | None
 
 
 def query_group_matrix(
-    ask: LensBackend,
+    embedding_cache: EmbeddingCache,
     queries: Sequence[str],
     groups: Mapping[str, Iterable[str]],
     *,
     cells: MutableMapping[tuple, MatrixCell] | None = None,
-    floors: bool = False,
+    noise_floors: bool = False,
     draws: int = RANDOM_GROUPS,
     seed: int = 0,
-) -> Iterator[dict]:
-    """Put a deck of questions to all users, and say what each does to each group: yields progress, row by row.
+) -> Iterator[MatrixProgress | pd.DataFrame]:
+    """Put every question to all users and measure what it does to each group, row by row.
 
-    ask       `LensBackend(engine, cache, users)`: its embeddings are read and filled, so what was asked before costs no model time.
-    groups    ids by name; at least 10 users must be in each, and outside it.
-    cells     results by question and group, read and filled: a further question costs its own row, a further group its column.
-    floors    measure each question's noise floor, too: five rewordings, several times the work. Known ones are always told.
-    Each update has done, total, sentence, caption, reads (how to read each measure) and frame: the rows so far, None before the
-    first. Close the iterator to cancel. One row a question and group: query, group, n, n_rest, and three measures, each with
-    what the best of all these questions stays below in 95 % of `draws` random groups of that size, and whether it is beyond:
+    Args:
+        embedding_cache: The users; their embeddings are read from it and added to it.
+        queries: The questions.
+        groups: Ids by name; at least 10 users must be in each, and outside it.
+        cells: Results by question and group, read and filled, so that a further question costs only its row and a further
+            group only its column; default: a new dict.
+        noise_floors: Also measure each question's noise floor, with five paraphrases; default False. Known ones are filled in.
+        draws: Random groups behind each chance level; default 200.
+        seed: Seed of the random groups; default 0.
 
-    auc, auc_low, auc_high, chance, beyond_chance   how well the question tells the group, the very numbers of `rank_queries_for_group`.
-    lean, lean_chance, lean_beyond                  how often a user of the group leans more to yes (the score of
-                `Engine.rank`) than one of the others; the line is a distance from .5. NaN: the question is of no topic.
-    shift, shift_rest, noise_floor, ratio, ratio_chance, ratio_beyond   median residual from "nothing asked", of the group and
-                of the others; ratio is the one by the other; the line is a factor, up or down.
+    Yields:
+        `MatrixProgress`, and last the frame. Closing the iterator cancels. One row per question and group: `query, group, n,
+        n_rest`, and three measures, each with a chance level (the best of all these questions stays below it in 95 % of the
+        random groups of that size) and whether it is beyond that level:
 
-    KeyError for an unknown id, ValueError for a group too small or a question that is empty, before anything is asked.
+        auc, auc_low, auc_high, chance, beyond_chance: how well the question separates the group, as `rank_queries_for_group`.
+        yes_score, yes_score_chance, yes_score_beyond: how often a user of the group has a higher score of `Engine.rank` than
+        one of the others; the chance level is a distance from 0.5. NaN if the question has no yes.
+        shift, shift_rest, noise_floor, ratio, ratio_chance, ratio_beyond: the median residual shift from the empty query, of
+        the group and of the others; ratio is the first by the second, its chance level a factor, up or down.
+
+    Raises:
+        KeyError: If an id is unknown.
+        ValueError: If a group is too small or a question is empty. Both are raised before anything is asked.
 
     Source: the maximum over all tests as the null, Westfall and Young, Resampling-Based Multiple Testing (1993).
 
     Example:
+        >>> from qanchor.analysis.embedding_cache import EmbeddingCache
         >>> users = qa.make_sample_users(60)
         >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
-        >>> ask, groups = qa.LensBackend(engine, engine.prefill(users), users), {"some": users.ids[:20], "most": users.ids[20:]}
-        >>> *_, last = query_group_matrix(ask, ["Will this user travel?"], groups, draws=20)
-        >>> last["frame"][["group", "n", "n_rest"]].to_numpy().tolist()
+        >>> cache, groups = EmbeddingCache(engine, engine.prefill(users)), {"some": users.ids[:20], "most": users.ids[20:]}
+        >>> *_, frame = query_group_matrix(cache, ["Will this user travel?"], groups, draws=20)
+        >>> frame[["group", "n", "n_rest"]].to_numpy().tolist()
         [['some', 20, 40], ['most', 40, 20]]
     """
     queries = list(dict.fromkeys(str(query).strip() for query in queries))
     if not queries or not all(queries):
-        raise ValueError(f"{len(queries)} questions, {queries.count('')} of them empty: write at least one, and none empty")
-    inside = {str(name): _group_mask(ask, str(name), ids) for name, ids in groups.items()}
-    if not inside:
-        raise ValueError(f"0 groups, at least 1 is needed: name some {ask.cache.unit}s")
-    return _iter_rows(ask, queries, inside, {} if cells is None else cells, floors, draws, seed)
+        sizes = f"Found {count(len(queries), 'question')}, {queries.count('')} of them empty"
+        raise ValueError(f"{sizes}. Write at least one, and none empty.")
+    members = {str(name): _group_mask(embedding_cache, str(name), ids) for name, ids in groups.items()}
+    if not members:
+        unit = plural(embedding_cache.cache.unit)
+        raise ValueError(f"Found 0 groups; at least 1 is required. Name some {unit}.")
+    cells = {} if cells is None else cells
+    return _iter_rows(embedding_cache, queries, members, cells, noise_floors, draws, seed)
 
 
 def _iter_rows(
-    ask: LensBackend, queries: list[str], inside: dict, cells: MutableMapping, floors: bool, draws: int, seed: int
-) -> Iterator[dict]:
-    total, unit, found = len(ask.ids), ask.cache.unit, {}
-    told = {
-        "total": total * len(queries),
-        "caption": CHANCE_NOTE.format(questions=_count(len(queries))),
-        "reads": MEASURE_NOTES,
-    }
-    if total < 2 * ask.engine.model.config.embedding_dim:
-        told["caption"] += f" {total:,} {unit}s are few: the common rotation that is taken out hides much of a shift."
+    embedding_cache: EmbeddingCache,
+    queries: list[str],
+    members: dict[str, np.ndarray],
+    cells: MutableMapping[tuple, MatrixCell],
+    noise_floors: bool,
+    draws: int,
+    seed: int,
+) -> Iterator[MatrixProgress | pd.DataFrame]:
+    n_users = len(embedding_cache.ids)
+    results: dict[tuple[str, str], tuple[np.ndarray, MatrixCell]] = {}
 
-    def update(done: int, words: str) -> dict:
-        return told | {"done": done, "sentence": words, "frame": _matrix_frame(found, ask.floors)}
+    def progress(stage: str, row: int, done: int) -> MatrixProgress:
+        frame = _matrix_frame(results, embedding_cache.noise_floors)
+        return MatrixProgress(stage, row, len(queries), n_users * row + done, n_users * len(queries), frame)
 
-    for place, query in enumerate(queries):
-        keys = {name: (query, np.packbits(group).tobytes(), draws, seed) for name, group in inside.items()}
-        which, end = f"question {place + 1} of {len(queries)}", total * (place + 1)
-        row = {name: cells[key] for name, key in keys.items() if key in cells}  # a store may let go of some before the end
-        if new := [name for name in keys if name not in row]:
-            for step in (step for text in ("", query) for step in ask.embed(text)):
-                yield update(total * place + step["done"], step["sentence"].replace(" ...", f", {which} ..."))
-            yield update(end - 1, f"Weighing yes against no, {which} ...")
-            each = _user_scores(ask, query)
-            row |= {name: _measure_cell(ask.kept[query], *each, inside[name], draws, seed) for name in new}
-            cells.update((keys[name], row[name]) for name in new)
-        if floors and query not in ask.floors:
-            yield update(end - 1, f"Measuring what rewording alone does, {which} ...")
-            ask.floor(query)
-        found |= {(query, name): (inside[name], row[name]) for name in keys}
-        yield update(end, f"Asked {which} ...")
-    last = update(told["total"], "")
-    yield last | {"sentence": matrix_summary(last["frame"], unit)}
+    for row, query in enumerate(queries):
+        keys = {name: (query, np.packbits(group).tobytes(), draws, seed) for name, group in members.items()}
+        known = {name: cells[key] for name, key in keys.items() if key in cells}  # a full cache may evict some meanwhile
+        missing = [name for name in keys if name not in known]
+        if missing:
+            for text in ("", query):
+                for done, _ in embedding_cache.embed(text):
+                    yield progress("users", row, done)
+            yield progress("scores", row, n_users - 1)
+            ranks, moved = _user_scores(embedding_cache, query)
+            for name in missing:
+                z = embedding_cache.embeddings[query]
+                known[name] = _measure_cell(z, ranks, moved, members[name], draws, seed)
+                cells[keys[name]] = known[name]
+        if noise_floors and query not in embedding_cache.noise_floors:
+            yield progress("paraphrases", row, n_users - 1)
+            embedding_cache.noise_floor(query)
+        results |= {(query, name): (members[name], known[name]) for name in keys}
+        yield progress("row", row, n_users)
+    yield _matrix_frame(results, embedding_cache.noise_floors)
 
 
 def default_queries(users: Users, many: int = MAX_QUERIES) -> list[str]:
-    """Choose questions of the bank for these users: one a domain of life, of which about half of the users have events.
+    """Choose questions for these users, one per domain of life, about topics that about half of the users have events of.
+
+    Args:
+        users: The users.
+        many: Number of questions at most; default 8.
+
+    Returns:
+        Questions of `question_bank`.
 
     Example:
         >>> len(default_queries(qa.make_sample_users(60), many=5))
@@ -136,9 +186,15 @@ def default_queries(users: Users, many: int = MAX_QUERIES) -> list[str]:
 
 
 def default_groups(users: Users, many: int = MAX_GROUPS, least: int = MIN_GROUP_SIZE) -> dict[str, tuple[str, ...]]:
-    """Make groups of what is known: who has each label, else each fact of 0 and 1, else much of each modality.
+    """Make groups of known users: those with each label, else with each binary fact, else with much of each modality.
 
-    Groups of fewer than `least` users, inside or outside, are left out.
+    Args:
+        users: The users.
+        many: Number of groups at most; default 10.
+        least: Groups with fewer users, inside or outside, are left out; default 10.
+
+    Returns:
+        Ids by name of the group; empty if there is nothing to make groups of.
 
     Example:
         >>> {name: len(ids) for name, ids in default_groups(qa.make_sample_users(60), many=2).items()}
@@ -155,62 +211,34 @@ def default_groups(users: Users, many: int = MAX_GROUPS, least: int = MIN_GROUP_
     return {}
 
 
-class QueryMatrixBackend:
-    """Hold a deck of questions and groups of some users: the callable that a `ShiftMatrix` asks.
-
-    ask, users   of the same users: `LensBackend(engine, cache, users)`, whose store is shared, and who they are.
-    `queries` and `groups` are what it opens with (`default_queries`, `default_groups`, or your own); `deck(queries, groups)` gives
-    the updates of `query_group_matrix`. The newest results are kept.
-
-    Example:
-        >>> users = qa.make_sample_users(60)
-        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
-        >>> deck = QueryMatrixBackend(qa.LensBackend(engine, engine.prefill(users), users), users)
-        >>> *_, last = deck(deck.queries[:1], {"some": users.ids[:20]})
-        >>> last["frame"]["query"].tolist() == deck.queries[:1]
-        True
-    """
-
-    def __init__(
-        self,
-        ask: LensBackend,
-        users: Users,
-        queries: Sequence[str] | None = None,
-        groups: Mapping[str, Iterable[str]] | None = None,
-        seed: int = 0,
-    ):
-        self.ask, self.ids, self.unit, self.least, self.seed = ask, users.ids, users.unit, MIN_GROUP_SIZE, seed
-        self.queries = default_queries(users) if queries is None else list(queries)
-        self.groups = default_groups(users) if groups is None else {name: tuple(ids) for name, ids in groups.items()}
-        self._cells = LRUCache(MAX_CACHED_CELLS)
-
-    def __call__(self, queries: Sequence[str], groups: Mapping[str, Iterable[str]]) -> Iterator[dict]:
-        """Ask, row by row; see `query_group_matrix`."""
-        return query_group_matrix(self.ask, queries, groups, cells=self._cells, seed=self.seed)
-
-
-def _group_mask(ask: LensBackend, name: str, ids: Iterable[str]) -> Bool[np.ndarray, " user"]:
+def _group_mask(embedding_cache: EmbeddingCache, name: str, ids: Iterable[str]) -> Bool[np.ndarray, " user"]:
+    """Mark the users of a group; refuse unknown users and groups that are too small or too large."""
     try:
-        inside = membership_mask(ask.ids, ids)
+        inside = membership_mask(embedding_cache.ids, ids)
     except (KeyError, ValueError) as error:
         raise type(error)(f"group {name!r}: {error.args[0]}") from error
-    few, side = min((int(inside.sum()), "in"), (int((~inside).sum()), "outside"))
-    if few < MIN_GROUP_SIZE:
-        more = "more" if side == "in" else "fewer"
-        raise ValueError(
-            f"group {name!r}: {_count(few, ask.cache.unit)} {side} it, at least {MIN_GROUP_SIZE} are needed: choose {more}"
-        )
-    return inside
+    n_inside, n_outside = int(inside.sum()), int((~inside).sum())
+    if min(n_inside, n_outside) >= MIN_GROUP_SIZE:
+        return inside
+    unit = embedding_cache.cache.unit
+    required = f"at least {MIN_GROUP_SIZE} are required"
+    if n_inside < n_outside:
+        raise ValueError(f"Group {name!r} has {count(n_inside, unit)}; {required}. Select more.")
+    raise ValueError(f"Only {count(n_outside, unit)} outside group {name!r}; {required}. Select fewer.")
 
 
-def _user_scores(ask: LensBackend, query: str) -> tuple[Float[np.ndarray, " user"], Float[np.ndarray, " user"]]:
-    """Say of each user how far it leans to yes, as a rank, and how far it moved from where it stands when nothing is asked."""
+def _user_scores(
+    embedding_cache: EmbeddingCache, query: str
+) -> tuple[Float[np.ndarray, " user"], Float[np.ndarray, " user"]]:
+    """Return the rank of each user by its yes score, and its shift from the empty query."""
     from scipy.stats import rankdata
 
-    z, cache = ask.kept[query], ask.cache
-    score = label_free_scores(ask.engine.model, ask.ids, query, z, cache.unit, cache.horizon_days)["score"]
-    moved = residual_shift(l2_normalize(ask.kept[""]), l2_normalize(z))
-    return rankdata(score, nan_policy="propagate"), moved
+    z = embedding_cache.embeddings[query]
+    cache = embedding_cache.cache
+    model = embedding_cache.engine.model
+    ranking = label_free_scores(model, embedding_cache.ids, query, z, cache.unit, cache.horizon_days)
+    moved = residual_shift(l2_normalize(embedding_cache.embeddings[""]), l2_normalize(z))
+    return rankdata(ranking["score"], nan_policy="propagate"), moved
 
 
 def _measure_cell(
@@ -222,39 +250,60 @@ def _measure_cell(
     seed: int,
 ) -> MatrixCell:
     """Measure one group, and random groups of its size (the same ones under every question)."""
-    folds = random_groups(inside, draws, np.random.default_rng(seed))
-    aucs, group, n = np.concatenate([nearest_mean_aucs(z, some) for some in folds]), folds[0].group, int(inside.sum())
-    ours, theirs = (np.nonzero(side)[1].reshape(len(group), -1) for side in (group, ~group))
-    lean = (rank[ours].sum(1) - n * (n + 1) / 2) / (n * (len(rank) - n))
-    here, there = (np.maximum(np.median(moved[side], axis=1), 1e-9) for side in (ours, theirs))
-    luck = aucs[:, 1:].mean(0), np.abs(lean[1:] - 0.5), np.abs(np.log(here[1:] / there[1:]))
-    return MatrixCell(aucs[:, 0], float(lean[0]), float(here[0]), float(there[0]), *luck)
+    folds_by_seed = random_groups(inside, draws, np.random.default_rng(seed))
+    aucs = np.concatenate([nearest_mean_aucs(z, folds) for folds in folds_by_seed])
+    group = folds_by_seed[0].group  # (draw, user), the group itself first
+    n = int(inside.sum())
+    rows_inside = np.nonzero(group)[1].reshape(len(group), -1)
+    rows_outside = np.nonzero(~group)[1].reshape(len(group), -1)
+    yes_score = (rank[rows_inside].sum(1) - n * (n + 1) / 2) / (n * (len(rank) - n))
+    shift = np.maximum(np.median(moved[rows_inside], axis=1), 1e-9)
+    shift_rest = np.maximum(np.median(moved[rows_outside], axis=1), 1e-9)
+    return MatrixCell(
+        aucs=aucs[:, 0],
+        yes_score=float(yes_score[0]),
+        shift=float(shift[0]),
+        shift_rest=float(shift_rest[0]),
+        random_auc=aucs[:, 1:].mean(0),
+        random_yes_score=np.abs(yes_score[1:] - 0.5),
+        random_ratio=np.abs(np.log(shift[1:] / shift_rest[1:])),
+    )
 
 
 def _matrix_frame(
-    found: Mapping[tuple[str, str], tuple[np.ndarray, MatrixCell]], floors: Mapping[str, float]
+    results: Mapping[tuple[str, str], tuple[np.ndarray, MatrixCell]], noise_floors: Mapping[str, float]
 ) -> pd.DataFrame | None:
-    """Lay out what was found so far; the chance lines are those of the questions so far."""
-    if not found:
+    """Build the frame of the results so far; the chance levels are those of the questions so far."""
+    if not results:
         return None
-    frame = pd.DataFrame(list(found), columns=["query", "group"])
-    cells = [cell for _, cell in found.values()]
-    frame["n"] = [int(group.sum()) for group, _ in found.values()]
-    frame["n_rest"] = [int((~group).sum()) for group, _ in found.values()]
+    frame = pd.DataFrame(list(results), columns=["query", "group"])
+    cells = [cell for _, cell in results.values()]
+    frame["n"] = [int(group.sum()) for group, _ in results.values()]
+    frame["n_rest"] = [int((~group).sum()) for group, _ in results.values()]
     aucs = np.array([cell.aucs for cell in cells])
-    mean, reach = aucs.mean(1), corrected_half_width(aucs)
-    frame = frame.assign(auc=mean, auc_low=np.maximum(0, mean - reach), auc_high=np.minimum(1, mean + reach))
-    for name in ("lean", "shift", "rest"):
-        frame["shift_rest" if name == "rest" else name] = [getattr(cell, name) for cell in cells]
-    frame["noise_floor"] = frame["query"].map(floors).astype(float)
+    mean = aucs.mean(1)
+    half_width = corrected_half_width(aucs)
+    frame["auc"] = mean
+    frame["auc_low"] = np.maximum(0, mean - half_width)
+    frame["auc_high"] = np.minimum(1, mean + half_width)
+    for name in ("yes_score", "shift", "shift_rest"):
+        frame[name] = [getattr(cell, name) for cell in cells]
+    frame["noise_floor"] = frame["query"].map(noise_floors.get).astype(float)
     frame["ratio"] = frame["shift"] / frame["shift_rest"]
-    for line, luck in (("chance", "auc_luck"), ("lean_chance", "lean_luck"), ("ratio_chance", "ratio_luck")):
-        best = (
-            pd.Series([getattr(cell, luck) for cell in cells]).groupby(frame["group"]).agg(lambda rows: np.fmax.reduce([*rows]))
-        )
-        frame[line] = frame["group"].map(best.map(lambda luck: float(np.quantile(luck, 0.95))))
-    frame["ratio_chance"] = np.exp(frame["ratio_chance"])
+    frame["chance"] = _chance_levels(frame, [cell.random_auc for cell in cells])
+    frame["yes_score_chance"] = _chance_levels(frame, [cell.random_yes_score for cell in cells])
+    frame["ratio_chance"] = np.exp(_chance_levels(frame, [cell.random_ratio for cell in cells]))
     frame["beyond_chance"] = frame["auc"] > frame["chance"]
-    frame["lean_beyond"] = (frame["lean"] - 0.5).abs() > frame["lean_chance"]
+    frame["yes_score_beyond"] = (frame["yes_score"] - 0.5).abs() > frame["yes_score_chance"]
     frame["ratio_beyond"] = np.abs(np.log(frame["ratio"])) > np.log(frame["ratio_chance"])
     return frame
+
+
+def _chance_levels(frame: pd.DataFrame, random_values: list[np.ndarray]) -> pd.Series:
+    """Return for each row what the best question stays below in 95 % of the random groups of its size."""
+    by_row = pd.Series(random_values, index=frame.index)
+    levels = {}
+    for name, rows in by_row.groupby(frame["group"]):
+        best_question = np.fmax.reduce(list(rows))
+        levels[name] = float(np.quantile(best_question, CHANCE_QUANTILE))
+    return frame["group"].map(levels)

@@ -1,32 +1,33 @@
-"""Who moved when the question changed: alignment, residuals, a noise floor, and one joint map to look at.
-
-A shift is measured in the original space and only drawn on the map. Two maps fitted apart make still users seem to move;
-one joint fit of both queries' rows does not, so a joint fit is the only one offered.
-"""
+"""Who moved when the query changed: Procrustes alignment, residual shift and a noise floor, in the original space."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from sklearn.neighbors import NearestNeighbors
 
 from qanchor.utils.arrays import l2_normalize
 
 EmbeddingRows = Float[np.ndarray, "user dim"]
 N_NEIGHBORS = 15
-MAX_LISTED_NEIGHBORS = 5  # gained and lost neighbours named in the shift frame
-MAX_EXACT_USERS = (
-    20_000  # users beyond whom neighbours are found by an index, trust is estimated, and the map is a PCA unless one says so
-)
+MAX_LISTED_NEIGHBORS = 5  # gained and lost neighbours listed in the shift frame
+# With more users neighbours are found by an index, trust is estimated, and the map is a PCA by default.
+MAX_EXACT_USERS = 20_000
 
 
 def align(before: EmbeddingRows, after: EmbeddingRows) -> tuple[EmbeddingRows, float]:
-    """Lay `after` over `before` by the one rotation and offset that all users share.
+    """Align `after` to `before` with orthogonal Procrustes: one rotation and offset for all users.
 
-    Orthogonal Procrustes in the original space. Returns the aligned rows and how far the common motion had carried
-    the users (root mean square, in the rows' own units: 0 is nothing, unit rows give at most 2).
-    With fewer users than dimensions the rotation can explain anything: ask of several users a dimension.
+    With fewer users than dimensions a rotation can explain any movement. Use several users per dimension.
+
+    Args:
+        before: Embeddings of the users.
+        after: Embeddings of the same users in the same order.
+
+    Returns:
+        The aligned rows, and how far the common rotation and offset had moved the users (root mean square; unit rows give at
+        most 2).
 
     Example:
         >>> before = np.eye(3)
@@ -39,7 +40,14 @@ def align(before: EmbeddingRows, after: EmbeddingRows) -> tuple[EmbeddingRows, f
 
 
 def residual_shift(before: EmbeddingRows, after: EmbeddingRows) -> Float[np.ndarray, " user"]:
-    """Measure how far each user moved, the common rotation and offset taken out.
+    """Return how far each user moved after the common rotation and offset are removed.
+
+    Args:
+        before: Embeddings of the users.
+        after: Embeddings of the same users in the same order.
+
+    Returns:
+        One distance per user.
 
     Example:
         >>> bool(residual_shift(np.eye(3), np.eye(3)[:, ::-1]).max() < 1e-9)  # a rotation is not a shift
@@ -49,60 +57,105 @@ def residual_shift(before: EmbeddingRows, after: EmbeddingRows) -> Float[np.ndar
 
 
 def noise_floor(base: EmbeddingRows, paraphrases: list[EmbeddingRows], share: float = 0.95) -> float:
-    """Give the residual that rewording alone stays under: for `share` of users, in every one of the paraphrases.
+    """Return the shift that rewording alone stays under, for a share of the users and every paraphrase.
 
-    The largest residual over the paraphrases is taken per user, then the quantile over users: with five of them a
-    sixth rewording lifts about 1 user in 100 beyond the floor.
+    The largest shift over the paraphrases is taken per user, then the quantile over users. With five paraphrases a sixth
+    moves about 1 user in 100 beyond the floor.
+
+    Args:
+        base: Embeddings under the query.
+        paraphrases: Embeddings of the same users under each paraphrase.
+        share: Share of the users; default 0.95.
+
+    Returns:
+        The noise floor.
+
+    Raises:
+        ValueError: If there is no paraphrase.
     """
     if not len(paraphrases):
-        raise ValueError("a noise floor needs at least 1 paraphrase, got 0: embed the same query in other words")
+        raise ValueError("A noise floor needs at least 1 paraphrase; found 0. Embed the same query in other words.")
     worst = np.max([residual_shift(base, rows) for rows in paraphrases], axis=0)
     return float(np.quantile(worst, share))
 
 
 def knn_indices(rows: EmbeddingRows, k: int = N_NEIGHBORS) -> Int[np.ndarray, "user k"]:
-    """Name each user's `k` nearest others by row number, nearest first; of more than `MAX_EXACT_USERS`, nearly so (pynndescent)."""
+    """Return the row numbers of each user's `k` nearest others; approximate (pynndescent) beyond `MAX_EXACT_USERS` users."""
     k = min(k, len(rows) - 1)
     if len(rows) > MAX_EXACT_USERS:
         from pynndescent import NNDescent  # compiles, as umap does
 
-        found = NNDescent(np.asarray(rows, np.float32), n_neighbors=k + 1, random_state=0).neighbor_graph[0]
-        own = found == np.arange(len(rows))[:, None]
+        neighbors = NNDescent(np.asarray(rows, np.float32), n_neighbors=k + 1, random_state=0).neighbor_graph[0]
+        own = neighbors == np.arange(len(rows))[:, None]
         own[~own.any(axis=1), -1] = True  # among twins a row may miss itself: then the farthest goes
-        return found[~own].reshape(len(rows), k)
+        return neighbors[~own].reshape(len(rows), k)
     return NearestNeighbors(n_neighbors=k, algorithm="brute").fit(rows).kneighbors(return_distance=False)
 
 
 def neighbors_kept(before: EmbeddingRows, after: EmbeddingRows, k: int = N_NEIGHBORS) -> Float[np.ndarray, " user"]:
-    """Tell what share of its `k` nearest neighbours each user kept (1: all, 0: none)."""
+    """Return the share of its `k` nearest neighbours that each user keeps (1: all, 0: none)."""
     _same_users(before, after)
     return _in_both(knn_indices(before, k), knn_indices(after, k)).mean(axis=1)
 
 
 def neighbors_changed(before: EmbeddingRows, after: EmbeddingRows, ids, k: int = N_NEIGHBORS) -> pd.DataFrame:
-    """Name the neighbours each user gained and lost, nearest first: columns `user, neighbours_kept, gained, lost`."""
+    """List the neighbours that each user gained and lost.
+
+    Args:
+        before: Embeddings of the users.
+        after: Embeddings of the same users in the same order.
+        ids: The users.
+        k: Number of nearest neighbours; default 15.
+
+    Returns:
+        `user, neighbours_kept, gained, lost`. gained and lost are tuples of row numbers (positions in `ids`), nearest first,
+        at most 5. They are no ids, because an id may contain any character.
+
+    Example:
+        >>> before = np.array([[0.0], [0.1], [5.0], [5.1]])
+        >>> after = np.array([[0.0], [5.0], [0.1], [5.1]])
+        >>> frame = neighbors_changed(before, after, ["a", "b, c", "d", "e"], k=1)
+        >>> frame["gained"].tolist(), frame["lost"].tolist()
+        ([(2,), (3,), (0,), (1,)], [(1,), (0,), (3,), (2,)])
+    """
     _same_users(before, after)
-    ids = np.asarray(ids, dtype=object)
     old, new = knn_indices(before, k), knn_indices(after, k)
-    kept, stayed = _in_both(old, new), _in_both(new, old)
+    old_stays, new_stays = _in_both(old, new), _in_both(new, old)
     return pd.DataFrame(
         {
-            "user": ids,
-            "neighbours_kept": kept.mean(axis=1),
-            "gained": [", ".join(ids[row[~same]][:MAX_LISTED_NEIGHBORS]) for row, same in zip(new, stayed, strict=True)],
-            "lost": [", ".join(ids[row[~same]][:MAX_LISTED_NEIGHBORS]) for row, same in zip(old, kept, strict=True)],
+            "user": np.asarray(ids, dtype=object),
+            "neighbours_kept": old_stays.mean(axis=1),
+            "gained": _listed(new, ~new_stays),
+            "lost": _listed(old, ~old_stays),
         }
     )
+
+
+def _listed(neighbors: Int[np.ndarray, "user k"], chosen: Bool[np.ndarray, "user k"]) -> list[tuple[int, ...]]:
+    """Return the first chosen neighbours of each user as plain row numbers."""
+    listed = []
+    for row, mask in zip(neighbors, chosen, strict=True):
+        listed.append(tuple(row[mask][:MAX_LISTED_NEIGHBORS].tolist()))
+    return listed
 
 
 def embedding_shift(
     before: EmbeddingRows, after: EmbeddingRows, ids, from_query: str, to_query: str, floor: float, k: int = N_NEIGHBORS
 ) -> pd.DataFrame:
-    """Say of each user how far it moved between two queries, and whether that is more than rewording does.
+    """Measure how far each user moved between two queries, and whether that is more than rewording does.
 
-    before, after   embeddings of the same users, in the order of `ids`; rows are brought to unit length.
-    floor           the noise floor, from `noise_floor`.
-    Returns `user, from_query, to_query, residual, noise_floor, beyond_noise, neighbours_kept, gained, lost`.
+    Args:
+        before: Embeddings under the first query; rows are scaled to unit length.
+        after: Embeddings of the same users under the second.
+        ids: The users, in the order of the rows.
+        from_query: The first query.
+        to_query: The second query.
+        floor: The noise floor, from `noise_floor`.
+        k: Number of nearest neighbours; default 15.
+
+    Returns:
+        `user, from_query, to_query, residual, noise_floor, beyond_noise, neighbours_kept, gained, lost`; gained and lost are
+        tuples of row numbers, see `neighbors_changed`.
 
     Example:
         >>> rows = np.random.default_rng(0).normal(size=(40, 4))
@@ -122,40 +175,35 @@ def embedding_shift(
     )
 
 
-def provenance(run: str, seed: int = 0, shift: pd.DataFrame | None = None, unit: str = "user") -> dict:
-    """Say what a result hangs on, for a claim card: run, seed, version, unit; and of a shift, the share moved, its interval.
+def share_beyond_noise(shift: pd.DataFrame) -> tuple[float, float, float]:
+    """Return the share of users that moved beyond the noise floor, with its 95 % interval (Wilson).
+
+    Args:
+        shift: From `embedding_shift`.
+
+    Returns:
+        (share, low, high).
 
     Example:
-        >>> moved = pd.DataFrame({"user": ["a", "b"], "beyond_noise": [True, False], "noise_floor": 0.3})
-        >>> {name: value for name, value in provenance("", 0, moved).items() if name in ("value", "n")}
-        {'value': 0.5, 'n': 2}
+        >>> share_beyond_noise(pd.DataFrame({"beyond_noise": [True, False]}))[0]
+        0.5
     """
-    from importlib.metadata import PackageNotFoundError, version
-
     from scipy.stats import binomtest
 
-    told: dict = {"run": run, "seed": seed, "unit": unit}
-    try:
-        told["version"] = f"qanchor {version('qanchor')}"
-    except PackageNotFoundError:  # a checkout that nobody installed
-        told["version"] = "qanchor, not installed"
-    if shift is not None:
-        moved, n = int(shift["beyond_noise"].sum()), len(shift)
-        low, high = binomtest(moved, n).proportion_ci(method="wilson")
-        told |= {"metric": f"share of {unit}s beyond the noise floor of {shift['noise_floor'].max():.2f}"}
-        told |= {"value": moved / n, "low": float(low), "high": float(high), "n": n}
-    return told
+    moved, n = int(shift["beyond_noise"].sum()), len(shift)
+    interval = binomtest(moved, n).proportion_ci(method="wilson")
+    return moved / n, float(interval.low), float(interval.high)
 
 
 def _same_users(before, after) -> None:
     if before.shape != after.shape:
-        raise ValueError(f"before is {before.shape}, after is {after.shape}: give the same users in the same order")
+        raise ValueError(f"before is {before.shape}, after is {after.shape}. Give the same users in the same order.")
 
 
 def _align_rows(
     before: EmbeddingRows, after: EmbeddingRows, rows: Float[np.ndarray, "row dim"]
 ) -> Float[np.ndarray, "row dim"]:
-    """Move any rows of the after space by the rotation and offset that lay `after` over `before`."""
+    """Move any rows of the after space by the rotation and offset that align `after` to `before`."""
     _same_users(before, after)
     middle_before, middle_after = before.mean(axis=0), after.mean(axis=0)
     left, _, right = np.linalg.svd((after - middle_after).T @ (before - middle_before))
@@ -163,5 +211,5 @@ def _align_rows(
 
 
 def _in_both(first: Int[np.ndarray, "user k"], second: Int[np.ndarray, "user k"]) -> np.ndarray:
-    """Mark which neighbours of `first` stand in `second` too."""
+    """Mark the neighbours of `first` that are in `second`, too."""
     return (first[:, :, None] == second[:, None, :]).any(axis=2)

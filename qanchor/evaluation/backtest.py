@@ -1,8 +1,8 @@
-"""How often a verdict would have been right: asked as of an earlier day, judged by what the users' own events say since."""
+"""Backtest a zero-shot ranking: rank the users as of an earlier day, and compare with what their events say since."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,61 +10,73 @@ import pandas as pd
 from jaxtyping import Float
 
 from qanchor.data.users import Users
+from qanchor.inference.engine import Engine
 from qanchor.inference.ranking import KINDS, iter_warm_up, label_free_scores, query_horizon
 from qanchor.useru.behavior import EventArrays, find_spend_sources
 from qanchor.useru.pairs import measure_users
 from qanchor.useru.schedule import QueryWindow
 from qanchor.useru.topics import by_name
 
-MAX_USERS_READ = 400  # users who are read anew
-MIN_KNOWN_USERS = 20  # users of whom the truth is known; fewer say nothing
+MAX_USERS_READ = 400  # users that a backtest reads
+MIN_KNOWN_USERS = 20  # users whose outcome is known; with fewer there is no result
+DECREASE_SUFFIX = "_down"  # of the topics whose yes is a low value
+Z_95 = 1.96  # standard errors on either side of a 95 % interval
 
 
 @dataclass(frozen=True)
 class BacktestResult:
-    """Say in what share of the pairs of users that differ a verdict put the right one first (a tie counts half; .5 is luck).
+    """Hold the share of pairs of users that a ranking ordered correctly.
 
-    low and high are the 95 % interval of `right`; n the users whose truth is known; None where they are too few. `before` is
-    the share that a simple count would have had right: the same measured of the time before that day, with no model at all.
+    Args:
+        right: Share of the pairs with different outcomes that were ordered correctly (a tie counts half; chance is 0.5).
+            None if too few outcomes are known.
+        low: Lower end of the 95 % interval of `right`, or None.
+        high: Upper end of it, or None.
+        n: Users whose outcome is known.
+        topic: Topic that measures the outcome, "not ..." if its no is meant; empty for the question about everything.
+        days: Days that the query looks ahead; 0 if it is about the past.
+        cutoff: Day as of which the users were ranked.
+        unit: The word for a user.
+        before: The same share for a plain count of the time before that day, a baseline without any model; None without one.
 
     Example:
-        >>> print(str(BacktestResult(0.71, 0.66, 0.76, 400, "lapse", 30, "2025-05-02", "member")).replace(", by", ",\\nby"))
-        in hindsight, as of 2025-05-02, right in 71 of 100 pairs (95 %: 66 to 76; luck: 50) of 400 members,
-        by who did stop shopping here in the 30 days after
+        >>> BacktestResult(0.71, 0.66, 0.76, 400, "lapse", 30, "2025-05-02", "member").right
+        0.71
     """
 
     right: float | None
     low: float | None
     high: float | None
     n: int
-    topic: str  # by which the truth is measured, "not ..." where its no is meant; empty for the question about everything
-    days: int  # looked ahead; 0: the question is about the past
+    topic: str
+    days: int
     cutoff: str
     unit: str
     before: float | None = None
 
-    def __str__(self) -> str:
-        if self.right is None:
-            few = f"the truth of {self.n} {self.unit}s tells too little"
-            why = few if self.topic else "it is a question of no one topic"
-            return f"in hindsight nothing can be said: {why}"
-        low, right, high = (f"{100 * share:.0f}" for share in (self.low, self.right, self.high))
-        luck = ": worse than luck" if self.high < 0.5 else ": no better than luck" if self.low <= 0.5 else ""
-        when = f"in the {self.days} days after" if self.days else "until then"
-        denied, name = self.topic.startswith("not "), self.topic.removeprefix("not ")
-        measured = f"by who did {'not ' * denied}{by_name(name).does} {when}"
-        count = "" if self.before is None else f"; the same counted before that day: {100 * self.before:.0f}"
-        pairs = f"right in {right} of 100 pairs (95 %: {low} to {high}; luck: 50{count}){luck}"
-        return f"in hindsight, as of {self.cutoff}, {pairs} of {self.n:,} {self.unit}s, {measured}"
 
+def backtest(
+    engine: Engine,
+    users: Users,
+    query: str,
+    most: int = MAX_USERS_READ,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> BacktestResult:
+    """Rank the users as of an earlier day and compare the ranking with what they have done since.
 
-def backtest(engine, users: Users, query: str, most: int = MAX_USERS_READ, progress=None) -> BacktestResult:
-    """Ask the query as of so long before the cut-off as it looks ahead, and see what the users have done since.
+    The earlier day lies as many days before the cut-off as the query looks ahead. The outcome is measured by the topic that
+    bears most of the score, as UserU measures it; a question about the past is measured by the past of that day. A run that
+    was trained on these users has seen these days, so its result is optimistic; a result at chance is bad news in any case.
 
-    What is measured is the topic that bears most of the verdict, as UserU measures it (its value, not its grades); a question
-    about the past is measured by the past of that day. At most `most` users are read. A run that was trained on these users has
-    seen these days too, so its share is rather too good; a share near .5 is bad news in any case.
-    progress   called with (stage, done, total).
+    Args:
+        engine: The model.
+        users: The users.
+        query: The query.
+        most: Users that are read at most; default 400. A sample is drawn from more.
+        progress: Called with (stage, done, total); default: not called.
+
+    Returns:
+        The result.
 
     Example:
         >>> users = qa.make_sample_users(60)
@@ -77,63 +89,95 @@ def backtest(engine, users: Users, query: str, most: int = MAX_USERS_READ, progr
             return step
         if progress:
             progress(*step)
+    raise RuntimeError("the backtest ended without a result")
 
 
 def iter_backtest(
-    engine, users: Users, query: str, most: int = MAX_USERS_READ
+    engine: Engine, users: Users, query: str, most: int = MAX_USERS_READ
 ) -> Iterator[tuple[str, int, int] | BacktestResult]:
-    """Do what `backtest` does step by step: yields (stage, done, total), and last what was found. Close it to stop."""
-    some = users.sample(min(most, len(users)))
+    """Run `backtest` step by step; closing the iterator cancels.
+
+    Args:
+        engine: The model.
+        users: The users.
+        query: The query.
+        most: Users that are read at most; default 400.
+
+    Yields:
+        (stage, done, total), and last the result.
+    """
+    sample = users.sample(min(most, len(users)))
     days = query_horizon(query, users.horizon_days)
-    earlier = replace(some, cutoff=users.cutoff - pd.Timedelta(days=days))
+    earlier = replace(sample, cutoff=users.cutoff - pd.Timedelta(days=days))
     for done, total in iter_warm_up(engine.model, query, users.unit, users.horizon_days):
         yield "reading graded answers", done, total
-    anchors, done = np.zeros((len(some), engine.model.config.embedding_dim), np.float32), 0
+
+    anchors = np.zeros((len(sample), engine.model.config.embedding_dim), np.float32)
+    done = 0
     for rows, z in engine.iter_embed_uncached(earlier, [query]):
-        anchors[rows], done = z[:, 0], done + len(rows)
-        yield "reading the past", done, len(some)
-    found = label_free_scores(engine.model, some.ids, query, anchors, users.unit, users.horizon_days)
-    name, kind, sign = found.attrs["measured"]
-    told = {
-        "topic": f"{'not ' * (sign < 0)}{name}",
-        "days": days if kind == "future" else 0,
+        anchors[rows] = z[:, 0]
+        done += len(rows)
+        yield "reading the past", done, len(sample)
+    ranking = label_free_scores(engine.model, sample.ids, query, anchors, users.unit, users.horizon_days)
+
+    topic, kind, sign = ranking.attrs["measured"]
+    looks_ahead = kind == "future"
+    about = {
+        "topic": f"not {topic}" if sign < 0 else topic,
+        "days": days if looks_ahead else 0,
         "cutoff": f"{earlier.cutoff:%Y-%m-%d}",
         "unit": users.unit,
     }
-    if not name:
-        yield BacktestResult(None, None, None, 0, **told)
+    if not topic:
+        yield BacktestResult(None, None, None, 0, **about)
         return
-    records, sources = EventArrays(some, (by_name(name),)), find_spend_sources(earlier.history())
-    truth = _measure_topic(records, QueryWindow(earlier.cutoff, kind, days, 1), sources, sign).dropna()
-    if kind == "future":
-        before = _measure_topic(records, QueryWindow(earlier.cutoff, KINDS[0], days, 1), sources, sign)[truth.index]
-        told["before"] = concordance(before.fillna(before.median()).fillna(0).to_numpy(), truth.to_numpy())[0]
-    score = found.set_index("user")["score"].loc[truth.index].to_numpy()
-    yield BacktestResult(*concordance(score, truth.to_numpy()), len(truth), **told)
+    records = EventArrays(sample, (by_name(topic),))
+    sources = find_spend_sources(earlier.history())
+    outcome = _measure_topic(records, QueryWindow(earlier.cutoff, kind, days, 1), sources, sign).dropna()
+    baseline = None
+    if looks_ahead:
+        past_window = QueryWindow(earlier.cutoff, KINDS[0], days, 1)
+        past = _measure_topic(records, past_window, sources, sign)[outcome.index]
+        past = past.fillna(past.median()).fillna(0)
+        baseline = concordance(past.to_numpy(), outcome.to_numpy())[0]
+    scores = ranking.set_index("user")["score"].loc[outcome.index]
+    right, low, high = concordance(scores.to_numpy(), outcome.to_numpy())
+    yield BacktestResult(right, low, high, len(outcome), **about, before=baseline)
 
 
-def _measure_topic(records: EventArrays, moment: QueryWindow, sources, sign: int) -> pd.Series:
-    """Measure one topic of each user, the higher the nearer to what is asked."""
-    values = measure_users(records, moment, sources)
-    return pd.Series(values.value[:, 0] * sign * (-1 if records.topics[0].name.endswith("_down") else 1), values.ids)
+def _measure_topic(records: EventArrays, window: QueryWindow, sources, sign: int) -> pd.Series:
+    """Measure one topic of each user; a higher value is nearer to what the query asks for."""
+    measured = measure_users(records, window, sources)
+    direction = -1 if records.topics[0].name.endswith(DECREASE_SUFFIX) else 1
+    return pd.Series(measured.value[:, 0] * sign * direction, measured.ids)
 
 
 def concordance(
     score: Float[np.ndarray, " user"], truth: Float[np.ndarray, " user"]
 ) -> tuple[float | None, float | None, float | None]:
-    """Give the share of the pairs that differ in truth which the score orders alike (Harrell's C), and its 95 % interval.
+    """Compute the share of pairs with different outcomes that a score orders correctly (Harrell's C).
 
-    The interval is a jackknife's over users; None for fewer than 20 of them, or where all are alike.
+    Args:
+        score: The score of each user.
+        truth: The outcome of each user.
+
+    Returns:
+        (share, low, high) with the 95 % jackknife interval over users; None for fewer than 20 users or equal outcomes.
 
     Example:
         >>> concordance(np.arange(20.0), np.arange(20.0))
         (1.0, 1.0, 1.0)
     """
-    above, better = (np.sign(values[:, None] - values) for values in (truth, score))
-    pairs, right = np.abs(above), (above * better + np.abs(above)) / 2
-    if len(truth) < MIN_KNOWN_USERS or not pairs.any():
+    truth_order = np.sign(truth[:, None] - truth)
+    score_order = np.sign(score[:, None] - score)
+    pairs = np.abs(truth_order)
+    right = (truth_order * score_order + pairs) / 2
+    n = len(truth)
+    if n < MIN_KNOWN_USERS or not pairs.any():
         return None, None, None
-    share, n = right.sum() / pairs.sum(), len(truth)
-    left = (right.sum() - 2 * right.sum(1)) / np.maximum(pairs.sum() - 2 * pairs.sum(1), 1)  # without each user in turn
-    wide = 1.96 * np.sqrt((n - 1) / n * ((left - left.mean()) ** 2).sum())
-    return float(share), float(max(share - wide, 0)), float(min(share + wide, 1))
+    share = right.sum() / pairs.sum()
+    pairs_without_user = np.maximum(pairs.sum() - 2 * pairs.sum(1), 1)
+    share_without_user = (right.sum() - 2 * right.sum(1)) / pairs_without_user
+    variance = (n - 1) / n * ((share_without_user - share_without_user.mean()) ** 2).sum()
+    half_width = Z_95 * np.sqrt(variance)
+    return float(share), float(max(share - half_width, 0)), float(min(share + half_width, 1))

@@ -1,9 +1,10 @@
-"""A fair trial of tuning: a soft prompt learned from some users is judged on others, beside a probe on the same labels."""
+"""Evaluate a soft prompt on users that it was not tuned on, beside a probe on the same labels."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,71 +19,120 @@ from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.prompt_tuning.labels import known_labels
 from qanchor.prompt_tuning.soft_prompt import SoftPrompt
 from qanchor.prompt_tuning.tuning import tune_prompt
-from qanchor.workbench.messages import prompt_summary
 
-BOOTSTRAP_DRAWS = 1000  # of the judged users, for an interval
+BOOTSTRAP_DRAWS = 1000  # resamples of the test users for an interval
 
 
 def evaluate_prompt(
     engine: Engine, cache: PrefixCache, query: str, labels: pd.Series, *, share: float = 0.5, seed: int = 0, **how: Any
 ) -> tuple[SoftPrompt, pd.DataFrame, dict]:
-    """Tune a soft prompt on a share of the labelled users and judge it on all others: (prompt, history, what was found).
+    """Tune a soft prompt on a share of the labelled users and evaluate it on all others.
 
-    labels  index user, 0, 1 or NaN (left out). The seed alone says who is tuned on, so no label of a judged user plays a part.
-    how     options of `tune_prompt`, which holds its validation users out of the share.
+    Args:
+        engine: The model.
+        cache: The users, read by `engine.prefill`.
+        query: The question whose answer the labels hold.
+        labels: Index user; 0, 1 or NaN (left out).
+        share: Share of the labelled users that the prompt is tuned on; default 0.5.
+        seed: Decides alone which users these are, so no label of a test user plays a part; default 0.
+        how: Options of `tune_prompt`, which holds its validation users out of the share.
 
-    before and after: AUC, KS and silhouette as `compare_prompt` finds them, gain and gain_ks how much more, with 95 % intervals.
-    intervals: those of the AUC before and after. prototype: the judged users' score by the prompt's own prototypes.
+    Returns:
+        The prompt; the history of the tuning; and a dict: `before` and `after` (AUC, KS and silhouette, see `compare_prompt`),
+        `gain` and `gain_ks` with 95 % intervals, `intervals` of the AUC before and after, `prototype` (the test users scored
+        by the prompt's own prototypes), `comparison` (the frame of `compare_prompt`), `n_tuning`, `n_test`, `positives`,
+        `seconds` and `best_step`.
 
     Example:
         >>> users = qa.make_sample_users(60)
         >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
-        >>> prompt, history, told = evaluate_prompt(engine, engine.prefill(users), "Why?", users.label("Active"), steps=10)
-        >>> told["n_tuning"], told["n_test"], sorted(told["after"])
+        >>> prompt, history, result = evaluate_prompt(engine, engine.prefill(users), "Why?", users.label("Active"), steps=10)
+        >>> result["n_tuning"], result["n_test"], sorted(result["after"])
         (30, 30, ['auc', 'ks', 'silhouette'])
     """
     learn, others = split_labels(cache, labels, share, seed)
     began = time.perf_counter()
     prompt, history = tune_prompt(engine, cache, query, learn, seed=seed, **how)
-    taken = time.perf_counter() - began
-    found = compare_prompt(engine, cache, prompt, learn, others, seed)
-    table = found.set_index("measure")
-    told: dict = {side: table[side].to_dict() for side in ("before", "after")} | {"prototype": found.attrs["prototype"]}
-    for name, measure in (("gain", "auc"), ("gain_ks", "ks")):
-        told[name] = dict(zip((measure, "low", "high"), table.loc[measure, ["gain", "low", "high"]].tolist(), strict=True))
-    told |= {"n_tuning": len(learn), "n_test": len(others), "positives": int(others.sum()), "seconds": taken}
-    told |= {"intervals": found.attrs["intervals"], "sentence": prompt_summary(found, cache.unit)}
-    return prompt, history, told | {"best_step": int(history["step"][history["valid"].idxmin()])}
+    seconds = time.perf_counter() - began
+    comparison = compare_prompt(engine, cache, prompt, learn, others, seed)
+    table = comparison.set_index("measure")
+    result = {
+        "before": table["before"].to_dict(),
+        "after": table["after"].to_dict(),
+        "prototype": comparison.attrs["prototype"],
+        "gain": _gain(table, "auc"),
+        "gain_ks": _gain(table, "ks"),
+        "n_tuning": len(learn),
+        "n_test": len(others),
+        "positives": int(others.sum()),
+        "seconds": seconds,
+        "intervals": comparison.attrs["intervals"],
+        "comparison": comparison,
+        "best_step": int(history["step"][history["valid"].idxmin()]),
+    }
+    return prompt, history, result
+
+
+def _gain(table: pd.DataFrame, measure: str) -> dict[str, float]:
+    """Return the gain of one measure and its interval."""
+    gain, low, high = table.loc[measure, ["gain", "low", "high"]].tolist()
+    return {measure: gain, "low": low, "high": high}
 
 
 def split_labels(cache: PrefixCache, labels: pd.Series, share: float, seed: int) -> tuple[pd.Series, pd.Series]:
-    """Part the known labels by user: those to learn from and those to judge by, no user in both."""
+    """Split the known labels by user, into those to tune on and those to test on.
+
+    Args:
+        cache: The users.
+        labels: Index user; 0, 1 or NaN (left out).
+        share: Share of the labelled users that are tuned on.
+        seed: Decides which.
+
+    Returns:
+        Labels to tune on and labels to test on; no user is in both.
+
+    Raises:
+        ValueError: If the test users are all of one class.
+    """
     known = known_labels(cache, labels)
-    learn, others = np.split(np.random.default_rng(seed).permutation(len(known)), [int(share * len(known))])
-    if known.iloc[others].nunique() < 2:
-        raise ValueError(f"the {len(others):,} users held out are of 1 class, 2 are needed to judge: label more users")
-    return known.iloc[learn], known.iloc[others]
+    order = np.random.default_rng(seed).permutation(len(known))
+    cut = int(share * len(known))
+    learn, others = known.iloc[order[:cut]], known.iloc[order[cut:]]
+    if others.nunique() < 2:
+        raise ValueError(f"Found 1 class in the {len(others):,} test labels; 2 are required. Label more users.")
+    return learn, others
 
 
 def compare_prompt(
     engine: Engine, cache: PrefixCache, prompt: SoftPrompt, learn: pd.Series, others: pd.Series, seed: int = 0
 ) -> pd.DataFrame:
-    """Judge a prompt on users it never saw: `measure, before, after, gain, low, high` for auc, ks and silhouette.
+    """Evaluate a prompt on users it was not tuned on, by AUC, KS and silhouette.
 
-    learn, others   labels by user (0 or 1): those that the prompt may have been tuned on, and those it is judged by.
+    Before and after have one judge: the linear probe, fitted on `learn` under the typed query and under the prompt, scores the
+    others. So before is a supervised head on the same labels, and the gain is what the prompt adds to it. That the prompt has
+    seen the labels that the second probe is fitted on flatters that fit, not the score of users it never saw. The silhouette
+    is how much nearer the others are to their own class, without any probe.
 
-    before and after have one judge: the linear probe, fitted on `learn` under the typed query and under the prompt, scores the
-    others. So before is a supervised head on the same labels, and the gain what the prompt adds to it. That the prompt has
-    seen the labels which the second probe is fitted on flatters that fit, not the score of users it never saw. silhouette: how
-    much nearer the others stand to their own class, without any probe. low, high: 95 % of the gain, the others drawn anew
-    within each class (the silhouette of each as it is among all). attrs: `prototype`, scores by the prompt's own prototypes;
-    `users` and `scores`, who was judged and how highly on each side; `intervals`, 95 % of the AUC of each side.
+    Args:
+        engine: The model.
+        cache: The users, read by `engine.prefill`.
+        prompt: The soft prompt.
+        learn: Labels (0 or 1) by user that the prompt may have been tuned on.
+        others: Labels by user that it is evaluated on.
+        seed: Seed of the probes and of the bootstrap; default 0.
+
+    Returns:
+        A frame `measure, before, after, gain, low, high`: the 95 % interval of the gain comes from drawing the others again
+        within each class. Its `attrs`: `n`, `positives`, `users` and `scores` (the test users and their score on each side),
+        `intervals` (95 % of the AUC of each side), `prototype` (AUC and KS of the prompt's own prototypes).
     """
     z = engine.embed(cache, [prompt.query, prompt]).astype(float)
-    found = compare_embeddings(z[:, 0], z[:, 1], cache.ids, learn, others, seed)
-    own, y = prompt.predict_proba(z[pd.Index(cache.ids).get_indexer(others.index), 1])[:, 1], others.to_numpy(int)
-    found.attrs["prototype"] = {"auc": roc_auc(own, y), "ks": ks_statistic(own, y)}
-    return found
+    comparison = compare_embeddings(z[:, 0], z[:, 1], cache.ids, learn, others, seed)
+    rows = pd.Index(cache.ids).get_indexer(others.index)
+    probability = prompt.predict_proba(z[rows, 1])[:, 1]
+    y = others.to_numpy(int)
+    comparison.attrs["prototype"] = {"auc": roc_auc(probability, y), "ks": ks_statistic(probability, y)}
+    return comparison
 
 
 def compare_embeddings(
@@ -93,25 +143,31 @@ def compare_embeddings(
     others: pd.Series,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Judge two embeddings of the users `ids` by one probe, as `compare_prompt` does: whatever made them, both know the same labels."""
+    """Compare two embeddings of the users `ids` by one probe and the same labels, as `compare_prompt` does."""
     from sklearn.metrics import silhouette_samples
 
     rows, y = pd.Index(ids), others.to_numpy(int)
     fit, new = rows.get_indexer(learn.index), rows.get_indexer(others.index)
     scores = [fit_linear_probe(z[fit], learn.to_numpy(int), z[new], seed) for z in (before, after)]
     near = [silhouette_samples(z[new], y) for z in (before, after)]
-    found = [
-        _paired_gain("auc", lambda s, some: roc_auc(s[some], y[some]), *scores, y, seed),
-        _paired_gain("ks", lambda s, some: ks_statistic(s[some], y[some]), *scores, y, seed),
-        _paired_gain("silhouette", lambda s, some: float(s[some].mean()), *near, y, seed),
+    gains = [
+        _paired_gain("auc", lambda s, rows: roc_auc(s[rows], y[rows]), *scores, y, seed),
+        _paired_gain("ks", lambda s, rows: ks_statistic(s[rows], y[rows]), *scores, y, seed),
+        _paired_gain("silhouette", lambda s, rows: float(s[rows].mean()), *near, y, seed),
     ]
-    frame = pd.DataFrame(found, columns=["measure", "before", "after", "gain", "low", "high"])
+    frame = pd.DataFrame(gains, columns=["measure", "before", "after", "gain", "low", "high"])
     frame.attrs = {"n": len(y), "positives": int(y.sum()), "users": list(others.index)}
-    sides = dict(zip(("before", "after"), scores, strict=True))
-    frame.attrs["scores"] = {side: given.tolist() for side, given in sides.items()}
-    aucs = {side: (lambda some, given=given: roc_auc(given[some], y[some])) for side, given in sides.items()}
-    frame.attrs["intervals"] = {side: bootstrap_interval(of, y, BOOTSTRAP_DRAWS, seed) for side, of in aucs.items()}
+    scores_by_side = dict(zip(("before", "after"), scores, strict=True))
+    frame.attrs["scores"] = {side: values.tolist() for side, values in scores_by_side.items()}
+    intervals = {}
+    for side, values in scores_by_side.items():
+        intervals[side] = bootstrap_interval(partial(_auc_of_rows, values, y), y, BOOTSTRAP_DRAWS, seed)
+    frame.attrs["intervals"] = intervals
     return frame
+
+
+def _auc_of_rows(scores: np.ndarray, y: Int[np.ndarray, " user"], rows) -> float:
+    return roc_auc(scores[rows], y[rows])
 
 
 def _paired_gain(
@@ -119,5 +175,5 @@ def _paired_gain(
 ) -> tuple:
     """Measure both sides, their difference, and its interval, each draw taking the same users for both."""
     sides = [of(side, slice(None)) for side in (before, after)]
-    gap = bootstrap_interval(lambda some: of(after, some) - of(before, some), y, BOOTSTRAP_DRAWS, seed)
+    gap = bootstrap_interval(lambda rows: of(after, rows) - of(before, rows), y, BOOTSTRAP_DRAWS, seed)
     return measure, *sides, sides[1] - sides[0], *gap

@@ -35,6 +35,7 @@ from qanchor.models.features import UserFeatures
 from qanchor.models.heads import EncodedQueries, QueryEncoding, QueryLike
 from qanchor.models.model import QAnchor
 from qanchor.models.prefix_encoder import Prefix, token_columns
+from qanchor.utils.text import plural
 
 Pack = tuple[QueryBatch, QueryEncoding]  # queries that run in one pass
 Progress = Callable[[int, int], None]
@@ -414,7 +415,7 @@ class Engine:
         query: str,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> pd.DataFrame:
-        """Score users zero-shot, without a single label: how near each is to a "yes" to the query.
+        """Score users label-free: how near each is to a "yes" to the query.
 
         The score is the cosine to "yes" answers minus the cosine to "no" answers. It ranks the
         users of one query and is not a probability. The training wordings nearest to the query
@@ -429,8 +430,9 @@ class Engine:
             One row a user, best first: user, score, and the nearest graded answer to the topic
             that contributes most (empty for the question about everything; use `generate`).
             `attrs` holds `topics` (what the query was read as, nearest first), `measured` (main
-            topic, kind, 1 or -1 for its yes or its no), `warning` (set if the query is unlike all
-            training queries) and `alike` (set if nearly all users have the same answer).
+            topic, kind, 1 or -1 for its yes or its no), `novel` (training asked nothing like it) and
+            `identical` ((users with the same answer, users looked at) if nearly all have the same
+            answer, else None).
         """
         report = progress or (lambda stage, done, total: None)
         unit = cache.unit
@@ -438,7 +440,7 @@ class Engine:
         for done, total in iter_warm_up(self.model, query, unit, horizon_days):
             report("reading graded answers", done, total)
         encoded = self.encode_query(query)
-        stage = f"asking {unit}s"
+        stage = f"asking {plural(unit)}"
         anchors = self.embed(cache, encoded, lambda done, total: report(stage, done, total))[:, 0]
         scores = label_free_scores(
             self.model, cache.ids, query, anchors, unit, horizon_days, encoded

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from qanchor.models.prefix_encoder import Prefix, token_columns
+from qanchor.utils.text import count
 
 TOKEN_TOLERANCE = 1e-4  # prefix tokens that differ by less, relative to their size, are equal
 MIN_FILLED_SHARE = 0.75  # with more padding than this allows, truncated keys are moved together
@@ -47,7 +48,7 @@ class PrefixCache:
 
     def __repr__(self) -> str:
         tokens = sum(int(batch.prefix.mask.sum()) for batch in self.groups)
-        return f"PrefixCache({len(self):,} {self.unit}s, {tokens:,} tokens)"
+        return f"PrefixCache({count(len(self), self.unit)}, {tokens:,} tokens)"
 
 
 def fork_kv(kv):

@@ -29,9 +29,9 @@ from qanchor.utils.io import cache_dir
 N_WORDINGS = 8  # wordings that say together what a query means
 SHARPNESS = 0.1  # of the weights by which they do: a cosine of 0.1 less weighs a factor e less
 TEXTS_PER_PASS = 64
-IDENTICAL_SHARE = 0.9  # of the users: where so many are told the same, that is told
+IDENTICAL_SHARE = 0.9  # of the users: if so many have the same answer, that is reported
 TOP_USERS = 10  # those looked at first
-NOVEL_FROM = 0.9  # strangeness from which on a question is said to be unlike all that training asked
+NOVEL_FROM = 0.9  # novelty from which on a query counts as unlike every query of the training
 KINDS = ("profile", "future")
 ANSWERS_VERSION = 1  # increase it when a change to the code changes the embeddings of answers
 SUMMARY = -1  # the place of the question about everything: no topic, no grades
@@ -103,7 +103,7 @@ def label_free_scores(
     horizon_days: int = 30,
     encoded: EncodedQueries | None = None,
 ) -> pd.DataFrame:
-    """Score users zero-shot: similarity to "yes" answers minus similarity to "no" answers.
+    """Score users label-free: similarity to "yes" answers minus similarity to "no" answers.
 
     See `Engine.rank`, which embeds the users first.
 
@@ -127,35 +127,41 @@ def label_free_scores(
     near = np.argsort(-like, kind="stable")[:N_WORDINGS]
     place, weight = sticks.place[near], np.exp(like[near] / SHARPNESS)
     lean = weight / weight.sum() * (place != SUMMARY) * sticks.sign[near] @ sticks.lean[place]
-    frame = pd.DataFrame({"user": list(ids), "score": anchors @ lean, "says": ""})
+    frame = pd.DataFrame({"user": list(ids), "score": anchors @ lean, "answer": ""})
     frame.attrs["measured"] = ("", KINDS[1], 1)  # of a question about everything
-    if place[0] != SUMMARY:  # said is what bears most of the score, so that no sentence speaks against it
+    if place[0] != SUMMARY:  # the answer is of the topic that bears most of the score, so that none contradicts the order
         bears = pd.Series(weight * sticks.sign[near] * (sticks.lean[place] @ lean)).groupby(place).sum()
         best = bears.drop(SUMMARY, errors="ignore").idxmax()
-        frame["says"] = [sticks.texts[best][grade] for grade in (anchors @ sticks.graded[best].T).argmax(1)]
+        frame["answer"] = [sticks.texts[best][grade] for grade in (anchors @ sticks.graded[best].T).argmax(1)]
         means = 1 if (weight * sticks.sign[near])[place == best].sum() > 0 else -1
         frame.attrs["measured"] = (TOPICS[best // 2].name, KINDS[best % 2], means)
     telling = near[like[near] > like[near[0]] - 2 * SHARPNESS]
     frame.attrs["topics"] = list(dict.fromkeys(f"{'not ' * int(sticks.sign[i] < 0)}{sticks.names[i]}" for i in telling))
-    frame.attrs |= {"warning": novelty_warning(model, query, unit, encoded), "alike": identical_answers_note(frame, unit)}
+    identical = count_identical_answers(frame)
+    frame.attrs |= {"novel": is_novel(model, query, encoded), "identical": identical}
     return frame
 
 
-def identical_answers_note(found: pd.DataFrame, unit: str = "user") -> str:
-    """Say so where nearly all, or the ten nearest to yes, are told the same sentence; empty where they are not.
+def count_identical_answers(ranking: pd.DataFrame) -> tuple[int, int] | None:
+    """Count the users with the same answer, if these are nearly all users or nearly all of the ten with the highest scores.
+
+    Args:
+        ranking: A frame with `score` and `answer`, from `label_free_scores`.
+
+    Returns:
+        (users with the same answer, users looked at), or None if answers differ or there are none.
 
     Example:
-        >>> identical_answers_note(pd.DataFrame({"score": range(100), "says": ["Very likely to travel."] * 97 + [""] * 3}), "member")
-        'The same is said of 97 of 100 members: look at the order, which tells them apart.'
+        >>> answers = ["Very likely to travel."] * 97 + [""] * 3
+        >>> count_identical_answers(pd.DataFrame({"score": range(100), "answer": answers}))
+        (97, 100)
     """
-    for some, whom in (
-        (found, f"{len(found):,} {unit}s"),
-        (found.nlargest(TOP_USERS, "score"), f"the {TOP_USERS} nearest to yes"),
-    ):
-        most = some["says"][some["says"] != ""].value_counts().max()
-        if len(some) > 1 and most >= IDENTICAL_SHARE * len(some):
-            return f"The same is said of {most:,} of {whom}: look at the order, which tells them apart."
-    return ""
+    for part in (ranking, ranking.nlargest(TOP_USERS, "score")):
+        answers = part["answer"][part["answer"] != ""]
+        most = 0 if answers.empty else int(answers.value_counts().max())
+        if len(part) > 1 and most >= IDENTICAL_SHARE * len(part):
+            return most, len(part)
+    return None
 
 
 def negation_parity(query: str) -> int:
@@ -168,25 +174,25 @@ def negation_parity(query: str) -> int:
     return len(NEGATIONS.findall(query)) % 2
 
 
-def novelty_warning(
-    model: QAnchor, query: str, unit: str = "user", encoded: EncodedQueries | None = None
-) -> str:
-    """Return a warning if a query is unlike all training queries, else "".
+def is_novel(model: QAnchor, query: str, encoded: EncodedQueries | None = None) -> bool:
+    """Return whether a query is unlike every query of the training.
 
     Args:
-        model: Trained model; without the skip or untrained, it gives no warning.
+        model: Trained model.
         query: Text of the query.
-        unit: What one user is called. Default: "user".
         encoded: The query as `Engine.encode_query` returned it. Default: compute its text vector.
+
+    Returns:
+        False if the query resembles a training query, or if the model cannot tell (it is
+        untrained or has no skip).
     """
     if model.skip is None or not model.skip.query_memory.any():
-        return ""
+        return False
     if encoded is None:
         text_embedding = model.query_text_embeddings([query])
     else:
         text_embedding = encoded.encoding.text_embedding
-    is_novel = model.skip.novelty(text_embedding).item() >= NOVEL_FROM
-    return f"Training asked nothing like it: it mostly shows who a {unit} is altogether." if is_novel else ""
+    return model.skip.novelty(text_embedding).item() >= NOVEL_FROM
 
 
 @lru_cache(maxsize=6)  # some seconds of reading, the same for every query

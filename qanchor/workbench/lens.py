@@ -1,4 +1,4 @@
-"""A typed question answered in frames: where every user stands, who moved beyond what rewording does, and a sentence."""
+"""The back end of the query lens: where every user is on the map, who moved, and who is nearest to a yes."""
 
 from __future__ import annotations
 
@@ -6,41 +6,58 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import pandas as pd
 
+from qanchor.analysis.embedding_cache import EmbeddingCache
 from qanchor.analysis.projection import joint_projection
-from qanchor.analysis.shift import MAX_EXACT_USERS, embedding_shift, noise_floor, provenance
+from qanchor.analysis.shift import MAX_EXACT_USERS, embedding_shift
 from qanchor.data.users import Users
-from qanchor.evaluation.backtest import iter_backtest
+from qanchor.evaluation.backtest import BacktestResult, iter_backtest
 from qanchor.inference.engine import Engine
 from qanchor.inference.prefix_cache import PrefixCache
-from qanchor.inference.ranking import iter_warm_up, label_free_scores, novelty_warning
+from qanchor.inference.ranking import is_novel, iter_warm_up, label_free_scores
 from qanchor.useru.suggestions import suggest_queries
-from qanchor.utils.arrays import LRUCache
-from qanchor.workbench.messages import projection_caption, shift_summary
+from qanchor.utils.text import plural
+from qanchor.workbench.messages import (
+    backtest_progress,
+    backtest_summary,
+    embedding_progress,
+    novelty_warning,
+    opening_message,
+    projection_caption,
+    provenance,
+    shift_summary,
+)
+from qanchor.workbench.updates import Update
 
-# Rewordings that leave the question as it was: what they move is the noise floor.
-PARAPHRASES = ("{} Please answer.", "Tell me: {}", "A question: {}", "I would like to know: {}", "{} What do you think?")
-PARAPHRASE_USERS = 256  # users or so whom the rewordings are asked of, of every length: twice as many as dimensions
-MAX_CACHED_QUERIES = 160  # queries whose embeddings are kept, the newest: 164 MB of 2,000 users; a bank of 72 questions fits in
-MAX_CACHED_EMBEDDINGS = 4_000_000  # embeddings kept at most, 2 GB of 128 numbers: 40 queries of 100,000 users
+MEASURING_NOISE = "Measuring what rewording alone does ..."
+RANKING = "Ranking by how near each is to a yes ..."
 
 
 class LensBackend:
-    """Answer typed queries with frames: where every user stands, who moved, and a sentence that says so.
+    """Answer typed queries: where every user is, who moved, and who is nearest to a yes.
 
-    Calling it gives an iterator of updates; closing the iterator cancels the work. The newest
-    embeddings are kept by query (`kept`), and so are noise floors (`floors`). `lean` says who is nearest to a yes, and
-    `look_back` how often such an order was right, as `qa.backtest` does.
+    Calling it, `lens(query, previous)`, returns an iterator of `Update`; closing the iterator cancels the work.
+
+    Attributes: `ids`, `unit`, `units` (its plural), `queries` (suggestions), `method`, `embeddings` and `noise_floors` (the
+    newest, by query), `embedding_cache` (which holds both), and `provenance` (called with `shift=`, what a result card says).
+
+    Args:
+        engine: The model.
+        cache: The users, read by `engine.prefill`.
+        users: The same users.
+        start: The query of the first map; default the empty one.
+        method: Of the map, "umap" or "pca"; default "umap", beyond 20,000 users "pca".
+        seed: Seed of the map; default 0.
+        embedding_cache: A cache that is shared with other back ends; default: a new one.
 
     Example:
         >>> users = qa.make_sample_users(40)
         >>> model = qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))
         >>> engine = qa.Engine(model)
         >>> *_, last = qa.LensBackend(engine, engine.prefill(users), users, method="pca")("Will this user travel soon?")
-        >>> list(last["points"].columns)
-        ['user', 'query', 'x', 'y', 'trust']
+        >>> list(last.data), list(last.data["ranking"].columns)
+        (['points', 'shift', 'ranking'], ['user', 'score', 'answer'])
     """
 
     def __init__(
@@ -52,90 +69,155 @@ class LensBackend:
         start: str = "",
         method: str | None = None,
         seed: int = 0,
+        embedding_cache: EmbeddingCache | None = None,
     ):
-        cache = replace(cache, unit=users.unit)  # the users may have been given a name since they were read
-        self.engine, self.cache, self.ids, self.start, self.seed = engine, cache, cache.ids, start, seed
-        self.many = len(cache) > MAX_EXACT_USERS
-        self.method = method or ("pca" if self.many else "umap")
-        self.queries, self.unit = list(suggest_queries(users)), cache.unit
-        self.look_back = partial(iter_backtest, engine, users)  # whether such a ranking was right before
-        self.facts = partial(provenance, engine.model.run, seed, unit=cache.unit)  # of a shift: what a claim card says of it
-        self.kept, self.floors = (
-            LRUCache(min(MAX_CACHED_QUERIES, max(8, MAX_CACHED_EMBEDDINGS // len(cache)))),
-            LRUCache(MAX_CACHED_QUERIES),
-        )
-        self._maps: dict[str, pd.DataFrame] = {}  # the last of each method
+        self.engine = engine
+        self.cache = replace(cache, unit=users.unit)  # the users may have been given a name since they were read
+        self.ids = cache.ids
+        self.start = start
+        self.seed = seed
+        self.unit = users.unit
+        self.units = plural(users.unit)
+        self.queries = list(suggest_queries(users))
+        self.provenance = partial(provenance, engine.model.run, seed, unit=users.unit)
+        self.embedding_cache = embedding_cache or EmbeddingCache(engine, self.cache)
+        self.embeddings = self.embedding_cache.embeddings
+        self.noise_floors = self.embedding_cache.noise_floors
+        self._users = users
+        self._has_many_users = len(cache) > MAX_EXACT_USERS
+        self.method = method or ("pca" if self._has_many_users else "umap")
+        self._maps: dict[str, pd.DataFrame] = {}  # the last map of each method
 
-    def __call__(self, query: str, previous: str | None = None) -> Iterator[dict]:
-        """Ask; each update has done, total, points, shift, sentence, caption, and the last one has them all filled."""
-        query, previous = query.strip(), self.start if previous is None else previous
+    def __call__(self, query: str, previous: str | None = None) -> Iterator[Update]:
+        """Ask every user a query.
+
+        Args:
+            query: The query; the empty one makes the opening map.
+            previous: The query to compare with; default `start`.
+
+        Yields:
+            Progress; then updates with `data["points"]` (`user, query, x, y, trust`) and `data["shift"]` (see
+            `embedding_shift`); then, for a query that is not empty, updates with `data["ranking"]`, which is None while the
+            users are ranked and in the last update a frame `user, score, answer` in the order of `ids`. The last update has
+            all of them.
+        """
+        query = query.strip()
+        previous = self.start if previous is None else previous
+        last = self._progress(0)
+        for last in self._map_and_shift(query, previous):
+            yield last
+        if not query:
+            return
+        for update in self.rank(query):
+            is_ranked = update.data.get("ranking") is not None
+            message = last.message if is_ranked else update.message
+            data = {**last.data, **update.data}
+            yield replace(last, done=update.done, total=update.total, message=message, data=data)
+
+    def rank(self, query: str) -> Iterator[Update]:
+        """Rank the users by how near they are to a yes, as `Engine.rank` does, but in the order of `ids`.
+
+        Args:
+            query: The query.
+
+        Yields:
+            Updates with `data["ranking"]`: None, and in the last one a frame `user, score, answer`.
+        """
+        yield from self.embed(query)
+        cache, model = self.cache, self.engine.model
+        done, total = 0, 1
+        for done, total in iter_warm_up(model, query, cache.unit, cache.horizon_days):
+            yield Update(min(done, total - 1), total, RANKING, data={"ranking": None})
+        embeddings = self.embeddings[query]
+        ranking = label_free_scores(model, self.ids, query, embeddings, cache.unit, cache.horizon_days)
+        yield Update(total, total, data={"ranking": ranking})
+
+    def backtest(self, query: str) -> Iterator[Update]:
+        """Measure how often such a ranking was right before, see `qa.backtest`.
+
+        Args:
+            query: The query.
+
+        Yields:
+            Progress, with the stage as the message; the last update has `data["backtest"]`, a `BacktestResult`, and says it.
+        """
+        done, total = 0, 1
+        for step in iter_backtest(self.engine, self._users, query):
+            if isinstance(step, BacktestResult):
+                yield Update(total, total, backtest_summary(step, self.unit), data={"backtest": step})
+            else:
+                stage, done, total = step
+                yield Update(done, total, backtest_progress(stage))
+
+    def answer(self, user: str, query: str) -> str:
+        """Return the graded answer nearest to one user; the question about everything is answered by generated text.
+
+        Args:
+            user: The user.
+            query: The query.
+
+        Returns:
+            The answer.
+        """
+        for _ in self.embed(query):
+            pass
+        row = self.ids.index(str(user))
+        embedding = self.embeddings[query][[row]]
+        cache = self.cache
+        ranking = label_free_scores(self.engine.model, [user], query, embedding, cache.unit, cache.horizon_days)
+        return ranking["answer"][0] or self.engine.generate(cache, str(user), query)
+
+    def embed(self, query: str) -> Iterator[Update]:
+        """Embed all users under a query, unless that is cached; then `embeddings[query]` is there.
+
+        Args:
+            query: The query.
+
+        Yields:
+            Progress.
+        """
+        for done, _ in self.embedding_cache.embed(query):
+            yield self._progress(done, embedding_progress(done, len(self.ids), self.unit))
+
+    def _map_and_shift(self, query: str, previous: str) -> Iterator[Update]:
+        """Make the maps of two queries and measure who moved."""
         yield from self.embed(query)
         yield from self.embed(previous)
 
-        pca = self._draw("pca", previous, query) if self.many or not self._maps else None  # at once; the first UMAP compiles
-        if self.many:  # who moved takes longer: the map comes first
-            yield self._update("", pca)
+        quick_map = None
+        if self._has_many_users or not self._maps:  # a PCA is there at once; the first UMAP compiles
+            quick_map = self._draw("pca", previous, query)
+        if self._has_many_users:  # who moved takes longer: the map comes first
+            yield self._map_update("", "", quick_map, None)
 
-        shift, sentence = None, f"{len(self.ids):,} {self.cache.unit}s, before anything is asked."
+        shift = None
+        message = opening_message(len(self.ids), self.unit)
         if query != previous:
-            yield self._update("Measuring what rewording alone does ...")
-            floor = self.floor(query)
-            shift = embedding_shift(self.kept[previous], self.kept[query], self.ids, previous, query, floor)
-            sentence = shift_summary(shift, self.cache.unit, len(PARAPHRASES))
-        doubt = novelty_warning(self.engine.model, query, self.cache.unit) if query else ""
-
-        if pca is not None:
-            yield self._update(sentence, pca, shift) | {"warning": doubt}
-        if pca is None or self.method != "pca":
-            yield self._update(sentence, self._draw(self.method, previous, query), shift) | {"warning": doubt}
-
-    def lean(self, query: str) -> Iterator[pd.DataFrame | None]:
-        """Rank the users of a query that was asked by how near they are to a yes: yields None while it reads, then the verdict.
-
-        The verdict is that of `Engine.rank`, in the order of the users. Close the iterator to stop.
-        """
-        whom = (self.cache.unit, self.cache.horizon_days)
-        yield from (None for _ in iter_warm_up(self.engine.model, query, *whom))
-        yield from (None for _ in self.embed(query))
-        yield label_free_scores(self.engine.model, self.ids, query, self.kept[query], *whom)
-
-    def answer(self, user: str, query: str) -> str:
-        """Say the graded answer that one user's anchor is nearest to; the question about everything is answered freely."""
-        list(self.embed(query))
-        anchor = self.kept[query][[self.ids.index(str(user))]]
-        says = label_free_scores(self.engine.model, [user], query, anchor, self.cache.unit, self.cache.horizon_days)["says"][0]
-        return says or self.engine.generate(self.cache, str(user), query)
-
-    def embed(self, query: str) -> Iterator[dict]:
-        """Ask every user, unless that is kept: yields progress, then `kept[query]` is there."""
-        if query in self.kept:
-            self.kept.move_to_end(query)  # it must not be let go for the one it is compared with
-            return
-        out, done = np.zeros((len(self.ids), self.engine.model.config.embedding_dim), np.float32), 0
-        for rows, z in self.engine.iter_embed(self.cache, [query]):
-            out[rows] = z[:, 0]
-            done += len(rows)
-            yield self._update(f"Asked {done:,} of {len(self.ids):,} {self.cache.unit}s ...", done=done)
-        self.kept[query] = out  # only whole results are kept: a cancelled query leaves nothing behind
-
-    def floor(self, query: str) -> float:
-        """Measure the noise floor of a query that is kept: what its rewordings move."""
-        if query not in self.floors:
-            groups = self.cache.groups[:: max(1, round(len(self.ids) / PARAPHRASE_USERS))]
-            rows = np.concatenate([g.rows for g in groups])
-            texts = [p.format(query) for p in PARAPHRASES]
-            z = np.concatenate([z for _, z in self.engine.iter_embed(PrefixCache(self.ids, "", groups=groups), texts)])
-            self.floors[query] = noise_floor(self.kept[query][rows], [z[:, k] for k in range(len(texts))])
-        return self.floors[query]
+            yield self._progress(len(self.ids), MEASURING_NOISE)
+            before, after = self.embeddings[previous], self.embeddings[query]
+            floor = self.embedding_cache.noise_floor(query)
+            shift = embedding_shift(before, after, self.ids, previous, query, floor)
+            message = shift_summary(shift, self.unit)
+        warning = novelty_warning(bool(query) and is_novel(self.engine.model, query), self.unit)
+        if quick_map is not None:
+            yield self._map_update(message, warning, quick_map, shift)
+        if quick_map is None or self.method != "pca":
+            yield self._map_update(message, warning, self._draw(self.method, previous, query), shift)
 
     def _draw(self, method: str, previous: str, query: str) -> pd.DataFrame:
-        """Draw both queries on one map that lies as the last of its method did, the first UMAP as the PCA."""
+        """Draw both queries on one map, aligned to the last map of its method; the first UMAP is aligned to the PCA."""
         last = self._maps.get(method, self._maps.get("pca"))
-        pair = (self.kept[previous], self.kept[query])
-        self._maps[method] = joint_projection(*pair, self.ids, (previous, query), self.seed, method, last)
+        before, after = self.embeddings[previous], self.embeddings[query]
+        self._maps[method] = joint_projection(before, after, self.ids, (previous, query), self.seed, method, last)
         return self._maps[method]
 
-    def _update(self, sentence: str, points=None, shift=None, done: int | None = None) -> dict:
-        total, caption = len(self.ids), "" if points is None else projection_caption(points, self.cache.unit)
-        told = {"done": total if done is None else done, "total": total, "sentence": sentence, "caption": caption}
-        return told | {"points": points, "shift": shift}
+    def _progress(self, done: int, message: str = "") -> Update:
+        return Update(done, len(self.ids), message)
+
+    def _map_update(
+        self, message: str, warning: str, points: pd.DataFrame, shift: pd.DataFrame | None
+    ) -> Update:
+        total = len(self.ids)
+        caption = projection_caption(points, self.unit)
+        data = {"points": points} if shift is None else {"points": points, "shift": shift}
+        return Update(total, total, message, caption, warning, data)

@@ -1,11 +1,10 @@
-"""Tuning to watch: what a `PromptLab` calls, a step at a time, with a judgement on users that were held out at its end."""
+"""The back end of prompt tuning: tune a soft prompt step by step, then evaluate it on held-out users."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-
-import pandas as pd
 
 from qanchor.data.users import Users
 from qanchor.evaluation.prompt_evaluation import compare_prompt, split_labels
@@ -14,36 +13,49 @@ from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.prompt_tuning.soft_prompt import SoftPrompt
 from qanchor.prompt_tuning.tuning import iter_tune_prompt
 from qanchor.useru.suggestions import suggest_queries
-from qanchor.workbench.messages import prompt_summary
+from qanchor.utils.text import plural
+from qanchor.workbench.messages import evaluation_begins, prompt_summary, tuning_begins
+from qanchor.workbench.updates import Update
 
 PAPER_VECTORS, PAPER_STEPS = 6, 500  # the paper's
 CPU_STEPS = 60  # steps on a CPU, where one takes about a second: the paper's 500 would take minutes
 
 
 class PromptTuningBackend:
-    """Tune soft prompts on a share of the users and judge each on the others: the callable that a `PromptLab` asks.
+    """Tune soft prompts on a share of the users and evaluate each on the others.
 
-    cache, users   the same users: `users` knows their labels. share: of the labelled users that are learned from, validation
-    users among them; the others judge. The seed alone says who is who. seek: as in `iter_tune_prompt`.
+    Calling it returns an iterator of `Update`. Attributes: `labels` and `queries` to choose from, `defaults` of the form,
+    `unit`, `units`.
 
-    Calling it gives an iterator of updates: `step, steps, history, best, prompt, result, sentence`. `prompt` is the best so
-    far, so whoever stops iterating keeps it; `stop()` true ends the tuning and has that one judged; closing the iterator
-    cancels. `result` (columns measure, before, after, gain, low, high; None until then) comes with the last update.
+    Args:
+        engine: The model.
+        cache: The users, read by `engine.prefill`.
+        users: The same users, with their labels.
+        share: Share of the labelled users that a prompt is tuned on, validation users included; default 0.5. The others
+            evaluate it. The seed of a call alone decides who is who.
+        seek: Start from the training query that separates the labels best, as in `iter_tune_prompt`; default True.
 
     Example:
         >>> users = qa.make_sample_users(60)
         >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
         >>> *_, last = PromptTuningBackend(engine, engine.prefill(users), users)("Why?", "Active", steps=10)
-        >>> last["prompt"], last["result"]["measure"].tolist()
+        >>> last.data["prompt"], last.data["result"]["measure"].tolist()
         (SoftPrompt('Why?', 6 vectors, 2 classes), ['auc', 'ks', 'silhouette'])
     """
 
     def __init__(self, engine: Engine, cache: PrefixCache, users: Users, share: float = 0.5, seek: bool = True):
-        self.engine, self.cache, self.users, self.share, self.seek = engine, cache, users, share, seek
+        self.engine = engine
+        self.cache = cache
+        self.users = users
+        self.share = share
+        self.seek = seek
+        self.unit = users.unit
+        self.units = plural(users.unit)
         self.labels = [str(name) for name in users.labels]
         self.queries = list(suggest_queries(users))
+        paper = {"vectors": PAPER_VECTORS, "steps": PAPER_STEPS}
         steps = CPU_STEPS if engine.model.device.type == "cpu" else PAPER_STEPS
-        self.defaults = {"vectors": PAPER_VECTORS, "steps": steps, "paper": {"vectors": PAPER_VECTORS, "steps": PAPER_STEPS}}
+        self.defaults = {"vectors": PAPER_VECTORS, "steps": steps, "paper": paper}
 
     def __call__(
         self,
@@ -54,29 +66,51 @@ class PromptTuningBackend:
         steps: int = PAPER_STEPS,
         seed: int = 0,
         stop: Callable[[], bool] = lambda: False,
-    ) -> Iterator[dict]:
+    ) -> Iterator[Update]:
+        """Tune and evaluate a prompt.
+
+        Args:
+            query: The question whose answer the label holds.
+            label: Name of the label.
+            vectors: Prompt vectors; default 6.
+            steps: Steps of tuning; default 500.
+            seed: Seed of the split, the tuning and the evaluation; default 0.
+            stop: Called after each step; true ends the tuning, and the best prompt so far is evaluated.
+
+        Yields:
+            Updates whose `done` and `total` are steps. Their data: `history` (None before the first step), `best` (its step),
+            `prompt` (the best so far, so it stays with whoever stops iterating), and in the last one `result` (`measure,
+            before, after, gain, low, high`), else None. Closing the iterator cancels.
+        """
         learn, others = split_labels(self.cache, self.users.label(label), self.share, seed)
-        unit, now = self.cache.unit, None
-        yield _tuning_update(0, steps, sentence=f"Reading the question behind {len(learn):,} {unit}s")
-        how = {"vectors": vectors, "steps": steps, "seed": seed, "seek": self.seek}
-        for now in iter_tune_prompt(self.engine, self.cache, query, learn, **how):
-            yield (told := _tuning_update(now.step, now.steps, now.history, now.best, now.prompt))
+        data = {"history": None, "best": 0, "prompt": None, "result": None}
+        update = Update(0, steps, tuning_begins(len(learn), self.unit), data=data)
+        yield update
+        options = {"vectors": vectors, "steps": steps, "seed": seed, "seek": self.seek}
+        for state in iter_tune_prompt(self.engine, self.cache, query, learn, **options):
+            data = {"history": state.history, "best": state.best, "prompt": state.prompt, "result": None}
+            update = Update(state.step, state.steps, data=data)
+            yield update
             if stop():
                 break
-        yield told | {"sentence": f"Judging on {len(others):,} {unit}s that were held out"}
-        found = compare_prompt(self.engine, self.cache, now.prompt, learn, others, seed)
-        yield told | {"result": found, "sentence": prompt_summary(found, unit)}
+        yield replace(update, message=evaluation_begins(len(others), self.unit))
+        result = compare_prompt(self.engine, self.cache, data["prompt"], learn, others, seed)
+        yield replace(update, message=prompt_summary(result, self.unit), data={**data, "result": result})
 
     @staticmethod
     def save(prompt: SoftPrompt, folder: str | Path) -> Path:
-        """Keep a prompt in a new folder, whole or not at all. FileExistsError: it holds one already, which stays."""
+        """Save a prompt in a new folder.
+
+        Args:
+            prompt: The prompt.
+            folder: The folder.
+
+        Returns:
+            The folder.
+
+        Raises:
+            FileExistsError: If the folder holds a prompt already, which stays.
+        """
         if (Path(folder) / "prompt.json").exists():
-            raise FileExistsError(f"{folder} holds a soft prompt already: name another folder, or remove that one")
+            raise FileExistsError(f"{folder} already holds a soft prompt. Name another folder, or remove that one.")
         return prompt.save(folder)
-
-
-def _tuning_update(
-    step: int, steps: int, history: pd.DataFrame | None = None, best: int = 0, prompt=None, sentence: str = ""
-) -> dict:
-    told = {"step": step, "steps": steps, "history": history, "best": best, "prompt": prompt}
-    return told | {"result": None, "sentence": sentence}

@@ -1,57 +1,87 @@
-"""All that the views of a workbench ask, of one engine and its users: read once, and handed over as one object."""
+"""All back ends of a workbench, of one engine and its users, as one object."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from qanchor.analysis.clusters import compare_clusters
-from qanchor.analysis.group_queries import rank_queries_for_group
+from qanchor.analysis.embedding_cache import EmbeddingCache
 from qanchor.analysis.groups import describe_group
-from qanchor.analysis.query_matrix import QueryMatrixBackend
 from qanchor.data.export import export_group
 from qanchor.data.users import Users
 from qanchor.inference.engine import Engine
 from qanchor.workbench.attention import AttentionBackend
+from qanchor.workbench.clusters import comparison_update
+from qanchor.workbench.group_queries import GroupQueriesBackend
 from qanchor.workbench.lens import LensBackend
 from qanchor.workbench.prompt_tuning import PromptTuningBackend
+from qanchor.workbench.query_matrix import QueryMatrixBackend
+from qanchor.workbench.updates import Update
 
 
 class WorkbenchSession:
-    """Read users once and hold what each view of a workbench asks of them: `Workbench(Desk(engine, users))`.
+    """Read users once and hold what every view of a workbench asks: `Workbench(WorkbenchSession(engine, users))`.
 
-    frame    who the users are; ask: for a `QueryLens`; describe, explain, export, facts: for a `SelectionPanel`;
-    look     for an `AttentionLedger`; tune: for a `PromptLab` (None without labels); compare(before, after): for a
-             `ClusterLedger`, of two queries that were asked or typed; deck: for a `ShiftMatrix`.
-    method   of the map: "umap" or "pca" (None: as `LensBackend`). progress: called with (done, total) users as they are read.
+    All back ends share one cache of embeddings, so what one view has asked costs the next nothing.
 
-    All of them share one store of embeddings by query: what one view has asked costs the next nothing.
+    Attributes: `engine`, `users`, `cache`; `frame` (who the users are); `lens`, `attention`, `query_matrix`, `prompt_tuning`
+    (None without labels), the back ends of these views; `describe`, `explain`, `export`, `provenance`, for the selection
+    panel; `compare`, for the cluster view.
+
+    Args:
+        engine: The model.
+        users: The users.
+        method: Of the map, "umap" or "pca"; default: as for `LensBackend`.
+        progress: Called with (done, total) users as they are read; default: not called.
 
     Example:
         >>> users = qa.make_sample_users(40)
-        >>> desk = WorkbenchSession(qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))), users, method="pca")
-        >>> desk.compare("", "Will this user travel soon?")["sentence"].split(".")[0]
-        '0 clusters became 0: none on either side'
+        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> session = WorkbenchSession(engine, users, method="pca")
+        >>> session.compare("", "Will this user travel soon?").message
+        '0 clusters became 0: none on either side.'
     """
 
     def __init__(
-        self, engine: Engine, users: Users, *, method: str | None = None, progress: Callable[[int, int], None] | None = None
+        self,
+        engine: Engine,
+        users: Users,
+        *,
+        method: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ):
-        self.engine, self.users = engine, users
-        self.cache = engine.prefill(users, progress=progress)
-        self.frame, self.ask = users.frame(), LensBackend(engine, self.cache, users, method=method)
-        self.method = self.ask.method
-        self.describe, self.export = partial(describe_group, users), partial(export_group, users)
-        self.explain = partial(rank_queries_for_group, engine, self.cache, kept=self.ask.kept)
-        self.facts, self.look = self.ask.facts, AttentionBackend(engine, users)
-        self.deck = QueryMatrixBackend(self.ask, users)
-        self.tune = PromptTuningBackend(engine, self.cache, users) if len(users.labels.columns) else None
+        self.engine = engine
+        self.users = users
+        self.cache = replace(engine.prefill(users, progress=progress), unit=users.unit)
+        self.frame = users.frame()
+        self.embedding_cache = EmbeddingCache(engine, self.cache)
+        self.lens = LensBackend(engine, self.cache, users, method=method, embedding_cache=self.embedding_cache)
+        self.attention = AttentionBackend(engine, users)
+        self.query_matrix = QueryMatrixBackend(self.embedding_cache, users)
+        has_labels = len(users.labels.columns) > 0
+        self.prompt_tuning = PromptTuningBackend(engine, self.cache, users) if has_labels else None
+        self.method = self.lens.method
+        self.describe = partial(describe_group, users)
+        self.explain = GroupQueriesBackend(self.embedding_cache)
+        self.export = partial(export_group, users)
+        self.provenance = self.lens.provenance
 
-    def compare(self, before: str, after: str) -> dict:
-        """Cluster the users under two queries and keep the books: the frames that a `ClusterLedger` draws."""
-        return compare_clusters(self._embedded(before), self._embedded(after), self.users, method=self.method)
+    def compare(self, before: str, after: str) -> Update:
+        """Compare the clusters of the users under two queries.
 
-    def _embedded(self, query: str):
-        if query not in self.ask.kept:
-            self.ask.kept[query] = self.engine.embed(self.cache, query)
-        return self.ask.kept[query]
+        Args:
+            before: The first query; the empty one is the map before any question.
+            after: The second query.
+
+        Returns:
+            An update as `comparison_update` makes it.
+        """
+        embeddings = []
+        for query in (before, after):
+            for _ in self.embedding_cache.embed(query):
+                pass
+            embeddings.append(self.embedding_cache.embeddings[query])
+        comparison = compare_clusters(*embeddings, self.users, method=self.method)
+        return comparison_update(comparison, self.users.unit)

@@ -34,7 +34,7 @@ class Hand:
         self.bench = Workbench(desk, session=folder / "session.json")
         self.bench.lens.ask(self.query())
         self.actions = [*["ask"] * 3, "cancel", "select", "name", "explain", "look", "edit", "answer", "compare", "claim"]
-        self.actions += ["tune"] * (desk.tune is not None)
+        self.actions += ["tune"] * (desk.prompt_tuning is not None)
 
     def act(self) -> str:
         """Do one thing, and give its name."""
@@ -55,7 +55,7 @@ class Hand:
         self.bench.lens.ask(self.query())
 
     def cancel(self) -> None:
-        updates = self.desk.ask(self.query())
+        updates = self.desk.lens(self.query())
         next(updates)
         updates.close()
 
@@ -77,12 +77,12 @@ class Hand:
 
     def edit(self) -> None:
         user = self.some(1)[0]
-        events = self.desk.look.events(user)
+        events = self.desk.attention.events(user)
         if len(events) > 1:
             self.bench.attention.rerun(self.query(), user, drop=[int(events["event"].iloc[0])])
 
     def answer(self) -> None:
-        self.desk.ask.answer(self.some(1)[0], self.query())
+        self.desk.lens.answer(self.some(1)[0], self.query())
 
     def compare(self) -> None:
         self.bench.compare()
@@ -91,7 +91,7 @@ class Hand:
         self.bench.lens.claim("kept").save(self.folder / "claim.html")
 
     def tune(self) -> None:
-        for _ in self.desk.tune("Why?", str(self.draw.choice(self.desk.tune.labels)), steps=3):
+        for _ in self.desk.prompt_tuning("Why?", str(self.draw.choice(self.desk.prompt_tuning.labels)), steps=3):
             pass
 
 

@@ -15,7 +15,7 @@ CHOSEN = (
 REAL = """import qanchor as qa
 from widgets import AttentionView
 users = qa.load_users("../data/sample").sample(40)
-backend = qa.AttentionBackend(qa.Engine(qa.load_model("../data/runs/world")), users, most=4)
+backend = qa.AttentionBackend(qa.Engine(qa.QAnchor.from_pretrained("../data/runs/world")), users, most=4)
 AttentionView(backend, users.frame())"""
 FRAME = "AttentionView(table=make_table('Saved?', modalities=('<b>bill</b>', 'app', 'search')), sentence='A saved ledger.')"
 

@@ -274,17 +274,20 @@ def test_half_a_character_is_refused_in_a_table_and_borne_in_a_query():
     assert np.allclose(np.linalg.norm(engine.embed(cache, "Is it \udfff tea?"), axis=1), 1, atol=1e-4)
 
 
-def test_stores_keep_to_their_bounds_and_answers_stay_the_same(monkeypatch):
-    monkeypatch.setattr("qanchor.workbench.lens.MAX_CACHED_QUERIES", 3)
+def test_caches_keep_to_their_bounds_and_answers_stay_the_same(monkeypatch):
+    monkeypatch.setattr("qanchor.analysis.embedding_cache.MAX_CACHED_QUERIES", 3)
     answer_bank.cache_clear()
-    desk = qa.WorkbenchSession(make_engine(make_model(WORLD)), WORLD, method="pca")
-    first = desk.compare("", "Will this user travel soon?")["ledger"]
+    session = qa.WorkbenchSession(make_engine(make_model(WORLD)), WORLD, method="pca")
+    first = session.compare("", "Will this user travel soon?").data["transitions"]
+    lens = session.lens
+    assert lens.embeddings is session.embedding_cache.embeddings
+    assert session.query_matrix.embedding_cache is session.explain.embedding_cache is session.embedding_cache
     for k in range(6):
-        list(desk.ask(f"Why {k}?"))
-    assert len(desk.ask.kept) == len(desk.ask.floors) == 3 and isinstance(desk.ask.kept, LRUCache)
-    pd.testing.assert_frame_equal(desk.compare("", "Will this user travel soon?")["ledger"], first)
-    assert len(desk.ask.kept) == 3
-    *_, last = desk.explain(WORLD.ids[:12], ["A?", "B?", "C?", "D?", "E?"])  # more than are kept
-    assert len(last["frame"]) == 5 and len(desk.ask.kept) == 3
-    list(desk.ask("F?", "A?"))
-    assert "F?" in desk.ask.kept and "A?" in desk.ask.kept
+        list(lens(f"Why {k}?"))
+    assert len(lens.embeddings) == len(lens.noise_floors) == 3 and isinstance(lens.embeddings, LRUCache)
+    pd.testing.assert_frame_equal(session.compare("", "Will this user travel soon?").data["transitions"], first)
+    assert len(lens.embeddings) == 3
+    *_, last = session.explain(WORLD.ids[:12], ["A?", "B?", "C?", "D?", "E?"])  # more than are cached
+    assert len(last.data["frame"]) == 5 and len(lens.embeddings) == 3
+    list(lens("F?", "A?"))
+    assert "F?" in lens.embeddings and "A?" in lens.embeddings

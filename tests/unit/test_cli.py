@@ -102,12 +102,12 @@ def test_ask_ranks_users_and_lets_the_model_speak(qanchor, home):
     told = done.json()
     assert done.code == 0 and told["query"] == QUERY and told["users"] == 60 and len(told["top"]) == 3
     scores = [row["score"] for row in told["top"]]
-    assert scores == sorted(scores, reverse=True) and all(set(row) == {"user", "score", "says"} for row in told["top"])
+    assert scores == sorted(scores, reverse=True) and all(set(row) == {"user", "score", "answer"} for row in told["top"])
     words = qanchor("ask", "--run", home / "run", "--users", home / "users", QUERY, "--top", 2)
-    assert words.code == 0 and words.out.startswith(f"{QUERY} (60 users; read as a question of ")
+    assert words.code == 0 and words.out.startswith(f"{QUERY} (60 users; interpreted as a question about ")
     assert told["top"][0]["user"] in words.out and told["topics"][0] in words.out
     # to a tiny model other words are another question
-    warning = "Training asked nothing like it: it mostly shows who a user is altogether."
+    warning = "Training contained no similar question, so the result mostly shows the general profile of each user."
     assert told["warning"] == warning and words.out.rstrip().endswith(warning)
 
 
@@ -162,8 +162,9 @@ def test_probe_keeps_each_label_with_its_user(qanchor, home, tmp_path):
 
 @pytest.mark.slow
 def test_tune_keeps_a_prompt_and_judges_it_on_others(qanchor, home, tmp_path):
-    words = ("tune", "--run", home / "run", "--users", home / "users", "--query", QUERY, "--steps", 10, "--seek", "--json")
-    done = qanchor(*words, "--labels", home / "labels.csv", "--out", tmp_path / "soft", "--seed", 1)
+    words = ("tune-prompt", "--run", home / "run", "--users", home / "users", "--query", QUERY, "--steps", 10)
+    words += ("--init", "search", "--json")
+    done = qanchor(*words, "--labels-file", home / "labels.csv", "--out", tmp_path / "soft", "--seed", 1)
     told = done.json()
     assert (
         done.code == 0
@@ -178,8 +179,8 @@ def test_tune_keeps_a_prompt_and_judges_it_on_others(qanchor, home, tmp_path):
     engine = qa.Engine(qa.QAnchor.from_pretrained(home / "run"))
     prompt = qa.SoftPrompt.load(tmp_path / "soft", engine)
     assert prompt.query == QUERY and engine.embed(engine.prefill(qa.load_users(home / "users")), prompt).shape == (60, 32)
-    plain = qanchor(*words[:-1], "--labels", home / "labels.parquet", "--out", tmp_path / "soft", "--plain")
-    assert plain.code == 0 and "On 30 users never tuned on" in plain.out
+    plain = qanchor(*words[:-1], "--labels-file", home / "labels.parquet", "--out", tmp_path / "soft", "--no-gate")
+    assert plain.code == 0 and "On 30 held-out users, AUC is" in plain.out
     assert not qa.SoftPrompt.load(tmp_path / "soft", engine).offset.any() and [p.name for p in tmp_path.iterdir()] == ["soft"]
 
 
@@ -220,16 +221,16 @@ def test_a_killed_training_is_resumed(qanchor, home, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["ask", "tune", "train"])
+@pytest.mark.parametrize("command", ["ask", "tune-prompt", "train"])
 def test_a_busy_machine_is_warned_of(qanchor, home, tmp_path, monkeypatch, command):
     monkeypatch.setattr(device, "busy_reason", lambda: "9 programs were at work")
     words = {
         "ask": ("ask", QUERY, "--run", home / "run", "--users", home / "users", "--top", 0),
-        "tune": ("tune", "--run", home / "run", "--users", home / "users", "--query", QUERY, "--column", "Active"),
+        "tune-prompt": ("tune-prompt", "--run", home / "run", "--users", home / "users", "--query", QUERY, "--label", "Active"),
         "train": ("train", "--preset", "tiny", "--users", home / "users", "--steps", 1, "--set", "cutoffs=1"),
     }[command]
     out = () if command == "ask" else ("--out", tmp_path / "out")
-    done = qanchor(*words, *out, *(("--steps", 0) if command == "tune" else ()))
+    done = qanchor(*words, *out, *(("--steps", 0) if command == "tune-prompt" else ()))
     assert done.code == 0 and done.err.count("warning: 9 programs were at work") == 1 and "warning: 9" not in done.out
 
 

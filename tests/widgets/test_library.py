@@ -17,7 +17,7 @@ def test_the_library_hands_over_its_facts():
 
 def test_a_session_gives_what_the_views_ask():
     users = qa.make_sample_users(40)
-    model = qa.build_model(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), device="cpu")
+    model = qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), device="cpu")
     session = qa.WorkbenchSession(qa.Engine(model), users, method="pca")
     bench = Workbench(session)
     assert "of 40 users moved" in bench.lens.ask("Will this user travel soon?")

@@ -13,6 +13,7 @@ from qanchor.analysis.clusters import NONE, cluster_transitions, compare_cluster
 from qanchor.data.users import Users
 from qanchor.evaluation.probe import linear_probe
 from qanchor.utils import arrays
+from qanchor.workbench.clusters import comparison_update
 from qanchor.workbench.messages import clusters_summary, transitions_summary
 
 DIM = 128
@@ -53,16 +54,16 @@ def test_planted_groups_are_found_and_are_stable():
     assert min(found.attrs["stability"].values()) > 0.9 and found.attrs["dissolved"] == 0
     assert found.attrs["silhouette"] > 0.5 and found["strength"].between(0, 1).all()
     assert clusters.stable_clusters(found) == [0, 1, 2]
-    assert clusters_summary(found).startswith(f"3 clusters hold {(found['cluster'] >= 0).sum()} of 270 users")
+    assert clusters_summary(found).startswith(f"3 clusters contain {(found['cluster'] >= 0).sum()} of 270 users")
     found.attrs["stability"][1] = 0.55
-    assert clusters_summary(found).endswith("; 1 of them cannot be believed (stability below 0.6).")
+    assert clusters_summary(found).endswith("; 1 of them is not reliable (stability below 0.6).")
 
 
 @pytest.mark.parametrize("decay", [2.0, 20.0, 1e9])
 def test_one_blob_is_one_continuum(decay):
     found = [find_clusters(blob(seed=seed, decay=decay), range(400), seed=seed) for seed in range(5)]
     assert all((f["cluster"] == NONE).all() and f.attrs["stability"] == {} and np.isnan(f.attrs["silhouette"]) for f in found)
-    assert clusters_summary(found[0], "household") == "No clusters beyond one continuum of 400 households."
+    assert clusters_summary(found[0], "household") == "No clusters: the 400 households form one continuum."
 
 
 def test_stability_falls_as_groups_run_into_each_other():
@@ -112,13 +113,13 @@ def test_two_thousand_users_and_twenty_subsamples_take_seconds():
 
 def test_mistakes_of_finding_are_told():
     rows, _ = planted()
-    with pytest.raises(ValueError, match="one row a user"):
+    with pytest.raises(ValueError, match="one row per user"):
         find_clusters(rows, ids(rows)[1:])
-    with pytest.raises(ValueError, match=r"least is 1, there are 270"):
+    with pytest.raises(ValueError, match=r"least is 1 for 270 users"):
         find_clusters(rows, ids(rows), least=1)
     with pytest.raises(ValueError, match="at least 15"):
         find_clusters(rows[:5], ids(rows[:5]))
-    with pytest.raises(ValueError, match="270 ids, 1 different ones"):
+    with pytest.raises(ValueError, match="Found 1 different ids among 270"):
         find_clusters(rows, ["same"] * 270)
     rows[7, 3] = np.nan
     with pytest.raises(ValueError, match="'u0007' is not finite"):
@@ -184,8 +185,8 @@ def test_the_ledger_counts_clusters_in_words():
     assert ledger.attrs == {"split": [0], "merge": [0], "birth": [], "death": []}
     assert transitions_summary(ledger) == ("2 clusters became 2: 1 split, 1 merged.")
     shuffled = cluster_transitions(frame(*LEDGERS["shuffle"][0]), frame(*LEDGERS["shuffle"][1]))
-    assert transitions_summary(shuffled).startswith("4 clusters became 4: 4 born, 4 dissolved.")
-    with pytest.raises(ValueError, match="'u002' is on one side only"):
+    assert transitions_summary(shuffled).startswith("4 clusters became 4: 4 new, 4 dissolved.")
+    with pytest.raises(ValueError, match="User 'u002' is on one side only"):
         cluster_transitions(frame(0, 0, 0), frame(0, 0))
 
 
@@ -270,17 +271,23 @@ def test_compare_gives_all_that_the_view_draws():
     before, after, half = two_sides(users)
     held_out = pd.Series(half.astype(float), list(users.ids)).where(np.arange(200) % 2 == 0)
     stars = {"takeout": np.eye(DIM)[0], "not": np.eye(DIM)[1]}
-    told = compare_clusters(before, after, users, labels=held_out, prototypes=stars, floor=0.3, method="pca")
-    assert told["ledger"]["kind"].tolist() == ["birth", "birth"] and told["ledger"]["beyond_noise"].tolist() == [1.0, 1.0]
-    assert told["names"][["side", "name"]].to_numpy().tolist() == [["after", "takeout"], ["after", "tea"]]
+    compared = compare_clusters(before, after, users, labels=held_out, prototypes=stars, floor=0.3, method="pca")
+    assert compared.transitions["kind"].tolist() == ["birth", "birth"]
+    assert compared.transitions["beyond_noise"].tolist() == [1.0, 1.0] and compared.changed == 200
+    assert compared.names[["side", "name"]].to_numpy().tolist() == [["after", "takeout"], ["after", "tea"]]
     expected = linear_probe(after, held_out.to_numpy())
-    assert told["scores"]["auc"][1] == expected.auc and told["scores"]["n"].tolist() == [100, 100]
-    assert told["scores"]["silhouette"][1] > 0.5 > told["scores"]["silhouette"][0]
-    assert told["sentence"] == "0 clusters became 2: 2 born."
-    assert "No clusters beyond one continuum" in told["said"]["before"]
-    assert told["said"]["after"] == "2 clusters hold 200 of 200 users."
-    assert "Trustworthiness" in told["caption"] and "neighbours were kept" in told["caption"]
-    points = told["points"]
+    assert compared.scores["auc"][1] == expected.auc and compared.scores["n"].tolist() == [100, 100]
+    assert compared.scores["silhouette"][1] > 0.5 > compared.scores["silhouette"][0]
+    update = comparison_update(compared, "family")
+    assert update.message == "0 clusters became 2: 2 new." and update.done == update.total
+    assert update.data["summaries"]["before"] == "No clusters: the 200 families form one continuum."
+    assert update.data["summaries"]["after"] == "2 clusters contain 200 of 200 families."
+    assert (update.data["unit"], update.data["units"]) == ("family", "families")
+    for name in ("points", "before", "after", "names", "transitions", "scores"):
+        assert update.data[name] is getattr(compared, name)
+    assert "Trustworthiness" in update.caption and f"{compared.neighbors_kept:.0%} of the 15 nearest" in update.caption
+    assert "HDBSCAN, at least 15 families, 16 principal axes, 20 subsamples of 50%" in update.caption
+    points = compared.points
     marks = points[points["query"] == projection.MARK].set_index("user")
     assert list(marks.index) == ["takeout", "not"] and len(points) == 402
     middle = points[points["query"] == "after"].set_index("user").loc[np.array(users.ids)[half], ["x", "y"]].mean()
@@ -295,19 +302,22 @@ def test_compare_says_what_rewording_alone_does():
     moved = first.copy()
     moved[100:130] = first[:30] + 0.001  # thirty go over to the other half
     close = [first + 0.005 * random.normal(size=first.shape) for _ in range(3)]
-    told = compare_clusters(first, moved, users, paraphrases=close, method="pca")
-    assert told["sentence"].endswith("30 users changed cluster; rewording the first question alone changes 0 (3 paraphrases).")
-    assert told["ledger"]["beyond_noise"].between(0, 1).all()
-    told = compare_clusters(first, first, users, paraphrases=[close[0], moved], method="pca")
-    assert told["sentence"].endswith(
-        "0 users changed cluster; rewording the first question alone changes 0 to 30 (2 paraphrases)."
-    )
+    compared = compare_clusters(first, moved, users, paraphrases=close, method="pca")
+    assert compared.changed == 30 and compared.changed_by_paraphrase == (0, 0, 0)
+    words = "30 users changed cluster; rewording the first question alone changes 0 (3 paraphrases)."
+    assert comparison_update(compared).message.endswith(words)
+    assert compared.transitions["beyond_noise"].between(0, 1).all()
+    compared = compare_clusters(first, first, users, paraphrases=[close[0], moved], method="pca")
+    assert compared.changed == 0 and compared.changed_by_paraphrase == (0, 30)
+    words = "0 users changed cluster; rewording the first question alone changes 0 to 30 (2 paraphrases)."
+    assert comparison_update(compared).message.endswith(words)
 
 
 def test_compare_works_with_little_and_refuses_what_does_not_fit():
     users = shoppers()
     before, after, _ = two_sides(users)
-    told = compare_clusters(before, after, users, method="pca")
-    assert told["scores"].empty and "beyond_noise" not in told["ledger"]
+    compared = compare_clusters(before, after, users, method="pca")
+    assert compared.scores.empty and "beyond_noise" not in compared.transitions
+    assert compared.changed_by_paraphrase == ()
     with pytest.raises((ValueError, TypeCheckError), match="after"):  # the second while shapes are checked
         compare_clusters(before, after[1:], users, method="pca")

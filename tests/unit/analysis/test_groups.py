@@ -10,7 +10,16 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest, fisher_exact
 
-from qanchor import PrefixCache, Users, describe_group, export_group, make_sample_users, rank_queries_for_group
+from qanchor import (
+    EmbeddingCache,
+    GroupQueriesBackend,
+    PrefixCache,
+    Users,
+    describe_group,
+    export_group,
+    make_sample_users,
+    rank_queries_for_group,
+)
 from qanchor.analysis.group_queries import FOLDS, nearest_mean_aucs, question_bank, random_groups
 from qanchor.analysis.groups import wilson_interval
 from qanchor.data.export import escape_formula
@@ -47,25 +56,27 @@ def planted(users=120, seed=0, future=()):
     return Users.from_events(events, CUTOFF, tabular=facts, labels=labels)
 
 
-def anchors(users=150, planted=30, queries=12, seed=0, size=1.2):
+def anchors(users=150, planted=30, queries=12, seed=0, size=1.2) -> EmbeddingCache:
     """Embeddings by query: under query 3 the first users stand aside."""
     rng = np.random.default_rng(seed)
     base = rng.normal(size=(users, 16))
-    kept = {f"q{k}": base + rng.normal(size=base.shape) for k in range(queries)}
-    kept["q3"][:planted] += size * rng.normal(size=16)
-    kept = {q: (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32) for q, z in kept.items()}
-    return kept, PrefixCache(tuple(f"u{i:03}" for i in range(users)), "user")
+    embeddings = {f"q{k}": base + rng.normal(size=base.shape) for k in range(queries)}
+    embeddings["q3"][:planted] += size * rng.normal(size=16)
+    store = EmbeddingCache(idle(), PrefixCache(tuple(f"u{i:03}" for i in range(users)), "user"))
+    for query, z in embeddings.items():
+        store.embeddings[query] = (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
+    return store
 
 
 @functools.cache
 def idle():
-    """An engine that is never asked, for everything is kept."""
+    """An engine that is never asked, for everything is cached."""
     return make_engine(make_model())
 
 
-def last(*args, **more):
-    *_, update = rank_queries_for_group(idle(), *args, **more)
-    return update
+def ranked(*args, **more) -> pd.DataFrame:
+    *_, ranking = rank_queries_for_group(*args, **more)
+    return ranking
 
 
 def test_what_was_planted_stands_first():
@@ -122,42 +133,44 @@ def test_groups_of_strangers_nobody_and_everybody_are_refused():
     for ids in ((), users.ids):
         with pytest.raises(ValueError, match="nothing to compare"):
             describe_group(users, ids)
-    kept, cache = anchors()
-    with pytest.raises(ValueError, match="9 users in the group and 141 outside, at least 10 of each are needed: choose more"):
-        next(rank_queries_for_group(idle(), cache, cache.ids[:9], list(kept), kept=kept))
+    store = anchors()
+    told = "The group has 9 users and 141 are outside it; at least 10 of each are required. Select more."
+    with pytest.raises(ValueError, match=told):
+        next(rank_queries_for_group(store, store.ids[:9], list(store.embeddings)))
 
 
-def test_the_question_that_tells_a_planted_group_comes_first():
-    kept, cache = anchors()
-    update = last(cache, cache.ids[:30], dict.fromkeys(kept, "topic"), kept=kept)
-    frame = update["frame"]
+def test_the_question_that_separates_a_planted_group_comes_first():
+    store = anchors()
+    *steps, frame = rank_queries_for_group(store, store.ids[:30], dict.fromkeys(store.embeddings, "topic"))
     assert frame["query"][0] == "q3" and frame.beyond_chance[0] and not frame.beyond_chance[1:].any()
     assert frame.behind.tolist() == [False] + [True] * 11 and frame.auc.is_monotonic_decreasing
     assert (frame.auc_low <= frame.auc).all() and (frame.auc <= frame.auc_high).all() and set(frame.topic) == {"topic"}
-    assert update["sentence"].startswith("“q3” tells these 30 users best from the other 120: AUC 0.9")
-    assert update["done"] == update["total"] == 12
+    assert steps == [("questions", k, 12) for k in range(1, 13)]
+    *progress, last = GroupQueriesBackend(store, dict.fromkeys(store.embeddings, "topic"))(store.ids[:30])
+    assert last.message.startswith("“q3” separates these 30 users best from the other 120: AUC 0.9")
+    assert last.done == last.total == 12 and progress[0].message == "Compared 1 of 12 questions ..."
+    assert not any(update.data for update in progress)
+    pd.testing.assert_frame_equal(last.data["frame"], frame)
 
 
 def test_the_chance_line_holds_what_it_says():
     """Random groups pass the line in about 5 % of cases, whichever of twelve questions is the best: 12 of 80 would be odd."""
-    kept, cache = anchors(size=0)
-    rng = np.random.default_rng(3)
+    store = anchors(size=0)
+    queries, rng = list(store.embeddings), np.random.default_rng(3)
     passed = [
-        last(cache, rng.choice(cache.ids, 15, replace=False), list(kept), kept=kept, draws=99, seed=i)[
-            "frame"
-        ].beyond_chance.any()
+        ranked(store, rng.choice(store.ids, 15, replace=False), queries, draws=99, seed=i).beyond_chance.any()
         for i in range(80)
     ]
     assert sum(passed) < 12
-    single = last(cache, cache.ids[:15], ["q0"], kept=kept)["frame"].chance[0]
-    assert single < last(cache, cache.ids[:15], list(kept), kept=kept)["frame"].chance[0], "the best of more is luckier"
+    single = ranked(store, store.ids[:15], ["q0"]).chance[0]
+    assert single < ranked(store, store.ids[:15], queries).chance[0], "the best of more is luckier"
 
 
 def test_folded_scores_are_those_of_a_loop():
-    kept, _ = anchors(users=60)
+    z = anchors(users=60).embeddings["q3"]
     inside = np.arange(60) < 14
     folds = random_groups(inside, 3, np.random.default_rng(0))[1]
-    fast, z = nearest_mean_aucs(kept["q3"], folds), kept["q3"].astype(float)
+    fast, z = nearest_mean_aucs(z, folds), z.astype(float)
     assert (folds.group.sum(axis=1) == 14).all() and (folds.group[0] == inside).all()
     for draw in range(4):
         group, fold = folds.group[draw], folds.fold[draw]
@@ -178,28 +191,29 @@ def test_it_is_cancelled_between_users_and_keeps_only_what_is_whole():
         ),
         users.cutoff,
     )
-    cache, kept = engine.prefill(many, tokens=64), {}
-    updates = rank_queries_for_group(engine, cache, many.ids[:12], ["Why?", "Where?"], kept=kept)
-    first = next(updates)
-    assert 0 < first["done"] < first["total"] == len(many) and first["frame"] is None
-    updates.close()
-    assert kept == {}
-    whole = list(rank_queries_for_group(engine, cache, many.ids[:12], ["Why?", "Where?"], kept=kept))[-1]
-    np.testing.assert_allclose(kept["Where?"], engine.embed(cache, "Where?"), atol=1e-5)
+    store = EmbeddingCache(engine, engine.prefill(many, tokens=64))
+    steps = rank_queries_for_group(store, many.ids[:12], ["Why?", "Where?"])
+    stage, done, total = next(steps)
+    assert stage == "users" and 0 < done < total == len(many)
+    steps.close()
+    assert not store.embeddings
+    whole = ranked(store, many.ids[:12], ["Why?", "Where?"])
+    np.testing.assert_allclose(store.embeddings["Where?"], engine.embed(store.cache, "Where?"), atol=1e-5)
     calls = []
-    engine.stream = lambda *args: calls.append(args)
-    again = list(rank_queries_for_group(engine, cache, many.ids[:12], ["Why?", "Where?"], kept=kept))[-1]
-    assert not calls, "what is kept is not asked again"
-    pd.testing.assert_frame_equal(whole["frame"], again["frame"])
+    engine.iter_embed = lambda *args: calls.append(args)
+    again = ranked(store, many.ids[:12], ["Why?", "Where?"])
+    assert not calls, "what is cached is not asked again"
+    pd.testing.assert_frame_equal(whole, again)
 
 
 def test_the_bank_asks_each_topic_once_and_words_say_what_is_not_there():
     bank = question_bank("viewer")
     assert len(bank) == 72 and all("{" not in query and query.endswith("?") for query in bank)
-    kept, cache = anchors(size=0)
-    update = last(cache, cache.ids[:30], list(kept), kept=kept)
-    assert update["sentence"].startswith("No question tells these 30 users")
-    assert group_queries_summary(update["frame"], "viewer").startswith("No question tells these 30 viewers")
+    store = anchors(size=0)
+    *_, last = GroupQueriesBackend(store)(store.ids[:30], list(store.embeddings))
+    assert last.message.startswith("No question separates these 30 users better than chance")
+    words = group_queries_summary(last.data["frame"], "family")
+    assert words.startswith("No question separates these 30 families better than chance")
 
 
 def test_files_hold_the_group_hashed_on_request(tmp_path):

@@ -1,4 +1,4 @@
-"""A deck against groups: the numbers of one group alone, luck called luck, directions right, nothing asked twice."""
+"""Questions against groups: the numbers of one group alone, chance called chance, directions right, nothing asked twice."""
 
 import functools
 
@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from qanchor import (
+    EmbeddingCache,
     LensBackend,
     PrefixCache,
     QueryMatrixBackend,
@@ -16,9 +17,10 @@ from qanchor import (
     rank_queries_for_group,
 )
 from qanchor.analysis import group_queries, query_matrix
+from qanchor.analysis.shift import residual_shift
 from qanchor.evaluation.metrics import roc_auc
 from qanchor.useru.topics import TOPICS
-from tests.tiny import make_engine, make_model, make_users
+from tests.tiny import make_engine, make_model
 
 PEOPLE = tuple(f"u{i:03}" for i in range(300))
 QUERIES = [f"q{k}" for k in range(4)]
@@ -32,104 +34,106 @@ def idle():
 
 
 @pytest.fixture
-def ask(monkeypatch):
+def store(monkeypatch):
     """Embeddings by query; under q1 the first forty stand aside, lean to yes (their first number) and move farther."""
     random = np.random.default_rng(0)
     base = random.normal(size=(300, 16))
-    kept = {query: base + 0.5 * random.normal(size=base.shape) for query in ["", *QUERIES]}
-    kept["q1"][:40, 0] += 3
-    asker = LensBackend(idle(), PrefixCache(PEOPLE, "user"), make_users())
-    asker.kept.update({query: (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32) for query, z in kept.items()})
+    embeddings = {query: base + 0.5 * random.normal(size=base.shape) for query in ["", *QUERIES]}
+    embeddings["q1"][:40, 0] += 3
+    store = EmbeddingCache(idle(), PrefixCache(PEOPLE, "user"))
+    for query, z in embeddings.items():
+        store.embeddings[query] = (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
 
-    def judge(model, ids, query, anchors, unit, horizon_days):
+    def score(model, ids, query, anchors, unit, horizon_days):
         return pd.DataFrame({"score": anchors[:, 0] if query != "q3" else np.full(len(anchors), np.nan)})
 
-    monkeypatch.setattr(query_matrix, "label_free_scores", judge)
-    return asker
+    monkeypatch.setattr(query_matrix, "label_free_scores", score)
+    return store
 
 
-def told(ask, queries=QUERIES, groups=GROUPS, **more):
-    *_, last = query_group_matrix(ask, queries, groups, **more)
-    return last["frame"].set_index(["query", "group"]), last
+def measured(store, queries=QUERIES, groups=GROUPS, **more):
+    *_, frame = query_group_matrix(store, queries, groups, **more)
+    return frame.set_index(["query", "group"])
 
 
-def test_cells_are_the_numbers_of_each_group_alone(ask):
-    frame, last = told(ask)
+def test_cells_are_the_numbers_of_each_group_alone(store):
+    frame = measured(store)
     for name, ids in GROUPS.items():
-        *_, one = rank_queries_for_group(ask.engine, ask.cache, ids, QUERIES, kept=ask.kept)
-        alone = one["frame"].set_index("query")
+        *_, one = rank_queries_for_group(store, ids, QUERIES)
+        alone = one.set_index("query")
         ours = frame.xs(name, level="group").loc[alone.index]
         columns = ["auc", "auc_low", "auc_high", "chance", "n_group", "n_rest"]
         np.testing.assert_allclose(ours[["auc", "auc_low", "auc_high", "chance", "n", "n_rest"]], alone[columns])
     assert frame.loc[("q1", "planted"), "beyond_chance"] and frame["auc"].idxmax() == ("q1", "planted")
-    assert "“q1” tells “planted” (40 users)" in last["sentence"] and "best of 4 questions" in last["caption"]
 
 
-def test_lean_and_shift_against_plain_counts(ask):
-    frame, _ = told(ask)
+def test_yes_score_and_shift_against_plain_counts(store):
+    frame = measured(store)
     inside = np.isin(PEOPLE, GROUPS["planted"])
     cell = frame.loc[("q1", "planted")]
-    assert cell["lean"] == pytest.approx(roc_auc(ask.kept["q1"][:, 0], inside)) and cell["lean_beyond"] and cell["lean"] > 0.8
-    moved = query_matrix.maps.residuals(*(ask.kept[query].astype(float) for query in ("", "q1")))
+    assert cell["yes_score"] == pytest.approx(roc_auc(store.embeddings["q1"][:, 0], inside))
+    assert cell["yes_score_beyond"] and cell["yes_score"] > 0.8
+    moved = residual_shift(*(store.embeddings[query].astype(float) for query in ("", "q1")))
     assert cell["shift"] == pytest.approx(np.median(moved[inside]), rel=1e-4)
     assert cell["ratio"] == pytest.approx(np.median(moved[inside]) / np.median(moved[~inside]), rel=1e-4)
     assert cell["ratio"] > cell["ratio_chance"] > 1 and cell["ratio_beyond"]
     strange = frame.loc["q3"]
-    assert strange["lean"].isna().all() and not strange["lean_beyond"].any() and strange["lean_chance"].notna().all()
+    assert strange["yes_score"].isna().all() and not strange["yes_score_beyond"].any()
+    assert strange["yes_score_chance"].notna().all()
     assert frame["noise_floor"].isna().all()
-    ask.floors["q1"] = 0.25
-    assert told(ask)[0].loc["q1", "noise_floor"].eq(0.25).all()
+    store.noise_floors["q1"] = 0.25
+    assert measured(store).loc["q1", "noise_floor"].eq(0.25).all()
 
 
-def test_groups_without_meaning_are_seldom_coloured(ask):
-    """Of 40 random groups about 2 have any cell beyond luck, of each measure; 7 would be odd."""
+def test_groups_without_meaning_are_seldom_significant(store):
+    """Of 40 random groups about 2 have any significant cell, of each measure; 7 would be odd."""
     random = np.random.default_rng(4)
     groups = {f"g{k}": random.choice(PEOPLE, 45, replace=False) for k in range(40)}
-    frame, last = told(ask, groups=groups)
-    for beyond in ("beyond_chance", "lean_beyond", "ratio_beyond"):
+    frame = measured(store, groups=groups)
+    for beyond in ("beyond_chance", "yes_score_beyond", "ratio_beyond"):
         assert frame[beyond].groupby("group").any().sum() < 7, beyond
-    assert len(last["frame"]) == 160
+    assert len(frame) == 160
 
 
-def test_rows_come_one_by_one_and_nothing_is_worked_out_twice(ask, monkeypatch):
+def test_rows_come_one_by_one_and_nothing_is_computed_twice(store, monkeypatch):
     cells, made = {}, []
     whole = query_matrix._measure_cell
     monkeypatch.setattr(query_matrix, "_measure_cell", lambda *a: made.append(1) or whole(*a))
-    rows = [
-        0 if update["frame"] is None else len(update["frame"])
-        for update in query_group_matrix(ask, QUERIES, GROUPS, cells=cells)
-    ]
-    assert rows == sorted(rows) and set(rows) == {0, 3, 6, 9, 12} and len(made) == 12
-    before, _ = told(ask, cells=cells)
+    *steps, last = query_group_matrix(store, QUERIES, GROUPS, cells=cells)
+    rows = [0 if step.frame is None else len(step.frame) for step in steps]
+    assert rows == sorted(rows) and set(rows) == {0, 3, 6, 9, 12} and len(made) == len(last) == 12
+    assert [step.done for step in steps] == sorted(step.done for step in steps)
+    assert steps[-1].done == steps[-1].total == 1200 and {step.stage for step in steps} == {"scores", "row"}
+    before = measured(store, cells=cells)
     assert len(made) == 12
-    grown, _ = told(ask, [*QUERIES, ""][:2], {**GROUPS, "new": PEOPLE[200:230]}, cells=cells)
+    grown = measured(store, QUERIES[:2], {**GROUPS, "new": PEOPLE[200:230]}, cells=cells)
     assert len(made) == 14
-    pd.testing.assert_frame_equal(
-        grown[["auc", "lean", "ratio"]].loc[[("q0", "planted")]], before[["auc", "lean", "ratio"]].loc[[("q0", "planted")]]
-    )
+    first = [("q0", "planted")]
+    columns = ["auc", "yes_score", "ratio"]
+    pd.testing.assert_frame_equal(grown[columns].loc[first], before[columns].loc[first])
     assert grown.loc[("q0", "planted"), "chance"] <= before.loc[("q0", "planted"), "chance"]  # the best of fewer
-    running = query_group_matrix(ask, QUERIES, GROUPS)
+    running = query_group_matrix(store, QUERIES, GROUPS)
     next(running)
     running.close()
-    assert told(ask)[0]["auc"].equals(before["auc"])
+    assert measured(store)["auc"].equals(before["auc"])
 
 
-def test_what_cannot_be_asked_is_refused_before_anything_is(ask):
+def test_what_cannot_be_asked_is_refused_before_anything_is(store):
     few = {"few": PEOPLE[:9]}
     for queries, groups, error, words in (
-        (QUERIES, few, ValueError, "group 'few': 9 users in it, at least 10 are needed: choose more"),
-        (QUERIES, {"all but few": PEOPLE[9:]}, ValueError, "9 users outside it, at least 10 are needed: choose fewer"),
+        (QUERIES, few, ValueError, "Group 'few' has 9 users; at least 10 are required. Select more."),
+        (QUERIES, {"most": PEOPLE[9:]}, ValueError, "Only 9 users outside group 'most'; at least 10 are required"),
         (QUERIES, {"odd": ["zoe"]}, KeyError, "group 'odd': user 'zoe' is not among the 300"),
         (QUERIES, {"all": PEOPLE}, ValueError, "group 'all': the group holds 300 of 300"),
-        (QUERIES, {}, ValueError, "0 groups"),
-        (["q0", " "], GROUPS, ValueError, "2 questions, 1 of them empty"),
-        ([], GROUPS, ValueError, "0 questions"),
+        (QUERIES, {}, ValueError, "Found 0 groups; at least 1 is required. Name some users."),
+        (["q0", " "], GROUPS, ValueError, "Found 2 questions, 1 of them empty"),
+        ([], GROUPS, ValueError, "Found 0 questions"),
     ):
         with pytest.raises(error, match=words):
-            query_group_matrix(ask, queries, groups)
+            query_group_matrix(store, queries, groups)
 
 
-def test_a_deck_of_a_world_is_diverse_and_its_groups_are_its_labels():
+def test_default_queries_are_diverse_and_default_groups_are_the_labels():
     users = make_sample_users(200)
     asked, groups = query_matrix.default_queries(users), query_matrix.default_groups(users)
     topics = [group_queries.question_bank()[query] for query in asked]
@@ -154,27 +158,33 @@ def test_groups_without_labels_are_facts_or_modalities():
     assert {name: len(ids) for name, ids in groups.items()} == {"much bill": 15, "much app": 15}
     assert query_matrix.default_groups(Users.from_events(events[events["user"] < "u012"], cutoff)) == {}
     rare = events.assign(modality=np.where(events["user"] < "u012", events["modality"], "bill"))
-    assert set(query_matrix.default_groups(Users.from_events(rare, cutoff))["much app"]) == set(PEOPLE[:12])  # nobody who has none
+    groups = query_matrix.default_groups(Users.from_events(rare, cutoff))
+    assert set(groups["much app"]) == set(PEOPLE[:12])  # nobody who has none
     assert len(query_matrix.default_queries(Users.from_events(events, cutoff))) == 8  # they speak of next to nothing
 
 
-def test_a_deck_keeps_the_newest_cells_and_gives_the_same_without_the_others(ask, monkeypatch):
-    monkeypatch.setattr(query_matrix, "MAX_CACHED_CELLS", 2)  # fewer than one row has
-    held = QueryMatrixBackend(ask, make_sample_users(60), QUERIES, GROUPS)
-    whole, _ = told(ask)
+def test_the_back_end_caches_the_newest_cells_and_gives_the_same_without_the_others(store, monkeypatch):
+    monkeypatch.setattr("qanchor.workbench.query_matrix.MAX_CACHED_CELLS", 2)  # fewer than one row has
+    backend = QueryMatrixBackend(store, make_sample_users(60), QUERIES, GROUPS)
+    whole = measured(store)
     for _ in range(2):
-        *_, last = held(QUERIES, GROUPS)
-        pd.testing.assert_frame_equal(last["frame"].set_index(["query", "group"]), whole)
-    assert len(held._cells) == 2
+        *_, last = backend(QUERIES, GROUPS)
+        pd.testing.assert_frame_equal(last.data["frame"].set_index(["query", "group"]), whole)
+    assert len(backend._cells) == 2
+    assert "“q1” separates “planted” (40 users)" in last.message and "best of 4 questions" in last.caption
 
 
-def test_a_deck_answers_with_the_real_path():
+def test_the_back_end_answers_with_the_real_path():
     users = make_sample_users(60)
     engine = make_engine(make_model(users))
-    ask = LensBackend(engine, engine.prefill(users), users, method="pca")
-    dealt = QueryMatrixBackend(ask, users, queries=["Will this user travel soon?"], groups={"some": users.ids[:20]})
-    *_, last = dealt(dealt.queries, dealt.groups)
-    assert last["done"] == last["total"] == 60 and last["frame"]["lean"].between(0, 1).all()
-    assert set(ask.kept) == {"", "Will this user travel soon?"} and "60 users are few" in last["caption"]
-    *_, last = query_group_matrix(ask, dealt.queries, dealt.groups, floors=True, draws=20)
-    assert last["frame"]["noise_floor"].iloc[0] == ask.floors["Will this user travel soon?"] > 0
+    lens = LensBackend(engine, engine.prefill(users), users, method="pca")
+    store, query = lens.embedding_cache, "Will this user travel soon?"
+    backend = QueryMatrixBackend(store, users, queries=[query], groups={"some": users.ids[:20]})
+    updates = list(backend(backend.queries, backend.groups))
+    last = updates[-1]
+    assert last.done == last.total == 60 and last.data["frame"]["yes_score"].between(0, 1).all()
+    assert set(lens.embeddings) == {"", query} and "60 users are few" in last.caption
+    assert set(last.data["reads"]) == {"auc", "yes_score", "ratio"} and updates[0].data["frame"] is None
+    assert updates[0].message.startswith("Embedded ") and updates[0].message.endswith("question 1 of 1 ...")
+    *_, frame = query_group_matrix(store, backend.queries, backend.groups, noise_floors=True, draws=20)
+    assert frame["noise_floor"].iloc[0] == lens.noise_floors[query] > 0

@@ -73,8 +73,23 @@ def test_neighbours_kept_agrees_with_loops():
     frame = shift.neighbors_changed(before, after, IDS[:40], k)
     np.testing.assert_allclose(frame.neighbours_kept, kept)
     for i in range(40):
-        assert frame.gained[i] == ", ".join(IDS[j] for j in near(after, i) if j not in near(before, i))
-        assert frame.lost[i] == ", ".join(IDS[j] for j in near(before, i) if j not in near(after, i))
+        assert frame.gained[i] == tuple(j for j in near(after, i) if j not in near(before, i))
+        assert frame.lost[i] == tuple(j for j in near(before, i) if j not in near(after, i))
+
+
+def test_gained_and_lost_are_row_numbers_whatever_the_ids():
+    before, after = embeddings(users=60), embeddings(1, users=60)
+    ids = [f"u{i}, u{i + 1}" for i in range(60)]  # an id may hold ", "
+    frame = shift.embedding_shift(before, after, ids, "a", "b", floor=0.1)
+    plain = shift.embedding_shift(before, after, IDS[:60], "a", "b", floor=0.1)
+    assert frame["user"].tolist() == ids and frame["gained"].str.len().max() == shift.MAX_LISTED_NEIGHBORS
+    for column in ("gained", "lost"):
+        assert frame[column].tolist() == plain[column].tolist()
+        rows = [row for listed in frame[column] for row in listed]
+        assert rows and all(type(row) is int and 0 <= row < 60 for row in rows)
+        assert all(place not in listed for place, listed in enumerate(frame[column]))
+    near = shift.knn_indices(after, 15)
+    assert all(set(listed) <= set(near[place]) for place, listed in enumerate(frame["gained"]))
 
 
 def test_noise_floor_agrees_with_loops_and_needs_a_paraphrase():
@@ -110,7 +125,8 @@ def test_pca_map_keeps_still_users_still_and_repeats_itself():
     np.testing.assert_allclose(xy[:USERS], xy[USERS:], atol=1e-6)
     assert points.x.std() >= points.y.std()
     pd.testing.assert_frame_equal(points, projection.joint_projection(rows, rows @ rotation(), IDS, ("a", "b"), method="pca"))
-    assert messages.projection_caption(points).startswith("One joint PCA map of 300 users under both queries. Trustworthiness 0.")
+    caption = messages.projection_caption(points)
+    assert caption.startswith("One joint PCA map of 300 users under both queries. Trustworthiness 0.")
     alone = messages.projection_caption(projection.joint_projection(rows, rows, IDS, ("", ""), method="pca"))
     assert alone.startswith("One PCA map of 300 users. Trustworthiness 0.") and "rotation" not in alone
 

@@ -1,4 +1,4 @@
-"""A verdict ranks by the anchor's lean from no to yes, and says the graded answer that is nearest."""
+"""A ranking scores users by their similarity to yes and no, and gives the graded answer that is nearest."""
 
 import sys
 from dataclasses import replace
@@ -15,6 +15,7 @@ from qanchor.inference import ranking
 from qanchor.useru.answers import answers
 from qanchor.useru.pairs import SUMMARY_QUERY
 from qanchor.useru.topics import TOPICS, by_name
+from qanchor.workbench.messages import backtest_summary, identical_answers_note, novelty_warning
 from tests.tiny import make_engine, make_model, make_users
 
 
@@ -31,13 +32,13 @@ def graded(model, name: str, kind: str) -> tuple[list[str], np.ndarray]:
 
 
 @pytest.mark.parametrize("name, kind", [("takeout", "future"), ("night", "profile"), ("spend_down", "future")])
-def test_says_is_the_answer_nearest_to_the_anchor(asked, name, kind):
+def test_the_answer_is_the_one_nearest_to_the_embedding(asked, name, kind):
     engine, cache = asked
     query = getattr(by_name(name), kind)[-1].format(user="user")  # a wording kept for tests
     found, anchors = engine.rank(cache, query), engine.embed(cache, query)
     texts, vectors = graded(engine.model, name, kind)
     nearest = {user: texts[int(np.argmax([row @ v for v in vectors]))] for user, row in zip(cache.ids, anchors, strict=True)}
-    assert found.attrs["topics"][0] == name and dict(zip(found["user"], found["says"], strict=True)) == nearest
+    assert found.attrs["topics"][0] == name and dict(zip(found["user"], found["answer"], strict=True)) == nearest
     assert found["score"].is_monotonic_decreasing and set(found["user"]) == set(cache.ids)
 
 
@@ -50,21 +51,24 @@ def test_no_sentence_denies_twice(asked):
     assert sum(text.startswith("Not ") for text in said) > 50  # of all else the opening stays
 
 
-def test_that_nearly_all_are_told_the_same_is_told(asked):
+def test_identical_answers_are_counted(asked):
     engine, cache = asked
-    found = pd.DataFrame({"score": np.arange(100.0), "says": ["Yes."] * 89 + ["No."] * 5 + ["So."] * 6})
-    for some in (found, found[:0], found[:1], found.assign(says="")):
-        assert ranking.identical_answers_note(some) == ""
-    assert ranking.identical_answers_note(found[1:90], "member").startswith("The same is said of 88 of 89 members: look")
-    halves = found.assign(says=["Yes."] * 50 + ["No."] * 50)
-    assert ranking.identical_answers_note(halves).startswith("The same is said of 10 of the 10 nearest to yes")
+    found = pd.DataFrame({"score": np.arange(100.0), "answer": ["Yes."] * 89 + ["No."] * 5 + ["So."] * 6})
+    for part in (found, found[:0], found[:1], found.assign(answer="")):
+        assert ranking.count_identical_answers(part) is None
+    assert ranking.count_identical_answers(found[1:90]) == (88, 89)
+    assert identical_answers_note((88, 89), 89, "member").startswith("88 of 89 members have the same answer. Use the order")
+    halves = found.assign(answer=["Yes."] * 50 + ["No."] * 50)
+    assert ranking.count_identical_answers(halves) == (10, 10)
+    assert identical_answers_note((10, 10), 100).startswith("10 of the 10 users nearest to yes have the same answer")
+    assert identical_answers_note(None, 100) == ""
     told = engine.rank(cache, "Will this user travel soon?")
-    assert told.attrs["alike"] == ranking.identical_answers_note(told)
+    assert told.attrs["identical"] == ranking.count_identical_answers(told)
 
 
 def test_of_falling_spending_the_lowest_grade_means_yes(asked, monkeypatch):
     engine, cache = asked
-    monkeypatch.setattr("qanchor.inference.ranking.N_WORDINGS", 1)
+    monkeypatch.setattr(ranking, "N_WORDINGS", 1)
     for name, sign in (("spend_down", -1), ("spend_up", 1)):
         query = by_name(name).future[-1].format(user="user")
         vectors = graded(engine.model, name, "future")[1]
@@ -82,11 +86,11 @@ def test_every_trained_wording_finds_its_own_topic(asked):
 def test_the_question_about_everything_is_answered_freely(asked):
     engine, cache = asked
     found = engine.rank(cache, SUMMARY_QUERY)
-    assert found.attrs["topics"][0] == "summary" and set(found["says"]) == {""} and np.isfinite(found["score"]).all()
+    assert found.attrs["topics"][0] == "summary" and set(found["answer"]) == {""} and np.isfinite(found["score"]).all()
     asker = qa.LensBackend(engine, cache, make_users(), method="pca")
     assert asker.answer("a", SUMMARY_QUERY) == engine.generate(cache, "a", SUMMARY_QUERY)
     query = by_name("takeout").future[0].format(user="user")
-    says = engine.rank(cache, query).set_index("user")["says"]
+    says = engine.rank(cache, query).set_index("user")["answer"]
     assert [asker.answer(user, query) for user in cache.ids] == [says[user] for user in cache.ids]
 
 
@@ -95,7 +99,7 @@ def test_a_question_about_the_next_week_is_answered_about_the_next_week(asked, m
     seen = []
     monkeypatch.setattr(ranking, "answer_bank", lambda *given, made=ranking.answer_bank: seen.append(given[2]) or made(*given))
     for query in ("Will this user travel?", "Will this user travel in the next week?", "Travel within 100 days?"):
-        says = engine.rank(cache, query)["says"]
+        says = engine.rank(cache, query)["answer"]
         assert not (says.str.contains("30 days") & (seen[-1] != 30)).any()
     assert seen == [30, 7, 90]
     said = [text for graded in ranking.answer_bank(engine.model, "user", 7).texts for text in graded]
@@ -107,17 +111,18 @@ def test_a_question_unlike_all_of_the_training_is_said_to_be_so():
     model = engine.model
     model.skip.query_memory.zero_()
     cache, known = engine.prefill(make_users()), ["Will this user travel soon?", "Does this user buy tea?"]
-    assert engine.rank(cache, "zqx!").attrs["warning"] == ""  # an untrained model cannot tell
+    assert engine.rank(cache, "zqx!").attrs["novel"] is False  # an untrained model cannot tell
     model.skip.remember(model.encode_queries(known).text_embedding)
-    told = "Training asked nothing like it: it mostly shows who a user is altogether."
-    for query, warning in ((known[0], ""), ("zqx!", told)):
-        assert ranking.novelty_warning(model, query) == engine.rank(cache, query).attrs["warning"] == warning
+    warning = "Training contained no similar question, so the result mostly shows the general profile of each user."
+    assert novelty_warning(True) == warning and novelty_warning(False) == ""
+    for query, novel in ((known[0], False), ("zqx!", True)):
+        assert ranking.is_novel(model, query) is engine.rank(cache, query).attrs["novel"] is novel
         *_, last = qa.LensBackend(engine, cache, make_users(), method="pca")(query)
-        assert last["warning"] == warning and told not in last["sentence"]
+        assert last.warning == novelty_warning(novel) and warning not in last.message
     *_, last = qa.LensBackend(engine, cache, make_users(), method="pca")("", known[0])
-    assert last["warning"] == ""  # nothing is asked: nothing is unlike it
+    assert last.warning == ""  # nothing is asked: nothing is unlike it
     model.skip = None
-    assert ranking.novelty_warning(model, "zqx!") == ""
+    assert ranking.is_novel(model, "zqx!") is False
 
 
 IDS = [str(user) for user in range(400)]
@@ -178,8 +183,8 @@ def test_a_question_that_denies_turns_the_order_round(taught, yes, no):
 def test_no_sentence_speaks_against_the_order(taught, query):
     model, anchors = taught
     found, sticks = ranking.label_free_scores(model, IDS, query, anchors), ranking.answer_bank(model, "user", 30)
-    said = next(texts for texts in sticks.texts if found["says"][0] in texts)
-    grade = found["says"].map(said.index)
+    said = next(texts for texts in sticks.texts if found["answer"][0] in texts)
+    grade = found["answer"].map(said.index)
     silence = any(word in said[4] for word in ("silent", "quiet"))  # its highest grade is gone, that of all others is here
     assert np.corrcoef(grade, found["score"])[0, 1] * (1 if silence else -1) > 0.3
 
@@ -194,7 +199,7 @@ def test_concordance_counts_pairs():
     assert low < share < high and concordance(score, np.ones(60)) == concordance(score[:19], truth[:19]) == (None,) * 3
 
 
-def test_the_interval_of_concordance_covers_luck():
+def test_the_interval_of_concordance_covers_chance():
     rng, sure = np.random.default_rng(1), 0
     for _ in range(200):
         _, low, high = concordance(rng.normal(size=80), rng.integers(0, 3, 80).astype(float))
@@ -202,7 +207,7 @@ def test_the_interval_of_concordance_covers_luck():
     assert 0.9 <= sure / 200 <= 0.99
 
 
-def test_hindsight_reads_nothing_after_that_day_and_measures_what_came(monkeypatch):
+def test_a_backtest_reads_nothing_after_that_day_and_measures_what_came(monkeypatch):
     """Deleting what came after changes the truth, never the scores."""
     users, seen = qa.make_sample_users(80, seed=3), []
     engine = make_engine(make_model(users))
@@ -223,30 +228,35 @@ def test_hindsight_reads_nothing_after_that_day_and_measures_what_came(monkeypat
     np.testing.assert_array_equal(simple, later)  # a count of the days before knows nothing of those after, either
     last = ((users.cutoff - came) / pd.Timedelta(days=1)).fillna(30.0)
     np.testing.assert_allclose(truth, last.loc[list(users.ids)], atol=1e-4)
-    assert (
-        str(qa.backtest(engine, users, SUMMARY_QUERY)) == "in hindsight nothing can be said: it is a question of no one topic"
-    )
+    nothing = qa.backtest(engine, users, SUMMARY_QUERY)
+    assert nothing.right is None and backtest_summary(nothing) == "No backtest: the question is not about a single topic."
 
 
-def test_hindsight_of_too_short_a_past_says_so():
+def test_a_backtest_of_too_short_a_past_says_so():
     users = qa.make_sample_users(30, seed=3)
     engine = make_engine(make_model(users))
     young = replace(users, events=users.events[users.events["time"] >= users.cutoff - pd.Timedelta(days=20)])
-    told = qa.backtest(engine, young, "Will this user churn?")
-    assert told.right is None and str(told) == "in hindsight nothing can be said: the truth of 0 users tells too little"
+    result = qa.backtest(engine, young, "Will this user churn?")
+    assert result.right is None and result.n == 0
+    assert backtest_summary(result) == "No backtest: the outcomes of 0 users are too few or all equal."
 
 
 @pytest.mark.parametrize(
-    "span, words", [((0.6, 0.7), ""), ((0.4, 0.6), ": no better than luck"), ((0.3, 0.4), ": worse than luck")]
+    "span, words", [((0.6, 0.7), ""), ((0.4, 0.6), ": no better than chance"), ((0.3, 0.4), ": worse than chance")]
 )
-def test_hindsight_says_what_is_luck(span, words):
-    told = str(qa.BacktestResult(0.5, *span, 400, "not visits_up", 0, "2025-05-02", "user"))
-    assert f"to {100 * span[1]:.0f}; luck: 50){words} of 400 users, by who did not come more often until then" in told
+def test_a_backtest_says_what_is_chance(span, words):
+    summary = backtest_summary(qa.BacktestResult(0.5, *span, 400, "not visits_up", 0, "2025-05-02", "user"))
+    assert summary.startswith("Backtest as of 2025-05-02: 50 of 100 pairs are in the right order (95 %: ")
+    outcome = "Measured on 400 users: did they not come more often until then?"
+    assert summary.endswith(f"to {100 * span[1]:.0f}; chance: 50){words}. {outcome}")
 
 
-def test_hindsight_tells_what_a_simple_count_had_right():
-    told = qa.BacktestResult(0.68, 0.64, 0.71, 395, "lapse", 30, "2026-05-30", "member", 0.701)
-    assert "(95 %: 64 to 71; luck: 50; the same counted before that day: 70) of 395 members" in str(told)
+def test_a_backtest_tells_what_a_plain_count_had_right():
+    result = qa.BacktestResult(0.68, 0.64, 0.71, 395, "lapse", 30, "2026-05-30", "member", 0.701)
+    summary = backtest_summary(result)
+    assert "(95 %: 64 to 71; chance: 50; a plain count of the days before: 70). Measured on 395 members" in summary
+    assert summary.endswith("did they stop shopping here in the 30 days after?")
+    assert "Measured on 395 families" in backtest_summary(result, "family")
 
 
 def test_stop_coming_is_read_as_going_away_and_keep_coming_as_its_contrary(asked):

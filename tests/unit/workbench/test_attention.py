@@ -1,4 +1,4 @@
-"""The looker adds up to what attention and effects say one by one; an edited user is the user built so."""
+"""The attention back end adds up to what attention and effects say one by one; an edited user is the user built so."""
 
 import numpy as np
 import pandas as pd
@@ -46,7 +46,7 @@ def soft_prompt(engine) -> SoftPrompt:
 
 def test_the_ledger_is_what_attention_and_effects_say(engine, looker):
     users = make_users()
-    ledger = last(looker(QUERY))["ledger"]
+    ledger = last(looker(QUERY)).data["table"]
     assert set(ledger["query"]) == {QUERY} and not ledger.duplicated(["layer", "head_group", "modality"]).any()
     np.testing.assert_allclose(ledger.groupby(["layer", "head_group"])["weight"].sum(), 1, atol=1e-5)
     looks = modality_attention(engine, engine.prefill(users), QUERY, by_head=True)
@@ -83,7 +83,7 @@ def test_a_mark_stands_where_the_ranks_are_two_apart():
 
 @pytest.mark.parametrize(
     ("effect", "words"),
-    [([0.3, 0.2, 0.1], "1.00 (1 is the same order, 0 none): they tell the same."), ([0.1, 0.2, 0.3], "contradict")],
+    [([0.3, 0.2, 0.1], "1.00 (1 is the same order, 0 none): they agree."), ([0.1, 0.2, 0.3], "contradict")],
 )
 def test_the_sentence_is_plain_also_when_agreement_is_poor(effect, words):
     look = UserAttention(
@@ -99,9 +99,9 @@ def test_the_sentence_is_plain_also_when_agreement_is_poor(effect, words):
 
 def test_two_queries_share_readings_and_are_told_apart(engine, looker):
     update = last(looker(QUERY, OTHER, ["a", "e"]))
-    both = update["ledger"]
-    assert list(dict.fromkeys(both["query"])) == [QUERY, OTHER] and "Against the other query" in update["sentence"]
-    alone = last(AttentionBackend(engine, make_users())(OTHER, users=["a", "e"]))["ledger"]
+    both = update.data["table"]
+    assert list(dict.fromkeys(both["query"])) == [QUERY, OTHER] and "Compared with the other query" in update.message
+    alone = last(AttentionBackend(engine, make_users())(OTHER, users=["a", "e"])).data["table"]
     columns = ["layer", "head_group", "modality", "weight", "deletion_effect"]
     mine = both.loc[both["query"] == OTHER, columns].reset_index(drop=True)
     pd.testing.assert_frame_equal(mine, alone[columns], atol=1e-5)
@@ -110,8 +110,8 @@ def test_two_queries_share_readings_and_are_told_apart(engine, looker):
 def test_a_soft_prompt_stands_for_a_query_by_itself_or_by_name(engine):
     prompt = soft_prompt(engine)
     looker = AttentionBackend(engine, make_users(), prompts={"tuned travel": prompt})
-    named = last(looker("tuned travel", QUERY, ["a"]))["ledger"].query(WHOLE)
-    given = last(looker(prompt, QUERY, ["a"]))["ledger"].query(WHOLE)
+    named = last(looker("tuned travel", QUERY, ["a"])).data["table"].query(WHOLE)
+    given = last(looker(prompt, QUERY, ["a"])).data["table"].query(WHOLE)
     assert list(dict.fromkeys(given["query"])) == [f"{QUERY} (tuned)", QUERY] and looker.queries[0] == "tuned travel"
     row = named[(named["query"] == "tuned travel") & (named["modality"] == "soft prompt")].iloc[0]
     assert row["slots"] == 3 and row["weight"] > 0 and row["kind"] == "other"
@@ -123,42 +123,42 @@ def test_updates_count_readings_and_closing_cancels(engine, monkeypatch):
     monkeypatch.setattr("qanchor.workbench.attention.USERS_PER_UPDATE", 4)
     looker = AttentionBackend(engine, make_users())
     updates = list(looker(QUERY))
-    done = [update["done"] for update in updates]
-    assert done == sorted(done) and done[-1] == updates[-1]["total"] == 9 * 5
-    words = [update["sentence"] for update in updates if update["sentence"].startswith("Deleted everything")]
-    assert words == [f"Deleted everything once from {n} of 9 users ..." for n in (4, 8, 9)]
-    frames = [update["ledger"] for update in updates if update["ledger"] is not None]
+    done = [update.done for update in updates]
+    assert done == sorted(done) and done[-1] == updates[-1].total == 9 * 5
+    words = [update.message for update in updates if update.message.startswith("Deleted each modality")]
+    assert words == [f"Deleted each modality once from {n} of 9 users ..." for n in (4, 8, 9)]
+    frames = [update.data["table"] for update in updates if update.data["table"] is not None]
     assert frames[0]["deletion_effect"].isna().all() and frames[-1].query(WHOLE)["deletion_effect"].notna().sum() == 4
-    assert [u["ledger"] is None for u in updates[:2]] == [True, True]
+    assert [u.data["table"] is None for u in updates[:2]] == [True, True]
     again = AttentionBackend(engine, make_users())
     running = again(QUERY)
     for _ in range(4):
         next(running)
     running.close()
-    assert all(np.isnan(look.effect).all() for look in again.kept.values())  # nothing half done is kept
-    pd.testing.assert_frame_equal(last(again(QUERY))["ledger"], updates[-1]["ledger"])
+    assert all(np.isnan(look.effect).all() for look in again.results.values())  # nothing half done is kept
+    pd.testing.assert_frame_equal(last(again(QUERY)).data["table"], updates[-1].data["table"])
     assert len(list(looker(QUERY))) < len(updates)  # known by now
 
 
 def test_samples_are_drawn_by_seed_and_said(engine):
     looker = AttentionBackend(engine, make_users(), most=3, seed=1)
     update = last(looker(QUERY))
-    assert "Mean over 3 users of 9 (drawn by seed 1)" in update["caption"] and len(looker.kept) == 3
-    assert last(AttentionBackend(engine, make_users(), most=3, seed=1)(QUERY))["caption"] == update["caption"]
-    assert "of 9" not in last(looker(QUERY, users=["a", "b"]))["caption"]
+    assert "Mean over 3 users of 9 (drawn by seed 1)" in update.caption and len(looker.results) == 3
+    assert last(AttentionBackend(engine, make_users(), most=3, seed=1)(QUERY)).caption == update.caption
+    assert "of 9" not in last(looker(QUERY, users=["a", "b"])).caption
     one = last(looker(QUERY, users=["a"]))
-    assert one["caption"].startswith("a; 2 layers") and " moves a farthest" in one["sentence"]
-    assert "the skip" in update["caption"]
+    assert one.caption.startswith("a; 2 layers") and " moves a farthest" in one.message
+    assert "the skip" in update.caption
 
 
 def test_what_cannot_be_looked_at_is_refused(engine, looker):
     for call, kind, words in (
-        (lambda: looker("  "), ValueError, "query is empty"),
-        (lambda: looker(QUERY, users=[]), ValueError, "0 users to look at"),
-        (lambda: looker(QUERY, users=["zoe"]), KeyError, "user 'zoe' is not among the 9"),
-        (lambda: looker.rerun(QUERY, "a"), ValueError, "no event was dropped or reworded"),
+        (lambda: looker("  "), ValueError, "The query is empty"),
+        (lambda: looker(QUERY, users=[]), ValueError, "No users selected"),
+        (lambda: looker(QUERY, users=["zoe"]), KeyError, "User 'zoe' is not among the 9"),
+        (lambda: looker.rerun(QUERY, "a"), ValueError, "No event was dropped or reworded"),
         (lambda: looker.rerun(QUERY, "a", reword={looker.events("a")["event"][0]: " "}), ValueError, "0 characters"),
-        (lambda: looker.rerun(QUERY, "a", drop=[looker.events("b")["event"][0]]), KeyError, "is none of the 60"),
+        (lambda: looker.rerun(QUERY, "a", drop=[looker.events("b")["event"][0]]), KeyError, "is not among the 60"),
     ):
         with pytest.raises(kind, match=words):
             next(call())
@@ -185,19 +185,19 @@ def test_an_edited_user_is_the_user_built_so(engine, looker):
     expected = engine.embed(cache, QUERY)[cache.ids.index("a")]
     update = last(looker.rerun(QUERY, "a", gone, {told: "concert in Vienna"}))
     before = engine.embed(engine.prefill(users.select(["a"])), QUERY)[0]
-    assert update["moved"] == pytest.approx(1 - float(expected @ before), abs=1e-5) and update["moved"] > 1e-4
-    np.testing.assert_allclose(looker.kept[f"{QUERY} (edited)", "a"].anchor, expected, atol=1e-5)
-    ledger, alone = update["ledger"].query(WHOLE), modality_attention(engine, cache, QUERY, ["a"])
+    assert update.data["moved"] == pytest.approx(1 - float(expected @ before), abs=1e-5) and update.data["moved"] > 1e-4
+    np.testing.assert_allclose(looker.results[f"{QUERY} (edited)", "a"].anchor, expected, atol=1e-5)
+    ledger, alone = update.data["table"].query(WHOLE), modality_attention(engine, cache, QUERY, ["a"])
     assert list(dict.fromkeys(ledger["query"])) == [f"{QUERY} (edited)", QUERY]
     found = ledger[ledger["query"] == f"{QUERY} (edited)"].set_index("modality")["weight"]
     mean = alone.groupby("modality")["weight"].mean()
     np.testing.assert_allclose(found[mean.index], mean, atol=1e-5)
-    assert update["sentence"].startswith("Without 2 events and with 1 event reworded, a moves by ")
-    assert update["before"] and update["after"] and update["done"] == update["total"]
+    assert update.message.startswith("Without 2 events and with 1 event reworded, a moves by ")
+    assert update.data["before"] and update.data["after"] and update.done == update.total
 
 
 def test_a_user_left_without_events_is_read_too(looker):
     mine = looker.events("b")
     update = last(looker.rerun(QUERY, "b", mine["event"]))
-    assert update["moved"] > 0 and looker.events("none").empty
+    assert update.data["moved"] > 0 and looker.events("none").empty
     assert edit_summary([1], {}) == "Without 1 event" and edit_summary([], {1: "x", 2: "y"}) == "With 2 events reworded"

@@ -1,4 +1,4 @@
-"""Tuning to watch and its judgement: the same as a trial, on users held out, with honest words."""
+"""Tuning to watch and its evaluation: the same as `evaluate_prompt`, on held-out users, with honest words."""
 
 import numpy as np
 import pandas as pd
@@ -7,9 +7,7 @@ import torch
 
 import qanchor as qa
 from qanchor.config import TINY
-from qanchor.evaluation import prompt_evaluation
 from qanchor.evaluation.prompt_evaluation import compare_embeddings, compare_prompt, evaluate_prompt, split_labels
-from qanchor.prompt_tuning import tuning
 from qanchor.prompt_tuning.soft_prompt import SoftPrompt
 from qanchor.workbench.messages import prompt_summary
 
@@ -27,16 +25,16 @@ def made():
 def test_it_tells_every_step_and_ends_with_what_a_trial_finds(made):
     tune, engine, cache, users = made
     updates = list(tune(QUERY, "Active", steps=12, seed=1))
-    assert [u["step"] for u in updates] == [0, *range(13), 12, 12] and {u["steps"] for u in updates} == {12}
-    assert updates[0]["sentence"] == "Reading the question behind 30 users" and updates[0]["prompt"] is None
-    assert updates[-2]["sentence"] == "Judging on 30 users that were held out"
-    assert [u["result"] is None for u in updates] == [True] * 15 + [False]
+    assert [u.done for u in updates] == [0, *range(13), 12, 12] and {u.total for u in updates} == {12}
+    assert updates[0].message == "Reading the question for 30 users" and updates[0].data["prompt"] is None
+    assert updates[-2].message == "Evaluating on 30 users that were held out"
+    assert [u.data["result"] is None for u in updates] == [True] * 15 + [False]
     prompt, history, told = evaluate_prompt(engine, cache, QUERY, users.label("Active"), steps=12, seed=1)
-    last, table = updates[-1], updates[-1]["result"].set_index("measure")
+    last, message = updates[-1].data, updates[-1].message
+    table = last["result"].set_index("measure")
     assert torch.equal(last["prompt"].vectors, prompt.vectors) and last["history"].equals(history)
-    assert (
-        table["after"].to_dict() == told["after"] and last["best"] == told["best_step"] and last["sentence"] == told["sentence"]
-    )
+    assert table["after"].to_dict() == told["after"] and last["best"] == told["best_step"]
+    assert message == prompt_summary(told["comparison"]) and "sentence" not in told
     assert table.loc["ks", "low"] == told["gain_ks"]["low"] and told["n_test"] == last["result"].attrs["n"] == 30
 
 
@@ -54,7 +52,7 @@ def test_it_seeks_unless_told_not_to(made, monkeypatch):
         asked.append(how["seek"])
         raise InterruptedError
 
-    monkeypatch.setattr(tuning, "iter_tune_prompt", watched)
+    monkeypatch.setattr("qanchor.workbench.prompt_tuning.iter_tune_prompt", watched)
     for tune in (qa.PromptTuningBackend(engine, cache, users), qa.PromptTuningBackend(engine, cache, users, seek=False)):
         updates = tune(QUERY, "Active")
         next(updates)
@@ -67,17 +65,19 @@ def test_stop_ends_the_tuning_and_judges_the_best(made):
     tune, *_ = made
     calls = iter([False] * 5 + [True])
     updates = list(tune(QUERY, "Active", steps=40, stop=lambda: next(calls)))
-    assert updates[-1]["step"] == 5 and updates[-1]["steps"] == 40 and updates[-1]["result"] is not None
+    assert updates[-1].done == 5 and updates[-1].total == 40 and updates[-1].data["result"] is not None
     assert next(calls, None) is None  # asked once a step
 
 
 def test_closing_cancels_and_what_was_yielded_is_kept(made, monkeypatch):
     tune, *_ = made
-    monkeypatch.setattr(prompt_evaluation, "compare_prompt", lambda *a: pytest.fail("judged though it was cancelled"))
+    monkeypatch.setattr(
+        "qanchor.workbench.prompt_tuning.compare_prompt", lambda *a: pytest.fail("evaluated though it was cancelled")
+    )
     updates = tune(QUERY, "Active", steps=40)
-    told = next(u for u in updates if u["step"] == 3)
+    update = next(u for u in updates if u.done == 3)
     updates.close()
-    assert isinstance(told["prompt"], SoftPrompt) and next(updates, None) is None
+    assert isinstance(update.data["prompt"], SoftPrompt) and next(updates, None) is None
 
 
 def test_a_prompt_that_adds_nothing_gains_nothing(made):
@@ -119,7 +119,7 @@ def test_judged_measures_are_the_plain_ones(made):
 def test_the_sentence_is_honest(gap, words):
     found = pd.DataFrame([("auc", 0.7, 0.7 + gap[0], *gap)], columns=["measure", "before", "after", "gain", "low", "high"])
     found.attrs["n"] = 1200
-    assert prompt_summary(found, "household").startswith("On 1,200 households never tuned on, AUC is .700 before and .")
+    assert prompt_summary(found, "household").startswith("On 1,200 held-out households, AUC is .700 before and .")
     assert prompt_summary(found, "household").endswith(f" after: {words}")
 
 
@@ -127,12 +127,12 @@ def test_the_sentence_is_honest(gap, words):
     ("before", "after", "words"),
     [
         ((0.51, 0.6), (0.52, 0.7), "AUC is .555 before and .610 after: no gain"),
-        ((0.49, 0.6), (0.52, 0.7), "AUC is .555 before (no better than luck) and .610 after: no gain"),
-        ((0.51, 0.6), (0.5, 0.7), "AUC is .555 before and .610 after (no better than luck): no gain"),
-        ((0.49, 0.6), (0.4, 0.7), "AUC is .555 before and .610 after, neither better than luck: no gain"),
+        ((0.49, 0.6), (0.52, 0.7), "AUC is .555 before (no better than chance) and .610 after: no gain"),
+        ((0.51, 0.6), (0.5, 0.7), "AUC is .555 before and .610 after (no better than chance): no gain"),
+        ((0.49, 0.6), (0.4, 0.7), "AUC is .555 before and .610 after, neither better than chance: no gain"),
     ],
 )
-def test_the_sentence_says_what_is_luck(before, after, words):
+def test_the_sentence_says_what_is_chance(before, after, words):
     found = pd.DataFrame(
         [("auc", 0.555, 0.61, 0.055, -0.01, 0.1)], columns=["measure", "before", "after", "gain", "low", "high"]
     )
@@ -151,7 +151,7 @@ def test_an_embedding_that_knows_nothing_is_luck():
         low, high = found.attrs["intervals"][side]
         assert low <= table[side] <= high
     assert found.attrs["intervals"]["before"][0] <= 0.5 < found.attrs["intervals"]["after"][0]
-    assert f"AUC is {table['before']:.3f} before (no better than luck) and 1.000 after: a gain".replace(
+    assert f"AUC is {table['before']:.3f} before (no better than chance) and 1.000 after: a gain".replace(
         "0.", "."
     ) in prompt_summary(found)
 
@@ -162,7 +162,7 @@ def test_what_cannot_be_judged_is_told_before_it_is_tuned(made):
         next(tune(QUERY, "Nope"))
     _, others = split_labels(cache, users.label("Active"), 0.5, 0)
     rare = users.label("Active").where(~users.labels.index.isin(others.index), 0.0)
-    with pytest.raises(ValueError, match="the 30 users held out are of 1 class, 2 are needed to judge"):
+    with pytest.raises(ValueError, match="Found 1 class in the 30 test labels; 2 are required"):
         evaluate_prompt(engine, cache, QUERY, rare, steps=1)
 
 
@@ -170,8 +170,8 @@ def test_saving_never_takes_the_place_of_another_prompt(made, tmp_path):
     tune, *_ = made
     *_, last = tune(QUERY, "Active", steps=0)
     with pytest.raises(ValueError, match="the model has no run"):
-        tune.save(last["prompt"], tmp_path / "soft")
+        tune.save(last.data["prompt"], tmp_path / "soft")
     (tmp_path / "soft").mkdir()
     (tmp_path / "soft/prompt.json").write_text("{}")
-    with pytest.raises(FileExistsError, match="holds a soft prompt already: name another folder"):
-        tune.save(last["prompt"], tmp_path / "soft")
+    with pytest.raises(FileExistsError, match=r"already holds a soft prompt\. Name another folder"):
+        tune.save(last.data["prompt"], tmp_path / "soft")

@@ -1,0 +1,41 @@
+"""The cluster comparison as the cluster view reads it."""
+
+from __future__ import annotations
+
+from qanchor.analysis.clusters import SIDES, ClusterComparison
+from qanchor.utils.text import plural
+from qanchor.workbench.messages import clusters_summary, comparison_caption, comparison_summary
+from qanchor.workbench.updates import Update
+
+
+def comparison_update(comparison: ClusterComparison, unit: str = "user") -> Update:
+    """Put a comparison of clusters into words.
+
+    Args:
+        comparison: From `compare_clusters`.
+        unit: The word for a user; default "user".
+
+    Returns:
+        An update that says what became of the clusters. Its data: `points, before, after, names, transitions, scores` (frames,
+        see `ClusterComparison`), `summaries` (what to say of each side), `unit` and `units`.
+
+    Example:
+        >>> from qanchor.analysis.clusters import compare_clusters
+        >>> users, random = qa.make_sample_users(60), np.random.default_rng(0)
+        >>> rows = np.repeat(np.eye(2, 8), 30, axis=0) + random.normal(scale=0.05, size=(60, 8))
+        >>> comparison_update(compare_clusters(rows, rows, users, method="pca")).message
+        '2 clusters became 2: 2 stayed.'
+    """
+    data = {
+        "points": comparison.points,
+        "before": comparison.before,
+        "after": comparison.after,
+        "names": comparison.names,
+        "transitions": comparison.transitions,
+        "scores": comparison.scores,
+        "summaries": {side: clusters_summary(getattr(comparison, side), unit) for side in SIDES},
+        "unit": unit,
+        "units": plural(unit),
+    }
+    message = comparison_summary(comparison, unit)
+    return Update(1, 1, message, comparison_caption(comparison, unit), data=data)

@@ -1,0 +1,84 @@
+"""The back end of the selection panel: which question separates the selected users from the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import pandas as pd
+
+from qanchor.analysis.embedding_cache import EmbeddingCache
+from qanchor.analysis.group_queries import DRAWS, question_bank, rank_queries_for_group
+from qanchor.workbench.messages import (
+    embedding_progress,
+    group_queries_caption,
+    group_queries_summary,
+    questions_progress,
+)
+from qanchor.workbench.updates import Update
+
+
+class GroupQueriesBackend:
+    """Rank questions for a group of users.
+
+    Calling it, `backend(ids)`, returns an iterator of `Update`; the last one has `data["frame"]`, see
+    `rank_queries_for_group`. Closing the iterator cancels.
+
+    Args:
+        embedding_cache: The users.
+        questions: Texts, or a mapping from texts to topic names; default `question_bank`.
+        draws: Random groups behind the chance level; default 200.
+        seed: Seed of folds and random groups; default 0.
+
+    Example:
+        >>> from qanchor.analysis.embedding_cache import EmbeddingCache
+        >>> users = qa.make_sample_users(40)
+        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> backend = GroupQueriesBackend(EmbeddingCache(engine, engine.prefill(users)), ["Why?"])
+        >>> *_, last = backend(users.ids[:12])
+        >>> last.data["frame"]["query"].tolist()
+        ['Why?']
+    """
+
+    def __init__(
+        self,
+        embedding_cache: EmbeddingCache,
+        questions: Sequence[str] | Mapping[str, str] | None = None,
+        *,
+        draws: int = DRAWS,
+        seed: int = 0,
+    ):
+        self.embedding_cache = embedding_cache
+        self.questions = questions
+        self.draws = draws
+        self.seed = seed
+
+    def __call__(
+        self, ids: Iterable[str], questions: Sequence[str] | Mapping[str, str] | None = None
+    ) -> Iterator[Update]:
+        """Rank the questions for a group.
+
+        Args:
+            ids: The group.
+            questions: Other questions than those of the back end; default: these.
+
+        Yields:
+            Progress; the last update has `data["frame"]`.
+        """
+        unit = self.embedding_cache.cache.unit
+        questions = self.questions if questions is None else questions
+        questions = question_bank(unit) if questions is None else questions
+        missing = [query for query in questions if query not in self.embedding_cache.embeddings]
+        done, total = 0, len(questions)
+        steps = rank_queries_for_group(
+            self.embedding_cache, ids, questions, draws=self.draws, seed=self.seed
+        )
+        for step in steps:
+            if isinstance(step, pd.DataFrame):
+                message = group_queries_summary(step, unit)
+                yield Update(total, total, message, group_queries_caption(self.draws), data={"frame": step})
+                continue
+            stage, done, total = step
+            if stage == "users":
+                yield Update(done, total, embedding_progress(done, total, unit, len(missing)))
+            else:
+                yield Update(done, total, questions_progress(done, total))

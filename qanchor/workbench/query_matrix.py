@@ -1,0 +1,89 @@
+"""The back end of the query matrix: questions against groups of users."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import pandas as pd
+
+from qanchor.analysis.embedding_cache import EmbeddingCache
+from qanchor.analysis.query_matrix import default_groups, default_queries, query_group_matrix
+from qanchor.data.export import MIN_GROUP_SIZE
+from qanchor.data.users import Users
+from qanchor.utils.arrays import LRUCache
+from qanchor.utils.text import plural
+from qanchor.workbench.messages import MEASURE_NOTES, matrix_caption, matrix_progress, matrix_summary
+from qanchor.workbench.updates import Update
+
+MAX_CACHED_CELLS = 2_000  # newest results that are cached: 6 kB each, and an eighth of a byte per user
+
+
+class QueryMatrixBackend:
+    """Put questions to groups of users.
+
+    Calling it, `backend(queries, groups)`, returns an iterator of `Update`; closing the iterator cancels. `queries` and
+    `groups` are what a view opens with; `ids`, `unit`, `units` and `least` (users that a group must have) are of the users.
+
+    Args:
+        embedding_cache: The users, as `LensBackend.embedding_cache`.
+        users: The same users.
+        queries: The questions to open with; default `default_queries(users)`.
+        groups: Ids by name to open with; default `default_groups(users)`.
+        seed: Seed of the random groups; default 0.
+
+    Example:
+        >>> from qanchor.analysis.embedding_cache import EmbeddingCache
+        >>> users = qa.make_sample_users(60)
+        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> backend = QueryMatrixBackend(EmbeddingCache(engine, engine.prefill(users)), users)
+        >>> *_, last = backend(backend.queries[:1], {"some": users.ids[:20]})
+        >>> last.data["frame"]["query"].tolist() == backend.queries[:1]
+        True
+    """
+
+    def __init__(
+        self,
+        embedding_cache: EmbeddingCache,
+        users: Users,
+        queries: Sequence[str] | None = None,
+        groups: Mapping[str, Iterable[str]] | None = None,
+        seed: int = 0,
+    ):
+        self.embedding_cache = embedding_cache
+        self.ids = users.ids
+        self.unit = users.unit
+        self.units = plural(users.unit)
+        self.least = MIN_GROUP_SIZE
+        self.seed = seed
+        self.queries = default_queries(users) if queries is None else list(queries)
+        self.groups = default_groups(users) if groups is None else {name: tuple(ids) for name, ids in groups.items()}
+        self._cells = LRUCache(MAX_CACHED_CELLS)
+
+    def __call__(self, queries: Sequence[str], groups: Mapping[str, Iterable[str]]) -> Iterator[Update]:
+        """Measure what each question does to each group, row by row.
+
+        Args:
+            queries: The questions.
+            groups: Ids by name.
+
+        Yields:
+            Updates with `data["frame"]`, the rows so far (None before the first), see `query_group_matrix`, and
+            `data["reads"]`, how to read each measure.
+        """
+        steps = query_group_matrix(self.embedding_cache, queries, groups, cells=self._cells, seed=self.seed)
+        n_queries = len({str(query).strip() for query in queries})
+        return self._updates(steps, n_queries)
+
+    def _updates(self, steps: Iterator, n_queries: int) -> Iterator[Update]:
+        n_users = len(self.embedding_cache.ids)
+        dim = self.embedding_cache.engine.model.config.embedding_dim
+        caption = matrix_caption(n_queries, n_users, dim, self.unit)
+        total = n_users * n_queries
+        for step in steps:
+            if isinstance(step, pd.DataFrame):
+                data = {"frame": step, "reads": MEASURE_NOTES}
+                yield Update(total, total, matrix_summary(step, self.unit), caption, data=data)
+                continue
+            total = step.total
+            data = {"frame": step.frame, "reads": MEASURE_NOTES}
+            yield Update(step.done, step.total, matrix_progress(step, self.unit), caption, data=data)
