@@ -183,7 +183,9 @@ class Config:
                 )
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"config.{name} is {getattr(self, name)!r}: choose one of {allowed}")
+                raise ValueError(
+                    f"config.{name} is {getattr(self, name)!r}: choose one of {allowed}"
+                )
         for name in POSITIVE_FIELDS:
             if getattr(self, name) < 1:
                 raise ValueError(f"config.{name} is {getattr(self, name)}: it must be at least 1")
@@ -307,9 +309,7 @@ def parse_override(text: str) -> tuple[str, object]:
     """
     name, equals, value = text.partition("=")
     if not equals:
-        raise ValueError(
-            f"--set {text}: write it as name=value, like lora_learning_rate=0.001"
-        )
+        raise ValueError(f"--set {text}: write it as name=value, like lora_learning_rate=0.001")
     json_text = value.lower() if value in ("True", "False") else value
     try:
         return name, json.loads(json_text)

@@ -46,7 +46,10 @@ class CleaningError(QanchorError, ValueError):
     def __init__(self, folder, problems: list):
         self.problems = problems
         lines = "\n".join(f"  {problem}" for problem in problems)
-        super().__init__(f"{folder}: {len(problems)} problem(s) that only you can fix; nothing was written\n{lines}")
+        super().__init__(
+            f"{folder}: {len(problems)} problem(s) that only you can fix; nothing was "
+            f"written\n{lines}"
+        )
 
 
 class WeightsError(QanchorError, RuntimeError):

@@ -1,4 +1,6 @@
-"""What holds for every test: shapes and types in signatures are checked, the network is shut, browser tests are marked."""
+"""What holds for every test: shapes and types in signatures are checked, the network is shut,
+browser tests are marked.
+"""
 
 import os
 import socket
@@ -12,7 +14,9 @@ from jaxtyping import install_import_hook
 # The hook wants an importable name; the tower lets an int stand where a float is asked for.
 beartype.with_tower = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 install_import_hook(["qanchor", "tests.benchmarks"], "beartype.with_tower")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # else a missing file is looked for on a hub and the test hangs
+os.environ.setdefault(
+    "HF_HUB_OFFLINE", "1"
+)  # else a missing file is looked for on a hub and the test hangs
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else forked workers warn and may lock
 
 HERE = Path(__file__).parent
@@ -41,7 +45,9 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True, scope="session")
 def no_network():
-    """Refuse every connection that leaves the machine: a test that needs one would fail for the next person."""
+    """Refuse every connection that leaves the machine: a test that needs one would fail for the
+    next person.
+    """
     connect = socket.socket.connect
 
     def local_only(self, address):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,8 @@ class ClusterView(View):
     A click on a cluster, a band or a kind of band selects its users.
 
     Args:
-        comparison: Frames by name, as `qanchor.compare_clusters` returns them: `points` (user,
+        comparison: Frames by name, or an update that has
+            them in `data`, as `session.compare(before, after)` returns it: `points` (user,
             query, x, y, trust; the queries are before, after and, for stars, mark), `before` and
             `after` (user, cluster; -1 is none), `transitions` (from_cluster, to_cluster, users,
             kind); and if there are any, `names` (side, cluster, name, stability, modality, texts),
@@ -82,6 +84,7 @@ class ClusterView(View):
         Raises:
             ValueError: If a frame is missing, or the two sides have different users.
         """
+        comparison = as_mapping(comparison)
         ids = checked_ids(comparison)
         picture = pack_comparison(comparison, ids, self._frame)
         if ids != self._ids:
@@ -151,6 +154,14 @@ class ClusterView(View):
 
     def _on_select(self, rows: np.ndarray) -> None:
         self._selected = np.asarray(rows, dtype=np.int32).tobytes()
+
+
+def as_mapping(comparison: Any) -> Mapping:
+    """Return a comparison as one mapping; an update of a back end brings its words beside its data."""
+    if isinstance(comparison, Mapping):
+        return comparison
+    words = {"sentence": comparison.message, "caption": comparison.caption}
+    return {**comparison.data, **words}
 
 
 def checked_ids(comparison: Mapping) -> tuple[str, ...]:

@@ -558,7 +558,7 @@ class QueryLens(View):
             self._backtest = self._rankings.packed_backtest(query)
         except Exception as error:
             log.exception("no backtest of %r", query)
-            words = f"No hindsight: {error_message(error)}"
+            words = f"No backtest: {error_message(error)}"
             self._backtest = {"query": query, "words": words}
 
     def _follow_backtest(self, query: str, stop: Event) -> None:
@@ -568,7 +568,7 @@ class QueryLens(View):
                     return
                 result = update.data.get("backtest")
                 if result is not None:
-                    self._rankings.add_backtest(query, result)
+                    self._rankings.add_backtest(query, result, update.message)
                     continue
                 words = f"{capitalize(update.message)}: {update.done:,} of {update.total:,} ..."
                 self._backtest = {"query": query, "busy": True, "words": words}
@@ -618,9 +618,9 @@ class RankingStore:
         self._rankings[query] = Ranking(table, scores, packed)
         forget_oldest(self._rankings, self._size)
 
-    def add_backtest(self, query: str, result) -> None:
-        """Keep the backtest of a query."""
-        self._backtests[query] = result
+    def add_backtest(self, query: str, result, words: str) -> None:
+        """Keep the backtest of a query, and how the back end puts it into words."""
+        self._backtests[query] = (result, words)
         forget_oldest(self._backtests, self._size)
 
     def has_backtest(self, query: str) -> bool:
@@ -634,8 +634,7 @@ class RankingStore:
 
     def packed_backtest(self, query: str) -> dict:
         """Return what the browser reads of the backtest of a query."""
-        result = self._backtests.get(query)
-        words = "" if result is None else f"{capitalize(str(result))}."
+        _, words = self._backtests.get(query, (None, ""))
         return {"query": query, "words": words}
 
     def frame(self, query: str) -> pd.DataFrame:
@@ -660,7 +659,7 @@ class RankingStore:
         """
         ranking = self._rankings.get(entry.query)
         ranked = ranking is not None and ranking.scores is not None
-        backtest = self._backtests.get(entry.query)
+        backtest, backtest_words = self._backtests.get(entry.query, (None, "not run"))
         warning = entry.picture["warning"]
         facts: dict[str, Any] = {}
         if ranked and entry.moved_share > MOST_MOVED_SHARE:  # that they moved tells nobody apart
@@ -677,14 +676,13 @@ class RankingStore:
                 share = beaten_share(ranking.scores, rows)
                 selected += f", on average nearer to yes than {share:.0%} of all"
         if ranked and with_backtest:
-            result = "not looked at" if backtest is None else str(backtest)
-            facts["in_hindsight"] = result.removeprefix("in hindsight, ")
+            facts["backtest"] = backtest_words
         if len(rows):
             facts["chosen"] = selected
         return facts
 
     def _backtest_facts(self, backtest) -> dict:
-        asked = f"asked as of {backtest.cutoff} (luck: 0.5)"
+        asked = f"asked as of {backtest.cutoff} (chance: 0.5)"
         return {
             "metric": f"pairs of {self._units} in the right order, {asked}",
             "n": backtest.n,

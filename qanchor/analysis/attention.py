@@ -24,13 +24,25 @@ from qanchor.models.prefix_encoder import GROUP, USER, Prefix
 from qanchor.models.preprocessor import UserPreprocessor
 
 TABULAR = "tabular"
-NON_MODALITY_ROWS = ("user", "summary", TABULAR, "query", "soft prompt", "sink")  # rows of the frame beside the modalities
-SUMMARY_GROUPS = ("time", "counts", "words")  # groups of numbers that sum up the events of every modality
+NON_MODALITY_ROWS = (
+    "user",
+    "summary",
+    TABULAR,
+    "query",
+    "soft prompt",
+    "sink",
+)  # rows of the frame beside the modalities
+SUMMARY_GROUPS = (
+    "time",
+    "counts",
+    "words",
+)  # groups of numbers that sum up the events of every modality
 ATTENTION_COLUMNS = ["user", "query", "layer", "head", "modality", "weight", "per_token"]
 
 
 def row_names(preprocessor: UserPreprocessor) -> list[str]:
-    """Return the names of the rows that attention is summed over: the modalities, then the other rows.
+    """Return the names of the rows that attention is summed over: the modalities, then the other
+    rows.
 
     Args:
         preprocessor: The preprocessor of the model.
@@ -45,12 +57,20 @@ def row_names(preprocessor: UserPreprocessor) -> list[str]:
     if clashes:
         name = f"A modality is named {clashes[0]!r}, which is reserved for tokens of no modality."
         raise ValueError(f"{name} Rename it and train again.")
-    return [*preprocessor.modalities, *(name for name in NON_MODALITY_ROWS if name not in preprocessor.modalities)]
+    return [
+        *preprocessor.modalities,
+        *(name for name in NON_MODALITY_ROWS if name not in preprocessor.modalities),
+    ]
 
 
 @torch.inference_mode()
 def modality_attention(
-    engine: Engine, cache: PrefixCache, query: QueryLike, users: Sequence[str] | None = None, *, by_head: bool = False
+    engine: Engine,
+    cache: PrefixCache,
+    query: QueryLike,
+    users: Sequence[str] | None = None,
+    *,
+    by_head: bool = False,
 ) -> pd.DataFrame:
     """Return the attention of <USER_EMB> under a query, summed over the tokens of each modality.
 
@@ -64,10 +84,14 @@ def modality_attention(
         by_head: Return a row per head; default False, then head is -1, the mean of all.
 
     Returns:
-        `user, query, layer, head, modality, weight, per_token`. The weights of one user, layer and head sum to 1; per_token is
-        the weight divided by the number of tokens. The row of a modality covers its own token, its habits and its events. The
-        other rows are `user` (the user token), `summary` and `tabular` (groups of numbers), `query` (its own words), `soft
-        prompt` (its vectors) and `sink`, the first token: language models leave there what they do not need elsewhere.
+        `user, query, layer, head, modality, weight, per_token`. The weights of one user, layer and
+        head sum to 1; per_token is
+        the weight divided by the number of tokens. The row of a modality covers its own token, its
+        habits and its events. The
+        other rows are `user` (the user token), `summary` and `tabular` (groups of numbers), `query`
+        (its own words), `soft
+        prompt` (its vectors) and `sink`, the first token: language models leave there what they do
+        not need elsewhere.
 
     Raises:
         KeyError: If a user was not read.
@@ -85,19 +109,32 @@ def modality_attention(
         raise ValueError("No users selected. Give ids, or none for all of the cache.")
     unread = sorted(set(wanted) - set(cache.ids))
     if unread:
-        raise KeyError(f"User {unread[0]!r} is not among the {len(cache):,} that were read. Prefill it first.")
+        raise KeyError(
+            f"User {unread[0]!r} is not among the {len(cache):,} that were read. Prefill it first."
+        )
     names, frames = row_names(engine.model.preprocessor), []
     for ids, weight, count in iter_attention_shares(engine, cache, query, wanted):
-        frames.append(_attention_frame(ids, query, names, weight if by_head else weight.mean(2, keepdims=True), count))
+        frames.append(
+            _attention_frame(
+                ids, query, names, weight if by_head else weight.mean(2, keepdims=True), count
+            )
+        )
     order = pd.Categorical(pd.concat(frames)["user"], wanted, ordered=True)
-    return pd.concat(frames).assign(user=order).sort_values("user", kind="stable", ignore_index=True).astype({"user": "str"})
+    return (
+        pd.concat(frames)
+        .assign(user=order)
+        .sort_values("user", kind="stable", ignore_index=True)
+        .astype({"user": "str"})
+    )
 
 
 @torch.inference_mode()
 def iter_attention_shares(
     engine: Engine, cache: PrefixCache, query: QueryLike, users: Sequence[str]
 ) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
-    """Yield, batch by batch, ids, weights (layer, user, head, row), and the number of tokens of each row of `row_names`."""
+    """Yield, batch by batch, ids, weights (layer, user, head, row), and the number of tokens of
+    each row of `row_names`.
+    """
     asked, names = engine.model.build_query_batch([query]), row_names(engine.model.preprocessor)
     chosen = np.isin(np.array(cache.ids, dtype=object), list(users))
     for group in cache.groups:
@@ -133,11 +170,18 @@ def record_attention(model: QAnchor, place: int) -> Iterator[list[Float[Tensor, 
 
 
 def slot_row_codes(preprocessor: UserPreprocessor, prefix: Prefix) -> Int[Tensor, "user slot"]:
-    """Return the row of `row_names` that each prefix token belongs to; padding belongs to none (-1)."""
+    """Return the row of `row_names` that each prefix token belongs to; padding belongs to none
+    (-1).
+    """
     names, device = row_names(preprocessor), prefix.mask.device
-    groups = [names.index("summary" if name in SUMMARY_GROUPS else TABULAR) for name in preprocessor.groups()]
+    groups = [
+        names.index("summary" if name in SUMMARY_GROUPS else TABULAR)
+        for name in preprocessor.groups()
+    ]
     code = torch.where(prefix.kind == USER, names.index("user"), prefix.modality)
-    number = ((prefix.kind == GROUP).cumsum(1) - 1).clamp(min=0)  # groups stand in the preprocessor's order
+    number = ((prefix.kind == GROUP).cumsum(1) - 1).clamp(
+        min=0
+    )  # groups stand in the preprocessor's order
     code = torch.where(prefix.kind == GROUP, torch.tensor(groups, device=device)[number], code)
     first = (prefix.mask.cumsum(1) == 1) & prefix.mask
     return torch.where(first, names.index("sink"), code).masked_fill(~prefix.mask, -1)
@@ -148,8 +192,12 @@ def _query_row_codes(asked: QueryBatch, names: list[str], users: int) -> Int[Ten
     return code.expand(users, -1)
 
 
-def _sum_by_row(attention: Float[Tensor, "layer user head key"], code: Int[Tensor, "user key"], rows: int):
-    """Sum attention over the keys of each row: (layer, user, head, row), and the number of keys (user, row)."""
+def _sum_by_row(
+    attention: Float[Tensor, "layer user head key"], code: Int[Tensor, "user key"], rows: int
+):
+    """Sum attention over the keys of each row: (layer, user, head, row), and the number of keys
+    (user, row).
+    """
     member = _row_membership(code, rows)
     weight = torch.einsum("luhk,ukr->luhr", attention, member)
     weight = weight / weight.sum(-1, keepdim=True)  # of half precision, so they miss 1 by a little
@@ -160,11 +208,17 @@ def _row_membership(code: Int[Tensor, "user key"], rows: int) -> Float[Tensor, "
     return (F.one_hot(code.clamp(min=0), rows) * (code >= 0)[..., None]).float()
 
 
-def _attention_frame(ids: list[str], query: QueryLike, names: list[str], weight: np.ndarray, count: np.ndarray) -> pd.DataFrame:
+def _attention_frame(
+    ids: list[str], query: QueryLike, names: list[str], weight: np.ndarray, count: np.ndarray
+) -> pd.DataFrame:
     layers, _, heads, _ = weight.shape
-    index = pd.MultiIndex.from_product([range(layers), ids, range(heads), names], names=["layer", "user", "head", "modality"])
+    index = pd.MultiIndex.from_product(
+        [range(layers), ids, range(heads), names], names=["layer", "user", "head", "modality"]
+    )
     many = np.broadcast_to(count[None, :, None], weight.shape).ravel()
-    frame = pd.DataFrame({"weight": weight.ravel(), "per_token": weight.ravel() / np.maximum(many, 1)}, index).reset_index()
+    frame = pd.DataFrame(
+        {"weight": weight.ravel(), "per_token": weight.ravel() / np.maximum(many, 1)}, index
+    ).reset_index()
     frame = frame[many > 0].assign(query=query_text(query))
     return (frame if heads > 1 else frame.assign(head=-1))[ATTENTION_COLUMNS].sort_values(
         ["user", "layer", "head"], kind="stable"
@@ -183,15 +237,19 @@ def modality_importance(
 
     Args:
         engine: The model.
-        users: The users. Each is read once whole, and once without each of the modalities and the facts.
+        users: The users. Each is read once whole, and once without each of the modalities and the
+        facts.
         query: One query, or several that share these readings.
         gradient: Also compute gradient times input; default True.
         progress: Called with (done, total) modalities; default: not called.
 
     Returns:
-        `user, query, modality, events, deletion_effect, gradient`. deletion_effect: 1 - cosine to the embedding of the whole
-        user. gradient: share of gradient times input, over what the modality feeds (its tokens and its coarse numbers), of the
-        part of the embedding that differs from the other users; NaN without. Modalities that a user lacks are left out.
+        `user, query, modality, events, deletion_effect, gradient`. deletion_effect: 1 - cosine to
+        the embedding of the whole
+        user. gradient: share of gradient times input, over what the modality feeds (its tokens and
+        its coarse numbers), of the
+        part of the embedding that differs from the other users; NaN without. Modalities that a user
+        lacks are left out.
 
     Example:
         >>> users = qa.make_sample_users(40).sample(3)
@@ -203,12 +261,20 @@ def modality_importance(
     asked = [query] if isinstance(query, QueryLike) else list(query)
     whole = engine.embed(engine.prefill(users), asked).astype(float)
     names, frames = ablatable_rows(engine.model.preprocessor), []
-    slopes = [gradient_x_input(engine, users, q, whole[:, k]) if gradient else {} for k, q in enumerate(asked)]
-    for done, (name, events, has, moved) in enumerate(iter_modality_ablation(engine, users, asked, whole), 1):
+    slopes = [
+        gradient_x_input(engine, users, q, whole[:, k]) if gradient else {}
+        for k, q in enumerate(asked)
+    ]
+    for done, (name, events, has, moved) in enumerate(
+        iter_modality_ablation(engine, users, asked, whole), 1
+    ):
         for k, one in enumerate(asked):
             frame = pd.DataFrame({"user": list(users.ids), "query": query_text(one)})
             frame = frame.assign(
-                modality=name, events=events, deletion_effect=moved[:, k], gradient=slopes[k].get(name, np.nan)
+                modality=name,
+                events=events,
+                deletion_effect=moved[:, k],
+                gradient=slopes[k].get(name, np.nan),
             )
             frames.append(frame[has])
         if progress:
@@ -222,16 +288,25 @@ def ablatable_rows(preprocessor: UserPreprocessor) -> list[str]:
 
 
 def iter_modality_ablation(
-    engine: Engine, users: Users, queries: Sequence[QueryLike], whole: Float[np.ndarray, "user query dim"]
+    engine: Engine,
+    users: Users,
+    queries: Sequence[QueryLike],
+    whole: Float[np.ndarray, "user query dim"],
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-    """Read users without one modality after another: yields its name, its events (user,), who has it, and how far they move."""
-    counts = pd.crosstab(users.history()["user"], users.history()["modality"]).reindex(index=list(users.ids), fill_value=0)
+    """Read users without one modality after another: yields its name, its events (user,), who has
+    it, and how far they move.
+    """
+    counts = pd.crosstab(users.history()["user"], users.history()["modality"]).reindex(
+        index=list(users.ids), fill_value=0
+    )
     for name in ablatable_rows(engine.model.preprocessor):
         less = np.zeros_like(whole)
         for rows, z in engine.iter_embed_uncached(without_modality(users, name), queries):
             less[rows] = z
         events = counts.get(name, pd.Series(0, counts.index)).to_numpy()
-        has = (events > 0) | (users.tabular.notna().any(axis=1).to_numpy() if name == TABULAR else False)
+        has = (events > 0) | (
+            users.tabular.notna().any(axis=1).to_numpy() if name == TABULAR else False
+        )
         yield name, events, has, np.maximum(1 - (whole * less).sum(-1), 0.0)
 
 
@@ -249,7 +324,8 @@ def gradient_x_input(
     anchors: Float[np.ndarray, "user dim"],
     middle: Float[np.ndarray, " dim"] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return gradient times input of each row as |sum| over its tokens and numbers, divided by the sum over all rows.
+    """Return gradient times input of each row as |sum| over its tokens and numbers, divided by the
+    sum over all rows.
 
     Args:
         engine: The model.
@@ -262,27 +338,42 @@ def gradient_x_input(
         One number per user, by name of the row.
     """
     model, features = engine.model, engine.model.preprocessor.transform(users)
-    apart = torch.from_numpy(anchors - (anchors.mean(0) if middle is None else middle)).float().to(model.device)
+    apart = (
+        torch.from_numpy(anchors - (anchors.mean(0) if middle is None else middle))
+        .float()
+        .to(model.device)
+    )
     asked, names = model.encode_queries([query]), row_names(model.preprocessor)
     out = torch.zeros(len(users), len(names))
     for rows in group_by_length(features.lengths() + 1, 2048, most=16):
         prefix = model.encode_prefix(collate_users(features, rows).to(model.device))
-        slots, coarse = prefix.tokens.clone().requires_grad_(), prefix.coarse.clone().requires_grad_()
+        slots, coarse = (
+            prefix.tokens.clone().requires_grad_(),
+            prefix.coarse.clone().requires_grad_(),
+        )
         one = replace(prefix, tokens=slots, coarse=coarse)
-        anchor = model.anchors(one, model.build_query_batch([query], len(rows)), asked.expand_to(len(rows)))[0][:, 0]
+        anchor = model.anchors(
+            one, model.build_query_batch([query], len(rows)), asked.expand_to(len(rows))
+        )[0][:, 0]
         score = (anchor * apart[torch.as_tensor(rows, device=model.device)]).sum()
-        by_slot, by_number = torch.autograd.grad(score, [slots, coarse], allow_unused=True, materialize_grads=True)
+        by_slot, by_number = torch.autograd.grad(
+            score, [slots, coarse], allow_unused=True, materialize_grads=True
+        )
         member = _row_membership(slot_row_codes(model.preprocessor, one), len(names))
         from_slots = torch.einsum("us,usr->ur", (by_slot * slots).sum(-1), member)
         row_of_number = coarse_row_matrix(model.preprocessor).to(coarse.device)
         from_numbers = torch.einsum("un,nr->ur", by_number * coarse, row_of_number)
         size = (from_slots + from_numbers).abs()
-        out[torch.as_tensor(rows)] = (size / size.sum(1, keepdim=True).clamp(min=1e-12)).detach().cpu()
+        out[torch.as_tensor(rows)] = (
+            (size / size.sum(1, keepdim=True).clamp(min=1e-12)).detach().cpu()
+        )
     return {name: out[:, i].numpy().astype(float) for i, name in enumerate(names)}
 
 
 def coarse_row_matrix(preprocessor: UserPreprocessor) -> Float[Tensor, "number row"]:
-    """Return the row that each coarse number belongs to, one-hot: first those of the modalities, then of the groups."""
+    """Return the row that each coarse number belongs to, one-hot: first those of the modalities,
+    then of the groups.
+    """
     names, groups = row_names(preprocessor), preprocessor.groups()
     each = preprocessor.sizes()["modal_number"]
     code = np.repeat(np.arange(len(preprocessor.modalities)), each)
@@ -292,7 +383,9 @@ def coarse_row_matrix(preprocessor: UserPreprocessor) -> Float[Tensor, "number r
     return F.one_hot(torch.from_numpy(code), len(names)).float()
 
 
-def rank_agreement(attention: pd.DataFrame, importance: pd.DataFrame, column: str = "weight") -> pd.DataFrame:
+def rank_agreement(
+    attention: pd.DataFrame, importance: pd.DataFrame, column: str = "weight"
+) -> pd.DataFrame:
     """Correlate attention with deletion effects over each user's modalities (Spearman).
 
     Args:
@@ -341,7 +434,9 @@ TABLE_COLUMNS += ["disagrees", "disagrees_per_token", "agreement", "agreement_pe
 
 @dataclass(frozen=True)
 class UserAttention:
-    """Hold the attention and the effects of one user and query; index 0 of layers and head groups is the mean of all."""
+    """Hold the attention and the effects of one user and query; index 0 of layers and head groups
+    is the mean of all.
+    """
 
     weight: Float[np.ndarray, "layer head_group row"]
     slots: Float[np.ndarray, " row"]
@@ -357,7 +452,8 @@ class UserAttention:
 def attention_table(
     query: str, results: Sequence[UserAttention], names: Sequence[str], modalities: Collection[str]
 ) -> pd.DataFrame:
-    """Average the results of users under one query: one row per layer, head group and row of attention.
+    """Average the results of users under one query: one row per layer, head group and row of
+    attention.
 
     Args:
         query: Name of the query.
@@ -383,9 +479,13 @@ def attention_table(
     gradient = _mean_of_known(np.array([result.gradient for result in results]))
     layers, groups, rows = weight.shape
     index = [range(MEAN_OF_ALL, layers - 1), range(MEAN_OF_ALL, groups - 1), names]
-    frame = pd.DataFrame(index=pd.MultiIndex.from_product(index, names=["layer", "head_group", "modality"])).reset_index()
+    frame = pd.DataFrame(
+        index=pd.MultiIndex.from_product(index, names=["layer", "head_group", "modality"])
+    ).reset_index()
     each = {"slots": slots, "deletion_effect": effect, "gradient": gradient}
-    frame = frame.assign(query=query, **{name: np.tile(values, layers * groups) for name, values in each.items()})
+    frame = frame.assign(
+        query=query, **{name: np.tile(values, layers * groups) for name, values in each.items()}
+    )
     frame["kind"] = np.where(frame["modality"].isin(list(modalities)), "modality", "other")
     for measure, after in zip(MEASURES, ("", "_per_token"), strict=True):
         values = weight if measure == "weight" else weight / np.maximum(slots, 1e-9)
@@ -396,7 +496,9 @@ def attention_table(
     return frame[frame["slots"] > 0][TABLE_COLUMNS].reset_index(drop=True)
 
 
-def ranks_disagree(values: Float[np.ndarray, "... row"], effect: Float[np.ndarray, " row"]) -> np.ndarray:
+def ranks_disagree(
+    values: Float[np.ndarray, "... row"], effect: Float[np.ndarray, " row"]
+) -> np.ndarray:
     """Mark the rows whose ranks by value and by deletion effect are two or more apart.
 
     Args:
@@ -420,24 +522,33 @@ def ranks_disagree(values: Float[np.ndarray, "... row"], effect: Float[np.ndarra
 def mean_rank_agreement(
     values: Float[np.ndarray, "user cell row"], effects: Float[np.ndarray, "user row"]
 ) -> Float[np.ndarray, " cell"]:
-    """Correlate the ranks of values and deletion effects over each user's rows, and average over users.
+    """Correlate the ranks of values and deletion effects over each user's rows, and average over
+    users.
 
     Args:
         values: A value per user, cell and row.
         effects: The deletion effect per user and row; rows without one are not ranked.
 
     Returns:
-        One correlation per cell; users with fewer than three ranked rows or equal ones are left out; NaN if none is left.
+        One correlation per cell; users with fewer than three ranked rows or equal ones are left
+        out; NaN if none is left.
 
     Example:
         >>> mean_rank_agreement(np.array([[[0.5, 0.3, 0.2]], [[0.5, 0.3, 0.2]]]), np.array([[3.0, 2, 1], [1, 2, 3]]))
         array([0.])
     """
-    effects = np.where((np.isfinite(effects).sum(1) >= MIN_RANKED)[:, None], effects, np.nan)[:, None]
-    ranks = [_ranks(np.where(np.isfinite(effects), v, np.nan)) for v in (values, np.broadcast_to(effects, values.shape))]
+    effects = np.where((np.isfinite(effects).sum(1) >= MIN_RANKED)[:, None], effects, np.nan)[
+        :, None
+    ]
+    ranks = [
+        _ranks(np.where(np.isfinite(effects), v, np.nan))
+        for v in (values, np.broadcast_to(effects, values.shape))
+    ]
     a, b = (r - _mean_of_known(r, -1, keepdims=True) for r in ranks)
     size = np.sqrt(np.nansum(a**2, -1) * np.nansum(b**2, -1))
-    return _mean_of_known(np.where(size > 0, np.nansum(a * b, -1) / np.where(size > 0, size, 1), np.nan))
+    return _mean_of_known(
+        np.where(size > 0, np.nansum(a * b, -1) / np.where(size > 0, size, 1), np.nan)
+    )
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -16,16 +16,20 @@ from qanchor.data.users import Users
 from qanchor.evaluation.probe import cross_val_scores, summarize_cv
 from qanchor.utils.arrays import l2_normalize
 
-MAX_AXES = 16  # in 128 dimensions all distances are alike and density says little: the axes along which users differ most stay
+# in 128 dimensions all distances are alike and density says little: the axes along which users
+# differ most stay
+MAX_AXES = 16
 MIN_USERS = 15  # users to cluster at least, and users in the smallest cluster
 SUBSAMPLES = 20
-SUBSAMPLE_SHARE = (
-    0.5  # of the users are in each subsample; in larger ones the chance clumps of one sample come back and look stable
-)
-DISSOLVED = 0.5  # below it, subsamples lose a cluster more often than they find it: it is given up (Hennig 2007)
+# of the users are in each subsample; in larger ones the chance clumps of one sample come back and
+# look stable
+SUBSAMPLE_SHARE = 0.5
+# below it, subsamples lose a cluster more often than they find it: it is given up (Hennig 2007)
+DISSOLVED = 0.5
 STABLE = 0.6  # below it, a cluster is one of the sample and hardly one of the users (Hennig 2007)
 NEAR = 60
-LINE = 0.8  # of the differences along one axis: what is found there are stretches of a line rather than islands
+# of the differences along one axis: what is found there are stretches of a line rather than islands
+LINE = 0.8
 ISLANDS = 0.9  # of the users are in clusters where these are islands
 SUCCESSOR_SHARE = 0.5  # share of its users that makes one cluster the successor of another
 NONE = -1  # the cluster of those who are in none
@@ -33,30 +37,43 @@ Flat = Float[np.ndarray, "user axis"]
 
 
 def find_clusters(
-    embeddings: Float[np.ndarray, "user dim"], ids, *, least: int | None = None, seed: int = 0, draws: int = SUBSAMPLES
+    embeddings: Float[np.ndarray, "user dim"],
+    ids,
+    *,
+    least: int | None = None,
+    seed: int = 0,
+    draws: int = SUBSAMPLES,
 ) -> pd.DataFrame:
     """Find clusters of users and estimate how stable each is.
 
     Args:
-        embeddings: Of one query, in the order of `ids`; rows are scaled to unit length, so distance follows the cosine.
+        embeddings: Of one query, in the order of `ids`; rows are scaled to unit length, so distance
+        follows the cosine.
         ids: The users.
         least: Users that a cluster must have; default 3 % of them, at least 15.
         seed: Seed of the subsamples; default 0.
-        draws: Times that half of the users are clustered again; default 20. They are drawn without replacement, because a
+        draws: Times that half of the users are clustered again; default 20. They are drawn without
+        replacement, because a
             user that is drawn twice looks dense.
 
     Returns:
-        `user, cluster, strength`: clusters are numbered by size from 0, -1 is none; strength (0 to 1) is how central a user
-        is. If nobody is in a cluster, the users are one continuum. `attrs` holds `least`, `axes`, `draws`, `silhouette` (of
-        the users in clusters; NaN with fewer than two), `stability` (by cluster, the mean Jaccard overlap with its best match
-        among the clusters of each subsample), `dissolved` (candidates with a stability below 0.5, which are given up; a
-        cluster below 0.6 is not reliable either) and `first_axis` (share of the variance along one line; near 1, clusters are
+        `user, cluster, strength`: clusters are numbered by size from 0, -1 is none; strength (0 to
+        1) is how central a user
+        is. If nobody is in a cluster, the users are one continuum. `attrs` holds `least`, `axes`,
+        `draws`, `silhouette` (of
+        the users in clusters; NaN with fewer than two), `stability` (by cluster, the mean Jaccard
+        overlap with its best match
+        among the clusters of each subsample), `dissolved` (candidates with a stability below 0.5,
+        which are given up; a
+        cluster below 0.6 is not reliable either) and `first_axis` (share of the variance along one
+        line; near 1, clusters are
         dense stretches of it).
 
     Raises:
         ValueError: If ids are repeated or too few, rows are not finite, or `least` is out of range.
 
-    Source: HDBSCAN (Campello et al. 2013) on the first 16 principal axes; stability as in Hennig (2007).
+    Source: HDBSCAN (Campello et al. 2013) on the first 16 principal axes; stability as in Hennig
+    (2007).
 
     Example:
         >>> random, place = np.random.default_rng(0), np.repeat(np.eye(3, 8), 40, axis=0)
@@ -67,18 +84,32 @@ def find_clusters(
     rows, ids = _checked(embeddings, ids)
     least = max(MIN_USERS, round(0.03 * len(rows))) if least is None else least
     if not 2 <= least <= len(rows):
-        raise ValueError(f"least is {least} for {len(rows):,} users. Give a number from 2 to the number of users.")
+        raise ValueError(
+            f"least is {least} for {len(rows):,} users. Give a number from 2 to the number of "
+            "users."
+        )
     flat = _flat(l2_normalize(rows))
     label, strength = _dense(flat, least)
     stability = _stability(flat, label, least, seed, draws)
     stays = ~(stability < DISSOLVED)
-    label, stability = np.append(np.where(stays, stays.cumsum() - 1, NONE), NONE)[label], stability[stays]
+    label, stability = (
+        np.append(np.where(stays, stays.cumsum() - 1, NONE), NONE)[label],
+        stability[stays],
+    )
     strength = np.where(label == NONE, 0.0, strength)
     frame = pd.DataFrame({"user": ids, "cluster": label, "strength": strength})
-    frame.attrs = {"least": least, "axes": flat.shape[1], "draws": draws, "silhouette": silhouette(flat, label, seed)}
+    frame.attrs = {
+        "least": least,
+        "axes": flat.shape[1],
+        "draws": draws,
+        "silhouette": silhouette(flat, label, seed),
+    }
     spread = flat.var(axis=0)
     frame.attrs["first_axis"] = float(spread[0] / (spread.sum() or 1))
-    frame.attrs |= {"stability": dict(enumerate(stability.tolist())), "dissolved": int((~stays).sum())}
+    frame.attrs |= {
+        "stability": dict(enumerate(stability.tolist())),
+        "dissolved": int((~stays).sum()),
+    }
     return frame
 
 
@@ -88,7 +119,8 @@ def stable_clusters(clusters: pd.DataFrame) -> list[int]:
 
 
 def silhouette(rows: Float[np.ndarray, "user dim"], label, seed: int = 0) -> float:
-    """Return the mean silhouette: how much nearer users are to their own class than to the next, from -1 to 1.
+    """Return the mean silhouette: how much nearer users are to their own class than to the next,
+    from -1 to 1.
 
     Args:
         rows: One row per user.
@@ -105,23 +137,30 @@ def silhouette(rows: Float[np.ndarray, "user dim"], label, seed: int = 0) -> flo
     if len(known) > 5_000:
         known = np.sort(np.random.default_rng(seed).choice(known, 5_000, replace=False))
     _, sizes = np.unique(label[known], return_counts=True)
-    return float(silhouette_score(rows[known], label[known])) if 1 < len(sizes) < len(known) else float("nan")
+    return (
+        float(silhouette_score(rows[known], label[known]))
+        if 1 < len(sizes) < len(known)
+        else float("nan")
+    )
 
 
 def cluster_transitions(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """Count who went from which cluster to which, and classify each transition.
 
-    A cluster is the successor of an earlier one if it takes at least half of its users, or consists of them by at least half.
+    A cluster is the successor of an earlier one if it takes at least half of its users, or consists
+    of them by at least half.
 
     Args:
         before: From `find_clusters`.
         after: From `find_clusters`, of the same users in any order.
 
     Returns:
-        `from_cluster, to_cluster, users, share_from, share_to, kind`, one row for each pair that has users (-1: none); the
+        `from_cluster, to_cluster, users, share_from, share_to, kind`, one row for each pair that
+        has users (-1: none); the
         users add up to all of them. kind is
 
-            stays    from a cluster to its only successor, which succeeds no other; or in none before and after
+            stays    from a cluster to its only successor, which succeeds no other; or in none
+                     before and after
             split    from a cluster to one of its several successors
             merge    from one of several clusters that share a successor to that successor
             birth    into a cluster that is no successor
@@ -129,7 +168,8 @@ def cluster_transitions(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFra
             leaver   out of a cluster with a successor, to none or to the successor of another
             joiner   from none to a successor
 
-        `attrs` lists the clusters: `split` and `death` those before, `merge` and `birth` those after.
+        `attrs` lists the clusters: `split` and `death` those before, `merge` and `birth` those
+        after.
 
     Raises:
         ValueError: If the users are not the same.
@@ -147,7 +187,10 @@ def cluster_transitions(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFra
     link = (table[["share_from", "share_to"]].max(axis=1) >= SUCCESSOR_SHARE) & (
         table[["from_cluster", "to_cluster"]] >= 0
     ).all(axis=1)
-    successors, parents = table[link]["from_cluster"].value_counts(), table[link]["to_cluster"].value_counts()
+    successors, parents = (
+        table[link]["from_cluster"].value_counts(),
+        table[link]["to_cluster"].value_counts(),
+    )
     bands = zip(table["from_cluster"], table["to_cluster"], table["share_from"], link, strict=True)
     table["kind"] = [_kind(*band, successors, parents) for band in bands]
     table = table.sort_values(["from_cluster", "to_cluster"], ignore_index=True)
@@ -161,11 +204,21 @@ def cluster_transitions(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFra
     return table
 
 
-def _kind(old: int, new: int, share: float, link: bool, successors: pd.Series, parents: pd.Series) -> str:
-    """Classify one transition; a link that is part of a split and a merge counts where most of its old cluster goes."""
+def _kind(
+    old: int, new: int, share: float, link: bool, successors: pd.Series, parents: pd.Series
+) -> str:
+    """Classify one transition; a link that is part of a split and a merge counts where most of its
+    old cluster goes.
+    """
     if link:
         shared, divided = parents[new] > 1, successors[old] > 1
-        return "merge" if shared and (share >= SUCCESSOR_SHARE or not divided) else "split" if divided else "stays"
+        return (
+            "merge"
+            if shared and (share >= SUCCESSOR_SHARE or not divided)
+            else "split"
+            if divided
+            else "stays"
+        )
     if new != NONE and new not in parents:
         return "birth"
     if old == NONE:
@@ -176,14 +229,22 @@ def _kind(old: int, new: int, share: float, link: bool, successors: pd.Series, p
 def _checked(embeddings, ids) -> tuple[np.ndarray, list[str]]:
     rows, ids = np.asarray(embeddings, dtype=float), [str(user) for user in ids]
     if rows.ndim != 2 or len(rows) != len(ids):
-        raise ValueError(f"The embeddings have shape {rows.shape} for {len(ids):,} ids. Give one row per user, of one query.")
+        raise ValueError(
+            f"The embeddings have shape {rows.shape} for {len(ids):,} ids. Give one row per "
+            "user, of one query."
+        )
     if len(set(ids)) < len(ids):
-        raise ValueError(f"Found {len(set(ids)):,} different ids among {len(ids):,}. Give each user once.")
+        raise ValueError(
+            f"Found {len(set(ids)):,} different ids among {len(ids):,}. Give each user once."
+        )
     if not np.isfinite(rows).all():
         user = ids[np.argwhere(~np.isfinite(rows))[0][0]]
         raise ValueError(f"The embedding of user {user!r} is not finite. Leave this user out.")
     if len(ids) < MIN_USERS:
-        raise ValueError(f"Found {len(ids)} users; at least {MIN_USERS} are required to look for clusters. Give more.")
+        raise ValueError(
+            f"Found {len(ids)} users; at least {MIN_USERS} are required to look for clusters. "
+            "Give more."
+        )
     return rows, ids
 
 
@@ -197,22 +258,28 @@ def _dense(flat: Flat, least: int) -> tuple[Int[np.ndarray, " user"], Float[np.n
     """Cluster by density; clusters are numbered by falling size, ties as they were found."""
     from sklearn.cluster import HDBSCAN
 
-    # A single cluster is never asked for: sklearn's choice then is a dozen users in the middle of a blob
-    # as many neighbours make a place dense as make a cluster (if not too many to hold): with few, a blob falls into clumps
+    # A single cluster is never asked for: sklearn's choice then is a dozen users in the middle of a
+    # blob
+    # as many neighbours make a place dense as make a cluster (if not too many to hold): with few, a
+    # blob falls into clumps
     fit = HDBSCAN(min_cluster_size=least, min_samples=min(least, NEAR), copy=True).fit(flat)
     sizes = np.bincount(fit.labels_[fit.labels_ >= 0], minlength=0)
     place = np.append(np.argsort(np.argsort(-sizes, kind="stable"), kind="stable"), NONE)
     return place[fit.labels_], fit.probabilities_
 
 
-def _stability(flat: Flat, label: Int[np.ndarray, " user"], least: int, seed: int, draws: int) -> Float[np.ndarray, " cluster"]:
+def _stability(
+    flat: Flat, label: Int[np.ndarray, " user"], least: int, seed: int, draws: int
+) -> Float[np.ndarray, " cluster"]:
     """Cluster subsamples and return each cluster's mean Jaccard overlap with its best match there."""
     random, n_clusters = np.random.default_rng(seed), int(label.max()) + 1
     overlap = np.full((draws, n_clusters), np.nan)
     for draw in range(draws if n_clusters else 0):
         rows = np.sort(random.choice(len(flat), round(SUBSAMPLE_SHARE * len(flat)), replace=False))
         again, _ = _dense(flat[rows], max(2, round(SUBSAMPLE_SHARE * least)))
-        table = np.zeros((n_clusters + 1, again.max() + 2))  # the last row and column are those of none
+        table = np.zeros(
+            (n_clusters + 1, again.max() + 2)
+        )  # the last row and column are those of none
         np.add.at(table, (label[rows], again), 1)
         either = table.sum(axis=1, keepdims=True) + table.sum(axis=0) - table
         overlap[draw] = (table / np.maximum(either, 1))[:n_clusters, :-1].max(axis=1, initial=0)
@@ -223,9 +290,13 @@ def _joined(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     one_sided = sorted(set(before["user"]) ^ set(after["user"]))
     if one_sided:
         sizes = f"{len(before):,} users before, {len(after):,} after"
-        raise ValueError(f"User {one_sided[0]!r} is on one side only ({sizes}). Cluster the same users twice.")
+        raise ValueError(
+            f"User {one_sided[0]!r} is on one side only ({sizes}). Cluster the same users twice."
+        )
     sides = {"from_cluster": before, "to_cluster": after}
-    return pd.concat([frame.set_index("user")["cluster"].rename(side) for side, frame in sides.items()], axis=1)
+    return pd.concat(
+        [frame.set_index("user")["cluster"].rename(side) for side, frame in sides.items()], axis=1
+    )
 
 
 EmbeddingRows = Float[np.ndarray, "user dim"]
@@ -238,16 +309,20 @@ class ClusterComparison:
     """Hold the clusters of the same users under two queries, and how they relate.
 
     Args:
-        points: `user, query, x, y, trust`, one joint map; the queries are "before", "after" and, for prototypes, "mark".
+        points: `user, query, x, y, trust`, one joint map; the queries are "before", "after" and,
+        for prototypes, "mark".
         before: `user, cluster, strength`, from `find_clusters`.
         after: The same for the second query.
         names: `side` and the columns of `describe_clusters`.
-        transitions: From `cluster_transitions`; with a noise floor also `beyond_noise`, the share of a row's users whose shift
+        transitions: From `cluster_transitions`; with a noise floor also `beyond_noise`, the share
+        of a row's users whose shift
             is beyond it.
-        scores: One row per side: `side, auc, auc_low, auc_high, ks, silhouette, n, positives`; empty without labels.
+        scores: One row per side: `side, auc, auc_low, auc_high, ks, silhouette, n, positives`;
+        empty without labels.
         neighbors_kept: Mean share of the 15 nearest neighbours that a user keeps.
         changed: Users that changed cluster.
-        changed_by_paraphrase: For each paraphrase of the first query, the users that it makes change cluster.
+        changed_by_paraphrase: For each paraphrase of the first query, the users that it makes
+        change cluster.
     """
 
     points: pd.DataFrame
@@ -280,9 +355,12 @@ def compare_clusters(
         before: Embeddings under the first query, in the order of `users.ids`.
         after: Embeddings of the same users under the second.
         users: The users.
-        labels: Index user; 0, 1 or NaN. Give those of held-out users only: labels that a prompt was tuned on flatter `after`.
-        prototypes: Vectors (dim,) by name, as a soft prompt learned them; they are drawn among the users of `after`.
-        paraphrases: Embeddings under paraphrases of the first query; they say how many users change cluster by rewording alone.
+        labels: Index user; 0, 1 or NaN. Give those of held-out users only: labels that a prompt was
+        tuned on flatter `after`.
+        prototypes: Vectors (dim,) by name, as a soft prompt learned them; they are drawn among the
+        users of `after`.
+        paraphrases: Embeddings under paraphrases of the first query; they say how many users change
+        cluster by rewording alone.
         floor: Noise floor of the shift; default: from `paraphrases`, or none.
         least: Users that a cluster must have; default: see `find_clusters`.
         method: Of the map, "umap" or "pca"; default "umap".
@@ -315,12 +393,16 @@ def compare_clusters(
     changed_by_paraphrase = []
     for rows in paraphrases:
         reworded = find_clusters(rows, users.ids, least=least, seed=seed)
-        changed_by_paraphrase.append(_count_changed(cluster_transitions(clusters["before"], reworded)))
+        changed_by_paraphrase.append(
+            _count_changed(cluster_transitions(clusters["before"], reworded))
+        )
     if floor is None and len(paraphrases):
         floor = noise_floor(unit_before, [l2_normalize(rows) for rows in paraphrases])
     if floor is not None:
         moved = residual_shift(unit_before, unit_after) > floor
-        transitions = transitions.assign(beyond_noise=_share_beyond_noise(clusters, transitions, moved))
+        transitions = transitions.assign(
+            beyond_noise=_share_beyond_noise(clusters, transitions, moved)
+        )
 
     scores = []
     if labels is not None:
@@ -339,7 +421,9 @@ def compare_clusters(
 
 
 def _scores(side: str, rows: EmbeddingRows, users: Users, labels: pd.Series, seed: int) -> dict:
-    """Return how well a linear probe reads the labels from one side, and how far their classes are apart."""
+    """Return how well a linear probe reads the labels from one side, and how far their classes are
+    apart.
+    """
     known = labels.set_axis(labels.index.astype(str)).reindex(list(users.ids)).to_numpy(dtype=float)
     result = summarize_cv(*cross_val_scores(rows, known, seed), known)
     return {
@@ -359,10 +443,16 @@ def _count_changed(transitions: pd.DataFrame) -> int:
     return int(transitions.loc[transitions["kind"] != "stays", "users"].sum())
 
 
-def _share_beyond_noise(clusters: dict[str, pd.DataFrame], transitions: pd.DataFrame, moved: np.ndarray) -> np.ndarray:
+def _share_beyond_noise(
+    clusters: dict[str, pd.DataFrame], transitions: pd.DataFrame, moved: np.ndarray
+) -> np.ndarray:
     """Return the share of each transition's users that moved beyond the noise floor."""
     frame = pd.DataFrame(
-        {"from_cluster": clusters["before"]["cluster"], "to_cluster": clusters["after"]["cluster"], "moved": moved}
+        {
+            "from_cluster": clusters["before"]["cluster"],
+            "to_cluster": clusters["after"]["cluster"],
+            "moved": moved,
+        }
     )
     share = frame.groupby(["from_cluster", "to_cluster"])["moved"].mean()
     pairs = list(zip(transitions["from_cluster"], transitions["to_cluster"], strict=True))

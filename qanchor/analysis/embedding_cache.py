@@ -9,13 +9,24 @@ import numpy as np
 from qanchor.analysis.shift import noise_floor
 from qanchor.inference.engine import Engine
 from qanchor.inference.prefix_cache import PrefixCache
+from qanchor.models.heads import EncodedQueries
 from qanchor.utils.arrays import LRUCache
 
 # Rewordings that do not change the question. What they move is the noise floor.
-PARAPHRASES = ("{} Please answer.", "Tell me: {}", "A question: {}", "I would like to know: {}", "{} What do you think?")
-PARAPHRASE_USERS = 256  # about so many users, of every length, are asked the paraphrases: twice as many as dimensions
-MAX_CACHED_QUERIES = 160  # newest queries that are cached: 164 MB for 2,000 users; a bank of 72 questions fits in
-MAX_CACHED_EMBEDDINGS = 4_000_000  # embeddings that are cached at most, 2 GB of 128 numbers: 40 queries of 100,000 users
+PARAPHRASES = (
+    "{} Please answer.",
+    "Tell me: {}",
+    "A question: {}",
+    "I would like to know: {}",
+    "{} What do you think?",
+)
+# about so many users, of every length, are asked the paraphrases: twice as many as dimensions
+PARAPHRASE_USERS = 256
+MAX_CACHED_QUERIES = (
+    160  # newest queries that are cached: 164 MB for 2,000 users; a bank of 72 questions fits in
+)
+# embeddings that are cached at most, 2 GB of 128 numbers: 40 queries of 100,000 users
+MAX_CACHED_EMBEDDINGS = 4_000_000
 MIN_CACHED_QUERIES = 8  # queries that are cached however many users there are
 
 
@@ -45,6 +56,17 @@ class EmbeddingCache:
         size = min(MAX_CACHED_QUERIES, max(MIN_CACHED_QUERIES, affordable))
         self.embeddings = LRUCache(size)
         self.noise_floors = LRUCache(MAX_CACHED_QUERIES)
+        self._encodings = LRUCache(MAX_CACHED_QUERIES)
+
+    def encode(self, query: str) -> EncodedQueries:
+        """Return a query as token ids, hidden state and text vector; each query is encoded once.
+
+        Args:
+            query: The query.
+        """
+        if query not in self._encodings:
+            self._encodings[query] = self.engine.encode_query(query)
+        return self._encodings[query]
 
     def embed(self, query: str) -> Iterator[tuple[int, int]]:
         """Embed all users under a query, unless that is cached; then `embeddings[query]` is there.
@@ -53,23 +75,30 @@ class EmbeddingCache:
             query: The query.
 
         Yields:
-            (done, total) users. Nothing if the query is cached. Closing the iterator cancels: only whole results are cached.
+            (done, total) users. Nothing if the query is cached. Closing the iterator cancels: only
+            whole results are cached.
         """
         if query in self.embeddings:
-            self.embeddings.move_to_end(query)  # it must not be evicted for the query that it is compared with
+            self.embeddings.move_to_end(
+                query
+            )  # it must not be evicted for the query that it is compared with
             return
         for step in self.embed_all([query]):
             if isinstance(step, tuple):
                 yield step
 
-    def embed_all(self, queries: Sequence[str]) -> Iterator[tuple[int, int] | dict[str, np.ndarray]]:
-        """Embed all users under several queries, asking those that are not cached in one visit of each user.
+    def embed_all(
+        self, queries: Sequence[str]
+    ) -> Iterator[tuple[int, int] | dict[str, np.ndarray]]:
+        """Embed all users under several queries, asking those that are not cached in one visit of
+        each user.
 
         Args:
             queries: The queries; there may be more of them than are cached.
 
         Yields:
-            (done, total) users while there is something to embed; last a dict, query to (user, dim).
+            (done, total) users while there is something to embed; last a dict, query to (user,
+            dim).
         """
         results = {query: self.embeddings[query] for query in queries if query in self.embeddings}
         missing = [query for query in dict.fromkeys(queries) if query not in results]
@@ -77,7 +106,8 @@ class EmbeddingCache:
             shape = (len(missing), len(self.ids), self.engine.model.config.embedding_dim)
             rows_by_query = np.zeros(shape, np.float32)
             done = 0
-            for rows, z in self.engine.iter_embed(self.cache, missing):
+            queries = self.encode(missing[0]) if len(missing) == 1 else missing
+            for rows, z in self.engine.iter_embed(self.cache, queries):
                 rows_by_query[:, rows] = z.swapaxes(0, 1)
                 done += len(rows)
                 yield done, len(self.ids)

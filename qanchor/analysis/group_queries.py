@@ -1,4 +1,6 @@
-"""Rank questions by how well their embeddings separate a group of users from all others, beside random groups."""
+"""Rank questions by how well their embeddings separate a group of users from all others, beside
+random groups.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ FOLDS = 5
 SEEDS = 3  # ways to fold the users
 DRAWS = 200  # random groups behind the chance level
 MIN_USERS_PER_SIDE = 2 * FOLDS  # users that the group, and the rest, must have
-CHANCE_QUANTILE = 0.95  # of the random groups; the best question of the others exceeds the chance level
+CHANCE_QUANTILE = (
+    0.95  # of the random groups; the best question of the others exceeds the chance level
+)
 
 
 def rank_queries_for_group(
@@ -31,29 +35,39 @@ def rank_queries_for_group(
 ) -> Iterator[tuple[str, int, int] | pd.DataFrame]:
     """Rank questions by how well they separate a group from all other users.
 
-    The scorer is linear, but not the fitted `linear_probe`: closeness to the mean embedding of the group minus that to the
-    mean of the rest. A fitted probe separates a group about equally well under every question; this one measures what the
+    The scorer is linear, but not the fitted `linear_probe`: closeness to the mean embedding of the
+    group minus that to the
+    mean of the rest. A fitted probe separates a group about equally well under every question; this
+    one measures what the
     question itself emphasises, and takes seconds for all questions and all random groups.
 
     Args:
-        embedding_cache: The users; their embeddings are read from it and added to it, so the next group costs no model time.
+        embedding_cache: The users; their embeddings are read from it and added to it, so the next
+        group costs no model time.
         ids: The group.
-        questions: Texts, or a mapping from texts to topic names; default `question_bank`. Each user is visited once.
+        questions: Texts, or a mapping from texts to topic names; default `question_bank`. Each user
+        is visited once.
         draws: Random groups of the same size behind the chance level; default 200.
         seed: Seed of folds and random groups; default 0.
 
     Yields:
-        ("users", done, total) while users are embedded and ("questions", done, total) while questions are compared; last the
-        frame, best question first: `query, topic, auc, auc_low, auc_high` (out of fold, three seeds of five folds), `n_group`,
-        `n_rest`, `chance` (the best of all questions stays below it in 95 % of the random groups), `beyond_chance`, and
-        `behind` (clearly worse than the best, by the 95 % interval of the difference over the same folds). With 72 questions
-        the best AUC is inflated by chance; only values above `chance` are significant. Closing the iterator cancels.
+        ("users", done, total) while users are embedded and ("questions", done, total) while
+        questions are compared; last the
+        frame, best question first: `query, topic, auc, auc_low, auc_high` (out of fold, three seeds
+        of five folds), `n_group`,
+        `n_rest`, `chance` (the best of all questions stays below it in 95 % of the random groups),
+        `beyond_chance`, and
+        `behind` (clearly worse than the best, by the 95 % interval of the difference over the same
+        folds). With 72 questions
+        the best AUC is inflated by chance; only values above `chance` are significant. Closing the
+        iterator cancels.
 
     Raises:
         KeyError: If an id is unknown.
         ValueError: If fewer than 10 users are inside or outside the group.
 
-    Source: the maximum over all tests as the null, Westfall and Young, Resampling-Based Multiple Testing (1993).
+    Source: the maximum over all tests as the null, Westfall and Young, Resampling-Based Multiple
+    Testing (1993).
 
     Example:
         >>> from qanchor.analysis.embedding_cache import EmbeddingCache
@@ -70,7 +84,9 @@ def rank_queries_for_group(
     if min(n_group, n_rest) < MIN_USERS_PER_SIDE:
         sizes = f"The group has {count(n_group, unit)} and {n_rest:,} are outside it"
         advice = "more" if n_group < n_rest else "fewer"
-        raise ValueError(f"{sizes}; at least {MIN_USERS_PER_SIDE} of each are required. Select {advice}.")
+        raise ValueError(
+            f"{sizes}; at least {MIN_USERS_PER_SIDE} of each are required. Select {advice}."
+        )
     questions = question_bank(unit) if questions is None else questions
     topics = dict(questions) if isinstance(questions, Mapping) else dict.fromkeys(questions, "")
 
@@ -85,7 +101,9 @@ def rank_queries_for_group(
     best_of_random = np.zeros(draws)
     aucs_of_group = []
     for done, query in enumerate(topics, 1):
-        aucs = np.concatenate([nearest_mean_aucs(embeddings[query], folds) for folds in folds_by_seed])
+        aucs = np.concatenate(
+            [nearest_mean_aucs(embeddings[query], folds) for folds in folds_by_seed]
+        )
         best_of_random = np.maximum(best_of_random, aucs[:, 1:].mean(axis=0))
         aucs_of_group.append(aucs[:, 0])
         yield "questions", done, len(topics)
@@ -95,7 +113,8 @@ def rank_queries_for_group(
 
 
 def question_bank(unit: str = "user") -> dict[str, str]:
-    """Return one question about each topic that the model was trained on, with the name of the topic.
+    """Return one question about each topic that the model was trained on, with the name of the
+    topic.
 
     Args:
         unit: The word for a user; default "user".
@@ -113,18 +132,32 @@ def question_bank(unit: str = "user") -> dict[str, str]:
 
 @dataclass(frozen=True)
 class RandomGroups:
-    """Hold groups of one size, the one asked about first, and one way to fold the users of each, both sides spread evenly."""
+    """Hold groups of one size, the one asked about first, and one way to fold the users of each,
+    both sides spread evenly.
+    """
 
     group: Bool[np.ndarray, "draw user"]
     fold: Int[np.ndarray, "draw user"]
-    weight: list[Float[np.ndarray, "draw user"]]  # one a fold: means of group minus rest of all users outside it
+    weight: list[
+        Float[np.ndarray, "draw user"]
+    ]  # one a fold: means of group minus rest of all users outside it
 
 
-def random_groups(inside: Bool[np.ndarray, " user"], draws: int, rng: np.random.Generator) -> list[RandomGroups]:
-    """Draw random groups of the size of `inside`, and fold all groups in the same way, `SEEDS` times."""
-    many, ours = int(inside.sum()), np.argsort(~inside, kind="stable")  # the group first, then the rest
+def random_groups(
+    inside: Bool[np.ndarray, " user"], draws: int, rng: np.random.Generator
+) -> list[RandomGroups]:
+    """Draw random groups of the size of `inside`, and fold all groups in the same way, `SEEDS`
+    times.
+    """
+    many, ours = (
+        int(inside.sum()),
+        np.argsort(~inside, kind="stable"),
+    )  # the group first, then the rest
     orders = np.array([ours, *(rng.permutation(len(ours)) for _ in range(draws))])
-    group, number = np.zeros(orders.shape, bool), np.concatenate([np.arange(many), np.arange(len(ours) - many)]) % FOLDS
+    group, number = (
+        np.zeros(orders.shape, bool),
+        np.concatenate([np.arange(many), np.arange(len(ours) - many)]) % FOLDS,
+    )
     np.put_along_axis(group, orders[:, :many], True, axis=1)
     folds = []
     for _ in range(SEEDS):
@@ -133,7 +166,11 @@ def random_groups(inside: Bool[np.ndarray, " user"], draws: int, rng: np.random.
             rng.shuffle(order[many:])
         fold = np.empty(orders.shape, np.int8)
         np.put_along_axis(fold, orders, number[None].astype(np.int8), axis=1)
-        folds.append(RandomGroups(group, fold, [_mean_difference_weights(group, fold != k) for k in range(FOLDS)]))
+        folds.append(
+            RandomGroups(
+                group, fold, [_mean_difference_weights(group, fold != k) for k in range(FOLDS)]
+            )
+        )
     return folds
 
 
@@ -141,11 +178,17 @@ def _mean_difference_weights(
     group: Bool[np.ndarray, "draw user"], fitted: Bool[np.ndarray, "draw user"]
 ) -> Float[np.ndarray, "draw user"]:
     ours, theirs = group & fitted, ~group & fitted
-    return (ours / ours.sum(1, keepdims=True) - theirs / theirs.sum(1, keepdims=True)).astype(np.float32)
+    return (ours / ours.sum(1, keepdims=True) - theirs / theirs.sum(1, keepdims=True)).astype(
+        np.float32
+    )
 
 
-def nearest_mean_aucs(z: Float[np.ndarray, "user dim"], folds: RandomGroups) -> Float[np.ndarray, "fold draw"]:
-    """Score users by the means of group and rest without their own fold; return the AUC of each group in each fold."""
+def nearest_mean_aucs(
+    z: Float[np.ndarray, "user dim"], folds: RandomGroups
+) -> Float[np.ndarray, "fold draw"]:
+    """Score users by the means of group and rest without their own fold; return the AUC of each
+    group in each fold.
+    """
     out = np.zeros(folds.fold.shape)
     for k, weight in enumerate(folds.weight):
         np.copyto(out, weight @ z @ z.T, where=folds.fold == k)
@@ -156,23 +199,38 @@ def nearest_mean_aucs(z: Float[np.ndarray, "user dim"], folds: RandomGroups) -> 
     aucs = np.zeros((FOLDS, len(out)))
     for k, part in enumerate(np.split(ours, np.cumsum(sizes)[:-1], axis=1)):
         many = part.sum(axis=1)
-        aucs[k] = (part @ np.arange(1.0, sizes[k] + 1) - many * (many + 1) / 2) / (many * (sizes[k] - many))
+        aucs[k] = (part @ np.arange(1.0, sizes[k] + 1) - many * (many + 1) / 2) / (
+            many * (sizes[k] - many)
+        )
     return aucs
 
 
-def corrected_half_width(aucs: Float[np.ndarray, "question fold"]) -> Float[np.ndarray, " question"]:
-    """Return half the width of the 95 % interval of each mean; folds share training users (Nadeau and Bengio 2003)."""
+def corrected_half_width(
+    aucs: Float[np.ndarray, "question fold"],
+) -> Float[np.ndarray, " question"]:
+    """Return half the width of the 95 % interval of each mean; folds share training users (Nadeau
+    and Bengio 2003).
+    """
     from scipy.stats import t
 
     many = aucs.shape[1]
     return t.ppf(0.975, many - 1) * aucs.std(axis=1, ddof=1) * np.sqrt(1 / many + 1 / (FOLDS - 1))
 
 
-def _ranking_frame(topics: Mapping[str, str], aucs: Float[np.ndarray, "question fold"], chance: float) -> pd.DataFrame:
+def _ranking_frame(
+    topics: Mapping[str, str], aucs: Float[np.ndarray, "question fold"], chance: float
+) -> pd.DataFrame:
     mean, reach = aucs.mean(axis=1), corrected_half_width(aucs)
-    frame = pd.DataFrame({"query": list(topics), "topic": list(topics.values()), "auc": mean, "chance": chance})
-    frame = frame.assign(auc_low=np.maximum(0, mean - reach), auc_high=np.minimum(1, mean + reach), beyond_chance=mean > chance)
-    gap = aucs[mean.argmax()] - aucs  # fold by fold, so that what is hard about a fold counts for neither
+    frame = pd.DataFrame(
+        {"query": list(topics), "topic": list(topics.values()), "auc": mean, "chance": chance}
+    )
+    frame = frame.assign(
+        auc_low=np.maximum(0, mean - reach),
+        auc_high=np.minimum(1, mean + reach),
+        beyond_chance=mean > chance,
+    )
+    gap = (
+        aucs[mean.argmax()] - aucs
+    )  # fold by fold, so that what is hard about a fold counts for neither
     frame["behind"] = gap.mean(axis=1) > corrected_half_width(gap)
     return frame.sort_values("auc", ascending=False, kind="stable", ignore_index=True)
-

@@ -1,6 +1,7 @@
 """One joint two-dimensional map of the same users under two queries.
 
-Two maps that are fitted separately make users seem to move that do not; one joint fit does not, so it is the only one offered.
+Two maps that are fitted separately make users seem to move that do not; one joint fit does not, so
+it is the only one offered.
 """
 
 from __future__ import annotations
@@ -9,7 +10,14 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from qanchor.analysis.shift import MAX_EXACT_USERS, N_NEIGHBORS, EmbeddingRows, _align_rows, align, knn_indices
+from qanchor.analysis.shift import (
+    MAX_EXACT_USERS,
+    N_NEIGHBORS,
+    EmbeddingRows,
+    _align_rows,
+    align,
+    knn_indices,
+)
 from qanchor.utils.arrays import l2_normalize
 
 MARK = "mark"  # the query of rows that are no users
@@ -35,15 +43,20 @@ def joint_projection(
         ids: The users, in the order of the rows.
         queries: Names of the two queries; default "before" and "after".
         seed: Seed of UMAP; default 0.
-        method: "umap" (default; about a second for 2 x 600 rows, after ten seconds of compiling at the first call) or "pca"
+        method: "umap" (default; about a second for 2 x 600 rows, after ten seconds of compiling at
+        the first call) or "pca"
             (instant, and the same on every machine).
-        last: The map shown so far; default: none. Users start from their places on it, so the map does not flip.
-        marks: Other rows of the second query's space by name, such as prototypes; default: none. They take part in the fit and
+        last: The map shown so far; default: none. Users start from their places on it, so the map
+        does not flip.
+        marks: Other rows of the second query's space by name, such as prototypes; default: none.
+        They take part in the fit and
             are the last rows of the frame, with the name as user and `MARK` as query.
 
     Returns:
-        `user, query, x, y, trust`, first the rows of the first query. trust is 1 if the neighbours of a point on the map are
-        its neighbours in the original space. `attrs` holds `trustworthiness` (the mean), `removed` (size of the common
+        `user, query, x, y, trust`, first the rows of the first query. trust is 1 if the neighbours
+        of a point on the map are
+        its neighbours in the original space. `attrs` holds `trustworthiness` (the mean), `removed`
+        (size of the common
         rotation and offset that were removed, see `align`), `method` and `users`.
 
     Raises:
@@ -58,25 +71,39 @@ def joint_projection(
         raise ValueError(f"There is no map method {method!r}. Use 'umap' or 'pca'.")
     before, after = l2_normalize(before), l2_normalize(after)
     aligned, removed = align(before, after)
-    added = _align_rows(before, after, l2_normalize(np.array(list(marks.values()), dtype=float))) if marks else after[:0]
+    added = (
+        _align_rows(before, after, l2_normalize(np.array(list(marks.values()), dtype=float)))
+        if marks
+        else after[:0]
+    )
     rows = np.vstack([before, aligned, added])
     flat, start = _pca(rows), _last_places(last, ids)
     if start is not None and marks:  # a mark starts where the user stood who is nearest to it
-        start = np.vstack([start, start[(added @ aligned.T - (aligned**2).sum(axis=1) / 2).argmax(axis=1)]])
+        start = np.vstack(
+            [start, start[(added @ aligned.T - (aligned**2).sum(axis=1) / 2).argmax(axis=1)]]
+        )
     places = flat if method == "pca" else _umap(rows, flat if start is None else start, seed)
     trust = pointwise_trustworthiness(rows, places)
-    places = _pca(places) if start is None else _align_to_last(places, start)  # widest from left to right, or as it lay before
+    places = (
+        _pca(places) if start is None else _align_to_last(places, start)
+    )  # widest from left to right, or as it lay before
     names, sizes = [*ids, *ids, *(marks or ())], [len(before), len(before), len(added)]
     frame = pd.DataFrame({"user": names, "query": np.repeat([*queries, MARK], sizes)})
     frame = frame.assign(x=places[:, 0], y=places[:, 1], trust=trust)
-    frame.attrs = {"trustworthiness": float(trust.mean()), "removed": removed, "method": method, "users": len(before)}
+    frame.attrs = {
+        "trustworthiness": float(trust.mean()),
+        "removed": removed,
+        "method": method,
+        "users": len(before),
+    }
     return frame
 
 
 def pointwise_trustworthiness(
     rows: Float[np.ndarray, "row dim"], places: Float[np.ndarray, "row 2"], k: int = N_NEIGHBORS
 ) -> Float[np.ndarray, " row"]:
-    """Return how far the neighbours of each point on the map can be trusted, 0 to 1; the mean is the usual trustworthiness.
+    """Return how far the neighbours of each point on the map can be trusted, 0 to 1; the mean is
+    the usual trustworthiness.
 
     Args:
         rows: The points in the original space.
@@ -84,7 +111,8 @@ def pointwise_trustworthiness(
         k: Number of nearest neighbours; default 15.
 
     Returns:
-        One number per point. Beyond `MAX_EXACT_USERS` rows it is an estimate within random blocks of about `BLOCK` rows.
+        One number per point. Beyond `MAX_EXACT_USERS` rows it is an estimate within random blocks
+        of about `BLOCK` rows.
     """
     count = len(rows)
     if count > MAX_EXACT_USERS:
@@ -97,9 +125,16 @@ def pointwise_trustworthiness(
     squares, excess = (rows**2).sum(axis=1), np.empty(count)
     for start in range(0, count, CHUNK):
         part = slice(start, min(start + CHUNK, count))
-        distance = squares - 2 * rows[part] @ rows.T  # + the own square, the same all along a row: ranks need it not
+        distance = (
+            squares - 2 * rows[part] @ rows.T
+        )  # + the own square, the same all along a row: ranks need it not
         distance[np.arange(len(distance)), np.arange(part.start, part.stop)] = -np.inf
-        ranks = np.stack([(distance < distance[np.arange(len(distance)), j][:, None]).sum(axis=1) for j in near[part].T])
+        ranks = np.stack(
+            [
+                (distance < distance[np.arange(len(distance)), j][:, None]).sum(axis=1)
+                for j in near[part].T
+            ]
+        )
         excess[part] = np.maximum(ranks - k, 0).sum(axis=0)
     return np.clip(1 - excess * 2 / (k * (2 * count - 3 * k - 1)), 0, 1)
 
@@ -108,23 +143,37 @@ def _pca(rows) -> Float[np.ndarray, "row 2"]:
     centred = rows - rows.mean(axis=0)
     values, axes = np.linalg.eigh(centred.T @ centred)  # ascending
     axes = axes[:, np.argsort(values)[::-1][:2]]
-    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])])  # a sign is free: fix it
+    axes = axes * np.sign(
+        axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])]
+    )  # a sign is free: fix it
     return centred @ axes
 
 
 def _umap(rows, start, seed: int) -> Float[np.ndarray, "row 2"]:
     import umap  # compiles for some ten seconds at its first fit
 
-    noise = np.random.default_rng(seed).normal(scale=1e-3 * start.std(), size=start.shape)  # twins must be able to part
-    fit = umap.UMAP(n_neighbors=min(N_NEIGHBORS, len(rows) - 1), n_epochs=200, init=start + noise, random_state=seed, n_jobs=1)
+    noise = np.random.default_rng(seed).normal(
+        scale=1e-3 * start.std(), size=start.shape
+    )  # twins must be able to part
+    fit = umap.UMAP(
+        n_neighbors=min(N_NEIGHBORS, len(rows) - 1),
+        n_epochs=200,
+        init=start + noise,
+        random_state=seed,
+        n_jobs=1,
+    )
     return fit.fit_transform(rows).astype(float)
 
 
 def _last_places(last: pd.DataFrame | None, ids) -> Float[np.ndarray, "row 2"] | None:
-    """Return the place of each user on the last map, once for each query; None if a user was not on it."""
+    """Return the place of each user on the last map, once for each query; None if a user was not on
+    it.
+    """
     if last is None or not len(last):
         return None
-    places = last.drop_duplicates("user", keep="last").set_index("user")[["x", "y"]].reindex(list(ids))
+    places = (
+        last.drop_duplicates("user", keep="last").set_index("user")[["x", "y"]].reindex(list(ids))
+    )
     return None if places.isna().any(axis=None) else np.vstack([places, places]).astype(float)
 
 

@@ -1,4 +1,6 @@
-"""Many questions against many groups: which question separates which group, who leans to yes, and who shifts."""
+"""Many questions against many groups: which question separates which group, who leans to yes, and
+who shifts.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +31,15 @@ from qanchor.utils.text import count, plural
 RANDOM_GROUPS = 200  # random groups behind each chance level
 MAX_QUERIES = 8  # questions that are chosen by default
 MAX_GROUPS = 10  # groups that are made by default
-TOP_SHARE = 0.25  # of the users form the group of a modality: those with the largest share of it in their events
+# of the users form the group of a modality: those with the largest share of it in their events
+TOP_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class MatrixCell:
-    """Hold what one question does to one group, and to random groups of its size (the `random_` fields)."""
+    """Hold what one question does to one group, and to random groups of its size (the `random_`
+    fields).
+    """
 
     aucs: Float[np.ndarray, " fold"]
     yes_score: float
@@ -50,7 +55,8 @@ class MatrixProgress:
     """Report how far a matrix is.
 
     Args:
-        stage: "users" (being embedded under the question), "scores", "paraphrases" or "row" (a row is complete).
+        stage: "users" (being embedded under the question), "scores", "paraphrases" or "row" (a row
+        is complete).
         row: Number of the question, from 0.
         rows: Number of questions.
         done: Units of work that are done; a row has one unit per user.
@@ -82,28 +88,38 @@ def query_group_matrix(
         embedding_cache: The users; their embeddings are read from it and added to it.
         queries: The questions.
         groups: Ids by name; at least 10 users must be in each, and outside it.
-        cells: Results by question and group, read and filled, so that a further question costs only its row and a further
+        cells: Results by question and group, read and filled, so that a further question costs only
+        its row and a further
             group only its column; default: a new dict.
-        noise_floors: Also measure each question's noise floor, with five paraphrases; default False. Known ones are filled in.
+        noise_floors: Also measure each question's noise floor, with five paraphrases; default
+        False. Known ones are filled in.
         draws: Random groups behind each chance level; default 200.
         seed: Seed of the random groups; default 0.
 
     Yields:
-        `MatrixProgress`, and last the frame. Closing the iterator cancels. One row per question and group: `query, group, n,
-        n_rest`, and three measures, each with a chance level (the best of all these questions stays below it in 95 % of the
+        `MatrixProgress`, and last the frame. Closing the iterator cancels. One row per question and
+        group: `query, group, n,
+        n_rest`, and three measures, each with a chance level (the best of all these questions stays
+        below it in 95 % of the
         random groups of that size) and whether it is beyond that level:
 
-        auc, auc_low, auc_high, chance, beyond_chance: how well the question separates the group, as `rank_queries_for_group`.
-        yes_score, yes_score_chance, yes_score_beyond: how often a user of the group has a higher score of `Engine.rank` than
+        auc, auc_low, auc_high, chance, beyond_chance: how well the question separates the group, as
+        `rank_queries_for_group`.
+        yes_score, yes_score_chance, yes_score_beyond: how often a user of the group has a higher
+        score of `Engine.rank` than
         one of the others; the chance level is a distance from 0.5. NaN if the question has no yes.
-        shift, shift_rest, noise_floor, ratio, ratio_chance, ratio_beyond: the median residual shift from the empty query, of
-        the group and of the others; ratio is the first by the second, its chance level a factor, up or down.
+        shift, shift_rest, noise_floor, ratio, ratio_chance, ratio_beyond: the median residual shift
+        from the empty query, of
+        the group and of the others; ratio is the first by the second, its chance level a factor, up
+        or down.
 
     Raises:
         KeyError: If an id is unknown.
-        ValueError: If a group is too small or a question is empty. Both are raised before anything is asked.
+        ValueError: If a group is too small or a question is empty. Both are raised before anything
+        is asked.
 
-    Source: the maximum over all tests as the null, Westfall and Young, Resampling-Based Multiple Testing (1993).
+    Source: the maximum over all tests as the null, Westfall and Young, Resampling-Based Multiple
+    Testing (1993).
 
     Example:
         >>> from qanchor.analysis.embedding_cache import EmbeddingCache
@@ -118,7 +134,9 @@ def query_group_matrix(
     if not queries or not all(queries):
         sizes = f"Found {count(len(queries), 'question')}, {queries.count('')} of them empty"
         raise ValueError(f"{sizes}. Write at least one, and none empty.")
-    members = {str(name): _group_mask(embedding_cache, str(name), ids) for name, ids in groups.items()}
+    members = {
+        str(name): _group_mask(embedding_cache, str(name), ids) for name, ids in groups.items()
+    }
     if not members:
         unit = plural(embedding_cache.cache.unit)
         raise ValueError(f"Found 0 groups; at least 1 is required. Name some {unit}.")
@@ -140,11 +158,18 @@ def _iter_rows(
 
     def progress(stage: str, row: int, done: int) -> MatrixProgress:
         frame = _matrix_frame(results, embedding_cache.noise_floors)
-        return MatrixProgress(stage, row, len(queries), n_users * row + done, n_users * len(queries), frame)
+        return MatrixProgress(
+            stage, row, len(queries), n_users * row + done, n_users * len(queries), frame
+        )
 
     for row, query in enumerate(queries):
-        keys = {name: (query, np.packbits(group).tobytes(), draws, seed) for name, group in members.items()}
-        known = {name: cells[key] for name, key in keys.items() if key in cells}  # a full cache may evict some meanwhile
+        keys = {
+            name: (query, np.packbits(group).tobytes(), draws, seed)
+            for name, group in members.items()
+        }
+        known = {
+            name: cells[key] for name, key in keys.items() if key in cells
+        }  # a full cache may evict some meanwhile
         missing = [name for name in keys if name not in known]
         if missing:
             for text in ("", query):
@@ -165,7 +190,8 @@ def _iter_rows(
 
 
 def default_queries(users: Users, many: int = MAX_QUERIES) -> list[str]:
-    """Choose questions for these users, one per domain of life, about topics that about half of the users have events of.
+    """Choose questions for these users, one per domain of life, about topics that about half of the
+    users have events of.
 
     Args:
         users: The users.
@@ -180,13 +206,18 @@ def default_queries(users: Users, many: int = MAX_QUERIES) -> list[str]:
     """
     text = {topic: query for query, topic in question_bank(users.unit).items()}
     order = np.argsort(np.abs((topic_rates(users) > 0).mean(0) - 0.5), kind="stable")
-    best = {TOPICS[place].domain: TOPICS[place].name for place in reversed(order)}  # the last that enters is the nearest
+    best = {
+        TOPICS[place].domain: TOPICS[place].name for place in reversed(order)
+    }  # the last that enters is the nearest
     first = [TOPICS[place].name for place in order]
     return [text[name] for name in sorted(best.values(), key=first.index)[:many]]
 
 
-def default_groups(users: Users, many: int = MAX_GROUPS, least: int = MIN_GROUP_SIZE) -> dict[str, tuple[str, ...]]:
-    """Make groups of known users: those with each label, else with each binary fact, else with much of each modality.
+def default_groups(
+    users: Users, many: int = MAX_GROUPS, least: int = MIN_GROUP_SIZE
+) -> dict[str, tuple[str, ...]]:
+    """Make groups of known users: those with each label, else with each binary fact, else with much
+    of each modality.
 
     Args:
         users: The users.
@@ -200,10 +231,16 @@ def default_groups(users: Users, many: int = MAX_GROUPS, least: int = MIN_GROUP_
         >>> {name: len(ids) for name, ids in default_groups(qa.make_sample_users(60), many=2).items()}
         {'Active': ..., 'Concert': ...}
     """
-    facts = users.tabular.loc[:, users.tabular.isin([0, 1]).where(users.tabular.notna(), True).all()]
+    facts = users.tabular.loc[
+        :, users.tabular.isin([0, 1]).where(users.tabular.notna(), True).all()
+    ]
     past = users.history()
     shares = pd.crosstab(past["user"], past["modality"], normalize="index").reindex(list(users.ids))
-    much = (shares.rank(pct=True, method="min") > 1 - TOP_SHARE).loc[:, shares.nunique() > 1].add_prefix("much ")
+    much = (
+        (shares.rank(pct=True, method="min") > 1 - TOP_SHARE)
+        .loc[:, shares.nunique() > 1]
+        .add_prefix("much ")
+    )
     for table in (users.labels == 1, facts == 1, much):
         table = table.loc[:, (table.sum() >= least) & ((~table).sum() >= least)].iloc[:, :many]
         if len(table.columns):
@@ -211,7 +248,9 @@ def default_groups(users: Users, many: int = MAX_GROUPS, least: int = MIN_GROUP_
     return {}
 
 
-def _group_mask(embedding_cache: EmbeddingCache, name: str, ids: Iterable[str]) -> Bool[np.ndarray, " user"]:
+def _group_mask(
+    embedding_cache: EmbeddingCache, name: str, ids: Iterable[str]
+) -> Bool[np.ndarray, " user"]:
     """Mark the users of a group; refuse unknown users and groups that are too small or too large."""
     try:
         inside = membership_mask(embedding_cache.ids, ids)
@@ -224,7 +263,9 @@ def _group_mask(embedding_cache: EmbeddingCache, name: str, ids: Iterable[str]) 
     required = f"at least {MIN_GROUP_SIZE} are required"
     if n_inside < n_outside:
         raise ValueError(f"Group {name!r} has {count(n_inside, unit)}; {required}. Select more.")
-    raise ValueError(f"Only {count(n_outside, unit)} outside group {name!r}; {required}. Select fewer.")
+    raise ValueError(
+        f"Only {count(n_outside, unit)} outside group {name!r}; {required}. Select fewer."
+    )
 
 
 def _user_scores(
@@ -236,7 +277,9 @@ def _user_scores(
     z = embedding_cache.embeddings[query]
     cache = embedding_cache.cache
     model = embedding_cache.engine.model
-    ranking = label_free_scores(model, embedding_cache.ids, query, z, cache.unit, cache.horizon_days)
+    ranking = label_free_scores(
+        model, embedding_cache.ids, query, z, cache.unit, cache.horizon_days
+    )
     moved = residual_shift(l2_normalize(embedding_cache.embeddings[""]), l2_normalize(z))
     return rankdata(ranking["score"], nan_policy="propagate"), moved
 
@@ -271,7 +314,8 @@ def _measure_cell(
 
 
 def _matrix_frame(
-    results: Mapping[tuple[str, str], tuple[np.ndarray, MatrixCell]], noise_floors: Mapping[str, float]
+    results: Mapping[tuple[str, str], tuple[np.ndarray, MatrixCell]],
+    noise_floors: Mapping[str, float],
 ) -> pd.DataFrame | None:
     """Build the frame of the results so far; the chance levels are those of the questions so far."""
     if not results:
@@ -300,7 +344,9 @@ def _matrix_frame(
 
 
 def _chance_levels(frame: pd.DataFrame, random_values: list[np.ndarray]) -> pd.Series:
-    """Return for each row what the best question stays below in 95 % of the random groups of its size."""
+    """Return for each row what the best question stays below in 95 % of the random groups of its
+    size.
+    """
     by_row = pd.Series(random_values, index=frame.index)
     levels = {}
     for name, rows in by_row.groupby(frame["group"]):

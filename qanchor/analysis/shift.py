@@ -1,4 +1,6 @@
-"""Who moved when the query changed: Procrustes alignment, residual shift and a noise floor, in the original space."""
+"""Who moved when the query changed: Procrustes alignment, residual shift and a noise floor, in the
+original space.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +14,24 @@ from qanchor.utils.arrays import l2_normalize
 EmbeddingRows = Float[np.ndarray, "user dim"]
 N_NEIGHBORS = 15
 MAX_LISTED_NEIGHBORS = 5  # gained and lost neighbours listed in the shift frame
-# With more users neighbours are found by an index, trust is estimated, and the map is a PCA by default.
+# With more users neighbours are found by an index, trust is estimated, and the map is a PCA by
+# default.
 MAX_EXACT_USERS = 20_000
 
 
 def align(before: EmbeddingRows, after: EmbeddingRows) -> tuple[EmbeddingRows, float]:
     """Align `after` to `before` with orthogonal Procrustes: one rotation and offset for all users.
 
-    With fewer users than dimensions a rotation can explain any movement. Use several users per dimension.
+    With fewer users than dimensions a rotation can explain any movement. Use several users per
+    dimension.
 
     Args:
         before: Embeddings of the users.
         after: Embeddings of the same users in the same order.
 
     Returns:
-        The aligned rows, and how far the common rotation and offset had moved the users (root mean square; unit rows give at
+        The aligned rows, and how far the common rotation and offset had moved the users (root mean
+        square; unit rows give at
         most 2).
 
     Example:
@@ -56,10 +61,14 @@ def residual_shift(before: EmbeddingRows, after: EmbeddingRows) -> Float[np.ndar
     return np.linalg.norm(align(before, after)[0] - before, axis=1)
 
 
-def noise_floor(base: EmbeddingRows, paraphrases: list[EmbeddingRows], share: float = 0.95) -> float:
-    """Return the shift that rewording alone stays under, for a share of the users and every paraphrase.
+def noise_floor(
+    base: EmbeddingRows, paraphrases: list[EmbeddingRows], share: float = 0.95
+) -> float:
+    """Return the shift that rewording alone stays under, for a share of the users and every
+    paraphrase.
 
-    The largest shift over the paraphrases is taken per user, then the quantile over users. With five paraphrases a sixth
+    The largest shift over the paraphrases is taken per user, then the quantile over users. With
+    five paraphrases a sixth
     moves about 1 user in 100 beyond the floor.
 
     Args:
@@ -74,31 +83,48 @@ def noise_floor(base: EmbeddingRows, paraphrases: list[EmbeddingRows], share: fl
         ValueError: If there is no paraphrase.
     """
     if not len(paraphrases):
-        raise ValueError("A noise floor needs at least 1 paraphrase; found 0. Embed the same query in other words.")
+        raise ValueError(
+            "A noise floor needs at least 1 paraphrase; found 0. Embed the same query in other "
+            "words."
+        )
     worst = np.max([residual_shift(base, rows) for rows in paraphrases], axis=0)
     return float(np.quantile(worst, share))
 
 
 def knn_indices(rows: EmbeddingRows, k: int = N_NEIGHBORS) -> Int[np.ndarray, "user k"]:
-    """Return the row numbers of each user's `k` nearest others; approximate (pynndescent) beyond `MAX_EXACT_USERS` users."""
+    """Return the row numbers of each user's `k` nearest others; approximate (pynndescent) beyond
+    `MAX_EXACT_USERS` users.
+    """
     k = min(k, len(rows) - 1)
     if len(rows) > MAX_EXACT_USERS:
         from pynndescent import NNDescent  # compiles, as umap does
 
-        neighbors = NNDescent(np.asarray(rows, np.float32), n_neighbors=k + 1, random_state=0).neighbor_graph[0]
+        neighbors = NNDescent(
+            np.asarray(rows, np.float32), n_neighbors=k + 1, random_state=0
+        ).neighbor_graph[0]
         own = neighbors == np.arange(len(rows))[:, None]
-        own[~own.any(axis=1), -1] = True  # among twins a row may miss itself: then the farthest goes
+        own[~own.any(axis=1), -1] = (
+            True  # among twins a row may miss itself: then the farthest goes
+        )
         return neighbors[~own].reshape(len(rows), k)
-    return NearestNeighbors(n_neighbors=k, algorithm="brute").fit(rows).kneighbors(return_distance=False)
+    return (
+        NearestNeighbors(n_neighbors=k, algorithm="brute")
+        .fit(rows)
+        .kneighbors(return_distance=False)
+    )
 
 
-def neighbors_kept(before: EmbeddingRows, after: EmbeddingRows, k: int = N_NEIGHBORS) -> Float[np.ndarray, " user"]:
+def neighbors_kept(
+    before: EmbeddingRows, after: EmbeddingRows, k: int = N_NEIGHBORS
+) -> Float[np.ndarray, " user"]:
     """Return the share of its `k` nearest neighbours that each user keeps (1: all, 0: none)."""
     _same_users(before, after)
     return _in_both(knn_indices(before, k), knn_indices(after, k)).mean(axis=1)
 
 
-def neighbors_changed(before: EmbeddingRows, after: EmbeddingRows, ids, k: int = N_NEIGHBORS) -> pd.DataFrame:
+def neighbors_changed(
+    before: EmbeddingRows, after: EmbeddingRows, ids, k: int = N_NEIGHBORS
+) -> pd.DataFrame:
     """List the neighbours that each user gained and lost.
 
     Args:
@@ -108,7 +134,8 @@ def neighbors_changed(before: EmbeddingRows, after: EmbeddingRows, ids, k: int =
         k: Number of nearest neighbours; default 15.
 
     Returns:
-        `user, neighbours_kept, gained, lost`. gained and lost are tuples of row numbers (positions in `ids`), nearest first,
+        `user, neighbours_kept, gained, lost`. gained and lost are tuples of row numbers (positions
+        in `ids`), nearest first,
         at most 5. They are no ids, because an id may contain any character.
 
     Example:
@@ -131,7 +158,9 @@ def neighbors_changed(before: EmbeddingRows, after: EmbeddingRows, ids, k: int =
     )
 
 
-def _listed(neighbors: Int[np.ndarray, "user k"], chosen: Bool[np.ndarray, "user k"]) -> list[tuple[int, ...]]:
+def _listed(
+    neighbors: Int[np.ndarray, "user k"], chosen: Bool[np.ndarray, "user k"]
+) -> list[tuple[int, ...]]:
     """Return the first chosen neighbours of each user as plain row numbers."""
     listed = []
     for row, mask in zip(neighbors, chosen, strict=True):
@@ -140,9 +169,16 @@ def _listed(neighbors: Int[np.ndarray, "user k"], chosen: Bool[np.ndarray, "user
 
 
 def embedding_shift(
-    before: EmbeddingRows, after: EmbeddingRows, ids, from_query: str, to_query: str, floor: float, k: int = N_NEIGHBORS
+    before: EmbeddingRows,
+    after: EmbeddingRows,
+    ids,
+    from_query: str,
+    to_query: str,
+    floor: float,
+    k: int = N_NEIGHBORS,
 ) -> pd.DataFrame:
-    """Measure how far each user moved between two queries, and whether that is more than rewording does.
+    """Measure how far each user moved between two queries, and whether that is more than rewording
+    does.
 
     Args:
         before: Embeddings under the first query; rows are scaled to unit length.
@@ -154,7 +190,8 @@ def embedding_shift(
         k: Number of nearest neighbours; default 15.
 
     Returns:
-        `user, from_query, to_query, residual, noise_floor, beyond_noise, neighbours_kept, gained, lost`; gained and lost are
+        `user, from_query, to_query, residual, noise_floor, beyond_noise, neighbours_kept, gained,
+        lost`; gained and lost are
         tuples of row numbers, see `neighbors_changed`.
 
     Example:
@@ -165,7 +202,9 @@ def embedding_shift(
     before, after = l2_normalize(before), l2_normalize(after)
     moved = residual_shift(before, after)
     changed = neighbors_changed(before, after, ids, k)
-    frame = pd.DataFrame({"user": changed["user"], "from_query": from_query, "to_query": to_query, "residual": moved})
+    frame = pd.DataFrame(
+        {"user": changed["user"], "from_query": from_query, "to_query": to_query, "residual": moved}
+    )
     return frame.assign(
         noise_floor=floor,
         beyond_noise=moved > floor,
@@ -197,7 +236,10 @@ def share_beyond_noise(shift: pd.DataFrame) -> tuple[float, float, float]:
 
 def _same_users(before, after) -> None:
     if before.shape != after.shape:
-        raise ValueError(f"before is {before.shape}, after is {after.shape}. Give the same users in the same order.")
+        raise ValueError(
+            f"before is {before.shape}, after is {after.shape}. Give the same users in the same "
+            "order."
+        )
 
 
 def _align_rows(

@@ -1,1 +1,1 @@
-"""Users: events, cut-off, facts and labels; reading any table, validation, sample data."""
+"""Users: events, cut-off, facts, labels; reading any table, validation, sample data."""

@@ -17,10 +17,11 @@ VERSION = 2  # increase it when events or labels change: cached files of older v
 MODALITIES = ("basket", "product", "campaign", "coupon", "promotion")
 MIN_BASKETS = 5  # households with fewer baskets before the cut-off are left out
 LABEL_DAYS = 92  # October to December for the default cut-off
-MAX_ITEMS = 50  # a larger quantity is hundredths of a gallon or of a pound, not a number of items
+MAX_ITEMS = 50  # a larger quantity is hundredths of a gallon or a pound
 LOCAL_TIME = """{time} - case when {time} between timestamp '2017-03-12 07:00:00'
                                           and timestamp '2017-11-05 05:59:59'
-                              then interval 4 hour else interval 5 hour end"""  # UTC to US Eastern time
+                              # UTC to US Eastern time
+                              then interval 4 hour else interval 5 hour end"""
 
 
 def load_complete_journey(cutoff="2017-10-01") -> Users:

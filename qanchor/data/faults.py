@@ -1,36 +1,43 @@
-"""What can be wrong with a column of words, times or numbers: each fault noted with its place, and mended where safe."""
+"""What can be wrong with a column of words, times or numbers: each fault noted with its place, and
+mended where safe.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from dataclasses import dataclass
 import codecs
-import numpy as np
-import pandas as pd
 import re
 import unicodedata
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
 
 from qanchor.data.validation import MAX_NUMBER, MAX_TEXT, MIN_TIME
 from qanchor.errors import DataError
 
-
-NULLS = re.compile("[\x00\uffff]")  # U+FFFF is no character: the null bytes of a csv file are read as it
-HIDDEN = re.compile(  # controls, soft hyphens, zero widths, turns of direction, tags; joiners only where no script needs them
+# U+FFFF is no character: the null bytes of a csv file are read as it
+NULLS = re.compile("[\x00\uffff]")
+# controls, soft hyphens, zero widths, turns of direction, tags; joiners only where no script needs
+# them
+HIDDEN = re.compile(
     "[\x01-\x08\x0b\x0c\x0e-\x1f\x7f\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff"
     "\U000e0000-\U000e007f]|(?<![^\x00-\x7f])[\u200c\u200d]+|[\u200c\u200d]+(?![^\x00-\x7f])"
 )
 FAULTS = (  # of one cell of words: how it is seen, the hint, what is done, whether it is severe
     (NULLS.search, "a null byte: remove it", "removed", True),
     (HIDDEN.search, "invisible characters: remove them", "removed", False),
-    (lambda text: not unicodedata.is_normalized("NFC", text), "letters in pieces: write them whole (NFC)", "normalised", False),
+    (lambda text: not unicodedata.is_normalized("NFC", text), "letters in pieces: write them "
+"whole (NFC)", "normalised", False),
     (lambda text: text != text.strip(), "spaces around it: trim it", "trimmed", False),
 )
 MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 NOT_WORDS = (bytes, list, tuple, dict, set, np.ndarray)
 EMPTY = "empty (a csv file's NA, null and None count as empty): fill it or drop the row"
 TRUTHS = {"yes": 1.0, "true": 1.0, "y": 1.0, "no": 0.0, "false": 0.0, "n": 0.0}
-OFFSET = r"^[^T ]*[T ].*(Z|[+-]\d\d(?::?\d\d)?)$"  # one start alone: a cell of a million T's must not take hours
-DAY_FIRST = r"^\s*(\d{1,2})([/.-])(\d{1,2})[/.-](\d{4})(?:,?\s+(\d{1,2}:\d\d(?::\d\d)?))?\s*$"  # or the month
+# one start alone: a cell of a million T's must not take hours
+OFFSET = r"^[^T ]*[T ].*(Z|[+-]\d\d(?::?\d\d)?)$"
+# or the month
+DAY_FIRST = r"^\s*(\d{1,2})([/.-])(\d{1,2})[/.-](\d{4})(?:,?\s+(\d{1,2}:\d\d(?::\d\d)?))?\s*$"
 SECOND = (("seconds", 1), ("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9))
 NAMES = 100  # of columns, shown at most
 COMMA = r"-?\d+,(?:\d{1,2}|\d{4,})"  # three digits could be thousands
@@ -38,11 +45,13 @@ COMMA = r"-?\d+,(?:\d{1,2}|\d{4,})"  # three digits could be thousands
 
 @dataclass(frozen=True)
 class Problem:
-    """Say one thing that is wrong with a folder: where it stands first, in how many rows, the value there, the hint.
+    """Say one thing that is wrong with a folder: where it stands first, in how many rows, the value
+    there, the hint.
 
     row     of the file, counted from 0; None (and rows 0) when the file as a whole is meant.
     action  what `clean_table` does about it; "" when only you can.
-    blocking  `load_users` refuses it, or would read something else than was meant; otherwise it is only good to know.
+    blocking  `load_users` refuses it, or would read something else than was meant; otherwise it is
+              only good to know.
 
     Example:
         >>> print(Problem("events.csv", 3, 2, "amount", "inf", "not finite: leave the cell empty", "emptied"))
@@ -76,7 +85,9 @@ class Notes(list):
     """Collect problems: of some rows of a column, or of a file as a whole."""
 
     def rows(self, file: str, given: pd.Series, bad, hint: str, action: str = "", blocking: bool = True) -> None:
-        """Note the rows where `bad` is true; `given` holds the column, its index the rows of the file."""
+        """Note the rows where `bad` is true; `given` holds the column, its index the rows of the
+        file.
+        """
         at = np.flatnonzero(np.asarray(bad, bool))
         if len(at):
             first = shown(given.iloc[at[0]])
@@ -96,13 +107,15 @@ def shown(value) -> object:
         return value
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
         return [shown(name) for name in value[:NAMES]] + ["..."] * (len(value) > NAMES)
-    text = str(value.asm8) if isinstance(value, pd.Timestamp) else str(value)  # a year past 9999 has no other form
+    # a year past 9999 has no other form
+    text = str(value.asm8) if isinstance(value, pd.Timestamp) else str(value)
     text = text.replace("\uffff", "\x00")
     return text if len(text) < 80 else f"{text[:77]}..."
 
 
 def tidy(text: str, trim: bool = False) -> str:
-    """Write a text in NFC, without null bytes and invisible characters; doing so twice changes nothing more.
+    """Write a text in NFC, without null bytes and invisible characters; doing so twice changes
+    nothing more.
 
     Example:
         >>> tidy("cafe\\u0301\\u200b ", trim=True)
@@ -124,14 +137,17 @@ def decode(raw: bytes) -> tuple[str, str]:
         return raw.decode(), ""
     except UnicodeDecodeError:
         text, part = raw.decode("cp1252", "replace"), raw.decode("utf-8", "replace")
-        known = any(not c.isascii() and c != "\ufffd" for c in part)  # some of it is UTF-8: the rest is broken
+        # some of it is UTF-8: the rest is broken
+        known = any(not c.isascii() and c != "\ufffd" for c in part)
         if known or "\ufffd" in text or re.search("[^\x00-\x7f]{4}", text):
             raise ValueError("neither UTF-8 nor a Western encoding: save it as UTF-8") from None
         return text, "cp1252"
 
 
 def words(notes: Notes, file: str, given: pd.Series) -> tuple[pd.Series, dict[str, str]]:
-    """Mend a column of user ids, modalities or texts: categories (missing where empty), and how each was written before."""
+    """Mend a column of user ids, modalities or texts: categories (missing where empty), and how
+    each was written before.
+    """
     texts, trim = given.name == "text", given.name != "text"
     given = _words_only(notes, file, given)
     codes, found = pd.factorize(given)
@@ -148,7 +164,8 @@ def words(notes: Notes, file: str, given: pd.Series) -> tuple[pd.Series, dict[st
     if texts:
         long = [i for i, text in enumerate(raw) if len(text) > MAX_TEXT]
         hint = f"over {MAX_TEXT:,} characters: shorten it"
-        notes.rows(file, given, _marked(len(raw), long)[codes], hint, f"cut to {MAX_TEXT:,} characters")
+        notes.rows(file, given, _marked(len(raw), long)[codes], hint, f"cut to {MAX_TEXT:,} "
+"characters")
         clean = [text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…" for text in clean]
     if trim:
         mixed = _marked(len(raw), (i for i, text in enumerate(clean) if len(_alphabets(text)) > 1))
@@ -210,7 +227,9 @@ def _text(given: pd.Series) -> pd.Series:
 
 
 def times(notes: Notes, file: str, given: pd.Series) -> pd.Series:
-    """Mend a column of times: datetime64[us] in UTC without a zone, missing where there is no time to read."""
+    """Mend a column of times: datetime64[us] in UTC without a zone, missing where there is no time
+    to read.
+    """
     time = _read_times(notes, file, given)
     notes.rows(file, given, time < MIN_TIME, f"before {MIN_TIME.year}: is the year right?")
     return time.mask(time < MIN_TIME)
@@ -226,7 +245,8 @@ def _read_times(notes: Notes, file: str, given: pd.Series) -> pd.Series:
     plain = _text(given).where(given.notna(), "").astype(object)
     zones = plain.str.extract(OFFSET, expand=False).replace({"Z": "+00:00", "+00": "+00:00", "+0000": "+00:00"})
     if elsewhere := set(zones.dropna().unique()) - {"+00:00"}:
-        hint = f"time zones {', '.join(sorted(elsewhere))}: write all in UTC (no zone counts as UTC)"
+        hint = (f"time zones {', '.join(sorted(elsewhere))}: write all in UTC (no zone counts as "
+"UTC)")
         notes.rows(file, given, zones.isin(elsewhere), hint, "written in UTC", False)
     time = pd.to_datetime(plain, errors="coerce", utc=True, format="ISO8601").dt.tz_localize(None).astype("datetime64[us]")
     time = time.mask(plain.isin(["now", "today"]))  # pandas would take the hour of reading
@@ -244,7 +264,9 @@ def _read_times(notes: Notes, file: str, given: pd.Series) -> pd.Series:
 
 
 def _day_first(notes: Notes, file: str, given: pd.Series, plain: pd.Series) -> pd.Series:
-    """Read 31/01/2025 18:00 or 01/31/2025, when the whole column leaves no doubt where the day stands."""
+    """Read 31/01/2025 18:00 or 01/31/2025, when the whole column leaves no doubt where the day
+    stands.
+    """
     parts = plain.str.extract(DAY_FIRST)
     there, one, two = parts[0].notna(), parts[0].astype(float), parts[2].astype(float)
     first, second = (one > 12).any() or parts[1].eq(".").any(), (two > 12).any()
@@ -254,15 +276,19 @@ def _day_first(notes: Notes, file: str, given: pd.Series, plain: pd.Series) -> p
     said = parts[3] + "-" + month.str.zfill(2) + "-" + day.str.zfill(2) + " " + parts[4].fillna("00:00").str.zfill(5)
     time = pd.to_datetime(said, errors="coerce", format="ISO8601").astype("datetime64[us]")
     order = "day" if first else "month"
-    notes.rows(file, given, time.notna(), f"the {order} first: write it as 2025-01-31 18:00:00", f"read with the {order} first")
+    notes.rows(file, given, time.notna(), f"the {order} first: write it as 2025-01-31 18:00:00", "read "
+f"with the {order} first")
     return time
 
 
 def numbers(notes: Notes, file: str, given: pd.Series, label: bool = False, comma: bool = False) -> pd.Series:
-    """Mend a column of numbers: floats, all finite or missing; `label` allows 0 and 1 only, `comma` reads 3,5 as 3.5."""
+    """Mend a column of numbers: floats, all finite or missing; `label` allows 0 and 1 only, `comma`
+    reads 3,5 as 3.5.
+    """
     none = pd.Series(np.nan, given.index)
     if getattr(given.dtype, "kind", "") in "mM":
-        notes.rows(file, given, given.notna(), "a time, not a number: write it as a number, of days perhaps")
+        notes.rows(file, given, given.notna(), "a time, not a number: write it as a number, of "
+"days perhaps")
         return none
     try:
         values = pd.to_numeric(given, errors="coerce").astype(float)
@@ -273,7 +299,8 @@ def numbers(notes: Notes, file: str, given: pd.Series, label: bool = False, comm
         text = _text(given[wrong]).str.strip().str.lower()
         read = text.map(TRUTHS) if label else pd.to_numeric(text.str.replace(",", ".").where(text.str.fullmatch(COMMA) & comma))
         how = "a word, not 0 or 1" if label else "a decimal comma"
-        notes.rows(file, given, read.reindex(given.index).notna(), f"{how}: write it as a number", "read as a number")
+        notes.rows(file, given, read.reindex(given.index).notna(), f"{how}: write it as a number", "read "
+"as a number")
         values = values.fillna(read)
         hint = "not a number: encode it as numbers, or drop the column"
         notes.rows(file, given, values.isna() & given.notna(), hint)

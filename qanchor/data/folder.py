@@ -1,18 +1,20 @@
-"""A folder of your own users, read table by table: every problem is noted, and what can be mended is mended on the way."""
+"""A folder of your own users, read table by table: every problem is noted, and what can be mended
+is mended on the way.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
 import csv
 import difflib
 import io
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
-import re
 
-from qanchor.data.faults import Notes, TRUTHS, decode, numbers, tidy, times, words
+from qanchor.data.faults import TRUTHS, Notes, decode, numbers, tidy, times, words
 from qanchor.data.validation import COLUMN_MEANINGS, REQUIRED
-
 
 LIKELY = {  # what tables elsewhere call these columns, with "_" for what is no letter
     "user": r"(user|member|customer|client|account|household|patient|student|reader|subscriber|guest|visitor|player|donor)"
@@ -21,14 +23,16 @@ LIKELY = {  # what tables elsewhere call these columns, with "_" for what is no 
     "modality": r"source|channel|event_type",
     "text": r"description|event_name|title",
 }
-PERHAPS = {  # what they may be called: taken where the cells agree and no other column could be meant
+# what they may be called: taken where the cells agree and no other column could be meant
+PERHAPS = {
     "user": r"id|who|person|card_?(id|no|nr|number)",
     "time": r"ts|day|when",
     "modality": r"type|kind|category|area|location|place|where",
     "text": r"event|items?|product|name|what|action|activity|details?|notes?",
 }
 UNSURE = ("id", "name")  # of a row or a user, of a product or a person: nobody but you can tell
-SUITS = {"user": ("words", "numbers"), "time": ("times",), "modality": ("words",), "text": ("words",)}  # what its cells hold
+# what its cells hold
+SUITS = {"user": ("words", "numbers"), "time": ("times",), "modality": ("words",), "text": ("words",)}
 DATE = r"\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}"
 MORE = "; more may show once this is mended"
 KINDS = 20  # words at most that become columns of 0 and 1
@@ -55,7 +59,8 @@ class Folder:
             return None
         self.names[stem] = there[0].name
         if len(there) > 1:
-            self.notes.whole(there[1].name, stem, there[0].name, "not read, for that file is: remove one", blocking=False)
+            self.notes.whole(there[1].name, stem, there[0].name, "not read, for that file is: "
+"remove one", blocking=False)
         try:
             return pd.read_parquet(there[0]) if there[0].suffix == ".parquet" else self._read_csv(stem, there[0], needed)
         except Exception as error:
@@ -67,14 +72,16 @@ class Folder:
         text, encoding = decode(path.read_bytes())
         if encoding:
             cure = (
-                "a mark before the first column: save without BOM" if encoding == "utf-8-sig" else "not UTF-8: save it as UTF-8"
+                "a mark before the first column: save without BOM" if encoding == "utf-8-sig" else "not "
+"UTF-8: save it as UTF-8"
             )
             self.notes.whole(path.name, stem, encoding, cure, f"read as {encoding}", encoding != "utf-8-sig")
         line = text.lstrip("\r\n").split("\n", 1)[0][:10_000].rstrip("\r")
         head = {mark: next(csv.reader([line], delimiter=mark), []) for mark in ",;\t|"}
         parted = max(head, key=lambda mark: (len(_meant(head[mark], needed)), len(head[mark])))
         if parted != ",":
-            self.notes.whole(path.name, stem, parted, "columns parted so: part them by commas", "read so")
+            self.notes.whole(path.name, stem, parted, "columns parted so: part them by commas", "read "
+"so")
             self.comma.add(stem)
         for name in sorted({name for name in head[parted] if head[parted].count(name) > 1}):
             self.notes.whole(path.name, name, head[parted], "two columns of one name: rename one")
@@ -83,15 +90,19 @@ class Folder:
         raw = io.BytesIO(text.replace("\x00", "\uffff").encode())
         frame = pd.read_csv(raw, sep=parted, dtype=kept, low_memory=False)
         if not isinstance(frame.index, pd.RangeIndex):
-            raise ValueError("lines have more fields than the header: put a text that holds a comma into quotes")
+            raise ValueError("lines have more fields than the header: put a text that holds a "
+"comma into quotes")
         return frame
 
     def _named(self, stem: str, frame: pd.DataFrame, needed: tuple[str, ...]) -> pd.DataFrame:
-        """Give the frame columns with the names needed, those that are there, and rows numbered as in the file."""
+        """Give the frame columns with the names needed, those that are there, and rows numbered as
+        in the file.
+        """
         file = self.names[stem]
         hidden = [name for name in frame.index.names if name in needed and name not in frame.columns]
         for name in hidden:
-            self.notes.whole(file, name, "index", "stands in the index: write it as a column", "made a column")
+            self.notes.whole(file, name, "index", "stands in the index: write it as a column", "made "
+"a column")
         frame = frame.reset_index(drop=not hidden)
         frame.columns = [str(name) for name in frame.columns]
         for name, plain in _meant(frame.columns, needed).items():
@@ -107,7 +118,9 @@ class Folder:
         return frame[~blank] if set(needed) <= set(frame) else self._supplied(file, frame[~blank], needed)
 
     def _supplied(self, file: str, frame: pd.DataFrame, needed: tuple[str, ...]) -> pd.DataFrame:
-        """Tell which columns are missing; take another for one, or one source for all rows, where that leaves no doubt."""
+        """Tell which columns are missing; take another for one, or one source for all rows, where
+        that leaves no doubt.
+        """
         maybe, left = _maybe(frame, needed)
         claims = [column for near in maybe.values() for column in near]
         sure = {near[0]: name for name, near in maybe.items() if len(near) == 1 and _sure(name, near[0], frame[near[0]])}
@@ -119,7 +132,8 @@ class Folder:
         columns, known = sorted(frame.columns, key=lambda name: name in needed), self.about.get("modalities") or ["event"]
         for name in [name for name in maybe if name not in frame]:
             hint = f" (is it {' or '.join(map(repr, maybe[name]))}?)" if maybe[name] else ""
-            cure, done = f"missing{hint}: {COLUMN_MEANINGS[name]}; rename the column that holds it to {name!r}", ""
+            cure, done = (f"missing{hint}: {COLUMN_MEANINGS[name]}; rename the column that holds "
+f"it to {name!r}"), ""
             if name == "modality" and not maybe[name] and not left and len(known) == 1:
                 cure, done = f"{cure}, or let all rows be of one kind", f"{known[0]!r} in all rows"
                 frame = frame.assign(modality=known[0])
@@ -145,7 +159,8 @@ class Folder:
         late = self._late(file, out["time"]) if "time" in out else False
         out = out[~late & out[there].notna().all(axis=1)]
         if not len(out):
-            self.notes.whole(file, "user", "no rows", "no event is left: give at least one that can be kept")
+            self.notes.whole(file, "user", "no rows", "no event is left: give at least one that "
+"can be kept")
             return out
         if "modality" in out:
             self._known(file, out["modality"])
@@ -181,7 +196,9 @@ class Folder:
         return never | (time >= end)
 
     def _number(self, stem: str, given: pd.Series, gaps: set[str]) -> pd.Series:
-        """Read a column of numbers; one that holds what a missing column would may be that one, and is left alone."""
+        """Read a column of numbers; one that holds what a missing column would may be that one, and
+        is left alone.
+        """
         if gaps and _holds(given) in gaps:
             return pd.Series(np.nan, given.index)
         return numbers(self.notes, self.names[stem], given, stem == "labels", stem in self.comma)
@@ -197,7 +214,8 @@ class Folder:
                 out[name] = self._number(stem, frame[name], gaps)
             else:
                 done = f"written as {coded.shape[1]} columns of 0 and 1"
-                self.notes.rows(file, frame[name], frame[name].notna(), "words, not numbers: encode them as numbers", done)
+                self.notes.rows(file, frame[name], frame[name].notna(), "words, not numbers: "
+"encode them as numbers", done)
                 out = out.join(coded)
         if gaps:
             return out
@@ -205,12 +223,15 @@ class Folder:
         again = out.duplicated()
         self.notes.rows(file, out["user"], again, "the same row twice: keep one", "row dropped")
         out = out[~again]
-        self.notes.rows(file, out["user"], out["user"].duplicated(), "two rows of one user that contradict: keep one")
+        self.notes.rows(file, out["user"], out["user"].duplicated(), "two rows of one user that "
+"contradict: keep one")
         return out
 
 
 def _kinds(given: pd.Series, taken: set[str]) -> pd.DataFrame | None:
-    """Give a column that holds words of a few kinds as one column of 0 and 1 for each; None for any other."""
+    """Give a column that holds words of a few kinds as one column of 0 and 1 for each; None for any
+    other.
+    """
     cells = given.dropna().astype(object)
     if not cells.map(lambda cell: isinstance(cell, str)).all():
         return None
@@ -228,7 +249,9 @@ def _plain(name: str) -> str:
 
 
 def _meant(names, needed: tuple[str, ...]) -> dict[str, str]:
-    """Say which columns are those needed, whatever they are called; where two could be one, neither is."""
+    """Say which columns are those needed, whatever they are called; where two could be one, neither
+    is.
+    """
     found = {}
     for wanted in needed:
         same = [name for name in names if name == wanted] or [name for name in names if tidy(name, True).lower() == wanted]
@@ -242,21 +265,26 @@ def _called(wanted: str, name: str) -> bool:
 
 
 def _maybe(frame: pd.DataFrame, needed: tuple[str, ...]) -> tuple[dict[str, list[str]], list[str]]:
-    """Say which columns could be each that is missing, by its name or as the last of its kind, and which of words are left."""
+    """Say which columns could be each that is missing, by its name or as the last of its kind, and
+    which of words are left.
+    """
     free = {o: _holds(frame[o]) for o in frame.columns if o not in needed}
     maybe = {name: [o for o in free if _called(name, o)] for name in needed if name not in frame}
     maybe = {name: [o for o in near if free[o] in SUITS[name]] or near for name, near in maybe.items()}
     for kind in ("times", "words"):
         left = [o for o, holds in free.items() if holds == kind and not any(o in near for near in maybe.values())]
         empty = [name for name, near in maybe.items() if not near and kind in SUITS[name]]
-        empty = empty if len(empty) == 1 else [name for name in empty if name != "modality"]  # all rows can be of one kind
+        # all rows can be of one kind
+        empty = empty if len(empty) == 1 else [name for name in empty if name != "modality"]
         if len(empty) == len(left) == 1 and frame.shape[1] >= len(REQUIRED):
             maybe[empty[0]], left = left, []
     return maybe, left
 
 
 def _sure(name: str, column: str, given: pd.Series) -> bool:
-    """Tell whether a column can be taken for the one missing: named like it, full, and of cells that suit it."""
+    """Tell whether a column can be taken for the one missing: named like it, full, and of cells
+    that suit it.
+    """
     few = name != "modality" or given.map(str).nunique() <= KINDS
     named = _called(name, column) and _plain(column) not in UNSURE
     return all((named, few, given.notna().mean() > 0.9, _holds(given) in SUITS[name]))
@@ -276,7 +304,8 @@ def _holds(given: pd.Series) -> str:
 def _unreadable(told: str) -> tuple[str, str]:
     """Say where a table cannot be read, and the cure, as far as the reader knows."""
     if found := re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", told):
-        cure = f"{found[3]} fields under a header of {found[1]}: put a text that holds a comma into quotes"
+        cure = (f"{found[3]} fields under a header of {found[1]}: put a text that holds a comma "
+"into quotes")
         return f"line {found[2]}", cure
     if found := re.search(r"EOF inside string starting at row (\d+)", told):
         return f"row {found[1]}", "a quote opens there and never closes: close it"

@@ -50,13 +50,16 @@ def read_labels(path: Path | None, name: str | None, users: Users) -> pd.Series:
         raise DataError(path.name, None, name, str(error), hint) from error
     for column in ("user", name):
         if column not in frame:
-            hint = "missing: write it" if column == "user" else "missing: write it, or name another with --column"
-            hint = f"{hint} (`check --fix` mends a folder)"
+            hint = "missing: write it"
+            if column != "user":
+                hint += ", or name another with --column"
+            hint += " (`check --fix` mends a folder)"
             raise DataError(path.name, None, column, list(frame.columns), hint)
     invalid = frame[~(frame[name].isin([0, 1]) | frame[name].isna())]
     if len(invalid):
         row = int(invalid.index[0])
-        raise DataError(path.name, row, name, invalid[name].iloc[0], "write 0, 1, or leave it empty")
+        hint = "write 0, 1, or leave it empty"
+        raise DataError(path.name, row, name, invalid[name].iloc[0], hint)
     repeated = frame["user"].astype(str).duplicated()
     if repeated.any():
         row = int(np.flatnonzero(repeated)[0])

@@ -1,37 +1,52 @@
-"""An events table of any size, split by user on disk: DuckDB reads it in a stream and writes one folder a shard."""
+"""Partition an events table of any size by user, one folder per shard, with DuckDB."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Sequence
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-import hashlib
-import json
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-import re
-import shutil
 
 from qanchor.data.metadata import validated_metadata
 from qanchor.data.users import Users
-from qanchor.data.validation import MAX_TIME, MIN_TIME, REQUIRED
+from qanchor.data.validation import MAX_TIME, MIN_TIME, REQUIRED, TEXT_COLUMNS
 from qanchor.errors import DataError
 from qanchor.utils.arrays import arrow_table
 
-
-NUMBERS = ("amount", "discount", "private")  # the number columns that a measure looks at
-HASH = """('0x' || substr(md5("user"), 1, 15))::bigint"""  # in SQL what `user_hash` is in Python
-ISO = r"\s*\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.,]\d{1,9})?)?\s?(Z|[+-]\d\d(:?\d\d)?)?)?\s*"  # DuckDB reads more: `epoch`
-PLACE = ("_file", "_row")  # where an event stood: events alike in all else keep their order, and errors can name it
+NUMBERS = ("amount", "discount", "private")  # the number columns that behavior measures use
+HASH = """('0x' || substr(md5("user"), 1, 15))::bigint"""  # the SQL form of `useru.pairs.user_hash`
+# ISO 8601 with an optional time and offset; DuckDB alone would also read words such as `epoch`
+ISO = (
+    r"\s*\d{4}-\d\d-\d\d"
+    r"([T ]\d\d:\d\d(:\d\d([.,]\d{1,9})?)?\s?(Z|[+-]\d\d(:?\d\d)?)?)?\s*"
+)
+# File and row of an event in the source: keeps equal events in order, and errors can name the row.
+POSITION = ("_file", "_row")
+NUMBER_TYPES = 'U?(HUGE|BIG|SMALL|TINY)?INT|DOUBLE|FLOAT|DECIMAL|BOOLEAN|"NULL"'
+BOOLEAN_AS_TEXT = "case {0} when true then 'True' when false then 'False' end as {0}"
+TIME_HINT = "not a time: write it as 2025-01-31 18:00:00"
 
 
 @dataclass(frozen=True)
 class EventSource:
-    """Hold where the events are (files, or a frame), what is told about them, and a key of their content."""
+    """Where the events of a data set are, what is known about them, and a hash of their content.
+
+    Args:
+        files: Parquet files of the events; empty if they are in memory.
+        frame: The events, if they are in memory.
+        about: Fields of about.json, with defaults.
+        rows: Number of events.
+        key: SHA-256 of the content.
+    """
 
     files: tuple[Path, ...]
     frame: pd.DataFrame | None
@@ -40,211 +55,435 @@ class EventSource:
     key: str
 
     def name_of(self, file: int) -> str:
-        """Name a file by its number, from 1 on."""
+        """Return the name of a file by its number, counted from 1."""
         return self.files[file - 1].name if self.files else "events"
 
 
+class EventDays(NamedTuple):
+    """Daily event counts of a source, with its cut-off.
+
+    Args:
+        days: One row per day, modality and side of the cut-off: `day, modality, past, events,
+            first, last`.
+        cutoff: The cut-off (of about.json, or just after the last event).
+        history: The rows of `days` before the cut-off.
+        modalities: Modalities in order.
+    """
+
+    days: pd.DataFrame
+    cutoff: pd.Timestamp
+    history: pd.DataFrame
+    modalities: list[str]
+
+
 def open_table(source: Users | Path | str, numbers: Sequence[str] = NUMBERS) -> EventSource:
-    """Find the events of users, of a parquet file, or of a folder: where they are, and what is told about them."""
+    """Find the events of a data set.
+
+    Args:
+        source: Users, a parquet file, or a folder with `events.parquet` (a file or a folder of
+            parquet files).
+        numbers: Number columns to keep of users in memory (default `NUMBERS`).
+
+    Returns:
+        The source, not yet validated.
+
+    Raises:
+        FileNotFoundError: There is no events file.
+        DataError: A file is not parquet, or about.json is invalid.
+
+    Example:
+        >>> open_table(qa.make_sample_users(2)).about["name"]
+        'world'
+    """
     if isinstance(source, Users):
-        columns = [*REQUIRED, *(name for name in numbers if name in source.events)]
-        about = {"name": source.name, "unit": source.unit, "cutoff": str(source.cutoff), "modalities": list(source.modalities)}
-        hashes = pd.util.hash_pandas_object(source.events[columns], index=False).to_numpy()
-        frame = source.events[columns].assign(file_row_number=np.arange(len(source.events)))
-        key = hashlib.sha256(hashes.tobytes()).hexdigest()
-        return EventSource((), frame, about | {"horizon_days": source.horizon_days}, len(frame), key)
+        return _users_source(source, numbers)
     path = Path(source)
     events = path / "events.parquet" if (path / "events.parquet").exists() else path
     files = tuple(sorted(events.glob("*.parquet")) if events.is_dir() else [events])
     if not files or not files[0].is_file():
-        raise FileNotFoundError(f"{path} has no events.parquet: write one row an event with {', '.join(REQUIRED)}")
-    about = {"name": path.stem, "unit": "user", "cutoff": None, "modalities": [], "horizon_days": 30}
-    about |= validated_metadata((path if path.is_dir() else path.parent) / "about.json")
+        raise FileNotFoundError(
+            f"{path} has no events.parquet."
+            f" Write one row per event with the columns {', '.join(REQUIRED)}."
+        )
+    about = {"name": path.stem, "unit": "user", "cutoff": None}
+    about |= {"modalities": [], "horizon_days": 30}
+    folder = path if path.is_dir() else path.parent
+    about |= validated_metadata(folder / "about.json")
     try:
         rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
     except (OSError, ValueError) as error:
-        raise DataError(events.name, None, "events", str(error), "cannot be read: write it again as parquet") from error
+        hint = "cannot be read: write it again as parquet"
+        raise DataError(events.name, None, "events", str(error), hint) from error
     content = hashlib.sha256()
     for file in files:
-        with file.open("rb") as open_file:
-            content.update(hashlib.file_digest(open_file, "sha256").digest())
+        content.update(_file_digest(file))
     return EventSource(files, None, about, rows, content.hexdigest())
 
 
+def _users_source(users: Users, numbers: Sequence[str]) -> EventSource:
+    columns = [*REQUIRED, *(name for name in numbers if name in users.events)]
+    about = {
+        "name": users.name,
+        "unit": users.unit,
+        "cutoff": str(users.cutoff),
+        "modalities": list(users.modalities),
+        "horizon_days": users.horizon_days,
+    }
+    hashes = pd.util.hash_pandas_object(users.events[columns], index=False).to_numpy()
+    frame = users.events[columns].assign(file_row_number=np.arange(len(users.events)))
+    key = hashlib.sha256(hashes.tobytes()).hexdigest()
+    return EventSource((), frame, about, len(frame), key)
+
+
+def _file_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
 def open_facts(source: Users | Path | str) -> tuple[dict[str, Path | pd.DataFrame], str]:
-    """Find who else is known beside the events, and what of them (`users`, and of `labels` the ids), and a key of it."""
+    """Find the facts and the labels of a data set; of labels, only the ids are used.
+
+    Args:
+        source: Users, a parquet file, or a folder with `users` and `labels` (parquet or csv).
+
+    Returns:
+        The tables by name (`users`, `labels`), each a parquet file or a frame, and a SHA-256 of
+        their content.
+
+    Raises:
+        DataError: A table has no column `user`.
+
+    Example:
+        >>> list(open_facts(qa.make_sample_users(2))[0])
+        ['users']
+    """
     if isinstance(source, Users):
-        found = {"users": source.tabular.reset_index()}
-        return found, hashlib.sha256(pd.util.hash_pandas_object(found["users"]).to_numpy().tobytes()).hexdigest()
-    folder, found, content = Path(source), {}, hashlib.sha256()
+        facts = source.tabular.reset_index()
+        hashes = pd.util.hash_pandas_object(facts).to_numpy()
+        return {"users": facts}, hashlib.sha256(hashes.tobytes()).hexdigest()
+    folder = Path(source)
+    tables = {}
+    content = hashlib.sha256()
     for stem in ("users", "labels"):
-        for path in [path for kind in ("parquet", "csv") if (path := folder / f"{stem}.{kind}").is_file()][:1]:
-            found[stem] = path if path.suffix == ".parquet" else pd.read_csv(path, dtype={"user": str})
-            columns = pq.read_schema(path).names if path.suffix == ".parquet" else list(found[stem])
-            if "user" not in columns:
-                raise DataError(path.name, None, "user", columns, "missing: one row a user")
-            with path.open("rb") as file:
-                content.update(hashlib.file_digest(file, "sha256").digest())
-    return found, content.hexdigest()
+        path = folder / f"{stem}.parquet"
+        if path.is_file():
+            tables[stem] = path
+            columns = pq.read_schema(path).names
+        else:
+            path = folder / f"{stem}.csv"
+            if not path.is_file():
+                continue
+            tables[stem] = pd.read_csv(path, dtype={"user": str})
+            columns = list(tables[stem])
+        if "user" not in columns:
+            raise DataError(path.name, None, "user", columns, "missing: one row a user")
+        content.update(_file_digest(path))
+    return tables, content.hexdigest()
 
 
 def partition_users(
-    table: EventSource, facts: dict[str, Path | pd.DataFrame], work: Path, shards: int, numbers: Sequence[str], texts: int, **config
+    table: EventSource,
+    facts: dict[str, Path | pd.DataFrame],
+    work: Path,
+    shards: int,
+    numbers: Sequence[str],
+    texts: int,
+    **config,
 ) -> None:
-    """Write each user's history and facts into the shard of its hash, users without either too; the folder whole, or not.
+    """Write the history and the facts of each user into the shard of the user's hash.
 
-    facts  as `open_facts` gives them;  numbers  columns of the events to keep;  texts  so many distinct ones are listed.
+    The folder `work` is written atomically. Users without events or without facts are included.
+
+    Args:
+        table: The events, as `open_table` returns them.
+        facts: The facts and labels, as `open_facts` returns them.
+        work: Folder to create.
+        shards: Number of shards.
+        numbers: Number columns of the events to keep.
+        texts: Number of distinct texts to list in `texts.parquet`, in alphabetical order.
+        **config: DuckDB settings such as `threads` and `memory_limit`.
+
+    Raises:
+        DataError: The events hold a value that cannot be used.
+        OSError: The disk is full or not writable.
     """
-    with _aside(work, config) as (base, aside):
-        columns = _view(base, table, numbers)
-        _, cutoff, _, order = _days(base, table)
-        past, ids = _past(columns, cutoff), ['select "user" from events where "user" is not null']
-        for name, given in facts.items():
-            rows = f"read_parquet('{_quoted(given)}')" if isinstance(given, Path) else f"given_{name}"
-            if not isinstance(given, Path):
-                base.register(rows, arrow_table(given))
-            base.execute(f'create view {name} as select * replace ("user"::varchar as "user") from {rows}')
-            ids.append(f'select "user" from {name}')
-        every = f'select distinct "user" from ({" union all ".join(ids)})'
-        whole = f'select * from ({every}) left join users using ("user")' if "users" in facts else every
-        scan = {"cutoff": str(cutoff), "modalities": order, "about": table.about}
-        scan |= {"files": [file.name for file in table.files] or ["events"]}
-        _write_shards(base, past, shards, aside / "events")
-        scan["shards"] = _write_shards(base, whole, shards, aside / "users")
-        [(scan["users"],)] = base.sql(f"select count(*) from ({every})").fetchall()
-        listed = f"select distinct text from ({past}) where text is not null order by text limit {texts}"
-        base.execute(f"copy ({listed}) to '{_quoted(aside / 'texts.parquet')}' (format parquet)")
-        (aside / "scan.json").write_text(json.dumps(scan))
+    with database_folder(work, config) as (base, folder):
+        columns = create_events_view(base, table, numbers)
+        days = count_days(base, table)
+        history = history_sql(columns, days.cutoff)
+        id_queries = ['select "user" from events where "user" is not null']
+        for name, facts_table in facts.items():
+            if isinstance(facts_table, Path):
+                rows = f"read_parquet('{quote_path(facts_table)}')"
+            else:
+                rows = f"frame_{name}"
+                base.register(rows, arrow_table(facts_table))
+            as_text = 'replace ("user"::varchar as "user")'
+            base.execute(f"create view {name} as select * {as_text} from {rows}")
+            id_queries.append(f'select "user" from {name}')
+        all_ids = f'select distinct "user" from ({" union all ".join(id_queries)})'
+        users = all_ids
+        if "users" in facts:
+            users = f'select * from ({all_ids}) left join users using ("user")'
+        scan = {
+            "cutoff": str(days.cutoff),
+            "modalities": days.modalities,
+            "about": table.about,
+            "files": [file.name for file in table.files] or ["events"],
+        }
+        write_shards(base, history, shards, folder / "events")
+        scan["shards"] = write_shards(base, users, shards, folder / "users")
+        [(scan["users"],)] = base.sql(f"select count(*) from ({all_ids})").fetchall()
+        distinct_texts = (
+            f"select distinct text from ({history}) where text is not null"
+            f" order by text limit {texts}"
+        )
+        path = quote_path(folder / "texts.parquet")
+        base.execute(f"copy ({distinct_texts}) to '{path}' (format parquet)")
+        (folder / "scan.json").write_text(json.dumps(scan))
 
 
 @contextmanager
-def _aside(work: Path, config: dict) -> Iterator[tuple]:
-    """Give a data base and a folder to write into; it becomes `work` only when everything went well."""
+def database_folder(work: Path, config: dict) -> Iterator[tuple]:
+    """Yield a DuckDB connection and a folder that becomes `work` if the block ends without error.
+
+    Args:
+        work: Folder to create.
+        config: DuckDB settings.
+
+    Raises:
+        OSError: The disk is full or not writable.
+    """
     import duckdb
 
-    aside = work.with_name(f"{work.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    config = config | {"temp_directory": str(aside / "spill"), "preserve_insertion_order": False}
+    part = work.with_name(f"{work.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    spill = part / "spill"
+    config = config | {"temp_directory": str(spill), "preserve_insertion_order": False}
     try:
         with duckdb.connect(config=config) as base:
-            yield base, aside
+            yield base, part
     except BaseException as error:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
         if isinstance(error, duckdb.IOException):
-            raise OSError(f"{work.parent}: {error}: free some disk, or name another folder") from error
+            hint = "Free disk space or choose another folder."
+            raise OSError(f"{work.parent}: {error}. {hint}") from error
         raise
-    shutil.rmtree(aside / "spill", ignore_errors=True)
-    aside.rename(work)
+    shutil.rmtree(spill, ignore_errors=True)
+    part.rename(work)
 
 
-def _past(columns: Iterable[str], cutoff) -> str:
-    names = ", ".join(f'"{name}"' for name in (*columns, *PLACE))
+def history_sql(columns: Iterable[str], cutoff) -> str:
+    """Return a query of the events before a cut-off, with their position in the source.
+
+    Args:
+        columns: Columns of the view `events`.
+        cutoff: The cut-off.
+    """
+    names = ", ".join(f'"{name}"' for name in (*columns, *POSITION))
     return f"select {names} from events where time < timestamp '{cutoff}'"
 
 
-def _write_shards(base, rows: str, shards: int, folder: Path) -> list[int]:
-    """Write rows that name a user into the folder of the shard of its hash; give the numbers of the shards that got some."""
-    chosen = f"select *, coalesce({HASH} % {shards}, 0) as _shard from ({rows})"
-    base.execute(f"copy ({chosen}) to '{_quoted(folder)}' (format parquet, partition_by (_shard))")
+def write_shards(base, rows: str, shards: int, folder: Path) -> list[int]:
+    """Write rows into one parquet folder per shard, by the hash of their user.
+
+    Args:
+        base: DuckDB connection.
+        rows: Query with a column `user`.
+        shards: Number of shards.
+        folder: Folder to write.
+
+    Returns:
+        The shards that have rows, sorted.
+    """
+    with_shard = f"select *, coalesce({HASH} % {shards}, 0) as _shard from ({rows})"
+    options = "format parquet, partition_by (_shard)"
+    base.execute(f"copy ({with_shard}) to '{quote_path(folder)}' ({options})")
     return sorted(int(path.name.removeprefix("_shard=")) for path in folder.glob("_shard=*"))
 
 
-def _view(base, table: EventSource, numbers: Sequence[str] = NUMBERS) -> list[str]:
-    """Show the data base the events as `events`, with clean types and their place; give the columns' names."""
-    if table.frame is not None:
-        base.register("frame", arrow_table(table.frame))
-        base.execute("create view given as select *, 1 as _file from frame")
-    else:
-        files = ", ".join(f"'{_quoted(file)}'" for file in table.files)
-        given = f"read_parquet([{files}], file_row_number=true, filename=true, hive_partitioning=false)"
-        base.execute(f"create view given as select *, list_position([{files}], filename) as _file from {given}")
+def create_events_view(
+    base, table: EventSource, numbers: Sequence[str] = NUMBERS
+) -> list[str]:
+    """Create the view `events` with clean types and the position of each event in the source.
+
+    Args:
+        base: DuckDB connection.
+        table: The events, as `open_table` returns them.
+        numbers: Number columns to keep (default `NUMBERS`).
+
+    Returns:
+        Names of the columns, without the position.
+
+    Raises:
+        DataError: A column is missing or has a type that cannot be used.
+    """
+    _create_source_view(base, table)
     base.execute("set TimeZone = 'UTC'")
-    types = {name: kind for name, kind, *_ in base.sql("describe given").fetchall()}
+    types = {name: kind for name, kind, *_ in base.sql("describe source").fetchall()}
     name = table.name_of(1)
     for column in REQUIRED:
         if column not in types:
-            raise DataError(name, None, column, list(types), f"missing: needed are {', '.join(REQUIRED)}")
-    time = "try_cast(try_cast(time as timestamptz) as timestamp)"  # by way of a zone: else an offset in a text is passed over
-    if types["time"].startswith(("VARCHAR", "ENUM")):
-        time = f"case when regexp_full_match(time::varchar, '{ISO}') then {time} end"
-    if types["time"] == "TIMESTAMP_NS":
-        time = "make_timestamp(epoch_ns(time) // 1000)"  # as pandas does; a cast would round
+            hint = f"missing: needed are {', '.join(REQUIRED)}"
+            raise DataError(name, None, column, list(types), hint)
     if not types["time"].startswith(("TIMESTAMP", "DATE", "VARCHAR", "ENUM")):
-        raise DataError(name, None, "time", types["time"], "not a time: write it as 2025-01-31 18:00:00")
-    _only_numbers(base, table, types, numbers)
+        raise DataError(name, None, "time", types["time"], TIME_HINT)
+    _reject_text_columns(base, table, types, numbers)
     columns = [column for column in (*REQUIRED, *numbers) if column in types]
-    same = [f'"{column}"' for column in numbers if column in types]
-    said = {"BOOLEAN": "case {0} when true then 'True' when false then 'False' end as {0}"}  # as Python writes them
-    words = [said.get(types[c], "{0}::varchar as {0}").format(f'"{c}"') for c in ("user", "modality", "text")]
-    chosen = ", ".join([*words, f"{time} as time", *same, "_file", "file_row_number as _row", "time as given_time"])
-    base.execute(f"create view events as select {chosen} from given")
+    selected = []
+    for column in TEXT_COLUMNS:
+        is_boolean = types[column] == "BOOLEAN"
+        cast = BOOLEAN_AS_TEXT if is_boolean else "{0}::varchar as {0}"
+        selected.append(cast.format(f'"{column}"'))
+    selected.append(f"{_time_sql(types['time'])} as time")
+    selected += [f'"{column}"' for column in numbers if column in types]
+    selected += ["_file", "file_row_number as _row", "time as source_time"]
+    base.execute(f"create view events as select {', '.join(selected)} from source")
     return columns
 
 
-def _only_numbers(base, table: EventSource, types: dict[str, str], numbers: Sequence[str]) -> None:
-    """Refuse a further column that holds words, as memory does, though no measure looks at it."""
-    cure = "not a number: encode it, or drop the column"
-    for column in sorted(types.keys() - {*REQUIRED, *numbers, "_file", "file_row_number", "filename"}):
-        if not types[column].startswith(("VARCHAR", "ENUM")):
-            if not re.match('U?(HUGE|BIG|SMALL|TINY)?INT|DOUBLE|FLOAT|DECIMAL|BOOLEAN|"NULL"', types[column]):
-                raise DataError(table.name_of(1), None, column, types[column], cure)
+def _create_source_view(base, table: EventSource) -> None:
+    if table.frame is not None:
+        base.register("frame", arrow_table(table.frame))
+        base.execute("create view source as select *, 1 as _file from frame")
+        return
+    files = ", ".join(f"'{quote_path(file)}'" for file in table.files)
+    options = "file_row_number=true, filename=true, hive_partitioning=false"
+    rows = f"read_parquet([{files}], {options})"
+    file_number = f"list_position([{files}], filename) as _file"
+    base.execute(f"create view source as select *, {file_number} from {rows}")
+
+
+def _time_sql(kind: str) -> str:
+    """Return the expression that casts the column `time`, of this type, to a UTC timestamp."""
+    if kind == "TIMESTAMP_NS":
+        return "make_timestamp(epoch_ns(time) // 1000)"  # truncates as pandas does
+    # by way of a time zone: a direct cast would ignore an offset in a text
+    time = "try_cast(try_cast(time as timestamptz) as timestamp)"
+    if kind.startswith(("VARCHAR", "ENUM")):
+        return f"case when regexp_full_match(time::varchar, '{ISO}') then {time} end"
+    return time
+
+
+def _reject_text_columns(
+    base, table: EventSource, types: dict[str, str], numbers: Sequence[str]
+) -> None:
+    """Refuse any further column that is not numeric, as `validated_events` does."""
+    hint = "not a number: encode it, or drop the column"
+    own_columns = {*REQUIRED, *numbers, "_file", "file_row_number", "filename"}
+    for column in sorted(types.keys() - own_columns):
+        kind = types[column]
+        if not kind.startswith(("VARCHAR", "ENUM")):
+            if not re.match(NUMBER_TYPES, kind):
+                raise DataError(table.name_of(1), None, column, kind, hint)
             continue
         name = '"' + column.replace('"', '""') + '"'
-        words = f"{name} is not null and try_cast({name} as double) is null"
-        place = "_file, file_row_number"
-        if found := base.sql(f"select {name}, {place} from given where {words} order by {place} limit 1").fetchall():
-            [(value, file, place)] = found
-            raise DataError(table.name_of(file), place, column, value, cure)
+        first_text = base.sql(
+            f"select {name}, _file, file_row_number from source"
+            f" where {name} is not null and try_cast({name} as double) is null"
+            " order by _file, file_row_number limit 1"
+        ).fetchall()
+        if first_text:
+            [(value, file, row)] = first_text
+            raise DataError(table.name_of(file), row, column, value, hint)
 
 
-def _days(base, table: EventSource) -> tuple[pd.DataFrame, pd.Timestamp, pd.DataFrame, list[str]]:
-    """Count the events of each day and modality, their times checked; the cut-off; those before it; and their modalities."""
+def count_days(base, table: EventSource) -> EventDays:
+    """Count the events of each day and modality, and validate their times.
+
+    Args:
+        base: DuckDB connection with the view `events`.
+        table: The events, as `open_table` returns them.
+
+    Returns:
+        The daily counts, the cut-off, the counts before it, and the modalities.
+
+    Raises:
+        DataError: The table is empty, or a time cannot be used.
+    """
     end = table.about["cutoff"]
-    past = "true" if end is None else f"coalesce(time < timestamp '{pd.Timestamp(end)}', true)"
+    past = "true"
+    if end is not None:
+        past = f"coalesce(time < timestamp '{pd.Timestamp(end)}', true)"
     days = base.sql(
-        f"select date_trunc('day', time)::timestamp as day, modality, {past} as past, count(*) as events, min(time) as first, "
-        "max(time) as last from events group by all"
+        f"select date_trunc('day', time)::timestamp as day, modality, {past} as past,"
+        " count(*) as events, min(time) as first, max(time) as last from events group by all"
     ).df()
     if not len(days):
-        raise DataError("events", None, "user", "no rows", "the table is empty: give at least one event")
-    if not ((days["first"] >= MIN_TIME) & (days["last"] < MAX_TIME)).all():  # or there is none
-        wrong = f"time is null or time < '{MIN_TIME}' or time >= '{MAX_TIME}'"
-        row = f"select given_time::varchar, _file, _row, time from events where {wrong} order by _file, _row limit 1"
-        [(value, file, place, time)] = base.sql(row).fetchall()
-        cures = "not a time: write it as 2025-01-31 18:00:00", f"not from {MIN_TIME.year} to {MAX_TIME.year - 1}: is the year right?"
-        raise DataError(table.name_of(file), place, "time", value, cures[time is not None])
-    cutoff = days["last"].max() + pd.Timedelta(1, "us") if end is None else pd.Timestamp(end)
+        hint = "the table is empty: give at least one event"
+        raise DataError("events", None, "user", "no rows", hint)
+    valid = (days["first"] >= MIN_TIME) & (days["last"] < MAX_TIME)  # False for a missing time
+    if not valid.all():
+        _raise_for_invalid_time(base, table)
+    if end is None:
+        cutoff = days["last"].max() + pd.Timedelta(1, "us")
+    else:
+        cutoff = pd.Timestamp(end)
     history = days[days["past"]]
-    order = list(table.about["modalities"]) or sorted(history["modality"].dropna().unique())
-    return days, cutoff, history, order
+    modalities = list(table.about["modalities"]) or sorted(history["modality"].dropna().unique())
+    return EventDays(days, cutoff, history, modalities)
+
+
+def _raise_for_invalid_time(base, table: EventSource) -> None:
+    [(value, file, row, time)] = base.sql(
+        "select source_time::varchar, _file, _row, time from events"
+        f" where time is null or time < '{MIN_TIME}' or time >= '{MAX_TIME}'"
+        " order by _file, _row limit 1"
+    ).fetchall()
+    hint = TIME_HINT
+    if time is not None:
+        hint = f"not from {MIN_TIME.year} to {MAX_TIME.year - 1}: is the year right?"
+    raise DataError(table.name_of(file), row, "time", value, hint)
 
 
 def load_shard(work: Path, number: int, scan: dict) -> Users:
-    """Load one shard; what is wrong in it is told by the place where it stood in the source."""
-    about, facts = scan["about"], _parts(work / "users", number)
-    told = {"modalities": tuple(scan["modalities"]), "horizon_days": about["horizon_days"], "unit": about["unit"]}
+    """Load the users of one shard.
+
+    Args:
+        work: Folder of the partition.
+        number: Number of the shard.
+        scan: Content of its `scan.json`.
+
+    Returns:
+        The users; all their events are history.
+
+    Raises:
+        DataError: A value cannot be used; names file and row in the source.
+    """
+    about = scan["about"]
+    options = {
+        "modalities": tuple(scan["modalities"]),
+        "horizon_days": about["horizon_days"],
+        "unit": about["unit"],
+    }
+    facts = _read_parts(work / "users", number)
     if facts is not None:
-        told["tabular"] = facts.set_index("user")
-        told["tabular"].attrs["source"] = f"users, shard {number}"
-    events = _parts(work / "events", number)
-    if events is None:  # users of whom only facts are known: read beside an event that is nobody's
-        nobody = pd.DataFrame([["\uffff", scan["cutoff"], *scan["modalities"][:1], "nothing"]], columns=list(REQUIRED))
-        return Users.from_events(nobody, scan["cutoff"], **told).select(facts["user"])
-    events = events.sort_values(list(PLACE), ignore_index=True)
+        options["tabular"] = facts.set_index("user")
+        options["tabular"].attrs["source"] = f"users, shard {number}"
+    events = _read_parts(work / "events", number)
+    if events is None:  # only facts are known: `Users` needs an event, so add one and remove it
+        row = ["\uffff", scan["cutoff"], *scan["modalities"][:1], "nothing"]
+        placeholder = pd.DataFrame([row], columns=list(REQUIRED))
+        return Users.from_events(placeholder, scan["cutoff"], **options).select(facts["user"])
+    events = events.sort_values(list(POSITION), ignore_index=True)
     try:
-        return Users.from_events(events.drop(columns=list(PLACE)), scan["cutoff"], **told)
+        return Users.from_events(events.drop(columns=list(POSITION)), scan["cutoff"], **options)
     except DataError as error:
         if error.row is None or error.file != "events":
             raise
-        file, row = events.loc[error.row, list(PLACE)].tolist()
-        raise DataError(scan["files"][file - 1], row, error.column, error.value, error.hint) from error
+        file, row = events.loc[error.row, list(POSITION)].tolist()
+        name = scan["files"][file - 1]
+        raise DataError(name, row, error.column, error.value, error.hint) from error
 
 
-def _parts(folder: Path, number: int) -> pd.DataFrame | None:
+def _read_parts(folder: Path, number: int) -> pd.DataFrame | None:
     files = sorted((folder / f"_shard={number}").glob("*.parquet"))
-    return pd.concat([pd.read_parquet(file, partitioning=None) for file in files]) if files else None
+    if not files:
+        return None
+    return pd.concat([pd.read_parquet(file, partitioning=None) for file in files])
 
 
-def _quoted(path: Path) -> str:
+def quote_path(path: Path) -> str:
+    """Escape a path for a string literal in SQL."""
     return str(path).replace("'", "''")

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 import json
 import os
-import pandas as pd
 import re
 import shlex
 import shutil
 import textwrap
+from pathlib import Path
+
+import pandas as pd
 
 from qanchor.data.faults import Notes, Problem, tidy
-from qanchor.data.folder import Folder, MORE
+from qanchor.data.folder import MORE, Folder
 from qanchor.data.metadata import read_metadata
 from qanchor.data.users import Users, load_users
 from qanchor.errors import CleaningError
-
 
 ABOUT = ("name", "unit", "cutoff", "horizon_days", "modalities")
 YEAR, LONGEST = pd.Timedelta(days=366), 3660  # days of a horizon
 
 
 def validate_table(folder, today=None) -> list[Problem]:
-    """Find all that is wrong with a folder of your own users, not only the first of it; an empty list is a folder in order.
+    """Find all that is wrong with a folder of your own users, not only the first of it; an empty
+    list is a folder in order.
 
-    today   times beyond it are refused (default: now). Empty numbers are no problem: they say that there is none.
+    today   times beyond it are refused (default: now). Empty numbers are no problem: they say that
+            there is none.
     Raises FileNotFoundError when there is no events file.
 
     Example:
@@ -40,11 +42,15 @@ def validate_table(folder, today=None) -> list[Problem]:
 
 
 def clean_table(folder, out, today=None) -> pd.DataFrame:
-    """Write a mended copy of a folder to `out` and say what was done: columns `file, column, row, rows, done`.
+    """Write a mended copy of a folder to `out` and say what was done: columns `file, column, row,
+    rows, done`.
 
-    The copy is parquet, loads, and holds no problem that could be mended. The folder itself is never touched.
-    A column is taken for a missing one where its name and cells leave no doubt ("renamed"); `validate_table` tells which.
-    Raises CleaningError, naming all of it and writing nothing, when something only you can mend; ValueError when `out` is the
+    The copy is parquet, loads, and holds no problem that could be mended. The folder itself is
+    never touched.
+    A column is taken for a missing one where its name and cells leave no doubt ("renamed");
+    `validate_table` tells which.
+    Raises CleaningError, naming all of it and writing nothing, when something only you can mend;
+    ValueError when `out` is the
     folder or lies in it; FileExistsError when `out` holds something.
 
     Example:
@@ -58,7 +64,9 @@ def clean_table(folder, out, today=None) -> pd.DataFrame:
 
 
 def _found(folder, today) -> Folder:
-    """Read a folder and look across its tables: ids that become equal, users without events or history, labels as inputs."""
+    """Read a folder and look across its tables: ids that become equal, users without events or
+    history, labels as inputs.
+    """
     notes, folder = Notes(), Path(folder)
     today = pd.Timestamp.now("UTC").tz_localize(None) if today is None else pd.Timestamp(today)
     about = _about(notes, folder)
@@ -76,13 +84,15 @@ def _found(folder, today) -> Folder:
             notes.whole(names[list(forms.values())[-1]], "user", list(forms), cure)
     if spaced:
         cure = f"ids that are equal but for spaces around them, {len(spaced):,} such: trim them"
-        notes.whole(names[list(spaced[0].values())[-1]], "user", list(spaced[0]), cure, "taken for one user")
+        notes.whole(names[list(spaced[0].values())[-1]], "user", list(spaced[0]), cure, "taken "
+"for one user")
     events = tables.get("events", pd.DataFrame())
     for stem in ("users", "labels"):
         if "user" in events and "user" in tables.get(stem, ()):
             user = tables[stem]["user"]
             alone = ~user.isin(set(events["user"].astype(str)))
-            notes.rows(names[stem], user, alone, "no event of this user: is the id the same in events?", blocking=False)
+            notes.rows(names[stem], user, alone, "no event of this user: is the id the same in "
+"events?", blocking=False)
     if cutoff is not None and len(events) and {"user", "time"} <= set(events):
         first = events.groupby("user", observed=True)["time"].min()
         new = events["user"].isin(first.index[first >= cutoff]) & ~events["user"].duplicated()
@@ -91,7 +101,8 @@ def _found(folder, today) -> Folder:
     labels = tables.get("labels", pd.DataFrame())
     for stem in ("events", "users"):
         for name in sorted(set(labels) & set(tables.get(stem, ())) - {"user"} if "user" in labels else ()):
-            cure = "named like a label: a label must never be an input, drop the column or rename one"
+            cure = ("named like a label: a label must never be an input, drop the column or "
+"rename one")
             notes.whole(names[stem], name, name, cure)
     return found
 
@@ -102,7 +113,8 @@ def _about(notes: Notes, folder: Path) -> dict:
         about = read_metadata(folder / file)
     except (ValueError, OSError, RecursionError) as error:
         place = getattr(error, "column", "about"), getattr(error, "value", str(error))
-        notes.whole(file, *place, getattr(error, "hint", "cannot be read: mend it or remove the file") + MORE)
+        notes.whole(file, *place, getattr(error, "hint", "cannot be read: mend it or remove the "
+"file") + MORE)
         return {}
     for key in sorted(set(about) - set(ABOUT)):
         notes.whole(file, key, about[key], f"not read: only {', '.join(ABOUT)} are", blocking=False)
@@ -110,9 +122,11 @@ def _about(notes: Notes, folder: Path) -> dict:
     clean = list(dict.fromkeys(filter(None, (tidy(name, True) for name in names))))
     if clean != names:
         about["modalities"] = clean
-        notes.whole(file, "modalities", names, "a name twice, empty or not plain", "each written once, plainly")
+        notes.whole(file, "modalities", names, "a name twice, empty or not plain", "each written "
+"once, plainly")
     if about.get("horizon_days", 30) > LONGEST:
-        notes.whole(file, "horizon_days", about.pop("horizon_days"), f"over {LONGEST:,} days: is that meant?")
+        notes.whole(file, "horizon_days", about.pop("horizon_days"), f"over {LONGEST:,} days: is "
+"that meant?")
     return about
 
 
@@ -127,7 +141,8 @@ def _cutoff(notes: Notes, about: dict, today: pd.Timestamp) -> pd.Timestamp | No
     if cutoff.tz is not None:
         cutoff = cutoff.tz_convert("UTC").tz_localize(None)
         about["cutoff"] = str(cutoff)
-        notes.whole(file, "cutoff", given, "has a time zone: write it in UTC, without one", "written in UTC")
+        notes.whole(file, "cutoff", given, "has a time zone: write it in UTC, without one", "written "
+"in UTC")
     if cutoff > today + YEAR:
         notes.whole(file, "cutoff", given, "over a year ahead: is the year right?" + MORE)
         return None
@@ -136,7 +151,8 @@ def _cutoff(notes: Notes, about: dict, today: pd.Timestamp) -> pd.Timestamp | No
 
 def _free(folder: Path, out: Path) -> Path:
     if folder.resolve() in (out.resolve(), *out.resolve().parents):
-        raise ValueError(f"{out} is {folder} or lies in it: a folder is never mended in place, choose another")
+        raise ValueError(f"{out} is {folder} or lies in it: a folder is never mended in place, "
+"choose another")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} holds something already: choose a folder that is new or empty")
     return out
@@ -170,9 +186,11 @@ def _save(found: Folder, folder: Path) -> None:
 
 
 def table(problems: list[Problem]) -> str:
-    """Show problems in aligned columns, those first that only you can mend; `--fix` says what it does, "-" for nothing.
+    """Show problems in aligned columns, those first that only you can mend; `--fix` says what it
+    does, "-" for nothing.
 
-    Below each stands what is wrong with it and how to mend it by hand. What is too long for its place is cut; lists of names
+    Below each stands what is wrong with it and how to mend it by hand. What is too long for its
+    place is cut; lists of names
     stand at the end, whole.
     """
     rows, cures, below = [("", "file", "row", "rows", "column", "value", "--fix")], [""], {}
@@ -188,13 +206,16 @@ def table(problems: list[Problem]) -> str:
         cures.append(f"\n       {p.hint}")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() + cure for row, cure in zip(rows, cures, strict=True)]
-    return "\n".join([*lines, *(wrapped for line in below for wrapped in textwrap.wrap(line, 120, subsequent_indent="    "))])
+    return "\n".join([*lines, *(wrapped for line in below for wrapped in textwrap.wrap(line, 120, subsequent_indent=" "
+"   "))])
 
 
 def check_folder(path, out=None) -> tuple[dict, str]:
-    """Tell what is in a folder and what is wrong with it, as plain data and in words; with `out`, mend it first.
+    """Tell what is in a folder and what is wrong with it, as plain data and in words; with `out`,
+    mend it first.
 
-    The data always holds `in_order` and `problems`; the rest (users, events, modalities ...) only of what loads.
+    The data always holds `in_order` and `problems`; the rest (users, events, modalities ...) only
+    of what loads.
 
     Example:
         >>> import tempfile
@@ -208,7 +229,8 @@ def check_folder(path, out=None) -> tuple[dict, str]:
     stuck = [problem for problem in problems if problem.blocking and not problem.fixable]
     told = {"in_order": not any(problem.blocking for problem in problems), "problems": [p.plain() for p in problems]}
     if problems:
-        said = [table(problems), "Rows are counted from 0, without the header: row 0 is line 2 of a csv file.", ""]
+        said = [table(problems), "Rows are counted from 0, without the header: row 0 is line 2 "
+"of a csv file.", ""]
     if out is not None and not stuck:
         done = _write(found, _free(Path(path), Path(out)))
         told |= {"in_order": True, "mended": str(out), "action": json.loads(done.to_json(orient="records"))}
@@ -218,13 +240,15 @@ def check_folder(path, out=None) -> tuple[dict, str]:
         path = out
     if not told["in_order"]:
         mendable = sum(problem.fixable for problem in problems)
-        said += [f"{path} is not in order: {len(problems)} problem(s), {mendable} of them can be mended with --fix OUT."]
+        said += [f"{path} is not in order: {len(problems)} problem(s), {mendable} of them can be "
+"mended with --fix OUT."]
         said += [f"{len(stuck)} only you can mend; until then --fix writes nothing."] * bool(stuck)
         return told, "\n".join(said)
     inside = _contents(load_users(path))
     last = " (after the last event: about.json names none)" * (read_metadata(Path(path) / "about.json").get("cutoff") is None)
     lines = [f"{name}: {_listed(found)}{last * (name == 'cutoff')}" for name, found in inside.items() if found]
-    lines += [f"next: python -m qanchor train --preset small --users {shlex.quote(str(path))} --out RUN"]
+    lines += [f"next: python -m qanchor train --preset small --users {shlex.quote(str(path))} "
+"--out RUN"]
     return told | inside, "\n".join([*said, f"{path} is in order.", *lines])
 
 
@@ -249,7 +273,9 @@ def _listed(found) -> str:
 
 
 def _unknown(facts: pd.DataFrame) -> dict[str, int]:
-    """Count the users of whom a fact is not known, words of one kind (`plan.basic`, `plan.gold`) under their one name."""
+    """Count the users of whom a fact is not known, words of one kind (`plan.basic`, `plan.gold`)
+    under their one name.
+    """
     empty: dict[str, dict[str, int]] = {}
     for name, n in facts.isna().sum().items():
         empty.setdefault(str(name).partition(".")[0], {})[str(name)] = int(n)

@@ -271,7 +271,8 @@ def _truth(n: int, seed: int) -> GroundTruth:
     traits = dict(zip(TRAITS, values.T, strict=True))
     p = np.stack([1 / (1 + np.exp(-_logit(traits, *task))) for task in TASKS.values()], axis=1)
     missing = rng.random((n, len(MODALITIES))) < MISSING_SHARE
-    missing[missing[:, :-1].sum(axis=1) > 3] = False  # every user keeps at least two modalities of events
+    # every user keeps at least two modalities of events
+    missing[missing[:, :-1].sum(axis=1) > 3] = False
     lies = np.where(rng.random(n) < LYING_SHARE, rng.integers(0, len(EVENT_RATES), n), -1)
     lies[(lies >= 0) & missing[np.arange(n), lies]] = -1
     donor = (np.arange(n) + rng.integers(1, max(n, 2), n)) % n

@@ -106,8 +106,8 @@ class Users:
         for table, frame in ((source, events), ("users", tabular)):
             for column in labels.columns.intersection(frame.columns):
                 hint = (
-                    "A column has the name of a label, which must never be an input."
-                    " Drop the column or rename one of them."
+                    "named like a label, which must never be an input:"
+                    " drop the column, or rename one"
                 )
                 raise DataError(table, None, column, column, hint)
         if cutoff is None:

@@ -1,4 +1,6 @@
-"""Backtest a zero-shot ranking: rank the users as of an earlier day, and compare with what their events say since."""
+"""Backtest a zero-shot ranking: rank the users as of an earlier day, and compare with what their
+events say since.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +30,19 @@ class BacktestResult:
     """Hold the share of pairs of users that a ranking ordered correctly.
 
     Args:
-        right: Share of the pairs with different outcomes that were ordered correctly (a tie counts half; chance is 0.5).
+        right: Share of the pairs with different outcomes that were ordered correctly (a tie counts
+        half; chance is 0.5).
             None if too few outcomes are known.
         low: Lower end of the 95 % interval of `right`, or None.
         high: Upper end of it, or None.
         n: Users whose outcome is known.
-        topic: Topic that measures the outcome, "not ..." if its no is meant; empty for the question about everything.
+        topic: Topic that measures the outcome, "not ..." if its no is meant; empty for the question
+        about everything.
         days: Days that the query looks ahead; 0 if it is about the past.
         cutoff: Day as of which the users were ranked.
         unit: The word for a user.
-        before: The same share for a plain count of the time before that day, a baseline without any model; None without one.
+        before: The same share for a plain count of the time before that day, a baseline without any
+        model; None without one.
 
     Example:
         >>> BacktestResult(0.71, 0.66, 0.76, 400, "lapse", 30, "2025-05-02", "member").right
@@ -64,9 +69,12 @@ def backtest(
 ) -> BacktestResult:
     """Rank the users as of an earlier day and compare the ranking with what they have done since.
 
-    The earlier day lies as many days before the cut-off as the query looks ahead. The outcome is measured by the topic that
-    bears most of the score, as UserU measures it; a question about the past is measured by the past of that day. A run that
-    was trained on these users has seen these days, so its result is optimistic; a result at chance is bad news in any case.
+    The earlier day lies as many days before the cut-off as the query looks ahead. The outcome is
+    measured by the topic that
+    bears most of the score, as UserU measures it; a question about the past is measured by the past
+    of that day. A run that
+    was trained on these users has seen these days, so its result is optimistic; a result at chance
+    is bad news in any case.
 
     Args:
         engine: The model.
@@ -118,7 +126,9 @@ def iter_backtest(
         anchors[rows] = z[:, 0]
         done += len(rows)
         yield "reading the past", done, len(sample)
-    ranking = label_free_scores(engine.model, sample.ids, query, anchors, users.unit, users.horizon_days)
+    ranking = label_free_scores(
+        engine.model, sample.ids, query, anchors, users.unit, users.horizon_days
+    )
 
     topic, kind, sign = ranking.attrs["measured"]
     looks_ahead = kind == "future"
@@ -133,7 +143,9 @@ def iter_backtest(
         return
     records = EventArrays(sample, (by_name(topic),))
     sources = find_spend_sources(earlier.history())
-    outcome = _measure_topic(records, QueryWindow(earlier.cutoff, kind, days, 1), sources, sign).dropna()
+    outcome = _measure_topic(
+        records, QueryWindow(earlier.cutoff, kind, days, 1), sources, sign
+    ).dropna()
     baseline = None
     if looks_ahead:
         past_window = QueryWindow(earlier.cutoff, KINDS[0], days, 1)
@@ -155,14 +167,16 @@ def _measure_topic(records: EventArrays, window: QueryWindow, sources, sign: int
 def concordance(
     score: Float[np.ndarray, " user"], truth: Float[np.ndarray, " user"]
 ) -> tuple[float | None, float | None, float | None]:
-    """Compute the share of pairs with different outcomes that a score orders correctly (Harrell's C).
+    """Compute the share of pairs with different outcomes that a score orders correctly (Harrell's
+    C).
 
     Args:
         score: The score of each user.
         truth: The outcome of each user.
 
     Returns:
-        (share, low, high) with the 95 % jackknife interval over users; None for fewer than 20 users or equal outcomes.
+        (share, low, high) with the 95 % jackknife interval over users; None for fewer than 20 users
+        or equal outcomes.
 
     Example:
         >>> concordance(np.arange(20.0), np.arange(20.0))

@@ -10,7 +10,17 @@ from jaxtyping import Int
 
 
 def roc_auc(scores: Any, labels: Any) -> float:
-    """Give the chance that a positive user scores above a negative one (a tie counts half).
+    """Compute the area under the ROC curve: the share of pairs ordered correctly, ties half.
+
+    Args:
+        scores: One score a user.
+        labels: 0 or 1 for each user.
+
+    Returns:
+        0 to 1; a random ranking has 0.5.
+
+    Raises:
+        ValueError: If lengths differ, a score is NaN, or a class is missing.
 
     Example:
         >>> roc_auc([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
@@ -19,12 +29,23 @@ def roc_auc(scores: Any, labels: Any) -> float:
     scores, labels = _check_scores(scores, labels)
     ranks = pd.Series(scores).rank().to_numpy()  # ties share their mean rank
     positives = int(labels.sum())
-    above = ranks[labels == 1].sum() - positives * (positives + 1) / 2
-    return float(above / (positives * (len(labels) - positives)))
+    negatives = len(labels) - positives
+    pairs_won = ranks[labels == 1].sum() - positives * (positives + 1) / 2
+    return float(pairs_won / (positives * negatives))
 
 
 def ks_statistic(scores: Any, labels: Any) -> float:
-    """Give the greatest gap between the score distributions of positive and negative users, from 0 to 1.
+    """Compute the largest gap between the score distributions of positives and negatives.
+
+    Args:
+        scores: One score a user.
+        labels: 0 or 1 for each user.
+
+    Returns:
+        0 to 1.
+
+    Raises:
+        ValueError: If lengths differ, a score is NaN, or a class is missing.
 
     Example:
         >>> ks_statistic([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
@@ -32,9 +53,12 @@ def ks_statistic(scores: Any, labels: Any) -> float:
     """
     scores, labels = _check_scores(scores, labels)
     order = np.argsort(scores, kind="stable")
-    last = np.append(np.diff(scores[order]) > 0, True)  # users with equal scores are passed together
-    passed = [np.cumsum(side[order])[last] / side.sum() for side in (labels, 1 - labels)]
-    return float(np.abs(passed[0] - passed[1]).max())
+    is_last_of_tie = np.append(np.diff(scores[order]) > 0, True)
+    shares = []
+    for is_class in (labels, 1 - labels):
+        share_below = np.cumsum(is_class[order]) / is_class.sum()
+        shares.append(share_below[is_last_of_tie])
+    return float(np.abs(shares[0] - shares[1]).max())
 
 
 def _to_floats(labels: Any) -> np.ndarray:
@@ -42,18 +66,32 @@ def _to_floats(labels: Any) -> np.ndarray:
 
 
 def _check_scores(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-    scores, labels = np.asarray(scores, dtype=float), _to_floats(labels)
-    if scores.shape != labels.shape or np.isnan(scores).any():
-        raise ValueError(f"{len(scores)} scores ({np.isnan(scores).sum()} NaN), {len(labels)} labels: give one of each a user")
+    scores = np.asarray(scores, dtype=float)
+    labels = _to_floats(labels)
+    n_missing = np.isnan(scores).sum()
+    if scores.shape != labels.shape or n_missing:
+        raise ValueError(
+            f"{len(scores)} scores ({n_missing} NaN), {len(labels)} labels: give one of each a user"
+        )
     return scores, _check_binary(labels, 1)
 
 
-def _check_binary(y: np.ndarray, folds: int) -> Int[np.ndarray, " user"]:
-    """Refuse labels other than 0 and 1, or with fewer users of a class than folds."""
-    if len(odd := np.setdiff1d(y, (0.0, 1.0))):
-        raise ValueError(f"label {odd[0]} is neither 0 nor 1 (nor NaN for unknown): turn the column into yes and no")
-    few = int(min(y.sum(), (1 - y).sum()))
-    if few < folds:
-        cure = f"take folds={few} or fewer" if few > 1 else "take another label or more users"
-        raise ValueError(f"{int(y.sum())} positives and {int((1 - y).sum())} negatives do not fill {folds} fold(s): {cure}")
-    return y.astype(int)
+def _check_binary(labels: np.ndarray, folds: int) -> Int[np.ndarray, " user"]:
+    """Return labels as integers; raise unless all are 0 or 1 and each class fills the folds."""
+    others = np.setdiff1d(labels, (0.0, 1.0))
+    if len(others):
+        raise ValueError(
+            f"label {others[0]} is neither 0 nor 1 (nor NaN for unknown): "
+            "turn the column into yes and no"
+        )
+    positives = int(labels.sum())
+    negatives = int((1 - labels).sum())
+    smaller = min(positives, negatives)
+    if smaller < folds:
+        hint = "take another label or more users"
+        if smaller > 1:
+            hint = f"take folds={smaller} or fewer"
+        raise ValueError(
+            f"{positives} positives and {negatives} negatives do not fill {folds} fold(s): {hint}"
+        )
+    return labels.astype(int)

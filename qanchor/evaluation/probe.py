@@ -1,4 +1,4 @@
-"""How much a frozen embedding knows of a label: a linear probe, AUC, KS and honest intervals."""
+"""Linear probe: how much of a label frozen embeddings reveal, with AUC, KS and intervals."""
 
 from __future__ import annotations
 
@@ -11,89 +11,160 @@ from jaxtyping import Float, Int
 
 from qanchor.evaluation.metrics import _check_binary, _to_floats, ks_statistic, roc_auc
 
-STRENGTHS = (0.003, 0.03, 0.3)  # inverse penalties tried inside each training fold: 20 raw columns want much, 500 little
-MAX_TUNING_USERS = 20_000  # users that choose the penalty; more change nothing but the time
+# Inverse penalties tried in each training fold: 20 raw columns need much, 500 little.
+INVERSE_PENALTIES = (0.003, 0.03, 0.3)
+DEFAULT_PENALTY = INVERSE_PENALTIES[1]
+INNER_FOLDS = 3
+MAX_TUNING_USERS = 20_000  # users that choose the penalty; more change only the time
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Say how well a linear probe tells a label from embeddings of users that it has not seen.
-
-    auc is the mean over folds and seeds, auc_low and auc_high its 95 % interval, ks the mean over seeds of all users'
-    held-out scores, n the users whose label is known.
+    """Hold how well a linear probe predicts a label for users that it was not fitted on.
 
     Example:
         >>> ProbeResult(auc=0.8123, auc_low=0.79, auc_high=0.83, ks=0.471, n=800, positives=210)
         Probe(auc=.812, ks=.47, n=800)
     """
 
-    auc: float
-    auc_low: float
+    auc: float  # mean over folds and seeds
+    auc_low: float  # ends of the 95 % interval
     auc_high: float
-    ks: float
-    n: int
+    ks: float  # mean over seeds, each over all users
+    n: int  # users with a known label
     positives: int
 
     def __repr__(self) -> str:
         return f"Probe(auc={self.auc:.3f}, ks={self.ks:.2f}, n={self.n})".replace("=0.", "=.")
 
 
-def linear_probe(embeddings: Any, labels: Any, seed: int = 0, folds: int = 5, seeds: int = 5) -> ProbeResult:
-    """Measure what a logistic regression reads of a label from frozen embeddings.
+def linear_probe(
+    embeddings: Any, labels: Any, seed: int = 0, folds: int = 5, seeds: int = 5
+) -> ProbeResult:
+    """Measure how well a logistic regression predicts a label from frozen embeddings.
 
-    embeddings (user, dim); labels (user,) 0, 1 or NaN (unknown: left out), in the same order. Standardise, fit on all folds
-    but one, score that one; stratified, `seeds` times over. ValueError: lengths differ, a label is neither 0 nor 1, a value
-    is not finite, a class has fewer users than folds.
+    Args:
+        embeddings: (user, dim).
+        labels: 0, 1 or NaN (unknown: left out) for each user, in the same order.
+        seed: First seed of the folds. Default: 0.
+        folds: Folds of the stratified cross-validation. Default: 5.
+        seeds: Repetitions with other folds. Default: 5.
+
+    Returns:
+        AUC with its 95 % interval, and KS.
+
+    Raises:
+        ValueError: If lengths differ, a label is neither 0 nor 1, a value is not finite, or a
+            class has fewer users than folds.
 
     Example:
         >>> known = np.random.default_rng(0).normal(size=(200, 8))
         >>> linear_probe(known, known[:, 0] > 0).auc > 0.98
         True
     """
-    return summarize_cv(*cross_val_scores(embeddings, labels, seed, folds, seeds), labels)
+    scores, fold = cross_val_scores(embeddings, labels, seed, folds, seeds)
+    return summarize_cv(scores, fold, labels)
 
 
 def cross_val_scores(
-    embeddings: Any, labels: Any, seed: int = 0, folds: int = 5, seeds: int = 5, fit: Callable | None = None
+    embeddings: Any,
+    labels: Any,
+    seed: int = 0,
+    folds: int = 5,
+    seeds: int = 5,
+    fit: Callable | None = None,
 ) -> tuple[Float[np.ndarray, "seed user"], Int[np.ndarray, "seed user"]]:
-    """Score every user by a probe that was not fitted on it, once a seed; also give the fold (NaN and -1 where unknown).
+    """Score every user with a model that was not fitted on it.
 
-    fit: (x, y, new x, seed) -> scores of the new users; default the linear probe.
+    Args:
+        embeddings: (user, dim).
+        labels: 0, 1 or NaN (unknown: left out) for each user.
+        seed: First seed of the folds. Default: 0.
+        folds: Folds. Default: 5.
+        seeds: Repetitions with other folds. Default: 5.
+        fit: Maps (x, y, new x, seed) to scores of the new users. Default: `fit_linear_probe`.
+
+    Returns:
+        Scores (NaN where unknown) and fold numbers (-1 where unknown), both (seed, user).
+
+    Raises:
+        ValueError: As `linear_probe`.
     """
     from sklearn.model_selection import StratifiedKFold
     from threadpoolctl import threadpool_limits
 
     x, y, known = _check_probe_input(embeddings, labels, folds)
-    scores, fold = np.full((seeds, len(embeddings)), np.nan), np.full((seeds, len(embeddings)), -1)
-    with threadpool_limits(1):  # in fits so small, threads only wait for each other
+    fit = fit or fit_linear_probe
+    scores = np.full((seeds, len(embeddings)), np.nan)
+    fold = np.full((seeds, len(embeddings)), -1)
+    with threadpool_limits(1):  # in fits this small, threads only wait for each other
         for row in range(seeds):
-            splits = StratifiedKFold(folds, shuffle=True, random_state=seed + row).split(x, y)
-            for number, (train, test) in enumerate(splits):
-                scores[row, known[test]] = (fit or fit_linear_probe)(x[train], y[train], x[test], seed + row)
+            splitter = StratifiedKFold(folds, shuffle=True, random_state=seed + row)
+            for number, (train, test) in enumerate(splitter.split(x, y)):
+                scores[row, known[test]] = fit(x[train], y[train], x[test], seed + row)
                 fold[row, known[test]] = number
     return scores, fold
 
 
-def summarize_cv(scores: Float[np.ndarray, "seed user"], fold: Int[np.ndarray, "seed user"], labels: Any) -> ProbeResult:
-    """Sum up held-out scores in one `ProbeResult`, whatever model gave them.
+def summarize_cv(
+    scores: Float[np.ndarray, "seed user"], fold: Int[np.ndarray, "seed user"], labels: Any
+) -> ProbeResult:
+    """Summarize cross-validated scores of any model.
 
-    The interval is corrected for folds sharing their training users (Nadeau and Bengio 2003).
+    The interval is corrected for folds that share training users (Nadeau and Bengio 2003).
+
+    Args:
+        scores: From `cross_val_scores`.
+        fold: From `cross_val_scores`.
+        labels: 0, 1 or NaN for each user.
     """
     from scipy.stats import t
 
-    y, known, folds = _to_floats(labels), fold[0] >= 0, int(fold.max()) + 1
-    aucs = np.array([roc_auc(s[f == k], y[f == k]) for s, f in zip(scores, fold, strict=True) for k in range(folds)])
-    spread = aucs.std(ddof=1) * np.sqrt(1 / len(aucs) + 1 / (folds - 1))  # test users / training users = 1 / (folds - 1)
-    mean, reach = float(aucs.mean()), float(t.ppf(0.975, len(aucs) - 1) * spread)
-    # KS of one small fold is far too high by chance: take it over all held-out users of a seed
-    gap = float(np.mean([ks_statistic(s[known], y[known]) for s in scores]))
-    return ProbeResult(mean, max(0.0, mean - reach), min(1.0, mean + reach), gap, int(known.sum()), int(y[known].sum()))
+    y = _to_floats(labels)
+    known = fold[0] >= 0
+    folds = int(fold.max()) + 1
+    aucs = np.array(
+        [
+            roc_auc(seed_scores[seed_fold == number], y[seed_fold == number])
+            for seed_scores, seed_fold in zip(scores, fold, strict=True)
+            for number in range(folds)
+        ]
+    )
+    mean = float(aucs.mean())
+    # test users / training users = 1 / (folds - 1)
+    spread = aucs.std(ddof=1) * np.sqrt(1 / len(aucs) + 1 / (folds - 1))
+    half_width = float(t.ppf(0.975, len(aucs) - 1) * spread)
+    # KS of one small fold is far too high by chance: compute it over all users of a seed
+    ks = float(np.mean([ks_statistic(seed_scores[known], y[known]) for seed_scores in scores]))
+    return ProbeResult(
+        auc=mean,
+        auc_low=max(0.0, mean - half_width),
+        auc_high=min(1.0, mean + half_width),
+        ks=ks,
+        n=int(known.sum()),
+        positives=int(y[known].sum()),
+    )
 
 
 def fit_linear_probe(
-    x: Float[np.ndarray, "user dim"], y: Int[np.ndarray, " user"], new: Float[np.ndarray, "new dim"], seed: int
+    x: Float[np.ndarray, "user dim"],
+    y: Int[np.ndarray, " user"],
+    new: Float[np.ndarray, "new dim"],
+    seed: int,
 ):
-    """Fit the linear probe, its penalty chosen by three inner folds of the same users, and score `new`."""
+    """Fit a standardized logistic regression and score other users.
+
+    Three inner folds choose the penalty.
+
+    Args:
+        x: Embeddings to fit on.
+        y: Their labels, 0 or 1.
+        new: Embeddings to score.
+        seed: Draws the users that choose the penalty.
+
+    Returns:
+        Decision values of the new users.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
     from sklearn.preprocessing import StandardScaler
@@ -101,25 +172,40 @@ def fit_linear_probe(
     scaler = StandardScaler().fit(x)
     x, new = scaler.transform(x), scaler.transform(new)
 
-    def scored(strength: float, rows, others) -> np.ndarray:
-        return LogisticRegression(C=strength, max_iter=300, tol=1e-3).fit(x[rows], y[rows]).decision_function(others)
+    def fit_and_score(penalty: float, rows, others) -> np.ndarray:
+        model = LogisticRegression(C=penalty, max_iter=300, tol=1e-3)
+        return model.fit(x[rows], y[rows]).decision_function(others)
 
-    inner = min(3, y.sum(), (1 - y).sum())
-    if inner < 2:  # nobody to hold out
-        return scored(STRENGTHS[1], slice(None), new)
-    some = np.random.default_rng(seed).permutation(len(y))[:MAX_TUNING_USERS]
-    splits = [(some[a], some[b]) for a, b in StratifiedKFold(inner).split(some, y[some])]
-    best = max(STRENGTHS, key=lambda c: np.mean([roc_auc(scored(c, a, x[b]), y[b]) for a, b in splits]))
-    return scored(best, slice(None), new)
+    def mean_auc(penalty: float) -> float:
+        return np.mean([roc_auc(fit_and_score(penalty, a, x[b]), y[b]) for a, b in splits])
+
+    inner_folds = min(INNER_FOLDS, y.sum(), (1 - y).sum())
+    if inner_folds < 2:  # too few users of a class to choose the penalty
+        return fit_and_score(DEFAULT_PENALTY, slice(None), new)
+    tuning = np.random.default_rng(seed).permutation(len(y))[:MAX_TUNING_USERS]
+    folds = StratifiedKFold(inner_folds).split(tuning, y[tuning])
+    splits = [(tuning[train], tuning[test]) for train, test in folds]
+    best = max(INVERSE_PENALTIES, key=mean_auc)
+    return fit_and_score(best, slice(None), new)
 
 
-def _check_probe_input(embeddings: Any, labels: Any, folds: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    x, y = np.asarray(embeddings), _to_floats(labels)
+def _check_probe_input(
+    embeddings: Any, labels: Any, folds: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return embeddings and labels of the users with a known label, and their rows."""
+    x = np.asarray(embeddings)
+    y = _to_floats(labels)
     if x.ndim != 2 or len(x) != len(y):
-        raise ValueError(f"embeddings {x.shape}, labels {y.shape}: give (user, dim) and (user,) of the same users")
+        raise ValueError(
+            f"embeddings {x.shape}, labels {y.shape}: "
+            "give (user, dim) and (user,) of the same users"
+        )
     known = np.flatnonzero(~np.isnan(y))
     x = x[known].astype(float)
     if not np.isfinite(x).all():
         row, column = np.argwhere(~np.isfinite(x))[0]
-        raise ValueError(f"embeddings[{known[row]}, {column}] is {x[row, column]}: fill it or give that user's label as NaN")
+        raise ValueError(
+            f"embeddings[{known[row]}, {column}] is {x[row, column]}: "
+            "fill it or give that user's label as NaN"
+        )
     return x, _check_binary(y[known], folds), known

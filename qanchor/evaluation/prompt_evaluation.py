@@ -24,7 +24,14 @@ BOOTSTRAP_DRAWS = 1000  # resamples of the test users for an interval
 
 
 def evaluate_prompt(
-    engine: Engine, cache: PrefixCache, query: str, labels: pd.Series, *, share: float = 0.5, seed: int = 0, **how: Any
+    engine: Engine,
+    cache: PrefixCache,
+    query: str,
+    labels: pd.Series,
+    *,
+    share: float = 0.5,
+    seed: int = 0,
+    **how: Any,
 ) -> tuple[SoftPrompt, pd.DataFrame, dict]:
     """Tune a soft prompt on a share of the labelled users and evaluate it on all others.
 
@@ -34,13 +41,17 @@ def evaluate_prompt(
         query: The question whose answer the labels hold.
         labels: Index user; 0, 1 or NaN (left out).
         share: Share of the labelled users that the prompt is tuned on; default 0.5.
-        seed: Decides alone which users these are, so no label of a test user plays a part; default 0.
+        seed: Decides alone which users these are, so no label of a test user plays a part; default
+        0.
         how: Options of `tune_prompt`, which holds its validation users out of the share.
 
     Returns:
-        The prompt; the history of the tuning; and a dict: `before` and `after` (AUC, KS and silhouette, see `compare_prompt`),
-        `gain` and `gain_ks` with 95 % intervals, `intervals` of the AUC before and after, `prototype` (the test users scored
-        by the prompt's own prototypes), `comparison` (the frame of `compare_prompt`), `n_tuning`, `n_test`, `positives`,
+        The prompt; the history of the tuning; and a dict: `before` and `after` (AUC, KS and
+        silhouette, see `compare_prompt`),
+        `gain` and `gain_ks` with 95 % intervals, `intervals` of the AUC before and after,
+        `prototype` (the test users scored
+        by the prompt's own prototypes), `comparison` (the frame of `compare_prompt`), `n_tuning`,
+        `n_test`, `positives`,
         `seconds` and `best_step`.
 
     Example:
@@ -79,7 +90,9 @@ def _gain(table: pd.DataFrame, measure: str) -> dict[str, float]:
     return {measure: gain, "low": low, "high": high}
 
 
-def split_labels(cache: PrefixCache, labels: pd.Series, share: float, seed: int) -> tuple[pd.Series, pd.Series]:
+def split_labels(
+    cache: PrefixCache, labels: pd.Series, share: float, seed: int
+) -> tuple[pd.Series, pd.Series]:
     """Split the known labels by user, into those to tune on and those to test on.
 
     Args:
@@ -99,18 +112,28 @@ def split_labels(cache: PrefixCache, labels: pd.Series, share: float, seed: int)
     cut = int(share * len(known))
     learn, others = known.iloc[order[:cut]], known.iloc[order[cut:]]
     if others.nunique() < 2:
-        raise ValueError(f"Found 1 class in the {len(others):,} test labels; 2 are required. Label more users.")
+        raise ValueError(
+            f"Found 1 class in the {len(others):,} test labels; 2 are required. Label more users."
+        )
     return learn, others
 
 
 def compare_prompt(
-    engine: Engine, cache: PrefixCache, prompt: SoftPrompt, learn: pd.Series, others: pd.Series, seed: int = 0
+    engine: Engine,
+    cache: PrefixCache,
+    prompt: SoftPrompt,
+    learn: pd.Series,
+    others: pd.Series,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Evaluate a prompt on users it was not tuned on, by AUC, KS and silhouette.
 
-    Before and after have one judge: the linear probe, fitted on `learn` under the typed query and under the prompt, scores the
-    others. So before is a supervised head on the same labels, and the gain is what the prompt adds to it. That the prompt has
-    seen the labels that the second probe is fitted on flatters that fit, not the score of users it never saw. The silhouette
+    Before and after have one judge: the linear probe, fitted on `learn` under the typed query and
+    under the prompt, scores the
+    others. So before is a supervised head on the same labels, and the gain is what the prompt adds
+    to it. That the prompt has
+    seen the labels that the second probe is fitted on flatters that fit, not the score of users it
+    never saw. The silhouette
     is how much nearer the others are to their own class, without any probe.
 
     Args:
@@ -122,16 +145,22 @@ def compare_prompt(
         seed: Seed of the probes and of the bootstrap; default 0.
 
     Returns:
-        A frame `measure, before, after, gain, low, high`: the 95 % interval of the gain comes from drawing the others again
-        within each class. Its `attrs`: `n`, `positives`, `users` and `scores` (the test users and their score on each side),
-        `intervals` (95 % of the AUC of each side), `prototype` (AUC and KS of the prompt's own prototypes).
+        A frame `measure, before, after, gain, low, high`: the 95 % interval of the gain comes from
+        drawing the others again
+        within each class. Its `attrs`: `n`, `positives`, `users` and `scores` (the test users and
+        their score on each side),
+        `intervals` (95 % of the AUC of each side), `prototype` (AUC and KS of the prompt's own
+        prototypes).
     """
     z = engine.embed(cache, [prompt.query, prompt]).astype(float)
     comparison = compare_embeddings(z[:, 0], z[:, 1], cache.ids, learn, others, seed)
     rows = pd.Index(cache.ids).get_indexer(others.index)
     probability = prompt.predict_proba(z[rows, 1])[:, 1]
     y = others.to_numpy(int)
-    comparison.attrs["prototype"] = {"auc": roc_auc(probability, y), "ks": ks_statistic(probability, y)}
+    comparison.attrs["prototype"] = {
+        "auc": roc_auc(probability, y),
+        "ks": ks_statistic(probability, y),
+    }
     return comparison
 
 
@@ -143,7 +172,9 @@ def compare_embeddings(
     others: pd.Series,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Compare two embeddings of the users `ids` by one probe and the same labels, as `compare_prompt` does."""
+    """Compare two embeddings of the users `ids` by one probe and the same labels, as
+    `compare_prompt` does.
+    """
     from sklearn.metrics import silhouette_samples
 
     rows, y = pd.Index(ids), others.to_numpy(int)
@@ -161,7 +192,9 @@ def compare_embeddings(
     frame.attrs["scores"] = {side: values.tolist() for side, values in scores_by_side.items()}
     intervals = {}
     for side, values in scores_by_side.items():
-        intervals[side] = bootstrap_interval(partial(_auc_of_rows, values, y), y, BOOTSTRAP_DRAWS, seed)
+        intervals[side] = bootstrap_interval(
+            partial(_auc_of_rows, values, y), y, BOOTSTRAP_DRAWS, seed
+        )
     frame.attrs["intervals"] = intervals
     return frame
 
@@ -171,9 +204,18 @@ def _auc_of_rows(scores: np.ndarray, y: Int[np.ndarray, " user"], rows) -> float
 
 
 def _paired_gain(
-    measure: str, of: Callable, before: np.ndarray, after: np.ndarray, y: Int[np.ndarray, " user"], seed: int
+    measure: str,
+    of: Callable,
+    before: np.ndarray,
+    after: np.ndarray,
+    y: Int[np.ndarray, " user"],
+    seed: int,
 ) -> tuple:
-    """Measure both sides, their difference, and its interval, each draw taking the same users for both."""
+    """Measure both sides, their difference, and its interval, each draw taking the same users for
+    both.
+    """
     sides = [of(side, slice(None)) for side in (before, after)]
-    gap = bootstrap_interval(lambda rows: of(after, rows) - of(before, rows), y, BOOTSTRAP_DRAWS, seed)
+    gap = bootstrap_interval(
+        lambda rows: of(after, rows) - of(before, rows), y, BOOTSTRAP_DRAWS, seed
+    )
     return measure, *sides, sides[1] - sides[0], *gap

@@ -1,4 +1,4 @@
-"""Ten questions a data set answers with labels, the plain baselines for them, and one table of all methods."""
+"""Benchmark tasks: questions that the labels of a data set answer, and one table of all methods."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ DOMAINS = {
     }.items()
     for task in tasks.split()
 }
-# task: topic whose answers mean yes and no | the question whose answer the label holds
-_ASKED = """
+# task | topic whose answers mean yes and no | question that the label answers
+_TASK_TABLE = """
 lapse         | lapse       | Will this {user} stop shopping here?
 spend_drop    | spend_down  | Will this {user} spend much less than before?
 visits_up     | visits_up   | Will this {user} come more often than before?
@@ -51,44 +51,64 @@ Value         | luxury      | Will this {user} buy something expensive next mont
 female        | -           | Is this {user} a woman?
 age35         | -           | Is this {user} older than 35?
 """
-_FIELDS = [[field.strip() for field in line.split("|")] for line in _ASKED.strip().splitlines()]
+_FIELDS = [
+    [field.strip() for field in line.split("|")] for line in _TASK_TABLE.strip().splitlines()
+]
 QUERIES = {task: query for task, _, query in _FIELDS}  # with `{user}` for the unit word
-COLUMNS = ["task", "domain", "method", "auc", "auc_low", "auc_high", "ks", "n", "positives"]
-HeldOutScores = dict[
-    tuple[str, str], tuple[np.ndarray, np.ndarray]
-]  # (task, method) -> held-out scores and folds, (seed, user)
+TASK_COLUMNS = ["task", "domain", "method", "auc", "auc_low", "auc_high", "ks", "n", "positives"]
+# (task, method) -> held-out scores and fold numbers, each (seed, user)
+HeldOutScores = dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]
 
 
 def reference_answers(unit: str = "user") -> dict[str, tuple[list[str], list[str]]]:
-    """Give the answers that mean yes, and those that mean no, to the query of each task about the future.
+    """Return the answers that mean yes and those that mean no, for each task about the future.
+
+    Args:
+        unit: What one user is called. Default: "user".
+
+    Returns:
+        (yes answers, no answers) by task.
 
     Example:
         >>> yes, no = reference_answers("household")["baby"]
         >>> no[0]
         'Very unlikely to buy baby products: none at all in the next 30 days.'
     """
-    found = {}
+    reference = {}
     for task, name, _ in _FIELDS:
-        if DOMAINS[task] != "profile":
-            topic = by_name(name)
-            low, high = (
-                answers(topic, end, "future", unit=unit, none=not end and style_of(topic) == "count") for end in (0, 4)
-            )
-            # a topic named ..._down measures a trend, of which a fall means yes
-            found[task] = (low, high) if name.endswith("_down") else (high, low)
-    return found
+        if DOMAINS[task] == "profile":
+            continue
+        topic = by_name(name)
+        counts_events = style_of(topic) == "count"
+        low = answers(topic, 0, "future", unit=unit, none=counts_events)
+        high = answers(topic, 4, "future", unit=unit, none=False)
+        # a topic named ..._down measures a trend, of which a fall means yes
+        reference[task] = (low, high) if name.endswith("_down") else (high, low)
+    return reference
 
 
-def score_tasks(users: Users, features: Mapping[str, Any], tasks: Iterable[str] | None = None, **how) -> pd.DataFrame:
-    """Score every method on every label in one table: `task, domain, method, auc, auc_low, auc_high, ks, n, positives`.
+def score_tasks(
+    users: Users, features: Mapping[str, Any], tasks: Iterable[str] | None = None, **how
+) -> pd.DataFrame:
+    """Evaluate every method on every label in one table.
 
-    features, tasks and how (seed, seeds, folds, progress): as `cross_validate_tasks` takes them. The rows of task "average" come first.
+    Args:
+        users: Users with labels.
+        features: Features by method, as in `cross_validate_tasks`.
+        tasks: Labels. Default: all with enough users of both classes.
+        **how: seed, seeds, folds and progress of `cross_validate_tasks`.
+
+    Returns:
+        Columns task, domain, method, auc, auc_low, auc_high, ks, n, positives; the rows of task
+        "average" come first.
 
     Example:
         >>> known = np.random.default_rng(0).normal(size=(60, 2))
-        >>> events = pd.DataFrame({"user": [f"{i:02}" for i in range(60)], "time": "2025-01-01", "modality": "m", "text": "t"})
+        >>> ids = [f"{i:02}" for i in range(60)]
+        >>> events = pd.DataFrame({"user": ids, "time": "2025-01-01", "modality": "m", "text": "t"})
         >>> labels = pd.DataFrame({"pet": known[:, 0] > 0}, index=events["user"]).astype(float)
-        >>> score_tasks(Users.from_events(events, labels=labels), {"known": known})[["task", "domain", "method", "n"]]
+        >>> users = Users.from_events(events, labels=labels)
+        >>> score_tasks(users, {"known": known})[["task", "domain", "method", "n"]]
               task    domain method   n
         0  average       all  known  60
         1      pet  interest  known  60
@@ -105,70 +125,151 @@ def cross_validate_tasks(
     folds: int = 5,
     progress: Callable[[int, int], None] | None = None,
 ) -> HeldOutScores:
-    """Score each user on each task by each method, fitted on other users: {(task, method): (scores, fold)}.
+    """Score every user on every task with every method, fitted on other users.
 
-    features: {method: (user, dim) in the order of `ids`, or a function task -> that, for embeddings under the task's own
-    query}. A linear probe reads them, boosted trees those of the method named lightgbm. tasks: labels; default all that
-    have `folds` users of both classes.
+    Args:
+        users: Users with labels.
+        features: By method: (user, dim) in the order of `users.ids`, or a function from a task to
+            that, for embeddings under the task's own query. A linear probe is fitted on them;
+            boosted trees for the method named "lightgbm".
+        tasks: Labels. Default: all with at least `folds` users of both classes.
+        seed: First seed of the folds. Default: 0.
+        seeds: Repetitions with other folds. Default: 5.
+        folds: Folds. Default: 5.
+        progress: Called with (done, total) pairs of task and method. Default: none.
+
+    Returns:
+        (scores, fold numbers), each (seed, user), by (task, method).
     """
-    both = {t: users.label(t).value_counts().reindex([0.0, 1.0], fill_value=0).min() for t in users.labels}
-    tasks = [t for t, few in both.items() if few >= folds] if tasks is None else tasks
+    if tasks is None:
+        tasks = []
+        for task in users.labels:
+            counts = users.label(task).value_counts().reindex([0.0, 1.0], fill_value=0)
+            if counts.min() >= folds:
+                tasks.append(task)
     todo = [(task, method) for task in tasks for method in features]
-    held = {}
+    scores = {}
     for done, (task, method) in enumerate(todo, 1):
-        values = features[method](task) if callable(features[method]) else features[method]
+        values = features[method]
+        if callable(values):
+            values = values(task)
         fit = fit_boosted_trees if method == "lightgbm" else None
-        held[task, method] = cross_val_scores(values, users.label(task), seed, folds, seeds, fit)
+        scores[task, method] = cross_val_scores(values, users.label(task), seed, folds, seeds, fit)
         if progress:
             progress(done, len(todo))
-    return held
+    return scores
 
 
-def task_frame(users: Users, held: HeldOutScores) -> pd.DataFrame:
-    """Turn held-out scores into the tasks frame, averages first (their interval: users drawn anew for all tasks at once)."""
+def task_frame(users: Users, scores: HeldOutScores) -> pd.DataFrame:
+    """Build the table of tasks from held-out scores, averages first.
+
+    Args:
+        users: Users with labels.
+        scores: From `cross_validate_tasks`.
+
+    Returns:
+        Columns as `score_tasks`. The interval of an average resamples users for all tasks at once.
+    """
     rows = []
-    for method in dict.fromkeys(method for _, method in held):
-        probes = {task: summarize_cv(*held[task, name], users.label(task)) for task, name in held if name == method}
-        mean, gap = np.mean([[p.auc, p.ks] for p in probes.values()], axis=0)
-        pooled, low, high = average_auc(users, held, method)
-        whole = {"auc": mean, "auc_low": mean + low - pooled, "auc_high": mean + high - pooled, "ks": gap}
-        rows.append({"task": "average", "domain": "all", "method": method, **whole, "n": len(users)})
-        rows[-1]["positives"] = sum(p.positives for p in probes.values())
-        rows += [{"task": t, "domain": DOMAINS.get(t, "own"), "method": method, **vars(p)} for t, p in probes.items()]
-    order = ["average", *dict.fromkeys(task for task, _ in held)]
-    frame = pd.DataFrame(rows, columns=COLUMNS).sort_values("task", key=lambda t: t.map(order.index), kind="stable")
+    for method in dict.fromkeys(method for _, method in scores):
+        probes = {
+            task: summarize_cv(*scores[task, name], users.label(task))
+            for task, name in scores
+            if name == method
+        }
+        mean_auc, mean_ks = np.mean([[probe.auc, probe.ks] for probe in probes.values()], axis=0)
+        pooled, low, high = average_auc(users, scores, method)
+        average = {
+            "task": "average",
+            "domain": "all",
+            "method": method,
+            "auc": mean_auc,
+            "auc_low": mean_auc + low - pooled,
+            "auc_high": mean_auc + high - pooled,
+            "ks": mean_ks,
+            "n": len(users),
+            "positives": sum(probe.positives for probe in probes.values()),
+        }
+        rows.append(average)
+        for task, probe in probes.items():
+            domain = DOMAINS.get(task, "own")
+            rows.append({"task": task, "domain": domain, "method": method, **vars(probe)})
+    order = ["average", *dict.fromkeys(task for task, _ in scores)]
+    frame = pd.DataFrame(rows, columns=TASK_COLUMNS)
+    frame = frame.sort_values("task", key=lambda tasks: tasks.map(order.index), kind="stable")
     return frame.reset_index(drop=True)
 
 
 def average_auc(
-    users: Users, held: HeldOutScores, method: str, minus: str | None = None, draws: int = 500, seed: int = 0
+    users: Users,
+    scores: HeldOutScores,
+    method: str,
+    minus: str | None = None,
+    draws: int = 500,
+    seed: int = 0,
 ) -> tuple[float, float, float]:
-    """Give a method's average AUC over its tasks, or by how much it stands above another's: (value, low, high), 95 %.
+    """Compute a method's average AUC over its tasks, or its difference to another method's.
 
-    Each draw takes the same users for every task and both methods: what is hard for both cancels out.
+    Each bootstrap draw takes the same users for every task and both methods, so that what is hard
+    for both cancels out.
+
+    Args:
+        users: Users with labels.
+        scores: From `cross_validate_tasks`.
+        method: Method.
+        minus: Method to subtract, on the tasks that both have. Default: none.
+        draws: Bootstrap samples. Default: 500.
+        seed: Seed. Default: 0.
+
+    Returns:
+        Value, and the ends of its 95 % interval.
+
+    Raises:
+        KeyError: If no task was scored by the method (and by `minus`).
     """
-    weights = np.random.default_rng(seed).multinomial(len(users), np.full(len(users), 1 / len(users)), draws).astype(float)
-    weights = np.vstack([np.ones(len(users)), weights])
-    tasks = [task for task, name in held if name == method and (minus is None or (task, minus) in held)]
+    n_users = len(users)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(n_users, np.full(n_users, 1 / n_users), draws).astype(float)
+    weights = np.vstack([np.ones(n_users), drawn])  # row 0: every user once
+    tasks = [
+        task
+        for task, name in scores
+        if name == method and (minus is None or (task, minus) in scores)
+    ]
     if not tasks:
-        raise KeyError(f"no task scored by {method!r} (and {minus!r}): there are {sorted({m for _, m in held})}")
+        methods = sorted({name for _, name in scores})
+        raise KeyError(f"no task scored by {method!r} (and {minus!r}): there are {methods}")
 
     def average(name: str) -> np.ndarray:
-        labels = {task: users.label(task).to_numpy() for task in tasks}
-        return np.mean([_aucs(s, labels[t], weights) for t in tasks for s in held[t, name][0]], axis=0)
+        aucs = []
+        for task in tasks:
+            labels = users.label(task).to_numpy()
+            task_scores, _ = scores[task, name]
+            aucs += [_weighted_aucs(row, labels, weights) for row in task_scores]
+        return np.mean(aucs, axis=0)
 
-    values = average(method) - (0 if minus is None else average(minus))
+    values = average(method)
+    if minus is not None:
+        values = values - average(minus)
     low, high = np.nanquantile(values[1:], (0.025, 0.975))  # NaN: a draw without a single positive
     return float(values[0]), float(low), float(high)
 
 
-def _aucs(scores: np.ndarray, labels: np.ndarray, weights: Float[np.ndarray, "draw user"]) -> Float[np.ndarray, " draw"]:
-    """Give the AUC under each row of user weights; users without label or score are left out. Twin: `probe.roc_auc`."""
+def _weighted_aucs(
+    scores: np.ndarray, labels: np.ndarray, weights: Float[np.ndarray, "draw user"]
+) -> Float[np.ndarray, " draw"]:
+    """Compute the AUC under each row of user weights. Its plain twin is `roc_auc`.
+
+    Users without a label or score are left out.
+    """
     known = np.flatnonzero(~np.isnan(scores) & ~np.isnan(labels))
     order = known[np.argsort(scores[known], kind="stable")]
-    starts = np.flatnonzero(np.append(True, np.diff(scores[order]) > 0))  # ties share a group
-    sides = labels[order], 1 - labels[order]
-    positive, negative = (np.add.reduceat(weights[:, order] * side, starts, axis=1) for side in sides)
-    below = np.cumsum(negative, axis=1) - negative / 2
+    tie_starts = np.flatnonzero(np.append(True, np.diff(scores[order]) > 0))
+    weights = weights[:, order]
+    is_positive = labels[order]
+    positive = np.add.reduceat(weights * is_positive, tie_starts, axis=1)
+    negative = np.add.reduceat(weights * (1 - is_positive), tie_starts, axis=1)
+    negatives_below = np.cumsum(negative, axis=1) - negative / 2
+    pairs = positive.sum(axis=1) * negative.sum(axis=1)
     with np.errstate(invalid="ignore"):
-        return (positive * below).sum(axis=1) / (positive.sum(axis=1) * negative.sum(axis=1))
+        return (positive * negatives_below).sum(axis=1) / pairs

@@ -33,89 +33,174 @@ from qanchor.utils.device import best_device, compute_dtype, current_commit
 from qanchor.utils.hashing import sha256_file
 from qanchor.utils.io import atomic_write
 
-RANK_TIMEOUT = timedelta(days=30)  # one rank waits for another
-RESUME_HINT = "what is done stays: start it again to go on"
-SERVE = "import sys; from {0} import {1}; from qanchor.inference.batch_embed import serve; serve({1}, sys.argv[1:])"
+RANK_TIMEOUT = timedelta(days=30)  # how long one rank waits for another
+RESUME_HINT = "finished shards stay: start it again to go on"
+WORKER_CODE = (
+    "import sys; from {0} import {1}; from qanchor.inference.batch_embed import serve; "
+    "serve({1}, sys.argv[1:])"
+)
 
 
 def in_process(
-    make: Callable[..., dict], given: tuple[str, ...], numbers: list[int], workers: int, threads: int
+    make: Callable[..., dict],
+    arguments: tuple[str, ...],
+    numbers: list[int],
+    workers: int,
+    threads: int,
 ) -> Iterator[dict]:
-    """Make each shard in this process: yields what `make(*given, number)` gives."""
-    return (make(*given, number) for number in numbers)
+    """Process each shard in this process.
+
+    Args:
+        make: Maps (*arguments, shard number) to a record.
+        arguments: Arguments of `make` before the number.
+        numbers: Shard numbers.
+        workers: Not used.
+        threads: Not used.
+
+    Yields:
+        The record of each shard.
+    """
+    return (make(*arguments, number) for number in numbers)
 
 
 def local_processes(
-    make: Callable[..., dict], given: tuple[str, ...], numbers: list[int], workers: int, threads: int
+    make: Callable[..., dict],
+    arguments: tuple[str, ...],
+    numbers: list[int],
+    workers: int,
+    threads: int,
 ) -> Iterator[dict]:
-    """Hand the shards to processes of `threads` threads, whoever is free; one whose driver is gone ends with its shard.
+    """Distribute the shards to worker processes. A worker whose driver ends stops after its shard.
 
-    make  stands in a module, by its name. Raises ChildProcessError when a worker is killed, ValueError when one fails.
+    Args:
+        make: Module-level function; maps (*arguments, shard number) to a record.
+        arguments: Arguments of `make` before the number.
+        numbers: Shard numbers.
+        workers: Processes; with 1, shards run in this process.
+        threads: CPU threads of each process.
+
+    Yields:
+        The record of each shard, as they finish.
+
+    Raises:
+        ChildProcessError: If a worker is killed.
+        ValueError: If a shard fails.
     """
     workers = min(workers, len(numbers))
     if workers <= 1:
-        return (yield from in_process(make, given, numbers, workers, threads))
-    command = [sys.executable, "-c", SERVE.format(make.__module__, make.__name__), *given]
-    pipes, idle, every = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}, queue.SimpleQueue(), []
+        return (yield from in_process(make, arguments, numbers, workers, threads))
+    command = [sys.executable, "-c", WORKER_CODE.format(make.__module__, make.__name__), *arguments]
+    idle = queue.SimpleQueue()
+    processes = []
     for rank in range(workers):
-        every.append(subprocess.Popen(command, env=worker_environment(threads) | {"LOCAL_RANK": str(rank)}, **pipes))
-        idle.put(every[-1])
+        environment = worker_environment(threads) | {"LOCAL_RANK": str(rank)}
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        idle.put(process)
 
-    def hand(number: int) -> dict:
+    def run_shard(number: int) -> dict:
         process = idle.get()
         try:
             print(number, file=process.stdin, flush=True)
             record = json.loads(process.stdout.readline())
         except (BrokenPipeError, ValueError):
-            told = f"its worker ended with code {process.wait()} (-9: killed, perhaps for want of memory)"
-            raise ChildProcessError(f"shard {number}: {told}: {RESUME_HINT}") from None
+            code = process.wait()
+            raise ChildProcessError(
+                f"shard {number}: its worker ended with code {code} "
+                f"(-9: killed, perhaps out of memory): {RESUME_HINT}"
+            ) from None
         finally:
-            idle.put(process)  # a dead one too: who waits for it must hear of it
+            idle.put(process)  # a dead one too, so that whoever gets it next reports the error
         if "error" in record:
             raise ValueError(f"shard {number}: {record['error']}: {RESUME_HINT}")
         return record
 
     pool = ThreadPoolExecutor(workers)
     try:
-        for future in as_completed([pool.submit(hand, number) for number in numbers]):
+        for future in as_completed([pool.submit(run_shard, number) for number in numbers]):
             yield future.result()
     finally:
-        pool.shutdown(cancel_futures=True)  # what is begun is ended
-        for process in every:
+        pool.shutdown(cancel_futures=True)  # running shards are finished
+        for process in processes:
             process.communicate()
 
 
 def worker_environment(threads: int) -> dict[str, str]:
-    """Give the environment of a process that finds this library and takes so many threads."""
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+    """Return the environment of a worker process that can import this library.
+
+    Args:
+        threads: CPU threads of the process.
+    """
+    path = os.pathsep.join(
+        filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")))
+    )
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
 
 
-def serve(make: Callable[..., dict], given: list[str]) -> None:
-    """Be a worker process: shard numbers come in, one a line, and records go out."""
-    told = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no record
+def serve(make: Callable[..., dict], arguments: list[str]) -> None:
+    """Run a worker process: read shard numbers from stdin and write records to stdout, as lines.
+
+    Args:
+        make: Maps (*arguments, shard number) to a record.
+        arguments: Arguments of `make` before the number.
+    """
+    records = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints goes to stderr, not among the records
     for line in sys.stdin:
         try:
-            record = make(*given, int(line))
+            record = make(*arguments, int(line))
         except Exception as error:
             record = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(record), file=told, flush=True)
+        print(json.dumps(record), file=records, flush=True)
 
 
 def torchrun_ranks() -> tuple:
-    """Join the processes that torchrun started: a store that all see, the number of this one, and how many there are."""
+    """Join the processes that torchrun started.
+
+    Returns:
+        The shared store, the rank of this process, and the number of processes.
+
+    Raises:
+        ValueError: If torchrun did not start this process.
+    """
     from torch.distributed import rendezvous
 
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        raise ValueError("backend 'torchrun' without RANK: start it as torchrun --nproc-per-node 2 -m -- qanchor embed ...")
+        raise ValueError(
+            "backend 'torchrun' without RANK: "
+            "start it as torchrun --nproc-per-node 2 -m -- qanchor embed ..."
+        )
     return next(rendezvous("env://", timeout=RANK_TIMEOUT))
 
 
 def ray_tasks(
-    make: Callable[..., dict], given: tuple[str, ...], numbers: list[int], workers: int, threads: int
+    make: Callable[..., dict],
+    arguments: tuple[str, ...],
+    numbers: list[int],
+    workers: int,
+    threads: int,
 ) -> Iterator[dict]:
-    """Make the shards as Ray tasks, `workers` at a time, on the cluster of RAY_ADDRESS or one started here."""
+    """Process the shards as Ray tasks, on the cluster of RAY_ADDRESS or one started here.
+
+    Args:
+        make: Maps (*arguments, shard number) to a record.
+        arguments: Arguments of `make` before the number.
+        numbers: Shard numbers.
+        workers: Tasks at a time.
+        threads: CPU threads of each task.
+
+    Yields:
+        The record of each shard, as they finish.
+
+    Raises:
+        ValueError: If Ray is not installed, or a shard fails.
+    """
     try:
         import ray
     except ImportError as error:
@@ -123,9 +208,11 @@ def ray_tasks(
     if started := not ray.is_initialized():
         ray.init(log_to_driver=False)
     gpus = min(1, ray.cluster_resources().get("GPU", 0))
-    # a task whose worker is killed is tried again; by default a worker with a GPU would end, model and all, after each shard
-    task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=3, max_calls=0)(make)
-    waiting = (task.remote(*given, number) for number in numbers)
+    # max_retries: the task of a killed worker runs again. max_calls=0: by default a worker with a
+    # GPU ends after each shard, and the next one loads the model again
+    options = {"num_cpus": threads, "num_gpus": gpus, "max_retries": 3, "max_calls": 0}
+    task = ray.remote(**options)(make)
+    waiting = (task.remote(*arguments, number) for number in numbers)
     try:
         running = list(islice(waiting, workers))
         while running:
@@ -141,8 +228,9 @@ def ray_tasks(
 
 BACKENDS = {"local": local_processes, "torchrun": in_process, "ray": ray_tasks}
 EMBEDDINGS_VERSION = 1  # increase it when a change to the code changes embeddings
-SAME = ("run_sha256", "queries", "input_sha256", "shards", "threads", "version", "dtype")  # in all parts of a folder
-TEXTS = 200_000  # of the distinct texts, encoded before the shards: else each worker encodes them again
+# what all parts of a folder have in common
+FIXED_FIELDS = ("run_sha256", "queries", "input_sha256", "shards", "threads", "version", "dtype")
+MAX_SHARED_TEXTS = 200_000  # texts encoded before the shards, so that workers need not each do it
 
 
 def embed_dataset(
@@ -157,27 +245,46 @@ def embed_dataset(
     threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
-    """Embed any number of users for every query, shard by shard; killed at any moment and started again, it goes on.
+    """Embed any number of users for every query, shard by shard. A rerun resumes after a kill.
 
-    users    users, a parquet file of events, or a folder as `load_users` reads (tables too large for memory as parquet).
-    run      folder of a trained model.
-    out      folder for `part-00000.parquet` and so on: columns user, query, embedding (float16), one row group a query, users
-             in the order of their ids. Once all are there, `_manifest.json` says of what they are made, with their sha256.
-    backend  "local": `workers` processes (1: this one). "torchrun": whoever it starts; every rank calls this, and all but
-             the first get {}. "ray": `workers` tasks at a time on the cluster of RAY_ADDRESS, or one started here.
-    shards   how many (default: one for each 500,000 events). A worker holds one shard at a time.
-    threads  of one worker on a CPU. With equal threads every back end writes the same bytes.
-    progress called with (done, total) of the shards that were missing (of this rank).
-    What is done is kept if its sha256 is still that of its record. Other users, queries, shards, threads, another run or other
-    code are refused: a folder never mixes two, and never throws away what took days.
-    Raises FileExistsError then; DataError and RunError as their readers do; ChildProcessError when a worker is killed.
+    Finished shards stay if their sha256 is still the recorded one. A folder never mixes two inputs:
+    other users, queries, shards, threads, another run or version are refused.
+
+    Args:
+        users: Users, a parquet file of events, or a folder as `load_users` reads it. Tables larger
+            than memory must be parquet.
+        run: Folder of a trained model.
+        queries: Distinct texts.
+        out: Folder for `part-00000.parquet` and so on, with columns user, query and embedding
+            (float16): one row group a query, users in the order of their ids. When all parts are
+            complete, `_manifest.json` describes what they are made of, with their sha256.
+        backend: "local" (default): `workers` processes. "torchrun": the processes it started;
+            every rank calls this, and all but the first get {}. "ray": `workers` tasks at a time
+            on the cluster of RAY_ADDRESS, or one started here.
+        workers: Processes or tasks; 1 (default) uses this process.
+        shards: Number of parts. Default: one for each 500,000 events. A worker holds one at a time.
+        threads: CPU threads of a worker. With equal threads every backend writes the same bytes.
+            Default: 1.
+        progress: Called with (done, total) of the missing shards (of this rank). Default: none.
+
+    Returns:
+        The manifest without its parts, and `made`: the number of shards embedded now.
+
+    Raises:
+        ValueError: If an option is out of range or a query is repeated.
+        FileExistsError: If the folder holds embeddings of something else.
+        DataError: If the users cannot be read.
+        RunError: If the run cannot be read.
+        ChildProcessError: If a worker is killed.
 
     Example:
         >>> import tempfile
         >>> users, folder = qa.make_sample_users(40), Path(tempfile.mkdtemp())
-        >>> run = qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)).save_pretrained(folder / "run")
-        >>> told = qa.embed_dataset(users, run, ["Will this user travel soon?"], folder / "out", shards=2)
-        >>> told["users"], told["made"]
+        >>> model = qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))
+        >>> run = model.save_pretrained(folder / "run")
+        >>> queries = ["Will this user travel soon?"]
+        >>> manifest = qa.embed_dataset(users, run, queries, folder / "out", shards=2)
+        >>> manifest["users"], manifest["made"]
         (40, 2)
     """
     if backend not in BACKENDS:
@@ -187,14 +294,23 @@ def embed_dataset(
             raise ValueError(f"{number} {name}: give at least 1")
     out, run, queries = Path(out).absolute(), Path(run).absolute(), list(queries)
     if not queries or len(set(queries)) < len(queries):
-        raise ValueError(f"{len(queries)} queries, {len(set(queries))} of them different: give at least 1, and each once")
+        raise ValueError(
+            f"{len(queries)} queries, {len(set(queries))} of them different: "
+            "give at least 1, and each once"
+        )
     store, rank, world = torchrun_ranks() if backend == "torchrun" else (None, 0, 1)
-    missing = json.loads(store.get("missing")) if rank else _begin(users, run, queries, out, shards, threads)
+    missing = (
+        json.loads(store.get("missing"))
+        if rank
+        else _begin(users, run, queries, out, shards, threads)
+    )
     if store and not rank:
         store.set("missing", json.dumps(missing))
     mine = missing[rank::world]
     try:
-        for done, _ in enumerate(BACKENDS[backend](embed_shard, (str(out), str(run)), mine, workers, threads), 1):
+        for done, _ in enumerate(
+            BACKENDS[backend](embed_shard, (str(out), str(run)), mine, workers, threads), 1
+        ):
             if progress:
                 progress(done, len(mine))
     finally:
@@ -208,7 +324,16 @@ def embed_dataset(
 
 
 def embed_shard(out: Path | str, run: Path | str, number: int) -> dict:
-    """Embed the users of one shard and write them whole; all back ends call this, and whoever does, the bytes are the same."""
+    """Embed the users of one shard and write its part atomically; every backend calls this.
+
+    Args:
+        out: Folder of the embeddings, with the plan and the users of the shards in `.work`.
+        run: Folder of the trained model.
+        number: Number of the shard.
+
+    Returns:
+        Record of the part: file, users, bytes, sha256, seconds and CPU seconds.
+    """
     from threadpoolctl import threadpool_limits
 
     out, work = Path(out), Path(out) / ".work"
@@ -217,10 +342,14 @@ def embed_shard(out: Path | str, run: Path | str, number: int) -> dict:
         engine = _engine(Path(run), plan["run_sha256"], plan["dtype"])
         began = time.perf_counter(), time.process_time()
         users = load_shard(work / "users", number, scan)
-        vectors = np.empty((len(users), len(plan["queries"]), engine.model.config.embedding_dim), np.float16)
+        vectors = np.empty(
+            (len(users), len(plan["queries"]), engine.model.config.embedding_dim), np.float16
+        )
         for rows, z in engine.iter_embed_uncached(users, plan["queries"]):
             vectors[rows] = z
-        path = atomic_write(_part_path(out, number), partial(_write, users.ids, vectors, plan | {"shard": number}))
+        path = atomic_write(
+            _part_path(out, number), partial(_write, users.ids, vectors, plan | {"shard": number})
+        )
     record = {
         "shard": number,
         "file": path.name,
@@ -228,97 +357,157 @@ def embed_shard(out: Path | str, run: Path | str, number: int) -> dict:
         "bytes": path.stat().st_size,
         "sha256": sha256_file(path),
     }
-    took = time.perf_counter() - began[0], time.process_time() - began[1]  # reading to writing; the model was there already
-    return _write_json(work / f"done-{number:05d}.json", record | {"seconds": took[0], "cpu_seconds": took[1]})
+    took = (
+        time.perf_counter() - began[0],
+        time.process_time() - began[1],
+    )  # reading to writing; the model was there already
+    return _write_json(
+        work / f"done-{number:05d}.json", record | {"seconds": took[0], "cpu_seconds": took[1]}
+    )
 
 
 @lru_cache(maxsize=1)
 def _engine(run: Path, expected: str, dtype: str) -> Engine:
     if (found := sha256_file(run / "config.json")) != expected:
-        raise RunError(f"{run / 'config.json'} has sha256 {found[:16]}..., planned was {expected[:16]}...: copy the run here")
+        raise RunError(
+            f"{run / 'config.json'} has sha256 {found[:16]}..., planned was {expected[:16]}...: "
+            "copy the run here"
+        )
     gpu = int(os.environ.get("LOCAL_RANK", 0)) % max(1, torch.cuda.device_count())
-    return Engine(QAnchor.from_pretrained(run, f"cuda:{gpu}" if torch.cuda.is_available() else None, dtype))
+    return Engine(
+        QAnchor.from_pretrained(run, f"cuda:{gpu}" if torch.cuda.is_available() else None, dtype)
+    )
 
 
-def _write(ids: Sequence[str], vectors: np.ndarray, told: dict, path: Path) -> None:
+def _write(ids: Sequence[str], vectors: np.ndarray, about: dict, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     kinds = {"user": pa.string(), "query": pa.dictionary(pa.int32(), pa.string())}
     kinds["embedding"] = pa.list_(pa.float16(), vectors.shape[2])
-    schema, named = pa.schema(kinds, {"qanchor": json.dumps(told)}), ["user", "query"]
-    # a query is a row group: whoever asks for one reads no other; numbers so varied gain nothing by a dictionary
-    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=["query"], write_statistics=named) as file:
-        for k, query in enumerate(told["queries"]):
+    schema, named = pa.schema(kinds, {"qanchor": json.dumps(about)}), ["user", "query"]
+    # one row group a query, so that a reader loads only that one; a dictionary does not compress
+    # embeddings
+    with pq.ParquetWriter(
+        path, schema, compression="zstd", use_dictionary=["query"], write_statistics=named
+    ) as file:
+        for k, query in enumerate(about["queries"]):
             asked = pa.DictionaryArray.from_arrays(np.zeros(len(ids), np.int32), [query])
             numbers = pa.array(np.ascontiguousarray(vectors[:, k]).ravel())
-            columns = [pa.array(ids, pa.string()), asked, pa.FixedSizeListArray.from_arrays(numbers, vectors.shape[2])]
+            columns = [
+                pa.array(ids, pa.string()),
+                asked,
+                pa.FixedSizeListArray.from_arrays(numbers, vectors.shape[2]),
+            ]
             file.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=len(ids))
 
 
-# -- from here on: what is done and what is to be done --
+# -- plan and progress on disk --
 
 
-def _begin(users, run: Path, queries: list[str], out: Path, shards: int | None, threads: int) -> list[int]:
-    """Split the users unless that is done, and give the shards that are missing."""
+def _begin(
+    users, run: Path, queries: list[str], out: Path, shards: int | None, threads: int
+) -> list[int]:
+    """Partition the users unless that is done, and return the numbers of the missing shards."""
     about = read_run_config(run)
-    table, (facts, key) = open_table(users, about["preprocessor"]["numbers"]), open_facts(users)
-    manifest, work = _read_manifest_or_empty(out), out / ".work"
-    old = manifest or (_read_json(work / "plan.json") if (work / "plan.json").exists() else {})
-    told = json.dumps([table.about, table.key, key], sort_keys=True).encode()
-    plan = {"run": run.name, "run_sha256": sha256_file(run / "config.json"), "queries": queries, "source": table.about["name"]}
-    plan |= {"unit": table.about["unit"], "input_sha256": hashlib.sha256(told).hexdigest()}
-    plan |= {"shards": shards or old.get("shards") or max(1, -(-table.rows // EVENTS_PER_SHARD)), "threads": threads}
-    plan |= {"version": EMBEDDINGS_VERSION, "commit": current_commit()}
-    plan |= {"dtype": compute_dtype(about["config"]["dtype"], best_device())}  # of whoever begins: all others reckon alike
+    numbers = about["preprocessor"]["numbers"]
+    table = open_table(users, numbers)
+    facts, facts_key = open_facts(users)
+    manifest = _read_manifest_or_empty(out)
+    work = out / ".work"
+    old = manifest
+    if not manifest and (work / "plan.json").exists():
+        old = _read_json(work / "plan.json")
+    source = json.dumps([table.about, table.key, facts_key], sort_keys=True).encode()
+    default_shards = max(1, -(-table.rows // EVENTS_PER_SHARD))
+    plan = {
+        "run": run.name,
+        "run_sha256": sha256_file(run / "config.json"),
+        "queries": queries,
+        "source": table.about["name"],
+        "unit": table.about["unit"],
+        "input_sha256": hashlib.sha256(source).hexdigest(),
+        "shards": shards or old.get("shards") or default_shards,
+        "threads": threads,
+        "version": EMBEDDINGS_VERSION,
+        "commit": current_commit(),
+        # every worker computes in the dtype of the machine that starts
+        "dtype": compute_dtype(about["config"]["dtype"], best_device()),
+    }
     if not old and any(out.glob("part-*.parquet")):
-        raise FileExistsError(f"{out} holds parts of unknown origin (no _manifest.json): name another folder, or remove them")
-    for name in SAME if old else ():
+        raise FileExistsError(
+            f"{out} holds parts of unknown origin (no _manifest.json): "
+            "name another folder, or remove them"
+        )
+    for name in FIXED_FIELDS if old else ():
         if old[name] != plan[name]:
             raise FileExistsError(
-                f"{out} holds embeddings of {name} {_shorten(old[name])}, wanted is {_shorten(plan[name])}: "
-                "name another folder, or remove this one"
+                f"{out} holds embeddings of {name} {_shorten(old[name])}, wanted is "
+                f"{_shorten(plan[name])}: name another folder, or remove this one"
             )
     shutil.rmtree(out / ".gone", ignore_errors=True)
     for stale in out.glob(".part-*.part"):  # half-written by a killed process
         stale.unlink(missing_ok=True)
-    if manifest and not (missing := _broken(out, [part["shard"] for part in manifest["parts"]])):
-        return missing
+    if manifest:
+        missing = _missing_shards(out, [part["shard"] for part in manifest["parts"]])
+        if not missing:
+            return []
     work.mkdir(parents=True, exist_ok=True)
     _write_json(work / "plan.json", {name: old.get(name, value) for name, value in plan.items()})
     if not (work / "users").exists():
         config = {"threads": 2, "memory_limit": "800MB"}
-        partition_users(table, facts, work / "users", plan["shards"], about["preprocessor"]["numbers"], TEXTS, **config)
-    if missing := _broken(out, _read_json(work / "users" / "scan.json")["shards"]):
-        _know_texts(work, queries, about["config"]["text_encoder"], threads)
+        partition_users(
+            table,
+            facts,
+            work / "users",
+            plan["shards"],
+            numbers,
+            MAX_SHARED_TEXTS,
+            **config,
+        )
+    missing = _missing_shards(out, _read_json(work / "users" / "scan.json")["shards"])
+    if missing:
+        _encode_shared_texts(work, queries, about["config"]["text_encoder"], threads)
     return missing
 
 
-def _know_texts(work: Path, queries: list[str], encoder: str, threads: int) -> None:
-    """Encode the texts once: workers that did would each do it again, and differ in the last bit by what they batched."""
+def _encode_shared_texts(work: Path, queries: list[str], encoder: str, threads: int) -> None:
+    """Encode the texts once, before the shards.
+
+    Otherwise each worker would encode them, in batches whose results differ in the last bit.
+    """
     import pandas as pd
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(threads):
-        text_vectors([*pd.read_parquet(work / "users" / "texts.parquet")["text"], *queries], encoder)
+        text_vectors(
+            [*pd.read_parquet(work / "users" / "texts.parquet")["text"], *queries], encoder
+        )
 
 
-def _broken(out: Path, numbers: list[int]) -> list[int]:
-    """Give the shards whose part is not there or not as its record says."""
+def _missing_shards(out: Path, numbers: list[int]) -> list[int]:
+    """Return the shards whose part is missing or differs from its record."""
     records = _records(out)
 
     def whole(number: int) -> bool:
         path, record = _part_path(out, number), records.get(number)
         return (
-            bool(record) and path.exists() and path.stat().st_size == record["bytes"] and sha256_file(path) == record["sha256"]
+            bool(record)
+            and path.exists()
+            and path.stat().st_size == record["bytes"]
+            and sha256_file(path) == record["sha256"]
         )
 
     with ThreadPoolExecutor(4) as pool:
-        return [number for number, fine in zip(numbers, pool.map(whole, numbers), strict=True) if not fine]
+        return [
+            number
+            for number, fine in zip(numbers, pool.map(whole, numbers), strict=True)
+            if not fine
+        ]
 
 
 def _finish(out: Path) -> dict:
-    """Say in _manifest.json of what all parts are made, count everybody, and remove what was needed only to make them."""
+    """Write _manifest.json, check the number of users, and remove the working files."""
     work = out / ".work"
     if (work / "users").exists():
         scan, records = _read_json(work / "users" / "scan.json"), _records(out)
@@ -327,19 +516,26 @@ def _finish(out: Path) -> dict:
             "parts": [records[number] for number in scan["shards"]],
         }
         if (found := sum(part["users"] for part in plan["parts"])) != scan["users"]:
-            raise RuntimeError(f"{out}: {found:,} users in the parts, {scan['users']:,} in the input: report this")
+            raise RuntimeError(
+                f"{out}: {found:,} users in the parts, {scan['users']:,} in the input: report this"
+            )
         _write_json(out / "_manifest.json", plan)
-        shutil.rmtree(work.rename(out / ".gone"), ignore_errors=True)  # killed here, no half of it passes for a whole one
+        shutil.rmtree(
+            work.rename(out / ".gone"), ignore_errors=True
+        )  # killed here, no half of it passes for a whole one
     return {name: value for name, value in _read_manifest_or_empty(out).items() if name != "parts"}
 
 
 def _records(out: Path) -> dict[int, dict]:
-    found = [*_read_manifest_or_empty(out).get("parts", []), *map(_read_json, sorted((out / ".work").glob("done-*.json")))]
+    found = [
+        *_read_manifest_or_empty(out).get("parts", []),
+        *map(_read_json, sorted((out / ".work").glob("done-*.json"))),
+    ]
     return {record["shard"]: record for record in found}
 
 
 def _read_manifest_or_empty(out: Path) -> dict:
-    return read_manifest(out / "_manifest.json", parts=list, **dict.fromkeys(SAME, object))
+    return read_manifest(out / "_manifest.json", parts=list, **dict.fromkeys(FIXED_FIELDS, object))
 
 
 def _part_path(out: Path, number: int) -> Path:
@@ -350,9 +546,10 @@ def _read_json(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
-def _write_json(path: Path, told: dict) -> dict:
-    atomic_write(path, lambda aside: aside.write_text(json.dumps(told, indent=1) + "\n"))
-    return told
+def _write_json(path: Path, content: dict) -> dict:
+    text = json.dumps(content, indent=1) + "\n"
+    atomic_write(path, lambda aside: aside.write_text(text))
+    return content
 
 
 def _shorten(value) -> str:

@@ -325,9 +325,7 @@ class Engine:
         for batch in self._prefill_batches(features, np.arange(len(features))):
             yield batch.rows, self._embed_batch(batch, packs(len(batch.rows)))
 
-    def _packs(
-        self, queries: Sequence[QueryLike] | EncodedQueries
-    ) -> Callable[[int], list[Pack]]:
+    def _packs(self, queries: Sequence[QueryLike] | EncodedQueries) -> Callable[[int], list[Pack]]:
         """Encode queries once; return a function from a number of users to the packs to run."""
         encoded = self.encode_queries(queries)
         lengths = [len(ids) + 1 for ids in encoded.ids]  # with <USER_EMB>
@@ -430,7 +428,8 @@ class Engine:
             One row a user, best first: user, score, and the nearest graded answer to the topic
             that contributes most (empty for the question about everything; use `generate`).
             `attrs` holds `topics` (what the query was read as, nearest first), `measured` (main
-            topic, kind, 1 or -1 for its yes or its no), `novel` (training asked nothing like it) and
+            topic, kind, 1 or -1 for its yes or its no), `novel` (training asked nothing like it)
+            and
             `identical` ((users with the same answer, users looked at) if nearly all have the same
             answer, else None).
         """

@@ -114,7 +114,9 @@ def truncate(batch: UserBatch, length: Int[Tensor, " user"]) -> UserBatch:
     width = int(columns.masked_fill(~is_token, 0).max()) + 1
     if length.sum() < MIN_FILLED_SHARE * width * len(length):
         users = torch.arange(len(length), device=length.device)[:, None]
-        kv = _map_kv(batch.kv, lambda states: states.transpose(1, 2)[users, columns].transpose(1, 2))
+        kv = _map_kv(
+            batch.kv, lambda states: states.transpose(1, 2)[users, columns].transpose(1, 2)
+        )
         return UserBatch(batch.rows, prefix.at(columns, is_token), kv)
     mask = prefix.mask[:, :width] & (prefix.positions()[:, :width] < length[:, None])
     shorter = Prefix(

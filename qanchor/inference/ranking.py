@@ -1,4 +1,6 @@
-"""Answers without labels: how far each user's anchor leans to yes, and the graded answer it stands nearest to."""
+"""Answers without labels: how far each user's anchor leans to yes, and the graded answer it stands
+nearest to.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,16 @@ NOVEL_FROM = 0.9  # novelty from which on a query counts as unlike every query o
 KINDS = ("profile", "future")
 ANSWERS_VERSION = 1  # increase it when a change to the code changes the embeddings of answers
 SUMMARY = -1  # the place of the question about everything: no topic, no grades
-# A text vector hardly knows "stop" from "start". Words that deny are counted: only what denies as often can mean the same.
+# A text vector hardly knows "stop" from "start". Words that deny are counted: only what denies as
+# often can mean the same.
 NEGATIONS = re.compile(
     r"\b(?:not|cannot|never|no|nothing|without|stop(?:s|ped|ping)?|quit(?:s|ting)?|cease[sd]?|cancel(?:s|led)?"
     r"|giv(?:e|es|ing) up|unlikely|less|fewer|fall(?:s|en|ing)?|drop(?:s|ped|ping)?|declin(?:e[sd]?|ing)|decreas(?:e[sd]?|ing)"
     r"|shrink(?:s|ing)?|reduc(?:es?|ing)|cut(?:s|ting)? (?:back|down)|avoid(?:s|ing)?|lacks?|dislikes?|hates?)\b|n['’]t\b",
     re.IGNORECASE,
 )
-EXTRA_WORDINGS = {  # what analysts type, and no training wording says: of a topic's yes, and of its no
+# what analysts type, and no training wording says: of a topic's yes, and of its no
+EXTRA_WORDINGS = {
     "lapse": (
         (
             "Will this {user} churn?",
@@ -129,21 +133,32 @@ def label_free_scores(
     lean = weight / weight.sum() * (place != SUMMARY) * sticks.sign[near] @ sticks.lean[place]
     frame = pd.DataFrame({"user": list(ids), "score": anchors @ lean, "answer": ""})
     frame.attrs["measured"] = ("", KINDS[1], 1)  # of a question about everything
-    if place[0] != SUMMARY:  # the answer is of the topic that bears most of the score, so that none contradicts the order
-        bears = pd.Series(weight * sticks.sign[near] * (sticks.lean[place] @ lean)).groupby(place).sum()
+    if (
+        place[0] != SUMMARY
+        # the answer is of the topic that bears most of the score, so that none contradicts the
+        # order
+    ):
+        bears = (
+            pd.Series(weight * sticks.sign[near] * (sticks.lean[place] @ lean)).groupby(place).sum()
+        )
         best = bears.drop(SUMMARY, errors="ignore").idxmax()
-        frame["answer"] = [sticks.texts[best][grade] for grade in (anchors @ sticks.graded[best].T).argmax(1)]
+        frame["answer"] = [
+            sticks.texts[best][grade] for grade in (anchors @ sticks.graded[best].T).argmax(1)
+        ]
         means = 1 if (weight * sticks.sign[near])[place == best].sum() > 0 else -1
         frame.attrs["measured"] = (TOPICS[best // 2].name, KINDS[best % 2], means)
     telling = near[like[near] > like[near[0]] - 2 * SHARPNESS]
-    frame.attrs["topics"] = list(dict.fromkeys(f"{'not ' * int(sticks.sign[i] < 0)}{sticks.names[i]}" for i in telling))
+    frame.attrs["topics"] = list(
+        dict.fromkeys(f"{'not ' * int(sticks.sign[i] < 0)}{sticks.names[i]}" for i in telling)
+    )
     identical = count_identical_answers(frame)
     frame.attrs |= {"novel": is_novel(model, query, encoded), "identical": identical}
     return frame
 
 
 def count_identical_answers(ranking: pd.DataFrame) -> tuple[int, int] | None:
-    """Count the users with the same answer, if these are nearly all users or nearly all of the ten with the highest scores.
+    """Count the users with the same answer, if these are nearly all users or nearly all of the ten
+    with the highest scores.
 
     Args:
         ranking: A frame with `score` and `answer`, from `label_free_scores`.
@@ -165,7 +180,8 @@ def count_identical_answers(ranking: pd.DataFrame) -> tuple[int, int] | None:
 
 
 def negation_parity(query: str) -> int:
-    """Say whether a query denies an even (0) or an odd number of times (1): "not stop" is as good as neither.
+    """Say whether a query denies an even (0) or an odd number of times (1): "not stop" is as good
+    as neither.
 
     Example:
         >>> [negation_parity(q) for q in ("Will this user travel?", "Won't this user travel?", "Will this user not stop travelling?")]
@@ -197,8 +213,14 @@ def is_novel(model: QAnchor, query: str, encoded: EncodedQueries | None = None) 
 
 @lru_cache(maxsize=6)  # some seconds of reading, the same for every query
 def answer_bank(model: QAnchor, unit: str, horizon_days: int) -> AnswerBank:
-    """Embed two wordings of each of the five answers to each topic, and each wording of its questions."""
-    queries, said, falls = [SUMMARY_QUERY, *(wording.format(user=unit) for wording in SUMMARY_WORDINGS)], [], []
+    """Embed two wordings of each of the five answers to each topic, and each wording of its
+    questions.
+    """
+    queries, said, falls = (
+        [SUMMARY_QUERY, *(wording.format(user=unit) for wording in SUMMARY_WORDINGS)],
+        [],
+        [],
+    )
     names, place, sign = ["summary"] * len(queries), [SUMMARY] * len(queries), [1] * len(queries)
     for topic in TOPICS:
         for kind in KINDS:
@@ -207,17 +229,28 @@ def answer_bank(model: QAnchor, unit: str, horizon_days: int) -> AnswerBank:
                 [w for w in some if kind == "future" or not FUTURE_WORDING.search(w)]
                 for some in EXTRA_WORDINGS.get(topic.name, ((), ()))
             )
-            for means, wordings in ((1, (*getattr(topic, kind), *yes)), (-1, (*NEGATED_WORDINGS[kind], *no))):
+            for means, wordings in (
+                (1, (*getattr(topic, kind), *yes)),
+                (-1, (*NEGATED_WORDINGS[kind], *no)),
+            ):
                 wordings = [wording.format(**words) for wording in wordings]
                 if means < 0:  # "give up recent silence" is no denial of silence
-                    wordings = [wording for wording in wordings if negation_parity(wording) != negation_parity(topic.does)]
+                    wordings = [
+                        wording
+                        for wording in wordings
+                        if negation_parity(wording) != negation_parity(topic.does)
+                    ]
                 names += [topic.name] * len(wordings)
                 queries += wordings
                 place += [len(falls)] * len(wordings)
                 sign += [means] * len(wordings)
             falls.append(topic.name.endswith("_down"))  # a trend, of which a fall means yes
     said = _graded(unit, horizon_days)
-    graded = np.concatenate([_embed_answers(model, batch) for batch in _batches(said)]).reshape(len(said), 5, 2, -1).mean(2)
+    graded = (
+        np.concatenate([_embed_answers(model, batch) for batch in _batches(said)])
+        .reshape(len(said), 5, 2, -1)
+        .mean(2)
+    )
     lean = (graded[:, 4] - graded[:, 0]) * np.where(falls, -1, 1)[:, None]
     vectors = _query_vectors(model, queries)
     middle, first = vectors.mean(0), [[_once(pair[0]) for pair in pairs] for pairs in said]
@@ -226,13 +259,23 @@ def answer_bank(model: QAnchor, unit: str, horizon_days: int) -> AnswerBank:
 
 
 def _once(answer: str) -> str:
-    """Let "Not coming more and more often: activity at under half the former rate." deny once: the second half says it all."""
+    """Let "Not coming more and more often: activity at under half the former rate." deny once: the
+    second half says it all.
+    """
     opening, _, tail = answer.partition(": ")
-    return f"{tail[0].upper()}{tail[1:]}" if opening.startswith("Not ") and "former rate" in tail else answer
+    return (
+        f"{tail[0].upper()}{tail[1:]}"
+        if opening.startswith("Not ") and "former rate" in tail
+        else answer
+    )
 
 
-def iter_warm_up(model: QAnchor, query: str, unit: str, horizon_days: int) -> Iterator[tuple[int, int]]:
-    """Read what `label_free_scores` needs of a query, batch by batch; yields (done, total). Stopped, it loses nothing it read."""
+def iter_warm_up(
+    model: QAnchor, query: str, unit: str, horizon_days: int
+) -> Iterator[tuple[int, int]]:
+    """Read what `label_free_scores` needs of a query, batch by batch; yields (done, total).
+    Stopped, it loses nothing it read.
+    """
     batches = _batches(_graded(unit, query_horizon(query, horizon_days)))
     for done, batch in enumerate(batches, 1):
         _embed_answers(model, batch)
@@ -250,7 +293,12 @@ def _graded(unit: str, horizon_days: int) -> list[list[list[str]]]:
     said, whom = [], {"unit": unit, "horizon_days": horizon_days}
     for topic, kind in product(TOPICS, KINDS):
         count = style_of(topic) == "count"
-        said.append([answers(topic, grade, kind, none=count and not grade, **whom)[:2] for grade in range(5)])
+        said.append(
+            [
+                answers(topic, grade, kind, none=count and not grade, **whom)[:2]
+                for grade in range(5)
+            ]
+        )
     return said
 
 
@@ -262,7 +310,9 @@ def _batches(said: list[list[list[str]]]) -> list[tuple[str, ...]]:
 @lru_cache(maxsize=256)  # of some models and horizons: 64 vectors each
 @torch.inference_mode()
 def _embed_answers(model: QAnchor, texts: tuple[str, ...]) -> Float[np.ndarray, "text dim"]:
-    """Embed answers; those of a run are kept on disk, half a MB of them, for they are the same whoever is asked what."""
+    """Embed answers; those of a run are kept on disk, half a MB of them, for they are the same
+    whoever is asked what.
+    """
     if not model.run or model.config.backbone == "tiny":  # the tiny one reads them in no time
         return model.embed_answer(list(texts)).float().cpu().numpy()
     encode = lambda new, _: model.embed_answer(new).half().cpu().numpy()  # noqa: E731
@@ -270,9 +320,14 @@ def _embed_answers(model: QAnchor, texts: tuple[str, ...]) -> Float[np.ndarray, 
 
 
 def _answers_dir(model: QAnchor) -> Path:
-    """Name the folder for the answers of a run, as this code reads them here; weights changed in their place go unnoticed."""
+    """Name the folder for the answers of a run, as this code reads them here; weights changed in
+    their place go unnoticed.
+    """
     libraries = " ".join(version(name) for name in ("torch", "transformers", "peft"))
-    where = f"{ANSWERS_VERSION} {libraries} {model.run} {model.backbone.dtype} {model.device.type} {json.dumps(model.config.to_dict(), sort_keys=True)} "
+    where = (
+        f"{ANSWERS_VERSION} {libraries} {model.run} {model.backbone.dtype} "
+        f"{model.device.type} {json.dumps(model.config.to_dict(), sort_keys=True)} "
+    )
     return cache_dir() / "answers" / hashlib.sha256(where.encode()).hexdigest()[:24]
 
 

@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-MAX_QUERY_TOKENS = 128  # tokens in one piece; with more, the repeated keys cost little in comparison
+MAX_QUERY_TOKENS = (
+    128  # tokens in one piece; with more, the repeated keys cost little in comparison
+)
 
 
 def grouped_attention(
@@ -48,10 +50,14 @@ def grouped_attention(
     shared = key.shape[1]
     on_cpu = query.device.type == "cpu" and not dropout
     if attention_mask is None or shared == heads or (tokens > MAX_QUERY_TOKENS and not on_cpu):
-        return plain(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **how)
+        return plain(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **how
+        )
     pieces = attention_pieces(attention_mask)
     if max(piece.stop - piece.start for piece in pieces) > MAX_QUERY_TOKENS:
-        return plain(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **how)
+        return plain(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **how
+        )
     scaling = size**-0.5 if scaling is None else scaling
     if not on_cpu:
         mask = attention_mask[:, :, None].expand(-1, -1, heads // shared, -1, -1).flatten(2, 3)

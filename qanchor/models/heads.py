@@ -197,7 +197,9 @@ class GatedSkip(nn.Module):
         return novelty.clamp(0, 1)
 
     def forward(
-        self, coarse: Float[Tensor, "user number"], text_embedding: Float[Tensor, "user branch text"]
+        self,
+        coarse: Float[Tensor, "user number"],
+        text_embedding: Float[Tensor, "user branch text"],
     ) -> Float[Tensor, "user branch dim"]:
         hidden = self.dropout(F.gelu(self.inner(self.dropout(coarse))))
         features = self.dropout(hidden + self.straight(coarse))

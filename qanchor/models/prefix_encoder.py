@@ -1,4 +1,4 @@
-"""Prefix encoder: a batch of features becomes the prefix tokens of each user (paper, section 3.2)."""
+"""Prefix encoder: features to prefix tokens (paper, section 3.2)."""
 
 from __future__ import annotations
 
@@ -36,9 +36,7 @@ class Prefix(DeviceMixin):
         """Return whether all padding is at the end, so that a causal mask is sufficient."""
         return not (self.mask[:, 1:] & ~self.mask[:, :-1]).any()
 
-    def at(
-        self, columns: Int[Tensor, "user some"], mask: Bool[Tensor, "user some"]
-    ) -> Prefix:
+    def at(self, columns: Int[Tensor, "user some"], mask: Bool[Tensor, "user some"]) -> Prefix:
         """Select tokens of each user.
 
         Args:

@@ -373,7 +373,9 @@ class UserPreprocessor:
             (keys[best], numbers[best], np.zeros(len(best), bool)),
             (*recent, np.ones(len(recent[0]), bool)),
         ]
-        if self.token_order == "append_only":  # frequent texts change with every event: they go last
+        if (
+            self.token_order == "append_only"
+        ):  # frequent texts change with every event: they go last
             parts.reverse()
         codes, values, is_recent = (np.concatenate(column) for column in zip(*parts, strict=True))
         codes = codes.astype(np.int64)

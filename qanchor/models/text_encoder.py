@@ -277,9 +277,7 @@ def _load_text_encoder(name: str) -> TextEncoder:
     return TextEncoder(name)  # a fifth of a second to open, and every typed query needs it
 
 
-def _encode_texts(
-    texts: list[str], encoder: str, report: Callable[[int], object]
-) -> np.ndarray:
+def _encode_texts(texts: list[str], encoder: str, report: Callable[[int], object]) -> np.ndarray:
     model = _load_text_encoder(encoder)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out = np.empty((len(texts), model.dim), np.float16)
@@ -322,7 +320,9 @@ class TrainableTextEncoder(nn.Module):
         self.encoder.requires_grad_(False)
         for module in self.encoder.modules():
             if isinstance(module, nn.Dropout):
-                module.p = 0.0  # only LoRA has dropout: a text is the same for every user of a batch
+                module.p = (
+                    0.0  # only LoRA has dropout: a text is the same for every user of a batch
+                )
         self.encoder.inner = add_lora(
             self.encoder.inner, config.text_lora_rank, config.lora_alpha, config.lora_dropout, None
         )

@@ -69,8 +69,7 @@ def download_weights(name: str) -> Path:
                 _move_files(unpacked, package, aside)
     except OSError as error:
         raise WeightsError(
-            f"{name} into {target}: {error}: "
-            "free some disk, or set QANCHOR_CACHE to another folder"
+            f"{name} into {target}: {error}: free some disk, or set QANCHOR_CACHE to another folder"
         ) from error
     return target
 
@@ -118,7 +117,9 @@ def _dequantize(unpacked: Path, package: WeightsPackage, aside: Path) -> None:
 
     gguf = unpacked / package.member
     # load in float32: in bfloat16 the quantized weights would be rounded twice
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
     state = {
         name: tensor.to(torch.bfloat16).contiguous()
         for name, tensor in model.state_dict().items()
@@ -156,6 +157,4 @@ def missing_model_message(what: str, name: str, error: OSError, packaged: str) -
         packaged: Name of a packaged model to use instead.
     """
     reason = str(error).splitlines()[0]
-    return (
-        f"{what} {name!r}: {reason}: give a folder with config.json and weights, or {packaged!r}"
-    )
+    return f"{what} {name!r}: {reason}: give a folder with config.json and weights, or {packaged!r}"

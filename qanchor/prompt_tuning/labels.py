@@ -36,9 +36,7 @@ def known_labels(cache: PrefixCache, labels: pd.Series) -> pd.Series:
     return known.sort_index()
 
 
-def encode_labels(
-    cache: PrefixCache, labels: pd.Series
-) -> tuple[Int[np.ndarray, " user"], tuple]:
+def encode_labels(cache: PrefixCache, labels: pd.Series) -> tuple[Int[np.ndarray, " user"], tuple]:
     """Map labels to class numbers.
 
     Args:

@@ -126,9 +126,7 @@ class Checkpoint:
             return found
         if problems:
             files = " and ".join(str(path) for path in existing)
-            raise CheckpointError(
-                f"{'; '.join(problems)}: remove {files} and train from the start"
-            )
+            raise CheckpointError(f"{'; '.join(problems)}: remove {files} and train from the start")
         return None
 
     def remove(self) -> None:

@@ -120,7 +120,9 @@ def _cached_gradients(wrapped, parts: list[MicroBatch], seeds: list[int], compar
     targets = torch.cat([target for _, _, target in outputs]).requires_grad_()
     loss = compare(anchors, targets)
     sizes = [len(anchor) for anchor, _, _ in outputs]
-    gradients = [gradient.split(sizes) for gradient in torch.autograd.grad(loss, [anchors, targets])]
+    gradients = [
+        gradient.split(sizes) for gradient in torch.autograd.grad(loss, [anchors, targets])
+    ]
     return loss, gradients
 
 
@@ -177,9 +179,7 @@ class MicroBatch:
         return anchors, writing, targets[torch.as_tensor(answer_of_pair, device=model.device)]
 
 
-def all_gather_with_grad(
-    own: Float[Tensor, "pair dim"], accelerator
-) -> Float[Tensor, "every dim"]:
+def all_gather_with_grad(own: Float[Tensor, "pair dim"], accelerator) -> Float[Tensor, "every dim"]:
     """Concatenate the rows of all processes; gradients flow through the own rows.
 
     Args:

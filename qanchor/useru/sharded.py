@@ -1,4 +1,4 @@
-"""An events table of any size, split by user on disk: DuckDB reads it in a stream and writes one folder a shard."""
+"""User-understanding pairs of an events table of any size, one file per shard."""
 
 from __future__ import annotations
 
@@ -15,104 +15,208 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from qanchor.data.metadata import read_manifest
-from qanchor.data.partition import EventSource, _aside, _days, _past, _view, _write_shards, load_shard, open_table
+from qanchor.data.partition import (
+    EventSource,
+    count_days,
+    create_events_view,
+    database_folder,
+    history_sql,
+    load_shard,
+    open_table,
+    write_shards,
+)
 from qanchor.data.users import Users
 from qanchor.errors import DataError
-from qanchor.useru.behavior import OFFERS, EventArrays, SpendSources, spend_sources_from_table
-from qanchor.useru.pairs import PopulationStats, UserMeasurements, build_pairs, measure_users, pair_frame, user_hash
-from qanchor.useru.schedule import PairConfig, QueryWindow, default_horizons, query_windows, spread_cutoffs
+from qanchor.useru.behavior import (
+    OFFERS,
+    EventArrays,
+    SpendSources,
+    spend_sources_from_table,
+)
+from qanchor.useru.pairs import (
+    PopulationStats,
+    UserMeasurements,
+    build_pairs,
+    measure_users,
+    pair_frame,
+    user_hash,
+)
+from qanchor.useru.schedule import (
+    PairConfig,
+    QueryWindow,
+    default_horizons,
+    query_windows,
+    spread_cutoffs,
+)
 from qanchor.utils.io import atomic_write
 
+EVENTS_PER_SHARD = 500_000  # about 300 MB of memory while a shard is measured
+PAIRS_VERSION = 1  # increase it when a change to the code changes pairs
 
-def partition(table: EventSource, work: Path, shards: int, cutoffs: Iterable | None, wish: PairConfig, **config) -> None:
-    """Write each user's history into the shard of its hash, and what all shards must know; the folder whole, or not at all.
 
-    wish  kept for the shards;  config  of the data base: `memory_limit`, `threads`.
+def partition(
+    table: EventSource,
+    work: Path,
+    shards: int,
+    cutoffs: Iterable | None,
+    config: PairConfig,
+    **database,
+) -> None:
+    """Write each user's history into a shard, and what every shard must know into `scan.json`.
+
+    The folder `work` is written atomically.
+
+    Args:
+        table: The events, as `open_table` returns them.
+        work: Folder to create.
+        shards: Number of shards.
+        cutoffs: Cut-offs to ask at (None: `spread_cutoffs` of the history).
+        config: What is asked; stored for the shards.
+        **database: DuckDB settings such as `memory_limit` and `threads`.
+
+    Raises:
+        DataError: The events hold a value that cannot be used.
+        ValueError: A cut-off is after the users' own, or none fits into the history.
     """
-    with _aside(work, config) as (base, aside):
-        columns = _view(base, table)
-        scan = _scan(base, table, columns, cutoffs, wish)
-        scan["shards"] = _write_shards(base, _past(columns, scan["cutoff"]), shards, aside / "events")
-        scan |= {"files": [file.name for file in table.files] or ["events"]}
-        scan["wish"] = {name: value for name, value in vars(wish).items() if name != "topics"}
-        (aside / "scan.json").write_text(json.dumps(scan))
+    with database_folder(work, database) as (base, folder):
+        columns = create_events_view(base, table)
+        scan = _scan(base, table, columns, cutoffs, config)
+        history = history_sql(columns, scan["cutoff"])
+        scan["shards"] = write_shards(base, history, shards, folder / "events")
+        scan["files"] = [file.name for file in table.files] or ["events"]
+        scan["wish"] = _config_fields(config)
+        (folder / "scan.json").write_text(json.dumps(scan))
 
 
-def _scan(base, table: EventSource, columns: list[str], cutoffs: Iterable | None, wish: PairConfig) -> dict:
-    """Find what no shard alone can know: cut-off, modalities, the first visit, the moments and what was known before each."""
-    days, cutoff, history, order = _days(base, table)
-    first = history.loc[~history["modality"].isin(OFFERS), "first"].min()
+def _config_fields(config: PairConfig) -> dict:
+    """Return the fields of a config that JSON can hold: all but the topics."""
+    return {name: value for name, value in vars(config).items() if name != "topics"}
+
+
+def _scan(
+    base, table: EventSource, columns: list[str], cutoffs: Iterable | None, config: PairConfig
+) -> dict:
+    """Find what no shard alone can know: cut-off, modalities, first visit, query windows."""
+    days, cutoff, history, modalities = count_days(base, table)
+    first_visit = history.loc[~history["modality"].isin(OFFERS), "first"].min()
     if cutoffs is None:
-        cutoffs = spread_cutoffs(history.groupby("day")["events"].sum(), cutoff, table.about["horizon_days"])
-    stops = query_windows(cutoffs, cutoff, wish)
-    seen = history.groupby("modality")["first"].min()
-    sources = _sources(base, [stop.cutoff for stop in stops], order, seen, "amount" in columns)
+        events_per_day = history.groupby("day")["events"].sum()
+        cutoffs = spread_cutoffs(events_per_day, cutoff, table.about["horizon_days"])
+    windows = query_windows(cutoffs, cutoff, config)
+    first_seen = history.groupby("modality")["first"].min()
+    window_cutoffs = [window.cutoff for window in windows]
+    sources = _spend_sources(base, window_cutoffs, modalities, first_seen, "amount" in columns)
+    moments = []
+    for window in windows:
+        fields = window._asdict()
+        fields |= {"cutoff": str(window.cutoff), "sources": sources[window.cutoff]}
+        moments.append(fields)
     return {
         "cutoff": str(cutoff),
-        "modalities": order,
-        "start": (cutoff if pd.isna(first) else first).value // 1000,
+        "modalities": modalities,
+        "start": (cutoff if pd.isna(first_visit) else first_visit).value // 1000,
         "events": int(days["events"].sum()),
-        "cutoffs": sorted({str(stop.cutoff) for stop in stops}),
-        "moments": [stop._asdict() | {"cutoff": str(stop.cutoff), "sources": sources[stop.cutoff]} for stop in stops],
+        "cutoffs": sorted({str(cutoff) for cutoff in window_cutoffs}),
+        "moments": moments,
         "about": table.about,
     }
 
 
-def _sources(
-    base, cutoffs: list[pd.Timestamp], order: list[str], first: pd.Series, paid: bool
+def _spend_sources(
+    base,
+    cutoffs: list[pd.Timestamp],
+    modalities: list[str],
+    first_seen: pd.Series,
+    has_amount: bool,
 ) -> dict[pd.Timestamp, SpendSources]:
-    """Say what `find_spend_sources` says of all events before each cut-off; first: when each modality was seen first."""
+    """Return, for each cut-off, what `find_spend_sources` returns for all events before it.
+
+    Args:
+        base: DuckDB connection with the view `events`.
+        cutoffs: The cut-offs.
+        modalities: Modalities in order.
+        first_seen: Time of the first event of each modality.
+        has_amount: Whether the events have a column `amount`.
+    """
     cutoffs = sorted(set(cutoffs))
-    before = [f"filter (where time < timestamp '{cutoff}')" for cutoff in cutoffs]
-    told = ", ".join(f"sum(paid) {part} as s{i}, count(*) {part} as n{i}" for i, part in enumerate(before))
-    rows = f"select modality, time, {'try_cast(amount as double)' if paid else 'null::double'} as paid from events"
-    table = base.sql(f"select modality, {told} from ({rows}) where paid > 0 and isfinite(paid) group by modality").df()
-    table = table.set_index("modality").reindex(order)
-    kept = {cutoff: table[[f"s{i}", f"n{i}"]].set_axis(["sum", "size"], axis=1) for i, cutoff in enumerate(cutoffs)}
-    return {c: spend_sources_from_table(part[part["size"] > 0], first[first < c].index) for c, part in kept.items()}
-
-
-EVENTS_PER_SHARD = 500_000  # some 300 MB while a shard is measured
-PAIRS_VERSION = 1  # increase it when a change to the code changes pairs
+    aggregates = []
+    for number, cutoff in enumerate(cutoffs):
+        before = f"filter (where time < timestamp '{cutoff}')"
+        aggregates.append(f"sum(paid) {before} as s{number}, count(*) {before} as n{number}")
+    paid = "try_cast(amount as double)" if has_amount else "null::double"
+    rows = f"select modality, time, {paid} as paid from events"
+    table = base.sql(
+        f"select modality, {', '.join(aggregates)} from ({rows})"
+        " where paid > 0 and isfinite(paid) group by modality"
+    ).df()
+    table = table.set_index("modality").reindex(modalities)
+    result = {}
+    for number, cutoff in enumerate(cutoffs):
+        spend = table[[f"s{number}", f"n{number}"]].set_axis(["sum", "size"], axis=1)
+        spend = spend[spend["size"] > 0]
+        seen = first_seen[first_seen < cutoff].index
+        result[cutoff] = spend_sources_from_table(spend, seen)
+    return result
 
 
 def split(users: Users, share: float = 0.2, salt: str = "test") -> tuple[Users, Users]:
-    """Part users in two by the hash of their ids: the second part is about `share` of them.
+    """Split users in two by the hash of their ids.
 
-    A user falls on the same side in every data set, order and version; another `salt` gives another division.
-    Raises ValueError for a share outside 0 to 1.
+    A user is on the same side in every data set, order and version.
+
+    Args:
+        users: The users.
+        share: Approximate share of the second part, 0 to 1 (default 0.2).
+        salt: Another salt gives another split (default "test").
+
+    Returns:
+        The first and the second part.
+
+    Raises:
+        ValueError: `share` is outside 0 to 1.
 
     Example:
-        >>> from qanchor.world import make_sample_users
-        >>> train, test = split(make_world(50))
+        >>> train, test = split(qa.make_sample_users(50))
         >>> len(train) + len(test), len(set(train.ids) & set(test.ids))
         (50, 0)
     """
     if not 0 <= share <= 1:
-        raise ValueError(f"share {share} is not between 0 and 1")
-    second = user_hash(users.ids, salt) / 2**60 < share
-    return users.select(np.array(users.ids)[~second]), users.select(np.array(users.ids)[second])
+        raise ValueError(f"share {share} is not between 0 and 1. Choose a share of the users.")
+    in_second = user_hash(users.ids, salt) / 2**60 < share
+    ids = np.array(users.ids)
+    return users.select(ids[~in_second]), users.select(ids[in_second])
 
 
-def write_pairs(source: Users | Path | str, out: Path | str, *, each: Callable = map, **wishes) -> dict:
-    """Turn an events table of any size into files of questions with graded answers, as `make_pairs` does in memory.
+def write_pairs(
+    source: Users | Path | str, out: Path | str, *, each: Callable = map, **options
+) -> dict:
+    """Write the pairs of an events table of any size to parquet files, one per shard.
 
-    source  users, a parquet file of events, a folder with `events.parquet` (and `about.json`), or a folder of parquet files.
-    out     folder for `pairs-0000.parquet` and so on; together they hold the rows of `make_pairs`, each user in one of them.
-    each    called as `map` is, for each stage: give a pool's `map` to work in parallel.
-    wishes  `per_sample, future_share, seed, held_out, cutoffs, horizons` as in `make_pairs`; others as in `plan`.
-    Killed and started again it goes on with the first shard that is not done; a changed source or wish makes all anew.
-    Gives what the manifest says, with `pairs` (rows) and `made` (shards made now).
-    Raises DataError naming file, row, column, value and cure; FileExistsError when `out` holds pairs of unknown origin.
+    Together the files hold the rows of `make_pairs`; a user is in one file only. Rerun the same
+    command to resume after an interruption. A changed source or option makes all files again.
+
+    Args:
+        source: Users, a parquet file of events, a folder with `events.parquet` (and `about.json`),
+            or a folder of parquet files.
+        out: Folder for `pairs-0000.parquet` and so on, and `manifest.json`.
+        each: Called like `map` in each stage (default `map`); a pool's `map` runs in parallel.
+        **options: `per_sample, future_share, seed, held_out, cutoffs, horizons` as in `make_pairs`;
+            `shards, memory, threads` as in `plan`.
+
+    Returns:
+        The content of `manifest.json`, with `pairs` (rows) and `made` (shards written now).
+
+    Raises:
+        DataError: A value cannot be used; names file, row, column, value and what to do.
+        FileExistsError: `out` holds pairs of unknown origin.
 
     Example:
         >>> import tempfile
-        >>> from qanchor.world import make_sample_users
-        >>> write_pairs(make_world(40), tempfile.mkdtemp(), shards=2)["shards"]
+        >>> write_pairs(qa.make_sample_users(40), tempfile.mkdtemp(), shards=2)["shards"]
         [0, 1]
     """
     out = Path(out)
-    numbers = plan(source, out, each=each, **wishes)
+    numbers = plan(source, out, each=each, **options)
     missing = [number for number in numbers if not _pairs_file(out, number).exists()]
     list(each(partial(make_shard, out), missing))
     return finish(out) | {"made": len(missing)}
@@ -127,155 +231,232 @@ def plan(
     memory: str = "800MB",
     threads: int = 2,
     each: Callable = map,
-    **wishes,
+    **options,
 ) -> list[int]:
-    """Split a table by user, compare all users, and give the numbers of the shards that `make_shard` can then make.
+    """Partition a table by user, compare all users, and return the shards for `make_shard`.
 
-    What is done is kept: the split as a whole, then shard by shard. One plan at a time in a folder; `finish` ends it.
-    shards   how many (default: one for each 500,000 events); the pairs do not depend on it.
-    memory, threads   what the data base may use; beyond it, it writes to disk beside the output.
+    Finished work is kept: the partition as a whole, then shard by shard. Run one plan at a time in
+    a folder; `finish` ends it.
+
+    Args:
+        source: The events, as in `write_pairs`.
+        out: Folder of the pairs.
+        cutoffs: Cut-offs to ask at (default: spread over the history).
+        shards: Number of shards (default: one per 500,000 events); the pairs do not depend on it.
+        memory: Memory limit of DuckDB (default "800MB"); beyond it, it spills to disk beside `out`.
+        threads: Threads of DuckDB (default 2).
+        each: Called like `map` (default `map`).
+        **options: `per_sample, future_share, seed, held_out, horizons` as in `make_pairs`.
+
+    Returns:
+        Numbers of the shards.
+
+    Raises:
+        DataError: A value of the source cannot be used.
+        FileExistsError: `out` holds pairs of unknown origin.
+        ValueError: `shards` is below 1, or an option is invalid.
 
     Example:
         >>> import tempfile
-        >>> from qanchor.world import make_sample_users
         >>> out = tempfile.mkdtemp()
-        >>> [make_shard(out, number).name for number in plan(make_world(40), out)]
+        >>> [make_shard(out, number).name for number in plan(qa.make_sample_users(40), out)]
         ['pairs-0000.parquet']
     """
-    out, table = Path(out), open_table(source)
+    out = Path(out)
+    table = open_table(source)
     if shards is not None and shards < 1:
         raise ValueError(f"{shards} shards: give at least 1")
     shards = shards or max(1, -(-table.rows // EVENTS_PER_SHARD))
-    cutoffs = None if cutoffs is None else [str(pd.Timestamp(cutoff)) for cutoff in cutoffs]
+    if cutoffs is not None:
+        cutoffs = [str(pd.Timestamp(cutoff)) for cutoff in cutoffs]
     horizon = table.about["horizon_days"]
-    wishes["horizons"] = tuple(default_horizons(horizon) if wishes.get("horizons") is None else wishes["horizons"])
-    wish = PairConfig(table.about["unit"], horizon, **wishes)
-    wished = {name: value for name, value in vars(wish).items() if name != "topics"}
-    told = {"wish": wished, "shards": shards, "cutoffs": cutoffs, "about": table.about, "source": table.key}
-    key = hashlib.sha256(json.dumps(told | {"version": PAIRS_VERSION}, sort_keys=True).encode()).hexdigest()[:16]
+    horizons = options.pop("horizons", None)
+    horizons = tuple(default_horizons(horizon) if horizons is None else horizons)
+    config = PairConfig(table.about["unit"], horizon, horizons=horizons, **options)
+    identity = {
+        "wish": _config_fields(config),
+        "shards": shards,
+        "cutoffs": cutoffs,
+        "about": table.about,
+        "source": table.key,
+        "version": PAIRS_VERSION,
+    }
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     if _prepare(out, key):
         return _manifest(out)["shards"]
     work = out / f".work-{key}"
     if not work.exists():
-        partition(table, work, shards, cutoffs, wish, threads=threads, memory_limit=memory)
-    scan = _read_json(work / "scan.json")
+        partition(table, work, shards, cutoffs, config, threads=threads, memory_limit=memory)
+    scan = read_json(work / "scan.json")
     list(each(partial(measure_shard, work), scan["shards"]))
-    atomic_write(work / "crowds.json", lambda aside: aside.write_text(json.dumps(_crowds(work, scan, wish))))
-    said = {"key": key, "source": table.about["name"]} | {name: scan[name] for name in ("events", "shards", "cutoffs", "wish")}
-    atomic_write(out / "manifest.json", lambda aside: aside.write_text(json.dumps(said, indent=1) + "\n"))
+    crowds = json.dumps(_population_stats(work, scan, config))
+    atomic_write(work / "crowds.json", lambda part: part.write_text(crowds))
+    manifest = {"key": key, "source": table.about["name"]}
+    manifest |= {name: scan[name] for name in ("events", "shards", "cutoffs", "wish")}
+    text = json.dumps(manifest, indent=1) + "\n"
+    atomic_write(out / "manifest.json", lambda part: part.write_text(text))
     return scan["shards"]
 
 
 def make_shard(out: Path | str, number: int) -> Path:
-    """Make the pairs of one planned shard, unless they are there; whoever makes it, its bytes are the same."""
+    """Write the pairs of one planned shard, unless its file exists.
+
+    Args:
+        out: Folder of the pairs.
+        number: Number of the shard.
+
+    Returns:
+        The file; its bytes do not depend on who writes it.
+    """
     out = Path(out)
-    path, work = _pairs_file(out, number), _work(out)
+    path = _pairs_file(out, number)
     if path.exists():
         return path
-    scan, crowds = _read_json(work / "scan.json"), _read_json(work / "crowds.json")
-    wish, rows = _wish(scan), []
-    with np.load(_values_file(work, number)) as kept:
+    work = _work(out)
+    scan = read_json(work / "scan.json")
+    crowds = read_json(work / "crowds.json")
+    config = _read_config(scan)
+    rows = []
+    with np.load(_values_file(work, number)) as arrays:
         for place, (moment, crowd) in enumerate(zip(scan["moments"], crowds, strict=True)):
-            ids = np.array(json.loads(kept[f"{place}.ids"].tobytes()), dtype=object)
-            values = UserMeasurements(ids, *(kept[f"{place}.{name}"] for name in ("value", "spent", "ago", "active")))
-            rows += build_pairs(values, PopulationStats(**crowd), _moment(moment), wish)
-    return atomic_write(path, lambda aside: pair_frame(rows).to_parquet(aside, index=False, compression="zstd"))
+            ids = np.array(json.loads(arrays[f"{place}.ids"].tobytes()), dtype=object)
+            names = ("value", "spent", "ago", "active")
+            values = UserMeasurements(ids, *(arrays[f"{place}.{name}"] for name in names))
+            rows += build_pairs(values, PopulationStats(**crowd), _read_window(moment), config)
+    options = {"index": False, "compression": "zstd"}
+    return atomic_write(path, lambda part: pair_frame(rows).to_parquet(part, **options))
 
 
 def finish(out: Path | str) -> dict:
-    """Say what the shards hold in all (the manifest, and `pairs`), and remove what is needed only to make them.
+    """Count the pairs of all shards and remove the intermediate files.
 
-    Raises FileNotFoundError when one of them is not made yet.
+    Args:
+        out: Folder of the pairs.
+
+    Returns:
+        The content of `manifest.json`, with `pairs` (rows).
+
+    Raises:
+        FileNotFoundError: There is no manifest, or a shard is not written yet.
+        DataError: A file of pairs is damaged.
     """
     out = Path(out)
     manifest = _manifest(out)
     if not manifest:
-        raise FileNotFoundError(f"{out} has no manifest.json: plan it, or write the pairs")
-    rows = sum(_rows(_pairs_file(out, number)) for number in manifest["shards"])
+        raise FileNotFoundError(f"{out} has no manifest.json. Run `write_pairs` or `plan` first.")
+    rows = sum(_count_rows(_pairs_file(out, number)) for number in manifest["shards"])
     shutil.rmtree(_work(out), ignore_errors=True)
     return manifest | {"pairs": rows}
 
 
-def _rows(path: Path) -> int:
+def _count_rows(path: Path) -> int:
     if not path.exists():
-        raise FileNotFoundError(f"{path} is not there: start again, and it is made")
+        raise FileNotFoundError(f"{path} does not exist. Run `write_pairs` again to write it.")
     try:
         return pq.ParquetFile(path).metadata.num_rows
     except (ValueError, OSError) as error:
-        raise DataError(path.name, None, "pairs", str(error), "torn: remove this file and start again") from error
+        hint = "torn: remove this file and start again"
+        raise DataError(path.name, None, "pairs", str(error), hint) from error
 
 
 def measure_shard(work: Path, number: int) -> Path:
-    """Measure what each user of one shard did, at every moment, unless that is done; the events are not needed after it."""
+    """Measure the users of one shard in every query window, unless its file exists.
+
+    Args:
+        work: Folder of the partition.
+        number: Number of the shard.
+
+    Returns:
+        The file of measurements; the events are not needed after it.
+    """
     path = _values_file(work, number)
     if path.exists():
         return path
-    scan = _read_json(work / "scan.json")
-    wish = _wish(scan)
-    records = EventArrays(load_shard(work, number, scan), wish.topics, scan["start"])
-    kept = {}
+    scan = read_json(work / "scan.json")
+    config = _read_config(scan)
+    events = EventArrays(load_shard(work, number, scan), config.topics, scan["start"])
+    arrays = {}
     for place, moment in enumerate(scan["moments"]):
-        values = vars(measure_users(records, _moment(moment), SpendSources(*moment["sources"])))
-        values["ids"] = np.frombuffer(json.dumps(values["ids"].tolist()).encode(), np.uint8)  # of any length and letters
-        kept |= {f"{place}.{name}": array for name, array in values.items()}
+        sources = SpendSources(*moment["sources"])
+        values = vars(measure_users(events, _read_window(moment), sources))
+        # as JSON: ids of any length and alphabet
+        ids = json.dumps(values["ids"].tolist()).encode()
+        values["ids"] = np.frombuffer(ids, np.uint8)
+        arrays |= {f"{place}.{name}": array for name, array in values.items()}
 
-    def write(aside: Path) -> None:
-        with aside.open("wb") as file:
-            np.savez(file, **kept)
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            np.savez(file, **arrays)
 
     return atomic_write(path, write)
 
 
-def _crowds(work: Path, scan: dict, wish: PairConfig) -> list[dict]:
-    """Compare the users of all shards, one moment at a time."""
-    found = []
+def _population_stats(work: Path, scan: dict, config: PairConfig) -> list[dict]:
+    """Compare the users of all shards, one query window at a time."""
+    result = []
     for place, moment in enumerate(scan["moments"]):
         value, active = [], []
         for number in scan["shards"]:
-            with np.load(_values_file(work, number)) as kept:
-                value.append(kept[f"{place}.value"])
-                active.append(kept[f"{place}.active"])
-        found.append(
-            asdict(PopulationStats.of(np.concatenate(value), np.concatenate(active), _moment(moment), wish)) if value else {}
-        )
-    return found
+            with np.load(_values_file(work, number)) as arrays:
+                value.append(arrays[f"{place}.value"])
+                active.append(arrays[f"{place}.active"])
+        stats = {}
+        if value:
+            window = _read_window(moment)
+            values, visits = np.concatenate(value), np.concatenate(active)
+            stats = asdict(PopulationStats.of(values, visits, window, config))
+        result.append(stats)
+    return result
 
 
-def _wish(scan: dict) -> PairConfig:
-    return PairConfig(**scan["wish"] | {"horizons": tuple(scan["wish"]["horizons"])})
+def _read_config(scan: dict) -> PairConfig:
+    fields = scan["wish"]
+    return PairConfig(**fields | {"horizons": tuple(fields["horizons"])})
 
 
-def _moment(told: dict) -> QueryWindow:
-    return QueryWindow(pd.Timestamp(told["cutoff"]), told["kind"], told["days"], told["pairs"])
+def _read_window(fields: dict) -> QueryWindow:
+    cutoff = pd.Timestamp(fields["cutoff"])
+    return QueryWindow(cutoff, fields["kind"], fields["days"], fields["pairs"])
 
 
 def _prepare(out: Path, key: str) -> bool:
-    """Clear what belongs to another key or to a killed process; say whether all is planned already."""
+    """Remove files of another key or of a killed process; return whether the plan is complete."""
     manifest = _manifest(out)
-    made = list(out.glob("pairs-*.parquet"))
-    if made and not manifest:
-        raise FileExistsError(f"{out} holds {made[0].name} but no manifest.json: choose another folder, or remove the pairs")
+    pairs_files = list(out.glob("pairs-*.parquet"))
+    if pairs_files and not manifest:
+        raise FileExistsError(
+            f"{out} holds {pairs_files[0].name} but no manifest.json."
+            " Choose another folder or remove the pairs."
+        )
     work = out / f".work-{key}"
     for old in out.glob(".work-*"):
         if old != work:
             shutil.rmtree(old)
     same = manifest.get("key") == key
-    for stale in [*out.glob(".*.parquet.*"), *out.glob(".manifest.json.*"), *([] if same else [*made, out / "manifest.json"])]:
-        stale.unlink(missing_ok=True)  # the manifest last: without it the pairs would be of unknown origin
-    return same and ((work / "crowds.json").exists() or all(_pairs_file(out, n).exists() for n in manifest["shards"]))
+    stale = [*out.glob(".*.parquet.*"), *out.glob(".manifest.json.*")]
+    if not same:
+        # the manifest last: without it the pairs would be of unknown origin
+        stale += [*pairs_files, out / "manifest.json"]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    if not same:
+        return False
+    finished = all(_pairs_file(out, number).exists() for number in manifest["shards"])
+    return finished or (work / "crowds.json").exists()
 
 
-
-
-def _read_json(path: Path) -> dict | list:
+def read_json(path: Path) -> dict | list:
+    """Return the content of a JSON file."""
     return json.loads(path.read_text())
 
 
 def _manifest(out: Path) -> dict:
-    told = read_manifest(out / "manifest.json", key=str, shards=list)
-    if bad := [number for number in told.get("shards", []) if type(number) is not int]:
-        raise DataError("manifest.json", None, "shards", bad[0], "no number of a shard: remove the folder and make it anew")
-    return told
+    manifest = read_manifest(out / "manifest.json", key=str, shards=list)
+    for number in manifest.get("shards", []):
+        if type(number) is not int:
+            hint = "no number of a shard: remove the folder and start again"
+            raise DataError("manifest.json", None, "shards", number, hint)
+    return manifest
 
 
 def _work(out: Path) -> Path:

@@ -19,7 +19,15 @@ HELD_OUT = 1
 # Topics left out of `TAUGHT`: train on `TAUGHT`, and these show how the model answers topics that
 # it was never trained on.
 HELD_OUT_TOPICS = (
-    "insurance", "cinema", "bulk", "luxury", "vitamins", "commute", "pets", "coffee", "electronics",
+    "insurance",
+    "cinema",
+    "bulk",
+    "luxury",
+    "vitamins",
+    "commute",
+    "pets",
+    "coffee",
+    "electronics",
 )
 N_PROFILE_FRAMES, N_FUTURE_FRAMES = 5, 4  # wordings of each topic that come from frames
 # Frames rotate with the topic's row in the table, so that no frame is always the held-out one.

@@ -1,1 +1,1 @@
-"""Shared plumbing: files, hashes, devices, progress, arrays."""
+"""Shared plumbing."""

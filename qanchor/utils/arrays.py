@@ -10,25 +10,48 @@ from jaxtyping import Float
 
 
 def l2_normalize(rows: Float[np.ndarray, "row dim"]) -> Float[np.ndarray, "row dim"]:
-    """Give every row length 1 (a row of zeros stays as it is)."""
+    """Scale each row to length 1; rows of zeros stay.
+
+    Args:
+        rows: Vectors.
+
+    Returns:
+        The scaled vectors.
+
+    Example:
+        >>> l2_normalize(np.array([[3.0, 4.0]])).tolist()
+        [[0.6, 0.8]]
+    """
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(length > 0, length, 1)
 
 
 def arrow_table(frame: pd.DataFrame):
-    """Hand a frame to DuckDB as arrow: read from pandas by two threads, a text was lost now and then."""
+    """Convert a frame to an arrow table for DuckDB.
+
+    DuckDB reading a pandas frame with two threads sometimes lost a text.
+
+    Args:
+        frame: Any frame; its index is ignored.
+
+    Returns:
+        A `pyarrow.Table`.
+    """
     import pyarrow
 
     return pyarrow.Table.from_pandas(frame, preserve_index=False)
 
 
 class LRUCache(OrderedDict):
-    """Keep the newest `limit` entries: the one that was neither put in nor read for longest goes first.
+    """A dict that drops the least recently used entry when it is full.
+
+    Args:
+        limit: Maximum number of entries.
 
     Example:
-        >>> kept = LRUCache(2)
-        >>> kept["a"], kept["b"] = 1, 2
-        >>> kept["a"], kept.update(c=3), list(kept)
+        >>> cache = LRUCache(2)
+        >>> cache.update(a=1, b=2)
+        >>> cache["a"], cache.update(c=3), list(cache)
         (1, None, ['a', 'c'])
     """
 

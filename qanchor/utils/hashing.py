@@ -1,4 +1,4 @@
-"""Hash files."""
+"""Hashes of files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,17 @@ from pathlib import Path
 
 
 def sha256_file(path: Path) -> str:
-    """Hash a file without reading it whole into memory."""
+    """Return the SHA-256 of a file as hex digits, reading it in parts.
+
+    Args:
+        path: The file.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "empty"
+        >>> path.touch()
+        >>> sha256_file(path)[:6]
+        'e3b0c4'
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,6 @@
-"""The back end of the attention view: attention over modalities beside deletion, two queries, one edited user."""
+"""The back end of the attention view: attention over modalities beside deletion, two queries, one
+edited user.
+"""
 
 from __future__ import annotations
 
@@ -56,16 +58,22 @@ class Step:
 class AttentionBackend:
     """Measure where the model looks under a query, and what deleting each modality does.
 
-    Calling it, `backend(query, versus, users)`, returns an iterator of `Update`; closing the iterator cancels between two
-    batches. Work is counted in users read. `data["table"]` is None at first, then has the attention, and at last the deletion
+    Calling it, `backend(query, versus, users)`, returns an iterator of `Update`; closing the
+    iterator cancels between two
+    batches. Work is counted in users read. `data["table"]` is None at first, then has the
+    attention, and at last the deletion
     effects. Its rows are one query, layer, head group and row of attention each:
 
-    query, layer, head_group: -1 is the mean of all layers, or heads. A group consists of the heads that share keys.
+    query, layer, head_group: -1 is the mean of all layers, or heads. A group consists of the heads
+    that share keys.
     modality, kind: kind is "modality" for what can be deleted, else "other".
-    slots, weight, per_token: means over users; the weights of one query, layer and head group sum to 1, the sink included.
-    deletion_effect, gradient: see `modality_importance`; means over the users that have the modality, NaN if none has.
+    slots, weight, per_token: means over users; the weights of one query, layer and head group sum
+    to 1, the sink included.
+    deletion_effect, gradient: see `modality_importance`; means over the users that have the
+    modality, NaN if none has.
     disagrees: the ranks of the modality by weight and by deletion effect are two or more apart.
-    agreement: rank correlation of weight and deletion effect over a user's modalities, mean over users.
+    agreement: rank correlation of weight and deletion effect over a user's modalities, mean over
+    users.
     disagrees_per_token, agreement_per_token: the same for per_token.
 
     Attributes: `ids`, `unit`, `units`, `queries` (suggestions).
@@ -74,7 +82,8 @@ class AttentionBackend:
         engine: The model.
         users: The users that can be looked at.
         prompts: Soft prompts by name; a query that is such a name asks the prompt. Default: none.
-        most: Users that are looked at at most; default 64. A sample is drawn from more, and the caption says so.
+        most: Users that are looked at at most; default 64. A sample is drawn from more, and the
+        caption says so.
         gradient: Also compute gradient times input, which takes three times as long; default False.
         seed: Seed of the sample; default 0.
 
@@ -113,7 +122,9 @@ class AttentionBackend:
         self.seed = seed
         self.queries = [*self.prompts, *suggest_queries(users)]
         self.names = row_names(engine.model.preprocessor)
-        self.results = LRUCache(MAX_CACHED_LOOKS * most)  # (label of the query, user) -> UserAttention
+        self.results = LRUCache(
+            MAX_CACHED_LOOKS * most
+        )  # (label of the query, user) -> UserAttention
         self._prefixes = LRUCache(MAX_CACHED_CHUNKS)
 
     def __call__(
@@ -133,9 +144,13 @@ class AttentionBackend:
             KeyError: If a user is unknown.
             ValueError: If the query is empty, or there are no users.
         """
-        queries = {self._label(q): self._resolve(q) for q in (query, versus or "") if self._label(q)}
+        queries = {
+            self._label(q): self._resolve(q) for q in (query, versus or "") if self._label(q)
+        }
         if not self._label(query):
-            raise ValueError("The query is empty. Write a question, such as 'Will this user travel soon?'.")
+            raise ValueError(
+                "The query is empty. Write a question, such as 'Will this user travel soon?'."
+            )
         ids, of = self._sample(users)
         caption = self._caption(ids, of)
         total = len(ids)
@@ -176,8 +191,10 @@ class AttentionBackend:
             reword: New texts by number of the event; default: none.
 
         Yields:
-            Updates as for a call. In the last one the first query of the table is the edited user and the second the user as
-            it was; its data also has `moved` (1 - cosine of the two embeddings) and `before`, `after` (the two answers).
+            Updates as for a call. In the last one the first query of the table is the edited user
+            and the second the user as
+            it was; its data also has `moved` (1 - cosine of the two embeddings) and `before`,
+            `after` (the two answers).
 
         Raises:
             KeyError: If the user or an event is unknown.
@@ -235,7 +252,10 @@ class AttentionBackend:
 
     def _known(self, user: str) -> str:
         if str(user) not in self.ids:
-            raise KeyError(f"User {str(user)!r} is not among the {len(self.ids):,} that can be looked at. Check the id.")
+            raise KeyError(
+                f"User {str(user)!r} is not among the {len(self.ids):,} that can be looked at. "
+                "Check the id."
+            )
         return str(user)
 
     def _sample(self, users: Sequence[str] | None) -> tuple[list[str], int]:
@@ -248,7 +268,9 @@ class AttentionBackend:
         sample = np.random.default_rng(self.seed).choice(np.array(ids), self.most, replace=False)
         return sorted(sample.tolist()), len(ids)
 
-    def _look_and_delete(self, queries: Mapping[str, QueryLike], people: Users, ids: list[str]) -> Iterator[Step]:
+    def _look_and_delete(
+        self, queries: Mapping[str, QueryLike], people: Users, ids: list[str]
+    ) -> Iterator[Step]:
         """Look at users and delete their modalities, batch by batch."""
         modalities = ablatable_rows(self.engine.model.preprocessor)
         chunks = _chunks(ids)
@@ -264,7 +286,9 @@ class AttentionBackend:
                 center[label] = np.mean([self.results[label, user].anchor for user in ids], axis=0)
         for chunk in chunks:
             for modality, part_done in self._delete(queries, people, chunk, center):
-                yield Step(done + part_done, total, deletion_progress(modality, len(chunk), self.unit))
+                yield Step(
+                    done + part_done, total, deletion_progress(modality, len(chunk), self.unit)
+                )
             done += len(chunk) * len(modalities)
             users_done = (done - len(ids)) // len(modalities)
             yield Step(done, total, deletions_done(users_done, len(ids), self.unit), True)
@@ -288,9 +312,13 @@ class AttentionBackend:
                 for i, user in enumerate(ids):
                     cube = self._with_means(weight[:, i].astype(float))
                     anchor = anchors[cache.ids.index(user), k]
-                    self.results[label, user] = UserAttention(cube, slots[i].astype(float), anchor, unknown, unknown)
+                    self.results[label, user] = UserAttention(
+                        cube, slots[i].astype(float), anchor, unknown, unknown
+                    )
 
-    def _with_means(self, weight: Float[np.ndarray, "layer head row"]) -> Float[np.ndarray, "layer1 head_group1 row"]:
+    def _with_means(
+        self, weight: Float[np.ndarray, "layer head row"]
+    ) -> Float[np.ndarray, "layer1 head_group1 row"]:
         """Average the heads of a group, and put the means over groups and layers first."""
         layers, heads, rows = weight.shape
         groups = getattr(self.engine.model.backbone.config, "num_key_value_heads", heads)
@@ -307,7 +335,11 @@ class AttentionBackend:
         return self._prefixes[key]
 
     def _delete(
-        self, queries: Mapping[str, QueryLike], people: Users, chunk: list[str], center: Mapping[str, np.ndarray]
+        self,
+        queries: Mapping[str, QueryLike],
+        people: Users,
+        chunk: list[str],
+        center: Mapping[str, np.ndarray],
     ) -> Iterator[tuple[str, int]]:
         """Delete every modality of some users, for the queries under which that is not known yet.
 
@@ -335,14 +367,22 @@ class AttentionBackend:
                 gradient[:, k] = np.where(np.isnan(effect[:, k]), np.nan, stacked)
             for i, user in enumerate(chunk):
                 look = self.results[label, user]
-                self.results[label, user] = replace(look, effect=effect[i, k], gradient=gradient[i, k])
+                self.results[label, user] = replace(
+                    look, effect=effect[i, k], gradient=gradient[i, k]
+                )
 
-    def _answer(self, people: Users, user: str, query: QueryLike, anchor: Float[np.ndarray, " dim"]) -> str:
+    def _answer(
+        self, people: Users, user: str, query: QueryLike, anchor: Float[np.ndarray, " dim"]
+    ) -> str:
         """Return the graded answer nearest to one user, or generated text if there is none."""
         anchors = anchor[None].astype(np.float32)
         model = self.engine.model
-        ranking = label_free_scores(model, [user], query_text(query), anchors, people.unit, people.horizon_days)
-        return ranking["answer"][0] or self.engine.generate(self._prefill(people, [user]), user, query)
+        ranking = label_free_scores(
+            model, [user], query_text(query), anchors, people.unit, people.horizon_days
+        )
+        return ranking["answer"][0] or self.engine.generate(
+            self._prefill(people, [user]), user, query
+        )
 
     def _caption(self, ids: list[str], of: int) -> str:
         config = self.engine.model.backbone.config
@@ -351,7 +391,9 @@ class AttentionBackend:
         return attention_caption(ids, of, self.unit, self.seed, layers, heads, has_skip)
 
 
-def edit_user_events(users: Users, user: str, drop: Collection = (), reword: Mapping | None = None) -> Users:
+def edit_user_events(
+    users: Users, user: str, drop: Collection = (), reword: Mapping | None = None
+) -> Users:
     """Return one user as if some events had not been recorded, or had other texts.
 
     Equal to building the users from an events table that is changed in this way.
@@ -380,7 +422,10 @@ def edit_user_events(users: Users, user: str, drop: Collection = (), reword: Map
     events = users.events[users.events["user"] == user]
     for row in (*drop, *reword):
         if row not in events.index:
-            raise KeyError(f"Event {row} is not among the {len(events):,} of user {user!r}. Use numbers from events(user).")
+            raise KeyError(
+                f"Event {row} is not among the {len(events):,} of user {user!r}. Use numbers "
+                "from events(user)."
+            )
     for text in reword.values():
         if not 0 < len(text) <= MAX_TEXT:
             length = f"A text has {count(len(text), 'character')}; 1 to {MAX_TEXT:,} are allowed."
@@ -390,7 +435,9 @@ def edit_user_events(users: Users, user: str, drop: Collection = (), reword: Map
     texts = events["text"].astype(str)
     texts.update(pd.Series(reword, dtype=str))
     events = events.assign(text=texts.astype("category")).drop(index=drop)
-    events = events.sort_values(["user", "time", "modality", "text"], kind="stable")  # a new text may change ties
+    events = events.sort_values(
+        ["user", "time", "modality", "text"], kind="stable"
+    )  # a new text may change ties
     return replace(users, events=events.reset_index(drop=True)).select([user])
 
 

@@ -16,7 +16,8 @@ def comparison_update(comparison: ClusterComparison, unit: str = "user") -> Upda
         unit: The word for a user; default "user".
 
     Returns:
-        An update that says what became of the clusters. Its data: `points, before, after, names, transitions, scores` (frames,
+        An update that says what became of the clusters. Its data: `points, before, after, names,
+        transitions, scores` (frames,
         see `ClusterComparison`), `summaries` (what to say of each side), `unit` and `units`.
 
     Example:

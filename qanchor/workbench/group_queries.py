@@ -20,7 +20,8 @@ from qanchor.workbench.updates import Update
 class GroupQueriesBackend:
     """Rank questions for a group of users.
 
-    Calling it, `backend(ids)`, returns an iterator of `Update`; the last one has `data["frame"]`, see
+    Calling it, `backend(ids)`, returns an iterator of `Update`; the last one has `data["frame"]`,
+    see
     `rank_queries_for_group`. Closing the iterator cancels.
 
     Args:
@@ -75,7 +76,9 @@ class GroupQueriesBackend:
         for step in steps:
             if isinstance(step, pd.DataFrame):
                 message = group_queries_summary(step, unit)
-                yield Update(total, total, message, group_queries_caption(self.draws), data={"frame": step})
+                yield Update(
+                    total, total, message, group_queries_caption(self.draws), data={"frame": step}
+                )
                 continue
             stage, done, total = step
             if stage == "users":

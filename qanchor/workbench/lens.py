@@ -1,4 +1,6 @@
-"""The back end of the query lens: where every user is on the map, who moved, and who is nearest to a yes."""
+"""The back end of the query lens: where every user is on the map, who moved, and who is nearest to
+a yes.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +39,13 @@ RANKING = "Ranking by how near each is to a yes ..."
 class LensBackend:
     """Answer typed queries: where every user is, who moved, and who is nearest to a yes.
 
-    Calling it, `lens(query, previous)`, returns an iterator of `Update`; closing the iterator cancels the work.
+    Calling it, `lens(query, previous)`, returns an iterator of `Update`; closing the iterator
+    cancels the work.
 
-    Attributes: `ids`, `unit`, `units` (its plural), `queries` (suggestions), `method`, `embeddings` and `noise_floors` (the
-    newest, by query), `embedding_cache` (which holds both), and `provenance` (called with `shift=`, what a result card says).
+    Attributes: `ids`, `unit`, `units` (its plural), `queries` (suggestions), `method`, `embeddings`
+    and `noise_floors` (the
+    newest, by query), `embedding_cache` (which holds both), and `provenance` (called with `shift=`,
+    what a result card says).
 
     Args:
         engine: The model.
@@ -72,7 +77,9 @@ class LensBackend:
         embedding_cache: EmbeddingCache | None = None,
     ):
         self.engine = engine
-        self.cache = replace(cache, unit=users.unit)  # the users may have been given a name since they were read
+        self.cache = replace(
+            cache, unit=users.unit
+        )  # the users may have been given a name since they were read
         self.ids = cache.ids
         self.start = start
         self.seed = seed
@@ -96,9 +103,12 @@ class LensBackend:
             previous: The query to compare with; default `start`.
 
         Yields:
-            Progress; then updates with `data["points"]` (`user, query, x, y, trust`) and `data["shift"]` (see
-            `embedding_shift`); then, for a query that is not empty, updates with `data["ranking"]`, which is None while the
-            users are ranked and in the last update a frame `user, score, answer` in the order of `ids`. The last update has
+            Progress; then updates with `data["points"]` (`user, query, x, y, trust`) and
+            `data["shift"]` (see
+            `embedding_shift`); then, for a query that is not empty, updates with `data["ranking"]`,
+            which is None while the
+            users are ranked and in the last update a frame `user, score, answer` in the order of
+            `ids`. The last update has
             all of them.
         """
         query = query.strip()
@@ -115,7 +125,8 @@ class LensBackend:
             yield replace(last, done=update.done, total=update.total, message=message, data=data)
 
     def rank(self, query: str) -> Iterator[Update]:
-        """Rank the users by how near they are to a yes, as `Engine.rank` does, but in the order of `ids`.
+        """Rank the users by how near they are to a yes, as `Engine.rank` does, but in the order of
+        `ids`.
 
         Args:
             query: The query.
@@ -129,7 +140,10 @@ class LensBackend:
         for done, total in iter_warm_up(model, query, cache.unit, cache.horizon_days):
             yield Update(min(done, total - 1), total, RANKING, data={"ranking": None})
         embeddings = self.embeddings[query]
-        ranking = label_free_scores(model, self.ids, query, embeddings, cache.unit, cache.horizon_days)
+        encoded = self.embedding_cache.encode(query)
+        ranking = label_free_scores(
+            model, self.ids, query, embeddings, cache.unit, cache.horizon_days, encoded
+        )
         yield Update(total, total, data={"ranking": ranking})
 
     def backtest(self, query: str) -> Iterator[Update]:
@@ -139,18 +153,22 @@ class LensBackend:
             query: The query.
 
         Yields:
-            Progress, with the stage as the message; the last update has `data["backtest"]`, a `BacktestResult`, and says it.
+            Progress, with the stage as the message; the last update has `data["backtest"]`, a
+            `BacktestResult`, and says it.
         """
         done, total = 0, 1
         for step in iter_backtest(self.engine, self._users, query):
             if isinstance(step, BacktestResult):
-                yield Update(total, total, backtest_summary(step, self.unit), data={"backtest": step})
+                yield Update(
+                    total, total, backtest_summary(step, self.unit), data={"backtest": step}
+                )
             else:
                 stage, done, total = step
                 yield Update(done, total, backtest_progress(stage))
 
     def answer(self, user: str, query: str) -> str:
-        """Return the graded answer nearest to one user; the question about everything is answered by generated text.
+        """Return the graded answer nearest to one user; the question about everything is answered
+        by generated text.
 
         Args:
             user: The user.
@@ -164,7 +182,9 @@ class LensBackend:
         row = self.ids.index(str(user))
         embedding = self.embeddings[query][[row]]
         cache = self.cache
-        ranking = label_free_scores(self.engine.model, [user], query, embedding, cache.unit, cache.horizon_days)
+        ranking = label_free_scores(
+            self.engine.model, [user], query, embedding, cache.unit, cache.horizon_days
+        )
         return ranking["answer"][0] or self.engine.generate(cache, str(user), query)
 
     def embed(self, query: str) -> Iterator[Update]:
@@ -185,7 +205,9 @@ class LensBackend:
         yield from self.embed(previous)
 
         quick_map = None
-        if self._has_many_users or not self._maps:  # a PCA is there at once; the first UMAP compiles
+        if (
+            self._has_many_users or not self._maps
+        ):  # a PCA is there at once; the first UMAP compiles
             quick_map = self._draw("pca", previous, query)
         if self._has_many_users:  # who moved takes longer: the map comes first
             yield self._map_update("", "", quick_map, None)
@@ -198,17 +220,26 @@ class LensBackend:
             floor = self.embedding_cache.noise_floor(query)
             shift = embedding_shift(before, after, self.ids, previous, query, floor)
             message = shift_summary(shift, self.unit)
-        warning = novelty_warning(bool(query) and is_novel(self.engine.model, query), self.unit)
+        warning = novelty_warning(
+            bool(query) and is_novel(self.engine.model, query, self.embedding_cache.encode(query)),
+            self.unit,
+        )
         if quick_map is not None:
             yield self._map_update(message, warning, quick_map, shift)
         if quick_map is None or self.method != "pca":
-            yield self._map_update(message, warning, self._draw(self.method, previous, query), shift)
+            yield self._map_update(
+                message, warning, self._draw(self.method, previous, query), shift
+            )
 
     def _draw(self, method: str, previous: str, query: str) -> pd.DataFrame:
-        """Draw both queries on one map, aligned to the last map of its method; the first UMAP is aligned to the PCA."""
+        """Draw both queries on one map, aligned to the last map of its method; the first UMAP is
+        aligned to the PCA.
+        """
         last = self._maps.get(method, self._maps.get("pca"))
         before, after = self.embeddings[previous], self.embeddings[query]
-        self._maps[method] = joint_projection(before, after, self.ids, (previous, query), self.seed, method, last)
+        self._maps[method] = joint_projection(
+            before, after, self.ids, (previous, query), self.seed, method, last
+        )
         return self._maps[method]
 
     def _progress(self, done: int, message: str = "") -> Update:

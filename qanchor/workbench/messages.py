@@ -9,7 +9,14 @@ import numpy as np
 import pandas as pd
 
 from qanchor.analysis.attention import MEAN_OF_ALL
-from qanchor.analysis.clusters import ISLANDS, LINE, STABLE, SUBSAMPLE_SHARE, ClusterComparison, stable_clusters
+from qanchor.analysis.clusters import (
+    ISLANDS,
+    LINE,
+    STABLE,
+    SUBSAMPLE_SHARE,
+    ClusterComparison,
+    stable_clusters,
+)
 from qanchor.analysis.embedding_cache import PARAPHRASES
 from qanchor.analysis.group_queries import FOLDS, SEEDS
 from qanchor.analysis.query_matrix import MatrixProgress
@@ -19,16 +26,26 @@ from qanchor.useru.topics import by_name
 from qanchor.utils.text import count, plural
 
 # Rank correlation from which on attention and deletion are said to agree so well.
-AGREEMENT_WORDS = ((0.8, "they agree"), (0.5, "they partly agree"), (0.2, "they hardly agree"), (-0.2, "they do not agree"))
+AGREEMENT_WORDS = (
+    (0.8, "they agree"),
+    (0.5, "they partly agree"),
+    (0.2, "they hardly agree"),
+    (-0.2, "they do not agree"),
+)
 GOOD_AGREEMENT = AGREEMENT_WORDS[0][0]
 MAX_NAMED_MOVERS = 3
 MEASURE_NOTES = {
-    "auc": f"AUC out of fold ({SEEDS} x {FOLDS} folds, nearest mean); chance is .5. A high AUC says that under this question "
-    "these users are similar to each other and different from the others, not what they answer, nor why.",
-    "yes_score": "How often a user of the group leans more to yes than one of the others; chance is .5. No label is used. It "
+    "auc": f"AUC out of fold ({SEEDS} x {FOLDS} folds, nearest mean); chance is .5. A high AUC "
+    "says that under this question "
+    "these users are similar to each other and different from the others, not what they answer, "
+    "nor why.",
+    "yes_score": "How often a user of the group leans more to yes than one of the others; chance "
+    "is .5. No label is used. It "
     "compares users and is no share of users who say yes.",
-    "ratio": "How far the group moves from its place under the empty query, relative to how far the others move (medians of "
-    "the residual). A high ratio says that the question shows something the general profile does not; not yes or no.",
+    "ratio": "How far the group moves from its place under the empty query, relative to how far "
+    "the others move (medians of "
+    "the residual). A high ratio says that the question shows something the general profile does "
+    "not; not yes or no.",
 }
 
 # The lens
@@ -50,11 +67,14 @@ def opening_message(n: int, unit: str) -> str:
     return f"{count(n, unit)} before any question."
 
 
-def shift_summary(shift: pd.DataFrame, unit: str = "user", paraphrases: int = len(PARAPHRASES)) -> str:
+def shift_summary(
+    shift: pd.DataFrame, unit: str = "user", paraphrases: int = len(PARAPHRASES)
+) -> str:
     """Say how many users moved and which moved most.
 
     Args:
-        shift: A frame with `user, residual, beyond_noise`, from `embedding_shift`. Its gained and lost neighbours are row
+        shift: A frame with `user, residual, beyond_noise`, from `embedding_shift`. Its gained and
+        lost neighbours are row
             numbers, see `neighbors_changed`; the sentence does not name them.
         unit: The word for a user; default "user".
         paraphrases: Paraphrases behind the noise floor; default 5.
@@ -63,7 +83,9 @@ def shift_summary(shift: pd.DataFrame, unit: str = "user", paraphrases: int = le
         >>> shift_summary(pd.DataFrame({"user": ["a", "b"], "residual": [0.9, 0.1], "beyond_noise": [True, False]}))
         '1 of 2 users moved beyond the noise floor (5 paraphrases). a moved most.'
     """
-    moved = shift[shift["beyond_noise"]].sort_values(["residual", "user"], ascending=[False, True], kind="stable")
+    moved = shift[shift["beyond_noise"]].sort_values(
+        ["residual", "user"], ascending=[False, True], kind="stable"
+    )
     floor = f"the noise floor ({count(paraphrases, 'paraphrase')})"
     summary = f"{len(moved):,} of {count(len(shift), unit)} moved beyond {floor}."
     names = [str(user) for user in moved["user"][:MAX_NAMED_MOVERS]]
@@ -91,14 +113,20 @@ def novelty_warning(novel: bool, unit: str = "user") -> str:
     """
     if not novel:
         return ""
-    return f"Training contained no similar question, so the result mostly shows the general profile of each {unit}."
+    return (
+        "Training contained no similar question, so the result mostly shows the general "
+        f"profile of each {unit}."
+    )
 
 
-def identical_answers_note(identical: tuple[int, int] | None, total: int, unit: str = "user") -> str:
+def identical_answers_note(
+    identical: tuple[int, int] | None, total: int, unit: str = "user"
+) -> str:
     """Say if nearly all users, or the highest-ranked ones, have the same answer; empty if not.
 
     Args:
-        identical: `attrs["identical"]` of a ranking: (users with the same answer, users looked at), or None.
+        identical: `attrs["identical"]` of a ranking: (users with the same answer, users looked at),
+        or None.
         total: Users in all.
         unit: The word for a user; default "user".
 
@@ -166,7 +194,9 @@ def backtest_summary(result: BacktestResult, unit: str | None = None) -> str:
     return f"Backtest as of {result.cutoff}: {right} {outcome}"
 
 
-def provenance(run: str, seed: int = 0, shift: pd.DataFrame | None = None, unit: str = "user") -> dict:
+def provenance(
+    run: str, seed: int = 0, shift: pd.DataFrame | None = None, unit: str = "user"
+) -> dict:
     """Return what a result card says of a result.
 
     Args:
@@ -176,7 +206,8 @@ def provenance(run: str, seed: int = 0, shift: pd.DataFrame | None = None, unit:
         unit: The word for a user; default "user".
 
     Returns:
-        `run, seed, unit, version`, and of a shift `metric, value, low, high, n`: the share of users that moved, with its 95 %
+        `run, seed, unit, version`, and of a shift `metric, value, low, high, n`: the share of users
+        that moved, with its 95 %
         interval.
 
     Example:
@@ -208,13 +239,18 @@ def attention_summary(table: pd.DataFrame, users: str = "users") -> str:
         users: Whose attention it is: an id, or the plural word for users; default "users".
     """
     means = table[(table["layer"] == MEAN_OF_ALL) & (table["head_group"] == MEAN_OF_ALL)]
-    by_query = [means[means["query"] == query].set_index("modality") for query in dict.fromkeys(means["query"])]
+    by_query = [
+        means[means["query"] == query].set_index("modality")
+        for query in dict.fromkeys(means["query"])
+    ]
     first = by_query[0]
     modalities = first[first["kind"] == "modality"]
     if modalities.empty:
         return "There is no modality to look at."
     top = modalities["weight"].idxmax()
-    summary = f"Of all modalities, {top} gets most attention ({_percent(modalities['weight'][top])})"
+    summary = (
+        f"Of all modalities, {top} gets most attention ({_percent(modalities['weight'][top])})"
+    )
     if modalities["deletion_effect"].notna().any():
         strongest = modalities["deletion_effect"].idxmax()
         effect = modalities["deletion_effect"][strongest]
@@ -236,8 +272,14 @@ def _agreement_sentence(correlation: float) -> str:
             words = candidate
             break
     number = f"{correlation:.2f}".replace("-", "−")
-    sentence = f"Rank agreement of attention and deletion: {number} (1 is the same order, 0 none): {words}"
-    return f"{sentence}." if correlation >= GOOD_AGREEMENT else f"{sentence}; do not read attention as importance."
+    sentence = (
+        f"Rank agreement of attention and deletion: {number} (1 is the same order, 0 none): {words}"
+    )
+    return (
+        f"{sentence}."
+        if correlation >= GOOD_AGREEMENT
+        else f"{sentence}; do not read attention as importance."
+    )
 
 
 def _comparison_sentence(first: pd.DataFrame, second: pd.DataFrame) -> str:
@@ -246,7 +288,9 @@ def _comparison_sentence(first: pd.DataFrame, second: pd.DataFrame) -> str:
     difference = difference[difference.index.isin(modalities)]
     up, down = difference.idxmax(), difference.idxmin()
     gain, loss = _points(difference[up]), _points(difference[down])
-    return f"Compared with the other query, {up} gains most ({gain}) and {down} loses most ({loss})."
+    return (
+        f"Compared with the other query, {up} gains most ({gain}) and {down} loses most ({loss})."
+    )
 
 
 def attention_progress(done: int, total: int, unit: str) -> str:
@@ -264,7 +308,9 @@ def deletions_done(done: int, total: int, unit: str) -> str:
     return f"Deleted each modality once from {done:,} of {count(total, unit)} ..."
 
 
-def attention_caption(ids: list[str], of: int, unit: str, seed: int, layers: int, heads: int, has_skip: bool) -> str:
+def attention_caption(
+    ids: list[str], of: int, unit: str, seed: int, layers: int, heads: int, has_skip: bool
+) -> str:
     """Say of whom attention was read and how.
 
     Args:
@@ -283,9 +329,15 @@ def attention_caption(ids: list[str], of: int, unit: str, seed: int, layers: int
     who = ids[0] if of == 1 else f"Mean over {count(len(ids), unit)}"
     sample = f" of {of:,} (drawn by seed {seed})" if len(ids) < of else ""
     size = f"{count(layers, 'layer')}, {count(heads, 'head')}"
-    caption = f"{who}{sample}; {size}. Deletion effect: 1 - cosine after reading the {unit} without the modality."
+    caption = (
+        f"{who}{sample}; {size}. Deletion effect: 1 - cosine after reading the {unit} "
+        "without the modality."
+    )
     if has_skip:
-        caption += " Attention does not show the skip, through which numbers reach the embedding past the language model."
+        caption += (
+            " Attention does not show the skip, through which numbers reach the embedding "
+            "past the language model."
+        )
     return caption
 
 
@@ -308,7 +360,9 @@ def edit_summary(drop: Collection, reword: Mapping) -> str:
     return words[:1].upper() + words[1:]
 
 
-def edit_result(drop: Collection, reword: Mapping, user: str, moved: float, same_answer: bool) -> str:
+def edit_result(
+    drop: Collection, reword: Mapping, user: str, moved: float, same_answer: bool
+) -> str:
     """Say how far an edited user moved and whether the answer changed.
 
     Example:
@@ -371,17 +425,25 @@ def clusters_summary(clusters: pd.DataFrame, unit: str = "user") -> str:
         summary += ", the others are in none"
     unreliable = n_clusters - len(stable_clusters(clusters))
     if unreliable:
-        which = "it is" if n_clusters == 1 else f"{unreliable} of them {'is' if unreliable == 1 else 'are'}"
+        which = (
+            "it is"
+            if n_clusters == 1
+            else f"{unreliable} of them {'is' if unreliable == 1 else 'are'}"
+        )
         summary += f"; {which} not reliable (stability below {STABLE:g})"
     summary += "."
     # two islands far apart lie along one line, too, but contain nearly everybody
     if clusters.attrs["first_axis"] > LINE and inside < ISLANDS * total:
         they = "It is a dense stretch" if n_clusters == 1 else "They are dense stretches"
-        summary += f" {they} of one line, which holds {clusters.attrs['first_axis']:.0%} of the variance."
+        summary += (
+            f" {they} of one line, which holds {clusters.attrs['first_axis']:.0%} of the variance."
+        )
     return summary
 
 
-def paraphrase_noise(changed: int, changed_by_paraphrase: Collection[int], unit: str = "user") -> str:
+def paraphrase_noise(
+    changed: int, changed_by_paraphrase: Collection[int], unit: str = "user"
+) -> str:
     """Say how many users changed cluster, and how many do if the question is only reworded.
 
     Example:
@@ -391,21 +453,28 @@ def paraphrase_noise(changed: int, changed_by_paraphrase: Collection[int], unit:
     low, high = min(changed_by_paraphrase), max(changed_by_paraphrase)
     span = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     reworded = count(len(changed_by_paraphrase), "paraphrase")
-    return f"{count(changed, unit)} changed cluster; rewording the first question alone changes {span} ({reworded})."
+    return (
+        f"{count(changed, unit)} changed cluster; rewording the first question alone changes "
+        f"{span} ({reworded})."
+    )
 
 
 def comparison_summary(comparison: ClusterComparison, unit: str = "user") -> str:
     """Say what became of the clusters and how much of it rewording alone does."""
     summary = transitions_summary(comparison.transitions, unit)
     if comparison.changed_by_paraphrase:
-        summary += f" {paraphrase_noise(comparison.changed, comparison.changed_by_paraphrase, unit)}"
+        summary += (
+            f" {paraphrase_noise(comparison.changed, comparison.changed_by_paraphrase, unit)}"
+        )
     return summary
 
 
 def comparison_caption(comparison: ClusterComparison, unit: str = "user") -> str:
     """Say how map and clusters were made."""
     about = comparison.after.attrs
-    neighbors = f"{comparison.neighbors_kept:.0%} of the {N_NEIGHBORS} nearest neighbours were kept."
+    neighbors = (
+        f"{comparison.neighbors_kept:.0%} of the {N_NEIGHBORS} nearest neighbours were kept."
+    )
     size = f"at least {count(about['least'], unit)}, {about['axes']} principal axes"
     method = f"Clusters: HDBSCAN, {size}, {about['draws']} subsamples of {SUBSAMPLE_SHARE:.0%}."
     return f"{projection_caption(comparison.points, unit)} {neighbors} {method}"
@@ -429,12 +498,17 @@ def group_queries_summary(ranking: pd.DataFrame, unit: str = "user") -> str:
     """
     top = ranking.iloc[0]
     users = count(int(top["n_group"]), unit)
-    line = f"the best of {count(len(ranking), 'question')} reaches {top['chance']:.2f} in 1 of 20 random groups"
+    line = (
+        f"the best of {count(len(ranking), 'question')} reaches {top['chance']:.2f} in 1 of "
+        "20 random groups"
+    )
     if not top["beyond_chance"]:
         best = f"“{top['query']}” reaches AUC {top['auc']:.2f}"
         return f"No question separates these {users} better than chance: {best}, and {line}."
     auc = f"AUC {top['auc']:.2f} ({top['auc_low']:.2f} to {top['auc_high']:.2f})"
-    summary = f"“{top['query']}” separates these {users} best from the other {top['n_rest']:,}: {auc}."
+    summary = (
+        f"“{top['query']}” separates these {users} best from the other {top['n_rest']:,}: {auc}."
+    )
     rivals = int((~ranking["behind"]).sum()) - 1
     if rivals > 0:
         summary += f" {rivals} other{' is' if rivals == 1 else 's are'} not clearly worse."
@@ -443,8 +517,14 @@ def group_queries_summary(ranking: pd.DataFrame, unit: str = "user") -> str:
 
 def group_queries_caption(draws: int) -> str:
     """Say how the questions were compared."""
-    method = f"AUC out of fold ({SEEDS} x {FOLDS} folds), nearest mean; chance level from {draws} random groups of that size."
-    return f"{method} A group selected on a map is close together under the question of that map, so this one is no finding."
+    method = (
+        f"AUC out of fold ({SEEDS} x {FOLDS} folds), nearest mean; chance level from "
+        f"{draws} random groups of that size."
+    )
+    return (
+        f"{method} A group selected on a map is close together under the question of that "
+        "map, so this one is no finding."
+    )
 
 
 def matrix_progress(progress: MatrixProgress, unit: str) -> str:
@@ -473,7 +553,10 @@ def matrix_summary(frame: pd.DataFrame, unit: str = "user") -> str:
     if significant.empty:
         questions = count(frame["query"].nunique(), "question")
         groups = count(frame["group"].nunique(), "group")
-        return f"No significant cells: none of {questions} separates any of {groups} better than chance."
+        return (
+            f"No significant cells: none of {questions} separates any of {groups} better than "
+            "chance."
+        )
     top = significant.loc[significant["auc"].idxmax()]
     verb = "is" if len(significant) == 1 else "are"
     cells = f"{len(significant)} of {count(len(frame), 'cell')} {verb} significant."
@@ -491,14 +574,22 @@ def matrix_caption(n_queries: int, n_users: int, dim: int, unit: str = "user") -
         dim: Dimensions of the embedding.
         unit: The word for a user; default "user".
     """
-    level = f"the best of {count(n_queries, 'question')} stays below it in 19 of 20 random groups of that size"
+    level = (
+        f"the best of {count(n_queries, 'question')} stays below it in 19 of 20 random "
+        "groups of that size"
+    )
     caption = (
-        f"Colour: beyond chance ({level}), so about 1 of 20 meaningless groups would be coloured. The others are all "
-        f"{plural(unit)} outside the group. A group that was made from what the model reads, or selected on a map, is "
+        f"Colour: beyond chance ({level}), so about 1 of 20 meaningless groups would be "
+        "coloured. The others are all "
+        f"{plural(unit)} outside the group. A group that was made from what the model reads, or "
+        "selected on a map, is "
         "separated by that, so it is no finding."
     )
     if n_users < 2 * dim:
-        caption += f" {count(n_users, unit)} are few: the common rotation that is removed hides much of a shift."
+        caption += (
+            f" {count(n_users, unit)} are few: the common rotation that is removed hides "
+            "much of a shift."
+        )
     return caption
 
 

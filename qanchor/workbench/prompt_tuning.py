@@ -1,4 +1,6 @@
-"""The back end of prompt tuning: tune a soft prompt step by step, then evaluate it on held-out users."""
+"""The back end of prompt tuning: tune a soft prompt step by step, then evaluate it on held-out
+users.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +26,19 @@ CPU_STEPS = 60  # steps on a CPU, where one takes about a second: the paper's 50
 class PromptTuningBackend:
     """Tune soft prompts on a share of the users and evaluate each on the others.
 
-    Calling it returns an iterator of `Update`. Attributes: `labels` and `queries` to choose from, `defaults` of the form,
+    Calling it returns an iterator of `Update`. Attributes: `labels` and `queries` to choose from,
+    `defaults` of the form,
     `unit`, `units`.
 
     Args:
         engine: The model.
         cache: The users, read by `engine.prefill`.
         users: The same users, with their labels.
-        share: Share of the labelled users that a prompt is tuned on, validation users included; default 0.5. The others
+        share: Share of the labelled users that a prompt is tuned on, validation users included;
+        default 0.5. The others
             evaluate it. The seed of a call alone decides who is who.
-        seek: Start from the training query that separates the labels best, as in `iter_tune_prompt`; default True.
+        seek: Start from the training query that separates the labels best, as in
+        `iter_tune_prompt`; default True.
 
     Example:
         >>> users = qa.make_sample_users(60)
@@ -43,7 +48,14 @@ class PromptTuningBackend:
         (SoftPrompt('Why?', 6 vectors, 2 classes), ['auc', 'ks', 'silhouette'])
     """
 
-    def __init__(self, engine: Engine, cache: PrefixCache, users: Users, share: float = 0.5, seek: bool = True):
+    def __init__(
+        self,
+        engine: Engine,
+        cache: PrefixCache,
+        users: Users,
+        share: float = 0.5,
+        seek: bool = True,
+    ):
         self.engine = engine
         self.cache = cache
         self.users = users
@@ -75,11 +87,14 @@ class PromptTuningBackend:
             vectors: Prompt vectors; default 6.
             steps: Steps of tuning; default 500.
             seed: Seed of the split, the tuning and the evaluation; default 0.
-            stop: Called after each step; true ends the tuning, and the best prompt so far is evaluated.
+            stop: Called after each step; true ends the tuning, and the best prompt so far is
+            evaluated.
 
         Yields:
-            Updates whose `done` and `total` are steps. Their data: `history` (None before the first step), `best` (its step),
-            `prompt` (the best so far, so it stays with whoever stops iterating), and in the last one `result` (`measure,
+            Updates whose `done` and `total` are steps. Their data: `history` (None before the first
+            step), `best` (its step),
+            `prompt` (the best so far, so it stays with whoever stops iterating), and in the last
+            one `result` (`measure,
             before, after, gain, low, high`), else None. Closing the iterator cancels.
         """
         learn, others = split_labels(self.cache, self.users.label(label), self.share, seed)
@@ -88,14 +103,21 @@ class PromptTuningBackend:
         yield update
         options = {"vectors": vectors, "steps": steps, "seed": seed, "seek": self.seek}
         for state in iter_tune_prompt(self.engine, self.cache, query, learn, **options):
-            data = {"history": state.history, "best": state.best, "prompt": state.prompt, "result": None}
+            data = {
+                "history": state.history,
+                "best": state.best,
+                "prompt": state.prompt,
+                "result": None,
+            }
             update = Update(state.step, state.steps, data=data)
             yield update
             if stop():
                 break
         yield replace(update, message=evaluation_begins(len(others), self.unit))
         result = compare_prompt(self.engine, self.cache, data["prompt"], learn, others, seed)
-        yield replace(update, message=prompt_summary(result, self.unit), data={**data, "result": result})
+        yield replace(
+            update, message=prompt_summary(result, self.unit), data={**data, "result": result}
+        )
 
     @staticmethod
     def save(prompt: SoftPrompt, folder: str | Path) -> Path:
@@ -112,5 +134,7 @@ class PromptTuningBackend:
             FileExistsError: If the folder holds a prompt already, which stays.
         """
         if (Path(folder) / "prompt.json").exists():
-            raise FileExistsError(f"{folder} already holds a soft prompt. Name another folder, or remove that one.")
+            raise FileExistsError(
+                f"{folder} already holds a soft prompt. Name another folder, or remove that one."
+            )
         return prompt.save(folder)

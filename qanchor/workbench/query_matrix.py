@@ -12,17 +12,26 @@ from qanchor.data.export import MIN_GROUP_SIZE
 from qanchor.data.users import Users
 from qanchor.utils.arrays import LRUCache
 from qanchor.utils.text import plural
-from qanchor.workbench.messages import MEASURE_NOTES, matrix_caption, matrix_progress, matrix_summary
+from qanchor.workbench.messages import (
+    MEASURE_NOTES,
+    matrix_caption,
+    matrix_progress,
+    matrix_summary,
+)
 from qanchor.workbench.updates import Update
 
-MAX_CACHED_CELLS = 2_000  # newest results that are cached: 6 kB each, and an eighth of a byte per user
+MAX_CACHED_CELLS = (
+    2_000  # newest results that are cached: 6 kB each, and an eighth of a byte per user
+)
 
 
 class QueryMatrixBackend:
     """Put questions to groups of users.
 
-    Calling it, `backend(queries, groups)`, returns an iterator of `Update`; closing the iterator cancels. `queries` and
-    `groups` are what a view opens with; `ids`, `unit`, `units` and `least` (users that a group must have) are of the users.
+    Calling it, `backend(queries, groups)`, returns an iterator of `Update`; closing the iterator
+    cancels. `queries` and
+    `groups` are what a view opens with; `ids`, `unit`, `units` and `least` (users that a group must
+    have) are of the users.
 
     Args:
         embedding_cache: The users, as `LensBackend.embedding_cache`.
@@ -56,10 +65,16 @@ class QueryMatrixBackend:
         self.least = MIN_GROUP_SIZE
         self.seed = seed
         self.queries = default_queries(users) if queries is None else list(queries)
-        self.groups = default_groups(users) if groups is None else {name: tuple(ids) for name, ids in groups.items()}
+        self.groups = (
+            default_groups(users)
+            if groups is None
+            else {name: tuple(ids) for name, ids in groups.items()}
+        )
         self._cells = LRUCache(MAX_CACHED_CELLS)
 
-    def __call__(self, queries: Sequence[str], groups: Mapping[str, Iterable[str]]) -> Iterator[Update]:
+    def __call__(
+        self, queries: Sequence[str], groups: Mapping[str, Iterable[str]]
+    ) -> Iterator[Update]:
         """Measure what each question does to each group, row by row.
 
         Args:
@@ -67,10 +82,13 @@ class QueryMatrixBackend:
             groups: Ids by name.
 
         Yields:
-            Updates with `data["frame"]`, the rows so far (None before the first), see `query_group_matrix`, and
+            Updates with `data["frame"]`, the rows so far (None before the first), see
+            `query_group_matrix`, and
             `data["reads"]`, how to read each measure.
         """
-        steps = query_group_matrix(self.embedding_cache, queries, groups, cells=self._cells, seed=self.seed)
+        steps = query_group_matrix(
+            self.embedding_cache, queries, groups, cells=self._cells, seed=self.seed
+        )
         n_queries = len({str(query).strip() for query in queries})
         return self._updates(steps, n_queries)
 
@@ -86,4 +104,6 @@ class QueryMatrixBackend:
                 continue
             total = step.total
             data = {"frame": step.frame, "reads": MEASURE_NOTES}
-            yield Update(step.done, step.total, matrix_progress(step, self.unit), caption, data=data)
+            yield Update(
+                step.done, step.total, matrix_progress(step, self.unit), caption, data=data
+            )

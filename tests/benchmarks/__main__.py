@@ -32,7 +32,9 @@ from .texts import texts
 from .tune import tune
 from .useru import useru
 
-WITH_PROGRESS = {run.__name__: run for run in (tasks, ablations, replay, fairness, prompts, curves, attention)}
+WITH_PROGRESS = {
+    run.__name__: run for run in (tasks, ablations, replay, fairness, prompts, curves, attention)
+}
 WITHOUT_PROGRESS = (tune, cache, ask, refresh, versus, train, scale, texts, useru, card, fuzz, soak)
 BENCHMARKS = WITH_PROGRESS | {run.__name__: run for run in WITHOUT_PROGRESS}
 
@@ -55,13 +57,21 @@ def run_benchmark(name: str, **options) -> dict:
 @app.command()
 def benchmark(
     name: Annotated[str, typer.Argument(help=", ".join(BENCHMARKS))],
-    data: Annotated[str, typer.Option(help="users: a folder, journey, world[:N] or movielens")] = "journey",
-    run: Annotated[Path | None, typer.Option(help="folder of a run; for ablations, a folder for the variants")] = None,
+    data: Annotated[
+        str, typer.Option(help="users: a folder, journey, world[:N] or movielens")
+    ] = "journey",
+    run: Annotated[
+        Path | None, typer.Option(help="folder of a run; for ablations, a folder for the variants")
+    ] = None,
     seeds: Annotated[int, typer.Option(help="seeds of the probes' folds")] = 5,
-    out: Annotated[Path | None, typer.Option(help="also write the JSON object to this file")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="also write the JSON object to this file")
+    ] = None,
     minutes: Annotated[float | None, typer.Option(help="duration of soak")] = None,
     cases: Annotated[int | None, typer.Option(help="number of cases of fuzz")] = None,
-    most: Annotated[int | None, typer.Option("--max-users", help="users of prompts, curves and attention")] = None,
+    most: Annotated[
+        int | None, typer.Option("--max-users", help="users of prompts, curves and attention")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure as ratios within one run, with the machine's own ceiling beside them."""

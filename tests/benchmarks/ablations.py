@@ -1,4 +1,6 @@
-"""Bench `ablations`: a preset trained again and again, each time but for one part, and judged on the same users and folds."""
+"""Bench `ablations`: a preset trained again and again, each time but for one part, and judged on
+the same users and folds.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,11 @@ WHOLE = "as it is"
 BOTH = ("right", "wrong")  # the task's own question, and another's
 VARIANTS: dict[str, dict[str, Any]] = {
     WHOLE: {},
-    "no contrastive loss": {"contrastive_weight": 0.0, "head_warmup_steps": 0, "head_refit_steps": 0},
+    "no contrastive loss": {
+        "contrastive_weight": 0.0,
+        "head_warmup_steps": 0,
+        "head_refit_steps": 0,
+    },
     "no autoregressive loss": {"autoregressive_weight": 0.0},
     "no user and modality slots": {"use_summary_tokens": False},
     "with the mask of false negatives": {"false_negative_margin": 0.1},
@@ -40,7 +46,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "half the pairs": {"pairs_per_sample": 48},
     "a quarter of the pairs": {"pairs_per_sample": 24},
 }
-# what the paper's base model loses or gains by the same (average AUC of its ten tasks, .8104 as it is; its mask is on)
+# what the paper's base model loses or gains by the same (average AUC of its ten tasks, .8104 as it
+# is; its mask is on)
 PAPER = {
     "no contrastive loss": -0.0437,
     "no autoregressive loss": -0.0043,
@@ -58,10 +65,13 @@ def ablations(
     variants: Mapping[str, dict] = VARIANTS,
     progress: Callable[[str, int, int, float], None] | None = None,
 ) -> dict:
-    """Train each variant of `config` on the same users and seed; give average AUCs, and paired differences to the whole.
+    """Train each variant of `config` on the same users and seed; give average AUCs, and paired
+    differences to the whole.
 
-    run   a folder for the variants: what stands there is neither trained nor asked again, so a run of hours can be taken up.
-          Default: none is kept. A variant is (changed fields of the config); the first is what the others are compared with.
+    run   a folder for the variants: what stands there is neither trained nor asked again, so a run
+          of hours can be taken up.
+          Default: none is kept. A variant is (changed fields of the config); the first is what the
+          others are compared with.
     """
     people, held = users(), {}
     names, first = askable(people), next(iter(variants))
@@ -76,27 +86,48 @@ def ablations(
             row = {"variant": name, "changes": changes}
             for key, method in (("auc", name), ("wrong", f"{name}, wrong")):
                 row[key] = average_auc(people, held, method)[0]
-            row["minus"] = dict(zip(("auc", "low", "high"), average_auc(people, held, name, minus=first), strict=True))
+            row["minus"] = dict(
+                zip(
+                    ("auc", "low", "high"),
+                    average_auc(people, held, name, minus=first),
+                    strict=True,
+                )
+            )
             rows.append(row | {"paper": PAPER.get(name), "seconds": time.perf_counter() - began})
     return {"data": people.name, "users": len(people), "rows": rows}
 
 
-def _asked(people: Users, names: list[str], wanted: Config, folder: Path, progress) -> list[dict[str, np.ndarray]]:
-    """Train a variant and ask it each task's own question, and another's, unless its folder has both: {task: anchors} each."""
+def _asked(
+    people: Users, names: list[str], wanted: Config, folder: Path, progress
+) -> list[dict[str, np.ndarray]]:
+    """Train a variant and ask it each task's own question, and another's, unless its folder has
+    both: {task: anchors} each.
+    """
     if not (folder / "config.json").exists():
         _train(people, wanted, folder, progress)
     model, file = QAnchor.from_pretrained(folder), folder / "asked.safetensors"
     if model.config != wanted:
         other = {k: v for k, v in model.config.to_dict().items() if v != getattr(wanted, k)}
-        raise ValueError(f"{folder} was trained with {other}: remove it, or name another folder with --run")
+        raise ValueError(
+            f"{folder} was trained with {other}: remove it, or name another folder with --run"
+        )
     if not file.exists():
         told = embeddings_by_question(Engine(model), people, names, BOTH)[0]
         asked = {kind: np.stack([told[kind](name) for name in names]) for kind in BOTH}
         atomic_write(file, lambda aside: save_file(asked, aside))
-    return [dict(zip(names, anchors, strict=True)) for anchors in (load_file(file)[kind] for kind in BOTH)]
+    return [
+        dict(zip(names, anchors, strict=True))
+        for anchors in (load_file(file)[kind] for kind in BOTH)
+    ]
 
 
 def _train(people: Users, config: Config, folder: Path, progress) -> None:
-    pairs = make_pairs(people, per_sample=config.pairs_per_sample, cutoffs=default_cutoffs(people, config.num_cutoffs))
-    model = QAnchor(config, UserPreprocessor.fit(people, pairs[["user", "cutoff"]].drop_duplicates(), config))
+    pairs = make_pairs(
+        people,
+        per_sample=config.pairs_per_sample,
+        cutoffs=default_cutoffs(people, config.num_cutoffs),
+    )
+    model = QAnchor(
+        config, UserPreprocessor.fit(people, pairs[["user", "cutoff"]].drop_duplicates(), config)
+    )
     model.save_pretrained(folder, train(model, people, pairs, progress=progress))

@@ -1,4 +1,6 @@
-"""Bench `curves`: what a soft prompt gains by vectors and steps, without pre-training, and beside LoRA on the same labels."""
+"""Bench `curves`: what a soft prompt gains by vectors and steps, without pre-training, and beside
+LoRA on the same labels.
+"""
 
 from __future__ import annotations
 
@@ -47,32 +49,46 @@ def curves(
     steps: int = 500,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> dict:
-    """Tune a vague question for some labels in several ways, on half of the users, and judge each way on the others.
+    """Tune a vague question for some labels in several ways, on half of the users, and judge each
+    way on the others.
 
-    Curves: `vectors`, so many of them and `each` steps; `steps`, 6 vectors and at most so many (a row every `each` of them; it
-    ends where 100 steps better nothing on the validation users, and what is best until then is kept); `untrained`, `each` steps
-    on the same model without pre-training; `lora`, the run's LoRA trained on the same labels by the same loss for `each` steps
-    of half as many users, who are read anew each time. tasks: so many of the labels at most, evenly from their list, so that
+    Curves: `vectors`, so many of them and `each` steps; `steps`, 6 vectors and at most so many (a
+    row every `each` of them; it
+    ends where 100 steps better nothing on the validation users, and what is best until then is
+    kept); `untrained`, `each` steps
+    on the same model without pre-training; `lora`, the run's LoRA trained on the same labels by the
+    same loss for `each` steps
+    of half as many users, who are read anew each time. tasks: so many of the labels at most, evenly
+    from their list, so that
     they are of several domains.
 
-    before is the probe on the same labels under the typed question (of that model), after the same probe on what was tuned.
-    rows: one a curve, x and task. average: over the tasks, the gain paired, with its 95 % interval. seeds is not looked at.
+    before is the probe on the same labels under the typed question (of that model), after the same
+    probe on what was tuned.
+    rows: one a curve, x and task. average: over the tasks, the gain paired, with its 95 % interval.
+    seeds is not looked at.
     """
     people = users().sample(most)
     give = (lambda: QAnchor.from_pretrained(run)) if run else (lambda: fresh(config, people))
     names = askable(people)
     names = names[:: -(-len(names) // tasks)]
     query, held, rows = VAGUE.replace("{user}", people.unit), {}, []
-    for curve, x, task, found in _judged(people, give, query, names, vectors, each, steps, progress):
+    for curve, x, task, found in _judged(
+        people, give, query, names, vectors, each, steps, progress
+    ):
         table = found.set_index("measure")
         row = {"curve": curve, "x": x, "task": task, "before": float(table.loc["auc", "before"])}
         rows.append(row | {"after": float(table.loc["auc", "after"])})
-        held |= {(task, f"{curve} {x} {side}"): scores for side, scores in held_scores(people, found).items()}
+        held |= {
+            (task, f"{curve} {x} {side}"): scores
+            for side, scores in held_scores(people, found).items()
+        }
     told = {"data": people.name, "users": len(people), "query": query, "tasks": names, "rows": rows}
     return told | {"average": _averages(people, held, rows), "paper": PAPER}
 
 
-def _judged(people, give, query, names, vectors, each, steps, progress) -> Iterator[tuple[str, int, str, pd.DataFrame]]:
+def _judged(
+    people, give, query, names, vectors, each, steps, progress
+) -> Iterator[tuple[str, int, str, pd.DataFrame]]:
     """Tune in every way; gives curve, x, task and what the judge found, as it comes."""
     total, done = len(names) * (len(vectors) + 3), 0
     engine = Engine(give())
@@ -87,7 +103,9 @@ def _judged(people, give, query, names, vectors, each, steps, progress) -> Itera
             yield "steps", step, name, compare_prompt(engine, cache, prompt, learn, others)
         progress("tuning", done := done + 1, total)
     before = engine.embed(cache, [query])[:, 0]
-    untrained = Engine(QAnchor(engine.model.config, engine.model.preprocessor, device=str(engine.model.device)))
+    untrained = Engine(
+        QAnchor(engine.model.config, engine.model.preprocessor, device=str(engine.model.device))
+    )
     blank = untrained.prefill(people)
     for name, (learn, others) in labels.items():
         prompt, _ = tune_prompt(untrained, blank, query, learn, steps=each)
@@ -111,13 +129,22 @@ def _until(engine, cache, query, learn, each: int, steps: int) -> Iterator[tuple
 
 
 def fine_tuned(
-    model: QAnchor, people: Users, query: str, truth: Int[np.ndarray, " user"], steps: int, batch: int = 16, seed: int = 0
+    model: QAnchor,
+    people: Users,
+    query: str,
+    truth: Int[np.ndarray, " user"],
+    steps: int,
+    batch: int = 16,
+    seed: int = 0,
 ) -> Float[np.ndarray, "user dim"]:
-    """Train the model's LoRA on labels by the prototype loss, all else at rest, and embed the users with the best state.
+    """Train the model's LoRA on labels by the prototype loss, all else at rest, and embed the users
+    with the best state.
 
-    truth   class of each user, -1 for those that are not to be looked at; a fifth of each class validates, as in `tune_prompt`.
+    truth   class of each user, -1 for those that are not to be looked at; a fifth of each class
+            validates, as in `tune_prompt`.
 
-    Every step reads its users anew, for what LoRA changes is what a cache would hold. Source of the loss: paper, equation 7.
+    Every step reads its users anew, for what LoRA changes is what a cache would hold. Source of the
+    loss: paper, equation 7.
     """
     rng, readings = np.random.default_rng(seed), model.preprocessor.transform(people)
     tuned, checked = stratified_split(truth, 0.2, rng)
@@ -128,11 +155,18 @@ def fine_tuned(
 
     @torch.no_grad()
     def all_of(rows):
-        return torch.cat([embed(some) for some in np.split(rows, range(USERS_PER_PASS, len(rows), USERS_PER_PASS))])
+        return torch.cat(
+            [
+                embed(some)
+                for some in np.split(rows, range(USERS_PER_PASS, len(rows), USERS_PER_PASS))
+            ]
+        )
 
     prototypes = nn.Parameter(class_centroids(all_of(tuned), label[tuned]))
     parts = nn.ModuleDict({"model": model, "classes": nn.ParameterList([prototypes])})
-    masters = FP32MasterWeights(parts, model.config.lora_learning_rate / 3, model.config.embedding_dim**-0.5 / 50, 0.0)
+    masters = FP32MasterWeights(
+        parts, model.config.lora_learning_rate / 3, model.config.embedding_dim**-0.5 / 50, 0.0
+    )
     live = {name: weight for name, weight in parts.named_parameters() if weight.requires_grad}
     best = np.inf, {}
     for step in range(steps + 1):
@@ -155,5 +189,7 @@ def _averages(people: Users, held: dict, rows: list[dict]) -> list[dict]:
     for curve, x in dict.fromkeys((row["curve"], row["x"]) for row in rows):
         mine = [row for row in rows if (row["curve"], row["x"]) == (curve, x)]
         sides = {side: float(np.mean([row[side] for row in mine])) for side in ("before", "after")}
-        found.append({"curve": curve, "x": x, **sides, "gain": mean_gain(people, held, f"{curve} {x}")})
+        found.append(
+            {"curve": curve, "x": x, **sides, "gain": mean_gain(people, held, f"{curve} {x}")}
+        )
     return found

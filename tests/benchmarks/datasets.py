@@ -15,10 +15,13 @@ from qanchor.utils.io import cache_dir
 
 
 def load_movielens() -> Users:
-    """Read the 943 viewers of MovieLens-100K: the films that each liked (4-5 stars), watched (3) or disliked (1-2).
+    """Read the 943 viewers of MovieLens-100K: the films that each liked (4-5 stars), watched (3) or
+    disliked (1-2).
 
-    Labels female and age35 (35 or older). The file comes from inside the `recbole` wheel, which pip fetches into the cache
-    folder and never installs; GroupLens allows research use but no copies, so it must not be committed anywhere.
+    Labels female and age35 (35 or older). The file comes from inside the `recbole` wheel, which pip
+    fetches into the cache
+    folder and never installs; GroupLens allows research use but no copies, so it must not be
+    committed anywhere.
     Raises ConnectionError when pip cannot fetch it.
 
     Example:
@@ -27,7 +30,9 @@ def load_movielens() -> Users:
     """
     wheel = _recbole_wheel()
     with zipfile.ZipFile(wheel) as box:
-        stem = next(name for name in box.namelist() if name.endswith("ml-100k.inter")).removesuffix("inter")
+        stem = next(name for name in box.namelist() if name.endswith("ml-100k.inter")).removesuffix(
+            "inter"
+        )
         tables = {}
         for kind in ("inter", "item", "user"):
             with box.open(stem + kind) as file:
@@ -40,14 +45,20 @@ def load_movielens() -> Users:
         {
             "user": events["user_id"].str.zfill(3),
             "time": pd.to_datetime(events["timestamp"].astype(float), unit="s"),
-            "modality": pd.cut(stars, [0, 2, 3, 5], labels=["disliked", "watched", "liked"]).astype(str),
+            "modality": pd.cut(stars, [0, 2, 3, 5], labels=["disliked", "watched", "liked"]).astype(
+                str
+            ),
             "text": events["movie_title"] + " (" + events["release_year"] + "): " + genres,
         }
     )
     people = tables["user"].set_index(tables["user"]["user_id"].str.zfill(3))
-    labels = pd.DataFrame({"female": people["gender"] == "F", "age35": people["age"].astype(float) >= 35}).astype(float)
+    labels = pd.DataFrame(
+        {"female": people["gender"] == "F", "age35": people["age"].astype(float) >= 35}
+    ).astype(float)
     order = ("liked", "watched", "disliked")
-    return Users.from_events(events, name="movielens", labels=labels, modalities=order, unit="viewer", source="ml-100k")
+    return Users.from_events(
+        events, name="movielens", labels=labels, modalities=order, unit="viewer", source="ml-100k"
+    )
 
 
 def _recbole_wheel() -> Path:
@@ -57,10 +68,23 @@ def _recbole_wheel() -> Path:
         return found[0]
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as aside:
-        order = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", aside]
+        order = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--dest",
+            aside,
+        ]
         done = subprocess.run([*order, "recbole"], capture_output=True, text=True)
         got = sorted(Path(aside).glob("recbole-*.whl"))
         if done.returncode or not got:
             reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-            raise ConnectionError(f"pip could not fetch the recbole wheel ({reason}): connect, or put it into {folder}")
+            raise ConnectionError(
+                f"pip could not fetch the recbole wheel ({reason}): connect, or put it into "
+                f"{folder}"
+            )
         return got[0].replace(folder / got[0].name)

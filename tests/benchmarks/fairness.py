@@ -1,4 +1,6 @@
-"""Bench `fairness`: what a probe reads of who people are, by question, though it was never told; and whom scores favour."""
+"""Bench `fairness`: what a probe reads of who people are, by question, though it was never told;
+and whom scores favour.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ PLAIN = ("rfm", "rfm_svd", "minilm", "rfm_svd_minilm")
 # what was never an input, and the question about it
 ASKED = {
     "journey": {name: QUERIES[name] for name in ("age55", "high_income")}
-    | {"married": "Is this {user} a married couple?", "children": "Are there children in this {user}?"},
+    | {
+        "married": "Is this {user} a married couple?",
+        "children": "Are there children in this {user}?",
+    },
     "world": {"wealth": "Is this {user} wealthy?", "family": "Does this {user} have a family?"}
     | {"health": "Does this {user} care for their health?"},
     "movielens": {name: QUERIES[name] for name in ("female", "age35")},
@@ -46,64 +51,114 @@ def fairness(
     most: int = 800,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> dict:
-    """Probe embeddings for who people are, which was never an input; and compare what a task's scores do to both groups.
+    """Probe embeddings for who people are, which was never an input; and compare what a task's
+    scores do to both groups.
 
-    At most `most` of the users of whom anything is known. rows: AUC of each attribute from the embeddings under each question
-    (itself: the one about the attribute; nothing; generic; a task's) and, by the same probe, from plain baselines; "average"
-    is over the attributes. minus: the average above that of `rfm_svd_minilm`, paired. groups: by task, arm (anchor and rfm:
-    probes; zero_shot: no label) and attribute, for [without, with] it: n, rate, and of the best fifth: selected (share of the
-    group that is chosen) and found (share of its positives); auc within the group; excess (mean probability minus rate). gap:
+    At most `most` of the users of whom anything is known. rows: AUC of each attribute from the
+    embeddings under each question
+    (itself: the one about the attribute; nothing; generic; a task's) and, by the same probe, from
+    plain baselines; "average"
+    is over the attributes. minus: the average above that of `rfm_svd_minilm`, paired. groups: by
+    task, arm (anchor and rfm:
+    probes; zero_shot: no label) and attribute, for [without, with] it: n, rate, and of the best
+    fifth: selected (share of the
+    group that is chosen) and found (share of its positives); auc within the group; excess (mean
+    probability minus rate). gap:
     with minus without, [value, low, high], 95 %. None: fewer than LEAST users would tell it.
     """
     people = users()
     if people.name not in ASKED or not run:
-        raise ValueError(f"bench fairness: data {people.name!r}, run {run}: give --run, and --data {', '.join(ASKED)}")
+        raise ValueError(
+            f"bench fairness: data {people.name!r}, run {run}: give --run, and --data "
+            f"{', '.join(ASKED)}"
+        )
     hidden = attributes(people)
     people = people.select(hidden.dropna(how="all").index).sample(most)
     hidden, engine = hidden.loc[list(people.ids)], Engine(QAnchor.from_pretrained(run))
     tasks = [task for task in SCORED[people.name] if task in people.labels]
-    asked = {"nothing": "", "generic": SUMMARY_QUERY} | ASKED[people.name] | {task: QUERIES[task] for task in tasks}
+    asked = (
+        {"nothing": "", "generic": SUMMARY_QUERY}
+        | ASKED[people.name]
+        | {task: QUERIES[task] for task in tasks}
+    )
     asked = {name: query.replace("{user}", people.unit) for name, query in asked.items()}
     cache = engine.prefill(people, progress=partial(progress, "reading users"))
     anchors = engine.embed(cache, list(asked.values()), partial(progress, f"asking {len(asked)}"))
     under = {name: anchors[:, place] for place, name in enumerate(asked)}
-    vectors = text_vectors(list(people.events["text"].cat.categories), engine.model.config.text_encoder)
+    vectors = text_vectors(
+        list(people.events["text"].cat.categories), engine.model.config.text_encoder
+    )
     plain = {name: x for name, x in baseline_features(people, vectors).items() if name in PLAIN}
-    sources = {"itself": under.get} | {name: under[name] for name in ("nothing", "generic", *tasks)} | plain
+    sources = (
+        {"itself": under.get}
+        | {name: under[name] for name in ("nothing", "generic", *tasks)}
+        | plain
+    )
     labelled = replace(people, labels=hidden)
-    held = cross_validate_tasks(labelled, sources, seeds=seeds, progress=partial(progress, "probes"))
-    rows = task_frame(labelled, held).drop(columns="domain").rename(columns={"task": "attribute", "method": "source"})
-    minus = {name: average_auc(labelled, held, name, minus="rfm_svd_minilm") for name in sources if name not in plain}
+    held = cross_validate_tasks(
+        labelled, sources, seeds=seeds, progress=partial(progress, "probes")
+    )
+    rows = (
+        task_frame(labelled, held)
+        .drop(columns="domain")
+        .rename(columns={"task": "attribute", "method": "source"})
+    )
+    minus = {
+        name: average_auc(labelled, held, name, minus="rfm_svd_minilm")
+        for name in sources
+        if name not in plain
+    }
     groups = []
     for task in tasks:
         scores, label = (
-            cross_validate_tasks(people, {"anchor": under[task], "rfm": plain["rfm"]}, [task], seeds=seeds),
+            cross_validate_tasks(
+                people, {"anchor": under[task], "rfm": plain["rfm"]}, [task], seeds=seeds
+            ),
             people.label(task),
         )
         arms = {arm: score.mean(0) for (_, arm), (score, _) in scores.items()}
-        said = label_free_scores(engine.model, people.ids, asked[task], under[task], people.unit, people.horizon_days)
+        said = label_free_scores(
+            engine.model, people.ids, asked[task], under[task], people.unit, people.horizon_days
+        )
         for arm, score in (arms | {"zero_shot": said["score"].to_numpy()}).items():
             told = [compare(score, label, hidden[name], arm != "zero_shot") for name in hidden]
-            groups += [{"task": task, "arm": arm, "attribute": n, **t} for n, t in zip(hidden, told, strict=True)]
-    told = {"data": people.name, "users": len(people), "asked": asked, "rows": rows.to_dict("records")}
-    spans = {name: dict(zip(("auc", "low", "high"), span, strict=True)) for name, span in minus.items()}
+            groups += [
+                {"task": task, "arm": arm, "attribute": n, **t}
+                for n, t in zip(hidden, told, strict=True)
+            ]
+    told = {
+        "data": people.name,
+        "users": len(people),
+        "asked": asked,
+        "rows": rows.to_dict("records"),
+    }
+    spans = {
+        name: dict(zip(("auc", "low", "high"), span, strict=True)) for name, span in minus.items()
+    }
     return _rounded(told | {"minus": spans, "groups": groups})
 
 
 def attributes(people: Users) -> pd.DataFrame:
-    """Give who each user is, 0 or 1 (NaN: unknown), which no model was told; of the sample world, traits above the median."""
+    """Give who each user is, 0 or 1 (NaN: unknown), which no model was told; of the sample world,
+    traits above the median.
+    """
     names = list(ASKED[people.name])
     if people.name == "journey":
         return people.labels.join(load_demographics())[names]
     if people.name == "world":
-        truth = sample_ground_truth(max(int(i.removeprefix("u")) for i in people.ids) + 1).loc[list(people.ids)]
+        truth = sample_ground_truth(max(int(i.removeprefix("u")) for i in people.ids) + 1).loc[
+            list(people.ids)
+        ]
         traits = truth[[f"trait.{name}" for name in names]].set_axis(names, axis=1)
         return (traits > traits.median()).astype(float)
     return people.labels[names]
 
 
-def compare(score: np.ndarray, label: pd.Series, group: pd.Series, probability: bool = True, seed: int = 0) -> dict:
-    """Compare what one score does in a group and outside it: lists [outside, inside], and `gap` with its interval.
+def compare(
+    score: np.ndarray, label: pd.Series, group: pd.Series, probability: bool = True, seed: int = 0
+) -> dict:
+    """Compare what one score does in a group and outside it: lists [outside, inside], and `gap`
+    with its interval.
 
     score (user,), log-odds if `probability`; label and group 0, 1 or NaN (left out).
     """
@@ -147,4 +202,6 @@ def _rounded(told):
         return {name: _rounded(value) for name, value in told.items()}
     if isinstance(told, list):
         return [_rounded(value) for value in told]
-    return (round(float(told), 4) if np.isfinite(told) else None) if isinstance(told, float) else told
+    return (
+        (round(float(told), 4) if np.isfinite(told) else None) if isinstance(told, float) else told
+    )

@@ -1,4 +1,6 @@
-"""Bench `fuzz`: strange files and words by the thousand; each must end in a result or an error of our own."""
+"""Bench `fuzz`: strange files and words by the thousand; each must end in a result or an error of
+our own.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ from qanchor.useru.sharded import finish, write_pairs
 from qanchor.utils.hashing import sha256_file
 from tests.benchmarks.strange import Draw
 
-OURS = {"qanchor", "widgets"}
+ROOT = Path(__file__).parents[2]
+OUR_FOLDERS = {ROOT / "qanchor", ROOT / "widgets"}
 HANG = 20  # seconds
 ABOUT = {"name": "a", "cutoff": "2025-02-01", "horizon_days": 30, "modalities": []}
 
@@ -50,16 +53,26 @@ class Place:
         model.save_pretrained(self.good / "run")
         self.engine = Engine(QAnchor.from_pretrained(self.good / "run", "cpu"))
         self.cache = self.engine.prefill(small)
-        self.events = self.users.events.groupby("modality", observed=True).head(2).astype({"user": str})
-        self.events = self.events[["user", "time", "modality", "text"]].assign(amount=1.5).reset_index(drop=True)
-        self.facts = pd.DataFrame({"user": self.events["user"].unique()}).assign(**{"age.years": 30.0})
+        self.events = (
+            self.users.events.groupby("modality", observed=True).head(2).astype({"user": str})
+        )
+        self.events = (
+            self.events[["user", "time", "modality", "text"]]
+            .assign(amount=1.5)
+            .reset_index(drop=True)
+        )
+        self.facts = pd.DataFrame({"user": self.events["user"].unique()}).assign(
+            **{"age.years": 30.0}
+        )
         self.labels = pd.DataFrame({"user": list(self.users.ids), "label": [0, 1] * 6})
         self.users.save(self.good / "users")
         dim, text = TINY.embedding_dim, len(self.engine.model.skip.query_memory[0])
         width = self.engine.model.backbone.config.hidden_size
         parts = torch.zeros(6, width), torch.zeros(text), torch.eye(2, dim)
         SoftPrompt("Why?", (0, 1), *parts, 0.07, self.engine.model.run).save(self.good / "prompt")
-        Checkpoint(self.good / "state" / "state", "key").write({"weight": torch.ones(9)}, 10, 60, [])
+        Checkpoint(self.good / "state" / "state", "key").write(
+            {"weight": torch.ones(9)}, 10, 60, []
+        )
         write_pairs(small, self.good / "pairs", shards=2, per_sample=1)
         VectorTable(self.good / "table").give(["tea", "rice"], self.vectors)
 
@@ -73,7 +86,11 @@ class Place:
 
 def users_of(draw: Draw, place: Place) -> None:
     table = draw.table(place.events)
-    Users.from_events(table, draw.one([None, "2025-02-01", draw.words()]), tabular=draw.table(place.facts.set_index("user")))
+    Users.from_events(
+        table,
+        draw.one([None, "2025-02-01", draw.words()]),
+        tabular=draw.table(place.facts.set_index("user")),
+    )
 
 
 def folder_of(draw: Draw, place: Place, checked: bool = False) -> None:
@@ -113,7 +130,9 @@ def run_of(draw: Draw, place: Place) -> None:
     if draw.chance(0.5):  # damaged with a hash that fits: what the hash cannot tell
         path = folder / "adapter.safetensors"
         data = path.read_bytes()
-        path.write_bytes(draw.damage(data[:4000]) + data[4000:] if draw.chance(0.7) else draw.damage(data))
+        path.write_bytes(
+            draw.damage(data[:4000]) + data[4000:] if draw.chance(0.7) else draw.damage(data)
+        )
         told["sha256"]["adapter.safetensors"] = sha256_file(path)
         (folder / "config.json").write_text(json.dumps(told))
     else:
@@ -124,13 +143,18 @@ def run_of(draw: Draw, place: Place) -> None:
 
 
 def _names_a_model(path: Path) -> bool:
-    """Tell whether it asks for another backbone or encoder: a folder or a hub's, which is not fetched here."""
+    """Tell whether it asks for another backbone or encoder: a folder or a hub's, which is not
+    fetched here.
+    """
     try:
         config = json.loads(path.read_bytes())["config"]
         named = config["backbone"], config["text_encoder"]
     except (ValueError, LookupError, TypeError):
         return False
-    return all(isinstance(name, str) for name in named) and named != (TINY.backbone, TINY.text_encoder)
+    return all(isinstance(name, str) for name in named) and named != (
+        TINY.backbone,
+        TINY.text_encoder,
+    )
 
 
 def prompt_of(draw: Draw, place: Place) -> None:
@@ -182,18 +206,26 @@ def export_of(draw: Draw, place: Place) -> None:
     names = [f"{k} {draw.words()}" if draw.chance(0.5) else f"{draw.words()}{k}" for k in range(5)]
     texts = [draw.words() for _ in names]
     rows = zip(names, ["2025-01-01"] * 5, [draw.words() for _ in names], texts, strict=True)
-    users = Users.from_events(pd.DataFrame(rows, columns=["user", "time", "modality", "text"], dtype=object))
+    users = Users.from_events(
+        pd.DataFrame(rows, columns=["user", "time", "modality", "text"], dtype=object)
+    )
     path = export_group(users, users.ids[:3], place.work / "some.csv", least=2)
     with path.open(encoding="utf-8", newline="") as file:
         cells = [cell for row in csv.reader(file) for cell in row]
-    assert not [cell for cell in cells if cell.lstrip()[:1] in tuple("=+-@")], "a cell that a spreadsheet would run"
+    assert not [cell for cell in cells if cell.lstrip()[:1] in tuple("=+-@")], (
+        "a cell that a spreadsheet would run"
+    )
 
 
 def session_of(draw: Draw, place: Place) -> None:
     from widgets.workbench import read_session
 
     path = place.work / "session.json"
-    path.write_text(json.dumps({"format": 1, "queries": ["Why?"], "chosen": ["u1"], "named": {"some": ["u1", "u2"]}}))
+    path.write_text(
+        json.dumps(
+            {"format": 1, "queries": ["Why?"], "chosen": ["u1"], "named": {"some": ["u1", "u2"]}}
+        )
+    )
     draw.json(path)
     read_session(path, ("u1", "u2", "u3"))
 
@@ -201,7 +233,13 @@ def session_of(draw: Draw, place: Place) -> None:
 def claim_of(draw: Draw, place: Place) -> None:
     from widgets import ClaimCard
 
-    card = ClaimCard(f"A claim {draw.words()}", draw.words(), value=0.5, text=draw.words(), more={draw.words(): draw.words()})
+    card = ClaimCard(
+        f"A claim {draw.words()}",
+        draw.words(),
+        value=0.5,
+        text=draw.words(),
+        more={draw.words(): draw.words()},
+    )
     path = card.save(place.work / "claim.html")
     if draw.chance(0.5):
         assert ClaimCard.load(path) == card, "a card came back as another"
@@ -213,21 +251,33 @@ def claim_of(draw: Draw, place: Place) -> None:
 
 SELDOM, OFTEN = 3, 8  # times as often as what takes longest
 EACH = {check_of: 1, answer_of: 1}
-EACH |= dict.fromkeys((users_of, folder_of, parquet_of, run_of, query_of, export_of, session_of), SELDOM)
+EACH |= dict.fromkeys(
+    (users_of, folder_of, parquet_of, run_of, query_of, export_of, session_of), SELDOM
+)
 EACH |= dict.fromkeys((labels_of, prompt_of, checkpoint_of, manifest_of, table_of, claim_of), OFTEN)
 TARGETS = {made.__name__.removesuffix("_of"): made for made in EACH}
-ROUND = [made.__name__.removesuffix("_of") for turn in range(OFTEN) for made, times in EACH.items() if turn < times]
+ROUND = [
+    made.__name__.removesuffix("_of")
+    for turn in range(OFTEN)
+    for made, times in EACH.items()
+    if turn < times
+]
 
 
 def fuzz(users=None, run=None, seeds: int = 0, *, cases: int = 100_000, seed: int = 0) -> dict:
     """Break files and draw strange words, `cases` times, and count how each ended.
 
-    targets   of each kind of input: cases, results, and the errors of our own by class (raised in our code, so that they name
+    targets   of each kind of input: cases, results, and the errors of our own by class (raised in
+              our code, so that they name
               the place), with one message of each.
-    faults    all else: an error that a dependency raised and nobody explained, an assertion, a hang of 20 s, a half-written
-              file; the first twenty are told, with the case that makes them again. users, run and seeds are not looked at.
+    faults    all else: an error that a dependency raised and nobody explained, an assertion, a hang
+              of 20 s, a half-written
+              file; the first twenty are told, with the case that makes them again. users, run and
+              seeds are not looked at.
     """
-    targets = {name: {"cases": 0, "results": 0, "errors": Counter(), "example": {}} for name in TARGETS}
+    targets = {
+        name: {"cases": 0, "results": 0, "errors": Counter(), "example": {}} for name in TARGETS
+    }
     faults, began = [], time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         place = Place(Path(folder))
@@ -245,26 +295,45 @@ def fuzz(users=None, run=None, seeds: int = 0, *, cases: int = 100_000, seed: in
                 kind = type(error).__name__
                 if _ours(error):
                     told["errors"][kind] += 1
-                    told["example"].setdefault(kind, str(error)[:200].replace(str(place.work), "..."))
+                    told["example"].setdefault(
+                        kind, str(error)[:200].replace(str(place.work), "...")
+                    )
                 else:
-                    faults.append({"case": case, "target": name, "error": f"{kind}: {str(error)[:200]}"})
-            if halves := [path.name for path in place.work.rglob(".*") if path.name.endswith((".part", ".new"))]:
+                    faults.append(
+                        {"case": case, "target": name, "error": f"{kind}: {str(error)[:200]}"}
+                    )
+            if halves := [
+                path.name
+                for path in place.work.rglob(".*")
+                if path.name.endswith((".part", ".new"))
+            ]:
                 faults.append({"case": case, "target": name, "error": f"half-written: {halves[0]}"})
     seconds = round(time.monotonic() - began)
-    return {"cases": cases, "seconds": seconds, "faults": len(faults), "first_faults": faults[:20], "targets": targets}
+    return {
+        "cases": cases,
+        "seconds": seconds,
+        "faults": len(faults),
+        "first_faults": faults[:20],
+        "targets": targets,
+    }
 
 
 def _ours(error: Exception) -> bool:
-    """Tell whether a line of ours says `raise`, so that the message is ours; an assertion is a fault always."""
+    """Tell whether a line of ours says `raise`, so that the message is ours; an assertion is a
+    fault always.
+    """
     last = traceback.extract_tb(error.__traceback__)[-1]
-    said = Path(last.filename).parent.name in OURS and (last.line or "").startswith("raise")
-    return said and not isinstance(error, AssertionError | TimeoutError)
+    ours = not OUR_FOLDERS.isdisjoint(Path(last.filename).parents)
+    raised = ours and (last.line or "").startswith("raise")
+    return raised and not isinstance(error, AssertionError | TimeoutError)
 
 
 @contextmanager
 def _limit():
     """Interrupt what takes too long, where that can be done."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+    if threading.current_thread() is not threading.main_thread() or not hasattr(
+        signal, "setitimer"
+    ):
         yield
         return
 

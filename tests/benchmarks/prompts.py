@@ -1,4 +1,6 @@
-"""Bench `prompts`: what a soft prompt learned from half of the labelled users adds to a probe on the other half, by task."""
+"""Bench `prompts`: what a soft prompt learned from half of the labelled users adds to a probe on
+the other half, by task.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +34,17 @@ def prompts(
     steps: int = 30,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> dict:
-    """Tune a soft prompt for each label, on half of at most `most` users, and judge it on the others, who were never seen.
+    """Tune a soft prompt for each label, on half of at most `most` users, and judge it on the
+    others, who were never seen.
 
-    Ways: `right`, the task's own question is typed; `vague`, one that says nothing of it; `vague_seek`, the same with `seek`,
-    so that the tuning may begin at a taught question. before is a supervised head, the linear probe on the same labels under
-    the typed question; after the same probe on the tuned anchors. rows: a task and way each, gain with its 95 % interval.
-    average: over the tasks, the gain paired, the same users drawn for all tasks. seeds is not looked at.
+    Ways: `right`, the task's own question is typed; `vague`, one that says nothing of it;
+    `vague_seek`, the same with `seek`,
+    so that the tuning may begin at a taught question. before is a supervised head, the linear probe
+    on the same labels under
+    the typed question; after the same probe on the tuned anchors. rows: a task and way each, gain
+    with its 95 % interval.
+    average: over the tasks, the gain paired, the same users drawn for all tasks. seeds is not
+    looked at.
     """
     people = users().sample(most)
     engine = Engine(QAnchor.from_pretrained(run) if run else fresh(config, people))
@@ -47,21 +54,33 @@ def prompts(
     for name in names:
         learn, others = split_labels(cache, people.label(name), 0.5, 0)
         for way, seek in ways.items():
-            query = (QUERIES.get(name, f"{name}?") if way == "right" else VAGUE).replace("{user}", unit)
+            query = (QUERIES.get(name, f"{name}?") if way == "right" else VAGUE).replace(
+                "{user}", unit
+            )
             prompt, history = tune_prompt(engine, cache, query, learn, steps=steps, seek=seek)
             found = compare_prompt(engine, cache, prompt, learn, others)
             table = found.set_index("measure")
-            row = {"task": name, "way": way, "n": len(others), "best_step": int(history["step"][history["valid"].idxmin()])}
+            row = {
+                "task": name,
+                "way": way,
+                "n": len(others),
+                "best_step": int(history["step"][history["valid"].idxmin()]),
+            }
             row |= {side: table[side].to_dict() for side in SIDES}
             rows.append(row | {"gain": table.loc["auc", ["gain", "low", "high"]].to_dict()})
-            held |= {(name, f"{way} {side}"): scores for side, scores in held_scores(people, found).items()}
+            held |= {
+                (name, f"{way} {side}"): scores
+                for side, scores in held_scores(people, found).items()
+            }
             progress("tuning", len(rows), len(names) * len(ways))
     told = {"data": people.name, "users": len(people), "steps": steps, "rows": rows}
     return told | {"average": {way: _average(people, held, way, rows) for way in ways}}
 
 
 def held_scores(people: Users, found: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Give both sides of what `compare_prompt` found as `average_auc` takes scores: (seed, user), NaN for those who were tuned on."""
+    """Give both sides of what `compare_prompt` found as `average_auc` takes scores: (seed, user),
+    NaN for those who were tuned on.
+    """
     told = {}
     for side, scores in found.attrs["scores"].items():
         values = np.full((1, len(people)), np.nan)
@@ -78,5 +97,8 @@ def mean_gain(people: Users, held: dict, way: str) -> dict[str, float]:
 
 def _average(people: Users, held: dict, way: str, rows: list[dict]) -> dict:
     mine = [row for row in rows if row["way"] == way]
-    told = {side: {m: float(np.mean([row[side][m] for row in mine])) for m in MEASURES} for side in SIDES}
+    told = {
+        side: {m: float(np.mean([row[side][m] for row in mine])) for m in MEASURES}
+        for side in SIDES
+    }
     return told | {"gain": mean_gain(people, held, way)}

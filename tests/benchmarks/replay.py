@@ -1,4 +1,6 @@
-"""Bench `replay`: whom each way of scoring would have chosen at the cut-off, what they did; and what a campaign changed."""
+"""Bench `replay`: whom each way of scoring would have chosen at the cut-off, what they did; and
+what a campaign changed.
+"""
 
 from __future__ import annotations
 
@@ -30,18 +32,28 @@ def replay(
     task: str = "redeem",
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> dict:
-    """Choose users at the cut-off by several scores, each made without their own labels, and see what the chosen did.
+    """Choose users at the cut-off by several scores, each made without their own labels, and see
+    what the chosen did.
 
-    arms     rfm (the first: the others are compared with it), lightgbm; with a run also anchor (a linear probe under the task's
+    arms     rfm (the first: the others are compared with it), lightgbm; with a run also anchor (a
+             linear probe under the task's
              own question) and zero_shot (the question alone: no label was ever looked at).
-    Rows as `qanchor.replay.replay` gives them; live: users in each arm of a live test that could tell the best tenths of
-    anchor and rfm apart. campaign (data with such a modality): what receiving one in the 92 days after the cut-off changed in
-    spending, dollars a household, with the placebo of the 92 days before beside it (`weighted_effect`).
+    Rows as `qanchor.replay.replay` gives them; live: users in each arm of a live test that could
+    tell the best tenths of
+    anchor and rfm apart. campaign (data with such a modality): what receiving one in the 92 days
+    after the cut-off changed in
+    spending, dollars a household, with the placebo of the 92 days before beside it
+    (`weighted_effect`).
     """
     people = users()
     if task not in people.labels:
-        raise ValueError(f"{people.name} has no label {task!r} (it has {', '.join(people.labels)}): give --data journey")
-    features = {name: x for name, x in baseline_features(people).items() if name in ("rfm", "lightgbm")}
+        raise ValueError(
+            f"{people.name} has no label {task!r} (it has {', '.join(people.labels)}): give "
+            "--data journey"
+        )
+    features = {
+        name: x for name, x in baseline_features(people).items() if name in ("rfm", "lightgbm")
+    }
     label = people.label(task)
     scores = {}
     if run:
@@ -49,10 +61,12 @@ def replay(
         query = QUERIES.get(task, f"{task}?").replace("{user}", people.unit)
         cache = engine.prefill(people, progress=partial(progress, "reading users"))
         features["anchor"] = anchors = engine.embed(cache, query, partial(progress, "asking 1"))
-        scores["zero_shot"] = label_free_scores(engine.model, people.ids, query, anchors, people.unit, people.horizon_days)[
-            "score"
-        ].to_numpy()
-    held = cross_validate_tasks(people, features, [task], seeds=seeds, progress=partial(progress, "probes"))
+        scores["zero_shot"] = label_free_scores(
+            engine.model, people.ids, query, anchors, people.unit, people.horizon_days
+        )["score"].to_numpy()
+    held = cross_validate_tasks(
+        people, features, [task], seeds=seeds, progress=partial(progress, "probes")
+    )
     scores = {name: held[task, name][0].mean(0) for name in features} | scores
     frame = replayed(pd.DataFrame(scores, index=list(people.ids)), label)
     told = {"data": people.name, "users": len(people), "task": task, "rate": float(label.mean())}
@@ -64,20 +78,35 @@ def replay(
 
 
 def _campaign(people: Users) -> dict:
-    """Compare those who received a campaign with others like them: after it, and before it, when nothing can have changed."""
+    """Compare those who received a campaign with others like them: after it, and before it, when
+    nothing can have changed.
+    """
     start, days = people.cutoff, pd.Timedelta(days=DAYS)
     sent = np.isin(list(people.ids), _between(people, start, start + days, "campaign")["user"])
-    then = Users.from_events(people.events, start - days, modalities=people.modalities, unit=people.unit)
+    then = Users.from_events(
+        people.events, start - days, modalities=people.modalities, unit=people.unit
+    )
     rows = {"effect": (people, start), "placebo": (then, start - days)}
     told: dict = {"received": int(sent.sum()), "others": int((~sent).sum())}
     for name, (seen, since) in rows.items():
         ids = pd.Index(people.ids)
-        spent = _between(people, since, since + days, "basket").groupby("user", observed=False)["amount"].sum().reindex(ids)
-        facts = pd.DataFrame(baseline_features(seen)["rfm_svd"], list(seen.ids)).reindex(ids).fillna(0.0)
+        spent = (
+            _between(people, since, since + days, "basket")
+            .groupby("user", observed=False)["amount"]
+            .sum()
+            .reindex(ids)
+        )
+        facts = (
+            pd.DataFrame(baseline_features(seen)["rfm_svd"], list(seen.ids))
+            .reindex(ids)
+            .fillna(0.0)
+        )
         told[name] = weighted_effect(spent.fillna(0.0), sent, facts)
     return told
 
 
 def _between(people: Users, start: pd.Timestamp, end: pd.Timestamp, modality: str) -> pd.DataFrame:
     events = people.events
-    return events[(events["modality"] == modality) & (events["time"] >= start) & (events["time"] < end)]
+    return events[
+        (events["modality"] == modality) & (events["time"] >= start) & (events["time"] < end)
+    ]

@@ -1,6 +1,7 @@
 """Write the result tables of README.md and data/runs/README.md from the records in data/runs.
 
-`python -m tests.benchmarks.results` renews them; with `--check` it only says whether they are up to date.
+`python -m tests.benchmarks.results` renews them; with `--check` it only says whether they are up to
+date.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from tests.benchmarks import tables
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
 DOCUMENTS = ("README.md", "data/runs/README.md")
 BLOCK = re.compile(r"(<!-- results:([\w/-]+) -->\n).*?(<!-- /results -->)", re.S)
-# last word of a block's name: (benchmark, table); any other word is a run, shown by the benchmark `tasks`
+# last word of a block's name: (benchmark, table); any other word is a run, shown by the benchmark
+# `tasks`
 MADE: dict[str, tuple[str, Callable[[dict], str]]] = {
     "query": ("tasks", tables.query_table),
     "fairness": ("fairness", tables.fairness_table),
@@ -28,18 +30,28 @@ MADE: dict[str, tuple[str, Callable[[dict], str]]] = {
     "ablations": ("ablations", tables.ablations_table),
     "useru": ("useru", tables.useru_table),
 }
-SPEEDS = {"speed": tuple(tables.SPEED), "speed/amx": ("cache", "ask", "versus", "refresh", "tune", "train")}
+SPEEDS = {
+    "speed": tuple(tables.SPEED),
+    "speed/amx": ("cache", "ask", "versus", "refresh", "tune", "train"),
+}
 SUMMARY = ("journey", "world")  # the runs in the block `summary`
-NO_RUN = {"ablations", "useru", *tables.SPEED}  # benchmarks that need neither --data nor --run to renew their record
+NO_RUN = {
+    "ablations",
+    "useru",
+    *tables.SPEED,
+}  # benchmarks that need neither --data nor --run to renew their record
 
 
 def renewed(text: str, runs: Path) -> str:
-    """Return `text` with every block `<!-- results:NAME -->` ... `<!-- /results -->` rebuilt from the records in `runs`.
+    """Return `text` with every block `<!-- results:NAME -->` ... `<!-- /results -->` rebuilt from
+    the records in `runs`.
 
     Args:
         text: Markdown.
-        runs: folder of the records. RUN and RUN/query show RUN/bench.json; RUN/fairness, RUN/prompts, RUN/curves,
-            RUN/attention, RUN/replay, speed/useru and ablations show the file of that name; speed and speed/amx show the
+        runs: folder of the records. RUN and RUN/query show RUN/bench.json; RUN/fairness,
+        RUN/prompts, RUN/curves,
+            RUN/attention, RUN/replay, speed/useru and ablations show the file of that name; speed
+            and speed/amx show the
             files in those folders; summary shows the bench.json of the runs in `SUMMARY`.
 
     Raises:
@@ -54,14 +66,26 @@ def _shown(name: str, runs: Path) -> str:
     if name == "summary":
         records = {run: _record(name, runs / run / "bench.json", "tasks") for run in SUMMARY}
         files = "`, `".join(f"data/runs/{run}/bench.json" for run in SUMMARY)
-        return f"{tables.summary_table(records)}\n\nRecords: `{files}` (`python -m tests.benchmarks tasks`)."
+        return (
+            f"{tables.summary_table(records)}\n\nRecords: `{files}` (`python -m "
+            "tests.benchmarks tasks`)."
+        )
     if name in SPEEDS:
-        records = {bench: _record(name, runs / name / f"{bench}.json", bench) for bench in SPEEDS[name]}
-        return f"Records: `data/runs/{name}/`.\n{tables.told(*records.values())}\n\n{tables.speed_table(records)}"
+        records = {
+            bench: _record(name, runs / name / f"{bench}.json", bench) for bench in SPEEDS[name]
+        }
+        return (
+            "Records: "
+            f"`data/runs/{name}/`.\n{tables.told(*records.values())}\n\n{tables.speed_table(records)}"
+        )
     if folder and last not in MADE:
-        raise ValueError(f"Block results:{name}: no table is named {last!r}. Use one of {', '.join(MADE)}.")
+        raise ValueError(
+            f"Block results:{name}: no table is named {last!r}. Use one of {', '.join(MADE)}."
+        )
     bench, made = MADE.get(last, ("tasks", tables.tasks_table))
-    path = runs / folder / f"{last}.json" if bench == last else runs / (folder or last) / "bench.json"
+    path = (
+        runs / folder / f"{last}.json" if bench == last else runs / (folder or last) / "bench.json"
+    )
     record = _record(name, path, bench)
     source = f"Record: `data/runs/{path.relative_to(runs).as_posix()}`."
     return f"{source} {tables.told(record)}\n\n{made(record)}"
@@ -74,12 +98,17 @@ def _record(name: str, path: Path, bench: str) -> dict:
         raise FileNotFoundError(f"Block results:{name}: {path} does not exist. {hint}")
     record = json.loads(path.read_text())
     if record.get("bench") != bench:
-        raise ValueError(f"Block results:{name}: {path} is a record of {record.get('bench')!r}, not of {bench!r}. {hint}")
+        raise ValueError(
+            f"Block results:{name}: {path} is a record of {record.get('bench')!r}, not of "
+            f"{bench!r}. {hint}"
+        )
     return record
 
 
 def main(check: bool = False) -> int:
-    """Rewrite the tables of all documents; with `check`, write nothing and return 1 if a table is stale."""
+    """Rewrite the tables of all documents; with `check`, write nothing and return 1 if a table is
+    stale.
+    """
     new = {}
     for name in DOCUMENTS:
         text = (ROOT / name).read_text(encoding="utf-8")
@@ -87,7 +116,11 @@ def main(check: bool = False) -> int:
         if rebuilt != text:
             new[name] = rebuilt
     if check:
-        print(f"Stale tables in {', '.join(new)}. Run make results." if new else "All result tables are up to date.")
+        print(
+            f"Stale tables in {', '.join(new)}. Run make results."
+            if new
+            else "All result tables are up to date."
+        )
         return int(bool(new))
     for name, text in new.items():
         atomic_write(ROOT / name, lambda aside, text=text: aside.write_text(text, encoding="utf-8"))

@@ -1,4 +1,6 @@
-"""Bench `scale`: the same users through every back end, bytes compared; what a second worker adds; and a kill in the middle."""
+"""Bench `scale`: the same users through every back end, bytes compared; what a second worker adds;
+and a kill in the middle.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,11 @@ from qanchor.inference.neighbors import read_embeddings
 from qanchor.utils.device import compute_dtype
 
 RUN = Path(__file__).parents[2] / "data" / "runs" / "world"
-QUERIES = ("Will this user travel soon?", "Is this user price-conscious?", "Will this user stop coming?")
+QUERIES = (
+    "Will this user travel soon?",
+    "Is this user price-conscious?",
+    "Will this user stop coming?",
+)
 
 
 def scale(
@@ -32,37 +38,61 @@ def scale(
     shards: int = 8,
     rounds: int = 2,
 ) -> dict:
-    """Measure users a second of one worker of one thread, alone and beside another, and what a killed job loses.
+    """Measure users a second of one worker of one thread, alone and beside another, and what a
+    killed job loses.
 
-    users, run  at most `most` users and the run that reads them; without a run, those of the sample world and its run.
-    Rows: seconds of the whole call; users_per_s of all workers while they work (without starting Python, loading the model and
-    splitting the users), and users_per_cpu_s, which what else the machine does hardly changes; linear (against as many times
-    one worker of that back end), by the clock and by the processor; and whether every byte is that of one local worker.
-    ceiling: what two processes of bf16 products alone, or of moving memory alone, keep of their speed beside each other.
-    Of `rounds`, in turn, the fastest counts: what else the machine does can only take time. seeds is not looked at.
+    users, run  at most `most` users and the run that reads them; without a run, those of the sample
+                world and its run.
+    Rows: seconds of the whole call; users_per_s of all workers while they work (without starting
+    Python, loading the model and
+    splitting the users), and users_per_cpu_s, which what else the machine does hardly changes;
+    linear (against as many times
+    one worker of that back end), by the clock and by the processor; and whether every byte is that
+    of one local worker.
+    ceiling: what two processes of bf16 products alone, or of moving memory alone, keep of their
+    speed beside each other.
+    Of `rounds`, in turn, the fastest counts: what else the machine does can only take time. seeds
+    is not looked at.
     """
     people = (users() if run else make_sample_users(most)).sample(most)
     with tempfile.TemporaryDirectory() as folder:
         home, best, wanted = Path(folder), {}, None
         people.save(home / "users")
         (home / "queries.txt").write_text("\n".join(QUERIES))
-        job = {"users": home / "users", "run": Path(run or RUN).absolute(), "queries": home / "queries.txt", "shards": shards}
+        job = {
+            "users": home / "users",
+            "run": Path(run or RUN).absolute(),
+            "queries": home / "queries.txt",
+            "shards": shards,
+        }
         for turn in range(rounds):
             for who in _variants():
                 out = home / f"{'-'.join(map(str, who))}-{turn}"
                 row = _timed(job | {"out": out}, *who)
                 wanted = wanted or _bytes(out)
                 faster = max(best.get(who, row), row, key=lambda row: row["users_per_s"])
-                best[who] = faster | {"identical": _bytes(out) == wanted and best.get(who, {}).get("identical", True)}
+                best[who] = faster | {
+                    "identical": _bytes(out) == wanted and best.get(who, {}).get("identical", True)
+                }
         rows = [row | _linear(row, best[row["backend"], 1]) for row in best.values()]
         most = max(workers for _, workers in best)
-        told = {"users": len(people), "queries": len(QUERIES), "shards": shards, "threads": 1, "rows": rows}
+        told = {
+            "users": len(people),
+            "queries": len(QUERIES),
+            "shards": shards,
+            "threads": 1,
+            "rows": rows,
+        }
         told["ceiling"] = {kind: _rate(kind, 2) / _rate(kind, 1) for kind in ("products", "memory")}
-        return told | {"restart": _killed(job | {"out": home / "killed"}, most, set(people.ids), wanted)}
+        return told | {
+            "restart": _killed(job | {"out": home / "killed"}, most, set(people.ids), wanted)
+        }
 
 
 def work(kind: str, number: int) -> dict:
-    """Do one plain thing for a second, with one thread: products of matrices, or moving memory; say how often it was done."""
+    """Do one plain thing for a second, with one thread: products of matrices, or moving memory; say
+    how often it was done.
+    """
     import torch
     from threadpoolctl import threadpool_limits
 
@@ -81,23 +111,42 @@ def work(kind: str, number: int) -> dict:
 def _rate(kind: str, workers: int, rounds: int = 4) -> float:
     """Give what each of some processes does in a second while the others do the same."""
     return float(
-        np.median([told["rate"] for told in local_processes(work, (kind,), list(range(rounds * workers)), workers, 1)])
+        np.median(
+            [
+                told["rate"]
+                for told in local_processes(
+                    work, (kind,), list(range(rounds * workers)), workers, 1
+                )
+            ]
+        )
     )
 
 
 def _variants() -> Iterator[tuple[str, int]]:
-    return ((name, n) for name in ("local", "torchrun", "ray") for n in (1, 2) if name != "ray" or find_spec("ray"))
+    return (
+        (name, n)
+        for name in ("local", "torchrun", "ray")
+        for n in (1, 2)
+        if name != "ray" or find_spec("ray")
+    )
 
 
 def _timed(job: dict, backend: str, workers: int) -> dict:
     began = time.perf_counter()
     if backend == "torchrun":
-        subprocess.run(_command(job, backend, workers), env=worker_environment(1), check=True, capture_output=True)
+        subprocess.run(
+            _command(job, backend, workers),
+            env=worker_environment(1),
+            check=True,
+            capture_output=True,
+        )
     else:
         _embed(job, backend, workers)
     row = {"backend": backend, "workers": workers, "seconds": time.perf_counter() - began}
     parts = json.loads((job["out"] / "_manifest.json").read_text())["parts"]
-    users, busy, worked = (sum(part[name] for part in parts) for name in ("users", "seconds", "cpu_seconds"))
+    users, busy, worked = (
+        sum(part[name] for part in parts) for name in ("users", "seconds", "cpu_seconds")
+    )
     return row | {"users_per_s": workers * users / busy, "users_per_cpu_s": users / worked}
 
 
@@ -116,10 +165,21 @@ def _bytes(out: Path) -> dict[str, bytes]:
 
 
 def _command(job: dict, backend: str, workers: int) -> list[str]:
-    words = [str(w) for name, value in (job | {"backend": backend, "workers": workers}).items() for w in (f"--{name}", value)]
+    words = [
+        str(w)
+        for name, value in (job | {"backend": backend, "workers": workers}).items()
+        for w in (f"--{name}", value)
+    ]
     # without `--` torchrun would take our --run for its --run-path
     ranks = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m", "--"]
-    return [sys.executable, "-m", *(ranks if backend == "torchrun" else ()), "qanchor", "embed", *words]
+    return [
+        sys.executable,
+        "-m",
+        *(ranks if backend == "torchrun" else ()),
+        "qanchor",
+        "embed",
+        *words,
+    ]
 
 
 def _killed(job: dict, workers: int, known: set[str], wanted: dict[str, bytes]) -> dict:
@@ -130,7 +190,14 @@ def _killed(job: dict, workers: int, known: set[str], wanted: dict[str, bytes]) 
         time.sleep(0.05)
     driver.kill()
     driver.wait()
-    made, parts = _embed(job, "local", workers)["made"], json.loads((out / "_manifest.json").read_text())["parts"]
+    made, parts = (
+        _embed(job, "local", workers)["made"],
+        json.loads((out / "_manifest.json").read_text())["parts"],
+    )
     ids = [user for part in parts for user in read_embeddings(out, part, 0)[0]]
-    told = {"kept": len(parts) - made, "lost": len(known - set(ids)), "doubled": len(ids) - len(set(ids))}
+    told = {
+        "kept": len(parts) - made,
+        "lost": len(known - set(ids)),
+        "doubled": len(ids) - len(set(ids)),
+    }
     return told | {"identical": _bytes(out) == wanted}

@@ -1,4 +1,6 @@
-"""Bench `soak`: the workbench is used at random for minutes on end; does its memory stay where it is?"""
+"""Bench `soak`: the workbench is used at random for minutes on end; does its memory stay where it
+is?
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,26 @@ class Hand:
     def __init__(self, desk: WorkbenchSession, users: Users, folder: Path, seed: int):
         from widgets import Workbench  # late: the library itself draws nothing
 
-        self.draw, self.desk, self.users, self.folder = np.random.default_rng(seed), desk, users, folder
+        self.draw, self.desk, self.users, self.folder = (
+            np.random.default_rng(seed),
+            desk,
+            users,
+            folder,
+        )
         self.bench = Workbench(desk, session=folder / "session.json")
         self.bench.lens.ask(self.query())
-        self.actions = [*["ask"] * 3, "cancel", "select", "name", "explain", "look", "edit", "answer", "compare", "claim"]
+        self.actions = [
+            *["ask"] * 3,
+            "cancel",
+            "select",
+            "name",
+            "explain",
+            "look",
+            "edit",
+            "answer",
+            "compare",
+            "claim",
+        ]
         self.actions += ["tune"] * (desk.prompt_tuning is not None)
 
     def act(self) -> str:
@@ -45,11 +63,16 @@ class Hand:
     def query(self) -> str:
         """Give a question that was hardly asked before."""
         topic = TOPICS[self.draw.integers(len(TOPICS))]
-        return f"{self.draw.choice(topic.future).format(user=self.users.unit)} ({self.draw.integers(10**6)})"
+        return (
+            f"{self.draw.choice(topic.future).format(user=self.users.unit)} "
+            f"({self.draw.integers(10**6)})"
+        )
 
     def some(self, many: int) -> list[str]:
         """Draw users."""
-        return self.draw.choice(np.array(self.users.ids), min(many, len(self.users)), replace=False).tolist()
+        return self.draw.choice(
+            np.array(self.users.ids), min(many, len(self.users)), replace=False
+        ).tolist()
 
     def ask(self) -> None:
         self.bench.lens.ask(self.query())
@@ -91,7 +114,9 @@ class Hand:
         self.bench.lens.claim("kept").save(self.folder / "claim.html")
 
     def tune(self) -> None:
-        for _ in self.desk.prompt_tuning("Why?", str(self.draw.choice(self.desk.prompt_tuning.labels)), steps=3):
+        for _ in self.desk.prompt_tuning(
+            "Why?", str(self.draw.choice(self.desk.prompt_tuning.labels)), steps=3
+        ):
             pass
 
 
@@ -107,28 +132,51 @@ def soak(
 ) -> dict:
     """Use the workbench at random for `minutes` and watch the memory of the process (RSS, MB).
 
-    run       folder of a run; without one, a model of `config` that learned nothing. most: users, drawn of all.
-    actions   how often each was done: questions hardly ever asked before, some cancelled, selections, groups that are named,
-              explained and exported, attention, edited users, answers, clusters, claim cards, short tunings.
-    growth    median of the last tenth of the time over that of the first tenth after the warm-up (a third), minus 1.
+    run       folder of a run; without one, a model of `config` that learned nothing. most: users,
+              drawn of all.
+    actions   how often each was done: questions hardly ever asked before, some cancelled,
+              selections, groups that are named,
+              explained and exported, attention, edited users, answers, clusters, claim cards, short
+              tunings.
+    growth    median of the last tenth of the time over that of the first tenth after the warm-up (a
+              third), minus 1.
     flat      the growth is at most 5 %. seeds is not looked at.
     """
     import psutil
 
     people = users().sample(most, seed)
-    model = QAnchor.from_pretrained(run) if run else QAnchor(config, UserPreprocessor.fit(people, None, config), seed)
+    model = (
+        QAnchor.from_pretrained(run)
+        if run
+        else QAnchor(config, UserPreprocessor.fit(people, None, config), seed)
+    )
     memory, curve, done = psutil.Process(), [], Counter()
     with tempfile.TemporaryDirectory() as folder:
-        hand, began = Hand(WorkbenchSession(Engine(model), people), people, Path(folder), seed), time.monotonic()
+        hand, began = (
+            Hand(WorkbenchSession(Engine(model), people), people, Path(folder), seed),
+            time.monotonic(),
+        )
         while (now := (time.monotonic() - began) / 60) < minutes:
             done[hand.act()] += 1
             curve.append((now, memory.memory_info().rss / 1e6))
     at, rss = np.array(curve).T
-    grid = np.linspace(WARM * minutes, minutes, 10 * TENTH)  # an action may take a minute: the memory stays as it was last seen
+    grid = np.linspace(
+        WARM * minutes, minutes, 10 * TENTH
+    )  # an action may take a minute: the memory stays as it was last seen
     held = rss[np.maximum(np.searchsorted(at, grid, "right") - 1, 0)]
     first, last = np.median(held[:TENTH]), np.median(held[-TENTH:])
-    told = {"run": Path(run).name if run else "untrained", "users": len(people), "minutes": minutes, "actions": dict(done)}
+    told = {
+        "run": Path(run).name if run else "untrained",
+        "users": len(people),
+        "minutes": minutes,
+        "actions": dict(done),
+    }
     shown = np.unique(np.linspace(0, len(curve) - 1, POINTS).astype(int))
     told["rss_mb"] = [[round(float(at[i]), 2), round(float(rss[i]), 1)] for i in shown]
     growth = float(last / first - 1)
-    return told | {"first_mb": float(first), "last_mb": float(last), "growth": growth, "flat": growth <= FLAT}
+    return told | {
+        "first_mb": float(first),
+        "last_mb": float(last),
+        "growth": growth,
+        "flat": growth <= FLAT,
+    }

@@ -18,10 +18,20 @@ NAMES = {
     "backbone_text": "SmolLM2 on the events as text, last token",
 }
 OURS = ("anchor", "anchor_no_query", "anchor_untrained")
-STAGES = {"slots"}  # a stage of the model, shown by the information ladder; neither a baseline nor an embedding
+STAGES = {
+    "slots"
+}  # a stage of the model, shown by the information ladder; neither a baseline nor an embedding
 STRONGEST = 2  # baselines of each data set in the summary
-ASKED = {"itself": "the question about it", "nothing": "no question", "generic": "a generic question"}
-OTHERS = {"none": "no question", "generic": "a generic question", "wrong": "another task's question"}
+ASKED = {
+    "itself": "the question about it",
+    "nothing": "no question",
+    "generic": "a generic question",
+}
+OTHERS = {
+    "none": "no question",
+    "generic": "a generic question",
+    "wrong": "another task's question",
+}
 WAYS = {
     "right": "the task's own question",
     "vague": "a vague question",
@@ -52,45 +62,69 @@ FEW = 4  # up to this many tasks get a column each
 
 
 def told(*records: dict) -> str:
-    """Return the commands, commit and machine of the records, one line for those that share commit and machine."""
+    """Return the commands, commit and machine of the records, one line for those that share commit
+    and machine.
+    """
     made: dict = {}
     for record in records:
         machine = record["machine"]
         threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
         kind = KINDS[machine.get("products", "bfloat16")]  # older records lack it
-        made.setdefault((record["commit"], machine["gpu"] or f"{machine['processor']}, {threads}", kind), []).append(record)
+        made.setdefault(
+            (record["commit"], machine["gpu"] or f"{machine['processor']}, {threads}", kind), []
+        ).append(record)
     lines = []
     for (commit, on, kind), some in made.items():
         rates = sorted({record["machine"]["matmul_tflops"] for record in some})
         names = "`, `".join(record["bench"] for record in some)
         rate = " to ".join(str(end) for end in dict.fromkeys((rates[0], rates[-1])))
-        lines.append(f"`python -m tests.benchmarks {names}`, commit {commit}, {on}, {rate} TFLOP/s ({kind} matrix products).")
+        lines.append(
+            f"`python -m tests.benchmarks {names}`, commit {commit}, {on}, {rate} TFLOP/s "
+            f"({kind} matrix products)."
+        )
     return "\n".join(lines)
 
 
 def tasks_table(record: dict) -> str:
-    """Return the methods of a `tasks` record, best first; a record of few tasks gets a column for each task."""
-    average, minus, found = record["average"], record.get("anchor_minus", {}), record.get("recovered")
+    """Return the methods of a `tasks` record, best first; a record of few tasks gets a column for
+    each task.
+    """
+    average, minus, found = (
+        record["average"],
+        record.get("anchor_minus", {}),
+        record.get("recovered"),
+    )
     tasks = list(dict.fromkeys(row["task"] for row in record["tasks"]))
     each = {(row["task"], row["method"]): row["auc"] for row in record["tasks"]}
     alone = tasks if 1 < len(tasks) <= FEW else []
     rows = []
     for name in _methods(record):
         row = average[name]
-        cells = [NAMES.get(name, name), short(row["auc"]), f"{short(row['low'])} to {short(row['high'])}", short(row["ks"])]
-        cells += [short(each[task, name]) for task in alone] + ([short(found[name])] if found else [])
+        cells = [
+            NAMES.get(name, name),
+            short(row["auc"]),
+            f"{short(row['low'])} to {short(row['high'])}",
+            short(row["ks"]),
+        ]
+        cells += [short(each[task, name]) for task in alone] + (
+            [short(found[name])] if found else []
+        )
         rows.append([*cells, spanned(minus[name])] if name in minus else [*cells, ""])
     head = [f"average of {_number(len(tasks), 'task')}", "AUC", "95 % CI", "KS", *alone]
     return table([*head, *(["recovered"] if found else []), "Qanchor minus this (95 % CI)"], rows)
 
 
 def summary_table(records: dict[str, dict]) -> str:
-    """Return one table of several `tasks` records: Qanchor, its controls and the strongest baselines of each data set.
+    """Return one table of several `tasks` records: Qanchor, its controls and the strongest
+    baselines of each data set.
 
-    A data set whose label-free ranking covers only some of its tasks gets a second column with the average of those tasks,
+    A data set whose label-free ranking covers only some of its tasks gets a second column with the
+    average of those tasks,
     so that the label-free row is compared on equal tasks.
     """
-    methods = [name for name in OURS if any(name in record["average"] for record in records.values())]
+    methods = [
+        name for name in OURS if any(name in record["average"] for record in records.values())
+    ]
     for record in records.values():
         baselines = [name for name in _methods(record) if name not in OURS]
         methods += [name for name in baselines[:STRONGEST] if name not in methods]
@@ -99,32 +133,48 @@ def summary_table(records: dict[str, dict]) -> str:
         tasks = list(dict.fromkeys(row["task"] for row in record["tasks"]))
         ranked = [task for task in record["zero_shot"] if task != "average"]
         head.append(f"{data}, {_number(len(tasks), 'task')}")
-        columns.append({name: f"{short(row['auc'])} ({_span(row)})" for name, row in record["average"].items()})
+        columns.append(
+            {name: f"{short(row['auc'])} ({_span(row)})" for name, row in record["average"].items()}
+        )
         if len(ranked) < len(tasks):
             label_free.append("")
             head.append(f"{data}, {_number(len(ranked), 'future task')}")
-            columns.append({name: short(_mean_auc(record, name, ranked)) for name in record["average"]})
+            columns.append(
+                {name: short(_mean_auc(record, name, ranked)) for name in record["average"]}
+            )
         spans = record.get("zero_shot_intervals", {}).get("average")
         average = short(record["zero_shot"]["average"])
         label_free.append(f"{average} ({_span(spans)})" if spans else average)
-    rows = [[NAMES.get(name, name), *(column.get(name, "") for column in columns)] for name in methods]
+    rows = [
+        [NAMES.get(name, name), *(column.get(name, "") for column in columns)] for name in methods
+    ]
     rows.insert(1, ["**Qanchor**, label-free ranking", *label_free])
     return table(head, rows)
 
 
 def _methods(record: dict) -> list[str]:
-    """Return the methods of a `tasks` record, best first; methods without a display name are kept under their own."""
+    """Return the methods of a `tasks` record, best first; methods without a display name are kept
+    under their own.
+    """
     return sorted(set(record["average"]) - STAGES, key=lambda name: -record["average"][name]["auc"])
 
 
 def _mean_auc(record: dict, method: str, tasks: list[str]) -> float:
-    values = [row["auc"] for row in record["tasks"] if row["method"] == method and row["task"] in tasks]
+    values = [
+        row["auc"] for row in record["tasks"] if row["method"] == method and row["task"] in tasks
+    ]
     return sum(values) / len(values)
 
 
 def query_table(record: dict) -> str:
-    """Return the AUC under other questions than the right one; older records have no intervals, some no label-free ranking."""
-    asked, minus, spans = record["query"], record.get("query_minus", {}), record.get("query_intervals", {})
+    """Return the AUC under other questions than the right one; older records have no intervals,
+    some no label-free ranking.
+    """
+    asked, minus, spans = (
+        record["query"],
+        record.get("query_minus", {}),
+        record.get("query_intervals", {}),
+    )
     worded, right = asked["paraphrases"], asked["right"]
     least = min(range(len(worded)), key=worded.__getitem__)
 
@@ -139,50 +189,102 @@ def query_table(record: dict) -> str:
     rows += [row(name, kind) for kind, name in OTHERS.items()]
     if zero := record.get("zero_shot"):
         name = f"the task's own question, label-free ranking ({_number(len(zero) - 1, 'task')})"
-        rows.append([name, short(zero["average"]), _span(record.get("zero_shot_intervals", {}).get("average")), ""])
+        rows.append(
+            [
+                name,
+                short(zero["average"]),
+                _span(record.get("zero_shot_intervals", {}).get("average")),
+                "",
+            ]
+        )
     return table(["question", "AUC", "95 % CI", "own question minus this (95 % CI)"], rows)
 
 
 def fairness_table(record: dict) -> str:
-    """Return what a probe reads of attributes by question, and the gap in selection rates between attribute groups."""
+    """Return what a probe reads of attributes by question, and the gap in selection rates between
+    attribute groups.
+    """
     rows = {(row["source"], row["attribute"]): row for row in record["rows"]}
-    traits = [name for name in dict.fromkeys(row["attribute"] for row in record["rows"]) if name != "average"]
+    traits = [
+        name
+        for name in dict.fromkeys(row["attribute"] for row in record["rows"])
+        if name != "average"
+    ]
     lines, gaps = [], []
     for source in dict.fromkeys(row["source"] for row in record["rows"]):
         mean = rows[source, "average"]
         asked = ASKED.get(source) or (
-            f"the question about {source}" if source in record["asked"] else NAMES.get(source, source)
+            f"the question about {source}"
+            if source in record["asked"]
+            else NAMES.get(source, source)
         )
         cells = [short(rows[source, trait]["auc"]) for trait in traits]
-        lines.append([asked, *cells, short(mean["auc"]), f"{short(mean['auc_low'])} to {short(mean['auc_high'])}"])
+        lines.append(
+            [
+                asked,
+                *cells,
+                short(mean["auc"]),
+                f"{short(mean['auc_low'])} to {short(mean['auc_high'])}",
+            ]
+        )
     for task, arm in dict.fromkeys((row["task"], row["arm"]) for row in record["groups"]):
-        mine = {row["attribute"]: row for row in record["groups"] if (row["task"], row["arm"]) == (task, arm)}
-        gaps.append([task, {"anchor": "Qanchor", "zero_shot": "Qanchor, label-free"}.get(arm, NAMES.get(arm, arm))])
+        mine = {
+            row["attribute"]: row
+            for row in record["groups"]
+            if (row["task"], row["arm"]) == (task, arm)
+        }
+        gaps.append(
+            [
+                task,
+                {"anchor": "Qanchor", "zero_shot": "Qanchor, label-free"}.get(
+                    arm, NAMES.get(arm, arm)
+                ),
+            ]
+        )
         gaps[-1] += [_gap(mine[trait]["gap"]["selected"]) for trait in traits]
     read = table(["AUC of a probe for", *traits, "average", "95 % CI"], lines)
     return f"{read}\n\n{table(['top 20 % for', 'scored by', *traits], gaps)}" if gaps else read
 
 
 def prompts_table(record: dict) -> str:
-    """Return soft prompts beside a probe on the same labels, by initial question; the last row is the paper's."""
+    """Return soft prompts beside a probe on the same labels, by initial question; the last row is
+    the paper's.
+    """
     lines = []
     for way, row in record["average"].items():
-        cells = [f"{short(row['before'][name])} to {short(row['after'][name])}" for name in ("ks", "silhouette")]
+        cells = [
+            f"{short(row['before'][name])} to {short(row['after'][name])}"
+            for name in ("ks", "silhouette")
+        ]
         gain = _gap([row["gain"][name] for name in ("auc", "low", "high")])
-        lines.append([WAYS[way], short(row["before"]["auc"]), short(row["after"]["auc"]), gain, *cells])
+        lines.append(
+            [WAYS[way], short(row["before"]["auc"]), short(row["after"]["auc"]), gain, *cells]
+        )
     lines.append(["the paper, on its own tasks", ".8104", ".8225", "+.012", "+.022", ""])
-    return table(["question", "AUC before", "AUC after", "gain (95 % CI)", "KS", "silhouette"], lines)
+    return table(
+        ["question", "AUC before", "AUC after", "gain (95 % CI)", "KS", "silhouette"], lines
+    )
 
 
 def curves_table(record: dict) -> str:
-    """Return the gain of tuning a vague question by virtual tokens, by steps, without pre-training, and with LoRA instead."""
+    """Return the gain of tuning a vague question by virtual tokens, by steps, without pre-training,
+    and with LoRA instead.
+    """
     paper, lines = record["paper"], []
     for row in record["average"]:
         gain = _gap([row["gain"][name] for name in ("auc", "low", "high")])
         theirs = paper.get(row["curve"], {}).get(str(row["x"]))
         noun, name = CURVES[row["curve"]]
         name = name.format(f"{row['x']} {noun}{'s' * (row['x'] != 1)}")
-        lines.append([name, short(row["before"]), short(row["after"]), gain, short(theirs, 4) if theirs else ""])
+        lines.append(
+            [
+                name,
+                short(row["before"]),
+                short(row["after"]),
+                gain,
+                short(theirs, 4) if theirs else "",
+            ]
+        )
     head = [
         f"average of {_number(len(record['tasks']), 'task')}",
         "AUC before",
@@ -194,14 +296,29 @@ def curves_table(record: dict) -> str:
 
 
 def attention_table(record: dict) -> str:
-    """Return how often each measure ranks a carrier of the task first, under the question and under a tuned prompt."""
+    """Return how often each measure ranks a carrier of the task first, under the question and under
+    a tuned prompt.
+    """
     lines = []
     for name, said in LOOKS.items():
         parts = [side[name] for side in (record["named"], record["tuned"]["named"])]
         columns = [[part[kind]["first"] for part in parts] for kind in ("as_it_is", "against")]
-        lines.append([said, *(", ".join(map(_whole, two)) for two in (*columns, [part["carriers"] for part in parts]))])
+        lines.append(
+            [
+                said,
+                *(
+                    ", ".join(map(_whole, two))
+                    for two in (*columns, [part["carriers"] for part in parts])
+                ),
+            ]
+        )
     lines.append(["random choice", *[_whole(record["chance"])] * 3])
-    head = ["question, tuned prompt", "carrier ranked first", "the same, minus the mean over tasks", "share on carriers"]
+    head = [
+        "question, tuned prompt",
+        "carrier ranked first",
+        "the same, minus the mean over tasks",
+        "share on carriers",
+    ]
     return table(head, lines)
 
 
@@ -212,46 +329,93 @@ def replay_table(record: dict) -> str:
     for row in record["rows"]:
         if row["top"] == BEST:
             lift = f"{row['lift']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-            more = f"{row['minus']:+.2f} ({row['minus_low']:.2f} to {row['minus_high']:.2f})" if row["arm"] != first else ""
-            rows.append([ARMS.get(row["arm"], row["arm"]), f"{row['users']:,}", _percent(row["rate"]), lift, more])
-    head = ["top 20 % by", "users", f"`{record['task']}`", "lift (95 % CI)", f"minus {NAMES.get(first, first)} (95 % CI)"]
+            more = (
+                f"{row['minus']:+.2f} ({row['minus_low']:.2f} to {row['minus_high']:.2f})"
+                if row["arm"] != first
+                else ""
+            )
+            rows.append(
+                [
+                    ARMS.get(row["arm"], row["arm"]),
+                    f"{row['users']:,}",
+                    _percent(row["rate"]),
+                    lift,
+                    more,
+                ]
+            )
+    head = [
+        "top 20 % by",
+        "users",
+        f"`{record['task']}`",
+        "lift (95 % CI)",
+        f"minus {NAMES.get(first, first)} (95 % CI)",
+    ]
     return table(head, rows)
 
 
 def ablations_table(record: dict) -> str:
-    """Return the variants of a preset beside the full one, and the change that the paper reports for the same variant."""
+    """Return the variants of a preset beside the full one, and the change that the paper reports
+    for the same variant.
+    """
     rows = []
     for place, row in enumerate(record["rows"]):
         less = _gap([row["minus"][name] for name in ("auc", "low", "high")]) if place else ""
-        paper = f"{'+' * (row['paper'] > 0)}{short(row['paper'])}" if row["paper"] is not None else ""
+        paper = (
+            f"{'+' * (row['paper'] > 0)}{short(row['paper'])}" if row["paper"] is not None else ""
+        )
         rows.append([row["variant"], short(row["auc"]), short(row["wrong"]), less, paper])
-    return table(["variant", "own question", "another task's", "change (95 % CI)", "change in the paper"], rows)
+    return table(
+        ["variant", "own question", "another task's", "change (95 % CI)", "change in the paper"],
+        rows,
+    )
 
 
 def useru_table(record: dict) -> str:
     """Return time and peak memory of making pairs, by number of events."""
     rows = []
     for row in record["rows"]:
-        numbers = [f"{row['scale']}", f"{row['events']:,}", f"{row['seconds']:.1f}", f"{round(row['events_per_s'], -3):,.0f}"]
+        numbers = [
+            f"{row['scale']}",
+            f"{row['events']:,}",
+            f"{row['seconds']:.1f}",
+            f"{round(row['events_per_s'], -3):,.0f}",
+        ]
         rows.append([*numbers, f"{row['peak_gb']:.2f} GB"])
-    made = table(["copies of the Complete Journey", "events", "seconds", "events per second", "peak memory"], rows)
+    made = table(
+        ["copies of the Complete Journey", "events", "seconds", "events per second", "peak memory"],
+        rows,
+    )
     power = record["growth_exponent"]
-    grown = f"Time grows with the number of events to the power of {power:.3f} (goal: at most 1.05). " if power else ""
+    grown = (
+        f"Time grows with the number of events to the power of {power:.3f} (goal: at most 1.05). "
+        if power
+        else ""
+    )
     return f"{made}\n\n{grown}Goals on 2 cores: one copy within 30 s, 20 copies within 2 GB."
 
 
 def speed_table(records: dict[str, dict]) -> str:
     """Return the performance records in one table, each beside its goal."""
-    rows = [[f"`{name}`", *row] for name, made in SPEED.items() if name in records for row in made(records[name])]
+    rows = [
+        [f"`{name}`", *row]
+        for name, made in SPEED.items()
+        if name in records
+        for row in made(records[name])
+    ]
     return table(["benchmark", "what", "measured", "goal"], rows)
 
 
 def _cache(record: dict) -> list[list[str]]:
     found = []
-    for (slots, tokens), some in groupby(record["rows"], key=lambda row: (row["prefix"], row["query"])):
+    for (slots, tokens), some in groupby(
+        record["rows"], key=lambda row: (row["prefix"], row["query"])
+    ):
         rows = list(some)
         sizes = f"{slots} prefix tokens, {tokens} tokens per query"
-        asked = f"{' / '.join(str(row['queries']) for row in rows)} queries on cached prefixes, speed-up over recomputing"
+        asked = (
+            f"{' / '.join(str(row['queries']) for row in rows)} queries on cached prefixes, "
+            "speed-up over recomputing"
+        )
         what = f"the same with {sizes}" if found else f"{asked}; {sizes}"
         bound = f"{' / '.join(short(row['of_bound'], 2) for row in rows)} of the FLOP bound"
         found.append(
@@ -265,11 +429,17 @@ def _cache(record: dict) -> list[list[str]]:
 
 
 def _ask(record: dict) -> list[list[str]]:
-    bf16, fp32, attention = (short(record["shares"][name], 2) for name in ("bf16_matmul", "fp32_matmul", "attention"))
-    measured = (
-        f"{record['all_s']:.1f} s, the first 200 users in {record['first_200_s']:.2f} s; {record['of_ceiling']:.2f} times "
+    bf16, fp32, attention = (
+        short(record["shares"][name], 2) for name in ("bf16_matmul", "fp32_matmul", "attention")
     )
-    measured += f"the time of the bare model on the same tokens; share of time: {bf16} bf16 products, {fp32} fp32 products, "
+    measured = (
+        f"{record['all_s']:.1f} s, the first 200 users in {record['first_200_s']:.2f} s; "
+        f"{record['of_ceiling']:.2f} times "
+    )
+    measured += (
+        f"the time of the bare model on the same tokens; share of time: {bf16} bf16 "
+        f"products, {fp32} fp32 products, "
+    )
     what = f"a typed question, {record['users']:,} cached users"
     return [[what, f"{measured}{attention} attention", "1.3 times; first 200 users in 1 s"]]
 
@@ -277,46 +447,102 @@ def _ask(record: dict) -> list[list[str]]:
 def _versus(record: dict) -> list[list[str]]:
     what = "time of one more (user, question), relative to the same backbone on the events as text "
     what += f"({record['their_tokens']:,.0f} tokens) and the question"
-    shared = f"1/{1 / record['with_reading']:.0f} if prefilling is shared by {record['queries']} questions"
+    shared = (
+        f"1/{1 / record['with_reading']:.0f} if prefilling is shared by {record['queries']} "
+        "questions"
+    )
     return [[what, f"1/{1 / record['ratio']:.0f}; {shared}", "1/50"]]
 
 
 def _refresh(record: dict) -> list[list[str]]:
-    what = "time of adding a day of events to the cache (`engine.update`, `token_order=append_only`, "
-    what += f"{record['slots']:.0f} prefix tokens), relative to recomputing; over {_number(record['days'], 'day')}"
-    return [[what, f"{short(record['ratio'])}; {short(record['ran'])} of the prefix tokens recomputed", ".15"]]
+    what = (
+        "time of adding a day of events to the cache (`engine.update`, `token_order=append_only`, "
+    )
+    what += (
+        f"{record['slots']:.0f} prefix tokens), relative to recomputing; over "
+        f"{_number(record['days'], 'day')}"
+    )
+    return [
+        [
+            what,
+            f"{short(record['ratio'])}; {short(record['ran'])} of the prefix tokens recomputed",
+            ".15",
+        ]
+    ]
 
 
 def _tune(record: dict) -> list[list[str]]:
-    measured = f"{_times(record['speedup'])} times (bound by tokens: {_times(record['bound'])}); over recomputing the prefix "
+    measured = (
+        f"{_times(record['speedup'])} times (bound by tokens: {_times(record['bound'])}); "
+        "over recomputing the prefix "
+    )
     measured += f"without gradients: {_times(record['speedup_reread'])} times"
-    return [["a prompt-tuning step on cached prefixes, speed-up over one pass without a cache", measured, "5"]]
+    return [
+        [
+            "a prompt-tuning step on cached prefixes, speed-up over one pass without a cache",
+            measured,
+            "5",
+        ]
+    ]
 
 
 def _train(record: dict) -> list[list[str]]:
-    what = f"{record['queries']} pairs per prefix ({record['prefix']} prefix tokens, {record['tokens']} tokens per pair), "
+    what = (
+        f"{record['queries']} pairs per prefix ({record['prefix']} prefix tokens, "
+        f"{record['tokens']} tokens per pair), "
+    )
     measured = f"{_times(record['speedup'])} times (FLOP bound: {_times(record['bound'])}); "
     measured += f"{short(record['of_matmul'], 2)} of the matrix product rate"
-    return [[f"{what}speed-up over one row per pair", measured, f"4{', beyond the bound' * (record['bound'] < 4)}"]]
+    return [
+        [
+            f"{what}speed-up over one row per pair",
+            measured,
+            f"4{', beyond the bound' * (record['bound'] < 4)}",
+        ]
+    ]
 
 
 def _scale(record: dict) -> list[list[str]]:
     two = {row["backend"]: short(row["linear"], 2) for row in record["rows"] if row["workers"] == 2}
-    ways = ", ".join(f"{value} ({'processes' if name == 'local' else name})" for name, value in two.items())
+    ways = ", ".join(
+        f"{value} ({'processes' if name == 'local' else name})" for name, value in two.items()
+    )
     ceiling, back = record["ceiling"], record["restart"]
-    ways += f"; matrix products alone {short(ceiling['products'], 2)}, memory copies {short(ceiling['memory'], 2)}; "
+    ways += (
+        f"; matrix products alone {short(ceiling['products'], 2)}, memory copies "
+        f"{short(ceiling['memory'], 2)}; "
+    )
     same = all(row["identical"] for row in [*record["rows"], back])
     again = f"after a kill and a restart {back['lost']} users lost, {back['doubled']} duplicated"
-    what = f"scaling efficiency of two workers ({_number(record['threads'], 'thread')} each), {record['users']} users x "
-    return [[f"{what}{record['queries']} queries", f"{ways}{'identical' if same else '**different**'} bytes; {again}", ".9"]]
+    what = (
+        f"scaling efficiency of two workers ({_number(record['threads'], 'thread')} each), "
+        f"{record['users']} users x "
+    )
+    return [
+        [
+            f"{what}{record['queries']} queries",
+            f"{ways}{'identical' if same else '**different**'} bytes; {again}",
+            ".9",
+        ]
+    ]
 
 
 def _texts(record: dict) -> list[list[str]]:
-    measured = f"peak memory {record['peak_gb']:.2f} GB when all are read; one lookup {record['find_one_ms']:.1f} ms"
+    measured = (
+        f"peak memory {record['peak_gb']:.2f} GB when all are read; one lookup "
+        f"{record['find_one_ms']:.1f} ms"
+    )
     return [[f"{record['texts']:,} distinct texts in the on-disk text table", measured, "2 GB"]]
 
 
-SPEED = {"cache": _cache, "ask": _ask, "versus": _versus, "refresh": _refresh, "tune": _tune, "train": _train}
+SPEED = {
+    "cache": _cache,
+    "ask": _ask,
+    "versus": _versus,
+    "refresh": _refresh,
+    "tune": _tune,
+    "train": _train,
+}
 SPEED |= {"scale": _scale, "texts": _texts}
 
 
@@ -345,7 +571,11 @@ def _span(span: dict | None) -> str:
 
 
 def _gap(span: list[float] | None) -> str:
-    return f"{'+' * (span[0] >= 0.00005)}{short(span[0])} ({short(span[1])} to {short(span[2])})" if span else "too few users"
+    return (
+        f"{'+' * (span[0] >= 0.00005)}{short(span[0])} ({short(span[1])} to {short(span[2])})"
+        if span
+        else "too few users"
+    )
 
 
 def _times(value: float) -> str:

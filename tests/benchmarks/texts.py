@@ -1,4 +1,6 @@
-"""Bench `texts`: a million distinct event texts in the table on disk, in how little memory, and how fast one is found again."""
+"""Bench `texts`: a million distinct event texts in the table on disk, in how little memory, and how
+fast one is found again.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,29 @@ from tests.benchmarks.useru import alone, peak_gb
 WIDTH = 384
 
 
-def texts(users=None, run=None, seeds=0, *, many: int = 1_000_000, read: int = 1000, encoder: str = "minilm") -> dict:
-    """Fill a table with `many` distinct texts, read all back, and look one up again; encode `read` texts for real.
+def texts(
+    users=None,
+    run=None,
+    seeds=0,
+    *,
+    many: int = 1_000_000,
+    read: int = 1000,
+    encoder: str = "minilm",
+) -> dict:
+    """Fill a table with `many` distinct texts, read all back, and look one up again; encode `read`
+    texts for real.
 
-    The vectors in the table are drawn: encode_per_s says how long MiniLM would take for them. peak_gb: the most memory of the
-    process that reads all of them back (a million vectors are 0.77 GB). users, run and seeds are not looked at.
+    The vectors in the table are drawn: encode_per_s says how long MiniLM would take for them.
+    peak_gb: the most memory of the
+    process that reads all of them back (a million vectors are 0.77 GB). users, run and seeds are
+    not looked at.
     """
     with tempfile.TemporaryDirectory() as folder:
         found = alone(_fill, Path(folder), many) | alone(_read_back, Path(folder), many)
-    model, told = TextEncoder(encoder), [f"bought {i} tins of soup and bread, {i % 90} dollars" for i in range(read)]
+    model, told = (
+        TextEncoder(encoder),
+        [f"bought {i} tins of soup and bread, {i % 90} dollars" for i in range(read)],
+    )
     began = time.perf_counter()
     for start in range(0, read, 250):
         model(told[start : start + 250])
@@ -38,7 +54,10 @@ def _fill(folder: Path, many: int) -> dict:
     for start in range(0, many, 50_000):
         some = [_text(i) for i in range(start, min(many, start + 50_000))]
         VectorTable(folder).give(
-            some, lambda new, report: draw.standard_normal((len(new), WIDTH), np.float32).astype(np.float16)
+            some,
+            lambda new, report: draw.standard_normal((len(new), WIDTH), np.float32).astype(
+                np.float16
+            ),
         )
     return {"fill_s": time.perf_counter() - began, "fill_peak_gb": peak_gb()}
 
@@ -50,7 +69,11 @@ def _read_back(folder: Path, many: int) -> dict:
     began = time.perf_counter()
     one = table.lookup([_text(many // 2)], _never)
     assert np.array_equal(one[0], vectors[many // 2])
-    return {"read_s": whole, "find_one_ms": 1000 * (time.perf_counter() - began), "peak_gb": peak_gb()}
+    return {
+        "read_s": whole,
+        "find_one_ms": 1000 * (time.perf_counter() - began),
+        "peak_gb": peak_gb(),
+    }
 
 
 def _never(new: list[str], report) -> np.ndarray:

@@ -18,15 +18,37 @@ import pytest
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SHOTS = HERE / "shots"
-FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run", "--disable-quic"]
-# pages are put together and drawn on the processor: done by SwiftShader, that took most of the time of these tests
-FLAGS += ["--disable-gpu-compositing", "--disable-gpu-rasterization", "--disable-accelerated-2d-canvas"]
-QUIET = {"news_url": None, "check_for_updates_class": "jupyterlab.NeverCheckForUpdate"}  # the server asks nobody outside
+FLAGS = [
+    "--no-sandbox",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--ignore-gpu-blocklist",
+]
+FLAGS += [
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-quic",
+]
+# pages are put together and drawn on the processor: done by SwiftShader, that took most of the time
+# of these tests
+FLAGS += [
+    "--disable-gpu-compositing",
+    "--disable-gpu-rasterization",
+    "--disable-accelerated-2d-canvas",
+]
+QUIET = {
+    "news_url": None,
+    "check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
+}  # the server asks nobody outside
 READY = (
-    "document.querySelector('.lens')?.dataset.ready === 'true' && document.querySelector('.lens').dataset.moving === 'false'"
+    "document.querySelector('.lens')?.dataset.ready === 'true' && "
+    "document.querySelector('.lens').dataset.moving === 'false'"
 )
-STALE = ".lens[data-stale]"  # a lens of an earlier run of its cell, that JupyterLab has still to take away
+# a lens of an earlier run of its cell, that JupyterLab has still to take away
+STALE = ".lens[data-stale]"
 STILL = """() => { const {x, y, width} = document.querySelector('.lens-canvas').getBoundingClientRect();
     const now = [x, y, width].join(), before = window.wasAt ?? ['', 0];
     window.wasAt = [now, before[0] === now ? before[1] + 1 : 0];
@@ -34,12 +56,18 @@ STILL = """() => { const {x, y, width} = document.querySelector('.lens-canvas').
 
 
 class Server:
-    """JupyterLab on 127.0.0.1 over a copy of the lessons, so that no test writes into the repository."""
+    """JupyterLab on 127.0.0.1 over a copy of the lessons, so that no test writes into the
+    repository.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self.token = folder, secrets.token_hex(16)
         (folder / "work").mkdir()
-        shutil.copytree(ROOT / "notebooks", folder / "work" / "notebooks", ignore=shutil.ignore_patterns("out", ".*"))
+        shutil.copytree(
+            ROOT / "notebooks",
+            folder / "work" / "notebooks",
+            ignore=shutil.ignore_patterns("out", ".*"),
+        )
         if (ROOT / "data").exists():
             (folder / "work" / "data").symlink_to(ROOT / "data")
         for name in ("config", "settings", "workspaces", "runtime"):
@@ -59,7 +87,15 @@ class Server:
             "JUPYTER_RUNTIME_DIR": self.folder / "runtime",
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]),
         }
-        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={self.port}"]
+        command = [
+            sys.executable,
+            "-m",
+            "jupyterlab",
+            "--no-browser",
+            "--allow-root",
+            "--ip=127.0.0.1",
+            f"--port={self.port}",
+        ]
         command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={self.token}"]
         command += [f"--ServerApp.root_dir={self.folder / 'work'}"]
         self.log = (self.folder / "log.txt").open("w")
@@ -89,7 +125,9 @@ class Server:
 
     def theme(self, dark: bool) -> None:
         """Set the theme of pages opened from now on (and ask for no news)."""
-        self._set("apputils-extension/themes", theme="JupyterLab Dark" if dark else "JupyterLab Light")
+        self._set(
+            "apputils-extension/themes", theme="JupyterLab Dark" if dark else "JupyterLab Light"
+        )
         self._set("apputils-extension/notification", fetchNews="false", checkForUpdates=False)
 
     def _set(self, plugin: str, **settings) -> None:
@@ -100,7 +138,11 @@ class Server:
     def write(self, name: str, cells: list[str]) -> str:
         """Make a notebook of code cells; give its path below the root."""
         book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-        book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        book.metadata["kernelspec"] = {
+            "name": "python3",
+            "display_name": "Python 3",
+            "language": "python",
+        }
         nbformat.write(book, self.folder / "work" / "notebooks" / name)
         return f"notebooks/{name}"
 
@@ -115,9 +157,14 @@ class Notebook:
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.goto(f"{server.url}/lab/tree/{path}?token={server.token}&reset")
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
-        page.wait_for_selector('.jp-NotebookPanel [data-status="idle"], .jp-Notebook-ExecutionIndicator[data-status="idle"]')
+        page.wait_for_selector(
+            '.jp-NotebookPanel [data-status="idle"], '
+            '.jp-Notebook-ExecutionIndicator[data-status="idle"]'
+        )
         # a cell that is run before the kernel is there makes JupyterLab ask which one to take
-        page.wait_for_function("/(?<!No Kernel) \\| Idle/.test(document.querySelector('#jp-main-statusbar').innerText)")
+        page.wait_for_function(
+            "/(?<!No Kernel) \\| Idle/.test(document.querySelector('#jp-main-statusbar').innerText)"
+        )
 
     def cell(self, number: int):
         return self.page.locator(".jp-Notebook .jp-Cell").nth(number)
@@ -125,18 +172,31 @@ class Notebook:
     def run(self, number: int, timeout: float = 120) -> str:
         """Run one code cell with Ctrl+Enter, wait for its end, and give what it printed."""
         cell, end, pressed = self.cell(number), time.monotonic() + timeout, 0.0
-        if (hidden := cell.locator(".jp-Cell-inputWrapper .jp-Placeholder")).count():  # a hidden solution
+        if (
+            hidden := cell.locator(".jp-Cell-inputWrapper .jp-Placeholder")
+        ).count():  # a hidden solution
             hidden.first.click()
-        cell.locator(".lens").evaluate_all("lenses => lenses.forEach((lens) => (lens.dataset.stale = true))")
+        cell.locator(".lens").evaluate_all(
+            "lenses => lenses.forEach((lens) => (lens.dataset.stale = true))"
+        )
         prompt = cell.locator(".jp-InputArea-prompt").first
         old = prompt.inner_text()
-        while "*" in (text := prompt.inner_text()) or text == old or not any(map(str.isdigit, text)):
+        while (
+            "*" in (text := prompt.inner_text()) or text == old or not any(map(str.isdigit, text))
+        ):
             assert time.monotonic() < end, f"cell {number} still runs after {timeout} s"
-            if "*" not in text and time.monotonic() - pressed > 5:  # a key pressed before the kernel is there is lost
+            if (
+                "*" not in text and time.monotonic() - pressed > 5
+            ):  # a key pressed before the kernel is there is lost
                 if (dialog := self.page.locator(".jp-Dialog")).count():
-                    pytest.fail(f"JupyterLab asks: {dialog.first.inner_text()}\n" + "\n".join(self.server.tail()))
+                    pytest.fail(
+                        f"JupyterLab asks: {dialog.first.inner_text()}\n"
+                        + "\n".join(self.server.tail())
+                    )
                 cell.locator(".cm-content").click()
-                self.page.keyboard.press("Control+Enter")  # Shift+Enter would scroll to the next cell, at a time of its own
+                self.page.keyboard.press(
+                    "Control+Enter"
+                )  # Shift+Enter would scroll to the next cell, at a time of its own
                 pressed = time.monotonic()
             self.page.wait_for_timeout(50)
         self.wait(f"!document.querySelector('{STALE}')")
@@ -144,19 +204,28 @@ class Notebook:
         return "\n".join(texts.all_inner_texts()).strip()
 
     def wait(self, condition: str, timeout: float = 90) -> None:
-        """Wait until a condition holds in the page; if it never does, keep a screenshot and say what the view says."""
+        """Wait until a condition holds in the page; if it never does, keep a screenshot and say
+        what the view says.
+        """
         from playwright.sync_api import TimeoutError as TooLong
 
         try:
             self.page.wait_for_function(condition, timeout=timeout * 1000)
         except TooLong:
             path = self.shot("failed")
-            view = self.page.evaluate("JSON.stringify({...document.querySelector('.lens')?.dataset})")
+            view = self.page.evaluate(
+                "JSON.stringify({...document.querySelector('.lens')?.dataset})"
+            )
             said = [*self.complaints, *self.server.tail()]
-            pytest.fail(f"never came true: {condition}\nview: {view}\nscreenshot: {path}\n" + "\n".join(said))
+            pytest.fail(
+                f"never came true: {condition}\nview: {view}\nscreenshot: {path}\n"
+                + "\n".join(said)
+            )
 
     def settled(self, timeout: float = 90) -> None:
-        """Wait until the map is there and nothing moves, neither on it nor around it: JupyterLab scrolls when a cell grows."""
+        """Wait until the map is there and nothing moves, neither on it nor around it: JupyterLab
+        scrolls when a cell grows.
+        """
         self.wait(READY, timeout)
         self.wait(STILL)
 
@@ -182,7 +251,9 @@ class Notebook:
     def check(self) -> None:
         """No script failed in the page, and nothing was asked of another host."""
         assert self.complaints == []
-        hosts = {urlsplit(url).netloc for url in self.requests if not url.startswith(("data:", "blob:"))}
+        hosts = {
+            urlsplit(url).netloc for url in self.requests if not url.startswith(("data:", "blob:"))
+        }
         assert hosts == {urlsplit(self.server.url).netloc}, "something was asked of another host"
 
     def close(self) -> None:
@@ -224,10 +295,14 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def open_notebook(chromium, server):
-    """Open a notebook: `open_notebook(path, width=1280, height=900, dark=False)`; close it with `.page.close()`."""
+    """Open a notebook: `open_notebook(path, width=1280, height=900, dark=False)`; close it with
+    `.page.close()`.
+    """
 
     def opened(path: str, width: int = 1280, height: int = 900, dark: bool = False) -> Notebook:
         server.theme(dark)
-        return Notebook(chromium.new_page(viewport={"width": width, "height": height}), server, path)
+        return Notebook(
+            chromium.new_page(viewport={"width": width, "height": height}), server, path
+        )
 
     return opened

@@ -1,4 +1,6 @@
-"""A stand-in for the back end of the lens: groups of users that move by plain rules, with delays; no model is needed."""
+"""A stand-in for the back end of the lens: groups of users that move by plain rules, with delays;
+no model is needed.
+"""
 
 import time
 import zlib
@@ -17,9 +19,22 @@ QUERIES = (
     "What will this user do next month?",
 )
 TEXTS = {
-    "bill": ("paid 18.40 for a taxi", "paid 6.20 for noodles", "paid 212.00 to an airline", "paid 9.90 for a phone plan"),
-    "mini": ("opened the train tickets mini-program", "watered the forest", "opened the coupon centre"),
-    "search": ("searched for weekend flights", "searched for concert tickets", "searched for cheap rice cooker"),
+    "bill": (
+        "paid 18.40 for a taxi",
+        "paid 6.20 for noodles",
+        "paid 212.00 to an airline",
+        "paid 9.90 for a phone plan",
+    ),
+    "mini": (
+        "opened the train tickets mini-program",
+        "watered the forest",
+        "opened the coupon centre",
+    ),
+    "search": (
+        "searched for weekend flights",
+        "searched for concert tickets",
+        "searched for cheap rice cooker",
+    ),
     "app": ("installed a fitness app", "removed a game", "installed a map of Kyoto"),
 }
 
@@ -28,10 +43,16 @@ def make_frame(users: int = 600, seed: int = 0) -> pd.DataFrame:
     """One row a user, as `Users.frame()` gives; the first user's events are hostile text."""
     random = np.random.default_rng(seed)
     frame = pd.DataFrame({"user": [f"u{i:04}" for i in range(users)]})
-    counts = {name: random.poisson(rate, users) for name, rate in zip(TEXTS, (24, 11, 8, 3), strict=True)}
+    counts = {
+        name: random.poisson(rate, users) for name, rate in zip(TEXTS, (24, 11, 8, 3), strict=True)
+    }
     frame["events"] = np.sum(list(counts.values()), axis=0)
-    frame["first"] = pd.Timestamp("2025-01-01 09:00") + pd.to_timedelta(random.integers(0, 20, users), unit="D")
-    frame["last"] = pd.Timestamp("2025-03-20 18:00") + pd.to_timedelta(random.integers(0, 11, users), unit="D")
+    frame["first"] = pd.Timestamp("2025-01-01 09:00") + pd.to_timedelta(
+        random.integers(0, 20, users), unit="D"
+    )
+    frame["last"] = pd.Timestamp("2025-03-20 18:00") + pd.to_timedelta(
+        random.integers(0, 11, users), unit="D"
+    )
     frame = frame.assign(**counts)
     texts = [text for group in TEXTS.values() for text in group]
     recent = [tuple(random.choice(texts, 5, replace=False).tolist()) for _ in range(users)]
@@ -44,12 +65,11 @@ class FakeBacktest:
 
     right, low, high, n, cutoff = 0.72, 0.68, 0.76, 60, "2025-05-02"
 
-    def __str__(self):
-        return "in hindsight, as of 2025-05-02, right in 72 of 100 pairs"
-
 
 class FakeLens:
-    """Ask six groups of users by a rule: each query makes some groups travel. "fail" raises, "slow" takes its time."""
+    """Ask six groups of users by a rule: each query makes some groups travel. "fail" raises, "slow"
+    takes its time.
+    """
 
     def __init__(self, users: int = 600, steps: int = 6, seconds: float = 0.6, seed: int = 0):
         random = np.random.default_rng(seed)
@@ -64,13 +84,23 @@ class FakeLens:
     def under(self, query: str) -> tuple[np.ndarray, np.ndarray]:
         """Where everybody stands under `query`, and how far they really moved."""
         random = np.random.default_rng(zlib.crc32(query.encode()))
-        moved = np.isin(self.group, random.choice(6, 2, replace=False)) & (random.random(len(self.ids)) < 0.55)
+        moved = np.isin(self.group, random.choice(6, 2, replace=False)) & (
+            random.random(len(self.ids)) < 0.55
+        )
         moved |= random.random(len(self.ids)) < 0.04
         if not query:
             moved[:] = False
-        goal = self.centres[random.integers(0, 6)] * 0.15 + random.normal(scale=0.55, size=self.places.shape)
-        places = np.where(moved[:, None], 0.25 * self.places + goal, self.places + random.normal(scale=0.03, size=goal.shape))
-        residual = np.where(moved, 0.42 + 0.5 * random.beta(2, 4, len(moved)), 0.2 * random.beta(3, 4, len(moved)))
+        goal = self.centres[random.integers(0, 6)] * 0.15 + random.normal(
+            scale=0.55, size=self.places.shape
+        )
+        places = np.where(
+            moved[:, None],
+            0.25 * self.places + goal,
+            self.places + random.normal(scale=0.03, size=goal.shape),
+        )
+        residual = np.where(
+            moved, 0.42 + 0.5 * random.beta(2, 4, len(moved)), 0.2 * random.beta(3, 4, len(moved))
+        )
         residual[0] = 0.97 if query else 0  # the hostile one leads every list
         return places, residual
 
@@ -94,20 +124,34 @@ class FakeLens:
         random = np.random.default_rng(1)
         (old, _), (new, residual) = self.under(previous), self.under(query)
         trust = np.clip(1 - random.beta(1.2, 9, 2 * len(self.ids)), 0, 1)
-        points = pd.DataFrame({"user": self.ids * 2, "query": np.repeat([previous, query], len(self.ids))})
-        points = points.assign(x=np.r_[old[:, 0], new[:, 0]], y=np.r_[old[:, 1], new[:, 1]], trust=trust)
-        caption = f"One joint UMAP map of {len(self.ids):,} users under both queries. Trustworthiness 0.91; "
+        points = pd.DataFrame(
+            {"user": self.ids * 2, "query": np.repeat([previous, query], len(self.ids))}
+        )
+        points = points.assign(
+            x=np.r_[old[:, 0], new[:, 0]], y=np.r_[old[:, 1], new[:, 1]], trust=trust
+        )
+        caption = (
+            f"One joint UMAP map of {len(self.ids):,} users under both queries. "
+            "Trustworthiness 0.91; "
+        )
         caption += "a common rotation and offset of 0.38 was removed."
         if not query:
             points = points[len(self.ids) :]
             words = f"{total:,} users before any query."
             return Update(total, total, words, caption, data={"points": points})
         beyond = (residual > 0.3) | ("everybody" in query)
-        shift = pd.DataFrame({"user": self.ids, "from_query": previous, "to_query": query, "residual": residual})
-        shift = shift.assign(noise_floor=0.3, beyond_noise=beyond, neighbours_kept=np.where(beyond, 0.2, 0.93))
+        shift = pd.DataFrame(
+            {"user": self.ids, "from_query": previous, "to_query": query, "residual": residual}
+        )
+        shift = shift.assign(
+            noise_floor=0.3, beyond_noise=beyond, neighbours_kept=np.where(beyond, 0.2, 0.93)
+        )
         near = [tuple((i * 7 + k) % total for k in range(1, 4)) for i in range(total)]
         first = shift.sort_values("residual", ascending=False)["user"].head(3)
-        words = f"{beyond.sum():,} of {len(self.ids):,} users moved beyond the noise floor (5 paraphrases)."
+        words = (
+            f"{beyond.sum():,} of {len(self.ids):,} users moved beyond the noise floor (5 "
+            "paraphrases)."
+        )
         words += f" {first.iloc[0]}, {first.iloc[1]} and {first.iloc[2]} moved most."
         data = {"points": points, "shift": shift.assign(gained=near, lost=near[::-1])}
         return Update(total, total, words, caption, data=data)
@@ -131,7 +175,12 @@ class FakeLens:
             time.sleep(self.seconds / 2)
         if "fail" in query:
             raise ValueError("the past could not be read")
-        yield Update(60, 60, data={"backtest": FakeBacktest()})
+        yield Update(
+            60,
+            60,
+            "Backtest as of 2025-05-02: 72 of 100 pairs are in the right order.",
+            data={"backtest": FakeBacktest()},
+        )
 
     def answer(self, user: str, query: str) -> str:
         """Write something hostile, as a careless model might."""
@@ -156,7 +205,9 @@ TELLING = (
 
 
 def fake_describe(ids) -> pd.DataFrame:
-    """Say the same of every group, with wider intervals for smaller ones; the last four are within chance."""
+    """Say the same of every group, with wider intervals for smaller ones; the last four are within
+    chance.
+    """
     rows = []
     for place, (kind, name, group, rest) in enumerate(TELLING):
         size = 1.0 if kind != "number" else group
@@ -175,7 +226,11 @@ def fake_describe(ids) -> pd.DataFrame:
             "rest_high": min(rest + narrow, top),
             "difference": group - rest,
         }
-        row |= {"low": group - rest - wide - narrow, "high": group - rest + wide + narrow, "beyond_chance": place < 6}
+        row |= {
+            "low": group - rest - wide - narrow,
+            "high": group - rest + wide + narrow,
+            "beyond_chance": place < 6,
+        }
         rows.append({**row, "n_group": len(ids), "n_rest": 600 - len(ids)})
     return pd.DataFrame(rows)
 
@@ -195,15 +250,36 @@ class FakeExplain:
             for step in range(steps):
                 time.sleep(self.seconds / 8)
                 yield Update(step, steps, f"Asked {75 * step} of 600 users 72 questions ...")
-            queries = [*QUERIES, f"Is this user {HOSTILE}?", *(f"Does this user like hobby number {k}?" for k in range(1, 18))]
-            frame = pd.DataFrame({"query": queries, "topic": "", "auc": 0.86 - 0.018 * np.arange(len(queries)) ** 0.95})
-            frame = frame.assign(auc_low=frame.auc - 0.06, auc_high=frame.auc + 0.06, chance=0.64, n_group=len(ids))
-            frame = frame.assign(beyond_chance=frame.auc > 0.64, behind=frame.auc < 0.83, n_rest=600 - len(ids))
-            words = (
-                f"“{QUERIES[0]}” tells these {len(ids)} users best from the other {600 - len(ids)}: AUC 0.86 (0.80 to 0.92). "
+            queries = [
+                *QUERIES,
+                f"Is this user {HOSTILE}?",
+                *(f"Does this user like hobby number {k}?" for k in range(1, 18)),
+            ]
+            frame = pd.DataFrame(
+                {
+                    "query": queries,
+                    "topic": "",
+                    "auc": 0.86 - 0.018 * np.arange(len(queries)) ** 0.95,
+                }
             )
-            words += "1 other is not clearly behind. By luck, the best of 24 questions reaches 0.64 in 1 of 20 random groups."
-            caption = "AUC out of fold (3 x 5 folds), nearest mean; chance line by 200 random groups of that size."
+            frame = frame.assign(
+                auc_low=frame.auc - 0.06, auc_high=frame.auc + 0.06, chance=0.64, n_group=len(ids)
+            )
+            frame = frame.assign(
+                beyond_chance=frame.auc > 0.64, behind=frame.auc < 0.83, n_rest=600 - len(ids)
+            )
+            words = (
+                f"“{QUERIES[0]}” tells these {len(ids)} users best from the other "
+                f"{600 - len(ids)}: AUC 0.86 (0.80 to 0.92). "
+            )
+            words += (
+                "1 other is not clearly behind. By luck, the best of 24 questions reaches "
+                "0.64 in 1 of 20 random groups."
+            )
+            caption = (
+                "AUC out of fold (3 x 5 folds), nearest mean; chance line by 200 random "
+                "groups of that size."
+            )
             yield Update(steps, steps, words, caption, data={"frame": frame})
         finally:
             self.closed += 1
@@ -214,6 +290,10 @@ def fake_provenance(shift=None) -> dict:
     facts = {"run": "3f2a" * 16, "seed": 0, "version": "qanchor 0.1.0"}
     if shift is not None:
         moved, n = int(shift["beyond_noise"].sum()), len(shift)
-        facts |= {"metric": "share of users beyond the noise floor of 0.30", "value": moved / n, "low": moved / n - 0.04}
+        facts |= {
+            "metric": "share of users beyond the noise floor of 0.30",
+            "value": moved / n,
+            "low": moved / n - 0.04,
+        }
         facts |= {"high": moved / n + 0.04, "n": n}
     return facts

@@ -1,4 +1,6 @@
-"""A stand-in for the back end of the attention view: made-up attention and effects, with delays; no model is needed."""
+"""A stand-in for the back end of the attention view: made-up attention and effects, with delays; no
+model is needed.
+"""
 
 import time
 import zlib
@@ -14,8 +16,12 @@ SLOTS = {"bill": 61, "mini": 32, "spm": 22, "app": 12, "search": 17, "tabular": 
 LAYERS, GROUPS = 6, 3
 
 
-def make_table(query: str, modalities=MODALITIES, soft: bool = False, deleted: bool = True) -> pd.DataFrame:
-    """Make a whole table of one query by rules: attention falls and effects rise in the order of the modalities."""
+def make_table(
+    query: str, modalities=MODALITIES, soft: bool = False, deleted: bool = True
+) -> pd.DataFrame:
+    """Make a whole table of one query by rules: attention falls and effects rise in the order of
+    the modalities.
+    """
     random = np.random.default_rng(zlib.crc32(query.encode()))
     names = [*modalities, *OTHERS, *(["soft prompt"] if soft else [])]
     cube = random.gamma(6, 1, (LAYERS, GROUPS, len(names))) * np.linspace(1.6, 0.5, len(names))
@@ -24,9 +30,17 @@ def make_table(query: str, modalities=MODALITIES, soft: bool = False, deleted: b
     cube /= cube.sum(-1, keepdims=True)
     cube = np.concatenate([cube.mean(1, keepdims=True), cube], 1)
     cube = np.concatenate([cube.mean(0, keepdims=True), cube], 0)
-    index = pd.MultiIndex.from_product([range(-1, LAYERS), range(-1, GROUPS), names], names=["layer", "head_group", "modality"])
+    index = pd.MultiIndex.from_product(
+        [range(-1, LAYERS), range(-1, GROUPS), names], names=["layer", "head_group", "modality"]
+    )
     frame = pd.DataFrame({"weight": cube.ravel()}, index).reset_index().assign(query=query)
-    effect = dict(zip(modalities, np.linspace(0.002, 0.061, len(modalities)) * random.uniform(0.7, 1.3), strict=True))
+    effect = dict(
+        zip(
+            modalities,
+            np.linspace(0.002, 0.061, len(modalities)) * random.uniform(0.7, 1.3),
+            strict=True,
+        )
+    )
     frame["slots"] = frame["modality"].map(SLOTS).fillna(6)
     frame = frame.assign(per_token=frame["weight"] / frame["slots"], gradient=np.nan)
     frame["kind"] = np.where(frame["modality"].isin(list(modalities)), "modality", "other")
@@ -40,7 +54,9 @@ def make_table(query: str, modalities=MODALITIES, soft: bool = False, deleted: b
 
 
 class FakeAttention:
-    """Look at made-up users. "fail" raises, "slow" takes its time; the name "tuned" stands for a soft prompt."""
+    """Look at made-up users. "fail" raises, "slow" takes its time; the name "tuned" stands for a
+    soft prompt.
+    """
 
     def __init__(self, users: int = 60, seconds: float = 0.5):
         self.ids = tuple(f"u{i:04}" for i in range(users))
@@ -48,14 +64,20 @@ class FakeAttention:
         self.seconds, self.closed, self.calls = seconds, 0, []
 
     def _frames(self, queries, deleted=True):
-        return pd.concat([make_table(q, soft=q == "tuned", deleted=deleted) for q in queries if q], ignore_index=True)
+        return pd.concat(
+            [make_table(q, soft=q == "tuned", deleted=deleted) for q in queries if q],
+            ignore_index=True,
+        )
 
     def __call__(self, query, versus=None, users=None):
         self.calls.append((query, versus, users))
         if query == "fail":
             raise ValueError("the checkpoint has no such layer")
         if users and (unknown := [u for u in users if u not in self.ids]):
-            raise KeyError(f"user {unknown[0]!r} is not among the {len(self.ids)} that can be looked at: check the id")
+            raise KeyError(
+                f"user {unknown[0]!r} is not among the {len(self.ids)} that can be looked at: "
+                "check the id"
+            )
         return self._updates((query, versus), users)
 
     def _updates(self, queries, users):
@@ -66,25 +88,52 @@ class FakeAttention:
                 part = self._frames(queries, deleted=False) if step == 2 else None
                 words = f"Looked at {many * step // steps} of {many} users ..."
                 yield Update(step, steps, words, data={"table": part})
-            summary = "Of all modalities, bill gets most attention (6.4 %); deleting tabular moves users farthest (0.061). "
+            summary = (
+                "Of all modalities, bill gets most attention (6.4 %); deleting tabular "
+                "moves users farthest (0.061). "
+            )
             summary += (
-                "Rank agreement of attention and deletion: -0.37 (1 is the same order, 0 none): they contradict each other; "
+                "Rank agreement of attention and deletion: -0.37 (1 is the same order, 0 "
+                "none): they contradict each other; "
             )
             summary += "do not read attention as importance."
-            caption = f"Mean over {many} users; 6 layers, 9 heads. Deletion effect: 1 - cosine after reading anew without it."
+            caption = (
+                f"Mean over {many} users; 6 layers, 9 heads. Deletion effect: 1 - cosine "
+                "after reading anew without it."
+            )
             yield Update(steps, steps, summary, caption, data={"table": self._frames(queries)})
         finally:
             self.closed += 1
 
     def events(self, user):
-        texts = [HOSTILE, "paid 18.40 for a taxi", "searched for weekend flights", "opened the train tickets mini-program"]
+        texts = [
+            HOSTILE,
+            "paid 18.40 for a taxi",
+            "searched for weekend flights",
+            "opened the train tickets mini-program",
+        ]
         texts += [f"paid {9 + k}.90 for noodles at the corner shop" for k in range(8)]
-        times = pd.Timestamp("2025-05-30 18:20") - pd.to_timedelta(np.arange(len(texts)) * 1.7, unit="D")
-        return pd.DataFrame({"event": np.arange(900, 900 - len(texts), -1), "time": times, "modality": "bill", "text": texts})
+        times = pd.Timestamp("2025-05-30 18:20") - pd.to_timedelta(
+            np.arange(len(texts)) * 1.7, unit="D"
+        )
+        return pd.DataFrame(
+            {
+                "event": np.arange(900, 900 - len(texts), -1),
+                "time": times,
+                "modality": "bill",
+                "text": texts,
+            }
+        )
 
     def rerun(self, query, user, drop=(), reword=None):
         self.calls.append((query, user, tuple(drop), dict(reword or {})))
         time.sleep(self.seconds / 3)
         data = {"table": self._frames((f"{query} (edited)", query)), "moved": 0.0134}
         data |= {"before": "Likely to travel.", "after": "Unlikely <b>to travel</b>."}
-        yield Update(1, 1, f"Without {len(drop)} events, {user} moves by 0.0134 (1 - cosine).", "One user.", data=data)
+        yield Update(
+            1,
+            1,
+            f"Without {len(drop)} events, {user} moves by 0.0134 (1 - cosine).",
+            "One user.",
+            data=data,
+        )

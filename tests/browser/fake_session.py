@@ -1,4 +1,6 @@
-"""A stand-in for `qanchor.WorkbenchSession`: what all views of a workbench ask, by plain rules; no model is needed."""
+"""A stand-in for `qanchor.WorkbenchSession`: what all views of a workbench ask, by plain rules; no
+model is needed.
+"""
 
 from fake import FakeExplain, FakeLens, fake_describe, fake_provenance, make_frame
 from fake_attention import FakeAttention

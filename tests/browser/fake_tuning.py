@@ -1,4 +1,6 @@
-"""A stand-in for the back end of prompt tuning: losses that fall by a rule, with delays; no model is needed."""
+"""A stand-in for the back end of prompt tuning: losses that fall by a rule, with delays; no model
+is needed.
+"""
 
 import time
 from pathlib import Path
@@ -12,7 +14,9 @@ LABELS = ("Takeout", "Concert", "Luck", HOSTILE, "fail", "slow")
 
 
 class FakeTuning:
-    """Tune by a rule: "Luck" gains nothing, "Concert" loses, "fail" raises half-way, "slow" takes its time, others gain."""
+    """Tune by a rule: "Luck" gains nothing, "Concert" loses, "fail" raises half-way, "slow" takes
+    its time, others gain.
+    """
 
     labels, queries = LABELS, QUERIES
 
@@ -35,10 +39,21 @@ class FakeTuning:
                     fall = 0.25 * np.exp(-step / (0.3 * steps))
                     over = 0.12 * max(0.0, step / steps - 0.6) ** 1.2
                     noise = random.normal(0, 0.006, 2)
-                    rows.append((step, 0.36 + fall + noise[0] if step else np.nan, 0.41 + fall + over + noise[1]))
+                    rows.append(
+                        (
+                            step,
+                            0.36 + fall + noise[0] if step else np.nan,
+                            0.41 + fall + over + noise[1],
+                        )
+                    )
                     best = min(rows, key=lambda row: row[2])[0]
                 history = pd.DataFrame(rows, columns=["step", "loss", "valid"])
-                data = {"prompt": f"prompt of step {best}", "result": None, "history": history, "best": best}
+                data = {
+                    "prompt": f"prompt of step {best}",
+                    "result": None,
+                    "history": history,
+                    "best": best,
+                }
                 yield Update(step, steps, data=data)
                 if stop():
                     break
@@ -52,8 +67,19 @@ class FakeTuning:
     def result(label: str) -> pd.DataFrame:
         gain = {"Luck": 0.004, "Concert": -0.06}.get(label, 0.057)
         rows = [
-            (name, before, before + share * gain, share * gain, share * (gain - 0.031), share * (gain + 0.029))
-            for name, before, share in (("auc", 0.712, 1.0), ("ks", 0.341, 1.4), ("silhouette", 0.021, 0.5))
+            (
+                name,
+                before,
+                before + share * gain,
+                share * gain,
+                share * (gain - 0.031),
+                share * (gain + 0.029),
+            )
+            for name, before, share in (
+                ("auc", 0.712, 1.0),
+                ("ks", 0.341, 1.4),
+                ("silhouette", 0.021, 0.5),
+            )
         ]
         result = pd.DataFrame(rows, columns=["measure", "before", "after", "gain", "low", "high"])
         result.attrs = {"n": 300, "positives": 108}
@@ -61,16 +87,23 @@ class FakeTuning:
 
     @staticmethod
     def words(label: str) -> str:
-        what = {"Luck": "no gain beyond", "Concert": "worse, beyond"}.get(label, "a gain of .057, beyond")
+        what = {"Luck": "no gain beyond", "Concert": "worse, beyond"}.get(
+            label, "a gain of .057, beyond"
+        )
         row = FakeTuning.result(label).iloc[0]
         after, low, high = (f"{row[k]:.3f}".replace("0.", ".") for k in ("after", "low", "high"))
-        return f"On 300 users never tuned on, AUC is .712 before and {after} after: {what} chance (95 %: {low} to {high})."
+        return (
+            f"On 300 users never tuned on, AUC is .712 before and {after} after: {what} "
+            f"chance (95 %: {low} to {high})."
+        )
 
     @staticmethod
     def save(prompt: str, folder: str) -> Path:
         path = Path(folder)
         if (path / "prompt.json").exists():
-            raise FileExistsError(f"{folder} holds a soft prompt already: name another folder, or remove that one")
+            raise FileExistsError(
+                f"{folder} holds a soft prompt already: name another folder, or remove that one"
+            )
         path.mkdir(parents=True)
         (path / "prompt.json").write_text(prompt)
         return path

@@ -1,4 +1,6 @@
-"""The cells of a notebook that shows the views of one session, each alone, first empty, then with a result."""
+"""The cells of a notebook that shows the views of one session, each alone, first empty, then with a
+result.
+"""
 
 SETUP = """from fake_session import FakeSession
 from widgets import AttentionView, ClusterView, PromptTuningView, QueryLens, SelectionPanel

@@ -1,4 +1,5 @@
-"""`make load`: eight notebooks on one JupyterLab, four of them looked at in four browser tabs, all asked at once.
+"""`make load`: eight notebooks on one JupyterLab, four of them looked at in four browser tabs, all
+asked at once.
 
 It takes minutes and is no part of `make test`.
 """
@@ -22,12 +23,21 @@ class Kernel:
     """A notebook's kernel that no tab looks at, spoken to as JupyterLab does."""
 
     def __init__(self, server, name: str):
-        told = {"path": f"notebooks/{name}", "name": name, "type": "notebook", "kernel": {"name": "python3"}}
+        told = {
+            "path": f"notebooks/{name}",
+            "name": name,
+            "type": "notebook",
+            "kernel": {"name": "python3"},
+        }
         head = {"Authorization": f"token {server.token}", "Content-Type": "application/json"}
-        request = urllib.request.Request(f"{server.url}/api/sessions", json.dumps(told).encode(), head)
+        request = urllib.request.Request(
+            f"{server.url}/api/sessions", json.dumps(told).encode(), head
+        )
         with urllib.request.urlopen(request, timeout=120) as answer:
             self.id = json.load(answer)["kernel"]["id"]
-        self.client = BlockingKernelClient(connection_file=str(server.folder / "runtime" / f"kernel-{self.id}.json"))
+        self.client = BlockingKernelClient(
+            connection_file=str(server.folder / "runtime" / f"kernel-{self.id}.json")
+        )
         self.client.load_connection_file()
         self.client.start_channels()
 
@@ -43,15 +53,24 @@ class Kernel:
 def memory(server) -> dict[int, float]:
     """Say how much each process of the host holds, in MB; the server itself first."""
     host = psutil.Process(server.process.pid)
-    kernels = [child for child in host.children() if "ipykernel_launcher" in " ".join(child.cmdline())]
+    kernels = [
+        child for child in host.children() if "ipykernel_launcher" in " ".join(child.cmdline())
+    ]
     return {process.pid: process.memory_info().rss / 1e6 for process in (host, *kernels)}
 
 
 def test_eight_notebooks_and_four_tabs(server, open_notebook):
     began, before = time.monotonic(), set(memory(server))
-    unseen = [Kernel(server, server.write(f"load-{n}.ipynb", [LENS]).split("/")[1]) for n in range(UNSEEN)]
+    unseen = [
+        Kernel(server, server.write(f"load-{n}.ipynb", [LENS]).split("/")[1]) for n in range(UNSEEN)
+    ]
     books = [
-        open_notebook(server.write(f"tab-{n}.ipynb", [f"{LENS}\nlens", f"for n in range({ROUNDS}): lens.ask(f'on {{n}}')"]))
+        open_notebook(
+            server.write(
+                f"tab-{n}.ipynb",
+                [f"{LENS}\nlens", f"for n in range({ROUNDS}): lens.ask(f'on {{n}}')"],
+            )
+        )
         for n in range(TABS)
     ]
     for kernel in unseen:
@@ -65,7 +84,11 @@ def test_eight_notebooks_and_four_tabs(server, open_notebook):
         assert "of 300 users moved" in kernel.run(f"print(lens.ask({QUERIES[0]!r}))")
     for book in books:
         assert "of 300 users moved" in book.asked(QUERIES[0])
-    first = {pid: held for pid, held in memory(server).items() if pid not in before or pid == server.process.pid}
+    first = {
+        pid: held
+        for pid, held in memory(server).items()
+        if pid not in before or pid == server.process.pid
+    }
     assert len(first) == 1 + UNSEEN + TABS
     for kernel in unseen:
         kernel.run(f"for n in range({ROUNDS}): lens.ask(f'on {{n}}')")
@@ -77,7 +100,10 @@ def test_eight_notebooks_and_four_tabs(server, open_notebook):
     last = memory(server)
     host, *kernels = ((first[pid], last[pid]) for pid in first)
     told = ", ".join(f"{a:.0f} to {b:.0f}" for a, b in kernels)
-    print(f"\nserver {host[0]:.0f} to {host[1]:.0f} MB, kernels {told} MB, {time.monotonic() - began:.0f} s")
+    print(
+        f"\nserver {host[0]:.0f} to {host[1]:.0f} MB, kernels {told} MB, "
+        f"{time.monotonic() - began:.0f} s"
+    )
     assert all(b < ROOM * a for a, b in (host, *kernels)), "memory grows with every question"
     for book in books:
         book.close()

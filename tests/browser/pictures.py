@@ -1,4 +1,5 @@
-"""`make pictures`: README's pictures taken anew of the shipped page and run, the moving one included.
+"""`make pictures`: README's pictures taken anew of the shipped page and run, the moving one
+included.
 
 It takes minutes and is no part of `make test`.
 """
@@ -39,7 +40,9 @@ class Film:
     def take(self, hold: int = TICK) -> None:
         """Take one picture, to be shown for `hold` milliseconds."""
         shot = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
-        self.frames.append(shot.resize((WIDE, round(shot.height * WIDE / shot.width)), Image.LANCZOS))
+        self.frames.append(
+            shot.resize((WIDE, round(shot.height * WIDE / shot.width)), Image.LANCZOS)
+        )
         self.times.append(hold)
 
     def step(self, many: int = 1) -> None:
@@ -51,7 +54,15 @@ class Film:
     def save(self, path: Path) -> None:
         """Write the film, endless, each picture for its time."""
         first, *others = self.frames
-        first.save(path, save_all=True, append_images=others, duration=self.times, loop=0, quality=60, method=6)
+        first.save(
+            path,
+            save_all=True,
+            append_images=others,
+            duration=self.times,
+            loop=0,
+            quality=60,
+            method=6,
+        )
 
 
 def ask(page, query: str) -> None:
@@ -64,7 +75,9 @@ def ask(page, query: str) -> None:
 def test_pictures(page):
     page.get_by_role("button", name="Close the tour").click()
     ask(page, QUERY)
-    Image.open(io.BytesIO(page.screenshot())).quantize(256).save(DATA / "workbench.png", optimize=True)
+    Image.open(io.BytesIO(page.screenshot())).quantize(256).save(
+        DATA / "workbench.png", optimize=True
+    )
     ask(page, PREVIOUS)
     film, box = Film(page), page.get_by_role("combobox", name="Query", exact=True)
     film.take(900)
@@ -77,7 +90,9 @@ def test_pictures(page):
     page.clock.install()
     page.clock.pause_at(page.evaluate("Date.now()") + 1000)
     box.press("Enter")
-    while page.evaluate(SHOWN) != QUERY:  # the answer is on its way: a few pictures of how far it is
+    while (
+        page.evaluate(SHOWN) != QUERY
+    ):  # the answer is on its way: a few pictures of how far it is
         page.clock.run_for(TICK)
         if len(film.frames) < 40:
             film.take()

@@ -8,19 +8,26 @@ import pytest
 from words import says
 
 PAGE, RULES = (Path(__file__).parents[2] / "widgets" / name for name in ("app.ipynb", "app.json"))
-READY = "(({ready, moving}) => ready === 'true' && moving === 'false')(document.querySelector('.lens')?.dataset ?? {})"
+READY = (
+    "(({ready, moving}) => ready === 'true' && moving === "
+    "'false')(document.querySelector('.lens')?.dataset ?? {})"
+)
 TRAVEL = "Will this user travel soon?"
 
 
 def serve_app(server, folder, users: int):
-    """Start a server of its own with the shipped page and its rules, beside the sample data, with so many of the users."""
+    """Start a server of its own with the shipped page and its rules, beside the sample data, with
+    so many of the users.
+    """
     own = type(server)(folder)
     told = own.folder / "config" / "jupyter_server_config.json"
     told.write_text(json.dumps(json.loads(told.read_text()) | json.loads(RULES.read_text())))
     book = json.loads(PAGE.read_text())
     source = "".join(book["cells"][0]["source"])
     assert source.count('load_users("../data/sample")') == 1
-    book["cells"][0]["source"] = source.replace('("../data/sample")', f'("../data/sample").sample({users})')
+    book["cells"][0]["source"] = source.replace(
+        '("../data/sample")', f'("../data/sample").sample({users})'
+    )
     (own.folder / "work" / "widgets").mkdir()
     (own.folder / "work" / "widgets" / "app.ipynb").write_text(json.dumps(book))
     own.start()
@@ -55,7 +62,11 @@ def walk(page):
     page.mouse.move(map_box["x"] + 2, map_box["y"] + 2)
     page.mouse.down()
     for x, y in ((1, 0), (1, 0.5), (0, 0.5), (0, 0)):
-        page.mouse.move(map_box["x"] + 2 + x * (map_box["width"] - 4), map_box["y"] + 2 + y * map_box["height"], steps=6)
+        page.mouse.move(
+            map_box["x"] + 2 + x * (map_box["width"] - 4),
+            map_box["y"] + 2 + y * map_box["height"],
+            steps=6,
+        )
     page.mouse.up()
     page.wait_for_function("Number(document.querySelector('.lens').dataset.chosen) > 0")
     page.get_by_role("button", name="Keep as a claim card").first.click()
@@ -91,7 +102,10 @@ def test_the_page_opens_without_code_and_a_question_moves_the_users(app, chromiu
     page.set_default_timeout(300_000)
     asked, refused, complaints = set(), set(), []
     page.on("request", lambda request: asked.add(request.url))
-    page.on("requestfailed", lambda request: refused.add(request.url) if request.failure == "csp" else None)
+    page.on(
+        "requestfailed",
+        lambda request: refused.add(request.url) if request.failure == "csp" else None,
+    )
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(f"{app.url}/voila/render/widgets/app.ipynb?token={app.token}")
     page.wait_for_function(READY)
@@ -99,12 +113,18 @@ def test_the_page_opens_without_code_and_a_question_moves_the_users(app, chromiu
     box = page.get_by_role("combobox", name="Query", exact=True)
     box.fill(TRAVEL)
     box.press("Enter")
-    page.wait_for_function(f"document.querySelector('.lens').dataset.query === '{TRAVEL}' && {READY}")
-    assert page.evaluate("Array.from(document.querySelector('.lens').lens.state().pixels)") != before
+    page.wait_for_function(
+        f"document.querySelector('.lens').dataset.query === '{TRAVEL}' && {READY}"
+    )
+    assert (
+        page.evaluate("Array.from(document.querySelector('.lens').lens.state().pixels)") != before
+    )
     assert "load_users" not in page.inner_text("body"), "code is shown"
     page.screenshot(path=Path(__file__).parent / "shots" / "app.png")
     walk(page)
     outside = {url for url in asked if not url.startswith(("data:", "blob:", app.url))}
-    assert outside <= refused, "something was asked of another host"  # Voilà's page names two, and the browser may not ask them
+    assert outside <= refused, (
+        "something was asked of another host"
+    )  # Voilà's page names two, and the browser may not ask them
     assert complaints == []
     page.close()

@@ -10,20 +10,26 @@ SHOW = SETUP + "backend = FakeAttention(seconds={seconds})\nview = AttentionView
 CALLS = "print(backend.calls[-1])"
 LINKED = "view = AttentionView(backend, selection=chosen)\nview"
 CHOSEN = (
-    "from widgets.base import Selection\nchosen = Selection(backend.ids, lambda rows: None)\nchosen.ids = ['u0003', 'u0009']"
+    "from widgets.base import Selection\nchosen = Selection(backend.ids, lambda rows: "
+    "None)\nchosen.ids = ['u0003', 'u0009']"
 )
 REAL = """import qanchor as qa
 from widgets import AttentionView
 users = qa.load_users("../data/sample").sample(40)
 backend = qa.AttentionBackend(qa.Engine(qa.QAnchor.from_pretrained("../data/runs/world")), users, most=4)
 AttentionView(backend, users.frame())"""
-FRAME = "AttentionView(table=make_table('Saved?', modalities=('<b>bill</b>', 'app', 'search')), sentence='A saved ledger.')"
+FRAME = (
+    "AttentionView(table=make_table('Saved?', modalities=('<b>bill</b>', 'app', 'search')), "
+    "sentence='A saved ledger.')"
+)
 
 
 @pytest.fixture(scope="module")
 def opened(open_notebook, server):
     notebook = open_notebook(
-        server.write("ledger.ipynb", [SHOW.format(seconds=0.3), CALLS, CHOSEN, LINKED, FRAME]), width=1280, height=1000
+        server.write("ledger.ipynb", [SHOW.format(seconds=0.3), CALLS, CHOSEN, LINKED, FRAME]),
+        width=1280,
+        height=1000,
     )
     yield notebook
     notebook.page.close()
@@ -57,14 +63,22 @@ def row(book, name):
 
 
 def test_a_query_fills_the_table(book):
-    assert "Nothing was asked yet. Type a question" in book.page.locator(".lens-empty").first.inner_text()
+    assert (
+        "Nothing was asked yet. Type a question"
+        in book.page.locator(".lens-empty").first.inner_text()
+    )
     look(book, "slow")  # attention is there first, effects come later
     book.wait("document.querySelector('.att-table tr[data-name=bill]')?.innerText.includes('…')")
     look(book, TRAVEL)
     seen(book, TRAVEL)
     assert book.run(1) == f"('{TRAVEL}', None, None)"
-    names = book.page.locator(".att-table tbody tr").evaluate_all("rows => rows.map(r => r.dataset.name)")
-    assert set(names[:6]) == {"bill", "mini", "spm", "app", "search", "tabular"} and names[-1] == "sink"
+    names = book.page.locator(".att-table tbody tr").evaluate_all(
+        "rows => rows.map(r => r.dataset.name)"
+    )
+    assert (
+        set(names[:6]) == {"bill", "mini", "spm", "app", "search", "tabular"}
+        and names[-1] == "sink"
+    )
     assert "…" not in row(book, "bill") and "disagree" in row(book, "bill")
     widths = book.page.locator(".att-table tbody tr:not(.other) i.look").evaluate_all(
         "bars => bars.map(b => parseFloat(b.style.width))"
@@ -86,7 +100,10 @@ def test_a_query_fills_the_table(book):
 def test_two_queries_are_shown_as_their_difference(book):
     look(book, TRAVEL, PRICE)
     seen(book, TRAVEL)
-    assert root(book, "side") == "difference" and book.page.locator(".att-track.two i.less").count() > 0
+    assert (
+        root(book, "side") == "difference"
+        and book.page.locator(".att-track.two i.less").count() > 0
+    )
     assert "A − B" in book.page.locator(".att-table thead").inner_text()
     numbers = book.page.locator('tr[data-name="bill"] .att-number').all_inner_texts()
     a, b, apart = (float(text.replace("−", "-").rstrip(" %")) for text in numbers[1:4])
@@ -106,11 +123,16 @@ def test_cancel_keeps_the_last_table_and_errors_are_said(book):
     book.wait("document.querySelector('.att').dataset.query === 'slow'")
     book.page.keyboard.press("Escape")
     seen(book, TRAVEL)
-    assert "Cancelled. The ledger is as it was." in book.page.locator(".lens-note").first.inner_text()
+    assert (
+        "Cancelled. The ledger is as it was." in book.page.locator(".lens-note").first.inner_text()
+    )
     assert row(book, "bill") == kept
     look(book, "fail")
     book.page.wait_for_selector(".lens-error:not([hidden])")
-    assert "no such layer" in book.page.locator(".lens-error").first.inner_text() and row(book, "bill") == kept
+    assert (
+        "no such layer" in book.page.locator(".lens-error").first.inner_text()
+        and row(book, "bill") == kept
+    )
     look(book, PRICE)
     seen(book, PRICE)
     assert book.page.locator(".lens-error").first.is_hidden()
@@ -133,11 +155,17 @@ def test_one_user_and_edited_events(book):
     seen(book, f"{TRAVEL} (edited)")
     assert book.run(1) == f"('{TRAVEL}', 'u0007', (899,), {{898: 'searched for a night train'}})"
     answers = page.locator(".att-answers").inner_text()
-    assert "Likely to travel." in answers and "Unlikely <b>to travel</b>." in answers and "0.013" in answers
+    assert (
+        "Likely to travel." in answers
+        and "Unlikely <b>to travel</b>." in answers
+        and "0.013" in answers
+    )
     assert form.locator("li.gone").count() == 1  # the edits stay, to go on from
     page.get_by_role("button", name="undo all").click()
     assert form.locator("li.gone, li.changed").count() == 0
-    assert page.evaluate("window.hurt === undefined && !document.querySelector('.att img, .att script, .att td b')")
+    assert page.evaluate(
+        "window.hurt === undefined && !document.querySelector('.att img, .att script, .att td b')"
+    )
     page.get_by_label("User", exact=True).fill("zoe")
     page.get_by_label("User", exact=True).press("Enter")
     page.wait_for_selector(".lens-error:not([hidden])")
@@ -150,7 +178,10 @@ def test_the_chosen_of_another_view_and_a_saved_frame(book):
     book.page.locator(".att").nth(1).get_by_role("button", name="the chosen").click()
     book.page.get_by_label("Query A").nth(1).fill(PRICE)
     book.page.get_by_label("Query A").nth(1).press("Enter")
-    book.wait("[...document.querySelectorAll('.att')].some((e) => e.dataset.ready === 'true' && e.dataset.busy === 'false')")
+    book.wait(
+        "[...document.querySelectorAll('.att')].some((e) => e.dataset.ready === 'true' && "
+        "e.dataset.busy === 'false')"
+    )
     assert book.run(1) == f"('{PRICE}', None, ['u0003', 'u0009'])"
     book.run(4)
     last = book.page.locator(".att").last
@@ -167,7 +198,10 @@ def test_the_shipped_run_is_looked_at_and_one_of_its_events_dropped(open_noteboo
     book.wait(f"document.querySelector('.att').dataset.query === {json.dumps(unseen)}", timeout=180)
     seen(book, unseen)
     assert "rank agreement" in book.page.locator(".lens-sentence").inner_text().lower()
-    assert "Mean over 4 users of 40 (drawn by seed 0)" in book.page.locator(".lens-caption").inner_text()
+    assert (
+        "Mean over 4 users of 40 (drawn by seed 0)"
+        in book.page.locator(".lens-caption").inner_text()
+    )
     book.shot("ledger-run")
     user = book.page.locator("datalist option").last.get_attribute("value")
     book.page.get_by_role("button", name="one user", exact=True).click()
@@ -187,7 +221,11 @@ def test_the_shipped_run_is_looked_at_and_one_of_its_events_dropped(open_noteboo
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_ledgers_to_look_at(open_notebook, server, dark):
     look_name = "dark" if dark else "light"
-    book = open_notebook(server.write(f"ledger-{look_name}.ipynb", [SHOW.format(seconds=0.1)]), height=1000, dark=dark)
+    book = open_notebook(
+        server.write(f"ledger-{look_name}.ipynb", [SHOW.format(seconds=0.1)]),
+        height=1000,
+        dark=dark,
+    )
     book.run(0)
     book.wait("document.querySelector('.att')?.dataset.busy === 'false'")
     book.shot(f"ledger-empty-{look_name}")
@@ -211,7 +249,8 @@ def test_ledgers_to_look_at(open_notebook, server, dark):
         book.page.set_viewport_size({"width": width, "height": 1000})
         book.page.wait_for_timeout(300)
         assert book.page.evaluate(
-            "(() => { const e = document.querySelector('.att'); return e.scrollWidth <= e.clientWidth + 1; })()"
+            "(() => { const e = document.querySelector('.att'); return e.scrollWidth <= "
+            "e.clientWidth + 1; })()"
         )
         book.shot(f"ledger-edited-{width}-{look_name}")
     book.close()

@@ -2,7 +2,10 @@
 
 import pytest
 
-SHOW = "from fake import make_frame\nfrom fake_clusters import fake_compare\nfrom widgets import ClusterView\n"
+SHOW = (
+    "from fake import make_frame\nfrom fake_clusters import fake_compare\nfrom widgets import "
+    "ClusterView\n"
+)
 SHOW += "view = ClusterView(fake_compare(), make_frame())\nview"
 READ = "print(len(view.selection), view.selection.ids[:1])"
 SET = "view.selection.ids = ['u0007', 'u0003']"
@@ -88,8 +91,13 @@ def test_the_keyboard_does_it_all(book):
 
 def test_hostile_text_is_shown_as_text(book):
     page = book.page
-    assert '<img src=x onerror="window.hurt=1">' in page.locator('.clus-list [data-key="after 3"]').inner_text()
-    assert page.evaluate("window.hurt === undefined && !document.querySelector('.lens img, .lens script, .lens b b')")
+    assert (
+        '<img src=x onerror="window.hurt=1">'
+        in page.locator('.clus-list [data-key="after 3"]').inner_text()
+    )
+    assert page.evaluate(
+        "window.hurt === undefined && !document.querySelector('.lens img, .lens script, .lens b b')"
+    )
 
 
 def test_another_comparison_takes_its_place(book):
@@ -114,6 +122,7 @@ def test_pictures_to_look_at(open_notebook, server, dark):
         book.settled()
         assert book.shot(f"clusters-{width}-{look}").stat().st_size > 40_000
         assert book.page.evaluate(
-            "(() => { const e = document.querySelector('.lens'); return e.scrollWidth <= e.clientWidth + 1; })()"
+            "(() => { const e = document.querySelector('.lens'); return e.scrollWidth <= "
+            "e.clientWidth + 1; })()"
         )
     book.page.close()

@@ -1,4 +1,6 @@
-"""The rules for a view in any host (VS Code, Colab, marimo): a bare page that is no Jupyter shows it, in shadow roots."""
+"""The rules for a view in any host (VS Code, Colab, marimo): a bare page that is no Jupyter shows
+it, in shadow roots.
+"""
 
 import base64
 import re
@@ -8,7 +10,14 @@ import pytest
 from fake import QUERIES
 from fake_session import FakeSession
 
-from widgets import AttentionView, ClusterView, PromptTuningView, QueryLens, QueryMatrixView, SelectionPanel
+from widgets import (
+    AttentionView,
+    ClusterView,
+    PromptTuningView,
+    QueryLens,
+    QueryMatrixView,
+    SelectionPanel,
+)
 
 TRAVEL = QUERIES[0]
 HOST = """
@@ -60,7 +69,10 @@ def made() -> dict:
     session = FakeSession(0)
     lens = QueryLens(session.frame, session.lens)
     panel = SelectionPanel(lens.selection, describe=session.describe, explain=session.explain)
-    attention, tuning = AttentionView(session.attention, session.frame), PromptTuningView(session.tuning)
+    attention, tuning = (
+        AttentionView(session.attention, session.frame),
+        PromptTuningView(session.tuning),
+    )
     matrix = QueryMatrixView(session.matrix, selection=lens.selection)
     clusters = ClusterView(session.compare("", TRAVEL), session.frame)
     lens.ask(TRAVEL)
@@ -69,7 +81,9 @@ def made() -> dict:
     attention.look(TRAVEL)
     matrix.ask()
     tuning.tune("Takeout", "Will they order?", steps=20)
-    return {type(view).__name__: view for view in (lens, panel, matrix, attention, clusters, tuning)}
+    return {
+        type(view).__name__: view for view in (lens, panel, matrix, attention, clusters, tuning)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +91,14 @@ def views():
     return made()
 
 
-VIEWS = ("QueryLens", "SelectionPanel", "QueryMatrixView", "AttentionView", "ClusterView", "PromptTuningView")
+VIEWS = (
+    "QueryLens",
+    "SelectionPanel",
+    "QueryMatrixView",
+    "AttentionView",
+    "ClusterView",
+    "PromptTuningView",
+)
 
 
 def packed(value):
@@ -98,11 +119,20 @@ def host(chromium, views):
         page = chromium.new_page(viewport={"width": 1100, "height": 1500})
         page.faults = []
         page.on("pageerror", lambda error: page.faults.append(str(error)))
-        page.on("request", lambda request: page.faults.append(request.url) if request.url.startswith("http") else None)
+        page.on(
+            "request",
+            lambda request: (
+                page.faults.append(request.url) if request.url.startswith("http") else None
+            ),
+        )
         page.set_content("<!doctype html><body></body>")
         page.add_script_tag(content=HOST)
         view = views[name]
-        state = {key: packed(value) for key, value in view.get_state().items() if key not in ("_esm", "_css", "layout")}
+        state = {
+            key: packed(value)
+            for key, value in view.get_state().items()
+            if key not in ("_esm", "_css", "layout")
+        }
         page.evaluate("told => begin(told)", {"esm": view._esm, "css": view._css, "state": state})
         pages.append(page)
         return page
@@ -118,14 +148,26 @@ def test_a_view_brings_all_it_needs_and_looks_at_nothing_else(views, name):
     script, style = views[name]._esm, views[name]._css
     urls = set(re.findall(r"\w+://[^\s\"'`)]+", script + style))
     assert urls <= {"http://www.w3.org/2000/svg"}, "a name of SVG is all that looks like an address"
-    assert not re.search(r"^\s*import\b|\bimport\(|\brequire\b|\bfetch\(|XMLHttpRequest|WebSocket|\beval\(", script, re.M)
+    assert not re.search(
+        r"^\s*import\b|\bimport\(|\brequire\b|\bfetch\(|XMLHttpRequest|WebSocket|\beval\(",
+        script,
+        re.M,
+    )
     assert not re.search(r"@import|url\((?!#)", style)
-    for known in ("theme.observe(document.body,", "document.hasFocus()", "[document.body, null, last]"):
+    for known in (
+        "theme.observe(document.body,",
+        "document.hasFocus()",
+        "[document.body, null, last]",
+    ):
         script = script.replace(known, "")
     outside = re.findall(
-        r"document\.(?!createElement|createElementNS)\w+|window\.(?!matchMedia|devicePixelRatio)\w+|/lab\b|localStorage", script
+        r"document\.(?!createElement|createElementNS)\w+|window\.(?!matchMedia|devicePixelRatio)\w+|/lab\b|localStorage",
+        script,
     )
-    assert outside == [], "a view reads its own element, the theme of the body and whether the keyboard is lost, nothing else"
+    assert outside == [], (
+        "a view reads its own element, the theme of the body and whether the keyboard is lost, "
+        "nothing else"
+    )
     assert re.findall(r"^export .*", script, re.M)[-1].startswith("export default { render")
 
 
@@ -135,11 +177,16 @@ def test_two_at_once_in_shadow_roots_and_nothing_is_left_of_them(host, name):
     assert page.evaluate("Object.keys(view).join()") == "render"
     page.evaluate("window.two = [show(), show()]")
     page.wait_for_timeout(700)
-    first, second = (page.evaluate(f"two[{i}].shadow.querySelector('.lens').innerText") for i in (0, 1))
+    first, second = (
+        page.evaluate(f"two[{i}].shadow.querySelector('.lens').innerText") for i in (0, 1)
+    )
     assert first == second and len(first) > 100, "one model, two views: the same"
     assert page.evaluate("two[0].el.firstElementChild.getBoundingClientRect().height") > 200
     for canvas in page.locator("canvas").all():
-        assert canvas.evaluate("c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((ink) => ink > 0)")
+        assert canvas.evaluate(
+            "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((ink) => "
+            "ink > 0)"
+        )
     held = "[model.listeners, held.Mutation, held.Resize, held.clocks.size]"
     both = page.evaluate(held)
     page.screenshot(path=Path(__file__).parent / "shots" / f"host-{name}.png")
@@ -159,10 +206,19 @@ def test_what_is_typed_stays_while_a_question_runs(host):
     box.press("Enter")
     assert page.evaluate("model.sent.at(-1)") == "ask"
     box.fill("and what abou")
-    page.evaluate("told => model.set('_status', told)", {"busy": True, "query": QUERIES[1], "done": 100, "total": 600})
-    assert box.input_value() == "and what abou" and "100 of 600" in page.locator(".lens-note").inner_text()
+    page.evaluate(
+        "told => model.set('_status', told)",
+        {"busy": True, "query": QUERIES[1], "done": 100, "total": 600},
+    )
+    assert (
+        box.input_value() == "and what abou"
+        and "100 of 600" in page.locator(".lens-note").inner_text()
+    )
     box.blur()
-    page.evaluate("told => model.set('_status', told)", {"busy": True, "query": QUERIES[1], "done": 200, "total": 600})
+    page.evaluate(
+        "told => model.set('_status', told)",
+        {"busy": True, "query": QUERIES[1], "done": 200, "total": 600},
+    )
     assert box.input_value() == QUERIES[1]
 
 
@@ -170,20 +226,29 @@ def test_the_browser_does_not_ask_for_the_ranking_and_can_cancel_it(host):
     page = host("QueryLens")
     page.evaluate("window.one = show()")
     assert page.evaluate("model.sent") == ["open"], "the kernel sends the ranking unasked"
-    assert page.locator(".lens-reading").inner_text().endswith("Nearest to yes: u0599, u0598, u0597.")
+    assert (
+        page.locator(".lens-reading").inner_text().endswith("Nearest to yes: u0599, u0598, u0597.")
+    )
     page.evaluate("told => model.set('_ranking', told)", {"query": TRAVEL, "busy": True})
     assert page.locator(".lens-reading").inner_text() == "Finding who is nearest to a yes ..."
     page.locator(".lens-query").press("Escape")
     assert page.evaluate("model.sent") == ["open", "cancel"]
     page.evaluate("told => model.set('_ranking', told)", {"query": TRAVEL})
-    assert page.locator(".lens-reading").inner_text() == "" and page.locator(".lens-past").inner_text() == ""
+    assert (
+        page.locator(".lens-reading").inner_text() == ""
+        and page.locator(".lens-past").inner_text() == ""
+    )
     page.locator(".lens-query").press("Escape")
-    assert page.evaluate("model.sent") == ["open", "cancel", "select"], "nothing runs: the selection is cleared"
+    assert page.evaluate("model.sent") == ["open", "cancel", "select"], (
+        "nothing runs: the selection is cleared"
+    )
 
 
 def test_words_for_users_are_those_of_the_kernel(host):
     page = host("QueryLens")
-    page.evaluate("model.set('_about', { ...model.get('_about'), unit: 'family', units: 'families' })")
+    page.evaluate(
+        "model.set('_about', { ...model.get('_about'), unit: 'family', units: 'families' })"
+    )
     page.evaluate("window.one = show()")
     assert (
         "600 families" in page.locator(".lens-head").inner_text()
@@ -198,12 +263,18 @@ def test_words_for_users_are_those_of_the_kernel(host):
 def test_a_host_that_closes_the_way_to_the_kernel_is_noticed(host):
     page = host("QueryLens")
     page.evaluate("window.one = show(); model.set('_answer', { user: 3, busy: true })")
-    page.evaluate("told => model.set('_status', told)", {"busy": True, "query": TRAVEL, "done": 100, "total": 600})
+    page.evaluate(
+        "told => model.set('_status', told)",
+        {"busy": True, "query": TRAVEL, "done": 100, "total": 600},
+    )
     assert page.locator(".lens-gone").is_hidden()
     page.evaluate("() => { model.send = () => { throw new Error('Cannot send'); }; }")
     page.get_by_role("button", name="Cancel").click()
     assert "run the cell again" in page.locator(".lens-gone").inner_text()
-    assert page.locator(".lens").get_attribute("data-busy") == "false" and page.get_by_role("button", name="Ask").is_visible()
+    assert (
+        page.locator(".lens").get_attribute("data-busy") == "false"
+        and page.get_by_role("button", name="Ask").is_visible()
+    )
     assert not page.evaluate("model.get('_answer').busy")
 
 

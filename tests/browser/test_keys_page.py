@@ -1,4 +1,6 @@
-"""The workbench by keyboard alone, in a real JupyterLab: the whole main path, the focus never lost and always seen."""
+"""The workbench by keyboard alone, in a real JupyterLab: the whole main path, the focus never lost
+and always seen.
+"""
 
 import json
 
@@ -34,7 +36,9 @@ class Hands:
         return self.page.evaluate(HERE)
 
     def press(self, *keys: str) -> dict:
-        """Press keys; inside the workbench the one that has the focus must be seen, and it must not fall to the page."""
+        """Press keys; inside the workbench the one that has the focus must be seen, and it must not
+        fall to the page.
+        """
         for key in keys:
             self.keys.press(key)
             at = self.look(f"after {key}")
@@ -50,7 +54,9 @@ class Hands:
             at = self.here
         assert not at["lost"], f"the focus is lost {when}"
         if at["inside"]:
-            assert at["seen"] and at["ringed"], f"the focus cannot be seen {when}: {at} {self.book.shot('keys-unseen')}"
+            assert at["seen"] and at["ringed"], (
+                f"the focus cannot be seen {when}: {at} {self.book.shot('keys-unseen')}"
+            )
         return at
 
     def walk(self, there, key: str = "Tab", most: int = 50) -> dict:
@@ -60,12 +66,16 @@ class Hands:
             passed.append(at := self.press(key))
             if there(at):
                 return at
-        raise AssertionError(f"not reached by {most} times {key}, only {[at['name'][:40] for at in passed]}")
+        raise AssertionError(
+            f"not reached by {most} times {key}, only {[at['name'][:40] for at in passed]}"
+        )
 
     def reach(self, name: str, key: str = "Tab") -> dict:
         """Walk by Tab, or another key, to the control of that name; a name may end in three dots."""
         start = name.removesuffix("…")
-        return self.walk(lambda at: at["name"] == name or (start != name and at["name"].startswith(start)), key)
+        return self.walk(
+            lambda at: at["name"] == name or (start != name and at["name"].startswith(start)), key
+        )
 
     def turn(self, name: str) -> None:
         """Turn to a page: back to the tabs, along them by arrow keys, Enter."""
@@ -95,7 +105,10 @@ def tour(hands: Hands) -> None:
     hands.reach("Next")
     hands.press("Enter", "ArrowRight", "ArrowLeft")
     assert "See who moves" in hands.page.locator(".tour-card").inner_text()
-    assert hands.press("Escape")["name"] == "Tour" and not hands.page.locator(".tour-card").is_visible()
+    assert (
+        hands.press("Escape")["name"] == "Tour"
+        and not hands.page.locator(".tour-card").is_visible()
+    )
 
 
 def ask(hands: Hands) -> None:
@@ -199,7 +212,10 @@ def attention(hands: Hands) -> None:
     hands.reach("Query A")
     hands.type(TRAVEL)
     hands.press("Enter")
-    hands.until("(({ready, busy}) => ready === 'true' && busy === 'false')(document.querySelector('.att').dataset)")
+    hands.until(
+        "(({ready, busy}) => ready === 'true' && busy === "
+        "'false')(document.querySelector('.att').dataset)"
+    )
     hands.reach("per slot")
     hands.press("Enter")
     hands.until("document.querySelector('.att').dataset.measure === 'per_token'")
@@ -225,7 +241,9 @@ def tune(hands: Hands) -> None:
     hands.keys.type("slow")  # the browser's own choice by letters
     hands.reach("Start")
     hands.press("Enter")
-    hands.until("(({busy, step}) => busy === 'true' && step > 3)(document.querySelector('.lab').dataset)")
+    hands.until(
+        "(({busy, step}) => busy === 'true' && step > 3)(document.querySelector('.lab').dataset)"
+    )
     hands.reach("Stop and keep", "Shift+Tab")
     hands.press("Enter")
     hands.until("document.querySelector('.lab').dataset.busy === 'false'")
@@ -234,12 +252,17 @@ def tune(hands: Hands) -> None:
 
 
 def leave(hands: Hands) -> None:
-    """The keys of the notebook's own, such as "b" for a new cell, do nothing in here; and the way out is open on both sides."""
+    """The keys of the notebook's own, such as "b" for a new cell, do nothing in here; and the way
+    out is open on both sides.
+    """
     hands.turn("Clusters")
     hands.press("b", "d", "d", "ArrowDown")
     hands.reach("Compare clusters")
     hands.press("b", "d", "d", "ArrowDown")
-    assert hands.page.locator(".jp-Notebook .jp-Cell").count() == 2 and hands.here["name"] == "Compare clusters"
+    assert (
+        hands.page.locator(".jp-Notebook .jp-Cell").count() == 2
+        and hands.here["name"] == "Compare clusters"
+    )
     hands.walk(lambda at: not at["inside"])
     hands.walk(lambda at: at["inside"], "Shift+Tab")
     hands.walk(lambda at: not at["inside"], "Shift+Tab", 99)
@@ -260,7 +283,11 @@ def test_the_main_path_needs_no_mouse(book):
         part(hands)
     folder = book.server.folder / "work" / "notebooks"
     told = json.loads((folder / "keys.json").read_text())
-    assert told["queries"][:2] == [TRAVEL, MUSIC] and list(told["named"]) == ["movers"] and told["toured"] is True
+    assert (
+        told["queries"][:2] == [TRAVEL, MUSIC]
+        and list(told["named"]) == ["movers"]
+        and told["toured"] is True
+    )
     assert len(told["named"]["movers"]) > 30
     for name in ("claim.html", "claim-movers.html"):  # the folder is shared with other tests
         (folder / name).unlink()

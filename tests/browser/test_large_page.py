@@ -1,4 +1,6 @@
-"""A hundred thousand users in the lens: a lasso reaches Python soon and right, and asking goes on as with few."""
+"""A hundred thousand users in the lens: a lasso reaches Python soon and right, and asking goes on
+as with few.
+"""
 
 import json
 from ast import literal_eval
@@ -39,13 +41,21 @@ STATE = "document.querySelector('.lens').lens.state()"
 
 @pytest.fixture(scope="module")
 def book(open_notebook, server):
-    cells = [SHOW, "print(heard[-1])", "lens.selection.ids = lens._ids[:7]", "print(lens.selection.ids)"]
+    cells = [
+        SHOW,
+        "print(heard[-1])",
+        "lens.selection.ids = lens._ids[:7]",
+        "print(lens.selection.ids)",
+    ]
     notebook = open_notebook(server.write("large.ipynb", cells))
     notebook.page.evaluate(WATCH)
     notebook.page.evaluate("window.began = window.now()")
     notebook.run(0, timeout=300)
     notebook.wait("document.querySelector('.lens')?.dataset.ready === 'true'", 300)
-    notebook.record = {"users": USERS, "map_s": notebook.page.evaluate("window.now() - window.began")}
+    notebook.record = {
+        "users": USERS,
+        "map_s": notebook.page.evaluate("window.now() - window.began"),
+    }
     notebook.settled(300)
     notebook.record["opening_ms"] = frames(notebook.page)
     yield notebook
@@ -76,7 +86,9 @@ def canvas(book) -> dict:
 
 
 def lasso(book, corners) -> tuple[list[int], float]:
-    """Draw a loop; give the rows that lie in it by the plain rule, and the seconds until their ids were in Python."""
+    """Draw a loop; give the rows that lie in it by the plain rule, and the seconds until their ids
+    were in Python.
+    """
     page, box = book.page, canvas(book)
     points = [(box["x"] + fx * box["width"], box["y"] + fy * box["height"]) for fx, fy in corners]
     page.mouse.move(*points[0])
@@ -88,7 +100,9 @@ def lasso(book, corners) -> tuple[list[int], float]:
     drawn = page.evaluate("window.drawn")
     view, backend = drawn["view"], FakeLens(USERS)
     xy = backend.result("", "").data["points"][["x", "y"]].to_numpy(np.float32).astype(float)
-    pixels = np.column_stack([xy[:, 0] * view["k"] + view["x"], view["y"] - xy[:, 1] * view["k"]]).astype(np.float32)
+    pixels = np.column_stack(
+        [xy[:, 0] * view["k"] + view["x"], view["y"] - xy[:, 1] * view["k"]]
+    ).astype(np.float32)
     rows = [row for row, (x, y) in enumerate(pixels.tolist()) if inside(x, y, drawn["path"])]
     book.wait(f"document.querySelector('.lens').dataset.chosen === '{len(rows)}'")
     many, when = literal_eval(book.run(1))
@@ -99,11 +113,18 @@ def lasso(book, corners) -> tuple[list[int], float]:
 def test_a_lasso_gives_the_right_ids_soon(book):
     taken = []
     for edge in (0.7, 0.5):
-        rows, seconds = lasso(book, [(0.05, 0.05), (edge, 0.1), (0.3, 0.5), (edge, 0.9), (0.05, 0.95)])
-        assert 1_000 < len(rows) < USERS and book.page.evaluate(f"Array.from({STATE}.selected)") == rows
+        rows, seconds = lasso(
+            book, [(0.05, 0.05), (edge, 0.1), (0.3, 0.5), (edge, 0.9), (0.05, 0.95)]
+        )
+        assert (
+            1_000 < len(rows) < USERS
+            and book.page.evaluate(f"Array.from({STATE}.selected)") == rows
+        )
         taken.append(round(seconds, 3))
     book.record["lasso_s"] = taken
-    assert max(taken) < 5  # half a second on a machine of one's own; this bound finds collapse alone
+    assert (
+        max(taken) < 5
+    )  # half a second on a machine of one's own; this bound finds collapse alone
     book.shot("large-lasso")
 
 
@@ -116,7 +137,9 @@ def test_python_sets_the_selection_and_events_come_when_asked_for(book):
     x, y = book.page.evaluate(f"[{STATE}.pixels[0], {STATE}.pixels[1]]")
     book.page.mouse.click(box["x"] + x, box["y"] + y)
     book.wait("document.querySelectorAll('.lens-events li').length > 1")
-    assert book.page.evaluate("document.querySelector('.lens-cardhead').textContent.includes('2025-')")
+    assert book.page.evaluate(
+        "document.querySelector('.lens-cardhead').textContent.includes('2025-')"
+    )
 
 
 def test_asking_cancelling_and_going_back(book):
@@ -154,7 +177,10 @@ def test_zoom_and_pan(book):
     page.keyboard.up("Control")
     book.wait(f"Math.abs({STATE}.view.x - {near['x'] + 60}) < 1 && !{STATE}.stale")
     drawn = page.evaluate(DRAWN)
-    page.evaluate("[...document.querySelectorAll('.lens button')].find((one) => one.textContent === 'moved').click()")
+    page.evaluate(
+        "[...document.querySelectorAll('.lens button')].find((one) => one.textContent === "
+        "'moved').click()"
+    )
     book.wait(f"!{STATE}.stale")
     assert page.evaluate(DRAWN) == drawn, "at rest every dot is drawn, not only those of a drag"
     book.shot("large-zoom")

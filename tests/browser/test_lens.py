@@ -14,10 +14,15 @@ def drag(book, fractions, *keys):
     page = book.page
     for key in keys:
         page.keyboard.down(key)
-    for _ in range(5):  # a notebook that scrolls just now puts the pointer beside the map: then press once more
+    for _ in range(
+        5
+    ):  # a notebook that scrolls just now puts the pointer beside the map: then press once more
         book.settled()
         box = page.locator(".lens-canvas").bounding_box()
-        path = [(box["x"] + 2 + fx * (box["width"] - 4), box["y"] + 2 + fy * (box["height"] - 4)) for fx, fy in fractions]
+        path = [
+            (box["x"] + 2 + fx * (box["width"] - 4), box["y"] + 2 + fy * (box["height"] - 4))
+            for fx, fy in fractions
+        ]
         page.mouse.move(*path[0])
         page.mouse.down()
         if page.evaluate("!!document.querySelector('.lens').lens.state().lasso"):
@@ -37,7 +42,10 @@ def moved(before, after):
 @pytest.fixture(scope="module")
 def opened(open_notebook, server):
     notebook = open_notebook(
-        server.write("lens.ipynb", [SHOW.format(seconds=0.6), READ, COUNT, "lens.selection.ids = lens._ids[:7]"])
+        server.write(
+            "lens.ipynb",
+            [SHOW.format(seconds=0.6), READ, COUNT, "lens.selection.ids = lens._ids[:7]"],
+        )
     )
     yield notebook
     notebook.page.close()
@@ -60,7 +68,10 @@ def test_ask_and_see_who_moves(book):
     second = book.state()
     assert "of 600 users moved beyond the noise floor (5 paraphrases)" in sentence
     assert moved(first["pixels"], second["pixels"]) > 30
-    assert len(second["arrows"]) == 60 and "60 farthest of" in book.page.locator(".lens-legend").inner_text()
+    assert (
+        len(second["arrows"]) == 60
+        and "60 farthest of" in book.page.locator(".lens-legend").inner_text()
+    )
     assert book.run(2).startswith(f"('{TRAVEL}',) 600")
     book.page.get_by_role("button", name="before", exact=True).click()
     book.settled()
@@ -106,7 +117,10 @@ def test_escape_cancels_and_errors_are_said(book):
     book.wait("document.querySelector('.lens').dataset.busy === 'false'")
     assert "Cancelled" in book.page.locator(".lens-note").inner_text()
     book.settled()
-    assert book.page.locator(".lens-sentence").inner_text() == sentence and moved(before["shown"], book.state()["shown"]) < 1e-3
+    assert (
+        book.page.locator(".lens-sentence").inner_text() == sentence
+        and moved(before["shown"], book.state()["shown"]) < 1e-3
+    )
     book.ask("fail")
     book.page.wait_for_selector(".lens-error:not([hidden])")
     assert "the checkpoint has no such layer" in book.page.locator(".lens-error").inner_text()
@@ -130,14 +144,18 @@ def test_event_text_is_shown_as_text(book):
     book.page.locator(".lens-rows button").first.click()
     assert '<img src=x onerror="window.hurt=1">' in book.page.locator(".lens-events").inner_text()
     events = book.page.locator(".lens-events li").all_inner_texts()
-    assert len(events) == 3 and events[2] == "paid 3.10 · tea and cake", "a dot in a text parts no events"
+    assert len(events) == 3 and events[2] == "paid 3.10 · tea and cake", (
+        "a dot in a text parts no events"
+    )
     book.page.get_by_role("button", name="Answer", exact=True).click()
     book.wait("document.querySelector('.lens-answer').textContent.includes('<i>this</i>')")
     state = book.state()
     box = book.page.locator(".lens-canvas").bounding_box()
     book.page.mouse.move(box["x"] + state["pixels"][0], box["y"] + state["pixels"][1])
     assert "<script>" in book.page.locator(".lens-tip").inner_text()
-    assert book.page.evaluate("window.hurt === undefined && !document.querySelector('.lens img, .lens script')")
+    assert book.page.evaluate(
+        "window.hurt === undefined && !document.querySelector('.lens img, .lens script')"
+    )
     book.shot("fake-hostile")
 
 
@@ -174,7 +192,8 @@ def test_pictures_to_look_at(open_notebook, server, dark):
         book.page.wait_for_timeout(400)
         assert book.shot(f"fake-user-{width}-{look}").stat().st_size > 40_000
         assert book.page.evaluate(
-            "(() => { const e = document.querySelector('.lens'); return e.scrollWidth <= e.clientWidth + 1; })()"
+            "(() => { const e = document.querySelector('.lens'); return e.scrollWidth <= "
+            "e.clientWidth + 1; })()"
         )
     book.page.get_by_role("button", name="residual", exact=True).click()
     book.page.wait_for_timeout(200)
@@ -186,8 +205,13 @@ def test_who_is_nearest_to_yes_is_listed_and_coloured(book):
     page = book.page
     book.ask(TRAVEL)
     book.asked(TRAVEL)
-    book.wait("document.querySelector('.lens-reading').textContent.startsWith('Read as a question of travel, not commute.')")
-    assert page.locator(".lens-reading").inner_text().endswith("Nearest to yes: u0599, u0598, u0597.")
+    book.wait(
+        "document.querySelector('.lens-reading').textContent.startsWith('Read as a question of "
+        "travel, not commute.')"
+    )
+    assert (
+        page.locator(".lens-reading").inner_text().endswith("Nearest to yes: u0599, u0598, u0597.")
+    )
     page.get_by_role("button", name="Yes first").click()
     assert page.locator(".lens-rows .lens-id").all_inner_texts()[:3] == ["u0599", "u0598", "u0597"]
     page.get_by_role("button", name="answer", exact=True).click()
@@ -195,18 +219,24 @@ def test_who_is_nearest_to_yes_is_listed_and_coloured(book):
     book.shot("fake-nearest")
     shades = page.evaluate("Array.from(document.querySelector('.lens').lens.state().rank)")
     assert shades[0] == 0 and shades[-1] == 1 and shades == sorted(shades)
-    page.get_by_role("button", name="Was such an order right before?").click()
+    page.get_by_role("button", name="Backtest this ranking").click()
     book.wait(
-        "document.querySelector('.lens-past').textContent.startsWith('In hindsight, as of 2025-05-02, right in 72 of 100')"
+        "document.querySelector('.lens-past').textContent.startsWith('Backtest as of 2025-05-02: "
+        "72 of 100 pairs')"
     )
     page.locator(".lens-rows button").nth(3).focus()
     page.keyboard.press("Space")
     book.wait("document.querySelector('.lens').dataset.chosen === '1'")
-    assert "1 user chosen, nearer to yes than 99 % on average" in page.locator(".lens-chosen").inner_text()
-    book.shot("fake-hindsight")
+    assert (
+        "1 user chosen, nearer to yes than 99 % on average"
+        in page.locator(".lens-chosen").inner_text()
+    )
+    book.shot("fake-backtest")
     page.get_by_role("button", name="Back").click()  # before any question there is no yes
     book.wait("document.querySelector('.lens').dataset.query === ''")
-    assert page.locator(".lens-reading").inner_text() == "" and page.locator(".lens-past").is_hidden()
+    assert (
+        page.locator(".lens-reading").inner_text() == "" and page.locator(".lens-past").is_hidden()
+    )
     assert "1 user chosen" in page.locator(".lens-chosen").inner_text()
     assert page.get_by_role("button", name="Yes first").is_disabled()
 
@@ -215,8 +245,13 @@ def test_where_nearly_all_moved_the_ranking_comes_first(book):
     query, page = "Will everybody stop coming?", book.page
     book.ask(query)
     book.asked(query)
-    book.wait("document.querySelector('.lens-lead').textContent === 'Nearest to yes: u0599, u0598, u0597.'")
-    assert page.locator(".lens-reading").inner_text() == "Read as a question of travel, not commute."
+    book.wait(
+        "document.querySelector('.lens-lead').textContent === 'Nearest to yes: u0599, u0598, "
+        "u0597.'"
+    )
+    assert (
+        page.locator(".lens-reading").inner_text() == "Read as a question of travel, not commute."
+    )
     assert "second" in page.locator(".lens-sentence").get_attribute("class")
     assert "farthest from yes to nearest" in page.locator(".lens-legend").inner_text()
     assert page.locator(".lens-rows .lens-figure").first.inner_text() == "0.60"
@@ -231,12 +266,15 @@ def test_where_nearly_all_moved_the_ranking_comes_first(book):
     book.ask(query)
     book.asked(query)
     book.wait("document.querySelector('.lens-lead').textContent.startsWith('Nearest to yes')")
-    assert page.locator(".lens-listhead [aria-pressed=true]").inner_text() == "Most shifted", "what was pressed stays"
+    assert page.locator(".lens-listhead [aria-pressed=true]").inner_text() == "Most shifted", (
+        "what was pressed stays"
+    )
 
 
 def test_a_question_asked_while_a_cell_runs_is_told_to_wait(open_notebook, server):
     go = server.folder / "work" / "notebooks" / "go"
-    runs = "import pathlib, time\nwhile not pathlib.Path('go').exists():\n    time.sleep(0.05)"  # no clock to lose against
+    # no clock to lose against
+    runs = "import pathlib, time\nwhile not pathlib.Path('go').exists():\n    time.sleep(0.05)"
     book = open_notebook(server.write("waits.ipynb", [SHOW.format(seconds=0.5), runs]))
     book.run(0)
     book.settled()
@@ -248,7 +286,11 @@ def test_a_question_asked_while_a_cell_runs_is_told_to_wait(open_notebook, serve
     book.ask(TRAVEL)
     waits = "document.querySelector('.lens-note').textContent.startsWith('Waiting')"
     book.wait(waits)
-    book.asked("slow")  # the answer to the question before may still come: that does not mean that this one was heard
+    book.asked(
+        "slow"
+        # the answer to the question before may still come: that does not mean that this one was
+        # heard
+    )
     assert book.page.evaluate(waits)
     go.touch()
     assert "moved beyond" in book.asked(TRAVEL)

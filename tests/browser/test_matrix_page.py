@@ -1,9 +1,12 @@
-"""The query matrix in a real JupyterLab: asked, cancelled, walked by keyboard, grown, fed hostile text."""
+"""The query matrix in a real JupyterLab: asked, cancelled, walked by keyboard, grown, fed hostile
+text.
+"""
 
 import pytest
 
 SETUP = (
-    "from fake_matrix import FakeMatrix\nfrom widgets import QueryMatrixView\npicked = []\nbackend = FakeMatrix(seconds=0.2)\n"
+    "from fake_matrix import FakeMatrix\nfrom widgets import QueryMatrixView\npicked = "
+    "[]\nbackend = FakeMatrix(seconds=0.2)\n"
 )
 SHOW = SETUP + "view = QueryMatrixView(backend, on_pick=picked.append)\nview"
 READ = "print(len(view.selection), picked[-1:], len(view.queries), list(view.groups)[-1])"
@@ -35,7 +38,10 @@ def test_the_matrix_fills_row_by_row(book):
     book.wait(f"Number({ROOT}.dataset.cells) >= 7")
     assert book.page.evaluate(f"Number({ROOT}.dataset.cells)") < 42
     data(book, whole="true", busy="false", cells="42")
-    assert book.page.locator(".deck .lens-sentence").inner_text() == "8 of 42 cells are told beyond luck."
+    assert (
+        book.page.locator(".deck .lens-sentence").inner_text()
+        == "8 of 42 cells are told beyond luck."
+    )
     assert cell(book, "Will this user travel soon?", "Traveller").inner_text() == ".86"
     assert book.page.locator(".deck-cell.beyond").count() == 8
 
@@ -55,7 +61,10 @@ def test_the_keyboard_does_it_all(book):
     page.locator('.deck-cell[tabindex="0"]').focus()
     for key in ("Home", "ArrowRight", "ArrowDown", "ArrowDown", "ArrowLeft"):
         page.keyboard.press(key)
-    assert "Does this user follow live music?” and Concert (120 users): AUC .82" in page.locator(".deck-told").inner_text()
+    assert (
+        "Does this user follow live music?” and Concert (120 users): AUC .82"
+        in page.locator(".deck-told").inner_text()
+    )
     page.keyboard.press("Enter")
     data(book, chosen="120")
 
@@ -63,8 +72,13 @@ def test_the_keyboard_does_it_all(book):
 def test_measures_have_their_own_colours(book):
     page = book.page
     page.get_by_role("button", name="leans to yes").click()
-    assert page.locator(".deck-cell.less").count() == 2 and page.locator(".deck-cell.beyond").count() == 8 - 0
-    assert cell(book, "What will this user do next month?", "Fraud").inner_text() == "–"  # of no topic
+    assert (
+        page.locator(".deck-cell.less").count() == 2
+        and page.locator(".deck-cell.beyond").count() == 8 - 0
+    )
+    assert (
+        cell(book, "What will this user do next month?", "Fraud").inner_text() == "–"
+    )  # of no topic
     page.get_by_role("button", name="shift", exact=True).click()
     assert page.locator(".deck-cell.beyond").count() == 1
     page.get_by_role("button", name="told apart").click()
@@ -108,7 +122,10 @@ def test_cancel_and_errors_leave_the_matrix(book):
 
 
 def test_hostile_text_is_shown_as_text(book):
-    assert book.page.evaluate("window.hurt === undefined && !document.querySelector('.deck img, .deck script, .deck th b')")
+    assert book.page.evaluate(
+        "window.hurt === undefined && !document.querySelector('.deck img, .deck script, .deck th "
+        "b')"
+    )
     assert "<img src=x" in book.page.locator(".deck-head", has_text="buys").inner_text()
     assert "<b>not bold</b>" in book.page.locator(".deck").inner_text()
 

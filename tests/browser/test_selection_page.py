@@ -1,4 +1,6 @@
-"""The selection panel in a real JupyterLab: drawn around on the lens, described, explained, named, written; and claim cards."""
+"""The selection panel in a real JupyterLab: drawn around on the lens, described, explained, named,
+written; and claim cards.
+"""
 
 from pathlib import Path
 
@@ -26,13 +28,24 @@ lens"""
 )
 IDS = "print(len(lens.selection), *(f'{n}:{len(g.ids)}' for n, g in panel.named.items()))"
 SET = "lens.selection.ids = lens._ids[:{}]"
-CLAIM = "card = panel.result_card('A first look, to be looked at again.')\ncard.save('card.html')\ncard"
+CLAIM = (
+    "card = panel.result_card('A first look, to be looked at again.')\ncard.save('card.html')\ncard"
+)
 PANEL = "document.querySelector('.sel')"
 
 
 @pytest.fixture(scope="module")
 def opened(open_notebook, server):
-    cells = [LENS, "panel", IDS, SET.format(40), SET.format(13), SET.format(17), CLAIM, "lens.result_card()"]
+    cells = [
+        LENS,
+        "panel",
+        IDS,
+        SET.format(40),
+        SET.format(13),
+        SET.format(17),
+        CLAIM,
+        "lens.result_card()",
+    ]
     notebook = open_notebook(server.write("selection.ipynb", cells))
     yield notebook
     notebook.page.close()
@@ -83,7 +96,9 @@ def test_a_lasso_is_described_named_and_found_in_python(book):
     page.get_by_label("Second group").select_option("first forty")
     page.get_by_label("How to combine them").select_option("subtract")
     page.get_by_role("button", name="Choose", exact=True).click()
-    book.wait(f"!['0', '40'].includes({PANEL}.dataset.chosen) && {PANEL}.dataset.waiting === 'false'")
+    book.wait(
+        f"!['0', '40'].includes({PANEL}.dataset.chosen) && {PANEL}.dataset.waiting === 'false'"
+    )
     left = int(page.locator(".sel").get_attribute("data-chosen"))
     assert n - 40 <= left < n and book.run(2).startswith(f"{left} ")
     assert len(book.state()["chosen"]) == left, "the lens follows the panel"
@@ -101,7 +116,9 @@ def test_which_question_tells_them_with_progress_cancel_and_errors(book):
     book.wait(f"Number({PANEL}.querySelector('.lens-progress').getAttribute('aria-valuenow')) > 0")
     assert "of 600 users 72 questions" in page.locator(".sel .lens-note").first.inner_text()
     book.wait(f"{PANEL}.dataset.ranked === '24'")
-    assert page.locator(".sel-said").inner_text().startswith(f"“{TRAVEL}” tells these 40 users best")
+    assert (
+        page.locator(".sel-said").inner_text().startswith(f"“{TRAVEL}” tells these 40 users best")
+    )
     assert page.locator(".sel-ticks em").inner_text() == "luck 0.64"
     book.run(4)
     chosen(book, 13)
@@ -118,7 +135,9 @@ def test_which_question_tells_them_with_progress_cancel_and_errors(book):
     assert "the checkpoint has no such layer" in page.locator(".sel .lens-error").inner_text()
     book.run(3)
     chosen(book, 40)
-    book.wait(f"{PANEL}.querySelector('.sel-said').textContent.startsWith('“')")  # what was found of them before is there again
+    book.wait(
+        f"{PANEL}.querySelector('.sel-said').textContent.startsWith('“')"
+    )  # what was found of them before is there again
     assert page.locator(".sel .sel-stale").count() == 0
 
 
@@ -141,7 +160,9 @@ def test_hostile_names_and_texts_are_text_and_files_are_written(book, server):
     book.wait(f"{PANEL}.querySelector('.sel-foot .lens-note').textContent.includes('parquet')")
     texts = page.locator(".sel").inner_text()
     assert '<img src=x onerror="window.hurt=1">' in texts and bad in texts
-    assert page.evaluate("window.hurt === undefined && !document.querySelector('.sel img, .sel script')")
+    assert page.evaluate(
+        "window.hurt === undefined && !document.querySelector('.sel img, .sel script')"
+    )
 
 
 def test_a_claim_is_kept_and_opens_alone(book, server, chromium):
@@ -151,12 +172,17 @@ def test_a_claim_is_kept_and_opens_alone(book, server, chromium):
     book.page.wait_for_selector(".result-card h3")
     assert "Concert" in book.page.locator(".result-card h3").first.inner_text() and said == ""
     book.page.get_by_role("button", name="Claim card", exact=True).click()
-    book.wait(f"{PANEL}.querySelector('.sel-foot .lens-note').textContent.includes('claim-group-of-40.html')")
+    book.wait(
+        f"{PANEL}.querySelector('.sel-foot "
+        ".lens-note').textContent.includes('claim-group-of-40.html')"
+    )
     book.page.get_by_role("button", name="Keep as a claim card").click()
     book.wait("document.querySelector('.lens-keeping').textContent.includes('claim.html')")
     path = server.folder / "work" / "notebooks" / "card.html"
     for dark in (False, True):
-        page = chromium.new_page(viewport={"width": 1000, "height": 900}, color_scheme="dark" if dark else "light")
+        page = chromium.new_page(
+            viewport={"width": 1000, "height": 900}, color_scheme="dark" if dark else "light"
+        )
         asked, complaints = [], []
         page.on("request", lambda request, asked=asked: asked.append(request.url))
         page.on("console", lambda message, complaints=complaints: complaints.append(message.text))
@@ -166,19 +192,31 @@ def test_a_claim_is_kept_and_opens_alone(book, server, chromium):
         assert page.evaluate("document.querySelector('.result-card img').naturalWidth") > 100, (
             "the policy lets the picture through"
         )
-        assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()] and complaints == []
-        page.screenshot(path=Path(__file__).parent / "shots" / f"claim-{'dark' if dark else 'light'}.png", full_page=True)
+        assert [url for url in asked if not url.startswith("data:")] == [
+            path.as_uri()
+        ] and complaints == []
+        page.screenshot(
+            path=Path(__file__).parent / "shots" / f"claim-{'dark' if dark else 'light'}.png",
+            full_page=True,
+        )
         page.close()
 
 
 def test_what_was_kept_is_readable_when_the_notebook_is_not_trusted(open_notebook, server):
-    """A notebook that somebody sent: its outputs were not made here, no kernel knows its views, and scripts may not run."""
+    """A notebook that somebody sent: its outputs were not made here, no kernel knows its views, and
+    scripts may not run.
+    """
     chosen = Selection(tuple(f"u{i:04}" for i in range(600)), lambda rows: None)
     panel = SelectionPanel(chosen, describe=fake_describe, provenance=fake_provenance)
     chosen.ids = chosen.all_ids[:40]
-    bundles = [panel._repr_mimebundle_()[0], panel.result_card("<b>A first look.</b>")._repr_mimebundle_()]
+    bundles = [
+        panel._repr_mimebundle_()[0],
+        panel.result_card("<b>A first look.</b>")._repr_mimebundle_(),
+    ]
     book = nbformat.v4.new_notebook(
-        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        metadata={
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+        }
     )
     for bundle in bundles:
         output = nbformat.v4.new_output("display_data", data=bundle)
@@ -189,7 +227,10 @@ def test_what_was_kept_is_readable_when_the_notebook_is_not_trusted(open_noteboo
     for number, words in enumerate(("40 of 600 users chosen", "<b>A first look.</b>")):
         output = sent.cell(number).locator(".jp-OutputArea-output").first
         output.wait_for()
-        assert words in output.inner_text() and output.locator("img").evaluate("img => img.naturalWidth") > 100
+        assert (
+            words in output.inner_text()
+            and output.locator("img").evaluate("img => img.naturalWidth") > 100
+        )
     sent.page.screenshot(path=Path(__file__).parent / "shots" / "sent.png")
     sent.page.close()
 
@@ -223,5 +264,7 @@ def test_pictures_to_look_at(open_notebook, server, dark):
     book.run(4)
     book.page.wait_for_selector(".result-card h3")
     book.page.locator(".result-card").scroll_into_view_if_needed()
-    book.page.locator(".result-card").screenshot(path=Path(__file__).parent / "shots" / f"claim-notebook-{look}.png")
+    book.page.locator(".result-card").screenshot(
+        path=Path(__file__).parent / "shots" / f"claim-notebook-{look}.png"
+    )
     book.close()

@@ -1,4 +1,6 @@
-"""What survives: all views in one notebook, a killed kernel, a second tab, a notebook that was sent, a page made of it."""
+"""What survives: all views in one notebook, a killed kernel, a second tab, a notebook that was
+sent, a page made of it.
+"""
 
 import os
 import re
@@ -13,11 +15,20 @@ from fake_views import FILL, SETUP
 from traitlets.config import Config
 from words import read
 
-TRAVEL, MUSIC, PRICE = "Will this user travel soon?", "Does this user follow live music?", "Is this user price-conscious?"
-SLOW = "from fake import FakeLens, make_frame\nfrom fake_session import FakeSession\nfrom widgets import QueryLens, Workbench\n"
+TRAVEL, MUSIC, PRICE = (
+    "Will this user travel soon?",
+    "Does this user follow live music?",
+    "Is this user price-conscious?",
+)
+SLOW = (
+    "from fake import FakeLens, make_frame\nfrom fake_session import FakeSession\nfrom "
+    "widgets import QueryLens, Workbench\n"
+)
 LENS = SLOW + "lens = QueryLens(make_frame(), FakeLens(seconds=1.5))\nlens"
 BENCH = "bench = Workbench(FakeSession(1.5), query='slow')\nbench"
-BUSY = "[...document.querySelectorAll('.lens')].filter((lens) => lens.dataset.busy === 'true').length"
+BUSY = (
+    "[...document.querySelectorAll('.lens')].filter((lens) => lens.dataset.busy === 'true').length"
+)
 GONE = "document.querySelectorAll('.lens-gone:not([hidden])').length"
 ALL = f"""{SETUP}
 {FILL}
@@ -48,7 +59,9 @@ def ask(page, query, nth=0):
 
 def shows(query, nth=0):
     """Say that the lens that stands there as number `nth` shows the answer."""
-    return f"[...document.querySelectorAll('{VIEWS['lens'][0]}')][{nth}].dataset.query === {query!r}"
+    return (
+        f"[...document.querySelectorAll('{VIEWS['lens'][0]}')][{nth}].dataset.query === {query!r}"
+    )
 
 
 def end_session(server, path):
@@ -56,7 +69,9 @@ def end_session(server, path):
 
     def rest(method, what):
         told = {"Authorization": f"token {server.token}"}
-        request = urllib.request.Request(f"{server.url}/api/sessions{what}", method=method, headers=told)
+        request = urllib.request.Request(
+            f"{server.url}/api/sessions{what}", method=method, headers=told
+        )
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.read().decode()
 
@@ -77,13 +92,22 @@ def test_a_killed_kernel_is_told_and_the_cell_brings_the_view_back(open_notebook
     book.wait(f"{GONE} === 6")  # the lens, and the five views of the workbench
     book.page.locator(".jp-Dialog .jp-mod-accept").click()
     assert "run the cell again" in book.page.locator(".lens-gone").first.inner_text()
-    assert book.page.evaluate(BUSY) == 0 and book.page.get_by_role("button", name="Cancel").count() == 0
+    assert (
+        book.page.evaluate(BUSY) == 0
+        and book.page.get_by_role("button", name="Cancel").count() == 0
+    )
     book.settled()
-    assert book.state()["pixels"] != [] and book.page.locator(".lens-sentence").first.inner_text() == sentence
+    assert (
+        book.state()["pixels"] != []
+        and book.page.locator(".lens-sentence").first.inner_text() == sentence
+    )
     assert book.state()["shown"] == before["shown"], "the last good picture stays"
     ask(book.page, MUSIC)  # is not heard, and does not pretend to be
     book.shot("survival-killed")
-    assert book.page.evaluate(BUSY) == 0 and book.page.locator(".lens-sentence").first.inner_text() == sentence
+    assert (
+        book.page.evaluate(BUSY) == 0
+        and book.page.locator(".lens-sentence").first.inner_text() == sentence
+    )
     book.page.get_by_text("No Kernel").wait_for(state="detached")
     book.run(0)
     assert book.page.evaluate(GONE) == 5
@@ -144,7 +168,8 @@ def test_eight_views_in_one_notebook_are_painted_and_live(eight):
     first["tuning"].locator(".lab-label").select_option("Luck")
     first["tuning"].get_by_role("button", name="Start", exact=True).click()
     book.wait(
-        "((lab) => lab.dataset.busy === 'false' && lab.querySelector('caption b').textContent === 'Luck')"
+        "((lab) => lab.dataset.busy === 'false' && lab.querySelector('caption b').textContent "
+        "=== 'Luck')"
         "(document.querySelector('.lab'))"
     )
     ask(book.page, PRICE, nth=1)
@@ -159,16 +184,23 @@ def test_a_second_tab_shows_the_same_and_closing_it_harms_nobody(eight, chromium
     tab.on("pageerror", lambda error: complaints.append(str(error)))
     tab.goto(f"{server.url}/lab/tree/{path}?token={server.token}")
     tab.wait_for_function(
-        "document.querySelectorAll('.lens').length >= 11 && document.querySelector('.lens').dataset.ready === 'true'"
+        "document.querySelectorAll('.lens').length >= 11 && "
+        "document.querySelector('.lens').dataset.ready === 'true'"
     )
-    told = "({className, dataset: {query, chosen, ranked, cells}}) => [className, query, chosen, ranked, cells].join()"
+    told = (
+        "({className, dataset: {query, chosen, ranked, cells}}) => [className, query, chosen, "
+        "ranked, cells].join()"
+    )
     told = f"[...document.querySelectorAll('.lens')].map({told})"
     assert tab.evaluate(told) == book.page.evaluate(told)
     ask(tab, TRAVEL)
     book.wait(shows(TRAVEL))
     tab.wait_for_function(shows(TRAVEL))
     book.page.get_by_role("button", name="Takeout 212", exact=True).first.click()
-    tab.wait_for_function("['', '.sel'].every((kind) => document.querySelector(`.lens${kind}`).dataset.chosen === '212')")
+    tab.wait_for_function(
+        "['', '.sel'].every((kind) => document.querySelector(`.lens${kind}`).dataset.chosen === "
+        "'212')"
+    )
     tab.locator(".sel").first.get_by_role("button", name="clear").click()
     book.wait("document.querySelector('.lens').dataset.chosen === '0'")
     tab.close()
@@ -181,10 +213,13 @@ def readable(page, outputs):
     """Check that each output says its result in words and as a picture, without its view."""
     for output, (name, (_, words)) in zip(outputs, VIEWS.items(), strict=True):
         text = read(output)
-        assert words in text + " ".join(image.get_attribute("alt") for image in output.locator("img").all()), (
-            f"{name}: {text[:300]}"
-        )
-        assert output.locator("img").first.evaluate("img => img.decode().then(() => img.naturalWidth)") > 100, name
+        assert words in text + " ".join(
+            image.get_attribute("alt") for image in output.locator("img").all()
+        ), f"{name}: {text[:300]}"
+        assert (
+            output.locator("img").first.evaluate("img => img.decode().then(() => img.naturalWidth)")
+            > 100
+        ), name
         assert "Error displaying widget" not in text and "Loading widget" not in text
     assert page.locator(".lens").count() == 0, "this is the still picture, not the view"
 
@@ -204,13 +239,21 @@ def test_a_notebook_that_was_sent_is_readable_without_trust_and_kernel(eight, ch
     dialog.locator(".jp-mod-accept").click()
     dialog.wait_for(state="detached")
     cells = page.locator(".jp-Notebook .jp-CodeCell")
-    readable(page, [cells.nth(number).locator(".jp-OutputArea-output").last for number in range(1, len(VIEWS) + 1)])
+    readable(
+        page,
+        [
+            cells.nth(number).locator(".jp-OutputArea-output").last
+            for number in range(1, len(VIEWS) + 1)
+        ],
+    )
     page.screenshot(path=Path(__file__).parent / "shots" / "survival-sent.png")
     page.close()
 
 
 @pytest.mark.parametrize("state", [False, True], ids=["as saved", "with the state of its views"])
-def test_a_page_made_by_nbconvert_is_readable_and_asks_nobody_for_the_views(eight, chromium, tmp_path, state):
+def test_a_page_made_by_nbconvert_is_readable_and_asks_nobody_for_the_views(
+    eight, chromium, tmp_path, state
+):
     from nbconvert import HTMLExporter
 
     _, _, saved = eight
@@ -218,7 +261,10 @@ def test_a_page_made_by_nbconvert_is_readable_and_asks_nobody_for_the_views(eigh
     kind = "application/vnd.jupyter.widget-view+json"
     if state:  # then nbconvert prefers scripts from a CDN, unless it is told to leave the state out
         views = [
-            output["data"][kind]["model_id"] for cell in book.cells for output in cell.outputs if kind in output.get("data", {})
+            output["data"][kind]["model_id"]
+            for cell in book.cells
+            for output in cell.outputs
+            if kind in output.get("data", {})
         ]
         kept = {"state": {view: {} for view in views}, "version_major": 2, "version_minor": 0}
         book.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": kept}
@@ -228,10 +274,19 @@ def test_a_page_made_by_nbconvert_is_readable_and_asks_nobody_for_the_views(eigh
     path.write_text(exporter.from_notebook_node(book)[0], encoding="utf-8")
     page = chromium.new_page(viewport={"width": 1280, "height": 900})
     asked = []
-    page.route(re.compile("^https?:"), lambda route: (asked.append(route.request.url), route.abort()))
+    page.route(
+        re.compile("^https?:"), lambda route: (asked.append(route.request.url), route.abort())
+    )
     page.goto(path.as_uri())
-    readable(page, page.locator(".jp-CodeCell").locator(".jp-OutputArea-output").all()[-len(VIEWS) :])
-    own = {exporter.require_js_url, exporter.mathjax_url.partition("?")[0], exporter.jquery_url, exporter.mermaid_js_url}
+    readable(
+        page, page.locator(".jp-CodeCell").locator(".jp-OutputArea-output").all()[-len(VIEWS) :]
+    )
+    own = {
+        exporter.require_js_url,
+        exporter.mathjax_url.partition("?")[0],
+        exporter.jquery_url,
+        exporter.mermaid_js_url,
+    }
     print(f"\n{path.stat().st_size / 1e3:.0f} kB; asked outside: {asked}")
     assert {url.partition("?")[0] for url in asked} <= own, (
         "the page of nbconvert asks for its own scripts, and for nothing of ours"

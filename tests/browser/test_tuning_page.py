@@ -1,4 +1,6 @@
-"""The prompt tuning view in a real JupyterLab: started, watched, stopped, cancelled, saved, fed hostile names."""
+"""The prompt tuning view in a real JupyterLab: started, watched, stopped, cancelled, saved, fed
+hostile names.
+"""
 
 import pytest
 
@@ -44,14 +46,20 @@ def test_a_label_is_picked_and_the_gain_is_read(book):
     assert page.locator(".lab-steps").input_value() == "60"
     start(book, steps=40)
     book.wait(f"Number({ROOT}.dataset.step) > 12")
-    assert "of 40, about" in page.locator(".lens-note").inner_text() and "left here" in page.locator(".lens-note").inner_text()
+    assert (
+        "of 40, about" in page.locator(".lens-note").inner_text()
+        and "left here" in page.locator(".lens-note").inner_text()
+    )
     assert page.locator(".lab-curve .valid circle").count() >= 2
     book.shot("lab-busy")
     done(book, "a gain of .057")
-    assert page.locator(".lab-curve .valid circle").count() == 5 and page.locator(".lab-curve .kept").count() == 1
-    assert "best: step" in page.locator(".lab-curve").text_content() and "least" in page.locator(".lab-curve").get_attribute(
-        "aria-label"
+    assert (
+        page.locator(".lab-curve .valid circle").count() == 5
+        and page.locator(".lab-curve .kept").count() == 1
     )
+    assert "best: step" in page.locator(".lab-curve").text_content() and "least" in page.locator(
+        ".lab-curve"
+    ).get_attribute("aria-label")
     rows = page.locator(".lab-table tbody tr").all_inner_texts()
     assert len(rows) == 3 and rows[0].startswith("AUC") and "beyond chance" in rows[0]
     assert "about" in page.locator(".lab-time").inner_text()
@@ -65,13 +73,19 @@ def test_stop_and_keep_cancel_and_errors(book):
     page.get_by_role("button", name="Stop and keep").click()
     done(book, "a gain of .057")
     assert "ended after step" in page.locator(".lens-caption").inner_text()
-    sentence, dots = page.locator(".lens-sentence").inner_text(), page.locator(".lab-curve .valid circle").count()
+    sentence, dots = (
+        page.locator(".lens-sentence").inner_text(),
+        page.locator(".lab-curve .valid circle").count(),
+    )
     start(book, "slow")
     book.wait(f"Number({ROOT}.dataset.step) > 2")
     page.keyboard.press("Escape")
     book.wait(IDLE)
     assert "Cancelled, nothing was kept" in page.locator(".lens-note").inner_text()
-    assert page.locator(".lens-sentence").inner_text() == sentence and page.locator(".lab-curve .valid circle").count() == dots
+    assert (
+        page.locator(".lens-sentence").inner_text() == sentence
+        and page.locator(".lab-curve .valid circle").count() == dots
+    )
     start(book, "fail")
     page.wait_for_selector(".lens-error:not([hidden])")
     assert "out of memory: 300 users need 2.1 GB" in page.locator(".lens-error").inner_text()
@@ -79,7 +93,10 @@ def test_stop_and_keep_cancel_and_errors(book):
     book.shot("lab-error")
     start(book, "Luck")
     done(book, "no gain beyond chance")
-    assert page.locator(".lens-error").is_hidden() and "within chance" in page.locator(".lab-table").inner_text()
+    assert (
+        page.locator(".lens-error").is_hidden()
+        and "within chance" in page.locator(".lab-table").inner_text()
+    )
 
 
 def test_a_hostile_label_is_shown_as_text_and_a_prompt_is_saved(book):
@@ -89,12 +106,16 @@ def test_a_hostile_label_is_shown_as_text_and_a_prompt_is_saved(book):
     start(book, hostile, f"{hostile}?")
     done(book, "a gain of .057")
     assert hostile in page.locator(".lab-table caption").inner_text()
-    assert page.evaluate("window.hurt === undefined && !document.querySelector('.lab img, .lab script')")
+    assert page.evaluate(
+        "window.hurt === undefined && !document.querySelector('.lab img, .lab script')"
+    )
     page.locator(".lab-folder").fill("out/soft")
     page.locator(".lab-folder").press("Enter")
     book.wait("document.querySelector('.lab-saved').textContent === 'Saved in out/soft'")
     page.get_by_role("button", name="Save prompt").click()
-    book.wait("document.querySelector('.lab-saved').textContent.includes('holds a soft prompt already')")
+    book.wait(
+        "document.querySelector('.lab-saved').textContent.includes('holds a soft prompt already')"
+    )
     book.shot("lab-hostile")
 
 

@@ -1,4 +1,6 @@
-"""The workbench in a real JupyterLab: ask, choose, walk through the pages, compare, and open it as it was left."""
+"""The workbench in a real JupyterLab: ask, choose, walk through the pages, compare, and open it as
+it was left.
+"""
 
 import pytest
 from words import says
@@ -39,7 +41,12 @@ def test_the_pages_share_users_and_the_session_comes_back(book):
     assert book.run(1) == f"48 ('{TRAVEL}',)"
     for name, mark in (("Group", "48 of 600"), ("Attention", "attention"), ("Tune", "label")):
         page(book, name)
-        says(book.page.locator(".jp-OutputArea .widget-tab, .jp-OutputArea .jupyter-widget-tab").first, mark)
+        says(
+            book.page.locator(
+                ".jp-OutputArea .widget-tab, .jp-OutputArea .jupyter-widget-tab"
+            ).first,
+            mark,
+        )
         book.shot(f"workbench-{name.lower()}")
     page(book, "Deck")
     book.page.locator(".tour-card").wait_for(state="hidden")  # its words are about the first page

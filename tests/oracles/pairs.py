@@ -1,4 +1,6 @@
-"""Reflection: every grade and every number that an answer claims is computed again, by a second and slower route."""
+"""Reflection: every grade and every number that an answer claims is computed again, by a second and
+slower route.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +8,30 @@ import numpy as np
 import pandas as pd
 
 from qanchor.data.users import Users
-from qanchor.useru.answers import CUTS, answers, distinctive_topics, facts, silent_days, style_of, summary, with_fact
+from qanchor.useru.answers import (
+    CUTS,
+    answers,
+    distinctive_topics,
+    facts,
+    silent_days,
+    style_of,
+    summary,
+    with_fact,
+)
 from qanchor.useru.behavior import MIN_EVENTS, MIN_FORMER, OFFERS, find_spend_sources
 from qanchor.useru.topics import TOPICS, Topic, by_name, match
 
 EVER = pd.Timestamp.min
 
 
-def check_pairs_by_hand(users: Users, pairs: pd.DataFrame, topics: tuple[Topic, ...] = TOPICS) -> pd.Series:
-    """Check every grade and every number that the answers claim, by a second route; True where all of it holds.
+def check_pairs_by_hand(
+    users: Users, pairs: pd.DataFrame, topics: tuple[Topic, ...] = TOPICS
+) -> pd.Series:
+    """Check every grade and every number that the answers claim, by a second route; True where all
+    of it holds.
 
-    Plain pandas from the events on, slow: meant for samples of a few hundred pairs. `users` and `topics` must be those
+    Plain pandas from the events on, slow: meant for samples of a few hundred pairs. `users` and
+    `topics` must be those
     of `make_pairs`: grades compare users, summaries choose among topics.
 
     Example:
@@ -24,8 +39,15 @@ def check_pairs_by_hand(users: Users, pairs: pd.DataFrame, topics: tuple[Topic, 
         True
     """
     plain = _Plain(users, topics)
-    said = [_summaries(plain, pair) if pair.topic == "summary" else _sentences(plain, pair) for pair in pairs.itertuples()]
-    return pd.Series([answer in may for answer, may in zip(pairs["answer"], said, strict=True)], index=pairs.index, dtype=bool)
+    said = [
+        _summaries(plain, pair) if pair.topic == "summary" else _sentences(plain, pair)
+        for pair in pairs.itertuples()
+    ]
+    return pd.Series(
+        [answer in may for answer, may in zip(pairs["answer"], said, strict=True)],
+        index=pairs.index,
+        dtype=bool,
+    )
 
 
 def _sentences(plain: _Plain, pair) -> set[str]:
@@ -35,13 +57,21 @@ def _sentences(plain: _Plain, pair) -> set[str]:
     value, spent, ago = map(float, table.loc[pair.user])
     grade = _grade(topic, table["value"], value, days)
     bodies = answers(topic, grade, pair.kind, unit=unit, horizon_days=days, none=bool(value == 0))
-    return {with_fact(body, fact) for body in bodies for fact in facts(topic, pair.kind, value, spent, ago, days)} | set(bodies)
+    return {
+        with_fact(body, fact)
+        for body in bodies
+        for fact in facts(topic, pair.kind, value, spent, ago, days)
+    } | set(bodies)
 
 
 def _summaries(plain: _Plain, pair) -> set[str]:
     """Write the summaries, of three or of four topics, that are true of this user."""
     days = pair.horizon_days
-    values = {t: plain.table(t, pair.cutoff, "future", days)["value"] for t in plain.topics if style_of(t) == "count"}
+    values = {
+        t: plain.table(t, pair.cutoff, "future", days)["value"]
+        for t in plain.topics
+        if style_of(t) == "count"
+    }
     mine = np.array([value[pair.user] for value in values.values()])
     lower = np.array([(value < value[pair.user]).mean() for value in values.values()])
     active = by_name("active")
@@ -74,27 +104,38 @@ class _Plain:
     def __init__(self, users: Users, topics: tuple[Topic, ...]):
         past = users.history()
         self.users, self.topics = users, topics
-        self.events = past.assign(user=past["user"].astype(str), modality=past["modality"].astype(str))
+        self.events = past.assign(
+            user=past["user"].astype(str), modality=past["modality"].astype(str)
+        )
         self.texts = past["text"].cat.categories
         self.speaks = match(self.texts)
         self.tables = {}
 
     def between(self, low, high) -> pd.DataFrame:
         if (low, high) not in self.tables:
-            self.tables[low, high] = self.events[(self.events["time"] >= low) & (self.events["time"] < high)]
+            self.tables[low, high] = self.events[
+                (self.events["time"] >= low) & (self.events["time"] < high)
+            ]
         return self.tables[low, high]
 
     def third(self, user: str, cutoff: pd.Timestamp, days: int) -> int:
-        """Find the third of the next days that holds more than half of at least three visits; -1 if none does."""
+        """Find the third of the next days that holds more than half of at least three visits; -1 if
+        none does.
+        """
         step = pd.Timedelta(days=days) / 3
         now = self.visits(cutoff, cutoff + 3 * step)
         times = now.loc[now["user"] == user, "time"].drop_duplicates()
-        parts = [((times >= cutoff + k * step) & (times < cutoff + (k + 1) * step)).sum() for k in range(3)]
+        parts = [
+            ((times >= cutoff + k * step) & (times < cutoff + (k + 1) * step)).sum()
+            for k in range(3)
+        ]
         most = [k for k in range(3) if len(times) >= 3 and 2 * parts[k] > len(times)]
         return most[0] if most else -1
 
     def table(self, topic: Topic, cutoff: pd.Timestamp, kind: str, days: int) -> pd.DataFrame:
-        """Give index user, columns value, spent, ago, for the users with enough events before the cut-off."""
+        """Give index user, columns value, spent, ago, for the users with enough events before the
+        cut-off.
+        """
         key, horizon = (topic.name, cutoff, kind, days), pd.Timedelta(days=days)
         if key not in self.tables:
             sizes = self.between(EVER, cutoff)["user"].value_counts()
@@ -129,9 +170,19 @@ class _Plain:
         value = {
             "events": lambda: moments.groupby("user").size(),
             "variety": lambda: visits.groupby("user")["text"].nunique(),
-            "weekend": lambda: moments["time"].dt.day_name().isin(["Saturday", "Sunday"]).groupby(moments["user"]).mean(),
-            "evening": lambda: timed["time"].dt.hour.isin([17, 18, 19, 20, 21]).groupby(timed["user"]).mean(),
-            "night": lambda: timed["time"].dt.hour.isin([22, 23, 0, 1, 2, 3, 4]).groupby(timed["user"]).mean(),
+            "weekend": lambda: (
+                moments["time"]
+                .dt.day_name()
+                .isin(["Saturday", "Sunday"])
+                .groupby(moments["user"])
+                .mean()
+            ),
+            "evening": lambda: (
+                timed["time"].dt.hour.isin([17, 18, 19, 20, 21]).groupby(timed["user"]).mean()
+            ),
+            "night": lambda: (
+                timed["time"].dt.hour.isin([22, 23, 0, 1, 2, 3, 4]).groupby(timed["user"]).mean()
+            ),
             "stop": lambda: (high - moments.groupby("user")["time"].max()) / pd.Timedelta(days=1),
             "trend": lambda: self.trend(topic.measure, cutoff, kind, horizon),
             "spend_trend": lambda: self.trend(topic.measure, cutoff, kind, horizon),
@@ -148,12 +199,22 @@ class _Plain:
             return pd.Series(dtype=float)
         sources = find_spend_sources(self.between(EVER, cutoff))
         if measure == "discount":
-            things = now[now["modality"] == sources.single].dropna(subset="discount") if "discount" in now else now[:0]
-            return (things["discount"] > 0).groupby(things["user"]).mean() if len(things) else pd.Series(dtype=float)
+            things = (
+                now[now["modality"] == sources.single].dropna(subset="discount")
+                if "discount" in now
+                else now[:0]
+            )
+            return (
+                (things["discount"] > 0).groupby(things["user"]).mean()
+                if len(things)
+                else pd.Series(dtype=float)
+            )
         paid = now[(now["modality"] == sources.whole) & now["amount"].notna()]
         if measure in ("spend", "basket"):
             return paid.groupby("user")["amount"].agg("sum" if measure == "spend" else "mean")
-        told = paid[paid[measure].notna()] if measure in paid else paid[:0].assign(**{measure: np.nan})
+        told = (
+            paid[paid[measure].notna()] if measure in paid else paid[:0].assign(**{measure: np.nan})
+        )
         own = (told["amount"] * told["private"]).groupby(told["user"]).sum()
         return (own / told["amount"].groupby(told["user"]).sum()).replace(np.inf, np.nan)
 
@@ -162,10 +223,20 @@ class _Plain:
         seen = self.visits(EVER, middle).drop_duplicates(["user", "time"]).groupby("user").size()
         former, recent = (
             seen,
-            self.visits(middle, middle + horizon).drop_duplicates(["user", "time"]).groupby("user").size(),
+            self.visits(middle, middle + horizon)
+            .drop_duplicates(["user", "time"])
+            .groupby("user")
+            .size(),
         )
         if measure == "spend_trend":
-            former, recent = (self.spent("spend", *span, cutoff) for span in ((EVER, middle), (middle, middle + horizon)))
-        days = max((middle - self.visits(EVER, self.users.cutoff)["time"].min()) / pd.Timedelta(days=1), 1)
-        known = [user for user in former.index if former[user] > 0 and seen.get(user, 0) >= MIN_FORMER]
+            former, recent = (
+                self.spent("spend", *span, cutoff)
+                for span in ((EVER, middle), (middle, middle + horizon))
+            )
+        days = max(
+            (middle - self.visits(EVER, self.users.cutoff)["time"].min()) / pd.Timedelta(days=1), 1
+        )
+        known = [
+            user for user in former.index if former[user] > 0 and seen.get(user, 0) >= MIN_FORMER
+        ]
         return (recent.reindex(known).fillna(0) / horizon.days) / (former.reindex(known) / days)

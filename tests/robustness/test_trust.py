@@ -1,4 +1,6 @@
-"""What can go wrong does: a killed writer, a full disk, a folder that may not be written, Ctrl-C, odd names, an odd clock."""
+"""What can go wrong does: a killed writer, a full disk, a folder that may not be written, Ctrl-C,
+odd names, an odd clock.
+"""
 
 import json
 import os
@@ -39,14 +41,20 @@ def vectors(new, _report) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def prompt(tmp_path_factory):
-    model = qa.QAnchor.from_pretrained(make_model(WORLD, awake=False).save_pretrained(tmp_path_factory.mktemp("run") / "run"))
+    model = qa.load_model(
+        qa.save_model(make_model(WORLD, awake=False), tmp_path_factory.mktemp("run") / "run")
+    )
     engine = qa.Engine(model)
-    return engine, qa.tune_prompt(engine, engine.prefill(WORLD), "Why?", WORLD.label("Active"), steps=2)[0]
+    return engine, qa.tune_prompt(
+        engine, engine.prefill(WORLD), "Why?", WORLD.label("Active"), steps=2
+    )[0]
 
 
 @pytest.fixture
 def writers(prompt) -> dict:
-    """Whatever writes a file or a folder: called with a folder, each keeps something in it; and how it is read back."""
+    """Whatever writes a file or a folder: called with a folder, each keeps something in it; and how
+    it is read back.
+    """
     import torch
 
     engine, soft = prompt
@@ -59,19 +67,31 @@ def writers(prompt) -> dict:
 
     return {
         "users": (lambda f: WORLD.save(f / "users"), lambda f: qa.load_users(f / "users")),
-        "run": (lambda f: model.save_pretrained(f / "run"), lambda f: qa.QAnchor.from_pretrained(f / "run")),
-        "prompt": (lambda f: soft.save(f / "prompt"), lambda f: qa.SoftPrompt.load(f / "prompt", engine)),
+        "run": (lambda f: qa.save_model(model, f / "run"), lambda f: qa.load_model(f / "run")),
+        "prompt": (
+            lambda f: soft.save(f / "prompt"),
+            lambda f: qa.SoftPrompt.load(f / "prompt", engine),
+        ),
         "session": (session, lambda f: Workbench(FakeDesk(), session=f / "session.json")),
-        "claim": (lambda f: ClaimCard("It is so.").save(f / "card.html"), lambda f: ClaimCard.load(f / "card.html")),
-        "export": (lambda f: export_group(WORLD, WORLD.ids[:12], f / "a.csv"), lambda f: pd.read_csv(f / "a.csv")),
+        "claim": (
+            lambda f: ClaimCard("It is so.").save(f / "card.html"),
+            lambda f: ClaimCard.load(f / "card.html"),
+        ),
+        "export": (
+            lambda f: export_group(WORLD, WORLD.ids[:12], f / "a.csv"),
+            lambda f: pd.read_csv(f / "a.csv"),
+        ),
         "checkpoint": (
             lambda f: Checkpoint(f / "state", "key").write({"weight": torch.ones(999)}, 1, 9, []),
             lambda f: Checkpoint(f / "state", "key").read(),
         ),
-        "pairs": (lambda f: write_pairs(WORLD, f / "pairs", per_sample=1), lambda f: parquet(f / "pairs")),
+        "pairs": (
+            lambda f: write_pairs(WORLD, f / "pairs", per_sample=1),
+            lambda f: parquet(f / "pairs"),
+        ),
         "texts": (
-            lambda f: VectorTable(f / "texts").lookup([f"text {i}" for i in range(99)], vectors),
-            lambda f: VectorTable(f / "texts").lookup([f"text {i}" for i in range(99)], vectors),
+            lambda f: VectorTable(f / "texts").give([f"text {i}" for i in range(99)], vectors),
+            lambda f: VectorTable(f / "texts").give([f"text {i}" for i in range(99)], vectors),
         ),
     }
 
@@ -85,12 +105,16 @@ WRITERS = ["users", "run", "prompt", "session", "claim", "export", "checkpoint",
 
 def visible(folder: Path) -> dict[str, bytes]:
     found = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found if path.name != "lock"}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in found if path.name != "lock"
+    }
 
 
 @contextmanager
 def small_disk(size: int):
-    """Let no file grow beyond `size` bytes, as a disk that is full: anybody may say so of their own process."""
+    """Let no file grow beyond `size` bytes, as a disk that is full: anybody may say so of their own
+    process.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -116,7 +140,9 @@ def test_a_full_disk_is_told_and_leaves_the_old_file(writers, name, tmp_path):
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_kill_at_any_moment_leaves_what_was_there(writers, name, tmp_path):
-    """A child is killed when it would put its first, second ... file in its place; then all is as it was, or new and whole."""
+    """A child is killed when it would put its first, second ... file in its place; then all is as
+    it was, or new and whole.
+    """
     write, read = writers[name]
     for moment in (1, 2, 3):
         if moment == 2 and name != "pairs":
@@ -130,7 +156,9 @@ def test_a_kill_at_any_moment_leaves_what_was_there(writers, name, tmp_path):
 
 
 def killed(write, folder: Path, moment: int) -> bool:
-    """Run `write` in a child that is killed at its `moment`-th rename or open for appending; was it?"""
+    """Run `write` in a child that is killed at its `moment`-th rename or open for appending; was
+    it?
+    """
     sys.stdout.flush()
     if child := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -204,19 +232,36 @@ def listening():
 
 
 @pytest.mark.usefixtures("listening")
-@pytest.mark.parametrize(("command", "moment"), [("train", 1), ("embed", 1), ("embed", 2), ("pairs", 1), ("pairs", 2)])
-def test_ctrl_c_leaves_nothing_half_written_and_it_goes_on(command, moment, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("command", "moment"),
+    [("train", 1), ("embed", 1), ("embed", 2), ("make-pairs", 1), ("make-pairs", 2)],
+)
+def test_ctrl_c_leaves_nothing_half_written_and_it_goes_on(
+    command, moment, tmp_path, monkeypatch, capsys
+):
     users, run, out = WORLD.save(tmp_path / "users"), tmp_path / "run", tmp_path / "out"
     words = {"users": users, "out": out}
     if command == "train":
         words |= {"preset": "tiny", "steps": 2}
     if command == "embed":
-        make_model(WORLD, awake=False).save_pretrained(run)
+        qa.save_model(make_model(WORLD, awake=False), run)
         (tmp_path / "queries").write_text("Why?\n")
         words |= {"run": run, "queries": tmp_path / "queries", "shards": 2}
-    small = [f"--set={field}" for field in ("head_warmup_steps=2", "head_refit_steps=2", "train_batch_size=2", "max_answer_tokens=6")]
+    small = [
+        f"--set={field}"
+        for field in (
+            "head_warmup_steps=2",
+            "head_refit_steps=2",
+            "train_batch_size=2",
+            "max_answer_tokens=6",
+        )
+    ]
     small = small if command == "train" else []
-    monkeypatch.setattr(sys, "argv", ["qanchor", command, *small, *(str(w) for k, v in words.items() for w in (f"--{k}", v))])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["qanchor", command, *small, *(str(w) for k, v in words.items() for w in (f"--{k}", v))],
+    )
     replace, count = Path.replace, 0
 
     def pressed(self, target):
@@ -228,8 +273,12 @@ def test_ctrl_c_leaves_nothing_half_written_and_it_goes_on(command, moment, tmp_
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", pressed)
-        assert cli.main() == 130 and count == moment and "stopped" in capsys.readouterr().err
-    assert not list(tmp_path.rglob("*.part")) and not (out / "_manifest.json").exists() and not (out / "config.json").exists()
+        assert cli.main() == 130 and count == moment and "Interrupted" in capsys.readouterr().err
+    assert (
+        not list(tmp_path.rglob("*.part"))
+        and not (out / "_manifest.json").exists()
+        and not (out / "config.json").exists()
+    )
     assert cli.main() == 0
     assert not list(tmp_path.rglob("*.part"))
 
@@ -238,56 +287,71 @@ def test_torn_manifests_parts_and_tables_are_told(tmp_path):
     write_pairs(WORLD, tmp_path / "pairs", per_sample=1)
     path = tmp_path / "pairs" / "manifest.json"
     whole = path.read_text()
-    for torn in (whole[:50], "[]", json.dumps({"key": 1, "shards": [0]}), json.dumps({"key": "a", "shards": ["0"]})):
+    for torn in (
+        whole[:50],
+        "[]",
+        json.dumps({"key": 1, "shards": [0]}),
+        json.dumps({"key": "a", "shards": ["0"]}),
+    ):
         path.write_text(torn)
-        with pytest.raises(DataError, match=r"manifest.json, column .*: (torn or edited|no number of a shard)"):
+        with pytest.raises(
+            DataError, match=r"manifest.json, column .*: (torn or edited|no number of a shard)"
+        ):
             qa.write_pairs(WORLD, tmp_path / "pairs", per_sample=1)
     path.write_text(whole)
     (tmp_path / "pairs" / "pairs-0000.parquet").write_bytes(b"PAR1 half")
-    with pytest.raises(DataError, match=r"pairs-0000.parquet, column 'pairs': .*: torn: remove this file and start again"):
+    with pytest.raises(
+        DataError,
+        match=r"pairs-0000.parquet, column 'pairs': .*: torn: remove this file and start again",
+    ):
         qa.write_pairs(WORLD, tmp_path / "pairs", per_sample=1)
     table = VectorTable(tmp_path / "table")
-    table.lookup(["a", "b"], vectors)
+    table.give(["a", "b"], vectors)
     keys = (tmp_path / "table" / "keys").read_bytes()
     (tmp_path / "table" / "keys").write_bytes(keys[:20] * 2)
-    with pytest.raises(TableError, match=r"keys holds one text twice: remove .*its texts are encoded again"):
-        VectorTable(tmp_path / "table").lookup(["a"], vectors)
+    with pytest.raises(
+        TableError, match=r"keys holds one text twice: remove .*its texts are encoded again"
+    ):
+        VectorTable(tmp_path / "table").give(["a"], vectors)
 
 
 def test_a_run_that_only_looks_whole_is_refused(tmp_path):
-    path = make_model(WORLD, awake=False).save_pretrained(tmp_path / "run") / "adapter.safetensors"
+    path = qa.save_model(make_model(WORLD, awake=False), tmp_path / "run") / "adapter.safetensors"
     path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
     told = json.loads((tmp_path / "run" / "config.json").read_text())
     told["sha256"][path.name] = sha256_file(path)
     (tmp_path / "run" / "config.json").write_text(json.dumps(told))
     with pytest.raises(RunError, match=r"SafetensorError: .*copy the run again") as error:
-        qa.QAnchor.from_pretrained(tmp_path / "run")
+        qa.load_model(tmp_path / "run")
     assert isinstance(error.value.__cause__, SafetensorError)
 
 
 def test_half_a_character_is_refused_in_a_table_and_borne_in_a_query():
-    events = pd.DataFrame({"user": ["a"], "time": ["2025-01-01"], "modality": ["bill"]}).astype(object)
-    with pytest.raises(DataError, match=r"row 0, column 'text': .*half a character \(a lone surrogate\): remove it"):
+    events = pd.DataFrame({"user": ["a"], "time": ["2025-01-01"], "modality": ["bill"]}).astype(
+        object
+    )
+    with pytest.raises(
+        DataError, match=r"row 0, column 'text': .*half a character \(a lone surrogate\): remove it"
+    ):
         qa.Users.from_events(events.assign(text=pd.Series(["tea \ud83c"], dtype=object)))
     engine = make_engine(make_model(WORLD))
     cache = engine.prefill(WORLD)
-    assert np.allclose(np.linalg.norm(engine.embed(cache, "Is it \udfff tea?"), axis=1), 1, atol=1e-4)
+    assert np.allclose(
+        np.linalg.norm(engine.embed(cache, "Is it \udfff tea?"), axis=1), 1, atol=1e-4
+    )
 
 
-def test_caches_keep_to_their_bounds_and_answers_stay_the_same(monkeypatch):
-    monkeypatch.setattr("qanchor.analysis.embedding_cache.MAX_CACHED_QUERIES", 3)
+def test_stores_keep_to_their_bounds_and_answers_stay_the_same(monkeypatch):
+    monkeypatch.setattr("qanchor.workbench.lens.MAX_CACHED_QUERIES", 3)
     answer_bank.cache_clear()
-    session = qa.WorkbenchSession(make_engine(make_model(WORLD)), WORLD, method="pca")
-    first = session.compare("", "Will this user travel soon?").data["transitions"]
-    lens = session.lens
-    assert lens.embeddings is session.embedding_cache.embeddings
-    assert session.query_matrix.embedding_cache is session.explain.embedding_cache is session.embedding_cache
+    desk = qa.WorkbenchSession(make_engine(make_model(WORLD)), WORLD, method="pca")
+    first = desk.compare("", "Will this user travel soon?")["ledger"]
     for k in range(6):
-        list(lens(f"Why {k}?"))
-    assert len(lens.embeddings) == len(lens.noise_floors) == 3 and isinstance(lens.embeddings, LRUCache)
-    pd.testing.assert_frame_equal(session.compare("", "Will this user travel soon?").data["transitions"], first)
-    assert len(lens.embeddings) == 3
-    *_, last = session.explain(WORLD.ids[:12], ["A?", "B?", "C?", "D?", "E?"])  # more than are cached
-    assert len(last.data["frame"]) == 5 and len(lens.embeddings) == 3
-    list(lens("F?", "A?"))
-    assert "F?" in lens.embeddings and "A?" in lens.embeddings
+        list(desk.ask(f"Why {k}?"))
+    assert len(desk.ask.kept) == len(desk.ask.floors) == 3 and isinstance(desk.ask.kept, LRUCache)
+    pd.testing.assert_frame_equal(desk.compare("", "Will this user travel soon?")["ledger"], first)
+    assert len(desk.ask.kept) == 3
+    *_, last = desk.explain(WORLD.ids[:12], ["A?", "B?", "C?", "D?", "E?"])  # more than are kept
+    assert len(last["frame"]) == 5 and len(desk.ask.kept) == 3
+    list(desk.ask("F?", "A?"))
+    assert "F?" in desk.ask.kept and "A?" in desk.ask.kept

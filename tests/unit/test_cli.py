@@ -1,4 +1,6 @@
-"""Every command of `python -m qanchor` on a small folder: words, JSON, errors in one line, and a training that goes on."""
+"""Every command of `python -m qanchor` on a small folder: words, JSON, errors in one line, and a
+training that goes on.
+"""
 
 import json
 import os
@@ -29,7 +31,12 @@ def qanchor(monkeypatch, capsys):
         capsys.readouterr()
         code = cli.main()
         told = capsys.readouterr()
-        return SimpleNamespace(code=code, out=told.out, err=told.err, json=lambda: json.loads(told.out.splitlines()[-1]))
+        return SimpleNamespace(
+            code=code,
+            out=told.out,
+            err=told.err,
+            json=lambda: json.loads(told.out.splitlines()[-1]),
+        )
 
     return run
 
@@ -40,10 +47,33 @@ def home(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     users = qa.make_sample_users(60)
     users.save(folder / "users")
-    command = [sys.executable, "-W", "ignore", "-m", "qanchor", "train", "--preset", "tiny", "--users", folder / "users"]
-    command += ["--out", folder / "run", "--steps", "3", "--set", "head_warmup_steps=5", "--set", "cutoffs=3", "--json"]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "qanchor",
+        "train",
+        "--preset",
+        "tiny",
+        "--users",
+        folder / "users",
+    ]
+    command += [
+        "--out",
+        folder / "run",
+        "--steps",
+        "3",
+        "--set",
+        "head_warmup_steps=5",
+        "--set",
+        "cutoffs=3",
+        "--json",
+    ]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=env, cwd=folder)
+    done = subprocess.run(
+        [str(c) for c in command], capture_output=True, text=True, env=env, cwd=folder
+    )
     assert done.returncode == 0, done.stderr
     (folder / "trained.json").write_text(done.stdout.splitlines()[-1])
     labels = users.label("Active").rename("label").reset_index()
@@ -55,64 +85,116 @@ def home(tmp_path_factory) -> Path:
 
 def test_train_says_what_it_did_and_keeps_a_run(home):
     told = json.loads((home / "trained.json").read_text())
-    assert told["steps"] == 3 and told["seed"] == 0 and told["pairs"] > 100 and set(told["machine"]) == MACHINE
+    assert (
+        told["steps"] == 3
+        and told["seed"] == 0
+        and told["pairs"] > 100
+        and set(told["machine"]) == MACHINE
+    )
     assert 2 * 60 < told["samples"] <= 3 * 60
     assert np.isfinite(list(told["last"].values())).all()
-    assert {p.name for p in (home / "run").iterdir()} == {"config.json", "adapter.safetensors", "history.json", "metrics.json"}
-    assert qa.QAnchor.from_pretrained(home / "run").config.head_warmup_steps == 5 and len(qa.load_history(home / "run")) == 3
+    assert {p.name for p in (home / "run").iterdir()} == {
+        "config.json",
+        "adapter.safetensors",
+        "history.json",
+        "metrics.json",
+    }
+    assert (
+        qa.QAnchor.from_pretrained(home / "run").config.head_warmup_steps == 5
+        and len(qa.load_history(home / "run")) == 3
+    )
     assert not list(home.glob(".run*"))  # no checkpoint, nothing half-written
 
 
 def test_check_tells_what_is_there(qanchor, home):
     done = qanchor("check", home / "users", "--json")
     told = done.json()
-    assert done.code == 0 and told["users"] == 60 and told["modalities"]["bill"] > 0 and told["labels"]["Fraud"] == 60
+    assert (
+        done.code == 0
+        and told["users"] == 60
+        and told["modalities"]["bill"] > 0
+        and told["labels"]["Fraud"] == 60
+    )
     assert 0 < told["history"] < told["events"]
     done = qanchor("check", home / "users")
     assert done.code == 0 and "is in order" in done.out and "modalities: bill" in done.out
 
 
 def test_check_tells_what_is_wrong(qanchor, tmp_path):
-    (tmp_path / "events.csv").write_text("user,time,modality,text\na,2025-01-01,bill,tea\na,soon,bill,tea\n")
+    (tmp_path / "events.csv").write_text(
+        "user,time,modality,text\na,2025-01-01,bill,tea\na,soon,bill,tea\n"
+    )
     done = qanchor("check", tmp_path, "--json")
     (problem,) = done.json()["problems"]
     assert done.code == 1 and done.err == "" and not done.json()["in_order"]
-    assert (problem["row"], problem["column"], problem["value"], problem["fixable"]) == (1, "time", "soon", False)
+    assert (problem["row"], problem["column"], problem["value"], problem["fixable"]) == (
+        1,
+        "time",
+        "soon",
+        False,
+    )
     for words in (("check", tmp_path), ("check", tmp_path, "--fix", tmp_path.with_name("out"))):
         done = qanchor(*words)
         assert (
-            done.code == 1 and "not a time: write it as 2025-01-31 18:00:00" in done.out and "1 only you can mend" in done.out
+            done.code == 1
+            and "not a time: write it as 2025-01-31 18:00:00" in done.out
+            and "1 only you can mend" in done.out
         )
     assert not tmp_path.with_name("out").exists()
 
 
 def test_check_mends_into_a_new_folder(qanchor, tmp_path):
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "events.csv").write_text("user,time,modality,text\na,2025-01-02,bill,tea\na,2025-01-01,bill,\n")
+    (tmp_path / "mine" / "events.csv").write_text(
+        "user,time,modality,text\na,2025-01-02,bill,tea\na,2025-01-01,bill,\n"
+    )
     assert qanchor("check", tmp_path / "mine").code == 1
     done = qanchor("check", tmp_path / "mine", "--fix", tmp_path / "out", "--json")
-    assert done.code == 0 and [row["action"] for row in done.json()["action"]] == ["row dropped"] and done.json()["events"] == 1
+    assert (
+        done.code == 0
+        and [row["action"] for row in done.json()["action"]] == ["row dropped"]
+        and done.json()["events"] == 1
+    )
     assert qanchor("check", tmp_path / "out").code == 0
     done = qanchor("check", tmp_path / "mine", "--fix", tmp_path / "out")
     assert done.code == 2 and "holds something already" in done.err
 
 
 def test_ask_ranks_users_and_lets_the_model_speak(qanchor, home):
-    done = qanchor("ask", "--run", home / "run", "--users", home / "users", QUERY, "--top", 3, "--json")
+    done = qanchor(
+        "ask", "--run", home / "run", "--users", home / "users", QUERY, "--top", 3, "--json"
+    )
     told = done.json()
-    assert done.code == 0 and told["query"] == QUERY and told["users"] == 60 and len(told["top"]) == 3
+    assert (
+        done.code == 0 and told["query"] == QUERY and told["users"] == 60 and len(told["top"]) == 3
+    )
     scores = [row["score"] for row in told["top"]]
-    assert scores == sorted(scores, reverse=True) and all(set(row) == {"user", "score", "answer"} for row in told["top"])
+    assert scores == sorted(scores, reverse=True) and all(
+        set(row) == {"user", "score", "answer"} for row in told["top"]
+    )
     words = qanchor("ask", "--run", home / "run", "--users", home / "users", QUERY, "--top", 2)
-    assert words.code == 0 and words.out.startswith(f"{QUERY} (60 users; interpreted as a question about ")
+    assert words.code == 0 and words.out.startswith(
+        f"{QUERY} (60 users; interpreted as a question about "
+    )
     assert told["top"][0]["user"] in words.out and told["topics"][0] in words.out
     # to a tiny model other words are another question
-    warning = "Training contained no similar question, so the result mostly shows the general profile of each user."
+    warning = (
+        "Training contained no similar question, so the result mostly shows the general "
+        "profile of each user."
+    )
     assert told["warning"] == warning and words.out.rstrip().endswith(warning)
 
 
 def test_embed_writes_parts_and_goes_on(qanchor, home, tmp_path):
-    words = ("embed", "--run", home / "run", "--users", home / "users", "--queries", home / "queries.txt")
+    words = (
+        "embed",
+        "--run",
+        home / "run",
+        "--users",
+        home / "users",
+        "--queries",
+        home / "queries.txt",
+    )
     words += ("--out", tmp_path / "out", "--shards", 3, "--json")
     done = qanchor(*words)
     assert done.code == 0 and done.json()["users"] == 60 and done.json()["made"] == 3
@@ -137,24 +219,51 @@ def test_probe_reads_csv_and_parquet(qanchor, home, file):
         *("--query", QUERY, "--labels", home / file, "--seed", 3, "--json"),
     )
     told = done.json()
-    assert done.code == 0 and told["n"] == 60 and told["seed"] == 3 and set(told["machine"]) == MACHINE
-    assert 0 <= told["auc_low"] <= told["auc"] <= told["auc_high"] <= 1 and 0 <= told["ks"] <= 1 and told["positives"] > 5
+    assert (
+        done.code == 0 and told["n"] == 60 and told["seed"] == 3 and set(told["machine"]) == MACHINE
+    )
+    assert (
+        0 <= told["auc_low"] <= told["auc"] <= told["auc_high"] <= 1
+        and 0 <= told["ks"] <= 1
+        and told["positives"] > 5
+    )
 
 
 @pytest.mark.slow
 def test_probe_takes_another_column(qanchor, home):
     words = ("probe", "--run", home / "run", "--users", home / "users", "--query", QUERY, "--json")
     other = qanchor(*words, "--labels", home / "users" / "labels.parquet", "--column", "Active")
-    assert other.code == 0 and other.json()["auc"] == qanchor(*words, "--labels", home / "labels.csv").json()["auc"]
-    assert other.json()["auc"] == qanchor(*words, "--column", "Active").json()["auc"], "the users' own label needs no file"
+    assert (
+        other.code == 0
+        and other.json()["auc"] == qanchor(*words, "--labels", home / "labels.csv").json()["auc"]
+    )
+    assert other.json()["auc"] == qanchor(*words, "--column", "Active").json()["auc"], (
+        "the users' own label needs no file"
+    )
 
 
 def test_probe_keeps_each_label_with_its_user(qanchor, home, tmp_path):
     labels = pd.read_csv(home / "labels.csv")
-    mixed = pd.concat([labels.sample(frac=1, random_state=0), pd.DataFrame({"user": ["stranger"], "label": [1.0]})])
+    mixed = pd.concat(
+        [
+            labels.sample(frac=1, random_state=0),
+            pd.DataFrame({"user": ["stranger"], "label": [1.0]}),
+        ]
+    )
     mixed.to_csv(tmp_path / "mixed.csv", index=False)
     told = [
-        qanchor("probe", "--run", home / "run", "--users", home / "users", "--query", QUERY, "--labels", f, "--json").json()
+        qanchor(
+            "probe",
+            "--run",
+            home / "run",
+            "--users",
+            home / "users",
+            "--query",
+            QUERY,
+            "--labels",
+            f,
+            "--json",
+        ).json()
         for f in (home / "labels.csv", tmp_path / "mixed.csv")
     ]
     assert told[0]["auc"] == told[1]["auc"] and told[1]["n"] == 60
@@ -162,9 +271,21 @@ def test_probe_keeps_each_label_with_its_user(qanchor, home, tmp_path):
 
 @pytest.mark.slow
 def test_tune_keeps_a_prompt_and_judges_it_on_others(qanchor, home, tmp_path):
-    words = ("tune-prompt", "--run", home / "run", "--users", home / "users", "--query", QUERY, "--steps", 10)
+    words = (
+        "tune-prompt",
+        "--run",
+        home / "run",
+        "--users",
+        home / "users",
+        "--query",
+        QUERY,
+        "--steps",
+        10,
+    )
     words += ("--init", "search", "--json")
-    done = qanchor(*words, "--labels-file", home / "labels.csv", "--out", tmp_path / "soft", "--seed", 1)
+    done = qanchor(
+        *words, "--labels-file", home / "labels.csv", "--out", tmp_path / "soft", "--seed", 1
+    )
     told = done.json()
     assert (
         done.code == 0
@@ -173,22 +294,42 @@ def test_tune_keeps_a_prompt_and_judges_it_on_others(qanchor, home, tmp_path):
         and told["seed"] == 1
         and told["seek"]
     )
-    assert all(0 <= low <= told[side]["auc"] + 0.05 and high <= 1 for side, (low, high) in told["intervals"].items())
+    assert all(
+        0 <= low <= told[side]["auc"] + 0.05 and high <= 1
+        for side, (low, high) in told["intervals"].items()
+    )
     for part in ("before", "after", "prototype"):
-        assert set(told[part]) >= {"auc", "ks"} and all(-1 <= value <= 1 for value in told[part].values())
+        assert set(told[part]) >= {"auc", "ks"} and all(
+            -1 <= value <= 1 for value in told[part].values()
+        )
     engine = qa.Engine(qa.QAnchor.from_pretrained(home / "run"))
     prompt = qa.SoftPrompt.load(tmp_path / "soft", engine)
-    assert prompt.query == QUERY and engine.embed(engine.prefill(qa.load_users(home / "users")), prompt).shape == (60, 32)
-    plain = qanchor(*words[:-1], "--labels-file", home / "labels.parquet", "--out", tmp_path / "soft", "--no-gate")
+    assert prompt.query == QUERY and engine.embed(
+        engine.prefill(qa.load_users(home / "users")), prompt
+    ).shape == (60, 32)
+    plain = qanchor(
+        *words[:-1],
+        "--labels-file",
+        home / "labels.parquet",
+        "--out",
+        tmp_path / "soft",
+        "--no-gate",
+    )
     assert plain.code == 0 and "On 30 held-out users, AUC is" in plain.out
-    assert not qa.SoftPrompt.load(tmp_path / "soft", engine).offset.any() and [p.name for p in tmp_path.iterdir()] == ["soft"]
+    assert not qa.SoftPrompt.load(tmp_path / "soft", engine).offset.any() and [
+        p.name for p in tmp_path.iterdir()
+    ] == ["soft"]
 
 
 def test_bench_prints_one_object(qanchor, home, monkeypatch):
     monkeypatch.setitem(
-        registry.BENCHES, "small", lambda users, run, seeds: {"users": len(users()), "run": str(run), "seeds": seeds}
+        registry.BENCHES,
+        "small",
+        lambda users, run, seeds: {"users": len(users()), "run": str(run), "seeds": seeds},
     )
-    done = qanchor("bench", "small", "--data", "world:7", "--run", home / "run", "--seeds", 2, "--json")
+    done = qanchor(
+        "bench", "small", "--data", "world:7", "--run", home / "run", "--seeds", 2, "--json"
+    )
     assert done.code == 0 and done.json() == {"users": 7, "run": str(home / "run"), "seeds": 2}
     assert {"cache", "ask", "tasks", "tune"} <= set(registry.BENCHES)
 
@@ -199,8 +340,26 @@ class Killed(BaseException):
 
 @pytest.mark.slow
 def test_a_killed_training_is_resumed(qanchor, home, tmp_path, monkeypatch):
-    words = ("train", "--preset", "tiny", "--users", home / "users", "--out", tmp_path / "run", "--steps", 52, "--json")
-    words += ("--set", "train_batch_size=2", "--set", "queries_per_user=2", "--set", "max_answer_tokens=6")
+    words = (
+        "train",
+        "--preset",
+        "tiny",
+        "--users",
+        home / "users",
+        "--out",
+        tmp_path / "run",
+        "--steps",
+        52,
+        "--json",
+    )
+    words += (
+        "--set",
+        "train_batch_size=2",
+        "--set",
+        "queries_per_user=2",
+        "--set",
+        "max_answer_tokens=6",
+    )
     show = progress.ProgressBars.__call__
 
     def killed(self, stage, done, total, loss=float("nan")):
@@ -212,12 +371,24 @@ def test_a_killed_training_is_resumed(qanchor, home, tmp_path, monkeypatch):
         patch.setattr(progress.ProgressBars, "__call__", killed)
         with pytest.raises(Killed):
             qanchor(*words)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".run.checkpoint", ".run.checkpoint.before"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        ".run.checkpoint",
+        ".run.checkpoint.before",
+    ]
     seen = []
-    monkeypatch.setattr(progress.ProgressBars, "__call__", lambda self, *told: seen.append(told[:2]))
+    monkeypatch.setattr(
+        progress.ProgressBars, "__call__", lambda self, *told: seen.append(told[:2])
+    )
     done = qanchor(*words, "--resume")
-    assert done.code == 0 and done.json()["steps"] == 52 and ("training", 51) in seen and ("training", 50) not in seen
-    assert [p.name for p in tmp_path.iterdir()] == ["run"] and len(qa.load_history(tmp_path / "run")) == 52
+    assert (
+        done.code == 0
+        and done.json()["steps"] == 52
+        and ("training", 51) in seen
+        and ("training", 50) not in seen
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["run"] and len(
+        qa.load_history(tmp_path / "run")
+    ) == 52
 
 
 @pytest.mark.slow
@@ -226,22 +397,66 @@ def test_a_busy_machine_is_warned_of(qanchor, home, tmp_path, monkeypatch, comma
     monkeypatch.setattr(device, "busy_reason", lambda: "9 programs were at work")
     words = {
         "ask": ("ask", QUERY, "--run", home / "run", "--users", home / "users", "--top", 0),
-        "tune-prompt": ("tune-prompt", "--run", home / "run", "--users", home / "users", "--query", QUERY, "--label", "Active"),
-        "train": ("train", "--preset", "tiny", "--users", home / "users", "--steps", 1, "--set", "cutoffs=1"),
+        "tune-prompt": (
+            "tune-prompt",
+            "--run",
+            home / "run",
+            "--users",
+            home / "users",
+            "--query",
+            QUERY,
+            "--label",
+            "Active",
+        ),
+        "train": (
+            "train",
+            "--preset",
+            "tiny",
+            "--users",
+            home / "users",
+            "--steps",
+            1,
+            "--set",
+            "cutoffs=1",
+        ),
     }[command]
     out = () if command == "ask" else ("--out", tmp_path / "out")
     done = qanchor(*words, *out, *(("--steps", 0) if command == "tune-prompt" else ()))
-    assert done.code == 0 and done.err.count("warning: 9 programs were at work") == 1 and "warning: 9" not in done.out
+    assert (
+        done.code == 0
+        and done.err.count("warning: 9 programs were at work") == 1
+        and "warning: 9" not in done.out
+    )
 
 
 @pytest.mark.slow
 def test_train_numbers_its_phases(qanchor, home, tmp_path):
-    words = ("train", "--preset", "tiny", "--users", home / "users", "--out", tmp_path / "run", "--steps", 2)
-    done = qanchor(*words, "--set", "cutoffs=2", "--set", "head_warmup_steps=3", "--set", "head_refit_steps=3")
-    phases = ["fitting the preprocessor", *("reading queries and answers", "warm start", "joint steps")]
+    words = (
+        "train",
+        "--preset",
+        "tiny",
+        "--users",
+        home / "users",
+        "--out",
+        tmp_path / "run",
+        "--steps",
+        2,
+    )
+    done = qanchor(
+        *words, "--set", "cutoffs=2", "--set", "head_warmup_steps=3", "--set", "head_refit_steps=3"
+    )
+    phases = [
+        "fitting the preprocessor",
+        *("reading queries and answers", "warm start", "joint steps"),
+    ]
     phases += ["reading queries and answers", "last fit"]
-    assert done.code == 0 and "6 phases; how long all takes can be told from phase 4 on, the joint steps" in done.err
-    assert all(f"{number} of 6: {words} " in done.err for number, words in enumerate(phases, 1)), done.err
+    assert (
+        done.code == 0
+        and "6 phases; how long all takes can be told from phase 4 on, the joint steps" in done.err
+    )
+    assert all(f"{number} of 6: {words} " in done.err for number, words in enumerate(phases, 1)), (
+        done.err
+    )
 
 
 @pytest.mark.slow
@@ -254,7 +469,17 @@ def test_a_dtype_that_was_asked_for_stands(qanchor, home, tmp_path, monkeypatch)
         return train(model, *told, **how)
 
     monkeypatch.setattr(qa, "train", watched)
-    words = ("train", "--preset", "tiny", "--users", home / "users", "--out", tmp_path / "run", "--steps", 1)
+    words = (
+        "train",
+        "--preset",
+        "tiny",
+        "--users",
+        home / "users",
+        "--out",
+        tmp_path / "run",
+        "--steps",
+        1,
+    )
     done = qanchor(*words, "--set", "cutoffs=1", "--set", "dtype=bfloat16")
     assert done.code == 0 and found == ["torch.bfloat16"]
 
@@ -262,8 +487,15 @@ def test_a_dtype_that_was_asked_for_stands(qanchor, home, tmp_path, monkeypatch)
 def test_ask_shows_what_it_does_after_the_users_are_read(qanchor, home, monkeypatch):
     seen = []
     monkeypatch.setattr(progress.ProgressBars, "__call__", lambda self, *told: seen.append(told))
-    assert qanchor("ask", QUERY, "--run", home / "run", "--users", home / "users", "--top", 1).code == 0
-    assert seen[0][0] == "reading users" and seen[-1][0] != "reading users" and seen[-1][1] == seen[-1][2]
+    assert (
+        qanchor("ask", QUERY, "--run", home / "run", "--users", home / "users", "--top", 1).code
+        == 0
+    )
+    assert (
+        seen[0][0] == "reading users"
+        and seen[-1][0] != "reading users"
+        and seen[-1][1] == seen[-1][2]
+    )
 
 
 @pytest.mark.parametrize("command", ["tune", "train"])
@@ -275,34 +507,91 @@ def test_a_stop_says_what_goes_on(qanchor, home, tmp_path, monkeypatch, command)
     words = ("--run", home / "run", "--query", QUERY) if command == "tune" else ("--preset", "tiny")
     done = qanchor(command, "--users", home / "users", "--out", tmp_path / "out", *words)
     assert done.code == 130 and done.err.splitlines()[-1] == cli.interrupted_message(command)
-    assert ("--resume" in done.err) == (command == "train") and ("begins anew" in done.err) == (command == "tune")
+    assert ("--resume" in done.err) == (command == "train") and ("begins anew" in done.err) == (
+        command == "tune"
+    )
 
 
 ERRORS = {
     "no such users": (["check", "nowhere"], "nowhere has no events.parquet or events.csv"),
-    "no such data": (["ask", "--run", "RUN", "--users", "mars", "Q"], "mars: no such folder, and not one of world"),
-    "odd world": (["ask", "--run", "RUN", "--users", "world:many", "Q"], "'many' is no number of users"),
+    "no such data": (
+        ["ask", "--run", "RUN", "--users", "mars", "Q"],
+        "mars: no such folder, and not one of world",
+    ),
+    "odd world": (
+        ["ask", "--run", "RUN", "--users", "world:many", "Q"],
+        "'many' is no number of users",
+    ),
     "no users": (["ask", "--run", "RUN", "--users", "world:0", "Q"], "at least 1 user"),
     "odd cut-off": (["ask", "--run", "RUN", "--users", "journey:soon", "Q"], "soon"),
-    "no run": (["ask", "--run", "nowhere", "--users", "USERS", "Q"], "nowhere is no run (no config.json): train one"),
-    "long query": (["ask", "--run", "RUN", "--users", "USERS", "x" * 600], "600 tokens, the model allows 512: ask in fewer"),
-    "no query file": (["embed", "--run", "RUN", "--users", "USERS", "--queries", "none.txt", "--out", "o"], "none.txt"),
-    "no label file": (["probe", "--run", "RUN", "--users", "USERS", "--query", "Q", "--labels", "none.csv"], "none.csv"),
+    "no run": (
+        ["ask", "--run", "nowhere", "--users", "USERS", "Q"],
+        "nowhere is no run (no config.json): train one",
+    ),
+    "long query": (
+        ["ask", "--run", "RUN", "--users", "USERS", "x" * 600],
+        "600 tokens, the model allows 512: ask in fewer",
+    ),
+    "no query file": (
+        ["embed", "--run", "RUN", "--users", "USERS", "--queries", "none.txt", "--out", "o"],
+        "none.txt",
+    ),
+    "no label file": (
+        ["probe", "--run", "RUN", "--users", "USERS", "--query", "Q", "--labels", "none.csv"],
+        "none.csv",
+    ),
     "no label said": (
         ["probe", "--run", "RUN", "--users", "USERS", "--query", "Q"],
-        "has 10 labels, and none is named: choose one",
+        "has 10 labels, and no name was given. Choose one",
     ),
-    "no such label": (["probe", "--run", "RUN", "--users", "USERS", "--query", "Q", "--column", "luck"], "no label 'luck' in"),
+    "no such label": (
+        ["probe", "--run", "RUN", "--users", "USERS", "--query", "Q", "--column", "luck"],
+        "no label 'luck' in",
+    ),
     "odd preset": (
         ["train", "--preset", "huge", "--users", "USERS", "--out", "o"],
         "huge: there are tiny, small, medium, full",
     ),
-    "odd field": (["train", "--preset", "tiny", "--users", "USERS", "--out", "o", "--set", "wings=2"], "no field 'wings'"),
-    "no value": (["train", "--preset", "tiny", "--users", "USERS", "--out", "o", "--set", "lr"], "name=value, like lora_learning_rate=0.001"),
-    "odd value": (["train", "--preset", "tiny", "--users", "USERS", "--out", "o", "--set", "embedding_dim=wide"], "embedding_dim"),
-    "below one": (["train", "--preset", "tiny", "--users", "USERS", "--out", "o", "--set", "embedding_dim=0"], "must be at least 1"),
+    "odd field": (
+        ["train", "--preset", "tiny", "--users", "USERS", "--out", "o", "--set", "wings=2"],
+        "no field 'wings'",
+    ),
+    "no value": (
+        ["train", "--preset", "tiny", "--users", "USERS", "--out", "o", "--set", "lr"],
+        "name=value, like lora_learning_rate=0.001",
+    ),
+    "odd value": (
+        [
+            "train",
+            "--preset",
+            "tiny",
+            "--users",
+            "USERS",
+            "--out",
+            "o",
+            "--set",
+            "embedding_dim=wide",
+        ],
+        "embedding_dim",
+    ),
+    "below one": (
+        ["train", "--preset", "tiny", "--users", "USERS", "--out", "o", "--set", "embedding_dim=0"],
+        "must be at least 1",
+    ),
     "a folder in use": (
-        ["tune", "--run", "RUN", "--users", "USERS", "--query", "Q", "--labels", "none.csv", "--out", "RUN"],
+        [
+            "tune",
+            "--run",
+            "RUN",
+            "--users",
+            "USERS",
+            "--query",
+            "Q",
+            "--labels",
+            "none.csv",
+            "--out",
+            "RUN",
+        ],
         "run holds 'adapter.safetensors' and no prompt.json: name a new folder",
     ),
     "odd bench": (["bench", "speed"], "no bench 'speed': there are"),
@@ -315,7 +604,12 @@ ERRORS = {
 def test_errors_are_one_line_with_code_2(qanchor, home, tmp_path, monkeypatch, case):
     monkeypatch.chdir(tmp_path)
     words, expected = ERRORS[case]
-    done = qanchor(*(str(home / {"RUN": "run", "USERS": "users"}[w]) if w in ("RUN", "USERS") else w for w in words))
+    done = qanchor(
+        *(
+            str(home / {"RUN": "run", "USERS": "users"}[w]) if w in ("RUN", "USERS") else w
+            for w in words
+        )
+    )
     assert done.code == 2 and done.out == "" and "Traceback" not in done.err
     told = [line for line in done.err.splitlines() if line.startswith("error: ")]
     if case in ("no command", "no option"):
@@ -328,9 +622,18 @@ def test_errors_are_one_line_with_code_2(qanchor, home, tmp_path, monkeypatch, c
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        ("user,label\nu000000,2\n", "labels.csv, row 0, column 'label': 2: write 0, 1, or leave it empty"),
-        ("user,label\nu000000,1\nu000000,0\n", "labels.csv, row 1, column 'user': 'u000000': stands twice"),
-        ("user,truth\nu000000,1\n", "column 'label': ['user', 'truth']: missing: write it, or name another with --column"),
+        (
+            "user,label\nu000000,2\n",
+            "labels.csv, row 0, column 'label': 2: write 0, 1, or leave it empty",
+        ),
+        (
+            "user,label\nu000000,1\nu000000,0\n",
+            "labels.csv, row 1, column 'user': 'u000000': stands twice",
+        ),
+        (
+            "user,truth\nu000000,1\n",
+            "column 'label': ['user', 'truth']: missing: write it, or name another with --column",
+        ),
         ("user,label\nnobody,1\n", "none of its 1 users is among the 60"),
         ("user,label\nu000000,1\nu000001,0\n", "1 positives and 1 negatives do not fill 5 fold(s)"),
         ("user,label\nu000000,yes\n", "column 'label': 'yes': write 0, 1"),
@@ -345,14 +648,21 @@ def test_wrong_labels_are_told(qanchor, home, tmp_path, rows, expected):
         *("--query", QUERY, "--labels", tmp_path / "labels.csv", "--json"),
     )
     assert done.code == 2 and done.out == "" and "Traceback" not in done.err
-    assert expected in done.err and sum(line.startswith("error: ") for line in done.err.splitlines()) == 1
+    assert (
+        expected in done.err
+        and sum(line.startswith("error: ") for line in done.err.splitlines()) == 1
+    )
 
 
 def test_no_queries_is_told(qanchor, home, tmp_path):
     (tmp_path / "queries.txt").write_text("\n \n")
     words = ("--queries", tmp_path / "queries.txt", "--out", tmp_path / "out")
     done = qanchor("embed", "--run", home / "run", "--users", home / "users", *words)
-    assert done.code == 2 and "queries.txt has 0 queries: write one a line" in done.err and not (tmp_path / "out").exists()
+    assert (
+        done.code == 2
+        and "queries.txt has 0 queries: write one a line" in done.err
+        and not (tmp_path / "out").exists()
+    )
 
 
 def test_a_torn_run_is_told(qanchor, home, tmp_path):
@@ -363,14 +673,18 @@ def test_a_torn_run_is_told(qanchor, home, tmp_path):
 
 def test_data_sets_have_names():
     assert len(cli.open_users("world:5")) == 5 and cli.open_users("world:5").name == "world"
-    with pytest.raises(FileNotFoundError, match=r"mars: no such folder, and not one of world\[:N\], journey\[:CUTOFF\]"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"mars: no such folder, and not one of world\[:N\], journey\[:CUTOFF\]",
+    ):
         cli.open_users("mars")
 
 
 def test_help_lists_every_command(qanchor):
     done = qanchor("--help")
     assert done.code == 0 and all(
-        c in done.out for c in ("check", "train", "ask", "embed", "probe", "tune", "bench", "weights")
+        c in done.out
+        for c in ("check", "train", "ask", "embed", "probe", "tune", "bench", "weights")
     )
 
 

@@ -1,4 +1,6 @@
-"""The attention view in Python: what it sends, keeps, cancels, refuses, and says where no script may run."""
+"""The attention view in Python: what it sends, keeps, cancels, refuses, and says where no script
+may run.
+"""
 
 import base64
 import shutil
@@ -52,14 +54,19 @@ def test_looking_fills_the_frame_and_the_picture():
     assert cube(picture, 0, "weight")[at] == pytest.approx(row["weight"])
     assert bool(cube(picture, 0, "disagrees")[at]) == row["disagrees"]
     effects = np.frombuffer(picture["sides"][0]["deletion_effect"], dtype=np.float32)
-    assert effects[picture["names"].index("app")] == pytest.approx(row["deletion_effect"]) and np.isnan(effects[-1])
+    assert effects[picture["names"].index("app")] == pytest.approx(
+        row["deletion_effect"]
+    ) and np.isnan(effects[-1])
 
 
 def test_two_queries_one_of_which_has_a_row_of_its_own():
     view, _ = make_view()
     view.look("tuned", TRAVEL)
     names = view._picture["names"]
-    assert [side["query"] for side in view._picture["sides"]] == ["tuned", TRAVEL] and "soft prompt" in names
+    assert [side["query"] for side in view._picture["sides"]] == [
+        "tuned",
+        TRAVEL,
+    ] and "soft prompt" in names
     assert np.isnan(cube(view._picture, 1, "weight")[0, 0, names.index("soft prompt")])
     assert repr(view) == f"AttentionView(query='tuned', versus='{TRAVEL}', 11 rows)"
 
@@ -77,15 +84,27 @@ def test_a_static_page_needs_no_script_and_escapes_text():
     frame = make_table(HOSTILE, modalities=(HOSTILE, "app", "search"))
     view = AttentionView(table=frame, sentence="Said.", caption="<i>of</i> 9 users")
     page = view._repr_mimebundle_()[0]["text/html"]
-    assert view.to_html().data == page and "<script" not in page and "&lt;script&gt;" in page and "&lt;i&gt;of" in page
+    assert (
+        view.to_html().data == page
+        and "<script" not in page
+        and "&lt;script&gt;" in page
+        and "&lt;i&gt;of" in page
+    )
     assert page.count("<img") == 1 and "data:image/svg+xml;base64," in page and len(page) < 20_000
     whole = frame.query("layer == -1 and head_group == -1 and modality == 'app'").iloc[0]
-    assert f"{100 * whole['weight']:.1f} %" in page and f"{whole['deletion_effect']:.3f}" in page and "Said." in page
+    assert (
+        f"{100 * whole['weight']:.1f} %" in page
+        and f"{whole['deletion_effect']:.3f}" in page
+        and "Said." in page
+    )
     bare = AttentionView(table=frame.drop(columns=["deletion_effect", "kind"])).to_html().data
     assert (
-        "nan" not in base64.b64decode(bare.split("base64,")[1].split('"')[0]).decode() and "nan" not in bare.split("</p>")[-1]
+        "nan" not in base64.b64decode(bare.split("base64,")[1].split('"')[0]).decode()
+        and "nan" not in bare.split("</p>")[-1]
     )
-    both = AttentionView(table=pd.concat([frame, make_table("b", modalities=(HOSTILE, "app", "search"))]))
+    both = AttentionView(
+        table=pd.concat([frame, make_table("b", modalities=(HOSTILE, "app", "search"))])
+    )
     assert "A minus B" in both.to_html().data and "A: &lt;img" in both.to_html().data
 
 
@@ -95,7 +114,9 @@ def test_a_saved_frame_is_a_page_to_read(tmp_path):
     assert view.sentence == "Kept." and not view._about["asks"] and view._picture["names"]
     with pytest.raises(ValueError, match="made from a table"):
         view.look(PRICE)
-    small = view.table[["query", "layer", "head_group", "modality", "weight"]].query("layer == 3 and head_group == 0")
+    small = view.table[["query", "layer", "head_group", "modality", "weight"]].query(
+        "layer == 3 and head_group == 0"
+    )
     assert AttentionView(table=small)._picture["layers"] == [3]
     assert "sink" in AttentionView(table=small).to_html().data
 
@@ -117,7 +138,10 @@ def test_frames_that_do_not_fit_are_refused():
 def test_attention_is_there_before_deletion_is():
     view, seen = make_view()[0], []
     view.observe(
-        lambda change: seen.append(np.frombuffer(change["new"]["sides"][0]["deletion_effect"], np.float32)), "_picture"
+        lambda change: seen.append(
+            np.frombuffer(change["new"]["sides"][0]["deletion_effect"], np.float32)
+        ),
+        "_picture",
     )
     view.look(TRAVEL)
     assert np.isnan(seen[0]).all() and np.isfinite(seen[-1]).sum() == len(MODALITIES)
@@ -151,14 +175,22 @@ def test_cancel_closes_the_work_and_keeps_the_last_table():
     until(lambda: view._picture.get("sides"))
     view._on_message(view, {"type": "cancel"}, [])
     until(lambda: not view._status.get("busy"))
-    assert backend.closed == 1 and "names" not in view._picture and view._status["note"] == "Cancelled."
+    assert (
+        backend.closed == 1
+        and "names" not in view._picture
+        and view._status["note"] == "Cancelled."
+    )
     view.look(TRAVEL)
     kept = view._picture["sides"]
     view._on_message(view, {"type": "look", "query": "slow"}, [])
     until(lambda: view._picture["sides"][0]["query"] == "slow")
     view._on_message(view, {"type": "cancel"}, [])
     until(lambda: not view._status.get("busy"))
-    assert view._picture["sides"] == kept and "The ledger is as it was" in view._status["note"] and backend.closed == 3
+    assert (
+        view._picture["sides"] == kept
+        and "The ledger is as it was" in view._status["note"]
+        and backend.closed == 3
+    )
 
 
 def test_an_error_is_said_in_the_view_and_in_the_log(caplog):
@@ -205,7 +237,15 @@ def test_one_user_is_described_and_edited():
     assert view._events["user"] == "u0003" and view._events["total"] == 12
     assert view._events["rows"][0] == [900, "2025-05-30 18:20", "bill", HOSTILE]
     view._on_message(
-        view, {"type": "rerun", "query": TRAVEL, "user": "u0003", "drop": [900], "reword": {"899": "paid less"}}, []
+        view,
+        {
+            "type": "rerun",
+            "query": TRAVEL,
+            "user": "u0003",
+            "drop": [900],
+            "reword": {"899": "paid less"},
+        },
+        [],
     )
     until(lambda: view._picture["edited"])
     assert backend.calls[-1] == (TRAVEL, "u0003", (900,), {899: "paid less"})
@@ -214,7 +254,10 @@ def test_one_user_is_described_and_edited():
         == view._picture["edited"]
         == {"moved": 0.0134, "before": "Likely to travel.", "after": "Unlikely <b>to travel</b>."}
     )
-    assert view._picture["user"] == "u0003" and view._picture["sides"][0]["query"] == f"{TRAVEL} (edited)"
+    assert (
+        view._picture["user"] == "u0003"
+        and view._picture["sides"][0]["query"] == f"{TRAVEL} (edited)"
+    )
     assert view.rerun(TRAVEL, "u0003", drop=[898]).startswith("Without 1 events")
     with pytest.raises(ValueError, match="cannot be edited here"):
         AttentionView(lambda query, versus, users: iter([])).rerun("q", "a", [1])
@@ -224,10 +267,15 @@ def test_payloads_are_small():
     view, _ = make_view(queries=[TRAVEL])
     view.look(TRAVEL, PRICE)
     cells = (LAYERS + 1) * 4
-    sides = [sum(len(v) for v in side.values() if isinstance(v, bytes)) for side in view._picture["sides"]]
+    sides = [
+        sum(len(v) for v in side.values() if isinstance(v, bytes))
+        for side in view._picture["sides"]
+    ]
     assert sides == [4 * (cells * 10 * 4 + cells * 2 + 10 * 3)] * 2
     assert len(view._esm.encode()) < 50_000 and len(view._css.encode()) < 25_000
-    many = AttentionView(FakeAttention(seconds=0), users=pd.DataFrame({"user": [f"u{i}" for i in range(6_000)]}))
+    many = AttentionView(
+        FakeAttention(seconds=0), users=pd.DataFrame({"user": [f"u{i}" for i in range(6_000)]})
+    )
     assert many._about["users"] == 6_000 and many._about["ids"] == []
 
 
@@ -235,5 +283,9 @@ def test_scripts():
     node = shutil.which("node")
     if node is None:
         pytest.skip("needs node, to run the views' own tests")
-    done = subprocess.run([node, "--test", str(ROOT / "tests" / "js" / "attention.test.mjs")], capture_output=True, text=True)
+    done = subprocess.run(
+        [node, "--test", str(ROOT / "tests" / "js" / "attention.test.mjs")],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout

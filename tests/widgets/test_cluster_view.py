@@ -38,7 +38,10 @@ def test_what_is_drawn_is_what_was_given():
 
 def test_users_may_stand_in_any_order_in_every_frame():
     comparison = fake_compare()
-    mixed = {k: comparison[k].sample(frac=1, random_state=1) for k in ("points", "after", "transitions", "names")}
+    mixed = {
+        k: comparison[k].sample(frac=1, random_state=1)
+        for k in ("points", "after", "transitions", "names")
+    }
     p, q = ClusterView(comparison)._picture, ClusterView(comparison | mixed)._picture
     for part in ("from", "to", "before", "after", "trust", "left", "right"):
         assert p[part] == q[part], part
@@ -47,12 +50,26 @@ def test_users_may_stand_in_any_order_in_every_frame():
 def test_heirs_keep_the_colour_and_no_colour_stands_twice():
     comparison = fake_compare()
     slots = color_slots(
-        {side: comparison[side]["cluster"].to_numpy() for side in ("before", "after")}, comparison["transitions"]
+        {side: comparison[side]["cluster"].to_numpy() for side in ("before", "after")},
+        comparison["transitions"],
     )
     assert slots["before"] == {0: 0, 1: 1, 2: 2, 3: 3}
-    assert slots["after"] == {0: 1, 1: 0, 2: 2, 4: 4, 3: 5}  # the larger heir of a split, and the larger parent of a merge
+    assert slots["after"] == {
+        0: 1,
+        1: 0,
+        2: 2,
+        4: 4,
+        3: 5,
+    }  # the larger heir of a split, and the larger parent of a merge
     many = np.repeat(np.arange(12), np.arange(12, 0, -1))
-    transitions = pd.DataFrame({"from_cluster": range(12), "to_cluster": range(12), "users": range(12, 0, -1), "kind": "stays"})
+    transitions = pd.DataFrame(
+        {
+            "from_cluster": range(12),
+            "to_cluster": range(12),
+            "users": range(12, 0, -1),
+            "kind": "stays",
+        }
+    )
     slots = color_slots({"before": many, "after": many}, transitions)
     assert list(slots["after"]) == list(range(MAX_COLORED)) and slots["before"] == slots["after"]
 
@@ -65,16 +82,23 @@ def test_the_selection_is_read_and_set_on_both_sides():
     assert ints(view._selected).tolist() == [7]
     chosen = view.selection
     view.show(fake_compare(scores=False))
-    assert view.selection is chosen and view.selection.ids == ("u0007",) and view._picture["turn"] == 2
+    assert (
+        view.selection is chosen and view.selection.ids == ("u0007",) and view._picture["turn"] == 2
+    )
     view.show(fake_compare(many=2))
     assert len(view._ids) == 1200 and view.selection.ids == () and ints(view._selected).size == 0
 
 
 def test_plain_frames_are_enough():
-    comparison = {name: fake_compare()[name] for name in ("points", "before", "after", "transitions")}
+    comparison = {
+        name: fake_compare()[name] for name in ("points", "before", "after", "transitions")
+    }
     comparison["points"] = comparison["points"].query("query != 'mark'").drop(columns="trust")
     view = ClusterView(comparison)
-    assert view._picture["left"][0]["name"] == "cluster 0" and view._picture["left"][0]["stability"] is None
+    assert (
+        view._picture["left"][0]["name"] == "cluster 0"
+        and view._picture["left"][0]["stability"] is None
+    )
     assert view._picture["scores"] == [] and view._picture["marks"] == [] and view.names.empty
     assert "cluster 0" in view.to_html().data
 
@@ -93,13 +117,20 @@ def test_a_still_picture_needs_no_script_and_escapes_text():
     view = ClusterView(fake_compare())
     page = view._repr_mimebundle_()[0]["text/html"]
     assert "<script" not in page and "<img src=x" not in page and "&lt;script&gt;" in page
-    assert "data:image/svg+xml;base64," in page and "split" in page and "AUC 0.781" in page and len(page) < 60_000
+    assert (
+        "data:image/svg+xml;base64," in page
+        and "split" in page
+        and "AUC 0.781" in page
+        and len(page) < 60_000
+    )
     assert view._repr_mimebundle_()[0]["text/plain"] == repr(view)
 
 
 def test_payloads_are_small():
     view = ClusterView(fake_compare(many=4))
-    assert sum(len(part) for part in view._picture.values() if isinstance(part, bytes)) == 2400 * (4 * 2 * 2 + 4 + 2 * 4)
+    assert sum(len(part) for part in view._picture.values() if isinstance(part, bytes)) == 2400 * (
+        4 * 2 * 2 + 4 + 2 * 4
+    )
     assert len(view._esm.encode()) < 50_000 and len(view._css.encode()) < 20_000
 
 
@@ -110,6 +141,12 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="u0000 stands not once"):
         ClusterView(comparison | {"after": comparison["after"][1:]})
     nobody = {side: comparison[side].assign(cluster=-1) for side in ("before", "after")}
-    transitions = pd.DataFrame({"from_cluster": [-1], "to_cluster": [-1], "users": [600], "kind": ["stays"]})
-    view = ClusterView(comparison | nobody | {"transitions": transitions, "names": comparison["names"][:0]})
-    assert repr(view) == "ClusterView(600 users, 0 clusters before, 0 after)" and view.to_html().data
+    transitions = pd.DataFrame(
+        {"from_cluster": [-1], "to_cluster": [-1], "users": [600], "kind": ["stays"]}
+    )
+    view = ClusterView(
+        comparison | nobody | {"transitions": transitions, "names": comparison["names"][:0]}
+    )
+    assert (
+        repr(view) == "ClusterView(600 users, 0 clusters before, 0 after)" and view.to_html().data
+    )

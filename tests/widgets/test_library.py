@@ -3,15 +3,22 @@
 import pandas as pd
 
 import qanchor as qa
-from qanchor.analysis.shift import provenance
+from qanchor.workbench.messages import provenance
 from widgets import ResultCard, Workbench
 
 
 def test_the_library_hands_over_its_facts():
-    shift = pd.DataFrame({"user": list("abcd"), "beyond_noise": [True, False, False, False], "noise_floor": 0.3})
+    shift = pd.DataFrame(
+        {"user": list("abcd"), "beyond_noise": [True, False, False, False], "noise_floor": 0.3}
+    )
     facts = provenance("ab" * 32, 7, shift)
     card = ResultCard.from_facts(facts, sentence="One of four moved.")
-    assert (card.run, card.seed, card.value, card.n) == ("ab" * 32, 7, 0.25, 4) and card.low < 0.25 < card.high
+    assert (card.run, card.seed, card.value, card.n) == (
+        "ab" * 32,
+        7,
+        0.25,
+        4,
+    ) and card.low < 0.25 < card.high
     assert card.more == {} and card.version.startswith("qanchor")
 
 
@@ -26,7 +33,9 @@ def test_a_session_gives_what_the_views_ask():
     assert "12" in bench.panel.sentence
     assert bench.compare().table["users"].sum() == 40
     *_, last = session.explain(users.ids[:12])
-    assert len(last.data["frame"]) > 50 and len(session.lens.embeddings) > 50  # one store for all views
+    assert (
+        len(last.data["frame"]) > 50 and len(session.lens.embeddings) > 50
+    )  # one store for all views
     *_, last = session.attention("Will this user travel soon?", None, users.ids[:3])
     assert last.data["table"]["weight"].notna().all()
     *_, last = session.matrix(session.matrix.queries[:2], {"some": users.ids[:12]})

@@ -1,4 +1,6 @@
-"""Packing: what the browser gets of users, neighbors and rankings is what the frames say, whatever the ids and texts hold."""
+"""Packing: what the browser gets of users, neighbors and rankings is what the frames say, whatever
+the ids and texts hold.
+"""
 
 import sys
 from dataclasses import replace
@@ -23,7 +25,9 @@ TRAVEL = "Will this user travel soon?"
 
 
 def make_shift(ids, gained, lost):
-    frame = pd.DataFrame({"user": ids, "from_query": "", "to_query": TRAVEL, "residual": 0.5, "noise_floor": 0.1})
+    frame = pd.DataFrame(
+        {"user": ids, "from_query": "", "to_query": TRAVEL, "residual": 0.5, "noise_floor": 0.1}
+    )
     return frame.assign(beyond_noise=True, neighbours_kept=0.5, gained=gained, lost=lost)
 
 
@@ -47,8 +51,17 @@ def test_neighbors_are_those_of_the_back_end_in_whatever_order_the_view_has_its_
 
     class Backend:
         def __call__(self, query, previous):
-            places = pd.DataFrame({"user": ids * 2, "query": np.repeat(["", query], 6), "x": 0.0, "y": np.arange(12.0)})
-            yield Update(1, 1, "Moved.", data={"points": places, "shift": make_shift(ids, gained, gained)})
+            places = pd.DataFrame(
+                {
+                    "user": ids * 2,
+                    "query": np.repeat(["", query], 6),
+                    "x": 0.0,
+                    "y": np.arange(12.0),
+                }
+            )
+            yield Update(
+                1, 1, "Moved.", data={"points": places, "shift": make_shift(ids, gained, gained)}
+            )
 
     backend = Backend()
     backend.ids = tuple(ids)
@@ -62,7 +75,9 @@ def test_neighbors_are_those_of_the_back_end_in_whatever_order_the_view_has_its_
 
 def test_numbers_of_no_user_and_missing_neighbors_are_left_out():
     ids = ("a", "b", "c")
-    packed = pack_shift(ids, make_shift(ids, [(0, 7, -1, 2), None, [1, 2, 0, 1, 2, 0]], [np.array([1]), (), np.nan]))
+    packed = pack_shift(
+        ids, make_shift(ids, [(0, 7, -1, 2), None, [1, 2, 0, 1, 2, 0]], [np.array([1]), (), np.nan])
+    )
     assert neighbors(packed, "gained") == [[0, 2], [], [1, 2, 0, 1, 2]]
     assert neighbors(packed, "lost") == [[1], [], []]
     assert neighbors(pack_shift(ids, None), "gained") == [[], [], []]
@@ -97,7 +112,10 @@ def test_texts_are_cut_only_where_the_room_ends(texts, room):
 def test_long_events_are_cut_for_each_user():
     frame = pd.DataFrame({"user": ["a", "b"], "recent": [("x" * 500, "y" * 500), ("z" * 2_000,)]})
     texts = [recent for _, _, recent in pack_users(frame)[0]["texts"]]
-    assert [sum(map(len, recent)) for recent in texts] == [MAX_RECENT_LENGTH, MAX_RECENT_LENGTH] and len(texts[0]) == 2
+    assert [sum(map(len, recent)) for recent in texts] == [
+        MAX_RECENT_LENGTH,
+        MAX_RECENT_LENGTH,
+    ] and len(texts[0]) == 2
 
 
 PLURALS = {
@@ -137,7 +155,9 @@ def test_views_say_the_plural_of_the_back_end_or_make_it(units, word):
     card = lens.result_card()
     assert card.units == word and card.more["chosen"].startswith(f"2 {word}, on average")
     card = replace(card, value=0.5)
-    assert f"60 {word}" in card._repr_mimebundle_()["text/html"] and "familys" not in str(lens._about)
+    assert f"60 {word}" in card._repr_mimebundle_()["text/html"] and "familys" not in str(
+        lens._about
+    )
     comparison = {**fake_compare(), "unit": "family", "units": units}
     assert repr(ClusterView(comparison)) == f"ClusterView(600 {word}, 4 clusters before, 5 after)"
 

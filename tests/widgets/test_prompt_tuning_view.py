@@ -1,4 +1,6 @@
-"""The prompt tuning view in Python: what it starts, stops, cancels, keeps and saves, and its errors."""
+"""The prompt tuning view in Python: what it starts, stops, cancels, keeps and saves, and its
+errors.
+"""
 
 import json
 import shutil
@@ -43,21 +45,29 @@ def test_tuning_fills_the_frames_the_curve_and_the_table():
     assert backend.calls == [(VAGUE, "Takeout", 6, 40, 2)] and backend.closed == 1
     assert view.history.step.tolist() == [0, 10, 20, 30, 40] == view._curve["step"]
     best = int(view.history.step[view.history.valid.idxmin()])
-    assert view.prompt == f"prompt of step {best}" and view._curve["best"] == best and view._curve["loss"][0] is None
+    assert (
+        view.prompt == f"prompt of step {best}"
+        and view._curve["best"] == best
+        and view._curve["loss"][0] is None
+    )
     assert list(view.result) == ["measure", "before", "after", "gain", "low", "high"]
     assert [row["name"] for row in view._result["rows"]] == ["AUC", "KS", "silhouette"]
     assert (
         view._result["caption"].startswith("6 vectors, 40 steps, ")
         and "Judged on 300 held-out users (108" in view._result["caption"]
     )
-    json.dumps([view._curve, view._result, view._status, view._form], allow_nan=False)  # a browser reads no NaN
+    json.dumps(
+        [view._curve, view._result, view._status, view._form], allow_nan=False
+    )  # a browser reads no NaN
     assert not view._status.get("busy") and view._status["seconds_per_step"] > 0
 
 
 def test_the_form_opens_with_the_backends_defaults():
     view, backend = make_view(query=VAGUE)
     assert view._form == {"label": "Takeout", "query": VAGUE, "vectors": 6, "steps": 60, "seed": 0}
-    assert view._about["paper"] == {"vectors": 6, "steps": 500} and view._about["labels"] == list(backend.labels)
+    assert view._about["paper"] == {"vectors": 6, "steps": 500} and view._about["labels"] == list(
+        backend.labels
+    )
     bare = PromptTuningView(lambda *a, **k: iter([]), labels=["a"])
     assert (bare._form["vectors"], bare._form["steps"], bare._about["saves"]) == (6, 500, False)
     assert PromptTuningView(backend, label="Luck", steps=9)._form["steps"] == 9
@@ -73,7 +83,11 @@ def test_the_form_opens_with_the_backends_defaults():
 )
 def test_a_gain_whose_interval_holds_zero_is_called_none(label, side, verdict):
     row = result_rows(FakeTuning.result(label))[0]
-    assert row["side"] == side and verdict in row["verdict"] and row["ends"][0] <= row["ends"][1] <= row["ends"][2]
+    assert (
+        row["side"] == side
+        and verdict in row["verdict"]
+        and row["ends"][0] <= row["ends"][1] <= row["ends"][2]
+    )
     assert row["gain"][0] in "+−" and " to " in row["interval"]
 
 
@@ -85,8 +99,16 @@ def test_the_repr_says_the_content_and_the_still_needs_no_script():
     view.tune(HOSTILE, f"Is {HOSTILE} real?")
     page = view._repr_mimebundle_()[0]["text/html"]
     assert "<script" not in page and "<img src=x" not in page and "&lt;script&gt;" in page
-    assert "data:image/svg+xml;base64," in page and "within chance" not in page and view.sentence in page and "+.057" in page
-    assert repr(view).startswith("PromptTuningView(6 labels, tuned on '<img") and view.to_html().data == page
+    assert (
+        "data:image/svg+xml;base64," in page
+        and "within chance" not in page
+        and view.sentence in page
+        and "+.057" in page
+    )
+    assert (
+        repr(view).startswith("PromptTuningView(6 labels, tuned on '<img")
+        and view.to_html().data == page
+    )
 
 
 def test_starting_from_the_browser_leaves_the_message_loop_free():
@@ -98,7 +120,11 @@ def test_starting_from_the_browser_leaves_the_message_loop_free():
     assert view._status["busy"] and view._status["seconds_left"] > 0
     press(view, "tune", label="Luck")  # one at a time: this one is not begun
     until(lambda: not view._status.get("busy"))
-    assert backend.calls == [("", "Concert", 4, 20, 7)] and view._form["steps"] == 20 and "worse" in view.sentence
+    assert (
+        backend.calls == [("", "Concert", 4, 20, 7)]
+        and view._form["steps"] == 20
+        and "worse" in view.sentence
+    )
 
 
 def test_stop_and_keep_judges_and_keeps_the_best_so_far():
@@ -134,7 +160,10 @@ def test_an_error_is_said_in_the_view_and_in_the_log(caplog):
     kept = view._result
     press(view, "tune", label="fail")
     until(lambda: view._status.get("error"))
-    assert view._status["error"] == "Tuning on “fail” failed: out of memory: 300 users need 2.1 GB, 1.9 are free"
+    assert (
+        view._status["error"]
+        == "Tuning on “fail” failed: out of memory: 300 users need 2.1 GB, 1.9 are free"
+    )
     assert "Traceback" in caplog.text and view._result == kept and view._curve["steps"] == 60
     with pytest.raises(RuntimeError, match="out of memory"):
         view.tune("fail")
@@ -165,7 +194,10 @@ def test_a_prompt_is_saved_once_and_faults_are_told(tmp_path, monkeypatch):
         and slug("北") == "label"
     )
     press(view, "save", folder=" out/soft ")
-    assert view._saved["note"] == "Saved in out/soft" and (tmp_path / "out/soft/prompt.json").read_text() == view.prompt
+    assert (
+        view._saved["note"] == "Saved in out/soft"
+        and (tmp_path / "out/soft/prompt.json").read_text() == view.prompt
+    )
     press(view, "save", folder="out/soft")
     assert "holds a soft prompt already" in view._saved["error"]
     press(view, "save", folder="")
@@ -173,7 +205,9 @@ def test_a_prompt_is_saved_once_and_faults_are_told(tmp_path, monkeypatch):
     view.tune("Luck")
     assert view._saved == {}  # the note was of another prompt
     kept = []
-    other = PromptTuningView(FakeTuning(0.01), save=lambda prompt, folder: kept.append(folder) or folder)
+    other = PromptTuningView(
+        FakeTuning(0.01), save=lambda prompt, folder: kept.append(folder) or folder
+    )
     other.tune("Luck")
     assert other.save("b") == "b" and kept == ["b"]
 
@@ -185,6 +219,8 @@ def test_scripts_are_small_and_their_functions_right():
     if node is None:
         pytest.skip("needs node, to run the views' own tests")
     done = subprocess.run(
-        [node, "--test", str(ROOT / "tests" / "js" / "prompt_tuning.test.mjs")], capture_output=True, text=True
+        [node, "--test", str(ROOT / "tests" / "js" / "prompt_tuning.test.mjs")],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout

@@ -59,7 +59,11 @@ def test_asking_fills_the_frames_and_the_picture():
     np.testing.assert_array_equal(rows(picture["after"], width=2), after)
     assert rows(picture["beyond"], np.uint8).sum() == lens.shift.beyond_noise.sum()
     gained = rows(picture["gained"], np.int32, 5)[0]
-    assert tuple(i for i in gained if i >= 0) == lens.shift.set_index("user").gained["u0000"] == (1, 2, 3)
+    assert (
+        tuple(i for i in gained if i >= 0)
+        == lens.shift.set_index("user").gained["u0000"]
+        == (1, 2, 3)
+    )
 
 
 def test_the_repr_says_the_content_and_is_the_same_each_time():
@@ -76,7 +80,11 @@ def test_showing_opens_the_map_once():
     lens._repr_mimebundle_()
     lens._on_message(lens, {"type": "open"}, [])
     until(lambda: lens._picture)
-    assert lens.queries_asked == () and not lens._picture["shifted"] and "60 users before any query" in lens.sentence
+    assert (
+        lens.queries_asked == ()
+        and not lens._picture["shifted"]
+        and "60 users before any query" in lens.sentence
+    )
     assert backend.closed == 1
     lens.ask(TRAVEL)
     assert lens._history == {"queries": ["", TRAVEL], "at": 1}
@@ -86,7 +94,9 @@ def test_a_still_picture_needs_no_script_and_escapes_text():
     lens, _ = make_lens()
     lens.ask(f"Is {HOSTILE} real?")
     page = lens._repr_mimebundle_()[0]["text/html"]
-    assert "<script" not in page and "&lt;script&gt;" in page and "data:image/svg+xml;base64," in page
+    assert (
+        "<script" not in page and "&lt;script&gt;" in page and "data:image/svg+xml;base64," in page
+    )
     assert "moved beyond the noise floor" in page and len(page) < 60_000
     assert lens.to_html().data == page
     assert "&lt;b&gt;" in static_page("<b>", ["x"], table=[["<i>"], ["<u>"]])
@@ -150,7 +160,11 @@ def test_back_and_forward_walk_through_the_queries():
     for query in (TRAVEL, "Is this user price-conscious?"):
         lens.ask(query)
     lens._on_message(lens, {"type": "go", "at": 0}, [])
-    assert lens._picture["to"] == TRAVEL and set(lens.shift.to_query) == {TRAVEL} and lens._history["at"] == 0
+    assert (
+        lens._picture["to"] == TRAVEL
+        and set(lens.shift.to_query) == {TRAVEL}
+        and lens._history["at"] == 0
+    )
     lens._on_message(lens, {"type": "go", "at": 99}, [])
     assert repr(lens) == "QueryLens(60 users, query='Is this user price-conscious?')"
     assert set(lens.shift.from_query) == {TRAVEL}
@@ -158,10 +172,24 @@ def test_back_and_forward_walk_through_the_queries():
 
 def test_the_selection_is_read_and_set_on_both_sides():
     lens, _ = make_lens()
-    lens._on_message(lens, {"type": "select"}, [np.array([5, 2, 5, 999, -1], dtype=np.int32).tobytes()])
-    assert lens.selection.ids == ("u0002", "u0005") and "u0005" in lens.selection and len(lens.selection) == 2
-    for mode, row in (("add", 9), ("add", 7), ("add", -4), ("subtract", 2), ("subtract", 30)):  # as fast as keys come
-        lens._on_message(lens, {"type": "select", "mode": mode}, [np.array([row], dtype=np.int32).tobytes()])
+    lens._on_message(
+        lens, {"type": "select"}, [np.array([5, 2, 5, 999, -1], dtype=np.int32).tobytes()]
+    )
+    assert (
+        lens.selection.ids == ("u0002", "u0005")
+        and "u0005" in lens.selection
+        and len(lens.selection) == 2
+    )
+    for mode, row in (
+        ("add", 9),
+        ("add", 7),
+        ("add", -4),
+        ("subtract", 2),
+        ("subtract", 30),
+    ):  # as fast as keys come
+        lens._on_message(
+            lens, {"type": "select", "mode": mode}, [np.array([row], dtype=np.int32).tobytes()]
+        )
     assert lens.selection.ids == ("u0005", "u0007", "u0009")
     lens.selection.ids = ["u0007"]
     assert rows(lens._selected, np.int32).tolist() == [7]
@@ -190,7 +218,9 @@ def test_of_a_large_set_events_are_sent_when_asked_for():
     lens._on_message(lens, {"type": "events", "rows": [1, 0, 99_999, -1]}, [])
     assert lens._recent["rows"] == [1, 0] and HOSTILE in lens._recent["texts"][1][2]
     lens.ask(TRAVEL)
-    assert len(lens.to_html().data) < 150_000  # of 100,000 no more: dots that would lie on each other are drawn once
+    assert (
+        len(lens.to_html().data) < 150_000
+    )  # of 100,000 no more: dots that would lie on each other are drawn once
     assert lens._history_size == 99
 
 
@@ -198,7 +228,9 @@ def test_payloads_are_small():
     lens, _ = make_lens(users=2_000)
     lens.ask(TRAVEL)
     buffers = sum(len(part) for part in lens._picture.values() if isinstance(part, bytes))
-    assert buffers == 2_000 * (4 * 2 * 2 + 3 * 4 + 1 + 2 * 5 * 4)  # two places, three numbers, a flag, ten neighbours
+    assert buffers == 2_000 * (
+        4 * 2 * 2 + 3 * 4 + 1 + 2 * 5 * 4
+    )  # two places, three numbers, a flag, ten neighbours
     words = sum(len(str(part)) for part in lens._picture.values() if not isinstance(part, bytes))
     assert words < 1_000
 
@@ -207,7 +239,9 @@ def test_scripts_and_styles_are_small():
     views = [View for View in vars(widgets).values() if hasattr(View, "_esm")]
     assert len(views) >= 6
     for view in [*views, Tour]:
-        assert len(str(view._esm).encode()) < 54_000 and len(str(view._css).encode()) < 20_000, view.__name__
+        assert len(str(view._esm).encode()) < 54_000 and len(str(view._css).encode()) < 20_000, (
+            view.__name__
+        )
 
 
 def test_frames_that_do_not_fit_are_refused_and_gaps_are_borne():
@@ -217,9 +251,13 @@ def test_frames_that_do_not_fit_are_refused_and_gaps_are_borne():
         QueryLens(pd.DataFrame({"user": ["a", "a"]}), backend=None)
     points = pd.DataFrame({"user": ["b"], "query": ["q"], "x": [1.0], "y": [2.0], "trust": [0.5]})
     update = Update(1, 1, "s", data={"points": points, "shift": None})
-    lens = QueryLens(pd.DataFrame({"user": ["a", "b"]}), backend=lambda query, previous: iter([update]))
+    lens = QueryLens(
+        pd.DataFrame({"user": ["a", "b"]}), backend=lambda query, previous: iter([update])
+    )
     lens.ask("q")
-    assert np.isnan(rows(lens._picture["after"], width=2)[0]).all() and rows(lens._picture["after"], width=2)[1].tolist() == [
+    assert np.isnan(rows(lens._picture["after"], width=2)[0]).all() and rows(
+        lens._picture["after"], width=2
+    )[1].tolist() == [
         1,
         2,
     ]
@@ -236,9 +274,16 @@ def test_a_first_quick_map_is_shown_and_then_refined():
         yield replace(fake.result(query, ""), message="fine")
 
     lens = QueryLens(make_frame(20), backend)
-    lens.observe(lambda change: seen.append((change["new"]["sentence"], change["new"]["refines"])), "_picture")
+    lens.observe(
+        lambda change: seen.append((change["new"]["sentence"], change["new"]["refines"])),
+        "_picture",
+    )
     lens.ask(TRAVEL)
-    assert seen == [("quick", False), ("fine", True)] and lens.sentence == "fine" and len(lens.queries_asked) == 1
+    assert (
+        seen == [("quick", False), ("fine", True)]
+        and lens.sentence == "fine"
+        and len(lens.queries_asked) == 1
+    )
 
 
 def test_a_map_of_one_query_against_itself_shows_no_shift():
@@ -271,7 +316,9 @@ def test_a_job_that_waits_for_its_turn_says_so_and_can_be_cancelled():
     worker = Worker(turn)
     with turn:
         thread = worker.start(
-            lambda stop: heard.append("ran"), lambda: heard.append("waits"), lambda: heard.append("cancelled")
+            lambda stop: heard.append("ran"),
+            lambda: heard.append("waits"),
+            lambda: heard.append("cancelled"),
         )
         while not heard:
             time.sleep(0.01)
@@ -287,8 +334,15 @@ def test_the_front_end_knows_neither_the_library_nor_torch():
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not {name.split(".")[0] for name in names} & {"qanchor", "torch", "transformers"}, path.name
-    code = "import sys, widgets; sys.exit(any(name in sys.modules for name in ('qanchor', 'torch', 'umap')))"
+            assert not {name.split(".")[0] for name in names} & {
+                "qanchor",
+                "torch",
+                "transformers",
+            }, path.name
+    code = (
+        "import sys, widgets; sys.exit(any(name in sys.modules for name in ('qanchor', "
+        "'torch', 'umap')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -296,7 +350,11 @@ def test_scripts():
     node = shutil.which("node")
     if node is None:
         pytest.skip("needs node, to run the views' own tests")
-    done = subprocess.run([node, "--test", str(ROOT / "tests" / "js" / "lens.test.mjs")], capture_output=True, text=True)
+    done = subprocess.run(
+        [node, "--test", str(ROOT / "tests" / "js" / "lens.test.mjs")],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout
 
 

@@ -1,4 +1,6 @@
-"""The query matrix in Python: what it sends, chooses, keeps, refuses, and says without a kernel; and its script."""
+"""The query matrix in Python: what it sends, chooses, keeps, refuses, and says without a kernel;
+and its script.
+"""
 
 import shutil
 import subprocess
@@ -40,23 +42,46 @@ def send(view, **message):
 
 def test_what_is_drawn_is_the_result():
     view = QueryMatrixView(FakeMatrix(seconds=0))
-    assert repr(view) == "QueryMatrixView(6 questions x 7 groups, not asked yet)" and view.table.empty and not view.sentence
+    assert (
+        repr(view) == "QueryMatrixView(6 questions x 7 groups, not asked yet)"
+        and view.table.empty
+        and not view.sentence
+    )
     assert view.ask() == "8 of 42 cells are told beyond luck."
     assert repr(view) == "QueryMatrixView(6 questions x 7 groups, 8 of 42 cells beyond luck)"
     p = view._picture
-    assert p["queries"] == list(QUERIES) and [group["n"] for group in p["groups"]] == list(GROUPS.values())
+    assert p["queries"] == list(QUERIES) and [group["n"] for group in p["groups"]] == list(
+        GROUPS.values()
+    )
     assert p["cells"][0][6]["auc"] == 0.86 and p["cells"][5][0]["yes_score"] is None and p["whole"]
-    assert len(view.table) == 42 and set(p["reads"]) == {"auc", "yes_score"} and p["measures"] == ["auc", "yes_score", "ratio"]
+    assert (
+        len(view.table) == 42
+        and set(p["reads"]) == {"auc", "yes_score"}
+        and p["measures"] == ["auc", "yes_score", "ratio"]
+    )
     for order in p["orders"].values():
-        assert sorted(order["rows"]) == list(range(6)) and sorted(order["columns"]) == list(range(7))
+        assert sorted(order["rows"]) == list(range(6)) and sorted(order["columns"]) == list(
+            range(7)
+        )
 
 
 def test_neighbours_are_alike_and_holes_leave_all_as_it_was():
-    values = [[0.9, 0.5, 0.9, 0.5], [0.5, 0.8, 0.5, 0.8], [0.9, 0.5, 0.88, 0.5], [0.5, 0.8, 0.52, 0.8]]
+    values = [
+        [0.9, 0.5, 0.9, 0.5],
+        [0.5, 0.8, 0.5, 0.8],
+        [0.9, 0.5, 0.88, 0.5],
+        [0.5, 0.8, 0.52, 0.8],
+    ]
     cells = [[{"auc": value} for value in row] for row in values]
     order = similarity_order(cells, "auc")
-    assert {frozenset(order["rows"][:2]), frozenset(order["rows"][2:])} == {frozenset({0, 2}), frozenset({1, 3})}
-    assert {frozenset(order["columns"][:2]), frozenset(order["columns"][2:])} == {frozenset({0, 2}), frozenset({1, 3})}
+    assert {frozenset(order["rows"][:2]), frozenset(order["rows"][2:])} == {
+        frozenset({0, 2}),
+        frozenset({1, 3}),
+    }
+    assert {frozenset(order["columns"][:2]), frozenset(order["columns"][2:])} == {
+        frozenset({0, 2}),
+        frozenset({1, 3}),
+    }
     assert similarity_order([[None, *row[1:]] for row in cells], "auc")["rows"] == [0, 1, 2, 3]
     assert similarity_order([], "auc") == {"rows": [], "columns": []}
     assert pack_matrix(None, ["q"], {})["cells"] == [[]]
@@ -78,12 +103,24 @@ def test_questions_and_groups_come_and_go():
     backend, view.selection.ids = view._backend, view.selection.all_ids[:30]
     backend.calls.clear()
     send(view, type="add_query", query="  Is it new?  ")
-    assert view.queries[-1] == "Is it new?" and backend.calls == ["Is it new?"] and len(view.table) == 49
+    assert (
+        view.queries[-1] == "Is it new?"
+        and backend.calls == ["Is it new?"]
+        and len(view.table) == 49
+    )
     send(view, type="add_group", name="thirty")
-    assert view.groups["thirty"].ids == view.selection.ids and len(view.table) == 56 and view._selected["group"] == "thirty"
+    assert (
+        view.groups["thirty"].ids == view.selection.ids
+        and len(view.table) == 56
+        and view._selected["group"] == "thirty"
+    )
     send(view, type="remove_query", query=FIRST)
     send(view, type="remove_group", name="Concert")
-    assert len(view.table) == 42 and FIRST not in set(view.table["query"]) and "of 42 cells" in view.sentence
+    assert (
+        len(view.table) == 42
+        and FIRST not in set(view.table["query"])
+        and "of 42 cells" in view.sentence
+    )
     send(view, type="add_query", query=view.queries[0])  # there already
     assert len(view.queries) == 6
     view.add_group("thirty", view.selection.all_ids[:40])
@@ -103,7 +140,9 @@ def test_an_error_or_a_cancel_leaves_the_last_matrix():
     with pytest.raises(ValueError, match="no such layer"):
         broken = QueryMatrixView(FakeMatrix(seconds=0), queries=[FIRST, "fail"])
         broken.ask()
-    assert len(broken.table) == 7 and not broken._picture["whole"] and not broken.sentence  # what came before it stays
+    assert (
+        len(broken.table) == 7 and not broken._picture["whole"] and not broken.sentence
+    )  # what came before it stays
 
     closed = view._backend.closed
     view._backend.seconds = 0.4
@@ -113,21 +152,29 @@ def test_an_error_or_a_cancel_leaves_the_last_matrix():
         thread.join(0.01)
     view._on_message(view, {"type": "cancel"}, [])
     thread.join(20)
-    assert view._backend.closed == closed + 1 and view._status["note"] == "Cancelled. The matrix is as it was."
+    assert (
+        view._backend.closed == closed + 1
+        and view._status["note"] == "Cancelled. The matrix is as it was."
+    )
     pd.testing.assert_frame_equal(view.table, before)
 
 
 def test_a_fault_is_said_while_a_deck_is_asked():
     view = asked()
     view._set_status(at_once=True, busy=True, done=1, total=9, note="Asking")
-    view._on_message(view, {"type": "remove_group", "name": "nobody"}, [])  # sooner than the next progress would be shown
+    view._on_message(
+        view, {"type": "remove_group", "name": "nobody"}, []
+    )  # sooner than the next progress would be shown
     assert "no group is named" in view._status["error"] and view._status["busy"]
 
 
 def test_what_cannot_be_is_refused_in_words():
     view = asked()
     for message, words in (
-        ({"type": "add_group", "name": "few"}, "group 'few': 0 users in it, 600 outside, at least 10 of each are needed"),
+        (
+            {"type": "add_group", "name": "few"},
+            "group 'few': 0 users in it, 600 outside, at least 10 of each are needed",
+        ),
         ({"type": "add_query", "query": " "}, "one of the questions is empty"),
         ({"type": "remove_query", "query": "no"}, "no question “no” in the deck"),
         ({"type": "remove_group", "name": "no"}, "no group is named “no”"),
@@ -156,8 +203,17 @@ def test_a_still_picture_needs_no_script_and_escapes_text():
     view = asked()
     data = view._repr_mimebundle_()[0]
     page = data["text/html"]
-    assert data["text/plain"] == repr(view) and "<script" not in page and "<img src=x" not in page and "<b>not" not in page
-    assert HOSTILE.split()[0].replace("<", "&lt;") in page and "data:image/svg+xml;base64," in page and len(page) < 40_000
+    assert (
+        data["text/plain"] == repr(view)
+        and "<script" not in page
+        and "<img src=x" not in page
+        and "<b>not" not in page
+    )
+    assert (
+        HOSTILE.split()[0].replace("<", "&lt;") in page
+        and "data:image/svg+xml;base64," in page
+        and len(page) < 40_000
+    )
     assert "0.86 ↑" in page and "0.68 ↓" in page and "(0." in page and "8 of 42 cells" in page
     assert "not asked yet" in QueryMatrixView(FakeMatrix()).to_html().data
 

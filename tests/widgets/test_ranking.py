@@ -1,13 +1,15 @@
-"""Who is nearest to a yes, how often such a ranking was right before, and what a result card makes of both."""
+"""Who is nearest to a yes, how often such a ranking was right before, and what a result card makes
+of both.
+"""
 
 import time
 
 import numpy as np
 import pandas as pd
 import pytest
-from test_query_lens import TRAVEL, FakeLens, make_frame, make_lens, until
 from updates import Update
 
+from tests.widgets.test_query_lens import TRAVEL, FakeLens, make_frame, make_lens, until
 from widgets import QueryLens
 
 
@@ -25,7 +27,10 @@ def backtest(lens):
 def test_the_ranking_comes_with_the_same_run_unasked():
     lens, backend = make_lens()
     seen = []
-    lens.observe(lambda change: seen.append((change["new"]["query"], bool(change["new"].get("busy")))), "_ranking")
+    lens.observe(
+        lambda change: seen.append((change["new"]["query"], bool(change["new"].get("busy")))),
+        "_ranking",
+    )
     lens._on_message(lens, {"type": "ask", "query": TRAVEL}, [])  # all that the browser sends
     until(lambda: "score" in lens._ranking)
     assert seen == [(TRAVEL, True), (TRAVEL, False)] and backend.closed == 1
@@ -37,21 +42,35 @@ def test_the_ranking_comes_with_the_same_run_unasked():
     assert lens._backtest == {"query": TRAVEL, "words": ""}, "the backtest is made on request only"
     lens.ask("Is this user price-conscious?")
     lens._on_message(lens, {"type": "go", "at": 0}, [])
-    assert lens._ranking["query"] == TRAVEL and "score" in lens._ranking, "walking back brings it along"
+    assert lens._ranking["query"] == TRAVEL and "score" in lens._ranking, (
+        "walking back brings it along"
+    )
 
 
 def test_a_cancelled_ranking_leaves_the_map_and_can_be_asked_for_again():
     lens, backend = make_lens(seconds=1.2)
     lens._on_message(lens, {"type": "ask", "query": TRAVEL}, [])
     until(lambda: lens._ranking.get("busy"))
-    assert not lens._status.get("busy") and lens.queries_asked == (TRAVEL,), "the map is there already"
+    assert not lens._status.get("busy") and lens.queries_asked == (TRAVEL,), (
+        "the map is there already"
+    )
     lens._on_message(lens, {"type": "cancel"}, [])
     until(lambda: not lens._ranking.get("busy"))
-    assert lens._ranking == {"query": TRAVEL} and lens.ranking.empty and not lens._status.get("note")
-    assert lens.sentence.endswith("moved most.") and lens._picture["to"] == TRAVEL and backend.closed == 1
+    assert (
+        lens._ranking == {"query": TRAVEL} and lens.ranking.empty and not lens._status.get("note")
+    )
+    assert (
+        lens.sentence.endswith("moved most.")
+        and lens._picture["to"] == TRAVEL
+        and backend.closed == 1
+    )
     backend.seconds = 0.02
     lens.ask(TRAVEL)
-    assert lens.ranking.user[0] == "u0059" and lens.queries_asked == (TRAVEL,) and set(lens.shift.from_query) == {""}
+    assert (
+        lens.ranking.user[0] == "u0059"
+        and lens.queries_asked == (TRAVEL,)
+        and set(lens.shift.from_query) == {""}
+    )
     lens.ask(TRAVEL)
     assert backend.closed == 2, "what is known is not asked again"
 
@@ -70,14 +89,19 @@ def test_asking_from_a_cell_does_not_wait_for_a_ranking():
     until(lambda: lens._ranking.get("busy"))
     began = time.monotonic()
     assert "moved" in lens.ask("Is this user price-conscious?")
-    assert time.monotonic() - began < 5 and lens.queries_asked == (TRAVEL, "Is this user price-conscious?")
+    assert time.monotonic() - began < 5 and lens.queries_asked == (
+        TRAVEL,
+        "Is this user price-conscious?",
+    )
 
 
 def test_a_ranking_that_fails_is_said_and_leaves_the_map(caplog):
     lens, _ = asked("is this unranked?")
     assert lens._ranking["words"] == "Who leans to yes is not known: the answers could not be read"
     assert "Traceback" in caplog.text and lens.ranking.empty
-    assert "moved" in lens.sentence and not lens._status.get("error") and not lens._status.get("busy")
+    assert (
+        "moved" in lens.sentence and not lens._status.get("error") and not lens._status.get("busy")
+    )
     points = FakeLens(20, seconds=0).result(TRAVEL, "")
     none = [points, Update(0, 1, data={"ranking": None})]
     lens = QueryLens(make_frame(20), lambda query, previous: iter(none))
@@ -88,10 +112,16 @@ def test_a_ranking_that_fails_is_said_and_leaves_the_map(caplog):
 def test_a_question_without_a_yes_ranks_nobody():
     for scores in (np.full(20, np.nan), np.full(20, 0.5)):
         frame = pd.DataFrame({"user": make_frame(20).user, "score": scores})
-        updates = [FakeLens(20, seconds=0).result(TRAVEL, ""), Update(1, 1, data={"ranking": frame})]
+        updates = [
+            FakeLens(20, seconds=0).result(TRAVEL, ""),
+            Update(1, 1, data={"ranking": frame}),
+        ]
         lens = QueryLens(make_frame(20), lambda query, previous, updates=updates: iter(updates))
         lens.ask(TRAVEL)
-        assert lens._ranking == {"query": TRAVEL, "words": "This question has no yes: nobody is nearer to it than the others."}
+        assert lens._ranking == {
+            "query": TRAVEL,
+            "words": "This question has no yes: nobody is nearer to it than the others.",
+        }
         assert lens.ranking.empty and "order" not in lens.result_card().more
 
 
@@ -104,7 +134,7 @@ def test_the_lens_backtests_on_request_and_says_how_far_it_is():
     assert [state["words"] for state in seen] == [
         "Reading the past: 30 of 60 ...",
         "Reading the past: 60 of 60 ...",
-        "In hindsight, as of 2025-05-02, right in 72 of 100 pairs.",
+        "Backtest as of 2025-05-02: 72 of 100 pairs are in the right order.",
     ]
     assert [state.get("busy", False) for state in seen] == [True, True, False]
     lens.ask("Is this user price-conscious?")
@@ -117,7 +147,10 @@ def test_the_ranking_is_a_frame_of_the_query_that_is_shown():
     lens, _ = make_lens()
     assert lens.ranking.empty and list(lens.ranking) == ["user", "score", "answer"]
     lens, backend = asked()
-    assert list(lens.ranking.user) == list(backend.ids[::-1]) and lens.ranking.score.is_monotonic_decreasing
+    assert (
+        list(lens.ranking.user) == list(backend.ids[::-1])
+        and lens.ranking.score.is_monotonic_decreasing
+    )
     assert list(lens.ranking) == ["user", "score", "answer"] and lens.ranking.answer[0] == "likely"
     lens._repr_mimebundle_()
     start = QueryLens(make_frame(60), backend)
@@ -142,7 +175,7 @@ def test_a_new_question_or_cancel_stops_a_backtest_and_a_failure_is_said():
     until(lambda: "score" in lens._ranking)
     assert lens._backtest["query"] == "fails later"
     backtest(lens)
-    assert lens._backtest["words"] == "No hindsight: the past could not be read"
+    assert lens._backtest["words"] == "No backtest: the past could not be read"
 
 
 def test_without_a_past_nothing_is_offered():
@@ -160,22 +193,40 @@ def test_a_card_of_which_nearly_all_moved_begins_with_the_ranking(looked):
     lens, backend = asked()
     entry = lens._entry
     first, all_moved = lens.result_card(), entry.shift.assign(beyond_noise=True)
-    assert first.sentence == entry.sentence and first.metric == "" and first.more["in hindsight"] == "not looked at"
+    assert (
+        first.sentence == entry.sentence
+        and first.metric == ""
+        and first.more["backtest"] == "not run"
+    )
     object.__setattr__(entry, "shift", all_moved)
     if looked:
         backtest(lens)
     card = lens.result_card("mine")
-    assert card.sentence == "Nearest to yes: u0059, u0058, u0057." and card.more["who moved"] == entry.sentence
+    assert (
+        card.sentence == "Nearest to yes: u0059, u0058, u0057."
+        and card.more["who moved"] == entry.sentence
+    )
     assert card.more["order"] == f"Read as a question of travel, not commute. {card.sentence}"
-    assert card.more["map"].endswith("Diamonds are the tenth nearest to yes.") and card.picture != first.picture
-    assert lens._rankings.marked_users(entry, lens.selection.rows)[0].nonzero()[0].tolist() == list(range(54, 60))
+    assert (
+        card.more["map"].endswith("Diamonds are the tenth nearest to yes.")
+        and card.picture != first.picture
+    )
+    assert lens._rankings.marked_users(entry, lens.selection.rows)[0].nonzero()[0].tolist() == list(
+        range(54, 60)
+    )
     lens.selection.ids = [backend.ids[3]]
     assert lens.result_card().more["map"].endswith("Diamonds are the chosen.")
     assert lens._rankings.marked_users(entry, lens.selection.rows)[0].nonzero()[0].tolist() == [3]
     if looked:
-        assert (card.metric, card.n) == ("pairs of users in the right order, asked as of 2025-05-02 (luck: 0.5)", 60)
+        assert (card.metric, card.n) == (
+            "pairs of users in the right order, asked as of 2025-05-02 (chance: 0.5)",
+            60,
+        )
         assert (card.value, card.low, card.high) == (0.72, 0.68, 0.76)
-        assert card.more["in hindsight"] == "as of 2025-05-02, right in 72 of 100 pairs"
+        assert (
+            card.more["backtest"]
+            == "Backtest as of 2025-05-02: 72 of 100 pairs are in the right order."
+        )
     else:
         assert card.value is None
 
@@ -186,7 +237,10 @@ def test_a_card_says_who_is_selected():
     score = np.linspace(-0.2, 0.6, 60)
     lens.selection.ids = [backend.ids[row] for row in (3, 40, 59)]
     beaten = np.mean([(score < score[row]).sum() / 59 for row in (3, 40, 59)])
-    assert lens.result_card().more["chosen"] == f"3 users, on average nearer to yes than {beaten:.0%} of all"
+    assert (
+        lens.result_card().more["chosen"]
+        == f"3 users, on average nearer to yes than {beaten:.0%} of all"
+    )
     unranked = QueryLens(make_frame(60), lambda query, previous: iter([backend.result(query, "")]))
     unranked.ask(TRAVEL)
     unranked.selection.ids = ["u0001"]

@@ -1,4 +1,6 @@
-"""A result card: says all it depends on, comes back from its file as it was, and tells when the file was changed."""
+"""A result card: says all it depends on, comes back from its file as it was, and tells when the
+file was changed.
+"""
 
 import os
 import re
@@ -25,15 +27,32 @@ PICTURE = "data:image/png;base64,iVBORw0KGgo="
 
 
 def make_card(**more):
-    facts = {"query": "Will this user travel soon?", "metric": "AUC", "value": 0.8123, "low": 0.79, "high": 0.83, "n": 2_000}
-    facts |= {"run": "3f2a" * 16, "seed": 0, "version": "qanchor 0.1.0", "date": "2026-01-31 10:00 UTC", "text": "Look again."}
-    return ResultCard("Travellers are told.", **{**facts, "picture": PICTURE, "more": {"unit": "user"}, **more})
+    facts = {
+        "query": "Will this user travel soon?",
+        "metric": "AUC",
+        "value": 0.8123,
+        "low": 0.79,
+        "high": 0.83,
+        "n": 2_000,
+    }
+    facts |= {
+        "run": "3f2a" * 16,
+        "seed": 0,
+        "version": "qanchor 0.1.0",
+        "date": "2026-01-31 10:00 UTC",
+        "text": "Look again.",
+    }
+    return ResultCard(
+        "Travellers are told.", **{**facts, "picture": PICTURE, "more": {"unit": "user"}, **more}
+    )
 
 
 def test_a_hash_is_shown_by_its_beginning_and_kept_whole(tmp_path):
     page = make_card().save(tmp_path / "card.html").read_text()
     assert f'<dd title="{"3f2a" * 16}">{"3f2a" * 4}...</dd>' in page
-    assert ResultCard.load(tmp_path / "card.html").run == "3f2a" * 16 and "3f2a" * 16 in str(make_card())
+    assert ResultCard.load(tmp_path / "card.html").run == "3f2a" * 16 and "3f2a" * 16 in str(
+        make_card()
+    )
 
 
 class Tags(HTMLParser):
@@ -57,7 +76,10 @@ def test_the_words_say_it_all_and_the_html_needs_no_script():
         "unit: user",
     ):
         assert part in words and ("AUC:" in part or part.split(": ")[-1] in page)
-    assert words.endswith(f"checkpoint {'3f2a' * 16}, seed 0, qanchor 0.1.0, 2026-01-31 10:00 UTC") and "3f2a" * 16 in page
+    assert (
+        words.endswith(f"checkpoint {'3f2a' * 16}, seed 0, qanchor 0.1.0, 2026-01-31 10:00 UTC")
+        and "3f2a" * 16 in page
+    )
     assert "<script" not in page and not re.search(r"(?:src|href)=\"(?!data:)", page)
 
 
@@ -74,14 +96,30 @@ def test_a_card_comes_back_as_it_was(tmp_path):
 @settings(max_examples=40, deadline=None)
 @given(text=st.text(min_size=1), value=st.floats(), name=st.text())
 def test_any_text_and_number_comes_back(tmp_path_factory, text, value, name):
-    card = ResultCard(f"x{text}", query=text, text=f"{text}</script><!--", value=value, more={name: text})
+    card = ResultCard(
+        f"x{text}", query=text, text=f"{text}</script><!--", value=value, more={name: text}
+    )
     assert ResultCard.load(card.save(tmp_path_factory.mktemp("cards") / "card.html")) == card
 
 
 def test_hostile_text_stays_text(tmp_path):
     bad = f'{HOSTILE}</script></style></title>"\'><iframe src="//evil">'
-    card = ResultCard(bad, query=bad, metric=bad, value=0.5, n=9, unit=bad, text=bad, version=bad, run=bad, more={bad: bad})
-    for page in (card._repr_mimebundle_()["text/html"], card.save(tmp_path / "card.html").read_text()):
+    card = ResultCard(
+        bad,
+        query=bad,
+        metric=bad,
+        value=0.5,
+        n=9,
+        unit=bad,
+        text=bad,
+        version=bad,
+        run=bad,
+        more={bad: bad},
+    )
+    for page in (
+        card._repr_mimebundle_()["text/html"],
+        card.save(tmp_path / "card.html").read_text(),
+    ):
         tags = Tags(page).tags
         assert not {tag for tag, _ in tags} & {"img", "iframe"} and not [
             a for _, a in tags if any(k.startswith("on") for k in a)
@@ -93,7 +131,13 @@ def test_hostile_text_stays_text(tmp_path):
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("0.812", "0.912"), ("Travellers", "Nobody"), ('"seed": 0', '"seed": 1'), ("3f2a", "3f2b"), ("#0072b2", "#000000")],
+    [
+        ("0.812", "0.912"),
+        ("Travellers", "Nobody"),
+        ('"seed": 0', '"seed": 1'),
+        ("3f2a", "3f2b"),
+        ("#0072b2", "#000000"),
+    ],
 )
 def test_an_edited_file_is_refused(tmp_path, old, new):
     path = make_card().save(tmp_path / "card.html")
@@ -101,7 +145,8 @@ def test_an_edited_file_is_refused(tmp_path, old, new):
     assert old in page
     path.write_text(page.replace(old, new, 1))
     with pytest.raises(
-        ResultCardError, match=r"card.html: its content has sha256 \w{16}..., the card says \w{16}...: it was edited"
+        ResultCardError,
+        match=r"card.html: its content has sha256 \w{16}..., the card says \w{16}...: it was edited",
     ):
         ResultCard.load(path)
 
@@ -170,8 +215,16 @@ def test_the_lens_keeps_what_it_shows():
         lens.result_card()
     lens.ask("Will this user travel soon?")
     card = lens.result_card("mine")
-    assert card.sentence == lens.sentence and card.query == "Will this user travel soon?" and card.text == "mine"
-    assert card.value == lens.shift.beyond_noise.mean() and card.n == 60 and card.more["compared with"] == "no query"
+    assert (
+        card.sentence == lens.sentence
+        and card.query == "Will this user travel soon?"
+        and card.text == "mine"
+    )
+    assert (
+        card.value == lens.shift.beyond_noise.mean()
+        and card.n == 60
+        and card.more["compared with"] == "no query"
+    )
     assert card.picture.startswith("data:image/svg+xml;base64,")
     assert card.more["map"] == f"{lens._entry.caption} Diamonds moved beyond the noise floor."
     assert abs(pd.Timestamp(card.date.removesuffix(" UTC")).timestamp() - time.time()) < 120

@@ -1,4 +1,6 @@
-"""The selection panel in Python: it follows and sets the selection, describes, explains, names, writes, and errs in words."""
+"""The selection panel in Python: it follows and sets the selection, describes, explains, names,
+writes, and errs in words.
+"""
 
 import sys
 import threading
@@ -22,7 +24,12 @@ IDS = tuple(f"u{i:04}" for i in range(600))
 
 def make_panel(**more):
     selection = Selection(IDS, lambda rows: None)
-    more = {"describe": fake_describe, "explain": FakeExplain(0.08), "provenance": fake_provenance, **more}
+    more = {
+        "describe": fake_describe,
+        "explain": FakeExplain(0.08),
+        "provenance": fake_provenance,
+        **more,
+    }
     return SelectionPanel(selection, **more), selection
 
 
@@ -55,7 +62,9 @@ def test_the_panel_and_the_lens_share_one_selection():
     panel = SelectionPanel(lens.selection, describe=fake_describe)
     lens._on_message(lens, {"type": "select"}, [np.arange(12, dtype=np.int32).tobytes()])
     until(lambda: panel._shown.get("n") == 12 and not panel._shown["waiting"])
-    assert panel._shown["sentence"].startswith("12 of 60 users chosen. What sets them apart most: Concert 83 % against 14 %")
+    assert panel._shown["sentence"].startswith(
+        "12 of 60 users chosen. What sets them apart most: Concert 83 % against 14 %"
+    )
     panel.save("dozen")
     lens.selection.clear()
     panel.recall("dozen")
@@ -65,14 +74,19 @@ def test_the_panel_and_the_lens_share_one_selection():
 
 def test_description_and_repr_say_what_is_shown_now():
     panel, selection = make_panel()
-    assert repr(panel) == "SelectionPanel(0 of 600 users chosen, 0 named)" and panel.description.empty
+    assert (
+        repr(panel) == "SelectionPanel(0 of 600 users chosen, 0 named)" and panel.description.empty
+    )
     selection.ids = IDS[:40]
     assert panel.description["n_group"][0] == 40 and panel.description["name"][0] == "Concert"
     until(lambda: not panel._shown["waiting"])
     assert len(panel._shown["rows"]) == 10 and panel._shown["of"] == 10
     selection.ids = IDS
     until(lambda: not panel._shown["waiting"])
-    assert panel.sentence == "600 of 600 users chosen. There is nobody to compare them with." and panel.description.empty
+    assert (
+        panel.sentence == "600 of 600 users chosen. There is nobody to compare them with."
+        and panel.description.empty
+    )
     selection.clear()
     until(lambda: not panel._shown["waiting"])
     assert panel.sentence == "Nobody is chosen." and panel._shown["rows"] == []
@@ -97,7 +111,11 @@ def test_explaining_ranks_and_remembers_each_group():
     panel, selection = make_panel()
     selection.ids = IDS[:40]
     assert panel.explain().startswith("“Will this user travel soon?” tells these 40 users best")
-    assert len(panel.ranking) == 24 and panel._ranked["current"] and panel._ranked["rows"][0]["auc"] == 0.86
+    assert (
+        len(panel.ranking) == 24
+        and panel._ranked["current"]
+        and panel._ranked["rows"][0]["auc"] == 0.86
+    )
     selection.ids = IDS[:20]
     assert panel.ranking.empty and not panel._ranked["current"] and panel._ranked["n"] == 40
     selection.ids = IDS[:40]
@@ -113,12 +131,15 @@ def test_explaining_is_cancelled_and_its_errors_are_said(caplog):
     panel._on_message(panel, {"type": "cancel"}, [])
     until(lambda: not panel._status.get("busy"))
     panel._on_message(panel, {"type": "cancel"}, [])  # pressed once more, when nothing runs
-    assert panel._status["note"] == "Cancelled." and panel._explain.closed == 1 and panel.ranking.empty
+    assert (
+        panel._status["note"] == "Cancelled." and panel._explain.closed == 1 and panel.ranking.empty
+    )
     selection.ids = IDS[:17]
     with pytest.raises(ValueError, match="no such layer"):
         panel.explain()
     assert (
-        panel._status["error"] == "No question could be found: the checkpoint has no such layer" and "Traceback" in caplog.text
+        panel._status["error"] == "No question could be found: the checkpoint has no such layer"
+        and "Traceback" in caplog.text
     )
     selection.ids = IDS[:40]
     assert panel.explain() and not panel._status.get("error")
@@ -145,14 +166,26 @@ def test_named_groups_are_kept_and_combined():
     selection.ids = IDS[5:20]
     panel.save("late")
     a, b = panel.named["early"], panel.named["late"]
-    assert (a & b).ids == IDS[5:10] and (a | b).ids == IDS[:20] and (a - b).ids == IDS[:5] and (b - a).name == "late - early"
+    assert (
+        (a & b).ids == IDS[5:10]
+        and (a | b).ids == IDS[:20]
+        and (a - b).ids == IDS[:5]
+        and (b - a).name == "late - early"
+    )
     for how, n in (("intersect", 5), ("unite", 20), ("subtract", 5)):
-        panel._on_message(panel, {"type": "combine", "first": "early", "how": how, "second": "late"}, [])
+        panel._on_message(
+            panel, {"type": "combine", "first": "early", "how": how, "second": "late"}, []
+        )
         assert len(selection) == n
-    panel._on_message(panel, {"type": "combine", "first": "early", "how": "subtract", "second": "early"}, [])
+    panel._on_message(
+        panel, {"type": "combine", "first": "early", "how": "subtract", "second": "early"}, []
+    )
     assert panel._status["note"] == "early - early is nobody." and len(selection) == 0
     panel._on_message(panel, {"type": "recall", "name": "late"}, [])
-    assert selection.ids == IDS[5:20] and panel._names == [{"name": "early", "n": 10}, {"name": "late", "n": 15}]
+    assert selection.ids == IDS[5:20] and panel._names == [
+        {"name": "early", "n": 10},
+        {"name": "late", "n": 15},
+    ]
     panel.forget("early")
     with pytest.raises(KeyError, match="no group is named 'early': there are late"):
         panel.recall("early")
@@ -193,11 +226,23 @@ def test_cards_hold_what_is_shown_and_small_groups_make_none():
     panel, selection = make_panel()
     selection.ids = IDS[:40]
     first = panel.result_card("look again")
-    assert isinstance(first, ResultCard) and first.metric.endswith("label Concert") and round(first.value, 2) == 0.69
-    assert first.picture.startswith("data:image/svg+xml;base64,") and first.run == "3f2a" * 16 and first.n == 600
+    assert (
+        isinstance(first, ResultCard)
+        and first.metric.endswith("label Concert")
+        and round(first.value, 2) == 0.69
+    )
+    assert (
+        first.picture.startswith("data:image/svg+xml;base64,")
+        and first.run == "3f2a" * 16
+        and first.n == 600
+    )
     panel.explain()
     second = panel.result_card()
-    assert (second.query, second.value, second.more["chance line"]) == ("Will this user travel soon?", 0.86, "0.64")
+    assert (second.query, second.value, second.more["chance line"]) == (
+        "Will this user travel soon?",
+        0.86,
+        "0.64",
+    )
     selection.ids = IDS[:9]
     with pytest.raises(ValueError, match=r"9 user.*at least 10 are needed for a claim"):
         panel.result_card()
@@ -211,7 +256,9 @@ def test_the_browser_keeps_cards_beside_the_notebook(tmp_path, monkeypatch):
     lens.ask("Will this user travel soon?")
     for name in ("claim.html", "claim-2.html"):
         lens._on_message(lens, {"type": "save_card"}, [])
-        assert lens._status["saved"] == f"Kept: {name}, beside this notebook." and not lens._status.get("note"), "said once"
+        assert lens._status[
+            "saved"
+        ] == f"Kept: {name}, beside this notebook." and not lens._status.get("note"), "said once"
     assert ResultCard.load("claim-2.html").sentence == lens.sentence
     panel, selection = make_panel()
     selection.ids = IDS[:40]
@@ -223,7 +270,10 @@ def test_the_browser_keeps_cards_beside_the_notebook(tmp_path, monkeypatch):
     assert panel._status["error"].startswith("9 user(s) chosen, at least 10 are needed for a claim")
     monkeypatch.setattr(Path, "replace", lambda *paths: 1 / 0)
     lens._on_message(lens, {"type": "save_card"}, [])
-    assert lens._status["error"] == "No claim card: division by zero" and len(list(tmp_path.glob("claim*.html"))) == 3
+    assert (
+        lens._status["error"] == "No claim card: division by zero"
+        and len(list(tmp_path.glob("claim*.html"))) == 3
+    )
 
 
 def test_a_still_picture_needs_no_script_and_escapes_text():
@@ -232,16 +282,32 @@ def test_a_still_picture_needs_no_script_and_escapes_text():
     panel.explain()
     panel.save("<script>alert(1)</script>")
     page = panel._repr_mimebundle_()[0]["text/html"]
-    assert "<script" not in page and "&lt;script&gt;" in page and "data:image/svg+xml;base64," in page
+    assert (
+        "<script" not in page and "&lt;script&gt;" in page and "data:image/svg+xml;base64," in page
+    )
     assert "tells these 40 users best" in page and "chance line" in page and len(page) < 60_000
     assert panel._repr_mimebundle_()[0]["text/html"] == page
 
 
 def test_figures_are_plain_and_written_with_their_unit():
     row = json_row(
-        {"kind": "text", "name": HOSTILE, "group": np.float64(0.254), "n": np.int64(3), "beyond_chance": np.True_, "p": np.nan}
+        {
+            "kind": "text",
+            "name": HOSTILE,
+            "group": np.float64(0.254),
+            "n": np.int64(3),
+            "beyond_chance": np.True_,
+            "p": np.nan,
+        }
     )
-    assert row == {"kind": "text", "name": HOSTILE, "group": 0.254, "n": 3.0, "beyond_chance": True, "p": None}
+    assert row == {
+        "kind": "text",
+        "name": HOSTILE,
+        "group": 0.254,
+        "n": 3.0,
+        "beyond_chance": True,
+        "p": None,
+    }
     assert (
         format_value({"kind": "number", "group": 2.345}, "group") == "2.35"
         and format_value({"kind": "number", "group": 1412.0}, "group") == "1,412"
@@ -255,7 +321,9 @@ def test_figures_are_plain_and_written_with_their_unit():
 
 
 def test_payloads_are_small():
-    panel, selection = make_panel(describe=lambda ids: pd.concat([fake_describe(ids)] * 200, ignore_index=True))
+    panel, selection = make_panel(
+        describe=lambda ids: pd.concat([fake_describe(ids)] * 200, ignore_index=True)
+    )
     selection.ids = IDS[:40]
     until(lambda: not panel._shown["waiting"])
     assert len(panel._shown["rows"]) <= 14 + 4 * 7 and len(str(panel._shown)) < 30_000
@@ -264,7 +332,9 @@ def test_payloads_are_small():
 
 def test_choosing_from_two_threads_ends_with_one_truth():
     panel, selection = make_panel()
-    threads = [threading.Thread(target=setattr, args=(selection, "ids", IDS[:n])) for n in range(20, 40)]
+    threads = [
+        threading.Thread(target=setattr, args=(selection, "ids", IDS[:n])) for n in range(20, 40)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,4 +1,6 @@
-"""The tour of the workbench: what it tells, that it is seen once, and that the session alone remembers it."""
+"""The tour of the workbench: what it tells, that it is seen once, and that the session alone
+remembers it.
+"""
 
 import json
 import re
@@ -20,11 +22,25 @@ def test_it_tells_of_the_pages_that_are_there_in_half_a_minute():
     steps = tour_steps(Workbench(FakeSession()).titles)
     words = " ".join(f"{step.title} {step.words}" for step in steps).split()
     assert 4 <= len(steps) <= 6 and len(words) <= 30 / 60 * 250  # read at 250 words a minute
-    assert re.findall(r"^(\w+):", steps[-2].words, re.M) == ["Deck", "Attention", "Clusters", "Tune"]
+    assert re.findall(r"^(\w+):", steps[-2].words, re.M) == [
+        "Deck",
+        "Attention",
+        "Clusters",
+        "Tune",
+    ]
     bare = FakeSession()
     bare.tuning = bare.matrix = None
-    assert re.findall(r"^(\w+):", tour_steps(Workbench(bare).titles)[-2].words, re.M) == ["Attention", "Clusters"]
-    assert [step.title for step in tour_steps(("Ask", "Group"))] == ["Ask", "See who moves", "Choose", "Group", "Keep it"]
+    assert re.findall(r"^(\w+):", tour_steps(Workbench(bare).titles)[-2].words, re.M) == [
+        "Attention",
+        "Clusters",
+    ]
+    assert [step.title for step in tour_steps(("Ask", "Group"))] == [
+        "Ask",
+        "See who moves",
+        "Choose",
+        "Group",
+        "Keep it",
+    ]
 
 
 def test_it_says_itself_without_a_script():
@@ -35,7 +51,9 @@ def test_it_says_itself_without_a_script():
 
 def test_only_a_new_session_begins_with_it_and_remembers_it(tmp_path):
     path = tmp_path / "mine.json"
-    assert Workbench(FakeSession())._tour.seen  # where nothing can be remembered it waits for its button
+    assert Workbench(
+        FakeSession()
+    )._tour.seen  # where nothing can be remembered it waits for its button
     bench = Workbench(FakeSession(), session=path)
     assert not bench._tour.seen and not path.exists()
     bench.save()
@@ -49,7 +67,9 @@ def test_only_a_new_session_begins_with_it_and_remembers_it(tmp_path):
 @pytest.mark.parametrize("toured", [1, "yes", None])
 def test_a_strange_mark_is_no_reason_to_fail(tmp_path, toured):
     path = tmp_path / "mine.json"
-    path.write_text(json.dumps({"format": 1, "queries": [], "chosen": [], "named": {}, "toured": toured}))
+    path.write_text(
+        json.dumps({"format": 1, "queries": [], "chosen": [], "named": {}, "toured": toured})
+    )
     assert Workbench(FakeSession(), session=path)._tour.seen is bool(toured)
 
 
@@ -64,6 +84,8 @@ def test_where_it_stands():
     if node is None:
         pytest.skip("needs node")
     done = subprocess.run(
-        [node, "--test", str(Path(__file__).parents[1] / "js" / "tour.test.mjs")], capture_output=True, text=True
+        [node, "--test", str(Path(__file__).parents[1] / "js" / "tour.test.mjs")],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout

@@ -1,4 +1,6 @@
-"""The workbench in Python: one selection for all views, clusters on request, a session that is kept and refused."""
+"""The workbench in Python: one selection for all views, clusters on request, a session that is kept
+and refused.
+"""
 
 import json
 import sys
@@ -22,10 +24,17 @@ def test_the_pages_and_their_words():
     assert repr(bench) == "Workbench(600 users: Ask, Group, Deck, Attention, Clusters, Tune)"
     data = bench._repr_mimebundle_()
     data = data[0] if isinstance(data, tuple) else data
-    assert data["text/plain"] == repr(bench) and "<script" not in data["text/html"] and "Query lens" in data["text/html"]
+    assert (
+        data["text/plain"] == repr(bench)
+        and "<script" not in data["text/html"]
+        and "Query lens" in data["text/html"]
+    )
     bare = FakeSession()
     bare.tuning = bare.matrix = None
-    assert Workbench(bare).tuning is Workbench(bare).matrix is None and Workbench(bare).titles[-1] == "Clusters"
+    assert (
+        Workbench(bare).tuning is Workbench(bare).matrix is None
+        and Workbench(bare).titles[-1] == "Clusters"
+    )
 
 
 def test_all_views_follow_one_selection():
@@ -33,7 +42,9 @@ def test_all_views_follow_one_selection():
     bench.compare()
     bench.selection.ids = ["u0003", "u0007"]
     workers = (bench.lens, bench.attention, bench.tuning, bench.matrix, bench)
-    assert {id(view._worker.turn) for view in workers} == {id(bench.selection.turn)}  # one at a time: they share a model
+    assert {id(view._worker.turn) for view in workers} == {
+        id(bench.selection.turn)
+    }  # one at a time: they share a model
     assert bench.lens.selection.ids == bench.panel.selection.ids == ("u0003", "u0007")
     assert "2" in bench.panel.sentence
     bench.lens.ask(FIRST)
@@ -61,14 +72,20 @@ def test_a_session_keeps_the_deck(tmp_path):
     bench.matrix.add_group("some", bench.selection.all_ids[:20])
     bench.matrix.remove_group("Concert")
     stored = json.loads(path.read_text())["deck"]
-    assert stored["groups"]["Fraud"] is None and len(stored["groups"]["some"]) == 20 and "Concert" not in stored["groups"]
+    assert (
+        stored["groups"]["Fraud"] is None
+        and len(stored["groups"]["some"]) == 20
+        and "Concert" not in stored["groups"]
+    )
     again = Workbench(FakeSession(0), session=path).matrix
     assert again.queries == bench.matrix.queries and again.groups == bench.matrix.groups
     bare = FakeSession(0)
     bare.matrix = None
     without = Workbench(bare, session=path)
     without.save()
-    assert without.matrix is None and json.loads(path.read_text())["deck"] == stored  # left as it was
+    assert (
+        without.matrix is None and json.loads(path.read_text())["deck"] == stored
+    )  # left as it was
     path.write_text(path.read_text().replace('"u0000"', '"zoe"', 1))
     with pytest.raises(ValueError, match="'zoe' is not among these 600"):
         Workbench(FakeSession(0), session=path)
@@ -78,16 +95,27 @@ def test_clusters_are_of_the_last_two_queries():
     backend = FakeSession()
     bench = Workbench(backend)
     bench.compare()  # nothing was asked yet
-    assert bench.clusters is None and backend.compared == [] and "Ask something" in bench._compare_note.value
+    assert (
+        bench.clusters is None
+        and backend.compared == []
+        and "Ask something" in bench._compare_note.value
+    )
     bench.lens.ask(FIRST)
     first = bench.compare()
     bench.lens.ask(SECOND)
-    assert bench.compare() is first and backend.compared == [("", FIRST), (FIRST, SECOND)]  # the same view, drawn anew
+    assert bench.compare() is first and backend.compared == [
+        ("", FIRST),
+        (FIRST, SECOND),
+    ]  # the same view, drawn anew
     assert bench._compare_note.value == f"{FIRST} → {SECOND}" and not bench._compare_button.disabled
     bench.lens.ask(QUERIES[3])
     with pytest.raises(ValueError, match="no such layer"):
         bench.compare()
-    assert "no such layer" in bench._compare_note.value and bench.clusters is first and not bench._compare_button.disabled
+    assert (
+        "no such layer" in bench._compare_note.value
+        and bench.clusters is first
+        and not bench._compare_button.disabled
+    )
 
 
 def test_a_session_is_kept_and_opens_as_it_was_left(tmp_path):
@@ -101,8 +129,15 @@ def test_a_session_is_kept_and_opens_as_it_was_left(tmp_path):
     told = json.loads(path.read_text())
     assert told["queries"] == [FIRST, f"Is {HOSTILE} real?"] and told["chosen"] == ["u0005"]
     again = Workbench(FakeSession(), session=path)
-    assert again.selection.ids == ("u0005",) and again.panel.named["even"].ids == ("u0002", "u0004", "u0006")
-    assert again.lens._query == f"Is {HOSTILE} real?" and again.lens._about["queries"][:2] == [f"Is {HOSTILE} real?", FIRST]
+    assert again.selection.ids == ("u0005",) and again.panel.named["even"].ids == (
+        "u0002",
+        "u0004",
+        "u0006",
+    )
+    assert again.lens._query == f"Is {HOSTILE} real?" and again.lens._about["queries"][:2] == [
+        f"Is {HOSTILE} real?",
+        FIRST,
+    ]
     again.lens.ask(SECOND)
     assert json.loads(path.read_text())["queries"] == [FIRST, f"Is {HOSTILE} real?", SECOND]
     assert not list(tmp_path.glob(".*"))

@@ -14,7 +14,7 @@ const meanings = ({ unit, units }) => ({
   "noise floor": `how far the same question in other words moves a ${unit}: within it, moving means nothing`,
   kept: "how many of the 15 nearest neighbours are the same after the question",
   answer: `how near a ${unit} is to the answers that say yes, less how near to those that say no: an order, not a probability`,
-  "in hindsight": `the same question as of an earlier day: of 100 pairs of ${units}, how many stood in the order that they showed since; 50 is luck, and a run that was trained on the same ${units} is rather too good at it`,
+  Backtest: `the same question as of an earlier day: of 100 pairs of ${units}, how many were in the order that they showed since; 50 is chance, and a run that was trained on the same ${units} scores too high`,
   trustworthiness: "how far neighbours on the map are neighbours in the space itself, 1 at best; faint dots are misplaced",
 });
 
@@ -220,7 +220,7 @@ function render({ model, el }) {
   const doubt = make("p", { class: "lens-doubt", role: "note" });
   const interpretation = make("p", { class: "lens-reading", "aria-live": "polite" });
   const backtest = make("p", { class: "lens-past", "aria-live": "polite" });
-  const backtestButton = make("button", { type: "button", class: "lens-link", title: `Ask it as of an earlier day, and see what the ${about.units} have done since`, onclick: () => model.send({ type: "backtest" }) }, "Was such an order right before?");
+  const backtestButton = make("button", { type: "button", class: "lens-link", title: `Ask it as of an earlier day, and see what the ${about.units} have done since`, onclick: () => model.send({ type: "backtest" }) }, "Backtest this ranking");
   const words = make("details", { class: "lens-words" }, make("summary", {}, "What the words mean"), make("dl", {}, ...Object.entries(meanings(about)).flatMap(([word, meaning]) => [make("dt", {}, word), make("dd", {}, meaning)])));
   const caption = make("p", { class: "lens-caption" });
   const saveButton = make("button", { type: "button", class: "lens-link lens-keep", title: "Write what is shown into one file beside this notebook, with all that it hangs on", onclick: () => model.send({ type: "save_card" }) }, "Keep as a claim card");

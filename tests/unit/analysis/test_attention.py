@@ -1,4 +1,6 @@
-"""Attention by modality is what full eager attention says, adds up, and stands beside what deletion does."""
+"""Attention by modality is what full eager attention says, adds up, and stands beside what deletion
+does.
+"""
 
 from dataclasses import replace
 
@@ -27,12 +29,18 @@ QUERY = "Will this user travel soon?"
 
 @pytest.fixture(scope="module", params=["sdpa", "eager", "append_only"])
 def engine(request):
-    changes = {"token_order": "append_only"} if request.param == "append_only" else {"attention": request.param}
+    changes = (
+        {"token_order": "append_only"}
+        if request.param == "append_only"
+        else {"attention": request.param}
+    )
     return make_engine(make_model(**changes))
 
 
 def by_hand(engine, users, user: str, query: str) -> np.ndarray:
-    """Read one user uncached with every weight kept, and add up the anchor's row with a loop: (layer, head, row)."""
+    """Read one user uncached with every weight kept, and add up the anchor's row with a loop:
+    (layer, head, row).
+    """
     model, names = engine.model, row_names(engine.model.preprocessor)
     readings = model.preprocessor.transform(users)
     batch = collate_users(readings, [readings.users.index(user)])
@@ -41,7 +49,12 @@ def by_hand(engine, users, user: str, query: str) -> np.ndarray:
     with torch.no_grad(), record_attention(model, place) as looks:
         model.forward_uncached(prefix, asked)
     out = np.zeros((len(looks), looks[0].shape[1], len(names)))
-    groups = iter(["summary" if g in ("time", "counts", "words") else "tabular" for g in model.preprocessor.groups()])
+    groups = iter(
+        [
+            "summary" if g in ("time", "counts", "words") else "tabular"
+            for g in model.preprocessor.groups()
+        ]
+    )
     first = int(prefix.mask[0].float().argmax())
     for key in range(looks[0].shape[-1]):
         if key >= prefix.mask.shape[1]:
@@ -61,13 +74,28 @@ def by_hand(engine, users, user: str, query: str) -> np.ndarray:
 
 def test_the_frame_is_what_full_attention_says(engine):
     users, names = make_users(), row_names(engine.model.preprocessor)
-    cache, before = engine.prefill(users, tokens=40), engine.model.backbone.config._attn_implementation
+    cache, before = (
+        engine.prefill(users, tokens=40),
+        engine.model.backbone.config._attn_implementation,
+    )
     frame = modality_attention(engine, cache, QUERY, by_head=True)
-    assert list(frame.columns) == ["user", "query", "layer", "head", "modality", "weight", "per_token"]
+    assert list(frame.columns) == [
+        "user",
+        "query",
+        "layer",
+        "head",
+        "modality",
+        "weight",
+        "per_token",
+    ]
     assert list(dict.fromkeys(frame["user"])) == list(users.ids) and set(frame["query"]) == {QUERY}
-    np.testing.assert_allclose(frame.groupby(["user", "layer", "head"])["weight"].sum(), 1, atol=1e-5)
+    np.testing.assert_allclose(
+        frame.groupby(["user", "layer", "head"])["weight"].sum(), 1, atol=1e-5
+    )
     for user in ("a", "d", "none"):
-        wide = frame[frame["user"] == user].pivot(index=["layer", "head"], columns="modality", values="weight")
+        wide = frame[frame["user"] == user].pivot(
+            index=["layer", "head"], columns="modality", values="weight"
+        )
         hand = by_hand(engine, users, user, QUERY)
         got = wide.reindex(columns=names).fillna(0).to_numpy().reshape(hand.shape)
         np.testing.assert_allclose(got, hand, atol=1e-4)
@@ -87,7 +115,9 @@ def test_heads_are_averaged_and_slots_counted(engine):
     pd.testing.assert_series_equal(found.sort_index(), expected.sort_index(), atol=1e-6)
     slots = (mean["weight"] / mean["per_token"]).round().astype(int)
     words = len(engine.model.tokenize_query(QUERY)) + 1
-    assert (slots[mean["modality"] == "sink"] == 1).all() and (slots[mean["modality"] == "query"] == words).all()
+    assert (slots[mean["modality"] == "sink"] == 1).all() and (
+        slots[mean["modality"] == "query"] == words
+    ).all()
     group = next(g for g in cache.groups if cache.ids.index("a") in g.rows)
     held = group.prefix.length()[list(group.rows).index(cache.ids.index("a"))]
     assert slots[(mean["user"] == "a") & (mean["layer"] == 0)].sum() == words + int(held)
@@ -97,7 +127,14 @@ def test_a_soft_prompt_has_a_row_of_its_own(engine):
     model, cache = engine.model, engine.prefill(make_users())
     width, dim = len(model.user_emb), model.config.embedding_dim
     draw = torch.Generator().manual_seed(0)
-    prompt = SoftPrompt(QUERY, (0, 1), torch.randn(3, width, generator=draw), torch.zeros(384), torch.eye(2, dim), 0.1)
+    prompt = SoftPrompt(
+        QUERY,
+        (0, 1),
+        torch.randn(3, width, generator=draw),
+        torch.zeros(384),
+        torch.eye(2, dim),
+        0.1,
+    )
     frame = modality_attention(engine, cache, prompt, ["a"])
     row = frame[frame["modality"] == "soft prompt"]
     assert len(row) == 2 and (row["weight"] > 0).all() and set(frame["query"]) == {QUERY}
@@ -106,40 +143,63 @@ def test_a_soft_prompt_has_a_row_of_its_own(engine):
 
 
 def test_unread_users_are_refused(engine):
-    with pytest.raises(KeyError, match=r"User 'zoe' is not among the 9 that were read\. Prefill it first"):
+    with pytest.raises(
+        KeyError, match=r"User 'zoe' is not among the 9 that were read\. Prefill it first"
+    ):
         modality_attention(engine, engine.prefill(make_users()), QUERY, ["a", "zoe"])
     with pytest.raises(ValueError, match="No users selected"):
         modality_attention(engine, engine.prefill(make_users()), QUERY, [])
 
 
 def test_a_modality_that_bears_the_name_of_a_row_is_refused(engine):
-    with pytest.raises(ValueError, match="A modality is named 'query', which is reserved for tokens of no modality"):
+    with pytest.raises(
+        ValueError, match="A modality is named 'query', which is reserved for tokens of no modality"
+    ):
         row_names(replace(engine.model.preprocessor, modalities=("bill", "query", "search")))
 
 
 def test_deletion_is_reading_anew_without(engine):
     users = make_users()
     seen = []
-    found = modality_importance(engine, users, QUERY, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (4, 4) and (found["deletion_effect"] >= 0).all() and found["deletion_effect"].max() > 1e-3
-    assert set(found.loc[found["user"] == "none", "modality"]) == {"tabular"}  # nothing else to delete
+    found = modality_importance(
+        engine, users, QUERY, progress=lambda done, total: seen.append((done, total))
+    )
+    assert (
+        seen[-1] == (4, 4)
+        and (found["deletion_effect"] >= 0).all()
+        and found["deletion_effect"].max() > 1e-3
+    )
+    assert set(found.loc[found["user"] == "none", "modality"]) == {
+        "tabular"
+    }  # nothing else to delete
     assert set(found.loc[found["user"] == "d", "modality"]) == {"bill", "tabular"}
     bare = replace(users, events=users.events[(users.events["modality"] != "app").to_numpy()])
     both = [engine.embed(engine.prefill(some), QUERY)[0] for some in (users, bare)]
     row = found[(found["user"] == "a") & (found["modality"] == "app")].iloc[0]
     assert row["deletion_effect"] == pytest.approx(1 - float(both[0] @ both[1]), abs=1e-5)
-    assert row["events"] == ((users.history()["user"] == "a") & (users.history()["modality"] == "app")).sum()
+    assert (
+        row["events"]
+        == ((users.history()["user"] == "a") & (users.history()["modality"] == "app")).sum()
+    )
     assert without_modality(users, "tabular").tabular.isna().all().all() and len(
         without_modality(users, "tabular").events
     ) == len(users.events)
     fast = modality_importance(engine, users, QUERY, gradient=False)
-    assert fast["gradient"].isna().all() and fast.drop(columns="gradient").equals(found.drop(columns="gradient"))
+    assert fast["gradient"].isna().all() and fast.drop(columns="gradient").equals(
+        found.drop(columns="gradient")
+    )
     lost = without_modality(users, "app")
-    assert lost.ids == users.ids and not (lost.events["modality"] == "app").any() and lost.modalities == users.modalities
+    assert (
+        lost.ids == users.ids
+        and not (lost.events["modality"] == "app").any()
+        and lost.modalities == users.modalities
+    )
 
 
 def test_gradients_are_those_of_small_steps(engine):
-    """Scale one modality's slots and numbers a little: the score moves as gradient times input says."""
+    """Scale one modality's slots and numbers a little: the score moves as gradient times input
+    says.
+    """
     users = make_users().select(["a", "e", "f"])
     model, names = engine.model, row_names(engine.model.preprocessor)
     anchors = engine.embed(engine.prefill(users), QUERY).astype(float)
@@ -169,6 +229,10 @@ def test_agreement_ranks_within_a_user():
     looks = pd.DataFrame({"user": list("aaabbbcc"), "layer": 0, "modality": list("xyzxyzxy")})
     looks["weight"] = [0.5, 0.3, 0.2, 0.5, 0.3, 0.2, 0.6, 0.4]
     looks = pd.concat([looks, looks.assign(layer=1)])
-    found = looks[looks["layer"] == 0].assign(deletion_effect=[0.9, 0.2, 0.1, 0.1, 0.2, 0.9, 0.1, 0.2])
+    found = looks[looks["layer"] == 0].assign(
+        deletion_effect=[0.9, 0.2, 0.1, 0.1, 0.2, 0.9, 0.1, 0.2]
+    )
     told = rank_agreement(looks, found.drop(columns=["weight", "layer"]))
-    assert told["user"].tolist() == ["a", "b"] and told["correlation"].tolist() == pytest.approx([1, -1])
+    assert told["user"].tolist() == ["a", "b"] and told["correlation"].tolist() == pytest.approx(
+        [1, -1]
+    )

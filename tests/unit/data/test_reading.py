@@ -1,4 +1,6 @@
-"""A messy folder: every fault is found with its place and cure, what can be mended is, and what is written loads."""
+"""A messy folder: every fault is found with its place and cure, what can be mended is, and what is
+written loads.
+"""
 
 import json
 import tempfile
@@ -64,8 +66,10 @@ CELLS = {  # file, row, column, value; part of the cure, what is done, whether i
     "empty time": ("events", 1, "time", None, "empty", "row dropped", True),
     "beyond today": ("events", 5, "time", "2099-01-01 10:00", "beyond today", "row dropped", True),
     "year 99999": ("events", 5, "time", "99999-01-01 10:00", "not a time", "", True),
-    "beyond the horizon": ("events", 5, "time", "2025-04-01 10:00", "beyond the horizon", "row dropped", False),
-    "time zone": ("events", 0, "time", "2025-01-02T10:00:00+08:00", "time zones +08:00", "written in UTC", False),
+    "beyond the horizon": ("events", 5, "time", "2025-04-01 10:00", "beyond the horizon", "row "
+"dropped", False),
+    "time zone": ("events", 0, "time", "2025-01-02T10:00:00+08:00", "time zones +08:00", "written "
+"in UTC", False),
     "empty user": ("events", 3, "user", None, "empty", "row dropped", True),
     "blank user": ("events", 3, "user", "  ", "empty", "row dropped", True),
     "empty text": ("events", 3, "text", None, "empty", "row dropped", True),
@@ -179,11 +183,13 @@ def test_csv_of_other_houses_is_read_and_named(tmp_path, change, said, blocking)
     assert any(p.blocking for p in problems) == blocking and all(p.fixable for p in problems)
     clean_table(folder, tmp_path / "out", TODAY)
     events = load_users(tmp_path / "out").events
-    assert len(events) == 6 and events["amount"].sum() == 49.5 and set(events["text"]) & {"noodles", "café crème"}
+    assert len(events) == 6 and events["amount"].sum() == 49.5 and set(events["text"]) & {"noodles", "café "
+"crème"}
 
 
 GYM = {  # as a spreadsheet in Germany or France exports it
-    "events": "Member ID;Date/Time;Source;Description;Amount (EUR)\n007;31/01/2024 18:05;shop;caf\xe9;8,06\n;;;;\n"
+    "events": "Member ID;Date/Time;Source;Description;Amount (EUR)\n007;31/01/2024 "
+"18:05;shop;caf\xe9;8,06\n;;;;\n"
     "007;05/02/2024 07:00;gate;entry north;\n012;01/02/2024;gate;entry south;\n",
     "users": "Member ID;Plan;Age\n007;annual;31\n012;student;19\n013;annual;\n014;;50\n",
     "labels": "Member ID;Cancelled\n007;yes\n012;no\n",
@@ -196,9 +202,11 @@ def test_what_a_spreadsheet_exports_is_mended_without_a_hand(tmp_path):
     for stem, text in GYM.items():
         (folder / f"{stem}.csv").write_bytes(text.encode("cp1252"))
     done = set(clean_table(folder, out, TODAY)["action"])
-    assert {"renamed", "read as cp1252", "read with the day first", "written as 2 columns of 0 and 1"} <= done
+    assert {"renamed", "read as cp1252", "read with the day first", "written as 2 columns of 0 "
+"and 1"} <= done
     users = load_users(out)
-    assert users.events["time"].dt.strftime("%d %b %H:%M").tolist() == ["31 Jan 18:05", "05 Feb 07:00", "01 Feb 00:00"]
+    assert users.events["time"].dt.strftime("%d %b %H:%M").tolist() == ["31 Jan 18:05", "05 Feb "
+"07:00", "01 Feb 00:00"]
     assert users.events["Amount (EUR)"].iloc[0] == 8.06 and "café" in set(users.events["text"])
     assert users.ids == ("007", "012", "013", "014") and users.label("Cancelled").tolist()[:2] == [1, 0]
     assert users.tabular["Plan.student"].fillna(-1).tolist() == [0, 1, 0, -1]
@@ -213,7 +221,8 @@ def fill(folder: Path, about: dict | None = None, **texts: str) -> Path:
     return folder
 
 
-DIARY = "Member ID;When;Where;What;Euro\n007;31/01/2024 18:05;bar;coffee;8,06\n012;05/02/2024 07:00;pool;swim;\n"
+DIARY = ("Member ID;When;Where;What;Euro\n007;31/01/2024 18:05;bar;coffee;8,06\n012;05/02/2024 "
+"07:00;pool;swim;\n")
 
 
 def test_dropped_events_are_counted_in_a_sentence(tmp_path):
@@ -224,14 +233,17 @@ def test_dropped_events_are_counted_in_a_sentence(tmp_path):
     assert "2 rows of the events were dropped on the way" in said and len(load_users(tmp_path / "out").events) == 2
     whole = check(fill(tmp_path / "whole", events=DIARY), tmp_path / "out2")[1]
     assert "dropped on the way" not in whole and " (after the last event: about.json names none)" in whole
-    first = [line.split()[0] for line in said.splitlines()[1:10:2]]  # a line of its own below each says what is wrong
-    assert "error" not in first and set(first) <= {"mends", "note"}  # what --fix mends is no error left
+    # a line of its own below each says what is wrong
+    first = [line.split()[0] for line in said.splitlines()[1:10:2]]
+    # what --fix mends is no error left
+    assert "error" not in first and set(first) <= {"mends", "note"}
 
 
 def test_columns_of_telling_names_are_taken_and_shown(tmp_path):
     folder, out = fill(tmp_path / "gym", events=DIARY), tmp_path / "out"
     told, said = check(folder, out)
-    taken = {p["column"]: (p["value"], p["action"], p["blocking"]) for p in told["problems"] if "taken for" in p["hint"]}
+    taken = {p["column"]: (p["value"], p["action"], p["blocking"]) for p in told["problems"] if "taken "
+"for" in p["hint"]}
     assert taken == {new: (old, "renamed", True) for old, new in (("When", "time"), ("Where", "modality"), ("What", "text"))}
     lines = [line.split() for line in said.splitlines()]
     for old, (new, *_) in taken.items():
@@ -241,14 +253,17 @@ def test_columns_of_telling_names_are_taken_and_shown(tmp_path):
     assert users.events["text"].tolist() == ["coffee", "swim"]
     fill(tmp_path / "other", events=DIARY.replace("Member ID", "Who"))
     clean_table(tmp_path / "other", tmp_path / "out2", TODAY)
-    assert load_users(tmp_path / "out2").ids == ("007", "012"), "ids are kept as words, whatever their column is called"
+    assert load_users(tmp_path / "out2").ids == ("007", "012"), ("ids are kept as words, whatever "
+"their column is called")
 
 
-MEANT = {"user": "the id of who did it", "time": "when it happened", "modality": "the kind of source", "text": "what happened"}
+MEANT = {"user": "the id of who did it", "time": "when it happened", "modality": "the kind of "
+"source", "text": "what happened"}
 LEFT = {  # header, two rows; the column that is missing, the hint
     "nobody knows whose id": ("id,time,modality,text,n\n1,2025-01-02,bill,tea,1\n2,2025-01-03,bill,tea,1", "user", "'id'"),
     "product or person": ("user,time,modality,Name\na,2025-01-02,bill,tea\nb,2025-01-03,bill,rice", "text", "'Name'"),
-    "two of one meaning": ("user,time,Area,Kind,text\na,2025-01-02,hall,bar,tea", "modality", "'Area' or 'Kind'"),
+    "two of one meaning": ("user,time,Area,Kind,text\na,2025-01-02,hall,bar,tea", "modality", "'Area' "
+"or 'Kind'"),
     "a count": ("user,time,modality,items\na,2025-01-02,bill,3\nb,2025-01-03,bill,4", "text", "'items'"),
     "mostly empty": ("user,time,modality,Note\na,2025-01-02,bill,\nb,2025-01-03,bill,tea", "text", "'Note'"),
     "no time in it": ("user,When,modality,text\na,Monday,bill,tea\nb,Monday,bill,tea", "time", "'When'"),
@@ -291,14 +306,17 @@ def test_rows_of_one_source_need_no_column_of_it(tmp_path):
     assert "'event' in all rows" in set(clean_table(folder, tmp_path / "out", TODAY)["action"])
     assert load_users(tmp_path / "out").modalities == ("event",)
     (problem,) = [p for p in validate_table(folder, TODAY) if p.column == "modality"]
-    assert problem.blocking and "such as payment, search or visit" in problem.hint and "more may show" not in problem.hint
+    assert problem.blocking and "such as payment, search or visit" in problem.hint and ("more may "
+"show") not in problem.hint
     folder = fill(tmp_path / "named", {"modalities": ["visit"]}, events=visits)
     clean_table(folder, tmp_path / "out2", TODAY)
     assert load_users(tmp_path / "out2").modalities == ("visit",)
     folder = fill(tmp_path / "two", {"modalities": ["visit", "bill"]}, events=visits)
-    assert [p.action for p in validate_table(folder, TODAY) if p.column == "modality"] == [""], "which of the two, only you know"
+    assert [p.action for p in validate_table(folder, TODAY) if p.column == "modality"] == [""], ("which "
+"of the two, only you know")
     folder = fill(tmp_path / "words", events=visits.replace(",n", ",Kurs,Halle,n").replace(",swim", ",a,b,swim"))
-    assert [p.action for p in validate_table(folder, TODAY) if p.column == "modality"] == [""], "one of the words could be it"
+    assert [p.action for p in validate_table(folder, TODAY) if p.column == "modality"] == [""], ("one "
+"of the words could be it")
 
 
 def test_columns_are_listed_whole_those_unknown_first(tmp_path):
@@ -318,7 +336,8 @@ def test_columns_are_listed_whole_those_unknown_first(tmp_path):
 
 def test_a_missing_column_hides_no_other_fault(tmp_path):
     events = (
-        "user;when;Kurs;Raum;Euro\na ;2025-01-02;yoga;2;3,5\na;soon;swim;3;inf\nb;2025-03-09;swim;;2\nb;2025-03-08;swim;;2\n"
+        "user;when;Kurs;Raum;Euro\na "
+";2025-01-02;yoga;2;3,5\na;soon;swim;3;inf\nb;2025-03-09;swim;;2\nb;2025-03-08;swim;;2\n"
     )
     users, labels = "user;Age\na;31\nb;old\nzoe;3\n", "user;left\na;perhaps\nb;1\n"
     folder = fill(tmp_path / "gym", {"cutoff": "2025-02-01"}, events=events, users=users, labels=labels)
@@ -335,7 +354,8 @@ def test_a_missing_column_hides_no_other_fault(tmp_path):
         ("users.csv", "user", "no event of this user"),
         ("labels.csv", "left", "not a number"),
     }
-    assert not {column for _, column, _ in told} & {"Kurs", "Raum"}, "a column that may be the missing one is not blamed"
+    assert not {column for _, column, _ in told} & {"Kurs", "Raum"}, ("a column that may be the "
+"missing one is not blamed")
 
 
 def test_a_table_without_users_is_read_as_far_as_it_goes(tmp_path):
@@ -369,7 +389,8 @@ def test_what_cannot_be_told_yet_is_said_to_come(tmp_path):
 def test_the_horizon_is_explained(tmp_path):
     folder = put(tmp_path / "mine", good(), cutoff="2025-02-20", horizon_days=7)
     (problem,) = [p for p in validate_table(folder, TODAY) if "horizon" in p.hint]
-    assert "(2025-02-27 00:00:00)" in problem.hint and "the 7 days after the cut-off in which answers lie" in problem.hint
+    assert "(2025-02-27 00:00:00)" in problem.hint and ("the 7 days after the cut-off in which "
+"answers lie") in problem.hint
 
 
 HEADS = ["user", "time", "modality", "text", "id", "Who", "When", "Where", "What", "items", "name", "Kurs", "n", "User"]
@@ -406,7 +427,8 @@ def test_under_any_header_a_table_is_told_or_mended(columns, mark, also):
         ({"plan": ["a", "b", "c", "d"]}, None),
         ({"plan": ["a", "7", "a", "7"]}, None),
     ],
-    ids=["words", "categories", "a name taken", "names that meet", "lists", "as many as rows", "numbers among them"],
+    ids=["words", "categories", "a name taken", "names that meet", "lists", "as many as rows", "numbers "
+"among them"],
 )
 def test_words_of_a_few_kinds_become_columns(tmp_path, columns, becomes):
     events = pd.DataFrame(
@@ -453,11 +475,13 @@ def test_a_day_is_read_where_the_column_leaves_no_doubt(tmp_path, times, read):
         ),
         ("user,time,modality,text\na,2025-01-01,bill,茶和米饭\n".encode("gbk"), "save it as UTF-8"),
         ("user,time,modality,text\na,2025-01-01,bill,é".encode() + b"\xe9\n", "save it as UTF-8"),
-        (b'user,time,modality,text\na,2025-01-01,bill,"tea\n', "row 1 a quote opens there and never closes"),
+        (b'user,time,modality,text\na,2025-01-01,bill,"tea\n', "row 1 a quote opens there and "
+"never closes"),
         (b"", "No columns to parse"),
         (b"user,time,modality\na,2025-01-01,bill\n", "missing: what happened, in words"),
         (b"id,time,modality,text\na,2025-01-01,bill,tea\n", "missing (is it 'id'?)"),
-        (b"member,uid,time,modality,text\na,b,2025-01-01,bill,tea\n", "missing (is it 'member' or 'uid'?)"),
+        (b"member,uid,time,modality,text\na,b,2025-01-01,bill,tea\n", "missing (is it 'member' "
+"or 'uid'?)"),
         (b"user,time,modality,text,text\na,2025-01-01,bill,tea,milk\n", "two columns of one name"),
         (b"user,time,modality,text\n", "at least one event"),
         (b"user,time,modality,text\n,2025-01-01,bill,tea\n", "no event is left"),
@@ -540,7 +564,8 @@ def test_ids_that_look_like_numbers_are_kept_apart(tmp_path):
         ({"cutoff": "today"}, "in quotes", "", True),
         ({"cutoff": "2205-03-01"}, "is the year right", "", True),
         ({"cutoff": "soon"}, "not a time", "", True),
-        ({"modalities": ["bill", "bill ", "search", "app"]}, "a name twice", "each written once, plainly", True),
+        ({"modalities": ["bill", "bill ", "search", "app"]}, "a name twice", "each written once, "
+"plainly", True),
         ({"horizon_days": 10**9}, "is that meant", "", True),
         ({"cut_off": "2025-03-01"}, "not read: only", "", False),
         ({"cutoff": "2025-01-08"}, "no event before the cut-off", "", False),
@@ -592,14 +617,18 @@ def test_out_is_never_the_folder_and_never_half_written(tmp_path, monkeypatch):
 def test_check_says_what_is_there_and_what_is_wrong(tmp_path):
     frames = good()
     told, said = check(put(tmp_path / "mine", frames))
-    assert told["in_order"] and told["events"] == 6 and said.startswith(f"{tmp_path / 'mine'} is in order.\nusers: 3")
+    assert told["in_order"] and told["events"] == 6 and said.startswith(f"{tmp_path / 'mine'} is "
+"in order.\nusers: 3")
     assert "unknown" in told and all(name in said for name in told["unknown"])
     frames["events"] = with_cell(frames["events"].iloc[::-1].reset_index(drop=True), 0, "text", None)
     told, said = check(put(tmp_path / "mine", frames))
-    assert not told["in_order"] and "events" not in told and "2 problem(s), 2 of them can be mended with --fix OUT" in said
+    assert not told["in_order"] and "events" not in told and ("2 problem(s), 2 of them can be "
+"mended with --fix OUT") in said
     told, said = check(tmp_path / "mine", tmp_path / "out")
-    assert told["in_order"] and told["events"] == 5 and [row["action"] for row in told["action"]] == ["row dropped", "sorted"]
-    assert json.dumps(told, allow_nan=False) and f"{tmp_path / 'mine'} is mended in {tmp_path / 'out'}" in said
+    assert told["in_order"] and told["events"] == 5 and [row["action"] for row in told["action"]] == ["row "
+"dropped", "sorted"]
+    assert json.dumps(told, allow_nan=False) and (f"{tmp_path / 'mine'} is mended in "
+f"{tmp_path / 'out'}") in said
 
 
 def test_check_counts_whose_facts_are_unknown(tmp_path):
@@ -665,7 +694,8 @@ def test_whatever_is_spoilt_is_named_and_whatever_is_mended_loads(changes, raw, 
             return
         problems = validate_table(folder, TODAY)
         assert table(problems) and json.dumps([p.plain() for p in problems], allow_nan=False)
-        assert loads(folder) or any(p.blocking for p in problems), "load_users refuses it, validate_table saw nothing blocking"
+        assert loads(folder) or any(p.blocking for p in problems), ("load_users refuses it, "
+"validate_table saw nothing blocking")
         if any(p.blocking and not p.fixable for p in problems):
             with pytest.raises(CleaningError):
                 clean_table(folder, out, TODAY)

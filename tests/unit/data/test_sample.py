@@ -1,4 +1,6 @@
-"""The sample world: the same by seed, labels with known odds, traits in several modalities, nothing planted is visible."""
+"""The sample world: the same by seed, labels with known odds, traits in several modalities, nothing
+planted is visible.
+"""
 
 import hashlib
 from functools import cache
@@ -27,7 +29,8 @@ from qanchor.data.users import load_users
 
 SAMPLE = Path(__file__).parents[3] / "data" / "sample"
 SOURCES = MODALITIES[:-1]
-DIGEST = "1da9bb6542e3b5dd5d643fde13316521b523a03453d0c424fc9ec8dfacdd0fc2"  # of the shipped events, as `digest` counts them
+# of the shipped events, as `digest` counts them
+DIGEST = "1da9bb6542e3b5dd5d643fde13316521b523a03453d0c424fc9ec8dfacdd0fc2"
 
 
 @cache
@@ -77,7 +80,8 @@ def test_the_same_seed_gives_the_same_users_and_another_gives_others():
 
 def test_the_shipped_sample_is_what_the_code_makes():
     shipped = load_users(SAMPLE)
-    assert digest(shipped.events) == DIGEST, "data/sample changed: write_sample('data/sample'), and put the new digest here"
+    assert digest(shipped.events) == DIGEST, ("data/sample changed: write_sample('data/sample'), "
+"and put the new digest here")
     made, truth = world()
     equal(shipped.events, made.events)
     pd.testing.assert_frame_equal(shipped.labels, made.labels)
@@ -174,7 +178,10 @@ def test_the_stated_share_of_modalities_is_missing_and_lies():
 
 
 def test_the_future_shows_what_the_label_says():
-    """For an honest and present modality the label's own theme stands in the month after the cut-off, else it does not."""
+    """For an honest and present modality the label's own theme stands in the month after the
+    cut-off
+    , else it does not.
+    """
     users, truth = world()
     ahead = users.future()
     for theme in (theme for theme in themes() if theme.name in TASKS):
@@ -183,7 +190,8 @@ def test_the_future_shows_what_the_label_says():
             honest = (truth["lies"] != modality) & ~truth["missing"].str.contains(modality)
             found = pd.Series(users.ids).isin(shown["user"].astype(str)).to_numpy()
             assert (found == users.label(theme.name).to_numpy(bool))[honest].all(), (theme.name, modality)
-            assert (found != users.label(theme.name).to_numpy(bool))[truth["lies"] == modality].any(), "liars show others"
+            assert (found != users.label(theme.name).to_numpy(bool))[truth["lies"] == modality].any(), ("liars "
+"show others")
 
 
 @pytest.mark.parametrize("task", TASKS)

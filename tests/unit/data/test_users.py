@@ -1,4 +1,6 @@
-"""Data is checked where it enters: an error names file, row, column, value and cure, and the future stays the future."""
+"""Data is checked where it enters: an error names file, row, column, value and cure, and the future
+stays the future.
+"""
 
 import copy
 import json
@@ -13,7 +15,8 @@ from qanchor.data.users import Users, load_users
 from qanchor.data.validation import MAX_TEXT
 from qanchor.errors import DataError
 
-GOOD = "user,time,modality,text,amount\na,2025-01-01 10:00,bill,noodles,3\nb,2025-01-02,search,flights,\n"
+GOOD = ("user,time,modality,text,amount\na,2025-01-01 "
+"10:00,bill,noodles,3\nb,2025-01-02,search,flights,\n")
 
 
 @pytest.fixture
@@ -42,19 +45,26 @@ def frames_equal(left: Users, right: Users) -> None:
         ("events.csv", GOOD.replace("a,2025", ",2025"), 0, "user", None, "fill it or drop the row"),
         ("events.csv", GOOD.replace("b,2025", " ,2025"), 1, "user", " ", "needs an id"),
         ("events.csv", GOOD.replace("2025-01-02", "soon"), 1, "time", "soon", "2025-01-31 18:00:00"),
-        ("events.csv", GOOD.replace("2025-01-02", "2025-13-02"), 1, "time", "2025-13-02", "not a time"),
-        ("events.csv", GOOD.replace("2025-01-02", "03/04/2025"), 1, "time", "03/04/2025", "not a time"),
+        ("events.csv", GOOD.replace("2025-01-02", "2025-13-02"), 1, "time", "2025-13-02", "not a "
+"time"),
+        ("events.csv", GOOD.replace("2025-01-02", "03/04/2025"), 1, "time", "03/04/2025", "not a "
+"time"),
         ("events.csv", GOOD.replace("2025-01-02", "now"), 1, "time", "now", "not a time"),
         ("events.csv", GOOD.replace("2025-01-02", "today"), 1, "time", "today", "not a time"),
-        ("events.csv", GOOD.replace("2025-01-02", "0001-01-02"), 1, "time", "0001-01-02", "is the year right"),
-        ("events.csv", GOOD.replace("2025-01-02", "2200-01-02"), 1, "time", "2200-01-02", "is the year right"),
+        ("events.csv", GOOD.replace("2025-01-02", "0001-01-02"), 1, "time", "0001-01-02", "is "
+"the year right"),
+        ("events.csv", GOOD.replace("2025-01-02", "2200-01-02"), 1, "time", "2200-01-02", "is "
+"the year right"),
         ("events.csv", GOOD.replace("search", ""), 1, "modality", None, "fill it or drop the row"),
         ("events.csv", GOOD.replace("noodles", ""), 0, "text", None, "fill it or drop the row"),
         ("events.csv", GOOD.replace("noodles", "   "), 0, "text", "   ", "fill it or drop the row"),
-        ("events.csv", GOOD.replace("noodles", "n" * (MAX_TEXT + 1)), 0, "text", "n" * (MAX_TEXT + 1), "shorten it"),
+        ("events.csv", GOOD.replace("noodles", "n" * (MAX_TEXT + 1)), 0, "text", "n" * (MAX_TEXT + 1), "shorten "
+"it"),
         ("events.csv", GOOD.replace("flights,", "flights,lots"), 1, "amount", "lots", "encode it"),
-        ("events.csv", GOOD.replace("flights,", "flights,1e308"), 1, "amount", 1e308, "is that meant"),
-        ("events.csv", GOOD.replace("flights,", "flights,inf"), 1, "amount", np.inf, "leave the cell empty"),
+        ("events.csv", GOOD.replace("flights,", "flights,1e308"), 1, "amount", 1e308, "is that "
+"meant"),
+        ("events.csv", GOOD.replace("flights,", "flights,inf"), 1, "amount", np.inf, "leave the "
+"cell empty"),
         (
             "events.csv",
             GOOD.replace(",text", ",words"),
@@ -66,8 +76,10 @@ def frames_equal(left: Users, right: Users) -> None:
         ("events.csv", "user,time,modality,text\n", None, "user", "no rows", "at least one event"),
         ("events.csv", "", None, "events", "No columns to parse from file", "write it again"),
         ("users.csv", "id,home.rooms\na,3\n", None, "user", ["id", "home.rooms"], "one row a user"),
-        ("users.csv", "user,home.rooms\na,3\nb,red\n", 1, "home.rooms", "red", "encode it as numbers"),
-        ("users.csv", "user,home.rooms\na,3\nb,inf\n", 1, "home.rooms", np.inf, "leave the cell empty"),
+        ("users.csv", "user,home.rooms\na,3\nb,red\n", 1, "home.rooms", "red", "encode it as "
+"numbers"),
+        ("users.csv", "user,home.rooms\na,3\nb,inf\n", 1, "home.rooms", np.inf, "leave the cell "
+"empty"),
         ("users.csv", "user,home.rooms\na,3\n,4\n", 1, "user", None, "needs an id"),
         ("users.csv", "user,home.rooms\na,3\na,4\n", 1, "user", "a", "one row a user"),
         ("labels.csv", "user,travels\na,0\nb,2\n", 1, "travels", 2, "0, 1 or empty"),
@@ -183,7 +195,8 @@ def test_nothing_half_written_when_saving_fails(tmp_path, monkeypatch, stem):
     monkeypatch.setattr(pd.DataFrame, "to_parquet", full_disk)
     with pytest.raises(OSError, match="No space"):
         make_sample_users(5, seed=1).save(tmp_path)
-    assert {name: (tmp_path / name).read_bytes() for name in before} == before, "every file is the old or the new one, whole"
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before, ("every file is "
+"the old or the new one, whole")
     frames_equal(load_users(tmp_path), old)
 
 

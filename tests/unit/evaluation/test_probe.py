@@ -15,7 +15,12 @@ from qanchor.evaluation.probe import ProbeResult, cross_val_scores, linear_probe
 
 
 def auc_by_loops(scores, labels):
-    wins = [(p > n) + 0.5 * (p == n) for p, y in zip(scores, labels, strict=True) if y for n in negatives(scores, labels)]
+    wins = [
+        (p > n) + 0.5 * (p == n)
+        for p, y in zip(scores, labels, strict=True)
+        if y
+        for n in negatives(scores, labels)
+    ]
     return sum(wins) / len(wins)
 
 
@@ -26,7 +31,10 @@ def negatives(scores, labels):
 def ks_by_loops(scores, labels):
     gaps = []
     for cut in scores:  # the share of each class at or below every score
-        share = {c: np.mean([s <= cut for s, y in zip(scores, labels, strict=True) if y == c]) for c in (0, 1)}
+        share = {
+            c: np.mean([s <= cut for s, y in zip(scores, labels, strict=True) if y == c])
+            for c in (0, 1)
+        }
         gaps.append(abs(share[0] - share[1]))
     return max(gaps)
 
@@ -66,14 +74,20 @@ def test_probe_equals_its_plain_twin():
     scores, fold = cross_val_scores(x, y, seed=3, folds=4, seeds=2)
     by_hand = []
     for row, seed in enumerate((3, 4)):
-        for number, (_, test) in enumerate(StratifiedKFold(4, shuffle=True, random_state=seed).split(x, y)):
+        for number, (_, test) in enumerate(
+            StratifiedKFold(4, shuffle=True, random_state=seed).split(x, y)
+        ):
             assert (fold[row, test] == number).all()
             by_hand.append(roc_auc_score(y[test], scores[row, test]))
-    assert linear_probe(x, y, seed=3, folds=4, seeds=2).auc == pytest.approx(np.mean(by_hand), abs=1e-12)
+    assert linear_probe(x, y, seed=3, folds=4, seeds=2).auc == pytest.approx(
+        np.mean(by_hand), abs=1e-12
+    )
 
 
 def test_held_out_users_are_not_seen():
-    """With pure noise and more columns than users a probe that had seen its test users would score 1."""
+    """With pure noise and more columns than users a probe that had seen its test users would score
+    1.
+    """
     rng = np.random.default_rng(0)
     assert linear_probe(rng.normal(size=(120, 300)), np.arange(120) % 2, seeds=3).auc < 0.65
 
@@ -85,7 +99,11 @@ def test_unknown_labels_are_left_out():
     got, twin = linear_probe(x, y, seeds=2), linear_probe(x[known], y[known], seeds=2)
     assert got.n == 200 and got == twin
     scores, fold = cross_val_scores(x, pd.Series(y), seeds=1)
-    assert np.isnan(scores[0, ~known]).all() and (fold[0, ~known] == -1).all() and not np.isnan(scores[0, known]).any()
+    assert (
+        np.isnan(scores[0, ~known]).all()
+        and (fold[0, ~known] == -1).all()
+        and not np.isnan(scores[0, known]).any()
+    )
 
 
 @pytest.mark.parametrize("kind", ["bool", "Int64", "object", "float32"])
@@ -99,7 +117,9 @@ def test_scale_and_seed_do_what_they_say():
     x, y = planted(200)
     assert linear_probe(x, y, seed=1, seeds=1) == linear_probe(x, y, seed=1, seeds=1)
     assert linear_probe(x, y, seed=1, seeds=1) != linear_probe(x, y, seed=2, seeds=1)
-    assert linear_probe(x * 1000 + 5, y, seeds=1).auc == pytest.approx(linear_probe(x, y, seeds=1).auc, abs=1e-3)
+    assert linear_probe(x * 1000 + 5, y, seeds=1).auc == pytest.approx(
+        linear_probe(x, y, seeds=1).auc, abs=1e-3
+    )
 
 
 def test_constant_columns_and_one_column_do_no_harm():
@@ -113,7 +133,9 @@ def test_constant_columns_and_one_column_do_no_harm():
 
 @pytest.mark.slow
 def test_the_interval_holds_the_truth_about_as_often_as_it_says():
-    """40 samples of users from one population: the AUC on a great many users lies inside at least 85 % of the time."""
+    """40 samples of users from one population: the AUC on a great many users lies inside at least
+    85 % of the time.
+    """
     big_x, big_y = planted(20_000, dim=3, seed=99, noise=2.0)
     truth = roc_auc(big_x[:, 0] + big_x[:, 1], big_y)
     inside = 0
@@ -127,7 +149,9 @@ def test_bootstrap_interval_narrows_with_users():
     widths = []
     for users in (200, 2000):
         x, y = planted(users)
-        low, high = bootstrap_interval(lambda rows, s=x[:, 0], y=y: roc_auc(s[rows], y[rows]), y, draws=200)
+        low, high = bootstrap_interval(
+            lambda rows, s=x[:, 0], y=y: roc_auc(s[rows], y[rows]), y, draws=200
+        )
         assert low < roc_auc(x[:, 0], y) < high
         widths.append(high - low)
     assert widths[1] < widths[0] / 2
@@ -135,7 +159,10 @@ def test_bootstrap_interval_narrows_with_users():
 
 def test_paired_bootstrap_sees_what_separate_intervals_hide():
     x, y = planted(800, noise=3.0)
-    better, worse = x[:, 0] + x[:, 1], x[:, 0] + x[:, 1] + 0.5 * np.random.default_rng(5).normal(size=800)
+    better, worse = (
+        x[:, 0] + x[:, 1],
+        x[:, 0] + x[:, 1] + 0.5 * np.random.default_rng(5).normal(size=800),
+    )
     gap, low, high = paired_bootstrap(better, worse, y, draws=300)
     assert gap == pytest.approx(roc_auc(better, y) - roc_auc(worse, y)) and low < gap < high
     alone = bootstrap_interval(lambda rows: roc_auc(better[rows], y[rows]), y, draws=300)
@@ -167,10 +194,16 @@ def test_another_model_can_be_held_out_the_same_way():
         (lambda x, y: (x, y[:-1]), r"\(100, 4\), labels \(99,\).*of the same users"),
         (lambda x, y: (x[:, 0], y), r"embeddings \(100,\)"),
         (lambda x, y: (x, y * 0), "0 positives and 100 negatives.*take another label"),
-        (lambda x, y: (x, np.arange(100) < 3), "3 positives and 97 negatives do not fill 5.*folds=3"),
+        (
+            lambda x, y: (x, np.arange(100) < 3),
+            "3 positives and 97 negatives do not fill 5.*folds=3",
+        ),
         (lambda x, y: (x, y + 1), "label 2.0 is neither 0 nor 1"),
         (lambda x, y: (x, y * np.nan), "0 positives and 0 negatives"),
-        (lambda x, y: (np.where(np.arange(100)[:, None] == 7, np.inf, x), y), r"embeddings\[7, 0\] is inf.*fill it"),
+        (
+            lambda x, y: (np.where(np.arange(100)[:, None] == 7, np.inf, x), y),
+            r"embeddings\[7, 0\] is inf.*fill it",
+        ),
     ],
 )
 def test_errors_name_the_place_the_values_and_the_cure(change, message):

@@ -1,4 +1,6 @@
-"""Past one machine: every back end writes the same bytes, and no kill, full disk or change loses, doubles or mixes anybody."""
+"""Past one machine: every back end writes the same bytes, and no kill, full disk or change loses,
+doubles or mixes anybody.
+"""
 
 import errno
 import importlib.util
@@ -27,7 +29,10 @@ from tests.benchmarks.scale import scale as bench_scale
 from tests.tiny import make_users
 
 QUERIES = ["Will this user travel soon?", "", "Is this user price-conscious?"]
-ENV = os.environ | {"PYTHONPATH": f"{Path(__file__).parents[3]}:{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
+ENV = os.environ | {
+    "PYTHONPATH": f"{Path(__file__).parents[3]}:{os.environ.get('PYTHONPATH', '')}",
+    "OMP_NUM_THREADS": "1",
+}
 SHARDS = 6
 
 
@@ -37,14 +42,24 @@ def home(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("scale")
     users = qa.make_sample_users(90, seed=2)
     users.save(home / "users")
-    qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), device="cpu").save_pretrained(home / "run")
+    qa.QAnchor(
+        qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), device="cpu"
+    ).save_pretrained(home / "run")
     (home / "queries.txt").write_text("\n".join(q or "Is this user a driver?" for q in QUERIES))
     told = embed(home, home / "whole")
     assert told["users"] == 90 and told["made"] == SHARDS
     return home
 
 
-def embed(home: Path, out: Path, users=None, run: str = "run", queries=QUERIES, shards: int | None = SHARDS, **how) -> dict:
+def embed(
+    home: Path,
+    out: Path,
+    users=None,
+    run: str = "run",
+    queries=QUERIES,
+    shards: int | None = SHARDS,
+    **how,
+) -> dict:
     return qa.embed_dataset(users or home / "users", home / run, queries, out, shards=shards, **how)
 
 
@@ -81,13 +96,24 @@ def test_the_parts_hold_what_the_engine_gives(home):
 
 def test_a_part_says_what_it_is(home):
     manifest = json.loads((home / "whole" / "_manifest.json").read_text())
-    assert manifest["queries"] == QUERIES and manifest["users"] == 90 and len(manifest["parts"]) == SHARDS
-    assert manifest["run_sha256"] == hashing.sha256_file(home / "run" / "config.json") and manifest["commit"]
+    assert (
+        manifest["queries"] == QUERIES
+        and manifest["users"] == 90
+        and len(manifest["parts"]) == SHARDS
+    )
+    assert (
+        manifest["run_sha256"] == hashing.sha256_file(home / "run" / "config.json")
+        and manifest["commit"]
+    )
     for part in manifest["parts"]:
         file = pq.ParquetFile(home / "whole" / part["file"])
         assert hashing.sha256_file(home / "whole" / part["file"]) == part["sha256"]
         told = json.loads(file.schema_arrow.metadata[b"qanchor"])
-        assert told["shard"] == part["shard"] and told["queries"] == QUERIES and told["run_sha256"] == manifest["run_sha256"]
+        assert (
+            told["shard"] == part["shard"]
+            and told["queries"] == QUERIES
+            and told["run_sha256"] == manifest["run_sha256"]
+        )
         assert [str(field.type) for field in file.schema_arrow] == [
             "string",
             "dictionary<values=string, indices=int32, ordered=0>",
@@ -99,7 +125,9 @@ def test_a_part_says_what_it_is(home):
 
 
 def test_users_in_memory_and_of_odd_kinds_are_embedded_alike(home, tmp_path):
-    """Users with facts, without events, and with a future alone: in memory, as a folder, and as the engine has them."""
+    """Users with facts, without events, and with a future alone: in memory, as a folder, and as the
+    engine has them.
+    """
     users = make_users()
     model = qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), device="cpu")
     model.save_pretrained(tmp_path / "run")
@@ -110,23 +138,52 @@ def test_users_in_memory_and_of_odd_kinds_are_embedded_alike(home, tmp_path):
         qa.embed_dataset(source, tmp_path / "run", QUERIES, tmp_path / name, shards=7)
         frame = read(tmp_path / name)
         for k, query in enumerate(QUERIES):
-            np.testing.assert_allclose(np.stack(frame.loc[query].loc[list(users.ids)]["embedding"]), z[:, k], atol=1e-3)
-    pd.read_parquet(tmp_path / "users" / "users.parquet").to_csv(tmp_path / "users" / "users.csv", index=False)
+            np.testing.assert_allclose(
+                np.stack(frame.loc[query].loc[list(users.ids)]["embedding"]), z[:, k], atol=1e-3
+            )
+    pd.read_parquet(tmp_path / "users" / "users.parquet").to_csv(
+        tmp_path / "users" / "users.csv", index=False
+    )
     (tmp_path / "users" / "users.parquet").unlink()
     (tmp_path / "users" / "labels.parquet").unlink()
     qa.embed_dataset(tmp_path / "users", tmp_path / "run", QUERIES, tmp_path / "csv", shards=1)
     alone, memory = read(tmp_path / "csv"), read(tmp_path / "memory")
-    assert alone.index.equals(memory.index)  # one shard and seven: other batches, so the last bit of a half may differ
-    np.testing.assert_allclose(np.stack(alone["embedding"]), np.stack(memory["embedding"]), atol=1e-3)
+    assert alone.index.equals(
+        memory.index
+    )  # one shard and seven: other batches, so the last bit of a half may differ
+    np.testing.assert_allclose(
+        np.stack(alone["embedding"]), np.stack(memory["embedding"]), atol=1e-3
+    )
 
 
 @pytest.mark.slow
 def test_torchrun_writes_the_same_bytes(home, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "--"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        2,
+        "-m",
+        "--",
+    ]
     command += ["qanchor", "embed"]
-    command += ["--backend", "torchrun", "--run", home / "run", "--users", home / "users", "--shards", SHARDS, "--json"]
+    command += [
+        "--backend",
+        "torchrun",
+        "--run",
+        home / "run",
+        "--users",
+        home / "users",
+        "--shards",
+        SHARDS,
+        "--json",
+    ]
     command += ["--queries", home / "queries.txt", "--out", tmp_path / "ranks"]
-    done = subprocess.run([str(word) for word in command], env=ENV, capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [str(word) for word in command], env=ENV, capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(told) == 1 and told[0]["made"] == SHARDS  # of two ranks, one speaks
@@ -135,13 +192,21 @@ def test_torchrun_writes_the_same_bytes(home, tmp_path):
 
 
 MANY = 24  # shards: one worker alone must not have made them all before it can be killed
-DRIVER = f"import json, sys; import qanchor as qa; qa.embed_dataset(*json.loads(sys.argv[1]), shards={MANY}, workers=2)"
+DRIVER = (
+    "import json, sys; import qanchor as qa; qa.embed_dataset(*json.loads(sys.argv[1]), "
+    f"shards={MANY}, workers=2)"
+)
 
 
 @pytest.mark.slow
 def test_kills_lose_and_double_nobody(home, tmp_path):
-    """First the driver of two workers is killed, then one of two workers, each after a shard; what was done stays."""
-    out, whole = tmp_path / "out", embed(home, tmp_path / "whole", shards=MANY)["made"]  # a shard may have no users
+    """First the driver of two workers is killed, then one of two workers, each after a shard; what
+    was done stays.
+    """
+    out, whole = (
+        tmp_path / "out",
+        embed(home, tmp_path / "whole", shards=MANY)["made"],
+    )  # a shard may have no users
     given = json.dumps([str(home / "users"), str(home / "run"), QUERIES, str(out)])
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, given], env=ENV)
     wait(lambda: any(out.glob(".work/done-*.json")) or driver.poll() is not None)
@@ -158,7 +223,9 @@ def test_kills_lose_and_double_nobody(home, tmp_path):
             killed.append(children(os.getpid())[0])
             os.kill(killed[0], signal.SIGKILL)
 
-    with pytest.raises(ChildProcessError, match=r"its worker ended with code -9 .*start it again to go on"):
+    with pytest.raises(
+        ChildProcessError, match=r"its worker ended with code -9 .*start it again to go on"
+    ):
         embed(home, out, shards=MANY, workers=2, progress=kill)
     assert not (out / "_manifest.json").exists()
     kept |= {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
@@ -173,7 +240,9 @@ def children(pid: int) -> list[int]:
         try:
             words = stat.read_text().rpartition(")")[2].split()
             found += (
-                [int(stat.parent.name)] if int(words[1]) == pid and "serve" in (stat.parent / "cmdline").read_text() else []
+                [int(stat.parent.name)]
+                if int(words[1]) == pid and "serve" in (stat.parent / "cmdline").read_text()
+                else []
             )
         except OSError:  # it ended meanwhile
             continue
@@ -196,14 +265,23 @@ def wait(ready, seconds: float = 120) -> None:
 
 @pytest.fixture(params=["small disk", "told so"])
 def full_disk(request, tmp_path, monkeypatch):
-    """A folder on a disk that fills up, and how to make room: a real one if we may mount it, else a writer that says so."""
+    """A folder on a disk that fills up, and how to make room: a real one if we may mount it, else a
+    writer that says so.
+    """
     out = tmp_path / "disk"
     out.mkdir()
     if request.param == "small disk":
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=144k", "tmpfs", out], capture_output=True, text=True)
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=144k", "tmpfs", out],
+            capture_output=True,
+            text=True,
+        )
         if mounted.returncode:
             pytest.skip(f"no right to mount a small disk: {mounted.stderr.strip()}")
-        yield out / "out", lambda: subprocess.run(["mount", "-o", "remount,size=20m", out], check=True)
+        yield (
+            out / "out",
+            lambda: subprocess.run(["mount", "-o", "remount,size=20m", out], check=True),
+        )
         subprocess.run(["umount", out], check=True)
         return
     write = batch_embed._write
@@ -235,7 +313,9 @@ def test_what_is_torn_or_lost_is_made_again(home, tmp_path):
     before = torn.read_bytes()
     torn.write_bytes(before[: len(before) // 2])
     (tmp_path / "out" / "part-00004.parquet").unlink()
-    (tmp_path / "out" / "part-00001.parquet").write_bytes((home / "whole" / "part-00001.parquet").read_bytes()[:-1] + b"?")
+    (tmp_path / "out" / "part-00001.parquet").write_bytes(
+        (home / "whole" / "part-00001.parquet").read_bytes()[:-1] + b"?"
+    )
     (tmp_path / "out" / ".part-00005.parquet.1.part").write_bytes(b"half")
     assert embed(home, tmp_path / "out")["made"] == 3
     same(home, tmp_path / "out")
@@ -259,7 +339,9 @@ def test_a_folder_never_mixes_two(home, tmp_path, half):
         shutil.copytree(home / "whole", out)
     before = bytes_of(out)
     if not (home / "other").exists():
-        qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), seed=1, device="cpu").save_pretrained(home / "other")
+        qa.QAnchor(
+            qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), seed=1, device="cpu"
+        ).save_pretrained(home / "other")
         users.select(users.ids[1:]).save(home / "fewer")
     for change, name in (
         ({"run": "other"}, "run_sha256"),
@@ -268,11 +350,18 @@ def test_a_folder_never_mixes_two(home, tmp_path, half):
         ({"shards": 5}, "shards"),
         ({"threads": 2}, "threads"),
     ):
-        with pytest.raises(FileExistsError, match=rf"holds embeddings of {name} .*, wanted is .*: name another folder"):
+        with pytest.raises(
+            FileExistsError,
+            match=rf"holds embeddings of {name} .*, wanted is .*: name another folder",
+        ):
             embed(home, out, **change)
     with pytest.MonkeyPatch.context() as patch:  # begun on a machine of another kind
-        patch.setattr("qanchor.inference.batch_embed.compute_dtype", lambda wished, device: "bfloat16")
-        with pytest.raises(FileExistsError, match=r"holds embeddings of dtype 'float32', wanted is 'bfloat16'"):
+        patch.setattr(
+            "qanchor.inference.batch_embed.compute_dtype", lambda wished, device: "bfloat16"
+        )
+        with pytest.raises(
+            FileExistsError, match=r"holds embeddings of dtype 'float32', wanted is 'bfloat16'"
+        ):
             embed(home, out)
     assert bytes_of(out) == before
     assert embed(home, out)["made"] == SHARDS - len(before)
@@ -301,7 +390,9 @@ def test_what_is_wrong_is_told(home, tmp_path):
     events.to_parquet(tmp_path / "bad" / "events.parquet", index=False)
     with pytest.raises(DataError, match=r"events.parquet, row 7, column 'text': ' ': empty"):
         embed(home, tmp_path / "worse", tmp_path / "bad")
-    pd.DataFrame({"user": ["a", "a"], "age.years": [1.0, 2.0]}).to_parquet(tmp_path / "bad" / "users.parquet")
+    pd.DataFrame({"user": ["a", "a"], "age.years": [1.0, 2.0]}).to_parquet(
+        tmp_path / "bad" / "users.parquet"
+    )
     events.drop(index=7).to_parquet(tmp_path / "bad" / "events.parquet", index=False)
     with pytest.raises(DataError, match=r"users, shard 0, row \d+, column 'user': 'a': twice"):
         embed(home, tmp_path / "twice", tmp_path / "bad", shards=1)
@@ -344,7 +435,10 @@ def test_ray_writes_the_same_bytes(home, tmp_path):
     import ray
 
     ray.init(
-        num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": ENV["PYTHONPATH"]}}
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": ENV["PYTHONPATH"]}},
     )
     try:
         assert embed(home, tmp_path / "out", backend="ray", workers=2)["made"] == SHARDS
@@ -358,10 +452,24 @@ def test_the_bench_says_what_it_promises(home, monkeypatch):
     from tests.benchmarks import scale
 
     monkeypatch.setattr(scale, "_variants", lambda: [("local", 1)])
-    found = bench_scale(lambda: qa.load_users(home / "users"), home / "run", most=40, shards=4, rounds=1)
+    found = bench_scale(
+        lambda: qa.load_users(home / "users"), home / "run", most=40, shards=4, rounds=1
+    )
     assert json.loads(json.dumps(found)) and found["users"] == 40 and found["shards"] == 4
     (row,) = found["rows"]
-    names = ["backend", "workers", "seconds", "users_per_s", "users_per_cpu_s", "identical", "linear", "linear_cpu"]
+    names = [
+        "backend",
+        "workers",
+        "seconds",
+        "users_per_s",
+        "users_per_cpu_s",
+        "identical",
+        "linear",
+        "linear_cpu",
+    ]
     assert list(row) == names and row["linear"] == row["linear_cpu"] == 1.0
     assert row["identical"] and row["users_per_s"] > 0
-    assert found["restart"]["lost"] == found["restart"]["doubled"] == 0 and found["restart"]["identical"]
+    assert (
+        found["restart"]["lost"] == found["restart"]["doubled"] == 0
+        and found["restart"]["identical"]
+    )

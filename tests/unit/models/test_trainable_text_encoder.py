@@ -1,4 +1,6 @@
-"""The event encoder with LoRA: it learns, is saved and served, and tells the same with and without what it keeps."""
+"""The event encoder with LoRA: it learns, is saved and served, and tells the same with and without
+what it keeps.
+"""
 
 import numpy as np
 import pytest
@@ -26,7 +28,9 @@ def trained(users):
     pairs = qa.make_pairs(users, per_sample=4)
     config = qa.TINY.replace(**LEARNS, steps=3, train_batch_size=4)
     model = qa.QAnchor(
-        config, qa.UserPreprocessor.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), config), device="cpu"
+        config,
+        qa.UserPreprocessor.fit(users, pairs[["user", "cutoff"]].drop_duplicates(), config),
+        device="cpu",
     )
     before = {name: t.clone() for name, t in model.state_dict().items()}
     train(model, users, pairs, steps=3)
@@ -35,8 +39,14 @@ def trained(users):
 
 def test_only_lora_of_the_event_encoder_learns(trained):
     model, before = trained
-    moved = {n for n, t in model.state_dict().items() if n.startswith("event_texts.") and not torch.equal(t, before[n])}
-    assert moved and moved == {n for n in before if n.startswith("event_texts.") and "lora_" in n and "pooler" not in n}
+    moved = {
+        n
+        for n, t in model.state_dict().items()
+        if n.startswith("event_texts.") and not torch.equal(t, before[n])
+    }
+    assert moved and moved == {
+        n for n in before if n.startswith("event_texts.") and "lora_" in n and "pooler" not in n
+    }
 
 
 def test_untrained_it_says_what_the_encoder_at_rest_says():
@@ -46,10 +56,14 @@ def test_untrained_it_says_what_the_encoder_at_rest_says():
         filled = model.event_texts.fill(batch)
     at = batch.event_mask
     assert at.any() and len(batch.texts) == len(set(batch.texts)) > 1
-    torch.testing.assert_close(filled.event_text[at], batch.event_text[at], atol=2e-3, rtol=0)  # the table on disk is float16
+    torch.testing.assert_close(
+        filled.event_text[at], batch.event_text[at], atol=2e-3, rtol=0
+    )  # the table on disk is float16
     for user in at.any(1).nonzero().flatten():
         words = [batch.texts[i] for i in batch.text[user][at[user]]]
-        torch.testing.assert_close(filled.event_text[user][at[user]], model.event_texts(words), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            filled.event_text[user][at[user]], model.event_texts(words), atol=1e-5, rtol=0
+        )
 
 
 def test_what_is_kept_equals_encoding_anew_and_is_forgotten_by_training(users, trained):
@@ -72,21 +86,32 @@ def test_what_is_kept_equals_encoding_anew_and_is_forgotten_by_training(users, t
 def test_saved_loaded_and_served_it_embeds_alike(users, trained, tmp_path):
     model, _ = trained
     names = trained_state(model)
-    assert any(n.startswith("event_texts.") for n in names) and all("lora_" in n for n in names if n.startswith("event_texts."))
+    assert any(n.startswith("event_texts.") for n in names) and all(
+        "lora_" in n for n in names if n.startswith("event_texts.")
+    )
     loaded = qa.QAnchor.from_pretrained(model.save_pretrained(tmp_path / "run"), device="cpu")
     readings = model.preprocessor.transform(users)
-    plain = np.concatenate([model.embed(collate_users(readings, [i]), QUERY).detach().numpy() for i in range(6)])
+    plain = np.concatenate(
+        [model.embed(collate_users(readings, [i]), QUERY).detach().numpy() for i in range(6)]
+    )
     engine = make_engine(loaded)
     some = users.select(users.ids[:6])
     np.testing.assert_allclose(engine.embed(engine.prefill(some), QUERY), plain, atol=1e-4, rtol=0)
-    rest = qa.QAnchor(model.config.replace(text_lora_rank=0), model.preprocessor, device="cpu").eval()
-    rest.load_state_dict({n: t for n, t in model.state_dict().items() if not n.startswith("event_texts.")})
+    rest = qa.QAnchor(
+        model.config.replace(text_lora_rank=0), model.preprocessor, device="cpu"
+    ).eval()
+    rest.load_state_dict(
+        {n: t for n, t in model.state_dict().items() if not n.startswith("event_texts.")}
+    )
     other = rest.embed(collate_users(readings, range(6)), QUERY).detach().numpy()
     assert np.abs(other - plain).max() > 1e-4  # what it has learned matters
 
 
 def test_an_encoder_without_weights_cannot_learn():
-    with pytest.raises(ValueError, match=r"text_lora_rank is 4, config.text_encoder is 'hash', which has no weights: choose"):
+    with pytest.raises(
+        ValueError,
+        match=r"text_lora_rank is 4, config.text_encoder is 'hash', which has no weights: choose",
+    ):
         TrainableTextEncoder(qa.TINY.replace(text_lora_rank=4))
     with pytest.raises(ValueError, match=r"config.text_lora_rank is -1: it must not be negative"):
         qa.TINY.replace(text_lora_rank=-1)

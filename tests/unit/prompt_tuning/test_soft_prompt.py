@@ -1,4 +1,6 @@
-"""Soft prompts: equal to reading everything anew, also in their gradients; tuned on the labels given, judged on others."""
+"""Soft prompts: equal to reading everything anew, also in their gradients; tuned on the labels
+given, judged on others.
+"""
 
 import json
 from dataclasses import replace
@@ -14,7 +16,12 @@ from qanchor.errors import RunError
 from qanchor.evaluation.prompt_evaluation import evaluate_prompt
 from qanchor.models.model import QAnchor
 from qanchor.prompt_tuning.labels import encode_labels, stratified_split
-from qanchor.prompt_tuning.soft_prompt import TEMPERATURE_FACTORS, PromptObjective, SoftPrompt, class_centroids
+from qanchor.prompt_tuning.soft_prompt import (
+    TEMPERATURE_FACTORS,
+    PromptObjective,
+    SoftPrompt,
+    class_centroids,
+)
 from qanchor.prompt_tuning.tuning import iter_tune_prompt, tune_prompt
 from tests.benchmarks.tune import LEARNED, _gradients, gradients_anew, tune
 from tests.tiny import QUERIES, make_engine, make_model, make_users, one_by_one
@@ -29,16 +36,24 @@ def drawn(model, query: str = QUERY, vectors: int = 6, seed: int = 0) -> SoftPro
     draw = torch.Generator().manual_seed(seed)
     width, text = len(model.user_emb), model.query_text_embeddings(["a"]).shape[1]
     parts = [
-        scale * torch.randn(*shape, generator=draw) for scale, *shape in ((0.05, vectors, width), (0.5, text), (1.0, 2, 32))
+        scale * torch.randn(*shape, generator=draw)
+        for scale, *shape in ((0.05, vectors, width), (0.5, text), (1.0, 2, 32))
     ]
     return SoftPrompt(query, (0, 1), *parts, 0.07, model.run)
 
 
 @pytest.fixture(scope="module", params=["sdpa", "eager", "append_only", "no skip"])
 def made(request):
-    """A model, its engine, prompts and a typed query, and what the model itself says to these, uncached, user by user."""
+    """A model, its engine, prompts and a typed query, and what the model itself says to these,
+    uncached, user by user.
+    """
     model = make_model(**MODELS.get(request.param, {"gated_skip": False}))
-    asked = [drawn(model), QUERIES[2], drawn(model, "", 3, seed=1), drawn(model, QUERIES[3], 1, seed=2)]
+    asked = [
+        drawn(model),
+        QUERIES[2],
+        drawn(model, "", 3, seed=1),
+        drawn(model, QUERIES[3], 1, seed=2),
+    ]
     return model, make_engine(model), asked, one_by_one(model, make_users(), asked)
 
 
@@ -54,11 +69,15 @@ def cache(engine):
 
 @pytest.fixture(scope="module")
 def world():
-    """Users whose label is planted where the model can see it, an engine that was loaded from a run, and its cache."""
+    """Users whose label is planted where the model can see it, an engine that was loaded from a
+    run, and its cache.
+    """
     users = qa.make_sample_users(120)
     engine = qa.Engine(qa.QAnchor(TINY, qa.UserPreprocessor.fit(users, None, TINY), device="cpu"))
     cache = engine.prefill(users, tokens=600)
-    z = engine.embed(cache, "Is this user a driver?")  # of another question: its skip lets other numbers through
+    z = engine.embed(
+        cache, "Is this user a driver?"
+    )  # of another question: its skip lets other numbers through
     planted = pd.Series((z[:, 0] > np.median(z[:, 0])).astype(float), list(cache.ids))
     return users, engine, cache, planted
 
@@ -79,7 +98,9 @@ def test_a_prompt_is_asked_as_a_query_is(made, side):
         for k, query in enumerate(asked):
             np.testing.assert_allclose(engine.embed(cache, query), plain[:, k], atol=1e-4, rtol=0)
     bare = engine.embed(cache, [q if isinstance(q, str) else q.query for q in asked])
-    assert np.abs(plain - bare).max((0, 2))[[0, 2, 3]].min() > 1e-2  # else the above would prove nothing
+    assert (
+        np.abs(plain - bare).max((0, 2))[[0, 2, 3]].min() > 1e-2
+    )  # else the above would prove nothing
 
 
 def test_its_vectors_its_place_and_its_offset_matter(engine, cache):
@@ -93,9 +114,14 @@ def test_its_vectors_its_place_and_its_offset_matter(engine, cache):
 def test_asking_leaves_the_cache_as_it_was(engine, cache):
     before = tensors(cache)
     prompt, _ = tune_prompt(engine, cache, QUERY, LABELS, steps=2)
-    assert isinstance(engine.generate(cache, "c", prompt, limit=5), str) and engine.embed(cache, prompt).shape == (9, 32)
+    assert isinstance(engine.generate(cache, "c", prompt, limit=5), str) and engine.embed(
+        cache, prompt
+    ).shape == (9, 32)
     assert all(torch.equal(a, b) for a, b in zip(before, tensors(cache), strict=True))
-    assert not any(p.requires_grad for p in engine.model.parameters()) and not prompt.vectors.requires_grad
+    assert (
+        not any(p.requires_grad for p in engine.model.parameters())
+        and not prompt.vectors.requires_grad
+    )
 
 
 @pytest.mark.parametrize("query", [QUERY, ""])
@@ -134,7 +160,10 @@ def test_a_planted_label_is_learned(world, gate):
     _, engine, cache, planted = world
     prompt, _, told = evaluate_prompt(engine, cache, QUERY, planted, steps=60, gate=gate)
     assert told["n_tuning"] == told["n_test"] == 60 and told["best_step"] > 0
-    assert told["prototype"]["auc"] > (0.75 if gate else 0.6) and (prompt.offset.abs().max() > 0) == gate
+    assert (
+        told["prototype"]["auc"] > (0.75 if gate else 0.6)
+        and (prompt.offset.abs().max() > 0) == gate
+    )
     assert told["gain"]["low"] <= told["gain"]["auc"] <= told["gain"]["high"]
     assert told["gain"]["auc"] == pytest.approx(told["after"]["auc"] - told["before"]["auc"])
 
@@ -142,13 +171,24 @@ def test_a_planted_label_is_learned(world, gate):
 def test_three_classes_of_any_kind(world):
     users, engine, cache, _ = world
     z = engine.embed(cache, QUERY)
-    kind = pd.Series(np.array(["low", "middle", "high"])[np.searchsorted(np.quantile(z[:, 1], [0.4, 0.8]), z[:, 1])], users.ids)
+    kind = pd.Series(
+        np.array(["low", "middle", "high"])[
+            np.searchsorted(np.quantile(z[:, 1], [0.4, 0.8]), z[:, 1])
+        ],
+        users.ids,
+    )
     prompt, history = tune_prompt(engine, cache, QUERY, kind, steps=40)
     chances = prompt.predict_proba(engine.embed(cache, prompt))
     assert prompt.classes == ("high", "low", "middle") and chances.shape == (120, 3)
     np.testing.assert_allclose(chances.sum(1), 1, atol=1e-5)
     assert (np.array(prompt.classes)[chances.argmax(1)] == kind.to_numpy()).mean() > 0.6
-    assert history.columns.tolist() == ["step", "loss", "valid"] and history.step.tolist() == [0, 10, 20, 30, 40]
+    assert history.columns.tolist() == ["step", "loss", "valid"] and history.step.tolist() == [
+        0,
+        10,
+        20,
+        30,
+        40,
+    ]
 
 
 def test_the_best_on_validation_is_kept_and_the_tuning_ends(world):
@@ -160,20 +200,26 @@ def test_the_best_on_validation_is_kept_and_the_tuning_ends(world):
     assert history.step.iloc[-1] == best + 20 < 300
     again, short = tune_prompt(engine, cache, QUERY, noise, **how)
     assert torch.equal(again.vectors, prompt.vectors) and short.equals(history)  # by seed
-    assert not torch.equal(tune_prompt(engine, cache, QUERY, noise, **how | {"seed": 1})[0].vectors, prompt.vectors)
+    assert not torch.equal(
+        tune_prompt(engine, cache, QUERY, noise, **how | {"seed": 1})[0].vectors, prompt.vectors
+    )
 
 
 def test_watched_tuning_is_tuning(world):
     _, engine, cache, planted = world
     seen = list(iter_tune_prompt(engine, cache, QUERY, planted, steps=25, seed=3))
     prompt, history = tune_prompt(engine, cache, QUERY, planted, steps=25, seed=3)
-    assert all(torch.equal(getattr(seen[-1].prompt, name), getattr(prompt, name)) for name in LEARNED)
+    assert all(
+        torch.equal(getattr(seen[-1].prompt, name), getattr(prompt, name)) for name in LEARNED
+    )
     assert seen[-1].history.equals(history) and history.step.tolist() == [0, 10, 20, 25]
     assert [now.step for now in seen] == list(range(26)) and {now.steps for now in seen} == {25}
 
 
 def test_stopping_keeps_the_best_until_then(world):
-    """The validation loss is measured anew: it is the least of the history, and not that of the last state."""
+    """The validation loss is measured anew: it is the least of the history, and not that of the
+    last state.
+    """
     _, engine, cache, planted = world
     noise = pd.Series(np.random.default_rng(0).permutation(planted.to_numpy()), planted.index)
     for labels in (planted, noise):
@@ -183,17 +229,26 @@ def test_stopping_keeps_the_best_until_then(world):
         truth, _ = encode_labels(cache, labels)
         _, checked = stratified_split(truth, 0.2, np.random.default_rng(0))
         least = now.history.valid.min()
-        assert PromptObjective(engine, cache, QUERY, truth).loss(now.prompt, checked) == pytest.approx(least, abs=1e-4)
-        assert now.history.step.tolist() == [0, 10, 20, 30, 40] and now.best == now.history.step[now.history.valid.idxmin()]
+        assert PromptObjective(engine, cache, QUERY, truth).loss(
+            now.prompt, checked
+        ) == pytest.approx(least, abs=1e-4)
+        assert (
+            now.history.step.tolist() == [0, 10, 20, 30, 40]
+            and now.best == now.history.step[now.history.valid.idxmin()]
+        )
     assert now.best < 40  # noise: the last state is not the best
 
 
 def test_seeking_finds_the_question_that_the_labels_answer():
-    """One by one through all taught questions, each as a prompt of its own: the plain twin chooses the same."""
+    """One by one through all taught questions, each as a prompt of its own: the plain twin chooses
+    the same.
+    """
     users = qa.make_sample_users(60)
     engine = qa.Engine(qa.QAnchor(TINY, qa.UserPreprocessor.fit(users, None, TINY), device="cpu"))
     cache, driver = engine.prefill(users, tokens=600), "Is this user a driver?"
-    bank = engine.model.query_text_embeddings([driver, "Why?", "Does this user have a baby?", *QUERIES[2:]])
+    bank = engine.model.query_text_embeddings(
+        [driver, "Why?", "Does this user have a baby?", *QUERIES[2:]]
+    )
     engine.model.skip.remember(bank)
     z = engine.embed(cache, driver)
     planted = pd.Series((z[:, 0] > np.median(z[:, 0])).astype(float), list(cache.ids))
@@ -206,21 +261,33 @@ def test_seeking_finds_the_question_that_the_labels_answer():
         one = replace(begun, offset=meaning - tuning.text_embedding[0])
         z, label = tuning._embed_all(one, rows)
         one = replace(one, prototypes=class_centroids(z, label))
-        losses.append((min(tuning.loss(replace(one, temperature=0.07 * times), rows) for times in TEMPERATURE_FACTORS), meaning))
+        losses.append(
+            (
+                min(
+                    tuning.loss(replace(one, temperature=0.07 * times), rows)
+                    for times in TEMPERATURE_FACTORS
+                ),
+                meaning,
+            )
+        )
     least, meaning = min(losses, key=lambda pair: pair[0])
     torch.testing.assert_close(found.offset, meaning - tuning.text_embedding[0], atol=1e-4, rtol=0)
-    assert tuning.loss(found, rows, TEMPERATURE_FACTORS) == pytest.approx(least, abs=1e-4) and least < tuning.loss(
-        begun, rows, TEMPERATURE_FACTORS
-    )
+    assert tuning.loss(found, rows, TEMPERATURE_FACTORS) == pytest.approx(
+        least, abs=1e-4
+    ) and least < tuning.loss(begun, rows, TEMPERATURE_FACTORS)
     assert torch.equal(found.vectors, begun.vectors) and len({loss for loss, _ in losses}) > 1
-    plain, sought = (tune_prompt(engine, cache, QUERY, planted, steps=0, seek=seek)[0] for seek in (False, True))
+    plain, sought = (
+        tune_prompt(engine, cache, QUERY, planted, steps=0, seek=seek)[0] for seek in (False, True)
+    )
     assert not plain.offset.any() and sought.offset.any()
 
 
 def test_where_nothing_was_taught_seeking_changes_nothing(engine, cache):
     for made in (engine, make_engine(make_model(gated_skip=False))):
         held = made.prefill(make_users())
-        plain, sought = (tune_prompt(made, held, QUERY, LABELS, steps=2, seek=seek)[0] for seek in (False, True))
+        plain, sought = (
+            tune_prompt(made, held, QUERY, LABELS, steps=2, seek=seek)[0] for seek in (False, True)
+        )
         assert all(torch.equal(getattr(plain, name), getattr(sought, name)) for name in LEARNED)
 
 
@@ -238,13 +305,16 @@ def test_a_rare_class_is_drawn_as_often(world):
     weights = PromptObjective(engine, cache, QUERY, truth).weights(rows)
     sums = [weights[truth[rows] == k].sum() for k in (0, 1)]
     assert (
-        sums == pytest.approx([0.5, 0.5]) and PromptObjective(engine, cache, QUERY, truth, balanced=False).weights(rows) is None
+        sums == pytest.approx([0.5, 0.5])
+        and PromptObjective(engine, cache, QUERY, truth, balanced=False).weights(rows) is None
     )
 
 
 @pytest.mark.slow
 def test_labels_of_judged_users_are_never_looked_at(world):
-    """Turn every label of the judged users: the prompt is the same, bit for bit; turn one that is tuned on: it is not."""
+    """Turn every label of the judged users: the prompt is the same, bit for bit; turn one that is
+    tuned on: it is not.
+    """
     _, engine, cache, planted = world
     prompt, _, _ = evaluate_prompt(engine, cache, QUERY, planted, steps=10)
     order = np.random.default_rng(0).permutation(120)
@@ -255,7 +325,9 @@ def test_labels_of_judged_users_are_never_looked_at(world):
         other, _, _ = evaluate_prompt(engine, cache, QUERY, turned, steps=10)
         assert torch.equal(other.prototypes, prompt.prototypes) == same
     shuffled = planted.sample(frac=1, random_state=0)
-    assert torch.equal(evaluate_prompt(engine, cache, QUERY, shuffled, steps=10)[0].prototypes, prompt.prototypes)
+    assert torch.equal(
+        evaluate_prompt(engine, cache, QUERY, shuffled, steps=10)[0].prototypes, prompt.prototypes
+    )
     alone, _ = tune_prompt(engine, cache, QUERY, planted[learn], steps=10)
     blank, _ = tune_prompt(engine, cache, QUERY, planted.where(planted.index.isin(learn)), steps=10)
     assert torch.equal(alone.vectors, blank.vectors)  # NaN is no label
@@ -267,8 +339,16 @@ def test_labels_of_judged_users_are_never_looked_at(world):
         (LABELS * 0, ValueError, "Found 1 class in 8 labels; at least 2 are required"),
         (LABELS * np.nan, ValueError, "Found 0 classes in 0 labels"),
         (LABELS.head(5), ValueError, "Class 0.0 has 2 labelled user.s.; at least 3 are required"),
-        (pd.concat([LABELS, pd.Series([1.0], ["zoe"])]), KeyError, "'zoe' is not among the 9 that were read: prefill it first"),
-        (pd.concat([LABELS, LABELS.head(1)]), ValueError, "user 'a' has 2 labels or more: keep one"),
+        (
+            pd.concat([LABELS, pd.Series([1.0], ["zoe"])]),
+            KeyError,
+            "'zoe' is not among the 9 that were read: prefill it first",
+        ),
+        (
+            pd.concat([LABELS, LABELS.head(1)]),
+            ValueError,
+            "user 'a' has 2 labels or more: keep one",
+        ),
     ],
     ids=["one class", "none", "too few", "stranger", "twice"],
 )
@@ -286,14 +366,20 @@ def test_the_gate_alone_can_be_tuned(world):
     _, engine, cache, planted = world
     prompt, _ = tune_prompt(engine, cache, QUERY, planted, vectors=0, steps=10)
     assert (
-        prompt.vectors.shape == (0, 64) and prompt.offset.any() and engine.embed(cache, [prompt, QUERY]).shape == (120, 2, 32)
+        prompt.vectors.shape == (0, 64)
+        and prompt.offset.any()
+        and engine.embed(cache, [prompt, QUERY]).shape == (120, 2, 32)
     )
 
 
 def test_a_model_that_is_trained_on_is_no_longer_its_run(home):
     users = make_users()
     model = QAnchor.from_pretrained(home / "run0")
-    assert model.run and qa.train(model, users, qa.make_pairs(users, per_sample=2), steps=1) is not None and not model.run
+    assert (
+        model.run
+        and qa.train(model, users, qa.make_pairs(users, per_sample=2), steps=1) is not None
+        and not model.run
+    )
 
 
 def test_a_wrong_share_is_told(engine, cache):
@@ -321,14 +407,24 @@ def test_a_prompt_comes_back_as_it_was(home, tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["prompt.json", "prompt.safetensors"]
     assert sum(p.stat().st_size for p in folder.iterdir()) < 8_000
     told = json.loads((folder / "prompt.json").read_text())
-    assert told["run"] == json.loads((home / "run0/config.json").read_text())["sha256"]["adapter.safetensors"]
+    assert (
+        told["run"]
+        == json.loads((home / "run0/config.json").read_text())["sha256"]["adapter.safetensors"]
+    )
     again = SoftPrompt.load(folder, engine)
-    assert np.array_equal(engine.embed(cache, again), engine.embed(cache, prompt)) and again.classes == prompt.classes
-    fresh = qa.Engine(QAnchor.from_pretrained(home / "run0", attention="eager"))  # the run's hash, not the model's, is what counts
+    assert (
+        np.array_equal(engine.embed(cache, again), engine.embed(cache, prompt))
+        and again.classes == prompt.classes
+    )
+    fresh = qa.Engine(
+        QAnchor.from_pretrained(home / "run0", attention="eager")
+    )  # the run's hash, not the model's, is what counts
     z = fresh.embed(fresh.prefill(make_users()), SoftPrompt.load(folder, fresh))
     np.testing.assert_allclose(z, engine.embed(cache, prompt), atol=1e-4)
     replace(prompt, temperature=0.5).save(folder)  # a newer one takes its place
-    assert SoftPrompt.load(folder, engine).temperature == 0.5 and [p.name for p in tmp_path.iterdir()] == ["prompt"]
+    assert SoftPrompt.load(folder, engine).temperature == 0.5 and [
+        p.name for p in tmp_path.iterdir()
+    ] == ["prompt"]
 
 
 def test_another_run_refuses_a_prompt(home, tmp_path):
@@ -336,11 +432,13 @@ def test_another_run_refuses_a_prompt(home, tmp_path):
     prompt = drawn(first.model)
     folder = prompt.save(tmp_path / "prompt")
     with pytest.raises(
-        RunError, match=rf"was tuned on run {first.model.run[:16]}, this engine serves run {second.model.run[:16]}"
+        RunError,
+        match=rf"was tuned on run {first.model.run[:16]}, this engine serves run {second.model.run[:16]}",
     ):
         SoftPrompt.load(folder, second)
     with pytest.raises(
-        ValueError, match=rf"run {first.model.run[:16]}, this model is of run {second.model.run[:16]}: load that"
+        ValueError,
+        match=rf"run {first.model.run[:16]}, this model is of run {second.model.run[:16]}: load that",
     ):
         second.embed(second.prefill(make_users()), prompt)
 
@@ -349,7 +447,9 @@ def test_torn_and_foreign_folders_are_refused(home, tmp_path):
     engine = qa.Engine(QAnchor.from_pretrained(home / "run0"))
     with pytest.raises(RunError, match="nowhere is no soft prompt"):
         SoftPrompt.load(tmp_path / "nowhere", engine)
-    with pytest.raises(ValueError, match=r"run0 holds 'adapter.safetensors' and no prompt.json: name a new folder"):
+    with pytest.raises(
+        ValueError, match=r"run0 holds 'adapter.safetensors' and no prompt.json: name a new folder"
+    ):
         drawn(engine.model).save(home / "run0")
     with pytest.raises(ValueError, match="the model has no run, 1 is needed: save it"):
         drawn(make_model()).save(tmp_path / "prompt")
@@ -363,7 +463,9 @@ def test_torn_and_foreign_folders_are_refused(home, tmp_path):
         SoftPrompt.load(folder, engine)
 
 
-@pytest.mark.parametrize("halt", [OSError("no space left"), KeyboardInterrupt()], ids=["error", "kill"])
+@pytest.mark.parametrize(
+    "halt", [OSError("no space left"), KeyboardInterrupt()], ids=["error", "kill"]
+)
 def test_a_save_cut_short_leaves_the_old_prompt(home, tmp_path, monkeypatch, halt):
     engine = qa.Engine(QAnchor.from_pretrained(home / "run0"))
     prompt = drawn(engine.model)
@@ -377,11 +479,16 @@ def test_a_save_cut_short_leaves_the_old_prompt(home, tmp_path, monkeypatch, hal
         with monkeypatch.context() as patch, pytest.raises(type(halt)):
             patch.setattr("qanchor.prompt_tuning.soft_prompt.save_file", torn)
             replace(prompt, temperature=0.5).save(tmp_path / place)
-    assert SoftPrompt.load(folder, engine).temperature == prompt.temperature and not (tmp_path / "new").exists()
+    assert (
+        SoftPrompt.load(folder, engine).temperature == prompt.temperature
+        and not (tmp_path / "new").exists()
+    )
     folder.rename(folder.with_name(".prompt.old"))  # a kill between the two renames of a save
     assert SoftPrompt.load(folder, engine).temperature == prompt.temperature
     replace(prompt, temperature=0.5).save(folder)
-    assert SoftPrompt.load(folder, engine).temperature == 0.5 and [p.name for p in tmp_path.iterdir()] == ["prompt"]
+    assert SoftPrompt.load(folder, engine).temperature == 0.5 and [
+        p.name for p in tmp_path.iterdir()
+    ] == ["prompt"]
 
 
 # its bench
@@ -390,6 +497,10 @@ def test_a_save_cut_short_leaves_the_old_prompt(home, tmp_path, monkeypatch, hal
 @pytest.mark.slow
 def test_the_bench_says_what_it_promises():
     found = tune(lambda: qa.make_sample_users(30), config=TINY, rows=8, rounds=1)
-    assert json.loads(json.dumps(found)) == found and found["max_rel_diff"] < 1e-5 and found["users"] == 8
+    assert (
+        json.loads(json.dumps(found)) == found
+        and found["max_rel_diff"] < 1e-5
+        and found["users"] == 8
+    )
     assert found["speedup"] == found["anew_s"] / found["step_s"] and found["speedup_reread"] > 0
     assert found["bound"] == pytest.approx((found["slots"] + found["words"] + 7) / 7)

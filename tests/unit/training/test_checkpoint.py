@@ -1,4 +1,6 @@
-"""A training that is really killed goes on as if nothing had happened; a torn checkpoint is recognised, a wrong one refused."""
+"""A training that is really killed goes on as if nothing had happened; a torn checkpoint is
+recognised, a wrong one refused.
+"""
 
 import os
 import subprocess
@@ -60,7 +62,9 @@ if int(__import__("os").environ.get("RANK", 0)) == 0:
 
 def python(*words, code: int = 0) -> None:
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *map(str, words)], env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], env=env, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == code, done.stderr[-3000:]
 
 
@@ -75,9 +79,13 @@ def made(folder: Path, *kills: str) -> tuple[pd.DataFrame, dict]:
 
 @pytest.mark.slow
 def test_a_process_killed_anywhere_ends_with_the_same_bits(tmp_path):
-    """Killed in the warm start, between two checkpoints, while a checkpoint is put in its place, and in the last fit."""
+    """Killed in the warm start, between two checkpoints, while a checkpoint is put in its place,
+    and in the last fit.
+    """
     history, weights = made(tmp_path / "whole")
-    again, other = made(tmp_path / "killed", "warm start 50", "training 13", "replace", "training 22", "last fit 50")
+    again, other = made(
+        tmp_path / "killed", "warm start 50", "training 13", "replace", "training 22", "last fit 50"
+    )
     pd.testing.assert_frame_equal(again, history, check_exact=True)
     assert len(history) == 24 and weights.keys() == other.keys()
     assert all(torch.equal(weights[name], other[name]) for name in weights)
@@ -86,10 +94,15 @@ def test_a_process_killed_anywhere_ends_with_the_same_bits(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("steps", "tokens"), [(1, 0), (4, 150)])
 def test_two_processes_learn_what_one_does(tmp_path, steps, tokens):
-    """The same batch shared by two gloo processes (in parts of so many tokens): the same losses and first gradient."""
+    """The same batch shared by two gloo processes (in parts of so many tokens): the same losses and
+    first gradient.
+    """
     script = tmp_path / "script.py"
     script.write_text(TWO)
-    for name, launch in {"one": (), "two": ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")}.items():
+    for name, launch in {
+        "one": (),
+        "two": ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"),
+    }.items():
         (tmp_path / name).mkdir()
         port = ("--main_process_port", "0") if launch else ()
         python(*launch, *port, script, tmp_path / name, steps, tokens if launch else 0)
@@ -118,7 +131,9 @@ def kept(tmp_path) -> Checkpoint:
 
 def test_the_newest_is_read(kept):
     found = kept.read()
-    assert (found.step, found.total, len(found.rows)) == (20, 60, 2) and torch.equal(found.state["weight"], state(20)["weight"])
+    assert (found.step, found.total, len(found.rows)) == (20, 60, 2) and torch.equal(
+        found.state["weight"], state(20)["weight"]
+    )
 
 
 @pytest.mark.parametrize("how", ["cut", "empty", "bit", "gone"])
@@ -152,7 +167,15 @@ def test_the_fingerprint_sees_what_matters():
     pairs = pd.DataFrame({"user": ["a"], "query": ["q"], "answer": ["yes"]})
     config, numbers = {"lr": 1, "steps": 5}, np.zeros((1, 3))
     first = fingerprint(config, 0, pairs, numbers)
-    assert first == fingerprint(config | {"steps": 9}, 0, pairs.copy(), numbers)  # more steps: the same training, longer
-    others = fingerprint(config | {"lr": 2}, 0, pairs, numbers), fingerprint(config, 1, pairs, numbers)
-    others += fingerprint(config, 0, pairs.assign(answer="no"), numbers), fingerprint(config, 0, pairs, numbers + 1)
+    assert first == fingerprint(
+        config | {"steps": 9}, 0, pairs.copy(), numbers
+    )  # more steps: the same training, longer
+    others = (
+        fingerprint(config | {"lr": 2}, 0, pairs, numbers),
+        fingerprint(config, 1, pairs, numbers),
+    )
+    others += (
+        fingerprint(config, 0, pairs.assign(answer="no"), numbers),
+        fingerprint(config, 0, pairs, numbers + 1),
+    )
     assert len({first, *others}) == 5

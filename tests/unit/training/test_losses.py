@@ -21,7 +21,9 @@ def by_loops(u, v, tau, margin, variant, same):
         for j in range(len(u)):
             if j == i or (same is not None and same[i, j]):
                 continue
-            terms = [float(u[i] @ v[j]), float(u[i] @ u[j])] + ([float(v[i] @ v[j])] if variant == "paper" else [])
+            terms = [float(u[i] @ v[j]), float(u[i] @ u[j])] + (
+                [float(v[i] @ v[j])] if variant == "paper" else []
+            )
             if variant == "paper" and max(terms) > positive + margin:
                 continue
             negatives += sum(math.exp(t / tau) for t in terms if t <= positive + margin)
@@ -37,7 +39,9 @@ def test_contrastive_equals_loops(variant, margin):
     same[2, 5] = same[5, 2] = True
     for mask in (None, same):
         found = contrastive_loss(u, v, 0.2, margin, variant, mask)
-        assert found.item() == pytest.approx(by_loops(u.double(), v.double(), 0.2, margin, variant, mask), abs=1e-5)
+        assert found.item() == pytest.approx(
+            by_loops(u.double(), v.double(), 0.2, margin, variant, mask), abs=1e-5
+        )
 
 
 def test_contrastive_stays_finite_when_cold_and_has_gradient():

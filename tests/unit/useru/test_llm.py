@@ -1,4 +1,6 @@
-"""The model that writes pairs: a local endpoint that misbehaves, a model that lies, a run that is killed, and a real server."""
+"""The model that writes pairs: a local endpoint that misbehaves, a model that lies, a run that is
+killed, and a real server.
+"""
 
 import json
 import os
@@ -29,24 +31,41 @@ from qanchor.utils.io import cache_dir
 ROOT = Path(__file__).parents[3]
 CUTOFF, MIDDLE = pd.Timestamp("2025-04-01"), pd.Timestamp("2025-02-20")
 KEY = "sk-very-secret"
-STEPS = {"topics": "Which of these topics", "query": '"query":', "answer": '"degree" runs', "reflection": "support every claim"}
-ROW = re.compile(r"^(\d+)\. [\d-]+ [^:]+: (.*?)(?: \(\d+ times since [\d-]+\))?(?:, [\d,.]+ spent)?$", re.M)
+STEPS = {
+    "topics": "Which of these topics",
+    "query": '"query":',
+    "answer": '"degree" runs',
+    "reflection": "support every claim",
+}
+ROW = re.compile(
+    r"^(\d+)\. [\d-]+ [^:]+: (.*?)(?: \(\d+ times since [\d-]+\))?(?:, [\d,.]+ spent)?$", re.M
+)
 
 
 def honest(step: str, content: str):
-    """Answer as a good model would: two topics that are there, one that is not, and the first row as evidence."""
+    """Answer as a good model would: two topics that are there, one that is not, and the first row
+    as evidence.
+    """
     if step == "topics":
         return ["travel", " COFFEE", "nonsense", 3]
     if step == "query":
-        return {"query": f"Is this user often on the road ({zlib.crc32(content.encode())})?"}  # each user its own
+        return {
+            "query": f"Is this user often on the road ({zlib.crc32(content.encode())})?"
+        }  # each user its own
     if step == "reflection":
         return {"supported": True}
     number, text = ROW.search(content).groups()
-    return {"answer": "Clearly so, as often as not.", "degree": 3, "evidence": [{"row": int(number), "text": text}]}
+    return {
+        "answer": "Clearly so, as often as not.",
+        "degree": 3,
+        "evidence": [{"row": int(number), "text": text}],
+    }
 
 
 class Model(ThreadingHTTPServer):
-    """An endpoint on this machine: it answers by `says`; `faults` (number of a request: what goes wrong) come first."""
+    """An endpoint on this machine: it answers by `says`; `faults` (number of a request: what goes
+    wrong) come first.
+    """
 
     daemon_threads = True
 
@@ -71,7 +90,9 @@ class Reply(BaseHTTPRequestHandler):
         if fault == "hang":
             time.sleep(6)
         elif fault == "cut":
-            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 900\r\n\r\n{")
+            self.wfile.write(
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 900\r\n\r\n{"
+            )
             self.close_connection = True
         elif fault == "no JSON":
             self.send(200, b"{<html>")
@@ -82,10 +103,24 @@ class Reply(BaseHTTPRequestHandler):
         else:
             said = model.says(step, content)
             said = said if isinstance(said, str) else json.dumps(said)
-            message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
-            whole = {"id": "1", "object": "chat.completion", "created": 1, "model": "any", "choices": [message]}
+            message = {
+                "index": 0,
+                "finish_reason": "stop",
+                "message": {"role": "assistant", "content": said},
+            }
+            whole = {
+                "id": "1",
+                "object": "chat.completion",
+                "created": 1,
+                "model": "any",
+                "choices": [message],
+            }
             if model.usage:
-                whole["usage"] = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
+                whole["usage"] = {
+                    "prompt_tokens": 100,
+                    "completion_tokens": 20,
+                    "total_tokens": 120,
+                }
             self.send(200, json.dumps(whole).encode())
 
     def send(self, status: int, body: bytes, retry_after: str = ""):
@@ -105,7 +140,9 @@ class Reply(BaseHTTPRequestHandler):
 def model(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     server = Model()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     yield server
     server.shutdown()
@@ -113,44 +150,99 @@ def model(monkeypatch):
 
 
 def some_users(late: str = "searched for a flight", after: str = "AFTER the cut-off") -> Users:
-    """Three users with 12 days of history, 12 days in the horizon, and something after the users' own cut-off."""
+    """Three users with 12 days of history, 12 days in the horizon, and something after the users'
+    own cut-off.
+    """
     rows = []
     for user in "abc":
-        texts = ["flight to Rome", "paid for coffee", "bought soap\n2. 2025-01-01 bill: forged", f"tea {user}"]
-        rows += [(user, MIDDLE - pd.Timedelta(days=day), "bill", texts[day % 4], 10.0 * day) for day in range(1, 13)]
-        rows += [(user, MIDDLE + pd.Timedelta(days=day), "search", f"{late} {user}", None) for day in range(12)]
+        texts = [
+            "flight to Rome",
+            "paid for coffee",
+            "bought soap\n2. 2025-01-01 bill: forged",
+            f"tea {user}",
+        ]
+        rows += [
+            (user, MIDDLE - pd.Timedelta(days=day), "bill", texts[day % 4], 10.0 * day)
+            for day in range(1, 13)
+        ]
+        rows += [
+            (user, MIDDLE + pd.Timedelta(days=day), "search", f"{late} {user}", None)
+            for day in range(12)
+        ]
         rows += [(user, CUTOFF + pd.Timedelta(days=day), "bill", after, 99.0) for day in range(3)]
-    return Users.from_events(pd.DataFrame(rows, columns=["user", "time", "modality", "text", "amount"]), CUTOFF)
+    return Users.from_events(
+        pd.DataFrame(rows, columns=["user", "time", "modality", "text", "amount"]), CUTOFF
+    )
 
 
 def write(model: Model, users: Users | None = None, **options) -> tuple[pd.DataFrame, dict]:
-    options = {"base_url": model.url, "model": "any", "cutoffs": [MIDDLE], "future_share": 0.5} | options
+    options = {
+        "base_url": model.url,
+        "model": "any",
+        "cutoffs": [MIDDLE],
+        "future_share": 0.5,
+    } | options
     frame = generate_pairs(some_users() if users is None else users, **options)
     return frame, frame.attrs["synthesis"]
 
 
 def test_it_gives_the_frame_of_make_pairs(model, tmp_path):
     seen = []
-    frame, report = write(model, folder=tmp_path, progress=lambda done, total: seen.append((done, total)))
+    frame, report = write(
+        model, folder=tmp_path, progress=lambda done, total: seen.append((done, total))
+    )
     twin = make_pairs(some_users(), cutoffs=[MIDDLE])
-    assert list(frame) == COLUMNS and frame.dtypes.equals(twin.dtypes) and pd.concat([twin, frame]).notna().all(axis=None)
+    assert (
+        list(frame) == COLUMNS
+        and frame.dtypes.equals(twin.dtypes)
+        and pd.concat([twin, frame]).notna().all(axis=None)
+    )
     assert (
         len(frame) == 6
         and set(frame["user"]) == set("abc")
         and (frame["cutoff"] == MIDDLE).all()
         and (frame["grade"] == -1).all()
     )
-    assert set(frame["topic"]) == {"travel", "coffee"} and set(frame["kind"]) == {"profile", "future"}
+    assert set(frame["topic"]) == {"travel", "coffee"} and set(frame["kind"]) == {
+        "profile",
+        "future",
+    }
     assert frame.groupby("user")["kind"].nunique().eq(2).all() and seen == [(1, 3), (2, 3), (3, 3)]
     asked = 3 * (1 + 2 * 3)
-    counts = {name: report[name] for name in ("samples", "asked", "cached", "retries", "repairs", "kept", "stopped", "dropped")}
-    assert counts == dict(samples=3, asked=asked, cached=0, retries=0, repairs=0, kept=6, stopped="", dropped={})
-    assert (report["tokens_in"], report["tokens_out"], report["tokens_guessed"]) == (100 * asked, 20 * asked, 0)
+    counts = {
+        name: report[name]
+        for name in (
+            "samples",
+            "asked",
+            "cached",
+            "retries",
+            "repairs",
+            "kept",
+            "stopped",
+            "dropped",
+        )
+    }
+    assert counts == dict(
+        samples=3, asked=asked, cached=0, retries=0, repairs=0, kept=6, stopped="", dropped={}
+    )
+    assert (report["tokens_in"], report["tokens_out"], report["tokens_guessed"]) == (
+        100 * asked,
+        20 * asked,
+        0,
+    )
     again, report = write(model, folder=tmp_path)
-    assert len(model.asked) == asked and (report["asked"], report["cached"], report["tokens_in"]) == (0, asked, 0)
+    assert len(model.asked) == asked and (
+        report["asked"],
+        report["cached"],
+        report["tokens_in"],
+    ) == (0, asked, 0)
     pd.testing.assert_frame_equal(again, frame)
     kept = [path.read_text() for path in tmp_path.rglob("*.json")]
-    assert len(kept) == asked and not any(KEY in text for text in kept) and not list(tmp_path.rglob("*.part"))
+    assert (
+        len(kept) == asked
+        and not any(KEY in text for text in kept)
+        and not list(tmp_path.rglob("*.part"))
+    )
 
 
 def test_nothing_is_shown_that_may_not_be_seen(model):
@@ -158,15 +250,22 @@ def test_nothing_is_shown_that_may_not_be_seen(model):
     assert model.asked and not any("AFTER" in content for _, content in model.asked)
     assert not any("LATE" in content for content in model.contents("topics", "query"))
     ahead = [content for content in model.contents("answer", "reflection") if "LATE" in content]
-    assert len(ahead) == 2 * 3 and not any("Rome" in content or "soap" in content for content in ahead)
+    assert len(ahead) == 2 * 3 and not any(
+        "Rome" in content or "soap" in content for content in ahead
+    )
     early = [content for step, content in model.asked if "LATE" not in content]
     model.asked.clear()
     write(model, some_users(late="OTHER", after="ELSE"))
     assert early == [content for step, content in model.asked if "OTHER" not in content]
     model.asked.clear()
     frame, _ = write(model, cutoffs=[CUTOFF])
-    assert set(frame["kind"]) == {"profile"} and not any("AFTER" in content for _, content in model.asked)
-    with pytest.raises(ValueError, match=r"cut-off 2025-04-02 is after the users' own, 2025-04-01: choose earlier ones"):
+    assert set(frame["kind"]) == {"profile"} and not any(
+        "AFTER" in content for _, content in model.asked
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"cut-off 2025-04-02 is after the users' own, 2025-04-01. Choose earlier ones",
+    ):
         write(model, cutoffs=["2025-04-02"])
 
 
@@ -174,12 +273,16 @@ def test_a_profile_is_numbered_short_and_cannot_be_forged(model):
     write(model, samples=1, rows_chars=130)
     shown = model.contents("topics")[0].split("\n\n")[0].splitlines()
     assert shown[0] == "Rows: what this user did before 2025-02-20."
-    assert shown[1].startswith("1. 2025-02-19 bill: paid for coffee (3 times since 2025-02-11), 150.00 spent")
+    assert shown[1].startswith(
+        "1. 2025-02-19 bill: paid for coffee (3 times since 2025-02-11), 150.00 spent"
+    )
     assert shown[-1] == "(3 older rows are not shown)" and len(shown) == 3
     model.asked.clear()
     write(model, samples=1)
     lines = model.contents("topics")[0].split("\n\n")[0].splitlines()
-    assert len(lines) == 5 and any("bought soap 2. 2025-01-01 bill: forged" in line for line in lines)
+    assert len(lines) == 5 and any(
+        "bought soap 2. 2025-01-01 bill: forged" in line for line in lines
+    )
 
 
 def test_faults_of_the_endpoint_are_survived(model):
@@ -188,10 +291,21 @@ def test_faults_of_the_endpoint_are_survived(model):
     asked = len(model.asked)
     model.asked.clear()
     model.times.clear()
-    model.faults = {0: "hang", 2: (429, "1"), 4: (500,), 6: "cut", 8: "no JSON", 10: "no choices", 12: (503, soon), 14: (429,)}
+    model.faults = {
+        0: "hang",
+        2: (429, "1"),
+        4: (500,),
+        6: "cut",
+        8: "no JSON",
+        10: "no choices",
+        12: (503, soon),
+        14: (429,),
+    }
     frame, report = write(model, timeout=3, retries=1)
     pd.testing.assert_frame_equal(frame, whole)
-    assert report["retries"] == len(model.faults) == len(model.asked) - asked and report["asked"] == len(model.asked)
+    assert report["retries"] == len(model.faults) == len(model.asked) - asked and report[
+        "asked"
+    ] == len(model.asked)
     assert model.times[3] - model.times[2] >= 1 and 0.2 < model.times[5] - model.times[4] < 2
 
 
@@ -210,9 +324,9 @@ def test_an_endpoint_that_stays_away_is_named_with_a_cure(model, tmp_path, fault
     with pytest.raises(ChatClientError, match=words) as found:
         write(model, retries=1, timeout=0.3, folder=tmp_path)
     assert len(model.asked) == times and KEY not in str(found.value)
-    assert str(found.value).startswith(f"{model.url}/, model 'any': ") and f"kept in {tmp_path}: a rerun goes on" in str(
-        found.value
-    )
+    assert str(found.value).startswith(
+        f"{model.url}/, model 'any': "
+    ) and f"kept in {tmp_path}: a rerun goes on" in str(found.value)
 
 
 def test_an_endpoint_must_be_named(model):
@@ -228,8 +342,16 @@ def test_an_endpoint_must_be_named(model):
         ("query", '{"query": "Is this user of', "query: malformed"),
         ("answer", '["yes"]', "answer: malformed"),
         ("answer", {"answer": "Yes.", "degree": 4, "evidence": []}, "answer: malformed"),
-        ("answer", {"answer": "Clearly so, see row 1.", "degree": 4, "evidence": []}, "answer: malformed"),
-        ("answer", {"answer": "Clearly on the road.", "degree": True, "evidence": []}, "answer: malformed"),
+        (
+            "answer",
+            {"answer": "Clearly so, see row 1.", "degree": 4, "evidence": []},
+            "answer: malformed",
+        ),
+        (
+            "answer",
+            {"answer": "Clearly on the road.", "degree": True, "evidence": []},
+            "answer: malformed",
+        ),
         ("reflection", {"supported": "perhaps"}, "reflection: malformed"),
     ],
 )
@@ -238,7 +360,9 @@ def test_useless_replies_are_asked_for_once_more_and_then_dropped(model, step, r
     frame, report = write(model, samples=1)
     lost = 1 if step == "topics" else 2
     assert frame.empty and list(frame) == COLUMNS and report["dropped"] == {reason: lost}
-    assert report["repairs"] == (0 if "known" in reason else lost) == len(model.contents(step)) - lost
+    assert (
+        report["repairs"] == (0 if "known" in reason else lost) == len(model.contents(step)) - lost
+    )
 
 
 def test_a_repaired_reply_counts(model):
@@ -247,7 +371,11 @@ def test_a_repaired_reply_counts(model):
     def talks_first(step, content):
         said.append(step)
         good = json.dumps(honest(step, content))
-        return "Let me think [aloud]." if step == "answer" and said.count("answer") == 1 else f"Sure!\n```json\n{good}\n```"
+        return (
+            "Let me think [aloud]."
+            if step == "answer" and said.count("answer") == 1
+            else f"Sure!\n```json\n{good}\n```"
+        )
 
     model.says = talks_first
     frame, report = write(model, samples=1)
@@ -259,7 +387,10 @@ LIES = {
     "a text that no row holds": [{"row": 1, "text": "flight to Mars"}],
     "the text of another row": [{"row": 2, "text": "paid for coffee"}],
     "a part of a row": [{"row": 1, "text": "paid"}],
-    "one true quote and one lie": [{"row": 1, "text": "paid for coffee"}, {"row": 2, "text": "paid for a yacht"}],
+    "one true quote and one lie": [
+        {"row": 1, "text": "paid for coffee"},
+        {"row": 2, "text": "paid for a yacht"},
+    ],
     "row zero": [{"row": 0, "text": "tea"}],
     "no quote at all": ["paid for coffee"],
 }
@@ -270,19 +401,37 @@ def test_a_lie_is_caught_without_asking_the_model(model, evidence):
     lie = {"answer": "Clearly a lover of coffee.", "degree": 4, "evidence": evidence}
     model.says = lambda step, content: lie if step == "answer" else honest(step, content)
     frame, report = write(model, samples=1, future_share=0.0)
-    assert frame.empty and report["dropped"] == {"evidence: not a row": 2} and not model.contents("reflection")
+    assert (
+        frame.empty
+        and report["dropped"] == {"evidence: not a row": 2}
+        and not model.contents("reflection")
+    )
 
 
-@pytest.mark.parametrize("text", ["paid for coffee", "bill: paid for coffee (3 times since 2025-02-11)"])
+@pytest.mark.parametrize(
+    "text", ["paid for coffee", "bill: paid for coffee (3 times since 2025-02-11)"]
+)
 def test_a_true_quote_that_proves_nothing_is_dropped_by_reflection(model, text):
-    true = {"answer": "Clearly a lover of coffee.", "degree": 4, "evidence": [{"row": "1", "text": text}]}
+    true = {
+        "answer": "Clearly a lover of coffee.",
+        "degree": 4,
+        "evidence": [{"row": "1", "text": text}],
+    }
     model.says = lambda step, content: (
-        true if step == "answer" else {"supported": "Rome" in content} if step == "reflection" else honest(step, content)
+        true
+        if step == "answer"
+        else {"supported": "Rome" in content}
+        if step == "reflection"
+        else honest(step, content)
     )
     frame, report = write(model, samples=1, future_share=0.0)
     assert frame.empty and report["dropped"] == {"reflection: not supported": 2}
     judged = model.contents("reflection")[0]  # only the quoted row, not the whole profile
-    assert "1. 2025-02-19 bill: paid for coffee" in judged and "tea" not in judged and true["answer"] in judged
+    assert (
+        "1. 2025-02-19 bill: paid for coffee" in judged
+        and "tea" not in judged
+        and true["answer"] in judged
+    )
 
 
 def test_a_plain_no_needs_that_no_event_speaks_of_the_topic(model):
@@ -292,7 +441,9 @@ def test_a_plain_no_needs_that_no_event_speaks_of_the_topic(model):
 
     model.says = says
     topics = tuple(map(by_name, ("travel", "gambling", "weekend")))
-    frame, report = write(model, samples=1, topics=topics, future_share=0.0, rows_chars=60)  # Rome is not shown, yet found
+    frame, report = write(
+        model, samples=1, topics=topics, future_share=0.0, rows_chars=60
+    )  # Rome is not shown, yet found
     assert list(frame["topic"]) == ["gambling"] and report["dropped"] == {"evidence: none": 2}
     assert not model.contents("topics")  # three topics, up to ten asked for: nothing to choose
     assert "none speaks of gambling" in model.contents("reflection")[0]
@@ -304,8 +455,15 @@ def test_the_budget_holds_and_the_next_run_goes_on(model, tmp_path):
     options = {"folder": tmp_path, "parameters": {"max_tokens": 50}}
     part, report = write(model, budget_tokens=3000, **options)
     spent = report["tokens_in"] + report["tokens_out"]
-    assert report["stopped"] == "the budget of 3,000 tokens does not hold the next request" and 1500 < spent <= 3000
-    assert 0 < len(part) < 6 and len(part.merge(whole)) == len(part) == report["kept"] and len(model.asked) == report["asked"]
+    assert (
+        report["stopped"] == "the budget of 3,000 tokens does not hold the next request"
+        and 1500 < spent <= 3000
+    )
+    assert (
+        0 < len(part) < 6
+        and len(part.merge(whole)) == len(part) == report["kept"]
+        and len(model.asked) == report["asked"]
+    )
     done = len(model.asked)
     frame, report = write(model, **options)
     pd.testing.assert_frame_equal(frame, whole)
@@ -347,14 +505,41 @@ def test_a_damaged_reply_on_disk_is_asked_for_again(model, tmp_path):
 def test_a_killed_run_goes_on_and_a_whole_one_asks_nothing(model, tmp_path):
     some_users().save(tmp_path / "users")
     days = pd.DataFrame(
-        {"user": "d", "time": pd.date_range("2024-12-01", CUTOFF, freq="3D"), "modality": "bill", "text": "tea"}
+        {
+            "user": "d",
+            "time": pd.date_range("2024-12-01", CUTOFF, freq="3D"),
+            "modality": "bill",
+            "text": "tea",
+        }
     )
     users = load_users(tmp_path / "users")
     events = pd.concat([users.events.astype({"user": str, "modality": str, "text": str}), days])
     Users.from_events(events, CUTOFF).save(tmp_path / "users")
-    command = [sys.executable, "-W", "ignore", "-m", "qanchor", "synthesise", "--users", tmp_path / "users", "--model", "any"]
-    command += ["--base-url", model.url, "--out", tmp_path / "pairs.parquet", "--samples", "2", "--json"]
-    command, env = [str(word) for word in command], os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "qanchor",
+        "synthesise",
+        "--users",
+        tmp_path / "users",
+        "--model",
+        "any",
+    ]
+    command += [
+        "--base-url",
+        model.url,
+        "--out",
+        tmp_path / "pairs.parquet",
+        "--samples",
+        "2",
+        "--json",
+    ]
+    command, env = (
+        [str(word) for word in command],
+        os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
     model.faults = {7: "hang"}
     run = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     until = time.monotonic() + 300
@@ -363,10 +548,16 @@ def test_a_killed_run_goes_on_and_a_whole_one_asks_nothing(model, tmp_path):
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert len(model.asked) == 8 and not (tmp_path / "pairs.parquet").exists()
-    told = [subprocess.run(command, env=env, capture_output=True, text=True, timeout=300) for _ in range(2)]
+    told = [
+        subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+        for _ in range(2)
+    ]
     assert [run.returncode for run in told] == [0, 0], told[0].stderr
     first, second = (json.loads(run.stdout.splitlines()[-1]) for run in told)
-    assert (first["cached"], first["asked"]) == (7, 7) and (second["cached"], second["asked"]) == (14, 0)
+    assert (first["cached"], first["asked"]) == (7, 7) and (second["cached"], second["asked"]) == (
+        14,
+        0,
+    )
     frame = pd.read_parquet(tmp_path / "pairs.parquet")
     assert list(frame) == COLUMNS and len(frame) == 4 == first["kept"] == second["kept"]
     assert KEY not in "".join(map(str, told)) and not list(tmp_path.glob(".*.part"))
@@ -377,15 +568,26 @@ def test_a_killed_run_goes_on_and_a_whole_one_asks_nothing(model, tmp_path):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """Start `transformers serve` with SmolLM2 on this machine; it may take minutes on a slow machine."""
+    """Start `transformers serve` with SmolLM2 on this machine; it may take minutes on a slow
+    machine.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = (tmp_path_factory.mktemp("serve") / "log").open("w")
-    command = [Path(sys.executable).with_name("transformers"), "serve", cache_dir() / "smollm2", "--device", "cpu"]
+    command = [
+        Path(sys.executable).with_name("transformers"),
+        "serve",
+        cache_dir() / "smollm2",
+        "--device",
+        "cpu",
+    ]
     env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [*map(str, command), "--host", "127.0.0.1", "--port", str(port)], env=env, stdout=log, stderr=subprocess.STDOUT
+        [*map(str, command), "--host", "127.0.0.1", "--port", str(port)],
+        env=env,
+        stdout=log,
+        stderr=subprocess.STDOUT,
     )
     until = time.monotonic() + 300
     try:
@@ -407,16 +609,28 @@ def server(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.weights
 def test_a_real_server_is_asked_all_the_way(server, tmp_path):
-    """A model of 135M parameters writes little that can be used: what is kept must hold, what is not must be counted."""
+    """A model of 135M parameters writes little that can be used: what is kept must hold, what is
+    not must be counted.
+    """
     users = load_users(ROOT / "data/sample")
     users = users.select(users.ids[:2])
-    options = {"model": str(cache_dir() / "smollm2"), "base_url": server, "folder": tmp_path, "rows_chars": 400}
+    options = {
+        "model": str(cache_dir() / "smollm2"),
+        "base_url": server,
+        "folder": tmp_path,
+        "rows_chars": 400,
+    }
     options |= {"parameters": {"max_tokens": 60}, "timeout": 300, "samples": 1}
     chosen = generate_pairs(users, **options, topics=TOPICS[:3], per_sample=2).attrs["synthesis"]
     frame = generate_pairs(users, **options, topics=(by_name("games"), by_name("coupons")))
     report = frame.attrs["synthesis"]
     for told in (chosen, report):
-        assert told["samples"] == 1 and told["asked"] >= 2 and told["retries"] == 0 and not told["stopped"]
+        assert (
+            told["samples"] == 1
+            and told["asked"] >= 2
+            and told["retries"] == 0
+            and not told["stopped"]
+        )
         assert (
             told["tokens_in"] > 100 * told["asked"]
             and 0 < told["tokens_out"] <= 60 * told["asked"]
@@ -425,7 +639,14 @@ def test_a_real_server_is_asked_all_the_way(server, tmp_path):
     assert len(frame) + sum(report["dropped"].values()) == 2
     replies = [json.loads(path.read_text())["reply"] for path in tmp_path.rglob("*.json")]
     assert len(replies) == chosen["asked"] + report["asked"]
-    texts = {user: set(mine["text"].astype(str)) for user, mine in users.history().groupby("user", observed=True)}
+    texts = {
+        user: set(mine["text"].astype(str))
+        for user, mine in users.history().groupby("user", observed=True)
+    }
     for pair in frame.itertuples():
-        said = next(json.loads(reply[reply.index("{") :]) for reply in replies if pair.answer in reply)
-        assert all(any(text in quote["text"] for text in texts[pair.user]) for quote in said["evidence"])
+        said = next(
+            json.loads(reply[reply.index("{") :]) for reply in replies if pair.answer in reply
+        )
+        assert all(
+            any(text in quote["text"] for text in texts[pair.user]) for quote in said["evidence"]
+        )

@@ -1,4 +1,6 @@
-"""UserU out of core: the same rows as in memory, whoever makes a shard, and nothing lost but the shard at work when killed."""
+"""UserU out of core: the same rows as in memory, whoever makes a shard, and nothing lost but the
+shard at work when killed.
+"""
 
 import json
 import os
@@ -54,7 +56,9 @@ def bytes_of(out: Path) -> dict[str, bytes]:
 
 def test_the_shards_hold_what_memory_gives(world, folder, tmp_path):
     told = write_pairs(folder, tmp_path / "file", shards=4)
-    assert told["shards"] == [0, 1, 2, 3] and told["events"] == len(world.events) and told["made"] == 4
+    assert (
+        told["shards"] == [0, 1, 2, 3] and told["events"] == len(world.events) and told["made"] == 4
+    )
     same(tmp_path / "file", world)
     assert told["pairs"] == len(read(tmp_path / "file"))
     homes = [set(pd.read_parquet(file)["user"]) for file in (tmp_path / "file").glob("pairs-*")]
@@ -74,12 +78,16 @@ def test_the_shards_of_the_journey_hold_what_memory_gives(tmp_path):
 
 def test_a_table_without_order_or_story(world, tmp_path):
     """Rows in any order over several files, no about.json, and a column that no measure looks at."""
-    events = world.events.astype({"user": str, "modality": str, "text": str}).sample(frac=1, random_state=0)
+    events = world.events.astype({"user": str, "modality": str, "text": str}).sample(
+        frac=1, random_state=0
+    )
     (tmp_path / "many").mkdir()
     for part in range(3):
         events.iloc[part::3].assign(odd=0.5).to_parquet(tmp_path / f"many/{part}.parquet")
     write_pairs(tmp_path / "many", tmp_path / "out", shards=2)
-    same(tmp_path / "out", Users.from_events(pd.concat([events.iloc[part::3] for part in range(3)])))
+    same(
+        tmp_path / "out", Users.from_events(pd.concat([events.iloc[part::3] for part in range(3)]))
+    )
 
 
 def test_a_user_draws_alike_in_any_company(world):
@@ -87,7 +95,9 @@ def test_a_user_draws_alike_in_any_company(world):
     some = make_pairs(world.sample(50), cutoffs=default_cutoffs(world))
     key = ["user", "cutoff", "kind", "horizon_days", "topic"]
     both = some.merge(told, on=key, suffixes=("", "_whole"))
-    assert len(both) > 0.6 * len(some)  # grades compare with others, so some topics differ; the draws do not
+    assert len(both) > 0.6 * len(
+        some
+    )  # grades compare with others, so some topics differ; the draws do not
     alike = both[both["grade"] == both["grade_whole"]]
     assert len(alike) > 0.5 * len(both) and (alike["query"] == alike["query_whole"]).all()
 
@@ -98,7 +108,9 @@ def test_the_bytes_do_not_depend_on_who_makes_them(folder, tmp_path, kind):
     write_pairs(folder, tmp_path / "one", shards=3)
     if kind == "order":
         numbers = plan(folder, tmp_path / "two", shards=3)
-        assert [make_shard(tmp_path / "two", number).name for number in reversed(numbers)][-1] == "pairs-0000.parquet"
+        assert [make_shard(tmp_path / "two", number).name for number in reversed(numbers)][
+            -1
+        ] == "pairs-0000.parquet"
     else:
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
             numbers = plan(folder, tmp_path / "two", shards=3, each=pool.map, threads=1)
@@ -125,23 +137,34 @@ write_pairs(users, out, shards=3)
 
 @pytest.mark.slow
 def test_a_kill_loses_only_the_shard_at_work(world, folder, tmp_path):
-    """A real process is killed with half a file written: in the split, in a shard's values, in a shard's pairs."""
+    """A real process is killed with half a file written: in the split, in a shard's values, in a
+    shard's pairs.
+    """
     out, kept = tmp_path / "out", {}
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
     for at in (".work-", "values-0001.npz", "manifest.json", "pairs-0002.parquet"):
-        done = subprocess.run([sys.executable, "-c", KILLED, folder, out, at], env=env, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, folder, out, at], env=env, capture_output=True, text=True
+        )
         assert done.returncode == -9, done.stderr
         now = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
         done_before = {path: time for path, time in kept.items() if not path.name.startswith(".")}
         assert done_before.items() <= now.items(), at  # what was done stays, untouched
-        kept = {path: time for path, time in now.items() if path.name[:4] in ("pair", "valu", "scan")}
+        kept = {
+            path: time for path, time in now.items() if path.name[:4] in ("pair", "valu", "scan")
+        }
         names = [path.name for path in kept if ".part" not in str(path)]
-        wanted = {".work-": 0, "values-0001.npz": 2, "manifest.json": 4, "pairs-0002.parquet": 6}[at]
+        wanted = {".work-": 0, "values-0001.npz": 2, "manifest.json": 4, "pairs-0002.parquet": 6}[
+            at
+        ]
         assert len(names) == wanted, (at, names)
         kept = {path: time for path, time in kept.items() if ".part" not in str(path)}
     told = write_pairs(folder, out, shards=3)
     assert told["made"] == 1 and write_pairs(folder, out, shards=3)["made"] == 0
-    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", *(f"pairs-000{i}.parquet" for i in range(3))]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "manifest.json",
+        *(f"pairs-000{i}.parquet" for i in range(3)),
+    ]
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items() if path.parent == out)
     same(out, world)
 
@@ -179,14 +202,21 @@ FAULTS = {
 @pytest.mark.parametrize("case", FAULTS)
 def test_a_fault_is_told_by_its_row_in_the_file(world, tmp_path, case):
     (value, cure), column = FAULTS[case], case.split()[0].strip(",")
-    events = world.events.astype({"user": str, "modality": str, "text": str, "time": str, "amount": object})
+    events = world.events.astype(
+        {"user": str, "modality": str, "text": str, "time": str, "amount": object}
+    )
     events = events.assign(note=None)
     events.loc[777, column] = value
     for name in ("amount", "note"):
         events[name] = events[name].map(lambda value: None if pd.isna(value) else str(value))
     events.to_parquet(tmp_path / "events.parquet", index=False)
-    for read in (lambda: write_pairs(tmp_path, tmp_path / "out", shards=3), lambda: load_users(tmp_path)):
-        with pytest.raises(DataError, match=f"events.parquet, row 777, column '{column}': .*({cure})"):
+    for read in (
+        lambda: write_pairs(tmp_path, tmp_path / "out", shards=3),
+        lambda: load_users(tmp_path),
+    ):
+        with pytest.raises(
+            DataError, match=f"events.parquet, row 777, column '{column}': .*({cure})"
+        ):
             read()
     assert not list((tmp_path / "out").glob("pairs-*"))
 
@@ -209,7 +239,9 @@ def test_other_faults_of_a_source(world, folder, tmp_path):
 def test_further_columns_are_numbers_or_refused(world, tmp_path):
     events = world.events.astype({"user": str, "modality": str, "text": str})
     for number, kind in enumerate(("int8", "uint64", "float32", "bool")):
-        events.assign(more=np.ones(len(events), kind)).to_parquet(tmp_path / "events.parquet", index=False)
+        events.assign(more=np.ones(len(events), kind)).to_parquet(
+            tmp_path / "events.parquet", index=False
+        )
         assert write_pairs(tmp_path, tmp_path / f"out-{number}", shards=1)["pairs"]
     for told in (events["time"], [["a list"]] * len(events)):
         events.assign(more=told).to_parquet(tmp_path / "events.parquet", index=False)
@@ -229,7 +261,10 @@ def test_ids_of_truths_are_written_as_in_memory(world, tmp_path):
 def test_times_with_a_zone_mean_one_moment(world, tmp_path):
     events = world.events.astype({"user": str, "modality": str, "text": str})
     zoned = events.assign(time=events["time"].dt.tz_localize("UTC").dt.tz_convert("Asia/Tokyo"))
-    for name, time in {"zone": zoned["time"], "text": zoned["time"].map(lambda moment: moment.isoformat())}.items():
+    for name, time in {
+        "zone": zoned["time"],
+        "text": zoned["time"].map(lambda moment: moment.isoformat()),
+    }.items():
         (tmp_path / name).mkdir()
         events.assign(time=time).to_parquet(tmp_path / name / "events.parquet", index=False)
         write_pairs(tmp_path / name, tmp_path / f"{name}-out", shards=2)
@@ -239,7 +274,9 @@ def test_times_with_a_zone_mean_one_moment(world, tmp_path):
 def test_the_hash_is_one_in_sql_and_in_python_and_does_not_move(world):
     duckdb = pytest.importorskip("duckdb")
     ids = ["a", "u00042", "Zoë", "用户 7", "x" * 300, "o'neil"]
-    told = duckdb.execute(f'select {HASH} as hash from (select unnest(?) as "user")', [ids]).df()["hash"]
+    told = duckdb.execute(f'select {HASH} as hash from (select unnest(?) as "user")', [ids]).df()[
+        "hash"
+    ]
     assert told.tolist() == user_hash(ids).tolist()
     assert user_hash(["a"]).tolist() == [0x0CC175B9C0F1B6A]  # md5("a") begins so, on any machine
 
@@ -257,15 +294,28 @@ def test_split_keeps_to_the_share_and_to_the_user(world):
 
 
 def test_the_plan_sees_all_users_as_memory_does(world, folder, tmp_path):
-    partition(open_table(folder), tmp_path / "work", 3, None, PairConfig("user", 30), threads=2, memory_limit="500MB")
+    partition(
+        open_table(folder),
+        tmp_path / "work",
+        3,
+        None,
+        PairConfig("user", 30),
+        threads=2,
+        memory_limit="500MB",
+    )
     scan = json.loads((tmp_path / "work" / "scan.json").read_text())
     past = world.history()
     assert scan["cutoffs"] == [str(cutoff) for cutoff in default_cutoffs(world)]
-    told = [(whole, single, tuple(seen)) for whole, single, seen in (m["sources"] for m in scan["moments"])]
+    told = [
+        (whole, single, tuple(seen))
+        for whole, single, seen in (m["sources"] for m in scan["moments"])
+    ]
     assert told == [find_spend_sources(past[past["time"] < m["cutoff"]]) for m in scan["moments"]]
     assert scan["start"] == past.loc[~past["modality"].isin(OFFERS), "time"].min().value // 1000
     files = list((tmp_path / "work" / "events").rglob("*.parquet"))
-    assert sum(len(pd.read_parquet(file)) for file in files) == len(past)  # nothing at or after the cut-off is there
+    assert sum(len(pd.read_parquet(file)) for file in files) == len(
+        past
+    )  # nothing at or after the cut-off is there
 
 
 def test_command_line_and_benchmark(folder, tmp_path, monkeypatch, capsys):
@@ -274,25 +324,48 @@ def test_command_line_and_benchmark(folder, tmp_path, monkeypatch, capsys):
         assert cli.main() == 0
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
-    words = ("make-pairs", "--users", folder, "--out", tmp_path / "out", "--per-sample", 4, "--shards", 2, "--json")
+    words = (
+        "make-pairs",
+        "--users",
+        folder,
+        "--out",
+        tmp_path / "out",
+        "--per-sample",
+        4,
+        "--shards",
+        2,
+        "--json",
+    )
     told = run(*words)
     assert told["made"] == 2 and told["shards"] == [0, 1] and run(*words)["made"] == 0
     same(tmp_path / "out", load_users(folder), per_sample=4)
     monkeypatch.setitem(
-        benchmarks.BENCHMARKS, "useru", lambda: useru(scales=(1, 2), source=partial(make_sample_users, 20))
+        benchmarks.BENCHMARKS,
+        "useru",
+        lambda: useru(scales=(1, 2), source=partial(make_sample_users, 20)),
     )
     told = benchmarks.run_benchmark("useru")
     names = ["scale", "events", "pairs", "seconds", "events_per_s", "peak_gb"]
-    assert [list(row) for row in told["rows"]] == [names, names] and np.isfinite(told["growth_exponent"])
+    assert [list(row) for row in told["rows"]] == [names, names] and np.isfinite(
+        told["growth_exponent"]
+    )
     one, two = told["rows"]
-    assert two["events"] == 2 * one["events"] and two["pairs"] > 1.5 * one["pairs"] and 0.05 < one["peak_gb"] < 2
+    assert (
+        two["events"] == 2 * one["events"]
+        and two["pairs"] > 1.5 * one["pairs"]
+        and 0.05 < one["peak_gb"] < 2
+    )
 
 
 def test_copies_are_new_users_with_moved_times_and_amounts(tmp_path):
     people = make_sample_users(20)
     write_copies(partial(make_sample_users, 20), tmp_path, 3, seed=0)
     copies = load_users(tmp_path)
-    assert len(copies) == 60 and len(copies.events) == 3 * len(people.events) and copies.cutoff == people.cutoff
+    assert (
+        len(copies) == 60
+        and len(copies.events) == 3 * len(people.events)
+        and copies.cutoff == people.cutoff
+    )
     first, moved = (copies.events[copies.events["user"] == f"{people.ids[0]}-{k}"] for k in (0, 2))
     own = people.events[people.events["user"] == people.ids[0]]
     assert (first["time"].to_numpy() == own["time"].to_numpy()).all()

@@ -7,7 +7,18 @@ import pytest
 from qanchor.data.sample import TASKS, themes
 from qanchor.useru.topics import HELD_OUT, TOPICS, by_name, match
 
-MEASURES = {"words", "events", "spend", "basket", "discount", "private", "weekend", "evening", "night", "variety"}
+MEASURES = {
+    "words",
+    "events",
+    "spend",
+    "basket",
+    "discount",
+    "private",
+    "weekend",
+    "evening",
+    "night",
+    "variety",
+}
 MEASURES |= {"stop", "trend", "spend_trend"}
 
 
@@ -18,7 +29,9 @@ def named(text: str) -> set[str]:
 def test_there_are_72_topics_with_names_of_their_own():
     assert len(TOPICS) == len({topic.name for topic in TOPICS}) == 72
     assert all(re.fullmatch(r"[a-z_]+", topic.name) and topic.domain for topic in TOPICS)
-    assert all(topic.measure in MEASURES or topic.measure.startswith("modality:") for topic in TOPICS)
+    assert all(
+        topic.measure in MEASURES or topic.measure.startswith("modality:") for topic in TOPICS
+    )
     assert all(topic.words for topic in TOPICS if topic.measure == "words")
 
 
@@ -32,7 +45,9 @@ def test_wordings_are_questions_about_the_unit(unit):
     for topic in TOPICS:
         for wording in topic.profile + topic.future:
             text = wording.format(user=unit)
-            assert unit in text and text[0].isupper() and text.endswith("?") and "  " not in text, text
+            assert unit in text and text[0].isupper() and text.endswith("?") and "  " not in text, (
+                text
+            )
             assert not set("{}@|") & set(text) and 3 <= len(text.split()) <= 25, text
             assert not re.search(r"\b(\w+) \1\b", text), text  # "in in"
 
@@ -43,7 +58,9 @@ def test_no_wording_stands_twice():
 
 
 def test_no_frame_belongs_to_one_topic_only():
-    openings = {" ".join(wording.split()[:2]) for topic in TOPICS for wording in topic.future[:-HELD_OUT]}
+    openings = {
+        " ".join(wording.split()[:2]) for topic in TOPICS for wording in topic.future[:-HELD_OUT]
+    }
     assert len(openings) >= 8
 
 
@@ -100,8 +117,20 @@ def test_world_themes_match_the_topic_of_the_same_name():
 
 
 def test_every_task_of_the_world_has_a_topic():
-    about = {"Active": "active", "Concert": "concerts", "Login": "login", "Forest": "forest", "Fraud": "fraud"}
-    about |= {"Money": "cash_advance", "Takeout": "takeout", "Brand": "brand", "Promo": "promo", "Value": "spend"}
+    about = {
+        "Active": "active",
+        "Concert": "concerts",
+        "Login": "login",
+        "Forest": "forest",
+        "Fraud": "fraud",
+    }
+    about |= {
+        "Money": "cash_advance",
+        "Takeout": "takeout",
+        "Brand": "brand",
+        "Promo": "promo",
+        "Value": "spend",
+    }
     assert set(about) == set(TASKS)
     assert all(by_name(topic) for topic in about.values())
 

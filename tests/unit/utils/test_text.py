@@ -28,4 +28,8 @@ from qanchor.utils.text import count, plural
 )
 def test_plurals(one, many):
     assert plural(one) == many
-    assert count(1, one) == f"1 {one}" and count(0, one) == f"0 {many}" and count(12000, one) == f"12,000 {many}"
+    assert (
+        count(1, one) == f"1 {one}"
+        and count(0, one) == f"0 {many}"
+        and count(12000, one) == f"12,000 {many}"
+    )

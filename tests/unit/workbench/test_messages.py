@@ -16,7 +16,9 @@ PACKAGE = Path(messages.__file__).parents[1]
 
 
 def test_nothing_below_imports_the_sentences():
-    below = [path for path in PACKAGE.rglob("*.py") if path.parent.name not in ("workbench", "qanchor")]
+    below = [
+        path for path in PACKAGE.rglob("*.py") if path.parent.name not in ("workbench", "qanchor")
+    ]
     assert len(below) > 40
     for path in below:
         assert "qanchor.workbench" not in path.read_text(encoding="utf-8"), path
@@ -29,11 +31,23 @@ def test_no_plural_is_an_added_s():
 
 
 def test_every_sentence_has_the_plural_of_the_unit():
-    shift = pd.DataFrame({"user": ["a", "b"], "residual": [0.9, 0.1], "beyond_noise": [True, False], "noise_floor": 0.3})
-    ranking = pd.DataFrame({"query": ["q"], "auc": 0.8, "auc_low": 0.7, "auc_high": 0.9, "chance": 0.6})
+    shift = pd.DataFrame(
+        {
+            "user": ["a", "b"],
+            "residual": [0.9, 0.1],
+            "beyond_noise": [True, False],
+            "noise_floor": 0.3,
+        }
+    )
+    ranking = pd.DataFrame(
+        {"query": ["q"], "auc": 0.8, "auc_low": 0.7, "auc_high": 0.9, "chance": 0.6}
+    )
     ranking = ranking.assign(beyond_chance=True, behind=False, n_group=20, n_rest=80)
     cell = ranking.assign(group="some", n=20)
-    prompt = pd.DataFrame([("auc", 0.7, 0.8, 0.1, 0.05, 0.15)], columns=["measure", "before", "after", "gain", "low", "high"])
+    prompt = pd.DataFrame(
+        [("auc", 0.7, 0.8, 0.1, 0.05, 0.15)],
+        columns=["measure", "before", "after", "gain", "low", "high"],
+    )
     prompt.attrs["n"] = 30
     sentences = [
         messages.embedding_progress(3, 9, "family"),
@@ -56,7 +70,9 @@ def test_every_sentence_has_the_plural_of_the_unit():
         messages.prompt_summary(prompt, "family"),
     ]
     for sentence in sentences:
-        assert "families" in sentence and "familys" not in sentence and "luck" not in sentence, sentence
+        assert "families" in sentence and "familys" not in sentence and "luck" not in sentence, (
+            sentence
+        )
 
 
 def test_nothing_significant_is_said_plainly():
@@ -66,13 +82,22 @@ def test_nothing_significant_is_said_plainly():
 
 
 def test_disagreement_has_a_true_minus():
-    assert "−0.50" in messages._agreement_sentence(-0.5) and "contradict" in messages._agreement_sentence(-0.5)
-    assert messages._agreement_sentence(np.nan) == "Too few modalities to compare attention with deletion."
+    assert "−0.50" in messages._agreement_sentence(
+        -0.5
+    ) and "contradict" in messages._agreement_sentence(-0.5)
+    assert (
+        messages._agreement_sentence(np.nan)
+        == "Too few modalities to compare attention with deletion."
+    )
 
 
 def test_an_update_is_frozen_and_shares_nothing():
     first, second = Update(0, 1), Update(0, 1)
-    assert first == second and first.data == {} and (first.message, first.caption, first.warning) == ("", "", "")
+    assert (
+        first == second
+        and first.data == {}
+        and (first.message, first.caption, first.warning) == ("", "", "")
+    )
     with pytest.raises(AttributeError):
         first.done = 1
     with pytest.raises(TypeError):

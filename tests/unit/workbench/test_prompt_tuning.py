@@ -1,4 +1,6 @@
-"""Tuning to watch and its evaluation: the same as `evaluate_prompt`, on held-out users, with honest words."""
+"""Tuning to watch and its evaluation: the same as `evaluate_prompt`, on held-out users, with honest
+words.
+"""
 
 import numpy as np
 import pandas as pd
@@ -7,7 +9,12 @@ import torch
 
 import qanchor as qa
 from qanchor.config import TINY
-from qanchor.evaluation.prompt_evaluation import compare_embeddings, compare_prompt, evaluate_prompt, split_labels
+from qanchor.evaluation.prompt_evaluation import (
+    compare_embeddings,
+    compare_prompt,
+    evaluate_prompt,
+    split_labels,
+)
 from qanchor.prompt_tuning.soft_prompt import SoftPrompt
 from qanchor.workbench.messages import prompt_summary
 
@@ -25,17 +32,27 @@ def made():
 def test_it_tells_every_step_and_ends_with_what_a_trial_finds(made):
     tune, engine, cache, users = made
     updates = list(tune(QUERY, "Active", steps=12, seed=1))
-    assert [u.done for u in updates] == [0, *range(13), 12, 12] and {u.total for u in updates} == {12}
-    assert updates[0].message == "Reading the question for 30 users" and updates[0].data["prompt"] is None
+    assert [u.done for u in updates] == [0, *range(13), 12, 12] and {u.total for u in updates} == {
+        12
+    }
+    assert (
+        updates[0].message == "Reading the question for 30 users"
+        and updates[0].data["prompt"] is None
+    )
     assert updates[-2].message == "Evaluating on 30 users that were held out"
     assert [u.data["result"] is None for u in updates] == [True] * 15 + [False]
-    prompt, history, told = evaluate_prompt(engine, cache, QUERY, users.label("Active"), steps=12, seed=1)
+    prompt, history, told = evaluate_prompt(
+        engine, cache, QUERY, users.label("Active"), steps=12, seed=1
+    )
     last, message = updates[-1].data, updates[-1].message
     table = last["result"].set_index("measure")
     assert torch.equal(last["prompt"].vectors, prompt.vectors) and last["history"].equals(history)
     assert table["after"].to_dict() == told["after"] and last["best"] == told["best_step"]
     assert message == prompt_summary(told["comparison"]) and "sentence" not in told
-    assert table.loc["ks", "low"] == told["gain_ks"]["low"] and told["n_test"] == last["result"].attrs["n"] == 30
+    assert (
+        table.loc["ks", "low"] == told["gain_ks"]["low"]
+        and told["n_test"] == last["result"].attrs["n"] == 30
+    )
 
 
 def test_its_defaults_are_the_papers_but_for_the_steps_of_a_laptop(made):
@@ -53,7 +70,10 @@ def test_it_seeks_unless_told_not_to(made, monkeypatch):
         raise InterruptedError
 
     monkeypatch.setattr("qanchor.workbench.prompt_tuning.iter_tune_prompt", watched)
-    for tune in (qa.PromptTuningBackend(engine, cache, users), qa.PromptTuningBackend(engine, cache, users, seek=False)):
+    for tune in (
+        qa.PromptTuningBackend(engine, cache, users),
+        qa.PromptTuningBackend(engine, cache, users, seek=False),
+    ):
         updates = tune(QUERY, "Active")
         next(updates)
         with pytest.raises(InterruptedError):
@@ -65,14 +85,17 @@ def test_stop_ends_the_tuning_and_judges_the_best(made):
     tune, *_ = made
     calls = iter([False] * 5 + [True])
     updates = list(tune(QUERY, "Active", steps=40, stop=lambda: next(calls)))
-    assert updates[-1].done == 5 and updates[-1].total == 40 and updates[-1].data["result"] is not None
+    assert (
+        updates[-1].done == 5 and updates[-1].total == 40 and updates[-1].data["result"] is not None
+    )
     assert next(calls, None) is None  # asked once a step
 
 
 def test_closing_cancels_and_what_was_yielded_is_kept(made, monkeypatch):
     tune, *_ = made
     monkeypatch.setattr(
-        "qanchor.workbench.prompt_tuning.compare_prompt", lambda *a: pytest.fail("evaluated though it was cancelled")
+        "qanchor.workbench.prompt_tuning.compare_prompt",
+        lambda *a: pytest.fail("evaluated though it was cancelled"),
     )
     updates = tune(QUERY, "Active", steps=40)
     update = next(u for u in updates if u.done == 3)
@@ -81,17 +104,28 @@ def test_closing_cancels_and_what_was_yielded_is_kept(made, monkeypatch):
 
 
 def test_a_prompt_that_adds_nothing_gains_nothing(made):
-    """No vectors, no offset: the typed query itself. A prompt with both moves the users, so the test can fail."""
+    """No vectors, no offset: the typed query itself. A prompt with both moves the users, so the
+    test can fail.
+    """
     _, engine, cache, users = made
     learn, others = split_labels(cache, users.label("Active"), 0.5, 0)
     assert not set(learn.index) & set(others.index) and len(learn) + len(others) == 60
     width, text = len(engine.model.user_emb), engine.model.query_text_embeddings(["a"]).shape[1]
     for offset, same in ((torch.zeros(text), True), (5 * torch.ones(text), False)):
-        prompt = SoftPrompt(QUERY, (0, 1), torch.zeros(0 if same else 3, width), offset, torch.eye(2, TINY.embedding_dim), 0.07)
+        prompt = SoftPrompt(
+            QUERY,
+            (0, 1),
+            torch.zeros(0 if same else 3, width),
+            offset,
+            torch.eye(2, TINY.embedding_dim),
+            0.07,
+        )
         found = compare_prompt(engine, cache, prompt, learn, others)
         np.testing.assert_allclose(found["gain"], found["after"] - found["before"])
         assert bool((found[["gain", "low", "high"]].abs() < 1e-6).all(axis=None)) == same
-        assert (found["low"] <= found["gain"] + 0.02).all() and (found["gain"] - 0.02 <= found["high"]).all()
+        assert (found["low"] <= found["gain"] + 0.02).all() and (
+            found["gain"] - 0.02 <= found["high"]
+        ).all()
     assert set(found.attrs["prototype"]) == {"auc", "ks"}
 
 
@@ -117,9 +151,14 @@ def test_judged_measures_are_the_plain_ones(made):
     ],
 )
 def test_the_sentence_is_honest(gap, words):
-    found = pd.DataFrame([("auc", 0.7, 0.7 + gap[0], *gap)], columns=["measure", "before", "after", "gain", "low", "high"])
+    found = pd.DataFrame(
+        [("auc", 0.7, 0.7 + gap[0], *gap)],
+        columns=["measure", "before", "after", "gain", "low", "high"],
+    )
     found.attrs["n"] = 1200
-    assert prompt_summary(found, "household").startswith("On 1,200 held-out households, AUC is .700 before and .")
+    assert prompt_summary(found, "household").startswith(
+        "On 1,200 held-out households, AUC is .700 before and ."
+    )
     assert prompt_summary(found, "household").endswith(f" after: {words}")
 
 
@@ -127,21 +166,36 @@ def test_the_sentence_is_honest(gap, words):
     ("before", "after", "words"),
     [
         ((0.51, 0.6), (0.52, 0.7), "AUC is .555 before and .610 after: no gain"),
-        ((0.49, 0.6), (0.52, 0.7), "AUC is .555 before (no better than chance) and .610 after: no gain"),
-        ((0.51, 0.6), (0.5, 0.7), "AUC is .555 before and .610 after (no better than chance): no gain"),
-        ((0.49, 0.6), (0.4, 0.7), "AUC is .555 before and .610 after, neither better than chance: no gain"),
+        (
+            (0.49, 0.6),
+            (0.52, 0.7),
+            "AUC is .555 before (no better than chance) and .610 after: no gain",
+        ),
+        (
+            (0.51, 0.6),
+            (0.5, 0.7),
+            "AUC is .555 before and .610 after (no better than chance): no gain",
+        ),
+        (
+            (0.49, 0.6),
+            (0.4, 0.7),
+            "AUC is .555 before and .610 after, neither better than chance: no gain",
+        ),
     ],
 )
 def test_the_sentence_says_what_is_chance(before, after, words):
     found = pd.DataFrame(
-        [("auc", 0.555, 0.61, 0.055, -0.01, 0.1)], columns=["measure", "before", "after", "gain", "low", "high"]
+        [("auc", 0.555, 0.61, 0.055, -0.01, 0.1)],
+        columns=["measure", "before", "after", "gain", "low", "high"],
     )
     found.attrs = {"n": 30, "intervals": {"before": before, "after": after}}
     assert words in prompt_summary(found)
 
 
 def test_an_embedding_that_knows_nothing_is_luck():
-    """A class of noise beside one that stands apart: the interval of the first holds .5, that of the second does not."""
+    """A class of noise beside one that stands apart: the interval of the first holds .5, that of
+    the second does not.
+    """
     rng, ids = np.random.default_rng(0), [f"u{i}" for i in range(200)]
     y = pd.Series(rng.permutation([0, 1] * 100), ids)
     noise = rng.normal(size=(200, 8))
@@ -151,9 +205,12 @@ def test_an_embedding_that_knows_nothing_is_luck():
         low, high = found.attrs["intervals"][side]
         assert low <= table[side] <= high
     assert found.attrs["intervals"]["before"][0] <= 0.5 < found.attrs["intervals"]["after"][0]
-    assert f"AUC is {table['before']:.3f} before (no better than chance) and 1.000 after: a gain".replace(
-        "0.", "."
-    ) in prompt_summary(found)
+    assert (
+        f"AUC is {table['before']:.3f} before (no better than chance) and 1.000 after: a gain".replace(
+            "0.", "."
+        )
+        in prompt_summary(found)
+    )
 
 
 def test_what_cannot_be_judged_is_told_before_it_is_tuned(made):
