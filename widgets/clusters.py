@@ -26,13 +26,12 @@ class ClusterView(View):
     A click on a cluster, a band or a kind of band selects its users.
 
     Args:
-        comparison: Frames by name, or an update that has
-            them in `data`, as `session.compare(before, after)` returns it: `points` (user,
-            query, x, y, trust; the queries are before, after and, for stars, mark), `before` and
-            `after` (user, cluster; -1 is none), `transitions` (from_cluster, to_cluster, users,
-            kind); and if there are any, `names` (side, cluster, name, stability, modality, texts),
-            `scores` (side, auc, ks, silhouette ...), `sentence`, `summaries` (by side), `caption`,
-            `unit`, `units`.
+        comparison: Frames by name, or an update that has them in `data`, as
+            `session.compare(before, after)` returns it: `points` (user, query, x, y, trust; the
+            queries are before, after and, for stars, mark), `before` and `after` (user, cluster; -1
+            is none), `transitions` (from_cluster, to_cluster, users, kind); and if there are any,
+            `names` (side, cluster, name, stability, modality, texts), `scores` (side, auc, ks,
+            silhouette ...), `sentence`, `summaries` (by side), `caption`, `unit`, `units`.
         frame: Who the users are, as `users.frame()` returns it, shown beside a point (default: the
             ids alone).
         title: The heading.

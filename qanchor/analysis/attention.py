@@ -85,11 +85,9 @@ def modality_attention(
 
     Returns:
         `user, query, layer, head, modality, weight, per_token`. The weights of one user, layer and
-        head sum to 1; per_token is
-        the weight divided by the number of tokens. The row of a modality covers its own token, its
-        habits and its events. The
-        other rows are `user` (the user token), `summary` and `tabular` (groups of numbers), `query`
-        (its own words), `soft
+        head sum to 1; per_token is the weight divided by the number of tokens. The row of a
+        modality covers its own token, its habits and its events. The other rows are `user` (the
+        user token), `summary` and `tabular` (groups of numbers), `query` (its own words), `soft
         prompt` (its vectors) and `sink`, the first token: language models leave there what they do
         not need elsewhere.
 
@@ -247,9 +245,8 @@ def modality_importance(
         `user, query, modality, events, deletion_effect, gradient`. deletion_effect: 1 - cosine to
         the embedding of the whole
         user. gradient: share of gradient times input, over what the modality feeds (its tokens and
-        its coarse numbers), of the
-        part of the embedding that differs from the other users; NaN without. Modalities that a user
-        lacks are left out.
+        its coarse numbers), of the part of the embedding that differs from the other users; NaN
+        without. Modalities that a user lacks are left out.
 
     Example:
         >>> users = qa.make_sample_users(40).sample(3)

@@ -58,16 +58,12 @@ def find_clusters(
 
     Returns:
         `user, cluster, strength`: clusters are numbered by size from 0, -1 is none; strength (0 to
-        1) is how central a user
-        is. If nobody is in a cluster, the users are one continuum. `attrs` holds `least`, `axes`,
-        `draws`, `silhouette` (of
-        the users in clusters; NaN with fewer than two), `stability` (by cluster, the mean Jaccard
-        overlap with its best match
-        among the clusters of each subsample), `dissolved` (candidates with a stability below 0.5,
-        which are given up; a
-        cluster below 0.6 is not reliable either) and `first_axis` (share of the variance along one
-        line; near 1, clusters are
-        dense stretches of it).
+        1) is how central a user is. If nobody is in a cluster, the users are one continuum. `attrs`
+        holds `least`, `axes`, `draws`, `silhouette` (of the users in clusters; NaN with fewer than
+        two), `stability` (by cluster, the mean Jaccard overlap with its best match among the
+        clusters of each subsample), `dissolved` (candidates with a stability below 0.5, which are
+        given up; a cluster below 0.6 is not reliable either) and `first_axis` (share of the
+        variance along one line; near 1, clusters are dense stretches of it).
 
     Raises:
         ValueError: If ids are repeated or too few, rows are not finite, or `least` is out of range.
@@ -156,8 +152,7 @@ def cluster_transitions(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFra
 
     Returns:
         `from_cluster, to_cluster, users, share_from, share_to, kind`, one row for each pair that
-        has users (-1: none); the
-        users add up to all of them. kind is
+        has users (-1: none); the users add up to all of them. kind is
 
             stays    from a cluster to its only successor, which succeeds no other; or in none
                      before and after

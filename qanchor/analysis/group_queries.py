@@ -36,10 +36,9 @@ def rank_queries_for_group(
     """Rank questions by how well they separate a group from all other users.
 
     The scorer is linear, but not the fitted `linear_probe`: closeness to the mean embedding of the
-    group minus that to the
-    mean of the rest. A fitted probe separates a group about equally well under every question; this
-    one measures what the
-    question itself emphasises, and takes seconds for all questions and all random groups.
+    group minus that to the mean of the rest. A fitted probe separates a group about equally well
+    under every question; this one measures what the question itself emphasises, and takes seconds
+    for all questions and all random groups.
 
     Args:
         embedding_cache: The users; their embeddings are read from it and added to it, so the next
@@ -54,13 +53,11 @@ def rank_queries_for_group(
         ("users", done, total) while users are embedded and ("questions", done, total) while
         questions are compared; last the
         frame, best question first: `query, topic, auc, auc_low, auc_high` (out of fold, three seeds
-        of five folds), `n_group`,
-        `n_rest`, `chance` (the best of all questions stays below it in 95 % of the random groups),
-        `beyond_chance`, and
-        `behind` (clearly worse than the best, by the 95 % interval of the difference over the same
-        folds). With 72 questions
-        the best AUC is inflated by chance; only values above `chance` are significant. Closing the
-        iterator cancels.
+        of five folds), `n_group`, `n_rest`, `chance` (the best of all questions stays below it in
+        95 % of the random groups), `beyond_chance`, and `behind` (clearly worse than the best, by
+        the 95 % interval of the difference over the same folds). With 72 questions the best AUC is
+        inflated by chance; only values above `chance` are significant. Closing the iterator
+        cancels.
 
     Raises:
         KeyError: If an id is unknown.

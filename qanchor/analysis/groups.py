@@ -25,8 +25,7 @@ MIN_TEXT_HOLDERS = 5  # users of a cluster that have a text that is called disti
 def describe_clusters(
     clusters: pd.DataFrame, users: Users, *, max_texts: int = MAX_LISTED_TEXTS
 ) -> pd.DataFrame:
-    """Name each cluster by the events that its users had before the cut-off and other users had
-    not.
+    """Name each cluster by what its users did before the cut-off and others did not.
 
     A text is distinctive if the odds that a user of the cluster has it, once or often, exceed those
     of the others beyond
@@ -40,9 +39,8 @@ def describe_clusters(
 
     Returns:
         One row per cluster: `cluster, users, share` (of all users), `stability`, `events` (median
-        per user), `modality` (whose
-        share in the users' events exceeds that of the others most; empty if none does), `texts` and
-        a short `name`.
+        per user), `modality` (whose share in the users' events exceeds that of the others most;
+        empty if none does), `texts` and a short `name`.
 
     Raises:
         KeyError: If a user is unknown.
@@ -220,8 +218,7 @@ def describe_group(users: Users, ids: Iterable[str]) -> pd.DataFrame:
     """Compare a group with all other users, the most significant difference first.
 
     Only the history before the cut-off is read; labels are what was observed after it. Texts of
-    fewer than five users are left
-    out.
+    fewer than five users are left out.
 
     Args:
         users: The users.
@@ -231,15 +228,14 @@ def describe_group(users: Users, ids: Iterable[str]) -> pd.DataFrame:
         One row per comparison:
 
         kind, name: of a text, modality, fact or label, `group` and `rest` are the shares of users
-        that have it (of a label,
-        among those with a known one); of a number they are medians over the users.
+        that have it (of a label, among those with a known one); of a number they are medians over
+        the users.
         group_low, group_high, rest_low, rest_high: 95 % intervals (Wilson; of a median, by order
         statistics).
         difference, low, high: group minus rest with its 95 % interval, combined by Newcombe's
         method.
         p, beyond_chance: exact, or by ranks for numbers; true if p is significant after correction
-        for all comparisons
-        (Bonferroni), so about 1 in 20 random groups has any such row.
+        for all comparisons (Bonferroni), so about 1 in 20 random groups has any such row.
         n_group, n_rest: users compared.
 
     Raises:

@@ -54,10 +54,9 @@ def joint_projection(
 
     Returns:
         `user, query, x, y, trust`, first the rows of the first query. trust is 1 if the neighbours
-        of a point on the map are
-        its neighbours in the original space. `attrs` holds `trustworthiness` (the mean), `removed`
-        (size of the common
-        rotation and offset that were removed, see `align`), `method` and `users`.
+        of a point on the map are its neighbours in the original space. `attrs` holds
+        `trustworthiness` (the mean), `removed` (size of the common rotation and offset that were
+        removed, see `align`), `method` and `users`.
 
     Raises:
         ValueError: If there is no such method.

@@ -98,20 +98,17 @@ def query_group_matrix(
 
     Yields:
         `MatrixProgress`, and last the frame. Closing the iterator cancels. One row per question and
-        group: `query, group, n,
-        n_rest`, and three measures, each with a chance level (the best of all these questions stays
-        below it in 95 % of the
-        random groups of that size) and whether it is beyond that level:
+        group: `query, group, n, n_rest`, and three measures, each with a chance level (the best of
+        all these questions stays below it in 95 % of the random groups of that size) and whether it
+        is beyond that level:
 
         auc, auc_low, auc_high, chance, beyond_chance: how well the question separates the group, as
         `rank_queries_for_group`.
         yes_score, yes_score_chance, yes_score_beyond: how often a user of the group has a higher
-        score of `Engine.rank` than
-        one of the others; the chance level is a distance from 0.5. NaN if the question has no yes.
-        shift, shift_rest, noise_floor, ratio, ratio_chance, ratio_beyond: the median residual shift
-        from the empty query, of
-        the group and of the others; ratio is the first by the second, its chance level a factor, up
-        or down.
+        score of `Engine.rank` than one of the others; the chance level is a distance from 0.5. NaN
+        if the question has no yes. shift, shift_rest, noise_floor, ratio, ratio_chance,
+        ratio_beyond: the median residual shift from the empty query, of the group and of the
+        others; ratio is the first by the second, its chance level a factor, up or down.
 
     Raises:
         KeyError: If an id is unknown.

@@ -31,8 +31,7 @@ def align(before: EmbeddingRows, after: EmbeddingRows) -> tuple[EmbeddingRows, f
 
     Returns:
         The aligned rows, and how far the common rotation and offset had moved the users (root mean
-        square; unit rows give at
-        most 2).
+        square; unit rows give at most 2).
 
     Example:
         >>> before = np.eye(3)
@@ -68,8 +67,7 @@ def noise_floor(
     paraphrase.
 
     The largest shift over the paraphrases is taken per user, then the quantile over users. With
-    five paraphrases a sixth
-    moves about 1 user in 100 beyond the floor.
+    five paraphrases a sixth moves about 1 user in 100 beyond the floor.
 
     Args:
         base: Embeddings under the query.
@@ -135,8 +133,8 @@ def neighbors_changed(
 
     Returns:
         `user, neighbours_kept, gained, lost`. gained and lost are tuples of row numbers (positions
-        in `ids`), nearest first,
-        at most 5. They are no ids, because an id may contain any character.
+        in `ids`), nearest first, at most 5. They are no ids, because an id may contain any
+        character.
 
     Example:
         >>> before = np.array([[0.0], [0.1], [5.0], [5.1]])
@@ -191,8 +189,7 @@ def embedding_shift(
 
     Returns:
         `user, from_query, to_query, residual, noise_floor, beyond_noise, neighbours_kept, gained,
-        lost`; gained and lost are
-        tuples of row numbers, see `neighbors_changed`.
+        lost`; gained and lost are tuples of row numbers, see `neighbors_changed`.
 
     Example:
         >>> rows = np.random.default_rng(0).normal(size=(40, 4))

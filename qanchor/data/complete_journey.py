@@ -65,7 +65,10 @@ def load_complete_journey(cutoff="2017-10-01") -> Users:
         labels = labels.set_axis(labels.index.astype(str)).reindex(pd.Index(users.ids, name="user"))
         atomic_write(paths["labels"], partial(labels.reset_index().to_parquet, index=False))
         atomic_write(paths["events"], partial(users.events.to_parquet, index=False))
-    events, labels = pd.read_parquet(paths["events"]), pd.read_parquet(paths["labels"]).set_index("user")
+    events, labels = (
+        pd.read_parquet(paths["events"]),
+        pd.read_parquet(paths["labels"]).set_index("user"),
+    )
     ids = tuple(labels.index)
     events = events.assign(  # parquet does not keep the order of categories
         user=events["user"].cat.set_categories(list(ids)),
@@ -74,9 +77,7 @@ def load_complete_journey(cutoff="2017-10-01") -> Users:
     )
     # validated by from_events when it was built
     facts = pd.DataFrame(index=labels.index)
-    return Users(
-        "journey", events, cutoff, MODALITIES, facts, labels, unit="household", ids=ids
-    )
+    return Users("journey", events, cutoff, MODALITIES, facts, labels, unit="household", ids=ids)
 
 
 @cache
@@ -141,8 +142,7 @@ def _build(cutoff: pd.Timestamp) -> tuple[pd.DataFrame, pd.DataFrame]:
     values = {"data": data, "cutoff": cutoff, "days": LABEL_DAYS, "thirds": thirds}
     values |= {"local": local_time, "weighed": MAX_ITEMS, "baskets": MIN_BASKETS}
     categories_sql = (
-        "select distinct department, product_category as category"
-        f" from '{data}/products.parquet'"
+        f"select distinct department, product_category as category from '{data}/products.parquet'"
     )
     with duckdb.connect(config={"threads": 2, "memory_limit": "3GB"}) as base:
         pairs = base.sql(categories_sql).df()

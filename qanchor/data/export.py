@@ -14,6 +14,7 @@ from jaxtyping import Bool
 
 from qanchor.data.users import Users
 from qanchor.utils.io import atomic_write
+from qanchor.utils.text import plural
 
 MIN_GROUP_SIZE = 10  # users: a smaller group is not written to a file, for it points at persons
 
@@ -27,19 +28,29 @@ def export_group(
     least: int = MIN_GROUP_SIZE,
     salt: str | None = None,
 ) -> Path:
-    """Write a group to a file, one row a user as in `users.frame()`: CSV or Parquet, by the path's
-    ending.
+    """Write a group of users to a CSV or Parquet file, one row a user as in `users.frame()`.
 
-    beside  further columns, a row a user in its column `user`, such as `lens.order`: the file has
-            its order (but that of
-            the hashes with a salt); who is not in it comes last.
-    least   a group of fewer users is refused, for so few are persons.
-    salt    a secret of yours: ids become their HMAC-SHA256 under it, and rows are sorted by that.
-            Recent texts stay.
-    Texts in a CSV that a spreadsheet would run (they begin with = + - @) get an apostrophe in
-    front. The file is written whole
-    or not at all. ValueError: nobody, too few users, an empty salt, another ending, a `beside` of
-    nobody of them.
+    A text in a CSV that a spreadsheet would run (it begins with = + - @) gets an apostrophe in
+    front. The file is written atomically.
+
+    Args:
+        users: The users.
+        ids: Ids of the group.
+        path: Where to write; the ending .csv or .parquet sets the format.
+        beside: Further columns, one row a user with a column `user`, such as `lens.ranking`. The
+            file has its order (with a salt, the order of the hashes); users that are not in it
+            come last. Default: no further columns.
+        least: Smallest group that is written, because few users are persons. Default: 10.
+        salt: A secret: ids become their HMAC-SHA256 under it, and rows are sorted by that; recent
+            texts stay. Default: ids as they are.
+
+    Returns:
+        The path.
+
+    Raises:
+        KeyError: If an id is unknown.
+        ValueError: If there are no ids, fewer than `least`, an empty salt, another ending, or
+            `beside` has none of these users.
 
     Example:
         >>> import tempfile
@@ -53,22 +64,30 @@ def export_group(
     """
     path, ids = Path(path), list(ids)
     if not ids:
-        raise ValueError(f"nobody is chosen: draw around some {users.unit}s in the lens first, "
-"then run this cell again")
+        raise ValueError(
+            f"No {plural(users.unit)} selected. Select some in the lens and run this cell again."
+        )
     inside = membership_mask(users.ids, ids)
     if inside.sum() < least:
-        raise ValueError(f"{inside.sum()} {users.unit}(s) in the group, at least {least} are "
-"needed for a file: choose more")
+        raise ValueError(
+            f"{inside.sum()} {users.unit}(s) in the group, at least {least} are "
+            "needed for a file: choose more"
+        )
     if path.suffix not in (".csv", ".parquet"):
-        raise ValueError(f"{path.name} ends with {path.suffix or 'nothing'}: name it .csv or "
-".parquet")
+        raise ValueError(
+            f"{path.name} ends with {path.suffix or 'nothing'}: name it .csv or .parquet"
+        )
     frame = users.frame()[inside].reset_index(drop=True)
     frame = frame if beside is None else _join_columns(frame, beside)
     if salt is not None:
         if not salt:
-            raise ValueError("the salt is empty, so anybody could find the ids by trying: give a "
-"secret of yours")
-        frame["user"] = [hmac.new(salt.encode(), user.encode(), hashlib.sha256).hexdigest() for user in frame["user"]]
+            raise ValueError(
+                "the salt is empty, so anybody could find the ids by trying: give a secret of yours"
+            )
+        frame["user"] = [
+            hmac.new(salt.encode(), user.encode(), hashlib.sha256).hexdigest()
+            for user in frame["user"]
+        ]
         frame = frame.sort_values("user", ignore_index=True)
     if path.suffix == ".parquet":
         frame = frame.assign(recent=[list(texts) for texts in frame["recent"]])
@@ -93,15 +112,23 @@ def _join_columns(frame: pd.DataFrame, beside: pd.DataFrame) -> pd.DataFrame:
     twice = int(beside["user"].duplicated().sum()) if "user" in beside else 0
     taken = [name for name in beside if name in frame and name != "user"]
     if "user" not in beside or twice or taken:
-        told = "no column 'user'" if "user" not in beside else f"{twice} users twice" if twice else ("columns "
-f"{taken} again")
-        raise ValueError(f"`beside` has {told}: give one row a user and new columns, as "
-"lens.order has")
+        told = (
+            "no column 'user'"
+            if "user" not in beside
+            else f"{twice} users twice"
+            if twice
+            else (f"columns {taken} again")
+        )
+        raise ValueError(
+            f"`beside` has {told}: give one row a user and new columns, as lens.order has"
+        )
     more = beside.assign(user=beside["user"].astype(str)).set_index("user")
     place = more.index.get_indexer(frame["user"])
     if (place < 0).all():
-        raise ValueError(f"`beside` has none of the {len(frame)} users: wait until the lens has "
-"found who is nearest to a yes")
+        raise ValueError(
+            f"`beside` has none of the {len(frame)} users: wait until the lens has "
+            "found who is nearest to a yes"
+        )
     order = np.argsort(np.where(place < 0, len(more), place), kind="stable")
     return frame.join(more, on="user").iloc[order].reset_index(drop=True)
 
@@ -113,7 +140,9 @@ def escape_formula(cell):
         >>> escape_formula("=HYPERLINK(1)"), escape_formula("tea = 3"), escape_formula(-2)
         ("'=HYPERLINK(1)", 'tea = 3', -2)
     """
-    return f"'{cell}" if isinstance(cell, str) and cell.lstrip()[:1] in tuple("=+-@＝＋－＠") else cell
+    return (
+        f"'{cell}" if isinstance(cell, str) and cell.lstrip()[:1] in tuple("=+-@＝＋－＠") else cell
+    )
 
 
 def membership_mask(everyone: Sequence[str], ids: Iterable[str]) -> Bool[np.ndarray, " user"]:
@@ -126,13 +155,14 @@ def membership_mask(everyone: Sequence[str], ids: Iterable[str]) -> Bool[np.ndar
     index, ids = pd.Index(everyone), [str(user) for user in ids]
     rows = index.get_indexer(pd.Index(ids, dtype=index.dtype))
     if (rows < 0).any():
-        raise KeyError(f"user {ids[int(np.argmin(rows))]!r} is not among the {len(index):,}: "
-"choose from these")
+        raise KeyError(
+            f"user {ids[int(np.argmin(rows))]!r} is not among the {len(index):,}: choose from these"
+        )
     inside = np.zeros(len(index), dtype=bool)
     inside[rows] = True
     if inside.all() or not inside.any():
         raise ValueError(
             f"the group holds {inside.sum():,} of {len(index):,} users, so there is nothing to "
-"compare: choose some"
+            "compare: choose some"
         )
     return inside

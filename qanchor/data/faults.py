@@ -26,11 +26,19 @@ HIDDEN = re.compile(
 FAULTS = (  # of one cell of words: how it is seen, the hint, what is done, whether it is severe
     (NULLS.search, "a null byte: remove it", "removed", True),
     (HIDDEN.search, "invisible characters: remove them", "removed", False),
-    (lambda text: not unicodedata.is_normalized("NFC", text), "letters in pieces: write them "
-"whole (NFC)", "normalised", False),
+    (
+        lambda text: not unicodedata.is_normalized("NFC", text),
+        "letters in pieces: write them whole (NFC)",
+        "normalised",
+        False,
+    ),
     (lambda text: text != text.strip(), "spaces around it: trim it", "trimmed", False),
 )
-MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 NOT_WORDS = (bytes, list, tuple, dict, set, np.ndarray)
 EMPTY = "empty (a csv file's NA, null and None count as empty): fill it or drop the row"
 TRUTHS = {"yes": 1.0, "true": 1.0, "y": 1.0, "no": 0.0, "false": 0.0, "n": 0.0}
@@ -84,16 +92,31 @@ class Problem:
 class Notes(list):
     """Collect problems: of some rows of a column, or of a file as a whole."""
 
-    def rows(self, file: str, given: pd.Series, bad, hint: str, action: str = "", blocking: bool = True) -> None:
+    def rows(
+        self, file: str, given: pd.Series, bad, hint: str, action: str = "", blocking: bool = True
+    ) -> None:
         """Note the rows where `bad` is true; `given` holds the column, its index the rows of the
         file.
         """
         at = np.flatnonzero(np.asarray(bad, bool))
         if len(at):
             first = shown(given.iloc[at[0]])
-            self.append(Problem(file, int(given.index[at[0]]), len(at), str(given.name), first, hint, action, blocking))
+            self.append(
+                Problem(
+                    file,
+                    int(given.index[at[0]]),
+                    len(at),
+                    str(given.name),
+                    first,
+                    hint,
+                    action,
+                    blocking,
+                )
+            )
 
-    def whole(self, file: str, column: str, value, hint: str, action: str = "", blocking: bool = True) -> None:
+    def whole(
+        self, file: str, column: str, value, hint: str, action: str = "", blocking: bool = True
+    ) -> None:
         """Note a problem of the whole file."""
         self.append(Problem(file, None, 0, column, shown(value), hint, action, blocking))
 
@@ -151,7 +174,10 @@ def words(notes: Notes, file: str, given: pd.Series) -> tuple[pd.Series, dict[st
     texts, trim = given.name == "text", given.name != "text"
     given = _words_only(notes, file, given)
     codes, found = pd.factorize(given)
-    raw = [f"{v:.0f}" if isinstance(v, float) and v.is_integer() else str(v) for v in np.asarray(found, object)]
+    raw = [
+        f"{v:.0f}" if isinstance(v, float) and v.is_integer() else str(v)
+        for v in np.asarray(found, object)
+    ]
     if pd.api.types.is_float_dtype(given) and trim:
         hint = "a number with decimals as an id: write whole numbers or words"
         notes.rows(file, given, given.notna(), hint, "written as whole numbers", False)
@@ -159,13 +185,21 @@ def words(notes: Notes, file: str, given: pd.Series) -> tuple[pd.Series, dict[st
     empty = np.array([not text.strip() for text in clean] + [True])
     changed = [i for i, text in enumerate(raw) if text != clean[i] and not empty[i]]
     for seen, hint, done, severe in FAULTS:
-        notes.rows(file, given, _marked(len(raw), (i for i in changed if seen(raw[i])))[codes], hint, done, severe)
+        notes.rows(
+            file,
+            given,
+            _marked(len(raw), (i for i in changed if seen(raw[i])))[codes],
+            hint,
+            done,
+            severe,
+        )
     notes.rows(file, given, empty[codes], EMPTY, "row dropped")
     if texts:
         long = [i for i, text in enumerate(raw) if len(text) > MAX_TEXT]
         hint = f"over {MAX_TEXT:,} characters: shorten it"
-        notes.rows(file, given, _marked(len(raw), long)[codes], hint, f"cut to {MAX_TEXT:,} "
-"characters")
+        notes.rows(
+            file, given, _marked(len(raw), long)[codes], hint, f"cut to {MAX_TEXT:,} characters"
+        )
         clean = [text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…" for text in clean]
     if trim:
         mixed = _marked(len(raw), (i for i, text in enumerate(clean) if len(_alphabets(text)) > 1))
@@ -175,21 +209,30 @@ def words(notes: Notes, file: str, given: pd.Series) -> tuple[pd.Series, dict[st
     places, kinds = pd.factorize(np.array(clean, object))
     places[empty[:-1]] = -1
     column = pd.Categorical.from_codes(np.append(places, -1)[codes], kinds)
-    return pd.Series(column, given.index, name=given.name).cat.remove_unused_categories(), dict(zip(raw, clean, strict=True))
+    return pd.Series(column, given.index, name=given.name).cat.remove_unused_categories(), dict(
+        zip(raw, clean, strict=True)
+    )
 
 
 def _alphabets(text: str) -> set[str]:
     """Name the alphabets that a word mixes, of those whose letters look alike."""
     if text.isascii():
         return set()
-    found = [{unicodedata.name(c, "?").split()[0] for c in word if c.isalpha()} for word in re.findall(r"\w+", text)]
+    found = [
+        {unicodedata.name(c, "?").split()[0] for c in word if c.isalpha()}
+        for word in re.findall(r"\w+", text)
+    ]
     return max((names & {"LATIN", "CYRILLIC", "GREEK"} for names in found), key=len, default=set())
 
 
-def _note_alike(notes: Notes, file: str, given: pd.Series, codes: np.ndarray, clean: list[str]) -> None:
+def _note_alike(
+    notes: Notes, file: str, given: pd.Series, codes: np.ndarray, clean: list[str]
+) -> None:
     """Note names that differ in case or form alone, such as Bill and bill."""
     folded: dict[str, str] = {}
-    first = [folded.setdefault(unicodedata.normalize("NFKC", text).casefold(), text) for text in clean]
+    first = [
+        folded.setdefault(unicodedata.normalize("NFKC", text).casefold(), text) for text in clean
+    ]
     alike = [i for i, text in enumerate(clean) if text and text != first[i]]
     if alike:
         hint = f"like {first[alike[0]]!r} but for case or form: one and the same?"
@@ -223,7 +266,9 @@ def _decoded(value) -> str | None:
 
 def _text(given: pd.Series) -> pd.Series:
     """Give cells as text; pandas alone stops at bytes that are none."""
-    return given.map(lambda value: value.decode(errors="replace") if isinstance(value, bytes) else value).astype(str)
+    return given.map(
+        lambda value: value.decode(errors="replace") if isinstance(value, bytes) else value
+    ).astype(str)
 
 
 def times(notes: Notes, file: str, given: pd.Series) -> pd.Series:
@@ -239,16 +284,25 @@ def _read_times(notes: Notes, file: str, given: pd.Series) -> pd.Series:
     if pd.api.types.is_datetime64_any_dtype(given):
         zone = getattr(given.dtype, "tz", None)
         if zone is not None and str(zone) != "UTC":
-            notes.rows(file, given, given.notna(), f"times of {zone}: write UTC", "written in UTC", False)
+            notes.rows(
+                file, given, given.notna(), f"times of {zone}: write UTC", "written in UTC", False
+            )
         notes.rows(file, given, given.isna(), EMPTY, "row dropped")
         return pd.to_datetime(given, utc=True).dt.tz_localize(None).astype("datetime64[us]")
     plain = _text(given).where(given.notna(), "").astype(object)
-    zones = plain.str.extract(OFFSET, expand=False).replace({"Z": "+00:00", "+00": "+00:00", "+0000": "+00:00"})
+    zones = plain.str.extract(OFFSET, expand=False).replace(
+        {"Z": "+00:00", "+00": "+00:00", "+0000": "+00:00"}
+    )
     if elsewhere := set(zones.dropna().unique()) - {"+00:00"}:
-        hint = (f"time zones {', '.join(sorted(elsewhere))}: write all in UTC (no zone counts as "
-"UTC)")
+        hint = (
+            f"time zones {', '.join(sorted(elsewhere))}: write all in UTC (no zone counts as UTC)"
+        )
         notes.rows(file, given, zones.isin(elsewhere), hint, "written in UTC", False)
-    time = pd.to_datetime(plain, errors="coerce", utc=True, format="ISO8601").dt.tz_localize(None).astype("datetime64[us]")
+    time = (
+        pd.to_datetime(plain, errors="coerce", utc=True, format="ISO8601")
+        .dt.tz_localize(None)
+        .astype("datetime64[us]")
+    )
     time = time.mask(plain.isin(["now", "today"]))  # pandas would take the hour of reading
     time = time.fillna(_day_first(notes, file, given, plain))
     blank = plain.str.strip() == ""
@@ -273,22 +327,41 @@ def _day_first(notes: Notes, file: str, given: pd.Series, plain: pd.Series) -> p
     if first == second or not there.any():
         return pd.Series(pd.NaT, given.index, dtype="datetime64[us]")
     day, month = (parts[0], parts[2]) if first else (parts[2], parts[0])
-    said = parts[3] + "-" + month.str.zfill(2) + "-" + day.str.zfill(2) + " " + parts[4].fillna("00:00").str.zfill(5)
+    said = (
+        parts[3]
+        + "-"
+        + month.str.zfill(2)
+        + "-"
+        + day.str.zfill(2)
+        + " "
+        + parts[4].fillna("00:00").str.zfill(5)
+    )
     time = pd.to_datetime(said, errors="coerce", format="ISO8601").astype("datetime64[us]")
     order = "day" if first else "month"
-    notes.rows(file, given, time.notna(), f"the {order} first: write it as 2025-01-31 18:00:00", "read "
-f"with the {order} first")
+    notes.rows(
+        file,
+        given,
+        time.notna(),
+        f"the {order} first: write it as 2025-01-31 18:00:00",
+        f"read with the {order} first",
+    )
     return time
 
 
-def numbers(notes: Notes, file: str, given: pd.Series, label: bool = False, comma: bool = False) -> pd.Series:
+def numbers(
+    notes: Notes, file: str, given: pd.Series, label: bool = False, comma: bool = False
+) -> pd.Series:
     """Mend a column of numbers: floats, all finite or missing; `label` allows 0 and 1 only, `comma`
     reads 3,5 as 3.5.
     """
     none = pd.Series(np.nan, given.index)
     if getattr(given.dtype, "kind", "") in "mM":
-        notes.rows(file, given, given.notna(), "a time, not a number: write it as a number, of "
-"days perhaps")
+        notes.rows(
+            file,
+            given,
+            given.notna(),
+            "a time, not a number: write it as a number, of days perhaps",
+        )
         return none
     try:
         values = pd.to_numeric(given, errors="coerce").astype(float)
@@ -297,10 +370,19 @@ def numbers(notes: Notes, file: str, given: pd.Series, label: bool = False, comm
     wrong = values.isna() & given.notna()
     if wrong.any():
         text = _text(given[wrong]).str.strip().str.lower()
-        read = text.map(TRUTHS) if label else pd.to_numeric(text.str.replace(",", ".").where(text.str.fullmatch(COMMA) & comma))
+        read = (
+            text.map(TRUTHS)
+            if label
+            else pd.to_numeric(text.str.replace(",", ".").where(text.str.fullmatch(COMMA) & comma))
+        )
         how = "a word, not 0 or 1" if label else "a decimal comma"
-        notes.rows(file, given, read.reindex(given.index).notna(), f"{how}: write it as a number", "read "
-"as a number")
+        notes.rows(
+            file,
+            given,
+            read.reindex(given.index).notna(),
+            f"{how}: write it as a number",
+            "read as a number",
+        )
         values = values.fillna(read)
         hint = "not a number: encode it as numbers, or drop the column"
         notes.rows(file, given, values.isna() & given.notna(), hint)

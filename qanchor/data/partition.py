@@ -200,8 +200,8 @@ def partition_users(
         work: Folder to create.
         shards: Number of shards.
         numbers: Number columns of the events to keep.
-        texts: Number of distinct texts to list in `texts.parquet`, in alphabetical order.
-        **config: DuckDB settings such as `threads` and `memory_limit`.
+        texts: Number of distinct texts to list in `texts.parquet`, in alphabetical order. **config:
+        DuckDB settings such as `threads` and `memory_limit`.
 
     Raises:
         DataError: The events hold a value that cannot be used.
@@ -303,9 +303,7 @@ def write_shards(base, rows: str, shards: int, folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("_shard=")) for path in folder.glob("_shard=*"))
 
 
-def create_events_view(
-    base, table: EventSource, numbers: Sequence[str] = NUMBERS
-) -> list[str]:
+def create_events_view(base, table: EventSource, numbers: Sequence[str] = NUMBERS) -> list[str]:
     """Create the view `events` with clean types and the position of each event in the source.
 
     Args:

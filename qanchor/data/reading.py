@@ -46,12 +46,10 @@ def clean_table(folder, out, today=None) -> pd.DataFrame:
     rows, done`.
 
     The copy is parquet, loads, and holds no problem that could be mended. The folder itself is
-    never touched.
-    A column is taken for a missing one where its name and cells leave no doubt ("renamed");
-    `validate_table` tells which.
-    Raises CleaningError, naming all of it and writing nothing, when something only you can mend;
-    ValueError when `out` is the
-    folder or lies in it; FileExistsError when `out` holds something.
+    never touched. A column is taken for a missing one where its name and cells leave no doubt
+    ("renamed"); `validate_table` tells which. Raises CleaningError, naming all of it and writing
+    nothing, when something only you can mend; ValueError when `out` is the folder or lies in it;
+    FileExistsError when `out` holds something.
 
     Example:
         >>> import tempfile
@@ -84,15 +82,21 @@ def _found(folder, today) -> Folder:
             notes.whole(names[list(forms.values())[-1]], "user", list(forms), cure)
     if spaced:
         cure = f"ids that are equal but for spaces around them, {len(spaced):,} such: trim them"
-        notes.whole(names[list(spaced[0].values())[-1]], "user", list(spaced[0]), cure, "taken "
-"for one user")
+        notes.whole(
+            names[list(spaced[0].values())[-1]], "user", list(spaced[0]), cure, "taken for one user"
+        )
     events = tables.get("events", pd.DataFrame())
     for stem in ("users", "labels"):
         if "user" in events and "user" in tables.get(stem, ()):
             user = tables[stem]["user"]
             alone = ~user.isin(set(events["user"].astype(str)))
-            notes.rows(names[stem], user, alone, "no event of this user: is the id the same in "
-"events?", blocking=False)
+            notes.rows(
+                names[stem],
+                user,
+                alone,
+                "no event of this user: is the id the same in events?",
+                blocking=False,
+            )
     if cutoff is not None and len(events) and {"user", "time"} <= set(events):
         first = events.groupby("user", observed=True)["time"].min()
         new = events["user"].isin(first.index[first >= cutoff]) & ~events["user"].duplicated()
@@ -100,9 +104,12 @@ def _found(folder, today) -> Folder:
         notes.rows(names["events"], events["user"], new, cure, blocking=False)
     labels = tables.get("labels", pd.DataFrame())
     for stem in ("events", "users"):
-        for name in sorted(set(labels) & set(tables.get(stem, ())) - {"user"} if "user" in labels else ()):
-            cure = ("named like a label: a label must never be an input, drop the column or "
-"rename one")
+        for name in sorted(
+            set(labels) & set(tables.get(stem, ())) - {"user"} if "user" in labels else ()
+        ):
+            cure = (
+                "named like a label: a label must never be an input, drop the column or rename one"
+            )
             notes.whole(names[stem], name, name, cure)
     return found
 
@@ -113,8 +120,11 @@ def _about(notes: Notes, folder: Path) -> dict:
         about = read_metadata(folder / file)
     except (ValueError, OSError, RecursionError) as error:
         place = getattr(error, "column", "about"), getattr(error, "value", str(error))
-        notes.whole(file, *place, getattr(error, "hint", "cannot be read: mend it or remove the "
-"file") + MORE)
+        notes.whole(
+            file,
+            *place,
+            getattr(error, "hint", "cannot be read: mend it or remove the file") + MORE,
+        )
         return {}
     for key in sorted(set(about) - set(ABOUT)):
         notes.whole(file, key, about[key], f"not read: only {', '.join(ABOUT)} are", blocking=False)
@@ -122,11 +132,20 @@ def _about(notes: Notes, folder: Path) -> dict:
     clean = list(dict.fromkeys(filter(None, (tidy(name, True) for name in names))))
     if clean != names:
         about["modalities"] = clean
-        notes.whole(file, "modalities", names, "a name twice, empty or not plain", "each written "
-"once, plainly")
+        notes.whole(
+            file,
+            "modalities",
+            names,
+            "a name twice, empty or not plain",
+            "each written once, plainly",
+        )
     if about.get("horizon_days", 30) > LONGEST:
-        notes.whole(file, "horizon_days", about.pop("horizon_days"), f"over {LONGEST:,} days: is "
-"that meant?")
+        notes.whole(
+            file,
+            "horizon_days",
+            about.pop("horizon_days"),
+            f"over {LONGEST:,} days: is that meant?",
+        )
     return about
 
 
@@ -141,8 +160,9 @@ def _cutoff(notes: Notes, about: dict, today: pd.Timestamp) -> pd.Timestamp | No
     if cutoff.tz is not None:
         cutoff = cutoff.tz_convert("UTC").tz_localize(None)
         about["cutoff"] = str(cutoff)
-        notes.whole(file, "cutoff", given, "has a time zone: write it in UTC, without one", "written "
-"in UTC")
+        notes.whole(
+            file, "cutoff", given, "has a time zone: write it in UTC, without one", "written in UTC"
+        )
     if cutoff > today + YEAR:
         notes.whole(file, "cutoff", given, "over a year ahead: is the year right?" + MORE)
         return None
@@ -151,10 +171,13 @@ def _cutoff(notes: Notes, about: dict, today: pd.Timestamp) -> pd.Timestamp | No
 
 def _free(folder: Path, out: Path) -> Path:
     if folder.resolve() in (out.resolve(), *out.resolve().parents):
-        raise ValueError(f"{out} is {folder} or lies in it: a folder is never mended in place, "
-"choose another")
+        raise ValueError(
+            f"{out} is {folder} or lies in it: a folder is never mended in place, choose another"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} holds something already: choose a folder that is new or empty")
+        raise FileExistsError(
+            f"{out} holds something already: choose a folder that is new or empty"
+        )
     return out
 
 
@@ -171,7 +194,9 @@ def _write(found: Folder, out: Path) -> pd.DataFrame:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     rows = [problem.plain() for problem in found.notes if problem.fixable]
-    return pd.DataFrame(rows, columns=["file", "column", "row", "rows", "action"]).astype({"row": "Int64"})
+    return pd.DataFrame(rows, columns=["file", "column", "row", "rows", "action"]).astype(
+        {"row": "Int64"}
+    )
 
 
 def _save(found: Folder, folder: Path) -> None:
@@ -179,7 +204,9 @@ def _save(found: Folder, folder: Path) -> None:
     folder.mkdir(parents=True)
     for stem, frame in found.tables.items():
         if stem == "events":
-            frame = frame.sort_values(["user", "time"], kind="stable").astype(dict.fromkeys(("modality", "text"), str))
+            frame = frame.sort_values(["user", "time"], kind="stable").astype(
+                dict.fromkeys(("modality", "text"), str)
+            )
         frame.astype({"user": str}).to_parquet(folder / f"{stem}.parquet", index=False)
     if found.about:
         (folder / "about.json").write_text(json.dumps(found.about, indent=2) + "\n")
@@ -190,8 +217,7 @@ def table(problems: list[Problem]) -> str:
     does, "-" for nothing.
 
     Below each stands what is wrong with it and how to mend it by hand. What is too long for its
-    place is cut; lists of names
-    stand at the end, whole.
+    place is cut; lists of names stand at the end, whole.
     """
     rows, cures, below = [("", "file", "row", "rows", "column", "value", "--fix")], [""], {}
     for p in sorted(problems, key=lambda p: (bool(p.action), not p.blocking)):
@@ -205,9 +231,20 @@ def table(problems: list[Problem]) -> str:
         rows.append((kind, p.file, *place, p.column, value, p.action or "-"))
         cures.append(f"\n       {p.hint}")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() + cure for row, cure in zip(rows, cures, strict=True)]
-    return "\n".join([*lines, *(wrapped for line in below for wrapped in textwrap.wrap(line, 120, subsequent_indent=" "
-"   "))])
+    lines = [
+        "  ".join(map(str.ljust, row, widths)).rstrip() + cure
+        for row, cure in zip(rows, cures, strict=True)
+    ]
+    return "\n".join(
+        [
+            *lines,
+            *(
+                wrapped
+                for line in below
+                for wrapped in textwrap.wrap(line, 120, subsequent_indent="    ")
+            ),
+        ]
+    )
 
 
 def check_folder(path, out=None) -> tuple[dict, str]:
@@ -227,28 +264,49 @@ def check_folder(path, out=None) -> tuple[dict, str]:
     found = _found(path, None)
     problems, said = list(found.notes), []
     stuck = [problem for problem in problems if problem.blocking and not problem.fixable]
-    told = {"in_order": not any(problem.blocking for problem in problems), "problems": [p.plain() for p in problems]}
+    told = {
+        "in_order": not any(problem.blocking for problem in problems),
+        "problems": [p.plain() for p in problems],
+    }
     if problems:
-        said = [table(problems), "Rows are counted from 0, without the header: row 0 is line 2 "
-"of a csv file.", ""]
+        said = [
+            table(problems),
+            "Rows are counted from 0, without the header: row 0 is line 2 of a csv file.",
+            "",
+        ]
     if out is not None and not stuck:
         done = _write(found, _free(Path(path), Path(out)))
-        told |= {"in_order": True, "mended": str(out), "action": json.loads(done.to_json(orient="records"))}
+        told |= {
+            "in_order": True,
+            "mended": str(out),
+            "action": json.loads(done.to_json(orient="records")),
+        }
         said += [f"{path} is mended in {out}."]
-        if lost := sum(p.rows for p in problems if p.action == "row dropped" and p.file.startswith("events")):
+        if lost := sum(
+            p.rows for p in problems if p.action == "row dropped" and p.file.startswith("events")
+        ):
             said += [f"{lost:,} rows of the events were dropped on the way; above it says why."]
         path = out
     if not told["in_order"]:
         mendable = sum(problem.fixable for problem in problems)
-        said += [f"{path} is not in order: {len(problems)} problem(s), {mendable} of them can be "
-"mended with --fix OUT."]
+        said += [
+            f"{path} is not in order: {len(problems)} problem(s), {mendable} of them can be "
+            "mended with --fix OUT."
+        ]
         said += [f"{len(stuck)} only you can mend; until then --fix writes nothing."] * bool(stuck)
         return told, "\n".join(said)
     inside = _contents(load_users(path))
-    last = " (after the last event: about.json names none)" * (read_metadata(Path(path) / "about.json").get("cutoff") is None)
-    lines = [f"{name}: {_listed(found)}{last * (name == 'cutoff')}" for name, found in inside.items() if found]
-    lines += [f"next: python -m qanchor train --preset small --users {shlex.quote(str(path))} "
-"--out RUN"]
+    last = " (after the last event: about.json names none)" * (
+        read_metadata(Path(path) / "about.json").get("cutoff") is None
+    )
+    lines = [
+        f"{name}: {_listed(found)}{last * (name == 'cutoff')}"
+        for name, found in inside.items()
+        if found
+    ]
+    lines += [
+        f"next: python -m qanchor train --preset small --users {shlex.quote(str(path))} --out RUN"
+    ]
     return told | inside, "\n".join([*said, f"{path} is in order.", *lines])
 
 
@@ -280,4 +338,9 @@ def _unknown(facts: pd.DataFrame) -> dict[str, int]:
     for name, n in facts.isna().sum().items():
         empty.setdefault(str(name).partition(".")[0], {})[str(name)] = int(n)
     alike = {kind: len(some) > 1 and len(set(some.values())) == 1 for kind, some in empty.items()}
-    return {kind if alike[kind] else name: n for kind, some in empty.items() for name, n in some.items() if n}
+    return {
+        kind if alike[kind] else name: n
+        for kind, some in empty.items()
+        for name, n in some.items()
+        if n
+    }

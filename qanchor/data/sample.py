@@ -198,7 +198,9 @@ def make_sample_users(
     rng = np.random.default_rng([seed, 1])
     months = _months(rng, truth, days, history_days)
     noise = 0.3 * rng.standard_normal((len(EVENT_RATES), n))
-    parts = [_emit(rng, place, truth, months, days, noise[place]) for place in range(len(EVENT_RATES))]
+    parts = [
+        _emit(rng, place, truth, months, days, noise[place]) for place in range(len(EVENT_RATES))
+    ]
     return Users.from_events(
         pd.concat(parts, ignore_index=True),
         START + pd.Timedelta(days=history_days),
@@ -228,7 +230,9 @@ def sample_ground_truth(n: int = 2000, seed: int = 0) -> pd.DataFrame:
         (3, 28)
     """
     truth = _truth(n, seed)
-    frame = pd.DataFrame({f"trait.{name}": values for name, values in truth.traits.items()}, index=_ids(n))
+    frame = pd.DataFrame(
+        {f"trait.{name}": values for name, values in truth.traits.items()}, index=_ids(n)
+    )
     frame[[f"p.{name}" for name in TASKS]] = truth.p
     frame = frame.round(4)
     frame["lies"] = [MODALITIES[place] if place >= 0 else "" for place in truth.lies]
@@ -253,7 +257,9 @@ def write_sample_data(folder, n: int = 2000, seed: int = 0) -> Path:
         3
     """
     folder = make_sample_users(n, seed).save(folder)
-    sample_ground_truth(n, seed).reset_index().to_parquet(folder / "truth.parquet", index=False, compression="zstd")
+    sample_ground_truth(n, seed).reset_index().to_parquet(
+        folder / "truth.parquet", index=False, compression="zstd"
+    )
     return folder
 
 
@@ -267,7 +273,9 @@ def _truth(n: int, seed: int) -> GroundTruth:
     rng = np.random.default_rng([seed, 0])
     share = np.array(list(TRAITS.values()))
     own = np.sqrt(1 - (share**2).sum(axis=1))
-    values = rng.standard_normal((n, share.shape[1])) @ share.T + own * rng.standard_normal((n, len(TRAITS)))
+    values = rng.standard_normal((n, share.shape[1])) @ share.T + own * rng.standard_normal(
+        (n, len(TRAITS))
+    )
     traits = dict(zip(TRAITS, values.T, strict=True))
     p = np.stack([1 / (1 + np.exp(-_logit(traits, *task))) for task in TASKS.values()], axis=1)
     missing = rng.random((n, len(MODALITIES))) < MISSING_SHARE
@@ -300,7 +308,9 @@ def _facts(rng: np.random.Generator, truth: GroundTruth) -> pd.DataFrame:
     return pd.DataFrame(frame, index=_ids(n))
 
 
-def _months(rng: np.random.Generator, truth: GroundTruth, days: int, history_days: int) -> list[tuple[int, np.ndarray]]:
+def _months(
+    rng: np.random.Generator, truth: GroundTruth, days: int, history_days: int
+) -> list[tuple[int, np.ndarray]]:
     """Draw the outcomes of each month: the labels after the cut-off, fresh draws in the others."""
     first = history_days - MONTH * (history_days // MONTH)
     months = []
@@ -311,7 +321,14 @@ def _months(rng: np.random.Generator, truth: GroundTruth, days: int, history_day
     return months
 
 
-def _emit(rng: np.random.Generator, place: int, truth: GroundTruth, months: list, days: int, noise: np.ndarray) -> pd.DataFrame:
+def _emit(
+    rng: np.random.Generator,
+    place: int,
+    truth: GroundTruth,
+    months: list,
+    days: int,
+    noise: np.ndarray,
+) -> pd.DataFrame:
     """Generate the events of one modality for all users."""
     modality, n = MODALITIES[place], len(truth.p)
     source = np.where(truth.lies == place, truth.donor, np.arange(n))
@@ -333,7 +350,9 @@ def _emit(rng: np.random.Generator, place: int, truth: GroundTruth, months: list
     return _write(rng, modality, traits, user, theme, day)
 
 
-def _choose(rng: np.random.Generator, modality: str, traits: dict[str, np.ndarray], user: np.ndarray) -> np.ndarray:
+def _choose(
+    rng: np.random.Generator, modality: str, traits: dict[str, np.ndarray], user: np.ndarray
+) -> np.ndarray:
     """Draw a theme for each event: softmax of the user's traits over the modality's themes."""
     numbers = []
     logit = []
@@ -348,34 +367,48 @@ def _choose(rng: np.random.Generator, modality: str, traits: dict[str, np.ndarra
     return np.array(numbers)[np.clip(position - user * len(numbers), 0, len(numbers) - 1)]
 
 
-def _days(rng: np.random.Generator, user: np.ndarray, traits: dict[str, np.ndarray], days: int) -> np.ndarray:
+def _days(
+    rng: np.random.Generator, user: np.ndarray, traits: dict[str, np.ndarray], days: int
+) -> np.ndarray:
     """Draw the day of each event: more with the trend, on weekends if sociable, some in bursts."""
     slope, r = 0.9 * np.tanh(0.7 * traits["trend"])[user], rng.random(len(user))
     x = 2 * r / (1 - slope + np.sqrt((1 - slope) ** 2 + 4 * slope * r))  # linear density
     day = np.minimum(days * x, days - 1).astype(int)
     moved = rng.random(len(user)) < 0.4 / (1 + np.exp(-1.5 * traits["social"][user]))
-    day = np.where(moved & (day % 7 < 5), np.minimum(day - day % 7 + rng.integers(5, 7, len(user)), days - 1), day)
+    day = np.where(
+        moved & (day % 7 < 5),
+        np.minimum(day - day % 7 + rng.integers(5, 7, len(user)), days - 1),
+        day,
+    )
     burst = np.flatnonzero((rng.random(len(user)) < 0.15)[1:] & (user[1:] == user[:-1])) + 1
     day[burst] = day[burst - 1]
     return day
 
 
-def _minutes(rng: np.random.Generator, user: np.ndarray, traits: dict[str, np.ndarray]) -> np.ndarray:
+def _minutes(
+    rng: np.random.Generator, user: np.ndarray, traits: dict[str, np.ndarray]
+) -> np.ndarray:
     """Draw the minute of the day: late with the trait night, early with the trait routine."""
     night = rng.random(len(user)) < 1 / (1 + np.exp(2.2 - 1.1 * traits["night"][user]))
     early = rng.random(len(user)) < 1 / (1 + np.exp(1.2 - 0.7 * traits["routine"][user]))
     late, dawn, day = (rng.integers(*hours, len(user)) for hours in ((23, 28), (6, 10), (10, 23)))
-    return np.where(night, late % 24, np.where(early, dawn, day)) * 60 + rng.integers(0, 60, len(user))
+    return np.where(night, late % 24, np.where(early, dawn, day)) * 60 + rng.integers(
+        0, 60, len(user)
+    )
 
 
-def _write(rng, modality: str, traits: dict, user: np.ndarray, theme: np.ndarray, day: np.ndarray) -> pd.DataFrame:
+def _write(
+    rng, modality: str, traits: dict, user: np.ndarray, theme: np.ndarray, day: np.ndarray
+) -> pd.DataFrame:
     """Return the events with text (half the time the user's favorite of the theme) and numbers."""
     texts_by_theme = [t.texts.get(modality, ()) for t in themes()]
     size = np.array([len(texts) for texts in texts_by_theme])
     first = np.cumsum([0, *map(len, texts_by_theme)])
     favorite = (user * 7919 + theme * 104729) % 997 % size[theme]
     pick = np.where(rng.random(len(user)) < 0.5, favorite, rng.integers(0, size[theme]))
-    texts = pd.Categorical.from_codes(first[theme] + pick, [text for texts in texts_by_theme for text in texts])
+    texts = pd.Categorical.from_codes(
+        first[theme] + pick, [text for texts in texts_by_theme for text in texts]
+    )
     frame = pd.DataFrame({"user": pd.Categorical.from_codes(user, _ids(len(traits["wealth"])))})
     minute = day * 1440 + _minutes(rng, user, traits)
     frame["time"] = START.to_datetime64() + minute.astype("timedelta64[m]")
@@ -383,9 +416,18 @@ def _write(rng, modality: str, traits: dict, user: np.ndarray, theme: np.ndarray
     if modality == "bill":
         taste = 0.3 * traits["wealth"] - 0.1 * traits["thrift"]
         price = np.array([t.price for t in themes()])[theme]
-        frame["amount"] = (price * np.exp(taste[user] + 0.4 * rng.standard_normal(len(user)))).round(2)
+        frame["amount"] = (
+            price * np.exp(taste[user] + 0.4 * rng.standard_normal(len(user)))
+        ).round(2)
         cut = rng.random(len(user)) < 1 / (1 + np.exp(1.8 - traits["thrift"][user]))
-        frame["discount"] = (frame["amount"] * cut * rng.choice([0.05, 0.1, 0.2, 0.3], len(user))).round(2)
+        frame["discount"] = (
+            frame["amount"] * cut * rng.choice([0.05, 0.1, 0.2, 0.3], len(user))
+        ).round(2)
     if modality in ("mini", "app"):
-        frame["minutes"] = np.exp(1.2 + 0.3 * traits["activity"][user] + 0.7 * rng.standard_normal(len(user))).round() + 1
+        frame["minutes"] = (
+            np.exp(
+                1.2 + 0.3 * traits["activity"][user] + 0.7 * rng.standard_normal(len(user))
+            ).round()
+            + 1
+        )
     return frame

@@ -22,6 +22,7 @@ from qanchor.data.validation import (
 )
 from qanchor.errors import DataError
 from qanchor.utils.io import atomic_write
+from qanchor.utils.text import count
 
 RECENT_EVENTS = 5  # texts per user in `Users.frame()["recent"]`
 
@@ -147,7 +148,7 @@ class Users:
         return len(self.ids)
 
     def __repr__(self) -> str:
-        sizes = f"{len(self):,} {self.unit}s, {len(self.events):,} events"
+        sizes = f"{count(len(self), self.unit)}, {len(self.events):,} events"
         return f"Users({self.name}: {sizes}, cut-off {self.cutoff:%Y-%m-%d})"
 
     @property
@@ -338,7 +339,7 @@ def load_users(path) -> Users:
         >>> import tempfile
         >>> events = pd.DataFrame([["a", "2025-01-01", "bill", "noodles"]], columns=REQUIRED)
         >>> load_users(Users.from_events(events).save(tempfile.mkdtemp()))
-        Users(users: 1 users, 1 events, cut-off 2025-01-01)
+        Users(users: 1 user, 1 events, cut-off 2025-01-01)
     """
     folder = Path(path)
     events = read_table(folder, "events")

@@ -23,9 +23,7 @@ LONE_SURROGATE = "half a character (a lone surrogate): remove it"
 MAX_NUMBER = 1e15  # beyond it, sums of float64 amounts lose their cents
 
 
-def validated_facts(
-    frame: pd.DataFrame | None, source: str, binary: bool = False
-) -> pd.DataFrame:
+def validated_facts(frame: pd.DataFrame | None, source: str, binary: bool = False) -> pd.DataFrame:
     """Return a facts or labels table with text ids and float columns, or raise.
 
     Args:

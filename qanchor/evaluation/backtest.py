@@ -1,4 +1,4 @@
-"""Backtest a zero-shot ranking: rank the users as of an earlier day, and compare with what their
+"""Backtest a label-free ranking: rank the users as of an earlier day, and compare with what their
 events say since.
 """
 
@@ -70,11 +70,9 @@ def backtest(
     """Rank the users as of an earlier day and compare the ranking with what they have done since.
 
     The earlier day lies as many days before the cut-off as the query looks ahead. The outcome is
-    measured by the topic that
-    bears most of the score, as UserU measures it; a question about the past is measured by the past
-    of that day. A run that
-    was trained on these users has seen these days, so its result is optimistic; a result at chance
-    is bad news in any case.
+    measured by the topic that bears most of the score, as UserU measures it; a question about the
+    past is measured by the past of that day. A run that was trained on these users has seen these
+    days, so its result is optimistic; a result at chance is bad news in any case.
 
     Args:
         engine: The model.

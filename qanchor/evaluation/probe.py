@@ -54,8 +54,8 @@ def linear_probe(
         AUC with its 95 % interval, and KS.
 
     Raises:
-        ValueError: If lengths differ, a label is neither 0 nor 1, a value is not finite, or a
-            class has fewer users than folds.
+        ValueError: If lengths differ, a label is neither 0 nor 1, a value is not finite, or a class
+            has fewer users than folds.
 
     Example:
         >>> known = np.random.default_rng(0).normal(size=(200, 8))

@@ -47,12 +47,10 @@ def evaluate_prompt(
 
     Returns:
         The prompt; the history of the tuning; and a dict: `before` and `after` (AUC, KS and
-        silhouette, see `compare_prompt`),
-        `gain` and `gain_ks` with 95 % intervals, `intervals` of the AUC before and after,
-        `prototype` (the test users scored
-        by the prompt's own prototypes), `comparison` (the frame of `compare_prompt`), `n_tuning`,
-        `n_test`, `positives`,
-        `seconds` and `best_step`.
+        silhouette, see `compare_prompt`), `gain` and `gain_ks` with 95 % intervals, `intervals` of
+        the AUC before and after, `prototype` (the test users scored by the prompt's own
+        prototypes), `comparison` (the frame of `compare_prompt`), `n_tuning`, `n_test`,
+        `positives`, `seconds` and `best_step`.
 
     Example:
         >>> users = qa.make_sample_users(60)
@@ -129,12 +127,10 @@ def compare_prompt(
     """Evaluate a prompt on users it was not tuned on, by AUC, KS and silhouette.
 
     Before and after have one judge: the linear probe, fitted on `learn` under the typed query and
-    under the prompt, scores the
-    others. So before is a supervised head on the same labels, and the gain is what the prompt adds
-    to it. That the prompt has
-    seen the labels that the second probe is fitted on flatters that fit, not the score of users it
-    never saw. The silhouette
-    is how much nearer the others are to their own class, without any probe.
+    under the prompt, scores the others. So before is a supervised head on the same labels, and the
+    gain is what the prompt adds to it. That the prompt has seen the labels that the second probe is
+    fitted on flatters that fit, not the score of users it never saw. The silhouette is how much
+    nearer the others are to their own class, without any probe.
 
     Args:
         engine: The model.
@@ -148,9 +144,8 @@ def compare_prompt(
         A frame `measure, before, after, gain, low, high`: the 95 % interval of the gain comes from
         drawing the others again
         within each class. Its `attrs`: `n`, `positives`, `users` and `scores` (the test users and
-        their score on each side),
-        `intervals` (95 % of the AUC of each side), `prototype` (AUC and KS of the prompt's own
-        prototypes).
+        their score on each side), `intervals` (95 % of the AUC of each side), `prototype` (AUC and
+        KS of the prompt's own prototypes).
     """
     z = engine.embed(cache, [prompt.query, prompt]).astype(float)
     comparison = compare_embeddings(z[:, 0], z[:, 1], cache.ids, learn, others, seed)

@@ -95,8 +95,8 @@ def score_tasks(
     Args:
         users: Users with labels.
         features: Features by method, as in `cross_validate_tasks`.
-        tasks: Labels. Default: all with enough users of both classes.
-        **how: seed, seeds, folds and progress of `cross_validate_tasks`.
+        tasks: Labels. Default: all with enough users of both classes. **how: seed, seeds, folds and
+        progress of `cross_validate_tasks`.
 
     Returns:
         Columns task, domain, method, auc, auc_low, auc_high, ks, n, positives; the rows of task

@@ -258,9 +258,9 @@ def embed_dataset(
         out: Folder for `part-00000.parquet` and so on, with columns user, query and embedding
             (float16): one row group a query, users in the order of their ids. When all parts are
             complete, `_manifest.json` describes what they are made of, with their sha256.
-        backend: "local" (default): `workers` processes. "torchrun": the processes it started;
-            every rank calls this, and all but the first get {}. "ray": `workers` tasks at a time
-            on the cluster of RAY_ADDRESS, or one started here.
+        backend: "local" (default): `workers` processes. "torchrun": the processes it started; every
+            rank calls this, and all but the first get {}. "ray": `workers` tasks at a time on the
+            cluster of RAY_ADDRESS, or one started here.
         workers: Processes or tasks; 1 (default) uses this process.
         shards: Number of parts. Default: one for each 500,000 events. A worker holds one at a time.
         threads: CPU threads of a worker. With equal threads every backend writes the same bytes.

@@ -112,10 +112,10 @@ class Engine:
     ) -> PrefixCache:
         """Return a cache of the same users at another cut-off, equal to prefilling them again.
 
-        Prefix tokens that are unchanged up to the first difference keep their keys and values;
-        the others run again. With `token_order="append_only"` those are the new events and the
-        coarse tokens, otherwise all tokens. Users that keep less than half of their tokens are
-        read again, together.
+        Prefix tokens that are unchanged up to the first difference keep their keys and values; the
+        others run again. With `token_order="append_only"` those are the new events and the coarse
+        tokens, otherwise all tokens. Users that keep less than half of their tokens are read again,
+        together.
 
         Args:
             cache: Cache of the users; it is not changed.
@@ -425,11 +425,10 @@ class Engine:
             progress: Called with (stage, done, total). Default: none.
 
         Returns:
-            One row a user, best first: user, score, and the nearest graded answer to the topic
-            that contributes most (empty for the question about everything; use `generate`).
-            `attrs` holds `topics` (what the query was read as, nearest first), `measured` (main
-            topic, kind, 1 or -1 for its yes or its no), `novel` (training asked nothing like it)
-            and
+            One row a user, best first: user, score, and the nearest graded answer to the topic that
+            contributes most (empty for the question about everything; use `generate`). `attrs`
+            holds `topics` (what the query was read as, nearest first), `measured` (main topic,
+            kind, 1 or -1 for its yes or its no), `novel` (training asked nothing like it) and
             `identical` ((users with the same answer, users looked at) if nearly all have the same
             answer, else None).
         """

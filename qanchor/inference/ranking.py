@@ -199,8 +199,8 @@ def is_novel(model: QAnchor, query: str, encoded: EncodedQueries | None = None) 
         encoded: The query as `Engine.encode_query` returned it. Default: compute its text vector.
 
     Returns:
-        False if the query resembles a training query, or if the model cannot tell (it is
-        untrained or has no skip).
+        False if the query resembles a training query, or if the model cannot tell (it is untrained
+        or has no skip).
     """
     if model.skip is None or not model.skip.query_memory.any():
         return False

@@ -28,8 +28,8 @@ def grouped_attention(
     """Compute grouped-query attention by stacking the heads that share keys along the tokens.
 
     `plain` (sdpa of transformers) repeats keys and values for every head of a group. For a short
-    query behind a long prefix that costs as much as the attention itself. On a CPU the products
-    are also written out, because the fused kernel is slow for few tokens (2 times forward, 5 times
+    query behind a long prefix that costs as much as the attention itself. On a CPU the products are
+    also written out, because the fused kernel is slow for few tokens (2 times forward, 5 times
     backward), and queries that cannot see each other run in pieces. Tested equal to `plain`.
 
     Args:
@@ -40,8 +40,7 @@ def grouped_attention(
         value: Values, one for each group of heads.
         attention_mask: True where a token may attend; None: causal, handled by `plain`.
         scaling: Scale of the scores; default: 1 / sqrt(size).
-        dropout: Dropout probability of the attention weights.
-        **how: Passed to `plain`.
+        dropout: Dropout probability of the attention weights. **how: Passed to `plain`.
 
     Returns:
         The attention output, and None in place of the weights.
@@ -117,8 +116,8 @@ def explicit_attention(
 ) -> Float[Tensor, "user shared stacked size"]:
     """Compute attention as defined: softmax(query @ key.T * scaling + mask) @ value.
 
-    The softmax computes in float32 internally whatever the dtype; an explicit copy in float32
-    would cost more than everything else.
+    The softmax computes in float32 internally whatever the dtype; an explicit copy in float32 would
+    cost more than everything else.
 
     Args:
         query: Heads of a group, stacked along the tokens.

@@ -142,8 +142,7 @@ def add_lora(
 ) -> nn.Module:
     """Add LoRA to linear layers, in the dtype of the model.
 
-    float32 adapters in a bfloat16 model would cast every activation, a fifth of the speed on a
-    CPU.
+    float32 adapters in a bfloat16 model would cast every activation, a fifth of the speed on a CPU.
 
     Args:
         model: Language model or text encoder.

@@ -134,8 +134,7 @@ def collate_queries(
     Args:
         queries: Token ids, `queries[user][branch]`. Every user has the same number of branches;
             their lengths may differ.
-        answers: Token ids that end in eos, `answers[user][branch]`. Default: none, as at
-            inference.
+        answers: Token ids that end in eos, `answers[user][branch]`. Default: none, as at inference.
         soft: Vectors of soft prompts that the ids refer to. Default: none.
 
     Returns:

@@ -140,9 +140,9 @@ class GatedSkip(nn.Module):
 
     Not in the paper: between the prefix tokens and the embedding most of what the tables know is
     lost, and this restores it. The gate reads the query's text vector, which covers rewordings
-    better than the language model's state, and its ReLU closes most channels, so that an
-    embedding reveals little that the query does not ask for. The coarse numbers belong to the
-    prefix, so cached prefixes stay valid. The target tower has no skip.
+    better than the language model's state, and its ReLU closes most channels, so that an embedding
+    reveals little that the query does not ask for. The coarse numbers belong to the prefix, so
+    cached prefixes stay valid. The target tower has no skip.
 
     Args:
         coarse: Number of coarse numbers.
@@ -171,8 +171,8 @@ class GatedSkip(nn.Module):
         """Fill the query memory with training queries, by farthest-point sampling.
 
         Args:
-            text_embedding: Text vectors of the training queries. If there are more than the
-                memory holds, each stored query is the one least similar to those before it.
+            text_embedding: Text vectors of the training queries. If there are more than the memory
+                holds, each stored query is the one least similar to those before it.
         """
         unit = F.normalize(text_embedding, dim=-1)
         similarity = torch.full((len(unit),), -1.0, device=unit.device)

@@ -348,8 +348,8 @@ class QAnchor(nn.Module):
                 (several processes) sees both towers. Default: none.
 
         Returns:
-            Anchors (pair, dim), row user * K + branch; hidden states (token, width) from which
-            the answers' tokens are predicted; and targets (answer, dim) or None.
+            Anchors (pair, dim), row user * K + branch; hidden states (token, width) from which the
+            answers' tokens are predicted; and targets (answer, dim) or None.
         """
         anchors, hidden = self.anchors(self.encode_prefix(batch), asked, query)
         targets = self.project_target(self.encode_text(answers)) if answers else None

@@ -114,8 +114,8 @@ class PrefixEncoder(nn.Module):
         width: Width of the backbone.
         scale: Standard deviation of the backbone's word vectors. Prefix tokens start at that size,
             so that the language model can read them.
-        token_order: "coarse_to_fine" as in the paper, or "append_only": coarse tokens come last,
-            so that new events extend a cached prefix.
+        token_order: "coarse_to_fine" as in the paper, or "append_only": coarse tokens come last, so
+            that new events extend a cached prefix.
         use_summary_tokens: Include the user token and the modality tokens. Default: True.
     """
 

@@ -64,8 +64,8 @@ class UserPreprocessor:
 
         Args:
             users: Training users.
-            cutoffs: Samples to fit on, columns user and cutoff; None: every user at the cut-off
-                of `users`.
+            cutoffs: Samples to fit on, columns user and cutoff; None: every user at the cut-off of
+                `users`.
             config: Configuration of the model.
             progress: Called with (done, total) texts and samples. Default: none.
 

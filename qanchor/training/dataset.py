@@ -26,8 +26,8 @@ def validate_pairs(pairs: pd.DataFrame, users: Users) -> None:
         users: Users that the pairs were made of.
 
     Raises:
-        ValueError: If there is no pair, a column is missing, a cell is empty, the cut-offs are
-            not times without a time zone, or a user is unknown.
+        ValueError: If there is no pair, a column is missing, a cell is empty, the cut-offs are not
+            times without a time zone, or a user is unknown.
     """
     if not len(pairs):
         raise ValueError(
@@ -69,8 +69,8 @@ class PairDataset:
 
     Args:
         model: Tokenizes and encodes the queries.
-        pairs: Columns user, cutoff, query and answer; topic, kind, grade and horizon_days are
-            used where they exist.
+        pairs: Columns user, cutoff, query and answer; topic, kind, grade and horizon_days are used
+            where they exist.
     """
 
     def __init__(self, model: QAnchor, pairs: pd.DataFrame):

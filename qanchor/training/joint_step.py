@@ -33,8 +33,8 @@ def joint_step(
     Every process computes the contrastive loss of the whole batch; its gradient flows through its
     own users, so that the sum over processes is the gradient of one process with all users. With
     `config.mini_batch_size` or `config.mini_batch_num_tokens` the users of a process run in parts:
-    once without gradients for the embeddings that the contrastive loss compares, then again part
-    by part with the gradient of each embedding (GradCache, Gao et al. 2021). Memory is that of one
+    once without gradients for the embeddings that the contrastive loss compares, then again part by
+    part with the gradient of each embedding (GradCache, Gao et al. 2021). Memory is that of one
     part.
 
     Args:

@@ -30,8 +30,8 @@ def contrastive_loss(
         same: Pairs whose answers mean the same; they are never negatives. Default: none.
 
     Returns:
-        The mean over rows of -log(positive / (positive + negatives)), by log-sum-exp, so that it
-        is finite at any temperature.
+        The mean over rows of -log(positive / (positive + negatives)), by log-sum-exp, so that it is
+        finite at any temperature.
 
     Example:
         >>> eye = torch.eye(4)

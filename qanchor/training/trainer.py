@@ -110,8 +110,7 @@ def train(
         steps: Joint steps. Default: `config.steps`.
         minutes: Time budget. Encoding the texts and the warm start are never shortened; there are
             fewer joint steps (at least 5), then fewer steps of the last fit (at least a tenth). A
-            resumed training cannot time its last fit, which then exceeds the budget. Default:
-            none.
+            resumed training cannot time its last fit, which then exceeds the budget. Default: none.
         seed: Seed of batches and dropout. Default: 0.
         checkpoint: File for the state of the joint training; the state before it is stored beside
             it. Default: none.

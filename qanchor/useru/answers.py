@@ -9,6 +9,7 @@ import re
 import numpy as np
 
 from qanchor.useru.topics import Topic
+from qanchor.utils.text import plural
 
 # Grades run from 0 to 4. "count": 0 is none, 1 to 4 the quarters of the users who have any;
 # "level": the fifths of all users;
@@ -218,7 +219,7 @@ def answers(
         "does": topic.does,
         "state": topic.state,
         "thing": topic.thing,
-        "users": f"{unit}s",
+        "users": plural(unit),
         "span": span(kind, horizon_days),
     }
     words |= {"noun": "spending" if topic.measure == "spend_trend" else "activity"}

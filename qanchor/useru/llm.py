@@ -301,28 +301,23 @@ def generate_pairs(
     seed: int = 0,
     progress=None,
 ) -> pd.DataFrame:
-    """Let a language model turn users into questions and answers, and keep only answers whose
-    evidence holds.
+    """Generate pairs with a language model, and keep only answers whose evidence holds.
 
     The rows of the users are SENT to `base_url` (or to `client`, an `openai.OpenAI`). A sample is a
-    user at a cut-off with 5
-    events or more before it; `samples` of them are drawn by `seed`. The model picks up to
-    `per_sample` of `topics` and writes
-    a query for each, seeing only rows before the cut-off; it answers from these (kind "profile")
-    or, for `future_share` of the
-    topics, from the next `users.horizon_days`, and quotes rows. Quotes are compared with the rows
-    letter by letter; then the
-    model is asked whether they support the answer. Nothing at or after `users.cutoff` is read. Same
-    columns as `make_pairs`.
+    user at a cut-off with 5 events or more before it; `samples` of them are drawn by `seed`. The
+    model picks up to `per_sample` of `topics` and writes a query for each, seeing only rows before
+    the cut-off; it answers from these (kind "profile") or, for `future_share` of the topics, from
+    the next `users.horizon_days`, and quotes rows. Quotes are compared with the rows letter by
+    letter; then the model is asked whether they support the answer. Nothing at or after
+    `users.cutoff` is read. Same columns as `make_pairs`.
 
     folder         replies are kept here: a rerun asks nothing twice, a killed run goes on.
                    parameters  go to the endpoint.
     budget_tokens  a request that may not fit is not sent; what is done is returned.  progress
                    called with (done, total).
     `frame.attrs["synthesis"]` tells what was asked, cached, spent, kept, dropped (by reason), and
-    why it stopped early.
-    Raises EndpointError when the endpoint fails `retries` + 1 times, and ValueError for a cut-off
-    after the users' own.
+    why it stopped early. Raises ChatClientError when the endpoint fails `retries` + 1 times, and
+    ValueError for a cut-off after the users' own.
 
     Example:
         >>> here = {"base_url": "http://127.0.0.1:8000/v1", "model": "any"}

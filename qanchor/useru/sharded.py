@@ -71,8 +71,8 @@ def partition(
         work: Folder to create.
         shards: Number of shards.
         cutoffs: Cut-offs to ask at (None: `spread_cutoffs` of the history).
-        config: What is asked; stored for the shards.
-        **database: DuckDB settings such as `memory_limit` and `threads`.
+        config: What is asked; stored for the shards. **database: DuckDB settings such as
+        `memory_limit` and `threads`.
 
     Raises:
         DataError: The events hold a value that cannot be used.
@@ -245,8 +245,8 @@ def plan(
         shards: Number of shards (default: one per 500,000 events); the pairs do not depend on it.
         memory: Memory limit of DuckDB (default "800MB"); beyond it, it spills to disk beside `out`.
         threads: Threads of DuckDB (default 2).
-        each: Called like `map` (default `map`).
-        **options: `per_sample, future_share, seed, held_out, horizons` as in `make_pairs`.
+        each: Called like `map` (default `map`). **options: `per_sample, future_share, seed,
+        held_out, horizons` as in `make_pairs`.
 
     Returns:
         Numbers of the shards.

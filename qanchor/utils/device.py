@@ -22,8 +22,8 @@ def best_device() -> str:
 def compute_dtype(requested: str, device: str | torch.device) -> str:
     """Return the dtype a model computes in on a device.
 
-    This is the requested dtype, except that bfloat16 becomes float32 on CPUs without fast
-    bfloat16 products. There torch falls back to a plain loop, many times slower than float32.
+    This is the requested dtype, except that bfloat16 becomes float32 on CPUs without fast bfloat16
+    products. There torch falls back to a plain loop, many times slower than float32.
 
     Args:
         requested: "bfloat16" or "float32".
@@ -112,8 +112,8 @@ def machine_info() -> dict:
 def busy_reason() -> str | None:
     """Return why torch will be slow on this machine, or None.
 
-    The threads of one product wait for each other, so two programs with one thread a core take
-    far more than twice as long.
+    The threads of one product wait for each other, so two programs with one thread a core take far
+    more than twice as long.
     """
     available = _available_processors()
     threads = torch.get_num_threads()

@@ -59,10 +59,9 @@ class AttentionBackend:
     """Measure where the model looks under a query, and what deleting each modality does.
 
     Calling it, `backend(query, versus, users)`, returns an iterator of `Update`; closing the
-    iterator cancels between two
-    batches. Work is counted in users read. `data["table"]` is None at first, then has the
-    attention, and at last the deletion
-    effects. Its rows are one query, layer, head group and row of attention each:
+    iterator cancels between two batches. Work is counted in users read. `data["table"]` is None at
+    first, then has the attention, and at last the deletion effects. Its rows are one query, layer,
+    head group and row of attention each:
 
     query, layer, head_group: -1 is the mean of all layers, or heads. A group consists of the heads
     that share keys.
@@ -192,9 +191,8 @@ class AttentionBackend:
 
         Yields:
             Updates as for a call. In the last one the first query of the table is the edited user
-            and the second the user as
-            it was; its data also has `moved` (1 - cosine of the two embeddings) and `before`,
-            `after` (the two answers).
+            and the second the user as it was; its data also has `moved` (1 - cosine of the two
+            embeddings) and `before`, `after` (the two answers).
 
         Raises:
             KeyError: If the user or an event is unknown.

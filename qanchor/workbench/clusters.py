@@ -17,8 +17,8 @@ def comparison_update(comparison: ClusterComparison, unit: str = "user") -> Upda
 
     Returns:
         An update that says what became of the clusters. Its data: `points, before, after, names,
-        transitions, scores` (frames,
-        see `ClusterComparison`), `summaries` (what to say of each side), `unit` and `units`.
+        transitions, scores` (frames, see `ClusterComparison`), `summaries` (what to say of each
+        side), `unit` and `units`.
 
     Example:
         >>> from qanchor.analysis.clusters import compare_clusters

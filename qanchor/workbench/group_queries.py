@@ -21,8 +21,7 @@ class GroupQueriesBackend:
     """Rank questions for a group of users.
 
     Calling it, `backend(ids)`, returns an iterator of `Update`; the last one has `data["frame"]`,
-    see
-    `rank_queries_for_group`. Closing the iterator cancels.
+    see `rank_queries_for_group`. Closing the iterator cancels.
 
     Args:
         embedding_cache: The users.

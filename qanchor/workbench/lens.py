@@ -43,9 +43,8 @@ class LensBackend:
     cancels the work.
 
     Attributes: `ids`, `unit`, `units` (its plural), `queries` (suggestions), `method`, `embeddings`
-    and `noise_floors` (the
-    newest, by query), `embedding_cache` (which holds both), and `provenance` (called with `shift=`,
-    what a result card says).
+    and `noise_floors` (the newest, by query), `embedding_cache` (which holds both), and
+    `provenance` (called with `shift=`, what a result card says).
 
     Args:
         engine: The model.
@@ -104,12 +103,9 @@ class LensBackend:
 
         Yields:
             Progress; then updates with `data["points"]` (`user, query, x, y, trust`) and
-            `data["shift"]` (see
-            `embedding_shift`); then, for a query that is not empty, updates with `data["ranking"]`,
-            which is None while the
-            users are ranked and in the last update a frame `user, score, answer` in the order of
-            `ids`. The last update has
-            all of them.
+            `data["shift"]` (see `embedding_shift`); then, for a query that is not empty, updates
+            with `data["ranking"]`, which is None while the users are ranked and in the last update
+            a frame `user, score, answer` in the order of `ids`. The last update has all of them.
         """
         query = query.strip()
         previous = self.start if previous is None else previous

@@ -207,8 +207,7 @@ def provenance(
 
     Returns:
         `run, seed, unit, version`, and of a shift `metric, value, low, high, n`: the share of users
-        that moved, with its 95 %
-        interval.
+        that moved, with its 95 % interval.
 
     Example:
         >>> moved = pd.DataFrame({"user": ["a", "b"], "beyond_noise": [True, False], "noise_floor": 0.3})

@@ -27,8 +27,7 @@ class PromptTuningBackend:
     """Tune soft prompts on a share of the users and evaluate each on the others.
 
     Calling it returns an iterator of `Update`. Attributes: `labels` and `queries` to choose from,
-    `defaults` of the form,
-    `unit`, `units`.
+    `defaults` of the form, `unit`, `units`.
 
     Args:
         engine: The model.
@@ -92,10 +91,9 @@ class PromptTuningBackend:
 
         Yields:
             Updates whose `done` and `total` are steps. Their data: `history` (None before the first
-            step), `best` (its step),
-            `prompt` (the best so far, so it stays with whoever stops iterating), and in the last
-            one `result` (`measure,
-            before, after, gain, low, high`), else None. Closing the iterator cancels.
+            step), `best` (its step), `prompt` (the best so far, so it stays with whoever stops
+            iterating), and in the last one `result` (`measure, before, after, gain, low, high`),
+            else None. Closing the iterator cancels.
         """
         learn, others = split_labels(self.cache, self.users.label(label), self.share, seed)
         data = {"history": None, "best": 0, "prompt": None, "result": None}

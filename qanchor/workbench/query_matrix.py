@@ -29,9 +29,8 @@ class QueryMatrixBackend:
     """Put questions to groups of users.
 
     Calling it, `backend(queries, groups)`, returns an iterator of `Update`; closing the iterator
-    cancels. `queries` and
-    `groups` are what a view opens with; `ids`, `unit`, `units` and `least` (users that a group must
-    have) are of the users.
+    cancels. `queries` and `groups` are what a view opens with; `ids`, `unit`, `units` and `least`
+    (users that a group must have) are of the users.
 
     Args:
         embedding_cache: The users, as `LensBackend.embedding_cache`.
@@ -83,8 +82,7 @@ class QueryMatrixBackend:
 
         Yields:
             Updates with `data["frame"]`, the rows so far (None before the first), see
-            `query_group_matrix`, and
-            `data["reads"]`, how to read each measure.
+            `query_group_matrix`, and `data["reads"]`, how to read each measure.
         """
         steps = query_group_matrix(
             self.embedding_cache, queries, groups, cells=self._cells, seed=self.seed

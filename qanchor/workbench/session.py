@@ -28,10 +28,8 @@ class WorkbenchSession:
     All back ends share one cache of embeddings, so what one view has asked costs the next nothing.
 
     Attributes: `engine`, `users`, `cache`; `frame` (who the users are); `lens`, `attention`,
-    `matrix`, `tuning`
-    (None without labels), the back ends of these views; `describe`, `explain`, `export`,
-    `provenance`, for the selection
-    panel; `compare`, for the cluster view.
+    `matrix`, `tuning` (None without labels), the back ends of these views; `describe`, `explain`,
+    `export`, `provenance`, for the selection panel; `compare`, for the cluster view.
 
     Args:
         engine: The model.

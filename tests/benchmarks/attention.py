@@ -38,20 +38,16 @@ def attention(
     name, then tune and look again.
 
     A measure is averaged over users (attention: over layers and heads, too); as_it_is: of
-    modalities with events. against: the
-    same minus the modality's mean over all tasks, since one modality may take most of the attention
-    whatever is asked. auc: how
-    often a carrier (CARRIERS, two of five a task) stands above another modality; first: the share
-    of tasks whose first is one.
+    modalities with events. against: the same minus the modality's mean over all tasks, since one
+    modality may take most of the attention
+    whatever is asked. auc: how often a carrier (CARRIERS, two of five a task) stands above another
+    modality; first: the share of tasks whose first is one.
     carriers: the part of the measure that falls to the carriers, mean over tasks. agreement: rank
-    correlation of attention and
-    deletion over a user's modalities, mean over users and tasks.
+    correlation of attention and deletion over a user's modalities, mean over users and tasks.
 
     tuned: the same under a soft prompt for each task, begun at the task's question and learned for
-    at most `steps` steps from
-    the labels of `tuned_on` other users. So is tried what the paper shows of one user: that tuning
-    leads attention to the
-    scenario's modality.
+    at most `steps` steps from the labels of `tuned_on` other users. So is tried what the paper
+    shows of one user: that tuning leads attention to the scenario's modality.
     """
     every = users()
     if every.name != "world" or not run:

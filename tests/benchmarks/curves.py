@@ -53,14 +53,12 @@ def curves(
     way on the others.
 
     Curves: `vectors`, so many of them and `each` steps; `steps`, 6 vectors and at most so many (a
-    row every `each` of them; it
-    ends where 100 steps better nothing on the validation users, and what is best until then is
-    kept); `untrained`, `each` steps
-    on the same model without pre-training; `lora`, the run's LoRA trained on the same labels by the
-    same loss for `each` steps
+    row every `each` of them; it ends where 100 steps better nothing on the validation users, and
+    what is best until then is kept); `untrained`, `each` steps on the same model without
+    pre-training; `lora`, the run's LoRA trained on the same labels by the same loss for `each`
+    steps
     of half as many users, who are read anew each time. tasks: so many of the labels at most, evenly
-    from their list, so that
-    they are of several domains.
+    from their list, so that they are of several domains.
 
     before is the probe on the same labels under the typed question (of that model), after the same
     probe on what was tuned.

@@ -19,10 +19,8 @@ def load_movielens() -> Users:
     disliked (1-2).
 
     Labels female and age35 (35 or older). The file comes from inside the `recbole` wheel, which pip
-    fetches into the cache
-    folder and never installs; GroupLens allows research use but no copies, so it must not be
-    committed anywhere.
-    Raises ConnectionError when pip cannot fetch it.
+    fetches into the cache folder and never installs; GroupLens allows research use but no copies,
+    so it must not be committed anywhere. Raises ConnectionError when pip cannot fetch it.
 
     Example:
         >>> load_movielens().label("female").mean()  # doctest: +SKIP

@@ -55,16 +55,14 @@ def fairness(
     scores do to both groups.
 
     At most `most` of the users of whom anything is known. rows: AUC of each attribute from the
-    embeddings under each question
-    (itself: the one about the attribute; nothing; generic; a task's) and, by the same probe, from
-    plain baselines; "average"
+    embeddings under each question (itself: the one about the attribute; nothing; generic; a task's)
+    and, by the same probe, from plain baselines; "average"
     is over the attributes. minus: the average above that of `rfm_svd_minilm`, paired. groups: by
-    task, arm (anchor and rfm:
-    probes; zero_shot: no label) and attribute, for [without, with] it: n, rate, and of the best
-    fifth: selected (share of the
-    group that is chosen) and found (share of its positives); auc within the group; excess (mean
-    probability minus rate). gap:
-    with minus without, [value, low, high], 95 %. None: fewer than LEAST users would tell it.
+    task, arm (anchor and rfm: probes; zero_shot: no label) and attribute, for [without, with] it:
+    n, rate, and of the best
+    fifth: selected (share of the group that is chosen) and found (share of its positives); auc
+    within the group; excess (mean probability minus rate). gap: with minus without, [value, low,
+    high], 95 %. None: fewer than LEAST users would tell it.
     """
     people = users()
     if people.name not in ASKED or not run:

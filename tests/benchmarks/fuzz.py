@@ -268,12 +268,10 @@ def fuzz(users=None, run=None, seeds: int = 0, *, cases: int = 100_000, seed: in
     """Break files and draw strange words, `cases` times, and count how each ended.
 
     targets   of each kind of input: cases, results, and the errors of our own by class (raised in
-              our code, so that they name
-              the place), with one message of each.
+              our code, so that they name the place), with one message of each.
     faults    all else: an error that a dependency raised and nobody explained, an assertion, a hang
-              of 20 s, a half-written
-              file; the first twenty are told, with the case that makes them again. users, run and
-              seeds are not looked at.
+              of 20 s, a half-written file; the first twenty are told, with the case that makes them
+              again. users, run and seeds are not looked at.
     """
     targets = {
         name: {"cases": 0, "results": 0, "errors": Counter(), "example": {}} for name in TARGETS

@@ -38,11 +38,9 @@ def prompts(
     others, who were never seen.
 
     Ways: `right`, the task's own question is typed; `vague`, one that says nothing of it;
-    `vague_seek`, the same with `seek`,
-    so that the tuning may begin at a taught question. before is a supervised head, the linear probe
-    on the same labels under
-    the typed question; after the same probe on the tuned anchors. rows: a task and way each, gain
-    with its 95 % interval.
+    `vague_seek`, the same with `seek`, so that the tuning may begin at a taught question. before is
+    a supervised head, the linear probe on the same labels under the typed question; after the same
+    probe on the tuned anchors. rows: a task and way each, gain with its 95 % interval.
     average: over the tasks, the gain paired, the same users drawn for all tasks. seeds is not
     looked at.
     """

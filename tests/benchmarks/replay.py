@@ -41,9 +41,8 @@ def replay(
     Rows as `qanchor.replay.replay` gives them; live: users in each arm of a live test that could
     tell the best tenths of
     anchor and rfm apart. campaign (data with such a modality): what receiving one in the 92 days
-    after the cut-off changed in
-    spending, dollars a household, with the placebo of the 92 days before beside it
-    (`weighted_effect`).
+    after the cut-off changed in spending, dollars a household, with the placebo of the 92 days
+    before beside it (`weighted_effect`).
     """
     people = users()
     if task not in people.labels:

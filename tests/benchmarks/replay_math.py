@@ -36,11 +36,9 @@ def replay(
     outcome  index user: what happened afterwards, 0 or 1, or an amount; users without one (NaN) are
              left out.
     Returns `arm, top, users, rate, lift, low, high, minus, minus_low, minus_high`: rate is the mean
-    outcome of the chosen, lift
-    its ratio to the mean of all, minus the lift less the first arm's. Intervals: 95 %, users drawn
-    anew, the same for all arms,
-    and chosen anew in each draw. Nobody was treated because of these scores: this says whom an arm
-    finds, not what a message
+    outcome of the chosen, lift its ratio to the mean of all, minus the lift less the first arm's.
+    Intervals: 95 %, users drawn anew, the same for all arms, and chosen anew in each draw. Nobody
+    was treated because of these scores: this says whom an arm finds, not what a message
     to them would change (see `weighted_effect`). Source: the paper's online tests, as far as
     records can repeat them.
 
@@ -129,20 +127,16 @@ def weighted_effect(
     """Say how much more the treated did than others like them, where treatment was not by chance.
 
     outcome (user,); treated (user,) true or false; facts (user, number), known before the
-    treatment. Each user's chance to be
-    treated is estimated from the facts by a regression that has not seen the user; then every
-    treated one weighs 1 - chance,
+    treatment. Each user's chance to be treated is estimated from the facts by a regression that has
+    not seen the user; then every treated one weighs 1 - chance,
     every other one chance (overlap weights: who could have been in either group counts most). Users
-    whose chance is within
-    2 % of certain are left out. 95 % interval: users drawn anew, chances kept.
-    What decides treatment and outcome but is not among the facts stays in the estimate. So ask it
-    also of the outcome in a time
+    whose chance is within 2 % of certain are left out. 95 % interval: users drawn anew, chances
+    kept. What decides treatment and outcome but is not among the facts stays in the estimate. So
+    ask it also of the outcome in a time
     before the treatment, with facts from before that: what is found there (a placebo) was no
-    effect, and so far off it may be.
-    Returns raw (plain difference of means), effect, low, high, users, effective (as many of equal
-    weight would say as much),
-    imbalance and imbalance_left (greatest standardised difference of a fact between the groups,
-    before and after weighing).
+    effect, and so far off it may be. Returns raw (plain difference of means), effect, low, high,
+    users, effective (as many of equal weight would say as much), imbalance and imbalance_left
+    (greatest standardised difference of a fact between the groups, before and after weighing).
 
     Example:
         >>> rng = np.random.default_rng(0)

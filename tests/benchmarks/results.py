@@ -51,8 +51,8 @@ def renewed(text: str, runs: Path) -> str:
         runs: folder of the records. RUN and RUN/query show RUN/bench.json; RUN/fairness,
         RUN/prompts, RUN/curves,
             RUN/attention, RUN/replay, speed/useru and ablations show the file of that name; speed
-            and speed/amx show the
-            files in those folders; summary shows the bench.json of the runs in `SUMMARY`.
+            and speed/amx show the files in those folders; summary shows the bench.json of the runs
+            in `SUMMARY`.
 
     Raises:
         FileNotFoundError: a record is missing.

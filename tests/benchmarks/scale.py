@@ -44,11 +44,9 @@ def scale(
     users, run  at most `most` users and the run that reads them; without a run, those of the sample
                 world and its run.
     Rows: seconds of the whole call; users_per_s of all workers while they work (without starting
-    Python, loading the model and
-    splitting the users), and users_per_cpu_s, which what else the machine does hardly changes;
-    linear (against as many times
-    one worker of that back end), by the clock and by the processor; and whether every byte is that
-    of one local worker.
+    Python, loading the model and splitting the users), and users_per_cpu_s, which what else the
+    machine does hardly changes; linear (against as many times one worker of that back end), by the
+    clock and by the processor; and whether every byte is that of one local worker.
     ceiling: what two processes of bf16 products alone, or of moving memory alone, keep of their
     speed beside each other.
     Of `rounds`, in turn, the fastest counts: what else the machine does can only take time. seeds

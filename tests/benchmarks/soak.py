@@ -135,9 +135,8 @@ def soak(
     run       folder of a run; without one, a model of `config` that learned nothing. most: users,
               drawn of all.
     actions   how often each was done: questions hardly ever asked before, some cancelled,
-              selections, groups that are named,
-              explained and exported, attention, edited users, answers, clusters, claim cards, short
-              tunings.
+              selections, groups that are named, explained and exported, attention, edited users,
+              answers, clusters, claim cards, short tunings.
     growth    median of the last tenth of the time over that of the first tenth after the warm-up (a
               third), minus 1.
     flat      the growth is at most 5 %. seeds is not looked at.

@@ -294,9 +294,8 @@ def refresh(
     the same users anew each day.
 
     The `most` users with the longest histories; `slots` newest events each at least, their reading
-    from tables included.
-    Windows that move on within those days cost what they cost. ran: the share of all slots that
-    went through the model.
+    from tables included. Windows that move on within those days cost what they cost. ran: the share
+    of all slots that went through the model.
     """
     people, config = (
         users(),
@@ -361,9 +360,8 @@ def versus(
 
     The same backbone reads both; mean-pooled or at its last token costs the same.
     ratio: one more query of users that were read / that. with_reading: the reading of users shared
-    by `queries` of them.
-    The texts of `read` users are read, newest events first, cut at `window` tokens; spelling them
-    out is not counted.
+    by `queries` of them. The texts of `read` users are read, newest events first, cut at `window`
+    tokens; spelling them out is not counted.
     """
     people = users().sample(most)
     engine = Engine(QAnchor.from_pretrained(run) if run else fresh(config, people))
@@ -416,13 +414,12 @@ def train(
     both losses, backward.
 
     Queries and answers are as long as ours are on average. bound: the dense operations of the one,
-    of the other; those of the
-    answers' own tower and of the words' scores are the same for both. Each counts forward and back,
+    of the other; those of the answers' own tower and of the words' scores are the same for both.
+    Each counts forward and back,
     once: frozen weights take
     no gradient (LoRA and heads are left out). of_matmul: the operations done a second, by the
-    machine's matrix products a
-    second; on a GPU that is the MFU. grad_diff: the greatest difference of a gradient, of its size,
-    in fp32.
+    machine's matrix products a second; on a GPU that is the MFU. grad_diff: the greatest difference
+    of a gradient, of its size, in fp32.
     """
     config = config.replace(
         text_encoder="hash", gated_skip_dropout=0.0, lora_dropout=0.0

@@ -119,8 +119,7 @@ def summary_table(records: dict[str, dict]) -> str:
     baselines of each data set.
 
     A data set whose label-free ranking covers only some of its tasks gets a second column with the
-    average of those tasks,
-    so that the label-free row is compared on equal tasks.
+    average of those tasks, so that the label-free row is compared on equal tasks.
     """
     methods = [
         name for name in OURS if any(name in record["average"] for record in records.values())

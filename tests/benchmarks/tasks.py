@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from qanchor.analysis.embedding_cache import PARAPHRASES
 from qanchor.data.sample import sample_ground_truth
 from qanchor.data.users import Users
 from qanchor.evaluation.baselines import baseline_features, svd_components
@@ -30,7 +31,6 @@ from qanchor.models.model import QAnchor
 from qanchor.models.prefix_encoder import TOKEN_KINDS
 from qanchor.models.text_encoder import text_vectors
 from qanchor.useru.pairs import SUMMARY_QUERY
-from qanchor.workbench.lens import PARAPHRASES
 
 KINDS = ("right", "none", "generic", "wrong", *(f"paraphrase {i}" for i in range(len(PARAPHRASES))))
 LADDER = {
@@ -53,11 +53,9 @@ def tasks(
     own query.
 
     With a run also: the same model untrained, the rungs of the information ladder, what other
-    queries than the right one
-    give (fewer seeds, the same folds for all of them), and `zero_shot`, the AUC of being nearer to
-    yes answers than to no.
-    Beside these two, their 95 % intervals, `query_intervals` and `zero_shot_intervals`, and by how
-    much the right query is
+    queries than the right one give (fewer seeds, the same folds for all of them), and `zero_shot`,
+    the AUC of being nearer to yes answers than to no. Beside these two, their 95 % intervals,
+    `query_intervals` and `zero_shot_intervals`, and by how much the right query is
     above each other one, paired: `query_minus`.
     progress   called with (stage, done, total).
     """

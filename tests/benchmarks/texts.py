@@ -29,9 +29,8 @@ def texts(
     texts for real.
 
     The vectors in the table are drawn: encode_per_s says how long MiniLM would take for them.
-    peak_gb: the most memory of the
-    process that reads all of them back (a million vectors are 0.77 GB). users, run and seeds are
-    not looked at.
+    peak_gb: the most memory of the process that reads all of them back (a million vectors are 0.77
+    GB). users, run and seeds are not looked at.
     """
     with tempfile.TemporaryDirectory() as folder:
         found = alone(_fill, Path(folder), many) | alone(_read_back, Path(folder), many)

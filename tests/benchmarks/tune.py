@@ -44,8 +44,7 @@ def tune(
     without gradients. anew_s: prefix, words and vectors in one pass with no cache. bound: tokens a
     user of the last by those of
     the first. max_rel_diff: of the gradients of first and last, in float32, by the greatest of each
-    part. Labels
-    are drawn.
+    part. Labels are drawn.
     """
     people = users().sample(most)
     made = Engine(QAnchor.from_pretrained(run) if run else fresh(config, people))

@@ -62,6 +62,7 @@ def row(book, name):
     return book.page.locator(f'.att-table tr[data-name="{name}"]').first.inner_text()
 
 
+@pytest.mark.journey
 def test_a_query_fills_the_table(book):
     assert (
         "Nothing was asked yet. Type a question"

@@ -38,6 +38,7 @@ def test_clusters_have_colours_on_the_map(book):
     assert book.page.evaluate(COLOURS) >= 4  # of five clusters; grey alone has none
 
 
+@pytest.mark.journey
 def test_a_band_a_cluster_and_a_kind_choose_their_users(book):
     page = book.page
     page.locator('.clus-band[data-key="band 0 4"]').click()

@@ -60,6 +60,7 @@ def book(opened):
     opened.check()
 
 
+@pytest.mark.journey
 def test_ask_and_see_who_moves(book):
     first = book.state()
     assert "before any query" in book.page.locator(".lens-sentence").inner_text()
@@ -83,6 +84,7 @@ def test_ask_and_see_who_moves(book):
     book.shot("fake-asked")
 
 
+@pytest.mark.journey
 def test_a_lasso_gives_the_ids_to_python_and_takes_them_back(book):
     drag(book, [(0, 0), (0.5, 0), (0.5, 1), (0, 1)])
     book.wait("document.querySelector('.lens').lens.state().selected.size > 0")

@@ -4,10 +4,13 @@ as many others together.
 
 import json
 
+import pytest
+
 TRAVEL = "Will this user travel soon?"
 UNSEEN = "Would this user enjoy a sourdough baking class?"  # in no training data
 
 
+@pytest.mark.journey
 def test_the_lesson_answers_an_unseen_query(open_notebook, server):
     """Every cell runs, and a query that nobody trained on moves the map."""
     lesson = server.folder / "work" / "notebooks" / "05_query_lens.ipynb"

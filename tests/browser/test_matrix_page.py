@@ -32,6 +32,7 @@ def cell(book, query, group):
     return book.page.locator(f'.deck-cell[aria-label^="“{query}"][aria-label*="{group} ("]')
 
 
+@pytest.mark.journey
 def test_the_matrix_fills_row_by_row(book):
     data(book, cells="0", of="42")
     book.page.get_by_role("button", name="Ask the deck").click()

@@ -74,6 +74,7 @@ def shot(book, name):
     return path
 
 
+@pytest.mark.journey
 def test_a_lasso_is_described_named_and_found_in_python(book):
     page = book.page
     assert "Nobody is chosen" in page.locator(".sel-sentence").inner_text()

@@ -79,6 +79,7 @@ def end_session(server, path):
     rest("DELETE", f"/{session}")
 
 
+@pytest.mark.journey
 def test_a_killed_kernel_is_told_and_the_cell_brings_the_view_back(open_notebook, server):
     path = server.write("killed.ipynb", [LENS, BENCH, "import os; print(os.getpid())"])
     book = open_notebook(path)

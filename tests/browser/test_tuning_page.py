@@ -40,6 +40,7 @@ def done(book, words):
     book.wait(f"{IDLE} && {ROOT}.dataset.result.includes('{words}')")
 
 
+@pytest.mark.journey
 def test_a_label_is_picked_and_the_gain_is_read(book):
     page = book.page
     assert "the paper: 6 vectors, 500 steps" in page.locator(".lab-time").inner_text()

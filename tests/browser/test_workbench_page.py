@@ -25,6 +25,7 @@ def page(book, name):
     book.page.wait_for_timeout(400)
 
 
+@pytest.mark.journey
 def test_the_pages_share_users_and_the_session_comes_back(book):
     box = book.page.get_by_role("combobox", name="Query", exact=True)
     box.fill(TRAVEL)

@@ -1,6 +1,4 @@
-"""Reflection: every grade and every number that an answer claims is computed again, by a second and
-slower route.
-"""
+"""A slow reference implementation of every grade and number that the answers of pairs claim."""
 
 from __future__ import annotations
 
@@ -27,12 +25,17 @@ EVER = pd.Timestamp.min
 def check_pairs_by_hand(
     users: Users, pairs: pd.DataFrame, topics: tuple[Topic, ...] = TOPICS
 ) -> pd.Series:
-    """Check every grade and every number that the answers claim, by a second route; True where all
-    of it holds.
+    """Return whether every grade and number that an answer claims is true, by plain pandas.
 
-    Plain pandas from the events on, slow: meant for samples of a few hundred pairs. `users` and
-    `topics` must be those
-    of `make_pairs`: grades compare users, summaries choose among topics.
+    Slow: meant for samples of a few hundred pairs.
+
+    Args:
+        users: The users given to `make_pairs`; grades compare them.
+        pairs: Some rows of its result.
+        topics: The topics given to `make_pairs`; summaries choose among them.
+
+    Returns:
+        True or False for each pair.
 
     Example:
         >>> check_pairs_by_hand(users, make_pairs(users).sample(200, random_state=0)).all()  # doctest: +SKIP
@@ -119,9 +122,7 @@ class _Plain:
         return self.tables[low, high]
 
     def third(self, user: str, cutoff: pd.Timestamp, days: int) -> int:
-        """Find the third of the next days that holds more than half of at least three visits; -1 if
-        none does.
-        """
+        """Find the third of the next days that holds more than half of at least three visits; -1 if none does."""
         step = pd.Timedelta(days=days) / 3
         now = self.visits(cutoff, cutoff + 3 * step)
         times = now.loc[now["user"] == user, "time"].drop_duplicates()
@@ -133,9 +134,7 @@ class _Plain:
         return most[0] if most else -1
 
     def table(self, topic: Topic, cutoff: pd.Timestamp, kind: str, days: int) -> pd.DataFrame:
-        """Give index user, columns value, spent, ago, for the users with enough events before the
-        cut-off.
-        """
+        """Give index user, columns value, spent, ago, for the users with enough events before the cut-off."""
         key, horizon = (topic.name, cutoff, kind, days), pd.Timedelta(days=days)
         if key not in self.tables:
             sizes = self.between(EVER, cutoff)["user"].value_counts()
@@ -197,7 +196,8 @@ class _Plain:
         now = self.between(low, high)
         if "amount" not in now:
             return pd.Series(dtype=float)
-        sources = find_spend_sources(self.between(EVER, cutoff))
+        # not `self.events`: with equal sums and sizes, the order of the modalities decides
+        sources = find_spend_sources(self.users.history(cutoff))
         if measure == "discount":
             things = (
                 now[now["modality"] == sources.single].dropna(subset="discount")

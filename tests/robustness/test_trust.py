@@ -27,10 +27,10 @@ from qanchor.useru.sharded import write_pairs
 from qanchor.utils.arrays import LRUCache
 from qanchor.utils.hashing import sha256_file
 from tests.tiny import make_engine, make_model
-from widgets import ClaimCard, Workbench
+from widgets import ResultCard, Workbench
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
-from fake_desk import FakeDesk
+from fake_session import FakeSession
 
 WORLD = qa.make_sample_users(30)
 
@@ -41,8 +41,8 @@ def vectors(new, _report) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def prompt(tmp_path_factory):
-    model = qa.load_model(
-        qa.save_model(make_model(WORLD, awake=False), tmp_path_factory.mktemp("run") / "run")
+    model = qa.QAnchor.from_pretrained(
+        make_model(WORLD, awake=False).save_pretrained(tmp_path_factory.mktemp("run") / "run")
     )
     engine = qa.Engine(model)
     return engine, qa.tune_prompt(
@@ -59,7 +59,7 @@ def writers(prompt) -> dict:
 
     engine, soft = prompt
     model = make_model(WORLD, awake=False)
-    bench = Workbench(FakeDesk())
+    bench = Workbench(FakeSession())
 
     def session(folder: Path) -> None:
         bench._session = folder / "session.json"
@@ -67,15 +67,18 @@ def writers(prompt) -> dict:
 
     return {
         "users": (lambda f: WORLD.save(f / "users"), lambda f: qa.load_users(f / "users")),
-        "run": (lambda f: qa.save_model(model, f / "run"), lambda f: qa.load_model(f / "run")),
+        "run": (
+            lambda f: model.save_pretrained(f / "run"),
+            lambda f: qa.QAnchor.from_pretrained(f / "run"),
+        ),
         "prompt": (
             lambda f: soft.save(f / "prompt"),
             lambda f: qa.SoftPrompt.load(f / "prompt", engine),
         ),
-        "session": (session, lambda f: Workbench(FakeDesk(), session=f / "session.json")),
+        "session": (session, lambda f: Workbench(FakeSession(), session=f / "session.json")),
         "claim": (
-            lambda f: ClaimCard("It is so.").save(f / "card.html"),
-            lambda f: ClaimCard.load(f / "card.html"),
+            lambda f: ResultCard("It is so.").save(f / "card.html"),
+            lambda f: ResultCard.load(f / "card.html"),
         ),
         "export": (
             lambda f: export_group(WORLD, WORLD.ids[:12], f / "a.csv"),
@@ -90,8 +93,8 @@ def writers(prompt) -> dict:
             lambda f: parquet(f / "pairs"),
         ),
         "texts": (
-            lambda f: VectorTable(f / "texts").give([f"text {i}" for i in range(99)], vectors),
-            lambda f: VectorTable(f / "texts").give([f"text {i}" for i in range(99)], vectors),
+            lambda f: VectorTable(f / "texts").lookup([f"text {i}" for i in range(99)], vectors),
+            lambda f: VectorTable(f / "texts").lookup([f"text {i}" for i in range(99)], vectors),
         ),
     }
 
@@ -244,7 +247,7 @@ def test_ctrl_c_leaves_nothing_half_written_and_it_goes_on(
     if command == "train":
         words |= {"preset": "tiny", "steps": 2}
     if command == "embed":
-        qa.save_model(make_model(WORLD, awake=False), run)
+        make_model(WORLD, awake=False).save_pretrained(run)
         (tmp_path / "queries").write_text("Why?\n")
         words |= {"run": run, "queries": tmp_path / "queries", "shards": 2}
     small = [
@@ -306,23 +309,23 @@ def test_torn_manifests_parts_and_tables_are_told(tmp_path):
     ):
         qa.write_pairs(WORLD, tmp_path / "pairs", per_sample=1)
     table = VectorTable(tmp_path / "table")
-    table.give(["a", "b"], vectors)
+    table.lookup(["a", "b"], vectors)
     keys = (tmp_path / "table" / "keys").read_bytes()
     (tmp_path / "table" / "keys").write_bytes(keys[:20] * 2)
     with pytest.raises(
         TableError, match=r"keys holds one text twice: remove .*its texts are encoded again"
     ):
-        VectorTable(tmp_path / "table").give(["a"], vectors)
+        VectorTable(tmp_path / "table").lookup(["a"], vectors)
 
 
 def test_a_run_that_only_looks_whole_is_refused(tmp_path):
-    path = qa.save_model(make_model(WORLD, awake=False), tmp_path / "run") / "adapter.safetensors"
+    path = make_model(WORLD, awake=False).save_pretrained(tmp_path / "run") / "adapter.safetensors"
     path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
     told = json.loads((tmp_path / "run" / "config.json").read_text())
     told["sha256"][path.name] = sha256_file(path)
     (tmp_path / "run" / "config.json").write_text(json.dumps(told))
     with pytest.raises(RunError, match=r"SafetensorError: .*copy the run again") as error:
-        qa.load_model(tmp_path / "run")
+        qa.QAnchor.from_pretrained(tmp_path / "run")
     assert isinstance(error.value.__cause__, SafetensorError)
 
 
@@ -341,17 +344,28 @@ def test_half_a_character_is_refused_in_a_table_and_borne_in_a_query():
     )
 
 
-def test_stores_keep_to_their_bounds_and_answers_stay_the_same(monkeypatch):
-    monkeypatch.setattr("qanchor.workbench.lens.MAX_CACHED_QUERIES", 3)
+def test_caches_keep_to_their_bounds_and_answers_stay_the_same(monkeypatch):
+    monkeypatch.setattr("qanchor.analysis.embedding_cache.MAX_CACHED_QUERIES", 3)
     answer_bank.cache_clear()
-    desk = qa.WorkbenchSession(make_engine(make_model(WORLD)), WORLD, method="pca")
-    first = desk.compare("", "Will this user travel soon?")["ledger"]
+    session = qa.WorkbenchSession(make_engine(make_model(WORLD)), WORLD, method="pca")
+    first = session.compare("", "Will this user travel soon?").data["transitions"]
+    lens = session.lens
+    assert lens.embeddings is session.embedding_cache.embeddings
+    assert (
+        session.matrix.embedding_cache is session.explain.embedding_cache is session.embedding_cache
+    )
     for k in range(6):
-        list(desk.ask(f"Why {k}?"))
-    assert len(desk.ask.kept) == len(desk.ask.floors) == 3 and isinstance(desk.ask.kept, LRUCache)
-    pd.testing.assert_frame_equal(desk.compare("", "Will this user travel soon?")["ledger"], first)
-    assert len(desk.ask.kept) == 3
-    *_, last = desk.explain(WORLD.ids[:12], ["A?", "B?", "C?", "D?", "E?"])  # more than are kept
-    assert len(last["frame"]) == 5 and len(desk.ask.kept) == 3
-    list(desk.ask("F?", "A?"))
-    assert "F?" in desk.ask.kept and "A?" in desk.ask.kept
+        list(lens(f"Why {k}?"))
+    assert len(lens.embeddings) == len(lens.noise_floors) == 3 and isinstance(
+        lens.embeddings, LRUCache
+    )
+    pd.testing.assert_frame_equal(
+        session.compare("", "Will this user travel soon?").data["transitions"], first
+    )
+    assert len(lens.embeddings) == 3
+    *_, last = session.explain(
+        WORLD.ids[:12], ["A?", "B?", "C?", "D?", "E?"]
+    )  # more than are cached
+    assert len(last.data["frame"]) == 5 and len(lens.embeddings) == 3
+    list(lens("F?", "A?"))
+    assert "F?" in lens.embeddings and "A?" in lens.embeddings

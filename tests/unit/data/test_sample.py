@@ -42,10 +42,17 @@ def world():
 def theme_counts() -> pd.DataFrame:
     """Count each user's past events by (modality, theme): index user, columns a pair."""
     past = world()[0].history()
-    named = {text: theme.name for theme in themes() for texts in theme.texts.values() for text in texts}
+    named = {
+        text: theme.name for theme in themes() for texts in theme.texts.values() for text in texts
+    }
     theme = past["text"].cat.rename_categories(str).astype(str).map(named)
     keys = [past["user"].astype(str), past["modality"].astype(str), theme]
-    return past.groupby(keys).size().unstack([1, 2], fill_value=0).reindex(list(world()[0].ids), fill_value=0)
+    return (
+        past.groupby(keys)
+        .size()
+        .unstack([1, 2], fill_value=0)
+        .reindex(list(world()[0].ids), fill_value=0)
+    )
 
 
 def digest(events: pd.DataFrame) -> str:
@@ -53,7 +60,9 @@ def digest(events: pd.DataFrame) -> str:
     whole = hashlib.sha256()
     for column in ("user", "modality", "text"):
         whole.update("\n".join(events[column].astype(str)).encode())
-    whole.update(events["time"].astype("datetime64[s]").astype("int64").to_numpy().astype("<i8").tobytes())
+    whole.update(
+        events["time"].astype("datetime64[s]").astype("int64").to_numpy().astype("<i8").tobytes()
+    )
     for column in ("amount", "discount", "minutes"):
         whole.update((events[column].fillna(-1) * 100).round().to_numpy().astype("<i8").tobytes())
     return whole.hexdigest()
@@ -63,7 +72,9 @@ def fitted(features: pd.DataFrame, label: np.ndarray) -> float:
     """Give the cross-validated AUC of a logistic regression."""
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=300))
     folds = StratifiedKFold(3, shuffle=True, random_state=0)
-    return roc_auc_score(label, cross_val_predict(model, features, label, cv=folds, method="predict_proba")[:, 1])
+    return roc_auc_score(
+        label, cross_val_predict(model, features, label, cv=folds, method="predict_proba")[:, 1]
+    )
 
 
 def equal(left: pd.DataFrame, right: pd.DataFrame) -> None:
@@ -80,17 +91,23 @@ def test_the_same_seed_gives_the_same_users_and_another_gives_others():
 
 def test_the_shipped_sample_is_what_the_code_makes():
     shipped = load_users(SAMPLE)
-    assert digest(shipped.events) == DIGEST, ("data/sample changed: write_sample('data/sample'), "
-"and put the new digest here")
+    assert digest(shipped.events) == DIGEST, (
+        "data/sample changed: write_sample('data/sample'), and put the new digest here"
+    )
     made, truth = world()
     equal(shipped.events, made.events)
     pd.testing.assert_frame_equal(shipped.labels, made.labels)
     pd.testing.assert_frame_equal(shipped.tabular, made.tabular)
-    pd.testing.assert_frame_equal(pd.read_parquet(SAMPLE / "truth.parquet").set_index("user"), truth, check_dtype=False)
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(SAMPLE / "truth.parquet").set_index("user"), truth, check_dtype=False
+    )
 
 
 def test_write_sample_writes_what_loads(tmp_path):
-    equal(load_users(write_sample_data(tmp_path, n=30, seed=5)).events, make_sample_users(30, seed=5).events)
+    equal(
+        load_users(write_sample_data(tmp_path, n=30, seed=5)).events,
+        make_sample_users(30, seed=5).events,
+    )
     assert len(pd.read_parquet(tmp_path / "truth.parquet")) == 30
 
 
@@ -128,7 +145,9 @@ def test_times_lie_in_the_window_and_cover_it():
 def test_nothing_planted_is_visible():
     users, _ = world()
     seen = {*users.events.columns, *users.tabular.columns, *users.frame().columns}
-    assert not any(name.startswith(("trait", "p.")) or name in {"lies", "missing", "theme"} for name in seen)
+    assert not any(
+        name.startswith(("trait", "p.")) or name in {"lies", "missing", "theme"} for name in seen
+    )
     assert not set(users.tabular) & set(TASKS) and list(users.labels) == list(TASKS)
 
 
@@ -154,7 +173,10 @@ def test_labels_come_true_as_often_as_their_odds():
     for task in TASKS:
         odds = truth[f"p.{task}"]
         for part in np.array_split(np.argsort(odds.to_numpy()), 5):
-            expected, spread = odds.iloc[part].mean(), np.sqrt((odds * (1 - odds)).iloc[part].sum()) / len(part)
+            expected, spread = (
+                odds.iloc[part].mean(),
+                np.sqrt((odds * (1 - odds)).iloc[part].sum()) / len(part),
+            )
             assert abs(users.label(task).iloc[part].mean() - expected) < 4 * spread + 1e-9, task
 
 
@@ -174,7 +196,9 @@ def test_the_stated_share_of_modalities_is_missing_and_lies():
         assert (counts.loc[gone.to_numpy(), modality] == 0).all()
         assert 0.06 < gone.mean() < 0.10
     assert 0.09 < (truth["lies"] != "").mean() < 0.14
-    assert not any(lie and lie in missing for lie, missing in zip(truth["lies"], truth["missing"], strict=True))
+    assert not any(
+        lie and lie in missing for lie, missing in zip(truth["lies"], truth["missing"], strict=True)
+    )
 
 
 def test_the_future_shows_what_the_label_says():
@@ -186,12 +210,18 @@ def test_the_future_shows_what_the_label_says():
     ahead = users.future()
     for theme in (theme for theme in themes() if theme.name in TASKS):
         for modality in theme.texts:
-            shown = ahead[(ahead["modality"] == modality) & ahead["text"].isin(theme.texts[modality])]
+            shown = ahead[
+                (ahead["modality"] == modality) & ahead["text"].isin(theme.texts[modality])
+            ]
             honest = (truth["lies"] != modality) & ~truth["missing"].str.contains(modality)
             found = pd.Series(users.ids).isin(shown["user"].astype(str)).to_numpy()
-            assert (found == users.label(theme.name).to_numpy(bool))[honest].all(), (theme.name, modality)
-            assert (found != users.label(theme.name).to_numpy(bool))[truth["lies"] == modality].any(), ("liars "
-"show others")
+            assert (found == users.label(theme.name).to_numpy(bool))[honest].all(), (
+                theme.name,
+                modality,
+            )
+            assert (found != users.label(theme.name).to_numpy(bool))[
+                truth["lies"] == modality
+            ].any(), "liars show others"
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -222,7 +252,9 @@ def test_reading_every_modality_recovers_most_of_the_oracle():
     share = []
     for task in TASKS:
         label = users.label(task).to_numpy()
-        share.append((fitted(features, label) - 0.5) / (roc_auc_score(label, truth[f"p.{task}"]) - 0.5))
+        share.append(
+            (fitted(features, label) - 0.5) / (roc_auc_score(label, truth[f"p.{task}"]) - 0.5)
+        )
     assert 0.75 < np.mean(share) < 0.95, share
 
 

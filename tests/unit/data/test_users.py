@@ -15,8 +15,10 @@ from qanchor.data.users import Users, load_users
 from qanchor.data.validation import MAX_TEXT
 from qanchor.errors import DataError
 
-GOOD = ("user,time,modality,text,amount\na,2025-01-01 "
-"10:00,bill,noodles,3\nb,2025-01-02,search,flights,\n")
+GOOD = (
+    "user,time,modality,text,amount\na,2025-01-01 "
+    "10:00,bill,noodles,3\nb,2025-01-02,search,flights,\n"
+)
 
 
 @pytest.fixture
@@ -44,27 +46,76 @@ def frames_equal(left: Users, right: Users) -> None:
     [
         ("events.csv", GOOD.replace("a,2025", ",2025"), 0, "user", None, "fill it or drop the row"),
         ("events.csv", GOOD.replace("b,2025", " ,2025"), 1, "user", " ", "needs an id"),
-        ("events.csv", GOOD.replace("2025-01-02", "soon"), 1, "time", "soon", "2025-01-31 18:00:00"),
-        ("events.csv", GOOD.replace("2025-01-02", "2025-13-02"), 1, "time", "2025-13-02", "not a "
-"time"),
-        ("events.csv", GOOD.replace("2025-01-02", "03/04/2025"), 1, "time", "03/04/2025", "not a "
-"time"),
+        (
+            "events.csv",
+            GOOD.replace("2025-01-02", "soon"),
+            1,
+            "time",
+            "soon",
+            "2025-01-31 18:00:00",
+        ),
+        (
+            "events.csv",
+            GOOD.replace("2025-01-02", "2025-13-02"),
+            1,
+            "time",
+            "2025-13-02",
+            "not a time",
+        ),
+        (
+            "events.csv",
+            GOOD.replace("2025-01-02", "03/04/2025"),
+            1,
+            "time",
+            "03/04/2025",
+            "not a time",
+        ),
         ("events.csv", GOOD.replace("2025-01-02", "now"), 1, "time", "now", "not a time"),
         ("events.csv", GOOD.replace("2025-01-02", "today"), 1, "time", "today", "not a time"),
-        ("events.csv", GOOD.replace("2025-01-02", "0001-01-02"), 1, "time", "0001-01-02", "is "
-"the year right"),
-        ("events.csv", GOOD.replace("2025-01-02", "2200-01-02"), 1, "time", "2200-01-02", "is "
-"the year right"),
+        (
+            "events.csv",
+            GOOD.replace("2025-01-02", "0001-01-02"),
+            1,
+            "time",
+            "0001-01-02",
+            "is the year right",
+        ),
+        (
+            "events.csv",
+            GOOD.replace("2025-01-02", "2200-01-02"),
+            1,
+            "time",
+            "2200-01-02",
+            "is the year right",
+        ),
         ("events.csv", GOOD.replace("search", ""), 1, "modality", None, "fill it or drop the row"),
         ("events.csv", GOOD.replace("noodles", ""), 0, "text", None, "fill it or drop the row"),
         ("events.csv", GOOD.replace("noodles", "   "), 0, "text", "   ", "fill it or drop the row"),
-        ("events.csv", GOOD.replace("noodles", "n" * (MAX_TEXT + 1)), 0, "text", "n" * (MAX_TEXT + 1), "shorten "
-"it"),
+        (
+            "events.csv",
+            GOOD.replace("noodles", "n" * (MAX_TEXT + 1)),
+            0,
+            "text",
+            "n" * (MAX_TEXT + 1),
+            "shorten it",
+        ),
         ("events.csv", GOOD.replace("flights,", "flights,lots"), 1, "amount", "lots", "encode it"),
-        ("events.csv", GOOD.replace("flights,", "flights,1e308"), 1, "amount", 1e308, "is that "
-"meant"),
-        ("events.csv", GOOD.replace("flights,", "flights,inf"), 1, "amount", np.inf, "leave the "
-"cell empty"),
+        (
+            "events.csv",
+            GOOD.replace("flights,", "flights,1e308"),
+            1,
+            "amount",
+            1e308,
+            "is that meant",
+        ),
+        (
+            "events.csv",
+            GOOD.replace("flights,", "flights,inf"),
+            1,
+            "amount",
+            np.inf,
+            "leave the cell empty",
+        ),
         (
             "events.csv",
             GOOD.replace(",text", ",words"),
@@ -76,10 +127,22 @@ def frames_equal(left: Users, right: Users) -> None:
         ("events.csv", "user,time,modality,text\n", None, "user", "no rows", "at least one event"),
         ("events.csv", "", None, "events", "No columns to parse from file", "write it again"),
         ("users.csv", "id,home.rooms\na,3\n", None, "user", ["id", "home.rooms"], "one row a user"),
-        ("users.csv", "user,home.rooms\na,3\nb,red\n", 1, "home.rooms", "red", "encode it as "
-"numbers"),
-        ("users.csv", "user,home.rooms\na,3\nb,inf\n", 1, "home.rooms", np.inf, "leave the cell "
-"empty"),
+        (
+            "users.csv",
+            "user,home.rooms\na,3\nb,red\n",
+            1,
+            "home.rooms",
+            "red",
+            "encode it as numbers",
+        ),
+        (
+            "users.csv",
+            "user,home.rooms\na,3\nb,inf\n",
+            1,
+            "home.rooms",
+            np.inf,
+            "leave the cell empty",
+        ),
         ("users.csv", "user,home.rooms\na,3\n,4\n", 1, "user", None, "needs an id"),
         ("users.csv", "user,home.rooms\na,3\na,4\n", 1, "user", "a", "one row a user"),
         ("labels.csv", "user,travels\na,0\nb,2\n", 1, "travels", 2, "0, 1 or empty"),
@@ -105,7 +168,9 @@ def test_bad_input_is_told_with_place_and_cure(folder, file, text, row, column, 
 
 def test_an_unknown_modality_is_told(folder):
     (folder / "about.json").write_text('{"modalities": ["bill"]}')
-    with pytest.raises(DataError, match=r"events\.csv, row 1, column 'modality': 'search': not one of"):
+    with pytest.raises(
+        DataError, match=r"events\.csv, row 1, column 'modality': 'search': not one of"
+    ):
         load_users(folder)
 
 
@@ -115,7 +180,9 @@ def test_a_null_byte_in_a_text_is_refused():
 
 
 def test_no_events_file_is_told(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no events\.parquet or events\.csv.*user, time, modality, text"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no events\.parquet or events\.csv.*user, time, modality, text"
+    ):
         load_users(tmp_path)
 
 
@@ -132,13 +199,19 @@ def test_numbers_as_time_are_refused_not_guessed():
 
 def test_a_plain_folder_loads(folder):
     users = load_users(folder)
-    assert (users.ids, users.modalities, users.numbers) == (("a", "b"), ("bill", "search"), ("amount",))
+    assert (users.ids, users.modalities, users.numbers) == (
+        ("a", "b"),
+        ("bill", "search"),
+        ("amount",),
+    )
     assert users.cutoff > users.events["time"].max(), "without about.json everything is history"
     assert users.labels.shape == users.tabular.shape == (2, 0) and users.unit == "user"
 
 
 def test_number_ids_agree_between_files_and_offsets_become_utc(folder):
-    (folder / "events.csv").write_text("user,time,modality,text\n1,2025-01-01,bill,x\n2,2025-01-01T10:00:00+08:00,bill,y\n")
+    (folder / "events.csv").write_text(
+        "user,time,modality,text\n1,2025-01-01,bill,x\n2,2025-01-01T10:00:00+08:00,bill,y\n"
+    )
     (folder / "labels.csv").write_text("user,travels\n1,0\n3,1\n")
     users = load_users(folder)
     assert users.ids == ("1", "2", "3"), "a user known only from a label is a user without events"
@@ -195,8 +268,9 @@ def test_nothing_half_written_when_saving_fails(tmp_path, monkeypatch, stem):
     monkeypatch.setattr(pd.DataFrame, "to_parquet", full_disk)
     with pytest.raises(OSError, match="No space"):
         make_sample_users(5, seed=1).save(tmp_path)
-    assert {name: (tmp_path / name).read_bytes() for name in before} == before, ("every file is "
-"the old or the new one, whole")
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before, (
+        "every file is the old or the new one, whole"
+    )
     frames_equal(load_users(tmp_path), old)
 
 
@@ -236,14 +310,21 @@ def test_events_are_sorted_by_user_and_time_whatever_came_in():
     again = Users.from_events(mixed, users.cutoff, modalities=users.modalities)
     order = again.events[["user", "time"]].assign(user=again.events["user"].astype(str))
     assert (order.sort_values(["user", "time"], kind="stable").index == order.index).all()
-    pd.testing.assert_frame_equal(again.events.astype({"text": str}), users.events.astype({"text": str}))
+    pd.testing.assert_frame_equal(
+        again.events.astype({"text": str}), users.events.astype({"text": str})
+    )
 
 
 def test_select_and_sample_keep_everything_else():
     users = make_sample_users(30, seed=5)
     few = users.select([users.ids[7], users.ids[2]])
-    assert few.ids == (users.ids[2], users.ids[7]) and set(few.events["user"].astype(str)) == set(few.ids)
-    assert few.labels.loc[few.ids[0]].equals(users.labels.loc[few.ids[0]]) and few.cutoff == users.cutoff
+    assert few.ids == (users.ids[2], users.ids[7]) and set(few.events["user"].astype(str)) == set(
+        few.ids
+    )
+    assert (
+        few.labels.loc[few.ids[0]].equals(users.labels.loc[few.ids[0]])
+        and few.cutoff == users.cutoff
+    )
     assert users.sample(9, seed=1).ids == users.sample(9, seed=1).ids != users.sample(9, seed=2).ids
     assert users.sample(99) is users
     with pytest.raises(KeyError, match="'zz' is not among the 30 of world"):
@@ -259,7 +340,11 @@ def test_label_names_what_there_is():
 def test_about_says_what_the_tables_do_not(tmp_path):
     users = make_sample_users(5)
     about = json.loads((users.save(tmp_path) / "about.json").read_text())
-    assert about["cutoff"] == "2025-06-01 00:00:00" and about["modalities"][0] == "bill" and about["horizon_days"] == 30
+    assert (
+        about["cutoff"] == "2025-06-01 00:00:00"
+        and about["modalities"][0] == "bill"
+        and about["horizon_days"] == 30
+    )
 
 
 def test_an_error_comes_back_whole_from_another_process():

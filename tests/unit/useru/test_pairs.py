@@ -295,7 +295,7 @@ def test_other_horizons_are_asked_and_answered_in_their_own_words(world):
         assert not ahead["query"].str.contains(r"\bmonth\b|30 days|soon").any()
         assert ahead["answer"].str.contains(rf"{days} days|silent|quiet").all() or days == 30
         assert check_pairs_by_hand(whole, told.sample(60, random_state=0)).all()
-    with pytest.raises(ValueError, match="horizon 0 is invalid. Give whole days"):
+    with pytest.raises(ValueError, match=r"horizon 0 is invalid\. Give whole days"):
         make_pairs(world, horizons=(0,))
     with pytest.raises(ValueError, match="repeat a value"):
         make_pairs(world, horizons=(30, 30))
