@@ -3,7 +3,6 @@
 """
 
 from qanchor.analysis.clusters import (
-    ClusterComparison,
     cluster_transitions,
     compare_clusters,
     find_clusters,
@@ -52,7 +51,6 @@ __all__ = [
     "TINY",
     "AttentionBackend",
     "BacktestResult",
-    "ClusterComparison",
     "Config",
     "DataError",
     "EmbeddingCache",

@@ -258,7 +258,7 @@ def check_folder(path, out=None) -> tuple[dict, str]:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = (folder / "events.csv").write_text("user,time,modality,text\\na,soon,bill,tea\\n")
-        >>> check(folder)[0]["in_order"]
+        >>> check_folder(folder)[0]["in_order"]
         False
     """
     found = _found(path, None)
