@@ -62,7 +62,7 @@ def writers(prompt) -> dict:
     bench = Workbench(FakeSession())
 
     def session(folder: Path) -> None:
-        bench._session = folder / "session.json"
+        bench._session_path = folder / "session.json"
         bench.save()
 
     return {
