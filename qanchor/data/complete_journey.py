@@ -20,7 +20,6 @@ LABEL_DAYS = 92  # October to December for the default cut-off
 MAX_ITEMS = 50  # a larger quantity is hundredths of a gallon or a pound
 LOCAL_TIME = """{time} - case when {time} between timestamp '2017-03-12 07:00:00'
                                           and timestamp '2017-11-05 05:59:59'
-                              # UTC to US Eastern time
                               then interval 4 hour else interval 5 hour end"""
 
 

@@ -52,7 +52,7 @@ def read_labels(path: Path | None, name: str | None, users: Users) -> pd.Series:
         if column not in frame:
             hint = "missing: write it"
             if column != "user":
-                hint += ", or name another with --column"
+                hint += ", or name another with --label"
             hint += " (`check --fix` mends a folder)"
             raise DataError(path.name, None, column, list(frame.columns), hint)
     invalid = frame[~(frame[name].isin([0, 1]) | frame[name].isna())]
@@ -78,8 +78,8 @@ def read_labels(path: Path | None, name: str | None, users: Users) -> pd.Series:
 def _label_of_users(name: str | None, users: Users) -> pd.Series:
     names = list(users.labels)
     if name is None and len(names) != 1:
-        hint = "Give a file with --labels."
+        hint = "Give a file with --labels-file."
         if names:
-            hint = f"Choose one of {', '.join(names)} with --column."
+            hint = f"Choose one of {', '.join(names)} with --label."
         raise ValueError(f"{users.name} has {len(names)} labels, and no name was given. {hint}")
     return users.label(name or names[0]).dropna()

@@ -74,7 +74,7 @@ class Place:
             {"weight": torch.ones(9)}, 10, 60, []
         )
         write_pairs(small, self.good / "pairs", shards=2, per_sample=1)
-        VectorTable(self.good / "table").give(["tea", "rice"], self.vectors)
+        VectorTable(self.good / "table").lookup(["tea", "rice"], self.vectors)
 
     @staticmethod
     def vectors(new: list[str], _report) -> np.ndarray:
@@ -189,7 +189,7 @@ def table_of(draw: Draw, place: Place) -> None:
     folder = place.copy("table")
     path = folder / draw.one(["keys", "vectors-8"])
     path.write_bytes(draw.damage(path.read_bytes()))
-    assert VectorTable(folder).give(["tea", draw.words()], place.vectors).shape == (2, 8)
+    assert VectorTable(folder).lookup(["tea", draw.words()], place.vectors).shape == (2, 8)
 
 
 def query_of(draw: Draw, place: Place) -> None:

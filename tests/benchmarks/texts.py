@@ -52,7 +52,7 @@ def _fill(folder: Path, many: int) -> dict:
     draw, began = np.random.default_rng(0), time.perf_counter()
     for start in range(0, many, 50_000):
         some = [_text(i) for i in range(start, min(many, start + 50_000))]
-        VectorTable(folder).give(
+        VectorTable(folder).lookup(
             some,
             lambda new, report: draw.standard_normal((len(new), WIDTH), np.float32).astype(
                 np.float16

@@ -513,11 +513,11 @@ ERRORS = {
     "no such users": (["check", "nowhere"], "nowhere has no events.parquet or events.csv"),
     "no such data": (
         ["ask", "--run", "RUN", "--users", "mars", "Q"],
-        "mars: no such folder, and not one of world",
+        "mars: no such folder. Give a folder, world",
     ),
     "odd world": (
         ["ask", "--run", "RUN", "--users", "world:many", "Q"],
-        "'many' is no number of users",
+        "'many' is not a number of users",
     ),
     "no users": (["ask", "--run", "RUN", "--users", "world:0", "Q"], "at least 1 user"),
     "odd cut-off": (["ask", "--run", "RUN", "--users", "journey:soon", "Q"], "soon"),
@@ -671,7 +671,7 @@ def test_data_sets_have_names():
     assert len(cli.open_users("world:5")) == 5 and cli.open_users("world:5").name == "world"
     with pytest.raises(
         FileNotFoundError,
-        match=r"mars: no such folder, and not one of world\[:N\], journey\[:CUTOFF\]",
+        match=r"mars: no such folder. Give a folder, world\[:N\] or journey\[:CUTOFF\]",
     ):
         cli.open_users("mars")
 
