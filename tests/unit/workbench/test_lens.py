@@ -162,7 +162,11 @@ def test_the_ranking_follows_the_map_in_the_order_of_the_users(asker, engine):
 def test_a_query_is_embedded_once_for_map_and_ranking(asker, engine, monkeypatch):
     asked, iter_embed = [], engine.iter_embed
     monkeypatch.setattr(
-        engine, "iter_embed", lambda cache, texts: asked.extend(texts) or iter_embed(cache, texts)
+        engine,
+        "iter_embed",
+        lambda cache, texts: (
+            asked.extend(getattr(texts, "queries", texts)) or iter_embed(cache, texts)
+        ),
     )
     list(asker("Why?"))
     assert asked.count("Why?") == 1 and asked.count("") == 1
