@@ -330,7 +330,7 @@ def refresh(
     parts = np.split(np.array(ran), np.flatnonzero(np.array(ran) < 0) + 1)
     tokens = np.array([part[part > 0].sum() for part in parts[:-1]])
     few, two = people.select(people.ids[:2]), Engine(exact)
-    gone = two.append(two.prefill(replace(few, cutoff=start)), few)
+    gone = two.update(two.prefill(replace(few, cutoff=start)), few)
     gap = np.abs(two.embed(gone, "Why?") - two.embed(two.prefill(few), "Why?")).max()
     told = {
         "users": len(people),
