@@ -231,9 +231,9 @@ def session_of(draw: Draw, place: Place) -> None:
 
 
 def claim_of(draw: Draw, place: Place) -> None:
-    from widgets import ClaimCard
+    from widgets import ResultCard
 
-    card = ClaimCard(
+    card = ResultCard(
         f"A claim {draw.words()}",
         draw.words(),
         value=0.5,
@@ -242,11 +242,11 @@ def claim_of(draw: Draw, place: Place) -> None:
     )
     path = card.save(place.work / "claim.html")
     if draw.chance(0.5):
-        assert ClaimCard.load(path) == card, "a card came back as another"
+        assert ResultCard.load(path) == card, "a card came back as another"
     else:
         before = path.read_bytes()
         path.write_bytes(draw.damage(before))
-        assert ClaimCard.load(path) == card, "an edited card was believed"
+        assert ResultCard.load(path) == card, "an edited card was believed"
 
 
 SELDOM, OFTEN = 3, 8  # times as often as what takes longest
