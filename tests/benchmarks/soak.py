@@ -52,7 +52,7 @@ class Hand:
             "compare",
             "claim",
         ]
-        self.actions += ["tune"] * (desk.prompt_tuning is not None)
+        self.actions += ["tune"] * (desk.tuning is not None)
 
     def act(self) -> str:
         """Do one thing, and give its name."""
@@ -111,12 +111,10 @@ class Hand:
         self.bench.compare()
 
     def claim(self) -> None:
-        self.bench.lens.claim("kept").save(self.folder / "claim.html")
+        self.bench.lens.result_card("kept").save(self.folder / "claim.html")
 
     def tune(self) -> None:
-        for _ in self.desk.prompt_tuning(
-            "Why?", str(self.draw.choice(self.desk.prompt_tuning.labels)), steps=3
-        ):
+        for _ in self.desk.tuning("Why?", str(self.draw.choice(self.desk.tuning.labels)), steps=3):
             pass
 
 

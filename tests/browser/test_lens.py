@@ -79,7 +79,7 @@ def test_ask_and_see_who_moves(book):
     assert moved(book.state()["shown"], first["shown"]) < 1e-3
     book.page.get_by_role("button", name="Is this user price-conscious?").click()
     book.asked("Is this user price-conscious?")
-    book.page.get_by_role("button", name="Back").click()
+    book.page.get_by_role("button", name="Back", exact=True).click()
     assert book.asked(TRAVEL) == sentence
     book.shot("fake-asked")
 
@@ -234,7 +234,9 @@ def test_who_is_nearest_to_yes_is_listed_and_coloured(book):
         in page.locator(".lens-chosen").inner_text()
     )
     book.shot("fake-backtest")
-    page.get_by_role("button", name="Back").click()  # before any question there is no yes
+    page.get_by_role(
+        "button", name="Back", exact=True
+    ).click()  # before any question there is no yes
     book.wait("document.querySelector('.lens').dataset.query === ''")
     assert (
         page.locator(".lens-reading").inner_text() == "" and page.locator(".lens-past").is_hidden()

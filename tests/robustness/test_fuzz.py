@@ -25,7 +25,7 @@ def test_strange_input_ends_in_a_result_or_in_our_own_error():
     assert {kind for each in told.values() for kind in each["errors"]} >= {
         "DataError",
         "RunError",
-        "ClaimError",
+        "ResultCardError",
         "TableError",
     }
 
