@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no jitter": {"anchor_noise": 0.0},
     "no portrait": {"profile_dim": 0},
     "appendable layout": {"token_order": "append_only"},
-    "half the cut-offs": {"cutoffs": 3},
+    "half the cut-offs": {"num_cutoffs": 3},
     "half the pairs": {"pairs_per_sample": 48},
     "a quarter of the pairs": {"pairs_per_sample": 24},
 }

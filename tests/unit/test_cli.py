@@ -15,7 +15,7 @@ import pytest
 
 import qanchor as qa
 from qanchor import cli
-from qanchor.utils import device, progress
+from qanchor.utils import progress
 
 QUERY = "Will this user go to a concert next month?"
 MACHINE = {"processor", "threads", "gpu", "products", "matmul_tflops", "gb_per_s"}
@@ -381,7 +381,7 @@ def test_a_killed_training_is_resumed(qanchor, home, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["ask", "tune-prompt", "train"])
 def test_a_busy_machine_is_warned_of(qanchor, home, tmp_path, monkeypatch, command):
-    monkeypatch.setattr(device, "busy_reason", lambda: "9 programs were at work")
+    monkeypatch.setattr(cli, "busy_reason", lambda: "9 programs were at work")
     words = {
         "ask": ("ask", QUERY, "--run", home / "run", "--users", home / "users", "--top", 0),
         "tune-prompt": (
