@@ -73,7 +73,7 @@ def walk(page):
     says(page.locator(".lens").first, "Kept")
     turn("Group")
     page.get_by_role("button", name="Which question explains them?").click()
-    says(page.locator(".sel-said"), "tells these")
+    says(page.locator(".sel-said"), "separates these")
     ends("group")
     turn("Deck")
     page.get_by_role("button", name="Ask the deck").click()

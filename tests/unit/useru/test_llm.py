@@ -521,7 +521,7 @@ def test_a_killed_run_goes_on_and_a_whole_one_asks_nothing(model, tmp_path):
         "ignore",
         "-m",
         "qanchor",
-        "synthesise",
+        "generate-pairs",
         "--users",
         tmp_path / "users",
         "--model",
