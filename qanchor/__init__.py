@@ -21,7 +21,6 @@ from qanchor.evaluation.backtest import BacktestResult, backtest
 from qanchor.evaluation.probe import ProbeResult, linear_probe
 from qanchor.inference.batch_embed import embed_dataset
 from qanchor.inference.engine import Engine
-from qanchor.inference.neighbors import nearest_users
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.models.collate import collate_users
 from qanchor.models.model import QAnchor
@@ -87,7 +86,6 @@ __all__ = [
     "load_users",
     "make_pairs",
     "make_sample_users",
-    "nearest_users",
     "prototype_loss",
     "query_group_matrix",
     "rank_queries_for_group",

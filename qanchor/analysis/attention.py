@@ -17,7 +17,7 @@ from torch import Tensor
 from qanchor.data.users import Users
 from qanchor.inference.engine import Engine
 from qanchor.inference.prefix_cache import PrefixCache, select_users
-from qanchor.models.collate import USER_EMB, QueryBatch, collate_users, group_by_length
+from qanchor.models.collate import USER_EMB, QueryBatch
 from qanchor.models.heads import QueryLike, query_text
 from qanchor.models.model import QAnchor
 from qanchor.models.prefix_encoder import GROUP, USER, Prefix
@@ -196,13 +196,13 @@ def _sum_by_row(
     """Sum attention over the keys of each row: (layer, user, head, row), and the number of keys
     (user, row).
     """
-    member = _row_membership(code, rows)
+    member = row_membership(code, rows)
     weight = torch.einsum("luhk,ukr->luhr", attention, member)
     weight = weight / weight.sum(-1, keepdim=True)  # of half precision, so they miss 1 by a little
     return weight.cpu().numpy(), member.sum(1).cpu().numpy()
 
 
-def _row_membership(code: Int[Tensor, "user key"], rows: int) -> Float[Tensor, "user key row"]:
+def row_membership(code: Int[Tensor, "user key"], rows: int) -> Float[Tensor, "user key row"]:
     return (F.one_hot(code.clamp(min=0), rows) * (code >= 0)[..., None]).float()
 
 
@@ -228,7 +228,6 @@ def modality_importance(
     users: Users,
     query: QueryLike | Sequence[QueryLike],
     *,
-    gradient: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
     """Measure how far a user's embedding moves when a modality is deleted.
@@ -238,41 +237,28 @@ def modality_importance(
         users: The users. Each is read once whole, and once without each of the modalities and the
         facts.
         query: One query, or several that share these readings.
-        gradient: Also compute gradient times input; default True.
         progress: Called with (done, total) modalities; default: not called.
 
     Returns:
-        `user, query, modality, events, deletion_effect, gradient`. deletion_effect: 1 - cosine to
-        the embedding of the whole
-        user. gradient: share of gradient times input, over what the modality feeds (its tokens and
-        its coarse numbers), of the part of the embedding that differs from the other users; NaN
-        without. Modalities that a user lacks are left out.
+        `user, query, modality, events, deletion_effect`. deletion_effect: 1 - cosine to the
+        embedding of the whole user. Modalities that a user lacks are left out.
 
     Example:
         >>> users = qa.make_sample_users(40).sample(3)
         >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
         >>> frame = modality_importance(engine, users, "Will this user travel soon?")
         >>> list(frame.columns), bool((frame.deletion_effect >= 0).all())
-        (['user', 'query', 'modality', 'events', 'deletion_effect', 'gradient'], True)
+        (['user', 'query', 'modality', 'events', 'deletion_effect'], True)
     """
     asked = [query] if isinstance(query, QueryLike) else list(query)
     whole = engine.embed(engine.prefill(users), asked).astype(float)
-    names, frames = ablatable_rows(engine.model.preprocessor), []
-    slopes = [
-        gradient_x_input(engine, users, q, whole[:, k]) if gradient else {}
-        for k, q in enumerate(asked)
-    ]
-    for done, (name, events, has, moved) in enumerate(
-        iter_modality_ablation(engine, users, asked, whole), 1
-    ):
+    names = ablatable_rows(engine.model.preprocessor)
+    frames = []
+    ablation = iter_modality_ablation(engine, users, asked, whole)
+    for done, (name, events, has, moved) in enumerate(ablation, 1):
         for k, one in enumerate(asked):
             frame = pd.DataFrame({"user": list(users.ids), "query": query_text(one)})
-            frame = frame.assign(
-                modality=name,
-                events=events,
-                deletion_effect=moved[:, k],
-                gradient=slopes[k].get(name, np.nan),
-            )
+            frame = frame.assign(modality=name, events=events, deletion_effect=moved[:, k])
             frames.append(frame[has])
         if progress:
             progress(done, len(names))
@@ -312,72 +298,6 @@ def without_modality(users: Users, modality: str) -> Users:
     events = users.events[users.events["modality"] != modality].reset_index(drop=True)
     tabular = users.tabular * np.nan if modality == TABULAR else users.tabular
     return replace(users, events=events, tabular=tabular)
-
-
-def gradient_x_input(
-    engine: Engine,
-    users: Users,
-    query: QueryLike,
-    anchors: Float[np.ndarray, "user dim"],
-    middle: Float[np.ndarray, " dim"] | None = None,
-) -> dict[str, np.ndarray]:
-    """Return gradient times input of each row as |sum| over its tokens and numbers, divided by the
-    sum over all rows.
-
-    Args:
-        engine: The model.
-        users: The users.
-        query: The query.
-        anchors: Their embeddings under the query.
-        middle: The embedding that a user is compared with; default: the mean of `anchors`.
-
-    Returns:
-        One number per user, by name of the row.
-    """
-    model, features = engine.model, engine.model.preprocessor.transform(users)
-    apart = (
-        torch.from_numpy(anchors - (anchors.mean(0) if middle is None else middle))
-        .float()
-        .to(model.device)
-    )
-    asked, names = model.encode_queries([query]), row_names(model.preprocessor)
-    out = torch.zeros(len(users), len(names))
-    for rows in group_by_length(features.lengths() + 1, 2048, most=16):
-        prefix = model.encode_prefix(collate_users(features, rows).to(model.device))
-        slots, coarse = (
-            prefix.tokens.clone().requires_grad_(),
-            prefix.coarse.clone().requires_grad_(),
-        )
-        one = replace(prefix, tokens=slots, coarse=coarse)
-        anchor = model.anchors(
-            one, model.build_query_batch([query], len(rows)), asked.expand_to(len(rows))
-        )[0][:, 0]
-        score = (anchor * apart[torch.as_tensor(rows, device=model.device)]).sum()
-        by_slot, by_number = torch.autograd.grad(
-            score, [slots, coarse], allow_unused=True, materialize_grads=True
-        )
-        member = _row_membership(slot_row_codes(model.preprocessor, one), len(names))
-        from_slots = torch.einsum("us,usr->ur", (by_slot * slots).sum(-1), member)
-        row_of_number = coarse_row_matrix(model.preprocessor).to(coarse.device)
-        from_numbers = torch.einsum("un,nr->ur", by_number * coarse, row_of_number)
-        size = (from_slots + from_numbers).abs()
-        out[torch.as_tensor(rows)] = (
-            (size / size.sum(1, keepdim=True).clamp(min=1e-12)).detach().cpu()
-        )
-    return {name: out[:, i].numpy().astype(float) for i, name in enumerate(names)}
-
-
-def coarse_row_matrix(preprocessor: UserPreprocessor) -> Float[Tensor, "number row"]:
-    """Return the row that each coarse number belongs to, one-hot: first those of the modalities,
-    then of the groups.
-    """
-    names, groups = row_names(preprocessor), preprocessor.groups()
-    each = preprocessor.sizes()["modal_number"]
-    code = np.repeat(np.arange(len(preprocessor.modalities)), each)
-    code = np.append(code, np.zeros(preprocessor.sizes()["coarse"] - len(code), int))
-    for name, place in groups.items():
-        code[place] = names.index("summary" if name in SUMMARY_GROUPS else TABULAR)
-    return F.one_hot(torch.from_numpy(code), len(names)).float()
 
 
 def rank_agreement(
@@ -424,7 +344,6 @@ TABLE_COLUMNS = [
     "weight",
     "per_token",
     "deletion_effect",
-    "gradient",
 ]
 TABLE_COLUMNS += ["disagrees", "disagrees_per_token", "agreement", "agreement_per_token"]
 
@@ -439,7 +358,6 @@ class UserAttention:
     slots: Float[np.ndarray, " row"]
     anchor: Float[np.ndarray, " dim"]
     effect: Float[np.ndarray, " row"]  # NaN: not deleted, or nothing there to delete
-    gradient: Float[np.ndarray, " row"]
 
     def by(self, measure: str) -> Float[np.ndarray, "layer head_group row"]:
         """Return the weight of each row, or per token of it."""
@@ -463,7 +381,7 @@ def attention_table(
 
     Example:
         >>> weight, slots, effect = np.full((1, 1, 2), 0.5), np.array([1.0, 5]), np.array([0.2, np.nan])
-        >>> one = UserAttention(weight, slots, np.ones(1), effect, np.full(2, np.nan))
+        >>> one = UserAttention(weight, slots, np.ones(1), effect)
         >>> attention_table("Why?", [one], ["bill", "sink"], ["bill"])[["modality", "weight", "per_token", "deletion_effect"]]
           modality  weight  per_token  deletion_effect
         0     bill     0.5        0.5              0.2
@@ -473,13 +391,12 @@ def attention_table(
     slots = np.mean([result.slots for result in results], axis=0)
     effects = np.array([result.effect for result in results])
     effect = _mean_of_known(effects)
-    gradient = _mean_of_known(np.array([result.gradient for result in results]))
     layers, groups, rows = weight.shape
     index = [range(MEAN_OF_ALL, layers - 1), range(MEAN_OF_ALL, groups - 1), names]
     frame = pd.DataFrame(
         index=pd.MultiIndex.from_product(index, names=["layer", "head_group", "modality"])
     ).reset_index()
-    each = {"slots": slots, "deletion_effect": effect, "gradient": gradient}
+    each = {"slots": slots, "deletion_effect": effect}
     frame = frame.assign(
         query=query, **{name: np.tile(values, layers * groups) for name, values in each.items()}
     )

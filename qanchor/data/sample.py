@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -128,6 +127,7 @@ def _read_tasks() -> dict[str, tuple[float, dict[str, float]]]:
 
 TRAITS = _read_traits()  # trait -> its loading on each of the four common causes
 TASKS = _read_tasks()  # task -> constant of the logit, weights of its traits (the main one first)
+QUERIES = {row["task"]: row["query"] for row in read_table("sample_tasks")}  # `{user}`: the unit
 
 
 def _carriers(task: str) -> tuple[str, ...]:
@@ -238,29 +238,6 @@ def sample_ground_truth(n: int = 2000, seed: int = 0) -> pd.DataFrame:
     frame["lies"] = [MODALITIES[place] if place >= 0 else "" for place in truth.lies]
     frame["missing"] = [";".join(np.array(MODALITIES)[row]) for row in truth.missing]
     return frame
-
-
-def write_sample_data(folder, n: int = 2000, seed: int = 0) -> Path:
-    """Write the sample users as a folder for `load_users`, with `truth.parquet` beside the tables.
-
-    Args:
-        folder: Folder to write; created if needed.
-        n: Number of users (default 2000, as shipped in `data/sample`).
-        seed: Seed of the generator (default 0, as shipped).
-
-    Returns:
-        The folder.
-
-    Example:
-        >>> import tempfile
-        >>> len(pd.read_parquet(write_sample_data(tempfile.mkdtemp(), n=3) / "truth.parquet"))
-        3
-    """
-    folder = make_sample_users(n, seed).save(folder)
-    sample_ground_truth(n, seed).reset_index().to_parquet(
-        folder / "truth.parquet", index=False, compression="zstd"
-    )
-    return folder
 
 
 def _ids(n: int) -> pd.Index:

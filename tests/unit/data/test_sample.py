@@ -23,9 +23,9 @@ from qanchor.data.sample import (
     make_sample_users,
     sample_ground_truth,
     themes,
-    write_sample_data,
 )
 from qanchor.data.users import load_users
+from tests.benchmarks.datasets import write_sample_data
 
 SAMPLE = Path(__file__).parents[3] / "data" / "sample"
 SOURCES = MODALITIES[:-1]

@@ -33,7 +33,7 @@ def engine():
 
 @pytest.fixture(scope="module")
 def looker(engine):
-    return AttentionBackend(engine, make_users(), gradient=True)
+    return AttentionBackend(engine, make_users())
 
 
 def last(updates):
@@ -79,12 +79,10 @@ def test_the_ledger_is_what_attention_and_effects_say(engine, looker):
     assert whole["weight"]["sink"] == pytest.approx(everywhere.unstack()["sink"].mean(), abs=1e-5)
     np.testing.assert_allclose(whole["per_token"] * whole["slots"], whole["weight"], rtol=1e-6)
     told = modality_importance(engine, users, QUERY)
-    for column, near in (("deletion_effect", 1e-5), ("gradient", 1e-4)):
-        mean = told.groupby("modality")[column].mean()
-        np.testing.assert_allclose(whole[column][mean.index], mean, atol=near)
-    assert (
-        whole.loc[~whole.index.isin(mean.index), ["deletion_effect", "gradient"]].isna().all().all()
-    )
+    mean = told.groupby("modality")["deletion_effect"].mean()
+    effects = whole["deletion_effect"]
+    np.testing.assert_allclose(effects[mean.index], mean, atol=1e-5)
+    assert effects[~whole.index.isin(mean.index)].isna().all()
     assert set(whole.index[whole["kind"] == "modality"]) == {"bill", "app", "search", "tabular"}
     for column, after in (("weight", ""), ("per_token", "_per_token")):
         rank = rank_agreement(
@@ -120,7 +118,6 @@ def test_the_sentence_is_plain_also_when_agreement_is_poor(effect, words):
         np.ones(4),
         np.ones(2),
         np.array([*effect, np.nan]),
-        np.full(4, np.nan),
     )
     frame = attention_table("q", [look], ["a", "b", "c", "sink"], ["a", "b", "c"])
     told = attention_summary(frame)
