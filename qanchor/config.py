@@ -33,7 +33,6 @@ NON_NEGATIVE_FIELDS = (
     "head_refit_steps",
     "steps",
     "lora_num_layers",
-    "text_lora_rank",
     "mini_batch_size",
     "mini_batch_num_tokens",
     "contrastive_weight",
@@ -110,9 +109,6 @@ class Config:
     lora_dropout: float = 0.0
     # Backbone layers with LoRA, counted from the last; 0 trains none.
     lora_num_layers: int = 12
-    # Rank of LoRA on the text encoder of the events, as in the paper. 0 freezes the encoder, so
-    # each distinct text is encoded once.
-    text_lora_rank: int = 0
 
     # Temperature of the contrastive loss: cosines are divided by it.
     temperature: float = 0.07

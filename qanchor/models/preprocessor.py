@@ -281,7 +281,6 @@ class UserPreprocessor:
             modal_number=self._standardize("modal", parts["modal"]),
             present=raw["present"],
             events=events,
-            texts=texts,
             vectors=raw["vectors"],
         )
 

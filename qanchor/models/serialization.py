@@ -83,11 +83,10 @@ def trained_state(model: QAnchor) -> dict[str, torch.Tensor]:
     Returns:
         Tensors by name.
     """
-    pretrained = ("backbone.", "event_texts.")
     return {
         name: tensor
         for name, tensor in model.state_dict().items()
-        if "lora_" in name or not name.startswith(pretrained)
+        if "lora_" in name or not name.startswith("backbone.")
     }
 
 
