@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import qanchor as qa
-from qanchor.cli import Json, open_users, run_app, say, warn_if_busy
+from qanchor.cli import Json, open_users, print_result, run_app, warn_if_busy
 from qanchor.utils.device import current_commit, machine_info
 from qanchor.utils.io import atomic_write
 from qanchor.utils.progress import ProgressBars
@@ -85,7 +85,7 @@ def benchmark(
     bars.close()
     if out:
         atomic_write(out, lambda part: part.write_text(json.dumps(result, default=float) + "\n"))
-    say(result, json.dumps(result, indent=1, default=float), as_json)
+    print_result(result, json.dumps(result, indent=1, default=float), as_json)
 
 
 if __name__ == "__main__":

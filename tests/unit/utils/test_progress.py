@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from qanchor.cli import interrupted_message, last_words, warn_if_busy
+from qanchor.cli import interrupted_message, print_below_bars, warn_if_busy
 from qanchor.config import MEDIUM, SMALL, TINY
 from qanchor.training.trainer import training_stages
 from qanchor.utils import device, progress
@@ -190,10 +190,10 @@ def test_bars_without_a_course_say_the_stage(capsys):
     )
 
 
-def test_last_words_have_a_line_of_their_own(capsys):
+def test_print_below_bars_have_a_line_of_their_own(capsys):
     show = ProgressBars()
     show("asking users", 3, 9)
-    last_words("error: no more")
+    print_below_bars("error: no more")
     told = capsys.readouterr()
     assert told.err.endswith("\nerror: no more\n") and told.out == ""
 
