@@ -29,7 +29,7 @@ from qanchor.useru.schedule import default_cutoffs
 from qanchor.useru.sharded import write_pairs
 from qanchor.utils.device import busy_reason, machine_info
 from qanchor.utils.io import atomic_write
-from qanchor.utils.progress import ProgressBars, StageEta
+from qanchor.utils.progress import ProgressBars
 from qanchor.utils.text import count
 from qanchor.workbench.messages import (
     backtest_summary,
@@ -259,9 +259,8 @@ def train(
     start = time.monotonic()
     checkpoint = Checkpoint(out.with_name(f".{out.name}.checkpoint"), "")
     resumed = resume and (checkpoint.path.exists() or checkpoint.before.exists())
-    stages = {PREPROCESSOR_STAGE: (PREPROCESSOR_STAGE, "", 0)}
-    stages |= training_stages(config, resumed, with_features=True)
-    bars = ProgressBars(StageEta(stages, minutes))
+    stages = training_stages(config, resumed, with_features=True)
+    bars = ProgressBars({PREPROCESSOR_STAGE: PREPROCESSOR_STAGE} | stages)
     cutoffs = default_cutoffs(people, config.num_cutoffs)
     pairs = qa.make_pairs(people, per_sample=config.pairs_per_sample, cutoffs=cutoffs, seed=seed)
     samples = pairs[["user", "cutoff"]].drop_duplicates()
