@@ -42,7 +42,6 @@ def find_clusters(
     *,
     least: int | None = None,
     seed: int = 0,
-    draws: int = SUBSAMPLES,
 ) -> pd.DataFrame:
     """Find clusters of users and estimate how stable each is.
 
@@ -52,14 +51,11 @@ def find_clusters(
         ids: The users.
         least: Users that a cluster must have; default 3 % of them, at least 15.
         seed: Seed of the subsamples; default 0.
-        draws: Times that half of the users are clustered again; default 20. They are drawn without
-        replacement, because a
-            user that is drawn twice looks dense.
 
     Returns:
         `user, cluster, strength`: clusters are numbered by size from 0, -1 is none; strength (0 to
         1) is how central a user is. If nobody is in a cluster, the users are one continuum. `attrs`
-        holds `least`, `axes`, `draws`, `silhouette` (of the users in clusters; NaN with fewer than
+        holds `least`, `axes`, `silhouette` (of the users in clusters; NaN with fewer than
         two), `stability` (by cluster, the mean Jaccard overlap with its best match among the
         clusters of each subsample), `dissolved` (candidates with a stability below 0.5, which are
         given up; a cluster below 0.6 is not reliable either) and `first_axis` (share of the
@@ -86,7 +82,7 @@ def find_clusters(
         )
     flat = _flat(l2_normalize(rows))
     label, strength = _dense(flat, least)
-    stability = _stability(flat, label, least, seed, draws)
+    stability = _stability(flat, label, least, seed)
     stays = ~(stability < DISSOLVED)
     label, stability = (
         np.append(np.where(stays, stays.cumsum() - 1, NONE), NONE)[label],
@@ -97,7 +93,6 @@ def find_clusters(
     frame.attrs = {
         "least": least,
         "axes": flat.shape[1],
-        "draws": draws,
         "silhouette": silhouette(flat, label, seed),
     }
     spread = flat.var(axis=0)
@@ -264,12 +259,16 @@ def _dense(flat: Flat, least: int) -> tuple[Int[np.ndarray, " user"], Float[np.n
 
 
 def _stability(
-    flat: Flat, label: Int[np.ndarray, " user"], least: int, seed: int, draws: int
+    flat: Flat, label: Int[np.ndarray, " user"], least: int, seed: int
 ) -> Float[np.ndarray, " cluster"]:
-    """Cluster subsamples and return each cluster's mean Jaccard overlap with its best match there."""
-    random, n_clusters = np.random.default_rng(seed), int(label.max()) + 1
-    overlap = np.full((draws, n_clusters), np.nan)
-    for draw in range(draws if n_clusters else 0):
+    """Cluster subsamples and return each cluster's mean Jaccard overlap with its best match there.
+
+    Subsamples are drawn without replacement, because a user that is drawn twice looks dense.
+    """
+    random = np.random.default_rng(seed)
+    n_clusters = int(label.max()) + 1
+    overlap = np.full((SUBSAMPLES, n_clusters), np.nan)
+    for draw in range(SUBSAMPLES if n_clusters else 0):
         rows = np.sort(random.choice(len(flat), round(SUBSAMPLE_SHARE * len(flat)), replace=False))
         again, _ = _dense(flat[rows], max(2, round(SUBSAMPLE_SHARE * least)))
         table = np.zeros(
@@ -278,7 +277,7 @@ def _stability(
         np.add.at(table, (label[rows], again), 1)
         either = table.sum(axis=1, keepdims=True) + table.sum(axis=0) - table
         overlap[draw] = (table / np.maximum(either, 1))[:n_clusters, :-1].max(axis=1, initial=0)
-    return overlap.mean(axis=0) if draws else np.full(n_clusters, np.nan)
+    return overlap.mean(axis=0)
 
 
 def _joined(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:

@@ -22,9 +22,7 @@ MAX_LISTED_TEXTS = 5  # distinctive texts listed of a cluster
 MIN_TEXT_HOLDERS = 5  # users of a cluster that have a text that is called distinctive
 
 
-def describe_clusters(
-    clusters: pd.DataFrame, users: Users, *, max_texts: int = MAX_LISTED_TEXTS
-) -> pd.DataFrame:
+def describe_clusters(clusters: pd.DataFrame, users: Users) -> pd.DataFrame:
     """Name each cluster by what its users did before the cut-off and others did not.
 
     A text is distinctive if the odds that a user of the cluster has it, once or often, exceed those
@@ -35,7 +33,6 @@ def describe_clusters(
     Args:
         clusters: From `find_clusters`, of these users or some of them.
         users: The users.
-        max_texts: Distinctive texts that are listed at most; default 5.
 
     Returns:
         One row per cluster: `cluster, users, share` (of all users), `stability`, `events` (median
@@ -81,7 +78,7 @@ def describe_clusters(
         rows.append(
             (
                 *row,
-                distinctive_texts.get(cluster, [])[:max_texts],
+                distinctive_texts.get(cluster, [])[:MAX_LISTED_TEXTS],
                 name or f"nothing telling ({cluster})",
             )
         )

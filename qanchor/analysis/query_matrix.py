@@ -55,8 +55,7 @@ class MatrixProgress:
     """Report how far a matrix is.
 
     Args:
-        stage: "users" (being embedded under the question), "scores", "paraphrases" or "row" (a row
-        is complete).
+        stage: "users" (being embedded under the question), "scores" or "row" (a row is complete).
         row: Number of the question, from 0.
         rows: Number of questions.
         done: Units of work that are done; a row has one unit per user.
@@ -78,7 +77,6 @@ def query_group_matrix(
     groups: Mapping[str, Iterable[str]],
     *,
     cells: MutableMapping[tuple, MatrixCell] | None = None,
-    noise_floors: bool = False,
     draws: int = RANDOM_GROUPS,
     seed: int = 0,
 ) -> Iterator[MatrixProgress | pd.DataFrame]:
@@ -91,8 +89,6 @@ def query_group_matrix(
         cells: Results by question and group, read and filled, so that a further question costs only
         its row and a further
             group only its column; default: a new dict.
-        noise_floors: Also measure each question's noise floor, with five paraphrases; default
-        False. Known ones are filled in.
         draws: Random groups behind each chance level; default 200.
         seed: Seed of the random groups; default 0.
 
@@ -138,7 +134,7 @@ def query_group_matrix(
         unit = plural(embedding_cache.cache.unit)
         raise ValueError(f"Found 0 groups; at least 1 is required. Name some {unit}.")
     cells = {} if cells is None else cells
-    return _iter_rows(embedding_cache, queries, members, cells, noise_floors, draws, seed)
+    return _iter_rows(embedding_cache, queries, members, cells, draws, seed)
 
 
 def _iter_rows(
@@ -146,7 +142,6 @@ def _iter_rows(
     queries: list[str],
     members: dict[str, np.ndarray],
     cells: MutableMapping[tuple, MatrixCell],
-    noise_floors: bool,
     draws: int,
     seed: int,
 ) -> Iterator[MatrixProgress | pd.DataFrame]:
@@ -178,9 +173,6 @@ def _iter_rows(
                 z = embedding_cache.embeddings[query]
                 known[name] = _measure_cell(z, ranks, moved, members[name], draws, seed)
                 cells[keys[name]] = known[name]
-        if noise_floors and query not in embedding_cache.noise_floors:
-            yield progress("paraphrases", row, n_users - 1)
-            embedding_cache.noise_floor(query)
         results |= {(query, name): (members[name], known[name]) for name in keys}
         yield progress("row", row, n_users)
     yield _matrix_frame(results, embedding_cache.noise_floors)

@@ -29,7 +29,6 @@ from qanchor.models.collate import QueryBatch, collate_queries
 from qanchor.models.heads import QueryEncoding
 from qanchor.models.prefix_encoder import Prefix
 from qanchor.models.serialization import atomic_replace, restore_interrupted
-from qanchor.prompt_tuning.labels import balanced_weights
 from qanchor.training.losses import prototype_loss
 from qanchor.utils.hashing import sha256_file
 from qanchor.utils.io import disk_errors
@@ -319,7 +318,6 @@ class PromptObjective:
         cache: From `engine.prefill`; it is not changed.
         query: Words in front of the prompt's vectors.
         labels: Class number of each user of the cache, -1 for users without a label.
-        balanced: Every class counts alike, however many users it has. Default: True.
     """
 
     def __init__(
@@ -328,13 +326,11 @@ class PromptObjective:
         cache: PrefixCache,
         query: str,
         labels: Int[np.ndarray, " user"],
-        balanced: bool = True,
     ):
         self.engine = engine
         self.model = engine.model
         self.query = query
         self.truth = labels
-        self.balanced = balanced
         self.users = CachedQueryUsers(engine, cache, np.flatnonzero(labels >= 0), query)
         self.text_embedding = self.model.query_text_embeddings([query])
 
@@ -407,7 +403,7 @@ class PromptObjective:
                 counts. Default: only the temperature itself.
 
         Returns:
-            The loss; if `balanced`, the mean over classes.
+            The mean loss over classes, however many users each has.
         """
         anchors, labels = self._embed_all(prompt, rows)
         return class_loss(
@@ -416,7 +412,6 @@ class PromptObjective:
             prompt.prototypes,
             prompt.temperature,
             temperature_factors,
-            self.balanced,
         )
 
     @torch.no_grad()
@@ -487,22 +482,12 @@ class PromptObjective:
             anchors = self.model.project_anchor(states, coarse, encoding.expand_to(len(users)))
             for candidate, z in zip(chunk, anchors.unbind(1), strict=True):
                 centroids = class_centroids(z, labels)
-                loss = class_loss(
-                    z, labels, centroids, prompt.temperature, TEMPERATURE_FACTORS, self.balanced
-                )
+                loss = class_loss(z, labels, centroids, prompt.temperature, TEMPERATURE_FACTORS)
                 if loss < best_loss:
                     best_loss = loss
                     offset = candidate - self.text_embedding[0]
                     best_prompt = replace(prompt, offset=offset, prototypes=centroids)
         return best_prompt
-
-    def weights(self, rows: Int[np.ndarray, " row"]) -> Float[np.ndarray, " row"] | None:
-        """Return the sampling probability of each user; None (uniform) unless `balanced`.
-
-        Args:
-            rows: Rows of the users.
-        """
-        return balanced_weights(self.truth[rows]) if self.balanced else None
 
     def labels(self, batch: UserBatch) -> Int[Tensor, " user"]:
         """Return the class numbers of users, on the device of the model.
@@ -534,9 +519,8 @@ def class_loss(
     prototypes: Float[Tensor, "label dim"],
     temperature: float,
     temperature_factors: Sequence[int] = (1,),
-    balanced: bool = True,
 ) -> float:
-    """Compute the prototype loss (paper, equation 7).
+    """Compute the prototype loss (paper, equation 7), averaged over classes.
 
     Args:
         anchors: Embeddings of users.
@@ -545,9 +529,8 @@ def class_loss(
         temperature: Temperature.
         temperature_factors: Multiples of the temperature; the lowest loss over them counts.
             Default: only the temperature itself.
-        balanced: Average over classes instead of users. Default: True.
     """
-    masks = [labels == label for label in labels.unique()] if balanced else [labels >= 0]
+    masks = [labels == label for label in labels.unique()]
     losses = []
     for factor in temperature_factors:
         parts = [

@@ -13,7 +13,7 @@ import torch
 
 from qanchor.inference.engine import Engine
 from qanchor.inference.prefix_cache import PrefixCache
-from qanchor.prompt_tuning.labels import encode_labels, stratified_split
+from qanchor.prompt_tuning.labels import balanced_weights, encode_labels, stratified_split
 from qanchor.prompt_tuning.soft_prompt import TEMPERATURE_FACTORS, PromptObjective, SoftPrompt
 
 VALIDATION_INTERVAL = 10  # steps between two losses on the validation users
@@ -96,7 +96,6 @@ def iter_tune_prompt(
     seed: int = 0,
     valid: float = 0.2,
     patience: int = 100,
-    balanced: bool = True,
     batch: int = 32,
 ) -> Iterator[TuningState]:
     """Tune a soft prompt step by step. Close the iterator to stop; what was yielded stays valid.
@@ -121,7 +120,6 @@ def iter_tune_prompt(
         seed: Seed of the split, the noise and the batches. Default: 0.
         valid: Share of each class that validates, above 0 and below 1. Default: 0.2.
         patience: Steps without a lower validation loss before the tuning ends. Default: 100.
-        balanced: Sample every class alike, and give it the same weight. Default: True.
         batch: Users in a step. Default: 32.
 
     Yields:
@@ -146,7 +144,7 @@ def iter_tune_prompt(
     numbers, classes = encode_labels(cache, labels)
     rng = np.random.default_rng(seed)
     tuning, validation = stratified_split(numbers, valid, rng)
-    objective = PromptObjective(engine, cache, query, numbers, balanced)
+    objective = PromptObjective(engine, cache, query, numbers)
     prompt = objective.initialize(classes, tuning, vectors, temperature, rng)
     if seek and gate:
         candidates = (prompt, objective.search_initial_prompt(prompt, tuning))
@@ -162,7 +160,7 @@ def iter_tune_prompt(
     if gate:
         sizes["offset"] = OFFSET_SCALE
     rates = {name: lr * size for name, size in sizes.items()}
-    weights = objective.weights(tuning)
+    weights = balanced_weights(numbers[tuning])
     batch_size = min(batch, len(tuning))
     batches = [rng.choice(tuning, batch_size, p=weights) for _ in range(steps)]
     yield from _optimize(objective, prompt, rates, batches, validation, patience)

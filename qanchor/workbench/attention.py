@@ -79,7 +79,6 @@ class AttentionBackend:
     Args:
         engine: The model.
         users: The users that can be looked at.
-        prompts: Soft prompts by name; a query that is such a name asks the prompt. Default: none.
         most: Users that are looked at at most; default 64. A sample is drawn from more, and the
         caption says so.
         seed: Seed of the sample; default 0.
@@ -101,7 +100,6 @@ class AttentionBackend:
         engine: Engine,
         users: Users,
         *,
-        prompts: Mapping[str, QueryLike] | None = None,
         most: int = 64,
         seed: int = 0,
     ):
@@ -112,10 +110,9 @@ class AttentionBackend:
         self.ids = users.ids
         self.unit = users.unit
         self.units = plural(users.unit)
-        self.prompts = dict(prompts or {})
         self.most = most
         self.seed = seed
-        self.queries = [*self.prompts, *suggest_queries(users)]
+        self.queries = list(suggest_queries(users))
         self.names = row_names(engine.model.preprocessor)
         self.results = LRUCache(
             MAX_CACHED_LOOKS * most
@@ -128,7 +125,7 @@ class AttentionBackend:
         """Look at users under a query and, to compare, under another.
 
         Args:
-            query: The query, a soft prompt, or the name of one.
+            query: The query, or a soft prompt.
             versus: What to compare with; default: nothing.
             users: Ids; default: all users.
 
@@ -241,8 +238,7 @@ class AttentionBackend:
         return query.strip() if isinstance(query, str) else f"{query_text(query)} (tuned)"
 
     def _resolve(self, query: QueryLike) -> QueryLike:
-        """Return the soft prompt of a name, else the query."""
-        return self.prompts.get(query.strip(), query.strip()) if isinstance(query, str) else query
+        return query.strip() if isinstance(query, str) else query
 
     def _known(self, user: str) -> str:
         if str(user) not in self.ids:

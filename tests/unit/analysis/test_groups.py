@@ -257,7 +257,7 @@ def test_the_bank_asks_each_topic_once_and_words_say_what_is_not_there():
     bank = question_bank("viewer")
     assert len(bank) == 72 and all("{" not in query and query.endswith("?") for query in bank)
     store = anchors(size=0)
-    *_, last = GroupQueriesBackend(store)(store.ids[:30], list(store.embeddings))
+    *_, last = GroupQueriesBackend(store, list(store.embeddings))(store.ids[:30])
     assert last.message.startswith("No question separates these 30 users better than chance")
     words = group_queries_summary(last.data["frame"], "family")
     assert words.startswith("No question separates these 30 families better than chance")
