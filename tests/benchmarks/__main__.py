@@ -11,9 +11,10 @@ import typer
 
 import qanchor as qa
 from qanchor.cli import Json, open_users, print_result, run_app, warn_if_busy
-from qanchor.utils.device import current_commit, machine_info
+from qanchor.utils.device import current_commit
 from qanchor.utils.io import atomic_write
 from qanchor.utils.progress import ProgressBars
+from tests.benchmarks.machine import measured_machine
 
 from .ablations import ablations
 from .attention import attention
@@ -50,7 +51,7 @@ def run_benchmark(name: str, **options) -> dict:
     """Run one benchmark and add what identifies the measurement: machine, commit and seed."""
     if name not in BENCHMARKS:
         raise ValueError(f"no benchmark {name!r}. Choose one of {', '.join(BENCHMARKS)}")
-    about = {"bench": name, "machine": machine_info(), "commit": current_commit(), "seed": 0}
+    about = {"bench": name, "machine": measured_machine(), "commit": current_commit(), "seed": 0}
     return about | BENCHMARKS[name](**options)
 
 

@@ -18,7 +18,12 @@ import pyarrow.parquet as pq
 
 from qanchor.data.sample import make_sample_users
 from qanchor.data.users import Users
-from qanchor.inference.batch_embed import embed_dataset, local_processes, worker_environment
+from qanchor.inference.batch_embed import (
+    ShardJobs,
+    embed_dataset,
+    local_processes,
+    worker_environment,
+)
 from qanchor.utils.device import compute_dtype
 
 RUN = Path(__file__).parents[2] / "data" / "runs" / "world"
@@ -108,16 +113,8 @@ def work(kind: str, number: int) -> dict:
 
 def _rate(kind: str, workers: int, rounds: int = 4) -> float:
     """Give what each of some processes does in a second while the others do the same."""
-    return float(
-        np.median(
-            [
-                told["rate"]
-                for told in local_processes(
-                    work, (kind,), list(range(rounds * workers)), workers, 1
-                )
-            ]
-        )
-    )
+    jobs = ShardJobs(work, (kind,), list(range(rounds * workers)), workers, threads=1)
+    return float(np.median([record["rate"] for record in local_processes(jobs)]))
 
 
 def _variants() -> Iterator[tuple[str, int]]:

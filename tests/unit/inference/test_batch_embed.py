@@ -223,7 +223,7 @@ def test_kills_lose_and_double_nobody(home, tmp_path):
             os.kill(killed[0], signal.SIGKILL)
 
     with pytest.raises(
-        ChildProcessError, match=r"its worker ended with code -9 .*start it again to go on"
+        ChildProcessError, match=r"its worker ended with code -9 .*run it again to resume"
     ):
         embed(home, out, shards=MANY, workers=2, progress=kill)
     assert not (out / "_manifest.json").exists()
@@ -400,7 +400,9 @@ def test_what_is_wrong_is_told(home, tmp_path):
 @pytest.mark.slow
 def test_ray_writes_the_same_bytes(home, tmp_path):
     if importlib.util.find_spec("ray") is None:
-        with pytest.raises(ValueError, match=r"needs Ray: pip install 'qanchor\[scale\]'"):
+        with pytest.raises(
+            ValueError, match=r"ray is not installed. Run pip install 'qanchor\[scale\]'"
+        ):
             embed(home, tmp_path / "out", backend="ray")
         pytest.skip("ray not installed: pip install 'qanchor[scale]'")
     import ray

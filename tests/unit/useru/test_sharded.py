@@ -24,7 +24,7 @@ from qanchor.errors import DataError
 from qanchor.useru.behavior import OFFERS, find_spend_sources
 from qanchor.useru.pairs import make_pairs, user_hash
 from qanchor.useru.schedule import PairConfig, default_cutoffs
-from qanchor.useru.sharded import make_shard, partition, plan, split, write_pairs
+from qanchor.useru.sharded import make_shard, partition, plan, write_pairs
 from tests.benchmarks import __main__ as benchmarks
 from tests.benchmarks.useru import useru, write_copies
 
@@ -279,18 +279,6 @@ def test_the_hash_is_one_in_sql_and_in_python_and_does_not_move(world):
     ]
     assert told.tolist() == user_hash(ids).tolist()
     assert user_hash(["a"]).tolist() == [0x0CC175B9C0F1B6A]  # md5("a") begins so, on any machine
-
-
-def test_split_keeps_to_the_share_and_to_the_user(world):
-    many = make_sample_users(400)
-    train, test = split(many, 0.25)
-    assert set(train.ids) | set(test.ids) == set(many.ids) and not set(train.ids) & set(test.ids)
-    assert 0.18 < len(test) / 400 < 0.32
-    again = split(many.select(many.ids[::3]), 0.25)[1]
-    assert set(again.ids) == set(test.ids) & set(many.ids[::3])  # whoever else is there
-    assert set(split(many, 0.25, salt="other")[1].ids) != set(test.ids)
-    with pytest.raises(ValueError, match=r"share 1.5 is not between 0 and 1"):
-        split(many, 1.5)
 
 
 def test_the_plan_sees_all_users_as_memory_does(world, folder, tmp_path):

@@ -14,6 +14,7 @@ from qanchor.analysis.embedding_cache import PARAPHRASES
 from qanchor.inference.engine import Engine
 from qanchor.useru.suggestions import suggest_queries
 from qanchor.workbench.messages import backtest_summary
+from qanchor.workbench.updates import Update
 from tests.tiny import make_engine, make_model, make_users
 
 
@@ -182,7 +183,7 @@ def test_the_backtest_is_that_of_the_library(engine):
         and last.message == backtest_summary(result)
         and last.done == last.total
     )
-    assert qa.Update(len(users), len(users), "Reading the past") in steps
+    assert Update(len(users), len(users), "Reading the past") in steps
     assert not any("backtest" in step.data for step in steps)
 
 
