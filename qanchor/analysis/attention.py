@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -22,6 +22,7 @@ from qanchor.models.heads import QueryLike, query_text
 from qanchor.models.model import QAnchor
 from qanchor.models.prefix_encoder import GROUP, USER, Prefix
 from qanchor.models.preprocessor import UserPreprocessor
+from qanchor.utils.types import Progress
 
 TABULAR = "tabular"
 NON_MODALITY_ROWS = (
@@ -228,7 +229,7 @@ def modality_importance(
     users: Users,
     query: QueryLike | Sequence[QueryLike],
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Measure how far a user's embedding moves when a modality is deleted.
 

@@ -15,6 +15,7 @@ from qanchor.analysis.shift import neighbors_kept, noise_floor, residual_shift
 from qanchor.data.users import Users
 from qanchor.evaluation.probe import cross_val_scores, summarize_cv
 from qanchor.utils.arrays import l2_normalize
+from qanchor.utils.types import EmbeddingRows
 
 # in 128 dimensions all distances are alike and density says little: the axes along which users
 # differ most stay
@@ -37,7 +38,7 @@ Flat = Float[np.ndarray, "user axis"]
 
 
 def find_clusters(
-    embeddings: Float[np.ndarray, "user dim"],
+    embeddings: EmbeddingRows,
     ids,
     *,
     least: int | None = None,
@@ -109,7 +110,7 @@ def stable_clusters(clusters: pd.DataFrame) -> list[int]:
     return [number for number, share in clusters.attrs["stability"].items() if share >= STABLE]
 
 
-def silhouette(rows: Float[np.ndarray, "user dim"], label, seed: int = 0) -> float:
+def silhouette(rows: EmbeddingRows, label, seed: int = 0) -> float:
     """Return the mean silhouette: how much nearer users are to their own class than to the next,
     from -1 to 1.
 
@@ -238,7 +239,7 @@ def _checked(embeddings, ids) -> tuple[np.ndarray, list[str]]:
     return rows, ids
 
 
-def _flat(rows: Float[np.ndarray, "user dim"]) -> Flat:
+def _flat(rows: EmbeddingRows) -> Flat:
     from sklearn.decomposition import PCA
 
     return PCA(min(MAX_AXES, *rows.shape), svd_solver="full").fit_transform(rows)
@@ -293,7 +294,6 @@ def _joined(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-EmbeddingRows = Float[np.ndarray, "user dim"]
 SIDES = ("before", "after")
 SCORES = ["side", "auc", "auc_low", "auc_high", "ks", "silhouette", "n", "positives"]
 

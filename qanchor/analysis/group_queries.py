@@ -15,6 +15,7 @@ from qanchor.analysis.embedding_cache import EmbeddingCache
 from qanchor.data.export import membership_mask
 from qanchor.useru.topics import HELD_OUT, TOPICS
 from qanchor.utils.text import count
+from qanchor.utils.types import EmbeddingRows, UserMask
 
 FOLDS = 5
 SEEDS = 3  # ways to fold the users
@@ -140,9 +141,7 @@ class RandomGroups:
     ]  # one a fold: means of group minus rest of all users outside it
 
 
-def random_groups(
-    inside: Bool[np.ndarray, " user"], draws: int, rng: np.random.Generator
-) -> list[RandomGroups]:
+def random_groups(inside: UserMask, draws: int, rng: np.random.Generator) -> list[RandomGroups]:
     """Draw random groups of the size of `inside`, and fold all groups in the same way, `SEEDS`
     times.
     """
@@ -180,9 +179,7 @@ def _mean_difference_weights(
     )
 
 
-def nearest_mean_aucs(
-    z: Float[np.ndarray, "user dim"], folds: RandomGroups
-) -> Float[np.ndarray, "fold draw"]:
+def nearest_mean_aucs(z: EmbeddingRows, folds: RandomGroups) -> Float[np.ndarray, "fold draw"]:
     """Score users by the means of group and rest without their own fold; return the AUC of each
     group in each fold.
     """

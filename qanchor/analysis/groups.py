@@ -7,10 +7,11 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from qanchor.data.export import membership_mask
 from qanchor.data.users import Users
+from qanchor.utils.types import UserMask
 
 # average users added to either side before odds are taken, so that one user with a rare text does
 # not win
@@ -277,9 +278,7 @@ def describe_group(users: Users, ids: Iterable[str]) -> pd.DataFrame:
     return frame.loc[order, DESCRIPTION_COLUMNS].reset_index(drop=True)
 
 
-def _compare_shares_of_users(
-    past: pd.DataFrame, kind: str, inside: Bool[np.ndarray, " user"]
-) -> pd.DataFrame:
+def _compare_shares_of_users(past: pd.DataFrame, kind: str, inside: UserMask) -> pd.DataFrame:
     """Compare the shares of users with at least one such event; rare texts are left out."""
     pairs = past[["user", kind]].drop_duplicates()
     names, ours = pairs[kind].cat.categories, inside[pairs["user"].cat.codes]
@@ -293,9 +292,7 @@ def _compare_shares_of_users(
     )
 
 
-def _compare_binary(
-    kind: str, table: pd.DataFrame, inside: Bool[np.ndarray, " user"]
-) -> pd.DataFrame:
+def _compare_binary(kind: str, table: pd.DataFrame, inside: UserMask) -> pd.DataFrame:
     """Compare the shares of ones among those known."""
     table = table.loc[:, table.notna()[inside].any() & table.notna()[~inside].any()]
     counts = [how for rows in (inside, ~inside) for how in (table[rows].sum(), table[rows].count())]
@@ -360,7 +357,7 @@ def _numbers(users: Users, past: pd.DataFrame) -> pd.DataFrame:
     return table.reindex(list(users.ids)).astype(float)
 
 
-def _medians(table: pd.DataFrame, inside: Bool[np.ndarray, " user"]) -> pd.DataFrame:
+def _medians(table: pd.DataFrame, inside: UserMask) -> pd.DataFrame:
     """Compare medians, with intervals by order statistics, and p by ranks (Mann and Whitney)."""
     from scipy.stats import binom, mannwhitneyu
 

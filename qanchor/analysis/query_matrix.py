@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from qanchor.analysis.embedding_cache import EmbeddingCache
 from qanchor.analysis.group_queries import (
@@ -27,6 +27,7 @@ from qanchor.useru.behavior import topic_rates
 from qanchor.useru.topics import TOPICS
 from qanchor.utils.arrays import l2_normalize
 from qanchor.utils.text import count, plural
+from qanchor.utils.types import EmbeddingRows, UserMask
 
 RANDOM_GROUPS = 200  # random groups behind each chance level
 MAX_QUERIES = 8  # questions that are chosen by default
@@ -237,9 +238,7 @@ def default_groups(
     return {}
 
 
-def _group_mask(
-    embedding_cache: EmbeddingCache, name: str, ids: Iterable[str]
-) -> Bool[np.ndarray, " user"]:
+def _group_mask(embedding_cache: EmbeddingCache, name: str, ids: Iterable[str]) -> UserMask:
     """Mark the users of a group; refuse unknown users and groups that are too small or too large."""
     try:
         inside = membership_mask(embedding_cache.ids, ids)
@@ -274,10 +273,10 @@ def _user_scores(
 
 
 def _measure_cell(
-    z: Float[np.ndarray, "user dim"],
+    z: EmbeddingRows,
     rank: Float[np.ndarray, " user"],
     moved: Float[np.ndarray, " user"],
-    inside: Bool[np.ndarray, " user"],
+    inside: UserMask,
     draws: int,
     seed: int,
 ) -> MatrixCell:

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int
 from sklearn.neighbors import NearestNeighbors
 
 from qanchor.utils.arrays import l2_normalize
+from qanchor.utils.types import EmbeddingRows
 
-EmbeddingRows = Float[np.ndarray, "user dim"]
 N_NEIGHBORS = 15
 NOISE_QUANTILE = 0.95  # of the users move less than the noise floor when a query is reworded
 MAX_LISTED_NEIGHBORS = 5  # gained and lost neighbours listed in the shift frame

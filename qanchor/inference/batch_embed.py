@@ -37,6 +37,7 @@ from qanchor.useru.sharded import EVENTS_PER_SHARD
 from qanchor.utils.device import best_device, compute_dtype, current_commit
 from qanchor.utils.hashing import sha256_file
 from qanchor.utils.io import atomic_write, read_json, write_json
+from qanchor.utils.types import Progress
 
 RANK_TIMEOUT = timedelta(days=30)  # how long one rank waits for another
 RESUME_HINT = "Finished shards are kept; run it again to resume."
@@ -220,7 +221,7 @@ def embed_dataset(
     workers: int = 1,
     shards: int | None = None,
     threads: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict:
     """Embed any number of users for every query, shard by shard. A rerun resumes after a kill.
 

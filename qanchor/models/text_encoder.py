@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from qanchor.errors import TableError, WeightsError
 from qanchor.models.weights import missing_model_message, resolve_model
 from qanchor.utils.io import cache_dir, replace_surrogates
+from qanchor.utils.types import Progress
 
+# maps distinct texts and a function that reports how many are done to float16 (text, dim)
+EncodeTexts = Callable[[list[str], Callable[[int], object]], np.ndarray]
 HASH_DIM = 384  # width of "hash" vectors, that of MiniLM
 MAX_TEXT_TOKENS = 256  # longer texts are cut
 TEXTS_PER_BATCH = 256  # texts in a forward pass; sorted by length, so there is little padding
@@ -79,7 +82,7 @@ def text_vectors(
     texts: Sequence[str],
     encoder: str = "minilm",
     folder: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """Encode texts as unit vectors; texts encoded before are read from a table on disk.
 
@@ -121,8 +124,8 @@ def text_vectors(
 def cached_vectors(
     texts: Sequence[str],
     folder: Path,
-    encode: Callable[[list[str], Callable[[int], object]], np.ndarray],
-    progress: Callable[[int, int], None] | None = None,
+    encode: EncodeTexts,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """Return the vectors of texts from a table, encoding and storing those it lacks.
 
@@ -163,8 +166,8 @@ class VectorTable:
     def lookup(
         self,
         texts: list[str],
-        encode: Callable[[list[str], Callable[[int], object]], np.ndarray],
-        progress: Callable[[int, int], None] | None = None,
+        encode: EncodeTexts,
+        progress: Progress | None = None,
     ) -> np.ndarray:
         """Return the vectors of distinct texts; new ones are encoded, shortest first, and stored.
 

@@ -32,7 +32,9 @@ from qanchor.models.serialization import atomic_replace, restore_interrupted
 from qanchor.training.losses import prototype_loss
 from qanchor.utils.hashing import sha256_file
 from qanchor.utils.io import disk_errors
+from qanchor.utils.types import EmbeddingRows
 
+Rows = Int[np.ndarray, " row"]  # rows of users in a cache
 FORMAT = 2
 TENSORS = ("vectors", "offset", "prototypes")
 INIT_NOISE = 0.02  # standard deviation of the initial vectors around the mean word vector
@@ -64,9 +66,7 @@ class CachedQueryUsers:
         [-1, 7, 7, 29]
     """
 
-    def __init__(
-        self, engine: Engine, cache: PrefixCache, rows: Int[np.ndarray, " row"], query: str
-    ):
+    def __init__(self, engine: Engine, cache: PrefixCache, rows: Rows, query: str):
         self.engine = engine
         self.model = engine.model
         self.words = self.model.tokenize_query(query)
@@ -82,7 +82,7 @@ class CachedQueryUsers:
                 self.place[group.rows[places]] = index
                 self.groups.append(self._append_words(select_users(group, places)))
 
-    def select(self, rows: Int[np.ndarray, " row"]) -> UserBatch:
+    def select(self, rows: Rows) -> UserBatch:
         """Return a batch of users, with an empty user (row -1) last.
 
         Behind the empty user the query is read with no user in front, in the same pass.
@@ -181,9 +181,7 @@ class SoftPrompt:
         sizes = f"{len(self.vectors)} vectors, {len(self.classes)} classes"
         return f"SoftPrompt({self.query!r}, {sizes})"
 
-    def predict_proba(
-        self, anchors: Float[np.ndarray, "user dim"]
-    ) -> Float[np.ndarray, "user label"]:
+    def predict_proba(self, anchors: EmbeddingRows) -> Float[np.ndarray, "user label"]:
         """Compute class shares: softmax of anchor @ prototype / temperature.
 
         Args:
@@ -366,7 +364,7 @@ class PromptObjective:
     def step(
         self,
         prompt: SoftPrompt,
-        rows: Int[np.ndarray, " row"],
+        rows: Rows,
         optimizer: torch.optim.Optimizer,
     ) -> float:
         """Take one optimizer step.
@@ -391,7 +389,7 @@ class PromptObjective:
     def loss(
         self,
         prompt: SoftPrompt,
-        rows: Int[np.ndarray, " row"],
+        rows: Rows,
         temperature_factors: Sequence[int] = (1,),
     ) -> float:
         """Compute the loss on users.
@@ -418,7 +416,7 @@ class PromptObjective:
     def initialize(
         self,
         classes: tuple,
-        rows: Int[np.ndarray, " row"],
+        rows: Rows,
         vectors: int,
         temperature: float,
         rng: np.random.Generator,
@@ -447,9 +445,7 @@ class PromptObjective:
         return replace(prompt, prototypes=class_centroids(*self._embed_all(prompt, rows)))
 
     @torch.no_grad()
-    def search_initial_prompt(
-        self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"]
-    ) -> SoftPrompt:
+    def search_initial_prompt(self, prompt: SoftPrompt, rows: Rows) -> SoftPrompt:
         """Find the training query whose text vector separates the classes of users best.
 
         Only the heads run for each training query, so hundreds of them take as long as a few steps.
@@ -497,13 +493,11 @@ class PromptObjective:
         """
         return torch.from_numpy(self.truth[batch.rows[:-1]]).to(self.model.device)
 
-    def _batches(self, rows: Int[np.ndarray, " row"]) -> Iterator[UserBatch]:
+    def _batches(self, rows: Rows) -> Iterator[UserBatch]:
         for chunk in np.split(rows, range(USERS_PER_PASS, len(rows), USERS_PER_PASS)):
             yield self.users.select(chunk)
 
-    def _embed_all(
-        self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"]
-    ) -> tuple[Tensor, Tensor]:
+    def _embed_all(self, prompt: SoftPrompt, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return the anchors and class numbers of any number of users, in the same order."""
         anchors, labels = [], []
         for batch in self._batches(rows):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from qanchor.inference.engine import Engine
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.prompt_tuning.labels import balanced_weights, encode_labels, stratified_split
 from qanchor.prompt_tuning.soft_prompt import TEMPERATURE_FACTORS, PromptObjective, SoftPrompt
+from qanchor.utils.types import Progress
 
 VALIDATION_INTERVAL = 10  # steps between two losses on the validation users
 # Size of the offset that its learning rate is a share of; text vectors have values of about 1.
@@ -28,7 +29,7 @@ def tune_prompt(
     query: str,
     labels: pd.Series,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> tuple[SoftPrompt, pd.DataFrame]:
     """Tune a soft prompt on labelled users. The users are not read again.

@@ -22,6 +22,7 @@ from qanchor.useru.pairs import pair_frame, user_hash
 from qanchor.useru.schedule import default_cutoffs, parse_cutoffs
 from qanchor.useru.topics import TOPICS, Topic, match
 from qanchor.utils.io import atomic_write
+from qanchor.utils.types import Progress
 
 PARAMETERS = {"temperature": 0, "max_tokens": 600}
 MAX_RETRIES = 5  # of a request; the openai package waits between them, as the endpoint asks
@@ -294,7 +295,7 @@ def generate_pairs(
     parameters: dict | None = None,
     prompt_chars: int = 6000,
     seed: int = 0,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Generate pairs with a language model, and keep only answers whose evidence holds.
 
