@@ -7,7 +7,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
-from sklearn.neighbors import NearestNeighbors
 
 from qanchor.utils.arrays import l2_normalize
 from qanchor.utils.types import EmbeddingRows
@@ -102,11 +101,10 @@ def knn_indices(rows: EmbeddingRows, k: int = N_NEIGHBORS) -> Int[np.ndarray, "u
             True  # among twins a row may miss itself: then the farthest goes
         )
         return neighbors[~own].reshape(len(rows), k)
-    return (
-        NearestNeighbors(n_neighbors=k, algorithm="brute")
-        .fit(rows)
-        .kneighbors(return_distance=False)
-    )
+    from sklearn.neighbors import NearestNeighbors  # takes two seconds to import
+
+    search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(rows)
+    return search.kneighbors(return_distance=False)
 
 
 def neighbors_kept(

@@ -207,7 +207,7 @@ def test_mistakes_are_told():
         projection.joint_projection(rows, rows, IDS, method="tsne")
 
 
-@pytest.mark.parametrize("method", ["pca", "umap"])
+@pytest.mark.parametrize("method", ["pca", pytest.param("umap", marks=pytest.mark.slow)])
 def test_marks_stand_among_their_users_and_move_nobody_else(method):
     rows = embeddings(users=120)
     after = reworded(rows, 2) @ rotation()
