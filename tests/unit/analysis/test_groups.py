@@ -12,18 +12,16 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest, fisher_exact
 
-from qanchor import (
-    EmbeddingCache,
-    GroupQueriesBackend,
-    PrefixCache,
-    Users,
-    describe_group,
-    export_group,
-    make_sample_users,
+from qanchor import GroupQueriesBackend, PrefixCache, Users, export_group, make_sample_users
+from qanchor.analysis.embedding_cache import EmbeddingCache
+from qanchor.analysis.group_queries import (
+    FOLDS,
+    nearest_mean_aucs,
+    question_bank,
+    random_groups,
     rank_queries_for_group,
 )
-from qanchor.analysis.group_queries import FOLDS, nearest_mean_aucs, question_bank, random_groups
-from qanchor.analysis.groups import wilson_interval
+from qanchor.analysis.groups import describe_group, wilson_interval
 from qanchor.data.export import escape_formula
 from qanchor.evaluation.metrics import roc_auc
 from qanchor.workbench.messages import group_queries_summary

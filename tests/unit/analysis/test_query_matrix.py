@@ -8,17 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qanchor import (
-    EmbeddingCache,
-    LensBackend,
-    PrefixCache,
-    QueryMatrixBackend,
-    Users,
-    make_sample_users,
-    query_group_matrix,
-    rank_queries_for_group,
-)
+from qanchor import LensBackend, PrefixCache, QueryMatrixBackend, Users, make_sample_users
 from qanchor.analysis import group_queries, query_matrix
+from qanchor.analysis.embedding_cache import EmbeddingCache
+from qanchor.analysis.group_queries import rank_queries_for_group
+from qanchor.analysis.query_matrix import query_group_matrix
 from qanchor.analysis.shift import residual_shift
 from qanchor.evaluation.metrics import roc_auc
 from qanchor.useru.topics import TOPICS
