@@ -17,7 +17,7 @@ from torch import Tensor
 from qanchor.data.users import Users
 from qanchor.inference.engine import Engine
 from qanchor.inference.prefix_cache import PrefixCache, select_users
-from qanchor.models.collate import USER_EMB, QueryBatch
+from qanchor.models.collate import USER_EMB
 from qanchor.models.heads import QueryLike, query_text
 from qanchor.models.model import QAnchor
 from qanchor.models.prefix_encoder import GROUP, USER, Prefix
@@ -25,19 +25,10 @@ from qanchor.models.preprocessor import UserPreprocessor
 from qanchor.utils.types import Progress
 
 TABULAR = "tabular"
-NON_MODALITY_ROWS = (
-    "user",
-    "summary",
-    TABULAR,
-    "query",
-    "soft prompt",
-    "sink",
-)  # rows of the frame beside the modalities
-SUMMARY_GROUPS = (
-    "time",
-    "counts",
-    "words",
-)  # groups of numbers that sum up the events of every modality
+# rows of the frame beside the modalities
+NON_MODALITY_ROWS = ("user", "summary", TABULAR, "query", "soft prompt", "sink")
+# groups of numbers that sum up the events of every modality
+SUMMARY_GROUPS = ("time", "counts", "words")
 ATTENTION_COLUMNS = ["user", "query", "layer", "head", "modality", "weight", "per_token"]
 
 
@@ -111,20 +102,16 @@ def modality_attention(
         raise KeyError(
             f"User {unread[0]!r} is not among the {len(cache):,} that were read. Prefill it first."
         )
-    names, frames = row_names(engine.model.preprocessor), []
+    names = row_names(engine.model.preprocessor)
+    frames = []
     for ids, weight, count in iter_attention_shares(engine, cache, query, wanted):
-        frames.append(
-            _attention_frame(
-                ids, query, names, weight if by_head else weight.mean(2, keepdims=True), count
-            )
-        )
-    order = pd.Categorical(pd.concat(frames)["user"], wanted, ordered=True)
-    return (
-        pd.concat(frames)
-        .assign(user=order)
-        .sort_values("user", kind="stable", ignore_index=True)
-        .astype({"user": "str"})
-    )
+        if not by_head:
+            weight = weight.mean(2, keepdims=True)
+        frames.append(_attention_frame(ids, query, names, weight, count))
+    frame = pd.concat(frames)
+    frame["user"] = pd.Categorical(frame["user"], wanted, ordered=True)
+    frame = frame.sort_values("user", kind="stable", ignore_index=True)
+    return frame.astype({"user": "str"})
 
 
 @torch.inference_mode()
@@ -134,26 +121,32 @@ def iter_attention_shares(
     """Yield, batch by batch, ids, weights (layer, user, head, row), and the number of tokens of
     each row of `row_names`.
     """
-    asked, names = engine.model.build_query_batch([query]), row_names(engine.model.preprocessor)
+    model = engine.model
+    asked = model.build_query_batch([query])
+    names = row_names(model.preprocessor)
+    is_prompt = asked.ids < USER_EMB
+    query_codes = torch.where(is_prompt, names.index("soft prompt"), names.index("query"))
     chosen = np.isin(np.array(cache.ids, dtype=object), list(users))
     for group in cache.groups:
-        if len(places := np.flatnonzero(chosen[group.rows])):
-            batch = select_users(group, places)
-            kv = engine.kv(batch)
-            with record_attention(engine.model, int(asked.anchor[0, 0])) as recorded:
-                engine.model.decode_with_cache(batch.prefix, asked, kv)
-            prefix_codes = slot_row_codes(engine.model.preprocessor, batch.prefix)
-            query_codes = _query_row_codes(asked, names, len(places))
-            codes = torch.cat([prefix_codes, query_codes], 1)
-            ids = [cache.ids[i] for i in batch.rows]
-            yield ids, *_sum_by_row(torch.stack(recorded), codes, len(names))
+        places = np.flatnonzero(chosen[group.rows])
+        if not len(places):
+            continue
+        batch = select_users(group, places)
+        kv = engine.kv(batch)
+        with record_attention(model, int(asked.anchor[0, 0])) as recorded:
+            model.decode_with_cache(batch.prefix, asked, kv)
+        prefix_codes = slot_row_codes(model.preprocessor, batch.prefix)
+        codes = torch.cat([prefix_codes, query_codes.expand(len(places), -1)], 1)
+        ids = [cache.ids[i] for i in batch.rows]
+        yield ids, *_sum_by_row(torch.stack(recorded), codes, len(names))
 
 
 @contextmanager
 def record_attention(model: QAnchor, place: int) -> Iterator[list[Float[Tensor, "user head key"]]]:
     """Record in every layer the attention of the token at `place`; one entry per layer, in float32."""
     recorded: list[Tensor] = []
-    layers, before = model.backbone.model.layers, model.backbone.config._attn_implementation
+    layers = model.backbone.model.layers
+    before = model.backbone.config._attn_implementation
 
     def record(_module, _inputs, output) -> None:
         recorded.append(output[1][:, :, place].float())
@@ -172,23 +165,17 @@ def slot_row_codes(preprocessor: UserPreprocessor, prefix: Prefix) -> Int[Tensor
     """Return the row of `row_names` that each prefix token belongs to; padding belongs to none
     (-1).
     """
-    names, device = row_names(preprocessor), prefix.mask.device
-    groups = [
-        names.index("summary" if name in SUMMARY_GROUPS else TABULAR)
-        for name in preprocessor.groups()
-    ]
+    names = row_names(preprocessor)
+    row_of_group = []
+    for group in preprocessor.groups():
+        row_of_group.append(names.index("summary" if group in SUMMARY_GROUPS else TABULAR))
+    row_of_group = torch.tensor(row_of_group, device=prefix.mask.device)
     code = torch.where(prefix.kind == USER, names.index("user"), prefix.modality)
-    number = ((prefix.kind == GROUP).cumsum(1) - 1).clamp(
-        min=0
-    )  # groups stand in the preprocessor's order
-    code = torch.where(prefix.kind == GROUP, torch.tensor(groups, device=device)[number], code)
-    first = (prefix.mask.cumsum(1) == 1) & prefix.mask
-    return torch.where(first, names.index("sink"), code).masked_fill(~prefix.mask, -1)
-
-
-def _query_row_codes(asked: QueryBatch, names: list[str], users: int) -> Int[Tensor, "user token"]:
-    code = torch.where(asked.ids < USER_EMB, names.index("soft prompt"), names.index("query"))
-    return code.expand(users, -1)
+    is_group = prefix.kind == GROUP
+    number = (is_group.cumsum(1) - 1).clamp(min=0)  # groups are in the preprocessor's order
+    code = torch.where(is_group, row_of_group[number], code)
+    is_first = (prefix.mask.cumsum(1) == 1) & prefix.mask
+    return torch.where(is_first, names.index("sink"), code).masked_fill(~prefix.mask, -1)
 
 
 def _sum_by_row(
@@ -211,17 +198,16 @@ def _attention_frame(
     ids: list[str], query: QueryLike, names: list[str], weight: np.ndarray, count: np.ndarray
 ) -> pd.DataFrame:
     layers, _, heads, _ = weight.shape
-    index = pd.MultiIndex.from_product(
-        [range(layers), ids, range(heads), names], names=["layer", "user", "head", "modality"]
-    )
-    many = np.broadcast_to(count[None, :, None], weight.shape).ravel()
-    frame = pd.DataFrame(
-        {"weight": weight.ravel(), "per_token": weight.ravel() / np.maximum(many, 1)}, index
-    ).reset_index()
-    frame = frame[many > 0].assign(query=query_text(query))
-    return (frame if heads > 1 else frame.assign(head=-1))[ATTENTION_COLUMNS].sort_values(
-        ["user", "layer", "head"], kind="stable"
-    )
+    levels = {"layer": range(layers), "user": ids, "head": range(heads), "modality": names}
+    index = pd.MultiIndex.from_product(levels.values(), names=levels)
+    frame = pd.DataFrame({"weight": weight.ravel()}, index).reset_index()
+    tokens = np.broadcast_to(count[None, :, None], weight.shape).ravel()
+    frame["per_token"] = frame["weight"] / np.maximum(tokens, 1)
+    frame["query"] = query_text(query)
+    if heads == 1:
+        frame["head"] = -1
+    frame = frame.loc[tokens > 0, ATTENTION_COLUMNS]
+    return frame.sort_values(["user", "layer", "head"], kind="stable")
 
 
 def modality_importance(
@@ -280,17 +266,17 @@ def iter_modality_ablation(
     """Read users without one modality after another: yields its name, its events (user,), who has
     it, and how far they move.
     """
-    counts = pd.crosstab(users.history()["user"], users.history()["modality"]).reindex(
-        index=list(users.ids), fill_value=0
-    )
+    past = users.history()
+    counts = pd.crosstab(past["user"], past["modality"])
+    counts = counts.reindex(index=list(users.ids), fill_value=0)
     for name in ablatable_rows(engine.model.preprocessor):
         less = np.zeros_like(whole)
         for rows, z in engine.iter_embed_uncached(without_modality(users, name), queries):
             less[rows] = z
         events = counts.get(name, pd.Series(0, counts.index)).to_numpy()
-        has = (events > 0) | (
-            users.tabular.notna().any(axis=1).to_numpy() if name == TABULAR else False
-        )
+        has = events > 0
+        if name == TABULAR:
+            has = has | users.tabular.notna().any(axis=1).to_numpy()
         yield name, events, has, np.maximum(1 - (whole * less).sum(-1), 0.0)
 
 
@@ -393,14 +379,16 @@ def attention_table(
     effects = np.array([result.effect for result in results])
     effect = _mean_of_known(effects)
     layers, groups, rows = weight.shape
-    index = [range(MEAN_OF_ALL, layers - 1), range(MEAN_OF_ALL, groups - 1), names]
-    frame = pd.DataFrame(
-        index=pd.MultiIndex.from_product(index, names=["layer", "head_group", "modality"])
-    ).reset_index()
-    each = {"slots": slots, "deletion_effect": effect}
-    frame = frame.assign(
-        query=query, **{name: np.tile(values, layers * groups) for name, values in each.items()}
-    )
+    levels = {
+        "layer": range(MEAN_OF_ALL, layers - 1),
+        "head_group": range(MEAN_OF_ALL, groups - 1),
+        "modality": names,
+    }
+    index = pd.MultiIndex.from_product(levels.values(), names=levels)
+    frame = pd.DataFrame(index=index).reset_index()
+    frame["query"] = query
+    frame["slots"] = np.tile(slots, layers * groups)
+    frame["deletion_effect"] = np.tile(effect, layers * groups)
     frame["kind"] = np.where(frame["modality"].isin(list(modalities)), "modality", "other")
     for measure, after in zip(MEASURES, ("", "_per_token"), strict=True):
         values = weight if measure == "weight" else weight / np.maximum(slots, 1e-9)
@@ -430,8 +418,9 @@ def ranks_disagree(
     known = np.isfinite(effect)
     if known.sum() < MIN_RANKED:
         return np.zeros(values.shape, bool)
-    by_value, by_effect = (_ranks(np.where(known, v, np.nan)) for v in (values, effect))
-    return np.abs(by_value - by_effect) >= MIN_RANK_GAP  # NaN is not
+    value_rank = _ranks(np.where(known, values, np.nan))
+    effect_rank = _ranks(effect)
+    return np.abs(value_rank - effect_rank) >= MIN_RANK_GAP  # False for NaN
 
 
 def mean_rank_agreement(
@@ -452,18 +441,15 @@ def mean_rank_agreement(
         >>> mean_rank_agreement(np.array([[[0.5, 0.3, 0.2]], [[0.5, 0.3, 0.2]]]), np.array([[3.0, 2, 1], [1, 2, 3]]))
         array([0.])
     """
-    effects = np.where((np.isfinite(effects).sum(1) >= MIN_RANKED)[:, None], effects, np.nan)[
-        :, None
-    ]
-    ranks = [
-        _ranks(np.where(np.isfinite(effects), v, np.nan))
-        for v in (values, np.broadcast_to(effects, values.shape))
-    ]
-    a, b = (r - _mean_of_known(r, -1, keepdims=True) for r in ranks)
+    known = np.isfinite(effects)
+    known &= known.sum(1, keepdims=True) >= MIN_RANKED
+    value_rank = _ranks(np.where(known[:, None], values, np.nan))
+    effect_rank = _ranks(np.where(known, effects, np.nan))[:, None]
+    a = value_rank - _mean_of_known(value_rank, -1, keepdims=True)
+    b = effect_rank - _mean_of_known(effect_rank, -1, keepdims=True)
     size = np.sqrt(np.nansum(a**2, -1) * np.nansum(b**2, -1))
-    return _mean_of_known(
-        np.where(size > 0, np.nansum(a * b, -1) / np.where(size > 0, size, 1), np.nan)
-    )
+    correlation = np.nansum(a * b, -1) / np.where(size > 0, size, np.nan)
+    return _mean_of_known(correlation)
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
