@@ -26,7 +26,7 @@ def rfm_features(users: Users) -> Float[np.ndarray, "user column"]:
         >>> times = pd.to_datetime(["2025-01-01", "2025-01-05", "2025-02-02"])
         >>> events = pd.DataFrame({"user": ["a", "b", "b"], "modality": "bill", "text": "tea", "time": times})
         >>> rfm_features(Users.from_events(events, cutoff="2025-02-01")).shape
-        (2, 2)
+        (2, 8)
     """
     past = users.history()
     age = ((users.cutoff - past["time"]) / pd.Timedelta(days=1)).to_numpy()
