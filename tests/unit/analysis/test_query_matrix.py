@@ -231,6 +231,6 @@ def test_the_back_end_answers_with_the_real_path():
     assert updates[0].message.startswith("Embedded ") and updates[0].message.endswith(
         "question 1 of 1 ..."
     )
-    lens.noise_floor(query)
+    store.noise_floor(query)
     *_, frame = query_group_matrix(store, backend.queries, backend.groups, draws=20)
     assert frame["noise_floor"].iloc[0] == lens.noise_floors[query] > 0

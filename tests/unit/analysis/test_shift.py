@@ -156,6 +156,7 @@ def test_pca_map_keeps_still_users_still_and_repeats_itself():
     )
 
 
+@pytest.mark.slow
 def test_umap_of_both_keeps_still_users_still():
     rows = embeddings()
     after = reworded(rows, 4)

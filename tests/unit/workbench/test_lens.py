@@ -54,6 +54,7 @@ def test_the_lens_moves_everybody_and_says_so(asker):
     pd.testing.assert_frame_equal(again[-1].data["shift"], shifted)
 
 
+@pytest.mark.slow  # compiles pynndescent
 def test_of_many_users_the_map_comes_before_who_moved(engine, monkeypatch):
     for module in ("analysis.shift", "analysis.projection", "workbench.lens"):
         monkeypatch.setattr(f"qanchor.{module}.MAX_EXACT_USERS", 8)
@@ -69,6 +70,7 @@ def test_of_many_users_the_map_comes_before_who_moved(engine, monkeypatch):
     assert first.data["points"] is last.data["points"]  # drawn once
 
 
+@pytest.mark.slow
 def test_of_many_users_each_map_lies_as_the_last_of_its_method(engine, monkeypatch):
     for module in ("analysis.shift", "analysis.projection", "workbench.lens"):
         monkeypatch.setattr(f"qanchor.{module}.MAX_EXACT_USERS", 8)
