@@ -4,7 +4,7 @@ events say since.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from qanchor.useru.behavior import EventArrays, find_spend_sources
 from qanchor.useru.pairs import measure_users
 from qanchor.useru.schedule import QueryWindow
 from qanchor.useru.topics import by_name
+from qanchor.utils.types import StageProgress
 
 MAX_USERS_READ = 400  # users that a backtest reads
 MIN_KNOWN_USERS = 20  # users whose outcome is known; with fewer there is no result
@@ -65,7 +66,7 @@ def backtest(
     users: Users,
     query: str,
     most: int = MAX_USERS_READ,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: StageProgress | None = None,
 ) -> BacktestResult:
     """Rank the users as of an earlier day and compare the ranking with what they have done since.
 

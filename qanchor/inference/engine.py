@@ -36,9 +36,10 @@ from qanchor.models.heads import EncodedQueries, QueryEncoding, QueryLike
 from qanchor.models.model import QAnchor
 from qanchor.models.prefix_encoder import Prefix, token_columns
 from qanchor.utils.text import plural
+from qanchor.utils.types import Progress, StageProgress
 
+Queries = Sequence[QueryLike] | EncodedQueries
 Pack = tuple[QueryBatch, QueryEncoding]  # queries that run in one pass
-Progress = Callable[[int, int], None]
 PREFIX_TOKENS_PER_PASS = 4096
 MAX_USERS_PER_PASS = 64
 # Longest part of a batch divided by its shortest when prefixes are extended: batches that are
@@ -238,7 +239,7 @@ class Engine:
         return self.encode_queries([query])
 
     @torch.no_grad()
-    def encode_queries(self, queries: Sequence[QueryLike] | EncodedQueries) -> EncodedQueries:
+    def encode_queries(self, queries: Queries) -> EncodedQueries:
         """Tokenize and encode queries, for repeated use.
 
         Args:
@@ -259,7 +260,7 @@ class Engine:
     def embed(
         self,
         cache: PrefixCache,
-        query: QueryLike | Sequence[QueryLike] | EncodedQueries,
+        query: QueryLike | Queries,
         progress: Progress | None = None,
     ) -> Float[np.ndarray, "user ..."]:
         """Embed every user for one query or several.
@@ -292,7 +293,7 @@ class Engine:
         return out[:, 0] if is_one else out
 
     def iter_embed(
-        self, cache: PrefixCache, queries: Sequence[QueryLike] | EncodedQueries
+        self, cache: PrefixCache, queries: Queries
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Embed batch by batch. Close the iterator to stop.
 
@@ -309,7 +310,7 @@ class Engine:
 
     @torch.inference_mode()
     def iter_embed_uncached(
-        self, users: Users, queries: Sequence[QueryLike] | EncodedQueries
+        self, users: Users, queries: Queries
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Read and embed users batch by batch and keep nothing, for users queried only once.
 
@@ -325,7 +326,7 @@ class Engine:
         for batch in self._prefill_batches(features, np.arange(len(features))):
             yield batch.rows, self._embed_batch(batch, packs(len(batch.rows)))
 
-    def _packs(self, queries: Sequence[QueryLike] | EncodedQueries) -> Callable[[int], list[Pack]]:
+    def _packs(self, queries: Queries) -> Callable[[int], list[Pack]]:
         """Encode queries once; return a function from a number of users to the packs to run."""
         encoded = self.encode_queries(queries)
         lengths = [len(ids) + 1 for ids in encoded.ids]  # with <USER_EMB>
@@ -411,7 +412,7 @@ class Engine:
         self,
         cache: PrefixCache,
         query: str,
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: StageProgress | None = None,
     ) -> pd.DataFrame:
         """Score users label-free: how near each is to a "yes" to the query.
 

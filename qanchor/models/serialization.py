@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,56 +22,10 @@ from qanchor.models.model import QAnchor
 from qanchor.models.preprocessor import UserPreprocessor
 from qanchor.utils.device import best_device, compute_dtype
 from qanchor.utils.hashing import sha256_file
-from qanchor.utils.io import atomic_directory, disk_errors
+from qanchor.utils.io import atomic_directory, disk_errors, read_resource_rows
 
 FORMAT = 3
-LEGACY_FORMAT = 2
-LEGACY_NAMES = {  # names of format 2 -> names of today
-    "config": {
-        "lr": "lora_learning_rate",
-        "head_lr": "head_learning_rate",
-        "warmup": "warmup_ratio",
-        "clip": "max_grad_norm",
-        "checkpointing": "gradient_checkpointing",
-        "users_at_once": "mini_batch_size",
-        "tokens_at_once": "mini_batch_num_tokens",
-        "users_per_step": "train_batch_size",
-        "warm_steps": "head_warmup_steps",
-        "final_steps": "head_refit_steps",
-        "warm_texts": "head_max_answers",
-        "warm_rows": "head_batch_size",
-        "warm_queries": "head_queries_per_user",
-        "margin": "false_negative_margin",
-        "mask_after": "false_negative_start",
-        "habits": "max_frequent_events",
-        "recent": "max_recent_events",
-        "components": "svd_components",
-        "adapter": "adapter_dim",
-        "hidden": "projection_dim",
-        "dim": "embedding_dim",
-        "skip": "gated_skip",
-        "skip_hidden": "gated_skip_dim",
-        "skip_dropout": "gated_skip_dropout",
-        "portrait": "profile_dim",
-        "taught": "query_memory_size",
-        "jitter": "anchor_noise",
-        "layout": "token_order",
-        "summaries": "use_summary_tokens",
-        "lora_layers": "lora_num_layers",
-        "cutoffs": "num_cutoffs",
-        "variant": "contrastive_variant",
-        "max_answer": "max_answer_tokens",
-        "max_query": "max_query_tokens",
-        "max_query_asked": "max_query_tokens_inference",
-    },
-    "values": {"coarse_first": "coarse_to_fine", "appendable": "append_only"},
-    "tensors": {
-        "skip.taught": "skip.query_memory",
-        "portrait": "profile",
-        "reader.portrait": "preprocessor.profile",
-    },
-    "tensor_prefixes": {"reader.": "preprocessor."},
-}
+LEGACY_FORMAT = 2  # `legacy_names.csv` maps its names to those of today; "" drops a field
 PREPROCESSOR_ARRAYS = ("idf", "counts", "words", "profile")
 
 
@@ -83,11 +38,10 @@ def trained_state(model: QAnchor) -> dict[str, torch.Tensor]:
     Returns:
         Tensors by name.
     """
-    pretrained = ("backbone.", "event_texts.")
     return {
         name: tensor
         for name, tensor in model.state_dict().items()
-        if "lora_" in name or not name.startswith(pretrained)
+        if "lora_" in name or not name.startswith("backbone.")
     }
 
 
@@ -354,22 +308,28 @@ def read_run_config(folder: Path) -> dict:
     return about
 
 
+@cache
+def _legacy_names(kind: str) -> dict[str, str]:
+    rows = read_resource_rows("qanchor.models", "legacy_names.csv")
+    return {row["old"]: row["new"] for row in rows if row["kind"] == kind}
+
+
 def _current_tensor_name(name: str) -> str:
     """Return the name of today of a tensor that may be of format 2."""
-    if name in LEGACY_NAMES["tensors"]:
-        return LEGACY_NAMES["tensors"][name]
-    for old, new in LEGACY_NAMES["tensor_prefixes"].items():
-        if name.startswith(old):
+    for old, new in _legacy_names("tensor").items():
+        if name == old or (old.endswith(".") and name.startswith(old)):
             return name.replace(old, new, 1)
     return name
 
 
 def _upgrade(about: dict) -> dict:
     """Return a config.json of format 2 under the names of today."""
-    fields, values = LEGACY_NAMES["config"], LEGACY_NAMES["values"]
+    fields = _legacy_names("config")
+    values = _legacy_names("value")
     config = {
         fields.get(name, name): values.get(value, value) for name, value in about["config"].items()
     }
+    config.pop("", None)
     return about | {"format": FORMAT, "config": config, "preprocessor": about["reader"]}
 
 

@@ -14,6 +14,7 @@ from qanchor.analysis.clusters import (
     LINE,
     STABLE,
     SUBSAMPLE_SHARE,
+    SUBSAMPLES,
     ClusterComparison,
     stable_clusters,
 )
@@ -475,7 +476,7 @@ def comparison_caption(comparison: ClusterComparison, unit: str = "user") -> str
         f"{comparison.neighbors_kept:.0%} of the {N_NEIGHBORS} nearest neighbours were kept."
     )
     size = f"at least {count(about['least'], unit)}, {about['axes']} principal axes"
-    method = f"Clusters: HDBSCAN, {size}, {about['draws']} subsamples of {SUBSAMPLE_SHARE:.0%}."
+    method = f"Clusters: HDBSCAN, {size}, {SUBSAMPLES} subsamples of {SUBSAMPLE_SHARE:.0%}."
     return f"{projection_caption(comparison.points, unit)} {neighbors} {method}"
 
 
@@ -535,8 +536,6 @@ def matrix_progress(progress: MatrixProgress, unit: str) -> str:
         return f"Embedded {done:,} of {count(n_users, unit)}, {which} ..."
     if progress.stage == "scores":
         return f"Comparing yes and no, {which} ..."
-    if progress.stage == "paraphrases":
-        return f"Measuring what rewording alone does, {which} ..."
     return f"Measured {which} ..."
 
 

@@ -18,7 +18,7 @@ from qanchor import cli
 from qanchor.utils import progress
 
 QUERY = "Will this user go to a concert next month?"
-MACHINE = {"processor", "threads", "gpu", "products", "matmul_tflops", "gb_per_s"}
+MACHINE = {"processor", "threads", "gpu"}
 
 
 @pytest.fixture
@@ -443,11 +443,8 @@ def test_train_numbers_its_phases(qanchor, home, tmp_path):
         *("reading queries and answers", "warm start", "joint steps"),
     ]
     phases += ["reading queries and answers", "last fit"]
-    assert (
-        done.code == 0
-        and "6 phases; how long all takes can be told from phase 4 on, the joint steps" in done.err
-    )
-    assert all(f"{number} of 6: {words} " in done.err for number, words in enumerate(phases, 1)), (
+    assert done.code == 0
+    assert all(f"{number} of 6: {words}: " in done.err for number, words in enumerate(phases, 1)), (
         done.err
     )
 
