@@ -14,8 +14,9 @@ from qanchor.analysis.query_matrix import query_group_matrix
 from qanchor.config import FULL, MEDIUM, SMALL, TINY, Config
 from qanchor.data.complete_journey import load_complete_journey
 from qanchor.data.export import export_group
+from qanchor.data.reading import load_users, read_events
 from qanchor.data.sample import make_sample_users, sample_ground_truth
-from qanchor.data.users import Users, load_users
+from qanchor.data.users import Users
 from qanchor.errors import DataError
 from qanchor.evaluation.backtest import BacktestResult, backtest
 from qanchor.evaluation.probe import ProbeResult, linear_probe
@@ -91,6 +92,7 @@ __all__ = [
     "prototype_loss",
     "query_group_matrix",
     "rank_queries_for_group",
+    "read_events",
     "sample_ground_truth",
     "split",
     "text_vectors",

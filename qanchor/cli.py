@@ -140,12 +140,13 @@ def download_weights_command(as_json: Json = False) -> None:
 def check_command(
     path: Path,
     fix: Annotated[
-        Path | None, typer.Option(help="a new folder for a cleaned copy; PATH is not changed")
+        Path | None,
+        typer.Option(help="a new folder for the users as they were read; PATH is not changed"),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a folder of your own users: what is there, or all that is wrong (then the exit code is
-    1).
+    """Say how a table or a folder of users is read: what was taken for what, what was left out, or
+    all that is wrong (then the exit code is 1).
     """
     told, words = check_folder(path, fix)
     say(told, words, as_json)

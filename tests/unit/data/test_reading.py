@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from qanchor.data.faults import OFFSET, Problem, decode, shown, tidy
 from qanchor.data.folder import PERHAPS
+
 from qanchor.data.reading import check_folder as check
 from qanchor.data.reading import clean_table, table, validate_table
 from qanchor.data.users import load_users

@@ -15,6 +15,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from qanchor.data.reading import load_users
 from qanchor.data.sample import (
     CARRIERS,
     MODALITIES,
@@ -25,7 +26,6 @@ from qanchor.data.sample import (
     themes,
     write_sample_data,
 )
-from qanchor.data.users import load_users
 
 SAMPLE = Path(__file__).parents[3] / "data" / "sample"
 SOURCES = MODALITIES[:-1]

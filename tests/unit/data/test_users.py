@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from qanchor.data.labels import read_labels
+from qanchor.data.reading import load_users
 from qanchor.data.sample import make_sample_users
-from qanchor.data.users import Users, load_users
+from qanchor.data.users import Users
 from qanchor.data.validation import MAX_TEXT
 from qanchor.errors import DataError
 

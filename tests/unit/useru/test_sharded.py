@@ -18,8 +18,9 @@ import pytest
 from qanchor import cli
 from qanchor.data.complete_journey import load_complete_journey
 from qanchor.data.partition import HASH, open_table
+from qanchor.data.reading import load_users
 from qanchor.data.sample import make_sample_users
-from qanchor.data.users import Users, load_users
+from qanchor.data.users import Users
 from qanchor.errors import DataError
 from qanchor.useru.behavior import OFFERS, find_spend_sources
 from qanchor.useru.pairs import make_pairs, user_hash
