@@ -92,7 +92,8 @@ class Roles:
     def taken(self) -> set[str]:
         """Return the columns that have a role so far."""
         used = {self.user, self.modality, *self.time, *self.text, *self.numbers}
-        return used | {*self.words, *self.attributes, *self.left_out}
+        used |= {*self.words, *self.attributes, *self.left_out}
+        return {name for name in used if name is not None}
 
 
 def plain_name(name: str) -> str:
@@ -121,6 +122,7 @@ def kind_of(cells: pd.Series) -> str:
         return "times" if cells.notna().any() else "empty"
     known = cells.dropna()
     some = known.iloc[:: max(1, len(known) // SAMPLE)]
+    some = some.astype(object)
     if some.map(lambda value: isinstance(value, list | tuple | dict | set | np.ndarray)).any():
         return "nested"
     inferred = pd.api.types.infer_dtype(some, skipna=True)
@@ -316,7 +318,7 @@ class _Finder:
 
     def _ask(self, role: str, near: list[str]) -> None:
         maybe = f" (is it {' or '.join(map(repr, near[:5]))}?)" if near else ""
-        names = shown([*self._free(), *self.roles.taken() - {None}])
+        names = shown([*self._free(), *self.roles.taken()])
         message = (
             f"no column is clearly this one{maybe}: it says {COLUMN_MEANINGS[role]}."
             f' Pass {role}="COLUMN", name it in about.json\'s "columns", or rename it to {role!r}'
@@ -342,7 +344,7 @@ class _Finder:
     def find_modality(self) -> None:
         for name in self._ranked("modality", self._free("words")):
             exact = plain_name(name) == "modality"
-            if exact or 1 < self.frame[name].nunique() <= MAX_MODALITIES:
+            if exact or self.frame[name].nunique() <= MAX_MODALITIES:
                 self.roles.modality = name
                 return
 

@@ -96,8 +96,12 @@ def read_times(cells: pd.Series, timezone: str | None = None) -> Times:
     codes, unique = pd.factorize(cells)
     texts = pd.Series(unique, dtype=object).astype(str).str.strip()
     texts = texts.where(texts.str.len() <= MAX_CHARS, "")
-    if len(texts) and texts[texts != ""].str.fullmatch(r"\d+(\.\d+)?").all():
-        read = _read_numbers(pd.to_numeric(texts, errors="coerce").astype(float))
+    known = texts[texts != ""]
+    values = pd.to_numeric(texts, errors="coerce").astype(float)
+    if len(known) and known.str.fullmatch(r"\d{6}").all():
+        read = _read_six_digits(values)
+    elif len(known) and known.str.fullmatch(r"\d+(\.\d+)?").all():
+        read = _read_numbers(values)
     else:
         read = _read_texts(texts, timezone)
     values = np.append(read.time.to_numpy(), np.datetime64("NaT", "us"))
@@ -289,6 +293,7 @@ def _shift_zone(parts: _Parts, zone: pd.Series, timezone: str | None) -> _Parts:
     words = zone.dropna().str.extract(r"([A-Z]+)", expand=False).dropna()
     unknown = sorted(set(words) - ZONES.keys())
     if unknown and not timezone:
+        parts.time = _no_times(parts.time.index)
         parts.unclear = (
             f"the zone {unknown[0]!r} has several meanings: give it as timezone=, such as"
             ' timezone="America/New_York"'

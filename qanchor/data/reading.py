@@ -476,7 +476,7 @@ class _Events:
         index = self.rows.index
         if not columns:
             return pd.Series(self.roles.word, index, dtype="category")
-        parts = [read_words(self.findings, file, self._cells(name).loc[index]) for name in columns]
+        parts = [self._read_part(name) for name in columns]
         codes = pd.DataFrame({i: part.cat.codes for i, part in enumerate(parts)}, index=index)
         group = codes.groupby(list(codes), sort=False).ngroup()
         first = codes[~group.duplicated()]

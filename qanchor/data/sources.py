@@ -294,8 +294,7 @@ class _Text:
         self.columns = next(csv.reader([header], delimiter=self.delimiter), [])
         if not any(self.columns):
             message = "No columns to parse from file: write one row per event"
-            findings.add(name, Path(name).stem.partition(".")[0], None, message)
-            findings.raise_errors()
+            raise DataError(name, None, None, None, message)
         if not has_header and not told and _looks_like_event(self.columns):
             message = (
                 "the first line looks like an event, not like names of columns."
@@ -369,8 +368,8 @@ class _Text:
         first = frame.iloc[0].fillna("").astype(str)
         masks = {i: re.sub(r"\d", "9", cell) for i, cell in enumerate(first)}
         masks = {i: mask for i, mask in masks.items() if mask.count("9") >= 4}
-        for column in frame:
-            cells = frame[column]
+        for position in range(frame.shape[1]):
+            cells = frame.iloc[:, position]
             for cell in cells[cells.str.contains("\n", regex=False).fillna(False).astype(bool)]:
                 if any(self._is_row(line, masks) for line in cell.split("\n")[1:]):
                     return self._first_odd_line()
