@@ -66,7 +66,7 @@ def read_words(findings: Findings, file: str, cells: pd.Series, role: str = "tex
     Returns:
         Categories of str.
     """
-    codes, raw = _unique_words(findings, file, cells)
+    codes, raw = _unique_words(cells)
     clean = [tidy(text, trim=role != "text") for text in raw]
     missing = [not text.strip() or text in MISSING for text in clean]
     changed = [old != new and not gone for old, new, gone in zip(raw, clean, missing, strict=True)]
@@ -83,10 +83,8 @@ def read_words(findings: Findings, file: str, cells: pd.Series, role: str = "tex
     return _spread(checked.reindex(unique.index), codes, cells)
 
 
-def _unique_words(findings: Findings, file: str, cells: pd.Series) -> tuple[np.ndarray, list[str]]:
+def _unique_words(cells: pd.Series) -> tuple[np.ndarray, list[str]]:
     """Return the codes of the cells (-1 for none) and the unique cells as text."""
-    if cells.dtype == object:
-        cells = _decode_bytes(findings, file, cells)
     if isinstance(cells.dtype, pd.CategoricalDtype):
         codes = cells.cat.codes.to_numpy()
         unique = cells.cat.categories
@@ -99,17 +97,6 @@ def _as_text(value) -> str:
     if isinstance(value, float) and value.is_integer():
         return f"{value:.0f}"
     return str(value)
-
-
-def _decode_bytes(findings: Findings, file: str, cells: pd.Series) -> pd.Series:
-    is_bytes = cells.map(lambda value: isinstance(value, bytes))
-    if not is_bytes.any():
-        return cells
-    texts = cells[is_bytes].map(lambda value: value.decode("utf-8", "replace"))
-    broken = texts.str.contains("\ufffd", regex=False).reindex(cells.index, fill_value=False)
-    findings.rows(file, cells, is_bytes & ~broken, "bytes, not words: read as UTF-8", "changed")
-    findings.rows(file, cells, broken, "bytes that are not UTF-8: write words")
-    return cells.mask(is_bytes, texts.reindex(cells.index))
 
 
 def _report(findings, file, cells, codes, unique_is_bad, message, kind="changed") -> None:
@@ -289,8 +276,6 @@ def read_numbers(
         message = "a time, not a number: write a number, or leave the column out"
         findings.add(file, cells.name, str(cells.dtype), message)
         return pd.Series(np.nan, cells.index)
-    if cells.dtype == object:
-        cells = _decode_bytes(findings, file, cells)
     codes, unique = pd.factorize(cells)
     texts = pd.Series(unique, dtype=object, name=cells.name).astype(str).str.strip()
     known = texts[~texts.isin(MISSING_NUMBERS)]

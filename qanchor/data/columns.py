@@ -130,10 +130,7 @@ def kind_of(cells: pd.Series) -> str:
         return "times"
     if inferred in ("decimal", "integer", "floating", "mixed-integer-float", "boolean"):
         return "numbers"
-    texts = some.map(
-        lambda value: value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-    )
-    texts = texts.astype(str).str.strip()
+    texts = some.astype(str).str.strip()
     texts = texts[texts != ""]
     if texts.empty:
         return "empty"
@@ -183,9 +180,8 @@ def find_columns(table: Table, told: dict, findings: Findings) -> Roles:
     if roles.modality is None and "modality" not in told:
         finder.find_modality()
     finder.sort_rest(told)
-    if roles.word == "event" and any(
-        re.fullmatch(MONEY_NAMES, plain_name(name)) for name in roles.numbers
-    ):
+    money = [name for name in roles.numbers if re.fullmatch(MONEY_NAMES, plain_name(name))]
+    if money and not roles.text and not roles.words and roles.word == "event":
         roles.word = "purchase"
     return roles
 
@@ -276,6 +272,9 @@ class _Finder:
         if not named and len(days) > 1:
             self._ask("time", days)
         found = (named or days)[:1]
+        if not found:  # a column named so is meant, even if hardly a cell of it is a time
+            exact = NAMES["time"][0]
+            found = [name for name in self._free("words") if self._matches(exact, name)][:1]
         if not found:
             self._ask("time", self._ranked("time", self._free()) or self._free("words", "numbers"))
         self.roles.time = found

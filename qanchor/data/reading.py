@@ -228,6 +228,9 @@ class _Reader:
         frame = table.frame
         result = pd.DataFrame(index=frame.index)
         result["user"] = read_ids(self.findings, table.name, frame[roles.user], self.seen_ids)
+        if stem == "labels":  # a label may be constant or named like an id
+            rows = {name: why for name, why in roles.left_out.items() if why == "row numbers"}
+            roles.left_out = rows
         for name in frame.columns.difference([roles.user, *roles.left_out], sort=False):
             if stem == "labels":
                 result[name] = read_label(self.findings, table.name, frame[name], positive)

@@ -126,7 +126,24 @@ def _plain_columns(table: Table, findings: Findings) -> pd.DataFrame:
     for name in frame.columns[frame.columns.duplicated()].unique():
         message = "two columns of one name: rename one"
         findings.add(table.name, name, list(frame.columns), message)
-    return frame.loc[:, ~frame.columns.duplicated()]
+    frame = frame.loc[:, ~frame.columns.duplicated()]
+    decoded = {
+        name: _decode_bytes(table.name, frame[name], findings)
+        for name in frame
+        if frame[name].dtype == object
+    }
+    return frame.assign(**decoded)
+
+
+def _decode_bytes(file: str, cells: pd.Series, findings: Findings) -> pd.Series:
+    is_bytes = cells.map(lambda value: isinstance(value, bytes))
+    if not is_bytes.any():
+        return cells
+    texts = cells[is_bytes].map(lambda value: value.decode("utf-8", "replace"))
+    broken = texts.str.contains("\ufffd", regex=False).reindex(cells.index, fill_value=False)
+    findings.rows(file, cells, is_bytes & ~broken, "bytes, not words: read as UTF-8", "changed")
+    findings.rows(file, cells, broken, "bytes that are not UTF-8: write words")
+    return cells.mask(is_bytes, texts.reindex(cells.index))
 
 
 def _open_path(path: Path, findings: Findings) -> Table:
@@ -160,7 +177,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 def _read_json(path: Path) -> pd.DataFrame:
     lines = _format(path) != "json"
     try:
-        return pd.read_json(path, lines=lines, dtype=False, convert_dates=False)
+        return pd.read_json(path, lines=lines, dtype=False)
     except (ValueError, AttributeError) as error:
         message = "cannot be read: write one JSON object per line"
         raise DataError(path.name, None, path.stem, str(error), message) from error

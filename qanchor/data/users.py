@@ -104,9 +104,10 @@ class Users:
             ('a', 'b')
         """
         events = validated_events(events, source)
+        facts_source = "users" if tabular is None else tabular.attrs.get("source", "users")
         tabular = validated_facts(tabular, "users")
         labels = validated_facts(labels, "labels", binary=True)
-        for table, frame in ((source, events), ("users", tabular)):
+        for table, frame in ((source, events), (facts_source, tabular)):
             for column in labels.columns.intersection(frame.columns):
                 hint = (
                     "named like a label, which must never be an input:"
