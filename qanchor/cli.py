@@ -23,7 +23,7 @@ from qanchor.models.weights import PACKAGES, download_weights
 from qanchor.prompt_tuning.soft_prompt import require_vacant
 from qanchor.training.checkpoint import Checkpoint
 from qanchor.training.trainer import training_stages
-from qanchor.useru.schedule import default_cutoffs
+from qanchor.useru.schedule import MIN_DAYS, default_cutoffs
 from qanchor.utils.device import busy_reason, machine_info
 from qanchor.utils.io import atomic_write
 from qanchor.utils.progress import ProgressBars, StageEta
@@ -136,6 +136,26 @@ def download_weights_command(as_json: Json = False) -> None:
     say(found, "\n".join(f"{name}: {folder}" for name, folder in found.items()), as_json)
 
 
+def training_note(days: int, horizon_days: int) -> str:
+    """Return whether a history is long enough to train on.
+
+    Args:
+        days: Days of the history.
+        horizon_days: Days after a cut-off that questions are about.
+
+    Example:
+        >>> training_note(39, 30)
+        '39 days of history, and 75 are needed. Collect more, or shorten the horizon.'
+    """
+    needed = MIN_DAYS + horizon_days
+    if days >= needed:
+        return f"{count(days, 'day')} of history, {needed} are needed."
+    return (
+        f"{count(days, 'day')} of history, and {needed} are needed."
+        " Collect more, or shorten the horizon."
+    )
+
+
 @app.command("check")
 def check_command(
     path: Path,
@@ -149,6 +169,9 @@ def check_command(
     all that is wrong (then the exit code is 1).
     """
     told, words = check_folder(path, fix)
+    if told["in_order"]:
+        told["training"] = training_note(told["days"], told["horizon_days"])
+        words += f"\ntraining: {told['training']}"
     say(told, words, as_json)
     raise typer.Exit(0 if told["in_order"] else 1)
 

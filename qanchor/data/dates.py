@@ -94,14 +94,13 @@ def read_times(cells: pd.Series, timezone: str | None = None) -> Times:
     if pd.api.types.is_numeric_dtype(cells):
         return _read_numbers(cells.astype(float))
     codes, unique = pd.factorize(cells)
-    texts = pd.Series(unique, dtype=object).astype(str).str.strip()
+    texts = pd.Series(unique).astype(str).str.strip()
     texts = texts.where(texts.str.len() <= MAX_CHARS, "")
     known = texts[texts != ""]
-    values = pd.to_numeric(texts, errors="coerce").astype(float)
-    if len(known) and known.str.fullmatch(r"\d{6}").all():
-        read = _read_six_digits(values)
-    elif len(known) and known.str.fullmatch(r"\d+(\.\d+)?").all():
-        read = _read_numbers(values)
+    if len(known) and known.str.fullmatch(r"\d+(\.\d+)?").all():
+        values = pd.to_numeric(texts, errors="coerce").astype(float)
+        six_digits = known.str.fullmatch(r"\d{6}").all()
+        read = _read_six_digits(values) if six_digits else _read_numbers(values)
     else:
         read = _read_texts(texts, timezone)
     values = np.append(read.time.to_numpy(), np.datetime64("NaT", "us"))

@@ -609,6 +609,7 @@ def _contents(users: Users) -> dict:
         "history": len(past),
         "days": (past["time"].max() - past["time"].min()).days + 1 if len(past) else 0,
         "cutoff": str(users.cutoff),
+        "horizon_days": users.horizon_days,
         "modalities": past.groupby("modality", observed=False).size().to_dict(),
         "numbers": list(users.numbers),
         "unknown": _unknown(users.tabular),
