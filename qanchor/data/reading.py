@@ -32,6 +32,7 @@ from qanchor.data.validation import (
     Findings,
     Report,
     apply_rules,
+    check_modalities,
     parse_cutoff,
 )
 from qanchor.errors import DataError
@@ -218,6 +219,9 @@ class _Reader:
         events = _Events(table, roles, self.findings, self.today, "text" in about["columns"])
         events.read_columns(self.seen_ids, about.get("timezone"))
         events.drop_rows(about["duplicates"])
+        if about.get("modalities"):
+            known = tuple(about["modalities"])
+            check_modalities(self.findings, table.name, events.rows["modality"], known)
         return events
 
     def _read_facts(self, source, stem: str, positive: str | None = None) -> pd.DataFrame | None:

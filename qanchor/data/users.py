@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from qanchor.data.validation import (
     REQUIRED,
     Findings,
     Report,
+    check_modalities,
     parse_cutoff,
     validated_events,
     validated_facts,
@@ -124,7 +124,8 @@ class Users:
         order = modalities or tuple(sorted(past_modalities.unique()))
         late = [] if modalities else sorted(set(events["modality"]) - set(order))
         unknown = ~events["modality"].isin([*order, *late])
-        _refuse_modalities(source, events["modality"], unknown, order)
+        if unknown.any():
+            check_modalities(Findings(strict=True), source, events["modality"], order)
         ids = tuple(sorted(set(events["user"].unique()).union(tabular.index, labels.index)))
         index = pd.Index(ids, name="user")
         events = events.assign(
@@ -294,13 +295,3 @@ def _recent_texts(past: pd.DataFrame):
     """Yield each user with the texts of the last events, newest first."""
     for user, texts in past.groupby("user", observed=True)["text"]:
         yield user, texts.astype(str).iloc[-RECENT_EVENTS:][::-1]
-
-
-def _refuse_modalities(
-    source: str, modality: pd.Series, unknown: pd.Series, known: tuple[str, ...]
-) -> None:
-    if unknown.any():
-        near = difflib.get_close_matches(modality[unknown].iloc[0], known, 1)
-        hint = f" (is it {near[0]!r}?)" if near else ""
-        message = f"not one of {known}{hint}: add it to about.json's modalities"
-        Findings(strict=True).rows(source, modality, unknown, message)

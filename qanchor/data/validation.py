@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
@@ -414,6 +415,24 @@ def plain_numbers(findings: Findings, source: str, cells: pd.Series, role: str) 
     message = "not a number: encode it as numbers, or drop the column"
     findings.rows(source, cells, wrong, message)
     return apply_rules(findings, source, values, role, cells)
+
+
+def check_modalities(
+    findings: Findings, source: str, modality: pd.Series, known: tuple[str, ...]
+) -> None:
+    """Report modalities that are not among those that are known.
+
+    Args:
+        findings: Collects them.
+        source: Name of the events table.
+        modality: The modality of each event.
+        known: Modalities that are allowed.
+    """
+    for name in sorted(set(modality.dropna()) - set(known)):
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f" (is it {near[0]!r}?)" if near else ""
+        message = f"not one of {', '.join(known)}{hint}: add it to about.json's modalities"
+        findings.rows(source, modality, modality == name, message)
 
 
 def parse_cutoff(cutoff, source: str) -> pd.Timestamp:
