@@ -383,5 +383,6 @@ def one_column_per_kind(
         if name in taken:
             message = f"the attribute {name!r} exists already: rename one of the two columns"
             findings.add(file, words.name, name, message)
+            continue
         columns[name] = (words == kind).astype(float).where(words.notna())
     return pd.DataFrame(columns, index=words.index)

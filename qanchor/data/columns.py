@@ -51,6 +51,8 @@ NAMES = {
     ),
 }
 MONEY_NAMES = r"(.*_)?(amount|price|cost|costs|dollars|euros?|eur|usd|paid|revenue|spend|sales|betrag|preis)(_.*)?"
+# Numbers of an event that are summed; they are no attributes even if a user always pays the same.
+SUMMED_NAMES = MONEY_NAMES + "|(.*_)?(quantity|qty|count|number|items|points|units|menge|anzahl)"
 ID_NAMES = (
     r"(.+_)?(id|ids|uuid|guid|key|hash|session|no|nr|token|ip|url)|order|invoice|basket|transaction"
     r"|(stock|item|product|article)?_?(code|sku|ean|isbn|barcode)"
@@ -72,7 +74,7 @@ class Roles:
         modality: Column of the modality, or None for the one modality `kind`.
         numbers: Number columns.
         words: Further columns of words.
-        attributes: Columns that describe the user rather than the event.
+        attributes: Columns that were told to describe the user; None if none were told.
         left_out: For each column that is not used, the reason.
         word: What an event without text is called.
         kind: The one modality.
@@ -84,7 +86,7 @@ class Roles:
     modality: str | None = None
     numbers: list[str] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
-    attributes: list[str] = field(default_factory=list)
+    attributes: list[str] | None = None
     left_out: dict[str, str] = field(default_factory=dict)
     word: str = "event"
     kind: str = "event"
@@ -92,7 +94,7 @@ class Roles:
     def taken(self) -> set[str]:
         """Return the columns that have a role so far."""
         used = {self.user, self.modality, *self.time, *self.text, *self.numbers}
-        used |= {*self.words, *self.attributes, *self.left_out}
+        used |= {*self.words, *(self.attributes or ()), *self.left_out}
         return {name for name in used if name is not None}
 
 
@@ -389,6 +391,19 @@ class _Finder:
 
 def _listed(value) -> list:
     return [value] if isinstance(value, str) else list(value)
+
+
+def may_be_attribute(name: str) -> bool:
+    """Return whether a number column may describe the user: amounts and counts never do.
+
+    Args:
+        name: Name of the column.
+
+    Example:
+        >>> may_be_attribute("age"), may_be_attribute("amount_rur")
+        (True, False)
+    """
+    return re.fullmatch(SUMMED_NAMES, plain_name(name)) is None
 
 
 def find_attributes(

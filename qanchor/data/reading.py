@@ -20,13 +20,21 @@ from qanchor.data.cells import (
     read_numbers,
     read_words,
 )
-from qanchor.data.columns import Roles, find_attributes, find_columns, find_fact_columns, kind_of
-from qanchor.data.dates import read_times
+from qanchor.data.columns import (
+    Roles,
+    find_attributes,
+    find_columns,
+    find_fact_columns,
+    kind_of,
+    may_be_attribute,
+)
+from qanchor.data.dates import Times, read_times
 from qanchor.data.metadata import ABOUT_FIELDS, read_about
 from qanchor.data.sources import Table, find_tables, open_table
 from qanchor.data.users import Users
 from qanchor.data.validation import (
     EMPTY,
+    LIKE_A_LABEL,
     MAX_TIME,
     REQUIRED,
     Findings,
@@ -42,7 +50,6 @@ from qanchor.utils.text import count
 TOTALS = ("total", "totals", "grand total", "sum", "summe", "gesamt", "subtotal", "totale")
 DAY = pd.Timedelta(days=1)
 MIN_ATTRIBUTE_USERS = 10  # fewer users have a number in common by chance
-UNKNOWN_KIND = "unknown"
 
 
 def read_events(
@@ -167,12 +174,11 @@ class _Reader:
         events, facts, labels = parts
         check_equal_ids(self.findings, self.seen_ids)
         if events is not None:
-            for stem, frame in (("users", facts), ("labels", labels)):
-                if frame is not None:
-                    known = set(events.rows["user"].cat.categories)
-                    file = frame.attrs["source"]
-                    ids = pd.Series(frame.index, name="user")
-                    check_known_ids(self.findings, file, ids, known, needed=stem == "labels")
+            self._check_ids(facts, events, needed=False)
+            self._check_ids(labels, events, needed=True)
+            self._check_labels(labels, events.table.name, events.inputs())
+        if facts is not None:
+            self._check_labels(labels, facts.attrs["source"], facts.attrs["columns"])
         if self.findings.of("error"):
             return None, self.findings
         users = self._attempt(self._assemble, name, about, events, facts, labels)
@@ -191,7 +197,7 @@ class _Reader:
         if not isinstance(path, str | Path):
             return {"events": path}
         path = Path(path)
-        if not path.is_dir() or any(path.glob("part-*")):
+        if not path.is_dir() or path.suffix == ".parquet" or any(path.glob("part-*")):
             return {"events": path}
         return find_tables(path)
 
@@ -216,7 +222,9 @@ class _Reader:
             message = "the table is empty: give at least one event"
             raise DataError(table.name, None, "user", "no rows", message)
         roles = find_columns(table, about["columns"], self.findings)
-        events = _Events(table, roles, self.findings, self.today, "text" in about["columns"])
+        if roles.modality is None and len(about.get("modalities", ())) == 1:
+            roles.kind = about["modalities"][0]
+        events = _Events(table, roles, self.findings, self.today, about["columns"])
         events.read_columns(self.seen_ids, about.get("timezone"))
         events.drop_rows(about["duplicates"])
         if about.get("modalities"):
@@ -247,9 +255,9 @@ class _Reader:
                 result[name] = read_numbers(self.findings, table.name, frame[name], "fact", comma)
         for name, reason in roles.left_out.items():
             self.findings.add(table.name, name, None, f"left out: {reason}", "note")
-        return self._one_row_per_user(table.name, result)
+        return self._one_row_per_user(table.name, result, list(frame.columns))
 
-    def _one_row_per_user(self, file: str, frame: pd.DataFrame) -> pd.DataFrame:
+    def _one_row_per_user(self, file: str, frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
         user = frame["user"]
         self.findings.rows(file, user, user.isna(), f"{EMPTY} (left out)", "dropped")
         frame = frame[user.notna()]
@@ -260,9 +268,22 @@ class _Reader:
         self.findings.rows(file, frame["user"], frame["user"].duplicated(), message)
         result = frame[~frame["user"].duplicated()].astype({"user": str}).set_index("user")
         result.attrs["source"] = file
+        result.attrs["columns"] = columns
         return result
 
-    def _assemble(self, name: str, about: dict, events: _Events, facts, labels) -> Users:
+    def _check_ids(self, frame: pd.DataFrame | None, events: _Events, needed: bool) -> None:
+        if frame is not None:
+            known = set(events.rows["user"].cat.categories)
+            ids = pd.Series(frame.index, name="user")
+            check_known_ids(self.findings, frame.attrs["source"], ids, known, needed)
+
+    def _check_labels(self, labels: pd.DataFrame | None, file: str, inputs: list[str]) -> None:
+        """Refuse an input that is named like a label, also where its words became other columns."""
+        names = [] if labels is None else labels.columns
+        for name in sorted(set(names) & set(inputs)):
+            self.findings.add(file, name, name, LIKE_A_LABEL)
+
+    def _assemble(self, name: str, about: dict, events: _Events, facts, labels) -> Users | None:
         file = events.table.name
         rows = events.rows
         if not len(rows):
@@ -272,7 +293,8 @@ class _Reader:
         if about.get("cutoff") is not None:
             end = parse_cutoff(about["cutoff"], "cutoff")
         attributes = events.take_attributes(end, facts)
-        self.findings.raise_errors()
+        if self.findings.of("error"):
+            return None
         if facts is None:
             tabular = attributes
         else:
@@ -312,16 +334,24 @@ class _Events:
         roles: Roles,
         findings: Findings,
         today: pd.Timestamp,
-        text_is_told: bool,
+        told: dict,
     ):
-        self.text_is_told = text_is_told
+        self.text_is_told = "text" in told
+        self.numbers_are_told = "numbers" in told
         self.table = table
         self.roles = roles
         self.findings = findings
         self.today = today
         self.rows = pd.DataFrame(index=table.frame.index)
         self.given_sums = pd.Series(dtype=float)
+        self.time_cells = pd.Series(dtype=object)
+        self.unclear_time = ""
+        self.joined: list[str] = []
         self.attributes: dict[str, str] = {}
+
+    def inputs(self) -> list[str]:
+        """Return the columns of which a model may see something."""
+        return [name for name in self.table.frame if name not in self.roles.left_out]
 
     def _cells(self, name: str) -> pd.Series:
         return self.table.frame[name]
@@ -355,7 +385,7 @@ class _Events:
         if read.how:
             kind = "changed" if read.guess else "note"
             known = read.time.notna()
-            self.findings.rows(file, cells, known, _time_message(read, cells), kind)
+            self.findings.rows(file, cells, known, _time_message(read), kind)
         self.time_cells = cells
         self.unclear_time = read.unclear
         return read.time
@@ -405,8 +435,7 @@ class _Events:
         self._drop(late, self.time_cells, "beyond today: the row is left out")
 
     def _handle_duplicates(self, duplicates: str) -> None:
-        columns = [name for name in self.table.frame if name not in self.roles.left_out]
-        again = self.table.frame.loc[self.rows.index, columns].duplicated()
+        again = self.table.frame.loc[self.rows.index, self.inputs()].duplicated()
         cells = self._cells(self.roles.user)
         if duplicates == "drop":
             self._drop(again, cells, "the same as an earlier row: left out")
@@ -420,11 +449,11 @@ class _Events:
         user = self.rows["user"]
         past = self.rows["time"] < cutoff
         frame = self.table.frame.loc[self.rows.index]
-        found = list(roles.attributes)
-        if not found:
+        found = roles.attributes
+        if found is None:
             candidates = list(roles.words)
-            if user[past].nunique() >= MIN_ATTRIBUTE_USERS:
-                candidates += roles.numbers
+            if user[past].nunique() >= MIN_ATTRIBUTE_USERS and not self.numbers_are_told:
+                candidates += [name for name in roles.numbers if may_be_attribute(name)]
             found = find_attributes(frame, candidates, user, past)
         result = pd.DataFrame(index=pd.Index(sorted(user.cat.categories), name="user"))
         taken = set() if facts is None else set(facts)
@@ -444,6 +473,10 @@ class _Events:
         first = first.drop_duplicates("user").set_index("user")["cell"].rename(name)
         first = first.reindex(result.index)
         self._note_later_values(name, values, first)
+        if is_number and name in taken:
+            message = f"the attribute {name!r} exists already: rename one of the two columns"
+            self.findings.add(file, name, name, message)
+            return
         if is_number:
             result[name] = first.astype(float)
             self.rows = self.rows.drop(columns=name, errors="ignore")
@@ -539,7 +572,7 @@ def _has_comma(cells: pd.Series) -> bool:
     return has_decimal_comma(known.iloc[:2000])
 
 
-def _time_message(read, cells: pd.Series) -> str:
+def _time_message(read: Times) -> str:
     example = read.time[read.time.notna()].iloc[0]
     return f"read as time: {read.how}; this one is {example}"
 

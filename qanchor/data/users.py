@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from qanchor.data.validation import (
+    LIKE_A_LABEL,
     REQUIRED,
     Findings,
     Report,
@@ -109,11 +110,7 @@ class Users:
         labels = validated_facts(labels, "labels", binary=True)
         for table, frame in ((source, events), (facts_source, tabular)):
             for column in labels.columns.intersection(frame.columns):
-                hint = (
-                    "named like a label, which must never be an input:"
-                    " drop the column, or rename one"
-                )
-                raise DataError(table, None, column, column, hint)
+                raise DataError(table, None, column, column, LIKE_A_LABEL)
         if cutoff is None:
             cutoff = events["time"].max() + pd.Timedelta(1, "us")
         else:

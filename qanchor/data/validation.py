@@ -242,6 +242,7 @@ def _cut(cells: pd.Series) -> pd.Series:
     return cells.str.slice(stop=MAX_TEXT - 1) + "…"
 
 
+LIKE_A_LABEL = "named like a label, which must never be an input: drop the column, or rename one"
 EMPTY = "empty: fill it or drop the row"
 WORD_RULES = (Rule(_has_surrogate, "half a character (a lone surrogate): remove it"),)
 RULES = {

@@ -304,6 +304,44 @@ def test_a_label_that_is_an_attribute_of_the_events_is_refused(tmp_path):
     frames["events"]["travels"] = frames["events"]["user"].map({"a": 1.0, "b": 0.0, "c": 1.0})
     with pytest.raises(DataError, match="must never be an input"):
         load_users(put(tmp_path, frames))
+    frames["events"]["travels"] = frames["events"]["user"].map({"a": "yes", "b": "no", "c": "yes"})
+    with pytest.raises(DataError, match=r"events\.csv.*'travels'.*must never be an input"):
+        load_users(put(tmp_path, frames))
+    frames = good()
+    frames["users"]["travels"] = ["often", "never", "often"]
+    with pytest.raises(DataError, match=r"users\.csv.*'travels'.*must never be an input"):
+        load_users(put(tmp_path, frames))
+
+
+def test_an_attribute_that_is_there_twice_is_refused(tmp_path):
+    frames = good()
+    frames["events"]["plan"] = frames["events"]["user"].map({"a": "x", "b": "y", "c": "x"})
+    frames["users"]["plan.x"] = 1.0
+    with pytest.raises(DataError, match=r"'plan\.x' exists already"):
+        load_users(put(tmp_path, frames, cutoff=None))
+    frames["users"]["plan"] = ["x", "y", "x"]
+    with pytest.raises(DataError, match="exists already"):
+        load_users(put(tmp_path, frames, cutoff=None))
+
+
+def test_rows_of_one_source_take_the_one_modality_of_about(tmp_path):
+    frames = {"events": good()["events"].drop(columns="modality")}
+    assert load_users(put(tmp_path, frames, modalities=["visit"])).modalities == ("visit",)
+
+
+def test_a_price_that_never_changes_stays_a_number_of_the_event(tmp_path):
+    rows = [
+        (f"u{i % 12}", f"2025-01-{i // 12 + 1:02}", "pay", "rent", 9.9 + i % 12, 20 + i % 12)
+        for i in range(36)
+    ]
+    columns = ["user", "time", "modality", "text", "price", "age"]
+    users = read_events(pd.DataFrame(rows, columns=columns))
+    assert users.numbers == ("price",) and list(users.tabular) == ["age"]
+    assert users.report.sums.loc["price", "kept"] == users.events["price"].sum()
+    assert read_events(pd.DataFrame(rows, columns=columns), attributes=[]).numbers == (
+        "price",
+        "age",
+    )
 
 
 def test_out_is_never_the_folder_and_never_half_written(tmp_path, monkeypatch):
