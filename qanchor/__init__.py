@@ -7,8 +7,9 @@ from qanchor.analysis.groups import describe_clusters
 from qanchor.config import FULL, MEDIUM, SMALL, TINY, Config
 from qanchor.data.complete_journey import load_complete_journey
 from qanchor.data.export import export_group
+from qanchor.data.reading import load_users, read_events
 from qanchor.data.sample import make_sample_users, sample_ground_truth
-from qanchor.data.users import Users, load_users
+from qanchor.data.users import Users
 from qanchor.errors import DataError
 from qanchor.evaluation.backtest import backtest
 from qanchor.evaluation.probe import linear_probe
@@ -65,6 +66,7 @@ __all__ = [
     "make_pairs",
     "make_sample_users",
     "prototype_loss",
+    "read_events",
     "sample_ground_truth",
     "text_vectors",
     "train",

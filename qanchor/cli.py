@@ -25,7 +25,7 @@ from qanchor.prompt_tuning.soft_prompt import require_vacant
 from qanchor.training.checkpoint import Checkpoint
 from qanchor.training.trainer import training_stages
 from qanchor.useru.llm import generate_pairs
-from qanchor.useru.schedule import default_cutoffs
+from qanchor.useru.schedule import MIN_DAYS, default_cutoffs
 from qanchor.useru.sharded import write_pairs
 from qanchor.utils.device import busy_reason, machine_info
 from qanchor.utils.io import atomic_write
@@ -144,18 +144,42 @@ def download_weights_command(as_json: Json = False) -> None:
     print_result(folders, text, as_json)
 
 
+def training_note(days: int, horizon_days: int) -> str:
+    """Return whether a history is long enough to train on.
+
+    Args:
+        days: Days of the history.
+        horizon_days: Days after a cut-off that questions are about.
+
+    Example:
+        >>> training_note(39, 30)
+        '39 days of history, and 75 are needed. Collect more, or shorten the horizon.'
+    """
+    needed = MIN_DAYS + horizon_days
+    if days >= needed:
+        return f"{count(days, 'day')} of history, {needed} are needed."
+    return (
+        f"{count(days, 'day')} of history, and {needed} are needed."
+        " Collect more, or shorten the horizon."
+    )
+
+
 @app.command("check")
 def check_command(
     path: Path,
     fix: Annotated[
-        Path | None, typer.Option(help="a new folder for a cleaned copy; PATH is not changed")
+        Path | None,
+        typer.Option(help="a new folder for the users as they were read; PATH is not changed"),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a folder of your own users: what is there, or all that is wrong (then the exit code is
-    1).
+    """Say how a table or a folder of users is read: what was taken for what, what was left out, or
+    all that is wrong (then the exit code is 1).
     """
     told, words = check_folder(path, fix)
+    if told["in_order"]:
+        told["training"] = training_note(told["days"], told["horizon_days"])
+        words += f"\ntraining: {told['training']}"
     print_result(told, words, as_json)
     raise typer.Exit(0 if told["in_order"] else 1)
 

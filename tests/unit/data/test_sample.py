@@ -15,6 +15,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from qanchor.data.reading import load_users
 from qanchor.data.sample import (
     CARRIERS,
     MODALITIES,
@@ -24,7 +25,6 @@ from qanchor.data.sample import (
     sample_ground_truth,
     themes,
 )
-from qanchor.data.users import load_users
 from tests.benchmarks.datasets import write_sample_data
 
 SAMPLE = Path(__file__).parents[3] / "data" / "sample"

@@ -20,7 +20,8 @@ import pandas as pd
 import pytest
 from openai import OpenAI
 
-from qanchor.data.users import Users, load_users
+from qanchor.data.reading import load_users
+from qanchor.data.users import Users
 from qanchor.errors import ChatClientError
 from qanchor.useru.llm import generate_pairs
 from qanchor.useru.pairs import COLUMNS, make_pairs
