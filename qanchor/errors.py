@@ -45,18 +45,6 @@ class DataError(QanchorError, ValueError):
         return type(self), (self.file, self.row, self.column, self.value, self.hint)
 
 
-class CleaningError(QanchorError, ValueError):
-    """Report the problems of a folder that only its owner can fix; `problems` lists them."""
-
-    def __init__(self, folder, problems: list):
-        self.problems = problems
-        lines = "\n".join(f"  {problem}" for problem in problems)
-        super().__init__(
-            f"{folder}: {len(problems)} problem(s) that only you can fix; nothing was "
-            f"written\n{lines}"
-        )
-
-
 class WeightsError(QanchorError, RuntimeError):
     """Model weights are missing or damaged."""
 

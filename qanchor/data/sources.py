@@ -10,7 +10,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
 import pandas as pd
 
 from qanchor.data.validation import REQUIRED, Findings
@@ -320,6 +319,8 @@ class _Text:
             raise DataError(name, None, None, header, message)
 
     def _sniff(self) -> tuple[str, int, bool]:
+        import duckdb
+
         query = (
             "select Delimiter, SkipRows, HasHeader"
             f" from sniff_csv({_quoted(self.path)}, all_varchar=true, comment='')"
@@ -340,6 +341,8 @@ class _Text:
 
     def read(self) -> pd.DataFrame:
         """Return the rows, each cell as text."""
+        import duckdb
+
         try:
             frame = self._query('"')
             stray = self._stray_line(frame)
@@ -358,6 +361,8 @@ class _Text:
         return frame
 
     def _query(self, quote: str) -> pd.DataFrame:
+        import duckdb
+
         names = [f"c{i}" for i in range(len(self.columns))]
         columns = "{" + ", ".join(f"'{name}': 'VARCHAR'" for name in names) + "}"
         delimiter = self.delimiter.replace("'", "''")
@@ -407,7 +412,7 @@ class _Text:
                     return number
         return 1
 
-    def _explain(self, error: duckdb.Error) -> tuple[int, str]:
+    def _explain(self, error: Exception) -> tuple[int, str]:
         """Return the line at fault and what is wrong there, or raise if it is no matter of quotes.
 
         Raises:
