@@ -20,9 +20,11 @@ from qanchor.data.reading import check_folder
 from qanchor.errors import QanchorError
 from qanchor.evaluation.prompt_evaluation import evaluate_prompt
 from qanchor.inference.batch_embed import embed_dataset
+from qanchor.models.user_tokens import UserTokens
 from qanchor.models.weights import PACKAGES, download_weights
 from qanchor.prompt_tuning.soft_prompt import require_vacant
 from qanchor.training.checkpoint import Checkpoint
+from qanchor.training.reader import fit_reader
 from qanchor.training.trainer import training_stages
 from qanchor.useru.llm import generate_pairs
 from qanchor.useru.schedule import MIN_DAYS, default_cutoffs
@@ -33,14 +35,17 @@ from qanchor.utils.progress import ProgressBars
 from qanchor.utils.text import count
 from qanchor.workbench.messages import (
     backtest_summary,
+    evidence_note,
     identical_answers_note,
     novelty_warning,
     prompt_summary,
     topics_note,
+    unanswerable_note,
 )
 
 RESUMABLE = {"embed", "make-pairs", "generate-pairs"}
 PRESETS = {"tiny": qa.TINY, "small": qa.SMALL, "medium": qa.MEDIUM, "full": qa.FULL}
+READER_SHARE = 0.5  # of the minutes, at most, that train the pointing reader
 PREPROCESSOR_STAGE = "fitting the preprocessor"
 
 app = typer.Typer(
@@ -134,6 +139,15 @@ def load_and_prefill(run: Path, users: qa.Users) -> tuple[qa.Engine, qa.PrefixCa
     cache = engine.prefill(users, progress=partial(bars, "reading users"))
     bars.close()
     return engine, cache
+
+
+def load_for_ranking(run: Path, users: qa.Users) -> tuple[qa.Engine, qa.PrefixCache | UserTokens]:
+    """Load a run and read what a ranking needs: with a pointing reader, no prefixes."""
+    model = qa.QAnchor.from_pretrained(run)
+    if model.reader is None:
+        return load_and_prefill(run, users)
+    engine = qa.Engine(model)
+    return engine, engine.read_tokens(users)
 
 
 @app.command("download-weights")
@@ -288,6 +302,7 @@ def train(
     cutoffs = default_cutoffs(people, config.num_cutoffs)
     pairs = qa.make_pairs(people, per_sample=config.pairs_per_sample, cutoffs=cutoffs, seed=seed)
     samples = pairs[["user", "cutoff"]].drop_duplicates()
+    reader, concepts = _fit_reader(people, config, minutes, seed, bars)
     preprocessor, features = qa.UserPreprocessor.fit_transform(
         people, samples, config, partial(bars, PREPROCESSOR_STAGE)
     )
@@ -316,6 +331,9 @@ def train(
         "machine": machine_info(),
         "seconds": round(time.monotonic() - start),  # with the pairs and the preprocessor
     }
+    model.reader = reader
+    model.concepts = concepts
+    metrics["concepts"] = len(concepts)
     model.save_pretrained(out, history, metrics)
     checkpoint.remove()
     last = history.tail(10).mean(numeric_only=True).to_dict()
@@ -331,6 +349,16 @@ def train(
     print_result(result, text, as_json)
 
 
+def _fit_reader(users: qa.Users, config: qa.Config, minutes, seed: int, bars: ProgressBars):
+    """Train the pointing reader; without enough history, say so and return nothing."""
+    budget = READER_SHARE * minutes if minutes else None
+    try:
+        return fit_reader(users, config, minutes=budget, seed=seed, progress=bars)
+    except ValueError as error:
+        print_below_bars(f"warning: no pointing reader: {error}")
+        return None, ()
+
+
 @app.command()
 def ask(
     query: str,
@@ -342,21 +370,28 @@ def ask(
     """Rank all users by how near they are to a yes, and show the answers of the first ones."""
     people = open_users(users)
     bars = ProgressBars()
-    engine, cache = load_and_prefill(run, people)
+    engine, cache = load_for_ranking(run, people)
     ranking = engine.rank(cache, query, bars)
     past = qa.backtest(engine, people, query, progress=bars)
     bars.close()
 
     attrs = ranking.attrs
+    answerable = attrs.get("answerable", True)
     warning = novelty_warning(attrs["novel"], people.unit)
+    if not answerable:
+        warning = unanswerable_note(query, attrs["nearest"])
+        ranking = ranking.head(0)
     rows = ranking.head(top).to_dict("records")
-    for row in rows:
+    for row in rows if engine.model.reader is None else []:
         row["answer"] = row["answer"] or engine.generate(cache, row["user"], query)
     table = ""
     if rows:
         table = pd.DataFrame(rows).to_string(index=False, float_format="%.3f")
+    meaning = topics_note(attrs["topics"]) if answerable else "no answer in these events"
+    evidence = attrs.get("evidence", [])
     paragraphs = [
-        f"{query} ({count(len(cache), people.unit)}; {topics_note(attrs['topics'])})",
+        f"{query} ({count(len(cache), people.unit)}; {meaning})",
+        evidence_note(evidence, people.unit) if evidence else "",
         table,
         identical_answers_note(attrs["identical"], len(ranking), people.unit),
         backtest_summary(past, people.unit),
@@ -366,6 +401,9 @@ def ask(
         "query": query,
         "users": len(cache),
         "topics": attrs["topics"],
+        "read_as": attrs["topics"],
+        "answerable": answerable,
+        "evidence": evidence,
         "novel": attrs["novel"],
         "identical": attrs["identical"],
         "warning": warning,

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qanchor.data.users import Users
+from qanchor.inference.evidence import rank_by_pointing
 from qanchor.inference.prefix_cache import (
     PrefixCache,
     UserBatch,
@@ -35,6 +36,7 @@ from qanchor.models.features import UserFeatures
 from qanchor.models.heads import EncodedQueries, QueryEncoding, QueryLike
 from qanchor.models.model import QAnchor
 from qanchor.models.prefix_encoder import Prefix, token_columns
+from qanchor.models.user_tokens import TokenReader, UserTokens
 from qanchor.utils.text import plural
 from qanchor.utils.types import Progress, StageProgress
 
@@ -100,6 +102,8 @@ class Engine:
         features = self.model.preprocessor.transform(users)
         batches = self._prefill_batches(features, np.arange(len(users)), tokens, side)
         cache = PrefixCache(users.ids, users.unit, users.horizon_days)
+        if self.model.reader is not None:
+            cache.tokens = self.read_tokens(users)
         return self._fill(cache, batches, budget_gb, progress)
 
     @torch.inference_mode()
@@ -137,6 +141,8 @@ class Engine:
                 "append to the same users"
             )
         updated = PrefixCache(users.ids, users.unit, users.horizon_days)
+        if self.model.reader is not None:
+            updated.tokens = self.read_tokens(users)
         return self._fill(updated, self._updated_batches(cache, users), budget_gb, progress)
 
     def _fill(
@@ -214,6 +220,15 @@ class Engine:
             padded = collate_users(features, rows[part], side).to(self.model.device)
             prefix = self.model.encode_prefix(padded)
             yield UserBatch(rows[part], prefix, self.model.prefill(prefix))
+
+    def read_tokens(self, users: Users) -> UserTokens:
+        """Read what questions can point at: all that `rank` needs of a run with a pointing reader.
+
+        Args:
+            users: Users to read, up to their cut-off. It takes seconds where `prefill` takes
+                minutes, since the language model is not run.
+        """
+        return TokenReader(users, self.model.config.text_encoder).read()
 
     # -- queries --
 
@@ -410,29 +425,37 @@ class Engine:
 
     def rank(
         self,
-        cache: PrefixCache,
+        cache: PrefixCache | UserTokens,
         query: str,
         progress: StageProgress | None = None,
     ) -> pd.DataFrame:
-        """Score users label-free: how near each is to a "yes" to the query.
+        """Rank users for a query without labels.
 
-        The score is the cosine to "yes" answers minus the cosine to "no" answers. It ranks the
-        users of one query and is not a probability. The training wordings nearest to the query
-        determine what yes and no mean.
+        A run with a pointing reader (see `fit`) scores each user by the events that the query
+        points at. Other runs use the cosine to "yes" answers minus the cosine to "no" answers,
+        where the training wordings nearest to the query determine what yes and no mean. In both
+        cases the score ranks the users of one query and is not a probability.
 
         Args:
-            cache: From `prefill`.
+            cache: From `prefill`, or from `read_tokens` if the run has a pointing reader.
             query: Text.
             progress: Called with (stage, done, total). Default: none.
 
         Returns:
-            One row a user, best first: user, score, and the nearest graded answer to the topic that
-            contributes most (empty for the question about everything; use `generate`). `attrs`
-            holds `topics` (what the query was read as, nearest first), `measured` (main topic,
-            kind, 1 or -1 for its yes or its no), `novel` (training asked nothing like it) and
-            `identical` ((users with the same answer, users looked at) if nearly all have the same
-            answer, else None).
+            One row a user, best first: user, score, and the answer: what happened before, or the
+            nearest graded answer to the topic that contributes most (empty for the question about
+            everything; use `generate`). `attrs` holds `topics` (what the query was read as, nearest
+            first), `measured` (main topic, kind, 1 or -1 for its yes or its no), `novel` (training
+            asked nothing like it) and `identical` ((users with the same answer, users looked at) if
+            nearly all have the same answer, else None). With a pointing reader it also holds
+            `answerable`, `evidence` (records `text, weight, users` of what was pointed at) and
+            `nearest` (what can be asked instead); if nothing in the data speaks of the query, all
+            scores are NaN.
         """
+        tokens = cache if isinstance(cache, UserTokens) else cache.tokens
+        if self.model.reader is not None and tokens is not None:
+            scores = rank_by_pointing(self.model, tokens, query)
+            return scores.sort_values("score", ascending=False, kind="stable", ignore_index=True)
         report = progress or (lambda stage, done, total: None)
         unit = cache.unit
         horizon_days = cache.horizon_days

@@ -18,7 +18,7 @@ from qanchor.models.pointing import (
 )
 from qanchor.models.text_encoder import text_vectors
 from qanchor.models.user_tokens import TOKEN_NUMBERS, UserTokens
-from qanchor.useru.answers import asked_horizon
+from qanchor.useru.answers import asked_horizon, past_fact
 from qanchor.useru.concepts import behavior_queries
 from qanchor.useru.schedule import default_horizons
 
@@ -27,6 +27,8 @@ from qanchor.useru.schedule import default_horizons
 MIN_FIT = 0.66
 MIN_BEHAVIOR_SIMILARITY = 0.66
 MAX_EVIDENCE = 5
+MAX_EVIDENCE_USERS = 200  # users that evidence is measured on
+MAX_CANDIDATES = 8  # things that attention looks at most
 MIN_EVIDENCE_WEIGHT = 0.05
 MIN_RELATIVE_FIT = 0.75  # of the best fit: what fits nearly as well is meant, too
 ANY_EVENT = "any event"
@@ -56,7 +58,7 @@ class Interpretation:
 
 
 def interpret(
-    model: QAnchor, tokens: UserTokens, query: str, unit: str, horizon_days: int
+    model: QAnchor, tokens: UserTokens, query: str
 ) -> tuple[Interpretation, QuestionInput]:
     """Say what a question means in the users' own events.
 
@@ -64,13 +66,13 @@ def interpret(
         model: Model with a trained pointing reader.
         tokens: Tokens of the users.
         query: The question.
-        unit: Word for one of the users.
-        horizon_days: The users' own horizon.
 
     Returns:
         The interpretation, and the question as the reader takes it.
     """
     encoder = model.config.text_encoder
+    unit = tokens.unit
+    horizon_days = tokens.horizon_days
     days = asked_horizon(query, default_horizons(horizon_days)) or horizon_days
     question = question_input([query], unit, encoder, [days], horizon_days)
     cosine = tokens.vectors @ question.content[0].numpy()
@@ -94,39 +96,45 @@ def interpret(
     return Interpretation(False, (), **common), question
 
 
-def rank_by_pointing(
-    model: QAnchor, tokens: UserTokens, query: str, unit: str, horizon_days: int
-) -> pd.DataFrame:
+def rank_by_pointing(model: QAnchor, tokens: UserTokens, query: str) -> pd.DataFrame:
     """Score users for a question by what they did before, without a label.
 
     Args:
         model: Model with a trained pointing reader.
         tokens: Tokens of the users.
         query: The question.
-        unit: Word for one of the users.
-        horizon_days: The users' own horizon.
 
     Returns:
-        One row per user in the order of `tokens.ids`: `user, score, count` and `days_since` (how
-        often what is meant happened, and how long ago; NaN if never). `attrs` holds
-        `interpretation`, and `evidence`: records `text, weight, users` of what was pointed at.
-        A question that nothing in the data speaks of gives NaN scores.
+        One row per user in the order of `tokens.ids`: `user, score` and `answer` (how often what is
+        meant happened before, and when last). `attrs` holds what `Engine.rank` says, `evidence`
+        (records `text, weight, users` of what was pointed at), `answerable` and `nearest`. A
+        question that nothing in the data speaks of gives NaN scores and no answers.
     """
-    interpretation, question = interpret(model, tokens, query, unit, horizon_days)
-    count, days_since = _meant_events(tokens, interpretation.things)
-    frame = pd.DataFrame(
-        {"user": list(tokens.ids), "score": np.nan, "count": count, "days_since": days_since}
-    )
+    meaning, question = interpret(model, tokens, query)
+    frame = pd.DataFrame({"user": list(tokens.ids), "score": np.nan, "answer": ""})
     evidence = []
-    if interpretation.answerable:
+    if meaning.answerable:
         reading = read_questions(model.reader, tokens, question)
         frame["score"] = reading.score[:, 0].numpy()
-        evidence = _evidence(tokens, reading)
-    frame.attrs |= {"interpretation": interpretation, "evidence": evidence}
+        evidence = _evidence(model, tokens, question, reading, meaning.things)
+        thing = meaning.read_as[0]
+        count, days_since = meant_events(tokens, meaning.things[:1])
+        frame["answer"] = [
+            past_fact(thing, int(n), days) for n, days in zip(count, days_since, strict=True)
+        ]
+    frame.attrs |= {
+        "topics": [f"{'not ' * (meaning.sign < 0)}{label}" for label in meaning.read_as],
+        "measured": ("", "future", meaning.sign),
+        "novel": not meaning.answerable,
+        "identical": None,
+        "answerable": meaning.answerable,
+        "nearest": list(meaning.nearest),
+        "evidence": evidence,
+    }
     return frame
 
 
-def _meant_events(tokens: UserTokens, things: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def meant_events(tokens: UserTokens, things: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return how often each user did what is meant, and days since the last time."""
     if things:
         meant = np.isin(tokens.which, things)
@@ -138,24 +146,38 @@ def _meant_events(tokens: UserTokens, things: tuple[int, ...]) -> tuple[np.ndarr
     return count.astype(int), np.where(np.isfinite(last), last.round(), np.nan)
 
 
-def _evidence(tokens: UserTokens, reading: Reading) -> list[dict]:
-    """Return what the users' attention points at: label, mean weight, users that have it."""
-    weight = reading.attention[:, 0].numpy()
-    which = tokens.which
-    present = which >= 0
+def _evidence(
+    model: QAnchor, tokens: UserTokens, question: QuestionInput, reading: Reading, things
+) -> list[dict]:
+    """Return what carries the scores: how much they change if a thing is hidden from all users.
+
+    Candidates are what the question means and what attention looks at most.
+    """
+    rows = np.linspace(0, len(tokens) - 1, min(len(tokens), MAX_EVIDENCE_USERS)).astype(int)
+    sample = tokens.select(np.unique(rows))
+    score = reading.score[np.unique(rows)]
+    present = tokens.which >= 0
     n_things = len(tokens.things)
-    total = np.bincount(which[present], weight[present], minlength=n_things)
-    users = np.bincount(which[present], minlength=n_things)
-    share = total / max(total.sum(), 1e-9)
-    order = np.argsort(-share, kind="stable")[:MAX_EVIDENCE]
+    attention = reading.attention[:, 0].numpy()
+    looked_at = np.bincount(tokens.which[present], attention[present], minlength=n_things)
+    users = np.bincount(tokens.which[present], minlength=n_things)
+    candidates = np.argsort(-looked_at, kind="stable")[:MAX_CANDIDATES].tolist()
+    candidates = [i for i in dict.fromkeys([*things, *candidates]) if users[i]]
+    effects = []
+    for thing in candidates:
+        hidden = np.arange(n_things) == thing
+        without = read_questions(model.reader, sample.without(hidden), question)
+        effects.append(float((score - without.score).abs().mean()))
+    weights = np.array(effects) / max(sum(effects), 1e-9)
+    order = np.argsort(-weights, kind="stable")[:MAX_EVIDENCE]
     return [
         {
-            "text": tokens.things[i].label,
-            "weight": round(float(share[i]), 4),
-            "users": int(users[i]),
+            "text": tokens.things[candidates[place]].label,
+            "weight": round(float(weights[place]), 4),
+            "users": int(users[candidates[place]]),
         }
-        for i in order
-        if share[i] >= MIN_EVIDENCE_WEIGHT
+        for place in order
+        if weights[place] >= MIN_EVIDENCE_WEIGHT
     ]
 
 

@@ -7,6 +7,7 @@ were never taught. What their numbers mean (how much, how lately) is shared by a
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ KEY_DIM = 48
 GENERAL_DIM = 16  # what the question asks beside its topic: how often, how much, how soon
 HIDDEN_DIM = 160
 STATE_DIM = 64
+WORDS_DIM = 512
 LAST = TOKEN_NUMBERS.index("days since the last")
 COSINE_SCALES = (12.0, 8.0, 6.0, 4.0, 4.0, 4.0)
 SHUT = -5.0  # start of the sigmoid heads' bias: only what is clearly meant adds up
@@ -47,6 +49,7 @@ class QuestionInput(NamedTuple):
     vector: Float[Tensor, "query text"]  # unit text vectors of the questions
     content: Float[Tensor, "query text"]  # of their content words
     spelling: Float[Tensor, "query spelling"]
+    words: Float[Tensor, "query word"]  # which words the question has, hashed
     horizon: Float[Tensor, " query"]  # log of the horizon asked over the users' own
 
     def at(self, index) -> QuestionInput:
@@ -105,8 +108,10 @@ class PointingReader(nn.Module):
         self.spell = nn.Parameter(torch.tensor(COSINE_SCALES) / 2)
         self.by_number = nn.Linear(N_TOKEN_NUMBERS, HEADS)
         self.shut = nn.Parameter(torch.full((HEADS,), SHUT))
-        self.general = nn.Sequential(nn.Linear(text + 1, 64), nn.GELU(), nn.Linear(64, GENERAL_DIM))
-        self.polarity = nn.Sequential(nn.Linear(text, 64), nn.GELU(), nn.Linear(64, 1))
+        self.general = nn.Sequential(
+            nn.Linear(text + WORDS_DIM + 1, 64), nn.GELU(), nn.Linear(64, GENERAL_DIM)
+        )
+        self.polarity = nn.Sequential(nn.Linear(text + WORDS_DIM, 64), nn.GELU(), nn.Linear(64, 1))
         self.level_norm = nn.LayerNorm(N_LEVEL_NUMBERS)
         width = 2 * HEADS * N_TOKEN_NUMBERS + 3 * HEADS + N_LEVEL_NUMBERS + GENERAL_DIM
         self.body = nn.Sequential(
@@ -154,7 +159,8 @@ class PointingReader(nn.Module):
         Args:
             question: The questions.
         """
-        return torch.tanh(self.polarity(question.vector))[:, 0]
+        asked = torch.cat([question.vector, question.words], -1)
+        return torch.tanh(self.polarity(asked))[:, 0]
 
     def forward(self, users: TokenInput, question: QuestionInput, things: ThingInput) -> Reading:
         logits, cosine = self.match(question, things)
@@ -170,7 +176,9 @@ class PointingReader(nn.Module):
         mean = torch.einsum("uqht,utn->uqhn", attention, standard)
         total = torch.einsum("uqht,utn->uqhn", gate, users.numbers)
         total = torch.log1p(total.clamp(min=0))
-        general = self.general(torch.cat([question.vector, question.horizon[:, None]], -1))
+        general = self.general(
+            torch.cat([question.vector, question.words, question.horizon[:, None]], -1)
+        )
         n_users, n_queries = mean.shape[:2]
         parts = [
             mean.flatten(2),
@@ -209,8 +217,22 @@ def question_input(
         vector=torch.from_numpy(vectors[: len(texts)]),
         content=torch.from_numpy(vectors[len(texts) :]),
         spelling=torch.from_numpy(spelling_vectors(content)),
+        words=torch.from_numpy(word_vectors(texts)),
         horizon=torch.tensor(np.log(np.asarray(horizons) / own), dtype=torch.float32),
     )
+
+
+def word_vectors(texts: Sequence[str]) -> Float[np.ndarray, "text word"]:
+    """Return which words each text has, hashed: "not" and "stop" tell more than a text vector.
+
+    Args:
+        texts: The texts.
+    """
+    out = np.zeros((len(texts), WORDS_DIM), np.float32)
+    for row, text in enumerate(texts):
+        for word in re.findall(r"[^\W\d_]+(?:['’]t)?", text.lower()):
+            out[row, zlib.crc32(word.encode("utf-8", "surrogatepass")) % WORDS_DIM] = 1
+    return out
 
 
 def replace_unit(query: str, unit: str) -> str:

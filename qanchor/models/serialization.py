@@ -19,13 +19,17 @@ from safetensors.numpy import save_file as save_arrays
 from qanchor.config import Config
 from qanchor.errors import RunError, WeightsError
 from qanchor.models.model import QAnchor
+from qanchor.models.pointing import PointingReader
 from qanchor.models.preprocessor import UserPreprocessor
+from qanchor.useru.concepts import Concept
 from qanchor.utils.device import best_device, compute_dtype
 from qanchor.utils.hashing import sha256_file
 from qanchor.utils.io import atomic_directory, disk_errors, read_resource_rows
 
 FORMAT = 3
 LEGACY_FORMAT = 2  # `legacy_names.csv` maps its names to those of today; "" drops a field
+READER_FILE = "reader.safetensors"
+CONCEPTS_FILE = "concepts.json"
 PREPROCESSOR_ARRAYS = ("idf", "counts", "words", "profile")
 
 
@@ -41,7 +45,7 @@ def trained_state(model: QAnchor) -> dict[str, torch.Tensor]:
     return {
         name: tensor
         for name, tensor in model.state_dict().items()
-        if "lora_" in name or not name.startswith("backbone.")
+        if "lora_" in name or not name.startswith(("backbone.", "reader."))
     }
 
 
@@ -74,9 +78,12 @@ def save_model(
             "save it before you serve it"
         )
     tensors = _model_arrays(model) | _preprocessor_arrays(model)
+    files = ["adapter.safetensors"]
     with atomic_replace(folder) as aside:
         with disk_errors(folder):
             save_arrays(tensors, aside / "adapter.safetensors")
+            if model.reader is not None:
+                files += _save_reader(model, aside)
         preprocessor = model.preprocessor
         about = {
             "format": FORMAT,
@@ -88,7 +95,7 @@ def save_model(
                 "vocabulary": list(preprocessor.vocabulary),
                 "parts": list(preprocessor.mean),  # in the order of the coarse numbers
             },
-            "sha256": {"adapter.safetensors": sha256_file(aside / "adapter.safetensors")},
+            "sha256": {name: sha256_file(aside / name) for name in files},
         }
         (aside / "config.json").write_text(json.dumps(about, indent=1) + "\n")
         if history is not None:
@@ -96,6 +103,38 @@ def save_model(
         if metrics is not None:
             (aside / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     return folder
+
+
+def _save_reader(model: QAnchor, folder: Path) -> list[str]:
+    """Write the pointing reader and its concepts; return the names of the files."""
+    state = model.reader.state_dict().items()
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in state}
+    save_arrays(arrays, folder / READER_FILE)
+    concepts = [concept.to_dict() for concept in model.concepts]
+    (folder / CONCEPTS_FILE).write_text(json.dumps(concepts, indent=1) + "\n")
+    return [READER_FILE, CONCEPTS_FILE]
+
+
+def _load_reader(model: QAnchor, folder: Path, about: dict) -> None:
+    """Load the pointing reader of a run, if it has one."""
+    digests = about["sha256"]
+    if not isinstance(digests, dict) or READER_FILE not in digests:
+        return
+    for name in (READER_FILE, CONCEPTS_FILE):
+        _check_digest(folder / name, about)
+    arrays = load_arrays(folder / READER_FILE)
+    reader = PointingReader(model.preprocessor.text_dim, model.config.embedding_dim)
+    try:
+        reader.load_state_dict({name: torch.from_numpy(part) for name, part in arrays.items()})
+        concepts = json.loads((folder / CONCEPTS_FILE).read_text())
+        model.concepts = tuple(
+            Concept(**(concept | {"things": tuple(concept["things"])})) for concept in concepts
+        )
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        raise RunError(
+            f"{folder / READER_FILE}: {error}. It was saved by another version: train the run again."
+        ) from error
+    model.reader = reader.eval().requires_grad_(False)
 
 
 def _is_tiny(model: QAnchor) -> bool:
@@ -203,6 +242,7 @@ def load_model(
             "copy the run again, or train it again"
         ) from error
     _copy_weights(model, arrays, path)
+    _load_reader(model, folder, about)
     model.run = digest
     return model.to(device).eval()
 

@@ -185,6 +185,8 @@ class UserTokens:
 
     Args:
         ids: Ids of the users.
+        unit: Word for one of them.
+        horizon_days: Days that questions about the future look ahead.
         things: What tokens stand for.
         vectors: Text vector of each thing.
         spelling: Hashed trigrams of each thing's label, unit rows.
@@ -194,6 +196,8 @@ class UserTokens:
     """
 
     ids: tuple[str, ...]
+    unit: str
+    horizon_days: int
     things: tuple[Thing, ...]
     vectors: Float[np.ndarray, "thing text"]
     spelling: Float[np.ndarray, "thing spelling"]
@@ -314,7 +318,15 @@ class TokenReader:
         numbers[row, place] = np.column_stack([*columns, one_hot])
         ids = tuple(self.users.ids[user] for user in users)
         return UserTokens(
-            ids, self.things, self.vectors, self.spelling, which, numbers, _with_ranks(level[users])
+            ids=ids,
+            unit=self.users.unit,
+            horizon_days=self.horizon_days,
+            things=self.things,
+            vectors=self.vectors,
+            spelling=self.spelling,
+            which=which,
+            numbers=numbers,
+            level=_with_ranks(level[users]),
         )
 
     def _token_table(self, rows: dict[str, np.ndarray], end: int) -> pd.DataFrame:
@@ -366,7 +378,7 @@ class TokenReader:
         for column in facts.columns:
             thing = self.events.index.get(f"attribute:{column}", -1)
             values = facts[column].to_numpy(float)
-            known = np.flatnonzero(~np.isnan(values))
+            known = np.flatnonzero(~np.isnan(values) & (values != 0))
             if thing < 0 or not len(known):
                 continue
             part = pd.DataFrame({"user": known, "thing": thing})

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qanchor.config import Config
 from qanchor.data.users import Users
 from qanchor.models.pointing import (
     PointingReader,
@@ -52,6 +53,9 @@ FAMILY_WEIGHTS = {  # how often concepts of each family are asked about
     "time": 0.1,
     "behavior": 0.4,
 }
+DENIED_SHARE = 0.25  # of the questions of a family
+POLARITY_WEIGHT = 0.3
+POLARITY_STEPS = 500
 AVERAGE_FROM = 0.5  # share of the steps after which weights are averaged
 
 Progress = Callable[[str, int, int], None]
@@ -194,6 +198,36 @@ def _nearest_horizon(days: int, horizons: Sequence[int], own: int) -> int:
     return min(horizons, key=lambda horizon: abs(np.log(horizon / days)))
 
 
+def fit_reader(
+    users: Users,
+    config: Config,
+    minutes: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[PointingReader, tuple[Concept, ...]]:
+    """Induce concepts from the users' past and train a new reader on them.
+
+    Args:
+        users: The users. Events at or after their cut-off are not read.
+        config: Configuration of the model that the reader is for.
+        minutes: Stop training after so many minutes (default: never).
+        seed: Seed of weights and draws (default 0).
+        progress: Called with (stage, done, total).
+
+    Returns:
+        The reader, and the concepts that it was trained on.
+
+    Raises:
+        ValueError: The history is too short, or too few users have one.
+    """
+    task = make_concept_task(users, config.text_encoder, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        reader = PointingReader(task.encoded.vector.shape[1], config.embedding_dim)
+    train_reader(reader, task, minutes=minutes, seed=seed, progress=progress)
+    return reader, task.concepts
+
+
 def train_reader(
     reader: PointingReader,
     task: ConceptTask,
@@ -218,6 +252,8 @@ def train_reader(
     rng = np.random.default_rng(seed)
     _fit_scale(reader, task)
     questions, weights = _training_questions(task)
+    signs = torch.tensor([float(question.wording.sign > 0) for question in task.questions])
+    _fit_polarity(reader, task.encoded.at(questions), signs[questions], seed)
     users = [_training_users(sample) for sample in task.samples]
     usable = [i for i, rows in enumerate(users) if len(rows)]
     things = thing_input(task.samples[0].tokens)
@@ -237,8 +273,10 @@ def train_reader(
             sample = task.samples[place]
             rows = rng.choice(users[place], min(USERS_PER_STEP, len(users[place])), replace=False)
             asked = rng.choice(questions, min(QUESTIONS_PER_STEP, len(questions)), p=weights)
-            reading = reader(token_input(sample.tokens, rows), task.encoded.at(asked), things)
+            encoded = task.encoded.at(asked)
+            reading = reader(token_input(sample.tokens, rows), encoded, things)
             loss = _masked_loss(reading.score, task.targets(sample, rows, asked))
+            loss = loss + POLARITY_WEIGHT * _polarity_loss(reader, encoded, signs[asked])
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
@@ -265,21 +303,46 @@ def _fit_scale(reader: PointingReader, task: ConceptTask) -> None:
     reader.spread.copy_(torch.from_numpy(numbers.std(0) + 1e-2))
 
 
+def _polarity_loss(reader: PointingReader, question: QuestionInput, signs: Tensor) -> Tensor:
+    """Return the loss of telling questions from their denials."""
+    logit = reader.polarity(torch.cat([question.vector, question.words], -1))[:, 0]
+    return F.binary_cross_entropy_with_logits(2 * logit, signs)
+
+
+def _fit_polarity(reader: PointingReader, question: QuestionInput, signs: Tensor, seed: int):
+    """Fit the sense of questions to their wordings, of which it is known."""
+    reader.polarity.requires_grad_(True)
+    optimizer = torch.optim.AdamW(reader.polarity.parameters(), lr=5e-3, weight_decay=0.02)
+    rng = np.random.default_rng(seed)
+    for _ in range(POLARITY_STEPS):
+        batch = rng.choice(len(signs), min(256, len(signs)), replace=False)
+        loss = _polarity_loss(reader, question.at(batch), signs[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
 def _training_questions(task: ConceptTask) -> tuple[np.ndarray, np.ndarray]:
     """Return the places of the questions that are trained on, and how often each is drawn."""
     places = []
     families = []
+    affirmative = []
     for place, question in enumerate(task.questions):
         concept = task.concepts[question.concept]
         if concept.split == "train" and not question.wording.held_out:
             places.append(place)
             families.append(FAMILIES.index(concept.family))
+            affirmative.append(question.wording.sign > 0)
     if not places:  # a few concepts that are all held out by hash
         places = list(range(len(task.questions)))
         families = [0] * len(places)
-    per_family = np.bincount(families, minlength=len(FAMILIES))
-    weights = [FAMILY_WEIGHTS[FAMILIES[family]] / per_family[family] for family in families]
-    weights = np.array(weights)
+        affirmative = [True] * len(places)
+    # each family has its share, of which the questions that deny have theirs
+    group = 2 * np.array(families) + np.array(affirmative)
+    size = np.bincount(group)
+    share = [FAMILY_WEIGHTS[FAMILIES[family]] for family in families]
+    share = np.array(share) * np.where(affirmative, 1 - DENIED_SHARE, DENIED_SHARE)
+    weights = share / size[group]
     return np.array(places), weights / weights.sum()
 
 

@@ -253,6 +253,10 @@ NOT_OCCURS = (
     "Is {t} unlikely {when}?",
     "Will this {user} stop having {t}?",
     "Will there be no {t} {when}?",
+    "Is this {user} unlikely to {verb} {t} {when}?",
+    "Won't this {user} {verb} {t} {when}?",
+    "Will this {user} no longer {verb} {t}?",
+    "Will this {user} quit {t}?",
     "Will this {user} avoid {t} {when}?",
 )
 MORE_WORDINGS = (
@@ -307,6 +311,14 @@ NONE_WORDINGS = (
     "Will this {user} leave?",
     "Will we lose this {user}?",
     "Will this {user} not come back?",
+    "Will this {user} never return?",
+    "Is this {user} unlikely to come back {when}?",
+    "Won't we see this {user} again?",
+    "Will this {user} stop being active?",
+    "Will this {user} disappear?",
+    "Will this {user} no longer be active {when}?",
+    "Is this {user} about to quit?",
+    "Will there be nothing from this {user} {when}?",
     "Will this {user} be inactive {when}?",
     "Is this {user} gone?",
 )
@@ -322,6 +334,49 @@ ANY_LESS = (
     "Will visits go down {when}?",
     "Is this {user} becoming less active?",
 )
+STAY_VERBS = (
+    "come back",
+    "return",
+    "stay",
+    "remain a customer",
+    "keep coming",
+    "be around",
+    "show up again",
+    "continue",
+    "be active",
+    "stick with us",
+)
+LEAVE_VERBS = (
+    "leave",
+    "leave us",
+    "churn",
+    "quit",
+    "give up coming",
+    "go away",
+    "drop out",
+    "stop coming",
+    "disappear",
+    "lapse",
+    "fail to return",
+    "cancel",
+)
+AFFIRMING = (
+    "Will this {user} {v} {when}?",
+    "Is this {user} going to {v} {when}?",
+    "Is this {user} likely to {v} {when}?",
+    "How likely is this {user} to {v} {when}?",
+    "Does this {user} intend to {v}?",
+    "Do you expect this {user} to {v} {when}?",
+    "Is this {user} about to {v}?",
+)
+DENYING = (
+    "Will this {user} not {v} {when}?",
+    "Won't this {user} {v} {when}?",
+    "Is this {user} not going to {v}?",
+    "Is this {user} unlikely to {v} {when}?",
+    "How unlikely is this {user} to {v}?",
+    "Will this {user} never {v} {when}?",
+)
 VERBS = ("do", "have", "use", "get", "see", "choose", "buy", "make", "visit", "look at", "go for")
 HORIZON_WORDINGS = {
     1: "within a day",
@@ -331,7 +386,7 @@ HORIZON_WORDINGS = {
     60: "in the next two months",
     90: "in the next three months",
 }
-CONTRARY = {"more": "less", "less": "more"}
+FRAME_VERBS = 4  # of staying and of leaving, in each frame
 
 
 @dataclass(frozen=True)
@@ -375,13 +430,26 @@ def templates(concept: Concept) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return HIGH_WORDINGS, ()
 
 
-def wordings(concept: Concept, rng: np.random.Generator, n: int = 8) -> list[Wording]:
+def _staying_and_leaving(rng: np.random.Generator) -> list[Wording]:
+    """Return every frame with some verbs of staying and leaving; the sense is their product."""
+    found = []
+    for sense, frames in ((1, AFFIRMING), (-1, DENYING)):
+        for frame in frames:
+            for verb_sense, verbs in ((1, STAY_VERBS), (-1, LEAVE_VERBS)):
+                for verb in rng.choice(verbs, FRAME_VERBS, replace=False):
+                    query = frame.format(user="user", v=verb, when=str(rng.choice(NEXT)))
+                    query = query.replace(" ?", "?")
+                    found.append(Wording(query, sense * verb_sense, 0, frame == frames[-1]))
+    return found
+
+
+def wordings(concept: Concept, rng: np.random.Generator, n: int = 16) -> list[Wording]:
     """Return questions about a concept.
 
     Args:
         concept: The concept.
         rng: Random generator that chooses verbs and times.
-        n: Questions for each sense, at most (default 8).
+        n: Questions for each sense, at most (default 16).
     """
     found = []
     value = f"{concept.threshold:g}"
@@ -397,6 +465,8 @@ def wordings(concept: Concept, rng: np.random.Generator, n: int = 8) -> list[Wor
             query = query.replace(" ?", "?")
             held_out = place == len(texts) - 1
             found.append(Wording(query, sign, days, held_out))
+    if concept.measure == "occurs" and not concept.things:
+        found += _staying_and_leaving(rng)
     return found
 
 
