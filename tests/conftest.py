@@ -10,10 +10,6 @@ import beartype
 import pytest
 from jaxtyping import install_import_hook
 
-# Before any test module imports the library: afterwards its functions would stand there unchecked.
-# The hook wants an importable name; the tower lets an int stand where a float is asked for.
-beartype.with_tower = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
-install_import_hook(["qanchor", "tests.benchmarks"], "beartype.with_tower")
 os.environ.setdefault(
     "HF_HUB_OFFLINE", "1"
 )  # else a missing file is looked for on a hub and the test hangs
@@ -25,6 +21,17 @@ LONGEST = (
     "test_lesson_page.py",
 )  # begun first (`make browser` keeps the order), or one of two workers ends alone
 LOCAL = ("127.0.0.1", "::1", "localhost", "0.0.0.0", "")
+
+
+def pytest_configure(config):
+    """Check shapes and types in signatures; browser tests compute in other processes."""
+    if config.option.markexpr.startswith("browser"):  # the checks take 20 s to set up
+        return
+    # Before any test module imports the library: afterwards its functions would stand there
+    # unchecked. The hook wants an importable name; the tower lets an int stand where a float is
+    # asked for.
+    beartype.with_tower = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+    install_import_hook(["qanchor", "tests.benchmarks"], "beartype.with_tower")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses by marker

@@ -37,7 +37,6 @@ DEFAULTS = {
     "slots": np.nan,
     "per_token": np.nan,
     "deletion_effect": np.nan,
-    "gradient": np.nan,
     "disagrees": False,
     "disagrees_per_token": False,
     "agreement": np.nan,
@@ -45,7 +44,7 @@ DEFAULTS = {
 }
 CELL_COLUMNS = ["weight", "per_token", "disagrees", "disagrees_per_token"]
 HEAD_COLUMNS = ["agreement", "agreement_per_token"]  # one number per layer and head group
-ROW_COLUMNS = ["slots", "deletion_effect", "gradient"]  # one number per row
+ROW_COLUMNS = ["slots", "deletion_effect"]  # one number per row
 EDIT_NAMES = ("moved", "before", "after")
 
 
@@ -76,8 +75,8 @@ class AttentionView(View):
     Args:
         backend: Called as `backend(query, versus, users)`; yields updates with `done`, `total`,
             `message`, `caption` and a dict `data`. `data["table"]` is a frame `query, layer,
-            head_group, modality, kind, slots, weight, per_token, deletion_effect, gradient,
-            disagrees, agreement, disagrees_per_token, agreement_per_token`; layer or head group -1
+            head_group, modality, kind, slots, weight, per_token, deletion_effect, disagrees,
+            agreement, disagrees_per_token, agreement_per_token`; layer or head group -1
             is the mean. Closing the iterator cancels the work. Attributes that are used if there
             are any: `events`, `ids`, `queries`, `rerun`, `unit`, `units`. Leave it out to show a
             saved table.
@@ -485,16 +484,10 @@ def table_rows(table: pd.DataFrame) -> list[list[str]]:
     if len(means) == 2:
         return difference_rows(*means)
     [rows] = means
-    has_gradient = rows["gradient"].notna().any()
-    head = ["modality", "attention", "per slot", "deletion effect"]
-    if has_gradient:
-        head.append("gradient")
-    lines = [[*head, "ranks disagree"]]
+    lines = [["modality", "attention", "per slot", "deletion effect", "ranks disagree"]]
     for name, row in rows.iterrows():
         effect = format_effect(row["deletion_effect"])
         line = [name, format_share(row["weight"]), format_share(row["per_token"]), effect]
-        if has_gradient:
-            line.append(format_share(row["gradient"]))
         lines.append([*line, "yes" if row["disagrees"] == 1 else ""])
     return lines
 

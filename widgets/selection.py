@@ -324,7 +324,7 @@ class SelectionPanel(View):
 
     def _ids_to_explain(self) -> tuple[str, ...]:
         if self._explain is None:
-            hint = "make it with explain=partial(qa.rank_queries_for_group, engine, cache)"
+            hint = "make it with explain=qa.GroupQueriesBackend(lens_backend.embedding_cache)"
             raise ValueError(f"this panel asks no questions: {hint}")
         return self.selection.ids
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -17,26 +17,18 @@ from torch import Tensor
 from qanchor.data.users import Users
 from qanchor.inference.engine import Engine
 from qanchor.inference.prefix_cache import PrefixCache, select_users
-from qanchor.models.collate import USER_EMB, QueryBatch, collate_users, group_by_length
+from qanchor.models.collate import USER_EMB
 from qanchor.models.heads import QueryLike, query_text
 from qanchor.models.model import QAnchor
 from qanchor.models.prefix_encoder import GROUP, USER, Prefix
 from qanchor.models.preprocessor import UserPreprocessor
+from qanchor.utils.types import Progress
 
 TABULAR = "tabular"
-NON_MODALITY_ROWS = (
-    "user",
-    "summary",
-    TABULAR,
-    "query",
-    "soft prompt",
-    "sink",
-)  # rows of the frame beside the modalities
-SUMMARY_GROUPS = (
-    "time",
-    "counts",
-    "words",
-)  # groups of numbers that sum up the events of every modality
+# rows of the frame beside the modalities
+NON_MODALITY_ROWS = ("user", "summary", TABULAR, "query", "soft prompt", "sink")
+# groups of numbers that sum up the events of every modality
+SUMMARY_GROUPS = ("time", "counts", "words")
 ATTENTION_COLUMNS = ["user", "query", "layer", "head", "modality", "weight", "per_token"]
 
 
@@ -110,20 +102,16 @@ def modality_attention(
         raise KeyError(
             f"User {unread[0]!r} is not among the {len(cache):,} that were read. Prefill it first."
         )
-    names, frames = row_names(engine.model.preprocessor), []
+    names = row_names(engine.model.preprocessor)
+    frames = []
     for ids, weight, count in iter_attention_shares(engine, cache, query, wanted):
-        frames.append(
-            _attention_frame(
-                ids, query, names, weight if by_head else weight.mean(2, keepdims=True), count
-            )
-        )
-    order = pd.Categorical(pd.concat(frames)["user"], wanted, ordered=True)
-    return (
-        pd.concat(frames)
-        .assign(user=order)
-        .sort_values("user", kind="stable", ignore_index=True)
-        .astype({"user": "str"})
-    )
+        if not by_head:
+            weight = weight.mean(2, keepdims=True)
+        frames.append(_attention_frame(ids, query, names, weight, count))
+    frame = pd.concat(frames)
+    frame["user"] = pd.Categorical(frame["user"], wanted, ordered=True)
+    frame = frame.sort_values("user", kind="stable", ignore_index=True)
+    return frame.astype({"user": "str"})
 
 
 @torch.inference_mode()
@@ -133,26 +121,32 @@ def iter_attention_shares(
     """Yield, batch by batch, ids, weights (layer, user, head, row), and the number of tokens of
     each row of `row_names`.
     """
-    asked, names = engine.model.build_query_batch([query]), row_names(engine.model.preprocessor)
+    model = engine.model
+    asked = model.build_query_batch([query])
+    names = row_names(model.preprocessor)
+    is_prompt = asked.ids < USER_EMB
+    query_codes = torch.where(is_prompt, names.index("soft prompt"), names.index("query"))
     chosen = np.isin(np.array(cache.ids, dtype=object), list(users))
     for group in cache.groups:
-        if len(places := np.flatnonzero(chosen[group.rows])):
-            batch = select_users(group, places)
-            kv = engine.kv(batch)
-            with record_attention(engine.model, int(asked.anchor[0, 0])) as recorded:
-                engine.model.decode_with_cache(batch.prefix, asked, kv)
-            prefix_codes = slot_row_codes(engine.model.preprocessor, batch.prefix)
-            query_codes = _query_row_codes(asked, names, len(places))
-            codes = torch.cat([prefix_codes, query_codes], 1)
-            ids = [cache.ids[i] for i in batch.rows]
-            yield ids, *_sum_by_row(torch.stack(recorded), codes, len(names))
+        places = np.flatnonzero(chosen[group.rows])
+        if not len(places):
+            continue
+        batch = select_users(group, places)
+        kv = engine.kv(batch)
+        with record_attention(model, int(asked.anchor[0, 0])) as recorded:
+            model.decode_with_cache(batch.prefix, asked, kv)
+        prefix_codes = slot_row_codes(model.preprocessor, batch.prefix)
+        codes = torch.cat([prefix_codes, query_codes.expand(len(places), -1)], 1)
+        ids = [cache.ids[i] for i in batch.rows]
+        yield ids, *_sum_by_row(torch.stack(recorded), codes, len(names))
 
 
 @contextmanager
 def record_attention(model: QAnchor, place: int) -> Iterator[list[Float[Tensor, "user head key"]]]:
     """Record in every layer the attention of the token at `place`; one entry per layer, in float32."""
     recorded: list[Tensor] = []
-    layers, before = model.backbone.model.layers, model.backbone.config._attn_implementation
+    layers = model.backbone.model.layers
+    before = model.backbone.config._attn_implementation
 
     def record(_module, _inputs, output) -> None:
         recorded.append(output[1][:, :, place].float())
@@ -171,23 +165,17 @@ def slot_row_codes(preprocessor: UserPreprocessor, prefix: Prefix) -> Int[Tensor
     """Return the row of `row_names` that each prefix token belongs to; padding belongs to none
     (-1).
     """
-    names, device = row_names(preprocessor), prefix.mask.device
-    groups = [
-        names.index("summary" if name in SUMMARY_GROUPS else TABULAR)
-        for name in preprocessor.groups()
-    ]
+    names = row_names(preprocessor)
+    row_of_group = []
+    for group in preprocessor.groups():
+        row_of_group.append(names.index("summary" if group in SUMMARY_GROUPS else TABULAR))
+    row_of_group = torch.tensor(row_of_group, device=prefix.mask.device)
     code = torch.where(prefix.kind == USER, names.index("user"), prefix.modality)
-    number = ((prefix.kind == GROUP).cumsum(1) - 1).clamp(
-        min=0
-    )  # groups stand in the preprocessor's order
-    code = torch.where(prefix.kind == GROUP, torch.tensor(groups, device=device)[number], code)
-    first = (prefix.mask.cumsum(1) == 1) & prefix.mask
-    return torch.where(first, names.index("sink"), code).masked_fill(~prefix.mask, -1)
-
-
-def _query_row_codes(asked: QueryBatch, names: list[str], users: int) -> Int[Tensor, "user token"]:
-    code = torch.where(asked.ids < USER_EMB, names.index("soft prompt"), names.index("query"))
-    return code.expand(users, -1)
+    is_group = prefix.kind == GROUP
+    number = (is_group.cumsum(1) - 1).clamp(min=0)  # groups are in the preprocessor's order
+    code = torch.where(is_group, row_of_group[number], code)
+    is_first = (prefix.mask.cumsum(1) == 1) & prefix.mask
+    return torch.where(is_first, names.index("sink"), code).masked_fill(~prefix.mask, -1)
 
 
 def _sum_by_row(
@@ -196,13 +184,13 @@ def _sum_by_row(
     """Sum attention over the keys of each row: (layer, user, head, row), and the number of keys
     (user, row).
     """
-    member = _row_membership(code, rows)
+    member = row_membership(code, rows)
     weight = torch.einsum("luhk,ukr->luhr", attention, member)
     weight = weight / weight.sum(-1, keepdim=True)  # of half precision, so they miss 1 by a little
     return weight.cpu().numpy(), member.sum(1).cpu().numpy()
 
 
-def _row_membership(code: Int[Tensor, "user key"], rows: int) -> Float[Tensor, "user key row"]:
+def row_membership(code: Int[Tensor, "user key"], rows: int) -> Float[Tensor, "user key row"]:
     return (F.one_hot(code.clamp(min=0), rows) * (code >= 0)[..., None]).float()
 
 
@@ -210,17 +198,16 @@ def _attention_frame(
     ids: list[str], query: QueryLike, names: list[str], weight: np.ndarray, count: np.ndarray
 ) -> pd.DataFrame:
     layers, _, heads, _ = weight.shape
-    index = pd.MultiIndex.from_product(
-        [range(layers), ids, range(heads), names], names=["layer", "user", "head", "modality"]
-    )
-    many = np.broadcast_to(count[None, :, None], weight.shape).ravel()
-    frame = pd.DataFrame(
-        {"weight": weight.ravel(), "per_token": weight.ravel() / np.maximum(many, 1)}, index
-    ).reset_index()
-    frame = frame[many > 0].assign(query=query_text(query))
-    return (frame if heads > 1 else frame.assign(head=-1))[ATTENTION_COLUMNS].sort_values(
-        ["user", "layer", "head"], kind="stable"
-    )
+    levels = {"layer": range(layers), "user": ids, "head": range(heads), "modality": names}
+    index = pd.MultiIndex.from_product(levels.values(), names=levels)
+    frame = pd.DataFrame({"weight": weight.ravel()}, index).reset_index()
+    tokens = np.broadcast_to(count[None, :, None], weight.shape).ravel()
+    frame["per_token"] = frame["weight"] / np.maximum(tokens, 1)
+    frame["query"] = query_text(query)
+    if heads == 1:
+        frame["head"] = -1
+    frame = frame.loc[tokens > 0, ATTENTION_COLUMNS]
+    return frame.sort_values(["user", "layer", "head"], kind="stable")
 
 
 def modality_importance(
@@ -228,8 +215,7 @@ def modality_importance(
     users: Users,
     query: QueryLike | Sequence[QueryLike],
     *,
-    gradient: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Measure how far a user's embedding moves when a modality is deleted.
 
@@ -238,41 +224,28 @@ def modality_importance(
         users: The users. Each is read once whole, and once without each of the modalities and the
         facts.
         query: One query, or several that share these readings.
-        gradient: Also compute gradient times input; default True.
         progress: Called with (done, total) modalities; default: not called.
 
     Returns:
-        `user, query, modality, events, deletion_effect, gradient`. deletion_effect: 1 - cosine to
-        the embedding of the whole
-        user. gradient: share of gradient times input, over what the modality feeds (its tokens and
-        its coarse numbers), of the part of the embedding that differs from the other users; NaN
-        without. Modalities that a user lacks are left out.
+        `user, query, modality, events, deletion_effect`. deletion_effect: 1 - cosine to the
+        embedding of the whole user. Modalities that a user lacks are left out.
 
     Example:
         >>> users = qa.make_sample_users(40).sample(3)
         >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
         >>> frame = modality_importance(engine, users, "Will this user travel soon?")
         >>> list(frame.columns), bool((frame.deletion_effect >= 0).all())
-        (['user', 'query', 'modality', 'events', 'deletion_effect', 'gradient'], True)
+        (['user', 'query', 'modality', 'events', 'deletion_effect'], True)
     """
     asked = [query] if isinstance(query, QueryLike) else list(query)
     whole = engine.embed(engine.prefill(users), asked).astype(float)
-    names, frames = ablatable_rows(engine.model.preprocessor), []
-    slopes = [
-        gradient_x_input(engine, users, q, whole[:, k]) if gradient else {}
-        for k, q in enumerate(asked)
-    ]
-    for done, (name, events, has, moved) in enumerate(
-        iter_modality_ablation(engine, users, asked, whole), 1
-    ):
+    names = ablatable_rows(engine.model.preprocessor)
+    frames = []
+    ablation = iter_modality_ablation(engine, users, asked, whole)
+    for done, (name, events, has, moved) in enumerate(ablation, 1):
         for k, one in enumerate(asked):
             frame = pd.DataFrame({"user": list(users.ids), "query": query_text(one)})
-            frame = frame.assign(
-                modality=name,
-                events=events,
-                deletion_effect=moved[:, k],
-                gradient=slopes[k].get(name, np.nan),
-            )
+            frame = frame.assign(modality=name, events=events, deletion_effect=moved[:, k])
             frames.append(frame[has])
         if progress:
             progress(done, len(names))
@@ -293,17 +266,17 @@ def iter_modality_ablation(
     """Read users without one modality after another: yields its name, its events (user,), who has
     it, and how far they move.
     """
-    counts = pd.crosstab(users.history()["user"], users.history()["modality"]).reindex(
-        index=list(users.ids), fill_value=0
-    )
+    past = users.history()
+    counts = pd.crosstab(past["user"], past["modality"])
+    counts = counts.reindex(index=list(users.ids), fill_value=0)
     for name in ablatable_rows(engine.model.preprocessor):
         less = np.zeros_like(whole)
         for rows, z in engine.iter_embed_uncached(without_modality(users, name), queries):
             less[rows] = z
         events = counts.get(name, pd.Series(0, counts.index)).to_numpy()
-        has = (events > 0) | (
-            users.tabular.notna().any(axis=1).to_numpy() if name == TABULAR else False
-        )
+        has = events > 0
+        if name == TABULAR:
+            has = has | users.tabular.notna().any(axis=1).to_numpy()
         yield name, events, has, np.maximum(1 - (whole * less).sum(-1), 0.0)
 
 
@@ -312,72 +285,6 @@ def without_modality(users: Users, modality: str) -> Users:
     events = users.events[users.events["modality"] != modality].reset_index(drop=True)
     tabular = users.tabular * np.nan if modality == TABULAR else users.tabular
     return replace(users, events=events, tabular=tabular)
-
-
-def gradient_x_input(
-    engine: Engine,
-    users: Users,
-    query: QueryLike,
-    anchors: Float[np.ndarray, "user dim"],
-    middle: Float[np.ndarray, " dim"] | None = None,
-) -> dict[str, np.ndarray]:
-    """Return gradient times input of each row as |sum| over its tokens and numbers, divided by the
-    sum over all rows.
-
-    Args:
-        engine: The model.
-        users: The users.
-        query: The query.
-        anchors: Their embeddings under the query.
-        middle: The embedding that a user is compared with; default: the mean of `anchors`.
-
-    Returns:
-        One number per user, by name of the row.
-    """
-    model, features = engine.model, engine.model.preprocessor.transform(users)
-    apart = (
-        torch.from_numpy(anchors - (anchors.mean(0) if middle is None else middle))
-        .float()
-        .to(model.device)
-    )
-    asked, names = model.encode_queries([query]), row_names(model.preprocessor)
-    out = torch.zeros(len(users), len(names))
-    for rows in group_by_length(features.lengths() + 1, 2048, most=16):
-        prefix = model.encode_prefix(collate_users(features, rows).to(model.device))
-        slots, coarse = (
-            prefix.tokens.clone().requires_grad_(),
-            prefix.coarse.clone().requires_grad_(),
-        )
-        one = replace(prefix, tokens=slots, coarse=coarse)
-        anchor = model.anchors(
-            one, model.build_query_batch([query], len(rows)), asked.expand_to(len(rows))
-        )[0][:, 0]
-        score = (anchor * apart[torch.as_tensor(rows, device=model.device)]).sum()
-        by_slot, by_number = torch.autograd.grad(
-            score, [slots, coarse], allow_unused=True, materialize_grads=True
-        )
-        member = _row_membership(slot_row_codes(model.preprocessor, one), len(names))
-        from_slots = torch.einsum("us,usr->ur", (by_slot * slots).sum(-1), member)
-        row_of_number = coarse_row_matrix(model.preprocessor).to(coarse.device)
-        from_numbers = torch.einsum("un,nr->ur", by_number * coarse, row_of_number)
-        size = (from_slots + from_numbers).abs()
-        out[torch.as_tensor(rows)] = (
-            (size / size.sum(1, keepdim=True).clamp(min=1e-12)).detach().cpu()
-        )
-    return {name: out[:, i].numpy().astype(float) for i, name in enumerate(names)}
-
-
-def coarse_row_matrix(preprocessor: UserPreprocessor) -> Float[Tensor, "number row"]:
-    """Return the row that each coarse number belongs to, one-hot: first those of the modalities,
-    then of the groups.
-    """
-    names, groups = row_names(preprocessor), preprocessor.groups()
-    each = preprocessor.sizes()["modal_number"]
-    code = np.repeat(np.arange(len(preprocessor.modalities)), each)
-    code = np.append(code, np.zeros(preprocessor.sizes()["coarse"] - len(code), int))
-    for name, place in groups.items():
-        code[place] = names.index("summary" if name in SUMMARY_GROUPS else TABULAR)
-    return F.one_hot(torch.from_numpy(code), len(names)).float()
 
 
 def rank_agreement(
@@ -424,7 +331,6 @@ TABLE_COLUMNS = [
     "weight",
     "per_token",
     "deletion_effect",
-    "gradient",
 ]
 TABLE_COLUMNS += ["disagrees", "disagrees_per_token", "agreement", "agreement_per_token"]
 
@@ -439,7 +345,6 @@ class UserAttention:
     slots: Float[np.ndarray, " row"]
     anchor: Float[np.ndarray, " dim"]
     effect: Float[np.ndarray, " row"]  # NaN: not deleted, or nothing there to delete
-    gradient: Float[np.ndarray, " row"]
 
     def by(self, measure: str) -> Float[np.ndarray, "layer head_group row"]:
         """Return the weight of each row, or per token of it."""
@@ -463,7 +368,7 @@ def attention_table(
 
     Example:
         >>> weight, slots, effect = np.full((1, 1, 2), 0.5), np.array([1.0, 5]), np.array([0.2, np.nan])
-        >>> one = UserAttention(weight, slots, np.ones(1), effect, np.full(2, np.nan))
+        >>> one = UserAttention(weight, slots, np.ones(1), effect)
         >>> attention_table("Why?", [one], ["bill", "sink"], ["bill"])[["modality", "weight", "per_token", "deletion_effect"]]
           modality  weight  per_token  deletion_effect
         0     bill     0.5        0.5              0.2
@@ -473,16 +378,17 @@ def attention_table(
     slots = np.mean([result.slots for result in results], axis=0)
     effects = np.array([result.effect for result in results])
     effect = _mean_of_known(effects)
-    gradient = _mean_of_known(np.array([result.gradient for result in results]))
     layers, groups, rows = weight.shape
-    index = [range(MEAN_OF_ALL, layers - 1), range(MEAN_OF_ALL, groups - 1), names]
-    frame = pd.DataFrame(
-        index=pd.MultiIndex.from_product(index, names=["layer", "head_group", "modality"])
-    ).reset_index()
-    each = {"slots": slots, "deletion_effect": effect, "gradient": gradient}
-    frame = frame.assign(
-        query=query, **{name: np.tile(values, layers * groups) for name, values in each.items()}
-    )
+    levels = {
+        "layer": range(MEAN_OF_ALL, layers - 1),
+        "head_group": range(MEAN_OF_ALL, groups - 1),
+        "modality": names,
+    }
+    index = pd.MultiIndex.from_product(levels.values(), names=levels)
+    frame = pd.DataFrame(index=index).reset_index()
+    frame["query"] = query
+    frame["slots"] = np.tile(slots, layers * groups)
+    frame["deletion_effect"] = np.tile(effect, layers * groups)
     frame["kind"] = np.where(frame["modality"].isin(list(modalities)), "modality", "other")
     for measure, after in zip(MEASURES, ("", "_per_token"), strict=True):
         values = weight if measure == "weight" else weight / np.maximum(slots, 1e-9)
@@ -512,8 +418,9 @@ def ranks_disagree(
     known = np.isfinite(effect)
     if known.sum() < MIN_RANKED:
         return np.zeros(values.shape, bool)
-    by_value, by_effect = (_ranks(np.where(known, v, np.nan)) for v in (values, effect))
-    return np.abs(by_value - by_effect) >= MIN_RANK_GAP  # NaN is not
+    value_rank = _ranks(np.where(known, values, np.nan))
+    effect_rank = _ranks(effect)
+    return np.abs(value_rank - effect_rank) >= MIN_RANK_GAP  # False for NaN
 
 
 def mean_rank_agreement(
@@ -534,18 +441,15 @@ def mean_rank_agreement(
         >>> mean_rank_agreement(np.array([[[0.5, 0.3, 0.2]], [[0.5, 0.3, 0.2]]]), np.array([[3.0, 2, 1], [1, 2, 3]]))
         array([0.])
     """
-    effects = np.where((np.isfinite(effects).sum(1) >= MIN_RANKED)[:, None], effects, np.nan)[
-        :, None
-    ]
-    ranks = [
-        _ranks(np.where(np.isfinite(effects), v, np.nan))
-        for v in (values, np.broadcast_to(effects, values.shape))
-    ]
-    a, b = (r - _mean_of_known(r, -1, keepdims=True) for r in ranks)
+    known = np.isfinite(effects)
+    known &= known.sum(1, keepdims=True) >= MIN_RANKED
+    value_rank = _ranks(np.where(known[:, None], values, np.nan))
+    effect_rank = _ranks(np.where(known, effects, np.nan))[:, None]
+    a = value_rank - _mean_of_known(value_rank, -1, keepdims=True)
+    b = effect_rank - _mean_of_known(effect_rank, -1, keepdims=True)
     size = np.sqrt(np.nansum(a**2, -1) * np.nansum(b**2, -1))
-    return _mean_of_known(
-        np.where(size > 0, np.nansum(a * b, -1) / np.where(size > 0, size, 1), np.nan)
-    )
+    correlation = np.nansum(a * b, -1) / np.where(size > 0, size, np.nan)
+    return _mean_of_known(correlation)
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from qanchor.analysis.shift import neighbors_kept, noise_floor, residual_shift
 from qanchor.data.users import Users
 from qanchor.evaluation.probe import cross_val_scores, summarize_cv
 from qanchor.utils.arrays import l2_normalize
+from qanchor.utils.types import EmbeddingRows
 
 # in 128 dimensions all distances are alike and density says little: the axes along which users
 # differ most stay
@@ -37,12 +38,11 @@ Flat = Float[np.ndarray, "user axis"]
 
 
 def find_clusters(
-    embeddings: Float[np.ndarray, "user dim"],
+    embeddings: EmbeddingRows,
     ids,
     *,
     least: int | None = None,
     seed: int = 0,
-    draws: int = SUBSAMPLES,
 ) -> pd.DataFrame:
     """Find clusters of users and estimate how stable each is.
 
@@ -52,14 +52,11 @@ def find_clusters(
         ids: The users.
         least: Users that a cluster must have; default 3 % of them, at least 15.
         seed: Seed of the subsamples; default 0.
-        draws: Times that half of the users are clustered again; default 20. They are drawn without
-        replacement, because a
-            user that is drawn twice looks dense.
 
     Returns:
         `user, cluster, strength`: clusters are numbered by size from 0, -1 is none; strength (0 to
         1) is how central a user is. If nobody is in a cluster, the users are one continuum. `attrs`
-        holds `least`, `axes`, `draws`, `silhouette` (of the users in clusters; NaN with fewer than
+        holds `least`, `axes`, `silhouette` (of the users in clusters; NaN with fewer than
         two), `stability` (by cluster, the mean Jaccard overlap with its best match among the
         clusters of each subsample), `dissolved` (candidates with a stability below 0.5, which are
         given up; a cluster below 0.6 is not reliable either) and `first_axis` (share of the
@@ -85,25 +82,20 @@ def find_clusters(
             "users."
         )
     flat = _flat(l2_normalize(rows))
-    label, strength = _dense(flat, least)
-    stability = _stability(flat, label, least, seed, draws)
-    stays = ~(stability < DISSOLVED)
-    label, stability = (
-        np.append(np.where(stays, stays.cumsum() - 1, NONE), NONE)[label],
-        stability[stays],
-    )
+    candidate, strength = _dense(flat, least)
+    stability = _stability(flat, candidate, least, seed)
+    stays = stability >= DISSOLVED
+    number = np.append(np.where(stays, stays.cumsum() - 1, NONE), NONE)  # the last is that of none
+    label = number[candidate]
     strength = np.where(label == NONE, 0.0, strength)
     frame = pd.DataFrame({"user": ids, "cluster": label, "strength": strength})
+    spread = flat.var(axis=0)
     frame.attrs = {
         "least": least,
         "axes": flat.shape[1],
-        "draws": draws,
         "silhouette": silhouette(flat, label, seed),
-    }
-    spread = flat.var(axis=0)
-    frame.attrs["first_axis"] = float(spread[0] / (spread.sum() or 1))
-    frame.attrs |= {
-        "stability": dict(enumerate(stability.tolist())),
+        "first_axis": float(spread[0] / (spread.sum() or 1)),
+        "stability": dict(enumerate(stability[stays].tolist())),
         "dissolved": int((~stays).sum()),
     }
     return frame
@@ -114,7 +106,7 @@ def stable_clusters(clusters: pd.DataFrame) -> list[int]:
     return [number for number, share in clusters.attrs["stability"].items() if share >= STABLE]
 
 
-def silhouette(rows: Float[np.ndarray, "user dim"], label, seed: int = 0) -> float:
+def silhouette(rows: EmbeddingRows, label, seed: int = 0) -> float:
     """Return the mean silhouette: how much nearer users are to their own class than to the next,
     from -1 to 1.
 
@@ -132,12 +124,10 @@ def silhouette(rows: Float[np.ndarray, "user dim"], label, seed: int = 0) -> flo
     known = np.flatnonzero(label != NONE)
     if len(known) > 5_000:
         known = np.sort(np.random.default_rng(seed).choice(known, 5_000, replace=False))
-    _, sizes = np.unique(label[known], return_counts=True)
-    return (
-        float(silhouette_score(rows[known], label[known]))
-        if 1 < len(sizes) < len(known)
-        else float("nan")
-    )
+    n_classes = len(np.unique(label[known]))
+    if not 1 < n_classes < len(known):
+        return float("nan")
+    return float(silhouette_score(rows[known], label[known]))
 
 
 def cluster_transitions(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
@@ -179,22 +169,21 @@ def cluster_transitions(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFra
     table = both.value_counts().rename("users").reset_index()
     for side, share in (("from_cluster", "share_from"), ("to_cluster", "share_to")):
         table[share] = table["users"] / table.groupby(side)["users"].transform("sum")
-    link = (table[["share_from", "share_to"]].max(axis=1) >= SUCCESSOR_SHARE) & (
-        table[["from_cluster", "to_cluster"]] >= 0
-    ).all(axis=1)
-    successors, parents = (
-        table[link]["from_cluster"].value_counts(),
-        table[link]["to_cluster"].value_counts(),
-    )
+    is_cluster = (table["from_cluster"] != NONE) & (table["to_cluster"] != NONE)
+    is_large = table[["share_from", "share_to"]].max(axis=1) >= SUCCESSOR_SHARE
+    link = is_cluster & is_large
+    successors = table[link]["from_cluster"].value_counts()
+    parents = table[link]["to_cluster"].value_counts()
     bands = zip(table["from_cluster"], table["to_cluster"], table["share_from"], link, strict=True)
     table["kind"] = [_kind(*band, successors, parents) for band in bands]
     table = table.sort_values(["from_cluster", "to_cluster"], ignore_index=True)
-    left, right = (set(both[side]) - {NONE} for side in ("from_cluster", "to_cluster"))
+    before_clusters = set(both["from_cluster"]) - {NONE}
+    after_clusters = set(both["to_cluster"]) - {NONE}
     table.attrs = {
         "split": sorted(successors.index[successors > 1].tolist()),
         "merge": sorted(parents.index[parents > 1].tolist()),
-        "birth": sorted(right - set(parents.index)),
-        "death": sorted(left - set(successors.index)),
+        "birth": sorted(after_clusters - set(parents.index)),
+        "death": sorted(before_clusters - set(successors.index)),
     }
     return table
 
@@ -206,14 +195,10 @@ def _kind(
     old cluster goes.
     """
     if link:
-        shared, divided = parents[new] > 1, successors[old] > 1
-        return (
-            "merge"
-            if shared and (share >= SUCCESSOR_SHARE or not divided)
-            else "split"
-            if divided
-            else "stays"
-        )
+        is_split = successors[old] > 1
+        if parents[new] > 1 and (share >= SUCCESSOR_SHARE or not is_split):
+            return "merge"
+        return "split" if is_split else "stays"
     if new != NONE and new not in parents:
         return "birth"
     if old == NONE:
@@ -222,7 +207,8 @@ def _kind(
 
 
 def _checked(embeddings, ids) -> tuple[np.ndarray, list[str]]:
-    rows, ids = np.asarray(embeddings, dtype=float), [str(user) for user in ids]
+    rows = np.asarray(embeddings, dtype=float)
+    ids = [str(user) for user in ids]
     if rows.ndim != 2 or len(rows) != len(ids):
         raise ValueError(
             f"The embeddings have shape {rows.shape} for {len(ids):,} ids. Give one row per "
@@ -243,7 +229,7 @@ def _checked(embeddings, ids) -> tuple[np.ndarray, list[str]]:
     return rows, ids
 
 
-def _flat(rows: Float[np.ndarray, "user dim"]) -> Flat:
+def _flat(rows: EmbeddingRows) -> Flat:
     from sklearn.decomposition import PCA
 
     return PCA(min(MAX_AXES, *rows.shape), svd_solver="full").fit_transform(rows)
@@ -264,21 +250,24 @@ def _dense(flat: Flat, least: int) -> tuple[Int[np.ndarray, " user"], Float[np.n
 
 
 def _stability(
-    flat: Flat, label: Int[np.ndarray, " user"], least: int, seed: int, draws: int
+    flat: Flat, label: Int[np.ndarray, " user"], least: int, seed: int
 ) -> Float[np.ndarray, " cluster"]:
-    """Cluster subsamples and return each cluster's mean Jaccard overlap with its best match there."""
-    random, n_clusters = np.random.default_rng(seed), int(label.max()) + 1
-    overlap = np.full((draws, n_clusters), np.nan)
-    for draw in range(draws if n_clusters else 0):
+    """Cluster subsamples and return each cluster's mean Jaccard overlap with its best match there.
+
+    Subsamples are drawn without replacement, because a user that is drawn twice looks dense.
+    """
+    random = np.random.default_rng(seed)
+    n_clusters = int(label.max()) + 1
+    overlap = np.full((SUBSAMPLES, n_clusters), np.nan)
+    for draw in range(SUBSAMPLES if n_clusters else 0):
         rows = np.sort(random.choice(len(flat), round(SUBSAMPLE_SHARE * len(flat)), replace=False))
         again, _ = _dense(flat[rows], max(2, round(SUBSAMPLE_SHARE * least)))
-        table = np.zeros(
-            (n_clusters + 1, again.max() + 2)
-        )  # the last row and column are those of none
-        np.add.at(table, (label[rows], again), 1)
-        either = table.sum(axis=1, keepdims=True) + table.sum(axis=0) - table
-        overlap[draw] = (table / np.maximum(either, 1))[:n_clusters, :-1].max(axis=1, initial=0)
-    return overlap.mean(axis=0) if draws else np.full(n_clusters, np.nan)
+        both = np.zeros((n_clusters + 1, again.max() + 2))  # last row and column: none
+        np.add.at(both, (label[rows], again), 1)
+        either = both.sum(axis=1, keepdims=True) + both.sum(axis=0) - both
+        jaccard = both / np.maximum(either, 1)
+        overlap[draw] = jaccard[:n_clusters, :-1].max(axis=1, initial=0)
+    return overlap.mean(axis=0)
 
 
 def _joined(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
@@ -288,13 +277,11 @@ def _joined(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(
             f"User {one_sided[0]!r} is on one side only ({sizes}). Cluster the same users twice."
         )
-    sides = {"from_cluster": before, "to_cluster": after}
-    return pd.concat(
-        [frame.set_index("user")["cluster"].rename(side) for side, frame in sides.items()], axis=1
-    )
+    old = before.set_index("user")["cluster"].rename("from_cluster")
+    new = after.set_index("user")["cluster"].rename("to_cluster")
+    return pd.concat([old, new], axis=1)
 
 
-EmbeddingRows = Float[np.ndarray, "user dim"]
 SIDES = ("before", "after")
 SCORES = ["side", "auc", "auc_low", "auc_high", "ks", "silhouette", "n", "positives"]
 
@@ -442,13 +429,7 @@ def _share_beyond_noise(
     clusters: dict[str, pd.DataFrame], transitions: pd.DataFrame, moved: np.ndarray
 ) -> np.ndarray:
     """Return the share of each transition's users that moved beyond the noise floor."""
-    frame = pd.DataFrame(
-        {
-            "from_cluster": clusters["before"]["cluster"],
-            "to_cluster": clusters["after"]["cluster"],
-            "moved": moved,
-        }
-    )
-    share = frame.groupby(["from_cluster", "to_cluster"])["moved"].mean()
-    pairs = list(zip(transitions["from_cluster"], transitions["to_cluster"], strict=True))
-    return share.loc[pairs].to_numpy()
+    columns = ["from_cluster", "to_cluster"]
+    moved = pd.Series(moved)
+    share = moved.groupby([clusters["before"]["cluster"], clusters["after"]["cluster"]]).mean()
+    return share.loc[pd.MultiIndex.from_frame(transitions[columns])].to_numpy()

@@ -15,6 +15,7 @@ from qanchor.analysis.embedding_cache import EmbeddingCache
 from qanchor.data.export import membership_mask
 from qanchor.useru.topics import HELD_OUT, TOPICS
 from qanchor.utils.text import count
+from qanchor.utils.types import EmbeddingRows, UserMask
 
 FOLDS = 5
 SEEDS = 3  # ways to fold the users
@@ -140,49 +141,42 @@ class RandomGroups:
     ]  # one a fold: means of group minus rest of all users outside it
 
 
-def random_groups(
-    inside: Bool[np.ndarray, " user"], draws: int, rng: np.random.Generator
-) -> list[RandomGroups]:
+def random_groups(inside: UserMask, draws: int, rng: np.random.Generator) -> list[RandomGroups]:
     """Draw random groups of the size of `inside`, and fold all groups in the same way, `SEEDS`
     times.
     """
-    many, ours = (
-        int(inside.sum()),
-        np.argsort(~inside, kind="stable"),
-    )  # the group first, then the rest
-    orders = np.array([ours, *(rng.permutation(len(ours)) for _ in range(draws))])
-    group, number = (
-        np.zeros(orders.shape, bool),
-        np.concatenate([np.arange(many), np.arange(len(ours) - many)]) % FOLDS,
-    )
-    np.put_along_axis(group, orders[:, :many], True, axis=1)
-    folds = []
+    n_users = len(inside)
+    n_group = int(inside.sum())
+    orders = [np.argsort(~inside, kind="stable")]  # the group first, then the rest
+    for _ in range(draws):
+        orders.append(rng.permutation(n_users))
+    orders = np.array(orders)
+    group = np.zeros(orders.shape, bool)
+    np.put_along_axis(group, orders[:, :n_group], True, axis=1)
+    places = np.concatenate([np.arange(n_group), np.arange(n_users - n_group)])
+    fold_of_place = (places % FOLDS).astype(np.int8)
+    folds_by_seed = []
     for _ in range(SEEDS):
         for order in orders:
-            rng.shuffle(order[:many])
-            rng.shuffle(order[many:])
+            rng.shuffle(order[:n_group])
+            rng.shuffle(order[n_group:])
         fold = np.empty(orders.shape, np.int8)
-        np.put_along_axis(fold, orders, number[None].astype(np.int8), axis=1)
-        folds.append(
-            RandomGroups(
-                group, fold, [_mean_difference_weights(group, fold != k) for k in range(FOLDS)]
-            )
-        )
-    return folds
+        np.put_along_axis(fold, orders, fold_of_place[None], axis=1)
+        weights = [_mean_difference_weights(group, fold != k) for k in range(FOLDS)]
+        folds_by_seed.append(RandomGroups(group, fold, weights))
+    return folds_by_seed
 
 
 def _mean_difference_weights(
     group: Bool[np.ndarray, "draw user"], fitted: Bool[np.ndarray, "draw user"]
 ) -> Float[np.ndarray, "draw user"]:
-    ours, theirs = group & fitted, ~group & fitted
-    return (ours / ours.sum(1, keepdims=True) - theirs / theirs.sum(1, keepdims=True)).astype(
-        np.float32
-    )
+    ours = group & fitted
+    theirs = ~group & fitted
+    weights = ours / ours.sum(1, keepdims=True) - theirs / theirs.sum(1, keepdims=True)
+    return weights.astype(np.float32)
 
 
-def nearest_mean_aucs(
-    z: Float[np.ndarray, "user dim"], folds: RandomGroups
-) -> Float[np.ndarray, "fold draw"]:
+def nearest_mean_aucs(z: EmbeddingRows, folds: RandomGroups) -> Float[np.ndarray, "fold draw"]:
     """Score users by the means of group and rest without their own fold; return the AUC of each
     group in each fold.
     """
@@ -192,13 +186,14 @@ def nearest_mean_aucs(
     # sorted by fold, then by score, ranks are the same row of numbers for every draw
     spread = np.ptp(out, axis=1, keepdims=True) * 1.01 + 1e-12
     order = (folds.fold + (out - out.min(axis=1, keepdims=True)) / spread).argsort(axis=1)
-    ours, sizes = np.take_along_axis(folds.group, order, axis=1), np.bincount(folds.fold[0])
+    ours = np.take_along_axis(folds.group, order, axis=1)
+    sizes = np.bincount(folds.fold[0])
     aucs = np.zeros((FOLDS, len(out)))
     for k, part in enumerate(np.split(ours, np.cumsum(sizes)[:-1], axis=1)):
-        many = part.sum(axis=1)
-        aucs[k] = (part @ np.arange(1.0, sizes[k] + 1) - many * (many + 1) / 2) / (
-            many * (sizes[k] - many)
-        )
+        n_group = part.sum(axis=1)
+        ranks = part @ np.arange(1.0, sizes[k] + 1)
+        pairs_won = ranks - n_group * (n_group + 1) / 2
+        aucs[k] = pairs_won / (n_group * (sizes[k] - n_group))
     return aucs
 
 
@@ -217,17 +212,14 @@ def corrected_half_width(
 def _ranking_frame(
     topics: Mapping[str, str], aucs: Float[np.ndarray, "question fold"], chance: float
 ) -> pd.DataFrame:
-    mean, reach = aucs.mean(axis=1), corrected_half_width(aucs)
-    frame = pd.DataFrame(
-        {"query": list(topics), "topic": list(topics.values()), "auc": mean, "chance": chance}
-    )
-    frame = frame.assign(
-        auc_low=np.maximum(0, mean - reach),
-        auc_high=np.minimum(1, mean + reach),
-        beyond_chance=mean > chance,
-    )
-    gap = (
-        aucs[mean.argmax()] - aucs
-    )  # fold by fold, so that what is hard about a fold counts for neither
+    mean = aucs.mean(axis=1)
+    half_width = corrected_half_width(aucs)
+    frame = pd.DataFrame({"query": list(topics), "topic": list(topics.values()), "auc": mean})
+    frame["chance"] = chance
+    frame["auc_low"] = np.maximum(0, mean - half_width)
+    frame["auc_high"] = np.minimum(1, mean + half_width)
+    frame["beyond_chance"] = mean > chance
+    # fold by fold, so that what is hard about a fold counts for neither
+    gap = aucs[mean.argmax()] - aucs
     frame["behind"] = gap.mean(axis=1) > corrected_half_width(gap)
     return frame.sort_values("auc", ascending=False, kind="stable", ignore_index=True)

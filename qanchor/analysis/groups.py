@@ -7,24 +7,34 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from qanchor.data.export import membership_mask
 from qanchor.data.users import Users
+from qanchor.utils.types import UserMask
 
 # average users added to either side before odds are taken, so that one user with a rare text does
 # not win
 PRIOR_USERS = 10
-FAMILY_ERROR = (
-    0.05  # chance that any text is called distinctive if none is (Bonferroni over all texts)
-)
+MIN_ODDS_USERS = 0.5  # smallest count that odds are divided by
+# chance that any text is called distinctive if none is (Bonferroni over all texts)
+FAMILY_ERROR = 0.05
 MAX_LISTED_TEXTS = 5  # distinctive texts listed of a cluster
+MAX_NAME_PARTS = 3  # words in the name of a cluster
 MIN_TEXT_HOLDERS = 5  # users of a cluster that have a text that is called distinctive
+CLUSTER_TYPES = {
+    "cluster": int,
+    "users": int,
+    "share": float,
+    "stability": float,
+    "events": float,
+    "modality": "str",
+    "texts": object,
+    "name": "str",
+}
 
 
-def describe_clusters(
-    clusters: pd.DataFrame, users: Users, *, max_texts: int = MAX_LISTED_TEXTS
-) -> pd.DataFrame:
+def describe_clusters(clusters: pd.DataFrame, users: Users) -> pd.DataFrame:
     """Name each cluster by what its users did before the cut-off and others did not.
 
     A text is distinctive if the odds that a user of the cluster has it, once or often, exceed those
@@ -35,7 +45,6 @@ def describe_clusters(
     Args:
         clusters: From `find_clusters`, of these users or some of them.
         users: The users.
-        max_texts: Distinctive texts that are listed at most; default 5.
 
     Returns:
         One row per cluster: `cluster, users, share` (of all users), `stability`, `events` (median
@@ -60,38 +69,28 @@ def describe_clusters(
     number = clusters.set_index("user")["cluster"]
     texts = past[["user", "text"]].astype(str).drop_duplicates()
     distinctive_texts = distinctive(number, texts["user"], texts["text"])
+    words = _distinctive_words(number, texts)
     events = past["user"].value_counts().reindex(number.index, fill_value=0)
-    often, words = _distinctive_modality(number, past), _distinctive_words(number, texts)
     stability = clusters.attrs.get("stability", {})
     rows = []
-    for cluster in range(int(number.max()) + 1):
-        size, half = int((number == cluster).sum()), float(events[number == cluster].median())
-        few = _activity(half, float(events[number != cluster].median()))
-        name = ", ".join([*words.get(cluster, []), *few][:3]) or (
-            f"more {often[cluster]}" if often[cluster] else ""
-        )
-        row = (
-            cluster,
-            size,
-            size / len(number),
-            stability.get(cluster, np.nan),
-            half,
-            often[cluster],
-        )
-        rows.append(
-            (
-                *row,
-                distinctive_texts.get(cluster, [])[:max_texts],
-                name or f"nothing telling ({cluster})",
-            )
-        )
-    frame = pd.DataFrame(
-        rows,
-        columns=["cluster", "users", "share", "stability", "events", "modality", "texts", "name"],
-    )
-    return frame.astype(
-        {"cluster": int, "users": int, "share": float, "stability": float, "events": float}
-    )
+    for cluster, modality in enumerate(_distinctive_modality(number, past)):
+        inside = number == cluster
+        median = float(events[inside].median())
+        parts = [*words[cluster], *_activity(median, float(events[~inside].median()))]
+        if not parts:
+            parts = [f"more {modality}" if modality else f"nothing telling ({cluster})"]
+        row = {
+            "cluster": cluster,
+            "users": int(inside.sum()),
+            "share": inside.mean(),
+            "stability": stability.get(cluster, np.nan),
+            "events": median,
+            "modality": modality,
+            "texts": distinctive_texts[cluster][:MAX_LISTED_TEXTS],
+            "name": ", ".join(parts[:MAX_NAME_PARTS]),
+        }
+        rows.append(row)
+    return pd.DataFrame(rows, columns=list(CLUSTER_TYPES)).astype(CLUSTER_TYPES)
 
 
 def _check_clusters(clusters: pd.DataFrame, users: Users) -> None:
@@ -109,39 +108,39 @@ def _check_clusters(clusters: pd.DataFrame, users: Users) -> None:
 
 
 def distinctive(number: pd.Series, who: pd.Series, what: pd.Series) -> dict[int, list[str]]:
-    """List for each cluster what sets its users apart, the most distinctive first; pairs of (who,
-    what) are unique.
+    """List for each cluster what sets its users apart, the most distinctive first.
+
+    Args:
+        number: Cluster by user; -1 is none.
+        who: Users.
+        what: What each of them has, such as a text; pairs of (who, what) are unique.
     """
     from scipy.stats import norm
 
     code, names = pd.factorize(what, sort=True)
-    table = np.zeros((int(number.max()) + 2, len(names)))  # the last row is that of none
-    np.add.at(table, (number.loc[who].to_numpy(), code), 1)
-    names, table = names[common := table.sum(axis=0) >= MIN_TEXT_HOLDERS], table[:, common]
-    sizes, doubt = (
-        np.bincount(number + 1, minlength=len(table)),
-        norm.isf(FAMILY_ERROR / max(1, len(names))),
-    )
+    n_clusters = int(number.max()) + 1
+    counts = np.zeros((n_clusters + 1, len(names)))  # the last row is that of none
+    np.add.at(counts, (number.loc[who].to_numpy(), code), 1)
+    is_common = counts.sum(axis=0) >= MIN_TEXT_HOLDERS
+    names = names[is_common]
+    counts = counts[:, is_common]
+    total = counts.sum(axis=0)
+    prior = PRIOR_USERS * total / len(number)
+    z = norm.isf(FAMILY_ERROR / max(1, len(names)))
     by_cluster = {}
-    for cluster, has in enumerate(table[:-1]):
-        inside, outside, all_have = (
-            sizes[cluster + 1],
-            len(number) - sizes[cluster + 1],
-            table.sum(axis=0),
-        )
-        prior = PRIOR_USERS * all_have / len(number)
-        yes, no = has + prior, inside - has + PRIOR_USERS - prior
-        others, lack = all_have - has + prior, outside - all_have + has + PRIOR_USERS - prior
-        spread = np.sqrt(1 / yes + 1 / np.maximum(no, 0.5) + 1 / others + 1 / np.maximum(lack, 0.5))
-        sure = (
-            np.log(yes / np.maximum(no, 0.5))
-            - np.log(others / np.maximum(lack, 0.5))
-            - doubt * spread
-        )
-        order = np.argsort(-sure, kind="stable")
-        by_cluster[cluster] = [
-            str(names[i]) for i in order if sure[i] > 0 and has[i] >= MIN_TEXT_HOLDERS
-        ]
+    for cluster in range(n_clusters):
+        have = counts[cluster]
+        size = int((number == cluster).sum())
+        yes = have + prior
+        no = np.maximum(size - have + PRIOR_USERS - prior, MIN_ODDS_USERS)
+        others_yes = total - have + prior
+        others_no = len(number) - size - total + have + PRIOR_USERS - prior
+        others_no = np.maximum(others_no, MIN_ODDS_USERS)
+        spread = np.sqrt(1 / yes + 1 / no + 1 / others_yes + 1 / others_no)
+        lowest = np.log(yes / no) - np.log(others_yes / others_no) - z * spread
+        order = np.argsort(-lowest, kind="stable")
+        is_distinctive = (lowest > 0) & (have >= MIN_TEXT_HOLDERS)
+        by_cluster[cluster] = [str(names[i]) for i in order if is_distinctive[i]]
     return by_cluster
 
 
@@ -149,16 +148,21 @@ def _distinctive_words(number: pd.Series, texts: pd.DataFrame) -> dict[int, list
     """Return the two most distinctive words of each cluster's events, the second from other texts
     than the first.
     """
-    homes = {
-        text: set(re.findall(r"[^\W\d_]{3,}", text.lower())) for text in texts["text"].unique()
-    }
-    pairs = texts.assign(text=texts["text"].map(homes)).explode("text").dropna().drop_duplicates()
+    words_of_text = {}
+    for text in texts["text"].unique():
+        words_of_text[text] = set(re.findall(r"[^\W\d_]{3,}", text.lower()))
+    pairs = texts.assign(text=texts["text"].map(words_of_text))
+    pairs = pairs.explode("text").dropna().drop_duplicates()
     words_by_cluster = {}
     for cluster, words in distinctive(number, pairs["user"], pairs["text"]).items():
-        where = {word: {text for text, has in homes.items() if word in has} for word in words}
-        apart = [
-            word for word in words[1:] if len(where[word] & where[words[0]]) < len(where[word]) / 2
-        ]
+        texts_of = {}
+        for word in words:
+            texts_of[word] = {text for text, has in words_of_text.items() if word in has}
+        apart = []
+        for word in words[1:]:
+            shared = texts_of[word] & texts_of[words[0]]
+            if len(shared) < len(texts_of[word]) / 2:
+                apart.append(word)
         words_by_cluster[cluster] = [*words[:1], *apart[:1]]
     return words_by_cluster
 
@@ -170,28 +174,29 @@ def _distinctive_modality(number: pd.Series, past: pd.DataFrame) -> list[str]:
     from scipy.stats import norm
 
     share = pd.crosstab(past["user"].astype(str), past["modality"].astype(str), normalize="index")
-    place, names = number.loc[share.index].to_numpy(), []
+    cluster_of = number.loc[share.index].to_numpy()
+    z = norm.isf(FAMILY_ERROR / share.shape[1])
+    names = []
     for cluster in range(int(number.max()) + 1):
-        inside, outside = share[place == cluster], share[place != cluster]
-        if min(len(inside), len(outside)) < 2:
-            names.append("")
-            continue
-        more = inside.mean() - outside.mean()
-        doubt = norm.isf(FAMILY_ERROR / share.shape[1]) * np.sqrt(
-            inside.var() / len(inside) + outside.var() / len(outside)
-        )
-        names.append(str(more.idxmax()) if more.max() > doubt[more.idxmax()] else "")
+        inside = share[cluster_of == cluster]
+        outside = share[cluster_of != cluster]
+        name = ""
+        if min(len(inside), len(outside)) > 1:
+            more = inside.mean() - outside.mean()
+            spread = np.sqrt(inside.var() / len(inside) + outside.var() / len(outside))
+            first = more.idxmax()
+            if more[first] > z * spread[first]:
+                name = str(first)
+        names.append(name)
     return names
 
 
 def _activity(events: float, others: float) -> list[str]:
-    return (
-        ["few events"]
-        if events < 0.6 * others
-        else ["many events"]
-        if events > 1.6 * others
-        else []
-    )
+    if events < 0.6 * others:
+        return ["few events"]
+    if events > 1.6 * others:
+        return ["many events"]
+    return []
 
 
 # users who must have a text for it to be compared: whoever is in the group, so this favours no
@@ -252,40 +257,34 @@ def describe_group(users: Users, ids: Iterable[str]) -> pd.DataFrame:
     """
     inside = membership_mask(users.ids, ids)
     past = users.history()
+    numbers = _numbers(users, past)
+    is_binary = numbers.isin([0, 1]) | numbers.isna()
+    binary = [name for name in users.tabular if is_binary[name].all()]
     parts = [
         _compare_shares_of_users(past, "text", inside),
         _compare_shares_of_users(past, "modality", inside),
-    ]
-    numbers = _numbers(users, past)
-    binary = numbers.columns[
-        numbers.isin([0, 1]).where(numbers.notna(), True).all()
-        & numbers.columns.isin(users.tabular)
-    ]
-    parts += [
         _compare_binary("fact", numbers[binary], inside),
         _compare_binary("label", users.labels, inside),
+        _medians(numbers.drop(columns=binary), inside),
     ]
-    parts += [_medians(numbers.drop(columns=binary), inside)]
     frame = pd.concat([part for part in parts if len(part)], ignore_index=True)
-    for end, far in (("low", "group_low rest_high"), ("high", "group_high rest_low")):
-        ours, theirs = far.split()
-        reach = np.hypot(frame[ours] - frame["group"], frame[theirs] - frame["rest"])
-        frame[end] = frame["difference"] + (reach if end == "high" else -reach)
+    group_below = frame["group"] - frame["group_low"]
+    group_above = frame["group_high"] - frame["group"]
+    rest_below = frame["rest"] - frame["rest_low"]
+    rest_above = frame["rest_high"] - frame["rest"]
+    frame["low"] = frame["difference"] - np.hypot(group_below, rest_above)
+    frame["high"] = frame["difference"] + np.hypot(group_above, rest_below)
     frame["beyond_chance"] = frame["p"] * len(frame) < 0.05
-    order = (
-        frame.assign(size=-frame["difference"].abs())
-        .sort_values(["p", "size"], kind="stable")
-        .index
-    )
-    return frame.loc[order, DESCRIPTION_COLUMNS].reset_index(drop=True)
+    frame["size"] = -frame["difference"].abs()
+    frame = frame.sort_values(["p", "size"], kind="stable", ignore_index=True)
+    return frame[DESCRIPTION_COLUMNS]
 
 
-def _compare_shares_of_users(
-    past: pd.DataFrame, kind: str, inside: Bool[np.ndarray, " user"]
-) -> pd.DataFrame:
+def _compare_shares_of_users(past: pd.DataFrame, kind: str, inside: UserMask) -> pd.DataFrame:
     """Compare the shares of users with at least one such event; rare texts are left out."""
     pairs = past[["user", kind]].drop_duplicates()
-    names, ours = pairs[kind].cat.categories, inside[pairs["user"].cat.codes]
+    names = pairs[kind].cat.categories
+    ours = inside[pairs["user"].cat.codes]
     in_group = np.bincount(pairs[kind].cat.codes[ours], minlength=len(names))
     in_all = np.bincount(pairs[kind].cat.codes, minlength=len(names))
     frequent = in_all >= (MIN_TEXT_USERS if kind == "text" else 1)
@@ -296,34 +295,30 @@ def _compare_shares_of_users(
     )
 
 
-def _compare_binary(
-    kind: str, table: pd.DataFrame, inside: Bool[np.ndarray, " user"]
-) -> pd.DataFrame:
+def _compare_binary(kind: str, table: pd.DataFrame, inside: UserMask) -> pd.DataFrame:
     """Compare the shares of ones among those known."""
-    table = table.loc[:, table.notna()[inside].any() & table.notna()[~inside].any()]
-    counts = [how for rows in (inside, ~inside) for how in (table[rows].sum(), table[rows].count())]
-    return _shares(kind, table.columns, *(count.to_numpy(dtype=int) for count in counts))
+    known = table.notna()
+    table = table.loc[:, known[inside].any() & known[~inside].any()]
+    counts = []
+    for rows in (table[inside], table[~inside]):
+        counts += [rows.sum().to_numpy(int), rows.count().to_numpy(int)]
+    return _shares(kind, table.columns, *counts)
 
 
 def _shares(kind: str, names, ours, n_group, theirs, n_rest) -> pd.DataFrame:
     """Build the frame of the shares of both sides, with intervals and Fisher's exact p, both tails."""
     from scipy.stats import hypergeom
 
-    margins = n_group + n_rest, n_group, ours + theirs
+    margins = (n_group + n_rest, n_group, ours + theirs)
     tails = np.minimum(hypergeom.sf(ours - 1, *margins), hypergeom.cdf(ours, *margins))
     sides = {}
     for side, count, n in (("group", ours, n_group), ("rest", theirs, n_rest)):
         sides[side] = count / n
         sides[f"{side}_low"], sides[f"{side}_high"] = wilson_interval(count, n)
-    frame = pd.DataFrame(
-        {
-            "kind": kind,
-            "name": [str(name) for name in names],
-            **sides,
-            "p": np.minimum(1, 2 * tails),
-        }
-    )
-    return frame.assign(difference=frame["group"] - frame["rest"], n_group=n_group, n_rest=n_rest)
+    frame = pd.DataFrame({"kind": kind, "name": [str(name) for name in names], **sides})
+    frame["p"] = np.minimum(1, 2 * tails)
+    frame["difference"] = frame["group"] - frame["rest"]
+    return frame.assign(n_group=n_group, n_rest=n_rest)
 
 
 def wilson_interval(
@@ -342,28 +337,27 @@ def wilson_interval(
         >>> [bound.round(3).tolist() for bound in wilson_interval(np.array([0, 5]), np.array([10, 10]))]
         [[0.0, 0.237], [0.278, 0.763]]
     """
-    middle, width = count + Z**2 / 2, Z * np.sqrt(count * (n - count) / n + Z**2 / 4)
-    return np.maximum(0, (middle - width) / (n + Z**2)), np.minimum(
-        1, (middle + width) / (n + Z**2)
-    )
+    middle = count + Z**2 / 2
+    half_width = Z * np.sqrt(count * (n - count) / n + Z**2 / 4)
+    low = (middle - half_width) / (n + Z**2)
+    high = (middle + half_width) / (n + Z**2)
+    return np.maximum(0, low), np.minimum(1, high)
 
 
 def _numbers(users: Users, past: pd.DataFrame) -> pd.DataFrame:
     """Return the numbers of each user: events, events of each modality, sums, facts (NaN if there
     is none).
     """
-    by = past.groupby("user", observed=False)
-    counts = pd.crosstab(past["user"], past["modality"], dropna=False).rename(
-        columns=lambda name: f"events of {name}"
-    )
-    sums = by[list(users.numbers)].sum(min_count=1)
-    table = pd.concat(
-        [by.size().rename("events"), counts.loc[:, counts.any()], sums, users.tabular], axis=1
-    )
+    by_user = past.groupby("user", observed=False)
+    events = by_user.size().rename("events")
+    counts = pd.crosstab(past["user"], past["modality"], dropna=False)
+    counts = counts.loc[:, counts.any()].add_prefix("events of ")
+    sums = by_user[list(users.numbers)].sum(min_count=1)
+    table = pd.concat([events, counts, sums, users.tabular], axis=1)
     return table.reindex(list(users.ids)).astype(float)
 
 
-def _medians(table: pd.DataFrame, inside: Bool[np.ndarray, " user"]) -> pd.DataFrame:
+def _medians(table: pd.DataFrame, inside: UserMask) -> pd.DataFrame:
     """Compare medians, with intervals by order statistics, and p by ranks (Mann and Whitney)."""
     from scipy.stats import binom, mannwhitneyu
 
@@ -376,14 +370,6 @@ def _medians(table: pd.DataFrame, inside: Bool[np.ndarray, " user"]) -> pd.DataF
         for side in sides:
             first = max(int(binom.ppf(0.025, len(side), 0.5)) - 1, 0)
             cells += [np.median(side), side[first], side[-1 - first]]
-        rows.append(
-            (
-                "number",
-                str(name),
-                *cells,
-                cells[0] - cells[3],
-                mannwhitneyu(*sides).pvalue,
-                *map(len, sides),
-            )
-        )
+        p = mannwhitneyu(*sides).pvalue
+        rows.append(("number", str(name), *cells, cells[0] - cells[3], p, *map(len, sides)))
     return pd.DataFrame(rows, columns=[*GROUP_COLUMNS[:9], "p", "n_group", "n_rest"])

@@ -70,25 +70,28 @@ def joint_projection(
         raise ValueError(f"There is no map method {method!r}. Use 'umap' or 'pca'.")
     before, after = l2_normalize(before), l2_normalize(after)
     aligned, removed = align(before, after)
-    added = (
-        _align_rows(before, after, l2_normalize(np.array(list(marks.values()), dtype=float)))
-        if marks
-        else after[:0]
-    )
+    marks = marks or {}
+    added = after[:0]
+    if marks:
+        mark_rows = l2_normalize(np.array(list(marks.values()), dtype=float))
+        added = _align_rows(before, after, mark_rows)
     rows = np.vstack([before, aligned, added])
-    flat, start = _pca(rows), _last_places(last, ids)
-    if start is not None and marks:  # a mark starts where the user stood who is nearest to it
-        start = np.vstack(
-            [start, start[(added @ aligned.T - (aligned**2).sum(axis=1) / 2).argmax(axis=1)]]
-        )
-    places = flat if method == "pca" else _umap(rows, flat if start is None else start, seed)
+    start = _last_places(last, ids)
+    if start is not None:  # a mark starts where the user that is nearest to it was
+        nearness = added @ aligned.T - (aligned**2).sum(axis=1) / 2
+        start = np.vstack([start, start[nearness.argmax(axis=1)]])
+    places = _pca(rows)
+    if method == "umap":
+        places = _umap(rows, places if start is None else start, seed)
     trust = pointwise_trustworthiness(rows, places)
-    places = (
-        _pca(places) if start is None else _align_to_last(places, start)
-    )  # widest from left to right, or as it lay before
-    names, sizes = [*ids, *ids, *(marks or ())], [len(before), len(before), len(added)]
-    frame = pd.DataFrame({"user": names, "query": np.repeat([*queries, MARK], sizes)})
-    frame = frame.assign(x=places[:, 0], y=places[:, 1], trust=trust)
+    if start is None:
+        places = _pca(places)  # widest from left to right
+    else:
+        places = _align_to_last(places, start)
+    sizes = [len(before), len(before), len(added)]
+    frame = pd.DataFrame({"user": [*ids, *ids, *marks], "x": places[:, 0], "y": places[:, 1]})
+    frame.insert(1, "query", np.repeat([*queries, MARK], sizes))
+    frame["trust"] = trust
     frame.attrs = {
         "trustworthiness": float(trust.mean()),
         "removed": removed,
@@ -115,26 +118,24 @@ def pointwise_trustworthiness(
     """
     count = len(rows)
     if count > MAX_EXACT_USERS:
-        trust, order = np.empty(count), np.random.default_rng(0).permutation(count)
+        trust = np.empty(count)
+        order = np.random.default_rng(0).permutation(count)
         for block in np.array_split(order, count // BLOCK):
             trust[block] = pointwise_trustworthiness(rows[block], places[block], k)
         return trust
     k = min(k, (count - 1) // 2)
     near = knn_indices(places, k)
-    squares, excess = (rows**2).sum(axis=1), np.empty(count)
+    squares = (rows**2).sum(axis=1)
+    excess = np.zeros(count)
     for start in range(0, count, CHUNK):
-        part = slice(start, min(start + CHUNK, count))
-        distance = (
-            squares - 2 * rows[part] @ rows.T
-        )  # + the own square, the same all along a row: ranks need it not
-        distance[np.arange(len(distance)), np.arange(part.start, part.stop)] = -np.inf
-        ranks = np.stack(
-            [
-                (distance < distance[np.arange(len(distance)), j][:, None]).sum(axis=1)
-                for j in near[part].T
-            ]
-        )
-        excess[part] = np.maximum(ranks - k, 0).sum(axis=0)
+        part = np.arange(start, min(start + CHUNK, count))
+        # without the row's own square, which does not change the ranks within a row
+        distance = squares - 2 * rows[part] @ rows.T
+        distance[np.arange(len(part)), part] = -np.inf
+        for neighbor in near[part].T:
+            to_neighbor = distance[np.arange(len(part)), neighbor]
+            rank = (distance < to_neighbor[:, None]).sum(axis=1)
+            excess[part] += np.maximum(rank - k, 0)
     return np.clip(1 - excess * 2 / (k * (2 * count - 3 * k - 1)), 0, 1)
 
 
@@ -142,18 +143,15 @@ def _pca(rows) -> Float[np.ndarray, "row 2"]:
     centred = rows - rows.mean(axis=0)
     values, axes = np.linalg.eigh(centred.T @ centred)  # ascending
     axes = axes[:, np.argsort(values)[::-1][:2]]
-    axes = axes * np.sign(
-        axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])]
-    )  # a sign is free: fix it
-    return centred @ axes
+    largest = axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])]
+    return centred @ (axes * np.sign(largest))  # the sign of an axis is arbitrary: fix it
 
 
 def _umap(rows, start, seed: int) -> Float[np.ndarray, "row 2"]:
     import umap  # compiles for some ten seconds at its first fit
 
-    noise = np.random.default_rng(seed).normal(
-        scale=1e-3 * start.std(), size=start.shape
-    )  # twins must be able to part
+    # without noise, users with equal embeddings could not separate
+    noise = np.random.default_rng(seed).normal(scale=1e-3 * start.std(), size=start.shape)
     fit = umap.UMAP(
         n_neighbors=min(N_NEIGHBORS, len(rows) - 1),
         n_epochs=200,
@@ -170,14 +168,16 @@ def _last_places(last: pd.DataFrame | None, ids) -> Float[np.ndarray, "row 2"] |
     """
     if last is None or not len(last):
         return None
-    places = (
-        last.drop_duplicates("user", keep="last").set_index("user")[["x", "y"]].reindex(list(ids))
-    )
-    return None if places.isna().any(axis=None) else np.vstack([places, places]).astype(float)
+    places = last.drop_duplicates("user", keep="last").set_index("user")[["x", "y"]]
+    places = places.reindex(list(ids))
+    if places.isna().any(axis=None):
+        return None
+    return np.vstack([places, places]).astype(float)
 
 
 def _align_to_last(places, target) -> Float[np.ndarray, "row 2"]:
     """Rotate, move and scale a map onto the last places of its users."""
-    aligned, _ = align(target, places)
-    aligned, wanted = aligned - target.mean(axis=0), target - target.mean(axis=0)
-    return aligned * (wanted.std() / (aligned.std() or 1)) + target.mean(axis=0)
+    middle = target.mean(axis=0)
+    aligned = align(target, places)[0] - middle
+    scale = (target - middle).std() / (aligned.std() or 1)
+    return aligned * scale + middle

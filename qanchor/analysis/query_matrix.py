@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from qanchor.analysis.embedding_cache import EmbeddingCache
 from qanchor.analysis.group_queries import (
@@ -27,6 +27,7 @@ from qanchor.useru.behavior import topic_rates
 from qanchor.useru.topics import TOPICS
 from qanchor.utils.arrays import l2_normalize
 from qanchor.utils.text import count, plural
+from qanchor.utils.types import EmbeddingRows, UserMask
 
 RANDOM_GROUPS = 200  # random groups behind each chance level
 MAX_QUERIES = 8  # questions that are chosen by default
@@ -55,8 +56,7 @@ class MatrixProgress:
     """Report how far a matrix is.
 
     Args:
-        stage: "users" (being embedded under the question), "scores", "paraphrases" or "row" (a row
-        is complete).
+        stage: "users" (being embedded under the question), "scores" or "row" (a row is complete).
         row: Number of the question, from 0.
         rows: Number of questions.
         done: Units of work that are done; a row has one unit per user.
@@ -78,7 +78,6 @@ def query_group_matrix(
     groups: Mapping[str, Iterable[str]],
     *,
     cells: MutableMapping[tuple, MatrixCell] | None = None,
-    noise_floors: bool = False,
     draws: int = RANDOM_GROUPS,
     seed: int = 0,
 ) -> Iterator[MatrixProgress | pd.DataFrame]:
@@ -91,8 +90,6 @@ def query_group_matrix(
         cells: Results by question and group, read and filled, so that a further question costs only
         its row and a further
             group only its column; default: a new dict.
-        noise_floors: Also measure each question's noise floor, with five paraphrases; default
-        False. Known ones are filled in.
         draws: Random groups behind each chance level; default 200.
         seed: Seed of the random groups; default 0.
 
@@ -138,7 +135,7 @@ def query_group_matrix(
         unit = plural(embedding_cache.cache.unit)
         raise ValueError(f"Found 0 groups; at least 1 is required. Name some {unit}.")
     cells = {} if cells is None else cells
-    return _iter_rows(embedding_cache, queries, members, cells, noise_floors, draws, seed)
+    return _iter_rows(embedding_cache, queries, members, cells, draws, seed)
 
 
 def _iter_rows(
@@ -146,7 +143,6 @@ def _iter_rows(
     queries: list[str],
     members: dict[str, np.ndarray],
     cells: MutableMapping[tuple, MatrixCell],
-    noise_floors: bool,
     draws: int,
     seed: int,
 ) -> Iterator[MatrixProgress | pd.DataFrame]:
@@ -178,9 +174,6 @@ def _iter_rows(
                 z = embedding_cache.embeddings[query]
                 known[name] = _measure_cell(z, ranks, moved, members[name], draws, seed)
                 cells[keys[name]] = known[name]
-        if noise_floors and query not in embedding_cache.noise_floors:
-            yield progress("paraphrases", row, n_users - 1)
-            embedding_cache.noise_floor(query)
         results |= {(query, name): (members[name], known[name]) for name in keys}
         yield progress("row", row, n_users)
     yield _matrix_frame(results, embedding_cache.noise_floors)
@@ -245,9 +238,7 @@ def default_groups(
     return {}
 
 
-def _group_mask(
-    embedding_cache: EmbeddingCache, name: str, ids: Iterable[str]
-) -> Bool[np.ndarray, " user"]:
+def _group_mask(embedding_cache: EmbeddingCache, name: str, ids: Iterable[str]) -> UserMask:
     """Mark the users of a group; refuse unknown users and groups that are too small or too large."""
     try:
         inside = membership_mask(embedding_cache.ids, ids)
@@ -282,10 +273,10 @@ def _user_scores(
 
 
 def _measure_cell(
-    z: Float[np.ndarray, "user dim"],
+    z: EmbeddingRows,
     rank: Float[np.ndarray, " user"],
     moved: Float[np.ndarray, " user"],
-    inside: Bool[np.ndarray, " user"],
+    inside: UserMask,
     draws: int,
     seed: int,
 ) -> MatrixCell:

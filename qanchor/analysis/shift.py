@@ -7,12 +7,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
-from sklearn.neighbors import NearestNeighbors
 
 from qanchor.utils.arrays import l2_normalize
+from qanchor.utils.types import EmbeddingRows
 
-EmbeddingRows = Float[np.ndarray, "user dim"]
 N_NEIGHBORS = 15
+NOISE_QUANTILE = 0.95  # of the users move less than the noise floor when a query is reworded
 MAX_LISTED_NEIGHBORS = 5  # gained and lost neighbours listed in the shift frame
 # With more users neighbours are found by an index, trust is estimated, and the map is a PCA by
 # default.
@@ -60,11 +60,8 @@ def residual_shift(before: EmbeddingRows, after: EmbeddingRows) -> Float[np.ndar
     return np.linalg.norm(align(before, after)[0] - before, axis=1)
 
 
-def noise_floor(
-    base: EmbeddingRows, paraphrases: list[EmbeddingRows], share: float = 0.95
-) -> float:
-    """Return the shift that rewording alone stays under, for a share of the users and every
-    paraphrase.
+def noise_floor(base: EmbeddingRows, paraphrases: list[EmbeddingRows]) -> float:
+    """Return the shift that rewording alone stays under, for 95 % of the users.
 
     The largest shift over the paraphrases is taken per user, then the quantile over users. With
     five paraphrases a sixth moves about 1 user in 100 beyond the floor.
@@ -72,7 +69,6 @@ def noise_floor(
     Args:
         base: Embeddings under the query.
         paraphrases: Embeddings of the same users under each paraphrase.
-        share: Share of the users; default 0.95.
 
     Returns:
         The noise floor.
@@ -86,7 +82,7 @@ def noise_floor(
             "words."
         )
     worst = np.max([residual_shift(base, rows) for rows in paraphrases], axis=0)
-    return float(np.quantile(worst, share))
+    return float(np.quantile(worst, NOISE_QUANTILE))
 
 
 def knn_indices(rows: EmbeddingRows, k: int = N_NEIGHBORS) -> Int[np.ndarray, "user k"]:
@@ -105,11 +101,10 @@ def knn_indices(rows: EmbeddingRows, k: int = N_NEIGHBORS) -> Int[np.ndarray, "u
             True  # among twins a row may miss itself: then the farthest goes
         )
         return neighbors[~own].reshape(len(rows), k)
-    return (
-        NearestNeighbors(n_neighbors=k, algorithm="brute")
-        .fit(rows)
-        .kneighbors(return_distance=False)
-    )
+    from sklearn.neighbors import NearestNeighbors  # takes two seconds to import
+
+    search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(rows)
+    return search.kneighbors(return_distance=False)
 
 
 def neighbors_kept(
@@ -173,7 +168,6 @@ def embedding_shift(
     from_query: str,
     to_query: str,
     floor: float,
-    k: int = N_NEIGHBORS,
 ) -> pd.DataFrame:
     """Measure how far each user moved between two queries, and whether that is more than rewording
     does.
@@ -185,7 +179,6 @@ def embedding_shift(
         from_query: The first query.
         to_query: The second query.
         floor: The noise floor, from `noise_floor`.
-        k: Number of nearest neighbours; default 15.
 
     Returns:
         `user, from_query, to_query, residual, noise_floor, beyond_noise, neighbours_kept, gained,
@@ -198,7 +191,7 @@ def embedding_shift(
     """
     before, after = l2_normalize(before), l2_normalize(after)
     moved = residual_shift(before, after)
-    changed = neighbors_changed(before, after, ids, k)
+    changed = neighbors_changed(before, after, ids)
     frame = pd.DataFrame(
         {"user": changed["user"], "from_query": from_query, "to_query": to_query, "residual": moved}
     )

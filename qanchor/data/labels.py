@@ -4,30 +4,35 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
+from qanchor.data.cells import check_known_ids, read_ids, read_label
+from qanchor.data.columns import find_fact_columns
+from qanchor.data.sources import open_table
 from qanchor.data.users import Users
-from qanchor.errors import DataError
+from qanchor.data.validation import Findings
 
 
-def read_labels(path: Path | None, name: str | None, users: Users) -> pd.Series:
+def read_labels(
+    path: Path | None, name: str | None, users: Users, positive: str | None = None
+) -> pd.Series:
     """Return the known labels of these users, from a file or from the users themselves.
 
     Args:
-        path: Table with the columns `user` and `name`, csv or parquet; None for a label of `users`.
-            Ids are text: 007 and 7 are two users.
-        name: Name of the label, values 0, 1 or empty. None: the column `label` of the file, or the
-            users' only label.
+        path: Table with a column of user ids and the column `name`, in any format that
+            `read_events` reads; None for a label of `users`. Ids are text: 007 and 7 are two users.
+        name: Name of the label, values 0, 1, yes, no or empty. None: the column `label` of the
+            file, or its only one, or the users' only label.
         users: The users; labels of others are ignored.
+        positive: Word that is 1, for a label of words (default: none).
 
     Returns:
         Index `user`, values 0. or 1.; unknown labels are left out.
 
     Raises:
-        DataError: The file holds a value that cannot be used; names row and column.
-        ValueError: The file has no label of these users, or `name` is None and they have not
-            exactly one label.
+        DataError: The file holds a value that cannot be used, no user of it has an event, or an id
+            looks like one of `users` but for zeros; names row and column.
+        ValueError: `name` is None and the users have not exactly one label.
 
     Example:
         >>> import tempfile
@@ -39,40 +44,26 @@ def read_labels(path: Path | None, name: str | None, users: Users) -> pd.Series:
     """
     if path is None:
         return _label_of_users(name, users)
-    name = name or "label"
-    try:
-        if path.suffix == ".csv":
-            frame = pd.read_csv(path, dtype={"user": str})
-        else:
-            frame = pd.read_parquet(path)
-    except ValueError as error:
-        hint = "cannot be read: write it again as parquet or csv"
-        raise DataError(path.name, None, name, str(error), hint) from error
-    for column in ("user", name):
-        if column not in frame:
-            hint = "missing: write it"
-            if column != "user":
-                hint += ", or name another with --label"
-            hint += " (`check --fix` mends a folder)"
-            raise DataError(path.name, None, column, list(frame.columns), hint)
-    invalid = frame[~(frame[name].isin([0, 1]) | frame[name].isna())]
-    if len(invalid):
-        row = int(invalid.index[0])
-        hint = "write 0, 1, or leave it empty"
-        raise DataError(path.name, row, name, invalid[name].iloc[0], hint)
-    repeated = frame["user"].astype(str).duplicated()
-    if repeated.any():
-        row = int(np.flatnonzero(repeated)[0])
-        hint = "stands twice: keep one label a user"
-        raise DataError(path.name, row, "user", frame["user"].iloc[row], hint)
-    labels = frame.assign(user=frame["user"].astype(str)).set_index("user")[name].astype(float)
-    known = labels.reindex(list(users.ids)).dropna()
-    if known.empty:
-        raise ValueError(
-            f"{path}: none of its {len(labels):,} users is among the {len(users):,} of"
-            f" {users.name}. Check that both use the same ids."
-        )
-    return known
+    findings = Findings()
+    table = open_table(path, findings)
+    columns = find_fact_columns(table, findings)
+    others = [column for column in table.frame if column != columns.user]
+    name = name or (others[0] if len(others) == 1 else "label")
+    if name not in table.frame:
+        message = "missing: write it, or name another with --label"
+        findings.add(table.name, name, list(table.frame.columns), message)
+    findings.raise_errors()
+    ids = read_ids(findings, table.name, table.frame[columns.user], {})
+    labels = read_label(findings, table.name, table.frame[name], positive)
+    known = labels.notna()
+    findings.rows(table.name, ids, known & ids.isna(), "a user needs an id: fill it")
+    repeated = known & ids.notna() & ids[known].duplicated().reindex(ids.index, fill_value=False)
+    findings.rows(table.name, ids, repeated, "stands twice: keep one label a user")
+    known = known & ids.notna()
+    labels = labels[known].set_axis(ids[known].astype(str).rename("user"))
+    check_known_ids(findings, table.name, ids[known].astype(str), set(users.ids), needed=True)
+    findings.raise_errors()
+    return labels.reindex([user for user in users.ids if user in labels.index]).rename_axis("user")
 
 
 def _label_of_users(name: str | None, users: Users) -> pd.Series:

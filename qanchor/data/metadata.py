@@ -1,6 +1,4 @@
-"""What a folder says of its users in about.json, and `DataError`, which says what is wrong with any
-input.
-"""
+"""Read what a folder says of itself: manifests of results, and about.json of users."""
 
 from __future__ import annotations
 
@@ -11,6 +9,21 @@ import pandas as pd
 
 from qanchor.errors import DataError
 
+ABOUT_FIELDS = (
+    "name",
+    "unit",
+    "cutoff",
+    "horizon_days",
+    "modalities",
+    "columns",
+    "positive",
+    "timezone",
+    "duplicates",
+)
+COLUMN_ROLES = ("user", "time", "text", "modality", "numbers", "attributes")
+MAX_HORIZON = 3660  # days
+TORN = "torn or edited: copy the folder again, or remove it and make it anew"
+
 
 def read_manifest(path: Path, **kinds: type) -> dict:
     """Read what a folder of results says of itself ({} if there is none), fields of these kinds in
@@ -18,70 +31,74 @@ def read_manifest(path: Path, **kinds: type) -> dict:
     """
     if not path.exists():
         return {}
-    cure = "torn or edited: copy the folder again, or remove it and make it anew"
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(path.name, None, "manifest", str(error), cure) from error
+        raise DataError(path.name, None, "manifest", str(error), TORN) from error
     for name, kind in kinds.items():
         found = told.get(name) if isinstance(told, dict) else told
         if not isinstance(found, kind):
-            raise DataError(path.name, None, name, found, cure)
+            raise DataError(path.name, None, name, found, TORN)
     return told
 
 
-def read_metadata(path: Path) -> dict:
-    """Read about.json ({} if there is none), its fields of the right kind."""
+def read_about(path: Path) -> dict:
+    """Read about.json and check its fields.
+
+    Args:
+        path: The file; it may be missing.
+
+    Returns:
+        The fields, {} without a file. The cut-off is text, in UTC.
+
+    Raises:
+        DataError: The file or a field cannot be used; says what to write.
+    """
     if not path.exists():
         return {}
+
+    def refuse(column: str, value, message: str):
+        raise DataError(path.name, None, column, value, message)
+
     try:
-        about = json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(
-            path.name, None, "about", str(error), "not JSON: mend it or remove the file"
-        ) from error
+        about = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        refuse("about", str(error), "not JSON: mend it or remove the file")
     if not isinstance(about, dict):
-        raise DataError(
-            path.name, None, "about", about, 'not an object: write {"cutoff": "2025-01-31"}'
-        )
-    cutoff, days, names = (
-        about.get("cutoff"),
-        about.get("horizon_days", 30),
-        about.get("modalities", []),
-    )
-    if cutoff is not None and pd.isna(
-        pd.to_datetime(str(cutoff), errors="coerce", format="ISO8601", utc=True)
-    ):
-        raise DataError(path.name, None, "cutoff", cutoff, "not a time: write it as 2025-01-31")
-    for name in ("name", "unit"):
-        if not isinstance(about.get(name, ""), str):
-            raise DataError(
-                path.name, None, name, about[name], 'not a word in quotes: write "household"'
-            )
+        refuse("about", about, 'not an object: write {"cutoff": "2025-01-31"}')
+    for field in ("name", "unit", "positive", "timezone", "duplicates"):
+        if not isinstance(about.get(field, ""), str):
+            refuse(field, about[field], 'not a word in quotes: write one, such as "household"')
+    days = about.get("horizon_days", 30)
     if type(days) is not int or days < 1:
-        raise DataError(path.name, None, "horizon_days", days, "not a whole number of days")
+        refuse("horizon_days", days, "not a whole number of days: write 30")
+    if days > MAX_HORIZON:
+        refuse("horizon_days", days, f"over {MAX_HORIZON:,} days: is that meant?")
+    names = about.get("modalities", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(
-            path.name, None, "modalities", names, 'not a list of names: write ["bill", "search"]'
-        )
+        refuse("modalities", names, 'not a list of names: write ["bill", "search"]')
+    if len({name.strip() for name in names}) < len(names):
+        refuse("modalities", names, "one stands there twice: write each once")
+    columns = about.get("columns", {})
+    if not isinstance(columns, dict):
+        refuse("columns", columns, 'not an object: write {"user": "customer_id"}')
+    for role, told in columns.items():
+        if role not in COLUMN_ROLES:
+            refuse("columns", role, f"not a role: the roles are {', '.join(COLUMN_ROLES)}")
+        listed = isinstance(told, list) and all(isinstance(name, str) for name in told)
+        if not isinstance(told, str) and not listed:
+            refuse("columns", told, "not the name of a column, or a list of names")
+    if about.get("cutoff") is not None:
+        about["cutoff"] = _cutoff(path, about["cutoff"])
     return about
 
 
-def validated_metadata(path: Path) -> dict:
-    """Read about.json for use: besides, its cut-off stands there as text (an offset is turned into
-    UTC), each modality once.
-    """
-    about = read_metadata(path)
-    cutoff, names = about.get("cutoff"), about.get("modalities", [])
-    if cutoff is not None:
-        # a bare number would be read as nanoseconds
-        if not isinstance(cutoff, str) or not cutoff.strip()[:4].isdigit():
-            raise DataError(
-                path.name, None, "cutoff", cutoff, 'not a day in quotes: write it as "2025-01-31"'
-            )
-        about["cutoff"] = str(pd.to_datetime(cutoff, format="ISO8601", utc=True).tz_localize(None))
-    if len(set(names)) < len(names):
-        raise DataError(
-            path.name, None, "modalities", names, "one stands there twice: write each once"
-        )
-    return about
+def _cutoff(path: Path, cutoff) -> str:
+    message = 'not a day in quotes: write it as "2025-01-31"'
+    # A bare number would be read as nanoseconds.
+    if not isinstance(cutoff, str) or not cutoff.strip()[:4].isdigit():
+        raise DataError(path.name, None, "cutoff", cutoff, message)
+    time = pd.to_datetime(cutoff, errors="coerce", format="ISO8601", utc=True)
+    if pd.isna(time):
+        raise DataError(path.name, None, "cutoff", cutoff, message)
+    return str(time.tz_localize(None))

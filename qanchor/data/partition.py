@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from qanchor.data.metadata import validated_metadata
+from qanchor.data.metadata import read_about
 from qanchor.data.users import Users
 from qanchor.data.validation import MAX_TIME, MIN_TIME, REQUIRED, TEXT_COLUMNS
 from qanchor.errors import DataError
@@ -108,7 +108,7 @@ def open_table(source: Users | Path | str, numbers: Sequence[str] = NUMBERS) -> 
     about = {"name": path.stem, "unit": "user", "cutoff": None}
     about |= {"modalities": [], "horizon_days": 30}
     folder = path if path.is_dir() else path.parent
-    about |= validated_metadata(folder / "about.json")
+    about |= read_about(folder / "about.json")
     try:
         rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
     except (OSError, ValueError) as error:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,6 +21,8 @@ from qanchor.utils.io import read_resource_rows
 MODALITIES = ("bill", "mini", "spm", "app", "search", "tabular")
 EVENT_RATES = {"bill": 34, "mini": 21, "spm": 20, "app": 22, "search": 17}  # mean per 120 days
 START = pd.Timestamp("2025-03-03")  # a Monday
+DAYS = 120  # of events
+HISTORY_DAYS = 90  # before the cut-off
 MONTH = 30  # days; the tasks look one month ahead
 MISSING_SHARE = 0.08  # share of (user, modality) that is absent
 LYING_SHARE = 0.12  # share of users one of whose modalities shows another user's behavior
@@ -128,6 +129,7 @@ def _read_tasks() -> dict[str, tuple[float, dict[str, float]]]:
 
 TRAITS = _read_traits()  # trait -> its loading on each of the four common causes
 TASKS = _read_tasks()  # task -> constant of the logit, weights of its traits (the main one first)
+QUERIES = {row["task"]: row["query"] for row in read_table("sample_tasks")}  # `{user}`: the unit
 
 
 def _carriers(task: str) -> tuple[str, ...]:
@@ -164,9 +166,7 @@ class GroundTruth:
     donor: np.ndarray
 
 
-def make_sample_users(
-    n: int = 2000, seed: int = 0, days: int = 120, history_days: int = 90
-) -> Users:
+def make_sample_users(n: int = 2000, seed: int = 0) -> Users:
     """Generate users with events in five modalities, facts, and ten labels for the next month.
 
     A user has about 115 events. They carry `amount` and `discount` (bill) and `minutes` (mini,
@@ -175,35 +175,26 @@ def make_sample_users(
     Args:
         n: Number of users (default 2000).
         seed: Seed of the generator (default 0); the same arguments give the same users.
-        days: Days of events (default 120).
-        history_days: Days before the cut-off (default 90).
 
     Returns:
         The users.
 
     Raises:
-        ValueError: There is no whole month (30 days) before or after the cut-off, or `n` < 1.
+        ValueError: `n` is below 1.
 
     Example:
         >>> users = make_sample_users(50, seed=0)
         >>> len(users), len(users.labels.columns), users.modalities[0]
         (50, 10, 'bill')
     """
-    if history_days < MONTH or days < history_days + MONTH:
-        raise ValueError(
-            f"days={days} and history_days={history_days} leave no whole month before and after the"
-            f" cut-off. Choose history_days >= {MONTH} and days >= history_days + {MONTH}."
-        )
     truth = _truth(n, seed)
     rng = np.random.default_rng([seed, 1])
-    months = _months(rng, truth, days, history_days)
+    months = _months(rng, truth)
     noise = 0.3 * rng.standard_normal((len(EVENT_RATES), n))
-    parts = [
-        _emit(rng, place, truth, months, days, noise[place]) for place in range(len(EVENT_RATES))
-    ]
+    parts = [_emit(rng, place, truth, months, noise[place]) for place in range(len(EVENT_RATES))]
     return Users.from_events(
         pd.concat(parts, ignore_index=True),
-        START + pd.Timedelta(days=history_days),
+        START + pd.Timedelta(days=HISTORY_DAYS),
         name="world",
         tabular=_facts(rng, truth),
         labels=pd.DataFrame(truth.label.astype(float), columns=list(TASKS), index=_ids(n)),
@@ -238,29 +229,6 @@ def sample_ground_truth(n: int = 2000, seed: int = 0) -> pd.DataFrame:
     frame["lies"] = [MODALITIES[place] if place >= 0 else "" for place in truth.lies]
     frame["missing"] = [";".join(np.array(MODALITIES)[row]) for row in truth.missing]
     return frame
-
-
-def write_sample_data(folder, n: int = 2000, seed: int = 0) -> Path:
-    """Write the sample users as a folder for `load_users`, with `truth.parquet` beside the tables.
-
-    Args:
-        folder: Folder to write; created if needed.
-        n: Number of users (default 2000, as shipped in `data/sample`).
-        seed: Seed of the generator (default 0, as shipped).
-
-    Returns:
-        The folder.
-
-    Example:
-        >>> import tempfile
-        >>> len(pd.read_parquet(write_sample_data(tempfile.mkdtemp(), n=3) / "truth.parquet"))
-        3
-    """
-    folder = make_sample_users(n, seed).save(folder)
-    sample_ground_truth(n, seed).reset_index().to_parquet(
-        folder / "truth.parquet", index=False, compression="zstd"
-    )
-    return folder
 
 
 def _ids(n: int) -> pd.Index:
@@ -308,14 +276,11 @@ def _facts(rng: np.random.Generator, truth: GroundTruth) -> pd.DataFrame:
     return pd.DataFrame(frame, index=_ids(n))
 
 
-def _months(
-    rng: np.random.Generator, truth: GroundTruth, days: int, history_days: int
-) -> list[tuple[int, np.ndarray]]:
+def _months(rng: np.random.Generator, truth: GroundTruth) -> list[tuple[int, np.ndarray]]:
     """Draw the outcomes of each month: the labels after the cut-off, fresh draws in the others."""
-    first = history_days - MONTH * (history_days // MONTH)
     months = []
-    for start in range(first, days - MONTH + 1, MONTH):
-        is_label_month = start == history_days
+    for start in range(0, DAYS, MONTH):
+        is_label_month = start == HISTORY_DAYS
         outcome = truth.label if is_label_month else rng.random(truth.p.shape) < truth.p
         months.append((start, outcome))
     return months
@@ -326,7 +291,6 @@ def _emit(
     place: int,
     truth: GroundTruth,
     months: list,
-    days: int,
     noise: np.ndarray,
 ) -> pd.DataFrame:
     """Generate the events of one modality for all users."""
@@ -334,9 +298,9 @@ def _emit(
     source = np.where(truth.lies == place, truth.donor, np.arange(n))
     has_events = ~truth.missing[:, place]
     traits = {name: values[source] for name, values in truth.traits.items()}
-    rate = EVENT_RATES[modality] / 120 * days * np.exp(0.25 * traits["activity"] + noise)
+    rate = EVENT_RATES[modality] * np.exp(0.25 * traits["activity"] + noise)
     user = np.repeat(np.arange(n), rng.poisson(rate * has_events))
-    parts = [(user, _choose(rng, modality, traits, user), _days(rng, user, traits, days))]
+    parts = [(user, _choose(rng, modality, traits, user), _days(rng, user, traits))]
     for number, theme in enumerate(themes()):
         if theme.name in TASKS and modality in theme.weight:
             for start, outcome in months:
@@ -367,17 +331,15 @@ def _choose(
     return np.array(numbers)[np.clip(position - user * len(numbers), 0, len(numbers) - 1)]
 
 
-def _days(
-    rng: np.random.Generator, user: np.ndarray, traits: dict[str, np.ndarray], days: int
-) -> np.ndarray:
+def _days(rng: np.random.Generator, user: np.ndarray, traits: dict[str, np.ndarray]) -> np.ndarray:
     """Draw the day of each event: more with the trend, on weekends if sociable, some in bursts."""
     slope, r = 0.9 * np.tanh(0.7 * traits["trend"])[user], rng.random(len(user))
     x = 2 * r / (1 - slope + np.sqrt((1 - slope) ** 2 + 4 * slope * r))  # linear density
-    day = np.minimum(days * x, days - 1).astype(int)
+    day = np.minimum(DAYS * x, DAYS - 1).astype(int)
     moved = rng.random(len(user)) < 0.4 / (1 + np.exp(-1.5 * traits["social"][user]))
     day = np.where(
         moved & (day % 7 < 5),
-        np.minimum(day - day % 7 + rng.integers(5, 7, len(user)), days - 1),
+        np.minimum(day - day % 7 + rng.integers(5, 7, len(user)), DAYS - 1),
         day,
     )
     burst = np.flatnonzero((rng.random(len(user)) < 0.15)[1:] & (user[1:] == user[:-1])) + 1

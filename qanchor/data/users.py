@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from qanchor.data.metadata import validated_metadata
 from qanchor.data.validation import (
+    LIKE_A_LABEL,
     REQUIRED,
-    TEXT_COLUMNS,
+    Findings,
+    Report,
+    check_modalities,
     parse_cutoff,
-    reject_rows,
     validated_events,
     validated_facts,
 )
@@ -31,7 +32,7 @@ RECENT_EVENTS = 5  # texts per user in `Users.frame()["recent"]`
 class Users:
     """Events, facts and labels of many users, with the cut-off that divides past from future.
 
-    Create it with `Users.from_events` or `load_users`, which validate the input.
+    Create it with `read_events`, `load_users` or `Users.from_events`, which validate the input.
 
     Args:
         name: Name of the data set.
@@ -45,6 +46,7 @@ class Users:
         horizon_days: Days after the cut-off that questions are about (default 30).
         unit: Word for one of them in questions, such as "household" (default "user").
         ids: Ids of all users, sorted.
+        report: What `read_events` took for what and left out; None if it did not read them.
 
     Example:
         >>> users = Users.from_events(pd.DataFrame({"user": ["a"], "time": ["2025-01-01"],
@@ -62,6 +64,7 @@ class Users:
     horizon_days: int = 30
     unit: str = "user"
     ids: tuple[str, ...] = ()
+    report: Report | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def from_events(
@@ -102,15 +105,12 @@ class Users:
             ('a', 'b')
         """
         events = validated_events(events, source)
+        facts_source = "users" if tabular is None else tabular.attrs.get("source", "users")
         tabular = validated_facts(tabular, "users")
         labels = validated_facts(labels, "labels", binary=True)
-        for table, frame in ((source, events), ("users", tabular)):
+        for table, frame in ((source, events), (facts_source, tabular)):
             for column in labels.columns.intersection(frame.columns):
-                hint = (
-                    "named like a label, which must never be an input:"
-                    " drop the column, or rename one"
-                )
-                raise DataError(table, None, column, column, hint)
+                raise DataError(table, None, column, column, LIKE_A_LABEL)
         if cutoff is None:
             cutoff = events["time"].max() + pd.Timedelta(1, "us")
         else:
@@ -121,8 +121,8 @@ class Users:
         order = modalities or tuple(sorted(past_modalities.unique()))
         late = [] if modalities else sorted(set(events["modality"]) - set(order))
         unknown = ~events["modality"].isin([*order, *late])
-        hint = f"not one of {order}: add it to about.json's modalities"
-        reject_rows(source, "modality", events["modality"], unknown, hint)
+        if unknown.any():
+            check_modalities(Findings(strict=True), source, events["modality"], order)
         ids = tuple(sorted(set(events["user"].unique()).union(tabular.index, labels.index)))
         index = pd.Index(ids, name="user")
         events = events.assign(
@@ -281,6 +281,7 @@ class Users:
             "cutoff": str(self.cutoff),
             "horizon_days": self.horizon_days,
             "modalities": list(self.events["modality"].cat.categories),
+            "columns": {name: name for name in REQUIRED} | {"numbers": list(self.numbers)},
         }
         text = json.dumps(about, indent=2) + "\n"
         atomic_write(folder / "about.json", lambda part: part.write_text(text))
@@ -291,84 +292,3 @@ def _recent_texts(past: pd.DataFrame):
     """Yield each user with the texts of the last events, newest first."""
     for user, texts in past.groupby("user", observed=True)["text"]:
         yield user, texts.astype(str).iloc[-RECENT_EVENTS:][::-1]
-
-
-def read_table(folder: Path, stem: str) -> tuple[Path, pd.DataFrame] | None:
-    """Read one table of a folder, parquet before csv; ids and texts of a csv file stay text.
-
-    Args:
-        folder: Folder of the table.
-        stem: Name of the table without its ending, such as "events".
-
-    Returns:
-        The file and its table, or None if there is no such file.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    for path in (folder / f"{stem}.parquet", folder / f"{stem}.csv"):
-        if path.exists():
-            try:
-                if path.suffix == ".csv":
-                    return path, pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str))
-                return path, pd.read_parquet(path)
-            except Exception as error:
-                hint = "cannot be read: write it again as parquet or csv"
-                raise DataError(path.name, None, stem, str(error), hint) from error
-    return None
-
-
-def load_users(path) -> Users:
-    """Read a folder of your own users.
-
-    The folder holds `events` and, if you have them, `users` (facts) and `labels`, each as parquet
-    or csv, and `about.json` (`name, unit, cutoff, horizon_days, modalities`). Ids are text: 007 and
-    7 are two users.
-
-    Args:
-        path: The folder.
-
-    Returns:
-        The users.
-
-    Raises:
-        DataError: A value cannot be used; names file, row, column, value and what to do.
-        FileNotFoundError: There is no events file.
-
-    Example:
-        >>> import tempfile
-        >>> events = pd.DataFrame([["a", "2025-01-01", "bill", "noodles"]], columns=REQUIRED)
-        >>> load_users(Users.from_events(events).save(tempfile.mkdtemp()))
-        Users(users: 1 user, 1 events, cut-off 2025-01-01)
-    """
-    folder = Path(path)
-    events = read_table(folder, "events")
-    if events is None:
-        raise FileNotFoundError(
-            f"{folder} has no events.parquet or events.csv."
-            f" Write one row per event with the columns {', '.join(REQUIRED)}."
-        )
-    events_path, events_frame = events
-    about = validated_metadata(folder / "about.json")
-    frames = {}
-    for stem in ("users", "labels"):
-        table = read_table(folder, stem)
-        if table is None:
-            continue
-        table_path, frame = table
-        if "user" not in frame:
-            hint = "missing: one row a user"
-            raise DataError(table_path.name, None, "user", list(frame.columns), hint)
-        frames[stem] = frame.set_index("user")
-        frames[stem].attrs["source"] = table_path.name
-    return Users.from_events(
-        events_frame,
-        about.get("cutoff"),
-        name=about.get("name", folder.name),
-        tabular=frames.get("users"),
-        labels=frames.get("labels"),
-        modalities=tuple(about.get("modalities", ())) or None,
-        horizon_days=about.get("horizon_days", 30),
-        unit=about.get("unit", "user"),
-        source=events_path.name,
-    )

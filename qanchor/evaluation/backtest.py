@@ -4,7 +4,7 @@ events say since.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,13 +13,19 @@ from jaxtyping import Float
 
 from qanchor.data.users import Users
 from qanchor.inference.engine import Engine
+from qanchor.inference.evidence import interpret, rank_by_pointing
 from qanchor.inference.ranking import KINDS, iter_warm_up, label_free_scores, query_horizon
+from qanchor.models.model import QAnchor
+from qanchor.models.user_tokens import TokenReader
+from qanchor.training.reader import is_held_out
 from qanchor.useru.behavior import EventArrays, find_spend_sources
 from qanchor.useru.pairs import measure_users
 from qanchor.useru.schedule import QueryWindow
 from qanchor.useru.topics import by_name
+from qanchor.utils.types import StageProgress
 
 MAX_USERS_READ = 400  # users that a backtest reads
+MIN_HELD_OUT_USERS = 100  # with fewer, users that were trained on are judged as well
 MIN_KNOWN_USERS = 20  # users whose outcome is known; with fewer there is no result
 DECREASE_SUFFIX = "_down"  # of the topics whose yes is a low value
 Z_95 = 1.96  # standard errors on either side of a 95 % interval
@@ -43,6 +49,7 @@ class BacktestResult:
         unit: The word for a user.
         before: The same share for a plain count of the time before that day, a baseline without any
         model; None without one.
+        pointed: Whether the topic is something in the users' own events that the query points at.
 
     Example:
         >>> BacktestResult(0.71, 0.66, 0.76, 400, "lapse", 30, "2025-05-02", "member").right
@@ -58,6 +65,7 @@ class BacktestResult:
     cutoff: str
     unit: str
     before: float | None = None
+    pointed: bool = False
 
 
 def backtest(
@@ -65,7 +73,7 @@ def backtest(
     users: Users,
     query: str,
     most: int = MAX_USERS_READ,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: StageProgress | None = None,
 ) -> BacktestResult:
     """Rank the users as of an earlier day and compare the ranking with what they have done since.
 
@@ -112,6 +120,10 @@ def iter_backtest(
     Yields:
         (stage, done, total), and last the result.
     """
+    if engine.model.reader is not None:
+        yield "reading the past", 0, 1
+        yield _backtest_by_pointing(engine.model, users, query)
+        return
     sample = users.sample(min(most, len(users)))
     days = query_horizon(query, users.horizon_days)
     earlier = replace(sample, cutoff=users.cutoff - pd.Timedelta(days=days))
@@ -153,6 +165,43 @@ def iter_backtest(
     scores = ranking.set_index("user")["score"].loc[outcome.index]
     right, low, high = concordance(scores.to_numpy(), outcome.to_numpy())
     yield BacktestResult(right, low, high, len(outcome), **about, before=baseline)
+
+
+def _backtest_by_pointing(model: QAnchor, users: Users, query: str) -> BacktestResult:
+    """Rank users at an earlier day by pointing; the outcome is how often what is meant happened.
+
+    Only users that were in no training step are judged, if there are enough of them.
+    """
+    days = query_horizon(query, users.horizon_days)
+    cutoff = users.cutoff - pd.Timedelta(days=days)
+    reader = TokenReader(users, model.config.text_encoder, until=cutoff)
+    tokens = reader.read(cutoff)
+    ranking = rank_by_pointing(model, tokens, query)
+    attrs = ranking.attrs
+    about = {
+        "topic": ", ".join(attrs["topics"]),
+        "days": days,
+        "cutoff": f"{cutoff:%Y-%m-%d}",
+        "unit": users.unit,
+        "pointed": True,
+    }
+    if not attrs["answerable"]:
+        return BacktestResult(None, None, None, 0, **about)
+    judged = np.array([is_held_out(user) for user in tokens.ids])
+    if judged.sum() < MIN_HELD_OUT_USERS:
+        judged[:] = True
+    meaning, _ = interpret(model, tokens, query)
+    things = list(meaning.things[:1]) or [
+        row for row, thing in enumerate(reader.things) if thing.kind == "modality"
+    ]
+    position = {user: row for row, user in enumerate(users.ids)}
+    rows = np.array([position[user] for user in tokens.ids])[judged]
+    ahead = reader.events.counts(cutoff, users.cutoff)[0][rows][:, things].sum(1)
+    past = reader.events.counts(users.events["time"].min(), cutoff)[0][rows][:, things].sum(1)
+    outcome = meaning.sign * (ahead > 0).astype(float)
+    right, low, high = concordance(ranking["score"].to_numpy()[judged], outcome)
+    before = concordance(meaning.sign * past, outcome)[0]
+    return BacktestResult(right, low, high, int(judged.sum()), **about, before=before)
 
 
 def _measure_topic(records: EventArrays, window: QueryWindow, sources, sign: int) -> pd.Series:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from qanchor.evaluation.metrics import _check_binary, _to_floats, ks_statistic, roc_auc
+from qanchor.utils.types import EmbeddingRows
 
 # Inverse penalties tried in each training fold: 20 raw columns need much, 500 little.
 INVERSE_PENALTIES = (0.003, 0.03, 0.3)
@@ -147,7 +148,7 @@ def summarize_cv(
 
 
 def fit_linear_probe(
-    x: Float[np.ndarray, "user dim"],
+    x: EmbeddingRows,
     y: Int[np.ndarray, " user"],
     new: Float[np.ndarray, "new dim"],
     seed: int,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from qanchor.evaluation.intervals import bootstrap_interval
 from qanchor.evaluation.metrics import ks_statistic, roc_auc
@@ -19,6 +19,7 @@ from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.prompt_tuning.labels import known_labels
 from qanchor.prompt_tuning.soft_prompt import SoftPrompt
 from qanchor.prompt_tuning.tuning import tune_prompt
+from qanchor.utils.types import EmbeddingRows
 
 BOOTSTRAP_DRAWS = 1000  # resamples of the test users for an interval
 
@@ -160,8 +161,8 @@ def compare_prompt(
 
 
 def compare_embeddings(
-    before: Float[np.ndarray, "user dim"],
-    after: Float[np.ndarray, "user dim"],
+    before: EmbeddingRows,
+    after: EmbeddingRows,
     ids: Sequence[str],
     learn: pd.Series,
     others: pd.Series,

@@ -16,9 +16,14 @@ from datetime import timedelta
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from threadpoolctl import threadpool_limits
 
 from qanchor.data.metadata import read_manifest
 from qanchor.data.partition import load_shard, open_facts, open_table, partition_users
@@ -31,78 +36,62 @@ from qanchor.models.text_encoder import text_vectors
 from qanchor.useru.sharded import EVENTS_PER_SHARD
 from qanchor.utils.device import best_device, compute_dtype, current_commit
 from qanchor.utils.hashing import sha256_file
-from qanchor.utils.io import atomic_write
+from qanchor.utils.io import atomic_write, read_json, write_json
+from qanchor.utils.types import Progress
 
 RANK_TIMEOUT = timedelta(days=30)  # how long one rank waits for another
-RESUME_HINT = "finished shards stay: start it again to go on"
+RESUME_HINT = "Finished shards are kept; run it again to resume."
 WORKER_CODE = (
     "import sys; from {0} import {1}; from qanchor.inference.batch_embed import serve; "
     "serve({1}, sys.argv[1:])"
 )
 
 
-def in_process(
-    make: Callable[..., dict],
-    arguments: tuple[str, ...],
-    numbers: list[int],
-    workers: int,
-    threads: int,
-) -> Iterator[dict]:
-    """Process each shard in this process.
+class ShardJobs(NamedTuple):
+    """Describe what a back end runs: `make(*arguments, number)` for each number of a shard.
 
     Args:
-        make: Maps (*arguments, shard number) to a record.
+        make: Module-level function that processes one shard and returns its record.
         arguments: Arguments of `make` before the number.
-        numbers: Shard numbers.
-        workers: Not used.
-        threads: Not used.
-
-    Yields:
-        The record of each shard.
+        numbers: Numbers of the shards.
+        workers: Processes or tasks.
+        threads: CPU threads of each of them.
     """
-    return (make(*arguments, number) for number in numbers)
+
+    make: Callable[..., dict]
+    arguments: tuple[str, ...]
+    numbers: list[int]
+    workers: int
+    threads: int
 
 
-def local_processes(
-    make: Callable[..., dict],
-    arguments: tuple[str, ...],
-    numbers: list[int],
-    workers: int,
-    threads: int,
-) -> Iterator[dict]:
-    """Distribute the shards to worker processes. A worker whose driver ends stops after its shard.
+def in_process(jobs: ShardJobs) -> Iterator[dict]:
+    """Process each shard in this process and yield its record."""
+    return (jobs.make(*jobs.arguments, number) for number in jobs.numbers)
 
-    Args:
-        make: Module-level function; maps (*arguments, shard number) to a record.
-        arguments: Arguments of `make` before the number.
-        numbers: Shard numbers.
-        workers: Processes; with 1, shards run in this process.
-        threads: CPU threads of each process.
 
-    Yields:
-        The record of each shard, as they finish.
+def local_processes(jobs: ShardJobs) -> Iterator[dict]:
+    """Distribute the shards to worker processes and yield their records as they finish.
+
+    With one worker, shards run in this process. A worker whose driver is killed stops after its
+    shard; those of `concurrent.futures` would wait forever.
 
     Raises:
         ChildProcessError: If a worker is killed.
         ValueError: If a shard fails.
     """
-    workers = min(workers, len(numbers))
+    workers = min(jobs.workers, len(jobs.numbers))
     if workers <= 1:
-        return (yield from in_process(make, arguments, numbers, workers, threads))
-    command = [sys.executable, "-c", WORKER_CODE.format(make.__module__, make.__name__), *arguments]
+        return (yield from in_process(jobs))
+    code = WORKER_CODE.format(jobs.make.__module__, jobs.make.__name__)
+    command = [sys.executable, "-c", code, *jobs.arguments]
     idle = queue.SimpleQueue()
     processes = []
     for rank in range(workers):
-        environment = worker_environment(threads) | {"LOCAL_RANK": str(rank)}
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        processes.append(process)
-        idle.put(process)
+        environment = worker_environment(jobs.threads) | {"LOCAL_RANK": str(rank)}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, env=environment, **pipes))
+        idle.put(processes[-1])
 
     def run_shard(number: int) -> dict:
         process = idle.get()
@@ -112,18 +101,18 @@ def local_processes(
         except (BrokenPipeError, ValueError):
             code = process.wait()
             raise ChildProcessError(
-                f"shard {number}: its worker ended with code {code} "
-                f"(-9: killed, perhaps out of memory): {RESUME_HINT}"
+                f"Shard {number}: its worker ended with code {code} (-9: killed, perhaps out of "
+                f"memory). {RESUME_HINT}"
             ) from None
         finally:
             idle.put(process)  # a dead one too, so that whoever gets it next reports the error
         if "error" in record:
-            raise ValueError(f"shard {number}: {record['error']}: {RESUME_HINT}")
+            raise ValueError(f"Shard {number}: {record['error']}. {RESUME_HINT}")
         return record
 
     pool = ThreadPoolExecutor(workers)
     try:
-        for future in as_completed([pool.submit(run_shard, number) for number in numbers]):
+        for future in as_completed([pool.submit(run_shard, number) for number in jobs.numbers]):
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)  # running shards are finished
@@ -179,24 +168,10 @@ def torchrun_ranks() -> tuple:
     return next(rendezvous("env://", timeout=RANK_TIMEOUT))
 
 
-def ray_tasks(
-    make: Callable[..., dict],
-    arguments: tuple[str, ...],
-    numbers: list[int],
-    workers: int,
-    threads: int,
-) -> Iterator[dict]:
-    """Process the shards as Ray tasks, on the cluster of RAY_ADDRESS or one started here.
+def ray_tasks(jobs: ShardJobs) -> Iterator[dict]:
+    """Process the shards as Ray tasks and yield their records as they finish.
 
-    Args:
-        make: Maps (*arguments, shard number) to a record.
-        arguments: Arguments of `make` before the number.
-        numbers: Shard numbers.
-        workers: Tasks at a time.
-        threads: CPU threads of each task.
-
-    Yields:
-        The record of each shard, as they finish.
+    They run on the cluster of RAY_ADDRESS, or on one that is started here.
 
     Raises:
         ValueError: If Ray is not installed, or a shard fails.
@@ -204,25 +179,28 @@ def ray_tasks(
     try:
         import ray
     except ImportError as error:
-        raise ValueError("backend 'ray' needs Ray: pip install 'qanchor[scale]'") from error
-    if started := not ray.is_initialized():
+        raise ValueError(
+            "The package ray is not installed. Run pip install 'qanchor[scale]'."
+        ) from error
+    is_started_here = not ray.is_initialized()
+    if is_started_here:
         ray.init(log_to_driver=False)
     gpus = min(1, ray.cluster_resources().get("GPU", 0))
     # max_retries: the task of a killed worker runs again. max_calls=0: by default a worker with a
     # GPU ends after each shard, and the next one loads the model again
-    options = {"num_cpus": threads, "num_gpus": gpus, "max_retries": 3, "max_calls": 0}
-    task = ray.remote(**options)(make)
-    waiting = (task.remote(*arguments, number) for number in numbers)
+    options = {"num_cpus": jobs.threads, "num_gpus": gpus, "max_retries": 3, "max_calls": 0}
+    task = ray.remote(**options)(jobs.make)
+    waiting = (task.remote(*jobs.arguments, number) for number in jobs.numbers)
     try:
-        running = list(islice(waiting, workers))
+        running = list(islice(waiting, jobs.workers))
         while running:
             [done], running = ray.wait(running)
             yield ray.get(done)
             running += islice(waiting, 1)
     except ray.exceptions.RayTaskError as error:
-        raise ValueError(f"{error.cause}: {RESUME_HINT}") from error
+        raise ValueError(f"{error.cause}. {RESUME_HINT}") from error
     finally:
-        if started:
+        if is_started_here:
             ray.shutdown()
 
 
@@ -243,7 +221,7 @@ def embed_dataset(
     workers: int = 1,
     shards: int | None = None,
     threads: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict:
     """Embed any number of users for every query, shard by shard. A rerun resumes after a kill.
 
@@ -292,25 +270,25 @@ def embed_dataset(
     for name, number in {"workers": workers, "shards": shards, "threads": threads}.items():
         if number is not None and number < 1:
             raise ValueError(f"{number} {name}: give at least 1")
-    out, run, queries = Path(out).absolute(), Path(run).absolute(), list(queries)
+    out = Path(out).absolute()
+    run = Path(run).absolute()
+    queries = list(queries)
     if not queries or len(set(queries)) < len(queries):
         raise ValueError(
             f"{len(queries)} queries, {len(set(queries))} of them different: "
             "give at least 1, and each once"
         )
     store, rank, world = torchrun_ranks() if backend == "torchrun" else (None, 0, 1)
-    missing = (
-        json.loads(store.get("missing"))
-        if rank
-        else _begin(users, run, queries, out, shards, threads)
-    )
-    if store and not rank:
-        store.set("missing", json.dumps(missing))
+    if rank:
+        missing = json.loads(store.get("missing"))
+    else:
+        missing = _begin(users, run, queries, out, shards, threads)
+        if store:
+            store.set("missing", json.dumps(missing))
     mine = missing[rank::world]
+    jobs = ShardJobs(embed_shard, (str(out), str(run)), mine, workers, threads)
     try:
-        for done, _ in enumerate(
-            BACKENDS[backend](embed_shard, (str(out), str(run)), mine, workers, threads), 1
-        ):
+        for done, _ in enumerate(BACKENDS[backend](jobs), 1):
             if progress:
                 progress(done, len(mine))
     finally:
@@ -334,44 +312,41 @@ def embed_shard(out: Path | str, run: Path | str, number: int) -> dict:
     Returns:
         Record of the part: file, users, bytes, sha256, seconds and CPU seconds.
     """
-    from threadpoolctl import threadpool_limits
-
-    out, work = Path(out), Path(out) / ".work"
-    plan, scan = _read_json(work / "plan.json"), _read_json(work / "users" / "scan.json")
+    out = Path(out)
+    work = out / ".work"
+    plan = read_json(work / "plan.json")
+    scan = read_json(work / "users" / "scan.json")
     with threadpool_limits(plan["threads"]):
         engine = _engine(Path(run), plan["run_sha256"], plan["dtype"])
-        began = time.perf_counter(), time.process_time()
+        start = time.perf_counter()  # the time of reading to writing, without loading the model
+        cpu_start = time.process_time()
         users = load_shard(work / "users", number, scan)
-        vectors = np.empty(
-            (len(users), len(plan["queries"]), engine.model.config.embedding_dim), np.float16
-        )
+        shape = (len(users), len(plan["queries"]), engine.model.config.embedding_dim)
+        vectors = np.empty(shape, np.float16)
         for rows, z in engine.iter_embed_uncached(users, plan["queries"]):
             vectors[rows] = z
-        path = atomic_write(
-            _part_path(out, number), partial(_write, users.ids, vectors, plan | {"shard": number})
-        )
+        write = partial(_write, users.ids, vectors, plan | {"shard": number})
+        path = atomic_write(_part_path(out, number), write)
     record = {
         "shard": number,
         "file": path.name,
         "users": len(users),
         "bytes": path.stat().st_size,
         "sha256": sha256_file(path),
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu_start,
     }
-    took = (
-        time.perf_counter() - began[0],
-        time.process_time() - began[1],
-    )  # reading to writing; the model was there already
-    return _write_json(
-        work / f"done-{number:05d}.json", record | {"seconds": took[0], "cpu_seconds": took[1]}
-    )
+    write_json(work / f"done-{number:05d}.json", record)
+    return record
 
 
 @lru_cache(maxsize=1)
 def _engine(run: Path, expected: str, dtype: str) -> Engine:
-    if (found := sha256_file(run / "config.json")) != expected:
+    path = run / "config.json"
+    digest = sha256_file(path)
+    if digest != expected:
         raise RunError(
-            f"{run / 'config.json'} has sha256 {found[:16]}..., planned was {expected[:16]}...: "
-            "copy the run here"
+            f"{path} has sha256 {digest[:16]}..., {expected[:16]}... was planned. Copy the run here."
         )
     gpu = int(os.environ.get("LOCAL_RANK", 0)) % max(1, torch.cuda.device_count())
     return Engine(
@@ -380,9 +355,6 @@ def _engine(run: Path, expected: str, dtype: str) -> Engine:
 
 
 def _write(ids: Sequence[str], vectors: np.ndarray, about: dict, path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     kinds = {"user": pa.string(), "query": pa.dictionary(pa.int32(), pa.string())}
     kinds["embedding"] = pa.list_(pa.float16(), vectors.shape[2])
     schema, named = pa.schema(kinds, {"qanchor": json.dumps(about)}), ["user", "query"]
@@ -417,7 +389,7 @@ def _begin(
     work = out / ".work"
     old = manifest
     if not manifest and (work / "plan.json").exists():
-        old = _read_json(work / "plan.json")
+        old = read_json(work / "plan.json")
     source = json.dumps([table.about, table.key, facts_key], sort_keys=True).encode()
     default_shards = max(1, -(-table.rows // EVENTS_PER_SHARD))
     plan = {
@@ -453,7 +425,7 @@ def _begin(
         if not missing:
             return []
     work.mkdir(parents=True, exist_ok=True)
-    _write_json(work / "plan.json", {name: old.get(name, value) for name, value in plan.items()})
+    write_json(work / "plan.json", {name: old.get(name, value) for name, value in plan.items()})
     if not (work / "users").exists():
         config = {"threads": 2, "memory_limit": "800MB"}
         partition_users(
@@ -465,7 +437,7 @@ def _begin(
             MAX_SHARED_TEXTS,
             **config,
         )
-    missing = _missing_shards(out, _read_json(work / "users" / "scan.json")["shards"])
+    missing = _missing_shards(out, read_json(work / "users" / "scan.json")["shards"])
     if missing:
         _encode_shared_texts(work, queries, about["config"]["text_encoder"], threads)
     return missing
@@ -476,9 +448,6 @@ def _encode_shared_texts(work: Path, queries: list[str], encoder: str, threads: 
 
     Otherwise each worker would encode them, in batches whose results differ in the last bit.
     """
-    import pandas as pd
-    from threadpoolctl import threadpool_limits
-
     with threadpool_limits(threads):
         text_vectors(
             [*pd.read_parquet(work / "users" / "texts.parquet")["text"], *queries], encoder
@@ -490,46 +459,40 @@ def _missing_shards(out: Path, numbers: list[int]) -> list[int]:
     records = _records(out)
 
     def whole(number: int) -> bool:
-        path, record = _part_path(out, number), records.get(number)
-        return (
-            bool(record)
-            and path.exists()
-            and path.stat().st_size == record["bytes"]
-            and sha256_file(path) == record["sha256"]
-        )
+        path = _part_path(out, number)
+        if number not in records or not path.exists():
+            return False
+        return sha256_file(path) == records[number]["sha256"]
 
     with ThreadPoolExecutor(4) as pool:
-        return [
-            number
-            for number, fine in zip(numbers, pool.map(whole, numbers), strict=True)
-            if not fine
-        ]
+        is_whole = list(pool.map(whole, numbers))
+    return [number for number, fine in zip(numbers, is_whole, strict=True) if not fine]
 
 
 def _finish(out: Path) -> dict:
     """Write _manifest.json, check the number of users, and remove the working files."""
     work = out / ".work"
     if (work / "users").exists():
-        scan, records = _read_json(work / "users" / "scan.json"), _records(out)
-        plan = _read_json(work / "plan.json") | {
-            "users": scan["users"],
-            "parts": [records[number] for number in scan["shards"]],
-        }
-        if (found := sum(part["users"] for part in plan["parts"])) != scan["users"]:
+        scan = read_json(work / "users" / "scan.json")
+        records = _records(out)
+        parts = [records[number] for number in scan["shards"]]
+        n_users = sum(part["users"] for part in parts)
+        if n_users != scan["users"]:
             raise RuntimeError(
-                f"{out}: {found:,} users in the parts, {scan['users']:,} in the input: report this"
+                f"{out}: the parts have {n_users:,} users, the input {scan['users']:,}. "
+                "Please report this."
             )
-        _write_json(out / "_manifest.json", plan)
-        shutil.rmtree(
-            work.rename(out / ".gone"), ignore_errors=True
-        )  # killed here, no half of it passes for a whole one
+        manifest = read_json(work / "plan.json") | {"users": n_users, "parts": parts}
+        write_json(out / "_manifest.json", manifest)
+        # renamed first, so that a kill leaves no half of it that passes for a whole one
+        shutil.rmtree(work.rename(out / ".gone"), ignore_errors=True)
     return {name: value for name, value in _read_manifest_or_empty(out).items() if name != "parts"}
 
 
 def _records(out: Path) -> dict[int, dict]:
     found = [
         *_read_manifest_or_empty(out).get("parts", []),
-        *map(_read_json, sorted((out / ".work").glob("done-*.json"))),
+        *map(read_json, sorted((out / ".work").glob("done-*.json"))),
     ]
     return {record["shard"]: record for record in found}
 
@@ -540,16 +503,6 @@ def _read_manifest_or_empty(out: Path) -> dict:
 
 def _part_path(out: Path, number: int) -> Path:
     return out / f"part-{number:05d}.parquet"
-
-
-def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text())
-
-
-def _write_json(path: Path, content: dict) -> dict:
-    text = json.dumps(content, indent=1) + "\n"
-    atomic_write(path, lambda aside: aside.write_text(text))
-    return content
 
 
 def _shorten(value) -> str:

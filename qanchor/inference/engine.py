@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qanchor.data.users import Users
+from qanchor.inference.evidence import rank_by_pointing
 from qanchor.inference.prefix_cache import (
     PrefixCache,
     UserBatch,
@@ -35,10 +36,12 @@ from qanchor.models.features import UserFeatures
 from qanchor.models.heads import EncodedQueries, QueryEncoding, QueryLike
 from qanchor.models.model import QAnchor
 from qanchor.models.prefix_encoder import Prefix, token_columns
+from qanchor.models.user_tokens import TokenReader, UserTokens
 from qanchor.utils.text import plural
+from qanchor.utils.types import Progress, StageProgress
 
+Queries = Sequence[QueryLike] | EncodedQueries
 Pack = tuple[QueryBatch, QueryEncoding]  # queries that run in one pass
-Progress = Callable[[int, int], None]
 PREFIX_TOKENS_PER_PASS = 4096
 MAX_USERS_PER_PASS = 64
 # Longest part of a batch divided by its shortest when prefixes are extended: batches that are
@@ -99,6 +102,8 @@ class Engine:
         features = self.model.preprocessor.transform(users)
         batches = self._prefill_batches(features, np.arange(len(users)), tokens, side)
         cache = PrefixCache(users.ids, users.unit, users.horizon_days)
+        if self.model.reader is not None:
+            cache.tokens = self.read_tokens(users)
         return self._fill(cache, batches, budget_gb, progress)
 
     @torch.inference_mode()
@@ -136,6 +141,8 @@ class Engine:
                 "append to the same users"
             )
         updated = PrefixCache(users.ids, users.unit, users.horizon_days)
+        if self.model.reader is not None:
+            updated.tokens = self.read_tokens(users)
         return self._fill(updated, self._updated_batches(cache, users), budget_gb, progress)
 
     def _fill(
@@ -214,6 +221,15 @@ class Engine:
             prefix = self.model.encode_prefix(padded)
             yield UserBatch(rows[part], prefix, self.model.prefill(prefix))
 
+    def read_tokens(self, users: Users) -> UserTokens:
+        """Read what questions can point at: all that `rank` needs of a run with a pointing reader.
+
+        Args:
+            users: Users to read, up to their cut-off. It takes seconds where `prefill` takes
+                minutes, since the language model is not run.
+        """
+        return TokenReader(users, self.model.config.text_encoder).read()
+
     # -- queries --
 
     def encode_query(self, query: QueryLike) -> EncodedQueries:
@@ -238,7 +254,7 @@ class Engine:
         return self.encode_queries([query])
 
     @torch.no_grad()
-    def encode_queries(self, queries: Sequence[QueryLike] | EncodedQueries) -> EncodedQueries:
+    def encode_queries(self, queries: Queries) -> EncodedQueries:
         """Tokenize and encode queries, for repeated use.
 
         Args:
@@ -259,7 +275,7 @@ class Engine:
     def embed(
         self,
         cache: PrefixCache,
-        query: QueryLike | Sequence[QueryLike] | EncodedQueries,
+        query: QueryLike | Queries,
         progress: Progress | None = None,
     ) -> Float[np.ndarray, "user ..."]:
         """Embed every user for one query or several.
@@ -292,7 +308,7 @@ class Engine:
         return out[:, 0] if is_one else out
 
     def iter_embed(
-        self, cache: PrefixCache, queries: Sequence[QueryLike] | EncodedQueries
+        self, cache: PrefixCache, queries: Queries
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Embed batch by batch. Close the iterator to stop.
 
@@ -309,7 +325,7 @@ class Engine:
 
     @torch.inference_mode()
     def iter_embed_uncached(
-        self, users: Users, queries: Sequence[QueryLike] | EncodedQueries
+        self, users: Users, queries: Queries
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Read and embed users batch by batch and keep nothing, for users queried only once.
 
@@ -325,7 +341,7 @@ class Engine:
         for batch in self._prefill_batches(features, np.arange(len(features))):
             yield batch.rows, self._embed_batch(batch, packs(len(batch.rows)))
 
-    def _packs(self, queries: Sequence[QueryLike] | EncodedQueries) -> Callable[[int], list[Pack]]:
+    def _packs(self, queries: Queries) -> Callable[[int], list[Pack]]:
         """Encode queries once; return a function from a number of users to the packs to run."""
         encoded = self.encode_queries(queries)
         lengths = [len(ids) + 1 for ids in encoded.ids]  # with <USER_EMB>
@@ -409,29 +425,37 @@ class Engine:
 
     def rank(
         self,
-        cache: PrefixCache,
+        cache: PrefixCache | UserTokens,
         query: str,
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: StageProgress | None = None,
     ) -> pd.DataFrame:
-        """Score users label-free: how near each is to a "yes" to the query.
+        """Rank users for a query without labels.
 
-        The score is the cosine to "yes" answers minus the cosine to "no" answers. It ranks the
-        users of one query and is not a probability. The training wordings nearest to the query
-        determine what yes and no mean.
+        A run with a pointing reader (see `fit`) scores each user by the events that the query
+        points at. Other runs use the cosine to "yes" answers minus the cosine to "no" answers,
+        where the training wordings nearest to the query determine what yes and no mean. In both
+        cases the score ranks the users of one query and is not a probability.
 
         Args:
-            cache: From `prefill`.
+            cache: From `prefill`, or from `read_tokens` if the run has a pointing reader.
             query: Text.
             progress: Called with (stage, done, total). Default: none.
 
         Returns:
-            One row a user, best first: user, score, and the nearest graded answer to the topic that
-            contributes most (empty for the question about everything; use `generate`). `attrs`
-            holds `topics` (what the query was read as, nearest first), `measured` (main topic,
-            kind, 1 or -1 for its yes or its no), `novel` (training asked nothing like it) and
-            `identical` ((users with the same answer, users looked at) if nearly all have the same
-            answer, else None).
+            One row a user, best first: user, score, and the answer: what happened before, or the
+            nearest graded answer to the topic that contributes most (empty for the question about
+            everything; use `generate`). `attrs` holds `topics` (what the query was read as, nearest
+            first), `measured` (main topic, kind, 1 or -1 for its yes or its no), `novel` (training
+            asked nothing like it) and `identical` ((users with the same answer, users looked at) if
+            nearly all have the same answer, else None). With a pointing reader it also holds
+            `answerable`, `evidence` (records `text, weight, users` of what was pointed at) and
+            `nearest` (what can be asked instead); if nothing in the data speaks of the query, all
+            scores are NaN.
         """
+        tokens = cache if isinstance(cache, UserTokens) else cache.tokens
+        if self.model.reader is not None and tokens is not None:
+            scores = rank_by_pointing(self.model, tokens, query)
+            return scores.sort_values("score", ascending=False, kind="stable", ignore_index=True)
         report = progress or (lambda stage, done, total: None)
         unit = cache.unit
         horizon_days = cache.horizon_days

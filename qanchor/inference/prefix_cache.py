@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from qanchor.models.prefix_encoder import Prefix, token_columns
+from qanchor.models.user_tokens import UserTokens
 from qanchor.utils.text import count
 
 TOKEN_TOLERANCE = 1e-4  # prefix tokens that differ by less, relative to their size, are equal
@@ -42,6 +43,7 @@ class PrefixCache:
     unit: str  # what one user is called, such as "household"
     horizon_days: int = 30  # days ahead that a query about the future means
     groups: list[UserBatch] = field(default_factory=list)
+    tokens: UserTokens | None = None  # what questions point at; only with a pointing reader
 
     def __len__(self) -> int:
         return len(self.ids)

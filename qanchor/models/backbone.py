@@ -137,19 +137,17 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
         model.gradient_checkpointing_enable(options)
 
 
-def add_lora(
-    model: nn.Module, rank: int, alpha: int, dropout: float, layers: int | None
-) -> nn.Module:
+def add_lora(model: nn.Module, rank: int, alpha: int, dropout: float, layers: int) -> nn.Module:
     """Add LoRA to linear layers, in the dtype of the model.
 
     float32 adapters in a bfloat16 model would cast every activation, a fifth of the speed on a CPU.
 
     Args:
-        model: Language model or text encoder.
+        model: Language model.
         rank: Rank of the updates.
         alpha: Scale: updates are multiplied by alpha / rank.
         dropout: Dropout probability.
-        layers: Number of layers, counted from the last; None: all linear layers of a text encoder.
+        layers: Number of layers, counted from the last.
 
     Returns:
         The model with LoRA, without the wrapper of peft.
@@ -158,13 +156,15 @@ def add_lora(
 
     from peft import LoraConfig, get_peft_model
 
-    if layers is None:  # the output of a pooler is not used
-        target = {"target_modules": "all-linear", "exclude_modules": ".*pooler.*"}
-    else:
-        depth = model.config.num_hidden_layers
-        numbers = list(range(max(0, depth - layers), depth))
-        target = {"target_modules": LORA_LAYERS, "layers_to_transform": numbers}
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none", **target)
+    depth = model.config.num_hidden_layers
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        bias="none",
+        target_modules=LORA_LAYERS,
+        layers_to_transform=list(range(max(0, depth - layers), depth)),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated transformers name
         return get_peft_model(model, config, autocast_adapter_dtype=False).base_model.model

@@ -46,8 +46,6 @@ class PaddedBatch(DeviceMixin):
     event_modality: Int[Tensor, "user event"]
     event_recent: Bool[Tensor, "user event"]  # single recent events; the others are frequent texts
     event_mask: Bool[Tensor, "user event"]
-    text: Int[Tensor, "user event"]  # index of each event's text in `texts`
-    texts: tuple[str, ...]  # distinct texts of the batch, for a text encoder that is trained
 
 
 def collate_users(
@@ -79,7 +77,6 @@ def collate_users(
     modality = np.zeros(shape, np.int64)
     recent = np.zeros(shape, bool)
     mask = np.zeros(shape, bool)
-    code = np.zeros(shape, np.int64)
     for i, (text_ids, numbers, modalities, is_recent) in enumerate(events):
         at = slice(width - len(text_ids), width) if side == "left" else slice(0, len(text_ids))
         text[i, at] = vectors[text_ids]
@@ -87,10 +84,6 @@ def collate_users(
         modality[i, at] = modalities
         recent[i, at] = is_recent
         mask[i, at] = True
-        code[i, at] = text_ids
-    distinct = np.unique(code[mask])
-    # padding points at any text
-    code = np.searchsorted(distinct, code).clip(max=max(len(distinct) - 1, 0))
     arrays = (
         features.coarse[rows],
         features.modal_text[rows],
@@ -101,10 +94,9 @@ def collate_users(
         modality,
         recent,
         mask,
-        code,
     )
     tensors = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
-    return PaddedBatch(*tensors, tuple(features.texts[i] for i in distinct))
+    return PaddedBatch(*tensors)
 
 
 @dataclass(frozen=True)

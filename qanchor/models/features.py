@@ -27,7 +27,6 @@ class UserFeatures:
     present: np.ndarray  # (user, modality)
     events: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
     # per user: text index, numbers, modality index, whether it is one recent event
-    texts: list[str]
     vectors: np.ndarray  # (text, text_dim)
 
     def __len__(self) -> int:

@@ -27,9 +27,11 @@ from qanchor.models.collate import (
     collate_queries,
 )
 from qanchor.models.heads import GatedSkip, Projection, QueryEncoding, QueryLike, query_text
+from qanchor.models.pointing import PointingReader
 from qanchor.models.prefix_encoder import Prefix, PrefixEncoder
 from qanchor.models.preprocessor import UserPreprocessor
-from qanchor.models.text_encoder import TrainableTextEncoder, text_vectors
+from qanchor.models.text_encoder import text_vectors
+from qanchor.useru.concepts import Concept
 from qanchor.utils.device import best_device, compute_dtype
 
 # Size of each profile dimension for a fully novel query; the rest of the embedding has length 1.
@@ -76,6 +78,8 @@ class QAnchor(nn.Module):
         self.config = config
         self.preprocessor = preprocessor
         self.run = ""  # sha256 of the run that the weights were loaded from
+        self.reader: PointingReader | None = None  # scores typed questions, see `fit`
+        self.concepts: tuple[Concept, ...] = ()  # that the reader was trained on
         profile_dim = preprocessor.profile.shape[1]
         if config.gated_skip and profile_dim != config.profile_dim:
             raise ValueError(
@@ -127,7 +131,6 @@ class QAnchor(nn.Module):
             self.register_buffer("profile", torch.from_numpy(preprocessor.profile))
             mean_word = word_vectors.float().mean(0)
             self.user_emb = nn.Parameter(mean_word + 0.02 * torch.randn(width))
-            self.event_texts = TrainableTextEncoder(config) if config.text_lora_rank else None
         self.to(device)
 
     @classmethod
@@ -299,8 +302,6 @@ class QAnchor(nn.Module):
         Args:
             batch: From `collate_users`.
         """
-        if self.event_texts is not None:
-            batch = self.event_texts.fill(batch)
         return self.encoder(batch)
 
     def run_backbone(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,14 +11,13 @@ from qanchor.config import Config
 from qanchor.data.users import Users
 from qanchor.models.features import UserFeatures, user_summary
 from qanchor.models.text_encoder import text_vectors
+from qanchor.utils.types import Progress
 
 DAY = np.timedelta64(1, "D")
 CLIP = 4.0  # standard deviations; one extreme purchase must not dominate a token
 MIN_TEXT_USERS = 2  # samples that must have a text for it to enter the vocabulary
 MIN_TEXT_SHARE = 0.002  # and the share of all samples
 PROGRESS_INTERVAL = 256  # samples between two progress reports
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass
@@ -281,7 +279,6 @@ class UserPreprocessor:
             modal_number=self._standardize("modal", parts["modal"]),
             present=raw["present"],
             events=events,
-            texts=texts,
             vectors=raw["vectors"],
         )
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,59 +19,17 @@ from safetensors.numpy import save_file as save_arrays
 from qanchor.config import Config
 from qanchor.errors import RunError, WeightsError
 from qanchor.models.model import QAnchor
+from qanchor.models.pointing import PointingReader
 from qanchor.models.preprocessor import UserPreprocessor
+from qanchor.useru.concepts import Concept
 from qanchor.utils.device import best_device, compute_dtype
 from qanchor.utils.hashing import sha256_file
-from qanchor.utils.io import atomic_directory, disk_errors
+from qanchor.utils.io import atomic_directory, disk_errors, read_resource_rows
 
 FORMAT = 3
-LEGACY_FORMAT = 2
-LEGACY_NAMES = {  # names of format 2 -> names of today
-    "config": {
-        "lr": "lora_learning_rate",
-        "head_lr": "head_learning_rate",
-        "warmup": "warmup_ratio",
-        "clip": "max_grad_norm",
-        "checkpointing": "gradient_checkpointing",
-        "users_at_once": "mini_batch_size",
-        "tokens_at_once": "mini_batch_num_tokens",
-        "users_per_step": "train_batch_size",
-        "warm_steps": "head_warmup_steps",
-        "final_steps": "head_refit_steps",
-        "warm_texts": "head_max_answers",
-        "warm_rows": "head_batch_size",
-        "warm_queries": "head_queries_per_user",
-        "margin": "false_negative_margin",
-        "mask_after": "false_negative_start",
-        "habits": "max_frequent_events",
-        "recent": "max_recent_events",
-        "components": "svd_components",
-        "adapter": "adapter_dim",
-        "hidden": "projection_dim",
-        "dim": "embedding_dim",
-        "skip": "gated_skip",
-        "skip_hidden": "gated_skip_dim",
-        "skip_dropout": "gated_skip_dropout",
-        "portrait": "profile_dim",
-        "taught": "query_memory_size",
-        "jitter": "anchor_noise",
-        "layout": "token_order",
-        "summaries": "use_summary_tokens",
-        "lora_layers": "lora_num_layers",
-        "cutoffs": "num_cutoffs",
-        "variant": "contrastive_variant",
-        "max_answer": "max_answer_tokens",
-        "max_query": "max_query_tokens",
-        "max_query_asked": "max_query_tokens_inference",
-    },
-    "values": {"coarse_first": "coarse_to_fine", "appendable": "append_only"},
-    "tensors": {
-        "skip.taught": "skip.query_memory",
-        "portrait": "profile",
-        "reader.portrait": "preprocessor.profile",
-    },
-    "tensor_prefixes": {"reader.": "preprocessor."},
-}
+LEGACY_FORMAT = 2  # `legacy_names.csv` maps its names to those of today; "" drops a field
+READER_FILE = "reader.safetensors"
+CONCEPTS_FILE = "concepts.json"
 PREPROCESSOR_ARRAYS = ("idf", "counts", "words", "profile")
 
 
@@ -83,11 +42,10 @@ def trained_state(model: QAnchor) -> dict[str, torch.Tensor]:
     Returns:
         Tensors by name.
     """
-    pretrained = ("backbone.", "event_texts.")
     return {
         name: tensor
         for name, tensor in model.state_dict().items()
-        if "lora_" in name or not name.startswith(pretrained)
+        if "lora_" in name or not name.startswith(("backbone.", "reader."))
     }
 
 
@@ -120,9 +78,12 @@ def save_model(
             "save it before you serve it"
         )
     tensors = _model_arrays(model) | _preprocessor_arrays(model)
+    files = ["adapter.safetensors"]
     with atomic_replace(folder) as aside:
         with disk_errors(folder):
             save_arrays(tensors, aside / "adapter.safetensors")
+            if model.reader is not None:
+                files += _save_reader(model, aside)
         preprocessor = model.preprocessor
         about = {
             "format": FORMAT,
@@ -134,7 +95,7 @@ def save_model(
                 "vocabulary": list(preprocessor.vocabulary),
                 "parts": list(preprocessor.mean),  # in the order of the coarse numbers
             },
-            "sha256": {"adapter.safetensors": sha256_file(aside / "adapter.safetensors")},
+            "sha256": {name: sha256_file(aside / name) for name in files},
         }
         (aside / "config.json").write_text(json.dumps(about, indent=1) + "\n")
         if history is not None:
@@ -142,6 +103,38 @@ def save_model(
         if metrics is not None:
             (aside / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     return folder
+
+
+def _save_reader(model: QAnchor, folder: Path) -> list[str]:
+    """Write the pointing reader and its concepts; return the names of the files."""
+    state = model.reader.state_dict().items()
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in state}
+    save_arrays(arrays, folder / READER_FILE)
+    concepts = [concept.to_dict() for concept in model.concepts]
+    (folder / CONCEPTS_FILE).write_text(json.dumps(concepts, indent=1) + "\n")
+    return [READER_FILE, CONCEPTS_FILE]
+
+
+def _load_reader(model: QAnchor, folder: Path, about: dict) -> None:
+    """Load the pointing reader of a run, if it has one."""
+    digests = about["sha256"]
+    if not isinstance(digests, dict) or READER_FILE not in digests:
+        return
+    for name in (READER_FILE, CONCEPTS_FILE):
+        _check_digest(folder / name, about)
+    arrays = load_arrays(folder / READER_FILE)
+    reader = PointingReader(model.preprocessor.text_dim, model.config.embedding_dim)
+    try:
+        reader.load_state_dict({name: torch.from_numpy(part) for name, part in arrays.items()})
+        concepts = json.loads((folder / CONCEPTS_FILE).read_text())
+        model.concepts = tuple(
+            Concept(**(concept | {"things": tuple(concept["things"])})) for concept in concepts
+        )
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        raise RunError(
+            f"{folder / READER_FILE}: {error}. It was saved by another version: train the run again."
+        ) from error
+    model.reader = reader.eval().requires_grad_(False)
 
 
 def _is_tiny(model: QAnchor) -> bool:
@@ -249,6 +242,7 @@ def load_model(
             "copy the run again, or train it again"
         ) from error
     _copy_weights(model, arrays, path)
+    _load_reader(model, folder, about)
     model.run = digest
     return model.to(device).eval()
 
@@ -354,22 +348,28 @@ def read_run_config(folder: Path) -> dict:
     return about
 
 
+@cache
+def _legacy_names(kind: str) -> dict[str, str]:
+    rows = read_resource_rows("qanchor.models", "legacy_names.csv")
+    return {row["old"]: row["new"] for row in rows if row["kind"] == kind}
+
+
 def _current_tensor_name(name: str) -> str:
     """Return the name of today of a tensor that may be of format 2."""
-    if name in LEGACY_NAMES["tensors"]:
-        return LEGACY_NAMES["tensors"][name]
-    for old, new in LEGACY_NAMES["tensor_prefixes"].items():
-        if name.startswith(old):
+    for old, new in _legacy_names("tensor").items():
+        if name == old or (old.endswith(".") and name.startswith(old)):
             return name.replace(old, new, 1)
     return name
 
 
 def _upgrade(about: dict) -> dict:
     """Return a config.json of format 2 under the names of today."""
-    fields, values = LEGACY_NAMES["config"], LEGACY_NAMES["values"]
+    fields = _legacy_names("config")
+    values = _legacy_names("value")
     config = {
         fields.get(name, name): values.get(value, value) for name, value in about["config"].items()
     }
+    config.pop("", None)
     return about | {"format": FORMAT, "config": config, "preprocessor": about["reader"]}
 
 

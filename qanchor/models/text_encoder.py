@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from threading import RLock
@@ -16,18 +15,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from qanchor.config import Config
 from qanchor.errors import TableError, WeightsError
-from qanchor.models.backbone import add_lora
-from qanchor.models.collate import PaddedBatch
 from qanchor.models.weights import missing_model_message, resolve_model
 from qanchor.utils.io import cache_dir, replace_surrogates
+from qanchor.utils.types import Progress
 
+# maps distinct texts and a function that reports how many are done to float16 (text, dim)
+EncodeTexts = Callable[[list[str], Callable[[int], object]], np.ndarray]
 HASH_DIM = 384  # width of "hash" vectors, that of MiniLM
 MAX_TEXT_TOKENS = 256  # longer texts are cut
 TEXTS_PER_BATCH = 256  # texts in a forward pass; sorted by length, so there is little padding
 TEXTS_PER_WRITE = 16 * TEXTS_PER_BATCH  # texts between two writes, which a kill may lose
-TRAINABLE_TEXTS_PER_PASS = 256  # texts in a forward pass of the trainable encoder, no gradients
 # row of `keys`: hash of a text in two halves, and checksum of its vector
 ROW_DTYPE = np.dtype([("high", "<u8"), ("low", "<u8"), ("crc", "<u4")])
 
@@ -38,13 +36,12 @@ class TextEncoder(nn.Module):
     Args:
         name: "minilm" (packaged, mean pooling), "hash" (random vectors by hash, offline), a Hugging
             Face id, or a local folder.
-        device: Torch device. Default: the CPU.
 
     Raises:
         WeightsError: If the model cannot be found or downloaded.
     """
 
-    def __init__(self, name: str, device: str | None = None):
+    def __init__(self, name: str):
         super().__init__()
         self.name = name
         self.dim = HASH_DIM
@@ -59,28 +56,20 @@ class TextEncoder(nn.Module):
         except OSError as error:
             message = missing_model_message("text encoder", name, error, "minilm")
             raise WeightsError(message) from error
-        self.inner = inner.to(device or "cpu").eval()
+        self.inner = inner.eval()
         self.dim = self.inner.config.hidden_size
 
     @torch.inference_mode()
     def forward(self, texts: list[str]) -> Float[Tensor, "text dim"]:
         if self.name == "hash":
             return torch.stack([self._hash_vector(text) for text in texts])
-        return self.encode(texts).cpu()
-
-    def encode(self, texts: list[str]) -> Float[Tensor, "text dim"]:
-        """Encode texts with gradients, on the encoder's device.
-
-        Args:
-            texts: Texts; of each at most 256 tokens are read.
-        """
         texts = [replace_surrogates(text) for text in texts]
         batch = self.tokenizer(
             texts, padding=True, truncation=True, max_length=MAX_TEXT_TOKENS, return_tensors="pt"
         ).to(self.inner.device)
         hidden = self.inner(**batch).last_hidden_state
         mask = batch["attention_mask"][..., None].to(hidden.dtype)
-        return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+        return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).cpu()
 
     def _hash_vector(self, text: str) -> Float[Tensor, " dim"]:
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
@@ -93,7 +82,7 @@ def text_vectors(
     texts: Sequence[str],
     encoder: str = "minilm",
     folder: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """Encode texts as unit vectors; texts encoded before are read from a table on disk.
 
@@ -135,8 +124,8 @@ def text_vectors(
 def cached_vectors(
     texts: Sequence[str],
     folder: Path,
-    encode: Callable[[list[str], Callable[[int], object]], np.ndarray],
-    progress: Callable[[int, int], None] | None = None,
+    encode: EncodeTexts,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """Return the vectors of texts from a table, encoding and storing those it lacks.
 
@@ -177,8 +166,8 @@ class VectorTable:
     def lookup(
         self,
         texts: list[str],
-        encode: Callable[[list[str], Callable[[int], object]], np.ndarray],
-        progress: Callable[[int, int], None] | None = None,
+        encode: EncodeTexts,
+        progress: Progress | None = None,
     ) -> np.ndarray:
         """Return the vectors of distinct texts; new ones are encoded, shortest first, and stored.
 
@@ -286,73 +275,3 @@ def _encode_texts(texts: list[str], encoder: str, report: Callable[[int], object
         out[rows] = model([texts[i] for i in rows]).numpy()
         report(min(start + TEXTS_PER_BATCH, len(texts)))
     return out
-
-
-class TrainableTextEncoder(nn.Module):
-    """Encode the event texts of a batch with a text encoder that is trained with LoRA.
-
-    Only the events use it; the summaries of a user use the frozen encoder. While gradients are on,
-    each distinct text of a batch is encoded again; otherwise its vector is cached in memory until
-    the next training. Source: paper, section 3.2.
-
-    Args:
-        config: Configuration with `text_lora_rank` above 0.
-
-    Raises:
-        ValueError: If the text encoder is "hash", which has no weights.
-
-    Example:
-        >>> users = qa.make_sample_users(40)
-        >>> config = qa.TINY.replace(text_encoder="minilm", text_lora_rank=4)
-        >>> model = qa.QAnchor(config, qa.UserPreprocessor.fit(users, None, config))
-        >>> model.event_texts(["a flight to Rome", "rice"]).shape
-        torch.Size([2, 384])
-    """
-
-    def __init__(self, config: Config):
-        super().__init__()
-        if config.text_encoder == "hash":
-            raise ValueError(
-                f"config.text_lora_rank is {config.text_lora_rank}, config.text_encoder is 'hash', "
-                "which has no weights: choose 'minilm', or a rank of 0"
-            )
-        self.encoder = TextEncoder(config.text_encoder)
-        self.encoder.requires_grad_(False)
-        for module in self.encoder.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = (
-                    0.0  # only LoRA has dropout: a text is the same for every user of a batch
-                )
-        self.encoder.inner = add_lora(
-            self.encoder.inner, config.text_lora_rank, config.lora_alpha, config.lora_dropout, None
-        )
-        self.cached: dict[str, Tensor] = {}
-
-    def forward(self, texts: Sequence[str]) -> Float[Tensor, "text dim"]:
-        if self.training or torch.is_grad_enabled():
-            return self.encoder.encode(list(texts))
-        new = sorted((text for text in dict.fromkeys(texts) if text not in self.cached), key=len)
-        for start in range(0, len(new), TRAINABLE_TEXTS_PER_PASS):
-            chunk = new[start : start + TRAINABLE_TEXTS_PER_PASS]
-            self.cached |= dict(zip(chunk, self.encoder.encode(chunk), strict=True))
-        return torch.stack([self.cached[text] for text in texts])
-
-    def fill(self, batch: PaddedBatch) -> PaddedBatch:
-        """Return the batch with the event vectors of this encoder.
-
-        Args:
-            batch: From `collate_users`.
-        """
-        if not batch.texts:
-            return batch
-        return replace(batch, event_text=self(batch.texts)[batch.text])
-
-    def train(self, mode: bool = True) -> TrainableTextEncoder:
-        """Set the training mode; the cached vectors are dropped before the weights change.
-
-        Args:
-            mode: True for training. Default: True.
-        """
-        if mode:
-            self.cached.clear()
-        return super().train(mode)

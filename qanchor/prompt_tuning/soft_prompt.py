@@ -29,11 +29,12 @@ from qanchor.models.collate import QueryBatch, collate_queries
 from qanchor.models.heads import QueryEncoding
 from qanchor.models.prefix_encoder import Prefix
 from qanchor.models.serialization import atomic_replace, restore_interrupted
-from qanchor.prompt_tuning.labels import balanced_weights
 from qanchor.training.losses import prototype_loss
 from qanchor.utils.hashing import sha256_file
 from qanchor.utils.io import disk_errors
+from qanchor.utils.types import EmbeddingRows
 
+Rows = Int[np.ndarray, " row"]  # rows of users in a cache
 FORMAT = 2
 TENSORS = ("vectors", "offset", "prototypes")
 INIT_NOISE = 0.02  # standard deviation of the initial vectors around the mean word vector
@@ -65,9 +66,7 @@ class CachedQueryUsers:
         [-1, 7, 7, 29]
     """
 
-    def __init__(
-        self, engine: Engine, cache: PrefixCache, rows: Int[np.ndarray, " row"], query: str
-    ):
+    def __init__(self, engine: Engine, cache: PrefixCache, rows: Rows, query: str):
         self.engine = engine
         self.model = engine.model
         self.words = self.model.tokenize_query(query)
@@ -83,7 +82,7 @@ class CachedQueryUsers:
                 self.place[group.rows[places]] = index
                 self.groups.append(self._append_words(select_users(group, places)))
 
-    def select(self, rows: Int[np.ndarray, " row"]) -> UserBatch:
+    def select(self, rows: Rows) -> UserBatch:
         """Return a batch of users, with an empty user (row -1) last.
 
         Behind the empty user the query is read with no user in front, in the same pass.
@@ -182,9 +181,7 @@ class SoftPrompt:
         sizes = f"{len(self.vectors)} vectors, {len(self.classes)} classes"
         return f"SoftPrompt({self.query!r}, {sizes})"
 
-    def predict_proba(
-        self, anchors: Float[np.ndarray, "user dim"]
-    ) -> Float[np.ndarray, "user label"]:
+    def predict_proba(self, anchors: EmbeddingRows) -> Float[np.ndarray, "user label"]:
         """Compute class shares: softmax of anchor @ prototype / temperature.
 
         Args:
@@ -319,7 +316,6 @@ class PromptObjective:
         cache: From `engine.prefill`; it is not changed.
         query: Words in front of the prompt's vectors.
         labels: Class number of each user of the cache, -1 for users without a label.
-        balanced: Every class counts alike, however many users it has. Default: True.
     """
 
     def __init__(
@@ -328,13 +324,11 @@ class PromptObjective:
         cache: PrefixCache,
         query: str,
         labels: Int[np.ndarray, " user"],
-        balanced: bool = True,
     ):
         self.engine = engine
         self.model = engine.model
         self.query = query
         self.truth = labels
-        self.balanced = balanced
         self.users = CachedQueryUsers(engine, cache, np.flatnonzero(labels >= 0), query)
         self.text_embedding = self.model.query_text_embeddings([query])
 
@@ -370,7 +364,7 @@ class PromptObjective:
     def step(
         self,
         prompt: SoftPrompt,
-        rows: Int[np.ndarray, " row"],
+        rows: Rows,
         optimizer: torch.optim.Optimizer,
     ) -> float:
         """Take one optimizer step.
@@ -395,7 +389,7 @@ class PromptObjective:
     def loss(
         self,
         prompt: SoftPrompt,
-        rows: Int[np.ndarray, " row"],
+        rows: Rows,
         temperature_factors: Sequence[int] = (1,),
     ) -> float:
         """Compute the loss on users.
@@ -407,7 +401,7 @@ class PromptObjective:
                 counts. Default: only the temperature itself.
 
         Returns:
-            The loss; if `balanced`, the mean over classes.
+            The mean loss over classes, however many users each has.
         """
         anchors, labels = self._embed_all(prompt, rows)
         return class_loss(
@@ -416,14 +410,13 @@ class PromptObjective:
             prompt.prototypes,
             prompt.temperature,
             temperature_factors,
-            self.balanced,
         )
 
     @torch.no_grad()
     def initialize(
         self,
         classes: tuple,
-        rows: Int[np.ndarray, " row"],
+        rows: Rows,
         vectors: int,
         temperature: float,
         rng: np.random.Generator,
@@ -452,9 +445,7 @@ class PromptObjective:
         return replace(prompt, prototypes=class_centroids(*self._embed_all(prompt, rows)))
 
     @torch.no_grad()
-    def search_initial_prompt(
-        self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"]
-    ) -> SoftPrompt:
+    def search_initial_prompt(self, prompt: SoftPrompt, rows: Rows) -> SoftPrompt:
         """Find the training query whose text vector separates the classes of users best.
 
         Only the heads run for each training query, so hundreds of them take as long as a few steps.
@@ -487,22 +478,12 @@ class PromptObjective:
             anchors = self.model.project_anchor(states, coarse, encoding.expand_to(len(users)))
             for candidate, z in zip(chunk, anchors.unbind(1), strict=True):
                 centroids = class_centroids(z, labels)
-                loss = class_loss(
-                    z, labels, centroids, prompt.temperature, TEMPERATURE_FACTORS, self.balanced
-                )
+                loss = class_loss(z, labels, centroids, prompt.temperature, TEMPERATURE_FACTORS)
                 if loss < best_loss:
                     best_loss = loss
                     offset = candidate - self.text_embedding[0]
                     best_prompt = replace(prompt, offset=offset, prototypes=centroids)
         return best_prompt
-
-    def weights(self, rows: Int[np.ndarray, " row"]) -> Float[np.ndarray, " row"] | None:
-        """Return the sampling probability of each user; None (uniform) unless `balanced`.
-
-        Args:
-            rows: Rows of the users.
-        """
-        return balanced_weights(self.truth[rows]) if self.balanced else None
 
     def labels(self, batch: UserBatch) -> Int[Tensor, " user"]:
         """Return the class numbers of users, on the device of the model.
@@ -512,13 +493,11 @@ class PromptObjective:
         """
         return torch.from_numpy(self.truth[batch.rows[:-1]]).to(self.model.device)
 
-    def _batches(self, rows: Int[np.ndarray, " row"]) -> Iterator[UserBatch]:
+    def _batches(self, rows: Rows) -> Iterator[UserBatch]:
         for chunk in np.split(rows, range(USERS_PER_PASS, len(rows), USERS_PER_PASS)):
             yield self.users.select(chunk)
 
-    def _embed_all(
-        self, prompt: SoftPrompt, rows: Int[np.ndarray, " row"]
-    ) -> tuple[Tensor, Tensor]:
+    def _embed_all(self, prompt: SoftPrompt, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return the anchors and class numbers of any number of users, in the same order."""
         anchors, labels = [], []
         for batch in self._batches(rows):
@@ -534,9 +513,8 @@ def class_loss(
     prototypes: Float[Tensor, "label dim"],
     temperature: float,
     temperature_factors: Sequence[int] = (1,),
-    balanced: bool = True,
 ) -> float:
-    """Compute the prototype loss (paper, equation 7).
+    """Compute the prototype loss (paper, equation 7), averaged over classes.
 
     Args:
         anchors: Embeddings of users.
@@ -545,9 +523,8 @@ def class_loss(
         temperature: Temperature.
         temperature_factors: Multiples of the temperature; the lowest loss over them counts.
             Default: only the temperature itself.
-        balanced: Average over classes instead of users. Default: True.
     """
-    masks = [labels == label for label in labels.unique()] if balanced else [labels >= 0]
+    masks = [labels == label for label in labels.unique()]
     losses = []
     for factor in temperature_factors:
         parts = [

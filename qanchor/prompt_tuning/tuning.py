@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +13,9 @@ import torch
 
 from qanchor.inference.engine import Engine
 from qanchor.inference.prefix_cache import PrefixCache
-from qanchor.prompt_tuning.labels import encode_labels, stratified_split
+from qanchor.prompt_tuning.labels import balanced_weights, encode_labels, stratified_split
 from qanchor.prompt_tuning.soft_prompt import TEMPERATURE_FACTORS, PromptObjective, SoftPrompt
+from qanchor.utils.types import Progress
 
 VALIDATION_INTERVAL = 10  # steps between two losses on the validation users
 # Size of the offset that its learning rate is a share of; text vectors have values of about 1.
@@ -28,7 +29,7 @@ def tune_prompt(
     query: str,
     labels: pd.Series,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> tuple[SoftPrompt, pd.DataFrame]:
     """Tune a soft prompt on labelled users. The users are not read again.
@@ -96,7 +97,6 @@ def iter_tune_prompt(
     seed: int = 0,
     valid: float = 0.2,
     patience: int = 100,
-    balanced: bool = True,
     batch: int = 32,
 ) -> Iterator[TuningState]:
     """Tune a soft prompt step by step. Close the iterator to stop; what was yielded stays valid.
@@ -121,7 +121,6 @@ def iter_tune_prompt(
         seed: Seed of the split, the noise and the batches. Default: 0.
         valid: Share of each class that validates, above 0 and below 1. Default: 0.2.
         patience: Steps without a lower validation loss before the tuning ends. Default: 100.
-        balanced: Sample every class alike, and give it the same weight. Default: True.
         batch: Users in a step. Default: 32.
 
     Yields:
@@ -146,7 +145,7 @@ def iter_tune_prompt(
     numbers, classes = encode_labels(cache, labels)
     rng = np.random.default_rng(seed)
     tuning, validation = stratified_split(numbers, valid, rng)
-    objective = PromptObjective(engine, cache, query, numbers, balanced)
+    objective = PromptObjective(engine, cache, query, numbers)
     prompt = objective.initialize(classes, tuning, vectors, temperature, rng)
     if seek and gate:
         candidates = (prompt, objective.search_initial_prompt(prompt, tuning))
@@ -162,7 +161,7 @@ def iter_tune_prompt(
     if gate:
         sizes["offset"] = OFFSET_SCALE
     rates = {name: lr * size for name, size in sizes.items()}
-    weights = objective.weights(tuning)
+    weights = balanced_weights(numbers[tuning])
     batch_size = min(batch, len(tuning))
     batches = [rng.choice(tuning, batch_size, p=weights) for _ in range(steps)]
     yield from _optimize(objective, prompt, rates, batches, validation, patience)

@@ -202,38 +202,30 @@ def _sample_features(
 
 def training_stages(
     config: Config, resumed: bool = False, with_features: bool = False
-) -> dict[str, tuple[str, str, int]]:
-    """Return the stages of a training, for `StageEta`.
+) -> dict[str, str]:
+    """Return the stages of a training and their titles, in order.
 
     Args:
         config: Configuration.
         resumed: The training continues from a checkpoint. Default: False.
         with_features: `train` is given the features, and does not read the users. Default: False.
 
-    Returns:
-        For each stage: its title, an earlier stage whose steps take as long or "", and its number
-        of steps or 0 if unknown.
-
     Example:
         >>> from qanchor.config import SMALL
         >>> list(training_stages(SMALL, resumed=True))
         ['reading', 'training', 'last fit, reading', 'last fit']
-        >>> training_stages(SMALL)["last fit"]
-        ('last fit', 'warm start', 1600)
     """
     texts_title = "reading queries and answers"
-    has_warm_start = config.head_warmup_steps and not resumed
     stages = {}
     if not with_features:
-        stages["reading"] = ("reading users", "", 0)
-    if has_warm_start:
-        stages["warm start, reading"] = (texts_title, "", 0)
-        stages["warm start"] = ("warm start", "", 0)
-    stages["training"] = ("joint steps", "", 0)
+        stages["reading"] = "reading users"
+    if config.head_warmup_steps and not resumed:
+        stages["warm start, reading"] = texts_title
+        stages["warm start"] = "warm start"
+    stages["training"] = "joint steps"
     if config.head_refit_steps:
-        similar = ("warm start, reading", "warm start") if has_warm_start else ("", "")
-        stages["last fit, reading"] = (texts_title, similar[0], 0)
-        stages["last fit"] = ("last fit", similar[1], config.head_refit_steps)
+        stages["last fit, reading"] = texts_title
+        stages["last fit"] = "last fit"
     return stages
 
 
@@ -378,9 +370,7 @@ def train_heads(
         targets = targets[torch.as_tensor(answer_of_pair, device=device)]
         margin = false_negative_margin_at(config, step, steps)
         same = samples.same(pairs, device)
-        loss = contrastive_loss(
-            anchors, targets, config.temperature, margin, config.contrastive_variant, same
-        )
+        loss = contrastive_loss(anchors, targets, config.temperature, margin, same)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)

@@ -267,6 +267,25 @@ def asked_horizon(query: str, horizons: tuple[int, ...]) -> int | None:
     return min(horizons, key=lambda days: abs(np.log(days / named[0]))) if named else None
 
 
+def past_fact(label: str, count: int, days_since: float) -> str:
+    """Say how often something happened to a user before, and when last; from the tables alone.
+
+    Args:
+        label: What happened.
+        count: How often.
+        days_since: Days since the last time; not used if it never happened.
+
+    Example:
+        >>> past_fact("payment done", 3, 5.0), past_fact("payment done", 0, float("nan"))
+        ('payment done: 3 times, last 5 days ago', 'payment done: never so far')
+    """
+    if not count:
+        return f"{label}: never so far"
+    times = {1: "once", 2: "twice"}.get(count, f"{count:,} times")
+    ago = {0: "today", 1: "1 day ago"}.get(int(days_since), f"{int(days_since):,} days ago")
+    return f"{label}: {times}, last {ago}"
+
+
 def span(kind: str, horizon_days: int) -> str:
     return f"in the next {horizon_days} days" if kind == "future" else "so far"
 

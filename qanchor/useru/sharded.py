@@ -39,7 +39,6 @@ from qanchor.useru.pairs import (
     build_pairs,
     measure_users,
     pair_frame,
-    user_hash,
 )
 from qanchor.useru.schedule import (
     PairConfig,
@@ -48,7 +47,7 @@ from qanchor.useru.schedule import (
     query_windows,
     spread_cutoffs,
 )
-from qanchor.utils.io import atomic_write
+from qanchor.utils.io import atomic_write, read_json, write_json
 
 EVENTS_PER_SHARD = 500_000  # about 300 MB of memory while a shard is measured
 PAIRS_VERSION = 1  # increase it when a change to the code changes pairs
@@ -159,34 +158,6 @@ def _spend_sources(
     return result
 
 
-def split(users: Users, share: float = 0.2, salt: str = "test") -> tuple[Users, Users]:
-    """Split users in two by the hash of their ids.
-
-    A user is on the same side in every data set, order and version.
-
-    Args:
-        users: The users.
-        share: Approximate share of the second part, 0 to 1 (default 0.2).
-        salt: Another salt gives another split (default "test").
-
-    Returns:
-        The first and the second part.
-
-    Raises:
-        ValueError: `share` is outside 0 to 1.
-
-    Example:
-        >>> train, test = split(qa.make_sample_users(50))
-        >>> len(train) + len(test), len(set(train.ids) & set(test.ids))
-        (50, 0)
-    """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share {share} is not between 0 and 1. Choose a share of the users.")
-    in_second = user_hash(users.ids, salt) / 2**60 < share
-    ids = np.array(users.ids)
-    return users.select(ids[~in_second]), users.select(ids[in_second])
-
-
 def write_pairs(
     source: Users | Path | str, out: Path | str, *, each: Callable = map, **options
 ) -> dict:
@@ -289,12 +260,10 @@ def plan(
         partition(table, work, shards, cutoffs, config, threads=threads, memory_limit=memory)
     scan = read_json(work / "scan.json")
     list(each(partial(measure_shard, work), scan["shards"]))
-    crowds = json.dumps(_population_stats(work, scan, config))
-    atomic_write(work / "crowds.json", lambda part: part.write_text(crowds))
+    write_json(work / "crowds.json", _population_stats(work, scan, config))
     manifest = {"key": key, "source": table.about["name"]}
     manifest |= {name: scan[name] for name in ("events", "shards", "cutoffs", "wish")}
-    text = json.dumps(manifest, indent=1) + "\n"
-    atomic_write(out / "manifest.json", lambda part: part.write_text(text))
+    write_json(out / "manifest.json", manifest)
     return scan["shards"]
 
 
@@ -443,11 +412,6 @@ def _prepare(out: Path, key: str) -> bool:
         return False
     finished = all(_pairs_file(out, number).exists() for number in manifest["shards"])
     return finished or (work / "crowds.json").exists()
-
-
-def read_json(path: Path) -> dict | list:
-    """Return the content of a JSON file."""
-    return json.loads(path.read_text())
 
 
 def _manifest(out: Path) -> dict:

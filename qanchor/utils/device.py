@@ -1,4 +1,4 @@
-"""Device and dtype selection, machine description, timing."""
+"""Device and dtype selection, machine description."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import os
 import platform
 import re
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -47,65 +45,17 @@ def has_fast_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def timed(step: Callable[[], object], device: str | torch.device) -> float:
-    """Return how long one call takes, in seconds.
-
-    Args:
-        step: Function without arguments.
-        device: Device it works on; on a GPU, pending work is waited for before and after.
-    """
-    on_gpu = torch.device(device).type == "cuda"
-    if on_gpu:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if on_gpu:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def best_time(step: Callable[[], object], device: str | torch.device, limit: float) -> float:
-    """Return the shortest time of repeated calls, in seconds. Other programs can only add to it.
-
-    Args:
-        step: Function without arguments; one call before the timing warms it up.
-        device: Device it works on.
-        limit: Stop after this many seconds.
-    """
-    step()
-    times = [timed(step, device)]
-    while sum(times) < limit:
-        times.append(timed(step, device))
-    return min(times)
-
-
-@functools.cache
 def machine_info() -> dict:
-    """Return a description of this machine. It takes about one second to measure.
-
-    Returns:
-        `processor`, `threads`, `gpu` (name or None), `products` (the dtype measured),
-        `matmul_tflops` (TFLOP/s of a matrix product) and `gb_per_s` (memory read and written).
+    """Return the processor, the number of threads, and the GPU (or None) of this machine.
 
     Example:
         >>> sorted(machine_info())
-        ['gb_per_s', 'gpu', 'matmul_tflops', 'processor', 'products', 'threads']
+        ['gpu', 'processor', 'threads']
     """
-    device = best_device()
-    has_gpu = device == "cuda"
-    size = 8192 if has_gpu else 1024
-    dtype = compute_dtype("bfloat16", device)
-    matrix = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
-    matmul_seconds = best_time(lambda: matrix @ matrix, device, 0.5)
-    block = torch.zeros(2**29 if has_gpu else 2**24, device=device)
-    copy_seconds = best_time(lambda: block.mul_(1.0), device, 0.4)
     return {
         "processor": _processor_name(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if has_gpu else None,
-        "products": dtype,
-        "matmul_tflops": round(2 * size**3 / matmul_seconds / 1e12, 3),
-        "gb_per_s": round(2 * block.nbytes / copy_seconds / 1e9, 2),  # read and written
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 

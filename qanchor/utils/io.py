@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import tempfile
@@ -136,3 +137,23 @@ def atomic_directory(target: Path) -> Iterator[Path]:
                     raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def read_json(path: Path) -> dict | list:
+    """Return the content of a JSON file.
+
+    Args:
+        path: The file.
+    """
+    return json.loads(path.read_text())
+
+
+def write_json(path: Path, content: dict | list) -> None:
+    """Write a JSON file atomically.
+
+    Args:
+        path: The file.
+        content: Anything JSON can hold.
+    """
+    text = json.dumps(content, indent=1) + "\n"
+    atomic_write(path, lambda aside: aside.write_text(text))

@@ -15,7 +15,6 @@ from qanchor.analysis.attention import (
     UserAttention,
     ablatable_rows,
     attention_table,
-    gradient_x_input,
     iter_attention_shares,
     iter_modality_ablation,
     row_names,
@@ -68,8 +67,8 @@ class AttentionBackend:
     modality, kind: kind is "modality" for what can be deleted, else "other".
     slots, weight, per_token: means over users; the weights of one query, layer and head group sum
     to 1, the sink included.
-    deletion_effect, gradient: see `modality_importance`; means over the users that have the
-    modality, NaN if none has.
+    deletion_effect: see `modality_importance`; mean over the users that have the modality, NaN if
+    none has.
     disagrees: the ranks of the modality by weight and by deletion effect are two or more apart.
     agreement: rank correlation of weight and deletion effect over a user's modalities, mean over
     users.
@@ -80,10 +79,8 @@ class AttentionBackend:
     Args:
         engine: The model.
         users: The users that can be looked at.
-        prompts: Soft prompts by name; a query that is such a name asks the prompt. Default: none.
         most: Users that are looked at at most; default 64. A sample is drawn from more, and the
         caption says so.
-        gradient: Also compute gradient times input, which takes three times as long; default False.
         seed: Seed of the sample; default 0.
 
     Raises:
@@ -103,9 +100,7 @@ class AttentionBackend:
         engine: Engine,
         users: Users,
         *,
-        prompts: Mapping[str, QueryLike] | None = None,
         most: int = 64,
-        gradient: bool = False,
         seed: int = 0,
     ):
         if most < 1:
@@ -115,11 +110,9 @@ class AttentionBackend:
         self.ids = users.ids
         self.unit = users.unit
         self.units = plural(users.unit)
-        self.prompts = dict(prompts or {})
         self.most = most
-        self.gradient = gradient
         self.seed = seed
-        self.queries = [*self.prompts, *suggest_queries(users)]
+        self.queries = list(suggest_queries(users))
         self.names = row_names(engine.model.preprocessor)
         self.results = LRUCache(
             MAX_CACHED_LOOKS * most
@@ -132,7 +125,7 @@ class AttentionBackend:
         """Look at users under a query and, to compare, under another.
 
         Args:
-            query: The query, a soft prompt, or the name of one.
+            query: The query, or a soft prompt.
             versus: What to compare with; default: nothing.
             users: Ids; default: all users.
 
@@ -245,8 +238,7 @@ class AttentionBackend:
         return query.strip() if isinstance(query, str) else f"{query_text(query)} (tuned)"
 
     def _resolve(self, query: QueryLike) -> QueryLike:
-        """Return the soft prompt of a name, else the query."""
-        return self.prompts.get(query.strip(), query.strip()) if isinstance(query, str) else query
+        return query.strip() if isinstance(query, str) else query
 
     def _known(self, user: str) -> str:
         if str(user) not in self.ids:
@@ -278,12 +270,8 @@ class AttentionBackend:
             self._look(queries, people, chunk)
             done += len(chunk)
             yield Step(done, total, attention_progress(done, len(ids), self.unit), done == len(ids))
-        center = {}
-        if len(ids) > 1:
-            for label in queries:
-                center[label] = np.mean([self.results[label, user].anchor for user in ids], axis=0)
         for chunk in chunks:
-            for modality, part_done in self._delete(queries, people, chunk, center):
+            for modality, part_done in self._delete(queries, people, chunk):
                 yield Step(
                     done + part_done, total, deletion_progress(modality, len(chunk), self.unit)
                 )
@@ -311,7 +299,7 @@ class AttentionBackend:
                     cube = self._with_means(weight[:, i].astype(float))
                     anchor = anchors[cache.ids.index(user), k]
                     self.results[label, user] = UserAttention(
-                        cube, slots[i].astype(float), anchor, unknown, unknown
+                        cube, slots[i].astype(float), anchor, unknown
                     )
 
     def _with_means(
@@ -333,11 +321,7 @@ class AttentionBackend:
         return self._prefixes[key]
 
     def _delete(
-        self,
-        queries: Mapping[str, QueryLike],
-        people: Users,
-        chunk: list[str],
-        center: Mapping[str, np.ndarray],
+        self, queries: Mapping[str, QueryLike], people: Users, chunk: list[str]
     ) -> Iterator[tuple[str, int]]:
         """Delete every modality of some users, for the queries under which that is not known yet.
 
@@ -353,21 +337,14 @@ class AttentionBackend:
         whole = np.stack([[self.results[label, user].anchor for label in new] for user in chunk])
         shape = (len(chunk), len(new), len(self.names))
         effect = np.full(shape, np.nan)
-        gradient = np.full(shape, np.nan)
         ablation = iter_modality_ablation(self.engine, users, list(new.values()), whole)
         for done, (name, _, has, moved) in enumerate(ablation, 1):
             effect[:, :, self.names.index(name)] = np.where(has[:, None], moved, np.nan)
             yield name, done * len(chunk)
-        for k, (label, query) in enumerate(new.items()):
-            if self.gradient and center:
-                by_name = gradient_x_input(self.engine, users, query, whole[:, k], center[label])
-                stacked = np.stack([by_name[name] for name in self.names], 1)
-                gradient[:, k] = np.where(np.isnan(effect[:, k]), np.nan, stacked)
+        for k, label in enumerate(new):
             for i, user in enumerate(chunk):
                 look = self.results[label, user]
-                self.results[label, user] = replace(
-                    look, effect=effect[i, k], gradient=gradient[i, k]
-                )
+                self.results[label, user] = replace(look, effect=effect[i, k])
 
     def _answer(
         self, people: Users, user: str, query: QueryLike, anchor: Float[np.ndarray, " dim"]

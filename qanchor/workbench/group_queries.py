@@ -26,8 +26,6 @@ class GroupQueriesBackend:
     Args:
         embedding_cache: The users.
         questions: Texts, or a mapping from texts to topic names; default `question_bank`.
-        draws: Random groups behind the chance level; default 200.
-        seed: Seed of folds and random groups; default 0.
 
     Example:
         >>> from qanchor.analysis.embedding_cache import EmbeddingCache
@@ -43,40 +41,29 @@ class GroupQueriesBackend:
         self,
         embedding_cache: EmbeddingCache,
         questions: Sequence[str] | Mapping[str, str] | None = None,
-        *,
-        draws: int = DRAWS,
-        seed: int = 0,
     ):
         self.embedding_cache = embedding_cache
         self.questions = questions
-        self.draws = draws
-        self.seed = seed
 
-    def __call__(
-        self, ids: Iterable[str], questions: Sequence[str] | Mapping[str, str] | None = None
-    ) -> Iterator[Update]:
+    def __call__(self, ids: Iterable[str]) -> Iterator[Update]:
         """Rank the questions for a group.
 
         Args:
             ids: The group.
-            questions: Other questions than those of the back end; default: these.
 
         Yields:
             Progress; the last update has `data["frame"]`.
         """
         unit = self.embedding_cache.cache.unit
-        questions = self.questions if questions is None else questions
-        questions = question_bank(unit) if questions is None else questions
+        questions = question_bank(unit) if self.questions is None else self.questions
         missing = [query for query in questions if query not in self.embedding_cache.embeddings]
         done, total = 0, len(questions)
-        steps = rank_queries_for_group(
-            self.embedding_cache, ids, questions, draws=self.draws, seed=self.seed
-        )
+        steps = rank_queries_for_group(self.embedding_cache, ids, questions)
         for step in steps:
             if isinstance(step, pd.DataFrame):
                 message = group_queries_summary(step, unit)
                 yield Update(
-                    total, total, message, group_queries_caption(self.draws), data={"frame": step}
+                    total, total, message, group_queries_caption(DRAWS), data={"frame": step}
                 )
                 continue
             stage, done, total = step

@@ -16,6 +16,7 @@ from qanchor.analysis.shift import MAX_EXACT_USERS, embedding_shift
 from qanchor.data.users import Users
 from qanchor.evaluation.backtest import BacktestResult, iter_backtest
 from qanchor.inference.engine import Engine
+from qanchor.inference.evidence import interpret, rank_by_pointing
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.inference.ranking import is_novel, iter_warm_up, label_free_scores
 from qanchor.useru.suggestions import suggest_queries
@@ -29,6 +30,7 @@ from qanchor.workbench.messages import (
     projection_caption,
     provenance,
     shift_summary,
+    unanswerable_note,
 )
 from qanchor.workbench.updates import Update
 
@@ -130,8 +132,13 @@ class LensBackend:
         Yields:
             Updates with `data["ranking"]`: None, and in the last one a frame `user, score, answer`.
         """
-        yield from self.embed(query)
         cache, model = self.cache, self.engine.model
+        if model.reader is not None:
+            yield Update(0, 1, RANKING, data={"ranking": None})
+            ranking = rank_by_pointing(model, cache.tokens, query)
+            yield Update(1, 1, data={"ranking": ranking})
+            return
+        yield from self.embed(query)
         done, total = 0, 1
         for done, total in iter_warm_up(model, query, cache.unit, cache.horizon_days):
             yield Update(min(done, total - 1), total, RANKING, data={"ranking": None})
@@ -173,9 +180,12 @@ class LensBackend:
         Returns:
             The answer.
         """
+        row = self.ids.index(str(user))
+        if self.engine.model.reader is not None:
+            ranking = rank_by_pointing(self.engine.model, self.cache.tokens.select([row]), query)
+            return ranking["answer"][0] or unanswerable_note(query, ranking.attrs["nearest"])
         for _ in self.embed(query):
             pass
-        row = self.ids.index(str(user))
         embedding = self.embeddings[query][[row]]
         cache = self.cache
         ranking = label_free_scores(
@@ -216,16 +226,23 @@ class LensBackend:
             floor = self.embedding_cache.noise_floor(query)
             shift = embedding_shift(before, after, self.ids, previous, query, floor)
             message = shift_summary(shift, self.unit)
-        warning = novelty_warning(
-            bool(query) and is_novel(self.engine.model, query, self.embedding_cache.encode(query)),
-            self.unit,
-        )
+        warning = self._warning(query)
         if quick_map is not None:
             yield self._map_update(message, warning, quick_map, shift)
         if quick_map is None or self.method != "pca":
             yield self._map_update(
                 message, warning, self._draw(self.method, previous, query), shift
             )
+
+    def _warning(self, query: str) -> str:
+        """Warn of a query that the run cannot answer."""
+        if not query:
+            return ""
+        if self.engine.model.reader is not None:
+            meaning, _ = interpret(self.engine.model, self.cache.tokens, query)
+            return "" if meaning.answerable else unanswerable_note(query, meaning.nearest)
+        novel = is_novel(self.engine.model, query, self.embedding_cache.encode(query))
+        return novelty_warning(novel, self.unit)
 
     def _draw(self, method: str, previous: str, query: str) -> pd.DataFrame:
         """Draw both queries on one map, aligned to the last map of its method; the first UMAP is

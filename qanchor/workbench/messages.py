@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -14,6 +14,7 @@ from qanchor.analysis.clusters import (
     LINE,
     STABLE,
     SUBSAMPLE_SHARE,
+    SUBSAMPLES,
     ClusterComparison,
     stable_clusters,
 )
@@ -119,6 +120,38 @@ def novelty_warning(novel: bool, unit: str = "user") -> str:
     )
 
 
+def unanswerable_note(query: str, nearest: Sequence[str]) -> str:
+    """Say that nothing in the data speaks of a query, and what can be asked.
+
+    Args:
+        query: The query.
+        nearest: Labels of the nearest things in the data.
+
+    Example:
+        >>> unanswerable_note("Will this user fly?", ["cart", "payment"])
+        'Nothing in these events speaks of “Will this user fly?”. You can ask about: cart, payment.'
+    """
+    return f"Nothing in these events speaks of “{query}”. You can ask about: {', '.join(nearest)}."
+
+
+def evidence_note(evidence: Sequence[dict], unit: str) -> str:
+    """Say what a query points at; `evidence` from the `attrs` of a ranking.
+
+    Args:
+        evidence: Records with `text`, `weight` and `users`.
+        unit: The word for a user.
+
+    Example:
+        >>> evidence_note([{"text": "cart", "weight": 0.8, "users": 40}], "visitor")
+        'points at: cart (80 %, 40 visitors)'
+    """
+    parts = [
+        f"{row['text']} ({100 * row['weight']:.0f} %, {count(row['users'], unit)})"
+        for row in evidence
+    ]
+    return f"points at: {', '.join(parts)}"
+
+
 def identical_answers_note(
     identical: tuple[int, int] | None, total: int, unit: str = "user"
 ) -> str:
@@ -187,10 +220,14 @@ def backtest_summary(result: BacktestResult, unit: str | None = None) -> str:
     elif result.low <= 0.5:
         verdict = ": no better than chance"
     negation = "not " if result.topic.startswith("not ") else ""
-    does = by_name(result.topic.removeprefix("not ")).does
     when = f"in the {result.days} days after" if result.days else "until then"
     right = f"{100 * result.right:.0f} of 100 pairs are in the right order ({interval}){verdict}."
-    outcome = f"Measured on {count(result.n, unit)}: did they {negation}{does} {when}?"
+    topic = result.topic.removeprefix("not ")
+    if result.pointed:
+        asked = f"was there {'no ' * bool(negation)}{topic}"
+    else:
+        asked = f"did they {negation}{by_name(topic).does}"
+    outcome = f"Measured on {count(result.n, unit)}: {asked} {when}?"
     return f"Backtest as of {result.cutoff}: {right} {outcome}"
 
 
@@ -475,7 +512,7 @@ def comparison_caption(comparison: ClusterComparison, unit: str = "user") -> str
         f"{comparison.neighbors_kept:.0%} of the {N_NEIGHBORS} nearest neighbours were kept."
     )
     size = f"at least {count(about['least'], unit)}, {about['axes']} principal axes"
-    method = f"Clusters: HDBSCAN, {size}, {about['draws']} subsamples of {SUBSAMPLE_SHARE:.0%}."
+    method = f"Clusters: HDBSCAN, {size}, {SUBSAMPLES} subsamples of {SUBSAMPLE_SHARE:.0%}."
     return f"{projection_caption(comparison.points, unit)} {neighbors} {method}"
 
 
@@ -535,8 +572,6 @@ def matrix_progress(progress: MatrixProgress, unit: str) -> str:
         return f"Embedded {done:,} of {count(n_users, unit)}, {which} ..."
     if progress.stage == "scores":
         return f"Comparing yes and no, {which} ..."
-    if progress.stage == "paraphrases":
-        return f"Measuring what rewording alone does, {which} ..."
     return f"Measured {which} ..."
 
 

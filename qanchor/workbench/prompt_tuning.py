@@ -19,7 +19,11 @@ from qanchor.utils.text import plural
 from qanchor.workbench.messages import evaluation_begins, prompt_summary, tuning_begins
 from qanchor.workbench.updates import Update
 
-PAPER_VECTORS, PAPER_STEPS = 6, 500  # the paper's
+PAPER_VECTORS = 6
+PAPER_STEPS = 500
+# Share of the labelled users that a prompt is tuned on, validation users included; the others
+# evaluate it. The seed of a call alone decides which.
+TUNING_SHARE = 0.5
 CPU_STEPS = 60  # steps on a CPU, where one takes about a second: the paper's 500 would take minutes
 
 
@@ -33,9 +37,6 @@ class PromptTuningBackend:
         engine: The model.
         cache: The users, read by `engine.prefill`.
         users: The same users, with their labels.
-        share: Share of the labelled users that a prompt is tuned on, validation users included;
-        default 0.5. The others
-            evaluate it. The seed of a call alone decides who is who.
         seek: Start from the training query that separates the labels best, as in
         `iter_tune_prompt`; default True.
 
@@ -52,13 +53,11 @@ class PromptTuningBackend:
         engine: Engine,
         cache: PrefixCache,
         users: Users,
-        share: float = 0.5,
         seek: bool = True,
     ):
         self.engine = engine
         self.cache = cache
         self.users = users
-        self.share = share
         self.seek = seek
         self.unit = users.unit
         self.units = plural(users.unit)
@@ -95,7 +94,7 @@ class PromptTuningBackend:
             iterating), and in the last one `result` (`measure, before, after, gain, low, high`),
             else None. Closing the iterator cancels.
         """
-        learn, others = split_labels(self.cache, self.users.label(label), self.share, seed)
+        learn, others = split_labels(self.cache, self.users.label(label), TUNING_SHARE, seed)
         data = {"history": None, "best": 0, "prompt": None, "result": None}
         update = Update(0, steps, tuning_begins(len(learn), self.unit), data=data)
         yield update

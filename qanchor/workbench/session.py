@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -12,6 +11,7 @@ from qanchor.analysis.groups import describe_group
 from qanchor.data.export import export_group
 from qanchor.data.users import Users
 from qanchor.inference.engine import Engine
+from qanchor.utils.types import Progress
 from qanchor.workbench.attention import AttentionBackend
 from qanchor.workbench.clusters import comparison_update
 from qanchor.workbench.group_queries import GroupQueriesBackend
@@ -51,7 +51,7 @@ class WorkbenchSession:
         users: Users,
         *,
         method: str | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ):
         self.engine = engine
         self.users = users

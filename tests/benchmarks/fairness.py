@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from qanchor.data.complete_journey import load_demographics
 from qanchor.data.export import MIN_GROUP_SIZE
 from qanchor.data.sample import sample_ground_truth
 from qanchor.data.users import Users
-from qanchor.evaluation.baselines import baseline_features
 from qanchor.evaluation.metrics import roc_auc
-from qanchor.evaluation.tasks import QUERIES, average_auc, cross_validate_tasks, task_frame
 from qanchor.inference.engine import Engine
 from qanchor.inference.ranking import label_free_scores
 from qanchor.models.model import QAnchor
 from qanchor.models.text_encoder import text_vectors
 from qanchor.useru.pairs import SUMMARY_QUERY
+from tests.benchmarks.baselines import baseline_features
+from tests.benchmarks.datasets import load_demographics
+from tests.benchmarks.task_scores import QUERIES, average_auc, cross_validate_tasks, task_frame
 
 BEST = 0.2  # the share of users that a score chooses
 DRAWS = 500

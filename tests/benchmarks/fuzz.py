@@ -24,8 +24,9 @@ from qanchor.config import TINY
 from qanchor.data.export import export_group
 from qanchor.data.labels import read_labels
 from qanchor.data.reading import check_folder as check
+from qanchor.data.reading import load_users
 from qanchor.data.sample import make_sample_users
-from qanchor.data.users import Users, load_users
+from qanchor.data.users import Users
 from qanchor.inference.engine import Engine
 from qanchor.models.model import QAnchor
 from qanchor.models.preprocessor import UserPreprocessor

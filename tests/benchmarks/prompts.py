@@ -13,11 +13,11 @@ import pandas as pd
 from qanchor.config import SMALL, Config
 from qanchor.data.users import Users
 from qanchor.evaluation.prompt_evaluation import compare_prompt, split_labels
-from qanchor.evaluation.tasks import QUERIES, average_auc
 from qanchor.inference.engine import Engine
 from qanchor.models.model import QAnchor
 from qanchor.prompt_tuning.tuning import tune_prompt
 from tests.benchmarks.speed import fresh
+from tests.benchmarks.task_scores import QUERIES, average_auc
 from tests.benchmarks.tasks import askable
 
 VAGUE = "Is this {user} interesting for us?"

@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 
 from qanchor.data.users import Users
-from qanchor.evaluation.baselines import baseline_features
-from qanchor.evaluation.tasks import QUERIES, cross_validate_tasks
 from qanchor.inference.engine import Engine
 from qanchor.inference.ranking import label_free_scores
 from qanchor.models.model import QAnchor
+from tests.benchmarks.baselines import baseline_features
 from tests.benchmarks.replay_math import replay as replayed
 from tests.benchmarks.replay_math import sample_size, weighted_effect
+from tests.benchmarks.task_scores import QUERIES, cross_validate_tasks
 
 DAYS = 92  # after the cut-off, and as many before it for the placebo
 TOP = 0.1

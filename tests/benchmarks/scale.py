@@ -14,11 +14,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from qanchor.data.sample import make_sample_users
 from qanchor.data.users import Users
-from qanchor.inference.batch_embed import embed_dataset, local_processes, worker_environment
-from qanchor.inference.neighbors import read_embeddings
+from qanchor.inference.batch_embed import (
+    ShardJobs,
+    embed_dataset,
+    local_processes,
+    worker_environment,
+)
 from qanchor.utils.device import compute_dtype
 
 RUN = Path(__file__).parents[2] / "data" / "runs" / "world"
@@ -108,16 +113,8 @@ def work(kind: str, number: int) -> dict:
 
 def _rate(kind: str, workers: int, rounds: int = 4) -> float:
     """Give what each of some processes does in a second while the others do the same."""
-    return float(
-        np.median(
-            [
-                told["rate"]
-                for told in local_processes(
-                    work, (kind,), list(range(rounds * workers)), workers, 1
-                )
-            ]
-        )
-    )
+    jobs = ShardJobs(work, (kind,), list(range(rounds * workers)), workers, threads=1)
+    return float(np.median([record["rate"] for record in local_processes(jobs)]))
 
 
 def _variants() -> Iterator[tuple[str, int]]:
@@ -192,10 +189,14 @@ def _killed(job: dict, workers: int, known: set[str], wanted: dict[str, bytes]) 
         _embed(job, "local", workers)["made"],
         json.loads((out / "_manifest.json").read_text())["parts"],
     )
-    ids = [user for part in parts for user in read_embeddings(out, part, 0)[0]]
+    ids = [user for part in parts for user in _ids_of_first_query(out / part["file"])]
     told = {
         "kept": len(parts) - made,
         "lost": len(known - set(ids)),
         "doubled": len(ids) - len(set(ids)),
     }
     return told | {"identical": _bytes(out) == wanted}
+
+
+def _ids_of_first_query(path: Path) -> list[str]:
+    return pq.ParquetFile(path).read_row_group(0, ["user"])["user"].to_pylist()

@@ -15,15 +15,7 @@ import torch
 from qanchor.analysis.embedding_cache import PARAPHRASES
 from qanchor.data.sample import sample_ground_truth
 from qanchor.data.users import Users
-from qanchor.evaluation.baselines import baseline_features, svd_components
 from qanchor.evaluation.metrics import roc_auc
-from qanchor.evaluation.tasks import (
-    QUERIES,
-    average_auc,
-    cross_validate_tasks,
-    reference_answers,
-    task_frame,
-)
 from qanchor.inference.engine import Engine
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.models.collate import group_by_length
@@ -31,6 +23,14 @@ from qanchor.models.model import QAnchor
 from qanchor.models.prefix_encoder import TOKEN_KINDS
 from qanchor.models.text_encoder import text_vectors
 from qanchor.useru.pairs import SUMMARY_QUERY
+from tests.benchmarks.baselines import baseline_features, svd_components
+from tests.benchmarks.task_scores import (
+    QUERIES,
+    average_auc,
+    cross_validate_tasks,
+    reference_answers,
+    task_frame,
+)
 
 KINDS = ("right", "none", "generic", "wrong", *(f"paraphrase {i}" for i in range(len(PARAPHRASES))))
 LADDER = {

@@ -19,7 +19,7 @@ from qanchor.models.collate import collate_users
 from qanchor.models.model import QAnchor
 from qanchor.prompt_tuning.soft_prompt import PromptObjective, SoftPrompt
 from qanchor.training.losses import prototype_loss
-from qanchor.utils.device import timed
+from tests.benchmarks.machine import timed
 from tests.benchmarks.speed import fresh
 
 LEARNED = ("vectors", "prototypes", "offset")

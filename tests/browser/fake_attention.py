@@ -42,7 +42,7 @@ def make_table(
         )
     )
     frame["slots"] = frame["modality"].map(SLOTS).fillna(6)
-    frame = frame.assign(per_token=frame["weight"] / frame["slots"], gradient=np.nan)
+    frame = frame.assign(per_token=frame["weight"] / frame["slots"])
     frame["kind"] = np.where(frame["modality"].isin(list(modalities)), "modality", "other")
     frame["deletion_effect"] = frame["modality"].map(effect) if deleted else np.nan
     cell = frame[frame["kind"] == "modality"].groupby(["layer", "head_group"])

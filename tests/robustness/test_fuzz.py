@@ -4,6 +4,8 @@ says what to do.
 
 import json
 
+import pytest
+
 from tests.benchmarks import fuzz
 from tests.benchmarks.__main__ import BENCHMARKS
 from tests.benchmarks.strange import Draw
@@ -11,6 +13,7 @@ from tests.benchmarks.strange import Draw
 CASES = 30 * len(fuzz.ROUND)
 
 
+@pytest.mark.slow
 def test_strange_input_ends_in_a_result_or_in_our_own_error():
     found = BENCHMARKS["fuzz"](cases=CASES, seed=1)
     assert found["first_faults"] == [] and found["faults"] == 0

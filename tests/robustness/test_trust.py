@@ -300,14 +300,14 @@ def test_torn_manifests_parts_and_tables_are_told(tmp_path):
         with pytest.raises(
             DataError, match=r"manifest.json, column .*: (torn or edited|no number of a shard)"
         ):
-            qa.write_pairs(WORLD, tmp_path / "pairs", per_sample=1)
+            write_pairs(WORLD, tmp_path / "pairs", per_sample=1)
     path.write_text(whole)
     (tmp_path / "pairs" / "pairs-0000.parquet").write_bytes(b"PAR1 half")
     with pytest.raises(
         DataError,
         match=r"pairs-0000.parquet, column 'pairs': .*: torn: remove this file and start again",
     ):
-        qa.write_pairs(WORLD, tmp_path / "pairs", per_sample=1)
+        write_pairs(WORLD, tmp_path / "pairs", per_sample=1)
     table = VectorTable(tmp_path / "table")
     table.lookup(["a", "b"], vectors)
     keys = (tmp_path / "table" / "keys").read_bytes()

@@ -18,7 +18,7 @@ from qanchor import cli
 from qanchor.utils import progress
 
 QUERY = "Will this user go to a concert next month?"
-MACHINE = {"processor", "threads", "gpu", "products", "matmul_tflops", "gb_per_s"}
+MACHINE = {"processor", "threads", "gpu"}
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_check_tells_what_is_there(qanchor, home):
     )
     assert 0 < told["history"] < told["events"]
     done = qanchor("check", home / "users")
-    assert done.code == 0 and "is in order" in done.out and "modalities: bill" in done.out
+    assert done.code == 0 and "are events" in done.out and "modalities: bill" in done.out
 
 
 def test_check_tells_what_is_wrong(qanchor, tmp_path):
@@ -126,34 +126,26 @@ def test_check_tells_what_is_wrong(qanchor, tmp_path):
     done = qanchor("check", tmp_path, "--json")
     (problem,) = done.json()["problems"]
     assert done.code == 1 and done.err == "" and not done.json()["in_order"]
-    assert (problem["row"], problem["column"], problem["value"], problem["fixable"]) == (
-        1,
-        "time",
-        "soon",
-        False,
-    )
+    told = [problem[field] for field in ("row", "column", "value", "kind")]
+    assert told == [1, "time", "soon", "error"]
     for words in (("check", tmp_path), ("check", tmp_path, "--fix", tmp_path.with_name("out"))):
         done = qanchor(*words)
-        assert (
-            done.code == 1
-            and "not a time: write it as 2025-01-31 18:00:00" in done.out
-            and "1 only you can mend" in done.out
-        )
+        assert done.code == 1 and "1 error, only you can fix" in done.out
+        assert "not a time: write it as 2025-01-31 18:00:00" in done.out
     assert not tmp_path.with_name("out").exists()
 
 
-def test_check_mends_into_a_new_folder(qanchor, tmp_path):
+def test_check_writes_what_was_read_into_a_new_folder(qanchor, tmp_path):
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "events.csv").write_text(
-        "user,time,modality,text\na,2025-01-02,bill,tea\na,2025-01-01,bill,\n"
+    (tmp_path / "mine" / "export.csv").write_text(
+        "customer,date,what\na,2025-01-02,tea\n,2025-01-01,milk\n"
     )
-    assert qanchor("check", tmp_path / "mine").code == 1
+    done = qanchor("check", tmp_path / "mine")
+    assert done.code == 0 and "1 of 2 rows are events" in done.out
+    assert "a user needs an id: the row is left out" in done.out and "user: customer" in done.out
+    assert "training: 1 day of history" in done.out
     done = qanchor("check", tmp_path / "mine", "--fix", tmp_path / "out", "--json")
-    assert (
-        done.code == 0
-        and [row["action"] for row in done.json()["action"]] == ["row dropped"]
-        and done.json()["events"] == 1
-    )
+    assert done.code == 0 and done.json()["events"] == 1 == done.json()["report"]["dropped"]
     assert qanchor("check", tmp_path / "out").code == 0
     done = qanchor("check", tmp_path / "mine", "--fix", tmp_path / "out")
     assert done.code == 2 and "holds something already" in done.err
@@ -443,11 +435,8 @@ def test_train_numbers_its_phases(qanchor, home, tmp_path):
         *("reading queries and answers", "warm start", "joint steps"),
     ]
     phases += ["reading queries and answers", "last fit"]
-    assert (
-        done.code == 0
-        and "6 phases; how long all takes can be told from phase 4 on, the joint steps" in done.err
-    )
-    assert all(f"{number} of 6: {words} " in done.err for number, words in enumerate(phases, 1)), (
+    assert done.code == 0
+    assert all(f"{number} of 6: {words}: " in done.err for number, words in enumerate(phases, 1)), (
         done.err
     )
 
@@ -510,7 +499,7 @@ def test_a_stop_says_what_goes_on(qanchor, home, tmp_path, monkeypatch, command)
 
 
 ERRORS = {
-    "no such users": (["check", "nowhere"], "nowhere has no events.parquet or events.csv"),
+    "no such users": (["check", "nowhere"], "nowhere does not exist. Give the path of a file"),
     "no such data": (
         ["ask", "--run", "RUN", "--users", "mars", "Q"],
         "mars: no such folder. Give a folder, world",

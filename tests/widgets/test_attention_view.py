@@ -271,7 +271,7 @@ def test_payloads_are_small():
         sum(len(v) for v in side.values() if isinstance(v, bytes))
         for side in view._picture["sides"]
     ]
-    assert sides == [4 * (cells * 10 * 4 + cells * 2 + 10 * 3)] * 2
+    assert sides == [4 * (cells * 10 * 4 + cells * 2 + 10 * 2)] * 2
     assert len(view._esm.encode()) < 50_000 and len(view._css.encode()) < 25_000
     many = AttentionView(
         FakeAttention(seconds=0), users=pd.DataFrame({"user": [f"u{i}" for i in range(6_000)]})

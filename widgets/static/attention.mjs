@@ -72,13 +72,11 @@ function attentionTable(p, see) {
   const minusB = (mine, other) => Array.from(mine).map((v, i) => v - other[i]);
   const attention = compared ? minusB(values(0).map(zeroIfMissing), values(1).map(zeroIfMissing)) : values(a);
   const effects = compared ? minusB(p.sides[0].deletion_effect, p.sides[1].deletion_effect) : Array.from(p.sides[a].deletion_effect);
-  const slopes = Array.from(p.sides[a].gradient);
-  const sloped = !compared && slopes.some(Number.isFinite);
   const marks = p.cut(a, see.measure === "weight" ? "disagrees" : "disagrees_per_token", see.layer, see.group);
   const ranked = p.modal.map((modal, i) => modal && Number.isFinite(p.sides[a].deletion_effect[i]));
   const [byAttention, byEffect] = [places(values(a), ranked), places(Array.from(p.sides[a].deletion_effect), ranked)];
   const most = (list) => list.reduce((top, v, i) => (p.modal[i] && Number.isFinite(v) ? Math.max(top, Math.abs(v)) : top), 0);
-  const scale = [most(attention), most(effects), most(slopes)];
+  const scale = [most(attention), most(effects)];
   const digits = digitsFor(most(values(a)));
   const written = (value) => share(value, digits);
   const slots = (i) => { const n = p.sides[a].slots[i]; return Number.isFinite(n) ? (n < 10 && n % 1 ? n.toFixed(1) : number(Math.round(n))) : ""; };
@@ -89,7 +87,6 @@ function attentionTable(p, see) {
     th("Modality", 1), th("slots", 1, { class: "att-number quiet", title: "slots of a user, on average" }),
     ...ends, th(compared ? `${name}, A − B (points)` : name, 2, { class: "att-head" }),
     ...ends.map((node) => node.cloneNode(true)), th(compared ? "Deletion effect, A − B" : "Deletion effect", 2, { class: "att-head", title: "how far users move when the modality is deleted: 1 − cosine, 0 is not at all" }),
-    ...(sloped ? [th("Gradient", 2, { class: "att-head", title: "gradient times input, as a share of all" })] : []),
     ...(compared ? [] : [th("Place", 1, { class: "att-place", title: "by attention, then by deletion effect; a diamond where they are two or more apart" })]),
   );
   const pending = see.busy ? "…" : "–";
@@ -100,7 +97,6 @@ function attentionTable(p, see) {
     const cells = [
       ...two((side) => values(side)[i], written), ...bar(attention[i], scale[0], "look", share(attention[i], compared ? digits + 1 : digits, compared), compared),
       ...two((side) => p.sides[side].deletion_effect[i], effect), ...bar(effects[i], scale[1], "drop", Number.isFinite(effects[i]) ? effect(effects[i], compared) : blank, compared),
-      ...(sloped ? bar(slopes[i], scale[2], "slope", share(slopes[i])) : []),
     ];
     if (!compared) {
       const comparison = `${nth(byAttention[i])} by attention, ${nth(byEffect[i])} by deletion effect${marks[i] ? ": they disagree" : ""}`;

@@ -12,18 +12,16 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest, fisher_exact
 
-from qanchor import (
-    EmbeddingCache,
-    GroupQueriesBackend,
-    PrefixCache,
-    Users,
-    describe_group,
-    export_group,
-    make_sample_users,
+from qanchor import GroupQueriesBackend, PrefixCache, Users, export_group, make_sample_users
+from qanchor.analysis.embedding_cache import EmbeddingCache
+from qanchor.analysis.group_queries import (
+    FOLDS,
+    nearest_mean_aucs,
+    question_bank,
+    random_groups,
     rank_queries_for_group,
 )
-from qanchor.analysis.group_queries import FOLDS, nearest_mean_aucs, question_bank, random_groups
-from qanchor.analysis.groups import wilson_interval
+from qanchor.analysis.groups import describe_group, wilson_interval
 from qanchor.data.export import escape_formula
 from qanchor.evaluation.metrics import roc_auc
 from qanchor.workbench.messages import group_queries_summary
@@ -257,7 +255,7 @@ def test_the_bank_asks_each_topic_once_and_words_say_what_is_not_there():
     bank = question_bank("viewer")
     assert len(bank) == 72 and all("{" not in query and query.endswith("?") for query in bank)
     store = anchors(size=0)
-    *_, last = GroupQueriesBackend(store)(store.ids[:30], list(store.embeddings))
+    *_, last = GroupQueriesBackend(store, list(store.embeddings))(store.ids[:30])
     assert last.message.startswith("No question separates these 30 users better than chance")
     words = group_queries_summary(last.data["frame"], "family")
     assert words.startswith("No question separates these 30 families better than chance")

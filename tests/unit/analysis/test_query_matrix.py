@@ -8,17 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qanchor import (
-    EmbeddingCache,
-    LensBackend,
-    PrefixCache,
-    QueryMatrixBackend,
-    Users,
-    make_sample_users,
-    query_group_matrix,
-    rank_queries_for_group,
-)
+from qanchor import LensBackend, PrefixCache, QueryMatrixBackend, Users, make_sample_users
 from qanchor.analysis import group_queries, query_matrix
+from qanchor.analysis.embedding_cache import EmbeddingCache
+from qanchor.analysis.group_queries import rank_queries_for_group
+from qanchor.analysis.query_matrix import query_group_matrix
 from qanchor.analysis.shift import residual_shift
 from qanchor.evaluation.metrics import roc_auc
 from qanchor.useru.topics import TOPICS
@@ -237,7 +231,6 @@ def test_the_back_end_answers_with_the_real_path():
     assert updates[0].message.startswith("Embedded ") and updates[0].message.endswith(
         "question 1 of 1 ..."
     )
-    *_, frame = query_group_matrix(
-        store, backend.queries, backend.groups, noise_floors=True, draws=20
-    )
+    store.noise_floor(query)
+    *_, frame = query_group_matrix(store, backend.queries, backend.groups, draws=20)
     assert frame["noise_floor"].iloc[0] == lens.noise_floors[query] > 0

@@ -156,6 +156,7 @@ def test_pca_map_keeps_still_users_still_and_repeats_itself():
     )
 
 
+@pytest.mark.slow
 def test_umap_of_both_keeps_still_users_still():
     rows = embeddings()
     after = reworded(rows, 4)
@@ -207,7 +208,7 @@ def test_mistakes_are_told():
         projection.joint_projection(rows, rows, IDS, method="tsne")
 
 
-@pytest.mark.parametrize("method", ["pca", "umap"])
+@pytest.mark.parametrize("method", ["pca", pytest.param("umap", marks=pytest.mark.slow)])
 def test_marks_stand_among_their_users_and_move_nobody_else(method):
     rows = embeddings(users=120)
     after = reworded(rows, 2) @ rotation()

@@ -15,13 +15,6 @@ from qanchor.config import SMALL, TINY
 from qanchor.data.sample import make_sample_users
 from qanchor.evaluation.metrics import roc_auc
 from qanchor.evaluation.probe import linear_probe
-from qanchor.evaluation.tasks import (
-    DOMAINS,
-    QUERIES,
-    average_auc,
-    cross_validate_tasks,
-    reference_answers,
-)
 from qanchor.inference.engine import Engine
 from qanchor.models.collate import collate_users
 from qanchor.models.model import QAnchor
@@ -32,6 +25,14 @@ from tests.benchmarks import tasks as tasks_module
 from tests.benchmarks.__main__ import run_benchmark
 from tests.benchmarks.ablations import PAPER, VARIANTS
 from tests.benchmarks.curves import fine_tuned
+from tests.benchmarks.machine import measured_machine
+from tests.benchmarks.task_scores import (
+    DOMAINS,
+    QUERIES,
+    average_auc,
+    cross_validate_tasks,
+    reference_answers,
+)
 from tests.tiny import make_model
 
 SAID = {"bench", "machine", "commit", "seed"}
@@ -49,10 +50,10 @@ def run(users, tmp_path_factory):
 
 
 def test_the_machine_is_measured_once_and_quickly():
-    first = device.machine_info()
+    first = measured_machine()
     assert (
         set(first) == {"processor", "threads", "gpu", "products", "matmul_tflops", "gb_per_s"}
-        and device.machine_info() is first
+        and measured_machine() is first
     )
     assert (
         first["matmul_tflops"] > 0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qanchor.evaluation.intervals import bootstrap_interval, paired_bootstrap
+from qanchor.evaluation.intervals import bootstrap_interval
 from qanchor.evaluation.metrics import ks_statistic, roc_auc
 from qanchor.evaluation.probe import ProbeResult, cross_val_scores, linear_probe, summarize_cv
 
@@ -157,30 +157,6 @@ def test_bootstrap_interval_narrows_with_users():
     assert widths[1] < widths[0] / 2
 
 
-def test_paired_bootstrap_sees_what_separate_intervals_hide():
-    x, y = planted(800, noise=3.0)
-    better, worse = (
-        x[:, 0] + x[:, 1],
-        x[:, 0] + x[:, 1] + 0.5 * np.random.default_rng(5).normal(size=800),
-    )
-    gap, low, high = paired_bootstrap(better, worse, y, draws=300)
-    assert gap == pytest.approx(roc_auc(better, y) - roc_auc(worse, y)) and low < gap < high
-    alone = bootstrap_interval(lambda rows: roc_auc(better[rows], y[rows]), y, draws=300)
-    assert high - low < alone[1] - alone[0]
-    assert paired_bootstrap(better, better, y, draws=20) == (0.0, 0.0, 0.0)
-    unknown = np.where(np.arange(800) < 50, np.nan, y)
-    assert paired_bootstrap(better, worse, unknown, draws=20)[0] == pytest.approx(
-        roc_auc(better[50:], y[50:]) - roc_auc(worse[50:], y[50:])
-    )
-
-
-def test_paired_bootstrap_averages_over_seeds():
-    x, y = planted(100)
-    a, b = np.vstack([x[:, 0], x[:, 1]]), np.vstack([x[:, 2], x[:, 3]])
-    mean = np.mean([roc_auc(s, y) for s in a]) - np.mean([roc_auc(s, y) for s in b])
-    assert paired_bootstrap(a, b, y, draws=10)[0] == pytest.approx(mean)
-
-
 def test_another_model_can_be_held_out_the_same_way():
     x, y = planted(150)
     scores, fold = cross_val_scores(x, y, seeds=1, fit=lambda x, y, new, seed: new[:, 0])
@@ -215,8 +191,6 @@ def test_errors_name_the_place_the_values_and_the_cure(change, message):
 def test_scores_are_checked_too():
     with pytest.raises(ValueError, match=r"3 scores \(1 NaN\), 2 labels"):
         roc_auc([0.1, 0.2, np.nan], [0, 1])
-    with pytest.raises(ValueError, match="3 and 2 scores, 2 labels"):
-        paired_bootstrap([1, 2, 3], [1, 2], [0, 1])
 
 
 def test_a_probe_prints_and_becomes_json():

@@ -12,7 +12,7 @@ import pytest
 
 import qanchor as qa
 from qanchor.errors import TableError
-from qanchor.evaluation.backtest import concordance
+from qanchor.evaluation.backtest import BacktestResult, concordance
 from qanchor.inference import ranking
 from qanchor.useru.answers import answers
 from qanchor.useru.pairs import SUMMARY_QUERY
@@ -304,7 +304,7 @@ def test_a_backtest_reads_nothing_after_that_day_and_measures_what_came(monkeypa
     users, seen = qa.make_sample_users(80, seed=3), []
     engine = make_engine(make_model(users))
     monkeypatch.setattr(
-        sys.modules[qa.BacktestResult.__module__],
+        sys.modules[BacktestResult.__module__],
         "concordance",
         lambda *told: (seen.append(told), (0.5, 0.4, 0.6))[1],
     )
@@ -356,7 +356,7 @@ def test_a_backtest_of_too_short_a_past_says_so():
 )
 def test_a_backtest_says_what_is_chance(span, words):
     summary = backtest_summary(
-        qa.BacktestResult(0.5, *span, 400, "not visits_up", 0, "2025-05-02", "user")
+        BacktestResult(0.5, *span, 400, "not visits_up", 0, "2025-05-02", "user")
     )
     assert summary.startswith(
         "Backtest as of 2025-05-02: 50 of 100 pairs are in the right order (95 %: "
@@ -366,7 +366,7 @@ def test_a_backtest_says_what_is_chance(span, words):
 
 
 def test_a_backtest_tells_what_a_plain_count_had_right():
-    result = qa.BacktestResult(0.68, 0.64, 0.71, 395, "lapse", 30, "2026-05-30", "member", 0.701)
+    result = BacktestResult(0.68, 0.64, 0.71, 395, "lapse", 30, "2026-05-30", "member", 0.701)
     summary = backtest_summary(result)
     assert (
         "(95 %: 64 to 71; chance: 50; a plain count of the days before: 70). Measured on 395 "

@@ -14,6 +14,7 @@ from qanchor.analysis.embedding_cache import PARAPHRASES
 from qanchor.inference.engine import Engine
 from qanchor.useru.suggestions import suggest_queries
 from qanchor.workbench.messages import backtest_summary
+from qanchor.workbench.updates import Update
 from tests.tiny import make_engine, make_model, make_users
 
 
@@ -53,6 +54,7 @@ def test_the_lens_moves_everybody_and_says_so(asker):
     pd.testing.assert_frame_equal(again[-1].data["shift"], shifted)
 
 
+@pytest.mark.slow  # compiles pynndescent
 def test_of_many_users_the_map_comes_before_who_moved(engine, monkeypatch):
     for module in ("analysis.shift", "analysis.projection", "workbench.lens"):
         monkeypatch.setattr(f"qanchor.{module}.MAX_EXACT_USERS", 8)
@@ -68,6 +70,7 @@ def test_of_many_users_the_map_comes_before_who_moved(engine, monkeypatch):
     assert first.data["points"] is last.data["points"]  # drawn once
 
 
+@pytest.mark.slow
 def test_of_many_users_each_map_lies_as_the_last_of_its_method(engine, monkeypatch):
     for module in ("analysis.shift", "analysis.projection", "workbench.lens"):
         monkeypatch.setattr(f"qanchor.{module}.MAX_EXACT_USERS", 8)
@@ -182,7 +185,7 @@ def test_the_backtest_is_that_of_the_library(engine):
         and last.message == backtest_summary(result)
         and last.done == last.total
     )
-    assert qa.Update(len(users), len(users), "Reading the past") in steps
+    assert Update(len(users), len(users), "Reading the past") in steps
     assert not any("backtest" in step.data for step in steps)
 
 

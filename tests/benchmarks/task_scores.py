@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from qanchor.data.sample import QUERIES as SAMPLE_QUERIES
 from qanchor.data.users import Users
-from qanchor.evaluation.baselines import fit_boosted_trees
 from qanchor.evaluation.probe import cross_val_scores, summarize_cv
 from qanchor.useru.answers import answers, style_of
 from qanchor.useru.topics import by_name
+from tests.benchmarks.baselines import fit_boosted_trees
 
 DOMAINS = {
     task: domain
@@ -26,7 +27,8 @@ DOMAINS = {
     }.items()
     for task in tasks.split()
 }
-# task | topic whose answers mean yes and no | question that the label answers
+# task | topic whose answers mean yes and no | question that the label answers (sample tasks have theirs
+# in qanchor.data.sample)
 _TASK_TABLE = """
 lapse         | lapse       | Will this {user} stop shopping here?
 spend_drop    | spend_down  | Will this {user} spend much less than before?
@@ -38,23 +40,24 @@ baby          | baby        | Will this {user} buy baby products?
 pet           | pets        | Will this {user} buy pet supplies?
 high_income   | luxury      | Does this {user} have a high income?
 age55         | elder_care  | Is this {user} older than 55?
-Active        | active      | Will this {user} be very active next month?
-Concert       | concerts    | Will this {user} go to a concert next month?
-Login         | login       | Will this {user} log in nearly every day next month?
-Forest        | forest      | Will this {user} plant a tree next month?
-Fraud         | fraud       | Will this {user} make a fraudulent payment?
-Money         | cash_advance | Will this {user} need a cash loan next month?
-Takeout       | takeout     | Will this {user} order takeout next month?
-Brand         | brand       | Will this {user} buy from a favourite brand next month?
-Promo         | promo       | Will this {user} take up a promotion next month?
-Value         | luxury      | Will this {user} buy something expensive next month?
+Active        | active
+Concert       | concerts
+Login         | login
+Forest        | forest
+Fraud         | fraud
+Money         | cash_advance
+Takeout       | takeout
+Brand         | brand
+Promo         | promo
+Value         | luxury
 female        | -           | Is this {user} a woman?
 age35         | -           | Is this {user} older than 35?
 """
 _FIELDS = [
     [field.strip() for field in line.split("|")] for line in _TASK_TABLE.strip().splitlines()
 ]
-QUERIES = {task: query for task, _, query in _FIELDS}  # with `{user}` for the unit word
+# with `{user}` for the unit word
+QUERIES = SAMPLE_QUERIES | {task: query[0] for task, _, *query in _FIELDS if query}
 TASK_COLUMNS = ["task", "domain", "method", "auc", "auc_low", "auc_high", "ks", "n", "positives"]
 # (task, method) -> held-out scores and fold numbers, each (seed, user)
 HeldOutScores = dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]
@@ -75,7 +78,7 @@ def reference_answers(unit: str = "user") -> dict[str, tuple[list[str], list[str
         'Very unlikely to buy baby products: none at all in the next 30 days.'
     """
     reference = {}
-    for task, name, _ in _FIELDS:
+    for task, name, *_ in _FIELDS:
         if DOMAINS[task] == "profile":
             continue
         topic = by_name(name)

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 
 from qanchor.data.users import Users
-from qanchor.evaluation.baselines import baseline_features
 from qanchor.evaluation.metrics import roc_auc
 from qanchor.evaluation.probe import linear_probe
-from qanchor.evaluation.tasks import (
+from tests.benchmarks.baselines import baseline_features
+from tests.benchmarks.task_scores import (
     TASK_COLUMNS,
     _weighted_aucs,
     average_auc,

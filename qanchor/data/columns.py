@@ -1,0 +1,456 @@
+"""Tell which column of an events table is which, by its name and its values."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from qanchor.data.cells import number_share
+from qanchor.data.dates import looks_like_clock, looks_like_times
+from qanchor.data.sources import Table
+from qanchor.data.validation import COLUMN_MEANINGS, Findings, shown
+from qanchor.errors import DataError
+
+KINDS = ("empty", "nested", "numbers", "times", "clock", "words")
+SAMPLE = 2_000  # cells of a column that are looked at
+MAX_MODALITIES = 20  # a column with more kinds says what happened, not where it comes from
+SURE = 0.9  # share of cells that must be of a kind
+PEOPLE = (
+    "user|member|customer|client|account|household|patient|student|reader|subscriber|guest|visitor"
+    "|player|donor|distinct|case|person|cust|kunde|kunden|mitglied|cliente|usuario|utilisateur"
+)
+# What tables elsewhere call a column, the surest first; with "_" for what is no letter.
+NAMES = {
+    "user": (
+        "user|user_?id",
+        rf"({PEOPLE})_?(id|no|nr|num|number|nummer|key|code)|uid",
+        rf"({PEOPLE}|who)s?",
+        "id|card_?(id|no|nr|number)|name",
+    ),
+    "time": (
+        "time|timestamp|event_?time(stamp)?|date_?time",
+        "ts|date|day|when|datum|fecha|zeit|zeitpunkt|data|(created|occurred|happened)_?(at|on)",
+        "(.+_)?(date|time|timestamp|datetime|at|day)",
+    ),
+    "text": (
+        "text",
+        "event|event_?name|activity|action",
+        "description|title|what",
+        "items?|product(_?name)?|details?|notes?|name",
+        "event_?type",
+    ),
+    "modality": (
+        "modality",
+        "source|channel|platform",
+        "event_?type",
+        "type|kind|area|location|place|where",
+    ),
+}
+MONEY_NAMES = r"(.*_)?(amount|price|cost|costs|dollars|euros?|eur|usd|paid|revenue|spend|sales|betrag|preis)(_.*)?"
+# Numbers of an event that are summed; they are no attributes even if a user always pays the same.
+SUMMED_NAMES = MONEY_NAMES + "|(.*_)?(quantity|qty|count|number|items|points|units|menge|anzahl)"
+ID_NAMES = (
+    r"(.+_)?(id|ids|uuid|guid|key|hash|session|no|nr|token|ip|url)|order|invoice|basket|transaction"
+    r"|(stock|item|product|article)?_?(code|sku|ean|isbn|barcode)"
+)
+# Numbers that stand for words: a category, not an amount.
+CATEGORY_NAMES = "(.+_)?(group|category|class|type|mcc|segment|department)"
+ROW_NUMBER_NAMES = "|index|row|rows?_?(id|no|nr|number)|nr|no|unnamed_0|level_0|column_1"
+CODE = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-.*|[0-9a-fA-F]{16,}"
+
+
+@dataclass
+class Roles:
+    """Which column plays which role.
+
+    Args:
+        user: Column of the user ids.
+        time: Columns of the time: one, or a day and a time of day.
+        text: Columns whose words, joined, say what happened; empty: all events are called `word`.
+        modality: Column of the modality, or None for the one modality `kind`.
+        numbers: Number columns.
+        words: Further columns of words.
+        attributes: Columns that were told to describe the user; None if none were told.
+        left_out: For each column that is not used, the reason.
+        word: What an event without text is called.
+        kind: The one modality.
+    """
+
+    user: str | None = None
+    time: list[str] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    modality: str | None = None
+    numbers: list[str] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
+    attributes: list[str] | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
+    word: str = "event"
+    kind: str = "event"
+
+    def taken(self) -> set[str]:
+        """Return the columns that have a role so far."""
+        used = {self.user, self.modality, *self.time, *self.text, *self.numbers}
+        used |= {*self.words, *(self.attributes or ()), *self.left_out}
+        return {name for name in used if name is not None}
+
+
+def plain_name(name: str) -> str:
+    """Return a column name in lower case, with "_" between its words.
+
+    Args:
+        name: Name of a column.
+
+    Example:
+        >>> plain_name("CustomerID"), plain_name("Date/Time")
+        ('customer_id', 'date_time')
+    """
+    split = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
+    return re.sub(r"\W+|_+", "_", split.lower()).strip("_")
+
+
+def kind_of(cells: pd.Series) -> str:
+    """Return what a column holds: "empty", "nested", "numbers", "times", "clock" or "words".
+
+    Args:
+        cells: The column; some of its cells are looked at.
+    """
+    if pd.api.types.is_numeric_dtype(cells):
+        return "numbers" if cells.notna().any() else "empty"
+    if pd.api.types.is_datetime64_any_dtype(cells):
+        return "times" if cells.notna().any() else "empty"
+    known = cells.dropna()
+    some = known.iloc[:: max(1, len(known) // SAMPLE)]
+    some = some.astype(object)
+    if some.map(lambda value: isinstance(value, list | tuple | dict | set | np.ndarray)).any():
+        return "nested"
+    inferred = pd.api.types.infer_dtype(some, skipna=True)
+    if inferred in ("date", "datetime", "datetime64"):
+        return "times"
+    if inferred in ("decimal", "integer", "floating", "mixed-integer-float", "boolean"):
+        return "numbers"
+    texts = some.astype(str).str.strip()
+    texts = texts[texts != ""]
+    if texts.empty:
+        return "empty"
+    if texts.str.match(r"[{\[].*[}\]]$").mean() > SURE:
+        return "nested"
+    if looks_like_clock(texts):
+        return "clock"
+    if looks_like_times(texts):
+        return "times"
+    # In a short table one wrong cell is a large share.
+    if (
+        number_share(texts) >= (SURE if len(texts) >= 20 else 0.5)
+        or texts.str.lower().isin(("true", "false")).all()
+    ):
+        return "numbers"
+    return "words"
+
+
+def find_columns(table: Table, told: dict, findings: Findings) -> Roles:
+    """Find the role of every column.
+
+    Args:
+        table: The events.
+        told: Columns that are known, by role: user, time, text, modality (a name, or a word for
+            all events if no column has this name), numbers and attributes (lists of names).
+        findings: Collects what was assumed.
+
+    Returns:
+        The roles.
+
+    Raises:
+        DataError: A column that was told does not exist, or it is not clear which is the user or
+            the time.
+    """
+    frame = table.frame
+    kinds = {name: kind_of(frame[name]) for name in frame}
+    roles = Roles()
+    finder = _Finder(table, kinds, roles, findings)
+    finder.take_told(told)
+    finder.leave_out_nothings()
+    if not roles.time:
+        finder.find_time()
+    if not roles.user:
+        finder.find_user()
+    if not roles.text and "text" not in told:
+        finder.find_text()
+    if roles.modality is None and "modality" not in told:
+        finder.find_modality()
+    finder.sort_rest(told)
+    money = [name for name in roles.numbers if re.fullmatch(MONEY_NAMES, plain_name(name))]
+    if money and not roles.text and not roles.words and roles.word == "event":
+        roles.word = "purchase"
+    return roles
+
+
+class _Finder:
+    """Fill in the roles step by step."""
+
+    def __init__(
+        self,
+        table: Table,
+        kinds: dict[str, str],
+        roles: Roles,
+        findings: Findings,
+        one_row_per_user: bool = False,
+    ):
+        self.one_row_per_user = one_row_per_user
+        self.file = table.name
+        self.frame = table.frame
+        self.kinds = kinds
+        self.roles = roles
+        self.findings = findings
+
+    def take_told(self, told: dict) -> None:
+        roles = self.roles
+        if "user" in told:
+            roles.user = self._column("user", told["user"])
+        if "time" in told:
+            roles.time = [self._column("time", name) for name in _listed(told["time"])]
+        if "numbers" in told:
+            roles.numbers = [self._column("numbers", name) for name in _listed(told["numbers"])]
+        if "attributes" in told:
+            names = _listed(told["attributes"])
+            roles.attributes = [self._column("attributes", name) for name in names]
+        if "modality" in told:
+            if told["modality"] in self.frame:
+                roles.modality = told["modality"]
+            else:
+                roles.kind = self._word("modality", told["modality"])
+        if "text" in told:
+            names = _listed(told["text"])
+            if names[0] in self.frame:
+                roles.text = [self._column("text", name) for name in names]
+            else:
+                roles.word = self._word("text", names[0])
+
+    def _column(self, role: str, name) -> str:
+        if str(name) in self.frame:
+            return str(name)
+        near = difflib.get_close_matches(str(name), list(self.frame), 1)
+        hint = f" (is it {near[0]!r}?)" if near else ""
+        message = f"no column of this name{hint}: the columns are {', '.join(self.frame)}"
+        raise DataError(self.file, None, role, name, message)
+
+    def _word(self, role: str, word) -> str:
+        """Return a word for all events, unless it is a column with a typing error."""
+        if difflib.get_close_matches(str(word), list(self.frame), 1, cutoff=0.8):
+            self._column(role, word)
+        return str(word)
+
+    def _free(self, *kinds: str) -> list[str]:
+        taken = self.roles.taken()
+        return [
+            name
+            for name in self.frame
+            if name not in taken and self.kinds[name] in (kinds or KINDS)
+        ]
+
+    def leave_out_nothings(self) -> None:
+        for name in self._free():
+            if self.kinds[name] == "empty":
+                self.roles.left_out[name] = "empty"
+            elif self._is_row_number(name):
+                self.roles.left_out[name] = "row numbers"
+            elif self.kinds[name] == "nested":
+                self.roles.left_out[name] = "lists or objects, not words or numbers"
+
+    def _is_row_number(self, name: str) -> bool:
+        if not re.fullmatch(ROW_NUMBER_NAMES, plain_name(name)) or self.kinds[name] != "numbers":
+            return False
+        values = pd.to_numeric(self.frame[name], errors="coerce")
+        return bool((values.diff().iloc[1:] == 1).all()) and len(values) > 1
+
+    def find_time(self) -> None:
+        """Find the time: by name among columns of days, or else the only such column."""
+        days = self._free("times")
+        named = self._ranked("time", days) or self._ranked("time", self._free("numbers"))
+        [*clocks] = self._free("clock")
+        if not named and len(days) > 1:
+            self._ask("time", days)
+        found = (named or days)[:1]
+        if not found:  # a column named so is meant, even if hardly a cell of it is a time
+            exact = NAMES["time"][0]
+            found = [name for name in self._free("words") if self._matches(exact, name)][:1]
+        if not found:
+            self._ask("time", self._ranked("time", self._free()) or self._free("words", "numbers"))
+        self.roles.time = found
+        if len(clocks) == 1 and self._has_days_only(found[0]):
+            self.roles.time.append(clocks[0])
+            message = f"a day, and {clocks[0]!r} is its time of day: joined"
+            self.findings.add(self.file, found[0], None, message, "note")
+
+    def _has_days_only(self, name: str) -> bool:
+        cells = self.frame[name].dropna()
+        if pd.api.types.is_datetime64_any_dtype(cells):
+            return bool((cells.dt.normalize() == cells).all())
+        return bool((cells.astype(str).str.strip().str.len() <= 10).all())
+
+    def find_user(self) -> None:
+        for names in NAMES["user"]:
+            near = [name for name in self._free("words", "numbers") if self._matches(names, name)]
+            if names == NAMES["user"][-1]:  # `id` may number the rows, `name` the products
+                near = [name for name in near if self._repeats(name)]
+            if len(near) > 1:
+                self._ask("user", near)
+            if near:
+                self.roles.user = near[0]
+                return
+        ids = [name for name in self._free("words", "numbers") if self._is_id(name)]
+        ids = [name for name in ids if self._repeats(name)]
+        if len(ids) != 1:
+            self._ask("user", ids or self._free("words", "numbers"))
+        self.roles.user = ids[0]
+
+    def _repeats(self, name: str) -> bool:
+        return self.one_row_per_user or 2 * self.frame[name].nunique() <= len(self.frame)
+
+    def _matches(self, pattern: str, name: str) -> bool:
+        return bool(re.fullmatch(pattern, plain_name(name)))
+
+    def _ranked(self, role: str, columns: list[str]) -> list[str]:
+        """Return the columns that are named like a role, the surest first."""
+        return [name for pattern in NAMES[role] for name in columns if self._matches(pattern, name)]
+
+    def _ask(self, role: str, near: list[str]) -> None:
+        maybe = f" (is it {' or '.join(map(repr, near[:5]))}?)" if near else ""
+        names = shown([*self._free(), *self.roles.taken()])
+        message = (
+            f"no column is clearly this one{maybe}: it says {COLUMN_MEANINGS[role]}."
+            f' Pass {role}="COLUMN", name it in about.json\'s "columns", or rename it to {role!r}'
+        )
+        raise DataError(self.file, None, role, names, message)
+
+    def find_text(self) -> None:
+        words = [name for name in self._free("words") if not self._is_id(name)]
+        if "modality" in words:
+            words.remove("modality")
+        named = self._ranked("text", words)
+        if named:
+            self.roles.text = named[:1]
+        if named and any(self._matches("event_?type", name) for name in named[1:]):
+            [also, *_] = [name for name in named if self._matches("event_?type", name)]
+            if self.frame[also].nunique() > MAX_MODALITIES:
+                self.roles.text = [also, named[0]]
+                message = (
+                    f"{self.frame[also].nunique():,} kinds: read as what happened, not as modality"
+                )
+                self.findings.add(self.file, also, None, message, "note")
+
+    def find_modality(self) -> None:
+        for name in self._ranked("modality", self._free("words")):
+            exact = plain_name(name) == "modality"
+            if exact or self.frame[name].nunique() <= MAX_MODALITIES:
+                self.roles.modality = name
+                return
+
+    def _is_id(self, name: str) -> bool:
+        """Return whether a column holds ids: by its name and digits, or by its codes alone."""
+        known = self.frame[name].dropna()
+        some = known.iloc[:: max(1, len(known) // SAMPLE)].astype(str).str.strip()
+        if self.kinds[name] == "numbers":
+            whole = some.str.fullmatch(r"\d+(\.0+)?").all()
+            huge = whole and some.str.len().median() >= 15
+            fraction = some.str.contains(r"\.\d*[1-9]").any()
+            return bool(huge or (self._matches(ID_NAMES, name) and not fraction))
+        if some.str.fullmatch(CODE).mean() > SURE:
+            return True
+        return bool(self._matches(ID_NAMES, name) and some.str.contains(r"\d").mean() > 0.5)
+
+    def _is_category(self, name: str) -> bool:
+        if not self._matches(CATEGORY_NAMES, name) or self.roles.text:
+            return False
+        some = self.frame[name].dropna().iloc[:SAMPLE].astype(str)
+        return bool(some.str.fullmatch(r"\d+(\.0+)?").all())
+
+    def sort_rest(self, told: dict) -> None:
+        """Sort what is left into numbers, words, and columns left out."""
+        roles = self.roles
+        for name in self._free():
+            kind = self.kinds[name]
+            if kind in ("times", "clock"):
+                roles.left_out[name] = "a further time"
+            elif self._is_id(name):
+                roles.left_out[name] = "ids"
+            elif kind == "numbers" and self._is_category(name):
+                roles.words.append(name)
+            elif kind == "numbers" and "numbers" in told:
+                roles.left_out[name] = "not among the numbers that were asked for"
+            elif kind == "numbers":
+                roles.numbers.append(name)
+            elif self.frame[name].nunique() == 1 and self.frame[name].notna().all():
+                roles.left_out[name] = f"{shown(self.frame[name].iloc[0])!r} in every row"
+            else:
+                roles.words.append(name)
+
+
+def _listed(value) -> list:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def may_be_attribute(name: str) -> bool:
+    """Return whether a number column may describe the user: amounts and counts never do.
+
+    Args:
+        name: Name of the column.
+
+    Example:
+        >>> may_be_attribute("age"), may_be_attribute("amount_rur")
+        (True, False)
+    """
+    return re.fullmatch(SUMMED_NAMES, plain_name(name)) is None
+
+
+def find_attributes(
+    frame: pd.DataFrame, columns: list[str], user: pd.Series, past: pd.Series
+) -> list[str]:
+    """Return the columns that say the same of a user in all events of the history.
+
+    Args:
+        frame: The events.
+        columns: Columns to look at.
+        user: The ids, in the order of the events.
+        past: True for events of the history; only they are looked at.
+
+    Returns:
+        The constant columns; none if hardly a user has two events or all users are alike.
+    """
+    ids = user[past]
+    repeated = ids.duplicated(keep=False)
+    if repeated.mean() < 0.5 or ids.nunique() < 2:
+        return []
+    found = []
+    for name in columns:
+        cells = frame.loc[past, name]
+        pairs = pd.DataFrame({"user": ids, "cell": cells}).dropna().drop_duplicates()
+        if len(pairs) and not pairs["user"].duplicated().any() and pairs["cell"].nunique() > 1:
+            found.append(name)
+    return found
+
+
+def find_fact_columns(table: Table, findings: Findings) -> Roles:
+    """Find the user, the numbers and the words of a table with one row per user.
+
+    Args:
+        table: Facts or labels.
+        findings: Collects what was assumed.
+
+    Returns:
+        The roles; an empty column counts as numbers.
+
+    Raises:
+        DataError: It is not clear which column holds the user.
+    """
+    kinds = {name: kind_of(table.frame[name]) for name in table.frame}
+    roles = Roles()
+    finder = _Finder(table, kinds, roles, findings, one_row_per_user=True)
+    roles.numbers = [name for name, kind in kinds.items() if kind == "empty" and name]
+    finder.leave_out_nothings()
+    finder.find_user()
+    finder.sort_rest({})
+    return roles

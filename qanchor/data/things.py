@@ -1,0 +1,163 @@
+"""Things: what the users' events are of, and how often each user had them in any window."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from qanchor.data.users import Users
+
+MAX_TEXTS = 4000  # distinct texts that become things; of more, the most frequent
+MAX_LABEL_LENGTH = 80
+DAY_PARTS = {"night": (0, 6), "morning": (6, 12), "afternoon": (12, 18), "evening": (18, 24)}
+WEEKDAYS = {"weekday": (0, 5), "weekend": (5, 7)}
+KINDS = ("text", "modality", "number", "time", "attribute")
+
+
+@dataclass(frozen=True)
+class Thing:
+    """Something that a question can point at: a text, a modality, a number, a time, an attribute.
+
+    Args:
+        name: Stable name, such as "text:payment_done".
+        kind: One of `KINDS`.
+        label: Its name in plain words, such as "payment done".
+        modality: Modality of most of its events; empty for times and attributes.
+    """
+
+    name: str
+    kind: str
+    label: str
+    modality: str = ""
+
+
+def plain_label(text: str) -> str:
+    """Return a code or path as words: snake case, camel case, paths and long ids split or replaced.
+
+    Args:
+        text: Text of an event, or name of a column.
+
+    Example:
+        >>> plain_label("payment_done"), plain_label("viewProduct2"), plain_label("cart/4f9a1be2c3")
+        ('payment done', 'view product 2', 'cart <n>')
+    """
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", str(text))
+    words = re.sub(r"[_/>|\\:;=&?#+\-]+", " ", words)
+    words = re.sub(r"\b(?=\w*\d)[0-9a-fA-F]{8,}\b", "<n>", words)
+    words = re.sub(r"(?<=[A-Za-z])(?=\d)|(?<=\d)(?=[A-Za-z])", " ", words)
+    words = re.sub(r"\s+", " ", words).strip().lower()
+    return words[:MAX_LABEL_LENGTH] or str(text)[:MAX_LABEL_LENGTH]
+
+
+class ThingEvents:
+    """Say of which things every event is: its text, modality, numbers and time of day.
+
+    Args:
+        users: The users.
+        until: Texts are listed from events before this time (default: the users' cut-off).
+
+    Attributes: `things`, `index` (row of each thing by name) and `rows`: one row per (event, thing)
+    with `user`, `thing`, `time` in seconds and `value`.
+    """
+
+    def __init__(self, users: Users, until=None):
+        self.users = users
+        past = users.history(until)
+        self._main_number = _main_number(past, users.numbers)
+        self.things = _list_things(users, past)
+        self.index = {thing.name: row for row, thing in enumerate(self.things)}
+        self.rows = self._event_things()
+
+    def amounts(self) -> np.ndarray:
+        """Return the main number of every event; zeros without one."""
+        if not self._main_number:
+            return np.zeros(len(self.users.events))
+        return np.nan_to_num(self.users.events[self._main_number].to_numpy(float))
+
+    def _event_things(self) -> dict[str, np.ndarray]:
+        """Return one row per (event, thing): user, thing, time and amount; sorted by time."""
+        events = self.users.events
+        user = events["user"].cat.codes.to_numpy(np.int64)
+        time = events["time"].to_numpy().astype("datetime64[s]").astype(np.int64)
+        amount = self.amounts()
+        parts = []
+
+        def add(thing: np.ndarray, value: np.ndarray, keep: np.ndarray) -> None:
+            at = np.flatnonzero(keep & (thing >= 0))
+            parts.append((user[at], thing[at], time[at], value[at]))
+
+        everything = np.ones(len(events), bool)
+        texts = list(events["text"].cat.categories)
+        of_text = np.array([self.index.get(f"text:{text}", -1) for text in texts] + [-1])
+        add(of_text[events["text"].cat.codes.to_numpy()], amount, everything)
+        names = list(events["modality"].cat.categories)
+        of_modality = np.array([self.index.get(f"modality:{name}", -1) for name in names] + [-1])
+        add(of_modality[events["modality"].cat.codes.to_numpy()], amount, everything)
+        for column in self.users.numbers:
+            values = events[column].to_numpy(float)
+            thing = np.full(len(events), self.index.get(f"number:{column}", -1))
+            add(thing, np.nan_to_num(values), ~np.isnan(values) & (values != 0))
+        hour = (time // 3600) % 24
+        weekday = (time // 86400 + 3) % 7
+        for names_of_times, clock in ((DAY_PARTS, hour), (WEEKDAYS, weekday)):
+            for name, (low, high) in names_of_times.items():
+                thing = np.full(len(events), self.index.get(f"time:{name}", -1))
+                add(thing, amount, (clock >= low) & (clock < high))
+        user, thing, time, value = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return {"user": user, "thing": thing, "time": time, "value": value}
+
+    def counts(self, start, end) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Count what happens in a window, for the truth of concepts.
+
+        Args:
+            start: First time to include.
+            end: First time not to include.
+
+        Returns:
+            Count, sum and largest amount of each (user, thing), for all users.
+        """
+        time = self.rows["time"]
+        inside = (time >= pd.Timestamp(start).timestamp()) & (time < pd.Timestamp(end).timestamp())
+        shape = (len(self.users), len(self.things))
+        key = self.rows["user"][inside] * shape[1] + self.rows["thing"][inside]
+        value = self.rows["value"][inside]
+        size = shape[0] * shape[1]
+        count = np.bincount(key, minlength=size).reshape(shape)
+        total = np.bincount(key, value, minlength=size).reshape(shape)
+        largest = np.zeros(size)
+        np.maximum.at(largest, key, value)
+        return count, total, largest.reshape(shape)
+
+
+def _main_number(past: pd.DataFrame, numbers: tuple[str, ...]) -> str:
+    """Return the number column that most past events have; empty if there is none."""
+    filled = {column: float((past[column].fillna(0) != 0).mean()) for column in numbers}
+    return max(filled, key=filled.get) if filled else ""
+
+
+def _list_things(users: Users, past: pd.DataFrame) -> tuple[Thing, ...]:
+    """List what can be pointed at in the past events."""
+    counts = past["text"].value_counts()
+    counts = counts[counts > 0].head(MAX_TEXTS)
+    main = past.groupby(["text", "modality"], observed=True).size().reset_index(name="n")
+    main = main.sort_values("n", kind="stable").drop_duplicates("text", keep="last")
+    modality = main.set_index("text")["modality"].astype(str).to_dict()
+    things = [
+        Thing(f"text:{text}", "text", plain_label(text), modality.get(text, ""))
+        for text in sorted(counts.index.astype(str))
+    ]
+    names = [str(name) for name in users.modalities]
+    things += [Thing(f"modality:{name}", "modality", plain_label(name), name) for name in names]
+    things += [Thing(f"number:{column}", "number", plain_label(column)) for column in users.numbers]
+    clock = past["time"].dt.floor("D") != past["time"]
+    if clock.any():
+        things += [Thing(f"time:{name}", "time", name) for name in DAY_PARTS]
+    things += [Thing(f"time:{name}", "time", name) for name in WEEKDAYS]
+    things += [
+        Thing(f"attribute:{column}", "attribute", plain_label(column.replace(".", " ")))
+        for column in users.tabular.columns
+    ]
+    return tuple(things)

@@ -1,0 +1,301 @@
+"""`PointingReader`: the question attends to the user's own tokens.
+
+Which tokens count follows from the similarity of question and token, so it holds for texts that
+were never taught. What their numbers mean (how much, how lately) is shared by all concepts.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from qanchor.models.text_encoder import text_vectors
+from qanchor.models.user_tokens import (
+    N_LEVEL_NUMBERS,
+    N_TOKEN_NUMBERS,
+    TOKEN_NUMBERS,
+    UserTokens,
+    content_words,
+    spelling_vectors,
+)
+from qanchor.utils.text import plural
+
+HEADS = 6
+KEY_DIM = 48
+GENERAL_DIM = 16  # what the question asks beside its topic: how often, how much, how soon
+HIDDEN_DIM = 160
+STATE_DIM = 64
+WORDS_DIM = 512
+LAST = TOKEN_NUMBERS.index("days since the last")
+COSINE_SCALES = (12.0, 8.0, 6.0, 4.0, 4.0, 4.0)
+SHUT = -5.0  # start of the sigmoid heads' bias: only what is clearly meant adds up
+PRIOR_WEIGHTS = (1.0, -0.3, 0.3, -0.3)  # count and age of what is meant, events and age in all
+AFFIRMATIVE = 1.5  # start of the polarity: a question that nobody denied is affirmative
+USERS_PER_PASS = 256
+MASKED = -1e4
+
+
+class QuestionInput(NamedTuple):
+    """Questions as the reader takes them."""
+
+    vector: Float[Tensor, "query text"]  # unit text vectors of the questions
+    content: Float[Tensor, "query text"]  # of their content words
+    spelling: Float[Tensor, "query spelling"]
+    words: Float[Tensor, "query word"]  # which words the question has, hashed
+    horizon: Float[Tensor, " query"]  # log of the horizon asked over the users' own
+
+    def at(self, index) -> QuestionInput:
+        """Select questions.
+
+        Args:
+            index: Index array.
+        """
+        return QuestionInput(*(part[index] for part in self))
+
+
+class ThingInput(NamedTuple):
+    """What can be pointed at, as the reader takes it."""
+
+    vector: Float[Tensor, "thing text"]
+    spelling: Float[Tensor, "thing spelling"]
+
+
+class TokenInput(NamedTuple):
+    """User tokens as the reader takes them."""
+
+    which: Int[Tensor, "user token"]  # -1 for padding
+    numbers: Float[Tensor, "user token number"]
+    level: Float[Tensor, "user level"]
+
+
+class Reading(NamedTuple):
+    """What the reader makes of users and questions."""
+
+    state: Float[Tensor, "user query state"]
+    score: Float[Tensor, "user query"]  # a logit: higher is nearer to a yes
+    attention: Float[Tensor, "user query token"]  # mean of the softmax heads; sums to 1
+
+
+class PointingReader(nn.Module):
+    """Score and embed users for questions by attention over their own tokens.
+
+    Softmax heads say which tokens the question means and read their numbers; sigmoid heads add
+    counts up. Not in the paper: there, the language model's attention does this.
+
+    Args:
+        text: Width of the text vectors.
+        dim: Dimensions of the embedding.
+
+    Example:
+        >>> PointingReader(text=384, dim=128).embedding.out_features
+        128
+    """
+
+    def __init__(self, text: int, dim: int):
+        super().__init__()
+        self.query = nn.Linear(text, HEADS * KEY_DIM)
+        self.key = nn.Linear(text, HEADS * KEY_DIM)
+        self.scale = nn.Parameter(torch.full((HEADS,), 4.0))
+        self.cosine = nn.Parameter(torch.tensor(COSINE_SCALES))
+        self.spell = nn.Parameter(torch.tensor(COSINE_SCALES) / 2)
+        self.by_number = nn.Linear(N_TOKEN_NUMBERS, HEADS)
+        self.shut = nn.Parameter(torch.full((HEADS,), SHUT))
+        self.general = nn.Sequential(
+            nn.Linear(text + WORDS_DIM + 1, 64), nn.GELU(), nn.Linear(64, GENERAL_DIM)
+        )
+        self.polarity = nn.Sequential(nn.Linear(text + WORDS_DIM, 64), nn.GELU(), nn.Linear(64, 1))
+        self.level_norm = nn.LayerNorm(N_LEVEL_NUMBERS)
+        width = 2 * HEADS * N_TOKEN_NUMBERS + 3 * HEADS + N_LEVEL_NUMBERS + GENERAL_DIM
+        self.body = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, HIDDEN_DIM),
+            nn.GELU(),
+            nn.Dropout(0.1),
+            nn.Linear(HIDDEN_DIM, STATE_DIM),
+            nn.GELU(),
+        )
+        self.out = nn.Linear(STATE_DIM, 1)
+        self.prior = nn.Linear(len(PRIOR_WEIGHTS), 1)
+        with torch.no_grad():
+            self.prior.weight.copy_(torch.tensor([PRIOR_WEIGHTS]))
+            self.polarity[-1].bias.fill_(AFFIRMATIVE)
+        self.embedding = nn.Linear(STATE_DIM, dim)
+        self.register_buffer("mean", torch.zeros(N_TOKEN_NUMBERS))
+        self.register_buffer("spread", torch.ones(N_TOKEN_NUMBERS))
+
+    def match(
+        self, question: QuestionInput, things: ThingInput
+    ) -> tuple[Float[Tensor, "query head thing"], Float[Tensor, "query thing"]]:
+        """Compute how well each thing fits each question.
+
+        Args:
+            question: The questions.
+            things: What can be pointed at.
+
+        Returns:
+            Attention logits, and the plain cosine of content words and label.
+        """
+        query = self.query(question.content).unflatten(-1, (HEADS, KEY_DIM))
+        key = self.key(things.vector).unflatten(-1, (HEADS, KEY_DIM))
+        learned = torch.einsum("qhd,thd->qht", F.normalize(query, dim=-1), F.normalize(key, dim=-1))
+        cosine = question.content @ things.vector.T
+        spelling = question.spelling @ things.spelling.T
+        logits = learned * self.scale[:, None]
+        logits = logits + cosine[:, None] * self.cosine[:, None]
+        logits = logits + spelling[:, None] * self.spell[:, None]
+        return logits, cosine
+
+    def sign(self, question: QuestionInput) -> Float[Tensor, " query"]:
+        """Return the sense of each question, from -1 (it denies) to 1.
+
+        Args:
+            question: The questions.
+        """
+        asked = torch.cat([question.vector, question.words], -1)
+        return torch.tanh(self.polarity(asked))[:, 0]
+
+    def forward(self, users: TokenInput, question: QuestionInput, things: ThingInput) -> Reading:
+        logits, cosine = self.match(question, things)
+        mask: Bool[Tensor, "user token"] = users.which >= 0
+        which = users.which.clamp(min=0)
+        logits = logits[:, :, which].permute(2, 0, 1, 3)  # (user, query, head, token)
+        cosine = cosine[:, which].transpose(0, 1)[:, :, None]
+        mask = mask[:, None, None]
+        standard = (users.numbers - self.mean) / self.spread
+        by_number = self.by_number(standard).transpose(1, 2)[:, None]
+        attention = (logits + by_number).masked_fill(~mask, MASKED).softmax(-1) * mask
+        gate = torch.sigmoid(logits + self.shut[:, None]) * mask
+        mean = torch.einsum("uqht,utn->uqhn", attention, standard)
+        total = torch.einsum("uqht,utn->uqhn", gate, users.numbers)
+        total = torch.log1p(total.clamp(min=0))
+        general = self.general(
+            torch.cat([question.vector, question.words, question.horizon[:, None]], -1)
+        )
+        n_users, n_queries = mean.shape[:2]
+        parts = [
+            mean.flatten(2),
+            total.flatten(2),
+            (attention * cosine).sum(-1),
+            torch.log1p(gate.sum(-1)),
+            attention.amax(-1),
+            self.level_norm(users.level)[:, None].expand(-1, n_queries, -1),
+            general[None].expand(n_users, -1, -1),
+        ]
+        state = self.body(torch.cat(parts, -1))
+        # persistence and recency of what is meant; the body learns a correction
+        level = users.level[:, None].expand(-1, n_queries, -1)
+        known = [total[:, :, 0, 0], mean[:, :, 0, LAST], level[..., 0], level[..., 1]]
+        prior = self.prior(torch.stack(known, -1))[..., 0]
+        score = (prior + self.out(state)[..., 0]) * self.sign(question)
+        return Reading(state, score, attention.mean(2))
+
+
+def question_input(
+    queries: Sequence[str], unit: str, encoder: str, horizons: Sequence[float], own: float
+) -> QuestionInput:
+    """Encode questions for the reader.
+
+    Args:
+        queries: The questions.
+        unit: Word for one of the users; the reader always reads "user".
+        encoder: Text encoder.
+        horizons: Days that each question looks ahead.
+        own: The users' own horizon in days.
+    """
+    texts = [replace_unit(query, unit) for query in queries]
+    content = [content_words(text) for text in texts]
+    vectors = text_vectors([*texts, *content], encoder).astype(np.float32)
+    return QuestionInput(
+        vector=torch.from_numpy(vectors[: len(texts)]),
+        content=torch.from_numpy(vectors[len(texts) :]),
+        spelling=torch.from_numpy(spelling_vectors(content)),
+        words=torch.from_numpy(word_vectors(texts)),
+        horizon=torch.tensor(np.log(np.asarray(horizons) / own), dtype=torch.float32),
+    )
+
+
+def word_vectors(texts: Sequence[str]) -> Float[np.ndarray, "text word"]:
+    """Return which words each text has, hashed: "not" and "stop" tell more than a text vector.
+
+    Args:
+        texts: The texts.
+    """
+    out = np.zeros((len(texts), WORDS_DIM), np.float32)
+    for row, text in enumerate(texts):
+        for word in re.findall(r"[^\W\d_]+(?:['’]t)?", text.lower()):
+            out[row, zlib.crc32(word.encode("utf-8", "surrogatepass")) % WORDS_DIM] = 1
+    return out
+
+
+def replace_unit(query: str, unit: str) -> str:
+    """Return a question with "user" in place of the word for one of the users.
+
+    Args:
+        query: The question.
+        unit: The word, such as "customer".
+
+    Example:
+        >>> replace_unit("Will this customer pay?", "customer")
+        'Will this user pay?'
+    """
+    words = {unit.lower(): "user", plural(unit.lower()): "users"}
+    pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    return re.sub(
+        rf"\b(?:{pattern})\b", lambda match: words[match[0].lower()], query, flags=re.IGNORECASE
+    )
+
+
+def thing_input(tokens: UserTokens) -> ThingInput:
+    """Return the things of user tokens as tensors.
+
+    Args:
+        tokens: The tokens.
+    """
+    return ThingInput(torch.from_numpy(tokens.vectors), torch.from_numpy(tokens.spelling))
+
+
+def token_input(tokens: UserTokens, rows=slice(None)) -> TokenInput:
+    """Return the tokens of some users as tensors, without columns that are all padding.
+
+    Args:
+        tokens: The tokens.
+        rows: Row numbers (default: all).
+    """
+    which = tokens.which[rows]
+    width = max(int((which >= 0).sum(1).max(initial=0)), 1)
+    # tokens that were hidden leave gaps: only a width without gaps may be cut
+    if (which[:, width:] >= 0).any():
+        width = which.shape[1]
+    return TokenInput(
+        which=torch.from_numpy(which[:, :width]),
+        numbers=torch.from_numpy(tokens.numbers[rows][:, :width]),
+        level=torch.from_numpy(tokens.level[rows]),
+    )
+
+
+@torch.inference_mode()
+def read_questions(reader: PointingReader, tokens: UserTokens, question: QuestionInput) -> Reading:
+    """Read all users for some questions, some users at a time.
+
+    Args:
+        reader: Trained reader.
+        tokens: Tokens of the users.
+        question: The questions.
+    """
+    things = thing_input(tokens)
+    width = tokens.which.shape[1]
+    parts = []
+    for start in range(0, len(tokens), USERS_PER_PASS):
+        batch = token_input(tokens, slice(start, start + USERS_PER_PASS))
+        reading = reader(batch, question, things)
+        padding = width - reading.attention.shape[-1]
+        parts.append(reading._replace(attention=F.pad(reading.attention, (0, padding))))
+    return Reading(*(torch.cat(part) for part in zip(*parts, strict=True)))

@@ -1,0 +1,440 @@
+"""User tokens: what a question can point at, with the numbers of each user, as padded arrays."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+
+from qanchor.data.things import KINDS, Thing, ThingEvents
+from qanchor.data.users import Users
+from qanchor.models.text_encoder import text_vectors
+from qanchor.utils.text import plural
+
+MAX_TOKENS = 160  # tokens of one user; of more, those with the highest tf-idf are kept
+SPELLING_DIM = 1024  # hashed character trigrams
+# words that say how a question is asked, not what it is about
+FUNCTION_WORDS = frozenset(
+    [
+        "a",
+        "about",
+        "again",
+        "all",
+        "an",
+        "and",
+        "any",
+        "anything",
+        "are",
+        "as",
+        "at",
+        "be",
+        "been",
+        "before",
+        "being",
+        "by",
+        "can",
+        "could",
+        "day",
+        "days",
+        "did",
+        "do",
+        "does",
+        "doing",
+        "during",
+        "each",
+        "else",
+        "ever",
+        "every",
+        "everything",
+        "expect",
+        "expected",
+        "few",
+        "fewer",
+        "for",
+        "from",
+        "gets",
+        "going",
+        "had",
+        "has",
+        "have",
+        "having",
+        "he",
+        "her",
+        "him",
+        "his",
+        "how",
+        "if",
+        "in",
+        "into",
+        "is",
+        "it",
+        "its",
+        "just",
+        "less",
+        "let",
+        "likely",
+        "many",
+        "may",
+        "might",
+        "month",
+        "months",
+        "more",
+        "most",
+        "much",
+        "my",
+        "never",
+        "next",
+        "no",
+        "not",
+        "nothing",
+        "of",
+        "often",
+        "on",
+        "one",
+        "only",
+        "or",
+        "other",
+        "our",
+        "out",
+        "over",
+        "per",
+        "quite",
+        "rather",
+        "same",
+        "she",
+        "should",
+        "since",
+        "so",
+        "some",
+        "someone",
+        "something",
+        "soon",
+        "such",
+        "than",
+        "that",
+        "the",
+        "their",
+        "them",
+        "then",
+        "there",
+        "these",
+        "they",
+        "thing",
+        "things",
+        "this",
+        "those",
+        "time",
+        "times",
+        "to",
+        "too",
+        "two",
+        "unlikely",
+        "up",
+        "us",
+        "user",
+        "users",
+        "very",
+        "was",
+        "we",
+        "week",
+        "weeks",
+        "were",
+        "what",
+        "when",
+        "where",
+        "whether",
+        "which",
+        "while",
+        "who",
+        "why",
+        "will",
+        "with",
+        "within",
+        "without",
+        "would",
+        "year",
+        "years",
+        "you",
+        "your",
+    ]
+)
+TOKEN_NUMBERS = (
+    "count",
+    "count in the last horizon",
+    "count in the last quarter of a horizon",
+    "days since the last",
+    "days since the first",
+    "amount",
+    "mean amount",
+    "largest amount",
+    "share of the user's events",
+    "percentile among users that have it",
+    "rarity",
+)
+N_TOKEN_NUMBERS = len(TOKEN_NUMBERS) + len(KINDS)
+N_LEVEL_NUMBERS = 18  # nine numbers of the user as a whole, and their percentiles
+
+
+@dataclass(frozen=True)
+class UserTokens:
+    """Hold the tokens of many users at one cut-off. Made by `read_tokens`.
+
+    Args:
+        ids: Ids of the users.
+        unit: Word for one of them.
+        horizon_days: Days that questions about the future look ahead.
+        things: What tokens stand for.
+        vectors: Text vector of each thing.
+        spelling: Hashed trigrams of each thing's label, unit rows.
+        which: Index of the thing of each token; -1 for padding.
+        numbers: Numbers of each token, see `TOKEN_NUMBERS`; then its kind as 0 and 1.
+        level: Numbers of the user as a whole.
+    """
+
+    ids: tuple[str, ...]
+    unit: str
+    horizon_days: int
+    things: tuple[Thing, ...]
+    vectors: Float[np.ndarray, "thing text"]
+    spelling: Float[np.ndarray, "thing spelling"]
+    which: Int[np.ndarray, "user token"]
+    numbers: Float[np.ndarray, "user token number"]
+    level: Float[np.ndarray, "user level"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, rows) -> UserTokens:
+        """Return the tokens of some users.
+
+        Args:
+            rows: Row numbers.
+        """
+        ids = tuple(self.ids[row] for row in rows)
+        return replace(
+            self,
+            ids=ids,
+            which=self.which[rows],
+            numbers=self.numbers[rows],
+            level=self.level[rows],
+        )
+
+    def without(self, hidden: Bool[np.ndarray, " thing"]) -> UserTokens:
+        """Return the same users with the tokens of some things removed.
+
+        Args:
+            hidden: True for each thing to hide.
+        """
+        removed = np.append(hidden, False)[self.which]
+        return replace(self, which=np.where(removed, -1, self.which))
+
+
+def content_words(query: str, unit: str = "user") -> str:
+    """Return what a question is about: its words without those that any question may have.
+
+    Args:
+        query: The question.
+        unit: Word for one of the users (default "user").
+
+    Example:
+        >>> content_words("Will this user put something into the cart next month?")
+        'put cart'
+    """
+    names = {unit.lower(), plural(unit.lower())}
+    words = re.findall(r"[^\W_]+", query.lower())
+    kept = [word for word in words if word not in FUNCTION_WORDS and word not in names]
+    return " ".join(kept) or query
+
+
+def spelling_vectors(texts) -> Float[np.ndarray, "text spelling"]:
+    """Return hashed character trigrams of texts as unit rows, so that codes match their spelling.
+
+    Args:
+        texts: Texts in plain words.
+    """
+    out = np.zeros((len(texts), SPELLING_DIM), np.float32)
+    for row, text in enumerate(texts):
+        for word in re.findall(r"\w+", text.lower()):
+            padded = f" {word} "
+            for start in range(len(padded) - 2):
+                trigram = padded[start : start + 3].encode("utf-8", "surrogatepass")
+                out[row, zlib.crc32(trigram) % SPELLING_DIM] = 1
+    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-6)
+
+
+class TokenReader:
+    """Read the tokens of users at any cut-off.
+
+    Nothing is fitted on other users: texts, modalities and columns are read through their names, so
+    a model can read a table that it has not seen.
+
+    Args:
+        users: The users.
+        encoder: Text encoder (default "minilm").
+        until: Texts are listed from events before this time (default: the users' cut-off).
+    """
+
+    def __init__(self, users: Users, encoder: str = "minilm", until=None):
+        self.users = users
+        self.events = ThingEvents(users, until)
+        self.horizon_days = users.horizon_days
+        self.things = self.events.things
+        labels = [thing.label for thing in self.things]
+        self.vectors = text_vectors(labels, encoder).astype(np.float32)
+        self.spelling = spelling_vectors(labels)
+
+    def read(self, cutoff=None) -> UserTokens:
+        """Read all users that have an event before a cut-off. Later events have no influence.
+
+        Args:
+            cutoff: Time (default: the users' own cut-off, at which every user is read).
+        """
+        own = cutoff is None
+        cutoff = pd.Timestamp(self.users.cutoff if own else cutoff)
+        end = int(cutoff.timestamp())
+        past = self.events.rows["time"] < end
+        table = self._token_table(
+            {name: values[past] for name, values in self.events.rows.items()}, end
+        )
+        level = self._levels(end)
+        users = np.arange(len(self.users)) if own else np.flatnonzero(level[:, 0] > 0)
+        table = table[table["rank"] < MAX_TOKENS]
+        row_of = np.full(len(self.users), -1)
+        row_of[users] = np.arange(len(users))
+        row = row_of[table["user"].to_numpy()]
+        width = int(table["rank"].max() + 1) if len(table) else 1
+        which = np.full((len(users), width), -1, np.int64)
+        numbers = np.zeros((len(users), width, N_TOKEN_NUMBERS), np.float32)
+        place = table["rank"].to_numpy()
+        thing = table["thing"].to_numpy()
+        which[row, place] = thing
+        columns = [table[name].to_numpy() for name in TOKEN_NUMBERS]
+        kind = np.array([KINDS.index(thing.kind) for thing in self.things])
+        one_hot = np.eye(len(KINDS))[kind[thing]] if len(thing) else np.zeros((0, len(KINDS)))
+        numbers[row, place] = np.column_stack([*columns, one_hot])
+        ids = tuple(self.users.ids[user] for user in users)
+        return UserTokens(
+            ids=ids,
+            unit=self.users.unit,
+            horizon_days=self.horizon_days,
+            things=self.things,
+            vectors=self.vectors,
+            spelling=self.spelling,
+            which=which,
+            numbers=numbers,
+            level=_with_ranks(level[users]),
+        )
+
+    def _token_table(self, rows: dict[str, np.ndarray], end: int) -> pd.DataFrame:
+        """Return one row per (user, thing) with the numbers of the token and its rank."""
+        n_things = len(self.things)
+        keys, inverse = np.unique(rows["user"] * n_things + rows["thing"], return_inverse=True)
+        age = (end - rows["time"]) / 86400
+        last, first = _extremes(inverse, len(keys), age)
+        total = np.bincount(inverse, rows["value"], len(keys))
+        largest = np.zeros(len(keys))
+        np.maximum.at(largest, inverse, rows["value"])
+        n = np.bincount(inverse, minlength=len(keys)).astype(float)
+        table = pd.DataFrame({"user": keys // n_things, "thing": keys % n_things})
+        kind = np.array([KINDS.index(thing.kind) for thing in self.things])[table["thing"]]
+        events = np.bincount(table["user"][kind == 1], n[kind == 1], len(self.users))
+        holders = np.bincount(table["thing"], minlength=n_things)
+        n_users = max(len(np.unique(table["user"])), 1)
+        rarity = np.log(n_users / np.maximum(holders, 1))[table["thing"]]
+        table["count"] = np.log1p(n)
+        table["count in the last horizon"] = _recent_count(
+            inverse, len(keys), age, self.horizon_days
+        )
+        table["count in the last quarter of a horizon"] = _recent_count(
+            inverse, len(keys), age, self.horizon_days / 4
+        )
+        table["days since the last"] = np.log1p(last)
+        table["days since the first"] = np.log1p(first)
+        table["amount"] = np.log1p(np.maximum(total, 0))
+        table["mean amount"] = np.log1p(np.maximum(total / n, 0))
+        table["largest amount"] = np.log1p(np.maximum(largest, 0))
+        table["share of the user's events"] = n / np.maximum(events[table["user"]], 1)
+        table["percentile among users that have it"] = (
+            pd.Series(n).groupby(table["thing"]).rank(pct=True).to_numpy()
+        )
+        table["rarity"] = rarity
+        table = self._with_attributes(table)
+        # things other than texts are few and always kept
+        text = table["thing"].map(lambda thing: self.things[thing].kind == "text").to_numpy(bool)
+        weight = table["count"] * table["rarity"].clip(lower=0.05)
+        order = np.lexsort((-weight, text, table["user"]))
+        table = table.iloc[order].reset_index(drop=True)
+        table["rank"] = table.groupby("user").cumcount()
+        return table
+
+    def _with_attributes(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Add the tokens of the users' attributes."""
+        facts = self.users.tabular
+        parts = [table]
+        for column in facts.columns:
+            thing = self.events.index.get(f"attribute:{column}", -1)
+            values = facts[column].to_numpy(float)
+            known = np.flatnonzero(~np.isnan(values) & (values != 0))
+            if thing < 0 or not len(known):
+                continue
+            part = pd.DataFrame({"user": known, "thing": thing})
+            for name in TOKEN_NUMBERS:
+                part[name] = 0.0
+            part["count"] = np.log1p(1)
+            part["amount"] = np.sign(values[known]) * np.log1p(np.abs(values[known]))
+            part["percentile among users that have it"] = (
+                pd.Series(values[known]).rank(pct=True).to_numpy()
+            )
+            parts.append(part)
+        return pd.concat(parts, ignore_index=True)
+
+    def _levels(self, end: int) -> np.ndarray:
+        """Return numbers of each user as a whole, (user, number); zeros without a past."""
+        events = self.users.events
+        time = events["time"].to_numpy().astype("datetime64[s]").astype(np.int64)
+        past = time < end
+        user = events["user"].cat.codes.to_numpy()[past]
+        age = (end - time[past]) / 86400
+        n_users = len(self.users)
+        n = np.bincount(user, minlength=n_users).astype(float)
+        last, first = _extremes(user, n_users, age)
+        last[n == 0] = first[n == 0] = 0
+        day = np.unique(user.astype(np.int64) * 100_000 + age.astype(np.int64)) // 100_000
+        days = np.bincount(day, minlength=n_users)
+        total = np.bincount(user, self.events.amounts()[past], n_users)
+        columns = [
+            np.log1p(n),
+            np.log1p(last),
+            np.log1p(first),
+            _recent_count(user, n_users, age, self.horizon_days),
+            _recent_count(user, n_users, age, self.horizon_days / 4),
+            np.log1p(days),
+            np.log1p(np.maximum(total, 0)),
+            np.log1p(np.maximum(total / np.maximum(n, 1), 0)),
+            np.log1p(np.maximum(first - last, 0)),
+        ]
+        return np.column_stack(columns)
+
+
+def _with_ranks(level: np.ndarray) -> np.ndarray:
+    """Append the percentile of each number among the users."""
+    ranks = pd.DataFrame(level).rank(pct=True).to_numpy()
+    return np.column_stack([level, ranks]).astype(np.float32)
+
+
+def _recent_count(groups: np.ndarray, n: int, age: np.ndarray, days: float) -> np.ndarray:
+    """Return the log count of the events of each group in the last `days`."""
+    return np.log1p(np.bincount(groups[age <= days], minlength=n))
+
+
+def _extremes(groups: np.ndarray, n: int, age: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the smallest and the largest age of each group."""
+    smallest = np.full(n, np.inf)
+    largest = np.zeros(n)
+    np.minimum.at(smallest, groups, age)
+    np.maximum.at(largest, groups, age)
+    return smallest, largest

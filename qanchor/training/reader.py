@@ -1,0 +1,402 @@
+"""Train the pointing reader on concepts of the users' own past: seconds on a laptop."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qanchor.config import Config
+from qanchor.data.users import Users
+from qanchor.models.pointing import (
+    PointingReader,
+    QuestionInput,
+    question_input,
+    read_questions,
+    thing_input,
+    token_input,
+)
+from qanchor.models.user_tokens import TokenReader, UserTokens
+from qanchor.useru.concepts import (
+    FAMILIES,
+    MAX_SHARE,
+    MIN_SHARE,
+    Concept,
+    Wording,
+    concept_truth,
+    induce_concepts,
+    wordings,
+)
+from qanchor.utils.text import count
+
+STEPS = 240
+USERS_PER_STEP = 96
+QUESTIONS_PER_STEP = 16
+LEARNING_RATE = 2e-3
+WEIGHT_DECAY = 0.02
+MAX_GRAD_NORM = 1.0
+CUTOFF_HORIZONS = (1, 1.33, 1.67, 2, 2.5, 3)  # cut-offs before the users' own, in horizons
+MIN_USERS = 30  # with a past at a cut-off
+HELD_OUT_USERS = 10  # one user in so many is in no training step
+FAMILY_WEIGHTS = {  # how often concepts of each family are asked about
+    "text": 1.0,
+    "cluster": 0.4,
+    "modality": 0.2,
+    "number": 0.4,
+    "time": 0.1,
+    "behavior": 0.4,
+}
+DENIED_SHARE = 0.25  # of the questions of a family
+POLARITY_WEIGHT = 0.3
+POLARITY_STEPS = 500
+AVERAGE_FROM = 0.5  # share of the steps after which weights are averaged
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """All users at one cut-off, with what is true of each concept after it, by horizon."""
+
+    tokens: UserTokens
+    rows: np.ndarray  # of the users in `Users.ids`
+    truth: dict[int, np.ndarray]  # horizon in days -> (user, concept)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A wording of a concept."""
+
+    concept: int
+    wording: Wording
+    days: int
+
+
+@dataclass(frozen=True)
+class ConceptTask:
+    """What the reader is trained on: concepts, their wordings, and samples of users."""
+
+    concepts: tuple[Concept, ...]
+    questions: tuple[Question, ...]
+    encoded: QuestionInput
+    samples: tuple[Sample, ...]
+
+    def targets(self, sample: Sample, rows: np.ndarray, asked: np.ndarray) -> Tensor:
+        """Return the answers of some users to some questions: 1 for yes, NaN for unknown.
+
+        Args:
+            sample: The users.
+            rows: Rows of `sample`.
+            asked: Places of the questions.
+        """
+        columns = []
+        for place in asked:
+            question = self.questions[place]
+            truth = sample.truth[question.days][rows, question.concept]
+            columns.append(truth if question.wording.sign > 0 else 1 - truth)
+        return torch.from_numpy(np.stack(columns, 1)).float()
+
+
+def is_held_out(user: str) -> bool:
+    """Return whether a user is in no training step, by hash of the id.
+
+    Args:
+        user: Id of the user.
+    """
+    return zlib.crc32(user.encode("utf-8", "surrogatepass")) % HELD_OUT_USERS == 0
+
+
+def training_cutoffs(users: Users) -> list[pd.Timestamp]:
+    """Return past cut-offs, latest first, each with a whole horizon before the users' own.
+
+    Args:
+        users: The users.
+
+    Raises:
+        ValueError: The history is shorter than one and a half horizons.
+    """
+    start = users.events["time"].min()
+    horizon = pd.Timedelta(days=users.horizon_days)
+    cutoffs = [users.cutoff - horizon * share for share in CUTOFF_HORIZONS]
+    cutoffs = [cutoff for cutoff in cutoffs if cutoff - start >= horizon / 2]
+    if not cutoffs:
+        days = (users.cutoff - start).days
+        raise ValueError(
+            f"{users.name} has {count(days, 'day')} of history before the cut-off, training needs"
+            f" {int(1.5 * users.horizon_days)}. Pass a shorter horizon_days or a longer history."
+        )
+    return cutoffs
+
+
+def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
+    """Induce concepts, word questions about them and compute what is true of them.
+
+    Args:
+        users: The users. Events at or after their cut-off are not read.
+        encoder: Text encoder.
+        seed: Seed of the wordings (default 0).
+
+    Raises:
+        ValueError: The history is too short, or too few users have one.
+    """
+    cutoffs = training_cutoffs(users)
+    horizon = users.horizon_days
+    horizons = sorted({horizon, max(1, horizon // 4)})
+    first = TokenReader(users, encoder, until=min(cutoffs))
+    concepts = induce_concepts(first.events, first.vectors, cutoffs)
+    reader = TokenReader(users, encoder, until=max(cutoffs))
+    position = {user: row for row, user in enumerate(users.ids)}
+    samples = []
+    for cutoff in cutoffs:
+        tokens = reader.read(cutoff)
+        if len(tokens) < MIN_USERS:
+            continue
+        rows = np.array([position[user] for user in tokens.ids])
+        truth = {
+            days: concept_truth(reader.events, concepts, rows, cutoff, days) for days in horizons
+        }
+        samples.append(Sample(tokens, rows, truth))
+    if not samples:
+        raise ValueError(
+            f"{users.name} has fewer than {count(MIN_USERS, users.unit)} with a past at any"
+            " training cut-off. Pass a later cutoff or more users."
+        )
+    share = np.nanmean(np.concatenate([sample.truth[horizon] for sample in samples]), 0)
+    asked_about = np.flatnonzero((share > MIN_SHARE) & (share < MAX_SHARE))
+    rng = np.random.default_rng(seed)
+    questions = [
+        Question(int(concept), wording, _nearest_horizon(wording.days, horizons, horizon))
+        for concept in asked_about
+        for wording in wordings(concepts[concept], rng)
+    ]
+    if not questions:
+        raise ValueError(
+            f"Nothing differs among the {count(len(users), users.unit)} of {users.name} in the"
+            f" {horizon} days after any past cut-off. Pass more users or another horizon_days."
+        )
+    encoded = question_input(
+        [question.wording.query for question in questions],
+        "user",
+        encoder,
+        [question.days for question in questions],
+        horizon,
+    )
+    return ConceptTask(concepts, tuple(questions), encoded, tuple(samples))
+
+
+def _nearest_horizon(days: int, horizons: Sequence[int], own: int) -> int:
+    """Return the horizon nearest to the one that a wording names; the users' own without one."""
+    if not days:
+        return own
+    return min(horizons, key=lambda horizon: abs(np.log(horizon / days)))
+
+
+def fit_reader(
+    users: Users,
+    config: Config,
+    minutes: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[PointingReader, tuple[Concept, ...]]:
+    """Induce concepts from the users' past and train a new reader on them.
+
+    Args:
+        users: The users. Events at or after their cut-off are not read.
+        config: Configuration of the model that the reader is for.
+        minutes: Stop training after so many minutes (default: never).
+        seed: Seed of weights and draws (default 0).
+        progress: Called with (stage, done, total).
+
+    Returns:
+        The reader, and the concepts that it was trained on.
+
+    Raises:
+        ValueError: The history is too short, or too few users have one.
+    """
+    task = make_concept_task(users, config.text_encoder, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        reader = PointingReader(task.encoded.vector.shape[1], config.embedding_dim)
+    train_reader(reader, task, minutes=minutes, seed=seed, progress=progress)
+    return reader, task.concepts
+
+
+def train_reader(
+    reader: PointingReader,
+    task: ConceptTask,
+    steps: int = STEPS,
+    minutes: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[float]:
+    """Train the reader on concepts, leaving out the held-out users, concepts and wordings.
+
+    Args:
+        reader: Trained in place.
+        task: From `make_concept_task`.
+        steps: Steps (default 240).
+        minutes: Stop after so many minutes (default: never).
+        seed: Seed of the draws (default 0).
+        progress: Called with (stage, done, total).
+
+    Returns:
+        Loss of each step.
+    """
+    rng = np.random.default_rng(seed)
+    _fit_scale(reader, task)
+    questions, weights = _training_questions(task)
+    signs = torch.tensor([float(question.wording.sign > 0) for question in task.questions])
+    _fit_polarity(reader, task.encoded.at(questions), signs[questions], seed)
+    users = [_training_users(sample) for sample in task.samples]
+    usable = [i for i, rows in enumerate(users) if len(rows)]
+    things = thing_input(task.samples[0].tokens)
+    parameters = [weight for weight in reader.parameters() if weight is not None]
+    reader.train().requires_grad_(True)
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    average = torch.optim.swa_utils.AveragedModel(
+        reader, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.98)
+    )
+    losses = []
+    started = time.monotonic()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for step in range(steps):
+            place = int(rng.choice(usable))
+            sample = task.samples[place]
+            rows = rng.choice(users[place], min(USERS_PER_STEP, len(users[place])), replace=False)
+            asked = rng.choice(questions, min(QUESTIONS_PER_STEP, len(questions)), p=weights)
+            encoded = task.encoded.at(asked)
+            reading = reader(token_input(sample.tokens, rows), encoded, things)
+            loss = _masked_loss(reading.score, task.targets(sample, rows, asked))
+            loss = loss + POLARITY_WEIGHT * _polarity_loss(reader, encoded, signs[asked])
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
+            optimizer.step()
+            schedule.step()
+            if step >= AVERAGE_FROM * steps:
+                average.update_parameters(reader)
+            losses.append(loss.item())
+            if progress:
+                progress("training the reader", step + 1, steps)
+            if minutes and time.monotonic() - started > 60 * minutes:
+                break
+    if average.n_averaged:
+        reader.load_state_dict(average.module.state_dict())
+    reader.eval().requires_grad_(False)
+    return losses
+
+
+def _fit_scale(reader: PointingReader, task: ConceptTask) -> None:
+    """Fit mean and standard deviation of the token numbers."""
+    numbers = [sample.tokens.numbers[sample.tokens.which >= 0] for sample in task.samples]
+    numbers = np.concatenate(numbers)
+    reader.mean.copy_(torch.from_numpy(numbers.mean(0)))
+    reader.spread.copy_(torch.from_numpy(numbers.std(0) + 1e-2))
+
+
+def _polarity_loss(reader: PointingReader, question: QuestionInput, signs: Tensor) -> Tensor:
+    """Return the loss of telling questions from their denials."""
+    logit = reader.polarity(torch.cat([question.vector, question.words], -1))[:, 0]
+    return F.binary_cross_entropy_with_logits(2 * logit, signs)
+
+
+def _fit_polarity(reader: PointingReader, question: QuestionInput, signs: Tensor, seed: int):
+    """Fit the sense of questions to their wordings, of which it is known."""
+    reader.polarity.requires_grad_(True)
+    optimizer = torch.optim.AdamW(reader.polarity.parameters(), lr=5e-3, weight_decay=0.02)
+    rng = np.random.default_rng(seed)
+    for _ in range(POLARITY_STEPS):
+        batch = rng.choice(len(signs), min(256, len(signs)), replace=False)
+        loss = _polarity_loss(reader, question.at(batch), signs[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def _training_questions(task: ConceptTask) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places of the questions that are trained on, and how often each is drawn."""
+    places = []
+    families = []
+    affirmative = []
+    for place, question in enumerate(task.questions):
+        concept = task.concepts[question.concept]
+        if concept.split == "train" and not question.wording.held_out:
+            places.append(place)
+            families.append(FAMILIES.index(concept.family))
+            affirmative.append(question.wording.sign > 0)
+    if not places:  # a few concepts that are all held out by hash
+        places = list(range(len(task.questions)))
+        families = [0] * len(places)
+        affirmative = [True] * len(places)
+    # each family has its share, of which the questions that deny have theirs
+    group = 2 * np.array(families) + np.array(affirmative)
+    size = np.bincount(group)
+    share = [FAMILY_WEIGHTS[FAMILIES[family]] for family in families]
+    share = np.array(share) * np.where(affirmative, 1 - DENIED_SHARE, DENIED_SHARE)
+    weights = share / size[group]
+    return np.array(places), weights / weights.sum()
+
+
+def _training_users(sample: Sample) -> np.ndarray:
+    """Return the rows of the users that are not held out."""
+    return np.flatnonzero([not is_held_out(user) for user in sample.tokens.ids])
+
+
+def _masked_loss(score: Tensor, target: Tensor) -> Tensor:
+    """Return the mean binary cross-entropy over known targets."""
+    known = ~target.isnan()
+    loss = F.binary_cross_entropy_with_logits(score, target.nan_to_num(), reduction="none")
+    return (loss * known).sum() / known.sum().clamp(min=1)
+
+
+def held_out_scores(reader: PointingReader, task: ConceptTask) -> pd.DataFrame:
+    """Judge the reader at the latest training cut-off on users that were in no training step.
+
+    Args:
+        reader: Trained reader.
+        task: From `make_concept_task`.
+
+    Returns:
+        One row per question with at least three users of each answer: `family, measure, split`
+        ("taught", "wording" or "concept"), `sign, auc` and `users`.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    sample = task.samples[0]
+    rows = np.flatnonzero([is_held_out(user) for user in sample.tokens.ids])
+    places = np.arange(len(task.questions))
+    if len(rows) < MIN_USERS:
+        return pd.DataFrame(columns=["family", "measure", "split", "sign", "auc", "users"])
+    tokens = sample.tokens.select(rows)
+    scores = read_questions(reader, tokens, task.encoded).score.numpy()
+    target = task.targets(sample, rows, places).numpy()
+    records = []
+    for place, question in enumerate(task.questions):
+        known = ~np.isnan(target[:, place])
+        answers = target[known, place]
+        if not 3 <= answers.sum() <= len(answers) - 3:
+            continue
+        concept = task.concepts[question.concept]
+        split = "wording" if question.wording.held_out else "taught"
+        if concept.split == "held_out":
+            split = "concept"
+        records.append(
+            {
+                "family": concept.family,
+                "measure": concept.measure,
+                "split": split,
+                "sign": question.wording.sign,
+                "auc": roc_auc_score(answers, scores[known, place]),
+                "users": len(answers),
+            }
+        )
+    return pd.DataFrame(records)

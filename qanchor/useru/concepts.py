@@ -1,0 +1,476 @@
+"""Concepts: what can be asked of users, induced from their own events, and what is true of them.
+
+Induction reads only events before the first training cut-off and is deterministic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from qanchor.data.things import ThingEvents
+
+MAX_TEXT_CONCEPTS = 256
+MIN_SHARE = 0.004  # of the (user, cut-off) samples in which a concept happens
+MAX_SHARE = 0.98
+N_CLUSTERS = (20, 60)  # clusters of texts at two heights
+MAX_CLUSTER_TEXTS = 2000
+QUANTILES = (0.5, 0.75, 0.9)  # of a number, as thresholds
+HELD_OUT_SHARE = 0.15  # of the concepts of each family, by hash of the name
+FAMILIES = ("text", "cluster", "modality", "number", "time", "behavior")
+MORE = 1.25  # times the former rate
+LESS = 0.5
+
+
+@dataclass(frozen=True)
+class Concept:
+    """Something that can be asked of the users and computed from their events.
+
+    Args:
+        name: Stable name, such as "text:payment_done" or "number:amount>50".
+        family: One of `FAMILIES`.
+        label: As people name it, such as "payment done".
+        things: Names of the things that its events belong to; empty: any event.
+        measure: "occurs", "more", "less", "exceeds", "high" or "first".
+        threshold: Smallest amount that counts; only for "exceeds".
+        split: "train" or "held_out".
+    """
+
+    name: str
+    family: str
+    label: str
+    things: tuple[str, ...]
+    measure: str = "occurs"
+    threshold: float = 0.0
+    split: str = "train"
+
+    def to_dict(self) -> dict:
+        """Return the fields for JSON."""
+        return asdict(self)
+
+
+def _split(name: str) -> str:
+    """Return the split of a concept, by hash of its name."""
+    digest = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:4])
+    return "held_out" if digest / 2**32 < HELD_OUT_SHARE else "train"
+
+
+def induce_concepts(
+    events: ThingEvents,
+    vectors: Float[np.ndarray, "thing text"],
+    cutoffs: Sequence[pd.Timestamp],
+) -> tuple[Concept, ...]:
+    """Return the concepts of a data set.
+
+    Args:
+        events: Of the users, with `until` the first cut-off, so that later events have no
+            influence.
+        vectors: Text vector of each thing.
+        cutoffs: Training cut-offs; only the first is used.
+    """
+    first = min(cutoffs)
+    count, total, largest = events.counts(events.users.events["time"].min(), first)
+    active = count.any(1)
+    users = max(int(active.sum()), 1)
+    share = (count[active] > 0).sum(0) / users
+    things = events.things
+    found = [
+        Concept("behavior:any", "behavior", "any event", ()),
+        Concept("behavior:more", "behavior", "any event", (), "more"),
+        Concept("behavior:less", "behavior", "any event", (), "less"),
+    ]
+    texts = [i for i, thing in enumerate(things) if thing.kind == "text" and share[i] > MIN_SHARE]
+    texts = sorted(texts, key=lambda i: (-share[i], things[i].name))[:MAX_TEXT_CONCEPTS]
+    for i in texts:
+        thing = things[i]
+        found.append(Concept(thing.name, "text", thing.label, (thing.name,)))
+        if share[i] > 0.1:
+            found.append(Concept(f"{thing.name}:more", "text", thing.label, (thing.name,), "more"))
+        if 0.02 < share[i] < 0.7:
+            name = f"{thing.name}:first"
+            found.append(Concept(name, "text", thing.label, (thing.name,), "first"))
+    found += _clusters(events, vectors, share)
+    for i, thing in enumerate(things):
+        if thing.kind == "modality" and share[i] > 0:
+            found.append(Concept(thing.name, "modality", thing.label, (thing.name,)))
+            for measure in ("more", "less"):
+                name = f"{thing.name}:{measure}"
+                found.append(Concept(name, "modality", thing.label, (thing.name,), measure))
+        if thing.kind == "time" and share[i] > MIN_SHARE:
+            found.append(Concept(thing.name, "time", thing.label, (thing.name,)))
+            name = f"{thing.name}:more"
+            found.append(Concept(name, "time", thing.label, (thing.name,), "more"))
+        if thing.kind == "number" and share[i] > MIN_SHARE:
+            found += _number_concepts(thing, largest[active, i], total[active, i])
+    unique = {concept.name: concept for concept in found}
+    return tuple(
+        Concept(**(concept.to_dict() | {"split": _split(name)})) for name, concept in unique.items()
+    )
+
+
+def _number_concepts(thing, largest: np.ndarray, total: np.ndarray) -> list[Concept]:
+    """Return the concepts of a number column: high and rising totals, and amounts of one event."""
+    found = [
+        Concept(f"{thing.name}:high", "number", thing.label, (thing.name,), "high"),
+        Concept(f"{thing.name}:more", "number", thing.label, (thing.name,), "more"),
+        Concept(f"{thing.name}:less", "number", thing.label, (thing.name,), "less"),
+    ]
+    values = largest[largest > 0]
+    for quantile in QUANTILES if len(values) else ():
+        threshold = float(f"{np.quantile(values, quantile):.2g}")
+        name = f"{thing.name}>={threshold:g}"
+        label = thing.label
+        found.append(Concept(name, "number", label, (thing.name,), "exceeds", threshold))
+    return found
+
+
+def _clusters(events: ThingEvents, vectors: np.ndarray, share: np.ndarray) -> list[Concept]:
+    """Return clusters of similar texts, named by their two most central members."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    things = events.things
+    texts = [i for i, thing in enumerate(things) if thing.kind == "text" and share[i] > 0]
+    texts = sorted(texts, key=lambda i: (-share[i], things[i].name))[:MAX_CLUSTER_TEXTS]
+    vectors = vectors[texts]
+    found = []
+    for n in N_CLUSTERS:
+        if len(texts) < 4 * n:
+            continue
+        kmeans = MiniBatchKMeans(n, random_state=0, n_init=3).fit(vectors)
+        for cluster in range(n):
+            members = np.flatnonzero(kmeans.labels_ == cluster)
+            if len(members) < 2:
+                continue
+            centrality = vectors[members] @ kmeans.cluster_centers_[cluster]
+            best = members[np.argsort(-centrality, kind="stable")[:2]]
+            label = " or ".join(things[texts[i]].label for i in best)
+            names = tuple(things[texts[i]].name for i in members)
+            found.append(Concept(f"cluster:{n}:{label}", "cluster", label, names))
+    return found
+
+
+def concept_truth(
+    events: ThingEvents,
+    concepts: Sequence[Concept],
+    rows: np.ndarray,
+    cutoff: pd.Timestamp,
+    days: int,
+) -> Float[np.ndarray, "user concept"]:
+    """Return what is true of each concept in the days after a cut-off.
+
+    Args:
+        events: Of the users.
+        concepts: The concepts.
+        rows: Rows of the users in `events.users.ids`.
+        cutoff: Start of the window.
+        days: Length of the window.
+
+    Returns:
+        1 or 0; NaN where it cannot be said (a user without the past that a trend needs).
+    """
+    end = cutoff + pd.Timedelta(days=days)
+    ahead = [part[rows] for part in events.counts(cutoff, end)]
+    start = events.users.events["time"].min()
+    past = [part[rows] for part in events.counts(start, cutoff)]
+    first = events.users.events.groupby("user", observed=False)["time"].min().to_numpy()[rows]
+    tenure = np.maximum((cutoff.to_datetime64() - first) / np.timedelta64(1, "D"), days / 2)
+    modalities = [i for i, thing in enumerate(events.things) if thing.kind == "modality"]
+    out = np.zeros((len(rows), len(concepts)), np.float32)
+    for column, concept in enumerate(concepts):
+        index = [events.index[name] for name in concept.things if name in events.index]
+        is_number = concept.family == "number"
+        if not concept.things:
+            index = modalities
+        values = 1 if is_number and concept.measure in ("high", "more", "less") else 0
+        future = ahead[values][:, index].sum(1)
+        before = past[values][:, index].sum(1)
+        rate = before / tenure * days
+        if concept.measure == "occurs":
+            out[:, column] = future > 0
+        elif concept.measure == "more":
+            out[:, column] = future > MORE * rate
+        elif concept.measure == "less":
+            out[:, column] = np.where(before > 0, future < LESS * rate, np.nan)
+        elif concept.measure == "first":
+            out[:, column] = (future > 0) & (before == 0)
+        elif concept.measure == "exceeds":
+            out[:, column] = (ahead[2][:, index] >= concept.threshold).any(1)
+        elif concept.measure == "high":
+            positive = future[future > 0]
+            limit = np.quantile(positive, 0.75) if len(positive) else np.inf
+            out[:, column] = future >= limit
+    return out
+
+
+def concept_past(events: ThingEvents, concepts, rows: np.ndarray, cutoff) -> np.ndarray:
+    """Return how often each concept was true in the past: the persistence baseline.
+
+    Args:
+        events: Of the users.
+        concepts: The concepts.
+        rows: Rows of the users in `events.users.ids`.
+        cutoff: End of the past.
+    """
+    start = events.users.events["time"].min()
+    count, total, largest = (part[rows] for part in events.counts(start, cutoff))
+    modalities = [i for i, thing in enumerate(events.things) if thing.kind == "modality"]
+    out = np.zeros((len(rows), len(concepts)), np.float32)
+    for column, concept in enumerate(concepts):
+        index = [events.index[name] for name in concept.things if name in events.index]
+        if not concept.things:
+            index = modalities
+        source = largest if concept.measure == "exceeds" else count
+        if concept.family == "number" and concept.measure == "high":
+            source = total
+        out[:, column] = source[:, index].sum(1)
+        if concept.measure in ("less", "first"):
+            out[:, column] *= -1
+    return out
+
+
+# -- wordings --
+
+# {t}: label, {user}: unit word. The last wording of each list is for tests only.
+NEXT = ("in the next month", "soon", "in the coming weeks", "next month", "")
+OCCURS = (
+    "Will this {user} {verb} {t} {when}?",
+    "Will there be {t} {when}?",
+    "How likely is {t} {when}?",
+    "{t}",
+    "Is {t} to be expected of this {user}?",
+    "Do you expect this {user} to {verb} {t} {when}?",
+    "Is this {user} going to {verb} {t} {when}?",
+    "Should we expect {t} from this {user}?",
+)
+NOT_OCCURS = (
+    "Will this {user} not {verb} {t} {when}?",
+    "Will this {user} never {verb} {t} again?",
+    "Is {t} unlikely {when}?",
+    "Will this {user} stop having {t}?",
+    "Will there be no {t} {when}?",
+    "Is this {user} unlikely to {verb} {t} {when}?",
+    "Won't this {user} {verb} {t} {when}?",
+    "Will this {user} no longer {verb} {t}?",
+    "Will this {user} quit {t}?",
+    "Will this {user} avoid {t} {when}?",
+)
+MORE_WORDINGS = (
+    "Will this {user} {verb} {t} more often than before?",
+    "Will {t} go up {when}?",
+    "Is {t} of this {user} rising?",
+    "Will there be more {t} {when}?",
+    "Will {t} increase {when}?",
+)
+LESS_WORDINGS = (
+    "Will this {user} {verb} {t} less often than before?",
+    "Will {t} go down {when}?",
+    "Is {t} of this {user} falling?",
+    "Will there be less {t} {when}?",
+    "Will {t} decrease {when}?",
+)
+FIRST_WORDINGS = (
+    "Will this {user} {verb} {t} for the first time?",
+    "Will this {user} try {t} {when}?",
+    "Will this {user} start with {t}?",
+)
+EXCEEDS_WORDINGS = (
+    "Will this {user} {verb} {t} of at least {v} at once?",
+    "Will this {user} have more than {v} {t} in one go {when}?",
+    "Will there be an event with {t} above {v}?",
+    "Will a single {t} exceed {v} {when}?",
+)
+HIGH_WORDINGS = (
+    "Will this {user} have much {t} {when}?",
+    "Will {t} of this {user} be high {when}?",
+    "Is a large total {t} to be expected {when}?",
+)
+TIME_WORDINGS = (
+    "Will this {user} be active in the {t} {when}?",
+    "Will this {user} come on a {t}?",
+    "Is this {user} a {t} person?",
+    "Will there be events in the {t}?",
+)
+ANY_WORDINGS = (
+    "Will this {user} come back?",
+    "Will this {user} be active {when}?",
+    "Will we see this {user} again {when}?",
+    "Will this {user} return {when}?",
+    "Will this {user} stay with us?",
+    "Will anything happen with this {user} {when}?",
+    "Will this {user} buy anything {when}?",
+    "Is this {user} still active?",
+)
+NONE_WORDINGS = (
+    "Will this {user} stop coming?",
+    "Will this {user} churn?",
+    "Will this {user} leave?",
+    "Will we lose this {user}?",
+    "Will this {user} not come back?",
+    "Will this {user} never return?",
+    "Is this {user} unlikely to come back {when}?",
+    "Won't we see this {user} again?",
+    "Will this {user} stop being active?",
+    "Will this {user} disappear?",
+    "Will this {user} no longer be active {when}?",
+    "Is this {user} about to quit?",
+    "Will there be nothing from this {user} {when}?",
+    "Will this {user} be inactive {when}?",
+    "Is this {user} gone?",
+)
+ANY_MORE = (
+    "Will this {user} be more active than before?",
+    "Will this {user} come more often?",
+    "Will visits go up {when}?",
+    "Is this {user} becoming more active?",
+)
+ANY_LESS = (
+    "Will this {user} be less active than before?",
+    "Will this {user} come less often?",
+    "Will visits go down {when}?",
+    "Is this {user} becoming less active?",
+)
+STAY_VERBS = (
+    "come back",
+    "return",
+    "stay",
+    "remain a customer",
+    "keep coming",
+    "be around",
+    "show up again",
+    "continue",
+    "be active",
+    "stick with us",
+)
+LEAVE_VERBS = (
+    "leave",
+    "leave us",
+    "churn",
+    "quit",
+    "give up coming",
+    "go away",
+    "drop out",
+    "stop coming",
+    "disappear",
+    "lapse",
+    "fail to return",
+    "cancel",
+)
+AFFIRMING = (
+    "Will this {user} {v} {when}?",
+    "Is this {user} going to {v} {when}?",
+    "Is this {user} likely to {v} {when}?",
+    "How likely is this {user} to {v} {when}?",
+    "Does this {user} intend to {v}?",
+    "Do you expect this {user} to {v} {when}?",
+    "Is this {user} about to {v}?",
+)
+DENYING = (
+    "Will this {user} not {v} {when}?",
+    "Won't this {user} {v} {when}?",
+    "Is this {user} not going to {v}?",
+    "Is this {user} unlikely to {v} {when}?",
+    "How unlikely is this {user} to {v}?",
+    "Will this {user} never {v} {when}?",
+)
+VERBS = ("do", "have", "use", "get", "see", "choose", "buy", "make", "visit", "look at", "go for")
+HORIZON_WORDINGS = {
+    1: "within a day",
+    7: "within a week",
+    14: "in the next two weeks",
+    30: "within 30 days",
+    60: "in the next two months",
+    90: "in the next three months",
+}
+FRAME_VERBS = 4  # of staying and of leaving, in each frame
+
+
+@dataclass(frozen=True)
+class Wording:
+    """A question about a concept.
+
+    Args:
+        query: Its text, with the word "user".
+        sign: 1 if yes means that the concept is true, -1 if it means the contrary.
+        days: Horizon that it names; 0 for the users' own.
+        held_out: Whether it is for tests only.
+    """
+
+    query: str
+    sign: int
+    days: int
+    held_out: bool
+
+
+def templates(concept: Concept) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the wordings whose yes means that a concept is true, and those that deny it.
+
+    Args:
+        concept: The concept.
+    """
+    any_event = not concept.things
+    if concept.measure == "occurs":
+        if any_event:
+            return ANY_WORDINGS, NONE_WORDINGS
+        if concept.family == "time":
+            return TIME_WORDINGS, ()
+        return OCCURS, NOT_OCCURS
+    if concept.measure == "more":
+        return (ANY_MORE if any_event else MORE_WORDINGS), ()
+    if concept.measure == "less":
+        return (ANY_LESS if any_event else LESS_WORDINGS), ()
+    if concept.measure == "first":
+        return FIRST_WORDINGS, ()
+    if concept.measure == "exceeds":
+        return EXCEEDS_WORDINGS, ()
+    return HIGH_WORDINGS, ()
+
+
+def _staying_and_leaving(rng: np.random.Generator) -> list[Wording]:
+    """Return every frame with some verbs of staying and leaving; the sense is their product."""
+    found = []
+    for sense, frames in ((1, AFFIRMING), (-1, DENYING)):
+        for frame in frames:
+            for verb_sense, verbs in ((1, STAY_VERBS), (-1, LEAVE_VERBS)):
+                for verb in rng.choice(verbs, FRAME_VERBS, replace=False):
+                    query = frame.format(user="user", v=verb, when=str(rng.choice(NEXT)))
+                    query = query.replace(" ?", "?")
+                    found.append(Wording(query, sense * verb_sense, 0, frame == frames[-1]))
+    return found
+
+
+def wordings(concept: Concept, rng: np.random.Generator, n: int = 16) -> list[Wording]:
+    """Return questions about a concept.
+
+    Args:
+        concept: The concept.
+        rng: Random generator that chooses verbs and times.
+        n: Questions for each sense, at most (default 16).
+    """
+    found = []
+    value = f"{concept.threshold:g}"
+    for sign, texts in zip((1, -1), templates(concept), strict=True):
+        for place, text in enumerate(texts[:n]):
+            days = 0
+            when = str(rng.choice(NEXT))
+            if "{when}" in text and rng.random() < 0.3:
+                days = int(rng.choice(list(HORIZON_WORDINGS)))
+                when = HORIZON_WORDINGS[days]
+            verb = str(rng.choice(VERBS))
+            query = text.format(user="user", t=concept.label, v=value, verb=verb, when=when)
+            query = query.replace(" ?", "?")
+            held_out = place == len(texts) - 1
+            found.append(Wording(query, sign, days, held_out))
+    if concept.measure == "occurs" and not concept.things:
+        found += _staying_and_leaving(rng)
+    return found
+
+
+def behavior_queries() -> list[str]:
+    """Return questions about behaviour in general: coming back, leaving, more and less."""
+    texts = [*ANY_WORDINGS, *NONE_WORDINGS, *ANY_MORE, *ANY_LESS]
+    return [text.format(user="user", when="next month") for text in texts]

@@ -1,0 +1,13 @@
+"""Types that many modules share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+Progress = Callable[[int, int], object]  # called with (done, total)
+StageProgress = Callable[[str, int, int], object]  # called with (stage, done, total)
+EmbeddingRows = Float[np.ndarray, "user dim"]
+UserMask = Bool[np.ndarray, " user"]

@@ -1,0 +1,120 @@
+"""The pointing reader learns from the past alone, points at what is asked, and can be denied."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from qanchor.data.users import Users
+from qanchor.models.pointing import PointingReader, question_input, read_questions
+from qanchor.models.user_tokens import TokenReader
+from qanchor.training.reader import (
+    held_out_scores,
+    is_held_out,
+    make_concept_task,
+    train_reader,
+    training_cutoffs,
+)
+
+CUTOFF = pd.Timestamp("2025-06-01")
+
+
+def habits(n_users: int = 120, seed: int = 0) -> pd.DataFrame:
+    """Return events of users that each keep to two of six texts, some of them rarely active."""
+    rng = np.random.default_rng(seed)
+    texts = ["buy_tea", "buy_bread", "read_news", "play_chess", "send_money", "watch_film"]
+    rows = []
+    for user in range(n_users):
+        own = rng.choice(texts, 2, replace=False)
+        for day in range(-29, 120):
+            if rng.random() < (0.15 if user % 2 else 0.03):
+                time = CUTOFF - pd.Timedelta(days=day, hours=int(rng.integers(1, 24)))
+                rows.append([f"u{user:03}", time, "log", rng.choice(own)])
+    return pd.DataFrame(rows, columns=["user", "time", "modality", "text"])
+
+
+@pytest.fixture(scope="module")
+def users() -> Users:
+    return Users.from_events(habits(), CUTOFF)
+
+
+@pytest.fixture(scope="module")
+def trained(users):
+    task = make_concept_task(users, "hash")
+    reader = PointingReader(384, 32)
+    losses = train_reader(reader, task, steps=60)
+    return task, reader, losses
+
+
+def test_the_loss_falls(trained):
+    losses = trained[2]
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+
+
+def test_a_question_ranks_users_by_what_they_did(users, trained):
+    from sklearn.metrics import roc_auc_score
+
+    tokens = TokenReader(users, "hash").read()
+    question = question_input(["buy tea"], "user", "hash", [30], 30)
+    score = read_questions(trained[1], tokens, question).score[:, 0].numpy()
+    future = users.future()
+    happened = future.loc[future["text"] == "buy_tea", "user"].astype(str)
+    assert roc_auc_score(np.isin(tokens.ids, happened), score) > 0.7
+
+
+def test_attention_sums_to_one_over_a_user(users, trained):
+    tokens = TokenReader(users, "hash").read()
+    question = question_input(["buy tea", "chess?"], "user", "hash", [30, 30], 30)
+    attention = read_questions(trained[1], tokens, question).attention
+    torch.testing.assert_close(attention.sum(-1), torch.ones(len(users), 2))
+
+
+def test_batches_do_not_change_a_reading(users, trained):
+    tokens = TokenReader(users, "hash").read()
+    question = question_input(["buy tea"], "user", "hash", [30], 30)
+    whole = read_questions(trained[1], tokens, question)
+    alone = read_questions(trained[1], tokens.select([7]), question)
+    torch.testing.assert_close(whole.score[7:8], alone.score, atol=1e-4, rtol=0)
+
+
+def test_nothing_after_the_cutoff_reaches_the_task(users):
+    table = habits()
+    table.loc[table["time"] >= CUTOFF, "text"] = "surprise"
+    changed = Users.from_events(table, CUTOFF)
+    first, second = make_concept_task(users, "hash"), make_concept_task(changed, "hash")
+    assert first.concepts == second.concepts
+    assert first.questions == second.questions
+    for a, b in zip(first.samples, second.samples, strict=True):
+        np.testing.assert_array_equal(a.tokens.numbers, b.tokens.numbers)
+        for days, truth in a.truth.items():
+            np.testing.assert_array_equal(truth, b.truth[days])
+
+
+def test_held_out_users_are_in_no_step(users, trained):
+    table = habits()
+    held_out = table["user"].map(is_held_out)
+    assert 0 < held_out.mean() < 0.3
+    # what only held-out users do later must leave the weights as they are
+    task = make_concept_task(users, "hash")
+    for sample in task.samples:
+        rows = [is_held_out(user) for user in sample.tokens.ids]
+        for truth in sample.truth.values():
+            truth[rows] = 1 - truth[rows]
+    torch.manual_seed(0)
+    one = PointingReader(384, 32)
+    torch.manual_seed(0)
+    two = PointingReader(384, 32)
+    changed = train_reader(one, task, steps=5)
+    assert changed == pytest.approx(train_reader(two, trained[0], steps=5), abs=1e-4)
+
+
+def test_scores_on_held_out_users_name_what_was_held_out(trained):
+    frame = held_out_scores(trained[1], trained[0])
+    assert list(frame.columns) == ["family", "measure", "split", "sign", "auc", "users"]
+
+
+def test_a_short_history_is_refused_with_what_it_needs(users):
+    table = habits()
+    short = Users.from_events(table[table["time"] > CUTOFF - pd.Timedelta(days=20)], CUTOFF)
+    with pytest.raises(ValueError, match="days of history before the cut-off, training needs 45"):
+        training_cutoffs(short)

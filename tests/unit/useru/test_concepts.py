@@ -1,0 +1,67 @@
+"""Concepts: what loops find true, induced from the past alone, in wordings that can be denied."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qanchor.data.users import Users
+from qanchor.models.user_tokens import TokenReader
+from qanchor.useru.concepts import concept_truth, induce_concepts, wordings
+from tests.unit.models.test_user_tokens import CUTOFF, events
+
+DAYS = 15
+
+
+@pytest.fixture(scope="module")
+def users() -> Users:
+    return Users.from_events(events(), CUTOFF)
+
+
+@pytest.fixture(scope="module")
+def induced(users):
+    cutoff = CUTOFF - pd.Timedelta(days=DAYS)
+    reader = TokenReader(users, "hash", until=cutoff)
+    concepts = induce_concepts(reader.events, reader.vectors, [cutoff])
+    rows = np.arange(len(users))
+    return cutoff, concepts, concept_truth(reader.events, concepts, rows, cutoff, DAYS)
+
+
+def test_families_come_from_the_table(induced):
+    names = {concept.name for concept in induced[1]}
+    assert {"text:cart", "modality:web", "number:amount:high", "behavior:any"} <= names
+    assert any(name.startswith("number:amount>=") for name in names)
+
+
+def test_truth_is_what_a_loop_finds(users, induced):
+    cutoff, concepts, truth = induced
+    ahead = users.events[
+        (users.events["time"] >= cutoff) & (users.events["time"] < cutoff + pd.Timedelta(days=DAYS))
+    ]
+    for column, concept in enumerate(concepts):
+        for row, user in enumerate(users.ids):
+            mine = ahead[ahead["user"] == user]
+            if concept.name == "behavior:any":
+                assert truth[row, column] == (len(mine) > 0)
+            elif concept.family == "text" and concept.measure == "occurs":
+                text = concept.things[0].removeprefix("text:")
+                assert truth[row, column] == (mine["text"] == text).any()
+            elif concept.measure == "exceeds":
+                assert truth[row, column] == (mine["amount"] >= concept.threshold).any()
+
+
+def test_events_after_the_first_cutoff_change_no_concept(users, induced):
+    cutoff, concepts, _ = induced
+    table = events()
+    table.loc[table["time"] >= cutoff, ["text", "amount"]] = ["surprise", 1e6]
+    changed = Users.from_events(table, CUTOFF)
+    reader = TokenReader(changed, "hash", until=cutoff)
+    assert induce_concepts(reader.events, reader.vectors, [cutoff]) == concepts
+
+
+def test_denied_wordings_flip_the_sign(induced):
+    concept = next(concept for concept in induced[1] if concept.name == "behavior:any")
+    found = wordings(concept, np.random.default_rng(0))
+    assert {wording.sign for wording in found} == {1, -1}
+    assert all(wording.sign == -1 for wording in found if "churn" in wording.query)
+    assert sum(wording.held_out for wording in found) >= 1
+    assert not any("{" in wording.query for wording in found)
