@@ -24,7 +24,7 @@ from qanchor.models.user_tokens import UserTokens
 from qanchor.models.weights import PACKAGES, download_weights
 from qanchor.prompt_tuning.soft_prompt import require_vacant
 from qanchor.training.checkpoint import Checkpoint
-from qanchor.training.reader import fit_reader
+from qanchor.training.reader import fit_reader, make_concept_task
 from qanchor.training.trainer import training_stages
 from qanchor.useru.llm import generate_pairs
 from qanchor.useru.schedule import MIN_DAYS, default_cutoffs
@@ -196,6 +196,15 @@ def check_command(
         words += f"\ntraining: {told['training']}"
     print_result(told, words, as_json)
     raise typer.Exit(0 if told["in_order"] else 1)
+
+
+@app.command("concepts")
+def concepts_command(users: UsersOf, as_json: Json = False) -> None:
+    """List what can be asked of users: concepts induced from their own events."""
+    task = make_concept_task(open_users(users), qa.SMALL.text_encoder)
+    rows = [concept.to_dict() for concept in task.concepts]
+    table = pd.DataFrame(rows)[["name", "family", "label", "measure"]].to_string(index=False)
+    print_result({"concepts": rows}, table, as_json)
 
 
 @app.command("generate-pairs")

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qanchor.config import Config
+from qanchor.data.things import ThingEvents
 from qanchor.data.users import Users
 from qanchor.models.pointing import (
     PointingReader,
     QuestionInput,
     question_input,
-    read_questions,
     thing_input,
     token_input,
 )
@@ -65,6 +65,8 @@ Progress = Callable[[str, int, int], None]
 class Sample:
     """All users at one cut-off, with what is true of each concept after it, by horizon."""
 
+    cutoff: pd.Timestamp
+    events: ThingEvents
     tokens: UserTokens
     rows: np.ndarray  # of the users in `Users.ids`
     truth: dict[int, np.ndarray]  # horizon in days -> (user, concept)
@@ -162,7 +164,7 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
         truth = {
             days: concept_truth(reader.events, concepts, rows, cutoff, days) for days in horizons
         }
-        samples.append(Sample(tokens, rows, truth))
+        samples.append(Sample(cutoff, reader.events, tokens, rows, truth))
     if not samples:
         raise ValueError(
             f"{users.name} has fewer than {count(MIN_USERS, users.unit)} with a past at any"
@@ -356,47 +358,3 @@ def _masked_loss(score: Tensor, target: Tensor) -> Tensor:
     known = ~target.isnan()
     loss = F.binary_cross_entropy_with_logits(score, target.nan_to_num(), reduction="none")
     return (loss * known).sum() / known.sum().clamp(min=1)
-
-
-def held_out_scores(reader: PointingReader, task: ConceptTask) -> pd.DataFrame:
-    """Judge the reader at the latest training cut-off on users that were in no training step.
-
-    Args:
-        reader: Trained reader.
-        task: From `make_concept_task`.
-
-    Returns:
-        One row per question with at least three users of each answer: `family, measure, split`
-        ("taught", "wording" or "concept"), `sign, auc` and `users`.
-    """
-    from sklearn.metrics import roc_auc_score
-
-    sample = task.samples[0]
-    rows = np.flatnonzero([is_held_out(user) for user in sample.tokens.ids])
-    places = np.arange(len(task.questions))
-    if len(rows) < MIN_USERS:
-        return pd.DataFrame(columns=["family", "measure", "split", "sign", "auc", "users"])
-    tokens = sample.tokens.select(rows)
-    scores = read_questions(reader, tokens, task.encoded).score.numpy()
-    target = task.targets(sample, rows, places).numpy()
-    records = []
-    for place, question in enumerate(task.questions):
-        known = ~np.isnan(target[:, place])
-        answers = target[known, place]
-        if not 3 <= answers.sum() <= len(answers) - 3:
-            continue
-        concept = task.concepts[question.concept]
-        split = "wording" if question.wording.held_out else "taught"
-        if concept.split == "held_out":
-            split = "concept"
-        records.append(
-            {
-                "family": concept.family,
-                "measure": concept.measure,
-                "split": split,
-                "sign": question.wording.sign,
-                "auc": roc_auc_score(answers, scores[known, place]),
-                "users": len(answers),
-            }
-        )
-    return pd.DataFrame(records)

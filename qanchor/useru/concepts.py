@@ -207,32 +207,6 @@ def concept_truth(
     return out
 
 
-def concept_past(events: ThingEvents, concepts, rows: np.ndarray, cutoff) -> np.ndarray:
-    """Return how often each concept was true in the past: the persistence baseline.
-
-    Args:
-        events: Of the users.
-        concepts: The concepts.
-        rows: Rows of the users in `events.users.ids`.
-        cutoff: End of the past.
-    """
-    start = events.users.events["time"].min()
-    count, total, largest = (part[rows] for part in events.counts(start, cutoff))
-    modalities = [i for i, thing in enumerate(events.things) if thing.kind == "modality"]
-    out = np.zeros((len(rows), len(concepts)), np.float32)
-    for column, concept in enumerate(concepts):
-        index = [events.index[name] for name in concept.things if name in events.index]
-        if not concept.things:
-            index = modalities
-        source = largest if concept.measure == "exceeds" else count
-        if concept.family == "number" and concept.measure == "high":
-            source = total
-        out[:, column] = source[:, index].sum(1)
-        if concept.measure in ("less", "first"):
-            out[:, column] *= -1
-    return out
-
-
 # -- wordings --
 
 # {t}: label, {user}: unit word. The last wording of each list is for tests only.

@@ -19,6 +19,7 @@ from tests.benchmarks.machine import measured_machine
 from .ablations import ablations
 from .attention import attention
 from .card import card
+from .concepts import concepts
 from .curves import curves
 from .datasets import load_movielens
 from .fairness import fairness
@@ -34,7 +35,8 @@ from .tune import tune
 from .useru import useru
 
 WITH_PROGRESS = {
-    run.__name__: run for run in (tasks, ablations, replay, fairness, prompts, curves, attention)
+    run.__name__: run
+    for run in (tasks, ablations, replay, fairness, prompts, curves, attention, concepts)
 }
 WITHOUT_PROGRESS = (tune, cache, ask, refresh, versus, train, scale, texts, useru, card, fuzz, soak)
 BENCHMARKS = WITH_PROGRESS | {run.__name__: run for run in WITHOUT_PROGRESS}

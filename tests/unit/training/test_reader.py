@@ -5,16 +5,17 @@ import pandas as pd
 import pytest
 import torch
 
+from qanchor.config import TINY
 from qanchor.data.users import Users
 from qanchor.models.pointing import PointingReader, question_input, read_questions
 from qanchor.models.user_tokens import TokenReader
 from qanchor.training.reader import (
-    held_out_scores,
     is_held_out,
     make_concept_task,
     train_reader,
     training_cutoffs,
 )
+from tests.benchmarks.concepts import concepts
 
 CUTOFF = pd.Timestamp("2025-06-01")
 
@@ -108,9 +109,10 @@ def test_held_out_users_are_in_no_step(users, trained):
     assert changed == pytest.approx(train_reader(two, trained[0], steps=5), abs=1e-4)
 
 
-def test_scores_on_held_out_users_name_what_was_held_out(trained):
-    frame = held_out_scores(trained[1], trained[0])
-    assert list(frame.columns) == ["family", "measure", "split", "sign", "auc", "users"]
+def test_the_benchmark_judges_held_out_users_and_wordings(users):
+    result = concepts(lambda: users, config=TINY)
+    assert {row["split"] for row in result["splits"]} >= {"taught", "wording"}
+    assert all(0 <= row["auc"] <= 1 for row in result["rows"])
 
 
 def test_a_short_history_is_refused_with_what_it_needs(users):

@@ -1,0 +1,122 @@
+"""Bench `concepts`: how the pointing reader ranks users that it was not trained on, beside
+persistence, by family of concepts and by what was held out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from qanchor.config import SMALL, Config
+from qanchor.data.things import ThingEvents
+from qanchor.data.users import Users
+from qanchor.models.pointing import read_questions
+from qanchor.training.reader import (
+    ConceptTask,
+    fit_reader,
+    is_held_out,
+    make_concept_task,
+)
+
+MIN_ANSWERS = 3  # users of each answer
+
+
+def concepts(
+    users: Callable[[], Users],
+    run=None,
+    seeds: int = 1,
+    *,
+    config: Config = SMALL,
+    progress=None,
+) -> dict:
+    """Train a reader on the users' past and judge it at the latest training cut-off on users that
+    were in no training step.
+
+    `split` is "taught", "wording" (taught concept, new wording) or "concept" (never taught).
+    Persistence is how often the very same happened before. `polarity` is the share of questions
+    whose sense is right. `run` and `seeds` are not looked at.
+    """
+    people = users()
+    start = time.monotonic()
+    task = make_concept_task(people, config.text_encoder)
+    reader, _ = fit_reader(people, config, progress=progress)
+    seconds = time.monotonic() - start
+    frame = judged_questions(reader, task, people)
+    columns = ["family", "measure", "split", "sign"]
+    table = frame.groupby(columns)[["auc", "persistence"]].mean()
+    table["questions"] = frame.groupby(columns).size()
+    by_split = frame.groupby("split")[["auc", "persistence", "polarity"]].mean()
+    return {
+        "rows": table.round(4).reset_index().to_dict("records"),
+        "splits": by_split.round(4).reset_index().to_dict("records"),
+        "concepts": len(task.concepts),
+        "questions": len(task.questions),
+        "seconds": round(seconds, 1),
+    }
+
+
+def judged_questions(reader, task: ConceptTask, users: Users) -> pd.DataFrame:
+    """Return one row per question with enough users of each answer: AUC of ours and of
+    persistence, and whether the question's sense is right.
+    """
+    sample = task.samples[0]
+    held_out = np.flatnonzero([is_held_out(user) for user in sample.tokens.ids])
+    places = np.arange(len(task.questions))
+    scores = read_questions(reader, sample.tokens.select(held_out), task.encoded).score.numpy()
+    target = task.targets(sample, held_out, places).numpy()
+    past = concept_past(sample.events, task.concepts, sample.rows[held_out], sample.cutoff)
+    sense = reader.sign(task.encoded).numpy()
+    records = []
+    for place, question in enumerate(task.questions):
+        known = ~np.isnan(target[:, place])
+        answers = target[known, place]
+        if not MIN_ANSWERS <= answers.sum() <= len(answers) - MIN_ANSWERS:
+            continue
+        concept = task.concepts[question.concept]
+        sign = question.wording.sign
+        split = "wording" if question.wording.held_out else "taught"
+        if concept.split == "held_out":
+            split = "concept"
+        before = sign * past[known, question.concept]
+        records.append(
+            {
+                "family": concept.family,
+                "measure": concept.measure,
+                "split": split,
+                "sign": sign,
+                "auc": roc_auc_score(answers, scores[known, place]),
+                "persistence": roc_auc_score(answers, before),
+                "polarity": float(np.sign(sense[place]) == sign),
+            }
+        )
+    return pd.DataFrame(records)
+
+
+def concept_past(events: ThingEvents, concepts, rows: np.ndarray, cutoff) -> np.ndarray:
+    """Return how often each concept was true in the past: the persistence baseline.
+
+    Args:
+        events: Of the users.
+        concepts: The concepts.
+        rows: Rows of the users in `events.users.ids`.
+        cutoff: End of the past.
+    """
+    start = events.users.events["time"].min()
+    count, total, largest = (part[rows] for part in events.counts(start, cutoff))
+    modalities = [i for i, thing in enumerate(events.things) if thing.kind == "modality"]
+    out = np.zeros((len(rows), len(concepts)), np.float32)
+    for column, concept in enumerate(concepts):
+        index = [events.index[name] for name in concept.things if name in events.index]
+        if not concept.things:
+            index = modalities
+        source = largest if concept.measure == "exceeds" else count
+        if concept.family == "number" and concept.measure == "high":
+            source = total
+        out[:, column] = source[:, index].sum(1)
+        if concept.measure in ("less", "first"):
+            out[:, column] *= -1
+    return out

@@ -1,0 +1,147 @@
+"""Ranking by pointing: what a question is read as, what carries its answer, and what it cannot say."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qanchor.config import TINY
+from qanchor.data.users import Users
+from qanchor.errors import RunError
+from qanchor.evaluation.backtest import backtest
+from qanchor.inference.engine import Engine
+from qanchor.inference.evidence import interpret, rank_by_pointing, token_contributions
+from qanchor.models.model import QAnchor
+from qanchor.models.pointing import read_questions
+from qanchor.models.preprocessor import UserPreprocessor
+from qanchor.training.reader import fit_reader
+from qanchor.workbench.lens import LensBackend
+from qanchor.workbench.messages import backtest_summary
+from tests.unit.training.test_reader import CUTOFF, habits
+
+pytestmark = pytest.mark.weights
+CONFIG = TINY.replace(text_encoder="minilm")
+
+
+@pytest.fixture(scope="module")
+def users() -> Users:
+    return Users.from_events(habits(), CUTOFF, unit="member")
+
+
+@pytest.fixture(scope="module")
+def model(users) -> QAnchor:
+    made = QAnchor(CONFIG, UserPreprocessor.fit(users, None, CONFIG))
+    made.reader, made.concepts = fit_reader(users, CONFIG, minutes=0.2)
+    return made
+
+
+@pytest.fixture(scope="module")
+def engine(model) -> Engine:
+    return Engine(model)
+
+
+@pytest.fixture(scope="module")
+def tokens(engine, users):
+    return engine.read_tokens(users)
+
+
+def test_a_question_is_read_as_events_of_the_table(model, tokens):
+    meaning, _ = interpret(model, tokens, "Will this member buy bread next month?")
+    assert meaning.answerable and meaning.read_as[0] == "buy bread"
+
+
+def test_coming_back_is_about_any_event(model, tokens):
+    meaning, _ = interpret(model, tokens, "Will this member come back?")
+    assert meaning.answerable and meaning.read_as == ("any event",) and meaning.sign == 1
+    denied, _ = interpret(model, tokens, "Will this member churn?")
+    assert denied.answerable and denied.sign == -1
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "Does this member suffer from diabetes?",
+        "Will this member adopt a puppy?",
+        "Is this member a vegetarian?",
+        "Will this member get married?",
+        "Will this member need surgery?",
+    ],
+)
+def test_what_the_data_do_not_say_is_not_answered(engine, tokens, query):
+    ranking = engine.rank(tokens, query)
+    assert not ranking.attrs["answerable"] and ranking["score"].isna().all()
+    assert set(ranking["answer"]) == {""} and ranking.attrs["nearest"]
+
+
+def test_horizons_in_words_are_obeyed(model, tokens):
+    meaning, question = interpret(model, tokens, "Will this member play chess within 7 days?")
+    assert meaning.horizon_days == 7 and question.horizon[0] < 0
+
+
+def test_answers_are_counted_in_the_table(engine, tokens, users):
+    ranking = engine.rank(tokens, "Will this member play chess?").set_index("user")
+    past = users.history()
+    chess = past[past["text"] == "play_chess"].groupby("user", observed=False).size()
+    never = chess.index[chess == 0].astype(str)
+    assert (ranking.loc[never, "answer"] == "play chess: never so far").all()
+    user = str(chess.idxmax())
+    assert f"play chess: {chess.max()} times" in ranking.loc[user, "answer"]
+
+
+def test_evidence_is_what_changes_the_scores(engine, tokens):
+    evidence = engine.rank(tokens, "Will this member play chess?").attrs["evidence"]
+    assert evidence[0]["text"] == "play chess"
+    assert sum(row["weight"] for row in evidence) <= 1.001
+    holders = (tokens.which == [t.label for t in tokens.things].index("play chess")).any(1)
+    assert evidence[0]["users"] == holders.sum()
+
+
+def test_contributions_are_exact(model, tokens):
+    user = tokens.ids[5]
+    _, question = interpret(model, tokens, "Will this member play chess?")
+    frame = token_contributions(model, tokens, user, question)
+    row = frame.iloc[0]
+    thing = [thing.label for thing in tokens.things].index(row["text"])
+    hidden = np.arange(len(tokens.things)) == thing
+    with_it = rank_by_pointing(model, tokens, "Will this member play chess?").set_index("user")
+    without = tokens.without(hidden)
+    score = read_questions(model.reader, without, question).score[5, 0]
+    assert row["contribution"] == pytest.approx(float(with_it.loc[user, "score"] - score), abs=1e-4)
+
+
+def test_a_saved_run_ranks_the_same(model, users, tmp_path):
+    run = QAnchor(CONFIG, UserPreprocessor.fit(users, None, CONFIG))
+    run.reader, run.concepts = model.reader, model.concepts
+    folder = run.save_pretrained(tmp_path / "run")
+    loaded = QAnchor.from_pretrained(folder)
+    assert loaded.concepts == model.concepts
+    query = "Will this member play chess?"
+    first, second = Engine(loaded), Engine(model)
+    pd.testing.assert_frame_equal(
+        first.rank(first.read_tokens(users), query), second.rank(second.read_tokens(users), query)
+    )
+    (folder / "reader.safetensors").write_bytes(b"torn")
+    with pytest.raises(RunError, match=r"reader\.safetensors has sha256"):
+        QAnchor.from_pretrained(folder)
+
+
+def test_the_backtest_judges_what_was_pointed_at(engine, users):
+    result = backtest(engine, users, "Will this member play chess?")
+    assert result.pointed and result.topic.startswith("play chess")
+    assert "was there play chess" in backtest_summary(result)
+    assert backtest(engine, users, "Will this member adopt a puppy?").right is None
+
+
+def test_the_lens_ranks_by_pointing_and_says_what_it_cannot_answer(engine, users):
+    lens = LensBackend(engine, engine.prefill(users), users, method="pca")
+    *_, last = lens("Will this member play chess?")
+    assert list(last.data["ranking"]["user"]) == list(users.ids)
+    assert "play chess" in lens.answer(users.ids[0], "Will this member play chess?")
+    *_, last = lens("Will this member adopt a puppy?")
+    assert "Nothing in these events speaks of" in last.warning
+    assert "Nothing in these events" in lens.answer(users.ids[0], "Will this member adopt a puppy?")
+
+
+def test_an_unknown_user_is_named(model, tokens):
+    _, question = interpret(model, tokens, "Will this member play chess?")
+    with pytest.raises(KeyError, match="'nobody' is not among the 120"):
+        token_contributions(model, tokens, "nobody", question)
