@@ -360,6 +360,8 @@ def train(
 
 def _fit_reader(users: qa.Users, config: qa.Config, minutes, seed: int, bars: ProgressBars):
     """Train the pointing reader; without enough history, say so and return nothing."""
+    if config.text_encoder == "hash":  # knows no words, so that no question can point
+        return None, ()
     budget = READER_SHARE * minutes if minutes else None
     try:
         return fit_reader(users, config, minutes=budget, seed=seed, progress=bars)

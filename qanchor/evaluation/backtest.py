@@ -199,8 +199,8 @@ def _backtest_by_pointing(model: QAnchor, users: Users, query: str) -> BacktestR
     ahead = reader.events.counts(cutoff, users.cutoff)[0][rows][:, things].sum(1)
     past = reader.events.counts(users.events["time"].min(), cutoff)[0][rows][:, things].sum(1)
     outcome = meaning.sign * (ahead > 0).astype(float)
-    right, low, high = concordance(ranking["score"].to_numpy()[judged], outcome)
-    before = concordance(meaning.sign * past, outcome)[0]
+    right, low, high = concordance(ranking["score"].to_numpy(float)[judged], outcome)
+    before = concordance(meaning.sign * past.astype(float), outcome)[0]
     return BacktestResult(right, low, high, int(judged.sum()), **about, before=before)
 
 

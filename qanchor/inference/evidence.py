@@ -120,7 +120,7 @@ def rank_by_pointing(model: QAnchor, tokens: UserTokens, query: str) -> pd.DataF
         thing = meaning.read_as[0]
         count, days_since = meant_events(tokens, meaning.things[:1])
         frame["answer"] = [
-            past_fact(thing, int(n), days) for n, days in zip(count, days_since, strict=True)
+            past_fact(thing, int(n), float(days)) for n, days in zip(count, days_since, strict=True)
         ]
     frame.attrs |= {
         "topics": [f"{'not ' * (meaning.sign < 0)}{label}" for label in meaning.read_as],

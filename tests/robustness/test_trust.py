@@ -363,9 +363,8 @@ def test_caches_keep_to_their_bounds_and_answers_stay_the_same(monkeypatch):
         session.compare("", "Will this user travel soon?").data["transitions"], first
     )
     assert len(lens.embeddings) == 3
-    *_, last = session.explain(
-        WORLD.ids[:12], ["A?", "B?", "C?", "D?", "E?"]
-    )  # more than are cached
+    session.explain.questions = ["A?", "B?", "C?", "D?", "E?"]  # more than are cached
+    *_, last = session.explain(WORLD.ids[:12])
     assert len(last.data["frame"]) == 5 and len(lens.embeddings) == 3
     list(lens("F?", "A?"))
     assert "F?" in lens.embeddings and "A?" in lens.embeddings

@@ -609,19 +609,19 @@ def test_errors_are_one_line_with_code_2(qanchor, home, tmp_path, monkeypatch, c
     [
         (
             "user,label\nu000000,2\n",
-            "labels.csv, row 0, column 'label': 2: write 0, 1, or leave it empty",
+            "labels.csv, row 0, column 'label': '2': a label is 0, 1 or empty",
         ),
         (
             "user,label\nu000000,1\nu000000,0\n",
             "labels.csv, row 1, column 'user': 'u000000': stands twice",
         ),
         (
-            "user,truth\nu000000,1\n",
-            "column 'label': ['user', 'truth']: missing: write it, or name another with --label",
+            "user,truth,odd\nu000000,1,0\n",
+            "column 'label': ['user', 'truth', 'odd']: missing: write it, or name another",
         ),
-        ("user,label\nnobody,1\n", "none of its 1 users is among the 60"),
+        ("user,label\nnobody,1\n", "none of these users has an event"),
         ("user,label\nu000000,1\nu000001,0\n", "1 positives and 1 negatives do not fill 5 fold(s)"),
-        ("user,label\nu000000,yes\n", "column 'label': 'yes': write 0, 1"),
+        ("user,label\nu000000,maybe\n", "column 'label'"),
         ("", "labels.csv"),
     ],
     ids=["neither 0 nor 1", "twice", "no label", "strangers", "too few", "a word", "empty"],

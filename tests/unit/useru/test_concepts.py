@@ -62,6 +62,10 @@ def test_denied_wordings_flip_the_sign(induced):
     concept = next(concept for concept in induced[1] if concept.name == "behavior:any")
     found = wordings(concept, np.random.default_rng(0))
     assert {wording.sign for wording in found} == {1, -1}
-    assert all(wording.sign == -1 for wording in found if "churn" in wording.query)
+    senses = {wording.query: wording.sign for wording in found}
+    assert senses["Will this user churn?"] == -1
+    assert senses["Will this user come back?"] == 1
+    unlikely = [s for q, s in senses.items() if "unlikely to leave us" in q]
+    assert all(sense == 1 for sense in unlikely)
     assert sum(wording.held_out for wording in found) >= 1
     assert not any("{" in wording.query for wording in found)
