@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 CHOICES = {
     "token_order": ("coarse_to_fine", "append_only"),
+    "contrastive_variant": ("paper", "release"),
     "attention": ("sdpa", "eager"),
     "dtype": ("bfloat16", "float32"),
 }
@@ -113,6 +114,8 @@ class Config:
     temperature: float = 0.07
     # Drop a negative as false if its cosine exceeds the positive's by this much; 2 keeps all.
     false_negative_margin: float = 0.1
+    # "paper" (equations 3 to 5) or "release" (form of the released code).
+    contrastive_variant: str = "paper"
     # Weight of the contrastive loss in the joint loss.
     contrastive_weight: float = 1.0
     # Weight of the autoregressive loss in the joint loss.

@@ -76,7 +76,8 @@ def joint_step(
         same = samples.same(pairs, model.device)
         anchors = all_gather_with_grad(anchors, accelerator)
         targets = all_gather_with_grad(targets, accelerator)
-        return contrastive_loss(anchors, targets, config.temperature, margin, same)
+        variant = config.contrastive_variant
+        return contrastive_loss(anchors, targets, config.temperature, margin, variant, same)
 
     n_tokens = accelerator.reduce(sum(part.asked.writes.sum() for part in parts), "sum")
     autoregressive = torch.zeros((), device=model.device)

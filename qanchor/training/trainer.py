@@ -370,7 +370,8 @@ def train_heads(
         targets = targets[torch.as_tensor(answer_of_pair, device=device)]
         margin = false_negative_margin_at(config, step, steps)
         same = samples.same(pairs, device)
-        loss = contrastive_loss(anchors, targets, config.temperature, margin, same)
+        variant = config.contrastive_variant
+        loss = contrastive_loss(anchors, targets, config.temperature, margin, variant, same)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
