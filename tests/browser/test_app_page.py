@@ -93,7 +93,7 @@ def walk(page):
     page.locator(".lab-label").select_option("Takeout")
     page.locator(".lab-steps").fill("10")
     page.get_by_role("button", name="Start", exact=True).click()
-    says(page.locator(".lab .lens-sentence"), "never tuned on")
+    says(page.locator(".lab .lens-sentence"), "held-out")
     ends("tune")
 
 
