@@ -134,19 +134,23 @@ def print_result(result: dict, text: str, as_json: bool) -> None:
 def load_and_prefill(run: Path, users: qa.Users) -> tuple[qa.Engine, qa.PrefixCache]:
     """Load a run and encode the users with it."""
     warn_if_busy()
-    bars = ProgressBars()
     engine = qa.Engine(qa.QAnchor.from_pretrained(run))
+    return engine, _prefill(engine, users)
+
+
+def _prefill(engine: qa.Engine, users: qa.Users) -> qa.PrefixCache:
+    bars = ProgressBars()
     cache = engine.prefill(users, progress=partial(bars, "reading users"))
     bars.close()
-    return engine, cache
+    return cache
 
 
 def load_for_ranking(run: Path, users: qa.Users) -> tuple[qa.Engine, qa.PrefixCache | UserTokens]:
     """Load a run and read what a ranking needs: with a pointing reader, no prefixes."""
-    model = qa.QAnchor.from_pretrained(run)
-    if model.reader is None:
-        return load_and_prefill(run, users)
-    engine = qa.Engine(model)
+    warn_if_busy()
+    engine = qa.Engine(qa.QAnchor.from_pretrained(run))
+    if engine.model.reader is None:
+        return engine, _prefill(engine, users)
     return engine, engine.read_tokens(users)
 
 

@@ -60,7 +60,8 @@ class ThingEvents:
         until: Texts are listed from events before this time (default: the users' cut-off).
 
     Attributes: `things`, `index` (row of each thing by name) and `rows`: one row per (event, thing)
-    with `user`, `thing`, `time` in seconds and `value`.
+    with `user`, `thing`, `time` in seconds and `value`; and `n_texts_left_out`, the distinct texts
+    beyond the 4,000 most frequent.
     """
 
     def __init__(self, users: Users, until=None):
@@ -68,6 +69,7 @@ class ThingEvents:
         past = users.history(until)
         self._main_number = _main_number(past, users.numbers)
         self.things = _list_things(users, past)
+        self.n_texts_left_out = max(past["text"].nunique() - MAX_TEXTS, 0)
         self.index = {thing.name: row for row, thing in enumerate(self.things)}
         self.rows = self._event_things()
 
@@ -78,7 +80,7 @@ class ThingEvents:
         return np.nan_to_num(self.users.events[self._main_number].to_numpy(float))
 
     def _event_things(self) -> dict[str, np.ndarray]:
-        """Return one row per (event, thing): user, thing, time and amount; sorted by time."""
+        """Return one row per (event, thing): user, thing, time and amount."""
         events = self.users.events
         user = events["user"].cat.codes.to_numpy(np.int64)
         time = events["time"].to_numpy().astype("datetime64[s]").astype(np.int64)

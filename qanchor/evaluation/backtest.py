@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from qanchor.data.users import Users
 from qanchor.inference.engine import Engine
-from qanchor.inference.evidence import interpret, rank_by_pointing
+from qanchor.inference.evidence import rank_by_pointing
 from qanchor.inference.ranking import KINDS, iter_warm_up, label_free_scores, query_horizon
 from qanchor.models.model import QAnchor
 from qanchor.models.user_tokens import TokenReader
@@ -190,17 +190,17 @@ def _backtest_by_pointing(model: QAnchor, users: Users, query: str) -> BacktestR
     judged = np.array([is_held_out(user) for user in tokens.ids])
     if judged.sum() < MIN_HELD_OUT_USERS:
         judged[:] = True
-    meaning, _ = interpret(model, tokens, query)
-    things = list(meaning.things[:1]) or [
+    sign = attrs["measured"][2]
+    things = attrs["things"][:1] or [
         row for row, thing in enumerate(reader.things) if thing.kind == "modality"
     ]
     position = {user: row for row, user in enumerate(users.ids)}
     rows = np.array([position[user] for user in tokens.ids])[judged]
     ahead = reader.events.counts(cutoff, users.cutoff)[0][rows][:, things].sum(1)
     past = reader.events.counts(users.events["time"].min(), cutoff)[0][rows][:, things].sum(1)
-    outcome = meaning.sign * (ahead > 0).astype(float)
+    outcome = sign * (ahead > 0).astype(float)
     right, low, high = concordance(ranking["score"].to_numpy(float)[judged], outcome)
-    before = concordance(meaning.sign * past.astype(float), outcome)[0]
+    before = concordance(sign * past.astype(float), outcome)[0]
     return BacktestResult(right, low, high, int(judged.sum()), **about, before=before)
 
 

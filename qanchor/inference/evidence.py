@@ -107,7 +107,8 @@ def rank_by_pointing(model: QAnchor, tokens: UserTokens, query: str) -> pd.DataF
     Returns:
         One row per user in the order of `tokens.ids`: `user, score` and `answer` (how often what is
         meant happened before, and when last). `attrs` holds what `Engine.rank` says, `evidence`
-        (records `text, weight, users` of what was pointed at), `answerable` and `nearest`. A
+        (records `text, weight, users` of what was pointed at), `answerable`, `nearest` and `things`
+        (rows of what is meant; empty for any event). A
         question that nothing in the data speaks of gives NaN scores and no answers.
     """
     meaning, question = interpret(model, tokens, query)
@@ -118,10 +119,13 @@ def rank_by_pointing(model: QAnchor, tokens: UserTokens, query: str) -> pd.DataF
         frame["score"] = reading.score[:, 0].numpy()
         evidence = _evidence(model, tokens, question, reading, meaning.things)
         thing = meaning.read_as[0]
-        count, days_since = meant_events(tokens, meaning.things[:1])
-        frame["answer"] = [
+        count, days_since = _meant_events(tokens, meaning.things[:1])
+        facts = [
             past_fact(thing, int(n), float(days)) for n, days in zip(count, days_since, strict=True)
         ]
+        # whether something never happened is not known of users with tokens left out
+        is_known = (count > 0) | (tokens.n_left_out == 0)
+        frame["answer"] = np.where(is_known, facts, "")
     frame.attrs |= {
         "topics": [f"{'not ' * (meaning.sign < 0)}{label}" for label in meaning.read_as],
         "measured": ("", "future", meaning.sign),
@@ -129,12 +133,13 @@ def rank_by_pointing(model: QAnchor, tokens: UserTokens, query: str) -> pd.DataF
         "identical": None,
         "answerable": meaning.answerable,
         "nearest": list(meaning.nearest),
+        "things": list(meaning.things),
         "evidence": evidence,
     }
     return frame
 
 
-def meant_events(tokens: UserTokens, things: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _meant_events(tokens: UserTokens, things: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return how often each user did what is meant, and days since the last time."""
     if things:
         meant = np.isin(tokens.which, things)

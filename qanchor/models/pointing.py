@@ -79,27 +79,25 @@ class TokenInput(NamedTuple):
 class Reading(NamedTuple):
     """What the reader makes of users and questions."""
 
-    state: Float[Tensor, "user query state"]
     score: Float[Tensor, "user query"]  # a logit: higher is nearer to a yes
     attention: Float[Tensor, "user query token"]  # mean of the softmax heads; sums to 1
 
 
 class PointingReader(nn.Module):
-    """Score and embed users for questions by attention over their own tokens.
+    """Score users for questions by attention over their own tokens.
 
     Softmax heads say which tokens the question means and read their numbers; sigmoid heads add
     counts up. Not in the paper: there, the language model's attention does this.
 
     Args:
         text: Width of the text vectors.
-        dim: Dimensions of the embedding.
 
     Example:
-        >>> PointingReader(text=384, dim=128).embedding.out_features
-        128
+        >>> PointingReader(text=384).query.in_features
+        384
     """
 
-    def __init__(self, text: int, dim: int):
+    def __init__(self, text: int):
         super().__init__()
         self.query = nn.Linear(text, HEADS * KEY_DIM)
         self.key = nn.Linear(text, HEADS * KEY_DIM)
@@ -127,7 +125,6 @@ class PointingReader(nn.Module):
         with torch.no_grad():
             self.prior.weight.copy_(torch.tensor([PRIOR_WEIGHTS]))
             self.polarity[-1].bias.fill_(AFFIRMATIVE)
-        self.embedding = nn.Linear(STATE_DIM, dim)
         self.register_buffer("mean", torch.zeros(N_TOKEN_NUMBERS))
         self.register_buffer("spread", torch.ones(N_TOKEN_NUMBERS))
 
@@ -195,7 +192,7 @@ class PointingReader(nn.Module):
         known = [total[:, :, 0, 0], mean[:, :, 0, LAST], level[..., 0], level[..., 1]]
         prior = self.prior(torch.stack(known, -1))[..., 0]
         score = (prior + self.out(state)[..., 0]) * self.sign(question)
-        return Reading(state, score, attention.mean(2))
+        return Reading(score, attention.mean(2))
 
 
 def question_input(

@@ -123,7 +123,7 @@ def _load_reader(model: QAnchor, folder: Path, about: dict) -> None:
     for name in (READER_FILE, CONCEPTS_FILE):
         _check_digest(folder / name, about)
     arrays = load_arrays(folder / READER_FILE)
-    reader = PointingReader(model.preprocessor.text_dim, model.config.embedding_dim)
+    reader = PointingReader(model.preprocessor.text_dim)
     try:
         reader.load_state_dict({name: torch.from_numpy(part) for name, part in arrays.items()})
         concepts = json.loads((folder / CONCEPTS_FILE).read_text())

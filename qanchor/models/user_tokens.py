@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 import zlib
 from dataclasses import dataclass, replace
 
@@ -10,157 +11,25 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from qanchor.data.things import KINDS, Thing, ThingEvents
+from qanchor.data.things import KINDS, MAX_TEXTS, Thing, ThingEvents
 from qanchor.data.users import Users
 from qanchor.models.text_encoder import text_vectors
-from qanchor.utils.text import plural
+from qanchor.utils.text import count, plural
 
 MAX_TOKENS = 160  # tokens of one user; of more, those with the highest tf-idf are kept
 SPELLING_DIM = 1024  # hashed character trigrams
 # words that say how a question is asked, not what it is about
 FUNCTION_WORDS = frozenset(
-    [
-        "a",
-        "about",
-        "again",
-        "all",
-        "an",
-        "and",
-        "any",
-        "anything",
-        "are",
-        "as",
-        "at",
-        "be",
-        "been",
-        "before",
-        "being",
-        "by",
-        "can",
-        "could",
-        "day",
-        "days",
-        "did",
-        "do",
-        "does",
-        "doing",
-        "during",
-        "each",
-        "else",
-        "ever",
-        "every",
-        "everything",
-        "expect",
-        "expected",
-        "few",
-        "fewer",
-        "for",
-        "from",
-        "gets",
-        "going",
-        "had",
-        "has",
-        "have",
-        "having",
-        "he",
-        "her",
-        "him",
-        "his",
-        "how",
-        "if",
-        "in",
-        "into",
-        "is",
-        "it",
-        "its",
-        "just",
-        "less",
-        "let",
-        "likely",
-        "many",
-        "may",
-        "might",
-        "month",
-        "months",
-        "more",
-        "most",
-        "much",
-        "my",
-        "never",
-        "next",
-        "no",
-        "not",
-        "nothing",
-        "of",
-        "often",
-        "on",
-        "one",
-        "only",
-        "or",
-        "other",
-        "our",
-        "out",
-        "over",
-        "per",
-        "quite",
-        "rather",
-        "same",
-        "she",
-        "should",
-        "since",
-        "so",
-        "some",
-        "someone",
-        "something",
-        "soon",
-        "such",
-        "than",
-        "that",
-        "the",
-        "their",
-        "them",
-        "then",
-        "there",
-        "these",
-        "they",
-        "thing",
-        "things",
-        "this",
-        "those",
-        "time",
-        "times",
-        "to",
-        "too",
-        "two",
-        "unlikely",
-        "up",
-        "us",
-        "user",
-        "users",
-        "very",
-        "was",
-        "we",
-        "week",
-        "weeks",
-        "were",
-        "what",
-        "when",
-        "where",
-        "whether",
-        "which",
-        "while",
-        "who",
-        "why",
-        "will",
-        "with",
-        "within",
-        "without",
-        "would",
-        "year",
-        "years",
-        "you",
-        "your",
-    ]
+    """
+    a about again all an and any anything are as at be been before being by can could day days
+    did do does doing during each else ever every everything expect expected few fewer for from
+    gets going had has have having he her him his how if in into is it its just less let likely
+    many may might month months more most much my never next no not nothing of often on one only
+    or other our out over per quite rather same she should since so some someone something soon
+    such than that the their them then there these they thing things this those time times to
+    too two unlikely up us user users very was we week weeks were what when where whether which
+    while who why will with within without would year years you your
+    """.split()  # noqa: SIM905
 )
 TOKEN_NUMBERS = (
     "count",
@@ -181,7 +50,7 @@ N_LEVEL_NUMBERS = 18  # nine numbers of the user as a whole, and their percentil
 
 @dataclass(frozen=True)
 class UserTokens:
-    """Hold the tokens of many users at one cut-off. Made by `read_tokens`.
+    """Hold the tokens of many users at one cut-off. Made by `TokenReader.read`.
 
     Args:
         ids: Ids of the users.
@@ -193,6 +62,7 @@ class UserTokens:
         which: Index of the thing of each token; -1 for padding.
         numbers: Numbers of each token, see `TOKEN_NUMBERS`; then its kind as 0 and 1.
         level: Numbers of the user as a whole.
+        n_left_out: Tokens of each user beyond the 160 that are kept.
     """
 
     ids: tuple[str, ...]
@@ -204,6 +74,7 @@ class UserTokens:
     which: Int[np.ndarray, "user token"]
     numbers: Float[np.ndarray, "user token number"]
     level: Float[np.ndarray, "user level"]
+    n_left_out: Int[np.ndarray, " user"]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -221,6 +92,7 @@ class UserTokens:
             which=self.which[rows],
             numbers=self.numbers[rows],
             level=self.level[rows],
+            n_left_out=self.n_left_out[rows],
         )
 
     def without(self, hidden: Bool[np.ndarray, " thing"]) -> UserTokens:
@@ -302,7 +174,11 @@ class TokenReader:
         )
         level = self._levels(end)
         users = np.arange(len(self.users)) if own else np.flatnonzero(level[:, 0] > 0)
-        table = table[table["rank"] < MAX_TOKENS]
+        beyond = table["rank"] >= MAX_TOKENS
+        n_left_out = np.bincount(table.loc[beyond, "user"], minlength=len(self.users))[users]
+        if own:
+            self._warn_of_what_is_left_out(n_left_out)
+        table = table[~beyond]
         row_of = np.full(len(self.users), -1)
         row_of[users] = np.arange(len(users))
         row = row_of[table["user"].to_numpy()]
@@ -327,7 +203,24 @@ class TokenReader:
             which=which,
             numbers=numbers,
             level=_with_ranks(level[users]),
+            n_left_out=n_left_out,
         )
+
+    def _warn_of_what_is_left_out(self, n_left_out: np.ndarray) -> None:
+        """Say how many texts and tokens questions cannot point at, and why."""
+        if self.events.n_texts_left_out:
+            warnings.warn(
+                f"{self.events.n_texts_left_out:,} rare texts of {self.users.name} are left out:"
+                f" questions can point at the {MAX_TEXTS:,} most frequent ones.",
+                stacklevel=3,
+            )
+        if n_left_out.any():
+            users = count(int((n_left_out > 0).sum()), self.users.unit)
+            warnings.warn(
+                f"{n_left_out.sum():,} tokens of {users} are left out: questions can point at the"
+                f" {MAX_TOKENS} most telling texts, modalities and numbers of each.",
+                stacklevel=3,
+            )
 
     def _token_table(self, rows: dict[str, np.ndarray], end: int) -> pd.DataFrame:
         """Return one row per (user, thing) with the numbers of the token and its rank."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,7 @@ from qanchor.useru.concepts import (
     wordings,
 )
 from qanchor.utils.text import count
+from qanchor.utils.types import StageProgress
 
 STEPS = 240
 USERS_PER_STEP = 96
@@ -57,8 +58,6 @@ DENIED_SHARE = 0.25  # of the questions of a family
 POLARITY_WEIGHT = 0.3
 POLARITY_STEPS = 500
 AVERAGE_FROM = 0.5  # share of the steps after which weights are averaged
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -205,7 +204,7 @@ def fit_reader(
     config: Config,
     minutes: float | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> tuple[PointingReader, tuple[Concept, ...]]:
     """Induce concepts from the users' past and train a new reader on them.
 
@@ -225,7 +224,7 @@ def fit_reader(
     task = make_concept_task(users, config.text_encoder, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        reader = PointingReader(task.encoded.vector.shape[1], config.embedding_dim)
+        reader = PointingReader(task.encoded.vector.shape[1])
     train_reader(reader, task, minutes=minutes, seed=seed, progress=progress)
     return reader, task.concepts
 
@@ -236,7 +235,7 @@ def train_reader(
     steps: int = STEPS,
     minutes: float | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> list[float]:
     """Train the reader on concepts, leaving out the held-out users, concepts and wordings.
 

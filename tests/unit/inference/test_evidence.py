@@ -145,3 +145,20 @@ def test_an_unknown_user_is_named(model, tokens):
     _, question = interpret(model, tokens, "Will this member play chess?")
     with pytest.raises(KeyError, match="'nobody' is not among the 120"):
         token_contributions(model, tokens, "nobody", question)
+
+
+def test_what_is_left_out_is_counted_and_never_called_never(engine, users, monkeypatch):
+    monkeypatch.setattr("qanchor.models.user_tokens.MAX_TOKENS", 8)
+    with pytest.warns(UserWarning, match=r"[\d,]+ tokens of [\d,]+ members are left out"):
+        tokens = engine.read_tokens(users)
+    assert tokens.n_left_out.any()
+    ranking = engine.rank(tokens, "Will this member play chess?").set_index("user")
+    past = users.history()
+    did = past.loc[past["text"] == "play_chess", "user"].astype(str).unique()
+    assert not ranking.loc[did, "answer"].str.contains("never").any()
+
+
+def test_rare_texts_beyond_the_limit_are_counted(engine, users, monkeypatch):
+    monkeypatch.setattr("qanchor.data.things.MAX_TEXTS", 4)
+    with pytest.warns(UserWarning, match="2 rare texts of users are left out"):
+        engine.read_tokens(users)

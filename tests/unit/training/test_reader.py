@@ -42,7 +42,7 @@ def users() -> Users:
 @pytest.fixture(scope="module")
 def trained(users):
     task = make_concept_task(users, "hash")
-    reader = PointingReader(384, 32)
+    reader = PointingReader(384)
     losses = train_reader(reader, task, steps=60)
     return task, reader, losses
 
@@ -102,9 +102,9 @@ def test_held_out_users_are_in_no_step(users, trained):
         for truth in sample.truth.values():
             truth[rows] = 1 - truth[rows]
     torch.manual_seed(0)
-    one = PointingReader(384, 32)
+    one = PointingReader(384)
     torch.manual_seed(0)
-    two = PointingReader(384, 32)
+    two = PointingReader(384)
     changed = train_reader(one, task, steps=5)
     assert changed == pytest.approx(train_reader(two, trained[0], steps=5), abs=1e-4)
 
