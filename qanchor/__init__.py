@@ -23,6 +23,7 @@ from qanchor.models.serialization import load_history
 from qanchor.models.text_encoder import text_vectors
 from qanchor.prompt_tuning.soft_prompt import SoftPrompt
 from qanchor.prompt_tuning.tuning import tune_prompt
+from qanchor.training.fit import fit
 from qanchor.training.losses import contrastive_loss, prototype_loss
 from qanchor.training.trainer import train
 from qanchor.useru.pairs import make_pairs
@@ -59,6 +60,7 @@ __all__ = [
     "describe_clusters",
     "embed_dataset",
     "export_group",
+    "fit",
     "linear_probe",
     "load_complete_journey",
     "load_history",

@@ -20,11 +20,12 @@ from qanchor.data.reading import check_folder
 from qanchor.errors import QanchorError
 from qanchor.evaluation.prompt_evaluation import evaluate_prompt
 from qanchor.inference.batch_embed import embed_dataset
+from qanchor.models.pointing_model import PointingModel
 from qanchor.models.user_tokens import UserTokens
 from qanchor.models.weights import PACKAGES, download_weights
 from qanchor.prompt_tuning.soft_prompt import require_vacant
 from qanchor.training.checkpoint import Checkpoint
-from qanchor.training.reader import fit_reader, make_concept_task
+from qanchor.training.reader import make_concept_task
 from qanchor.training.trainer import training_stages
 from qanchor.useru.llm import generate_pairs
 from qanchor.useru.schedule import MIN_DAYS, default_cutoffs
@@ -149,7 +150,7 @@ def load_for_ranking(run: Path, users: qa.Users) -> tuple[qa.Engine, qa.PrefixCa
     """Load a run and read what a ranking needs: with a pointing reader, no prefixes."""
     warn_if_busy()
     engine = qa.Engine(qa.QAnchor.from_pretrained(run))
-    if engine.model.reader is None:
+    if engine.pointing is None:
         return engine, _prefill(engine, users)
     return engine, engine.read_tokens(users)
 
@@ -315,7 +316,7 @@ def train(
     cutoffs = default_cutoffs(people, config.num_cutoffs)
     pairs = qa.make_pairs(people, per_sample=config.pairs_per_sample, cutoffs=cutoffs, seed=seed)
     samples = pairs[["user", "cutoff"]].drop_duplicates()
-    reader, concepts = _fit_reader(people, config, minutes, seed, bars)
+    pointing = _fit_pointing(people, config, minutes, seed, bars)
     preprocessor, features = qa.UserPreprocessor.fit_transform(
         people, samples, config, partial(bars, PREPROCESSOR_STAGE)
     )
@@ -344,9 +345,8 @@ def train(
         "machine": machine_info(),
         "seconds": round(time.monotonic() - start),  # with the pairs and the preprocessor
     }
-    model.reader = reader
-    model.concepts = concepts
-    metrics["concepts"] = len(concepts)
+    model.pointing = pointing
+    metrics["concepts"] = len(pointing.concepts) if pointing else 0
     model.save_pretrained(out, history, metrics)
     checkpoint.remove()
     last = history.tail(10).mean(numeric_only=True).to_dict()
@@ -362,16 +362,47 @@ def train(
     print_result(result, text, as_json)
 
 
-def _fit_reader(users: qa.Users, config: qa.Config, minutes, seed: int, bars: ProgressBars):
-    """Train the pointing reader; without enough history, say so and return nothing."""
+def _fit_pointing(
+    users: qa.Users, config: qa.Config, minutes: float | None, seed: int, bars: ProgressBars
+) -> PointingModel | None:
+    """Train the pointing model; without enough history, say so and return nothing."""
     if config.text_encoder == "hash":  # knows no words, so that no question can point
-        return None, ()
+        return None
     budget = READER_SHARE * minutes if minutes else None
     try:
-        return fit_reader(users, config, minutes=budget, seed=seed, progress=bars)
+        return qa.fit(users, budget, seed=seed, text_encoder=config.text_encoder, progress=bars)
     except ValueError as error:
         print_below_bars(f"warning: no pointing reader: {error}")
-        return None, ()
+        return None
+
+
+@app.command("fit")
+def fit_command(
+    users: UsersOf,
+    out: Annotated[Path, typer.Option(help="folder of the run")],
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="stop training after so many minutes")
+    ] = None,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a model without a language model on users' own past: seconds instead of minutes."""
+    people = open_users(users)
+    start = time.monotonic()
+    model = qa.fit(people, minutes, seed=seed)
+    metrics = {
+        "users": users,
+        "seed": seed,
+        "machine": machine_info(),
+        "seconds": round(time.monotonic() - start),
+        "concepts": len(model.concepts),
+    }
+    model.save_pretrained(out, metrics=metrics)
+    text = (
+        f"{out}: {count(len(model.concepts), 'concept')} of {count(len(people), people.unit)},"
+        f" {metrics['seconds']} s"
+    )
+    print_result({"out": str(out)} | metrics, text, as_json)
 
 
 @app.command()
@@ -397,7 +428,7 @@ def ask(
         warning = unanswerable_note(query, attrs["nearest"])
         ranking = ranking.head(0)
     rows = ranking.head(top).to_dict("records")
-    for row in rows if engine.model.reader is None else []:
+    for row in rows if engine.pointing is None else []:
         row["answer"] = row["answer"] or engine.generate(cache, row["user"], query)
     table = ""
     if rows:

@@ -14,8 +14,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from qanchor.analysis.pointing_attention import (
+    ATTRIBUTE_ROW,
+    iter_pointing_shares,
+    pointing_rows,
+)
 from qanchor.data.users import Users
 from qanchor.inference.engine import Engine
+from qanchor.inference.pointing_engine import PointingEngine
 from qanchor.inference.prefix_cache import PrefixCache, select_users
 from qanchor.models.collate import USER_EMB
 from qanchor.models.heads import QueryLike, query_text
@@ -24,7 +30,7 @@ from qanchor.models.prefix_encoder import GROUP, USER, Prefix
 from qanchor.models.preprocessor import UserPreprocessor
 from qanchor.utils.types import Progress
 
-TABULAR = "tabular"
+TABULAR = ATTRIBUTE_ROW
 # rows of the frame beside the modalities
 NON_MODALITY_ROWS = ("user", "summary", TABULAR, "query", "soft prompt", "sink")
 # groups of numbers that sum up the events of every modality
@@ -102,9 +108,13 @@ def modality_attention(
         raise KeyError(
             f"User {unread[0]!r} is not among the {len(cache):,} that were read. Prefill it first."
         )
-    names = row_names(engine.model.preprocessor)
+    if isinstance(engine, PointingEngine):
+        things = cache.tokens.things
+        names = pointing_rows([thing.modality for thing in things if thing.kind == "modality"])
+    else:
+        names = row_names(engine.model.preprocessor)
     frames = []
-    for ids, weight, count in iter_attention_shares(engine, cache, query, wanted):
+    for ids, weight, count in iter_attention_shares(engine, cache, query, wanted, names):
         if not by_head:
             weight = weight.mean(2, keepdims=True)
         frames.append(_attention_frame(ids, query, names, weight, count))
@@ -116,14 +126,20 @@ def modality_attention(
 
 @torch.inference_mode()
 def iter_attention_shares(
-    engine: Engine, cache: PrefixCache, query: QueryLike, users: Sequence[str]
+    engine: Engine,
+    cache: PrefixCache,
+    query: QueryLike,
+    users: Sequence[str],
+    names: Sequence[str],
 ) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
     """Yield, batch by batch, ids, weights (layer, user, head, row), and the number of tokens of
-    each row of `row_names`.
+    each row of `names`.
     """
+    if isinstance(engine, PointingEngine):
+        yield from iter_pointing_shares(engine, cache, query, users, names)
+        return
     model = engine.model
     asked = model.build_query_batch([query])
-    names = row_names(model.preprocessor)
     is_prompt = asked.ids < USER_EMB
     query_codes = torch.where(is_prompt, names.index("soft prompt"), names.index("query"))
     chosen = np.isin(np.array(cache.ids, dtype=object), list(users))
@@ -239,7 +255,7 @@ def modality_importance(
     """
     asked = [query] if isinstance(query, QueryLike) else list(query)
     whole = engine.embed(engine.prefill(users), asked).astype(float)
-    names = ablatable_rows(engine.model.preprocessor)
+    names = ablatable_rows(engine, users)
     frames = []
     ablation = iter_modality_ablation(engine, users, asked, whole)
     for done, (name, events, has, moved) in enumerate(ablation, 1):
@@ -252,8 +268,19 @@ def modality_importance(
     return pd.concat(frames).sort_values(["user", "query"], kind="stable", ignore_index=True)
 
 
-def ablatable_rows(preprocessor: UserPreprocessor) -> list[str]:
+def attention_rows(engine: Engine, users: Users) -> list[str]:
+    """Return the names of the rows that attention is summed over."""
+    if isinstance(engine, PointingEngine):
+        return pointing_rows(users.modalities)
+    return row_names(engine.model.preprocessor)
+
+
+def ablatable_rows(engine: Engine, users: Users) -> list[str]:
     """Return the rows that can be deleted: the modalities, and the facts."""
+    if isinstance(engine, PointingEngine):
+        facts = [TABULAR] if len(users.tabular.columns) else []
+        return list(dict.fromkeys([*users.modalities, *facts]))
+    preprocessor = engine.model.preprocessor
     return [m for m in row_names(preprocessor) if m in preprocessor.modalities or m == TABULAR]
 
 
@@ -269,7 +296,7 @@ def iter_modality_ablation(
     past = users.history()
     counts = pd.crosstab(past["user"], past["modality"])
     counts = counts.reindex(index=list(users.ids), fill_value=0)
-    for name in ablatable_rows(engine.model.preprocessor):
+    for name in ablatable_rows(engine, users):
         less = np.zeros_like(whole)
         for rows, z in engine.iter_embed_uncached(without_modality(users, name), queries):
             less[rows] = z

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -132,7 +133,7 @@ class EmbeddingCache:
         groups = self.cache.groups[::step]
         rows = np.concatenate([group.rows for group in groups])
         texts = [paraphrase.format(query) for paraphrase in PARAPHRASES]
-        subset = PrefixCache(self.ids, "", groups=groups)
+        subset = replace(self.cache, groups=groups)
         reworded = np.concatenate([z for _, z in self.engine.iter_embed(subset, texts)])
         by_paraphrase = [reworded[:, place] for place in range(len(texts))]
         self.noise_floors[query] = noise_floor(self.embeddings[query][rows], by_paraphrase)

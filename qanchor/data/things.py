@@ -58,16 +58,19 @@ class ThingEvents:
     Args:
         users: The users.
         until: Texts are listed from events before this time (default: the users' cut-off).
+        main_number: Number column of the amounts (default: the one that most events have).
 
-    Attributes: `things`, `index` (row of each thing by name) and `rows`: one row per (event, thing)
+    Attributes: `main_number`, `things`, `index` (row of each thing by name) and `rows`: one row per (event, thing)
     with `user`, `thing`, `time` in seconds and `value`; and `n_texts_left_out`, the distinct texts
     beyond the 4,000 most frequent.
     """
 
-    def __init__(self, users: Users, until=None):
+    def __init__(self, users: Users, until=None, main_number: str | None = None):
         self.users = users
         past = users.history(until)
-        self._main_number = _main_number(past, users.numbers)
+        if main_number is None:
+            main_number = _main_number(past, users.numbers)
+        self.main_number = main_number if main_number in users.numbers else ""
         self.things = _list_things(users, past)
         self.n_texts_left_out = max(past["text"].nunique() - MAX_TEXTS, 0)
         self.index = {thing.name: row for row, thing in enumerate(self.things)}
@@ -75,9 +78,9 @@ class ThingEvents:
 
     def amounts(self) -> np.ndarray:
         """Return the main number of every event; zeros without one."""
-        if not self._main_number:
+        if not self.main_number:
             return np.zeros(len(self.users.events))
-        return np.nan_to_num(self.users.events[self._main_number].to_numpy(float))
+        return np.nan_to_num(self.users.events[self.main_number].to_numpy(float))
 
     def _event_things(self) -> dict[str, np.ndarray]:
         """Return one row per (event, thing): user, thing, time and amount."""

@@ -15,7 +15,7 @@ from qanchor.data.users import Users
 from qanchor.inference.engine import Engine
 from qanchor.inference.evidence import rank_by_pointing
 from qanchor.inference.ranking import KINDS, iter_warm_up, label_free_scores, query_horizon
-from qanchor.models.model import QAnchor
+from qanchor.models.pointing_model import PointingModel
 from qanchor.models.user_tokens import TokenReader
 from qanchor.training.reader import is_held_out
 from qanchor.useru.behavior import EventArrays, find_spend_sources
@@ -120,9 +120,9 @@ def iter_backtest(
     Yields:
         (stage, done, total), and last the result.
     """
-    if engine.model.reader is not None:
+    if engine.pointing is not None:
         yield "reading the past", 0, 1
-        yield _backtest_by_pointing(engine.model, users, query)
+        yield _backtest_by_pointing(engine.pointing, users, query)
         return
     sample = users.sample(min(most, len(users)))
     days = query_horizon(query, users.horizon_days)
@@ -167,7 +167,7 @@ def iter_backtest(
     yield BacktestResult(right, low, high, len(outcome), **about, before=baseline)
 
 
-def _backtest_by_pointing(model: QAnchor, users: Users, query: str) -> BacktestResult:
+def _backtest_by_pointing(model: PointingModel, users: Users, query: str) -> BacktestResult:
     """Rank users at an earlier day by pointing; the outcome is how often what is meant happened.
 
     Only users that were in no training step are judged, if there are enough of them.

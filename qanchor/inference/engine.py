@@ -35,6 +35,7 @@ from qanchor.models.collate import (
 from qanchor.models.features import UserFeatures
 from qanchor.models.heads import EncodedQueries, QueryEncoding, QueryLike
 from qanchor.models.model import QAnchor
+from qanchor.models.pointing_model import PointingModel
 from qanchor.models.prefix_encoder import Prefix, token_columns
 from qanchor.models.user_tokens import TokenReader, UserTokens
 from qanchor.utils.text import plural
@@ -54,6 +55,7 @@ class Engine:
 
     Args:
         model: Trained model. Its LoRA is merged into the weights, so it cannot be trained further.
+            For the model of `fit` the engine is a `PointingEngine`.
 
     Example:
         >>> users = qa.make_sample_users(40)
@@ -63,9 +65,22 @@ class Engine:
         (40, 32)
     """
 
+    def __new__(cls, model: QAnchor | PointingModel) -> Engine:
+        """Return the engine that fits the model."""
+        if cls is Engine and isinstance(model, PointingModel):
+            from qanchor.inference.pointing_engine import PointingEngine
+
+            cls = PointingEngine
+        return super().__new__(cls)
+
     def __init__(self, model: QAnchor):
         merge_lora(model.backbone)
         self.model = model.eval().requires_grad_(False)
+
+    @property
+    def pointing(self) -> PointingModel | None:
+        """Return what ranks users for typed questions, if the run has it."""
+        return self.model.pointing
 
     # -- reading users --
 
@@ -102,7 +117,7 @@ class Engine:
         features = self.model.preprocessor.transform(users)
         batches = self._prefill_batches(features, np.arange(len(users)), tokens, side)
         cache = PrefixCache(users.ids, users.unit, users.horizon_days)
-        if self.model.reader is not None:
+        if self.pointing is not None:
             cache.tokens = self.read_tokens(users)
         return self._fill(cache, batches, budget_gb, progress)
 
@@ -134,14 +149,9 @@ class Engine:
         Raises:
             ValueError: If the users are not those of the cache, in the same order.
         """
-        if tuple(users.ids) != cache.ids:
-            odd = next(iter(set(users.ids) ^ set(cache.ids)), "none, but their order differs")
-            raise ValueError(
-                f"{len(users):,} users, the cache holds {len(cache):,} (odd one: {odd}): "
-                "append to the same users"
-            )
+        self.require_same_users(cache, users)
         updated = PrefixCache(users.ids, users.unit, users.horizon_days)
-        if self.model.reader is not None:
+        if self.pointing is not None:
             updated.tokens = self.read_tokens(users)
         return self._fill(updated, self._updated_batches(cache, users), budget_gb, progress)
 
@@ -228,7 +238,37 @@ class Engine:
             users: Users to read, up to their cut-off. It takes seconds where `prefill` takes
                 minutes, since the language model is not run.
         """
-        return TokenReader(users, self.model.config.text_encoder).read()
+        encoder = self.model.config.text_encoder
+        return TokenReader(users, encoder, population=self.pointing.population).read()
+
+    # -- checks --
+
+    def require_same_users(self, cache: PrefixCache, users: Users) -> None:
+        """Raise ValueError unless users are those of a cache, in the same order.
+
+        Args:
+            cache: From `prefill`.
+            users: Users.
+        """
+        if tuple(users.ids) != cache.ids:
+            odd = next(iter(set(users.ids) ^ set(cache.ids)), "none, but their order differs")
+            raise ValueError(
+                f"{len(users):,} users, the cache holds {len(cache):,} (odd one: {odd}): "
+                "append to the same users"
+            )
+
+    def require_user(self, cache: PrefixCache, user: str) -> int:
+        """Return the row of a user in a cache, or raise KeyError.
+
+        Args:
+            cache: From `prefill`.
+            user: Id of the user.
+        """
+        if user not in cache.ids:
+            raise KeyError(
+                f"user {user!r} is not among the {len(cache):,} that were read: prefill it first"
+            )
+        return cache.ids.index(user)
 
     # -- queries --
 
@@ -407,11 +447,7 @@ class Engine:
         Raises:
             KeyError: If the user is not in the cache.
         """
-        if user not in cache.ids:
-            raise KeyError(
-                f"user {user!r} is not among the {len(cache):,} that were read: prefill it first"
-            )
-        row = cache.ids.index(user)
+        row = self.require_user(cache, user)
         batch = next(batch for batch in cache.groups if row in batch.rows)
         one = select_users(batch, np.flatnonzero(batch.rows == row))
         kv = self.kv(one)
@@ -453,8 +489,8 @@ class Engine:
             scores are NaN.
         """
         tokens = cache if isinstance(cache, UserTokens) else cache.tokens
-        if self.model.reader is not None and tokens is not None:
-            scores = rank_by_pointing(self.model, tokens, query)
+        if self.pointing is not None and tokens is not None:
+            scores = rank_by_pointing(self.pointing, tokens, query)
             return scores.sort_values("score", ascending=False, kind="stable", ignore_index=True)
         report = progress or (lambda stage, done, total: None)
         unit = cache.unit

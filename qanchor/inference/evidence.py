@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 import torch
 
-from qanchor.models.model import QAnchor
+from qanchor.models.heads import QueryLike, query_text
 from qanchor.models.pointing import (
     QuestionInput,
     Reading,
@@ -16,6 +17,7 @@ from qanchor.models.pointing import (
     read_questions,
     replace_unit,
 )
+from qanchor.models.pointing_model import PointingModel
 from qanchor.models.text_encoder import text_vectors
 from qanchor.models.user_tokens import TOKEN_NUMBERS, UserTokens
 from qanchor.useru.answers import asked_horizon, past_fact
@@ -57,13 +59,41 @@ class Interpretation:
     nearest: tuple[str, ...] = ()
 
 
+def encode_questions(
+    model: PointingModel, queries: Sequence[QueryLike], unit: str, horizon_days: int
+) -> QuestionInput:
+    """Encode questions for the reader of a model.
+
+    Args:
+        model: Trained model.
+        queries: Texts and soft prompts.
+        unit: Word for one of the users.
+        horizon_days: Days that a question looks ahead unless it names others.
+    """
+    texts = [query_text(query) for query in queries]
+    days = [_horizon(text, horizon_days) for text in texts]
+    question = question_input(texts, unit, model.config.text_encoder, days, horizon_days)
+    vector = question.vector.clone()
+    content = question.content.clone()
+    for row, query in enumerate(queries):
+        if not isinstance(query, str):
+            vector[row] += query.vectors.sum(0)
+            content[row] += query.offset
+    return question._replace(vector=vector, content=content)
+
+
+def _horizon(query: str, horizon_days: int) -> int:
+    """Return the days that a question looks ahead."""
+    return asked_horizon(query, default_horizons(horizon_days)) or horizon_days
+
+
 def interpret(
-    model: QAnchor, tokens: UserTokens, query: str
+    model: PointingModel, tokens: UserTokens, query: str
 ) -> tuple[Interpretation, QuestionInput]:
     """Say what a question means in the users' own events.
 
     Args:
-        model: Model with a trained pointing reader.
+        model: Trained model.
         tokens: Tokens of the users.
         query: The question.
 
@@ -72,9 +102,8 @@ def interpret(
     """
     encoder = model.config.text_encoder
     unit = tokens.unit
-    horizon_days = tokens.horizon_days
-    days = asked_horizon(query, default_horizons(horizon_days)) or horizon_days
-    question = question_input([query], unit, encoder, [days], horizon_days)
+    days = _horizon(query, tokens.horizon_days)
+    question = encode_questions(model, [query], unit, tokens.horizon_days)
     cosine = tokens.vectors @ question.content[0].numpy()
     spelling = tokens.spelling @ question.spelling[0].numpy()
     fit = cosine + spelling / 2
@@ -96,11 +125,11 @@ def interpret(
     return Interpretation(False, (), **common), question
 
 
-def rank_by_pointing(model: QAnchor, tokens: UserTokens, query: str) -> pd.DataFrame:
+def rank_by_pointing(model: PointingModel, tokens: UserTokens, query: str) -> pd.DataFrame:
     """Score users for a question by what they did before, without a label.
 
     Args:
-        model: Model with a trained pointing reader.
+        model: Trained model.
         tokens: Tokens of the users.
         query: The question.
 
@@ -152,7 +181,7 @@ def _meant_events(tokens: UserTokens, things: tuple[int, ...]) -> tuple[np.ndarr
 
 
 def _evidence(
-    model: QAnchor, tokens: UserTokens, question: QuestionInput, reading: Reading, things
+    model: PointingModel, tokens: UserTokens, question: QuestionInput, reading: Reading, things
 ) -> list[dict]:
     """Return what carries the scores: how much they change if a thing is hidden from all users.
 
@@ -188,12 +217,12 @@ def _evidence(
 
 @torch.inference_mode()
 def token_contributions(
-    model: QAnchor, tokens: UserTokens, user: str, question: QuestionInput
+    model: PointingModel, tokens: UserTokens, user: str, question: QuestionInput
 ) -> pd.DataFrame:
     """Return how much each token of a user changes the score: exact, by leaving it out.
 
     Args:
-        model: Model with a trained pointing reader.
+        model: Trained model.
         tokens: Tokens of the users.
         user: Id of the user.
         question: One question, as `interpret` returns it.

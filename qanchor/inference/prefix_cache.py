@@ -24,7 +24,7 @@ class UserBatch:
     """Hold users of similar length that run together: their prefixes, keys and values."""
 
     rows: np.ndarray  # places of the users in `PrefixCache.ids`
-    prefix: Prefix
+    prefix: Prefix | None  # None: a model without a language model
     kv: object | None  # None: beyond the memory budget, computed again for every query
 
 
@@ -49,7 +49,10 @@ class PrefixCache:
         return len(self.ids)
 
     def __repr__(self) -> str:
-        tokens = sum(int(batch.prefix.mask.sum()) for batch in self.groups)
+        prefixes = [batch.prefix for batch in self.groups if batch.prefix is not None]
+        tokens = sum(int(prefix.mask.sum()) for prefix in prefixes)
+        if self.groups and not prefixes:
+            tokens = int((self.tokens.which >= 0).sum())
         return f"PrefixCache({count(len(self), self.unit)}, {tokens:,} tokens)"
 
 

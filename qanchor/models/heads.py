@@ -111,7 +111,7 @@ class EncodedQueries:
     queries: tuple[QueryLike, ...]
     ids: list[list[int]]  # token ids; ids below USER_EMB are rows of `soft`
     soft: Float[Tensor, "vector width"] | None  # vectors of the soft prompts
-    encoding: QueryEncoding
+    encoding: QueryEncoding | None  # None: a model without a language model
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -124,6 +124,23 @@ class EncodedQueries:
         scaled = self.encoding.text_embedding.cpu().numpy()
         vectors = scaled / max(scaled.shape[1], 1) ** 0.5
         return vectors.astype(np.float16).astype(np.float32)
+
+
+def require_own_prompt(query: QueryLike, run: str) -> None:
+    """Raise ValueError if a query is a soft prompt that was tuned on another run.
+
+    Args:
+        query: Text or soft prompt.
+        run: sha256 of the run of the model.
+    """
+    if isinstance(query, str) or query.run == run:
+        return
+    prompt_run = query.run[:16] or "unsaved"
+    model_run = run[:16] or "unsaved"
+    raise ValueError(
+        f"the soft prompt of {query.query!r} was tuned on run {prompt_run}, "
+        f"this model is of run {model_run}: load that run, or tune it again"
+    )
 
 
 def query_text(query: QueryLike) -> str:

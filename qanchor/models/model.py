@@ -26,12 +26,18 @@ from qanchor.models.collate import (
     branch_mask,
     collate_queries,
 )
-from qanchor.models.heads import GatedSkip, Projection, QueryEncoding, QueryLike, query_text
-from qanchor.models.pointing import PointingReader
+from qanchor.models.heads import (
+    GatedSkip,
+    Projection,
+    QueryEncoding,
+    QueryLike,
+    query_text,
+    require_own_prompt,
+)
+from qanchor.models.pointing_model import PointingModel
 from qanchor.models.prefix_encoder import Prefix, PrefixEncoder
 from qanchor.models.preprocessor import UserPreprocessor
 from qanchor.models.text_encoder import text_vectors
-from qanchor.useru.concepts import Concept
 from qanchor.utils.device import best_device, compute_dtype
 
 # Size of each profile dimension for a fully novel query; the rest of the embedding has length 1.
@@ -78,8 +84,7 @@ class QAnchor(nn.Module):
         self.config = config
         self.preprocessor = preprocessor
         self.run = ""  # sha256 of the run that the weights were loaded from
-        self.reader: PointingReader | None = None  # scores typed questions, see `fit`
-        self.concepts: tuple[Concept, ...] = ()  # that the reader was trained on
+        self.pointing: PointingModel | None = None  # ranks users for typed questions, see `fit`
         profile_dim = preprocessor.profile.shape[1]
         if config.gated_skip and profile_dim != config.profile_dim:
             raise ValueError(
@@ -140,7 +145,7 @@ class QAnchor(nn.Module):
         device: str | None = None,
         dtype: str | None = None,
         attention: str | None = None,
-    ) -> QAnchor:
+    ) -> nn.Module:
         """Load a run from a folder.
 
         Args:
@@ -151,7 +156,7 @@ class QAnchor(nn.Module):
             attention: "sdpa" or "eager"; default: the run's own.
 
         Returns:
-            The model, in evaluation mode.
+            The model in evaluation mode: a `QAnchor`, or the `PointingModel` that `fit` trained.
 
         Raises:
             RunError: If a file is missing, damaged, or of another format.
@@ -271,13 +276,7 @@ class QAnchor(nn.Module):
             if isinstance(query, str):
                 ids.append(self.tokenize_query(query))
                 continue
-            if query.run != self.run:
-                prompt_run = query.run[:16] or "unsaved"
-                model_run = self.run[:16] or "unsaved"
-                raise ValueError(
-                    f"the soft prompt of {query.query!r} was tuned on run {prompt_run}, "
-                    f"this model is of run {model_run}: load that run, or tune it again"
-                )
+            require_own_prompt(query, self.run)
             after = next_id - len(query.vectors)
             ids.append([*self.tokenize_query(query.query), *range(next_id, after, -1)])
             soft.append(query.vectors.to(self.device))

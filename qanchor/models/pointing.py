@@ -26,6 +26,7 @@ from qanchor.models.user_tokens import (
     content_words,
     spelling_vectors,
 )
+from qanchor.utils.device import single_thread
 from qanchor.utils.text import plural
 
 HEADS = 6
@@ -33,6 +34,9 @@ KEY_DIM = 48
 GENERAL_DIM = 16  # what the question asks beside its topic: how often, how much, how soon
 HIDDEN_DIM = 160
 STATE_DIM = 64
+TEXT_DIM = 63  # dimensions of the embedding that say which texts were pointed at
+EMBEDDING_DIM = 1 + TEXT_DIM + STATE_DIM
+SCORE_SCALE = 0.5  # of the score beside the two other parts of an embedding, each of length 1
 WORDS_DIM = 512
 LAST = TOKEN_NUMBERS.index("days since the last")
 COSINE_SCALES = (12.0, 8.0, 6.0, 4.0, 4.0, 4.0)
@@ -81,6 +85,7 @@ class Reading(NamedTuple):
 
     score: Float[Tensor, "user query"]  # a logit: higher is nearer to a yes
     attention: Float[Tensor, "user query token"]  # mean of the softmax heads; sums to 1
+    embedding: Float[Tensor, "user query dim"]  # of unit length
 
 
 class PointingReader(nn.Module):
@@ -127,6 +132,9 @@ class PointingReader(nn.Module):
             self.polarity[-1].bias.fill_(AFFIRMATIVE)
         self.register_buffer("mean", torch.zeros(N_TOKEN_NUMBERS))
         self.register_buffer("spread", torch.ones(N_TOKEN_NUMBERS))
+        self.register_buffer("state_mean", torch.zeros(STATE_DIM))
+        self.register_buffer("state_spread", torch.ones(STATE_DIM))
+        self.register_buffer("directions", nn.init.orthogonal_(torch.empty(text, TEXT_DIM)))
 
     def match(
         self, question: QuestionInput, things: ThingInput
@@ -192,7 +200,33 @@ class PointingReader(nn.Module):
         known = [total[:, :, 0, 0], mean[:, :, 0, LAST], level[..., 0], level[..., 1]]
         prior = self.prior(torch.stack(known, -1))[..., 0]
         score = (prior + self.out(state)[..., 0]) * self.sign(question)
-        return Reading(score, attention.mean(2))
+        mean_attention = attention.mean(2)
+        texts = (things.vector @ self.directions)[which]
+        pointed_at = torch.einsum("uqt,utd->uqd", mean_attention, texts)
+        return Reading(score, mean_attention, self.embed(score, pointed_at, state))
+
+    def embed(
+        self,
+        score: Float[Tensor, "user query"],
+        pointed_at: Float[Tensor, "user query text"],
+        state: Float[Tensor, "user query state"],
+    ) -> Float[Tensor, "user query dim"]:
+        """Return unit embeddings: the answer, which texts were pointed at, and what was read there.
+
+        The cosine to the first axis orders users as the score does.
+
+        Args:
+            score: Scores.
+            pointed_at: Mean text vector of what each user was read at, projected.
+            state: Hidden state behind the score.
+        """
+        standard = (state - self.state_mean) / self.state_spread
+        parts = [
+            SCORE_SCALE * score[..., None],
+            F.normalize(pointed_at, dim=-1),
+            F.normalize(standard, dim=-1),
+        ]
+        return F.normalize(torch.cat(parts, -1), dim=-1)
 
 
 def question_input(
@@ -278,6 +312,7 @@ def token_input(tokens: UserTokens, rows=slice(None)) -> TokenInput:
     )
 
 
+@single_thread()
 @torch.inference_mode()
 def read_questions(reader: PointingReader, tokens: UserTokens, question: QuestionInput) -> Reading:
     """Read all users for some questions, some users at a time.

@@ -20,6 +20,8 @@ from qanchor.config import Config
 from qanchor.errors import RunError, WeightsError
 from qanchor.models.model import QAnchor
 from qanchor.models.pointing import PointingReader
+from qanchor.models.pointing_model import PointingModel
+from qanchor.models.population import Population
 from qanchor.models.preprocessor import UserPreprocessor
 from qanchor.useru.concepts import Concept
 from qanchor.utils.device import best_device, compute_dtype
@@ -30,6 +32,8 @@ FORMAT = 3
 LEGACY_FORMAT = 2  # `legacy_names.csv` maps its names to those of today; "" drops a field
 READER_FILE = "reader.safetensors"
 CONCEPTS_FILE = "concepts.json"
+POINTING = "pointing"  # kind of a run without a language model
+POPULATION_ARRAYS = ("rarity", "values", "levels")
 PREPROCESSOR_ARRAYS = ("idf", "counts", "words", "profile")
 
 
@@ -45,7 +49,7 @@ def trained_state(model: QAnchor) -> dict[str, torch.Tensor]:
     return {
         name: tensor
         for name, tensor in model.state_dict().items()
-        if "lora_" in name or not name.startswith(("backbone.", "reader."))
+        if "lora_" in name or not name.startswith(("backbone.", "pointing."))
     }
 
 
@@ -82,8 +86,8 @@ def save_model(
     with atomic_replace(folder) as aside:
         with disk_errors(folder):
             save_arrays(tensors, aside / "adapter.safetensors")
-            if model.reader is not None:
-                files += _save_reader(model, aside)
+            if model.pointing is not None:
+                files += _save_reader(model.pointing, aside)
         preprocessor = model.preprocessor
         about = {
             "format": FORMAT,
@@ -95,46 +99,106 @@ def save_model(
                 "vocabulary": list(preprocessor.vocabulary),
                 "parts": list(preprocessor.mean),  # in the order of the coarse numbers
             },
-            "sha256": {name: sha256_file(aside / name) for name in files},
         }
-        (aside / "config.json").write_text(json.dumps(about, indent=1) + "\n")
-        if history is not None:
-            history.round(5).to_json(aside / "history.json", orient="records", indent=1)
-        if metrics is not None:
-            (aside / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        _write_about(aside, about, files, history, metrics)
     return folder
 
 
-def _save_reader(model: QAnchor, folder: Path) -> list[str]:
-    """Write the pointing reader and its concepts; return the names of the files."""
-    state = model.reader.state_dict().items()
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in state}
+def save_pointing_model(
+    model: PointingModel,
+    folder: str | Path,
+    history: pd.DataFrame | None = None,
+    metrics: dict | None = None,
+) -> Path:
+    """Save a pointing model as a run. See `PointingModel.save_pretrained`.
+
+    Args:
+        model: Trained model.
+        folder: Folder to write.
+        history: Training history (default: none).
+        metrics: Anything JSON can hold (default: none).
+
+    Returns:
+        The folder.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    folder = Path(folder)
+    with atomic_replace(folder) as aside:
+        with disk_errors(folder):
+            files = _save_reader(model, aside)
+        about = {"format": FORMAT, "kind": POINTING, "config": model.config.to_dict()}
+        _write_about(aside, about, files, history, metrics)
+    return folder
+
+
+def _write_about(
+    folder: Path,
+    about: dict,
+    files: list[str],
+    history: pd.DataFrame | None,
+    metrics: dict | None,
+) -> None:
+    """Write config.json with the hashes of the files, then history.json and metrics.json."""
+    about = about | {"sha256": {name: sha256_file(folder / name) for name in files}}
+    (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
+    if history is not None:
+        history.round(5).to_json(folder / "history.json", orient="records", indent=1)
+    if metrics is not None:
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+
+
+def _save_reader(model: PointingModel, folder: Path) -> list[str]:
+    """Write the pointing reader, its concepts and its population; return the names of the files."""
+    arrays = {
+        name: tensor.detach().cpu().numpy() for name, tensor in model.reader.state_dict().items()
+    }
+    population = model.population
+    arrays |= {f"population.{name}": getattr(population, name) for name in POPULATION_ARRAYS}
+    # safetensors writes the memory of an array, whatever its strides
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     save_arrays(arrays, folder / READER_FILE)
-    concepts = [concept.to_dict() for concept in model.concepts]
-    (folder / CONCEPTS_FILE).write_text(json.dumps(concepts, indent=1) + "\n")
+    about = {
+        "concepts": [concept.to_dict() for concept in model.concepts],
+        "things": population.things,
+        "users": population.n_users,
+        "main_number": population.main_number,
+    }
+    (folder / CONCEPTS_FILE).write_text(json.dumps(about, indent=1) + "\n")
     return [READER_FILE, CONCEPTS_FILE]
 
 
-def _load_reader(model: QAnchor, folder: Path, about: dict) -> None:
-    """Load the pointing reader of a run, if it has one."""
-    digests = about["sha256"]
+def _load_pointing_model(folder: Path, about: dict) -> PointingModel | None:
+    """Load the pointing model of a run, if the run has one."""
+    digests = about.get("sha256")
     if not isinstance(digests, dict) or READER_FILE not in digests:
-        return
+        return None
     for name in (READER_FILE, CONCEPTS_FILE):
         _check_digest(folder / name, about)
-    arrays = load_arrays(folder / READER_FILE)
-    reader = PointingReader(model.preprocessor.text_dim)
     try:
-        reader.load_state_dict({name: torch.from_numpy(part) for name, part in arrays.items()})
-        concepts = json.loads((folder / CONCEPTS_FILE).read_text())
-        model.concepts = tuple(
-            Concept(**(concept | {"things": tuple(concept["things"])})) for concept in concepts
+        config = Config(**about["config"])
+        arrays = load_arrays(folder / READER_FILE)
+        told = json.loads((folder / CONCEPTS_FILE).read_text())
+        concepts = tuple(
+            Concept(**(concept | {"things": tuple(concept["things"])}))
+            for concept in told["concepts"]
         )
-    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        population = Population(
+            things=tuple(told["things"]),
+            n_users=told["users"],
+            main_number=told["main_number"],
+            **{name: arrays.pop(f"population.{name}") for name in POPULATION_ARRAYS},
+        )
+        reader = PointingReader(arrays["query.weight"].shape[1])
+        reader.load_state_dict({name: torch.from_numpy(part) for name, part in arrays.items()})
+    except (SafetensorError, RuntimeError, TypeError, ValueError, LookupError) as error:
         raise RunError(
             f"{folder / READER_FILE}: {error}. It was saved by another version: train the run again."
         ) from error
-    model.reader = reader.eval().requires_grad_(False)
+    model = PointingModel(config, reader, concepts, population)
+    model.run = digests[READER_FILE]
+    return model.eval().requires_grad_(False)
 
 
 def _is_tiny(model: QAnchor) -> bool:
@@ -194,7 +258,7 @@ def load_model(
     device: str | None = None,
     dtype: str | None = None,
     attention: str | None = None,
-) -> QAnchor:
+) -> QAnchor | PointingModel:
     """Load a run. See `QAnchor.from_pretrained`.
 
     Args:
@@ -214,6 +278,8 @@ def load_model(
     device = device or best_device()
     restore_interrupted(folder)
     about = read_run_config(folder)
+    if about.get("kind") == POINTING:
+        return _load_pointing_run(folder, about)
     path = folder / "adapter.safetensors"
     digest = _check_digest(path, about)
     try:
@@ -242,9 +308,17 @@ def load_model(
             "copy the run again, or train it again"
         ) from error
     _copy_weights(model, arrays, path)
-    _load_reader(model, folder, about)
+    model.pointing = _load_pointing_model(folder, about)
     model.run = digest
     return model.to(device).eval()
+
+
+def _load_pointing_run(folder: Path, about: dict) -> PointingModel:
+    """Load a run without a language model."""
+    model = _load_pointing_model(folder, about)
+    if model is None:
+        raise RunError(f"{folder / 'config.json'} names no {READER_FILE}. Train the run again.")
+    return model
 
 
 def _check_digest(path: Path, about: dict) -> str:

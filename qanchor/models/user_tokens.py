@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from qanchor.data.things import KINDS, MAX_TEXTS, Thing, ThingEvents
 from qanchor.data.users import Users
+from qanchor.models.population import Population
 from qanchor.models.text_encoder import text_vectors
 from qanchor.utils.text import count, plural
 
@@ -63,6 +64,7 @@ class UserTokens:
         numbers: Numbers of each token, see `TOKEN_NUMBERS`; then its kind as 0 and 1.
         level: Numbers of the user as a whole.
         n_left_out: Tokens of each user beyond the 160 that are kept.
+        population: What percentiles were taken from.
     """
 
     ids: tuple[str, ...]
@@ -75,6 +77,7 @@ class UserTokens:
     numbers: Float[np.ndarray, "user token number"]
     level: Float[np.ndarray, "user level"]
     n_left_out: Int[np.ndarray, " user"]
+    population: Population
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -148,11 +151,20 @@ class TokenReader:
         users: The users.
         encoder: Text encoder (default "minilm").
         until: Texts are listed from events before this time (default: the users' cut-off).
+        population: What percentiles are taken from (default: the users that are read together).
     """
 
-    def __init__(self, users: Users, encoder: str = "minilm", until=None):
+    def __init__(
+        self,
+        users: Users,
+        encoder: str = "minilm",
+        until=None,
+        population: Population | None = None,
+    ):
         self.users = users
-        self.events = ThingEvents(users, until)
+        self.population = population
+        main_number = population.main_number if population is not None else None
+        self.events = ThingEvents(users, until, main_number)
         self.horizon_days = users.horizon_days
         self.things = self.events.things
         labels = [thing.label for thing in self.things]
@@ -174,6 +186,8 @@ class TokenReader:
         )
         level = self._levels(end)
         users = np.arange(len(self.users)) if own else np.flatnonzero(level[:, 0] > 0)
+        population = self._population(table, level[users])
+        table = self._rank_tokens(table, population)
         beyond = table["rank"] >= MAX_TOKENS
         n_left_out = np.bincount(table.loc[beyond, "user"], minlength=len(self.users))[users]
         if own:
@@ -193,6 +207,7 @@ class TokenReader:
         one_hot = np.eye(len(KINDS))[kind[thing]] if len(thing) else np.zeros((0, len(KINDS)))
         numbers[row, place] = np.column_stack([*columns, one_hot])
         ids = tuple(self.users.ids[user] for user in users)
+        ranks = population.rank_levels(level[users])
         return UserTokens(
             ids=ids,
             unit=self.users.unit,
@@ -202,8 +217,22 @@ class TokenReader:
             spelling=self.spelling,
             which=which,
             numbers=numbers,
-            level=_with_ranks(level[users]),
+            level=np.column_stack([level[users], ranks]).astype(np.float32),
+            population=population,
             n_left_out=n_left_out,
+        )
+
+    def _population(self, table: pd.DataFrame, levels: np.ndarray) -> Population:
+        """Return the population of the run, or else that of the users that are read."""
+        names = tuple(thing.name for thing in self.things)
+        if self.population is not None:
+            return self.population.align(names)
+        return Population.fit(
+            names,
+            table["thing"].to_numpy(),
+            table["value"].to_numpy(),
+            levels,
+            self.events.main_number,
         )
 
     def _warn_of_what_is_left_out(self, n_left_out: np.ndarray) -> None:
@@ -223,7 +252,7 @@ class TokenReader:
             )
 
     def _token_table(self, rows: dict[str, np.ndarray], end: int) -> pd.DataFrame:
-        """Return one row per (user, thing) with the numbers of the token and its rank."""
+        """Return one row per (user, thing) with the numbers of the token, and its count as `value`."""
         n_things = len(self.things)
         keys, inverse = np.unique(rows["user"] * n_things + rows["thing"], return_inverse=True)
         age = (end - rows["time"]) / 86400
@@ -235,9 +264,6 @@ class TokenReader:
         table = pd.DataFrame({"user": keys // n_things, "thing": keys % n_things})
         kind = np.array([KINDS.index(thing.kind) for thing in self.things])[table["thing"]]
         events = np.bincount(table["user"][kind == 1], n[kind == 1], len(self.users))
-        holders = np.bincount(table["thing"], minlength=n_things)
-        n_users = max(len(np.unique(table["user"])), 1)
-        rarity = np.log(n_users / np.maximum(holders, 1))[table["thing"]]
         table["count"] = np.log1p(n)
         table["count in the last horizon"] = _recent_count(
             inverse, len(keys), age, self.horizon_days
@@ -251,15 +277,20 @@ class TokenReader:
         table["mean amount"] = np.log1p(np.maximum(total / n, 0))
         table["largest amount"] = np.log1p(np.maximum(largest, 0))
         table["share of the user's events"] = n / np.maximum(events[table["user"]], 1)
-        table["percentile among users that have it"] = (
-            pd.Series(n).groupby(table["thing"]).rank(pct=True).to_numpy()
+        table["value"] = n
+        return self._with_attributes(table)
+
+    def _rank_tokens(self, table: pd.DataFrame, population: Population) -> pd.DataFrame:
+        """Add what depends on other users: percentile, rarity, and the place among the tokens."""
+        thing = table["thing"].to_numpy()
+        table["percentile among users that have it"] = population.rank_values(
+            thing, table["value"].to_numpy()
         )
-        table["rarity"] = rarity
-        table = self._with_attributes(table)
+        table["rarity"] = population.rarity[thing]
         # things other than texts are few and always kept
-        text = table["thing"].map(lambda thing: self.things[thing].kind == "text").to_numpy(bool)
+        is_text = np.array([thing.kind == "text" for thing in self.things], bool)[thing]
         weight = table["count"] * table["rarity"].clip(lower=0.05)
-        order = np.lexsort((-weight, text, table["user"]))
+        order = np.lexsort((-weight, is_text, table["user"]))
         table = table.iloc[order].reset_index(drop=True)
         table["rank"] = table.groupby("user").cumcount()
         return table
@@ -275,13 +306,10 @@ class TokenReader:
             if thing < 0 or not len(known):
                 continue
             part = pd.DataFrame({"user": known, "thing": thing})
-            for name in TOKEN_NUMBERS:
-                part[name] = 0.0
+            part[[name for name in TOKEN_NUMBERS if name in table]] = 0.0
             part["count"] = np.log1p(1)
             part["amount"] = np.sign(values[known]) * np.log1p(np.abs(values[known]))
-            part["percentile among users that have it"] = (
-                pd.Series(values[known]).rank(pct=True).to_numpy()
-            )
+            part["value"] = values[known]
             parts.append(part)
         return pd.concat(parts, ignore_index=True)
 
@@ -311,12 +339,6 @@ class TokenReader:
             np.log1p(np.maximum(first - last, 0)),
         ]
         return np.column_stack(columns)
-
-
-def _with_ranks(level: np.ndarray) -> np.ndarray:
-    """Append the percentile of each number among the users."""
-    ranks = pd.DataFrame(level).rank(pct=True).to_numpy()
-    return np.column_stack([level, ranks]).astype(np.float32)
 
 
 def _recent_count(groups: np.ndarray, n: int, age: np.ndarray, days: float) -> np.ndarray:

@@ -38,6 +38,9 @@ Rows = Int[np.ndarray, " row"]  # rows of users in a cache
 FORMAT = 2
 TENSORS = ("vectors", "offset", "prototypes")
 INIT_NOISE = 0.02  # standard deviation of the initial vectors around the mean word vector
+# Size of the offset that its learning rate is a share of; text vectors have values of about 1.
+# With a larger one, a few hundred labels move a good query away from what it asks.
+OFFSET_SCALE = 0.5
 USERS_PER_PASS = 64  # users embedded together for a loss over all of them
 PAIRS_PER_PASS = 8192  # pairs of user and query in one pass of the heads, about 100 MB
 # Multiples of the temperature under which starting points are compared: a few steps correct the
@@ -332,6 +335,20 @@ class PromptObjective:
         self.users = CachedQueryUsers(engine, cache, np.flatnonzero(labels >= 0), query)
         self.text_embedding = self.model.query_text_embeddings([query])
 
+    def sizes(self) -> dict[str, float]:
+        """Return the size of each part of a prompt, which its learning rate is a share of."""
+        words = self.model.backbone.get_input_embeddings().weight
+        return {
+            "vectors": words.float().std().item(),
+            "prototypes": self.model.config.embedding_dim**-0.5,
+            "offset": OFFSET_SCALE,
+        }
+
+    def initial_vector(self) -> Float[Tensor, " width"]:
+        """Return what the vectors of a prompt start at: the mean word vector."""
+        words = self.model.backbone.get_input_embeddings().weight
+        return words.float().mean(0)
+
     def anchors(self, prompt: SoftPrompt, batch: UserBatch) -> Float[Tensor, "user dim"]:
         """Embed users with gradients for the prompt's vectors and offset.
 
@@ -361,6 +378,14 @@ class PromptObjective:
         kv = fork_kv(self.engine.kv(batch))
         return self.model.decode_with_cache(batch.prefix, asked, kv)[:, asked.anchor[0]]
 
+    def select(self, rows: Rows) -> UserBatch:
+        """Return a batch of users, see `CachedQueryUsers.select`.
+
+        Args:
+            rows: Rows of the users; one may be repeated.
+        """
+        return self.users.select(rows)
+
     def step(
         self,
         prompt: SoftPrompt,
@@ -377,7 +402,7 @@ class PromptObjective:
         Returns:
             The loss before the step.
         """
-        batch = self.users.select(rows)
+        batch = self.select(rows)
         anchors = self.anchors(prompt, batch)
         loss = prototype_loss(anchors, prompt.prototypes, self.labels(batch), prompt.temperature)
         optimizer.zero_grad()
@@ -421,7 +446,7 @@ class PromptObjective:
         temperature: float,
         rng: np.random.Generator,
     ) -> SoftPrompt:
-        """Create a prompt at the mean word vector, with the class means as prototypes.
+        """Create a prompt at the initial vector, with the class means as prototypes.
 
         Args:
             classes: Labels, in the order of the class numbers.
@@ -430,8 +455,7 @@ class PromptObjective:
             temperature: Temperature of the loss.
             rng: Draws the noise around the mean word vector.
         """
-        words = self.model.backbone.get_input_embeddings().weight
-        mean = words.float().mean(0)
+        mean = self.initial_vector()
         noise = torch.from_numpy(rng.normal(0, INIT_NOISE, (vectors, len(mean)))).to(mean)
         prompt = SoftPrompt(
             query=self.query,
@@ -495,7 +519,7 @@ class PromptObjective:
 
     def _batches(self, rows: Rows) -> Iterator[UserBatch]:
         for chunk in np.split(rows, range(USERS_PER_PASS, len(rows), USERS_PER_PASS)):
-            yield self.users.select(chunk)
+            yield self.select(chunk)
 
     def _embed_all(self, prompt: SoftPrompt, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return the anchors and class numbers of any number of users, in the same order."""

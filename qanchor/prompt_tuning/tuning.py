@@ -12,15 +12,14 @@ import pandas as pd
 import torch
 
 from qanchor.inference.engine import Engine
+from qanchor.inference.pointing_engine import PointingEngine
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.prompt_tuning.labels import balanced_weights, encode_labels, stratified_split
+from qanchor.prompt_tuning.pointing_objective import PointingObjective
 from qanchor.prompt_tuning.soft_prompt import TEMPERATURE_FACTORS, PromptObjective, SoftPrompt
 from qanchor.utils.types import Progress
 
 VALIDATION_INTERVAL = 10  # steps between two losses on the validation users
-# Size of the offset that its learning rate is a share of; text vectors have values of about 1.
-# With a larger one, a few hundred labels move a good query away from what it asks.
-OFFSET_SCALE = 0.5
 
 
 def tune_prompt(
@@ -145,7 +144,10 @@ def iter_tune_prompt(
     numbers, classes = encode_labels(cache, labels)
     rng = np.random.default_rng(seed)
     tuning, validation = stratified_split(numbers, valid, rng)
-    objective = PromptObjective(engine, cache, query, numbers)
+    is_pointing = isinstance(engine, PointingEngine)
+    objective = (PointingObjective if is_pointing else PromptObjective)(
+        engine, cache, query, numbers
+    )
     prompt = objective.initialize(classes, tuning, vectors, temperature, rng)
     if seek and gate:
         candidates = (prompt, objective.search_initial_prompt(prompt, tuning))
@@ -153,13 +155,9 @@ def iter_tune_prompt(
             candidates,
             key=lambda candidate: objective.loss(candidate, validation, TEMPERATURE_FACTORS),
         )
-    words = engine.model.backbone.get_input_embeddings().weight
-    sizes = {
-        "vectors": words.float().std().item(),
-        "prototypes": engine.model.config.embedding_dim**-0.5,
-    }
-    if gate:
-        sizes["offset"] = OFFSET_SCALE
+    sizes = objective.sizes()
+    if not gate:
+        del sizes["offset"]
     rates = {name: lr * size for name, size in sizes.items()}
     weights = balanced_weights(numbers[tuning])
     batch_size = min(batch, len(tuning))

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qanchor.config import Config
 from qanchor.data.things import ThingEvents
 from qanchor.data.users import Users
 from qanchor.models.pointing import (
@@ -34,6 +33,7 @@ from qanchor.useru.concepts import (
     induce_concepts,
     wordings,
 )
+from qanchor.utils.device import single_thread
 from qanchor.utils.text import count
 from qanchor.utils.types import StageProgress
 
@@ -57,6 +57,7 @@ FAMILY_WEIGHTS = {  # how often concepts of each family are asked about
 DENIED_SHARE = 0.25  # of the questions of a family
 POLARITY_WEIGHT = 0.3
 POLARITY_STEPS = 500
+SCALE_QUESTIONS = 64  # that the scale of the state is fitted on
 AVERAGE_FROM = 0.5  # share of the steps after which weights are averaged
 
 
@@ -199,36 +200,7 @@ def _nearest_horizon(days: int, horizons: Sequence[int], own: int) -> int:
     return min(horizons, key=lambda horizon: abs(np.log(horizon / days)))
 
 
-def fit_reader(
-    users: Users,
-    config: Config,
-    minutes: float | None = None,
-    seed: int = 0,
-    progress: StageProgress | None = None,
-) -> tuple[PointingReader, tuple[Concept, ...]]:
-    """Induce concepts from the users' past and train a new reader on them.
-
-    Args:
-        users: The users. Events at or after their cut-off are not read.
-        config: Configuration of the model that the reader is for.
-        minutes: Stop training after so many minutes (default: never).
-        seed: Seed of weights and draws (default 0).
-        progress: Called with (stage, done, total).
-
-    Returns:
-        The reader, and the concepts that it was trained on.
-
-    Raises:
-        ValueError: The history is too short, or too few users have one.
-    """
-    task = make_concept_task(users, config.text_encoder, seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        reader = PointingReader(task.encoded.vector.shape[1])
-    train_reader(reader, task, minutes=minutes, seed=seed, progress=progress)
-    return reader, task.concepts
-
-
+@single_thread()
 def train_reader(
     reader: PointingReader,
     task: ConceptTask,
@@ -293,6 +265,7 @@ def train_reader(
     if average.n_averaged:
         reader.load_state_dict(average.module.state_dict())
     reader.eval().requires_grad_(False)
+    _fit_state_scale(reader, task, questions, users, rng)
     return losses
 
 
@@ -302,6 +275,27 @@ def _fit_scale(reader: PointingReader, task: ConceptTask) -> None:
     numbers = np.concatenate(numbers)
     reader.mean.copy_(torch.from_numpy(numbers.mean(0)))
     reader.spread.copy_(torch.from_numpy(numbers.std(0) + 1e-2))
+
+
+def _fit_state_scale(
+    reader: PointingReader,
+    task: ConceptTask,
+    questions: np.ndarray,
+    users: list[np.ndarray],
+    rng: np.random.Generator,
+) -> None:
+    """Fit mean and standard deviation of the state, so that embeddings use all its dimensions."""
+    asked = task.encoded.at(rng.choice(questions, min(SCALE_QUESTIONS, len(questions))))
+    states = []
+    hook = reader.body.register_forward_hook(lambda _module, _inputs, out: states.append(out))
+    for sample, rows in zip(task.samples, users, strict=True):
+        if len(rows):
+            some = rng.choice(rows, min(USERS_PER_STEP, len(rows)), replace=False)
+            reader(token_input(sample.tokens, some), asked, thing_input(sample.tokens))
+    hook.remove()
+    states = torch.cat([state.flatten(0, 1) for state in states])
+    reader.state_mean.copy_(states.mean(0))
+    reader.state_spread.copy_(states.std(0) + 1e-2)
 
 
 def _polarity_loss(reader: PointingReader, question: QuestionInput, signs: Tensor) -> Tensor:

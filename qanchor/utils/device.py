@@ -7,6 +7,8 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -43,6 +45,21 @@ def compute_dtype(requested: str, device: str | torch.device) -> str:
 def has_fast_bf16() -> bool:
     """Return whether oneDNN multiplies bfloat16 matrices natively on this CPU (AVX-512 or ARM)."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Run torch in one thread inside the block.
+
+    Many small products gain nothing from more threads, and lose a factor of twenty when another
+    program is busy.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def machine_info() -> dict:

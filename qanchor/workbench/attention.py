@@ -14,14 +14,15 @@ from jaxtyping import Float
 from qanchor.analysis.attention import (
     UserAttention,
     ablatable_rows,
+    attention_rows,
     attention_table,
     iter_attention_shares,
     iter_modality_ablation,
-    row_names,
 )
 from qanchor.data.users import Users
 from qanchor.data.validation import MAX_TEXT
 from qanchor.inference.engine import Engine
+from qanchor.inference.pointing_engine import PointingEngine
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.inference.ranking import label_free_scores
 from qanchor.models.heads import QueryLike, query_text
@@ -36,6 +37,7 @@ from qanchor.workbench.messages import (
     deletion_progress,
     deletions_done,
     edit_result,
+    pointing_caption,
 )
 from qanchor.workbench.updates import Update
 
@@ -113,7 +115,7 @@ class AttentionBackend:
         self.most = most
         self.seed = seed
         self.queries = list(suggest_queries(users))
-        self.names = row_names(engine.model.preprocessor)
+        self.names = attention_rows(engine, users)
         self.results = LRUCache(
             MAX_CACHED_LOOKS * most
         )  # (label of the query, user) -> UserAttention
@@ -196,7 +198,7 @@ class AttentionBackend:
         label_edited = f"{label} (edited)"
         edited = edit_user_events(self.users, user, drop, reword)
         self.results.pop((label_edited, user), None)
-        half = 1 + len(ablatable_rows(self.engine.model.preprocessor))
+        half = 1 + len(ablatable_rows(self.engine, self.users))
         for start, people, name in ((0, self.users, label), (half, edited, label_edited)):
             for step in self._look_and_delete({name: resolved}, people, [user]):
                 yield Update(start + step.done, 2 * half, step.message, data={"table": None})
@@ -226,7 +228,7 @@ class AttentionBackend:
         Returns:
             The table that the class describes.
         """
-        modalities = ablatable_rows(self.engine.model.preprocessor)
+        modalities = ablatable_rows(self.engine, self.users)
         frames = []
         for label in labels:
             results = [self.results[label, user] for user in ids if (label, user) in self.results]
@@ -262,7 +264,7 @@ class AttentionBackend:
         self, queries: Mapping[str, QueryLike], people: Users, ids: list[str]
     ) -> Iterator[Step]:
         """Look at users and delete their modalities, batch by batch."""
-        modalities = ablatable_rows(self.engine.model.preprocessor)
+        modalities = ablatable_rows(self.engine, self.users)
         chunks = _chunks(ids)
         total = len(ids) * (1 + len(modalities))
         done = 0
@@ -294,7 +296,9 @@ class AttentionBackend:
         anchors = self.engine.embed(cache, list(new.values())).astype(float)
         unknown = np.full(len(self.names), np.nan)
         for k, (label, query) in enumerate(new.items()):
-            for ids, weight, slots in iter_attention_shares(self.engine, cache, query, chunk):
+            for ids, weight, slots in iter_attention_shares(
+                self.engine, cache, query, chunk, self.names
+            ):
                 for i, user in enumerate(ids):
                     cube = self._with_means(weight[:, i].astype(float))
                     anchor = anchors[cache.ids.index(user), k]
@@ -307,7 +311,9 @@ class AttentionBackend:
     ) -> Float[np.ndarray, "layer1 head_group1 row"]:
         """Average the heads of a group, and put the means over groups and layers first."""
         layers, heads, rows = weight.shape
-        groups = getattr(self.engine.model.backbone.config, "num_key_value_heads", heads)
+        groups = heads
+        if not isinstance(self.engine, PointingEngine):
+            groups = getattr(self.engine.model.backbone.config, "num_key_value_heads", heads)
         cube = weight.reshape(layers, groups, heads // groups, rows).mean(2)
         cube = np.concatenate([cube.mean(1, keepdims=True), cube], 1)
         return np.concatenate([cube.mean(0, keepdims=True), cube], 0)
@@ -350,6 +356,8 @@ class AttentionBackend:
         self, people: Users, user: str, query: QueryLike, anchor: Float[np.ndarray, " dim"]
     ) -> str:
         """Return the graded answer nearest to one user, or generated text if there is none."""
+        if isinstance(self.engine, PointingEngine):
+            return self.engine.generate(self._prefill(people, [user]), user, query)
         anchors = anchor[None].astype(np.float32)
         model = self.engine.model
         ranking = label_free_scores(
@@ -360,6 +368,8 @@ class AttentionBackend:
         )
 
     def _caption(self, ids: list[str], of: int) -> str:
+        if isinstance(self.engine, PointingEngine):
+            return pointing_caption(ids, of, self.unit, self.seed)
         config = self.engine.model.backbone.config
         layers, heads = config.num_hidden_layers, config.num_attention_heads
         has_skip = self.engine.model.skip is not None

@@ -133,9 +133,10 @@ class LensBackend:
             Updates with `data["ranking"]`: None, and in the last one a frame `user, score, answer`.
         """
         cache, model = self.cache, self.engine.model
-        if model.reader is not None:
+        pointing = self.engine.pointing
+        if pointing is not None:
             yield Update(0, 1, RANKING, data={"ranking": None})
-            ranking = rank_by_pointing(model, cache.tokens, query)
+            ranking = rank_by_pointing(pointing, cache.tokens, query)
             yield Update(1, 1, data={"ranking": ranking})
             return
         yield from self.embed(query)
@@ -181,8 +182,8 @@ class LensBackend:
             The answer.
         """
         row = self.ids.index(str(user))
-        if self.engine.model.reader is not None:
-            ranking = rank_by_pointing(self.engine.model, self.cache.tokens.select([row]), query)
+        if self.engine.pointing is not None:
+            ranking = rank_by_pointing(self.engine.pointing, self.cache.tokens.select([row]), query)
             return ranking["answer"][0] or unanswerable_note(query, ranking.attrs["nearest"])
         for _ in self.embed(query):
             pass
@@ -238,8 +239,8 @@ class LensBackend:
         """Warn of a query that the run cannot answer."""
         if not query:
             return ""
-        if self.engine.model.reader is not None:
-            meaning, _ = interpret(self.engine.model, self.cache.tokens, query)
+        if self.engine.pointing is not None:
+            meaning, _ = interpret(self.engine.pointing, self.cache.tokens, query)
             return "" if meaning.answerable else unanswerable_note(query, meaning.nearest)
         novel = is_novel(self.engine.model, query, self.embedding_cache.encode(query))
         return novelty_warning(novel, self.unit)

@@ -344,6 +344,32 @@ def deletions_done(done: int, total: int, unit: str) -> str:
     return f"Deleted each modality once from {done:,} of {count(total, unit)} ..."
 
 
+def _who_was_read(ids: list[str], of: int, unit: str, seed: int) -> str:
+    """Say of whom attention was read."""
+    who = ids[0] if of == 1 else f"Mean over {count(len(ids), unit)}"
+    return f"{who} of {of:,} (drawn by seed {seed})" if len(ids) < of else who
+
+
+def pointing_caption(ids: list[str], of: int, unit: str, seed: int) -> str:
+    """Say of whom the attention of a model without a language model was read.
+
+    Args:
+        ids: The users that were read.
+        of: Users they were drawn from.
+        unit: The word for a user.
+        seed: Seed of the sample.
+
+    Example:
+        >>> pointing_caption(["a"], 1, "user", 0)
+        'a; attention over the events of each user. Deletion effect: 1 - cosine after reading the user without the modality.'
+    """
+    who = _who_was_read(ids, of, unit, seed)
+    return (
+        f"{who}; attention over the events of each {unit}. Deletion effect: 1 - cosine after "
+        f"reading the {unit} without the modality."
+    )
+
+
 def attention_caption(
     ids: list[str], of: int, unit: str, seed: int, layers: int, heads: int, has_skip: bool
 ) -> str:
@@ -362,12 +388,10 @@ def attention_caption(
         >>> attention_caption(["a"], 1, "user", 0, 2, 4, False)
         'a; 2 layers, 4 heads. Deletion effect: 1 - cosine after reading the user without the modality.'
     """
-    who = ids[0] if of == 1 else f"Mean over {count(len(ids), unit)}"
-    sample = f" of {of:,} (drawn by seed {seed})" if len(ids) < of else ""
+    who = _who_was_read(ids, of, unit, seed)
     size = f"{count(layers, 'layer')}, {count(heads, 'head')}"
     caption = (
-        f"{who}{sample}; {size}. Deletion effect: 1 - cosine after reading the {unit} "
-        "without the modality."
+        f"{who}; {size}. Deletion effect: 1 - cosine after reading the {unit} without the modality."
     )
     if has_skip:
         caption += (

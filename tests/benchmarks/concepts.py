@@ -15,9 +15,9 @@ from qanchor.config import SMALL, Config
 from qanchor.data.things import ThingEvents
 from qanchor.data.users import Users
 from qanchor.models.pointing import read_questions
+from qanchor.training.fit import fit
 from qanchor.training.reader import (
     ConceptTask,
-    fit_reader,
     is_held_out,
     make_concept_task,
 )
@@ -43,7 +43,7 @@ def concepts(
     people = users()
     start = time.monotonic()
     task = make_concept_task(people, config.text_encoder)
-    reader, _ = fit_reader(people, config, progress=progress)
+    reader = fit(people, text_encoder=config.text_encoder, progress=progress or False).reader
     seconds = time.monotonic() - start
     frame = judged_questions(reader, task, people)
     columns = ["family", "measure", "split", "sign"]

@@ -12,8 +12,9 @@ from qanchor.inference.engine import Engine
 from qanchor.inference.evidence import interpret, rank_by_pointing, token_contributions
 from qanchor.models.model import QAnchor
 from qanchor.models.pointing import read_questions
+from qanchor.models.pointing_model import PointingModel
 from qanchor.models.preprocessor import UserPreprocessor
-from qanchor.training.reader import fit_reader
+from qanchor.training.fit import fit
 from qanchor.workbench.lens import LensBackend
 from qanchor.workbench.messages import backtest_summary
 from tests.unit.training.test_reader import CUTOFF, habits
@@ -28,10 +29,8 @@ def users() -> Users:
 
 
 @pytest.fixture(scope="module")
-def model(users) -> QAnchor:
-    made = QAnchor(CONFIG, UserPreprocessor.fit(users, None, CONFIG))
-    made.reader, made.concepts = fit_reader(users, CONFIG, minutes=0.2)
-    return made
+def model(users) -> PointingModel:
+    return fit(users, 0.2, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +109,10 @@ def test_contributions_are_exact(model, tokens):
 
 def test_a_saved_run_ranks_the_same(model, users, tmp_path):
     run = QAnchor(CONFIG, UserPreprocessor.fit(users, None, CONFIG))
-    run.reader, run.concepts = model.reader, model.concepts
+    run.pointing = model
     folder = run.save_pretrained(tmp_path / "run")
     loaded = QAnchor.from_pretrained(folder)
-    assert loaded.concepts == model.concepts
+    assert loaded.pointing.concepts == model.concepts
     query = "Will this member play chess?"
     first, second = Engine(loaded), Engine(model)
     pd.testing.assert_frame_equal(

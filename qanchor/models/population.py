@@ -1,0 +1,128 @@
+"""`Population`: what the numbers of one user are compared with, so that a user can be read alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float, Int
+
+QUANTILES = 21  # of the values of each thing
+LEVEL_QUANTILES = 101  # of each number of a user as a whole
+
+
+@dataclass(frozen=True)
+class Population:
+    """Hold the distributions of many users at one cut-off. A run keeps that of its training users.
+
+    Percentiles are taken from these tables, never from the users that happen to be read together:
+    a user has the same tokens alone, among others, and after others were removed.
+
+    Args:
+        things: Names of the things.
+        rarity: Log of the users over those that have the thing.
+        values: Quantiles of what each thing's holders have: counts, or values of an attribute.
+        levels: Quantiles of each number of a user as a whole.
+        n_users: Users that were counted.
+        main_number: Number column that amounts are taken from; empty for none.
+    """
+
+    things: tuple[str, ...]
+    rarity: Float[np.ndarray, " thing"]
+    values: Float[np.ndarray, "thing quantile"]
+    levels: Float[np.ndarray, "level level_quantile"]
+    n_users: int
+    main_number: str
+
+    @classmethod
+    def fit(
+        cls,
+        things: Sequence[str],
+        thing: Int[np.ndarray, " token"],
+        value: Float[np.ndarray, " token"],
+        levels: Float[np.ndarray, "user level"],
+        main_number: str = "",
+    ) -> Population:
+        """Take the distributions from the tokens of users.
+
+        Args:
+            things: Names of the things.
+            thing: Thing of each token, as a row of `things`.
+            value: Count of each token, or value of its attribute.
+            levels: Numbers of each user as a whole; one row per user.
+            main_number: Number column that amounts are taken from (default: none).
+        """
+        n_users = len(levels)
+        holders = np.bincount(thing, minlength=len(things))
+        rarity = np.log(max(n_users, 1) / np.maximum(holders, 1))
+        order = np.lexsort((value, thing))
+        ordered = value[order]
+        start = np.cumsum(holders) - holders
+        share = np.linspace(0, 1, QUANTILES)
+        place = start[:, None] + np.round(share * np.maximum(holders - 1, 0)[:, None]).astype(int)
+        if len(ordered):
+            values = ordered[np.minimum(place, len(ordered) - 1)]
+        else:
+            values = np.zeros((len(things), QUANTILES))
+        values = np.where(holders[:, None] > 0, values, np.nan)
+        share = np.linspace(0, 1, LEVEL_QUANTILES)
+        level_quantiles = np.quantile(levels, share, axis=0, method="nearest").T
+        return cls(
+            tuple(things),
+            rarity.astype(np.float32),
+            values.astype(np.float32),
+            level_quantiles.astype(np.float32),
+            n_users,
+            main_number,
+        )
+
+    def align(self, things: Sequence[str]) -> Population:
+        """Return the same population for another list of things.
+
+        Args:
+            things: Names of the things. Those that the population does not have are as rare as a
+                thing can be.
+        """
+        row_of = {name: row for row, name in enumerate(self.things)}
+        row = np.array([row_of.get(name, -1) for name in things], int)
+        rarity = np.append(self.rarity, np.float32(np.log(max(self.n_users, 1))))
+        nothing = np.full((1, self.values.shape[1]), np.nan, np.float32)
+        values = np.concatenate([self.values, nothing])
+        return replace(self, things=tuple(things), rarity=rarity[row], values=values[row])
+
+    def rank_values(
+        self, thing: Int[np.ndarray, " token"], value: Float[np.ndarray, " token"]
+    ) -> Float[np.ndarray, " token"]:
+        """Return the percentile of each token among the users that have its thing, 0 to 1.
+
+        Args:
+            thing: Thing of each token.
+            value: Count of each token, or value of its attribute.
+        """
+        quantiles = self.values[thing]
+        rank = _rank(value[:, None].astype(np.float32), quantiles)
+        return np.where(np.isnan(quantiles[:, 0]), 0.5, rank)
+
+    def rank_levels(
+        self, levels: Float[np.ndarray, "user level"]
+    ) -> Float[np.ndarray, "user level"]:
+        """Return the percentile of each number of each user as a whole, 0 to 1.
+
+        Args:
+            levels: The numbers.
+        """
+        columns = [
+            _rank(levels[:, column, None].astype(np.float32), quantiles[None])
+            for column, quantiles in enumerate(self.levels)
+        ]
+        return np.stack(columns, 1)
+
+
+def _rank(
+    value: Float[np.ndarray, "row one"], quantiles: Float[np.ndarray, "some quantile"]
+) -> Float[np.ndarray, " row"]:
+    """Return the share of quantiles below a value; equal ones count half."""
+    below = (quantiles < value).mean(1)
+    equal = (quantiles == value).mean(1)
+    return below + equal / 2

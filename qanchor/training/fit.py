@@ -1,0 +1,79 @@
+"""`fit`: from users to a model that answers typed questions about them, in seconds."""
+
+from __future__ import annotations
+
+import torch
+
+from qanchor.config import SMALL
+from qanchor.data.users import Users
+from qanchor.models.pointing import EMBEDDING_DIM, PointingReader
+from qanchor.models.pointing_model import PointingModel
+from qanchor.models.user_tokens import TokenReader
+from qanchor.training.reader import STEPS, make_concept_task, train_reader
+from qanchor.utils.progress import ProgressBars
+from qanchor.utils.types import StageProgress
+
+INDUCING = "inducing concepts"
+
+
+def fit(
+    users: Users,
+    minutes: float | None = None,
+    *,
+    seed: int = 0,
+    text_encoder: str = "minilm",
+    steps: int = STEPS,
+    progress: StageProgress | bool = True,
+) -> PointingModel:
+    """Train a model on users' own past, without labels.
+
+    Concepts that can be asked about are induced from the events, and the model learns at earlier
+    cut-offs what followed. About 20 seconds on a laptop for 1,000 users and 30,000 events.
+
+    Args:
+        users: The users, from `read_events` or `load_users`. Events at or after their cut-off are
+            not read.
+        minutes: Stop training after so many minutes (default: never).
+        seed: Seed of weights and draws (default 0).
+        text_encoder: Encoder of questions and events: "minilm" (default), "hash" (knows no words,
+            for tests), a Hugging Face id, or a local folder.
+        steps: Training steps (default 240).
+        progress: True for progress bars with the time left (default), False for none, or a
+            function that is called with (stage, done, total).
+
+    Returns:
+        The model. Pass it to `Engine`, or save it with `save_pretrained`.
+
+    Raises:
+        ValueError: The history is too short, or too few users have one.
+
+    Example:
+        >>> users = qa.make_sample_users(200)
+        >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
+        >>> engine.embed(engine.prefill(users), "Will this user travel soon?").shape
+        (200, 128)
+    """
+    if progress is True:
+        bars = ProgressBars()
+        try:
+            return fit(
+                users,
+                minutes,
+                seed=seed,
+                text_encoder=text_encoder,
+                steps=steps,
+                progress=bars,
+            )
+        finally:
+            bars.close()
+    report = progress or (lambda stage, done, total: None)
+    report(INDUCING, 0, 1)
+    task = make_concept_task(users, text_encoder, seed)
+    report(INDUCING, 1, 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        reader = PointingReader(task.encoded.vector.shape[1])
+    train_reader(reader, task, steps=steps, minutes=minutes, seed=seed, progress=report)
+    population = TokenReader(users, text_encoder).read().population
+    config = SMALL.replace(backbone="none", text_encoder=text_encoder, embedding_dim=EMBEDDING_DIM)
+    return PointingModel(config, reader, task.concepts, population).eval()
