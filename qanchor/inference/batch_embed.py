@@ -31,7 +31,7 @@ from qanchor.data.users import Users
 from qanchor.errors import RunError
 from qanchor.inference.engine import Engine
 from qanchor.models.model import QAnchor
-from qanchor.models.serialization import read_run_config
+from qanchor.models.serialization import number_columns, read_run_config
 from qanchor.models.text_encoder import text_vectors
 from qanchor.useru.sharded import EVENTS_PER_SHARD
 from qanchor.utils.device import best_device, compute_dtype, current_commit
@@ -382,7 +382,7 @@ def _begin(
 ) -> list[int]:
     """Partition the users unless that is done, and return the numbers of the missing shards."""
     about = read_run_config(run)
-    numbers = about["preprocessor"]["numbers"]
+    numbers = number_columns(about)
     table = open_table(users, numbers)
     facts, facts_key = open_facts(users)
     manifest = _read_manifest_or_empty(out)

@@ -128,7 +128,14 @@ def save_pointing_model(
     with atomic_replace(folder) as aside:
         with disk_errors(folder):
             files = _save_reader(model, aside)
-        about = {"format": FORMAT, "kind": POINTING, "config": model.config.to_dict()}
+        things = model.population.things
+        numbers = [name.removeprefix("number:") for name in things if name.startswith("number:")]
+        about = {
+            "format": FORMAT,
+            "kind": POINTING,
+            "config": model.config.to_dict(),
+            "numbers": numbers,
+        }
         _write_about(aside, about, files, history, metrics)
     return folder
 
@@ -420,6 +427,17 @@ def read_run_config(folder: Path) -> dict:
     if found != FORMAT:
         raise RunError(f"{path}: format {found}, this version reads {FORMAT}: train the run again")
     return about
+
+
+def number_columns(about: dict) -> list[str]:
+    """Return the number columns that a run reads.
+
+    Args:
+        about: From `read_run_config`.
+    """
+    if about.get("kind") == POINTING:
+        return about["numbers"]
+    return about["preprocessor"]["numbers"]
 
 
 @cache

@@ -105,6 +105,32 @@ def test_train_says_what_it_did_and_keeps_a_run(home):
     assert not list(home.glob(".run*"))  # no checkpoint, nothing half-written
 
 
+@pytest.mark.weights
+def test_fit_keeps_a_run_that_every_command_takes(qanchor, home, tmp_path):
+    run = tmp_path / "fitted"
+    told = qanchor("fit", "--users", home / "users", "--out", run, "--json").json()
+    assert told["concepts"] > 50
+    assert {p.name for p in run.iterdir()} == {
+        "config.json",
+        "reader.safetensors",
+        "concepts.json",
+        "metrics.json",
+    }
+    given = ("--run", run, "--users", home / "users", "--json")
+    asked = qanchor("ask", QUERY, *given, "--top", "60").json()
+    assert len(asked["top"]) == 60
+    assert asked["answerable"]
+    assert asked["evidence"]
+    probed = qanchor("probe", "--query", QUERY, "--label", "Active", *given).json()
+    assert 0 <= probed["auc"] <= 1
+    qanchor("embed", *given, "--queries", home / "queries.txt", "--out", tmp_path / "z")
+    assert len(list((tmp_path / "z").glob("part-*.parquet"))) >= 1
+    prompt = tmp_path / "prompt"
+    tuned = ("tune-prompt", "--query", QUERY, "--label", "Active", "--out", prompt, "--steps", "10")
+    assert qanchor(*tuned, *given).json()["n_test"] > 0
+    assert qa.SoftPrompt.load(prompt, qa.Engine(qa.QAnchor.from_pretrained(run))).query == QUERY
+
+
 def test_check_tells_what_is_there(qanchor, home):
     done = qanchor("check", home / "users", "--json")
     told = done.json()

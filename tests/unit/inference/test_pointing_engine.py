@@ -134,6 +134,16 @@ def test_a_soft_prompt_is_a_query(engine, cache, users):
         engine.embed(cache, replace(prompt, run="another"))
 
 
+def test_a_whole_data_set_is_embedded_shard_by_shard(engine, cache, users, tmp_path):
+    run = engine.model.save_pretrained(tmp_path / "run")
+    out = tmp_path / "embeddings"
+    qa.embed_dataset(users, run, [QUERY], out, shards=3)
+    parts = [pd.read_parquet(path) for path in sorted(out.glob("part-*.parquet"))]
+    table = pd.concat(parts).set_index("user").loc[list(users.ids)]
+    found = np.stack(table["embedding"].to_numpy())
+    np.testing.assert_allclose(found, engine.embed(cache, QUERY), atol=2e-3)  # half precision
+
+
 def user_texts(users: Users, user: str) -> str:
     return " ".join(users.events[users.events["user"] == user]["text"].astype(str))
 
