@@ -20,6 +20,7 @@ from qanchor.data.reading import check_folder
 from qanchor.errors import QanchorError
 from qanchor.evaluation.prompt_evaluation import evaluate_prompt
 from qanchor.inference.batch_embed import embed_dataset
+from qanchor.inference.compatibility import check_input
 from qanchor.models.pointing_model import PointingModel
 from qanchor.models.user_tokens import UserTokens
 from qanchor.models.weights import PACKAGES, download_weights
@@ -54,6 +55,10 @@ app = typer.Typer(
 )
 Json = Annotated[
     bool, typer.Option("--json", help="print one JSON object, on the last line of stdout")
+]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="refuse modalities new to the run, and missing number columns"),
 ]
 UsersOf = Annotated[str, typer.Option("--users", help="a folder, or world[:N], journey[:CUTOFF]")]
 RunOf = Annotated[Path, typer.Option("--run", help="folder of a run, as in data/runs/")]
@@ -146,10 +151,13 @@ def _prefill(engine: qa.Engine, users: qa.Users) -> qa.PrefixCache:
     return cache
 
 
-def load_for_ranking(run: Path, users: qa.Users) -> tuple[qa.Engine, qa.PrefixCache | UserTokens]:
+def load_for_ranking(
+    run: Path, users: qa.Users, strict: bool
+) -> tuple[qa.Engine, qa.PrefixCache | UserTokens]:
     """Load a run and read what a ranking needs: with a pointing reader, no prefixes."""
     warn_if_busy()
     engine = qa.Engine(qa.QAnchor.from_pretrained(run))
+    check_input(engine.model, users, strict)
     if engine.pointing is None:
         return engine, _prefill(engine, users)
     return engine, engine.read_tokens(users)
@@ -411,12 +419,13 @@ def ask(
     run: RunOf,
     users: UsersOf,
     top: Annotated[int, typer.Option(help="users shown")] = 10,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
     """Rank all users by how near they are to a yes, and show the answers of the first ones."""
     people = open_users(users)
     bars = ProgressBars()
-    engine, cache = load_for_ranking(run, people)
+    engine, cache = load_for_ranking(run, people, strict)
     ranking = engine.rank(cache, query, bars)
     past = qa.backtest(engine, people, query, progress=bars)
     bars.close()

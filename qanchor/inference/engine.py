@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qanchor.data.users import Users
+from qanchor.inference.compatibility import check_input
 from qanchor.inference.evidence import rank_by_pointing
 from qanchor.inference.prefix_cache import (
     PrefixCache,
@@ -114,6 +115,7 @@ class Engine:
             raise ValueError(
                 "0 users to read, at least 1 is needed: check the folder or the selection"
             )
+        check_input(self.model, users)
         features = self.model.preprocessor.transform(users)
         batches = self._prefill_batches(features, np.arange(len(users)), tokens, side)
         cache = PrefixCache(users.ids, users.unit, users.horizon_days)

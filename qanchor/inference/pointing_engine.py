@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from qanchor.data.users import Users
+from qanchor.inference.compatibility import check_input
 from qanchor.inference.engine import Engine, Queries
 from qanchor.inference.evidence import encode_questions, rank_by_pointing
 from qanchor.inference.prefix_cache import PrefixCache, UserBatch
@@ -57,6 +58,7 @@ class PointingEngine(Engine):
         """
         if not len(users):
             raise ValueError("There are no users to read. Check the folder or the selection.")
+        check_input(self.model, users)
         cache = PrefixCache(users.ids, users.unit, users.horizon_days)
         cache.tokens = self.read_tokens(users)
         for start in range(0, len(users), USERS_PER_PASS):

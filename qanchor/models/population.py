@@ -77,6 +77,15 @@ class Population:
             main_number,
         )
 
+    def named(self, kind: str) -> list[str]:
+        """Return the names of the things of a kind.
+
+        Args:
+            kind: One of `qanchor.data.things.KINDS`, such as "modality".
+        """
+        prefix = f"{kind}:"
+        return [name.removeprefix(prefix) for name in self.things if name.startswith(prefix)]
+
     def align(self, things: Sequence[str]) -> Population:
         """Return the same population for another list of things.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -114,23 +114,18 @@ class UserPreprocessor:
         """Compute the features of each sample. Only events before its cut-off are read.
 
         Args:
-            users: Users with the modalities of the training users.
+            users: Users. Events of modalities that the training users did not have are left out,
+                see `qanchor.inference.compatibility`.
             cutoffs: Samples, columns user and cutoff. Default: every user at the cut-off of
                 `users`.
             progress: Called with (done, total) texts and samples. Default: none.
 
         Returns:
             Features in the order of the samples.
-
-        Raises:
-            ValueError: If the users have a modality that the training users did not have.
         """
-        unknown = [name for name in users.modalities if name not in self.modalities]
-        if unknown:
-            raise ValueError(
-                f"{users.name} has modality {unknown[0]!r}, the run knows {self.modalities}: "
-                "train on these users, or drop the modality"
-            )
+        is_known = users.events["modality"].isin(self.modalities)
+        if not is_known.all():
+            users = replace(users, events=users.events[is_known].reset_index(drop=True))
         return self._features(users, self._raw_features(users, cutoffs, progress))
 
     @property

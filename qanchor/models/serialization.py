@@ -128,13 +128,11 @@ def save_pointing_model(
     with atomic_replace(folder) as aside:
         with disk_errors(folder):
             files = _save_reader(model, aside)
-        things = model.population.things
-        numbers = [name.removeprefix("number:") for name in things if name.startswith("number:")]
         about = {
             "format": FORMAT,
             "kind": POINTING,
             "config": model.config.to_dict(),
-            "numbers": numbers,
+            "numbers": model.population.named("number"),
         }
         _write_about(aside, about, files, history, metrics)
     return folder

@@ -289,15 +289,13 @@ def test_strangers_with_texts_and_facts_never_seen_are_read(users, preprocessor)
     )
 
 
-def test_a_modality_never_seen_is_refused(preprocessor):
-    events = pd.DataFrame(
-        {"user": ["x"], "time": [CUTOFF - DAY], "modality": ["radio"], "text": ["news"]}
-    )
-    with pytest.raises(
-        ValueError,
-        match=r"has modality 'radio', the run knows \('bill', 'app', 'search'\): train on these",
-    ):
-        preprocessor.transform(Users.from_events(events, CUTOFF))
+def test_events_of_a_modality_never_seen_are_left_out(preprocessor):
+    known = {"user": "x", "time": CUTOFF - DAY, "modality": "app", "text": "news"}
+    new = known | {"modality": "radio"}
+    both = preprocessor.transform(Users.from_events(pd.DataFrame([known, new]), CUTOFF))
+    alone = preprocessor.transform(Users.from_events(pd.DataFrame([known]), CUTOFF))
+    np.testing.assert_array_equal(both.coarse, alone.coarse)
+    assert both.lengths().tolist() == alone.lengths().tolist()
 
 
 def test_missing_facts_stand_in_the_middle_and_are_marked(users, preprocessor):

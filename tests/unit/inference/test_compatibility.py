@@ -1,0 +1,68 @@
+"""Users that differ from those of a run: said, counted, and refused only when that is asked for."""
+
+import pytest
+
+import qanchor as qa
+from qanchor.errors import DataError
+from qanchor.inference.compatibility import check_input, input_differences
+from tests.unit.training.test_reader import CUTOFF, habits
+
+
+@pytest.fixture(scope="module")
+def table():
+    return habits().assign(amount=3.0)
+
+
+@pytest.fixture(scope="module")
+def users(table):
+    return qa.Users.from_events(table, CUTOFF, unit="member", name="club")
+
+
+@pytest.fixture(scope="module")
+def pointing(users):
+    return qa.fit(users, text_encoder="hash", steps=5, progress=False)
+
+
+@pytest.fixture(scope="module")
+def prefix_model(users):
+    return qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))
+
+
+def other_users(table):
+    """The same users after a new source began and a column was renamed."""
+    changed = table.rename(columns={"amount": "total_amount"})
+    changed.loc[::3, "modality"] = "podcast"
+    return qa.Users.from_events(changed, CUTOFF, unit="member", name="club")
+
+
+def test_the_users_of_the_run_do_not_differ(pointing, prefix_model, users):
+    assert input_differences(pointing, users) == []
+    assert input_differences(prefix_model, users) == []
+
+
+def test_new_modalities_and_missing_numbers_are_said(pointing, prefix_model, table):
+    others = other_users(table)
+    n = (others.history()["modality"] == "podcast").sum()
+    new, missing = input_differences(pointing, others)
+    assert new.startswith(f"club has {n:,} events of 'podcast', a modality that is new to the run")
+    assert "read through its name" in new
+    assert "'amount', which club lacks" in missing
+    assert "if 'total_amount' is the same, rename it" in missing
+    assert "left out" in input_differences(prefix_model, others)[0]
+
+
+def test_a_nightly_job_goes_on_and_strict_refuses(pointing, prefix_model, table):
+    others = other_users(table)
+    for model in (pointing, prefix_model):
+        engine = qa.Engine(model)
+        with pytest.warns(UserWarning, match="new to the run"):
+            cache = engine.prefill(others)
+        assert engine.embed(cache, "Will this member play chess?").shape[0] == len(others)
+        with pytest.raises(DataError, match="podcast"):
+            check_input(model, others, strict=True)
+
+
+def test_a_column_that_is_gone_is_said_without_a_guess(pointing, table):
+    without = qa.Users.from_events(table.drop(columns="amount"), CUTOFF)
+    (message,) = input_differences(pointing, without)
+    assert "add it, or train the run again" in message
