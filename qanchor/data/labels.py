@@ -44,26 +44,25 @@ def read_labels(
     """
     if path is None:
         return _label_of_users(name, users)
-    findings = Findings()
-    table = open_table(path, findings)
-    columns = find_fact_columns(table, findings)
-    others = [column for column in table.frame if column != columns.user]
+    table = open_table(path, Findings())
+    findings = table.findings
+    user = find_fact_columns(table).user
+    others = [column for column in table.frame if column != user]
     name = name or (others[0] if len(others) == 1 else "label")
     if name not in table.frame:
         message = "missing: write it, or name another with --label"
-        findings.add(table.name, name, list(table.frame.columns), message)
+        findings.add(name, list(table.frame.columns), message)
     findings.raise_errors()
-    ids = read_ids(findings, table.name, table.frame[columns.user], {})
-    labels = read_label(findings, table.name, table.frame[name], positive)
-    known = labels.notna()
-    findings.rows(table.name, ids, known & ids.isna(), "a user needs an id: fill it")
-    repeated = known & ids.notna() & ids[known].duplicated().reindex(ids.index, fill_value=False)
-    findings.rows(table.name, ids, repeated, "stands twice: keep one label a user")
-    known = known & ids.notna()
-    labels = labels[known].set_axis(ids[known].astype(str).rename("user"))
-    check_known_ids(findings, table.name, ids[known].astype(str), set(users.ids), needed=True)
+    ids = read_ids(findings, table.frame[user], {})
+    labels = read_label(findings, table.frame[name], positive).dropna()
+    ids = ids[labels.index]
+    findings.rows(ids, ids.isna(), "a user needs an id: fill it")
+    ids = ids.dropna().astype(str)
+    findings.rows(ids, ids.duplicated(), "stands twice: keep one label a user")
+    check_known_ids(findings, ids, set(users.ids), needed=True)
     findings.raise_errors()
-    return labels.reindex([user for user in users.ids if user in labels.index]).rename_axis("user")
+    labels = labels.set_axis(ids.rename("user"))
+    return labels.reindex(users.ids).dropna()
 
 
 def _label_of_users(name: str | None, users: Users) -> pd.Series:
