@@ -146,7 +146,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is(store):
             "Only 9 users outside group 'most'; at least 10 are required",
         ),
         (QUERIES, {"odd": ["zoe"]}, KeyError, "Group 'odd': User 'zoe' is not among the 300"),
-        (QUERIES, {"all": PEOPLE}, ValueError, "group 'all': the group holds 300 of 300"),
+        (QUERIES, {"all": PEOPLE}, ValueError, "Group 'all': The group holds 300 of 300"),
         (QUERIES, {}, ValueError, "Found 0 groups; at least 1 is required. Name some users."),
         (["q0", " "], GROUPS, ValueError, "Found 2 questions, 1 of them empty"),
         ([], GROUPS, ValueError, "Found 0 questions"),
