@@ -30,7 +30,7 @@ NUMBER_FORMS = {
     "thousands commas": r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?",
 }
 THOUSANDS_DOT = r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+"
-ATTRIBUTE_EXISTS = "the attribute {!r} exists already: rename one of the two columns"
+ATTRIBUTE_EXISTS = "the attribute {!r} exists already. Rename one of the two columns."
 MAX_KINDS = 20  # kinds of a word that become attributes
 
 
@@ -103,7 +103,9 @@ def read_words(findings: Findings, cells: pd.Series, role: str = "text") -> pd.S
     raw = unique.texts
     words = pd.Series([tidy(text, trim=role != "text") for text in raw], dtype=object)
     missing = words.isin(MISSING) | (words.str.strip() == "")
-    message = "invisible characters, letters in pieces or spaces around it: written plainly"
+    message = (
+        "invisible characters, letters in pieces or spaces around it. They are removed or joined."
+    )
     unique.report((words != raw) & ~missing, message)
     words = words.mask(missing)
     unique.report(has_surrogate(words), HALF_CHARACTER, "error")
@@ -128,15 +130,15 @@ def read_ids(findings: Findings, cells: pd.Series, seen: dict[str, str]) -> pd.S
     """
     if is_float_dtype(cells):
         whole = cells % 1 == 0
-        findings.rows(cells, cells.notna() & ~whole, "an id with decimals: write words")
-        message = "numbers with decimals: read as whole numbers"
+        findings.rows(cells, cells.notna() & ~whole, "an id with decimals. Write ids as text.")
+        message = "numbers with decimals. They are read as whole numbers."
         findings.rows(cells, whole, message, "changed")
     ids = read_words(findings, cells, "user")
     kinds = ids.cat.categories
-    message = "a spreadsheet cut this id, so several users look like one: export ids as text"
+    message = "a spreadsheet cut this id, so several users look like one. Export ids as text."
     findings.rows(cells, ids.isin(kinds[kinds.str.fullmatch(SCIENTIFIC)]), message)
     if len(kinds) and kinds.str.fullmatch(r"\d+\.0+").all():
-        message = "ids written as numbers with decimals: read without them"
+        message = "ids written as numbers with decimals. They are read without them."
         findings.rows(cells, ids.notna(), message, "changed")
         ids = ids.str.partition(".")[0].astype("category").rename(cells.name)
     _note_likeness(findings, cells, ids)
@@ -144,10 +146,12 @@ def read_ids(findings: Findings, cells: pd.Series, seen: dict[str, str]) -> pd.S
         clean = tidy(text, trim=True)
         first = seen.setdefault(clean, text)
         if clean and text.strip() != first.strip():
-            message = "ids that are equal but for invisible characters: say which user each is"
+            message = (
+                "ids that are equal but for invisible characters. Write each user's id in one way."
+            )
             findings.add("user", [first, text], message)
         elif clean and text != first:
-            message = "ids that are equal but for spaces around them: read as one user"
+            message = "ids that are equal but for spaces around them. They are read as one user."
             findings.add("user", [first, text], message, "changed")
     return ids
 
@@ -159,7 +163,7 @@ def _note_likeness(findings: Findings, cells: pd.Series, ids: pd.Series) -> None
     first = kinds.groupby(form).transform("first")
     alike = kinds != first
     if alike.any():
-        message = f"like {first[alike].iloc[0]!r} but for case or form: read as another one"
+        message = f"like {first[alike].iloc[0]!r} but for case or form. It is read as another user."
         findings.rows(cells, ids.isin(kinds[alike]), message, "note")
 
 
@@ -175,15 +179,15 @@ def check_known_ids(findings: Findings, ids: pd.Series, known: set[str], needed:
     alone = ~ids.isin(known)
     plain = {user.lstrip("0"): user for user in known}
     near = ids[alone].str.lstrip("0").map(plain).dropna()
-    alike = "write the ids alike in both tables"
+    alike = "Write the ids alike in both tables."
     if len(near):
         unknown = f"{alone.sum():,} of {len(ids):,} ids have no event"
-        message = f"{unknown} (is it {near.iloc[0]!r}?): {alike}"
+        message = f"{unknown} (is it {near.iloc[0]!r}?). {alike}"
         findings.rows(ids, ids.index.isin(near.index), message)
     elif alone.all() and needed:
-        findings.rows(ids, alone, f"none of these users has an event: {alike}")
+        findings.rows(ids, alone, f"none of these users has an event. {alike}")
     else:
-        message = "no event of this user: is the id the same in events?"
+        message = "no event of this user. Check that the id is the same in events."
         findings.rows(ids, alone, message, "note")
 
 
@@ -237,7 +241,7 @@ def read_numbers(
     if is_numeric_dtype(cells):
         return apply_rules(findings, cells.astype(float), role, cells)
     if cells.dtype.kind in "mM":
-        message = "a time, not a number: write a number, or leave the column out"
+        message = "a time, not a number. Write a number, or leave the column out."
         findings.add(cells.name, str(cells.dtype), message)
         return pd.Series(np.nan, cells.index)
     unique = UniqueCells(findings, cells)
@@ -252,7 +256,7 @@ def read_numbers(
     else:
         values, how = _parse_numbers(known, comma)
     values = values.astype(float).reindex(texts.index)
-    message = "not a number: write one, or leave the cell empty"
+    message = "not a number. Write one, or leave the cell empty."
     unique.report(is_known & values.isna(), message, "error")
     if how:
         unique.report(is_known, how)
@@ -280,7 +284,7 @@ def _parse_numbers(texts: pd.Series, comma: bool) -> tuple[pd.Series, str]:
     if changed.empty:
         return values, ""
     example = values[changed.index[0]]
-    return values, f"numbers with {form}: {changed.iloc[0]} is read as {example:g}"
+    return values, f"numbers with {form}. {changed.iloc[0]} is read as {example:g}."
 
 
 def read_label(findings: Findings, cells: pd.Series, positive: str | None) -> pd.Series:
@@ -304,8 +308,8 @@ def read_label(findings: Findings, cells: pd.Series, positive: str | None) -> pd
         return (words == positive).astype(float).where(words.notna())
     if len(kinds) == 2 and not any(map(_is_label, kinds)):
         message = (
-            f"two words: is {kinds[0]!r} or {kinds[1]!r} the 1? Write 0 and 1, or say"
-            f' "positive": "{kinds[0]}" in about.json (positive="{kinds[0]}" in Python)'
+            f"two words, and it is not clear whether {kinds[0]!r} or {kinds[1]!r} is the 1. Write 0 and 1, or say"
+            f' "positive": "{kinds[0]}" in about.json (positive="{kinds[0]}" in Python).'
         )
         findings.rows(cells, words.notna(), message)
         return pd.Series(np.nan, cells.index)
@@ -330,7 +334,7 @@ def one_column_per_kind(findings: Findings, words: pd.Series, taken: set[str]) -
     counts = words.value_counts()
     kinds = list(counts.index[counts > 0])
     rare = words.isin(kinds[MAX_KINDS:])
-    message = f"{count(len(kinds), 'kind')}: the {MAX_KINDS} most frequent become attributes"
+    message = f"{count(len(kinds), 'kind')}. The {MAX_KINDS} most frequent become attributes."
     findings.rows(words, rare, message, "note")
     columns = pd.DataFrame(index=words.index)
     for kind in sorted(kinds[:MAX_KINDS]):

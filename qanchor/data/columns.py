@@ -217,8 +217,8 @@ class _Finder:
         if str(name) in self.frame:
             return str(name)
         message = (
-            f"no column of this name{did_you_mean(name, self.frame)}:"
-            f" the columns are {', '.join(self.frame)}"
+            f"no column of this name{did_you_mean(name, self.frame)}."
+            f" The columns are {', '.join(self.frame)}."
         )
         raise DataError(self.table.name, None, role, name, message)
 
@@ -263,7 +263,7 @@ class _Finder:
         clocks = self._free("clock")
         if len(clocks) == 1 and self._has_days_only(found[0]):
             self.roles.time.append(clocks[0])
-            message = f"a day, and {clocks[0]!r} is its time of day: joined"
+            message = f"a day, and {clocks[0]!r} is its time of day. They are joined."
             self.table.findings.add(found[0], None, message, "note")
 
     def _has_days_only(self, name: str) -> bool:
@@ -302,8 +302,8 @@ class _Finder:
         maybe = f" (is it {' or '.join(map(repr, near[:5]))}?)" if near else ""
         names = shown([*self._free(), *self.roles.taken()])
         message = (
-            f"no column is clearly this one{maybe}: it says {COLUMN_MEANINGS[role]}."
-            f' Pass {role}="COLUMN", name it in about.json\'s "columns", or rename it to {role!r}'
+            f"no column is clearly this one{maybe}. It says {COLUMN_MEANINGS[role]}."
+            f' Pass {role}="COLUMN", name it in about.json\'s "columns", or rename it to {role!r}.'
         )
         raise DataError(self.table.name, None, role, names, message)
 
@@ -315,7 +315,7 @@ class _Finder:
         n_kinds = self.frame[kinds].nunique().max()
         if n_kinds > MAX_MODALITIES:
             self.roles.text = kinds + named[:1]
-            message = f"{n_kinds:,} kinds: read as what happened, not as modality"
+            message = f"{n_kinds:,} kinds. They are read as what happened, not as modality."
             self.table.findings.add(kinds[0], None, message, "note")
 
     def find_modality(self) -> None:

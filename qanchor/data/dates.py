@@ -167,7 +167,7 @@ def _read_numbers(values: pd.Series) -> Times:
         how = "days since a start that the table does not name: day 0 is written as 1970-01-01"
         return Times(_days_after(pd.Timestamp("1970-01-01"), values), how, guess=True)
     unclear = (
-        "the numbers are not of one kind: neither dates such as 20250131 nor seconds since 1970"
+        "the numbers are not of one kind, neither dates such as 20250131 nor seconds since 1970"
     )
     return Times(_no_times(values.index), unclear=unclear)
 
@@ -248,7 +248,7 @@ def _read_parts(texts: pd.Series, timezone: str | None) -> tuple[pd.DataFrame, l
     unknown = sorted(set(words.dropna()) - ZONES.keys())
     if unknown and not timezone:
         unclear = (
-            f"the zone {unknown[0]!r} has several meanings: give it as timezone=, such as"
+            f"the zone {unknown[0]!r} has several meanings: pass it as timezone=, such as"
             ' timezone="America/New_York"'
         )
         return parts, how, unclear

@@ -10,7 +10,7 @@ from qanchor.data.cells import check_known_ids, read_ids, read_label
 from qanchor.data.columns import find_fact_columns
 from qanchor.data.sources import open_table
 from qanchor.data.users import Users
-from qanchor.data.validation import Findings
+from qanchor.data.validation import NO_ID, Findings
 
 
 def read_labels(
@@ -50,15 +50,15 @@ def read_labels(
     others = [column for column in table.frame if column != user]
     name = name or (others[0] if len(others) == 1 else "label")
     if name not in table.frame:
-        message = "missing: write it, or name another with --label"
+        message = "missing. Write it, or name another with --label."
         findings.add(name, list(table.frame.columns), message)
     findings.raise_errors()
     ids = read_ids(findings, table.frame[user], {})
     labels = read_label(findings, table.frame[name], positive).dropna()
     ids = ids[labels.index]
-    findings.rows(ids, ids.isna(), "a user needs an id: fill it")
+    findings.rows(ids, ids.isna(), NO_ID)
     ids = ids.dropna().astype(str)
-    findings.rows(ids, ids.duplicated(), "stands twice: keep one label a user")
+    findings.rows(ids, ids.duplicated(), "given twice. Keep one label per user.")
     check_known_ids(findings, ids, set(users.ids), needed=True)
     findings.raise_errors()
     labels = labels.set_axis(ids.rename("user"))

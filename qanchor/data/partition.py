@@ -187,7 +187,7 @@ def open_facts(source: Users | Path | str) -> tuple[dict[str, Path | pd.DataFram
             tables[stem] = pd.read_csv(path, dtype={"user": str})
             columns = list(tables[stem])
         if "user" not in columns:
-            raise DataError(path.name, None, "user", columns, "missing: one row a user")
+            raise DataError(path.name, None, "user", columns, "missing. Write one row per user.")
         content.update(_file_digest(path))
     return tables, content.hexdigest()
 

@@ -32,7 +32,6 @@ from qanchor.data.metadata import ABOUT_FIELDS, read_about
 from qanchor.data.sources import Table, find_tables, open_table
 from qanchor.data.users import Users
 from qanchor.data.validation import (
-    EMPTY,
     LIKE_A_LABEL,
     MAX_TIME,
     NO_EVENTS,
@@ -49,6 +48,7 @@ from qanchor.utils.io import atomic_directory
 from qanchor.utils.text import count
 
 TOTALS = ("total", "totals", "grand total", "sum", "summe", "gesamt", "subtotal", "totale")
+NO_ID_DROPPED = "a user needs an id. The row is left out."
 DAY = pd.Timedelta(days=1)
 MIN_ATTRIBUTE_USERS = 10  # fewer users have a number in common by chance
 
@@ -200,7 +200,7 @@ class _Reader:
         about = self._attempt(read_about, folder / "about.json") or {}
         findings = self.findings.of_table("about.json")
         for key in sorted(about.keys() - set(ABOUT_FIELDS)):
-            message = f"not read: only {', '.join(ABOUT_FIELDS)} are"
+            message = f"not read. The fields are {', '.join(ABOUT_FIELDS)}."
             findings.add(key, about[key], message, "note")
         return {"name": folder.name} | about
 
@@ -271,7 +271,7 @@ class _Reader:
     def _assemble(self, about: dict, events: _Events, facts, labels) -> Users | None:
         findings = events.table.findings
         if events.rows.empty:
-            message = "no event is left: give at least one that can be kept"
+            message = "no event is left. Give at least one that can be kept."
             raise DataError(findings.file, None, "user", "no rows", message)
         end = events.rows["time"].max() + DAY
         if "cutoff" in about:
@@ -295,7 +295,7 @@ class _Reader:
         if len(new):
             message = (
                 f"{count(len(new), users.unit)} without an event before the cut-off"
-                f" ({users.cutoff}): nothing is known of them"
+                f" ({users.cutoff}). Nothing is known of them."
             )
             findings.add("user", str(new[0]), message, "note")
         return replace(users, report=events.report())
@@ -307,11 +307,11 @@ def _one_row_per_user(table: Table, roles: Roles, frame: pd.DataFrame) -> pd.Dat
     for name, reason in roles.left_out.items():
         findings.add(name, None, f"left out: {reason}", "note")
     no_user = frame["user"].isna()
-    frame = _drop(findings, frame, no_user, frame["user"], f"{EMPTY} (left out)")
+    frame = _drop(findings, frame, no_user, frame["user"], NO_ID_DROPPED)
     again = frame.duplicated()
-    frame = _drop(findings, frame, again, frame["user"], "the same row twice: one is kept")
+    frame = _drop(findings, frame, again, frame["user"], "the same row twice. One is kept.")
     again = frame["user"].duplicated()
-    message = "two rows of one user that contradict: keep one row a user"
+    message = "two rows of one user that contradict. Keep one row per user."
     findings.rows(frame["user"], again, message)
     result = frame[~again].astype({"user": str}).set_index("user")
     result.attrs = {"source": table.name, "columns": list(table.frame)}
@@ -355,10 +355,13 @@ class _Events:
         frame = self.table.frame
         self.rows["user"] = read_ids(self.findings, frame[roles.user], seen_ids)
         self.rows["time"] = self._read_time(timezone)
-        self.rows["modality"] = pd.Categorical([roles.kind] * len(frame))
+        modality = pd.Series(roles.kind, frame.index, dtype="category")
         if roles.modality is not None:
-            self.rows["modality"] = read_words(self.findings, frame[roles.modality], "modality")
-        comma = self.table.semicolons and any(map(has_decimal_comma, map(frame.get, roles.numbers)))
+            modality = read_words(self.findings, frame[roles.modality], "modality")
+        self.rows["modality"] = modality
+        comma = self.table.semicolons and any(
+            has_decimal_comma(frame[name]) for name in roles.numbers
+        )
         for name in roles.numbers:
             self.rows[name] = read_numbers(self.findings, frame[name], comma=comma)
         self.given_sums = self.rows[roles.numbers].sum()
@@ -374,7 +377,7 @@ class _Events:
         self.unclear_time = read.unclear
         known = read.time.notna()
         if read.how and known.any():
-            message = f"read as time: {read.how}; this one is {read.time[known].iloc[0]}"
+            message = f"read as time: {read.how}. This one is {read.time[known].iloc[0]}."
             self.findings.rows(frame[day], known, message, "changed" if read.guess else "note")
         return read.time
 
@@ -391,20 +394,22 @@ class _Events:
         time = self._cells(day)
         no_time = time.isna() | (time.astype(str).str.strip() == "")
         total = rows["user"].astype(str).str.casefold().isin(TOTALS) & no_time
-        self._drop(self.table.frame.isna().all(axis=1), user, "an empty row: left out")
-        self._drop(total, user, "a row of totals, not an event: left out")
-        self._drop(rows["user"].isna(), user, "a user needs an id: the row is left out")
-        self._drop(no_time, day, "no time: the row is left out")
+        self._drop(self.table.frame.isna().all(axis=1), user, "an empty row. It is left out.")
+        self._drop(total, user, "a row of totals, not an event. It is left out.")
+        self._drop(rows["user"].isna(), user, NO_ID_DROPPED)
+        self._drop(no_time, day, "no time. The row is left out.")
         if self.roles.modality is not None:
             no_modality = rows["modality"].isna()
-            self._drop(no_modality, self.roles.modality, "no modality: the row is left out")
+            self._drop(no_modality, self.roles.modality, "no modality. The row is left out.")
         self._check_times(day)
         self._drop_late(day, today)
         again = self.table.frame.loc[self.rows.index, self.inputs()].duplicated()
         if duplicates == "drop":
-            self._drop(again, user, "the same as an earlier row: left out")
+            self._drop(again, user, "the same as an earlier row. It is left out.")
         else:
-            message = 'the same as an earlier row: kept; pass duplicates="drop" to leave it out'
+            message = (
+                'the same as an earlier row. It is kept; pass duplicates="drop" to leave it out.'
+            )
             self.findings.rows(self._cells(user), again, message, "note")
 
     def _drop(self, bad: pd.Series, column: str, message: str) -> None:
@@ -415,7 +420,7 @@ class _Events:
         time = self.rows["time"]
         message = NOT_A_TIME
         if self.unclear_time:
-            message = f"{self.unclear_time}: write it as 2025-01-31 18:00:00"
+            message = f"{self.unclear_time}. Write it as 2025-01-31 18:00:00."
         self.findings.rows(cells, time.isna(), message)
         early = time.where(time < MAX_TIME)  # a later one is left out below
         apply_rules(self.findings, early, "time", cells)
@@ -426,7 +431,7 @@ class _Events:
         late = time > today + DAY  # a day of grace: times may be local ones
         if late.mean() > 0.5:  # the clock of this machine is wrong, or the table is about plans
             late = time >= MAX_TIME
-        self._drop(late, day, "beyond today: the row is left out")
+        self._drop(late, day, "beyond today. The row is left out.")
 
     def take_attributes(self, cutoff: pd.Timestamp, facts: pd.DataFrame | None) -> pd.DataFrame:
         """Return the columns that describe users, from events before the cut-off only."""
@@ -477,7 +482,7 @@ class _Events:
         first = first[~first.index.duplicated()].reindex(users)
         expected = ids.map(first.astype(object)).astype(object)
         other = values.notna() & expected.notna() & (values.astype(object) != expected)
-        message = "an attribute that is another one in this row: the first of the user is used"
+        message = "an attribute that is another one in this row. The user's first one is used."
         self.findings.rows(self._cells(values.name), other, message, "note")
         return first
 
@@ -511,7 +516,7 @@ class _Events:
         ]
         texts = pd.Series(joined, first.index, dtype=str).replace("", self.roles.word)
         texts = apply_rules(self.findings, texts, "text").astype("category")
-        message = f"no words: called {self.roles.word!r}"
+        message = f"no words. The event is called {self.roles.word!r}."
         empty = words.isna().all(axis=1)
         self.findings.rows(self._cells(columns[0]), empty, message, "changed")
         return texts.iloc[group].set_axis(index)
@@ -577,9 +582,9 @@ def check_folder(path, out=None, today=None) -> tuple[dict, str]:
     data = {"in_order": not errors, "problems": [asdict(finding) for finding in findings.found]}
     if users is None:
         lines = [f"{finding.kind}: {finding}" for finding in errors + findings.of("dropped")]
-        lines.append("Rows are counted from 0, without the header: row 0 is line 2 of a csv file.")
+        lines.append("Rows are counted from 0, without the header. Row 0 is line 2 of a csv file.")
         lines.append(
-            f"{path} cannot be read: {count(len(errors), 'error')}, only you can fix them."
+            f"{path} has {count(len(errors), 'error')}. Correct the table and check it again."
         )
         return data, "\n".join(lines)
     lines = [str(users.report)]

@@ -21,7 +21,7 @@ FORMATS = ("parquet", "csv", "tsv", "txt", "jsonl", "ndjson", "json", "xlsx")
 DELIMITERS = ",;\t|"
 MAX_LINE = 64_000_000  # bytes
 HEAD = 1 << 20  # characters of a text file that are looked at for its structure
-SAVE_AS_UTF8 = "save it as UTF-8 (in a spreadsheet: CSV UTF-8)"
+SAVE_AS_UTF8 = "Save it as UTF-8 (in a spreadsheet: CSV UTF-8)."
 WORKBOOK = b"PK\x03\x04"
 OLD_WORKBOOK = b"\xd0\xcf\x11\xe0"
 GZIP = b"\x1f\x8b"
@@ -127,12 +127,12 @@ def _name_columns(table: Table) -> None:
     frame = table.frame
     hidden = [name for name in frame.index.names if name is not None and name not in frame]
     for name in hidden:
-        table.findings.add(name, "index", "stands in the index: read as a column", "changed")
+        table.findings.add(name, "index", "stands in the index. It is read as a column.", "changed")
     frame = frame.reset_index(drop=not hidden)
     frame.columns = [str(name).strip("\ufeff ") for name in frame.columns]
     twice = frame.columns.duplicated()
     for name in frame.columns[twice].unique():
-        table.findings.add(name, list(frame.columns), "two columns of one name: rename one")
+        table.findings.add(name, list(frame.columns), "two columns of one name. Rename one.")
     table.frame = frame.loc[:, ~twice]
 
 
@@ -147,9 +147,9 @@ def _decode_bytes(table: Table) -> None:
             continue
         texts = cells[is_bytes].map(lambda value: value.decode("utf-8", "replace"))
         broken = texts.str.contains("\ufffd", regex=False).reindex(cells.index, fill_value=False)
-        message = "bytes, not words: read as UTF-8"
+        message = "bytes, not words. They are read as UTF-8."
         table.findings.rows(cells, is_bytes & ~broken, message, "changed")
-        table.findings.rows(cells, broken, "bytes that are not UTF-8: write words")
+        table.findings.rows(cells, broken, "bytes that are not UTF-8. Write words.")
         table.frame = table.frame.assign(**{name: cells.mask(is_bytes, texts)})
 
 
@@ -164,7 +164,7 @@ def _open_path(path: Path, findings: Findings) -> Table:
     if start.startswith(b"PAR1") or kind == "parquet":
         return Table(findings, _read_parquet(path))
     if start.startswith(OLD_WORKBOOK) or kind == "xls":
-        raise _unreadable(path.name, "an old workbook (.xls): save it as CSV UTF-8")
+        raise _unreadable(path.name, "an old workbook (.xls). Save it as CSV UTF-8.")
     if start.startswith(WORKBOOK) or kind == "xlsx":
         return Table(findings, _read_workbook(path, findings))
     if kind in ("jsonl", "ndjson", "json"):
@@ -191,7 +191,7 @@ def _read_json(path: Path) -> pd.DataFrame:
         return pd.read_json(path, lines=_format(path) != "json", dtype=False)
     except (ValueError, AttributeError) as error:
         raise _unreadable(
-            path.name, "cannot be read: write one JSON object per line", error
+            path.name, "cannot be read. Write one JSON object per line.", error
         ) from error
 
 
@@ -200,7 +200,7 @@ def _read_workbook(path: Path, findings: Findings) -> pd.DataFrame:
     try:
         sheets = pd.read_excel(path, sheet_name=None, dtype=object, engine="openpyxl")
     except ImportError as error:
-        message = f"a workbook, for which openpyxl is needed: pip install openpyxl. {advice}"
+        message = f"a workbook, for which openpyxl is needed. Run pip install openpyxl. {advice}"
         raise _unreadable(path.name, message) from error
     except Exception as error:
         raise _unreadable(path.name, f"a workbook that cannot be read. {advice}", error) from error
@@ -209,7 +209,7 @@ def _read_workbook(path: Path, findings: Findings) -> pd.DataFrame:
         sizes = f"a workbook with {count(len(filled), 'sheet')} of rows, where one is needed"
         raise _unreadable(path.name, f"{sizes}. {advice}", list(filled))
     [(name, frame)] = filled.items()
-    findings.add(None, name, "the sheet of a workbook was read", "note")
+    findings.add(None, name, "the sheet of a workbook that was read", "note")
     return frame.rename(columns=lambda column: re.sub("^Unnamed: .*", "", str(column)))
 
 
@@ -221,7 +221,7 @@ def _as_utf8(path: Path, findings: Findings, folder: Path) -> Path:
         try:
             text = gzip.decompress(raw)
         except (OSError, EOFError, zlib.error) as error:
-            raise _unreadable(path.name, "a damaged gzip file: write it again", error) from error
+            raise _unreadable(path.name, "a damaged gzip file. Write it again.", error) from error
     utf8 = _encode_utf8(text, findings)
     if utf8 is raw:
         return path
@@ -239,7 +239,7 @@ def _encode_utf8(raw: bytes, findings: Findings) -> bytes:
         text = raw.decode("utf-16" if utf16 else "utf-8")
     except UnicodeDecodeError as error:
         if utf16:
-            message = f"a damaged text in utf-16: {SAVE_AS_UTF8}"
+            message = f"a damaged text in utf-16. {SAVE_AS_UTF8}"
             raise _unreadable(findings.file, message, error) from error
         return _decode_western(raw, error.start, findings).encode()
     return text.encode("utf-8", "replace") if utf16 else raw
@@ -253,15 +253,15 @@ def _decode_western(raw: bytes, start: int, findings: Findings) -> str:
     if not partly.isascii():
         line = raw[:start].count(b"\n") + 1
         message = f"line {line} holds the byte 0x{raw[start]:02x}, which is not UTF-8"
-        raise _unreadable(findings.file, f"{message}: {SAVE_AS_UTF8}")
+        raise _unreadable(findings.file, f"{message}. {SAVE_AS_UTF8}")
     western = raw.decode("cp1252", "replace")
     if "\ufffd" in western or re.search("[^\x00-\x7f]{4}", western):
         best = from_bytes(raw[:HEAD]).best()
         looks = f" (it looks like {best.encoding})" if best else ""
-        message = f"neither UTF-8 nor a Western encoding{looks}: {SAVE_AS_UTF8}"
+        message = f"neither UTF-8 nor a Western encoding{looks}. {SAVE_AS_UTF8}"
         raise _unreadable(findings.file, message)
     word = re.search(r"\w*[^\x00-\x7f]\w*", western).group()
-    message = f"not UTF-8. It is read as cp1252, which is a guess: if this is wrong, {SAVE_AS_UTF8}"
+    message = f"not UTF-8. It is read as cp1252, which is a guess. {SAVE_AS_UTF8}"
     findings.add(None, word, message, "changed")
     return western
 
@@ -283,18 +283,18 @@ class _Text:
             sniffed = told[1]
         elif _is_preamble(lines, sniffed, skipped):
             self.skip = skipped
-            message = f"{count(skipped, 'line')} above the header: left out"
+            message = f"{count(skipped, 'line')} above the header. They are left out."
             findings.add(None, first, message, "note")
         header = lines[self.skip]
         self.delimiter = sniffed if sniffed and sniffed in header else _delimiter(header)
         self.columns = _split(header, self.delimiter)
         if not any(self.columns):
-            message = "No columns to parse from file: write one row per event"
+            message = "No columns to parse from file. Write one row per event."
             raise _unreadable(findings.file, message)
         if not has_header and not told and any(map(LIKE_A_DATE.match, self.columns)):
             message = (
                 "the first line looks like an event, not like names of columns."
-                f" Add a first line such as {self.delimiter.join(REQUIRED)}"
+                f" Add a first line such as {self.delimiter.join(REQUIRED)}."
             )
             raise _unreadable(findings.file, message, header)
 
@@ -330,9 +330,9 @@ class _Text:
         try:
             frame = self._query("")
         except duckdb.Error:
-            message = f"{problem}. Remove the quote, or put the whole text into quotes"
+            message = f"{problem}. Remove the quote, or put the whole text into quotes."
             raise _unreadable(self.findings.file, message) from None
-        message = f"{problem}: quotes are read as plain characters"
+        message = f"{problem}. Quotes are read as plain characters."
         self.findings.add(None, None, message, "changed")
         return frame
 
@@ -403,12 +403,12 @@ class _Text:
         line, expected, found = map(int, fields.groups())
         message = (
             f"line {line} has {found} fields under a header of {expected}"
-            f" (parted by {self.delimiter!r}): "
+            f" (separated by {self.delimiter!r}). "
         )
         if found < expected:
-            message += "fill up the row"
+            message += "Fill up the row."
         else:
-            message += "put a text that holds the delimiter into quotes"
+            message += "Put a text that holds the delimiter into quotes."
         raise _unreadable(self.findings.file, message) from error
 
 

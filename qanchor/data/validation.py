@@ -241,33 +241,33 @@ def _is_out_of_range(time: pd.Series) -> pd.Series:
     return (time < MIN_TIME) | (time >= MAX_TIME)
 
 
-LIKE_A_LABEL = "named like a label, which must never be an input: drop the column, or rename one"
-NO_EVENTS = "the table is empty: give at least one event"
-NO_ID = "a user needs an id: fill it or drop the row"
-EMPTY = "empty: fill it or drop the row"
-HALF_CHARACTER = "half a character (a lone surrogate): remove it"
-MISSING_COLUMN = f"missing: needed are {', '.join(REQUIRED)}"
-NOT_A_NUMBER = "not a number: encode it as numbers, or drop the column"
-UNREADABLE = "cannot be read: write it again as parquet or csv"
-NOT_A_TIME = "not a time: write it as 2025-01-31 18:00:00"
-OUT_OF_RANGE = f"not from {MIN_TIME.year} to {MAX_TIME.year - 1}: is the year right?"
+LIKE_A_LABEL = "named like a label, which must never be an input. Drop the column, or rename one."
+NO_EVENTS = "the table is empty. Give at least one event."
+NO_ID = "a user needs an id. Fill it or drop the row."
+EMPTY = "empty. Fill it or drop the row."
+HALF_CHARACTER = "half a character (a lone surrogate). Remove it."
+MISSING_COLUMN = f"missing. The columns {', '.join(REQUIRED)} are required."
+NOT_A_NUMBER = "not a number. Encode it as numbers, or drop the column."
+UNREADABLE = "cannot be read. Write it again as parquet or csv."
+NOT_A_TIME = "not a time. Write it as 2025-01-31 18:00:00."
+OUT_OF_RANGE = f"not from {MIN_TIME.year} to {MAX_TIME.year - 1}. Check the year."
 TOO_LONG = Rule(
     lambda cells: cells.str.len() > MAX_TEXT,
-    f"over {MAX_TEXT:,} characters: shorten it",
+    f"over {MAX_TEXT:,} characters. Shorten it.",
     lambda cells: cells.str.slice(stop=MAX_TEXT - 1) + "…",
 )
 NULL_BYTE = Rule(
     lambda cells: cells.str.contains("\x00", regex=False),
-    "a null byte: remove it",
+    "a null byte. Remove it.",
 )
-NOT_FINITE = Rule(np.isinf, "not finite: leave the cell empty", lambda cells: np.nan)
+NOT_FINITE = Rule(np.isinf, "not finite. Leave the cell empty.", lambda cells: np.nan)
 TOO_LARGE = Rule(
     lambda cells: cells.abs() > MAX_NUMBER,
-    f"beyond {MAX_NUMBER:.0e}: is that meant?",
+    f"beyond {MAX_NUMBER:.0e}. Check the amount.",
 )
 NO_LABEL = Rule(
     lambda cells: cells.notna() & ~cells.isin([0, 1]),
-    "a label is 0, 1 or empty: write one of them",
+    "a label is 0, 1 or empty. Write one of them.",
 )
 RULES = {
     "user": [Rule(_is_blank, NO_ID)],
@@ -371,7 +371,7 @@ def validated_facts(frame: pd.DataFrame | None, source: str, binary: bool = Fals
     findings.rows(ids, ids.isna(), NO_ID)
     findings.rows(ids, has_surrogate(ids), HALF_CHARACTER)
     ids = ids.astype(str)
-    findings.rows(ids, ids.duplicated(), "twice: one row a user")
+    findings.rows(ids, ids.duplicated(), "given twice. Keep one row per user.")
     result = pd.DataFrame(index=pd.Index(ids, name="user"))
     role = "label" if binary else "fact"
     for column in frame.columns:
@@ -401,7 +401,11 @@ def plain_numbers(findings: Findings, cells: pd.Series, role: str) -> pd.Series:
         Floats, NaN where a cell is empty.
     """
     if cells.dtype.kind in "mM":
-        findings.add(cells.name, str(cells.dtype), "a time, not a number: write one, or drop it")
+        findings.add(
+            cells.name,
+            str(cells.dtype),
+            "a time, not a number. Write a number, or drop the column.",
+        )
     values = pd.to_numeric(cells, errors="coerce").astype(float)
     findings.rows(cells, values.isna() & cells.notna(), NOT_A_NUMBER)
     return apply_rules(findings, values, role, cells)
@@ -417,8 +421,8 @@ def check_modalities(findings: Findings, modality: pd.Series, known: tuple[str, 
     """
     for name in sorted(set(modality.dropna().unique()) - set(known)):
         message = (
-            f"not one of {', '.join(known)}{did_you_mean(name, known)}:"
-            " add it to about.json's modalities"
+            f"not one of {', '.join(known)}{did_you_mean(name, known)}."
+            " Add it to about.json's modalities."
         )
         findings.rows(modality, modality == name, message)
 
@@ -456,6 +460,6 @@ def parse_cutoff(cutoff, source: str) -> pd.Timestamp:
     except (ValueError, TypeError):
         time = pd.NaT
     if pd.isna(time) or time.tzinfo:
-        hint = "not a plain time without an offset: write it as 2025-01-31"
+        hint = "not a plain time without an offset. Write it as 2025-01-31."
         raise DataError(source, None, "cutoff", cutoff, hint)
     return time
