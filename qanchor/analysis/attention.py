@@ -55,10 +55,7 @@ def row_names(preprocessor: UserPreprocessor) -> list[str]:
     if clashes:
         name = f"A modality is named {clashes[0]!r}, which is reserved for tokens of no modality."
         raise ValueError(f"{name} Rename it and train again.")
-    return [
-        *preprocessor.modalities,
-        *(name for name in NON_MODALITY_ROWS if name not in preprocessor.modalities),
-    ]
+    return list(dict.fromkeys([*preprocessor.modalities, *NON_MODALITY_ROWS]))
 
 
 @torch.inference_mode()
@@ -182,10 +179,8 @@ def slot_row_codes(preprocessor: UserPreprocessor, prefix: Prefix) -> Int[Tensor
     (-1).
     """
     names = row_names(preprocessor)
-    row_of_group = []
-    for group in preprocessor.groups():
-        row_of_group.append(names.index("summary" if group in SUMMARY_GROUPS else TABULAR))
-    row_of_group = torch.tensor(row_of_group, device=prefix.mask.device)
+    kinds = ["summary" if group in SUMMARY_GROUPS else TABULAR for group in preprocessor.groups()]
+    row_of_group = torch.tensor(list(map(names.index, kinds)), device=prefix.mask.device)
     code = torch.where(prefix.kind == USER, names.index("user"), prefix.modality)
     is_group = prefix.kind == GROUP
     number = (is_group.cumsum(1) - 1).clamp(min=0)  # groups are in the preprocessor's order
@@ -210,13 +205,17 @@ def row_membership(code: Int[Tensor, "user key"], rows: int) -> Float[Tensor, "u
     return (F.one_hot(code.clamp(min=0), rows) * (code >= 0)[..., None]).float()
 
 
+def _product_frame(levels: dict) -> pd.DataFrame:
+    """Return one row for each combination of the levels, which are its columns."""
+    return pd.MultiIndex.from_product(levels.values(), names=levels).to_frame(index=False)
+
+
 def _attention_frame(
     ids: list[str], query: QueryLike, names: list[str], weight: np.ndarray, count: np.ndarray
 ) -> pd.DataFrame:
     layers, _, heads, _ = weight.shape
     levels = {"layer": range(layers), "user": ids, "head": range(heads), "modality": names}
-    index = pd.MultiIndex.from_product(levels.values(), names=levels)
-    frame = pd.DataFrame({"weight": weight.ravel()}, index).reset_index()
+    frame = _product_frame(levels).assign(weight=weight.ravel())
     tokens = np.broadcast_to(count[None, :, None], weight.shape).ravel()
     frame["per_token"] = frame["weight"] / np.maximum(tokens, 1)
     frame["query"] = query_text(query)
@@ -259,10 +258,10 @@ def modality_importance(
     frames = []
     ablation = iter_modality_ablation(engine, users, asked, whole)
     for done, (name, events, has, moved) in enumerate(ablation, 1):
-        for k, one in enumerate(asked):
-            frame = pd.DataFrame({"user": list(users.ids), "query": query_text(one)})
-            frame = frame.assign(modality=name, events=events, deletion_effect=moved[:, k])
-            frames.append(frame[has])
+        for one, effect in zip(asked, moved.T, strict=True):
+            columns = {"user": list(users.ids), "query": query_text(one), "modality": name}
+            columns |= {"events": events, "deletion_effect": effect}
+            frames.append(pd.DataFrame(columns)[has])
         if progress:
             progress(done, len(names))
     return pd.concat(frames).sort_values(["user", "query"], kind="stable", ignore_index=True)
@@ -294,8 +293,7 @@ def iter_modality_ablation(
     it, and how far they move.
     """
     past = users.history()
-    counts = pd.crosstab(past["user"], past["modality"])
-    counts = counts.reindex(index=list(users.ids), fill_value=0)
+    counts = pd.crosstab(past["user"], past["modality"], dropna=False)
     for name in ablatable_rows(engine, users):
         less = np.zeros_like(whole)
         for rows, z in engine.iter_embed_uncached(without_modality(users, name), queries):
@@ -411,8 +409,7 @@ def attention_table(
         "head_group": range(MEAN_OF_ALL, groups - 1),
         "modality": names,
     }
-    index = pd.MultiIndex.from_product(levels.values(), names=levels)
-    frame = pd.DataFrame(index=index).reset_index()
+    frame = _product_frame(levels)
     frame["query"] = query
     frame["slots"] = np.tile(slots, layers * groups)
     frame["deletion_effect"] = np.tile(effect, layers * groups)

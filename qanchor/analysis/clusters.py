@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -365,19 +366,16 @@ def compare_clusters(
         sizes = f"Found {len(before):,} rows before, {len(after):,} after, and {len(users):,} users"
         raise ValueError(f"{sizes}. Embed the same users twice, in the order of users.ids.")
     rows_by_side = dict(zip(SIDES, (before, after), strict=True))
-    clusters = {}
-    for side, rows in rows_by_side.items():
-        clusters[side] = find_clusters(rows, users.ids, least=least, seed=seed)
+    cluster = partial(find_clusters, ids=users.ids, least=least, seed=seed)
+    clusters = {side: cluster(rows) for side, rows in rows_by_side.items()}
     names = [describe_clusters(clusters[side], users).assign(side=side) for side in SIDES]
     transitions = cluster_transitions(clusters["before"], clusters["after"])
 
     unit_before, unit_after = l2_normalize(before), l2_normalize(after)
     changed_by_paraphrase = []
     for rows in paraphrases:
-        reworded = find_clusters(rows, users.ids, least=least, seed=seed)
-        changed_by_paraphrase.append(
-            _count_changed(cluster_transitions(clusters["before"], reworded))
-        )
+        reworded = cluster_transitions(clusters["before"], cluster(rows))
+        changed_by_paraphrase.append(_count_changed(reworded))
     if floor is None and len(paraphrases):
         floor = noise_floor(unit_before, [l2_normalize(rows) for rows in paraphrases])
     if floor is not None:

@@ -209,17 +209,22 @@ def corrected_half_width(
     return t.ppf(0.975, many - 1) * aucs.std(axis=1, ddof=1) * np.sqrt(1 / many + 1 / (FOLDS - 1))
 
 
+def auc_columns(aucs: Float[np.ndarray, "question fold"]) -> dict[str, np.ndarray]:
+    """Return the mean AUC of each question and its 95 % interval, by name of the column."""
+    mean = aucs.mean(axis=1)
+    half_width = corrected_half_width(aucs)
+    low = np.maximum(0, mean - half_width)
+    high = np.minimum(1, mean + half_width)
+    return {"auc": mean, "auc_low": low, "auc_high": high}
+
+
 def _ranking_frame(
     topics: Mapping[str, str], aucs: Float[np.ndarray, "question fold"], chance: float
 ) -> pd.DataFrame:
-    mean = aucs.mean(axis=1)
-    half_width = corrected_half_width(aucs)
-    frame = pd.DataFrame({"query": list(topics), "topic": list(topics.values()), "auc": mean})
-    frame["chance"] = chance
-    frame["auc_low"] = np.maximum(0, mean - half_width)
-    frame["auc_high"] = np.minimum(1, mean + half_width)
-    frame["beyond_chance"] = mean > chance
+    frame = pd.DataFrame({"query": list(topics), "topic": list(topics.values())})
+    frame = frame.assign(**auc_columns(aucs), chance=chance)
+    frame["beyond_chance"] = frame["auc"] > chance
     # fold by fold, so that what is hard about a fold counts for neither
-    gap = aucs[mean.argmax()] - aucs
+    gap = aucs[frame["auc"].argmax()] - aucs
     frame["behind"] = gap.mean(axis=1) > corrected_half_width(gap)
     return frame.sort_values("auc", ascending=False, kind="stable", ignore_index=True)

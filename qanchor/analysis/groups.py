@@ -117,53 +117,56 @@ def distinctive(number: pd.Series, who: pd.Series, what: pd.Series) -> dict[int,
     """
     from scipy.stats import norm
 
-    code, names = pd.factorize(what, sort=True)
-    n_clusters = int(number.max()) + 1
-    counts = np.zeros((n_clusters + 1, len(names)))  # the last row is that of none
-    np.add.at(counts, (number.loc[who].to_numpy(), code), 1)
-    is_common = counts.sum(axis=0) >= MIN_TEXT_HOLDERS
+    users = len(number)
+    codes, names = pd.factorize(what, sort=True)
+    table = np.zeros((number.max() + 2, len(names)))  # the last row is that of none
+    np.add.at(table, (number.loc[who].to_numpy(), codes), 1)
+    is_common = table.sum(axis=0) >= MIN_TEXT_HOLDERS
     names = names[is_common]
-    counts = counts[:, is_common]
-    total = counts.sum(axis=0)
-    prior = PRIOR_USERS * total / len(number)
-    z = norm.isf(FAMILY_ERROR / max(1, len(names)))
+    table = table[:, is_common]
+    total = table.sum(axis=0)
+    prior = PRIOR_USERS * total / users
+    z = norm.isf(FAMILY_ERROR / max(1, len(total)))
     by_cluster = {}
-    for cluster in range(n_clusters):
-        have = counts[cluster]
-        size = int((number == cluster).sum())
-        yes = have + prior
-        no = np.maximum(size - have + PRIOR_USERS - prior, MIN_ODDS_USERS)
-        others_yes = total - have + prior
-        others_no = len(number) - size - total + have + PRIOR_USERS - prior
-        others_no = np.maximum(others_no, MIN_ODDS_USERS)
-        spread = np.sqrt(1 / yes + 1 / no + 1 / others_yes + 1 / others_no)
-        lowest = np.log(yes / no) - np.log(others_yes / others_no) - z * spread
-        order = np.argsort(-lowest, kind="stable")
-        is_distinctive = (lowest > 0) & (have >= MIN_TEXT_HOLDERS)
-        by_cluster[cluster] = [str(names[i]) for i in order if is_distinctive[i]]
+    for cluster, have in enumerate(table[:-1]):
+        size = (number == cluster).sum()
+        ours, spread = _log_odds(have + prior, size - have + PRIOR_USERS - prior)
+        others = users - size
+        others_have = total - have
+        theirs, their_spread = _log_odds(
+            others_have + prior, others - others_have + PRIOR_USERS - prior
+        )
+        lowest = pd.Series(ours - theirs - z * np.sqrt(spread + their_spread), names)
+        lowest = lowest[(lowest > 0) & (have >= MIN_TEXT_HOLDERS)]
+        lowest = lowest.sort_values(ascending=False, kind="stable")
+        by_cluster[cluster] = [str(name) for name in lowest.index]
     return by_cluster
+
+
+def _log_odds(yes: np.ndarray, no: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the log-odds and their variance."""
+    no = np.maximum(no, MIN_ODDS_USERS)
+    return np.log(yes / no), 1 / yes + 1 / no
 
 
 def _distinctive_words(number: pd.Series, texts: pd.DataFrame) -> dict[int, list[str]]:
     """Return the two most distinctive words of each cluster's events, the second from other texts
     than the first.
     """
-    words_of_text = {}
-    for text in texts["text"].unique():
-        words_of_text[text] = set(re.findall(r"[^\W\d_]{3,}", text.lower()))
-    pairs = texts.assign(text=texts["text"].map(words_of_text))
-    pairs = pairs.explode("text").dropna().drop_duplicates()
+    words = {
+        text: set(re.findall(r"[^\W\d_]{3,}", text.lower())) for text in texts["text"].unique()
+    }
+    pairs = texts.assign(text=texts["text"].map(words)).explode("text").dropna().drop_duplicates()
+    listed = pd.Series(words, dtype=object).explode()
+    texts_of = listed.index.to_series().groupby(listed.to_numpy()).agg(set)
     words_by_cluster = {}
-    for cluster, words in distinctive(number, pairs["user"], pairs["text"]).items():
-        texts_of = {}
-        for word in words:
-            texts_of[word] = {text for text, has in words_of_text.items() if word in has}
-        apart = []
-        for word in words[1:]:
-            shared = texts_of[word] & texts_of[words[0]]
-            if len(shared) < len(texts_of[word]) / 2:
-                apart.append(word)
-        words_by_cluster[cluster] = [*words[:1], *apart[:1]]
+    for cluster, names in distinctive(number, pairs["user"], pairs["text"]).items():
+        apart = [
+            name
+            for name in names[1:]
+            if 2 * len(texts_of[name] & texts_of[names[0]]) < len(texts_of[name])
+        ]
+        words_by_cluster[cluster] = names[:1] + apart[:1]
     return words_by_cluster
 
 
@@ -180,14 +183,10 @@ def _distinctive_modality(number: pd.Series, past: pd.DataFrame) -> list[str]:
     for cluster in range(int(number.max()) + 1):
         inside = share[cluster_of == cluster]
         outside = share[cluster_of != cluster]
-        name = ""
-        if min(len(inside), len(outside)) > 1:
-            more = inside.mean() - outside.mean()
-            spread = np.sqrt(inside.var() / len(inside) + outside.var() / len(outside))
-            first = more.idxmax()
-            if more[first] > z * spread[first]:
-                name = str(first)
-        names.append(name)
+        more = inside.mean() - outside.mean()
+        spread = np.sqrt(inside.sem() ** 2 + outside.sem() ** 2)  # NaN of a single user
+        more = more[more > z * spread]
+        names.append(str(more.idxmax()) if len(more) else "")
     return names
 
 
@@ -283,42 +282,38 @@ def describe_group(users: Users, ids: Iterable[str]) -> pd.DataFrame:
 def _compare_shares_of_users(past: pd.DataFrame, kind: str, inside: UserMask) -> pd.DataFrame:
     """Compare the shares of users with at least one such event; rare texts are left out."""
     pairs = past[["user", kind]].drop_duplicates()
-    names = pairs[kind].cat.categories
-    ours = inside[pairs["user"].cat.codes]
-    in_group = np.bincount(pairs[kind].cat.codes[ours], minlength=len(names))
-    in_all = np.bincount(pairs[kind].cat.codes, minlength=len(names))
+    ours = pairs[inside[pairs["user"].cat.codes]]
+    in_all = pairs[kind].value_counts(sort=False)
+    in_group = ours[kind].value_counts(sort=False)
     frequent = in_all >= (MIN_TEXT_USERS if kind == "text" else 1)
-    n_group = np.full(frequent.sum(), inside.sum())
-    n_rest = np.full(frequent.sum(), (~inside).sum())
-    return _shares(
-        kind, names[frequent], in_group[frequent], n_group, (in_all - in_group)[frequent], n_rest
-    )
+    in_all = in_all[frequent]
+    in_group = in_group[frequent]
+    return _shares(kind, in_group, inside.sum(), in_all - in_group, (~inside).sum())
 
 
 def _compare_binary(kind: str, table: pd.DataFrame, inside: UserMask) -> pd.DataFrame:
     """Compare the shares of ones among those known."""
-    known = table.notna()
-    table = table.loc[:, known[inside].any() & known[~inside].any()]
-    counts = []
-    for rows in (table[inside], table[~inside]):
-        counts += [rows.sum().to_numpy(int), rows.count().to_numpy(int)]
-    return _shares(kind, table.columns, *counts)
+    ours, theirs = table[inside], table[~inside]
+    table = table.loc[:, ours.notna().any() & theirs.notna().any()]
+    ours, theirs = table[inside], table[~inside]
+    return _shares(kind, ours.sum(), ours.count(), theirs.sum(), theirs.count())
 
 
-def _shares(kind: str, names, ours, n_group, theirs, n_rest) -> pd.DataFrame:
+def _shares(kind: str, ours: pd.Series, n_group, theirs: pd.Series, n_rest) -> pd.DataFrame:
     """Build the frame of the shares of both sides, with intervals and Fisher's exact p, both tails."""
     from scipy.stats import hypergeom
 
+    frame = pd.DataFrame({"kind": kind, "name": ours.index.astype(str)})
+    for side, count, n in (("group", ours, n_group), ("rest", theirs, n_rest)):
+        count, n = np.broadcast_arrays(count.to_numpy(int), n)
+        frame[side] = count / n
+        frame[f"{side}_low"], frame[f"{side}_high"] = wilson_interval(count, n)
+        frame[f"n_{side}"] = n
     margins = (n_group + n_rest, n_group, ours + theirs)
     tails = np.minimum(hypergeom.sf(ours - 1, *margins), hypergeom.cdf(ours, *margins))
-    sides = {}
-    for side, count, n in (("group", ours, n_group), ("rest", theirs, n_rest)):
-        sides[side] = count / n
-        sides[f"{side}_low"], sides[f"{side}_high"] = wilson_interval(count, n)
-    frame = pd.DataFrame({"kind": kind, "name": [str(name) for name in names], **sides})
     frame["p"] = np.minimum(1, 2 * tails)
     frame["difference"] = frame["group"] - frame["rest"]
-    return frame.assign(n_group=n_group, n_rest=n_rest)
+    return frame
 
 
 def wilson_interval(

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from qanchor.analysis.embedding_cache import EmbeddingCache
 from qanchor.analysis.group_queries import (
     CHANCE_QUANTILE,
-    corrected_half_width,
+    auc_columns,
     nearest_mean_aucs,
     question_bank,
     random_groups,
@@ -156,25 +156,24 @@ def _iter_rows(
         )
 
     for row, query in enumerate(queries):
-        keys = {
-            name: (query, np.packbits(group).tobytes(), draws, seed)
-            for name, group in members.items()
-        }
-        known = {
-            name: cells[key] for name, key in keys.items() if key in cells
-        }  # a full cache may evict some meanwhile
+        keys = {}
+        for name, group in members.items():
+            keys[name] = (query, np.packbits(group).tobytes(), draws, seed)
+        # read now: a full cache may evict some meanwhile
+        known = {name: cells[key] for name, key in keys.items() if key in cells}
         missing = [name for name in keys if name not in known]
         if missing:
             for text in ("", query):
                 for done, _ in embedding_cache.embed(text):
                     yield progress("users", row, done)
             yield progress("scores", row, n_users - 1)
+            z = embedding_cache.embeddings[query]
             ranks, moved = _user_scores(embedding_cache, query)
             for name in missing:
-                z = embedding_cache.embeddings[query]
                 known[name] = _measure_cell(z, ranks, moved, members[name], draws, seed)
                 cells[keys[name]] = known[name]
-        results |= {(query, name): (members[name], known[name]) for name in keys}
+        for name in keys:
+            results[query, name] = (members[name], known[name])
         yield progress("row", row, n_users)
     yield _matrix_frame(results, embedding_cache.noise_floors)
 
@@ -196,11 +195,11 @@ def default_queries(users: Users, many: int = MAX_QUERIES) -> list[str]:
     """
     text = {topic: query for query, topic in question_bank(users.unit).items()}
     order = np.argsort(np.abs((topic_rates(users) > 0).mean(0) - 0.5), kind="stable")
-    best = {
-        TOPICS[place].domain: TOPICS[place].name for place in reversed(order)
-    }  # the last that enters is the nearest
-    first = [TOPICS[place].name for place in order]
-    return [text[name] for name in sorted(best.values(), key=first.index)[:many]]
+    best = {}
+    for place in order:
+        topic = TOPICS[place]
+        best.setdefault(topic.domain, text[topic.name])  # the nearest to a half comes first
+    return list(best.values())[:many]
 
 
 def default_groups(
@@ -221,20 +220,19 @@ def default_groups(
         >>> {name: len(ids) for name, ids in default_groups(qa.make_sample_users(60), many=2).items()}
         {'Active': ..., 'Concert': ...}
     """
-    facts = users.tabular.loc[
-        :, users.tabular.isin([0, 1]).where(users.tabular.notna(), True).all()
-    ]
+    facts = users.tabular
+    is_binary = (facts.isin([0, 1]) | facts.isna()).all()
+    facts = facts.loc[:, is_binary]
     past = users.history()
     shares = pd.crosstab(past["user"], past["modality"], normalize="index").reindex(list(users.ids))
-    much = (
-        (shares.rank(pct=True, method="min") > 1 - TOP_SHARE)
-        .loc[:, shares.nunique() > 1]
-        .add_prefix("much ")
-    )
+    shares = shares.loc[:, shares.nunique() > 1].add_prefix("much ")
+    much = shares.rank(pct=True, method="min") > 1 - TOP_SHARE
     for table in (users.labels == 1, facts == 1, much):
-        table = table.loc[:, (table.sum() >= least) & ((~table).sum() >= least)].iloc[:, :many]
-        if len(table.columns):
-            return {str(name): tuple(table.index[table[name]].astype(str)) for name in table}
+        n_inside = table.sum()
+        is_large = (n_inside >= least) & (len(table) - n_inside >= least)
+        names = list(table.columns[is_large])[:many]
+        if names:
+            return {str(name): tuple(table.index[table[name]].astype(str)) for name in names}
     return {}
 
 
@@ -243,7 +241,7 @@ def _group_mask(embedding_cache: EmbeddingCache, name: str, ids: Iterable[str]) 
     try:
         inside = membership_mask(embedding_cache.ids, ids)
     except (KeyError, ValueError) as error:
-        raise type(error)(f"group {name!r}: {error.args[0]}") from error
+        raise type(error)(f"Group {name!r}: {error.args[0]}") from error
     n_inside, n_outside = int(inside.sum()), int((~inside).sum())
     if min(n_inside, n_outside) >= MIN_GROUP_SIZE:
         return inside
@@ -312,12 +310,7 @@ def _matrix_frame(
     cells = [cell for _, cell in results.values()]
     frame["n"] = [int(group.sum()) for group, _ in results.values()]
     frame["n_rest"] = [int((~group).sum()) for group, _ in results.values()]
-    aucs = np.array([cell.aucs for cell in cells])
-    mean = aucs.mean(1)
-    half_width = corrected_half_width(aucs)
-    frame["auc"] = mean
-    frame["auc_low"] = np.maximum(0, mean - half_width)
-    frame["auc_high"] = np.minimum(1, mean + half_width)
+    frame = frame.assign(**auc_columns(np.array([cell.aucs for cell in cells])))
     for name in ("yes_score", "shift", "shift_rest"):
         frame[name] = [getattr(cell, name) for cell in cells]
     frame["noise_floor"] = frame["query"].map(noise_floors.get).astype(float)

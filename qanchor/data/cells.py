@@ -7,11 +7,11 @@ import unicodedata
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_float_dtype, is_numeric_dtype
 
-from qanchor.data.validation import Findings, apply_rules
+from qanchor.data.validation import HALF_CHARACTER, TOO_LONG, Findings, apply_rules, has_surrogate
 from qanchor.utils.text import count
 
-NULL_CHARACTER = "\x00"
 # Controls, soft hyphens, zero widths, turns of direction, tags; joiners only where no script needs
 # them.
 INVISIBLE = re.compile(
@@ -30,6 +30,7 @@ NUMBER_FORMS = {
     "thousands commas": r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?",
 }
 THOUSANDS_DOT = r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+"
+ATTRIBUTE_EXISTS = "the attribute {!r} exists already. Rename one of the two columns."
 MAX_KINDS = 20  # kinds of a word that become attributes
 
 
@@ -54,43 +55,31 @@ def tidy(text: str, trim: bool = False) -> str:
     return text.strip() if trim else text
 
 
-def read_words(findings: Findings, file: str, cells: pd.Series, role: str = "text") -> pd.Series:
-    """Read a column of words, tidied; a cell without any is missing.
+class UniqueCells:
+    """The unique cells of a column, and where each of them stands.
 
     Args:
-        findings: Collects what was changed.
-        file: Name of the table.
+        findings: Collects what is found.
         cells: The column.
-        role: "user", "modality" or "text" (default): only text keeps spaces around it.
 
-    Returns:
-        Categories of str.
+    Attributes: `texts`, the unique cells as text.
     """
-    codes, raw = _unique_words(cells)
-    clean = [tidy(text, trim=role != "text") for text in raw]
-    missing = [not text.strip() or text in MISSING for text in clean]
-    changed = [old != new and not gone for old, new, gone in zip(raw, clean, missing, strict=True)]
-    message = "invisible characters, letters in pieces or spaces around it: written plainly"
-    _report(findings, file, cells, codes, changed, message)
-    unique = pd.Series(clean, dtype=object, name=cells.name).mask(pd.Series(missing, dtype=bool))
-    known = unique.dropna()
-    quiet = Findings()
-    checked = apply_rules(quiet, file, known, role)
-    for finding in quiet:
-        bad = (known != checked) if finding.kind != "error" else known.index == finding.row
-        marks = pd.Series(bad, index=known.index).reindex(unique.index, fill_value=False)
-        _report(findings, file, cells, codes, marks, finding.message, finding.kind)
-    return _spread(checked.reindex(unique.index), codes, cells)
 
+    def __init__(self, findings: Findings, cells: pd.Series):
+        self.findings = findings
+        self.cells = cells
+        self.codes, unique = pd.factorize(cells)  # -1: empty
+        self.texts = pd.Series([_as_text(value) for value in unique], dtype=object)
 
-def _unique_words(cells: pd.Series) -> tuple[np.ndarray, list[str]]:
-    """Return the codes of the cells (-1 for none) and the unique cells as text."""
-    if isinstance(cells.dtype, pd.CategoricalDtype):
-        codes = cells.cat.codes.to_numpy()
-        unique = cells.cat.categories
-    else:
-        codes, unique = pd.factorize(cells)
-    return codes, [_as_text(value) for value in unique]
+    def report(self, bad: pd.Series, message: str, kind: str = "changed") -> None:
+        """Report the rows of the unique cells where `bad` is true."""
+        bad = np.append(bad, False)
+        self.findings.rows(self.cells, bad[self.codes], message, kind)
+
+    def spread(self, values: pd.Series) -> pd.Series:
+        """Return a column from a value for each unique cell."""
+        column = values.reindex(self.codes).set_axis(self.cells.index)
+        return column.rename(self.cells.name)
 
 
 def _as_text(value) -> str:
@@ -99,130 +88,114 @@ def _as_text(value) -> str:
     return str(value)
 
 
-def _report(findings, file, cells, codes, unique_is_bad, message, kind="changed") -> None:
-    bad = np.append(np.asarray(unique_is_bad, bool), False)
-    findings.rows(file, cells, bad[codes], message, kind)
-
-
-def _spread(unique: pd.Series, codes: np.ndarray, cells: pd.Series) -> pd.Series:
-    """Return the cells as categories, from the clean form of each unique one."""
-    places, kinds = pd.factorize(unique)
-    values = pd.Categorical.from_codes(np.append(places, -1)[codes], pd.Index(kinds, dtype=str))
-    return pd.Series(values, index=cells.index, name=cells.name)
-
-
-def read_ids(
-    findings: Findings, file: str, cells: pd.Series, seen: dict[str, dict[str, str]]
-) -> pd.Series:
-    """Read a column of user ids, which are words: 007 and 7 are two users.
+def read_words(findings: Findings, cells: pd.Series, role: str = "text") -> pd.Series:
+    """Read a column of words, tidied; a cell without any is missing.
 
     Args:
         findings: Collects what was changed.
-        file: Name of the table.
         cells: The column.
-        seen: For each id, how it was written before it was tidied, and in which file; extended.
+        role: "user", "modality" or "text" (default): only text keeps spaces around it.
 
     Returns:
         Categories of str.
     """
-    if pd.api.types.is_float_dtype(cells):
-        broken = cells % 1 != 0
-        findings.rows(file, cells, broken & cells.notna(), "an id with decimals: write words")
-        message = "numbers with decimals: read as whole numbers"
-        findings.rows(file, cells, ~broken, message, "changed")
-    ids = read_words(findings, file, cells, "user")
-    kinds = pd.Series(ids.cat.categories, dtype=str)
-    scientific = kinds.str.fullmatch(SCIENTIFIC)
-    if scientific.any():
-        message = "a spreadsheet cut this id, so several users look like one: export ids as text"
-        findings.rows(file, cells, ids.isin(kinds[scientific]), message)
+    unique = UniqueCells(findings, cells)
+    raw = unique.texts
+    words = pd.Series([tidy(text, trim=role != "text") for text in raw], dtype=object)
+    missing = words.isin(MISSING) | (words.str.strip() == "")
+    message = (
+        "invisible characters, letters in pieces or spaces around it. They are removed or joined."
+    )
+    unique.report((words != raw) & ~missing, message)
+    words = words.mask(missing)
+    unique.report(has_surrogate(words), HALF_CHARACTER, "error")
+    if role == "text":
+        too_long = TOO_LONG.is_bad(words)
+        unique.report(too_long, TOO_LONG.message)
+        words = words.mask(too_long, TOO_LONG.fix(words))
+    kinds = pd.Index(words.dropna().unique(), dtype=str)
+    return unique.spread(words.astype(pd.CategoricalDtype(kinds)))
+
+
+def read_ids(findings: Findings, cells: pd.Series, seen: dict[str, str]) -> pd.Series:
+    """Read a column of user ids, which are words: 007 and 7 are two users.
+
+    Args:
+        findings: Collects what was changed, and ids that became equal.
+        cells: The column.
+        seen: For each id, how it was first written before it was tidied; extended.
+
+    Returns:
+        Categories of str.
+    """
+    if is_float_dtype(cells):
+        whole = cells % 1 == 0
+        findings.rows(cells, cells.notna() & ~whole, "an id with decimals. Write ids as text.")
+        message = "numbers with decimals. They are read as whole numbers."
+        findings.rows(cells, whole, message, "changed")
+    ids = read_words(findings, cells, "user")
+    kinds = ids.cat.categories
+    message = "a spreadsheet cut this id, so several users look like one. Export ids as text."
+    findings.rows(cells, ids.isin(kinds[kinds.str.fullmatch(SCIENTIFIC)]), message)
     if len(kinds) and kinds.str.fullmatch(r"\d+\.0+").all():
-        message = "ids written as numbers with decimals: read without them"
-        findings.rows(file, cells, ids.notna(), message, "changed")
-        whole = dict(zip(kinds, kinds.str.partition(".")[0], strict=True))
-        ids = ids.astype(object).map(whole).astype("category")
-        ids.name = cells.name
-    _note_likeness(findings, file, cells, ids)
-    for raw in pd.unique(cells.dropna()):
-        text = _as_text(raw)
-        seen.setdefault(tidy(text, trim=True), {}).setdefault(text, file)
+        message = "ids written as numbers with decimals. They are read without them."
+        findings.rows(cells, ids.notna(), message, "changed")
+        ids = ids.str.partition(".")[0].astype("category").rename(cells.name)
+    _note_likeness(findings, cells, ids)
+    for text in UniqueCells(findings, cells).texts:
+        clean = tidy(text, trim=True)
+        first = seen.setdefault(clean, text)
+        if clean and text.strip() != first.strip():
+            message = (
+                "ids that are equal but for invisible characters. Write each user's id in one way."
+            )
+            findings.add("user", [first, text], message)
+        elif clean and text != first:
+            message = "ids that are equal but for spaces around them. They are read as one user."
+            findings.add("user", [first, text], message, "changed")
     return ids
 
 
-def check_equal_ids(findings: Findings, seen: dict[str, dict[str, str]]) -> None:
-    """Report ids that became equal by tidying.
-
-    Args:
-        findings: Collects them.
-        seen: As `read_ids` fills it.
-    """
-    for clean, forms in seen.items():
-        if not clean or len(forms) == 1:
-            continue
-        file = list(forms.values())[-1]
-        if len({form.strip() for form in forms}) == 1:
-            message = "ids that are equal but for spaces around them: read as one user"
-            findings.add(file, "user", list(forms), message, "changed")
-        else:
-            message = "ids that are equal but for invisible characters: say which user each is"
-            findings.add(file, "user", list(forms), message)
+def _note_likeness(findings: Findings, cells: pd.Series, ids: pd.Series) -> None:
+    """Note ids that look like another, such as Bill and bill."""
+    kinds = pd.Series(ids.cat.categories)
+    form = kinds.str.normalize("NFKC").str.casefold()
+    first = kinds.groupby(form).transform("first")
+    alike = kinds != first
+    if alike.any():
+        message = f"like {first[alike].iloc[0]!r} but for case or form. It is read as another user."
+        findings.rows(cells, ids.isin(kinds[alike]), message, "note")
 
 
-def check_known_ids(
-    findings: Findings, file: str, ids: pd.Series, known: set[str], needed: bool
-) -> None:
+def check_known_ids(findings: Findings, ids: pd.Series, known: set[str], needed: bool) -> None:
     """Report ids of facts or labels that have no event, and whom they may mean.
 
     Args:
         findings: Collects them.
-        file: Name of the table of facts or labels.
         ids: Its ids.
         known: Ids of the events.
         needed: Whether it is an error that no id at all is known.
     """
     alone = ~ids.isin(known)
-    if not alone.any():
-        return
-    plain = {user.lstrip("0") or "0": user for user in known}
-    near = ids[alone].map(lambda user: plain.get(user.lstrip("0") or "0")).dropna()
-    alike = "write the ids alike in both tables"
+    plain = {user.lstrip("0"): user for user in known}
+    near = ids[alone].str.lstrip("0").map(plain).dropna()
+    alike = "Write the ids alike in both tables."
     if len(near):
         unknown = f"{alone.sum():,} of {len(ids):,} ids have no event"
-        message = f"{unknown} (is it {near.iloc[0]!r}?): {alike}"
-        findings.rows(file, ids, ids.index.isin(near.index), message)
+        message = f"{unknown} (is it {near.iloc[0]!r}?). {alike}"
+        findings.rows(ids, ids.index.isin(near.index), message)
     elif alone.all() and needed:
-        findings.rows(file, ids, alone, f"none of these users has an event: {alike}")
+        findings.rows(ids, alone, f"none of these users has an event. {alike}")
     else:
-        message = "no event of this user: is the id the same in events?"
-        findings.rows(file, ids, alone, message, "note")
+        message = "no event of this user. Check that the id is the same in events."
+        findings.rows(ids, alone, message, "note")
 
 
-def _note_likeness(findings: Findings, file: str, cells: pd.Series, words: pd.Series) -> None:
-    """Note ids or names that look like another, such as Bill and bill."""
-    first: dict[str, str] = {}
-    alike = {}
-    for text in words.cat.categories:
-        form = unicodedata.normalize("NFKC", text).casefold()
-        if first.setdefault(form, text) != text:
-            alike[text] = first[form]
-    if alike:
-        [like, *_] = alike.values()
-        message = f"like {like!r} but for case or form: read as another one"
-        findings.rows(file, cells, words.isin(list(alike)), message, "note")
-    mixed = [text for text in words.cat.categories if len(_alphabets(text)) > 1]
-    message = "letters of two alphabets in one word, which may look like another one"
-    findings.rows(file, cells, words.isin(mixed), message, "note")
-
-
-def _alphabets(text: str) -> set[str]:
-    """Return the alphabets that a word mixes, of those whose letters look alike."""
-    if text.isascii():
-        return set()
-    found: set[str] = set()
-    for word in re.findall(r"\w+", text):
-        names = {unicodedata.name(letter, "?").split()[0] for letter in word if letter.isalpha()}
-        found = max(found, names & {"LATIN", "CYRILLIC", "GREEK"}, key=len)
-    return found
+def _fits(texts: pd.Series) -> pd.DataFrame:
+    """Tell of each text in which notations it is a number."""
+    plain = _without_money(texts)
+    fits = {name: plain.str.fullmatch(form) for name, form in NUMBER_FORMS.items()}
+    return pd.DataFrame(fits, index=texts.index, dtype=bool)
 
 
 def number_share(texts: pd.Series) -> float:
@@ -231,20 +204,17 @@ def number_share(texts: pd.Series) -> float:
     Args:
         texts: Some cells of a column, none empty.
     """
-    plain = _without_money(texts)
-    shares = [plain.str.fullmatch(form).mean() for form in NUMBER_FORMS.values()]
     missing = texts.str.strip().isin(MISSING_NUMBERS).mean()
-    return max(shares) + missing
+    return _fits(texts).mean().max() + missing
 
 
-def has_decimal_comma(texts: pd.Series) -> bool:
-    """Return whether all texts are numbers, and some can only be read with a decimal comma.
+def has_decimal_comma(cells: pd.Series) -> bool:
+    """Return whether all cells are numbers, and some can only be read with a decimal comma.
 
     Args:
-        texts: Some cells of a column, none empty.
+        cells: A column of texts; the first of its cells are looked at.
     """
-    plain = _without_money(texts)
-    fits = {name: plain.str.fullmatch(form) for name, form in NUMBER_FORMS.items()}
+    fits = _fits(cells.dropna().iloc[:2000].astype(str).str.strip())
     only = fits["decimal commas"] & ~fits["decimal points"] & ~fits["thousands commas"]
     return bool(only.any() and fits["decimal commas"].mean() > 0.9)
 
@@ -255,13 +225,12 @@ def _without_money(texts: pd.Series) -> pd.Series:
 
 
 def read_numbers(
-    findings: Findings, file: str, cells: pd.Series, role: str = "number", comma: bool = False
+    findings: Findings, cells: pd.Series, role: str = "number", comma: bool = False
 ) -> pd.Series:
     """Read a column of numbers, all in one notation.
 
     Args:
         findings: Collects what was changed.
-        file: Name of the table.
         cells: The column.
         role: "number" (default), "fact" or "label".
         comma: Whether the table writes decimal commas (default False).
@@ -269,44 +238,42 @@ def read_numbers(
     Returns:
         Floats, NaN where a cell is empty.
     """
-    if pd.api.types.is_numeric_dtype(cells):
-        values = pd.to_numeric(cells).astype(float)
-        return apply_rules(findings, file, values, role, cells)
+    if is_numeric_dtype(cells):
+        return apply_rules(findings, cells.astype(float), role, cells)
     if cells.dtype.kind in "mM":
-        message = "a time, not a number: write a number, or leave the column out"
-        findings.add(file, cells.name, str(cells.dtype), message)
+        message = "a time, not a number. Write a number, or leave the column out."
+        findings.add(cells.name, str(cells.dtype), message)
         return pd.Series(np.nan, cells.index)
-    codes, unique = pd.factorize(cells)
-    texts = pd.Series(unique, dtype=object, name=cells.name).astype(str).str.strip()
-    known = texts[~texts.isin(MISSING_NUMBERS)]
-    yes_no = known.str.lower().isin(YES_NO)
+    unique = UniqueCells(findings, cells)
+    texts = unique.texts.str.strip()
+    is_known = ~texts.isin(MISSING_NUMBERS)
+    known = texts[is_known]
+    words = known.str.lower()
+    yes_no = words.isin(YES_NO)
     if len(known) and (yes_no.all() or (role == "label" and yes_no.any())):
-        values = known.str.lower().map(YES_NO)
-        values = values.fillna(pd.to_numeric(known, errors="coerce"))
+        values = words.map(YES_NO).fillna(pd.to_numeric(known, errors="coerce"))
         how = "yes is 1 and no is 0"
     else:
         values, how = _parse_numbers(known, comma)
-    marks = texts.index.isin(values.index[values.isna()])
-    message = "not a number: write one, or leave the cell empty"
-    _report(findings, file, cells, codes, marks, message, "error")
+    values = values.astype(float).reindex(texts.index)
+    message = "not a number. Write one, or leave the cell empty."
+    unique.report(is_known & values.isna(), message, "error")
     if how:
-        _report(findings, file, cells, codes, texts.index.isin(known.index), how, "changed")
-    spread = np.append(values.reindex(texts.index).to_numpy(float), np.nan)[codes]
-    return apply_rules(findings, file, pd.Series(spread, cells.index), role, cells)
+        unique.report(is_known, how)
+    return apply_rules(findings, unique.spread(values), role, cells)
 
 
 def _parse_numbers(texts: pd.Series, comma: bool) -> tuple[pd.Series, str]:
     """Return the numbers of unique texts and, if they are not plain, how they were read."""
     plain = _without_money(texts)
-    fits = {name: plain.str.fullmatch(form) for name, form in NUMBER_FORMS.items()}
-    share = {name: fit.mean() for name, fit in fits.items()}
-    dotted = plain.str.contains(".", regex=False)
-    thousands = comma and dotted.any() and plain[dotted].str.fullmatch(THOUSANDS_DOT).all()
-    form = max(share, key=share.get)  # of equal ones the first
-    if thousands or share["decimal commas"] == share["thousands commas"] > share["decimal points"]:
+    fits = _fits(texts)
+    points, commas, thousands = fits.mean()
+    form = fits.mean().fillna(0).idxmax()  # of equal ones the first
+    dotted = plain[plain.str.contains(".", regex=False)]
+    if comma and len(dotted) and dotted.str.fullmatch(THOUSANDS_DOT).all():
+        form = "decimal commas"
+    elif commas == thousands > points:
         form = "decimal commas" if comma else "thousands commas"
-        if comma and share["decimal points"] == 1 and not thousands:
-            form = "decimal points"
     read = plain.where(fits[form])
     if form == "decimal commas":
         read = read.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
@@ -317,72 +284,63 @@ def _parse_numbers(texts: pd.Series, comma: bool) -> tuple[pd.Series, str]:
     if changed.empty:
         return values, ""
     example = values[changed.index[0]]
-    return values, f"numbers with {form}: {changed.iloc[0]} is read as {example:g}"
+    return values, f"numbers with {form}. {changed.iloc[0]} is read as {example:g}."
 
 
-def read_label(findings: Findings, file: str, cells: pd.Series, positive: str | None) -> pd.Series:
+def read_label(findings: Findings, cells: pd.Series, positive: str | None) -> pd.Series:
     """Read a column of labels: 0, 1, yes, no, or two words of which one is 1.
 
     Args:
         findings: Collects what was changed.
-        file: Name of the table.
         cells: The column.
         positive: The word that is 1 (default: none is).
 
     Returns:
         0., 1. or NaN.
     """
-    if not pd.api.types.is_numeric_dtype(cells):
-        words = read_words(Findings(), file, cells, "modality")
-        kinds = list(words.cat.categories)
-        if positive in kinds:
-            findings.rows(
-                file, cells, words.notna(), f"{positive!r} is 1, other words 0", "changed"
-            )
-            return (words == positive).astype(float).where(words.notna())
-        if len(kinds) == 2 and not _known_labels(kinds):
-            message = (
-                f"two words: is {kinds[0]!r} or {kinds[1]!r} the 1? Write 0 and 1, or say"
-                f' "positive": "{kinds[0]}" in about.json (positive="{kinds[0]}" in Python)'
-            )
-            findings.rows(file, cells, words.notna(), message)
-            return pd.Series(np.nan, cells.index)
-    return read_numbers(findings, file, cells, "label")
+    if is_numeric_dtype(cells):
+        return read_numbers(findings, cells, "label")
+    words = read_words(Findings(), cells, "modality")
+    kinds = list(words.cat.categories)
+    if positive in kinds:
+        message = f"{positive!r} is 1, other words 0"
+        findings.rows(cells, words.notna(), message, "changed")
+        return (words == positive).astype(float).where(words.notna())
+    if len(kinds) == 2 and not any(map(_is_label, kinds)):
+        message = (
+            f"two words, and it is not clear whether {kinds[0]!r} or {kinds[1]!r} is the 1. Write 0 and 1, or say"
+            f' "positive": "{kinds[0]}" in about.json (positive="{kinds[0]}" in Python).'
+        )
+        findings.rows(cells, words.notna(), message)
+        return pd.Series(np.nan, cells.index)
+    return read_numbers(findings, cells, "label")
 
 
-def _known_labels(kinds: list[str]) -> bool:
-    """Return whether one of the words is a number, or yes or no."""
-    words = pd.Series(kinds)
-    is_number = pd.to_numeric(words, errors="coerce").notna()
-    return bool((is_number | words.str.lower().isin(YES_NO)).any())
+def _is_label(word: str) -> bool:
+    return word.lower() in YES_NO or pd.notna(pd.to_numeric(word, errors="coerce"))
 
 
-def one_column_per_kind(
-    findings: Findings, file: str, words: pd.Series, taken: set[str]
-) -> pd.DataFrame:
+def one_column_per_kind(findings: Findings, words: pd.Series, taken: set[str]) -> pd.DataFrame:
     """Return words as one column of 0 and 1 for each kind, named `column.kind`.
 
     Args:
         findings: Collects what was left out.
-        file: Name of the table.
         words: Categories; missing where nothing is known.
         taken: Names of columns that exist.
 
     Returns:
         The most frequent kinds, at most 20; NaN where the word is missing.
     """
-    kinds = words.value_counts()
-    kinds = kinds[kinds > 0]
-    rare = list(kinds.index[MAX_KINDS:])
-    if rare:
-        message = f"{count(len(kinds), 'kind')}: the {MAX_KINDS} most frequent become attributes"
-        findings.rows(file, words, words.isin(rare), message, "note")
-    columns = {}
-    for kind in sorted(kinds.index[:MAX_KINDS]):
+    counts = words.value_counts()
+    kinds = list(counts.index[counts > 0])
+    rare = words.isin(kinds[MAX_KINDS:])
+    message = f"{count(len(kinds), 'kind')}. The {MAX_KINDS} most frequent become attributes."
+    findings.rows(words, rare, message, "note")
+    columns = pd.DataFrame(index=words.index)
+    for kind in sorted(kinds[:MAX_KINDS]):
         name = f"{words.name}.{kind}"
         if name in taken:
-            message = f"the attribute {name!r} exists already: rename one of the two columns"
-            findings.add(file, words.name, name, message)
-            continue
-        columns[name] = (words == kind).astype(float).where(words.notna())
-    return pd.DataFrame(columns, index=words.index)
+            findings.add(words.name, name, ATTRIBUTE_EXISTS.format(name))
+        else:
+            columns[name] = (words == kind).astype(float).mask(words.isna())
+    return columns

@@ -8,14 +8,24 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_datetime64_any_dtype
 
 from qanchor.data.cells import number_share
 from qanchor.data.dates import looks_like_clock, looks_like_times
 from qanchor.data.sources import Table
-from qanchor.data.validation import COLUMN_MEANINGS, Findings, shown
+from qanchor.data.validation import COLUMN_MEANINGS, REQUIRED, did_you_mean, shown
 from qanchor.errors import DataError
 
-KINDS = ("empty", "nested", "numbers", "times", "clock", "words")
+INFERRED_KINDS = {
+    "date": "times",
+    "datetime": "times",
+    "datetime64": "times",
+    "decimal": "numbers",
+    "integer": "numbers",
+    "floating": "numbers",
+    "mixed-integer-float": "numbers",
+    "boolean": "numbers",
+}
 SAMPLE = 2_000  # cells of a column that are looked at
 MAX_MODALITIES = 20  # a column with more kinds says what happened, not where it comes from
 SURE = 0.9  # share of cells that must be of a kind
@@ -60,6 +70,7 @@ ID_NAMES = (
 # Numbers that stand for words: a category, not an amount.
 CATEGORY_NAMES = "(.+_)?(group|category|class|type|mcc|segment|department)"
 ROW_NUMBER_NAMES = "|index|row|rows?_?(id|no|nr|number)|nr|no|unnamed_0|level_0|column_1"
+WHOLE = r"\d+(\.0+)?"
 CODE = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-.*|[0-9a-fA-F]{16,}"
 
 
@@ -95,7 +106,7 @@ class Roles:
         """Return the columns that have a role so far."""
         used = {self.user, self.modality, *self.time, *self.text, *self.numbers}
         used |= {*self.words, *(self.attributes or ()), *self.left_out}
-        return {name for name in used if name is not None}
+        return used - {None}
 
 
 def plain_name(name: str) -> str:
@@ -118,20 +129,12 @@ def kind_of(cells: pd.Series) -> str:
     Args:
         cells: The column; some of its cells are looked at.
     """
-    if pd.api.types.is_numeric_dtype(cells):
-        return "numbers" if cells.notna().any() else "empty"
-    if pd.api.types.is_datetime64_any_dtype(cells):
-        return "times" if cells.notna().any() else "empty"
-    known = cells.dropna()
-    some = known.iloc[:: max(1, len(known) // SAMPLE)]
-    some = some.astype(object)
+    some = _sample(cells)
     if some.map(lambda value: isinstance(value, list | tuple | dict | set | np.ndarray)).any():
         return "nested"
-    inferred = pd.api.types.infer_dtype(some, skipna=True)
-    if inferred in ("date", "datetime", "datetime64"):
-        return "times"
-    if inferred in ("decimal", "integer", "floating", "mixed-integer-float", "boolean"):
-        return "numbers"
+    inferred = pd.api.types.infer_dtype(some)
+    if inferred in INFERRED_KINDS:
+        return INFERRED_KINDS[inferred]
     texts = some.astype(str).str.strip()
     texts = texts[texts != ""]
     if texts.empty:
@@ -142,23 +145,24 @@ def kind_of(cells: pd.Series) -> str:
         return "clock"
     if looks_like_times(texts):
         return "times"
-    # In a short table one wrong cell is a large share.
-    if (
-        number_share(texts) >= (SURE if len(texts) >= 20 else 0.5)
-        or texts.str.lower().isin(("true", "false")).all()
-    ):
+    sure = SURE if len(texts) >= 20 else 0.5  # in a short table one wrong cell is a large share
+    if number_share(texts) >= sure or texts.str.lower().isin(["true", "false"]).all():
         return "numbers"
     return "words"
 
 
-def find_columns(table: Table, told: dict, findings: Findings) -> Roles:
+def _sample(cells: pd.Series) -> pd.Series:
+    known = cells.dropna()
+    return known.iloc[:: max(1, len(known) // SAMPLE)].astype(object)
+
+
+def find_columns(table: Table, told: dict) -> Roles:
     """Find the role of every column.
 
     Args:
         table: The events.
         told: Columns that are known, by role: user, time, text, modality (a name, or a word for
             all events if no column has this name), numbers and attributes (lists of names).
-        findings: Collects what was assumed.
 
     Returns:
         The roles.
@@ -167,23 +171,21 @@ def find_columns(table: Table, told: dict, findings: Findings) -> Roles:
         DataError: A column that was told does not exist, or it is not clear which is the user or
             the time.
     """
-    frame = table.frame
-    kinds = {name: kind_of(frame[name]) for name in frame}
-    roles = Roles()
-    finder = _Finder(table, kinds, roles, findings)
+    finder = _Finder(table)
     finder.take_told(told)
     finder.leave_out_nothings()
+    roles = finder.roles
     if not roles.time:
         finder.find_time()
     if not roles.user:
         finder.find_user()
-    if not roles.text and "text" not in told:
+    if "text" not in told:
         finder.find_text()
-    if roles.modality is None and "modality" not in told:
+    if "modality" not in told:
         finder.find_modality()
-    finder.sort_rest(told)
-    money = [name for name in roles.numbers if re.fullmatch(MONEY_NAMES, plain_name(name))]
-    if money and not roles.text and not roles.words and roles.word == "event":
+    finder.sort_rest("numbers" in told)
+    money = [name for name in roles.numbers if finder.matches(MONEY_NAMES, name)]
+    if money and "text" not in told and not roles.text and not roles.words:
         roles.word = "purchase"
     return roles
 
@@ -191,65 +193,44 @@ def find_columns(table: Table, told: dict, findings: Findings) -> Roles:
 class _Finder:
     """Fill in the roles step by step."""
 
-    def __init__(
-        self,
-        table: Table,
-        kinds: dict[str, str],
-        roles: Roles,
-        findings: Findings,
-        one_row_per_user: bool = False,
-    ):
+    def __init__(self, table: Table, one_row_per_user: bool = False):
         self.one_row_per_user = one_row_per_user
-        self.file = table.name
+        self.table = table
         self.frame = table.frame
-        self.kinds = kinds
-        self.roles = roles
-        self.findings = findings
+        self.kinds = {name: kind_of(self.frame[name]) for name in self.frame}
+        self.roles = Roles()
 
     def take_told(self, told: dict) -> None:
         roles = self.roles
-        if "user" in told:
-            roles.user = self._column("user", told["user"])
-        if "time" in told:
-            roles.time = [self._column("time", name) for name in _listed(told["time"])]
-        if "numbers" in told:
-            roles.numbers = [self._column("numbers", name) for name in _listed(told["numbers"])]
-        if "attributes" in told:
-            names = _listed(told["attributes"])
-            roles.attributes = [self._column("attributes", name) for name in names]
-        if "modality" in told:
-            if told["modality"] in self.frame:
-                roles.modality = told["modality"]
-            else:
-                roles.kind = self._word("modality", told["modality"])
-        if "text" in told:
-            names = _listed(told["text"])
-            if names[0] in self.frame:
-                roles.text = [self._column("text", name) for name in names]
-            else:
-                roles.word = self._word("text", names[0])
+        columns = {role: _listed(names) for role, names in told.items()}
+        for role in ("text", "modality"):
+            word = columns.get(role, [None])[0]
+            if word is not None and word not in self.frame:
+                self._refuse_typing_error(role, word)
+                columns.pop(role)
+                setattr(roles, "word" if role == "text" else "kind", str(word))
+        for role, names in columns.items():
+            found = [self._column(role, name) for name in names]
+            setattr(roles, role, found[0] if role in ("user", "modality") else found)
 
     def _column(self, role: str, name) -> str:
         if str(name) in self.frame:
             return str(name)
-        near = difflib.get_close_matches(str(name), list(self.frame), 1)
-        hint = f" (is it {near[0]!r}?)" if near else ""
-        message = f"no column of this name{hint}: the columns are {', '.join(self.frame)}"
-        raise DataError(self.file, None, role, name, message)
+        message = (
+            f"no column of this name{did_you_mean(name, self.frame)}."
+            f" The columns are {', '.join(self.frame)}."
+        )
+        raise DataError(self.table.name, None, role, name, message)
 
-    def _word(self, role: str, word) -> str:
-        """Return a word for all events, unless it is a column with a typing error."""
-        if difflib.get_close_matches(str(word), list(self.frame), 1, cutoff=0.8):
+    def _refuse_typing_error(self, role: str, word) -> None:
+        """Refuse a word for all events that is nearly the name of a column."""
+        if difflib.get_close_matches(str(word), list(self.frame), cutoff=0.8):
             self._column(role, word)
-        return str(word)
 
     def _free(self, *kinds: str) -> list[str]:
-        taken = self.roles.taken()
-        return [
-            name
-            for name in self.frame
-            if name not in taken and self.kinds[name] in (kinds or KINDS)
-        ]
+        """Return the columns of some kinds (default: all) that have no role so far."""
+        free = [name for name in self.frame if name not in self.roles.taken()]
+        return [name for name in free if not kinds or self.kinds[name] in kinds]
 
     def leave_out_nothings(self) -> None:
         for name in self._free():
@@ -261,7 +242,7 @@ class _Finder:
                 self.roles.left_out[name] = "lists or objects, not words or numbers"
 
     def _is_row_number(self, name: str) -> bool:
-        if not re.fullmatch(ROW_NUMBER_NAMES, plain_name(name)) or self.kinds[name] != "numbers":
+        if not self.matches(ROW_NUMBER_NAMES, name) or self.kinds[name] != "numbers":
             return False
         values = pd.to_numeric(self.frame[name], errors="coerce")
         return bool((values.diff().iloc[1:] == 1).all()) and len(values) > 1
@@ -269,31 +250,31 @@ class _Finder:
     def find_time(self) -> None:
         """Find the time: by name among columns of days, or else the only such column."""
         days = self._free("times")
-        named = self._ranked("time", days) or self._ranked("time", self._free("numbers"))
-        [*clocks] = self._free("clock")
-        if not named and len(days) > 1:
+        found = self._ranked("time", days) or self._ranked("time", self._free("numbers"))
+        if not found and len(days) > 1:
             self._ask("time", days)
-        found = (named or days)[:1]
-        if not found:  # a column named so is meant, even if hardly a cell of it is a time
+        if not found and not days:  # a column named so is meant, even if hardly a cell is a time
             exact = NAMES["time"][0]
-            found = [name for name in self._free("words") if self._matches(exact, name)][:1]
+            found = [name for name in self._free("words") if self.matches(exact, name)]
+        found = found or days
         if not found:
             self._ask("time", self._ranked("time", self._free()) or self._free("words", "numbers"))
-        self.roles.time = found
+        self.roles.time = found[:1]
+        clocks = self._free("clock")
         if len(clocks) == 1 and self._has_days_only(found[0]):
             self.roles.time.append(clocks[0])
-            message = f"a day, and {clocks[0]!r} is its time of day: joined"
-            self.findings.add(self.file, found[0], None, message, "note")
+            message = f"a day, and {clocks[0]!r} is its time of day. They are joined."
+            self.table.findings.add(found[0], None, message, "note")
 
     def _has_days_only(self, name: str) -> bool:
         cells = self.frame[name].dropna()
-        if pd.api.types.is_datetime64_any_dtype(cells):
+        if is_datetime64_any_dtype(cells):
             return bool((cells.dt.normalize() == cells).all())
         return bool((cells.astype(str).str.strip().str.len() <= 10).all())
 
     def find_user(self) -> None:
         for names in NAMES["user"]:
-            near = [name for name in self._free("words", "numbers") if self._matches(names, name)]
+            near = [name for name in self._free("words", "numbers") if self.matches(names, name)]
             if names == NAMES["user"][-1]:  # `id` may number the rows, `name` the products
                 near = [name for name in near if self._repeats(name)]
             if len(near) > 1:
@@ -310,37 +291,32 @@ class _Finder:
     def _repeats(self, name: str) -> bool:
         return self.one_row_per_user or 2 * self.frame[name].nunique() <= len(self.frame)
 
-    def _matches(self, pattern: str, name: str) -> bool:
+    def matches(self, pattern: str, name: str) -> bool:
         return bool(re.fullmatch(pattern, plain_name(name)))
 
     def _ranked(self, role: str, columns: list[str]) -> list[str]:
         """Return the columns that are named like a role, the surest first."""
-        return [name for pattern in NAMES[role] for name in columns if self._matches(pattern, name)]
+        return [name for pattern in NAMES[role] for name in columns if self.matches(pattern, name)]
 
     def _ask(self, role: str, near: list[str]) -> None:
         maybe = f" (is it {' or '.join(map(repr, near[:5]))}?)" if near else ""
         names = shown([*self._free(), *self.roles.taken()])
         message = (
-            f"no column is clearly this one{maybe}: it says {COLUMN_MEANINGS[role]}."
-            f' Pass {role}="COLUMN", name it in about.json\'s "columns", or rename it to {role!r}'
+            f"no column is clearly this one{maybe}. It says {COLUMN_MEANINGS[role]}."
+            f' Pass {role}="COLUMN", name it in about.json\'s "columns", or rename it to {role!r}.'
         )
-        raise DataError(self.file, None, role, names, message)
+        raise DataError(self.table.name, None, role, names, message)
 
     def find_text(self) -> None:
         words = [name for name in self._free("words") if not self._is_id(name)]
-        if "modality" in words:
-            words.remove("modality")
-        named = self._ranked("text", words)
-        if named:
-            self.roles.text = named[:1]
-        if named and any(self._matches("event_?type", name) for name in named[1:]):
-            [also, *_] = [name for name in named if self._matches("event_?type", name)]
-            if self.frame[also].nunique() > MAX_MODALITIES:
-                self.roles.text = [also, named[0]]
-                message = (
-                    f"{self.frame[also].nunique():,} kinds: read as what happened, not as modality"
-                )
-                self.findings.add(self.file, also, None, message, "note")
+        named = self._ranked("text", [name for name in words if name != "modality"])
+        self.roles.text = named[:1]
+        kinds = [name for name in named[1:] if self.matches("event_?type", name)][:1]
+        n_kinds = self.frame[kinds].nunique().max()
+        if n_kinds > MAX_MODALITIES:
+            self.roles.text = kinds + named[:1]
+            message = f"{n_kinds:,} kinds. They are read as what happened, not as modality."
+            self.table.findings.add(kinds[0], None, message, "note")
 
     def find_modality(self) -> None:
         for name in self._ranked("modality", self._free("words")):
@@ -351,46 +327,44 @@ class _Finder:
 
     def _is_id(self, name: str) -> bool:
         """Return whether a column holds ids: by its name and digits, or by its codes alone."""
-        known = self.frame[name].dropna()
-        some = known.iloc[:: max(1, len(known) // SAMPLE)].astype(str).str.strip()
+        some = _sample(self.frame[name]).astype(str).str.strip()
+        named = self.matches(ID_NAMES, name)
         if self.kinds[name] == "numbers":
-            whole = some.str.fullmatch(r"\d+(\.0+)?").all()
-            huge = whole and some.str.len().median() >= 15
+            huge = some.str.fullmatch(WHOLE).all() and some.str.len().median() >= 15
             fraction = some.str.contains(r"\.\d*[1-9]").any()
-            return bool(huge or (self._matches(ID_NAMES, name) and not fraction))
-        if some.str.fullmatch(CODE).mean() > SURE:
-            return True
-        return bool(self._matches(ID_NAMES, name) and some.str.contains(r"\d").mean() > 0.5)
+            return bool(huge or (named and not fraction))
+        is_code = some.str.fullmatch(CODE).mean() > SURE
+        return bool(is_code or (named and some.str.contains(r"\d").mean() > 0.5))
 
     def _is_category(self, name: str) -> bool:
-        if not self._matches(CATEGORY_NAMES, name) or self.roles.text:
+        if not self.matches(CATEGORY_NAMES, name) or self.roles.text:
             return False
-        some = self.frame[name].dropna().iloc[:SAMPLE].astype(str)
-        return bool(some.str.fullmatch(r"\d+(\.0+)?").all())
+        return bool(_sample(self.frame[name]).astype(str).str.fullmatch(WHOLE).all())
 
-    def sort_rest(self, told: dict) -> None:
+    def sort_rest(self, numbers_are_told: bool = False) -> None:
         """Sort what is left into numbers, words, and columns left out."""
         roles = self.roles
         for name in self._free():
             kind = self.kinds[name]
+            values = self.frame[name]
             if kind in ("times", "clock"):
                 roles.left_out[name] = "a further time"
             elif self._is_id(name):
                 roles.left_out[name] = "ids"
-            elif kind == "numbers" and self._is_category(name):
+            elif kind == "numbers" and (name in REQUIRED or self._is_category(name)):
                 roles.words.append(name)
-            elif kind == "numbers" and "numbers" in told:
+            elif kind == "numbers" and numbers_are_told:
                 roles.left_out[name] = "not among the numbers that were asked for"
             elif kind == "numbers":
                 roles.numbers.append(name)
-            elif self.frame[name].nunique() == 1 and self.frame[name].notna().all():
-                roles.left_out[name] = f"{shown(self.frame[name].iloc[0])!r} in every row"
+            elif values.nunique(dropna=False) == 1:
+                roles.left_out[name] = f"{shown(values.iloc[0])!r} in every row"
             else:
                 roles.words.append(name)
 
 
 def _listed(value) -> list:
-    return [value] if isinstance(value, str) else list(value)
+    return [value] if isinstance(value, str | int) else list(value)
 
 
 def may_be_attribute(name: str) -> bool:
@@ -433,12 +407,11 @@ def find_attributes(
     return found
 
 
-def find_fact_columns(table: Table, findings: Findings) -> Roles:
+def find_fact_columns(table: Table) -> Roles:
     """Find the user, the numbers and the words of a table with one row per user.
 
     Args:
         table: Facts or labels.
-        findings: Collects what was assumed.
 
     Returns:
         The roles; an empty column counts as numbers.
@@ -446,11 +419,9 @@ def find_fact_columns(table: Table, findings: Findings) -> Roles:
     Raises:
         DataError: It is not clear which column holds the user.
     """
-    kinds = {name: kind_of(table.frame[name]) for name in table.frame}
-    roles = Roles()
-    finder = _Finder(table, kinds, roles, findings, one_row_per_user=True)
-    roles.numbers = [name for name, kind in kinds.items() if kind == "empty" and name]
+    finder = _Finder(table, one_row_per_user=True)
+    finder.roles.numbers = [name for name, kind in finder.kinds.items() if kind == "empty" and name]
     finder.leave_out_nothings()
     finder.find_user()
-    finder.sort_rest({})
-    return roles
+    finder.sort_rest()
+    return finder.roles

@@ -64,10 +64,8 @@ def load_complete_journey(cutoff="2017-10-01") -> Users:
         labels = labels.set_axis(labels.index.astype(str)).reindex(pd.Index(users.ids, name="user"))
         atomic_write(paths["labels"], partial(labels.reset_index().to_parquet, index=False))
         atomic_write(paths["events"], partial(users.events.to_parquet, index=False))
-    events, labels = (
-        pd.read_parquet(paths["events"]),
-        pd.read_parquet(paths["labels"]).set_index("user"),
-    )
+    events = pd.read_parquet(paths["events"])
+    labels = pd.read_parquet(paths["labels"]).set_index("user")
     ids = tuple(labels.index)
     events = events.assign(  # parquet does not keep the order of categories
         user=events["user"].cat.set_categories(list(ids)),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype, is_numeric_dtype
 
 MAX_CHARS = 60  # a longer cell is not a time
 CLOCK = (
@@ -32,9 +33,13 @@ PATTERNS = {
 PATTERNS = {name: rf"^\s*{pattern}{TAIL}\s*$" for name, pattern in PATTERNS.items()}
 CLOCK_ONLY = r"\d{1,2}:\d\d(?::\d\d(?:[.,]\d+)?)?(?:\s*[AaPp]\.?[Mm]\.?)?"
 OFFSET = r"(?:Z|[+-]\d\d(?::?\d\d)?)$"
+NO_OFFSET = ("Z", "+00:00", "+00", "+0000")
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+MONTHS = {name: str(number) for number, name in enumerate(MONTHS, 1)}
 # Words for a zone that mean one offset only; EST, IST and others mean several.
-ZONES = {"Z": 0, "UTC": 0, "GMT": 0, "WET": 0, "WEST": 1, "CET": 1, "CEST": 2, "EET": 2, "EEST": 3}
+ZONES = dict.fromkeys(("Z", "UTC", "GMT", "WET"), "Z") | dict.fromkeys(("WEST", "CET"), "+01")
+ZONES |= dict.fromkeys(("CEST", "EET"), "+02") | {"EEST": "+03"}
+SIX_DIGITS = {"%y%m%d": "yymmdd", "%d%m%y": "ddmmyy", "%m%d%y": "mmddyy"}
 EPOCHS = {  # units since 1970, by the range that holds 1973 to 2100
     "seconds": ("s", 1e8, 4.2e9),
     "milliseconds": ("ms", 1e11, 4.2e12),
@@ -43,7 +48,6 @@ EPOCHS = {  # units since 1970, by the range that holds 1973 to 2100
 }
 SERIAL_DAYS = (25_569, 73_051)  # day numbers of spreadsheets, 1970 to 2099
 SERIAL_START = pd.Timestamp("1899-12-30")
-ISO_HINT = "write it as 2025-01-31 18:00:00"
 
 
 @dataclass
@@ -63,15 +67,6 @@ class Times:
     guess: bool = False
 
 
-@dataclass
-class _Parts:
-    """The parts of the unique texts of a column, read by one pattern."""
-
-    time: pd.Series
-    how: list[str] = field(default_factory=list)
-    unclear: str = ""
-
-
 def read_times(cells: pd.Series, timezone: str | None = None) -> Times:
     """Read a column of times.
 
@@ -87,11 +82,11 @@ def read_times(cells: pd.Series, timezone: str | None = None) -> Times:
         >>> read.time.astype(str).tolist(), read.how
         (['2025-01-31 18:00:00', '2025-02-01 09:30:00'], 'the day stands first')
     """
-    if pd.api.types.is_datetime64_any_dtype(cells):
+    if is_datetime64_any_dtype(cells):
         return _read_datetimes(cells, timezone)
-    if pd.api.types.is_bool_dtype(cells):
+    if is_bool_dtype(cells):
         return Times(_no_times(cells.index), unclear="yes and no are not times")
-    if pd.api.types.is_numeric_dtype(cells):
+    if is_numeric_dtype(cells):
         return _read_numbers(cells.astype(float))
     codes, unique = pd.factorize(cells)
     texts = pd.Series(unique).astype(str).str.strip()
@@ -103,8 +98,7 @@ def read_times(cells: pd.Series, timezone: str | None = None) -> Times:
         read = _read_six_digits(values) if six_digits else _read_numbers(values)
     else:
         read = _read_texts(texts, timezone)
-    values = np.append(read.time.to_numpy(), np.datetime64("NaT", "us"))
-    read.time = pd.Series(values[codes], index=cells.index)
+    read.time = read.time.reindex(codes).set_axis(cells.index)  # code -1 of an empty cell: NaT
     return read
 
 
@@ -173,7 +167,7 @@ def _read_numbers(values: pd.Series) -> Times:
         how = "days since a start that the table does not name: day 0 is written as 1970-01-01"
         return Times(_days_after(pd.Timestamp("1970-01-01"), values), how, guess=True)
     unclear = (
-        "the numbers are not of one kind: neither dates such as 20250131 nor seconds since 1970"
+        "the numbers are not of one kind, neither dates such as 20250131 nor seconds since 1970"
     )
     return Times(_no_times(values.index), unclear=unclear)
 
@@ -185,29 +179,29 @@ def _days_after(start: pd.Timestamp, days: pd.Series) -> pd.Series:
 
 def _read_digits(values: pd.Series, form: str) -> Times:
     texts = values.map("{:.0f}".format, na_action="ignore")
-    time = pd.to_datetime(texts, format=form, errors="coerce").astype("datetime64[us]")
-    return Times(time)
+    return Times(_parse(texts, form))
+
+
+def _parse(texts: pd.Series, form: str = "ISO8601") -> pd.Series:
+    time = pd.to_datetime(texts, errors="coerce", utc=True, format=form)
+    return time.dt.tz_localize(None).astype("datetime64[us]")
 
 
 def _read_six_digits(values: pd.Series) -> Times:
     """Read yymmdd, ddmmyy or mmddyy, when only one fits or the years are fewer than the days."""
     texts = values.map("{:06.0f}".format, na_action="ignore")
     known = texts.dropna()
-    fitting = {}
-    for form in ("%y%m%d", "%d%m%y", "%m%d%y"):
-        time = pd.to_datetime(texts, format=form, errors="coerce")
-        if time.notna().sum() == len(known):
-            fitting[form] = time
-    starts = known.str[:2].nunique()
-    ends = known.str[4:].nunique()
-    if len(fitting) > 1 and 2 * starts < ends:
-        fitting = {form: time for form, time in fitting.items() if form == "%y%m%d"}
-    if len(fitting) > 1 and 2 * ends < starts:
-        fitting.pop("%y%m%d", None)
+    fitting = [form for form in SIX_DIGITS if _parse(known, form).notna().all()]
+    if len(fitting) > 1:
+        starts = known.str[:2].nunique()
+        ends = known.str[4:].nunique()
+        if 2 * starts < ends:
+            fitting = [form for form in fitting if form == "%y%m%d"]
+        elif 2 * ends < starts:
+            fitting = [form for form in fitting if form != "%y%m%d"]
     if len(fitting) == 1:
-        [(form, time)] = fitting.items()
-        how = f"six digits are {form.replace('%', '').translate({121: 'yy', 109: 'mm', 100: 'dd'})}"
-        return Times(time.astype("datetime64[us]"), how, guess=True)
+        form = fitting[0]
+        return Times(_parse(texts, form), f"six digits are {SIX_DIGITS[form]}", guess=True)
     unclear = "six digits could be year, month, day or day, month, year"
     return Times(_no_times(values.index), unclear=unclear)
 
@@ -216,54 +210,56 @@ def _read_texts(texts: pd.Series, timezone: str | None) -> Times:
     """Read unique texts: ISO 8601 first, what is left by the one pattern that fits most of it."""
     plain = texts.str.replace(r"\s*(?:UTC|GMT)$", "Z", regex=True)
     plain = plain.mask(plain.isin(("now", "today")), "")  # pandas would read the clock
-    time = pd.to_datetime(plain, errors="coerce", utc=True, format="ISO8601")
-    time = time.dt.tz_localize(None).astype("datetime64[us]")
-    offset = plain.str.extract(f"({OFFSET})", expand=False).where(plain.str.contains(":"))
+    time = _parse(plain)
     how = []
-    if timezone:
-        local = time.notna() & offset.isna()
-        moved = _localize(time[local], timezone).dt.tz_convert("UTC").dt.tz_localize(None)
-        time = time.where(~local, moved.reindex(time.index).astype("datetime64[us]"))
-        how.append(f"times of {timezone} are converted to UTC")
-    elif not offset[time.notna()].dropna().isin(("Z", "+00:00", "+00", "+0000")).all():
-        how.append("times with an offset are converted to UTC")
-    rest = texts[time.isna() & (texts != "")]
     unclear = ""
+    rest = texts[time.isna() & (texts != "")]
     if len(rest):
-        parts = _read_pattern(rest, timezone)
-        time = time.fillna(parts.time.reindex(time.index))
-        how += parts.how
-        unclear = parts.unclear
+        parts, how, unclear = _read_parts(rest, timezone)
+        if not unclear:
+            plain.update(_write_iso(parts))
+            time = _parse(plain)
+    offset = plain.str.extract(f"({OFFSET})", expand=False).where(plain.str.contains(":"))
+    if timezone:
+        local = _localize(time, timezone).dt.tz_convert("UTC").dt.tz_localize(None)
+        time = time.where(offset.notna(), local.astype("datetime64[us]"))
+        how.append(f"times of {timezone} are converted to UTC")
+    elif not offset[time.notna()].dropna().isin(NO_OFFSET).all():
+        how.append("times with an offset are converted to UTC")
     return Times(time, ", ".join(how), unclear)
 
 
-def _read_pattern(texts: pd.Series, timezone: str | None) -> _Parts:
+def _read_parts(texts: pd.Series, timezone: str | None) -> tuple[pd.DataFrame, list[str], str]:
+    """Split texts by the pattern that fits most; tell how it was read, or why it is not clear."""
     fits = {name: texts.str.match(pattern).sum() for name, pattern in PATTERNS.items()}
     name = max(fits, key=fits.get)
-    if not fits[name]:
-        return _Parts(_no_times(texts.index))
     parts = texts.str.extract(PATTERNS[name])
     how = []
-    if name == "two numbers":
+    if name == "two numbers" and fits[name]:
         order, unclear = _day_order(parts)
         if unclear:
-            return _Parts(_no_times(texts.index), unclear=unclear)
-        parts["day"] = parts["one"] if order == "day" else parts["two"]
-        parts["month"] = parts["two"] if order == "day" else parts["one"]
+            return parts, how, unclear
         how.append(f"the {order} stands first")
+        numbers = ["day", "month"] if order == "day" else ["month", "day"]
+        parts = parts.rename(columns={"one": numbers[0], "two": numbers[1]})
     if "word" in parts:
-        month = parts["word"].str[:3].str.lower().map({m: i + 1 for i, m in enumerate(MONTHS)})
-        parts["month"] = month.astype("Int64").astype("string")
-    time = _join_parts(parts)
-    return _shift_zone(_Parts(time, how), parts["zone"], timezone)
+        parts["month"] = parts["word"].str[:3].str.lower().map(MONTHS)
+    words = parts["zone"].str.extract(r"([A-Z]+)", expand=False)
+    unknown = sorted(set(words.dropna()) - ZONES.keys())
+    if unknown and not timezone:
+        unclear = (
+            f"the zone {unknown[0]!r} has several meanings: pass it as timezone=, such as"
+            ' timezone="America/New_York"'
+        )
+        return parts, how, unclear
+    parts["zone"] = parts["zone"].where(words.isna(), words.map(ZONES)).fillna("")
+    return parts, how, ""
 
 
 def _day_order(parts: pd.DataFrame) -> tuple[str, str]:
-    """Tell whether the day or the month stands first, by the whole column."""
-    one = parts["one"].astype(float)
-    two = parts["two"].astype(float)
-    one_is_day = (one > 12).any()
-    two_is_day = (two > 12).any()
+    """Tell whether the day or the month stands first, by the whole column, or why it is unclear."""
+    one_is_day = (parts["one"].astype(float) > 12).any()
+    two_is_day = (parts["two"].astype(float) > 12).any()
     if one_is_day and two_is_day:
         return "", "in some rows the day stands first, in others the month"
     if one_is_day or (parts["mark"].eq(".").any() and not two_is_day):
@@ -273,48 +269,13 @@ def _day_order(parts: pd.DataFrame) -> tuple[str, str]:
     return "", "not clear which number is the day and which is the month"
 
 
-def _join_parts(parts: pd.DataFrame) -> pd.Series:
-    """Write the parts as ISO 8601 and read that."""
+def _write_iso(parts: pd.DataFrame) -> pd.Series:
+    """Write the parts of a time as ISO 8601; NaN where the pattern did not fit."""
     year = parts["year"].where(parts["year"].str.len() != 2, "20" + parts["year"])
-    hour = parts["hour"].fillna("0").astype(float)
+    hour = parts["hour"].fillna("0").astype(int)
     half = parts["half"].str.lower()
     hour = hour.mask(half.eq("p") & (hour < 12), hour + 12).mask(half.eq("a") & (hour == 12), 0)
-    texts = year + "-" + parts["month"].str.zfill(2) + "-" + parts["day"].str.zfill(2)
-    texts = texts + "T" + hour.astype(int).astype(str).str.zfill(2)
-    texts = texts + ":" + parts["minute"].fillna("00") + ":" + parts["second"].fillna("00")
-    texts = texts + "." + parts["fraction"].fillna("0")
-    time = pd.to_datetime(texts, errors="coerce", format="ISO8601")
-    return time.astype("datetime64[us]")
-
-
-def _shift_zone(parts: _Parts, zone: pd.Series, timezone: str | None) -> _Parts:
-    """Convert to UTC by the offsets or zone words of the texts, or by the zone that was given."""
-    words = zone.dropna().str.extract(r"([A-Z]+)", expand=False).dropna()
-    unknown = sorted(set(words) - ZONES.keys())
-    if unknown and not timezone:
-        parts.time = _no_times(parts.time.index)
-        parts.unclear = (
-            f"the zone {unknown[0]!r} has several meanings: give it as timezone=, such as"
-            ' timezone="America/New_York"'
-        )
-        return parts
-    hours = zone.map(_offset_hours).astype(float)
-    if timezone:
-        local = _localize(parts.time, timezone).dt.tz_convert("UTC").dt.tz_localize(None)
-        parts.time = parts.time.where(hours.notna(), local.astype("datetime64[us]"))
-        parts.how.append(f"times of {timezone} are converted to UTC")
-    if hours.fillna(0).any():
-        parts.how.append("times with a zone are converted to UTC")
-    offset = pd.to_timedelta(hours.fillna(0), unit="h")
-    parts.time = (parts.time - offset).astype("datetime64[us]")
-    return parts
-
-
-def _offset_hours(zone) -> float:
-    if not isinstance(zone, str):
-        return np.nan
-    if zone[0] not in "+-":
-        return ZONES.get(zone, np.nan)
-    digits = zone[1:].replace(":", "").ljust(4, "0")
-    hours = int(digits[:2]) + int(digits[2:]) / 60
-    return hours if zone[0] == "+" else -hours
+    day = year + "-" + parts["month"].str.zfill(2) + "-" + parts["day"].str.zfill(2)
+    clock = hour.astype(str).str.zfill(2) + ":" + parts["minute"].fillna("00")
+    second = parts["second"].fillna("00") + "." + parts["fraction"].fillna("0")
+    return day + "T" + clock + ":" + second + parts["zone"]

@@ -6,16 +6,17 @@ import csv
 import hashlib
 import hmac
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from qanchor.data.users import Users
 from qanchor.utils.io import atomic_write
-from qanchor.utils.text import plural
+from qanchor.utils.text import count, plural
 from qanchor.utils.types import UserMask
 
+FORMULA_STARTS = tuple("=+-@＝＋－＠")
 MIN_GROUP_SIZE = 10  # users: a smaller group is not written to a file, for it points at persons
 
 
@@ -62,7 +63,8 @@ def export_group(
         >>> pd.read_csv(export_group(users, users.ids[:12], path, beside=order)).score[:3].tolist()
         [28, 29, 30]
     """
-    path, ids = Path(path), list(ids)
+    path = Path(path)
+    ids = list(ids)
     if not ids:
         raise ValueError(
             f"No {plural(users.unit)} selected. Select some in the lens and run this cell again."
@@ -70,37 +72,35 @@ def export_group(
     inside = membership_mask(users.ids, ids)
     if inside.sum() < least:
         raise ValueError(
-            f"{inside.sum()} {users.unit}(s) in the group, at least {least} are "
-            "needed for a file: choose more"
+            f"Found {count(int(inside.sum()), users.unit)} in the group; at least {least} are needed"
+            " for a file. Choose more."
         )
     if path.suffix not in (".csv", ".parquet"):
-        raise ValueError(
-            f"{path.name} ends with {path.suffix or 'nothing'}: name it .csv or .parquet"
-        )
+        raise ValueError(f"{path.name} has another ending. Name it .csv or .parquet.")
     frame = users.frame()[inside].reset_index(drop=True)
-    frame = frame if beside is None else _join_columns(frame, beside)
+    if beside is not None:
+        frame = _join_columns(frame, beside)
     if salt is not None:
-        if not salt:
-            raise ValueError(
-                "the salt is empty, so anybody could find the ids by trying: give a secret of yours"
-            )
-        frame["user"] = [
-            hmac.new(salt.encode(), user.encode(), hashlib.sha256).hexdigest()
-            for user in frame["user"]
-        ]
+        frame["user"] = [_hash(user, salt) for user in frame["user"]]
         frame = frame.sort_values("user", ignore_index=True)
     if path.suffix == ".parquet":
-        frame = frame.assign(recent=[list(texts) for texts in frame["recent"]])
-        return atomic_write(path, lambda part: frame.to_parquet(part, index=False))
+        frame["recent"] = frame["recent"].map(list)
+        return atomic_write(path, partial(frame.to_parquet, index=False))
     frame = _as_csv_cells(frame)
     # Quote all texts: otherwise a carriage return starts a row, with a cell that was not escaped.
-    options = {"index": False, "quoting": csv.QUOTE_NONNUMERIC}
-    return atomic_write(path, lambda part: frame.to_csv(part, **options))
+    write = partial(frame.to_csv, index=False, quoting=csv.QUOTE_NONNUMERIC)
+    return atomic_write(path, write)
+
+
+def _hash(user: str, salt: str) -> str:
+    if not salt:
+        raise ValueError("The salt is empty, so ids could be found by trying. Give a secret.")
+    return hmac.new(salt.encode(), user.encode(), hashlib.sha256).hexdigest()
 
 
 def _as_csv_cells(frame: pd.DataFrame) -> pd.DataFrame:
     """Join the recent texts into one cell, and escape what a spreadsheet would run."""
-    cells = frame.assign(recent=[" · ".join(texts) for texts in frame["recent"]])
+    cells = frame.assign(recent=frame["recent"].map(" · ".join))
     for column in cells:
         if cells[column].dtype.kind not in "biufM":
             cells[column] = cells[column].map(escape_formula)
@@ -109,28 +109,22 @@ def _as_csv_cells(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _join_columns(frame: pd.DataFrame, beside: pd.DataFrame) -> pd.DataFrame:
     """Set further columns beside a frame of users, and bring its rows into their order."""
-    twice = int(beside["user"].duplicated().sum()) if "user" in beside else 0
-    taken = [name for name in beside if name in frame and name != "user"]
-    if "user" not in beside or twice or taken:
-        told = (
-            "no column 'user'"
-            if "user" not in beside
-            else f"{twice} users twice"
-            if twice
-            else (f"columns {taken} again")
-        )
-        raise ValueError(
-            f"`beside` has {told}: give one row a user and new columns, as lens.order has"
-        )
+    advice = "Give one row per user, a column `user` and new columns, as lens.ranking has."
+    if "user" not in beside:
+        raise ValueError(f"`beside` has no column 'user'. {advice}")
     more = beside.assign(user=beside["user"].astype(str)).set_index("user")
+    taken = list(more.columns.intersection(frame.columns))
+    if not more.index.is_unique:
+        raise ValueError(f"`beside` has {more.index.duplicated().sum()} users twice. {advice}")
+    if taken:
+        raise ValueError(f"`beside` has columns {taken} again. {advice}")
     place = more.index.get_indexer(frame["user"])
     if (place < 0).all():
         raise ValueError(
-            f"`beside` has none of the {len(frame)} users: wait until the lens has "
-            "found who is nearest to a yes"
+            f"`beside` has none of the {len(frame)} users. Wait until the lens has ranked them."
         )
-    order = np.argsort(np.where(place < 0, len(more), place), kind="stable")
-    return frame.join(more, on="user").iloc[order].reset_index(drop=True)
+    place[place < 0] = len(more)
+    return frame.join(more, on="user").iloc[place.argsort(kind="stable")].reset_index(drop=True)
 
 
 def escape_formula(cell):
@@ -140,9 +134,8 @@ def escape_formula(cell):
         >>> escape_formula("=HYPERLINK(1)"), escape_formula("tea = 3"), escape_formula(-2)
         ("'=HYPERLINK(1)", 'tea = 3', -2)
     """
-    return (
-        f"'{cell}" if isinstance(cell, str) and cell.lstrip()[:1] in tuple("=+-@＝＋－＠") else cell
-    )
+    is_formula = isinstance(cell, str) and cell.lstrip().startswith(FORMULA_STARTS)
+    return f"'{cell}" if is_formula else cell
 
 
 def membership_mask(everyone: Sequence[str], ids: Iterable[str]) -> UserMask:
@@ -152,17 +145,16 @@ def membership_mask(everyone: Sequence[str], ids: Iterable[str]) -> UserMask:
         >>> membership_mask(("a", "b", "c"), ["c"])
         array([False, False,  True])
     """
-    index, ids = pd.Index(everyone), [str(user) for user in ids]
-    rows = index.get_indexer(pd.Index(ids, dtype=index.dtype))
-    if (rows < 0).any():
+    wanted = pd.Index(map(str, ids), dtype=str)
+    unknown = wanted[~wanted.isin(everyone)]
+    if len(unknown):
         raise KeyError(
-            f"user {ids[int(np.argmin(rows))]!r} is not among the {len(index):,}: choose from these"
+            f"User {unknown[0]!r} is not among the {len(everyone):,}. Choose from these."
         )
-    inside = np.zeros(len(index), dtype=bool)
-    inside[rows] = True
+    inside = pd.Index(everyone).isin(wanted)
     if inside.all() or not inside.any():
         raise ValueError(
-            f"the group holds {inside.sum():,} of {len(index):,} users, so there is nothing to "
-            "compare: choose some"
+            f"The group holds {inside.sum():,} of {len(inside):,} users, so there is nothing to"
+            " compare. Choose some."
         )
     return inside

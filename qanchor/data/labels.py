@@ -10,7 +10,7 @@ from qanchor.data.cells import check_known_ids, read_ids, read_label
 from qanchor.data.columns import find_fact_columns
 from qanchor.data.sources import open_table
 from qanchor.data.users import Users
-from qanchor.data.validation import Findings
+from qanchor.data.validation import NO_ID, Findings
 
 
 def read_labels(
@@ -44,26 +44,25 @@ def read_labels(
     """
     if path is None:
         return _label_of_users(name, users)
-    findings = Findings()
-    table = open_table(path, findings)
-    columns = find_fact_columns(table, findings)
-    others = [column for column in table.frame if column != columns.user]
+    table = open_table(path, Findings())
+    findings = table.findings
+    user = find_fact_columns(table).user
+    others = [column for column in table.frame if column != user]
     name = name or (others[0] if len(others) == 1 else "label")
     if name not in table.frame:
-        message = "missing: write it, or name another with --label"
-        findings.add(table.name, name, list(table.frame.columns), message)
+        message = "missing. Write it, or name another with --label."
+        findings.add(name, list(table.frame.columns), message)
     findings.raise_errors()
-    ids = read_ids(findings, table.name, table.frame[columns.user], {})
-    labels = read_label(findings, table.name, table.frame[name], positive)
-    known = labels.notna()
-    findings.rows(table.name, ids, known & ids.isna(), "a user needs an id: fill it")
-    repeated = known & ids.notna() & ids[known].duplicated().reindex(ids.index, fill_value=False)
-    findings.rows(table.name, ids, repeated, "stands twice: keep one label a user")
-    known = known & ids.notna()
-    labels = labels[known].set_axis(ids[known].astype(str).rename("user"))
-    check_known_ids(findings, table.name, ids[known].astype(str), set(users.ids), needed=True)
+    ids = read_ids(findings, table.frame[user], {})
+    labels = read_label(findings, table.frame[name], positive).dropna()
+    ids = ids[labels.index]
+    findings.rows(ids, ids.isna(), NO_ID)
+    ids = ids.dropna().astype(str)
+    findings.rows(ids, ids.duplicated(), "given twice. Keep one label per user.")
+    check_known_ids(findings, ids, set(users.ids), needed=True)
     findings.raise_errors()
-    return labels.reindex([user for user in users.ids if user in labels.index]).rename_axis("user")
+    labels = labels.set_axis(ids.rename("user"))
+    return labels.reindex(users.ids).dropna()
 
 
 def _label_of_users(name: str | None, users: Users) -> pd.Series:

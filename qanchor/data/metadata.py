@@ -22,7 +22,7 @@ ABOUT_FIELDS = (
 )
 COLUMN_ROLES = ("user", "time", "text", "modality", "numbers", "attributes")
 MAX_HORIZON = 3660  # days
-TORN = "torn or edited: copy the folder again, or remove it and make it anew"
+TORN = "damaged or edited. Copy the folder again, or remove it and build it again."
 
 
 def read_manifest(path: Path, **kinds: type) -> dict:
@@ -63,38 +63,38 @@ def read_about(path: Path) -> dict:
     try:
         about = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        refuse("about", str(error), "not JSON: mend it or remove the file")
+        refuse("about", str(error), "not JSON. Correct it or remove the file.")
     if not isinstance(about, dict):
-        refuse("about", about, 'not an object: write {"cutoff": "2025-01-31"}')
+        refuse("about", about, 'not an object. Write {"cutoff": "2025-01-31"}.')
     for field in ("name", "unit", "positive", "timezone", "duplicates"):
         if not isinstance(about.get(field, ""), str):
-            refuse(field, about[field], 'not a word in quotes: write one, such as "household"')
+            refuse(field, about[field], 'not a word in quotes. Write one, such as "household".')
     days = about.get("horizon_days", 30)
     if type(days) is not int or days < 1:
-        refuse("horizon_days", days, "not a whole number of days: write 30")
+        refuse("horizon_days", days, "not a whole number of days. Write one, such as 30.")
     if days > MAX_HORIZON:
-        refuse("horizon_days", days, f"over {MAX_HORIZON:,} days: is that meant?")
+        refuse("horizon_days", days, f"over {MAX_HORIZON:,} days. Write a smaller number.")
     names = about.get("modalities", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        refuse("modalities", names, 'not a list of names: write ["bill", "search"]')
+        refuse("modalities", names, 'not a list of names. Write ["bill", "search"].')
     if len({name.strip() for name in names}) < len(names):
-        refuse("modalities", names, "one stands there twice: write each once")
+        refuse("modalities", names, "a name is given twice. Write each once.")
     columns = about.get("columns", {})
     if not isinstance(columns, dict):
-        refuse("columns", columns, 'not an object: write {"user": "customer_id"}')
+        refuse("columns", columns, 'not an object. Write {"user": "customer_id"}.')
     for role, told in columns.items():
         if role not in COLUMN_ROLES:
-            refuse("columns", role, f"not a role: the roles are {', '.join(COLUMN_ROLES)}")
+            refuse("columns", role, f"not a role. The roles are {', '.join(COLUMN_ROLES)}.")
         listed = isinstance(told, list) and all(isinstance(name, str) for name in told)
         if not isinstance(told, str) and not listed:
-            refuse("columns", told, "not the name of a column, or a list of names")
+            refuse("columns", told, "not the name of a column. Write a name, or a list of names.")
     if about.get("cutoff") is not None:
         about["cutoff"] = _cutoff(path, about["cutoff"])
     return about
 
 
 def _cutoff(path: Path, cutoff) -> str:
-    message = 'not a day in quotes: write it as "2025-01-31"'
+    message = 'not a day in quotes. Write it as "2025-01-31".'
     # A bare number would be read as nanoseconds.
     if not isinstance(cutoff, str) or not cutoff.strip()[:4].isdigit():
         raise DataError(path.name, None, "cutoff", cutoff, message)

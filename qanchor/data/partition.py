@@ -18,7 +18,18 @@ import pyarrow.parquet as pq
 
 from qanchor.data.metadata import read_about
 from qanchor.data.users import Users
-from qanchor.data.validation import MAX_TIME, MIN_TIME, REQUIRED, TEXT_COLUMNS
+from qanchor.data.validation import (
+    MAX_TIME,
+    MIN_TIME,
+    MISSING_COLUMN,
+    NO_EVENTS,
+    NOT_A_NUMBER,
+    NOT_A_TIME,
+    OUT_OF_RANGE,
+    REQUIRED,
+    TEXT_COLUMNS,
+    UNREADABLE,
+)
 from qanchor.errors import DataError
 from qanchor.utils.arrays import arrow_table
 
@@ -33,7 +44,6 @@ ISO = (
 POSITION = ("_file", "_row")
 NUMBER_TYPES = 'U?(HUGE|BIG|SMALL|TINY)?INT|DOUBLE|FLOAT|DECIMAL|BOOLEAN|"NULL"'
 BOOLEAN_AS_TEXT = "case {0} when true then 'True' when false then 'False' end as {0}"
-TIME_HINT = "not a time: write it as 2025-01-31 18:00:00"
 
 
 @dataclass(frozen=True)
@@ -110,13 +120,10 @@ def open_table(source: Users | Path | str, numbers: Sequence[str] = NUMBERS) -> 
     folder = path if path.is_dir() else path.parent
     about |= read_about(folder / "about.json")
     try:
-        rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
+        rows = sum(pq.read_metadata(file).num_rows for file in files)
     except (OSError, ValueError) as error:
-        hint = "cannot be read: write it again as parquet"
-        raise DataError(events.name, None, "events", str(error), hint) from error
-    content = hashlib.sha256()
-    for file in files:
-        content.update(_file_digest(file))
+        raise DataError(events.name, None, "events", str(error), UNREADABLE) from error
+    content = hashlib.sha256(b"".join(map(_file_digest, files)))
     return EventSource(files, None, about, rows, content.hexdigest())
 
 
@@ -129,10 +136,14 @@ def _users_source(users: Users, numbers: Sequence[str]) -> EventSource:
         "modalities": list(users.modalities),
         "horizon_days": users.horizon_days,
     }
-    hashes = pd.util.hash_pandas_object(users.events[columns], index=False).to_numpy()
-    frame = users.events[columns].assign(file_row_number=np.arange(len(users.events)))
-    key = hashlib.sha256(hashes.tobytes()).hexdigest()
-    return EventSource((), frame, about, len(frame), key)
+    events = users.events[columns]
+    frame = events.assign(file_row_number=np.arange(len(events)))
+    return EventSource((), frame, about, len(frame), _frame_digest(events))
+
+
+def _frame_digest(frame: pd.DataFrame) -> str:
+    hashes = pd.util.hash_pandas_object(frame, index=False).to_numpy()
+    return hashlib.sha256(hashes.tobytes()).hexdigest()
 
 
 def _file_digest(path: Path) -> bytes:
@@ -161,22 +172,22 @@ def open_facts(source: Users | Path | str) -> tuple[dict[str, Path | pd.DataFram
         facts = source.tabular.reset_index()
         hashes = pd.util.hash_pandas_object(facts).to_numpy()
         return {"users": facts}, hashlib.sha256(hashes.tobytes()).hexdigest()
-    folder = Path(source)
     tables = {}
     content = hashlib.sha256()
     for stem in ("users", "labels"):
-        path = folder / f"{stem}.parquet"
-        if path.is_file():
+        named = [Path(source) / f"{stem}.{ending}" for ending in ("parquet", "csv")]
+        paths = [path for path in named if path.is_file()]
+        if not paths:
+            continue
+        path = paths[0]
+        if path.suffix == ".parquet":
             tables[stem] = path
             columns = pq.read_schema(path).names
         else:
-            path = folder / f"{stem}.csv"
-            if not path.is_file():
-                continue
             tables[stem] = pd.read_csv(path, dtype={"user": str})
             columns = list(tables[stem])
         if "user" not in columns:
-            raise DataError(path.name, None, "user", columns, "missing: one row a user")
+            raise DataError(path.name, None, "user", columns, "missing. Write one row per user.")
         content.update(_file_digest(path))
     return tables, content.hexdigest()
 
@@ -323,10 +334,9 @@ def create_events_view(base, table: EventSource, numbers: Sequence[str] = NUMBER
     name = table.name_of(1)
     for column in REQUIRED:
         if column not in types:
-            hint = f"missing: needed are {', '.join(REQUIRED)}"
-            raise DataError(name, None, column, list(types), hint)
+            raise DataError(name, None, column, list(types), MISSING_COLUMN)
     if not types["time"].startswith(("TIMESTAMP", "DATE", "VARCHAR", "ENUM")):
-        raise DataError(name, None, "time", types["time"], TIME_HINT)
+        raise DataError(name, None, "time", types["time"], NOT_A_TIME)
     _reject_text_columns(base, table, types, numbers)
     columns = [column for column in (*REQUIRED, *numbers) if column in types]
     selected = []
@@ -368,23 +378,20 @@ def _reject_text_columns(
     base, table: EventSource, types: dict[str, str], numbers: Sequence[str]
 ) -> None:
     """Refuse any further column that is not numeric, as `validated_events` does."""
-    hint = "not a number: encode it, or drop the column"
     own_columns = {*REQUIRED, *numbers, "_file", "file_row_number", "filename"}
     for column in sorted(types.keys() - own_columns):
         kind = types[column]
-        if not kind.startswith(("VARCHAR", "ENUM")):
-            if not re.match(NUMBER_TYPES, kind):
-                raise DataError(table.name_of(1), None, column, kind, hint)
-            continue
-        name = '"' + column.replace('"', '""') + '"'
-        first_text = base.sql(
-            f"select {name}, _file, file_row_number from source"
-            f" where {name} is not null and try_cast({name} as double) is null"
-            " order by _file, file_row_number limit 1"
-        ).fetchall()
-        if first_text:
-            [(value, file, row)] = first_text
-            raise DataError(table.name_of(file), row, column, value, hint)
+        if kind.startswith(("VARCHAR", "ENUM")):
+            name = '"' + column.replace('"', '""') + '"'
+            first_text = base.sql(
+                f"select {name}, _file, file_row_number from source"
+                f" where {name} is not null and try_cast({name} as double) is null"
+                " order by _file, file_row_number limit 1"
+            ).fetchall()
+            for value, file, row in first_text:
+                raise DataError(table.name_of(file), row, column, value, NOT_A_NUMBER)
+        elif not re.match(NUMBER_TYPES, kind):
+            raise DataError(table.name_of(1), None, column, kind, NOT_A_NUMBER)
 
 
 def count_days(base, table: EventSource) -> EventDays:
@@ -401,23 +408,17 @@ def count_days(base, table: EventSource) -> EventDays:
         DataError: The table is empty, or a time cannot be used.
     """
     end = table.about["cutoff"]
-    past = "true"
-    if end is not None:
-        past = f"coalesce(time < timestamp '{pd.Timestamp(end)}', true)"
+    past = "true" if end is None else f"coalesce(time < timestamp '{pd.Timestamp(end)}', true)"
     days = base.sql(
         f"select date_trunc('day', time)::timestamp as day, modality, {past} as past,"
         " count(*) as events, min(time) as first, max(time) as last from events group by all"
     ).df()
     if not len(days):
-        hint = "the table is empty: give at least one event"
-        raise DataError("events", None, "user", "no rows", hint)
+        raise DataError("events", None, "user", "no rows", NO_EVENTS)
     valid = (days["first"] >= MIN_TIME) & (days["last"] < MAX_TIME)  # False for a missing time
     if not valid.all():
         _raise_for_invalid_time(base, table)
-    if end is None:
-        cutoff = days["last"].max() + pd.Timedelta(1, "us")
-    else:
-        cutoff = pd.Timestamp(end)
+    cutoff = days["last"].max() + pd.Timedelta(1, "us") if end is None else pd.Timestamp(end)
     history = days[days["past"]]
     modalities = list(table.about["modalities"]) or sorted(history["modality"].dropna().unique())
     return EventDays(days, cutoff, history, modalities)
@@ -429,9 +430,7 @@ def _raise_for_invalid_time(base, table: EventSource) -> None:
         f" where time is null or time < '{MIN_TIME}' or time >= '{MAX_TIME}'"
         " order by _file, _row limit 1"
     ).fetchall()
-    hint = TIME_HINT
-    if time is not None:
-        hint = f"not from {MIN_TIME.year} to {MAX_TIME.year - 1}: is the year right?"
+    hint = NOT_A_TIME if time is None else OUT_OF_RANGE
     raise DataError(table.name_of(file), row, "time", value, hint)
 
 
@@ -449,12 +448,8 @@ def load_shard(work: Path, number: int, scan: dict) -> Users:
     Raises:
         DataError: A value cannot be used; names file and row in the source.
     """
-    about = scan["about"]
-    options = {
-        "modalities": tuple(scan["modalities"]),
-        "horizon_days": about["horizon_days"],
-        "unit": about["unit"],
-    }
+    options = {name: scan["about"][name] for name in ("horizon_days", "unit")}
+    options["modalities"] = tuple(scan["modalities"])
     facts = _read_parts(work / "users", number)
     if facts is not None:
         options["tabular"] = facts.set_index("user")

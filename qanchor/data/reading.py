@@ -7,11 +7,10 @@ import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from qanchor.data.cells import (
-    check_equal_ids,
+    ATTRIBUTE_EXISTS,
     check_known_ids,
     has_decimal_comma,
     one_column_per_kind,
@@ -28,14 +27,15 @@ from qanchor.data.columns import (
     kind_of,
     may_be_attribute,
 )
-from qanchor.data.dates import Times, read_times
+from qanchor.data.dates import read_times
 from qanchor.data.metadata import ABOUT_FIELDS, read_about
 from qanchor.data.sources import Table, find_tables, open_table
 from qanchor.data.users import Users
 from qanchor.data.validation import (
-    EMPTY,
     LIKE_A_LABEL,
     MAX_TIME,
+    NO_EVENTS,
+    NOT_A_TIME,
     REQUIRED,
     Findings,
     Report,
@@ -48,6 +48,7 @@ from qanchor.utils.io import atomic_directory
 from qanchor.utils.text import count
 
 TOTALS = ("total", "totals", "grand total", "sum", "summe", "gesamt", "subtotal", "totale")
+NO_ID_DROPPED = "a user needs an id. The row is left out."
 DAY = pd.Timedelta(days=1)
 MIN_ATTRIBUTE_USERS = 10  # fewer users have a number in common by chance
 
@@ -112,9 +113,7 @@ def read_events(
     columns |= {"numbers": numbers, "attributes": attributes}
     about = {"cutoff": cutoff, "horizon_days": horizon_days, "unit": unit}
     about |= {"duplicates": duplicates, "timezone": timezone}
-    about = {name: value for name, value in about.items() if value is not None}
-    columns = {role: told for role, told in columns.items() if told is not None}
-    users, findings = _Reader(source, about | {"columns": columns}).read()
+    users, findings = _Reader(source, _known(about) | {"columns": _known(columns)}).read()
     findings.raise_errors()
     if users.report.dropped:
         warnings.warn(
@@ -123,6 +122,10 @@ def read_events(
             stacklevel=2,
         )
     return users
+
+
+def _known(fields: dict) -> dict:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def load_users(path) -> Users:
@@ -163,25 +166,25 @@ class _Reader:
         """Return the users, None if there are errors, and all that was found."""
         if self.today is None:
             self.today = pd.Timestamp.now("UTC").tz_localize(None)
-        paths = self._paths()
-        about = self._about() or {}
-        name = about.get("name", "events")
-        parts = [
-            self._attempt(self._read_events, paths["events"], about),
-            self._attempt(self._read_facts, paths.get("users"), "users"),
-            self._attempt(self._read_facts, paths.get("labels"), "labels", about.get("positive")),
-        ]
-        events, facts, labels = parts
-        check_equal_ids(self.findings, self.seen_ids)
-        if events is not None:
-            self._check_ids(facts, events, needed=False)
-            self._check_ids(labels, events, needed=True)
-            self._check_labels(labels, events.table.name, events.inputs())
-        if facts is not None:
-            self._check_labels(labels, facts.attrs["source"], facts.attrs["columns"])
-        if self.findings.of("error"):
-            return None, self.findings
-        users = self._attempt(self._assemble, name, about, events, facts, labels)
+        paths = {"events": self.source}
+        about = {"name": "events"}
+        if isinstance(self.source, str | Path) and Path(self.source).is_dir():
+            folder = Path(self.source)
+            if folder.suffix != ".parquet" and not any(folder.glob("part-*")):
+                paths = find_tables(folder)
+            about = self._read_about(folder)
+        columns = about.get("columns", {}) | self.told["columns"]
+        about = {"duplicates": "keep"} | about | self.told | {"columns": columns}
+        about["modalities"] = tuple(about.get("modalities", ()))
+        if about["duplicates"] not in ("keep", "drop"):
+            raise ValueError(f"duplicates={about['duplicates']!r} is neither 'keep' nor 'drop'.")
+        events = self._attempt(self._read_events, paths["events"], about)
+        facts = self._attempt(self._read_facts, paths.get("users"))
+        labels = self._attempt(self._read_labels, paths.get("labels"), about.get("positive"))
+        self._check_across(events, facts, labels)
+        users = None
+        if not self.findings.of("error"):
+            users = self._attempt(self._assemble, about, events, facts, labels)
         return users, self.findings
 
     def _attempt(self, step, *arguments):
@@ -189,162 +192,151 @@ class _Reader:
         try:
             return step(*arguments)
         except DataError as error:
-            self.findings.add(error.file, error.column, error.value, error.hint, row=error.row)
+            findings = self.findings.of_table(error.file)
+            findings.add(error.column, error.value, error.hint, row=error.row)
             return None
 
-    def _paths(self) -> dict:
-        path = self.source
-        if not isinstance(path, str | Path):
-            return {"events": path}
-        path = Path(path)
-        if not path.is_dir() or path.suffix == ".parquet" or any(path.glob("part-*")):
-            return {"events": path}
-        return find_tables(path)
-
-    def _about(self) -> dict:
-        about = {"columns": {}}
-        if isinstance(self.source, str | Path) and Path(self.source).is_dir():
-            path = Path(self.source) / "about.json"
-            about |= {"name": Path(self.source).name}
-            about |= self._attempt(read_about, path) or {}
-            for key in sorted(about.keys() - set(ABOUT_FIELDS)):
-                message = f"not read: only {', '.join(ABOUT_FIELDS)} are"
-                self.findings.add(path.name, key, about[key], message, "note")
-        columns = about["columns"] | self.told["columns"]
-        about |= self.told | {"columns": columns}
-        if about.setdefault("duplicates", "keep") not in ("keep", "drop"):
-            raise ValueError(f"duplicates={about['duplicates']!r} is neither 'keep' nor 'drop'.")
-        return about
+    def _read_about(self, folder: Path) -> dict:
+        about = self._attempt(read_about, folder / "about.json") or {}
+        findings = self.findings.of_table("about.json")
+        for key in sorted(about.keys() - set(ABOUT_FIELDS)):
+            message = f"not read. The fields are {', '.join(ABOUT_FIELDS)}."
+            findings.add(key, about[key], message, "note")
+        return {"name": folder.name} | about
 
     def _read_events(self, source, about: dict) -> _Events:
         table = open_table(source, self.findings)
-        if not len(table.frame):
-            message = "the table is empty: give at least one event"
-            raise DataError(table.name, None, "user", "no rows", message)
-        roles = find_columns(table, about["columns"], self.findings)
-        if roles.modality is None and len(about.get("modalities", ())) == 1:
-            roles.kind = about["modalities"][0]
-        events = _Events(table, roles, self.findings, self.today, about["columns"])
+        if table.frame.empty:
+            raise DataError(table.name, None, "user", "no rows", NO_EVENTS)
+        roles = find_columns(table, about["columns"])
+        modalities = about["modalities"]
+        if roles.modality is None and len(modalities) == 1:
+            roles.kind = modalities[0]
+        events = _Events(table, roles, about["columns"])
         events.read_columns(self.seen_ids, about.get("timezone"))
-        events.drop_rows(about["duplicates"])
-        if about.get("modalities"):
-            known = tuple(about["modalities"])
-            check_modalities(self.findings, table.name, events.rows["modality"], known)
+        events.drop_rows(about["duplicates"], self.today)
+        if modalities:
+            check_modalities(table.findings, events.rows["modality"], modalities)
         return events
 
-    def _read_facts(self, source, stem: str, positive: str | None = None) -> pd.DataFrame | None:
+    def _read_facts(self, source) -> pd.DataFrame | None:
         if source is None:
             return None
-        table = open_table(source, self.findings, stem)
-        roles = find_fact_columns(table, self.findings)
+        table = open_table(source, self.findings)
+        findings = table.findings
         frame = table.frame
-        result = pd.DataFrame(index=frame.index)
-        result["user"] = read_ids(self.findings, table.name, frame[roles.user], self.seen_ids)
-        if stem == "labels":  # a label may be constant or named like an id
-            rows = {name: why for name, why in roles.left_out.items() if why == "row numbers"}
-            roles.left_out = rows
-        for name in frame.columns.difference([roles.user, *roles.left_out], sort=False):
-            if stem == "labels":
-                result[name] = read_label(self.findings, table.name, frame[name], positive)
-            elif name in roles.words:
-                words = read_words(self.findings, table.name, frame[name], "modality")
-                taken = set(frame.columns) | set(result)
-                result = result.join(one_column_per_kind(self.findings, table.name, words, taken))
-            else:
-                comma = table.semicolons
-                result[name] = read_numbers(self.findings, table.name, frame[name], "fact", comma)
-        for name, reason in roles.left_out.items():
-            self.findings.add(table.name, name, None, f"left out: {reason}", "note")
-        return self._one_row_per_user(table.name, result, list(frame.columns))
+        roles = find_fact_columns(table)
+        result = pd.DataFrame({"user": read_ids(findings, frame[roles.user], self.seen_ids)})
+        for name in frame:
+            if name in roles.words:
+                words = read_words(findings, frame[name], "modality")
+                taken = set(frame) | set(result)
+                result = result.join(one_column_per_kind(findings, words, taken))
+            elif name in roles.numbers:
+                result[name] = read_numbers(findings, frame[name], "fact", table.semicolons)
+        return _one_row_per_user(table, roles, result)
 
-    def _one_row_per_user(self, file: str, frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-        user = frame["user"]
-        self.findings.rows(file, user, user.isna(), f"{EMPTY} (left out)", "dropped")
-        frame = frame[user.notna()]
-        again = frame.duplicated()
-        self.findings.rows(file, frame["user"], again, "the same row twice: one is kept", "dropped")
-        frame = frame[~again]
-        message = "two rows of one user that contradict: keep one row a user"
-        self.findings.rows(file, frame["user"], frame["user"].duplicated(), message)
-        result = frame[~frame["user"].duplicated()].astype({"user": str}).set_index("user")
-        result.attrs["source"] = file
-        result.attrs["columns"] = columns
-        return result
+    def _read_labels(self, source, positive: str | None) -> pd.DataFrame | None:
+        if source is None:
+            return None
+        table = open_table(source, self.findings)
+        roles = find_fact_columns(table)
+        # a label may be constant or named like an id
+        rows = {name: why for name, why in roles.left_out.items() if why == "row numbers"}
+        roles.left_out = rows
+        ids = read_ids(table.findings, table.frame[roles.user], self.seen_ids)
+        result = pd.DataFrame({"user": ids})
+        for name in table.frame.columns.difference([roles.user, *rows], sort=False):
+            result[name] = read_label(table.findings, table.frame[name], positive)
+        return _one_row_per_user(table, roles, result)
 
-    def _check_ids(self, frame: pd.DataFrame | None, events: _Events, needed: bool) -> None:
-        if frame is not None:
+    def _check_across(self, events: _Events | None, facts, labels) -> None:
+        """Check that ids of facts and labels have events, and that no input is a label."""
+        inputs = []
+        if events is not None:
             known = set(events.rows["user"].cat.categories)
-            ids = pd.Series(frame.index, name="user")
-            check_known_ids(self.findings, frame.attrs["source"], ids, known, needed)
+            for frame, needed in ((facts, False), (labels, True)):
+                if frame is not None:
+                    ids = pd.Series(frame.index, name="user")
+                    findings = self.findings.of_table(frame.attrs["source"])
+                    check_known_ids(findings, ids, known, needed)
+            inputs.append((events.table.name, events.inputs()))
+        if facts is not None:
+            inputs.append((facts.attrs["source"], facts.attrs["columns"]))
+        for file, columns in inputs:
+            # also where the words of a column became other columns
+            for name in sorted(set(columns).intersection([] if labels is None else labels)):
+                self.findings.of_table(file).add(name, name, LIKE_A_LABEL)
 
-    def _check_labels(self, labels: pd.DataFrame | None, file: str, inputs: list[str]) -> None:
-        """Refuse an input that is named like a label, also where its words became other columns."""
-        names = [] if labels is None else labels.columns
-        for name in sorted(set(names) & set(inputs)):
-            self.findings.add(file, name, name, LIKE_A_LABEL)
-
-    def _assemble(self, name: str, about: dict, events: _Events, facts, labels) -> Users | None:
-        file = events.table.name
-        rows = events.rows
-        if not len(rows):
-            message = "no event is left: give at least one that can be kept"
-            raise DataError(file, None, "user", "no rows", message)
-        end = rows["time"].max() + DAY
-        if about.get("cutoff") is not None:
+    def _assemble(self, about: dict, events: _Events, facts, labels) -> Users | None:
+        findings = events.table.findings
+        if events.rows.empty:
+            message = "no event is left. Give at least one that can be kept."
+            raise DataError(findings.file, None, "user", "no rows", message)
+        end = events.rows["time"].max() + DAY
+        if "cutoff" in about:
             end = parse_cutoff(about["cutoff"], "cutoff")
-        attributes = events.take_attributes(end, facts)
+        tabular = events.take_attributes(end, facts)
         if self.findings.of("error"):
             return None
-        if facts is None:
-            tabular = attributes
-        else:
-            tabular = facts.join(attributes, how="outer")
-            tabular.attrs["source"] = facts.attrs["source"]
+        if facts is not None:
+            tabular = facts.join(tabular, how="outer")
+            tabular.attrs = facts.attrs
+        options = ("name", "cutoff", "modalities", "horizon_days", "unit")
         users = Users.from_events(
             events.finish(),
-            about.get("cutoff"),
-            name=name,
             tabular=tabular if tabular.shape[1] else None,
             labels=labels,
-            modalities=tuple(about.get("modalities", ())) or None,
-            horizon_days=about.get("horizon_days", 30),
-            unit=about.get("unit", "user"),
-            source=file,
+            source=findings.file,
+            **{name: about[name] for name in options if name in about},
         )
-        self._note_no_history(users, file)
-        return replace(users, report=events.report(self.findings))
-
-    def _note_no_history(self, users: Users, file: str) -> None:
         first = users.events.groupby("user", observed=True)["time"].min()
         new = first.index[first >= users.cutoff]
         if len(new):
             message = (
                 f"{count(len(new), users.unit)} without an event before the cut-off"
-                f" ({users.cutoff}): nothing is known of them"
+                f" ({users.cutoff}). Nothing is known of them."
             )
-            self.findings.add(file, "user", str(new[0]), message, "note")
+            findings.add("user", str(new[0]), message, "note")
+        return replace(users, report=events.report())
+
+
+def _one_row_per_user(table: Table, roles: Roles, frame: pd.DataFrame) -> pd.DataFrame:
+    """Index facts or labels by user; rows without a user and equal rows are left out."""
+    findings = table.findings
+    for name, reason in roles.left_out.items():
+        findings.add(name, None, f"left out: {reason}", "note")
+    no_user = frame["user"].isna()
+    frame = _drop(findings, frame, no_user, frame["user"], NO_ID_DROPPED)
+    again = frame.duplicated()
+    frame = _drop(findings, frame, again, frame["user"], "the same row twice. One is kept.")
+    again = frame["user"].duplicated()
+    message = "two rows of one user that contradict. Keep one row per user."
+    findings.rows(frame["user"], again, message)
+    result = frame[~again].astype({"user": str}).set_index("user")
+    result.attrs = {"source": table.name, "columns": list(table.frame)}
+    return result
+
+
+def _drop(
+    findings: Findings, frame: pd.DataFrame, bad: pd.Series, cells: pd.Series, message: str
+) -> pd.DataFrame:
+    """Return the rows of a frame that are not bad, and report those that are."""
+    bad = bad.loc[frame.index]
+    findings.rows(cells.loc[frame.index], bad, message, "dropped")
+    return frame[~bad]
 
 
 class _Events:
     """The events of one table on their way: columns are read, then rows are dropped and counted."""
 
-    def __init__(
-        self,
-        table: Table,
-        roles: Roles,
-        findings: Findings,
-        today: pd.Timestamp,
-        told: dict,
-    ):
-        self.text_is_told = "text" in told
-        self.numbers_are_told = "numbers" in told
+    def __init__(self, table: Table, roles: Roles, told: dict):
         self.table = table
+        self.findings = table.findings
         self.roles = roles
-        self.findings = findings
-        self.today = today
+        self.told = told
         self.rows = pd.DataFrame(index=table.frame.index)
         self.given_sums = pd.Series(dtype=float)
-        self.time_cells = pd.Series(dtype=object)
         self.unclear_time = ""
         self.joined: list[str] = []
         self.attributes: dict[str, str] = {}
@@ -354,199 +346,193 @@ class _Events:
         return [name for name in self.table.frame if name not in self.roles.left_out]
 
     def _cells(self, name: str) -> pd.Series:
-        return self.table.frame[name]
+        """Return the cells of a column in the rows that are kept so far."""
+        return self.table.frame[name].loc[self.rows.index]
 
     def read_columns(self, seen_ids: dict, timezone: str | None) -> None:
         """Read user, time, modality and numbers of all rows."""
-        file = self.table.name
         roles = self.roles
-        self.rows["user"] = read_ids(self.findings, file, self._cells(roles.user), seen_ids)
+        frame = self.table.frame
+        self.rows["user"] = read_ids(self.findings, frame[roles.user], seen_ids)
         self.rows["time"] = self._read_time(timezone)
-        if roles.modality is None:
-            modality = pd.Series(roles.kind, self.rows.index, dtype="category")
-        else:
-            modality = read_words(self.findings, file, self._cells(roles.modality), "modality")
+        modality = pd.Series(roles.kind, frame.index, dtype="category")
+        if roles.modality is not None:
+            modality = read_words(self.findings, frame[roles.modality], "modality")
         self.rows["modality"] = modality
-        texts = [self._cells(name) for name in roles.numbers if not _is_typed(self._cells(name))]
-        comma = self.table.semicolons and any(_has_comma(cells) for cells in texts)
+        comma = self.table.semicolons and any(
+            has_decimal_comma(frame[name]) for name in roles.numbers
+        )
         for name in roles.numbers:
-            self.rows[name] = read_numbers(self.findings, file, self._cells(name), comma=comma)
+            self.rows[name] = read_numbers(self.findings, frame[name], comma=comma)
         self.given_sums = self.rows[roles.numbers].sum()
 
     def _read_time(self, timezone: str | None) -> pd.Series:
-        cells = self._cells(self.roles.time[0])
-        if len(self.roles.time) > 1:
-            parts = [self._cells(name).astype(str).str.strip() for name in self.roles.time]
-            cells = parts[0].str[:10] + " " + parts[1]
-            cells = cells.where(self._cells(self.roles.time[0]).notna())
-            cells.name = self.roles.time[0]
-        file = self.table.name
-        read = read_times(cells, timezone)
-        if read.how:
-            kind = "changed" if read.guess else "note"
-            known = read.time.notna()
-            self.findings.rows(file, cells, known, _time_message(read), kind)
-        self.time_cells = cells
+        frame = self.table.frame
+        day, *clock = self.roles.time
+        if clock:
+            days = frame[day].astype(str).str.strip().str[:10]
+            clocks = frame[clock[0]].astype(str).str.strip()
+            frame[day] = (days + " " + clocks).where(frame[day].notna())
+        read = read_times(frame[day], timezone)
         self.unclear_time = read.unclear
+        known = read.time.notna()
+        if read.how and known.any():
+            message = f"read as time: {read.how}. This one is {read.time[known].iloc[0]}."
+            self.findings.rows(frame[day], known, message, "changed" if read.guess else "note")
         return read.time
 
-    def drop_rows(self, duplicates: str) -> None:
-        """Leave out rows that are no events, each with its reason, and report what cannot be read."""
+    def drop_rows(self, duplicates: str, today: pd.Timestamp) -> None:
+        """Leave out rows that are no events, each with its reason, and report what cannot be read.
+
+        Args:
+            duplicates: "keep" or "drop".
+            today: Later events are left out.
+        """
         rows = self.rows
-        user = self._cells(self.roles.user)
-        time = self.time_cells
-        blank = self.table.frame.isna().all(axis=1)
-        self._drop(blank, user, "an empty row: left out")
+        user = self.roles.user
+        day = self.roles.time[0]
+        time = self._cells(day)
         no_time = time.isna() | (time.astype(str).str.strip() == "")
-        names = rows["user"].astype(str).str.casefold()
-        total = names.isin(TOTALS) & no_time
-        self._drop(total, user, "a row of totals, not an event: left out")
-        self._drop(rows["user"].isna(), user, "a user needs an id: the row is left out")
-        self._drop(no_time, time, "no time: the row is left out")
+        total = rows["user"].astype(str).str.casefold().isin(TOTALS) & no_time
+        self._drop(self.table.frame.isna().all(axis=1), user, "an empty row. It is left out.")
+        self._drop(total, user, "a row of totals, not an event. It is left out.")
+        self._drop(rows["user"].isna(), user, NO_ID_DROPPED)
+        self._drop(no_time, day, "no time. The row is left out.")
         if self.roles.modality is not None:
-            cells = self._cells(self.roles.modality)
-            self._drop(rows["modality"].isna(), cells, "no modality: the row is left out")
-        self._check_times()
-        self._drop_late()
-        self._handle_duplicates(duplicates)
+            no_modality = rows["modality"].isna()
+            self._drop(no_modality, self.roles.modality, "no modality. The row is left out.")
+        self._check_times(day)
+        self._drop_late(day, today)
+        again = self.table.frame.loc[self.rows.index, self.inputs()].duplicated()
+        if duplicates == "drop":
+            self._drop(again, user, "the same as an earlier row. It is left out.")
+        else:
+            message = (
+                'the same as an earlier row. It is kept; pass duplicates="drop" to leave it out.'
+            )
+            self.findings.rows(self._cells(user), again, message, "note")
 
-    def _drop(self, bad: pd.Series, cells: pd.Series, message: str) -> None:
-        bad = bad.reindex(self.rows.index)
-        if bad.any():
-            self.findings.rows(self.table.name, cells.loc[self.rows.index], bad, message, "dropped")
-            self.rows = self.rows[~bad]
+    def _drop(self, bad: pd.Series, column: str, message: str) -> None:
+        self.rows = _drop(self.findings, self.rows, bad, self.table.frame[column], message)
 
-    def _check_times(self) -> None:
-        cells = self.time_cells.loc[self.rows.index]
+    def _check_times(self, day: str) -> None:
+        cells = self._cells(day)
         time = self.rows["time"]
-        message = "not a time: write it as 2025-01-31 18:00:00"
+        message = NOT_A_TIME
         if self.unclear_time:
-            message = f"{self.unclear_time}: write it as 2025-01-31 18:00:00"
-        self.findings.rows(self.table.name, cells, time.isna(), message)
+            message = f"{self.unclear_time}. Write it as 2025-01-31 18:00:00."
+        self.findings.rows(cells, time.isna(), message)
         early = time.where(time < MAX_TIME)  # a later one is left out below
-        apply_rules(self.findings, self.table.name, early, "time", cells)
+        apply_rules(self.findings, early, "time", cells)
 
-    def _drop_late(self) -> None:
+    def _drop_late(self, day: str, today: pd.Timestamp) -> None:
         """Leave out events beyond today: a slip of the pen, or 9999 for "never"."""
         time = self.rows["time"]
-        late = time > self.today + DAY  # a day of grace: times may be local ones
+        late = time > today + DAY  # a day of grace: times may be local ones
         if late.mean() > 0.5:  # the clock of this machine is wrong, or the table is about plans
             late = time >= MAX_TIME
-        self._drop(late, self.time_cells, "beyond today: the row is left out")
-
-    def _handle_duplicates(self, duplicates: str) -> None:
-        again = self.table.frame.loc[self.rows.index, self.inputs()].duplicated()
-        cells = self._cells(self.roles.user)
-        if duplicates == "drop":
-            self._drop(again, cells, "the same as an earlier row: left out")
-        elif again.any():
-            message = 'the same as an earlier row: kept; pass duplicates="drop" to leave it out'
-            self.findings.rows(self.table.name, cells.loc[self.rows.index], again, message, "note")
+        self._drop(late, day, "beyond today. The row is left out.")
 
     def take_attributes(self, cutoff: pd.Timestamp, facts: pd.DataFrame | None) -> pd.DataFrame:
         """Return the columns that describe users, from events before the cut-off only."""
         roles = self.roles
         user = self.rows["user"]
         past = self.rows["time"] < cutoff
-        frame = self.table.frame.loc[self.rows.index]
         found = roles.attributes
         if found is None:
             candidates = list(roles.words)
-            if user[past].nunique() >= MIN_ATTRIBUTE_USERS and not self.numbers_are_told:
+            if user[past].nunique() >= MIN_ATTRIBUTE_USERS and "numbers" not in self.told:
                 candidates += [name for name in roles.numbers if may_be_attribute(name)]
+            frame = self.table.frame.loc[self.rows.index]
             found = find_attributes(frame, candidates, user, past)
         result = pd.DataFrame(index=pd.Index(sorted(user.cat.categories), name="user"))
         taken = set() if facts is None else set(facts)
         for name in found:
-            self._take_attribute(name, past, result, taken)
+            if name in roles.numbers or kind_of(self._cells(name)) == "numbers":
+                self._take_number(name, past, result, taken)
+            else:
+                self._take_words(name, past, result, taken)
         return result
 
-    def _take_attribute(self, name, past, result: pd.DataFrame, taken: set[str]) -> None:
-        file = self.table.name
-        cells = self._cells(name).loc[self.rows.index]
-        is_number = name in self.roles.numbers or kind_of(cells) == "numbers"
-        if is_number:
-            values = read_numbers(Findings(), file, cells, "fact", self.table.semicolons)
-        else:
-            values = read_words(Findings(), file, cells, "modality")
-        first = pd.DataFrame({"user": self.rows["user"], "cell": values})[past].dropna()
-        first = first.drop_duplicates("user").set_index("user")["cell"].rename(name)
-        first = first.reindex(result.index)
-        self._note_later_values(name, values, first)
-        if is_number and name in taken:
-            message = f"the attribute {name!r} exists already: rename one of the two columns"
-            self.findings.add(file, name, name, message)
-            return
-        if is_number:
-            result[name] = first.astype(float)
-            self.rows = self.rows.drop(columns=name, errors="ignore")
-            self.attributes[name] = name
-            return
-        words = first.astype("category")
-        if words.nunique() > max(20, len(words) // 2):
-            reason = f"{count(words.nunique(), 'word')} of {count(len(words), 'user')}, like names"
+    def _take_number(self, name: str, past, result: pd.DataFrame, taken: set[str]) -> None:
+        values = read_numbers(Findings(), self._cells(name), "fact", self.table.semicolons)
+        result[name] = self._first_values(values.rename(name), past, result.index)
+        if name in taken:
+            self.findings.add(name, name, ATTRIBUTE_EXISTS.format(name))
+        self.rows = self.rows.drop(columns=name, errors="ignore")
+        self.attributes[name] = name
+
+    def _take_words(self, name: str, past, result: pd.DataFrame, taken: set[str]) -> None:
+        values = read_words(Findings(), self._cells(name), "modality")
+        words = self._first_values(values, past, result.index)
+        n_words = words.nunique()
+        if n_words > max(20, len(words) // 2):
+            reason = f"{count(n_words, 'word')} of {count(len(words), 'user')}, like names"
             self.roles.left_out[name] = reason
             return
-        columns = one_column_per_kind(self.findings, file, words, taken)
+        columns = one_column_per_kind(self.findings, words, taken)
         self.attributes[name] = f"{name} ({count(columns.shape[1], 'kind')})"
         result[list(columns)] = columns
 
-    def _note_later_values(self, name: str, values: pd.Series, first: pd.Series) -> None:
-        expected = self.rows["user"].astype(str).map(first)
-        other = values.astype(object).ne(expected.astype(object)) & values.notna()
-        message = "an attribute that is another one in this row: the first of the user is used"
-        cells = self._cells(name).loc[self.rows.index]
-        self.findings.rows(self.table.name, cells, other & expected.notna(), message, "note")
+    def _first_values(self, values: pd.Series, past: pd.Series, users: pd.Index) -> pd.Series:
+        """Return the first value of each user in the history, and note rows with another one."""
+        ids = self.rows["user"]
+        known = past & values.notna() & ids.notna()
+        first = values[known].set_axis(ids[known].astype(str))
+        first = first[~first.index.duplicated()].reindex(users)
+        expected = ids.map(first.astype(object)).astype(object)
+        other = values.notna() & expected.notna() & (values.astype(object) != expected)
+        message = "an attribute that is another one in this row. The user's first one is used."
+        self.findings.rows(self._cells(values.name), other, message, "note")
+        return first
 
     def finish(self) -> pd.DataFrame:
         """Return the events with the columns that `Users.from_events` reads."""
-        words = [name for name in self.roles.words if name not in self.attributes]
-        words = [name for name in words if name not in self.roles.left_out]
-        if self.text_is_told:
+        used = {*self.attributes, *self.roles.left_out}
+        words = [name for name in self.roles.words if name not in used]
+        if "text" in self.told:
             reason = "words beside the text that was asked for"
             self.roles.left_out |= dict.fromkeys(words, reason)
             words = []
         self.joined = [*self.roles.text, *words]
-        rows = self.rows.assign(text=self._join_words(self.joined))
-        numbers = [name for name in self.roles.numbers if name in rows]
-        return rows[[*REQUIRED, *numbers]].reset_index(drop=True)
+        self.rows["text"] = self._join_words(self.joined)
+        return self.rows[[*REQUIRED, *self._numbers()]].reset_index(drop=True)
+
+    def _numbers(self) -> list[str]:
+        """Return the number columns that did not become attributes."""
+        return [name for name in self.roles.numbers if name in self.rows]
 
     def _join_words(self, columns: list[str]) -> pd.Series:
-        file = self.table.name
         index = self.rows.index
         if not columns:
             return pd.Series(self.roles.word, index, dtype="category")
-        parts = [self._read_part(name) for name in columns]
-        codes = pd.DataFrame({i: part.cat.codes for i, part in enumerate(parts)}, index=index)
-        group = codes.groupby(list(codes), sort=False).ngroup()
-        first = codes[~group.duplicated()]
-        texts = []
-        for row in first.itertuples(index=False):
-            words = [
-                str(part.cat.categories[code])
-                for part, code in zip(parts, row, strict=True)
-                if code >= 0
-            ]
-            texts.append(", ".join(words) or self.roles.word)
-        text = pd.Series(np.array(texts, object)[group.to_numpy()], index, dtype="category")
-        empty = (codes == -1).all(axis=1)
-        message = f"no words: called {self.roles.word!r}"
-        self.findings.rows(file, self._cells(columns[0]).loc[index], empty, message, "changed")
-        cut = apply_rules(self.findings, file, pd.Series(text.cat.categories.astype(str)), "text")
-        return text.cat.rename_categories(dict(zip(text.cat.categories, cut, strict=True)))
+        words = pd.concat([self._read_part(name) for name in columns], axis=1)
+        codes = pd.DataFrame({name: words[name].cat.codes for name in columns})
+        group = codes.groupby(columns, sort=False).ngroup()
+        first = words[~group.duplicated()]  # one row for each group, in their order
+        joined = [
+            ", ".join(word for word in row if isinstance(word, str))
+            for row in first.itertuples(index=False)
+        ]
+        texts = pd.Series(joined, first.index, dtype=str).replace("", self.roles.word)
+        texts = apply_rules(self.findings, texts, "text").astype("category")
+        message = f"no words. The event is called {self.roles.word!r}."
+        empty = words.isna().all(axis=1)
+        self.findings.rows(self._cells(columns[0]), empty, message, "changed")
+        return texts.iloc[group].set_axis(index)
 
     def _read_part(self, name: str) -> pd.Series:
-        cells = self._cells(name).loc[self.rows.index]
-        words = read_words(self.findings, self.table.name, cells)
+        cells = self._cells(name)
+        words = read_words(self.findings, cells)
         if name in self.roles.text or kind_of(cells) != "numbers":
             return words
         named = {number: f"{name} {number}" for number in words.cat.categories}
         return words.cat.rename_categories(named)  # a number alone says nothing
 
-    def report(self, findings: Findings) -> Report:
+    def report(self) -> Report:
         """Return what was taken for what, with rows and sums."""
         roles = self.roles
-        kept = self.rows[[name for name in roles.numbers if name in self.rows]].sum()
+        kept = self.rows[self._numbers()].sum()
         source = self.given_sums[kept.index]
         columns = {
             "user": [roles.user],
@@ -557,24 +543,14 @@ class _Events:
             "attributes": list(self.attributes.values()),
             "left out": [f"{name or 'first'} ({why})" for name, why in roles.left_out.items()],
         }
-        sums = pd.DataFrame({"source": source, "kept": kept, "dropped": source - kept})
         return Report(
-            self.table.name, columns, len(self.table.frame), len(self.rows), sums, list(findings)
+            source=self.table.name,
+            columns=columns,
+            rows=len(self.table.frame),
+            kept=len(self.rows),
+            sums=pd.DataFrame({"source": source, "kept": kept, "dropped": source - kept}),
+            findings=list(self.findings.found),
         )
-
-
-def _is_typed(cells: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(cells)
-
-
-def _has_comma(cells: pd.Series) -> bool:
-    known = cells.dropna().astype(str).str.strip()
-    return has_decimal_comma(known.iloc[:2000])
-
-
-def _time_message(read: Times) -> str:
-    example = read.time[read.time.notna()].iloc[0]
-    return f"read as time: {read.how}; this one is {example}"
 
 
 def check_folder(path, out=None, today=None) -> tuple[dict, str]:
@@ -603,12 +579,12 @@ def check_folder(path, out=None, today=None) -> tuple[dict, str]:
     """
     users, findings = _Reader(path, {"columns": {}}, today).read()
     errors = findings.of("error")
-    data = {"in_order": not errors, "problems": [asdict(finding) for finding in findings]}
-    if users is None or errors:
-        lines = [f"{finding.kind}: {finding}" for finding in [*errors, *findings.of("dropped")]]
-        lines.append("Rows are counted from 0, without the header: row 0 is line 2 of a csv file.")
+    data = {"in_order": not errors, "problems": [asdict(finding) for finding in findings.found]}
+    if users is None:
+        lines = [f"{finding.kind}: {finding}" for finding in errors + findings.of("dropped")]
+        lines.append("Rows are counted from 0, without the header. Row 0 is line 2 of a csv file.")
         lines.append(
-            f"{path} cannot be read: {count(len(errors), 'error')}, only you can fix them."
+            f"{path} has {count(len(errors), 'error')}. Correct the table and check it again."
         )
         return data, "\n".join(lines)
     lines = [str(users.report)]
@@ -665,11 +641,9 @@ def _listed(value) -> str:
 
 def _unknown(facts: pd.DataFrame) -> dict[str, int]:
     """Count the users of whom an attribute is not known; kinds of one word under its one name."""
-    empty: dict[str, dict[str, int]] = {}
-    for name, n in facts.isna().sum().items():
-        empty.setdefault(str(name).partition(".")[0], {})[str(name)] = int(n)
+    unknown = facts.isna().sum()
     result = {}
-    for group, columns in empty.items():
-        alike = len(columns) > 1 and len(set(columns.values())) == 1
-        result |= {group: next(iter(columns.values()))} if alike else columns
-    return {name: n for name, n in result.items() if n}
+    for group, columns in unknown.groupby(lambda name: name.partition(".")[0], sort=False):
+        alike = len(columns) > 1 and columns.nunique() == 1
+        result |= {group: columns.iloc[0]} if alike else columns.to_dict()
+    return {name: int(n) for name, n in result.items() if n}

@@ -14,6 +14,7 @@ from functools import cache
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from qanchor.data.users import Users
 from qanchor.utils.io import read_resource_rows
@@ -241,11 +242,10 @@ def _truth(n: int, seed: int) -> GroundTruth:
     rng = np.random.default_rng([seed, 0])
     share = np.array(list(TRAITS.values()))
     own = np.sqrt(1 - (share**2).sum(axis=1))
-    values = rng.standard_normal((n, share.shape[1])) @ share.T + own * rng.standard_normal(
-        (n, len(TRAITS))
-    )
+    causes = rng.standard_normal((n, share.shape[1]))
+    values = causes @ share.T + own * rng.standard_normal((n, len(TRAITS)))
     traits = dict(zip(TRAITS, values.T, strict=True))
-    p = np.stack([1 / (1 + np.exp(-_logit(traits, *task))) for task in TASKS.values()], axis=1)
+    p = np.stack([expit(_logit(traits, *task)) for task in TASKS.values()], axis=1)
     missing = rng.random((n, len(MODALITIES))) < MISSING_SHARE
     # every user keeps at least two modalities of events
     missing[missing[:, :-1].sum(axis=1) > 3] = False
@@ -333,16 +333,16 @@ def _choose(
 
 def _days(rng: np.random.Generator, user: np.ndarray, traits: dict[str, np.ndarray]) -> np.ndarray:
     """Draw the day of each event: more with the trend, on weekends if sociable, some in bursts."""
-    slope, r = 0.9 * np.tanh(0.7 * traits["trend"])[user], rng.random(len(user))
+    n = len(user)
+    slope = 0.9 * np.tanh(0.7 * traits["trend"])[user]
+    r = rng.random(n)
     x = 2 * r / (1 - slope + np.sqrt((1 - slope) ** 2 + 4 * slope * r))  # linear density
     day = np.minimum(DAYS * x, DAYS - 1).astype(int)
-    moved = rng.random(len(user)) < 0.4 / (1 + np.exp(-1.5 * traits["social"][user]))
-    day = np.where(
-        moved & (day % 7 < 5),
-        np.minimum(day - day % 7 + rng.integers(5, 7, len(user)), DAYS - 1),
-        day,
-    )
-    burst = np.flatnonzero((rng.random(len(user)) < 0.15)[1:] & (user[1:] == user[:-1])) + 1
+    moved = rng.random(n) < 0.4 * expit(1.5 * traits["social"][user])
+    weekend = np.minimum(day - day % 7 + rng.integers(5, 7, n), DAYS - 1)
+    day = np.where(moved & (day % 7 < 5), weekend, day)
+    burst = rng.random(n) < 0.15
+    burst = np.flatnonzero(burst[1:] & (user[1:] == user[:-1])) + 1
     day[burst] = day[burst - 1]
     return day
 
@@ -351,45 +351,45 @@ def _minutes(
     rng: np.random.Generator, user: np.ndarray, traits: dict[str, np.ndarray]
 ) -> np.ndarray:
     """Draw the minute of the day: late with the trait night, early with the trait routine."""
-    night = rng.random(len(user)) < 1 / (1 + np.exp(2.2 - 1.1 * traits["night"][user]))
-    early = rng.random(len(user)) < 1 / (1 + np.exp(1.2 - 0.7 * traits["routine"][user]))
-    late, dawn, day = (rng.integers(*hours, len(user)) for hours in ((23, 28), (6, 10), (10, 23)))
-    return np.where(night, late % 24, np.where(early, dawn, day)) * 60 + rng.integers(
-        0, 60, len(user)
-    )
+    n = len(user)
+    night = rng.random(n) < expit(1.1 * traits["night"][user] - 2.2)
+    early = rng.random(n) < expit(0.7 * traits["routine"][user] - 1.2)
+    late = rng.integers(23, 28, n) % 24
+    dawn = rng.integers(6, 10, n)
+    day = rng.integers(10, 23, n)
+    hour = np.where(night, late, np.where(early, dawn, day))
+    return hour * 60 + rng.integers(0, 60, n)
 
 
 def _write(
     rng, modality: str, traits: dict, user: np.ndarray, theme: np.ndarray, day: np.ndarray
 ) -> pd.DataFrame:
     """Return the events with text (half the time the user's favorite of the theme) and numbers."""
+    n = len(user)
     texts_by_theme = [t.texts.get(modality, ()) for t in themes()]
-    size = np.array([len(texts) for texts in texts_by_theme])
-    first = np.cumsum([0, *map(len, texts_by_theme)])
+    size = np.array(list(map(len, texts_by_theme)))
+    first = size.cumsum() - size
     favorite = (user * 7919 + theme * 104729) % 997 % size[theme]
-    pick = np.where(rng.random(len(user)) < 0.5, favorite, rng.integers(0, size[theme]))
-    texts = pd.Categorical.from_codes(
-        first[theme] + pick, [text for texts in texts_by_theme for text in texts]
-    )
-    frame = pd.DataFrame({"user": pd.Categorical.from_codes(user, _ids(len(traits["wealth"])))})
+    pick = np.where(rng.random(n) < 0.5, favorite, rng.integers(0, size[theme]))
     minute = day * 1440 + _minutes(rng, user, traits)
-    frame["time"] = START.to_datetime64() + minute.astype("timedelta64[m]")
-    frame["modality"], frame["text"] = modality, texts
+    all_texts = [text for texts in texts_by_theme for text in texts]
+    frame = pd.DataFrame(
+        {
+            "user": pd.Categorical.from_codes(user, _ids(len(traits["wealth"]))),
+            "time": START.to_datetime64() + minute.astype("timedelta64[m]"),
+            "modality": modality,
+            "text": pd.Categorical.from_codes(first[theme] + pick, all_texts),
+        }
+    )
     if modality == "bill":
-        taste = 0.3 * traits["wealth"] - 0.1 * traits["thrift"]
         price = np.array([t.price for t in themes()])[theme]
-        frame["amount"] = (
-            price * np.exp(taste[user] + 0.4 * rng.standard_normal(len(user)))
-        ).round(2)
-        cut = rng.random(len(user)) < 1 / (1 + np.exp(1.8 - traits["thrift"][user]))
-        frame["discount"] = (
-            frame["amount"] * cut * rng.choice([0.05, 0.1, 0.2, 0.3], len(user))
-        ).round(2)
+        taste = 0.3 * traits["wealth"] - 0.1 * traits["thrift"]
+        amount = price * np.exp(taste[user] + 0.4 * rng.standard_normal(n))
+        frame["amount"] = amount.round(2)
+        is_cut = rng.random(n) < expit(traits["thrift"][user] - 1.8)
+        cut = is_cut * rng.choice([0.05, 0.1, 0.2, 0.3], n)
+        frame["discount"] = (frame["amount"] * cut).round(2)
     if modality in ("mini", "app"):
-        frame["minutes"] = (
-            np.exp(
-                1.2 + 0.3 * traits["activity"][user] + 0.7 * rng.standard_normal(len(user))
-            ).round()
-            + 1
-        )
+        length = 1.2 + 0.3 * traits["activity"][user] + 0.7 * rng.standard_normal(n)
+        frame["minutes"] = np.exp(length).round() + 1
     return frame

@@ -115,14 +115,13 @@ class Users:
             cutoff = events["time"].max() + pd.Timedelta(1, "us")
         else:
             cutoff = parse_cutoff(cutoff, source)
+        seen = events["modality"]
+        if modalities:
+            check_modalities(Findings(source, strict=True), seen, modalities)
         # By default the modalities are those of the history: a modality that appears only later
         # must not change how the past is read.
-        past_modalities = events["modality"][events["time"] < cutoff]
-        order = modalities or tuple(sorted(past_modalities.unique()))
-        late = [] if modalities else sorted(set(events["modality"]) - set(order))
-        unknown = ~events["modality"].isin([*order, *late])
-        if unknown.any():
-            check_modalities(Findings(strict=True), source, events["modality"], order)
+        order = modalities or tuple(sorted(seen[events["time"] < cutoff].unique()))
+        late = sorted(set(seen.unique()) - set(order))
         ids = tuple(sorted(set(events["user"].unique()).union(tabular.index, labels.index)))
         index = pd.Index(ids, name="user")
         events = events.assign(
@@ -241,16 +240,17 @@ class Users:
         """
         past = self.history()
         by_user = past.groupby("user", observed=False)
-        by_modality = past.groupby(["user", "modality"], observed=False)
-        counts = by_modality.size().unstack(fill_value=0)[list(self.modalities)]
-        counts.columns = [str(column) for column in counts.columns]
-        times = {"first": by_user["time"].min(), "last": by_user["time"].max()}
-        frame = pd.DataFrame({"events": by_user.size(), **times}).join(counts)
-        recent = {user: tuple(texts) for user, texts in _recent_texts(past)}
-        frame["recent"] = pd.Series(
-            [recent.get(user, ()) for user in frame.index], index=frame.index, dtype=object
+        times = (
+            by_user["time"]
+            .agg(["size", "min", "max"])
+            .set_axis(["events", "first", "last"], axis=1)
         )
-        return frame.rename_axis("user").reset_index().astype({"user": str})
+        counts = pd.crosstab(past["user"], past["modality"], dropna=False)[list(self.modalities)]
+        newest = by_user.tail(RECENT_EVENTS).iloc[::-1].astype({"text": str})
+        recent = newest.groupby("user", observed=True)["text"].agg(tuple)
+        frame = times.join(counts.rename(columns=str)).assign(recent=recent)
+        frame["recent"] = [texts if isinstance(texts, tuple) else () for texts in frame["recent"]]
+        return frame.reset_index().astype({"user": str})
 
     def save(self, folder) -> Path:
         """Write a folder that `load_users` reads; each file is written atomically.
@@ -286,9 +286,3 @@ class Users:
         text = json.dumps(about, indent=2) + "\n"
         atomic_write(folder / "about.json", lambda part: part.write_text(text))
         return folder
-
-
-def _recent_texts(past: pd.DataFrame):
-    """Yield each user with the texts of the last events, newest first."""
-    for user, texts in past.groupby("user", observed=True)["text"]:
-        yield user, texts.astype(str).iloc[-RECENT_EVENTS:][::-1]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from qanchor.errors import DataError
 from qanchor.utils.io import replace_surrogates
@@ -27,7 +28,6 @@ MAX_TIME = pd.Timestamp("2200-01-01")  # exclusive
 MAX_NUMBER = 1e15  # beyond it, sums of float64 amounts lose their cents
 MAX_SHOWN = 80  # characters of a value in a finding
 MAX_NAMES = 100  # of columns in a finding
-KINDS = ("error", "dropped", "changed", "note")
 
 
 @dataclass(frozen=True)
@@ -66,34 +66,43 @@ class Finding:
         return f"{self.error()}{rows}"
 
 
-class Findings(list):
-    """Collect findings.
+class Findings:
+    """Collect what is found in one table, in a list that several tables share.
 
     Args:
-        strict: Raise the first finding that is an error or leaves out rows (default False).
+        file: Name of the table (default: none yet).
+        strict: Raise the first finding that is an error (default False).
+        found: The list (default: a new one).
     """
 
-    def __init__(self, strict: bool = False):
-        super().__init__()
+    def __init__(self, file: str = "", strict: bool = False, found: list[Finding] | None = None):
+        self.file = file
         self.strict = strict
+        self.found = [] if found is None else found
 
-    def add(self, file, column, value, message, kind="error", row=None, rows=0) -> None:
-        """Add a finding; the arguments are those of `Finding`.
-
-        Raises:
-            DataError: The findings are strict, and this is an error or leaves out rows.
-        """
-        column = None if column is None else str(column)
-        finding = Finding(file, row, rows, column, shown(value), message, kind)
-        if self.strict and kind in ("error", "dropped"):
-            raise DataError(file, row, column, value, message)
-        self.append(finding)
-
-    def rows(self, file: str, cells: pd.Series, bad, message: str, kind: str = "error") -> None:
-        """Add a finding about the rows where `bad` is true, if there are any.
+    def of_table(self, file: str) -> Findings:
+        """Return findings about another table that extend the same list.
 
         Args:
             file: Name of the table.
+        """
+        return Findings(file, self.strict, self.found)
+
+    def add(self, column, value, message: str, kind="error", row=None, rows=0) -> None:
+        """Add a finding; the arguments are those of `Finding`.
+
+        Raises:
+            DataError: The findings are strict, and this is an error.
+        """
+        column = None if column is None else str(column)
+        if self.strict and kind == "error":
+            raise DataError(self.file, row, column, value, message)
+        self.found.append(Finding(self.file, row, rows, column, shown(value), message, kind))
+
+    def rows(self, cells: pd.Series, bad, message: str, kind: str = "error") -> None:
+        """Add a finding about the rows where `bad` is true, if there are any.
+
+        Args:
             cells: The column; its index holds the numbers of the rows in the file.
             bad: One truth for each cell.
             message: What is wrong and what to do.
@@ -101,16 +110,17 @@ class Findings(list):
         """
         at = np.flatnonzero(np.asarray(bad, bool))
         if len(at):
-            first = int(cells.index[at[0]])
-            self.add(file, cells.name, cells.iloc[at[0]], message, kind, first, len(at))
+            first = at[0]
+            row = int(cells.index[first])
+            self.add(cells.name, cells.iloc[first], message, kind, row, len(at))
 
-    def of(self, *kinds: str) -> list[Finding]:
-        """Return the findings of some kinds, in order.
+    def of(self, kind: str) -> list[Finding]:
+        """Return the findings of a kind, in order.
 
         Args:
-            *kinds: Kinds to return.
+            kind: The kind.
         """
-        return [finding for finding in self if finding.kind in kinds]
+        return [finding for finding in self.found if finding.kind == kind]
 
     def raise_errors(self) -> None:
         """Raise the first error and say how many more there are.
@@ -121,11 +131,10 @@ class Findings(list):
         errors = self.of("error")
         if not errors:
             return
-        first = errors[0]
-        message = first.message
+        message = errors[0].message
         if len(errors) > 1:
             message += f" ({count(len(errors) - 1, 'more error')}: `qanchor check` lists all)"
-        raise DataError(first.file, first.row, first.column, first.value, message)
+        raise replace(errors[0], message=message).error()
 
 
 def shown(value) -> object:
@@ -184,25 +193,17 @@ class Report:
 
     def to_dict(self) -> dict:
         """Return the report as plain data, for JSON."""
-        sums = {name: row.to_dict() for name, row in self.sums.iterrows()}
-        findings = [asdict(finding) for finding in self.findings]
-        sizes = {"rows": self.rows, "kept": self.kept, "dropped": self.dropped}
-        return {
-            "source": self.source,
-            "columns": self.columns,
-            **sizes,
-            "sums": sums,
-            "findings": findings,
-        }
+        sums = self.sums.to_dict("index")
+        return asdict(self) | {"dropped": self.dropped, "sums": sums}
 
     def __str__(self) -> str:
         lines = [f"{self.source}: {self.kept:,} of {count(self.rows, 'row')} are events."]
         lines += [f"  {role}: {', '.join(names)}" for role, names in self.columns.items() if names]
         lines += [f"  {finding.kind}: {finding}" for finding in self.findings]
-        for name, sums in self.sums[
-            self.sums.get("dropped", pd.Series(dtype=float)) != 0
-        ].iterrows():
-            lines.append(f"  sum of {name}: {sums['kept']:,.2f} of {sums['source']:,.2f} is kept")
+        for name, sums in self.sums.iterrows():
+            kept = f"{sums['kept']:,.2f} of {sums['source']:,.2f}"
+            if sums["dropped"]:
+                lines.append(f"  sum of {name}: {kept} is kept")
         return "\n".join(lines)
 
 
@@ -214,79 +215,78 @@ class Rule:
         is_bad: Returns one truth for each cell.
         message: What is wrong and what to do.
         fix: Returns what the bad cells become when a table is read; None if that is an error.
-        kind: Kind of the finding when a table is read (default "changed").
     """
 
     is_bad: Callable[[pd.Series], pd.Series]
     message: str
     fix: Callable[[pd.Series], object] | None = None
-    kind: str = "changed"
+
+
+def has_surrogate(cells: pd.Series) -> pd.Series:
+    """Find texts with a lone surrogate, which no file can hold; only object columns can.
+
+    Args:
+        cells: The column.
+    """
+    if cells.dtype != object:
+        return pd.Series(False, index=cells.index)
+    return cells.map(lambda text: isinstance(text, str) and replace_surrogates(text) != text)
 
 
 def _is_blank(cells: pd.Series) -> pd.Series:
-    return cells.isna() | (cells.astype(str).str.strip() == "")
+    return cells.isna() | (cells.str.strip() == "")
 
 
-def _has_surrogate(cells: pd.Series) -> pd.Series:
-    """Find texts with a lone surrogate, which no file can hold; only object columns can."""
-    if cells.dtype != object:
-        return pd.Series(False, index=cells.index)
-    return cells.map(
-        lambda text: (
-            isinstance(text, str) and not text.isascii() and replace_surrogates(text) != text
-        )
-    )
+def _is_out_of_range(time: pd.Series) -> pd.Series:
+    return (time < MIN_TIME) | (time >= MAX_TIME)
 
 
-def _cut(cells: pd.Series) -> pd.Series:
-    return cells.str.slice(stop=MAX_TEXT - 1) + "…"
-
-
-LIKE_A_LABEL = "named like a label, which must never be an input: drop the column, or rename one"
-EMPTY = "empty: fill it or drop the row"
-WORD_RULES = (Rule(_has_surrogate, "half a character (a lone surrogate): remove it"),)
+LIKE_A_LABEL = "named like a label, which must never be an input. Drop the column, or rename one."
+NO_EVENTS = "the table is empty. Give at least one event."
+NO_ID = "a user needs an id. Fill it or drop the row."
+EMPTY = "empty. Fill it or drop the row."
+HALF_CHARACTER = "half a character (a lone surrogate). Remove it."
+MISSING_COLUMN = f"missing. The columns {', '.join(REQUIRED)} are required."
+NOT_A_NUMBER = "not a number. Encode it as numbers, or drop the column."
+UNREADABLE = "cannot be read. Write it again as parquet or csv."
+NOT_A_TIME = "not a time. Write it as 2025-01-31 18:00:00."
+OUT_OF_RANGE = f"not from {MIN_TIME.year} to {MAX_TIME.year - 1}. Check the year."
+TOO_LONG = Rule(
+    lambda cells: cells.str.len() > MAX_TEXT,
+    f"over {MAX_TEXT:,} characters. Shorten it.",
+    lambda cells: cells.str.slice(stop=MAX_TEXT - 1) + "…",
+)
+NULL_BYTE = Rule(
+    lambda cells: cells.str.contains("\x00", regex=False),
+    "a null byte. Remove it.",
+)
+NOT_FINITE = Rule(np.isinf, "not finite. Leave the cell empty.", lambda cells: np.nan)
+TOO_LARGE = Rule(
+    lambda cells: cells.abs() > MAX_NUMBER,
+    f"beyond {MAX_NUMBER:.0e}. Check the amount.",
+)
+NO_LABEL = Rule(
+    lambda cells: cells.notna() & ~cells.isin([0, 1]),
+    "a label is 0, 1 or empty. Write one of them.",
+)
 RULES = {
-    "user": (*WORD_RULES, Rule(_is_blank, "a user needs an id: fill it or drop the row")),
-    "modality": (*WORD_RULES, Rule(_is_blank, EMPTY)),
-    "text": (
-        *WORD_RULES,
-        Rule(_is_blank, EMPTY),
-        Rule(
-            lambda cells: cells.str.len() > MAX_TEXT,
-            f"over {MAX_TEXT:,} characters: shorten it",
-            _cut,
-        ),
-        Rule(lambda cells: cells.str.contains("\x00", regex=False), "a null byte: remove it"),
-    ),
-    "time": (
-        Rule(
-            lambda time: (time < MIN_TIME) | (time >= MAX_TIME),
-            f"not from {MIN_TIME.year} to {MAX_TIME.year - 1}: is the year right?",
-        ),
-    ),
-    "number": (
-        Rule(np.isinf, "not finite: leave the cell empty", lambda cells: np.nan),
-        Rule(lambda cells: cells.abs() > MAX_NUMBER, f"beyond {MAX_NUMBER:.0e}: is that meant?"),
-    ),
-    "fact": (Rule(np.isinf, "not finite: leave the cell empty", lambda cells: np.nan),),
-    "label": (
-        Rule(np.isinf, "not finite: leave the cell empty", lambda cells: np.nan),
-        Rule(
-            lambda cells: cells.notna() & ~cells.isin([0, 1]),
-            "a label is 0, 1 or empty: write one of them",
-        ),
-    ),
+    "user": [Rule(_is_blank, NO_ID)],
+    "modality": [Rule(_is_blank, EMPTY)],
+    "text": [Rule(_is_blank, EMPTY), TOO_LONG, NULL_BYTE],
+    "time": [Rule(_is_out_of_range, OUT_OF_RANGE)],
+    "number": [NOT_FINITE, TOO_LARGE],
+    "fact": [NOT_FINITE],
+    "label": [NOT_FINITE, NO_LABEL],
 }
 
 
 def apply_rules(
-    findings: Findings, file: str, cells: pd.Series, role: str, given: pd.Series | None = None
+    findings: Findings, cells: pd.Series, role: str, given: pd.Series | None = None
 ) -> pd.Series:
     """Check a column by the rules of its role and fix what can be fixed.
 
     Args:
         findings: Collects what is found; if it is strict, nothing is fixed and the first is raised.
-        file: Name of the table.
         cells: The column.
         role: Key of `RULES`.
         given: The column as it was in the table, for messages (default: `cells`).
@@ -300,11 +300,10 @@ def apply_rules(
     given = cells if given is None else given
     for rule in RULES[role]:
         bad = rule.is_bad(cells)
-        if not bad.any():
-            continue
-        fixes = rule.fix is not None and not findings.strict
-        findings.rows(file, given, bad, rule.message, rule.kind if fixes else "error")
-        if fixes:
+        if rule.fix is None or findings.strict:
+            findings.rows(given, bad, rule.message)
+        elif bad.any():
+            findings.rows(given, bad, rule.message, "changed")
             cells = cells.mask(bad, rule.fix(cells))
     return cells
 
@@ -328,23 +327,21 @@ def validated_events(events: pd.DataFrame, source: str = "events") -> pd.DataFra
         >>> validated_events(events)["user"].tolist()
         ['7']
     """
-    findings = Findings(strict=True)
+    findings = Findings(source, strict=True)
     for column in REQUIRED:
         if column not in events:
-            message = f"missing: needed are {', '.join(REQUIRED)}"
-            findings.add(source, column, list(events.columns), message)
+            findings.add(column, list(events.columns), MISSING_COLUMN)
     if not len(events):
-        findings.add(source, "user", "no rows", "the table is empty: give at least one event")
+        findings.add("user", "no rows", NO_EVENTS)
     events = events.reset_index(drop=True)
     result = pd.DataFrame(index=events.index)
     for column in TEXT_COLUMNS:
         cells = events[column]
-        findings.rows(source, cells, cells.isna(), EMPTY)
-        findings.rows(source, cells, _has_surrogate(cells), WORD_RULES[0].message)
-        result[column] = apply_rules(findings, source, cells.astype(str), column)
-    result.insert(1, "time", _iso_times(findings, source, events["time"]))
+        findings.rows(cells, has_surrogate(cells), HALF_CHARACTER)
+        result[column] = apply_rules(findings, cells.astype(str), column)
+    result.insert(1, "time", _iso_times(findings, events["time"]))
     for column in events.columns.difference(REQUIRED, sort=False):
-        result[column] = plain_numbers(findings, source, events[column], "number")
+        result[column] = plain_numbers(findings, events[column], "number")
     return result
 
 
@@ -369,39 +366,34 @@ def validated_facts(frame: pd.DataFrame | None, source: str, binary: bool = Fals
     """
     if frame is None:
         return pd.DataFrame(index=pd.Index([], dtype=str, name="user"))
-    source = frame.attrs.get("source", source)
-    findings = Findings(strict=True)
+    findings = Findings(frame.attrs.get("source", source), strict=True)
     ids = pd.Series(frame.index, name="user")
-    findings.rows(source, ids, ids.isna(), "a user needs an id: fill it or drop the row")
-    findings.rows(source, ids, _has_surrogate(ids), WORD_RULES[0].message)
+    findings.rows(ids, ids.isna(), NO_ID)
+    findings.rows(ids, has_surrogate(ids), HALF_CHARACTER)
     ids = ids.astype(str)
-    findings.rows(source, ids, ids.duplicated(), "twice: one row a user")
+    findings.rows(ids, ids.duplicated(), "given twice. Keep one row per user.")
     result = pd.DataFrame(index=pd.Index(ids, name="user"))
     role = "label" if binary else "fact"
     for column in frame.columns:
         cells = frame[column].reset_index(drop=True)
-        result[column] = plain_numbers(findings, source, cells, role).to_numpy()
+        result[column] = plain_numbers(findings, cells, role).to_numpy()
     return result
 
 
-def _iso_times(findings: Findings, source: str, cells: pd.Series) -> pd.Series:
+def _iso_times(findings: Findings, cells: pd.Series) -> pd.Series:
     """Read ISO 8601 only: 03/04/2025 is March or April, and a bare number has no unit."""
-    texts = cells.astype(str) if pd.api.types.is_numeric_dtype(cells) else cells
+    texts = cells.astype(str) if is_numeric_dtype(cells) else cells
     time = pd.to_datetime(texts, errors="coerce", utc=True, format="ISO8601").dt.tz_localize(None)
-    relative = False
-    if texts.dtype in (object, "str"):
-        relative = texts.isin(("now", "today"))  # pandas would replace them by the current time
-    wrong = time.isna() | relative
-    findings.rows(source, cells, wrong, "not a time: write it as 2025-01-31 18:00:00")
-    return apply_rules(findings, source, time, "time", cells).astype("datetime64[us]")
+    relative = texts.astype(object).isin(["now", "today"])  # pandas would read the clock
+    findings.rows(cells, time.isna() | relative, NOT_A_TIME)
+    return apply_rules(findings, time, "time", cells).astype("datetime64[us]")
 
 
-def plain_numbers(findings: Findings, source: str, cells: pd.Series, role: str) -> pd.Series:
+def plain_numbers(findings: Findings, cells: pd.Series, role: str) -> pd.Series:
     """Read a column of plain numbers and check it.
 
     Args:
         findings: Collects what is found.
-        source: Name of the table.
         cells: The column.
         role: "number", "fact" or "label".
 
@@ -409,31 +401,41 @@ def plain_numbers(findings: Findings, source: str, cells: pd.Series, role: str) 
         Floats, NaN where a cell is empty.
     """
     if cells.dtype.kind in "mM":
-        message = "a time, not a number: write one, or drop it"
-        findings.add(source, cells.name, str(cells.dtype), message)
+        findings.add(
+            cells.name,
+            str(cells.dtype),
+            "a time, not a number. Write a number, or drop the column.",
+        )
     values = pd.to_numeric(cells, errors="coerce").astype(float)
-    wrong = values.isna() & cells.notna()
-    message = "not a number: encode it as numbers, or drop the column"
-    findings.rows(source, cells, wrong, message)
-    return apply_rules(findings, source, values, role, cells)
+    findings.rows(cells, values.isna() & cells.notna(), NOT_A_NUMBER)
+    return apply_rules(findings, values, role, cells)
 
 
-def check_modalities(
-    findings: Findings, source: str, modality: pd.Series, known: tuple[str, ...]
-) -> None:
+def check_modalities(findings: Findings, modality: pd.Series, known: tuple[str, ...]) -> None:
     """Report modalities that are not among those that are known.
 
     Args:
         findings: Collects them.
-        source: Name of the events table.
         modality: The modality of each event.
         known: Modalities that are allowed.
     """
-    for name in sorted(set(modality.dropna()) - set(known)):
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f" (is it {near[0]!r}?)" if near else ""
-        message = f"not one of {', '.join(known)}{hint}: add it to about.json's modalities"
-        findings.rows(source, modality, modality == name, message)
+    for name in sorted(set(modality.dropna().unique()) - set(known)):
+        message = (
+            f"not one of {', '.join(known)}{did_you_mean(name, known)}."
+            " Add it to about.json's modalities."
+        )
+        findings.rows(modality, modality == name, message)
+
+
+def did_you_mean(name, known: Iterable[str]) -> str:
+    """Return a hint such as " (is it 'app'?)", or nothing if no known name is alike.
+
+    Args:
+        name: A name that is not known.
+        known: Names that are.
+    """
+    near = difflib.get_close_matches(str(name), list(known), 1)
+    return f" (is it {near[0]!r}?)" if near else ""
 
 
 def parse_cutoff(cutoff, source: str) -> pd.Timestamp:
@@ -455,10 +457,9 @@ def parse_cutoff(cutoff, source: str) -> pd.Timestamp:
     """
     try:
         time = pd.Timestamp(cutoff)
-    except (ValueError, TypeError) as error:
-        hint = "not a time: write it as 2025-01-31"
-        raise DataError(source, None, "cutoff", cutoff, hint) from error
+    except (ValueError, TypeError):
+        time = pd.NaT
     if pd.isna(time) or time.tzinfo:
-        hint = "not a plain time without an offset: write it as 2025-01-31"
+        hint = "not a plain time without an offset. Write it as 2025-01-31."
         raise DataError(source, None, "cutoff", cutoff, hint)
     return time

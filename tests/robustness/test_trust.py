@@ -298,7 +298,7 @@ def test_torn_manifests_parts_and_tables_are_told(tmp_path):
     ):
         path.write_text(torn)
         with pytest.raises(
-            DataError, match=r"manifest.json, column .*: (torn or edited|no number of a shard)"
+            DataError, match=r"manifest.json, column .*: (damaged or edited|no number of a shard)"
         ):
             write_pairs(WORLD, tmp_path / "pairs", per_sample=1)
     path.write_text(whole)
@@ -334,7 +334,8 @@ def test_half_a_character_is_refused_in_a_table_and_borne_in_a_query():
         object
     )
     with pytest.raises(
-        DataError, match=r"row 0, column 'text': .*half a character \(a lone surrogate\): remove it"
+        DataError,
+        match=r"row 0, column 'text': .*half a character \(a lone surrogate\)\. Remove it",
     ):
         qa.Users.from_events(events.assign(text=pd.Series(["tea \ud83c"], dtype=object)))
     engine = make_engine(make_model(WORLD))

@@ -156,8 +156,8 @@ def test_check_tells_what_is_wrong(qanchor, tmp_path):
     assert told == [1, "time", "soon", "error"]
     for words in (("check", tmp_path), ("check", tmp_path, "--fix", tmp_path.with_name("out"))):
         done = qanchor(*words)
-        assert done.code == 1 and "1 error, only you can fix" in done.out
-        assert "not a time: write it as 2025-01-31 18:00:00" in done.out
+        assert done.code == 1 and "has 1 error. Correct the table" in done.out
+        assert "not a time. Write it as 2025-01-31 18:00:00" in done.out
     assert not tmp_path.with_name("out").exists()
 
 
@@ -168,7 +168,7 @@ def test_check_writes_what_was_read_into_a_new_folder(qanchor, tmp_path):
     )
     done = qanchor("check", tmp_path / "mine")
     assert done.code == 0 and "1 of 2 rows are events" in done.out
-    assert "a user needs an id: the row is left out" in done.out and "user: customer" in done.out
+    assert "a user needs an id. The row is left out" in done.out and "user: customer" in done.out
     assert "training: 1 day of history" in done.out
     done = qanchor("check", tmp_path / "mine", "--fix", tmp_path / "out", "--json")
     assert done.code == 0 and done.json()["events"] == 1 == done.json()["report"]["dropped"]

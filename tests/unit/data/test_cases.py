@@ -152,7 +152,7 @@ def test_03_labels_of_nobody_are_refused(tmp_path):
 
 def test_04_ids_cut_by_a_spreadsheet_are_refused(tmp_path):
     rows = [("4.91234E+11", *row[1:]) for row in days(12)]
-    refused(put(tmp_path, csv(rows)), "row 0, column 'user': '4.91234E+11'", "export ids as text")
+    refused(put(tmp_path, csv(rows)), "row 0, column 'user': '4.91234E+11'", "Export ids as text")
 
 
 def test_05_and_40_row_numbers_and_empty_columns_are_left_out(tmp_path):
@@ -350,7 +350,7 @@ REFUSED = {
     "empty": (b"", "No columns to parse"),
     "only a header": (f"{HEADER}\n", "at least one event"),
     "11b a workbook": (b"PK\x03\x04 and so on", "Save the sheet as CSV UTF-8"),
-    "an old workbook": (b"\xd0\xcf\x11\xe0 and so on", "save it as CSV UTF-8"),
+    "an old workbook": (b"\xd0\xcf\x11\xe0 and so on", "Save it as CSV UTF-8"),
     "two names": ("user,time,text,text\na,2025-01-01,tea,milk\n", "two columns of one name"),
 }
 
@@ -556,7 +556,7 @@ def test_attributes_are_those_of_the_history(tmp_path):
 def test_37_a_label_of_two_words_asks_which_is_one(tmp_path):
     words = "user,status\n" + "".join(f"u{i},{('churned', 'active')[i % 2]}\n" for i in range(6))
     folder = put(tmp_path, csv(days(24)), labels=words)
-    refused(folder, "is 'churned' or 'active' the 1?", '"positive": "churned"')
+    refused(folder, "whether 'churned' or 'active' is the 1", '"positive": "churned"')
     (folder / "about.json").write_text('{"positive": "churned"}')
     users = read(folder)
     assert users.label("status").tolist() == [1, 0] * 3

@@ -167,7 +167,7 @@ def test_a_label_named_like_an_input_is_refused():
     frame = frame_of(rows)
     labels = pd.DataFrame({"amount": truth}, pd.Index(list(IDS), name="user"))
     with pytest.raises(
-        DataError, match=r"events.*amount.*named like a label, .* drop the column, or rename one"
+        DataError, match=r"events.*amount.*named like a label, .* Drop the column, or rename one"
     ):
         Users.from_events(frame, CUTOFF, labels=labels)
     with pytest.raises(DataError, match=r"users.*rooms.*named like a label"):
