@@ -22,7 +22,6 @@ from qanchor.analysis.group_queries import (
 from qanchor.analysis.shift import residual_shift
 from qanchor.data.export import MIN_GROUP_SIZE, membership_mask
 from qanchor.data.users import Users
-from qanchor.inference.ranking import label_free_scores
 from qanchor.useru.behavior import topic_rates
 from qanchor.useru.topics import TOPICS
 from qanchor.utils.arrays import l2_normalize
@@ -261,11 +260,7 @@ def _user_scores(
     from scipy.stats import rankdata
 
     z = embedding_cache.embeddings[query]
-    cache = embedding_cache.cache
-    model = embedding_cache.engine.model
-    ranking = label_free_scores(
-        model, embedding_cache.ids, query, z, cache.unit, cache.horizon_days
-    )
+    ranking = embedding_cache.engine.score(embedding_cache.cache, query, z)
     moved = residual_shift(l2_normalize(embedding_cache.embeddings[""]), l2_normalize(z))
     return rankdata(ranking["score"], nan_policy="propagate"), moved
 

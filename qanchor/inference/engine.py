@@ -39,6 +39,7 @@ from qanchor.models.model import QAnchor
 from qanchor.models.pointing_model import PointingModel
 from qanchor.models.prefix_encoder import Prefix, token_columns
 from qanchor.models.user_tokens import TokenReader, UserTokens
+from qanchor.useru.suggestions import suggest_concept_queries, suggest_queries
 from qanchor.utils.text import plural
 from qanchor.utils.types import Progress, StageProgress
 
@@ -242,6 +243,21 @@ class Engine:
         """
         encoder = self.model.config.text_encoder
         return TokenReader(users, encoder, population=self.pointing.population).read()
+
+    def suggest_queries(self, users: Users, many: int = 6) -> tuple[str, ...]:
+        """Return questions that fit users, of what the run has learned to ask.
+
+        Args:
+            users: The users.
+            many: Number of questions at most. Default: 6.
+        """
+        if self.pointing is None:
+            return suggest_queries(users)[:many]
+        population = self.pointing.population
+        share = dict(zip(population.things, np.exp(-population.rarity).tolist(), strict=True))
+        return suggest_concept_queries(
+            self.pointing.concepts, share, users.unit, users.horizon_days, many
+        )
 
     # -- checks --
 
@@ -495,17 +511,38 @@ class Engine:
             scores = rank_by_pointing(self.pointing, tokens, query)
             return scores.sort_values("score", ascending=False, kind="stable", ignore_index=True)
         report = progress or (lambda stage, done, total: None)
-        unit = cache.unit
-        horizon_days = cache.horizon_days
-        for done, total in iter_warm_up(self.model, query, unit, horizon_days):
+        for done, total in iter_warm_up(self.model, query, cache.unit, cache.horizon_days):
             report("reading graded answers", done, total)
         encoded = self.encode_query(query)
-        stage = f"asking {plural(unit)}"
+        stage = f"asking {plural(cache.unit)}"
         anchors = self.embed(cache, encoded, lambda done, total: report(stage, done, total))[:, 0]
-        scores = label_free_scores(
-            self.model, cache.ids, query, anchors, unit, horizon_days, encoded
-        )
+        scores = self.score(cache, query, anchors, encoded)
         return scores.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+
+    def score(
+        self,
+        cache: PrefixCache,
+        query: str,
+        anchors: Float[np.ndarray, "user dim"],
+        encoded: EncodedQueries | None = None,
+    ) -> pd.DataFrame:
+        """Score embedded users for a query without labels, see `rank`.
+
+        Args:
+            cache: From `prefill`.
+            query: Text.
+            anchors: Embeddings of the users under the query. A run with a pointing reader does not
+                need them.
+            encoded: What `encode_query` returned for the query. Default: encode it.
+
+        Returns:
+            The rows of `rank` in the order of `cache.ids`.
+        """
+        if self.pointing is not None and cache.tokens is not None:
+            return rank_by_pointing(self.pointing, cache.tokens, query)
+        return label_free_scores(
+            self.model, cache.ids, query, anchors, cache.unit, cache.horizon_days, encoded
+        )
 
 
 def greedy_decode(

@@ -26,7 +26,6 @@ from qanchor.inference.pointing_engine import PointingEngine
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.inference.ranking import label_free_scores
 from qanchor.models.heads import QueryLike, query_text
-from qanchor.useru.suggestions import suggest_queries
 from qanchor.utils.arrays import LRUCache
 from qanchor.utils.text import count, plural
 from qanchor.workbench.messages import (
@@ -114,7 +113,7 @@ class AttentionBackend:
         self.units = plural(users.unit)
         self.most = most
         self.seed = seed
-        self.queries = list(suggest_queries(users))
+        self.queries = list(engine.suggest_queries(users))
         self.names = attention_rows(engine, users)
         self.results = LRUCache(
             MAX_CACHED_LOOKS * most

@@ -19,7 +19,6 @@ from qanchor.inference.engine import Engine
 from qanchor.inference.evidence import interpret, rank_by_pointing
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.inference.ranking import is_novel, iter_warm_up, label_free_scores
-from qanchor.useru.suggestions import suggest_queries
 from qanchor.utils.text import plural
 from qanchor.workbench.messages import (
     backtest_progress,
@@ -86,7 +85,7 @@ class LensBackend:
         self.seed = seed
         self.unit = users.unit
         self.units = plural(users.unit)
-        self.queries = list(suggest_queries(users))
+        self.queries = list(engine.suggest_queries(users))
         self.provenance = partial(provenance, engine.model.run, seed, unit=users.unit)
         self.embedding_cache = embedding_cache or EmbeddingCache(engine, self.cache)
         self.embeddings = self.embedding_cache.embeddings
@@ -145,9 +144,7 @@ class LensBackend:
             yield Update(min(done, total - 1), total, RANKING, data={"ranking": None})
         embeddings = self.embeddings[query]
         encoded = self.embedding_cache.encode(query)
-        ranking = label_free_scores(
-            model, self.ids, query, embeddings, cache.unit, cache.horizon_days, encoded
-        )
+        ranking = self.engine.score(cache, query, embeddings, encoded)
         yield Update(total, total, data={"ranking": ranking})
 
     def backtest(self, query: str) -> Iterator[Update]:

@@ -14,7 +14,6 @@ from qanchor.inference.engine import Engine
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.prompt_tuning.soft_prompt import SoftPrompt
 from qanchor.prompt_tuning.tuning import iter_tune_prompt
-from qanchor.useru.suggestions import suggest_queries
 from qanchor.utils.text import plural
 from qanchor.workbench.messages import evaluation_begins, prompt_summary, tuning_begins
 from qanchor.workbench.updates import Update
@@ -62,7 +61,7 @@ class PromptTuningBackend:
         self.unit = users.unit
         self.units = plural(users.unit)
         self.labels = [str(name) for name in users.labels]
-        self.queries = list(suggest_queries(users))
+        self.queries = list(engine.suggest_queries(users))
         paper = {"vectors": PAPER_VECTORS, "steps": PAPER_STEPS}
         steps = CPU_STEPS if engine.model.device.type == "cpu" else PAPER_STEPS
         self.defaults = {"vectors": PAPER_VECTORS, "steps": steps, "paper": paper}

@@ -7,7 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import pandas as pd
 
 from qanchor.analysis.embedding_cache import EmbeddingCache
-from qanchor.analysis.query_matrix import default_groups, default_queries, query_group_matrix
+from qanchor.analysis.query_matrix import (
+    MAX_QUERIES,
+    default_groups,
+    default_queries,
+    query_group_matrix,
+)
 from qanchor.data.export import MIN_GROUP_SIZE
 from qanchor.data.users import Users
 from qanchor.utils.arrays import LRUCache
@@ -63,13 +68,20 @@ class QueryMatrixBackend:
         self.units = plural(users.unit)
         self.least = MIN_GROUP_SIZE
         self.seed = seed
-        self.queries = default_queries(users) if queries is None else list(queries)
+        self.queries = self._default_queries(users) if queries is None else list(queries)
         self.groups = (
             default_groups(users)
             if groups is None
             else {name: tuple(ids) for name, ids in groups.items()}
         )
         self._cells = LRUCache(MAX_CACHED_CELLS)
+
+    def _default_queries(self, users: Users) -> list[str]:
+        """Return the questions to open with."""
+        engine = self.embedding_cache.engine
+        if engine.pointing is None:
+            return default_queries(users)
+        return list(engine.suggest_queries(users, MAX_QUERIES))
 
     def __call__(
         self, queries: Sequence[str], groups: Mapping[str, Iterable[str]]

@@ -20,6 +20,8 @@ from qanchor.workbench.prompt_tuning import PromptTuningBackend
 from qanchor.workbench.query_matrix import QueryMatrixBackend
 from qanchor.workbench.updates import Update
 
+MAX_QUESTIONS = 60  # about concepts, that may set a group apart
+
 
 class WorkbenchSession:
     """Read users once and hold what every view of a workbench asks:
@@ -67,7 +69,8 @@ class WorkbenchSession:
         self.tuning = PromptTuningBackend(engine, self.cache, users) if has_labels else None
         self.method = self.lens.method
         self.describe = partial(describe_group, users)
-        self.explain = GroupQueriesBackend(self.embedding_cache)
+        questions = engine.suggest_queries(users, MAX_QUESTIONS) if engine.pointing else None
+        self.explain = GroupQueriesBackend(self.embedding_cache, questions)
         self.export = partial(export_group, users)
         self.provenance = self.lens.provenance
 

@@ -38,16 +38,16 @@ def store(monkeypatch):
     base = random.normal(size=(300, 16))
     embeddings = {query: base + 0.5 * random.normal(size=base.shape) for query in ["", *QUERIES]}
     embeddings["q1"][:40, 0] += 3
-    store = EmbeddingCache(idle(), PrefixCache(PEOPLE, "user"))
-    for query, z in embeddings.items():
-        store.embeddings[query] = (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
 
-    def score(model, ids, query, anchors, unit, horizon_days):
+    def score(cache, query, anchors):
         return pd.DataFrame(
             {"score": anchors[:, 0] if query != "q3" else np.full(len(anchors), np.nan)}
         )
 
-    monkeypatch.setattr(query_matrix, "label_free_scores", score)
+    monkeypatch.setattr(idle(), "score", score)
+    store = EmbeddingCache(idle(), PrefixCache(PEOPLE, "user"))
+    for query, z in embeddings.items():
+        store.embeddings[query] = (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
     return store
 
 

@@ -393,7 +393,9 @@ def test_what_is_wrong_is_told(home, tmp_path):
         tmp_path / "bad" / "users.parquet"
     )
     events.drop(index=7).to_parquet(tmp_path / "bad" / "events.parquet", index=False)
-    with pytest.raises(DataError, match=r"users, shard 0, row \d+, column 'user': 'a': given twice"):
+    with pytest.raises(
+        DataError, match=r"users, shard 0, row \d+, column 'user': 'a': given twice"
+    ):
         embed(home, tmp_path / "twice", tmp_path / "bad", shards=1)
 
 

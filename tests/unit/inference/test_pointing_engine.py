@@ -119,6 +119,19 @@ def test_the_attention_view_works(engine, users):
     assert edited.data["moved"] >= 0
 
 
+def test_every_view_of_a_session_works(engine, users):
+    session = qa.WorkbenchSession(engine, users, method="pca")
+    assert session.lens.queries[0] == "Will this member come back?"
+    assert any(query.endswith("likely within 30 days?") for query in session.matrix.queries)
+    groups = {"first": users.ids[:30], "last": users.ids[-30:]}
+    *_, matrix = session.matrix(session.matrix.queries[:2], groups)
+    assert len(matrix.data["frame"]) == 4
+    *_, explained = session.explain(users.ids[:30])
+    assert explained.data["frame"]["auc"].between(0, 1).all()
+    *_, answered = session.lens(QUERY)
+    assert answered.data["ranking"]["user"].tolist() == list(users.ids)
+
+
 def test_a_soft_prompt_is_a_query(engine, cache, users):
     labels = pd.Series([float("bread" in user_texts(users, user)) for user in users.ids], users.ids)
     labels[:6] = 1 - labels[:6]  # two classes in any case
