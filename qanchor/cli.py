@@ -212,7 +212,10 @@ def check_command(
 
 
 @app.command("concepts")
-def concepts_command(users: UsersOf, as_json: Json = False) -> None:
+def concepts_command(
+    users: Annotated[str, typer.Argument(help="a folder, or world[:N], journey[:CUTOFF]")],
+    as_json: Json = False,
+) -> None:
     """List what can be asked of users: concepts induced from their own events."""
     task = make_concept_task(open_users(users), qa.SMALL.text_encoder)
     rows = [concept.to_dict() for concept in task.concepts]

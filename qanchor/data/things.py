@@ -14,6 +14,29 @@ MAX_TEXTS = 4000  # distinct texts that become things; of more, the most frequen
 MAX_LABEL_LENGTH = 80
 DAY_PARTS = {"night": (0, 6), "morning": (6, 12), "afternoon": (12, 18), "evening": (18, 24)}
 WEEKDAYS = {"weekday": (0, 5), "weekend": (5, 7)}
+MONEY_WORDS = frozenset(
+    [
+        "amount",
+        "spend",
+        "spent",
+        "price",
+        "cost",
+        "costs",
+        "dollars",
+        "euros",
+        "usd",
+        "eur",
+        "gbp",
+        "money",
+        "payment",
+        "revenue",
+        "sales",
+        "total",
+        "value",
+        "turnover",
+        "monetary",
+    ]
+)
 KINDS = ("text", "modality", "number", "time", "attribute")
 
 
@@ -26,12 +49,19 @@ class Thing:
         kind: One of `KINDS`.
         label: Its name in plain words, such as "payment done".
         modality: Modality of most of its events; empty for times and attributes.
+        alias: What questions call it, if they would not use its label; empty for none.
     """
 
     name: str
     kind: str
     label: str
     modality: str = ""
+    alias: str = ""
+
+    @property
+    def words(self) -> str:
+        """Return the words that questions are compared with."""
+        return self.alias or self.label
 
 
 def plain_label(text: str) -> str:
@@ -143,6 +173,13 @@ def _main_number(past: pd.DataFrame, numbers: tuple[str, ...]) -> str:
     return max(filled, key=filled.get) if filled else ""
 
 
+def _number_thing(column: str) -> Thing:
+    """Return the thing of a number column; people ask what was spent, whatever money is called."""
+    label = plain_label(column)
+    is_money = any(word in MONEY_WORDS for word in label.split())
+    return Thing(f"number:{column}", "number", label, alias=f"{label} spent" if is_money else "")
+
+
 def _list_things(users: Users, past: pd.DataFrame) -> tuple[Thing, ...]:
     """List what can be pointed at in the past events."""
     counts = past["text"].value_counts()
@@ -156,7 +193,7 @@ def _list_things(users: Users, past: pd.DataFrame) -> tuple[Thing, ...]:
     ]
     names = [str(name) for name in users.modalities]
     things += [Thing(f"modality:{name}", "modality", plain_label(name), name) for name in names]
-    things += [Thing(f"number:{column}", "number", plain_label(column)) for column in users.numbers]
+    things += [_number_thing(column) for column in users.numbers]
     clock = past["time"].dt.floor("D") != past["time"]
     if clock.any():
         things += [Thing(f"time:{name}", "time", name) for name in DAY_PARTS]

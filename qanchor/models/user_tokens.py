@@ -167,9 +167,9 @@ class TokenReader:
         self.events = ThingEvents(users, until, main_number)
         self.horizon_days = users.horizon_days
         self.things = self.events.things
-        labels = [thing.label for thing in self.things]
-        self.vectors = text_vectors(labels, encoder).astype(np.float32)
-        self.spelling = spelling_vectors(labels)
+        words = [thing.words for thing in self.things]
+        self.vectors = text_vectors(words, encoder).astype(np.float32)
+        self.spelling = spelling_vectors(words)
 
     def read(self, cutoff=None) -> UserTokens:
         """Read all users that have an event before a cut-off. Later events have no influence.
