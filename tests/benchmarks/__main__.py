@@ -23,6 +23,7 @@ from .concepts import concepts
 from .curves import curves
 from .datasets import load_movielens
 from .fairness import fairness
+from .fitted import fitted
 from .fuzz import fuzz
 from .prompts import prompts
 from .replay import replay
@@ -36,7 +37,7 @@ from .useru import useru
 
 WITH_PROGRESS = {
     run.__name__: run
-    for run in (tasks, ablations, replay, fairness, prompts, curves, attention, concepts)
+    for run in (tasks, ablations, replay, fairness, prompts, curves, attention, concepts, fitted)
 }
 WITHOUT_PROGRESS = (tune, cache, ask, refresh, versus, train, scale, texts, useru, card, fuzz, soak)
 BENCHMARKS = WITH_PROGRESS | {run.__name__: run for run in WITHOUT_PROGRESS}

@@ -1,0 +1,76 @@
+"""What `fit` reaches on a data set with labels, and whether it refuses what cannot be answered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+import qanchor as qa
+from qanchor.data.users import Users
+from qanchor.inference.evidence import interpret
+from qanchor.training.reader import make_concept_task
+from tests.benchmarks.task_scores import QUERIES
+
+UNANSWERABLE = Path(__file__).with_name("unanswerable.txt")
+MAX_WORDINGS = 400  # held-out wordings that are checked
+
+
+def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=None) -> dict:
+    """Fit a pointing model; rank users for the question of each label, and embed them for it.
+
+    `label_free` is the AUC of the ranking, which saw no label; it is None if the question was
+    refused. `probe` is the AUC of a linear probe on the embedding. `refused` counts 40 questions
+    that no event log of this kind can answer (each should be refused), and wordings about the
+    users' own concepts that training did not see (none should be). `run` is not looked at.
+    """
+    people = users()
+    start = time.monotonic()
+    model = qa.fit(people, progress=progress or False)
+    seconds = time.monotonic() - start
+    engine = qa.Engine(model)
+    cache = engine.prefill(people)
+    rows = []
+    for task in people.labels.columns:
+        query = QUERIES.get(task, f"{task}?").replace("{user}", people.unit)
+        label = people.label(task).reindex(cache.ids)
+        known = label.notna().to_numpy()
+        embeddings = engine.embed(cache, query)
+        ranking = engine.score(cache, query, embeddings)
+        probe = qa.linear_probe(embeddings[known], label[known].astype(int), seed=0, seeds=seeds)
+        label_free = None
+        if ranking.attrs["answerable"]:
+            label_free = roc_auc_score(label[known], ranking["score"][known])
+        rows.append({"task": task, "query": query, "label_free": label_free, "probe": probe.auc})
+    answered = [row["label_free"] for row in rows if row["label_free"] is not None]
+    return {
+        "seconds": round(seconds, 1),
+        "concepts": len(model.concepts),
+        "rows": rows,
+        "label_free": float(np.mean(answered)) if answered else None,
+        "probe": float(np.mean([row["probe"] for row in rows])) if rows else None,
+        "refused": refusals(engine, cache, people),
+    }
+
+
+def refusals(engine: qa.Engine, cache: qa.PrefixCache, users: Users) -> dict:
+    """Count refused questions: of those that cannot be answered, and of those that can."""
+    unanswerable = [
+        line.replace("{user}", users.unit) for line in UNANSWERABLE.read_text().splitlines()
+    ]
+    task = make_concept_task(users, engine.model.config.text_encoder)
+    wordings = [
+        question.wording.query.replace("user", users.unit)
+        for question in task.questions
+        if question.wording.held_out
+    ][:MAX_WORDINGS]
+    refused = {
+        name: sum(
+            not interpret(engine.model, cache.tokens, query)[0].answerable for query in queries
+        )
+        for name, queries in (("unanswerable", unanswerable), ("answerable", wordings))
+    }
+    return refused | {"of_unanswerable": len(unanswerable), "of_answerable": len(wordings)}
