@@ -31,6 +31,7 @@ from qanchor.useru.concepts import (
     Wording,
     concept_truth,
     induce_concepts,
+    topic_wordings,
     wordings,
 )
 from qanchor.utils.device import single_thread
@@ -55,8 +56,8 @@ FAMILY_WEIGHTS = {  # how often concepts of each family are asked about
     "behavior": 0.4,
 }
 DENIED_SHARE = 0.25  # of the questions of a family
-POLARITY_WEIGHT = 0.3
 POLARITY_STEPS = 500
+POLARITY_DROPOUT = 0.3  # share of questions whose text vector, or whose words, are left out
 SCALE_QUESTIONS = 64  # that the scale of the state is fitted on
 AVERAGE_FROM = 0.5  # share of the steps after which weights are averaged
 
@@ -89,6 +90,8 @@ class ConceptTask:
     questions: tuple[Question, ...]
     encoded: QuestionInput
     samples: tuple[Sample, ...]
+    topics: tuple[Wording, ...]  # of no concept: they teach the sense of questions alone
+    encoded_topics: QuestionInput
 
     def targets(self, sample: Sample, rows: np.ndarray, asked: np.ndarray) -> Tensor:
         """Return the answers of some users to some questions: 1 for yes, NaN for unknown.
@@ -190,7 +193,13 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
         [question.days for question in questions],
         horizon,
     )
-    return ConceptTask(concepts, tuple(questions), encoded, tuple(samples))
+    topics = topic_wordings(rng)
+    encoded_topics = question_input(
+        [topic.query for topic in topics], "user", encoder, [horizon] * len(topics), horizon
+    )
+    return ConceptTask(
+        concepts, tuple(questions), encoded, tuple(samples), tuple(topics), encoded_topics
+    )
 
 
 def _nearest_horizon(days: int, horizons: Sequence[int], own: int) -> int:
@@ -225,13 +234,13 @@ def train_reader(
     rng = np.random.default_rng(seed)
     _fit_scale(reader, task)
     questions, weights = _training_questions(task)
-    signs = torch.tensor([float(question.wording.sign > 0) for question in task.questions])
-    _fit_polarity(reader, task.encoded.at(questions), signs[questions], seed)
+    _fit_polarity(reader, task, questions, seed)
     users = [_training_users(sample) for sample in task.samples]
     usable = [i for i, rows in enumerate(users) if len(rows)]
     things = thing_input(task.samples[0].tokens)
-    parameters = [weight for weight in reader.parameters() if weight is not None]
     reader.train().requires_grad_(True)
+    reader.polarity.requires_grad_(False)
+    parameters = [weight for weight in reader.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     average = torch.optim.swa_utils.AveragedModel(
@@ -249,7 +258,6 @@ def train_reader(
             encoded = task.encoded.at(asked)
             reading = reader(token_input(sample.tokens, rows), encoded, things)
             loss = _masked_loss(reading.score, task.targets(sample, rows, asked))
-            loss = loss + POLARITY_WEIGHT * _polarity_loss(reader, encoded, signs[asked])
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
@@ -298,20 +306,25 @@ def _fit_state_scale(
     reader.state_spread.copy_(states.std(0) + 1e-2)
 
 
-def _polarity_loss(reader: PointingReader, question: QuestionInput, signs: Tensor) -> Tensor:
-    """Return the loss of telling questions from their denials."""
-    logit = reader.polarity(torch.cat([question.vector, question.words], -1))[:, 0]
-    return F.binary_cross_entropy_with_logits(2 * logit, signs)
-
-
-def _fit_polarity(reader: PointingReader, question: QuestionInput, signs: Tensor, seed: int):
-    """Fit the sense of questions to their wordings, of which it is known."""
+def _fit_polarity(
+    reader: PointingReader, task: ConceptTask, questions: np.ndarray, seed: int
+) -> None:
+    """Fit the sense of questions to wordings and topics, of which it is known."""
+    wordings_of_concepts = [task.questions[place].wording for place in questions]
+    signs = [wording.sign for wording in (*wordings_of_concepts, *task.topics)]
+    signs = torch.tensor([float(sign > 0) for sign in signs])
+    parts = zip(task.encoded.at(questions), task.encoded_topics, strict=True)
+    known = QuestionInput(*(torch.cat(pair) for pair in parts))
     reader.polarity.requires_grad_(True)
     optimizer = torch.optim.AdamW(reader.polarity.parameters(), lr=5e-3, weight_decay=0.02)
     rng = np.random.default_rng(seed)
     for _ in range(POLARITY_STEPS):
         batch = rng.choice(len(signs), min(256, len(signs)), replace=False)
-        loss = _polarity_loss(reader, question.at(batch), signs[batch])
+        asked = known.at(batch)
+        keep = torch.from_numpy(rng.random((2, len(batch), 1)) >= POLARITY_DROPOUT)
+        seen = torch.cat([asked.vector * keep[0], asked.words * keep[1]], -1)
+        logit = reader.polarity(seen)[:, 0]
+        loss = F.binary_cross_entropy_with_logits(2 * logit, signs[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -351,6 +351,59 @@ DENYING = (
     "How unlikely is this {user} to {v}?",
     "Will this {user} never {v} {when}?",
 )
+# what is asked about must not tell the sense: a complaint that happens is a yes
+TOPICS = (
+    "book a hotel",
+    "go on a trip",
+    "send money",
+    "watch a film",
+    "listen to music",
+    "read the news",
+    "play a game",
+    "order food",
+    "change the password",
+    "log in",
+    "renew the contract",
+    "open a letter",
+    "invite a friend",
+    "rate something",
+    "compare prices",
+    "download a file",
+    "complain",
+    "report a fault",
+    "return a parcel",
+    "cancel an order",
+    "miss a deadline",
+    "pay late",
+    "have trouble",
+    "get a warning",
+    "lose a card",
+    "dispute a bill",
+    "have a failed login",
+    "see a broken page",
+    "ask a question",
+    "call the hotline",
+    "get a refund",
+    "skip an instalment",
+    "fall ill",
+    "have an accident",
+    "break something",
+    "end a call",
+    "close a window",
+    "empty the basket",
+    "block a caller",
+    "delete a photo",
+    "reject an offer",
+    "drop an item",
+    "turn off alerts",
+    "hit a limit",
+    "be charged a fee",
+    "have an outage",
+    "claim a loss",
+    "decline an invitation",
+    "wait in a queue",
+    "give up a seat",
+)
 VERBS = ("do", "have", "use", "get", "see", "choose", "buy", "make", "visit", "look at", "go for")
 HORIZON_WORDINGS = {
     1: "within a day",
@@ -361,6 +414,7 @@ HORIZON_WORDINGS = {
     90: "in the next three months",
 }
 FRAME_VERBS = 4  # of staying and of leaving, in each frame
+FRAME_TOPICS = 6
 
 
 @dataclass(frozen=True)
@@ -414,6 +468,24 @@ def _staying_and_leaving(rng: np.random.Generator) -> list[Wording]:
                     query = frame.format(user="user", v=verb, when=str(rng.choice(NEXT)))
                     query = query.replace(" ?", "?")
                     found.append(Wording(query, sense * verb_sense, 0, frame == frames[-1]))
+    return found
+
+
+def topic_wordings(rng: np.random.Generator) -> list[Wording]:
+    """Return questions about everyday topics, good and bad, in frames that affirm and that deny.
+
+    They say nothing of any data set; they only teach what denies a question.
+
+    Args:
+        rng: Random generator that chooses topics and times.
+    """
+    found = []
+    for sense, frames in ((1, AFFIRMING), (-1, DENYING)):
+        for frame in frames:
+            for topic in rng.choice(TOPICS, FRAME_TOPICS, replace=False):
+                query = frame.format(user="user", v=topic, when=str(rng.choice(NEXT)))
+                query = query.replace(" ?", "?")
+                found.append(Wording(query, sense, 0, False))
     return found
 
 
