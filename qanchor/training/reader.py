@@ -29,6 +29,7 @@ from qanchor.useru.concepts import (
     MIN_SHARE,
     Concept,
     Wording,
+    behavior_wordings,
     concept_truth,
     induce_concepts,
     topic_wordings,
@@ -57,7 +58,9 @@ FAMILY_WEIGHTS = {  # how often concepts of each family are asked about
 }
 DENIED_SHARE = 0.25  # of the questions of a family
 POLARITY_STEPS = 500
+POLARITY_BATCH = (96, 48, 144)  # questions of each group in a step
 POLARITY_DROPOUT = 0.3  # share of questions whose text vector, or whose words, are left out
+MAX_QUESTIONS = 1500  # about texts, modalities, numbers and times
 SCALE_QUESTIONS = 64  # that the scale of the state is fitted on
 AVERAGE_FROM = 0.5  # share of the steps after which weights are averaged
 
@@ -90,7 +93,9 @@ class ConceptTask:
     questions: tuple[Question, ...]
     encoded: QuestionInput
     samples: tuple[Sample, ...]
-    topics: tuple[Wording, ...]  # of no concept: they teach the sense of questions alone
+    # of any users: they teach the sense of questions alone; staying and leaving, then topics
+    topics: tuple[Wording, ...]
+    n_behaviors: int
     encoded_topics: QuestionInput
 
     def targets(self, sample: Sample, rows: np.ndarray, asked: np.ndarray) -> Tensor:
@@ -186,6 +191,7 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
             f"Nothing differs among the {count(len(users), users.unit)} of {users.name} in the"
             f" {horizon} days after any past cut-off. Pass more users or another horizon_days."
         )
+    questions = _at_most(questions, concepts, rng)
     encoded = question_input(
         [question.wording.query for question in questions],
         "user",
@@ -193,13 +199,32 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
         [question.days for question in questions],
         horizon,
     )
-    topics = topic_wordings(rng)
+    behaviors = [wording for wording in behavior_wordings(rng) if not wording.held_out]
+    topics = [*behaviors, *topic_wordings(rng)]
     encoded_topics = question_input(
         [topic.query for topic in topics], "user", encoder, [horizon] * len(topics), horizon
     )
     return ConceptTask(
-        concepts, tuple(questions), encoded, tuple(samples), tuple(topics), encoded_topics
+        concepts,
+        tuple(questions),
+        encoded,
+        tuple(samples),
+        tuple(topics),
+        len(behaviors),
+        encoded_topics,
     )
+
+
+def _at_most(
+    questions: list[Question], concepts: Sequence[Concept], rng: np.random.Generator
+) -> list[Question]:
+    """Return the questions about behaviour, and so many of the others as training can ask."""
+    is_general = np.array([not concepts[question.concept].things for question in questions])
+    others = np.flatnonzero(~is_general)
+    if len(others) > MAX_QUESTIONS:  # encoding them all would take longer than training
+        others = rng.choice(others, MAX_QUESTIONS, replace=False)
+    kept = np.union1d(np.flatnonzero(is_general), others)
+    return [questions[place] for place in kept]
 
 
 def _nearest_horizon(days: int, horizons: Sequence[int], own: int) -> int:
@@ -315,11 +340,16 @@ def _fit_polarity(
     signs = torch.tensor([float(sign > 0) for sign in signs])
     parts = zip(task.encoded.at(questions), task.encoded_topics, strict=True)
     known = QuestionInput(*(torch.cat(pair) for pair in parts))
+    # what these users do, staying and leaving, and everyday topics, which deny nothing whatever
+    # they are about
+    ends = [len(questions), len(questions) + task.n_behaviors]
+    groups = np.split(np.arange(len(signs)), ends)
     reader.polarity.requires_grad_(True)
     optimizer = torch.optim.AdamW(reader.polarity.parameters(), lr=5e-3, weight_decay=0.02)
     rng = np.random.default_rng(seed)
     for _ in range(POLARITY_STEPS):
-        batch = rng.choice(len(signs), min(256, len(signs)), replace=False)
+        drawn = zip(groups, POLARITY_BATCH, strict=True)
+        batch = np.concatenate([rng.choice(group, n) for group, n in drawn])
         asked = known.at(batch)
         keep = torch.from_numpy(rng.random((2, len(batch), 1)) >= POLARITY_DROPOUT)
         seen = torch.cat([asked.vector * keep[0], asked.words * keep[1]], -1)

@@ -83,6 +83,7 @@ def induce_concepts(
         Concept("behavior:any", "behavior", "any event", ()),
         Concept("behavior:more", "behavior", "any event", (), "more"),
         Concept("behavior:less", "behavior", "any event", (), "less"),
+        Concept("behavior:high", "behavior", "any event", (), "high"),
     ]
     texts = [i for i, thing in enumerate(things) if thing.kind == "text" and share[i] > MIN_SHARE]
     texts = sorted(texts, key=lambda i: (-share[i], things[i].name))[:MAX_TEXT_CONCEPTS]
@@ -91,6 +92,7 @@ def induce_concepts(
         found.append(Concept(thing.name, "text", thing.label, (thing.name,)))
         if share[i] > 0.1:
             found.append(Concept(f"{thing.name}:more", "text", thing.label, (thing.name,), "more"))
+            found.append(Concept(f"{thing.name}:high", "text", thing.label, (thing.name,), "high"))
         if 0.02 < share[i] < 0.7:
             name = f"{thing.name}:first"
             found.append(Concept(name, "text", thing.label, (thing.name,), "first"))
@@ -98,7 +100,7 @@ def induce_concepts(
     for i, thing in enumerate(things):
         if thing.kind == "modality" and share[i] > 0:
             found.append(Concept(thing.name, "modality", thing.label, (thing.name,)))
-            for measure in ("more", "less"):
+            for measure in ("more", "less", "high"):
                 name = f"{thing.name}:{measure}"
                 found.append(Concept(name, "modality", thing.label, (thing.name,), measure))
         if thing.kind == "time" and share[i] > MIN_SHARE:
@@ -263,6 +265,25 @@ HIGH_WORDINGS = (
     "Will {t} of this {user} be high {when}?",
     "Is a large total {t} to be expected {when}?",
 )
+OFTEN_WORDINGS = (
+    "Will this {user} {verb} {t} often {when}?",
+    "Will this {user} {verb} {t} nearly every day {when}?",
+    "Will there be a lot of {t} {when}?",
+    "Will there be many {t} {when}?",
+)
+ANY_OFTEN = (
+    "Will this {user} be very active {when}?",
+    "Will this {user} come often {when}?",
+    "Will this {user} be here nearly every day {when}?",
+    "Is this {user} among the most active {when}?",
+    "Will this {user} be a heavy {user} {when}?",
+)
+ANY_SELDOM = (
+    "Will this {user} hardly be active {when}?",
+    "Will this {user} come seldom {when}?",
+    "Is this {user} among the least active {when}?",
+    "Will this {user} rarely be here {when}?",
+)
 TIME_WORDINGS = (
     "Will this {user} be active in the {t} {when}?",
     "Will this {user} come on a {t}?",
@@ -333,6 +354,15 @@ LEAVE_VERBS = (
     "lapse",
     "fail to return",
     "cancel",
+    "unsubscribe",
+    "abandon us",
+    "cease to come",
+    "go inactive",
+    "lose interest",
+    "switch to a competitor",
+    "walk away",
+    "end the subscription",
+    "close the account",
 )
 AFFIRMING = (
     "Will this {user} {v} {when}?",
@@ -349,6 +379,10 @@ DENYING = (
     "Is this {user} not going to {v}?",
     "Is this {user} unlikely to {v} {when}?",
     "How unlikely is this {user} to {v}?",
+    "Will this {user} cease to {v}?",
+    "Will this {user} fail to {v} {when}?",
+    "Is it unlikely that this {user} will {v} {when}?",
+    "Will this {user} no longer {v}?",
     "Will this {user} never {v} {when}?",
 )
 # what is asked about must not tell the sense: a complaint that happens is a yes
@@ -403,6 +437,37 @@ TOPICS = (
     "decline an invitation",
     "wait in a queue",
     "give up a seat",
+    "commit fraud",
+    "be robbed",
+    "run into debt",
+    "go bankrupt",
+    "get sick",
+    "suffer a loss",
+    "fail a test",
+    "crash the car",
+    "make a suspicious transfer",
+    "pay a fine",
+    "feel pain",
+    "get divorced",
+    "spill the coffee",
+    "be arrested",
+    "use a stolen card",
+    "buy something cheap",
+    "buy something expensive",
+    "win a prize",
+    "celebrate a birthday",
+    "learn a language",
+    "take a loan",
+    "plant a flower",
+    "visit a friend",
+    "get a promotion",
+    "see a scary film",
+    "read a crime novel",
+    "have a problem with the computer",
+    "skip a lesson",
+    "owe money",
+    "file a fraudulent claim",
+    "miss a train",
 )
 VERBS = ("do", "have", "use", "get", "see", "choose", "buy", "make", "visit", "look at", "go for")
 HORIZON_WORDINGS = {
@@ -413,8 +478,8 @@ HORIZON_WORDINGS = {
     60: "in the next two months",
     90: "in the next three months",
 }
-FRAME_VERBS = 4  # of staying and of leaving, in each frame
-FRAME_TOPICS = 6
+FRAME_VERBS = 8  # of staying and of leaving, in each frame
+FRAME_TOPICS = 36
 
 
 @dataclass(frozen=True)
@@ -455,7 +520,9 @@ def templates(concept: Concept) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return FIRST_WORDINGS, ()
     if concept.measure == "exceeds":
         return EXCEEDS_WORDINGS, ()
-    return HIGH_WORDINGS, ()
+    if any_event:
+        return ANY_OFTEN, ANY_SELDOM
+    return (HIGH_WORDINGS if concept.family == "number" else OFTEN_WORDINGS), ()
 
 
 def _staying_and_leaving(rng: np.random.Generator) -> list[Wording]:
@@ -469,6 +536,15 @@ def _staying_and_leaving(rng: np.random.Generator) -> list[Wording]:
                     query = query.replace(" ?", "?")
                     found.append(Wording(query, sense * verb_sense, 0, frame == frames[-1]))
     return found
+
+
+def behavior_wordings(rng: np.random.Generator) -> list[Wording]:
+    """Return questions about staying and leaving, of any users.
+
+    Args:
+        rng: Random generator that chooses verbs and times.
+    """
+    return wordings(Concept("behavior:any", "behavior", "any event", ()), rng)
 
 
 def topic_wordings(rng: np.random.Generator) -> list[Wording]:
@@ -517,6 +593,6 @@ def wordings(concept: Concept, rng: np.random.Generator, n: int = 16) -> list[Wo
 
 
 def behavior_queries() -> list[str]:
-    """Return questions about behaviour in general: coming back, leaving, more and less."""
-    texts = [*ANY_WORDINGS, *NONE_WORDINGS, *ANY_MORE, *ANY_LESS]
+    """Return questions about behaviour in general: coming back, leaving, more, less and often."""
+    texts = [*ANY_WORDINGS, *NONE_WORDINGS, *ANY_MORE, *ANY_LESS, *ANY_OFTEN, *ANY_SELDOM]
     return [text.format(user="user", when="next month") for text in texts]
