@@ -41,7 +41,10 @@ WORDS_DIM = 4096  # wide enough that few words share a place
 LAST = TOKEN_NUMBERS.index("days since the last")
 COSINE_SCALES = (12.0, 8.0, 6.0, 4.0, 4.0, 4.0)
 SHUT = -5.0  # start of the sigmoid heads' bias: only what is clearly meant adds up
-PRIOR_WEIGHTS = (1.0, -0.3, 0.3, -0.3)  # count and age of what is meant, events and age in all
+RECENT = TOKEN_NUMBERS.index("count in the last horizon")
+# percentiles of the user as a whole: events, last, first, recent events, amount
+PRIOR_LEVELS = tuple(N_LEVEL_NUMBERS // 2 + place for place in (0, 1, 2, 3, 6))
+N_PRIOR_NUMBERS = 3 + len(PRIOR_LEVELS)
 AFFIRMATIVE = 1.5  # start of the polarity: a question that nobody denied is affirmative
 USERS_PER_PASS = 256
 MASKED = -1e4
@@ -126,10 +129,11 @@ class PointingReader(nn.Module):
             nn.GELU(),
         )
         self.out = nn.Linear(STATE_DIM, 1)
-        self.prior = nn.Linear(len(PRIOR_WEIGHTS), 1)
+        self.prior = nn.Linear(N_PRIOR_NUMBERS, 1)
         with torch.no_grad():
-            self.prior.weight.copy_(torch.tensor([PRIOR_WEIGHTS]))
             self.polarity[-1].bias.fill_(AFFIRMATIVE)
+            self.out.weight.zero_()
+            self.out.bias.zero_()
         self.register_buffer("mean", torch.zeros(N_TOKEN_NUMBERS))
         self.register_buffer("spread", torch.ones(N_TOKEN_NUMBERS))
         self.register_buffer("state_mean", torch.zeros(STATE_DIM))
@@ -195,10 +199,12 @@ class PointingReader(nn.Module):
             general[None].expand(n_users, -1, -1),
         ]
         state = self.body(torch.cat(parts, -1))
-        # persistence and recency of what is meant; the body learns a correction
-        level = users.level[:, None].expand(-1, n_queries, -1)
-        known = [total[:, :, 0, 0], mean[:, :, 0, LAST], level[..., 0], level[..., 1]]
-        prior = self.prior(torch.stack(known, -1))[..., 0]
+        # persistence and recency of what is meant, and percentiles of the user; they mean the same
+        # after a longer history. The body learns a correction.
+        meant = [total[:, :, 0, 0], total[:, :, 0, RECENT], mean[:, :, 0, LAST]]
+        level = users.level[:, None, list(PRIOR_LEVELS)].expand(-1, n_queries, -1)
+        known = torch.cat([torch.stack(meant, -1), level], -1)
+        prior = self.prior(known)[..., 0]
         score = (prior + self.out(state)[..., 0]) * self.sign(question)
         mean_attention = attention.mean(2)
         texts = (things.vector @ self.directions)[which]

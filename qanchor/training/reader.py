@@ -61,6 +61,8 @@ POLARITY_STEPS = 500
 POLARITY_BATCH = (96, 48, 144)  # questions of each group in a step
 POLARITY_DROPOUT = 0.3  # share of questions whose text vector, or whose words, are left out
 MAX_QUESTIONS = 1500  # about texts, modalities, numbers and times
+PRIOR_DRAWS = 24  # batches of users and questions that the prior is fitted on
+CORRECTION = 0.5  # share that counts of what the body learned: few periods were seen, not few users
 SCALE_QUESTIONS = 64  # that the scale of the state is fitted on
 AVERAGE_FROM = 0.5  # share of the steps after which weights are averaged
 
@@ -74,6 +76,7 @@ class Sample:
     tokens: UserTokens
     rows: np.ndarray  # of the users in `Users.ids`
     truth: dict[int, np.ndarray]  # horizon in days -> (user, concept)
+    horizons_ago: float  # from the cut-off to the users' own
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,8 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
         truth = {
             days: concept_truth(reader.events, concepts, rows, cutoff, days) for days in horizons
         }
-        samples.append(Sample(cutoff, reader.events, tokens, rows, truth))
+        ago = (users.cutoff - cutoff) / pd.Timedelta(days=horizon)
+        samples.append(Sample(cutoff, reader.events, tokens, rows, truth, ago))
     if not samples:
         raise ValueError(
             f"{users.name} has fewer than {count(MIN_USERS, users.unit)} with a past at any"
@@ -261,11 +265,12 @@ def train_reader(
     questions, weights = _training_questions(task)
     _fit_polarity(reader, task, questions, seed)
     users = [_training_users(sample) for sample in task.samples]
-    usable = [i for i, rows in enumerate(users) if len(rows)]
     things = thing_input(task.samples[0].tokens)
     reader.train().requires_grad_(True)
     reader.polarity.requires_grad_(False)
     parameters = [weight for weight in reader.parameters() if weight.requires_grad]
+    batches = _Batches(task, questions, weights, users, rng)
+    _fit_prior(reader, batches)
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     average = torch.optim.swa_utils.AveragedModel(
@@ -276,10 +281,7 @@ def train_reader(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for step in range(steps):
-            place = int(rng.choice(usable))
-            sample = task.samples[place]
-            rows = rng.choice(users[place], min(USERS_PER_STEP, len(users[place])), replace=False)
-            asked = rng.choice(questions, min(QUESTIONS_PER_STEP, len(questions)), p=weights)
+            sample, rows, asked = batches.draw()
             encoded = task.encoded.at(asked)
             reading = reader(token_input(sample.tokens, rows), encoded, things)
             loss = _masked_loss(reading.score, task.targets(sample, rows, asked))
@@ -298,6 +300,8 @@ def train_reader(
     if average.n_averaged:
         reader.load_state_dict(average.module.state_dict())
     reader.eval().requires_grad_(False)
+    reader.out.weight.mul_(CORRECTION)
+    reader.out.bias.mul_(CORRECTION)
     _fit_state_scale(reader, task, questions, users, rng)
     return losses
 
@@ -308,6 +312,70 @@ def _fit_scale(reader: PointingReader, task: ConceptTask) -> None:
     numbers = np.concatenate(numbers)
     reader.mean.copy_(torch.from_numpy(numbers.mean(0)))
     reader.spread.copy_(torch.from_numpy(numbers.std(0) + 1e-2))
+
+
+class _Batches:
+    """Draw users and questions. Late cut-offs are drawn more: their histories are as long as those
+    that will be asked about.
+    """
+
+    def __init__(
+        self,
+        task: ConceptTask,
+        questions: np.ndarray,
+        weights: np.ndarray,
+        users: list[np.ndarray],
+        rng: np.random.Generator,
+    ):
+        self.task = task
+        self.questions = questions
+        self.weights = weights
+        self.users = users
+        self.rng = rng
+        self.usable = [place for place, rows in enumerate(users) if len(rows)]
+        lateness = np.array([task.samples[place].horizons_ago ** -2.0 for place in self.usable])
+        self.lateness = lateness / lateness.sum()
+
+    def draw(self) -> tuple[Sample, np.ndarray, np.ndarray]:
+        """Return a sample, rows of its users, and places of the questions asked."""
+        place = int(self.rng.choice(self.usable, p=self.lateness))
+        rows = self.users[place]
+        rows = self.rng.choice(rows, min(USERS_PER_STEP, len(rows)), replace=False)
+        n_questions = min(QUESTIONS_PER_STEP, len(self.questions))
+        asked = self.rng.choice(self.questions, n_questions, p=self.weights)
+        return self.task.samples[place], rows, asked
+
+
+def _fit_prior(reader: PointingReader, batches: _Batches) -> None:
+    """Fit what persistence and recency mean in these data, before anything else is learned."""
+    from sklearn.linear_model import LogisticRegression
+
+    task = batches.task
+    things = thing_input(task.samples[0].tokens)
+    signs = np.array([question.wording.sign for question in task.questions])
+    inputs = []
+    hook = reader.prior.register_forward_hook(lambda _module, args, _out: inputs.append(args[0]))
+    answers = []
+    with torch.no_grad():
+        for _ in range(PRIOR_DRAWS):
+            sample, rows, asked = batches.draw()
+            reader(token_input(sample.tokens, rows), task.encoded.at(asked), things)
+            target = task.targets(sample, rows, asked).numpy()
+            answers.append(np.where(signs[asked] > 0, target, 1 - target).ravel())
+    hook.remove()
+    known = torch.cat([part.flatten(0, 1) for part in inputs]).numpy()
+    answer = np.concatenate(answers)
+    known = known[~np.isnan(answer)]
+    answer = answer[~np.isnan(answer)]
+    if len(np.unique(answer)) < 2:
+        return
+    mean = known.mean(0)
+    spread = known.std(0) + 1e-3
+    fitted = LogisticRegression().fit((known - mean) / spread, answer)
+    weight = fitted.coef_[0] / spread
+    with torch.no_grad():
+        reader.prior.weight.copy_(torch.from_numpy(weight[None]))
+        reader.prior.bias.fill_(float(fitted.intercept_[0] - mean @ weight))
 
 
 def _fit_state_scale(

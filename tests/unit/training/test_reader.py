@@ -120,3 +120,8 @@ def test_a_short_history_is_refused_with_what_it_needs(users):
     short = Users.from_events(table[table["time"] > CUTOFF - pd.Timedelta(days=20)], CUTOFF)
     with pytest.raises(ValueError, match="days of history before the cut-off, training needs 45"):
         training_cutoffs(short)
+
+
+def test_late_cutoffs_are_drawn_more(trained):
+    ago = [sample.horizons_ago for sample in trained[0].samples]
+    assert ago == sorted(ago) and ago[0] == pytest.approx(1)
