@@ -120,8 +120,9 @@ def content_words(query: str, unit: str = "user") -> str:
         'put cart'
     """
     names = {unit.lower(), plural(unit.lower())}
-    words = re.findall(r"[^\W_]+", query.lower())
+    words = re.findall(r"[^\W_]+(?:['’]t\b)?", query.lower())
     kept = [word for word in words if word not in FUNCTION_WORDS and word not in names]
+    kept = [word for word in kept if not word.endswith(("'t", "’t"))]
     return " ".join(kept) or query
 
 
