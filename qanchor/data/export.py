@@ -87,8 +87,11 @@ def export_group(
         frame["recent"] = frame["recent"].map(list)
         return atomic_write(path, partial(frame.to_parquet, index=False))
     frame = _as_csv_cells(frame)
-    # Quote all texts: otherwise a carriage return starts a row, with a cell that was not escaped.
-    write = partial(frame.to_csv, index=False, quoting=csv.QUOTE_NONNUMERIC)
+
+    def write(part: Path) -> None:
+        # quote all texts: otherwise a carriage return starts a row, with a cell that was not escaped
+        frame.to_csv(part, index=False, quoting=csv.QUOTE_NONNUMERIC)
+
     return atomic_write(path, write)
 
 

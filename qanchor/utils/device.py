@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from threadpoolctl import threadpool_limits
 
 
 def best_device() -> str:
@@ -54,12 +55,8 @@ def single_thread() -> Iterator[None]:
     Many small products gain nothing from more threads, and lose a factor of twenty when another
     program is busy.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threadpool_limits(1):
         yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def machine_info() -> dict:
