@@ -639,11 +639,11 @@ def test_errors_are_one_line_with_code_2(qanchor, home, tmp_path, monkeypatch, c
         ),
         (
             "user,label\nu000000,1\nu000000,0\n",
-            "labels.csv, row 1, column 'user': 'u000000': stands twice",
+            "labels.csv, row 1, column 'user': 'u000000': given twice",
         ),
         (
             "user,truth,odd\nu000000,1,0\n",
-            "column 'label': ['user', 'truth', 'odd']: missing: write it, or name another",
+            "column 'label': ['user', 'truth', 'odd']: missing. Write it, or name another",
         ),
         ("user,label\nnobody,1\n", "none of these users has an event"),
         ("user,label\nu000000,1\nu000001,0\n", "1 positives and 1 negatives do not fill 5 fold(s)"),
