@@ -182,7 +182,7 @@ def test_what_cannot_be_is_refused_in_words():
     ):
         send(view, **message)
         assert words in view._status["error"], message
-    with pytest.raises(KeyError, match="User 'zoe' is not among the 600"):
+    with pytest.raises(KeyError, match="user 'zoe' is not among the 600"):
         view.add_group("odd", ["zoe"])
     with pytest.raises(ValueError, match="at least 10 of each are needed: choose fewer"):
         view.add_group("nearly all", view.selection.all_ids[5:])
