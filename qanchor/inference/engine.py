@@ -75,7 +75,7 @@ class Engine:
             cls = PointingEngine
         return super().__new__(cls)
 
-    def __init__(self, model: QAnchor):
+    def __init__(self, model: QAnchor | PointingModel):
         merge_lora(model.backbone)
         self.model = model.eval().requires_grad_(False)
 

@@ -145,7 +145,7 @@ class QAnchor(nn.Module):
         device: str | None = None,
         dtype: str | None = None,
         attention: str | None = None,
-    ) -> nn.Module:
+    ) -> QAnchor | PointingModel:
         """Load a run from a folder.
 
         Args:
