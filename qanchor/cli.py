@@ -17,10 +17,9 @@ import qanchor as qa
 from qanchor.config import parse_override
 from qanchor.data.labels import read_labels
 from qanchor.data.reading import check_folder
-from qanchor.errors import QanchorError
+from qanchor.errors import DataError, QanchorError
 from qanchor.evaluation.prompt_evaluation import evaluate_prompt
 from qanchor.inference.batch_embed import embed_dataset
-from qanchor.inference.compatibility import check_input
 from qanchor.models.pointing_model import PointingModel
 from qanchor.models.user_tokens import UserTokens
 from qanchor.models.weights import PACKAGES, download_weights
@@ -157,7 +156,9 @@ def load_for_ranking(
     """Load a run and read what a ranking needs: with a pointing reader, no prefixes."""
     warn_if_busy()
     engine = qa.Engine(qa.QAnchor.from_pretrained(run))
-    check_input(engine.model, users, strict)
+    differences = engine.input_differences(users) if strict else []
+    if differences:
+        raise DataError(users.name, None, None, None, " ".join(differences))
     if engine.pointing is None:
         return engine, _prefill(engine, users)
     return engine, engine.read_tokens(users)

@@ -105,11 +105,8 @@ def modality_attention(
         raise KeyError(
             f"User {unread[0]!r} is not among the {len(cache):,} that were read. Prefill it first."
         )
-    if isinstance(engine, PointingEngine):
-        things = cache.tokens.things
-        names = pointing_rows([thing.modality for thing in things if thing.kind == "modality"])
-    else:
-        names = row_names(engine.model.preprocessor)
+    modalities = cache.tokens.population.named("modality") if cache.tokens else ()
+    names = attention_rows(engine, modalities)
     frames = []
     for ids, weight, count in iter_attention_shares(engine, cache, query, wanted, names):
         if not by_head:
@@ -180,7 +177,8 @@ def slot_row_codes(preprocessor: UserPreprocessor, prefix: Prefix) -> Int[Tensor
     """
     names = row_names(preprocessor)
     kinds = ["summary" if group in SUMMARY_GROUPS else TABULAR for group in preprocessor.groups()]
-    row_of_group = torch.tensor(list(map(names.index, kinds)), device=prefix.mask.device)
+    row_of_group = [names.index(kind) for kind in kinds]
+    row_of_group = torch.tensor(row_of_group, device=prefix.mask.device)
     code = torch.where(prefix.kind == USER, names.index("user"), prefix.modality)
     is_group = prefix.kind == GROUP
     number = (is_group.cumsum(1) - 1).clamp(min=0)  # groups are in the preprocessor's order
@@ -267,10 +265,15 @@ def modality_importance(
     return pd.concat(frames).sort_values(["user", "query"], kind="stable", ignore_index=True)
 
 
-def attention_rows(engine: Engine, users: Users) -> list[str]:
-    """Return the names of the rows that attention is summed over."""
+def attention_rows(engine: Engine, modalities: Sequence[str]) -> list[str]:
+    """Return the names of the rows that attention is summed over.
+
+    Args:
+        engine: The model.
+        modalities: Modalities of the users; a language model has those of its run instead.
+    """
     if isinstance(engine, PointingEngine):
-        return pointing_rows(users.modalities)
+        return pointing_rows(modalities)
     return row_names(engine.model.preprocessor)
 
 

@@ -21,6 +21,8 @@ INVISIBLE = re.compile(
 )
 MISSING = ("", "null", "NULL", "nan", "NaN", "None", "<NA>", "\\N", "#N/A")
 MISSING_NUMBERS = (*MISSING, "NA", "N/A", "n/a", "-", "--")
+# a word of Latin letters beside Greek or Cyrillic ones, or of the latter two
+MIXED_ALPHABETS = r"\b(?:(?=\w*[A-Za-zÀ-ɏ])(?=\w*[Ͱ-ӿ])|(?=\w*[Ͱ-Ͽ])(?=\w*[Ѐ-ӿ]))"
 SCIENTIFIC = r"\d(?:[.,]\d+)?[eE]\+\d+"
 YES_NO = {"yes": 1.0, "true": 1.0, "y": 1.0, "no": 0.0, "false": 0.0, "n": 0.0}
 MONEY = r"[\s\u00a0\u202f$€£¥%']+|(?<=\d)(?:EUR|USD|GBP)$|^(?:EUR|USD|GBP)(?=[\s\d-])"
@@ -165,6 +167,9 @@ def _note_likeness(findings: Findings, cells: pd.Series, ids: pd.Series) -> None
     if alike.any():
         message = f"like {first[alike].iloc[0]!r} but for case or form. It is read as another user."
         findings.rows(cells, ids.isin(kinds[alike]), message, "note")
+    mixed = kinds[kinds.str.contains(MIXED_ALPHABETS)]
+    message = "letters of two alphabets in one word. It may look like another user."
+    findings.rows(cells, ids.isin(mixed), message, "note")
 
 
 def check_known_ids(findings: Findings, ids: pd.Series, known: set[str], needed: bool) -> None:

@@ -388,7 +388,8 @@ def _reject_text_columns(
                 f" where {name} is not null and try_cast({name} as double) is null"
                 " order by _file, file_row_number limit 1"
             ).fetchall()
-            for value, file, row in first_text:
+            if first_text:
+                [(value, file, row)] = first_text
                 raise DataError(table.name_of(file), row, column, value, NOT_A_NUMBER)
         elif not re.match(NUMBER_TYPES, kind):
             raise DataError(table.name_of(1), None, column, kind, NOT_A_NUMBER)

@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qanchor.data.users import Users
-from qanchor.inference.compatibility import check_input
 from qanchor.inference.evidence import rank_by_pointing
 from qanchor.inference.prefix_cache import (
     PrefixCache,
@@ -33,6 +32,7 @@ from qanchor.models.collate import (
     group_by_length,
     pack_queries,
 )
+from qanchor.models.compatibility import LEFT_OUT, input_differences
 from qanchor.models.features import UserFeatures
 from qanchor.models.heads import EncodedQueries, QueryEncoding, QueryLike
 from qanchor.models.model import QAnchor
@@ -116,7 +116,6 @@ class Engine:
             raise ValueError(
                 "0 users to read, at least 1 is needed: check the folder or the selection"
             )
-        check_input(self.model, users)
         features = self.model.preprocessor.transform(users)
         batches = self._prefill_batches(features, np.arange(len(users)), tokens, side)
         cache = PrefixCache(users.ids, users.unit, users.horizon_days)
@@ -260,6 +259,15 @@ class Engine:
         )
 
     # -- checks --
+
+    def input_differences(self, users: Users) -> list[str]:
+        """Return where users differ from those that the run was trained on, a message for each.
+
+        Args:
+            users: Users to read.
+        """
+        preprocessor = self.model.preprocessor
+        return input_differences(users, preprocessor.modalities, preprocessor.numbers, LEFT_OUT)
 
     def require_same_users(self, cache: PrefixCache, users: Users) -> None:
         """Raise ValueError unless users are those of a cache, in the same order.

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 
 from qanchor.data.users import Users
-from qanchor.inference.compatibility import check_input
 from qanchor.inference.engine import Engine, Queries
 from qanchor.inference.evidence import encode_questions, rank_by_pointing
 from qanchor.inference.prefix_cache import PrefixCache, UserBatch
+from qanchor.models.compatibility import READ_BY_NAME, input_differences
 from qanchor.models.heads import EncodedQueries, QueryLike, query_text, require_own_prompt
-from qanchor.models.pointing import USERS_PER_PASS, Reading, thing_input, token_input
+from qanchor.models.pointing import Reading, iter_readings, row_batches
 from qanchor.models.pointing_model import PointingModel
-from qanchor.utils.device import single_thread
 from qanchor.utils.types import Progress
 
 
@@ -58,12 +56,9 @@ class PointingEngine(Engine):
         """
         if not len(users):
             raise ValueError("There are no users to read. Check the folder or the selection.")
-        check_input(self.model, users)
         cache = PrefixCache(users.ids, users.unit, users.horizon_days)
         cache.tokens = self.read_tokens(users)
-        for start in range(0, len(users), USERS_PER_PASS):
-            rows = np.arange(start, min(start + USERS_PER_PASS, len(users)))
-            cache.groups.append(UserBatch(rows, None, None))
+        cache.groups = [UserBatch(rows, None, None) for rows in row_batches(len(users))]
         if progress:
             progress(len(users), len(users))
         return cache
@@ -92,6 +87,17 @@ class PointingEngine(Engine):
         """
         self.require_same_users(cache, users)
         return self.prefill(users, progress=progress)
+
+    def input_differences(self, users: Users) -> list[str]:
+        """Return where users differ from those that the run was trained on, a message for each.
+
+        Args:
+            users: Users to read.
+        """
+        population = self.model.population
+        return input_differences(
+            users, population.named("modality"), population.named("number"), READ_BY_NAME
+        )
 
     def encode_queries(self, queries: Queries) -> EncodedQueries:
         """Check queries for repeated use; a text vector is computed once and remembered.
@@ -135,11 +141,8 @@ class PointingEngine(Engine):
         tokens = cache.tokens
         queries = self.encode_queries(queries).queries
         question = encode_questions(self.model, queries, tokens.unit, tokens.horizon_days)
-        things = thing_input(tokens)
-        for batch in cache.groups:
-            with single_thread(), torch.inference_mode():
-                reading = self.model.reader(token_input(tokens, batch.rows), question, things)
-            yield batch.rows, reading
+        batches = [batch.rows for batch in cache.groups]
+        yield from iter_readings(self.model.reader, tokens, question, batches)
 
     def iter_embed_uncached(
         self, users: Users, queries: Queries

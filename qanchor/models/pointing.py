@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -318,8 +318,37 @@ def token_input(tokens: UserTokens, rows=slice(None)) -> TokenInput:
     )
 
 
-@single_thread()
-@torch.inference_mode()
+def iter_readings(
+    reader: PointingReader, tokens: UserTokens, question: QuestionInput, batches
+) -> Iterator[tuple[np.ndarray, Reading]]:
+    """Read users batch by batch.
+
+    Args:
+        reader: Trained reader.
+        tokens: Tokens of the users.
+        question: The questions.
+        batches: Row numbers of the users of each batch.
+
+    Yields:
+        Row numbers of a batch, and what the reader makes of it. Attention is as wide as the longest
+        user of the batch.
+    """
+    things = thing_input(tokens)
+    for rows in batches:
+        with single_thread(), torch.inference_mode():
+            reading = reader(token_input(tokens, rows), question, things)
+        yield rows, reading
+
+
+def row_batches(n_users: int) -> list[np.ndarray]:
+    """Return the row numbers of users in batches that one pass reads.
+
+    Args:
+        n_users: Number of users.
+    """
+    return np.split(np.arange(n_users), range(USERS_PER_PASS, n_users, USERS_PER_PASS))
+
+
 def read_questions(reader: PointingReader, tokens: UserTokens, question: QuestionInput) -> Reading:
     """Read all users for some questions, some users at a time.
 
@@ -328,12 +357,9 @@ def read_questions(reader: PointingReader, tokens: UserTokens, question: Questio
         tokens: Tokens of the users.
         question: The questions.
     """
-    things = thing_input(tokens)
     width = tokens.which.shape[1]
     parts = []
-    for start in range(0, len(tokens), USERS_PER_PASS):
-        batch = token_input(tokens, slice(start, start + USERS_PER_PASS))
-        reading = reader(batch, question, things)
+    for _, reading in iter_readings(reader, tokens, question, row_batches(len(tokens))):
         padding = width - reading.attention.shape[-1]
         parts.append(reading._replace(attention=F.pad(reading.attention, (0, padding))))
     return Reading(*(torch.cat(part) for part in zip(*parts, strict=True)))

@@ -9,6 +9,7 @@ import pandas as pd
 
 from qanchor.config import Config
 from qanchor.data.users import Users
+from qanchor.models.compatibility import LEFT_OUT, warn_of_differences
 from qanchor.models.features import UserFeatures, user_summary
 from qanchor.models.text_encoder import text_vectors
 from qanchor.utils.types import Progress
@@ -115,7 +116,7 @@ class UserPreprocessor:
 
         Args:
             users: Users. Events of modalities that the training users did not have are left out,
-                see `qanchor.inference.compatibility`.
+                with a warning that counts them.
             cutoffs: Samples, columns user and cutoff. Default: every user at the cut-off of
                 `users`.
             progress: Called with (done, total) texts and samples. Default: none.
@@ -123,6 +124,7 @@ class UserPreprocessor:
         Returns:
             Features in the order of the samples.
         """
+        warn_of_differences(users, self.modalities, self.numbers, LEFT_OUT)
         is_known = users.events["modality"].isin(self.modalities)
         if not is_known.all():
             users = replace(users, events=users.events[is_known].reset_index(drop=True))

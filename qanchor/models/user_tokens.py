@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from qanchor.data.things import KINDS, MAX_TEXTS, Thing, ThingEvents
 from qanchor.data.users import Users
+from qanchor.models.compatibility import READ_BY_NAME, warn_of_differences
 from qanchor.models.population import Population
 from qanchor.models.text_encoder import text_vectors
 from qanchor.utils.text import count, plural
@@ -164,7 +165,12 @@ class TokenReader:
     ):
         self.users = users
         self.population = population
-        main_number = population.main_number if population is not None else None
+        main_number = None
+        if population is not None:
+            main_number = population.main_number
+            warn_of_differences(
+                users, population.named("modality"), population.named("number"), READ_BY_NAME
+            )
         self.events = ThingEvents(users, until, main_number)
         self.horizon_days = users.horizon_days
         self.things = self.events.things

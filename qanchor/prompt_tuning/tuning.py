@@ -144,10 +144,8 @@ def iter_tune_prompt(
     numbers, classes = encode_labels(cache, labels)
     rng = np.random.default_rng(seed)
     tuning, validation = stratified_split(numbers, valid, rng)
-    is_pointing = isinstance(engine, PointingEngine)
-    objective = (PointingObjective if is_pointing else PromptObjective)(
-        engine, cache, query, numbers
-    )
+    kind = PointingObjective if isinstance(engine, PointingEngine) else PromptObjective
+    objective = kind(engine, cache, query, numbers)
     prompt = objective.initialize(classes, tuning, vectors, temperature, rng)
     if seek and gate:
         candidates = (prompt, objective.search_initial_prompt(prompt, tuning))

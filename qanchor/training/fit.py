@@ -53,27 +53,22 @@ def fit(
         >>> engine.embed(engine.prefill(users), "Will this user travel soon?").shape
         (200, 128)
     """
-    if progress is True:
-        bars = ProgressBars()
-        try:
-            return fit(
-                users,
-                minutes,
-                seed=seed,
-                text_encoder=text_encoder,
-                steps=steps,
-                progress=bars,
-            )
-        finally:
-            bars.close()
-    report = progress or (lambda stage, done, total: None)
-    report(INDUCING, 0, 1)
-    task = make_concept_task(users, text_encoder, seed)
-    report(INDUCING, 1, 1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        reader = PointingReader(task.encoded.vector.shape[1])
-    train_reader(reader, task, steps=steps, minutes=minutes, seed=seed, progress=report)
+    bars = ProgressBars()
+    report = bars if progress is True else progress or _ignore
+    try:
+        report(INDUCING, 0, 1)
+        task = make_concept_task(users, text_encoder, seed)
+        report(INDUCING, 1, 1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            reader = PointingReader(task.encoded.vector.shape[1])
+        train_reader(reader, task, steps=steps, minutes=minutes, seed=seed, progress=report)
+    finally:
+        bars.close()
     population = TokenReader(users, text_encoder).read().population
     config = SMALL.replace(backbone="none", text_encoder=text_encoder, embedding_dim=EMBEDDING_DIM)
     return PointingModel(config, reader, task.concepts, population).eval()
+
+
+def _ignore(stage: str, done: int, total: int) -> None:
+    """Report nothing."""

@@ -24,7 +24,6 @@ from qanchor.data.validation import MAX_TEXT
 from qanchor.inference.engine import Engine
 from qanchor.inference.pointing_engine import PointingEngine
 from qanchor.inference.prefix_cache import PrefixCache
-from qanchor.inference.ranking import label_free_scores
 from qanchor.models.heads import QueryLike, query_text
 from qanchor.utils.arrays import LRUCache
 from qanchor.utils.text import count, plural
@@ -114,7 +113,7 @@ class AttentionBackend:
         self.most = most
         self.seed = seed
         self.queries = list(engine.suggest_queries(users))
-        self.names = attention_rows(engine, users)
+        self.names = attention_rows(engine, users.modalities)
         self.results = LRUCache(
             MAX_CACHED_LOOKS * most
         )  # (label of the query, user) -> UserAttention
@@ -355,16 +354,9 @@ class AttentionBackend:
         self, people: Users, user: str, query: QueryLike, anchor: Float[np.ndarray, " dim"]
     ) -> str:
         """Return the graded answer nearest to one user, or generated text if there is none."""
-        if isinstance(self.engine, PointingEngine):
-            return self.engine.generate(self._prefill(people, [user]), user, query)
-        anchors = anchor[None].astype(np.float32)
-        model = self.engine.model
-        ranking = label_free_scores(
-            model, [user], query_text(query), anchors, people.unit, people.horizon_days
-        )
-        return ranking["answer"][0] or self.engine.generate(
-            self._prefill(people, [user]), user, query
-        )
+        cache = self._prefill(people, [user])
+        ranking = self.engine.score(cache, query_text(query), anchor[None].astype(np.float32))
+        return ranking["answer"][0] or self.engine.generate(cache, user, query)
 
     def _caption(self, ids: list[str], of: int) -> str:
         if isinstance(self.engine, PointingEngine):

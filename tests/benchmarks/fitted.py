@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 import qanchor as qa
@@ -16,14 +16,16 @@ from qanchor.training.reader import make_concept_task
 from tests.benchmarks.task_scores import QUERIES
 
 UNANSWERABLE = Path(__file__).with_name("unanswerable.txt")
+FREQUENCY, AGE_OF_LAST = 0, 1  # columns of a user's numbers as a whole
 MAX_WORDINGS = 400  # held-out wordings that are checked
 
 
 def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=None) -> dict:
     """Fit a pointing model; rank users for the question of each label, and embed them for it.
 
-    `label_free` is the AUC of the ranking, which saw no label; it is None if the question was
-    refused. `probe` is the AUC of a linear probe on the embedding. `refused` counts 40 questions
+    `label_free` is the AUC of the ranking, which saw no label; it is missing if the question was
+    refused. Its controls need no model: `frequency` counts all events, `recency` is the time of the
+    last. `probe` is the AUC of a linear probe on the embedding. `refused` counts 40 questions
     that no event log of this kind can answer (each should be refused), and wordings about the
     users' own concepts that training did not see (none should be). `run` is not looked at.
     """
@@ -33,6 +35,7 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
     seconds = time.monotonic() - start
     engine = qa.Engine(model)
     cache = engine.prefill(people)
+    level = cache.tokens.level
     rows = []
     for task in people.labels.columns:
         query = QUERIES.get(task, f"{task}?").replace("{user}", people.unit)
@@ -41,17 +44,19 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
         embeddings = engine.embed(cache, query)
         ranking = engine.score(cache, query, embeddings)
         probe = qa.linear_probe(embeddings[known], label[known].astype(int), seed=0, seeds=seeds)
-        label_free = None
+        scores = {"frequency": level[:, FREQUENCY], "recency": -level[:, AGE_OF_LAST]}
         if ranking.attrs["answerable"]:
-            label_free = roc_auc_score(label[known], ranking["score"][known])
-        rows.append({"task": task, "query": query, "label_free": label_free, "probe": probe.auc})
-    answered = [row["label_free"] for row in rows if row["label_free"] is not None]
+            scores["label_free"] = ranking["score"].to_numpy()
+        aucs = {name: roc_auc_score(label[known], score[known]) for name, score in scores.items()}
+        rows.append({"task": task, "query": query, "probe": probe.auc} | aucs)
+    means = pd.DataFrame(rows).mean(numeric_only=True).to_dict()
     return {
+        "users": len(people),
+        "events": len(people.history()),
         "seconds": round(seconds, 1),
         "concepts": len(model.concepts),
         "rows": rows,
-        "label_free": float(np.mean(answered)) if answered else None,
-        "probe": float(np.mean([row["probe"] for row in rows])) if rows else None,
+        "average": means,
         "refused": refusals(engine, cache, people),
     }
 

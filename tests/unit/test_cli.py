@@ -121,6 +121,14 @@ def test_fit_keeps_a_run_that_every_command_takes(qanchor, home, tmp_path):
     assert len(asked["top"]) == 60
     assert asked["answerable"]
     assert asked["evidence"]
+    others = qa.make_sample_users(60)
+    events = others.events.assign(
+        modality=others.events["modality"].cat.rename_categories({"app": "radio"})
+    )
+    qa.Users.from_events(events, others.cutoff, name="others").save(tmp_path / "others")
+    done = qanchor("ask", QUERY, "--run", run, "--users", tmp_path / "others", "--strict")
+    assert done.code == 2
+    assert "'radio', a modality that is new to the run" in done.err
     probed = qanchor("probe", "--query", QUERY, "--label", "Active", *given).json()
     assert 0 <= probed["auc"] <= 1
     qanchor("embed", *given, "--queries", home / "queries.txt", "--out", tmp_path / "z")

@@ -100,6 +100,7 @@ CELLS = {  # file, row, column, value; part of the message, kind
     "label in words": ("labels", 0, "travels", "Yes", "yes is 1", "changed"),
     "ids that meet unseen": ("labels", None, "user", "b\u200d", "in one way", "error"),
     "ids that meet": ("events", None, "user", "a ", "equal but for spaces", "changed"),
+    "another alphabet": ("events", 1, "user", "\u0430nna", "two alphabets", "note"),
     "another case": ("events", 1, "user", "A", "like 'a' but for case", "note"),
     "a stranger": ("labels", 1, "user", "zoe", "no event of this user", "note"),
 }

@@ -1,10 +1,8 @@
-"""Users that differ from those of a run: said, counted, and refused only when that is asked for."""
+"""Users that differ from those of a run: said, counted, and nothing is left out in silence."""
 
 import pytest
 
 import qanchor as qa
-from qanchor.errors import DataError
-from qanchor.inference.compatibility import check_input, input_differences
 from tests.unit.training.test_reader import CUTOFF, habits
 
 
@@ -36,33 +34,37 @@ def other_users(table):
 
 
 def test_the_users_of_the_run_do_not_differ(pointing, prefix_model, users):
-    assert input_differences(pointing, users) == []
-    assert input_differences(prefix_model, users) == []
+    assert qa.Engine(pointing).input_differences(users) == []
+    assert qa.Engine(prefix_model).input_differences(users) == []
 
 
 def test_new_modalities_and_missing_numbers_are_said(pointing, prefix_model, table):
     others = other_users(table)
     n = (others.history()["modality"] == "podcast").sum()
-    new, missing = input_differences(pointing, others)
+    new, missing = qa.Engine(pointing).input_differences(others)
     assert new.startswith(f"club has {n:,} events of 'podcast', a modality that is new to the run")
     assert "read through its name" in new
     assert "'amount', which club lacks" in missing
     assert "if 'total_amount' is the same, rename it" in missing
-    assert "left out" in input_differences(prefix_model, others)[0]
+    assert "left out" in qa.Engine(prefix_model).input_differences(others)[0]
 
 
-def test_a_nightly_job_goes_on_and_strict_refuses(pointing, prefix_model, table):
+def test_every_way_of_reading_says_it_and_goes_on(pointing, prefix_model, table):
     others = other_users(table)
     for model in (pointing, prefix_model):
         engine = qa.Engine(model)
         with pytest.warns(UserWarning, match="new to the run"):
             cache = engine.prefill(others)
         assert engine.embed(cache, "Will this member play chess?").shape[0] == len(others)
-        with pytest.raises(DataError, match="podcast"):
-            check_input(model, others, strict=True)
+        with pytest.warns(UserWarning, match="new to the run"):
+            engine.update(cache, others)
+        with pytest.warns(UserWarning, match="new to the run"):
+            list(engine.iter_embed_uncached(others, ["Why?"]))
+    with pytest.warns(UserWarning, match="new to the run"):
+        prefix_model.preprocessor.transform(others)
 
 
 def test_a_column_that_is_gone_is_said_without_a_guess(pointing, table):
     without = qa.Users.from_events(table.drop(columns="amount"), CUTOFF)
-    (message,) = input_differences(pointing, without)
+    (message,) = qa.Engine(pointing).input_differences(without)
     assert "add it, or train the run again" in message

@@ -7,48 +7,23 @@ import warnings
 from collections.abc import Sequence
 
 from qanchor.data.users import Users
-from qanchor.errors import DataError
-from qanchor.models.model import QAnchor
-from qanchor.models.pointing_model import PointingModel
 from qanchor.utils.text import count
 
-IGNORED = "they are left out. Train the run again to include them"
+LEFT_OUT = "they are left out. Train the run again to include them"
 READ_BY_NAME = "they are read through its name. Train the run again if they matter"
 
 
-def check_input(model: QAnchor | PointingModel, users: Users, strict: bool = False) -> None:
-    """Warn of modalities that a run has not seen, and of number columns that it misses.
+def input_differences(
+    users: Users, modalities: Sequence[str], numbers: Sequence[str], remedy: str
+) -> list[str]:
+    """Return one message for each modality that is new to a run and each number column it misses.
 
     Args:
-        model: Model of the run.
-        users: Users to read with it.
-        strict: Raise instead of warning (default False).
-
-    Raises:
-        DataError: The users differ, and `strict` is set.
+        users: Users to read.
+        modalities: Modalities that the run was trained with.
+        numbers: Number columns that it was trained with.
+        remedy: What happens to events of new modalities, `LEFT_OUT` or `READ_BY_NAME`.
     """
-    found = input_differences(model, users)
-    if strict and found:
-        raise DataError(users.name, None, None, None, " ".join(found))
-    for message in found:
-        warnings.warn(message, stacklevel=3)
-
-
-def input_differences(model: QAnchor | PointingModel, users: Users) -> list[str]:
-    """Return one message for each difference between users and those that a run was trained on.
-
-    Args:
-        model: Model of the run.
-        users: Users to read with it.
-    """
-    if isinstance(model, PointingModel):
-        modalities = model.population.named("modality")
-        numbers = model.population.named("number")
-        remedy = READ_BY_NAME
-    else:
-        modalities = model.preprocessor.modalities
-        numbers = model.preprocessor.numbers
-        remedy = IGNORED
     found = []
     events = users.history()["modality"].value_counts()
     for name in users.modalities:
@@ -61,6 +36,21 @@ def input_differences(model: QAnchor | PointingModel, users: Users) -> list[str]
         if column not in users.numbers:
             found.append(_missing_number(users, column, numbers))
     return found
+
+
+def warn_of_differences(
+    users: Users, modalities: Sequence[str], numbers: Sequence[str], remedy: str
+) -> None:
+    """Warn of each difference, see `input_differences`.
+
+    Args:
+        users: Users to read.
+        modalities: Modalities that the run was trained with.
+        numbers: Number columns that it was trained with.
+        remedy: What happens to events of new modalities.
+    """
+    for message in input_differences(users, modalities, numbers, remedy):
+        warnings.warn(message, stacklevel=3)
 
 
 def _missing_number(users: Users, column: str, numbers: Sequence[str]) -> str:
