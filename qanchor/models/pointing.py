@@ -26,6 +26,7 @@ from qanchor.models.user_tokens import (
     content_words,
     spelling_vectors,
 )
+from qanchor.useru.concepts import MEASURES
 from qanchor.utils.device import single_thread
 from qanchor.utils.text import plural
 
@@ -38,13 +39,14 @@ TEXT_DIM = 63  # dimensions of the embedding that say which texts were pointed a
 EMBEDDING_DIM = 1 + TEXT_DIM + STATE_DIM
 SCORE_SCALE = 0.5  # of the score beside the two other parts of an embedding, each of length 1
 WORDS_DIM = 4096  # wide enough that few words share a place
-LAST = TOKEN_NUMBERS.index("days since the last")
 COSINE_SCALES = (12.0, 8.0, 6.0, 4.0, 4.0, 4.0)
 SHUT = -5.0  # start of the sigmoid heads' bias: only what is clearly meant adds up
 RECENT = TOKEN_NUMBERS.index("count in the last horizon")
-# percentiles of the user as a whole: events, last, first, recent events, amount
-PRIOR_LEVELS = tuple(N_LEVEL_NUMBERS // 2 + place for place in (0, 1, 2, 3, 6))
-N_PRIOR_NUMBERS = 3 + len(PRIOR_LEVELS)
+LATEST = TOKEN_NUMBERS.index("count in the last quarter of a horizon")
+# numbers of the user as a whole that mean the same after a longer history: days since the last
+# event, recent events, mean amount, and all percentiles
+PRIOR_LEVELS = (1, 3, 4, 7, *range(N_LEVEL_NUMBERS // 2, N_LEVEL_NUMBERS))
+N_PRIOR_NUMBERS = 4 + N_TOKEN_NUMBERS + 2 + len(PRIOR_LEVELS)
 AFFIRMATIVE = 1.5  # start of the polarity: a question that nobody denied is affirmative
 USERS_PER_PASS = 256
 MASKED = -1e4
@@ -129,7 +131,10 @@ class PointingReader(nn.Module):
             nn.GELU(),
         )
         self.out = nn.Linear(STATE_DIM, 1)
-        self.prior = nn.Linear(N_PRIOR_NUMBERS, 1)
+        self.intent = nn.Sequential(
+            nn.Linear(text + WORDS_DIM, 64), nn.GELU(), nn.Linear(64, len(MEASURES))
+        )
+        self.prior = nn.Linear(N_PRIOR_NUMBERS, len(MEASURES))
         with torch.no_grad():
             self.polarity[-1].bias.fill_(AFFIRMATIVE)
             self.out.weight.zero_()
@@ -171,6 +176,15 @@ class PointingReader(nn.Module):
         asked = torch.cat([question.vector, question.words], -1)
         return torch.tanh(self.polarity(asked))[:, 0]
 
+    def measure(self, question: QuestionInput) -> Float[Tensor, "query measure"]:
+        """Return what each question measures, as probabilities of the measures of concepts.
+
+        Args:
+            question: The questions.
+        """
+        asked = torch.cat([question.vector, question.words], -1)
+        return self.intent(asked).softmax(-1)
+
     def forward(self, users: TokenInput, question: QuestionInput, things: ThingInput) -> Reading:
         logits, cosine = self.match(question, things)
         mask: Bool[Tensor, "user token"] = users.which >= 0
@@ -199,17 +213,37 @@ class PointingReader(nn.Module):
             general[None].expand(n_users, -1, -1),
         ]
         state = self.body(torch.cat(parts, -1))
-        # persistence and recency of what is meant, and percentiles of the user; they mean the same
-        # after a longer history. The body learns a correction.
-        meant = [total[:, :, 0, 0], total[:, :, 0, RECENT], mean[:, :, 0, LAST]]
-        level = users.level[:, None, list(PRIOR_LEVELS)].expand(-1, n_queries, -1)
-        known = torch.cat([torch.stack(meant, -1), level], -1)
-        prior = self.prior(known)[..., 0]
+        known = self.known_numbers(users.level, mean[:, :, 0], total[:, :, 0], gate[:, :, 0])
+        prior = (self.prior(known) * self.measure(question)).sum(-1)
+        # the body learns a correction
         score = (prior + self.out(state)[..., 0]) * self.sign(question)
         mean_attention = attention.mean(2)
         texts = (things.vector @ self.directions)[which]
         pointed_at = torch.einsum("uqt,utd->uqd", mean_attention, texts)
         return Reading(score, mean_attention, self.embed(score, pointed_at, state))
+
+    def known_numbers(
+        self,
+        level: Float[Tensor, "user level"],
+        mean: Float[Tensor, "user query number"],
+        total: Float[Tensor, "user query number"],
+        gate: Float[Tensor, "user query token"],
+    ) -> Float[Tensor, "user query prior"]:
+        """Return what the prior of each measure starts from: what happened of what is meant (how
+        often, how lately, how much), and how active the user is.
+
+        Args:
+            level: Numbers of the user as a whole.
+            mean: Standardised numbers of the tokens that are meant.
+            total: Their sums.
+            gate: How far each token is meant.
+        """
+        fit = gate.sum(-1, keepdim=True)
+        present = fit.clamp(max=1)
+        rate = torch.log1p(total[..., :1]) - level[:, None, 2:3]  # per day since the first event
+        level = level[:, None, list(PRIOR_LEVELS)].expand(-1, mean.shape[1], -1)
+        summed = total[..., [0, RECENT, LATEST]]
+        return torch.cat([summed, rate, mean * present, present, torch.log1p(fit), level], -1)
 
     def embed(
         self,

@@ -26,6 +26,7 @@ from qanchor.models.user_tokens import TokenReader, UserTokens
 from qanchor.useru.concepts import (
     FAMILIES,
     MAX_SHARE,
+    MEASURES,
     MIN_SHARE,
     Concept,
     Wording,
@@ -57,11 +58,12 @@ FAMILY_WEIGHTS = {  # how often concepts of each family are asked about
     "behavior": 0.4,
 }
 DENIED_SHARE = 0.25  # of the questions of a family
-POLARITY_STEPS = 500
-POLARITY_BATCH = (96, 48, 144)  # questions of each group in a step
-POLARITY_DROPOUT = 0.3  # share of questions whose text vector, or whose words, are left out
+SENSE_STEPS = 500
+SENSE_BATCH = (96, 48, 144)  # questions of each group in a step
+SENSE_DROPOUT = 0.3  # share of questions whose text vector, or whose words, are left out
 MAX_QUESTIONS = 1500  # about texts, modalities, numbers and times
-PRIOR_DRAWS = 24  # batches of users and questions that the prior is fitted on
+PRIOR_DRAWS = 12  # batches of users and questions that the prior of a measure is fitted on
+PRIOR_C = 0.01  # inverse of its ridge
 CORRECTION = 0.5  # share that counts of what the body learned: few periods were seen, not few users
 SCALE_QUESTIONS = 64  # that the scale of the state is fitted on
 AVERAGE_FROM = 0.5  # share of the steps after which weights are averaged
@@ -263,11 +265,12 @@ def train_reader(
     rng = np.random.default_rng(seed)
     _fit_scale(reader, task)
     questions, weights = _training_questions(task)
-    _fit_polarity(reader, task, questions, seed)
+    _fit_sense(reader, task, questions, seed)
     users = [_training_users(sample) for sample in task.samples]
     things = thing_input(task.samples[0].tokens)
     reader.train().requires_grad_(True)
     reader.polarity.requires_grad_(False)
+    reader.intent.requires_grad_(False)
     parameters = [weight for weight in reader.parameters() if weight.requires_grad]
     batches = _Batches(task, questions, weights, users, rng)
     _fit_prior(reader, batches)
@@ -336,46 +339,64 @@ class _Batches:
         lateness = np.array([task.samples[place].horizons_ago ** -2.0 for place in self.usable])
         self.lateness = lateness / lateness.sum()
 
-    def draw(self) -> tuple[Sample, np.ndarray, np.ndarray]:
-        """Return a sample, rows of its users, and places of the questions asked."""
+    def draw(
+        self, only: np.ndarray | slice = slice(None)
+    ) -> tuple[Sample, np.ndarray, np.ndarray]:
+        """Return a sample, rows of its users, and places of the questions asked.
+
+        Args:
+            only: Which of the questions may be asked (default: all).
+        """
         place = int(self.rng.choice(self.usable, p=self.lateness))
         rows = self.users[place]
         rows = self.rng.choice(rows, min(USERS_PER_STEP, len(rows)), replace=False)
         n_questions = min(QUESTIONS_PER_STEP, len(self.questions))
-        asked = self.rng.choice(self.questions, n_questions, p=self.weights)
+        weights = self.weights[only]
+        asked = self.rng.choice(self.questions[only], n_questions, p=weights / weights.sum())
         return self.task.samples[place], rows, asked
 
 
 def _fit_prior(reader: PointingReader, batches: _Batches) -> None:
-    """Fit what persistence and recency mean in these data, before anything else is learned."""
+    """Fit what persistence, recency and activity mean for each measure, before all else is
+    learned.
+    """
     from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
 
     task = batches.task
     things = thing_input(task.samples[0].tokens)
     signs = np.array([question.wording.sign for question in task.questions])
+    measures = np.array(
+        [MEASURES.index(task.concepts[question.concept].measure) for question in task.questions]
+    )
     inputs = []
     hook = reader.prior.register_forward_hook(lambda _module, args, _out: inputs.append(args[0]))
     answers = []
+    measured = []
     with torch.no_grad():
-        for _ in range(PRIOR_DRAWS):
-            sample, rows, asked = batches.draw()
-            reader(token_input(sample.tokens, rows), task.encoded.at(asked), things)
-            target = task.targets(sample, rows, asked).numpy()
-            answers.append(np.where(signs[asked] > 0, target, 1 - target).ravel())
+        for measure in np.unique(measures[batches.questions]):
+            of_measure = measures[batches.questions] == measure
+            for _ in range(PRIOR_DRAWS):
+                sample, rows, asked = batches.draw(of_measure)
+                reader(token_input(sample.tokens, rows), task.encoded.at(asked), things)
+                target = task.targets(sample, rows, asked).numpy()
+                answers.append(np.where(signs[asked] > 0, target, 1 - target).ravel())
+                measured.append(np.full(answers[-1].shape, measure))
     hook.remove()
     known = torch.cat([part.flatten(0, 1) for part in inputs]).numpy()
     answer = np.concatenate(answers)
-    known = known[~np.isnan(answer)]
-    answer = answer[~np.isnan(answer)]
-    if len(np.unique(answer)) < 2:
-        return
-    mean = known.mean(0)
-    spread = known.std(0) + 1e-3
-    fitted = LogisticRegression().fit((known - mean) / spread, answer)
-    weight = fitted.coef_[0] / spread
-    with torch.no_grad():
-        reader.prior.weight.copy_(torch.from_numpy(weight[None]))
-        reader.prior.bias.fill_(float(fitted.intercept_[0] - mean @ weight))
+    measured = np.concatenate(measured)
+    for measure in np.unique(measured):
+        usable = (measured == measure) & ~np.isnan(answer)
+        if len(np.unique(answer[usable])) < 2:
+            continue
+        scale = StandardScaler().fit(known[usable])
+        fitted = LogisticRegression(C=PRIOR_C, max_iter=300)
+        fitted.fit(scale.transform(known[usable]), answer[usable])
+        weight = fitted.coef_[0] / scale.scale_
+        with torch.no_grad():
+            reader.prior.weight[measure] = torch.from_numpy(weight)
+            reader.prior.bias[measure] = float(fitted.intercept_[0] - scale.mean_ @ weight)
 
 
 def _fit_state_scale(
@@ -399,30 +420,32 @@ def _fit_state_scale(
     reader.state_spread.copy_(states.std(0) + 1e-2)
 
 
-def _fit_polarity(
+def _fit_sense(
     reader: PointingReader, task: ConceptTask, questions: np.ndarray, seed: int
 ) -> None:
-    """Fit the sense of questions to wordings and topics, of which it is known."""
+    """Fit the sense of questions and what they measure, to wordings of which both are known."""
     wordings_of_concepts = [task.questions[place].wording for place in questions]
-    signs = [wording.sign for wording in (*wordings_of_concepts, *task.topics)]
-    signs = torch.tensor([float(sign > 0) for sign in signs])
+    wordings = [*wordings_of_concepts, *task.topics]
+    signs = torch.tensor([float(wording.sign > 0) for wording in wordings])
+    measures = torch.tensor([MEASURES.index(wording.measure) for wording in wordings])
     parts = zip(task.encoded.at(questions), task.encoded_topics, strict=True)
     known = QuestionInput(*(torch.cat(pair) for pair in parts))
     # what these users do, staying and leaving, and everyday topics, which deny nothing whatever
     # they are about
     ends = [len(questions), len(questions) + task.n_behaviors]
     groups = np.split(np.arange(len(signs)), ends)
-    reader.polarity.requires_grad_(True)
-    optimizer = torch.optim.AdamW(reader.polarity.parameters(), lr=5e-3, weight_decay=0.02)
+    learned = nn.ModuleList([reader.polarity, reader.intent]).requires_grad_(True)
+    optimizer = torch.optim.AdamW(learned.parameters(), lr=5e-3, weight_decay=0.02)
     rng = np.random.default_rng(seed)
-    for _ in range(POLARITY_STEPS):
-        drawn = zip(groups, POLARITY_BATCH, strict=True)
+    for _ in range(SENSE_STEPS):
+        drawn = zip(groups, SENSE_BATCH, strict=True)
         batch = np.concatenate([rng.choice(group, n) for group, n in drawn])
         asked = known.at(batch)
-        keep = torch.from_numpy(rng.random((2, len(batch), 1)) >= POLARITY_DROPOUT)
+        keep = torch.from_numpy(rng.random((2, len(batch), 1)) >= SENSE_DROPOUT)
         seen = torch.cat([asked.vector * keep[0], asked.words * keep[1]], -1)
         logit = reader.polarity(seen)[:, 0]
         loss = F.binary_cross_entropy_with_logits(2 * logit, signs[batch])
+        loss = loss + F.cross_entropy(reader.intent(seen), measures[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -23,6 +23,7 @@ MAX_CLUSTER_TEXTS = 2000
 QUANTILES = (0.5, 0.75, 0.9)  # of a number, as thresholds
 HELD_OUT_SHARE = 0.15  # of the concepts of each family, by hash of the name
 FAMILIES = ("text", "cluster", "modality", "number", "time", "behavior")
+MEASURES = ("occurs", "more", "less", "first", "exceeds", "high", "share")
 MORE = 1.25  # times the former rate
 LESS = 0.5
 
@@ -36,7 +37,8 @@ class Concept:
         family: One of `FAMILIES`.
         label: As people name it, such as "payment done".
         things: Names of the things that its events belong to; empty: any event.
-        measure: "occurs", "more", "less", "exceeds", "high" or "first".
+        measure: One of `MEASURES`: it occurs, it rises, it falls, it occurs for the first time, one
+            amount exceeds the threshold, there is much of it, it is much of all that occurs.
         threshold: Smallest amount that counts; only for "exceeds".
         split: "train" or "held_out".
     """
@@ -93,6 +95,8 @@ def induce_concepts(
         if share[i] > 0.1:
             found.append(Concept(f"{thing.name}:more", "text", thing.label, (thing.name,), "more"))
             found.append(Concept(f"{thing.name}:high", "text", thing.label, (thing.name,), "high"))
+            name = f"{thing.name}:share"
+            found.append(Concept(name, "text", thing.label, (thing.name,), "share"))
         if 0.02 < share[i] < 0.7:
             name = f"{thing.name}:first"
             found.append(Concept(name, "text", thing.label, (thing.name,), "first"))
@@ -100,7 +104,7 @@ def induce_concepts(
     for i, thing in enumerate(things):
         if thing.kind == "modality" and share[i] > 0:
             found.append(Concept(thing.name, "modality", thing.label, (thing.name,)))
-            for measure in ("more", "less", "high"):
+            for measure in ("more", "less", "high", "share"):
                 name = f"{thing.name}:{measure}"
                 found.append(Concept(name, "modality", thing.label, (thing.name,), measure))
         if thing.kind == "time" and share[i] > MIN_SHARE:
@@ -202,6 +206,12 @@ def concept_truth(
             out[:, column] = (future > 0) & (before == 0)
         elif concept.measure == "exceeds":
             out[:, column] = (ahead[2][:, index] >= concept.threshold).any(1)
+        elif concept.measure == "share":
+            everything = ahead[0][:, modalities].sum(1)
+            part = future / np.maximum(everything, 1)
+            positive = part[part > 0]
+            limit = np.quantile(positive, 0.75) if len(positive) else np.inf
+            out[:, column] = np.where(everything > 0, part >= limit, np.nan)
         elif concept.measure == "high":
             positive = future[future > 0]
             limit = np.quantile(positive, 0.75) if len(positive) else np.inf
@@ -270,6 +280,14 @@ OFTEN_WORDINGS = (
     "Will this {user} {verb} {t} nearly every day {when}?",
     "Will there be a lot of {t} {when}?",
     "Will there be many {t} {when}?",
+)
+SHARE_WORDINGS = (
+    "Does this {user} mostly {verb} {t}?",
+    "Is it mainly {t} that this {user} will {verb} {when}?",
+    "Does this {user} prefer {t}?",
+    "Will this {user} choose {t} above all?",
+    "Is this {user} one for {t}?",
+    "Will most of this {user}'s events be {t}?",
 )
 ANY_OFTEN = (
     "Will this {user} be very active {when}?",
@@ -385,6 +403,48 @@ DENYING = (
     "Will this {user} no longer {v}?",
     "Will this {user} never {v} {when}?",
 )
+# frames that ask how much or how often, not whether
+MEASURING = {
+    "more": (
+        "Will this {user} {v} more often than before?",
+        "Will this {user} {v} more and more?",
+        "Is this {user} going to {v} much more {when}?",
+        "Will this {user} increasingly {v}?",
+        "Is this {user} likely to {v} more than in the past?",
+    ),
+    "less": (
+        "Will this {user} {v} less often than before?",
+        "Will this {user} {v} less and less?",
+        "Is this {user} going to {v} much less {when}?",
+        "Will this {user} {v} more seldom than before?",
+        "Is this {user} likely to {v} less than in the past?",
+    ),
+    "first": (
+        "Will this {user} {v} for the first time {when}?",
+        "Will this {user} start to {v}?",
+        "Will this {user} {v} as never before?",
+    ),
+    "exceeds": (
+        "Will this {user} {v} for more than {n} at once?",
+        "Will this {user} {v}, at least {n} at a time?",
+        "Is this {user} going to {v} with over {n} in one go {when}?",
+    ),
+    "high": (
+        "Will this {user} {v} often {when}?",
+        "Will this {user} {v} nearly every day {when}?",
+        "Will this {user} {v} a lot {when}?",
+        "Does this {user} {v} very frequently?",
+        "Will this {user} {v} many times {when}?",
+    ),
+    "share": (
+        "Does this {user} mostly {v}?",
+        "Does this {user} mainly {v}?",
+        "Does this {user} {v} rather than do anything else?",
+        "Would this {user} above all {v}?",
+        "Does this {user} prefer to {v}?",
+    ),
+}
+AMOUNTS = (2, 3, 5, 10, 20, 50, 100, 500)
 # what is asked about must not tell the sense: a complaint that happens is a yes
 TOPICS = (
     "book a hotel",
@@ -488,12 +548,14 @@ class Wording:
 
     Args:
         query: Its text, with the word "user".
+        measure: One of `MEASURES`.
         sign: 1 if yes means that the concept is true, -1 if it means the contrary.
         days: Horizon that it names; 0 for the users' own.
         held_out: Whether it is for tests only.
     """
 
     query: str
+    measure: str
     sign: int
     days: int
     held_out: bool
@@ -520,6 +582,8 @@ def templates(concept: Concept) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return FIRST_WORDINGS, ()
     if concept.measure == "exceeds":
         return EXCEEDS_WORDINGS, ()
+    if concept.measure == "share":
+        return SHARE_WORDINGS, ()
     if any_event:
         return ANY_OFTEN, ANY_SELDOM
     return (HIGH_WORDINGS if concept.family == "number" else OFTEN_WORDINGS), ()
@@ -534,7 +598,8 @@ def _staying_and_leaving(rng: np.random.Generator) -> list[Wording]:
                 for verb in rng.choice(verbs, FRAME_VERBS, replace=False):
                     query = frame.format(user="user", v=verb, when=str(rng.choice(NEXT)))
                     query = query.replace(" ?", "?")
-                    found.append(Wording(query, sense * verb_sense, 0, frame == frames[-1]))
+                    is_last = frame == frames[-1]
+                    found.append(Wording(query, "occurs", sense * verb_sense, 0, is_last))
     return found
 
 
@@ -548,20 +613,24 @@ def behavior_wordings(rng: np.random.Generator) -> list[Wording]:
 
 
 def topic_wordings(rng: np.random.Generator) -> list[Wording]:
-    """Return questions about everyday topics, good and bad, in frames that affirm and that deny.
+    """Return questions about everyday topics, good and bad, in frames that affirm, that deny, and
+    that ask how much.
 
-    They say nothing of any data set; they only teach what denies a question.
+    They say nothing of any data set; they only teach what denies a question and what it measures.
 
     Args:
-        rng: Random generator that chooses topics and times.
+        rng: Random generator that chooses topics, times and amounts.
     """
     found = []
-    for sense, frames in ((1, AFFIRMING), (-1, DENYING)):
-        for frame in frames:
-            for topic in rng.choice(TOPICS, FRAME_TOPICS, replace=False):
-                query = frame.format(user="user", v=topic, when=str(rng.choice(NEXT)))
-                query = query.replace(" ?", "?")
-                found.append(Wording(query, sense, 0, False))
+    frames = [("occurs", 1, frame) for frame in AFFIRMING]
+    frames += [("occurs", -1, frame) for frame in DENYING]
+    frames += [(measure, 1, frame) for measure, texts in MEASURING.items() for frame in texts]
+    for measure, sense, frame in frames:
+        for topic in rng.choice(TOPICS, FRAME_TOPICS, replace=False):
+            when = str(rng.choice(NEXT))
+            amount = int(rng.choice(AMOUNTS))
+            query = frame.format(user="user", v=topic, when=when, n=amount).replace(" ?", "?")
+            found.append(Wording(query, measure, sense, 0, False))
     return found
 
 
@@ -586,7 +655,7 @@ def wordings(concept: Concept, rng: np.random.Generator, n: int = 16) -> list[Wo
             query = text.format(user="user", t=concept.label, v=value, verb=verb, when=when)
             query = query.replace(" ?", "?")
             held_out = place == len(texts) - 1
-            found.append(Wording(query, sign, days, held_out))
+            found.append(Wording(query, concept.measure, sign, days, held_out))
     if concept.measure == "occurs" and not concept.things:
         found += _staying_and_leaving(rng)
     return found
