@@ -41,12 +41,27 @@ SCORE_SCALE = 0.5  # of the score beside the two other parts of an embedding, ea
 WORDS_DIM = 4096  # wide enough that few words share a place
 COSINE_SCALES = (12.0, 8.0, 6.0, 4.0, 4.0, 4.0)
 SHUT = -5.0  # start of the sigmoid heads' bias: only what is clearly meant adds up
-RECENT = TOKEN_NUMBERS.index("count in the last horizon")
-LATEST = TOKEN_NUMBERS.index("count in the last quarter of a horizon")
+SUMMED = [
+    TOKEN_NUMBERS.index(name)
+    for name in (
+        "count",
+        "count in the last horizon",
+        "count in the last quarter of a horizon",
+        "amount",
+    )
+]
+LAST = TOKEN_NUMBERS.index("days since the last")
+FIRST = TOKEN_NUMBERS.index("days since the first")
+LARGEST = TOKEN_NUMBERS.index("largest amount")
+SHARE = TOKEN_NUMBERS.index("share of the user's events")
 # numbers of the user as a whole that mean the same after a longer history: days since the last
 # event, recent events, mean amount, and all percentiles
-PRIOR_LEVELS = (1, 3, 4, 7, *range(N_LEVEL_NUMBERS // 2, N_LEVEL_NUMBERS))
-N_PRIOR_NUMBERS = 4 + N_TOKEN_NUMBERS + 2 + len(PRIOR_LEVELS)
+PRIOR_LEVELS = [1, 3, 4, 7, *range(N_LEVEL_NUMBERS // 2, N_LEVEL_NUMBERS)]
+N_PRIOR_NUMBERS = len(SUMMED) + 5 + len(PRIOR_LEVELS)
+RELATIVE_FIT = 0.85  # what fits nearly as well as the best is meant, too
+LEAST_FIT = 0.5  # of what may be meant
+SHARPNESS = 30.0
+LONG_AGO = 8.0  # log days
 AFFIRMATIVE = 1.5  # start of the polarity: a question that nobody denied is affirmative
 USERS_PER_PASS = 256
 MASKED = -1e4
@@ -213,7 +228,7 @@ class PointingReader(nn.Module):
             general[None].expand(n_users, -1, -1),
         ]
         state = self.body(torch.cat(parts, -1))
-        known = self.known_numbers(users.level, mean[:, :, 0], total[:, :, 0], gate[:, :, 0])
+        known = self.known_numbers(users, question, things)
         prior = (self.prior(known) * self.measure(question)).sum(-1)
         # the body learns a correction
         score = (prior + self.out(state)[..., 0]) * self.sign(question)
@@ -223,27 +238,29 @@ class PointingReader(nn.Module):
         return Reading(score, mean_attention, self.embed(score, pointed_at, state))
 
     def known_numbers(
-        self,
-        level: Float[Tensor, "user level"],
-        mean: Float[Tensor, "user query number"],
-        total: Float[Tensor, "user query number"],
-        gate: Float[Tensor, "user query token"],
+        self, users: TokenInput, question: QuestionInput, things: ThingInput
     ) -> Float[Tensor, "user query prior"]:
-        """Return what the prior of each measure starts from: what happened of what is meant (how
-        often, how lately, how much), and how active the user is.
+        """Return what the prior of each measure starts from: what each user did of what is meant
+        (how often, how lately, how much), and how active the user is.
 
         Args:
-            level: Numbers of the user as a whole.
-            mean: Standardised numbers of the tokens that are meant.
-            total: Their sums.
-            gate: How far each token is meant.
+            users: Tokens of the users.
+            question: The questions.
+            things: What tokens stand for.
         """
-        fit = gate.sum(-1, keepdim=True)
-        present = fit.clamp(max=1)
-        rate = torch.log1p(total[..., :1]) - level[:, None, 2:3]  # per day since the first event
-        level = level[:, None, list(PRIOR_LEVELS)].expand(-1, mean.shape[1], -1)
-        summed = total[..., [0, RECENT, LATEST]]
-        return torch.cat([summed, rate, mean * present, present, torch.log1p(fit), level], -1)
+        meant = relevance(question, things)[:, users.which.clamp(min=0)].transpose(0, 1)
+        meant = meant * (users.which >= 0)[:, None]
+        numbers = users.numbers[:, None]
+        sums = torch.einsum("uqt,utn->uqn", meant, users.numbers[..., SUMMED].expm1())
+        sums = torch.log1p(sums.clamp(min=0))
+        lateness = (meant * (LONG_AGO - numbers[..., LAST])).amax(-1)
+        oldest = (meant * numbers[..., FIRST]).amax(-1)
+        largest = (meant * numbers[..., LARGEST]).amax(-1)
+        share = (meant * numbers[..., SHARE]).sum(-1).clamp(max=1)
+        rate = sums[..., 0] - users.level[:, None, 2]  # per day since the user's first event
+        level = users.level[:, None, PRIOR_LEVELS].expand(-1, meant.shape[1], -1)
+        own = torch.stack([lateness, oldest, largest, share, rate], -1)
+        return torch.cat([sums, own, level], -1)
 
     def embed(
         self,
@@ -267,6 +284,19 @@ class PointingReader(nn.Module):
             F.normalize(standard, dim=-1),
         ]
         return F.normalize(torch.cat(parts, -1), dim=-1)
+
+
+def relevance(question: QuestionInput, things: ThingInput) -> Float[Tensor, "query thing"]:
+    """Return how far each thing is what a question means, 0 to 1: whether its words fit the
+    question nearly as well as the best. Nothing is learned here.
+
+    Args:
+        question: The questions.
+        things: What can be pointed at.
+    """
+    fit = question.content @ things.vector.T + question.spelling @ things.spelling.T / 2
+    best = fit.amax(1, keepdim=True)
+    return torch.sigmoid(SHARPNESS * (fit - RELATIVE_FIT * best.clamp(min=LEAST_FIT / RELATIVE_FIT)))
 
 
 def question_input(

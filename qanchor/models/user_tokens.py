@@ -18,7 +18,7 @@ from qanchor.models.population import Population
 from qanchor.models.text_encoder import text_vectors
 from qanchor.utils.text import count, plural
 
-MAX_TOKENS = 160  # tokens of one user; of more, those with the highest tf-idf are kept
+MAX_TOKENS = 320  # tokens of one user; of more, those with the highest tf-idf are kept
 SPELLING_DIM = 1024  # hashed character trigrams
 # words that say how a question is asked, not what it is about
 FUNCTION_WORDS = frozenset(

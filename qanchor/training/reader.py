@@ -287,7 +287,7 @@ def train_reader(
             sample, rows, asked = batches.draw()
             encoded = task.encoded.at(asked)
             reading = reader(token_input(sample.tokens, rows), encoded, things)
-            loss = _masked_loss(reading.score, task.targets(sample, rows, asked))
+            loss = _ranking_loss(reading.score, task.targets(sample, rows, asked))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
@@ -371,32 +371,57 @@ def _fit_prior(reader: PointingReader, batches: _Batches) -> None:
     )
     inputs = []
     hook = reader.prior.register_forward_hook(lambda _module, args, _out: inputs.append(args[0]))
-    answers = []
-    measured = []
-    with torch.no_grad():
-        for measure in np.unique(measures[batches.questions]):
-            of_measure = measures[batches.questions] == measure
+    for measure in np.unique(measures[batches.questions]):
+        inputs.clear()
+        targets = []
+        of_measure = measures[batches.questions] == measure
+        with torch.no_grad():
             for _ in range(PRIOR_DRAWS):
                 sample, rows, asked = batches.draw(of_measure)
                 reader(token_input(sample.tokens, rows), task.encoded.at(asked), things)
                 target = task.targets(sample, rows, asked).numpy()
-                answers.append(np.where(signs[asked] > 0, target, 1 - target).ravel())
-                measured.append(np.full(answers[-1].shape, measure))
-    hook.remove()
-    known = torch.cat([part.flatten(0, 1) for part in inputs]).numpy()
-    answer = np.concatenate(answers)
-    measured = np.concatenate(measured)
-    for measure in np.unique(measured):
-        usable = (measured == measure) & ~np.isnan(answer)
-        if len(np.unique(answer[usable])) < 2:
+                targets.append(np.where(signs[asked] > 0, target, 1 - target))
+        known = [part.numpy() for part in inputs]
+        pairs = _pairs(known, targets, batches.rng)
+        if not len(pairs):
             continue
-        scale = StandardScaler().fit(known[usable])
-        fitted = LogisticRegression(C=PRIOR_C, max_iter=300)
-        fitted.fit(scale.transform(known[usable]), answer[usable])
-        weight = fitted.coef_[0] / scale.scale_
+        known = np.concatenate([part.reshape(-1, part.shape[-1]) for part in known])
+        spread = known.std(0) + 1e-3
+        # each pair both ways round, so that there are two classes
+        flip = np.where(np.arange(len(pairs)) % 2, -1, 1)
+        fitted = LogisticRegression(C=PRIOR_C, fit_intercept=False, max_iter=300)
+        fitted.fit(pairs / spread * flip[:, None], flip)
+        weight = fitted.coef_[0] / spread
         with torch.no_grad():
             reader.prior.weight[measure] = torch.from_numpy(weight)
-            reader.prior.bias[measure] = float(fitted.intercept_[0] - scale.mean_ @ weight)
+            reader.prior.bias[measure] = -float(known.mean(0) @ weight)
+    hook.remove()
+
+
+def _pairs(
+    known: list[np.ndarray], targets: list[np.ndarray], rng: np.random.Generator
+) -> np.ndarray:
+    """Return differences between a user with a yes and a user with a no to the same question.
+
+    How common a yes is differs among questions for reasons that say nothing of a user.
+
+    Args:
+        known: Numbers of each draw, (user, question, number).
+        targets: Answers of each draw, (user, question).
+        rng: Random generator that chooses the pairs.
+    """
+    found = [np.empty((0, known[0].shape[-1]))]
+    for numbers, target in zip(known, targets, strict=True):
+        for column in range(target.shape[1]):
+            yes = np.flatnonzero(target[:, column] == 1)
+            no = np.flatnonzero(target[:, column] == 0)
+            if not (len(yes) and len(no)):
+                continue
+            n = 2 * min(len(yes), len(no))
+            found.append(
+                numbers[rng.choice(yes, n), column] - numbers[rng.choice(no, n), column]
+            )
+    return np.concatenate(found)
 
 
 def _fit_state_scale(
@@ -480,8 +505,17 @@ def _training_users(sample: Sample) -> np.ndarray:
     return np.flatnonzero([not is_held_out(user) for user in sample.tokens.ids])
 
 
-def _masked_loss(score: Tensor, target: Tensor) -> Tensor:
-    """Return the mean binary cross-entropy over known targets."""
-    known = ~target.isnan()
-    loss = F.binary_cross_entropy_with_logits(score, target.nan_to_num(), reduction="none")
-    return (loss * known).sum() / known.sum().clamp(min=1)
+def _ranking_loss(score: Tensor, target: Tensor) -> Tensor:
+    """Return the mean logistic loss over pairs of users with a yes and a no to the same question.
+
+    Args:
+        score: Scores, (user, question).
+        target: Answers, 1 or 0 or NaN.
+    """
+    yes = (target == 1).float()
+    no = (target == 0).float()
+    difference = score[:, None] - score[None]  # (user of the yes, user of the no, question)
+    pairs = yes[:, None] * no[None]
+    loss = (F.softplus(-difference) * pairs).sum((0, 1)) / pairs.sum((0, 1)).clamp(min=1)
+    weight = torch.minimum(yes.sum(0), no.sum(0)).sqrt()
+    return (loss * weight).sum() / weight.sum().clamp(min=1)
