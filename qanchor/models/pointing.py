@@ -57,7 +57,7 @@ SHARE = TOKEN_NUMBERS.index("share of the user's events")
 # numbers of the user as a whole that mean the same after a longer history: days since the last
 # event, recent events, mean amount, and all percentiles
 PRIOR_LEVELS = [1, 3, 4, 7, *range(N_LEVEL_NUMBERS // 2, N_LEVEL_NUMBERS)]
-N_PRIOR_NUMBERS = len(SUMMED) + 5 + len(PRIOR_LEVELS)
+N_PRIOR_NUMBERS = len(SUMMED) + 5 + 2 * len(PRIOR_LEVELS)
 RELATIVE_FIT = 0.85  # what fits nearly as well as the best is meant, too
 LEAST_FIT = 0.5  # of what may be meant
 SHARPNESS = 30.0
@@ -248,7 +248,8 @@ class PointingReader(nn.Module):
             question: The questions.
             things: What tokens stand for.
         """
-        meant = relevance(question, things)[:, users.which.clamp(min=0)].transpose(0, 1)
+        fit = word_fit(question, things)
+        meant = relevance(fit)[:, users.which.clamp(min=0)].transpose(0, 1)
         meant = meant * (users.which >= 0)[:, None]
         numbers = users.numbers[:, None]
         sums = torch.einsum("uqt,utn->uqn", meant, users.numbers[..., SUMMED].expm1())
@@ -260,7 +261,8 @@ class PointingReader(nn.Module):
         rate = sums[..., 0] - users.level[:, None, 2]  # per day since the user's first event
         level = users.level[:, None, PRIOR_LEVELS].expand(-1, meant.shape[1], -1)
         own = torch.stack([lateness, oldest, largest, share, rate], -1)
-        return torch.cat([sums, own, level], -1)
+        found = torch.sigmoid(SHARPNESS * (fit.amax(1) - LEAST_FIT))[None, :, None]
+        return torch.cat([sums, own, level * found, level * (1 - found)], -1)
 
     def embed(
         self,
@@ -286,17 +288,26 @@ class PointingReader(nn.Module):
         return F.normalize(torch.cat(parts, -1), dim=-1)
 
 
-def relevance(question: QuestionInput, things: ThingInput) -> Float[Tensor, "query thing"]:
-    """Return how far each thing is what a question means, 0 to 1: whether its words fit the
-    question nearly as well as the best. Nothing is learned here.
+def word_fit(question: QuestionInput, things: ThingInput) -> Float[Tensor, "query thing"]:
+    """Return how well the words of each thing fit each question; nothing is learned here.
 
     Args:
         question: The questions.
         things: What can be pointed at.
     """
-    fit = question.content @ things.vector.T + question.spelling @ things.spelling.T / 2
+    return question.content @ things.vector.T + question.spelling @ things.spelling.T / 2
+
+
+def relevance(fit: Float[Tensor, "query thing"]) -> Float[Tensor, "query thing"]:
+    """Return how far each thing is what a question means, 0 to 1: whether its words fit nearly as
+    well as the best.
+
+    Args:
+        fit: From `word_fit`.
+    """
     best = fit.amax(1, keepdim=True)
-    return torch.sigmoid(SHARPNESS * (fit - RELATIVE_FIT * best.clamp(min=LEAST_FIT / RELATIVE_FIT)))
+    least = RELATIVE_FIT * best.clamp(min=LEAST_FIT / RELATIVE_FIT)
+    return torch.sigmoid(SHARPNESS * (fit - least))
 
 
 def question_input(

@@ -63,6 +63,7 @@ SENSE_BATCH = (96, 48, 144)  # questions of each group in a step
 SENSE_DROPOUT = 0.3  # share of questions whose text vector, or whose words, are left out
 MAX_QUESTIONS = 1500  # about texts, modalities, numbers and times
 PRIOR_DRAWS = 12  # batches of users and questions that the prior of a measure is fitted on
+MAX_PAIRS = 48  # of users of a question, that the prior is fitted on
 PRIOR_C = 0.01  # inverse of its ridge
 CORRECTION = 0.5  # share that counts of what the body learned: few periods were seen, not few users
 SCALE_QUESTIONS = 64  # that the scale of the state is fitted on
@@ -339,9 +340,7 @@ class _Batches:
         lateness = np.array([task.samples[place].horizons_ago ** -2.0 for place in self.usable])
         self.lateness = lateness / lateness.sum()
 
-    def draw(
-        self, only: np.ndarray | slice = slice(None)
-    ) -> tuple[Sample, np.ndarray, np.ndarray]:
+    def draw(self, only: np.ndarray | slice = slice(None)) -> tuple[Sample, np.ndarray, np.ndarray]:
         """Return a sample, rows of its users, and places of the questions asked.
 
         Args:
@@ -361,7 +360,6 @@ def _fit_prior(reader: PointingReader, batches: _Batches) -> None:
     learned.
     """
     from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
 
     task = batches.task
     things = thing_input(task.samples[0].tokens)
@@ -417,10 +415,8 @@ def _pairs(
             no = np.flatnonzero(target[:, column] == 0)
             if not (len(yes) and len(no)):
                 continue
-            n = 2 * min(len(yes), len(no))
-            found.append(
-                numbers[rng.choice(yes, n), column] - numbers[rng.choice(no, n), column]
-            )
+            n = min(2 * min(len(yes), len(no)), MAX_PAIRS)
+            found.append(numbers[rng.choice(yes, n), column] - numbers[rng.choice(no, n), column])
     return np.concatenate(found)
 
 
@@ -445,9 +441,7 @@ def _fit_state_scale(
     reader.state_spread.copy_(states.std(0) + 1e-2)
 
 
-def _fit_sense(
-    reader: PointingReader, task: ConceptTask, questions: np.ndarray, seed: int
-) -> None:
+def _fit_sense(reader: PointingReader, task: ConceptTask, questions: np.ndarray, seed: int) -> None:
     """Fit the sense of questions and what they measure, to wordings of which both are known."""
     wordings_of_concepts = [task.questions[place].wording for place in questions]
     wordings = [*wordings_of_concepts, *task.topics]
