@@ -288,7 +288,7 @@ def train_reader(
             sample, rows, asked = batches.draw()
             encoded = task.encoded.at(asked)
             reading = reader(token_input(sample.tokens, rows), encoded, things)
-            loss = _ranking_loss(reading.score, task.targets(sample, rows, asked))
+            loss = ranking_loss(reading.score, task.targets(sample, rows, asked))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
@@ -499,7 +499,7 @@ def _training_users(sample: Sample) -> np.ndarray:
     return np.flatnonzero([not is_held_out(user) for user in sample.tokens.ids])
 
 
-def _ranking_loss(score: Tensor, target: Tensor) -> Tensor:
+def ranking_loss(score: Tensor, target: Tensor) -> Tensor:
     """Return the mean logistic loss over pairs of users with a yes and a no to the same question.
 
     Args:

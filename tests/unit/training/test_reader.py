@@ -7,14 +7,23 @@ import torch
 
 from qanchor.config import TINY
 from qanchor.data.users import Users
-from qanchor.models.pointing import PointingReader, question_input, read_questions
+from qanchor.models.pointing import (
+    PointingReader,
+    question_input,
+    read_questions,
+    relevance,
+    thing_input,
+    token_input,
+)
 from qanchor.models.user_tokens import TokenReader
 from qanchor.training.reader import (
     is_held_out,
     make_concept_task,
+    ranking_loss,
     train_reader,
     training_cutoffs,
 )
+from qanchor.useru.concepts import MEASURES
 from tests.benchmarks.concepts import concepts
 
 CUTOFF = pd.Timestamp("2025-06-01")
@@ -125,3 +134,52 @@ def test_a_short_history_is_refused_with_what_it_needs(users):
 def test_late_cutoffs_are_drawn_more(trained):
     ago = [sample.horizons_ago for sample in trained[0].samples]
     assert ago == sorted(ago) and ago[0] == pytest.approx(1)
+
+
+def test_the_ranking_loss_is_a_mean_over_pairs_of_each_question():
+    rng = np.random.default_rng(0)
+    score = torch.from_numpy(rng.normal(size=(9, 4))).float()
+    target = torch.from_numpy(rng.choice([0.0, 1.0, np.nan], (9, 4))).float()
+    target[:, 3] = 1  # a question without a no has no pair
+    losses = []
+    weights = []
+    for column in range(4):
+        yes = [row for row in range(9) if target[row, column] == 1]
+        no = [row for row in range(9) if target[row, column] == 0]
+        pairs = [(a, b) for a in yes for b in no]
+        apart = [float(score[a, column] - score[b, column]) for a, b in pairs]
+        losses.append(np.mean(np.log1p(np.exp(-np.array(apart)))) if pairs else 0)
+        weights.append(min(len(yes), len(no)) ** 0.5)
+    expected = np.dot(losses, weights) / np.sum(weights)
+    assert float(ranking_loss(score, target)) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_question_tells_what_it_measures_of_topics_that_no_data_have(trained):
+    asked = {
+        "Will this user polish the silver next month?": "occurs",
+        "Will this user polish the silver more often than before?": "more",
+        "Will this user polish the silver much less than before?": "less",
+        "Does this user mostly polish the silver?": "share",
+        "Will this user polish the silver nearly every day?": "high",
+    }
+    question = question_input(list(asked), "user", "hash", [30] * len(asked), 30)
+    measured = trained[1].measure(question).argmax(1)
+    assert [MEASURES[place] for place in measured] == list(asked.values())
+
+
+def test_what_fits_best_is_meant_and_nothing_if_nothing_fits():
+    fit = torch.tensor([[0.9, 0.88, 0.5], [0.2, 0.1, 0.15]])
+    meant = relevance(fit)
+    assert (meant[0, :2] > 0.9).all() and meant[0, 2] < 0.01
+    assert (meant[1] < 0.01).all()
+
+
+def test_the_prior_counts_what_is_meant(users, trained):
+    tokens = TokenReader(users, "hash").read()
+    question = question_input(["buy tea"], "user", "hash", [30], 30)
+    things = thing_input(tokens)
+    known = trained[1].known_numbers(token_input(tokens), question, things)
+    past = users.history()
+    tea = past[past["text"] == "buy_tea"].groupby("user", observed=False).size()
+    counted = np.log1p(tea.reindex(tokens.ids).to_numpy())
+    np.testing.assert_allclose(known[:, 0, 0].numpy(), counted, atol=0.05)

@@ -45,6 +45,14 @@ def test_truth_is_what_a_loop_finds(users, induced):
             elif concept.family == "text" and concept.measure == "occurs":
                 text = concept.things[0].removeprefix("text:")
                 assert truth[row, column] == (mine["text"] == text).any()
+            elif concept.measure == "share" and concept.family == "text" and len(mine):
+                text = concept.things[0].removeprefix("text:")
+                part = (mine["text"] == text).mean()
+                shares = ahead.groupby("user", observed=True)["text"].agg(
+                    lambda texts, text=text: (texts == text).mean()
+                )
+                limit = shares[shares > 0].quantile(0.75)
+                assert truth[row, column] == (part >= limit - 1e-9)
             elif concept.measure == "exceeds":
                 assert truth[row, column] == (mine["amount"] >= concept.threshold).any()
 
