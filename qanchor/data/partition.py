@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,32 +17,14 @@ import pyarrow.parquet as pq
 
 from qanchor.data.metadata import read_about
 from qanchor.data.users import Users
-from qanchor.data.validation import (
-    MAX_TIME,
-    MIN_TIME,
-    MISSING_COLUMN,
-    NO_EVENTS,
-    NOT_A_NUMBER,
-    NOT_A_TIME,
-    OUT_OF_RANGE,
-    REQUIRED,
-    TEXT_COLUMNS,
-    UNREADABLE,
-)
+from qanchor.data.validation import NO_EVENTS, REQUIRED, UNREADABLE, validated_events
 from qanchor.errors import DataError
 from qanchor.utils.arrays import arrow_table
 
 NUMBERS = ("amount", "discount", "private")  # the number columns that behavior measures use
 HASH = """('0x' || substr(md5("user"), 1, 15))::bigint"""  # the SQL form of `useru.pairs.user_hash`
-# ISO 8601 with an optional time and offset; DuckDB alone would also read words such as `epoch`
-ISO = (
-    r"\s*\d{4}-\d\d-\d\d"
-    r"([T ]\d\d:\d\d(:\d\d([.,]\d{1,9})?)?\s?(Z|[+-]\d\d(:?\d\d)?)?)?\s*"
-)
-# File and row of an event in the source: keeps equal events in order, and errors can name the row.
-POSITION = ("_file", "_row")
-NUMBER_TYPES = 'U?(HUGE|BIG|SMALL|TINY)?INT|DOUBLE|FLOAT|DECIMAL|BOOLEAN|"NULL"'
-BOOLEAN_AS_TEXT = "case {0} when true then 'True' when false then 'False' end as {0}"
+POSITION = "_row"  # number of an event in the source: keeps equal events in order
+EVENTS_PER_BATCH = 200_000  # events that are validated at once
 
 
 @dataclass(frozen=True)
@@ -64,9 +45,17 @@ class EventSource:
     rows: int
     key: str
 
-    def name_of(self, file: int) -> str:
-        """Return the name of a file by its number, counted from 1."""
-        return self.files[file - 1].name if self.files else "events"
+    def batches(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        """Yield the name of the file and some events at a time; their index is the row in it."""
+        if self.frame is not None:
+            yield "events", self.frame
+        for file in self.files:
+            start = 0
+            for batch in pq.ParquetFile(file).iter_batches(EVENTS_PER_BATCH):
+                frame = batch.to_pandas()
+                frame.index = pd.RangeIndex(start, start + len(frame))
+                start += len(frame)
+                yield file.name, frame
 
 
 class EventDays(NamedTuple):
@@ -137,13 +126,8 @@ def _users_source(users: Users, numbers: Sequence[str]) -> EventSource:
         "horizon_days": users.horizon_days,
     }
     events = users.events[columns]
-    frame = events.assign(file_row_number=np.arange(len(events)))
-    return EventSource((), frame, about, len(frame), _frame_digest(events))
-
-
-def _frame_digest(frame: pd.DataFrame) -> str:
-    hashes = pd.util.hash_pandas_object(frame, index=False).to_numpy()
-    return hashlib.sha256(hashes.tobytes()).hexdigest()
+    hashes = pd.util.hash_pandas_object(events, index=False).to_numpy()
+    return EventSource((), events, about, len(events), hashlib.sha256(hashes.tobytes()).hexdigest())
 
 
 def _file_digest(path: Path) -> bytes:
@@ -219,7 +203,7 @@ def partition_users(
         OSError: The disk is full or not writable.
     """
     with database_folder(work, config) as (base, folder):
-        columns = create_events_view(base, table, numbers)
+        columns = create_events_view(base, table, folder, numbers)
         days = count_days(base, table)
         history = history_sql(columns, days.cutoff)
         id_queries = ['select "user" from events where "user" is not null']
@@ -240,7 +224,6 @@ def partition_users(
             "cutoff": str(days.cutoff),
             "modalities": days.modalities,
             "about": table.about,
-            "files": [file.name for file in table.files] or ["events"],
         }
         write_shards(base, history, shards, folder / "events")
         scan["shards"] = write_shards(base, users, shards, folder / "users")
@@ -281,7 +264,8 @@ def database_folder(work: Path, config: dict) -> Iterator[tuple]:
             hint = "Free disk space or choose another folder."
             raise OSError(f"{work.parent}: {error}. {hint}") from error
         raise
-    shutil.rmtree(spill, ignore_errors=True)
+    for temporary in (spill, part / "clean"):
+        shutil.rmtree(temporary, ignore_errors=True)
     part.rename(work)
 
 
@@ -292,7 +276,7 @@ def history_sql(columns: Iterable[str], cutoff) -> str:
         columns: Columns of the view `events`.
         cutoff: The cut-off.
     """
-    names = ", ".join(f'"{name}"' for name in (*columns, *POSITION))
+    names = ", ".join(f'"{name}"' for name in (*columns, POSITION))
     return f"select {names} from events where time < timestamp '{cutoff}'"
 
 
@@ -314,89 +298,46 @@ def write_shards(base, rows: str, shards: int, folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("_shard=")) for path in folder.glob("_shard=*"))
 
 
-def create_events_view(base, table: EventSource, numbers: Sequence[str] = NUMBERS) -> list[str]:
-    """Create the view `events` with clean types and the position of each event in the source.
+def create_events_view(
+    base, table: EventSource, folder: Path, numbers: Sequence[str] = NUMBERS
+) -> list[str]:
+    """Validate the events batch by batch and create the view `events` of what is clean.
 
     Args:
         base: DuckDB connection.
         table: The events, as `open_table` returns them.
+        folder: Where the clean events are written, into `clean`.
         numbers: Number columns to keep (default `NUMBERS`).
 
     Returns:
         Names of the columns, without the position.
 
     Raises:
-        DataError: A column is missing or has a type that cannot be used.
+        DataError: The table is empty, or holds a value that cannot be used; names file and row.
     """
-    _create_source_view(base, table)
-    base.execute("set TimeZone = 'UTC'")
-    types = {name: kind for name, kind, *_ in base.sql("describe source").fetchall()}
-    name = table.name_of(1)
-    for column in REQUIRED:
-        if column not in types:
-            raise DataError(name, None, column, list(types), MISSING_COLUMN)
-    if not types["time"].startswith(("TIMESTAMP", "DATE", "VARCHAR", "ENUM")):
-        raise DataError(name, None, "time", types["time"], NOT_A_TIME)
-    _reject_text_columns(base, table, types, numbers)
-    columns = [column for column in (*REQUIRED, *numbers) if column in types]
-    selected = []
-    for column in TEXT_COLUMNS:
-        is_boolean = types[column] == "BOOLEAN"
-        cast = BOOLEAN_AS_TEXT if is_boolean else "{0}::varchar as {0}"
-        selected.append(cast.format(f'"{column}"'))
-    selected.append(f"{_time_sql(types['time'])} as time")
-    selected += [f'"{column}"' for column in numbers if column in types]
-    selected += ["_file", "file_row_number as _row", "time as source_time"]
-    base.execute(f"create view events as select {', '.join(selected)} from source")
+    clean = folder / "clean"
+    clean.mkdir()
+    columns = list(REQUIRED)
+    n_rows = 0
+    files = []
+    for number, (name, frame) in enumerate(table.batches()):
+        events = validated_events(frame, name)
+        columns = [column for column in (*REQUIRED, *numbers) if column in events]
+        position = np.arange(n_rows, n_rows + len(events))
+        n_rows += len(events)
+        events = events[columns].assign(**{POSITION: position})
+        path = clean / f"{number:06d}.parquet"
+        events.to_parquet(path, index=False)
+        files.append(f"'{quote_path(path)}'")
+    if not n_rows:
+        raise DataError("events", None, "user", "no rows", NO_EVENTS)
+    rows = f"read_parquet([{', '.join(files)}], hive_partitioning=false)"
+    base.execute(f"create view events as select * from {rows}")
     return columns
 
 
-def _create_source_view(base, table: EventSource) -> None:
-    if table.frame is not None:
-        base.register("frame", arrow_table(table.frame))
-        base.execute("create view source as select *, 1 as _file from frame")
-        return
-    files = ", ".join(f"'{quote_path(file)}'" for file in table.files)
-    options = "file_row_number=true, filename=true, hive_partitioning=false"
-    rows = f"read_parquet([{files}], {options})"
-    file_number = f"list_position([{files}], filename) as _file"
-    base.execute(f"create view source as select *, {file_number} from {rows}")
-
-
-def _time_sql(kind: str) -> str:
-    """Return the expression that casts the column `time`, of this type, to a UTC timestamp."""
-    if kind == "TIMESTAMP_NS":
-        return "make_timestamp(epoch_ns(time) // 1000)"  # truncates as pandas does
-    # by way of a time zone: a direct cast would ignore an offset in a text
-    time = "try_cast(try_cast(time as timestamptz) as timestamp)"
-    if kind.startswith(("VARCHAR", "ENUM")):
-        return f"case when regexp_full_match(time::varchar, '{ISO}') then {time} end"
-    return time
-
-
-def _reject_text_columns(
-    base, table: EventSource, types: dict[str, str], numbers: Sequence[str]
-) -> None:
-    """Refuse any further column that is not numeric, as `validated_events` does."""
-    own_columns = {*REQUIRED, *numbers, "_file", "file_row_number", "filename"}
-    for column in sorted(types.keys() - own_columns):
-        kind = types[column]
-        if kind.startswith(("VARCHAR", "ENUM")):
-            name = '"' + column.replace('"', '""') + '"'
-            first_text = base.sql(
-                f"select {name}, _file, file_row_number from source"
-                f" where {name} is not null and try_cast({name} as double) is null"
-                " order by _file, file_row_number limit 1"
-            ).fetchall()
-            if first_text:
-                [(value, file, row)] = first_text
-                raise DataError(table.name_of(file), row, column, value, NOT_A_NUMBER)
-        elif not re.match(NUMBER_TYPES, kind):
-            raise DataError(table.name_of(1), None, column, kind, NOT_A_NUMBER)
-
-
 def count_days(base, table: EventSource) -> EventDays:
-    """Count the events of each day and modality, and validate their times.
+    """Count the events of each day and modality.
 
     Args:
         base: DuckDB connection with the view `events`.
@@ -404,35 +345,17 @@ def count_days(base, table: EventSource) -> EventDays:
 
     Returns:
         The daily counts, the cut-off, the counts before it, and the modalities.
-
-    Raises:
-        DataError: The table is empty, or a time cannot be used.
     """
     end = table.about["cutoff"]
-    past = "true" if end is None else f"coalesce(time < timestamp '{pd.Timestamp(end)}', true)"
+    past = "true" if end is None else f"time < timestamp '{pd.Timestamp(end)}'"
     days = base.sql(
         f"select date_trunc('day', time)::timestamp as day, modality, {past} as past,"
         " count(*) as events, min(time) as first, max(time) as last from events group by all"
     ).df()
-    if not len(days):
-        raise DataError("events", None, "user", "no rows", NO_EVENTS)
-    valid = (days["first"] >= MIN_TIME) & (days["last"] < MAX_TIME)  # False for a missing time
-    if not valid.all():
-        _raise_for_invalid_time(base, table)
     cutoff = days["last"].max() + pd.Timedelta(1, "us") if end is None else pd.Timestamp(end)
     history = days[days["past"]]
-    modalities = list(table.about["modalities"]) or sorted(history["modality"].dropna().unique())
+    modalities = list(table.about["modalities"]) or sorted(history["modality"].unique())
     return EventDays(days, cutoff, history, modalities)
-
-
-def _raise_for_invalid_time(base, table: EventSource) -> None:
-    [(value, file, row, time)] = base.sql(
-        "select source_time::varchar, _file, _row, time from events"
-        f" where time is null or time < '{MIN_TIME}' or time >= '{MAX_TIME}'"
-        " order by _file, _row limit 1"
-    ).fetchall()
-    hint = NOT_A_TIME if time is None else OUT_OF_RANGE
-    raise DataError(table.name_of(file), row, "time", value, hint)
 
 
 def load_shard(work: Path, number: int, scan: dict) -> Users:
@@ -447,7 +370,7 @@ def load_shard(work: Path, number: int, scan: dict) -> Users:
         The users; all their events are history.
 
     Raises:
-        DataError: A value cannot be used; names file and row in the source.
+        DataError: A fact cannot be used.
     """
     options = {name: scan["about"][name] for name in ("horizon_days", "unit")}
     options["modalities"] = tuple(scan["modalities"])
@@ -460,15 +383,8 @@ def load_shard(work: Path, number: int, scan: dict) -> Users:
         row = ["\uffff", scan["cutoff"], *scan["modalities"][:1], "nothing"]
         placeholder = pd.DataFrame([row], columns=list(REQUIRED))
         return Users.from_events(placeholder, scan["cutoff"], **options).select(facts["user"])
-    events = events.sort_values(list(POSITION), ignore_index=True)
-    try:
-        return Users.from_events(events.drop(columns=list(POSITION)), scan["cutoff"], **options)
-    except DataError as error:
-        if error.row is None or error.file != "events":
-            raise
-        file, row = events.loc[error.row, list(POSITION)].tolist()
-        name = scan["files"][file - 1]
-        raise DataError(name, row, error.column, error.value, error.hint) from error
+    events = events.sort_values(POSITION, ignore_index=True).drop(columns=POSITION)
+    return Users.from_events(events, scan["cutoff"], **options)
 
 
 def _read_parts(folder: Path, number: int) -> pd.DataFrame | None:

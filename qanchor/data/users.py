@@ -104,7 +104,7 @@ class Users:
             >>> Users.from_events(pd.DataFrame(rows, columns=REQUIRED)).ids
             ('a', 'b')
         """
-        events = validated_events(events, source)
+        events = validated_events(events.reset_index(drop=True), source)
         facts_source = "users" if tabular is None else tabular.attrs.get("source", "users")
         tabular = validated_facts(tabular, "users")
         labels = validated_facts(labels, "labels", binary=True)

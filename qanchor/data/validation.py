@@ -312,7 +312,8 @@ def validated_events(events: pd.DataFrame, source: str = "events") -> pd.DataFra
     """Return an events table with clean types, or raise.
 
     Args:
-        events: Columns `user, time, modality, text` and any number columns.
+        events: Columns `user, time, modality, text` and any number columns; the index holds the
+            numbers of the rows in errors.
         source: Name of the table in errors (default "events").
 
     Returns:
@@ -333,7 +334,6 @@ def validated_events(events: pd.DataFrame, source: str = "events") -> pd.DataFra
             findings.add(column, list(events.columns), MISSING_COLUMN)
     if not len(events):
         findings.add("user", "no rows", NO_EVENTS)
-    events = events.reset_index(drop=True)
     result = pd.DataFrame(index=events.index)
     for column in TEXT_COLUMNS:
         cells = events[column]

@@ -78,11 +78,10 @@ def partition(
         ValueError: A cut-off is after the users' own, or none fits into the history.
     """
     with database_folder(work, database) as (base, folder):
-        columns = create_events_view(base, table)
+        columns = create_events_view(base, table, folder)
         scan = _scan(base, table, columns, cutoffs, config)
         history = history_sql(columns, scan["cutoff"])
         scan["shards"] = write_shards(base, history, shards, folder / "events")
-        scan["files"] = [file.name for file in table.files] or ["events"]
         scan["wish"] = _config_fields(config)
         (folder / "scan.json").write_text(json.dumps(scan))
 
@@ -142,11 +141,10 @@ def _spend_sources(
     for number, cutoff in enumerate(cutoffs):
         before = f"filter (where time < timestamp '{cutoff}')"
         aggregates.append(f"sum(paid) {before} as s{number}, count(*) {before} as n{number}")
-    paid = "try_cast(amount as double)" if has_amount else "null::double"
+    paid = "amount" if has_amount else "null::double"
     rows = f"select modality, time, {paid} as paid from events"
     table = base.sql(
-        f"select modality, {', '.join(aggregates)} from ({rows})"
-        " where paid > 0 and isfinite(paid) group by modality"
+        f"select modality, {', '.join(aggregates)} from ({rows}) where paid > 0 group by modality"
     ).df()
     table = table.set_index("modality").reindex(modalities)
     result = {}
