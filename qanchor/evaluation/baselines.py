@@ -7,7 +7,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from qanchor.data.users import Users
-from qanchor.models.features import signed_log
+from qanchor.models.features import signed_log, sums_by_group
 
 WINDOW_DAYS = (30, 90)  # days before the cut-off, in addition to the whole history
 
@@ -37,7 +37,7 @@ def rfm_features(users: Users) -> Float[np.ndarray, "user column"]:
     for kind in (None, *range(len(users.modalities))):
         chosen = np.ones(len(past), bool) if kind is None else modality == kind
         numbers = np.nan_to_num(past.loc[chosen, list(users.numbers)].to_numpy(float))
-        parts += _rfm_of(user[chosen], age[chosen], numbers, len(users), span)
+        parts.append(_rfm_of(user[chosen], age[chosen], numbers, len(users), span))
     facts = users.tabular.fillna(users.tabular.median()).fillna(0.0)
     table = np.column_stack([*parts, facts, users.tabular.isna()]).astype(float)
     return table[:, table.std(axis=0) > 1e-9]
@@ -45,30 +45,24 @@ def rfm_features(users: Users) -> Float[np.ndarray, "user column"]:
 
 def _rfm_of(
     user: np.ndarray, age: np.ndarray, numbers: np.ndarray, n: int, span: float
-) -> list[np.ndarray]:
+) -> np.ndarray:
     """Compute the columns of one modality; amounts as signed logs, since they are skewed."""
-    count, last, first = np.bincount(user, minlength=n), np.full(n, span + 1), np.zeros(n)
+    last = np.full(n, span + 1)
+    first = np.zeros(n)
     np.minimum.at(last, user, age)
     np.maximum.at(first, user, age)
     days = np.bincount(np.unique(np.stack([user, age.astype(int)]), axis=1)[0], minlength=n)
     gap = np.maximum(first - last, 1) / np.maximum(days - 1, 1)
+    events = np.column_stack([np.ones(len(user)), numbers])
+    totals = sums_by_group(user, n, events)
+    count = totals[:, 0]
     columns = [np.log1p(count), np.log1p(last), np.log1p(days), np.log(gap), np.log1p(last / gap)]
-    totals = [count, *(np.bincount(user, column, n) for column in numbers.T)]
     for days_back in WINDOW_DAYS:
         rows = age <= days_back
-        recent = [
-            np.bincount(user[rows], minlength=n),
-            *(np.bincount(user[rows], column[rows], n) for column in numbers.T),
-        ]
-        columns += [signed_log(values) for values in recent]
+        recent = sums_by_group(user[rows], n, events[rows])
         # trend: the window's share of the total, 0 without a total
-        columns += [
-            part / np.where(total == 0, 1, total)
-            for part, total in zip(recent, totals, strict=True)
-        ]
-    columns += [signed_log(total) for total in totals[1:]] + [
-        total / np.maximum(count, 1) for total in totals[1:]
-    ]
-    return columns + [
-        np.bincount(user, column > 0, n) / np.maximum(count, 1) for column in numbers.T
-    ]
+        columns += [signed_log(recent), recent / np.where(totals == 0, 1, totals)]
+    amounts = totals[:, 1:]
+    per_event = np.maximum(count, 1)[:, None]
+    shares = sums_by_group(user, n, numbers > 0) / per_event
+    return np.column_stack([*columns, signed_log(amounts), amounts / per_event, shares])

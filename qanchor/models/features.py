@@ -115,8 +115,14 @@ def user_summary(
     }
 
 
-def _sums(groups: np.ndarray, n: int, values: np.ndarray) -> np.ndarray:
-    """Return the sums of the rows of `values` by group, (n, column)."""
+def sums_by_group(groups: np.ndarray, n: int, values: np.ndarray) -> np.ndarray:
+    """Return the sums of the rows of `values` by group, (n, column).
+
+    Args:
+        groups: Group of each row.
+        n: Number of groups.
+        values: Numbers, (row, column).
+    """
     if not values.shape[1]:
         return np.zeros((n, 0))
     return np.stack([np.bincount(groups, values[:, j], n) for j in range(values.shape[1])], 1)
@@ -135,9 +141,9 @@ def _group_summary(
     oldest[groups[::-1]] = age[::-1]
     span = np.log1p(np.maximum(oldest - newest, 0)) * (count > 0)
     events = np.maximum(count, 1)[:, None]
-    total = _sums(groups, n, number)
+    total = sums_by_group(groups, n, number)
     columns = [np.log1p(count), np.log1p(recent_count), np.log1p(newest), span]
-    mean_clock = _sums(groups, n, clock) / events
+    mean_clock = sums_by_group(groups, n, clock) / events
     mean = total / events
     columns += [mean_clock, signed_log(total), signed_log(mean)]
     return np.column_stack(columns).astype(np.float32)
@@ -154,13 +160,13 @@ def _recent_numbers(modality, n: int, age, number, text_modality) -> np.ndarray:
         np.bincount(modality, age <= limit, n) for limit in (1e9, RECENT_DAYS, SHORT_DAYS)
     )
     is_recent = age <= RECENT_DAYS
-    recent_sums = _sums(modality[is_recent], n, number[is_recent])
+    recent_sums = sums_by_group(modality[is_recent], n, number[is_recent])
     months = max(float(age.max(initial=0)) / RECENT_DAYS, 1.0)
     trend = np.log1p(month) - np.log1p(count / months)
-    share = _sums(modality, n, number > 0) / np.maximum(count, 1)[:, None]
+    share = sums_by_group(modality, n, number > 0) / np.maximum(count, 1)[:, None]
     weight = np.abs(number[:, :1])
-    weighted = _sums(modality, n, number[:, 1:] * weight)
-    weighted = weighted / np.maximum(_sums(modality, n, weight), 1e-6)
+    weighted = sums_by_group(modality, n, number[:, 1:] * weight)
+    weighted = weighted / np.maximum(sums_by_group(modality, n, weight), 1e-6)
     texts = np.bincount(text_modality, minlength=n)
     columns = [trend, np.log1p(days10), np.log1p(texts), signed_log(recent_sums), share]
     return np.column_stack([*columns, signed_log(weighted)])

@@ -71,10 +71,7 @@ class UserPreprocessor:
         Returns:
             The fitted preprocessor.
         """
-        preprocessor = cls._unfitted(users, config)
-        raw = preprocessor._raw_features(users, cutoffs, progress)
-        preprocessor._fit(users, raw, config)
-        return preprocessor
+        return cls._fitted(users, cutoffs, config, progress)[0]
 
     @classmethod
     def fit_transform(
@@ -101,9 +98,7 @@ class UserPreprocessor:
             >>> features.coarse.shape == (40, preprocessor.sizes()["coarse"])
             True
         """
-        preprocessor = cls._unfitted(users, config)
-        raw = preprocessor._raw_features(users, cutoffs, progress)
-        preprocessor._fit(users, raw, config)
+        preprocessor, raw = cls._fitted(users, cutoffs, config, progress)
         return preprocessor, preprocessor._features(users, raw)
 
     def transform(
@@ -160,10 +155,12 @@ class UserPreprocessor:
     # -- fitting --
 
     @classmethod
-    def _unfitted(cls, users: Users, config: Config) -> UserPreprocessor:
-        """Return a preprocessor that knows the columns, but no statistics yet."""
+    def _fitted(
+        cls, users: Users, cutoffs: pd.DataFrame | None, config: Config, progress: Progress | None
+    ) -> tuple[UserPreprocessor, dict]:
+        """Return a fitted preprocessor, and the raw features of the samples it was fitted on."""
         empty = np.zeros((0, 0), np.float32)
-        return cls(
+        preprocessor = cls(
             modalities=users.modalities,
             numbers=users.numbers,
             facts=tuple(users.tabular.columns),
@@ -179,6 +176,9 @@ class UserPreprocessor:
             std={},
             profile=empty,
         )
+        raw = preprocessor._raw_features(users, cutoffs, progress)
+        preprocessor._fit(users, raw, config)
+        return preprocessor, raw
 
     def _fit(self, users: Users, raw: dict, config: Config) -> None:
         """Fit the vocabulary and the statistics on raw features."""

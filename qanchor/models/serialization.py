@@ -34,6 +34,15 @@ READER_FILE = "reader.safetensors"
 CONCEPTS_FILE = "concepts.json"
 POINTING = "pointing"  # kind of a run without a language model
 POPULATION_ARRAYS = ("rarity", "values", "levels")
+BROKEN_RUN_ERRORS = (
+    SafetensorError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ValueError,
+    ArithmeticError,
+    RuntimeError,
+)
 PREPROCESSOR_ARRAYS = ("idf", "counts", "words", "profile")
 
 
@@ -82,25 +91,19 @@ def save_model(
             "save it before you serve it"
         )
     tensors = _model_arrays(model) | _preprocessor_arrays(model)
-    files = ["adapter.safetensors"]
-    with atomic_replace(folder) as aside:
-        with disk_errors(folder):
-            save_arrays(tensors, aside / "adapter.safetensors")
-            if model.pointing is not None:
-                files += _save_reader(model.pointing, aside)
+    with _new_run(folder, history, metrics) as (aside, about):
+        save_arrays(tensors, aside / "adapter.safetensors")
+        if model.pointing is not None:
+            _save_reader(model.pointing, aside)
         preprocessor = model.preprocessor
-        about = {
-            "format": FORMAT,
-            "config": model.config.to_dict(),
-            "preprocessor": {
-                "modalities": preprocessor.modalities,
-                "numbers": preprocessor.numbers,
-                "facts": preprocessor.facts,
-                "vocabulary": list(preprocessor.vocabulary),
-                "parts": list(preprocessor.mean),  # in the order of the coarse numbers
-            },
+        about["config"] = model.config.to_dict()
+        about["preprocessor"] = {
+            "modalities": preprocessor.modalities,
+            "numbers": preprocessor.numbers,
+            "facts": preprocessor.facts,
+            "vocabulary": list(preprocessor.vocabulary),
+            "parts": list(preprocessor.mean),  # in the order of the coarse numbers
         }
-        _write_about(aside, about, files, history, metrics)
     return folder
 
 
@@ -125,37 +128,33 @@ def save_pointing_model(
         OSError: The folder cannot be written.
     """
     folder = Path(folder)
-    with atomic_replace(folder) as aside:
-        with disk_errors(folder):
-            files = _save_reader(model, aside)
-        about = {
-            "format": FORMAT,
-            "kind": POINTING,
-            "config": model.config.to_dict(),
-            "numbers": model.population.named("number"),
-        }
-        _write_about(aside, about, files, history, metrics)
+    with _new_run(folder, history, metrics) as (aside, about):
+        _save_reader(model, aside)
+        about["kind"] = POINTING
+        about["config"] = model.config.to_dict()
+        about["numbers"] = model.population.named("number")
     return folder
 
 
-def _write_about(
-    folder: Path,
-    about: dict,
-    files: list[str],
-    history: pd.DataFrame | None,
-    metrics: dict | None,
-) -> None:
-    """Write config.json with the hashes of the files, then history.json and metrics.json."""
-    about = about | {"sha256": {name: sha256_file(folder / name) for name in files}}
-    (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
-    if history is not None:
-        history.round(5).to_json(folder / "history.json", orient="records", indent=1)
-    if metrics is not None:
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+@contextmanager
+def _new_run(
+    folder: Path, history: pd.DataFrame | None, metrics: dict | None
+) -> Iterator[tuple[Path, dict]]:
+    """Yield a folder for the files of a run, and a dict that becomes its config.json."""
+    with atomic_replace(folder) as aside:
+        about = {"format": FORMAT}
+        with disk_errors(folder):
+            yield aside, about
+        about["sha256"] = {path.name: sha256_file(path) for path in sorted(aside.iterdir())}
+        (aside / "config.json").write_text(json.dumps(about, indent=1) + "\n")
+        if history is not None:
+            history.round(5).to_json(aside / "history.json", orient="records", indent=1)
+        if metrics is not None:
+            (aside / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
 
 
-def _save_reader(model: PointingModel, folder: Path) -> list[str]:
-    """Write the pointing reader, its concepts and its population; return the names of the files."""
+def _save_reader(model: PointingModel, folder: Path) -> None:
+    """Write the pointing reader, its concepts and its population."""
     arrays = {
         name: tensor.detach().cpu().numpy() for name, tensor in model.reader.state_dict().items()
     }
@@ -171,7 +170,6 @@ def _save_reader(model: PointingModel, folder: Path) -> list[str]:
         "main_number": population.main_number,
     }
     (folder / CONCEPTS_FILE).write_text(json.dumps(about, indent=1) + "\n")
-    return [READER_FILE, CONCEPTS_FILE]
 
 
 def _load_pointing_model(folder: Path, about: dict) -> PointingModel | None:
@@ -231,10 +229,9 @@ def _preprocessor_arrays(model: QAnchor) -> dict[str, np.ndarray]:
     for name in PREPROCESSOR_ARRAYS:
         array = getattr(preprocessor, name)
         arrays[f"preprocessor.{name}"] = np.ascontiguousarray(array, dtype)
-    for name, array in preprocessor.mean.items():
-        arrays[f"preprocessor.mean.{name}"] = np.asarray(array, np.float32)
-    for name, array in preprocessor.std.items():
-        arrays[f"preprocessor.std.{name}"] = np.asarray(array, np.float32)
+    for name in preprocessor.mean:
+        arrays[f"preprocessor.mean.{name}"] = np.asarray(preprocessor.mean[name], np.float32)
+        arrays[f"preprocessor.std.{name}"] = np.asarray(preprocessor.std[name], np.float32)
     return arrays
 
 
@@ -284,7 +281,10 @@ def load_model(
     restore_interrupted(folder)
     about = read_run_config(folder)
     if about.get("kind") == POINTING:
-        return _load_pointing_run(folder, about)
+        pointing = _load_pointing_model(folder, about)
+        if pointing is None:
+            raise RunError(f"{folder / 'config.json'} names no {READER_FILE}. Train the run again.")
+        return pointing
     path = folder / "adapter.safetensors"
     digest = _check_digest(path, about)
     try:
@@ -298,15 +298,7 @@ def load_model(
         model = QAnchor(config, preprocessor, device="cpu", dtype=dtype)
     except (WeightsError, OSError):  # of the backbone
         raise
-    except (
-        SafetensorError,
-        TypeError,
-        AttributeError,
-        LookupError,
-        ValueError,
-        ArithmeticError,
-        RuntimeError,
-    ) as error:
+    except BROKEN_RUN_ERRORS as error:
         file = path if isinstance(error, SafetensorError) else folder / "config.json"
         raise RunError(
             f"{file}: {type(error).__name__}: {error}: torn, or saved by another version: "
@@ -316,14 +308,6 @@ def load_model(
     model.pointing = _load_pointing_model(folder, about)
     model.run = digest
     return model.to(device).eval()
-
-
-def _load_pointing_run(folder: Path, about: dict) -> PointingModel:
-    """Load a run without a language model."""
-    model = _load_pointing_model(folder, about)
-    if model is None:
-        raise RunError(f"{folder / 'config.json'} names no {READER_FILE}. Train the run again.")
-    return model
 
 
 def _check_digest(path: Path, about: dict) -> str:

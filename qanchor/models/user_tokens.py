@@ -47,7 +47,18 @@ TOKEN_NUMBERS = (
     "rarity",
 )
 N_TOKEN_NUMBERS = len(TOKEN_NUMBERS) + len(KINDS)
-N_LEVEL_NUMBERS = 18  # nine numbers of the user as a whole, and their percentiles
+LEVEL_NUMBERS = [
+    "count",
+    "days since the last",
+    "days since the first",
+    "count in the last horizon",
+    "count in the last quarter of a horizon",
+    "days",
+    "amount",
+    "mean amount",
+    "span",
+]
+N_LEVEL_NUMBERS = 18  # these nine numbers of the user as a whole, and their percentiles
 
 
 @dataclass(frozen=True)
@@ -263,25 +274,13 @@ class TokenReader:
         n_things = len(self.things)
         keys, inverse = np.unique(rows["user"] * n_things + rows["thing"], return_inverse=True)
         age = (end - rows["time"]) / 86400
-        last, first = _extremes(inverse, len(keys), age)
-        total = np.bincount(inverse, rows["value"], len(keys))
+        totals = _totals(inverse, len(keys), age, rows["value"], self.horizon_days)
         largest = np.zeros(len(keys))
         np.maximum.at(largest, inverse, rows["value"])
-        n = np.bincount(inverse, minlength=len(keys)).astype(float)
-        table = pd.DataFrame({"user": keys // n_things, "thing": keys % n_things})
+        n = totals["count"]
+        table = np.log1p(totals).assign(user=keys // n_things, thing=keys % n_things)
         kind = np.array([KINDS.index(thing.kind) for thing in self.things])[table["thing"]]
         events = np.bincount(table["user"][kind == 1], n[kind == 1], len(self.users))
-        table["count"] = np.log1p(n)
-        table["count in the last horizon"] = _recent_count(
-            inverse, len(keys), age, self.horizon_days
-        )
-        table["count in the last quarter of a horizon"] = _recent_count(
-            inverse, len(keys), age, self.horizon_days / 4
-        )
-        table["days since the last"] = np.log1p(last)
-        table["days since the first"] = np.log1p(first)
-        table["amount"] = np.log1p(np.maximum(total, 0))
-        table["mean amount"] = np.log1p(np.maximum(total / n, 0))
         table["largest amount"] = np.log1p(np.maximum(largest, 0))
         table["share of the user's events"] = n / np.maximum(events[table["user"]], 1)
         table["value"] = n
@@ -328,35 +327,35 @@ class TokenReader:
         user = events["user"].cat.codes.to_numpy()[past]
         age = (end - time[past]) / 86400
         n_users = len(self.users)
-        n = np.bincount(user, minlength=n_users).astype(float)
-        last, first = _extremes(user, n_users, age)
-        last[n == 0] = first[n == 0] = 0
+        amount = self.events.amounts()[past]
+        totals = _totals(user, n_users, age, amount, self.horizon_days)
         day = np.unique(user.astype(np.int64) * 100_000 + age.astype(np.int64)) // 100_000
         days = np.bincount(day, minlength=n_users)
-        total = np.bincount(user, self.events.amounts()[past], n_users)
-        columns = [
-            np.log1p(n),
-            np.log1p(last),
-            np.log1p(first),
-            _recent_count(user, n_users, age, self.horizon_days),
-            _recent_count(user, n_users, age, self.horizon_days / 4),
-            np.log1p(days),
-            np.log1p(np.maximum(total, 0)),
-            np.log1p(np.maximum(total / np.maximum(n, 1), 0)),
-            np.log1p(np.maximum(first - last, 0)),
-        ]
-        return np.column_stack(columns)
+        totals["days"] = days
+        totals["span"] = totals["days since the first"] - totals["days since the last"]
+        return np.log1p(totals[LEVEL_NUMBERS]).to_numpy()
 
 
-def _recent_count(groups: np.ndarray, n: int, age: np.ndarray, days: float) -> np.ndarray:
-    """Return the log count of the events of each group in the last `days`."""
-    return np.log1p(np.bincount(groups[age <= days], minlength=n))
-
-
-def _extremes(groups: np.ndarray, n: int, age: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the smallest and the largest age of each group."""
-    smallest = np.full(n, np.inf)
-    largest = np.zeros(n)
-    np.minimum.at(smallest, groups, age)
-    np.maximum.at(largest, groups, age)
-    return smallest, largest
+def _totals(
+    groups: np.ndarray, n: int, age: np.ndarray, amount: np.ndarray, horizon_days: int
+) -> pd.DataFrame:
+    """Return counts, ages and amounts of the events of each group; zeros without any."""
+    count = np.bincount(groups, minlength=n).astype(float)
+    last = np.full(n, np.inf)
+    np.minimum.at(last, groups, age)
+    first = np.zeros(n)
+    np.maximum.at(first, groups, age)
+    total = np.bincount(groups, amount, n)
+    return pd.DataFrame(
+        {
+            "count": count,
+            "count in the last horizon": np.bincount(groups[age <= horizon_days], minlength=n),
+            "count in the last quarter of a horizon": np.bincount(
+                groups[age <= horizon_days / 4], minlength=n
+            ),
+            "days since the last": np.where(count > 0, last, 0),
+            "days since the first": first,
+            "amount": np.maximum(total, 0),
+            "mean amount": np.maximum(total / np.maximum(count, 1), 0),
+        }
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -16,11 +15,9 @@ from qanchor.inference.prefix_cache import PrefixCache, UserBatch
 from qanchor.models.pointing import thing_input, token_input
 from qanchor.prompt_tuning.soft_prompt import (
     OFFSET_SCALE,
-    USERS_PER_PASS,
     PromptObjective,
     Rows,
     SoftPrompt,
-    class_centroids,
 )
 
 
@@ -113,16 +110,9 @@ class PointingObjective(PromptObjective):
         best_loss = np.inf
         for vector in self.things.vector:
             offset = vector - self.text_embedding[0]
-            candidate = replace(prompt, offset=offset)
-            candidate = replace(
-                candidate, prototypes=class_centroids(*self._embed_all(candidate, rows))
-            )
+            candidate = self.with_class_means(replace(prompt, offset=offset), rows)
             loss = self.loss(candidate, rows)
             if loss < best_loss:
                 best_loss = loss
                 best_prompt = candidate
         return best_prompt
-
-    def _batches(self, rows: Rows) -> Iterator[UserBatch]:
-        for chunk in np.split(rows, range(USERS_PER_PASS, len(rows), USERS_PER_PASS)):
-            yield self.select(chunk)

@@ -466,6 +466,15 @@ class PromptObjective:
             temperature=temperature,
             run=self.model.run,
         )
+        return self.with_class_means(prompt, rows)
+
+    def with_class_means(self, prompt: SoftPrompt, rows: Rows) -> SoftPrompt:
+        """Return a prompt whose prototypes are the class means of some users under it.
+
+        Args:
+            prompt: Soft prompt.
+            rows: Rows of the users.
+        """
         return replace(prompt, prototypes=class_centroids(*self._embed_all(prompt, rows)))
 
     @torch.no_grad()
