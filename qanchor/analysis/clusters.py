@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from qanchor.analysis.groups import describe_clusters
 from qanchor.analysis.projection import joint_projection
@@ -16,7 +16,7 @@ from qanchor.analysis.shift import neighbors_kept, noise_floor, residual_shift
 from qanchor.data.users import Users
 from qanchor.evaluation.probe import cross_val_scores, summarize_cv
 from qanchor.utils.arrays import l2_normalize
-from qanchor.utils.types import EmbeddingRows
+from qanchor.utils.types import EmbeddingRows, UserFloats, UserInts
 
 # in 128 dimensions all distances are alike and density says little: the axes along which users
 # differ most stay
@@ -236,7 +236,7 @@ def _flat(rows: EmbeddingRows) -> Flat:
     return PCA(min(MAX_AXES, *rows.shape), svd_solver="full").fit_transform(rows)
 
 
-def _dense(flat: Flat, least: int) -> tuple[Int[np.ndarray, " user"], Float[np.ndarray, " user"]]:
+def _dense(flat: Flat, least: int) -> tuple[UserInts, UserFloats]:
     """Cluster by density; clusters are numbered by falling size, ties as they were found."""
     from sklearn.cluster import HDBSCAN
 
@@ -250,9 +250,7 @@ def _dense(flat: Flat, least: int) -> tuple[Int[np.ndarray, " user"], Float[np.n
     return place[fit.labels_], fit.probabilities_
 
 
-def _stability(
-    flat: Flat, label: Int[np.ndarray, " user"], least: int, seed: int
-) -> Float[np.ndarray, " cluster"]:
+def _stability(flat: Flat, label: UserInts, least: int, seed: int) -> Float[np.ndarray, " cluster"]:
     """Cluster subsamples and return each cluster's mean Jaccard overlap with its best match there.
 
     Subsamples are drawn without replacement, because a user that is drawn twice looks dense.

@@ -13,10 +13,13 @@ from jaxtyping import Bool, Float, Int
 
 from qanchor.analysis.embedding_cache import EmbeddingCache
 from qanchor.data.export import membership_mask
+from qanchor.evaluation.intervals import cv_half_width
 from qanchor.useru.topics import HELD_OUT, TOPICS
 from qanchor.utils.text import count
 from qanchor.utils.types import EmbeddingRows, UserMask
 
+FoldAucs = Float[np.ndarray, "question fold"]
+DrawnGroups = Bool[np.ndarray, "draw user"]
 FOLDS = 5
 SEEDS = 3  # ways to fold the users
 DRAWS = 200  # random groups behind the chance level
@@ -134,7 +137,7 @@ class RandomGroups:
     both sides spread evenly.
     """
 
-    group: Bool[np.ndarray, "draw user"]
+    group: DrawnGroups
     fold: Int[np.ndarray, "draw user"]
     weight: list[
         Float[np.ndarray, "draw user"]
@@ -168,7 +171,7 @@ def random_groups(inside: UserMask, draws: int, rng: np.random.Generator) -> lis
 
 
 def _mean_difference_weights(
-    group: Bool[np.ndarray, "draw user"], fitted: Bool[np.ndarray, "draw user"]
+    group: DrawnGroups, fitted: DrawnGroups
 ) -> Float[np.ndarray, "draw user"]:
     ours = group & fitted
     theirs = ~group & fitted
@@ -197,34 +200,20 @@ def nearest_mean_aucs(z: EmbeddingRows, folds: RandomGroups) -> Float[np.ndarray
     return aucs
 
 
-def corrected_half_width(
-    aucs: Float[np.ndarray, "question fold"],
-) -> Float[np.ndarray, " question"]:
-    """Return half the width of the 95 % interval of each mean; folds share training users (Nadeau
-    and Bengio 2003).
-    """
-    from scipy.stats import t
-
-    many = aucs.shape[1]
-    return t.ppf(0.975, many - 1) * aucs.std(axis=1, ddof=1) * np.sqrt(1 / many + 1 / (FOLDS - 1))
-
-
-def auc_columns(aucs: Float[np.ndarray, "question fold"]) -> dict[str, np.ndarray]:
+def auc_columns(aucs: FoldAucs) -> dict[str, np.ndarray]:
     """Return the mean AUC of each question and its 95 % interval, by name of the column."""
     mean = aucs.mean(axis=1)
-    half_width = corrected_half_width(aucs)
+    half_width = cv_half_width(aucs, FOLDS)
     low = np.maximum(0, mean - half_width)
     high = np.minimum(1, mean + half_width)
     return {"auc": mean, "auc_low": low, "auc_high": high}
 
 
-def _ranking_frame(
-    topics: Mapping[str, str], aucs: Float[np.ndarray, "question fold"], chance: float
-) -> pd.DataFrame:
+def _ranking_frame(topics: Mapping[str, str], aucs: FoldAucs, chance: float) -> pd.DataFrame:
     frame = pd.DataFrame({"query": list(topics), "topic": list(topics.values())})
     frame = frame.assign(**auc_columns(aucs), chance=chance)
     frame["beyond_chance"] = frame["auc"] > chance
     # fold by fold, so that what is hard about a fold counts for neither
     gap = aucs[frame["auc"].argmax()] - aucs
-    frame["behind"] = gap.mean(axis=1) > corrected_half_width(gap)
+    frame["behind"] = gap.mean(axis=1) > cv_half_width(gap, FOLDS)
     return frame.sort_values("auc", ascending=False, kind="stable", ignore_index=True)

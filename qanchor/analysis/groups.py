@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
 
 from qanchor.data.export import membership_mask
 from qanchor.data.users import Users
+from qanchor.evaluation.intervals import wilson_interval
 from qanchor.utils.types import UserMask
 
 # average users added to either side before odds are taken, so that one user with a rare text does
@@ -201,7 +201,6 @@ def _activity(events: float, others: float) -> list[str]:
 # users who must have a text for it to be compared: whoever is in the group, so this favours no
 # group
 MIN_TEXT_USERS = 5
-Z = 1.96  # standard deviations on either side hold 95 %
 GROUP_COLUMNS = [
     "kind",
     "name",
@@ -314,29 +313,6 @@ def _shares(kind: str, ours: pd.Series, n_group, theirs: pd.Series, n_rest) -> p
     frame["p"] = np.minimum(1, 2 * tails)
     frame["difference"] = frame["group"] - frame["rest"]
     return frame
-
-
-def wilson_interval(
-    count: Int[np.ndarray, " row"], n: Int[np.ndarray, " row"]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the 95 % Wilson interval of shares.
-
-    Args:
-        count: Successes.
-        n: Trials.
-
-    Returns:
-        (low, high).
-
-    Example:
-        >>> [bound.round(3).tolist() for bound in wilson_interval(np.array([0, 5]), np.array([10, 10]))]
-        [[0.0, 0.237], [0.278, 0.763]]
-    """
-    middle = count + Z**2 / 2
-    half_width = Z * np.sqrt(count * (n - count) / n + Z**2 / 4)
-    low = (middle - half_width) / (n + Z**2)
-    high = (middle + half_width) / (n + Z**2)
-    return np.maximum(0, low), np.minimum(1, high)
 
 
 def _numbers(users: Users, past: pd.DataFrame) -> pd.DataFrame:

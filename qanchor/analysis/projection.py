@@ -25,6 +25,9 @@ BLOCK = 2_000  # rows of a block within which trust is estimated
 CHUNK = 1_000  # rows of a distance table held at once: 20,000 points need 160 MB, not 3 GB
 
 
+Places = Float[np.ndarray, "row 2"]
+
+
 def joint_projection(
     before: EmbeddingRows,
     after: EmbeddingRows,
@@ -102,7 +105,7 @@ def joint_projection(
 
 
 def pointwise_trustworthiness(
-    rows: Float[np.ndarray, "row dim"], places: Float[np.ndarray, "row 2"], k: int = N_NEIGHBORS
+    rows: Float[np.ndarray, "row dim"], places: Places, k: int = N_NEIGHBORS
 ) -> Float[np.ndarray, " row"]:
     """Return how far the neighbours of each point on the map can be trusted, 0 to 1; the mean is
     the usual trustworthiness.
@@ -139,7 +142,7 @@ def pointwise_trustworthiness(
     return np.clip(1 - excess * 2 / (k * (2 * count - 3 * k - 1)), 0, 1)
 
 
-def _pca(rows) -> Float[np.ndarray, "row 2"]:
+def _pca(rows) -> Places:
     centred = rows - rows.mean(axis=0)
     values, axes = np.linalg.eigh(centred.T @ centred)  # ascending
     axes = axes[:, np.argsort(values)[::-1][:2]]
@@ -147,7 +150,7 @@ def _pca(rows) -> Float[np.ndarray, "row 2"]:
     return centred @ (axes * np.sign(largest))  # the sign of an axis is arbitrary: fix it
 
 
-def _umap(rows, start, seed: int) -> Float[np.ndarray, "row 2"]:
+def _umap(rows, start, seed: int) -> Places:
     import umap  # compiles for some ten seconds at its first fit
 
     # without noise, users with equal embeddings could not separate
@@ -162,7 +165,7 @@ def _umap(rows, start, seed: int) -> Float[np.ndarray, "row 2"]:
     return fit.fit_transform(rows).astype(float)
 
 
-def _last_places(last: pd.DataFrame | None, ids) -> Float[np.ndarray, "row 2"] | None:
+def _last_places(last: pd.DataFrame | None, ids) -> Places | None:
     """Return the place of each user on the last map, once for each query; None if a user was not on
     it.
     """
@@ -175,7 +178,7 @@ def _last_places(last: pd.DataFrame | None, ids) -> Float[np.ndarray, "row 2"] |
     return np.vstack([places, places]).astype(float)
 
 
-def _align_to_last(places, target) -> Float[np.ndarray, "row 2"]:
+def _align_to_last(places, target) -> Places:
     """Rotate, move and scale a map onto the last places of its users."""
     middle = target.mean(axis=0)
     aligned = align(target, places)[0] - middle

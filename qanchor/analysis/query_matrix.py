@@ -26,8 +26,9 @@ from qanchor.useru.behavior import topic_rates
 from qanchor.useru.topics import TOPICS
 from qanchor.utils.arrays import l2_normalize
 from qanchor.utils.text import count, plural
-from qanchor.utils.types import EmbeddingRows, UserMask
+from qanchor.utils.types import EmbeddingRows, UserFloats, UserMask
 
+RandomValues = Float[np.ndarray, " draw"]
 RANDOM_GROUPS = 200  # random groups behind each chance level
 MAX_QUERIES = 8  # questions that are chosen by default
 MAX_GROUPS = 10  # groups that are made by default
@@ -45,9 +46,9 @@ class MatrixCell:
     yes_score: float
     shift: float
     shift_rest: float
-    random_auc: Float[np.ndarray, " draw"]
-    random_yes_score: Float[np.ndarray, " draw"]  # distance from 0.5
-    random_ratio: Float[np.ndarray, " draw"]  # absolute logarithm
+    random_auc: RandomValues
+    random_yes_score: RandomValues  # distance from 0.5
+    random_ratio: RandomValues  # absolute logarithm
 
 
 @dataclass(frozen=True)
@@ -253,9 +254,7 @@ def _group_mask(embedding_cache: EmbeddingCache, name: str, ids: Iterable[str]) 
     )
 
 
-def _user_scores(
-    embedding_cache: EmbeddingCache, query: str
-) -> tuple[Float[np.ndarray, " user"], Float[np.ndarray, " user"]]:
+def _user_scores(embedding_cache: EmbeddingCache, query: str) -> tuple[UserFloats, UserFloats]:
     """Return the rank of each user by its yes score, and its shift from the empty query."""
     from scipy.stats import rankdata
 
@@ -267,8 +266,8 @@ def _user_scores(
 
 def _measure_cell(
     z: EmbeddingRows,
-    rank: Float[np.ndarray, " user"],
-    moved: Float[np.ndarray, " user"],
+    rank: UserFloats,
+    moved: UserFloats,
     inside: UserMask,
     draws: int,
     seed: int,
@@ -301,31 +300,29 @@ def _matrix_frame(
     """Build the frame of the results so far; the chance levels are those of the questions so far."""
     if not results:
         return None
-    frame = pd.DataFrame(list(results), columns=["query", "group"])
-    cells = [cell for _, cell in results.values()]
-    frame["n"] = [int(group.sum()) for group, _ in results.values()]
-    frame["n_rest"] = [int((~group).sum()) for group, _ in results.values()]
-    frame = frame.assign(**auc_columns(np.array([cell.aucs for cell in cells])))
-    for name in ("yes_score", "shift", "shift_rest"):
-        frame[name] = [getattr(cell, name) for cell in cells]
+    rows = []
+    for (query, name), (group, cell) in results.items():
+        row = {"query": query, "group": name, "n": int(group.sum()), "n_rest": int((~group).sum())}
+        rows.append(row | vars(cell))
+    frame = pd.DataFrame(rows)
+    frame = frame.assign(**auc_columns(np.stack(frame["aucs"])))
     frame["noise_floor"] = frame["query"].map(noise_floors.get).astype(float)
     frame["ratio"] = frame["shift"] / frame["shift_rest"]
-    frame["chance"] = _chance_levels(frame, [cell.random_auc for cell in cells])
-    frame["yes_score_chance"] = _chance_levels(frame, [cell.random_yes_score for cell in cells])
-    frame["ratio_chance"] = np.exp(_chance_levels(frame, [cell.random_ratio for cell in cells]))
+    frame["chance"] = _chance_levels(frame, "random_auc")
+    frame["yes_score_chance"] = _chance_levels(frame, "random_yes_score")
+    frame["ratio_chance"] = np.exp(_chance_levels(frame, "random_ratio"))
     frame["beyond_chance"] = frame["auc"] > frame["chance"]
     frame["yes_score_beyond"] = (frame["yes_score"] - 0.5).abs() > frame["yes_score_chance"]
     frame["ratio_beyond"] = np.abs(np.log(frame["ratio"])) > np.log(frame["ratio_chance"])
-    return frame
+    return frame.drop(columns=["aucs", "random_auc", "random_yes_score", "random_ratio"])
 
 
-def _chance_levels(frame: pd.DataFrame, random_values: list[np.ndarray]) -> pd.Series:
+def _chance_levels(frame: pd.DataFrame, measure: str) -> pd.Series:
     """Return for each row what the best question stays below in 95 % of the random groups of its
     size.
     """
-    by_row = pd.Series(random_values, index=frame.index)
     levels = {}
-    for name, rows in by_row.groupby(frame["group"]):
+    for name, rows in frame.groupby("group")[measure]:
         best_question = np.fmax.reduce(list(rows))
         levels[name] = float(np.quantile(best_question, CHANCE_QUANTILE))
     return frame["group"].map(levels)

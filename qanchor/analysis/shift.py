@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from qanchor.utils.arrays import l2_normalize
-from qanchor.utils.types import EmbeddingRows
+from qanchor.utils.types import EmbeddingRows, UserFloats
 
 N_NEIGHBORS = 15
 NOISE_QUANTILE = 0.95  # of the users move less than the noise floor when a query is reworded
@@ -17,6 +17,9 @@ MAX_LISTED_NEIGHBORS = 5  # gained and lost neighbours listed in the shift frame
 # With more users neighbours are found by an index, trust is estimated, and the map is a PCA by
 # default.
 MAX_EXACT_USERS = 20_000
+
+
+Neighbors = Int[np.ndarray, "user k"]
 
 
 def align(before: EmbeddingRows, after: EmbeddingRows) -> tuple[EmbeddingRows, float]:
@@ -43,7 +46,7 @@ def align(before: EmbeddingRows, after: EmbeddingRows) -> tuple[EmbeddingRows, f
     return aligned, float(np.sqrt(((aligned - after) ** 2).sum(axis=1).mean()))
 
 
-def residual_shift(before: EmbeddingRows, after: EmbeddingRows) -> Float[np.ndarray, " user"]:
+def residual_shift(before: EmbeddingRows, after: EmbeddingRows) -> UserFloats:
     """Return how far each user moved after the common rotation and offset are removed.
 
     Args:
@@ -85,7 +88,7 @@ def noise_floor(base: EmbeddingRows, paraphrases: list[EmbeddingRows]) -> float:
     return float(np.quantile(worst, NOISE_QUANTILE))
 
 
-def knn_indices(rows: EmbeddingRows, k: int = N_NEIGHBORS) -> Int[np.ndarray, "user k"]:
+def knn_indices(rows: EmbeddingRows, k: int = N_NEIGHBORS) -> Neighbors:
     """Return the row numbers of each user's `k` nearest others; approximate (pynndescent) beyond
     `MAX_EXACT_USERS` users.
     """
@@ -107,9 +110,7 @@ def knn_indices(rows: EmbeddingRows, k: int = N_NEIGHBORS) -> Int[np.ndarray, "u
     return search.kneighbors(return_distance=False)
 
 
-def neighbors_kept(
-    before: EmbeddingRows, after: EmbeddingRows, k: int = N_NEIGHBORS
-) -> Float[np.ndarray, " user"]:
+def neighbors_kept(before: EmbeddingRows, after: EmbeddingRows, k: int = N_NEIGHBORS) -> UserFloats:
     """Return the share of its `k` nearest neighbours that each user keeps (1: all, 0: none)."""
     _same_users(before, after)
     return _in_both(knn_indices(before, k), knn_indices(after, k)).mean(axis=1)
@@ -151,9 +152,7 @@ def neighbors_changed(
     )
 
 
-def _listed(
-    neighbors: Int[np.ndarray, "user k"], chosen: Bool[np.ndarray, "user k"]
-) -> list[tuple[int, ...]]:
+def _listed(neighbors: Neighbors, chosen: Bool[np.ndarray, "user k"]) -> list[tuple[int, ...]]:
     """Return the first chosen neighbours of each user as plain row numbers."""
     listed = []
     for row, mask in zip(neighbors, chosen, strict=True):
@@ -242,6 +241,6 @@ def _align_rows(
     return (rows - middle_after) @ (left @ right) + middle_before
 
 
-def _in_both(first: Int[np.ndarray, "user k"], second: Int[np.ndarray, "user k"]) -> np.ndarray:
+def _in_both(first: Neighbors, second: Neighbors) -> np.ndarray:
     """Mark the neighbours of `first` that are in `second`, too."""
     return (first[:, :, None] == second[:, None, :]).any(axis=2)

@@ -125,12 +125,10 @@ class ThingEvents:
             parts.append((user[at], thing[at], time[at], value[at]))
 
         everything = np.ones(len(events), bool)
-        texts = list(events["text"].cat.categories)
-        of_text = np.array([self.index.get(f"text:{text}", -1) for text in texts] + [-1])
-        add(of_text[events["text"].cat.codes.to_numpy()], amount, everything)
-        names = list(events["modality"].cat.categories)
-        of_modality = np.array([self.index.get(f"modality:{name}", -1) for name in names] + [-1])
-        add(of_modality[events["modality"].cat.codes.to_numpy()], amount, everything)
+        for kind in ("text", "modality"):
+            cells = events[kind].cat
+            of_name = [self.index.get(f"{kind}:{name}", -1) for name in cells.categories]
+            add(np.array([*of_name, -1])[cells.codes.to_numpy()], amount, everything)
         for column in self.users.numbers:
             values = events[column].to_numpy(float)
             thing = np.full(len(events), self.index.get(f"number:{column}", -1))

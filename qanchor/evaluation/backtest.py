@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from qanchor.data.users import Users
+from qanchor.evaluation.intervals import Z
 from qanchor.inference.engine import Engine
 from qanchor.inference.evidence import rank_by_pointing
 from qanchor.inference.ranking import KINDS, iter_warm_up, label_free_scores, query_horizon
@@ -22,13 +22,12 @@ from qanchor.useru.behavior import EventArrays, find_spend_sources
 from qanchor.useru.pairs import measure_users
 from qanchor.useru.schedule import QueryWindow
 from qanchor.useru.topics import by_name
-from qanchor.utils.types import StageProgress
+from qanchor.utils.types import StageProgress, UserFloats
 
 MAX_USERS_READ = 400  # users that a backtest reads
 MIN_HELD_OUT_USERS = 100  # with fewer, users that were trained on are judged as well
 MIN_KNOWN_USERS = 20  # users whose outcome is known; with fewer there is no result
 DECREASE_SUFFIX = "_down"  # of the topics whose yes is a low value
-Z_95 = 1.96  # standard errors on either side of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -212,7 +211,7 @@ def _measure_topic(records: EventArrays, window: QueryWindow, sources, sign: int
 
 
 def concordance(
-    score: Float[np.ndarray, " user"], truth: Float[np.ndarray, " user"]
+    score: UserFloats, truth: UserFloats
 ) -> tuple[float | None, float | None, float | None]:
     """Compute the share of pairs with different outcomes that a score orders correctly (Harrell's
     C).
@@ -240,5 +239,5 @@ def concordance(
     pairs_without_user = np.maximum(pairs.sum() - 2 * pairs.sum(1), 1)
     share_without_user = (right.sum() - 2 * right.sum(1)) / pairs_without_user
     variance = (n - 1) / n * ((share_without_user - share_without_user.mean()) ** 2).sum()
-    half_width = Z_95 * np.sqrt(variance)
+    half_width = Z * np.sqrt(variance)
     return float(share), float(max(share - half_width, 0)), float(min(share + half_width, 1))

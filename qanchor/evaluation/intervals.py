@@ -1,4 +1,4 @@
-"""Bootstrap confidence intervals."""
+"""Confidence intervals: bootstrap, cross-validation, shares."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from qanchor.evaluation.metrics import _check_binary, _to_floats
 
 INTERVAL_QUANTILES = (0.025, 0.975)  # of a 95 % interval
+Z = 1.96  # standard deviations on either side hold 95 %
 
 
 def bootstrap_interval(
@@ -45,3 +47,43 @@ def bootstrap_interval(
         values.append(measure(rows))
     low, high = (float(np.quantile(values, q)) for q in INTERVAL_QUANTILES)
     return low, high
+
+
+def cv_half_width(aucs: Float[np.ndarray, "row fold"], folds: int) -> Float[np.ndarray, " row"]:
+    """Return half the width of the 95 % interval of means over folds that share training users.
+
+    Args:
+        aucs: One value for each fold and repetition.
+        folds: Folds of one repetition.
+
+    Source: Nadeau and Bengio, Machine Learning 52 (2003).
+    """
+    from scipy.stats import t
+
+    many = aucs.shape[1]
+    # test users / training users = 1 / (folds - 1)
+    spread = aucs.std(axis=1, ddof=1) * np.sqrt(1 / many + 1 / (folds - 1))
+    return t.ppf(INTERVAL_QUANTILES[1], many - 1) * spread
+
+
+def wilson_interval(
+    count: Int[np.ndarray, " row"], n: Int[np.ndarray, " row"]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 95 % Wilson interval of shares.
+
+    Args:
+        count: Successes.
+        n: Trials.
+
+    Returns:
+        (low, high).
+
+    Example:
+        >>> [bound.round(3).tolist() for bound in wilson_interval(np.array([0, 5]), np.array([10, 10]))]
+        [[0.0, 0.237], [0.278, 0.763]]
+    """
+    middle = count + Z**2 / 2
+    half_width = Z * np.sqrt(count * (n - count) / n + Z**2 / 4)
+    low = (middle - half_width) / (n + Z**2)
+    high = (middle + half_width) / (n + Z**2)
+    return np.maximum(0, low), np.minimum(1, high)

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
+
+from qanchor.utils.types import UserInts
 
 
 def roc_auc(scores: Any, labels: Any) -> float:
@@ -76,7 +77,7 @@ def _check_scores(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     return scores, _check_binary(labels, 1)
 
 
-def _check_binary(labels: np.ndarray, folds: int) -> Int[np.ndarray, " user"]:
+def _check_binary(labels: np.ndarray, folds: int) -> UserInts:
     """Return labels as integers; raise unless all are 0 or 1 and each class fills the folds."""
     others = np.setdiff1d(labels, (0.0, 1.0))
     if len(others):

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from qanchor.evaluation.intervals import cv_half_width
 from qanchor.evaluation.metrics import _check_binary, _to_floats, ks_statistic, roc_auc
-from qanchor.utils.types import EmbeddingRows
+from qanchor.utils.types import EmbeddingRows, UserInts
 
 # Inverse penalties tried in each training fold: 20 raw columns need much, 500 little.
 INVERSE_PENALTIES = (0.003, 0.03, 0.3)
@@ -119,8 +120,6 @@ def summarize_cv(
         fold: From `cross_val_scores`.
         labels: 0, 1 or NaN for each user.
     """
-    from scipy.stats import t
-
     y = _to_floats(labels)
     known = fold[0] >= 0
     folds = int(fold.max()) + 1
@@ -132,9 +131,7 @@ def summarize_cv(
         ]
     )
     mean = float(aucs.mean())
-    # test users / training users = 1 / (folds - 1)
-    spread = aucs.std(ddof=1) * np.sqrt(1 / len(aucs) + 1 / (folds - 1))
-    half_width = float(t.ppf(0.975, len(aucs) - 1) * spread)
+    half_width = float(cv_half_width(aucs[None], folds)[0])
     # KS of one small fold is far too high by chance: compute it over all users of a seed
     ks = float(np.mean([ks_statistic(seed_scores[known], y[known]) for seed_scores in scores]))
     return ProbeResult(
@@ -149,7 +146,7 @@ def summarize_cv(
 
 def fit_linear_probe(
     x: EmbeddingRows,
-    y: Int[np.ndarray, " user"],
+    y: UserInts,
     new: Float[np.ndarray, "new dim"],
     seed: int,
 ):

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
 
 from qanchor.evaluation.intervals import bootstrap_interval
 from qanchor.evaluation.metrics import ks_statistic, roc_auc
@@ -19,7 +18,7 @@ from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.prompt_tuning.labels import known_labels
 from qanchor.prompt_tuning.soft_prompt import SoftPrompt
 from qanchor.prompt_tuning.tuning import tune_prompt
-from qanchor.utils.types import EmbeddingRows
+from qanchor.utils.types import EmbeddingRows, UserInts
 
 BOOTSTRAP_DRAWS = 1000  # resamples of the test users for an interval
 
@@ -177,26 +176,26 @@ def compare_embeddings(
     fit, new = rows.get_indexer(learn.index), rows.get_indexer(others.index)
     scores = [fit_linear_probe(z[fit], learn.to_numpy(int), z[new], seed) for z in (before, after)]
     near = [silhouette_samples(z[new], y) for z in (before, after)]
+
+    def auc(score, rows) -> float:
+        return roc_auc(score[rows], y[rows])
+
+    def ks(score, rows) -> float:
+        return ks_statistic(score[rows], y[rows])
+
     gains = [
-        _paired_gain("auc", lambda s, rows: roc_auc(s[rows], y[rows]), *scores, y, seed),
-        _paired_gain("ks", lambda s, rows: ks_statistic(s[rows], y[rows]), *scores, y, seed),
+        _paired_gain("auc", auc, *scores, y, seed),
+        _paired_gain("ks", ks, *scores, y, seed),
         _paired_gain("silhouette", lambda s, rows: float(s[rows].mean()), *near, y, seed),
     ]
     frame = pd.DataFrame(gains, columns=["measure", "before", "after", "gain", "low", "high"])
     frame.attrs = {"n": len(y), "positives": int(y.sum()), "users": list(others.index)}
-    scores_by_side = dict(zip(("before", "after"), scores, strict=True))
-    frame.attrs["scores"] = {side: values.tolist() for side, values in scores_by_side.items()}
-    intervals = {}
-    for side, values in scores_by_side.items():
-        intervals[side] = bootstrap_interval(
-            partial(_auc_of_rows, values, y), y, BOOTSTRAP_DRAWS, seed
-        )
-    frame.attrs["intervals"] = intervals
+    frame.attrs |= {"scores": {}, "intervals": {}}
+    for side, values in zip(("before", "after"), scores, strict=True):
+        frame.attrs["scores"][side] = values.tolist()
+        interval = bootstrap_interval(partial(auc, values), y, BOOTSTRAP_DRAWS, seed)
+        frame.attrs["intervals"][side] = interval
     return frame
-
-
-def _auc_of_rows(scores: np.ndarray, y: Int[np.ndarray, " user"], rows) -> float:
-    return roc_auc(scores[rows], y[rows])
 
 
 def _paired_gain(
@@ -204,7 +203,7 @@ def _paired_gain(
     of: Callable,
     before: np.ndarray,
     after: np.ndarray,
-    y: Int[np.ndarray, " user"],
+    y: UserInts,
     seed: int,
 ) -> tuple:
     """Measure both sides, their difference, and its interval, each draw taking the same users for

@@ -19,6 +19,9 @@ MIN_PACK_TOKENS = 64  # query tokens of one user in one pass, however large the 
 USER_EMB = -1  # stands for <USER_EMB> in token ids; the model inserts its learned vector
 
 
+TokenInts = Int[Tensor, "user token"]
+
+
 class DeviceMixin:
     """Add `to(device)` to a dataclass of tensors."""
 
@@ -106,12 +109,12 @@ class QueryBatch(DeviceMixin):
     A branch attends to its prefix and to itself, never to another branch.
     """
 
-    ids: Int[Tensor, "user token"]  # USER_EMB marks the anchor; padding is 0
-    branch: Int[Tensor, "user token"]  # number of the branch, -1 for padding
-    offset: Int[Tensor, "user token"]  # position within the branch
+    ids: TokenInts  # USER_EMB marks the anchor; padding is 0
+    branch: TokenInts  # number of the branch, -1 for padding
+    offset: TokenInts  # position within the branch
     anchor: Int[Tensor, "user branch"]  # position of each branch's <USER_EMB>
     writes: Bool[Tensor, "user token"]  # whether the next token is to be predicted here
-    next_ids: Int[Tensor, "user token"]  # the token to predict
+    next_ids: TokenInts  # the token to predict
     # vectors of soft prompts: id USER_EMB - 1 is row 0, USER_EMB - 2 is row 1, and so on
     soft: Float[Tensor, "vector width"] | None = None
 
@@ -162,7 +165,7 @@ def collate_queries(
 
 
 def branch_mask(
-    prefix_mask: Bool[Tensor, "user prefix_token"], branch: Int[Tensor, "user token"]
+    prefix_mask: Bool[Tensor, "user prefix_token"], branch: TokenInts
 ) -> Bool[Tensor, "user token key"]:
     """Compute which keys each branch token may attend to: the prefix, then its own branch.
 

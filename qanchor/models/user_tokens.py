@@ -17,6 +17,7 @@ from qanchor.models.compatibility import READ_BY_NAME, warn_of_differences
 from qanchor.models.population import Population
 from qanchor.models.text_encoder import text_vectors
 from qanchor.utils.text import count, plural
+from qanchor.utils.types import UserInts
 
 MAX_TOKENS = 320  # tokens of one user; of more, those with the highest tf-idf are kept
 SPELLING_DIM = 1024  # hashed character trigrams
@@ -88,7 +89,7 @@ class UserTokens:
     which: Int[np.ndarray, "user token"]
     numbers: Float[np.ndarray, "user token number"]
     level: Float[np.ndarray, "user level"]
-    n_left_out: Int[np.ndarray, " user"]
+    n_left_out: UserInts
     population: Population
 
     def __len__(self) -> int:

@@ -7,6 +7,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from qanchor.inference.prefix_cache import PrefixCache
+from qanchor.utils.types import UserInts
 
 MIN_CLASS_SIZE = 3  # users of a class: two to tune on, one to validate with
 
@@ -36,7 +37,7 @@ def known_labels(cache: PrefixCache, labels: pd.Series) -> pd.Series:
     return known.sort_index()
 
 
-def encode_labels(cache: PrefixCache, labels: pd.Series) -> tuple[Int[np.ndarray, " user"], tuple]:
+def encode_labels(cache: PrefixCache, labels: pd.Series) -> tuple[UserInts, tuple]:
     """Map labels to class numbers.
 
     Args:
@@ -82,7 +83,7 @@ def balanced_weights(labels: Int[np.ndarray, " row"]) -> Float[np.ndarray, " row
 
 
 def stratified_split(
-    labels: Int[np.ndarray, " user"], valid: float, rng: np.random.Generator
+    labels: UserInts, valid: float, rng: np.random.Generator
 ) -> tuple[Int[np.ndarray, " tuning"], Int[np.ndarray, " validation"]]:
     """Split the labelled users into tuning and validation users, class by class.
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from qanchor.inference.evidence import encode_questions
@@ -15,10 +15,13 @@ from qanchor.inference.prefix_cache import PrefixCache, UserBatch
 from qanchor.models.pointing import thing_input, token_input
 from qanchor.prompt_tuning.soft_prompt import (
     OFFSET_SCALE,
+    Anchors,
+    ClassNumbers,
     PromptObjective,
     Rows,
     SoftPrompt,
 )
+from qanchor.utils.types import UserInts
 
 
 class PointingObjective(PromptObjective):
@@ -39,7 +42,7 @@ class PointingObjective(PromptObjective):
         engine: PointingEngine,
         cache: PrefixCache,
         query: str,
-        labels: Int[np.ndarray, " user"],
+        labels: UserInts,
     ):
         self.engine = engine
         self.model = engine.model
@@ -65,7 +68,7 @@ class PointingObjective(PromptObjective):
         """Return what the vectors of a prompt start at: nothing."""
         return torch.zeros_like(self.text_embedding[0])
 
-    def anchors(self, prompt: SoftPrompt, batch: UserBatch) -> Float[Tensor, "user dim"]:
+    def anchors(self, prompt: SoftPrompt, batch: UserBatch) -> Anchors:
         """Embed users with gradients for the prompt's vectors and offset.
 
         Args:
@@ -79,7 +82,7 @@ class PointingObjective(PromptObjective):
         users = token_input(self.tokens, batch.rows)
         return self.model.reader(users, question, self.things).embedding[:, 0]
 
-    def labels(self, batch: UserBatch) -> Int[Tensor, " user"]:
+    def labels(self, batch: UserBatch) -> ClassNumbers:
         """Return the class numbers of users.
 
         Args:

@@ -32,9 +32,12 @@ from qanchor.models.serialization import atomic_replace, restore_interrupted
 from qanchor.training.losses import prototype_loss
 from qanchor.utils.hashing import sha256_file
 from qanchor.utils.io import disk_errors
-from qanchor.utils.types import EmbeddingRows
+from qanchor.utils.types import EmbeddingRows, UserInts
 
 Rows = Int[np.ndarray, " row"]  # rows of users in a cache
+Anchors = Float[Tensor, "user dim"]
+Prototypes = Float[Tensor, "label dim"]
+ClassNumbers = Int[Tensor, " user"]
 FORMAT = 2
 TENSORS = ("vectors", "offset", "prototypes")
 INIT_NOISE = 0.02  # standard deviation of the initial vectors around the mean word vector
@@ -176,7 +179,7 @@ class SoftPrompt:
     vectors: Float[Tensor, "vector width"]
     # added to the text vector of the words, which opens the skip's gate; zero in the paper's form
     offset: Float[Tensor, " text"]
-    prototypes: Float[Tensor, "label dim"]
+    prototypes: Prototypes
     temperature: float
     run: str = ""  # sha256 of the run that it was tuned on; other runs refuse it
 
@@ -326,7 +329,7 @@ class PromptObjective:
         engine: Engine,
         cache: PrefixCache,
         query: str,
-        labels: Int[np.ndarray, " user"],
+        labels: UserInts,
     ):
         self.engine = engine
         self.model = engine.model
@@ -349,7 +352,7 @@ class PromptObjective:
         words = self.model.backbone.get_input_embeddings().weight
         return words.float().mean(0)
 
-    def anchors(self, prompt: SoftPrompt, batch: UserBatch) -> Float[Tensor, "user dim"]:
+    def anchors(self, prompt: SoftPrompt, batch: UserBatch) -> Anchors:
         """Embed users with gradients for the prompt's vectors and offset.
 
         Args:
@@ -518,7 +521,7 @@ class PromptObjective:
                     best_prompt = replace(prompt, offset=offset, prototypes=centroids)
         return best_prompt
 
-    def labels(self, batch: UserBatch) -> Int[Tensor, " user"]:
+    def labels(self, batch: UserBatch) -> ClassNumbers:
         """Return the class numbers of users, on the device of the model.
 
         Args:
@@ -541,9 +544,9 @@ class PromptObjective:
 
 @torch.no_grad()
 def class_loss(
-    anchors: Float[Tensor, "user dim"],
-    labels: Int[Tensor, " user"],
-    prototypes: Float[Tensor, "label dim"],
+    anchors: Anchors,
+    labels: ClassNumbers,
+    prototypes: Prototypes,
     temperature: float,
     temperature_factors: Sequence[int] = (1,),
 ) -> float:
@@ -568,9 +571,7 @@ def class_loss(
     return min(losses)
 
 
-def class_centroids(
-    anchors: Float[Tensor, "user dim"], labels: Int[Tensor, " user"]
-) -> Float[Tensor, "label dim"]:
+def class_centroids(anchors: Anchors, labels: ClassNumbers) -> Prototypes:
     """Compute the mean embedding of each class, at unit length.
 
     Args:

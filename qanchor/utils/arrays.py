@@ -6,10 +6,11 @@ from collections import OrderedDict
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+
+from qanchor.utils.types import EmbeddingRows
 
 
-def l2_normalize(rows: Float[np.ndarray, "row dim"]) -> Float[np.ndarray, "row dim"]:
+def l2_normalize(rows: EmbeddingRows) -> EmbeddingRows:
     """Scale each row to length 1; rows of zeros stay.
 
     Args:

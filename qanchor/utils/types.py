@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 Progress = Callable[[int, int], object]  # called with (done, total)
 StageProgress = Callable[[str, int, int], object]  # called with (stage, done, total)
 EmbeddingRows = Float[np.ndarray, "user dim"]
 UserMask = Bool[np.ndarray, " user"]
+UserFloats = Float[np.ndarray, " user"]
+UserInts = Int[np.ndarray, " user"]

@@ -344,10 +344,13 @@ def deletions_done(done: int, total: int, unit: str) -> str:
     return f"Deleted each modality once from {done:,} of {count(total, unit)} ..."
 
 
-def _who_was_read(ids: list[str], of: int, unit: str, seed: int) -> str:
-    """Say of whom attention was read."""
+def _attention_caption(ids: list[str], of: int, unit: str, seed: int, what: str) -> str:
+    """Say of whom and of what attention was read."""
     who = ids[0] if of == 1 else f"Mean over {count(len(ids), unit)}"
-    return f"{who} of {of:,} (drawn by seed {seed})" if len(ids) < of else who
+    if len(ids) < of:
+        who += f" of {of:,} (drawn by seed {seed})"
+    effect = f"Deletion effect: 1 - cosine after reading the {unit} without the modality."
+    return f"{who}; {what}. {effect}"
 
 
 def pointing_caption(ids: list[str], of: int, unit: str, seed: int) -> str:
@@ -363,11 +366,7 @@ def pointing_caption(ids: list[str], of: int, unit: str, seed: int) -> str:
         >>> pointing_caption(["a"], 1, "user", 0)
         'a; attention over the events of each user. Deletion effect: 1 - cosine after reading the user without the modality.'
     """
-    who = _who_was_read(ids, of, unit, seed)
-    return (
-        f"{who}; attention over the events of each {unit}. Deletion effect: 1 - cosine after "
-        f"reading the {unit} without the modality."
-    )
+    return _attention_caption(ids, of, unit, seed, f"attention over the events of each {unit}")
 
 
 def attention_caption(
@@ -388,11 +387,8 @@ def attention_caption(
         >>> attention_caption(["a"], 1, "user", 0, 2, 4, False)
         'a; 2 layers, 4 heads. Deletion effect: 1 - cosine after reading the user without the modality.'
     """
-    who = _who_was_read(ids, of, unit, seed)
     size = f"{count(layers, 'layer')}, {count(heads, 'head')}"
-    caption = (
-        f"{who}; {size}. Deletion effect: 1 - cosine after reading the {unit} without the modality."
-    )
+    caption = _attention_caption(ids, of, unit, seed, size)
     if has_skip:
         caption += (
             " Attention does not show the skip, through which numbers reach the embedding "

@@ -21,8 +21,9 @@ from qanchor.analysis.group_queries import (
     random_groups,
     rank_queries_for_group,
 )
-from qanchor.analysis.groups import describe_group, wilson_interval
+from qanchor.analysis.groups import describe_group
 from qanchor.data.export import escape_formula
+from qanchor.evaluation.intervals import wilson_interval
 from qanchor.evaluation.metrics import roc_auc
 from qanchor.workbench.messages import group_queries_summary
 from tests.tiny import make_engine, make_model, make_users
