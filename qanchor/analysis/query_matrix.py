@@ -202,22 +202,18 @@ def default_queries(users: Users, many: int = MAX_QUERIES) -> list[str]:
     return list(best.values())[:many]
 
 
-def default_groups(
-    users: Users, many: int = MAX_GROUPS, least: int = MIN_GROUP_SIZE
-) -> dict[str, tuple[str, ...]]:
+def default_groups(users: Users) -> dict[str, tuple[str, ...]]:
     """Make groups of known users: those with each label, else with each binary fact, else with much
     of each modality.
 
     Args:
         users: The users.
-        many: Number of groups at most; default 10.
-        least: Groups with fewer users, inside or outside, are left out; default 10.
 
     Returns:
         Ids by name of the group; empty if there is nothing to make groups of.
 
     Example:
-        >>> {name: len(ids) for name, ids in default_groups(qa.make_sample_users(60), many=2).items()}
+        >>> {name: len(ids) for name, ids in default_groups(qa.make_sample_users(60)).items()}
         {'Active': ..., 'Concert': ...}
     """
     facts = users.tabular
@@ -229,8 +225,8 @@ def default_groups(
     much = shares.rank(pct=True, method="min") > 1 - TOP_SHARE
     for table in (users.labels == 1, facts == 1, much):
         n_inside = table.sum()
-        is_large = (n_inside >= least) & (len(table) - n_inside >= least)
-        names = list(table.columns[is_large])[:many]
+        is_large = np.minimum(n_inside, len(table) - n_inside) >= MIN_GROUP_SIZE
+        names = list(table.columns[is_large])[:MAX_GROUPS]
         if names:
             return {str(name): tuple(table.index[table[name]].astype(str)) for name in names}
     return {}

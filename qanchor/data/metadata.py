@@ -88,17 +88,13 @@ def read_about(path: Path) -> dict:
         listed = isinstance(told, list) and all(isinstance(name, str) for name in told)
         if not isinstance(told, str) and not listed:
             refuse("columns", told, "not the name of a column. Write a name, or a list of names.")
-    if about.get("cutoff") is not None:
-        about["cutoff"] = _cutoff(path, about["cutoff"])
+    cutoff = about.get("cutoff")
+    if cutoff is not None:
+        # A bare number would be read as nanoseconds.
+        is_day = isinstance(cutoff, str) and cutoff.strip()[:4].isdigit()
+        day = cutoff if is_day else None
+        time = pd.to_datetime(day, errors="coerce", format="ISO8601", utc=True)
+        if pd.isna(time):
+            refuse("cutoff", cutoff, 'not a day in quotes. Write it as "2025-01-31".')
+        about["cutoff"] = str(time.tz_localize(None))
     return about
-
-
-def _cutoff(path: Path, cutoff) -> str:
-    message = 'not a day in quotes. Write it as "2025-01-31".'
-    # A bare number would be read as nanoseconds.
-    if not isinstance(cutoff, str) or not cutoff.strip()[:4].isdigit():
-        raise DataError(path.name, None, "cutoff", cutoff, message)
-    time = pd.to_datetime(cutoff, errors="coerce", format="ISO8601", utc=True)
-    if pd.isna(time):
-        raise DataError(path.name, None, "cutoff", cutoff, message)
-    return str(time.tz_localize(None))

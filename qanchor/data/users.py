@@ -164,16 +164,10 @@ class Users:
         end = pd.Timestamp(self.cutoff if cutoff is None else cutoff)
         return self.events[self.events["time"] < end]
 
-    def future(self, cutoff=None, days: int | None = None) -> pd.DataFrame:
-        """Return the events from a cut-off on.
-
-        Args:
-            cutoff: First time to include (default: the users' own cut-off).
-            days: Number of days to include (default: `horizon_days`).
-        """
-        start = pd.Timestamp(self.cutoff if cutoff is None else cutoff)
-        end = start + pd.Timedelta(days=self.horizon_days if days is None else days)
-        return self.events[(self.events["time"] >= start) & (self.events["time"] < end)]
+    def future(self) -> pd.DataFrame:
+        """Return the events in the `horizon_days` from the cut-off on."""
+        end = self.cutoff + pd.Timedelta(days=self.horizon_days)
+        return self.events[(self.events["time"] >= self.cutoff) & (self.events["time"] < end)]
 
     def label(self, name: str) -> pd.Series:
         """Return one label of every user, in the order of `ids`.

@@ -20,6 +20,7 @@ from qanchor.prompt_tuning.soft_prompt import SoftPrompt
 from qanchor.prompt_tuning.tuning import tune_prompt
 from qanchor.utils.types import EmbeddingRows, UserInts
 
+TUNING_SHARE = 0.5  # share of the labelled users that a prompt is tuned on
 BOOTSTRAP_DRAWS = 1000  # resamples of the test users for an interval
 
 
@@ -29,7 +30,6 @@ def evaluate_prompt(
     query: str,
     labels: pd.Series,
     *,
-    share: float = 0.5,
     seed: int = 0,
     **how: Any,
 ) -> tuple[SoftPrompt, pd.DataFrame, dict]:
@@ -40,7 +40,6 @@ def evaluate_prompt(
         cache: The users, read by `engine.prefill`.
         query: The question whose answer the labels hold.
         labels: Index user; 0, 1 or NaN (left out).
-        share: Share of the labelled users that the prompt is tuned on; default 0.5.
         seed: Decides alone which users these are, so no label of a test user plays a part; default
         0.
         how: Options of `tune_prompt`, which holds its validation users out of the share.
@@ -59,7 +58,7 @@ def evaluate_prompt(
         >>> result["n_tuning"], result["n_test"], sorted(result["after"])
         (30, 30, ['auc', 'ks', 'silhouette'])
     """
-    learn, others = split_labels(cache, labels, share, seed)
+    learn, others = split_labels(cache, labels, TUNING_SHARE, seed)
     began = time.perf_counter()
     prompt, history = tune_prompt(engine, cache, query, learn, seed=seed, **how)
     seconds = time.perf_counter() - began

@@ -96,14 +96,7 @@ def stratified_split(
 
     Returns:
         Rows to tune on, and rows to validate with.
-
-    Raises:
-        ValueError: If `valid` is out of range.
     """
-    if not 0 < valid < 1:
-        raise ValueError(
-            f"valid is {valid}: it must be above 0 and below 1, a share of the labelled users"
-        )
     tuning, validation = [], []
     for label in range(labels.max() + 1):
         rows = rng.permutation(np.flatnonzero(labels == label))

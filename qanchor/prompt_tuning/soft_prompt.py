@@ -40,6 +40,7 @@ Prototypes = Float[Tensor, "label dim"]
 ClassNumbers = Int[Tensor, " user"]
 FORMAT = 2
 TENSORS = ("vectors", "offset", "prototypes")
+TEMPERATURE = 0.07  # of the loss
 INIT_NOISE = 0.02  # standard deviation of the initial vectors around the mean word vector
 # Size of the offset that its learning rate is a share of; text vectors have values of about 1.
 # With a larger one, a few hundred labels move a good query away from what it asks.
@@ -446,7 +447,6 @@ class PromptObjective:
         classes: tuple,
         rows: Rows,
         vectors: int,
-        temperature: float,
         rng: np.random.Generator,
     ) -> SoftPrompt:
         """Create a prompt at the initial vector, with the class means as prototypes.
@@ -455,7 +455,6 @@ class PromptObjective:
             classes: Labels, in the order of the class numbers.
             rows: Rows of the users that give the class means.
             vectors: Number of vectors.
-            temperature: Temperature of the loss.
             rng: Draws the noise around the mean word vector.
         """
         mean = self.initial_vector()
@@ -466,7 +465,7 @@ class PromptObjective:
             vectors=mean + noise,
             offset=torch.zeros_like(self.text_embedding[0]),
             prototypes=mean.new_zeros(len(classes), self.model.config.embedding_dim),
-            temperature=temperature,
+            temperature=TEMPERATURE,
             run=self.model.run,
         )
         return self.with_class_means(prompt, rows)

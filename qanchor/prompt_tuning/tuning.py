@@ -20,6 +20,8 @@ from qanchor.prompt_tuning.soft_prompt import TEMPERATURE_FACTORS, PromptObjecti
 from qanchor.utils.types import Progress
 
 VALIDATION_INTERVAL = 10  # steps between two losses on the validation users
+VALIDATION_SHARE = 0.2  # share of each class that validates
+BATCH_SIZE = 32  # users in a step
 
 
 def tune_prompt(
@@ -90,13 +92,10 @@ def iter_tune_prompt(
     vectors: int = 6,
     steps: int = 500,
     lr: float = 0.02,
-    temperature: float = 0.07,
     gate: bool = True,
     seek: bool = False,
     seed: int = 0,
-    valid: float = 0.2,
     patience: int = 100,
-    batch: int = 32,
 ) -> Iterator[TuningState]:
     """Tune a soft prompt step by step. Close the iterator to stop; what was yielded stays valid.
 
@@ -112,15 +111,12 @@ def iter_tune_prompt(
         steps: Steps, at most. Default: 500.
         lr: Peak learning rate of Adam, as a share of the size of each part; it falls to 0 along a
             cosine. Default: 0.02.
-        temperature: Temperature of the loss. Default: 0.07.
         gate: Also tune an offset of the query's text vector, which opens the gate of the skip.
             False is the plain form of the paper. Default: True.
         seek: Start at the training query that separates the classes best, if the validation users
             agree. It helps where the words are vague or wrong. Needs `gate`. Default: False.
         seed: Seed of the split, the noise and the batches. Default: 0.
-        valid: Share of each class that validates, above 0 and below 1. Default: 0.2.
         patience: Steps without a lower validation loss before the tuning ends. Default: 100.
-        batch: Users in a step. Default: 32.
 
     Yields:
         The state before any step (step 0) and after every step.
@@ -143,10 +139,10 @@ def iter_tune_prompt(
         raise ValueError(f"{vectors} vectors, {steps} steps: both must be 0 or more")
     numbers, classes = encode_labels(cache, labels)
     rng = np.random.default_rng(seed)
-    tuning, validation = stratified_split(numbers, valid, rng)
+    tuning, validation = stratified_split(numbers, VALIDATION_SHARE, rng)
     kind = PointingObjective if isinstance(engine, PointingEngine) else PromptObjective
     objective = kind(engine, cache, query, numbers)
-    prompt = objective.initialize(classes, tuning, vectors, temperature, rng)
+    prompt = objective.initialize(classes, tuning, vectors, rng)
     if seek and gate:
         candidates = (prompt, objective.search_initial_prompt(prompt, tuning))
         prompt = min(
@@ -158,7 +154,7 @@ def iter_tune_prompt(
         del sizes["offset"]
     rates = {name: lr * size for name, size in sizes.items()}
     weights = balanced_weights(numbers[tuning])
-    batch_size = min(batch, len(tuning))
+    batch_size = min(BATCH_SIZE, len(tuning))
     batches = [rng.choice(tuning, batch_size, p=weights) for _ in range(steps)]
     yield from _optimize(objective, prompt, rates, batches, validation, patience)
 

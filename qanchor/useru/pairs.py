@@ -74,7 +74,6 @@ def make_pairs(
     per_sample: int = 8,
     future_share: float = 0.6,
     seed: int = 0,
-    held_out: bool = False,
     horizons: Iterable[int] | None = None,
 ) -> pd.DataFrame:
     """Make questions with graded answers from users' events, about the past and what follows.
@@ -87,13 +86,11 @@ def make_pairs(
 
     Args:
         users: The users.
-        topics: Topics to ask about (default: all 72); for topics kept for tests, give
-            `qanchor.useru.topics.TAUGHT`.
+        topics: Topics to ask about (default: all 72).
         cutoffs: Cut-offs to ask at (default: `default_cutoffs(users)`).
         per_sample: Pairs per sample (default 8).
         future_share: Share of them about the days that follow, 0 to 1 (default 0.6).
         seed: Seed of the draws (default 0).
-        held_out: Use the wordings kept for tests only (default False).
         horizons: Horizons of future pairs in days. Each other than the users' own takes a fifth of
             them (default: about a quarter, the whole and three times `users.horizon_days`).
 
@@ -117,7 +114,6 @@ def make_pairs(
         per_sample=per_sample,
         future_share=future_share,
         seed=seed,
-        held_out=held_out,
         horizons=horizons,
         topics=tuple(topics),
     )
@@ -398,7 +394,7 @@ class _PairBuilder:
         topic = self.config.topics[column]
         draw = self.draws[row, column]
         kind, days = self.window.kind, self.window.days
-        wording = _pick(self._wordings(getattr(topic, kind)), draw[1])
+        wording = _pick(getattr(topic, kind)[:-HELD_OUT], draw[1])
         query = wording.format(user=self._unit(draw[2]))
         if kind == "future":
             query = look_ahead(query, days)
@@ -412,10 +408,6 @@ class _PairBuilder:
         if numbers and draw[4] < FACT_SHARE:
             answer = with_fact(answer, _pick(numbers, draw[5]))
         return self._row(row, query, answer, topic.name, grade)
-
-    def _wordings(self, wordings: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the wordings for tests or those for training."""
-        return wordings[-HELD_OUT:] if self.config.held_out else wordings[:-HELD_OUT]
 
     def _unit(self, draw: float) -> str:
         return self.config.unit if draw < UNIT_SHARE else "user"
@@ -451,9 +443,9 @@ class _PairBuilder:
         return rows
 
     def _summary_query(self, draw: np.ndarray) -> str:
-        if draw[1] < 0.5 and not self.config.held_out:
+        if draw[1] < 0.5:
             return SUMMARY_QUERY
-        wording = _pick(self._wordings(SUMMARY_WORDINGS), draw[2])
+        wording = _pick(SUMMARY_WORDINGS[:-HELD_OUT], draw[2])
         return wording.format(user=self._unit(draw[3]))
 
 

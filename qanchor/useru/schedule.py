@@ -29,7 +29,6 @@ class PairConfig:
         per_sample: Pairs per sample, besides the summary (default 8).
         future_share: Share of them about the future, 0 to 1 (default 0.6).
         seed: Seed of the draws (default 0).
-        held_out: Use the wordings kept for tests only (default False).
         horizons: Horizons of future questions in days (default 30 only).
         topics: Topics to ask about (default: all 72).
 
@@ -42,7 +41,6 @@ class PairConfig:
     per_sample: int = 8
     future_share: float = 0.6
     seed: int = 0
-    held_out: bool = False
     horizons: tuple[int, ...] = (30,)
     topics: tuple[Topic, ...] = TOPICS
 

@@ -169,7 +169,7 @@ def write_pairs(
             or a folder of parquet files.
         out: Folder for `pairs-0000.parquet` and so on, and `manifest.json`.
         each: Called like `map` in each stage (default `map`); a pool's `map` runs in parallel.
-        **options: `per_sample, future_share, seed, held_out, cutoffs, horizons` as in `make_pairs`;
+        **options: `per_sample, future_share, seed, cutoffs, horizons` as in `make_pairs`;
             `shards, memory, threads` as in `plan`.
 
     Returns:
@@ -215,7 +215,7 @@ def plan(
         memory: Memory limit of DuckDB (default "800MB"); beyond it, it spills to disk beside `out`.
         threads: Threads of DuckDB (default 2).
         each: Called like `map` (default `map`). **options: `per_sample, future_share, seed,
-        held_out, horizons` as in `make_pairs`.
+        horizons` as in `make_pairs`.
 
     Returns:
         Numbers of the shards.

@@ -16,19 +16,6 @@ from qanchor.utils.io import read_resource_rows
 
 # The last `HELD_OUT` profile and future wordings of each topic are for tests only.
 HELD_OUT = 1
-# Topics left out of `TAUGHT`: train on `TAUGHT`, and these show how the model answers topics that
-# it was never trained on.
-HELD_OUT_TOPICS = (
-    "insurance",
-    "cinema",
-    "bulk",
-    "luxury",
-    "vitamins",
-    "commute",
-    "pets",
-    "coffee",
-    "electronics",
-)
 N_PROFILE_FRAMES, N_FUTURE_FRAMES = 5, 4  # wordings of each topic that come from frames
 # Frames rotate with the topic's row in the table, so that no frame is always the held-out one.
 PROFILE_FRAMES = (
@@ -171,5 +158,4 @@ def _read_topics() -> tuple[Topic, ...]:
 
 
 TOPICS: tuple[Topic, ...] = _read_topics()
-TAUGHT: tuple[Topic, ...] = tuple(topic for topic in TOPICS if topic.name not in HELD_OUT_TOPICS)
 _TOPIC_BY_NAME = {topic.name: topic for topic in TOPICS}

@@ -51,9 +51,7 @@ class LensBackend:
         engine: The model.
         cache: The users, read by `engine.prefill`.
         users: The same users.
-        start: The query of the first map; default the empty one.
         method: Of the map, "umap" or "pca"; default "umap", beyond 20,000 users "pca".
-        seed: Seed of the map; default 0.
         embedding_cache: A cache that is shared with other back ends; default: a new one.
 
     Example:
@@ -71,9 +69,7 @@ class LensBackend:
         cache: PrefixCache,
         users: Users,
         *,
-        start: str = "",
         method: str | None = None,
-        seed: int = 0,
         embedding_cache: EmbeddingCache | None = None,
     ):
         self.engine = engine
@@ -81,12 +77,10 @@ class LensBackend:
             cache, unit=users.unit
         )  # the users may have been given a name since they were read
         self.ids = cache.ids
-        self.start = start
-        self.seed = seed
         self.unit = users.unit
         self.units = plural(users.unit)
         self.queries = list(engine.suggest_queries(users))
-        self.provenance = partial(provenance, engine.model.run, seed, unit=users.unit)
+        self.provenance = partial(provenance, engine.model.run, unit=users.unit)
         self.embedding_cache = embedding_cache or EmbeddingCache(engine, self.cache)
         self.embeddings = self.embedding_cache.embeddings
         self.noise_floors = self.embedding_cache.noise_floors
@@ -95,12 +89,12 @@ class LensBackend:
         self.method = method or ("pca" if self._has_many_users else "umap")
         self._maps: dict[str, pd.DataFrame] = {}  # the last map of each method
 
-    def __call__(self, query: str, previous: str | None = None) -> Iterator[Update]:
+    def __call__(self, query: str, previous: str = "") -> Iterator[Update]:
         """Ask every user a query.
 
         Args:
             query: The query; the empty one makes the opening map.
-            previous: The query to compare with; default `start`.
+            previous: The query to compare with; default the empty one.
 
         Yields:
             Progress; then updates with `data["points"]` (`user, query, x, y, trust`) and
@@ -109,7 +103,6 @@ class LensBackend:
             a frame `user, score, answer` in the order of `ids`. The last update has all of them.
         """
         query = query.strip()
-        previous = self.start if previous is None else previous
         last = self._progress(0)
         for last in self._map_and_shift(query, previous):
             yield last
@@ -249,7 +242,7 @@ class LensBackend:
         last = self._maps.get(method, self._maps.get("pca"))
         before, after = self.embeddings[previous], self.embeddings[query]
         self._maps[method] = joint_projection(
-            before, after, self.ids, (previous, query), self.seed, method, last
+            before, after, self.ids, (previous, query), method=method, last=last
         )
         return self._maps[method]
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qanchor.data.users import Users
-from qanchor.evaluation.prompt_evaluation import compare_prompt, split_labels
+from qanchor.evaluation.prompt_evaluation import TUNING_SHARE, compare_prompt, split_labels
 from qanchor.inference.engine import Engine
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.prompt_tuning.soft_prompt import SoftPrompt
@@ -20,9 +20,6 @@ from qanchor.workbench.updates import Update
 
 PAPER_VECTORS = 6
 PAPER_STEPS = 500
-# Share of the labelled users that a prompt is tuned on, validation users included; the others
-# evaluate it. The seed of a call alone decides which.
-TUNING_SHARE = 0.5
 CPU_STEPS = 60  # steps on a CPU, where one takes about a second: the paper's 500 would take minutes
 
 

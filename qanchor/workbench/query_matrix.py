@@ -42,7 +42,6 @@ class QueryMatrixBackend:
         users: The same users.
         queries: The questions to open with; default `default_queries(users)`.
         groups: Ids by name to open with; default `default_groups(users)`.
-        seed: Seed of the random groups; default 0.
 
     Example:
         >>> from qanchor.analysis.embedding_cache import EmbeddingCache
@@ -60,14 +59,12 @@ class QueryMatrixBackend:
         users: Users,
         queries: Sequence[str] | None = None,
         groups: Mapping[str, Iterable[str]] | None = None,
-        seed: int = 0,
     ):
         self.embedding_cache = embedding_cache
         self.ids = users.ids
         self.unit = users.unit
         self.units = plural(users.unit)
         self.least = MIN_GROUP_SIZE
-        self.seed = seed
         self.queries = self._default_queries(users) if queries is None else list(queries)
         self.groups = (
             default_groups(users)
@@ -96,9 +93,7 @@ class QueryMatrixBackend:
             Updates with `data["frame"]`, the rows so far (None before the first), see
             `query_group_matrix`, and `data["reads"]`, how to read each measure.
         """
-        steps = query_group_matrix(
-            self.embedding_cache, queries, groups, cells=self._cells, seed=self.seed
-        )
+        steps = query_group_matrix(self.embedding_cache, queries, groups, cells=self._cells)
         n_queries = len({str(query).strip() for query in queries})
         return self._updates(steps, n_queries)
 

@@ -88,7 +88,7 @@ def _set_up(
     """Read users, draw labels, and begin a prompt whose every part takes gradients."""
     cache, rng = engine.prefill(people), np.random.default_rng(0)
     tuning = PromptObjective(engine, cache, query, rng.permutation(len(people)) % 2)
-    prompt = tuning.initialize((0, 1), np.arange(len(people)), vectors, 0.07, rng)
+    prompt = tuning.initialize((0, 1), np.arange(len(people)), vectors, rng)
     live = {name: getattr(prompt, name).clone().requires_grad_() for name in LEARNED}
     return (
         tuning,

@@ -254,7 +254,7 @@ def test_seeking_finds_the_question_that_the_labels_answer():
     planted = pd.Series((z[:, 0] > np.median(z[:, 0])).astype(float), list(cache.ids))
     tuning = PromptObjective(engine, cache, QUERY, planted.to_numpy(int))
     rows, rng = np.arange(60), np.random.default_rng(0)
-    begun = tuning.initialize((0.0, 1.0), rows, 2, 0.07, rng)
+    begun = tuning.initialize((0.0, 1.0), rows, 2, rng)
     found = tuning.search_initial_prompt(begun, rows)
     losses = []
     for meaning in bank:
@@ -377,11 +377,6 @@ def test_a_model_that_is_trained_on_is_no_longer_its_run(home):
         and qa.train(model, users, qa.make_pairs(users, per_sample=2), steps=1) is not None
         and not model.run
     )
-
-
-def test_a_wrong_share_is_told(engine, cache):
-    with pytest.raises(ValueError, match="it must be above 0 and below 1, a share"):
-        tune_prompt(engine, cache, QUERY, LABELS, valid=1.5)
 
 
 # kept on disk

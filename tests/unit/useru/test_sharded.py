@@ -67,7 +67,7 @@ def test_the_shards_hold_what_memory_gives(world, folder, tmp_path):
     homes = [set(pd.read_parquet(file)["user"]) for file in (tmp_path / "file").glob("pairs-*")]
     assert sum(map(len, homes)) == len(set.union(*homes)) == 60  # nobody is torn
     late = [world.cutoff - pd.Timedelta(days=40), world.cutoff]
-    wishes = {"cutoffs": late, "seed": 3, "per_sample": 5, "future_share": 0.2, "held_out": True}
+    wishes = {"cutoffs": late, "seed": 3, "per_sample": 5, "future_share": 0.2}
     write_pairs(world, tmp_path / "users", shards=2, **wishes)
     same(tmp_path / "users", world, **wishes)
 
