@@ -81,7 +81,8 @@ def rank_queries_for_group(
     """
     unit = embedding_cache.cache.unit
     inside = membership_mask(embedding_cache.ids, ids)
-    n_group, n_rest = int(inside.sum()), int((~inside).sum())
+    n_group = int(inside.sum())
+    n_rest = int((~inside).sum())
     if min(n_group, n_rest) < MIN_USERS_PER_SIDE:
         sizes = f"The group has {count(n_group, unit)} and {n_rest:,} are outside it"
         advice = "more" if n_group < n_rest else "fewer"

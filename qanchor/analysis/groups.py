@@ -292,9 +292,11 @@ def _compare_shares_of_users(past: pd.DataFrame, kind: str, inside: UserMask) ->
 
 def _compare_binary(kind: str, table: pd.DataFrame, inside: UserMask) -> pd.DataFrame:
     """Compare the shares of ones among those known."""
-    ours, theirs = table[inside], table[~inside]
+    ours = table[inside]
+    theirs = table[~inside]
     table = table.loc[:, ours.notna().any() & theirs.notna().any()]
-    ours, theirs = table[inside], table[~inside]
+    ours = table[inside]
+    theirs = table[~inside]
     return _shares(kind, ours.sum(), ours.count(), theirs.sum(), theirs.count())
 
 

@@ -71,7 +71,8 @@ def joint_projection(
     """
     if method not in ("umap", "pca"):
         raise ValueError(f"There is no map method {method!r}. Use 'umap' or 'pca'.")
-    before, after = l2_normalize(before), l2_normalize(after)
+    before = l2_normalize(before)
+    after = l2_normalize(after)
     aligned, removed = align(before, after)
     marks = marks or {}
     added = after[:0]

@@ -238,7 +238,8 @@ def _group_mask(embedding_cache: EmbeddingCache, name: str, ids: Iterable[str]) 
         inside = membership_mask(embedding_cache.ids, ids)
     except (KeyError, ValueError) as error:
         raise type(error)(f"Group {name!r}: {error.args[0]}") from error
-    n_inside, n_outside = int(inside.sum()), int((~inside).sum())
+    n_inside = int(inside.sum())
+    n_outside = int((~inside).sum())
     if min(n_inside, n_outside) >= MIN_GROUP_SIZE:
         return inside
     unit = embedding_cache.cache.unit

@@ -140,8 +140,10 @@ def neighbors_changed(
         ([(2,), (3,), (0,), (1,)], [(1,), (0,), (3,), (2,)])
     """
     _same_users(before, after)
-    old, new = knn_indices(before, k), knn_indices(after, k)
-    old_stays, new_stays = _in_both(old, new), _in_both(new, old)
+    old = knn_indices(before, k)
+    new = knn_indices(after, k)
+    old_stays = _in_both(old, new)
+    new_stays = _in_both(new, old)
     return pd.DataFrame(
         {
             "user": np.asarray(ids, dtype=object),
@@ -188,7 +190,8 @@ def embedding_shift(
         >>> embedding_shift(rows, rows, [f"u{i}" for i in range(40)], "a", "b", floor=0.1).beyond_noise.sum()
         np.int64(0)
     """
-    before, after = l2_normalize(before), l2_normalize(after)
+    before = l2_normalize(before)
+    after = l2_normalize(after)
     moved = residual_shift(before, after)
     changed = neighbors_changed(before, after, ids)
     frame = pd.DataFrame(
@@ -218,7 +221,8 @@ def share_beyond_noise(shift: pd.DataFrame) -> tuple[float, float, float]:
     """
     from scipy.stats import binomtest
 
-    moved, n = int(shift["beyond_noise"].sum()), len(shift)
+    moved = int(shift["beyond_noise"].sum())
+    n = len(shift)
     interval = binomtest(moved, n).proportion_ci(method="wilson")
     return moved / n, float(interval.low), float(interval.high)
 
@@ -236,7 +240,8 @@ def _align_rows(
 ) -> Float[np.ndarray, "row dim"]:
     """Move any rows of the after space by the rotation and offset that align `after` to `before`."""
     _same_users(before, after)
-    middle_before, middle_after = before.mean(axis=0), after.mean(axis=0)
+    middle_before = before.mean(axis=0)
+    middle_after = after.mean(axis=0)
     left, _, right = np.linalg.svd((after - middle_after).T @ (before - middle_before))
     return (rows - middle_after) @ (left @ right) + middle_before
 

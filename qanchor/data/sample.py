@@ -294,7 +294,8 @@ def _emit(
     noise: np.ndarray,
 ) -> pd.DataFrame:
     """Generate the events of one modality for all users."""
-    modality, n = MODALITIES[place], len(truth.p)
+    modality = MODALITIES[place]
+    n = len(truth.p)
     source = np.where(truth.lies == place, truth.donor, np.arange(n))
     has_events = ~truth.missing[:, place]
     traits = {name: values[source] for name, values in truth.traits.items()}

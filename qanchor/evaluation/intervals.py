@@ -62,8 +62,8 @@ def cv_half_width(aucs: Float[np.ndarray, "row fold"], folds: int) -> Float[np.n
 
     many = aucs.shape[1]
     # test users / training users = 1 / (folds - 1)
-    spread = aucs.std(axis=1, ddof=1) * np.sqrt(1 / many + 1 / (folds - 1))
-    return t.ppf(INTERVAL_QUANTILES[1], many - 1) * spread
+    correction = np.sqrt(1 / many + 1 / (folds - 1))
+    return t.ppf(INTERVAL_QUANTILES[1], many - 1) * aucs.std(axis=1, ddof=1) * correction
 
 
 def wilson_interval(

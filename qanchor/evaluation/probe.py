@@ -168,7 +168,8 @@ def fit_linear_probe(
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(x)
-    x, new = scaler.transform(x), scaler.transform(new)
+    x = scaler.transform(x)
+    new = scaler.transform(new)
 
     def fit_and_score(penalty: float, rows, others) -> np.ndarray:
         model = LogisticRegression(C=penalty, max_iter=300, tol=1e-3)

@@ -107,7 +107,8 @@ def split_labels(
     known = known_labels(cache, labels)
     order = np.random.default_rng(seed).permutation(len(known))
     cut = int(share * len(known))
-    learn, others = known.iloc[order[:cut]], known.iloc[order[cut:]]
+    learn = known.iloc[order[:cut]]
+    others = known.iloc[order[cut:]]
     if others.nunique() < 2:
         raise ValueError(
             f"Found 1 class in the {len(others):,} test labels; 2 are required. Label more users."
@@ -171,8 +172,10 @@ def compare_embeddings(
     """
     from sklearn.metrics import silhouette_samples
 
-    rows, y = pd.Index(ids), others.to_numpy(int)
-    fit, new = rows.get_indexer(learn.index), rows.get_indexer(others.index)
+    rows = pd.Index(ids)
+    y = others.to_numpy(int)
+    fit = rows.get_indexer(learn.index)
+    new = rows.get_indexer(others.index)
     scores = [fit_linear_probe(z[fit], learn.to_numpy(int), z[new], seed) for z in (before, after)]
     near = [silhouette_samples(z[new], y) for z in (before, after)]
 

@@ -357,7 +357,8 @@ def _engine(run: Path, expected: str, dtype: str) -> Engine:
 def _write(ids: Sequence[str], vectors: np.ndarray, about: dict, path: Path) -> None:
     kinds = {"user": pa.string(), "query": pa.dictionary(pa.int32(), pa.string())}
     kinds["embedding"] = pa.list_(pa.float16(), vectors.shape[2])
-    schema, named = pa.schema(kinds, {"qanchor": json.dumps(about)}), ["user", "query"]
+    schema = pa.schema(kinds, {"qanchor": json.dumps(about)})
+    named = ["user", "query"]
     # one row group a query, so that a reader loads only that one; a dictionary does not compress
     # embeddings
     with pq.ParquetWriter(

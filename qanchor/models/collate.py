@@ -137,7 +137,12 @@ def collate_queries(
     """
     rows = []
     for user, user_queries in enumerate(queries):
-        ids, branch, offset, anchor, writes, next_ids = [], [], [], [], [], []
+        ids = []
+        branch = []
+        offset = []
+        anchor = []
+        writes = []
+        next_ids = []
         for k, query in enumerate(user_queries):
             answer = answers[user][k] if answers else []
             anchor.append(len(ids) + len(query))

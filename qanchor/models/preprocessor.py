@@ -236,7 +236,8 @@ class UserPreprocessor:
         rows = []
         samples = zip(cutoffs["user"], cutoffs["cutoff"].to_numpy(), strict=True)
         for done, (user, cutoff) in enumerate(samples, 1):
-            low, high = first[position[user]], first[position[user] + 1]
+            low = first[position[user]]
+            high = first[position[user] + 1]
             # strictly before the cut-off: nothing later is ever read
             high = low + np.searchsorted(time[low:high], cutoff)
             summary = user_summary(
@@ -325,7 +326,9 @@ class UserPreprocessor:
         from scipy.sparse import csr_matrix
 
         columns = self._columns(users)
-        rows, cols, values = [], [], []
+        rows = []
+        cols = []
+        values = []
         for i, (keys, numbers) in enumerate(frequent):
             known = columns[keys]
             in_vocabulary = known >= 0

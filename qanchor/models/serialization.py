@@ -319,7 +319,8 @@ def _check_digest(path: Path, about: dict) -> str:
     recorded = about.get("sha256")
     if isinstance(recorded, dict):
         recorded = recorded.get(path.name)
-    found, expected = sha256_file(path), str(recorded)
+    found = sha256_file(path)
+    expected = str(recorded)
     if found != expected:
         raise RunError(
             f"{path} has sha256 {found[:16]}..., config.json says {expected[:16]}...: "

@@ -97,7 +97,8 @@ def stratified_split(
     Returns:
         Rows to tune on, and rows to validate with.
     """
-    tuning, validation = [], []
+    tuning = []
+    validation = []
     for label in range(labels.max() + 1):
         rows = rng.permutation(np.flatnonzero(labels == label))
         n_valid = min(max(1, round(valid * len(rows))), len(rows) - 2)

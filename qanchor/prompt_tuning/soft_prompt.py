@@ -275,7 +275,8 @@ class SoftPrompt:
 def _read_prompt(folder: Path, device: str) -> SoftPrompt:
     about = json.loads((folder / "prompt.json").read_text())
     path = folder / "prompt.safetensors"
-    digest, expected = sha256_file(path), about["sha256"]
+    digest = sha256_file(path)
+    expected = about["sha256"]
     if digest != expected or about["format"] != FORMAT:
         raise ValueError(
             f"{path.name} has sha256 {digest[:16]}, prompt.json says {expected[:16]}, "
@@ -534,7 +535,8 @@ class PromptObjective:
 
     def _embed_all(self, prompt: SoftPrompt, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return the anchors and class numbers of any number of users, in the same order."""
-        anchors, labels = [], []
+        anchors = []
+        labels = []
         for batch in self._batches(rows):
             anchors.append(self.anchors(prompt, batch))
             labels.append(self.labels(batch))

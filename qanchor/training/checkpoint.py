@@ -152,7 +152,8 @@ class Checkpoint:
                 f"{path} is of another training ({metadata['key']}; now {self.key}): "
                 f"remove {self.path} and {self.before}, or train as before"
             )
-        step, total = int(metadata["step"]), int(metadata["total"])
+        step = int(metadata["step"])
+        total = int(metadata["total"])
         return CheckpointState(state, step, total, json.loads(metadata["rows"]))
 
 

@@ -146,7 +146,8 @@ def grades(
         >>> grades("count", np.array([0, 1, 2, 3, 4]))
         array([0, 1, 2, 3, 4])
     """
-    known, out = ~np.isnan(values), np.full(len(values), -1)
+    known = ~np.isnan(values)
+    out = np.full(len(values), -1)
     if begins is None:
         begins = grade_begins(style, *np.unique(values[known], return_counts=True), horizon_days)
     out[known] = np.searchsorted(begins, values[known], side="right")
@@ -168,7 +169,8 @@ def grade_begins(
         )
     if style == "count":
         values, counts = values[values > 0], counts[values > 0]
-    values, total = np.append(values, np.inf), max(counts.sum(), 1)
+    values = np.append(values, np.inf)
+    total = max(counts.sum(), 1)
     less, upto = (
         (np.cumsum(counts) - counts) / total,
         np.cumsum(counts) / total,
@@ -298,7 +300,8 @@ def facts(
     value  the measure itself;  spent  money on the topic;  ago  days since the last occasion (NaN
            if there was none).
     """
-    when, style = span(kind, horizon_days), style_of(topic)
+    when = span(kind, horizon_days)
+    style = style_of(topic)
     if style == "count":
         times = {1: "once", 2: "twice"}.get(int(value), f"{value:,.0f} times")
         last = [f"last {ago:.0f} days ago"] if kind == "profile" and ago >= 1.5 else []
@@ -362,7 +365,8 @@ def distinctive_topics(
     """Choose up to `k` topics by how often (value) and how unlike the others (lower: share with
     less), one domain counting half
     as much with each topic already taken from it."""
-    score, taken = np.sqrt(np.log1p(value)) * lower**2, []
+    score = np.sqrt(np.log1p(value)) * lower**2
+    taken = []
     for _ in range(min(k, len(topics))):
         best = int(np.argmax(score))
         if score[best] <= 0:

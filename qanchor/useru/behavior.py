@@ -254,7 +254,8 @@ class BehaviorWindow:
     @cached_property
     def variety(self) -> np.ndarray:
         """Number of distinct texts."""
-        chosen, kinds = self.now & self.records.visit, int(self.records.text.max(initial=0)) + 1
+        chosen = self.now & self.records.visit
+        kinds = int(self.records.text.max(initial=0)) + 1
         seen = np.unique(
             self.records.user[chosen].astype("int64") * kinds + self.records.text[chosen]
         )

@@ -289,7 +289,9 @@ class PopulationStats:
             window: The query window.
             config: What is asked.
         """
-        begins, grade_counts, less = [], [], []
+        begins = []
+        grade_counts = []
+        less = []
         for column, topic in zip(value.T, config.topics, strict=True):
             style = style_of(topic)
             values, counts = np.unique(column[~np.isnan(column)], return_counts=True)
@@ -393,7 +395,8 @@ class _PairBuilder:
     def _pair(self, row: int, column: int) -> tuple:
         topic = self.config.topics[column]
         draw = self.draws[row, column]
-        kind, days = self.window.kind, self.window.days
+        kind = self.window.kind
+        days = self.window.days
         wording = _pick(getattr(topic, kind)[:-HELD_OUT], draw[1])
         query = wording.format(user=self._unit(draw[2]))
         if kind == "future":

@@ -362,7 +362,8 @@ def _population_stats(work: Path, scan: dict, config: PairConfig) -> list[dict]:
     """Compare the users of all shards, one query window at a time."""
     result = []
     for place, moment in enumerate(scan["moments"]):
-        value, active = [], []
+        value = []
+        active = []
         for number in scan["shards"]:
             with np.load(_values_file(work, number)) as arrays:
                 value.append(arrays[f"{place}.value"])
@@ -370,7 +371,8 @@ def _population_stats(work: Path, scan: dict, config: PairConfig) -> list[dict]:
         stats = {}
         if value:
             window = _read_window(moment)
-            values, visits = np.concatenate(value), np.concatenate(active)
+            values = np.concatenate(value)
+            visits = np.concatenate(active)
             stats = asdict(PopulationStats.of(values, visits, window, config))
         result.append(stats)
     return result

@@ -192,7 +192,9 @@ class AttentionBackend:
             ValueError: If nothing is changed, or a text is empty or too long.
         """
         reword = reword or {}
-        label, resolved, user = self._label(query), self._resolve(query), self._known(user)
+        label = self._label(query)
+        resolved = self._resolve(query)
+        user = self._known(user)
         label_edited = f"{label} (edited)"
         edited = edit_user_events(self.users, user, drop, reword)
         self.results.pop((label_edited, user), None)
@@ -362,7 +364,8 @@ class AttentionBackend:
         if isinstance(self.engine, PointingEngine):
             return pointing_caption(ids, of, self.unit, self.seed)
         config = self.engine.model.backbone.config
-        layers, heads = config.num_hidden_layers, config.num_attention_heads
+        layers = config.num_hidden_layers
+        heads = config.num_attention_heads
         has_skip = self.engine.model.skip is not None
         return attention_caption(ids, of, self.unit, self.seed, layers, heads, has_skip)
 

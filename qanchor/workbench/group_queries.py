@@ -57,7 +57,8 @@ class GroupQueriesBackend:
         unit = self.embedding_cache.cache.unit
         questions = question_bank(unit) if self.questions is None else self.questions
         missing = [query for query in questions if query not in self.embedding_cache.embeddings]
-        done, total = 0, len(questions)
+        done = 0
+        total = len(questions)
         steps = rank_queries_for_group(self.embedding_cache, ids, questions)
         for step in steps:
             if isinstance(step, pd.DataFrame):

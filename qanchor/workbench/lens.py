@@ -124,7 +124,8 @@ class LensBackend:
         Yields:
             Updates with `data["ranking"]`: None, and in the last one a frame `user, score, answer`.
         """
-        cache, model = self.cache, self.engine.model
+        cache = self.cache
+        model = self.engine.model
         pointing = self.engine.pointing
         if pointing is not None:
             yield Update(0, 1, RANKING, data={"ranking": None})
@@ -132,7 +133,8 @@ class LensBackend:
             yield Update(1, 1, data={"ranking": ranking})
             return
         yield from self.embed(query)
-        done, total = 0, 1
+        done = 0
+        total = 1
         for done, total in iter_warm_up(model, query, cache.unit, cache.horizon_days):
             yield Update(min(done, total - 1), total, RANKING, data={"ranking": None})
         embeddings = self.embeddings[query]
@@ -150,7 +152,8 @@ class LensBackend:
             Progress, with the stage as the message; the last update has `data["backtest"]`, a
             `BacktestResult`, and says it.
         """
-        done, total = 0, 1
+        done = 0
+        total = 1
         for step in iter_backtest(self.engine, self._users, query):
             if isinstance(step, BacktestResult):
                 yield Update(
@@ -213,7 +216,8 @@ class LensBackend:
         message = opening_message(len(self.ids), self.unit)
         if query != previous:
             yield self._progress(len(self.ids), MEASURING_NOISE)
-            before, after = self.embeddings[previous], self.embeddings[query]
+            before = self.embeddings[previous]
+            after = self.embeddings[query]
             floor = self.embedding_cache.noise_floor(query)
             shift = embedding_shift(before, after, self.ids, previous, query, floor)
             message = shift_summary(shift, self.unit)
@@ -240,7 +244,8 @@ class LensBackend:
         aligned to the PCA.
         """
         last = self._maps.get(method, self._maps.get("pca"))
-        before, after = self.embeddings[previous], self.embeddings[query]
+        before = self.embeddings[previous]
+        after = self.embeddings[query]
         self._maps[method] = joint_projection(
             before, after, self.ids, (previous, query), method=method, last=last
         )

@@ -322,8 +322,10 @@ def _comparison_sentence(first: pd.DataFrame, second: pd.DataFrame) -> str:
     difference = (first["weight"] - second["weight"]).dropna()
     modalities = first.index[first["kind"] == "modality"]
     difference = difference[difference.index.isin(modalities)]
-    up, down = difference.idxmax(), difference.idxmin()
-    gain, loss = _points(difference[up]), _points(difference[down])
+    up = difference.idxmax()
+    down = difference.idxmin()
+    gain = _points(difference[up])
+    loss = _points(difference[down])
     return (
         f"Compared with the other query, {up} gains most ({gain}) and {down} loses most ({loss})."
     )
