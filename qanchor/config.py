@@ -217,6 +217,14 @@ class Config:
             raise ValueError(
                 f"no field {sorted(unknown)[0]!r} in Config: there are {', '.join(names)}"
             )
+        for name, value in changes.items():
+            current = getattr(self, name)
+            kind = type(current)
+            if not isinstance(value, (int, float) if kind is float else kind):
+                raise ValueError(
+                    f"config.{name} is {value!r}: "
+                    f"it must be of type {kind.__name__}, as {current!r}"
+                )
         return replace(self, **changes)
 
     def to_dict(self) -> dict:
