@@ -89,7 +89,7 @@ class LensBackend:
         self.method = method or ("pca" if self._has_many_users else "umap")
         self._maps: dict[str, pd.DataFrame] = {}  # the last map of each method
 
-    def __call__(self, query: str, previous: str = "") -> Iterator[Update]:
+    def __call__(self, query: str, previous: str | None = None) -> Iterator[Update]:
         """Ask every user a query.
 
         Args:
@@ -103,6 +103,7 @@ class LensBackend:
             a frame `user, score, answer` in the order of `ids`. The last update has all of them.
         """
         query = query.strip()
+        previous = previous or ""
         last = self._progress(0)
         for last in self._map_and_shift(query, previous):
             yield last
