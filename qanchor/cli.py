@@ -150,15 +150,21 @@ def _prefill(engine: qa.Engine, users: qa.Users) -> qa.PrefixCache:
     return cache
 
 
+def refuse_differences(engine: qa.Engine, users: qa.Users) -> None:
+    """Refuse users with modalities that are new to a run, or without its number columns."""
+    differences = engine.input_differences(users)
+    if differences:
+        raise DataError(users.name, None, None, None, " ".join(differences))
+
+
 def load_for_ranking(
     run: Path, users: qa.Users, strict: bool
 ) -> tuple[qa.Engine, qa.PrefixCache | UserTokens]:
     """Load a run and read what a ranking needs: with a pointing reader, no prefixes."""
     warn_if_busy()
     engine = qa.Engine(qa.QAnchor.from_pretrained(run))
-    differences = engine.input_differences(users) if strict else []
-    if differences:
-        raise DataError(users.name, None, None, None, " ".join(differences))
+    if strict:
+        refuse_differences(engine, users)
     if engine.pointing is None:
         return engine, _prefill(engine, users)
     return engine, engine.read_tokens(users)
@@ -487,9 +493,12 @@ def embed(
     shards: Annotated[
         int | None, typer.Option(help="files to write (default: one for each 500,000 events)")
     ] = None,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
     """Embed every user for every query of a file, shard by shard. Run it again to resume."""
+    if strict:  # before any shard is written; it needs all users in memory
+        refuse_differences(qa.Engine(qa.QAnchor.from_pretrained(run)), open_users(users))
     lines = [line.strip() for line in queries.read_text().splitlines()]
     texts = [line for line in lines if line]
     if not texts:

@@ -129,6 +129,9 @@ def test_fit_keeps_a_run_that_every_command_takes(qanchor, home, tmp_path):
     done = qanchor("ask", QUERY, "--run", run, "--users", tmp_path / "others", "--strict")
     assert done.code == 2
     assert "'radio', a modality that is new to the run" in done.err
+    files = ("--queries", home / "queries.txt", "--out", tmp_path / "none")
+    done = qanchor("embed", "--run", run, "--users", tmp_path / "others", *files, "--strict")
+    assert done.code == 2 and "'radio'" in done.err and not (tmp_path / "none").exists()
     probed = qanchor("probe", "--query", QUERY, "--label", "Active", *given).json()
     assert 0 <= probed["auc"] <= 1
     qanchor("embed", *given, "--queries", home / "queries.txt", "--out", tmp_path / "z")
