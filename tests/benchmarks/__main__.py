@@ -21,7 +21,7 @@ from .attention import attention
 from .card import card
 from .concepts import concepts
 from .curves import curves
-from .datasets import load_movielens
+from .datasets import load_movielens, make_pseudo_users
 from .fairness import fairness
 from .fitted import fitted
 from .fuzz import fuzz
@@ -46,7 +46,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__d
 
 
 def open_data(name: str) -> qa.Users:
-    """Open a data set as the command line does, and MovieLens besides."""
+    """Open a data set as the command line does, and MovieLens and pseudo-words besides."""
+    word, _, number = name.partition(":")
+    if word == "pseudo":
+        return make_pseudo_users(int(number or 600))
     return load_movielens() if name == "movielens" else open_users(name)
 
 
@@ -62,7 +65,7 @@ def run_benchmark(name: str, **options) -> dict:
 def benchmark(
     name: Annotated[str, typer.Argument(help=", ".join(BENCHMARKS))],
     data: Annotated[
-        str, typer.Option(help="users: a folder, journey, world[:N] or movielens")
+        str, typer.Option(help="users: a folder, journey, world[:N], pseudo[:N] or movielens")
     ] = "journey",
     run: Annotated[
         Path | None, typer.Option(help="folder of a run; for ablations, a folder for the variants")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from qanchor.data.complete_journey import package_folder
@@ -59,6 +62,34 @@ def load_movielens() -> Users:
     return Users.from_events(
         events, name="movielens", labels=labels, modalities=order, unit="viewer", source="ml-100k"
     )
+
+
+def make_pseudo_users(n: int = 600) -> Users:
+    """Return the sample users with every word of their texts and modalities replaced by one that
+    means nothing, so that no knowledge of words helps.
+
+    Example:
+        >>> make_pseudo_users(40).modalities
+        ['labofu', 'rufo', 'veti', 'keni', 'kulo', 'mutosu']
+    """
+    users = make_sample_users(n)
+    events = users.events.assign(
+        text=users.events["text"].cat.rename_categories(_pseudo_text),
+        modality=users.events["modality"].cat.rename_categories(_pseudo_text),
+    )
+    modalities = [_pseudo_text(name) for name in users.modalities]
+    return Users.from_events(events, users.cutoff, name="pseudo", modalities=modalities)
+
+
+def _pseudo_text(text: str) -> str:
+    """Replace each word by two to four syllables, drawn by its hash."""
+    return re.sub(r"[^\W\d_]+", lambda word: _pseudo_word(word[0].lower()), text)
+
+
+def _pseudo_word(word: str) -> str:
+    syllables = [consonant + vowel for consonant in "bdfklmnrstv" for vowel in "aeiou"]
+    rng = np.random.default_rng(zlib.crc32(word.encode()))
+    return "".join(rng.choice(syllables, rng.integers(2, 5)))
 
 
 def _recbole_wheel() -> Path:

@@ -29,6 +29,8 @@ MADE: dict[str, tuple[str, Callable[[dict], str]]] = {
     "replay": ("replay", tables.replay_table),
     "ablations": ("ablations", tables.ablations_table),
     "useru": ("useru", tables.useru_table),
+    "fitted": ("fitted", tables.fitted_table),
+    "concepts": ("concepts", tables.concepts_table),
 }
 SPEEDS = {
     "speed": tuple(tables.SPEED),
@@ -50,7 +52,7 @@ def renewed(text: str, runs: Path) -> str:
         text: Markdown.
         runs: folder of the records. RUN and RUN/query show RUN/bench.json; RUN/fairness,
         RUN/prompts, RUN/curves,
-            RUN/attention, RUN/replay, speed/useru and ablations show the file of that name; speed
+            RUN/attention, RUN/replay, RUN/fitted, RUN/concepts, speed/useru and ablations show the file of that name; speed
             and speed/amx show the files in those folders; summary shows the bench.json of the runs
             in `SUMMARY`.
 

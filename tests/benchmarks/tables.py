@@ -294,6 +294,41 @@ def curves_table(record: dict) -> str:
     return table(head, lines)
 
 
+def fitted_table(record: dict) -> str:
+    """Return what `fit` reaches: its ranking without labels beside two that need no model, and a
+    linear probe on its embeddings.
+    """
+    columns = ("label_free", "frequency", "recency", "probe")
+    rows = [*record["rows"], {"query": "**average**"} | record["average"]]
+    lines = [
+        [row["query"], *(short(row[name]) if row.get(name) else "refused" for name in columns)]
+        for row in rows
+    ]
+    head = ["question", "ranking, no labels", "all events counted", "recency", "linear probe"]
+    refused = record["refused"]
+    return (
+        f"{record['users']:,} users, {record['events']:,} events, {record['concepts']} concepts,"
+        f" {record['seconds']:.0f} s. Refused: {refused['unanswerable']} of"
+        f" {refused['of_unanswerable']} questions that no data of this kind can answer,"
+        f" {refused['answerable']} of {refused['of_answerable']} new wordings about its own"
+        f" concepts.\n\n{table(head, lines)}"
+    )
+
+
+def concepts_table(record: dict) -> str:
+    """Return how concepts are ranked for users in no training step, by what was held out."""
+    names = {
+        "taught": "taught concept, taught wording",
+        "wording": "taught concept, new wording",
+        "concept": "concept never taught",
+    }
+    lines = [
+        [names[row["split"]], *(short(row[name]) for name in ("auc", "persistence", "polarity"))]
+        for row in record["splits"]
+    ]
+    return table(["questions", "AUC", "persistence", "sense right"], lines)
+
+
 def attention_table(record: dict) -> str:
     """Return how often each measure ranks a carrier of the task first, under the question and under
     a tuned prompt.

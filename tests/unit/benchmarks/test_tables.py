@@ -335,3 +335,27 @@ def test_attention_is_told_before_and_after_tuning():
         told["attention"] == ["60 %, 70 %", "40 %, 40 %", "50 %, 55 %"]
         and told["random choice"] == ["40 %"] * 3
     )
+
+
+def test_what_fit_reaches_stands_beside_what_needs_no_model():
+    row = {"query": "Q?", "label_free": 0.7, "frequency": 0.6, "recency": 0.5, "probe": 0.8}
+    average = {name: value for name, value in row.items() if name != "query"}
+    refused = dict.fromkeys(("unanswerable", "of_unanswerable", "answerable", "of_answerable"), 4)
+    record = {
+        "users": 60,
+        "events": 900,
+        "concepts": 7,
+        "seconds": 12.3,
+        "rows": [row | {"label_free": None}],
+        "average": average,
+        "refused": refused,
+    }
+    told = rows_of(tables.fitted_table(record))
+    assert told["Q?"] == ["refused", ".600", ".500", ".800"]
+    assert told["**average**"] == [".700", ".600", ".500", ".800"]
+
+
+def test_concepts_are_told_by_what_was_held_out():
+    row = {"split": "concept", "auc": 0.71, "persistence": 0.7, "polarity": 0.95}
+    told = rows_of(tables.concepts_table({"splits": [row]}))
+    assert told["concept never taught"] == [".710", ".700", ".950"]
