@@ -29,8 +29,12 @@ n=0; while IFS= read -r line; do \
   esac; \
 done
 endef
+# else each process that a test starts compiles all that it imports once more
+unexport PYTHONDONTWRITEBYTECODE
 # so many files of tests side by side, of one thread each
 SIDE := -n $(WORKERS) --dist loadfile
+# what needs neither a browser nor a notebook is spared what they import
+PLAIN := -p no:nbval --ignore=tests/browser
 # .ci/run sets REPORTS to a folder and reads there what ran and what was skipped
 junit = $(if $(REPORTS),--junitxml=$(REPORTS)/$(1).xml)
 
@@ -83,10 +87,10 @@ check: env ## style, spelling, layers and types
 	$(PY) -m mypy
 
 unit: weights ## unit tests
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests -m 'not browser and not slow' $(SIDE) -rs $(call junit,unit) $(TEST_FLAGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests -m 'not browser and not slow' $(PLAIN) $(SIDE) -rs $(call junit,unit) $(TEST_FLAGS)
 
 slow: weights ## the slow tests: long trainings, killed processes, fuzzing
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests -m 'slow and not browser' $(SIDE) -rs $(call junit,slow) $(TEST_FLAGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests -m 'slow and not browser' $(PLAIN) $(SIDE) -rs $(call junit,slow) $(TEST_FLAGS)
 
 journeys: weights ## the main journeys in a real JupyterLab in Chromium
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests -m 'browser and journey' $(SIDE) --no-loadscope-reorder -rs $(call junit,journeys) $(TEST_FLAGS)
