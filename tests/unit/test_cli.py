@@ -2,8 +2,9 @@
 training that goes on.
 """
 
+import contextlib
+import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,35 +47,14 @@ def home(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     users = qa.make_sample_users(60)
     users.save(folder / "users")
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "qanchor",
-        "train",
-        "--preset",
-        "tiny",
-        "--users",
-        folder / "users",
-    ]
-    command += [
-        "--out",
-        folder / "run",
-        "--steps",
-        "3",
-        "--set",
-        "head_warmup_steps=5",
-        "--set",
-        "num_cutoffs=3",
-        "--json",
-    ]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [str(c) for c in command], capture_output=True, text=True, env=env, cwd=folder
-    )
-    assert done.returncode == 0, done.stderr
-    (folder / "trained.json").write_text(done.stdout.splitlines()[-1])
+    words = ["train", "--preset", "tiny", "--users", str(folder / "users"), "--json"]
+    words += ["--out", str(folder / "run"), "--steps", "3"]
+    words += ["--set", "head_warmup_steps=5", "--set", "num_cutoffs=3"]
+    told = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(told):
+        patch.setattr(sys, "argv", ["qanchor", *words])
+        assert cli.main() == 0
+    (folder / "trained.json").write_text(told.getvalue().splitlines()[-1])
     labels = users.label("Active").rename("label").reset_index()
     labels.to_csv(folder / "labels.csv", index=False)
     labels.to_parquet(folder / "labels.parquet", index=False)
