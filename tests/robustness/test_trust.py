@@ -50,7 +50,7 @@ def prompt(tmp_path_factory):
     )[0]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def writers(prompt) -> dict:
     """Whatever writes a file or a folder: called with a folder, each keeps something in it; and how
     it is read back.
