@@ -350,6 +350,23 @@ def test_public_names_say_what_they_do_and_show_it(name):
     assert ">>> " in words, f"qanchor.{name}: its docstring shows no example"
 
 
+@pytest.fixture(scope="module")
+def fit_once():
+    """Fit once where several examples fit the same."""
+    fitted, fit = {}, qanchor.fit
+
+    def once(users, **options):
+        key = (str(users), *sorted(options.items()))
+        if key not in fitted:
+            fitted[key] = fit(users, **options)
+        return fitted[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qanchor, "fit", once)
+        yield
+
+
+@pytest.mark.usefixtures("fit_once")
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_run(module):
     """Every example in a docstring runs; the finder alone would pass over functions that the shape
