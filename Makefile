@@ -31,8 +31,11 @@ done
 endef
 # else each process that a test starts compiles all that it imports once more
 unexport PYTHONDONTWRITEBYTECODE
-# so many files of tests side by side, of one thread each
-SIDE := -n $(WORKERS) --dist loadfile
+# so many files of tests side by side, of one thread each, in the order given: short ones come last, so no process ends alone
+SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# the two longest begin
+LESSONS := $(wildcard notebooks/03_*.ipynb notebooks/04_*.ipynb)
+LESSONS += $(filter-out $(LESSONS),$(sort $(wildcard notebooks/*.ipynb)))
 # what needs neither a browser nor a notebook is spared what they import
 PLAIN := -p no:nbval --ignore=tests/browser
 # .ci/run sets REPORTS to a folder and reads there what ran and what was skipped
@@ -93,10 +96,10 @@ slow: weights ## the slow tests: long trainings, killed processes, fuzzing
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests -m 'slow and not browser' $(PLAIN) $(SIDE) -rs $(call junit,slow) $(TEST_FLAGS)
 
 journeys: weights ## the main journeys in a real JupyterLab in Chromium
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests -m 'browser and journey' $(SIDE) --no-loadscope-reorder -rs $(call junit,journeys) $(TEST_FLAGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests -m 'browser and journey' $(SIDE) -rs $(call junit,journeys) $(TEST_FLAGS)
 
 browser: weights ## all tests that drive a real JupyterLab in Chromium
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests -m browser $(SIDE) --no-loadscope-reorder -rs $(call junit,browser) $(TEST_FLAGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests -m browser $(SIDE) -rs $(call junit,browser) $(TEST_FLAGS)
 
 tell-missing:
 	@missing=; \
@@ -111,7 +114,7 @@ tell-missing:
 	else echo "make: all of it passed"; fi
 
 notebooks: weights ## run every lesson and compare its outputs
-	OMP_NUM_THREADS=1 $(PY) -m pytest $(NBVAL) $(SIDE) -rs $(call junit,notebooks) notebooks
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(NBVAL) $(SIDE) -rs $(call junit,notebooks) $(LESSONS)
 
 load: weights ## eight notebooks and four browser tabs on one JupyterLab: do all views answer, and how much memory is used?
 	$(PY) -m pytest tests/browser/load.py -s $(TEST_FLAGS)
