@@ -243,6 +243,11 @@ NOT_OCCURS = (
     "Won't this {user} {verb} {t} {when}?",
     "Will this {user} no longer {verb} {t}?",
     "Will this {user} quit {t}?",
+    "Will this {user} skip {t} {when}?",
+    "Will this {user} do without {t} {when}?",
+    "Will this {user} stay away from {t}?",
+    "Will this {user} refrain from {t} {when}?",
+    "Will this {user} refuse {t}?",
     "Will this {user} avoid {t} {when}?",
 )
 MORE_WORDINGS = (
@@ -312,6 +317,7 @@ ANY_WORDINGS = (
     "Will this {user} come back?",
     "Will this {user} be active {when}?",
     "Will we see this {user} again {when}?",
+    "Is this {user} still with us?",
     "Will this {user} return {when}?",
     "Will this {user} stay with us?",
     "Will anything happen with this {user} {when}?",
@@ -388,6 +394,7 @@ AFFIRMING = (
     "Is this {user} likely to {v} {when}?",
     "How likely is this {user} to {v} {when}?",
     "Does this {user} intend to {v}?",
+    "Does this {user} still {v}?",
     "Do you expect this {user} to {v} {when}?",
     "Is this {user} about to {v}?",
 )
@@ -401,6 +408,8 @@ DENYING = (
     "Will this {user} fail to {v} {when}?",
     "Is it unlikely that this {user} will {v} {when}?",
     "Will this {user} no longer {v}?",
+    "Will this {user} refuse to {v} {when}?",
+    "Does this {user} decline to {v}?",
     "Will this {user} never {v} {when}?",
 )
 # frames that ask how much or how often, not whether
@@ -444,6 +453,13 @@ MEASURING = {
         "Does this {user} prefer to {v}?",
     ),
 }
+SELDOM = (
+    "Will this {user} hardly ever {v}?",
+    "Will this {user} seldom {v} {when}?",
+    "Does this {user} {v} only now and then?",
+    "Will this {user} scarcely {v} {when}?",
+    "Will this {user} {v} infrequently?",
+)
 AMOUNTS = (2, 3, 5, 10, 20, 50, 100, 500)
 # what is asked about must not tell the sense: a complaint that happens is a yes
 TOPICS = (
@@ -624,6 +640,7 @@ def topic_wordings(rng: np.random.Generator) -> list[Wording]:
     found = []
     frames = [("occurs", 1, frame) for frame in AFFIRMING]
     frames += [("occurs", -1, frame) for frame in DENYING]
+    frames += [("high", -1, frame) for frame in SELDOM]
     frames += [(measure, 1, frame) for measure, texts in MEASURING.items() for frame in texts]
     for measure, sense, frame in frames:
         for topic in rng.choice(TOPICS, FRAME_TOPICS, replace=False):
