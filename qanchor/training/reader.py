@@ -368,19 +368,16 @@ def _fit_prior(reader: PointingReader, batches: _Batches) -> None:
     measures = np.array(
         [MEASURES.index(task.concepts[question.concept].measure) for question in task.questions]
     )
-    inputs = []
-    hook = reader.prior.register_forward_hook(lambda _module, args, _out: inputs.append(args[0]))
     for measure in np.unique(measures[batches.questions]):
-        inputs.clear()
+        known = []
         targets = []
         of_measure = measures[batches.questions] == measure
-        with torch.no_grad():
-            for _ in range(PRIOR_DRAWS):
-                sample, rows, asked = batches.draw(of_measure)
-                reader(token_input(sample.tokens, rows), task.encoded.at(asked), things)
-                target = task.targets(sample, rows, asked).numpy()
-                targets.append(np.where(signs[asked] > 0, target, 1 - target))
-        known = [part.numpy() for part in inputs]
+        for _ in range(PRIOR_DRAWS):
+            sample, rows, asked = batches.draw(of_measure)
+            users = token_input(sample.tokens, rows)
+            known.append(reader.known_numbers(users, task.encoded.at(asked), things).numpy())
+            target = task.targets(sample, rows, asked).numpy()
+            targets.append(np.where(signs[asked] > 0, target, 1 - target))
         pairs = _pairs(known, targets, batches.rng)
         if not len(pairs):
             continue
@@ -394,7 +391,6 @@ def _fit_prior(reader: PointingReader, batches: _Batches) -> None:
         with torch.no_grad():
             reader.prior.weight[measure] = torch.from_numpy(weight)
             reader.prior.bias[measure] = -float(known.mean(0) @ weight)
-    hook.remove()
 
 
 def _pairs(
@@ -454,7 +450,7 @@ def _fit_sense(reader: PointingReader, task: ConceptTask, questions: np.ndarray,
     # they are about
     ends = [len(questions), len(questions) + task.n_behaviors]
     groups = np.split(np.arange(len(signs)), ends)
-    # words that no wording has get no weight; leaving them out takes a fifth of the time
+    # words that no wording has get no weight, and take no time
     vector = known.vector
     used = known.words.any(0)
     columns = torch.cat([torch.ones(vector.shape[1], dtype=torch.bool), used])
