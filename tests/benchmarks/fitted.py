@@ -25,7 +25,7 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
 
     `label_free` is the AUC of the ranking, which saw no label; it is missing if the question was
     refused. Its controls need no model: `frequency` counts all events, `recency` is the time of the
-    last. `probe` is the AUC of a linear probe on the embedding. `refused` counts 40 questions
+    last; if the question was read as a denial, few events and a long time ago. `probe` is the AUC of a linear probe on the embedding. `refused` counts 40 questions
     that no event log of this kind can answer (each should be refused), and wordings about the
     users' own concepts that training did not see (none should be). `run` is not looked at.
     """
@@ -44,7 +44,11 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
         embeddings = engine.embed(cache, query)
         ranking = engine.score(cache, query, embeddings)
         probe = qa.linear_probe(embeddings[known], label[known].astype(int), seed=0, seeds=seeds)
-        scores = {"frequency": level[:, FREQUENCY], "recency": -level[:, AGE_OF_LAST]}
+        sense = interpret(model, cache.tokens, query)[0].sign
+        scores = {
+            "frequency": sense * level[:, FREQUENCY],
+            "recency": -sense * level[:, AGE_OF_LAST],
+        }
         if ranking.attrs["answerable"]:
             scores["label_free"] = ranking["score"].to_numpy()
         aucs = {name: roc_auc_score(label[known], score[known]) for name, score in scores.items()}
