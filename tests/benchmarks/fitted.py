@@ -25,7 +25,8 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
 
     `label_free` is the AUC of the ranking, which saw no label; it is missing if the question was
     refused. Its controls need no model: `frequency` counts all events, `recency` is the time of the
-    last; if the question was read as a denial, few events and a long time ago. `probe` is the AUC of a linear probe on the embedding. `refused` counts 40 questions
+    last; if the question was read as a denial, few events and a long time ago. The averages are over the
+    questions that were answered. `probe` is the AUC of a linear probe on the embedding. `refused` counts 40 questions
     that no event log of this kind can answer (each should be refused), and wordings about the
     users' own concepts that training did not see (none should be). `run` is not looked at.
     """
@@ -53,7 +54,8 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
             scores["label_free"] = ranking["score"].to_numpy()
         aucs = {name: roc_auc_score(label[known], score[known]) for name, score in scores.items()}
         rows.append({"task": task, "query": query, "probe": probe.auc} | aucs)
-    means = pd.DataFrame(rows).mean(numeric_only=True).to_dict()
+    answered = [row for row in rows if "label_free" in row]
+    means = pd.DataFrame(answered).mean(numeric_only=True).to_dict()
     return {
         "users": len(people),
         "events": len(people.history()),

@@ -299,7 +299,7 @@ def fitted_table(record: dict) -> str:
     linear probe on its embeddings.
     """
     columns = ("label_free", "frequency", "recency", "probe")
-    rows = [*record["rows"], {"query": "**average**"} | record["average"]]
+    rows = [*record["rows"], {"query": "**average of those answered**"} | record["average"]]
     lines = [
         [row["query"], *(short(row[name]) if row.get(name) else "refused" for name in columns)]
         for row in rows

@@ -352,7 +352,7 @@ def test_what_fit_reaches_stands_beside_what_needs_no_model():
     }
     told = rows_of(tables.fitted_table(record))
     assert told["Q?"] == ["refused", ".600", ".500", ".800"]
-    assert told["**average**"] == [".700", ".600", ".500", ".800"]
+    assert told["**average of those answered**"] == [".700", ".600", ".500", ".800"]
 
 
 def test_concepts_are_told_by_what_was_held_out():
