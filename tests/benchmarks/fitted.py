@@ -25,10 +25,11 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
 
     `label_free` is the AUC of the ranking, which saw no label; it is missing if the question was
     refused. Its controls need no model: `frequency` counts all events, `recency` is the time of the
-    last; if the question was read as a denial, few events and a long time ago. The averages are over the
-    questions that were answered. `probe` is the AUC of a linear probe on the embedding. `refused` counts 40 questions
-    that no event log of this kind can answer (each should be refused), and wordings about the
-    users' own concepts that training did not see (none should be). `run` is not looked at.
+    last; if the question was read as a denial, few events and a long time ago. `probe` is the AUC
+    of a linear probe on the embedding. The averages are over the questions that were answered.
+    `refused` counts 40 questions that no event log of this kind can answer (each should be
+    refused), and wordings about the users' own concepts that training did not see (none should
+    be). `run` is not looked at.
     """
     people = users()
     start = time.monotonic()
