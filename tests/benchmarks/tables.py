@@ -9,6 +9,8 @@ NAMES = {
     "anchor_no_query": "**Qanchor**, no question",
     "anchor_untrained": "**Qanchor**, untrained",
     "lightgbm": "LightGBM on RFM + text counts",
+    "features": "Qanchor's own features of a user, logistic",
+    "features_lightgbm": "Qanchor's own features of a user, LightGBM",
     "rfm_svd": "RFM + SVD-64 of text counts",
     "rfm_svd_minilm": "RFM + SVD-64 of text counts + SVD-64 of mean MiniLM",
     "minilm_rfm": "mean MiniLM + RFM",

@@ -134,7 +134,7 @@ def cross_validate_tasks(
         users: Users with labels.
         features: By method: (user, dim) in the order of `users.ids`, or a function from a task to
             that, for embeddings under the task's own query. A linear probe is fitted on them;
-            boosted trees for the method named "lightgbm".
+            boosted trees if the method's name ends in "lightgbm".
         tasks: Labels. Default: all with at least `folds` users of both classes.
         seed: First seed of the folds. Default: 0.
         seeds: Repetitions with other folds. Default: 5.
@@ -156,7 +156,7 @@ def cross_validate_tasks(
         values = features[method]
         if callable(values):
             values = values(task)
-        fit = fit_boosted_trees if method == "lightgbm" else None
+        fit = fit_boosted_trees if method.endswith("lightgbm") else None
         scores[task, method] = cross_val_scores(values, users.label(task), seed, folds, seeds, fit)
         if progress:
             progress(done, len(todo))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,7 @@ def tasks(
     )
     features: dict = baseline_features(people, text_vectors(texts, encoder))
     if model:
+        features |= _own_features(model, people)
         untrained = Engine(QAnchor(model.config, model.preprocessor, device=str(model.device)))
         features["backbone_text"] = read_aloud(untrained.model, people)
         features["anchor_untrained"] = embeddings_by_question(
@@ -105,6 +107,17 @@ def tasks(
         {kind: _span(people, asked, "right", minus=kind) for kind in KINDS[1:]}
     )
     return result | _zero_shot(engine, people, names, ours["right"])
+
+
+def _own_features(model: QAnchor, people: Users) -> dict:
+    """Return what the model is given of each user as numbers, for a logistic regression and for
+    boosted trees: the strongest baselines that read what the model reads.
+    """
+    coarse = model.preprocessor.transform(people).coarse.astype(float)
+    own = {"features": coarse}
+    if find_spec("lightgbm"):
+        own["features_lightgbm"] = coarse
+    return own
 
 
 def _by_kind(found: dict) -> dict:

@@ -313,6 +313,8 @@ def test_tasks_say_what_separate_probes_say(users, run):
     assert found.keys() == SAID | names | {"query_intervals", "query_minus", "zero_shot_intervals"}
     baselines = {"rfm", "counts", "rfm_svd", "lightgbm", "minilm", "minilm_rfm", "rfm_svd_minilm"}
     assert set(found["average"]) == baselines | {
+        "features",
+        "features_lightgbm",
         "anchor",
         "anchor_untrained",
         "anchor_no_query",

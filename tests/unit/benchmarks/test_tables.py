@@ -78,13 +78,13 @@ def test_three_tasks_without_a_truth_or_a_run_have_a_table_with_a_column_each():
 
 
 def test_a_new_baseline_is_shown_without_being_listed_and_a_stage_of_the_model_is_not():
-    average = {"features_lightgbm": SIDE, "anchor": SIDE, "slots": SIDE}
+    average = {"a_newcomer": SIDE, "anchor": SIDE, "slots": SIDE}
     rows = rows_of(
         tables.tasks_table(
             {"average": average, "tasks": [{"task": "a", "method": "anchor", "auc": 0.7}]}
         )
     )
-    assert "features_lightgbm" in rows and "slots" not in rows
+    assert "a_newcomer" in rows and "slots" not in rows
 
 
 def test_the_summary_has_the_strongest_baselines_of_each_data_set_and_compares_label_free_on_equal_tasks():
