@@ -59,7 +59,9 @@ Strict = Annotated[
     bool,
     typer.Option("--strict", help="refuse modalities new to the run, and missing number columns"),
 ]
-UsersOf = Annotated[str, typer.Option("--users", help="a folder, or world[:N], journey[:CUTOFF]")]
+UsersOf = Annotated[
+    str, typer.Option("--users", help="a folder or table, or world[:N], journey[:CUTOFF]")
+]
 RunOf = Annotated[Path, typer.Option("--run", help="folder of a run, as in data/runs/")]
 LabelsOf = Annotated[
     Path | None,
@@ -106,7 +108,7 @@ def warn_if_busy() -> None:
 
 
 def open_users(name: str, stream: bool = False) -> qa.Users | Path:
-    """Open a data set by name (`world[:N]`, `journey[:CUTOFF]`) or a folder.
+    """Open a data set by name (`world[:N]`, `journey[:CUTOFF]`), a folder or a table of events.
 
     With `stream`, return the path of a folder that holds parquet.
     """
@@ -120,9 +122,11 @@ def open_users(name: str, stream: bool = False) -> qa.Users | Path:
     if word == "journey":
         return qa.load_complete_journey(detail) if detail else qa.load_complete_journey()
     folder = Path(name)
+    if folder.is_file():
+        return qa.read_events(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"--users {name}: no such folder. Give a folder, world[:N] or journey[:CUTOFF]"
+            f"--users {name}: no such file or folder. Give one, world[:N] or journey[:CUTOFF]"
         )
     if stream and (folder / "events.parquet").exists():
         return folder
@@ -220,7 +224,7 @@ def check_command(
 
 @app.command("concepts")
 def concepts_command(
-    users: Annotated[str, typer.Argument(help="a folder, or world[:N], journey[:CUTOFF]")],
+    users: Annotated[str, typer.Argument(help="a folder or table, or world[:N], journey[:CUTOFF]")],
     as_json: Json = False,
 ) -> None:
     """List what can be asked of users: concepts induced from their own events."""

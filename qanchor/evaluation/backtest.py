@@ -19,6 +19,7 @@ from qanchor.models.pointing_model import PointingModel
 from qanchor.models.user_tokens import TokenReader
 from qanchor.training.reader import is_held_out
 from qanchor.useru.behavior import EventArrays, find_spend_sources
+from qanchor.useru.concepts import Concept, concept_truth
 from qanchor.useru.pairs import measure_users
 from qanchor.useru.schedule import QueryWindow
 from qanchor.useru.topics import by_name
@@ -167,7 +168,8 @@ def iter_backtest(
 
 
 def _backtest_by_pointing(model: PointingModel, users: Users, query: str) -> BacktestResult:
-    """Rank users at an earlier day by pointing; the outcome is how often what is meant happened.
+    """Rank users at an earlier day by pointing; the outcome is what the question measures of what
+    it means.
 
     Only users that were in no training step are judged, if there are enough of them.
     """
@@ -189,18 +191,25 @@ def _backtest_by_pointing(model: PointingModel, users: Users, query: str) -> Bac
     judged = np.array([is_held_out(user) for user in tokens.ids])
     if judged.sum() < MIN_HELD_OUT_USERS:
         judged[:] = True
-    sign = attrs["measured"][2]
-    things = attrs["things"][:1] or [
-        row for row, thing in enumerate(reader.things) if thing.kind == "modality"
-    ]
     position = {user: row for row, user in enumerate(users.ids)}
     rows = np.array([position[user] for user in tokens.ids])[judged]
-    ahead = reader.events.counts(cutoff, users.cutoff)[0][rows][:, things].sum(1)
-    past = reader.events.counts(users.events["time"].min(), cutoff)[0][rows][:, things].sum(1)
-    outcome = sign * (ahead > 0).astype(float)
-    right, low, high = concordance(ranking["score"].to_numpy(float)[judged], outcome)
-    before = concordance(sign * past.astype(float), outcome)[0]
-    return BacktestResult(right, low, high, int(judged.sum()), **about, before=before)
+    events = reader.events
+    meant = [reader.things[row] for row in attrs["things"]]
+    # the smallest amount that a question names is not known: then it is about any amount
+    measure = "occurs" if attrs["measure"] == "exceeds" else attrs["measure"]
+    family = "number" if meant and meant[0].kind == "number" else "text"
+    concept = Concept("asked", family, "", tuple(thing.name for thing in meant), measure)
+    sign = attrs["measured"][2]
+    outcome = sign * concept_truth(events, (concept,), rows, cutoff, days)[:, 0].astype(float)
+    columns = [events.index[name] for name in concept.things] or [
+        row for row, thing in enumerate(reader.things) if thing.kind == "modality"
+    ]
+    past = events.counts(users.events["time"].min(), cutoff)[0][rows][:, columns].sum(1)
+    score = ranking["score"].to_numpy(float)[judged]
+    known = ~np.isnan(outcome)
+    right, low, high = concordance(score[known], outcome[known])
+    before = concordance(sign * past[known].astype(float), outcome[known])[0]
+    return BacktestResult(right, low, high, int(known.sum()), **about, before=before)
 
 
 def _measure_topic(records: EventArrays, window: QueryWindow, sources, sign: int) -> pd.Series:

@@ -21,7 +21,7 @@ from qanchor.models.pointing_model import PointingModel
 from qanchor.models.text_encoder import text_vectors
 from qanchor.models.user_tokens import TOKEN_NUMBERS, UserTokens
 from qanchor.useru.answers import asked_horizon, past_fact
-from qanchor.useru.concepts import behavior_queries
+from qanchor.useru.concepts import MEASURES, behavior_queries
 from qanchor.useru.schedule import default_horizons
 
 # A question is answerable if its content words fit something in the data (cosine plus half the
@@ -47,6 +47,7 @@ class Interpretation:
         read_as: Labels of what it means, best first; "any event" for behaviour in general.
         things: Rows of these things; empty for behaviour in general.
         sign: 1, or -1 if its yes means that it does not happen.
+        measure: What it measures of them, one of `qanchor.useru.concepts.MEASURES`.
         horizon_days: Days that it looks ahead.
         nearest: Labels of the nearest things, also if they do not fit.
     """
@@ -55,6 +56,7 @@ class Interpretation:
     read_as: tuple[str, ...]
     things: tuple[int, ...] = field(default=())
     sign: int = 1
+    measure: str = "occurs"
     horizon_days: int = 30
     nearest: tuple[str, ...] = ()
 
@@ -115,7 +117,8 @@ def interpret(
     labels = [thing.label for thing in tokens.things]
     nearest = tuple(dict.fromkeys(labels[i] for i in order[: 2 * MAX_EVIDENCE]))[:MAX_EVIDENCE]
     sign = 1 if float(model.reader.sign(question)[0]) >= 0 else -1
-    common = {"sign": sign, "horizon_days": days, "nearest": nearest}
+    measure = MEASURES[int(model.reader.measure(question)[0].argmax())]
+    common = {"sign": sign, "measure": measure, "horizon_days": days, "nearest": nearest}
     if best >= MIN_FIT and best >= similarity:
         meant = [int(i) for i in order[:MAX_EVIDENCE] if fit[i] >= MIN_RELATIVE_FIT * best]
         read_as = tuple(dict.fromkeys(labels[i] for i in meant))
@@ -136,9 +139,9 @@ def rank_by_pointing(model: PointingModel, tokens: UserTokens, query: str) -> pd
     Returns:
         One row per user in the order of `tokens.ids`: `user, score` and `answer` (how often what is
         meant happened before, and when last). `attrs` holds what `Engine.rank` says, `evidence`
-        (records `text, weight, users` of what was pointed at), `answerable`, `nearest` and `things`
-        (rows of what is meant; empty for any event). A
-        question that nothing in the data speaks of gives NaN scores and no answers.
+        (records `text, weight, users` of what was pointed at), `answerable`, `nearest`, `things`
+        (rows of what is meant; empty for any event) and `measure` (of them). A question that
+        nothing in the data speaks of gives NaN scores and no answers.
     """
     meaning, question = interpret(model, tokens, query)
     frame = pd.DataFrame({"user": list(tokens.ids), "score": np.nan, "answer": ""})
@@ -147,8 +150,8 @@ def rank_by_pointing(model: PointingModel, tokens: UserTokens, query: str) -> pd
         reading = read_questions(model.reader, tokens, question)
         frame["score"] = reading.score[:, 0].numpy()
         evidence = _evidence(model, tokens, question, reading, meaning.things)
-        thing = meaning.read_as[0]
-        count, days_since = _meant_events(tokens, meaning.things[:1])
+        thing = meaning.read_as[0] + " or the like" * (len(meaning.read_as) > 1)
+        count, days_since = _meant_events(tokens, meaning.things)
         facts = [
             past_fact(thing, int(n), float(days)) for n, days in zip(count, days_since, strict=True)
         ]
@@ -163,6 +166,7 @@ def rank_by_pointing(model: PointingModel, tokens: UserTokens, query: str) -> pd
         "answerable": meaning.answerable,
         "nearest": list(meaning.nearest),
         "things": list(meaning.things),
+        "measure": meaning.measure,
         "evidence": evidence,
     }
     return frame

@@ -519,7 +519,7 @@ ERRORS = {
     "no such users": (["check", "nowhere"], "nowhere does not exist. Give the path of a file"),
     "no such data": (
         ["ask", "--run", "RUN", "--users", "mars", "Q"],
-        "mars: no such folder. Give a folder, world",
+        "mars: no such file or folder. Give one, world",
     ),
     "odd world": (
         ["ask", "--run", "RUN", "--users", "world:many", "Q"],
@@ -677,7 +677,7 @@ def test_data_sets_have_names():
     assert len(cli.open_users("world:5")) == 5 and cli.open_users("world:5").name == "world"
     with pytest.raises(
         FileNotFoundError,
-        match=r"mars: no such folder. Give a folder, world\[:N\] or journey\[:CUTOFF\]",
+        match=r"mars: no such file or folder. Give one, world\[:N\] or journey\[:CUTOFF\]",
     ):
         cli.open_users("mars")
 

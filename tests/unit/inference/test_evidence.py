@@ -130,6 +130,25 @@ def test_the_backtest_judges_what_was_pointed_at(engine, users):
     assert backtest(engine, users, "Will this member adopt a puppy?").right is None
 
 
+def test_the_backtest_judges_what_the_question_measures(engine, users):
+    tokens = engine.read_tokens(users)
+    for query, measure in (
+        ("Will this member buy bread next month?", "occurs"),
+        ("Will this member buy bread more often than before?", "more"),
+        ("Does this member mostly buy bread?", "share"),
+    ):
+        assert interpret(engine.model, tokens, query)[0].measure == measure
+        result = backtest(engine, users, query)
+        days = pd.Timedelta(days=users.horizon_days)
+        past = users.events[users.events["time"] < users.cutoff]
+        ahead = past[past["time"] >= users.cutoff - days]
+        before = past[past["time"] < users.cutoff - days]
+        known = before["user"].drop_duplicates()
+        if measure == "share":  # of users without an event it cannot be said
+            known = known[known.isin(ahead["user"])]
+        assert result.n == len(known) and 0 <= result.right <= 1
+
+
 def test_the_lens_ranks_by_pointing_and_says_what_it_cannot_answer(engine, users):
     lens = LensBackend(engine, engine.prefill(users), users, method="pca")
     *_, last = lens("Will this member play chess?")

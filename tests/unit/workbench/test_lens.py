@@ -77,9 +77,9 @@ def test_of_many_users_each_map_lies_as_the_last_of_its_method(engine, monkeypat
     monkeypatch.setattr("qanchor.analysis.projection.BLOCK", 3)
     drawn = []
 
-    def joint_map(*given, plain=projection.joint_projection):
-        *_, method, last = given
-        points = plain(*given[:-2], "pca", last)  # UMAP can do nothing with nine users
+    def joint_map(*given, method, last, plain=projection.joint_projection):
+        # UMAP can do nothing with nine users
+        points = plain(*given, method="pca", last=last)
         points.attrs["method"] = method
         drawn.append((method, last, points))
         return points
