@@ -50,6 +50,7 @@ class BacktestResult:
         before: The same share for a plain count of the time before that day, a baseline without any
         model; None without one.
         pointed: Whether the topic is something in the users' own events that the query points at.
+        measure: What is measured of that, one of `qanchor.useru.concepts.MEASURES`.
 
     Example:
         >>> BacktestResult(0.71, 0.66, 0.76, 400, "lapse", 30, "2025-05-02", "member").right
@@ -66,6 +67,7 @@ class BacktestResult:
     unit: str
     before: float | None = None
     pointed: bool = False
+    measure: str = "occurs"
 
 
 def backtest(
@@ -196,7 +198,9 @@ def _backtest_by_pointing(model: PointingModel, users: Users, query: str) -> Bac
     events = reader.events
     meant = [reader.things[row] for row in attrs["things"]]
     # the smallest amount that a question names is not known: then it is about any amount
-    measure = "occurs" if attrs["measure"] == "exceeds" else attrs["measure"]
+    measure = attrs["measure"]
+    if measure == "exceeds":
+        measure = "occurs"
     family = "number" if meant and meant[0].kind == "number" else "text"
     concept = Concept("asked", family, "", tuple(thing.name for thing in meant), measure)
     sign = attrs["measured"][2]
@@ -209,7 +213,9 @@ def _backtest_by_pointing(model: PointingModel, users: Users, query: str) -> Bac
     known = ~np.isnan(outcome)
     right, low, high = concordance(score[known], outcome[known])
     before = concordance(sign * past[known].astype(float), outcome[known])[0]
-    return BacktestResult(right, low, high, int(known.sum()), **about, before=before)
+    return BacktestResult(
+        right, low, high, int(known.sum()), **about, before=before, measure=measure
+    )
 
 
 def _measure_topic(records: EventArrays, window: QueryWindow, sources, sign: int) -> pd.Series:

@@ -191,6 +191,24 @@ def backtest_progress(stage: str) -> str:
     return f"{stage[:1].upper()}{stage[1:]}"
 
 
+PAST_OUTCOMES = {  # what a backtest looks at, by measure of concepts
+    "occurs": "was there {topic}",
+    "more": "was there more of it than before ({topic})",
+    "less": "was there less of it than before ({topic})",
+    "first": "was it there for the first time ({topic})",
+    "high": "was there much of it ({topic})",
+    "share": "was it much of all that happened ({topic})",
+}
+PAST_DENIALS = {
+    "occurs": "was there no {topic}",
+    "more": "was there no more of it than before ({topic})",
+    "less": "was there no less of it than before ({topic})",
+    "first": "was it not there for the first time ({topic})",
+    "high": "was there little of it ({topic})",
+    "share": "was it little of all that happened ({topic})",
+}
+
+
 def backtest_summary(result: BacktestResult, unit: str | None = None) -> str:
     """Say how often a ranking of an earlier day was right.
 
@@ -224,7 +242,8 @@ def backtest_summary(result: BacktestResult, unit: str | None = None) -> str:
     right = f"{100 * result.right:.0f} of 100 pairs are in the right order ({interval}){verdict}."
     topic = result.topic.removeprefix("not ")
     if result.pointed:
-        asked = f"was there {'no ' * bool(negation)}{topic}"
+        outcomes = PAST_DENIALS if negation else PAST_OUTCOMES
+        asked = outcomes[result.measure].format(topic=topic)
     else:
         asked = f"did they {negation}{by_name(topic).does}"
     outcome = f"Measured on {count(result.n, unit)}: {asked} {when}?"

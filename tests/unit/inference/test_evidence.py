@@ -147,6 +147,7 @@ def test_the_backtest_judges_what_the_question_measures(engine, users):
         if measure == "share":  # of users without an event it cannot be said
             known = known[known.isin(ahead["user"])]
         assert result.n == len(known) and 0 <= result.right <= 1
+        assert "buy bread" in backtest_summary(result) and result.measure == measure
 
 
 def test_the_lens_ranks_by_pointing_and_says_what_it_cannot_answer(engine, users):
