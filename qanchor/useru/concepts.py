@@ -426,6 +426,7 @@ MEASURING = {
         "Will this {user} {v} less and less?",
         "Is this {user} going to {v} much less {when}?",
         "Will this {user} {v} more seldom than before?",
+        "Will this {user} {v} fewer times than before?",
         "Is this {user} likely to {v} less than in the past?",
     ),
     "first": (
@@ -441,6 +442,7 @@ MEASURING = {
     "high": (
         "Will this {user} {v} often {when}?",
         "Will this {user} {v} nearly every day {when}?",
+        "Will this {user} {v} daily {when}?",
         "Will this {user} {v} a lot {when}?",
         "Does this {user} {v} very frequently?",
         "Will this {user} {v} many times {when}?",
@@ -544,6 +546,20 @@ TOPICS = (
     "owe money",
     "file a fraudulent claim",
     "miss a train",
+    "ask for a discount",
+    "search for a job",
+    "wait for a bus",
+    "pay for a meal",
+    "apply for a visa",
+    "look for a present",
+    "leave for the airport",
+    "start the engine",
+    "try a new recipe",
+    "arrive on time",
+    "eat at home",
+    "call before noon",
+    "buy several tickets at a time",
+    "meet most of the team",
 )
 VERBS = ("do", "have", "use", "get", "see", "choose", "buy", "make", "visit", "look at", "go for")
 HORIZON_WORDINGS = {
@@ -555,7 +571,7 @@ HORIZON_WORDINGS = {
     90: "in the next three months",
 }
 FRAME_VERBS = 8  # of staying and of leaving, in each frame
-FRAME_TOPICS = 36
+FRAME_TOPICS = 60
 
 
 @dataclass(frozen=True)
@@ -642,8 +658,9 @@ def topic_wordings(rng: np.random.Generator) -> list[Wording]:
     frames += [("occurs", -1, frame) for frame in DENYING]
     frames += [("high", -1, frame) for frame in SELDOM]
     frames += [(measure, 1, frame) for measure, texts in MEASURING.items() for frame in texts]
+    topics = rng.choice(TOPICS, FRAME_TOPICS, replace=False)  # the same, or they would tell frames
     for measure, sense, frame in frames:
-        for topic in rng.choice(TOPICS, FRAME_TOPICS, replace=False):
+        for topic in topics:
             when = str(rng.choice(NEXT))
             amount = int(rng.choice(AMOUNTS))
             query = frame.format(user="user", v=topic, when=when, n=amount).replace(" ?", "?")
