@@ -121,15 +121,15 @@ def open_users(name: str, stream: bool = False) -> qa.Users | Path:
         return qa.make_sample_users(int(detail or 2000))
     if word == "journey":
         return qa.load_complete_journey(detail) if detail else qa.load_complete_journey()
-    folder = Path(name)
-    if folder.is_file():
-        return qa.read_events(folder)
-    if not folder.is_dir():
+    path = Path(name)
+    if path.is_file():
+        return qa.read_events(path)
+    if not path.is_dir():
         raise FileNotFoundError(
             f"--users {name}: no such file or folder. Give one, world[:N] or journey[:CUTOFF]"
         )
-    if stream and (folder / "events.parquet").exists():
-        return folder
+    if stream and (path / "events.parquet").exists():
+        return path
     return qa.load_users(name)
 
 

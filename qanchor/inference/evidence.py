@@ -11,11 +11,14 @@ import torch
 
 from qanchor.models.heads import QueryLike, query_text
 from qanchor.models.pointing import (
+    RELATIVE_FIT,
     QuestionInput,
     Reading,
     question_input,
     read_questions,
     replace_unit,
+    thing_input,
+    word_fit,
 )
 from qanchor.models.pointing_model import PointingModel
 from qanchor.models.text_encoder import text_vectors
@@ -32,7 +35,6 @@ MAX_EVIDENCE = 5
 MAX_EVIDENCE_USERS = 200  # users that evidence is measured on
 MAX_CANDIDATES = 8  # things that attention looks at most
 MIN_EVIDENCE_WEIGHT = 0.05
-MIN_RELATIVE_FIT = 0.75  # of the best fit: what fits nearly as well is meant, too
 ANY_EVENT = "any event"
 COUNT = TOKEN_NUMBERS.index("count")
 LAST = TOKEN_NUMBERS.index("days since the last")
@@ -106,9 +108,7 @@ def interpret(
     unit = tokens.unit
     days = _horizon(query, tokens.horizon_days)
     question = encode_questions(model, [query], unit, tokens.horizon_days)
-    cosine = tokens.vectors @ question.content[0].numpy()
-    spelling = tokens.spelling @ question.spelling[0].numpy()
-    fit = cosine + spelling / 2
+    fit = word_fit(question, thing_input(tokens))[0].numpy()
     order = np.argsort(-fit, kind="stable")
     behavior = text_vectors(behavior_queries(), encoder).astype(np.float32)
     text = replace_unit(query, unit)
@@ -120,7 +120,7 @@ def interpret(
     measure = MEASURES[int(model.reader.measure(question)[0].argmax())]
     common = {"sign": sign, "measure": measure, "horizon_days": days, "nearest": nearest}
     if best >= MIN_FIT and best >= similarity:
-        meant = [int(i) for i in order[:MAX_EVIDENCE] if fit[i] >= MIN_RELATIVE_FIT * best]
+        meant = [int(i) for i in order[:MAX_EVIDENCE] if fit[i] >= RELATIVE_FIT * best]
         read_as = tuple(dict.fromkeys(labels[i] for i in meant))
         return Interpretation(True, read_as, tuple(meant), **common), question
     if similarity >= MIN_BEHAVIOR_SIMILARITY:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from qanchor.models.text_encoder import text_vectors
 from qanchor.models.user_tokens import (
+    LEVEL_NUMBERS,
     N_LEVEL_NUMBERS,
     N_TOKEN_NUMBERS,
     TOKEN_NUMBERS,
@@ -54,9 +55,18 @@ LAST = TOKEN_NUMBERS.index("days since the last")
 FIRST = TOKEN_NUMBERS.index("days since the first")
 LARGEST = TOKEN_NUMBERS.index("largest amount")
 SHARE = TOKEN_NUMBERS.index("share of the user's events")
-# numbers of the user as a whole that mean the same after a longer history: days since the last
-# event, recent events, mean amount, and all percentiles
-PRIOR_LEVELS = [1, 3, 4, 7, *range(N_LEVEL_NUMBERS // 2, N_LEVEL_NUMBERS)]
+TENURE = LEVEL_NUMBERS.index("days since the first")
+# numbers of the user as a whole that mean the same after a longer history, and all percentiles
+PRIOR_LEVELS = [
+    LEVEL_NUMBERS.index(name)
+    for name in (
+        "days since the last",
+        "count in the last horizon",
+        "count in the last quarter of a horizon",
+        "mean amount",
+    )
+]
+PRIOR_LEVELS += range(len(LEVEL_NUMBERS), N_LEVEL_NUMBERS)
 N_PRIOR_NUMBERS = len(SUMMED) + 5 + 2 * len(PRIOR_LEVELS)
 RELATIVE_FIT = 0.85  # what fits nearly as well as the best is meant, too
 LEAST_FIT = 0.5  # of what may be meant
@@ -258,7 +268,7 @@ class PointingReader(nn.Module):
         oldest = (meant * numbers[..., FIRST]).amax(-1)
         largest = (meant * numbers[..., LARGEST]).amax(-1)
         share = (meant * numbers[..., SHARE]).sum(-1).clamp(max=1)
-        rate = sums[..., 0] - users.level[:, None, 2]  # per day since the user's first event
+        rate = sums[..., 0] - users.level[:, None, TENURE]  # per day since the user's first event
         level = users.level[:, None, PRIOR_LEVELS].expand(-1, meant.shape[1], -1)
         own = torch.stack([lateness, oldest, largest, share, rate], -1)
         found = torch.sigmoid(SHARPNESS * (fit.amax(1) - LEAST_FIT))[None, :, None]

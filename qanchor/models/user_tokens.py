@@ -59,7 +59,7 @@ LEVEL_NUMBERS = [
     "mean amount",
     "span",
 ]
-N_LEVEL_NUMBERS = 18  # these nine numbers of the user as a whole, and their percentiles
+N_LEVEL_NUMBERS = 2 * len(LEVEL_NUMBERS)  # of the user as a whole, and their percentiles
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class UserTokens:
         which: Index of the thing of each token; -1 for padding.
         numbers: Numbers of each token, see `TOKEN_NUMBERS`; then its kind as 0 and 1.
         level: Numbers of the user as a whole.
-        n_left_out: Tokens of each user beyond the 160 that are kept.
+        n_left_out: Tokens of each user beyond the 320 that are kept.
         population: What percentiles were taken from.
     """
 

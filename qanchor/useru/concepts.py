@@ -208,15 +208,18 @@ def concept_truth(
             out[:, column] = (ahead[2][:, index] >= concept.threshold).any(1)
         elif concept.measure == "share":
             everything = ahead[0][:, modalities].sum(1)
-            part = future / np.maximum(everything, 1)
-            positive = part[part > 0]
-            limit = np.quantile(positive, 0.75) if len(positive) else np.inf
-            out[:, column] = np.where(everything > 0, part >= limit, np.nan)
+            is_high = _in_upper_quarter(future / np.maximum(everything, 1))
+            out[:, column] = np.where(everything > 0, is_high, np.nan)
         elif concept.measure == "high":
-            positive = future[future > 0]
-            limit = np.quantile(positive, 0.75) if len(positive) else np.inf
-            out[:, column] = future >= limit
+            out[:, column] = _in_upper_quarter(future)
     return out
+
+
+def _in_upper_quarter(values: np.ndarray) -> np.ndarray:
+    """Return which values are in the upper quarter of the positive ones."""
+    positive = values[values > 0]
+    limit = np.quantile(positive, 0.75) if len(positive) else np.inf
+    return values >= limit
 
 
 # -- wordings --

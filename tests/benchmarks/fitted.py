@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,8 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
     """Fit a pointing model; rank users for the question of each label, and embed them for it.
 
     `label_free` is the AUC of the ranking, which saw no label; it is missing if the question was
-    refused. Its controls need no model: `frequency` counts all events, `recency` is the time of the
+    refused. `prior` is the same without what the reader's body learned: linear in what was counted.
+    Two controls need no model: `frequency` counts all events, `recency` is the time of the
     last; if the question was read as a denial, few events and a long time ago. `probe` is the AUC
     of a linear probe on the embedding. The averages are over the questions that were answered.
     `refused` counts 40 questions that no event log of this kind can answer (each should be
@@ -37,6 +39,10 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
     seconds = time.monotonic() - start
     engine = qa.Engine(model)
     cache = engine.prefill(people)
+    without_body = copy.deepcopy(model)
+    for weight in without_body.reader.out.parameters():
+        weight.zero_()
+    by_prior = qa.Engine(without_body)
     level = cache.tokens.level
     rows = []
     for task in people.labels.columns:
@@ -53,6 +59,7 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
         }
         if ranking.attrs["answerable"]:
             scores["label_free"] = ranking["score"].to_numpy()
+            scores["prior"] = by_prior.score(cache, query, embeddings)["score"].to_numpy()
         aucs = {name: roc_auc_score(label[known], score[known]) for name, score in scores.items()}
         rows.append({"task": task, "query": query, "probe": probe.auc} | aucs)
     answered = [row for row in rows if "label_free" in row]

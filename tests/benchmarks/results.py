@@ -52,7 +52,8 @@ def renewed(text: str, runs: Path) -> str:
         text: Markdown.
         runs: folder of the records. RUN and RUN/query show RUN/bench.json; RUN/fairness,
         RUN/prompts, RUN/curves,
-            RUN/attention, RUN/replay, RUN/fitted, RUN/concepts, speed/useru and ablations show the file of that name; speed
+            RUN/attention, RUN/replay, RUN/fitted, RUN/concepts, speed/useru and ablations show the file of
+            that name; speed
             and speed/amx show the files in those folders; summary shows the bench.json of the runs
             in `SUMMARY`.
 

@@ -300,13 +300,13 @@ def fitted_table(record: dict) -> str:
     """Return what `fit` reaches: its ranking without labels beside two that need no model, and a
     linear probe on its embeddings.
     """
-    columns = ("label_free", "frequency", "recency", "probe")
+    columns = ("label_free", "prior", "frequency", "recency", "probe")
     rows = [*record["rows"], {"query": "**average of those answered**"} | record["average"]]
     lines = [
         [row["query"], *(short(row[name]) if row.get(name) else "refused" for name in columns)]
         for row in rows
     ]
-    head = ["question", "ranking, no labels", "all events counted", "recency", "linear probe"]
+    head = ["question", "ranking, no labels", "its prior alone", "all events", "recency", "probe"]
     refused = record["refused"]
     return (
         f"{record['users']:,} users, {record['events']:,} events, {record['concepts']} concepts,"

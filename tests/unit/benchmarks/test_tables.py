@@ -338,7 +338,14 @@ def test_attention_is_told_before_and_after_tuning():
 
 
 def test_what_fit_reaches_stands_beside_what_needs_no_model():
-    row = {"query": "Q?", "label_free": 0.7, "frequency": 0.6, "recency": 0.5, "probe": 0.8}
+    row = {
+        "query": "Q?",
+        "label_free": 0.7,
+        "prior": 0.65,
+        "frequency": 0.6,
+        "recency": 0.5,
+        "probe": 0.8,
+    }
     average = {name: value for name, value in row.items() if name != "query"}
     refused = dict.fromkeys(("unanswerable", "of_unanswerable", "answerable", "of_answerable"), 4)
     record = {
@@ -346,13 +353,13 @@ def test_what_fit_reaches_stands_beside_what_needs_no_model():
         "events": 900,
         "concepts": 7,
         "seconds": 12.3,
-        "rows": [row | {"label_free": None}],
+        "rows": [row | {"label_free": None, "prior": None}],
         "average": average,
         "refused": refused,
     }
     told = rows_of(tables.fitted_table(record))
-    assert told["Q?"] == ["refused", ".600", ".500", ".800"]
-    assert told["**average of those answered**"] == [".700", ".600", ".500", ".800"]
+    assert told["Q?"] == ["refused", "refused", ".600", ".500", ".800"]
+    assert told["**average of those answered**"] == [".700", ".650", ".600", ".500", ".800"]
 
 
 def test_concepts_are_told_by_what_was_held_out():
