@@ -144,7 +144,7 @@ class PointingReader(nn.Module):
         self.general = nn.Sequential(
             nn.Linear(text + WORDS_DIM + 1, 64), nn.GELU(), nn.Linear(64, GENERAL_DIM)
         )
-        self.polarity = nn.Sequential(nn.Linear(text + WORDS_DIM, 64), nn.GELU(), nn.Linear(64, 1))
+        self.polarity = nn.Sequential(nn.Linear(text + WORDS_DIM, 64), nn.GELU(), nn.Linear(64, 2))
         self.level_norm = nn.LayerNorm(N_LEVEL_NUMBERS)
         width = 2 * HEADS * N_TOKEN_NUMBERS + 3 * HEADS + N_LEVEL_NUMBERS + GENERAL_DIM
         self.body = nn.Sequential(
@@ -195,11 +195,14 @@ class PointingReader(nn.Module):
     def sign(self, question: QuestionInput) -> Float[Tensor, " query"]:
         """Return the sense of each question, from -1 (it denies) to 1.
 
+        It is the product of the sense of the frame and of what is asked about, so that "never
+        leave" means "stay".
+
         Args:
             question: The questions.
         """
         asked = torch.cat([question.vector, question.words], -1)
-        return torch.tanh(self.polarity(asked))[:, 0]
+        return torch.tanh(self.polarity(asked)).prod(-1)
 
     def measure(self, question: QuestionInput) -> Float[Tensor, "query measure"]:
         """Return what each question measures, as probabilities of the measures of concepts.

@@ -442,7 +442,8 @@ def _fit_sense(reader: PointingReader, task: ConceptTask, questions: np.ndarray,
     """Fit the sense of questions and what they measure, to wordings of which both are known."""
     wordings_of_concepts = [task.questions[place].wording for place in questions]
     wordings = [*wordings_of_concepts, *task.topics]
-    signs = torch.tensor([float(wording.sign > 0) for wording in wordings])
+    signs = torch.tensor([float(wording.sign) for wording in wordings])
+    asked_signs = torch.tensor([float(wording.asked_sign) for wording in wordings])
     measures = torch.tensor([MEASURES.index(wording.measure) for wording in wordings])
     parts = zip(task.encoded.at(questions), task.encoded_topics, strict=True)
     known = QuestionInput(*(torch.cat(pair) for pair in parts))
@@ -465,13 +466,27 @@ def _fit_sense(reader: PointingReader, task: ConceptTask, questions: np.ndarray,
         batch = np.concatenate([rng.choice(group, n) for group, n in drawn])
         keep = torch.from_numpy(rng.random((2, len(batch), 1)) >= SENSE_DROPOUT)
         seen = torch.cat([vector[batch] * keep[0], words[batch] * keep[1]], -1)
-        loss = F.binary_cross_entropy_with_logits(2 * polarity(seen)[:, 0], signs[batch])
+        loss = sense_loss(polarity(seen), signs[batch], asked_signs[batch])
         loss = loss + F.cross_entropy(intent(seen), measures[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     _put_back(polarity, reader.polarity, columns)
     _put_back(intent, reader.intent, columns)
+
+
+def sense_loss(logits: Tensor, sign: Tensor, asked_sign: Tensor) -> Tensor:
+    """Return the mean logistic loss of the sense of questions, and of its two factors.
+
+    Args:
+        logits: Of the sense of the frame and of what is asked about, (question, 2).
+        sign: Sense of the question, -1 or 1.
+        asked_sign: Sense of what is asked about, -1 or 1; 0 where it is not known.
+    """
+    whole = torch.tanh(logits).prod(-1)
+    loss = -torch.log((1 + sign * whole).clamp(min=1e-4) / 2)
+    factors = F.softplus(-2 * logits * torch.stack([sign * asked_sign, asked_sign], -1)).sum(-1)
+    return (loss + factors * asked_sign.abs()).mean()
 
 
 def _of_columns(network: nn.Sequential, columns: Tensor) -> nn.Sequential:
