@@ -405,13 +405,16 @@ def fit_command(
     minutes: Annotated[
         float | None, typer.Option("--minutes", help="stop training after so many minutes")
     ] = None,
+    backbone: Annotated[
+        str, typer.Option(help="language model that reads the events: none, smollm2, a folder")
+    ] = "none",
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a model without a language model on users' own past: seconds instead of minutes."""
+    """Train a model on users' own past: seconds without a language model, minutes with one."""
     people = open_users(users)
     start = time.monotonic()
-    model = qa.fit(people, minutes, seed=seed)
+    model = qa.fit(people, minutes, seed=seed, backbone=backbone)
     metrics = {
         "users": users,
         "seed": seed,

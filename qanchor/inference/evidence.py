@@ -77,6 +77,8 @@ def encode_questions(
     texts = [query_text(query) for query in queries]
     days = [_horizon(text, horizon_days) for text in texts]
     question = question_input(texts, unit, model.config.text_encoder, days, horizon_days)
+    words = [replace_unit(text, unit) for text in texts]
+    question = model.reader.read_words(question, words)
     vector = question.vector.clone()
     content = question.content.clone()
     for row, query in enumerate(queries):

@@ -1,4 +1,4 @@
-"""`PointingEngine`: the engine of a run without a language model. `Engine` returns it for one."""
+"""`PointingEngine`: the engine of a run from `fit`. `Engine` returns it for one."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class PointingEngine(Engine):
         Args:
             users: Users to read.
             progress: Called with (done, total) users. Default: none.
-            **_options: Options of `Engine.prefill`; without a language model they do nothing.
+            **_options: Options of `Engine.prefill`; they do nothing here.
 
         Returns:
             A cache of the users, in the order of `users.ids`.
@@ -77,7 +77,7 @@ class PointingEngine(Engine):
             cache: Cache of the users; it is not changed.
             users: The same users with all their events up to the new cut-off.
             progress: Called with (done, total) users. Default: none.
-            **_options: Options of `Engine.update`; without a language model they do nothing.
+            **_options: Options of `Engine.update`; they do nothing here.
 
         Returns:
             The new cache.

@@ -24,7 +24,7 @@ class UserBatch:
     """Hold users of similar length that run together: their prefixes, keys and values."""
 
     rows: np.ndarray  # places of the users in `PrefixCache.ids`
-    prefix: Prefix | None  # None: a model without a language model
+    prefix: Prefix | None  # None: a model from `fit`
     kv: object | None  # None: beyond the memory budget, computed again for every query
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -13,6 +15,7 @@ from qanchor.models.weights import missing_model_message, resolve_model
 from qanchor.utils.io import replace_surrogates
 
 LORA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+CROSSING_PROJECTIONS = LORA_LAYERS[:4]  # of the attention
 
 
 class CharTokenizer:
@@ -137,7 +140,14 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
         model.gradient_checkpointing_enable(options)
 
 
-def add_lora(model: nn.Module, rank: int, alpha: int, dropout: float, layers: int) -> nn.Module:
+def add_lora(
+    model: nn.Module,
+    rank: int,
+    alpha: int,
+    dropout: float,
+    layers: int,
+    modules: list[str] = LORA_LAYERS,
+) -> nn.Module:
     """Add LoRA to linear layers, in the dtype of the model.
 
     float32 adapters in a bfloat16 model would cast every activation, a fifth of the speed on a CPU.
@@ -148,6 +158,7 @@ def add_lora(model: nn.Module, rank: int, alpha: int, dropout: float, layers: in
         alpha: Scale: updates are multiplied by alpha / rank.
         dropout: Dropout probability.
         layers: Number of layers, counted from the last.
+        modules: Names of the linear layers (default: all).
 
     Returns:
         The model with LoRA, without the wrapper of peft.
@@ -162,12 +173,35 @@ def add_lora(model: nn.Module, rank: int, alpha: int, dropout: float, layers: in
         lora_alpha=alpha,
         lora_dropout=dropout,
         bias="none",
-        target_modules=LORA_LAYERS,
+        target_modules=modules,
         layers_to_transform=list(range(max(0, depth - layers), depth)),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated transformers name
         return get_peft_model(model, config, autocast_adapter_dtype=False).base_model.model
+
+
+@contextmanager
+def without_lora(model: nn.Module) -> Iterator[None]:
+    """Run a block with the pretrained weights alone.
+
+    Args:
+        model: Language model with LoRA.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    is_trained = [weight.requires_grad for weight in model.parameters()]
+    for module in adapted:
+        module.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for module in adapted:
+            module.enable_adapters(True)
+        # switching adapters also switches their gradients on
+        for weight, trained in zip(model.parameters(), is_trained, strict=True):
+            weight.requires_grad_(trained)
 
 
 def merge_lora(model: nn.Module) -> None:

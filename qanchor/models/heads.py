@@ -111,7 +111,7 @@ class EncodedQueries:
     queries: tuple[QueryLike, ...]
     ids: list[list[int]]  # token ids; ids below USER_EMB are rows of `soft`
     soft: Float[Tensor, "vector width"] | None  # vectors of the soft prompts
-    encoding: QueryEncoding | None  # None: a model without a language model
+    encoding: QueryEncoding | None  # None: a model from `fit`
 
     def __len__(self) -> int:
         return len(self.queries)

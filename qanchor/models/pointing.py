@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -77,6 +78,32 @@ USERS_PER_PASS = 256
 MASKED = -1e4
 
 
+class QueryStates(NamedTuple):
+    """Questions as a language model has read them, without any user. Made by `LateCrossing`."""
+
+    hidden: Float[Tensor, "query width"]  # at the anchor, where the crossing layers begin
+    keys: Float[Tensor, "query layer word kv_head head_dim"]  # of the words, rotated
+    values: Float[Tensor, "query layer word kv_head head_dim"]
+    mask: Bool[Tensor, "query word"]
+    length: Int[Tensor, " query"]
+
+    def at(self, index) -> QueryStates:
+        """Select questions, without words that are all padding.
+
+        Args:
+            index: Index array.
+        """
+        mask = self.mask[index]
+        width = max(int(mask.sum(1).max()), 1)
+        return QueryStates(
+            self.hidden[index],
+            self.keys[index, :, :width],
+            self.values[index, :, :width],
+            mask[:, :width],
+            self.length[index],
+        )
+
+
 class QuestionInput(NamedTuple):
     """Questions as the reader takes them."""
 
@@ -85,6 +112,7 @@ class QuestionInput(NamedTuple):
     spelling: Float[Tensor, "query spelling"]
     words: Float[Tensor, "query word"]  # which words the question has, hashed
     horizon: Float[Tensor, " query"]  # log of the horizon asked over the users' own
+    states: QueryStates | None = None  # for a language model
 
     def at(self, index) -> QuestionInput:
         """Select questions.
@@ -92,7 +120,9 @@ class QuestionInput(NamedTuple):
         Args:
             index: Index array.
         """
-        return QuestionInput(*(part[index] for part in self))
+        *parts, states = self
+        states = None if states is None else states.at(index)
+        return QuestionInput(*(part[index] for part in parts), states)
 
 
 class ThingInput(NamedTuple):
@@ -114,21 +144,22 @@ class Reading(NamedTuple):
     """What the reader makes of users and questions."""
 
     score: Float[Tensor, "user query"]  # a logit: higher is nearer to a yes
+    alone: Float[Tensor, "user query"]  # what the body says without the prior
     attention: Float[Tensor, "user query token"]  # mean of the softmax heads; sums to 1
     embedding: Float[Tensor, "user query dim"]  # of unit length
 
 
-class PointingReader(nn.Module):
-    """Score users for questions by attention over their own tokens.
+class PointingBody(nn.Module):
+    """Read the numbers of the tokens that a question means; the body of a reader without an LLM.
 
     Softmax heads say which tokens the question means and read their numbers; sigmoid heads add
-    counts up. Not in the paper: there, the language model's attention does this.
+    counts up.
 
     Args:
         text: Width of the text vectors.
 
     Example:
-        >>> PointingReader(text=384).query.in_features
+        >>> PointingBody(text=384).query.in_features
         384
     """
 
@@ -144,10 +175,9 @@ class PointingReader(nn.Module):
         self.general = nn.Sequential(
             nn.Linear(text + WORDS_DIM + 1, 64), nn.GELU(), nn.Linear(64, GENERAL_DIM)
         )
-        self.polarity = nn.Sequential(nn.Linear(text + WORDS_DIM, 64), nn.GELU(), nn.Linear(64, 2))
         self.level_norm = nn.LayerNorm(N_LEVEL_NUMBERS)
         width = 2 * HEADS * N_TOKEN_NUMBERS + 3 * HEADS + N_LEVEL_NUMBERS + GENERAL_DIM
-        self.body = nn.Sequential(
+        self.layers = nn.Sequential(
             nn.LayerNorm(width),
             nn.Linear(width, HIDDEN_DIM),
             nn.GELU(),
@@ -155,20 +185,6 @@ class PointingReader(nn.Module):
             nn.Linear(HIDDEN_DIM, STATE_DIM),
             nn.GELU(),
         )
-        self.out = nn.Linear(STATE_DIM, 1)
-        self.intent = nn.Sequential(
-            nn.Linear(text + WORDS_DIM, 64), nn.GELU(), nn.Linear(64, len(MEASURES))
-        )
-        self.prior = nn.Linear(N_PRIOR_NUMBERS, len(MEASURES))
-        with torch.no_grad():
-            self.polarity[-1].bias.fill_(AFFIRMATIVE)
-            self.out.weight.zero_()
-            self.out.bias.zero_()
-        self.register_buffer("mean", torch.zeros(N_TOKEN_NUMBERS))
-        self.register_buffer("spread", torch.ones(N_TOKEN_NUMBERS))
-        self.register_buffer("state_mean", torch.zeros(STATE_DIM))
-        self.register_buffer("state_spread", torch.ones(STATE_DIM))
-        self.register_buffer("directions", nn.init.orthogonal_(torch.empty(text, TEXT_DIM)))
 
     def match(
         self, question: QuestionInput, things: ThingInput
@@ -192,35 +208,29 @@ class PointingReader(nn.Module):
         logits = logits + spelling[:, None] * self.spell[:, None]
         return logits, cosine
 
-    def sign(self, question: QuestionInput) -> Float[Tensor, " query"]:
-        """Return the sense of each question, from -1 (it denies) to 1.
-
-        It is the product of the sense of the frame and of what is asked about, so that "never
-        leave" means "stay".
-
-        Args:
-            question: The questions.
-        """
-        asked = torch.cat([question.vector, question.words], -1)
-        return torch.tanh(self.polarity(asked)).prod(-1)
-
-    def measure(self, question: QuestionInput) -> Float[Tensor, "query measure"]:
-        """Return what each question measures, as probabilities of the measures of concepts.
+    def forward(
+        self,
+        users: TokenInput,
+        standard: Float[Tensor, "user token number"],
+        question: QuestionInput,
+        things: ThingInput,
+        known: Float[Tensor, "user query prior"],
+    ) -> tuple[Float[Tensor, "user query state"], Float[Tensor, "user query token"]]:
+        """Return the state behind the score, and the mean attention of the softmax heads.
 
         Args:
+            users: Tokens of the users.
+            standard: Their numbers, standardised.
             question: The questions.
+            things: What tokens stand for.
+            known: Not used; `LateCrossing` starts from it.
         """
-        asked = torch.cat([question.vector, question.words], -1)
-        return self.intent(asked).softmax(-1)
-
-    def forward(self, users: TokenInput, question: QuestionInput, things: ThingInput) -> Reading:
         logits, cosine = self.match(question, things)
         mask: Bool[Tensor, "user token"] = users.which >= 0
         which = users.which.clamp(min=0)
         logits = logits[:, :, which].permute(2, 0, 1, 3)  # (user, query, head, token)
         cosine = cosine[:, which].transpose(0, 1)[:, :, None]
         mask = mask[:, None, None]
-        standard = (users.numbers - self.mean) / self.spread
         by_number = self.by_number(standard).transpose(1, 2)[:, None]
         attention = (logits + by_number).masked_fill(~mask, MASKED).softmax(-1) * mask
         gate = torch.sigmoid(logits + self.shut[:, None]) * mask
@@ -240,15 +250,93 @@ class PointingReader(nn.Module):
             self.level_norm(users.level)[:, None].expand(-1, n_queries, -1),
             general[None].expand(n_users, -1, -1),
         ]
-        state = self.body(torch.cat(parts, -1))
+        return self.layers(torch.cat(parts, -1)), attention.mean(2)
+
+
+class PointingReader(nn.Module):
+    """Score users for questions from their own tokens.
+
+    A prior, linear in what the user did of what is meant, and a correction from the state of a
+    body: `PointingBody`, or `LateCrossing`, in which a language model reads the tokens. The prior
+    is not in the paper.
+
+    Args:
+        text: Width of the text vectors.
+        body: Body (default: a `PointingBody`).
+
+    Example:
+        >>> PointingReader(text=384).polarity[0].out_features
+        64
+    """
+
+    def __init__(self, text: int, body: nn.Module | None = None):
+        super().__init__()
+        self.body = PointingBody(text) if body is None else body
+        self.polarity = nn.Sequential(nn.Linear(text + WORDS_DIM, 64), nn.GELU(), nn.Linear(64, 1))
+        self.out = nn.Linear(STATE_DIM, 1)
+        self.alone = nn.Linear(STATE_DIM, 1)
+        self.intent = nn.Sequential(
+            nn.Linear(text + WORDS_DIM, 64), nn.GELU(), nn.Linear(64, len(MEASURES))
+        )
+        self.prior = nn.Linear(N_PRIOR_NUMBERS, len(MEASURES))
+        with torch.no_grad():
+            self.polarity[-1].bias.fill_(AFFIRMATIVE)
+            self.out.weight.zero_()
+            self.out.bias.zero_()
+        self.register_buffer("mean", torch.zeros(N_TOKEN_NUMBERS))
+        self.register_buffer("spread", torch.ones(N_TOKEN_NUMBERS))
+        self.register_buffer("known_mean", torch.zeros(N_PRIOR_NUMBERS))
+        self.register_buffer("known_spread", torch.ones(N_PRIOR_NUMBERS))
+        self.register_buffer("state_mean", torch.zeros(STATE_DIM))
+        self.register_buffer("state_spread", torch.ones(STATE_DIM))
+        self.register_buffer("directions", nn.init.orthogonal_(torch.empty(text, TEXT_DIM)))
+
+    @property
+    def has_language_model(self) -> bool:
+        """Return whether a language model reads the tokens."""
+        return not isinstance(self.body, PointingBody)
+
+    def read_words(self, question: QuestionInput, queries: Sequence[str]) -> QuestionInput:
+        """Return questions with what a language model makes of their words, if there is one.
+
+        Args:
+            question: The questions.
+            queries: Their texts, with the word "user" for one of the users.
+        """
+        if not self.has_language_model:
+            return question
+        return question._replace(states=self.body.encode(queries))
+
+    def sign(self, question: QuestionInput) -> Float[Tensor, " query"]:
+        """Return the sense of each question, from -1 (it denies) to 1.
+
+        Args:
+            question: The questions.
+        """
+        asked = torch.cat([question.vector, question.words], -1)
+        return torch.tanh(self.polarity(asked))[:, 0]
+
+    def measure(self, question: QuestionInput) -> Float[Tensor, "query measure"]:
+        """Return what each question measures, as probabilities of the measures of concepts.
+
+        Args:
+            question: The questions.
+        """
+        asked = torch.cat([question.vector, question.words], -1)
+        return self.intent(asked).softmax(-1)
+
+    def forward(self, users: TokenInput, question: QuestionInput, things: ThingInput) -> Reading:
         known = self.known_numbers(users, question, things)
         prior = (self.prior(known) * self.measure(question)).sum(-1)
-        # the body learns a correction
-        score = (prior + self.out(state)[..., 0]) * self.sign(question)
-        mean_attention = attention.mean(2)
-        texts = (things.vector @ self.directions)[which]
-        pointed_at = torch.einsum("uqt,utd->uqd", mean_attention, texts)
-        return Reading(score, mean_attention, self.embed(score, pointed_at, state))
+        standard = (users.numbers - self.mean) / self.spread
+        standard_known = (known - self.known_mean) / self.known_spread
+        state, attention = self.body(users, standard, question, things, standard_known)
+        sign = self.sign(question)
+        score = (prior + self.out(state)[..., 0]) * sign
+        alone = self.alone(state)[..., 0] * sign
+        texts = (things.vector @ self.directions)[users.which.clamp(min=0)]
+        pointed_at = torch.einsum("uqt,utd->uqd", attention, texts)
+        return Reading(score, alone, attention, self.embed(score, pointed_at, state))
 
     def known_numbers(
         self, users: TokenInput, question: QuestionInput, things: ThingInput
@@ -423,7 +511,8 @@ def iter_readings(
     """
     things = thing_input(tokens)
     for rows in batches:
-        with single_thread(), torch.inference_mode():
+        threads = nullcontext() if reader.has_language_model else single_thread()
+        with threads, torch.inference_mode():
             reading = reader(token_input(tokens, rows), question, things)
         yield rows, reading
 

@@ -1,4 +1,4 @@
-"""`PointingModel`: a pointing reader with all it needs to read other users, without an LLM."""
+"""`PointingModel`: a pointing reader with all it needs to read other users."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from qanchor.models.pointing import PointingReader
 from qanchor.models.population import Population
 from qanchor.useru.concepts import Concept
 
+NO_BACKBONE = "none"
+
 
 class PointingModel(nn.Module):
     """Embed and rank users for a question by attention over their own events.
 
-    `fit` trains one in seconds. It has no language model: the question's text vector attends to the
-    user's events, and answers are facts counted in them. A `QAnchor` may have one as `pointing`,
+    `fit` trains one in seconds. Without a language model the question's text vector attends to the
+    user's events; with one, its last layers do. Answers are facts counted in them. A `QAnchor` may have one as `pointing`,
     which then ranks its users. Not in the paper.
 
     Args:

@@ -18,9 +18,10 @@ from safetensors.numpy import save_file as save_arrays
 
 from qanchor.config import Config
 from qanchor.errors import RunError, WeightsError
+from qanchor.models.crossing import LateCrossing
 from qanchor.models.model import QAnchor
 from qanchor.models.pointing import PointingReader
-from qanchor.models.pointing_model import PointingModel
+from qanchor.models.pointing_model import NO_BACKBONE, PointingModel
 from qanchor.models.population import Population
 from qanchor.models.preprocessor import UserPreprocessor
 from qanchor.useru.concepts import Concept
@@ -32,7 +33,7 @@ FORMAT = 3
 LEGACY_FORMAT = 2  # `legacy_names.csv` maps its names to those of today; "" drops a field
 READER_FILE = "reader.safetensors"
 CONCEPTS_FILE = "concepts.json"
-POINTING = "pointing"  # kind of a run without a language model
+POINTING = "pointing"  # kind of a run from `fit`
 POPULATION_ARRAYS = ("rarity", "values", "levels")
 BROKEN_RUN_ERRORS = (
     SafetensorError,
@@ -156,7 +157,9 @@ def _new_run(
 def _save_reader(model: PointingModel, folder: Path) -> None:
     """Write the pointing reader, its concepts and its population."""
     arrays = {
-        name: tensor.detach().cpu().numpy() for name, tensor in model.reader.state_dict().items()
+        name: tensor.detach().cpu().numpy()
+        for name, tensor in model.reader.state_dict().items()
+        if not _is_pretrained(name)
     }
     population = model.population
     arrays |= {f"population.{name}": getattr(population, name) for name in POPULATION_ARRAYS}
@@ -170,6 +173,11 @@ def _save_reader(model: PointingModel, folder: Path) -> None:
         "main_number": population.main_number,
     }
     (folder / CONCEPTS_FILE).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def _is_pretrained(name: str) -> bool:
+    """Return whether a tensor of a reader belongs to the language model as it was downloaded."""
+    return name.startswith("body.backbone.") and "lora_" not in name
 
 
 def _load_pointing_model(folder: Path, about: dict) -> PointingModel | None:
@@ -193,8 +201,16 @@ def _load_pointing_model(folder: Path, about: dict) -> PointingModel | None:
             main_number=told["main_number"],
             **{name: arrays.pop(f"population.{name}") for name in POPULATION_ARRAYS},
         )
-        reader = PointingReader(arrays["query.weight"].shape[1])
-        reader.load_state_dict({name: torch.from_numpy(part) for name, part in arrays.items()})
+        text = arrays["directions"].shape[0]
+        body = None
+        if config.backbone != NO_BACKBONE and about.get("kind") == POINTING:
+            body = LateCrossing(config.backbone, text, config.lora_num_layers)
+        reader = PointingReader(text, body)
+        tensors = {name: torch.from_numpy(part) for name, part in arrays.items()}
+        own = {name for name in reader.state_dict() if not _is_pretrained(name)}
+        if own != set(tensors):
+            raise ValueError(f"it lacks or adds {', '.join(sorted(own ^ set(tensors))[:3])}")
+        reader.load_state_dict(tensors, strict=False)
     except (SafetensorError, RuntimeError, TypeError, ValueError, LookupError) as error:
         raise RunError(
             f"{folder / READER_FILE}: {error}. It was saved by another version: train the run again."

@@ -1,4 +1,4 @@
-"""Soft prompts for a run without a language model: what a question points at is tuned."""
+"""Soft prompts for a run from `fit`: what a question points at is tuned."""
 
 from __future__ import annotations
 

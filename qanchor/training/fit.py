@@ -6,10 +6,11 @@ import torch
 
 from qanchor.config import SMALL
 from qanchor.data.users import Users
+from qanchor.models.crossing import CROSSING_LAYERS, LateCrossing
 from qanchor.models.pointing import EMBEDDING_DIM, PointingReader
-from qanchor.models.pointing_model import PointingModel
+from qanchor.models.pointing_model import NO_BACKBONE, PointingModel
 from qanchor.models.user_tokens import TokenReader
-from qanchor.training.reader import STEPS, make_concept_task, train_reader
+from qanchor.training.reader import make_concept_task, train_reader
 from qanchor.utils.progress import ProgressBars
 from qanchor.utils.types import StageProgress
 
@@ -22,7 +23,9 @@ def fit(
     *,
     seed: int = 0,
     text_encoder: str = "minilm",
-    steps: int = STEPS,
+    steps: int | None = None,
+    backbone: str = NO_BACKBONE,
+    crossing_layers: int = CROSSING_LAYERS,
     progress: StageProgress | bool = True,
 ) -> PointingModel:
     """Train a model on users' own past, without labels.
@@ -37,7 +40,11 @@ def fit(
         seed: Seed of weights and draws (default 0).
         text_encoder: Encoder of questions and events: "minilm" (default), "hash" (knows no words,
             for tests), a Hugging Face id, or a local folder.
-        steps: Training steps (default 240).
+        steps: Training steps (default 240; 120 with a language model).
+        backbone: Language model whose last layers read the users' events: "none" (default),
+            "smollm2" (packaged), "tiny" (random weights, for tests), a Hugging Face id, or a local
+            folder. `python -m tests.benchmarks reading` compares it with "none".
+        crossing_layers: Last layers of it that look at the users (default 8).
         progress: True for progress bars with the time left (default), False for none, or a
             function that is called with (stage, done, total).
 
@@ -46,6 +53,7 @@ def fit(
 
     Raises:
         ValueError: The history is too short, or too few users have one.
+        WeightsError: The language model cannot be loaded.
 
     Example:
         >>> users = qa.make_sample_users(200)
@@ -61,12 +69,21 @@ def fit(
         report(INDUCING, 1, 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            reader = PointingReader(task.encoded.vector.shape[1])
+            text = task.encoded.vector.shape[1]
+            body = None
+            if backbone != NO_BACKBONE:
+                body = LateCrossing(backbone, text, crossing_layers)
+            reader = PointingReader(text, body)
         train_reader(reader, task, steps=steps, minutes=minutes, seed=seed, progress=report)
     finally:
         bars.close()
     population = TokenReader(users, text_encoder).read().population
-    config = SMALL.replace(backbone="none", text_encoder=text_encoder, embedding_dim=EMBEDDING_DIM)
+    config = SMALL.replace(
+        backbone=backbone,
+        text_encoder=text_encoder,
+        embedding_dim=EMBEDDING_DIM,
+        lora_num_layers=reader.body.n_layers if reader.has_language_model else 0,
+    )
     return PointingModel(config, reader, task.concepts, population).eval()
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import time
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,9 @@ from qanchor.data.users import Users
 from qanchor.models.pointing import (
     PointingReader,
     QuestionInput,
+    TokenInput,
     question_input,
+    read_questions,
     thing_input,
     token_input,
 )
@@ -49,7 +52,7 @@ WEIGHT_DECAY = 0.02
 MAX_GRAD_NORM = 1.0
 CUTOFF_HORIZONS = (1, 1.33, 1.67, 2, 2.5, 3)  # cut-offs before the users' own, in horizons
 MIN_USERS = 30  # with a past at a cut-off
-HELD_OUT_USERS = 10  # one user in so many is in no training step
+HELD_OUT_USERS = 10  # one user in so many is kept from all training; as many choose the share
 FAMILY_WEIGHTS = {  # how often concepts of each family are asked about
     "text": 1.0,
     "cluster": 0.4,
@@ -66,8 +69,18 @@ MAX_QUESTIONS = 1500  # about texts, modalities, numbers and times
 PRIOR_DRAWS = 12  # batches of users and questions that the prior of a measure is fitted on
 MAX_PAIRS = 48  # of users of a question, that the prior is fitted on
 PRIOR_C = 0.01  # inverse of its ridge
-CORRECTION = 0.5  # share that counts of what the body learned: few periods were seen, not few users
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)  # of what the body learned that may count
+DEFAULT_SHARE = 0.5  # where too few users could choose
+MIN_JUDGES = 20
+ALONE_WEIGHT = 0.5  # of the loss of the body without the prior
+LANGUAGE_STEPS = 120
+LANGUAGE_USERS_PER_STEP = 64
+LANGUAGE_TOKENS = 96  # of a user in a step; reading uses all
+LANGUAGE_LEARNING_RATE = 1e-3
+LANGUAGE_QUESTIONS = 512  # that a language model reads before training
+JUDGED_QUESTIONS = 200  # that decide, on held-out users, how much the body counts
 SCALE_QUESTIONS = 64  # that the scale of the state is fitted on
+AVERAGE_DECAY = 0.98
 AVERAGE_FROM = 0.5  # share of the steps after which weights are averaged
 
 
@@ -122,12 +135,26 @@ class ConceptTask:
 
 
 def is_held_out(user: str) -> bool:
-    """Return whether a user is in no training step, by hash of the id.
+    """Return whether a user is kept from all training, by hash of the id.
 
     Args:
         user: Id of the user.
     """
-    return zlib.crc32(user.encode("utf-8", "surrogatepass")) % HELD_OUT_USERS == 0
+    return _hash(user) == 0
+
+
+def decides_share(user: str) -> bool:
+    """Return whether a user decides how much the body counts, and is in no training step, by hash
+    of the id.
+
+    Args:
+        user: Id of the user.
+    """
+    return _hash(user) == 1
+
+
+def _hash(user: str) -> int:
+    return zlib.crc32(user.encode("utf-8", "surrogatepass")) % HELD_OUT_USERS
 
 
 def training_cutoffs(users: Users) -> list[pd.Timestamp]:
@@ -242,11 +269,10 @@ def _nearest_horizon(days: int, horizons: Sequence[int], own: int) -> int:
     return min(horizons, key=lambda horizon: abs(np.log(horizon / days)))
 
 
-@single_thread()
 def train_reader(
     reader: PointingReader,
     task: ConceptTask,
-    steps: int = STEPS,
+    steps: int | None = None,
     minutes: float | None = None,
     seed: int = 0,
     progress: StageProgress | None = None,
@@ -256,7 +282,7 @@ def train_reader(
     Args:
         reader: Trained in place.
         task: From `make_concept_task`.
-        steps: Steps (default 240).
+        steps: Steps (default 240; 120 with a language model).
         minutes: Stop after so many minutes (default: never).
         seed: Seed of the draws (default 0).
         progress: Called with (stage, done, total).
@@ -264,51 +290,149 @@ def train_reader(
     Returns:
         Loss of each step.
     """
+    threads = nullcontext() if reader.has_language_model else single_thread()
+    with threads:
+        return _train_reader(reader, task, steps, minutes, seed, progress)
+
+
+def _train_reader(
+    reader: PointingReader,
+    task: ConceptTask,
+    steps: int | None,
+    minutes: float | None,
+    seed: int,
+    progress: StageProgress | None,
+) -> list[float]:
     rng = np.random.default_rng(seed)
     _fit_scale(reader, task)
     questions, weights = _training_questions(task)
     _fit_sense(reader, task, questions, seed)
-    users = [_training_users(sample) for sample in task.samples]
+    users = [_rows(sample, lambda user: not is_held_out(user)) for sample in task.samples]
     things = thing_input(task.samples[0].tokens)
-    reader.train().requires_grad_(True)
-    reader.polarity.requires_grad_(False)
-    reader.intent.requires_grad_(False)
-    parameters = [weight for weight in reader.parameters() if weight.requires_grad]
+    _fit_prior(reader, _Batches(task, questions, weights, users, rng))
+    users = [
+        _rows(sample, lambda user: not (is_held_out(user) or decides_share(user)))
+        for sample in task.samples
+    ]
     batches = _Batches(task, questions, weights, users, rng)
-    _fit_prior(reader, batches)
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    average = torch.optim.swa_utils.AveragedModel(
-        reader, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.98)
-    )
+    learning_rate = LEARNING_RATE
+    n_users = USERS_PER_STEP
+    steps = steps or (LANGUAGE_STEPS if reader.has_language_model else STEPS)
+    if reader.has_language_model:
+        learning_rate = LANGUAGE_LEARNING_RATE
+        n_users = LANGUAGE_USERS_PER_STEP
+        task, questions, weights = _read_questions(reader, task, questions, weights, rng, progress)
+        batches = _Batches(task, questions, weights, users, rng)
+    reader.train()
+    parameters = [*_trained(reader.body), *reader.out.parameters(), *reader.alone.parameters()]
+    if not reader.has_language_model:
+        parameters += reader.prior.parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    average = [weight.detach().clone() for weight in parameters]
     losses = []
     started = time.monotonic()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for step in range(steps):
-            sample, rows, asked = batches.draw()
-            encoded = task.encoded.at(asked)
-            reading = reader(token_input(sample.tokens, rows), encoded, things)
-            loss = ranking_loss(reading.score, task.targets(sample, rows, asked))
+            sample, rows, asked = batches.draw(n_users=n_users)
+            tokens = token_input(sample.tokens, rows)
+            if reader.has_language_model:
+                tokens = some_tokens(tokens, LANGUAGE_TOKENS)
+            reading = reader(tokens, task.encoded.at(asked), things)
+            target = task.targets(sample, rows, asked)
+            loss = ranking_loss(reading.score, target)
+            loss = loss + ALONE_WEIGHT * ranking_loss(reading.alone, target)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
             optimizer.step()
             schedule.step()
-            if step >= AVERAGE_FROM * steps:
-                average.update_parameters(reader)
+            keep = AVERAGE_DECAY if step >= AVERAGE_FROM * steps else 0.0
+            with torch.no_grad():
+                for mean, weight in zip(average, parameters, strict=True):
+                    mean.lerp_(weight, 1 - keep)
             losses.append(loss.item())
             if progress:
                 progress("training the reader", step + 1, steps)
             if minutes and time.monotonic() - started > 60 * minutes:
                 break
-    if average.n_averaged:
-        reader.load_state_dict(average.module.state_dict())
+    with torch.no_grad():
+        for mean, weight in zip(average, parameters, strict=True):
+            weight.copy_(mean)
     reader.eval().requires_grad_(False)
-    reader.out.weight.mul_(CORRECTION)
-    reader.out.bias.mul_(CORRECTION)
+    _fit_share(reader, task, questions, rng)
     _fit_state_scale(reader, task, questions, users, rng)
     return losses
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    """Return the weights of a module that are trained; a language model's own are frozen."""
+    return [weight for weight in module.parameters() if weight.requires_grad]
+
+
+def some_tokens(users: TokenInput, n: int) -> TokenInput:
+    """Return users with their first tokens alone, the most telling ones.
+
+    Args:
+        users: Tokens of the users.
+        n: Tokens to keep of each.
+    """
+    return users._replace(which=users.which[:, :n], numbers=users.numbers[:, :n])
+
+
+def _read_questions(
+    reader: PointingReader,
+    task: ConceptTask,
+    questions: np.ndarray,
+    weights: np.ndarray,
+    rng: np.random.Generator,
+    progress: StageProgress | None,
+) -> tuple[ConceptTask, np.ndarray, np.ndarray]:
+    """Return a task of so many questions as a language model can read in time, read by it, with
+    their places and how often each is drawn.
+    """
+    if progress:
+        progress("reading questions", 0, 1)
+    n = min(LANGUAGE_QUESTIONS, len(questions))
+    chosen = rng.choice(len(questions), n, replace=False, p=weights)
+    places = questions[chosen]
+    texts = [task.questions[place].wording.query for place in places]
+    smaller = replace(
+        task,
+        questions=tuple(task.questions[place] for place in places),
+        encoded=reader.read_words(task.encoded.at(places), texts),
+    )
+    if progress:
+        progress("reading questions", 1, 1)
+    return smaller, np.arange(n), np.full(n, 1 / n)
+
+
+@torch.no_grad()
+def _fit_share(
+    reader: PointingReader, task: ConceptTask, questions: np.ndarray, rng: np.random.Generator
+) -> None:
+    """Choose how much the body counts beside the prior, by users that trained neither of them.
+
+    A body that learned nothing that holds for others counts for nothing.
+    """
+    sample = task.samples[0]
+    judges = np.flatnonzero([decides_share(user) for user in sample.tokens.ids])
+    asked = rng.choice(questions, min(JUDGED_QUESTIONS, len(questions)), replace=False)
+    target = task.targets(sample, judges, asked)
+    encoded = task.encoded.at(asked)
+    scores = []
+    weight = reader.out.weight.clone()
+    bias = reader.out.bias.clone()
+    for share in (0.0, 1.0):
+        reader.out.weight.copy_(share * weight)
+        reader.out.bias.copy_(share * bias)
+        scores.append(read_questions(reader, sample.tokens.select(judges), encoded).score)
+    prior, whole = scores
+    losses = [float(ranking_loss(prior + share * (whole - prior), target)) for share in SHARES]
+    share = SHARES[int(np.argmin(losses))] if len(judges) >= MIN_JUDGES else DEFAULT_SHARE
+    reader.out.weight.copy_(share * weight)
+    reader.out.bias.copy_(share * bias)
 
 
 def _fit_scale(reader: PointingReader, task: ConceptTask) -> None:
@@ -341,15 +465,18 @@ class _Batches:
         lateness = np.array([task.samples[place].horizons_ago ** -2.0 for place in self.usable])
         self.lateness = lateness / lateness.sum()
 
-    def draw(self, only: np.ndarray | slice = slice(None)) -> tuple[Sample, np.ndarray, np.ndarray]:
+    def draw(
+        self, only: np.ndarray | slice = slice(None), n_users: int = USERS_PER_STEP
+    ) -> tuple[Sample, np.ndarray, np.ndarray]:
         """Return a sample, rows of its users, and places of the questions asked.
 
         Args:
             only: Which of the questions may be asked (default: all).
+            n_users: Users to draw (default 96).
         """
         place = int(self.rng.choice(self.usable, p=self.lateness))
         rows = self.users[place]
-        rows = self.rng.choice(rows, min(USERS_PER_STEP, len(rows)), replace=False)
+        rows = self.rng.choice(rows, min(n_users, len(rows)), replace=False)
         n_questions = min(QUESTIONS_PER_STEP, len(self.questions))
         weights = self.weights[only]
         asked = self.rng.choice(self.questions[only], n_questions, p=weights / weights.sum())
@@ -368,6 +495,7 @@ def _fit_prior(reader: PointingReader, batches: _Batches) -> None:
     measures = np.array(
         [MEASURES.index(task.concepts[question.concept].measure) for question in task.questions]
     )
+    drawn = []
     for measure in np.unique(measures[batches.questions]):
         known = []
         targets = []
@@ -382,6 +510,7 @@ def _fit_prior(reader: PointingReader, batches: _Batches) -> None:
         if not len(pairs):
             continue
         known = np.concatenate([part.reshape(-1, part.shape[-1]) for part in known])
+        drawn.append(known)
         spread = known.std(0) + 1e-3
         # each pair both ways round, so that there are two classes
         flip = np.where(np.arange(len(pairs)) % 2, -1, 1)
@@ -391,6 +520,10 @@ def _fit_prior(reader: PointingReader, batches: _Batches) -> None:
         with torch.no_grad():
             reader.prior.weight[measure] = torch.from_numpy(weight)
             reader.prior.bias[measure] = -float(known.mean(0) @ weight)
+    if drawn:
+        everything = np.concatenate(drawn)
+        reader.known_mean.copy_(torch.from_numpy(everything.mean(0)))
+        reader.known_spread.copy_(torch.from_numpy(everything.std(0) + 1e-2))
 
 
 def _pairs(
@@ -427,7 +560,7 @@ def _fit_state_scale(
     """Fit mean and standard deviation of the state, so that embeddings use all its dimensions."""
     asked = task.encoded.at(rng.choice(questions, min(SCALE_QUESTIONS, len(questions))))
     states = []
-    hook = reader.body.register_forward_hook(lambda _module, _inputs, out: states.append(out))
+    hook = reader.body.register_forward_hook(lambda _module, _inputs, out: states.append(out[0]))
     for sample, rows in zip(task.samples, users, strict=True):
         if len(rows):
             some = rng.choice(rows, min(USERS_PER_STEP, len(rows)), replace=False)
@@ -442,11 +575,13 @@ def _fit_sense(reader: PointingReader, task: ConceptTask, questions: np.ndarray,
     """Fit the sense of questions and what they measure, to wordings of which both are known."""
     wordings_of_concepts = [task.questions[place].wording for place in questions]
     wordings = [*wordings_of_concepts, *task.topics]
-    signs = torch.tensor([float(wording.sign) for wording in wordings])
-    asked_signs = torch.tensor([float(wording.asked_sign) for wording in wordings])
+    signs = torch.tensor([float(wording.sign > 0) for wording in wordings])
     measures = torch.tensor([MEASURES.index(wording.measure) for wording in wordings])
-    parts = zip(task.encoded.at(questions), task.encoded_topics, strict=True)
-    known = QuestionInput(*(torch.cat(pair) for pair in parts))
+    encoded = task.encoded.at(questions)
+    topics = task.encoded_topics
+    known = QuestionInput(
+        *(torch.cat(pair) for pair in zip(encoded[:-1], topics[:-1], strict=True))
+    )
     # what these users do, staying and leaving, and everyday topics, which deny nothing whatever
     # they are about
     ends = [len(questions), len(questions) + task.n_behaviors]
@@ -466,27 +601,13 @@ def _fit_sense(reader: PointingReader, task: ConceptTask, questions: np.ndarray,
         batch = np.concatenate([rng.choice(group, n) for group, n in drawn])
         keep = torch.from_numpy(rng.random((2, len(batch), 1)) >= SENSE_DROPOUT)
         seen = torch.cat([vector[batch] * keep[0], words[batch] * keep[1]], -1)
-        loss = sense_loss(polarity(seen), signs[batch], asked_signs[batch])
+        loss = F.binary_cross_entropy_with_logits(2 * polarity(seen)[:, 0], signs[batch])
         loss = loss + F.cross_entropy(intent(seen), measures[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     _put_back(polarity, reader.polarity, columns)
     _put_back(intent, reader.intent, columns)
-
-
-def sense_loss(logits: Tensor, sign: Tensor, asked_sign: Tensor) -> Tensor:
-    """Return the mean logistic loss of the sense of questions, and of its two factors.
-
-    Args:
-        logits: Of the sense of the frame and of what is asked about, (question, 2).
-        sign: Sense of the question, -1 or 1.
-        asked_sign: Sense of what is asked about, -1 or 1; 0 where it is not known.
-    """
-    whole = torch.tanh(logits).prod(-1)
-    loss = -torch.log((1 + sign * whole).clamp(min=1e-4) / 2)
-    factors = F.softplus(-2 * logits * torch.stack([sign * asked_sign, asked_sign], -1)).sum(-1)
-    return (loss + factors * asked_sign.abs()).mean()
 
 
 def _of_columns(network: nn.Sequential, columns: Tensor) -> nn.Sequential:
@@ -528,9 +649,9 @@ def _training_questions(task: ConceptTask) -> tuple[np.ndarray, np.ndarray]:
     return np.array(places), weights / weights.sum()
 
 
-def _training_users(sample: Sample) -> np.ndarray:
-    """Return the rows of the users that are not held out."""
-    return np.flatnonzero([not is_held_out(user) for user in sample.tokens.ids])
+def _rows(sample: Sample, keep: Callable[[str], bool]) -> np.ndarray:
+    """Return the rows of the users that a rule keeps."""
+    return np.flatnonzero([keep(user) for user in sample.tokens.ids])
 
 
 def ranking_loss(score: Tensor, target: Tensor) -> Tensor:

@@ -587,8 +587,6 @@ class Wording:
         sign: 1 if yes means that the concept is true, -1 if it means the contrary.
         days: Horizon that it names; 0 for the users' own.
         held_out: Whether it is for tests only.
-        asked_sign: -1 if what is asked about is itself a denial, such as "leave" in "Will this user
-            never leave?"; 1 if it is none; 0 if that is not known.
     """
 
     query: str
@@ -596,7 +594,6 @@ class Wording:
     sign: int
     days: int
     held_out: bool
-    asked_sign: int = 1
 
 
 def templates(concept: Concept) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -637,8 +634,7 @@ def _staying_and_leaving(rng: np.random.Generator) -> list[Wording]:
                     query = frame.format(user="user", v=verb, when=str(rng.choice(NEXT)))
                     query = query.replace(" ?", "?")
                     is_last = frame == frames[-1]
-                    sign = sense * verb_sense
-                    found.append(Wording(query, "occurs", sign, 0, is_last, verb_sense))
+                    found.append(Wording(query, "occurs", sense * verb_sense, 0, is_last))
     return found
 
 
@@ -696,8 +692,7 @@ def wordings(concept: Concept, rng: np.random.Generator, n: int = 16) -> list[Wo
             query = text.format(user="user", t=concept.label, v=value, verb=verb, when=when)
             query = query.replace(" ?", "?")
             held_out = place == len(texts) - 1
-            asked_sign = 1 if concept.things or sign > 0 else 0  # "churn" denies, "not return" not
-            found.append(Wording(query, concept.measure, sign, days, held_out, asked_sign))
+            found.append(Wording(query, concept.measure, sign, days, held_out))
     if concept.measure == "occurs" and not concept.things:
         found += _staying_and_leaving(rng)
     return found

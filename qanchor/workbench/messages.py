@@ -375,7 +375,7 @@ def _attention_caption(ids: list[str], of: int, unit: str, seed: int, what: str)
 
 
 def pointing_caption(ids: list[str], of: int, unit: str, seed: int) -> str:
-    """Say of whom the attention of a model without a language model was read.
+    """Say of whom the attention of a model from `fit` was read.
 
     Args:
         ids: The users that were read.

@@ -20,7 +20,6 @@ from qanchor.training.reader import (
     is_held_out,
     make_concept_task,
     ranking_loss,
-    sense_loss,
     train_reader,
     training_cutoffs,
 )
@@ -153,35 +152,6 @@ def test_the_ranking_loss_is_a_mean_over_pairs_of_each_question():
         weights.append(min(len(yes), len(no)) ** 0.5)
     expected = np.dot(losses, weights) / np.sum(weights)
     assert float(ranking_loss(score, target)) == pytest.approx(expected, abs=1e-4)
-
-
-def test_the_sense_of_a_question_is_the_product_of_frame_and_verb(users, trained):
-    _, reader, _ = trained
-    queries = {
-        "Will this user never leave?": 1,
-        "Will this user never return?": -1,
-        "Will this user leave?": -1,
-        "Is this user unlikely to cancel?": 1,
-    }
-    question = question_input(list(queries), "user", "hash", [30] * len(queries), 30)
-    assert reader.sign(question).sign().tolist() == list(queries.values())
-
-
-def test_the_loss_of_the_sense_is_that_of_the_product_and_of_known_factors():
-    logits = torch.tensor([[0.3, -0.2], [1.0, 0.5]])
-    sign = torch.tensor([1.0, -1.0])
-    asked_sign = torch.tensor([-1.0, 0.0])
-    expected = 0.0
-    for row in range(2):
-        frame, asked = logits[row].tolist()
-        product = np.tanh(frame) * np.tanh(asked)
-        expected -= np.log((1 + float(sign[row]) * product) / 2)
-        if asked_sign[row]:
-            frame_sign = float(sign[row] * asked_sign[row])
-            expected += np.log1p(np.exp(-2 * frame_sign * frame))
-            expected += np.log1p(np.exp(-2 * float(asked_sign[row]) * asked))
-    loss = float(sense_loss(logits, sign, asked_sign))
-    assert loss == pytest.approx(expected / 2, abs=1e-5)
 
 
 def test_a_question_tells_what_it_measures_of_topics_that_no_data_have(trained):
