@@ -48,6 +48,7 @@ def controls(
     engine = Engine(model)
     cache = engine.prefill(people, progress=partial(progress, "reading users"))
     embeddings = embeddings_by_control(engine, cache, people, names)
+    del cache  # gigabytes of keys and values
     features |= embeddings
     held = cross_validate_tasks(
         people, features, names, seeds=seeds, progress=partial(progress, "probes")

@@ -82,7 +82,10 @@ def told(*records: dict) -> str:
     for record in records:
         machine = record["machine"]
         threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
-        kind = KINDS[machine.get("products", "bfloat16")]  # older records lack it
+        products = machine.get("products", "bfloat16")  # older records lack it
+        kind = f"{KINDS[products]} matrix products"
+        if record.get("dtype", products) != products:
+            kind += f"; model in {record['dtype']}"
         made.setdefault(
             (record["commit"], machine["gpu"] or f"{machine['processor']}, {threads}", kind), []
         ).append(record)
@@ -92,8 +95,7 @@ def told(*records: dict) -> str:
         names = "`, `".join(record["bench"] for record in some)
         rate = " to ".join(str(end) for end in dict.fromkeys((rates[0], rates[-1])))
         lines.append(
-            f"`python -m tests.benchmarks {names}`, commit {commit}, {on}, {rate} TFLOP/s "
-            f"({kind} matrix products)."
+            f"`python -m tests.benchmarks {names}`, commit {commit}, {on}, {rate} TFLOP/s ({kind})."
         )
     return "\n".join(lines)
 

@@ -43,6 +43,10 @@ def test_who_made_it_is_said_once_for_records_of_one_commit_and_machine():
     alike = made_on("cache"), made_on("ask")
     alike[1]["machine"]["products"] = "float32"
     assert ["bf16" in line for line in tables.told(*alike).splitlines()] == [True, False]
+    wished = made_on("controls") | {"dtype": "float32"}
+    assert tables.told(wished).endswith("1.0 TFLOP/s (bf16 matrix products; model in float32).")
+    same = made_on("controls") | {"dtype": "bfloat16"}
+    assert tables.told(same).endswith("1.0 TFLOP/s (bf16 matrix products).")
     assert tables.told(*three).splitlines() == [
         "`python -m tests.benchmarks cache`, `ask`, commit abc1234, P, 2 threads, 0.9 to 1.1 "
         "TFLOP/s (bf16 matrix products).",
