@@ -460,11 +460,46 @@ class QAnchor(nn.Module):
             coarse: Coarse numbers of the users.
             query: Encoding of each branch's query, (user, branch, ...).
         """
+        own = self.project_hidden(hidden, query)
         if self.skip is None:
-            return F.normalize(self.projection(hidden), dim=-1)
+            return F.normalize(own, dim=-1)
+        own = own + self.skip(coarse, query.text_embedding)
+        return self.append_profile(own, coarse, query)
+
+    def project_hidden(
+        self, hidden: Float[Tensor, "user branch width"], query: QueryEncoding
+    ) -> Float[Tensor, "user branch query_dim"]:
+        """Project hidden states at <USER_EMB>: what the language model adds to an embedding.
+
+        Args:
+            hidden: Hidden states at <USER_EMB>.
+            query: Encoding of each branch's query, (user, branch, ...).
+
+        Returns:
+            Projected states, not normalized, without the profile dimensions.
+        """
+        if self.skip is None:
+            return self.projection(hidden)
         query_hidden = query.hidden.float()
         moved = query_hidden + self.skip.share * (hidden.float() - query_hidden)
-        own = self.projection(moved) + self.skip(coarse, query.text_embedding)
+        return self.projection(moved)
+
+    def append_profile(
+        self,
+        own: Float[Tensor, "user branch query_dim"],
+        coarse: Float[Tensor, "user number"],
+        query: QueryEncoding,
+    ) -> Float[Tensor, "user branch dim"]:
+        """Normalize embeddings and append the profile dimensions.
+
+        Args:
+            own: Embeddings before normalization.
+            coarse: Coarse numbers of the users.
+            query: Encoding of each branch's query, (user, branch, ...).
+
+        Returns:
+            Unit embeddings.
+        """
         profile = PROFILE_SCALE * (coarse @ self.profile).clamp(-MAX_PROFILE, MAX_PROFILE)
         profile = profile[:, None] * self.skip.novelty(query.text_embedding)
         return F.normalize(torch.cat([F.normalize(own, dim=-1), profile], -1), dim=-1)

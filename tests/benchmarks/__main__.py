@@ -20,6 +20,7 @@ from .ablations import ablations
 from .attention import attention
 from .card import card
 from .concepts import concepts
+from .controls import controls
 from .curves import curves
 from .datasets import load_movielens, make_pseudo_users
 from .fairness import fairness
@@ -37,7 +38,18 @@ from .useru import useru
 
 WITH_PROGRESS = {
     run.__name__: run
-    for run in (tasks, ablations, replay, fairness, prompts, curves, attention, concepts, fitted)
+    for run in (
+        tasks,
+        controls,
+        ablations,
+        replay,
+        fairness,
+        prompts,
+        curves,
+        attention,
+        concepts,
+        fitted,
+    )
 }
 WITHOUT_PROGRESS = (tune, cache, ask, refresh, versus, train, scale, texts, useru, card, fuzz, soak)
 BENCHMARKS = WITH_PROGRESS | {run.__name__: run for run in WITHOUT_PROGRESS}
@@ -79,12 +91,15 @@ def benchmark(
     most: Annotated[
         int | None, typer.Option("--max-users", help="users of prompts, curves and attention")
     ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="tasks and controls: dtype of the language model")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure as ratios within one run, with the machine's own ceiling beside them."""
     warn_if_busy()
     bars = ProgressBars()
-    options = {"minutes": minutes, "cases": cases, "most": most}
+    options = {"minutes": minutes, "cases": cases, "most": most, "dtype": dtype}
     options = {option: value for option, value in options.items() if value is not None}
     if name in WITH_PROGRESS:
         options["progress"] = bars

@@ -112,7 +112,8 @@ def _asked(
             f"{folder} was trained with {other}: remove it, or name another folder with --run"
         )
     if not file.exists():
-        told = embeddings_by_question(Engine(model), people, names, BOTH)[0]
+        engine = Engine(model)
+        told = embeddings_by_question(engine, engine.prefill(people), people, names, BOTH)
         asked = {kind: np.stack([told[kind](name) for name in names]) for kind in BOTH}
         atomic_write(file, lambda aside: save_file(asked, aside))
     return [

@@ -22,6 +22,7 @@ BLOCK = re.compile(r"(<!-- results:([\w/-]+) -->\n).*?(<!-- /results -->)", re.S
 # `tasks`
 MADE: dict[str, tuple[str, Callable[[dict], str]]] = {
     "query": ("tasks", tables.query_table),
+    "controls": ("controls", tables.controls_table),
     "fairness": ("fairness", tables.fairness_table),
     "prompts": ("prompts", tables.prompts_table),
     "curves": ("curves", tables.curves_table),
@@ -50,12 +51,11 @@ def renewed(text: str, runs: Path) -> str:
 
     Args:
         text: Markdown.
-        runs: folder of the records. RUN and RUN/query show RUN/bench.json; RUN/fairness,
-        RUN/prompts, RUN/curves,
-            RUN/attention, RUN/replay, RUN/fitted, RUN/concepts, speed/useru and ablations show the file of
-            that name; speed
-            and speed/amx show the files in those folders; summary shows the bench.json of the runs
-            in `SUMMARY`.
+        runs: folder of the records. RUN and RUN/query show RUN/bench.json; RUN/controls,
+            RUN/fairness, RUN/prompts, RUN/curves, RUN/attention, RUN/replay, RUN/fitted,
+            RUN/concepts, speed/useru and ablations show the file of that name; speed and speed/amx
+            show the files in those folders; summary shows the bench.json and controls.json of the
+            runs in `SUMMARY`.
 
     Raises:
         FileNotFoundError: a record is missing.
@@ -67,11 +67,17 @@ def renewed(text: str, runs: Path) -> str:
 def _shown(name: str, runs: Path) -> str:
     folder, _, last = name.rpartition("/")
     if name == "summary":
-        records = {run: _record(name, runs / run / "bench.json", "tasks") for run in SUMMARY}
-        files = "`, `".join(f"data/runs/{run}/bench.json" for run in SUMMARY)
+        records = {
+            run: tables.joined(
+                _record(name, runs / run / "bench.json", "tasks"),
+                _record(name, runs / run / "controls.json", "controls"),
+            )
+            for run in SUMMARY
+        }
+        files = "`, `".join(f"data/runs/{run}/" for run in SUMMARY)
         return (
-            f"{tables.summary_table(records)}\n\nRecords: `{files}` (`python -m "
-            "tests.benchmarks tasks`)."
+            f"{tables.summary_table(records)}\n\nRecords: `bench.json` and `controls.json` in "
+            f"`{files}` (`python -m tests.benchmarks tasks`, `controls`)."
         )
     if name in SPEEDS:
         records = {

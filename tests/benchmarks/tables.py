@@ -6,6 +6,7 @@ from itertools import groupby
 
 NAMES = {
     "anchor": "**Qanchor**, the task's own question",
+    "zero_shot": "**Qanchor**, label-free ranking",
     "anchor_no_query": "**Qanchor**, no question",
     "anchor_untrained": "**Qanchor**, untrained",
     "lightgbm": "LightGBM on RFM + text counts",
@@ -18,8 +19,18 @@ NAMES = {
     "counts": "text counts",
     "minilm": "mean MiniLM",
     "backbone_text": "SmolLM2 on the events as text, last token",
+    "hidden_alone": "Qanchor, user hidden from the language model",
+    "shuffled": "Qanchor, language model reads another user",
+    "skip_alone": "Qanchor, gated skip alone",
+    "llm_alone": "Qanchor, language model alone",
+    "llm_alone_shuffled": "Qanchor, language model alone, reads another user",
+    "earlier_logistic": "logistic regression fitted at earlier cut-offs, label-free",
+    "earlier_lightgbm": "LightGBM fitted at earlier cut-offs, label-free",
 }
 OURS = ("anchor", "anchor_no_query", "anchor_untrained")
+# Qanchor without a part, or with another user's: shown beside it, never as a baseline
+CONTROLS = ("hidden_alone", "shuffled", "skip_alone", "llm_alone", "llm_alone_shuffled")
+EARLIER = ("earlier_logistic", "earlier_lightgbm")  # label-free baselines
 STAGES = {
     "slots"
 }  # a stage of the model, shown by the information ladder; neither a baseline nor an embedding
@@ -71,7 +82,10 @@ def told(*records: dict) -> str:
     for record in records:
         machine = record["machine"]
         threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
-        kind = KINDS[machine.get("products", "bfloat16")]  # older records lack it
+        products = machine.get("products", "bfloat16")  # older records lack it
+        kind = f"{KINDS[products]} matrix products"
+        if record.get("dtype", products) != products:
+            kind += f"; model in {record['dtype']}"
         made.setdefault(
             (record["commit"], machine["gpu"] or f"{machine['processor']}, {threads}", kind), []
         ).append(record)
@@ -81,8 +95,7 @@ def told(*records: dict) -> str:
         names = "`, `".join(record["bench"] for record in some)
         rate = " to ".join(str(end) for end in dict.fromkeys((rates[0], rates[-1])))
         lines.append(
-            f"`python -m tests.benchmarks {names}`, commit {commit}, {on}, {rate} TFLOP/s "
-            f"({kind} matrix products)."
+            f"`python -m tests.benchmarks {names}`, commit {commit}, {on}, {rate} TFLOP/s ({kind})."
         )
     return "\n".join(lines)
 
@@ -121,15 +134,18 @@ def summary_table(records: dict[str, dict]) -> str:
     baselines of each data set.
 
     A data set whose label-free ranking covers only some of its tasks gets a second column with the
-    average of those tasks, so that the label-free row is compared on equal tasks.
+    average of those tasks, so that the label-free rows are compared on equal tasks. Models fitted
+    at earlier cut-offs are label-free rows, too.
     """
+    shown = ("anchor", *CONTROLS, *OURS[1:])
     methods = [
-        name for name in OURS if any(name in record["average"] for record in records.values())
+        name for name in shown if any(name in record["average"] for record in records.values())
     ]
     for record in records.values():
         baselines = [name for name in _methods(record) if name not in OURS]
         methods += [name for name in baselines[:STRONGEST] if name not in methods]
-    head, columns, label_free = ["average AUC (95 % CI)"], [], []
+    head, columns = ["average AUC (95 % CI)"], []
+    label_free: dict[str, list[str]] = {name: [] for name in ("zero_shot", *EARLIER)}
     for data, record in records.items():
         tasks = list(dict.fromkeys(row["task"] for row in record["tasks"]))
         ranked = [task for task in record["zero_shot"] if task != "average"]
@@ -138,26 +154,74 @@ def summary_table(records: dict[str, dict]) -> str:
             {name: f"{short(row['auc'])} ({_span(row)})" for name, row in record["average"].items()}
         )
         if len(ranked) < len(tasks):
-            label_free.append("")
+            for cells in label_free.values():
+                cells.append("")
             head.append(f"{data}, {_number(len(ranked), 'future task')}")
             columns.append(
                 {name: short(_mean_auc(record, name, ranked)) for name in record["average"]}
             )
         spans = record.get("zero_shot_intervals", {}).get("average")
         average = short(record["zero_shot"]["average"])
-        label_free.append(f"{average} ({_span(spans)})" if spans else average)
+        label_free["zero_shot"].append(f"{average} ({_span(spans)})" if spans else average)
+        others = record.get("zero_shot_others", {})
+        for name in EARLIER:
+            label_free[name].append(_valued(others[name]["average"]) if name in others else "")
     rows = [
         [NAMES.get(name, name), *(column.get(name, "") for column in columns)] for name in methods
     ]
-    rows.insert(1, ["**Qanchor**, label-free ranking", *label_free])
+    rows[1:1] = [[NAMES[name], *cells] for name, cells in label_free.items() if any(cells)]
+    return table(head, rows)
+
+
+def joined(record: dict, controls: dict) -> dict:
+    """Return a `tasks` record with the methods that only the `controls` record of its run has."""
+    new = {name: row for name, row in controls["average"].items() if name not in record["average"]}
+    rows = [row for row in controls["tasks"] if row["method"] in new]
+    return record | {
+        "average": record["average"] | new,
+        "tasks": record["tasks"] + rows,
+        "zero_shot_others": controls["zero_shot_others"],
+    }
+
+
+def controls_table(record: dict) -> str:
+    """Return what is left without a part of the model, or with another user's, by a probe and
+    label-free; below them the baselines of a `controls` record.
+    """
+    zero = {"anchor": record["zero_shot_intervals"]} | record["zero_shot_others"]
+    probed, probe_minus = record["average"], record["anchor_minus"]
+    rows = []
+    baselines = [name for name in probed if name not in ("anchor", *CONTROLS)]
+    for method in ("anchor", *CONTROLS, *baselines, *EARLIER):
+        if method not in probed and method not in zero:
+            continue
+        minus = record["zero_shot_minus"]
+        row = [
+            NAMES[method],
+            _valued(probed[method]) if method in probed else "",
+            spanned(probe_minus[method]) if method in probe_minus else "",
+            _valued(zero[method]["average"]) if method in zero else "",
+            spanned(minus[method]) if method in minus else "",
+        ]
+        rows.append(row)
+    tasks = len({row["task"] for row in record["tasks"]})
+    ranked = len(record["zero_shot"]) - 1
+    head = [
+        "average",
+        f"probe, {_number(tasks, 'task')}: AUC (95 % CI)",
+        "Qanchor minus this (95 % CI)",
+        f"label-free, {_number(ranked, 'task')}: AUC (95 % CI)",
+        "Qanchor minus this (95 % CI)",
+    ]
     return table(head, rows)
 
 
 def _methods(record: dict) -> list[str]:
-    """Return the methods of a `tasks` record, best first; methods without a display name are kept
-    under their own.
+    """Return the methods of a `tasks` record, best first, without controls; methods without a
+    display name are kept under their own.
     """
-    return sorted(set(record["average"]) - STAGES, key=lambda name: -record["average"][name]["auc"])
+    shown = set(record["average"]) - STAGES - set(CONTROLS)
+    return sorted(shown, key=lambda name: -record["average"][name]["auc"])
 
 
 def _mean_auc(record: dict, method: str, tasks: list[str]) -> float:
@@ -600,6 +664,10 @@ def short(value: float, digits: int = 3) -> str:
 def spanned(span: dict) -> str:
     """Format a difference with its interval."""
     return f"{short(span['auc'])} ({short(span['low'])} to {short(span['high'])})"
+
+
+def _valued(span: dict) -> str:
+    return f"{short(span['auc'])} ({_span(span)})"
 
 
 def _span(span: dict | None) -> str:

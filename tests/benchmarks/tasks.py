@@ -25,8 +25,11 @@ from qanchor.models.prefix_encoder import TOKEN_KINDS
 from qanchor.models.text_encoder import text_vectors
 from qanchor.useru.pairs import SUMMARY_QUERY
 from tests.benchmarks.baselines import baseline_features, svd_components
+from tests.benchmarks.earlier import earlier_labels, earlier_scores
+from tests.benchmarks.parts import control_embeddings, read_states
 from tests.benchmarks.task_scores import (
     QUERIES,
+    HeldOutScores,
     average_auc,
     cross_validate_tasks,
     reference_answers,
@@ -48,19 +51,23 @@ def tasks(
     run: Path | None = None,
     seeds: int = 5,
     *,
+    dtype: str | None = None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> dict:
     """Score the users' labels by every baseline and, with a run, by its anchors under each task's
     own query.
 
-    With a run also: the same model untrained, the rungs of the information ladder, what other
-    queries than the right one give (fewer seeds, the same folds for all of them), and `zero_shot`,
-    the AUC of being nearer to yes answers than to no. Beside these two, their 95 % intervals,
-    `query_intervals` and `zero_shot_intervals`, and by how much the right query is
-    above each other one, paired: `query_minus`.
+    With a run also: the same model untrained, the controls of `control_embeddings`, the rungs of
+    the information ladder, what other queries than the right one give (fewer seeds, the same folds
+    for all of them), and `zero_shot`, the AUC of being nearer to yes answers than to no. Beside
+    these two, their 95 % intervals, `query_intervals` and `zero_shot_intervals`, and by how much
+    the right query is above each other one, paired: `query_minus`. `zero_shot_others` has the
+    controls without labels, too, and models fitted at earlier cut-offs where labels can be computed
+    there; `zero_shot_minus` is by how much `zero_shot` is above each of them, paired.
+    dtype      that of the language model, "bfloat16" or "float32" (default: as the run is loaded).
     progress   called with (stage, done, total).
     """
-    people, model = users(), QAnchor.from_pretrained(run) if run else None
+    people, model = users(), QAnchor.from_pretrained(run, dtype=dtype) if run else None
     names = askable(people)
     texts, encoder = (
         list(people.events["text"].cat.categories),
@@ -68,21 +75,27 @@ def tasks(
     )
     features: dict = baseline_features(people, text_vectors(texts, encoder))
     if model:
-        features |= _own_features(model, people)
-        untrained = Engine(QAnchor(model.config, model.preprocessor, device=str(model.device)))
+        features |= own_features(model, people)
+        device = str(model.device)
+        untrained = Engine(QAnchor(model.config, model.preprocessor, device=device, dtype=dtype))
         features["backbone_text"] = read_aloud(untrained.model, people)
+        reading = partial(progress, "reading users")
+        cache = untrained.prefill(people, progress=reading)
         features["anchor_untrained"] = embeddings_by_question(
-            untrained, people, names, ("right",), progress
-        )[0]["right"]
-        ours, features["slots"] = embeddings_by_question(
-            engine := Engine(model), people, names, KINDS, progress
-        )
-        features["anchor_no_query"], features["anchor"] = ours["none"], ours["right"]
+            untrained, cache, people, names, ("right",), progress
+        )["right"]
+        engine = Engine(model)
+        cache = engine.prefill(people, progress=reading)
+        features["slots"] = pooled_slots(cache)
+        ours = embeddings_by_question(engine, cache, people, names, KINDS, progress)
+        features["anchor_no_query"] = ours["none"]
+        controls = embeddings_by_control(engine, cache, people, names) | {"anchor": ours["right"]}
+        features |= controls
     held = cross_validate_tasks(
         people, features, names, seeds=seeds, progress=partial(progress, "probes")
     )
     frame = task_frame(people, held)
-    average = _averages(frame)
+    average = averages(frame)
     result = {"data": people.name, "users": len(people), "average": average}
     result["tasks"] = frame[frame["task"] != "average"].to_dict("records")
     result |= {"recovered": _recovered(people, frame)} if people.name == "world" else {}
@@ -93,23 +106,26 @@ def tasks(
     ]
     if not model:
         return result
+    result["dtype"] = str(model.backbone.dtype).removeprefix("torch.")
     others = [m for m in average if m not in ("anchor", "anchor_no_query", "slots")]
-    result["anchor_minus"] = {m: _span(people, held, "anchor", minus=m) for m in others}
+    result["anchor_minus"] = {m: interval(people, held, "anchor", minus=m) for m in others}
     asked = cross_validate_tasks(
         people, ours, names, seeds=min(seeds, 2), progress=partial(progress, "other questions")
     )
-    means = _averages(task_frame(people, asked))
+    means = averages(task_frame(people, asked))
     result["query"] = _by_kind({kind: row["auc"] for kind, row in means.items()})
     result["query_intervals"] = _by_kind(
         {kind: {n: row[n] for n in ("auc", "low", "high")} for kind, row in means.items()}
     )
     result["query_minus"] = _by_kind(
-        {kind: _span(people, asked, "right", minus=kind) for kind in KINDS[1:]}
+        {kind: interval(people, asked, "right", minus=kind) for kind in KINDS[1:]}
     )
-    return result | _zero_shot(engine, people, names, ours["right"])
+    by_answer = answer_scores(engine, people, names, controls)
+    by_answer |= earlier_scores(model.preprocessor, people, earlier_labels(people), names)
+    return result | judge_zero_shot(people, by_answer)
 
 
-def _own_features(model: QAnchor, people: Users) -> dict:
+def own_features(model: QAnchor, people: Users) -> dict:
     """Return what the model is given of each user as numbers, for a logistic regression and for
     boosted trees: the strongest baselines that read what the model reads.
     """
@@ -127,7 +143,7 @@ def _by_kind(found: dict) -> dict:
     }
 
 
-def _span(people: Users, held: dict, method: str, minus: str | None = None) -> dict[str, float]:
+def interval(people: Users, held: dict, method: str, minus: str | None = None) -> dict[str, float]:
     return dict(
         zip(("auc", "low", "high"), average_auc(people, held, method, minus=minus), strict=True)
     )
@@ -148,17 +164,21 @@ def askable(people: Users) -> list[str]:
     return names
 
 
+def right_queries(people: Users, names: list[str]) -> dict[str, str]:
+    """Return each task's own query."""
+    return {name: QUERIES.get(name, f"{name}?").replace("{user}", people.unit) for name in names}
+
+
 def embeddings_by_question(
     engine: Engine,
+    cache: PrefixCache,
     people: Users,
     names: list[str],
     kinds: Sequence[str],
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> tuple[dict[str, Callable], np.ndarray]:
-    """Ask all that the table needs in one visit of the users: {kind of query: task -> embeddings},
-    and their slots pooled.
-    """
-    right = {name: QUERIES.get(name, f"{name}?").replace("{user}", people.unit) for name in names}
+) -> dict[str, Callable]:
+    """Ask all that the table needs in one visit of the users: {kind of query: task -> embeddings}."""
+    right = right_queries(people, names)
     texts = {}
     for i, (name, query) in enumerate(right.items()):
         # wrong: the next task's query but two, since neighbours in the list ask for like things (of
@@ -167,20 +187,32 @@ def embeddings_by_question(
         asked = (query, "", SUMMARY_QUERY, wrong, *(p.format(query) for p in PARAPHRASES))
         texts |= {(name, kind): text for kind, text in zip(KINDS, asked, strict=True)}
     wanted = list(dict.fromkeys(text for (_, kind), text in texts.items() if kind in kinds))
-    held = engine.prefill(people, progress=partial(progress, "reading users"))
-    anchors = engine.embed(held, wanted, partial(progress, f"asking {len(wanted)}"))
+    anchors = engine.embed(cache, wanted, partial(progress, f"asking {len(wanted)}"))
     place = {text: k for k, text in enumerate(wanted)}
-    give = {kind: (lambda task, kind=kind: anchors[:, place[texts[task, kind]]]) for kind in kinds}
-    return give, _pooled(held)
+    return {kind: (lambda task, kind=kind: anchors[:, place[texts[task, kind]]]) for kind in kinds}
 
 
-def _pooled(held: PrefixCache) -> np.ndarray:
+def embeddings_by_control(
+    engine: Engine, cache: PrefixCache, people: Users, names: list[str]
+) -> dict[str, Callable]:
+    """Embed the users under each task's own query, whole ("anchor") and with parts of the model left
+    out or shuffled: {control: task -> embeddings}.
+    """
+    states = read_states(engine, cache, list(right_queries(people, names).values()))
+    found = control_embeddings(engine.model, states)
+    return {
+        control: (lambda task, z=embeddings: z[:, names.index(task)])
+        for control, embeddings in found.items()
+    }
+
+
+def pooled_slots(cache: PrefixCache) -> np.ndarray:
     """Average each user's slots by kind, 128 components of it: what stands in front of the language
     model.
     """
-    rows = np.argsort(np.concatenate([group.rows for group in held.groups]))
+    rows = np.argsort(np.concatenate([group.rows for group in cache.groups]))
     means = []
-    for prefix in (group.prefix for group in held.groups):
+    for prefix in (group.prefix for group in cache.groups):
         kinds = torch.nn.functional.one_hot(prefix.kind, len(TOKEN_KINDS)) * prefix.mask[..., None]
         total = torch.einsum("usk,usw->ukw", kinds.float(), prefix.tokens)
         means.append((total / kinds.sum(1).clamp(min=1)[..., None]).flatten(1).cpu().numpy())
@@ -219,7 +251,7 @@ def read_aloud(model: QAnchor, people: Users, limit: int = 256) -> np.ndarray:
     return out
 
 
-def _averages(frame: pd.DataFrame) -> dict:
+def averages(frame: pd.DataFrame) -> dict:
     mean = (
         frame[frame["task"] == "average"]
         .set_index("method")
@@ -245,28 +277,38 @@ def _recovered(people: Users, frame: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def _zero_shot(
-    engine: Engine, people: Users, names: list[str], anchors: Callable
-) -> dict[str, dict]:
-    """Score each task by similarity to its yes answers minus its no answers; no label is looked at
-    but to judge.
+def answer_scores(
+    engine: Engine, people: Users, names: list[str], embeddings: dict[str, Callable]
+) -> HeldOutScores:
+    """Score each task by similarity to its yes answers minus its no answers, for each method; no
+    label is looked at.
     """
-    held = {}
+    scores = {}
     for task, (yes, no) in reference_answers(people.unit).items():
-        if task in names:
-            high, low = (
-                engine.model.embed_answer(side).mean(0).cpu().numpy() for side in (yes, no)
-            )
-            score = (anchors(task) @ (high - low))[None]
-            held[task, "zero_shot"] = (
-                score,
-                np.zeros(score.shape, int),
-            )  # nothing was fitted: all are of one fold
-    spans = {"average": _span(people, held, "zero_shot")} if held else {}
-    spans |= {
-        task: _span(people, {(task, name): score}, name) for (task, name), score in held.items()
-    }
+        if task not in names:
+            continue
+        high, low = (engine.model.embed_answer(side).mean(0).cpu().numpy() for side in (yes, no))
+        for method, embed in embeddings.items():
+            score = (embed(task) @ (high - low))[None]
+            # nothing was fitted: all are of one fold
+            scores[task, method] = score, np.zeros(score.shape, int)
+    return scores
+
+
+def judge_zero_shot(people: Users, scores: HeldOutScores) -> dict[str, dict]:
+    """Judge scores that no label of the judged window was used for: those of the method "anchor",
+    and all others beside them.
+    """
+    methods = list(dict.fromkeys(method for _, method in scores))
+    spans: dict[str, dict] = {method: {} for method in ("anchor", *methods)}
+    for method in methods:
+        spans[method]["average"] = interval(people, scores, method)
+    for (task, method), score in scores.items():
+        spans[method][task] = interval(people, {(task, method): score}, method)
+    ours = spans.pop("anchor")
     return {
-        "zero_shot": {name: span["auc"] for name, span in spans.items()},
-        "zero_shot_intervals": spans,
+        "zero_shot": {name: span["auc"] for name, span in ours.items()},
+        "zero_shot_intervals": ours,
+        "zero_shot_others": spans,
+        "zero_shot_minus": {m: interval(people, scores, "anchor", minus=m) for m in spans},
     }

@@ -26,6 +26,7 @@ from tests.benchmarks.__main__ import run_benchmark
 from tests.benchmarks.ablations import PAPER, VARIANTS
 from tests.benchmarks.curves import fine_tuned
 from tests.benchmarks.machine import measured_machine
+from tests.benchmarks.tables import CONTROLS
 from tests.benchmarks.task_scores import (
     DOMAINS,
     QUERIES,
@@ -310,9 +311,12 @@ def test_tasks_say_what_separate_probes_say(users, run):
         "recovered",
         "anchor_minus",
     }
-    assert found.keys() == SAID | names | {"query_intervals", "query_minus", "zero_shot_intervals"}
+    names |= {"query_intervals", "query_minus", "dtype"}
+    names |= {"zero_shot_intervals", "zero_shot_others", "zero_shot_minus"}
+    assert found.keys() == SAID | names
     baselines = {"rfm", "counts", "rfm_svd", "lightgbm", "minilm", "minilm_rfm", "rfm_svd_minilm"}
     assert set(found["average"]) == baselines | {
+        *CONTROLS,
         "features",
         "features_lightgbm",
         "anchor",
@@ -349,7 +353,9 @@ def test_tasks_say_what_separate_probes_say(users, run):
     span = found["anchor_minus"]["lightgbm"]
     assert span["low"] <= span["auc"] <= span["high"]
     kinds = ("right", "wrong", "paraphrase 4")
-    anchors = tasks_module.embeddings_by_question(engine, users, list(users.labels), kinds)[0]
+    cache = engine.prefill(users)
+    names = list(users.labels)
+    anchors = tasks_module.embeddings_by_question(engine, cache, users, names, kinds)
     held = cross_validate_tasks(users, anchors, seeds=1)
     for kind, minus in zip(
         kinds[1:],
@@ -372,6 +378,34 @@ def test_tasks_say_what_separate_probes_say(users, run):
         roc_auc(z @ likely, users.label("Promo")), abs=1e-9
     )
     assert all(span["low"] < span["auc"] < span["high"] for span in zero.values())
+    assert set(found["zero_shot_others"]) == set(found["zero_shot_minus"]) == set(CONTROLS)
+    for control, others in found["zero_shot_others"].items():
+        minus = found["zero_shot_minus"][control]
+        assert minus["low"] <= minus["auc"] <= minus["high"]
+        assert minus["auc"] == pytest.approx(zero["average"]["auc"] - others["average"]["auc"])
+        assert set(others) == set(zero) and control in found["anchor_minus"]
+
+
+def test_controls_say_what_tasks_say_of_the_same_methods(users, run):
+    found = run_benchmark("controls", users=lambda: users, run=run, seeds=1)
+    assert json.loads(json.dumps(found, default=float)) and found["dtype"] == "float32"
+    own = {"features", "features_lightgbm"}
+    assert set(found["average"]) == {"anchor", *own, *CONTROLS}
+    assert set(found["anchor_minus"]) == own | set(CONTROLS)
+    assert set(found["zero_shot_others"]) == set(found["zero_shot_minus"]) == set(CONTROLS)
+    engine = Engine(QAnchor.from_pretrained(run))
+    z = engine.embed(engine.prefill(users), QUERIES["Promo"].format(user="user"))
+    rows = {(row["task"], row["method"]): row["auc"] for row in found["tasks"]}
+    probed = linear_probe(z, users.label("Promo"), seeds=1).auc
+    assert rows["Promo", "anchor"] == pytest.approx(probed, abs=1e-6)
+    yes, no = reference_answers("user")["Promo"]
+    likely = np.subtract(
+        *(engine.model.embed_answer(side).mean(0).cpu().numpy() for side in (yes, no))
+    )
+    ranked = roc_auc(z @ likely, users.label("Promo"))
+    assert found["zero_shot"]["Promo"] == pytest.approx(ranked, abs=1e-9)
+    with pytest.raises(ValueError, match="name its folder with --run"):
+        run_benchmark("controls", users=lambda: users)
 
 
 @pytest.mark.slow

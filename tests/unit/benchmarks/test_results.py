@@ -60,6 +60,13 @@ def test_both_documents_are_renewed(root, capsys):
         (root / "data/runs" / run / "bench.json").write_text(
             json.dumps(RECORD | {"zero_shot": {"average": 0.75, "0": 0.75}})
         )
+        side = {"auc": 0.66, "ks": 0.3, "low": 0.65, "high": 0.67}
+        controls = {"bench": "controls", "average": {"llm_alone": side, "anchor": side}}
+        controls["tasks"] = [
+            {"task": str(k), "method": "llm_alone", "auc": 0.61} for k in range(10)
+        ]
+        controls["zero_shot_others"] = {"earlier_logistic": {"average": side}}
+        (root / "data/runs" / run / "controls.json").write_text(json.dumps(RECORD | controls))
     assert (
         results.main(check=True) == 1
         and "README.md, data/runs/README.md" in capsys.readouterr().out
@@ -67,7 +74,9 @@ def test_both_documents_are_renewed(root, capsys):
     assert results.main() == 0 and results.main(check=True) == 0
     text = (root / "README.md").read_text()
     assert "| **Qanchor**, the task's own question | .800 (.790 to .810) | .700 |" in text
-    assert "`data/runs/journey/bench.json`" in text and "old" not in text
+    assert "| Qanchor, language model alone | .660 (.650 to .670) | .610 |" in text
+    assert "earlier cut-offs, label-free |  | .660 (.650 to .670) |" in text
+    assert "`bench.json` and `controls.json` in `data/runs/journey/`" in text and "old" not in text
 
 
 def test_a_missing_record_is_reported_and_nothing_is_written(root):

@@ -43,6 +43,10 @@ def test_who_made_it_is_said_once_for_records_of_one_commit_and_machine():
     alike = made_on("cache"), made_on("ask")
     alike[1]["machine"]["products"] = "float32"
     assert ["bf16" in line for line in tables.told(*alike).splitlines()] == [True, False]
+    wished = made_on("controls") | {"dtype": "float32"}
+    assert tables.told(wished).endswith("1.0 TFLOP/s (bf16 matrix products; model in float32).")
+    same = made_on("controls") | {"dtype": "bfloat16"}
+    assert tables.told(same).endswith("1.0 TFLOP/s (bf16 matrix products).")
     assert tables.told(*three).splitlines() == [
         "`python -m tests.benchmarks cache`, `ask`, commit abc1234, P, 2 threads, 0.9 to 1.1 "
         "TFLOP/s (bf16 matrix products).",
@@ -136,6 +140,65 @@ def test_the_summary_has_the_strongest_baselines_of_each_data_set_and_compares_l
     assert rows["RFM"] == [".600 (.690 to .710)", ".600", ""], (
         "the second column averages the future tasks alone"
     )
+
+
+def judged(auc):
+    return {"auc": auc, "low": auc - 0.01, "high": auc + 0.01}
+
+
+def test_controls_stand_beside_the_embedding_and_baselines_below_them():
+    average = {"anchor": SIDE, "rfm": SIDE, "skip_alone": SIDE | {"auc": 0.69}}
+    record = {
+        "average": average | {"llm_alone_shuffled": SIDE | {"auc": 0.5}},
+        "tasks": [
+            {"task": task, "method": method, "auc": 0.7}
+            for task in ("lapse", "age")
+            for method in ("anchor", "rfm", "skip_alone", "llm_alone_shuffled")
+        ],
+        "anchor_minus": dict.fromkeys(["rfm", "skip_alone", "llm_alone_shuffled"], SPAN),
+        "zero_shot": {"average": 0.65, "lapse": 0.65},
+        "zero_shot_intervals": {"average": judged(0.65), "lapse": judged(0.65)},
+        "zero_shot_others": {
+            "llm_alone_shuffled": {"average": judged(0.49)},
+            "skip_alone": {"average": judged(0.66)},
+            "earlier_lightgbm": {"average": judged(0.67)},
+        },
+        "zero_shot_minus": dict.fromkeys(
+            ["llm_alone_shuffled", "skip_alone", "earlier_lightgbm"], SPAN | {"auc": -0.02}
+        ),
+    }
+    rows = rows_of(tables.controls_table(record))
+    assert rows[""] == [
+        "probe, two tasks: AUC (95 % CI)",
+        "Qanchor minus this (95 % CI)",
+        "label-free, one task: AUC (95 % CI)",
+        "Qanchor minus this (95 % CI)",
+    ]
+    names = ["anchor", "skip_alone", "llm_alone_shuffled", "rfm", "earlier_lightgbm"]
+    assert list(rows)[1:] == [tables.NAMES[name] for name in names], "no control is left out"
+    assert rows[tables.NAMES["skip_alone"]] == [
+        ".690 (.690 to .710)",
+        ".012 (.0040 to .020)",
+        ".660 (.650 to .670)",
+        "-.020 (.0040 to .020)",
+    ]
+    assert rows[tables.NAMES["earlier_lightgbm"]][:3] == ["", "", ".670 (.660 to .680)"]
+    methods = rows_of(tables.tasks_table(record))
+    assert set(methods) - {""} == {tables.NAMES["anchor"], "RFM"}, "a control is no method"
+    summary = rows_of(tables.summary_table({"shop": record}))
+    assert summary[tables.NAMES["earlier_lightgbm"]] == ["", ".670 (.660 to .680)"]
+    assert summary[tables.NAMES["skip_alone"]] == [".690 (.690 to .710)", ".700"]
+    assert list(summary)[1:] == [
+        tables.NAMES[name]
+        for name in (
+            "anchor",
+            "zero_shot",
+            "earlier_lightgbm",
+            "skip_alone",
+            "llm_alone_shuffled",
+            "rfm",
+        )
+    ]
 
 
 ASKED = {"right": 0.8, "none": 0.78, "generic": 0.75, "wrong": 0.74, "paraphrases": [0.801, 0.799]}
