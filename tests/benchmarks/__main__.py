@@ -27,6 +27,7 @@ from .fairness import fairness
 from .fitted import fitted
 from .fuzz import fuzz
 from .prompts import prompts
+from .reading import reading
 from .replay import replay
 from .scale import scale
 from .soak import soak
@@ -49,6 +50,7 @@ WITH_PROGRESS = {
         attention,
         concepts,
         fitted,
+        reading,
     )
 }
 WITHOUT_PROGRESS = (tune, cache, ask, refresh, versus, train, scale, texts, useru, card, fuzz, soak)

@@ -1,0 +1,250 @@
+"""Does the language model read? `fit` with late crossing beside its controls, on one data set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from qanchor.data.users import Users
+from qanchor.evaluation.metrics import roc_auc
+from qanchor.evaluation.probe import linear_probe
+from qanchor.models.crossing import FIT_SCALES, LateCrossing
+from qanchor.models.pointing import (
+    MASKED,
+    N_PRIOR_NUMBERS,
+    STATE_DIM,
+    PointingReader,
+    Reading,
+    question_input,
+    read_questions,
+    replace_unit,
+    word_fit,
+)
+from qanchor.models.user_tokens import N_TOKEN_NUMBERS, TokenReader, UserTokens
+from qanchor.training.reader import ConceptTask, make_concept_task, train_reader
+from qanchor.utils.types import StageProgress
+from tests.benchmarks.concepts import judged_questions
+from tests.benchmarks.task_scores import DOMAINS, QUERIES
+
+WIDTH = 576  # of SmolLM2
+HEADS = 9
+MAX_JUDGED = 400  # questions about concepts
+DRAWS = 500
+BODIES = ("pointing", "language_model", "random_weights", "one_layer")
+
+
+class OneLayer(nn.Module):
+    """Control D: one attention layer over the same tokens in place of the language model.
+
+    Args:
+        text: Width of the text vectors.
+    """
+
+    def __init__(self, text: int):
+        super().__init__()
+        self.text = nn.Linear(text, WIDTH)
+        self.number = nn.Linear(N_TOKEN_NUMBERS, WIDTH)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.query = nn.Linear(2 * text, WIDTH)
+        self.evidence = nn.Linear(N_PRIOR_NUMBERS, WIDTH)
+        self.key = nn.Linear(WIDTH, WIDTH)
+        self.value = nn.Linear(WIDTH, WIDTH)
+        self.out = nn.Linear(WIDTH, WIDTH)
+        scales = torch.zeros(HEADS)
+        scales[: len(FIT_SCALES)] = torch.tensor(FIT_SCALES)
+        self.fit_scale = nn.Parameter(scales)
+        self.state = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, STATE_DIM), nn.GELU())
+
+    def encode(self, queries: Sequence[str]) -> None:
+        """Return nothing: the layer reads text vectors."""
+
+    def forward(self, users, standard, question, things, known):
+        size = things.vector.shape[1] ** 0.5
+        which = users.which.clamp(min=0)
+        tokens = self.norm(F.gelu(self.text(things.vector * size)[which] + self.number(standard)))
+        asked = torch.cat([question.vector, question.content], -1) * size
+        asked = self.query(asked) + self.evidence(known)
+        bias = word_fit(question, things)[:, which].transpose(0, 1)[:, :, None]
+        bias = bias * self.fit_scale[:, None]
+        heads = [part.unflatten(-1, (HEADS, -1)) for part in (asked, self.key(tokens))]
+        logits = torch.einsum("uqhd,uthd->uqht", *heads) * (WIDTH // HEADS) ** -0.5
+        mask = (users.which >= 0)[:, None, None]
+        weight = (logits + bias).masked_fill(~mask, MASKED).softmax(-1) * mask
+        value = self.value(tokens).unflatten(-1, (HEADS, -1))
+        seen = torch.einsum("uqht,uthd->uqhd", weight, value).flatten(2)
+        return self.state(asked + self.out(seen)), weight.mean(2)
+
+
+def reading(
+    users: Callable[[], Users],
+    run=None,
+    seeds: int = 1,
+    *,
+    bodies: Sequence[str] = BODIES,
+    backbone: str = "smollm2",
+    encoder: str = "minilm",
+    steps: int | None = None,
+    progress: StageProgress | None = None,
+) -> dict:
+    """Train a reader with each body on the same concepts, and judge it on the questions of the
+    labels and on concepts.
+
+    Bodies are A `pointing`, B `language_model`, C `random_weights` (the same shape, drawn at
+    random) and D `one_layer`. Of each: `label_free` (prior and body, as it ranks), `prior` (F,
+    without reading), `alone` (the body without the prior, which no path leads around), `shuffled`
+    (E, `alone` with the tokens of other users), and `probe` with labels. `concepts` is the AUC on
+    users that were kept from training, by what was held out, beside the prior and persistence.
+    `minus_pointing` has 95 % intervals over users, paired. `run` is not looked at.
+    """
+    people = users()
+    tokens = TokenReader(people, encoder).read()
+    rows = {}
+    scores = {}
+    for name in bodies:
+        for seed in range(seeds):
+            task = make_concept_task(people, encoder, seed)
+            start = time.monotonic()
+            reader = _new_reader(name, task.encoded.vector.shape[1], backbone, seed)
+            report = None if progress is None else partial(_report, progress, name)
+            train_reader(reader, task, steps=steps, seed=seed, progress=report)
+            seconds = time.monotonic() - start
+            row, scores[name, seed] = _judge(reader, tokens, people, encoder)
+            row |= {"seconds": round(seconds, 1), "concepts": _concepts(reader, task, people)}
+            rows.setdefault(name, []).append(row)
+    return {
+        "data": people.name,
+        "users": len(people),
+        "rows": {name: _mean(of_seeds) for name, of_seeds in rows.items()},
+        "seeds": rows,
+        "minus_pointing": {
+            name: _interval(people, scores, name, seeds)
+            for name in bodies
+            if name != "pointing" and "pointing" in bodies
+        },
+    }
+
+
+def _report(progress: StageProgress, name: str, stage: str, done: int, total: int) -> None:
+    progress(f"{name}: {stage}", done, total)
+
+
+def _new_reader(name: str, text: int, backbone: str, seed: int) -> PointingReader:
+    """Return an untrained reader with the body of a name."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name == "pointing":
+            return PointingReader(text)
+        if name == "one_layer":
+            return PointingReader(text, OneLayer(text))
+        body = LateCrossing(backbone, text, random=name == "random_weights")
+        return PointingReader(text, body)
+
+
+def _judge(
+    reader: PointingReader, tokens: UserTokens, people: Users, encoder: str
+) -> tuple[dict, dict]:
+    """Return average AUCs over the questions of the labels, and the label-free scores by task."""
+    tasks = [task for task in people.labels.columns if DOMAINS.get(task) != "profile"]
+    texts = [QUERIES.get(task, f"{task}?").replace("{user}", people.unit) for task in tasks]
+    days = [people.horizon_days] * len(texts)
+    question = question_input(texts, people.unit, encoder, days, people.horizon_days)
+    question = reader.read_words(question, [replace_unit(text, people.unit) for text in texts])
+    own = read_questions(reader, tokens, question)
+    order = np.random.default_rng(0).permutation(len(tokens))
+    moved = replace(
+        tokens, which=tokens.which[order], numbers=tokens.numbers[order], level=tokens.level[order]
+    )
+    shuffled = read_questions(reader, moved, question)
+    prior = _without_body(reader, lambda: read_questions(reader, tokens, question))
+    found = []
+    for column, task in enumerate(tasks):
+        label = people.label(task).reindex(tokens.ids)
+        known = label.notna().to_numpy()
+        values = {
+            "label_free": own.score,
+            "prior": prior.score,
+            "alone": own.alone,
+            "shuffled": shuffled.alone,
+        }
+        row = {
+            name: roc_auc(score[known, column].numpy(), label[known].to_numpy())
+            for name, score in values.items()
+        }
+        embedding = own.embedding[known, column].numpy()
+        row["probe"] = linear_probe(embedding, label[known].astype(int), seed=0, seeds=2).auc
+        found.append(row)
+    kept = {task: own.score[:, column].numpy() for column, task in enumerate(tasks)}
+    return {
+        "average": pd.DataFrame(found).mean().to_dict(),
+        "tasks": dict(zip(tasks, found, strict=True)),
+    }, kept
+
+
+@torch.no_grad()
+def _without_body(reader: PointingReader, read: Callable[[], Reading]):
+    """Return what is read when the body counts for nothing."""
+    kept = {name: weight.clone() for name, weight in reader.out.state_dict().items()}
+    for weight in reader.out.parameters():
+        weight.zero_()
+    result = read()
+    reader.out.load_state_dict(kept)
+    return result
+
+
+def _concepts(reader: PointingReader, task: ConceptTask, people: Users) -> dict:
+    """Return AUCs on concepts, by what was held out, for users kept from training."""
+    n = min(MAX_JUDGED, len(task.questions))
+    places = np.sort(np.random.default_rng(0).choice(len(task.questions), n, replace=False))
+    questions = tuple(task.questions[place] for place in places)
+    words = [question.wording.query for question in questions]
+    smaller = replace(
+        task, questions=questions, encoded=reader.read_words(task.encoded.at(places), words)
+    )
+    frame = judged_questions(reader, smaller, people)
+    frame["prior"] = _without_body(reader, lambda: judged_questions(reader, smaller, people))["auc"]
+    return frame.groupby("split")[["auc", "prior", "persistence"]].mean().to_dict("index")
+
+
+def _mean(rows: list[dict]) -> dict:
+    """Return the mean over seeds of the average over tasks, of the seconds and of the concepts."""
+    concepts = {
+        split: pd.DataFrame([row["concepts"][split] for row in rows]).mean().round(4).to_dict()
+        for split in rows[0]["concepts"]
+    }
+    average = pd.DataFrame([row["average"] for row in rows]).mean().round(4).to_dict()
+    seconds = float(np.mean([row["seconds"] for row in rows]))
+    return average | {"seconds": round(seconds, 1), "concepts": concepts}
+
+
+def _interval(people: Users, scores: dict, name: str, seeds: int) -> dict[str, float]:
+    """Return by how much the label-free average of a body is above that of pointing, and the 95 %
+    interval over users.
+    """
+    rng = np.random.default_rng(0)
+    users = np.arange(len(people))
+    draws = [users, *(rng.choice(users, len(users)) for _ in range(DRAWS))]
+    tasks = list(scores[name, 0])
+    labels = {task: people.label(task).reindex(people.ids).to_numpy() for task in tasks}
+
+    def average(body: str, rows: np.ndarray) -> float:
+        return float(
+            np.mean(
+                [
+                    roc_auc(scores[body, seed][task][rows], labels[task][rows])
+                    for task in tasks
+                    for seed in range(seeds)
+                ]
+            )
+        )
+
+    values = [average(name, rows) - average("pointing", rows) for rows in draws]
+    low, high = np.quantile(values[1:], (0.025, 0.975))
+    return {"auc": values[0], "low": float(low), "high": float(high)}
