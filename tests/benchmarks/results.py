@@ -32,6 +32,7 @@ MADE: dict[str, tuple[str, Callable[[dict], str]]] = {
     "useru": ("useru", tables.useru_table),
     "fitted": ("fitted", tables.fitted_table),
     "concepts": ("concepts", tables.concepts_table),
+    "reading": ("reading", tables.reading_table),
 }
 SPEEDS = {
     "speed": tuple(tables.SPEED),
@@ -53,7 +54,7 @@ def renewed(text: str, runs: Path) -> str:
         text: Markdown.
         runs: folder of the records. RUN and RUN/query show RUN/bench.json; RUN/controls,
             RUN/fairness, RUN/prompts, RUN/curves, RUN/attention, RUN/replay, RUN/fitted,
-            RUN/concepts, speed/useru and ablations show the file of that name; speed and speed/amx
+            RUN/concepts, RUN/reading, speed/useru and ablations show the file of that name; speed and speed/amx
             show the files in those folders; summary shows the bench.json and controls.json of the
             runs in `SUMMARY`.
 

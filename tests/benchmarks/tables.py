@@ -395,6 +395,40 @@ def concepts_table(record: dict) -> str:
     return table(["questions", "AUC", "persistence", "sense right"], lines)
 
 
+BODIES = {
+    "pointing": "A: pointing, no language model",
+    "language_model": "language model (SmolLM2), last 8 layers",
+    "random_weights": "C: the same shape, random weights",
+    "one_layer": "D: one attention layer",
+}
+
+
+def reading_table(record: dict) -> str:
+    """Return what the language model adds to a ranking, beside the controls of its reading."""
+    columns = ("label_free", "prior", "alone", "shuffled", "probe")
+    lines = []
+    concepts = []
+    for name, row in record["rows"].items():
+        minus = record["minus_pointing"].get(name)
+        cells = [short(row[column]) for column in columns]
+        seconds = f"{row['seconds']:,.0f}"
+        lines.append([BODIES[name], *cells, spanned(minus) if minus else "", seconds])
+        splits = [row["concepts"].get(split) for split in ("taught", "wording", "concept")]
+        cells = [
+            f"{short(part['auc'])} ({short(part['prior'])})" if part else "" for part in splits
+        ]
+        concepts.append([BODIES[name], *cells])
+    head = ["body", "ranking, no labels", "F: prior alone", "B: body alone"]
+    head += ["E: body alone, other users", "probe", "ranking minus A", "training, s"]
+    of_concepts = [
+        "body (prior alone in brackets)",
+        "taught",
+        "new wording",
+        "concept never taught",
+    ]
+    return f"{table(head, lines)}\n\n{table(of_concepts, concepts)}"
+
+
 def attention_table(record: dict) -> str:
     """Return how often each measure ranks a carrier of the task first, under the question and under
     a tuned prompt.

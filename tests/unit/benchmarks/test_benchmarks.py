@@ -26,6 +26,7 @@ from tests.benchmarks.__main__ import run_benchmark
 from tests.benchmarks.ablations import PAPER, VARIANTS
 from tests.benchmarks.curves import fine_tuned
 from tests.benchmarks.machine import measured_machine
+from tests.benchmarks.reading import reading
 from tests.benchmarks.tables import CONTROLS
 from tests.benchmarks.task_scores import (
     DOMAINS,
@@ -626,3 +627,19 @@ def test_a_soak_counts_what_it_did_and_watches_the_memory(users):
     assert sum(found["actions"].values()) >= 3 and found["rss_mb"][-1][0] > 0
     assert found["growth"] == pytest.approx(found["last_mb"] / found["first_mb"] - 1)
     assert found["flat"] == (found["growth"] <= 0.05)
+
+
+@pytest.mark.slow
+def test_reading_is_near_chance_for_the_tokens_of_other_users():
+    """The body alone ranks users by their own tokens; with those of others it cannot."""
+    found = reading(
+        lambda: make_sample_users(240),
+        bodies=("pointing", "language_model"),
+        backbone="tiny",
+        encoder="hash",
+        steps=60,
+    )
+    row = found["rows"]["language_model"]
+    assert row["alone"] > row["shuffled"] + 0.03
+    assert 0.42 < row["shuffled"] < 0.58
+    assert found["minus_pointing"]["language_model"]["low"] < 0.05

@@ -429,3 +429,23 @@ def test_concepts_are_told_by_what_was_held_out():
     row = {"split": "concept", "auc": 0.71, "persistence": 0.7, "polarity": 0.95}
     told = rows_of(tables.concepts_table({"splits": [row]}))
     assert told["concept never taught"] == [".710", ".700", ".950"]
+
+
+def test_reading_is_told_beside_its_controls():
+    row = {
+        "label_free": 0.71,
+        "prior": 0.7,
+        "alone": 0.65,
+        "shuffled": 0.5,
+        "probe": 0.75,
+        "seconds": 12.0,
+        "concepts": {"taught": {"auc": 0.8, "prior": 0.78, "persistence": 0.7}},
+    }
+    minus = {"language_model": {"auc": 0.01, "low": -0.002, "high": 0.022}}
+    record = {"rows": {"pointing": row, "language_model": row}, "minus_pointing": minus}
+    told = tables.reading_table(record)
+    ranked, concepts = told.split("\n\n")
+    body = "language model (SmolLM2), last 8 layers"
+    assert rows_of(ranked)[body][:5] == [".710", ".700", ".650", ".500", ".750"]
+    assert rows_of(ranked)[body][5] == ".010 (-.0020 to .022)"
+    assert rows_of(concepts)[body] == [".800 (.780)", "none", "none"]
