@@ -415,7 +415,7 @@ def reading_table(record: dict) -> str:
         lines.append([BODIES[name], *cells, spanned(minus) if minus else "", seconds])
         splits = [row["concepts"].get(split) for split in ("taught", "wording", "concept")]
         cells = [
-            f"{short(part['auc'])} ({short(part['prior'])})" if part else "" for part in splits
+            f"{short(part['auc'])} ({short(part['prior'])})" if part else "none" for part in splits
         ]
         concepts.append([BODIES[name], *cells])
     head = ["body", "ranking, no labels", "F: prior alone", "B: body alone"]
