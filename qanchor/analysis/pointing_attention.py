@@ -1,11 +1,10 @@
-"""Attention of a run without a language model: which of their own events users were read at."""
+"""Attention of a run from `fit`: which of the users' own events their scores hang on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 
 from qanchor.inference.pointing_engine import PointingEngine
 from qanchor.inference.prefix_cache import PrefixCache
@@ -67,11 +66,11 @@ def iter_pointing_shares(
     tokens = cache.tokens
     row_of = np.append(thing_rows(tokens, names), -1)
     is_chosen = np.isin(np.array(cache.ids, dtype=object), list(users))
-    for rows, reading in engine.iter_read(cache, [query]):
+    for rows, influence in engine.iter_token_influence(cache, query):
         chosen = np.flatnonzero(is_chosen[rows])
         if not len(chosen):
             continue
-        attention = reading.attention[torch.from_numpy(chosen), 0].numpy()
+        attention = influence[chosen]
         which = tokens.which[rows[chosen]][:, : attention.shape[1]]
         row = np.where(which >= 0, row_of[which], -1)
         is_row = row[..., None] == np.arange(len(names))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import torch
+from jaxtyping import Float
 
 from qanchor.data.users import Users
 from qanchor.inference.engine import Engine, Queries
@@ -12,8 +14,16 @@ from qanchor.inference.evidence import encode_questions, rank_by_pointing
 from qanchor.inference.prefix_cache import PrefixCache, UserBatch
 from qanchor.models.compatibility import READ_BY_NAME, input_differences
 from qanchor.models.heads import EncodedQueries, QueryLike, query_text, require_own_prompt
-from qanchor.models.pointing import Reading, iter_readings, row_batches
+from qanchor.models.pointing import (
+    Reading,
+    iter_readings,
+    row_batches,
+    thing_input,
+    token_influence,
+    token_input,
+)
 from qanchor.models.pointing_model import PointingModel
+from qanchor.models.user_tokens import UserTokens
 from qanchor.utils.types import Progress
 
 
@@ -143,6 +153,30 @@ class PointingEngine(Engine):
         question = encode_questions(self.model, queries, tokens.unit, tokens.horizon_days)
         batches = [batch.rows for batch in cache.groups]
         yield from iter_readings(self.model.reader, tokens, question, batches)
+
+    def iter_token_influence(
+        self, cache: PrefixCache, query: QueryLike
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Say batch by batch how much each user's score hangs on each token.
+
+        Args:
+            cache: From `prefill`.
+            query: Text or soft prompt.
+
+        Yields:
+            Row numbers of a batch, and the influence (user, token), see `token_influence`.
+        """
+        self.encode_queries([query])  # refuses a prompt of another run
+        for batch in cache.groups:
+            yield batch.rows, self._token_influence(cache.tokens, batch.rows, query)
+
+    def _token_influence(
+        self, tokens: UserTokens, rows: np.ndarray, query: QueryLike
+    ) -> Float[np.ndarray, "user token"]:
+        with torch.inference_mode(False):  # gradients are needed, whatever the caller does
+            question = encode_questions(self.model, [query], tokens.unit, tokens.horizon_days)
+            users = token_input(tokens, rows)
+            return token_influence(self.model.reader, users, question, thing_input(tokens))
 
     def iter_embed_uncached(
         self, users: Users, queries: Queries

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from qanchor.models.backbone import CROSSING_PROJECTIONS, add_lora, load_backbone, without_lora
@@ -174,9 +174,8 @@ class LateCrossing(nn.Module):
 
     def user_tokens(
         self, users: TokenInput, standard: Tensor, things: ThingInput
-    ) -> tuple[Float[Tensor, "user token dim"], Bool[Tensor, "user token"]]:
-        """Return the tokens that the anchor attends to, those of the user as a whole first, and
-        which of them are no padding.
+    ) -> Float[Tensor, "user token dim"]:
+        """Return the tokens that the anchor attends to, those of the user as a whole first.
 
         Args:
             users: Tokens of the users.
@@ -187,9 +186,7 @@ class LateCrossing(nn.Module):
         own = F.gelu(text[users.which.clamp(min=0)] + self.number(standard))
         level = F.gelu(self.level(self.level_norm(users.level)))
         tokens = torch.cat([level.unflatten(-1, (LEVEL_TOKENS, -1)), own], 1)
-        tokens = tokens * tokens.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
-        mask = F.pad(users.which >= 0, (LEVEL_TOKENS, 0), value=True)
-        return tokens, mask
+        return tokens * tokens.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
 
     def forward(
         self,
@@ -209,7 +206,8 @@ class LateCrossing(nn.Module):
             known: What the prior starts from, standardised; the anchor starts from it, too.
         """
         states = question.states
-        tokens, mask = self.user_tokens(users, standard, things)
+        tokens = self.user_tokens(users, standard, things)
+        presence = F.pad(users.log_presence(), (LEVEL_TOKENS, 0))[:, None, None]
         fit = word_fit(question, things)[:, users.which.clamp(min=0)].transpose(0, 1)
         fit = F.pad(fit, (LEVEL_TOKENS, 0))
         hidden = states.hidden + self.start + self.evidence(known)
@@ -219,8 +217,7 @@ class LateCrossing(nn.Module):
             normed = layer.input_layernorm(hidden)
             asked = layer.self_attn.q_proj(normed).unflatten(-1, (self.heads, -1))
             turned = self._grouped(self._rotate(asked, positions))
-            bias = fit[:, :, None] * self.fit_scale[place][:, None]
-            bias = bias.masked_fill(~mask[:, None, None], MASKED)
+            bias = fit[:, :, None] * self.fit_scale[place][:, None] + presence
             weight, seen = self._look(layer, self._grouped(asked), tokens, bias)
             own = layer.self_attn.k_proj(normed).unflatten(-1, (self.kv_heads, -1))
             own = self._rotate(own, positions)

@@ -138,6 +138,22 @@ class TokenInput(NamedTuple):
     which: Int[Tensor, "user token"]  # -1 for padding
     numbers: Float[Tensor, "user token number"]
     level: Float[Tensor, "user level"]
+    # how far each token is there, 1 by default: gradients for it say what a score hangs on
+    presence: Float[Tensor, "user token"] | None = None
+
+    def present(self) -> Float[Tensor, "user token"]:
+        """Return how far each token is there; 0 for padding."""
+        mask = (self.which >= 0).float()
+        return mask if self.presence is None else mask * self.presence
+
+    def log_presence(self) -> Float[Tensor, "user token"]:
+        """Return what is added to attention logits, so that a token counts as far as it is there;
+        padding does not count.
+        """
+        mask = self.which >= 0
+        if self.presence is None:
+            return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, MASKED)
+        return self.presence.log().masked_fill(~mask, MASKED)
 
 
 class Reading(NamedTuple):
@@ -226,14 +242,13 @@ class PointingBody(nn.Module):
             known: Not used; `LateCrossing` starts from it.
         """
         logits, cosine = self.match(question, things)
-        mask: Bool[Tensor, "user token"] = users.which >= 0
         which = users.which.clamp(min=0)
         logits = logits[:, :, which].permute(2, 0, 1, 3)  # (user, query, head, token)
         cosine = cosine[:, which].transpose(0, 1)[:, :, None]
-        mask = mask[:, None, None]
         by_number = self.by_number(standard).transpose(1, 2)[:, None]
-        attention = (logits + by_number).masked_fill(~mask, MASKED).softmax(-1) * mask
-        gate = torch.sigmoid(logits + self.shut[:, None]) * mask
+        attention = (logits + by_number + users.log_presence()[:, None, None]).softmax(-1)
+        attention = attention * (users.which >= 0)[:, None, None]
+        gate = torch.sigmoid(logits + self.shut[:, None]) * users.present()[:, None, None]
         mean = torch.einsum("uqht,utn->uqhn", attention, standard)
         total = torch.einsum("uqht,utn->uqhn", gate, users.numbers)
         total = torch.log1p(total.clamp(min=0))
@@ -351,7 +366,7 @@ class PointingReader(nn.Module):
         """
         fit = word_fit(question, things)
         meant = relevance(fit)[:, users.which.clamp(min=0)].transpose(0, 1)
-        meant = meant * (users.which >= 0)[:, None]
+        meant = meant * users.present()[:, None]
         numbers = users.numbers[:, None]
         sums = torch.einsum("uqt,utn->uqn", meant, users.numbers[..., SUMMED].expm1())
         sums = torch.log1p(sums.clamp(min=0))
@@ -515,6 +530,26 @@ def iter_readings(
         with threads, torch.inference_mode():
             reading = reader(token_input(tokens, rows), question, things)
         yield rows, reading
+
+
+def token_influence(
+    reader: PointingReader, users: TokenInput, question: QuestionInput, things: ThingInput
+) -> Float[np.ndarray, "user token"]:
+    """Return how much the score of each user hangs on each token: the size of its derivative by how
+    far the token is there.
+
+    This is attention weighted by what it carries, over all paths from tokens to the score.
+
+    Args:
+        reader: Trained reader.
+        users: Tokens of the users.
+        question: One question.
+        things: What tokens stand for.
+    """
+    presence = torch.ones(users.which.shape, requires_grad=True)
+    score = reader(users._replace(presence=presence), question, things).score
+    (gradient,) = torch.autograd.grad(score.sum(), presence)
+    return gradient.abs().numpy()
 
 
 def row_batches(n_users: int) -> list[np.ndarray]:

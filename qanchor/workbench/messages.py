@@ -385,9 +385,10 @@ def pointing_caption(ids: list[str], of: int, unit: str, seed: int) -> str:
 
     Example:
         >>> pointing_caption(["a"], 1, "user", 0)
-        'a; attention over the events of each user. Deletion effect: 1 - cosine after reading the user without the modality.'
+        'a; attention weighted by what it carries: how much each score hangs on each event. Deletion effect: 1 - cosine after reading the user without the modality.'
     """
-    return _attention_caption(ids, of, unit, seed, f"attention over the events of each {unit}")
+    what = "attention weighted by what it carries: how much each score hangs on each event"
+    return _attention_caption(ids, of, unit, seed, what)
 
 
 def attention_caption(

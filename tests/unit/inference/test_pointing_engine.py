@@ -13,7 +13,7 @@ from qanchor.data.users import Users
 from qanchor.errors import RunError
 from qanchor.inference.evidence import encode_questions
 from qanchor.inference.pointing_engine import PointingEngine
-from qanchor.models.pointing import read_questions
+from qanchor.models.pointing import read_questions, thing_input, token_input
 from qanchor.workbench.attention import AttentionBackend
 from tests.unit.training.test_reader import CUTOFF, habits
 
@@ -98,6 +98,30 @@ def test_attention_sums_to_one_over_modalities(engine, cache, users):
     assert set(users.modalities) <= set(frame["modality"])
 
 
+def test_influence_is_the_slope_of_the_score_in_the_presence_of_a_token(engine, cache):
+    reader = engine.model.reader
+    tokens = cache.tokens
+    question = encode_questions(engine.model, [QUERY], tokens.unit, tokens.horizon_days)
+    things = thing_input(tokens)
+    rows, influence = next(engine.iter_token_influence(cache, QUERY))
+    users = token_input(tokens, rows)
+    step = 1e-2
+    place = int(influence[0].argmax())
+    scores = []
+    for sign in (1, -1):
+        presence = torch.ones(users.which.shape)
+        presence[0, place] += sign * step
+        scores.append(reader(users._replace(presence=presence), question, things).score[0, 0])
+    slope = float(scores[0] - scores[1]) / (2 * step)
+    assert abs(slope) == pytest.approx(float(influence[0, place]), rel=0.02, abs=1e-3)
+    with torch.no_grad():
+        whole = reader(users, question, things).score
+        there = reader(
+            users._replace(presence=torch.ones(users.which.shape)), question, things
+        ).score
+    torch.testing.assert_close(whole, there, atol=1e-4, rtol=0)
+
+
 def test_a_deletion_is_an_exact_reading_without(engine, cache, users):
     some = users.select(list(users.ids[:4]))
     frame = modality_importance(engine, some, QUERY)
@@ -113,7 +137,7 @@ def test_a_deletion_is_an_exact_reading_without(engine, cache, users):
 def test_the_attention_view_works(engine, users):
     backend = AttentionBackend(engine, users, most=3)
     *_, last = backend(QUERY)
-    assert "attention over the events of each member" in last.caption
+    assert "attention weighted by what it carries" in last.caption
     events = backend.events(users.ids[0])
     *_, edited = backend.rerun(QUERY, users.ids[0], drop=[events["event"].iloc[0]])
     assert edited.data["moved"] >= 0

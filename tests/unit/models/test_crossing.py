@@ -55,10 +55,10 @@ def known_of(users, queries: int):
 def plain_state(body, users, question, things, known, user: int, query: int):
     """Read one user for one question with loops: keys and values of every token and word."""
     states = question.states.at([query])
-    tokens, mask = body.user_tokens(users, users.numbers, things)
-    wide = body.widen(tokens[user][mask[user]])
+    there = torch.cat([torch.ones(LEVEL_TOKENS, dtype=torch.bool), users.which[user] >= 0])
+    wide = body.widen(body.user_tokens(users, users.numbers, things)[user][there])
     fit = word_fit(question, things)[query][users.which[user].clamp(min=0)]
-    fit = torch.cat([torch.zeros(LEVEL_TOKENS), fit])[mask[user]]
+    fit = torch.cat([torch.zeros(LEVEL_TOKENS), fit])[there]
     hidden = states.hidden[0] + body.start + body.evidence(known[user, query])
     position = states.length[:1, None]
     for place, layer in enumerate(body.crossing_layers):
