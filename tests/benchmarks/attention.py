@@ -7,20 +7,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import torch
+from scipy.stats import spearmanr
 
 from qanchor.analysis.attention import TABULAR, modality_importance, rank_agreement
 from qanchor.analysis.attention import modality_attention as look
+from qanchor.analysis.pointing_attention import thing_rows
 from qanchor.data.sample import CARRIERS, QUERIES
 from qanchor.data.users import Users
 from qanchor.evaluation.metrics import roc_auc
 from qanchor.inference.engine import Engine
+from qanchor.inference.pointing_engine import PointingEngine
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.models.heads import QueryLike, query_text
 from qanchor.models.model import QAnchor
+from qanchor.models.pointing import read_questions, thing_input, token_influence, token_input
 from qanchor.prompt_tuning.tuning import tune_prompt
+from qanchor.training.fit import fit
+from qanchor.training.reader import make_concept_task
 from tests.benchmarks.gradients import add_gradients
 
+HELD_OUT_QUESTIONS = 60
 MEASURES = ("weight", "per_token", "deletion_effect", "gradient")
 
 
@@ -45,17 +54,20 @@ def attention(
     carriers: the part of the measure that falls to the carriers, mean over tasks. agreement: rank
     correlation of attention and deletion over a user's modalities, mean over users and tasks.
 
+    Without a run, a model is fitted; its attention is weighted by what it carries, so that there is
+    no gradient beside it, and `held_out` holds it against deletion for concepts never taught.
+
     tuned: the same under a soft prompt for each task, begun at the task's question and learned for
     at most `steps` steps from the labels of `tuned_on` other users. So is tried what the paper
     shows of one user: that tuning leads attention to the scenario's modality.
     """
     every = users()
-    if every.name != "world" or not run:
+    if every.name != "world":
         raise ValueError(
-            f"bench attention: data {every.name!r}, run {run}: the truth is known of --data "
-            "world alone, give --run"
+            f"bench attention: data {every.name!r}: the truth is known of --data world alone"
         )
-    people, engine = every.sample(most), Engine(QAnchor.from_pretrained(run))
+    model = QAnchor.from_pretrained(run) if run else fit(every, progress=False)
+    people, engine = every.sample(most), Engine(model)
     others = every.select(sorted(set(every.ids) - set(people.ids))).sample(tuned_on)
     asked: dict[str, QueryLike] = {
         task: QUERIES[task].format(user=people.unit) for task in CARRIERS
@@ -66,11 +78,59 @@ def attention(
         prompts[task], _ = tune_prompt(engine, read, asked[task], others.label(task), steps=steps)
         progress("tuning", done, len(CARRIERS))
     tuned = _told(engine, cache, people, prompts, lambda *n: progress("deleting again", *n))
-    return {
+    found = {
         "users": len(people),
         "chance": 0.4,
         **told,
         "tuned": {"users": len(others), "steps": steps, **tuned},
+    }
+    if isinstance(engine, PointingEngine):
+        found["held_out"] = _held_out(engine, cache, every)
+    return found
+
+
+def _held_out(engine: PointingEngine, cache: PrefixCache, users: Users) -> dict[str, float]:
+    """Hold the attention of questions about concepts that were never taught against how much the
+    score changes when the tokens of a modality are hidden.
+    """
+    task = make_concept_task(users, engine.model.config.text_encoder)
+    places = [
+        place
+        for place, question in enumerate(task.questions)
+        if task.concepts[question.concept].split == "held_out" and not question.wording.held_out
+    ]
+    places = np.random.default_rng(0).permutation(places)[:HELD_OUT_QUESTIONS]
+    reader = engine.model.reader
+    tokens = cache.tokens
+    words = [task.questions[place].wording.query for place in places]
+    question = reader.read_words(task.encoded.at(places), words)
+    modalities = tokens.population.named("modality")
+    row_of = thing_rows(tokens, modalities)
+    whole = read_questions(reader, tokens, question).score
+    effects = [
+        (whole - read_questions(reader, tokens.without(row_of == row), question).score).abs()
+        for row in range(len(modalities))
+    ]
+    effects = torch.stack(effects, -1).numpy()
+    own = token_input(tokens)
+    things = thing_input(tokens)
+    row_of_token = np.append(row_of, -1)[tokens.which][:, : own.which.shape[1]]
+    is_row = row_of_token[..., None] == np.arange(len(modalities))
+    correlations = []
+    same = []
+    for column in range(len(places)):
+        influence = token_influence(reader, own, question.at([column]), things)
+        shown = (influence[..., None] * is_row).sum(1)
+        effect = effects[:, column]
+        differs = effect.std(1) > 0
+        correlations += [
+            spearmanr(*pair)[0] for pair in zip(shown[differs], effect[differs], strict=True)
+        ]
+        same.append((shown.argmax(1) == effect.argmax(1))[differs].mean())
+    return {
+        "questions": len(places),
+        "agreement": float(np.nanmean(correlations)),
+        "same_first": float(np.mean(same)),
     }
 
 
@@ -85,16 +145,18 @@ def _told(
     tasks = {query_text(one): task for task, one in asked.items()}
     looks = pd.concat([look(engine, cache, one) for one in asked.values()])
     found = modality_importance(engine, people, list(asked.values()), progress=progress)
-    found = add_gradients(engine, people, list(asked.values()), found)
+    measures = MEASURES[:3]
+    if not isinstance(engine, PointingEngine):
+        found = add_gradients(engine, people, list(asked.values()), found)
+        measures = MEASURES
     mean = looks.groupby(["query", "modality"])[["weight", "per_token"]].mean()
-    table = mean.join(
-        found.groupby(["query", "modality"])[["deletion_effect", "gradient"]].mean(), how="inner"
-    ).reset_index()
+    of_deletion = found.groupby(["query", "modality"])[list(measures[2:])].mean()
+    table = mean.join(of_deletion, how="inner").reset_index()
     table["task"] = table["query"].map(tasks)
     events = table[table["modality"] != TABULAR].reset_index(drop=True)
     carries = [row.modality in CARRIERS[row.task] for row in events.itertuples()]
     told = {}
-    for name in MEASURES:
+    for name in measures:
         against = events[name] - events.groupby("modality")[name].transform("mean")
         part = (events[name] * carries).groupby(events["task"]).sum() / events.groupby("task")[
             name

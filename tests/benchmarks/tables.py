@@ -434,7 +434,10 @@ def attention_table(record: dict) -> str:
     a tuned prompt.
     """
     lines = []
+    named = record["named"]
     for name, said in LOOKS.items():
+        if name not in named:
+            continue
         parts = [side[name] for side in (record["named"], record["tuned"]["named"])]
         columns = [[part[kind]["first"] for part in parts] for kind in ("as_it_is", "against")]
         lines.append(
@@ -453,7 +456,19 @@ def attention_table(record: dict) -> str:
         "the same, minus the mean over tasks",
         "share on carriers",
     ]
-    return table(head, lines)
+    agreements = [side["agreement"]["weight"] for side in (record, record["tuned"])]
+    text = (
+        "Rank correlation of attention and deletion within a user:"
+        f" {short(agreements[0])} under the question, {short(agreements[1])} under the tuned prompt."
+    )
+    if "held_out" in record:
+        held_out = record["held_out"]
+        text += (
+            f" For {held_out['questions']} questions about concepts that were never taught, with"
+            f" how much the score changes: {short(held_out['agreement'])}; both name the same"
+            f" modality first in {_whole(held_out['same_first'])}."
+        )
+    return f"{table(head, lines)}\n\n{text}"
 
 
 def replay_table(record: dict) -> str:

@@ -389,11 +389,17 @@ def test_attention_is_told_before_and_after_tuning():
             for name in tables.LOOKS
         }
 
-    told = rows_of(
-        tables.attention_table(
-            {"chance": 0.4, "named": named(0.6, 0.5), "tuned": {"named": named(0.7, 0.55)}}
-        )
-    )
+    agreement = {"agreement": {"weight": 0.36}}
+    record = {
+        "chance": 0.4,
+        "named": named(0.6, 0.5),
+        "tuned": {"named": named(0.7, 0.55)} | agreement,
+        "held_out": {"questions": 60, "agreement": 0.87, "same_first": 0.95},
+    }
+    text = tables.attention_table(record | agreement)
+    assert "within a user: .360 under the question" in text
+    assert "60 questions about concepts that were never taught" in text
+    told = rows_of(text)
     assert (
         told["attention"] == ["60 %, 70 %", "40 %, 40 %", "50 %, 55 %"]
         and told["random choice"] == ["40 %"] * 3
