@@ -9,6 +9,7 @@ from qanchor.data.users import Users
 from qanchor.models.crossing import CROSSING_LAYERS, LateCrossing
 from qanchor.models.pointing import EMBEDDING_DIM, PointingReader
 from qanchor.models.pointing_model import NO_BACKBONE, PointingModel
+from qanchor.models.text_encoder import text_vectors
 from qanchor.models.user_tokens import TokenReader
 from qanchor.training.reader import make_concept_task, train_reader
 from qanchor.utils.progress import ProgressBars
@@ -64,16 +65,16 @@ def fit(
     bars = ProgressBars()
     report = bars if progress is True else progress or _ignore
     try:
-        report(INDUCING, 0, 1)
-        task = make_concept_task(users, text_encoder, seed)
-        report(INDUCING, 1, 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            text = task.encoded.vector.shape[1]
+            text = text_vectors(["user"], text_encoder).shape[1]
             body = None
             if backbone != NO_BACKBONE:
                 body = LateCrossing(backbone, text, crossing_layers)
             reader = PointingReader(text, body)
+        report(INDUCING, 0, 1)
+        task = make_concept_task(users, text_encoder, seed)
+        report(INDUCING, 1, 1)
         train_reader(reader, task, steps=steps, minutes=minutes, seed=seed, progress=report)
     finally:
         bars.close()
