@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from qanchor.errors import WeightsError
 from qanchor.models.backbone import CROSSING_PROJECTIONS, add_lora, load_backbone, without_lora
 from qanchor.models.pointing import (
     MASKED,
@@ -29,8 +30,10 @@ from qanchor.models.pointing import (
 from qanchor.models.user_tokens import N_LEVEL_NUMBERS, N_TOKEN_NUMBERS
 
 CROSSING_LAYERS = 8  # of 30 in SmolLM2
+LLAMA_LIKE = ("llama", "qwen2")
 TOKEN_DIM = 256
 LEVEL_TOKENS = 3  # for the user as a whole
+EVIDENCE_DROPOUT = 0.5
 LORA_RANK = 8
 LORA_ALPHA = 16
 FIT_SCALES = (12.0, 8.0, 6.0, 4.0, 4.0)  # start of the first heads' bias; the others start at 0
@@ -38,6 +41,20 @@ SHUT = -1.0  # start of the gate of the user's tokens: mostly closed, as they ar
 QUERIES_PER_PASS = 64
 MAX_QUERY_TOKENS = 256
 REMEMBERED = 64  # queries whose states are kept
+
+
+class EvidenceDropout(nn.Module):
+    """Leave out what the prior starts from for half of the users in training, so that the tokens
+    have to be read.
+    """
+
+    def forward(
+        self, known: Float[Tensor, "user query prior"]
+    ) -> Float[Tensor, "user query prior"]:
+        if not self.training:
+            return known
+        kept = torch.rand(len(known), 1, 1, device=known.device) >= EVIDENCE_DROPOUT
+        return known * kept
 
 
 class LateCrossing(nn.Module):
@@ -51,7 +68,8 @@ class LateCrossing(nn.Module):
         random: Draw the weights of the language model at random, as a control (default no).
 
     Raises:
-        WeightsError: The language model cannot be loaded.
+        WeightsError: The language model cannot be loaded, or is not built like Llama.
+        ValueError: `layers` is below 1.
 
     Example:
         >>> body = LateCrossing("tiny", text=384)
@@ -63,7 +81,14 @@ class LateCrossing(nn.Module):
         self, backbone: str, text: int, layers: int = CROSSING_LAYERS, *, random: bool = False
     ):
         super().__init__()
+        if layers < 1:
+            raise ValueError(f"crossing_layers is {layers}. Pass 1 or more.")
         model, self.tokenizer = load_backbone(backbone, "float32")
+        if model.config.model_type not in LLAMA_LIKE:
+            raise WeightsError(
+                f"The language model {backbone!r} is of type {model.config.model_type!r}. Late"
+                f" crossing knows {' and '.join(LLAMA_LIKE)}; give one of these."
+            )
         model.requires_grad_(False)
         if random:
             _randomize(model)
@@ -83,6 +108,7 @@ class LateCrossing(nn.Module):
         self.level = nn.Linear(N_LEVEL_NUMBERS, LEVEL_TOKENS * TOKEN_DIM)
         self.widen = nn.Linear(TOKEN_DIM, width, bias=False)
         self.evidence = nn.Linear(N_PRIOR_NUMBERS, width)
+        self.drop_evidence = EvidenceDropout()
         self.start = nn.Parameter(torch.zeros(width))
         scales = torch.zeros(self.heads)
         scales[: len(FIT_SCALES)] = torch.tensor(FIT_SCALES)[: self.heads]
@@ -113,7 +139,9 @@ class LateCrossing(nn.Module):
             some = new[start : start + QUERIES_PER_PASS]
             states = self._read(some)
             found |= {query: states.at([row]) for row, query in enumerate(some)}
-        self._remembered |= found
+        for query, states in found.items():
+            self._remembered[query] = states
+            self._remembered.move_to_end(query)
         while len(self._remembered) > REMEMBERED:
             self._remembered.popitem(last=False)
         return _stack([found[query] for query in queries])
@@ -196,7 +224,7 @@ class LateCrossing(nn.Module):
         things: ThingInput,
         known: Float[Tensor, "user query prior"],
     ) -> tuple[Float[Tensor, "user query state"], Float[Tensor, "user query token"]]:
-        """Return the state behind the score, and the attention of the anchor, summed to 1.
+        """Return the state behind the score, and the mean attention of the anchor to the tokens.
 
         Args:
             users: Tokens of the users.
@@ -210,7 +238,7 @@ class LateCrossing(nn.Module):
         presence = F.pad(users.log_presence(), (LEVEL_TOKENS, 0))[:, None, None]
         fit = word_fit(question, things)[:, users.which.clamp(min=0)].transpose(0, 1)
         fit = F.pad(fit, (LEVEL_TOKENS, 0))
-        hidden = states.hidden + self.start + self.evidence(known)
+        hidden = states.hidden + self.start + self.evidence(self.drop_evidence(known))
         positions = states.length.expand(len(tokens), -1)
         attention = torch.zeros_like(fit)
         for place, layer in enumerate(self.crossing_layers):
@@ -288,7 +316,9 @@ def _stack(parts: Sequence[QueryStates]) -> QueryStates:
 
 @torch.no_grad()
 def _randomize(model: nn.Module) -> None:
-    """Draw all matrices of a language model at random."""
-    for weight in model.parameters():
+    """Draw all matrices of a language model at random; gains become 1 and biases 0."""
+    for name, weight in model.named_parameters():
         if weight.dim() > 1:
             nn.init.normal_(weight, 0, 0.02)
+        else:
+            weight.fill_(0.0 if name.endswith("bias") else 1.0)

@@ -161,7 +161,9 @@ class Reading(NamedTuple):
 
     score: Float[Tensor, "user query"]  # a logit: higher is nearer to a yes
     alone: Float[Tensor, "user query"]  # what the body says without the prior
-    attention: Float[Tensor, "user query token"]  # mean of the softmax heads; sums to 1
+    attention: Float[
+        Tensor, "user query token"
+    ]  # mean of heads and layers; sums to 1, or 0 without tokens
     embedding: Float[Tensor, "user query dim"]  # of unit length
 
 
@@ -538,7 +540,9 @@ def token_influence(
     """Return how much the score of each user hangs on each token: the size of its derivative by how
     far the token is there.
 
-    This is attention weighted by what it carries, over all paths from tokens to the score.
+    This is attention weighted by what it carries, over all paths from tokens to the score. It says
+    what a small change does: a token counts nothing where another one alone sets the largest or
+    latest value.
 
     Args:
         reader: Trained reader.

@@ -20,7 +20,7 @@ class PointingModel(nn.Module):
     """Embed and rank users for a question by attention over their own events.
 
     `fit` trains one in seconds. Without a language model the question's text vector attends to the
-    user's events; with one, its last layers do. Answers are facts counted in them. A `QAnchor` may have one as `pointing`,
+    user's events; with one, its last layers attend to them. Answers are facts counted in them. A `QAnchor` may have one as `pointing`,
     which then ranks its users. Not in the paper.
 
     Args:

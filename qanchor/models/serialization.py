@@ -211,6 +211,8 @@ def _load_pointing_model(folder: Path, about: dict) -> PointingModel | None:
         if own != set(tensors):
             raise ValueError(f"it lacks or adds {', '.join(sorted(own ^ set(tensors))[:3])}")
         reader.load_state_dict(tensors, strict=False)
+    except WeightsError:
+        raise
     except (SafetensorError, RuntimeError, TypeError, ValueError, LookupError) as error:
         raise RunError(
             f"{folder / READER_FILE}: {error}. It was saved by another version: train the run again."

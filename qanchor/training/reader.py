@@ -78,6 +78,7 @@ LANGUAGE_USERS_PER_STEP = 64
 LANGUAGE_TOKENS = 96  # of a user in a step; reading uses all
 LANGUAGE_LEARNING_RATE = 1e-3
 LANGUAGE_QUESTIONS = 512  # that a language model reads before training
+JUDGED_AT_ONCE = 25
 JUDGED_QUESTIONS = 200  # that decide, on held-out users, how much the body counts
 SCALE_QUESTIONS = 64  # that the scale of the state is fitted on
 AVERAGE_DECAY = 0.98
@@ -144,8 +145,8 @@ def is_held_out(user: str) -> bool:
 
 
 def decides_share(user: str) -> bool:
-    """Return whether a user decides how much the body counts, and is in no training step, by hash
-    of the id.
+    """Return whether a user decides how much the body counts, which is not trained on it, by hash
+    of the id. The prior is.
 
     Args:
         user: Id of the user.
@@ -283,13 +284,18 @@ def train_reader(
         reader: Trained in place.
         task: From `make_concept_task`.
         steps: Steps (default 240; 120 with a language model).
-        minutes: Stop after so many minutes (default: never).
+        minutes: Stop the steps after so many minutes (default: never).
         seed: Seed of the draws (default 0).
         progress: Called with (stage, done, total).
 
     Returns:
         Loss of each step.
+
+    Raises:
+        ValueError: `steps` is below 1.
     """
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps is {steps}. Pass 1 or more.")
     threads = nullcontext() if reader.has_language_model else single_thread()
     with threads:
         return _train_reader(reader, task, steps, minutes, seed, progress)
@@ -317,16 +323,21 @@ def _train_reader(
     batches = _Batches(task, questions, weights, users, rng)
     learning_rate = LEARNING_RATE
     n_users = USERS_PER_STEP
-    steps = steps or (LANGUAGE_STEPS if reader.has_language_model else STEPS)
+    if steps is None:
+        steps = LANGUAGE_STEPS if reader.has_language_model else STEPS
     if reader.has_language_model:
         learning_rate = LANGUAGE_LEARNING_RATE
         n_users = LANGUAGE_USERS_PER_STEP
         task, questions, weights = _read_questions(reader, task, questions, weights, rng, progress)
         batches = _Batches(task, questions, weights, users, rng)
     reader.train()
-    parameters = [*_trained(reader.body), *reader.out.parameters(), *reader.alone.parameters()]
+    trained = [reader.body, reader.out, reader.alone]
     if not reader.has_language_model:
-        parameters += reader.prior.parameters()
+        trained.append(reader.prior)
+    own = [part for part in (reader.polarity, reader.intent, reader.prior) if part not in trained]
+    for part in own:
+        part.requires_grad_(False)
+    parameters = [weight for part in trained for weight in _trained(part)]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     average = [weight.detach().clone() for weight in parameters]
@@ -372,7 +383,8 @@ def _trained(module: nn.Module) -> list[nn.Parameter]:
 
 
 def some_tokens(users: TokenInput, n: int) -> TokenInput:
-    """Return users with their first tokens alone, the most telling ones.
+    """Return users with their first tokens alone: times, numbers and modalities, then the most
+    telling texts.
 
     Args:
         users: Tokens of the users.
@@ -412,7 +424,7 @@ def _read_questions(
 def _fit_share(
     reader: PointingReader, task: ConceptTask, questions: np.ndarray, rng: np.random.Generator
 ) -> None:
-    """Choose how much the body counts beside the prior, by users that trained neither of them.
+    """Choose how much the body counts beside the prior, by users that did not train the body.
 
     A body that learned nothing that holds for others counts for nothing.
     """
@@ -424,10 +436,13 @@ def _fit_share(
     scores = []
     weight = reader.out.weight.clone()
     bias = reader.out.bias.clone()
+    tokens = sample.tokens.select(judges)
+    parts = np.split(np.arange(len(asked)), range(JUDGED_AT_ONCE, len(asked), JUDGED_AT_ONCE))
     for share in (0.0, 1.0):
         reader.out.weight.copy_(share * weight)
         reader.out.bias.copy_(share * bias)
-        scores.append(read_questions(reader, sample.tokens.select(judges), encoded).score)
+        read = [read_questions(reader, tokens, encoded.at(part)).score for part in parts]
+        scores.append(torch.cat(read, 1))
     prior, whole = scores
     losses = [float(ranking_loss(prior + share * (whole - prior), target)) for share in SHARES]
     share = SHARES[int(np.argmin(losses))] if len(judges) >= MIN_JUDGES else DEFAULT_SHARE

@@ -397,7 +397,7 @@ def concepts_table(record: dict) -> str:
 
 BODIES = {
     "pointing": "A: pointing, no language model",
-    "language_model": "language model (SmolLM2), last 8 layers",
+    "language_model": "B: language model (SmolLM2), last 8 layers",
     "random_weights": "C: the same shape, random weights",
     "one_layer": "D: one attention layer",
 }
@@ -405,21 +405,22 @@ BODIES = {
 
 def reading_table(record: dict) -> str:
     """Return what the language model adds to a ranking, beside the controls of its reading."""
-    columns = ("label_free", "prior", "alone", "shuffled", "probe")
+    columns = ("label_free", "prior", "alone", "tokens_only", "tokens_shuffled", "shuffled")
     lines = []
     concepts = []
     for name, row in record["rows"].items():
-        minus = record["minus_pointing"].get(name)
-        cells = [short(row[column]) for column in columns]
-        seconds = f"{row['seconds']:,.0f}"
-        lines.append([BODIES[name], *cells, spanned(minus) if minus else "", seconds])
+        minus = record["minus"].get(name)
+        cells = [short(row[column]) for column in (*columns, "probe")]
+        cells += [spanned(minus[kind]) if minus else "" for kind in ("label_free", "alone")]
+        lines.append([BODIES[name], *cells, f"{row['seconds']:,.0f}"])
         splits = [row["concepts"].get(split) for split in ("taught", "wording", "concept")]
         cells = [
             f"{short(part['auc'])} ({short(part['prior'])})" if part else "none" for part in splits
         ]
         concepts.append([BODIES[name], *cells])
-    head = ["body", "ranking, no labels", "F: prior alone", "B: body alone"]
-    head += ["E: body alone, other users", "probe", "ranking minus A", "training, s"]
+    head = ["body", "ranking, no labels", "F: its prior alone", "body alone"]
+    head += ["the same, tokens only", "tokens of another user", "E: all of another user", "probe"]
+    head += ["B's ranking minus this", "B's body minus this", "training, s"]
     of_concepts = [
         "body (prior alone in brackets)",
         "taught",

@@ -443,15 +443,17 @@ def test_reading_is_told_beside_its_controls():
         "prior": 0.7,
         "alone": 0.65,
         "shuffled": 0.5,
+        "tokens_shuffled": 0.6,
+        "tokens_only": 0.62,
         "probe": 0.75,
         "seconds": 12.0,
         "concepts": {"taught": {"auc": 0.8, "prior": 0.78, "persistence": 0.7}},
     }
-    minus = {"language_model": {"auc": 0.01, "low": -0.002, "high": 0.022}}
-    record = {"rows": {"pointing": row, "language_model": row}, "minus_pointing": minus}
-    told = tables.reading_table(record)
+    span = {"auc": 0.01, "low": -0.002, "high": 0.022}
+    minus = {"pointing": {"label_free": span, "alone": span}}
+    told = tables.reading_table({"rows": {"pointing": row, "language_model": row}, "minus": minus})
     ranked, concepts = told.split("\n\n")
-    body = "language model (SmolLM2), last 8 layers"
-    assert rows_of(ranked)[body][:5] == [".710", ".700", ".650", ".500", ".750"]
-    assert rows_of(ranked)[body][5] == ".010 (-.0020 to .022)"
+    body = "A: pointing, no language model"
+    assert rows_of(ranked)[body][:7] == [".710", ".700", ".650", ".620", ".600", ".500", ".750"]
+    assert rows_of(ranked)[body][7:] == [*[".010 (-.0020 to .022)"] * 2, "12"]
     assert rows_of(concepts)[body] == [".800 (.780)", "none", "none"]
