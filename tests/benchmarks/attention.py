@@ -84,7 +84,7 @@ def attention(
         **told,
         "tuned": {"users": len(others), "steps": steps, **tuned},
     }
-    if isinstance(engine, PointingEngine):
+    if not run:
         found["held_out"] = _held_out(engine, cache, every)
     return found
 
@@ -129,8 +129,8 @@ def _held_out(engine: PointingEngine, cache: PrefixCache, users: Users) -> dict[
         same.append((shown.argmax(1) == effect.argmax(1))[differs].mean())
     return {
         "questions": len(places),
-        "agreement": float(np.nanmean(correlations)),
-        "same_first": float(np.mean(same)),
+        "agreement": float(np.nan_to_num(correlations).mean()),  # 0 where attention is even
+        "same_first": float(np.nanmean(same)),
     }
 
 
