@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Float
 
 from qanchor.data.users import Users
 from qanchor.inference.engine import Engine, Queries
@@ -19,11 +18,10 @@ from qanchor.models.pointing import (
     iter_readings,
     row_batches,
     thing_input,
-    token_influence,
     token_input,
+    token_saliency,
 )
 from qanchor.models.pointing_model import PointingModel
-from qanchor.models.user_tokens import UserTokens
 from qanchor.utils.types import Progress
 
 
@@ -154,29 +152,28 @@ class PointingEngine(Engine):
         batches = [batch.rows for batch in cache.groups]
         yield from iter_readings(self.model.reader, tokens, question, batches)
 
-    def iter_token_influence(
+    def iter_token_saliency(
         self, cache: PrefixCache, query: QueryLike
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Say batch by batch how much each user's score hangs on each token.
+        """Compute, batch by batch, how much each user's score depends on each token.
 
         Args:
             cache: From `prefill`.
             query: Text or soft prompt.
 
         Yields:
-            Row numbers of a batch, and the influence (user, token), see `token_influence`.
+            Row numbers of a batch, and the saliency (user, token), see `token_saliency`.
         """
         self.encode_queries([query])  # refuses a prompt of another run
-        for batch in cache.groups:
-            yield batch.rows, self._token_influence(cache.tokens, batch.rows, query)
-
-    def _token_influence(
-        self, tokens: UserTokens, rows: np.ndarray, query: QueryLike
-    ) -> Float[np.ndarray, "user token"]:
+        tokens = cache.tokens
         with torch.inference_mode(False):  # gradients are needed, whatever the caller does
             question = encode_questions(self.model, [query], tokens.unit, tokens.horizon_days)
-            users = token_input(tokens, rows)
-            return token_influence(self.model.reader, users, question, thing_input(tokens))
+            things = thing_input(tokens)
+        for batch in cache.groups:
+            with torch.inference_mode(False):
+                users = token_input(tokens, batch.rows)
+                saliency = token_saliency(self.model.reader, users, question, things)
+            yield batch.rows, saliency
 
     def iter_embed_uncached(
         self, users: Users, queries: Queries

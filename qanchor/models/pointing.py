@@ -138,17 +138,17 @@ class TokenInput(NamedTuple):
     which: Int[Tensor, "user token"]  # -1 for padding
     numbers: Float[Tensor, "user token number"]
     level: Float[Tensor, "user level"]
-    # how far each token is there, 1 by default: gradients for it say what a score hangs on
+    # how far each token is present, 1 by default; its gradient is the saliency of the token
     presence: Float[Tensor, "user token"] | None = None
 
     def present(self) -> Float[Tensor, "user token"]:
-        """Return how far each token is there; 0 for padding."""
+        """Return how far each token is present; 0 for padding."""
         mask = (self.which >= 0).float()
         return mask if self.presence is None else mask * self.presence
 
     def log_presence(self) -> Float[Tensor, "user token"]:
-        """Return what is added to attention logits, so that a token counts as far as it is there;
-        padding does not count.
+        """Return what is added to attention logits: the log of the presence, and a large negative
+        number for padding.
         """
         mask = self.which >= 0
         if self.presence is None:
@@ -534,15 +534,13 @@ def iter_readings(
         yield rows, reading
 
 
-def token_influence(
+def token_saliency(
     reader: PointingReader, users: TokenInput, question: QuestionInput, things: ThingInput
 ) -> Float[np.ndarray, "user token"]:
-    """Return how much the score of each user hangs on each token: the size of its derivative by how
-    far the token is there.
+    """Return the saliency of each token: the absolute gradient of the score by its presence.
 
-    This is attention weighted by what it carries, over all paths from tokens to the score. It says
-    what a small change does: a token counts nothing where another one alone sets the largest or
-    latest value.
+    It covers all paths from tokens to the score, unlike attention weights. It is local: a token has
+    no saliency where another one alone sets the largest or latest value.
 
     Args:
         reader: Trained reader.

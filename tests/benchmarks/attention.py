@@ -23,7 +23,7 @@ from qanchor.inference.pointing_engine import PointingEngine
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.models.heads import QueryLike, query_text
 from qanchor.models.model import QAnchor
-from qanchor.models.pointing import read_questions, thing_input, token_influence, token_input
+from qanchor.models.pointing import read_questions, thing_input, token_input, token_saliency
 from qanchor.prompt_tuning.tuning import tune_prompt
 from qanchor.training.fit import fit
 from qanchor.training.reader import make_concept_task
@@ -119,8 +119,8 @@ def _held_out(engine: PointingEngine, cache: PrefixCache, users: Users) -> dict[
     correlations = []
     same = []
     for column in range(len(places)):
-        influence = token_influence(reader, own, question.at([column]), things)
-        shown = (influence[..., None] * is_row).sum(1)
+        saliency = token_saliency(reader, own, question.at([column]), things)
+        shown = (saliency[..., None] * is_row).sum(1)
         effect = effects[:, column]
         differs = effect.std(1) > 0
         correlations += [

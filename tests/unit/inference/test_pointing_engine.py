@@ -98,22 +98,22 @@ def test_attention_sums_to_one_over_modalities(engine, cache, users):
     assert set(users.modalities) <= set(frame["modality"])
 
 
-def test_influence_is_the_slope_of_the_score_in_the_presence_of_a_token(engine, cache):
+def test_saliency_is_the_slope_of_the_score_in_the_presence_of_a_token(engine, cache):
     reader = engine.model.reader
     tokens = cache.tokens
     question = encode_questions(engine.model, [QUERY], tokens.unit, tokens.horizon_days)
     things = thing_input(tokens)
-    rows, influence = next(engine.iter_token_influence(cache, QUERY))
+    rows, saliency = next(engine.iter_token_saliency(cache, QUERY))
     users = token_input(tokens, rows)
     step = 1e-2
-    place = int(influence[0].argmax())
+    place = int(saliency[0].argmax())
     scores = []
     for sign in (1, -1):
         presence = torch.ones(users.which.shape)
         presence[0, place] += sign * step
         scores.append(reader(users._replace(presence=presence), question, things).score[0, 0])
     slope = float(scores[0] - scores[1]) / (2 * step)
-    assert abs(slope) == pytest.approx(float(influence[0, place]), rel=0.02, abs=1e-3)
+    assert abs(slope) == pytest.approx(float(saliency[0, place]), rel=0.02, abs=1e-3)
     with torch.no_grad():
         whole = reader(users, question, things).score
         there = reader(
@@ -137,7 +137,7 @@ def test_a_deletion_is_an_exact_reading_without(engine, cache, users):
 def test_the_attention_view_works(engine, users):
     backend = AttentionBackend(engine, users, most=3)
     *_, last = backend(QUERY)
-    assert "attention weighted by what it carries" in last.caption
+    assert "how much each score depends on each event" in last.caption
     events = backend.events(users.ids[0])
     *_, edited = backend.rerun(QUERY, users.ids[0], drop=[events["event"].iloc[0]])
     assert edited.data["moved"] >= 0
