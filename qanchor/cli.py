@@ -20,7 +20,7 @@ from qanchor.data.reading import check_folder
 from qanchor.errors import DataError, QanchorError
 from qanchor.evaluation.prompt_evaluation import evaluate_prompt
 from qanchor.inference.batch_embed import embed_dataset
-from qanchor.models.pointing_model import PointingModel
+from qanchor.models.pointing_model import NO_BACKBONE, PointingModel
 from qanchor.models.user_tokens import UserTokens
 from qanchor.models.weights import PACKAGES, download_weights
 from qanchor.prompt_tuning.soft_prompt import require_vacant
@@ -407,7 +407,7 @@ def fit_command(
     ] = None,
     backbone: Annotated[
         str, typer.Option(help="language model that reads the events: none, smollm2, a folder")
-    ] = "none",
+    ] = NO_BACKBONE,
     seed: int = 0,
     as_json: Json = False,
 ) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -160,7 +160,8 @@ class Reading(NamedTuple):
     """What the reader makes of users and questions."""
 
     score: Float[Tensor, "user query"]  # a logit: higher is nearer to a yes
-    alone: Float[Tensor, "user query"]  # what the body says without the prior
+    prior: Float[Tensor, "user query"]  # the score without the body
+    alone: Float[Tensor, "user query"]  # a score of the body without the prior
     attention: Float[
         Tensor, "user query token"
     ]  # mean of heads and layers; sums to 1, or 0 without tokens
@@ -313,6 +314,10 @@ class PointingReader(nn.Module):
         """Return whether a language model reads the tokens."""
         return not isinstance(self.body, PointingBody)
 
+    def threads(self) -> AbstractContextManager:
+        """Return a context of as many threads as pay: one without a language model."""
+        return nullcontext() if self.has_language_model else single_thread()
+
     def read_words(self, question: QuestionInput, queries: Sequence[str]) -> QuestionInput:
         """Return questions with what a language model makes of their words, if there is one.
 
@@ -344,16 +349,16 @@ class PointingReader(nn.Module):
 
     def forward(self, users: TokenInput, question: QuestionInput, things: ThingInput) -> Reading:
         known = self.known_numbers(users, question, things)
-        prior = (self.prior(known) * self.measure(question)).sum(-1)
+        sign = self.sign(question)
+        prior = (self.prior(known) * self.measure(question)).sum(-1) * sign
         standard = (users.numbers - self.mean) / self.spread
         standard_known = (known - self.known_mean) / self.known_spread
         state, attention = self.body(users, standard, question, things, standard_known)
-        sign = self.sign(question)
-        score = (prior + self.out(state)[..., 0]) * sign
+        score = prior + self.out(state)[..., 0] * sign
         alone = self.alone(state)[..., 0] * sign
         texts = (things.vector @ self.directions)[users.which.clamp(min=0)]
         pointed_at = torch.einsum("uqt,utd->uqd", attention, texts)
-        return Reading(score, alone, attention, self.embed(score, pointed_at, state))
+        return Reading(score, prior, alone, attention, self.embed(score, pointed_at, state))
 
     def known_numbers(
         self, users: TokenInput, question: QuestionInput, things: ThingInput
@@ -404,6 +409,15 @@ class PointingReader(nn.Module):
             F.normalize(standard, dim=-1),
         ]
         return F.normalize(torch.cat(parts, -1), dim=-1)
+
+
+def is_pretrained(name: str) -> bool:
+    """Return whether a tensor of a reader belongs to the language model as it was downloaded.
+
+    Args:
+        name: Name in the reader's state.
+    """
+    return name.startswith("body.backbone.") and "lora_" not in name
 
 
 def word_fit(question: QuestionInput, things: ThingInput) -> Float[Tensor, "query thing"]:
@@ -528,8 +542,7 @@ def iter_readings(
     """
     things = thing_input(tokens)
     for rows in batches:
-        threads = nullcontext() if reader.has_language_model else single_thread()
-        with threads, torch.inference_mode():
+        with reader.threads(), torch.inference_mode():
             reading = reader(token_input(tokens, rows), question, things)
         yield rows, reading
 

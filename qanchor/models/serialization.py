@@ -20,7 +20,7 @@ from qanchor.config import Config
 from qanchor.errors import RunError, WeightsError
 from qanchor.models.crossing import LateCrossing
 from qanchor.models.model import QAnchor
-from qanchor.models.pointing import PointingReader
+from qanchor.models.pointing import PointingReader, is_pretrained
 from qanchor.models.pointing_model import NO_BACKBONE, PointingModel
 from qanchor.models.population import Population
 from qanchor.models.preprocessor import UserPreprocessor
@@ -159,7 +159,7 @@ def _save_reader(model: PointingModel, folder: Path) -> None:
     arrays = {
         name: tensor.detach().cpu().numpy()
         for name, tensor in model.reader.state_dict().items()
-        if not _is_pretrained(name)
+        if not is_pretrained(name)
     }
     population = model.population
     arrays |= {f"population.{name}": getattr(population, name) for name in POPULATION_ARRAYS}
@@ -173,11 +173,6 @@ def _save_reader(model: PointingModel, folder: Path) -> None:
         "main_number": population.main_number,
     }
     (folder / CONCEPTS_FILE).write_text(json.dumps(about, indent=1) + "\n")
-
-
-def _is_pretrained(name: str) -> bool:
-    """Return whether a tensor of a reader belongs to the language model as it was downloaded."""
-    return name.startswith("body.backbone.") and "lora_" not in name
 
 
 def _load_pointing_model(folder: Path, about: dict) -> PointingModel | None:
@@ -207,7 +202,7 @@ def _load_pointing_model(folder: Path, about: dict) -> PointingModel | None:
             body = LateCrossing(config.backbone, text, config.lora_num_layers)
         reader = PointingReader(text, body)
         tensors = {name: torch.from_numpy(part) for name, part in arrays.items()}
-        own = {name for name in reader.state_dict() if not _is_pretrained(name)}
+        own = {name for name in reader.state_dict() if not is_pretrained(name)}
         if own != set(tensors):
             raise ValueError(f"it lacks or adds {', '.join(sorted(own ^ set(tensors))[:3])}")
         reader.load_state_dict(tensors, strict=False)

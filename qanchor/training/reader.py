@@ -6,7 +6,6 @@ import copy
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,12 +20,13 @@ from qanchor.models.pointing import (
     PointingReader,
     QuestionInput,
     TokenInput,
+    is_pretrained,
     question_input,
     read_questions,
     thing_input,
     token_input,
 )
-from qanchor.models.user_tokens import TokenReader, UserTokens
+from qanchor.models.user_tokens import MAX_TOKENS, TokenReader, UserTokens
 from qanchor.useru.concepts import (
     FAMILIES,
     MAX_SHARE,
@@ -40,14 +40,11 @@ from qanchor.useru.concepts import (
     topic_wordings,
     wordings,
 )
-from qanchor.utils.device import single_thread
 from qanchor.utils.text import count
 from qanchor.utils.types import StageProgress
 
-STEPS = 240
-USERS_PER_STEP = 96
+FITTED_USERS = 96  # of a draw that the prior and scales are fitted on
 QUESTIONS_PER_STEP = 16
-LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.02
 MAX_GRAD_NORM = 1.0
 CUTOFF_HORIZONS = (1, 1.33, 1.67, 2, 2.5, 3)  # cut-offs before the users' own, in horizons
@@ -73,16 +70,46 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)  # of what the body learned that may c
 DEFAULT_SHARE = 0.5  # where too few users could choose
 MIN_JUDGES = 20
 ALONE_WEIGHT = 0.5  # of the loss of the body without the prior
-LANGUAGE_STEPS = 120
-LANGUAGE_USERS_PER_STEP = 64
-LANGUAGE_TOKENS = 96  # of a user in a step; reading uses all
-LANGUAGE_LEARNING_RATE = 1e-3
-LANGUAGE_QUESTIONS = 512  # that a language model reads before training
 JUDGED_AT_ONCE = 25
 JUDGED_QUESTIONS = 200  # that decide, on held-out users, how much the body counts
 SCALE_QUESTIONS = 64  # that the scale of the state is fitted on
 AVERAGE_DECAY = 0.98
 AVERAGE_FROM = 0.5  # share of the steps after which weights are averaged
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much a reader is trained.
+
+    Args:
+        steps: Training steps.
+        users: Users of a step.
+        tokens: Tokens of a user in a step, the first ones; reading uses all.
+        questions: Questions about concepts that may be asked.
+        learning_rate: Largest learning rate.
+        trains_prior: Whether the steps train the prior, too, after it was fitted.
+    """
+
+    steps: int
+    users: int
+    tokens: int
+    questions: int
+    learning_rate: float
+    trains_prior: bool
+
+
+POINTING_BUDGET = Budget(
+    steps=240,
+    users=96,
+    tokens=MAX_TOKENS,
+    questions=MAX_QUESTIONS,
+    learning_rate=2e-3,
+    trains_prior=True,
+)
+# what a language model can do in minutes on a laptop
+LANGUAGE_BUDGET = Budget(
+    steps=120, users=64, tokens=96, questions=512, learning_rate=1e-3, trains_prior=False
+)
 
 
 @dataclass(frozen=True)
@@ -277,16 +304,19 @@ def train_reader(
     minutes: float | None = None,
     seed: int = 0,
     progress: StageProgress | None = None,
+    budget: Budget | None = None,
 ) -> list[float]:
     """Train the reader on concepts, leaving out the held-out users, concepts and wordings.
 
     Args:
         reader: Trained in place.
         task: From `make_concept_task`.
-        steps: Steps (default 240; 120 with a language model).
+        steps: Steps (default: those of the budget).
         minutes: Stop the steps after so many minutes (default: never).
         seed: Seed of the draws (default 0).
         progress: Called with (stage, done, total).
+        budget: How much to train (default: `LANGUAGE_BUDGET` with a language model, else
+            `POINTING_BUDGET`).
 
     Returns:
         Loss of each step.
@@ -294,62 +324,60 @@ def train_reader(
     Raises:
         ValueError: `steps` is below 1.
     """
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps is {steps}. Pass 1 or more.")
-    threads = nullcontext() if reader.has_language_model else single_thread()
-    with threads:
-        return _train_reader(reader, task, steps, minutes, seed, progress)
+    if budget is None:
+        budget = LANGUAGE_BUDGET if reader.has_language_model else POINTING_BUDGET
+    if steps is not None:
+        budget = replace(budget, steps=steps)
+    if budget.steps < 1:
+        raise ValueError(f"steps is {budget.steps}. Pass 1 or more.")
+    rng = np.random.default_rng(seed)
+    with reader.threads():
+        _fit_scale(reader, task)
+        questions, weights = _training_questions(task)
+        _fit_sense(reader, task, questions, seed)
+        users = [_rows(sample, lambda user: not is_held_out(user)) for sample in task.samples]
+        _fit_prior(reader, _Batches(task, questions, weights, users, rng))
+        users = [
+            _rows(sample, lambda user: not (is_held_out(user) or decides_share(user)))
+            for sample in task.samples
+        ]
+        if reader.has_language_model or budget.questions < len(questions):
+            task, questions, weights = _read_questions(
+                reader, task, questions, weights, budget.questions, rng, progress
+            )
+        batches = _Batches(task, questions, weights, users, rng)
+        losses = _train(reader, batches, budget, minutes, seed, progress)
+        _fit_share(reader, task, questions, rng)
+        _fit_state_scale(reader, task, questions, users, rng)
+    return losses
 
 
-def _train_reader(
+def _train(
     reader: PointingReader,
-    task: ConceptTask,
-    steps: int | None,
+    batches: _Batches,
+    budget: Budget,
     minutes: float | None,
     seed: int,
     progress: StageProgress | None,
 ) -> list[float]:
-    rng = np.random.default_rng(seed)
-    _fit_scale(reader, task)
-    questions, weights = _training_questions(task)
-    _fit_sense(reader, task, questions, seed)
-    users = [_rows(sample, lambda user: not is_held_out(user)) for sample in task.samples]
+    """Train the body, then average its weights over the later steps; return the losses."""
+    task = batches.task
     things = thing_input(task.samples[0].tokens)
-    _fit_prior(reader, _Batches(task, questions, weights, users, rng))
-    users = [
-        _rows(sample, lambda user: not (is_held_out(user) or decides_share(user)))
-        for sample in task.samples
-    ]
-    batches = _Batches(task, questions, weights, users, rng)
-    learning_rate = LEARNING_RATE
-    n_users = USERS_PER_STEP
-    if steps is None:
-        steps = LANGUAGE_STEPS if reader.has_language_model else STEPS
-    if reader.has_language_model:
-        learning_rate = LANGUAGE_LEARNING_RATE
-        n_users = LANGUAGE_USERS_PER_STEP
-        task, questions, weights = _read_questions(reader, task, questions, weights, rng, progress)
-        batches = _Batches(task, questions, weights, users, rng)
     reader.train()
-    trained = [reader.body, reader.out, reader.alone]
-    if not reader.has_language_model:
-        trained.append(reader.prior)
-    own = [part for part in (reader.polarity, reader.intent, reader.prior) if part not in trained]
-    for part in own:
-        part.requires_grad_(False)
-    parameters = [weight for part in trained for weight in _trained(part)]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
-    average = [weight.detach().clone() for weight in parameters]
+    parameters = _trained_weights(reader, budget)
+    optimizer = torch.optim.AdamW(parameters, lr=budget.learning_rate, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, budget.learning_rate, total_steps=budget.steps
+    )
+    update_average = torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE_DECAY)
+    average = []
     losses = []
     started = time.monotonic()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for step in range(steps):
-            sample, rows, asked = batches.draw(n_users=n_users)
-            tokens = token_input(sample.tokens, rows)
-            if reader.has_language_model:
-                tokens = some_tokens(tokens, LANGUAGE_TOKENS)
+        for step in range(budget.steps):
+            sample, rows, asked = batches.draw(n_users=budget.users)
+            tokens = some_tokens(token_input(sample.tokens, rows), budget.tokens)
             reading = reader(tokens, task.encoded.at(asked), things)
             target = task.targets(sample, rows, asked)
             loss = ranking_loss(reading.score, target)
@@ -359,27 +387,31 @@ def _train_reader(
             nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
             optimizer.step()
             schedule.step()
-            keep = AVERAGE_DECAY if step >= AVERAGE_FROM * steps else 0.0
-            with torch.no_grad():
-                for mean, weight in zip(average, parameters, strict=True):
-                    mean.lerp_(weight, 1 - keep)
+            if average:
+                update_average(average, parameters, step)
+            elif step >= AVERAGE_FROM * budget.steps:
+                average = [weight.detach().clone() for weight in parameters]
             losses.append(loss.item())
             if progress:
-                progress("training the reader", step + 1, steps)
+                progress("training the reader", step + 1, budget.steps)
             if minutes and time.monotonic() - started > 60 * minutes:
                 break
     with torch.no_grad():
-        for mean, weight in zip(average, parameters, strict=True):
+        for weight, mean in zip(parameters, average or parameters, strict=True):
             weight.copy_(mean)
     reader.eval().requires_grad_(False)
-    _fit_share(reader, task, questions, rng)
-    _fit_state_scale(reader, task, questions, users, rng)
+    reader.zero_grad(set_to_none=True)
     return losses
 
 
-def _trained(module: nn.Module) -> list[nn.Parameter]:
-    """Return the weights of a module that are trained; a language model's own are frozen."""
-    return [weight for weight in module.parameters() if weight.requires_grad]
+def _trained_weights(reader: PointingReader, budget: Budget) -> list[nn.Parameter]:
+    """Return the weights that steps train, and freeze all others."""
+    parts = ["body.", "out.", "alone."]
+    if budget.trains_prior:
+        parts.append("prior.")
+    for name, weight in reader.named_parameters():
+        weight.requires_grad_(name.startswith(tuple(parts)) and not is_pretrained(name))
+    return [weight for weight in reader.parameters() if weight.requires_grad]
 
 
 def some_tokens(users: TokenInput, n: int) -> TokenInput:
@@ -398,26 +430,35 @@ def _read_questions(
     task: ConceptTask,
     questions: np.ndarray,
     weights: np.ndarray,
+    limit: int,
     rng: np.random.Generator,
     progress: StageProgress | None,
 ) -> tuple[ConceptTask, np.ndarray, np.ndarray]:
-    """Return a task of so many questions as a language model can read in time, read by it, with
-    their places and how often each is drawn.
+    """Return a task of so many questions, read by the language model if there is one, with their
+    places and how often each is drawn.
     """
     if progress:
         progress("reading questions", 0, 1)
-    n = min(LANGUAGE_QUESTIONS, len(questions))
+    n = min(limit, len(questions))
     chosen = rng.choice(len(questions), n, replace=False, p=weights)
-    places = questions[chosen]
-    texts = [task.questions[place].wording.query for place in places]
-    smaller = replace(
-        task,
-        questions=tuple(task.questions[place] for place in places),
-        encoded=reader.read_words(task.encoded.at(places), texts),
-    )
+    smaller = select_questions(reader, task, questions[chosen])
     if progress:
         progress("reading questions", 1, 1)
     return smaller, np.arange(n), np.full(n, 1 / n)
+
+
+def select_questions(reader: PointingReader, task: ConceptTask, places: np.ndarray) -> ConceptTask:
+    """Return a task of some questions, read by the reader's language model if it has one.
+
+    Args:
+        reader: Reader that will be asked.
+        task: From `make_concept_task`.
+        places: Places of the questions.
+    """
+    questions = tuple(task.questions[place] for place in places)
+    words = [question.wording.query for question in questions]
+    encoded = reader.read_words(task.encoded.at(places), words)
+    return replace(task, questions=questions, encoded=encoded)
 
 
 @torch.no_grad()
@@ -433,21 +474,15 @@ def _fit_share(
     asked = rng.choice(questions, min(JUDGED_QUESTIONS, len(questions)), replace=False)
     target = task.targets(sample, judges, asked)
     encoded = task.encoded.at(asked)
-    scores = []
-    weight = reader.out.weight.clone()
-    bias = reader.out.bias.clone()
     tokens = sample.tokens.select(judges)
     parts = np.split(np.arange(len(asked)), range(JUDGED_AT_ONCE, len(asked), JUDGED_AT_ONCE))
-    for share in (0.0, 1.0):
-        reader.out.weight.copy_(share * weight)
-        reader.out.bias.copy_(share * bias)
-        read = [read_questions(reader, tokens, encoded.at(part)).score for part in parts]
-        scores.append(torch.cat(read, 1))
-    prior, whole = scores
-    losses = [float(ranking_loss(prior + share * (whole - prior), target)) for share in SHARES]
+    read = [read_questions(reader, tokens, encoded.at(part)) for part in parts]
+    prior = torch.cat([part.prior for part in read], 1)
+    learned = torch.cat([part.score for part in read], 1) - prior
+    losses = [float(ranking_loss(prior + share * learned, target)) for share in SHARES]
     share = SHARES[int(np.argmin(losses))] if len(judges) >= MIN_JUDGES else DEFAULT_SHARE
-    reader.out.weight.copy_(share * weight)
-    reader.out.bias.copy_(share * bias)
+    reader.out.weight.mul_(share)
+    reader.out.bias.mul_(share)
 
 
 def _fit_scale(reader: PointingReader, task: ConceptTask) -> None:
@@ -481,7 +516,7 @@ class _Batches:
         self.lateness = lateness / lateness.sum()
 
     def draw(
-        self, only: np.ndarray | slice = slice(None), n_users: int = USERS_PER_STEP
+        self, only: np.ndarray | slice = slice(None), n_users: int = FITTED_USERS
     ) -> tuple[Sample, np.ndarray, np.ndarray]:
         """Return a sample, rows of its users, and places of the questions asked.
 
@@ -578,7 +613,7 @@ def _fit_state_scale(
     hook = reader.body.register_forward_hook(lambda _module, _inputs, out: states.append(out[0]))
     for sample, rows in zip(task.samples, users, strict=True):
         if len(rows):
-            some = rng.choice(rows, min(USERS_PER_STEP, len(rows)), replace=False)
+            some = rng.choice(rows, min(FITTED_USERS, len(rows)), replace=False)
             reader(token_input(sample.tokens, some), asked, thing_input(sample.tokens))
     hook.remove()
     states = torch.cat([state.flatten(0, 1) for state in states])

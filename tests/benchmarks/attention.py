@@ -26,7 +26,7 @@ from qanchor.models.model import QAnchor
 from qanchor.models.pointing import read_questions, thing_input, token_input, token_saliency
 from qanchor.prompt_tuning.tuning import tune_prompt
 from qanchor.training.fit import fit
-from qanchor.training.reader import make_concept_task
+from qanchor.training.reader import make_concept_task, select_questions
 from tests.benchmarks.gradients import add_gradients
 
 HELD_OUT_QUESTIONS = 60
@@ -54,8 +54,8 @@ def attention(
     carriers: the part of the measure that falls to the carriers, mean over tasks. agreement: rank
     correlation of attention and deletion over a user's modalities, mean over users and tasks.
 
-    Without a run, a model is fitted; its attention is weighted by what it carries, so that there is
-    no gradient beside it, and `held_out` holds it against deletion for concepts never taught.
+    Without a run, a model is fitted. `weight` is then the saliency of its tokens, and `held_out`
+    compares it, and raw attention as its control, with deletion for concepts never taught.
 
     tuned: the same under a soft prompt for each task, begun at the task's question and learned for
     at most `steps` steps from the labels of `tuned_on` other users. So is tried what the paper
@@ -90,8 +90,8 @@ def attention(
 
 
 def _held_out(engine: PointingEngine, cache: PrefixCache, users: Users) -> dict[str, float]:
-    """Hold the attention of questions about concepts that were never taught against how much the
-    score changes when the tokens of a modality are hidden.
+    """Compare saliency and raw attention with how much the score changes when the tokens of a
+    modality are hidden, for questions about concepts that were never taught.
     """
     task = make_concept_task(users, engine.model.config.text_encoder)
     places = [
@@ -102,36 +102,45 @@ def _held_out(engine: PointingEngine, cache: PrefixCache, users: Users) -> dict[
     places = np.random.default_rng(0).permutation(places)[:HELD_OUT_QUESTIONS]
     reader = engine.model.reader
     tokens = cache.tokens
-    words = [task.questions[place].wording.query for place in places]
-    question = reader.read_words(task.encoded.at(places), words)
+    question = select_questions(reader, task, places).encoded
     modalities = tokens.population.named("modality")
     row_of = thing_rows(tokens, modalities)
-    whole = read_questions(reader, tokens, question).score
+    whole = read_questions(reader, tokens, question)
     effects = [
-        (whole - read_questions(reader, tokens.without(row_of == row), question).score).abs()
+        (whole.score - read_questions(reader, tokens.without(row_of == row), question).score).abs()
         for row in range(len(modalities))
     ]
     effects = torch.stack(effects, -1).numpy()
     own = token_input(tokens)
     things = thing_input(tokens)
-    row_of_token = np.append(row_of, -1)[tokens.which][:, : own.which.shape[1]]
+    width = own.which.shape[1]
+    row_of_token = np.append(row_of, -1)[tokens.which][:, :width]
     is_row = row_of_token[..., None] == np.arange(len(modalities))
-    correlations = []
-    same = []
+    found = {"saliency": [], "raw_attention": []}
     for column in range(len(places)):
-        saliency = token_saliency(reader, own, question.at([column]), things)
-        shown = (saliency[..., None] * is_row).sum(1)
-        effect = effects[:, column]
-        differs = effect.std(1) > 0
-        correlations += [
-            spearmanr(*pair)[0] for pair in zip(shown[differs], effect[differs], strict=True)
-        ]
-        same.append((shown.argmax(1) == effect.argmax(1))[differs].mean())
-    return {
-        "questions": len(places),
-        "agreement": float(np.nan_to_num(correlations).mean()),  # 0 where attention is even
-        "same_first": float(np.nanmean(same)),
+        weights = {
+            "saliency": token_saliency(reader, own, question.at([column]), things),
+            "raw_attention": whole.attention[:, column, :width].numpy(),
+        }
+        for name, weight in weights.items():
+            shown = (weight[..., None] * is_row).sum(1)
+            found[name] += _compared(shown, effects[:, column])
+    means = {name: np.mean(pairs, axis=0) for name, pairs in found.items()}
+    return {"questions": len(places)} | {
+        name: {"agreement": float(agreement), "same_first": float(same)}
+        for name, (agreement, same) in means.items()
     }
+
+
+def _compared(shown: np.ndarray, effect: np.ndarray) -> list[tuple[float, float]]:
+    """Return, for each user whose modalities differ in effect, the rank correlation with what is
+    shown (0 if that is even) and whether both are largest for the same modality.
+    """
+    differs = effect.std(1) > 0
+    return [
+        (np.nan_to_num(spearmanr(weight, moved)[0]), float(weight.argmax() == moved.argmax()))
+        for weight, moved in zip(shown[differs], effect[differs], strict=True)
+    ]
 
 
 def _told(

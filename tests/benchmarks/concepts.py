@@ -60,13 +60,15 @@ def concepts(
 
 
 def judged_questions(reader, task: ConceptTask, users: Users) -> pd.DataFrame:
-    """Return one row per question with enough users of each answer: AUC of ours and of
-    persistence, and whether the question's sense is right.
+    """Return one row per question with enough users of each answer: AUC of ours, of its prior alone
+    and of persistence, and whether the question's sense is right.
     """
     sample = task.samples[0]
     held_out = np.flatnonzero([is_held_out(user) for user in sample.tokens.ids])
     places = np.arange(len(task.questions))
-    scores = read_questions(reader, sample.tokens.select(held_out), task.encoded).score.numpy()
+    reading = read_questions(reader, sample.tokens.select(held_out), task.encoded)
+    scores = reading.score.numpy()
+    priors = reading.prior.numpy()
     target = task.targets(sample, held_out, places).numpy()
     past = concept_past(sample.events, task.concepts, sample.rows[held_out], sample.cutoff)
     sense = reader.sign(task.encoded).numpy()
@@ -89,6 +91,7 @@ def judged_questions(reader, task: ConceptTask, users: Users) -> pd.DataFrame:
                 "split": split,
                 "sign": sign,
                 "auc": roc_auc_score(answers, scores[known, place]),
+                "prior": roc_auc_score(answers, priors[known, place]),
                 "persistence": roc_auc_score(answers, before),
                 "polarity": float(np.sign(sense[place]) == sign),
             }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,10 @@ from sklearn.metrics import roc_auc_score
 
 import qanchor as qa
 from qanchor.data.users import Users
-from qanchor.inference.evidence import interpret
+from qanchor.inference.evidence import encode_questions, interpret
+from qanchor.models.pointing import read_questions
 from qanchor.training.reader import make_concept_task
-from tests.benchmarks.task_scores import QUERIES
+from tests.benchmarks.task_scores import task_query
 
 UNANSWERABLE = Path(__file__).with_name("unanswerable.txt")
 FREQUENCY, AGE_OF_LAST = 0, 1  # columns of a user's numbers as a whole
@@ -39,14 +39,10 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
     seconds = time.monotonic() - start
     engine = qa.Engine(model)
     cache = engine.prefill(people)
-    without_body = copy.deepcopy(model)
-    for weight in without_body.reader.out.parameters():
-        weight.zero_()
-    by_prior = qa.Engine(without_body)
     level = cache.tokens.level
     rows = []
     for task in people.labels.columns:
-        query = QUERIES.get(task, f"{task}?").replace("{user}", people.unit)
+        query = task_query(task, people.unit)
         label = people.label(task).reindex(cache.ids)
         known = label.notna().to_numpy()
         embeddings = engine.embed(cache, query)
@@ -59,7 +55,9 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
         }
         if ranking.attrs["answerable"]:
             scores["label_free"] = ranking["score"].to_numpy()
-            scores["prior"] = by_prior.score(cache, query, embeddings)["score"].to_numpy()
+            question = encode_questions(model, [query], people.unit, people.horizon_days)
+            reading = read_questions(model.reader, cache.tokens, question)
+            scores["prior"] = reading.prior[:, 0].numpy()
         aucs = {name: roc_auc_score(label[known], score[known]) for name, score in scores.items()}
         rows.append({"task": task, "query": query, "probe": probe.auc} | aucs)
     answered = [row for row in rows if "label_free" in row]

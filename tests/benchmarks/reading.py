@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -22,7 +21,6 @@ from qanchor.models.pointing import (
     STATE_DIM,
     PointingReader,
     QuestionInput,
-    Reading,
     question_input,
     read_questions,
     replace_unit,
@@ -32,17 +30,25 @@ from qanchor.models.pointing import (
     word_fit,
 )
 from qanchor.models.user_tokens import N_LEVEL_NUMBERS, N_TOKEN_NUMBERS, TokenReader, UserTokens
-from qanchor.training.reader import ConceptTask, make_concept_task, train_reader
+from qanchor.training.reader import (
+    LANGUAGE_BUDGET,
+    POINTING_BUDGET,
+    ConceptTask,
+    make_concept_task,
+    select_questions,
+    train_reader,
+)
 from qanchor.utils.types import StageProgress
 from tests.benchmarks.concepts import judged_questions
-from tests.benchmarks.task_scores import DOMAINS, QUERIES
+from tests.benchmarks.parts import shuffled_rows
+from tests.benchmarks.task_scores import DOMAINS, task_query
+from tests.benchmarks.tasks import interval
 
 WIDTH = 576  # of SmolLM2
 HEADS = 9
 MAX_JUDGED = 400  # questions about concepts
-DRAWS = 500
 COMPARED = "language_model"
-BODIES = ("pointing", "language_model", "random_weights", "one_layer")
+BODIES = ("pointing", "same_budget", "language_model", "random_weights", "one_layer")
 
 
 class OneLayer(nn.Module):
@@ -107,15 +113,15 @@ def reading(
     labels and on concepts.
 
     Bodies are A `pointing`, B `language_model`, C `random_weights` (the same shape, drawn at
-    random) and D `one_layer`. Of each: `label_free` (prior and body, as it ranks), `prior` (F,
-    without reading), `alone` (the body without the prior), `shuffled` (E, `alone` with all of
-    another user), and `probe` with labels. The anchor of B, C and D starts from the evidence that
-    the prior weighs, so there are three further controls: `tokens_shuffled` leaves that and takes the
-    tokens of another user, `evidence_shuffled` the reverse; `tokens_only` has no evidence, which
-    half of the users lack in training, too. `concepts` is the AUC on users that
-    were kept from training, by what was held out, beside the prior and persistence. `minus` has 95
-    % intervals over users, paired: B minus the others. A is trained on more (240 steps of 96 users,
-    all tokens and questions) than the others can be in minutes. `run` is not looked at.
+    random) and D `one_layer`. B, C and D are trained as far as a language model can be in minutes;
+    `same_budget` is A trained no further. Of each: `label_free` (prior and body, as it ranks),
+    `prior` (F, without reading), `alone` (the body without the prior), `shuffled` (E, `alone` with
+    all of another user), and `probe` with labels. The anchor of B, C and D starts from the evidence
+    that the prior weighs, so there are three further controls: `tokens_shuffled` keeps the evidence
+    and takes the tokens of another user, `evidence_shuffled` does the reverse, and `tokens_only`
+    has no evidence (half of the users lack it in training, too). `concepts` is the AUC on users
+    that were kept from training, by what was held out, beside the prior and persistence. `minus` is
+    B minus each other body, with 95 % intervals over users. `run` is not looked at.
     """
     people = users()
     tokens = TokenReader(people, encoder).read()
@@ -127,9 +133,12 @@ def reading(
             start = time.monotonic()
             reader = _new_reader(name, task.encoded.vector.shape[1], backbone, seed)
             report = None if progress is None else partial(_report, progress, name)
-            train_reader(reader, task, steps=steps, seed=seed, progress=report)
+            budget = POINTING_BUDGET if name == "pointing" else LANGUAGE_BUDGET
+            train_reader(reader, task, steps, seed=seed, progress=report, budget=budget)
             seconds = time.monotonic() - start
-            row, scores[name, seed] = _judge(reader, tokens, people, encoder)
+            row, of_body = _judge(reader, tokens, people, encoder)
+            for key, score in of_body.items():
+                scores.setdefault((name, *key), []).append(score)
             row |= {"seconds": round(seconds, 1), "concepts": _concepts(reader, task, people)}
             rows.setdefault(name, []).append(row)
     return {
@@ -138,10 +147,7 @@ def reading(
         "rows": {name: _mean(of_seeds) for name, of_seeds in rows.items()},
         "seeds": rows,
         "minus": {
-            name: {
-                kind: _interval(people, scores, kind, name, seeds)
-                for kind in ("label_free", "alone")
-            }
+            name: {kind: _minus(people, scores, kind, name) for kind in ("label_free", "alone")}
             for name in bodies
             if name != COMPARED and COMPARED in bodies
         },
@@ -156,7 +162,7 @@ def _new_reader(name: str, text: int, backbone: str, seed: int) -> PointingReade
     """Return an untrained reader with the body of a name."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if name == "pointing":
+        if name in ("pointing", "same_budget"):
             return PointingReader(text)
         if name == "one_layer":
             return PointingReader(text, OneLayer(text))
@@ -169,22 +175,21 @@ def _judge(
 ) -> tuple[dict, dict]:
     """Return average AUCs over the questions of the labels, and the label-free scores by task."""
     tasks = [task for task in people.labels.columns if DOMAINS.get(task) != "profile"]
-    texts = [QUERIES.get(task, f"{task}?").replace("{user}", people.unit) for task in tasks]
+    texts = [task_query(task, people.unit) for task in tasks]
     days = [people.horizon_days] * len(texts)
     question = question_input(texts, people.unit, encoder, days, people.horizon_days)
     question = reader.read_words(question, [replace_unit(text, people.unit) for text in texts])
     own = read_questions(reader, tokens, question)
-    moved = tokens.select(_other_users(len(tokens)))
+    moved = tokens.select(shuffled_rows(len(tokens)))
     shuffled = read_questions(reader, moved, question)
     exchanged = _alone_exchanged(reader, tokens, question)
-    prior = _without_body(reader, lambda: read_questions(reader, tokens, question))
     found = []
     for column, task in enumerate(tasks):
         label = people.label(task).reindex(tokens.ids)
         known = label.notna().to_numpy()
         values = {
             "label_free": own.score,
-            "prior": prior.score,
+            "prior": own.prior,
             "alone": own.alone,
             "shuffled": shuffled.alone,
             "tokens_shuffled": exchanged["tokens"],
@@ -209,12 +214,6 @@ def _judge(
     }, kept
 
 
-def _other_users(n: int) -> np.ndarray:
-    """Return another user for each user."""
-    order = np.random.default_rng(0).permutation(n)
-    return np.roll(order, 1)[np.argsort(order)]
-
-
 @torch.no_grad()
 def _alone_exchanged(
     reader: PointingReader, tokens: UserTokens, question: QuestionInput
@@ -223,7 +222,7 @@ def _alone_exchanged(
     the anchor starts from is the user's own, the reverse, and without evidence.
     """
     things = thing_input(tokens)
-    others = _other_users(len(tokens))
+    others = shuffled_rows(len(tokens))
     found = {"tokens": [], "evidence": [], "none": []}
     for rows in row_batches(len(tokens)):
         users = [token_input(tokens, some) for some in (rows, others[rows])]
@@ -237,28 +236,11 @@ def _alone_exchanged(
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-@torch.no_grad()
-def _without_body(reader: PointingReader, read: Callable[[], Reading]):
-    """Return what is read when the body counts for nothing."""
-    kept = {name: weight.clone() for name, weight in reader.out.state_dict().items()}
-    for weight in reader.out.parameters():
-        weight.zero_()
-    result = read()
-    reader.out.load_state_dict(kept)
-    return result
-
-
 def _concepts(reader: PointingReader, task: ConceptTask, people: Users) -> dict:
     """Return AUCs on concepts, by what was held out, for users kept from training."""
     n = min(MAX_JUDGED, len(task.questions))
     places = np.sort(np.random.default_rng(0).choice(len(task.questions), n, replace=False))
-    questions = tuple(task.questions[place] for place in places)
-    words = [question.wording.query for question in questions]
-    smaller = replace(
-        task, questions=questions, encoded=reader.read_words(task.encoded.at(places), words)
-    )
-    frame = judged_questions(reader, smaller, people)
-    frame["prior"] = _without_body(reader, lambda: judged_questions(reader, smaller, people))["auc"]
+    frame = judged_questions(reader, select_questions(reader, task, places), people)
     return frame.groupby("split")[["auc", "prior", "persistence"]].mean().to_dict("index")
 
 
@@ -273,27 +255,11 @@ def _mean(rows: list[dict]) -> dict:
     return average | {"seconds": round(seconds, 1), "concepts": concepts}
 
 
-def _interval(people: Users, scores: dict, kind: str, name: str, seeds: int) -> dict[str, float]:
-    """Return by how much the average of the language model is above that of another body, and the
-    95 % interval over users.
-    """
-    rng = np.random.default_rng(0)
-    users = np.arange(len(people))
-    draws = [users, *(rng.choice(users, len(users)) for _ in range(DRAWS))]
-    tasks = [task for of_kind, task in scores[name, 0] if of_kind == kind]
-    labels = {task: people.label(task).reindex(people.ids).to_numpy() for task in tasks}
-
-    def average(body: str, rows: np.ndarray) -> float:
-        aucs = []
-        for task in tasks:
-            known = rows[~np.isnan(labels[task][rows])]
-            if len(np.unique(labels[task][known])) < 2:
-                continue
-            for seed in range(seeds):
-                score = scores[body, seed][kind, task]
-                aucs.append(roc_auc(score[known], labels[task][known]))
-        return float(np.mean(aucs))
-
-    values = [average(COMPARED, rows) - average(name, rows) for rows in draws]
-    low, high = np.quantile(values[1:], (0.025, 0.975))
-    return {"auc": values[0], "low": float(low), "high": float(high)}
+def _minus(people: Users, scores: dict, kind: str, name: str) -> dict[str, float]:
+    """Return by how much the average of the language model is above that of another body."""
+    held = {
+        (task, body): (np.array(of_seeds), np.zeros((len(of_seeds), len(people)), int))
+        for (body, of_kind, task), of_seeds in scores.items()
+        if of_kind == kind
+    }
+    return interval(people, held, COMPARED, minus=name)

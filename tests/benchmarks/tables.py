@@ -397,6 +397,7 @@ def concepts_table(record: dict) -> str:
 
 BODIES = {
     "pointing": "A: pointing, no language model",
+    "same_budget": "A, trained as B, C and D are",
     "language_model": "B: language model (SmolLM2), last 8 layers",
     "random_weights": "C: the same shape, random weights",
     "one_layer": "D: one attention layer",
@@ -464,10 +465,12 @@ def attention_table(record: dict) -> str:
     )
     if "held_out" in record:
         held_out = record["held_out"]
+        saliency, raw = held_out["saliency"], held_out["raw_attention"]
         text += (
             f" For {held_out['questions']} questions about concepts that were never taught, with"
-            f" how much the score changes: {short(held_out['agreement'])}; both name the same"
-            f" modality first in {_whole(held_out['same_first'])}."
+            f" how much the score changes: {short(saliency['agreement'])}, and both name the same"
+            f" modality first in {_whole(saliency['same_first'])}; with raw attention weights"
+            f" {short(raw['agreement'])} and {_whole(raw['same_first'])}."
         )
     return f"{table(head, lines)}\n\n{text}"
 

@@ -63,6 +63,20 @@ TASK_COLUMNS = ["task", "domain", "method", "auc", "auc_low", "auc_high", "ks", 
 HeldOutScores = dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]
 
 
+def task_query(task: str, unit: str) -> str:
+    """Return the question that the label of a task answers.
+
+    Args:
+        task: Name of the label.
+        unit: Word for one of the users.
+
+    Example:
+        >>> task_query("pet", "household")
+        'Will this household buy pet supplies?'
+    """
+    return QUERIES.get(task, f"{task}?").replace("{user}", unit)
+
+
 def reference_answers(unit: str = "user") -> dict[str, tuple[list[str], list[str]]]:
     """Return the answers that mean yes and those that mean no, for each task about the future.
 

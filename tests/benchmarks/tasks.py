@@ -28,12 +28,12 @@ from tests.benchmarks.baselines import baseline_features, svd_components
 from tests.benchmarks.earlier import earlier_labels, earlier_scores
 from tests.benchmarks.parts import control_embeddings, read_states
 from tests.benchmarks.task_scores import (
-    QUERIES,
     HeldOutScores,
     average_auc,
     cross_validate_tasks,
     reference_answers,
     task_frame,
+    task_query,
 )
 
 KINDS = ("right", "none", "generic", "wrong", *(f"paraphrase {i}" for i in range(len(PARAPHRASES))))
@@ -166,7 +166,7 @@ def askable(people: Users) -> list[str]:
 
 def right_queries(people: Users, names: list[str]) -> dict[str, str]:
     """Return each task's own query."""
-    return {name: QUERIES.get(name, f"{name}?").replace("{user}", people.unit) for name in names}
+    return {name: task_query(name, people.unit) for name in names}
 
 
 def embeddings_by_question(

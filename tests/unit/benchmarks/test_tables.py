@@ -394,11 +394,16 @@ def test_attention_is_told_before_and_after_tuning():
         "chance": 0.4,
         "named": named(0.6, 0.5),
         "tuned": {"named": named(0.7, 0.55)} | agreement,
-        "held_out": {"questions": 60, "agreement": 0.87, "same_first": 0.95},
+        "held_out": {
+            "questions": 60,
+            "saliency": {"agreement": 0.87, "same_first": 0.95},
+            "raw_attention": {"agreement": 0.7, "same_first": 0.8},
+        },
     }
     text = tables.attention_table(record | agreement)
     assert "within a user: .360 under the question" in text
     assert "60 questions about concepts that were never taught" in text
+    assert "first in 95 %; with raw attention weights .700 and 80 %." in text
     told = rows_of(text)
     assert (
         told["attention"] == ["60 %, 70 %", "40 %, 40 %", "50 %, 55 %"]

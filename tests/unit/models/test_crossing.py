@@ -10,7 +10,9 @@ import torch
 
 import qanchor as qa
 from qanchor.data.sample import make_sample_users
-from qanchor.models.backbone import without_lora
+from qanchor.errors import WeightsError
+from qanchor.models import crossing
+from qanchor.models.backbone import CharTokenizer, without_lora
 from qanchor.models.crossing import LEVEL_TOKENS, LateCrossing
 from qanchor.models.pointing import (
     N_PRIOR_NUMBERS,
@@ -103,21 +105,25 @@ def test_crossing_equals_its_plain_twin(body, asked):
 
 
 def test_with_users_shut_out_the_state_is_that_of_the_language_model(body, asked):
+    assert_shut_is_the_language_model(body, asked)
+
+
+@torch.no_grad()
+def assert_shut_is_the_language_model(body, asked):
     users, things, question = asked
     question = question._replace(states=body.encode(QUERIES))
     shut = copy.deepcopy(body)
-    with torch.no_grad():
-        shut.gate.fill_(-1e4)
-        shut.start.zero_()
-        for weight in [*shut.evidence.parameters()]:
-            weight.zero_()
-        with without_lora(shut.backbone):
-            state, _ = shut(users, users.numbers, question, things, known_of(users, 2))
-            ids = torch.tensor([shut.tokenizer(QUERIES[0])])
-            embedding = shut.backbone.get_input_embeddings()
-            anchor = embedding.weight.mean(0)[None, None]
-            vectors = torch.cat([embedding(ids), anchor], 1)
-            alone = shut.backbone.model(inputs_embeds=vectors).last_hidden_state[0, -1]
+    shut.gate.fill_(-1e4)
+    shut.start.zero_()
+    for weight in shut.evidence.parameters():
+        weight.zero_()
+    with without_lora(shut.backbone):
+        state, _ = shut(users, users.numbers, question, things, known_of(users, 2))
+        ids = torch.tensor([shut.tokenizer(QUERIES[0])])
+        embedding = shut.backbone.get_input_embeddings()
+        anchor = embedding.weight.mean(0)[None, None]
+        vectors = torch.cat([embedding(ids), anchor], 1)
+        alone = shut.backbone.model(inputs_embeds=vectors).last_hidden_state[0, -1]
     assert torch.allclose(state[:, 0], shut.state(alone).expand(5, -1), atol=1e-4)
 
 
@@ -134,6 +140,49 @@ def test_a_question_is_read_alike_in_any_batch_and_remembered(body):
 def test_a_question_that_is_too_long_is_refused(body):
     with pytest.raises(ValueError, match="has 400 tokens, the model reads"):
         body.encode(["a" * 400])
+
+
+def test_a_body_without_a_crossing_layer_is_refused():
+    with pytest.raises(ValueError, match="crossing_layers is 0"):
+        LateCrossing("tiny", text=384, layers=0)
+
+
+def language_model(config):
+    """Return what `load_backbone` gives for a random model of a configuration."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval(), CharTokenizer()
+
+
+def test_a_language_model_of_another_type_is_refused(monkeypatch):
+    from transformers import GPT2Config
+
+    config = GPT2Config(vocab_size=257, n_embd=32, n_layer=1, n_head=2)
+    monkeypatch.setattr(crossing, "load_backbone", lambda *_: language_model(config))
+    with pytest.raises(WeightsError, match="'some/gpt' is of type 'gpt2'"):
+        LateCrossing("some/gpt", text=384)
+
+
+def test_qwen_is_read_as_llama_is(monkeypatch, asked):
+    """Its projections have biases."""
+    from transformers import Qwen2Config
+
+    config = Qwen2Config(
+        vocab_size=257,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    monkeypatch.setattr(crossing, "load_backbone", lambda *_: language_model(config))
+    qwen = LateCrossing("qwen", text=384).eval()
+    with torch.no_grad():
+        for layer in qwen.crossing_layers:
+            for name in ("q_proj", "k_proj", "v_proj"):
+                torch.nn.init.normal_(getattr(layer.self_attn, name).base_layer.bias)
+    assert_shut_is_the_language_model(qwen, asked)
 
 
 def test_a_run_with_a_language_model_is_saved_loaded_and_asked(users, tmp_path):
