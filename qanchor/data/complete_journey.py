@@ -15,6 +15,7 @@ from qanchor.utils.io import atomic_write, cache_dir, read_resource, read_resour
 
 VERSION = 2  # increase it when events or labels change: cached files of older versions are ignored
 MODALITIES = ("basket", "product", "campaign", "coupon", "promotion")
+WORDS = {"private": "private label brand"}  # of the publisher's own description of the column
 MIN_BASKETS = 5  # households with fewer baskets before the cut-off are left out
 LABEL_DAYS = 92  # October to December for the default cut-off
 MAX_ITEMS = 50  # a larger quantity is hundredths of a gallon or a pound
@@ -74,7 +75,17 @@ def load_complete_journey(cutoff="2017-10-01") -> Users:
     )
     # validated by from_events when it was built
     facts = pd.DataFrame(index=labels.index)
-    return Users("journey", events, cutoff, MODALITIES, facts, labels, unit="household", ids=ids)
+    return Users(
+        "journey",
+        events,
+        cutoff,
+        MODALITIES,
+        facts,
+        labels,
+        unit="household",
+        ids=ids,
+        words=WORDS,
+    )
 
 
 @cache

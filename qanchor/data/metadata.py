@@ -16,6 +16,7 @@ ABOUT_FIELDS = (
     "horizon_days",
     "modalities",
     "columns",
+    "words",
     "positive",
     "timezone",
     "duplicates",
@@ -88,6 +89,9 @@ def read_about(path: Path) -> dict:
         listed = isinstance(told, list) and all(isinstance(name, str) for name in told)
         if not isinstance(told, str) and not listed:
             refuse("columns", told, "not the name of a column. Write a name, or a list of names.")
+    words = about.get("words", {})
+    if not isinstance(words, dict) or not all(isinstance(name, str) for name in words.values()):
+        refuse("words", words, 'not an object of words. Write {"priv": "private label brand"}.')
     cutoff = about.get("cutoff")
     if cutoff is not None:
         # A bare number would be read as nanoseconds.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def read_events(
     cutoff=None,
     horizon_days: int | None = None,
     unit: str | None = None,
+    words: Mapping[str, str] | None = None,
     duplicates: str | None = None,
     timezone: str | None = None,
 ) -> Users:
@@ -90,6 +92,8 @@ def read_events(
         cutoff: Time that divides history from future (default: just after the last event).
         horizon_days: Days after the cut-off that questions are about (default 30).
         unit: Word for one user in questions, such as "customer" (default "user").
+        words: What people call a column, modality, text or attribute, by its name, such as
+            `{"priv": "private label brand"}`; questions are compared with it (default: the names).
         duplicates: "keep" equal events (default), or "drop" all but the first.
         timezone: Zone of times that name none, such as "Europe/Berlin" (default: UTC).
 
@@ -111,7 +115,7 @@ def read_events(
     """
     columns = {"user": user, "time": time, "text": text, "modality": modality}
     columns |= {"numbers": numbers, "attributes": attributes}
-    about = {"cutoff": cutoff, "horizon_days": horizon_days, "unit": unit}
+    about = {"cutoff": cutoff, "horizon_days": horizon_days, "unit": unit, "words": words}
     about |= {"duplicates": duplicates, "timezone": timezone}
     users, findings = _Reader(source, _known(about) | {"columns": _known(columns)}).read()
     findings.raise_errors()
@@ -282,7 +286,7 @@ class _Reader:
         if facts is not None:
             tabular = facts.join(tabular, how="outer")
             tabular.attrs = facts.attrs
-        options = ("name", "cutoff", "modalities", "horizon_days", "unit")
+        options = ("name", "cutoff", "modalities", "horizon_days", "unit", "words")
         users = Users.from_events(
             events.finish(),
             tabular=tabular if tabular.shape[1] else None,
@@ -290,6 +294,7 @@ class _Reader:
             source=findings.file,
             **{name: about[name] for name in options if name in about},
         )
+        self._check_words(users)
         first = users.events.groupby("user", observed=True)["time"].min()
         new = first.index[first >= users.cutoff]
         if len(new):
@@ -299,6 +304,17 @@ class _Reader:
             )
             findings.add("user", str(new[0]), message, "note")
         return replace(users, report=events.report())
+
+    def _check_words(self, users: Users) -> None:
+        """Report words for what is not there."""
+        names = {*users.numbers, *users.tabular, *users.events["modality"].cat.categories}
+        names |= set(users.events["text"].cat.categories)
+        findings = self.findings.of_table("words")
+        for name in sorted(set(users.words) - names):
+            message = (
+                "no column, modality, text or attribute has this name. Its words are not used."
+            )
+            findings.add("words", name, message, "note")
 
 
 def _one_row_per_user(table: Table, roles: Roles, frame: pd.DataFrame) -> pd.DataFrame:

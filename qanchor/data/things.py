@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from qanchor.data.users import Users
 
 MAX_TEXTS = 4000  # distinct texts that become things; of more, the most frequent
 MAX_LABEL_LENGTH = 80
+MIN_PART = 0.8  # of a column's numbers that are at most the amount, if it is a part of it
 DAY_PARTS = {"night": (0, 6), "morning": (6, 12), "afternoon": (12, 18), "evening": (18, 24)}
 WEEKDAYS = {"weekday": (0, 5), "weekend": (5, 7)}
 MONEY_WORDS = frozenset(
@@ -38,6 +40,7 @@ MONEY_WORDS = frozenset(
     ]
 )
 KINDS = ("text", "modality", "number", "time", "attribute")
+SHARE_BASES = ("events", "occasions", "amount")  # what a share of a thing is a share of
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,22 @@ class ThingEvents:
         users: The users.
         until: Texts are listed from events before this time (default: the users' cut-off).
         main_number: Number column of the amounts (default: the one that most events have).
+        share_bases: What the share of each thing is a share of, by name: one of `SHARE_BASES`
+            (default: as the events say).
 
-    Attributes: `main_number`, `things`, `index` (row of each thing by name) and `rows`: one row per (event, thing)
-    with `user`, `thing`, `time` in seconds and `value`; and `n_texts_left_out`, the distinct texts
-    beyond the 4,000 most frequent.
+    Attributes: `main_number`, `things`, `index` (row of each thing by name), `share_base` (of each
+    thing, a row of `SHARE_BASES`) and `rows`: one row per (event, thing) with `user`, `thing`,
+    `time` in seconds and `value`; and `n_texts_left_out`, the distinct texts beyond the 4,000 most
+    frequent.
     """
 
-    def __init__(self, users: Users, until=None, main_number: str | None = None):
+    def __init__(
+        self,
+        users: Users,
+        until=None,
+        main_number: str | None = None,
+        share_bases: Mapping[str, str] | None = None,
+    ):
         self.users = users
         past = users.history(until)
         if main_number is None:
@@ -104,6 +116,14 @@ class ThingEvents:
         self.things = _list_things(users, past)
         self.n_texts_left_out = max(past["text"].nunique() - MAX_TEXTS, 0)
         self.index = {thing.name: row for row, thing in enumerate(self.things)}
+        if share_bases is None:
+            share_bases = _find_share_bases(past, users.numbers, self.main_number)
+        names = [share_bases.get(thing.name, SHARE_BASES[0]) for thing in self.things]
+        self.share_base = np.array([SHARE_BASES.index(name) for name in names])
+        self.main_row = self.index.get(f"number:{self.main_number}", -1)
+        self.modality_rows = [
+            row for row, thing in enumerate(self.things) if thing.kind == "modality"
+        ]
         self.rows = self._event_things()
 
     def amounts(self) -> np.ndarray:
@@ -164,6 +184,56 @@ class ThingEvents:
         np.maximum.at(largest, key, value)
         return count, total, largest.reshape(shape)
 
+    def shares(self, count: np.ndarray, total: np.ndarray) -> np.ndarray:
+        """Return how much of all that a user did each thing is, 0 to 1.
+
+        Args:
+            count: From `counts`.
+            total: From `counts`.
+        """
+        events = count[:, self.modality_rows].sum(1, keepdims=True)
+        bases = [events, events, events]
+        if self.main_row >= 0:
+            bases[1:] = count[:, [self.main_row]], total[:, [self.main_row]]
+        return share_of_bases(self.share_base[None], count, total, bases)
+
+
+def share_of_bases(base: np.ndarray, count: np.ndarray, total: np.ndarray, bases) -> np.ndarray:
+    """Return shares, 0 to 1: of the events, of the occasions with an amount, or of the amount.
+
+    Args:
+        base: Row of `SHARE_BASES` of each thing.
+        count: Events of each thing.
+        total: Sum of each thing's number.
+        bases: What a share is a share of, for each of `SHARE_BASES`.
+    """
+    part = np.where(base == 0, count, total)
+    whole = np.choose(base, bases)
+    return np.clip(part / np.maximum(whole, 1e-9), 0, 1)
+
+
+def _find_share_bases(past: pd.DataFrame, numbers: tuple[str, ...], main: str) -> dict[str, str]:
+    """Say what the share of each number column is a share of.
+
+    A column of ratios has a mean per occasion; what is nearly always a part of the amount, such as
+    a discount, has a share of it. All else has a share of the events.
+    """
+    bases = {}
+    for column in numbers:
+        values = past[column].to_numpy(float)
+        known = values[~np.isnan(values) & (values != 0)]
+        if column == main or not main or not len(known):
+            continue
+        if known.min() >= 0 and known.max() <= 1 and (known < 1).any():
+            bases[f"number:{column}"] = "occasions"
+            continue
+        amount = np.nan_to_num(past[main].to_numpy(float))
+        pairs = ~np.isnan(values) & (values > 0) & (amount > 0)
+        is_part = (values[pairs] <= amount[pairs]).mean() if pairs.any() else 0
+        if pairs.sum() >= MIN_PART * len(known) and is_part >= MIN_PART:
+            bases[f"number:{column}"] = "amount"
+    return bases
+
 
 def _main_number(past: pd.DataFrame, numbers: tuple[str, ...]) -> str:
     """Return the number column that most past events have; empty if there is none."""
@@ -171,9 +241,9 @@ def _main_number(past: pd.DataFrame, numbers: tuple[str, ...]) -> str:
     return max(filled, key=filled.get) if filled else ""
 
 
-def _number_thing(column: str) -> Thing:
+def _number_thing(column: str, words: str) -> Thing:
     """Return the thing of a number column; people ask what was spent, whatever money is called."""
-    label = plain_label(column)
+    label = plain_label(words)
     is_money = any(word in MONEY_WORDS for word in label.split())
     return Thing(f"number:{column}", "number", label, alias=f"{label} spent" if is_money else "")
 
@@ -185,19 +255,27 @@ def _list_things(users: Users, past: pd.DataFrame) -> tuple[Thing, ...]:
     main = past.groupby(["text", "modality"], observed=True).size().reset_index(name="n")
     main = main.sort_values("n", kind="stable").drop_duplicates("text", keep="last")
     modality = main.set_index("text")["modality"].astype(str).to_dict()
+
+    def label(name: str) -> str:
+        return plain_label(users.words.get(name, name))
+
     things = [
-        Thing(f"text:{text}", "text", plain_label(text), modality.get(text, ""))
+        Thing(f"text:{text}", "text", label(text), modality.get(text, ""))
         for text in sorted(counts.index.astype(str))
     ]
     names = [str(name) for name in users.modalities]
-    things += [Thing(f"modality:{name}", "modality", plain_label(name), name) for name in names]
-    things += [_number_thing(column) for column in users.numbers]
+    things += [Thing(f"modality:{name}", "modality", label(name), name) for name in names]
+    things += [_number_thing(column, users.words.get(column, column)) for column in users.numbers]
     clock = past["time"].dt.floor("D") != past["time"]
     if clock.any():
         things += [Thing(f"time:{name}", "time", name) for name in DAY_PARTS]
     things += [Thing(f"time:{name}", "time", name) for name in WEEKDAYS]
     things += [
-        Thing(f"attribute:{column}", "attribute", plain_label(column.replace(".", " ")))
+        Thing(
+            f"attribute:{column}",
+            "attribute",
+            plain_label(users.words.get(column, column.replace(".", " "))),
+        )
         for column in users.tabular.columns
     ]
     return tuple(things)

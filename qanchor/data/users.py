@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,8 @@ class Users:
         horizon_days: Days after the cut-off that questions are about (default 30).
         unit: Word for one of them in questions, such as "household" (default "user").
         ids: Ids of all users, sorted.
+        words: What people call a column, modality, text or attribute, by its name, such as
+            `{"priv": "private label brand"}`; questions are compared with it.
         report: What `read_events` took for what and left out; None if it did not read them.
 
     Example:
@@ -64,6 +66,7 @@ class Users:
     horizon_days: int = 30
     unit: str = "user"
     ids: tuple[str, ...] = ()
+    words: Mapping[str, str] = field(default_factory=dict)
     report: Report | None = field(default=None, compare=False, repr=False)
 
     @classmethod
@@ -78,6 +81,7 @@ class Users:
         modalities: tuple[str, ...] | None = None,
         horizon_days: int = 30,
         unit: str = "user",
+        words: Mapping[str, str] | None = None,
         source: str = "events",
     ) -> Users:
         """Validate plain tables and return them as `Users`.
@@ -91,6 +95,8 @@ class Users:
             modalities: Allowed modalities in order (default: those before the cut-off, sorted).
             horizon_days: Days after the cut-off that questions are about (default 30).
             unit: Word for one of them in questions (default "user").
+            words: What people call a column, modality, text or attribute, by its name (default:
+                what it is named).
             source: Name of the events table in error messages (default "events").
 
         Returns:
@@ -141,6 +147,7 @@ class Users:
             horizon_days=horizon_days,
             unit=unit,
             ids=ids,
+            words=dict(words or {}),
         )
 
     def __len__(self) -> int:
@@ -277,6 +284,8 @@ class Users:
             "modalities": list(self.events["modality"].cat.categories),
             "columns": {name: name for name in REQUIRED} | {"numbers": list(self.numbers)},
         }
+        if self.words:
+            about["words"] = dict(self.words)
         text = json.dumps(about, indent=2) + "\n"
         atomic_write(folder / "about.json", lambda part: part.write_text(text))
         return folder

@@ -17,7 +17,10 @@ from qanchor.models.pointing import (
     question_input,
     read_questions,
     replace_unit,
+    row_batches,
     thing_input,
+    token_input,
+    token_saliency,
     word_fit,
 )
 from qanchor.models.pointing_model import PointingModel
@@ -33,7 +36,7 @@ MIN_FIT = 0.66
 MIN_BEHAVIOR_SIMILARITY = 0.66
 MAX_EVIDENCE = 5
 MAX_EVIDENCE_USERS = 200  # users that evidence is measured on
-MAX_CANDIDATES = 8  # things that attention looks at most
+MAX_CANDIDATES = 8  # things of the greatest saliency
 MIN_EVIDENCE_WEIGHT = 0.05
 ANY_EVENT = "any event"
 COUNT = TOKEN_NUMBERS.index("count")
@@ -110,7 +113,8 @@ def interpret(
     unit = tokens.unit
     days = _horizon(query, tokens.horizon_days)
     question = encode_questions(model, [query], unit, tokens.horizon_days)
-    fit = word_fit(question, thing_input(tokens))[0].numpy()
+    things = thing_input(tokens)
+    fit = word_fit(question, things)[0].numpy()
     order = np.argsort(-fit, kind="stable")
     behavior = text_vectors(behavior_queries(), encoder).astype(np.float32)
     text = replace_unit(query, unit)
@@ -119,7 +123,7 @@ def interpret(
     labels = [thing.label for thing in tokens.things]
     nearest = tuple(dict.fromkeys(labels[i] for i in order[: 2 * MAX_EVIDENCE]))[:MAX_EVIDENCE]
     sign = 1 if float(model.reader.sign(question)[0]) >= 0 else -1
-    measure = MEASURES[int(model.reader.measure(question)[0].argmax())]
+    measure = MEASURES[int(model.reader.meaning(question, things).measure[0].argmax())]
     common = {"sign": sign, "measure": measure, "horizon_days": days, "nearest": nearest}
     if best >= MIN_FIT and best >= similarity:
         meant = [int(i) for i in order[:MAX_EVIDENCE] if fit[i] >= RELATIVE_FIT * best]
@@ -191,17 +195,21 @@ def _evidence(
 ) -> list[dict]:
     """Return what carries the scores: how much they change if a thing is hidden from all users.
 
-    Candidates are what the question means and what attention looks at most.
+    Candidates are what the question means and the things of the greatest saliency.
     """
     rows = np.linspace(0, len(tokens) - 1, min(len(tokens), MAX_EVIDENCE_USERS)).astype(int)
     sample = tokens.select(np.unique(rows))
     score = reading.score[np.unique(rows)]
-    present = tokens.which >= 0
     n_things = len(tokens.things)
-    attention = reading.attention[:, 0].numpy()
-    looked_at = np.bincount(tokens.which[present], attention[present], minlength=n_things)
-    users = np.bincount(tokens.which[present], minlength=n_things)
-    candidates = np.argsort(-looked_at, kind="stable")[:MAX_CANDIDATES].tolist()
+    users = np.bincount(tokens.which[tokens.which >= 0], minlength=n_things)
+    saliency = np.zeros(n_things)
+    for part in row_batches(len(sample)):
+        with torch.inference_mode(False):  # gradients are needed, whatever the caller does
+            some = token_input(sample, part)
+            of_tokens = token_saliency(model.reader, some, question, thing_input(sample))
+        which = some.which.numpy()
+        np.add.at(saliency, which[which >= 0], of_tokens[which >= 0])
+    candidates = np.argsort(-saliency, kind="stable")[:MAX_CANDIDATES].tolist()
     candidates = [i for i in dict.fromkeys([*things, *candidates]) if users[i]]
     effects = []
     for thing in candidates:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from qanchor.models.associations import AssociationInput, associated, association_features
 from qanchor.models.text_encoder import text_vectors
 from qanchor.models.user_tokens import (
     LEVEL_NUMBERS,
@@ -55,7 +56,7 @@ SUMMED = [
 LAST = TOKEN_NUMBERS.index("days since the last")
 FIRST = TOKEN_NUMBERS.index("days since the first")
 LARGEST = TOKEN_NUMBERS.index("largest amount")
-SHARE = TOKEN_NUMBERS.index("share of the user's events")
+SHARE = TOKEN_NUMBERS.index("share of all that the user did")
 TENURE = LEVEL_NUMBERS.index("days since the first")
 # numbers of the user as a whole that mean the same after a longer history, and all percentiles
 PRIOR_LEVELS = [
@@ -68,12 +69,15 @@ PRIOR_LEVELS = [
     )
 ]
 PRIOR_LEVELS += range(len(LEVEL_NUMBERS), N_LEVEL_NUMBERS)
-N_PRIOR_NUMBERS = len(SUMMED) + 5 + 2 * len(PRIOR_LEVELS)
+N_PRIOR_NUMBERS = len(SUMMED) + 6 + len(PRIOR_LEVELS)
 RELATIVE_FIT = 0.85  # what fits nearly as well as the best is meant, too
 LEAST_FIT = 0.5  # of what may be meant
 SHARPNESS = 30.0
 LONG_AGO = 8.0  # log days
 AFFIRMATIVE = 1.5  # start of the polarity: a question that nobody denied is affirmative
+NEARLY_ALL = 0.95  # share of the users
+OCCURS = MEASURES.index("occurs")
+OF_ALL = MEASURES.index("share")
 USERS_PER_PASS = 256
 MASKED = -1e4
 
@@ -130,6 +134,10 @@ class ThingInput(NamedTuple):
 
     vector: Float[Tensor, "thing text"]
     spelling: Float[Tensor, "thing spelling"]
+    # 1 where the thing is a share, and nearly all users have one
+    is_share_of_all: Float[Tensor, " thing"]
+    associations: AssociationInput | None = None
+    columns: tuple[int, ...] = ()  # of the token numbers that associations are learned from
 
 
 class TokenInput(NamedTuple):
@@ -140,6 +148,7 @@ class TokenInput(NamedTuple):
     level: Float[Tensor, "user level"]
     # how far each token is present, 1 by default; its gradient is the saliency of the token
     presence: Float[Tensor, "user token"] | None = None
+    fold: Int[Tensor, " user"] | None = None  # see `associated`
 
     def present(self) -> Float[Tensor, "user token"]:
         """Return how far each token is present; 0 for padding."""
@@ -154,6 +163,14 @@ class TokenInput(NamedTuple):
         if self.presence is None:
             return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, MASKED)
         return self.presence.log().masked_fill(~mask, MASKED)
+
+
+class Meaning(NamedTuple):
+    """What questions ask for."""
+
+    relevance: Float[Tensor, "query thing"]  # how far each thing is meant, 0 to 1
+    parts: Float[Tensor, "query thing_or_any"]  # the same with any event last; sums to 1
+    measure: Float[Tensor, "query measure"]  # probabilities of the measures of concepts
 
 
 class Reading(NamedTuple):
@@ -296,9 +313,12 @@ class PointingReader(nn.Module):
         self.intent = nn.Sequential(
             nn.Linear(text + WORDS_DIM, 64), nn.GELU(), nn.Linear(64, len(MEASURES))
         )
-        self.prior = nn.Linear(N_PRIOR_NUMBERS, len(MEASURES))
+        # for each measure of things, then for each of any event
+        self.prior = nn.Linear(N_PRIOR_NUMBERS, 2 * len(MEASURES))
         with torch.no_grad():
             self.polarity[-1].bias.fill_(AFFIRMATIVE)
+            self.prior.weight.zero_()
+            self.prior.bias.zero_()
             self.out.weight.zero_()
             self.out.bias.zero_()
         self.register_buffer("mean", torch.zeros(N_TOKEN_NUMBERS))
@@ -338,19 +358,35 @@ class PointingReader(nn.Module):
         asked = torch.cat([question.vector, question.words], -1)
         return torch.tanh(self.polarity(asked))[:, 0]
 
-    def measure(self, question: QuestionInput) -> Float[Tensor, "query measure"]:
-        """Return what each question measures, as probabilities of the measures of concepts.
+    def meaning(self, question: QuestionInput, things: ThingInput) -> Meaning:
+        """Return what each question asks for: which things, and what it measures of them.
+
+        Whether there will be something that everybody has a share of is no question: then its
+        share is measured.
 
         Args:
             question: The questions.
+            things: What can be pointed at.
         """
+        fit = word_fit(question, things)
+        relevant = relevance(fit)
+        found = torch.sigmoid(SHARPNESS * (fit.amax(1, keepdim=True) - LEAST_FIT))
+        of_things = relevant / relevant.sum(1, keepdim=True).clamp(min=1e-9) * found
         asked = torch.cat([question.vector, question.words], -1)
-        return self.intent(asked).softmax(-1)
+        measure = self.intent(asked).softmax(-1)
+        moved = measure[:, OCCURS] * (of_things * things.is_share_of_all).sum(1)
+        change = torch.zeros_like(measure)
+        change[:, OCCURS] = -moved
+        change[:, OF_ALL] = moved
+        return Meaning(relevant, torch.cat([of_things, 1 - found], 1), measure + change)
 
     def forward(self, users: TokenInput, question: QuestionInput, things: ThingInput) -> Reading:
-        known = self.known_numbers(users, question, things)
+        meaning = self.meaning(question, things)
+        known = self.known_numbers(users, meaning, things)
         sign = self.sign(question)
-        prior = (self.prior(known) * self.measure(question)).sum(-1) * sign
+        of_any = meaning.parts[:, -1:]
+        measure = torch.cat([meaning.measure * (1 - of_any), meaning.measure * of_any], -1)
+        prior = (self.prior(known) * measure).sum(-1) * sign
         standard = (users.numbers - self.mean) / self.spread
         standard_known = (known - self.known_mean) / self.known_spread
         state, attention = self.body(users, standard, question, things, standard_known)
@@ -361,18 +397,17 @@ class PointingReader(nn.Module):
         return Reading(score, prior, alone, attention, self.embed(score, pointed_at, state))
 
     def known_numbers(
-        self, users: TokenInput, question: QuestionInput, things: ThingInput
+        self, users: TokenInput, meaning: Meaning, things: ThingInput
     ) -> Float[Tensor, "user query prior"]:
         """Return what the prior of each measure starts from: what each user did of what is meant
-        (how often, how lately, how much), and how active the user is.
+        (how often, how lately, how much), what goes along with it, and how active the user is.
 
         Args:
             users: Tokens of the users.
-            question: The questions.
+            meaning: What the questions ask for.
             things: What tokens stand for.
         """
-        fit = word_fit(question, things)
-        meant = relevance(fit)[:, users.which.clamp(min=0)].transpose(0, 1)
+        meant = meaning.relevance[:, users.which.clamp(min=0)].transpose(0, 1)
         meant = meant * users.present()[:, None]
         numbers = users.numbers[:, None]
         sums = torch.einsum("uqt,utn->uqn", meant, users.numbers[..., SUMMED].expm1())
@@ -383,9 +418,27 @@ class PointingReader(nn.Module):
         share = (meant * numbers[..., SHARE]).sum(-1).clamp(max=1)
         rate = sums[..., 0] - users.level[:, None, TENURE]  # per day since the user's first event
         level = users.level[:, None, PRIOR_LEVELS].expand(-1, meant.shape[1], -1)
-        own = torch.stack([lateness, oldest, largest, share, rate], -1)
-        found = torch.sigmoid(SHARPNESS * (fit.amax(1) - LEAST_FIT))[None, :, None]
-        return torch.cat([sums, own, level * found, level * (1 - found)], -1)
+        goes_along = self.goes_along(users, meaning, things)
+        own = torch.stack([lateness, oldest, largest, share, rate, goes_along], -1)
+        return torch.cat([sums, own, level], -1)
+
+    def goes_along(
+        self, users: TokenInput, meaning: Meaning, things: ThingInput
+    ) -> Float[Tensor, "user query"]:
+        """Return how far all that each user did goes along with what each question asks for.
+
+        Args:
+            users: Tokens of the users.
+            meaning: What the questions ask for.
+            things: What tokens stand for.
+        """
+        if things.associations is None:
+            return users.level.new_zeros(len(users.level), len(meaning.parts))
+        numbers = users.numbers[..., list(things.columns)] * users.present()[..., None]
+        features = association_features(
+            users.which, numbers, users.level, things.associations.factors
+        )
+        return associated(features, things.associations, meaning.parts, meaning.measure, users.fold)
 
     def embed(
         self,
@@ -503,7 +556,17 @@ def thing_input(tokens: UserTokens) -> ThingInput:
     Args:
         tokens: The tokens.
     """
-    return ThingInput(torch.from_numpy(tokens.vectors), torch.from_numpy(tokens.spelling))
+    vectors = torch.from_numpy(tokens.vectors)
+    spelling = torch.from_numpy(tokens.spelling)
+    population = tokens.population
+    is_share_of_all = (population.share_base > 0) & (population.rarity < -np.log(NEARLY_ALL))
+    is_share_of_all = torch.from_numpy(is_share_of_all.astype(np.float32))
+    associations = population.associations
+    if associations is None:
+        return ThingInput(vectors, spelling, is_share_of_all)
+    return ThingInput(
+        vectors, spelling, is_share_of_all, associations.tensors(), associations.columns
+    )
 
 
 def token_input(tokens: UserTokens, rows=slice(None)) -> TokenInput:
@@ -522,6 +585,7 @@ def token_input(tokens: UserTokens, rows=slice(None)) -> TokenInput:
         which=torch.from_numpy(which[:, :width]),
         numbers=torch.from_numpy(tokens.numbers[rows][:, :width]),
         level=torch.from_numpy(tokens.level[rows]),
+        fold=None if tokens.fold is None else torch.from_numpy(tokens.fold[rows]),
     )
 
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Int
 
+from qanchor.data.things import SHARE_BASES
+from qanchor.models.associations import Associations
+
 QUANTILES = 21  # of the values of each thing
 LEVEL_QUANTILES = 101  # of each number of a user as a whole
 
@@ -26,6 +29,8 @@ class Population:
         levels: Quantiles of each number of a user as a whole.
         n_users: Users that were counted.
         main_number: Number column that amounts are taken from; empty for none.
+        share_base: What the share of each thing is a share of, a row of `SHARE_BASES`.
+        associations: What goes along with what, of the same things; None if it was not learned.
     """
 
     things: tuple[str, ...]
@@ -34,6 +39,8 @@ class Population:
     levels: Float[np.ndarray, "level level_quantile"]
     n_users: int
     main_number: str
+    share_base: Int[np.ndarray, " thing"]
+    associations: Associations | None = None
 
     @classmethod
     def fit(
@@ -42,7 +49,8 @@ class Population:
         thing: Int[np.ndarray, " token"],
         value: Float[np.ndarray, " token"],
         levels: Float[np.ndarray, "user level"],
-        main_number: str = "",
+        main_number: str,
+        share_base: Int[np.ndarray, " thing"],
     ) -> Population:
         """Take the distributions from the tokens of users.
 
@@ -51,7 +59,8 @@ class Population:
             thing: Thing of each token, as a row of `things`.
             value: Count of each token, or value of its attribute.
             levels: Numbers of each user as a whole; one row per user.
-            main_number: Number column that amounts are taken from (default: none).
+            main_number: Number column that amounts are taken from; empty for none.
+            share_base: What the share of each thing is a share of, a row of `SHARE_BASES`.
         """
         n_users = len(levels)
         holders = np.bincount(thing, minlength=len(things))
@@ -75,6 +84,7 @@ class Population:
             level_quantiles.astype(np.float32),
             n_users,
             main_number,
+            share_base,
         )
 
     def named(self, kind: str) -> list[str]:
@@ -85,6 +95,11 @@ class Population:
         """
         prefix = f"{kind}:"
         return [name.removeprefix(prefix) for name in self.things if name.startswith(prefix)]
+
+    def share_bases(self) -> dict[str, str]:
+        """Return what the share of each thing is a share of, by the thing's name."""
+        bases = (SHARE_BASES[row] for row in self.share_base)
+        return dict(zip(self.things, bases, strict=True))
 
     def align(self, things: Sequence[str]) -> Population:
         """Return the same population for another list of things.
@@ -98,7 +113,14 @@ class Population:
         rarity = np.append(self.rarity, np.float32(np.log(max(self.n_users, 1))))
         nothing = np.full((1, self.values.shape[1]), np.nan, np.float32)
         values = np.concatenate([self.values, nothing])
-        return replace(self, things=tuple(things), rarity=rarity[row], values=values[row])
+        return replace(
+            self,
+            things=tuple(things),
+            rarity=rarity[row],
+            values=values[row],
+            share_base=np.append(self.share_base, 0)[row],
+            associations=self.associations and self.associations.align(things),
+        )
 
     def rank_values(
         self, thing: Int[np.ndarray, " token"], value: Float[np.ndarray, " token"]

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file as save_arrays
 
 from qanchor.config import Config
 from qanchor.errors import RunError, WeightsError
+from qanchor.models.associations import Associations
 from qanchor.models.crossing import LateCrossing
 from qanchor.models.model import QAnchor
 from qanchor.models.pointing import PointingReader, is_pretrained
@@ -34,7 +35,8 @@ LEGACY_FORMAT = 2  # `legacy_names.csv` maps its names to those of today; "" dro
 READER_FILE = "reader.safetensors"
 CONCEPTS_FILE = "concepts.json"
 POINTING = "pointing"  # kind of a run from `fit`
-POPULATION_ARRAYS = ("rarity", "values", "levels")
+POPULATION_ARRAYS = ("rarity", "values", "levels", "share_base")
+ASSOCIATION_ARRAYS = ("factors", "mean", "spread", "heads", "covariance")
 BROKEN_RUN_ERRORS = (
     SafetensorError,
     TypeError,
@@ -163,6 +165,8 @@ def _save_reader(model: PointingModel, folder: Path) -> None:
     }
     population = model.population
     arrays |= {f"population.{name}": getattr(population, name) for name in POPULATION_ARRAYS}
+    associations = population.associations
+    arrays |= {f"associations.{name}": getattr(associations, name) for name in ASSOCIATION_ARRAYS}
     # safetensors writes the memory of an array, whatever its strides
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     save_arrays(arrays, folder / READER_FILE)
@@ -171,6 +175,7 @@ def _save_reader(model: PointingModel, folder: Path) -> None:
         "things": population.things,
         "users": population.n_users,
         "main_number": population.main_number,
+        "associations": {"things": associations.things, "columns": associations.columns},
     }
     (folder / CONCEPTS_FILE).write_text(json.dumps(about, indent=1) + "\n")
 
@@ -190,7 +195,14 @@ def _load_pointing_model(folder: Path, about: dict) -> PointingModel | None:
             Concept(**(concept | {"things": tuple(concept["things"])}))
             for concept in told["concepts"]
         )
+        told_associations = told["associations"]
+        associations = Associations(
+            things=tuple(told_associations["things"]),
+            columns=tuple(told_associations["columns"]),
+            **{name: arrays.pop(f"associations.{name}") for name in ASSOCIATION_ARRAYS},
+        )
         population = Population(
+            associations=associations,
             things=tuple(told["things"]),
             n_users=told["users"],
             main_number=told["main_number"],

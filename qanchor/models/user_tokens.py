@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 import zlib
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from qanchor.data.things import KINDS, MAX_TEXTS, Thing, ThingEvents
+from qanchor.data.things import KINDS, MAX_TEXTS, Thing, ThingEvents, share_of_bases
 from qanchor.data.users import Users
 from qanchor.models.compatibility import READ_BY_NAME, warn_of_differences
 from qanchor.models.population import Population
@@ -43,7 +44,7 @@ TOKEN_NUMBERS = (
     "amount",
     "mean amount",
     "largest amount",
-    "share of the user's events",
+    "share of all that the user did",
     "percentile among users that have it",
     "rarity",
 )
@@ -78,6 +79,7 @@ class UserTokens:
         level: Numbers of the user as a whole.
         n_left_out: Tokens of each user beyond the 320 that are kept.
         population: What percentiles were taken from.
+        fold: In training, which associations each user is read with, see `associated`.
     """
 
     ids: tuple[str, ...]
@@ -91,6 +93,7 @@ class UserTokens:
     level: Float[np.ndarray, "user level"]
     n_left_out: UserInts
     population: Population
+    fold: UserInts | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -109,6 +112,7 @@ class UserTokens:
             numbers=self.numbers[rows],
             level=self.level[rows],
             n_left_out=self.n_left_out[rows],
+            fold=None if self.fold is None else self.fold[rows],
         )
 
     def without(self, hidden: Bool[np.ndarray, " thing"]) -> UserTokens:
@@ -178,12 +182,14 @@ class TokenReader:
         self.users = users
         self.population = population
         main_number = None
+        share_bases = None
         if population is not None:
             main_number = population.main_number
+            share_bases = population.share_bases()
             warn_of_differences(
                 users, population.named("modality"), population.named("number"), READ_BY_NAME
             )
-        self.events = ThingEvents(users, until, main_number)
+        self.events = ThingEvents(users, until, main_number, share_bases)
         self.horizon_days = users.horizon_days
         self.things = self.events.things
         words = [thing.words for thing in self.things]
@@ -198,7 +204,7 @@ class TokenReader:
         """
         own = cutoff is None
         cutoff = pd.Timestamp(self.users.cutoff if own else cutoff)
-        end = int(cutoff.timestamp())
+        end = math.ceil(cutoff.timestamp())  # times are whole seconds
         past = self.events.rows["time"] < end
         table = self._token_table(
             {name: values[past] for name, values in self.events.rows.items()}, end
@@ -252,6 +258,7 @@ class TokenReader:
             table["value"].to_numpy(),
             levels,
             self.events.main_number,
+            self.events.share_base,
         )
 
     def _warn_of_what_is_left_out(self, n_left_out: np.ndarray) -> None:
@@ -278,14 +285,28 @@ class TokenReader:
         totals = _totals(inverse, len(keys), age, rows["value"], self.horizon_days)
         largest = np.zeros(len(keys))
         np.maximum.at(largest, inverse, rows["value"])
-        n = totals["count"]
+        n = totals["count"].to_numpy()
         table = np.log1p(totals).assign(user=keys // n_things, thing=keys % n_things)
-        kind = np.array([KINDS.index(thing.kind) for thing in self.things])[table["thing"]]
-        events = np.bincount(table["user"][kind == 1], n[kind == 1], len(self.users))
         table["largest amount"] = np.log1p(np.maximum(largest, 0))
-        table["share of the user's events"] = n / np.maximum(events[table["user"]], 1)
+        table["share of all that the user did"] = self._shares(
+            table["user"].to_numpy(), table["thing"].to_numpy(), n, totals["amount"].to_numpy()
+        )
         table["value"] = n
         return self._with_attributes(table)
+
+    def _shares(
+        self, user: np.ndarray, thing: np.ndarray, count: np.ndarray, total: np.ndarray
+    ) -> np.ndarray:
+        """Return the share of each token, see `ThingEvents.shares`."""
+        n_users = len(self.users)
+        is_modality = np.isin(thing, self.events.modality_rows)
+        events = np.bincount(user[is_modality], count[is_modality], n_users)[user]
+        bases = [events, events, events]
+        if self.events.main_row >= 0:
+            is_main = thing == self.events.main_row
+            bases[1] = np.bincount(user[is_main], count[is_main], n_users)[user]
+            bases[2] = np.bincount(user[is_main], total[is_main], n_users)[user]
+        return share_of_bases(self.events.share_base[thing], count, total, bases)
 
     def _rank_tokens(self, table: pd.DataFrame, population: Population) -> pd.DataFrame:
         """Add what depends on other users: percentile, rarity, and the place among the tokens."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from qanchor.config import SMALL
@@ -79,6 +81,7 @@ def fit(
     finally:
         bars.close()
     population = TokenReader(users, text_encoder).read().population
+    population = replace(population, associations=task.associations.of_all_users())
     config = SMALL.replace(
         backbone=backbone,
         text_encoder=text_encoder,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from qanchor.data.things import ThingEvents
 from qanchor.data.users import Users
+from qanchor.models.associations import Associations
 from qanchor.models.pointing import (
     PointingReader,
     QuestionInput,
@@ -27,15 +28,16 @@ from qanchor.models.pointing import (
     token_input,
 )
 from qanchor.models.user_tokens import MAX_TOKENS, TokenReader, UserTokens
+from qanchor.training.associations import AssociationFit, user_folds
 from qanchor.useru.concepts import (
     FAMILIES,
     MAX_SHARE,
     MEASURES,
     MIN_SHARE,
     Concept,
+    Outcomes,
     Wording,
     behavior_wordings,
-    concept_truth,
     induce_concepts,
     topic_wordings,
     wordings,
@@ -145,6 +147,7 @@ class ConceptTask:
     topics: tuple[Wording, ...]
     n_behaviors: int
     encoded_topics: QuestionInput
+    associations: Associations
 
     def targets(self, sample: Sample, rows: np.ndarray, asked: np.ndarray) -> Tensor:
         """Return the answers of some users to some questions: 1 for yes, NaN for unknown.
@@ -226,14 +229,18 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
     reader = TokenReader(users, encoder, until=max(cutoffs))
     position = {user: row for row, user in enumerate(users.ids)}
     samples = []
+    fitted = None
     for cutoff in cutoffs:
         tokens = reader.read(cutoff)
         if len(tokens) < MIN_USERS:
             continue
         rows = np.array([position[user] for user in tokens.ids])
-        truth = {
-            days: concept_truth(reader.events, concepts, rows, cutoff, days) for days in horizons
-        }
+        outcomes = {days: Outcomes.of(reader.events, rows, cutoff, days) for days in horizons}
+        truth = {days: outcomes[days].truth(reader.events, concepts) for days in horizons}
+        used = np.flatnonzero([not is_held_out(user) for user in tokens.ids])
+        if fitted is None:
+            fitted = AssociationFit(tokens, used)
+        fitted.add(tokens, used, reader.events, outcomes[horizon])
         ago = (users.cutoff - cutoff) / pd.Timedelta(days=horizon)
         samples.append(Sample(cutoff, reader.events, tokens, rows, truth, ago))
     if not samples:
@@ -241,6 +248,8 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
             f"{users.name} has fewer than {count(MIN_USERS, users.unit)} with a past at any"
             " training cut-off. Pass a later cutoff or more users."
         )
+    associations = fitted.solve()
+    samples = [replace(sample, tokens=_with(sample.tokens, associations)) for sample in samples]
     share = np.nanmean(np.concatenate([sample.truth[horizon] for sample in samples]), 0)
     asked_about = np.flatnonzero((share > MIN_SHARE) & (share < MAX_SHARE))
     rng = np.random.default_rng(seed)
@@ -275,7 +284,18 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
         tuple(topics),
         len(behaviors),
         encoded_topics,
+        associations,
     )
+
+
+def _with(tokens: UserTokens, associations: Associations) -> UserTokens:
+    """Return tokens with associations; users that these were fitted on are read without their own
+    part in them.
+    """
+    held_out = np.array([is_held_out(user) for user in tokens.ids])
+    fold = np.where(held_out, -1, user_folds(tokens.ids))
+    population = replace(tokens.population, associations=associations)
+    return replace(tokens, population=population, fold=fold)
 
 
 def _at_most(
@@ -533,6 +553,7 @@ class _Batches:
         return self.task.samples[place], rows, asked
 
 
+@torch.no_grad()
 def _fit_prior(reader: PointingReader, batches: _Batches) -> None:
     """Fit what persistence, recency and activity mean for each measure, before all else is
     learned.
@@ -542,9 +563,10 @@ def _fit_prior(reader: PointingReader, batches: _Batches) -> None:
     task = batches.task
     things = thing_input(task.samples[0].tokens)
     signs = np.array([question.wording.sign for question in task.questions])
-    measures = np.array(
-        [MEASURES.index(task.concepts[question.concept].measure) for question in task.questions]
-    )
+    concepts = [task.concepts[question.concept] for question in task.questions]
+    of_any = np.array([not concept.things for concept in concepts])
+    measures = np.array([MEASURES.index(concept.measure) for concept in concepts])
+    measures = measures + of_any * len(MEASURES)
     drawn = []
     for measure in np.unique(measures[batches.questions]):
         known = []
@@ -553,7 +575,8 @@ def _fit_prior(reader: PointingReader, batches: _Batches) -> None:
         for _ in range(PRIOR_DRAWS):
             sample, rows, asked = batches.draw(of_measure)
             users = token_input(sample.tokens, rows)
-            known.append(reader.known_numbers(users, task.encoded.at(asked), things).numpy())
+            meaning = reader.meaning(task.encoded.at(asked), things)
+            known.append(reader.known_numbers(users, meaning, things).numpy())
             target = task.targets(sample, rows, asked).numpy()
             targets.append(np.where(signs[asked] > 0, target, 1 - target))
         pairs = _pairs(known, targets, batches.rng)
@@ -567,9 +590,13 @@ def _fit_prior(reader: PointingReader, batches: _Batches) -> None:
         fitted = LogisticRegression(C=PRIOR_C, fit_intercept=False, max_iter=300)
         fitted.fit(pairs / spread * flip[:, None], flip)
         weight = fitted.coef_[0] / spread
-        with torch.no_grad():
-            reader.prior.weight[measure] = torch.from_numpy(weight)
-            reader.prior.bias[measure] = -float(known.mean(0) @ weight)
+        reader.prior.weight[measure] = torch.from_numpy(weight)
+        reader.prior.bias[measure] = -float(known.mean(0) @ weight)
+    # a measure that is learned of things alone is the same of any event
+    of_things = slice(0, len(MEASURES))
+    missing = ~reader.prior.weight[len(MEASURES) :].any(1, keepdim=True)
+    reader.prior.weight[len(MEASURES) :] += missing * reader.prior.weight[of_things]
+    reader.prior.bias[len(MEASURES) :] += missing[:, 0] * reader.prior.bias[of_things]
     if drawn:
         everything = np.concatenate(drawn)
         reader.known_mean.copy_(torch.from_numpy(everything.mean(0)))

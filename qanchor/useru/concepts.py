@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from qanchor.data.things import ThingEvents
+from qanchor.data.things import Thing, ThingEvents
 
 MAX_TEXT_CONCEPTS = 256
 MIN_SHARE = 0.004  # of the (user, cut-off) samples in which a concept happens
@@ -76,7 +76,7 @@ def induce_concepts(
         cutoffs: Training cut-offs; only the first is used.
     """
     first = min(cutoffs)
-    count, total, largest = events.counts(events.users.events["time"].min(), first)
+    count, _, largest = events.counts(events.users.events["time"].min(), first)
     active = count.any(1)
     users = max(int(active.sum()), 1)
     share = (count[active] > 0).sum(0) / users
@@ -112,20 +112,26 @@ def induce_concepts(
             name = f"{thing.name}:more"
             found.append(Concept(name, "time", thing.label, (thing.name,), "more"))
         if thing.kind == "number" and share[i] > MIN_SHARE:
-            found += _number_concepts(thing, largest[active, i], total[active, i])
+            has_share = bool(events.share_base[i])
+            found += _number_concepts(thing, largest[active, i], has_share)
     unique = {concept.name: concept for concept in found}
     return tuple(
         Concept(**(concept.to_dict() | {"split": _split(name)})) for name, concept in unique.items()
     )
 
 
-def _number_concepts(thing, largest: np.ndarray, total: np.ndarray) -> list[Concept]:
-    """Return the concepts of a number column: high and rising totals, and amounts of one event."""
+def _number_concepts(thing: Thing, largest: np.ndarray, has_share: bool) -> list[Concept]:
+    """Return the concepts of a number column: high and rising totals, shares, and amounts of one
+    event.
+    """
     found = [
         Concept(f"{thing.name}:high", "number", thing.label, (thing.name,), "high"),
         Concept(f"{thing.name}:more", "number", thing.label, (thing.name,), "more"),
         Concept(f"{thing.name}:less", "number", thing.label, (thing.name,), "less"),
     ]
+    if has_share:
+        name = f"{thing.name}:share"
+        found.append(Concept(name, "number", thing.label, (thing.name,), "share"))
     values = largest[largest > 0]
     for quantile in QUANTILES if len(values) else ():
         threshold = float(f"{np.quantile(values, quantile):.2g}")
@@ -179,40 +185,146 @@ def concept_truth(
     Returns:
         1 or 0; NaN where it cannot be said (a user without the past that a trend needs).
     """
-    end = cutoff + pd.Timedelta(days=days)
-    ahead = [part[rows] for part in events.counts(cutoff, end)]
-    start = events.users.events["time"].min()
-    past = [part[rows] for part in events.counts(start, cutoff)]
-    first = events.users.events.groupby("user", observed=False)["time"].min().to_numpy()[rows]
-    tenure = np.maximum((cutoff.to_datetime64() - first) / np.timedelta64(1, "D"), days / 2)
-    modalities = [i for i, thing in enumerate(events.things) if thing.kind == "modality"]
-    out = np.zeros((len(rows), len(concepts)), np.float32)
-    for column, concept in enumerate(concepts):
-        index = [events.index[name] for name in concept.things if name in events.index]
-        is_number = concept.family == "number"
-        if not concept.things:
-            index = modalities
-        values = 1 if is_number and concept.measure in ("high", "more", "less") else 0
-        future = ahead[values][:, index].sum(1)
-        before = past[values][:, index].sum(1)
-        rate = before / tenure * days
-        if concept.measure == "occurs":
-            out[:, column] = future > 0
-        elif concept.measure == "more":
-            out[:, column] = future > MORE * rate
-        elif concept.measure == "less":
-            out[:, column] = np.where(before > 0, future < LESS * rate, np.nan)
-        elif concept.measure == "first":
-            out[:, column] = (future > 0) & (before == 0)
-        elif concept.measure == "exceeds":
-            out[:, column] = (ahead[2][:, index] >= concept.threshold).any(1)
-        elif concept.measure == "share":
-            everything = ahead[0][:, modalities].sum(1)
-            is_high = _in_upper_quarter(future / np.maximum(everything, 1))
-            out[:, column] = np.where(everything > 0, is_high, np.nan)
-        elif concept.measure == "high":
-            out[:, column] = _in_upper_quarter(future)
-    return out
+    return Outcomes.of(events, rows, cutoff, days).truth(events, concepts)
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Hold what some users did of each thing before and after a cut-off.
+
+    Args:
+        count: Events after the cut-off, (user, thing).
+        total: Sum of each thing's number after it.
+        largest: Largest number after it.
+        share: Share of all that the user did after it.
+        count_before: Events before the cut-off.
+        total_before: Sum of each thing's number before it.
+        horizons: Length of each user's history in horizons.
+        is_active: Whether the user had any event after the cut-off.
+    """
+
+    count: np.ndarray
+    total: np.ndarray
+    largest: np.ndarray
+    share: np.ndarray
+    count_before: np.ndarray
+    total_before: np.ndarray
+    horizons: np.ndarray
+    is_active: np.ndarray
+
+    @classmethod
+    def of(cls, events: ThingEvents, rows: np.ndarray, cutoff: pd.Timestamp, days: int) -> Outcomes:
+        """Count what users did before and after a cut-off.
+
+        Args:
+            events: Of the users.
+            rows: Rows of the users in `events.users.ids`.
+            cutoff: Start of the window.
+            days: Length of the window.
+        """
+        start = events.users.events["time"].min()
+        end = cutoff + pd.Timedelta(days=days)
+        count, total, largest = (part[rows] for part in events.counts(cutoff, end))
+        count_before, total_before, _ = (part[rows] for part in events.counts(start, cutoff))
+        first = events.users.events.groupby("user", observed=False)["time"].min().to_numpy()[rows]
+        tenure = (cutoff.to_datetime64() - first) / np.timedelta64(1, "D")
+        return cls(
+            count,
+            total,
+            largest,
+            events.shares(count, total),
+            count_before,
+            total_before,
+            np.maximum(tenure, days / 2) / days,
+            count[:, events.modality_rows].any(1),
+        )
+
+    def truth(
+        self, events: ThingEvents, concepts: Sequence[Concept]
+    ) -> Float[np.ndarray, "user concept"]:
+        """Return what is true of each concept: 1, 0, or NaN if it cannot be said.
+
+        Args:
+            events: The events that were counted.
+            concepts: The concepts.
+        """
+        out = np.zeros((len(self.horizons), len(concepts)), np.float32)
+        for column, concept in enumerate(concepts):
+            index = [events.index[name] for name in concept.things if name in events.index]
+            if not concept.things:
+                index = events.modality_rows
+            sums = concept.family == "number" and concept.measure in ("high", "more", "less")
+            future = (self.total if sums else self.count)[:, index].sum(1)
+            if concept.measure == "share":
+                is_high = _in_upper_quarter(self.share[:, index].sum(1))
+                out[:, column] = np.where(self.is_active, is_high, np.nan)
+            elif concept.measure == "high":
+                out[:, column] = _in_upper_quarter(future)
+            else:
+                before = (self.total_before if sums else self.count_before)[:, index].sum(1)
+                largest = self.largest[:, index].max(1, initial=0)
+                out[:, column] = self.answer(
+                    concept.measure, future, before, largest, concept.threshold
+                )
+        return out
+
+    def answer(
+        self,
+        measure: str,
+        future: np.ndarray,
+        before: np.ndarray,
+        largest: np.ndarray,
+        threshold: float,
+    ) -> np.ndarray:
+        """Return whether users did something as a measure asks: 1, 0, or NaN if it cannot be said.
+
+        Args:
+            measure: "occurs", "more", "less", "first" or "exceeds".
+            future: How much of it after the cut-off; users are the first axis.
+            before: How much of it before.
+            largest: Largest number after the cut-off.
+            threshold: Smallest number that counts, for "exceeds".
+        """
+        rate = (before.T / self.horizons).T
+        if measure == "more":
+            return future > MORE * rate
+        if measure == "less":
+            return np.where(before > 0, future < LESS * rate, np.nan)
+        if measure == "first":
+            return (future > 0) & (before == 0)
+        if measure == "exceeds":
+            return largest >= threshold
+        return future > 0
+
+    def targets(self, events: ThingEvents, measure: str) -> np.ndarray:
+        """Return what heads of things learn: what is measured of each thing, and last of any event.
+
+        How much is the log of the sum or the largest number, a share is the share itself.
+
+        Args:
+            events: The events that were counted.
+            measure: One of `MEASURES`.
+        """
+        is_number = np.array([thing.kind == "number" for thing in events.things])
+        if measure == "share":
+            share = np.where(self.is_active[:, None], self.share, np.nan)
+            return np.column_stack([share, np.full(len(share), np.nan)])
+        largest = _with_any(self.largest, self.largest[:, events.modality_rows].max(1, initial=0))
+        if measure == "exceeds":
+            return np.log1p(np.maximum(largest, 0))
+        sums = is_number if measure in ("high", "more", "less") else np.zeros_like(is_number)
+        future = np.where(sums, np.maximum(self.total, 0), self.count)
+        before = np.where(sums, np.maximum(self.total_before, 0), self.count_before)
+        future = _with_any(future, self.count[:, events.modality_rows].sum(1))
+        before = _with_any(before, self.count_before[:, events.modality_rows].sum(1))
+        if measure == "high":
+            return np.log1p(future)
+        return self.answer(measure, future, before, largest, 0)
+
+
+def _with_any(of_things: np.ndarray, of_any: np.ndarray) -> np.ndarray:
+    """Return an array (user, thing) with one more column, for any event."""
+    return np.column_stack([of_things, of_any])
 
 
 def _in_upper_quarter(values: np.ndarray) -> np.ndarray:

@@ -5,7 +5,8 @@ persistence, by family of concepts and by what was held out.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,12 +16,14 @@ from qanchor.config import SMALL, Config
 from qanchor.data.things import ThingEvents
 from qanchor.data.users import Users
 from qanchor.models.pointing import read_questions
+from qanchor.models.user_tokens import UserTokens
 from qanchor.training.fit import fit
 from qanchor.training.reader import (
     ConceptTask,
     is_held_out,
     make_concept_task,
 )
+from qanchor.useru.concepts import MEASURES, Concept
 
 MIN_ANSWERS = 3  # users of each answer
 
@@ -37,7 +40,7 @@ def concepts(
     were in no training step.
 
     `split` is "taught", "wording" (taught concept, new wording) or "concept" (never taught).
-    Persistence is how often the very same happened before. `polarity` is the share of questions
+    A concept that was never taught has no associations, either. Persistence is how often the very same happened before. `polarity` is the share of questions
     whose sense is right. `run` and `seeds` are not looked at.
     """
     people = users()
@@ -66,9 +69,9 @@ def judged_questions(reader, task: ConceptTask, users: Users) -> pd.DataFrame:
     sample = task.samples[0]
     held_out = np.flatnonzero([is_held_out(user) for user in sample.tokens.ids])
     places = np.arange(len(task.questions))
-    reading = read_questions(reader, sample.tokens.select(held_out), task.encoded)
-    scores = reading.score.numpy()
-    priors = reading.prior.numpy()
+    tokens = sample.tokens.select(held_out)
+    reading = read_questions(reader, tokens, task.encoded)
+    unseen = read_questions(reader, _without_held_out(tokens, task.concepts), task.encoded)
     target = task.targets(sample, held_out, places).numpy()
     past = concept_past(sample.events, task.concepts, sample.rows[held_out], sample.cutoff)
     sense = reader.sign(task.encoded).numpy()
@@ -83,6 +86,7 @@ def judged_questions(reader, task: ConceptTask, users: Users) -> pd.DataFrame:
         split = "wording" if question.wording.held_out else "taught"
         if concept.split == "held_out":
             split = "concept"
+        seen = unseen if split == "concept" else reading
         before = sign * past[known, question.concept]
         records.append(
             {
@@ -90,13 +94,25 @@ def judged_questions(reader, task: ConceptTask, users: Users) -> pd.DataFrame:
                 "measure": concept.measure,
                 "split": split,
                 "sign": sign,
-                "auc": roc_auc_score(answers, scores[known, place]),
-                "prior": roc_auc_score(answers, priors[known, place]),
+                "auc": roc_auc_score(answers, seen.score[known, place]),
+                "prior": roc_auc_score(answers, seen.prior[known, place]),
                 "persistence": roc_auc_score(answers, before),
                 "polarity": float(np.sign(sense[place]) == sign),
             }
         )
     return pd.DataFrame(records)
+
+
+def _without_held_out(tokens: UserTokens, concepts: Sequence[Concept]) -> UserTokens:
+    """Return tokens without the associations of what the held-out concepts ask."""
+    asked = [
+        (MEASURES.index(concept.measure), thing)
+        for concept in concepts
+        if concept.split == "held_out"
+        for thing in concept.things
+    ]
+    associations = tokens.population.associations.without(asked)
+    return replace(tokens, population=replace(tokens.population, associations=associations))
 
 
 def concept_past(events: ThingEvents, concepts, rows: np.ndarray, cutoff) -> np.ndarray:

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import torch
 from sklearn.metrics import roc_auc_score
 
 import qanchor as qa
+from qanchor.data.complete_journey import LABEL_DAYS
 from qanchor.data.users import Users
 from qanchor.inference.evidence import encode_questions, interpret
-from qanchor.models.pointing import read_questions
-from qanchor.training.reader import make_concept_task
+from qanchor.models.pointing import (
+    PointingReader,
+    QuestionInput,
+    read_questions,
+    thing_input,
+    token_input,
+)
+from qanchor.models.user_tokens import UserTokens
+from qanchor.training.reader import make_concept_task, train_reader
 from tests.benchmarks.task_scores import task_query
 
 UNANSWERABLE = Path(__file__).with_name("unanswerable.txt")
@@ -25,20 +36,26 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
     """Fit a pointing model; rank users for the question of each label, and embed them for it.
 
     `label_free` is the AUC of the ranking, which saw no label; it is missing if the question was
-    refused. `prior` is the same without what the reader's body learned: linear in what was counted.
-    Two controls need no model: `frequency` counts all events, `recency` is the time of the
+    refused. `prior` is the same without what the reader's body learned: linear in what was counted
+    and in what goes along with it. `associations` is the latter alone; `without_associations` is
+    the ranking of a model that was fitted without them. Two controls need no model: `frequency` counts all events, `recency` is the time of the
     last; if the question was read as a denial, few events and a long time ago. `probe` is the AUC
     of a linear probe on the embedding. The averages are over the questions that were answered.
     `refused` counts 40 questions that no event log of this kind can answer (each should be
     refused), and wordings about the users' own concepts that training did not see (none should
-    be). `run` is not looked at.
+    be). Households of the Complete Journey are asked about the days that their labels cover. `run`
+    is not looked at.
     """
     people = users()
+    if people.name == "journey":
+        people = replace(people, horizon_days=LABEL_DAYS)  # its labels look so far ahead
     start = time.monotonic()
     model = qa.fit(people, progress=progress or False)
     seconds = time.monotonic() - start
     engine = qa.Engine(model)
     cache = engine.prefill(people)
+    plain = fit_without_associations(people, model.config.text_encoder)
+    plain_tokens = without_associations(cache.tokens)
     level = cache.tokens.level
     rows = []
     for task in people.labels.columns:
@@ -56,8 +73,11 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
         if ranking.attrs["answerable"]:
             scores["label_free"] = ranking["score"].to_numpy()
             question = encode_questions(model, [query], people.unit, people.horizon_days)
-            reading = read_questions(model.reader, cache.tokens, question)
-            scores["prior"] = reading.prior[:, 0].numpy()
+            scores["prior"] = read_questions(model.reader, cache.tokens, question).prior[:, 0]
+            scores["associations"] = goes_along(model.reader, cache.tokens, question)
+            scores["without_associations"] = read_questions(plain, plain_tokens, question).score[
+                :, 0
+            ]
         aucs = {name: roc_auc_score(label[known], score[known]) for name, score in scores.items()}
         rows.append({"task": task, "query": query, "probe": probe.auc} | aucs)
     answered = [row for row in rows if "label_free" in row]
@@ -71,6 +91,33 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
         "average": means,
         "refused": refusals(engine, cache, people),
     }
+
+
+def goes_along(reader: PointingReader, tokens: UserTokens, question: QuestionInput) -> np.ndarray:
+    """Return how far all that each user did goes along with a question, in the question's sense."""
+    things = thing_input(tokens)
+    with torch.inference_mode():
+        meaning = reader.meaning(question, things)
+        associated = reader.goes_along(token_input(tokens), meaning, things)[:, 0]
+        return (associated * reader.sign(question)).numpy()
+
+
+def fit_without_associations(people: Users, encoder: str) -> PointingReader:
+    """Return a reader that was trained as `fit` trains one, without associations."""
+    task = make_concept_task(people, encoder)
+    samples = [
+        replace(sample, tokens=without_associations(sample.tokens)) for sample in task.samples
+    ]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        reader = PointingReader(task.encoded.vector.shape[1])
+    train_reader(reader, replace(task, samples=tuple(samples)))
+    return reader
+
+
+def without_associations(tokens: UserTokens) -> UserTokens:
+    """Return the same tokens without associations."""
+    return replace(tokens, population=replace(tokens.population, associations=None))
 
 
 def refusals(engine: qa.Engine, cache: qa.PrefixCache, users: Users) -> dict:

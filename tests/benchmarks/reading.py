@@ -222,11 +222,12 @@ def _alone_exchanged(
     the anchor starts from is the user's own, the reverse, and without evidence.
     """
     things = thing_input(tokens)
+    meaning = reader.meaning(question, things)
     others = shuffled_rows(len(tokens))
     found = {"tokens": [], "evidence": [], "none": []}
     for rows in row_batches(len(tokens)):
         users = [token_input(tokens, some) for some in (rows, others[rows])]
-        known = [reader.known_numbers(some, question, things) for some in users]
+        known = [reader.known_numbers(some, meaning, things) for some in users]
         known = [(some - reader.known_mean) / reader.known_spread for some in known]
         known.append(torch.zeros_like(known[0]))
         for name, read, start in (("tokens", 1, 0), ("evidence", 0, 1), ("none", 0, 2)):

@@ -17,6 +17,7 @@ from qanchor.data.cells import tidy
 from qanchor.data.columns import kind_of, plain_name
 from qanchor.data.dates import read_times
 from qanchor.data.reading import check_folder, load_users, read_events
+from qanchor.data.things import ThingEvents
 from qanchor.data.validation import MAX_TEXT, Finding, Report, shown
 from qanchor.errors import DataError, QanchorError
 
@@ -327,6 +328,25 @@ def test_an_attribute_that_is_there_twice_is_refused(tmp_path):
 def test_rows_of_one_source_take_the_one_modality_of_about(tmp_path):
     frames = {"events": good()["events"].drop(columns="modality")}
     assert load_users(put(tmp_path, frames, modalities=["visit"])).modalities == ("visit",)
+
+
+def test_words_say_what_people_call_things(tmp_path):
+    words = {
+        "amount": "private label brand",
+        "a ticket": "train ride",
+        "home.rooms": "rooms at home",
+    }
+    folder = put(tmp_path / "in", good(), words=words | {"nothing": "all"})
+    users = load_users(folder)
+    labels = {thing.name: thing.label for thing in ThingEvents(users, "2025-04-01").things}
+    assert labels["number:amount"] == "private label brand"
+    assert labels["text:a ticket"] == "train ride"
+    assert labels["attribute:home.rooms"] == "rooms at home"
+    assert [(p["kind"], p["value"]) for p in problems(folder) if p["column"] == "words"] == [
+        ("note", "nothing")
+    ]
+    assert load_users(users.save(tmp_path / "out")).words == users.words
+    assert read_events(good()["events"], words={"amount": "money"}).words == {"amount": "money"}
 
 
 def test_a_price_that_never_changes_stays_a_number_of_the_event(tmp_path):

@@ -79,6 +79,7 @@ REFUSED = [  # file, its text; row, column and value of the error, what it says 
     ("about.json", '{"horizon_days": "x"}', None, "horizon_days", "x", "whole number"),
     ("about.json", '{"horizon_days": 1000000}', None, "horizon_days", 1000000, "smaller number"),
     ("about.json", '{"modalities": "bill"}', None, "modalities", "bill", "list of names"),
+    ("about.json", '{"words": {"amount": 3}}', None, "words", None, "object of words"),
 ]
 
 

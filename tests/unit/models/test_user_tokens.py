@@ -61,7 +61,7 @@ def test_numbers_are_what_a_loop_counts(users):
         assert np.expm1(found["days since the first"]) == pytest.approx(age.max(), rel=1e-4)
         assert np.expm1(found["amount"]) == pytest.approx(mine["amount"].sum(), rel=1e-4)
         share = len(mine) / (past["user"] == user).sum()
-        assert found["share of the user's events"] == pytest.approx(share, rel=1e-4)
+        assert found["share of all that the user did"] == pytest.approx(share, rel=1e-4)
 
 
 def test_shapes(users):

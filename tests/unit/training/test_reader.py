@@ -154,7 +154,7 @@ def test_the_ranking_loss_is_a_mean_over_pairs_of_each_question():
     assert float(ranking_loss(score, target)) == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_question_tells_what_it_measures_of_topics_that_no_data_have(trained):
+def test_a_question_tells_what_it_measures_of_topics_that_no_data_have(users, trained):
     asked = {
         "Will this user polish the silver next month?": "occurs",
         "Will this user polish the silver more often than before?": "more",
@@ -163,7 +163,8 @@ def test_a_question_tells_what_it_measures_of_topics_that_no_data_have(trained):
         "Will this user polish the silver nearly every day?": "high",
     }
     question = question_input(list(asked), "user", "hash", [30] * len(asked), 30)
-    measured = trained[1].measure(question).argmax(1)
+    things = thing_input(TokenReader(users, "hash").read())
+    measured = trained[1].meaning(question, things).measure.argmax(1)
     assert [MEASURES[place] for place in measured] == list(asked.values())
 
 
@@ -178,7 +179,8 @@ def test_the_prior_counts_what_is_meant(users, trained):
     tokens = TokenReader(users, "hash").read()
     question = question_input(["buy tea"], "user", "hash", [30], 30)
     things = thing_input(tokens)
-    known = trained[1].known_numbers(token_input(tokens), question, things)
+    meaning = trained[1].meaning(question, things)
+    known = trained[1].known_numbers(token_input(tokens), meaning, things)
     past = users.history()
     tea = past[past["text"] == "buy_tea"].groupby("user", observed=False).size()
     counted = np.log1p(tea.reindex(tokens.ids).to_numpy())
