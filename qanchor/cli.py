@@ -453,6 +453,8 @@ def ask(
     if not answerable:
         warning = unanswerable_note(query, attrs["nearest"])
         ranking = ranking.head(0)
+    if past.shares:
+        ranking.insert(2, "chance", past.chances(ranking["score"].to_numpy(float)))
     rows = ranking.head(top).to_dict("records")
     for row in rows if engine.pointing is None else []:
         row["answer"] = row["answer"] or engine.generate(cache, row["user"], query)

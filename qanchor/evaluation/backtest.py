@@ -28,6 +28,7 @@ from qanchor.utils.types import StageProgress, UserFloats
 MAX_USERS_READ = 400  # users that a backtest reads
 MIN_HELD_OUT_USERS = 100  # with fewer, users that were trained on are judged as well
 MIN_KNOWN_USERS = 20  # users whose outcome is known; with fewer there is no result
+FIFTHS = 5
 DECREASE_SUFFIX = "_down"  # of the topics whose yes is a low value
 
 
@@ -51,6 +52,8 @@ class BacktestResult:
         model; None without one.
         pointed: Whether the topic is something in the users' own events that the query points at.
         measure: What is measured of that, one of `qanchor.useru.concepts.MEASURES`.
+        shares: Share of the users of each fifth of that day's ranking that did so, highest first;
+        empty where too few are known, or the outcome is no yes or no.
 
     Example:
         >>> BacktestResult(0.71, 0.66, 0.76, 400, "lapse", 30, "2025-05-02", "member").right
@@ -68,6 +71,54 @@ class BacktestResult:
     before: float | None = None
     pointed: bool = False
     measure: str = "occurs"
+    shares: tuple[float, ...] = ()
+
+    def chances(self, score: UserFloats) -> UserFloats:
+        """Return what share of the users ranked alike did so after the earlier day.
+
+        Args:
+            score: Score of each user now.
+
+        Returns:
+            The share of the fifth that each user is in; NaN without a score or without shares.
+
+        Example:
+            >>> result = BacktestResult(0.9, 0.8, 1.0, 100, "tea", 30, "2025-05-02", "user",
+            ...                         shares=(0.8, 0.5, 0.4, 0.2, 0.1))
+            >>> result.chances(np.array([3.0, 2.0, np.nan])).tolist()
+            [0.8, 0.4, nan]
+        """
+        chances = np.full(len(score), np.nan)
+        known = ~np.isnan(score)
+        if self.shares:
+            chances[known] = np.array(self.shares)[_fifths(score[known])]
+        return chances
+
+
+def _fifths(score: UserFloats) -> np.ndarray:
+    """Return the fifth of the ranking that each user is in, 0 for the highest; equal scores share
+    one.
+    """
+    order = np.sort(score)
+    below = np.searchsorted(order, score, "left") + np.searchsorted(order, score, "right")
+    share_above = 1 - below / (2 * len(score))
+    return np.minimum((share_above * FIFTHS).astype(int), FIFTHS - 1)
+
+
+def _shares(score: UserFloats, is_yes: np.ndarray) -> tuple[float, ...]:
+    """Return the share of yes in each fifth of a ranking, highest first, never rising.
+
+    A fifth that holds more than the one above it is joined with it (isotonic regression).
+    """
+    from sklearn.isotonic import isotonic_regression
+
+    fifths = _fifths(score)
+    users = np.bincount(fifths, minlength=FIFTHS)
+    if len(score) < FIFTHS * MIN_KNOWN_USERS or not users.all():
+        return ()
+    shares = np.bincount(fifths, is_yes, FIFTHS) / users
+    falling = isotonic_regression(shares, sample_weight=users, increasing=False)
+    return tuple(falling.round(4).tolist())
 
 
 def backtest(
@@ -213,8 +264,16 @@ def _backtest_by_pointing(model: PointingModel, users: Users, query: str) -> Bac
     known = ~np.isnan(outcome)
     right, low, high = concordance(score[known], outcome[known])
     before = concordance(sign * past[known].astype(float), outcome[known])[0]
+    is_yes = outcome[known] > (0 if sign > 0 else -1)
     return BacktestResult(
-        right, low, high, int(known.sum()), **about, before=before, measure=measure
+        right,
+        low,
+        high,
+        int(known.sum()),
+        **about,
+        before=before,
+        measure=measure,
+        shares=_shares(score[known], is_yes) if right is not None else (),
     )
 
 

@@ -247,6 +247,9 @@ def backtest_summary(result: BacktestResult, unit: str | None = None) -> str:
     else:
         asked = f"did they {negation}{by_name(topic).does}"
     outcome = f"Measured on {count(result.n, unit)}: {asked} {when}?"
+    if result.shares:
+        first, *_, last = (f"{100 * share:.0f}" for share in result.shares)
+        outcome += f" Of the fifth ranked highest {first} of 100, of the lowest {last}."
     return f"Backtest as of {result.cutoff}: {right} {outcome}"
 
 

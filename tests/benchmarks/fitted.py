@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 import qanchor as qa
@@ -40,7 +41,9 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
     and in what goes along with it. `associations` is the latter alone; `without_associations` is
     the ranking of a model that was fitted without them. Two controls need no model: `frequency` counts all events, `recency` is the time of the
     last; if the question was read as a denial, few events and a long time ago. `probe` is the AUC
-    of a linear probe on the embedding. The averages are over the questions that were answered.
+    of a linear probe on the embedding. `grade` is the rank correlation (Spearman) of the chance that
+    the backtest gives each user with what came true, and `chance_error` the mean distance between
+    the chance of a fifth of the ranking and the share that came true. The averages are over the questions that were answered.
     `refused` counts 40 questions that no event log of this kind can answer (each should be
     refused), and wordings about the users' own concepts that training did not see (none should
     be). Households of the Complete Journey are asked about the days that their labels cover. `run`
@@ -79,7 +82,12 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
                 :, 0
             ]
         aucs = {name: roc_auc_score(label[known], score[known]) for name, score in scores.items()}
-        rows.append({"task": task, "query": query, "probe": probe.auc} | aucs)
+        row = {"task": task, "query": query, "probe": probe.auc} | aucs
+        if ranking.attrs["answerable"]:
+            score = ranking["score"].to_numpy(float)
+            chance = qa.backtest(engine, people, query).chances(score)[known]
+            row |= judged_chances(chance, label[known].to_numpy())
+        rows.append(row)
     answered = [row for row in rows if "label_free" in row]
     means = pd.DataFrame(answered).mean(numeric_only=True).to_dict()
     return {
@@ -91,6 +99,18 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
         "average": means,
         "refused": refusals(engine, cache, people),
     }
+
+
+def judged_chances(chance: np.ndarray, outcome: np.ndarray) -> dict[str, float]:
+    """Return how well the chances of users fit what came true; empty without chances."""
+    if np.isnan(chance).any():
+        return {}
+    parts = pd.DataFrame({"chance": chance, "outcome": outcome}).groupby("chance")["outcome"]
+    distance = (parts.mean() - parts.mean().index).abs()
+    found = {"chance_error": float(np.average(distance, weights=parts.size()))}
+    if len(parts) > 1:
+        found["grade"] = float(spearmanr(chance, outcome).statistic)
+    return found
 
 
 def goes_along(reader: PointingReader, tokens: UserTokens, question: QuestionInput) -> np.ndarray:

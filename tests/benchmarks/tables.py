@@ -361,16 +361,18 @@ def curves_table(record: dict) -> str:
 
 
 def fitted_table(record: dict) -> str:
-    """Return what `fit` reaches: its ranking without labels beside two that need no model, and a
-    linear probe on its embeddings.
+    """Return what `fit` reaches: its ranking without labels beside parts of it and two that need no
+    model, a linear probe on its embeddings, and what the backtest's chances are worth.
     """
-    columns = ("label_free", "prior", "frequency", "recency", "probe")
+    columns = ("label_free", "without_associations", "associations", "prior", "frequency")
+    columns += ("recency", "probe", "grade", "chance_error")
     rows = [*record["rows"], {"query": "**average of those answered**"} | record["average"]]
     lines = [
-        [row["query"], *(short(row[name]) if row.get(name) else "refused" for name in columns)]
+        [row["query"], *(short(row[name]) if row.get(name) else "none" for name in columns)]
         for row in rows
     ]
-    head = ["question", "ranking, no labels", "its prior alone", "all events", "recency", "probe"]
+    head = ["question", "ranking, no labels", "without associations", "associations alone"]
+    head += ["prior alone", "all events", "recency", "probe", "grade", "error of the chance"]
     refused = record["refused"]
     return (
         f"{record['users']:,} users, {record['events']:,} events, {record['concepts']} concepts,"

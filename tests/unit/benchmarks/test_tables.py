@@ -415,10 +415,14 @@ def test_what_fit_reaches_stands_beside_what_needs_no_model():
     row = {
         "query": "Q?",
         "label_free": 0.7,
+        "without_associations": 0.69,
+        "associations": 0.66,
         "prior": 0.65,
         "frequency": 0.6,
         "recency": 0.5,
         "probe": 0.8,
+        "grade": 0.4,
+        "chance_error": 0.05,
     }
     average = {name: value for name, value in row.items() if name != "query"}
     refused = dict.fromkeys(("unanswerable", "of_unanswerable", "answerable", "of_answerable"), 4)
@@ -432,8 +436,9 @@ def test_what_fit_reaches_stands_beside_what_needs_no_model():
         "refused": refused,
     }
     told = rows_of(tables.fitted_table(record))
-    assert told["Q?"] == ["refused", "refused", ".600", ".500", ".800"]
-    assert told["**average of those answered**"] == [".700", ".650", ".600", ".500", ".800"]
+    of_labels = [".600", ".500", ".800", ".400", ".050"]
+    assert told["Q?"] == ["none", ".690", ".660", "none", *of_labels]
+    assert told["**average of those answered**"] == [".700", ".690", ".660", ".650", *of_labels]
 
 
 def test_concepts_are_told_by_what_was_held_out():

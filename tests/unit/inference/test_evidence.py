@@ -1,5 +1,7 @@
 """Ranking by pointing: what a question is read as, what carries its answer, and what it cannot say."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from qanchor.config import TINY
 from qanchor.data.users import Users
 from qanchor.errors import RunError
-from qanchor.evaluation.backtest import backtest
+from qanchor.evaluation.backtest import BacktestResult, backtest
 from qanchor.inference.engine import Engine
 from qanchor.inference.evidence import interpret, rank_by_pointing, token_contributions
 from qanchor.models.model import QAnchor
@@ -128,6 +130,35 @@ def test_the_backtest_judges_what_was_pointed_at(engine, users):
     assert result.pointed and result.topic.startswith("play chess")
     assert "was there play chess" in backtest_summary(result)
     assert backtest(engine, users, "Will this member adopt a puppy?").right is None
+
+
+def test_chances_are_the_shares_of_those_ranked_alike(engine, users):
+    result = backtest(engine, users, "Will this member play chess?")
+    assert len(result.shares) == 5 and list(result.shares) == sorted(result.shares, reverse=True)
+    score = np.arange(50.0)
+    chances = result.chances(score)
+    assert set(chances) == set(result.shares)
+    assert chances[-1] == result.shares[0] and chances[0] == result.shares[-1]
+    assert (np.diff(chances) >= 0).all()
+    # of users at an earlier day, the chances add up to those that did so
+    earlier = replace(users, cutoff=users.cutoff - pd.Timedelta(days=users.horizon_days))
+    ahead = users.events[users.events["time"].between(earlier.cutoff, users.cutoff, "left")]
+    did = ahead[ahead["text"] == "play_chess"]["user"].nunique()
+    assert np.mean(result.shares) * result.n == pytest.approx(did, rel=0.25)
+    summary = backtest_summary(result)
+    first, last = (round(100 * share) for share in (result.shares[0], result.shares[-1]))
+    assert f"Of the fifth ranked highest {first} of 100, of the lowest {last}." in summary
+    denied = backtest(engine, users, "Will this member not play chess?")
+    assert np.mean(denied.shares) == pytest.approx(1 - np.mean(result.shares), abs=0.02)
+
+
+def test_equal_scores_have_equal_chances():
+    shares = (0.9, 0.7, 0.5, 0.3, 0.1)
+    result = BacktestResult(0.7, 0.6, 0.8, 100, "tea", 30, "2025-05-02", "user", shares=shares)
+    chances = result.chances(np.array([1.0, 1, 1, 1, 0, np.nan]))
+    assert len(set(chances[:4])) == 1 and chances[4] == 0.1 and np.isnan(chances[5])
+    without = replace(result, shares=())
+    assert np.isnan(without.chances(np.arange(3.0))).all()
 
 
 def test_the_backtest_judges_what_the_question_measures(engine, users):
