@@ -79,8 +79,8 @@ class QueryLens(View):
             work. `data["points"]` and `data["shift"]` are frames once they are known; the last map
             is kept. Updates that have `data["ranking"]` follow the last map: it is None while the
             users are ranked, then a frame `user, score, answer`. Attributes that are used if there
-            are any: `answer`, `backtest`, `ids`, `provenance`, `queries`, `rank` (there will be a
-            ranking), `unit`, `units`.
+            are any: `answer`, `backtest`, `backtests_unasked`, `ids`, `provenance`, `queries`,
+            `rank` (there will be a ranking), `unit`, `units`.
         answer: Called as `answer(user, query)`, returns text (default: `backend.answer`).
         queries: Suggested queries (default: `backend.queries`).
         query: Asked when the view is first shown (default: a map before any query).
@@ -89,7 +89,8 @@ class QueryLens(View):
             and the result (default: `backend.provenance`).
 
     `backend.backtest(query)` yields updates; `data["backtest"]` of the last one has `right`, `low`,
-    `high`, `n`, `cutoff` and a str that says the result. It runs only when it is asked for.
+    `high`, `n`, `cutoff` and a str that says the result. It runs when it is asked for; if
+    `backend.backtests_unasked`, also after each question that is asked in the browser.
 
     Example:
         >>> from types import SimpleNamespace
@@ -139,6 +140,7 @@ class QueryLens(View):
         self._answer_user = answer or getattr(backend, "answer", None)
         self._provenance = provenance or getattr(backend, "provenance", None)
         self._backtest_backend = getattr(backend, "backtest", None)
+        self._backtests_unasked = bool(getattr(backend, "backtests_unasked", False))
         self._ranks = getattr(backend, "rank", None) is not None
         self._unit = str(getattr(backend, "unit", "user"))
         self._units = str(getattr(backend, "units", None) or plural(self._unit))
@@ -397,6 +399,9 @@ class QueryLens(View):
                 self._keep(entry, ranks=ranking_update is not None)
                 if ranking_update is not None:
                     self._follow_ranking(query, chain([ranking_update], updates), stop)
+            is_ranked = query in self._rankings and not stop.is_set()
+            if self._backtests_unasked and is_ranked and not raise_errors:
+                self._run_backtest(query, stop)
         except Exception as error:
             log.exception("asking %r failed", query)
             message = error_message(error)

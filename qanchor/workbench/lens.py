@@ -17,6 +17,7 @@ from qanchor.data.users import Users
 from qanchor.evaluation.backtest import BacktestResult, iter_backtest
 from qanchor.inference.engine import Engine
 from qanchor.inference.evidence import interpret, rank_by_pointing
+from qanchor.inference.pointing_engine import PointingEngine
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.inference.ranking import is_novel, iter_warm_up, label_free_scores
 from qanchor.utils.text import plural
@@ -84,6 +85,9 @@ class LensBackend:
         self.embedding_cache = embedding_cache or EmbeddingCache(engine, self.cache)
         self.embeddings = self.embedding_cache.embeddings
         self.noise_floors = self.embedding_cache.noise_floors
+        # without a language model it takes about a second
+        is_cheap = isinstance(engine, PointingEngine) and not engine.model.reader.has_language_model
+        self.backtests_unasked = is_cheap
         self._users = users
         self._has_many_users = len(cache) > MAX_EXACT_USERS
         self.method = method or ("pca" if self._has_many_users else "umap")

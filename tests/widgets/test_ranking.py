@@ -143,6 +143,19 @@ def test_the_lens_backtests_on_request_and_says_how_far_it_is():
     assert lens._backtest["words"] == seen[2]["words"]  # kept by query
 
 
+def test_a_cheap_backtest_follows_a_question_from_the_browser_unasked():
+    backend = FakeLens(60, seconds=0.02)
+    backend.backtests_unasked = True
+    lens = QueryLens(make_frame(60), backend)
+    lens.ask(TRAVEL)
+    assert lens._backtest == {"query": TRAVEL, "words": ""}, "a cell does not wait for it"
+    other = "Is this user price-conscious?"
+    lens._on_message(lens, {"type": "ask", "query": other}, [])
+    until(lambda: lens._backtest.get("query") == other and lens._backtest.get("words"))
+    until(lambda: not lens._backtest.get("busy"))
+    assert "72 of 100 pairs" in lens._backtest["words"]
+
+
 def test_the_ranking_is_a_frame_of_the_query_that_is_shown():
     lens, _ = make_lens()
     assert lens.ranking.empty and list(lens.ranking) == ["user", "score", "answer"]
