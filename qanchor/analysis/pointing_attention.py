@@ -66,15 +66,15 @@ def iter_pointing_shares(
     tokens = cache.tokens
     row_of = np.append(thing_rows(tokens, names), -1)
     is_chosen = np.isin(np.array(cache.ids, dtype=object), list(users))
-    for rows, saliency in engine.iter_token_saliency(cache, query):
+    for rows, gradients in engine.iter_token_gradients(cache, query):
         chosen = np.flatnonzero(is_chosen[rows])
         if not len(chosen):
             continue
-        saliency = saliency[chosen]
-        which = tokens.which[rows[chosen]][:, : saliency.shape[1]]
+        gradients = gradients[chosen]
+        which = tokens.which[rows[chosen]][:, : gradients.shape[1]]
         row = np.where(which >= 0, row_of[which], -1)
         is_row = row[..., None] == np.arange(len(names))
-        weight = (saliency[..., None] * is_row).sum(1)
+        weight = np.abs((gradients[..., None] * is_row).sum(1))
         total = np.maximum(weight.sum(-1, keepdims=True), 1e-9)
         ids = [cache.ids[place] for place in rows[chosen]]
         yield ids, (weight / total)[None, :, None], is_row.sum(1)

@@ -19,8 +19,8 @@ from qanchor.models.pointing import (
     replace_unit,
     row_batches,
     thing_input,
+    token_gradients,
     token_input,
-    token_saliency,
     word_fit,
 )
 from qanchor.models.pointing_model import PointingModel
@@ -206,9 +206,9 @@ def _evidence(
     for part in row_batches(len(sample)):
         with torch.inference_mode(False):  # gradients are needed, whatever the caller does
             some = token_input(sample, part)
-            of_tokens = token_saliency(model.reader, some, question, thing_input(sample))
+            gradients = token_gradients(model.reader, some, question, thing_input(sample))
         which = some.which.numpy()
-        np.add.at(saliency, which[which >= 0], of_tokens[which >= 0])
+        np.add.at(saliency, which[which >= 0], np.abs(gradients[which >= 0]))
     candidates = np.argsort(-saliency, kind="stable")[:MAX_CANDIDATES].tolist()
     candidates = [i for i in dict.fromkeys([*things, *candidates]) if users[i]]
     effects = []

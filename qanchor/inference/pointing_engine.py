@@ -18,8 +18,8 @@ from qanchor.models.pointing import (
     iter_readings,
     row_batches,
     thing_input,
+    token_gradients,
     token_input,
-    token_saliency,
 )
 from qanchor.models.pointing_model import PointingModel
 from qanchor.utils.types import Progress
@@ -152,7 +152,7 @@ class PointingEngine(Engine):
         batches = [batch.rows for batch in cache.groups]
         yield from iter_readings(self.model.reader, tokens, question, batches)
 
-    def iter_token_saliency(
+    def iter_token_gradients(
         self, cache: PrefixCache, query: QueryLike
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Compute, batch by batch, how much each user's score depends on each token.
@@ -162,7 +162,7 @@ class PointingEngine(Engine):
             query: Text or soft prompt.
 
         Yields:
-            Row numbers of a batch, and the saliency (user, token), see `token_saliency`.
+            Row numbers of a batch, and the gradients (user, token), see `token_gradients`.
         """
         self.encode_queries([query])  # refuses a prompt of another run
         tokens = cache.tokens
@@ -172,8 +172,8 @@ class PointingEngine(Engine):
         for batch in cache.groups:
             with torch.inference_mode(False):
                 users = token_input(tokens, batch.rows)
-                saliency = token_saliency(self.model.reader, users, question, things)
-            yield batch.rows, saliency
+                gradients = token_gradients(self.model.reader, users, question, things)
+            yield batch.rows, gradients
 
     def iter_embed_uncached(
         self, users: Users, queries: Queries

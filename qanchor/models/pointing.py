@@ -146,7 +146,7 @@ class TokenInput(NamedTuple):
     which: Int[Tensor, "user token"]  # -1 for padding
     numbers: Float[Tensor, "user token number"]
     level: Float[Tensor, "user level"]
-    # how far each token is present, 1 by default; its gradient is the saliency of the token
+    # how far each token is present, 1 by default; gradients by it tell the saliency of tokens
     presence: Float[Tensor, "user token"] | None = None
     fold: Int[Tensor, " user"] | None = None  # see `associated`
 
@@ -611,13 +611,14 @@ def iter_readings(
         yield rows, reading
 
 
-def token_saliency(
+def token_gradients(
     reader: PointingReader, users: TokenInput, question: QuestionInput, things: ThingInput
 ) -> Float[np.ndarray, "user token"]:
-    """Return the saliency of each token: the absolute gradient of the score by its presence.
+    """Return the gradient of the score by the presence of each token.
 
-    It covers all paths from tokens to the score, unlike attention weights. It is local: a token has
-    no saliency where another one alone sets the largest or latest value.
+    It covers all paths from tokens to the score, unlike attention weights. It is local: it is 0
+    where another token alone sets the largest or latest value. The saliency of some tokens is the
+    absolute sum of their gradients.
 
     Args:
         reader: Trained reader.
@@ -628,7 +629,7 @@ def token_saliency(
     presence = torch.ones(users.which.shape, requires_grad=True)
     score = reader(users._replace(presence=presence), question, things).score
     (gradient,) = torch.autograd.grad(score.sum(), presence)
-    return gradient.abs().numpy()
+    return gradient.numpy()
 
 
 def row_batches(n_users: int) -> list[np.ndarray]:

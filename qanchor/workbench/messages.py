@@ -388,9 +388,9 @@ def pointing_caption(ids: list[str], of: int, unit: str, seed: int) -> str:
 
     Example:
         >>> pointing_caption(["a"], 1, "user", 0)
-        'a; attention shows how much each score depends on each event (its absolute gradient). Deletion effect: 1 - cosine after reading the user without the modality.'
+        'a; attention shows how much each score depends on the events (absolute sum of gradients). Deletion effect: 1 - cosine after reading the user without the modality.'
     """
-    what = "attention shows how much each score depends on each event (its absolute gradient)"
+    what = "attention shows how much each score depends on the events (absolute sum of gradients)"
     return _attention_caption(ids, of, unit, seed, what)
 
 

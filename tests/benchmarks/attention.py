@@ -23,7 +23,7 @@ from qanchor.inference.pointing_engine import PointingEngine
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.models.heads import QueryLike, query_text
 from qanchor.models.model import QAnchor
-from qanchor.models.pointing import read_questions, thing_input, token_input, token_saliency
+from qanchor.models.pointing import read_questions, thing_input, token_gradients, token_input
 from qanchor.prompt_tuning.tuning import tune_prompt
 from qanchor.training.fit import fit
 from qanchor.training.reader import make_concept_task, select_questions
@@ -119,11 +119,11 @@ def _held_out(engine: PointingEngine, cache: PrefixCache, users: Users) -> dict[
     found = {"saliency": [], "raw_attention": []}
     for column in range(len(places)):
         weights = {
-            "saliency": token_saliency(reader, own, question.at([column]), things),
+            "saliency": token_gradients(reader, own, question.at([column]), things),
             "raw_attention": whole.attention[:, column, :width].numpy(),
         }
         for name, weight in weights.items():
-            shown = (weight[..., None] * is_row).sum(1)
+            shown = np.abs((weight[..., None] * is_row).sum(1))
             found[name] += _compared(shown, effects[:, column])
     means = {name: np.mean(pairs, axis=0) for name, pairs in found.items()}
     return {"questions": len(places)} | {

@@ -98,22 +98,22 @@ def test_attention_sums_to_one_over_modalities(engine, cache, users):
     assert set(users.modalities) <= set(frame["modality"])
 
 
-def test_saliency_is_the_slope_of_the_score_in_the_presence_of_a_token(engine, cache):
+def test_a_gradient_is_the_slope_of_the_score_in_the_presence_of_a_token(engine, cache):
     reader = engine.model.reader
     tokens = cache.tokens
     question = encode_questions(engine.model, [QUERY], tokens.unit, tokens.horizon_days)
     things = thing_input(tokens)
-    rows, saliency = next(engine.iter_token_saliency(cache, QUERY))
+    rows, gradients = next(engine.iter_token_gradients(cache, QUERY))
     users = token_input(tokens, rows)
     step = 1e-2
-    place = int(saliency[0].argmax())
+    place = int(np.abs(gradients[0]).argmax())
     scores = []
     for sign in (1, -1):
         presence = torch.ones(users.which.shape)
         presence[0, place] += sign * step
         scores.append(reader(users._replace(presence=presence), question, things).score[0, 0])
     slope = float(scores[0] - scores[1]) / (2 * step)
-    assert abs(slope) == pytest.approx(float(saliency[0, place]), rel=0.02, abs=1e-3)
+    assert slope == pytest.approx(float(gradients[0, place]), rel=0.02, abs=1e-3)
     with torch.no_grad():
         whole = reader(users, question, things).score
         there = reader(
