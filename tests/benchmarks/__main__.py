@@ -11,6 +11,7 @@ import typer
 
 import qanchor as qa
 from qanchor.cli import Json, open_users, print_result, run_app, warn_if_busy
+from qanchor.data.complete_journey import load_complete_journey
 from qanchor.utils.device import current_commit
 from qanchor.utils.io import atomic_write
 from qanchor.utils.progress import ProgressBars
@@ -60,10 +61,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__d
 
 
 def open_data(name: str) -> qa.Users:
-    """Open a data set as the command line does, and MovieLens and pseudo-words besides."""
+    """Open a data set as the command line does, and besides MovieLens, pseudo-words, and the
+    Complete Journey with the publisher's names of categories.
+    """
     word, _, number = name.partition(":")
     if word == "pseudo":
         return make_pseudo_users(int(number or 600))
+    if name == "journey-raw":
+        return load_complete_journey(raw_names=True)
     return load_movielens() if name == "movielens" else open_users(name)
 
 
@@ -79,7 +84,10 @@ def run_benchmark(name: str, **options) -> dict:
 def benchmark(
     name: Annotated[str, typer.Argument(help=", ".join(BENCHMARKS))],
     data: Annotated[
-        str, typer.Option(help="users: a folder, journey, world[:N], pseudo[:N] or movielens")
+        str,
+        typer.Option(
+            help="users: a folder, journey, journey-raw, world[:N], pseudo[:N], movielens"
+        ),
     ] = "journey",
     run: Annotated[
         Path | None, typer.Option(help="folder of a run; for ablations, a folder for the variants")

@@ -185,6 +185,18 @@ def test_categories_read_as_words(department, category, text):
     assert category_text(department, category) == text
 
 
+def test_raw_names_are_the_publishers(users, raw):
+    other = load_complete_journey(raw_names=True)
+    pd.testing.assert_frame_equal(other.labels, users.labels)
+    texts = set(other.events[other.events["modality"] == "product"]["text"])
+    assert "frzn meat/meat dinners" in texts
+    published = set(raw["product_category"].dropna().str.lower())
+    assert len(texts - published) <= 2  # lines without a category
+    # equal texts of one basket are one event: here no category shares its name with another
+    of_money = [frame.events["amount"].sum() for frame in (users, other)]
+    assert of_money[0] == pytest.approx(of_money[1], rel=1e-9)
+
+
 def test_cutoffs_outside_the_year_are_refused():
     with pytest.raises(ValueError, match="2017"):
         load_complete_journey("2018-03-01")
