@@ -15,19 +15,22 @@ READY = (
 TRAVEL = "Will this user travel soon?"
 
 
-def serve_app(server, folder, users: int):
+SHIPPED_MODEL = 'qa.QAnchor.from_pretrained("../data/runs/world")'
+
+
+def serve_app(server, folder, users: int, model: str = SHIPPED_MODEL):
     """Start a server of its own with the shipped page and its rules, beside the sample data, with
-    so many of the users.
+    so many of the users and another model, if one is given.
     """
     own = type(server)(folder)
     told = own.folder / "config" / "jupyter_server_config.json"
     told.write_text(json.dumps(json.loads(told.read_text()) | json.loads(RULES.read_text())))
     book = json.loads(PAGE.read_text())
     source = "".join(book["cells"][0]["source"])
-    assert source.count('load_users("../data/sample")') == 1
+    assert source.count('load_users("../data/sample")') == source.count(SHIPPED_MODEL) == 1
     book["cells"][0]["source"] = source.replace(
         '("../data/sample")', f'("../data/sample").sample({users})'
-    )
+    ).replace(SHIPPED_MODEL, model)
     (own.folder / "work" / "widgets").mkdir()
     (own.folder / "work" / "widgets" / "app.ipynb").write_text(json.dumps(book))
     own.start()
@@ -128,3 +131,21 @@ def test_the_page_opens_without_code_and_a_question_moves_the_users(app, chromiu
     )  # Voilà's page names two, and the browser may not ask them
     assert complaints == []
     page.close()
+
+
+def test_a_question_to_a_model_from_fit_is_backtested_unasked(server, chromium, tmp_path_factory):
+    fitted = "qa.fit(users, steps=60, progress=False)"
+    own = serve_app(server, tmp_path_factory.mktemp("fitted"), 300, fitted)
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(300_000)
+    page.goto(f"{own.url}/voila/render/widgets/app.ipynb?token={own.token}")
+    page.wait_for_function(READY)
+    page.get_by_role("button", name="Close the tour").click()
+    box = page.get_by_role("combobox", name="Query", exact=True)
+    box.fill("Will this user order takeout next month?")
+    box.press("Enter")
+    says(page.locator(".lens-past"), "Of the fifth ranked highest")
+    assert page.locator(".lens-past").inner_text().startswith("Backtest as of ")
+    page.screenshot(path=Path(__file__).parent / "shots" / "app-fitted.png")
+    page.close()
+    own.stop()
