@@ -357,10 +357,10 @@ class QueryLens(View):
     def _save_card(self) -> None:
         """Save a result card beside the notebook, and say where."""
         try:
-            path = self.result_card().save(unused_path("claim", "html"))
+            path = self.result_card().save(unused_path("result", "html"))
             self._set_status(saved=f"Kept: {path.name}, beside this notebook.")
         except Exception as error:
-            words = f"No claim card: {error_message(error)}"
+            words = f"No result card: {error_message(error)}"
             log.exception(words)
             self._set_status(error=words, saved=words)
 

@@ -29,7 +29,7 @@ from widgets.static_html import BLUE, GRAY, INK, static_page, svg_image, truncat
 
 MAX_DECK = 12  # questions, and groups: more cannot be read on one page
 HINT = (
-    "Press “Ask the deck” to put every question to every user: which question tells which group is "
+    "Press “Ask all questions” to put every question to every user: which question tells which group is "
     "then seen at a glance."
 )
 NEEDED_COLUMNS = ("query", "group", "n", "auc")
@@ -107,7 +107,7 @@ class QueryMatrixView(View):
         groups: Mapping[str, Iterable[str]] | None = None,
         selection: Selection | None = None,
         on_pick: Callable[[str], None] | None = None,
-        title: str = "Deck",
+        title: str = "Matrix",
     ):
         self._backend = backend
         self._on_pick = on_pick
@@ -214,7 +214,7 @@ class QueryMatrixView(View):
         """Take a question out of the deck."""
         if query not in self._queries:
             there = ", ".join(self._queries) or "none"
-            raise KeyError(f"no question “{query}” in the deck: there are {there}")
+            raise KeyError(f"no question “{query}” in the matrix: there are {there}")
         self.set_deck(queries=[other for other in self._queries if other != query])
 
     def add_group(self, name: str, ids: Iterable[str] | None = None) -> Group:
@@ -360,7 +360,7 @@ class QueryMatrixView(View):
             self._on_pick(query)
 
     def _run(self, stop: Event, raise_errors: bool = False) -> None:
-        """Ask the deck row by row and keep it; if it fails, the last whole matrix stays."""
+        """Ask all questions row by row and keep it; if it fails, the last whole matrix stays."""
         queries = list(self._queries)
         groups = {name: group.ids for name, group in self._groups.items()}
         self._set_status(busy=True, done=0, total=1, note="Asking")
@@ -381,7 +381,7 @@ class QueryMatrixView(View):
         except Exception as error:
             log.exception("asking a deck of %d questions failed", len(queries))
             self._drop_partial()
-            self._show(error=f"The deck could not be asked: {error_message(error)}")
+            self._show(error=f"The questions could not be asked: {error_message(error)}")
             if raise_errors:
                 raise
         except BaseException:  # an interrupted cell
@@ -426,7 +426,7 @@ def check_deck(what: str, names: Iterable[str]) -> None:
     """Refuse a deck that is too large or has an empty question or group."""
     names = list(names)
     if len(names) > MAX_DECK:
-        raise ValueError(f"{len(names)} {what}, the deck holds {MAX_DECK}: take one out first")
+        raise ValueError(f"{len(names)} {what}, the matrix holds {MAX_DECK}: take one out first")
     if "" in names:
         example = "'Will this user travel soon?' or 'travellers'"
         raise ValueError(f"one of the {what} is empty: write it, such as {example}")

@@ -66,7 +66,7 @@ class ResultCard:
         ...     "Two of ten moved.", metric="share moved", value=0.2, n=10, date="2026-01-31"
         ... )
         >>> print(card)
-        Claim: Two of ten moved.
+        Result: Two of ten moved.
         share moved: 0.200, n 10
         query: not told
         checkpoint not told, seed not told, not told, 2026-01-31
@@ -100,7 +100,7 @@ class ResultCard:
                 value = storable(value)
             object.__setattr__(self, one.name, value)
         if not self.sentence.strip():
-            raise ValueError("the card has no sentence: say in words what is claimed")
+            raise ValueError("the card has no sentence: say in words what it shows")
         if self.picture and not IMAGE_PATTERN.fullmatch(self.picture):
             start = f"the picture begins with {self.picture[:30]!r}"
             raise ValueError(f"{start}: give an image as data:image/png;base64,...")
@@ -166,7 +166,7 @@ class ResultCard:
         page = path.read_text(encoding="utf-8", errors="replace")
         parts = DATA_PATTERN.findall(page)
         if len(parts) != 1:
-            count = f"{len(parts)} claims in it, a claim card holds 1"
+            count = f"{len(parts)} results in it, a result card holds 1"
             raise ResultCardError(f"{path}: {count}: save it again with card.save(...)")
         [(_, expected, _, content)] = parts
         blank = "0" * 64
@@ -194,7 +194,7 @@ class ResultCard:
         measured = f"{self.metric or 'value'}: {format_value(self.value)}{interval}{counted}"
         run = f"checkpoint {self.run or UNKNOWN}, seed {format_value(self.seed)}"
         lines = [
-            f"Claim: {self.sentence}",
+            f"Result: {self.sentence}",
             self.text,
             measured,
             f"query: {self.query or UNKNOWN}",
@@ -209,7 +209,7 @@ class ResultCard:
 
     def _body(self, heading: str = "h3") -> str:
         """Return the card as HTML, without a page around it."""
-        kind = f"Claim: {self.query}" if self.query else "Claim"
+        kind = f"Result: {self.query}" if self.query else "Result"
         parts = [
             f'<p class="result-card-kind">{escape(kind)}</p>',
             f"<{heading}>{escape(self.sentence)}</{heading}>",

@@ -206,7 +206,7 @@ class SelectionPanel(View):
         """
         n = len(self.selection)
         if n < self.min_users:
-            needed = f"at least {self.min_users} are needed for a claim"
+            needed = f"at least {self.min_users} are needed for a result"
             raise ValueError(f"{n} user(s) chosen, {needed}: choose more")
         facts = dict(self._provenance()) if self._provenance else {}
         facts |= {"n": len(self.selection.all_ids), "chosen": f"{n:,}"}
@@ -421,7 +421,7 @@ class SelectionPanel(View):
         self._set_status(note=f"Written: {path.name}, {users}, beside this notebook.")
 
     def _save_card(self) -> None:
-        path = unused_path(f"claim {self._group_name()}", "html")
+        path = unused_path(f"result {self._group_name()}", "html")
         path = self.result_card().save(path)
         self._set_status(note=f"Kept: {path.name}, beside this notebook.")
 

@@ -47,10 +47,10 @@ FIRST_STEPS = (
 LAST_STEP = Step(
     "Keep it",
     ".lens-keep",
-    "A claim card is one file with the result and all it hangs on. It needs no kernel.",
+    "A result card is one file with the result and all that is needed to check it. It needs no kernel.",
 )
 FURTHER_PAGES = {
-    "Deck": "many questions against many groups",
+    "Matrix": "many questions against many groups",
     "Attention": "where the model looks, and what it uses",
     "Clusters": "who stands together, and who went where",
     "Tune": "labels teach a vague question",
@@ -98,7 +98,7 @@ def tour_steps(pages: Sequence[str]) -> list[Step]:
         The steps.
 
     Example:
-        >>> [step.title for step in tour_steps(("Ask", "Group", "Deck", "Tune"))]
+        >>> [step.title for step in tour_steps(("Ask", "Group", "Matrix", "Tune"))]
         ['Ask', 'See who moves', 'Choose', 'Group', 'Further pages', 'Keep it']
     """
     steps = list(FIRST_STEPS)

@@ -153,7 +153,7 @@ class Workbench(ipywidgets.VBox):
         pages = {
             "Ask": self.lens,
             "Group": self.panel,
-            "Deck": self.matrix,
+            "Matrix": self.matrix,
             "Attention": self.attention,
             "Clusters": self._cluster_page,
             "Tune": self.tuning,

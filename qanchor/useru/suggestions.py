@@ -83,14 +83,14 @@ def suggest_concept_queries(
     Example:
         >>> cart = Concept("text:cart", "text", "cart", ("text:cart",))
         >>> suggest_concept_queries([cart], {"text:cart": 0.4}, "visitor", 30)[1:]
-        ('Is cart likely within 30 days?', 'Will this visitor be less active than before?')
+        ('How likely is “cart” within 30 days?', 'Will this visitor be less active than before?')
     """
     when = f"within {count(horizon_days, 'day')}"
     rows = []
     for concept in concepts:
         common = share.get(concept.things[0], 0) if len(concept.things) == 1 else 0
         if concept.family == "text" and concept.measure == "occurs" and common > 0:
-            rows.append((abs(common - IDEAL_SHARE), f"Is {concept.label} likely {when}?"))
+            rows.append((abs(common - IDEAL_SHARE), f"How likely is “{concept.label}” {when}?"))
     about_texts = [query for _, query in sorted(rows)]
     general = [query.format(unit) for query in GENERAL_QUERIES]
     amounts = [concept for concept in concepts if concept.measure == "exceeds"]

@@ -160,13 +160,13 @@ def choose(hands: Hands) -> None:
     hands.reach(f"{moved} beyond the noise floor", "Shift+Tab")
     hands.press("Enter")
     hands.until(lens("chosen", moved))
-    hands.reach("Keep as a claim card")
+    hands.reach("Save result card")
     hands.press("Enter")
     hands.until("/^Kept: /.test(document.querySelector('.bench .lens-keeping span').textContent)")
 
 
 def group(hands: Hands) -> None:
-    """The group: who explains it, a name, a claim card."""
+    """The group: who explains it, a name, a result card."""
     hands.turn("Group")
     hands.reach("Which question explains them?")
     hands.press("Enter")
@@ -182,16 +182,16 @@ def group(hands: Hands) -> None:
     hands.press("Enter")
     hands.until("document.querySelectorAll('.sel-chip').length === 1")
     assert hands.here["name"] == "Forget movers"  # the neighbour
-    hands.reach("Claim card")
+    hands.reach("Result card")
     hands.press("Enter")
-    hands.until("document.querySelector('.sel').innerText.includes('Kept: claim-movers')")
+    hands.until("document.querySelector('.sel').innerText.includes('Kept: result-movers')")
     hands.book.shot("keys-group")
 
 
 def deck(hands: Hands) -> None:
     """The deck: ask it, walk through its cells, choose a cell's group."""
-    hands.turn("Deck")
-    hands.reach("Question for the deck")
+    hands.turn("Matrix")
+    hands.reach("Question for the matrix")
     hands.press("Enter")
     hands.until("document.querySelector('.deck').dataset.whole === 'true'")
     hands.reach("strongest first")
@@ -289,5 +289,5 @@ def test_the_main_path_needs_no_mouse(book):
         and told["toured"] is True
     )
     assert len(told["named"]["movers"]) > 30
-    for name in ("claim.html", "claim-movers.html"):  # the folder is shared with other tests
+    for name in ("result.html", "result-movers.html"):  # the folder is shared with other tests
         (folder / name).unlink()

@@ -28,7 +28,7 @@ def filled(request, book):
     """Fill the matrix for tests that run without the journey, which fills it itself."""
     whole = book.page.evaluate(f"{ROOT}.dataset.whole")
     if request.node.get_closest_marker("journey") is None and whole != "true":
-        book.page.get_by_role("button", name="Ask the deck").click()
+        book.page.get_by_role("button", name="Ask all questions").click()
         data(book, whole="true", busy="false", cells="42")
 
 
@@ -44,7 +44,7 @@ def cell(book, query, group):
 @pytest.mark.journey
 def test_the_matrix_fills_row_by_row(book):
     data(book, cells="0", of="42")
-    book.page.get_by_role("button", name="Ask the deck").click()
+    book.page.get_by_role("button", name="Ask all questions").click()
     book.wait(f"Number({ROOT}.dataset.cells) >= 7")
     assert book.page.evaluate(f"Number({ROOT}.dataset.cells)") < 42
     data(book, whole="true", busy="false", cells="42")
@@ -96,7 +96,7 @@ def test_measures_have_their_own_colours(book):
 
 def test_a_question_and_a_group_are_added_and_taken_out(book):
     page = book.page
-    page.get_by_role("textbox", name="Question for the deck").fill("Does <b>this</b> user sing?")
+    page.get_by_role("textbox", name="Question for the matrix").fill("Does <b>this</b> user sing?")
     page.keyboard.press("Enter")
     data(book, of="49", whole="true", busy="false")
     book.run(2)
@@ -114,7 +114,7 @@ def test_a_question_and_a_group_are_added_and_taken_out(book):
 
 def test_cancel_and_errors_leave_the_matrix(book):
     page = book.page
-    box = page.get_by_role("textbox", name="Question for the deck")
+    box = page.get_by_role("textbox", name="Question for the matrix")
     box.fill("slow")
     box.press("Enter")
     data(book, busy="true", of="49")
@@ -147,7 +147,7 @@ def test_pictures_to_look_at(open_notebook, server, dark):
     book.run(0)
     book.wait(f"{ROOT}?.dataset.ready === 'true'")
     book.shot(f"deck-before-{look}")
-    book.page.get_by_role("button", name="Ask the deck").click()
+    book.page.get_by_role("button", name="Ask all questions").click()
     book.wait(f"Number({ROOT}.dataset.cells) >= 14")
     book.shot(f"deck-filling-{look}")
     data(book, whole="true", busy="false")

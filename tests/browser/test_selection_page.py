@@ -1,5 +1,5 @@
 """The selection panel in a real JupyterLab: drawn around on the lens, described, explained, named,
-written; and claim cards.
+written; and result cards.
 """
 
 from pathlib import Path
@@ -166,19 +166,19 @@ def test_hostile_names_and_texts_are_text_and_files_are_written(book, server):
     )
 
 
-def test_a_claim_is_kept_and_opens_alone(book, server, chromium):
+def test_a_result_is_kept_and_opens_alone(book, server, chromium):
     book.run(3)
     chosen(book, 40)
     said = book.run(6)
     book.page.wait_for_selector(".result-card h3")
     assert "Concert" in book.page.locator(".result-card h3").first.inner_text() and said == ""
-    book.page.get_by_role("button", name="Claim card", exact=True).click()
+    book.page.get_by_role("button", name="Result card", exact=True).click()
     book.wait(
         f"{PANEL}.querySelector('.sel-foot "
-        ".lens-note').textContent.includes('claim-group-of-40.html')"
+        ".lens-note').textContent.includes('result-group-of-40.html')"
     )
-    book.page.get_by_role("button", name="Keep as a claim card").click()
-    book.wait("document.querySelector('.lens-keeping').textContent.includes('claim.html')")
+    book.page.get_by_role("button", name="Save result card").click()
+    book.wait("document.querySelector('.lens-keeping').textContent.includes('result.html')")
     path = server.folder / "work" / "notebooks" / "card.html"
     for dark in (False, True):
         page = chromium.new_page(
@@ -197,7 +197,7 @@ def test_a_claim_is_kept_and_opens_alone(book, server, chromium):
             path.as_uri()
         ] and complaints == []
         page.screenshot(
-            path=Path(__file__).parent / "shots" / f"claim-{'dark' if dark else 'light'}.png",
+            path=Path(__file__).parent / "shots" / f"result-{'dark' if dark else 'light'}.png",
             full_page=True,
         )
         page.close()
@@ -266,6 +266,6 @@ def test_pictures_to_look_at(open_notebook, server, dark):
     book.page.wait_for_selector(".result-card h3")
     book.page.locator(".result-card").scroll_into_view_if_needed()
     book.page.locator(".result-card").screenshot(
-        path=Path(__file__).parent / "shots" / f"claim-notebook-{look}.png"
+        path=Path(__file__).parent / "shots" / f"result-notebook-{look}.png"
     )
     book.close()

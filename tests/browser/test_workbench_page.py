@@ -49,9 +49,9 @@ def test_the_pages_share_users_and_the_session_comes_back(book):
             mark,
         )
         book.shot(f"workbench-{name.lower()}")
-    page(book, "Deck")
+    page(book, "Matrix")
     book.page.locator(".tour-card").wait_for(state="hidden")  # its words are about the first page
-    book.page.get_by_role("button", name="Ask the deck").click()
+    book.page.get_by_role("button", name="Ask all questions").click()
     book.wait("document.querySelector('.deck').dataset.whole === 'true'")
     book.page.locator(f'.deck-cell[aria-label^="“{MUSIC}” and Concert"]').click()
     book.wait(f"document.querySelector('.lens').dataset.query === '{MUSIC}'")

@@ -176,7 +176,7 @@ def test_what_cannot_be_is_refused_in_words():
             "group 'few': 0 users in it, 600 outside, at least 10 of each are needed",
         ),
         ({"type": "add_query", "query": " "}, "one of the questions is empty"),
-        ({"type": "remove_query", "query": "no"}, "no question “no” in the deck"),
+        ({"type": "remove_query", "query": "no"}, "no question “no” in the matrix"),
         ({"type": "remove_group", "name": "no"}, "no group is named “no”"),
         ({"type": "cell", "name": "no"}, "no"),
     ):
@@ -186,7 +186,7 @@ def test_what_cannot_be_is_refused_in_words():
         view.add_group("odd", ["zoe"])
     with pytest.raises(ValueError, match="at least 10 of each are needed: choose fewer"):
         view.add_group("nearly all", view.selection.all_ids[5:])
-    with pytest.raises(ValueError, match="13 questions, the deck holds 12"):
+    with pytest.raises(ValueError, match="13 questions, the matrix holds 12"):
         view.set_deck(queries=[f"q{k}" for k in range(13)])
     assert len(view.queries) == 6 and len(view.groups) == 7
     empty = QueryMatrixView(FakeMatrix(seconds=0), queries=[], groups={})

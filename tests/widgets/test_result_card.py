@@ -154,14 +154,14 @@ def test_an_edited_file_is_refused(tmp_path, old, new):
 def test_other_files_are_refused_with_the_reason(tmp_path):
     path = tmp_path / "page.html"
     path.write_text("<p>hello</p>")
-    with pytest.raises(ResultCardError, match="0 claims in it"):
+    with pytest.raises(ResultCardError, match="0 results in it"):
         ResultCard.load(path)
     whole = make_card().save(tmp_path / "card.html").read_text()
     path.write_text(whole[: len(whole) - 400])
-    with pytest.raises(ResultCardError, match=r"page.html: .*(?:0 claims|edited)"):
+    with pytest.raises(ResultCardError, match=r"page.html: .*(?:0 results|edited)"):
         ResultCard.load(path)
     path.write_text(whole + whole)
-    with pytest.raises(ResultCardError, match="2 claims in it"):
+    with pytest.raises(ResultCardError, match="2 results in it"):
         ResultCard.load(path)
     with pytest.raises(ValueError, match=r"ends with .txt: name it .html"):
         make_card().save(tmp_path / "card.txt")

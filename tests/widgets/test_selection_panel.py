@@ -244,7 +244,7 @@ def test_cards_hold_what_is_shown_and_small_groups_make_none():
         "0.64",
     )
     selection.ids = IDS[:9]
-    with pytest.raises(ValueError, match=r"9 user.*at least 10 are needed for a claim"):
+    with pytest.raises(ValueError, match=r"9 user.*at least 10 are needed for a result"):
         panel.result_card()
 
 
@@ -254,25 +254,27 @@ def test_the_browser_keeps_cards_beside_the_notebook(tmp_path, monkeypatch):
     lens._on_message(lens, {"type": "save_card"}, [])
     assert not list(tmp_path.iterdir()), "there is nothing to keep yet"
     lens.ask("Will this user travel soon?")
-    for name in ("claim.html", "claim-2.html"):
+    for name in ("result.html", "result-2.html"):
         lens._on_message(lens, {"type": "save_card"}, [])
         assert lens._status[
             "saved"
         ] == f"Kept: {name}, beside this notebook." and not lens._status.get("note"), "said once"
-    assert ResultCard.load("claim-2.html").sentence == lens.sentence
+    assert ResultCard.load("result-2.html").sentence == lens.sentence
     panel, selection = make_panel()
     selection.ids = IDS[:40]
     panel.save("early")
     panel._on_message(panel, {"type": "save_card"}, [])
-    assert ResultCard.load("claim-early.html").metric.endswith("label Concert")
+    assert ResultCard.load("result-early.html").metric.endswith("label Concert")
     selection.ids = IDS[:9]
     panel._on_message(panel, {"type": "save_card"}, [])
-    assert panel._status["error"].startswith("9 user(s) chosen, at least 10 are needed for a claim")
+    assert panel._status["error"].startswith(
+        "9 user(s) chosen, at least 10 are needed for a result"
+    )
     monkeypatch.setattr(Path, "replace", lambda *paths: 1 / 0)
     lens._on_message(lens, {"type": "save_card"}, [])
     assert (
-        lens._status["error"] == "No claim card: division by zero"
-        and len(list(tmp_path.glob("claim*.html"))) == 3
+        lens._status["error"] == "No result card: division by zero"
+        and len(list(tmp_path.glob("result*.html"))) == 3
     )
 
 

@@ -23,7 +23,7 @@ def test_it_tells_of_the_pages_that_are_there_in_half_a_minute():
     words = " ".join(f"{step.title} {step.words}" for step in steps).split()
     assert 4 <= len(steps) <= 6 and len(words) <= 30 / 60 * 250  # read at 250 words a minute
     assert re.findall(r"^(\w+):", steps[-2].words, re.M) == [
-        "Deck",
+        "Matrix",
         "Attention",
         "Clusters",
         "Tune",

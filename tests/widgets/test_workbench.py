@@ -20,8 +20,8 @@ FIRST, SECOND = QUERIES[:2]
 
 def test_the_pages_and_their_words():
     bench = Workbench(FakeSession())
-    assert bench.titles == ("Ask", "Group", "Deck", "Attention", "Clusters", "Tune")
-    assert repr(bench) == "Workbench(600 users: Ask, Group, Deck, Attention, Clusters, Tune)"
+    assert bench.titles == ("Ask", "Group", "Matrix", "Attention", "Clusters", "Tune")
+    assert repr(bench) == "Workbench(600 users: Ask, Group, Matrix, Attention, Clusters, Tune)"
     data = bench._repr_mimebundle_()
     data = data[0] if isinstance(data, tuple) else data
     assert (

@@ -50,7 +50,7 @@ export function words(query, group, cell, unit = "user", units = "users") {
 
 /** The deck's own bar: a further question, ask, cancel, progress, errors. */
 function deckBar(model) {
-  const box = make("input", { type: "text", class: "lens-query", maxlength: 300, spellcheck: "false", autocomplete: "off", "aria-label": "Question for the deck", placeholder: "Add a question to the deck, or ask it as it is" });
+  const box = make("input", { type: "text", class: "lens-query", maxlength: 300, spellcheck: "false", autocomplete: "off", "aria-label": "Question for the matrix", placeholder: "Add a question to the matrix, or ask it as it is" });
   const button = make("button", { type: "submit", class: "lens-ask" }, "Ask");
   const form = make("form", { class: "lens-bar" }, box, button);
   const fill = make("div", { class: "lens-fill" });
@@ -77,7 +77,7 @@ function deckBar(model) {
   function status() {
     const { busy, done = 0, total = 1, note: word = "", error: wrong = "" } = model.get("_status");
     const added = Boolean(box.value.trim());
-    button.textContent = busy ? "Cancel" : added ? "Add and ask" : "Ask the deck";
+    button.textContent = busy ? "Cancel" : added ? "Add and ask" : "Ask all questions";
     button.dataset.role = busy || (model.get("_picture").whole && !added) ? "cancel" : "ask"; // once it is answered, the answer is what counts
     progress.classList.toggle("on", Boolean(busy));
     progress.setAttribute("aria-valuemax", total);

@@ -146,7 +146,7 @@ def test_the_attention_view_works(engine, users):
 def test_every_view_of_a_session_works(engine, users):
     session = qa.WorkbenchSession(engine, users, method="pca")
     assert session.lens.queries[0] == "Will this member come back?"
-    assert any(query.endswith("likely within 30 days?") for query in session.matrix.queries)
+    assert any(query.endswith("” within 30 days?") for query in session.matrix.queries)
     groups = {"first": users.ids[:30], "last": users.ids[-30:]}
     *_, matrix = session.matrix(session.matrix.queries[:2], groups)
     assert len(matrix.data["frame"]) == 4
