@@ -225,6 +225,8 @@ def backtest_summary(result: BacktestResult, unit: str | None = None) -> str:
         '400 members: did they stop shopping here in the 30 days after?'
     """
     unit = result.unit if unit is None else unit
+    if not result.topic and result.pointed:
+        return "No backtest: nothing in these events says what came true."
     if not result.topic:
         return "No backtest: the question is not about a single topic."
     if result.right is None:

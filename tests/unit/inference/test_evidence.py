@@ -129,7 +129,8 @@ def test_the_backtest_judges_what_was_pointed_at(engine, users):
     result = backtest(engine, users, "Will this member play chess?")
     assert result.pointed and result.topic.startswith("play chess")
     assert "was there play chess" in backtest_summary(result)
-    assert backtest(engine, users, "Will this member adopt a puppy?").right is None
+    unknown = backtest(engine, users, "Will this member adopt a puppy?")
+    assert unknown.right is None and "nothing in these events" in backtest_summary(unknown)
 
 
 def test_chances_are_the_shares_of_those_ranked_alike(engine, users):

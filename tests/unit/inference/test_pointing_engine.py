@@ -137,7 +137,7 @@ def test_a_deletion_is_an_exact_reading_without(engine, cache, users):
 def test_the_attention_view_works(engine, users):
     backend = AttentionBackend(engine, users, most=3)
     *_, last = backend(QUERY)
-    assert "how much each score depends on each event" in last.caption
+    assert "how much each score depends on the events" in last.caption
     events = backend.events(users.ids[0])
     *_, edited = backend.rerun(QUERY, users.ids[0], drop=[events["event"].iloc[0]])
     assert edited.data["moved"] >= 0
