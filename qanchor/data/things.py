@@ -257,7 +257,7 @@ def _list_things(users: Users, past: pd.DataFrame) -> tuple[Thing, ...]:
     modality = main.set_index("text")["modality"].astype(str).to_dict()
 
     def label(name: str) -> str:
-        return plain_label(users.words.get(name, name))
+        return plain_label(users.words.get(name) or name)
 
     things = [
         Thing(f"text:{text}", "text", label(text), modality.get(text, ""))
@@ -265,7 +265,7 @@ def _list_things(users: Users, past: pd.DataFrame) -> tuple[Thing, ...]:
     ]
     names = [str(name) for name in users.modalities]
     things += [Thing(f"modality:{name}", "modality", label(name), name) for name in names]
-    things += [_number_thing(column, users.words.get(column, column)) for column in users.numbers]
+    things += [_number_thing(column, users.words.get(column) or column) for column in users.numbers]
     clock = past["time"].dt.floor("D") != past["time"]
     if clock.any():
         things += [Thing(f"time:{name}", "time", name) for name in DAY_PARTS]
@@ -274,7 +274,7 @@ def _list_things(users: Users, past: pd.DataFrame) -> tuple[Thing, ...]:
         Thing(
             f"attribute:{column}",
             "attribute",
-            plain_label(users.words.get(column, column.replace(".", " "))),
+            plain_label(users.words.get(column) or column.replace(".", " ")),
         )
         for column in users.tabular.columns
     ]

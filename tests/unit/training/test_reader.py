@@ -175,6 +175,17 @@ def test_what_fits_best_is_meant_and_nothing_if_nothing_fits():
     assert (meant[1] < 0.01).all()
 
 
+def test_whether_there_is_what_everybody_has_a_share_of_is_read_as_how_much(users, trained):
+    things = thing_input(TokenReader(users, "hash").read())
+    question = question_input(["Will this user buy tea?"], "user", "hash", [30], 30)
+    plain = trained[1].meaning(question, things).measure[0]
+    shared = things._replace(is_share_of_all=torch.ones_like(things.is_share_of_all))
+    moved = trained[1].meaning(question, shared).measure[0]
+    occurs, share = MEASURES.index("occurs"), MEASURES.index("share")
+    assert plain[occurs] > 0.5 > plain[share] and moved[share] > 0.5 > moved[occurs]
+    assert float(moved.sum()) == pytest.approx(1, abs=1e-5)
+
+
 def test_the_prior_counts_what_is_meant(users, trained):
     tokens = TokenReader(users, "hash").read()
     question = question_input(["buy tea"], "user", "hash", [30], 30)
