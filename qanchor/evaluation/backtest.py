@@ -229,7 +229,8 @@ def _backtest_by_pointing(model: PointingModel, users: Users, query: str) -> Bac
     days = query_horizon(query, users.horizon_days)
     cutoff = users.cutoff - pd.Timedelta(days=days)
     reader = TokenReader(users, model.config.text_encoder, until=cutoff)
-    tokens = reader.read(cutoff)
+    # percentiles are of that day, since histories grow
+    tokens = reader.read(cutoff).with_associations(model.population.associations)
     ranking = rank_by_pointing(model, tokens, query)
     attrs = ranking.attrs
     about = {

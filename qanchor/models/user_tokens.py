@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from qanchor.data.things import KINDS, MAX_TEXTS, Thing, ThingEvents, share_of_bases
 from qanchor.data.users import Users
+from qanchor.models.associations import Associations
 from qanchor.models.compatibility import READ_BY_NAME, warn_of_differences
 from qanchor.models.population import Population
 from qanchor.models.text_encoder import text_vectors
@@ -114,6 +115,20 @@ class UserTokens:
             n_left_out=self.n_left_out[rows],
             fold=None if self.fold is None else self.fold[rows],
         )
+
+    def with_associations(
+        self, associations: Associations | None, fold: UserInts | None = None
+    ) -> UserTokens:
+        """Return the same tokens with other associations.
+
+        Args:
+            associations: The associations, of any things; None for none.
+            fold: In training, which of them each user is read with (default: those of all users).
+        """
+        if associations is not None:
+            associations = associations.align([thing.name for thing in self.things])
+        population = replace(self.population, associations=associations)
+        return replace(self, population=population, fold=fold)
 
     def without(self, hidden: Bool[np.ndarray, " thing"]) -> UserTokens:
         """Return the same users with the tokens of some things removed.

@@ -249,7 +249,10 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
             " training cut-off. Pass a later cutoff or more users."
         )
     associations = fitted.solve()
-    samples = [replace(sample, tokens=_with(sample.tokens, associations)) for sample in samples]
+    samples = [
+        replace(sample, tokens=sample.tokens.with_associations(associations, _folds(sample.tokens)))
+        for sample in samples
+    ]
     share = np.nanmean(np.concatenate([sample.truth[horizon] for sample in samples]), 0)
     asked_about = np.flatnonzero((share > MIN_SHARE) & (share < MAX_SHARE))
     rng = np.random.default_rng(seed)
@@ -288,14 +291,10 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
     )
 
 
-def _with(tokens: UserTokens, associations: Associations) -> UserTokens:
-    """Return tokens with associations; users that these were fitted on are read without their own
-    part in them.
-    """
+def _folds(tokens: UserTokens) -> np.ndarray:
+    """Return the associations that each user is read with: those that it has no part in."""
     held_out = np.array([is_held_out(user) for user in tokens.ids])
-    fold = np.where(held_out, -1, user_folds(tokens.ids))
-    population = replace(tokens.population, associations=associations)
-    return replace(tokens, population=population, fold=fold)
+    return np.where(held_out, -1, user_folds(tokens.ids))
 
 
 def _at_most(

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -111,8 +110,7 @@ def _without_held_out(tokens: UserTokens, concepts: Sequence[Concept]) -> UserTo
         if concept.split == "held_out"
         for thing in concept.things
     ]
-    associations = tokens.population.associations.without(asked)
-    return replace(tokens, population=replace(tokens.population, associations=associations))
+    return tokens.with_associations(tokens.population.associations.without(asked), tokens.fold)
 
 
 def concept_past(events: ThingEvents, concepts, rows: np.ndarray, cutoff) -> np.ndarray:

@@ -58,7 +58,7 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
     engine = qa.Engine(model)
     cache = engine.prefill(people)
     plain = fit_without_associations(people, model.config.text_encoder)
-    plain_tokens = without_associations(cache.tokens)
+    plain_tokens = cache.tokens.with_associations(None)
     level = cache.tokens.level
     rows = []
     for task in people.labels.columns:
@@ -126,18 +126,13 @@ def fit_without_associations(people: Users, encoder: str) -> PointingReader:
     """Return a reader that was trained as `fit` trains one, without associations."""
     task = make_concept_task(people, encoder)
     samples = [
-        replace(sample, tokens=without_associations(sample.tokens)) for sample in task.samples
+        replace(sample, tokens=sample.tokens.with_associations(None)) for sample in task.samples
     ]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         reader = PointingReader(task.encoded.vector.shape[1])
     train_reader(reader, replace(task, samples=tuple(samples)))
     return reader
-
-
-def without_associations(tokens: UserTokens) -> UserTokens:
-    """Return the same tokens without associations."""
-    return replace(tokens, population=replace(tokens.population, associations=None))
 
 
 def refusals(engine: qa.Engine, cache: qa.PrefixCache, users: Users) -> dict:

@@ -130,6 +130,7 @@ def reading(
     for name in bodies:
         for seed in range(seeds):
             task = make_concept_task(people, encoder, seed)
+            tokens = tokens.with_associations(task.associations.of_all_users())
             start = time.monotonic()
             reader = _new_reader(name, task.encoded.vector.shape[1], backbone, seed)
             report = None if progress is None else partial(_report, progress, name)

@@ -153,6 +153,18 @@ def test_chances_are_the_shares_of_those_ranked_alike(engine, users):
     assert np.mean(denied.shares) == pytest.approx(1 - np.mean(result.shares), abs=0.02)
 
 
+def test_the_backtest_reads_users_with_associations(engine, users, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "qanchor.evaluation.backtest.rank_by_pointing",
+        lambda model, tokens, query: seen.append(tokens) or rank_by_pointing(model, tokens, query),
+    )
+    backtest(engine, users, "Will this member play chess?")
+    associations = seen[0].population.associations
+    assert associations.heads.any() and associations.heads.shape[0] == 1
+    assert associations.things == tuple(thing.name for thing in seen[0].things)
+
+
 def test_equal_scores_have_equal_chances():
     shares = (0.9, 0.7, 0.5, 0.3, 0.1)
     result = BacktestResult(0.7, 0.6, 0.8, 100, "tea", 30, "2025-05-02", "user", shares=shares)
