@@ -85,8 +85,8 @@ class BacktestResult:
         Example:
             >>> result = BacktestResult(0.9, 0.8, 1.0, 100, "tea", 30, "2025-05-02", "user",
             ...                         shares=(0.8, 0.5, 0.4, 0.2, 0.1))
-            >>> result.chances(np.array([3.0, 2.0, np.nan])).tolist()
-            [0.8, 0.4, nan]
+            >>> result.chances(np.array([9.0, 2, 3, 5, 4, np.nan])).tolist()
+            [0.8, 0.1, 0.2, 0.5, 0.4, nan]
         """
         chances = np.full(len(score), np.nan)
         known = ~np.isnan(score)
