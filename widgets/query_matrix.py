@@ -1,4 +1,4 @@
-"""The query matrix: a deck of questions against groups of users, a cell for each pair."""
+"""The query matrix: questions against groups of users, a cell for each pair."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from widgets.base import (
 from widgets.packing import json_row
 from widgets.static_html import BLUE, GRAY, INK, static_page, svg_image, truncate
 
-MAX_DECK = 12  # questions, and groups: more cannot be read on one page
+MAX_SIDE = 12  # questions, and groups: more cannot be read on one page
 HINT = (
-    "Press “Ask all questions” to put every question to every user: which question tells which group is "
-    "then seen at a glance."
+    "Press “Ask all questions” to put every question to every user, and see which question tells "
+    "which group."
 )
 NEEDED_COLUMNS = ("query", "group", "n", "auc")
 SIGNIFICANCE_COLUMNS = {  # by measure: whether a cell is beyond chance
@@ -62,7 +62,7 @@ class MatrixResult:
 
 
 class QueryMatrixView(View):
-    """Put a deck of questions to groups of users: a row per question, a column per group.
+    """Put questions to groups of users: a row per question, a column per group.
 
     Args:
         backend: Called as `backend(queries, groups)`; yields updates with `done`, `total`,
@@ -71,7 +71,7 @@ class QueryMatrixView(View):
             `yes_score, yes_score_beyond`, `ratio, ratio_beyond`; `data["reads"]` says how to read
             each measure. Closing the iterator cancels the work. It has `ids` and, if there are any,
             `groups`, `least`, `queries`, `unit`, `units`.
-        queries: The deck (default: `backend.queries`).
+        queries: The questions (default: `backend.queries`).
         groups: Ids by name (default: `backend.groups`).
         selection: The selection of another view: a click on a cell selects its group there
             (default: a selection of its own).
@@ -137,14 +137,14 @@ class QueryMatrixView(View):
             queries = getattr(backend, "queries", ())
         if groups is None:
             groups = getattr(backend, "groups", {})
-        self.set_deck(queries, groups)
+        self.set_matrix(queries, groups)
         self.selection.observe(self._on_select)
         self.on_msg(self._on_message)
         self._on_select(self.selection.rows)
 
     @property
     def queries(self) -> tuple[str, ...]:
-        """The questions of the deck."""
+        """The questions of the matrix."""
         return self._queries
 
     @property
@@ -166,11 +166,11 @@ class QueryMatrixView(View):
         return self._picture["sentence"]
 
     def ask(self) -> str:
-        """Put the deck to all users, wait, and return what was found."""
+        """Put all questions to all users, wait, and return what was found."""
         self._worker.run(partial(self._run, raise_errors=True))
         return self.sentence
 
-    def set_deck(
+    def set_matrix(
         self,
         queries: Iterable[str] | None = None,
         groups: Mapping[str, Iterable[str]] | None = None,
@@ -194,8 +194,8 @@ class QueryMatrixView(View):
             for name, ids in groups.items():
                 name = str(name).strip()
                 new_groups[name] = self._checked_group(name, getattr(ids, "ids", ids))
-        check_deck("questions", new_queries)
-        check_deck("groups", new_groups)
+        check_size("questions", new_queries)
+        check_size("groups", new_groups)
         with self._guard:
             changed = [name for name, old in self._groups.items() if new_groups.get(name) != old]
             for result in (self._complete, self._partial):
@@ -207,15 +207,15 @@ class QueryMatrixView(View):
             self._show()
 
     def add_query(self, query: str) -> None:
-        """Put one more question into the deck."""
-        self.set_deck(queries=[*self._queries, query])
+        """Put one more question into the matrix."""
+        self.set_matrix(queries=[*self._queries, query])
 
     def remove_query(self, query: str) -> None:
-        """Take a question out of the deck."""
+        """Take a question out of the matrix."""
         if query not in self._queries:
             there = ", ".join(self._queries) or "none"
             raise KeyError(f"no question “{query}” in the matrix: there are {there}")
-        self.set_deck(queries=[other for other in self._queries if other != query])
+        self.set_matrix(queries=[other for other in self._queries if other != query])
 
     def add_group(self, name: str, ids: Iterable[str] | None = None) -> Group:
         """Make a column of some users.
@@ -228,7 +228,7 @@ class QueryMatrixView(View):
             The group.
         """
         ids = self.selection.ids if ids is None else tuple(ids)
-        self.set_deck(groups={**self._groups, name: ids})
+        self.set_matrix(groups={**self._groups, name: ids})
         return self._groups[str(name).strip()]
 
     def remove_group(self, name: str) -> None:
@@ -237,7 +237,7 @@ class QueryMatrixView(View):
             there = ", ".join(self._groups) or "none"
             raise KeyError(f"no group is named “{name}”: there are {there}")
         others = {other: group for other, group in self._groups.items() if other != name}
-        self.set_deck(groups=others)
+        self.set_matrix(groups=others)
 
     def _checked_group(self, name: str, ids: Iterable[str]) -> Group:
         """Return a group, and refuse unknown users and groups that are too small or too large."""
@@ -257,7 +257,7 @@ class QueryMatrixView(View):
         return group
 
     def _shown_frame(self) -> pd.DataFrame | None:
-        """Return the rows on their way and the kept ones, without what is no longer in the deck."""
+        """Return the rows on their way and the kept ones, without what is no longer in the matrix."""
         frames = []
         for result in (self._partial, self._complete):
             if result is not None and result.frame is not None:
@@ -265,8 +265,8 @@ class QueryMatrixView(View):
         if not frames:
             return None
         frame = pd.concat(frames, ignore_index=True).drop_duplicates(["query", "group"])
-        in_deck = frame["query"].isin(self._queries) & frame["group"].isin(list(self._groups))
-        return frame[in_deck]
+        in_matrix = frame["query"].isin(self._queries) & frame["group"].isin(list(self._groups))
+        return frame[in_matrix]
 
     def _show(self, **status) -> None:
         """Send the matrix to the browser, and the status, if one is given."""
@@ -276,8 +276,8 @@ class QueryMatrixView(View):
             groups = {name: group.ids for name, group in self._groups.items()}
             picture = pack_matrix(frame, self._queries, groups)
             names = self._complete.names if self._complete else None
-            in_deck = {*self._queries, *self._groups}
-            is_described = bool(names) and set(names) <= in_deck  # the words are of what is shown
+            in_matrix = {*self._queries, *self._groups}
+            is_described = bool(names) and set(names) <= in_matrix  # the words are of what is shown
             cells = len(self._queries) * len(self._groups)
             whole = frame is not None and len(frame) == cells > 0
             self._picture = {
@@ -348,7 +348,7 @@ class QueryMatrixView(View):
             self._set_status(at_once=True, **self._status | {"error": error_message(error)})
 
     def _after_change(self, added: bool) -> None:
-        """Ask again: what is known takes no time, and the chance lines are those of the deck."""
+        """Ask again: what is known takes no time, and the chance lines are those of the matrix."""
         self._on_select(self.selection.rows)
         if added or self._complete or self._status.get("busy"):
             self._worker.start(self._run)
@@ -379,7 +379,7 @@ class QueryMatrixView(View):
                 self._partial = None
             self._show(note="")
         except Exception as error:
-            log.exception("asking a deck of %d questions failed", len(queries))
+            log.exception("asking %d questions failed", len(queries))
             self._drop_partial()
             self._show(error=f"The questions could not be asked: {error_message(error)}")
             if raise_errors:
@@ -390,7 +390,7 @@ class QueryMatrixView(View):
             raise
 
     def _drop_partial(self) -> None:
-        """Drop the rows of a deck that was broken off, unless they are all there is."""
+        """Drop the rows of a matrix that was broken off, unless they are all there is."""
         with self._guard:
             if self._complete:
                 self._partial = None
@@ -422,11 +422,11 @@ class QueryMatrixView(View):
         return result
 
 
-def check_deck(what: str, names: Iterable[str]) -> None:
-    """Refuse a deck that is too large or has an empty question or group."""
+def check_size(what: str, names: Iterable[str]) -> None:
+    """Refuse a matrix that is too large or has an empty question or group."""
     names = list(names)
-    if len(names) > MAX_DECK:
-        raise ValueError(f"{len(names)} {what}, the matrix holds {MAX_DECK}: take one out first")
+    if len(names) > MAX_SIDE:
+        raise ValueError(f"{len(names)} {what}, the matrix holds {MAX_SIDE}: take one out first")
     if "" in names:
         example = "'Will this user travel soon?' or 'travellers'"
         raise ValueError(f"one of the {what} is empty: write it, such as {example}")

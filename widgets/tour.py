@@ -47,7 +47,7 @@ FIRST_STEPS = (
 LAST_STEP = Step(
     "Keep it",
     ".lens-keep",
-    "A result card is one file with the result and all that is needed to check it. It needs no kernel.",
+    "A result card is one HTML file with the result and how it was measured. It needs no kernel.",
 )
 FURTHER_PAGES = {
     "Matrix": "many questions against many groups",

@@ -116,9 +116,9 @@ class Workbench(ipywidgets.VBox):
             "toured": self._tour.seen,
         }
         if self.matrix:
-            stored["deck"] = self._stored_deck()
-        elif self._unused_deck:
-            stored["deck"] = self._unused_deck
+            stored["deck"] = self._stored_matrix()
+        elif self._unused_matrix:
+            stored["deck"] = self._unused_matrix
         with self._guard:
             return atomic_write(self._session_path, json.dumps(stored, indent=1) + "\n")
 
@@ -196,8 +196,8 @@ class Workbench(ipywidgets.VBox):
 
     # The session
 
-    def _stored_deck(self) -> dict:
-        """Return the deck as a session keeps it; of a group of the back end only the name."""
+    def _stored_matrix(self) -> dict:
+        """Return the matrix as a session keeps it; of a group of the back end only the name."""
         known = {name: tuple(ids) for name, ids in self._backend.matrix.groups.items()}
         groups: dict[str, list[str] | None] = {}
         for name, group in self.matrix.groups.items():
@@ -205,22 +205,22 @@ class Workbench(ipywidgets.VBox):
         return {"queries": list(self.matrix.queries), "groups": groups}
 
     def _restore(self, stored: dict) -> None:
-        """Set the groups, the selection and the deck of a session."""
+        """Set the groups, the selection and the matrix of a session."""
         for name, ids in stored.get("named", {}).items():
             self.selection.ids = ids
             self.panel.save(name)
         self.selection.ids = stored.get("chosen", [])
-        deck = stored.get("deck")
-        self._unused_deck = None if self.matrix else deck  # without a matrix it stays as it was
-        if self.matrix is None or deck is None:
+        matrix = stored.get("deck")
+        self._unused_matrix = None if self.matrix else matrix  # without a matrix it stays as it was
+        if self.matrix is None or matrix is None:
             return
         known = self._backend.matrix.groups
         groups = {}
-        for name, ids in deck["groups"].items():
+        for name, ids in matrix["groups"].items():
             ids = known.get(name) if ids is None else ids
             if ids is not None:
                 groups[name] = ids
-        self.matrix.set_deck(deck["queries"], groups)
+        self.matrix.set_matrix(matrix["queries"], groups)
 
     def _observe_changes(self) -> None:
         """Save the session whenever something changes that it keeps."""
@@ -292,9 +292,9 @@ def read_session(path: Path, ids: tuple[str, ...]) -> dict:
 
 def session_groups(stored: dict) -> list[list[str]]:
     """Return every list of users in a session, and refuse what is none."""
-    deck = stored.get("deck", {"queries": [], "groups": {}})
+    matrix = stored.get("deck", {"queries": [], "groups": {}})
     groups = [stored["chosen"], *stored["named"].values()]
-    groups += [ids or [] for ids in deck["groups"].values()]
+    groups += [ids or [] for ids in matrix["groups"].values()]
     for group in groups:
         if not isinstance(group, list) or not all(isinstance(user, str) for user in group):
             raise TypeError("a group is no list of user ids")
@@ -303,6 +303,6 @@ def session_groups(stored: dict) -> list[list[str]]:
 
 def has_right_format(stored: dict) -> bool:
     """Whether a session has the format that this version reads."""
-    deck = stored.get("deck", {"queries": []})
-    queries = [*stored["queries"], *deck["queries"]]
+    matrix = stored.get("deck", {"queries": []})
+    queries = [*stored["queries"], *matrix["queries"]]
     return stored["format"] == FORMAT and all(isinstance(query, str) for query in queries)

@@ -256,26 +256,24 @@ def _list_things(users: Users, past: pd.DataFrame) -> tuple[Thing, ...]:
     main = main.sort_values("n", kind="stable").drop_duplicates("text", keep="last")
     modality = main.set_index("text")["modality"].astype(str).to_dict()
 
-    def label(name: str) -> str:
-        return plain_label(users.words.get(name) or name)
+    def called(name: str) -> str:
+        return users.words.get(name) or name
 
     things = [
-        Thing(f"text:{text}", "text", label(text), modality.get(text, ""))
+        Thing(f"text:{text}", "text", plain_label(called(text)), modality.get(text, ""))
         for text in sorted(counts.index.astype(str))
     ]
     names = [str(name) for name in users.modalities]
-    things += [Thing(f"modality:{name}", "modality", label(name), name) for name in names]
-    things += [_number_thing(column, users.words.get(column) or column) for column in users.numbers]
+    things += [
+        Thing(f"modality:{name}", "modality", plain_label(called(name)), name) for name in names
+    ]
+    things += [_number_thing(column, called(column)) for column in users.numbers]
     clock = past["time"].dt.floor("D") != past["time"]
     if clock.any():
         things += [Thing(f"time:{name}", "time", name) for name in DAY_PARTS]
     things += [Thing(f"time:{name}", "time", name) for name in WEEKDAYS]
     things += [
-        Thing(
-            f"attribute:{column}",
-            "attribute",
-            plain_label(users.words.get(column) or column.replace(".", " ")),
-        )
+        Thing(f"attribute:{column}", "attribute", plain_label(called(column).replace(".", " ")))
         for column in users.tabular.columns
     ]
     return tuple(things)

@@ -54,6 +54,7 @@ class BacktestResult:
         measure: What is measured of that, one of `qanchor.useru.concepts.MEASURES`.
         shares: Share of the users of each fifth of that day's ranking that did so, highest first;
         empty where too few are known, or the outcome is no yes or no.
+        optimistic: Whether training has seen these users on these days, since too few were held out.
 
     Example:
         >>> BacktestResult(0.71, 0.66, 0.76, 400, "lapse", 30, "2025-05-02", "member").right
@@ -72,6 +73,7 @@ class BacktestResult:
     pointed: bool = False
     measure: str = "occurs"
     shares: tuple[float, ...] = ()
+    optimistic: bool = False
 
     def chances(self, score: UserFloats) -> UserFloats:
         """Return what share of the users ranked alike did so after the earlier day.
@@ -243,7 +245,8 @@ def _backtest_by_pointing(model: PointingModel, users: Users, query: str) -> Bac
     if not attrs["answerable"]:
         return BacktestResult(None, None, None, 0, **about)
     judged = np.array([is_held_out(user) for user in tokens.ids])
-    if judged.sum() < MIN_HELD_OUT_USERS:
+    optimistic = bool(judged.sum() < MIN_HELD_OUT_USERS)
+    if optimistic:
         judged[:] = True
     position = {user: row for row, user in enumerate(users.ids)}
     rows = np.array([position[user] for user in tokens.ids])[judged]
@@ -275,6 +278,7 @@ def _backtest_by_pointing(model: PointingModel, users: Users, query: str) -> Bac
         before=before,
         measure=measure,
         shares=_shares(score[known], is_yes) if right is not None else (),
+        optimistic=optimistic,
     )
 
 

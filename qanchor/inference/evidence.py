@@ -17,7 +17,6 @@ from qanchor.models.pointing import (
     question_input,
     read_questions,
     replace_unit,
-    row_batches,
     thing_input,
     token_gradients,
     token_input,
@@ -202,13 +201,12 @@ def _evidence(
     score = reading.score[np.unique(rows)]
     n_things = len(tokens.things)
     users = np.bincount(tokens.which[tokens.which >= 0], minlength=n_things)
-    saliency = np.zeros(n_things)
-    for part in row_batches(len(sample)):
-        with torch.inference_mode(False):  # gradients are needed, whatever the caller does
-            some = token_input(sample, part)
-            gradients = token_gradients(model.reader, some, question, thing_input(sample))
-        which = some.which.numpy()
-        np.add.at(saliency, which[which >= 0], np.abs(gradients[which >= 0]))
+    with torch.inference_mode(False):  # gradients are needed, whatever the caller does
+        some = token_input(sample)
+        gradients = token_gradients(model.reader, some, question, thing_input(sample))
+    which = some.which.numpy()
+    present = which >= 0
+    saliency = np.bincount(which[present], np.abs(gradients[present]), n_things)
     candidates = np.argsort(-saliency, kind="stable")[:MAX_CANDIDATES].tolist()
     candidates = [i for i in dict.fromkeys([*things, *candidates]) if users[i]]
     effects = []

@@ -34,8 +34,7 @@ class Associations:
 
     Args:
         things: Names of the things.
-        columns: Which numbers of a token the factors are of.
-        factors: Factors of these numbers of each thing.
+        factors: Factors of the numbers of each thing that `ASSOCIATED` names.
         mean: Mean of each feature: the factors of a user, and the numbers of the user as a whole.
         spread: Standard deviation of each.
         heads: Weights of the features for each measure of each thing, and last of any event; zero
@@ -45,7 +44,6 @@ class Associations:
     """
 
     things: tuple[str, ...]
-    columns: tuple[int, ...]
     factors: Float[np.ndarray, "thing column rank"]
     mean: Float[np.ndarray, " feature"]
     spread: Float[np.ndarray, " feature"]
@@ -70,24 +68,27 @@ class Associations:
         """Return the same associations with the heads that are fitted on all users alone."""
         return replace(self, heads=self.heads[-1:])
 
-    def without(self, heads: Sequence[tuple[int, str]]) -> Associations:
-        """Return the same associations without some heads: a control for what was never taught.
-
-        Args:
-            heads: Measure, as a number, and name of the thing of each.
-        """
-        kept = self.heads.copy()
-        row_of = {name: row for row, name in enumerate(self.things)}
-        for measure, name in heads:
-            if name in row_of:
-                kept[:, measure, row_of[name]] = 0
-        return replace(self, heads=kept)
-
     def tensors(self) -> AssociationInput:
         """Return the arrays as tensors in float32, and where there are heads."""
         arrays = (self.factors, self.mean, self.spread, self.heads, self.covariance)
         arrays = (*arrays, self.heads[-1].any(-1))
         return AssociationInput(*(torch.from_numpy(part.astype(np.float32)) for part in arrays))
+
+
+def thing_table(
+    which: Int[Tensor, "user token"], numbers: Float[Tensor, "user token column"], n_things: int
+) -> Float[Tensor, "user thing_column"]:
+    """Return the numbers of each thing that each user has; 0 for those that it has not.
+
+    Args:
+        which: Thing of each token; -1 for padding.
+        numbers: Numbers of each token; 0 for padding.
+        n_things: Number of things.
+    """
+    n_users, _, n_columns = numbers.shape
+    place = which.clamp(min=0)[..., None] * n_columns + torch.arange(n_columns)
+    table = numbers.new_zeros(n_users, n_things * n_columns)
+    return table.scatter_add(1, place.flatten(1), numbers.flatten(1))
 
 
 def association_features(
@@ -100,26 +101,23 @@ def association_features(
 
     Args:
         which: Thing of each token; -1 for padding.
-        numbers: The columns of each token's numbers that factors are of; 0 for padding.
+        numbers: Numbers of each token that factors are of; 0 for padding.
         level: Numbers of each user as a whole.
         factors: Factors of the things.
     """
-    n_users = len(which)
-    n_things, n_columns, rank = factors.shape
-    place = which.clamp(min=0)[..., None] * n_columns + torch.arange(n_columns)
-    table = numbers.new_zeros(n_users, n_things * n_columns)
-    table = table.scatter_add(1, place.flatten(1), numbers.flatten(1))
-    return torch.cat([table @ factors.reshape(-1, rank), level], 1)
+    table = thing_table(which, numbers, len(factors))
+    return torch.cat([table @ factors.flatten(0, 1), level], 1)
 
 
-def associated(
+def score_associations(
     features: Float[Tensor, "user feature"],
     associations: AssociationInput,
     meant: Float[Tensor, "query thing_or_any"],
     measure: Float[Tensor, "query measure"],
     fold: Int[Tensor, " user"] | None = None,
 ) -> Float[Tensor, "user query"]:
-    """Return how far all that each user did goes along with what each question asks for.
+    """Return the association score: how far all that each user did goes along with what each question
+    asks for.
 
     Its standard deviation over users is 1 where all that is meant has heads, and less where some
     of it has none.

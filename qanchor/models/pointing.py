@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from qanchor.models.associations import AssociationInput, associated, association_features
+from qanchor.models.associations import AssociationInput, association_features, score_associations
 from qanchor.models.text_encoder import text_vectors
 from qanchor.models.user_tokens import (
     LEVEL_NUMBERS,
@@ -52,6 +52,9 @@ SUMMED = [
         "count in the last quarter of a horizon",
         "amount",
     )
+]
+ASSOCIATED = [
+    TOKEN_NUMBERS.index(name) for name in ("count", "count in the last horizon", "amount")
 ]
 LAST = TOKEN_NUMBERS.index("days since the last")
 FIRST = TOKEN_NUMBERS.index("days since the first")
@@ -137,7 +140,6 @@ class ThingInput(NamedTuple):
     # 1 where the thing is a share, and nearly all users have one
     is_share_of_all: Float[Tensor, " thing"]
     associations: AssociationInput | None = None
-    columns: tuple[int, ...] = ()  # of the token numbers that associations are learned from
 
 
 class TokenInput(NamedTuple):
@@ -148,7 +150,7 @@ class TokenInput(NamedTuple):
     level: Float[Tensor, "user level"]
     # how far each token is present, 1 by default; gradients by it tell the saliency of tokens
     presence: Float[Tensor, "user token"] | None = None
-    fold: Int[Tensor, " user"] | None = None  # see `associated`
+    fold: Int[Tensor, " user"] | None = None  # see `score_associations`
 
     def present(self) -> Float[Tensor, "user token"]:
         """Return how far each token is present; 0 for padding."""
@@ -418,11 +420,11 @@ class PointingReader(nn.Module):
         share = (meant * numbers[..., SHARE]).sum(-1).clamp(max=1)
         rate = sums[..., 0] - users.level[:, None, TENURE]  # per day since the user's first event
         level = users.level[:, None, PRIOR_LEVELS].expand(-1, meant.shape[1], -1)
-        goes_along = self.goes_along(users, meaning, things)
-        own = torch.stack([lateness, oldest, largest, share, rate, goes_along], -1)
+        association = self.association_score(users, meaning, things)
+        own = torch.stack([lateness, oldest, largest, share, rate, association], -1)
         return torch.cat([sums, own, level], -1)
 
-    def goes_along(
+    def association_score(
         self, users: TokenInput, meaning: Meaning, things: ThingInput
     ) -> Float[Tensor, "user query"]:
         """Return how far all that each user did goes along with what each question asks for.
@@ -434,11 +436,13 @@ class PointingReader(nn.Module):
         """
         if things.associations is None:
             return users.level.new_zeros(len(users.level), len(meaning.parts))
-        numbers = users.numbers[..., list(things.columns)] * users.present()[..., None]
+        numbers = users.numbers[..., ASSOCIATED] * users.present()[..., None]
         features = association_features(
             users.which, numbers, users.level, things.associations.factors
         )
-        return associated(features, things.associations, meaning.parts, meaning.measure, users.fold)
+        return score_associations(
+            features, things.associations, meaning.parts, meaning.measure, users.fold
+        )
 
     def embed(
         self,
@@ -564,9 +568,7 @@ def thing_input(tokens: UserTokens) -> ThingInput:
     associations = population.associations
     if associations is None:
         return ThingInput(vectors, spelling, is_share_of_all)
-    return ThingInput(
-        vectors, spelling, is_share_of_all, associations.tensors(), associations.columns
-    )
+    return ThingInput(vectors, spelling, is_share_of_all, associations.tensors())
 
 
 def token_input(tokens: UserTokens, rows=slice(None)) -> TokenInput:

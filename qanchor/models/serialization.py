@@ -175,7 +175,6 @@ def _save_reader(model: PointingModel, folder: Path) -> None:
         "things": population.things,
         "users": population.n_users,
         "main_number": population.main_number,
-        "associations": {"things": associations.things, "columns": associations.columns},
     }
     (folder / CONCEPTS_FILE).write_text(json.dumps(about, indent=1) + "\n")
 
@@ -195,10 +194,8 @@ def _load_pointing_model(folder: Path, about: dict) -> PointingModel | None:
             Concept(**(concept | {"things": tuple(concept["things"])}))
             for concept in told["concepts"]
         )
-        told_associations = told["associations"]
         associations = Associations(
-            things=tuple(told_associations["things"]),
-            columns=tuple(told_associations["columns"]),
+            things=tuple(told["things"]),
             **{name: arrays.pop(f"associations.{name}") for name in ASSOCIATION_ARRAYS},
         )
         population = Population(

@@ -80,7 +80,7 @@ class UserTokens:
         level: Numbers of the user as a whole.
         n_left_out: Tokens of each user beyond the 320 that are kept.
         population: What percentiles were taken from.
-        fold: In training, which associations each user is read with, see `associated`.
+        fold: In training, which associations each user is read with, see `score_associations`.
     """
 
     ids: tuple[str, ...]
@@ -116,19 +116,16 @@ class UserTokens:
             fold=None if self.fold is None else self.fold[rows],
         )
 
-    def with_associations(
-        self, associations: Associations | None, fold: UserInts | None = None
-    ) -> UserTokens:
+    def with_associations(self, associations: Associations | None) -> UserTokens:
         """Return the same tokens with other associations.
 
         Args:
             associations: The associations, of any things; None for none.
-            fold: In training, which of them each user is read with (default: those of all users).
         """
         if associations is not None:
             associations = associations.align([thing.name for thing in self.things])
         population = replace(self.population, associations=associations)
-        return replace(self, population=population, fold=fold)
+        return replace(self, population=population)
 
     def without(self, hidden: Bool[np.ndarray, " thing"]) -> UserTokens:
         """Return the same users with the tokens of some things removed.

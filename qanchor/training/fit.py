@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from qanchor.config import SMALL
@@ -80,8 +78,8 @@ def fit(
         train_reader(reader, task, steps=steps, minutes=minutes, seed=seed, progress=report)
     finally:
         bars.close()
-    population = TokenReader(users, text_encoder).read().population
-    population = replace(population, associations=task.associations.of_all_users())
+    tokens = TokenReader(users, text_encoder).read()
+    population = tokens.with_associations(task.associations.of_all_users()).population
     config = SMALL.replace(
         backbone=backbone,
         text_encoder=text_encoder,

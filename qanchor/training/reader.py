@@ -28,7 +28,7 @@ from qanchor.models.pointing import (
     token_input,
 )
 from qanchor.models.user_tokens import MAX_TOKENS, TokenReader, UserTokens
-from qanchor.training.associations import AssociationFit, user_folds
+from qanchor.training.associations import FOLDS, AssociationFit
 from qanchor.useru.concepts import (
     FAMILIES,
     MAX_SHARE,
@@ -147,7 +147,11 @@ class ConceptTask:
     topics: tuple[Wording, ...]
     n_behaviors: int
     encoded_topics: QuestionInput
-    associations: Associations
+
+    @property
+    def associations(self) -> Associations:
+        """Return what goes along with what, for training and for all users."""
+        return self.samples[0].tokens.population.associations
 
     def targets(self, sample: Sample, rows: np.ndarray, asked: np.ndarray) -> Tensor:
         """Return the answers of some users to some questions: 1 for yes, NaN for unknown.
@@ -171,7 +175,7 @@ def is_held_out(user: str) -> bool:
     Args:
         user: Id of the user.
     """
-    return _hash(user) == 0
+    return _hash(user) % HELD_OUT_USERS == 0
 
 
 def decides_share(user: str) -> bool:
@@ -181,11 +185,17 @@ def decides_share(user: str) -> bool:
     Args:
         user: Id of the user.
     """
-    return _hash(user) == 1
+    return _hash(user) % HELD_OUT_USERS == 1
+
+
+def _fold(user: str) -> int:
+    """Return the fold of a user, whose associations it has no part in; -1 for one held out."""
+    # the last digit says who is held out, so the fold must not depend on it
+    return -1 if is_held_out(user) else _hash(user) // HELD_OUT_USERS % FOLDS
 
 
 def _hash(user: str) -> int:
-    return zlib.crc32(user.encode("utf-8", "surrogatepass")) % HELD_OUT_USERS
+    return zlib.crc32(user.encode("utf-8", "surrogatepass"))
 
 
 def training_cutoffs(users: Users) -> list[pd.Timestamp]:
@@ -237,10 +247,11 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
         rows = np.array([position[user] for user in tokens.ids])
         outcomes = {days: Outcomes.of(reader.events, rows, cutoff, days) for days in horizons}
         truth = {days: outcomes[days].truth(reader.events, concepts) for days in horizons}
-        used = np.flatnonzero([not is_held_out(user) for user in tokens.ids])
+        fold = np.array([_fold(user) for user in tokens.ids])
         if fitted is None:
-            fitted = AssociationFit(tokens, used)
-        fitted.add(tokens, used, reader.events, outcomes[horizon])
+            fitted = AssociationFit(tokens, fold)
+        fitted.add(tokens, fold, reader.events, outcomes[horizon])
+        tokens = replace(tokens, fold=fold)
         ago = (users.cutoff - cutoff) / pd.Timedelta(days=horizon)
         samples.append(Sample(cutoff, reader.events, tokens, rows, truth, ago))
     if not samples:
@@ -250,8 +261,7 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
         )
     associations = fitted.solve()
     samples = [
-        replace(sample, tokens=sample.tokens.with_associations(associations, _folds(sample.tokens)))
-        for sample in samples
+        replace(sample, tokens=sample.tokens.with_associations(associations)) for sample in samples
     ]
     share = np.nanmean(np.concatenate([sample.truth[horizon] for sample in samples]), 0)
     asked_about = np.flatnonzero((share > MIN_SHARE) & (share < MAX_SHARE))
@@ -287,14 +297,7 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
         tuple(topics),
         len(behaviors),
         encoded_topics,
-        associations,
     )
-
-
-def _folds(tokens: UserTokens) -> np.ndarray:
-    """Return the associations that each user is read with: those that it has no part in."""
-    held_out = np.array([is_held_out(user) for user in tokens.ids])
-    return np.where(held_out, -1, user_folds(tokens.ids))
 
 
 def _at_most(
@@ -554,8 +557,8 @@ class _Batches:
 
 @torch.no_grad()
 def _fit_prior(reader: PointingReader, batches: _Batches) -> None:
-    """Fit what persistence, recency and activity mean for each measure, before all else is
-    learned.
+    """Fit what persistence, recency, activity and associations mean for each measure, before all
+    else is learned.
     """
     from sklearn.linear_model import LogisticRegression
 

@@ -260,30 +260,21 @@ class Outcomes:
                 out[:, column] = np.where(self.is_active, is_high, np.nan)
             elif concept.measure == "high":
                 out[:, column] = _in_upper_quarter(future)
+            elif concept.measure == "exceeds":
+                largest = self.largest[:, index].max(1, initial=0)
+                out[:, column] = largest >= concept.threshold
             else:
                 before = (self.total_before if sums else self.count_before)[:, index].sum(1)
-                largest = self.largest[:, index].max(1, initial=0)
-                out[:, column] = self.answer(
-                    concept.measure, future, before, largest, concept.threshold
-                )
+                out[:, column] = self.answer(concept.measure, future, before)
         return out
 
-    def answer(
-        self,
-        measure: str,
-        future: np.ndarray,
-        before: np.ndarray,
-        largest: np.ndarray,
-        threshold: float,
-    ) -> np.ndarray:
+    def answer(self, measure: str, future: np.ndarray, before: np.ndarray) -> np.ndarray:
         """Return whether users did something as a measure asks: 1, 0, or NaN if it cannot be said.
 
         Args:
-            measure: "occurs", "more", "less", "first" or "exceeds".
+            measure: "occurs", "more", "less" or "first".
             future: How much of it after the cut-off; users are the first axis.
             before: How much of it before.
-            largest: Largest number after the cut-off.
-            threshold: Smallest number that counts, for "exceeds".
         """
         rate = (before.T / self.horizons).T
         if measure == "more":
@@ -292,8 +283,6 @@ class Outcomes:
             return np.where(before > 0, future < LESS * rate, np.nan)
         if measure == "first":
             return (future > 0) & (before == 0)
-        if measure == "exceeds":
-            return largest >= threshold
         return future > 0
 
     def targets(self, events: ThingEvents, measure: str) -> np.ndarray:
@@ -305,26 +294,23 @@ class Outcomes:
             events: The events that were counted.
             measure: One of `MEASURES`.
         """
-        is_number = np.array([thing.kind == "number" for thing in events.things])
+        any_event = events.modality_rows
         if measure == "share":
             share = np.where(self.is_active[:, None], self.share, np.nan)
-            return np.column_stack([share, np.full(len(share), np.nan)])
-        largest = _with_any(self.largest, self.largest[:, events.modality_rows].max(1, initial=0))
+            unknown = np.full(len(share), np.nan)
+            return np.column_stack([share, unknown])
         if measure == "exceeds":
-            return np.log1p(np.maximum(largest, 0))
-        sums = is_number if measure in ("high", "more", "less") else np.zeros_like(is_number)
-        future = np.where(sums, np.maximum(self.total, 0), self.count)
-        before = np.where(sums, np.maximum(self.total_before, 0), self.count_before)
-        future = _with_any(future, self.count[:, events.modality_rows].sum(1))
-        before = _with_any(before, self.count_before[:, events.modality_rows].sum(1))
+            of_any = self.largest[:, any_event].max(1, initial=0)
+            return np.log1p(np.column_stack([self.largest, of_any]).clip(min=0))
+        is_number = np.array([thing.kind == "number" for thing in events.things])
+        is_sum = is_number & (measure in ("high", "more", "less"))
+        future = np.where(is_sum, self.total.clip(min=0), self.count)
+        before = np.where(is_sum, self.total_before.clip(min=0), self.count_before)
+        future = np.column_stack([future, self.count[:, any_event].sum(1)])
+        before = np.column_stack([before, self.count_before[:, any_event].sum(1)])
         if measure == "high":
             return np.log1p(future)
-        return self.answer(measure, future, before, largest, 0)
-
-
-def _with_any(of_things: np.ndarray, of_any: np.ndarray) -> np.ndarray:
-    """Return an array (user, thing) with one more column, for any event."""
-    return np.column_stack([of_things, of_any])
+        return self.answer(measure, future, before)
 
 
 def _in_upper_quarter(values: np.ndarray) -> np.ndarray:

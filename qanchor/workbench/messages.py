@@ -252,6 +252,8 @@ def backtest_summary(result: BacktestResult, unit: str | None = None) -> str:
     if result.shares:
         first, *_, last = (f"{100 * share:.0f}" for share in result.shares)
         outcome += f" Of the fifth ranked highest {first} of 100, of the lowest {last}."
+    if result.optimistic:
+        outcome += f" Training has seen these {plural(unit)}, so this is optimistic."
     return f"Backtest as of {result.cutoff}: {right} {outcome}"
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from qanchor.config import SMALL, Config
 from qanchor.data.things import ThingEvents
 from qanchor.data.users import Users
+from qanchor.models.associations import Associations
 from qanchor.models.pointing import read_questions
 from qanchor.models.user_tokens import UserTokens
 from qanchor.training.fit import fit
@@ -105,12 +107,22 @@ def judged_questions(reader, task: ConceptTask, users: Users) -> pd.DataFrame:
 def _without_held_out(tokens: UserTokens, concepts: Sequence[Concept]) -> UserTokens:
     """Return tokens without the associations of what the held-out concepts ask."""
     asked = [
-        (MEASURES.index(concept.measure), thing)
+        (concept.measure, thing)
         for concept in concepts
         if concept.split == "held_out"
         for thing in concept.things
     ]
-    return tokens.with_associations(tokens.population.associations.without(asked), tokens.fold)
+    return tokens.with_associations(without_heads(tokens.population.associations, asked))
+
+
+def without_heads(associations: Associations, left_out: Sequence[tuple[str, str]]) -> Associations:
+    """Return associations without the heads of some measures of some things."""
+    heads = associations.heads.copy()
+    row_of = {name: row for row, name in enumerate(associations.things)}
+    for measure, name in left_out:
+        if name in row_of:
+            heads[:, MEASURES.index(measure), row_of[name]] = 0
+    return replace(associations, heads=heads)
 
 
 def concept_past(events: ThingEvents, concepts, rows: np.ndarray, cutoff) -> np.ndarray:

@@ -30,6 +30,7 @@ from tests.benchmarks.task_scores import task_query
 
 UNANSWERABLE = Path(__file__).with_name("unanswerable.txt")
 FREQUENCY, AGE_OF_LAST = 0, 1  # columns of a user's numbers as a whole
+COUNTED = 0  # of the numbers that the prior starts from: how often
 MAX_WORDINGS = 400  # held-out wordings that are checked
 
 
@@ -38,7 +39,8 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
 
     `label_free` is the AUC of the ranking, which saw no label; it is missing if the question was
     refused. `prior` is the same without what the reader's body learned: linear in what was counted
-    and in what goes along with it. `associations` is the latter alone; `without_associations` is
+    and in associations. `associations` is the association score alone, `persistence` how often what
+    is meant happened before; `without_associations` is
     the ranking of a model that was fitted without them. Two controls need no model: `frequency` counts all events, `recency` is the time of the
     last; if the question was read as a denial, few events and a long time ago. `probe` is the AUC
     of a linear probe on the embedding. `grade` is the rank correlation (Spearman) of the chance that
@@ -77,7 +79,7 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
             scores["label_free"] = ranking["score"].to_numpy()
             question = encode_questions(model, [query], people.unit, people.horizon_days)
             scores["prior"] = read_questions(model.reader, cache.tokens, question).prior[:, 0]
-            scores["associations"] = goes_along(model.reader, cache.tokens, question)
+            scores |= parts_of_prior(model.reader, cache.tokens, question)
             scores["without_associations"] = read_questions(plain, plain_tokens, question).score[
                 :, 0
             ]
@@ -113,13 +115,23 @@ def judged_chances(chance: np.ndarray, outcome: np.ndarray) -> dict[str, float]:
     return found
 
 
-def goes_along(reader: PointingReader, tokens: UserTokens, question: QuestionInput) -> np.ndarray:
-    """Return how far all that each user did goes along with a question, in the question's sense."""
+def parts_of_prior(
+    reader: PointingReader, tokens: UserTokens, question: QuestionInput
+) -> dict[str, np.ndarray]:
+    """Return two baselines in the question's sense: how often what it means happened before, and
+    the association score.
+    """
     things = thing_input(tokens)
+    users = token_input(tokens)
     with torch.inference_mode():
         meaning = reader.meaning(question, things)
-        associated = reader.goes_along(token_input(tokens), meaning, things)[:, 0]
-        return (associated * reader.sign(question)).numpy()
+        sign = reader.sign(question)
+        persistence = reader.known_numbers(users, meaning, things)[:, 0, COUNTED]
+        association = reader.association_score(users, meaning, things)[:, 0]
+        return {
+            "persistence": (persistence * sign).numpy(),
+            "associations": (association * sign).numpy(),
+        }
 
 
 def fit_without_associations(people: Users, encoder: str) -> PointingReader:

@@ -364,15 +364,16 @@ def fitted_table(record: dict) -> str:
     """Return what `fit` reaches: its ranking without labels beside parts of it and two that need no
     model, a linear probe on its embeddings, and what the backtest's chances are worth.
     """
-    columns = ("label_free", "without_associations", "associations", "prior", "frequency")
-    columns += ("recency", "probe", "grade", "chance_error")
+    columns = ("label_free", "without_associations", "associations", "prior", "persistence")
+    columns += ("frequency", "recency", "probe", "grade", "chance_error")
     rows = [*record["rows"], {"query": "**average of those answered**"} | record["average"]]
     lines = [
         [row["query"], *(short(row[name]) if row.get(name) else "none" for name in columns)]
         for row in rows
     ]
     head = ["question", "ranking, no labels", "without associations", "associations alone"]
-    head += ["prior alone", "all events", "recency", "probe", "grade", "error of the chance"]
+    head += ["prior alone", "persistence", "all events", "recency", "probe", "grade"]
+    head += ["error of the chance"]
     refused = record["refused"]
     return (
         f"{record['users']:,} users, {record['events']:,} events, {record['concepts']} concepts,"

@@ -187,7 +187,7 @@ def test_what_cannot_be_is_refused_in_words():
     with pytest.raises(ValueError, match="at least 10 of each are needed: choose fewer"):
         view.add_group("nearly all", view.selection.all_ids[5:])
     with pytest.raises(ValueError, match="13 questions, the matrix holds 12"):
-        view.set_deck(queries=[f"q{k}" for k in range(13)])
+        view.set_matrix(queries=[f"q{k}" for k in range(13)])
     assert len(view.queries) == 6 and len(view.groups) == 7
     empty = QueryMatrixView(FakeMatrix(seconds=0), queries=[], groups={})
     with pytest.raises(ValueError, match="0 questions, 0 groups"):

@@ -223,7 +223,7 @@ function render({ model, el }) {
   const backtestButton = make("button", { type: "button", class: "lens-link", title: `Ask it as of an earlier day, and see what the ${about.units} have done since`, onclick: () => model.send({ type: "backtest" }) }, "Backtest this ranking");
   const words = make("details", { class: "lens-words" }, make("summary", {}, "What the words mean"), make("dl", {}, ...Object.entries(meanings(about)).flatMap(([word, meaning]) => [make("dt", {}, word), make("dd", {}, meaning)])));
   const caption = make("p", { class: "lens-caption" });
-  const saveButton = make("button", { type: "button", class: "lens-link lens-keep", title: "Write what is shown into one file beside this notebook, with all that it hangs on", onclick: () => model.send({ type: "save_card" }) }, "Save result card");
+  const saveButton = make("button", { type: "button", class: "lens-link lens-keep", title: "Save what is shown as one HTML file beside this notebook", onclick: () => model.send({ type: "save_card" }) }, "Save result card");
   const savedNote = make("span", { role: "status" }); // beside the button, which may be a screen away from the status line
   let [p, openRow] = [null, -1];
   const [texts, wanted] = [[...users.texts], new Set()];

@@ -1,4 +1,4 @@
-// The query matrix: a deck of questions against groups of users. All text enters as text nodes.
+// The query matrix: questions against groups of users. All text enters as text nodes.
 import { clamp, count, number } from "./geometry.mjs";
 import { choice, focused, make } from "./dom.mjs";
 import { survivesKernel } from "./kernel.mjs";
@@ -48,8 +48,8 @@ export function words(query, group, cell, unit = "user", units = "users") {
   return parts.join(" ");
 }
 
-/** The deck's own bar: a further question, ask, cancel, progress, errors. */
-function deckBar(model) {
+/** The bar of the matrix: a further question, ask, cancel, progress, errors. */
+function matrixBar(model) {
   const box = make("input", { type: "text", class: "lens-query", maxlength: 300, spellcheck: "false", autocomplete: "off", "aria-label": "Question for the matrix", placeholder: "Add a question to the matrix, or ask it as it is" });
   const button = make("button", { type: "submit", class: "lens-ask" }, "Ask");
   const form = make("form", { class: "lens-bar" }, box, button);
@@ -113,7 +113,7 @@ function naming(model, about) {
 
 function render({ model, el }) {
   const about = model.get("_about");
-  const [bar, names] = [deckBar(model), naming(model, about)];
+  const [bar, names] = [matrixBar(model), naming(model, about)];
   let [measure, how, at] = ["auc", "alike", [0, 0]];
   const measures = make("div", {});
   const orders = choice("Order of rows and columns", ORDERS, how, (value) => ((how = value), orders.press(value), draw()));

@@ -157,7 +157,7 @@ function files(model, about) {
   const salt = make("input", { type: "password", class: "sel-input", "aria-label": "Salt: a secret that hashes the ids", placeholder: "salt, to hash ids", autocomplete: "new-password", title: "With a secret of yours here, ids are hashed in the file. It is kept nowhere." });
   const buttons = [["csv", "CSV"], ["parquet", "Parquet"]].map(([ending, text]) =>
     make("button", { type: "button", class: "sel-button", "aria-label": `Write ${text}`, onclick: () => model.send({ type: "export", ending, salt: salt.value }) }, text));
-  const keep = make("button", { type: "button", class: "sel-button", title: "One file with all that the result hangs on", onclick: () => model.send({ type: "save_card" }) }, "Result card");
+  const keep = make("button", { type: "button", class: "sel-button", title: "Save the result as one HTML file beside this notebook", onclick: () => model.send({ type: "save_card" }) }, "Result card");
   const few = make("span", { class: "quiet" });
   function show() {
     const { n = 0 } = model.get("_shown");

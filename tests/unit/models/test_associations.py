@@ -7,10 +7,12 @@ import torch
 
 from qanchor.data.things import ThingEvents
 from qanchor.data.users import Users
-from qanchor.models.associations import Associations, associated, association_features
+from qanchor.models.associations import Associations, association_features, score_associations
+from qanchor.models.pointing import ASSOCIATED
 from qanchor.models.user_tokens import TokenReader
-from qanchor.training.associations import COLUMNS, FOLDS, AssociationFit, user_folds
+from qanchor.training.associations import FOLDS, RIDGE, AssociationFit
 from qanchor.useru.concepts import MEASURES, Outcomes
+from tests.benchmarks.concepts import without_heads
 from tests.unit.training.test_reader import CUTOFF, habits
 
 DAYS = 30
@@ -28,11 +30,11 @@ def fit(users: Users) -> tuple[Associations, TokenReader]:
     fitted = None
     for cutoff in cutoffs:
         tokens = reader.read(cutoff)
-        everyone = np.arange(len(tokens))
-        fitted = fitted or AssociationFit(tokens, everyone)
+        fold = np.array([int(user[1:]) % FOLDS for user in tokens.ids])
+        fitted = fitted or AssociationFit(tokens, fold)
         rows = np.array([position[user] for user in tokens.ids])
         outcomes = Outcomes.of(reader.events, rows, cutoff, DAYS)
-        fitted.add(tokens, everyone, reader.events, outcomes)
+        fitted.add(tokens, fold, reader.events, outcomes)
     return fitted.solve(), reader
 
 
@@ -45,7 +47,7 @@ def test_scores_are_what_loops_find(fitted):
     associations, reader = fitted
     tokens = reader.read().select(range(5))
     given = associations.tensors()
-    numbers = torch.from_numpy(tokens.numbers[..., COLUMNS])
+    numbers = torch.from_numpy(tokens.numbers[..., ASSOCIATED])
     which = torch.from_numpy(tokens.which)
     level = torch.from_numpy(tokens.level)
     features = association_features(which, numbers, level, given.factors)
@@ -53,12 +55,12 @@ def test_scores_are_what_loops_find(fitted):
     meant = torch.from_numpy(rng.dirichlet(np.ones(len(tokens.things) + 1), 3)).float()
     measure = torch.from_numpy(rng.dirichlet(np.ones(len(MEASURES)), 3)).float()
     fold = torch.tensor([0, 3, -1, 1, -1])
-    scores = associated(features, given, meant, measure, fold)
+    scores = score_associations(features, given, meant, measure, fold)
     for user in range(5):
         feature = np.zeros(given.factors.shape[2])
         for token in range(which.shape[1]):
             if which[user, token] >= 0:
-                for column in range(len(COLUMNS)):
+                for column in range(len(ASSOCIATED)):
                     factor = associations.factors[which[user, token], column].astype(float)
                     feature += float(numbers[user, token, column]) * factor
         feature = np.concatenate([feature, tokens.level[user]])
@@ -80,8 +82,6 @@ def test_a_head_of_all_users_is_a_ridge_regression(users, fitted):
     """Against scikit-learn's, on features and outcomes that are centred within each cut-off."""
     from sklearn.linear_model import Ridge
 
-    from qanchor.training.associations import RIDGE
-
     associations, reader = fitted
     position = {user: row for row, user in enumerate(users.ids)}
     features, targets = [], []
@@ -91,7 +91,7 @@ def test_a_head_of_all_users_is_a_ridge_regression(users, fitted):
         rows = np.array([position[user] for user in tokens.ids])
         found = association_features(
             torch.from_numpy(tokens.which),
-            torch.from_numpy(tokens.numbers[..., COLUMNS]),
+            torch.from_numpy(tokens.numbers[..., ASSOCIATED]),
             torch.from_numpy(tokens.level),
             associations.tensors().factors,
         ).numpy()
@@ -113,8 +113,7 @@ def test_a_user_has_no_part_in_the_heads_that_read_it_in_training(users, fitted)
     after = events["time"] >= CUTOFF - pd.Timedelta(days=DAYS)
     events.loc[(events["user"] == one) & after, "text"] = "play_chess"
     changed = fit(Users.from_events(events, CUTOFF))[0]
-    fold = user_folds([one])[0]
-    assert fold in range(FOLDS)
+    fold = int(one[1:]) % FOLDS
     distance = np.abs(changed.heads.astype(float) - fitted[0].heads.astype(float)).mean((1, 2, 3))
     # the mean outcome, which is of all users, moves a little
     assert distance[-1] > 2 * distance[fold]
@@ -146,13 +145,13 @@ def test_heads_that_were_left_out_count_for_nothing(fitted):
     associations = fitted[0]
     thing = "text:buy_tea"
     measure = MEASURES.index("occurs")
-    left = associations.without([(measure, thing)])
+    left = without_heads(associations, [("occurs", thing)])
     meant = torch.zeros(1, len(associations.things) + 1)
     meant[0, associations.things.index(thing)] = 1
     asked = torch.eye(len(MEASURES))[[measure]]
     features = torch.randn(4, len(associations.mean))
-    assert (associated(features, left.tensors(), meant, asked) == 0).all()
-    assert associated(features, associations.tensors(), meant, asked).abs().min() > 0
+    assert (score_associations(features, left.tensors(), meant, asked) == 0).all()
+    assert score_associations(features, associations.tensors(), meant, asked).abs().min() > 0
 
 
 def test_shares_are_of_events_of_occasions_or_of_the_amount():
