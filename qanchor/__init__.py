@@ -4,7 +4,6 @@
 
 from qanchor.analysis.clusters import cluster_transitions
 from qanchor.analysis.groups import describe_clusters
-from qanchor.config import FULL, MEDIUM, SMALL, TINY, Config
 from qanchor.data.complete_journey import load_complete_journey
 from qanchor.data.export import export_group
 from qanchor.data.reading import load_users, read_events
@@ -16,17 +15,13 @@ from qanchor.evaluation.probe import linear_probe
 from qanchor.inference.batch_embed import embed_dataset
 from qanchor.inference.engine import Engine
 from qanchor.inference.prefix_cache import PrefixCache
-from qanchor.models.collate import collate_users
 from qanchor.models.model import QAnchor
-from qanchor.models.preprocessor import UserPreprocessor
-from qanchor.models.serialization import load_history
 from qanchor.models.text_encoder import text_vectors
 from qanchor.prompt_tuning.soft_prompt import SoftPrompt
 from qanchor.prompt_tuning.tuning import tune_prompt
 from qanchor.training.fit import fit
 from qanchor.training.losses import contrastive_loss, prototype_loss
-from qanchor.training.trainer import train
-from qanchor.useru.pairs import make_pairs
+from qanchor.training.pairs import make_pairs
 from qanchor.workbench.attention import AttentionBackend
 from qanchor.workbench.group_queries import GroupQueriesBackend
 from qanchor.workbench.lens import LensBackend
@@ -35,12 +30,7 @@ from qanchor.workbench.query_matrix import QueryMatrixBackend
 from qanchor.workbench.session import WorkbenchSession
 
 __all__ = [
-    "FULL",
-    "MEDIUM",
-    "SMALL",
-    "TINY",
     "AttentionBackend",
-    "Config",
     "DataError",
     "Engine",
     "GroupQueriesBackend",
@@ -50,12 +40,10 @@ __all__ = [
     "QAnchor",
     "QueryMatrixBackend",
     "SoftPrompt",
-    "UserPreprocessor",
     "Users",
     "WorkbenchSession",
     "backtest",
     "cluster_transitions",
-    "collate_users",
     "contrastive_loss",
     "describe_clusters",
     "embed_dataset",
@@ -63,7 +51,6 @@ __all__ = [
     "fit",
     "linear_probe",
     "load_complete_journey",
-    "load_history",
     "load_users",
     "make_pairs",
     "make_sample_users",
@@ -71,6 +58,5 @@ __all__ = [
     "read_events",
     "sample_ground_truth",
     "text_vectors",
-    "train",
     "tune_prompt",
 ]

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Annotated
 
@@ -14,22 +15,20 @@ import typer
 from tqdm import tqdm
 
 import qanchor as qa
-from qanchor.config import parse_override
 from qanchor.data.labels import read_labels
 from qanchor.data.reading import check_folder
 from qanchor.errors import DataError, QanchorError
 from qanchor.evaluation.prompt_evaluation import evaluate_prompt
 from qanchor.inference.batch_embed import embed_dataset
-from qanchor.models.pointing_model import NO_BACKBONE, PointingModel
+from qanchor.models.crossing import CROSSING_LAYERS
+from qanchor.models.model import NO_BACKBONE
 from qanchor.models.user_tokens import UserTokens
 from qanchor.models.weights import PACKAGES, download_weights
 from qanchor.prompt_tuning.soft_prompt import require_vacant
 from qanchor.training.checkpoint import Checkpoint
+from qanchor.training.pairs import write_pairs
 from qanchor.training.reader import make_concept_task
-from qanchor.training.trainer import training_stages
 from qanchor.useru.llm import generate_pairs
-from qanchor.useru.schedule import MIN_DAYS, default_cutoffs
-from qanchor.useru.sharded import write_pairs
 from qanchor.utils.device import busy_reason, machine_info
 from qanchor.utils.io import atomic_write
 from qanchor.utils.progress import ProgressBars
@@ -37,17 +36,12 @@ from qanchor.utils.text import count
 from qanchor.workbench.messages import (
     backtest_summary,
     evidence_note,
-    identical_answers_note,
-    novelty_warning,
     prompt_summary,
     topics_note,
     unanswerable_note,
 )
 
-RESUMABLE = {"embed", "make-pairs", "generate-pairs"}
-PRESETS = {"tiny": qa.TINY, "small": qa.SMALL, "medium": qa.MEDIUM, "full": qa.FULL}
-READER_SHARE = 0.5  # of the minutes, at most, that train the pointing reader
-PREPROCESSOR_STAGE = "fitting the preprocessor"
+RESUMABLE = {"embed", "fit", "train", "generate-pairs"}
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
@@ -86,8 +80,6 @@ def interrupted_message(command: str) -> str:
         >>> interrupted_message("tune-prompt")
         'Interrupted. Run the command again to start over.'
     """
-    if command == "train":
-        return "Interrupted. Add --resume to continue from the last checkpoint."
     if command in RESUMABLE:
         return "Interrupted. Run the same command to resume."
     return "Interrupted. Run the command again to start over."
@@ -161,16 +153,12 @@ def refuse_differences(engine: qa.Engine, users: qa.Users) -> None:
         raise DataError(users.name, None, None, None, " ".join(differences))
 
 
-def load_for_ranking(
-    run: Path, users: qa.Users, strict: bool
-) -> tuple[qa.Engine, qa.PrefixCache | UserTokens]:
-    """Load a run and read what a ranking needs: with a pointing reader, no prefixes."""
+def load_for_ranking(run: Path, users: qa.Users, strict: bool) -> tuple[qa.Engine, UserTokens]:
+    """Load a run and read what a ranking needs."""
     warn_if_busy()
     engine = qa.Engine(qa.QAnchor.from_pretrained(run))
     if strict:
         refuse_differences(engine, users)
-    if engine.pointing is None:
-        return engine, _prefill(engine, users)
     return engine, engine.read_tokens(users)
 
 
@@ -191,9 +179,9 @@ def training_note(days: int, horizon_days: int) -> str:
 
     Example:
         >>> training_note(39, 30)
-        '39 days of history, and 75 are needed. Collect more, or shorten the horizon.'
+        '39 days of history, and 45 are needed. Collect more, or shorten the horizon.'
     """
-    needed = MIN_DAYS + horizon_days
+    needed = ceil(1.5 * horizon_days)  # of them half a horizon before the earliest cut-off
     if days >= needed:
         return f"{count(days, 'day')} of history, {needed} are needed."
     return (
@@ -228,7 +216,7 @@ def concepts_command(
     as_json: Json = False,
 ) -> None:
     """List what can be asked of users: concepts induced from their own events."""
-    task = make_concept_task(open_users(users), qa.SMALL.text_encoder)
+    task = make_concept_task(open_users(users), "minilm")
     rows = [concept.to_dict() for concept in task.concepts]
     table = pd.DataFrame(rows)[["name", "family", "label", "measure"]].to_string(index=False)
     print_result({"concepts": rows}, table, as_json)
@@ -254,10 +242,12 @@ def generate_pairs_command(
     budget: Annotated[int | None, typer.Option(help="tokens to spend at most")] = None,
     as_json: Json = False,
 ) -> None:
-    """Generate training pairs with a language model. Run it again to resume."""
+    """Word training pairs with a language model. Run it again to resume."""
     bars = ProgressBars()
+    people = open_users(users)
     pairs = generate_pairs(
-        open_users(users),
+        people,
+        qa.make_pairs(people),
         model=model,
         base_url=base_url,
         samples=samples,
@@ -275,129 +265,22 @@ def generate_pairs_command(
 @app.command("make-pairs")
 def make_pairs_command(
     users: UsersOf,
-    out: Annotated[Path, typer.Option()],
-    per_sample: int = 8,
-    shards: int | None = None,
-    as_json: Json = False,
-) -> None:
-    """Write training pairs, shard by shard in little memory. Run it again to resume."""
-
-    def each(step, numbers):
-        return map(step, tqdm(numbers, file=sys.stderr))
-
-    source = open_users(users, stream=True)
-    result = write_pairs(source, out, per_sample=per_sample, shards=shards, each=each)
-    files = len(result["shards"])
-    text = f"{out}: {result['pairs']:,} pairs in {files} files, {result['made']} of them made now"
-    print_result(result | {"out": str(out)}, text, as_json)
-
-
-@app.command()
-def train(
-    users: UsersOf,
-    out: Annotated[Path, typer.Option(help="folder of the run")],
-    preset: Annotated[
-        str, typer.Option(help="tiny (knows no words: for tests), small, medium or full")
-    ] = "small",
-    minutes: Annotated[
-        float | None,
-        typer.Option(
-            "--time-budget",
-            "--minutes",
-            help="stop after about so many minutes: fewer joint steps, then a shorter last fit",
-        ),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="joint steps (default: the preset's)")] = None,
-    resume: Annotated[
-        bool, typer.Option(help="continue from the last checkpoint beside OUT")
-    ] = False,
-    change: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="a field of the preset, as lora_learning_rate=0.001"),
-    ] = None,
+    out: Annotated[Path, typer.Option(help="folder to create")],
+    per_user: Annotated[
+        int, typer.Option(help="pairs at each past cut-off, per user on average")
+    ] = 8,
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a model on users and save it as a run.
-
-    `accelerate launch -m qanchor train ...` trains it in several processes.
-    """
-    from accelerate import PartialState
-
-    if preset not in PRESETS:
-        raise ValueError(f"--preset {preset}: there are {', '.join(PRESETS)}")
-    changes = dict(parse_override(text) for text in change or [])
-    config = PRESETS[preset].replace(**changes)
-    warn_if_busy()
-    people = open_users(users)
-    start = time.monotonic()
-    checkpoint = Checkpoint(out.with_name(f".{out.name}.checkpoint"), "")
-    resumed = resume and (checkpoint.path.exists() or checkpoint.before.exists())
-    stages = training_stages(config, resumed, with_features=True)
-    bars = ProgressBars({PREPROCESSOR_STAGE: PREPROCESSOR_STAGE} | stages)
-    cutoffs = default_cutoffs(people, config.num_cutoffs)
-    pairs = qa.make_pairs(people, per_sample=config.pairs_per_sample, cutoffs=cutoffs, seed=seed)
-    samples = pairs[["user", "cutoff"]].drop_duplicates()
-    pointing = _fit_pointing(people, config, minutes, seed, bars)
-    preprocessor, features = qa.UserPreprocessor.fit_transform(
-        people, samples, config, partial(bars, PREPROCESSOR_STAGE)
-    )
-    # a dtype that was asked for is used on any machine
-    model = qa.QAnchor(config, preprocessor, seed, dtype=changes.get("dtype"))
-    history = qa.train(
-        model,
-        people,
-        pairs,
-        features=features,
-        steps=steps,
-        minutes=minutes,
-        seed=seed,
-        checkpoint=checkpoint.path,
-        resume=resume,
-        progress=bars,
-    )
-    bars.close()
-    if not PartialState().is_main_process:  # one of several processes saves the run
-        return
-    metrics = {
-        "users": users,
-        "pairs": len(pairs),
-        "samples": len(samples),
-        "seed": seed,
-        "machine": machine_info(),
-        "seconds": round(time.monotonic() - start),  # with the pairs and the preprocessor
-    }
-    model.pointing = pointing
-    metrics["concepts"] = len(pointing.concepts) if pointing else 0
-    model.save_pretrained(out, history, metrics)
-    checkpoint.remove()
-    last = history.tail(10).mean(numeric_only=True).to_dict()
-    planned = steps or config.steps
-    steps_text = f"{len(history)} joint steps"
-    if minutes and len(history) < planned:
-        steps_text += f" of {planned} (--minutes {minutes:g})"
-    text = (
-        f"{out}: {steps_text} on {len(pairs):,} pairs, {metrics['seconds']} s, contrastive "
-        f"{last['contrastive']:.3f}"
-    )
-    result = {"run": str(out), "steps": len(history), "last": last} | metrics
-    print_result(result, text, as_json)
+    """Write training pairs: questions about the users' own concepts, with graded answers."""
+    result = write_pairs(open_users(users), out, per_user=per_user, seed=seed)
+    splits = [f"{n:,} {split.replace('_', ' ')}" for split, n in result["split"].items()]
+    at = count(len(result["cutoffs"]), "cut-off")
+    text = f"{out}: {count(result['pairs'], 'pair')} at {at} ({', '.join(splits)})"
+    print_result(result | {"out": str(out)}, text, as_json)
 
 
-def _fit_pointing(
-    users: qa.Users, config: qa.Config, minutes: float | None, seed: int, bars: ProgressBars
-) -> PointingModel | None:
-    """Train the pointing model; without enough history, say so and return nothing."""
-    if config.text_encoder == "hash":  # knows no words, so that no question can point
-        return None
-    budget = READER_SHARE * minutes if minutes else None
-    try:
-        return qa.fit(users, budget, seed=seed, text_encoder=config.text_encoder, progress=bars)
-    except ValueError as error:
-        print_below_bars(f"warning: no pointing reader: {error}")
-        return None
-
-
+@app.command("train", hidden=True)
 @app.command("fit")
 def fit_command(
     users: UsersOf,
@@ -405,24 +288,43 @@ def fit_command(
     minutes: Annotated[
         float | None, typer.Option("--minutes", help="stop training after so many minutes")
     ] = None,
+    steps: Annotated[int | None, typer.Option(help="training steps")] = None,
     backbone: Annotated[
         str, typer.Option(help="language model that reads the events: none, smollm2, a folder")
     ] = NO_BACKBONE,
+    crossing_layers: Annotated[
+        int, typer.Option(help="its last layers that look at the users; 0 for the paper's form")
+    ] = CROSSING_LAYERS,
+    preset: Annotated[str, typer.Option(hidden=True, help="not used")] = "",
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a model on users' own past: seconds without a language model, minutes with one."""
+    """Train a model on users' own past: seconds without a language model, minutes with one. Run it
+    again to resume.
+    """
     people = open_users(users)
+    warn_if_busy()
     start = time.monotonic()
-    model = qa.fit(people, minutes, seed=seed, backbone=backbone)
+    checkpoint = out.with_name(f".{out.name}.checkpoint")
+    model = qa.fit(
+        people,
+        minutes,
+        seed=seed,
+        steps=steps,
+        backbone=backbone,
+        crossing_layers=crossing_layers,
+        checkpoint=checkpoint,
+    )
     metrics = {
         "users": users,
         "seed": seed,
         "machine": machine_info(),
         "seconds": round(time.monotonic() - start),
         "concepts": len(model.concepts),
+        "steps": len(model.history),
     }
-    model.save_pretrained(out, metrics=metrics)
+    model.save_pretrained(out, metrics)
+    Checkpoint(checkpoint, "").remove()
     text = (
         f"{out}: {count(len(model.concepts), 'concept')} of {count(len(people), people.unit)},"
         f" {metrics['seconds']} s"
@@ -448,27 +350,26 @@ def ask(
     bars.close()
 
     attrs = ranking.attrs
-    answerable = attrs.get("answerable", True)
-    warning = novelty_warning(attrs["novel"], people.unit)
+    answerable = attrs["answerable"]
+    warning = ""
     if not answerable:
         warning = unanswerable_note(query, attrs["nearest"])
         ranking = ranking.head(0)
     if past.shares:
         ranking.insert(2, "chance", past.chances(ranking["score"].to_numpy(float)))
     rows = ranking.head(top).to_dict("records")
-    for row in rows if engine.pointing is None else []:
-        row["answer"] = row["answer"] or engine.generate(cache, row["user"], query)
     table = ""
     if rows:
         table = pd.DataFrame(rows).to_string(index=False, float_format="%.3f")
-    meaning = topics_note(attrs["topics"]) if answerable else "no answer in these events"
-    evidence = attrs.get("evidence", [])
+    meaning = "no answer in these events"
+    if answerable:
+        meaning = f"interpreted as {topics_note(attrs['topics'])}"
+    evidence = attrs["evidence"]
     paragraphs = [
         f"{query} ({count(len(cache), people.unit)}; {meaning})",
         evidence_note(evidence, people.unit) if evidence else "",
         table,
-        identical_answers_note(attrs["identical"], len(ranking), people.unit),
-        backtest_summary(past, people.unit),
+        backtest_summary(past),
         warning,
     ]
     result = {
@@ -478,8 +379,6 @@ def ask(
         "read_as": attrs["topics"],
         "answerable": answerable,
         "evidence": evidence,
-        "novel": attrs["novel"],
-        "identical": attrs["identical"],
         "warning": warning,
         "backtest": vars(past),
         "top": rows,
@@ -495,9 +394,7 @@ def embed(
     out: Annotated[
         Path, typer.Option(help="folder for part-00000.parquet and so on: user, query, embedding")
     ],
-    backend: Annotated[
-        str, typer.Option(help="local (processes), torchrun (started by it), or ray")
-    ] = "local",
+    backend: Annotated[str, typer.Option(help="local (processes) or ray")] = "local",
     workers: Annotated[int, typer.Option(help="processes, or Ray tasks at a time")] = 1,
     shards: Annotated[
         int | None, typer.Option(help="files to write (default: one for each 500,000 events)")
@@ -524,8 +421,6 @@ def embed(
         progress=partial(bars, "embedding shards"),
     )
     bars.close()
-    if not result:  # only the first of several ranks reports
-        return
     size = f"{result['users']:,} users x {len(texts)} queries"
     text = f"{out}: {size}, {result['made']} of {result['shards']} shards made now"
     print_result(result | {"out": str(out)}, text, as_json)
@@ -562,20 +457,13 @@ def tune_prompt_command(
     steps: Annotated[
         int, typer.Option(help="of tuning, at most (the paper: 500; more gained nothing here)")
     ] = 60,
-    gate: Annotated[
-        bool,
-        typer.Option(
-            "--gate/--no-gate",
-            help="also tune the offset of the skip's gate; without it, the paper's form",
-        ),
-    ] = True,
     init: Annotated[
         str,
         typer.Option(
-            help="start of the prompt: mean (of the word vectors) or search (the training query "
-            "that separates the labels best)"
+            help="start of the prompt: search (the training question that separates the labels "
+            "best) or mean (the question itself)"
         ),
-    ] = "mean",
+    ] = "search",
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
@@ -590,7 +478,6 @@ def tune_prompt_command(
     options = {
         "vectors": num_virtual_tokens,
         "steps": steps,
-        "gate": gate,
         "seek": init == "search",
     }
     prompt, _, result = evaluate_prompt(

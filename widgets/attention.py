@@ -25,16 +25,17 @@ from widgets.base import (
 from widgets.packing import float_bytes
 from widgets.static_html import BLUE, GRAY, ORANGE, VERMILION, static_page, svg_image
 
+TITLE = "Attention ledger"
 MAX_EVENTS = 40  # events of one user that can be edited, the newest
 MAX_IDS_SENT = 5_000  # ids offered while one is typed
 MAX_TEXT_LENGTH = 2_000  # characters of an event's text
 MAX_NAME_LENGTH = 18  # characters of a modality in the picture
 
-CELL = ["query", "layer", "head_group", "modality"]
+CELL = ["query", "modality"]
 NEEDED_COLUMNS = [*CELL, "weight"]
 DEFAULTS = {
     "kind": "modality",
-    "slots": np.nan,
+    "tokens": np.nan,
     "per_token": np.nan,
     "deletion_effect": np.nan,
     "disagrees": False,
@@ -42,9 +43,9 @@ DEFAULTS = {
     "agreement": np.nan,
     "agreement_per_token": np.nan,
 }
-CELL_COLUMNS = ["weight", "per_token", "disagrees", "disagrees_per_token"]
-HEAD_COLUMNS = ["agreement", "agreement_per_token"]  # one number per layer and head group
-ROW_COLUMNS = ["slots", "deletion_effect"]  # one number per row
+ROW_COLUMNS = ["weight", "per_token", "disagrees", "disagrees_per_token", "tokens"]
+ROW_COLUMNS += ["deletion_effect"]
+QUERY_COLUMNS = ["agreement", "agreement_per_token"]  # one number per query
 EDIT_NAMES = ("moved", "before", "after")
 
 
@@ -74,28 +75,21 @@ class AttentionView(View):
 
     Args:
         backend: Called as `backend(query, versus, users)`; yields updates with `done`, `total`,
-            `message`, `caption` and a dict `data`. `data["table"]` is a frame `query, layer,
-            head_group, modality, kind, slots, weight, per_token, deletion_effect, disagrees,
-            agreement, disagrees_per_token, agreement_per_token`; layer or head group -1
-            is the mean. Closing the iterator cancels the work. Attributes that are used if there
-            are any: `events`, `ids`, `queries`, `rerun`, `unit`, `units`. Leave it out to show a
-            saved table.
+            `message`, `caption` and a dict `data`. `data["table"]` is a frame `query,
+            modality, kind, tokens, weight, per_token, deletion_effect, disagrees, agreement,
+            disagrees_per_token, agreement_per_token`. Closing the iterator cancels the work.
+            Attributes that are used if there are any: `ids`, `queries` (suggestions), `unit`, `units`, `events`, called as
+            `events(user)`, which returns a frame `event, time, modality, text`, and `rerun`, called
+            as `rerun(query, user, drop, reword)`, which yields such updates; `data` of the last one
+            has `moved`, `before` and `after`, too. Leave it out to show a saved table.
         users: A frame with a column `user`, or ids (default: `backend.ids`).
         table: A table to show at once.
         sentence: What is said about it.
         caption: How it was made.
         selection: The selection of another view; its users can be looked at.
-        events: Called as `events(user)`, returns a frame `event, time, modality, text` (default:
-            `backend.events`).
-        rerun: Called as `rerun(query, user, drop, reword)`, yields such updates; `data` of the last
-            one has `moved`, `before` and `after`, too (default: `backend.rerun`).
-        queries: Suggested queries (default: `backend.queries`).
-        query: Asked when the view is first shown.
-        versus: A query to compare it with.
-        title: The heading.
 
     Example:
-        >>> rows = [("q", -1, -1, name, w) for name, w in (("bill", 0.3), ("sink", 0.7))]
+        >>> rows = [("q", "bill", 0.3), ("q", "search", 0.7)]
         >>> AttentionView(table=pd.DataFrame(rows, columns=NEEDED_COLUMNS))
         AttentionView(query='q', 2 rows)
     """
@@ -116,12 +110,6 @@ class AttentionView(View):
         sentence: str = "",
         caption: str = "",
         selection: Selection | None = None,
-        events: Callable[[str], pd.DataFrame] | None = None,
-        rerun: Callable[..., Iterator] | None = None,
-        queries: Sequence[str] = (),
-        query: str = "",
-        versus: str = "",
-        title: str = "Attention ledger",
     ):
         if backend is None and table is None:
             hint = "pass a callable, or a table to show"
@@ -129,11 +117,8 @@ class AttentionView(View):
         self._backend = backend
         self.selection = selection
         self._ids = user_ids(users, backend)
-        self._list_events = events or getattr(backend, "events", None)
-        self._rerun_backend = rerun or getattr(backend, "rerun", None)
-        self._first_query = query.strip()
-        self._first_versus = versus.strip()
-        self._opened = False
+        self._list_events = getattr(backend, "events", None)
+        self._rerun_backend = getattr(backend, "rerun", None)
         self._redraws = False  # the browser may show another table than the kept one
         self._result = None
         if table is not None:
@@ -142,10 +127,9 @@ class AttentionView(View):
         # views of one selection ask one model, which serves one at a time
         self._worker = Worker(getattr(selection, "turn", None))
         unit = str(getattr(backend, "unit", "user"))
-        queries = queries or getattr(backend, "queries", ())
         about = {
-            "title": title,
-            "queries": [str(query) for query in queries],
+            "title": TITLE,
+            "queries": [str(query) for query in getattr(backend, "queries", ())],
             "users": len(self._ids),
             "ids": list(self._ids) if len(self._ids) <= MAX_IDS_SENT else [],
             "unit": unit,
@@ -153,8 +137,6 @@ class AttentionView(View):
             "asks": backend is not None,
             "edits": self._list_events is not None and self._rerun_backend is not None,
             "has_selection": selection is not None,
-            "query": self._first_query,
-            "versus": self._first_versus,
         }
         super().__init__(_about=about, _picture=self._result.picture() if self._result else {})
         self.on_msg(self._on_message)
@@ -194,7 +176,7 @@ class AttentionView(View):
 
     @property
     def table(self) -> pd.DataFrame:
-        """What is shown: one row per query, layer, head group and row."""
+        """What is shown: one row per query and modality."""
         return self._result.table.copy() if self._result else pd.DataFrame(columns=CELL)
 
     @property
@@ -210,38 +192,26 @@ class AttentionView(View):
     def _summary(self) -> str:
         if self._result is None:
             users = f"{len(self._ids):,} {self._about['units']}"
-            return f"AttentionView({users}, query={self._first_query!r})"
+            return f"AttentionView({users}, not asked yet)"
         names = ", versus=".join(repr(query) for query in table_queries(self._result.table))
         rows = self._result.table["modality"].nunique()
         return f"AttentionView(query={names}, {rows} rows)"
 
     def _html(self) -> str:
-        title = self._about["title"]
         if self._result is None:
-            return static_page(title, [f"{self!r}: run the cell to open it."])
+            return static_page(TITLE, [f"{self!r}: run the cell to open it."])
         result = self._result
         queries = table_queries(result.table)
         asked = [f"Query: {queries[0]}"]
         if len(queries) == 2:
             asked = [f"A: {queries[0]}", f"B: {queries[1]}"]
         lines = [*asked, result.sentence, result.caption]
-        return static_page(title, lines, bar_chart(result.table), table_rows(result.table))
-
-    def _open(self) -> None:
-        """Ask the first query, once, when the view is first shown."""
-        if self._opened:
-            return
-        self._opened = True
-        if self._first_query and self._backend and self._result is None:
-            begin = partial(self._begin_look, self._first_query, self._first_versus, None)
-            self._worker.start(partial(self._run, begin))
+        return static_page(TITLE, lines, bar_chart(result.table), table_rows(result.table))
 
     def _on_message(self, _widget, message: dict, buffers: list) -> None:
         """Do what the browser asks; long work goes to a worker, so the kernel can hear Cancel."""
         kind = message.get("type")
-        if kind == "open":
-            self._open()
-        elif kind == "look" and self._backend:
+        if kind == "look" and self._backend:
             self._worker.start(partial(self._run, partial(self._begin_from_form, message)))
         elif kind == "rerun" and self._rerun_backend:
             query = str(message.get("query", ""))
@@ -289,13 +259,12 @@ class AttentionView(View):
         self, query: str, user: str, drop: Sequence[int], reword: Mapping[int, str]
     ) -> tuple[Iterator, str]:
         if self._rerun_backend is None:
-            raise ValueError("events cannot be edited here: pass rerun, or a backend that has it")
+            raise ValueError("events cannot be edited here: pass a backend that has rerun")
         return self._rerun_backend(query.strip(), user, drop, reword), user
 
     # The work itself
 
     def _run_now(self, begin: Callable[[], tuple[Iterator, str]]) -> str:
-        self._opened = True
         self._worker.run(partial(self._run, begin, raise_errors=True))
         return self.sentence
 
@@ -395,7 +364,7 @@ def checked_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return an attention table with all columns, those that were missing empty.
 
     Args:
-        frame: At least `query, layer, head_group, modality, weight`, of one or two queries.
+        frame: At least `query, modality, weight`, of one or two queries.
 
     Returns:
         The table.
@@ -435,56 +404,44 @@ def pack_table(table: pd.DataFrame) -> dict:
         table: As `checked_table` returns it.
 
     Returns:
-        `names`, `kinds`, `layers`, `groups` and, per query, `sides`: buffers in the order layer,
-        head group, row; means come first, NaN where nothing is known.
+        `names`, `kinds` and, per query, `sides`: buffers in the order of the names, NaN where
+        nothing is known.
     """
     names = list(dict.fromkeys(table["modality"].astype(str)))
-    layers = sorted(table["layer"].unique())
-    groups = sorted(table["head_group"].unique())
     kinds = table.drop_duplicates("modality").set_index("modality")["kind"]
-    index = pd.MultiIndex.from_product([layers, groups, names])
     return {
         "names": names,
         "kinds": [str(kinds[name]) for name in names],
-        "layers": [int(layer) for layer in layers],
-        "groups": [int(group) for group in groups],
-        "sides": [pack_query(table, query, index, names) for query in table_queries(table)],
+        "sides": [pack_query(table, query, names) for query in table_queries(table)],
     }
 
 
-def pack_query(table: pd.DataFrame, query: str, index: pd.MultiIndex, names: Sequence[str]) -> dict:
+def pack_query(table: pd.DataFrame, query: str, names: Sequence[str]) -> dict:
     """Pack the rows of one query."""
-    part = table[table["query"] == query].set_index(["layer", "head_group", "modality"])
-    part = part.reindex(index)
-    by_head = part.groupby(level=[0, 1], sort=False)[HEAD_COLUMNS].max()
-    by_row = part.groupby(level=2, sort=False)[ROW_COLUMNS].max().reindex(list(names))
+    part = table[table["query"] == query].set_index("modality").reindex(list(names))
     packed: dict = {"query": query}
-    columns = [(part, CELL_COLUMNS), (by_head, HEAD_COLUMNS), (by_row, ROW_COLUMNS)]
-    for frame, wanted in columns:
-        for name in wanted:
-            packed[name] = float_bytes(frame[name].astype(float))
+    for name in ROW_COLUMNS:
+        packed[name] = float_bytes(part[name].astype(float))
+    for name in QUERY_COLUMNS:
+        packed[name] = float_bytes(part[name].astype(float).dropna()[:1])
     return packed
 
 
-def mean_rows(table: pd.DataFrame, query: str) -> pd.DataFrame:
-    """Return the means over layers and heads of one query: modalities first, by falling weight."""
+def sorted_rows(table: pd.DataFrame, query: str) -> pd.DataFrame:
+    """Return the rows of one query: modalities first, by falling weight."""
     part = table[table["query"] == query]
-    part = part[part["layer"] == part["layer"].min()]
-    part = part[part["head_group"] == part["head_group"].min()]
     part = part.sort_values("weight", ascending=False, kind="stable")
-    is_other = (part["kind"] != "modality").astype(int)
-    is_sink = (part["modality"] == "sink").astype(int)
-    part = part.assign(place=is_other + is_sink)
-    return part.sort_values("place", kind="stable", ignore_index=True)
+    part = part.assign(is_other=part["kind"] != "modality")
+    return part.sort_values("is_other", kind="stable", ignore_index=True)
 
 
 def table_rows(table: pd.DataFrame) -> list[list[str]]:
     """Write a table in rows of words: one query with its measures, or two with their difference."""
-    means = [mean_rows(table, query).set_index("modality") for query in table_queries(table)]
-    if len(means) == 2:
-        return difference_rows(*means)
-    [rows] = means
-    lines = [["modality", "attention", "per slot", "deletion effect", "ranks disagree"]]
+    sides = [sorted_rows(table, query).set_index("modality") for query in table_queries(table)]
+    if len(sides) == 2:
+        return difference_rows(*sides)
+    [rows] = sides
+    lines = [["modality", "attention", "per token", "deletion effect", "ranks disagree"]]
     for name, row in rows.iterrows():
         effect = format_effect(row["deletion_effect"])
         line = [name, format_share(row["weight"]), format_share(row["per_token"]), effect]
@@ -493,7 +450,7 @@ def table_rows(table: pd.DataFrame) -> list[list[str]]:
 
 
 def difference_rows(first: pd.DataFrame, second: pd.DataFrame) -> list[list[str]]:
-    """Write the means of two queries and their difference in rows of words."""
+    """Write the rows of two queries and their difference in words."""
     second = second.reindex(first.index)
     lines = [["modality", "attention A", "B", "A minus B", "deletion A", "B", "A minus B"]]
     for name, a in first.iterrows():
@@ -532,7 +489,7 @@ def bar_chart(table: pd.DataFrame) -> str:
     Returns:
         HTML of an image, empty if there is no modality.
     """
-    rows = mean_rows(table, table["query"].iloc[0])
+    rows = sorted_rows(table, table["query"].iloc[0])
     rows = rows[rows["kind"] == "modality"]
     if rows.empty:
         return ""

@@ -34,7 +34,6 @@ class ClusterView(View):
             silhouette ...), `sentence`, `summaries` (by side), `caption`, `unit`, `units`.
         frame: Who the users are, as `users.frame()` returns it, shown beside a point (default: the
             ids alone).
-        title: The heading.
 
     Example:
         >>> clusters = pd.DataFrame({"user": ["a", "b"], "cluster": [0, 0]})
@@ -62,13 +61,8 @@ class ClusterView(View):
     _picture = Dict().tag(sync=True)  # all that is drawn
     _selected = Bytes().tag(sync=True)  # row numbers, int32
 
-    def __init__(
-        self,
-        comparison: Mapping,
-        frame: pd.DataFrame | None = None,
-        title: str = "Cluster ledger",
-    ):
-        super().__init__(_about={"title": title})
+    def __init__(self, comparison: Mapping, frame: pd.DataFrame | None = None):
+        super().__init__(_about={"title": "Cluster ledger"})
         self._frame = frame
         self._ids = ()
         self.show(comparison)
@@ -321,7 +315,6 @@ def pack_band(row: dict) -> dict:
         "to": int(row["to_cluster"]),
         "users": int(row["users"]),
         "kind": str(row["kind"]),
-        "beyond": json_value(row.get("beyond_noise")),
     }
 
 

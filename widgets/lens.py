@@ -77,14 +77,13 @@ class QueryLens(View):
         backend: Called as `backend(query, previous)`; yields updates with `done`, `total`,
             `message`, `caption`, `warning` and a dict `data`. Closing the iterator cancels the
             work. `data["points"]` and `data["shift"]` are frames once they are known; the last map
-            is kept. Updates that have `data["ranking"]` follow the last map: it is None while the
+            is kept. Without a message of that one, the ranking is what the view says. Updates that have `data["ranking"]` follow the last map: it is None while the
             users are ranked, then a frame `user, score, answer`. Attributes that are used if there
-            are any: `answer`, `backtest`, `backtests_unasked`, `ids`, `provenance`, `queries`,
-            `rank` (there will be a ranking), `unit`, `units`.
-        answer: Called as `answer(user, query)`, returns text (default: `backend.answer`).
+            are any: `answer` (called as `answer(user, query)`, returns text), `backtest`,
+            `backtests_unasked`, `ids`, `provenance`, `queries`, `rank` (there will be a ranking),
+            `unit`, `units`.
         queries: Suggested queries (default: `backend.queries`).
         query: Asked when the view is first shown (default: a map before any query).
-        title: The heading.
         provenance: Called as `provenance(shift=...)`, returns what a result card says about the run
             and the result (default: `backend.provenance`).
 
@@ -127,17 +126,15 @@ class QueryLens(View):
         self,
         frame: pd.DataFrame,
         backend: Callable[[str, str | None], Iterator],
-        answer: Callable[[str, str], str] | None = None,
         queries: Sequence[str] = (),
         query: str = "",
-        title: str = "Query lens",
         provenance: Callable[..., dict] | None = None,
     ):
         users, ids, self._texts = pack_users(frame)
         self._ids = ids
         self._backend = backend
         self._query = query.strip()
-        self._answer_user = answer or getattr(backend, "answer", None)
+        self._answer_user = getattr(backend, "answer", None)
         self._provenance = provenance or getattr(backend, "provenance", None)
         self._backtest_backend = getattr(backend, "backtest", None)
         self._backtests_unasked = bool(getattr(backend, "backtests_unasked", False))
@@ -161,7 +158,7 @@ class QueryLens(View):
         self._backtest_worker = Worker(self._worker.turn)
         queries = queries or getattr(backend, "queries", ())
         about = {
-            "title": title,
+            "title": "Query lens",
             "queries": [str(query) for query in queries],
             "unit": self._unit,
             "units": self._units,
@@ -239,7 +236,11 @@ class QueryLens(View):
     @property
     def sentence(self) -> str:
         """What the query that is shown did, in words."""
-        return self._entry.sentence if self._entry else ""
+        if self._entry is None:
+            return ""
+        warning = self._entry.picture["warning"]
+        ranked = self._rankings.packed(self._entry.query).get("words", "")
+        return self._entry.sentence or warning or ranked
 
     def result_card(self, text: str = "") -> ResultCard:
         """Make a card of what is shown.
@@ -293,8 +294,8 @@ class QueryLens(View):
             for row in self.shift.head(10).itertuples():
                 neighbors_kept = getattr(row, "neighbours_kept", np.nan)
                 rows.append([row.user, f"{row.residual:.2f}", f"{neighbors_kept:.0%}"])
-        warning = entry.picture["warning"]
-        lines = [f"Query: {entry.query}", entry.sentence, warning, entry.caption]
+        warning = entry.picture["warning"] if entry.sentence else ""
+        lines = [f"Query: {entry.query}", self.sentence, warning, entry.caption]
         return static_page(self._about["title"], lines, self._map_image(entry), rows)
 
     @staticmethod
@@ -667,9 +668,10 @@ class RankingStore:
         backtest, backtest_words = self._backtests.get(entry.query, (None, "not run"))
         warning = entry.picture["warning"]
         facts: dict[str, Any] = {}
-        if ranked and entry.moved_share > MOST_MOVED_SHARE:  # that they moved tells nobody apart
+        if ranked and self._leads(entry):  # that they moved tells nobody apart
             facts["sentence"] = f"{ranking.packed['nearest']} {warning}".strip()
-            facts["who_moved"] = entry.sentence
+            if entry.sentence:
+                facts["who_moved"] = entry.sentence
             if backtest is not None and backtest.right is not None:
                 facts |= self._backtest_facts(backtest)
         else:
@@ -685,6 +687,11 @@ class RankingStore:
         if len(rows):
             facts["chosen"] = selected
         return facts
+
+    @staticmethod
+    def _leads(entry: MapEntry) -> bool:
+        """Whether the ranking is the result of a query, not who moved."""
+        return not entry.sentence or entry.moved_share > MOST_MOVED_SHARE
 
     def _backtest_facts(self, backtest) -> dict:
         asked = f"asked as of {backtest.cutoff} (chance: 0.5)"
@@ -708,7 +715,7 @@ class RankingStore:
         """
         ranking = self._rankings.get(entry.query)
         ranked = ranking is not None and ranking.scores is not None
-        if entry.moved_share <= MOST_MOVED_SHARE or not ranked:
+        if not (ranked and self._leads(entry)):
             return None, "moved beyond the noise floor"
         marked = np.zeros(len(self._ids), bool)
         if len(rows):

@@ -83,15 +83,11 @@ class PromptTuningView(View):
             `history`, `best`, `prompt` and, in the last one, `result`, a frame `measure, before,
             after, gain, low, high`. If `stop()` is true it ends and keeps the best prompt so far;
             closing the iterator cancels the work. Attributes that are used if there are any:
-            `defaults`, `labels`, `queries`, `save`.
+            `defaults`, `labels`, `queries`, and `save`, called as `save(prompt, folder)`.
         labels: The label columns to choose from (default: `backend.labels`).
         label: The one the form opens with (default: the first).
         query: The query the form opens with.
-        vectors: Number of prompt vectors (default: of `backend.defaults`, else the paper's 6).
         steps: Number of steps (default: of `backend.defaults`, else the paper's 500).
-        seed: The seed.
-        save: Called as `save(prompt, folder)` (default: `backend.save`).
-        title: The heading.
         turn: `selection.turn` of a view that asks the same model, which serves one at a time.
 
     Example:
@@ -120,15 +116,11 @@ class PromptTuningView(View):
         labels: Sequence[str] = (),
         label: str = "",
         query: str = "",
-        vectors: int | None = None,
         steps: int | None = None,
-        seed: int = 0,
-        save: Callable[[Any, str], Any] | None = None,
-        title: str = "Prompt lab",
         turn: RLock | None = None,
     ):
         self._backend = backend
-        self._save_prompt = save or getattr(backend, "save", None)
+        self._save_prompt = getattr(backend, "save", None)
         labels = labels if len(labels) else getattr(backend, "labels", ())
         self._labels = [str(name) for name in labels]
         if not self._labels:
@@ -141,7 +133,7 @@ class PromptTuningView(View):
         self._runs: list[TuningRun] = []
         self._seconds_per_step: float | None = None
         about = {
-            "title": title,
+            "title": "Prompt lab",
             "labels": self._labels,
             "saves": self._save_prompt is not None,
             "minima": MINIMA,
@@ -153,9 +145,9 @@ class PromptTuningView(View):
         form = {
             "label": label or self._labels[0],
             "query": query,
-            "vectors": defaults["vectors"] if vectors is None else vectors,
+            "vectors": defaults["vectors"],
             "steps": defaults["steps"] if steps is None else steps,
-            "seed": seed,
+            "seed": 0,
         }
         self._form = asdict(self._checked_form(form))
         self.on_msg(self._on_message)

@@ -69,14 +69,11 @@ class QueryMatrixView(View):
             `message`, `caption` and a dict `data`. `data["frame"]`, of the rows so far, has `query,
             group, n, auc` and, if there are any, `auc_low, auc_high, chance, beyond_chance`,
             `yes_score, yes_score_beyond`, `ratio, ratio_beyond`; `data["reads"]` says how to read
-            each measure. Closing the iterator cancels the work. It has `ids` and, if there are any,
-            `groups`, `least`, `queries`, `unit`, `units`.
-        queries: The questions (default: `backend.queries`).
-        groups: Ids by name (default: `backend.groups`).
+            each measure. Closing the iterator cancels the work. It has `ids`, `queries` and
+            `groups` (ids by name) and, if there are any, `least`, `unit`, `units`.
         selection: The selection of another view: a click on a cell selects its group there
             (default: a selection of its own).
         on_pick: Called with the question when a cell or a question is clicked.
-        title: The heading.
 
     Example:
         >>> from types import SimpleNamespace
@@ -103,11 +100,8 @@ class QueryMatrixView(View):
     def __init__(
         self,
         backend: Callable[[list[str], dict], Iterator],
-        queries: Sequence[str] | None = None,
-        groups: Mapping[str, Iterable[str]] | None = None,
         selection: Selection | None = None,
         on_pick: Callable[[str], None] | None = None,
-        title: str = "Matrix",
     ):
         self._backend = backend
         self._on_pick = on_pick
@@ -124,7 +118,7 @@ class QueryMatrixView(View):
         self._groups: dict[str, Group] = {}
         unit = str(getattr(backend, "unit", "user"))
         about = {
-            "title": title,
+            "title": "Matrix",
             "total": len(selection.all_ids),
             "min_users": self.min_users,
             "unit": unit,
@@ -133,11 +127,7 @@ class QueryMatrixView(View):
             "picks": on_pick is not None,
         }
         super().__init__(_about=about)
-        if queries is None:
-            queries = getattr(backend, "queries", ())
-        if groups is None:
-            groups = getattr(backend, "groups", {})
-        self.set_matrix(queries, groups)
+        self.set_matrix(backend.queries, backend.groups)
         self.selection.observe(self._on_select)
         self.on_msg(self._on_message)
         self._on_select(self.selection.rows)

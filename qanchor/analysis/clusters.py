@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -12,9 +10,9 @@ from jaxtyping import Float
 
 from qanchor.analysis.groups import describe_clusters
 from qanchor.analysis.projection import joint_projection
-from qanchor.analysis.shift import neighbors_kept, noise_floor, residual_shift
+from qanchor.analysis.shift import neighbors_changed
 from qanchor.data.users import Users
-from qanchor.evaluation.probe import cross_val_scores, summarize_cv
+from qanchor.evaluation.probe import linear_probe
 from qanchor.utils.arrays import l2_normalize
 from qanchor.utils.types import EmbeddingRows, UserFloats, UserInts
 
@@ -55,16 +53,15 @@ def find_clusters(
         seed: Seed of the subsamples; default 0.
 
     Returns:
-        `user, cluster, strength`: clusters are numbered by size from 0, -1 is none; strength (0 to
-        1) is how central a user is. If nobody is in a cluster, the users are one continuum. `attrs`
-        holds `least`, `axes`, `silhouette` (of the users in clusters; NaN with fewer than
-        two), `stability` (by cluster, the mean Jaccard overlap with its best match among the
-        clusters of each subsample), `dissolved` (candidates with a stability below 0.5, which are
-        given up; a cluster below 0.6 is not reliable either) and `first_axis` (share of the
-        variance along one line; near 1, clusters are dense stretches of it).
+        `user, cluster`: clusters are numbered by size from 0, -1 is none. If nobody is in a
+        cluster, the users are one continuum. `attrs` holds `least`, `axes`, `stability` (by
+        cluster, the mean Jaccard overlap with its best match among the clusters of each subsample;
+        candidates below 0.5 are given up, a cluster below 0.6 is not reliable either) and
+        `first_axis` (share of the variance along one line; near 1, clusters are dense stretches of
+        it).
 
     Raises:
-        ValueError: If ids are repeated or too few, rows are not finite, or `least` is out of range.
+        ValueError: If there are too few users, or `least` is out of range.
 
     Source: HDBSCAN (Campello et al. 2013) on the first 16 principal axes; stability as in Hennig
     (2007).
@@ -75,29 +72,30 @@ def find_clusters(
         >>> clusters["cluster"].value_counts().tolist(), [round(float(s), 1) for s in clusters.attrs["stability"].values()]
         ([40, 40, 40], [1.0, 1.0, 1.0])
     """
-    rows, ids = _checked(embeddings, ids)
-    least = max(MIN_USERS, round(0.03 * len(rows))) if least is None else least
-    if not 2 <= least <= len(rows):
+    n_users = len(embeddings)
+    if n_users < MIN_USERS:
         raise ValueError(
-            f"least is {least} for {len(rows):,} users. Give a number from 2 to the number of "
-            "users."
+            f"Found {n_users} users; at least {MIN_USERS} are required to look for clusters. "
+            "Give more."
         )
-    flat = _flat(l2_normalize(rows))
-    candidate, strength = _dense(flat, least)
+    least = max(MIN_USERS, round(0.03 * n_users)) if least is None else least
+    if not 2 <= least <= n_users:
+        raise ValueError(
+            f"least is {least} for {n_users:,} users. Give a number from 2 to the number of users."
+        )
+    flat = _flat(l2_normalize(np.asarray(embeddings, float)))
+    candidate = _dense(flat, least)
     stability = _stability(flat, candidate, least, seed)
     stays = stability >= DISSOLVED
     number = np.append(np.where(stays, stays.cumsum() - 1, NONE), NONE)  # the last is that of none
-    label = number[candidate]
-    strength = np.where(label == NONE, 0.0, strength)
-    frame = pd.DataFrame({"user": ids, "cluster": label, "strength": strength})
+    users = [str(user) for user in ids]
+    frame = pd.DataFrame({"user": users, "cluster": number[candidate]})
     spread = flat.var(axis=0)
     frame.attrs = {
         "least": least,
         "axes": flat.shape[1],
-        "silhouette": silhouette(flat, label, seed),
         "first_axis": float(spread[0] / (spread.sum() or 1)),
         "stability": dict(enumerate(stability[stays].tolist())),
-        "dissolved": int((~stays).sum()),
     }
     return frame
 
@@ -107,13 +105,13 @@ def stable_clusters(clusters: pd.DataFrame) -> list[int]:
     return [number for number, share in clusters.attrs["stability"].items() if share >= STABLE]
 
 
-def silhouette(rows: EmbeddingRows, label, seed: int = 0) -> float:
+def silhouette(rows: EmbeddingRows, label: UserFloats, seed: int = 0) -> float:
     """Return the mean silhouette: how much nearer users are to their own class than to the next,
     from -1 to 1.
 
     Args:
         rows: One row per user.
-        label: The class of each user; -1 and NaN are none.
+        label: The class of each user; NaN is none.
         seed: Seed of the sample of 5,000 that is drawn from more users; default 0.
 
     Returns:
@@ -121,14 +119,11 @@ def silhouette(rows: EmbeddingRows, label, seed: int = 0) -> float:
     """
     from sklearn.metrics import silhouette_score
 
-    label = pd.to_numeric(pd.Series(np.asarray(label)), errors="raise").fillna(NONE).to_numpy()
-    known = np.flatnonzero(label != NONE)
-    if len(known) > 5_000:
-        known = np.sort(np.random.default_rng(seed).choice(known, 5_000, replace=False))
-    n_classes = len(np.unique(label[known]))
-    if not 1 < n_classes < len(known):
+    known = ~np.isnan(label)
+    if len(np.unique(label[known])) < 2:
         return float("nan")
-    return float(silhouette_score(rows[known], label[known]))
+    size = 5_000 if known.sum() > 5_000 else None
+    return float(silhouette_score(rows[known], label[known], sample_size=size, random_state=seed))
 
 
 def cluster_transitions(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
@@ -170,13 +165,25 @@ def cluster_transitions(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFra
     table = both.value_counts().rename("users").reset_index()
     for side, share in (("from_cluster", "share_from"), ("to_cluster", "share_to")):
         table[share] = table["users"] / table.groupby(side)["users"].transform("sum")
-    is_cluster = (table["from_cluster"] != NONE) & (table["to_cluster"] != NONE)
+    from_none = table["from_cluster"] == NONE
+    to_none = table["to_cluster"] == NONE
     is_large = table[["share_from", "share_to"]].max(axis=1) >= SUCCESSOR_SHARE
-    link = is_cluster & is_large
+    link = is_large & ~from_none & ~to_none
     successors = table[link]["from_cluster"].value_counts()
     parents = table[link]["to_cluster"].value_counts()
-    bands = zip(table["from_cluster"], table["to_cluster"], table["share_from"], link, strict=True)
-    table["kind"] = [_kind(*band, successors, parents) for band in bands]
+    n_successors = table["from_cluster"].map(successors).fillna(0)
+    n_parents = table["to_cluster"].map(parents).fillna(0)
+    # a link that is part of a split and a merge counts where most of its old cluster goes
+    mostly = (table["share_from"] >= SUCCESSOR_SHARE) | (n_successors < 2)
+    kinds = {  # the first that holds
+        "merge": link & (n_parents > 1) & mostly,
+        "split": link & (n_successors > 1),
+        "stays": link | (from_none & to_none),
+        "birth": ~to_none & (n_parents == 0),
+        "joiner": from_none,
+        "leaver": n_successors > 0,
+    }
+    table["kind"] = np.select(list(kinds.values()), list(kinds), "death")
     table = table.sort_values(["from_cluster", "to_cluster"], ignore_index=True)
     before_clusters = set(both["from_cluster"]) - {NONE}
     after_clusters = set(both["to_cluster"]) - {NONE}
@@ -189,54 +196,13 @@ def cluster_transitions(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFra
     return table
 
 
-def _kind(
-    old: int, new: int, share: float, link: bool, successors: pd.Series, parents: pd.Series
-) -> str:
-    """Classify one transition; a link that is part of a split and a merge counts where most of its
-    old cluster goes.
-    """
-    if link:
-        is_split = successors[old] > 1
-        if parents[new] > 1 and (share >= SUCCESSOR_SHARE or not is_split):
-            return "merge"
-        return "split" if is_split else "stays"
-    if new != NONE and new not in parents:
-        return "birth"
-    if old == NONE:
-        return "stays" if new == NONE else "joiner"
-    return "leaver" if old in successors else "death"
-
-
-def _checked(embeddings, ids) -> tuple[np.ndarray, list[str]]:
-    rows = np.asarray(embeddings, dtype=float)
-    ids = [str(user) for user in ids]
-    if rows.ndim != 2 or len(rows) != len(ids):
-        raise ValueError(
-            f"The embeddings have shape {rows.shape} for {len(ids):,} ids. Give one row per "
-            "user, of one query."
-        )
-    if len(set(ids)) < len(ids):
-        raise ValueError(
-            f"Found {len(set(ids)):,} different ids among {len(ids):,}. Give each user once."
-        )
-    if not np.isfinite(rows).all():
-        user = ids[np.argwhere(~np.isfinite(rows))[0][0]]
-        raise ValueError(f"The embedding of user {user!r} is not finite. Leave this user out.")
-    if len(ids) < MIN_USERS:
-        raise ValueError(
-            f"Found {len(ids)} users; at least {MIN_USERS} are required to look for clusters. "
-            "Give more."
-        )
-    return rows, ids
-
-
 def _flat(rows: EmbeddingRows) -> Flat:
     from sklearn.decomposition import PCA
 
     return PCA(min(MAX_AXES, *rows.shape), svd_solver="full").fit_transform(rows)
 
 
-def _dense(flat: Flat, least: int) -> tuple[UserInts, UserFloats]:
+def _dense(flat: Flat, least: int) -> UserInts:
     """Cluster by density; clusters are numbered by falling size, ties as they were found."""
     from sklearn.cluster import HDBSCAN
 
@@ -247,7 +213,7 @@ def _dense(flat: Flat, least: int) -> tuple[UserInts, UserFloats]:
     fit = HDBSCAN(min_cluster_size=least, min_samples=min(least, NEAR), copy=True).fit(flat)
     sizes = np.bincount(fit.labels_[fit.labels_ >= 0], minlength=0)
     place = np.append(np.argsort(np.argsort(-sizes, kind="stable"), kind="stable"), NONE)
-    return place[fit.labels_], fit.probabilities_
+    return place[fit.labels_]
 
 
 def _stability(flat: Flat, label: UserInts, least: int, seed: int) -> Float[np.ndarray, " cluster"]:
@@ -260,7 +226,7 @@ def _stability(flat: Flat, label: UserInts, least: int, seed: int) -> Float[np.n
     overlap = np.full((SUBSAMPLES, n_clusters), np.nan)
     for draw in range(SUBSAMPLES if n_clusters else 0):
         rows = np.sort(random.choice(len(flat), round(SUBSAMPLE_SHARE * len(flat)), replace=False))
-        again, _ = _dense(flat[rows], max(2, round(SUBSAMPLE_SHARE * least)))
+        again = _dense(flat[rows], max(2, round(SUBSAMPLE_SHARE * least)))
         both = np.zeros((n_clusters + 1, again.max() + 2))  # last row and column: none
         np.add.at(both, (label[rows], again), 1)
         either = both.sum(axis=1, keepdims=True) + both.sum(axis=0) - both
@@ -292,18 +258,13 @@ class ClusterComparison:
     Args:
         points: `user, query, x, y, trust`, one joint map; the queries are "before", "after" and,
         for prototypes, "mark".
-        before: `user, cluster, strength`, from `find_clusters`.
+        before: `user, cluster`, from `find_clusters`.
         after: The same for the second query.
         names: `side` and the columns of `describe_clusters`.
-        transitions: From `cluster_transitions`; with a noise floor also `beyond_noise`, the share
-        of a row's users whose shift
-            is beyond it.
+        transitions: From `cluster_transitions`.
         scores: One row per side: `side, auc, auc_low, auc_high, ks, silhouette, n, positives`;
         empty without labels.
         neighbors_kept: Mean share of the 15 nearest neighbours that a user keeps.
-        changed: Users that changed cluster.
-        changed_by_paraphrase: For each paraphrase of the first query, the users that it makes
-        change cluster.
     """
 
     points: pd.DataFrame
@@ -313,8 +274,6 @@ class ClusterComparison:
     transitions: pd.DataFrame
     scores: pd.DataFrame
     neighbors_kept: float
-    changed: int
-    changed_by_paraphrase: tuple[int, ...] = ()
 
 
 def compare_clusters(
@@ -324,8 +283,6 @@ def compare_clusters(
     *,
     labels: pd.Series | None = None,
     prototypes: dict[str, np.ndarray] | None = None,
-    paraphrases: Sequence[EmbeddingRows] = (),
-    floor: float | None = None,
     least: int | None = None,
     method: str = "umap",
     seed: int = 0,
@@ -340,9 +297,6 @@ def compare_clusters(
         tuned on flatter `after`.
         prototypes: Vectors (dim,) by name, as a soft prompt learned them; they are drawn among the
         users of `after`.
-        paraphrases: Embeddings under paraphrases of the first query; they say how many users change
-        cluster by rewording alone.
-        floor: Noise floor of the shift; default: from `paraphrases`, or none.
         least: Users that a cluster must have; default: see `find_clusters`.
         method: Of the map, "umap" or "pca"; default "umap".
         seed: Seed of clusters, map and scores; default 0.
@@ -357,44 +311,29 @@ def compare_clusters(
         >>> users, random = qa.make_sample_users(60), np.random.default_rng(0)
         >>> rows = np.repeat(np.eye(2, 8), 30, axis=0) + random.normal(scale=0.05, size=(60, 8))
         >>> comparison = compare_clusters(rows, rows, users, labels=users.label("Active"), method="pca")
-        >>> comparison.transitions["kind"].tolist(), comparison.changed
-        (['stays', 'stays'], 0)
+        >>> comparison.transitions["kind"].tolist()
+        ['stays', 'stays']
     """
     if not len(before) == len(after) == len(users):
         sizes = f"Found {len(before):,} rows before, {len(after):,} after, and {len(users):,} users"
         raise ValueError(f"{sizes}. Embed the same users twice, in the order of users.ids.")
-    rows_by_side = dict(zip(SIDES, (before, after), strict=True))
-    cluster = partial(find_clusters, ids=users.ids, least=least, seed=seed)
-    clusters = {side: cluster(rows) for side, rows in rows_by_side.items()}
-    names = [describe_clusters(clusters[side], users).assign(side=side) for side in SIDES]
-    transitions = cluster_transitions(clusters["before"], clusters["after"])
-
-    unit_before, unit_after = l2_normalize(before), l2_normalize(after)
-    changed_by_paraphrase = []
-    for rows in paraphrases:
-        reworded = cluster_transitions(clusters["before"], cluster(rows))
-        changed_by_paraphrase.append(_count_changed(reworded))
-    if floor is None and len(paraphrases):
-        floor = noise_floor(unit_before, [l2_normalize(rows) for rows in paraphrases])
-    if floor is not None:
-        moved = residual_shift(unit_before, unit_after) > floor
-        transitions = transitions.assign(
-            beyond_noise=_share_beyond_noise(clusters, transitions, moved)
-        )
-
+    clusters = {}
+    names = []
     scores = []
-    if labels is not None:
-        scores = [_scores(side, rows, users, labels, seed) for side, rows in rows_by_side.items()]
+    for side, rows in zip(SIDES, (before, after), strict=True):
+        clusters[side] = find_clusters(rows, users.ids, least=least, seed=seed)
+        names.append(describe_clusters(clusters[side], users).assign(side=side))
+        if labels is not None:
+            scores.append(_scores(side, rows, users, labels, seed))
+    changes = neighbors_changed(l2_normalize(before), l2_normalize(after), users.ids)
     return ClusterComparison(
         points=joint_projection(before, after, users.ids, SIDES, seed, method, marks=prototypes),
         before=clusters["before"],
         after=clusters["after"],
         names=pd.concat(names, ignore_index=True),
-        transitions=transitions,
+        transitions=cluster_transitions(clusters["before"], clusters["after"]),
         scores=pd.DataFrame(scores, columns=SCORES),
-        neighbors_kept=float(neighbors_kept(unit_before, unit_after).mean()),
-        changed=_count_changed(transitions),
-        changed_by_paraphrase=tuple(changed_by_paraphrase),
+        neighbors_kept=float(changes["neighbours_kept"].mean()),
     )
 
 
@@ -403,29 +342,5 @@ def _scores(side: str, rows: EmbeddingRows, users: Users, labels: pd.Series, see
     apart.
     """
     known = labels.set_axis(labels.index.astype(str)).reindex(list(users.ids)).to_numpy(dtype=float)
-    result = summarize_cv(*cross_val_scores(rows, known, seed), known)
-    return {
-        "side": side,
-        "auc": result.auc,
-        "auc_low": result.auc_low,
-        "auc_high": result.auc_high,
-        "ks": result.ks,
-        "silhouette": silhouette(l2_normalize(np.asarray(rows, dtype=float)), known),
-        "n": result.n,
-        "positives": result.positives,
-    }
-
-
-def _count_changed(transitions: pd.DataFrame) -> int:
-    """Count the users that did not stay in their cluster."""
-    return int(transitions.loc[transitions["kind"] != "stays", "users"].sum())
-
-
-def _share_beyond_noise(
-    clusters: dict[str, pd.DataFrame], transitions: pd.DataFrame, moved: np.ndarray
-) -> np.ndarray:
-    """Return the share of each transition's users that moved beyond the noise floor."""
-    columns = ["from_cluster", "to_cluster"]
-    moved = pd.Series(moved)
-    share = moved.groupby([clusters["before"]["cluster"], clusters["after"]["cluster"]]).mean()
-    return share.loc[pd.MultiIndex.from_frame(transitions[columns])].to_numpy()
+    apart = silhouette(l2_normalize(np.asarray(rows, dtype=float)), known)
+    return {"side": side, "silhouette": apart, **vars(linear_probe(rows, known, seed))}

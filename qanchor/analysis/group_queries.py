@@ -4,7 +4,7 @@ random groups.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +14,10 @@ from jaxtyping import Bool, Float, Int
 from qanchor.analysis.embedding_cache import EmbeddingCache
 from qanchor.data.export import membership_mask
 from qanchor.evaluation.intervals import cv_half_width
-from qanchor.useru.topics import HELD_OUT, TOPICS
+from qanchor.useru.concepts import Concept, templates
 from qanchor.utils.text import count
 from qanchor.utils.types import EmbeddingRows, UserMask
 
-FoldAucs = Float[np.ndarray, "question fold"]
-DrawnGroups = Bool[np.ndarray, "draw user"]
 FOLDS = 5
 SEEDS = 3  # ways to fold the users
 DRAWS = 200  # random groups behind the chance level
@@ -27,12 +25,22 @@ MIN_USERS_PER_SIDE = 2 * FOLDS  # users that the group, and the rest, must have
 CHANCE_QUANTILE = (
     0.95  # of the random groups; the best question of the others exceeds the chance level
 )
+MAX_QUESTIONS = 60  # of a bank
+# what a bank asks: families of concepts, and what is measured of them
+BANK = {
+    "behavior": ("occurs", "more", "less", "high"),
+    "topic": ("occurs",),
+    "modality": ("high",),
+    "number": ("high",),
+    "time": ("occurs",),
+    "text": ("occurs",),
+}
 
 
 def rank_queries_for_group(
     embedding_cache: EmbeddingCache,
     ids: Iterable[str],
-    questions: Sequence[str] | Mapping[str, str] | None = None,
+    questions: Sequence[str],
     *,
     draws: int = DRAWS,
     seed: int = 0,
@@ -48,18 +56,17 @@ def rank_queries_for_group(
         embedding_cache: The users; their embeddings are read from it and added to it, so the next
         group costs no model time.
         ids: The group.
-        questions: Texts, or a mapping from texts to topic names; default `question_bank`. Each user
-        is visited once.
+        questions: The questions. Each user is visited once.
         draws: Random groups of the same size behind the chance level; default 200.
         seed: Seed of folds and random groups; default 0.
 
     Yields:
         ("users", done, total) while users are embedded and ("questions", done, total) while
         questions are compared; last the
-        frame, best question first: `query, topic, auc, auc_low, auc_high` (out of fold, three seeds
+        frame, best question first: `query, auc, auc_low, auc_high` (out of fold, three seeds
         of five folds), `n_group`, `n_rest`, `chance` (the best of all questions stays below it in
         95 % of the random groups), `beyond_chance`, and `behind` (clearly worse than the best, by
-        the 95 % interval of the difference over the same folds). With 72 questions the best AUC is
+        the 95 % interval of the difference over the same folds). With many questions the best AUC is
         inflated by chance; only values above `chance` are significant. Closing the iterator
         cancels.
 
@@ -72,64 +79,84 @@ def rank_queries_for_group(
 
     Example:
         >>> from qanchor.analysis.embedding_cache import EmbeddingCache
-        >>> users = qa.make_sample_users(40)
-        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> users = qa.make_sample_users(60)
+        >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
         >>> cache = EmbeddingCache(engine, engine.prefill(users))
         >>> *_, ranking = rank_queries_for_group(cache, users.ids[:12], ["Why?", "Will this user travel?"])
         >>> sorted(ranking["query"]), int(ranking["n_group"][0])
         (['Why?', 'Will this user travel?'], 12)
     """
-    unit = embedding_cache.cache.unit
-    inside = membership_mask(embedding_cache.ids, ids)
-    n_group = int(inside.sum())
-    n_rest = int((~inside).sum())
-    if min(n_group, n_rest) < MIN_USERS_PER_SIDE:
-        sizes = f"The group has {count(n_group, unit)} and {n_rest:,} are outside it"
-        advice = "more" if n_group < n_rest else "fewer"
-        raise ValueError(
-            f"{sizes}; at least {MIN_USERS_PER_SIDE} of each are required. Select {advice}."
-        )
-    questions = question_bank(unit) if questions is None else questions
-    topics = dict(questions) if isinstance(questions, Mapping) else dict.fromkeys(questions, "")
+    inside = group_mask(embedding_cache, ids)
+    queries = list(dict.fromkeys(questions))
 
-    embeddings: dict[str, np.ndarray] = {}
-    for step in embedding_cache.embed_all(list(topics)):
-        if isinstance(step, dict):
-            embeddings = step
-        else:
-            yield "users", *step
-
+    embeddings = yield from embedding_cache.embed(*queries)
     folds_by_seed = random_groups(inside, draws, np.random.default_rng(seed))
     best_of_random = np.zeros(draws)
     aucs_of_group = []
-    for done, query in enumerate(topics, 1):
+    for done, query in enumerate(queries, 1):
         aucs = np.concatenate(
             [nearest_mean_aucs(embeddings[query], folds) for folds in folds_by_seed]
         )
         best_of_random = np.maximum(best_of_random, aucs[:, 1:].mean(axis=0))
         aucs_of_group.append(aucs[:, 0])
-        yield "questions", done, len(topics)
-    chance = float(np.quantile(best_of_random, CHANCE_QUANTILE)) if draws else np.nan
-    frame = _ranking_frame(topics, np.array(aucs_of_group), chance)
-    yield frame.assign(n_group=n_group, n_rest=n_rest)
+        yield "questions", done, len(queries)
+    chance = float(np.quantile(best_of_random, CHANCE_QUANTILE))
+    aucs = np.array(aucs_of_group)
+    frame = pd.DataFrame({"query": queries, **auc_columns(aucs), "chance": chance})
+    frame["beyond_chance"] = frame["auc"] > chance
+    # fold by fold, so that what is hard about a fold counts for neither
+    gap = aucs[frame["auc"].argmax()] - aucs
+    frame["behind"] = gap.mean(axis=1) > cv_half_width(gap, FOLDS)
+    frame = frame.assign(n_group=inside.sum(), n_rest=(~inside).sum())
+    yield frame.sort_values("auc", ascending=False, kind="stable", ignore_index=True)
 
 
-def question_bank(unit: str = "user") -> dict[str, str]:
-    """Return one question about each topic that the model was trained on, with the name of the
-    topic.
+def group_mask(embedding_cache: EmbeddingCache, ids: Iterable[str]) -> UserMask:
+    """Mark the users of a group; refuse unknown users and groups that are too small or too large.
 
     Args:
+        embedding_cache: The users.
+        ids: The group.
+
+    Raises:
+        KeyError: If an id is unknown.
+        ValueError: If fewer than 10 users are inside or outside the group.
+    """
+    inside = membership_mask(embedding_cache.ids, ids)
+    n_group = int(inside.sum())
+    n_rest = len(inside) - n_group
+    if min(n_group, n_rest) < MIN_USERS_PER_SIDE:
+        users = count(n_group, embedding_cache.cache.unit)
+        advice = "more" if n_group < n_rest else "fewer"
+        raise ValueError(
+            f"The group has {users} and {n_rest:,} are outside it; at least {MIN_USERS_PER_SIDE}"
+            f" of each are required. Select {advice}."
+        )
+    return inside
+
+
+def question_bank(concepts: Sequence[Concept], unit: str = "user") -> list[str]:
+    """Return one question about each of the concepts of a data set, the most general ones first.
+
+    Args:
+        concepts: The concepts, the most common texts first, as `model.concepts` holds them.
         unit: The word for a user; default "user".
 
     Returns:
-        Topic names by question.
+        At most 60 questions: about behaviour, topics, modalities, numbers and times, then texts.
 
     Example:
-        >>> bank = question_bank("household")
-        >>> len(bank), bank["Does this household like cakes and candy?"]
-        (72, 'sweets')
+        >>> tea = Concept("text:tea", "text", "tea", ("text:tea",))
+        >>> question_bank([tea, Concept("behavior:any", "behavior", "any event", ())], "guest")
+        ['Will this guest come back?', 'Will there be tea soon?']
     """
-    return {topic.profile[-1 - HELD_OUT].format(user=unit): topic.name for topic in TOPICS}
+    questions = {}
+    for family, measures in BANK.items():
+        for concept in concepts:
+            if concept.family == family and concept.measure in measures:
+                texts = (text for text in templates(concept)[0] if "{verb}" not in text)
+                questions[next(texts).format(user=unit, t=concept.label, when="soon")] = None
+    return list(questions)[:MAX_QUESTIONS]
 
 
 @dataclass(frozen=True)
@@ -138,7 +165,7 @@ class RandomGroups:
     both sides spread evenly.
     """
 
-    group: DrawnGroups
+    group: Bool[np.ndarray, "draw user"]
     fold: Int[np.ndarray, "draw user"]
     weight: list[
         Float[np.ndarray, "draw user"]
@@ -166,18 +193,14 @@ def random_groups(inside: UserMask, draws: int, rng: np.random.Generator) -> lis
             rng.shuffle(order[n_group:])
         fold = np.empty(orders.shape, np.int8)
         np.put_along_axis(fold, orders, fold_of_place[None], axis=1)
-        weights = [_mean_difference_weights(group, fold != k) for k in range(FOLDS)]
+        weights = []
+        for k in range(FOLDS):
+            ours = group & (fold != k)
+            theirs = ~group & (fold != k)
+            means = ours / ours.sum(1, keepdims=True) - theirs / theirs.sum(1, keepdims=True)
+            weights.append(means.astype(np.float32))
         folds_by_seed.append(RandomGroups(group, fold, weights))
     return folds_by_seed
-
-
-def _mean_difference_weights(
-    group: DrawnGroups, fitted: DrawnGroups
-) -> Float[np.ndarray, "draw user"]:
-    ours = group & fitted
-    theirs = ~group & fitted
-    weights = ours / ours.sum(1, keepdims=True) - theirs / theirs.sum(1, keepdims=True)
-    return weights.astype(np.float32)
 
 
 def nearest_mean_aucs(z: EmbeddingRows, folds: RandomGroups) -> Float[np.ndarray, "fold draw"]:
@@ -201,20 +224,10 @@ def nearest_mean_aucs(z: EmbeddingRows, folds: RandomGroups) -> Float[np.ndarray
     return aucs
 
 
-def auc_columns(aucs: FoldAucs) -> dict[str, np.ndarray]:
+def auc_columns(aucs: Float[np.ndarray, "question fold"]) -> dict[str, np.ndarray]:
     """Return the mean AUC of each question and its 95 % interval, by name of the column."""
     mean = aucs.mean(axis=1)
     half_width = cv_half_width(aucs, FOLDS)
     low = np.maximum(0, mean - half_width)
     high = np.minimum(1, mean + half_width)
     return {"auc": mean, "auc_low": low, "auc_high": high}
-
-
-def _ranking_frame(topics: Mapping[str, str], aucs: FoldAucs, chance: float) -> pd.DataFrame:
-    frame = pd.DataFrame({"query": list(topics), "topic": list(topics.values())})
-    frame = frame.assign(**auc_columns(aucs), chance=chance)
-    frame["beyond_chance"] = frame["auc"] > chance
-    # fold by fold, so that what is hard about a fold counts for neither
-    gap = aucs[frame["auc"].argmax()] - aucs
-    frame["behind"] = gap.mean(axis=1) > cv_half_width(gap, FOLDS)
-    return frame.sort_values("auc", ascending=False, kind="stable", ignore_index=True)

@@ -75,21 +75,27 @@ def describe_clusters(clusters: pd.DataFrame, users: Users) -> pd.DataFrame:
     rows = []
     for cluster, modality in enumerate(_distinctive_modality(number, past)):
         inside = number == cluster
-        median = float(events[inside].median())
-        parts = [*words[cluster], *_activity(median, float(events[~inside].median()))]
+        median = events[inside].median()
+        others = events[~inside].median()
+        parts = words[cluster]
+        if median < 0.6 * others:
+            parts.append("few events")
+        if median > 1.6 * others:
+            parts.append("many events")
         if not parts:
             parts = [f"more {modality}" if modality else f"nothing telling ({cluster})"]
-        row = {
-            "cluster": cluster,
-            "users": int(inside.sum()),
-            "share": inside.mean(),
-            "stability": stability.get(cluster, np.nan),
-            "events": median,
-            "modality": modality,
-            "texts": distinctive_texts[cluster][:MAX_LISTED_TEXTS],
-            "name": ", ".join(parts[:MAX_NAME_PARTS]),
-        }
-        rows.append(row)
+        rows.append(
+            {
+                "cluster": cluster,
+                "users": int(inside.sum()),
+                "share": inside.mean(),
+                "stability": stability.get(cluster, np.nan),
+                "events": median,
+                "modality": modality,
+                "texts": distinctive_texts[cluster][:MAX_LISTED_TEXTS],
+                "name": ", ".join(parts[:MAX_NAME_PARTS]),
+            }
+        )
     return pd.DataFrame(rows, columns=list(CLUSTER_TYPES)).astype(CLUSTER_TYPES)
 
 
@@ -117,35 +123,28 @@ def distinctive(number: pd.Series, who: pd.Series, what: pd.Series) -> dict[int,
     """
     from scipy.stats import norm
 
-    users = len(number)
-    codes, names = pd.factorize(what, sort=True)
-    table = np.zeros((number.max() + 2, len(names)))  # the last row is that of none
-    np.add.at(table, (number.loc[who].to_numpy(), codes), 1)
-    is_common = table.sum(axis=0) >= MIN_TEXT_HOLDERS
-    names = names[is_common]
-    table = table[:, is_common]
-    total = table.sum(axis=0)
-    prior = PRIOR_USERS * total / users
+    clusters = range(number.max() + 1)
+    holders = pd.crosstab(number.loc[who].to_numpy(), what.to_numpy())
+    holders = holders.loc[:, holders.sum() >= MIN_TEXT_HOLDERS]
+    total = holders.sum()
+    prior = PRIOR_USERS * total / len(number)
     z = norm.isf(FAMILY_ERROR / max(1, len(total)))
     by_cluster = {}
-    for cluster, have in enumerate(table[:-1]):
-        size = (number == cluster).sum()
-        ours, spread = _log_odds(have + prior, size - have + PRIOR_USERS - prior)
-        others = users - size
-        others_have = total - have
-        theirs, their_spread = _log_odds(
-            others_have + prior, others - others_have + PRIOR_USERS - prior
-        )
-        lowest = pd.Series(ours - theirs - z * np.sqrt(spread + their_spread), names)
+    for cluster, have in holders.reindex(clusters, fill_value=0).iterrows():
+        size = int((number == cluster).sum())
+        ours, spread = _log_odds(have, size, prior)
+        theirs, their_spread = _log_odds(total - have, len(number) - size, prior)
+        lowest = ours - theirs - z * np.sqrt(spread + their_spread)
         lowest = lowest[(lowest > 0) & (have >= MIN_TEXT_HOLDERS)]
         lowest = lowest.sort_values(ascending=False, kind="stable")
         by_cluster[cluster] = [str(name) for name in lowest.index]
     return by_cluster
 
 
-def _log_odds(yes: np.ndarray, no: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the log-odds and their variance."""
-    no = np.maximum(no, MIN_ODDS_USERS)
+def _log_odds(have: pd.Series, size: int, prior: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Return the log-odds that one of `size` users has each text, and their variance."""
+    yes = have + prior
+    no = (size - have + PRIOR_USERS - prior).clip(lower=MIN_ODDS_USERS)
     return np.log(yes / no), 1 / yes + 1 / no
 
 
@@ -188,14 +187,6 @@ def _distinctive_modality(number: pd.Series, past: pd.DataFrame) -> list[str]:
         more = more[more > z * spread]
         names.append(str(more.idxmax()) if len(more) else "")
     return names
-
-
-def _activity(events: float, others: float) -> list[str]:
-    if events < 0.6 * others:
-        return ["few events"]
-    if events > 1.6 * others:
-        return ["many events"]
-    return []
 
 
 # users who must have a text for it to be compared: whoever is in the group, so this favours no
@@ -248,10 +239,10 @@ def describe_group(users: Users, ids: Iterable[str]) -> pd.DataFrame:
     Source: Newcombe, Statistics in Medicine 17 (1998), 873-890, method 10.
 
     Example:
-        >>> users = qa.make_sample_users(40)
+        >>> users = qa.make_sample_users(60)
         >>> frame = describe_group(users, users.ids[:12])
         >>> sorted(set(frame.kind)), int(frame.n_group.max()), int(frame.n_rest.max())
-        (['label', 'modality', 'number', 'text'], 12, 28)
+        (['label', 'modality', 'number', 'text'], 12, 48)
     """
     inside = membership_mask(users.ids, ids)
     past = users.history()
@@ -284,17 +275,15 @@ def _compare_shares_of_users(past: pd.DataFrame, kind: str, inside: UserMask) ->
     ours = pairs[inside[pairs["user"].cat.codes]]
     in_all = pairs[kind].value_counts(sort=False)
     in_group = ours[kind].value_counts(sort=False)
-    frequent = in_all >= (MIN_TEXT_USERS if kind == "text" else 1)
-    in_all = in_all[frequent]
-    in_group = in_group[frequent]
+    in_all = in_all[in_all >= (MIN_TEXT_USERS if kind == "text" else 1)]
+    in_group = in_group[in_all.index]
     return _shares(kind, in_group, inside.sum(), in_all - in_group, (~inside).sum())
 
 
 def _compare_binary(kind: str, table: pd.DataFrame, inside: UserMask) -> pd.DataFrame:
     """Compare the shares of ones among those known."""
-    ours = table[inside]
-    theirs = table[~inside]
-    table = table.loc[:, ours.notna().any() & theirs.notna().any()]
+    is_known = table.notna()
+    table = table.loc[:, is_known[inside].any() & is_known[~inside].any()]
     ours = table[inside]
     theirs = table[~inside]
     return _shares(kind, ours.sum(), ours.count(), theirs.sum(), theirs.count())

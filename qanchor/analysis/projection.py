@@ -11,7 +11,6 @@ import pandas as pd
 from jaxtyping import Float
 
 from qanchor.analysis.shift import (
-    MAX_EXACT_USERS,
     N_NEIGHBORS,
     EmbeddingRows,
     _align_rows,
@@ -21,8 +20,7 @@ from qanchor.analysis.shift import (
 from qanchor.utils.arrays import l2_normalize
 
 MARK = "mark"  # the query of rows that are no users
-BLOCK = 2_000  # rows of a block within which trust is estimated
-CHUNK = 1_000  # rows of a distance table held at once: 20,000 points need 160 MB, not 3 GB
+BLOCK = 2_500  # rows of a block within which trust is estimated: its distances need 50 MB
 
 
 Places = Float[np.ndarray, "row 2"]
@@ -117,38 +115,34 @@ def pointwise_trustworthiness(
         k: Number of nearest neighbours; default 15.
 
     Returns:
-        One number per point. Beyond `MAX_EXACT_USERS` rows it is an estimate within random blocks
-        of about `BLOCK` rows.
+        One number per point. From twice `BLOCK` rows on it is an estimate within random blocks.
     """
-    count = len(rows)
-    if count > MAX_EXACT_USERS:
-        trust = np.empty(count)
-        order = np.random.default_rng(0).permutation(count)
-        for block in np.array_split(order, count // BLOCK):
-            trust[block] = pointwise_trustworthiness(rows[block], places[block], k)
-        return trust
-    k = min(k, (count - 1) // 2)
+    n_blocks = max(1, len(rows) // BLOCK)
+    order = np.random.default_rng(0).permutation(len(rows))
+    trust = np.empty(len(rows))
+    for block in np.array_split(order, n_blocks):
+        trust[block] = _trust_in_block(rows[block], places[block], k)
+    return trust
+
+
+def _trust_in_block(rows, places: Places, k: int) -> Float[np.ndarray, " row"]:
+    n_rows = len(rows)
+    k = min(k, (n_rows - 1) // 2)
+    # without the row's own square, which does not change the ranks within a row
+    distance = (rows**2).sum(axis=1) - 2 * rows @ rows.T
+    np.fill_diagonal(distance, -np.inf)
     near = knn_indices(places, k)
-    squares = (rows**2).sum(axis=1)
-    excess = np.zeros(count)
-    for start in range(0, count, CHUNK):
-        part = np.arange(start, min(start + CHUNK, count))
-        # without the row's own square, which does not change the ranks within a row
-        distance = squares - 2 * rows[part] @ rows.T
-        distance[np.arange(len(part)), part] = -np.inf
-        for neighbor in near[part].T:
-            to_neighbor = distance[np.arange(len(part)), neighbor]
-            rank = (distance < to_neighbor[:, None]).sum(axis=1)
-            excess[part] += np.maximum(rank - k, 0)
-    return np.clip(1 - excess * 2 / (k * (2 * count - 3 * k - 1)), 0, 1)
+    excess = np.zeros(n_rows)
+    for to_neighbor in np.take_along_axis(distance, near, axis=1).T:
+        rank = (distance < to_neighbor[:, None]).sum(axis=1)
+        excess += np.maximum(rank - k, 0)
+    return np.clip(1 - excess * 2 / (k * (2 * n_rows - 3 * k - 1)), 0, 1)
 
 
 def _pca(rows) -> Places:
-    centred = rows - rows.mean(axis=0)
-    values, axes = np.linalg.eigh(centred.T @ centred)  # ascending
-    axes = axes[:, np.argsort(values)[::-1][:2]]
-    largest = axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])]
-    return centred @ (axes * np.sign(largest))  # the sign of an axis is arbitrary: fix it
+    from sklearn.decomposition import PCA
+
+    return PCA(2, svd_solver="full").fit_transform(rows)
 
 
 def _umap(rows, start, seed: int) -> Places:
@@ -170,7 +164,7 @@ def _last_places(last: pd.DataFrame | None, ids) -> Places | None:
     """Return the place of each user on the last map, once for each query; None if a user was not on
     it.
     """
-    if last is None or not len(last):
+    if last is None:
         return None
     places = last.drop_duplicates("user", keep="last").set_index("user")[["x", "y"]]
     places = places.reindex(list(ids))

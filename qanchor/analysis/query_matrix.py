@@ -9,46 +9,27 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from qanchor.analysis.embedding_cache import EmbeddingCache
 from qanchor.analysis.group_queries import (
     CHANCE_QUANTILE,
     auc_columns,
+    group_mask,
     nearest_mean_aucs,
-    question_bank,
     random_groups,
 )
 from qanchor.analysis.shift import residual_shift
-from qanchor.data.export import MIN_GROUP_SIZE, membership_mask
+from qanchor.data.export import MIN_GROUP_SIZE
 from qanchor.data.users import Users
-from qanchor.useru.behavior import topic_rates
-from qanchor.useru.topics import TOPICS
 from qanchor.utils.arrays import l2_normalize
 from qanchor.utils.text import count, plural
 from qanchor.utils.types import EmbeddingRows, UserFloats, UserMask
 
-RandomValues = Float[np.ndarray, " draw"]
 RANDOM_GROUPS = 200  # random groups behind each chance level
 MAX_QUERIES = 8  # questions that are chosen by default
 MAX_GROUPS = 10  # groups that are made by default
 # of the users form the group of a modality: those with the largest share of it in their events
 TOP_SHARE = 0.25
-
-
-@dataclass(frozen=True)
-class MatrixCell:
-    """Hold what one question does to one group, and to random groups of its size (the `random_`
-    fields).
-    """
-
-    aucs: Float[np.ndarray, " fold"]
-    yes_score: float
-    shift: float
-    shift_rest: float
-    random_auc: RandomValues
-    random_yes_score: RandomValues  # distance from 0.5
-    random_ratio: RandomValues  # absolute logarithm
 
 
 @dataclass(frozen=True)
@@ -58,17 +39,13 @@ class MatrixProgress:
     Args:
         stage: "users" (being embedded under the question), "scores" or "row" (a row is complete).
         row: Number of the question, from 0.
-        rows: Number of questions.
-        done: Units of work that are done; a row has one unit per user.
-        total: Units of work in all.
+        done: Units of work of this row that are done; it has one per user.
         frame: The rows so far, or None before the first.
     """
 
     stage: str
     row: int
-    rows: int
     done: int
-    total: int
     frame: pd.DataFrame | None
 
 
@@ -77,9 +54,7 @@ def query_group_matrix(
     queries: Sequence[str],
     groups: Mapping[str, Iterable[str]],
     *,
-    cells: MutableMapping[tuple, MatrixCell] | None = None,
-    draws: int = RANDOM_GROUPS,
-    seed: int = 0,
+    cells: MutableMapping[tuple, dict] | None = None,
 ) -> Iterator[MatrixProgress | pd.DataFrame]:
     """Put every question to all users and measure what it does to each group, row by row.
 
@@ -90,8 +65,6 @@ def query_group_matrix(
         cells: Results by question and group, read and filled, so that a further question costs only
         its row and a further
             group only its column; default: a new dict.
-        draws: Random groups behind each chance level; default 200.
-        seed: Seed of the random groups; default 0.
 
     Yields:
         `MatrixProgress`, and last the frame. Closing the iterator cancels. One row per question and
@@ -118,9 +91,9 @@ def query_group_matrix(
     Example:
         >>> from qanchor.analysis.embedding_cache import EmbeddingCache
         >>> users = qa.make_sample_users(60)
-        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
         >>> cache, groups = EmbeddingCache(engine, engine.prefill(users)), {"some": users.ids[:20], "most": users.ids[20:]}
-        >>> *_, frame = query_group_matrix(cache, ["Will this user travel?"], groups, draws=20)
+        >>> *_, frame = query_group_matrix(cache, ["Will this user travel?"], groups)
         >>> frame[["group", "n", "n_rest"]].to_numpy().tolist()
         [['some', 20, 40], ['most', 40, 20]]
     """
@@ -128,78 +101,53 @@ def query_group_matrix(
     if not queries or not all(queries):
         sizes = f"Found {count(len(queries), 'question')}, {queries.count('')} of them empty"
         raise ValueError(f"{sizes}. Write at least one, and none empty.")
-    members = {
-        str(name): _group_mask(embedding_cache, str(name), ids) for name, ids in groups.items()
-    }
+    members = {}
+    for name, ids in groups.items():
+        try:
+            members[str(name)] = group_mask(embedding_cache, ids)
+        except (KeyError, ValueError) as error:
+            raise type(error)(f"Group {str(name)!r}: {error.args[0]}") from error
     if not members:
         unit = plural(embedding_cache.cache.unit)
         raise ValueError(f"Found 0 groups; at least 1 is required. Name some {unit}.")
     cells = {} if cells is None else cells
-    return _iter_rows(embedding_cache, queries, members, cells, draws, seed)
+    return _iter_rows(embedding_cache, queries, members, cells)
 
 
 def _iter_rows(
     embedding_cache: EmbeddingCache,
     queries: list[str],
     members: dict[str, np.ndarray],
-    cells: MutableMapping[tuple, MatrixCell],
-    draws: int,
-    seed: int,
+    cells: MutableMapping[tuple, dict],
 ) -> Iterator[MatrixProgress | pd.DataFrame]:
+    from scipy.stats import rankdata
+
     n_users = len(embedding_cache.ids)
-    results: dict[tuple[str, str], tuple[np.ndarray, MatrixCell]] = {}
-
-    def progress(stage: str, row: int, done: int) -> MatrixProgress:
-        frame = _matrix_frame(results, embedding_cache.noise_floors)
-        return MatrixProgress(
-            stage, row, len(queries), n_users * row + done, n_users * len(queries), frame
-        )
-
+    rows = []
+    frame = None
     for row, query in enumerate(queries):
-        keys = {}
-        for name, group in members.items():
-            keys[name] = (query, np.packbits(group).tobytes(), draws, seed)
+        keys = {name: (query, np.packbits(group).tobytes()) for name, group in members.items()}
         # read now: a full cache may evict some meanwhile
         known = {name: cells[key] for name, key in keys.items() if key in cells}
         missing = [name for name in keys if name not in known]
         if missing:
-            for text in ("", query):
-                for done, _ in embedding_cache.embed(text):
-                    yield progress("users", row, done)
-            yield progress("scores", row, n_users - 1)
+            for stage, done, _ in embedding_cache.embed("", query):
+                yield MatrixProgress(stage, row, done, frame)
+            yield MatrixProgress("scores", row, n_users - 1, frame)
             z = embedding_cache.embeddings[query]
-            ranks, moved = _user_scores(embedding_cache, query)
+            ranking = embedding_cache.engine.score(embedding_cache.cache, query)
+            rank = rankdata(ranking["score"], nan_policy="propagate")
+            moved = residual_shift(l2_normalize(embedding_cache.embeddings[""]), l2_normalize(z))
             for name in missing:
-                known[name] = _measure_cell(z, ranks, moved, members[name], draws, seed)
+                known[name] = _measure_cell(z, rank, moved, members[name])
                 cells[keys[name]] = known[name]
-        for name in keys:
-            results[query, name] = (members[name], known[name])
-        yield progress("row", row, n_users)
-    yield _matrix_frame(results, embedding_cache.noise_floors)
-
-
-def default_queries(users: Users, many: int = MAX_QUERIES) -> list[str]:
-    """Choose questions for these users, one per domain of life, about topics that about half of the
-    users have events of.
-
-    Args:
-        users: The users.
-        many: Number of questions at most; default 8.
-
-    Returns:
-        Questions of `question_bank`.
-
-    Example:
-        >>> len(default_queries(qa.make_sample_users(60), many=5))
-        5
-    """
-    text = {topic: query for query, topic in question_bank(users.unit).items()}
-    order = np.argsort(np.abs((topic_rates(users) > 0).mean(0) - 0.5), kind="stable")
-    best = {}
-    for place in order:
-        topic = TOPICS[place]
-        best.setdefault(topic.domain, text[topic.name])  # the nearest to a half comes first
-    return list(best.values())[:many]
+        for name, group in members.items():
+            n = int(group.sum())
+            about = {"query": query, "group": name, "n": n, "n_rest": n_users - n}
+            rows.append(about | known[name])
+        frame = _matrix_frame(rows, embedding_cache.noise_floors)
+        yield MatrixProgress("row", row, n_users, frame)
+    yield frame
 
 
 def default_groups(users: Users) -> dict[str, tuple[str, ...]]:
@@ -232,45 +180,12 @@ def default_groups(users: Users) -> dict[str, tuple[str, ...]]:
     return {}
 
 
-def _group_mask(embedding_cache: EmbeddingCache, name: str, ids: Iterable[str]) -> UserMask:
-    """Mark the users of a group; refuse unknown users and groups that are too small or too large."""
-    try:
-        inside = membership_mask(embedding_cache.ids, ids)
-    except (KeyError, ValueError) as error:
-        raise type(error)(f"Group {name!r}: {error.args[0]}") from error
-    n_inside = int(inside.sum())
-    n_outside = int((~inside).sum())
-    if min(n_inside, n_outside) >= MIN_GROUP_SIZE:
-        return inside
-    unit = embedding_cache.cache.unit
-    required = f"at least {MIN_GROUP_SIZE} are required"
-    if n_inside < n_outside:
-        raise ValueError(f"Group {name!r} has {count(n_inside, unit)}; {required}. Select more.")
-    raise ValueError(
-        f"Only {count(n_outside, unit)} outside group {name!r}; {required}. Select fewer."
-    )
-
-
-def _user_scores(embedding_cache: EmbeddingCache, query: str) -> tuple[UserFloats, UserFloats]:
-    """Return the rank of each user by its yes score, and its shift from the empty query."""
-    from scipy.stats import rankdata
-
-    z = embedding_cache.embeddings[query]
-    ranking = embedding_cache.engine.score(embedding_cache.cache, query, z)
-    moved = residual_shift(l2_normalize(embedding_cache.embeddings[""]), l2_normalize(z))
-    return rankdata(ranking["score"], nan_policy="propagate"), moved
-
-
-def _measure_cell(
-    z: EmbeddingRows,
-    rank: UserFloats,
-    moved: UserFloats,
-    inside: UserMask,
-    draws: int,
-    seed: int,
-) -> MatrixCell:
-    """Measure one group, and random groups of its size (the same ones under every question)."""
-    folds_by_seed = random_groups(inside, draws, np.random.default_rng(seed))
+def _measure_cell(z: EmbeddingRows, rank: UserFloats, moved: UserFloats, inside: UserMask) -> dict:
+    """Measure one group, and random groups of its size (the same ones under every question), whose
+    values are the `random_` ones: AUCs, distances of the yes score from 0.5, and absolute logarithms
+    of the ratio.
+    """
+    folds_by_seed = random_groups(inside, RANDOM_GROUPS, np.random.default_rng(0))
     aucs = np.concatenate([nearest_mean_aucs(z, folds) for folds in folds_by_seed])
     group = folds_by_seed[0].group  # (draw, user), the group itself first
     n = int(inside.sum())
@@ -279,28 +194,19 @@ def _measure_cell(
     yes_score = (rank[rows_inside].sum(1) - n * (n + 1) / 2) / (n * (len(rank) - n))
     shift = np.maximum(np.median(moved[rows_inside], axis=1), 1e-9)
     shift_rest = np.maximum(np.median(moved[rows_outside], axis=1), 1e-9)
-    return MatrixCell(
-        aucs=aucs[:, 0],
-        yes_score=float(yes_score[0]),
-        shift=float(shift[0]),
-        shift_rest=float(shift_rest[0]),
-        random_auc=aucs[:, 1:].mean(0),
-        random_yes_score=np.abs(yes_score[1:] - 0.5),
-        random_ratio=np.abs(np.log(shift[1:] / shift_rest[1:])),
-    )
+    return {
+        "aucs": aucs[:, 0],
+        "yes_score": float(yes_score[0]),
+        "shift": float(shift[0]),
+        "shift_rest": float(shift_rest[0]),
+        "random_auc": aucs[:, 1:].mean(0),
+        "random_yes_score": np.abs(yes_score[1:] - 0.5),
+        "random_ratio": np.abs(np.log(shift[1:] / shift_rest[1:])),
+    }
 
 
-def _matrix_frame(
-    results: Mapping[tuple[str, str], tuple[np.ndarray, MatrixCell]],
-    noise_floors: Mapping[str, float],
-) -> pd.DataFrame | None:
+def _matrix_frame(rows: list[dict], noise_floors: Mapping[str, float]) -> pd.DataFrame:
     """Build the frame of the results so far; the chance levels are those of the questions so far."""
-    if not results:
-        return None
-    rows = []
-    for (query, name), (group, cell) in results.items():
-        row = {"query": query, "group": name, "n": int(group.sum()), "n_rest": int((~group).sum())}
-        rows.append(row | vars(cell))
     frame = pd.DataFrame(rows)
     frame = frame.assign(**auc_columns(np.stack(frame["aucs"])))
     frame["noise_floor"] = frame["query"].map(noise_floors.get).astype(float)
@@ -318,8 +224,8 @@ def _chance_levels(frame: pd.DataFrame, measure: str) -> pd.Series:
     """Return for each row what the best question stays below in 95 % of the random groups of its
     size.
     """
-    levels = {}
-    for name, rows in frame.groupby("group")[measure]:
-        best_question = np.fmax.reduce(list(rows))
-        levels[name] = float(np.quantile(best_question, CHANCE_QUANTILE))
-    return frame["group"].map(levels)
+
+    def level(rows: pd.Series) -> float:
+        return float(np.quantile(np.fmax.reduce(list(rows)), CHANCE_QUANTILE))
+
+    return frame["group"].map(frame.groupby("group")[measure].agg(level))

@@ -17,8 +17,17 @@ MAX_LISTED_NEIGHBORS = 5  # gained and lost neighbours listed in the shift frame
 # With more users neighbours are found by an index, trust is estimated, and the map is a PCA by
 # default.
 MAX_EXACT_USERS = 20_000
-
-
+SHIFT_COLUMNS = [
+    "user",
+    "from_query",
+    "to_query",
+    "residual",
+    "noise_floor",
+    "beyond_noise",
+    "neighbours_kept",
+    "gained",
+    "lost",
+]
 Neighbors = Int[np.ndarray, "user k"]
 
 
@@ -110,12 +119,6 @@ def knn_indices(rows: EmbeddingRows, k: int = N_NEIGHBORS) -> Neighbors:
     return search.kneighbors(return_distance=False)
 
 
-def neighbors_kept(before: EmbeddingRows, after: EmbeddingRows, k: int = N_NEIGHBORS) -> UserFloats:
-    """Return the share of its `k` nearest neighbours that each user keeps (1: all, 0: none)."""
-    _same_users(before, after)
-    return _in_both(knn_indices(before, k), knn_indices(after, k)).mean(axis=1)
-
-
 def neighbors_changed(
     before: EmbeddingRows, after: EmbeddingRows, ids, k: int = N_NEIGHBORS
 ) -> pd.DataFrame:
@@ -193,17 +196,14 @@ def embedding_shift(
     before = l2_normalize(before)
     after = l2_normalize(after)
     moved = residual_shift(before, after)
-    changed = neighbors_changed(before, after, ids)
-    frame = pd.DataFrame(
-        {"user": changed["user"], "from_query": from_query, "to_query": to_query, "residual": moved}
-    )
-    return frame.assign(
+    frame = neighbors_changed(before, after, ids).assign(
+        from_query=from_query,
+        to_query=to_query,
+        residual=moved,
         noise_floor=floor,
         beyond_noise=moved > floor,
-        neighbours_kept=changed["neighbours_kept"],
-        gained=changed["gained"],
-        lost=changed["lost"],
     )
+    return frame[SHIFT_COLUMNS]
 
 
 def share_beyond_noise(shift: pd.DataFrame) -> tuple[float, float, float]:
@@ -221,10 +221,9 @@ def share_beyond_noise(shift: pd.DataFrame) -> tuple[float, float, float]:
     """
     from scipy.stats import binomtest
 
-    moved = int(shift["beyond_noise"].sum())
-    n = len(shift)
-    interval = binomtest(moved, n).proportion_ci(method="wilson")
-    return moved / n, float(interval.low), float(interval.high)
+    result = binomtest(int(shift["beyond_noise"].sum()), len(shift))
+    interval = result.proportion_ci(method="wilson")
+    return result.statistic, float(interval.low), float(interval.high)
 
 
 def _same_users(before, after) -> None:
@@ -239,11 +238,13 @@ def _align_rows(
     before: EmbeddingRows, after: EmbeddingRows, rows: Float[np.ndarray, "row dim"]
 ) -> Float[np.ndarray, "row dim"]:
     """Move any rows of the after space by the rotation and offset that align `after` to `before`."""
+    from scipy.linalg import orthogonal_procrustes
+
     _same_users(before, after)
     middle_before = before.mean(axis=0)
     middle_after = after.mean(axis=0)
-    left, _, right = np.linalg.svd((after - middle_after).T @ (before - middle_before))
-    return (rows - middle_after) @ (left @ right) + middle_before
+    rotation, _ = orthogonal_procrustes(after - middle_after, before - middle_before)
+    return (rows - middle_after) @ rotation + middle_before
 
 
 def _in_both(first: Neighbors, second: Neighbors) -> np.ndarray:

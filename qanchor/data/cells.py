@@ -21,8 +21,6 @@ INVISIBLE = re.compile(
 )
 MISSING = ("", "null", "NULL", "nan", "NaN", "None", "<NA>", "\\N", "#N/A")
 MISSING_NUMBERS = (*MISSING, "NA", "N/A", "n/a", "-", "--")
-# a word of Latin letters beside Greek or Cyrillic ones, or of the latter two
-MIXED_ALPHABETS = r"\b(?:(?=\w*[A-Za-zÀ-ɏ])(?=\w*[Ͱ-ӿ])|(?=\w*[Ͱ-Ͽ])(?=\w*[Ѐ-ӿ]))"
 SCIENTIFIC = r"\d(?:[.,]\d+)?[eE]\+\d+"
 YES_NO = {"yes": 1.0, "true": 1.0, "y": 1.0, "no": 0.0, "false": 0.0, "n": 0.0}
 MONEY = r"[\s\u00a0\u202f$€£¥%']+|(?<=\d)(?:EUR|USD|GBP)$|^(?:EUR|USD|GBP)(?=[\s\d-])"
@@ -119,13 +117,12 @@ def read_words(findings: Findings, cells: pd.Series, role: str = "text") -> pd.S
     return unique.spread(words.astype(pd.CategoricalDtype(kinds)))
 
 
-def read_ids(findings: Findings, cells: pd.Series, seen: dict[str, str]) -> pd.Series:
+def read_ids(findings: Findings, cells: pd.Series) -> pd.Series:
     """Read a column of user ids, which are words: 007 and 7 are two users.
 
     Args:
-        findings: Collects what was changed, and ids that became equal.
+        findings: Collects what was changed.
         cells: The column.
-        seen: For each id, how it was first written before it was tidied; extended.
 
     Returns:
         Categories of str.
@@ -144,17 +141,6 @@ def read_ids(findings: Findings, cells: pd.Series, seen: dict[str, str]) -> pd.S
         findings.rows(cells, ids.notna(), message, "changed")
         ids = ids.str.partition(".")[0].astype("category").rename(cells.name)
     _note_likeness(findings, cells, ids)
-    for text in UniqueCells(findings, cells).texts:
-        clean = tidy(text, trim=True)
-        first = seen.setdefault(clean, text)
-        if clean and text.strip() != first.strip():
-            message = (
-                "ids that are equal but for invisible characters. Write each user's id in one way."
-            )
-            findings.add("user", [first, text], message)
-        elif clean and text != first:
-            message = "ids that are equal but for spaces around them. They are read as one user."
-            findings.add("user", [first, text], message, "changed")
     return ids
 
 
@@ -167,9 +153,6 @@ def _note_likeness(findings: Findings, cells: pd.Series, ids: pd.Series) -> None
     if alike.any():
         message = f"like {first[alike].iloc[0]!r} but for case or form. It is read as another user."
         findings.rows(cells, ids.isin(kinds[alike]), message, "note")
-    mixed = kinds[kinds.str.contains(MIXED_ALPHABETS)]
-    message = "letters of two alphabets in one word. It may look like another user."
-    findings.rows(cells, ids.isin(mixed), message, "note")
 
 
 def check_known_ids(findings: Findings, ids: pd.Series, known: set[str], needed: bool) -> None:
@@ -272,12 +255,12 @@ def _parse_numbers(texts: pd.Series, comma: bool) -> tuple[pd.Series, str]:
     """Return the numbers of unique texts and, if they are not plain, how they were read."""
     plain = _without_money(texts)
     fits = _fits(texts)
-    points, commas, thousands = fits.mean()
-    form = fits.mean().fillna(0).idxmax()  # of equal ones the first
+    share = fits.mean().fillna(0)
+    form = share.idxmax()  # of equal ones the first
     dotted = plain[plain.str.contains(".", regex=False)]
     if comma and len(dotted) and dotted.str.fullmatch(THOUSANDS_DOT).all():
         form = "decimal commas"
-    elif commas == thousands > points:
+    elif share["decimal commas"] == share["thousands commas"] > share["decimal points"]:
         form = "decimal commas" if comma else "thousands commas"
     read = plain.where(fits[form])
     if form == "decimal commas":
@@ -336,16 +319,14 @@ def one_column_per_kind(findings: Findings, words: pd.Series, taken: set[str]) -
     Returns:
         The most frequent kinds, at most 20; NaN where the word is missing.
     """
-    counts = words.value_counts()
-    kinds = list(counts.index[counts > 0])
+    words = words.astype(object)
+    kinds = words.value_counts().index
     rare = words.isin(kinds[MAX_KINDS:])
     message = f"{count(len(kinds), 'kind')}. The {MAX_KINDS} most frequent become attributes."
     findings.rows(words, rare, message, "note")
-    columns = pd.DataFrame(index=words.index)
-    for kind in sorted(kinds[:MAX_KINDS]):
-        name = f"{words.name}.{kind}"
-        if name in taken:
-            findings.add(words.name, name, ATTRIBUTE_EXISTS.format(name))
-        else:
-            columns[name] = (words == kind).astype(float).mask(words.isna())
-    return columns
+    columns = pd.get_dummies(words.mask(rare), prefix=words.name, prefix_sep=".", dtype=float)
+    columns[words.isna()] = np.nan
+    twice = columns.columns.intersection(taken)
+    for name in twice:
+        findings.add(words.name, name, ATTRIBUTE_EXISTS.format(name))
+    return columns.drop(columns=twice)

@@ -123,6 +123,10 @@ def plain_name(name: str) -> str:
     return re.sub(r"\W+|_+", "_", split.lower()).strip("_")
 
 
+def _is_named(pattern: str, name: str) -> bool:
+    return re.fullmatch(pattern, plain_name(name)) is not None
+
+
 def kind_of(cells: pd.Series) -> str:
     """Return what a column holds: "empty", "nested", "numbers", "times", "clock" or "words".
 
@@ -184,8 +188,8 @@ def find_columns(table: Table, told: dict) -> Roles:
     if "modality" not in told:
         finder.find_modality()
     finder.sort_rest("numbers" in told)
-    money = [name for name in roles.numbers if finder.matches(MONEY_NAMES, name)]
-    if money and "text" not in told and not roles.text and not roles.words:
+    has_words = "text" in told or roles.text or roles.words
+    if not has_words and any(_is_named(MONEY_NAMES, name) for name in roles.numbers):
         roles.word = "purchase"
     return roles
 
@@ -206,7 +210,8 @@ class _Finder:
         for role in ("text", "modality"):
             word = columns.get(role, [None])[0]
             if word is not None and word not in self.frame:
-                self._refuse_typing_error(role, word)
+                if difflib.get_close_matches(str(word), list(self.frame), cutoff=0.8):
+                    self._column(role, word)  # nearly the name of a column: refuse it
                 columns.pop(role)
                 setattr(roles, "word" if role == "text" else "kind", str(word))
         for role, names in columns.items():
@@ -222,27 +227,23 @@ class _Finder:
         )
         raise DataError(self.table.name, None, role, name, message)
 
-    def _refuse_typing_error(self, role: str, word) -> None:
-        """Refuse a word for all events that is nearly the name of a column."""
-        if difflib.get_close_matches(str(word), list(self.frame), cutoff=0.8):
-            self._column(role, word)
-
     def _free(self, *kinds: str) -> list[str]:
         """Return the columns of some kinds (default: all) that have no role so far."""
         free = [name for name in self.frame if name not in self.roles.taken()]
         return [name for name in free if not kinds or self.kinds[name] in kinds]
 
     def leave_out_nothings(self) -> None:
+        left_out = self.roles.left_out
         for name in self._free():
             if self.kinds[name] == "empty":
-                self.roles.left_out[name] = "empty"
+                left_out[name] = "empty"
             elif self._is_row_number(name):
-                self.roles.left_out[name] = "row numbers"
+                left_out[name] = "row numbers"
             elif self.kinds[name] == "nested":
-                self.roles.left_out[name] = "lists or objects, not words or numbers"
+                left_out[name] = "lists or objects, not words or numbers"
 
     def _is_row_number(self, name: str) -> bool:
-        if not self.matches(ROW_NUMBER_NAMES, name) or self.kinds[name] != "numbers":
+        if not _is_named(ROW_NUMBER_NAMES, name) or self.kinds[name] != "numbers":
             return False
         values = pd.to_numeric(self.frame[name], errors="coerce")
         return bool((values.diff().iloc[1:] == 1).all()) and len(values) > 1
@@ -253,10 +254,9 @@ class _Finder:
         found = self._ranked("time", days) or self._ranked("time", self._free("numbers"))
         if not found and len(days) > 1:
             self._ask("time", days)
-        if not found and not days:  # a column named so is meant, even if hardly a cell is a time
-            exact = NAMES["time"][0]
-            found = [name for name in self._free("words") if self.matches(exact, name)]
-        found = found or days
+        exact = NAMES["time"][0]  # a column named so is meant, even if hardly a cell is a time
+        named = [name for name in self._free("words") if _is_named(exact, name)]
+        found = found or days or named
         if not found:
             self._ask("time", self._ranked("time", self._free()) or self._free("words", "numbers"))
         self.roles.time = found[:1]
@@ -273,8 +273,9 @@ class _Finder:
         return bool((cells.astype(str).str.strip().str.len() <= 10).all())
 
     def find_user(self) -> None:
+        free = self._free("words", "numbers")
         for names in NAMES["user"]:
-            near = [name for name in self._free("words", "numbers") if self.matches(names, name)]
+            near = [name for name in free if _is_named(names, name)]
             if names == NAMES["user"][-1]:  # `id` may number the rows, `name` the products
                 near = [name for name in near if self._repeats(name)]
             if len(near) > 1:
@@ -282,21 +283,17 @@ class _Finder:
             if near:
                 self.roles.user = near[0]
                 return
-        ids = [name for name in self._free("words", "numbers") if self._is_id(name)]
-        ids = [name for name in ids if self._repeats(name)]
+        ids = [name for name in free if self._is_id(name) and self._repeats(name)]
         if len(ids) != 1:
-            self._ask("user", ids or self._free("words", "numbers"))
+            self._ask("user", ids or free)
         self.roles.user = ids[0]
 
     def _repeats(self, name: str) -> bool:
         return self.one_row_per_user or 2 * self.frame[name].nunique() <= len(self.frame)
 
-    def matches(self, pattern: str, name: str) -> bool:
-        return bool(re.fullmatch(pattern, plain_name(name)))
-
     def _ranked(self, role: str, columns: list[str]) -> list[str]:
         """Return the columns that are named like a role, the surest first."""
-        return [name for pattern in NAMES[role] for name in columns if self.matches(pattern, name)]
+        return [name for pattern in NAMES[role] for name in columns if _is_named(pattern, name)]
 
     def _ask(self, role: str, near: list[str]) -> None:
         maybe = f" (is it {' or '.join(map(repr, near[:5]))}?)" if near else ""
@@ -311,7 +308,7 @@ class _Finder:
         words = [name for name in self._free("words") if not self._is_id(name)]
         named = self._ranked("text", [name for name in words if name != "modality"])
         self.roles.text = named[:1]
-        kinds = [name for name in named[1:] if self.matches("event_?type", name)][:1]
+        kinds = [name for name in named[1:] if _is_named("event_?type", name)][:1]
         n_kinds = self.frame[kinds].nunique().max()
         if n_kinds > MAX_MODALITIES:
             self.roles.text = kinds + named[:1]
@@ -328,7 +325,7 @@ class _Finder:
     def _is_id(self, name: str) -> bool:
         """Return whether a column holds ids: by its name and digits, or by its codes alone."""
         some = _sample(self.frame[name]).astype(str).str.strip()
-        named = self.matches(ID_NAMES, name)
+        named = _is_named(ID_NAMES, name)
         if self.kinds[name] == "numbers":
             huge = some.str.fullmatch(WHOLE).all() and some.str.len().median() >= 15
             fraction = some.str.contains(r"\.\d*[1-9]").any()
@@ -337,7 +334,7 @@ class _Finder:
         return bool(is_code or (named and some.str.contains(r"\d").mean() > 0.5))
 
     def _is_category(self, name: str) -> bool:
-        if not self.matches(CATEGORY_NAMES, name) or self.roles.text:
+        if not _is_named(CATEGORY_NAMES, name) or self.roles.text:
             return False
         return bool(_sample(self.frame[name]).astype(str).str.fullmatch(WHOLE).all())
 
@@ -377,7 +374,7 @@ def may_be_attribute(name: str) -> bool:
         >>> may_be_attribute("age"), may_be_attribute("amount_rur")
         (True, False)
     """
-    return re.fullmatch(SUMMED_NAMES, plain_name(name)) is None
+    return not _is_named(SUMMED_NAMES, name)
 
 
 def find_attributes(

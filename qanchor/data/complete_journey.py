@@ -19,9 +19,6 @@ WORDS = {"private": "private label brand"}  # of the publisher's own description
 MIN_BASKETS = 5  # households with fewer baskets before the cut-off are left out
 LABEL_DAYS = 92  # October to December for the default cut-off
 MAX_ITEMS = 50  # a larger quantity is hundredths of a gallon or a pound
-LOCAL_TIME = """{time} - case when {time} between timestamp '2017-03-12 07:00:00'
-                                          and timestamp '2017-11-05 05:59:59'
-                              then interval 4 hour else interval 5 hour end"""
 
 
 def load_complete_journey(cutoff="2017-10-01", *, raw_names: bool = False) -> Users:
@@ -147,11 +144,10 @@ def _build(cutoff: pd.Timestamp, raw_names: bool) -> tuple[pd.DataFrame, pd.Data
     import duckdb
 
     data = package_folder()
-    local_time = LOCAL_TIME.format(time="transaction_timestamp")
     # the default cut-off has 273 days before it: three times 91
     thirds = (cutoff - pd.Timestamp("2017-01-01")).days / 91
     values = {"data": data, "cutoff": cutoff, "days": LABEL_DAYS, "thirds": thirds}
-    values |= {"local": local_time, "weighed": MAX_ITEMS, "baskets": MIN_BASKETS}
+    values |= {"weighed": MAX_ITEMS, "baskets": MIN_BASKETS}
     categories_sql = (
         f"select distinct department, product_category as category from '{data}/products.parquet'"
     )

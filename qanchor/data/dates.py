@@ -39,6 +39,10 @@ MONTHS = {name: str(number) for number, name in enumerate(MONTHS, 1)}
 # Words for a zone that mean one offset only; EST, IST and others mean several.
 ZONES = dict.fromkeys(("Z", "UTC", "GMT", "WET"), "Z") | dict.fromkeys(("WEST", "CET"), "+01")
 ZONES |= dict.fromkeys(("CEST", "EET"), "+02") | {"EEST": "+03"}
+DIGITS = {
+    "%Y%m%d": (19_000_101, 22_001_231),
+    "%Y%m%d%H%M%S": (19_000_101_000_000, 22_001_231_235_959),
+}
 SIX_DIGITS = {"%y%m%d": "yymmdd", "%d%m%y": "ddmmyy", "%m%d%y": "mmddyy"}
 EPOCHS = {  # units since 1970, by the range that holds 1973 to 2100
     "seconds": ("s", 1e8, 4.2e9),
@@ -47,7 +51,6 @@ EPOCHS = {  # units since 1970, by the range that holds 1973 to 2100
     "nanoseconds": ("ns", 1e17, 4.2e18),
 }
 SERIAL_DAYS = (25_569, 73_051)  # day numbers of spreadsheets, 1970 to 2099
-SERIAL_START = pd.Timestamp("1899-12-30")
 
 
 @dataclass
@@ -85,7 +88,7 @@ def read_times(cells: pd.Series, timezone: str | None = None) -> Times:
     if is_datetime64_any_dtype(cells):
         return _read_datetimes(cells, timezone)
     if is_bool_dtype(cells):
-        return Times(_no_times(cells.index), unclear="yes and no are not times")
+        return _no_times(cells, "yes and no are not times")
     if is_numeric_dtype(cells):
         return _read_numbers(cells.astype(float))
     codes, unique = pd.factorize(cells)
@@ -123,25 +126,26 @@ def looks_like_clock(texts: pd.Series) -> bool:
     return bool(texts.str.strip().str.fullmatch(CLOCK_ONLY).mean() > 0.9)
 
 
-def _no_times(index: pd.Index) -> pd.Series:
-    return pd.Series(pd.NaT, index=index, dtype="datetime64[us]")
+def _no_times(cells: pd.Series, unclear: str = "") -> Times:
+    return Times(pd.Series(pd.NaT, cells.index, dtype="datetime64[us]"), unclear=unclear)
 
 
 def _read_datetimes(cells: pd.Series, timezone: str | None) -> Times:
-    zone = cells.dt.tz
+    zone = cells.dt.tz or timezone
     how = ""
-    if zone is None and timezone:
-        zone = timezone
-        cells = _localize(cells, timezone)
-    if zone is not None and str(zone) != "UTC":
+    if zone and str(zone) != "UTC":
         how = f"times of {zone} are converted to UTC"
-    time = pd.to_datetime(cells, utc=True).dt.tz_localize(None)
+    if cells.dt.tz is None:
+        time = _to_utc(cells, timezone or "UTC")
+    else:
+        time = cells.dt.tz_convert(None)
     return Times(time.astype("datetime64[us]"), how)
 
 
-def _localize(time: pd.Series, timezone: str) -> pd.Series:
+def _to_utc(time: pd.Series, timezone: str) -> pd.Series:
     winter = np.zeros(len(time), bool)  # of the hour that a clock shows twice, take the second
-    return time.dt.tz_localize(timezone, ambiguous=winter, nonexistent="shift_forward")
+    zoned = time.dt.tz_localize(timezone, ambiguous=winter, nonexistent="shift_forward")
+    return zoned.dt.tz_convert(None)
 
 
 def _read_numbers(values: pd.Series) -> Times:
@@ -149,11 +153,10 @@ def _read_numbers(values: pd.Series) -> Times:
     known = values.dropna()
     whole = bool((known % 1 == 0).all())
     if known.empty:
-        return Times(_no_times(values.index))
-    if whole and known.between(19_000_101, 22_001_231).all():
-        return _read_digits(values, "%Y%m%d")
-    if whole and known.between(19_000_101_000_000, 22_001_231_235_959).all():
-        return _read_digits(values, "%Y%m%d%H%M%S")
+        return _no_times(values)
+    for form, (low, high) in DIGITS.items():
+        if whole and known.between(low, high).all():
+            return Times(parse_times(values.map("{:.0f}".format, na_action="ignore"), form))
     for name, (unit, low, high) in EPOCHS.items():
         if known.between(low, high).all():
             time = pd.to_datetime(values, unit=unit, errors="coerce").astype("datetime64[us]")
@@ -162,36 +165,40 @@ def _read_numbers(values: pd.Series) -> Times:
         return _read_six_digits(values)
     if known.between(*SERIAL_DAYS).all():
         how = "day numbers of a spreadsheet (1 is 1900-01-01)"
-        return Times(_days_after(SERIAL_START, values), how, guess=True)
+        return Times(_days_after("1899-12-30", values), how, guess=True)
     if known.between(0, SERIAL_DAYS[0]).all():
         how = "days since a start that the table does not name: day 0 is written as 1970-01-01"
-        return Times(_days_after(pd.Timestamp("1970-01-01"), values), how, guess=True)
+        return Times(_days_after("1970-01-01", values), how, guess=True)
     unclear = (
         "the numbers are not of one kind, neither dates such as 20250131 nor seconds since 1970"
     )
-    return Times(_no_times(values.index), unclear=unclear)
+    return _no_times(values, unclear)
 
 
-def _days_after(start: pd.Timestamp, days: pd.Series) -> pd.Series:
+def _days_after(start: str, days: pd.Series) -> pd.Series:
     seconds = (days * 86_400).round()
-    return (start + pd.to_timedelta(seconds, unit="s")).astype("datetime64[us]")
+    return pd.to_datetime(seconds, unit="s", origin=start).astype("datetime64[us]")
 
 
-def _read_digits(values: pd.Series, form: str) -> Times:
-    texts = values.map("{:.0f}".format, na_action="ignore")
-    return Times(_parse(texts, form))
+def parse_times(texts: pd.Series, form: str = "ISO8601") -> pd.Series:
+    """Read texts of one format.
 
+    Args:
+        texts: The texts. For pandas, "now" and "today" are times, too: check for them.
+        form: A format of `strftime` (default: ISO 8601).
 
-def _parse(texts: pd.Series, form: str = "ISO8601") -> pd.Series:
+    Returns:
+        UTC without a zone, datetime64[us]; NaT where a text is not of this format.
+    """
     time = pd.to_datetime(texts, errors="coerce", utc=True, format=form)
-    return time.dt.tz_localize(None).astype("datetime64[us]")
+    return time.dt.tz_convert(None).astype("datetime64[us]")
 
 
 def _read_six_digits(values: pd.Series) -> Times:
     """Read yymmdd, ddmmyy or mmddyy, when only one fits or the years are fewer than the days."""
     texts = values.map("{:06.0f}".format, na_action="ignore")
     known = texts.dropna()
-    fitting = [form for form in SIX_DIGITS if _parse(known, form).notna().all()]
+    fitting = [form for form in SIX_DIGITS if parse_times(known, form).notna().all()]
     if len(fitting) > 1:
         starts = known.str[:2].nunique()
         ends = known.str[4:].nunique()
@@ -201,72 +208,73 @@ def _read_six_digits(values: pd.Series) -> Times:
             fitting = [form for form in fitting if form != "%y%m%d"]
     if len(fitting) == 1:
         form = fitting[0]
-        return Times(_parse(texts, form), f"six digits are {SIX_DIGITS[form]}", guess=True)
-    unclear = "six digits could be year, month, day or day, month, year"
-    return Times(_no_times(values.index), unclear=unclear)
+        return Times(parse_times(texts, form), f"six digits are {SIX_DIGITS[form]}", guess=True)
+    return _no_times(values, "six digits could be year, month, day or day, month, year")
 
 
 def _read_texts(texts: pd.Series, timezone: str | None) -> Times:
     """Read unique texts: ISO 8601 first, what is left by the one pattern that fits most of it."""
     plain = texts.str.replace(r"\s*(?:UTC|GMT)$", "Z", regex=True)
     plain = plain.mask(plain.isin(("now", "today")), "")  # pandas would read the clock
-    time = _parse(plain)
+    time = parse_times(plain)
     how = []
     unclear = ""
     rest = texts[time.isna() & (texts != "")]
     if len(rest):
-        parts, how, unclear = _read_parts(rest, timezone)
-        if not unclear:
+        try:
+            parts, how = _read_parts(rest, timezone)
             plain.update(_write_iso(parts))
-            time = _parse(plain)
+            time = parse_times(plain)
+        except _Unclear as reason:
+            unclear = str(reason)
     offset = plain.str.extract(f"({OFFSET})", expand=False).where(plain.str.contains(":"))
     if timezone:
-        local = _localize(time, timezone).dt.tz_convert("UTC").dt.tz_localize(None)
-        time = time.where(offset.notna(), local.astype("datetime64[us]"))
+        time = time.where(offset.notna(), _to_utc(time, timezone))
         how.append(f"times of {timezone} are converted to UTC")
     elif not offset[time.notna()].dropna().isin(NO_OFFSET).all():
         how.append("times with an offset are converted to UTC")
     return Times(time, ", ".join(how), unclear)
 
 
-def _read_parts(texts: pd.Series, timezone: str | None) -> tuple[pd.DataFrame, list[str], str]:
-    """Split texts by the pattern that fits most; tell how it was read, or why it is not clear."""
+class _Unclear(Exception):
+    """Texts cannot be read without a guess; the message says why."""
+
+
+def _read_parts(texts: pd.Series, timezone: str | None) -> tuple[pd.DataFrame, list[str]]:
+    """Split texts by the pattern that fits most, and tell how it was read."""
     fits = {name: texts.str.match(pattern).sum() for name, pattern in PATTERNS.items()}
     name = max(fits, key=fits.get)
     parts = texts.str.extract(PATTERNS[name])
     how = []
     if name == "two numbers" and fits[name]:
-        order, unclear = _day_order(parts)
-        if unclear:
-            return parts, how, unclear
-        how.append(f"the {order} stands first")
-        numbers = ["day", "month"] if order == "day" else ["month", "day"]
-        parts = parts.rename(columns={"one": numbers[0], "two": numbers[1]})
+        first = _first_of_date(parts)
+        how.append(f"the {first} stands first")
+        second = "month" if first == "day" else "day"
+        parts = parts.rename(columns={"one": first, "two": second})
     if "word" in parts:
         parts["month"] = parts["word"].str[:3].str.lower().map(MONTHS)
     words = parts["zone"].str.extract(r"([A-Z]+)", expand=False)
     unknown = sorted(set(words.dropna()) - ZONES.keys())
     if unknown and not timezone:
-        unclear = (
+        raise _Unclear(
             f"the zone {unknown[0]!r} has several meanings: pass it as timezone=, such as"
             ' timezone="America/New_York"'
         )
-        return parts, how, unclear
     parts["zone"] = parts["zone"].where(words.isna(), words.map(ZONES)).fillna("")
-    return parts, how, ""
+    return parts, how
 
 
-def _day_order(parts: pd.DataFrame) -> tuple[str, str]:
-    """Tell whether the day or the month stands first, by the whole column, or why it is unclear."""
+def _first_of_date(parts: pd.DataFrame) -> str:
+    """Tell whether the day or the month stands first, by the whole column."""
     one_is_day = (parts["one"].astype(float) > 12).any()
     two_is_day = (parts["two"].astype(float) > 12).any()
     if one_is_day and two_is_day:
-        return "", "in some rows the day stands first, in others the month"
-    if one_is_day or (parts["mark"].eq(".").any() and not two_is_day):
-        return "day", ""
+        raise _Unclear("in some rows the day stands first, in others the month")
     if two_is_day:
-        return "month", ""
-    return "", "not clear which number is the day and which is the month"
+        return "month"
+    if one_is_day or parts["mark"].eq(".").any():
+        return "day"
+    raise _Unclear("not clear which number is the day and which is the month")
 
 
 def _write_iso(parts: pd.DataFrame) -> pd.Series:

@@ -25,7 +25,6 @@ def export_group(
     ids: Iterable[str],
     path,
     *,
-    beside: pd.DataFrame | None = None,
     least: int = MIN_GROUP_SIZE,
     salt: str | None = None,
 ) -> Path:
@@ -38,9 +37,6 @@ def export_group(
         users: The users.
         ids: Ids of the group.
         path: Where to write; the ending .csv or .parquet sets the format.
-        beside: Further columns, one row a user with a column `user`, such as `lens.ranking`. The
-            file has its order (with a salt, the order of the hashes); users that are not in it
-            come last. Default: no further columns.
         least: Smallest group that is written, because few users are persons. Default: 10.
         salt: A secret: ids become their HMAC-SHA256 under it, and rows are sorted by that; recent
             texts stay. Default: ids as they are.
@@ -50,18 +46,14 @@ def export_group(
 
     Raises:
         KeyError: If an id is unknown.
-        ValueError: If there are no ids, fewer than `least`, an empty salt, another ending, or
-            `beside` has none of these users.
+        ValueError: If there are no ids, fewer than `least`, an empty salt, or another ending.
 
     Example:
         >>> import tempfile
-        >>> users = qa.make_sample_users(40)
+        >>> users = qa.make_sample_users(60)
         >>> path = export_group(users, users.ids[:12], tempfile.mkdtemp() + "/some.csv", salt="a secret")
         >>> len(pd.read_csv(path)), len(pd.read_csv(path).user[0])
         (12, 64)
-        >>> order = pd.DataFrame({"user": users.ids[::-1], "score": np.arange(40)})
-        >>> pd.read_csv(export_group(users, users.ids[:12], path, beside=order)).score[:3].tolist()
-        [28, 29, 30]
     """
     path = Path(path)
     ids = list(ids)
@@ -78,15 +70,14 @@ def export_group(
     if path.suffix not in (".csv", ".parquet"):
         raise ValueError(f"{path.name} has another ending. Name it .csv or .parquet.")
     frame = users.frame()[inside].reset_index(drop=True)
-    if beside is not None:
-        frame = _join_columns(frame, beside)
     if salt is not None:
         frame["user"] = [_hash(user, salt) for user in frame["user"]]
         frame = frame.sort_values("user", ignore_index=True)
     if path.suffix == ".parquet":
         frame["recent"] = frame["recent"].map(list)
         return atomic_write(path, partial(frame.to_parquet, index=False))
-    frame = _as_csv_cells(frame)
+    frame["recent"] = frame["recent"].map(" · ".join)
+    frame = frame.map(escape_formula).rename(columns=escape_formula)
 
     def write(part: Path) -> None:
         # quote all texts: otherwise a carriage return starts a row, with a cell that was not escaped
@@ -99,35 +90,6 @@ def _hash(user: str, salt: str) -> str:
     if not salt:
         raise ValueError("The salt is empty, so ids could be found by trying. Give a secret.")
     return hmac.new(salt.encode(), user.encode(), hashlib.sha256).hexdigest()
-
-
-def _as_csv_cells(frame: pd.DataFrame) -> pd.DataFrame:
-    """Join the recent texts into one cell, and escape what a spreadsheet would run."""
-    cells = frame.assign(recent=frame["recent"].map(" · ".join))
-    for column in cells:
-        if cells[column].dtype.kind not in "biufM":
-            cells[column] = cells[column].map(escape_formula)
-    return cells.rename(columns=escape_formula)
-
-
-def _join_columns(frame: pd.DataFrame, beside: pd.DataFrame) -> pd.DataFrame:
-    """Set further columns beside a frame of users, and bring its rows into their order."""
-    advice = "Give one row per user, a column `user` and new columns, as lens.ranking has."
-    if "user" not in beside:
-        raise ValueError(f"`beside` has no column 'user'. {advice}")
-    more = beside.assign(user=beside["user"].astype(str)).set_index("user")
-    taken = list(more.columns.intersection(frame.columns))
-    if not more.index.is_unique:
-        raise ValueError(f"`beside` has {more.index.duplicated().sum()} users twice. {advice}")
-    if taken:
-        raise ValueError(f"`beside` has columns {taken} again. {advice}")
-    place = more.index.get_indexer(frame["user"])
-    if (place < 0).all():
-        raise ValueError(
-            f"`beside` has none of the {len(frame)} users. Wait until the lens has ranked them."
-        )
-    place[place < 0] = len(more)
-    return frame.join(more, on="user").iloc[place.argsort(kind="stable")].reset_index(drop=True)
 
 
 def escape_formula(cell):

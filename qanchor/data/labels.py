@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pandas as pd
 
-from qanchor.data.cells import check_known_ids, read_ids, read_label
-from qanchor.data.columns import find_fact_columns
+from qanchor.data.cells import check_known_ids
+from qanchor.data.reading import read_label_table
 from qanchor.data.sources import open_table
 from qanchor.data.users import Users
-from qanchor.data.validation import NO_ID, Findings
+from qanchor.data.validation import Findings
 
 
 def read_labels(
@@ -46,23 +47,17 @@ def read_labels(
         return _label_of_users(name, users)
     table = open_table(path, Findings())
     findings = table.findings
-    user = find_fact_columns(table).user
-    others = [column for column in table.frame if column != user]
-    name = name or (others[0] if len(others) == 1 else "label")
-    if name not in table.frame:
+    if name is None and ("label" in table.frame or table.frame.shape[1] > 2):
+        name = "label"
+    labels = read_label_table(table, positive, name)
+    if not labels.shape[1]:
         message = "missing. Write it, or name another with --label."
-        findings.add(name, list(table.frame.columns), message)
+        findings.add(name or "label", list(table.frame), message)
+    check_known_ids(findings, pd.Series(labels.index, name="user"), set(users.ids), needed=True)
     findings.raise_errors()
-    ids = read_ids(findings, table.frame[user], {})
-    labels = read_label(findings, table.frame[name], positive).dropna()
-    ids = ids[labels.index]
-    findings.rows(ids, ids.isna(), NO_ID)
-    ids = ids.dropna().astype(str)
-    findings.rows(ids, ids.duplicated(), "given twice. Keep one label per user.")
-    check_known_ids(findings, ids, set(users.ids), needed=True)
-    findings.raise_errors()
-    labels = labels.set_axis(ids.rename("user"))
-    return labels.reindex(users.ids).dropna()
+    for finding in findings.of("dropped"):
+        warnings.warn(str(finding), stacklevel=2)
+    return labels.iloc[:, 0].reindex(users.ids).dropna()
 
 
 def _label_of_users(name: str | None, users: Users) -> pd.Series:

@@ -9,20 +9,53 @@ import pandas as pd
 
 from qanchor.errors import DataError
 
-ABOUT_FIELDS = (
-    "name",
-    "unit",
-    "cutoff",
-    "horizon_days",
-    "modalities",
-    "columns",
-    "words",
-    "positive",
-    "timezone",
-    "duplicates",
-)
 COLUMN_ROLES = ("user", "time", "text", "modality", "numbers", "attributes")
 MAX_HORIZON = 3660  # days
+
+
+def _is_text(value) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list_of_texts(value) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+WORD = [(_is_text, 'not a word in quotes. Write one, such as "household".')]
+ABOUT_FIELDS = {  # the fields of about.json; for each, what must be true of it and what to do else
+    "name": WORD,
+    "unit": WORD,
+    "cutoff": [],
+    "horizon_days": [
+        (
+            lambda days: type(days) is int and days >= 1,
+            "not a whole number of days. Write one, such as 30.",
+        ),
+        (lambda days: days <= MAX_HORIZON, f"over {MAX_HORIZON:,} days. Write a smaller number."),
+    ],
+    "modalities": [
+        (_is_list_of_texts, 'not a list of names. Write ["bill", "search"].'),
+        (
+            lambda names: len({name.strip() for name in names}) == len(names),
+            "a name is given twice. Write each once.",
+        ),
+    ],
+    "columns": [
+        (
+            lambda columns: isinstance(columns, dict),
+            'not an object. Write {"user": "customer_id"}.',
+        )
+    ],
+    "words": [
+        (
+            lambda words: isinstance(words, dict) and all(map(_is_text, words.values())),
+            'not an object of words. Write {"priv": "private label brand"}.',
+        )
+    ],
+    "positive": WORD,
+    "timezone": WORD,
+    "duplicates": WORD,
+}
 TORN = "damaged or edited. Copy the folder again, or remove it and build it again."
 
 
@@ -67,35 +100,19 @@ def read_about(path: Path) -> dict:
         refuse("about", str(error), "not JSON. Correct it or remove the file.")
     if not isinstance(about, dict):
         refuse("about", about, 'not an object. Write {"cutoff": "2025-01-31"}.')
-    for field in ("name", "unit", "positive", "timezone", "duplicates"):
-        if not isinstance(about.get(field, ""), str):
-            refuse(field, about[field], 'not a word in quotes. Write one, such as "household".')
-    days = about.get("horizon_days", 30)
-    if type(days) is not int or days < 1:
-        refuse("horizon_days", days, "not a whole number of days. Write one, such as 30.")
-    if days > MAX_HORIZON:
-        refuse("horizon_days", days, f"over {MAX_HORIZON:,} days. Write a smaller number.")
-    names = about.get("modalities", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        refuse("modalities", names, 'not a list of names. Write ["bill", "search"].')
-    if len({name.strip() for name in names}) < len(names):
-        refuse("modalities", names, "a name is given twice. Write each once.")
-    columns = about.get("columns", {})
-    if not isinstance(columns, dict):
-        refuse("columns", columns, 'not an object. Write {"user": "customer_id"}.')
-    for role, told in columns.items():
+    for field, rules in ABOUT_FIELDS.items():
+        for is_valid, message in rules:
+            if field in about and not is_valid(about[field]):
+                refuse(field, about[field], message)
+    for role, told in about.get("columns", {}).items():
         if role not in COLUMN_ROLES:
             refuse("columns", role, f"not a role. The roles are {', '.join(COLUMN_ROLES)}.")
-        listed = isinstance(told, list) and all(isinstance(name, str) for name in told)
-        if not isinstance(told, str) and not listed:
+        if not _is_text(told) and not _is_list_of_texts(told):
             refuse("columns", told, "not the name of a column. Write a name, or a list of names.")
-    words = about.get("words", {})
-    if not isinstance(words, dict) or not all(isinstance(name, str) for name in words.values()):
-        refuse("words", words, 'not an object of words. Write {"priv": "private label brand"}.')
     cutoff = about.get("cutoff")
     if cutoff is not None:
         # A bare number would be read as nanoseconds.
-        is_day = isinstance(cutoff, str) and cutoff.strip()[:4].isdigit()
+        is_day = _is_text(cutoff) and cutoff.strip()[:4].isdigit()
         day = cutoff if is_day else None
         time = pd.to_datetime(day, errors="coerce", format="ISO8601", utc=True)
         if pd.isna(time):

@@ -164,29 +164,30 @@ class _Reader:
     told: dict
     today: pd.Timestamp | None = None
     findings: Findings = field(default_factory=Findings)
-    seen_ids: dict = field(default_factory=dict)
 
     def read(self) -> tuple[Users | None, Findings]:
         """Return the users, None if there are errors, and all that was found."""
-        if self.today is None:
-            self.today = pd.Timestamp.now("UTC").tz_localize(None)
         paths = {"events": self.source}
-        about = {"name": "events"}
+        about = {"name": "events", "columns": {}, "modalities": [], "duplicates": "keep"}
+        about |= {"positive": None, "timezone": None}
         if isinstance(self.source, str | Path) and Path(self.source).is_dir():
             folder = Path(self.source)
             if folder.suffix != ".parquet" and not any(folder.glob("part-*")):
                 paths = find_tables(folder)
-            about = self._read_about(folder)
-        columns = about.get("columns", {}) | self.told["columns"]
-        about = {"duplicates": "keep"} | about | self.told | {"columns": columns}
-        about["modalities"] = tuple(about.get("modalities", ()))
+            about |= self._read_about(folder)
+        columns = about["columns"] | self.told["columns"]
+        about |= self.told | {"columns": columns, "modalities": tuple(about["modalities"])}
         if about["duplicates"] not in ("keep", "drop"):
             raise ValueError(f"duplicates={about['duplicates']!r} is neither 'keep' nor 'drop'.")
         events = self._attempt(self._read_events, paths["events"], about)
-        facts = self._attempt(self._read_facts, paths.get("users"))
-        labels = self._attempt(self._read_labels, paths.get("labels"), about.get("positive"))
-        self._check_across(events, facts, labels)
+        facts = None
+        labels = None
         users = None
+        if "users" in paths:
+            facts = self._attempt(self._read_facts, paths["users"])
+        if "labels" in paths:
+            labels = self._attempt(self._read_labels, paths["labels"], about["positive"])
+        self._check_across(events, facts, labels)
         if not self.findings.of("error"):
             users = self._attempt(self._assemble, about, events, facts, labels)
         return users, self.findings
@@ -217,20 +218,19 @@ class _Reader:
         if roles.modality is None and len(modalities) == 1:
             roles.kind = modalities[0]
         events = _Events(table, roles, about["columns"])
-        events.read_columns(self.seen_ids, about.get("timezone"))
-        events.drop_rows(about["duplicates"], self.today)
+        events.read_columns(about["timezone"])
+        today = self.today or pd.Timestamp.now("UTC").tz_localize(None)
+        events.drop_rows(about["duplicates"], today)
         if modalities:
             check_modalities(table.findings, events.rows["modality"], modalities)
         return events
 
-    def _read_facts(self, source) -> pd.DataFrame | None:
-        if source is None:
-            return None
+    def _read_facts(self, source) -> pd.DataFrame:
         table = open_table(source, self.findings)
         findings = table.findings
         frame = table.frame
         roles = find_fact_columns(table)
-        result = pd.DataFrame({"user": read_ids(findings, frame[roles.user], self.seen_ids)})
+        result = pd.DataFrame({"user": read_ids(findings, frame[roles.user])})
         for name in frame:
             if name in roles.words:
                 words = read_words(findings, frame[name], "modality")
@@ -240,23 +240,12 @@ class _Reader:
                 result[name] = read_numbers(findings, frame[name], "fact", table.semicolons)
         return _one_row_per_user(table, roles, result)
 
-    def _read_labels(self, source, positive: str | None) -> pd.DataFrame | None:
-        if source is None:
-            return None
-        table = open_table(source, self.findings)
-        roles = find_fact_columns(table)
-        # a label may be constant or named like an id
-        rows = {name: why for name, why in roles.left_out.items() if why == "row numbers"}
-        roles.left_out = rows
-        ids = read_ids(table.findings, table.frame[roles.user], self.seen_ids)
-        result = pd.DataFrame({"user": ids})
-        for name in table.frame.columns.difference([roles.user, *rows], sort=False):
-            result[name] = read_label(table.findings, table.frame[name], positive)
-        return _one_row_per_user(table, roles, result)
+    def _read_labels(self, source, positive: str | None) -> pd.DataFrame:
+        return read_label_table(open_table(source, self.findings), positive)
 
     def _check_across(self, events: _Events | None, facts, labels) -> None:
         """Check that ids of facts and labels have events, and that no input is a label."""
-        inputs = []
+        inputs = {}
         if events is not None:
             known = set(events.rows["user"].cat.categories)
             for frame, needed in ((facts, False), (labels, True)):
@@ -264,12 +253,14 @@ class _Reader:
                     ids = pd.Series(frame.index, name="user")
                     findings = self.findings.of_table(frame.attrs["source"])
                     check_known_ids(findings, ids, known, needed)
-            inputs.append((events.table.name, events.inputs()))
+            inputs[events.table.name] = events.inputs()
         if facts is not None:
-            inputs.append((facts.attrs["source"], facts.attrs["columns"]))
-        for file, columns in inputs:
+            inputs[facts.attrs["source"]] = facts.attrs["columns"]
+        if labels is None:
+            return
+        for file, columns in inputs.items():
             # also where the words of a column became other columns
-            for name in sorted(set(columns).intersection([] if labels is None else labels)):
+            for name in sorted(set(columns) & set(labels)):
                 self.findings.of_table(file).add(name, name, LIKE_A_LABEL)
 
     def _assemble(self, about: dict, events: _Events, facts, labels) -> Users | None:
@@ -289,7 +280,7 @@ class _Reader:
         options = ("name", "cutoff", "modalities", "horizon_days", "unit", "words")
         users = Users.from_events(
             events.finish(),
-            tabular=tabular if tabular.shape[1] else None,
+            tabular=None if facts is None and not tabular.shape[1] else tabular,
             labels=labels,
             source=findings.file,
             **{name: about[name] for name in options if name in about},
@@ -309,12 +300,35 @@ class _Reader:
         """Report words for what is not there."""
         names = {*users.numbers, *users.tabular, *users.events["modality"].cat.categories}
         names |= set(users.events["text"].cat.categories)
-        findings = self.findings.of_table("words")
+        message = "no column, modality, text or attribute has this name. Its words are not used."
         for name in sorted(set(users.words) - names):
-            message = (
-                "no column, modality, text or attribute has this name. Its words are not used."
-            )
-            findings.add("words", name, message, "note")
+            self.findings.of_table("words").add("words", name, message, "note")
+
+
+def read_label_table(
+    table: Table, positive: str | None = None, column: str | None = None
+) -> pd.DataFrame:
+    """Read a table of labels.
+
+    Args:
+        table: The table; its findings collect what is found.
+        positive: Word that is 1, for labels of words (default: none).
+        column: The only column to read (default: all).
+
+    Returns:
+        Index `user`; 0, 1 or NaN.
+
+    Raises:
+        DataError: It is not clear which column holds the user.
+    """
+    roles = find_fact_columns(table)
+    # a label may be constant or named like an id
+    roles.left_out = {name: why for name, why in roles.left_out.items() if why == "row numbers"}
+    result = pd.DataFrame({"user": read_ids(table.findings, table.frame[roles.user])})
+    for name in table.frame.columns.drop([roles.user, *roles.left_out]):
+        if column in (None, name):
+            result[name] = read_label(table.findings, table.frame[name], positive)
+    return _one_row_per_user(table, roles, result)
 
 
 def _one_row_per_user(table: Table, roles: Roles, frame: pd.DataFrame) -> pd.DataFrame:
@@ -322,25 +336,18 @@ def _one_row_per_user(table: Table, roles: Roles, frame: pd.DataFrame) -> pd.Dat
     findings = table.findings
     for name, reason in roles.left_out.items():
         findings.add(name, None, f"left out: {reason}", "note")
-    no_user = frame["user"].isna()
-    frame = _drop(findings, frame, no_user, frame["user"], NO_ID_DROPPED)
-    again = frame.duplicated()
-    frame = _drop(findings, frame, again, frame["user"], "the same row twice. One is kept.")
+    user = frame["user"]
+    no_user = user.isna()
+    findings.rows(user, no_user, NO_ID_DROPPED, "dropped")
+    again = frame.duplicated() & ~no_user
+    findings.rows(user, again, "the same row twice. One is kept.", "dropped")
+    frame = frame[~no_user & ~again]
     again = frame["user"].duplicated()
     message = "two rows of one user that contradict. Keep one row per user."
     findings.rows(frame["user"], again, message)
     result = frame[~again].astype({"user": str}).set_index("user")
     result.attrs = {"source": table.name, "columns": list(table.frame)}
     return result
-
-
-def _drop(
-    findings: Findings, frame: pd.DataFrame, bad: pd.Series, cells: pd.Series, message: str
-) -> pd.DataFrame:
-    """Return the rows of a frame that are not bad, and report those that are."""
-    bad = bad.loc[frame.index]
-    findings.rows(cells.loc[frame.index], bad, message, "dropped")
-    return frame[~bad]
 
 
 class _Events:
@@ -365,11 +372,11 @@ class _Events:
         """Return the cells of a column in the rows that are kept so far."""
         return self.table.frame[name].loc[self.rows.index]
 
-    def read_columns(self, seen_ids: dict, timezone: str | None) -> None:
+    def read_columns(self, timezone: str | None) -> None:
         """Read user, time, modality and numbers of all rows."""
         roles = self.roles
         frame = self.table.frame
-        self.rows["user"] = read_ids(self.findings, frame[roles.user], seen_ids)
+        self.rows["user"] = read_ids(self.findings, frame[roles.user])
         self.rows["time"] = self._read_time(timezone)
         modality = pd.Series(roles.kind, frame.index, dtype="category")
         if roles.modality is not None:
@@ -407,7 +414,7 @@ class _Events:
         rows = self.rows
         user = self.roles.user
         day = self.roles.time[0]
-        time = self._cells(day)
+        time = self.table.frame[day]
         no_time = time.isna() | (time.astype(str).str.strip() == "")
         total = rows["user"].astype(str).str.casefold().isin(TOTALS) & no_time
         self._drop(self.table.frame.isna().all(axis=1), user, "an empty row. It is left out.")
@@ -429,7 +436,10 @@ class _Events:
             self.findings.rows(self._cells(user), again, message, "note")
 
     def _drop(self, bad: pd.Series, column: str, message: str) -> None:
-        self.rows = _drop(self.findings, self.rows, bad, self.table.frame[column], message)
+        """Leave out the rows that are bad, and report them."""
+        bad = bad.loc[self.rows.index]
+        self.findings.rows(self._cells(column), bad, message, "dropped")
+        self.rows = self.rows[~bad]
 
     def _check_times(self, day: str) -> None:
         cells = self._cells(day)
@@ -493,9 +503,7 @@ class _Events:
     def _first_values(self, values: pd.Series, past: pd.Series, users: pd.Index) -> pd.Series:
         """Return the first value of each user in the history, and note rows with another one."""
         ids = self.rows["user"]
-        known = past & values.notna() & ids.notna()
-        first = values[known].set_axis(ids[known].astype(str))
-        first = first[~first.index.duplicated()].reindex(users)
+        first = values[past].groupby(ids[past], observed=True).first().reindex(users)
         expected = ids.map(first.astype(object)).astype(object)
         other = values.notna() & expected.notna() & (values.astype(object) != expected)
         message = "an attribute that is another one in this row. The user's first one is used."
@@ -598,10 +606,10 @@ def check_folder(path, out=None, today=None) -> tuple[dict, str]:
     data = {"in_order": not errors, "problems": [asdict(finding) for finding in findings.found]}
     if users is None:
         lines = [f"{finding.kind}: {finding}" for finding in errors + findings.of("dropped")]
-        lines.append("Rows are counted from 0, without the header. Row 0 is line 2 of a csv file.")
-        lines.append(
-            f"{path} has {count(len(errors), 'error')}. Correct the table and check it again."
-        )
+        lines += [
+            "Rows are counted from 0, without the header. Row 0 is line 2 of a csv file.",
+            f"{path} has {count(len(errors), 'error')}. Correct the table and check it again.",
+        ]
         return data, "\n".join(lines)
     lines = [str(users.report)]
     if out is not None:
@@ -613,7 +621,7 @@ def check_folder(path, out=None, today=None) -> tuple[dict, str]:
     lines += [f"{name}: {_listed(value)}" for name, value in inside.items() if value]
     folder = shlex.quote(str(path))
     if Path(path).is_dir():
-        lines.append(f"next: python -m qanchor train --preset small --users {folder} --out RUN")
+        lines.append(f"next: python -m qanchor fit --users {folder} --out RUN")
     else:
         lines.append(f"next: python -m qanchor check {folder} --fix FOLDER")
     return data | inside | {"report": users.report.to_dict()}, "\n".join(lines)
@@ -641,7 +649,6 @@ def _contents(users: Users) -> dict:
         "horizon_days": users.horizon_days,
         "modalities": past.groupby("modality", observed=False).size().to_dict(),
         "numbers": list(users.numbers),
-        "unknown": _unknown(users.tabular),
         "labels": {name: int(known) for name, known in users.labels.notna().sum().items()},
         "texts": int(users.events["text"].nunique()),
     }
@@ -653,13 +660,3 @@ def _listed(value) -> str:
     if isinstance(value, list):
         return ", ".join(value)
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _unknown(facts: pd.DataFrame) -> dict[str, int]:
-    """Count the users of whom an attribute is not known; kinds of one word under its one name."""
-    unknown = facts.isna().sum()
-    result = {}
-    for group, columns in unknown.groupby(lambda name: name.partition(".")[0], sort=False):
-        alike = len(columns) > 1 and columns.nunique() == 1
-        result |= {group: columns.iloc[0]} if alike else columns.to_dict()
-    return {name: int(n) for name, n in result.items() if n}

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
+from math import prod, sqrt
 
 import numpy as np
 import pandas as pd
@@ -40,6 +42,9 @@ TEXT_TEMPLATES = {  # per modality; every text names its theme by a thing or an 
     "app": ("opened {app} app", "long session in {app} app", "notification from {app} app"),
     "search": ("searched for {thing}", "looked up {thing} online"),
 }
+
+
+UserTraits = dict[str, np.ndarray]  # standard normal value of each trait, (user,)
 
 
 @dataclass(frozen=True)
@@ -89,12 +94,11 @@ def parse_weights(field: str) -> dict[str, float]:
 
 def theme_texts(row: dict[str, str], modality: str) -> tuple[str, ...]:
     """Fill the templates of a modality with the things and apps of one row of the themes table."""
+    things = row["things"].split(",")
+    apps = row["apps"].split(",")
     texts = []
-    for template in TEXT_TEMPLATES[modality]:
-        for thing in row["things"].split(","):
-            for app in row["apps"].split(","):
-                words = {"verb": row["verb"], "section": row["section"]}
-                texts.append(template.format(thing=thing.strip(), app=app.strip(), **words))
+    for template, thing, app in product(TEXT_TEMPLATES[modality], things, apps):
+        texts.append(template.format(thing=thing.strip(), app=app.strip(), **row))
     return tuple(dict.fromkeys(texts))
 
 
@@ -115,22 +119,15 @@ def themes() -> tuple[Theme, ...]:
     return tuple(result)
 
 
-def _read_traits() -> dict[str, tuple[float, ...]]:
-    loadings = {}
-    for row in read_table("sample_traits"):
-        trait, *shares = row.values()
-        loadings[trait] = tuple(map(float, shares))
-    return loadings
-
-
-def _read_tasks() -> dict[str, tuple[float, dict[str, float]]]:
-    rows = read_table("sample_tasks")
-    return {row["task"]: (float(row["constant"]), parse_weights(row["terms"])) for row in rows}
-
-
-TRAITS = _read_traits()  # trait -> its loading on each of the four common causes
-TASKS = _read_tasks()  # task -> constant of the logit, weights of its traits (the main one first)
-QUERIES = {row["task"]: row["query"] for row in read_table("sample_tasks")}  # `{user}`: the unit
+TASK_ROWS = read_table("sample_tasks")
+TRAITS = {  # trait -> its loading on each of the four common causes
+    trait: tuple(map(float, shares))
+    for trait, *shares in map(dict.values, read_table("sample_traits"))
+}
+TASKS = {  # task -> constant of the logit, weights of its traits (the main one first)
+    row["task"]: (float(row["constant"]), parse_weights(row["terms"])) for row in TASK_ROWS
+}
+QUERIES = {row["task"]: row["query"] for row in TASK_ROWS}  # `{user}`: the unit
 
 
 def _carriers(task: str) -> tuple[str, ...]:
@@ -159,7 +156,7 @@ class GroundTruth:
         donor: Row of the user whose behavior the lying modality shows, (user,).
     """
 
-    traits: dict[str, np.ndarray]
+    traits: UserTraits
     p: np.ndarray
     label: np.ndarray
     missing: np.ndarray
@@ -190,9 +187,11 @@ def make_sample_users(n: int = 2000, seed: int = 0) -> Users:
     """
     truth = _truth(n, seed)
     rng = np.random.default_rng([seed, 1])
-    months = _months(rng, truth)
+    # the outcomes of the months of the history are drawn anew; the labels are those of the last one
+    months = [rng.random(truth.p.shape) < truth.p for _ in range(HISTORY_DAYS // MONTH)]
+    months.append(truth.label)
     noise = 0.3 * rng.standard_normal((len(EVENT_RATES), n))
-    parts = [_emit(rng, place, truth, months, noise[place]) for place in range(len(EVENT_RATES))]
+    parts = [_emit(rng, place, truth, months, row) for place, row in enumerate(noise)]
     return Users.from_events(
         pd.concat(parts, ignore_index=True),
         START + pd.Timedelta(days=HISTORY_DAYS),
@@ -222,9 +221,7 @@ def sample_ground_truth(n: int = 2000, seed: int = 0) -> pd.DataFrame:
         (3, 28)
     """
     truth = _truth(n, seed)
-    frame = pd.DataFrame(
-        {f"trait.{name}": values for name, values in truth.traits.items()}, index=_ids(n)
-    )
+    frame = pd.DataFrame(truth.traits, index=_ids(n)).add_prefix("trait.")
     frame[[f"p.{name}" for name in TASKS]] = truth.p
     frame = frame.round(4)
     frame["lies"] = [MODALITIES[place] if place >= 0 else "" for place in truth.lies]
@@ -255,10 +252,10 @@ def _truth(n: int, seed: int) -> GroundTruth:
     return GroundTruth(traits, p, rng.random(p.shape) < p, missing, lies, donor)
 
 
-def _logit(traits: dict[str, np.ndarray], constant: float, terms: dict[str, float]) -> np.ndarray:
+def _logit(traits: UserTraits, constant: float, terms: dict[str, float]) -> np.ndarray:
     logit = np.full(len(traits["activity"]), float(constant))
     for term, weight in terms.items():
-        logit = logit + weight * np.prod([traits[trait] for trait in term.split("*")], axis=0)
+        logit += weight * prod(traits[trait] for trait in term.split("*"))
     return logit
 
 
@@ -268,22 +265,11 @@ def _facts(rng: np.random.Generator, truth: GroundTruth) -> pd.DataFrame:
     frame = {}
     for row in read_table("sample_facts"):
         weights = parse_weights(row["traits"])
-        noise_scale = np.sqrt(1 - sum(weight**2 for weight in weights.values()))
-        signal = _logit(truth.traits, 0, weights)
-        standard = signal + noise_scale * rng.standard_normal(n)
+        noise = sqrt(1 - sum(weight**2 for weight in weights.values()))
+        standard = _logit(truth.traits, 0, weights) + noise * rng.standard_normal(n)
         value = float(row["mean"]) + float(row["spread"]) * standard
         frame[row["fact"]] = np.where(truth.missing[:, -1], np.nan, np.maximum(value, 0).round(1))
     return pd.DataFrame(frame, index=_ids(n))
-
-
-def _months(rng: np.random.Generator, truth: GroundTruth) -> list[tuple[int, np.ndarray]]:
-    """Draw the outcomes of each month: the labels after the cut-off, fresh draws in the others."""
-    months = []
-    for start in range(0, DAYS, MONTH):
-        is_label_month = start == HISTORY_DAYS
-        outcome = truth.label if is_label_month else rng.random(truth.p.shape) < truth.p
-        months.append((start, outcome))
-    return months
 
 
 def _emit(
@@ -303,36 +289,37 @@ def _emit(
     user = np.repeat(np.arange(n), rng.poisson(rate * has_events))
     parts = [(user, _choose(rng, modality, traits, user), _days(rng, user, traits))]
     for number, theme in enumerate(themes()):
-        if theme.name in TASKS and modality in theme.weight:
-            for start, outcome in months:
-                positive = outcome[source, list(TASKS).index(theme.name)] & has_events
-                true = np.flatnonzero(positive)
-                more = 2.0 if theme.name in FREQUENT_TASKS else 0.4
-                true = np.repeat(true, 1 + rng.poisson(more, len(true)))
-                day = start + rng.integers(0, MONTH, len(true))
-                parts.append((true, np.full(len(true), number), day))
+        if theme.name not in TASKS or modality not in theme.weight:
+            continue
+        task = list(TASKS).index(theme.name)
+        more = 2.0 if theme.name in FREQUENT_TASKS else 0.4
+        for month, outcome in enumerate(months):
+            true = np.flatnonzero(outcome[source, task] & has_events)
+            true = np.repeat(true, 1 + rng.poisson(more, len(true)))
+            day = month * MONTH + rng.integers(0, MONTH, len(true))
+            parts.append((true, np.full(len(true), number), day))
     user, theme, day = (np.concatenate(part) for part in zip(*parts, strict=True))
     return _write(rng, modality, traits, user, theme, day)
 
 
 def _choose(
-    rng: np.random.Generator, modality: str, traits: dict[str, np.ndarray], user: np.ndarray
+    rng: np.random.Generator, modality: str, traits: UserTraits, user: np.ndarray
 ) -> np.ndarray:
     """Draw a theme for each event: softmax of the user's traits over the modality's themes."""
     numbers = []
-    logit = []
+    odds = []
     for number, theme in enumerate(themes()):
         if modality in theme.weight and theme.name not in TASKS:
             numbers.append(number)
             strength = TRAIT_STRENGTH * _logit(traits, 0, theme.load)
-            logit.append(np.log(theme.weight[modality]) + strength)
-    share = np.exp(np.stack(logit, axis=1)).cumsum(axis=1)
+            odds.append(np.exp(np.log(theme.weight[modality]) + strength))
+    share = np.cumsum(odds, axis=0).T
     share = share / share[:, -1:] + np.arange(len(share))[:, None]  # one sorted row
     position = np.searchsorted(share.ravel(), user + rng.random(len(user)))
     return np.array(numbers)[np.clip(position - user * len(numbers), 0, len(numbers) - 1)]
 
 
-def _days(rng: np.random.Generator, user: np.ndarray, traits: dict[str, np.ndarray]) -> np.ndarray:
+def _days(rng: np.random.Generator, user: np.ndarray, traits: UserTraits) -> np.ndarray:
     """Draw the day of each event: more with the trend, on weekends if sociable, some in bursts."""
     n = len(user)
     slope = 0.9 * np.tanh(0.7 * traits["trend"])[user]
@@ -348,17 +335,14 @@ def _days(rng: np.random.Generator, user: np.ndarray, traits: dict[str, np.ndarr
     return day
 
 
-def _minutes(
-    rng: np.random.Generator, user: np.ndarray, traits: dict[str, np.ndarray]
-) -> np.ndarray:
+def _minutes(rng: np.random.Generator, user: np.ndarray, traits: UserTraits) -> np.ndarray:
     """Draw the minute of the day: late with the trait night, early with the trait routine."""
     n = len(user)
     night = rng.random(n) < expit(1.1 * traits["night"][user] - 2.2)
     early = rng.random(n) < expit(0.7 * traits["routine"][user] - 1.2)
     late = rng.integers(23, 28, n) % 24
     dawn = rng.integers(6, 10, n)
-    day = rng.integers(10, 23, n)
-    hour = np.where(night, late, np.where(early, dawn, day))
+    hour = np.select([night, early], [late, dawn], rng.integers(10, 23, n))
     return hour * 60 + rng.integers(0, 60, n)
 
 
@@ -368,7 +352,7 @@ def _write(
     """Return the events with text (half the time the user's favorite of the theme) and numbers."""
     n = len(user)
     texts_by_theme = [t.texts.get(modality, ()) for t in themes()]
-    size = np.array(list(map(len, texts_by_theme)))
+    size = np.array([len(texts) for texts in texts_by_theme])
     first = size.cumsum() - size
     favorite = (user * 7919 + theme * 104729) % 997 % size[theme]
     pick = np.where(rng.random(n) < 0.5, favorite, rng.integers(0, size[theme]))

@@ -49,14 +49,13 @@ class Table:
         return self.findings.file
 
 
-def open_table(source, findings: Findings, name: str = "events") -> Table:
+def open_table(source, findings: Findings) -> Table:
     """Open a table.
 
     Args:
         source: pandas or polars frame, pyarrow table, or path of a file or of a folder of parquet
             parts.
         findings: Collects what had to be assumed.
-        name: Name of a table that is no file (default "events").
 
     Returns:
         The table.
@@ -69,7 +68,7 @@ def open_table(source, findings: Findings, name: str = "events") -> Table:
         path = Path(source)
         table = _open_path(path, findings.of_table(path.name))
     else:
-        table = Table(findings.of_table(name), _to_pandas(source))
+        table = Table(findings.of_table("events"), _to_pandas(source))
     _name_columns(table)
     _decode_bytes(table)
     return table
@@ -90,13 +89,15 @@ def find_tables(folder: Path) -> dict[str, Path]:
     tables = [path for path in sorted(folder.iterdir()) if _format(path) in FORMATS]
     tables.sort(key=lambda path: FORMATS.index(_format(path)))
     found = {}
-    for path in reversed(tables):  # of two formats the first of `FORMATS`
+    others = []
+    for path in tables:
         stem = path.name.partition(".")[0].lower()
         if stem in ("events", "users", "labels"):
-            found[stem] = path
+            found.setdefault(stem, path)  # of two formats the first of `FORMATS`
+        elif path.name != "about.json":
+            others.append(path)
     if "events" in found:
         return found
-    others = [path for path in tables if path not in found.values() and path.name != "about.json"]
     if len(others) == 1:
         return found | {"events": others[0]}
     names = ", ".join(sorted(path.name for path in others)) or "none"
@@ -138,14 +139,13 @@ def _name_columns(table: Table) -> None:
 
 def _decode_bytes(table: Table) -> None:
     """Read cells of bytes as UTF-8."""
-    for name in table.frame:
-        cells = table.frame[name]
+    for name, cells in table.frame.items():
         if cells.dtype != object:
             continue
-        is_bytes = cells.map(lambda value: isinstance(value, bytes))
+        is_bytes = cells.map(lambda cell: isinstance(cell, bytes))  # words may stand among them
         if not is_bytes.any():
             continue
-        texts = cells[is_bytes].map(lambda value: value.decode("utf-8", "replace"))
+        texts = cells[is_bytes].str.decode("utf-8", "replace")
         broken = texts.str.contains("\ufffd", regex=False).reindex(cells.index, fill_value=False)
         message = "bytes, not words. They are read as UTF-8."
         table.findings.rows(cells, is_bytes & ~broken, message, "changed")
@@ -216,33 +216,34 @@ def _read_workbook(path: Path, findings: Findings) -> pd.DataFrame:
 def _as_utf8(path: Path, findings: Findings, folder: Path) -> Path:
     """Return a file that holds the text in UTF-8: the file itself, or a copy in `folder`."""
     raw = path.read_bytes()
-    text = raw
     if raw.startswith(GZIP):
         try:
-            text = gzip.decompress(raw)
+            raw = gzip.decompress(raw)
         except (OSError, EOFError, zlib.error) as error:
             raise _unreadable(path.name, "a damaged gzip file. Write it again.", error) from error
-    utf8 = _encode_utf8(text, findings)
-    if utf8 is raw:
-        return path
-    copy = folder / "utf8"
-    copy.write_bytes(utf8)
-    return copy
+        path = folder / "unzipped"
+        path.write_bytes(raw)
+    text = _decode(raw, findings)
+    if text is not None:
+        path = folder / "utf8"
+        path.write_bytes(text.encode("utf-8", "replace"))
+    return path
 
 
-def _encode_utf8(raw: bytes, findings: Findings) -> bytes:
-    """Return a text of any encoding in UTF-8; one that is UTF-8 is returned as it is."""
-    utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    if utf16:
+def _decode(raw: bytes, findings: Findings) -> str | None:
+    """Return a text of any encoding; None if it is UTF-8."""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         findings.add(None, "utf-16", "read in this encoding", "changed")
-    try:
-        text = raw.decode("utf-16" if utf16 else "utf-8")
-    except UnicodeDecodeError as error:
-        if utf16:
+        try:
+            return raw.decode("utf-16")
+        except UnicodeDecodeError as error:
             message = f"a damaged text in utf-16. {SAVE_AS_UTF8}"
             raise _unreadable(findings.file, message, error) from error
-        return _decode_western(raw, error.start, findings).encode()
-    return text.encode("utf-8", "replace") if utf16 else raw
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        return _decode_western(raw, error.start, findings)
+    return None
 
 
 def _decode_western(raw: bytes, start: int, findings: Findings) -> str:
@@ -307,9 +308,8 @@ class _Text:
         )
         try:
             with duckdb.connect() as base:
-                [(delimiter, skip, has_header)] = base.execute(
-                    query, {"path": str(self.path)}
-                ).fetchall()
+                result = base.execute(query, {"path": str(self.path)})
+                delimiter, skip, has_header = result.fetchone()
         except duckdb.Error:
             return "", 0, True
         return delimiter if len(delimiter) == 1 else "", skip, has_header
@@ -362,7 +362,7 @@ class _Text:
     def _has_stray_quote(self, frame: pd.DataFrame) -> bool:
         """Tell whether a cell holds whole rows of the table."""
         shapes = {}
-        for place, cell in enumerate(frame.head(1).fillna("").astype(str).to_numpy().ravel()):
+        for place, cell in enumerate(frame.head(1).fillna("").to_numpy().ravel()):
             shape = _shape(cell)
             if shape.count("9") >= 4:
                 shapes[place] = shape
@@ -380,11 +380,9 @@ class _Text:
         return any(_shape(field) == shapes.get(place) for place, field in enumerate(fields))
 
     def _first_odd_line(self) -> int:
-        with self.path.open(encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file, 1):
-                if line.count('"') % 2:
-                    return number
-        return 1
+        with self.path.open(encoding="utf-8") as file:
+            odd = (number for number, line in enumerate(file, 1) if line.count('"') % 2)
+            return next(odd, 1)
 
     def _explain(self, error: Exception) -> str:
         """Return what is wrong with the quotes, or raise if it is no matter of quotes.
@@ -400,15 +398,14 @@ class _Text:
         if not fields:
             first_line = text.partition("\n")[0]
             raise _unreadable(self.findings.file, UNREADABLE, first_line) from error
-        line, expected, found = map(int, fields.groups())
+        line, expected, found = fields.groups()
+        hint = "Put a text that holds the delimiter into quotes."
+        if int(found) < int(expected):
+            hint = "Fill up the row."
         message = (
             f"line {line} has {found} fields under a header of {expected}"
-            f" (separated by {self.delimiter!r}). "
+            f" (separated by {self.delimiter!r}). {hint}"
         )
-        if found < expected:
-            message += "Fill up the row."
-        else:
-            message += "Put a text that holds the delimiter into quotes."
         raise _unreadable(self.findings.file, message) from error
 
 

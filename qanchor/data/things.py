@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,10 @@ from qanchor.data.users import Users
 MAX_TEXTS = 4000  # distinct texts that become things; of more, the most frequent
 MAX_LABEL_LENGTH = 80
 MIN_PART = 0.8  # of a column's numbers that are at most the amount, if it is a part of it
-DAY_PARTS = {"night": (0, 6), "morning": (6, 12), "afternoon": (12, 18), "evening": (18, 24)}
-WEEKDAYS = {"weekday": (0, 5), "weekend": (5, 7)}
+DAY_PARTS = ("night", "morning", "afternoon", "evening")
+WEEK_PARTS = ("weekday", "weekend")
+PART_OF_HOUR = np.repeat(DAY_PARTS, 6)
+PART_OF_WEEKDAY = np.repeat(WEEK_PARTS, [5, 2])
 MONEY_WORDS = frozenset(
     [
         "amount",
@@ -118,8 +120,8 @@ class ThingEvents:
         self.index = {thing.name: row for row, thing in enumerate(self.things)}
         if share_bases is None:
             share_bases = _find_share_bases(past, users.numbers, self.main_number)
-        names = [share_bases.get(thing.name, SHARE_BASES[0]) for thing in self.things]
-        self.share_base = np.array([SHARE_BASES.index(name) for name in names])
+        bases = [share_bases.get(thing.name, "events") for thing in self.things]
+        self.share_base = np.array(list(map(SHARE_BASES.index, bases)))
         self.main_row = self.index.get(f"number:{self.main_number}", -1)
         self.modality_rows = [
             row for row, thing in enumerate(self.things) if thing.kind == "modality"
@@ -132,6 +134,18 @@ class ThingEvents:
             return np.zeros(len(self.users.events))
         return np.nan_to_num(self.users.events[self.main_number].to_numpy(float))
 
+    def rows_of(self, names: Iterable[str]) -> list[int]:
+        """Return the rows of things by name; names that are no things are left out.
+
+        Args:
+            names: Names of things.
+        """
+        return [self.index[name] for name in names if name in self.index]
+
+    def _rows_of(self, kind: str, names: Iterable[str]) -> np.ndarray:
+        """Return the row of each thing, then -1 for none."""
+        return np.array([*(self.index.get(f"{kind}:{name}", -1) for name in names), -1])
+
     def _event_things(self) -> dict[str, np.ndarray]:
         """Return one row per (event, thing): user, thing, time and amount."""
         events = self.users.events
@@ -140,27 +154,35 @@ class ThingEvents:
         amount = self.amounts()
         parts = []
 
-        def add(thing: np.ndarray, value: np.ndarray, keep: np.ndarray) -> None:
-            at = np.flatnonzero(keep & (thing >= 0))
+        def add(thing: np.ndarray, value: np.ndarray) -> None:
+            at = np.flatnonzero(thing >= 0)
             parts.append((user[at], thing[at], time[at], value[at]))
 
-        everything = np.ones(len(events), bool)
         for kind in ("text", "modality"):
             cells = events[kind].cat
-            of_name = [self.index.get(f"{kind}:{name}", -1) for name in cells.categories]
-            add(np.array([*of_name, -1])[cells.codes.to_numpy()], amount, everything)
+            rows = self._rows_of(kind, cells.categories)
+            add(rows[cells.codes.to_numpy()], amount)  # code -1 of an empty cell: the last row
         for column in self.users.numbers:
-            values = events[column].to_numpy(float)
-            thing = np.full(len(events), self.index.get(f"number:{column}", -1))
-            add(thing, np.nan_to_num(values), ~np.isnan(values) & (values != 0))
-        hour = (time // 3600) % 24
-        weekday = (time // 86400 + 3) % 7
-        for names_of_times, clock in ((DAY_PARTS, hour), (WEEKDAYS, weekday)):
-            for name, (low, high) in names_of_times.items():
-                thing = np.full(len(events), self.index.get(f"time:{name}", -1))
-                add(thing, amount, (clock >= low) & (clock < high))
-        user, thing, time, value = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return {"user": user, "thing": thing, "time": time, "value": value}
+            values = np.nan_to_num(events[column].to_numpy(float))
+            add(np.where(values != 0, self.index[f"number:{column}"], -1), values)
+        add(self._rows_of("time", PART_OF_HOUR)[events["time"].dt.hour], amount)
+        add(self._rows_of("time", PART_OF_WEEKDAY)[events["time"].dt.day_of_week], amount)
+        columns = zip(("user", "thing", "time", "value"), zip(*parts, strict=True), strict=True)
+        return {name: np.concatenate(part) for name, part in columns}
+
+    def days(self, start, end) -> np.ndarray:
+        """Count the days of a window on which each user had any event. They are whole days back from
+        its end, so that equal windows have equally many.
+
+        Args:
+            start: First time to include.
+            end: First time not to include.
+        """
+        events = self.users.events
+        inside = events[events["time"].between(start, end, inclusive="left")]
+        day = (inside["time"] - pd.Timestamp(end)) // pd.Timedelta(days=1)
+        days = pd.DataFrame({"user": inside["user"].cat.codes, "day": day}).drop_duplicates()
+        return np.bincount(days["user"], minlength=len(self.users))
 
     def counts(self, start, end) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Count what happens in a window, for the truth of concepts.
@@ -219,32 +241,33 @@ def _find_share_bases(past: pd.DataFrame, numbers: tuple[str, ...], main: str) -
     a discount, has a share of it. All else has a share of the events.
     """
     bases = {}
+    if not main:
+        return bases
     for column in numbers:
-        values = past[column].to_numpy(float)
-        known = values[~np.isnan(values) & (values != 0)]
-        if column == main or not main or not len(known):
+        known = past[column][past[column].fillna(0) != 0]
+        if column == main or known.empty:
             continue
-        if known.min() >= 0 and known.max() <= 1 and (known < 1).any():
+        if known.between(0, 1).all() and known.min() < 1:
             bases[f"number:{column}"] = "occasions"
             continue
-        amount = np.nan_to_num(past[main].to_numpy(float))
-        pairs = ~np.isnan(values) & (values > 0) & (amount > 0)
-        is_part = (values[pairs] <= amount[pairs]).mean() if pairs.any() else 0
-        if pairs.sum() >= MIN_PART * len(known) and is_part >= MIN_PART:
+        amount = past[main][known.index]
+        pairs = (known > 0) & (amount > 0)
+        is_part = (known <= amount)[pairs].mean()
+        if pairs.mean() >= MIN_PART and is_part >= MIN_PART:
             bases[f"number:{column}"] = "amount"
     return bases
 
 
 def _main_number(past: pd.DataFrame, numbers: tuple[str, ...]) -> str:
     """Return the number column that most past events have; empty if there is none."""
-    filled = {column: float((past[column].fillna(0) != 0).mean()) for column in numbers}
-    return max(filled, key=filled.get) if filled else ""
+    filled = past[list(numbers)].fillna(0).ne(0).sum()
+    return filled.idxmax() if numbers else ""
 
 
 def _number_thing(column: str, words: str) -> Thing:
     """Return the thing of a number column; people ask what was spent, whatever money is called."""
     label = plain_label(words)
-    is_money = any(word in MONEY_WORDS for word in label.split())
+    is_money = not MONEY_WORDS.isdisjoint(label.split())
     return Thing(f"number:{column}", "number", label, alias=f"{label} spent" if is_money else "")
 
 
@@ -252,26 +275,24 @@ def _list_things(users: Users, past: pd.DataFrame) -> tuple[Thing, ...]:
     """List what can be pointed at in the past events."""
     counts = past["text"].value_counts()
     counts = counts[counts > 0].head(MAX_TEXTS)
-    main = past.groupby(["text", "modality"], observed=True).size().reset_index(name="n")
-    main = main.sort_values("n", kind="stable").drop_duplicates("text", keep="last")
-    modality = main.set_index("text")["modality"].astype(str).to_dict()
+    sizes = past.groupby(["text", "modality"], observed=True).size().sort_values(kind="stable")
+    modality = dict(sizes.index)  # of each text the last one, the most frequent
 
     def called(name: str) -> str:
         return users.words.get(name) or name
 
     things = [
-        Thing(f"text:{text}", "text", plain_label(called(text)), modality.get(text, ""))
-        for text in sorted(counts.index.astype(str))
+        Thing(f"text:{text}", "text", plain_label(called(text)), modality[text])
+        for text in sorted(counts.index)
     ]
-    names = [str(name) for name in users.modalities]
     things += [
-        Thing(f"modality:{name}", "modality", plain_label(called(name)), name) for name in names
+        Thing(f"modality:{name}", "modality", plain_label(called(name)), name)
+        for name in users.modalities
     ]
     things += [_number_thing(column, called(column)) for column in users.numbers]
-    clock = past["time"].dt.floor("D") != past["time"]
-    if clock.any():
+    if (past["time"].dt.normalize() != past["time"]).any():
         things += [Thing(f"time:{name}", "time", name) for name in DAY_PARTS]
-    things += [Thing(f"time:{name}", "time", name) for name in WEEKDAYS]
+    things += [Thing(f"time:{name}", "time", name) for name in WEEK_PARTS]
     things += [
         Thing(f"attribute:{column}", "attribute", plain_label(called(column).replace(".", " ")))
         for column in users.tabular.columns

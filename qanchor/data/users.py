@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,7 +21,7 @@ from qanchor.data.validation import (
     validated_facts,
 )
 from qanchor.errors import DataError
-from qanchor.utils.io import atomic_write
+from qanchor.utils.io import atomic_write, write_json
 from qanchor.utils.text import count
 
 RECENT_EVENTS = 5  # texts per user in `Users.frame()["recent"]`
@@ -230,7 +229,7 @@ class Users:
         if n >= len(self):
             return self
         rng = np.random.default_rng(seed)
-        return self.select(rng.choice(np.array(self.ids), n, replace=False))
+        return self.select(rng.choice(self.ids, n, replace=False))
 
     def frame(self) -> pd.DataFrame:
         """Return one row per user that describes the history, for tables and views.
@@ -241,16 +240,11 @@ class Users:
         """
         past = self.history()
         by_user = past.groupby("user", observed=False)
-        times = (
-            by_user["time"]
-            .agg(["size", "min", "max"])
-            .set_axis(["events", "first", "last"], axis=1)
-        )
+        times = by_user["time"].agg(events="size", first="min", last="max")
         counts = pd.crosstab(past["user"], past["modality"], dropna=False)[list(self.modalities)]
         newest = by_user.tail(RECENT_EVENTS).iloc[::-1].astype({"text": str})
-        recent = newest.groupby("user", observed=True)["text"].agg(tuple)
+        recent = newest.groupby("user", observed=False)["text"].agg(tuple)
         frame = times.join(counts.rename(columns=str)).assign(recent=recent)
-        frame["recent"] = [texts if isinstance(texts, tuple) else () for texts in frame["recent"]]
         return frame.reset_index().astype({"user": str})
 
     def save(self, folder) -> Path:
@@ -271,8 +265,9 @@ class Users:
         }
         for stem, frame in frames.items():
             path = folder / f"{stem}.parquet"
-            if frame.shape[1] == 1:  # no facts or labels: remove the file of older users
-                path.unlink(missing_ok=True)
+            tells_ids = stem == "users" and set(self.ids) > set(frames["events"]["user"])
+            if frame.shape[1] == 1 and not tells_ids:  # no facts or labels
+                path.unlink(missing_ok=True)  # of older users
             else:
                 options = {"index": False, "compression": "zstd", "compression_level": 19}
                 atomic_write(path, partial(frame.to_parquet, **options))
@@ -286,6 +281,5 @@ class Users:
         }
         if self.words:
             about["words"] = dict(self.words)
-        text = json.dumps(about, indent=2) + "\n"
-        atomic_write(folder / "about.json", lambda part: part.write_text(text))
+        write_json(folder / "about.json", about)
         return folder

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from qanchor.data.dates import parse_times
 from qanchor.errors import DataError
 from qanchor.utils.io import replace_surrogates
 from qanchor.utils.text import count
@@ -21,7 +22,6 @@ COLUMN_MEANINGS = {  # the columns of events, and what each says
     "text": "what happened, in words, such as 'yoga class'",
 }
 REQUIRED = tuple(COLUMN_MEANINGS)
-TEXT_COLUMNS = ("user", "modality", "text")  # read as text from any file: 007 stays 007
 MAX_TEXT = 2_000  # characters; the text encoder reads only about 256 tokens
 MIN_TIME = pd.Timestamp("1900-01-01")
 MAX_TIME = pd.Timestamp("2200-01-01")  # exclusive
@@ -110,9 +110,8 @@ class Findings:
         """
         at = np.flatnonzero(np.asarray(bad, bool))
         if len(at):
-            first = at[0]
-            row = int(cells.index[first])
-            self.add(cells.name, cells.iloc[first], message, kind, row, len(at))
+            row = int(cells.index[at[0]])
+            self.add(cells.name, cells.iloc[at[0]], message, kind, row, len(at))
 
     def of(self, kind: str) -> list[Finding]:
         """Return the findings of a kind, in order.
@@ -147,14 +146,14 @@ def shown(value) -> object:
         >>> shown(np.float64("nan")), shown(["a"] * 3), len(shown("x" * 500))
         (None, ['a', 'a', 'a'], 80)
     """
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+    if isinstance(value, list):
         names = [shown(name) for name in value[:MAX_NAMES]]
         return names + ["..."] * (len(value) > MAX_NAMES)
-    if value is None or (np.ndim(value) == 0 and pd.isna(value)):
+    if isinstance(value, np.generic):
+        value = value.item()
+    if pd.api.types.is_scalar(value) and pd.isna(value):
         return None
-    if isinstance(value, bool | int) or (isinstance(value, float) and np.isfinite(value)):
+    if isinstance(value, int) or (isinstance(value, float) and np.isfinite(value)):
         return value
     text = replace_surrogates(str(value))
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
@@ -256,10 +255,7 @@ TOO_LONG = Rule(
     f"over {MAX_TEXT:,} characters. Shorten it.",
     lambda cells: cells.str.slice(stop=MAX_TEXT - 1) + "…",
 )
-NULL_BYTE = Rule(
-    lambda cells: cells.str.contains("\x00", regex=False),
-    "a null byte. Remove it.",
-)
+NULL_BYTE = Rule(lambda cells: cells.str.contains("\x00", regex=False), "a null byte. Remove it.")
 NOT_FINITE = Rule(np.isinf, "not finite. Leave the cell empty.", lambda cells: np.nan)
 TOO_LARGE = Rule(
     lambda cells: cells.abs() > MAX_NUMBER,
@@ -335,13 +331,15 @@ def validated_events(events: pd.DataFrame, source: str = "events") -> pd.DataFra
     if not len(events):
         findings.add("user", "no rows", NO_EVENTS)
     result = pd.DataFrame(index=events.index)
-    for column in TEXT_COLUMNS:
+    for column in [*REQUIRED, *events.columns.difference(REQUIRED, sort=False)]:
         cells = events[column]
-        findings.rows(cells, has_surrogate(cells), HALF_CHARACTER)
-        result[column] = apply_rules(findings, cells.astype(str), column)
-    result.insert(1, "time", _iso_times(findings, events["time"]))
-    for column in events.columns.difference(REQUIRED, sort=False):
-        result[column] = plain_numbers(findings, events[column], "number")
+        if column == "time":
+            result[column] = _iso_times(findings, cells)
+        elif column in REQUIRED:
+            findings.rows(cells, has_surrogate(cells), HALF_CHARACTER)
+            result[column] = apply_rules(findings, cells.astype(str), column)
+        else:
+            result[column] = plain_numbers(findings, cells, "number")
     return result
 
 
@@ -372,21 +370,20 @@ def validated_facts(frame: pd.DataFrame | None, source: str, binary: bool = Fals
     findings.rows(ids, has_surrogate(ids), HALF_CHARACTER)
     ids = ids.astype(str)
     findings.rows(ids, ids.duplicated(), "given twice. Keep one row per user.")
-    result = pd.DataFrame(index=pd.Index(ids, name="user"))
-    role = "label" if binary else "fact"
-    for column in frame.columns:
-        cells = frame[column].reset_index(drop=True)
-        result[column] = plain_numbers(findings, cells, role).to_numpy()
-    return result
+    result = frame.reset_index(drop=True)
+    result.attrs = {}
+    for column in result:
+        result[column] = plain_numbers(findings, result[column], "label" if binary else "fact")
+    return result.set_index(pd.Index(ids, name="user"))
 
 
 def _iso_times(findings: Findings, cells: pd.Series) -> pd.Series:
     """Read ISO 8601 only: 03/04/2025 is March or April, and a bare number has no unit."""
     texts = cells.astype(str) if is_numeric_dtype(cells) else cells
-    time = pd.to_datetime(texts, errors="coerce", utc=True, format="ISO8601").dt.tz_localize(None)
+    time = parse_times(texts)
     relative = texts.astype(object).isin(["now", "today"])  # pandas would read the clock
     findings.rows(cells, time.isna() | relative, NOT_A_TIME)
-    return apply_rules(findings, time, "time", cells).astype("datetime64[us]")
+    return apply_rules(findings, time, "time", cells)
 
 
 def plain_numbers(findings: Findings, cells: pd.Series, role: str) -> pd.Series:

@@ -4,8 +4,7 @@ events say since.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -13,23 +12,15 @@ import pandas as pd
 from qanchor.data.users import Users
 from qanchor.evaluation.intervals import Z
 from qanchor.inference.engine import Engine
-from qanchor.inference.evidence import rank_by_pointing
-from qanchor.inference.ranking import KINDS, iter_warm_up, label_free_scores, query_horizon
-from qanchor.models.pointing_model import PointingModel
+from qanchor.inference.evidence import query_horizon, rank_by_pointing
 from qanchor.models.user_tokens import TokenReader
 from qanchor.training.reader import is_held_out
-from qanchor.useru.behavior import EventArrays, find_spend_sources
-from qanchor.useru.concepts import Concept, concept_truth
-from qanchor.useru.pairs import measure_users
-from qanchor.useru.schedule import QueryWindow
-from qanchor.useru.topics import by_name
+from qanchor.useru.concepts import Concept, Outcomes
 from qanchor.utils.types import StageProgress, UserFloats
 
-MAX_USERS_READ = 400  # users that a backtest reads
 MIN_HELD_OUT_USERS = 100  # with fewer, users that were trained on are judged as well
 MIN_KNOWN_USERS = 20  # users whose outcome is known; with fewer there is no result
 FIFTHS = 5
-DECREASE_SUFFIX = "_down"  # of the topics whose yes is a low value
 
 
 @dataclass(frozen=True)
@@ -38,22 +29,20 @@ class BacktestResult:
 
     Args:
         right: Share of the pairs with different outcomes that were ordered correctly (a tie counts
-        half; chance is 0.5).
-            None if too few outcomes are known.
+            half; chance is 0.5). None if too few outcomes are known.
         low: Lower end of the 95 % interval of `right`, or None.
         high: Upper end of it, or None.
         n: Users whose outcome is known.
-        topic: Topic that measures the outcome, "not ..." if its no is meant; empty for the question
-        about everything.
-        days: Days that the query looks ahead; 0 if it is about the past.
+        topic: What the query points at in the users' own events, "not ..." if its no is meant; empty
+            if nothing speaks of it.
+        days: Days that the query looks ahead.
         cutoff: Day as of which the users were ranked.
         unit: The word for a user.
         before: The same share for a plain count of the time before that day, a baseline without any
-        model; None without one.
-        pointed: Whether the topic is something in the users' own events that the query points at.
+            model; None without one.
         measure: What is measured of that, one of `qanchor.useru.concepts.MEASURES`.
         shares: Share of the users of each fifth of that day's ranking that did so, highest first;
-        empty where too few are known, or the outcome is no yes or no.
+            empty where too few are known, or the outcome is no yes or no.
         optimistic: Whether training has seen these users on these days, since too few were held out.
 
     Example:
@@ -70,7 +59,6 @@ class BacktestResult:
     cutoff: str
     unit: str
     before: float | None = None
-    pointed: bool = False
     measure: str = "occurs"
     shares: tuple[float, ...] = ()
     optimistic: bool = False
@@ -101,9 +89,8 @@ def _fifths(score: UserFloats) -> np.ndarray:
     """Return the fifth of the ranking that each user is in, 0 for the highest; equal scores share
     one.
     """
-    order = np.sort(score)
-    below = np.searchsorted(order, score, "left") + np.searchsorted(order, score, "right")
-    share_above = 1 - below / (2 * len(score))
+    rank = pd.Series(score).rank().to_numpy()
+    share_above = 1 - (rank - 0.5) / len(score)
     return np.minimum((share_above * FIFTHS).astype(int), FIFTHS - 1)
 
 
@@ -124,24 +111,18 @@ def _shares(score: UserFloats, is_yes: np.ndarray) -> tuple[float, ...]:
 
 
 def backtest(
-    engine: Engine,
-    users: Users,
-    query: str,
-    most: int = MAX_USERS_READ,
-    progress: StageProgress | None = None,
+    engine: Engine, users: Users, query: str, progress: StageProgress | None = None
 ) -> BacktestResult:
     """Rank the users as of an earlier day and compare the ranking with what they have done since.
 
     The earlier day lies as many days before the cut-off as the query looks ahead. The outcome is
-    measured by the topic that bears most of the score, as UserU measures it; a question about the
-    past is measured by the past of that day. A run that was trained on these users has seen these
-    days, so its result is optimistic; a result at chance is bad news in any case.
+    what the query measures of what it points at. Only users that were in no training step are
+    judged, if there are enough of them.
 
     Args:
         engine: The model.
         users: The users.
         query: The query.
-        most: Users that are read at most; default 400. A sample is drawn from more.
         progress: Called with (stage, done, total); default: not called.
 
     Returns:
@@ -149,108 +130,31 @@ def backtest(
 
     Example:
         >>> users = qa.make_sample_users(60)
-        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
-        >>> backtest(engine, users, "Will this user churn?").topic
-        'lapse'
+        >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
+        >>> result = backtest(engine, users, "Will this user be active?")
+        >>> result.n, result.days, result.cutoff
+        (60, 30, '2025-05-02')
     """
-    for step in iter_backtest(engine, users, query, most):
-        if isinstance(step, BacktestResult):
-            return step
-        if progress:
-            progress(*step)
-    raise RuntimeError("the backtest ended without a result")
-
-
-def iter_backtest(
-    engine: Engine, users: Users, query: str, most: int = MAX_USERS_READ
-) -> Iterator[tuple[str, int, int] | BacktestResult]:
-    """Run `backtest` step by step; closing the iterator cancels.
-
-    Args:
-        engine: The model.
-        users: The users.
-        query: The query.
-        most: Users that are read at most; default 400.
-
-    Yields:
-        (stage, done, total), and last the result.
-    """
-    if engine.pointing is not None:
-        yield "reading the past", 0, 1
-        yield _backtest_by_pointing(engine.pointing, users, query)
-        return
-    sample = users.sample(min(most, len(users)))
-    days = query_horizon(query, users.horizon_days)
-    earlier = replace(sample, cutoff=users.cutoff - pd.Timedelta(days=days))
-    for done, total in iter_warm_up(engine.model, query, users.unit, users.horizon_days):
-        yield "reading graded answers", done, total
-
-    anchors = np.zeros((len(sample), engine.model.config.embedding_dim), np.float32)
-    done = 0
-    for rows, z in engine.iter_embed_uncached(earlier, [query]):
-        anchors[rows] = z[:, 0]
-        done += len(rows)
-        yield "reading the past", done, len(sample)
-    ranking = label_free_scores(
-        engine.model, sample.ids, query, anchors, users.unit, users.horizon_days
-    )
-
-    topic, kind, sign = ranking.attrs["measured"]
-    looks_ahead = kind == "future"
-    about = {
-        "topic": f"not {topic}" if sign < 0 else topic,
-        "days": days if looks_ahead else 0,
-        "cutoff": f"{earlier.cutoff:%Y-%m-%d}",
-        "unit": users.unit,
-    }
-    if not topic:
-        yield BacktestResult(None, None, None, 0, **about)
-        return
-    records = EventArrays(sample, (by_name(topic),))
-    sources = find_spend_sources(earlier.history())
-    outcome = _measure_topic(
-        records, QueryWindow(earlier.cutoff, kind, days, 1), sources, sign
-    ).dropna()
-    baseline = None
-    if looks_ahead:
-        past_window = QueryWindow(earlier.cutoff, KINDS[0], days, 1)
-        past = _measure_topic(records, past_window, sources, sign)[outcome.index]
-        past = past.fillna(past.median()).fillna(0)
-        baseline = concordance(past.to_numpy(), outcome.to_numpy())[0]
-    scores = ranking.set_index("user")["score"].loc[outcome.index]
-    right, low, high = concordance(scores.to_numpy(), outcome.to_numpy())
-    yield BacktestResult(right, low, high, len(outcome), **about, before=baseline)
-
-
-def _backtest_by_pointing(model: PointingModel, users: Users, query: str) -> BacktestResult:
-    """Rank users at an earlier day by pointing; the outcome is what the question measures of what
-    it means.
-
-    Only users that were in no training step are judged, if there are enough of them.
-    """
+    if progress:
+        progress("reading the past", 0, 1)
+    model = engine.model
     days = query_horizon(query, users.horizon_days)
     cutoff = users.cutoff - pd.Timedelta(days=days)
+    about = {"topic": "", "days": days, "cutoff": f"{cutoff:%Y-%m-%d}", "unit": users.unit}
+    if users.events["time"].min() >= cutoff:  # nobody has a past on that day
+        return BacktestResult(None, None, None, 0, **about)
     reader = TokenReader(users, model.config.text_encoder, until=cutoff)
     # percentiles are of that day, since histories grow
     tokens = reader.read(cutoff).with_associations(model.population.associations)
     ranking = rank_by_pointing(model, tokens, query)
     attrs = ranking.attrs
-    about = {
-        "topic": ", ".join(attrs["topics"]),
-        "days": days,
-        "cutoff": f"{cutoff:%Y-%m-%d}",
-        "unit": users.unit,
-        "pointed": True,
-    }
+    about["topic"] = ", ".join(attrs["topics"])
     if not attrs["answerable"]:
         return BacktestResult(None, None, None, 0, **about)
     judged = np.array([is_held_out(user) for user in tokens.ids])
     optimistic = bool(judged.sum() < MIN_HELD_OUT_USERS)
     if optimistic:
         judged[:] = True
-    position = {user: row for row, user in enumerate(users.ids)}
-    rows = np.array([position[user] for user in tokens.ids])[judged]
-    events = reader.events
     meant = [reader.things[row] for row in attrs["things"]]
     # the smallest amount that a question names is not known: then it is about any amount
     measure = attrs["measure"]
@@ -258,16 +162,16 @@ def _backtest_by_pointing(model: PointingModel, users: Users, query: str) -> Bac
         measure = "occurs"
     family = "number" if meant and meant[0].kind == "number" else "text"
     concept = Concept("asked", family, "", tuple(thing.name for thing in meant), measure)
-    sign = attrs["measured"][2]
-    outcome = sign * concept_truth(events, (concept,), rows, cutoff, days)[:, 0].astype(float)
-    columns = [events.index[name] for name in concept.things] or [
-        row for row, thing in enumerate(reader.things) if thing.kind == "modality"
-    ]
-    past = events.counts(users.events["time"].min(), cutoff)[0][rows][:, columns].sum(1)
+    sign = attrs["sign"]
+    events = reader.events
+    position = {user: row for row, user in enumerate(users.ids)}
+    rows = np.array([position[user] for user in tokens.ids])[judged]
+    outcomes = Outcomes.of(events, rows, cutoff, days)
+    outcome = sign * outcomes.truth(events, (concept,))[:, 0].astype(float)
+    _, past = outcomes.amounts(events, concept)
     score = ranking["score"].to_numpy(float)[judged]
     known = ~np.isnan(outcome)
     right, low, high = concordance(score[known], outcome[known])
-    before = concordance(sign * past[known].astype(float), outcome[known])[0]
     is_yes = outcome[known] > (0 if sign > 0 else -1)
     return BacktestResult(
         right,
@@ -275,18 +179,11 @@ def _backtest_by_pointing(model: PointingModel, users: Users, query: str) -> Bac
         high,
         int(known.sum()),
         **about,
-        before=before,
+        before=concordance(sign * past[known].astype(float), outcome[known])[0],
         measure=measure,
         shares=_shares(score[known], is_yes) if right is not None else (),
         optimistic=optimistic,
     )
-
-
-def _measure_topic(records: EventArrays, window: QueryWindow, sources, sign: int) -> pd.Series:
-    """Measure one topic of each user; a higher value is nearer to what the query asks for."""
-    measured = measure_users(records, window, sources)
-    direction = -1 if records.topics[0].name.endswith(DECREASE_SUFFIX) else 1
-    return pd.Series(measured.value[:, 0] * sign * direction, measured.ids)
 
 
 def concordance(

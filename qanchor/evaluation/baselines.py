@@ -7,7 +7,6 @@ import pandas as pd
 from jaxtyping import Float
 
 from qanchor.data.users import Users
-from qanchor.models.features import signed_log, sums_by_group
 
 WINDOW_DAYS = (30, 90)  # days before the cut-off, in addition to the whole history
 
@@ -29,40 +28,44 @@ def rfm_features(users: Users) -> Float[np.ndarray, "user column"]:
         (2, 8)
     """
     past = users.history()
-    age = ((users.cutoff - past["time"]) / pd.Timedelta(days=1)).to_numpy()
-    user = past["user"].cat.codes.to_numpy().astype(int)
-    modality = past["modality"].cat.codes.to_numpy().astype(int)
-    span = float(age.max(initial=1.0))
-    parts = []
-    for kind in (None, *range(len(users.modalities))):
-        chosen = np.ones(len(past), bool) if kind is None else modality == kind
-        numbers = np.nan_to_num(past.loc[chosen, list(users.numbers)].to_numpy(float))
-        parts.append(_rfm_of(user[chosen], age[chosen], numbers, len(users), span))
+    events = past[list(users.numbers)].fillna(0.0)
+    events.insert(0, "events", 1.0)
+    age = (users.cutoff - past["time"]) / pd.Timedelta(days=1)
+    span = max(age.max(), 1.0) if len(age) else 1.0
+    parts = [_rfm_of(past["user"], age, events, span)]
+    for name in users.modalities:
+        rows = past["modality"] == name
+        parts.append(_rfm_of(past["user"][rows], age[rows], events[rows], span))
     facts = users.tabular.fillna(users.tabular.median()).fillna(0.0)
     table = np.column_stack([*parts, facts, users.tabular.isna()]).astype(float)
     return table[:, table.std(axis=0) > 1e-9]
 
 
-def _rfm_of(
-    user: np.ndarray, age: np.ndarray, numbers: np.ndarray, n: int, span: float
-) -> np.ndarray:
+def _rfm_of(user: pd.Series, age: pd.Series, events: pd.DataFrame, span: float) -> pd.DataFrame:
     """Compute the columns of one modality; amounts as signed logs, since they are skewed."""
-    last = np.full(n, span + 1)
-    first = np.zeros(n)
-    np.minimum.at(last, user, age)
-    np.maximum.at(first, user, age)
-    days = np.bincount(np.unique(np.stack([user, age.astype(int)]), axis=1)[0], minlength=n)
-    gap = np.maximum(first - last, 1) / np.maximum(days - 1, 1)
-    events = np.column_stack([np.ones(len(user)), numbers])
-    totals = sums_by_group(user, n, events)
-    count = totals[:, 0]
+    by_user = age.groupby(user, observed=False)
+    last = by_user.min().fillna(span + 1)
+    first = by_user.max().fillna(0.0)
+    days = age.astype(int).groupby(user, observed=False).nunique()
+    gap = (first - last).clip(lower=1) / (days - 1).clip(lower=1)
+    totals = events.groupby(user, observed=False).sum()
+    count = totals["events"]
     columns = [np.log1p(count), np.log1p(last), np.log1p(days), np.log(gap), np.log1p(last / gap)]
     for days_back in WINDOW_DAYS:
-        rows = age <= days_back
-        recent = sums_by_group(user[rows], n, events[rows])
+        recent = events.where(age <= days_back, 0.0).groupby(user, observed=False).sum()
         # trend: the window's share of the total, 0 without a total
-        columns += [signed_log(recent), recent / np.where(totals == 0, 1, totals)]
-    amounts = totals[:, 1:]
-    per_event = np.maximum(count, 1)[:, None]
-    shares = sums_by_group(user, n, numbers > 0) / per_event
-    return np.column_stack([*columns, signed_log(amounts), amounts / per_event, shares])
+        columns += [_signed_log(recent), recent / totals.replace(0, 1)]
+    amounts = totals.drop(columns="events")
+    positive = (events > 0).drop(columns="events").groupby(user, observed=False).sum()
+    per_event = count.clip(lower=1)
+    columns += [
+        _signed_log(amounts),
+        amounts.div(per_event, axis=0),
+        positive.div(per_event, axis=0),
+    ]
+    return pd.concat(columns, axis=1)
+
+
+def _signed_log(values: pd.DataFrame) -> pd.DataFrame:
+    """Compute sign(x) * log(1 + |x|), since a few users spend a hundred times the median."""
+    return np.sign(values) * np.log1p(values.abs())

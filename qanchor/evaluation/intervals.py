@@ -45,7 +45,7 @@ def bootstrap_interval(
     for _ in range(draws):
         rows = np.concatenate([rng.choice(users, len(users)) for users in classes])
         values.append(measure(rows))
-    low, high = (float(np.quantile(values, q)) for q in INTERVAL_QUANTILES)
+    low, high = np.quantile(values, INTERVAL_QUANTILES).tolist()
     return low, high
 
 
@@ -84,6 +84,6 @@ def wilson_interval(
     """
     middle = count + Z**2 / 2
     half_width = Z * np.sqrt(count * (n - count) / n + Z**2 / 4)
-    low = (middle - half_width) / (n + Z**2)
+    low = np.maximum(0, middle - half_width) / (n + Z**2)
     high = (middle + half_width) / (n + Z**2)
-    return np.maximum(0, low), np.minimum(1, high)
+    return low, np.minimum(1, high)

@@ -53,12 +53,10 @@ def ks_statistic(scores: Any, labels: Any) -> float:
         0.5
     """
     scores, labels = _check_scores(scores, labels)
-    order = np.argsort(scores, kind="stable")
-    is_last_of_tie = np.append(np.diff(scores[order]) > 0, True)
     shares = []
-    for is_class in (labels, 1 - labels):
-        share_below = np.cumsum(is_class[order]) / is_class.sum()
-        shares.append(share_below[is_last_of_tie])
+    for label in (0, 1):
+        of_class = np.sort(scores[labels == label])
+        shares.append(np.searchsorted(of_class, scores, "right") / len(of_class))
     return float(np.abs(shares[0] - shares[1]).max())
 
 
@@ -86,7 +84,7 @@ def _check_binary(labels: np.ndarray, folds: int) -> UserInts:
             "turn the column into yes and no"
         )
     positives = int(labels.sum())
-    negatives = int((1 - labels).sum())
+    negatives = len(labels) - positives
     smaller = min(positives, negatives)
     if smaller < folds:
         hint = "take another label or more users"

@@ -97,8 +97,9 @@ def cross_val_scores(
 
     x, y, known = _check_probe_input(embeddings, labels, folds)
     fit = fit or fit_linear_probe
-    scores = np.full((seeds, len(embeddings)), np.nan)
-    fold = np.full((seeds, len(embeddings)), -1)
+    shape = (seeds, len(embeddings))
+    scores = np.full(shape, np.nan)
+    fold = np.full(shape, -1)
     with threadpool_limits(1):  # in fits this small, threads only wait for each other
         for row in range(seeds):
             splitter = StratifiedKFold(folds, shuffle=True, random_state=seed + row)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.prompt_tuning.labels import known_labels
 from qanchor.prompt_tuning.soft_prompt import SoftPrompt
 from qanchor.prompt_tuning.tuning import tune_prompt
-from qanchor.utils.types import EmbeddingRows, UserInts
+from qanchor.utils.types import EmbeddingRows
 
 TUNING_SHARE = 0.5  # share of the labelled users that a prompt is tuned on
 BOOTSTRAP_DRAWS = 1000  # resamples of the test users for an interval
@@ -41,8 +40,8 @@ def evaluate_prompt(
         query: The question whose answer the labels hold.
         labels: Index user; 0, 1 or NaN (left out).
         seed: Decides alone which users these are, so no label of a test user plays a part; default
-        0.
-        how: Options of `tune_prompt`, which holds its validation users out of the share.
+            0.
+        **how: Options of `tune_prompt`, which holds its validation users out of the share.
 
     Returns:
         The prompt; the history of the tuning; and a dict: `before` and `after` (AUC, KS and
@@ -53,8 +52,10 @@ def evaluate_prompt(
 
     Example:
         >>> users = qa.make_sample_users(60)
-        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
-        >>> prompt, history, result = evaluate_prompt(engine, engine.prefill(users), "Why?", users.label("Active"), steps=10)
+        >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
+        >>> cache = engine.prefill(users)
+        >>> active = users.label("Active")
+        >>> prompt, history, result = evaluate_prompt(engine, cache, "Why?", active, steps=10)
         >>> result["n_tuning"], result["n_test"], sorted(result["after"])
         (30, 30, ['auc', 'ks', 'silhouette'])
     """
@@ -64,12 +65,16 @@ def evaluate_prompt(
     seconds = time.perf_counter() - began
     comparison = compare_prompt(engine, cache, prompt, learn, others, seed)
     table = comparison.set_index("measure")
+    gains = {}
+    for measure in ("auc", "ks"):
+        gain, low, high = table.loc[measure, ["gain", "low", "high"]].tolist()
+        gains[measure] = {measure: gain, "low": low, "high": high}
     result = {
         "before": table["before"].to_dict(),
         "after": table["after"].to_dict(),
         "prototype": comparison.attrs["prototype"],
-        "gain": _gain(table, "auc"),
-        "gain_ks": _gain(table, "ks"),
+        "gain": gains["auc"],
+        "gain_ks": gains["ks"],
         "n_tuning": len(learn),
         "n_test": len(others),
         "positives": int(others.sum()),
@@ -79,12 +84,6 @@ def evaluate_prompt(
         "best_step": int(history["step"][history["valid"].idxmin()]),
     }
     return prompt, history, result
-
-
-def _gain(table: pd.DataFrame, measure: str) -> dict[str, float]:
-    """Return the gain of one measure and its interval."""
-    gain, low, high = table.loc[measure, ["gain", "low", "high"]].tolist()
-    return {measure: gain, "low": low, "high": high}
 
 
 def split_labels(
@@ -179,40 +178,32 @@ def compare_embeddings(
     scores = [fit_linear_probe(z[fit], learn.to_numpy(int), z[new], seed) for z in (before, after)]
     near = [silhouette_samples(z[new], y) for z in (before, after)]
 
-    def auc(score, rows) -> float:
-        return roc_auc(score[rows], y[rows])
+    def interval(measure: Callable) -> tuple[float, float]:
+        return bootstrap_interval(measure, y, BOOTSTRAP_DRAWS, seed)
 
-    def ks(score, rows) -> float:
-        return ks_statistic(score[rows], y[rows])
+    def paired_gain(measure: Callable, before: np.ndarray, after: np.ndarray) -> list[float]:
+        """Measure both sides and their difference; each draw takes the same users for both."""
+        sides = [measure(before, y), measure(after, y)]
+        gap = interval(lambda rows: measure(after[rows], y[rows]) - measure(before[rows], y[rows]))
+        return [*sides, sides[1] - sides[0], *gap]
 
-    gains = [
-        _paired_gain("auc", auc, *scores, y, seed),
-        _paired_gain("ks", ks, *scores, y, seed),
-        _paired_gain("silhouette", lambda s, rows: float(s[rows].mean()), *near, y, seed),
-    ]
-    frame = pd.DataFrame(gains, columns=["measure", "before", "after", "gain", "low", "high"])
-    frame.attrs = {"n": len(y), "positives": int(y.sum()), "users": list(others.index)}
-    frame.attrs |= {"scores": {}, "intervals": {}}
-    for side, values in zip(("before", "after"), scores, strict=True):
-        frame.attrs["scores"][side] = values.tolist()
-        interval = bootstrap_interval(partial(auc, values), y, BOOTSTRAP_DRAWS, seed)
-        frame.attrs["intervals"][side] = interval
+    gains = {
+        "auc": paired_gain(roc_auc, *scores),
+        "ks": paired_gain(ks_statistic, *scores),
+        "silhouette": paired_gain(lambda values, _: float(values.mean()), *near),
+    }
+    columns = ["before", "after", "gain", "low", "high"]
+    frame = pd.DataFrame.from_dict(gains, orient="index", columns=columns)
+    frame = frame.rename_axis("measure").reset_index()
+    sides = dict(zip(("before", "after"), scores, strict=True))
+    frame.attrs = {
+        "n": len(y),
+        "positives": int(y.sum()),
+        "users": list(others.index),
+        "scores": {side: score.tolist() for side, score in sides.items()},
+        "intervals": {
+            side: interval(lambda rows, score=score: roc_auc(score[rows], y[rows]))
+            for side, score in sides.items()
+        },
+    }
     return frame
-
-
-def _paired_gain(
-    measure: str,
-    of: Callable,
-    before: np.ndarray,
-    after: np.ndarray,
-    y: UserInts,
-    seed: int,
-) -> tuple:
-    """Measure both sides, their difference, and its interval, each draw taking the same users for
-    both.
-    """
-    sides = [of(side, slice(None)) for side in (before, after)]
-    gap = bootstrap_interval(
-        lambda rows: of(after, rows) - of(before, rows), y, BOOTSTRAP_DRAWS, seed
-    )
-    return measure, *sides, sides[1] - sides[0], *gap

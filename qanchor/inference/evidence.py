@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
 
-from qanchor.models.heads import QueryLike, query_text
+from qanchor.inference.prefix_cache import UserBatch
+from qanchor.models.model import QAnchor
 from qanchor.models.pointing import (
     RELATIVE_FIT,
     QuestionInput,
@@ -22,22 +23,22 @@ from qanchor.models.pointing import (
     token_input,
     word_fit,
 )
-from qanchor.models.pointing_model import PointingModel
+from qanchor.models.queries import QueryLike, query_text
 from qanchor.models.text_encoder import text_vectors
 from qanchor.models.user_tokens import TOKEN_NUMBERS, UserTokens
-from qanchor.useru.answers import asked_horizon, past_fact
-from qanchor.useru.concepts import MEASURES, behavior_queries
-from qanchor.useru.schedule import default_horizons
+from qanchor.models.words import content_words
+from qanchor.useru.concept_answers import past_fact
+from qanchor.useru.concepts import ANY_EVENT, MEASURES, behavior_queries
+from qanchor.useru.horizons import asked_horizon, default_horizons
 
 # A question is answerable if its content words fit something in the data (cosine plus half the
-# share of common trigrams), or if it asks about behaviour in general.
+# share of common trigrams) or a question about behaviour in general (cosine).
 MIN_FIT = 0.66
 MIN_BEHAVIOR_SIMILARITY = 0.66
 MAX_EVIDENCE = 5
 MAX_EVIDENCE_USERS = 200  # users that evidence is measured on
 MAX_CANDIDATES = 8  # things of the greatest saliency
 MIN_EVIDENCE_WEIGHT = 0.05
-ANY_EVENT = "any event"
 COUNT = TOKEN_NUMBERS.index("count")
 LAST = TOKEN_NUMBERS.index("days since the last")
 
@@ -48,27 +49,30 @@ class Interpretation:
 
     Args:
         answerable: Whether anything in the data speaks of the question.
-        read_as: Labels of what it means, best first; "any event" for behaviour in general.
+        read_as: Labels of what it means, best first, after the name of a topic that means them all;
+            "any event" for behaviour in general.
         things: Rows of these things; empty for behaviour in general.
         sign: 1, or -1 if its yes means that it does not happen.
         measure: What it measures of them, one of `qanchor.useru.concepts.MEASURES`.
-        horizon_days: Days that it looks ahead.
         nearest: Labels of the nearest things, also if they do not fit.
     """
 
     answerable: bool
     read_as: tuple[str, ...]
-    things: tuple[int, ...] = field(default=())
-    sign: int = 1
-    measure: str = "occurs"
-    horizon_days: int = 30
-    nearest: tuple[str, ...] = ()
+    things: tuple[int, ...]
+    sign: int
+    measure: str
+    nearest: tuple[str, ...]
 
 
 def encode_questions(
-    model: PointingModel, queries: Sequence[QueryLike], unit: str, horizon_days: int
+    model: QAnchor, queries: Sequence[QueryLike], unit: str, horizon_days: int
 ) -> QuestionInput:
     """Encode questions for the reader of a model.
+
+    A soft prompt moves what a question asks (`vector`) and what it is about (`content`), and with
+    that whether it is about any event (`behavior`). Its spelling, its horizon, and whether it names
+    one thing of a topic follow from its words alone.
 
     Args:
         model: Trained model.
@@ -77,26 +81,37 @@ def encode_questions(
         horizon_days: Days that a question looks ahead unless it names others.
     """
     texts = [query_text(query) for query in queries]
-    days = [_horizon(text, horizon_days) for text in texts]
+    days = [query_horizon(text, horizon_days) for text in texts]
     question = question_input(texts, unit, model.config.text_encoder, days, horizon_days)
     words = [replace_unit(text, unit) for text in texts]
     question = model.reader.read_words(question, words)
+    prompts = [row for row, query in enumerate(queries) if not isinstance(query, str)]
+    if not prompts:
+        return question
     vector = question.vector.clone()
     content = question.content.clone()
-    for row, query in enumerate(queries):
-        if not isinstance(query, str):
-            vector[row] += query.vectors.sum(0)
-            content[row] += query.offset
-    return question._replace(vector=vector, content=content)
+    behavior = question.behavior.clone()
+    for row in prompts:
+        vector[row] += queries[row].vectors.sum(0)
+        content[row] += queries[row].offset
+    general = [content_words(text) for text in behavior_queries()]
+    general = text_vectors(general, model.config.text_encoder).astype(np.float32)
+    behavior[prompts] = (content[prompts] @ torch.from_numpy(general).T).amax(1)
+    return question._replace(vector=vector, content=content, behavior=behavior)
 
 
-def _horizon(query: str, horizon_days: int) -> int:
-    """Return the days that a question looks ahead."""
+def query_horizon(query: str, horizon_days: int) -> int:
+    """Return the days that a question looks ahead.
+
+    Args:
+        query: The question.
+        horizon_days: The users' own horizon, which counts unless the question names another.
+    """
     return asked_horizon(query, default_horizons(horizon_days)) or horizon_days
 
 
 def interpret(
-    model: PointingModel, tokens: UserTokens, query: str
+    model: QAnchor, tokens: UserTokens, query: str
 ) -> tuple[Interpretation, QuestionInput]:
     """Say what a question means in the users' own events.
 
@@ -108,38 +123,43 @@ def interpret(
     Returns:
         The interpretation, and the question as the reader takes it.
     """
-    encoder = model.config.text_encoder
-    unit = tokens.unit
-    days = _horizon(query, tokens.horizon_days)
-    question = encode_questions(model, [query], unit, tokens.horizon_days)
+    question = encode_questions(model, [query], tokens.unit, tokens.horizon_days)
     things = thing_input(tokens)
     fit = word_fit(question, things)[0].numpy()
-    order = np.argsort(-fit, kind="stable")
-    behavior = text_vectors(behavior_queries(), encoder).astype(np.float32)
-    text = replace_unit(query, unit)
-    similarity = float((behavior @ text_vectors([text], encoder)[0].astype(np.float32)).max())
+    order = np.lexsort((tokens.population.rarity, -fit))  # ties: the most common first
     best = float(fit[order[0]]) if len(order) else 0.0
     labels = [thing.label for thing in tokens.things]
     nearest = tuple(dict.fromkeys(labels[i] for i in order[: 2 * MAX_EVIDENCE]))[:MAX_EVIDENCE]
     sign = 1 if float(model.reader.sign(question)[0]) >= 0 else -1
     measure = MEASURES[int(model.reader.meaning(question, things).measure[0].argmax())]
-    common = {"sign": sign, "measure": measure, "horizon_days": days, "nearest": nearest}
-    if best >= MIN_FIT and best >= similarity:
-        meant = [int(i) for i in order[:MAX_EVIDENCE] if fit[i] >= RELATIVE_FIT * best]
-        read_as = tuple(dict.fromkeys(labels[i] for i in meant))
-        return Interpretation(True, read_as, tuple(meant), **common), question
-    if similarity >= MIN_BEHAVIOR_SIMILARITY:
-        return Interpretation(True, (ANY_EVENT,), **common), question
-    return Interpretation(False, (), **common), question
+    behavior = float(question.behavior[0])
+    meant = []
+    read_as = []
+    if best >= MIN_FIT and best >= behavior:
+        kind = tokens.things[order[0]].kind  # an event is of a text and of a modality
+        meant = [int(i) for i in order if fit[i] >= RELATIVE_FIT * best]
+        meant = [i for i in meant if tokens.things[i].kind == kind]
+        read_as = [labels[i] for i in meant]
+        alias = things.aliases.match(question.content, question.spelling, question.names_one)[0]
+        if len(meant) > 1 and alias.max() >= best:
+            read_as = [tokens.aliases.labels[int(alias.argmax())], *read_as]
+        read_as = list(dict.fromkeys(read_as))[:MAX_EVIDENCE]
+    elif behavior >= MIN_BEHAVIOR_SIMILARITY:
+        read_as = [ANY_EVENT]
+    meaning = Interpretation(bool(read_as), tuple(read_as), tuple(meant), sign, measure, nearest)
+    return meaning, question
 
 
-def rank_by_pointing(model: PointingModel, tokens: UserTokens, query: str) -> pd.DataFrame:
+def rank_by_pointing(
+    model: QAnchor, tokens: UserTokens, query: str, batches: Sequence[UserBatch] | None = None
+) -> pd.DataFrame:
     """Score users for a question by what they did before, without a label.
 
     Args:
         model: Trained model.
         tokens: Tokens of the users.
         query: The question.
+        batches: Batches of the users that were read before (default: none were).
 
     Returns:
         One row per user in the order of `tokens.ids`: `user, score` and `answer` (how often what is
@@ -152,7 +172,7 @@ def rank_by_pointing(model: PointingModel, tokens: UserTokens, query: str) -> pd
     frame = pd.DataFrame({"user": list(tokens.ids), "score": np.nan, "answer": ""})
     evidence = []
     if meaning.answerable:
-        reading = read_questions(model.reader, tokens, question)
+        reading = read_questions(model.reader, tokens, question, batches)
         frame["score"] = reading.score[:, 0].numpy()
         evidence = _evidence(model, tokens, question, reading, meaning.things)
         thing = meaning.read_as[0] + " or the like" * (len(meaning.read_as) > 1)
@@ -165,9 +185,7 @@ def rank_by_pointing(model: PointingModel, tokens: UserTokens, query: str) -> pd
         frame["answer"] = np.where(is_known, facts, "")
     frame.attrs |= {
         "topics": [f"{'not ' * (meaning.sign < 0)}{label}" for label in meaning.read_as],
-        "measured": ("", "future", meaning.sign),
-        "novel": not meaning.answerable,
-        "identical": None,
+        "sign": meaning.sign,
         "answerable": meaning.answerable,
         "nearest": list(meaning.nearest),
         "things": list(meaning.things),
@@ -190,15 +208,16 @@ def _meant_events(tokens: UserTokens, things: tuple[int, ...]) -> tuple[np.ndarr
 
 
 def _evidence(
-    model: PointingModel, tokens: UserTokens, question: QuestionInput, reading: Reading, things
+    model: QAnchor, tokens: UserTokens, question: QuestionInput, reading: Reading, things
 ) -> list[dict]:
     """Return what carries the scores: how much they change if a thing is hidden from all users.
 
     Candidates are what the question means and the things of the greatest saliency.
     """
-    rows = np.linspace(0, len(tokens) - 1, min(len(tokens), MAX_EVIDENCE_USERS)).astype(int)
-    sample = tokens.select(np.unique(rows))
-    score = reading.score[np.unique(rows)]
+    places = np.linspace(0, len(tokens) - 1, min(len(tokens), MAX_EVIDENCE_USERS))
+    rows = np.unique(places.astype(int))
+    sample = tokens.select(rows)
+    score = reading.score[rows]
     n_things = len(tokens.things)
     users = np.bincount(tokens.which[tokens.which >= 0], minlength=n_things)
     with torch.inference_mode(False):  # gradients are needed, whatever the caller does
@@ -208,28 +227,41 @@ def _evidence(
     present = which >= 0
     saliency = np.bincount(which[present], np.abs(gradients[present]), n_things)
     candidates = np.argsort(-saliency, kind="stable")[:MAX_CANDIDATES].tolist()
-    candidates = [i for i in dict.fromkeys([*things, *candidates]) if users[i]]
+    candidates = [i for i in dict.fromkeys([*things[:MAX_EVIDENCE], *candidates]) if users[i]]
     effects = []
     for thing in candidates:
         hidden = np.arange(n_things) == thing
         without = read_questions(model.reader, sample.without(hidden), question)
         effects.append(float((score - without.score).abs().mean()))
-    weights = np.array(effects) / max(sum(effects), 1e-9)
-    order = np.argsort(-weights, kind="stable")[:MAX_EVIDENCE]
+    weights = pd.Series(effects, candidates, dtype=float) / max(sum(effects), 1e-9)
+    largest = weights[weights >= MIN_EVIDENCE_WEIGHT].nlargest(MAX_EVIDENCE)
     return [
         {
-            "text": tokens.things[candidates[place]].label,
-            "weight": round(float(weights[place]), 4),
-            "users": int(users[candidates[place]]),
+            "text": tokens.things[thing].label,
+            "weight": round(weight, 4),
+            "users": int(users[thing]),
         }
-        for place in order
-        if weights[place] >= MIN_EVIDENCE_WEIGHT
+        for thing, weight in largest.items()
     ]
+
+
+def require_read(tokens: UserTokens, users: Sequence[str]) -> None:
+    """Raise KeyError unless all users were read.
+
+    Args:
+        tokens: Tokens of the users that were read.
+        users: Ids.
+    """
+    unread = sorted(set(users) - set(tokens.ids))
+    if unread:
+        raise KeyError(
+            f"User {unread[0]!r} is not among the {len(tokens):,} that were read. Prefill it first."
+        )
 
 
 @torch.inference_mode()
 def token_contributions(
-    model: PointingModel, tokens: UserTokens, user: str, question: QuestionInput
+    model: QAnchor, tokens: UserTokens, user: str, question: QuestionInput
 ) -> pd.DataFrame:
     """Return how much each token of a user changes the score: exact, by leaving it out.
 
@@ -246,10 +278,7 @@ def token_contributions(
     Raises:
         KeyError: The user is not among those of `tokens`.
     """
-    if user not in tokens.ids:
-        raise KeyError(
-            f"User {user!r} is not among the {len(tokens):,} that were read. Prefill it first."
-        )
+    require_read(tokens, [user])
     one = tokens.select([tokens.ids.index(user)])
     places = np.flatnonzero(one.which[0] >= 0)
     whole = read_questions(model.reader, one, question)
@@ -259,21 +288,19 @@ def token_contributions(
     which[np.arange(len(places)), places] = -1
     without = read_questions(model.reader, replace(copies, which=which), question)
     change = whole.score[0, 0] - without.score[: len(places), 0]
-    rows = []
-    for number, place in enumerate(places):
-        thing = one.things[one.which[0, place]]
-        rows.append(
-            {
-                "text": thing.label,
-                "kind": thing.kind,
-                "modality": thing.modality,
-                "count": round(float(np.expm1(one.numbers[0, place, COUNT]))),
-                "days_since": round(float(np.expm1(one.numbers[0, place, LAST]))),
-                "attention": float(whole.attention[0, 0, place]),
-                "contribution": float(change[number]),
-            }
-        )
-    columns = ["text", "kind", "modality", "count", "days_since", "attention", "contribution"]
-    frame = pd.DataFrame(rows, columns=columns)
-    order = frame["contribution"].abs().sort_values(ascending=False, kind="stable").index
-    return frame.loc[order].reset_index(drop=True)
+    things = [one.things[thing] for thing in one.which[0, places]]
+    numbers = np.expm1(one.numbers[0, places]).round().astype(int)
+    frame = pd.DataFrame(
+        {
+            "text": [thing.label for thing in things],
+            "kind": [thing.kind for thing in things],
+            "modality": [thing.modality for thing in things],
+            "count": numbers[:, COUNT],
+            "days_since": numbers[:, LAST],
+            "attention": whole.attention[0, 0, places].numpy(),
+            "contribution": change.numpy(),
+        }
+    )
+    return frame.sort_values(
+        "contribution", key=abs, ascending=False, kind="stable", ignore_index=True
+    )

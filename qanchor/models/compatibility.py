@@ -9,20 +9,16 @@ from collections.abc import Sequence
 from qanchor.data.users import Users
 from qanchor.utils.text import count
 
-LEFT_OUT = "they are left out. Train the run again to include them"
 READ_BY_NAME = "they are read through its name. Train the run again if they matter"
 
 
-def input_differences(
-    users: Users, modalities: Sequence[str], numbers: Sequence[str], remedy: str
-) -> list[str]:
+def input_differences(users: Users, modalities: Sequence[str], numbers: Sequence[str]) -> list[str]:
     """Return one message for each modality that is new to a run and each number column it misses.
 
     Args:
         users: Users to read.
         modalities: Modalities that the run was trained with.
         numbers: Number columns that it was trained with.
-        remedy: What happens to events of new modalities, `LEFT_OUT` or `READ_BY_NAME`.
     """
     found = []
     events = users.history()["modality"].value_counts()
@@ -30,7 +26,7 @@ def input_differences(
         if name not in modalities and events.get(name, 0):
             n = count(int(events[name]), "event")
             found.append(
-                f"{users.name} has {n} of {name!r}, a modality that is new to the run: {remedy}."
+                f"{users.name} has {n} of {name!r}, a modality that is new to the run: {READ_BY_NAME}."
             )
     for column in numbers:
         if column not in users.numbers:
@@ -38,18 +34,15 @@ def input_differences(
     return found
 
 
-def warn_of_differences(
-    users: Users, modalities: Sequence[str], numbers: Sequence[str], remedy: str
-) -> None:
+def warn_of_differences(users: Users, modalities: Sequence[str], numbers: Sequence[str]) -> None:
     """Warn of each difference, see `input_differences`.
 
     Args:
         users: Users to read.
         modalities: Modalities that the run was trained with.
         numbers: Number columns that it was trained with.
-        remedy: What happens to events of new modalities.
     """
-    for message in input_differences(users, modalities, numbers, remedy):
+    for message in input_differences(users, modalities, numbers):
         warnings.warn(message, stacklevel=3)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from qanchor.models.aliases import AliasInput
 from qanchor.models.associations import AssociationInput, association_features, score_associations
 from qanchor.models.text_encoder import text_vectors
 from qanchor.models.user_tokens import (
@@ -26,10 +27,10 @@ from qanchor.models.user_tokens import (
     N_TOKEN_NUMBERS,
     TOKEN_NUMBERS,
     UserTokens,
-    content_words,
-    spelling_vectors,
 )
-from qanchor.useru.concepts import MEASURES
+from qanchor.models.words import content_words, spelling_vectors
+from qanchor.useru.concepts import MEASURES, behavior_queries
+from qanchor.useru.topics import names_one
 from qanchor.utils.device import single_thread
 from qanchor.utils.text import plural
 
@@ -38,11 +39,15 @@ KEY_DIM = 48
 GENERAL_DIM = 16  # what the question asks beside its topic: how often, how much, how soon
 HIDDEN_DIM = 160
 STATE_DIM = 64
-TEXT_DIM = 63  # dimensions of the embedding that say which texts were pointed at
-EMBEDDING_DIM = 1 + TEXT_DIM + STATE_DIM
+TEXT_DIM = 31  # dimensions of the embedding that say which texts were pointed at
+PORTRAIT_DIM = 32  # that say what the user does at all, whatever is asked
+PORTRAIT_SCALE = (
+    0.3  # mean length of the portrait: small beside the parts that change with the question
+)
+EMBEDDING_DIM = 1 + TEXT_DIM + PORTRAIT_DIM + STATE_DIM
 SCORE_SCALE = 0.5  # of the score beside the two other parts of an embedding, each of length 1
 WORDS_DIM = 4096  # wide enough that few words share a place
-COSINE_SCALES = (12.0, 8.0, 6.0, 4.0, 4.0, 4.0)
+FIT_SCALES = (12.0, 8.0, 6.0, 4.0, 4.0, 4.0)
 SHUT = -5.0  # start of the sigmoid heads' bias: only what is clearly meant adds up
 SUMMED = [
     TOKEN_NUMBERS.index(name)
@@ -56,23 +61,25 @@ SUMMED = [
 ASSOCIATED = [
     TOKEN_NUMBERS.index(name) for name in ("count", "count in the last horizon", "amount")
 ]
+COUNT = TOKEN_NUMBERS.index("count")
 LAST = TOKEN_NUMBERS.index("days since the last")
 FIRST = TOKEN_NUMBERS.index("days since the first")
 LARGEST = TOKEN_NUMBERS.index("largest amount")
 SHARE = TOKEN_NUMBERS.index("share of all that the user did")
 TENURE = LEVEL_NUMBERS.index("days since the first")
+DAYS = LEVEL_NUMBERS.index("days")
 # numbers of the user as a whole that mean the same after a longer history, and all percentiles
 PRIOR_LEVELS = [
     LEVEL_NUMBERS.index(name)
     for name in (
         "days since the last",
-        "count in the last horizon",
-        "count in the last quarter of a horizon",
+        "days in the last horizon",
+        "days in the last quarter of a horizon",
         "mean amount",
     )
 ]
 PRIOR_LEVELS += range(len(LEVEL_NUMBERS), N_LEVEL_NUMBERS)
-N_PRIOR_NUMBERS = len(SUMMED) + 6 + len(PRIOR_LEVELS)
+N_PRIOR_NUMBERS = len(SUMMED) + 7 + len(PRIOR_LEVELS)
 RELATIVE_FIT = 0.85  # what fits nearly as well as the best is meant, too
 LEAST_FIT = 0.5  # of what may be meant
 SHARPNESS = 30.0
@@ -82,13 +89,15 @@ NEARLY_ALL = 0.95  # share of the users
 OCCURS = MEASURES.index("occurs")
 OF_ALL = MEASURES.index("share")
 USERS_PER_PASS = 256
+PREFIXES_PER_PASS = 32  # keys and values of a prefix are large
 MASKED = -1e4
 
 
 class QueryStates(NamedTuple):
-    """Questions as a language model has read them, without any user. Made by `LateCrossing`."""
+    """Questions as a language model has read them, without any user. Made by `LanguageBody`."""
 
-    hidden: Float[Tensor, "query width"]  # at the anchor, where the crossing layers begin
+    hidden: Float[Tensor, "query width"]  # at the anchor, where the layers that know users begin
+    words: Float[Tensor, "query word width"]  # likewise, at the words
     keys: Float[Tensor, "query layer word kv_head head_dim"]  # of the words, rotated
     values: Float[Tensor, "query layer word kv_head head_dim"]
     mask: Bool[Tensor, "query word"]
@@ -104,11 +113,31 @@ class QueryStates(NamedTuple):
         width = max(int(mask.sum(1).max()), 1)
         return QueryStates(
             self.hidden[index],
+            self.words[index, :width],
             self.keys[index, :, :width],
             self.values[index, :, :width],
             mask[:, :width],
             self.length[index],
         )
+
+
+class Anchor(NamedTuple):
+    """Anchors behind questions, as the answers that follow them see them. Made by `LanguageBody`.
+
+    The axes in front are users and questions, or pairs of them.
+    """
+
+    hidden: Float[Tensor, "*pair width"]  # behind the last layer
+    keys: Float[Tensor, "*pair layer kv_head head_dim"]  # rotated
+    values: Float[Tensor, "*pair layer kv_head head_dim"]
+
+    def at(self, *index) -> Anchor:
+        """Select anchors.
+
+        Args:
+            *index: Index array of each axis in front.
+        """
+        return Anchor(*(part[index] for part in self))
 
 
 class QuestionInput(NamedTuple):
@@ -119,6 +148,8 @@ class QuestionInput(NamedTuple):
     spelling: Float[Tensor, "query spelling"]
     words: Float[Tensor, "query word"]  # which words the question has, hashed
     horizon: Float[Tensor, " query"]  # log of the horizon asked over the users' own
+    names_one: Float[Tensor, "query topic"]  # 1 if it names one of the things of a topic
+    behavior: Float[Tensor, " query"]  # with a question about any event: cosine of contents
     states: QueryStates | None = None  # for a language model
 
     def at(self, index) -> QuestionInput:
@@ -139,7 +170,17 @@ class ThingInput(NamedTuple):
     spelling: Float[Tensor, "thing spelling"]
     # 1 where the thing is a share, and nearly all users have one
     is_share_of_all: Float[Tensor, " thing"]
+    aliases: AliasInput
     associations: AssociationInput | None = None
+
+
+class PrefixStates(NamedTuple):
+    """Users as a prefix that a language model has read. Made by `UserPrefix.prefill`."""
+
+    keys: Float[Tensor, "user layer token kv_head head_dim"]  # rotated
+    values: Float[Tensor, "user layer token kv_head head_dim"]
+    log_presence: Float[Tensor, "user token"]  # 0, or a large negative number for padding
+    length: Int[Tensor, " user"]  # places of the questions behind them begin here
 
 
 class TokenInput(NamedTuple):
@@ -151,6 +192,7 @@ class TokenInput(NamedTuple):
     # how far each token is present, 1 by default; gradients by it tell the saliency of tokens
     presence: Float[Tensor, "user token"] | None = None
     fold: Int[Tensor, " user"] | None = None  # see `score_associations`
+    prefix: PrefixStates | None = None  # what a language model has read of them before
 
     def present(self) -> Float[Tensor, "user token"]:
         """Return how far each token is present; 0 for padding."""
@@ -165,6 +207,16 @@ class TokenInput(NamedTuple):
         if self.presence is None:
             return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, MASKED)
         return self.presence.log().masked_fill(~mask, MASKED)
+
+
+class BodyInput(NamedTuple):
+    """What the body of a reader is given."""
+
+    users: TokenInput
+    standard: Float[Tensor, "user token number"]  # the tokens' numbers, standardised
+    question: QuestionInput  # with `states`, for a language model
+    things: ThingInput
+    known: Float[Tensor, "user query prior"]  # what the prior starts from, standardised
 
 
 class Meaning(NamedTuple):
@@ -206,8 +258,7 @@ class PointingBody(nn.Module):
         self.query = nn.Linear(text, HEADS * KEY_DIM)
         self.key = nn.Linear(text, HEADS * KEY_DIM)
         self.scale = nn.Parameter(torch.full((HEADS,), 4.0))
-        self.cosine = nn.Parameter(torch.tensor(COSINE_SCALES))
-        self.spell = nn.Parameter(torch.tensor(COSINE_SCALES) / 2)
+        self.fit_scale = nn.Parameter(torch.tensor(FIT_SCALES))
         self.by_number = nn.Linear(N_TOKEN_NUMBERS, HEADS)
         self.shut = nn.Parameter(torch.full((HEADS,), SHUT))
         self.general = nn.Sequential(
@@ -234,39 +285,27 @@ class PointingBody(nn.Module):
             things: What can be pointed at.
 
         Returns:
-            Attention logits, and the plain cosine of content words and label.
+            Attention logits, and how well its words fit.
         """
         query = self.query(question.content).unflatten(-1, (HEADS, KEY_DIM))
         key = self.key(things.vector).unflatten(-1, (HEADS, KEY_DIM))
         learned = torch.einsum("qhd,thd->qht", F.normalize(query, dim=-1), F.normalize(key, dim=-1))
-        cosine = question.content @ things.vector.T
-        spelling = question.spelling @ things.spelling.T
-        logits = learned * self.scale[:, None]
-        logits = logits + cosine[:, None] * self.cosine[:, None]
-        logits = logits + spelling[:, None] * self.spell[:, None]
-        return logits, cosine
+        fit = word_fit(question, things)
+        return learned * self.scale[:, None] + fit[:, None] * self.fit_scale[:, None], fit
 
     def forward(
-        self,
-        users: TokenInput,
-        standard: Float[Tensor, "user token number"],
-        question: QuestionInput,
-        things: ThingInput,
-        known: Float[Tensor, "user query prior"],
+        self, given: BodyInput
     ) -> tuple[Float[Tensor, "user query state"], Float[Tensor, "user query token"]]:
         """Return the state behind the score, and the mean attention of the softmax heads.
 
         Args:
-            users: Tokens of the users.
-            standard: Their numbers, standardised.
-            question: The questions.
-            things: What tokens stand for.
-            known: Not used; `LateCrossing` starts from it.
+            given: Users and questions.
         """
-        logits, cosine = self.match(question, things)
+        users, standard, question, things, _ = given
+        logits, fit = self.match(question, things)
         which = users.which.clamp(min=0)
         logits = logits[:, :, which].permute(2, 0, 1, 3)  # (user, query, head, token)
-        cosine = cosine[:, which].transpose(0, 1)[:, :, None]
+        fit = fit[:, which].transpose(0, 1)[:, :, None]
         by_number = self.by_number(standard).transpose(1, 2)[:, None]
         attention = (logits + by_number + users.log_presence()[:, None, None]).softmax(-1)
         attention = attention * (users.which >= 0)[:, None, None]
@@ -281,7 +320,7 @@ class PointingBody(nn.Module):
         parts = [
             mean.flatten(2),
             total.flatten(2),
-            (attention * cosine).sum(-1),
+            (attention * fit).sum(-1),
             torch.log1p(gate.sum(-1)),
             attention.amax(-1),
             self.level_norm(users.level)[:, None].expand(-1, n_queries, -1),
@@ -294,7 +333,7 @@ class PointingReader(nn.Module):
     """Score users for questions from their own tokens.
 
     A prior, linear in what the user did of what is meant, and a correction from the state of a
-    body: `PointingBody`, or `LateCrossing`, in which a language model reads the tokens. The prior
+    body: `PointingBody`, or a `LanguageBody`, in which a language model reads the tokens. The prior
     is not in the paper.
 
     Args:
@@ -330,6 +369,8 @@ class PointingReader(nn.Module):
         self.register_buffer("state_mean", torch.zeros(STATE_DIM))
         self.register_buffer("state_spread", torch.ones(STATE_DIM))
         self.register_buffer("directions", nn.init.orthogonal_(torch.empty(text, TEXT_DIM)))
+        self.register_buffer("portrait_mean", torch.zeros(text))
+        self.register_buffer("portrait_directions", torch.zeros(text, PORTRAIT_DIM))
 
     @property
     def has_language_model(self) -> bool:
@@ -372,7 +413,8 @@ class PointingReader(nn.Module):
         """
         fit = word_fit(question, things)
         relevant = relevance(fit)
-        found = torch.sigmoid(SHARPNESS * (fit.amax(1, keepdim=True) - LEAST_FIT))
+        least = question.behavior.clamp(min=LEAST_FIT)[:, None]  # else any event is meant
+        found = torch.sigmoid(SHARPNESS * (fit.amax(1, keepdim=True) - least))
         of_things = relevant / relevant.sum(1, keepdim=True).clamp(min=1e-9) * found
         asked = torch.cat([question.vector, question.words], -1)
         measure = self.intent(asked).softmax(-1)
@@ -389,14 +431,90 @@ class PointingReader(nn.Module):
         of_any = meaning.parts[:, -1:]
         measure = torch.cat([meaning.measure * (1 - of_any), meaning.measure * of_any], -1)
         prior = (self.prior(known) * measure).sum(-1) * sign
-        standard = (users.numbers - self.mean) / self.spread
-        standard_known = (known - self.known_mean) / self.known_spread
-        state, attention = self.body(users, standard, question, things, standard_known)
+        state, attention = self.body(self.body_input(users, question, things, known))
         score = prior + self.out(state)[..., 0] * sign
         alone = self.alone(state)[..., 0] * sign
         texts = (things.vector @ self.directions)[users.which.clamp(min=0)]
         pointed_at = torch.einsum("uqt,utd->uqd", attention, texts)
-        return Reading(score, prior, alone, attention, self.embed(score, pointed_at, state))
+        portrait = (mean_text(users, things) - self.portrait_mean) @ self.portrait_directions
+        embedding = self.embed(score, pointed_at, portrait, state)
+        return Reading(score, prior, alone, attention, embedding)
+
+    def body_input(
+        self,
+        users: TokenInput,
+        question: QuestionInput,
+        things: ThingInput,
+        known: Float[Tensor, "user query prior"],
+    ) -> BodyInput:
+        """Return users and questions as the body takes them.
+
+        Args:
+            users: Tokens of the users.
+            question: The questions.
+            things: What tokens stand for.
+            known: From `known_numbers`.
+        """
+        known = (known - self.known_mean) / self.known_spread
+        return BodyInput(users, self._standardize(users), question, things, known)
+
+    def _standardize(self, users: TokenInput) -> Float[Tensor, "user token number"]:
+        return (users.numbers - self.mean) / self.spread
+
+    @property
+    def reads_prefix(self) -> bool:
+        """Return whether a language model reads users as a prefix, which may be cached."""
+        return hasattr(self.body, "prefill")
+
+    @property
+    def users_per_pass(self) -> int:
+        """Return how many users run together."""
+        return PREFIXES_PER_PASS if self.reads_prefix else USERS_PER_PASS
+
+    def prefill(self, users: TokenInput, things: ThingInput) -> PrefixStates:
+        """Return users as a prefix that the language model has read.
+
+        Args:
+            users: Tokens of the users.
+            things: What tokens stand for.
+        """
+        return self.body.prefill(users, self._standardize(users), things)
+
+    def anchor(self, users: TokenInput, question: QuestionInput, things: ThingInput) -> Anchor:
+        """Return the anchors of users and questions, which answers follow.
+
+        Args:
+            users: Tokens of the users.
+            question: The questions, read by a language model.
+            things: What tokens stand for.
+        """
+        known = self.known_numbers(users, self.meaning(question, things), things)
+        return self.body.anchor(self.body_input(users, question, things, known))[0]
+
+    def score_answers(
+        self,
+        users: TokenInput,
+        question: QuestionInput,
+        things: ThingInput,
+        query: str,
+        answers: Sequence[str],
+    ) -> Float[Tensor, "user answer"]:
+        """Return how much likelier each answer to a question is of each user than of an unknown one,
+        by the language model.
+
+        Args:
+            users: Tokens of the users.
+            question: One question, read by a language model.
+            things: What tokens stand for.
+            query: Its text, with the word "user" for one of the users.
+            answers: Answers to it.
+
+        Returns:
+            log p(answer | user, question) - log p(answer | question).
+        """
+        encoded = self.body.encode_answers([query] * len(answers), answers)
+        anchor = self.anchor(users, question, things)
+        return self.body.score_answers(anchor, question.states, encoded)
 
     def known_numbers(
         self, users: TokenInput, meaning: Meaning, things: ThingInput
@@ -418,11 +536,13 @@ class PointingReader(nn.Module):
         oldest = (meant * numbers[..., FIRST]).amax(-1)
         largest = (meant * numbers[..., LARGEST]).amax(-1)
         share = (meant * numbers[..., SHARE]).sum(-1).clamp(max=1)
-        rate = sums[..., 0] - users.level[:, None, TENURE]  # per day since the user's first event
+        tenure = users.level[:, None, TENURE]
+        rate = sums[..., 0] - tenure  # per day since the user's first event
+        rate_of_any = (users.level[:, None, DAYS] - tenure).expand_as(rate)
         level = users.level[:, None, PRIOR_LEVELS].expand(-1, meant.shape[1], -1)
         association = self.association_score(users, meaning, things)
-        own = torch.stack([lateness, oldest, largest, share, rate, association], -1)
-        return torch.cat([sums, own, level], -1)
+        own = [lateness, oldest, largest, share, rate, rate_of_any, association]
+        return torch.cat([sums, torch.stack(own, -1), level], -1)
 
     def association_score(
         self, users: TokenInput, meaning: Meaning, things: ThingInput
@@ -448,24 +568,38 @@ class PointingReader(nn.Module):
         self,
         score: Float[Tensor, "user query"],
         pointed_at: Float[Tensor, "user query text"],
+        portrait: Float[Tensor, "user portrait"],
         state: Float[Tensor, "user query state"],
     ) -> Float[Tensor, "user query dim"]:
-        """Return unit embeddings: the answer, which texts were pointed at, and what was read there.
-
-        The cosine to the first axis orders users as the score does.
+        """Return unit embeddings: the answer, which texts were pointed at, what the user does at all,
+        and what was read of what is asked.
 
         Args:
             score: Scores.
             pointed_at: Mean text vector of what each user was read at, projected.
+            portrait: Mean text vector of each user, projected.
             state: Hidden state behind the score.
         """
         standard = (state - self.state_mean) / self.state_spread
         parts = [
             SCORE_SCALE * score[..., None],
             F.normalize(pointed_at, dim=-1),
+            portrait[:, None].expand(-1, score.shape[1], -1),
             F.normalize(standard, dim=-1),
         ]
         return F.normalize(torch.cat(parts, -1), dim=-1)
+
+
+def mean_text(users: TokenInput, things: ThingInput) -> Float[Tensor, "user text"]:
+    """Return the mean text vector of all that each user did, weighted by log counts.
+
+    Args:
+        users: Tokens of the users.
+        things: What tokens stand for.
+    """
+    weight = users.numbers[..., COUNT] * users.present()
+    total = torch.einsum("ut,utd->ud", weight, things.vector[users.which.clamp(min=0)])
+    return total / weight.sum(1, keepdim=True).clamp(min=1e-9)
 
 
 def is_pretrained(name: str) -> bool:
@@ -478,13 +612,18 @@ def is_pretrained(name: str) -> bool:
 
 
 def word_fit(question: QuestionInput, things: ThingInput) -> Float[Tensor, "query thing"]:
-    """Return how well the words of each thing fit each question; nothing is learned here.
+    """Return how well the words of each thing fit each question, at least 0, or an alias of it that
+    fits better than the words of any; nothing is learned here.
 
     Args:
         question: The questions.
         things: What can be pointed at.
     """
-    return question.content @ things.vector.T + question.spelling @ things.spelling.T / 2
+    own = question.content @ things.vector.T + question.spelling @ things.spelling.T / 2
+    match = things.aliases.match(question.content, question.spelling, question.names_one)
+    of_alias = (match[:, :, None] * things.aliases.member).amax(1)
+    is_better = of_alias.amax(1, keepdim=True) > own.amax(1, keepdim=True)
+    return torch.maximum(own, of_alias * is_better)
 
 
 def relevance(fit: Float[Tensor, "query thing"]) -> Float[Tensor, "query thing"]:
@@ -514,12 +653,17 @@ def question_input(
     texts = [replace_unit(query, unit) for query in queries]
     content = [content_words(text) for text in texts]
     vectors = text_vectors([*texts, *content], encoder).astype(np.float32)
+    behaviors = [content_words(query) for query in behavior_queries()]
+    behaviors = text_vectors(list(dict.fromkeys(behaviors)), encoder).astype(np.float32)
+    of_content = vectors[len(texts) :]
     return QuestionInput(
         vector=torch.from_numpy(vectors[: len(texts)]),
-        content=torch.from_numpy(vectors[len(texts) :]),
+        content=torch.from_numpy(of_content),
         spelling=torch.from_numpy(spelling_vectors(content)),
         words=torch.from_numpy(word_vectors(texts)),
         horizon=torch.tensor(np.log(np.asarray(horizons) / own), dtype=torch.float32),
+        names_one=torch.from_numpy(names_one(texts).astype(np.float32)),
+        behavior=torch.from_numpy((of_content @ behaviors.T).max(1, initial=0)),
     )
 
 
@@ -566,9 +710,10 @@ def thing_input(tokens: UserTokens) -> ThingInput:
     is_share_of_all = (population.share_base > 0) & (population.rarity < -np.log(NEARLY_ALL))
     is_share_of_all = torch.from_numpy(is_share_of_all.astype(np.float32))
     associations = population.associations
-    if associations is None:
-        return ThingInput(vectors, spelling, is_share_of_all)
-    return ThingInput(vectors, spelling, is_share_of_all, associations.tensors())
+    if associations is not None:
+        associations = associations.tensors()
+    aliases = tokens.aliases.tensors()
+    return ThingInput(vectors, spelling, is_share_of_all, aliases, associations)
 
 
 def token_input(tokens: UserTokens, rows=slice(None)) -> TokenInput:
@@ -592,7 +737,10 @@ def token_input(tokens: UserTokens, rows=slice(None)) -> TokenInput:
 
 
 def iter_readings(
-    reader: PointingReader, tokens: UserTokens, question: QuestionInput, batches
+    reader: PointingReader,
+    tokens: UserTokens,
+    question: QuestionInput,
+    batches: Iterable[tuple[Int[np.ndarray, " _"], PrefixStates | None]],
 ) -> Iterator[tuple[np.ndarray, Reading]]:
     """Read users batch by batch.
 
@@ -600,16 +748,18 @@ def iter_readings(
         reader: Trained reader.
         tokens: Tokens of the users.
         question: The questions.
-        batches: Row numbers of the users of each batch.
+        batches: Row numbers of the users of each batch, and what was read of them before, if it
+            was kept.
 
     Yields:
         Row numbers of a batch, and what the reader makes of it. Attention is as wide as the longest
         user of the batch.
     """
     things = thing_input(tokens)
-    for rows in batches:
+    for rows, prefix in batches:
         with reader.threads(), torch.inference_mode():
-            reading = reader(token_input(tokens, rows), question, things)
+            users = token_input(tokens, rows)._replace(prefix=prefix)
+            reading = reader(users, question, things)
         yield rows, reading
 
 
@@ -634,26 +784,36 @@ def token_gradients(
     return gradient.numpy()
 
 
-def row_batches(n_users: int) -> list[np.ndarray]:
+def row_batches(n_users: int, per_pass: int) -> list[np.ndarray]:
     """Return the row numbers of users in batches that one pass reads.
 
     Args:
         n_users: Number of users.
+        per_pass: Users of a batch.
     """
-    return np.split(np.arange(n_users), range(USERS_PER_PASS, n_users, USERS_PER_PASS))
+    return np.split(np.arange(n_users), range(per_pass, n_users, per_pass))
 
 
-def read_questions(reader: PointingReader, tokens: UserTokens, question: QuestionInput) -> Reading:
+def read_questions(
+    reader: PointingReader,
+    tokens: UserTokens,
+    question: QuestionInput,
+    batches: Sequence[tuple[Int[np.ndarray, " _"], PrefixStates | None]] | None = None,
+) -> Reading:
     """Read all users for some questions, some users at a time.
 
     Args:
         reader: Trained reader.
         tokens: Tokens of the users.
         question: The questions.
+        batches: Row numbers of the users of each batch, in order, and what was read of them before
+            (default: nothing).
     """
     width = tokens.which.shape[1]
     parts = []
-    for _, reading in iter_readings(reader, tokens, question, row_batches(len(tokens))):
+    if batches is None:
+        batches = [(rows, None) for rows in row_batches(len(tokens), reader.users_per_pass)]
+    for _, reading in iter_readings(reader, tokens, question, batches):
         padding = width - reading.attention.shape[-1]
         parts.append(reading._replace(attention=F.pad(reading.attention, (0, padding))))
     return Reading(*(torch.cat(part) for part in zip(*parts, strict=True)))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 import zlib
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from threading import RLock
 
 import numpy as np
 import pandas as pd
@@ -18,16 +20,12 @@ from torch import Tensor, nn
 from qanchor.errors import TableError, WeightsError
 from qanchor.models.weights import missing_model_message, resolve_model
 from qanchor.utils.io import cache_dir, replace_surrogates
-from qanchor.utils.types import Progress
 
-# maps distinct texts and a function that reports how many are done to float16 (text, dim)
-EncodeTexts = Callable[[list[str], Callable[[int], object]], np.ndarray]
 HASH_DIM = 384  # width of "hash" vectors, that of MiniLM
 MAX_TEXT_TOKENS = 256  # longer texts are cut
 TEXTS_PER_BATCH = 256  # texts in a forward pass; sorted by length, so there is little padding
 TEXTS_PER_WRITE = 16 * TEXTS_PER_BATCH  # texts between two writes, which a kill may lose
-# row of `keys`: hash of a text in two halves, and checksum of its vector
-ROW_DTYPE = np.dtype([("high", "<u8"), ("low", "<u8"), ("crc", "<u4")])
+CREATE = "create table if not exists vectors (key blob primary key, vector blob) without rowid"
 
 
 class TextEncoder(nn.Module):
@@ -62,7 +60,7 @@ class TextEncoder(nn.Module):
     @torch.inference_mode()
     def forward(self, texts: list[str]) -> Float[Tensor, "text dim"]:
         if self.name == "hash":
-            return torch.stack([self._hash_vector(text) for text in texts])
+            return torch.stack([_hash_vector(text) for text in texts])
         texts = [replace_surrogates(text) for text in texts]
         batch = self.tokenizer(
             texts, padding=True, truncation=True, max_length=MAX_TEXT_TOKENS, return_tensors="pt"
@@ -71,18 +69,17 @@ class TextEncoder(nn.Module):
         mask = batch["attention_mask"][..., None].to(hidden.dtype)
         return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).cpu()
 
-    def _hash_vector(self, text: str) -> Float[Tensor, " dim"]:
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-        seed = int.from_bytes(digest[:8], "little") % 2**63
-        generator = torch.Generator().manual_seed(seed)
-        return nn.functional.normalize(torch.randn(self.dim, generator=generator), dim=0)
+
+@lru_cache(maxsize=65_536)
+def _hash_vector(text: str) -> Float[Tensor, " dim"]:
+    """Return a unit vector drawn at random for a text, the same at any time."""
+    seed = int.from_bytes(_text_hash(text)[:8], "little") % 2**63
+    generator = torch.Generator().manual_seed(seed)
+    return nn.functional.normalize(torch.randn(HASH_DIM, generator=generator), dim=0)
 
 
 def text_vectors(
-    texts: Sequence[str],
-    encoder: str = "minilm",
-    folder: Path | None = None,
-    progress: Progress | None = None,
+    texts: Sequence[str], encoder: str = "minilm", folder: Path | None = None
 ) -> np.ndarray:
     """Encode texts as unit vectors; texts encoded before are read from a table on disk.
 
@@ -91,13 +88,13 @@ def text_vectors(
         encoder: "minilm" (packaged), "hash" (no download, no meaning), a Hugging Face id or a
             folder.
         folder: Folder of the tables, which processes may share. Default: `<cache>/texts`.
-        progress: Called with (done, total) distinct texts after each chunk. Default: none.
 
     Returns:
         float16 (text, dim), 384 for MiniLM. Equal texts have equal rows in any company.
 
     Raises:
         TableError: If a vector on disk is not the one that was written.
+        OSError: If the disk is full or not writable.
 
     Example:
         >>> text_vectors(["noodles", "noodles"], "hash").shape
@@ -105,160 +102,84 @@ def text_vectors(
     """
     if not len(texts):
         return np.zeros((0, HASH_DIM), np.float16)
-    if encoder == "hash":  # cheaper than a table
-        codes, distinct = pd.factorize(pd.Series(list(texts), dtype=object))
-
-        def report(done: int) -> None:
-            if progress:
-                progress(done, len(distinct))
-
-        return _encode_texts(list(distinct), encoder, report)[codes]
-    table = (folder or cache_dir() / "texts") / _text_hash(encoder).hex()[:24]
-
-    def encode(new: list[str], report: Callable[[int], object]) -> np.ndarray:
-        return _encode_texts(new, encoder, report)
-
-    return cached_vectors(texts, table, encode, progress)
-
-
-def cached_vectors(
-    texts: Sequence[str],
-    folder: Path,
-    encode: EncodeTexts,
-    progress: Progress | None = None,
-) -> np.ndarray:
-    """Return the vectors of texts from a table, encoding and storing those it lacks.
-
-    Args:
-        texts: Any number of strings.
-        folder: Folder of the table.
-        encode: Maps (distinct texts, function to report how many are done) to float16 (text, dim).
-        progress: Called with (done, total) new texts. Default: none.
-
-    Returns:
-        float16 (text, dim).
-
-    Raises:
-        TableError: If a vector on disk is not the one that was written.
-    """
     codes, distinct = pd.factorize(pd.Series(list(texts), dtype=object))
-    vectors = _open_table(folder).lookup(list(distinct), encode, progress)
-    return vectors if len(codes) == len(vectors) else vectors[codes]
+    encode = partial(_encode_texts, encoder)
+    if encoder == "hash":  # cheaper than a table
+        return encode(list(distinct))[codes]
+    name = f"{_text_hash(encoder).hex()[:24]}.sqlite"
+    table = VectorTable((folder or cache_dir() / "texts") / name)
+    return table.lookup(list(distinct), encode)[codes]
 
 
+@dataclass(frozen=True)
 class VectorTable:
-    """Store vectors by text in two files that only grow.
-
-    A kill leaves complete rows and at most an incomplete end, which the next write cuts off.
-    Vectors are read in pieces through a memory map: a million texts take the memory of the vectors
-    requested, and of their hashes.
+    """Store vectors by text in an SQLite file, which processes may share and a kill leaves whole.
 
     Args:
-        folder: Folder of the table; created when needed.
+        path: The file; created when needed.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.rows = np.zeros(0, ROW_DTYPE)
-        self.index = pd.Index(self.rows["high"])
-        self.lock = RLock()  # between the threads of this process
+    path: Path
 
-    def lookup(
-        self,
-        texts: list[str],
-        encode: EncodeTexts,
-        progress: Progress | None = None,
-    ) -> np.ndarray:
+    def lookup(self, texts: Sequence[str], encode: Callable[[list[str]], np.ndarray]) -> np.ndarray:
         """Return the vectors of distinct texts; new ones are encoded, shortest first, and stored.
 
         Args:
             texts: Distinct texts.
-            encode: As in `cached_vectors`.
-            progress: Called with (done, total) new texts. Default: none.
+            encode: Maps texts to float16 (text, dim).
+
+        Raises:
+            TableError: If a vector on disk is not the one that was written.
+            OSError: If the disk is full or not writable.
         """
-        with self.lock:
-            keys = np.frombuffer(b"".join(_text_hash(text) for text in texts), "<u8").reshape(-1, 2)
-            new = np.flatnonzero(self._find(keys) < 0)
-            if len(new):
-                new = new[np.argsort([len(texts[i]) for i in new], kind="stable")]
-            for start in range(0, len(new), TEXTS_PER_WRITE):
-                chunk = new[start : start + TEXTS_PER_WRITE]
+        keys = [_text_hash(text) for text in texts]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with closing(sqlite3.connect(self.path, timeout=60)) as base:
+                base.execute(CREATE)
+                known = {key for some in _chunks(keys) for (key,) in _select(base, "key", some)}
+                new = [i for i, key in enumerate(keys) if key not in known]
+                for rows in _chunks(sorted(new, key=lambda i: len(texts[i]))):
+                    vectors = encode([texts[i] for i in rows])
+                    stored = [
+                        (keys[i], zlib.crc32(vector).to_bytes(4) + vector.tobytes())
+                        for i, vector in zip(rows, vectors, strict=True)
+                    ]
+                    with base:
+                        base.executemany("insert or ignore into vectors values (?, ?)", stored)
+                return np.concatenate([self._read(base, some) for some in _chunks(keys)])
+        except sqlite3.OperationalError as error:
+            raise OSError(
+                f"{self.path}: {error}. Free disk space or choose another folder."
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(str(error)) from error
 
-                def report(done: int, start: int = start) -> None:
-                    if progress:
-                        progress(start + done, len(new))
+    def _read(self, base: sqlite3.Connection, keys: list[bytes]) -> np.ndarray:
+        """Return the vectors of keys that the table has; another process may have stored some."""
+        found = dict(_select(base, "key, vector", keys))
+        for stored in found.values():
+            if zlib.crc32(stored[4:]).to_bytes(4) != stored[:4]:
+                raise self._damaged("a vector is not what was written")
+        return np.stack([np.frombuffer(found[key], np.float16, offset=4) for key in keys])
 
-                self._append(keys[chunk], encode([texts[i] for i in chunk], report))
-            return self._read(self._find(keys))
+    def _damaged(self, what: str) -> TableError:
+        return TableError(f"{self.path}: {what}. Remove it, its texts are encoded again.")
 
-    def _find(self, keys: np.ndarray) -> np.ndarray:
-        """Return the row of each key, -1 if it has none; rows of other processes are included."""
-        path = self.folder / "keys"
-        n_rows = path.stat().st_size // ROW_DTYPE.itemsize if path.exists() else 0
-        if n_rows != len(self.rows):
-            # no rows: somebody removed the table
-            self.rows = np.fromfile(path, ROW_DTYPE, n_rows) if n_rows else np.zeros(0, ROW_DTYPE)
-            self.index = pd.Index(self.rows["high"])
-            if not self.index.is_unique:
-                raise TableError(
-                    f"{path} holds one text twice: "
-                    f"remove {self.folder}, its texts are encoded again"
-                )
-        rows = self.index.get_indexer(keys[:, 0])
-        if not n_rows:
-            return rows
-        return np.where((rows >= 0) & (self.rows["low"][rows] == keys[:, 1]), rows, -1)
 
-    def _read(self, rows: np.ndarray) -> np.ndarray:
-        path = next(self.folder.glob("vectors-*"), self.folder / f"vectors-{HASH_DIM}")
-        width = int(path.name.split("-")[1])
-        n_rows = path.stat().st_size // (2 * width) if path.exists() else 0
-        if n_rows <= rows.max():
-            raise TableError(
-                f"{path} has {n_rows:,} rows, keys has {len(self.rows):,}: "
-                f"remove {self.folder}, its texts are encoded again"
-            )
-        out = np.empty((len(rows), width), np.float16)
-        for start in range(0, len(rows), TEXTS_PER_WRITE):
-            chunk = rows[start : start + TEXTS_PER_WRITE]
-            # mapped again for each chunk: pages read before are released
-            stored = np.memmap(path, np.float16, "r", shape=(n_rows, width))
-            out[start : start + len(chunk)] = stored[chunk]
-        for row, vector in zip(rows, out, strict=True):
-            if zlib.crc32(vector) != self.rows["crc"][row]:
-                raise TableError(
-                    f"{path}, row {row}: not what was written: "
-                    f"remove {self.folder}, its texts are encoded again"
-                )
-        return out
+def _chunks(items: list) -> Iterator[list]:
+    return (
+        items[start : start + TEXTS_PER_WRITE] for start in range(0, len(items), TEXTS_PER_WRITE)
+    )
 
-    def _append(self, keys: np.ndarray, vectors: np.ndarray) -> None:
-        """Append rows that are not there yet, vectors before keys; one process at a time."""
-        from filelock import FileLock
 
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / "lock"):
-            new = self._find(keys) < 0
-            if not new.any():
-                return
-            rows = np.zeros(int(new.sum()), ROW_DTYPE)
-            rows["high"], rows["low"] = keys[new].T
-            rows["crc"] = [zlib.crc32(vector) for vector in vectors[new]]
-            n_rows = len(self.rows)
-            files = ((f"vectors-{vectors.shape[1]}", vectors[new]), ("keys", rows))
-            for name, array in files:
-                with (self.folder / name).open("ab") as file:
-                    file.truncate(n_rows * array[:1].nbytes)  # cut off what a kill left incomplete
-                    file.write(array.tobytes())
+def _select(base: sqlite3.Connection, columns: str, keys: list[bytes]) -> sqlite3.Cursor:
+    places = ", ".join("?" * len(keys))
+    return base.execute(f"select {columns} from vectors where key in ({places})", keys)
 
 
 def _text_hash(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
-
-
-@lru_cache(maxsize=8)
-def _open_table(folder: Path) -> VectorTable:
-    return VectorTable(folder)
 
 
 @lru_cache(maxsize=1)
@@ -266,12 +187,11 @@ def _load_text_encoder(name: str) -> TextEncoder:
     return TextEncoder(name)  # a fifth of a second to open, and every typed query needs it
 
 
-def _encode_texts(texts: list[str], encoder: str, report: Callable[[int], object]) -> np.ndarray:
+def _encode_texts(encoder: str, texts: list[str]) -> np.ndarray:
     model = _load_text_encoder(encoder)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out = np.empty((len(texts), model.dim), np.float16)
     for start in range(0, len(order), TEXTS_PER_BATCH):
         rows = order[start : start + TEXTS_PER_BATCH]
         out[rows] = model([texts[i] for i in rows]).numpy()
-        report(min(start + TEXTS_PER_BATCH, len(texts)))
     return out

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
 import warnings
-import zlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,28 +12,16 @@ from jaxtyping import Bool, Float, Int
 
 from qanchor.data.things import KINDS, MAX_TEXTS, Thing, ThingEvents, share_of_bases
 from qanchor.data.users import Users
+from qanchor.models.aliases import Aliases, topic_aliases
 from qanchor.models.associations import Associations
-from qanchor.models.compatibility import READ_BY_NAME, warn_of_differences
+from qanchor.models.compatibility import warn_of_differences
 from qanchor.models.population import Population
 from qanchor.models.text_encoder import text_vectors
-from qanchor.utils.text import count, plural
+from qanchor.models.words import spelling_vectors
+from qanchor.utils.text import count
 from qanchor.utils.types import UserInts
 
 MAX_TOKENS = 320  # tokens of one user; of more, those with the highest tf-idf are kept
-SPELLING_DIM = 1024  # hashed character trigrams
-# words that say how a question is asked, not what it is about
-FUNCTION_WORDS = frozenset(
-    """
-    a about again all an and any anything are as at be been before being by can could day days
-    did do does doing during each else ever every everything expect expected few fewer for from
-    gets going had has have having he her him his how if in into is it its just less let likely
-    many may might month months more most much my never next no not nothing of often on one only
-    or other our out over per quite rather same she should since so some someone something soon
-    such than that the their them then there these they thing things this those time times to
-    too two unlikely up us user users very was we week weeks were what when where whether which
-    while who why will with within without would year years you your
-    """.split()  # noqa: SIM905
-)
 TOKEN_NUMBERS = (
     "count",
     "count in the last horizon",
@@ -54,8 +40,8 @@ LEVEL_NUMBERS = [
     "count",
     "days since the last",
     "days since the first",
-    "count in the last horizon",
-    "count in the last quarter of a horizon",
+    "days in the last horizon",
+    "days in the last quarter of a horizon",
     "days",
     "amount",
     "mean amount",
@@ -80,6 +66,7 @@ class UserTokens:
         level: Numbers of the user as a whole.
         n_left_out: Tokens of each user beyond the 320 that are kept.
         population: What percentiles were taken from.
+        aliases: What people call several things at once.
         fold: In training, which associations each user is read with, see `score_associations`.
     """
 
@@ -94,6 +81,7 @@ class UserTokens:
     level: Float[np.ndarray, "user level"]
     n_left_out: UserInts
     population: Population
+    aliases: Aliases
     fold: UserInts | None = None
 
     def __len__(self) -> int:
@@ -127,6 +115,11 @@ class UserTokens:
         population = replace(self.population, associations=associations)
         return replace(self, population=population)
 
+    def without_aliases(self) -> UserTokens:
+        """Return the same tokens of things that have no aliases."""
+        members = np.zeros_like(self.aliases.members)
+        return replace(self, aliases=replace(self.aliases, members=members))
+
     def without(self, hidden: Bool[np.ndarray, " thing"]) -> UserTokens:
         """Return the same users with the tokens of some things removed.
 
@@ -135,40 +128,6 @@ class UserTokens:
         """
         removed = np.append(hidden, False)[self.which]
         return replace(self, which=np.where(removed, -1, self.which))
-
-
-def content_words(query: str, unit: str = "user") -> str:
-    """Return what a question is about: its words without those that any question may have.
-
-    Args:
-        query: The question.
-        unit: Word for one of the users (default "user").
-
-    Example:
-        >>> content_words("Will this user put something into the cart next month?")
-        'put cart'
-    """
-    names = {unit.lower(), plural(unit.lower())}
-    words = re.findall(r"[^\W_]+(?:['’]t\b)?", query.lower())
-    kept = [word for word in words if word not in FUNCTION_WORDS and word not in names]
-    kept = [word for word in kept if not word.endswith(("'t", "’t"))]
-    return " ".join(kept) or query
-
-
-def spelling_vectors(texts) -> Float[np.ndarray, "text spelling"]:
-    """Return hashed character trigrams of texts as unit rows, so that codes match their spelling.
-
-    Args:
-        texts: Texts in plain words.
-    """
-    out = np.zeros((len(texts), SPELLING_DIM), np.float32)
-    for row, text in enumerate(texts):
-        for word in re.findall(r"\w+", text.lower()):
-            padded = f" {word} "
-            for start in range(len(padded) - 2):
-                trigram = padded[start : start + 3].encode("utf-8", "surrogatepass")
-                out[row, zlib.crc32(trigram) % SPELLING_DIM] = 1
-    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-6)
 
 
 class TokenReader:
@@ -198,15 +157,14 @@ class TokenReader:
         if population is not None:
             main_number = population.main_number
             share_bases = population.share_bases()
-            warn_of_differences(
-                users, population.named("modality"), population.named("number"), READ_BY_NAME
-            )
+            warn_of_differences(users, population.named("modality"), population.named("number"))
         self.events = ThingEvents(users, until, main_number, share_bases)
         self.horizon_days = users.horizon_days
         self.things = self.events.things
         words = [thing.words for thing in self.things]
         self.vectors = text_vectors(words, encoder).astype(np.float32)
         self.spelling = spelling_vectors(words)
+        self.aliases = topic_aliases(self.things, self.vectors, encoder)
 
     def read(self, cutoff=None) -> UserTokens:
         """Read all users that have an event before a cut-off. Later events have no influence.
@@ -256,6 +214,7 @@ class TokenReader:
             numbers=numbers,
             level=np.column_stack([level[users], ranks]).astype(np.float32),
             population=population,
+            aliases=self.aliases,
             n_left_out=n_left_out,
         )
 
@@ -363,9 +322,13 @@ class TokenReader:
         n_users = len(self.users)
         amount = self.events.amounts()[past]
         totals = _totals(user, n_users, age, amount, self.horizon_days)
-        day = np.unique(user.astype(np.int64) * 100_000 + age.astype(np.int64)) // 100_000
-        days = np.bincount(day, minlength=n_users)
-        totals["days"] = days
+        horizon = pd.Timedelta(days=self.horizon_days)
+        start = events["time"].min()
+        cutoff = pd.Timestamp(end, unit="s")
+        totals["days"] = self.events.days(start, cutoff)
+        totals["days in the last horizon"] = self.events.days(cutoff - horizon, cutoff)
+        quarter = self.events.days(cutoff - horizon / 4, cutoff)
+        totals["days in the last quarter of a horizon"] = quarter
         totals["span"] = totals["days since the first"] - totals["days since the last"]
         return np.log1p(totals[LEVEL_NUMBERS]).to_numpy()
 

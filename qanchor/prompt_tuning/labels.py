@@ -7,6 +7,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from qanchor.inference.prefix_cache import PrefixCache
+from qanchor.utils.text import count
 from qanchor.utils.types import UserInts
 
 MIN_CLASS_SIZE = 3  # users of a class: two to tune on, one to validate with
@@ -54,9 +55,8 @@ def encode_labels(cache: PrefixCache, labels: pd.Series) -> tuple[UserInts, tupl
     known = known_labels(cache, labels)
     classes, number, counts = np.unique(known.to_numpy(), return_inverse=True, return_counts=True)
     if len(classes) < 2:
-        found = "1 class" if len(classes) == 1 else f"{len(classes)} classes"
         raise ValueError(
-            f"Found {found} in {len(known):,} labels; at least 2 are required. "
+            f"Found {count(len(classes), 'class')} in {len(known):,} labels; at least 2 are required. "
             "Label users of another class."
         )
     if counts.min() < MIN_CLASS_SIZE:

@@ -12,16 +12,19 @@ import pandas as pd
 import torch
 
 from qanchor.inference.engine import Engine
-from qanchor.inference.pointing_engine import PointingEngine
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.prompt_tuning.labels import balanced_weights, encode_labels, stratified_split
-from qanchor.prompt_tuning.pointing_objective import PointingObjective
-from qanchor.prompt_tuning.soft_prompt import TEMPERATURE_FACTORS, PromptObjective, SoftPrompt
+from qanchor.prompt_tuning.objective import TEMPERATURE_FACTORS, PromptObjective
+from qanchor.prompt_tuning.soft_prompt import SoftPrompt
 from qanchor.utils.types import Progress
 
 VALIDATION_INTERVAL = 10  # steps between two losses on the validation users
 VALIDATION_SHARE = 0.2  # share of each class that validates
 BATCH_SIZE = 32  # users in a step
+# Size of the parts of a prompt that their learning rates are a share of; text vectors have length
+# 1. With a larger offset, a few hundred labels move a good question away from what it asks.
+VECTOR_SIZE = 1 / 8
+OFFSET_SIZE = 0.5
 
 
 def tune_prompt(
@@ -40,11 +43,11 @@ def tune_prompt(
     Args:
         engine: Serves the model, which stays frozen.
         cache: From `engine.prefill`; it is not changed.
-        query: Words in front of the prompt's vectors.
+        query: The question that the prompt starts from.
         labels: Index user, any two or more values; NaN is skipped. Only these users are used, so
             keep others for the evaluation.
-        progress: Called with (step, steps). Default: none. **options: Options of
-        `iter_tune_prompt`, such as `vectors`, `steps` and `seed`.
+        progress: Called with (step, steps). Default: none.
+        **options: Options of `iter_tune_prompt`, such as `steps` and `seed`.
 
     Returns:
         The prompt with the lowest validation loss; and its history, one row every 10 steps: step,
@@ -55,12 +58,12 @@ def tune_prompt(
         ValueError: If there are too few labels, or an option is out of range.
 
     Example:
-        >>> users = qa.make_sample_users(40)
-        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> users = qa.make_sample_users(60)
+        >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
         >>> cache = engine.prefill(users)
         >>> prompt, history = tune_prompt(engine, cache, "Why?", users.label("Active"), steps=10)
         >>> engine.embed(cache, ["Why?", prompt]).shape, history.step.tolist()
-        ((40, 2, 32), [0, 10])
+        ((60, 2, 128), [0, 10])
     """
     for state in iter_tune_prompt(engine, cache, query, labels, **options):
         if progress and state.step:
@@ -92,30 +95,28 @@ def iter_tune_prompt(
     vectors: int = 6,
     steps: int = 500,
     lr: float = 0.02,
-    gate: bool = True,
     seek: bool = False,
     seed: int = 0,
     patience: int = 100,
 ) -> Iterator[TuningState]:
     """Tune a soft prompt step by step. Close the iterator to stop; what was yielded stays valid.
 
-    The keys and values of the labelled users are stored twice during the tuning. Source: paper,
-    equation 7 (6 vectors, 500 steps).
+    Source: paper, equation 7 (6 vectors, 500 steps).
 
     Args:
         engine: Serves the model, which stays frozen.
         cache: From `engine.prefill`; it is not changed.
-        query: Words in front of the prompt's vectors.
+        query: The question that the prompt starts from.
         labels: Index user, any two or more values; NaN is skipped.
-        vectors: Number of vectors behind the words. Default: 6.
+        vectors: Number of vectors whose sum is added to what is asked; more take larger steps.
+            Default: 6.
         steps: Steps, at most. Default: 500.
         lr: Peak learning rate of Adam, as a share of the size of each part; it falls to 0 along a
             cosine. Default: 0.02.
-        gate: Also tune an offset of the query's text vector, which opens the gate of the skip.
-            False is the plain form of the paper. Default: True.
-        seek: Start at the training query that separates the classes best, if the validation users
-            agree. It helps where the words are vague or wrong. Needs `gate`. Default: False.
-        seed: Seed of the split, the noise and the batches. Default: 0.
+        seek: Start by pointing at what separates the classes best of all that training asked about,
+            if the validation users agree. It helps where the words are vague or wrong. Default:
+            False.
+        seed: Seed of the split and the batches. Default: 0.
         patience: Steps without a lower validation loss before the tuning ends. Default: 100.
 
     Yields:
@@ -126,8 +127,8 @@ def iter_tune_prompt(
         ValueError: If there are too few labels, or an option is out of range.
 
     Example:
-        >>> users = qa.make_sample_users(40)
-        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> users = qa.make_sample_users(60)
+        >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
         >>> cache = engine.prefill(users)
         >>> for state in iter_tune_prompt(engine, cache, "Why?", users.label("Active")):
         ...     if state.step == 3:
@@ -140,19 +141,19 @@ def iter_tune_prompt(
     numbers, classes = encode_labels(cache, labels)
     rng = np.random.default_rng(seed)
     tuning, validation = stratified_split(numbers, VALIDATION_SHARE, rng)
-    kind = PointingObjective if isinstance(engine, PointingEngine) else PromptObjective
-    objective = kind(engine, cache, query, numbers)
-    prompt = objective.initialize(classes, tuning, vectors, rng)
-    if seek and gate:
-        candidates = (prompt, objective.search_initial_prompt(prompt, tuning))
+    objective = PromptObjective(engine, cache, query, numbers)
+    prompt = objective.initialize(classes, tuning, vectors)
+    if seek:
         prompt = min(
-            candidates,
+            (prompt, objective.search_start(prompt, tuning)),
             key=lambda candidate: objective.loss(candidate, validation, TEMPERATURE_FACTORS),
         )
-    sizes = objective.sizes()
-    if not gate:
-        del sizes["offset"]
-    rates = {name: lr * size for name, size in sizes.items()}
+    text_rate = lr * prompt.offset.numel() ** -0.5
+    rates = {
+        "vectors": VECTOR_SIZE * text_rate,
+        "offset": OFFSET_SIZE * text_rate,
+        "prototypes": lr * prompt.prototypes.shape[1] ** -0.5,
+    }
     weights = balanced_weights(numbers[tuning])
     batch_size = min(BATCH_SIZE, len(tuning))
     batches = [rng.choice(tuning, batch_size, p=weights) for _ in range(steps)]
@@ -173,9 +174,9 @@ def _optimize(
     optimizer = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, len(batches)))
     columns = ["step", "loss", "valid"]
-    history = pd.DataFrame([(0, math.nan, objective.loss(prompt, validation))], columns=columns)
+    history_rows = [(0, math.nan, objective.loss(prompt, validation))]
     losses = []
-    state = TuningState(0, len(batches), prompt, history)
+    state = TuningState(0, len(batches), prompt, pd.DataFrame(history_rows, columns=columns))
     yield state
     for step, rows in enumerate(batches, 1):
         losses.append(objective.step(replace(prompt, **live), rows, optimizer))
@@ -186,10 +187,9 @@ def _optimize(
             current = replace(prompt, **tensors)
             valid_loss = objective.loss(current, validation)
             is_better = valid_loss < state.history["valid"].min()
-            rows_so_far = [*state.history.itertuples(index=False)]
-            rows_so_far.append((step, float(np.mean(losses)), valid_loss))
+            history_rows.append((step, float(np.mean(losses)), valid_loss))
             losses = []
-            history = pd.DataFrame(rows_so_far, columns=columns)
+            history = pd.DataFrame(history_rows, columns=columns)
             best = current if is_better else state.prompt
             state = replace(state, history=history, prompt=best)
         yield state

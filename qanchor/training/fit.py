@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
-from qanchor.config import SMALL
 from qanchor.data.users import Users
-from qanchor.models.crossing import CROSSING_LAYERS, LateCrossing
-from qanchor.models.pointing import EMBEDDING_DIM, PointingReader
-from qanchor.models.pointing_model import NO_BACKBONE, PointingModel
+from qanchor.models.crossing import CROSSING_LAYERS
+from qanchor.models.model import NO_BACKBONE, Config, QAnchor, make_body
+from qanchor.models.pointing import PointingReader
 from qanchor.models.text_encoder import text_vectors
 from qanchor.models.user_tokens import TokenReader
 from qanchor.training.reader import make_concept_task, train_reader
@@ -27,8 +28,9 @@ def fit(
     steps: int | None = None,
     backbone: str = NO_BACKBONE,
     crossing_layers: int = CROSSING_LAYERS,
+    checkpoint: str | Path | None = None,
     progress: StageProgress | bool = True,
-) -> PointingModel:
+) -> QAnchor:
     """Train a model on users' own past, without labels.
 
     Concepts that can be asked about are induced from the events, and the model learns at earlier
@@ -45,7 +47,10 @@ def fit(
         backbone: Language model whose last layers read the users' events: "none" (default),
             "smollm2" (packaged), "tiny" (random weights, for tests), a Hugging Face id, or a local
             folder. `python -m tests.benchmarks reading` compares it with "none".
-        crossing_layers: Last layers of it that look at the users (default 8).
+        crossing_layers: Last layers of it that look at the users (default 8); 0 for the paper's
+            form, in which the user is a prefix that runs through all layers.
+        checkpoint: File to save the training to, again and again; a training that was interrupted
+            goes on from there, and gives the same weights up to rounding (default: none).
         progress: True for progress bars with the time left (default), False for none, or a
             function that is called with (stage, done, total).
 
@@ -54,39 +59,40 @@ def fit(
 
     Raises:
         ValueError: The history is too short, or too few users have one.
+        CheckpointError: The checkpoint is of another training, or damaged.
         WeightsError: The language model cannot be loaded.
 
     Example:
-        >>> users = qa.make_sample_users(200)
+        >>> users = qa.make_sample_users(60)
         >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
         >>> engine.embed(engine.prefill(users), "Will this user travel soon?").shape
-        (200, 128)
+        (60, 128)
     """
+    config = Config(text_encoder, backbone, crossing_layers if backbone != NO_BACKBONE else 0)
     bars = ProgressBars()
     report = bars if progress is True else progress or _ignore
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             text = text_vectors(["user"], text_encoder).shape[1]
-            body = None
-            if backbone != NO_BACKBONE:
-                body = LateCrossing(backbone, text, crossing_layers)
-            reader = PointingReader(text, body)
+            reader = PointingReader(text, make_body(config, text))
         report(INDUCING, 0, 1)
         task = make_concept_task(users, text_encoder, seed)
         report(INDUCING, 1, 1)
-        train_reader(reader, task, steps=steps, minutes=minutes, seed=seed, progress=report)
+        history = train_reader(
+            reader,
+            task,
+            steps=steps,
+            minutes=minutes,
+            seed=seed,
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+            progress=report,
+        )
     finally:
         bars.close()
     tokens = TokenReader(users, text_encoder).read()
     population = tokens.with_associations(task.associations.of_all_users()).population
-    config = SMALL.replace(
-        backbone=backbone,
-        text_encoder=text_encoder,
-        embedding_dim=EMBEDDING_DIM,
-        lora_num_layers=reader.body.n_layers if reader.has_language_model else 0,
-    )
-    return PointingModel(config, reader, task.concepts, population).eval()
+    return QAnchor(config, reader, task.concepts, population, history).eval()
 
 
 def _ignore(stage: str, done: int, total: int) -> None:

@@ -13,7 +13,6 @@ def contrastive_loss(
     target: Float[Tensor, "pair dim"],
     temperature: float = 0.07,
     margin: float = 0.1,
-    variant: str = "paper",
     same: Bool[Tensor, "pair pair"] | None = None,
 ) -> Float[Tensor, ""]:
     """Compute the contrastive loss with masked false negatives (paper, equations 3 to 5).
@@ -24,9 +23,6 @@ def contrastive_loss(
         temperature: Cosines are divided by it. Default: 0.07.
         margin: A negative more similar than the positive by this much is false and dropped.
             Default: 0.1.
-        variant: "paper" (default): anchor-target, anchor-anchor and target-target negatives under
-            one joint mask. "release": the released code's form, without target-target negatives,
-            each kind masked by its own similarity.
         same: Pairs whose answers mean the same; they are never negatives. Default: none.
 
     Returns:
@@ -38,17 +34,14 @@ def contrastive_loss(
         >>> bool(contrastive_loss(eye, eye) < contrastive_loss(eye, eye.roll(1, 0)))
         True
     """
-    kinds = [anchor @ target.T, anchor @ anchor.T]
-    if variant == "paper":
-        kinds.append(target @ target.T)
+    kinds = [anchor @ target.T, anchor @ anchor.T, target @ target.T]
     similarity = torch.stack(kinds)  # (kind, pair, pair)
     positive = kinds[0].diagonal()
-    is_false = similarity.detach() > (positive.detach() + margin)[None, :, None]
-    if variant == "paper":
-        is_false = is_false.any(0, keepdim=True).expand_as(is_false)
-    dropped = is_false | torch.eye(len(anchor), dtype=torch.bool, device=anchor.device)
+    limit = positive.detach()[:, None] + margin
+    dropped = (similarity.detach() > limit).any(0)  # false in one kind, false in all
+    dropped.fill_diagonal_(True)
     if same is not None:
-        dropped = dropped | same
+        dropped |= same
     negatives = (similarity / temperature).masked_fill(dropped, float("-inf"))
     negatives = negatives.permute(1, 0, 2).flatten(1)  # all kinds of a row side by side
     logits = torch.cat([positive[:, None] / temperature, negatives], 1)

@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from qanchor.data.things import ThingEvents
 from qanchor.data.users import Users
 from qanchor.models.associations import Associations
+from qanchor.models.language_body import LanguageBody
 from qanchor.models.pointing import (
+    PORTRAIT_DIM,
+    PORTRAIT_SCALE,
     PointingReader,
     QuestionInput,
     TokenInput,
     is_pretrained,
+    mean_text,
     question_input,
     read_questions,
     thing_input,
     token_input,
+    word_vectors,
 )
+from qanchor.models.text_encoder import text_vectors
 from qanchor.models.user_tokens import MAX_TOKENS, TokenReader, UserTokens
+from qanchor.training.answers import answer_losses
 from qanchor.training.associations import FOLDS, AssociationFit
+from qanchor.training.checkpoint import Checkpoint, CheckpointState, fingerprint
+from qanchor.useru.concept_answers import concept_grades
 from qanchor.useru.concepts import (
     FAMILIES,
     MAX_SHARE,
@@ -47,6 +59,9 @@ from qanchor.utils.types import StageProgress
 
 FITTED_USERS = 96  # of a draw that the prior and scales are fitted on
 QUESTIONS_PER_STEP = 16
+MIN_QUESTIONS = 64  # that a language model reads
+ANSWERED_USERS = 12  # of a step, whose answers are trained on
+ANSWERED_QUESTIONS = 4
 WEIGHT_DECAY = 0.02
 MAX_GRAD_NORM = 1.0
 CUTOFF_HORIZONS = (1, 1.33, 1.67, 2, 2.5, 3)  # cut-offs before the users' own, in horizons
@@ -55,6 +70,7 @@ HELD_OUT_USERS = 10  # one user in so many is kept from all training; as many ch
 FAMILY_WEIGHTS = {  # how often concepts of each family are asked about
     "text": 1.0,
     "cluster": 0.4,
+    "topic": 0.4,
     "modality": 0.2,
     "number": 0.4,
     "time": 0.1,
@@ -73,9 +89,9 @@ DEFAULT_SHARE = 0.5  # where too few users could choose
 MIN_JUDGES = 20
 ALONE_WEIGHT = 0.5  # of the loss of the body without the prior
 JUDGED_AT_ONCE = 25
-JUDGED_QUESTIONS = 200  # that decide, on held-out users, how much the body counts
-SCALE_QUESTIONS = 64  # that the scale of the state is fitted on
 AVERAGE_DECAY = 0.98
+CHECKPOINT_STEPS = 10  # between two checkpoints
+LOSSES = ("ranking", "contrastive", "autoregressive")
 AVERAGE_FROM = 0.5  # share of the steps after which weights are averaged
 
 
@@ -90,6 +106,11 @@ class Budget:
         questions: Questions about concepts that may be asked.
         learning_rate: Largest learning rate.
         trains_prior: Whether the steps train the prior, too, after it was fitted.
+        contrastive: Weight of the contrastive loss between users and answers, which needs a
+            `LanguageBody`; 0 leaves it out.
+        autoregressive: Weight of the next-token loss of answers; likewise.
+        judged: Questions that decide, on held-out users, how much the body counts.
+        scaled: Questions that the scale of the state is fitted on.
     """
 
     steps: int
@@ -98,6 +119,10 @@ class Budget:
     questions: int
     learning_rate: float
     trains_prior: bool
+    contrastive: float = 0.0
+    autoregressive: float = 0.0
+    judged: int = 200
+    scaled: int = 64
 
 
 POINTING_BUDGET = Budget(
@@ -110,8 +135,30 @@ POINTING_BUDGET = Budget(
 )
 # what a language model can do in minutes on a laptop
 LANGUAGE_BUDGET = Budget(
-    steps=120, users=64, tokens=96, questions=512, learning_rate=1e-3, trains_prior=False
+    steps=120,
+    users=64,
+    tokens=96,
+    questions=512,
+    learning_rate=1e-3,
+    trains_prior=False,
+    contrastive=1.0,
+    autoregressive=1.0,
 )
+
+
+# a user's tokens and every question about the user run through all layers
+PREFIX_BUDGET = replace(LANGUAGE_BUDGET, users=12, tokens=64, questions=256, judged=50, scaled=8)
+
+
+def default_budget(reader: PointingReader) -> Budget:
+    """Return how much a reader is trained unless it is said.
+
+    Args:
+        reader: The reader.
+    """
+    if not reader.has_language_model:
+        return POINTING_BUDGET
+    return PREFIX_BUDGET if reader.reads_prefix else LANGUAGE_BUDGET
 
 
 @dataclass(frozen=True)
@@ -123,6 +170,7 @@ class Sample:
     tokens: UserTokens
     rows: np.ndarray  # of the users in `Users.ids`
     truth: dict[int, np.ndarray]  # horizon in days -> (user, concept)
+    grades: dict[int, np.ndarray]  # likewise, -1 for unknown
     horizons_ago: float  # from the cut-off to the users' own
 
 
@@ -146,7 +194,8 @@ class ConceptTask:
     # of any users: they teach the sense of questions alone; staying and leaving, then topics
     topics: tuple[Wording, ...]
     n_behaviors: int
-    encoded_topics: QuestionInput
+    topic_vectors: Float[Tensor, "topic text"]
+    topic_words: Float[Tensor, "topic word"]  # as in `QuestionInput`
 
     @property
     def associations(self) -> Associations:
@@ -167,6 +216,18 @@ class ConceptTask:
             truth = sample.truth[question.days][rows, question.concept]
             columns.append(truth if question.wording.sign > 0 else 1 - truth)
         return torch.from_numpy(np.stack(columns, 1)).float()
+
+    def grades(self, sample: Sample, rows: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        """Return which of its answers is true of some users for each question, -1 for unknown.
+
+        Args:
+            sample: The users.
+            rows: Rows of `sample`.
+            asked: Places of the questions.
+        """
+        questions = [self.questions[place] for place in asked]
+        columns = [sample.grades[asked.days][rows, asked.concept] for asked in questions]
+        return np.stack(columns, 1)
 
 
 def is_held_out(user: str) -> bool:
@@ -235,7 +296,8 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
     horizon = users.horizon_days
     horizons = sorted({horizon, max(1, horizon // 4)})
     first = TokenReader(users, encoder, until=min(cutoffs))
-    concepts = induce_concepts(first.events, first.vectors, cutoffs)
+    topics = first.aliases.things_by_label(first.things)
+    concepts = induce_concepts(first.events, first.vectors, cutoffs, topics)
     reader = TokenReader(users, encoder, until=max(cutoffs))
     position = {user: row for row, user in enumerate(users.ids)}
     samples = []
@@ -247,13 +309,17 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
         rows = np.array([position[user] for user in tokens.ids])
         outcomes = {days: Outcomes.of(reader.events, rows, cutoff, days) for days in horizons}
         truth = {days: outcomes[days].truth(reader.events, concepts) for days in horizons}
+        grades = {
+            days: concept_grades(outcomes[days], reader.events, concepts, truth[days])
+            for days in horizons
+        }
         fold = np.array([_fold(user) for user in tokens.ids])
         if fitted is None:
             fitted = AssociationFit(tokens, fold)
         fitted.add(tokens, fold, reader.events, outcomes[horizon])
         tokens = replace(tokens, fold=fold)
         ago = (users.cutoff - cutoff) / pd.Timedelta(days=horizon)
-        samples.append(Sample(cutoff, reader.events, tokens, rows, truth, ago))
+        samples.append(Sample(cutoff, reader.events, tokens, rows, truth, grades, ago))
     if not samples:
         raise ValueError(
             f"{users.name} has fewer than {count(MIN_USERS, users.unit)} with a past at any"
@@ -286,9 +352,8 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
     )
     behaviors = [wording for wording in behavior_wordings(rng) if not wording.held_out]
     topics = [*behaviors, *topic_wordings(rng)]
-    encoded_topics = question_input(
-        [topic.query for topic in topics], "user", encoder, [horizon] * len(topics), horizon
-    )
+    texts = [topic.query for topic in topics]
+    topic_vectors = text_vectors(texts, encoder).astype(np.float32)
     return ConceptTask(
         concepts,
         tuple(questions),
@@ -296,7 +361,8 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
         tuple(samples),
         tuple(topics),
         len(behaviors),
-        encoded_topics,
+        torch.from_numpy(topic_vectors),
+        torch.from_numpy(word_vectors(texts)),
     )
 
 
@@ -327,7 +393,8 @@ def train_reader(
     seed: int = 0,
     progress: StageProgress | None = None,
     budget: Budget | None = None,
-) -> list[float]:
+    checkpoint: Path | None = None,
+) -> pd.DataFrame:
     """Train the reader on concepts, leaving out the held-out users, concepts and wordings.
 
     Args:
@@ -337,21 +404,30 @@ def train_reader(
         minutes: Stop the steps after so many minutes (default: never).
         seed: Seed of the draws (default 0).
         progress: Called with (stage, done, total).
-        budget: How much to train (default: `LANGUAGE_BUDGET` with a language model, else
-            `POINTING_BUDGET`).
+        budget: How much to train (default: `default_budget`).
+        checkpoint: File to save the steps to and go on from (default: none).
 
     Returns:
-        Loss of each step.
+        One row a step: step, loss, ranking, contrastive and autoregressive (NaN without them).
 
     Raises:
-        ValueError: `steps` is below 1.
+        ValueError: `steps` is below 1, or the body cannot have the losses of the budget.
+        CheckpointError: The checkpoint is of another training, or damaged.
     """
     if budget is None:
-        budget = LANGUAGE_BUDGET if reader.has_language_model else POINTING_BUDGET
+        budget = default_budget(reader)
     if steps is not None:
-        budget = replace(budget, steps=steps)
+        # reading a question that is never asked would only take time
+        asked = max(QUESTIONS_PER_STEP * steps, MIN_QUESTIONS)
+        questions = min(budget.questions, asked) if reader.has_language_model else budget.questions
+        budget = replace(budget, steps=steps, questions=questions)
     if budget.steps < 1:
         raise ValueError(f"steps is {budget.steps}. Pass 1 or more.")
+    if (budget.contrastive or budget.autoregressive) and not isinstance(reader.body, LanguageBody):
+        raise ValueError(
+            f"contrastive is {budget.contrastive} and autoregressive {budget.autoregressive}, but"
+            f" {type(reader.body).__name__} writes no answers. Set both to 0."
+        )
     rng = np.random.default_rng(seed)
     with reader.threads():
         _fit_scale(reader, task)
@@ -368,10 +444,11 @@ def train_reader(
                 reader, task, questions, weights, budget.questions, rng, progress
             )
         batches = _Batches(task, questions, weights, users, rng)
-        losses = _train(reader, batches, budget, minutes, seed, progress)
-        _fit_share(reader, task, questions, rng)
-        _fit_state_scale(reader, task, questions, users, rng)
-    return losses
+        history = _train(reader, batches, budget, minutes, seed, progress, checkpoint)
+        _fit_share(reader, task, _some(questions, budget.judged, rng))
+        _fit_state_scale(reader, task, _some(questions, budget.scaled, rng), users, rng)
+        _fit_portrait(reader, task.samples[0], users[0])
+    return pd.DataFrame(history)
 
 
 def _train(
@@ -381,49 +458,192 @@ def _train(
     minutes: float | None,
     seed: int,
     progress: StageProgress | None,
-) -> list[float]:
+    checkpoint: Path | None,
+) -> list[dict]:
     """Train the body, then average its weights over the later steps; return the losses."""
-    task = batches.task
-    things = thing_input(task.samples[0].tokens)
     reader.train()
     parameters = _trained_weights(reader, budget)
-    optimizer = torch.optim.AdamW(parameters, lr=budget.learning_rate, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, budget.learning_rate, total_steps=budget.steps
-    )
-    update_average = torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE_DECAY)
-    average = []
-    losses = []
+    buffers = [part for name, part in reader.named_buffers() if not is_pretrained(name)]
+    steps = _Steps(parameters, buffers, budget, batches.rng, np.random.default_rng(seed))
+    saved = None
     started = time.monotonic()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for step in range(budget.steps):
-            sample, rows, asked = batches.draw(n_users=budget.users)
-            tokens = some_tokens(token_input(sample.tokens, rows), budget.tokens)
-            reading = reader(tokens, task.encoded.at(asked), things)
-            target = task.targets(sample, rows, asked)
-            loss = ranking_loss(reading.score, target)
-            loss = loss + ALONE_WEIGHT * ranking_loss(reading.alone, target)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
-            optimizer.step()
-            schedule.step()
-            if average:
-                update_average(average, parameters, step)
-            elif step >= AVERAGE_FROM * budget.steps:
-                average = [weight.detach().clone() for weight in parameters]
-            losses.append(loss.item())
+        if checkpoint is not None:
+            saved = Checkpoint(checkpoint, _fingerprint(reader, batches, budget, seed))
+            steps.restore(saved.read())
+        while len(steps.history) < budget.steps:
+            steps.take(_losses(reader, batches, budget, steps.answer_rng))
+            done = len(steps.history)
             if progress:
-                progress("training the reader", step + 1, budget.steps)
+                progress("training the reader", done, budget.steps)
+            if saved is not None and (done % CHECKPOINT_STEPS == 0 or done == budget.steps):
+                saved.write(*steps.state())
             if minutes and time.monotonic() - started > 60 * minutes:
                 break
     with torch.no_grad():
-        for weight, mean in zip(parameters, average or parameters, strict=True):
+        for weight, mean in zip(parameters, steps.average or parameters, strict=True):
             weight.copy_(mean)
     reader.eval().requires_grad_(False)
     reader.zero_grad(set_to_none=True)
+    return steps.history
+
+
+def _losses(
+    reader: PointingReader, batches: _Batches, budget: Budget, answer_rng: np.random.Generator
+) -> dict[str, Tensor]:
+    """Return the losses of the next step by name; their sum is minimised."""
+    task = batches.task
+    sample, rows, asked = batches.draw(n_users=budget.users)
+    tokens = some_tokens(token_input(sample.tokens, rows), budget.tokens)
+    reading = reader(tokens, task.encoded.at(asked), batches.things)
+    target = task.targets(sample, rows, asked)
+    ranking = ranking_loss(reading.score, target)
+    losses = {"ranking": ranking + ALONE_WEIGHT * ranking_loss(reading.alone, target)}
+    if budget.contrastive or budget.autoregressive:
+        some = np.array(list(dict.fromkeys(asked))[:ANSWERED_QUESTIONS])
+        rows = rows[:ANSWERED_USERS]
+        losses |= _answer_losses(reader, batches, budget, sample, rows, some, answer_rng)
     return losses
+
+
+class _Steps:
+    """Take optimizer steps, average the weights over the later ones, and save or restore all that
+    the next steps depend on.
+    """
+
+    def __init__(
+        self,
+        parameters: list[nn.Parameter],
+        buffers: list[Tensor],
+        budget: Budget,
+        rng: np.random.Generator,
+        answer_rng: np.random.Generator,
+    ):
+        self.parameters = parameters
+        self.buffers = buffers  # running means, which steps change, too
+        self.budget = budget
+        self.rng = rng
+        self.answer_rng = answer_rng
+        self.optimizer = torch.optim.AdamW(
+            parameters, lr=budget.learning_rate, weight_decay=WEIGHT_DECAY
+        )
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, budget.learning_rate, total_steps=budget.steps
+        )
+        self.update_average = torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE_DECAY)
+        self.average: list[Tensor] = []
+        self.history: list[dict] = []
+
+    def take(self, losses: dict[str, Tensor]) -> None:
+        """Take a step against the sum of losses."""
+        loss = sum(losses.values())
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, MAX_GRAD_NORM)
+        self.optimizer.step()
+        step = len(self.history)
+        if step + 1 < self.budget.steps:
+            self.schedule.step()
+        if self.average:
+            self.update_average(self.average, self.parameters, step)
+        elif step >= AVERAGE_FROM * self.budget.steps:
+            self.average = [weight.detach().clone() for weight in self.parameters]
+        row = {"step": step + 1, "loss": loss.item()}
+        for name in LOSSES:
+            row[name] = losses[name].item() if name in losses else float("nan")
+        self.history.append(row)
+
+    def state(self) -> tuple[dict[str, Tensor], int, dict]:
+        """Return what `Checkpoint.write` takes."""
+        state = {"random": torch.get_rng_state()}
+        for place, weight in enumerate(self.parameters):
+            state[f"weight.{place}"] = weight.detach()
+            moments = self.optimizer.state[weight]
+            state |= {f"{name}.{place}": value for name, value in moments.items()}
+        state |= {f"average.{place}": mean for place, mean in enumerate(self.average)}
+        state |= {f"buffer.{place}": buffer for place, buffer in enumerate(self.buffers)}
+        rngs = [rng.bit_generator.state for rng in (self.rng, self.answer_rng)]
+        return state, len(self.history), {"history": self.history, "rngs": rngs}
+
+    @torch.no_grad()
+    def restore(self, saved: CheckpointState | None) -> None:
+        """Go on from a checkpoint, if there is one."""
+        if saved is None:
+            return
+        state = saved.state
+        torch.set_rng_state(state["random"])
+        for place, weight in enumerate(self.parameters):
+            weight.copy_(state[f"weight.{place}"])
+            self.optimizer.state[weight] = {
+                "step": state[f"step.{place}"],
+                "exp_avg": state[f"exp_avg.{place}"].to(weight.device),
+                "exp_avg_sq": state[f"exp_avg_sq.{place}"].to(weight.device),
+            }
+        for place, buffer in enumerate(self.buffers):
+            buffer.copy_(state[f"buffer.{place}"])
+        if "average.0" in state:
+            self.average = [
+                state[f"average.{place}"].to(weight.device)
+                for place, weight in enumerate(self.parameters)
+            ]
+        self.history = saved.about["history"]
+        for rng, words in zip((self.rng, self.answer_rng), saved.about["rngs"], strict=True):
+            rng.bit_generator.state = words
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the optimizer took these steps before
+            for _ in range(min(saved.step, self.budget.steps - 1)):
+                self.schedule.step()
+
+
+def _fingerprint(reader: PointingReader, batches: _Batches, budget: Budget, seed: int) -> str:
+    """Return what tells this training from others: its settings, the data, and what it starts from."""
+    task = batches.task
+    words = [question.wording.query for question in task.questions]
+    cutoffs = [str(sample.cutoff) for sample in task.samples]
+    settings = {"budget": asdict(budget), "seed": seed, "questions": words, "cutoffs": cutoffs}
+    arrays = [task.encoded.vector.numpy()]
+    for sample in task.samples:
+        arrays += [sample.tokens.numbers, *sample.truth.values()]
+    for name, weight in reader.named_parameters():
+        if weight.requires_grad or is_pretrained(name):
+            arrays.append(
+                weight.detach().flatten()[:64].cpu().numpy()
+            )  # enough to tell models apart
+    return fingerprint(settings, arrays)
+
+
+def _answer_losses(
+    reader: PointingReader,
+    batches: _Batches,
+    budget: Budget,
+    sample: Sample,
+    rows: np.ndarray,
+    asked: np.ndarray,
+    rng: np.random.Generator,
+) -> dict[str, Tensor]:
+    """Return the weighted losses of the answers to some questions about some users, by name; none if
+    fewer than two answers are known.
+    """
+    task = batches.task
+    grades = task.grades(sample, rows, asked)
+    if (grades >= 0).sum() < 2:
+        return {}
+    contrastive, autoregressive = answer_losses(
+        reader,
+        some_tokens(token_input(sample.tokens, rows), budget.tokens),
+        task.encoded.at(asked),
+        batches.things,
+        [task.questions[place].wording for place in asked],
+        grades,
+        rng,
+    )
+    losses = {
+        "contrastive": budget.contrastive * contrastive,
+        "autoregressive": budget.autoregressive * autoregressive,
+    }
+    # a loss of weight 0 has no gradient, not even one of 0
+    return {name: loss for name, loss in losses.items() if getattr(budget, name)}
 
 
 def _trained_weights(reader: PointingReader, budget: Budget) -> list[nn.Parameter]:
@@ -483,17 +703,19 @@ def select_questions(reader: PointingReader, task: ConceptTask, places: np.ndarr
     return replace(task, questions=questions, encoded=encoded)
 
 
+def _some(questions: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Return so many of the questions, or all."""
+    return rng.choice(questions, min(n, len(questions)), replace=False)
+
+
 @torch.no_grad()
-def _fit_share(
-    reader: PointingReader, task: ConceptTask, questions: np.ndarray, rng: np.random.Generator
-) -> None:
+def _fit_share(reader: PointingReader, task: ConceptTask, asked: np.ndarray) -> None:
     """Choose how much the body counts beside the prior, by users that did not train the body.
 
     A body that learned nothing that holds for others counts for nothing.
     """
     sample = task.samples[0]
     judges = np.flatnonzero([decides_share(user) for user in sample.tokens.ids])
-    asked = rng.choice(questions, min(JUDGED_QUESTIONS, len(questions)), replace=False)
     target = task.targets(sample, judges, asked)
     encoded = task.encoded.at(asked)
     tokens = sample.tokens.select(judges)
@@ -529,6 +751,7 @@ class _Batches:
         rng: np.random.Generator,
     ):
         self.task = task
+        self.things = thing_input(task.samples[0].tokens)  # of all samples
         self.questions = questions
         self.weights = weights
         self.users = users
@@ -563,7 +786,7 @@ def _fit_prior(reader: PointingReader, batches: _Batches) -> None:
     from sklearn.linear_model import LogisticRegression
 
     task = batches.task
-    things = thing_input(task.samples[0].tokens)
+    things = batches.things
     signs = np.array([question.wording.sign for question in task.questions])
     concepts = [task.concepts[question.concept] for question in task.questions]
     of_any = np.array([not concept.things for concept in concepts])
@@ -629,25 +852,40 @@ def _pairs(
     return np.concatenate(found)
 
 
+@torch.no_grad()
 def _fit_state_scale(
     reader: PointingReader,
     task: ConceptTask,
-    questions: np.ndarray,
+    asked: np.ndarray,
     users: list[np.ndarray],
     rng: np.random.Generator,
 ) -> None:
     """Fit mean and standard deviation of the state, so that embeddings use all its dimensions."""
-    asked = task.encoded.at(rng.choice(questions, min(SCALE_QUESTIONS, len(questions))))
+    encoded = task.encoded.at(asked)
     states = []
     hook = reader.body.register_forward_hook(lambda _module, _inputs, out: states.append(out[0]))
     for sample, rows in zip(task.samples, users, strict=True):
         if len(rows):
             some = rng.choice(rows, min(FITTED_USERS, len(rows)), replace=False)
-            reader(token_input(sample.tokens, some), asked, thing_input(sample.tokens))
+            reader(token_input(sample.tokens, some), encoded, thing_input(sample.tokens))
     hook.remove()
     states = torch.cat([state.flatten(0, 1) for state in states])
     reader.state_mean.copy_(states.mean(0))
     reader.state_spread.copy_(states.std(0) + 1e-2)
+
+
+@torch.no_grad()
+def _fit_portrait(reader: PointingReader, sample: Sample, rows: np.ndarray) -> None:
+    """Fit the directions in which the mean text vectors of users differ most."""
+    if not len(rows):
+        return
+    tokens = sample.tokens
+    texts = mean_text(token_input(tokens, rows), thing_input(tokens))
+    reader.portrait_mean.copy_(texts.mean(0))
+    directions = torch.linalg.svd(texts - texts.mean(0), full_matrices=False).Vh[:PORTRAIT_DIM].T
+    length = ((texts - texts.mean(0)) @ directions).norm(dim=1).mean()
+    directions = PORTRAIT_SCALE * directions / length.clamp(min=1e-9)
+    reader.portrait_directions[:, : directions.shape[1]] = directions
 
 
 def _fit_sense(reader: PointingReader, task: ConceptTask, questions: np.ndarray, seed: int) -> None:
@@ -657,19 +895,16 @@ def _fit_sense(reader: PointingReader, task: ConceptTask, questions: np.ndarray,
     signs = torch.tensor([float(wording.sign > 0) for wording in wordings])
     measures = torch.tensor([MEASURES.index(wording.measure) for wording in wordings])
     encoded = task.encoded.at(questions)
-    topics = task.encoded_topics
-    known = QuestionInput(
-        *(torch.cat(pair) for pair in zip(encoded[:-1], topics[:-1], strict=True))
-    )
+    vector = torch.cat([encoded.vector, task.topic_vectors])
+    words = torch.cat([encoded.words, task.topic_words])
     # what these users do, staying and leaving, and everyday topics, which deny nothing whatever
     # they are about
     ends = [len(questions), len(questions) + task.n_behaviors]
     groups = np.split(np.arange(len(signs)), ends)
     # words that no wording has get no weight, and take no time
-    vector = known.vector
-    used = known.words.any(0)
+    used = words.any(0)
     columns = torch.cat([torch.ones(vector.shape[1], dtype=torch.bool), used])
-    words = known.words[:, used]
+    words = words[:, used]
     polarity = _of_columns(reader.polarity, columns)
     intent = _of_columns(reader.intent, columns)
     learned = [*polarity.parameters(), *intent.parameters()]
@@ -707,25 +942,32 @@ def _put_back(part: nn.Sequential, network: nn.Sequential, columns: Tensor) -> N
 def _training_questions(task: ConceptTask) -> tuple[np.ndarray, np.ndarray]:
     """Return the places of the questions that are trained on, and how often each is drawn."""
     places = []
-    families = []
-    affirmative = []
     for place, question in enumerate(task.questions):
         concept = task.concepts[question.concept]
         if concept.split == "train" and not question.wording.held_out:
             places.append(place)
-            families.append(FAMILIES.index(concept.family))
-            affirmative.append(question.wording.sign > 0)
     if not places:  # a few concepts that are all held out by hash
         places = list(range(len(task.questions)))
-        families = [0] * len(places)
-        affirmative = [True] * len(places)
-    # each family has its share, of which the questions that deny have theirs
-    group = 2 * np.array(families) + np.array(affirmative)
-    size = np.bincount(group)
-    share = [FAMILY_WEIGHTS[FAMILIES[family]] for family in families]
-    share = np.array(share) * np.where(affirmative, 1 - DENIED_SHARE, DENIED_SHARE)
-    weights = share / size[group]
-    return np.array(places), weights / weights.sum()
+    places = np.array(places)
+    return places, question_weights(task, places)
+
+
+def question_weights(task: ConceptTask, places: np.ndarray) -> np.ndarray:
+    """Return how often each question is drawn: each family has its share, of which the questions
+    that deny have theirs. The sum is 1.
+
+    Args:
+        task: The concepts and questions.
+        places: Places of the questions among which is drawn.
+    """
+    questions = [task.questions[place] for place in places]
+    families = [task.concepts[question.concept].family for question in questions]
+    affirmative = np.array([question.wording.sign > 0 for question in questions])
+    group = 2 * np.array([FAMILIES.index(family) for family in families]) + affirmative
+    share = np.array([FAMILY_WEIGHTS[family] for family in families])
+    share = share * np.where(affirmative, 1 - DENIED_SHARE, DENIED_SHARE)
+    weights = share / np.bincount(group)[group]
+    return weights / weights.sum()
 
 
 def _rows(sample: Sample, keep: Callable[[str], bool]) -> np.ndarray:

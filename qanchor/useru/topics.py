@@ -1,23 +1,24 @@
 """The 72 topics: what can be asked of a user, in which words, and which events are about it.
 
-`topics.csv` holds one row per topic. Its columns are the fields of `Topic`; `words` are separated
-by commas, and `profile_1` to `future_2` are wordings of its own, added to those made from frames.
+`topics.csv` holds one row per topic: its name, domain and phrases; `words` separated by commas; and
+a question of its own about the past and one about the future, added to those made from frames.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pandas as pd
 
 from qanchor.utils.io import read_resource_rows
 
-# The last `HELD_OUT` profile and future wordings of each topic are for tests only.
-HELD_OUT = 1
+LIST = re.compile(r",|\b(and|or)\b")  # in a phrase that names several things
 N_PROFILE_FRAMES, N_FUTURE_FRAMES = 5, 4  # wordings of each topic that come from frames
-# Frames rotate with the topic's row in the table, so that no frame is always the held-out one.
+# Frames rotate with the topic's row in the table, so that topics differ in them.
 PROFILE_FRAMES = (
     "Is this {user} {state}?",
     "What do the records of this {user} say about {thing}?",
@@ -53,26 +54,35 @@ class Topic:
         domain: Group of topics, such as "family".
         words: Lower-case stems. A text is about the topic if a stem starts a word in it; a stem
             that ends in "." must match the whole word.
-        measure: "words", or the behavior that answers are computed from: events, spend, basket,
-            discount, private, weekend, evening, night, variety, stop, trend, spend_trend,
-            modality:<name>.
-        profile: Questions about the past, with `{user}` for the unit word; the last `HELD_OUT` are
-            for tests only.
-        future: Questions about what follows, likewise.
-        does: Phrase for answers such as "likely to <does>".
-        thing: Phrase for answers such as "no sign of <thing>".
-        state: Phrase for answers such as "clearly <state>".
+        questions: Questions of its own about the past and about what follows, with `{user}` for the
+            unit word.
+        framed: Questions made from frames, likewise.
+        does: Phrase as in "likely to <does>".
+        thing: Phrase as in "no sign of <thing>".
+        state: Phrase as in "clearly <state>".
     """
 
     name: str
     domain: str
     words: tuple[str, ...]
-    measure: str
-    profile: tuple[str, ...]
-    future: tuple[str, ...]
+    questions: tuple[str, ...]
+    framed: tuple[str, ...]
     does: str
     thing: str
     state: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return its phrases that are no lists of what it is about."""
+        return tuple(text for text in (self.thing, self.does, self.state) if not LIST.search(text))
+
+    @cached_property
+    def part(self) -> re.Pattern:
+        """Return a pattern of texts that name only one of the things that the topic is about: of the
+        stems that its names do not have.
+        """
+        names = " ".join(self.names)
+        return _pattern([stem for stem in self.words if not _pattern([stem]).search(names)])
 
 
 def match(texts) -> np.ndarray:
@@ -90,40 +100,37 @@ def match(texts) -> np.ndarray:
         ['baby', 'alcohol']
     """
     texts = pd.Series(list(texts), dtype=object).astype(str)
-    hit = np.zeros((len(texts), len(TOPICS)), dtype=bool)
-    for column, topic in enumerate(TOPICS):
-        if topic.words:
-            stems = "|".join(_stem_pattern(word) for word in topic.words)
-            pattern = rf"(?<![a-z])(?:{stems})"
-            hit[:, column] = texts.str.contains(pattern, case=False, regex=True)
-    return hit
+    hits = [texts.str.contains(_pattern(topic.words)) for topic in TOPICS]
+    return np.array(hits, bool).T
 
 
-def _stem_pattern(stem: str) -> str:
-    end = r"\b" if stem.endswith(".") else ""
-    return re.escape(stem.rstrip(".")) + end
-
-
-def by_name(name: str) -> Topic:
-    """Return the topic of this name.
+def names_one(texts) -> np.ndarray:
+    """Return which texts name only one of the things that a topic is about.
 
     Args:
-        name: Name of a topic.
+        texts: Iterable of texts.
 
     Returns:
-        The topic.
-
-    Raises:
-        KeyError: There is no topic of this name.
+        Bool array (text, topic), topics in the order of `TOPICS`.
 
     Example:
-        >>> by_name("baby").thing
-        'baby care'
+        >>> alcohol = [topic.name for topic in TOPICS].index("alcohol")
+        >>> names_one(["buy beer", "buy alcohol"])[:, alcohol].tolist()
+        [True, False]
     """
-    if name not in _TOPIC_BY_NAME:
-        names = ", ".join(_TOPIC_BY_NAME)
-        raise KeyError(f"There is no topic {name!r}. Choose one of {names}.")
-    return _TOPIC_BY_NAME[name]
+    return np.array([_names_one(text) for text in texts], bool).reshape(-1, len(TOPICS))
+
+
+@lru_cache(maxsize=8192)
+def _names_one(text: str) -> list[bool]:
+    """Return, for each topic, whether a text names only one of its things."""
+    return [topic.part.search(text) is not None for topic in TOPICS]
+
+
+def _pattern(stems: Sequence[str]) -> re.Pattern:
+    """Return a pattern of words that begin with one of some stems; of no stems it fits nothing."""
+    ends = [re.escape(stem.rstrip(".")) + r"\b" * stem.endswith(".") for stem in stems]
+    return re.compile(f"(?<![a-z])(?:{'|'.join(ends) or '(?!)'})", re.IGNORECASE)
 
 
 def _fill_frames(frames: tuple[str, ...], row: int, n: int, phrases: dict[str, str]) -> list[str]:
@@ -134,28 +141,13 @@ def _fill_frames(frames: tuple[str, ...], row: int, n: int, phrases: dict[str, s
 
 def _make_topic(row: int, cells: dict[str, str]) -> Topic:
     phrases = {name: cells[name] for name in ("does", "thing", "state")}
-    stems = cells["words"]
-    words = () if stems == "-" else tuple(word.strip() for word in stems.split(","))
-    frames = PROFILE_FRAMES
-    if cells["measure"] == "words":
-        frames = PROFILE_FRAMES + WORD_FRAMES
-    profile = _fill_frames(frames, row, N_PROFILE_FRAMES, phrases)
-    future = _fill_frames(FUTURE_FRAMES, row, N_FUTURE_FRAMES, phrases)
-    return Topic(
-        name=cells["name"],
-        domain=cells["domain"],
-        words=words,
-        measure=cells["measure"],
-        profile=(*profile, cells["profile_1"], cells["profile_2"]),
-        future=(*future, cells["future_1"], cells["future_2"]),
-        **phrases,
-    )
+    words = tuple(word.strip() for word in cells["words"].split(",") if word)
+    frames = PROFILE_FRAMES + WORD_FRAMES if words else PROFILE_FRAMES
+    framed = _fill_frames(frames, row, N_PROFILE_FRAMES, phrases)
+    framed += _fill_frames(FUTURE_FRAMES, row, N_FUTURE_FRAMES, phrases)
+    questions = (cells["profile"], cells["future"])
+    return Topic(cells["name"], cells["domain"], words, questions, tuple(framed), **phrases)
 
 
-def _read_topics() -> tuple[Topic, ...]:
-    rows = read_resource_rows("qanchor.useru", "topics.csv")
-    return tuple(_make_topic(row, cells) for row, cells in enumerate(rows))
-
-
-TOPICS: tuple[Topic, ...] = _read_topics()
-_TOPIC_BY_NAME = {topic.name: topic for topic in TOPICS}
+_ROWS = read_resource_rows("qanchor.useru", "topics.csv")
+TOPICS: tuple[Topic, ...] = tuple(_make_topic(row, cells) for row, cells in enumerate(_ROWS))

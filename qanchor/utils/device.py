@@ -1,12 +1,10 @@
-"""Device and dtype selection, machine description."""
+"""Device selection, machine description."""
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
 import re
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,34 +16,6 @@ from threadpoolctl import threadpool_limits
 def best_device() -> str:
     """Return "cuda" if a GPU is available, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def compute_dtype(requested: str, device: str | torch.device) -> str:
-    """Return the dtype a model computes in on a device.
-
-    This is the requested dtype, except that bfloat16 becomes float32 on CPUs without fast bfloat16
-    products. There torch falls back to a plain loop, many times slower than float32.
-
-    Args:
-        requested: "bfloat16" or "float32".
-        device: Torch device.
-
-    Returns:
-        "bfloat16" or "float32".
-
-    Example:
-        >>> compute_dtype("bfloat16", "cuda"), compute_dtype("float32", "cpu")
-        ('bfloat16', 'float32')
-    """
-    on_cpu = torch.device(device).type == "cpu"
-    if requested == "bfloat16" and on_cpu and not has_fast_bf16():
-        return "float32"
-    return requested
-
-
-def has_fast_bf16() -> bool:
-    """Return whether oneDNN multiplies bfloat16 matrices natively on this CPU (AVX-512 or ARM)."""
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @contextmanager
@@ -123,14 +93,3 @@ def _processor_name() -> str:
     info_file = Path("/proc/cpuinfo")  # on other systems than Linux `platform` knows
     names = re.findall(r"model name\s*: (.*)", info_file.read_text()) if info_file.exists() else []
     return names[0] if names else platform.processor() or platform.machine()
-
-
-@functools.cache
-def current_commit() -> str:
-    """Return the short hash of the commit this code is from, or "unknown" outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
-        return "unknown"
-    return done.stdout.strip()

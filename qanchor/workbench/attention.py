@@ -5,11 +5,10 @@ edited user.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from qanchor.analysis.attention import (
     UserAttention,
@@ -22,36 +21,23 @@ from qanchor.analysis.attention import (
 from qanchor.data.users import Users
 from qanchor.data.validation import MAX_TEXT
 from qanchor.inference.engine import Engine
-from qanchor.inference.pointing_engine import PointingEngine
 from qanchor.inference.prefix_cache import PrefixCache
-from qanchor.models.heads import QueryLike, query_text
+from qanchor.models.queries import QueryLike, query_text
 from qanchor.utils.arrays import LRUCache
 from qanchor.utils.text import count, plural
 from qanchor.workbench.messages import (
     ANSWERING,
     attention_caption,
-    attention_progress,
     attention_summary,
     deletion_progress,
-    deletions_done,
     edit_result,
-    pointing_caption,
+    progress_message,
 )
 from qanchor.workbench.updates import Update
 
 USERS_PER_UPDATE = 16  # users between two updates: about two seconds on a laptop
-MAX_CACHED_CHUNKS = 8  # chunks of users whose keys and values are cached for the next query
-MAX_CACHED_LOOKS = 64  # queries that are cached for as many users as can be looked at: about 50 MB
-
-
-@dataclass(frozen=True)
-class Step:
-    """Report how far looking at users is; `has_news` if the table can show more than before."""
-
-    done: int
-    total: int
-    message: str
-    has_news: bool = False
+MAX_CACHED_CHUNKS = 8  # chunks of users whose tokens are cached for the next query
+MAX_CACHED_LOOKS = 64  # queries that are cached for as many users as can be looked at
 
 
 class AttentionBackend:
@@ -59,14 +45,12 @@ class AttentionBackend:
 
     Calling it, `backend(query, versus, users)`, returns an iterator of `Update`; closing the
     iterator cancels between two batches. Work is counted in users read. `data["table"]` is None at
-    first, then has the attention, and at last the deletion effects. Its rows are one query, layer,
-    head group and row of attention each:
+    first, then has the attention, and at last the deletion effects. It has one row per query and row
+    of attention:
 
-    query, layer, head_group: -1 is the mean of all layers, or heads. A group consists of the heads
-    that share keys.
     modality, kind: kind is "modality" for what can be deleted, else "other".
-    slots, weight, per_token: means over users; the weights of one query, layer and head group sum
-    to 1, the sink included.
+    tokens, weight, per_token: means over users; weight is the share of the absolute gradient of the
+    score, see `modality_attention`.
     deletion_effect: see `modality_importance`; mean over the users that have the modality, NaN if
     none has.
     disagrees: the ranks of the modality by weight and by deletion effect are two or more apart.
@@ -87,12 +71,11 @@ class AttentionBackend:
         ValueError: If `most` is less than 1.
 
     Example:
-        >>> users = qa.make_sample_users(40)
-        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
-        >>> *_, last = AttentionBackend(engine, users, most=2)("Will this user travel soon?")
-        >>> means = last.data["table"].query("layer == -1 and head_group == -1")
-        >>> last.done == last.total, means.weight.sum().round(4)
-        (True, np.float64(1.0))
+        >>> users = qa.make_sample_users(60)
+        >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
+        >>> *_, last = AttentionBackend(engine, users, most=2)("Will this user come back?")
+        >>> last.done == last.total, bool(abs(last.data["table"]["weight"].sum() - 1) < 1e-4)
+        (True, True)
     """
 
     def __init__(
@@ -113,11 +96,11 @@ class AttentionBackend:
         self.most = most
         self.seed = seed
         self.queries = list(engine.suggest_queries(users))
-        self.names = attention_rows(engine, users.modalities)
+        self.names = attention_rows(users.modalities)
         self.results = LRUCache(
             MAX_CACHED_LOOKS * most
         )  # (label of the query, user) -> UserAttention
-        self._prefixes = LRUCache(MAX_CACHED_CHUNKS)
+        self._caches = LRUCache(MAX_CACHED_CHUNKS)
 
     def __call__(
         self, query: QueryLike, versus: QueryLike | None = None, users: Sequence[str] | None = None
@@ -136,20 +119,18 @@ class AttentionBackend:
             KeyError: If a user is unknown.
             ValueError: If the query is empty, or there are no users.
         """
-        queries = {
-            self._label(q): self._resolve(q) for q in (query, versus or "") if self._label(q)
-        }
-        if not self._label(query):
+        queries = dict(map(_named, (query, versus or "")))
+        if not next(iter(queries)):
             raise ValueError(
                 "The query is empty. Write a question, such as 'Will this user travel soon?'."
             )
+        queries.pop("", None)
         ids, of = self._sample(users)
-        caption = self._caption(ids, of)
-        total = len(ids)
-        for step in self._look_and_delete(queries, self.users, ids):
-            total = step.total
-            table = self.table(list(queries), ids) if step.has_news else None
-            yield Update(step.done, step.total, step.message, caption, data={"table": table})
+        caption = attention_caption(ids, of, self.unit, self.seed)
+        total = len(ids) * (1 + len(ablatable_rows(self.users)))
+        for done, message, has_news in self._look_and_delete(queries, self.users, ids):
+            table = self.table(list(queries), ids) if has_news else None
+            yield Update(done, total, message, caption, data={"table": table})
         table = self.table(list(queries), ids)
         message = attention_summary(table, ids[0] if of == 1 else self.units)
         yield Update(total, total, message, caption, data={"table": table})
@@ -192,31 +173,27 @@ class AttentionBackend:
             ValueError: If nothing is changed, or a text is empty or too long.
         """
         reword = reword or {}
-        label = self._label(query)
-        resolved = self._resolve(query)
+        label, resolved = _named(query)
         user = self._known(user)
         label_edited = f"{label} (edited)"
         edited = edit_user_events(self.users, user, drop, reword)
         self.results.pop((label_edited, user), None)
-        half = 1 + len(ablatable_rows(self.engine, self.users))
+        half = 1 + len(ablatable_rows(self.users))
         for start, people, name in ((0, self.users, label), (half, edited, label_edited)):
-            for step in self._look_and_delete({name: resolved}, people, [user]):
-                yield Update(start + step.done, 2 * half, step.message, data={"table": None})
+            for done, message, _ in self._look_and_delete({name: resolved}, people, [user]):
+                yield Update(start + done, 2 * half, message, data={"table": None})
         yield Update(2 * half, 2 * half, ANSWERING, data={"table": None})
 
         before = self.results[label, user].anchor
         after = self.results[label_edited, user].anchor
         moved = max(1 - float(before @ after), 0.0)
-        answer_before = self._answer(self.users, user, resolved, before)
-        answer_after = self._answer(edited, user, resolved, after)
-        message = edit_result(drop, reword, user, moved, answer_before == answer_after)
-        data = {
-            "table": self.table([label_edited, label], [user]),
-            "moved": moved,
-            "before": answer_before,
-            "after": answer_after,
-        }
-        yield Update(2 * half, 2 * half, message, self._caption([user], 1), data=data)
+        data = {"table": self.table([label_edited, label], [user]), "moved": moved}
+        for side, people in (("before", self.users), ("after", edited)):
+            cache = self._prefill(people, [user])
+            data[side] = self.engine.generate(cache, user, resolved)
+        message = edit_result(drop, reword, user, moved, data["before"] == data["after"])
+        caption = attention_caption([user], 1, self.unit, self.seed)
+        yield Update(2 * half, 2 * half, message, caption, data=data)
 
     def table(self, labels: Sequence[str], ids: Sequence[str]) -> pd.DataFrame:
         """Build the table of the results so far.
@@ -228,19 +205,12 @@ class AttentionBackend:
         Returns:
             The table that the class describes.
         """
-        modalities = ablatable_rows(self.engine, self.users)
+        modalities = ablatable_rows(self.users)
         frames = []
         for label in labels:
             results = [self.results[label, user] for user in ids if (label, user) in self.results]
             frames.append(attention_table(label, results, self.names, modalities))
         return pd.concat(frames, ignore_index=True)
-
-    def _label(self, query: QueryLike) -> str:
-        """Return the name of a query in the table."""
-        return query.strip() if isinstance(query, str) else f"{query_text(query)} (tuned)"
-
-    def _resolve(self, query: QueryLike) -> QueryLike:
-        return query.strip() if isinstance(query, str) else query
 
     def _known(self, user: str) -> str:
         if str(user) not in self.ids:
@@ -262,24 +232,26 @@ class AttentionBackend:
 
     def _look_and_delete(
         self, queries: Mapping[str, QueryLike], people: Users, ids: list[str]
-    ) -> Iterator[Step]:
-        """Look at users and delete their modalities, batch by batch."""
-        modalities = ablatable_rows(self.engine, self.users)
-        chunks = _chunks(ids)
-        total = len(ids) * (1 + len(modalities))
+    ) -> Iterator[tuple[int, str, bool]]:
+        """Look at users and delete their modalities, batch by batch: yields how many readings are
+        done, what to say, and whether the table can show more than before.
+        """
+        n_modalities = len(ablatable_rows(self.users))
+        chunks = [ids[i : i + USERS_PER_UPDATE] for i in range(0, len(ids), USERS_PER_UPDATE)]
         done = 0
         for chunk in chunks:
             self._look(queries, people, chunk)
             done += len(chunk)
-            yield Step(done, total, attention_progress(done, len(ids), self.unit), done == len(ids))
+            message = progress_message("Read the attention of", done, len(ids), self.unit)
+            yield done, message, done == len(ids)
         for chunk in chunks:
             for modality, part_done in self._delete(queries, people, chunk):
-                yield Step(
-                    done + part_done, total, deletion_progress(modality, len(chunk), self.unit)
-                )
-            done += len(chunk) * len(modalities)
-            users_done = (done - len(ids)) // len(modalities)
-            yield Step(done, total, deletions_done(users_done, len(ids), self.unit), True)
+                message = deletion_progress(modality, len(chunk), self.unit)
+                yield done + part_done, message, False
+            done += len(chunk) * n_modalities
+            users_done = (done - len(ids)) // n_modalities
+            what = "Deleted each modality once from"
+            yield done, progress_message(what, users_done, len(ids), self.unit), True
 
     def _look(self, queries: Mapping[str, QueryLike], people: Users, chunk: list[str]) -> None:
         """Read the attention of some users, for the queries under which it is not known yet."""
@@ -296,35 +268,20 @@ class AttentionBackend:
         anchors = self.engine.embed(cache, list(new.values())).astype(float)
         unknown = np.full(len(self.names), np.nan)
         for k, (label, query) in enumerate(new.items()):
-            for ids, weight, slots in iter_attention_shares(
-                self.engine, cache, query, chunk, self.names
-            ):
-                for i, user in enumerate(ids):
-                    cube = self._with_means(weight[:, i].astype(float))
-                    anchor = anchors[cache.ids.index(user), k]
-                    self.results[label, user] = UserAttention(
-                        cube, slots[i].astype(float), anchor, unknown
+            shares = iter_attention_shares(self.engine, cache, query, self.names)
+            for rows, weight, n_tokens in shares:
+                for i, row in enumerate(rows):
+                    self.results[label, cache.ids[row]] = UserAttention(
+                        weight[i].astype(float), n_tokens[i].astype(float), anchors[row, k], unknown
                     )
-
-    def _with_means(
-        self, weight: Float[np.ndarray, "layer head row"]
-    ) -> Float[np.ndarray, "layer1 head_group1 row"]:
-        """Average the heads of a group, and put the means over groups and layers first."""
-        layers, heads, rows = weight.shape
-        groups = heads
-        if not isinstance(self.engine, PointingEngine):
-            groups = getattr(self.engine.model.backbone.config, "num_key_value_heads", heads)
-        cube = weight.reshape(layers, groups, heads // groups, rows).mean(2)
-        cube = np.concatenate([cube.mean(1, keepdims=True), cube], 1)
-        return np.concatenate([cube.mean(0, keepdims=True), cube], 0)
 
     def _prefill(self, people: Users, chunk: list[str]) -> PrefixCache:
         if people is not self.users:  # edited: must not be mistaken for the user as it was
             return self.engine.prefill(people)
         key = tuple(chunk)
-        if key not in self._prefixes:
-            self._prefixes[key] = self.engine.prefill(people.select(chunk))
-        return self._prefixes[key]
+        if key not in self._caches:
+            self._caches[key] = self.engine.prefill(people.select(chunk))
+        return self._caches[key]
 
     def _delete(
         self, queries: Mapping[str, QueryLike], people: Users, chunk: list[str]
@@ -344,7 +301,7 @@ class AttentionBackend:
         shape = (len(chunk), len(new), len(self.names))
         effect = np.full(shape, np.nan)
         ablation = iter_modality_ablation(self.engine, users, list(new.values()), whole)
-        for done, (name, _, has, moved) in enumerate(ablation, 1):
+        for done, (name, has, moved) in enumerate(ablation, 1):
             effect[:, :, self.names.index(name)] = np.where(has[:, None], moved, np.nan)
             yield name, done * len(chunk)
         for k, label in enumerate(new):
@@ -352,22 +309,12 @@ class AttentionBackend:
                 look = self.results[label, user]
                 self.results[label, user] = replace(look, effect=effect[i, k])
 
-    def _answer(
-        self, people: Users, user: str, query: QueryLike, anchor: Float[np.ndarray, " dim"]
-    ) -> str:
-        """Return the graded answer nearest to one user, or generated text if there is none."""
-        cache = self._prefill(people, [user])
-        ranking = self.engine.score(cache, query_text(query), anchor[None].astype(np.float32))
-        return ranking["answer"][0] or self.engine.generate(cache, user, query)
 
-    def _caption(self, ids: list[str], of: int) -> str:
-        if isinstance(self.engine, PointingEngine):
-            return pointing_caption(ids, of, self.unit, self.seed)
-        config = self.engine.model.backbone.config
-        layers = config.num_hidden_layers
-        heads = config.num_attention_heads
-        has_skip = self.engine.model.skip is not None
-        return attention_caption(ids, of, self.unit, self.seed, layers, heads, has_skip)
+def _named(query: QueryLike) -> tuple[str, QueryLike]:
+    """Return the name of a query in the table, and the query."""
+    if isinstance(query, str):
+        return query.strip(), query.strip()
+    return f"{query_text(query)} (tuned)", query
 
 
 def edit_user_events(
@@ -418,7 +365,3 @@ def edit_user_events(
         ["user", "time", "modality", "text"], kind="stable"
     )  # a new text may change ties
     return replace(users, events=events.reset_index(drop=True)).select([user])
-
-
-def _chunks(ids: list[str]) -> list[list[str]]:
-    return [ids[start : start + USERS_PER_UPDATE] for start in range(0, len(ids), USERS_PER_UPDATE)]

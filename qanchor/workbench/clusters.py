@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qanchor.analysis.clusters import SIDES, ClusterComparison
 from qanchor.utils.text import plural
-from qanchor.workbench.messages import clusters_summary, comparison_caption, comparison_summary
+from qanchor.workbench.messages import clusters_summary, comparison_caption, transitions_summary
 from qanchor.workbench.updates import Update
 
 
@@ -16,9 +16,8 @@ def comparison_update(comparison: ClusterComparison, unit: str = "user") -> Upda
         unit: The word for a user; default "user".
 
     Returns:
-        An update that says what became of the clusters. Its data: `points, before, after, names,
-        transitions, scores` (frames, see `ClusterComparison`), `summaries` (what to say of each
-        side), `unit` and `units`.
+        An update that says what became of the clusters. Its data: the fields of
+        `ClusterComparison`, `summaries` (what to say of each side), `unit` and `units`.
 
     Example:
         >>> from qanchor.analysis.clusters import compare_clusters
@@ -28,15 +27,10 @@ def comparison_update(comparison: ClusterComparison, unit: str = "user") -> Upda
         '2 clusters became 2: 2 stayed.'
     """
     data = {
-        "points": comparison.points,
-        "before": comparison.before,
-        "after": comparison.after,
-        "names": comparison.names,
-        "transitions": comparison.transitions,
-        "scores": comparison.scores,
+        **vars(comparison),
         "summaries": {side: clusters_summary(getattr(comparison, side), unit) for side in SIDES},
         "unit": unit,
         "units": plural(unit),
     }
-    message = comparison_summary(comparison, unit)
+    message = transitions_summary(comparison.transitions, unit)
     return Update(1, 1, message, comparison_caption(comparison, unit), data=data)

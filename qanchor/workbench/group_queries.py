@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pandas as pd
 
 from qanchor.analysis.embedding_cache import EmbeddingCache
 from qanchor.analysis.group_queries import DRAWS, question_bank, rank_queries_for_group
 from qanchor.workbench.messages import (
-    embedding_progress,
     group_queries_caption,
     group_queries_summary,
-    questions_progress,
+    progress_message,
 )
 from qanchor.workbench.updates import Update
 
@@ -25,25 +24,24 @@ class GroupQueriesBackend:
 
     Args:
         embedding_cache: The users.
-        questions: Texts, or a mapping from texts to topic names; default `question_bank`.
+        questions: The questions; default `question_bank` of the model.
 
     Example:
         >>> from qanchor.analysis.embedding_cache import EmbeddingCache
-        >>> users = qa.make_sample_users(40)
-        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> users = qa.make_sample_users(60)
+        >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
         >>> backend = GroupQueriesBackend(EmbeddingCache(engine, engine.prefill(users)), ["Why?"])
         >>> *_, last = backend(users.ids[:12])
         >>> last.data["frame"]["query"].tolist()
         ['Why?']
     """
 
-    def __init__(
-        self,
-        embedding_cache: EmbeddingCache,
-        questions: Sequence[str] | Mapping[str, str] | None = None,
-    ):
+    def __init__(self, embedding_cache: EmbeddingCache, questions: Sequence[str] | None = None):
         self.embedding_cache = embedding_cache
-        self.questions = questions
+        if questions is None:
+            concepts = embedding_cache.engine.model.concepts
+            questions = question_bank(concepts, embedding_cache.cache.unit)
+        self.questions = list(questions)
 
     def __call__(self, ids: Iterable[str]) -> Iterator[Update]:
         """Rank the questions for a group.
@@ -55,12 +53,10 @@ class GroupQueriesBackend:
             Progress; the last update has `data["frame"]`.
         """
         unit = self.embedding_cache.cache.unit
-        questions = question_bank(unit) if self.questions is None else self.questions
-        missing = [query for query in questions if query not in self.embedding_cache.embeddings]
-        done = 0
-        total = len(questions)
-        steps = rank_queries_for_group(self.embedding_cache, ids, questions)
-        for step in steps:
+        missing = set(self.questions) - set(self.embedding_cache.embeddings)
+        under = "" if len(missing) == 1 else f" under {len(missing)} questions"
+        total = len(self.questions)
+        for step in rank_queries_for_group(self.embedding_cache, ids, self.questions):
             if isinstance(step, pd.DataFrame):
                 message = group_queries_summary(step, unit)
                 yield Update(
@@ -68,7 +64,7 @@ class GroupQueriesBackend:
                 )
                 continue
             stage, done, total = step
+            message = progress_message("Compared", done, total, "question")
             if stage == "users":
-                yield Update(done, total, embedding_progress(done, total, unit, len(missing)))
-            else:
-                yield Update(done, total, questions_progress(done, total))
+                message = progress_message("Embedded", done, total, unit, under)
+            yield Update(done, total, message)

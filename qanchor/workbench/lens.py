@@ -14,21 +14,18 @@ from qanchor.analysis.embedding_cache import EmbeddingCache
 from qanchor.analysis.projection import joint_projection
 from qanchor.analysis.shift import MAX_EXACT_USERS, embedding_shift
 from qanchor.data.users import Users
-from qanchor.evaluation.backtest import BacktestResult, iter_backtest
+from qanchor.evaluation.backtest import backtest
 from qanchor.inference.engine import Engine
 from qanchor.inference.evidence import interpret, rank_by_pointing
-from qanchor.inference.pointing_engine import PointingEngine
 from qanchor.inference.prefix_cache import PrefixCache
-from qanchor.inference.ranking import is_novel, iter_warm_up, label_free_scores
 from qanchor.utils.text import plural
 from qanchor.workbench.messages import (
-    backtest_progress,
     backtest_summary,
-    embedding_progress,
-    novelty_warning,
     opening_message,
+    progress_message,
     projection_caption,
     provenance,
+    ranking_summary,
     shift_summary,
     unanswerable_note,
 )
@@ -36,6 +33,7 @@ from qanchor.workbench.updates import Update
 
 MEASURING_NOISE = "Measuring what rewording alone does ..."
 RANKING = "Ranking by how near each is to a yes ..."
+BACKTESTING = "Reading the past"
 
 
 class LensBackend:
@@ -56,10 +54,9 @@ class LensBackend:
         embedding_cache: A cache that is shared with other back ends; default: a new one.
 
     Example:
-        >>> users = qa.make_sample_users(40)
-        >>> model = qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))
-        >>> engine = qa.Engine(model)
-        >>> *_, last = qa.LensBackend(engine, engine.prefill(users), users, method="pca")("Will this user travel soon?")
+        >>> users = qa.make_sample_users(60)
+        >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
+        >>> *_, last = qa.LensBackend(engine, engine.prefill(users), users, method="pca")("Will this user come back?")
         >>> list(last.data), list(last.data["ranking"].columns)
         (['points', 'shift', 'ranking'], ['user', 'score', 'answer'])
     """
@@ -74,9 +71,8 @@ class LensBackend:
         embedding_cache: EmbeddingCache | None = None,
     ):
         self.engine = engine
-        self.cache = replace(
-            cache, unit=users.unit
-        )  # the users may have been given a name since they were read
+        # the users may have been given a name since they were read
+        self.cache = replace(cache, tokens=replace(cache.tokens, unit=users.unit))
         self.ids = cache.ids
         self.unit = users.unit
         self.units = plural(users.unit)
@@ -86,8 +82,7 @@ class LensBackend:
         self.embeddings = self.embedding_cache.embeddings
         self.noise_floors = self.embedding_cache.noise_floors
         # without a language model it takes about a second
-        is_cheap = isinstance(engine, PointingEngine) and not engine.model.reader.has_language_model
-        self.backtests_unasked = is_cheap
+        self.backtests_unasked = not engine.model.reader.has_language_model
         self._users = users
         self._has_many_users = len(cache) > MAX_EXACT_USERS
         self.method = method or ("pca" if self._has_many_users else "umap")
@@ -105,17 +100,22 @@ class LensBackend:
             `data["shift"]` (see `embedding_shift`); then, for a query that is not empty, updates
             with `data["ranking"]`, which is None while the users are ranked and in the last update
             a frame `user, score, answer` in the order of `ids`. The last update has all of them.
+            Any question moves nearly all users away from where they were before any: then the maps
+            have no message, and the last one says who ranks first.
         """
         query = query.strip()
         previous = previous or ""
-        last = self._progress(0)
         for last in self._map_and_shift(query, previous):
             yield last
         if not query:
             return
         for update in self.rank(query):
-            is_ranked = update.data.get("ranking") is not None
-            message = last.message if is_ranked else update.message
+            ranking = update.data["ranking"]
+            message = last.message
+            if ranking is None:
+                message = update.message
+            elif not message and not last.warning:
+                message = ranking_summary(ranking, self.unit)
             data = {**last.data, **update.data}
             yield replace(last, done=update.done, total=update.total, message=message, data=data)
 
@@ -129,23 +129,9 @@ class LensBackend:
         Yields:
             Updates with `data["ranking"]`: None, and in the last one a frame `user, score, answer`.
         """
-        cache = self.cache
-        model = self.engine.model
-        pointing = self.engine.pointing
-        if pointing is not None:
-            yield Update(0, 1, RANKING, data={"ranking": None})
-            ranking = rank_by_pointing(pointing, cache.tokens, query)
-            yield Update(1, 1, data={"ranking": ranking})
-            return
-        yield from self.embed(query)
-        done = 0
-        total = 1
-        for done, total in iter_warm_up(model, query, cache.unit, cache.horizon_days):
-            yield Update(min(done, total - 1), total, RANKING, data={"ranking": None})
-        embeddings = self.embeddings[query]
-        encoded = self.embedding_cache.encode(query)
-        ranking = self.engine.score(cache, query, embeddings, encoded)
-        yield Update(total, total, data={"ranking": ranking})
+        yield Update(0, 1, RANKING, data={"ranking": None})
+        ranking = rank_by_pointing(self.engine.model, self.cache.tokens, query)
+        yield Update(1, 1, data={"ranking": ranking})
 
     def backtest(self, query: str) -> Iterator[Update]:
         """Measure how often such a ranking was right before, see `qa.backtest`.
@@ -154,60 +140,29 @@ class LensBackend:
             query: The query.
 
         Yields:
-            Progress, with the stage as the message; the last update has `data["backtest"]`, a
-            `BacktestResult`, and says it.
+            Progress; the last update has `data["backtest"]`, a `BacktestResult`, and says it.
         """
-        done = 0
-        total = 1
-        for step in iter_backtest(self.engine, self._users, query):
-            if isinstance(step, BacktestResult):
-                yield Update(
-                    total, total, backtest_summary(step, self.unit), data={"backtest": step}
-                )
-            else:
-                stage, done, total = step
-                yield Update(done, total, backtest_progress(stage))
+        yield Update(0, 1, BACKTESTING)
+        result = backtest(self.engine, self._users, query)
+        yield Update(1, 1, backtest_summary(result), data={"backtest": result})
 
     def answer(self, user: str, query: str) -> str:
-        """Return the graded answer nearest to one user; the question about everything is answered
-        by generated text.
+        """Return what one user did of what a query means, see `Engine.generate`.
 
         Args:
             user: The user.
             query: The query.
 
         Returns:
-            The answer.
+            The answer; for a query that nothing in the data speaks of, what can be asked instead.
         """
-        row = self.ids.index(str(user))
-        if self.engine.pointing is not None:
-            ranking = rank_by_pointing(self.engine.pointing, self.cache.tokens.select([row]), query)
-            return ranking["answer"][0] or unanswerable_note(query, ranking.attrs["nearest"])
-        for _ in self.embed(query):
-            pass
-        embedding = self.embeddings[query][[row]]
-        cache = self.cache
-        ranking = label_free_scores(
-            self.engine.model, [user], query, embedding, cache.unit, cache.horizon_days
-        )
-        return ranking["answer"][0] or self.engine.generate(cache, str(user), query)
-
-    def embed(self, query: str) -> Iterator[Update]:
-        """Embed all users under a query, unless that is cached; then `embeddings[query]` is there.
-
-        Args:
-            query: The query.
-
-        Yields:
-            Progress.
-        """
-        for done, _ in self.embedding_cache.embed(query):
-            yield self._progress(done, embedding_progress(done, len(self.ids), self.unit))
+        return self.engine.generate(self.cache, str(user), query) or self._warning(query)
 
     def _map_and_shift(self, query: str, previous: str) -> Iterator[Update]:
         """Make the maps of two queries and measure who moved."""
-        yield from self.embed(query)
-        yield from self.embed(previous)
+        n_users = len(self.ids)
+        for _, done, _ in self.embedding_cache.embed(query, previous):
+            yield Update(done, n_users, progress_message("Embedded", done, n_users, self.unit))
 
         quick_map = None
         if (
@@ -218,31 +173,27 @@ class LensBackend:
             yield self._map_update("", "", quick_map, None)
 
         shift = None
-        message = opening_message(len(self.ids), self.unit)
+        message = opening_message(n_users, self.unit)
         if query != previous:
-            yield self._progress(len(self.ids), MEASURING_NOISE)
+            yield Update(n_users, n_users, MEASURING_NOISE)
             before = self.embeddings[previous]
             after = self.embeddings[query]
             floor = self.embedding_cache.noise_floor(query)
             shift = embedding_shift(before, after, self.ids, previous, query, floor)
-            message = shift_summary(shift, self.unit)
+            message = shift_summary(shift, self.unit) if previous else ""
         warning = self._warning(query)
         if quick_map is not None:
             yield self._map_update(message, warning, quick_map, shift)
         if quick_map is None or self.method != "pca":
-            yield self._map_update(
-                message, warning, self._draw(self.method, previous, query), shift
-            )
+            points = self._draw(self.method, previous, query)
+            yield self._map_update(message, warning, points, shift)
 
     def _warning(self, query: str) -> str:
         """Warn of a query that the run cannot answer."""
         if not query:
             return ""
-        if self.engine.pointing is not None:
-            meaning, _ = interpret(self.engine.pointing, self.cache.tokens, query)
-            return "" if meaning.answerable else unanswerable_note(query, meaning.nearest)
-        novel = is_novel(self.engine.model, query, self.embedding_cache.encode(query))
-        return novelty_warning(novel, self.unit)
+        meaning, _ = interpret(self.engine.model, self.cache.tokens, query)
+        return "" if meaning.answerable else unanswerable_note(query, meaning.nearest)
 
     def _draw(self, method: str, previous: str, query: str) -> pd.DataFrame:
         """Draw both queries on one map, aligned to the last map of its method; the first UMAP is
@@ -255,9 +206,6 @@ class LensBackend:
             before, after, self.ids, (previous, query), method=method, last=last
         )
         return self._maps[method]
-
-    def _progress(self, done: int, message: str = "") -> Update:
-        return Update(done, len(self.ids), message)
 
     def _map_update(
         self, message: str, warning: str, points: pd.DataFrame, shift: pd.DataFrame | None

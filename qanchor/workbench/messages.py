@@ -8,7 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 import pandas as pd
 
-from qanchor.analysis.attention import MEAN_OF_ALL
 from qanchor.analysis.clusters import (
     ISLANDS,
     LINE,
@@ -23,7 +22,6 @@ from qanchor.analysis.group_queries import FOLDS, SEEDS
 from qanchor.analysis.query_matrix import MatrixProgress
 from qanchor.analysis.shift import N_NEIGHBORS, share_beyond_noise
 from qanchor.evaluation.backtest import BacktestResult
-from qanchor.useru.topics import by_name
 from qanchor.utils.text import count, plural
 
 # Rank correlation from which on attention and deletion are said to agree so well.
@@ -34,7 +32,7 @@ AGREEMENT_WORDS = (
     (-0.2, "they do not agree"),
 )
 GOOD_AGREEMENT = AGREEMENT_WORDS[0][0]
-MAX_NAMED_MOVERS = 3
+MAX_NAMED = 3
 MEASURE_NOTES = {
     "auc": f"AUC out of fold ({SEEDS} x {FOLDS} folds, nearest mean); chance is .5. A high AUC "
     "says that under this question "
@@ -49,18 +47,25 @@ MEASURE_NOTES = {
     "not; not yes or no.",
 }
 
-# The lens
 
+def progress_message(what: str, done: int, total: int, noun: str, where: str = "") -> str:
+    """Say how far a computation is.
 
-def embedding_progress(done: int, total: int, unit: str, n_queries: int = 1) -> str:
-    """Say how many users are embedded.
+    Args:
+        what: What is done, a verb in the past tense.
+        done: How many are done.
+        total: How many there are.
+        noun: The word for one of them.
+        where: Words behind the noun; default: none.
 
     Example:
-        >>> embedding_progress(10, 60, "family", 72)
+        >>> progress_message("Embedded", 10, 60, "family", " under 72 questions")
         'Embedded 10 of 60 families under 72 questions ...'
     """
-    under = "" if n_queries == 1 else f" under {count(n_queries, 'question')}"
-    return f"Embedded {done:,} of {count(total, unit)}{under} ..."
+    return f"{what} {done:,} of {count(total, noun)}{where} ..."
+
+
+# The lens
 
 
 def opening_message(n: int, unit: str) -> str:
@@ -68,9 +73,23 @@ def opening_message(n: int, unit: str) -> str:
     return f"{count(n, unit)} before any question."
 
 
-def shift_summary(
-    shift: pd.DataFrame, unit: str = "user", paraphrases: int = len(PARAPHRASES)
-) -> str:
+def ranking_summary(ranking: pd.DataFrame, unit: str = "user") -> str:
+    """Say what a query was interpreted as and who ranks first; `ranking` from `Engine.score`.
+
+    Example:
+        >>> ranking = pd.DataFrame({"user": ["a", "b", "c", "d"], "score": [0.1, 0.4, 0.3, 0.2]})
+        >>> ranking.attrs["topics"] = ["tea"]
+        >>> ranking_summary(ranking)
+        'Interpreted as a question about tea. b, c and d rank first of 4 users.'
+    """
+    meaning = topics_note(ranking.attrs["topics"])
+    first = ranking.nlargest(MAX_NAMED, "score")["user"].astype(str).tolist()
+    verb = "ranks" if len(first) == 1 else "rank"
+    order = f"{join_names(first)} {verb} first of {count(len(ranking), unit)}"
+    return f"Interpreted as {meaning}. {order}."
+
+
+def shift_summary(shift: pd.DataFrame, unit: str = "user") -> str:
     """Say how many users moved and which moved most.
 
     Args:
@@ -78,7 +97,6 @@ def shift_summary(
         lost neighbours are row
             numbers, see `neighbors_changed`; the sentence does not name them.
         unit: The word for a user; default "user".
-        paraphrases: Paraphrases behind the noise floor; default 5.
 
     Example:
         >>> shift_summary(pd.DataFrame({"user": ["a", "b"], "residual": [0.9, 0.1], "beyond_noise": [True, False]}))
@@ -87,9 +105,9 @@ def shift_summary(
     moved = shift[shift["beyond_noise"]].sort_values(
         ["residual", "user"], ascending=[False, True], kind="stable"
     )
-    floor = f"the noise floor ({count(paraphrases, 'paraphrase')})"
+    floor = f"the noise floor ({count(len(PARAPHRASES), 'paraphrase')})"
     summary = f"{len(moved):,} of {count(len(shift), unit)} moved beyond {floor}."
-    names = [str(user) for user in moved["user"][:MAX_NAMED_MOVERS]]
+    names = [str(user) for user in moved["user"][:MAX_NAMED]]
     return f"{summary} {join_names(names)} moved most." if names else summary
 
 
@@ -103,21 +121,6 @@ def projection_caption(points: pd.DataFrame, unit: str = "user") -> str:
         return f"One {method} map of {users}. {trust}."
     removed = f"a common rotation and offset of {about['removed']:.2f} was removed"
     return f"One joint {method} map of {users} under both queries. {trust}; {removed}."
-
-
-def novelty_warning(novel: bool, unit: str = "user") -> str:
-    """Warn if training asked nothing like the query (`attrs["novel"]` of a ranking); empty if not.
-
-    Example:
-        >>> novelty_warning(True, "member")
-        'Training contained no similar question, so the result mostly shows the general profile of each member.'
-    """
-    if not novel:
-        return ""
-    return (
-        "Training contained no similar question, so the result mostly shows the general "
-        f"profile of each {unit}."
-    )
 
 
 def unanswerable_note(query: str, nearest: Sequence[str]) -> str:
@@ -152,43 +155,14 @@ def evidence_note(evidence: Sequence[dict], unit: str) -> str:
     return f"points at: {', '.join(parts)}"
 
 
-def identical_answers_note(
-    identical: tuple[int, int] | None, total: int, unit: str = "user"
-) -> str:
-    """Say if nearly all users, or the highest-ranked ones, have the same answer; empty if not.
-
-    Args:
-        identical: `attrs["identical"]` of a ranking: (users with the same answer, users looked at),
-        or None.
-        total: Users in all.
-        unit: The word for a user; default "user".
-
-    Example:
-        >>> identical_answers_note((97, 100), 100, "member")
-        '97 of 100 members have the same answer. Use the order, which separates them.'
-        >>> identical_answers_note((10, 10), 100, "member")
-        '10 of the 10 members nearest to yes have the same answer. Use the order, which separates them.'
-    """
-    if identical is None:
-        return ""
-    same, of = identical
-    users = count(of, unit) if of == total else f"the {count(of, unit)} nearest to yes"
-    return f"{same:,} of {users} have the same answer. Use the order, which separates them."
-
-
 def topics_note(topics: Collection[str]) -> str:
     """Say what a query was interpreted as; `topics` from the `attrs` of a ranking.
 
     Example:
-        >>> topics_note(["visits_up", "not lapse"])
-        'interpreted as a question about visits up, not lapse'
+        >>> topics_note(["tea", "not coffee"])
+        'a question about tea, not coffee'
     """
-    return f"interpreted as a question about {', '.join(topics).replace('_', ' ')}"
-
-
-def backtest_progress(stage: str) -> str:
-    """Say what a backtest does; the counts are in the update."""
-    return f"{stage[:1].upper()}{stage[1:]}"
+    return f"a question about {', '.join(topics).replace('_', ' ')}"
 
 
 PAST_OUTCOMES = {  # what a backtest looks at, by measure of concepts
@@ -209,26 +183,23 @@ PAST_DENIALS = {
 }
 
 
-def backtest_summary(result: BacktestResult, unit: str | None = None) -> str:
+def backtest_summary(result: BacktestResult) -> str:
     """Say how often a ranking of an earlier day was right.
 
     Args:
         result: The result of `backtest`.
-        unit: The word for a user; default: that of the result.
 
     Example:
-        >>> result = BacktestResult(0.71, 0.66, 0.76, 400, "lapse", 30, "2025-05-02", "member")
+        >>> result = BacktestResult(0.71, 0.66, 0.76, 400, "tea", 30, "2025-05-02", "member")
         >>> order, outcome = backtest_summary(result).split(" Measured on ")
         >>> order
         'Backtest as of 2025-05-02: 71 of 100 pairs are in the right order (95 %: 66 to 76; chance: 50).'
         >>> outcome
-        '400 members: did they stop shopping here in the 30 days after?'
+        '400 members: was there tea in the 30 days after?'
     """
-    unit = result.unit if unit is None else unit
-    if not result.topic and result.pointed:
-        return "No backtest: nothing in these events says what came true."
+    unit = result.unit
     if not result.topic:
-        return "No backtest: the question is not about a single topic."
+        return "No backtest: nothing in these events says what came true."
     if result.right is None:
         return f"No backtest: the outcomes of {count(result.n, unit)} are too few or all equal."
     interval = f"95 %: {100 * result.low:.0f} to {100 * result.high:.0f}; chance: 50"
@@ -239,16 +210,10 @@ def backtest_summary(result: BacktestResult, unit: str | None = None) -> str:
         verdict = ": worse than chance"
     elif result.low <= 0.5:
         verdict = ": no better than chance"
-    negation = "not " if result.topic.startswith("not ") else ""
-    when = f"in the {result.days} days after" if result.days else "until then"
     right = f"{100 * result.right:.0f} of 100 pairs are in the right order ({interval}){verdict}."
-    topic = result.topic.removeprefix("not ")
-    if result.pointed:
-        outcomes = PAST_DENIALS if negation else PAST_OUTCOMES
-        asked = outcomes[result.measure].format(topic=topic)
-    else:
-        asked = f"did they {negation}{by_name(topic).does}"
-    outcome = f"Measured on {count(result.n, unit)}: {asked} {when}?"
+    outcomes = PAST_DENIALS if result.topic.startswith("not ") else PAST_OUTCOMES
+    asked = outcomes[result.measure].format(topic=result.topic.removeprefix("not "))
+    outcome = f"Measured on {count(result.n, unit)}: {asked} in the {result.days} days after?"
     if result.shares:
         first, *_, last = (f"{100 * share:.0f}" for share in result.shares)
         outcome += f" Of the fifth ranked highest {first} of 100, of the lowest {last}."
@@ -300,11 +265,7 @@ def attention_summary(table: pd.DataFrame, users: str = "users") -> str:
         table: From `attention_table`, of one query or two.
         users: Whose attention it is: an id, or the plural word for users; default "users".
     """
-    means = table[(table["layer"] == MEAN_OF_ALL) & (table["head_group"] == MEAN_OF_ALL)]
-    by_query = [
-        means[means["query"] == query].set_index("modality")
-        for query in dict.fromkeys(means["query"])
-    ]
+    by_query = [rows.set_index("modality") for _, rows in table.groupby("query", sort=False)]
     first = by_query[0]
     modalities = first[first["kind"] == "modality"]
     if modalities.empty:
@@ -337,17 +298,13 @@ def _agreement_sentence(correlation: float) -> str:
     sentence = (
         f"Rank agreement of attention and deletion: {number} (1 is the same order, 0 none): {words}"
     )
-    return (
-        f"{sentence}."
-        if correlation >= GOOD_AGREEMENT
-        else f"{sentence}; do not read attention as importance."
-    )
+    advice = "" if correlation >= GOOD_AGREEMENT else "; do not read attention as importance"
+    return f"{sentence}{advice}."
 
 
 def _comparison_sentence(first: pd.DataFrame, second: pd.DataFrame) -> str:
-    difference = (first["weight"] - second["weight"]).dropna()
-    modalities = first.index[first["kind"] == "modality"]
-    difference = difference[difference.index.isin(modalities)]
+    modalities = first[first["kind"] == "modality"]
+    difference = (modalities["weight"] - second["weight"]).dropna()
     up = difference.idxmax()
     down = difference.idxmin()
     gain = _points(difference[up])
@@ -357,50 +314,12 @@ def _comparison_sentence(first: pd.DataFrame, second: pd.DataFrame) -> str:
     )
 
 
-def attention_progress(done: int, total: int, unit: str) -> str:
-    """Say of how many users attention was read."""
-    return f"Read the attention of {done:,} of {count(total, unit)} ..."
-
-
 def deletion_progress(modality: str, n: int, unit: str) -> str:
     """Say which modality was deleted from how many users."""
     return f"Deleted {modality} from {count(n, unit)} ..."
 
 
-def deletions_done(done: int, total: int, unit: str) -> str:
-    """Say for how many users every modality was deleted."""
-    return f"Deleted each modality once from {done:,} of {count(total, unit)} ..."
-
-
-def _attention_caption(ids: list[str], of: int, unit: str, seed: int, what: str) -> str:
-    """Say of whom and of what attention was read."""
-    who = ids[0] if of == 1 else f"Mean over {count(len(ids), unit)}"
-    if len(ids) < of:
-        who += f" of {of:,} (drawn by seed {seed})"
-    effect = f"Deletion effect: 1 - cosine after reading the {unit} without the modality."
-    return f"{who}; {what}. {effect}"
-
-
-def pointing_caption(ids: list[str], of: int, unit: str, seed: int) -> str:
-    """Say of whom the attention of a model from `fit` was read.
-
-    Args:
-        ids: The users that were read.
-        of: Users they were drawn from.
-        unit: The word for a user.
-        seed: Seed of the sample.
-
-    Example:
-        >>> pointing_caption(["a"], 1, "user", 0)
-        'a; attention shows how much each score depends on the events (absolute sum of gradients). Deletion effect: 1 - cosine after reading the user without the modality.'
-    """
-    what = "attention shows how much each score depends on the events (absolute sum of gradients)"
-    return _attention_caption(ids, of, unit, seed, what)
-
-
-def attention_caption(
-    ids: list[str], of: int, unit: str, seed: int, layers: int, heads: int, has_skip: bool
-) -> str:
+def attention_caption(ids: list[str], of: int, unit: str, seed: int) -> str:
     """Say of whom attention was read and how.
 
     Args:
@@ -408,22 +327,17 @@ def attention_caption(
         of: Users they were drawn from.
         unit: The word for a user.
         seed: Seed of the sample.
-        layers: Layers of the backbone.
-        heads: Heads of a layer.
-        has_skip: Whether the model has a skip, which attention does not show.
 
     Example:
-        >>> attention_caption(["a"], 1, "user", 0, 2, 4, False)
-        'a; 2 layers, 4 heads. Deletion effect: 1 - cosine after reading the user without the modality.'
+        >>> attention_caption(["a"], 1, "user", 0).split(". ")[1]
+        'Deletion effect: 1 - cosine after reading the user without the modality.'
     """
-    size = f"{count(layers, 'layer')}, {count(heads, 'head')}"
-    caption = _attention_caption(ids, of, unit, seed, size)
-    if has_skip:
-        caption += (
-            " Attention does not show the skip, through which numbers reach the embedding "
-            "past the language model."
-        )
-    return caption
+    who = ids[0] if of == 1 else f"Mean over {count(len(ids), unit)}"
+    if len(ids) < of:
+        who += f" of {of:,} (drawn by seed {seed})"
+    how = "attention shows how much each score depends on the events (absolute sum of gradients)"
+    effect = f"Deletion effect: 1 - cosine after reading the {unit} without the modality."
+    return f"{who}; {how}. {effect}"
 
 
 ANSWERING = "Generating the answers ..."
@@ -441,8 +355,7 @@ def edit_summary(drop: Collection, reword: Mapping) -> str:
         parts.append(f"without {count(len(drop), 'event')}")
     if reword:
         parts.append(f"with {count(len(reword), 'event')} reworded")
-    words = " and ".join(parts)
-    return words[:1].upper() + words[1:]
+    return " and ".join(parts).capitalize()
 
 
 def edit_result(
@@ -472,10 +385,10 @@ def transitions_summary(transitions: pd.DataFrame, unit: str = "user") -> str:
         '1 cluster became 2: 1 split.'
     """
     kind = transitions["kind"]
-    old = transitions.loc[transitions["from_cluster"] >= 0, "from_cluster"].nunique()
-    new = transitions.loc[transitions["to_cluster"] >= 0, "to_cluster"].nunique()
+    old = int((transitions["from_cluster"].unique() >= 0).sum())
+    new = int((transitions["to_cluster"].unique() >= 0).sum())
     counts = {
-        "stayed": int(((kind == "stays") & (transitions["from_cluster"] >= 0)).sum()),
+        "stayed": ((kind == "stays") & (transitions["from_cluster"] >= 0)).sum(),
         "split": len(transitions.attrs["split"]),
         "merged": len(transitions.attrs["merge"]),
         "new": len(transitions.attrs["birth"]),
@@ -483,8 +396,8 @@ def transitions_summary(transitions: pd.DataFrame, unit: str = "user") -> str:
     }
     changes = ", ".join(f"{n} {word}" for word, n in counts.items() if n) or "none on either side"
     summary = f"{count(old, 'cluster')} became {new}: {changes}."
-    left = int(transitions.loc[kind == "leaver", "users"].sum())
-    arrived = int(transitions.loc[kind == "joiner", "users"].sum())
+    left = transitions.loc[kind == "leaver", "users"].sum()
+    arrived = transitions.loc[kind == "joiner", "users"].sum()
     if left or arrived:
         total = count(int(transitions["users"].sum()), unit)
         summary += f" {left:,} of {total} left a cluster that continued, {arrived:,} joined one."
@@ -526,34 +439,6 @@ def clusters_summary(clusters: pd.DataFrame, unit: str = "user") -> str:
     return summary
 
 
-def paraphrase_noise(
-    changed: int, changed_by_paraphrase: Collection[int], unit: str = "user"
-) -> str:
-    """Say how many users changed cluster, and how many do if the question is only reworded.
-
-    Example:
-        >>> paraphrase_noise(30, (0, 4, 2), "member")
-        '30 members changed cluster; rewording the first question alone changes 0 to 4 (3 paraphrases).'
-    """
-    low, high = min(changed_by_paraphrase), max(changed_by_paraphrase)
-    span = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-    reworded = count(len(changed_by_paraphrase), "paraphrase")
-    return (
-        f"{count(changed, unit)} changed cluster; rewording the first question alone changes "
-        f"{span} ({reworded})."
-    )
-
-
-def comparison_summary(comparison: ClusterComparison, unit: str = "user") -> str:
-    """Say what became of the clusters and how much of it rewording alone does."""
-    summary = transitions_summary(comparison.transitions, unit)
-    if comparison.changed_by_paraphrase:
-        summary += (
-            f" {paraphrase_noise(comparison.changed, comparison.changed_by_paraphrase, unit)}"
-        )
-    return summary
-
-
 def comparison_caption(comparison: ClusterComparison, unit: str = "user") -> str:
     """Say how map and clusters were made."""
     about = comparison.after.attrs
@@ -566,11 +451,6 @@ def comparison_caption(comparison: ClusterComparison, unit: str = "user") -> str
 
 
 # Questions for groups
-
-
-def questions_progress(done: int, total: int) -> str:
-    """Say how many questions were compared."""
-    return f"Compared {done} of {count(total, 'question')} ..."
 
 
 def group_queries_summary(ranking: pd.DataFrame, unit: str = "user") -> str:
@@ -590,9 +470,9 @@ def group_queries_summary(ranking: pd.DataFrame, unit: str = "user") -> str:
     if not top["beyond_chance"]:
         best = f"“{top['query']}” reaches AUC {top['auc']:.2f}"
         return f"No question separates these {users} better than chance: {best}, and {line}."
-    auc = f"AUC {top['auc']:.2f} ({top['auc_low']:.2f} to {top['auc_high']:.2f})"
     summary = (
-        f"“{top['query']}” separates these {users} best from the other {top['n_rest']:,}: {auc}."
+        f"“{top['query']}” separates these {users} best from the other {top['n_rest']:,}:"
+        f" {_auc_words(top)}."
     )
     rivals = int((~ranking["behind"]).sum()) - 1
     if rivals > 0:
@@ -612,15 +492,13 @@ def group_queries_caption(draws: int) -> str:
     )
 
 
-def matrix_progress(progress: MatrixProgress, unit: str) -> str:
+def matrix_progress(progress: MatrixProgress, n_queries: int, n_users: int, unit: str) -> str:
     """Say what is being measured."""
-    which = f"question {progress.row + 1} of {progress.rows}"
+    which = f"question {progress.row + 1} of {n_queries}"
     if progress.stage == "users":
-        n_users = progress.total // progress.rows
-        done = progress.done - n_users * progress.row
-        return f"Embedded {done:,} of {count(n_users, unit)}, {which} ..."
+        return progress_message("Embedded", progress.done, n_users, unit, f", {which}")
     if progress.stage == "scores":
-        return f"Comparing yes and no, {which} ..."
+        return f"Ranking all {plural(unit)}, {which} ..."
     return f"Measured {which} ..."
 
 
@@ -644,8 +522,8 @@ def matrix_summary(frame: pd.DataFrame, unit: str = "user") -> str:
     verb = "is" if len(significant) == 1 else "are"
     cells = f"{len(significant)} of {count(len(frame), 'cell')} {verb} significant."
     group = f"“{top['group']}” ({count(int(top['n']), unit)})"
-    auc = f"AUC {top['auc']:.2f} ({top['auc_low']:.2f} to {top['auc_high']:.2f})"
-    return f"{cells} Clearest: “{top['query']}” separates {group} from the others, {auc}."
+    separates = f"“{top['query']}” separates {group} from the others"
+    return f"{cells} Clearest: {separates}, {_auc_words(top)}."
 
 
 def matrix_caption(n_queries: int, n_users: int, dim: int, unit: str = "user") -> str:
@@ -705,7 +583,7 @@ def prompt_summary(comparison: pd.DataFrame, unit: str = "user") -> str:
     sides = []
     for side in ("before", "after"):
         words = f"{_decimal(auc[side])} {side}"
-        if side in at_chance and len(at_chance) == 1:
+        if at_chance == [side]:
             words += " (no better than chance)"
         sides.append(words)
     neither = ", neither better than chance" if len(at_chance) == 2 else ""
@@ -733,6 +611,10 @@ def join_names(names: list[str]) -> str:
     if len(names) < 2:
         return "".join(names)
     return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _auc_words(row: pd.Series) -> str:
+    return f"AUC {row['auc']:.2f} ({row['auc_low']:.2f} to {row['auc_high']:.2f})"
 
 
 def _percent(share: float) -> str:

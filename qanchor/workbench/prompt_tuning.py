@@ -20,7 +20,7 @@ from qanchor.workbench.updates import Update
 
 PAPER_VECTORS = 6
 PAPER_STEPS = 500
-CPU_STEPS = 60  # steps on a CPU, where one takes about a second: the paper's 500 would take minutes
+STEPS = 60  # enough here; more found nothing new
 
 
 class PromptTuningBackend:
@@ -33,35 +33,25 @@ class PromptTuningBackend:
         engine: The model.
         cache: The users, read by `engine.prefill`.
         users: The same users, with their labels.
-        seek: Start from the training query that separates the labels best, as in
-        `iter_tune_prompt`; default True.
 
     Example:
         >>> users = qa.make_sample_users(60)
-        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
         >>> *_, last = PromptTuningBackend(engine, engine.prefill(users), users)("Why?", "Active", steps=10)
         >>> last.data["prompt"], last.data["result"]["measure"].tolist()
         (SoftPrompt('Why?', 6 vectors, 2 classes), ['auc', 'ks', 'silhouette'])
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        cache: PrefixCache,
-        users: Users,
-        seek: bool = True,
-    ):
+    def __init__(self, engine: Engine, cache: PrefixCache, users: Users):
         self.engine = engine
         self.cache = cache
         self.users = users
-        self.seek = seek
         self.unit = users.unit
         self.units = plural(users.unit)
         self.labels = [str(name) for name in users.labels]
         self.queries = list(engine.suggest_queries(users))
         paper = {"vectors": PAPER_VECTORS, "steps": PAPER_STEPS}
-        steps = CPU_STEPS if engine.model.device.type == "cpu" else PAPER_STEPS
-        self.defaults = {"vectors": PAPER_VECTORS, "steps": steps, "paper": paper}
+        self.defaults = {"vectors": PAPER_VECTORS, "steps": STEPS, "paper": paper}
 
     def __call__(
         self,
@@ -94,14 +84,18 @@ class PromptTuningBackend:
         data = {"history": None, "best": 0, "prompt": None, "result": None}
         update = Update(0, steps, tuning_begins(len(learn), self.unit), data=data)
         yield update
-        options = {"vectors": vectors, "steps": steps, "seed": seed, "seek": self.seek}
-        for state in iter_tune_prompt(self.engine, self.cache, query, learn, **options):
-            data = {
-                "history": state.history,
-                "best": state.best,
-                "prompt": state.prompt,
-                "result": None,
-            }
+        states = iter_tune_prompt(
+            self.engine,
+            self.cache,
+            query,
+            learn,
+            vectors=vectors,
+            steps=steps,
+            seed=seed,
+            seek=True,
+        )
+        for state in states:
+            data = data | {"history": state.history, "best": state.best, "prompt": state.prompt}
             update = Update(state.step, state.steps, data=data)
             yield update
             if stop():

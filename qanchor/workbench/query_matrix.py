@@ -10,7 +10,6 @@ from qanchor.analysis.embedding_cache import EmbeddingCache
 from qanchor.analysis.query_matrix import (
     MAX_QUERIES,
     default_groups,
-    default_queries,
     query_group_matrix,
 )
 from qanchor.data.export import MIN_GROUP_SIZE
@@ -34,51 +33,33 @@ class QueryMatrixBackend:
     """Put questions to groups of users.
 
     Calling it, `backend(queries, groups)`, returns an iterator of `Update`; closing the iterator
-    cancels. `queries` and `groups` are what a view opens with; `ids`, `unit`, `units` and `least`
+    cancels. `queries` and `groups` are what a view opens with, see `Engine.suggest_queries`
+    and `default_groups`; `ids`, `unit`, `units` and `least`
     (users that a group must have) are of the users.
 
     Args:
         embedding_cache: The users, as `LensBackend.embedding_cache`.
         users: The same users.
-        queries: The questions to open with; default `default_queries(users)`.
-        groups: Ids by name to open with; default `default_groups(users)`.
 
     Example:
         >>> from qanchor.analysis.embedding_cache import EmbeddingCache
         >>> users = qa.make_sample_users(60)
-        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
         >>> backend = QueryMatrixBackend(EmbeddingCache(engine, engine.prefill(users)), users)
         >>> *_, last = backend(backend.queries[:1], {"some": users.ids[:20]})
         >>> last.data["frame"]["query"].tolist() == backend.queries[:1]
         True
     """
 
-    def __init__(
-        self,
-        embedding_cache: EmbeddingCache,
-        users: Users,
-        queries: Sequence[str] | None = None,
-        groups: Mapping[str, Iterable[str]] | None = None,
-    ):
+    def __init__(self, embedding_cache: EmbeddingCache, users: Users):
         self.embedding_cache = embedding_cache
         self.ids = users.ids
         self.unit = users.unit
         self.units = plural(users.unit)
         self.least = MIN_GROUP_SIZE
-        self.queries = self._default_queries(users) if queries is None else list(queries)
-        self.groups = (
-            default_groups(users)
-            if groups is None
-            else {name: tuple(ids) for name, ids in groups.items()}
-        )
+        self.queries = list(embedding_cache.engine.suggest_queries(users, MAX_QUERIES))
+        self.groups = default_groups(users)
         self._cells = LRUCache(MAX_CACHED_CELLS)
-
-    def _default_queries(self, users: Users) -> list[str]:
-        """Return the questions to open with."""
-        engine = self.embedding_cache.engine
-        if engine.pointing is None:
-            return default_queries(users)
-        return list(engine.suggest_queries(users, MAX_QUERIES))
 
     def __call__(
         self, queries: Sequence[str], groups: Mapping[str, Iterable[str]]
@@ -98,17 +79,18 @@ class QueryMatrixBackend:
         return self._updates(steps, n_queries)
 
     def _updates(self, steps: Iterator, n_queries: int) -> Iterator[Update]:
-        n_users = len(self.embedding_cache.ids)
+        n_users = len(self.ids)
         dim = self.embedding_cache.engine.model.config.embedding_dim
         caption = matrix_caption(n_queries, n_users, dim, self.unit)
         total = n_users * n_queries
         for step in steps:
             if isinstance(step, pd.DataFrame):
-                data = {"frame": step, "reads": MEASURE_NOTES}
-                yield Update(total, total, matrix_summary(step, self.unit), caption, data=data)
-                continue
-            total = step.total
-            data = {"frame": step.frame, "reads": MEASURE_NOTES}
-            yield Update(
-                step.done, step.total, matrix_progress(step, self.unit), caption, data=data
-            )
+                done = total
+                frame = step
+                message = matrix_summary(frame, self.unit)
+            else:
+                done = n_users * step.row + step.done
+                frame = step.frame
+                message = matrix_progress(step, n_queries, n_users, self.unit)
+            data = {"frame": frame, "reads": MEASURE_NOTES}
+            yield Update(done, total, message, caption, data=data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 from qanchor.analysis.clusters import compare_clusters
@@ -11,7 +10,6 @@ from qanchor.analysis.groups import describe_group
 from qanchor.data.export import export_group
 from qanchor.data.users import Users
 from qanchor.inference.engine import Engine
-from qanchor.utils.types import Progress
 from qanchor.workbench.attention import AttentionBackend
 from qanchor.workbench.clusters import comparison_update
 from qanchor.workbench.group_queries import GroupQueriesBackend
@@ -19,8 +17,6 @@ from qanchor.workbench.lens import LensBackend
 from qanchor.workbench.prompt_tuning import PromptTuningBackend
 from qanchor.workbench.query_matrix import QueryMatrixBackend
 from qanchor.workbench.updates import Update
-
-MAX_QUESTIONS = 60  # about concepts, that may set a group apart
 
 
 class WorkbenchSession:
@@ -37,27 +33,19 @@ class WorkbenchSession:
         engine: The model.
         users: The users.
         method: Of the map, "umap" or "pca"; default: as for `LensBackend`.
-        progress: Called with (done, total) users as they are read; default: not called.
 
     Example:
-        >>> users = qa.make_sample_users(40)
-        >>> engine = qa.Engine(qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY)))
+        >>> users = qa.make_sample_users(60)
+        >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
         >>> session = WorkbenchSession(engine, users, method="pca")
-        >>> session.compare("", "Will this user travel soon?").message
+        >>> session.compare("", "Will this user come back?").message
         '0 clusters became 0: none on either side.'
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        users: Users,
-        *,
-        method: str | None = None,
-        progress: Progress | None = None,
-    ):
+    def __init__(self, engine: Engine, users: Users, *, method: str | None = None):
         self.engine = engine
         self.users = users
-        self.cache = replace(engine.prefill(users, progress=progress), unit=users.unit)
+        self.cache = engine.prefill(users)
         self.frame = users.frame()
         self.embedding_cache = EmbeddingCache(engine, self.cache)
         self.lens = LensBackend(
@@ -67,10 +55,8 @@ class WorkbenchSession:
         self.matrix = QueryMatrixBackend(self.embedding_cache, users)
         has_labels = len(users.labels.columns) > 0
         self.tuning = PromptTuningBackend(engine, self.cache, users) if has_labels else None
-        self.method = self.lens.method
         self.describe = partial(describe_group, users)
-        questions = engine.suggest_queries(users, MAX_QUESTIONS) if engine.pointing else None
-        self.explain = GroupQueriesBackend(self.embedding_cache, questions)
+        self.explain = GroupQueriesBackend(self.embedding_cache)
         self.export = partial(export_group, users)
         self.provenance = self.lens.provenance
 
@@ -84,10 +70,10 @@ class WorkbenchSession:
         Returns:
             An update as `comparison_update` makes it.
         """
-        embeddings = []
-        for query in (before, after):
-            for _ in self.embedding_cache.embed(query):
-                pass
-            embeddings.append(self.embedding_cache.embeddings[query])
-        comparison = compare_clusters(*embeddings, self.users, method=self.method)
+        for _ in self.embedding_cache.embed(before, after):
+            pass
+        embeddings = self.embedding_cache.embeddings
+        comparison = compare_clusters(
+            embeddings[before], embeddings[after], self.users, method=self.lens.method
+        )
         return comparison_update(comparison, self.users.unit)

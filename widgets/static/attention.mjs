@@ -5,7 +5,6 @@ import { eventList } from "./events.mjs";
 import { survivesKernel } from "./kernel.mjs";
 
 const DIAMOND = "M8 1.5 12.5 6 8 10.5 3.5 6Z";
-const ALL = -1;
 const TRIES = 4;
 
 const minus = (text) => text.replace("-", "−");
@@ -33,21 +32,17 @@ export function places(values, ranked) {
   return out;
 }
 
-/** A packed table as functions of layer and head group. */
+/** A packed table: its numbers, and its rows in the order they are shown. */
 function read(raw) {
-  const rows = raw.names.length;
   const sides = raw.sides.map((side) => {
     const out = { query: side.query };
-    for (const name of Object.keys(side)) if (name !== "query") out[name] = floats(side[name]);
+    for (const name of Object.keys(side)) if (name !== "query") out[name] = Array.from(floats(side[name]));
     return out;
   });
-  const cut = (side, name, layer, group) => Array.from(sides[side][name].slice((layer * raw.groups.length + group) * rows, (layer * raw.groups.length + group + 1) * rows));
-  const cell = (side, name, layer, group) => sides[side][name][layer * raw.groups.length + group];
   const modal = raw.kinds.map((kind) => kind === "modality");
-  const first = cut(0, "weight", 0, 0);
-  const rank = (i) => (modal[i] ? 0 : raw.names[i] === "sink" ? 2 : 1);
-  const order = raw.names.map((_, i) => i).sort((i, j) => rank(i) - rank(j) || (first[j] || 0) - (first[i] || 0));
-  return { ...raw, sides, cut, cell, modal, order };
+  const first = sides[0].weight;
+  const order = raw.names.map((_, i) => i).sort((i, j) => modal[j] - modal[i] || (first[j] || 0) - (first[i] || 0));
+  return { ...raw, sides, modal, order };
 }
 
 /** A bar beside its number. One that would leave its scale fades out at the end; the number says the rest. */
@@ -63,28 +58,28 @@ function bar(value, most, kind, text, difference) {
   return [make("td", { class: "att-bar" }, track), make("td", { class: "att-number" }, text)];
 }
 
-/** The table. `see`: side (0, 1 or "difference"), measure, layer, group (places, not numbers), busy. */
+/** The table. `see`: side (0, 1 or "difference"), measure, busy. */
 function attentionTable(p, see) {
   const compared = see.side === "difference";
   const [a, b] = compared ? [0, 1] : [see.side, see.side];
-  const values = (side) => p.cut(side, see.measure, see.layer, see.group);
+  const values = (side) => p.sides[side][see.measure];
   const zeroIfMissing = (v) => (see.measure === "weight" && !Number.isFinite(v) ? 0 : v); // on what a query has not, it does not look
-  const minusB = (mine, other) => Array.from(mine).map((v, i) => v - other[i]);
+  const minusB = (mine, other) => mine.map((v, i) => v - other[i]);
   const attention = compared ? minusB(values(0).map(zeroIfMissing), values(1).map(zeroIfMissing)) : values(a);
-  const effects = compared ? minusB(p.sides[0].deletion_effect, p.sides[1].deletion_effect) : Array.from(p.sides[a].deletion_effect);
-  const marks = p.cut(a, see.measure === "weight" ? "disagrees" : "disagrees_per_token", see.layer, see.group);
+  const effects = compared ? minusB(p.sides[0].deletion_effect, p.sides[1].deletion_effect) : p.sides[a].deletion_effect;
+  const marks = p.sides[a][see.measure === "weight" ? "disagrees" : "disagrees_per_token"];
   const ranked = p.modal.map((modal, i) => modal && Number.isFinite(p.sides[a].deletion_effect[i]));
-  const [byAttention, byEffect] = [places(values(a), ranked), places(Array.from(p.sides[a].deletion_effect), ranked)];
+  const [byAttention, byEffect] = [places(values(a), ranked), places(p.sides[a].deletion_effect, ranked)];
   const most = (list) => list.reduce((top, v, i) => (p.modal[i] && Number.isFinite(v) ? Math.max(top, Math.abs(v)) : top), 0);
   const scale = [most(attention), most(effects)];
   const digits = digitsFor(most(values(a)));
   const written = (value) => share(value, digits);
-  const slots = (i) => { const n = p.sides[a].slots[i]; return Number.isFinite(n) ? (n < 10 && n % 1 ? n.toFixed(1) : number(Math.round(n))) : ""; };
-  const name = see.measure === "weight" ? "Attention" : "Attention per slot";
+  const tokens = (i) => { const n = p.sides[a].tokens[i]; return Number.isFinite(n) ? (n < 10 && n % 1 ? n.toFixed(1) : number(Math.round(n))) : ""; };
+  const name = see.measure === "weight" ? "Attention" : "Attention per token";
   const th = (text, span, props = {}) => make("th", { scope: "col", colspan: span, ...props }, text);
   const ends = compared ? [th("A", 1, { class: "att-number att-ab att-first" }), th("B", 1, { class: "att-number att-ab" })] : [];
   const head = make("tr", {},
-    th("Modality", 1), th("slots", 1, { class: "att-number quiet", title: "slots of a user, on average" }),
+    th("Modality", 1), th("tokens", 1, { class: "att-number quiet", title: `tokens of a ${see.unit}, on average` }),
     ...ends, th(compared ? `${name}, A − B (points)` : name, 2, { class: "att-head" }),
     ...ends.map((node) => node.cloneNode(true)), th(compared ? "Deletion effect, A − B" : "Deletion effect", 2, { class: "att-head", title: "how far users move when the modality is deleted: 1 − cosine, 0 is not at all" }),
     ...(compared ? [] : [th("Place", 1, { class: "att-place", title: "by attention, then by deletion effect; a diamond where they are two or more apart" })]),
@@ -104,7 +99,7 @@ function attentionTable(p, see) {
       cells.push(make("td", { class: `att-place${marks[i] ? " apart" : ""}`, title: known ? comparison : "" }, ...(known ? both : [])));
     }
     const starts = place && p.modal[p.order[place - 1]] && !p.modal[i];
-    return make("tr", { class: `${p.modal[i] ? "" : "other"}${starts ? " rule" : ""}`, "data-name": p.names[i] }, make("th", { scope: "row" }, p.names[i]), make("td", { class: "att-number quiet" }, slots(i)), ...cells);
+    return make("tr", { class: `${p.modal[i] ? "" : "other"}${starts ? " rule" : ""}`, "data-name": p.names[i] }, make("th", { scope: "row" }, p.names[i]), make("td", { class: "att-number quiet" }, tokens(i)), ...cells);
   };
   const rows = p.order.filter((i) => Number.isFinite(values(a)[i]) || (compared && Number.isFinite(values(1)[i])));
   const body = make("tbody", {}, ...rows.map(row));
@@ -113,15 +108,15 @@ function attentionTable(p, see) {
 
 function render({ model, el }) {
   const about = model.get("_about");
-  const see = { side: 0, measure: "weight", layer: 0, group: 0, busy: false };
+  const see = { side: 0, measure: "weight", busy: false, unit: about.unit };
   let [p, scope] = [null, "all"];
   const option = (value) => make("option", { value });
   const key = `att-${Math.random().toString(36).slice(2)}`;
   const asked = make("datalist", { id: `${key}-q` }, ...about.queries.map(option));
   const ids = make("datalist", { id: `${key}-u` }, ...about.ids.map(option));
   const field = (label, list, props) => make("input", { type: "text", class: "lens-query", list, spellcheck: "false", autocomplete: "off", "aria-label": label, ...props });
-  const query = field("Query A", asked.id, { placeholder: "Ask something, and see where the model looks", value: about.query });
-  const versus = field("Query B, to compare with", asked.id, { placeholder: "Compare with another query (optional)", value: about.versus });
+  const query = field("Query A", asked.id, { placeholder: "Ask something, and see where the model looks" });
+  const versus = field("Query B, to compare with", asked.id, { placeholder: "Compare with another query (optional)" });
   const user = field("User", ids.id, { placeholder: "id of a user", hidden: true });
   const button = make("button", { type: "submit", class: "lens-ask" }, "Look");
   const can = [["all", about.users ? `all ${count(about.users, about.unit, about.units)}` : `all ${about.units}`], ...(about.has_selection ? [["selection", "the chosen"]] : []), ["one", "one user"]];
@@ -141,13 +136,10 @@ function render({ model, el }) {
   const error = make("div", { class: "lens-error", role: "alert", hidden: true });
   const route = make("div", { class: "att-route" });
   const side = choice("Show", [["0", "A"], ["1", "B"], ["difference", "A − B"]], "0", (value) => (side.press(value), (see.side = value === "difference" ? value : Number(value)), table()));
-  const measure = choice("Measure", [["weight", "share"], ["per_token", "per slot"]], "weight", (value) => (measure.press(value), (see.measure = value), table()));
-  const layer = make("input", { type: "range", min: 0, value: 0, "aria-label": "Layer", oninput: () => ((see.layer = Number(layer.value)), table()) });
-  const layerName = make("output", {});
-  const heads = make("div", {});
+  const measure = choice("Measure", [["weight", "share"], ["per_token", "per token"]], "weight", (value) => (measure.press(value), (see.measure = value), table()));
   const tools = make("div", { class: "att-tools", hidden: true });
   const rank = make("div", { class: "att-rank" });
-  const place = make("div", { class: "att-place-of-table" });
+  const place = make("div", { class: "att-place-of-table", tabindex: "0", role: "region", "aria-label": "Attention over modalities" });
   const empty = make("p", { class: "lens-empty" });
   const sentence = make("p", { class: "lens-sentence", role: "status", "aria-live": "polite" });
   const answers = make("dl", { class: "att-answers", hidden: true });
@@ -176,16 +168,13 @@ function render({ model, el }) {
   function table() {
     if (!p) return;
     place.replaceChildren(attentionTable(p, see));
-    const n = p.layers[see.layer];
-    layerName.textContent = n === ALL ? `all ${p.layers.length - 1}` : `${n + 1} of ${p.layers.filter((one) => one !== ALL).length}`;
-    layer.setAttribute("aria-valuetext", layerName.textContent);
     const part = see.side === "difference" ? 0 : see.side;
-    const agreement = p.cell(part, see.measure === "weight" ? "agreement" : "agreement_per_token", see.layer, see.group);
+    const [agreement] = p.sides[part][see.measure === "weight" ? "agreement" : "agreement_per_token"];
     const marked = place.querySelector(".apart");
     const mark = marked ? make("span", {}, glyph(DIAMOND, "moved"), "the two places are 2 or more apart") : null;
     const agree = Number.isFinite(agreement) && see.side !== "difference" ? make("span", {}, `rank agreement of attention and deletion `, make("b", {}, minus(agreement.toFixed(2))), " (1: same order, 0: none)") : null;
     rank.replaceChildren(...[agree, mark].filter(Boolean));
-    Object.assign(root.dataset, { side: see.side, measure: see.measure, layer: n, group: p.groups[see.group] });
+    Object.assign(root.dataset, { side: see.side, measure: see.measure });
   }
   function picture() {
     const raw = model.get("_picture");
@@ -194,8 +183,6 @@ function render({ model, el }) {
     tools.hidden = route.hidden = place.hidden = !p;
     rank.replaceChildren();
     if (!p) return status();
-    see.layer = see.layer < p.layers.length ? see.layer : 0;
-    see.group = see.group < p.groups.length ? see.group : 0;
     const two = p.sides.length > 1;
     if (!two) see.side = 0;
     else if (root.dataset.queries !== p.sides.map((s) => s.query).join("\n")) see.side = "difference"; // new: show what sets them apart
@@ -204,13 +191,8 @@ function render({ model, el }) {
     route.replaceChildren(...p.sides.map((s, i) => make("span", {}, two ? letter("AB"[i]) : null, make("b", {}, s.query))));
     if (!root.contains(focused(root))) [query.value, versus.value] = p.edited?.after === undefined ? [p.sides[0].query, p.sides[1]?.query ?? ""] : [p.sides[1].query, ""]; // asked from Python
     if (p.user) route.append(make("span", { class: "quiet" }, `user ${p.user}`));
-    layer.max = p.layers.length - 1;
-    layer.value = see.layer;
-    const groups = p.groups.map((n, i) => [String(i), n === ALL ? "all" : String(n + 1)]);
-    const pick = choice("Head group", groups, String(see.group), (value) => (pick.press(value), (see.group = Number(value)), table()));
-    heads.replaceChildren(pick);
     const tool = (text, ...parts) => make("div", {}, make("span", {}, text), ...parts);
-    tools.replaceChildren(...[two ? tool("show", side) : null, tool("measure", measure), p.layers.length > 1 ? tool("layer", layer, layerName) : null, p.groups.length > 1 ? tool("heads", heads) : null].filter(Boolean));
+    tools.replaceChildren(...[two ? tool("show", side) : null, tool("measure", measure)].filter(Boolean));
     sentence.textContent = p.sentence;
     caption.textContent = p.caption;
     const { moved, before, after } = p.edited ?? {};
@@ -243,7 +225,6 @@ function render({ model, el }) {
   el.append(root);
   list.fill();
   picture();
-  model.send({ type: "open" });
   return () => {
     for (const [name, act] of Object.entries(handlers)) model.off(`change:${name}`, act);
   };

@@ -1,5 +1,5 @@
 // The flow of users from the clusters of before to those of after: where bars and bands lie, and their drawing.
-import { corners, count, pathOf, percent, SHAPES } from "./geometry.mjs";
+import { corners, count, pathOf, SHAPES } from "./geometry.mjs";
 import { make, modeOf } from "./dom.mjs";
 
 export const KINDS = {
@@ -108,8 +108,7 @@ export function flowView(on) {
     const [x0, x1, bend] = [BAR + 2, width - BAR - 2, width * 0.42];
     const h = Math.max(one.h, 1);
     const d = `M${x0} ${one.y0}C${x0 + bend} ${one.y0} ${x1 - bend} ${one.y1} ${x1} ${one.y1}v${h}C${x1 - bend} ${one.y1 + h} ${x0 + bend} ${one.y0 + h} ${x0} ${one.y0 + h}Z`;
-    const words = `${count(one.users, ...nouns)}, ${one.kind}: ${on.name(one.from, "before")} → ${on.name(one.to, "after")}`
-      + (one.beyond === null ? "" : `; ${percent(one.beyond)} moved beyond the noise floor`);
+    const words = `${count(one.users, ...nouns)}, ${one.kind}: ${on.name(one.from, "before")} → ${on.name(one.to, "after")}`;
     const key = `band ${one.from} ${one.to}`;
     const path = svg("path", { d, class: `clus-band ${one.kind}${one.from < 0 && one.to < 0 ? " outside" : ""}`, style: fill(id, one.kind), tabindex: 0, role: "button", "aria-pressed": "false", "aria-label": words, "data-key": key });
     const act = (event) => on.select((from, to) => from === one.from && to === one.to, modeOf(event), key);

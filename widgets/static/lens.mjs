@@ -13,7 +13,7 @@ const meanings = ({ unit, units }) => ({
   residual: `how far the question moved a ${unit}, in the space of 128 numbers itself, less what it moved all alike; the map only shows it`,
   "noise floor": `how far the same question in other words moves a ${unit}: within it, moving means nothing`,
   kept: "how many of the 15 nearest neighbours are the same after the question",
-  answer: `how near a ${unit} is to the answers that say yes, less how near to those that say no: an order, not a probability`,
+  answer: `how strongly the events that the question is about speak for a yes of a ${unit}: an order, not a probability`,
   Backtest: `the same question as of an earlier day: of 100 pairs of ${units}, how many were in the order that they showed since; 50 is chance, and a run that was trained on the same ${units} scores too high`,
   trustworthiness: "how far neighbours on the map are neighbours in the space itself, 1 at best; faint dots are misplaced",
 });
@@ -307,6 +307,7 @@ function render({ model, el }) {
     route.title = p.shifted ? `${p.from || OPENING} → ${p.to}` : "";
     options.hidden = side.hidden = !p.shifted;
     sentence.replaceChildren(...unbroken(p.sentence));
+    sentence.hidden = !p.sentence;
     [doubt.textContent, doubt.hidden] = [p.warning, !p.warning];
     caption.textContent = p.caption;
     ranking();
@@ -320,15 +321,15 @@ function render({ model, el }) {
     p.score = p.shifted && score ? floats(score) : null;
     p.rank = p.score && ranks(p.score);
     const moved = p.beyond.reduce((sum, beyond) => sum + beyond, 0);
-    const mostMoved = p.shifted && moved > about.most_moved_share * p.beyond.length;
-    const leads = Boolean(mostMoved && nearest);
+    const ranksFirst = p.shifted && (!p.sentence || moved > about.most_moved_share * p.beyond.length);
+    const leads = Boolean(ranksFirst && nearest);
     interpretation.replaceChildren(...unbroken(!p.shifted ? "" : busy ? SEEKS : leads ? topics : line));
     lead.replaceChildren(...unbroken(leads ? nearest : ""));
     sentence.classList.toggle("second", leads);
     showBacktest();
     map.setRank(p.rank);
     if (about.ranks) colour.lastChild.disabled = !p.rank;
-    const preset = mostMoved ? "answer" : "moved";
+    const preset = ranksFirst ? "answer" : "moved";
     const wanted = pressedColour || preset;
     setColour(wanted === "answer" && !p.rank ? "moved" : wanted);
     list.show(p, about.max_listed, preset);

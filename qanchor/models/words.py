@@ -1,0 +1,65 @@
+"""Words of questions and things: what a question is about, and how words are spelled."""
+
+from __future__ import annotations
+
+import re
+import zlib
+
+import numpy as np
+from jaxtyping import Float
+
+from qanchor.utils.text import plural
+
+SPELLING_DIM = 1024  # hashed character trigrams
+# words that say how a question is asked, not what it is about
+FUNCTION_WORDS = frozenset(
+    """
+    a about again all almost an and any anything are as at be been before being by can could day
+    days did do does doing during each else ever every everything expect expected few fewer for
+    from gets going had has have having he her him his how if in into is it its just less let
+    likely many may might month months more most much my nearly never next no not nothing of often
+    on one only or other our out over per quite rather same she should since so some someone
+    something soon such than that the their them then there these they thing things this those
+    time times to too two unlikely up us user users very was we week weeks were what when where
+    whether which while who why will with within without would year years you your
+    """.split()  # noqa: SIM905
+)
+# verbs that mean something else without their particle
+PHRASAL_VERBS = re.compile(r"\b(check|log|opt|sign|top) (in|out|up|on|off)\b")
+
+
+def content_words(query: str, unit: str = "user") -> str:
+    """Return what a question is about: its words without those that any question may have.
+
+    Args:
+        query: The question.
+        unit: Word for one of the users (default "user").
+
+    Example:
+        >>> content_words("Will this user put something into the cart next month?")
+        'put cart'
+        >>> content_words("Will this user log in nearly every day?")
+        'login'
+    """
+    names = {unit.lower(), plural(unit.lower())}
+    joined = PHRASAL_VERBS.sub(r"\1\2", query.lower())
+    words = re.findall(r"[^\W_]+(?:['’]t\b)?", joined)
+    kept = [word for word in words if word not in FUNCTION_WORDS and word not in names]
+    kept = [word for word in kept if not word.endswith(("'t", "’t"))]
+    return " ".join(kept) or query
+
+
+def spelling_vectors(texts) -> Float[np.ndarray, "text spelling"]:
+    """Return hashed character trigrams of texts as unit rows, so that codes match their spelling.
+
+    Args:
+        texts: Texts in plain words.
+    """
+    out = np.zeros((len(texts), SPELLING_DIM), np.float32)
+    for row, text in enumerate(texts):
+        for word in re.findall(r"\w+", text.lower()):
+            padded = f" {word} "
+            for start in range(len(padded) - 2):
+                trigram = padded[start : start + 3].encode("utf-8", "surrogatepass")
+                out[row, zlib.crc32(trigram) % SPELLING_DIM] = 1
+    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-6)

@@ -1,0 +1,182 @@
+"""User-understanding pairs (UserU, paper 3.1): questions about concepts with graded answers.
+
+Concepts, wordings and grades are those that `fit` trains on; see `qanchor.training.reader`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from qanchor.data.users import Users
+from qanchor.training.answers import draw_pairs
+from qanchor.training.reader import (
+    ConceptTask,
+    Sample,
+    is_held_out,
+    make_concept_task,
+    question_weights,
+)
+from qanchor.useru.concept_answers import graded_answers
+from qanchor.utils.io import atomic_directory, write_json
+
+COUNTED = ("split", "family", "measure", "grade")  # in the report of `write_pairs`
+
+
+def make_pairs(
+    users: Users, *, per_user: int = 8, seed: int = 0, text_encoder: str = "minilm"
+) -> pd.DataFrame:
+    """Make questions with graded answers from users' events.
+
+    Concepts are induced from the events; each has several wordings, which affirm or deny it. At
+    each past cut-off the answers are computed from the days that follow. Each family of concepts
+    has its share of the pairs, and all grades of a question are drawn alike, so that rare ones
+    occur. Nothing at or after `users.cutoff` is read.
+
+    Args:
+        users: The users.
+        per_user: Pairs at each past cut-off, per user on average (default 8).
+        seed: Seed of wordings and draws (default 0).
+        text_encoder: Encoder of the texts that concepts are made of, as in `fit` (default
+            "minilm").
+
+    Returns:
+        One row per pair. `user`; `cutoff`: what is before it may be read; `horizon_days`: the
+        answer is about so many days after it; `query`, `answer`; `concept`: what is asked about,
+        its `family`, and its `measure`; `sign`: -1 if the question denies; `grade`: of what
+        happened, from the least; `split`: "train", or what is kept from training: "held_out_user",
+        "held_out_concept" or "held_out_wording".
+
+    Raises:
+        ValueError: `per_user` is below 1, the history is too short, or too few users have one.
+
+    Example:
+        >>> pairs = make_pairs(qa.make_sample_users(60), per_user=2, text_encoder="hash")
+        >>> len(pairs), pairs["answer"][0]
+        (480, 'Yes, much.')
+    """
+    return pd.concat(iter_pairs(users, per_user, seed, text_encoder), ignore_index=True)
+
+
+def write_pairs(
+    users: Users,
+    folder: str | Path,
+    *,
+    per_user: int = 8,
+    seed: int = 0,
+    text_encoder: str = "minilm",
+) -> dict:
+    """Write the pairs of `make_pairs` into a new folder: one parquet file per past cut-off.
+
+    Only the pairs of one cut-off are in memory. The folder appears when all files are complete.
+
+    Args:
+        users: The users.
+        folder: Folder to create.
+        per_user: As in `make_pairs`.
+        seed: As in `make_pairs`.
+        text_encoder: As in `make_pairs`.
+
+    Returns:
+        The content of `pairs.json` in the folder: number of pairs, the cut-off of each file, and
+        pairs by split, family, measure and grade.
+
+    Raises:
+        FileExistsError: The folder holds something.
+        ValueError: As in `make_pairs`.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "pairs"
+        >>> write_pairs(qa.make_sample_users(60), folder, per_user=2, text_encoder="hash")["pairs"]
+        480
+    """
+    folder = Path(folder)
+    if folder.exists():
+        if not folder.is_dir() or any(folder.iterdir()):
+            raise FileExistsError(f"{folder} holds something already. Choose a new folder.")
+        folder.rmdir()
+    cutoffs = {}
+    counts = {name: Counter() for name in COUNTED}
+    with atomic_directory(folder) as aside:
+        for number, pairs in enumerate(iter_pairs(users, per_user, seed, text_encoder)):
+            file = f"pairs-{number:04d}.parquet"
+            pairs.to_parquet(aside / file, index=False, compression="zstd")
+            cutoffs[file] = str(pairs["cutoff"].iloc[0])
+            for name, counted in counts.items():
+                counted.update(pairs[name].astype(str))
+        report = {"source": users.name, "pairs": counts["split"].total(), "cutoffs": cutoffs}
+        report |= {name: dict(sorted(counted.items())) for name, counted in counts.items()}
+        write_json(aside / "pairs.json", report)
+    return report
+
+
+def iter_pairs(
+    users: Users, per_user: int = 8, seed: int = 0, text_encoder: str = "minilm"
+) -> Iterator[pd.DataFrame]:
+    """Yield the pairs of one past cut-off at a time, from the earliest.
+
+    Args:
+        users: The users.
+        per_user: As in `make_pairs`.
+        seed: As in `make_pairs`.
+        text_encoder: As in `make_pairs`.
+    """
+    if per_user < 1:
+        raise ValueError(f"per_user is {per_user}. Pass 1 or more.")
+    task = make_concept_task(users, text_encoder, seed)
+    # training takes the nearest horizon for any other time that a wording names; here the answer
+    # must be about the days that the question names
+    asked = [
+        place
+        for place, question in enumerate(task.questions)
+        if question.wording.days in (0, question.days)
+    ]
+    for number, sample in enumerate(reversed(task.samples)):
+        rng = np.random.default_rng([seed, number])
+        yield _draw(task, sample, np.array(asked), per_user, rng)
+
+
+def _draw(
+    task: ConceptTask, sample: Sample, asked: np.ndarray, per_user: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    """Draw pairs of the users of one cut-off, ordered by user."""
+    n_users = len(sample.rows)
+    grades = task.grades(sample, np.arange(n_users), asked)
+    weights = question_weights(task, asked)
+    rows, columns = draw_pairs(grades, per_user * n_users, rng, weights)
+    order = np.lexsort((columns, rows))
+    rows = rows[order]
+    columns = columns[order]
+    is_kept = [is_held_out(user) for user in sample.tokens.ids]
+    pairs = []
+    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+        question = task.questions[asked[column]]
+        concept = task.concepts[question.concept]
+        wording = question.wording
+        grade = int(grades[row, column])
+        if is_kept[row]:
+            split = "held_out_user"
+        elif concept.split == "held_out":
+            split = "held_out_concept"
+        else:
+            split = "held_out_wording" if wording.held_out else "train"
+        pair = {
+            "user": sample.tokens.ids[row],
+            "cutoff": sample.cutoff,
+            "horizon_days": question.days,
+            "query": wording.query,
+            "answer": graded_answers(wording.measure, wording.sign)[grade],
+            "concept": concept.label,
+            "family": concept.family,
+            "measure": wording.measure,
+            "sign": wording.sign,
+            "grade": grade,
+            "split": split,
+        }
+        pairs.append(pair)
+    return pd.DataFrame(pairs)

@@ -1,0 +1,103 @@
+"""Graded answers to questions about concepts: one short sentence for each grade of what happened.
+
+A grade and its sentence are computed from the tables. The sentence does not name what it is about:
+the question does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from qanchor.data.things import ThingEvents
+from qanchor.useru.concepts import LESS, MORE, Concept, Outcomes
+
+UNKNOWN = -1  # grade of a user of whom it cannot be said
+A_FEW_TIMES = 2  # events; days of any event
+OFTEN = 4
+# for each measure, from the least of it to the most; they are true whether a question denies or not.
+# "much" and "a large part" are the top quarter of the users who have any.
+FACTS = {
+    "occurs": ("not once", "once", "a few times", "often"),
+    "more": ("much less", "about as much", "more"),
+    "less": ("more", "about as much", "much less"),
+    "first": ("no first time", "a first time"),
+    "exceeds": ("none so large", "one so large"),
+    "high": ("none", "some", "much"),
+    "share": ("no part", "a small part", "a large part"),
+}
+# the grades from this on make the concept true
+FIRST_TRUE = {"occurs": 1, "more": 2, "less": 2, "first": 1, "exceeds": 1, "high": 2, "share": 2}
+
+
+def graded_answers(measure: str, sign: int) -> tuple[str, ...]:
+    """Return the answers to a question, one for each grade.
+
+    Args:
+        measure: What the question measures, one of `qanchor.useru.concepts.MEASURES`.
+        sign: 1 if yes means that the concept is true, -1 if it means the contrary.
+
+    Example:
+        >>> graded_answers("first", 1), graded_answers("first", -1)
+        (('No, no first time.', 'Yes, a first time.'), ('Yes, no first time.', 'No, a first time.'))
+    """
+    answers = []
+    for grade, fact in enumerate(FACTS[measure]):
+        is_true = grade >= FIRST_TRUE[measure]
+        is_yes = is_true == (sign > 0)
+        answers.append(f"{'Yes' if is_yes else 'No'}, {fact}.")
+    return tuple(answers)
+
+
+def concept_grades(
+    outcomes: Outcomes,
+    events: ThingEvents,
+    concepts: Sequence[Concept],
+    truth: Float[np.ndarray, "user concept"],
+) -> Int[np.ndarray, "user concept"]:
+    """Return the grade of each concept after a cut-off, -1 if it cannot be said.
+
+    Args:
+        outcomes: What the users did.
+        events: The events that were counted.
+        concepts: The concepts.
+        truth: From `Outcomes.truth`.
+    """
+    grades = np.full(truth.shape, UNKNOWN, np.int8)
+    for column, concept in enumerate(concepts):
+        is_known = ~np.isnan(truth[:, column])
+        is_true = (truth[:, column] == 1).astype(np.int8)
+        future, before = outcomes.amounts(events, concept)
+        rate = before / outcomes.horizons
+        grade = is_true
+        if concept.measure == "occurs":
+            grade = np.searchsorted((1, A_FEW_TIMES, OFTEN), future, side="right")
+        elif concept.measure in ("high", "share"):
+            grade = is_true + (future > 0)
+        elif concept.measure == "more":
+            grade = is_true + (future >= LESS * rate)
+        elif concept.measure == "less":
+            grade = is_true + (future <= MORE * rate)
+        grades[is_known, column] = grade[is_known]
+    return grades
+
+
+def past_fact(label: str, count: int, days_since: float) -> str:
+    """Say how often something happened to a user before, and when last; from the tables alone.
+
+    Args:
+        label: What happened.
+        count: How often.
+        days_since: Days since the last time; not used if it never happened.
+
+    Example:
+        >>> past_fact("payment done", 3, 5.0), past_fact("payment done", 0, float("nan"))
+        ('payment done: 3 times, last 5 days ago', 'payment done: never so far')
+    """
+    if not count:
+        return f"{label}: never so far"
+    times = {1: "once", 2: "twice"}.get(count, f"{count:,} times")
+    ago = {0: "today", 1: "1 day ago"}.get(int(days_since), f"{int(days_since):,} days ago")
+    return f"{label}: {times}, last {ago}"
