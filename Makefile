@@ -10,7 +10,7 @@ LESSON ?= notebooks/05_query_lens.ipynb
 TEST_FLAGS ?=
 WORKERS ?= 2
 FULL_DATA ?= journey world:20000
-FULL_FLAGS ?= --preset full --set backbone=smollm2 --set num_cutoffs=12 --set pairs_per_sample=24 --set lora_rank=8
+FULL_FLAGS ?= --backbone smollm2 --steps 2000
 FULL_OUT ?= data/runs
 MINUTES ?= 10
 # JupyterLab would look for news and newer versions of itself: here nothing is asked outside unless the user says so, and
@@ -122,11 +122,11 @@ load: weights ## eight notebooks and four browser tabs on one JupyterLab: do all
 pictures: weights ## retake the pictures of the README
 	$(PY) -m pytest tests/browser/pictures.py -s $(TEST_FLAGS)
 
-full: weights ## on a GPU: train the full preset on both data sets, MINUTES each, and measure it; runs and bench.json into FULL_OUT
+full: weights ## with a GPU: fit with a language model on both data sets, MINUTES each, and measure it; runs and tasks.json into FULL_OUT
 	@for data in $(FULL_DATA); do \
 	  run=$(FULL_OUT)/$${data%%:*}-full; \
-	  $(PY) -m qanchor train --users $$data --out $$run --minutes $(MINUTES) $(FULL_FLAGS) && \
-	  $(PY) -m tests.benchmarks tasks --data $$data --run $$run --out $$run/bench.json || exit 1; \
+	  $(PY) -m qanchor fit --users $$data --out $$run --minutes $(MINUTES) $(FULL_FLAGS) && \
+	  $(PY) -m tests.benchmarks tasks --data $$data --run $$run --out $$run/tasks.json || exit 1; \
 	done
 
 results: env ## rebuild the result tables of README.md and data/runs/README.md from the records

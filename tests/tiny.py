@@ -1,141 +1,96 @@
-"""Small users and models that several test files share: ragged, random, made in well under a
-second.
-"""
+"""Small ragged users, and models of them that are fitted in a moment and once for all test files."""
 
-import copy
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import torch
+import pytest
 
-from qanchor.config import TINY, Config
+import qanchor as qa
 from qanchor.data.users import Users
-from qanchor.inference.engine import Engine
-from qanchor.models.collate import collate_queries, collate_users
-from qanchor.models.heads import QueryEncoding
-from qanchor.models.model import QAnchor
-from qanchor.models.preprocessor import UserPreprocessor
+from qanchor.training import fit, reader
 
-CUTOFF = pd.Timestamp("2025-04-01")
+CUTOFF = pd.Timestamp("2025-06-01")
 QUERIES = (
-    "Will this user travel soon?",
+    "Will this user buy tea next month?",
     "",
     "Why?",
     "Is this user price-conscious, and if so, since when, and on what?",
 )
+FORMS = {  # how users are read: without a language model, by late crossing, in the paper's form
+    "plain": {},
+    "crossing": {"backbone": "tiny"},
+    "prefix": {"backbone": "tiny", "crossing_layers": 0},
+}
+
+
+def habits(n_users: int = 120, seed: int = 0) -> pd.DataFrame:
+    """Return events of users that each keep to two of six texts, some of them rarely active."""
+    rng = np.random.default_rng(seed)
+    texts = ["buy_tea", "buy_bread", "read_news", "play_chess", "send_money", "watch_film"]
+    rows = []
+    for user in range(n_users):
+        own = rng.choice(texts, 2, replace=False)
+        for day in range(-29, 120):
+            if rng.random() < (0.15 if user % 2 else 0.03):
+                time = CUTOFF - pd.Timedelta(days=day, hours=int(rng.integers(1, 24)))
+                rows.append([f"u{user:03}", time, "log", rng.choice(own)])
+    return pd.DataFrame(rows, columns=["user", "time", "modality", "text"])
 
 
 @functools.cache
-def make_users(seed: int = 0) -> Users:
-    """Nine users with 0 to 60 events in three modalities, some of them after the cut-off; `none`
-    has no event at all.
+def make_users() -> Users:
+    """Return 42 users with different numbers of events; all events of `later` are in the future,
+    and `none` has no event at all.
     """
-    rng = np.random.default_rng(seed)
-    texts = [
-        "tea",
-        "rice",
-        "flight to Rome",
-        "shoes",
-        "baby food",
-        "open app",
-        "search hotels",
-        "cinema",
-        "soap",
-        "beans",
-    ]
-    rows = []
-    for user, many in {
-        "a": 60,
-        "b": 1,
-        "c": 7,
-        "d": 2,
-        "e": 23,
-        "f": 12,
-        "g": 3,
-        "later": 4,
-    }.items():
-        for _ in range(many):
-            days = rng.uniform(-25, 0) if user == "later" else rng.uniform(-10, 100)
-            kind = ("bill", "app", "search")[0 if user == "d" else rng.integers(3)]
-            time = CUTOFF - pd.Timedelta(minutes=int(days * 1440))
-            rows.append(
-                (
-                    user,
-                    time,
-                    kind,
-                    rng.choice(texts),
-                    rng.gamma(2.0, 9.0) if kind == "bill" else np.nan,
-                )
-            )
-    events = pd.DataFrame(rows, columns=["user", "time", "modality", "text", "amount"])
-    ids = pd.Index([*"abcdefg", "later", "none"], name="user")
-    facts = pd.DataFrame(
-        {
-            "age.years": rng.normal(40, 9, 9),
-            "home.rooms": np.where(rng.random(9) < 0.4, np.nan, 3.0),
-        },
-        ids,
-    )
-    labels = pd.DataFrame({"odd": np.arange(9) % 2}, ids).astype(float)
-    return Users.from_events(
-        events, CUTOFF, tabular=facts, labels=labels, modalities=("bill", "app", "search")
-    )
+    events = habits(40)
+    is_shop = events["text"].str.startswith("buy")
+    events["modality"] = np.where(is_shop, "shop", "app")
+    amount = np.random.default_rng(0).gamma(2.0, 9.0, len(events))
+    events["amount"] = np.where(is_shop, amount, np.nan)
+    later = events.head(4).assign(user="later", time=CUTOFF + pd.Timedelta(days=3))
+    ids = pd.Index([*events["user"].unique(), "later", "none"], name="user")
+    facts = pd.DataFrame({"age.years": np.arange(20.0, 20 + len(ids))}, ids)
+    labels = pd.DataFrame({"odd": np.arange(len(ids)) % 2}, ids).astype(float)
+    return Users.from_events(pd.concat([events, later]), CUTOFF, tabular=facts, labels=labels)
 
 
-def cutoffs(users: Users) -> pd.DataFrame:
-    return pd.DataFrame({"user": list(users.ids), "cutoff": users.cutoff})
+@functools.cache
+def make_task() -> reader.ConceptTask:
+    """Return what the models of these users are trained on."""
+    return reader.make_concept_task(make_users(), "hash")
 
 
-def make_model(
-    users: Users | None = None, seed: int = 0, config: Config = TINY, awake: bool = True, **changes
-) -> QAnchor:
-    """Build a tiny model whose every weight matters: LoRA is not zero, and (awake) attention looks
-    at places and words.
+@contextmanager
+def brief_fits(sense_steps: int = 100) -> Iterator[pytest.MonkeyPatch]:
+    """Let fits learn the sense of questions and the prior from little, and yield the patch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader, "SENSE_STEPS", sense_steps)
+        patch.setattr(reader, "PRIOR_DRAWS", 3)
+        yield patch
+
+
+def fit_quickly(steps: int = 5, **options) -> qa.QAnchor:
+    """Fit a model of these users, with a task that is made once, and few questions and steps."""
+    with brief_fits(sense_steps=10) as patch:
+        patch.setattr(fit, "make_concept_task", lambda *_: make_task())
+        for name in ("LANGUAGE_BUDGET", "PREFIX_BUDGET"):
+            few = replace(getattr(reader, name), users=12, questions=48, judged=12, scaled=8)
+            patch.setattr(reader, name, few)
+        return fit.fit(
+            make_users(), text_encoder="hash", steps=steps, **{"progress": False} | options
+        )
+
+
+@functools.cache
+def make_model(form: str = "plain", seed: int = 0) -> qa.QAnchor:
+    """Return a model of these users. Do not change it: other tests use it, too.
+
+    Args:
+        form: One of `FORMS`.
+        seed: Seed of its weights and draws.
     """
-    users, config = users or make_users(), config.replace(**changes)
-    model = QAnchor(
-        config,
-        UserPreprocessor.fit(users, cutoffs(users), config),
-        seed,
-        device="cpu",
-        dtype=config.dtype,
-    ).eval()
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.backbone.named_parameters():
-            if "lora_B" in name:
-                weight.copy_(0.1 * torch.randn(weight.shape, generator=draw))
-            elif awake and "_proj" in name:
-                weight.mul_(
-                    6.0
-                )  # at their first size they are so small that a wrong position changes nothing
-    return model
-
-
-def make_engine(model: QAnchor) -> Engine:
-    """Serve a copy: an engine folds LoRA into the weights of the model it is given."""
-    return Engine(copy.deepcopy(model))
-
-
-def forward(model: QAnchor, batch, queries: list, answers: list | None = None, said=()):
-    """Run one pass over token ids `queries[user][branch]`: anchors (pair, dim), hidden states that
-    write, targets.
-    """
-    asked = [ids for row in queries for ids in row]
-    words = [model.tokenizer.decode(ids) for ids in asked]
-    query = QueryEncoding(model.encode_query_tokens(asked), model.query_text_embeddings(words)).at(
-        torch.arange(len(asked)).view(len(queries), -1)
-    )
-    return model(batch, collate_queries(queries, answers), query, list(said))
-
-
-@torch.no_grad()
-def one_by_one(model: QAnchor, users: Users, queries=QUERIES) -> np.ndarray:
-    """Embed every user for every query alone, uncached, nothing padded: (user, query, dim)."""
-    readings = model.preprocessor.transform(users)
-    rows = [
-        [model.embed(collate_users(readings, [i]), query)[0].numpy() for query in queries]
-        for i in range(len(users))
-    ]
-    return np.array(rows)
+    return fit_quickly(seed=seed, **FORMS[form])

@@ -21,8 +21,7 @@ def measure(embeddings: np.ndarray, labels: pd.Series) -> float:
     return result.auc
 
 
-def tiny_model(n_users: int = 40) -> tuple[qa.QAnchor, qa.Users]:
-    """Build an untrained model for sample users."""
+def fit_model(n_users: int = 60) -> tuple[qa.QAnchor, qa.Users]:
+    """Fit a model of sample users without words."""
     users = qa.make_sample_users(n_users)
-    preprocessor = qa.UserPreprocessor.fit(users, None, qa.TINY)
-    return qa.QAnchor(qa.TINY, preprocessor, seed=0), users
+    return qa.fit(users, text_encoder="hash", steps=5, progress=False), users

@@ -20,6 +20,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import qanchor
+from tests.tiny import brief_fits
 
 ROOT = Path(__file__).parents[2]
 LATE = {
@@ -258,7 +259,7 @@ IMPORT_PROBE = """
 import importlib.metadata as md, json, logging, os, re, socket, sys, threading
 from importlib.machinery import PathFinder
 from pathlib import Path
-allowed, todo = set(), "torch transformers peft accelerate pandas scikit-learn pyarrow jaxtyping typer".split()
+allowed, todo = set(), "torch transformers peft pandas scikit-learn pyarrow jaxtyping typer".split()
 while todo:  # what those nine bring along, extras left out
     name = re.sub("[-_.]+", "-", todo.pop()).lower()
     if name in allowed: continue
@@ -361,7 +362,7 @@ def fit_once():
             fitted[key] = fit(users, **options)
         return fitted[key]
 
-    with pytest.MonkeyPatch.context() as patch:
+    with brief_fits() as patch:
         patch.setattr(qanchor, "fit", once)
         yield
 
@@ -400,7 +401,7 @@ def test_every_module_and_package_says_what_it_is():
 
 def test_the_package_is_flat_only_at_the_top():
     flat = sorted(path.stem for path in (ROOT / "qanchor").glob("*.py"))
-    assert flat == ["__init__", "__main__", "cli", "config", "errors"]
+    assert flat == ["__init__", "__main__", "cli", "errors"]
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)

@@ -12,17 +12,13 @@ import typer
 import qanchor as qa
 from qanchor.cli import Json, open_users, print_result, run_app, warn_if_busy
 from qanchor.data.complete_journey import load_complete_journey
-from qanchor.utils.device import current_commit
 from qanchor.utils.io import atomic_write
 from qanchor.utils.progress import ProgressBars
-from tests.benchmarks.machine import measured_machine
+from tests.benchmarks.machine import current_commit, measured_machine
 
-from .ablations import ablations
 from .attention import attention
 from .card import card
 from .concepts import concepts
-from .controls import controls
-from .curves import curves
 from .datasets import load_movielens, make_pseudo_users
 from .fairness import fairness
 from .fitted import fitted
@@ -32,29 +28,25 @@ from .reading import reading
 from .replay import replay
 from .scale import scale
 from .soak import soak
-from .speed import ask, cache, refresh, train, versus
+from .speed import ask, cache
 from .tasks import tasks
 from .texts import texts
-from .tune import tune
 from .useru import useru
 
 WITH_PROGRESS = {
     run.__name__: run
     for run in (
         tasks,
-        controls,
-        ablations,
         replay,
         fairness,
         prompts,
-        curves,
         attention,
         concepts,
         fitted,
         reading,
     )
 }
-WITHOUT_PROGRESS = (tune, cache, ask, refresh, versus, train, scale, texts, useru, card, fuzz, soak)
+WITHOUT_PROGRESS = (cache, ask, scale, texts, useru, card, fuzz, soak)
 BENCHMARKS = WITH_PROGRESS | {run.__name__: run for run in WITHOUT_PROGRESS}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -90,7 +82,7 @@ def benchmark(
         ),
     ] = "journey",
     run: Annotated[
-        Path | None, typer.Option(help="folder of a run; for ablations, a folder for the variants")
+        Path | None, typer.Option(help="folder of a run; default: fit a model to the users")
     ] = None,
     seeds: Annotated[int, typer.Option(help="seeds of the probes' folds")] = 5,
     out: Annotated[
@@ -99,17 +91,15 @@ def benchmark(
     minutes: Annotated[float | None, typer.Option(help="duration of soak")] = None,
     cases: Annotated[int | None, typer.Option(help="number of cases of fuzz")] = None,
     most: Annotated[
-        int | None, typer.Option("--max-users", help="users of prompts, curves and attention")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="tasks and controls: dtype of the language model")
+        int | None,
+        typer.Option("--max-users", help="users of prompts, fairness, attention, cache and ask"),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure as ratios within one run, with the machine's own ceiling beside them."""
     warn_if_busy()
     bars = ProgressBars()
-    options = {"minutes": minutes, "cases": cases, "most": most, "dtype": dtype}
+    options = {"minutes": minutes, "cases": cases, "most": most}
     options = {option: value for option, value in options.items() if value is not None}
     if name in WITH_PROGRESS:
         options["progress"] = bars

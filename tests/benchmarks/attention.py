@@ -1,5 +1,5 @@
-"""Bench `modality_attention`: the sample world knows which modalities carry a task; do attention,
-deletion, gradient name them?
+"""Bench `attention`: the sample world knows which modalities carry a task; do the saliency of the
+tokens and deletion name them?
 """
 
 from __future__ import annotations
@@ -12,25 +12,26 @@ import pandas as pd
 import torch
 from scipy.stats import spearmanr
 
-from qanchor.analysis.attention import TABULAR, modality_importance, rank_agreement
+from qanchor.analysis.attention import (
+    TABULAR,
+    modality_importance,
+    rank_agreement,
+    thing_rows,
+)
 from qanchor.analysis.attention import modality_attention as look
-from qanchor.analysis.pointing_attention import thing_rows
 from qanchor.data.sample import CARRIERS, QUERIES
 from qanchor.data.users import Users
 from qanchor.evaluation.metrics import roc_auc
 from qanchor.inference.engine import Engine
-from qanchor.inference.pointing_engine import PointingEngine
 from qanchor.inference.prefix_cache import PrefixCache
-from qanchor.models.heads import QueryLike, query_text
-from qanchor.models.model import QAnchor
 from qanchor.models.pointing import read_questions, thing_input, token_gradients, token_input
+from qanchor.models.queries import QueryLike, query_text
 from qanchor.prompt_tuning.tuning import tune_prompt
-from qanchor.training.fit import fit
 from qanchor.training.reader import make_concept_task, select_questions
-from tests.benchmarks.gradients import add_gradients
+from tests.benchmarks.engines import open_engine
 
 HELD_OUT_QUESTIONS = 60
-MEASURES = ("weight", "per_token", "deletion_effect", "gradient")
+MEASURES = ("weight", "per_token", "deletion_effect")
 
 
 def attention(
@@ -43,31 +44,39 @@ def attention(
     steps: int = 100,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> dict:
-    """Ask each task's question of the sample world's users, see which modalities three measures
-    name, then tune and look again.
+    """Ask each task's question of the sample world's users, see which modalities saliency and
+    deletion name, then tune and look again.
 
-    A measure is averaged over users (attention: over layers and heads, too); as_it_is: of
-    modalities with events. against: the same minus the modality's mean over all tasks, since one
-    modality may take most of the attention
-    whatever is asked. auc: how often a carrier (CARRIERS, two of five a task) stands above another
-    modality; first: the share of tasks whose first is one.
-    carriers: the part of the measure that falls to the carriers, mean over tasks. agreement: rank
-    correlation of attention and deletion over a user's modalities, mean over users and tasks.
+    A measure is averaged over users. as_it_is: of modalities with events. against: the same minus
+    the modality's mean over all tasks, since one modality may have most of it whatever is asked.
+    auc: how often a carrier (CARRIERS, two of five a task) stands above another modality; first:
+    the share of tasks whose first is one. carriers: the part of the measure that falls to the
+    carriers, mean over tasks. agreement: rank correlation of saliency and deletion over a user's
+    modalities, mean over users and tasks.
 
-    Without a run, a model is fitted. `weight` is then the saliency of its tokens, and `held_out`
-    compares it, and raw attention as its control, with deletion for concepts never taught.
+    held_out: saliency, and raw attention as its control, compared with deletion for concepts that
+    were never taught.
 
     tuned: the same under a soft prompt for each task, begun at the task's question and learned for
     at most `steps` steps from the labels of `tuned_on` other users. So is tried what the paper
     shows of one user: that tuning leads attention to the scenario's modality.
+
+    Args:
+        users: Returns users of the sample world.
+        run: Folder of a run. Default: fit a model.
+        seeds: Not used.
+        most: Users that are looked at, at most.
+        tuned_on: Users that prompts are tuned on, at most.
+        steps: Steps of tuning.
+        progress: Called with (stage, done, total).
     """
     every = users()
     if every.name != "world":
         raise ValueError(
             f"bench attention: data {every.name!r}: the truth is known of --data world alone"
         )
-    model = QAnchor.from_pretrained(run) if run else fit(every, progress=False)
-    people, engine = every.sample(most), Engine(model)
+    engine = open_engine(run, every)
+    people = every.sample(most)
     others = every.select(sorted(set(every.ids) - set(people.ids))).sample(tuned_on)
     asked: dict[str, QueryLike] = {
         task: QUERIES[task].format(user=people.unit) for task in CARRIERS
@@ -78,18 +87,16 @@ def attention(
         prompts[task], _ = tune_prompt(engine, read, asked[task], others.label(task), steps=steps)
         progress("tuning", done, len(CARRIERS))
     tuned = _told(engine, cache, people, prompts, lambda *n: progress("deleting again", *n))
-    found = {
+    return {
         "users": len(people),
         "chance": 0.4,
         **told,
         "tuned": {"users": len(others), "steps": steps, **tuned},
+        "held_out": _held_out(engine, cache, every),
     }
-    if not run:
-        found["held_out"] = _held_out(engine, cache, every)
-    return found
 
 
-def _held_out(engine: PointingEngine, cache: PrefixCache, users: Users) -> dict[str, float]:
+def _held_out(engine: Engine, cache: PrefixCache, users: Users) -> dict[str, float]:
     """Compare saliency and raw attention with how much the score changes when the tokens of a
     modality are hidden, for questions about concepts that were never taught.
     """
@@ -150,22 +157,18 @@ def _told(
     asked: dict[str, QueryLike],
     progress: Callable[[int, int], None],
 ) -> dict:
-    """Hold the three measures under these questions, or prompts, against the carriers."""
+    """Hold the measures under these questions, or prompts, against the carriers."""
     tasks = {query_text(one): task for task, one in asked.items()}
     looks = pd.concat([look(engine, cache, one) for one in asked.values()])
     found = modality_importance(engine, people, list(asked.values()), progress=progress)
-    measures = MEASURES[:3]
-    if not isinstance(engine, PointingEngine):
-        found = add_gradients(engine, people, list(asked.values()), found)
-        measures = MEASURES
     mean = looks.groupby(["query", "modality"])[["weight", "per_token"]].mean()
-    of_deletion = found.groupby(["query", "modality"])[list(measures[2:])].mean()
+    of_deletion = found.groupby(["query", "modality"])[["deletion_effect"]].mean()
     table = mean.join(of_deletion, how="inner").reset_index()
     table["task"] = table["query"].map(tasks)
     events = table[table["modality"] != TABULAR].reset_index(drop=True)
     carries = [row.modality in CARRIERS[row.task] for row in events.itertuples()]
     told = {}
-    for name in measures:
+    for name in MEASURES:
         against = events[name] - events.groupby("modality")[name].transform("mean")
         part = (events[name] * carries).groupby(events["task"]).sum() / events.groupby("task")[
             name

@@ -14,6 +14,7 @@ from sklearn.decomposition import TruncatedSVD
 
 from qanchor.data.users import Users
 from qanchor.evaluation.baselines import rfm_features
+from qanchor.models.user_tokens import TOKEN_NUMBERS, UserTokens
 
 N_COMPONENTS = 64
 
@@ -68,6 +69,40 @@ def baseline_features(
         features["minilm_rfm"] = np.hstack([mean, rfm])
         features["rfm_svd_minilm"] = np.hstack([rfm, components, svd_components(mean)])
     return features
+
+
+def token_features(*cutoffs: UserTokens) -> dict[str, list[np.ndarray]]:
+    """Return what the model is given of each user as plain tables, of one or more cut-offs.
+
+    Args:
+        *cutoffs: Tokens of users, of the same things.
+
+    Returns:
+        A table (user, column) for each of them, by what is fitted on it. lightgbm: log counts of
+        each thing, over all time and in the last horizon, and the numbers of the user as a whole.
+        logistic: these numbers, and 64 SVD components of the counts.
+    """
+    counts = [_thing_counts(tokens) for tokens in cutoffs]
+    ends = np.cumsum([len(table) for table in counts])[:-1]
+    components = np.split(svd_components(np.vstack(counts)), ends)
+    return {
+        name: [
+            np.hstack([table, tokens.level]) for table, tokens in zip(tables, cutoffs, strict=True)
+        ]
+        for name, tables in (("logistic", components), ("lightgbm", counts))
+    }
+
+
+def _thing_counts(tokens: UserTokens) -> Float[np.ndarray, "user column"]:
+    """Return log counts of each thing by user, over all time and in the last horizon."""
+    user, place = np.nonzero(tokens.which >= 0)
+    thing = tokens.which[user, place]
+    columns = []
+    for name in ("count", "count in the last horizon"):
+        table = np.zeros((len(tokens), len(tokens.things)))
+        table[user, thing] = tokens.numbers[user, place, TOKEN_NUMBERS.index(name)]
+        columns.append(table)
+    return np.hstack(columns)
 
 
 def fit_boosted_trees(

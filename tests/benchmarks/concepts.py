@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from qanchor.config import SMALL, Config
 from qanchor.data.things import ThingEvents
 from qanchor.data.users import Users
 from qanchor.models.associations import Associations
@@ -34,7 +33,7 @@ def concepts(
     run=None,
     seeds: int = 1,
     *,
-    config: Config = SMALL,
+    encoder: str = "minilm",
     progress=None,
 ) -> dict:
     """Train a reader on the users' past and judge it at the latest training cut-off on users that
@@ -42,12 +41,12 @@ def concepts(
 
     `split` is "taught", "wording" (taught concept, new wording) or "concept" (never taught).
     A concept that was never taught has no associations, either. Persistence is how often the very same happened before. `polarity` is the share of questions
-    whose sense is right. `run` and `seeds` are not looked at.
+    whose sense is right. `run` and `seeds` are not looked at; `encoder` is the text encoder.
     """
     people = users()
     start = time.monotonic()
-    task = make_concept_task(people, config.text_encoder)
-    reader = fit(people, text_encoder=config.text_encoder, progress=progress or False).reader
+    task = make_concept_task(people, encoder)
+    reader = fit(people, text_encoder=encoder, progress=progress or False).reader
     seconds = time.monotonic() - start
     frame = judged_questions(reader, task, people)
     columns = ["family", "measure", "split", "sign"]
@@ -72,7 +71,7 @@ def judged_questions(reader, task: ConceptTask, users: Users) -> pd.DataFrame:
     places = np.arange(len(task.questions))
     tokens = sample.tokens.select(held_out)
     reading = read_questions(reader, tokens, task.encoded)
-    unseen = read_questions(reader, _without_held_out(tokens, task.concepts), task.encoded)
+    unseen = read_questions(reader, without_held_out(tokens, task.concepts), task.encoded)
     target = task.targets(sample, held_out, places).numpy()
     past = concept_past(sample.events, task.concepts, sample.rows[held_out], sample.cutoff)
     sense = reader.sign(task.encoded).numpy()
@@ -104,7 +103,7 @@ def judged_questions(reader, task: ConceptTask, users: Users) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 
-def _without_held_out(tokens: UserTokens, concepts: Sequence[Concept]) -> UserTokens:
+def without_held_out(tokens: UserTokens, concepts: Sequence[Concept]) -> UserTokens:
     """Return tokens without the associations of what the held-out concepts ask."""
     asked = [
         (concept.measure, thing)
@@ -136,16 +135,14 @@ def concept_past(events: ThingEvents, concepts, rows: np.ndarray, cutoff) -> np.
     """
     start = events.users.events["time"].min()
     count, total, largest = (part[rows] for part in events.counts(start, cutoff))
-    modalities = [i for i, thing in enumerate(events.things) if thing.kind == "modality"]
+    days = events.days(start, cutoff)[rows]
     out = np.zeros((len(rows), len(concepts)), np.float32)
     for column, concept in enumerate(concepts):
         index = [events.index[name] for name in concept.things if name in events.index]
-        if not concept.things:
-            index = modalities
         source = largest if concept.measure == "exceeds" else count
         if concept.family == "number" and concept.measure == "high":
             source = total
-        out[:, column] = source[:, index].sum(1)
+        out[:, column] = source[:, index].sum(1) if concept.things else days
         if concept.measure in ("less", "first"):
             out[:, column] *= -1
     return out

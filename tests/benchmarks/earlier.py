@@ -13,8 +13,8 @@ import pandas as pd
 from qanchor.data.complete_journey import LABEL_DAYS, load_complete_journey
 from qanchor.data.users import Users
 from qanchor.evaluation.probe import fit_linear_probe
-from qanchor.models.preprocessor import UserPreprocessor
-from tests.benchmarks.baselines import fit_boosted_trees
+from qanchor.models.user_tokens import TokenReader
+from tests.benchmarks.baselines import fit_boosted_trees, token_features
 from tests.benchmarks.task_scores import DOMAINS, HeldOutScores
 
 # Days that labels look ahead, times so many: the last window ends where the judged one begins.
@@ -47,7 +47,7 @@ def earlier_labels(users: Users) -> dict[pd.Timestamp, pd.DataFrame]:
 
 
 def earlier_scores(
-    preprocessor: UserPreprocessor,
+    encoder: str,
     users: Users,
     labels: Mapping[pd.Timestamp, pd.DataFrame],
     tasks: Iterable[str],
@@ -55,8 +55,8 @@ def earlier_scores(
     """Score the users at their cut-off by models that were fitted at earlier ones.
 
     Args:
-        preprocessor: Gives the features, its coarse numbers. They are standardized within each
-            cut-off, since histories grow.
+        encoder: Text encoder of the tokens whose numbers are the features, see `token_features`.
+            They are standardized within each cut-off, since histories grow.
         users: Users to score.
         labels: From `earlier_labels`.
         tasks: Labels. Those about the profile are left out: they are the same at every cut-off.
@@ -67,27 +67,26 @@ def earlier_scores(
     """
     if not labels:
         return {}
-    ids = list(users.ids)
-    cutoffs = [*labels, users.cutoff]
-    samples = pd.DataFrame({"user": ids * len(cutoffs), "cutoff": np.repeat(cutoffs, len(ids))})
-    coarse = preprocessor.transform(users, samples).coarse.astype(float)
-    *before, now = coarse.reshape(len(cutoffs), len(ids), -1)
-    has_labels = [table.notna().any(axis=1).to_numpy() for table in labels.values()]
-    past = [_standardized(x[known]) for x, known in zip(before, has_labels, strict=True)]
-    known_labels = [t[known] for t, known in zip(labels.values(), has_labels, strict=True)]
-    fits: dict[str, Callable] = {"earlier_logistic": fit_linear_probe}
+    reader = TokenReader(users, encoder)
+    before = [reader.read(cutoff) for cutoff in labels]
+    features = token_features(*before, reader.read())
+    known = [
+        table.loc[list(tokens.ids)] for table, tokens in zip(labels.values(), before, strict=True)
+    ]
+    fits: dict[str, Callable] = {"logistic": fit_linear_probe}
     if find_spec("lightgbm"):
-        fits["earlier_lightgbm"] = fit_boosted_trees
+        fits["lightgbm"] = fit_boosted_trees
     scores = {}
     for task in tasks:
         if DOMAINS.get(task, "profile") == "profile":
             continue
-        y = np.concatenate([table[task].to_numpy() for table in known_labels])
-        is_known = ~np.isnan(y)
-        x = np.concatenate(past)[is_known]
         for method, fit in fits.items():
-            score = fit(x, y[is_known].astype(int), _standardized(now), 0)
-            scores[task, method] = score[None], np.zeros((1, len(ids)), int)
+            *past, now = (_standardized(table) for table in features[method])
+            y = np.concatenate([table[task].to_numpy() for table in known])
+            is_known = ~np.isnan(y)
+            x = np.concatenate(past)[is_known]
+            score = fit(x, y[is_known].astype(int), now, 0)
+            scores[task, f"earlier_{method}"] = score[None], np.zeros((1, len(users)), int)
     return scores
 
 

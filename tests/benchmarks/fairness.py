@@ -16,14 +16,12 @@ from qanchor.data.export import MIN_GROUP_SIZE
 from qanchor.data.sample import sample_ground_truth
 from qanchor.data.users import Users
 from qanchor.evaluation.metrics import roc_auc
-from qanchor.inference.engine import Engine
-from qanchor.inference.ranking import label_free_scores
-from qanchor.models.model import QAnchor
 from qanchor.models.text_encoder import text_vectors
-from qanchor.useru.pairs import SUMMARY_QUERY
 from tests.benchmarks.baselines import baseline_features
 from tests.benchmarks.datasets import load_demographics
+from tests.benchmarks.engines import open_engine, rank_scores, with_label_horizon
 from tests.benchmarks.task_scores import QUERIES, average_auc, cross_validate_tasks, task_frame
+from tests.benchmarks.tasks import GENERIC
 
 BEST = 0.2  # the share of users that a score chooses
 DRAWS = 500
@@ -54,7 +52,7 @@ def fairness(
     """Probe embeddings for who people are, which was never an input; and compare what a task's
     scores do to both groups.
 
-    At most `most` of the users of whom anything is known. rows: AUC of each attribute from the
+    Without a run, a model is fitted. At most `most` of the users of whom anything is known. rows: AUC of each attribute from the
     embeddings under each question (itself: the one about the attribute; nothing; generic; a task's)
     and, by the same probe, from plain baselines; "average"
     is over the attributes. minus: the average above that of `rfm_svd_minilm`, paired. groups: by
@@ -64,23 +62,21 @@ def fairness(
     within the group; excess (mean probability minus rate). gap: with minus without, [value, low,
     high], 95 %. None: fewer than LEAST users would tell it.
     """
-    people = users()
-    if people.name not in ASKED or not run:
-        raise ValueError(
-            f"bench fairness: data {people.name!r}, run {run}: give --run, and --data "
-            f"{', '.join(ASKED)}"
-        )
+    people = with_label_horizon(users())
+    if people.name not in ASKED:
+        raise ValueError(f"bench fairness: data {people.name!r}: give --data {', '.join(ASKED)}")
+    engine = open_engine(run, people, progress)
     hidden = attributes(people)
     people = people.select(hidden.dropna(how="all").index).sample(most)
-    hidden, engine = hidden.loc[list(people.ids)], Engine(QAnchor.from_pretrained(run))
+    hidden = hidden.loc[list(people.ids)]
     tasks = [task for task in SCORED[people.name] if task in people.labels]
     asked = (
-        {"nothing": "", "generic": SUMMARY_QUERY}
+        {"nothing": "", "generic": GENERIC}
         | ASKED[people.name]
         | {task: QUERIES[task] for task in tasks}
     )
     asked = {name: query.replace("{user}", people.unit) for name, query in asked.items()}
-    cache = engine.prefill(people, progress=partial(progress, "reading users"))
+    cache = engine.prefill(people)
     anchors = engine.embed(cache, list(asked.values()), partial(progress, f"asking {len(asked)}"))
     under = {name: anchors[:, place] for place, name in enumerate(asked)}
     vectors = text_vectors(
@@ -115,10 +111,9 @@ def fairness(
             people.label(task),
         )
         arms = {arm: score.mean(0) for (_, arm), (score, _) in scores.items()}
-        said = label_free_scores(
-            engine.model, people.ids, asked[task], under[task], people.unit, people.horizon_days
-        )
-        for arm, score in (arms | {"zero_shot": said["score"].to_numpy()}).items():
+        ranking = rank_scores(engine, cache, asked[task])
+        arms |= {} if ranking is None else {"zero_shot": ranking}
+        for arm, score in arms.items():
             told = [compare(score, label, hidden[name], arm != "zero_shot") for name in hidden]
             groups += [
                 {"task": task, "arm": arm, "attribute": n, **t}

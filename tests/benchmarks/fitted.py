@@ -14,7 +14,6 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 import qanchor as qa
-from qanchor.data.complete_journey import LABEL_DAYS
 from qanchor.data.users import Users
 from qanchor.inference.evidence import encode_questions, interpret
 from qanchor.models.pointing import (
@@ -26,10 +25,15 @@ from qanchor.models.pointing import (
 )
 from qanchor.models.user_tokens import UserTokens
 from qanchor.training.reader import make_concept_task, train_reader
+from tests.benchmarks.engines import rank_scores, with_label_horizon
 from tests.benchmarks.task_scores import task_query
 
 UNANSWERABLE = Path(__file__).with_name("unanswerable.txt")
 FREQUENCY, AGE_OF_LAST = 0, 1  # columns of a user's numbers as a whole
+ABLATIONS = {  # what a model is fitted and asked without
+    "without_associations": lambda tokens: tokens.with_associations(None),
+    "without_aliases": UserTokens.without_aliases,
+}
 COUNTED = 0  # of the numbers that the prior starts from: how often
 MAX_WORDINGS = 400  # held-out wordings that are checked
 
@@ -40,9 +44,9 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
     `label_free` is the AUC of the ranking, which saw no label; it is missing if the question was
     refused. `prior` is the same without what the reader's body learned: linear in what was counted
     and in associations. `associations` is the association score alone, `persistence` how often what
-    is meant happened before; `without_associations` is
-    the ranking of a model that was fitted without them. Two controls need no model: `frequency` counts all events, `recency` is the time of the
-    last; if the question was read as a denial, few events and a long time ago. `probe` is the AUC
+    is meant happened before; `without_associations` and `without_aliases` (of topics) are rankings
+    of models that were fitted without them. Two controls need no model: `frequency` counts all
+    events, `recency` is the time of the last; if the question was read as a denial, few events and a long time ago. `probe` is the AUC
     of a linear probe on the embedding. `grade` is the rank correlation (Spearman) of the chance that
     the backtest gives each user with what came true, and `chance_error` the mean distance between
     the chance of a fifth of the ranking and the share that came true. The averages are over the questions that were answered.
@@ -51,16 +55,16 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
     be). Households of the Complete Journey are asked about the days that their labels cover. `run`
     is not looked at.
     """
-    people = users()
-    if people.name == "journey":
-        people = replace(people, horizon_days=LABEL_DAYS)  # its labels look so far ahead
+    people = with_label_horizon(users())
     start = time.monotonic()
     model = qa.fit(people, progress=progress or False)
     seconds = time.monotonic() - start
     engine = qa.Engine(model)
     cache = engine.prefill(people)
-    plain = fit_without_associations(people, model.config.text_encoder)
-    plain_tokens = cache.tokens.with_associations(None)
+    ablated = {
+        name: (fit_without(people, model.config.text_encoder, remove), remove(cache.tokens))
+        for name, remove in ABLATIONS.items()
+    }
     level = cache.tokens.level
     rows = []
     for task in people.labels.columns:
@@ -68,26 +72,24 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
         label = people.label(task).reindex(cache.ids)
         known = label.notna().to_numpy()
         embeddings = engine.embed(cache, query)
-        ranking = engine.score(cache, query, embeddings)
+        ranking = rank_scores(engine, cache, query)
         probe = qa.linear_probe(embeddings[known], label[known].astype(int), seed=0, seeds=seeds)
         sense = interpret(model, cache.tokens, query)[0].sign
         scores = {
             "frequency": sense * level[:, FREQUENCY],
             "recency": -sense * level[:, AGE_OF_LAST],
         }
-        if ranking.attrs["answerable"]:
-            scores["label_free"] = ranking["score"].to_numpy()
+        if ranking is not None:
+            scores["label_free"] = ranking
             question = encode_questions(model, [query], people.unit, people.horizon_days)
             scores["prior"] = read_questions(model.reader, cache.tokens, question).prior[:, 0]
             scores |= parts_of_prior(model.reader, cache.tokens, question)
-            scores["without_associations"] = read_questions(plain, plain_tokens, question).score[
-                :, 0
-            ]
+            for name, (reader, tokens) in ablated.items():
+                scores[name] = read_questions(reader, tokens, question).score[:, 0]
         aucs = {name: roc_auc_score(label[known], score[known]) for name, score in scores.items()}
         row = {"task": task, "query": query, "probe": probe.auc} | aucs
-        if ranking.attrs["answerable"]:
-            score = ranking["score"].to_numpy(float)
-            chance = qa.backtest(engine, people, query).chances(score)[known]
+        if ranking is not None:
+            chance = qa.backtest(engine, people, query).chances(ranking)[known]
             row |= judged_chances(chance, label[known].to_numpy())
         rows.append(row)
     answered = [row for row in rows if "label_free" in row]
@@ -134,12 +136,12 @@ def parts_of_prior(
         }
 
 
-def fit_without_associations(people: Users, encoder: str) -> PointingReader:
-    """Return a reader that was trained as `fit` trains one, without associations."""
+def fit_without(
+    people: Users, encoder: str, remove: Callable[[UserTokens], UserTokens]
+) -> PointingReader:
+    """Return a reader that was trained as `fit` trains one, on tokens without some part."""
     task = make_concept_task(people, encoder)
-    samples = [
-        replace(sample, tokens=sample.tokens.with_associations(None)) for sample in task.samples
-    ]
+    samples = [replace(sample, tokens=remove(sample.tokens)) for sample in task.samples]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         reader = PointingReader(task.encoded.vector.shape[1])

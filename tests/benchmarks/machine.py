@@ -3,12 +3,42 @@
 from __future__ import annotations
 
 import functools
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from qanchor.utils.device import best_device, compute_dtype, machine_info
+from qanchor.utils.device import best_device, machine_info
+
+
+def compute_dtype(requested: str, device: str | torch.device) -> str:
+    """Return the dtype a model computes in on a device.
+
+    This is the requested dtype, except that bfloat16 becomes float32 on CPUs without fast bfloat16
+    products. There torch falls back to a plain loop, many times slower than float32.
+
+    Args:
+        requested: "bfloat16" or "float32".
+        device: Torch device.
+
+    Returns:
+        "bfloat16" or "float32".
+
+    Example:
+        >>> compute_dtype("bfloat16", "cuda"), compute_dtype("float32", "cpu")
+        ('bfloat16', 'float32')
+    """
+    on_cpu = torch.device(device).type == "cpu"
+    if requested == "bfloat16" and on_cpu and not has_fast_bf16():
+        return "float32"
+    return requested
+
+
+def has_fast_bf16() -> bool:
+    """Return whether oneDNN multiplies bfloat16 matrices natively on this CPU (AVX-512 or ARM)."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def timed(step: Callable[[], object], device: str | torch.device) -> float:
@@ -68,3 +98,14 @@ def measured_machine() -> dict:
         "matmul_tflops": round(2 * size**3 / matmul_seconds / 1e12, 3),
         "gb_per_s": round(2 * block.nbytes / copy_seconds / 1e9, 2),  # read and written
     }
+
+
+@functools.cache
+def current_commit() -> str:
+    """Return the short hash of the commit this code is from, or "unknown" outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        return "unknown"
+    return done.stdout.strip()

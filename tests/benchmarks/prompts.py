@@ -10,13 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from qanchor.config import SMALL, Config
 from qanchor.data.users import Users
 from qanchor.evaluation.prompt_evaluation import compare_prompt, split_labels
-from qanchor.inference.engine import Engine
-from qanchor.models.model import QAnchor
 from qanchor.prompt_tuning.tuning import tune_prompt
-from tests.benchmarks.speed import fresh
+from tests.benchmarks.engines import open_engine
 from tests.benchmarks.task_scores import QUERIES, average_auc
 from tests.benchmarks.tasks import askable
 
@@ -29,13 +26,12 @@ def prompts(
     run: Path | None = None,
     seeds: int = 1,
     *,
-    config: Config = SMALL,
     most: int = 400,
     steps: int = 30,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> dict:
     """Tune a soft prompt for each label, on half of at most `most` users, and judge it on the
-    others, who were never seen.
+    others, who were never seen. Without a run, a model is fitted to all users.
 
     Ways: `right`, the task's own question is typed; `vague`, one that says nothing of it;
     `vague_seek`, the same with `seek`, so that the tuning may begin at a taught question. before is
@@ -44,8 +40,9 @@ def prompts(
     average: over the tasks, the gain paired, the same users drawn for all tasks. seeds is not
     looked at.
     """
-    people = users().sample(most)
-    engine = Engine(QAnchor.from_pretrained(run) if run else fresh(config, people))
+    everybody = users()
+    engine = open_engine(run, everybody, progress)
+    people = everybody.sample(most)
     cache, names = engine.prefill(people), askable(people)
     ways = {"right": False, "vague": False, "vague_seek": True}
     held, rows, unit = {}, [], people.unit

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from scipy.stats import rankdata, spearmanr
 from torch import Tensor, nn
 
 from qanchor.data.users import Users
 from qanchor.evaluation.metrics import roc_auc
 from qanchor.evaluation.probe import linear_probe
-from qanchor.models.crossing import FIT_SCALES, LEVEL_TOKENS, EvidenceDropout, LateCrossing
+from qanchor.models.crossing import FIT_SCALES, LateCrossing
+from qanchor.models.language_body import LEVEL_TOKENS, EvidenceDropout, LanguageBody
 from qanchor.models.pointing import (
     N_PRIOR_NUMBERS,
     STATE_DIM,
@@ -29,18 +32,21 @@ from qanchor.models.pointing import (
     token_input,
     word_fit,
 )
+from qanchor.models.prefix import UserPrefix
 from qanchor.models.user_tokens import N_LEVEL_NUMBERS, N_TOKEN_NUMBERS, TokenReader, UserTokens
 from qanchor.training.reader import (
     LANGUAGE_BUDGET,
     POINTING_BUDGET,
+    PREFIX_BUDGET,
     ConceptTask,
+    is_held_out,
     make_concept_task,
     select_questions,
     train_reader,
 )
+from qanchor.useru.concept_answers import graded_answers
 from qanchor.utils.types import StageProgress
-from tests.benchmarks.concepts import judged_questions
-from tests.benchmarks.parts import shuffled_rows
+from tests.benchmarks.concepts import concept_past, judged_questions, without_held_out
 from tests.benchmarks.task_scores import DOMAINS, task_query
 from tests.benchmarks.tasks import interval
 
@@ -48,7 +54,28 @@ WIDTH = 576  # of SmolLM2
 HEADS = 9
 MAX_JUDGED = 400  # questions about concepts
 COMPARED = "language_model"
-BODIES = ("pointing", "same_budget", "language_model", "random_weights", "one_layer")
+BODIES = (
+    "pointing",
+    "same_budget",
+    "language_model",
+    "without_contrastive",
+    "without_autoregressive",
+    "ranking_only",
+    "prefix",
+    "random_weights",
+    "one_layer",
+)
+RANKING_BUDGET = replace(LANGUAGE_BUDGET, contrastive=0.0, autoregressive=0.0)
+BUDGETS = {  # of all others, LANGUAGE_BUDGET
+    "pointing": POINTING_BUDGET,
+    "same_budget": RANKING_BUDGET,
+    "without_contrastive": replace(LANGUAGE_BUDGET, contrastive=0.0),
+    "without_autoregressive": replace(LANGUAGE_BUDGET, autoregressive=0.0),
+    "ranking_only": RANKING_BUDGET,
+    "prefix": PREFIX_BUDGET,
+    "one_layer": RANKING_BUDGET,
+}
+MAX_WRITTEN = 60  # questions whose answers are written
 
 
 class OneLayer(nn.Module):
@@ -79,7 +106,8 @@ class OneLayer(nn.Module):
     def encode(self, queries: Sequence[str]) -> None:
         """Return nothing: the layer reads text vectors."""
 
-    def forward(self, users, standard, question, things, known):
+    def forward(self, given):
+        users, standard, question, things, known = given
         size = things.vector.shape[1] ** 0.5
         which = users.which.clamp(min=0)
         own = F.gelu(self.text(things.vector * size)[which] + self.number(standard))
@@ -122,6 +150,12 @@ def reading(
     has no evidence (half of the users lack it in training, too). `concepts` is the AUC on users
     that were kept from training, by what was held out, beside the prior and persistence. `minus` is
     B minus each other body, with 95 % intervals over users. `run` is not looked at.
+
+    B is trained with the ranking loss and the joint loss of answers; `prefix` is the paper's form, in
+    which users run through all layers, so it is trained on fewer of them. `without_contrastive`,
+    `without_autoregressive` and `ranking_only` leave losses out. `written` is how the answer that
+    the language model writes agrees with what happened (rank correlation of the grades over users
+    that were kept from training), beside the grade that its score and persistence alone give.
     """
     people = users()
     tokens = TokenReader(people, encoder).read()
@@ -134,13 +168,15 @@ def reading(
             start = time.monotonic()
             reader = _new_reader(name, task.encoded.vector.shape[1], backbone, seed)
             report = None if progress is None else partial(_report, progress, name)
-            budget = POINTING_BUDGET if name == "pointing" else LANGUAGE_BUDGET
+            budget = BUDGETS.get(name, LANGUAGE_BUDGET)
             train_reader(reader, task, steps, seed=seed, progress=report, budget=budget)
             seconds = time.monotonic() - start
             row, of_body = _judge(reader, tokens, people, encoder)
             for key, score in of_body.items():
                 scores.setdefault((name, *key), []).append(score)
             row |= {"seconds": round(seconds, 1), "concepts": _concepts(reader, task, people)}
+            if isinstance(reader.body, LanguageBody):
+                row["written"] = written_grades(reader, task)
             rows.setdefault(name, []).append(row)
     return {
         "data": people.name,
@@ -167,6 +203,8 @@ def _new_reader(name: str, text: int, backbone: str, seed: int) -> PointingReade
             return PointingReader(text)
         if name == "one_layer":
             return PointingReader(text, OneLayer(text))
+        if name == "prefix":
+            return PointingReader(text, UserPrefix(backbone, text))
         body = LateCrossing(backbone, text, random=name == "random_weights")
         return PointingReader(text, body)
 
@@ -226,14 +264,12 @@ def _alone_exchanged(
     meaning = reader.meaning(question, things)
     others = shuffled_rows(len(tokens))
     found = {"tokens": [], "evidence": [], "none": []}
-    for rows in row_batches(len(tokens)):
+    for rows in row_batches(len(tokens), reader.users_per_pass):
         users = [token_input(tokens, some) for some in (rows, others[rows])]
         known = [reader.known_numbers(some, meaning, things) for some in users]
-        known = [(some - reader.known_mean) / reader.known_spread for some in known]
-        known.append(torch.zeros_like(known[0]))
+        known.append(reader.known_mean.expand_as(known[0]))
         for name, read, start in (("tokens", 1, 0), ("evidence", 0, 1), ("none", 0, 2)):
-            standard = (users[read].numbers - reader.mean) / reader.spread
-            state, _ = reader.body(users[read], standard, question, things, known[start])
+            state, _ = reader.body(reader.body_input(users[read], question, things, known[start]))
             found[name].append(reader.alone(state)[..., 0] * reader.sign(question))
     return {name: torch.cat(parts) for name, parts in found.items()}
 
@@ -246,15 +282,98 @@ def _concepts(reader: PointingReader, task: ConceptTask, people: Users) -> dict:
     return frame.groupby("split")[["auc", "prior", "persistence"]].mean().to_dict("index")
 
 
+def written_grades(reader: PointingReader, task: ConceptTask) -> dict[str, dict[str, float]]:
+    """Return rank correlations of grades with what happened to users kept from training, mean over
+    questions, for concepts that were trained on and for others.
+
+    Args:
+        reader: Reader whose body is a `LateCrossing`.
+        task: What it was trained on.
+
+    Returns:
+        For each split `written` (the grade of the answer that is written), `score` and
+        `persistence` (users in the order of the score, or of how often it happened before, with as
+        many users of each grade as among those trained on), and `questions`.
+    """
+    sample = task.samples[0]
+    kept = np.array([is_held_out(user) for user in sample.tokens.ids])
+    rows = np.flatnonzero(kept)
+    past = concept_past(sample.events, task.concepts, sample.rows[rows], sample.cutoff)
+    judged = _graded_questions(task, rows)
+    asked = select_questions(reader, task, judged)
+    users = token_input(sample.tokens, rows)
+    unseen = without_held_out(sample.tokens, task.concepts)
+    things_of = {"train": thing_input(sample.tokens), "held_out": thing_input(unseen)}
+    found = []
+    for place, question in enumerate(asked.questions):
+        wording = question.wording
+        split = task.concepts[question.concept].split
+        things = things_of[split]
+        grades = sample.grades[question.days][:, question.concept]
+        known = grades[rows] >= 0
+        true = grades[rows][known]
+        trained = grades[~kept & (grades >= 0)]
+        answers = graded_answers(wording.measure, wording.sign)
+        one = asked.encoded.at([place])
+        with torch.inference_mode():
+            written = reader.score_answers(users, one, things, wording.query, answers)
+            score = reader(users, one, things).score[:, 0].numpy() * wording.sign
+        chosen = {
+            "written": written.argmax(1).numpy()[known],
+            "score": _grades_in_order(score[known], trained),
+            "persistence": _grades_in_order(past[known, question.concept], trained),
+        }
+        row = {name: _rank_correlation(grade, true) for name, grade in chosen.items()}
+        found.append(row | {"split": split})
+    groups = pd.DataFrame(found).groupby("split")
+    table = groups.mean().assign(questions=groups.size())
+    return table.round(4).to_dict("index")
+
+
+def _graded_questions(task: ConceptTask, rows: np.ndarray) -> np.ndarray:
+    """Return places of questions of which some users have different grades, half of them about
+    concepts that were held out.
+    """
+    rng = np.random.default_rng(0)
+    grades = task.grades(task.samples[0], rows, np.arange(len(task.questions)))
+    differs = np.array([len(np.unique(column[column >= 0])) > 1 for column in grades.T])
+    splits = np.array([task.concepts[question.concept].split for question in task.questions])
+    chosen = []
+    for split in ("train", "held_out"):
+        places = np.flatnonzero(differs & (splits == split))
+        n = min(MAX_WRITTEN // 2, len(places))
+        chosen.append(rng.choice(places, n, replace=False))
+    return np.sort(np.concatenate(chosen))
+
+
+def _grades_in_order(score: np.ndarray, trained: np.ndarray) -> np.ndarray:
+    """Return grades that rise with a score, as frequent as those of users that were trained on."""
+    rank = rankdata(score) / (len(score) + 1)
+    return np.quantile(trained, rank, method="inverted_cdf")
+
+
+def _rank_correlation(grade: np.ndarray, true: np.ndarray) -> float:
+    """Return Spearman's correlation; 0 if all users have the same grade."""
+    if len(np.unique(grade)) < 2 or len(np.unique(true)) < 2:
+        return 0.0
+    return float(spearmanr(grade, true).statistic)
+
+
 def _mean(rows: list[dict]) -> dict:
-    """Return the mean over seeds of the average over tasks, of the seconds and of the concepts."""
-    concepts = {
-        split: pd.DataFrame([row["concepts"][split] for row in rows]).mean().round(4).to_dict()
-        for split in rows[0]["concepts"]
+    """Return the mean over seeds of the average over tasks, of the seconds, and of concepts and
+    written answers by split.
+    """
+    by_split = {
+        kind: {
+            split: pd.DataFrame([row[kind][split] for row in rows]).mean().round(4).to_dict()
+            for split in rows[0][kind]
+        }
+        for kind in ("concepts", "written")
+        if kind in rows[0]
     }
     average = pd.DataFrame([row["average"] for row in rows]).mean().round(4).to_dict()
     seconds = float(np.mean([row["seconds"] for row in rows]))
-    return average | {"seconds": round(seconds, 1), "concepts": concepts}
+    return average | {"seconds": round(seconds, 1)} | by_split
 
 
 def _minus(people: Users, scores: dict, kind: str, name: str) -> dict[str, float]:
@@ -265,3 +384,16 @@ def _minus(people: Users, scores: dict, kind: str, name: str) -> dict[str, float
         if of_kind == kind
     }
     return interval(people, held, COMPARED, minus=name)
+
+
+def shuffled_rows(users: int, seed: int = 0) -> np.ndarray:
+    """Return the row of another user for every user, each row once.
+
+    Args:
+        users: Number of users.
+        seed: Seed of the permutation. Default: 0.
+    """
+    order = np.random.default_rng(seed).permutation(users)
+    rows = np.empty(users, int)
+    rows[order] = np.roll(order, 1)  # one cycle: nobody keeps the own row
+    return rows

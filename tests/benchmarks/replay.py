@@ -12,13 +12,11 @@ import numpy as np
 import pandas as pd
 
 from qanchor.data.users import Users
-from qanchor.inference.engine import Engine
-from qanchor.inference.ranking import label_free_scores
-from qanchor.models.model import QAnchor
 from tests.benchmarks.baselines import baseline_features
+from tests.benchmarks.engines import open_engine, rank_scores, with_label_horizon
 from tests.benchmarks.replay_math import replay as replayed
 from tests.benchmarks.replay_math import sample_size, weighted_effect
-from tests.benchmarks.task_scores import QUERIES, cross_validate_tasks
+from tests.benchmarks.task_scores import cross_validate_tasks, task_query
 
 DAYS = 92  # after the cut-off, and as many before it for the placebo
 TOP = 0.1
@@ -35,16 +33,16 @@ def replay(
     """Choose users at the cut-off by several scores, each made without their own labels, and see
     what the chosen did.
 
-    arms     rfm (the first: the others are compared with it), lightgbm; with a run also anchor (a
-             linear probe under the task's
-             own question) and zero_shot (the question alone: no label was ever looked at).
-    Rows as `qanchor.replay.replay` gives them; live: users in each arm of a live test that could
+    arms     rfm (the first: the others are compared with it), lightgbm, anchor (a linear probe under
+             the task's own question) and zero_shot (the question alone: no label was ever looked
+             at). Without a run, the model is fitted to the users.
+    Rows as `replay_math.replay` gives them; live: users in each arm of a live test that could
     tell the best tenths of
     anchor and rfm apart. campaign (data with such a modality): what receiving one in the 92 days
     after the cut-off changed in spending, dollars a household, with the placebo of the 92 days
     before beside it (`weighted_effect`).
     """
-    people = users()
+    people = with_label_horizon(users())
     if task not in people.labels:
         raise ValueError(
             f"{people.name} has no label {task!r} (it has {', '.join(people.labels)}): give "
@@ -54,19 +52,16 @@ def replay(
         name: x for name, x in baseline_features(people).items() if name in ("rfm", "lightgbm")
     }
     label = people.label(task)
-    scores = {}
-    if run:
-        engine = Engine(QAnchor.from_pretrained(run))
-        query = QUERIES.get(task, f"{task}?").replace("{user}", people.unit)
-        cache = engine.prefill(people, progress=partial(progress, "reading users"))
-        features["anchor"] = anchors = engine.embed(cache, query, partial(progress, "asking 1"))
-        scores["zero_shot"] = label_free_scores(
-            engine.model, people.ids, query, anchors, people.unit, people.horizon_days
-        )["score"].to_numpy()
+    engine = open_engine(run, people, progress)
+    cache = engine.prefill(people)
+    query = task_query(task, people.unit)
+    features["anchor"] = engine.embed(cache, query)
+    ranking = rank_scores(engine, cache, query)
     held = cross_validate_tasks(
         people, features, [task], seeds=seeds, progress=partial(progress, "probes")
     )
-    scores = {name: held[task, name][0].mean(0) for name in features} | scores
+    scores = {name: held[task, name][0].mean(0) for name in features}
+    scores |= {} if ranking is None else {"zero_shot": ranking}
     frame = replayed(pd.DataFrame(scores, index=list(people.ids)), label)
     told = {"data": people.name, "users": len(people), "task": task, "rate": float(label.mean())}
     told["rows"] = frame.to_dict("records")

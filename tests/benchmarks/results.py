@@ -21,29 +21,19 @@ BLOCK = re.compile(r"(<!-- results:([\w/-]+) -->\n).*?(<!-- /results -->)", re.S
 # last word of a block's name: (benchmark, table); any other word is a run, shown by the benchmark
 # `tasks`
 MADE: dict[str, tuple[str, Callable[[dict], str]]] = {
+    "label_free": ("tasks", tables.label_free_table),
     "query": ("tasks", tables.query_table),
-    "controls": ("controls", tables.controls_table),
     "fairness": ("fairness", tables.fairness_table),
     "prompts": ("prompts", tables.prompts_table),
-    "curves": ("curves", tables.curves_table),
     "attention": ("attention", tables.attention_table),
     "replay": ("replay", tables.replay_table),
-    "ablations": ("ablations", tables.ablations_table),
     "useru": ("useru", tables.useru_table),
     "fitted": ("fitted", tables.fitted_table),
     "concepts": ("concepts", tables.concepts_table),
     "reading": ("reading", tables.reading_table),
 }
-SPEEDS = {
-    "speed": tuple(tables.SPEED),
-    "speed/amx": ("cache", "ask", "versus", "refresh", "tune", "train"),
-}
-SUMMARY = ("journey", "world")  # the runs in the block `summary`
-NO_RUN = {
-    "ablations",
-    "useru",
-    *tables.SPEED,
-}  # benchmarks that need neither --data nor --run to renew their record
+SUMMARY = ("journey", "sample")  # folders of the `tasks` records in the block `summary`
+NO_RUN = {"useru", "scale", "texts"}  # benchmarks that need neither --data nor --run
 
 
 def renewed(text: str, runs: Path) -> str:
@@ -52,11 +42,9 @@ def renewed(text: str, runs: Path) -> str:
 
     Args:
         text: Markdown.
-        runs: folder of the records. RUN and RUN/query show RUN/bench.json; RUN/controls,
-            RUN/fairness, RUN/prompts, RUN/curves, RUN/attention, RUN/replay, RUN/fitted,
-            RUN/concepts, RUN/reading, speed/useru and ablations show the file of that name; speed and speed/amx
-            show the files in those folders; summary shows the bench.json and controls.json of the
-            runs in `SUMMARY`.
+        runs: folder of the records. RUN, RUN/label_free and RUN/query show RUN/tasks.json; RUN/fitted
+            and the like show the file of that name; speed shows the files in that folder; summary
+            shows the tasks.json of the runs in `SUMMARY`.
 
     Raises:
         FileNotFoundError: a record is missing.
@@ -66,36 +54,23 @@ def renewed(text: str, runs: Path) -> str:
 
 
 def _shown(name: str, runs: Path) -> str:
-    folder, _, last = name.rpartition("/")
+    if name == "speed":
+        records = {
+            bench: _record(name, runs / name / f"{bench}.json", bench) for bench in tables.SPEED
+        }
+        about = f"Records: `data/runs/{name}/`.\n{tables.told(*records.values())}"
+        return f"{about}\n\n{tables.speed_table(records)}"
     if name == "summary":
-        records = {
-            run: tables.joined(
-                _record(name, runs / run / "bench.json", "tasks"),
-                _record(name, runs / run / "controls.json", "controls"),
-            )
-            for run in SUMMARY
-        }
-        files = "`, `".join(f"data/runs/{run}/" for run in SUMMARY)
-        return (
-            f"{tables.summary_table(records)}\n\nRecords: `bench.json` and `controls.json` in "
-            f"`{files}` (`python -m tests.benchmarks tasks`, `controls`)."
-        )
-    if name in SPEEDS:
-        records = {
-            bench: _record(name, runs / name / f"{bench}.json", bench) for bench in SPEEDS[name]
-        }
-        return (
-            "Records: "
-            f"`data/runs/{name}/`.\n{tables.told(*records.values())}\n\n{tables.speed_table(records)}"
-        )
+        records = {run: _record(name, runs / run / "tasks.json", "tasks") for run in SUMMARY}
+        files = " and ".join(f"`data/runs/{run}/tasks.json`" for run in SUMMARY)
+        return f"{tables.summary_table(records)}\n\nRecords: {files} (`python -m tests.benchmarks tasks`)."
+    folder, _, last = name.rpartition("/")
     if folder and last not in MADE:
         raise ValueError(
             f"Block results:{name}: no table is named {last!r}. Use one of {', '.join(MADE)}."
         )
     bench, made = MADE.get(last, ("tasks", tables.tasks_table))
-    path = (
-        runs / folder / f"{last}.json" if bench == last else runs / (folder or last) / "bench.json"
-    )
+    path = runs / (folder or last) / f"{bench}.json"
     record = _record(name, path, bench)
     source = f"Record: `data/runs/{path.relative_to(runs).as_posix()}`."
     return f"{source} {tables.told(record)}\n\n{made(record)}"

@@ -5,6 +5,7 @@ and a kill in the middle.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,15 +19,12 @@ import pyarrow.parquet as pq
 
 from qanchor.data.sample import make_sample_users
 from qanchor.data.users import Users
-from qanchor.inference.batch_embed import (
-    ShardJobs,
-    embed_dataset,
-    local_processes,
-    worker_environment,
-)
-from qanchor.utils.device import compute_dtype
+from qanchor.inference.batch_embed import ShardJobs, embed_dataset, local_processes
+from tests.benchmarks.machine import compute_dtype
 
-RUN = Path(__file__).parents[2] / "data" / "runs" / "world"
+HOME = Path(__file__).parents[2]
+RUN = HOME / "data" / "runs" / "sample"
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(HOME), "OMP_NUM_THREADS": "1"}
 QUERIES = (
     "Will this user travel soon?",
     "Is this user price-conscious?",
@@ -113,30 +111,19 @@ def work(kind: str, number: int) -> dict:
 
 def _rate(kind: str, workers: int, rounds: int = 4) -> float:
     """Give what each of some processes does in a second while the others do the same."""
-    jobs = ShardJobs(work, (kind,), list(range(rounds * workers)), workers, threads=1)
+    jobs = ShardJobs(work, (kind,), list(range(rounds * workers)), workers)
     return float(np.median([record["rate"] for record in local_processes(jobs)]))
 
 
 def _variants() -> Iterator[tuple[str, int]]:
     return (
-        (name, n)
-        for name in ("local", "torchrun", "ray")
-        for n in (1, 2)
-        if name != "ray" or find_spec("ray")
+        (name, n) for name in ("local", "ray") for n in (1, 2) if name != "ray" or find_spec("ray")
     )
 
 
 def _timed(job: dict, backend: str, workers: int) -> dict:
     began = time.perf_counter()
-    if backend == "torchrun":
-        subprocess.run(
-            _command(job, backend, workers),
-            env=worker_environment(1),
-            check=True,
-            capture_output=True,
-        )
-    else:
-        _embed(job, backend, workers)
+    _embed(job, backend, workers)
     row = {"backend": backend, "workers": workers, "seconds": time.perf_counter() - began}
     parts = json.loads((job["out"] / "_manifest.json").read_text())["parts"]
     users, busy, worked = (
@@ -165,22 +152,13 @@ def _command(job: dict, backend: str, workers: int) -> list[str]:
         for name, value in (job | {"backend": backend, "workers": workers}).items()
         for w in (f"--{name}", value)
     ]
-    # without `--` torchrun would take our --run for its --run-path
-    ranks = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m", "--"]
-    return [
-        sys.executable,
-        "-m",
-        *(ranks if backend == "torchrun" else ()),
-        "qanchor",
-        "embed",
-        *words,
-    ]
+    return [sys.executable, "-m", "qanchor", "embed", *words]
 
 
 def _killed(job: dict, workers: int, known: set[str], wanted: dict[str, bytes]) -> dict:
     """Kill a job once its first shard is done, start it again, and count."""
     out, silent = job["out"], dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
-    driver = subprocess.Popen(_command(job, "local", workers), env=worker_environment(1), **silent)
+    driver = subprocess.Popen(_command(job, "local", workers), env=ENVIRONMENT, **silent)
     while not any(out.glob(".work/done-*.json")) and driver.poll() is None:
         time.sleep(0.05)
     driver.kill()

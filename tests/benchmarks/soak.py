@@ -12,13 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from qanchor.config import TINY, Config
+from qanchor.data.sample import QUERIES
 from qanchor.data.users import Users
-from qanchor.inference.engine import Engine
-from qanchor.models.model import QAnchor
-from qanchor.models.preprocessor import UserPreprocessor
-from qanchor.useru.topics import TOPICS
 from qanchor.workbench.session import WorkbenchSession
+from tests.benchmarks.engines import open_engine
 
 FLAT = 0.05  # of the memory after the warm-up
 WARM = 1 / 3  # of the time: models are opened, stores fill up to their bounds
@@ -62,11 +59,8 @@ class Hand:
 
     def query(self) -> str:
         """Give a question that was hardly asked before."""
-        topic = TOPICS[self.draw.integers(len(TOPICS))]
-        return (
-            f"{self.draw.choice(topic.future).format(user=self.users.unit)} "
-            f"({self.draw.integers(10**6)})"
-        )
+        query = self.draw.choice(list(QUERIES.values())).replace("{user}", self.users.unit)
+        return f"{query} ({self.draw.integers(10**6)})"
 
     def some(self, many: int) -> list[str]:
         """Draw users."""
@@ -126,12 +120,10 @@ def soak(
     minutes: float = 15.0,
     most: int = 200,
     seed: int = 0,
-    config: Config = TINY,
 ) -> dict:
     """Use the workbench at random for `minutes` and watch the memory of the process (RSS, MB).
 
-    run       folder of a run; without one, a model of `config` that learned nothing. most: users,
-              drawn of all.
+    run       folder of a run; without one, a model is fitted. most: users, drawn of all.
     actions   how often each was done: questions hardly ever asked before, some cancelled,
               selections, groups that are named, explained and exported, attention, edited users,
               answers, clusters, claim cards, short tunings.
@@ -141,16 +133,13 @@ def soak(
     """
     import psutil
 
-    people = users().sample(most, seed)
-    model = (
-        QAnchor.from_pretrained(run)
-        if run
-        else QAnchor(config, UserPreprocessor.fit(people, None, config), seed)
-    )
+    everybody = users()
+    engine = open_engine(run, everybody)
+    people = everybody.sample(most, seed)
     memory, curve, done = psutil.Process(), [], Counter()
     with tempfile.TemporaryDirectory() as folder:
         hand, began = (
-            Hand(WorkbenchSession(Engine(model), people), people, Path(folder), seed),
+            Hand(WorkbenchSession(engine, people), people, Path(folder), seed),
             time.monotonic(),
         )
         while (now := (time.monotonic() - began) / 60) < minutes:
@@ -163,7 +152,7 @@ def soak(
     held = rss[np.maximum(np.searchsorted(at, grid, "right") - 1, 0)]
     first, last = np.median(held[:TENTH]), np.median(held[-TENTH:])
     told = {
-        "run": Path(run).name if run else "untrained",
+        "run": Path(run).name if run else "fitted",
         "users": len(people),
         "minutes": minutes,
         "actions": dict(done),

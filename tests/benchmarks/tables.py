@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-
 NAMES = {
-    "anchor": "**Qanchor**, the task's own question",
+    "anchor": "**Qanchor**, probe on the task's own question",
     "zero_shot": "**Qanchor**, label-free ranking",
-    "anchor_no_query": "**Qanchor**, no question",
-    "anchor_untrained": "**Qanchor**, untrained",
+    "anchor_no_query": "**Qanchor**, probe without a question",
+    "anchor_untrained": "**Qanchor**, untrained, probe",
     "lightgbm": "LightGBM on RFM + text counts",
-    "features": "Qanchor's own features of a user, logistic",
-    "features_lightgbm": "Qanchor's own features of a user, LightGBM",
+    "features": "the model's own numbers of a user, logistic",
+    "features_lightgbm": "the model's own numbers of a user, LightGBM",
     "rfm_svd": "RFM + SVD-64 of text counts",
     "rfm_svd_minilm": "RFM + SVD-64 of text counts + SVD-64 of mean MiniLM",
     "minilm_rfm": "mean MiniLM + RFM",
     "rfm": "RFM",
     "counts": "text counts",
     "minilm": "mean MiniLM",
-    "backbone_text": "SmolLM2 on the events as text, last token",
-    "hidden_alone": "Qanchor, user hidden from the language model",
-    "shuffled": "Qanchor, language model reads another user",
-    "skip_alone": "Qanchor, gated skip alone",
-    "llm_alone": "Qanchor, language model alone",
-    "llm_alone_shuffled": "Qanchor, language model alone, reads another user",
-    "earlier_logistic": "logistic regression fitted at earlier cut-offs, label-free",
-    "earlier_lightgbm": "LightGBM fitted at earlier cut-offs, label-free",
+    "persistence": "how often what the question means happened before",
+    "prior": "the prior of the model alone",
+    "earlier_logistic": "logistic regression fitted at earlier cut-offs",
+    "earlier_lightgbm": "LightGBM fitted at earlier cut-offs",
 }
 OURS = ("anchor", "anchor_no_query", "anchor_untrained")
-# Qanchor without a part, or with another user's: shown beside it, never as a baseline
-CONTROLS = ("hidden_alone", "shuffled", "skip_alone", "llm_alone", "llm_alone_shuffled")
-EARLIER = ("earlier_logistic", "earlier_lightgbm")  # label-free baselines
-STAGES = {
-    "slots"
-}  # a stage of the model, shown by the information ladder; neither a baseline nor an embedding
-STRONGEST = 2  # baselines of each data set in the summary
+STRONGEST = 3  # baselines with labels in the summary
 ASKED = {
     "itself": "the question about it",
     "nothing": "no question",
@@ -50,17 +38,10 @@ WAYS = {
     "vague": "a vague question",
     "vague_seek": "a vague question, `--init search`",
 }
-CURVES = {
-    "vectors": ("virtual token", "{}, 100 steps"),
-    "steps": ("step", "6 virtual tokens, at most {}"),
-    "untrained": ("step", "no pre-training, {}"),
-    "lora": ("step", "LoRA on the same labels, {}"),
-}
 LOOKS = {
-    "weight": "attention",
-    "per_token": "attention per prefix token",
+    "weight": "saliency",
+    "per_token": "saliency per token",
     "deletion_effect": "deletion",
-    "gradient": "gradient x input",
 }
 ARMS = {
     "rfm": "RFM, trained on the label",
@@ -84,8 +65,6 @@ def told(*records: dict) -> str:
         threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
         products = machine.get("products", "bfloat16")  # older records lack it
         kind = f"{KINDS[products]} matrix products"
-        if record.get("dtype", products) != products:
-            kind += f"; model in {record['dtype']}"
         made.setdefault(
             (record["commit"], machine["gpu"] or f"{machine['processor']}, {threads}", kind), []
         ).append(record)
@@ -106,7 +85,7 @@ def tasks_table(record: dict) -> str:
     """
     average, minus, found = (
         record["average"],
-        record.get("anchor_minus", {}),
+        record["anchor_minus"],
         record.get("recovered"),
     )
     tasks = list(dict.fromkeys(row["task"] for row in record["tasks"]))
@@ -130,138 +109,68 @@ def tasks_table(record: dict) -> str:
 
 
 def summary_table(records: dict[str, dict]) -> str:
-    """Return one table of several `tasks` records: Qanchor, its controls and the strongest
-    baselines of each data set.
-
-    A data set whose label-free ranking covers only some of its tasks gets a second column with the
-    average of those tasks, so that the label-free rows are compared on equal tasks. Models fitted
-    at earlier cut-offs are label-free rows, too.
+    """Return the label-free rankings of several `tasks` records beside what else needs no label,
+    and the probes on embeddings beside the strongest baselines that are trained on the labels. A
+    record without probes has label-free rows only.
     """
-    shown = ("anchor", *CONTROLS, *OURS[1:])
-    methods = [
-        name for name in shown if any(name in record["average"] for record in records.values())
-    ]
-    for record in records.values():
-        baselines = [name for name in _methods(record) if name not in OURS]
-        methods += [name for name in baselines[:STRONGEST] if name not in methods]
-    head, columns = ["average AUC (95 % CI)"], []
-    label_free: dict[str, list[str]] = {name: [] for name in ("zero_shot", *EARLIER)}
+    label_free: dict[str, dict[str, dict]] = {}
+    probes: dict[str, dict[str, dict]] = {}
+    head = ["average AUC (95 % CI)", "labels"]
     for data, record in records.items():
-        tasks = list(dict.fromkeys(row["task"] for row in record["tasks"]))
-        ranked = [task for task in record["zero_shot"] if task != "average"]
-        head.append(f"{data}, {_number(len(tasks), 'task')}")
-        columns.append(
-            {name: f"{short(row['auc'])} ({_span(row)})" for name, row in record["average"].items()}
-        )
-        if len(ranked) < len(tasks):
-            for cells in label_free.values():
-                cells.append("")
-            head.append(f"{data}, {_number(len(ranked), 'future task')}")
-            columns.append(
-                {name: short(_mean_auc(record, name, ranked)) for name in record["average"]}
-            )
-        spans = record.get("zero_shot_intervals", {}).get("average")
-        average = short(record["zero_shot"]["average"])
-        label_free["zero_shot"].append(f"{average} ({_span(spans)})" if spans else average)
-        others = record.get("zero_shot_others", {})
-        for name in EARLIER:
-            label_free[name].append(_valued(others[name]["average"]) if name in others else "")
+        spans = {"zero_shot": record["zero_shot_intervals"]} | record["zero_shot_others"]
+        for name, span in spans.items():
+            label_free.setdefault(name, {})[data] = span["average"]
+        n_ranked = len(record["zero_shot"]) - 1
+        n_probed = len({row["task"] for row in record.get("tasks", [])})
+        more = f" (probes: {_number(n_probed)})" if n_probed > n_ranked else ""
+        head.append(f"{data}, {_number(n_ranked, 'task')}{more}")
+    probed = {data: record for data, record in records.items() if "average" in record}
+    for record in probed.values():
+        baselines = [name for name in _methods(record) if name not in OURS][:STRONGEST]
+        for name in (*OURS, *baselines):
+            of_name = {data: other["average"] for data, other in probed.items()}
+            probes[name] = {data: found[name] for data, found in of_name.items() if name in found}
     rows = [
-        [NAMES.get(name, name), *(column.get(name, "") for column in columns)] for name in methods
+        [NAMES[name], labels, *(_valued(found[data]) if data in found else "" for data in records)]
+        for labels, methods in (("none", label_free), ("cross-validated", probes))
+        for name, found in methods.items()
     ]
-    rows[1:1] = [[NAMES[name], *cells] for name, cells in label_free.items() if any(cells)]
     return table(head, rows)
 
 
-def joined(record: dict, controls: dict) -> dict:
-    """Return a `tasks` record with the methods that only the `controls` record of its run has."""
-    new = {name: row for name, row in controls["average"].items() if name not in record["average"]}
-    rows = [row for row in controls["tasks"] if row["method"] in new]
-    return record | {
-        "average": record["average"] | new,
-        "tasks": record["tasks"] + rows,
-        "zero_shot_others": controls["zero_shot_others"],
-    }
-
-
-def controls_table(record: dict) -> str:
-    """Return what is left without a part of the model, or with another user's, by a probe and
-    label-free; below them the baselines of a `controls` record.
-    """
-    zero = {"anchor": record["zero_shot_intervals"]} | record["zero_shot_others"]
-    probed, probe_minus = record["average"], record["anchor_minus"]
-    rows = []
-    baselines = [name for name in probed if name not in ("anchor", *CONTROLS)]
-    for method in ("anchor", *CONTROLS, *baselines, *EARLIER):
-        if method not in probed and method not in zero:
-            continue
-        minus = record["zero_shot_minus"]
-        row = [
-            NAMES[method],
-            _valued(probed[method]) if method in probed else "",
-            spanned(probe_minus[method]) if method in probe_minus else "",
-            _valued(zero[method]["average"]) if method in zero else "",
-            spanned(minus[method]) if method in minus else "",
-        ]
-        rows.append(row)
-    tasks = len({row["task"] for row in record["tasks"]})
-    ranked = len(record["zero_shot"]) - 1
-    head = [
-        "average",
-        f"probe, {_number(tasks, 'task')}: AUC (95 % CI)",
-        "Qanchor minus this (95 % CI)",
-        f"label-free, {_number(ranked, 'task')}: AUC (95 % CI)",
-        "Qanchor minus this (95 % CI)",
+def label_free_table(record: dict) -> str:
+    """Return the rankings of a `tasks` record that need no label of the judged window."""
+    minus = record["zero_shot_minus"]
+    spans = {"zero_shot": record["zero_shot_intervals"]} | record["zero_shot_others"]
+    rows = [
+        [NAMES[name], _valued(span["average"]), spanned(minus[name]) if name in minus else ""]
+        for name, span in spans.items()
     ]
+    ranked = _number(len(record["zero_shot"]) - 1, "task")
+    head = [f"label-free, average of {ranked}", "AUC (95 % CI)", "Qanchor minus this (95 % CI)"]
     return table(head, rows)
 
 
 def _methods(record: dict) -> list[str]:
-    """Return the methods of a `tasks` record, best first, without controls; methods without a
-    display name are kept under their own.
+    """Return the methods of a `tasks` record, best first; methods without a display name are kept
+    under their own.
     """
-    shown = set(record["average"]) - STAGES - set(CONTROLS)
-    return sorted(shown, key=lambda name: -record["average"][name]["auc"])
-
-
-def _mean_auc(record: dict, method: str, tasks: list[str]) -> float:
-    values = [
-        row["auc"] for row in record["tasks"] if row["method"] == method and row["task"] in tasks
-    ]
-    return sum(values) / len(values)
+    return sorted(record["average"], key=lambda name: -record["average"][name]["auc"])
 
 
 def query_table(record: dict) -> str:
-    """Return the AUC under other questions than the right one; older records have no intervals,
-    some no label-free ranking.
-    """
-    asked, minus, spans = (
-        record["query"],
-        record.get("query_minus", {}),
-        record.get("query_intervals", {}),
-    )
-    worded, right = asked["paraphrases"], asked["right"]
+    """Return the AUC of a probe under other questions than the right one."""
+    asked, minus, spans = record["query"], record["query_minus"], record["query_intervals"]
+    worded = asked["paraphrases"]
     least = min(range(len(worded)), key=worded.__getitem__)
-
-    def row(name: str, kind: str) -> list[str]:
-        above = spanned(minus[kind]) if kind in minus else short(right - asked[kind])
-        return [name, short(asked[kind]), _span(spans.get(kind)), above]
-
-    above = spanned(minus["paraphrases"][least]) if minus else short(right - worded[least])
-    rows = [["the task's own question", short(right), _span(spans.get("right")), ""]]
+    rows = [["the task's own question", short(asked["right"]), _span(spans["right"]), ""]]
     reworded = f"{short(min(worded))} to {short(max(worded))}"
-    rows.append([f"{_number(len(worded), 'paraphrase')} of it", reworded, "", f"at most {above}"])
-    rows += [row(name, kind) for kind, name in OTHERS.items()]
-    if zero := record.get("zero_shot"):
-        name = f"the task's own question, label-free ranking ({_number(len(zero) - 1, 'task')})"
-        rows.append(
-            [
-                name,
-                short(zero["average"]),
-                _span(record.get("zero_shot_intervals", {}).get("average")),
-                "",
-            ]
-        )
+    above = f"at most {spanned(minus['paraphrases'][least])}"
+    rows.append([f"{_number(len(worded), 'paraphrase')} of it", reworded, "", above])
+    rows += [
+        [name, short(asked[kind]), _span(spans[kind]), spanned(minus[kind])]
+        for kind, name in OTHERS.items()
+    ]
     return table(["question", "AUC", "95 % CI", "own question minus this (95 % CI)"], rows)
 
 
@@ -331,49 +240,20 @@ def prompts_table(record: dict) -> str:
     )
 
 
-def curves_table(record: dict) -> str:
-    """Return the gain of tuning a vague question by virtual tokens, by steps, without pre-training,
-    and with LoRA instead.
-    """
-    paper, lines = record["paper"], []
-    for row in record["average"]:
-        gain = _gap([row["gain"][name] for name in ("auc", "low", "high")])
-        theirs = paper.get(row["curve"], {}).get(str(row["x"]))
-        noun, name = CURVES[row["curve"]]
-        name = name.format(f"{row['x']} {noun}{'s' * (row['x'] != 1)}")
-        lines.append(
-            [
-                name,
-                short(row["before"]),
-                short(row["after"]),
-                gain,
-                short(theirs, 4) if theirs else "",
-            ]
-        )
-    head = [
-        f"average of {_number(len(record['tasks']), 'task')}",
-        "AUC before",
-        "AUC after",
-        "gain (95 % CI)",
-        "the paper's AUC",
-    ]
-    return table(head, lines)
-
-
 def fitted_table(record: dict) -> str:
     """Return what `fit` reaches: its ranking without labels beside parts of it and two that need no
     model, a linear probe on its embeddings, and what the backtest's chances are worth.
     """
-    columns = ("label_free", "without_associations", "associations", "prior", "persistence")
-    columns += ("frequency", "recency", "probe", "grade", "chance_error")
+    columns = ("label_free", "without_aliases", "without_associations", "associations", "prior")
+    columns += ("persistence", "frequency", "recency", "probe", "grade", "chance_error")
     rows = [*record["rows"], {"query": "**average of those answered**"} | record["average"]]
     lines = [
         [row["query"], *(short(row[name]) if row.get(name) else "none" for name in columns)]
         for row in rows
     ]
-    head = ["question", "ranking, no labels", "without associations", "associations alone"]
-    head += ["prior alone", "persistence", "all events", "recency", "probe", "grade"]
-    head += ["error of the chance"]
+    head = ["question", "ranking, no labels", "without topics", "without associations"]
+    head += ["associations alone", "prior alone", "persistence", "all events", "recency"]
+    head += ["probe", "grade", "error of the chance"]
     refused = record["refused"]
     return (
         f"{record['users']:,} users, {record['events']:,} events, {record['concepts']} concepts,"
@@ -402,6 +282,9 @@ BODIES = {
     "pointing": "A: pointing, no language model",
     "same_budget": "A, trained as B, C and D are",
     "language_model": "B: language model (SmolLM2), last 8 layers",
+    "without_contrastive": "B without the contrastive loss",
+    "without_autoregressive": "B without the autoregressive loss",
+    "ranking_only": "B with the ranking loss alone",
     "random_weights": "C: the same shape, random weights",
     "one_layer": "D: one attention layer",
 }
@@ -412,6 +295,7 @@ def reading_table(record: dict) -> str:
     columns = ("label_free", "prior", "alone", "tokens_only", "tokens_shuffled", "shuffled")
     lines = []
     concepts = []
+    written = []
     for name, row in record["rows"].items():
         minus = record["minus"].get(name)
         cells = [short(row[column]) for column in (*columns, "probe")]
@@ -422,6 +306,15 @@ def reading_table(record: dict) -> str:
             f"{short(part['auc'])} ({short(part['prior'])})" if part else "none" for part in splits
         ]
         concepts.append([BODIES[name], *cells])
+        if "written" in row:
+            splits = [row["written"].get(split) for split in ("train", "held_out")]
+            cells = [
+                f"{short(part['written'])} ({short(part['score'])}, {short(part['persistence'])})"
+                if part
+                else "none"
+                for part in splits
+            ]
+            written.append([BODIES[name], *cells])
     head = ["body", "ranking, no labels", "F: its prior alone", "body alone"]
     head += ["the same, tokens only", "tokens of another user", "E: all of another user", "probe"]
     head += ["B's ranking minus this", "B's body minus this", "training, s"]
@@ -431,7 +324,11 @@ def reading_table(record: dict) -> str:
         "new wording",
         "concept never taught",
     ]
-    return f"{table(head, lines)}\n\n{table(of_concepts, concepts)}"
+    tables = [table(head, lines), table(of_concepts, concepts)]
+    if written:
+        of_answers = ["written grade (from the score, from persistence)", "taught", "never taught"]
+        tables.append(table(of_answers, written))
+    return "\n\n".join(tables)
 
 
 def attention_table(record: dict) -> str:
@@ -439,10 +336,7 @@ def attention_table(record: dict) -> str:
     a tuned prompt.
     """
     lines = []
-    named = record["named"]
     for name, said in LOOKS.items():
-        if name not in named:
-            continue
         parts = [side[name] for side in (record["named"], record["tuned"]["named"])]
         columns = [[part[kind]["first"] for part in parts] for kind in ("as_it_is", "against")]
         lines.append(
@@ -462,19 +356,16 @@ def attention_table(record: dict) -> str:
         "share on carriers",
     ]
     agreements = [side["agreement"]["weight"] for side in (record, record["tuned"])]
+    held_out = record["held_out"]
+    saliency, raw = held_out["saliency"], held_out["raw_attention"]
     text = (
-        "Rank correlation of attention and deletion within a user:"
+        "Rank correlation of saliency and deletion within a user:"
         f" {short(agreements[0])} under the question, {short(agreements[1])} under the tuned prompt."
+        f" For {held_out['questions']} questions about concepts that were never taught, with"
+        f" how much the score changes: {short(saliency['agreement'])}, and both name the same"
+        f" modality first in {_whole(saliency['same_first'])}; with raw attention weights"
+        f" {short(raw['agreement'])} and {_whole(raw['same_first'])}."
     )
-    if "held_out" in record:
-        held_out = record["held_out"]
-        saliency, raw = held_out["saliency"], held_out["raw_attention"]
-        text += (
-            f" For {held_out['questions']} questions about concepts that were never taught, with"
-            f" how much the score changes: {short(saliency['agreement'])}, and both name the same"
-            f" modality first in {_whole(saliency['same_first'])}; with raw attention weights"
-            f" {short(raw['agreement'])} and {_whole(raw['same_first'])}."
-        )
     return f"{table(head, lines)}\n\n{text}"
 
 
@@ -509,23 +400,6 @@ def replay_table(record: dict) -> str:
     return table(head, rows)
 
 
-def ablations_table(record: dict) -> str:
-    """Return the variants of a preset beside the full one, and the change that the paper reports
-    for the same variant.
-    """
-    rows = []
-    for place, row in enumerate(record["rows"]):
-        less = _gap([row["minus"][name] for name in ("auc", "low", "high")]) if place else ""
-        paper = (
-            f"{'+' * (row['paper'] > 0)}{short(row['paper'])}" if row["paper"] is not None else ""
-        )
-        rows.append([row["variant"], short(row["auc"]), short(row["wrong"]), less, paper])
-    return table(
-        ["variant", "own question", "another task's", "change (95 % CI)", "change in the paper"],
-        rows,
-    )
-
-
 def useru_table(record: dict) -> str:
     """Return time and peak memory of making pairs, by number of events."""
     rows = []
@@ -547,7 +421,7 @@ def useru_table(record: dict) -> str:
         if power
         else ""
     )
-    return f"{made}\n\n{grown}Goals on 2 cores: one copy within 30 s, 20 copies within 2 GB."
+    return f"{made}\n\n{grown}".strip()
 
 
 def speed_table(records: dict[str, dict]) -> str:
@@ -562,106 +436,31 @@ def speed_table(records: dict[str, dict]) -> str:
 
 
 def _cache(record: dict) -> list[list[str]]:
-    found = []
-    for (slots, tokens), some in groupby(
-        record["rows"], key=lambda row: (row["prefix"], row["query"])
-    ):
-        rows = list(some)
-        sizes = f"{slots} prefix tokens, {tokens} tokens per query"
-        asked = (
-            f"{' / '.join(str(row['queries']) for row in rows)} queries on cached prefixes, "
-            "speed-up over recomputing"
-        )
-        what = f"the same with {sizes}" if found else f"{asked}; {sizes}"
-        bound = f"{' / '.join(short(row['of_bound'], 2) for row in rows)} of the FLOP bound"
-        found.append(
-            [
-                what,
-                f"{' / '.join(_times(row['speedup']) for row in rows)} times; {bound}",
-                ".85 of the bound, .80 at 32 queries",
-            ]
-        )
-    return found
+    rows = record["rows"]
+    asked = " / ".join(str(row["queries"]) for row in rows)
+    what = (
+        f"{asked} questions to {rows[0]['users']} users read once, speed-up over reading for each"
+    )
+    bound = f"{' / '.join(short(row['of_bound'], 2) for row in rows)} of the bound"
+    measured = f"{' / '.join(_times(row['speedup']) for row in rows)} times; {bound}"
+    return [[what, measured, ".85 of the bound, .80 at 32 questions"]]
 
 
 def _ask(record: dict) -> list[list[str]]:
-    bf16, fp32, attention = (
-        short(record["shares"][name], 2) for name in ("bf16_matmul", "fp32_matmul", "attention")
-    )
     measured = (
-        f"{record['all_s']:.1f} s, the first 200 users in {record['first_200_s']:.2f} s; "
-        f"{record['of_ceiling']:.2f} times "
+        f"embedded in {record['all_s']:.2f} s, the first 200 in {record['first_200_s']:.2f} s;"
+        f" ranked in {record['rank_s']:.2f} s"
     )
-    measured += (
-        f"the time of the bare model on the same tokens; share of time: {bf16} bf16 "
-        f"products, {fp32} fp32 products, "
-    )
-    what = f"a typed question, {record['users']:,} cached users"
-    return [[what, f"{measured}{attention} attention", "1.3 times; first 200 users in 1 s"]]
-
-
-def _versus(record: dict) -> list[list[str]]:
-    what = "time of one more (user, question), relative to the same backbone on the events as text "
-    what += f"({record['their_tokens']:,.0f} tokens) and the question"
-    shared = (
-        f"1/{1 / record['with_reading']:.0f} if prefilling is shared by {record['queries']} "
-        "questions"
-    )
-    return [[what, f"1/{1 / record['ratio']:.0f}; {shared}", "1/50"]]
-
-
-def _refresh(record: dict) -> list[list[str]]:
-    what = (
-        "time of adding a day of events to the cache (`engine.update`, `token_order=append_only`, "
-    )
-    what += (
-        f"{record['slots']:.0f} prefix tokens), relative to recomputing; over "
-        f"{_number(record['days'], 'day')}"
-    )
-    return [
-        [
-            what,
-            f"{short(record['ratio'])}; {short(record['ran'])} of the prefix tokens recomputed",
-            ".15",
-        ]
-    ]
-
-
-def _tune(record: dict) -> list[list[str]]:
-    measured = (
-        f"{_times(record['speedup'])} times (bound by tokens: {_times(record['bound'])}); "
-        "over recomputing the prefix "
-    )
-    measured += f"without gradients: {_times(record['speedup_reread'])} times"
-    return [
-        [
-            "a prompt-tuning step on cached prefixes, speed-up over one pass without a cache",
-            measured,
-            "5",
-        ]
-    ]
-
-
-def _train(record: dict) -> list[list[str]]:
-    what = (
-        f"{record['queries']} pairs per prefix ({record['prefix']} prefix tokens, "
-        f"{record['tokens']} tokens per pair), "
-    )
-    measured = f"{_times(record['speedup'])} times (FLOP bound: {_times(record['bound'])}); "
-    measured += f"{short(record['of_matmul'], 2)} of the matrix product rate"
-    return [
-        [
-            f"{what}speed-up over one row per pair",
-            measured,
-            f"4{', beyond the bound' * (record['bound'] < 4)}",
-        ]
-    ]
+    what = f"a typed question to {record['users']:,} users read before"
+    return [[what, measured, "all in 1 s"]]
 
 
 def _scale(record: dict) -> list[list[str]]:
-    two = {row["backend"]: short(row["linear"], 2) for row in record["rows"] if row["workers"] == 2}
     ways = ", ".join(
-        f"{value} ({'processes' if name == 'local' else name})" for name, value in two.items()
+        f"{short(row['linear'], 2)} ({'processes' if row['backend'] == 'local' else row['backend']};"
+        f" {short(row['linear_cpu'], 2)} by processor time)"
+        for row in record["rows"]
+        if row["workers"] == 2
     )
     ceiling, back = record["ceiling"], record["restart"]
     ways += (
@@ -691,15 +490,7 @@ def _texts(record: dict) -> list[list[str]]:
     return [[f"{record['texts']:,} distinct texts in the on-disk text table", measured, "2 GB"]]
 
 
-SPEED = {
-    "cache": _cache,
-    "ask": _ask,
-    "versus": _versus,
-    "refresh": _refresh,
-    "tune": _tune,
-    "train": _train,
-}
-SPEED |= {"scale": _scale, "texts": _texts}
+SPEED = {"cache": _cache, "ask": _ask, "scale": _scale, "texts": _texts}
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -726,8 +517,8 @@ def _valued(span: dict) -> str:
     return f"{short(span['auc'])} ({_span(span)})"
 
 
-def _span(span: dict | None) -> str:
-    return f"{short(span['low'])} to {short(span['high'])}" if span else ""
+def _span(span: dict) -> str:
+    return f"{short(span['low'])} to {short(span['high'])}"
 
 
 def _gap(span: list[float] | None) -> str:

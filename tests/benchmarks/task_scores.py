@@ -12,8 +12,6 @@ from jaxtyping import Float
 from qanchor.data.sample import QUERIES as SAMPLE_QUERIES
 from qanchor.data.users import Users
 from qanchor.evaluation.probe import cross_val_scores, summarize_cv
-from qanchor.useru.answers import answers, style_of
-from qanchor.useru.topics import by_name
 from tests.benchmarks.baselines import fit_boosted_trees
 
 DOMAINS = {
@@ -27,37 +25,22 @@ DOMAINS = {
     }.items()
     for task in tasks.split()
 }
-# task | topic whose answers mean yes and no | question that the label answers (sample tasks have theirs
-# in qanchor.data.sample)
-_TASK_TABLE = """
-lapse         | lapse       | Will this {user} stop shopping here?
-spend_drop    | spend_down  | Will this {user} spend much less than before?
-visits_up     | visits_up   | Will this {user} come more often than before?
-redeem        | coupons     | Will this {user} redeem a coupon?
-discount      | discount    | Is this {user} price-conscious, buying mostly at a discount?
-private_label | store_brand | Will this {user} choose the store's own brand?
-baby          | baby        | Will this {user} buy baby products?
-pet           | pets        | Will this {user} buy pet supplies?
-high_income   | luxury      | Does this {user} have a high income?
-age55         | elder_care  | Is this {user} older than 55?
-Active        | active
-Concert       | concerts
-Login         | login
-Forest        | forest
-Fraud         | fraud
-Money         | cash_advance
-Takeout       | takeout
-Brand         | brand
-Promo         | promo
-Value         | luxury
-female        | -           | Is this {user} a woman?
-age35         | -           | Is this {user} older than 35?
-"""
-_FIELDS = [
-    [field.strip() for field in line.split("|")] for line in _TASK_TABLE.strip().splitlines()
-]
-# with `{user}` for the unit word
-QUERIES = SAMPLE_QUERIES | {task: query[0] for task, _, *query in _FIELDS if query}
+# questions that the labels answer, with `{user}` for the unit word; those of the sample world have
+# theirs in qanchor.data.sample
+QUERIES = SAMPLE_QUERIES | {
+    "lapse": "Will this {user} stop shopping here?",
+    "spend_drop": "Will this {user} spend much less than before?",
+    "visits_up": "Will this {user} come more often than before?",
+    "redeem": "Will this {user} redeem a coupon?",
+    "discount": "Is this {user} price-conscious, buying mostly at a discount?",
+    "private_label": "Will this {user} choose the store's own brand?",
+    "baby": "Will this {user} buy baby products?",
+    "pet": "Will this {user} buy pet supplies?",
+    "high_income": "Does this {user} have a high income?",
+    "age55": "Is this {user} older than 55?",
+    "female": "Is this {user} a woman?",
+    "age35": "Is this {user} older than 35?",
+}
 TASK_COLUMNS = ["task", "domain", "method", "auc", "auc_low", "auc_high", "ks", "n", "positives"]
 # (task, method) -> held-out scores and fold numbers, each (seed, user)
 HeldOutScores = dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]
@@ -75,33 +58,6 @@ def task_query(task: str, unit: str) -> str:
         'Will this household buy pet supplies?'
     """
     return QUERIES.get(task, f"{task}?").replace("{user}", unit)
-
-
-def reference_answers(unit: str = "user") -> dict[str, tuple[list[str], list[str]]]:
-    """Return the answers that mean yes and those that mean no, for each task about the future.
-
-    Args:
-        unit: What one user is called. Default: "user".
-
-    Returns:
-        (yes answers, no answers) by task.
-
-    Example:
-        >>> yes, no = reference_answers("household")["baby"]
-        >>> no[0]
-        'Very unlikely to buy baby products: none at all in the next 30 days.'
-    """
-    reference = {}
-    for task, name, *_ in _FIELDS:
-        if DOMAINS[task] == "profile":
-            continue
-        topic = by_name(name)
-        counts_events = style_of(topic) == "count"
-        low = answers(topic, 0, "future", unit=unit, none=counts_events)
-        high = answers(topic, 4, "future", unit=unit, none=False)
-        # a topic named ..._down measures a trend, of which a fall means yes
-        reference[task] = (low, high) if name.endswith("_down") else (high, low)
-    return reference
 
 
 def score_tasks(

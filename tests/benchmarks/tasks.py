@@ -1,46 +1,45 @@
-"""Bench `tasks`: what frozen embeddings know of the labels, beside every baseline, and what other
-questions would give.
+"""Bench `tasks`: what the embeddings and rankings of `fit` know of the labels, beside every
+baseline, and what other questions would give.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
+import qanchor as qa
 from qanchor.analysis.embedding_cache import PARAPHRASES
 from qanchor.data.sample import sample_ground_truth
 from qanchor.data.users import Users
 from qanchor.evaluation.metrics import roc_auc
-from qanchor.inference.engine import Engine
-from qanchor.inference.prefix_cache import PrefixCache
-from qanchor.models.collate import group_by_length
-from qanchor.models.model import QAnchor
-from qanchor.models.prefix_encoder import TOKEN_KINDS
+from qanchor.inference.evidence import encode_questions
+from qanchor.models.pointing import PointingReader, read_questions
 from qanchor.models.text_encoder import text_vectors
-from qanchor.useru.pairs import SUMMARY_QUERY
-from tests.benchmarks.baselines import baseline_features, svd_components
+from qanchor.utils.types import StageProgress
+from tests.benchmarks.baselines import baseline_features, token_features
 from tests.benchmarks.earlier import earlier_labels, earlier_scores
-from tests.benchmarks.parts import control_embeddings, read_states
+from tests.benchmarks.engines import open_engine, rank_scores, with_label_horizon
+from tests.benchmarks.fitted import parts_of_prior
 from tests.benchmarks.task_scores import (
     HeldOutScores,
     average_auc,
     cross_validate_tasks,
-    reference_answers,
     task_frame,
     task_query,
 )
 
+GENERIC = "What are the {user}'s most likely actions in the next period?"  # the paper's fixed query
 KINDS = ("right", "none", "generic", "wrong", *(f"paraphrase {i}" for i in range(len(PARAPHRASES))))
 LADDER = {
     "tables": "rfm_svd",
     "vectors": "minilm",
-    "slots": "slots",
+    "tokens": "features",
     "untrained": "anchor_untrained",
     "trained": "anchor",
 }
@@ -51,63 +50,73 @@ def tasks(
     run: Path | None = None,
     seeds: int = 5,
     *,
-    dtype: str | None = None,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: StageProgress = lambda stage, done, total: None,
 ) -> dict:
-    """Score the users' labels by every baseline and, with a run, by its anchors under each task's
-    own query.
+    """Judge a model by the users' labels: its ranking without labels beside what else needs none,
+    and probes on its frozen embeddings beside every baseline.
 
-    With a run also: the same model untrained, the controls of `control_embeddings`, the rungs of
-    the information ladder, what other queries than the right one give (fewer seeds, the same folds
-    for all of them), and `zero_shot`, the AUC of being nearer to yes answers than to no. Beside
-    these two, their 95 % intervals, `query_intervals` and `zero_shot_intervals`, and by how much
-    the right query is above each other one, paired: `query_minus`. `zero_shot_others` has the
-    controls without labels, too, and models fitted at earlier cut-offs where labels can be computed
-    there; `zero_shot_minus` is by how much `zero_shot` is above each of them, paired.
-    dtype      that of the language model, "bfloat16" or "float32" (default: as the run is loaded).
-    progress   called with (stage, done, total).
+    `zero_shot` is the AUC of the ranking, for the questions that are answered, `zero_shot_intervals`
+    the same with 95 % intervals. `zero_shot_others` has what else needs no label: persistence, the
+    prior of the model alone, and models fitted at earlier cut-offs where labels can be computed
+    there; `zero_shot_minus` is by how much `zero_shot` is above each of them, paired. For the rest
+    see `probed`.
+
+    Args:
+        users: Returns the users.
+        run: Folder of a run. Default: fit a model to the users.
+        seeds: Repetitions of the cross-validation of probes. 0: no probes. Default: 5.
+        progress: Called with (stage, done, total).
     """
-    people, model = users(), QAnchor.from_pretrained(run, dtype=dtype) if run else None
+    people = with_label_horizon(users())
     names = askable(people)
-    texts, encoder = (
-        list(people.events["text"].cat.categories),
-        model.config.text_encoder if model else "minilm",
-    )
-    features: dict = baseline_features(people, text_vectors(texts, encoder))
-    if model:
-        features |= own_features(model, people)
-        device = str(model.device)
-        untrained = Engine(QAnchor(model.config, model.preprocessor, device=device, dtype=dtype))
-        features["backbone_text"] = read_aloud(untrained.model, people)
-        reading = partial(progress, "reading users")
-        cache = untrained.prefill(people, progress=reading)
-        features["anchor_untrained"] = embeddings_by_question(
-            untrained, cache, people, names, ("right",), progress
-        )["right"]
-        engine = Engine(model)
-        cache = engine.prefill(people, progress=reading)
-        features["slots"] = pooled_slots(cache)
-        ours = embeddings_by_question(engine, cache, people, names, KINDS, progress)
-        features["anchor_no_query"] = ours["none"]
-        controls = embeddings_by_control(engine, cache, people, names) | {"anchor": ours["right"]}
-        features |= controls
+    engine = open_engine(run, people, progress)
+    cache = engine.prefill(people)
+    scores = label_free_scores(engine, cache, people, names)
+    encoder = engine.model.config.text_encoder
+    scores |= earlier_scores(encoder, people, earlier_labels(people), names)
+    result = {"data": people.name, "users": len(people), "seeds": seeds}
+    result |= judge_label_free(people, scores)
+    return result | (probed(engine, cache, people, names, seeds, progress) if seeds else {})
+
+
+def probed(
+    engine: qa.Engine,
+    cache: qa.PrefixCache,
+    people: Users,
+    names: list[str],
+    seeds: int,
+    progress: StageProgress,
+) -> dict:
+    """Score the labels by every baseline and by embeddings under each task's own question.
+
+    Also: the same model untrained, the rungs of the information ladder, and what other questions
+    than the right one give (fewer seeds, the same folds for all of them), with intervals, and by
+    how much the right question is above each other one, paired: `query_minus`.
+    """
+    texts = list(people.events["text"].cat.categories)
+    vectors = text_vectors(texts, engine.model.config.text_encoder)
+    own = token_features(cache.tokens)
+    features: dict = baseline_features(people, vectors)
+    features |= {"features": own["logistic"][0], "features_lightgbm": own["lightgbm"][0]}
+    random_weights = untrained(engine, cache)
+    features["anchor_untrained"] = embeddings_by_question(
+        random_weights, cache, people, names, ("right",)
+    )["right"]
+    ours = embeddings_by_question(engine, cache, people, names, KINDS, progress)
+    features |= {"anchor_no_query": ours["none"], "anchor": ours["right"]}
     held = cross_validate_tasks(
         people, features, names, seeds=seeds, progress=partial(progress, "probes")
     )
     frame = task_frame(people, held)
     average = averages(frame)
-    result = {"data": people.name, "users": len(people), "average": average}
+    result = {"average": average}
     result["tasks"] = frame[frame["task"] != "average"].to_dict("records")
     result |= {"recovered": _recovered(people, frame)} if people.name == "world" else {}
     result["ladder"] = [
-        {"rung": r, "method": m, "auc": average[m]["auc"]}
-        for r, m in LADDER.items()
-        if m in average
+        {"rung": rung, "method": method, "auc": average[method]["auc"]}
+        for rung, method in LADDER.items()
     ]
-    if not model:
-        return result
-    result["dtype"] = str(model.backbone.dtype).removeprefix("torch.")
-    others = [m for m in average if m not in ("anchor", "anchor_no_query", "slots")]
+    others = [method for method in average if method != "anchor"]
     result["anchor_minus"] = {m: interval(people, held, "anchor", minus=m) for m in others}
     asked = cross_validate_tasks(
         people, ours, names, seeds=min(seeds, 2), progress=partial(progress, "other questions")
@@ -120,20 +129,16 @@ def tasks(
     result["query_minus"] = _by_kind(
         {kind: interval(people, asked, "right", minus=kind) for kind in KINDS[1:]}
     )
-    by_answer = answer_scores(engine, people, names, controls)
-    by_answer |= earlier_scores(model.preprocessor, people, earlier_labels(people), names)
-    return result | judge_zero_shot(people, by_answer)
+    return result
 
 
-def own_features(model: QAnchor, people: Users) -> dict:
-    """Return what the model is given of each user as numbers, for a logistic regression and for
-    boosted trees: the strongest baselines that read what the model reads.
-    """
-    coarse = model.preprocessor.transform(people).coarse.astype(float)
-    own = {"features": coarse}
-    if find_spec("lightgbm"):
-        own["features_lightgbm"] = coarse
-    return own
+def untrained(engine: qa.Engine, cache: qa.PrefixCache) -> qa.Engine:
+    """Return an engine of the same model with a reader of random weights."""
+    model = copy.deepcopy(engine.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model.reader = PointingReader(cache.tokens.vectors.shape[1])
+    return qa.Engine(model)
 
 
 def _by_kind(found: dict) -> dict:
@@ -170,85 +175,27 @@ def right_queries(people: Users, names: list[str]) -> dict[str, str]:
 
 
 def embeddings_by_question(
-    engine: Engine,
-    cache: PrefixCache,
+    engine: qa.Engine,
+    cache: qa.PrefixCache,
     people: Users,
     names: list[str],
     kinds: Sequence[str],
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: StageProgress = lambda stage, done, total: None,
 ) -> dict[str, Callable]:
     """Ask all that the table needs in one visit of the users: {kind of query: task -> embeddings}."""
     right = right_queries(people, names)
+    generic = GENERIC.replace("{user}", people.unit)
     texts = {}
     for i, (name, query) in enumerate(right.items()):
         # wrong: the next task's query but two, since neighbours in the list ask for like things (of
         # three that is its own)
         wrong = right[names[(i + (3 if len(names) > 3 else 1)) % len(names)]]
-        asked = (query, "", SUMMARY_QUERY, wrong, *(p.format(query) for p in PARAPHRASES))
+        asked = (query, "", generic, wrong, *(p.format(query) for p in PARAPHRASES))
         texts |= {(name, kind): text for kind, text in zip(KINDS, asked, strict=True)}
     wanted = list(dict.fromkeys(text for (_, kind), text in texts.items() if kind in kinds))
     anchors = engine.embed(cache, wanted, partial(progress, f"asking {len(wanted)}"))
     place = {text: k for k, text in enumerate(wanted)}
     return {kind: (lambda task, kind=kind: anchors[:, place[texts[task, kind]]]) for kind in kinds}
-
-
-def embeddings_by_control(
-    engine: Engine, cache: PrefixCache, people: Users, names: list[str]
-) -> dict[str, Callable]:
-    """Embed the users under each task's own query, whole ("anchor") and with parts of the model left
-    out or shuffled: {control: task -> embeddings}.
-    """
-    states = read_states(engine, cache, list(right_queries(people, names).values()))
-    found = control_embeddings(engine.model, states)
-    return {
-        control: (lambda task, z=embeddings: z[:, names.index(task)])
-        for control, embeddings in found.items()
-    }
-
-
-def pooled_slots(cache: PrefixCache) -> np.ndarray:
-    """Average each user's slots by kind, 128 components of it: what stands in front of the language
-    model.
-    """
-    rows = np.argsort(np.concatenate([group.rows for group in cache.groups]))
-    means = []
-    for prefix in (group.prefix for group in cache.groups):
-        kinds = torch.nn.functional.one_hot(prefix.kind, len(TOKEN_KINDS)) * prefix.mask[..., None]
-        total = torch.einsum("usk,usw->ukw", kinds.float(), prefix.tokens)
-        means.append((total / kinds.sum(1).clamp(min=1)[..., None]).flatten(1).cpu().numpy())
-    return svd_components(np.concatenate(means)[rows], 128)
-
-
-@torch.inference_mode()
-def read_aloud(model: QAnchor, people: Users, limit: int = 256) -> np.ndarray:
-    """Embed users as people do without any of this: what each did most, as one text, read by the
-    language model (user, width).
-
-    The text is cut after `limit` tokens; the embedding is the state at its end.
-    """
-    past = people.history()
-    counts = (
-        past.groupby(["user", "modality", "text"], observed=True).size().rename("n").reset_index()
-    )
-    counts = counts.sort_values(["n", "modality", "text"], ascending=[False, True, True])
-    lines = (
-        counts["modality"].astype(str)
-        + ": "
-        + counts["text"].astype(str)
-        + " x"
-        + counts["n"].astype(str)
-    )
-    told = (
-        lines.groupby(counts["user"].astype(str))
-        .agg("; ".join)
-        .reindex(list(people.ids))
-        .fillna("nothing")
-    )
-    rows = [model.tokenizer(text[: 8 * limit])[:limit] for text in told]
-    out = np.zeros((len(rows), len(model.user_emb)), np.float32)
-    for group in group_by_length([len(row) for row in rows], 8192):
-        out[group] = model.encode_text([rows[i] for i in group]).float().cpu().numpy()
-    return out
 
 
 def averages(frame: pd.DataFrame) -> dict:
@@ -277,32 +224,39 @@ def _recovered(people: Users, frame: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def answer_scores(
-    engine: Engine, people: Users, names: list[str], embeddings: dict[str, Callable]
+def label_free_scores(
+    engine: qa.Engine, cache: qa.PrefixCache, people: Users, names: list[str]
 ) -> HeldOutScores:
-    """Score each task by similarity to its yes answers minus its no answers, for each method; no
-    label is looked at.
+    """Score each task that is answered without labels: by the ranking, by its prior alone, and by
+    how often what the question means happened before.
     """
     scores = {}
-    for task, (yes, no) in reference_answers(people.unit).items():
-        if task not in names:
+    for task, query in right_queries(people, names).items():
+        ranking = rank_scores(engine, cache, query)
+        if ranking is None:
             continue
-        high, low = (engine.model.embed_answer(side).mean(0).cpu().numpy() for side in (yes, no))
-        for method, embed in embeddings.items():
-            score = (embed(task) @ (high - low))[None]
+        question = encode_questions(engine.model, [query], people.unit, people.horizon_days)
+        parts = parts_of_prior(engine.model.reader, cache.tokens, question)
+        prior = read_questions(engine.model.reader, cache.tokens, question).prior[:, 0].numpy()
+        methods = {"anchor": ranking, "persistence": parts["persistence"], "prior": prior}
+        for method, score in methods.items():
             # nothing was fitted: all are of one fold
-            scores[task, method] = score, np.zeros(score.shape, int)
+            scores[task, method] = score[None], np.zeros((1, len(people)), int)
     return scores
 
 
-def judge_zero_shot(people: Users, scores: HeldOutScores) -> dict[str, dict]:
+def judge_label_free(people: Users, scores: HeldOutScores) -> dict[str, dict]:
     """Judge scores that no label of the judged window was used for: those of the method "anchor",
-    and all others beside them.
+    and all others beside them. Empty if no question was answered.
     """
+    answered = {task for task, method in scores if method == "anchor"}
+    scores = {key: score for key, score in scores.items() if key[0] in answered}
     methods = list(dict.fromkeys(method for _, method in scores))
-    spans: dict[str, dict] = {method: {} for method in ("anchor", *methods)}
-    for method in methods:
-        spans[method]["average"] = interval(people, scores, method)
+    if not methods:
+        return {}
+    spans: dict[str, dict] = {
+        method: {"average": interval(people, scores, method)} for method in methods
+    }
     for (task, method), score in scores.items():
         spans[method][task] = interval(people, {(task, method): score}, method)
     ours = spans.pop("anchor")

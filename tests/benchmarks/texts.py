@@ -52,17 +52,15 @@ def _fill(folder: Path, many: int) -> dict:
     draw, began = np.random.default_rng(0), time.perf_counter()
     for start in range(0, many, 50_000):
         some = [_text(i) for i in range(start, min(many, start + 50_000))]
-        VectorTable(folder).lookup(
+        VectorTable(folder / "table").lookup(
             some,
-            lambda new, report: draw.standard_normal((len(new), WIDTH), np.float32).astype(
-                np.float16
-            ),
+            lambda new: draw.standard_normal((len(new), WIDTH), np.float32).astype(np.float16),
         )
     return {"fill_s": time.perf_counter() - began, "fill_peak_gb": peak_gb()}
 
 
 def _read_back(folder: Path, many: int) -> dict:
-    began, table = time.perf_counter(), VectorTable(folder)
+    began, table = time.perf_counter(), VectorTable(folder / "table")
     vectors = table.lookup([_text(i) for i in range(many)], _never)
     whole = time.perf_counter() - began
     began = time.perf_counter()
@@ -75,5 +73,5 @@ def _read_back(folder: Path, many: int) -> dict:
     }
 
 
-def _never(new: list[str], report) -> np.ndarray:
+def _never(new: list[str]) -> np.ndarray:
     raise AssertionError(f"{len(new):,} texts are not in the table")

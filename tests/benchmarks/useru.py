@@ -1,5 +1,5 @@
-"""Bench `useru`: events tables of one, five and twenty times the Complete Journey to pairs, each in
-a process of its own.
+"""Bench `useru`: events tables of one, two and four times the Complete Journey to pairs, each in a
+process of its own.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+import qanchor as qa
 from qanchor.data.complete_journey import load_complete_journey
+from qanchor.data.reading import load_users
 from qanchor.data.users import Users
-from qanchor.useru.sharded import write_pairs
 from qanchor.utils.arrays import arrow_table
 
-SCALES = (1, 5, 20)
+SCALES = (1, 2, 4)
 MOVED_HOURS, MORE_OR_LESS = (
     72,
     (0.8, 1.25),
@@ -42,7 +43,7 @@ def useru(
 
     Each scale is that many copies of each user of `source`, under new ids, with times and amounts
     moved (by `seed`) in all but
-    the first. seconds: from the file of events to the files of pairs, without writing the copies or
+    the first. seconds: from the file of events to the pairs, without writing the copies or
     starting Python.
     peak_gb: the most memory of that process. users, run and seeds are not looked at.
     """
@@ -67,13 +68,14 @@ def alone(step: Callable, *given):
 
 def _measured(folder: Path) -> dict:
     began = time.perf_counter()
-    told = write_pairs(folder, folder / "pairs")
+    users = load_users(folder)
+    pairs = qa.make_pairs(users)
     seconds = time.perf_counter() - began
     counts = {
-        "events": told["events"],
-        "pairs": told["pairs"],
+        "events": len(users.events),
+        "pairs": len(pairs),
         "seconds": seconds,
-        "events_per_s": told["events"] / seconds,
+        "events_per_s": len(users.events) / seconds,
     }
     return counts | {"peak_gb": peak_gb()}
 

@@ -258,7 +258,6 @@ class FakeExplain:
             frame = pd.DataFrame(
                 {
                     "query": queries,
-                    "topic": "",
                     "auc": 0.86 - 0.018 * np.arange(len(queries)) ** 0.95,
                 }
             )

@@ -11,61 +11,43 @@ from fake import HOSTILE, QUERIES
 from updates import Update
 
 MODALITIES = ("bill", "mini", "spm", "app", "search", "tabular")
-OTHERS = {"user": 1, "summary": 3, "query": 9, "sink": 1}
-SLOTS = {"bill": 61, "mini": 32, "spm": 22, "app": 12, "search": 17, "tabular": 3} | OTHERS
-LAYERS, GROUPS = 6, 3
+OTHERS = ("number columns", "time of day")
+TOKENS = {"bill": 61, "mini": 32, "spm": 22, "app": 12, "search": 17, "tabular": 3}
 
 
-def make_table(
-    query: str, modalities=MODALITIES, soft: bool = False, deleted: bool = True
-) -> pd.DataFrame:
+def make_table(query: str, modalities=MODALITIES, deleted: bool = True) -> pd.DataFrame:
     """Make a whole table of one query by rules: attention falls and effects rise in the order of
     the modalities.
     """
     random = np.random.default_rng(zlib.crc32(query.encode()))
-    names = [*modalities, *OTHERS, *(["soft prompt"] if soft else [])]
-    cube = random.gamma(6, 1, (LAYERS, GROUPS, len(names))) * np.linspace(1.6, 0.5, len(names))
-    cube[:, :, names.index("sink")] = 60
-    cube[:, :, names.index("query")] = 22
-    cube /= cube.sum(-1, keepdims=True)
-    cube = np.concatenate([cube.mean(1, keepdims=True), cube], 1)
-    cube = np.concatenate([cube.mean(0, keepdims=True), cube], 0)
-    index = pd.MultiIndex.from_product(
-        [range(-1, LAYERS), range(-1, GROUPS), names], names=["layer", "head_group", "modality"]
-    )
-    frame = pd.DataFrame({"weight": cube.ravel()}, index).reset_index().assign(query=query)
-    effect = dict(
-        zip(
-            modalities,
-            np.linspace(0.002, 0.061, len(modalities)) * random.uniform(0.7, 1.3),
-            strict=True,
-        )
-    )
-    frame["slots"] = frame["modality"].map(SLOTS).fillna(6)
-    frame = frame.assign(per_token=frame["weight"] / frame["slots"])
-    frame["kind"] = np.where(frame["modality"].isin(list(modalities)), "modality", "other")
+    names = [*modalities, *OTHERS]
+    weight = random.uniform(0.9, 1.1, len(names)) * np.linspace(1.6, 0.5, len(names))
+    frame = pd.DataFrame({"query": query, "modality": names, "weight": weight / weight.sum()})
+    effects = np.linspace(0.002, 0.061, len(modalities)) * random.uniform(0.7, 1.3)
+    effect = dict(zip(modalities, effects, strict=True))
+    frame["tokens"] = frame["modality"].map(TOKENS).fillna(6.0)
+    frame["per_token"] = frame["weight"] / frame["tokens"]
+    frame["kind"] = np.where(frame["modality"].isin(modalities), "modality", "other")
     frame["deletion_effect"] = frame["modality"].map(effect) if deleted else np.nan
-    cell = frame[frame["kind"] == "modality"].groupby(["layer", "head_group"])
+    ranked = frame[frame["kind"] == "modality"]
     for measure, after in (("weight", ""), ("per_token", "_per_token")):
-        apart = cell[measure].rank() - cell["deletion_effect"].rank()
+        apart = ranked[measure].rank() - ranked["deletion_effect"].rank()
         frame[f"disagrees{after}"] = (apart.abs() >= 2).reindex(frame.index, fill_value=False)
         frame[f"agreement{after}"] = -0.37 if deleted else np.nan
     return frame
 
 
 class FakeAttention:
-    """Look at made-up users. "fail" raises, "slow" takes its time; the name "tuned" stands for a
-    soft prompt.
-    """
+    """Look at made-up users. "fail" raises, "slow" takes its time."""
 
     def __init__(self, users: int = 60, seconds: float = 0.5):
         self.ids = tuple(f"u{i:04}" for i in range(users))
-        self.queries, self.unit, self.units = ("tuned", *QUERIES), "user", "users"
+        self.queries, self.unit, self.units = QUERIES, "user", "users"
         self.seconds, self.closed, self.calls = seconds, 0, []
 
     def _frames(self, queries, deleted=True):
         return pd.concat(
-            [make_table(q, soft=q == "tuned", deleted=deleted) for q in queries if q],
+            [make_table(q, deleted=deleted) for q in queries if q],
             ignore_index=True,
         )
 
@@ -98,7 +80,7 @@ class FakeAttention:
             )
             summary += "do not read attention as importance."
             caption = (
-                f"Mean over {many} users; 6 layers, 9 heads. Deletion effect: 1 - cosine "
+                f"Mean over {many} users. Deletion effect: 1 - cosine "
                 "after reading anew without it."
             )
             yield Update(steps, steps, summary, caption, data={"table": self._frames(queries)})

@@ -75,9 +75,7 @@ def fake_compare(scores: bool = True, many: int = 1) -> dict:
         texts=[TEXTS[: k % 4] if k != 7 else [f"bought {HOSTILE}"] for k in range(len(names))]
     )
     transitions = pd.DataFrame(MOVES, columns=["from_cluster", "to_cluster", "users", "kind"])
-    transitions = transitions.assign(
-        users=transitions["users"] * many, beyond_noise=np.linspace(0.2, 0.97, len(MOVES))
-    )
+    transitions["users"] *= many
     frame = pd.DataFrame(
         {
             "side": ["before", "after"],

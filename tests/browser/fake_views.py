@@ -13,7 +13,7 @@ clusters = ClusterView(session.compare("", "Will this user travel soon?"), sessi
 FILL = """lens.ask("Will this user travel soon?")
 lens.selection.ids = lens._ids[:40]
 panel.save("travellers"), panel.save("night owls"), panel.explain()
-attention.look("Will this user travel soon?", "tuned")
+attention.look("Will this user travel soon?", "Is this user price-conscious?")
 tuning.tune("Takeout", "Will they order?", steps=20)
 card = panel.result_card("A first look.")"""
 VIEWS = {  # the expression that shows it, and the mark by which the page knows it
@@ -31,7 +31,7 @@ bench.lens.ask("Will this user travel soon?")
 bench.selection.ids = bench.selection.all_ids[:40]
 bench.panel.save("travellers"), bench.panel.save("night owls"), bench.panel.explain()
 bench.matrix.ask()
-bench.attention.look("Will this user travel soon?", "tuned")
+bench.attention.look("Will this user travel soon?", "Is this user price-conscious?")
 bench.compare()
 bench.tuning.tune("Takeout", "Will they order?", steps=20)
 bench"""

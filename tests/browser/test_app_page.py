@@ -15,7 +15,7 @@ READY = (
 TRAVEL = "Will this user travel soon?"
 
 
-SHIPPED_MODEL = 'qa.QAnchor.from_pretrained("../data/runs/world")'
+SHIPPED_MODEL = 'qa.QAnchor.from_pretrained("../data/runs/sample")'
 
 
 def serve_app(server, folder, users: int, model: str = SHIPPED_MODEL):

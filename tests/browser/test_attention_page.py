@@ -16,7 +16,7 @@ CHOSEN = (
 REAL = """import qanchor as qa
 from widgets import AttentionView
 users = qa.load_users("../data/sample").sample(40)
-backend = qa.AttentionBackend(qa.Engine(qa.QAnchor.from_pretrained("../data/runs/world")), users, most=4)
+backend = qa.AttentionBackend(qa.Engine(qa.QAnchor.from_pretrained("../data/runs/sample")), users, most=4)
 AttentionView(backend, users.frame())"""
 FRAME = (
     "AttentionView(table=make_table('Saved?', modalities=('<b>bill</b>', 'app', 'search')), "
@@ -78,24 +78,17 @@ def test_a_query_fills_the_table(book):
     )
     assert (
         set(names[:6]) == {"bill", "mini", "spm", "app", "search", "tabular"}
-        and names[-1] == "sink"
+        and names[-1] == "time of day"
     )
     assert "…" not in row(book, "bill") and "disagree" in row(book, "bill")
     widths = book.page.locator(".att-table tbody tr:not(.other) i.look").evaluate_all(
         "bars => bars.map(b => parseFloat(b.style.width))"
     )
-    assert max(widths) == 100 and min(widths) < 90  # the sink does not set the scale
-    assert book.page.locator('tr[data-name="sink"] i.over').count() == 1
+    assert max(widths) == 100 and min(widths) < 90
     assert "-0.37" in book.page.locator(".lens-sentence").first.inner_text()
     before = row(book, "bill")
-    book.page.get_by_role("button", name="per slot", exact=True).click()
+    book.page.get_by_role("button", name="per token", exact=True).click()
     assert row(book, "bill") != before and root(book, "measure") == "per_token"
-    slider = book.page.get_by_label("Layer")
-    slider.focus()
-    slider.press("ArrowRight")
-    assert root(book, "layer") == "0" and slider.get_attribute("aria-valuetext") == "1 of 6"
-    book.page.get_by_role("group", name="Head group").get_by_role("button", name="2").click()
-    assert root(book, "group") == "1"
 
 
 def test_two_queries_are_shown_as_their_difference(book):
@@ -111,9 +104,6 @@ def test_two_queries_are_shown_as_their_difference(book):
     assert apart == pytest.approx(a - b, abs=0.11)
     book.page.get_by_role("button", name="B", exact=True).click()
     assert root(book, "side") == "1" and book.page.locator(".att-place").count() > 0
-    look(book, "tuned", TRAVEL)
-    seen(book, "tuned")
-    assert book.page.locator('tr[data-name="soft prompt"]').count() == 1
 
 
 def test_cancel_keeps_the_last_table_and_errors_are_said(book):
@@ -214,7 +204,8 @@ def test_the_shipped_run_is_looked_at_and_one_of_its_events_dropped(open_noteboo
     book.wait("document.querySelector('.att').dataset.query.endsWith('(edited)')", timeout=300)
     book.wait("document.querySelector('.att').dataset.busy === 'false'", timeout=180)
     assert f"Without 1 event, {user} moves by" in book.page.locator(".lens-sentence").inner_text()
-    assert "travel" in book.page.locator(".att-answers").inner_text().lower()
+    answers = book.page.locator(".att-answers").inner_text().lower()
+    assert answers.count("travel") + answers.count("flight") >= 2  # before and after
     book.shot("ledger-run-edited")
     book.close()
 

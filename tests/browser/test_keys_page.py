@@ -216,7 +216,7 @@ def attention(hands: Hands) -> None:
         "(({ready, busy}) => ready === 'true' && busy === "
         "'false')(document.querySelector('.att').dataset)"
     )
-    hands.reach("per slot")
+    hands.reach("per token")
     hands.press("Enter")
     hands.until("document.querySelector('.att').dataset.measure === 'per_token'")
     hands.book.shot("keys-attention")

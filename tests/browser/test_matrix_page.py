@@ -120,7 +120,7 @@ def test_cancel_and_errors_leave_the_matrix(book):
     data(book, busy="true", of="49")
     page.keyboard.press("Escape")
     data(book, busy="false", cells="42")
-    assert "Cancelled" in page.locator(".deck .lens-note").inner_text()
+    book.wait("document.querySelector('.deck .lens-note').innerText.includes('Cancelled')")
     page.get_by_role("button", name="Take “slow” out").click(force=True)
     data(book, of="42", busy="false")
     box.fill("fail")

@@ -10,7 +10,7 @@ from tests.benchmarks import fuzz
 from tests.benchmarks.__main__ import BENCHMARKS
 from tests.benchmarks.strange import Draw
 
-CASES = 30 * len(fuzz.ROUND)
+CASES = 34 * len(fuzz.ROUND)
 
 
 @pytest.mark.slow
@@ -33,6 +33,7 @@ def test_strange_input_ends_in_a_result_or_in_our_own_error():
     }
 
 
+@pytest.mark.slow
 def test_a_fault_is_noticed(monkeypatch):
     """An error nobody explained, a wrong result, a hang and a half-written file are faults, each
     with its case.

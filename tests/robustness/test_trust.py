@@ -19,35 +19,32 @@ from safetensors import SafetensorError
 import qanchor as qa
 from qanchor import cli
 from qanchor.data.export import export_group
-from qanchor.errors import DataError, RunError, TableError
-from qanchor.inference.ranking import answer_bank
+from qanchor.errors import DataError, RunError
 from qanchor.models.text_encoder import VectorTable
 from qanchor.training.checkpoint import Checkpoint
-from qanchor.useru.sharded import write_pairs
+from qanchor.training.pairs import write_pairs
 from qanchor.utils.arrays import LRUCache
 from qanchor.utils.hashing import sha256_file
-from tests.tiny import make_engine, make_model
+from tests.tiny import fit_quickly, make_model, make_task, make_users
 from widgets import ResultCard, Workbench
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake_session import FakeSession
 
-WORLD = qa.make_sample_users(30)
+USERS = make_users()
+QUERY = "Will this user buy tea?"
 
 
-def vectors(new, _report) -> np.ndarray:
+def vectors(new) -> np.ndarray:
     return np.ones((len(new), 384), np.float16)
 
 
 @pytest.fixture(scope="module")
 def prompt(tmp_path_factory):
-    model = qa.QAnchor.from_pretrained(
-        make_model(WORLD, awake=False).save_pretrained(tmp_path_factory.mktemp("run") / "run")
-    )
-    engine = qa.Engine(model)
-    return engine, qa.tune_prompt(
-        engine, engine.prefill(WORLD), "Why?", WORLD.label("Active"), steps=2
-    )[0]
+    folder = make_model().save_pretrained(tmp_path_factory.mktemp("run") / "run")
+    engine = qa.Engine(qa.QAnchor.from_pretrained(folder))
+    cache = engine.prefill(USERS)
+    return engine, qa.tune_prompt(engine, cache, QUERY, USERS.label("odd"), steps=2)[0]
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +55,21 @@ def writers(prompt) -> dict:
     import torch
 
     engine, soft = prompt
-    model = make_model(WORLD, awake=False)
+    model = make_model()
     bench = Workbench(FakeSession())
+
+    def pairs(folder: Path) -> None:
+        if not (folder / "pairs").exists():  # it is never written over
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("qanchor.training.pairs.make_concept_task", lambda *_: make_task())
+                write_pairs(USERS, folder / "pairs", per_user=1)
 
     def session(folder: Path) -> None:
         bench._session_path = folder / "session.json"
         bench.save()
 
     return {
-        "users": (lambda f: WORLD.save(f / "users"), lambda f: qa.load_users(f / "users")),
+        "users": (lambda f: USERS.save(f / "users"), lambda f: qa.load_users(f / "users")),
         "run": (
             lambda f: model.save_pretrained(f / "run"),
             lambda f: qa.QAnchor.from_pretrained(f / "run"),
@@ -81,17 +84,14 @@ def writers(prompt) -> dict:
             lambda f: ResultCard.load(f / "card.html"),
         ),
         "export": (
-            lambda f: export_group(WORLD, WORLD.ids[:12], f / "a.csv"),
+            lambda f: export_group(USERS, USERS.ids[:12], f / "a.csv"),
             lambda f: pd.read_csv(f / "a.csv"),
         ),
         "checkpoint": (
-            lambda f: Checkpoint(f / "state", "key").write({"weight": torch.ones(999)}, 1, 9, []),
+            lambda f: Checkpoint(f / "state", "key").write({"weight": torch.ones(999)}, 1, {}),
             lambda f: Checkpoint(f / "state", "key").read(),
         ),
-        "pairs": (
-            lambda f: write_pairs(WORLD, f / "pairs", per_sample=1),
-            lambda f: parquet(f / "pairs"),
-        ),
+        "pairs": (pairs, lambda f: parquet(f / "pairs")),
         "texts": (
             lambda f: VectorTable(f / "texts").lookup([f"text {i}" for i in range(99)], vectors),
             lambda f: VectorTable(f / "texts").lookup([f"text {i}" for i in range(99)], vectors),
@@ -129,7 +129,7 @@ def small_disk(size: int):
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_full_disk_is_told_and_leaves_the_old_file(writers, name, tmp_path):
     write, read = writers[name]
-    with small_disk(16), pytest.raises(OSError, match=r"File too large|too large"):
+    with small_disk(16), pytest.raises(OSError, match=r"File too large|too large|disk"):
         write(tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".part")]
     write(tmp_path)  # there is room again
@@ -203,7 +203,7 @@ def test_a_folder_that_may_not_be_written_is_told(writers, name, tmp_path):
     folder = Path(tempfile.mkdtemp())
     try:
         folder.chmod(0o555)
-        with ordinary(), pytest.raises(OSError, match="Permission denied"):
+        with ordinary(), pytest.raises(OSError, match=r"Permission denied|unable to open"):
             write(folder)
         assert not list(folder.iterdir())
     finally:
@@ -235,36 +235,20 @@ def listening():
 
 
 @pytest.mark.usefixtures("listening")
-@pytest.mark.parametrize(
-    ("command", "moment"),
-    [("train", 1), ("embed", 1), ("embed", 2), ("make-pairs", 1), ("make-pairs", 2)],
-)
+@pytest.mark.parametrize(("command", "moment"), [("embed", 1), ("embed", 2), ("fit", 1)])
 def test_ctrl_c_leaves_nothing_half_written_and_it_goes_on(
     command, moment, tmp_path, monkeypatch, capsys
 ):
-    users, run, out = WORLD.save(tmp_path / "users"), tmp_path / "run", tmp_path / "out"
-    words = {"users": users, "out": out}
-    if command == "train":
-        words |= {"preset": "tiny", "steps": 2}
+    users, out = USERS.save(tmp_path / "users"), tmp_path / "out"
+    words = ["qanchor", command, "--users", users, "--out", out]
     if command == "embed":
-        make_model(WORLD, awake=False).save_pretrained(run)
+        make_model().save_pretrained(tmp_path / "run")
         (tmp_path / "queries").write_text("Why?\n")
-        words |= {"run": run, "queries": tmp_path / "queries", "shards": 2}
-    small = [
-        f"--set={field}"
-        for field in (
-            "head_warmup_steps=2",
-            "head_refit_steps=2",
-            "train_batch_size=2",
-            "max_answer_tokens=6",
-        )
-    ]
-    small = small if command == "train" else []
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["qanchor", command, *small, *(str(w) for k, v in words.items() for w in (f"--{k}", v))],
-    )
+        words += ["--run", tmp_path / "run", "--queries", tmp_path / "queries", "--shards", 2]
+    else:
+        monkeypatch.setattr(qa, "fit", fit_from_folder)
+        words += ["--backbone", "tiny", "--steps", 12]
+    monkeypatch.setattr(sys, "argv", [*map(str, words)])
     replace, count = Path.replace, 0
 
     def pressed(self, target):
@@ -276,55 +260,27 @@ def test_ctrl_c_leaves_nothing_half_written_and_it_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", pressed)
-        assert cli.main() == 130 and count == moment and "Interrupted" in capsys.readouterr().err
-    assert (
-        not list(tmp_path.rglob("*.part"))
-        and not (out / "_manifest.json").exists()
-        and not (out / "config.json").exists()
-    )
-    assert cli.main() == 0
+        assert cli.main() == 130 and count == moment
+    assert "Run the same command to resume" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.part"))
+    assert not (out / "_manifest.json").exists() and not (out / "config.json").exists()
+    assert cli.main() == 0
+    assert not list(tmp_path.rglob("*.part")) and not list(tmp_path.glob(".out*"))
 
 
-def test_torn_manifests_parts_and_tables_are_told(tmp_path):
-    write_pairs(WORLD, tmp_path / "pairs", per_sample=1)
-    path = tmp_path / "pairs" / "manifest.json"
-    whole = path.read_text()
-    for torn in (
-        whole[:50],
-        "[]",
-        json.dumps({"key": 1, "shards": [0]}),
-        json.dumps({"key": "a", "shards": ["0"]}),
-    ):
-        path.write_text(torn)
-        with pytest.raises(
-            DataError, match=r"manifest.json, column .*: (damaged or edited|no number of a shard)"
-        ):
-            write_pairs(WORLD, tmp_path / "pairs", per_sample=1)
-    path.write_text(whole)
-    (tmp_path / "pairs" / "pairs-0000.parquet").write_bytes(b"PAR1 half")
-    with pytest.raises(
-        DataError,
-        match=r"pairs-0000.parquet, column 'pairs': .*: torn: remove this file and start again",
-    ):
-        write_pairs(WORLD, tmp_path / "pairs", per_sample=1)
-    table = VectorTable(tmp_path / "table")
-    table.lookup(["a", "b"], vectors)
-    keys = (tmp_path / "table" / "keys").read_bytes()
-    (tmp_path / "table" / "keys").write_bytes(keys[:20] * 2)
-    with pytest.raises(
-        TableError, match=r"keys holds one text twice: remove .*its texts are encoded again"
-    ):
-        VectorTable(tmp_path / "table").lookup(["a"], vectors)
+def fit_from_folder(users, minutes, **options):
+    """Fit the users of this file quickly, as `qanchor fit` asks."""
+    assert users.ids == USERS.ids and minutes is None
+    return fit_quickly(**options)
 
 
 def test_a_run_that_only_looks_whole_is_refused(tmp_path):
-    path = make_model(WORLD, awake=False).save_pretrained(tmp_path / "run") / "adapter.safetensors"
+    path = make_model().save_pretrained(tmp_path / "run") / "reader.safetensors"
     path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
-    told = json.loads((tmp_path / "run" / "config.json").read_text())
-    told["sha256"][path.name] = sha256_file(path)
-    (tmp_path / "run" / "config.json").write_text(json.dumps(told))
-    with pytest.raises(RunError, match=r"SafetensorError: .*copy the run again") as error:
+    about = json.loads((tmp_path / "run" / "config.json").read_text())
+    about["sha256"][path.name] = sha256_file(path)
+    (tmp_path / "run" / "config.json").write_text(json.dumps(about))
+    with pytest.raises(RunError, match=r"reader.safetensors: .*train the run again") as error:
         qa.QAnchor.from_pretrained(tmp_path / "run")
     assert isinstance(error.value.__cause__, SafetensorError)
 
@@ -338,8 +294,8 @@ def test_half_a_character_is_refused_in_a_table_and_borne_in_a_query():
         match=r"row 0, column 'text': .*half a character \(a lone surrogate\)\. Remove it",
     ):
         qa.Users.from_events(events.assign(text=pd.Series(["tea \ud83c"], dtype=object)))
-    engine = make_engine(make_model(WORLD))
-    cache = engine.prefill(WORLD)
+    engine = qa.Engine(make_model("crossing"))
+    cache = engine.prefill(USERS)
     assert np.allclose(
         np.linalg.norm(engine.embed(cache, "Is it \udfff tea?"), axis=1), 1, atol=1e-4
     )
@@ -347,8 +303,7 @@ def test_half_a_character_is_refused_in_a_table_and_borne_in_a_query():
 
 def test_caches_keep_to_their_bounds_and_answers_stay_the_same(monkeypatch):
     monkeypatch.setattr("qanchor.analysis.embedding_cache.MAX_CACHED_QUERIES", 3)
-    answer_bank.cache_clear()
-    session = qa.WorkbenchSession(make_engine(make_model(WORLD)), WORLD, method="pca")
+    session = qa.WorkbenchSession(qa.Engine(make_model()), USERS, method="pca")
     first = session.compare("", "Will this user travel soon?").data["transitions"]
     lens = session.lens
     assert lens.embeddings is session.embedding_cache.embeddings
@@ -365,7 +320,7 @@ def test_caches_keep_to_their_bounds_and_answers_stay_the_same(monkeypatch):
     )
     assert len(lens.embeddings) == 3
     session.explain.questions = ["A?", "B?", "C?", "D?", "E?"]  # more than are cached
-    *_, last = session.explain(WORLD.ids[:12])
+    *_, last = session.explain(USERS.ids[:12])
     assert len(last.data["frame"]) == 5 and len(lens.embeddings) == 3
     list(lens("F?", "A?"))
     assert "F?" in lens.embeddings and "A?" in lens.embeddings

@@ -15,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import HOSTILE
-from fake_attention import LAYERS, MODALITIES, FakeAttention, make_table
+from fake_attention import MODALITIES, FakeAttention, make_table
 
 from widgets import AttentionView
 from widgets.base import Selection
@@ -36,10 +36,8 @@ def until(true, seconds=5.0):
         time.sleep(0.005)
 
 
-def cube(picture, side, name):
-    return np.frombuffer(picture["sides"][side][name], dtype=np.float32).reshape(
-        len(picture["layers"]), len(picture["groups"]), len(picture["names"])
-    )
+def column(picture, side, name):
+    return np.frombuffer(picture["sides"][side][name], dtype=np.float32)
 
 
 def test_looking_fills_the_frame_and_the_picture():
@@ -48,36 +46,32 @@ def test_looking_fills_the_frame_and_the_picture():
     assert sentence == view.sentence and backend.calls == [(TRAVEL, None, None)]
     pd.testing.assert_frame_equal(view.table, make_table(TRAVEL))
     picture = view._picture
-    assert picture["layers"] == [-1, *range(LAYERS)] and picture["names"][:2] == ["bill", "mini"]
-    row = view.table.query("layer == 2 and head_group == 1 and modality == 'app'").iloc[0]
-    at = (3, 2, picture["names"].index("app"))
-    assert cube(picture, 0, "weight")[at] == pytest.approx(row["weight"])
-    assert bool(cube(picture, 0, "disagrees")[at]) == row["disagrees"]
-    effects = np.frombuffer(picture["sides"][0]["deletion_effect"], dtype=np.float32)
-    assert effects[picture["names"].index("app")] == pytest.approx(
-        row["deletion_effect"]
-    ) and np.isnan(effects[-1])
+    assert picture["names"][:2] == ["bill", "mini"]
+    row = view.table.query("modality == 'app'").iloc[0]
+    at = picture["names"].index("app")
+    for name in ("weight", "per_token", "tokens", "disagrees", "deletion_effect"):
+        assert column(picture, 0, name)[at] == pytest.approx(float(row[name]))
+    assert column(picture, 0, "agreement").tolist() == pytest.approx([row["agreement"]])
+    assert np.isnan(column(picture, 0, "deletion_effect")[-1])
 
 
 def test_two_queries_one_of_which_has_a_row_of_its_own():
-    view, _ = make_view()
-    view.look("tuned", TRAVEL)
-    names = view._picture["names"]
-    assert [side["query"] for side in view._picture["sides"]] == [
-        "tuned",
-        TRAVEL,
-    ] and "soft prompt" in names
-    assert np.isnan(cube(view._picture, 1, "weight")[0, 0, names.index("soft prompt")])
-    assert repr(view) == f"AttentionView(query='tuned', versus='{TRAVEL}', 11 rows)"
+    other = make_table(PRICE, modalities=MODALITIES[1:])
+    view = AttentionView(table=pd.concat([make_table(TRAVEL), other]))
+    assert [side["query"] for side in view._picture["sides"]] == [TRAVEL, PRICE]
+    at = view._picture["names"].index("bill")
+    assert column(view._picture, 0, "weight")[at] > 0
+    assert np.isnan(column(view._picture, 1, "weight")[at])
+    assert repr(view) == f"AttentionView(query='{TRAVEL}', versus='{PRICE}', 8 rows)"
 
 
 def test_the_repr_says_the_content_and_is_the_same_each_time():
     first, second = make_view()[0]._repr_mimebundle_()[0], make_view()[0]._repr_mimebundle_()[0]
-    assert first["text/plain"] == second["text/plain"] == "AttentionView(20 users, query='')"
+    assert first["text/plain"] == second["text/plain"] == "AttentionView(20 users, not asked yet)"
     assert first["text/html"] == second["text/html"]
     view, _ = make_view()
     view.look(TRAVEL)
-    assert repr(view) == f"AttentionView(query='{TRAVEL}', 10 rows)"
+    assert repr(view) == f"AttentionView(query='{TRAVEL}', 8 rows)"
 
 
 def test_a_static_page_needs_no_script_and_escapes_text():
@@ -91,7 +85,7 @@ def test_a_static_page_needs_no_script_and_escapes_text():
         and "&lt;i&gt;of" in page
     )
     assert page.count("<img") == 1 and "data:image/svg+xml;base64," in page and len(page) < 20_000
-    whole = frame.query("layer == -1 and head_group == -1 and modality == 'app'").iloc[0]
+    whole = frame.query("modality == 'app'").iloc[0]
     assert (
         f"{100 * whole['weight']:.1f} %" in page
         and f"{whole['deletion_effect']:.3f}" in page
@@ -114,11 +108,8 @@ def test_a_saved_frame_is_a_page_to_read(tmp_path):
     assert view.sentence == "Kept." and not view._about["asks"] and view._picture["names"]
     with pytest.raises(ValueError, match="made from a table"):
         view.look(PRICE)
-    small = view.table[["query", "layer", "head_group", "modality", "weight"]].query(
-        "layer == 3 and head_group == 0"
-    )
-    assert AttentionView(table=small)._picture["layers"] == [3]
-    assert "sink" in AttentionView(table=small).to_html().data
+    small = view.table[["query", "modality", "weight"]]
+    assert "time of day" in AttentionView(table=small).to_html().data
 
 
 def test_frames_that_do_not_fit_are_refused():
@@ -157,16 +148,6 @@ def test_the_browser_asks_and_the_message_loop_stays_free():
     assert view._status["busy"] and view._status["message"].startswith("Looked at")
     until(lambda: not view._status.get("busy"))
     assert backend.calls == [(TRAVEL, PRICE, None)] and len(view._picture["sides"]) == 2
-
-
-def test_the_first_query_is_asked_once_when_the_view_is_opened():
-    view, backend = make_view(query=TRAVEL)
-    view._repr_mimebundle_()
-    assert not backend.calls  # a lesson that is run with no browser does no work in the background
-    for _ in range(2):
-        view._on_message(view, {"type": "open"}, [])
-    until(lambda: view.sentence)
-    assert backend.calls == [(TRAVEL, None, None)]
 
 
 def test_cancel_closes_the_work_and_keeps_the_last_table():
@@ -264,14 +245,13 @@ def test_one_user_is_described_and_edited():
 
 
 def test_payloads_are_small():
-    view, _ = make_view(queries=[TRAVEL])
+    view, _ = make_view()
     view.look(TRAVEL, PRICE)
-    cells = (LAYERS + 1) * 4
     sides = [
         sum(len(v) for v in side.values() if isinstance(v, bytes))
         for side in view._picture["sides"]
     ]
-    assert sides == [4 * (cells * 10 * 4 + cells * 2 + 10 * 2)] * 2
+    assert sides == [4 * (8 * 6 + 2)] * 2
     assert len(view._esm.encode()) < 50_000 and len(view._css.encode()) < 25_000
     many = AttentionView(
         FakeAttention(seconds=0), users=pd.DataFrame({"user": [f"u{i}" for i in range(6_000)]})

@@ -4,6 +4,7 @@ import pandas as pd
 
 import qanchor as qa
 from qanchor.workbench.messages import provenance
+from tests.fitted import fitted_engine, sample_users
 from widgets import ResultCard, Workbench
 
 
@@ -23,20 +24,22 @@ def test_the_library_hands_over_its_facts():
 
 
 def test_a_session_gives_what_the_views_ask():
-    users = qa.make_sample_users(40)
-    model = qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), device="cpu")
-    session = qa.WorkbenchSession(qa.Engine(model), users, method="pca")
+    users = sample_users()
+    session = qa.WorkbenchSession(fitted_engine(), users, method="pca")
     bench = Workbench(session)
-    assert "of 40 users moved" in bench.lens.ask("Will this user travel soon?")
-    assert list(bench.lens.ranking) == ["user", "score", "answer"] and len(bench.lens.ranking) == 40
+    query, other = "Will this user come back?", "Will this user be less active than before?"
+    first = bench.lens.ask(query)
+    assert first.startswith("Read as a question of any event. Nearest to yes: ")
+    assert "of 60 users moved" in bench.lens.ask(other)
+    assert list(bench.lens.ranking) == ["user", "score", "answer"] and len(bench.lens.ranking) == 60
     bench.selection.ids = users.ids[:12]
     assert "12" in bench.panel.sentence
-    assert bench.compare().table["users"].sum() == 40
+    assert bench.compare().table["users"].sum() == 60
     *_, last = session.explain(users.ids[:12])
     assert (
         len(last.data["frame"]) > 50 and len(session.lens.embeddings) > 50
     )  # one store for all views
-    *_, last = session.attention("Will this user travel soon?", None, users.ids[:3])
+    *_, last = session.attention(query, None, users.ids[:3])
     assert last.data["table"]["weight"].notna().all()
     *_, last = session.matrix(session.matrix.queries[:2], {"some": users.ids[:12]})
     assert len(last.data["frame"]) == 2 and bench.matrix.queries == tuple(session.matrix.queries)

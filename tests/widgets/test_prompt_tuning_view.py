@@ -205,9 +205,9 @@ def test_a_prompt_is_saved_once_and_faults_are_told(tmp_path, monkeypatch):
     view.tune("Luck")
     assert view._saved == {}  # the note was of another prompt
     kept = []
-    other = PromptTuningView(
-        FakeTuning(0.01), save=lambda prompt, folder: kept.append(folder) or folder
-    )
+    backend = FakeTuning(0.01)
+    backend.save = lambda prompt, folder: kept.append(folder) or folder
+    other = PromptTuningView(backend)
     other.tune("Luck")
     assert other.save("b") == "b" and kept == ["b"]
 

@@ -138,7 +138,8 @@ def test_an_error_or_a_cancel_leaves_the_last_matrix():
     send(view, type="remove_query", query="fail")
     assert "error" not in view._status
     with pytest.raises(ValueError, match="no such layer"):
-        broken = QueryMatrixView(FakeMatrix(seconds=0), queries=[FIRST, "fail"])
+        broken = QueryMatrixView(FakeMatrix(seconds=0))
+        broken.set_matrix(queries=[FIRST, "fail"])
         broken.ask()
     assert (
         len(broken.table) == 7 and not broken._picture["whole"] and not broken.sentence
@@ -189,7 +190,8 @@ def test_what_cannot_be_is_refused_in_words():
     with pytest.raises(ValueError, match="13 questions, the matrix holds 12"):
         view.set_matrix(queries=[f"q{k}" for k in range(13)])
     assert len(view.queries) == 6 and len(view.groups) == 7
-    empty = QueryMatrixView(FakeMatrix(seconds=0), queries=[], groups={})
+    empty = QueryMatrixView(FakeMatrix(seconds=0))
+    empty.set_matrix(queries=[], groups={})
     with pytest.raises(ValueError, match="0 questions, 0 groups"):
         empty.ask()
     assert empty.to_html().data and empty._picture["cells"] == []
@@ -222,7 +224,8 @@ def test_payloads_are_small():
     view = asked()
     assert len(view._esm.encode()) < 50_000 and len(view._css.encode()) < 25_000
     many = FakeMatrix(20_000, seconds=0)
-    big = QueryMatrixView(many, groups={f"g{k}": many.ids[k : k + 5_000] for k in range(12)})
+    big = QueryMatrixView(many)
+    big.set_matrix(groups={f"g{k}": many.ids[k : k + 5_000] for k in range(12)})
     assert len(str(big._picture)) < 2_000  # ids stay in the kernel
     assert np.isfinite([cell["auc"] for row in view._picture["cells"] for cell in row]).all()
 

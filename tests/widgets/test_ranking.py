@@ -3,6 +3,7 @@ of both.
 """
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -199,6 +200,23 @@ def test_without_a_past_nothing_is_offered():
     lens.ask(TRAVEL)
     lens._on_message(lens, {"type": "backtest"}, [])  # what a browser should not send
     assert lens._backtest == {"query": TRAVEL, "words": ""}
+
+
+def test_of_the_first_question_the_ranking_is_the_headline():
+    fake = FakeLens(60, seconds=0)
+
+    def backend(query, previous):
+        for update in fake(query, previous):
+            yield update if previous else replace(update, message="")
+
+    lens = QueryLens(make_frame(60), backend)
+    words = "Read as a question of travel, not commute. Nearest to yes: u0059, u0058, u0057."
+    assert lens.ask(TRAVEL) == lens.sentence == words
+    page = lens._repr_mimebundle_()[0]["text/html"]
+    assert words in page and "moved beyond" not in page
+    card = lens.result_card()
+    assert card.sentence == "Nearest to yes: u0059, u0058, u0057." and "who moved" not in card.more
+    assert "moved beyond the noise floor" in lens.ask("Is this user price-conscious?")
 
 
 @pytest.mark.parametrize("looked", [False, True])

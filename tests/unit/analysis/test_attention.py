@@ -1,5 +1,5 @@
-"""Attention by modality is what full eager attention says, adds up, and stands beside what deletion
-does.
+"""Attention by modality is the sum of the gradients of a user's tokens, adds up, and stands beside
+what deletion does.
 """
 
 from dataclasses import replace
@@ -7,197 +7,111 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
+import qanchor as qa
 from qanchor.analysis.attention import (
+    ROW_OF_KIND,
+    TABULAR,
+    attention_rows,
     modality_attention,
     modality_importance,
     rank_agreement,
-    record_attention,
-    row_names,
     without_modality,
 )
-from qanchor.models.collate import collate_users
-from qanchor.models.prefix_encoder import EVENT, GROUP, HABIT, MODALITY
-from qanchor.prompt_tuning.soft_prompt import SoftPrompt
-from tests.tiny import make_engine, make_model, make_users
+from tests.fitted import fitted_engine, sample_users
 
-QUERY = "Will this user travel soon?"
+QUERY = "Will this user come back?"
 
 
-@pytest.fixture(scope="module", params=["sdpa", "eager", "append_only"])
-def engine(request):
-    changes = (
-        {"token_order": "append_only"}
-        if request.param == "append_only"
-        else {"attention": request.param}
-    )
-    return make_engine(make_model(**changes))
+@pytest.fixture(scope="module")
+def cache():
+    return fitted_engine().prefill(sample_users())
 
 
-def by_hand(engine, users, user: str, query: str) -> np.ndarray:
-    """Read one user uncached with every weight kept, and add up the anchor's row with a loop:
-    (layer, head, row).
-    """
-    model, names = engine.model, row_names(engine.model.preprocessor)
-    readings = model.preprocessor.transform(users)
-    batch = collate_users(readings, [readings.users.index(user)])
-    prefix, asked = model.encode_prefix(batch), model.build_query_batch([query])
-    place = prefix.mask.shape[1] + int(asked.anchor[0, 0])
-    with torch.no_grad(), record_attention(model, place) as looks:
-        model.forward_uncached(prefix, asked)
-    out = np.zeros((len(looks), looks[0].shape[1], len(names)))
-    groups = iter(
-        [
-            "summary" if g in ("time", "counts", "words") else "tabular"
-            for g in model.preprocessor.groups()
-        ]
-    )
-    first = int(prefix.mask[0].float().argmax())
-    for key in range(looks[0].shape[-1]):
-        if key >= prefix.mask.shape[1]:
-            name = "query"
-        elif not prefix.mask[0, key]:
-            continue
-        else:
-            kind = int(prefix.kind[0, key])
-            name = next(groups) if kind == GROUP else "user"
-            if kind in (MODALITY, HABIT, EVENT):
-                name = model.preprocessor.modalities[int(prefix.modality[0, key])]
-            name = "sink" if key == first else name
-        for layer in range(len(out)):
-            out[layer, :, names.index(name)] += looks[layer][0, :, key].numpy()
-    return out
+def test_the_frame_is_the_gradients_of_the_tokens_added_up_by_a_loop(cache, monkeypatch):
+    monkeypatch.setattr("qanchor.models.pointing.USERS_PER_PASS", 16)
+    batches = fitted_engine().prefill(sample_users())
+    frame = modality_attention(fitted_engine(), batches, QUERY)
+    assert list(frame.columns) == ["user", "query", "modality", "weight", "per_token"]
+    assert list(dict.fromkeys(frame["user"])) == list(cache.ids) and set(frame["query"]) == {QUERY}
+    np.testing.assert_allclose(frame.groupby("user")["weight"].sum(), 1, atol=1e-5)
+    tokens = cache.tokens
+    gradients = dict(fitted_engine_gradients(cache))
+    for user in cache.ids[::20]:
+        row = cache.ids.index(user)
+        total = {}
+        number = {}
+        for which, gradient in zip(tokens.which[row], gradients[row], strict=False):
+            if which >= 0:
+                thing = tokens.things[which]
+                name = ROW_OF_KIND.get(thing.kind, thing.modality)
+                total[name] = total.get(name, 0) + gradient
+                number[name] = number.get(name, 0) + 1
+        whole = sum(abs(value) for value in total.values())
+        found = frame[frame["user"] == user].set_index("modality")
+        assert set(found.index) == set(total)
+        for name, value in total.items():
+            assert found["weight"][name] == pytest.approx(abs(value) / whole, abs=1e-4)
+            per_token = found["weight"][name] / number[name]
+            assert found["per_token"][name] == pytest.approx(per_token, rel=1e-5)
 
 
-def test_the_frame_is_what_full_attention_says(engine):
-    users, names = make_users(), row_names(engine.model.preprocessor)
-    cache, before = (
-        engine.prefill(users, tokens=40),
-        engine.model.backbone.config._attn_implementation,
-    )
-    frame = modality_attention(engine, cache, QUERY, by_head=True)
-    assert list(frame.columns) == [
-        "user",
-        "query",
-        "layer",
-        "head",
-        "modality",
-        "weight",
-        "per_token",
-    ]
-    assert list(dict.fromkeys(frame["user"])) == list(users.ids) and set(frame["query"]) == {QUERY}
-    np.testing.assert_allclose(
-        frame.groupby(["user", "layer", "head"])["weight"].sum(), 1, atol=1e-5
-    )
-    for user in ("a", "d", "none"):
-        wide = frame[frame["user"] == user].pivot(
-            index=["layer", "head"], columns="modality", values="weight"
-        )
-        hand = by_hand(engine, users, user, QUERY)
-        got = wide.reindex(columns=names).fillna(0).to_numpy().reshape(hand.shape)
-        np.testing.assert_allclose(got, hand, atol=1e-4)
-    assert engine.model.backbone.config._attn_implementation == before  # as it was
+def fitted_engine_gradients(cache):
+    for rows, gradients in fitted_engine().iter_token_gradients(cache, QUERY):
+        yield from zip(rows.tolist(), gradients, strict=True)
 
 
-def test_heads_are_averaged_and_slots_counted(engine):
-    users = make_users()
-    cache = engine.prefill(users, budget_gb=0)  # nothing kept: read again
-    heads, mean = (
-        modality_attention(engine, cache, QUERY, ["g", "a"], by_head=True),
-        modality_attention(engine, cache, QUERY, ["g", "a"]),
-    )
-    assert list(dict.fromkeys(mean["user"])) == ["g", "a"] and set(mean["head"]) == {-1}
-    expected = heads.groupby(["user", "layer", "modality"], sort=False)["weight"].mean()
-    found = mean.set_index(["user", "layer", "modality"])["weight"]
-    pd.testing.assert_series_equal(found.sort_index(), expected.sort_index(), atol=1e-6)
-    slots = (mean["weight"] / mean["per_token"]).round().astype(int)
-    words = len(engine.model.tokenize_query(QUERY)) + 1
-    assert (slots[mean["modality"] == "sink"] == 1).all() and (
-        slots[mean["modality"] == "query"] == words
-    ).all()
-    group = next(g for g in cache.groups if cache.ids.index("a") in g.rows)
-    held = group.prefix.length()[list(group.rows).index(cache.ids.index("a"))]
-    assert slots[(mean["user"] == "a") & (mean["layer"] == 0)].sum() == words + int(held)
+def test_users_come_as_asked_and_a_soft_prompt_asks_something_else(cache):
+    engine = fitted_engine()
+    some = [cache.ids[9], cache.ids[2]]
+    plain = modality_attention(engine, cache, QUERY, some)
+    assert list(dict.fromkeys(plain["user"])) == some
+    prompt, _ = qa.tune_prompt(engine, cache, QUERY, sample_users().label("Active"), steps=2)
+    far = replace(prompt, offset=prompt.offset + 1)
+    tuned = modality_attention(engine, cache, far, some)
+    assert set(tuned["query"]) == {QUERY}
+    assert not np.allclose(tuned["weight"], plain["weight"], atol=1e-4)
 
 
-def test_a_soft_prompt_has_a_row_of_its_own(engine):
-    model, cache = engine.model, engine.prefill(make_users())
-    width, dim = len(model.user_emb), model.config.embedding_dim
-    draw = torch.Generator().manual_seed(0)
-    prompt = SoftPrompt(
-        QUERY,
-        (0, 1),
-        torch.randn(3, width, generator=draw),
-        torch.zeros(384),
-        torch.eye(2, dim),
-        0.1,
-    )
-    frame = modality_attention(engine, cache, prompt, ["a"])
-    row = frame[frame["modality"] == "soft prompt"]
-    assert len(row) == 2 and (row["weight"] > 0).all() and set(frame["query"]) == {QUERY}
-    np.testing.assert_allclose(row["weight"] / row["per_token"], 3)
-    np.testing.assert_allclose(frame.groupby("layer")["weight"].sum(), 1, atol=1e-5)
-
-
-def test_unread_users_are_refused(engine):
+def test_unread_users_are_refused(cache):
     with pytest.raises(
-        KeyError, match=r"User 'zoe' is not among the 9 that were read\. Prefill it first"
+        KeyError, match=r"User 'zoe' is not among the 60 that were read\. Prefill it first"
     ):
-        modality_attention(engine, engine.prefill(make_users()), QUERY, ["a", "zoe"])
+        modality_attention(fitted_engine(), cache, QUERY, ["zoe"])
     with pytest.raises(ValueError, match="No users selected"):
-        modality_attention(engine, engine.prefill(make_users()), QUERY, [])
+        modality_attention(fitted_engine(), cache, QUERY, [])
 
 
-def test_a_modality_that_bears_the_name_of_a_row_is_refused(engine):
-    with pytest.raises(
-        ValueError, match="A modality is named 'query', which is reserved for tokens of no modality"
-    ):
-        row_names(replace(engine.model.preprocessor, modalities=("bill", "query", "search")))
+def test_a_modality_that_bears_the_name_of_a_row_is_refused():
+    with pytest.raises(ValueError, match="A modality is named 'time of day', which is reserved"):
+        attention_rows(("bill", "time of day"))
 
 
-def test_deletion_is_reading_anew_without(engine):
-    users = make_users()
+def test_deletion_is_reading_again_without():
+    engine = fitted_engine()
+    users = sample_users().select(list(sample_users().ids[:6]))
     seen = []
-    found = modality_importance(
-        engine, users, QUERY, progress=lambda done, total: seen.append((done, total))
-    )
-    assert (
-        seen[-1] == (4, 4)
-        and (found["deletion_effect"] >= 0).all()
-        and found["deletion_effect"].max() > 1e-3
-    )
-    assert set(found.loc[found["user"] == "none", "modality"]) == {
-        "tabular"
-    }  # nothing else to delete
-    assert set(found.loc[found["user"] == "d", "modality"]) == {"bill", "tabular"}
+    found = modality_importance(engine, users, QUERY, progress=lambda *step: seen.append(step))
+    assert seen[-1] == (6, 6)
+    assert (found["deletion_effect"] >= 0).all() and found["deletion_effect"].max() > 1e-3
     bare = replace(users, events=users.events[(users.events["modality"] != "app").to_numpy()])
-    both = [engine.embed(engine.prefill(some), QUERY)[0] for some in (users, bare)]
-    row = found[(found["user"] == "a") & (found["modality"] == "app")].iloc[0]
-    assert row["deletion_effect"] == pytest.approx(1 - float(both[0] @ both[1]), abs=1e-5)
-    assert (
-        row["events"]
-        == ((users.history()["user"] == "a") & (users.history()["modality"] == "app")).sum()
-    )
-    assert without_modality(users, "tabular").tabular.isna().all().all() and len(
-        without_modality(users, "tabular").events
-    ) == len(users.events)
+    both = [engine.embed(engine.prefill(some), QUERY) for some in (users, bare)]
+    moved = pd.Series(1 - (both[0] * both[1]).sum(1), users.ids)
+    rows = found[found["modality"] == "app"].set_index("user")
+    np.testing.assert_allclose(rows["deletion_effect"], moved[rows.index], atol=1e-5)
+    past = users.history()
+    assert set(rows.index) == set(past.loc[past["modality"] == "app", "user"])
+    assert without_modality(users, TABULAR).tabular.isna().all(axis=None)
+    assert len(without_modality(users, TABULAR).events) == len(users.events)
     lost = without_modality(users, "app")
-    assert (
-        lost.ids == users.ids
-        and not (lost.events["modality"] == "app").any()
-        and lost.modalities == users.modalities
-    )
+    assert lost.ids == users.ids and lost.modalities == users.modalities
+    assert not (lost.events["modality"] == "app").any()
 
 
 def test_agreement_ranks_within_a_user():
-    looks = pd.DataFrame({"user": list("aaabbbcc"), "layer": 0, "modality": list("xyzxyzxy")})
+    looks = pd.DataFrame({"user": list("aaabbbcc"), "modality": list("xyzxyzxy")})
     looks["weight"] = [0.5, 0.3, 0.2, 0.5, 0.3, 0.2, 0.6, 0.4]
-    looks = pd.concat([looks, looks.assign(layer=1)])
-    found = looks[looks["layer"] == 0].assign(
-        deletion_effect=[0.9, 0.2, 0.1, 0.1, 0.2, 0.9, 0.1, 0.2]
-    )
-    told = rank_agreement(looks, found.drop(columns=["weight", "layer"]))
-    assert told["user"].tolist() == ["a", "b"] and told["correlation"].tolist() == pytest.approx(
-        [1, -1]
-    )
+    effects = [0.9, 0.2, 0.1, 0.1, 0.2, 0.9, 0.1, 0.2]
+    found = rank_agreement(looks, looks[["user", "modality"]].assign(deletion_effect=effects))
+    assert found["user"].tolist() == ["a", "b"]
+    assert found["correlation"].tolist() == pytest.approx([1, -1])

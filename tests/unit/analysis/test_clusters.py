@@ -52,7 +52,7 @@ def spans(*sizes):
 def test_planted_groups_are_found_and_are_stable():
     rows, label = planted()
     found = find_clusters(rows, ids(rows))
-    assert list(found) == ["user", "cluster", "strength"] and found["user"].tolist() == ids(rows)
+    assert list(found) == ["user", "cluster"] and found["user"].tolist() == ids(rows)
     assert adjusted_rand_score(label, found["cluster"]) > 0.97
     assert (
         found["cluster"]
@@ -61,8 +61,7 @@ def test_planted_groups_are_found_and_are_stable():
         .drop(NONE, errors="ignore")
         .is_monotonic_decreasing
     )
-    assert min(found.attrs["stability"].values()) > 0.9 and found.attrs["dissolved"] == 0
-    assert found.attrs["silhouette"] > 0.5 and found["strength"].between(0, 1).all()
+    assert min(found.attrs["stability"].values()) > 0.9
     assert clusters.stable_clusters(found) == [0, 1, 2]
     assert clusters_summary(found).startswith(
         f"3 clusters contain {(found['cluster'] >= 0).sum()} of 270 users"
@@ -76,12 +75,7 @@ def test_one_blob_is_one_continuum(decay):
     found = [
         find_clusters(blob(seed=seed, decay=decay), range(400), seed=seed) for seed in range(5)
     ]
-    assert all(
-        (f["cluster"] == NONE).all()
-        and f.attrs["stability"] == {}
-        and np.isnan(f.attrs["silhouette"])
-        for f in found
-    )
+    assert all((f["cluster"] == NONE).all() and f.attrs["stability"] == {} for f in found)
     assert (
         clusters_summary(found[0], "household")
         == "No clusters: the 400 households form one continuum."
@@ -115,11 +109,11 @@ def test_stability_agrees_with_loops(monkeypatch):
     monkeypatch.setattr(clusters, "SUBSAMPLES", 4)
     rows, _ = planted((40, 30), spread=0.06)
     flat = clusters._flat(arrays.l2_normalize(rows))
-    label, _ = clusters._dense(flat, 10)
+    label = clusters._dense(flat, 10)
     random, overlaps = np.random.default_rng(3), []
     for _ in range(4):
         some = sorted(random.choice(70, 35, replace=False))
-        again, _ = clusters._dense(flat[some], 5)
+        again = clusters._dense(flat[some], 5)
         theirs = [{some[i] for i in range(35) if again[i] == k} for k in range(again.max() + 1)]
         ours = [{i for i in some if label[i] == k} for k in range(label.max() + 1)]
         overlaps.append([max(len(a & b) / len(a | b) for b in theirs) for a in ours])
@@ -143,17 +137,10 @@ def test_two_thousand_users_and_twenty_subsamples_take_seconds():
 
 def test_mistakes_of_finding_are_told():
     rows, _ = planted()
-    with pytest.raises(ValueError, match="one row per user"):
-        find_clusters(rows, ids(rows)[1:])
     with pytest.raises(ValueError, match=r"least is 1 for 270 users"):
         find_clusters(rows, ids(rows), least=1)
     with pytest.raises(ValueError, match="at least 15"):
         find_clusters(rows[:5], ids(rows[:5]))
-    with pytest.raises(ValueError, match="Found 1 different ids among 270"):
-        find_clusters(rows, ["same"] * 270)
-    rows[7, 3] = np.nan
-    with pytest.raises(ValueError, match="'u0007' is not finite"):
-        find_clusters(rows, ids(rows))
 
 
 def test_users_who_are_all_alike_are_no_clusters():
@@ -167,7 +154,7 @@ def test_silhouette_leaves_out_those_in_none():
     rows, label = planted()
     some = np.where(np.arange(len(label)) % 3 == 0, np.nan, label)
     assert clusters.silhouette(rows, some) == pytest.approx(
-        clusters.silhouette(rows[some >= 0], label[some >= 0])
+        clusters.silhouette(rows[some >= 0], some[some >= 0])
     )
     assert np.isnan(clusters.silhouette(rows, np.zeros(len(rows))))
 
@@ -379,10 +366,9 @@ def test_compare_gives_all_that_the_view_draws():
     held_out = pd.Series(half.astype(float), list(users.ids)).where(np.arange(200) % 2 == 0)
     stars = {"takeout": np.eye(DIM)[0], "not": np.eye(DIM)[1]}
     compared = compare_clusters(
-        before, after, users, labels=held_out, prototypes=stars, floor=0.3, method="pca"
+        before, after, users, labels=held_out, prototypes=stars, method="pca"
     )
     assert compared.transitions["kind"].tolist() == ["birth", "birth"]
-    assert compared.transitions["beyond_noise"].tolist() == [1.0, 1.0] and compared.changed == 200
     assert compared.names[["side", "name"]].to_numpy().tolist() == [
         ["after", "takeout"],
         ["after", "tea"],
@@ -425,34 +411,11 @@ def test_compare_gives_all_that_the_view_draws():
     )
 
 
-def test_compare_says_what_rewording_alone_does():
-    users, random = shoppers(), np.random.default_rng(5)
-    _, first, _ = two_sides(users)
-    moved = first.copy()
-    moved[100:130] = first[:30] + 0.001  # thirty go over to the other half
-    close = [first + 0.005 * random.normal(size=first.shape) for _ in range(3)]
-    compared = compare_clusters(first, moved, users, paraphrases=close, method="pca")
-    assert compared.changed == 30 and compared.changed_by_paraphrase == (0, 0, 0)
-    words = (
-        "30 users changed cluster; rewording the first question alone changes 0 (3 paraphrases)."
-    )
-    assert comparison_update(compared).message.endswith(words)
-    assert compared.transitions["beyond_noise"].between(0, 1).all()
-    compared = compare_clusters(first, first, users, paraphrases=[close[0], moved], method="pca")
-    assert compared.changed == 0 and compared.changed_by_paraphrase == (0, 30)
-    words = (
-        "0 users changed cluster; rewording the first question alone changes 0 to 30 (2 "
-        "paraphrases)."
-    )
-    assert comparison_update(compared).message.endswith(words)
-
-
 def test_compare_works_with_little_and_refuses_what_does_not_fit():
     users = shoppers()
     before, after, _ = two_sides(users)
     compared = compare_clusters(before, after, users, method="pca")
-    assert compared.scores.empty and "beyond_noise" not in compared.transitions
-    assert compared.changed_by_paraphrase == ()
+    assert compared.scores.empty
     with pytest.raises(
         (ValueError, TypeCheckError), match="after"
     ):  # the second while shapes are checked

@@ -3,7 +3,6 @@ future is read.
 """
 
 import csv
-import functools
 import hashlib
 import hmac
 
@@ -12,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest, fisher_exact
 
-from qanchor import GroupQueriesBackend, PrefixCache, Users, export_group, make_sample_users
+from qanchor import GroupQueriesBackend, Users, export_group, make_sample_users
 from qanchor.analysis.embedding_cache import EmbeddingCache
 from qanchor.analysis.group_queries import (
     FOLDS,
@@ -26,7 +25,7 @@ from qanchor.data.export import escape_formula
 from qanchor.evaluation.intervals import wilson_interval
 from qanchor.evaluation.metrics import roc_auc
 from qanchor.workbench.messages import group_queries_summary
-from tests.tiny import make_engine, make_model, make_users
+from tests.fitted import cache_of, fitted_engine, sample_users
 
 CUTOFF = pd.Timestamp("2025-03-01")
 GROUP = [f"u{i:03}" for i in range(20)]
@@ -71,16 +70,10 @@ def anchors(users=150, planted=30, queries=12, seed=0, size=1.2) -> EmbeddingCac
     base = rng.normal(size=(users, 16))
     embeddings = {f"q{k}": base + rng.normal(size=base.shape) for k in range(queries)}
     embeddings["q3"][:planted] += size * rng.normal(size=16)
-    store = EmbeddingCache(idle(), PrefixCache(tuple(f"u{i:03}" for i in range(users)), "user"))
+    store = EmbeddingCache(fitted_engine(), cache_of(tuple(f"u{i:03}" for i in range(users))))
     for query, z in embeddings.items():
         store.embeddings[query] = (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
     return store
-
-
-@functools.cache
-def idle():
-    """An engine that is never asked, for everything is cached."""
-    return make_engine(make_model())
 
 
 def ranked(*args, **more) -> pd.DataFrame:
@@ -169,22 +162,14 @@ def test_groups_of_strangers_nobody_and_everybody_are_refused():
 
 def test_the_question_that_separates_a_planted_group_comes_first():
     store = anchors()
-    *steps, frame = rank_queries_for_group(
-        store, store.ids[:30], dict.fromkeys(store.embeddings, "topic")
-    )
+    *steps, frame = rank_queries_for_group(store, store.ids[:30], list(store.embeddings))
     assert (
         frame["query"][0] == "q3" and frame.beyond_chance[0] and not frame.beyond_chance[1:].any()
     )
     assert frame.behind.tolist() == [False] + [True] * 11 and frame.auc.is_monotonic_decreasing
-    assert (
-        (frame.auc_low <= frame.auc).all()
-        and (frame.auc <= frame.auc_high).all()
-        and set(frame.topic) == {"topic"}
-    )
+    assert (frame.auc_low <= frame.auc).all() and (frame.auc <= frame.auc_high).all()
     assert steps == [("questions", k, 12) for k in range(1, 13)]
-    *progress, last = GroupQueriesBackend(store, dict.fromkeys(store.embeddings, "topic"))(
-        store.ids[:30]
-    )
+    *progress, last = GroupQueriesBackend(store, list(store.embeddings))(store.ids[:30])
     assert last.message.startswith("“q3” separates these 30 users best from the other 120: AUC 0.9")
     assert last.done == last.total == 12 and progress[0].message == "Compared 1 of 12 questions ..."
     assert not any(update.data for update in progress)
@@ -221,40 +206,35 @@ def test_folded_scores_are_those_of_a_loop():
             assert abs(fast[k, draw] - roc_auc(z[fold == k] @ towards, group[fold == k])) < 1e-6
 
 
-def test_it_is_cancelled_between_users_and_keeps_only_what_is_whole():
-    users = make_users()
-    engine = make_engine(make_model(users))
-    many = Users.from_events(
-        pd.concat(
-            [
-                users.events.astype({"user": str, "modality": str, "text": str}).assign(
-                    user=lambda f, k=k: f.user + str(k)
-                )
-                for k in range(4)
-            ]
-        ),
-        users.cutoff,
-    )
-    store = EmbeddingCache(engine, engine.prefill(many, tokens=64))
-    steps = rank_queries_for_group(store, many.ids[:12], ["Why?", "Where?"])
+def test_it_is_cancelled_between_users_and_keeps_only_what_is_whole(monkeypatch):
+    monkeypatch.setattr("qanchor.models.pointing.USERS_PER_PASS", 16)
+    users, engine = sample_users(), fitted_engine()
+    store = EmbeddingCache(engine, engine.prefill(users))
+    steps = rank_queries_for_group(store, users.ids[:12], ["Why?", "Where?"])
     stage, done, total = next(steps)
-    assert stage == "users" and 0 < done < total == len(many)
+    assert stage == "users" and 0 < done < total == len(users)
     steps.close()
     assert not store.embeddings
-    whole = ranked(store, many.ids[:12], ["Why?", "Where?"])
+    whole = ranked(store, users.ids[:12], ["Why?", "Where?"])
     np.testing.assert_allclose(
         store.embeddings["Where?"], engine.embed(store.cache, "Where?"), atol=1e-5
     )
     calls = []
-    engine.iter_embed = lambda *args: calls.append(args)
-    again = ranked(store, many.ids[:12], ["Why?", "Where?"])
+    monkeypatch.setattr(engine, "iter_embed", lambda *args: calls.append(args))
+    again = ranked(store, users.ids[:12], ["Why?", "Where?"])
     assert not calls, "what is cached is not asked again"
     pd.testing.assert_frame_equal(whole, again)
 
 
-def test_the_bank_asks_each_topic_once_and_words_say_what_is_not_there():
-    bank = question_bank("viewer")
-    assert len(bank) == 72 and all("{" not in query and query.endswith("?") for query in bank)
+def test_the_bank_asks_each_concept_once_and_words_say_what_is_not_there():
+    concepts = fitted_engine().model.concepts
+    bank = question_bank(concepts, "viewer")
+    assert len(bank) == len(set(bank)) == 60
+    assert all("{" not in query and query.endswith("?") for query in bank)
+    assert bank[0] == "Will this viewer come back?" and "user" not in " ".join(bank)
+    text = next(concept.label for concept in concepts if concept.family == "text")
+    assert f"Will there be {text} soon?" in bank, "the most common texts come last"
+    assert GroupQueriesBackend(anchors()).questions == question_bank(concepts)
     store = anchors(size=0)
     *_, last = GroupQueriesBackend(store, list(store.embeddings))(store.ids[:30])
     assert last.message.startswith("No question separates these 30 users better than chance")
@@ -311,34 +291,6 @@ def test_no_cell_is_a_formula(tmp_path, bad):
     assert len(text) > 100 and not [
         c for c in cells if isinstance(c, str) and c.strip()[:1] in "=+-@＝"
     ]
-
-
-def test_what_is_set_beside_a_group_gives_its_order(tmp_path):
-    users, path = make_sample_users(24), tmp_path / "some.csv"
-    ids = list(users.ids[:12])
-    order = pd.DataFrame(
-        {"user": ids[:10][::-1] + list(users.ids[20:]), "score": np.arange(14) / 10}
-    )
-    table = pd.read_csv(export_group(users, ids, path, beside=order), dtype={"user": str})
-    assert list(table.user) == ids[:10][::-1] + ids[10:], (
-        "who is not in it comes last, nobody else comes in"
-    )
-    assert list(table.score[:10]) == list(np.arange(10) / 10) and table.score[10:].isna().all()
-    assert list(table.columns[:-1]) == list(users.frame().columns)
-    hidden = pd.read_csv(export_group(users, ids, path, beside=order, salt="a secret"))
-    assert hidden.user.is_monotonic_increasing and sorted(hidden.score.dropna()) == list(
-        np.arange(10) / 10
-    )
-    before = path.read_bytes()
-    for wrong, told in (
-        (order.rename(columns={"user": "who"}), "no column 'user'"),
-        (pd.concat([order, order[:3]]), "3 users twice"),
-        (order[:0], r"none of the 12 users\. Wait until the lens"),
-        (order.rename(columns={"score": "events"}), r"columns \['events'\] again"),
-    ):
-        with pytest.raises(ValueError, match=told):
-            export_group(users, ids, path, beside=wrong)
-    assert path.read_bytes() == before
 
 
 def test_a_carriage_return_begins_no_cell_of_its_own(tmp_path):

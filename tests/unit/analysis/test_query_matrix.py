@@ -2,31 +2,22 @@
 nothing asked twice.
 """
 
-import functools
-
 import numpy as np
 import pandas as pd
 import pytest
 
-from qanchor import LensBackend, PrefixCache, QueryMatrixBackend, Users, make_sample_users
-from qanchor.analysis import group_queries, query_matrix
+from qanchor import LensBackend, QueryMatrixBackend, Users
+from qanchor.analysis import query_matrix
 from qanchor.analysis.embedding_cache import EmbeddingCache
 from qanchor.analysis.group_queries import rank_queries_for_group
 from qanchor.analysis.query_matrix import query_group_matrix
 from qanchor.analysis.shift import residual_shift
 from qanchor.evaluation.metrics import roc_auc
-from qanchor.useru.topics import TOPICS
-from tests.tiny import make_engine, make_model
+from tests.fitted import cache_of, fitted_engine, sample_users
 
 PEOPLE = tuple(f"u{i:03}" for i in range(300))
 QUERIES = [f"q{k}" for k in range(4)]
 GROUPS = {"planted": PEOPLE[:40], "others": PEOPLE[100:160], "random": PEOPLE[5::6]}
-
-
-@functools.cache
-def idle():
-    """An engine that is never asked, for everything is kept."""
-    return make_engine(make_model())
 
 
 @pytest.fixture
@@ -39,13 +30,12 @@ def store(monkeypatch):
     embeddings = {query: base + 0.5 * random.normal(size=base.shape) for query in ["", *QUERIES]}
     embeddings["q1"][:40, 0] += 3
 
-    def score(cache, query, anchors):
-        return pd.DataFrame(
-            {"score": anchors[:, 0] if query != "q3" else np.full(len(anchors), np.nan)}
-        )
+    def score(cache, query):
+        leaning = store.embeddings[query][:, 0]
+        return pd.DataFrame({"score": leaning * np.nan if query == "q3" else leaning})
 
-    monkeypatch.setattr(idle(), "score", score)
-    store = EmbeddingCache(idle(), PrefixCache(PEOPLE, "user"))
+    monkeypatch.setattr(fitted_engine(), "score", score)
+    store = EmbeddingCache(fitted_engine(), cache_of(PEOPLE))
     for query, z in embeddings.items():
         store.embeddings[query] = (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
     return store
@@ -109,11 +99,9 @@ def test_rows_come_one_by_one_and_nothing_is_computed_twice(store, monkeypatch):
     *steps, last = query_group_matrix(store, QUERIES, GROUPS, cells=cells)
     rows = [0 if step.frame is None else len(step.frame) for step in steps]
     assert rows == sorted(rows) and set(rows) == {0, 3, 6, 9, 12} and len(made) == len(last) == 12
-    assert [step.done for step in steps] == sorted(step.done for step in steps)
-    assert steps[-1].done == steps[-1].total == 1200 and {step.stage for step in steps} == {
-        "scores",
-        "row",
-    }
+    places = [(step.row, step.done) for step in steps]
+    assert places == sorted(places) and places[-1] == (3, 300)
+    assert {step.stage for step in steps} == {"scores", "row"}
     before = measured(store, cells=cells)
     assert len(made) == 12
     grown = measured(store, QUERIES[:2], {**GROUPS, "new": PEOPLE[200:230]}, cells=cells)
@@ -137,13 +125,13 @@ def test_what_cannot_be_asked_is_refused_before_anything_is(store):
             QUERIES,
             few,
             ValueError,
-            "Group 'few' has 9 users; at least 10 are required. Select more.",
+            "Group 'few': The group has 9 users and 291 are outside it; at least 10 of each",
         ),
         (
             QUERIES,
             {"most": PEOPLE[9:]},
             ValueError,
-            "Only 9 users outside group 'most'; at least 10 are required",
+            "Group 'most': The group has 291 users and 9 are outside it; at least 10 of each",
         ),
         (QUERIES, {"odd": ["zoe"]}, KeyError, "Group 'odd': User 'zoe' is not among the 300"),
         (QUERIES, {"all": PEOPLE}, ValueError, "Group 'all': The group holds 300 of 300"),
@@ -155,15 +143,15 @@ def test_what_cannot_be_asked_is_refused_before_anything_is(store):
             query_group_matrix(store, queries, groups)
 
 
-def test_default_queries_are_diverse_and_default_groups_are_the_labels():
-    users = make_sample_users(200)
-    asked, groups = query_matrix.default_queries(users), query_matrix.default_groups(users)
-    topics = [group_queries.question_bank()[query] for query in asked]
-    domains = {topic.domain for topic in TOPICS if topic.name in topics}
-    assert len(asked) == len(domains) == 8
-    assert set(groups) <= set(users.labels) and all(len(ids) >= 10 for ids in groups.values())
-    assert set(groups["Active"]) == set(users.labels.index[users.labels["Active"] == 1])
-    assert [len(query_matrix.default_queries(users, many)) for many in (5, 12)] == [5, 12]
+def test_default_queries_are_suggestions_and_default_groups_are_the_labels(store):
+    users = sample_users()
+    backend = QueryMatrixBackend(store, users)
+    assert backend.queries == list(fitted_engine().suggest_queries(users, 8))
+    assert 3 < len(set(backend.queries)) == len(backend.queries) <= 8
+    assert set(backend.groups) <= set(users.labels)
+    assert all(len(ids) >= 10 for ids in backend.groups.values())
+    active = users.labels.index[users.labels["Active"] == 1]
+    assert set(backend.groups["Active"]) == set(active)
 
 
 def test_groups_without_labels_are_facts_or_modalities():
@@ -191,9 +179,6 @@ def test_groups_without_labels_are_facts_or_modalities():
     rare = events.assign(modality=np.where(events["user"] < "u012", events["modality"], "bill"))
     groups = query_matrix.default_groups(Users.from_events(rare, cutoff))
     assert set(groups["much app"]) == set(PEOPLE[:12])  # nobody who has none
-    assert (
-        len(query_matrix.default_queries(Users.from_events(events, cutoff))) == 8
-    )  # they speak of next to nothing
 
 
 def test_the_back_end_caches_the_newest_cells_and_gives_the_same_without_the_others(
@@ -202,7 +187,7 @@ def test_the_back_end_caches_the_newest_cells_and_gives_the_same_without_the_oth
     monkeypatch.setattr(
         "qanchor.workbench.query_matrix.MAX_CACHED_CELLS", 2
     )  # fewer than one row has
-    backend = QueryMatrixBackend(store, make_sample_users(60), QUERIES, GROUPS)
+    backend = QueryMatrixBackend(store, sample_users())
     whole = measured(store)
     for _ in range(2):
         *_, last = backend(QUERIES, GROUPS)
@@ -215,12 +200,12 @@ def test_the_back_end_caches_the_newest_cells_and_gives_the_same_without_the_oth
 
 
 def test_the_back_end_answers_with_the_real_path():
-    users = make_sample_users(60)
-    engine = make_engine(make_model(users))
+    users, engine = sample_users(), fitted_engine()
     lens = LensBackend(engine, engine.prefill(users), users, method="pca")
-    store, query = lens.embedding_cache, "Will this user travel soon?"
-    backend = QueryMatrixBackend(store, users, queries=[query], groups={"some": users.ids[:20]})
-    updates = list(backend(backend.queries, backend.groups))
+    store, query = lens.embedding_cache, "Will this user come back?"
+    groups = {"some": users.ids[:20]}
+    backend = QueryMatrixBackend(store, users)
+    updates = list(backend([query], groups))
     last = updates[-1]
     assert last.done == last.total == 60 and last.data["frame"]["yes_score"].between(0, 1).all()
     assert set(lens.embeddings) == {"", query} and "60 users are few" in last.caption
@@ -232,5 +217,5 @@ def test_the_back_end_answers_with_the_real_path():
         "question 1 of 1 ..."
     )
     store.noise_floor(query)
-    *_, frame = query_group_matrix(store, backend.queries, backend.groups, draws=20)
+    *_, frame = query_group_matrix(store, [query], groups)
     assert frame["noise_floor"].iloc[0] == lens.noise_floors[query] > 0

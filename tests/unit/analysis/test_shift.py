@@ -83,7 +83,6 @@ def test_neighbours_kept_agrees_with_loops():
         )[:k]
 
     kept = [len(set(near(before, i)) & set(near(after, i))) / k for i in range(40)]
-    np.testing.assert_allclose(shift.neighbors_kept(before, after, k), kept)
     frame = shift.neighbors_changed(before, after, IDS[:40], k)
     np.testing.assert_allclose(frame.neighbours_kept, kept)
     for i in range(40):
@@ -124,13 +123,6 @@ def test_point_trust_averages_to_trustworthiness():
     trust = projection.pointwise_trustworthiness(rows, places, k=10)
     assert trust.min() >= 0 and trust.max() <= 1
     assert trust.mean() == pytest.approx(trustworthiness(rows, places, n_neighbors=10), abs=0.01)
-
-
-def test_point_trust_is_the_same_in_pieces(monkeypatch):
-    rows = embeddings(users=120)
-    whole = projection.pointwise_trustworthiness(rows, rows[:, :2])
-    monkeypatch.setattr(projection, "CHUNK", 37)
-    np.testing.assert_array_equal(projection.pointwise_trustworthiness(rows, rows[:, :2]), whole)
 
 
 def test_pca_map_keeps_still_users_still_and_repeats_itself():
@@ -192,8 +184,8 @@ def test_sentence_counts_and_names():
     )
     still = shift.assign(beyond_noise=False)
     assert (
-        messages.shift_summary(still, "household", 1)
-        == "0 of 4 households moved beyond the noise floor (1 paraphrase)."
+        messages.shift_summary(still, "household")
+        == "0 of 4 households moved beyond the noise floor (5 paraphrases)."
     )
     assert messages.shift_summary(shift[:2]).endswith("b and c moved most.")
 

@@ -6,11 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qanchor.config import TINY
 from qanchor.data.complete_journey import LABEL_DAYS
 from qanchor.data.sample import make_sample_users
 from qanchor.evaluation.metrics import roc_auc
-from qanchor.models.preprocessor import UserPreprocessor
 from tests.benchmarks import earlier
 
 METHODS = ("earlier_logistic", "earlier_lightgbm")
@@ -19,11 +17,6 @@ METHODS = ("earlier_logistic", "earlier_lightgbm")
 @pytest.fixture(scope="module")
 def users():
     return make_sample_users(200)
-
-
-@pytest.fixture(scope="module")
-def preprocessor(users):
-    return UserPreprocessor.fit(users, None, TINY)
 
 
 def active(users, cutoff) -> pd.DataFrame:
@@ -41,8 +34,8 @@ def labels(users):
     return {cutoff: active(users, cutoff) for cutoff in cutoffs}
 
 
-def test_what_was_learned_at_earlier_cutoffs_ranks_at_the_judged_one(users, preprocessor, labels):
-    scores = earlier.earlier_scores(preprocessor, users, labels, ["Active", "female", "own"])
+def test_what_was_learned_at_earlier_cutoffs_ranks_at_the_judged_one(users, labels):
+    scores = earlier.earlier_scores("hash", users, labels, ["Active", "female", "own"])
     assert set(scores) == {("Active", method) for method in METHODS}, "no profile, nothing unknown"
     truth = active(users, users.cutoff)["Active"]
     for score, fold in scores.values():
@@ -50,26 +43,26 @@ def test_what_was_learned_at_earlier_cutoffs_ranks_at_the_judged_one(users, prep
         assert roc_auc(score[0], truth) > 0.7
 
 
-def test_nothing_of_the_judged_window_is_read(users, preprocessor, labels):
-    wanted = earlier.earlier_scores(preprocessor, users, labels, ["Active"])
+def test_nothing_of_the_judged_window_is_read(users, labels):
+    wanted = earlier.earlier_scores("hash", users, labels, ["Active"])
     events = users.events[users.events["time"] < users.cutoff].reset_index(drop=True)
     blind = replace(users, events=events, labels=users.labels * np.nan)
-    found = earlier.earlier_scores(preprocessor, blind, labels, ["Active"])
+    found = earlier.earlier_scores("hash", blind, labels, ["Active"])
     for name, (score, _) in wanted.items():
         np.testing.assert_array_equal(found[name][0], score)
 
 
-def test_users_without_a_label_there_are_left_out(users, preprocessor, labels):
+def test_users_without_a_label_there_are_left_out(users, labels):
     few = {cutoff: table.copy() for cutoff, table in labels.items()}
     for table in few.values():
         table.iloc[:80] = np.nan
-    scores = earlier.earlier_scores(preprocessor, users, few, ["Active"])
+    scores = earlier.earlier_scores("hash", users, few, ["Active"])
     assert all(np.isfinite(score).all() for score, _ in scores.values())
 
 
-def test_the_sample_world_has_no_earlier_labels(users, preprocessor):
+def test_the_sample_world_has_no_earlier_labels(users):
     assert earlier.earlier_labels(users) == {}
-    assert earlier.earlier_scores(preprocessor, users, {}, ["Active"]) == {}
+    assert earlier.earlier_scores("hash", users, {}, ["Active"]) == {}
 
 
 def test_earlier_windows_end_before_the_judged_one(users, monkeypatch):

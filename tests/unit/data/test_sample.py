@@ -89,6 +89,7 @@ def test_the_same_seed_gives_the_same_users_and_another_gives_others():
     pd.testing.assert_frame_equal(sample_ground_truth(50, seed=7), sample_ground_truth(50, seed=7))
 
 
+@pytest.mark.slow
 def test_the_shipped_sample_is_what_the_code_makes():
     shipped = load_users(SAMPLE)
     assert digest(shipped.events) == DIGEST, (

@@ -73,7 +73,7 @@ REFUSED = [  # file, its text; row, column and value of the error, what it says 
     ("labels.csv", "user,travels\na,0\nb,2\n", 1, "travels", "2", "0, 1 or empty"),
     ("labels.csv", "user,travels\na,perhaps\nb,1\n", 0, "travels", "perhaps", "Write one"),
     ("about.json", "{", None, "about", None, "Correct it"),
-    ("about.json", "[1]", None, "about", "[1]", "cutoff"),
+    ("about.json", "[1]", None, "about", [1], "cutoff"),
     ("about.json", '{"cutoff": "soon"}', None, "cutoff", "soon", "2025-01-31"),
     ("about.json", '{"cutoff": 20250301}', None, "cutoff", 20250301, "in quotes"),
     ("about.json", '{"horizon_days": "x"}', None, "horizon_days", "x", "whole number"),
@@ -310,3 +310,25 @@ def test_an_error_comes_back_whole_from_another_process():
     told = DataError("events.csv", 3, "time", "soon", "write it as 2025-01-31")
     again = copy.copy(told)  # by the same way as between processes
     assert str(again) == str(told) and (again.row, again.column) == (3, "time")
+
+
+def test_a_label_named_like_an_input_is_refused():
+    events = small_events()
+    labels = pd.DataFrame({"amount": [1.0]}, pd.Index(["a"], name="user"))
+    with pytest.raises(
+        DataError, match=r"events.*amount.*named like a label, .* Drop the column, or rename one"
+    ):
+        Users.from_events(events, "2025-04-01", labels=labels)
+    rooms = labels.set_axis(["rooms"], axis=1)
+    with pytest.raises(DataError, match=r"users.*rooms.*named like a label"):
+        Users.from_events(events, "2025-04-01", tabular=rooms, labels=rooms)
+
+
+def test_users_without_events_are_saved_and_loaded(tmp_path):
+    events = pd.DataFrame(
+        {"user": ["a"], "time": ["2025-01-01"], "modality": "bill", "text": "tea"}
+    )
+    users = Users.from_events(
+        events, "2025-02-01", tabular=pd.DataFrame(index=pd.Index(["a", "b"], name="user"))
+    )
+    assert load_users(users.save(tmp_path / "both")).ids == users.ids == ("a", "b")

@@ -3,6 +3,7 @@ doubles or mixes anybody.
 """
 
 import errno
+import hashlib
 import importlib.util
 import json
 import os
@@ -19,13 +20,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import qanchor as qa
-from qanchor.data.users import Users
 from qanchor.errors import DataError
 from qanchor.inference import batch_embed
-from qanchor.useru.pairs import user_hash
 from qanchor.utils import hashing
 from tests.benchmarks.scale import scale as bench_scale
-from tests.tiny import make_users
+from tests.tiny import make_model, make_users
 
 QUERIES = ["Will this user travel soon?", "", "Is this user price-conscious?"]
 ENV = os.environ | {
@@ -33,20 +32,21 @@ ENV = os.environ | {
     "OMP_NUM_THREADS": "1",
 }
 SHARDS = 6
+N_USERS = len(make_users())
+
+
+def _hash(user: str) -> int:
+    return int(hashlib.md5(user.encode()).hexdigest()[:15], 16)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     """Users as a folder, a run, and what one worker in one go makes of them."""
     home = tmp_path_factory.mktemp("scale")
-    users = qa.make_sample_users(90, seed=2)
-    users.save(home / "users")
-    qa.QAnchor(
-        qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), device="cpu"
-    ).save_pretrained(home / "run")
-    (home / "queries.txt").write_text("\n".join(q or "Is this user a driver?" for q in QUERIES))
-    told = embed(home, home / "whole")
-    assert told["users"] == 90 and told["made"] == SHARDS
+    make_users().save(home / "users")
+    make_model().save_pretrained(home / "run")
+    result = embed(home, home / "whole")
+    assert result["users"] == N_USERS and result["made"] == SHARDS
     return home
 
 
@@ -78,32 +78,25 @@ def read(out: Path) -> pd.DataFrame:
     return frame.set_index(["query", "user"]).sort_index()
 
 
-def plain(home: Path, users: Users) -> np.ndarray:
-    engine = qa.Engine(qa.QAnchor.from_pretrained(home / "run", "cpu"))
-    return engine.embed(engine.prefill(users), QUERIES)
-
-
 def test_the_parts_hold_what_the_engine_gives(home):
-    users, frame = qa.load_users(home / "users"), read(home / "whole")
-    assert len(frame) == 90 * 3
-    z = plain(home, users)
-    for k, query in enumerate(QUERIES):
+    users, frame = make_users(), read(home / "whole")
+    assert len(frame) == N_USERS * len(QUERIES)
+    engine = qa.Engine(make_model())
+    expected = engine.embed(engine.prefill(users), QUERIES)
+    for place, query in enumerate(QUERIES):
         found = np.stack(frame.loc[query].loc[list(users.ids)]["embedding"])
-        assert found.dtype == np.float16 and found.shape == (90, 32)
-        np.testing.assert_allclose(found, z[:, k], atol=1e-3)
+        assert found.dtype == np.float16 and found.shape == (N_USERS, 128)
+        np.testing.assert_allclose(found, expected[:, place], atol=1e-3)
 
 
 def test_a_part_says_what_it_is(home):
     manifest = json.loads((home / "whole" / "_manifest.json").read_text())
     assert (
         manifest["queries"] == QUERIES
-        and manifest["users"] == 90
+        and manifest["users"] == N_USERS
         and len(manifest["parts"]) == SHARDS
     )
-    assert (
-        manifest["run_sha256"] == hashing.sha256_file(home / "run" / "config.json")
-        and manifest["commit"]
-    )
+    assert manifest["run_sha256"] == hashing.sha256_file(home / "run" / "config.json")
     for part in manifest["parts"]:
         file = pq.ParquetFile(home / "whole" / part["file"])
         assert hashing.sha256_file(home / "whole" / part["file"]) == part["sha256"]
@@ -116,78 +109,37 @@ def test_a_part_says_what_it_is(home):
         assert [str(field.type) for field in file.schema_arrow] == [
             "string",
             "dictionary<values=string, indices=int32, ordered=0>",
-            "fixed_size_list<element: halffloat>[32]",
+            "fixed_size_list<element: halffloat>[128]",
         ]
         assert file.num_row_groups == 3 and file.metadata.row_group(1).num_rows == part["users"]
         ids = file.read_row_group(2).column("user").to_pylist()
-        assert ids == sorted(ids) and {int(h) % SHARDS for h in user_hash(ids)} == {part["shard"]}
+        assert ids == sorted(ids) and {_hash(user) % SHARDS for user in ids} == {part["shard"]}
 
 
-def test_users_in_memory_and_of_odd_kinds_are_embedded_alike(home, tmp_path):
-    """Users with facts, without events, and with a future alone: in memory, as a folder, and as the
-    engine has them.
-    """
+def test_users_in_memory_and_as_csv_are_embedded_alike(home, tmp_path):
+    """Users with attributes, without events, and with a future alone."""
     users = make_users()
-    model = qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), device="cpu")
-    model.save_pretrained(tmp_path / "run")
     users.save(tmp_path / "users")
-    engine = qa.Engine(qa.QAnchor.from_pretrained(tmp_path / "run", "cpu"))
-    z = engine.embed(engine.prefill(users), QUERIES)
-    for name, source in {"memory": users, "folder": tmp_path / "users"}.items():
-        qa.embed_dataset(source, tmp_path / "run", QUERIES, tmp_path / name, shards=7)
-        frame = read(tmp_path / name)
-        for k, query in enumerate(QUERIES):
-            np.testing.assert_allclose(
-                np.stack(frame.loc[query].loc[list(users.ids)]["embedding"]), z[:, k], atol=1e-3
-            )
     pd.read_parquet(tmp_path / "users" / "users.parquet").to_csv(
         tmp_path / "users" / "users.csv", index=False
     )
     (tmp_path / "users" / "users.parquet").unlink()
     (tmp_path / "users" / "labels.parquet").unlink()
-    qa.embed_dataset(tmp_path / "users", tmp_path / "run", QUERIES, tmp_path / "csv", shards=1)
-    alone, memory = read(tmp_path / "csv"), read(tmp_path / "memory")
-    assert alone.index.equals(
-        memory.index
-    )  # one shard and seven: other batches, so the last bit of a half may differ
-    np.testing.assert_allclose(
-        np.stack(alone["embedding"]), np.stack(memory["embedding"]), atol=1e-3
-    )
+    expected = read(home / "whole")
+    for name, source in {"memory": users, "csv": tmp_path / "users"}.items():
+        # other shards are other batches, so the last bit of a half may differ
+        qa.embed_dataset(source, home / "run", QUERIES, tmp_path / name, shards=1)
+        found = read(tmp_path / name)
+        assert found.index.equals(expected.index)
+        np.testing.assert_allclose(
+            np.stack(found["embedding"]), np.stack(expected["embedding"]), atol=1e-3
+        )
 
 
 @pytest.mark.slow
-def test_torchrun_writes_the_same_bytes(home, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        2,
-        "-m",
-        "--",
-    ]
-    command += ["qanchor", "embed"]
-    command += [
-        "--backend",
-        "torchrun",
-        "--run",
-        home / "run",
-        "--users",
-        home / "users",
-        "--shards",
-        SHARDS,
-        "--json",
-    ]
-    command += ["--queries", home / "queries.txt", "--out", tmp_path / "ranks"]
-    done = subprocess.run(
-        [str(word) for word in command], env=ENV, capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(told) == 1 and told[0]["made"] == SHARDS  # of two ranks, one speaks
-    embed(home, tmp_path / "here", queries=(home / "queries.txt").read_text().splitlines())
-    assert bytes_of(tmp_path / "ranks") == bytes_of(tmp_path / "here")
+def test_two_workers_write_the_same_bytes(home, tmp_path):
+    assert embed(home, tmp_path / "out", workers=2)["made"] == SHARDS
+    same(home, tmp_path / "out")
 
 
 MANY = 24  # shards: one worker alone must not have made them all before it can be killed
@@ -222,9 +174,7 @@ def test_kills_lose_and_double_nobody(home, tmp_path):
             killed.append(children(os.getpid())[0])
             os.kill(killed[0], signal.SIGKILL)
 
-    with pytest.raises(
-        ChildProcessError, match=r"its worker ended with code -9 .*run it again to resume"
-    ):
+    with pytest.raises(ChildProcessError, match=r"A worker ended early: .*run it again to resume"):
         embed(home, out, shards=MANY, workers=2, progress=kill)
     assert not (out / "_manifest.json").exists()
     kept |= {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
@@ -240,7 +190,7 @@ def children(pid: int) -> list[int]:
             words = stat.read_text().rpartition(")")[2].split()
             found += (
                 [int(stat.parent.name)]
-                if int(words[1]) == pid and "serve" in (stat.parent / "cmdline").read_text()
+                if int(words[1]) == pid and "spawn_main" in (stat.parent / "cmdline").read_text()
                 else []
             )
         except OSError:  # it ended meanwhile
@@ -271,7 +221,7 @@ def full_disk(request, tmp_path, monkeypatch):
     out.mkdir()
     if request.param == "small disk":
         mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=144k", "tmpfs", out],
+            ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", out],
             capture_output=True,
             text=True,
         )
@@ -326,7 +276,7 @@ def test_what_is_torn_or_lost_is_made_again(home, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("half", [False, True], ids=["whole", "begun"])
 def test_a_folder_never_mixes_two(home, tmp_path, half):
-    out, users = tmp_path / "out", qa.load_users(home / "users")
+    out, users = tmp_path / "out", make_users()
     if half:
 
         def stop(done, total):
@@ -338,30 +288,19 @@ def test_a_folder_never_mixes_two(home, tmp_path, half):
         shutil.copytree(home / "whole", out)
     before = bytes_of(out)
     if not (home / "other").exists():
-        qa.QAnchor(
-            qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY), seed=1, device="cpu"
-        ).save_pretrained(home / "other")
+        make_model(seed=1).save_pretrained(home / "other")
         users.select(users.ids[1:]).save(home / "fewer")
     for change, name in (
         ({"run": "other"}, "run_sha256"),
         ({"queries": QUERIES[:2]}, "queries"),
         ({"users": home / "fewer"}, "input_sha256"),
         ({"shards": 5}, "shards"),
-        ({"threads": 2}, "threads"),
     ):
         with pytest.raises(
             FileExistsError,
             match=rf"holds embeddings of {name} .*, wanted is .*: name another folder",
         ):
             embed(home, out, **change)
-    with pytest.MonkeyPatch.context() as patch:  # begun on a machine of another kind
-        patch.setattr(
-            "qanchor.inference.batch_embed.compute_dtype", lambda wished, device: "bfloat16"
-        )
-        with pytest.raises(
-            FileExistsError, match=r"holds embeddings of dtype 'float32', wanted is 'bfloat16'"
-        ):
-            embed(home, out)
     assert bytes_of(out) == before
     assert embed(home, out)["made"] == SHARDS - len(before)
     same(home, out)
@@ -370,11 +309,10 @@ def test_a_folder_never_mixes_two(home, tmp_path, half):
 @pytest.mark.slow
 def test_what_is_wrong_is_told(home, tmp_path):
     for how, told in (
-        ({"backend": "mail"}, "backend 'mail': there are local, torchrun, ray"),
+        ({"backend": "mail"}, "backend 'mail': there are local, ray"),
         ({"workers": 0}, "0 workers: give at least 1"),
         ({"queries": []}, "0 queries"),
         ({"queries": ["a", "a"]}, "2 queries, 1 of them different"),
-        ({"backend": "torchrun"}, "start it as torchrun"),
     ):
         with pytest.raises(ValueError, match=told):
             embed(home, tmp_path / "out", **how)

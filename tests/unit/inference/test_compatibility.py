@@ -3,12 +3,12 @@
 import pytest
 
 import qanchor as qa
-from tests.unit.training.test_reader import CUTOFF, habits
+from tests.tiny import CUTOFF, brief_fits, habits
 
 
 @pytest.fixture(scope="module")
 def table():
-    return habits().assign(amount=3.0)
+    return habits(40).assign(amount=3.0)
 
 
 @pytest.fixture(scope="module")
@@ -17,13 +17,9 @@ def users(table):
 
 
 @pytest.fixture(scope="module")
-def pointing(users):
-    return qa.fit(users, text_encoder="hash", steps=5, progress=False)
-
-
-@pytest.fixture(scope="module")
-def prefix_model(users):
-    return qa.QAnchor(qa.TINY, qa.UserPreprocessor.fit(users, None, qa.TINY))
+def model(users):
+    with brief_fits():
+        return qa.fit(users, text_encoder="hash", steps=5, progress=False)
 
 
 def other_users(table):
@@ -33,38 +29,33 @@ def other_users(table):
     return qa.Users.from_events(changed, CUTOFF, unit="member", name="club")
 
 
-def test_the_users_of_the_run_do_not_differ(pointing, prefix_model, users):
-    assert qa.Engine(pointing).input_differences(users) == []
-    assert qa.Engine(prefix_model).input_differences(users) == []
+def test_the_users_of_the_run_do_not_differ(model, users):
+    assert qa.Engine(model).input_differences(users) == []
 
 
-def test_new_modalities_and_missing_numbers_are_said(pointing, prefix_model, table):
+def test_new_modalities_and_missing_numbers_are_said(model, table):
     others = other_users(table)
     n = (others.history()["modality"] == "podcast").sum()
-    new, missing = qa.Engine(pointing).input_differences(others)
+    new, missing = qa.Engine(model).input_differences(others)
     assert new.startswith(f"club has {n:,} events of 'podcast', a modality that is new to the run")
     assert "read through its name" in new
     assert "'amount', which club lacks" in missing
     assert "if 'total_amount' is the same, rename it" in missing
-    assert "left out" in qa.Engine(prefix_model).input_differences(others)[0]
 
 
-def test_every_way_of_reading_says_it_and_goes_on(pointing, prefix_model, table):
+def test_every_way_of_reading_says_it_and_goes_on(model, table):
     others = other_users(table)
-    for model in (pointing, prefix_model):
-        engine = qa.Engine(model)
-        with pytest.warns(UserWarning, match="new to the run"):
-            cache = engine.prefill(others)
-        assert engine.embed(cache, "Will this member play chess?").shape[0] == len(others)
-        with pytest.warns(UserWarning, match="new to the run"):
-            engine.update(cache, others)
-        with pytest.warns(UserWarning, match="new to the run"):
-            list(engine.iter_embed_uncached(others, ["Why?"]))
+    engine = qa.Engine(model)
     with pytest.warns(UserWarning, match="new to the run"):
-        prefix_model.preprocessor.transform(others)
+        cache = engine.prefill(others)
+    assert engine.embed(cache, "Will this member play chess?").shape[0] == len(others)
+    with pytest.warns(UserWarning, match="new to the run"):
+        engine.update(cache, others)
+    with pytest.warns(UserWarning, match="new to the run"):
+        engine.read_tokens(others)
 
 
-def test_a_column_that_is_gone_is_said_without_a_guess(pointing, table):
+def test_a_column_that_is_gone_is_said_without_a_guess(model, table):
     without = qa.Users.from_events(table.drop(columns="amount"), CUTOFF)
-    (message,) = qa.Engine(pointing).input_differences(without)
+    (message,) = qa.Engine(model).input_differences(without)
     assert "add it, or train the run again" in message

@@ -6,23 +6,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qanchor.config import TINY
 from qanchor.data.users import Users
-from qanchor.errors import RunError
 from qanchor.evaluation.backtest import BacktestResult, backtest
 from qanchor.inference.engine import Engine
-from qanchor.inference.evidence import interpret, rank_by_pointing, token_contributions
+from qanchor.inference.evidence import (
+    interpret,
+    query_horizon,
+    rank_by_pointing,
+    token_contributions,
+)
 from qanchor.models.model import QAnchor
 from qanchor.models.pointing import read_questions
-from qanchor.models.pointing_model import PointingModel
-from qanchor.models.preprocessor import UserPreprocessor
 from qanchor.training.fit import fit
 from qanchor.workbench.lens import LensBackend
 from qanchor.workbench.messages import backtest_summary
-from tests.unit.training.test_reader import CUTOFF, habits
+from tests.tiny import CUTOFF, brief_fits, habits
 
 pytestmark = pytest.mark.weights
-CONFIG = TINY.replace(text_encoder="minilm")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def users() -> Users:
 
 
 @pytest.fixture(scope="module")
-def model(users) -> PointingModel:
+def model(users) -> QAnchor:
     return fit(users, 0.2, progress=False)
 
 
@@ -43,6 +43,24 @@ def engine(model) -> Engine:
 @pytest.fixture(scope="module")
 def tokens(engine, users):
     return engine.read_tokens(users)
+
+
+def test_what_is_meant_does_not_depend_on_the_users_that_are_read():
+    """A text and a modality have one name; some users have more of one, all of them of the other."""
+    rng = np.random.default_rng(0)
+    rows = [(f"u{user}", "refund", "refund") for user in range(30) for _ in range(2)]
+    rows += [(f"u{user}", "refund", "tea") for user in range(30)]
+    rows += [("u0", "shop", "refund")] * 9
+    table = pd.DataFrame(rows, columns=["user", "modality", "text"])
+    times = CUTOFF - pd.to_timedelta(rng.integers(1, 90 * 24, len(table)), "h")
+    users = Users.from_events(table.assign(time=times), CUTOFF)
+    with brief_fits():
+        engine = Engine(fit(users, steps=2, progress=False))
+    cache = engine.prefill(users)
+    query = "Will there be a refund?"
+    ranking = engine.rank(cache, query).set_index("user")
+    for user in ("u0", "u1"):
+        assert engine.generate(cache, user, query) == ranking.loc[user, "answer"]
 
 
 def test_a_question_is_read_as_events_of_the_table(model, tokens):
@@ -74,8 +92,9 @@ def test_what_the_data_do_not_say_is_not_answered(engine, tokens, query):
 
 
 def test_horizons_in_words_are_obeyed(model, tokens):
-    meaning, question = interpret(model, tokens, "Will this member play chess within 7 days?")
-    assert meaning.horizon_days == 7 and question.horizon[0] < 0
+    query = "Will this member play chess within 7 days?"
+    _, question = interpret(model, tokens, query)
+    assert query_horizon(query, tokens.horizon_days) == 7 and question.horizon[0] < 0
 
 
 def test_answers_are_counted_in_the_table(engine, tokens, users):
@@ -109,25 +128,15 @@ def test_contributions_are_exact(model, tokens):
     assert row["contribution"] == pytest.approx(float(with_it.loc[user, "score"] - score), abs=1e-4)
 
 
-def test_a_saved_run_ranks_the_same(model, users, tmp_path):
-    run = QAnchor(CONFIG, UserPreprocessor.fit(users, None, CONFIG))
-    run.pointing = model
-    folder = run.save_pretrained(tmp_path / "run")
-    loaded = QAnchor.from_pretrained(folder)
-    assert loaded.pointing.concepts == model.concepts
-    query = "Will this member play chess?"
-    first, second = Engine(loaded), Engine(model)
-    pd.testing.assert_frame_equal(
-        first.rank(first.read_tokens(users), query), second.rank(second.read_tokens(users), query)
-    )
-    (folder / "reader.safetensors").write_bytes(b"torn")
-    with pytest.raises(RunError, match=r"reader\.safetensors has sha256"):
-        QAnchor.from_pretrained(folder)
+def test_an_unknown_user_is_named(model, tokens):
+    _, question = interpret(model, tokens, "Will this member play chess?")
+    with pytest.raises(KeyError, match="'nobody' is not among the 120"):
+        token_contributions(model, tokens, "nobody", question)
 
 
 def test_the_backtest_judges_what_was_pointed_at(engine, users):
     result = backtest(engine, users, "Will this member play chess?")
-    assert result.pointed and result.topic.startswith("play chess")
+    assert result.topic.startswith("play chess")
     assert "was there play chess" in backtest_summary(result)
     unknown = backtest(engine, users, "Will this member adopt a puppy?")
     assert unknown.right is None and "nothing in these events" in backtest_summary(unknown)
@@ -202,12 +211,6 @@ def test_the_lens_ranks_by_pointing_and_says_what_it_cannot_answer(engine, users
     *_, last = lens("Will this member adopt a puppy?")
     assert "Nothing in these events speaks of" in last.warning
     assert "Nothing in these events" in lens.answer(users.ids[0], "Will this member adopt a puppy?")
-
-
-def test_an_unknown_user_is_named(model, tokens):
-    _, question = interpret(model, tokens, "Will this member play chess?")
-    with pytest.raises(KeyError, match="'nobody' is not among the 120"):
-        token_contributions(model, tokens, "nobody", question)
 
 
 def test_what_is_left_out_is_counted_and_never_called_never(engine, users, monkeypatch):

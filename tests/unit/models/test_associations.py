@@ -13,7 +13,7 @@ from qanchor.models.user_tokens import TokenReader
 from qanchor.training.associations import FOLDS, RIDGE, AssociationFit
 from qanchor.useru.concepts import MEASURES, Outcomes
 from tests.benchmarks.concepts import without_heads
-from tests.unit.training.test_reader import CUTOFF, habits
+from tests.tiny import CUTOFF, habits
 
 DAYS = 30
 

@@ -16,7 +16,13 @@ import torch
 
 from qanchor.errors import WeightsError
 from qanchor.models import backbone, weights
-from qanchor.models.backbone import CharTokenizer, HubTokenizer, add_lora, load_backbone, merge_lora
+from qanchor.models.backbone import (
+    CharTokenizer,
+    HubTokenizer,
+    add_lora,
+    load_backbone,
+    without_lora,
+)
 from qanchor.models.text_encoder import TextEncoder
 from qanchor.models.weights import PACKAGES, WeightsPackage, download_weights
 from qanchor.utils import io
@@ -181,7 +187,7 @@ def test_a_model_that_is_not_there_says_what_to_give_instead(name):
 
 
 def test_a_local_folder_is_a_backbone(tmp_path):
-    model, _ = load_backbone("tiny", "float32")
+    model, _ = load_backbone("tiny")
     model.save_pretrained(tmp_path)
     again = load_backbone_without_tokenizer(tmp_path)
     assert all(torch.equal(a, again[n]) for n, a in model.state_dict().items())
@@ -189,14 +195,12 @@ def test_a_local_folder_is_a_backbone(tmp_path):
 
 def load_backbone_without_tokenizer(folder) -> dict:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbone, "HubTokenizer", lambda folder: None)
-        return load_backbone(str(folder), "float32")[0].state_dict()
+        patch.setattr(backbone, "HubTokenizer", lambda folder: CharTokenizer())
+        return load_backbone(str(folder))[0].state_dict()
 
 
 def test_the_tiny_backbone_is_the_same_for_a_seed():
-    first, again, other = (
-        load_backbone("tiny", "float32", seed=s)[0].state_dict() for s in (0, 0, 1)
-    )
+    first, again, other = (load_backbone("tiny", seed=s)[0].state_dict() for s in (0, 0, 1))
     assert all(torch.equal(first[n], again[n]) for n in first)
     assert not all(torch.equal(first[n], other[n]) for n in first)
 
@@ -204,29 +208,28 @@ def test_the_tiny_backbone_is_the_same_for_a_seed():
 def test_bytes_are_the_tiny_tokens():
     tokenizer = CharTokenizer()
     for text in ("Ünïcode 漢字 😀", "", "<|im_end|><USER_EMB>", "\x00\n"):
-        assert tokenizer.decode(tokenizer(text)) == text and max(tokenizer(text), default=0) < 256
-    assert tokenizer.decode([104, 256, 105, 195]) == "hi\ufffd"
+        assert bytes(tokenizer(text)).decode() == text
 
 
-def test_lora_merges_to_the_same_function():
-    model, _ = load_backbone("tiny", "float32")
-    plain = {n: p.clone() for n, p in model.state_dict().items()}
-    model = add_lora(model, 4, 8, 0.0, 1)
-    lora = [n for n, _ in model.named_parameters() if "lora" in n]
-    assert len(lora) == 14 and all(
-        "layers.1." in n for n in lora
-    )  # the last layer alone, seven projections
+@torch.no_grad()
+def test_lora_updates_the_attention_of_the_last_layers_and_can_be_switched_off():
+    plain, _ = load_backbone("tiny")
     ids = torch.arange(12)[None]
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(generator=torch.Generator().manual_seed(1))
-        before = model(input_ids=ids).logits
-        merge_lora(model)
-        torch.testing.assert_close(model(input_ids=ids).logits, before, atol=1e-5, rtol=1e-4)
-        merge_lora(model)
-        torch.testing.assert_close(model(input_ids=ids).logits, before, atol=1e-5, rtol=1e-4)
-    assert plain.keys() == model.state_dict().keys()
+    before = plain(input_ids=ids).logits
+    model = add_lora(plain, 4, 8, 1)
+    lora = {name: weight for name, weight in model.named_parameters() if "lora" in name}
+    assert len(lora) == 8  # two for each projection
+    assert all("layers.1.self_attn" in name for name in lora)
+    torch.testing.assert_close(model(input_ids=ids).logits, before)
+    for weight in lora.values():
+        weight.normal_(generator=torch.Generator().manual_seed(1))
+    changed = model(input_ids=ids).logits
+    assert (changed - before).abs().max() > 1e-3
+    trained = [weight.requires_grad for weight in model.parameters()]
+    with without_lora(model):
+        torch.testing.assert_close(model(input_ids=ids).logits, before)
+    torch.testing.assert_close(model(input_ids=ids).logits, changed)
+    assert [weight.requires_grad for weight in model.parameters()] == trained
 
 
 # with the real weights
@@ -234,7 +237,7 @@ def test_lora_merges_to_the_same_function():
 
 @pytest.fixture(scope="module")
 def smollm():
-    return load_backbone("smollm2", "float32")
+    return load_backbone("smollm2")
 
 
 @pytest.mark.weights
@@ -243,7 +246,7 @@ def test_the_packaged_language_model_knows_paris(smollm):
     ids = torch.tensor([tokenizer("The capital of France is")])
     with torch.no_grad():
         assert (
-            tokenizer.decode([model(input_ids=ids).logits[0, -1].argmax().item()]).strip()
+            tokenizer.inner.decode([model(input_ids=ids).logits[0, -1].argmax().item()]).strip()
             == "Paris"
         )
     about = json.loads((download_weights("smollm2") / "config.json").read_text())
@@ -264,7 +267,7 @@ def test_control_tokens_in_a_query_are_spelled_out(smollm):
         assert (
             end not in ids
             and not set(ids) & set(tokenizer.inner.all_special_ids)
-            and tokenizer.decode(ids) == text
+            and tokenizer.inner.decode(ids) == text
         )
     assert tokenizer("") == [] and isinstance(tokenizer, HubTokenizer)
 

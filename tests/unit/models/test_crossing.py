@@ -1,6 +1,4 @@
-"""Late crossing equals its plain twin, equals the language model when users are shut out, and
-what it trains travels in a run.
-"""
+"""Late crossing equals its plain twin, and equals the language model when users are shut out."""
 
 import copy
 
@@ -11,17 +9,20 @@ import torch
 import qanchor as qa
 from qanchor.data.sample import make_sample_users
 from qanchor.errors import WeightsError
-from qanchor.models import crossing
+from qanchor.models import language_body
 from qanchor.models.backbone import CharTokenizer, without_lora
-from qanchor.models.crossing import LEVEL_TOKENS, LateCrossing
+from qanchor.models.crossing import LateCrossing
+from qanchor.models.language_body import LEVEL_TOKENS
 from qanchor.models.pointing import (
     N_PRIOR_NUMBERS,
+    BodyInput,
     question_input,
     thing_input,
     token_input,
     word_fit,
 )
 from qanchor.models.user_tokens import TokenReader
+from tests.tiny import make_model, make_users
 
 QUERIES = ["Will this user travel soon?", "tea"]
 
@@ -63,7 +64,7 @@ def plain_state(body, users, question, things, known, user: int, query: int):
     fit = torch.cat([torch.zeros(LEVEL_TOKENS), fit])[there]
     hidden = states.hidden[0] + body.start + body.evidence(known[user, query])
     position = states.length[:1, None]
-    for place, layer in enumerate(body.crossing_layers):
+    for place, layer in enumerate(body.layers):
         attention = layer.self_attn
         normed = layer.input_layernorm(hidden)
         asked = attention.q_proj(normed).view(1, 1, body.heads, -1)
@@ -95,7 +96,7 @@ def test_crossing_equals_its_plain_twin(body, asked):
     question = question._replace(states=body.encode(QUERIES))
     known = known_of(users, 2)
     with torch.no_grad():
-        state, attention = body(users, users.numbers, question, things, known)
+        state, attention = body(BodyInput(users, users.numbers, question, things, known))
     for user in range(5):
         for query in range(2):
             plain = plain_state(body, users, question, things, known, user, query)
@@ -118,7 +119,7 @@ def assert_shut_is_the_language_model(body, asked):
     for weight in shut.evidence.parameters():
         weight.zero_()
     with without_lora(shut.backbone):
-        state, _ = shut(users, users.numbers, question, things, known_of(users, 2))
+        state, _ = shut(BodyInput(users, users.numbers, question, things, known_of(users, 2)))
         ids = torch.tensor([shut.tokenizer(QUERIES[0])])
         embedding = shut.backbone.get_input_embeddings()
         anchor = embedding.weight.mean(0)[None, None]
@@ -143,7 +144,7 @@ def test_a_question_that_is_too_long_is_refused(body):
 
 
 def test_a_body_without_a_crossing_layer_is_refused():
-    with pytest.raises(ValueError, match="crossing_layers is 0"):
+    with pytest.raises(ValueError, match="layers is 0"):
         LateCrossing("tiny", text=384, layers=0)
 
 
@@ -159,7 +160,7 @@ def test_a_language_model_of_another_type_is_refused(monkeypatch):
     from transformers import GPT2Config
 
     config = GPT2Config(vocab_size=257, n_embd=32, n_layer=1, n_head=2)
-    monkeypatch.setattr(crossing, "load_backbone", lambda *_: language_model(config))
+    monkeypatch.setattr(language_body, "load_backbone", lambda *_: language_model(config))
     with pytest.raises(WeightsError, match="'some/gpt' is of type 'gpt2'"):
         LateCrossing("some/gpt", text=384)
 
@@ -176,33 +177,18 @@ def test_qwen_is_read_as_llama_is(monkeypatch, asked):
         num_attention_heads=4,
         num_key_value_heads=2,
     )
-    monkeypatch.setattr(crossing, "load_backbone", lambda *_: language_model(config))
+    monkeypatch.setattr(language_body, "load_backbone", lambda *_: language_model(config))
     qwen = LateCrossing("qwen", text=384).eval()
     with torch.no_grad():
-        for layer in qwen.crossing_layers:
+        for layer in qwen.layers:
             for name in ("q_proj", "k_proj", "v_proj"):
                 torch.nn.init.normal_(getattr(layer.self_attn, name).base_layer.bias)
     assert_shut_is_the_language_model(qwen, asked)
 
 
-def test_a_run_with_a_language_model_is_saved_loaded_and_asked(users, tmp_path):
-    model = qa.fit(users, text_encoder="hash", backbone="tiny", steps=12, progress=False)
-    engine = qa.Engine(model)
-    cache = engine.prefill(users)
-    before = engine.embed(cache, QUERIES)
-    folder = model.save_pretrained(tmp_path / "run")
-    loaded = qa.QAnchor.from_pretrained(folder)
-    again = qa.Engine(loaded)
-    assert np.allclose(again.embed(again.prefill(users), QUERIES), before, atol=1e-4)
-    assert loaded.reader.has_language_model and loaded.config.backbone == "tiny"
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    assert size < 20e6
-
-
-def test_what_the_language_model_reads_changes_the_anchor(users):
-    model = qa.fit(users, text_encoder="hash", backbone="tiny", steps=12, progress=False)
-    engine = qa.Engine(model)
-    tokens = engine.prefill(users).tokens
+def test_what_the_language_model_reads_changes_the_anchor():
+    model = make_model("crossing")
+    tokens = qa.Engine(model).prefill(make_users()).tokens
     question = question_input(QUERIES, "user", "hash", [30, 30], 30)
     question = model.reader.read_words(question, QUERIES)
     own = token_input(tokens, np.arange(20))

@@ -11,9 +11,8 @@ from qanchor.models.user_tokens import (
     N_TOKEN_NUMBERS,
     TOKEN_NUMBERS,
     TokenReader,
-    content_words,
-    spelling_vectors,
 )
+from qanchor.models.words import content_words, spelling_vectors
 
 CUTOFF = pd.Timestamp("2025-03-01")
 

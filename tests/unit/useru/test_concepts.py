@@ -6,7 +6,7 @@ import pytest
 
 from qanchor.data.users import Users
 from qanchor.models.user_tokens import TokenReader
-from qanchor.useru.concepts import concept_truth, induce_concepts, wordings
+from qanchor.useru.concepts import Concept, Outcomes, induce_concepts, wordings
 from tests.unit.models.test_user_tokens import CUTOFF, events
 
 DAYS = 15
@@ -21,9 +21,10 @@ def users() -> Users:
 def induced(users):
     cutoff = CUTOFF - pd.Timedelta(days=DAYS)
     reader = TokenReader(users, "hash", until=cutoff)
-    concepts = induce_concepts(reader.events, reader.vectors, [cutoff])
+    concepts = induce_concepts(reader.events, reader.vectors, [cutoff], {})
     rows = np.arange(len(users))
-    return cutoff, concepts, concept_truth(reader.events, concepts, rows, cutoff, DAYS)
+    outcomes = Outcomes.of(reader.events, rows, cutoff, DAYS)
+    return cutoff, concepts, outcomes.truth(reader.events, concepts)
 
 
 def test_families_come_from_the_table(induced):
@@ -57,13 +58,51 @@ def test_truth_is_what_a_loop_finds(users, induced):
                 assert truth[row, column] == (mine["amount"] >= concept.threshold).any()
 
 
+def test_who_comes_every_day_does_not_come_more_often_whatever_the_hour_of_the_cutoff():
+    times = CUTOFF - pd.to_timedelta(np.arange(1, 60 * 24, 24), "h")
+    users = Users.from_events(
+        pd.DataFrame({"user": "a", "time": times, "modality": "shop", "text": "tea"}), CUTOFF
+    )
+    events = TokenReader(users, "hash").events
+    concept = Concept("behavior:more", "behavior", "any event", (), "more")
+    for hours in range(0, 24, 5):
+        cutoff = CUTOFF - pd.Timedelta(days=14, hours=hours)
+        assert events.days(cutoff, cutoff + pd.Timedelta(days=7)).tolist() == [7]
+        outcomes = Outcomes.of(events, np.arange(1), cutoff, 7)
+        assert outcomes.truth(events, (concept,))[0, 0] == 0
+
+
+def test_days_before_1970_belong_to_their_user():
+    table = pd.DataFrame(
+        {"user": ["a", "b", "b"], "time": ["1969-12-30", "1969-12-30", "1970-02-01"]}
+    )
+    users = Users.from_events(table.assign(modality="shop", text="tea"), "1970-03-01")
+    assert TokenReader(users, "hash").events.days("1960-01-01", "1970-03-01").tolist() == [1, 2]
+
+
+def test_more_of_any_event_is_more_days_not_more_events_of_a_day():
+    start = CUTOFF - pd.Timedelta(days=4 * DAYS)
+    visits = [start + pd.Timedelta(days=day) for day in range(1, 3 * DAYS, DAYS // 3)]
+    basket = [CUTOFF - pd.Timedelta(days=DAYS) + pd.Timedelta(hours=hour) for hour in range(9)]
+    table = pd.DataFrame({"user": "a", "time": [start, *visits, *basket]})
+    table = table.assign(modality="shop", text="tea")
+    users = Users.from_events(table, CUTOFF)
+    cutoff = CUTOFF - pd.Timedelta(days=DAYS)
+    concept = Concept("behavior:more", "behavior", "any event", (), "more")
+    events = TokenReader(users, "hash").events
+    assert events.days(cutoff, CUTOFF).tolist() == [1]
+    assert events.counts(cutoff, CUTOFF)[0].max() == len(basket)
+    outcomes = Outcomes.of(events, np.arange(1), cutoff, DAYS)
+    assert outcomes.truth(events, (concept,))[0, 0] == 0
+
+
 def test_events_after_the_first_cutoff_change_no_concept(users, induced):
     cutoff, concepts, _ = induced
     table = events()
     table.loc[table["time"] >= cutoff, ["text", "amount"]] = ["surprise", 1e6]
     changed = Users.from_events(table, CUTOFF)
     reader = TokenReader(changed, "hash", until=cutoff)
-    assert induce_concepts(reader.events, reader.vectors, [cutoff]) == concepts
+    assert induce_concepts(reader.events, reader.vectors, [cutoff], {}) == concepts
 
 
 def test_denied_wordings_flip_the_sign(induced):

@@ -1,4 +1,4 @@
-"""The model that writes pairs: a local endpoint that misbehaves, a model that lies, a run that is
+"""The model that words pairs: a local endpoint that misbehaves, a model that lies, a run that is
 killed, and a real server.
 """
 
@@ -20,45 +20,33 @@ import pandas as pd
 import pytest
 from openai import OpenAI
 
-from qanchor.data.reading import load_users
 from qanchor.data.users import Users
 from qanchor.errors import ChatClientError
 from qanchor.useru.llm import generate_pairs
-from qanchor.useru.pairs import COLUMNS, make_pairs
-from qanchor.useru.topics import TOPICS, by_name
 from qanchor.utils.io import cache_dir
+from tests.tiny import habits
 
 ROOT = Path(__file__).parents[3]
 CUTOFF, MIDDLE = pd.Timestamp("2025-04-01"), pd.Timestamp("2025-02-20")
 KEY = "sk-very-secret"
-STEPS = {
-    "topics": "Which of these topics",
-    "query": '"query":',
-    "answer": '"degree" runs',
-    "reflection": "support every claim",
-}
+STEPS = {"query": '"query":', "answer": "Word this answer", "reflection": "support every claim"}
 ROW = re.compile(
     r"^(\d+)\. [\d-]+ [^:]+: (.*?)(?: \(\d+ times since [\d-]+\))?(?:, [\d,.]+ spent)?$", re.M
 )
 
 
 def honest(step: str, content: str):
-    """Answer as a good model would: two topics that are there, one that is not, and the first row
-    as evidence.
-    """
-    if step == "topics":
-        return ["travel", " COFFEE", "nonsense", 3]
+    """Answer as a good model would, with the first row as evidence."""
     if step == "query":
-        return {
-            "query": f"Is this user often on the road ({zlib.crc32(content.encode())})?"
-        }  # each user its own
+        # each request its own
+        return {"query": f"Is this user often on the road ({zlib.crc32(content.encode())})?"}
     if step == "reflection":
         return {"supported": True}
-    number, text = ROW.search(content).groups()
+    rows = [{"row": int(number), "text": text} for number, text in ROW.findall(content)]
+    [start] = re.findall(r'begins with "(.*?)"', content)
     return {
-        "answer": "Clearly so, as often as not.",
-        "degree": 3,
-        "evidence": [{"row": int(number), "text": text}],
+        "answer": f"{start}, as often as not.",
+        "evidence": rows[:1],
     }
 
 
@@ -175,113 +163,92 @@ def some_users(late: str = "searched for a flight", after: str = "AFTER the cut-
     )
 
 
-def write(model: Model, users: Users | None = None, **options) -> tuple[pd.DataFrame, dict]:
-    options = {
-        "base_url": model.url,
-        "model": "any",
-        "cutoffs": [MIDDLE],
-        "future_share": 0.5,
-    } | options
-    frame = generate_pairs(some_users() if users is None else users, **options)
+def some_pairs(cutoff: pd.Timestamp = MIDDLE) -> pd.DataFrame:
+    """Return two pairs of each user: what happened often, and what did not, asked as a denial."""
+    asked = [
+        ("Will there be flight?", "Yes, often.", "flight", 1, 3),
+        ("Will this user quit coffee?", "Yes, not once.", "coffee", -1, 0),
+    ]
+    columns = ["query", "answer", "concept", "sign", "grade"]
+    frames = [pd.DataFrame(asked, columns=columns).assign(user=user) for user in "abc"]
+    common = {"cutoff": cutoff, "horizon_days": 12, "family": "text", "measure": "occurs"}
+    return pd.concat(frames, ignore_index=True).assign(**common)
+
+
+def write(model: Model, users: Users | None = None, pairs=None, **options):
+    users = some_users() if users is None else users
+    pairs = some_pairs() if pairs is None else pairs
+    frame = generate_pairs(users, pairs, **{"base_url": model.url, "model": "any"} | options)
     return frame, frame.attrs["synthesis"]
 
 
-def test_it_gives_the_frame_of_make_pairs(model, tmp_path):
+def test_question_and_answer_are_worded_and_the_rest_is_kept(model, tmp_path):
     seen = []
     frame, report = write(
         model, folder=tmp_path, progress=lambda done, total: seen.append((done, total))
     )
-    twin = make_pairs(some_users(), cutoffs=[MIDDLE])
-    assert (
-        list(frame) == COLUMNS
-        and frame.dtypes.equals(twin.dtypes)
-        and pd.concat([twin, frame]).notna().all(axis=None)
-    )
-    assert (
-        len(frame) == 6
-        and set(frame["user"]) == set("abc")
-        and (frame["cutoff"] == MIDDLE).all()
-        and (frame["grade"] == -1).all()
-    )
-    assert set(frame["topic"]) == {"travel", "coffee"} and set(frame["kind"]) == {
-        "profile",
-        "future",
-    }
-    assert frame.groupby("user")["kind"].nunique().eq(2).all() and seen == [(1, 3), (2, 3), (3, 3)]
-    asked = 3 * (1 + 2 * 3)
-    counts = {
-        name: report[name]
-        for name in (
-            "samples",
-            "asked",
-            "cached",
-            "repairs",
-            "kept",
-            "stopped",
-            "dropped",
-        )
-    }
-    assert counts == dict(
-        samples=3, asked=asked, cached=0, repairs=0, kept=6, stopped="", dropped={}
-    )
-    assert (report["tokens_in"], report["tokens_out"], report["tokens_guessed"]) == (
-        100 * asked,
-        20 * asked,
-        0,
-    )
+    worded = ["query", "answer"]
+    pd.testing.assert_frame_equal(frame.drop(columns=worded), some_pairs().drop(columns=worded))
+    assert frame["query"].str.startswith("Is this user often on the road").all()
+    assert (frame["answer"] == "Yes, as often as not.").all() and seen == [(1, 3), (2, 3), (3, 3)]
+    asked = 3 * 2 * 3
+    counts = {name: report[name] for name in ("samples", "asked", "cached", "repairs", "kept")}
+    assert counts == dict(samples=3, asked=asked, cached=0, repairs=0, kept=6)
+    assert report["stopped"] == "" and report["dropped"] == {}
+    assert (report["tokens_in"], report["tokens_out"]) == (100 * asked, 20 * asked)
     again, report = write(model, folder=tmp_path)
-    assert len(model.asked) == asked and (
-        report["asked"],
-        report["cached"],
-        report["tokens_in"],
-    ) == (0, asked, 0)
+    assert len(model.asked) == asked
+    assert (report["asked"], report["cached"], report["tokens_in"]) == (0, asked, 0)
     pd.testing.assert_frame_equal(again, frame)
     kept = [path.read_text() for path in tmp_path.rglob("*.json")]
-    assert (
-        len(kept) == asked
-        and not any(KEY in text for text in kept)
-        and not list(tmp_path.rglob("*.part"))
-    )
+    assert len(kept) == asked and not any(KEY in text for text in kept)
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_nothing_is_shown_that_may_not_be_seen(model):
     write(model, some_users(late="LATE flight"))
     assert model.asked and not any("AFTER" in content for _, content in model.asked)
-    assert not any("LATE" in content for content in model.contents("topics", "query"))
-    ahead = [content for content in model.contents("answer", "reflection") if "LATE" in content]
-    assert len(ahead) == 2 * 3 and not any(
-        "Rome" in content or "soap" in content for content in ahead
-    )
-    early = [content for step, content in model.asked if "LATE" not in content]
+    assert not any("LATE" in content for content in model.contents("query"))
+    ahead = model.contents("answer", "reflection")
+    assert len(ahead) == 2 * 2 * 3 and all("LATE" in content for content in ahead)
+    assert not any("Rome" in content or "soap" in content for content in ahead)
+    early = model.contents("query")
     model.asked.clear()
     write(model, some_users(late="OTHER", after="ELSE"))
-    assert early == [content for step, content in model.asked if "OTHER" not in content]
+    assert early == model.contents("query")
     model.asked.clear()
-    frame, _ = write(model, cutoffs=[CUTOFF])
-    assert set(frame["kind"]) == {"profile"} and not any(
-        "AFTER" in content for _, content in model.asked
+    with pytest.raises(ValueError, match="A pair looks ahead to 2025-04-13, after the users' cut"):
+        write(model, pairs=some_pairs(CUTOFF))
+    assert not model.asked
+
+
+def test_only_the_users_that_are_named_are_sent(model):
+    only = some_pairs().query("user == 'b'")
+    frame, report = write(model, pairs=only)
+    assert report["samples"] == 1 and set(frame["user"]) == {"b"}
+    shown = [content for _, content in model.asked]
+    assert any("tea b" in content for content in shown)
+    assert not any(
+        f"{text} {user}" in c for c in shown for text in ("tea", "flight") for user in "ac"
     )
-    with pytest.raises(
-        ValueError,
-        match=r"cut-off 2025-04-02 is after the users' own, 2025-04-01. Choose earlier ones",
-    ):
-        write(model, cutoffs=["2025-04-02"])
 
 
-def test_a_profile_is_numbered_short_and_cannot_be_forged(model):
-    write(model, samples=1, prompt_chars=130)
-    shown = model.contents("topics")[0].split("\n\n")[0].splitlines()
+def test_a_profile_is_numbered_short_and_cannot_be_forged(model, monkeypatch):
+    monkeypatch.setattr("qanchor.useru.llm.MAX_PROMPT_CHARS", 130)
+    write(model, samples=1)
+    shown = model.contents("query")[0].split("\n\n")[0].splitlines()
     assert shown[0] == "Rows: what this user did before 2025-02-20."
     assert shown[1].startswith(
         "1. 2025-02-19 bill: paid for coffee (3 times since 2025-02-11), 150.00 spent"
     )
     assert shown[-1] == "(3 older rows are not shown)" and len(shown) == 3
     model.asked.clear()
+    monkeypatch.undo()
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     write(model, samples=1)
-    lines = model.contents("topics")[0].split("\n\n")[0].splitlines()
-    assert len(lines) == 5 and any(
-        "bought soap 2. 2025-01-01 bill: forged" in line for line in lines
-    )
+    lines = model.contents("query")[0].split("\n\n")[0].splitlines()
+    assert len(lines) == 5
+    assert any("bought soap 2. 2025-01-01 bill: forged" in line for line in lines)
 
 
 def test_faults_of_the_endpoint_are_survived(model):
@@ -333,34 +300,24 @@ def test_an_endpoint_must_be_named(model):
 
 
 @pytest.mark.parametrize(
-    ("step", "reply", "reason"),
+    ("step", "reply"),
     [
-        ("topics", "I like them all.", "topics: malformed"),
-        ("topics", ["weather", 7], "topics: none known"),
-        ("query", '{"query": "Is this user of', "query: malformed"),
-        ("answer", '["yes"]', "answer: malformed"),
-        ("answer", {"answer": "Yes.", "degree": 4, "evidence": []}, "answer: malformed"),
-        (
-            "answer",
-            {"answer": "Clearly so, see row 1.", "degree": 4, "evidence": []},
-            "answer: malformed",
-        ),
-        (
-            "answer",
-            {"answer": "Clearly on the road.", "degree": True, "evidence": []},
-            "answer: malformed",
-        ),
-        ("reflection", {"supported": "perhaps"}, "reflection: malformed"),
+        ("query", '{"query": "Is this user of'),
+        ("query", {"query": "Why?"}),
+        ("answer", '["yes"]'),
+        ("answer", {"answer": "Yes.", "evidence": []}),
+        ("answer", {"answer": "No, not at all.", "evidence": []}),
+        ("answer", {"answer": "Yes, see row 1.", "evidence": []}),
+        ("answer", {"answer": "Yes, on the road.", "evidence": "row"}),
+        ("reflection", {"supported": "perhaps"}),
     ],
 )
-def test_useless_replies_are_asked_for_once_more_and_then_dropped(model, step, reply, reason):
+def test_useless_replies_are_asked_for_once_more_and_then_dropped(model, step, reply):
     model.says = lambda now, content: reply if now == step else honest(now, content)
     frame, report = write(model, samples=1)
-    lost = 1 if step == "topics" else 2
-    assert frame.empty and list(frame) == COLUMNS and report["dropped"] == {reason: lost}
-    assert (
-        report["repairs"] == (0 if "known" in reason else lost) == len(model.contents(step)) - lost
-    )
+    assert frame.empty and list(frame) == list(some_pairs())
+    assert report["dropped"] == {f"{step}: malformed": 2}
+    assert report["repairs"] == 2 == len(model.contents(step)) - 2
 
 
 def test_a_repaired_reply_counts(model):
@@ -381,81 +338,63 @@ def test_a_repaired_reply_counts(model):
 
 
 LIES = {
-    "a row that is not there": [{"row": 99, "text": "flight to Rome"}],
+    "a row that is not there": [{"row": 99, "text": "searched for a flight a"}],
     "a text that no row holds": [{"row": 1, "text": "flight to Mars"}],
-    "the text of another row": [{"row": 2, "text": "paid for coffee"}],
-    "a part of a row": [{"row": 1, "text": "paid"}],
+    "the text of a row before the cut-off": [{"row": 2, "text": "paid for coffee"}],
+    "a part of a row": [{"row": 1, "text": "searched"}],
     "one true quote and one lie": [
-        {"row": 1, "text": "paid for coffee"},
+        {"row": 1, "text": "searched for a flight a"},
         {"row": 2, "text": "paid for a yacht"},
     ],
-    "row zero": [{"row": 0, "text": "tea"}],
-    "no quote at all": ["paid for coffee"],
+    "row zero": [{"row": 0, "text": "searched for a flight a"}],
+    "no quote at all": ["searched for a flight a"],
 }
 
 
 @pytest.mark.parametrize("evidence", LIES.values(), ids=LIES)
 def test_a_lie_is_caught_without_asking_the_model(model, evidence):
-    lie = {"answer": "Clearly a lover of coffee.", "degree": 4, "evidence": evidence}
+    lie = {"answer": "Yes, a lover of flights.", "evidence": evidence}
     model.says = lambda step, content: lie if step == "answer" else honest(step, content)
-    frame, report = write(model, samples=1, future_share=0.0)
-    assert (
-        frame.empty
-        and report["dropped"] == {"evidence: not a row": 2}
-        and not model.contents("reflection")
-    )
+    frame, report = write(model, pairs=some_pairs()[:2])
+    assert frame.empty and report["dropped"] == {"evidence: not a row": 2}
+    assert not model.contents("reflection")
 
 
-@pytest.mark.parametrize(
-    "text", ["paid for coffee", "bill: paid for coffee (3 times since 2025-02-11)"]
-)
-def test_a_true_quote_that_proves_nothing_is_dropped_by_reflection(model, text):
-    true = {
-        "answer": "Clearly a lover of coffee.",
-        "degree": 4,
-        "evidence": [{"row": "1", "text": text}],
-    }
-    model.says = lambda step, content: (
-        true
-        if step == "answer"
-        else {"supported": "Rome" in content}
-        if step == "reflection"
-        else honest(step, content)
-    )
-    frame, report = write(model, samples=1, future_share=0.0)
-    assert frame.empty and report["dropped"] == {"reflection: not supported": 2}
-    judged = model.contents("reflection")[0]  # only the quoted row, not the whole profile
-    assert (
-        "1. 2025-02-19 bill: paid for coffee" in judged
-        and "tea" not in judged
-        and true["answer"] in judged
-    )
-
-
-def test_a_plain_no_needs_that_no_event_speaks_of_the_topic(model):
+def test_what_does_not_say_the_same_is_dropped_by_reflection(model):
     def says(step, content):
-        no = {"answer": "Not at all, nothing of it so far.", "degree": 0, "evidence": []}
-        return no if step == "answer" else honest(step, content)
+        if step == "reflection":
+            return {"supported": "coffee" in content}
+        return honest(step, content)
 
     model.says = says
-    topics = tuple(map(by_name, ("travel", "gambling", "weekend")))
-    frame, report = write(
-        model, samples=1, topics=topics, future_share=0.0, prompt_chars=60
-    )  # Rome is not shown, yet found
-    assert list(frame["topic"]) == ["gambling"] and report["dropped"] == {"evidence: none": 2}
-    assert not model.contents("topics")  # three topics, up to ten asked for: nothing to choose
-    assert "none speaks of gambling" in model.contents("reflection")[0]
+    frame, report = write(model, pairs=some_pairs()[:2])
+    assert list(frame["concept"]) == ["coffee"] and frame.index.tolist() == [1]
+    assert report["dropped"] == {"reflection: not supported": 1}
+    judged = model.contents("reflection")[0]  # the quoted row, the fact, and both questions
+    assert "1. 2025-03-03 search: searched for a flight a (12 times since 2025-02-20)" in judged
+    assert "The tables say: Will there be flight? Yes, often." in judged
+    assert "Is this user often on the road" in judged and "as often as not" in judged
+
+
+def test_what_happened_needs_a_quote_and_what_did_not_needs_none(model):
+    def says(step, content):
+        plain = {"answer": "Yes, that is so.", "evidence": []}
+        return plain if step == "answer" else honest(step, content)
+
+    model.says = says
+    frame, report = write(model, pairs=some_pairs()[:2])
+    assert list(frame["concept"]) == ["coffee"] and report["dropped"] == {"evidence: none": 1}
 
 
 def test_the_budget_holds_and_the_next_run_goes_on(model, tmp_path):
     whole, _ = write(model)
     model.asked.clear()
     options = {"folder": tmp_path, "parameters": {"max_tokens": 50}}
-    part, report = write(model, budget_tokens=3000, **options)
+    part, report = write(model, budget_tokens=2000, **options)
     spent = report["tokens_in"] + report["tokens_out"]
     assert (
-        report["stopped"] == "The budget of 3,000 tokens does not cover the next request."
-        and 1500 < spent <= 3000
+        report["stopped"] == "The budget of 2,000 tokens does not cover the next request."
+        and 1000 < spent <= 2000
     )
     assert (
         0 < len(part) < 6
@@ -465,22 +404,19 @@ def test_the_budget_holds_and_the_next_run_goes_on(model, tmp_path):
     done = len(model.asked)
     frame, report = write(model, **options)
     pd.testing.assert_frame_equal(frame, whole)
-    assert report["cached"] == done and report["asked"] == 21 - done and not report["stopped"]
+    assert report["cached"] == done and report["asked"] == 18 - done and not report["stopped"]
 
 
 def test_tokens_are_guessed_where_the_endpoint_does_not_count(model):
     model.usage = False
     _, report = write(model, samples=1)
-    assert (
-        0 < report["tokens_out"] < report["tokens_in"]
-        and report["tokens_guessed"] == report["tokens_in"] + report["tokens_out"]
-    )
+    assert 0 < report["tokens_out"] < report["tokens_in"]
 
 
 def test_more_samples_begin_with_the_same(model, tmp_path):
     few, _ = write(model, samples=2, folder=tmp_path)
     many, report = write(model, samples=3, folder=tmp_path)
-    assert report["cached"] == 14 and report["asked"] == 7 and len(few.merge(many)) == len(few)
+    assert report["cached"] == 12 and report["asked"] == 6 and len(few.merge(many)) == len(few)
 
 
 def test_a_damaged_reply_on_disk_is_asked_for_again(model, tmp_path):
@@ -495,18 +431,7 @@ def test_a_damaged_reply_on_disk_is_asked_for_again(model, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_a_whole_one_asks_nothing(model, tmp_path):
-    some_users().save(tmp_path / "users")
-    days = pd.DataFrame(
-        {
-            "user": "d",
-            "time": pd.date_range("2024-12-01", CUTOFF, freq="3D"),
-            "modality": "bill",
-            "text": "tea",
-        }
-    )
-    users = load_users(tmp_path / "users")
-    events = pd.concat([users.events.astype({"user": str, "modality": str, "text": str}), days])
-    Users.from_events(events, CUTOFF).save(tmp_path / "users")
+    Users.from_events(habits(60), "2025-06-01").save(tmp_path / "users")
     command = [
         sys.executable,
         "-W",
@@ -525,7 +450,7 @@ def test_a_killed_run_goes_on_and_a_whole_one_asks_nothing(model, tmp_path):
         "--out",
         tmp_path / "pairs.parquet",
         "--max-users",
-        "2",
+        "4",
         "--json",
     ]
     command, env = (
@@ -546,12 +471,10 @@ def test_a_killed_run_goes_on_and_a_whole_one_asks_nothing(model, tmp_path):
     ]
     assert [run.returncode for run in told] == [0, 0], told[0].stderr
     first, second = (json.loads(run.stdout.splitlines()[-1]) for run in told)
-    assert (first["cached"], first["asked"]) == (7, 7) and (second["cached"], second["asked"]) == (
-        14,
-        0,
-    )
+    assert first["cached"] == 7 and first["asked"] > 0 and first["samples"] == 4
+    assert (second["cached"], second["asked"]) == (7 + first["asked"], 0)
     frame = pd.read_parquet(tmp_path / "pairs.parquet")
-    assert list(frame) == COLUMNS and len(frame) == 4 == first["kept"] == second["kept"]
+    assert len(frame) == first["kept"] == second["kept"] and set(some_pairs()) < set(frame)
     assert KEY not in "".join(map(str, told)) and not list(tmp_path.glob(".*.part"))
 
 
@@ -600,41 +523,22 @@ def server(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.weights
-def test_a_real_server_is_asked_all_the_way(server, tmp_path):
+def test_a_real_server_is_asked_all_the_way(server, tmp_path, monkeypatch):
     """A model of 135M parameters writes little that can be used: what is kept must hold, what is
     not must be counted.
     """
-    users = load_users(ROOT / "data/sample")
-    users = users.select(users.ids[:2])
-    options = {
-        "model": str(cache_dir() / "smollm2"),
-        "folder": tmp_path,
-        "prompt_chars": 400,
-    }
-    options |= {"parameters": {"max_tokens": 60}, "samples": 1}
     client = OpenAI(base_url=server, api_key="not-needed", timeout=300)
-    options["client"] = client
-    chosen = generate_pairs(users, **options, topics=TOPICS[:3], per_sample=2).attrs["synthesis"]
-    frame = generate_pairs(users, **options, topics=(by_name("games"), by_name("coupons")))
+    monkeypatch.setattr("qanchor.useru.llm.MAX_PROMPT_CHARS", 400)
+    options = {"folder": tmp_path, "parameters": {"max_tokens": 60}}
+    model = str(cache_dir() / "smollm2")
+    pairs = some_pairs()[:2]
+    frame = generate_pairs(some_users(), pairs, model=model, client=client, **options)
     report = frame.attrs["synthesis"]
-    for told in (chosen, report):
-        assert told["samples"] == 1 and told["asked"] >= 2 and not told["stopped"]
-        assert (
-            told["tokens_in"] > 100 * told["asked"]
-            and 0 < told["tokens_out"] <= 60 * told["asked"]
-            and not told["tokens_guessed"]
-        )
+    assert report["samples"] == 1 and report["asked"] >= 2 and not report["stopped"]
+    assert report["tokens_in"] > 100 * report["asked"]
+    assert 0 < report["tokens_out"] <= 60 * report["asked"]
     assert len(frame) + sum(report["dropped"].values()) == 2
     replies = [json.loads(path.read_text())["reply"] for path in tmp_path.rglob("*.json")]
-    assert len(replies) == chosen["asked"] + report["asked"]
-    texts = {
-        user: set(mine["text"].astype(str))
-        for user, mine in users.history().groupby("user", observed=True)
-    }
+    assert len(replies) == report["asked"]
     for pair in frame.itertuples():
-        said = next(
-            json.loads(reply[reply.index("{") :]) for reply in replies if pair.answer in reply
-        )
-        assert all(
-            any(text in quote["text"] for text in texts[pair.user]) for quote in said["evidence"]
-        )
+        assert any(pair.answer in reply for reply in replies) and pair.answer.startswith("Yes")

@@ -1,27 +1,11 @@
 """What is printed on stderr: which stage of how many, and warnings."""
 
 from qanchor.cli import interrupted_message, print_below_bars, warn_if_busy
-from qanchor.config import MEDIUM, SMALL, TINY
-from qanchor.training.trainer import training_stages
 from qanchor.utils import device
 from qanchor.utils.progress import ProgressBars
 
 
-def test_bars_of_planned_stages_are_numbered(capsys):
-    stages = training_stages(TINY)
-    assert list(stages.values()) == ["reading users", "joint steps"]
-    assert len(training_stages(SMALL)) == len(training_stages(MEDIUM)) == 6
-    show = ProgressBars(stages)
-    show("reading", 25, 25)
-    show("training", 5, 60, 1.5)
-    show.close()
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "1 of 2: reading users: 25/25 [" in captured.err
-    assert "2 of 2: joint steps: 5/60 [" in captured.err and "loss 1.50" in captured.err
-
-
-def test_bars_without_a_course_say_the_stage(capsys):
+def test_bars_say_the_stage(capsys):
     show = ProgressBars()
     show("tuning", 3, 9)
     show.close()
@@ -54,13 +38,9 @@ def test_a_busy_machine_is_warned_of_in_one_line(monkeypatch, capsys):
 
 
 def test_who_goes_on_after_a_stop():
-    assert (
-        interrupted_message("train")
-        == "Interrupted. Add --resume to continue from the last checkpoint."
-    )
-    assert {interrupted_message(c) for c in ("embed", "make-pairs", "generate-pairs")} == {
+    assert {interrupted_message(c) for c in ("fit", "train", "embed", "generate-pairs")} == {
         "Interrupted. Run the same command to resume."
     }
-    assert {interrupted_message(c) for c in ("tune-prompt", "ask", "probe", "")} == {
+    assert {interrupted_message(c) for c in ("tune-prompt", "make-pairs", "ask", "probe", "")} == {
         "Interrupted. Run the command again to start over."
     }

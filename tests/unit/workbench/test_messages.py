@@ -39,6 +39,8 @@ def test_every_sentence_has_the_plural_of_the_unit():
             "noise_floor": 0.3,
         }
     )
+    order = pd.DataFrame({"user": ["a", "b"], "score": [0.1, 0.2]})
+    order.attrs["topics"] = ["tea"]
     ranking = pd.DataFrame(
         {"query": ["q"], "auc": 0.8, "auc_low": 0.7, "auc_high": 0.9, "chance": 0.6}
     )
@@ -50,19 +52,16 @@ def test_every_sentence_has_the_plural_of_the_unit():
     )
     prompt.attrs["n"] = 30
     sentences = [
-        messages.embedding_progress(3, 9, "family"),
+        messages.progress_message("Embedded", 3, 9, "family"),
         messages.opening_message(9, "family"),
         messages.shift_summary(shift, "family"),
-        messages.identical_answers_note((97, 100), 100, "family"),
+        messages.ranking_summary(order, "family"),
         messages.provenance("", 0, shift, "family")["metric"],
-        messages.attention_progress(3, 9, "family"),
         messages.deletion_progress("bill", 9, "family"),
-        messages.deletions_done(3, 9, "family"),
-        messages.attention_caption(["a", "b"], 9, "family", 0, 2, 4, True),
-        messages.paraphrase_noise(3, (1, 2), "family"),
+        messages.attention_caption(["a", "b"], 9, "family", 0),
         messages.group_queries_summary(ranking, "family"),
         messages.group_queries_summary(ranking.assign(beyond_chance=False), "family"),
-        messages.matrix_progress(MatrixProgress("users", 0, 1, 3, 9, None), "family"),
+        messages.matrix_progress(MatrixProgress("users", 0, 3, None), 1, 9, "family"),
         messages.matrix_summary(cell, "family"),
         messages.matrix_caption(3, 9, 128, "family"),
         messages.tuning_begins(9, "family"),

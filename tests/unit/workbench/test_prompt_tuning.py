@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import qanchor as qa
-from qanchor.config import TINY
+from qanchor.data.users import Users
 from qanchor.evaluation.prompt_evaluation import (
     compare_embeddings,
     compare_prompt,
@@ -17,14 +17,24 @@ from qanchor.evaluation.prompt_evaluation import (
 )
 from qanchor.prompt_tuning.soft_prompt import SoftPrompt
 from qanchor.workbench.messages import prompt_summary
+from tests.tiny import CUTOFF, brief_fits, habits
 
-QUERY = "Will this user travel soon?"
+QUERY = "Is this user interesting for us?"
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    monkeypatch.setattr("qanchor.evaluation.prompt_evaluation.BOOTSTRAP_DRAWS", 100)
 
 
 @pytest.fixture(scope="module")
 def made():
-    users = qa.make_sample_users(60)
-    engine = qa.Engine(qa.QAnchor(TINY, qa.UserPreprocessor.fit(users, None, TINY), device="cpu"))
+    events = habits(60)
+    past = events[events["time"] < CUTOFF]
+    played = past["text"].eq("play_chess").groupby(past["user"]).any().astype(float)
+    users = Users.from_events(events, CUTOFF, labels=played.to_frame("Active"))
+    with brief_fits():
+        engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
     cache = engine.prefill(users)
     return qa.PromptTuningBackend(engine, cache, users), engine, cache, users
 
@@ -42,11 +52,13 @@ def test_it_tells_every_step_and_ends_with_what_a_trial_finds(made):
     assert updates[-2].message == "Evaluating on 30 users that were held out"
     assert [u.data["result"] is None for u in updates] == [True] * 15 + [False]
     prompt, history, told = evaluate_prompt(
-        engine, cache, QUERY, users.label("Active"), steps=12, seed=1
+        engine, cache, QUERY, users.label("Active"), steps=12, seed=1, seek=True
     )
     last, message = updates[-1].data, updates[-1].message
     table = last["result"].set_index("measure")
-    assert torch.equal(last["prompt"].vectors, prompt.vectors) and last["history"].equals(history)
+    assert torch.equal(last["prompt"].prototypes, prompt.prototypes) and last["history"].equals(
+        history
+    )
     assert table["after"].to_dict() == told["after"] and last["best"] == told["best_step"]
     assert message == prompt_summary(told["comparison"]) and "sentence" not in told
     assert (
@@ -56,29 +68,9 @@ def test_it_tells_every_step_and_ends_with_what_a_trial_finds(made):
 
 
 def test_its_defaults_are_the_papers_but_for_the_steps_of_a_laptop(made):
-    tune, *_, users = made
+    tune, *_ = made
     assert tune.defaults == {"vectors": 6, "steps": 60, "paper": {"vectors": 6, "steps": 500}}
-    assert tune.labels == list(users.labels) and tune.queries[0] == QUERY
-
-
-def test_it_seeks_unless_told_not_to(made, monkeypatch):
-    _, engine, cache, users = made
-    asked = []
-
-    def watched(*parts, **how):
-        asked.append(how["seek"])
-        raise InterruptedError
-
-    monkeypatch.setattr("qanchor.workbench.prompt_tuning.iter_tune_prompt", watched)
-    for tune in (
-        qa.PromptTuningBackend(engine, cache, users),
-        qa.PromptTuningBackend(engine, cache, users, seek=False),
-    ):
-        updates = tune(QUERY, "Active")
-        next(updates)
-        with pytest.raises(InterruptedError):
-            next(updates)
-    assert asked == [True, False]
+    assert tune.labels == ["Active"] and tune.queries
 
 
 def test_stop_ends_the_tuning_and_judges_the_best(made):
@@ -110,16 +102,10 @@ def test_a_prompt_that_adds_nothing_gains_nothing(made):
     _, engine, cache, users = made
     learn, others = split_labels(cache, users.label("Active"), 0.5, 0)
     assert not set(learn.index) & set(others.index) and len(learn) + len(others) == 60
-    width, text = len(engine.model.user_emb), engine.model.query_text_embeddings(["a"]).shape[1]
-    for offset, same in ((torch.zeros(text), True), (5 * torch.ones(text), False)):
-        prompt = SoftPrompt(
-            QUERY,
-            (0, 1),
-            torch.zeros(0 if same else 3, width),
-            offset,
-            torch.eye(2, TINY.embedding_dim),
-            0.07,
-        )
+    play_chess = torch.from_numpy(qa.text_vectors(["play chess"], "hash")[0]).float()
+    for offset, same in ((torch.zeros(384), True), (play_chess, False)):
+        vectors = torch.zeros(0 if same else 3, 384)
+        prompt = SoftPrompt(QUERY, (0, 1), vectors, offset, torch.eye(2, 128), 0.07)
         found = compare_prompt(engine, cache, prompt, learn, others)
         np.testing.assert_allclose(found["gain"], found["after"] - found["before"])
         assert bool((found[["gain", "low", "high"]].abs() < 1e-6).all(axis=None)) == same
@@ -215,7 +201,7 @@ def test_an_embedding_that_knows_nothing_is_luck():
 
 def test_what_cannot_be_judged_is_told_before_it_is_tuned(made):
     tune, engine, cache, users = made
-    with pytest.raises(KeyError, match="no label 'Nope' in world"):
+    with pytest.raises(KeyError, match="no label 'Nope' in users"):
         next(tune(QUERY, "Nope"))
     _, others = split_labels(cache, users.label("Active"), 0.5, 0)
     rare = users.label("Active").where(~users.labels.index.isin(others.index), 0.0)
