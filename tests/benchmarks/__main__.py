@@ -19,7 +19,7 @@ from tests.benchmarks.machine import current_commit, measured_machine
 from .attention import attention
 from .card import card
 from .concepts import concepts
-from .datasets import load_movielens, make_pseudo_users
+from .datasets import load_movielens, make_german_users, make_pseudo_users
 from .fairness import fairness
 from .fitted import fitted
 from .fuzz import fuzz
@@ -47,18 +47,19 @@ WITH_PROGRESS = {
     )
 }
 WITHOUT_PROGRESS = (cache, ask, scale, texts, useru, card, fuzz, soak)
+REWORDED = {"pseudo": make_pseudo_users, "german": make_german_users}
 BENCHMARKS = WITH_PROGRESS | {run.__name__: run for run in WITHOUT_PROGRESS}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
 def open_data(name: str) -> qa.Users:
-    """Open a data set as the command line does, and besides MovieLens, pseudo-words, and the
-    Complete Journey with the publisher's names of categories.
+    """Open a data set as the command line does, and besides MovieLens, the sample in pseudo-words
+    or German, and the Complete Journey with the publisher's names of categories.
     """
     word, _, number = name.partition(":")
-    if word == "pseudo":
-        return make_pseudo_users(int(number or 600))
+    if word in REWORDED:
+        return REWORDED[word](int(number or 600))
     if name == "journey-raw":
         return load_complete_journey(raw_names=True)
     return load_movielens() if name == "movielens" else open_users(name)
@@ -78,7 +79,8 @@ def benchmark(
     data: Annotated[
         str,
         typer.Option(
-            help="users: a folder, journey, journey-raw, world[:N], pseudo[:N], movielens"
+            help="users: a folder, journey, journey-raw, world[:N], pseudo[:N], german[:N],"
+            " movielens"
         ),
     ] = "journey",
     run: Annotated[

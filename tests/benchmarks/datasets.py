@@ -8,6 +8,8 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -72,13 +74,45 @@ def make_pseudo_users(n: int = 600) -> Users:
         >>> make_pseudo_users(40).modalities
         ['labofu', 'rufo', 'veti', 'keni', 'kulo', 'mutosu']
     """
-    users = make_sample_users(n)
+    return _reworded(make_sample_users(n), _pseudo_text, "pseudo")
+
+
+def make_german_users(n: int = 600) -> Users:
+    """Return the sample users with their texts in German, phrase by phrase and without inflection.
+
+    Words that german.csv lacks, as of brands and apps, stay as they are.
+
+    Example:
+        >>> german_text("bought cat food via Pet Care Club")
+        'gekauft: Katzenfutter über Haustierpflege Verein'
+    """
+    return _reworded(make_sample_users(n), german_text, "german")
+
+
+def _reworded(users: Users, reword: Callable[[str], str], name: str) -> Users:
+    """Return users with other words in texts and modalities."""
     events = users.events.assign(
-        text=users.events["text"].cat.rename_categories(_pseudo_text),
-        modality=users.events["modality"].cat.rename_categories(_pseudo_text),
+        text=users.events["text"].map(reword), modality=users.events["modality"].map(reword)
     )
-    modalities = [_pseudo_text(name) for name in users.modalities]
-    return Users.from_events(events, users.cutoff, name="pseudo", modalities=modalities)
+    modalities = tuple(reword(modality) for modality in users.modalities)
+    return Users.from_events(events, users.cutoff, name=name, modalities=modalities)
+
+
+def german_text(text: str) -> str:
+    """Replace the phrases and words that german.csv has, longest first."""
+    german, pattern = _german_words()
+    words = pattern.sub(lambda found: german[found[0].lower()], text)
+    return " ".join(words.split())
+
+
+@cache
+def _german_words() -> tuple[dict[str, str], re.Pattern]:
+    """Return German by English, and a pattern of all English phrases."""
+    table = pd.read_csv(Path(__file__).with_name("german.csv"), keep_default_na=False)
+    german = dict(zip(table["english"], table["german"], strict=True))
+    phrases = sorted(german, key=len, reverse=True)
+    pattern = rf"\b(?:{'|'.join(map(re.escape, phrases))})\b"
+    return german, re.compile(pattern, re.IGNORECASE)
 
 
 def _pseudo_text(text: str) -> str:

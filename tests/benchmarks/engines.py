@@ -47,3 +47,16 @@ def rank_scores(engine: qa.Engine, cache: qa.PrefixCache, query: str) -> np.ndar
     if not ranking.attrs["answerable"]:
         return None
     return ranking.set_index("user")["score"].loc[list(cache.ids)].to_numpy(float)
+
+
+def shuffled_rows(users: int, seed: int = 0) -> np.ndarray:
+    """Return the row of another user for every user, each row once.
+
+    Args:
+        users: Number of users.
+        seed: Seed of the permutation. Default: 0.
+    """
+    order = np.random.default_rng(seed).permutation(users)
+    rows = np.empty(users, int)
+    rows[order] = np.roll(order, 1)  # one cycle: nobody keeps the own row
+    return rows

@@ -47,6 +47,7 @@ from qanchor.training.reader import (
 from qanchor.useru.concept_answers import graded_answers
 from qanchor.utils.types import StageProgress
 from tests.benchmarks.concepts import concept_past, judged_questions, without_held_out
+from tests.benchmarks.engines import shuffled_rows
 from tests.benchmarks.task_scores import DOMAINS, task_query
 from tests.benchmarks.tasks import interval
 
@@ -384,16 +385,3 @@ def _minus(people: Users, scores: dict, kind: str, name: str) -> dict[str, float
         if of_kind == kind
     }
     return interval(people, held, COMPARED, minus=name)
-
-
-def shuffled_rows(users: int, seed: int = 0) -> np.ndarray:
-    """Return the row of another user for every user, each row once.
-
-    Args:
-        users: Number of users.
-        seed: Seed of the permutation. Default: 0.
-    """
-    order = np.random.default_rng(seed).permutation(users)
-    rows = np.empty(users, int)
-    rows[order] = np.roll(order, 1)  # one cycle: nobody keeps the own row
-    return rows

@@ -18,6 +18,8 @@ NAMES = {
     "minilm": "mean MiniLM",
     "persistence": "how often what the question means happened before",
     "prior": "the prior of the model alone",
+    "alone": "the body of the model alone",
+    "shuffled": "the body alone, users shuffled",
     "earlier_logistic": "logistic regression fitted at earlier cut-offs",
     "earlier_lightgbm": "LightGBM fitted at earlier cut-offs",
 }

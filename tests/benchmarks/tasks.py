@@ -24,7 +24,7 @@ from qanchor.models.text_encoder import text_vectors
 from qanchor.utils.types import StageProgress
 from tests.benchmarks.baselines import baseline_features, token_features
 from tests.benchmarks.earlier import earlier_labels, earlier_scores
-from tests.benchmarks.engines import open_engine, rank_scores, with_label_horizon
+from tests.benchmarks.engines import open_engine, rank_scores, shuffled_rows, with_label_horizon
 from tests.benchmarks.fitted import parts_of_prior
 from tests.benchmarks.task_scores import (
     HeldOutScores,
@@ -56,9 +56,9 @@ def tasks(
     and probes on its frozen embeddings beside every baseline.
 
     `zero_shot` is the AUC of the ranking, for the questions that are answered, `zero_shot_intervals`
-    the same with 95 % intervals. `zero_shot_others` has what else needs no label: persistence, the
-    prior of the model alone, and models fitted at earlier cut-offs where labels can be computed
-    there; `zero_shot_minus` is by how much `zero_shot` is above each of them, paired. For the rest
+    the same with 95 % intervals. `zero_shot_others` has what else needs no label: persistence,
+    parts of the model (see `label_free_scores`), and models fitted at earlier cut-offs where labels
+    can be computed there; `zero_shot_minus` is by how much `zero_shot` is above each of them, paired. For the rest
     see `probed`.
 
     Args:
@@ -227,18 +227,28 @@ def _recovered(people: Users, frame: pd.DataFrame) -> dict[str, float]:
 def label_free_scores(
     engine: qa.Engine, cache: qa.PrefixCache, people: Users, names: list[str]
 ) -> HeldOutScores:
-    """Score each task that is answered without labels: by the ranking, by its prior alone, and by
-    how often what the question means happened before.
+    """Score each task that is answered without labels: by the ranking, by parts of it, and by how
+    often what the question means happened before.
+
+    `prior` is the ranking without the body that reads, `alone` the body without the prior, and
+    `shuffled` the body alone when each user has the events of another.
     """
+    reader = engine.model.reader
+    others = cache.tokens.select(shuffled_rows(len(cache.tokens)))
     scores = {}
     for task, query in right_queries(people, names).items():
         ranking = rank_scores(engine, cache, query)
         if ranking is None:
             continue
         question = encode_questions(engine.model, [query], people.unit, people.horizon_days)
-        parts = parts_of_prior(engine.model.reader, cache.tokens, question)
-        prior = read_questions(engine.model.reader, cache.tokens, question).prior[:, 0].numpy()
-        methods = {"anchor": ranking, "persistence": parts["persistence"], "prior": prior}
+        own = read_questions(reader, cache.tokens, question)
+        methods = {
+            "anchor": ranking,
+            "persistence": parts_of_prior(reader, cache.tokens, question)["persistence"],
+            "prior": own.prior[:, 0].numpy(),
+            "alone": own.alone[:, 0].numpy(),
+            "shuffled": read_questions(reader, others, question).alone[:, 0].numpy(),
+        }
         for method, score in methods.items():
             # nothing was fitted: all are of one fold
             scores[task, method] = score[None], np.zeros((1, len(people)), int)

@@ -18,6 +18,7 @@ from tests.benchmarks import attention as attention_module
 from tests.benchmarks import fairness, machine
 from tests.benchmarks import tasks as tasks_module
 from tests.benchmarks.__main__ import run_benchmark
+from tests.benchmarks.datasets import make_german_users
 from tests.benchmarks.engines import rank_scores
 from tests.benchmarks.machine import measured_machine
 from tests.benchmarks.reading import reading
@@ -177,7 +178,8 @@ def test_tasks_say_what_separate_probes_and_rankings_say(users, run):
     score = rank_scores(engine, cache, QUERIES["Takeout"].replace("{user}", "user"))
     assert found["zero_shot"]["Takeout"] == pytest.approx(roc_auc(score, users.label("Takeout")))
     others = found["zero_shot_others"]
-    assert set(others) == set(found["zero_shot_minus"]) == {"persistence", "prior"}
+    parts = {"persistence", "prior", "alone", "shuffled"}
+    assert set(others) == set(found["zero_shot_minus"]) == parts
     gap = found["zero_shot"]["average"] - others["prior"]["average"]["auc"]
     assert found["zero_shot_minus"]["prior"]["auc"] == pytest.approx(gap)
 
@@ -203,6 +205,15 @@ def test_an_untrained_model_has_other_embeddings_and_leaves_the_trained_one_as_i
     other = tasks_module.untrained(engine, cache).embed(cache, "Will this user travel soon?")
     assert other.shape == before.shape and np.abs(other - before).max() > 0.01
     np.testing.assert_array_equal(engine.embed(cache, "Will this user travel soon?"), before)
+
+
+def test_german_sample_users_do_the_same_in_other_words():
+    english = qa.make_sample_users(20)
+    german = make_german_users(20)
+    assert list(german.ids) == list(english.ids)
+    assert len(german.events) == len(english.events)
+    bought = german.events["text"].str.startswith("gekauft: ")
+    assert bought.sum() == english.events["text"].str.startswith("bought ").sum() > 0
 
 
 def test_a_label_of_too_few_is_not_asked(users):
