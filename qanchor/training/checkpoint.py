@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -76,6 +77,7 @@ class Checkpoint:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._remove_partial_files()
         metadata = {"key": self.key, "step": str(step), "about": json.dumps(about)}
+        metadata["sha256"] = _digest(state, metadata)
         with disk_errors(self.path):
             atomic_write(self.path, partial(save_file, state, metadata=metadata))
 
@@ -94,17 +96,18 @@ class Checkpoint:
             with safe_open(self.path, "pt") as file:
                 metadata = file.metadata()
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            found = CheckpointState(state, int(metadata["step"]), json.loads(metadata["about"]))
+            if _digest(state, metadata) != metadata["sha256"]:
+                raise ValueError("its content does not match its checksum")
         except (SafetensorError, ValueError, LookupError, TypeError) as error:
             raise CheckpointError(
-                f"{self.path}: damaged ({error}): remove it and train from the start"
+                f"{self.path} is damaged: {error}. Remove it and train from the start."
             ) from error
         if metadata["key"] != self.key:
             raise CheckpointError(
-                f"{self.path} is of another training ({metadata['key']}; now {self.key}): "
-                "remove it, or train as before"
+                f"{self.path} is of another training ({metadata['key']}; now {self.key}). "
+                "Remove it, or train as before."
             )
-        return found
+        return CheckpointState(state, int(metadata["step"]), json.loads(metadata["about"]))
 
     def remove(self) -> None:
         """Remove the checkpoint, once the run is saved."""
@@ -115,3 +118,12 @@ class Checkpoint:
         """Remove what a killed process was writing."""
         for part in self.path.parent.glob(f".{self.path.name}.*.part"):
             part.unlink(missing_ok=True)
+
+
+def _digest(state: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """Return a hash of all that a checkpoint stores."""
+    content = hashlib.sha256(repr([metadata[name] for name in ("key", "step", "about")]).encode())
+    for name in sorted(state):
+        content.update(f"{name} {tuple(state[name].shape)} {state[name].dtype}".encode())
+        content.update(state[name].cpu().reshape(-1).view(torch.uint8).numpy())
+    return content.hexdigest()

@@ -137,10 +137,20 @@ def test_the_newest_is_read(kept):
 def test_a_torn_one_is_told(kept, how):
     whole = kept.path.read_bytes()
     kept.path.write_bytes({"cut": whole[:-40], "empty": b"", "words": b"no tensors " * 9}[how])
-    with pytest.raises(CheckpointError, match=r"damaged .*remove it and train from the start"):
+    with pytest.raises(CheckpointError, match=r"damaged: .*Remove it and train from the start"):
         kept.read()
     kept.write(state(30), 30, {})
     assert kept.read().step == 30
+
+
+def test_a_flipped_bit_anywhere_is_told(kept):
+    whole = kept.path.read_bytes()
+    for place in range(0, len(whole), 7):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        kept.path.write_bytes(flipped)
+        with pytest.raises(CheckpointError, match="damaged"):
+            kept.read()
 
 
 def test_another_training_is_refused(kept):
