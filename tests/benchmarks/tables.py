@@ -24,6 +24,7 @@ NAMES = {
     "earlier_lightgbm": "LightGBM fitted at earlier cut-offs",
 }
 OURS = ("anchor", "anchor_no_query", "anchor_untrained")
+EARLIER = ("earlier_logistic", "earlier_lightgbm")
 STRONGEST = 3  # baselines with labels in the summary
 ASKED = {
     "itself": "the question about it",
@@ -111,9 +112,9 @@ def tasks_table(record: dict) -> str:
 
 
 def summary_table(records: dict[str, dict]) -> str:
-    """Return the label-free rankings of several `tasks` records beside what else needs no label,
-    and the probes on embeddings beside the strongest baselines that are trained on the labels. A
-    record without probes has label-free rows only.
+    """Return the label-free rankings of several `tasks` records beside what else needs no label of
+    the judged window, and the probes on embeddings beside the strongest baselines that are trained
+    on the labels, all over the same tasks. A record without probes has label-free rows only.
     """
     label_free: dict[str, dict[str, dict]] = {}
     probes: dict[str, dict[str, dict]] = {}
@@ -122,21 +123,20 @@ def summary_table(records: dict[str, dict]) -> str:
         spans = {"zero_shot": record["zero_shot_intervals"]} | record["zero_shot_others"]
         for name, span in spans.items():
             label_free.setdefault(name, {})[data] = span["average"]
-        n_ranked = len(record["zero_shot"]) - 1
-        n_probed = len({row["task"] for row in record.get("tasks", [])})
-        more = f" (probes: {_number(n_probed)})" if n_probed > n_ranked else ""
-        head.append(f"{data}, {_number(n_ranked, 'task')}{more}")
+        head.append(f"{data}, {_number(len(record['zero_shot']) - 1, 'task')}")
     probed = {data: record for data, record in records.items() if "average" in record}
     for record in probed.values():
-        baselines = [name for name in _methods(record) if name not in OURS][:STRONGEST]
+        ranked = _methods(record, "average_ranked")
+        baselines = [name for name in ranked if name not in OURS][:STRONGEST]
         for name in (*OURS, *baselines):
-            of_name = {data: other["average"] for data, other in probed.items()}
+            of_name = {data: other["average_ranked"] for data, other in probed.items()}
             probes[name] = {data: found[name] for data, found in of_name.items() if name in found}
-    rows = [
-        [NAMES[name], labels, *(_valued(found[data]) if data in found else "" for data in records)]
-        for labels, methods in (("none", label_free), ("cross-validated", probes))
-        for name, found in methods.items()
-    ]
+    rows = []
+    for labels, methods in (("none", label_free), ("cross-validated", probes)):
+        for name, found in methods.items():
+            cells = [_valued(found[data]) if data in found else "" for data in records]
+            kind = "of earlier dates" if name in EARLIER else labels
+            rows.append([NAMES[name], kind, *cells])
     return table(head, rows)
 
 
@@ -153,11 +153,11 @@ def label_free_table(record: dict) -> str:
     return table(head, rows)
 
 
-def _methods(record: dict) -> list[str]:
+def _methods(record: dict, kind: str = "average") -> list[str]:
     """Return the methods of a `tasks` record, best first; methods without a display name are kept
     under their own.
     """
-    return sorted(record["average"], key=lambda name: -record["average"][name]["auc"])
+    return sorted(record[kind], key=lambda name: -record[kind][name]["auc"])
 
 
 def query_table(record: dict) -> str:

@@ -76,7 +76,10 @@ def tasks(
     scores |= earlier_scores(encoder, people, earlier_labels(people), names)
     result = {"data": people.name, "users": len(people), "seeds": seeds}
     result |= judge_label_free(people, scores)
-    return result | (probed(engine, cache, people, names, seeds, progress) if seeds else {})
+    ranked = [task for task in names if task in result.get("zero_shot", {})]
+    if seeds:
+        result |= probed(engine, cache, people, names, ranked, seeds, progress)
+    return result
 
 
 def probed(
@@ -84,10 +87,13 @@ def probed(
     cache: qa.PrefixCache,
     people: Users,
     names: list[str],
+    ranked: list[str],
     seeds: int,
     progress: StageProgress,
 ) -> dict:
     """Score the labels by every baseline and by embeddings under each task's own question.
+
+    `average` is over all labels, `average_ranked` over those that are also ranked without labels.
 
     Also: the same model untrained, the rungs of the information ladder, and what other questions
     than the right one give (fewer seeds, the same folds for all of them), with intervals, and by
@@ -109,7 +115,8 @@ def probed(
     )
     frame = task_frame(people, held)
     average = averages(frame)
-    result = {"average": average}
+    of_ranked = {key: score for key, score in held.items() if key[0] in ranked}
+    result = {"average": average, "average_ranked": averages(task_frame(people, of_ranked))}
     result["tasks"] = frame[frame["task"] != "average"].to_dict("records")
     result |= {"recovered": _recovered(people, frame)} if people.name == "world" else {}
     result["ladder"] = [

@@ -165,6 +165,9 @@ def test_tasks_say_what_separate_probes_and_rankings_say(users, run):
     mean = np.mean([rows[task, "anchor"] for task in users.labels])
     assert found["average"]["anchor"]["auc"] == pytest.approx(mean)
     assert found["query"]["right"] == pytest.approx(mean, abs=1e-9)
+    ranked = [task for task in users.labels if task in found["zero_shot"]]
+    mean = np.mean([rows[task, "anchor"] for task in ranked])
+    assert found["average_ranked"]["anchor"]["auc"] == pytest.approx(mean)
     assert set(found["query"]) == {"right", "none", "generic", "wrong", "paraphrases"}
     assert [row["method"] for row in found["ladder"]] == list(tasks_module.LADDER.values())
     span = found["anchor_minus"]["lightgbm"]

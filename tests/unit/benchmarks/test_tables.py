@@ -102,12 +102,14 @@ def test_rankings_without_labels_stand_beside_what_needs_none_either():
 
 def test_the_summary_has_label_free_rows_and_the_strongest_baselines():
     scores = {"anchor": 0.7, "rfm": 0.6, "counts": 0.55, "minilm": 0.5, "rfm_svd": 0.4}
-    probes = {"average": {name: SIDE | {"auc": value} for name, value in scores.items()}}
-    probes["average"] |= {name: SIDE for name in ("anchor_no_query", "anchor_untrained")}
-    games = LABEL_FREE | probes
+    average = {name: SIDE | {"auc": value} for name, value in scores.items()}
+    average |= {name: SIDE for name in ("anchor_no_query", "anchor_untrained")}
+    of_all = {name: side | {"auc": 0.9} for name, side in average.items()}
+    games = LABEL_FREE | {"average": of_all, "average_ranked": average}
     rows = rows_of(tables.summary_table({"shop": LABEL_FREE, "games": games}))
     assert rows[""] == ["labels", "shop, one task", "games, one task"]
     assert rows[tables.NAMES["persistence"]] == ["none", *[".600 (.590 to .610)"] * 2]
+    assert rows[tables.NAMES["earlier_lightgbm"]][0] == "of earlier dates"
     assert rows[tables.NAMES["anchor"]] == ["cross-validated", "", ".700 (.690 to .710)"]
     names = ["zero_shot", "persistence", "earlier_lightgbm", *tables.OURS]
     names += ["rfm", "counts", "minilm"]
