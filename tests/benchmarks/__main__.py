@@ -22,13 +22,14 @@ from .concepts import concepts
 from .datasets import load_movielens, make_german_users, make_pseudo_users
 from .fairness import fairness
 from .fitted import fitted
+from .frozen import frozen
 from .fuzz import fuzz
 from .prompts import prompts
 from .reading import reading
 from .replay import replay
 from .scale import scale
 from .soak import soak
-from .speed import ask, cache
+from .speed import ask, cache, first_answer
 from .tasks import tasks
 from .texts import texts
 from .useru import useru
@@ -44,11 +45,13 @@ WITH_PROGRESS = {
         concepts,
         fitted,
         reading,
+        frozen,
     )
 }
 WITHOUT_PROGRESS = (cache, ask, scale, texts, useru, card, fuzz, soak)
 REWORDED = {"pseudo": make_pseudo_users, "german": make_german_users}
 BENCHMARKS = WITH_PROGRESS | {run.__name__: run for run in WITHOUT_PROGRESS}
+BENCHMARKS["open"] = first_answer
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 

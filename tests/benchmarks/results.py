@@ -31,9 +31,16 @@ MADE: dict[str, tuple[str, Callable[[dict], str]]] = {
     "fitted": ("fitted", tables.fitted_table),
     "concepts": ("concepts", tables.concepts_table),
     "reading": ("reading", tables.reading_table),
+    "frozen": ("frozen", tables.frozen_table),
 }
 SUMMARY = ("journey", "sample")  # folders of the `tasks` records in the block `summary`
-NO_RUN = {"useru", "scale", "texts"}  # benchmarks that need neither --data nor --run
+NO_RUN = {
+    "frozen",
+    "open",
+    "useru",
+    "scale",
+    "texts",
+}  # benchmarks that need neither --data nor --run
 
 
 def renewed(text: str, runs: Path) -> str:

@@ -1,7 +1,10 @@
-"""Benches of speed: `cache` and `ask`, of questions to users that were read before."""
+"""Benches of speed: `open`, from a table to the first answer, and `cache` and `ask`, of questions
+to users that were read before.
+"""
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,9 +14,12 @@ import numpy as np
 import qanchor as qa
 from tests.benchmarks.engines import open_engine
 from tests.benchmarks.machine import timed
+from tests.benchmarks.useru import alone
 
 MANY = (1, 4, 10, 32)  # queries
 FIRST = 200  # users that a view shows first
+TABLES = ((1_000, 30_000), (5_000, 100_000))  # users and events
+QUESTION = "Will this user travel soon?"
 
 
 def cache(
@@ -103,3 +109,47 @@ def ask(
         "rank_s": min(ranked),
         "curve": curve,
     }
+
+
+def first_answer(
+    users=None, run=None, seeds: int = 0, *, sizes: Sequence[tuple[int, int]] = TABLES
+) -> dict:
+    """Time the way from a CSV file of events to the first typed answer: reading, `fit`, and the
+    ranking of all users. users, run and seeds are not looked at.
+
+    Args:
+        sizes: Users and events of each table; events are drawn from those of sample users.
+
+    Returns:
+        `rows`, one per table: `read_s`, `fit_s`, `answer_s` (`prefill` and `rank`), and `cold_s`,
+        all of it in a process of its own, with starting Python and importing.
+    """
+    rows = []
+    for n_users, n_events in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "export.csv"
+            people = qa.make_sample_users(n_users)
+            events = people.history()
+            events = events.sample(min(n_events, len(events)), random_state=0).sort_index()
+            columns = ["user", "time", "modality", "text", "amount"]
+            events[columns].to_csv(path, index=False)
+            start = time.perf_counter()
+            parts = alone(_time_to_answer, path)
+            rows.append(parts | {"cold_s": time.perf_counter() - start})
+    return {"rows": rows}
+
+
+def _time_to_answer(path: Path) -> dict:
+    """Read a table, fit a model to it and rank its users for one question."""
+    times = [time.perf_counter()]
+    users = qa.read_events(path)
+    times.append(time.perf_counter())
+    engine = qa.Engine(qa.fit(users, progress=False))
+    times.append(time.perf_counter())
+    ranking = engine.rank(engine.prefill(users), QUESTION)
+    times.append(time.perf_counter())
+    if not ranking.attrs["answerable"]:
+        raise RuntimeError(f"{QUESTION!r} was refused: there is no first answer to time")
+    read, fit, answer = np.diff(times).tolist()
+    counts = {"users": len(users), "events": len(users.events)}
+    return counts | {"read_s": read, "fit_s": fit, "answer_s": answer}

@@ -16,12 +16,14 @@ from qanchor.evaluation.probe import linear_probe
 from qanchor.utils import device
 from tests.benchmarks import attention as attention_module
 from tests.benchmarks import fairness, machine
+from tests.benchmarks import frozen as frozen_module
 from tests.benchmarks import tasks as tasks_module
 from tests.benchmarks.__main__ import run_benchmark
 from tests.benchmarks.datasets import make_german_users
 from tests.benchmarks.engines import rank_scores
 from tests.benchmarks.machine import measured_machine
 from tests.benchmarks.reading import reading
+from tests.benchmarks.speed import first_answer
 from tests.benchmarks.task_scores import (
     DOMAINS,
     QUERIES,
@@ -217,6 +219,25 @@ def test_german_sample_users_do_the_same_in_other_words():
     assert len(german.events) == len(english.events)
     bought = german.events["text"].str.startswith("gekauft: ")
     assert bought.sum() == english.events["text"].str.startswith("bought ").sum() > 0
+
+
+@pytest.mark.slow
+def test_a_frozen_configuration_is_judged_on_all_and_on_unseen_users(monkeypatch):
+    people = qa.make_sample_users(300)
+    monkeypatch.setattr(frozen_module, "load_complete_journey", lambda cutoff: people)
+    found = run_benchmark("frozen", seeds=2, cutoffs=("2025-06-01",))
+    everybody, unseen = found["rows"]
+    assert everybody["users"] == 300 and 10 < unseen["users"] < 60
+    for row in found["rows"]:
+        assert row["lowest"] <= row["anchor"] <= row["highest"] and row["low"] < row["high"]
+        assert 0.4 < row["anchor"] < 1 and 0.4 < row["persistence"] < 1
+
+
+@pytest.mark.slow
+def test_the_first_answer_is_timed_from_the_file_on():
+    (row,) = first_answer(sizes=((60, 3000),))["rows"]
+    assert (row["users"], row["events"]) == (60, 3000)
+    assert row["cold_s"] > row["read_s"] + row["fit_s"] + row["answer_s"] > 0
 
 
 def test_a_label_of_too_few_is_not_asked(users):
