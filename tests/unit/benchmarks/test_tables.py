@@ -196,9 +196,11 @@ def test_prompts_and_fairness_have_tables_of_their_own():
 def test_every_bench_of_speed_has_its_row_and_a_fault_is_not_hidden():
     records = {name: json.loads((SPEED / f"{name}.json").read_text()) for name in tables.SPEED}
     lines = [line.split(" | ") for line in tables.speed_table(records).splitlines()[2:]]
-    assert [line[0].strip("| `") for line in lines] == list(tables.SPEED)
+    names = [line[0].strip("| `") for line in lines]
+    assert list(dict.fromkeys(names)) == list(tables.SPEED)
     assert all(len(line) == 4 for line in lines)
-    assert "identical bytes" in lines[2][2] and "0 users lost, 0 duplicated" in lines[2][2]
+    measured = lines[names.index("scale")][2]
+    assert "identical bytes" in measured and "0 users lost, 0 duplicated" in measured
     records["scale"]["rows"][1]["identical"] = False
     records["scale"]["restart"] |= {"lost": 2, "doubled": 12}
     assert (
