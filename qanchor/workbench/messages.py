@@ -535,7 +535,7 @@ def group_summary(frame: pd.DataFrame, n: int, total: int, unit: str = "user") -
     Example:
         >>> row = {"kind": "text", "name": "buy tea", "group": 0.5, "rest": 0.1, "beyond_chance": True}
         >>> group_summary(pd.DataFrame([row]), 20, 100)
-        '20 of 100 users selected. What sets them apart most: “buy tea” 50% against 10%.'
+        '20 of 100 users selected. What sets them apart most: “buy tea” 50 % against 10 %.'
     """
     selected = f"{n:,} of {count(total, unit)} selected."
     telling = frame[frame["beyond_chance"]]
@@ -544,7 +544,7 @@ def group_summary(frame: pd.DataFrame, n: int, total: int, unit: str = "user") -
     parts = []
     for row in telling.head(MAX_NAMED).itertuples():
         number = ",.6g" if row.kind == "number" else ".0%"
-        values = f"{row.group:{number}} against {row.rest:{number}}"
+        values = f"{row.group:{number}} against {row.rest:{number}}".replace("%", " %")
         parts.append(f"“{row.name:.40}” {values}")  # the first 40 characters of a name
     return f"{selected} What sets them apart most: {'; '.join(parts)}."
 

@@ -111,7 +111,7 @@ def test_what_sets_a_group_apart_is_short_and_in_its_own_numbers():
     summary = messages.group_summary(pd.DataFrame(rows, columns=columns), 1, 1_000)
     assert summary == (
         "1 of 1,000 users selected. What sets them apart most: “amount” 1,412.5 against 36;"
-        f" “{'x' * 40}” 25% against 0%."
+        f" “{'x' * 40}” 25 % against 0 %."
     )
 
 
