@@ -56,7 +56,8 @@ def pack_users(frame: pd.DataFrame) -> tuple[dict, tuple[str, ...], list[list]]:
     ids = tuple(frame["user"].astype(str))
     if len(set(ids)) != len(ids):
         repeated = len(ids) - len(set(ids))
-        raise ValueError(f"{repeated:,} rows repeat a user: give one row a user, as users.frame()")
+        twice = f"the column 'user' repeats {repeated:,} of {len(ids):,} ids"
+        raise ValueError(f"{twice}: give one row a user, as users.frame() does")
     columns = count_columns(frame)
     events = frame["events"] if "events" in frame else frame[columns].sum(axis=1)
     texts = user_texts(frame)
