@@ -17,15 +17,16 @@ from widgets.base import (
     View,
     Worker,
     closing,
+    count_noun,
     error_message,
     log,
-    plural,
     read_static,
+    unit_words,
 )
 from widgets.packing import float_bytes
 from widgets.static_html import BLUE, GRAY, ORANGE, VERMILION, static_page, svg_image
 
-TITLE = "Attention ledger"
+TITLE = "Attention by modality"
 MAX_EVENTS = 40  # events of one user that can be edited, the newest
 MAX_IDS_SENT = 5_000  # ids offered while one is typed
 MAX_TEXT_LENGTH = 2_000  # characters of an event's text
@@ -78,10 +79,11 @@ class AttentionView(View):
             `message`, `caption` and a dict `data`. `data["table"]` is a frame `query,
             modality, kind, tokens, weight, per_token, deletion_effect, disagrees, agreement,
             disagrees_per_token, agreement_per_token`. Closing the iterator cancels the work.
-            Attributes that are used if there are any: `ids`, `queries` (suggestions), `unit`, `units`, `events`, called as
-            `events(user)`, which returns a frame `event, time, modality, text`, and `rerun`, called
-            as `rerun(query, user, drop, reword)`, which yields such updates; `data` of the last one
-            has `moved`, `before` and `after`, too. Leave it out to show a saved table.
+            Attributes that are used if there are any: `ids`, `queries` (suggestions), `unit` and
+            `units`, `events`, called as `events(user)`, which returns a frame `event, time,
+            modality, text`, and `rerun`, called as `rerun(query, user, drop, reword)`, which yields
+            such updates; `data` of the last one has `moved`, `before` and `after`, too. Leave it
+            out to show a saved table.
         users: A frame with a column `user`, or ids (default: `backend.ids`).
         table: A table to show at once.
         sentence: What is said about it.
@@ -126,14 +128,14 @@ class AttentionView(View):
         self._guard = RLock()
         # views of one selection ask one model, which serves one at a time
         self._worker = Worker(getattr(selection, "turn", None))
-        unit = str(getattr(backend, "unit", "user"))
+        unit, units = unit_words(backend)
         about = {
             "title": TITLE,
             "queries": [str(query) for query in getattr(backend, "queries", ())],
             "users": len(self._ids),
             "ids": list(self._ids) if len(self._ids) <= MAX_IDS_SENT else [],
             "unit": unit,
-            "units": str(getattr(backend, "units", None) or plural(unit)),
+            "units": units,
             "asks": backend is not None,
             "edits": self._list_events is not None and self._rerun_backend is not None,
             "has_selection": selection is not None,
@@ -191,7 +193,7 @@ class AttentionView(View):
 
     def _summary(self) -> str:
         if self._result is None:
-            users = f"{len(self._ids):,} {self._about['units']}"
+            users = count_noun(len(self._ids), self._about["unit"], self._about["units"])
             return f"AttentionView({users}, not asked yet)"
         names = ", versus=".join(repr(query) for query in table_queries(self._result.table))
         rows = self._result.table["modality"].nunique()
@@ -238,8 +240,8 @@ class AttentionView(View):
         elif scope == "selection":
             users = list(self.selection.ids) if self.selection is not None else []
             if not users:
-                hint = "draw around some users on the map, or look at all users"
-                raise ValueError(f"nobody is chosen: {hint}")
+                hint = "draw around some on the map, or look at all"
+                raise ValueError(f"no {self._about['units']} selected: {hint}")
         query = str(message.get("query", ""))
         return self._begin_look(query, str(message.get("versus", "")), users)
 
@@ -247,7 +249,7 @@ class AttentionView(View):
         self, query: str, versus: str, users: Sequence[str] | None
     ) -> tuple[Iterator, str]:
         if self._backend is None:
-            made = "this view was made from a table, pass a backend to look anew"
+            made = "this view was made from a table, pass a backend to look again"
             raise ValueError(f"there is nothing to ask: {made}")
         if not query.strip():
             example = "write a question, such as 'Will this user travel soon?'"
@@ -276,7 +278,7 @@ class AttentionView(View):
     ) -> None:
         """Look, show what comes and keep the last table; if it fails, the last good one returns."""
         self._set_status(busy=True, done=0, total=0, message="Starting")
-        suffix = "The ledger is as it was." if self._result else ""
+        suffix = "The table is as it was." if self._result else ""
         try:
             updates, user = begin()
             result = self._follow(updates, user, stop)
@@ -316,7 +318,7 @@ class AttentionView(View):
         if stop.is_set():
             return None
         if result is None:
-            raise ValueError("the model gave no ledger")
+            raise ValueError("the model gave no table")
         return result
 
     def _show_events(self, user: str) -> None:
@@ -376,18 +378,18 @@ def checked_table(frame: pd.DataFrame) -> pd.DataFrame:
     if missing:
         columns = ", ".join(map(str, frame))
         raise ValueError(
-            f"the ledger has no column {missing[0]!r} (it has {columns}): keep all that ask gives"
+            f"the table has no column {missing[0]!r} (it has {columns}): keep all that ask gives"
         )
     if frame.empty:
-        raise ValueError("the ledger has 0 rows, at least 1 is needed: look at some users first")
+        raise ValueError("the table has 0 rows, at least 1 is needed: look at some users first")
     queries = table_queries(frame)
     if len(queries) > 2:
-        hint = "choose with frame[frame['query'].isin(...)]"
-        raise ValueError(f"the ledger has {len(queries)} queries, 1 or 2 can be shown: {hint}")
+        hint = "select them with frame[frame['query'].isin(...)]"
+        raise ValueError(f"the table has {len(queries)} queries, 1 or 2 can be shown: {hint}")
     twice = frame.duplicated(CELL)
     if twice.any():
         rows = f"{twice.sum():,} rows twice ({', '.join(CELL)})"
-        raise ValueError(f"the ledger has {rows}: average over users first")
+        raise ValueError(f"the table has {rows}: average over users first")
     blanks = {name: value for name, value in DEFAULTS.items() if name not in frame}
     return frame.assign(**blanks, query=frame["query"].astype(str))
 

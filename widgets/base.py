@@ -7,7 +7,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count as count_up
@@ -20,7 +20,6 @@ from IPython.display import HTML
 STATIC_DIR = Path(__file__).parent / "static"
 MIN_STATUS_INTERVAL = 0.05  # seconds between two progress messages
 MAX_FILE_STEM = 60  # characters
-IRREGULAR_PLURALS = {"child": "children", "person": "people"}
 log = logging.getLogger("widgets")
 
 
@@ -93,49 +92,39 @@ def error_message(error: Exception) -> str:
     return line[1:-1] if quoted else line
 
 
-def plural(unit: str) -> str:
-    """Return the plural of an English noun.
-
-    Args:
-        unit: A noun, such as the word for a user; of several words the last one changes.
-
-    Returns:
-        The plural.
-
-    Example:
-        >>> [plural(word) for word in ("user", "family", "bus", "box", "branch", "child", "person")]
-        ['users', 'families', 'buses', 'boxes', 'branches', 'children', 'people']
-        >>> plural("survey"), plural("card holder")
-        ('surveys', 'card holders')
-    """
-    *first_words, noun = unit.split(" ")
-    if noun.lower() in IRREGULAR_PLURALS:
-        changed = noun[:1] + IRREGULAR_PLURALS[noun.lower()][1:]
-    elif noun.endswith(("s", "x", "ch", "sh")):
-        changed = f"{noun}es"
-    elif re.search(r"[^aeiou]y$", noun, re.I):
-        changed = f"{noun[:-1]}ies"
-    else:
-        changed = f"{noun}s"
-    return " ".join([*first_words, changed])
-
-
-def count_noun(number: int, unit: str, units: str = "") -> str:
+def count_noun(number: int, unit: str, units: str) -> str:
     """Return a number with its noun.
 
     Args:
         number: How many.
         unit: The noun for one.
-        units: The noun for any other number; made by `plural` if left out.
+        units: The noun for any other number.
 
     Returns:
         The words.
 
     Example:
-        >>> count_noun(1, "family"), count_noun(2_000, "family")
+        >>> count_noun(1, "family", "families"), count_noun(2_000, "family", "families")
         ('1 family', '2,000 families')
     """
-    return f"{number:,} {unit if number == 1 else units or plural(unit)}"
+    return f"{number:,} {unit if number == 1 else units}"
+
+
+def unit_words(source) -> tuple[str, str]:
+    """Return the words for one user and for several: `unit` and `units`, if there are both.
+
+    Args:
+        source: A back end that may have them as attributes, or a mapping.
+
+    Example:
+        >>> unit_words(None)
+        ('user', 'users')
+    """
+    if not isinstance(source, Mapping):
+        source = {name: getattr(source, name, None) for name in ("unit", "units")}
+    if not source.get("unit") or not source.get("units"):
+        return "user", "users"
+    return str(source["unit"]), str(source["units"])
 
 
 # The base class and background jobs
@@ -262,6 +251,8 @@ class Selection:
         ids: All users, in the order of the frame.
         on_change: Called with the row numbers of the selected users after each change.
         turn: A lock that views of one model share (default: a lock of its own).
+        unit: The word for a user.
+        units: Its plural.
 
     Example:
         >>> selection = Selection(("a", "b", "c"), lambda rows: None)
@@ -275,8 +266,12 @@ class Selection:
         ids: tuple[str, ...],
         on_change: Callable[[np.ndarray], None],
         turn: threading.RLock | None = None,
+        unit: str = "user",
+        units: str = "users",
     ):
         self.all_ids = ids
+        self.unit = unit
+        self.units = units
         self.turn = turn or threading.RLock()  # the model serves one of the views at a time
         self.rows = np.empty(0, dtype=np.int32)
         self._observers = [on_change]
@@ -331,11 +326,16 @@ class Selection:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def summary(self) -> str:
+        """How many users are selected, in words."""
+        return f"{len(self):,} of {count_noun(len(self.all_ids), self.unit, self.units)}"
+
     def __contains__(self, user: str) -> bool:
         return self._row_of.get(user, -1) in self.rows
 
     def __repr__(self) -> str:
-        return f"Selection({len(self):,} of {len(self.all_ids):,} users)"
+        return f"Selection({self.summary})"
 
 
 @dataclass(frozen=True)

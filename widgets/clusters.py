@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from traitlets import Bytes, Dict
 
-from widgets.base import Selection, View, count_noun, plural, read_static
+from widgets.base import Selection, View, count_noun, read_static, unit_words
 from widgets.packing import float_bytes, json_value, pack_users, text_list
 from widgets.static_html import map_image, static_page
 
@@ -62,7 +62,7 @@ class ClusterView(View):
     _selected = Bytes().tag(sync=True)  # row numbers, int32
 
     def __init__(self, comparison: Mapping, frame: pd.DataFrame | None = None):
-        super().__init__(_about={"title": "Cluster ledger"})
+        super().__init__(_about={"title": "Clusters before and after"})
         self._frame = frame
         self._ids = ()
         self.show(comparison)
@@ -82,7 +82,8 @@ class ClusterView(View):
         picture = pack_comparison(comparison, ids, self._frame)
         if ids != self._ids:
             self._ids = ids
-            self.selection = Selection(ids, self._on_select)
+            words = {name: picture[name] for name in ("unit", "units")}
+            self.selection = Selection(ids, self._on_select, **words)
             self.selection.clear()
         self._comparison = dict(comparison)
         self._picture = {**picture, "turn": self._picture.get("turn", 0) + 1}
@@ -105,7 +106,7 @@ class ClusterView(View):
     def _summary(self) -> str:
         picture = self._picture
         users = count_noun(len(self._ids), picture["unit"], picture["units"])
-        before = count_noun(len(named_clusters(picture["left"])), "cluster")
+        before = count_noun(len(named_clusters(picture["left"])), "cluster", "clusters")
         after = len(named_clusters(picture["right"]))
         return f"ClusterView({users}, {before} before, {after} after)"
 
@@ -117,7 +118,7 @@ class ClusterView(View):
             *picture["summaries"].values(),
             *(score_words(score) for score in picture["scores"]),
             picture["caption"],
-            "Diamonds: users of whom something became.",
+            f"Diamonds: {picture['units']} that did not stay in their cluster.",
             *(stability_words(cluster) for cluster in clusters),
         ]
         names = {}
@@ -187,7 +188,7 @@ def pack_comparison(comparison: Mapping, ids: tuple[str, ...], frame: pd.DataFra
     transitions = comparison["transitions"]
     names = comparison.get("names")
     scores = comparison.get("scores")
-    unit = str(comparison.get("unit", "user"))
+    unit, units = unit_words(comparison)
     places = {}
     clusters = {}
     for side in SIDES:
@@ -203,7 +204,7 @@ def pack_comparison(comparison: Mapping, ids: tuple[str, ...], frame: pd.DataFra
     return {
         "ids": list(ids),
         "unit": unit,
-        "units": str(comparison.get("units") or plural(unit)),
+        "units": units,
         "recent": recent_events(frame, ids),
         "before": float_bytes(places["before"][["x", "y"]]),
         "after": float_bytes(places["after"][["x", "y"]]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -21,11 +21,11 @@ from widgets.base import (
     count_noun,
     error_message,
     log,
-    plural,
     read_static,
+    unit_words,
     unused_path,
 )
-from widgets.packing import float_bytes, pack_ranking, pack_shift, pack_users
+from widgets.packing import RANKING_TEXTS, float_bytes, pack_ranking, pack_shift, pack_users
 from widgets.result_card import ResultCard
 from widgets.static_html import map_image, static_page
 
@@ -61,7 +61,7 @@ class MapEntry:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The ranking of the users under one query; `scores` is None if the query has no yes."""
+    """The ranking of the users under one query; `scores` is None if the query cannot rank them."""
 
     frame: pd.DataFrame
     scores: np.ndarray | None  # in the order of the users, -inf where unknown
@@ -77,11 +77,13 @@ class QueryLens(View):
         backend: Called as `backend(query, previous)`; yields updates with `done`, `total`,
             `message`, `caption`, `warning` and a dict `data`. Closing the iterator cancels the
             work. `data["points"]` and `data["shift"]` are frames once they are known; the last map
-            is kept. Without a message of that one, the ranking is what the view says. Updates that have `data["ranking"]` follow the last map: it is None while the
-            users are ranked, then a frame `user, score, answer`. Attributes that are used if there
-            are any: `answer` (called as `answer(user, query)`, returns text), `backtest`,
+            is kept. Without a message of that one, the ranking is what the view says. Updates that
+            have `data["ranking"]` follow the last map: it is None while the users are ranked, then
+            a frame `user, score, answer`, with two sentences in `data`: `interpretation` (what the
+            query was interpreted as) and `order` (who ranks first). Attributes that are used if
+            there are any: `answer` (called as `answer(user, query)`, returns text), `backtest`,
             `backtests_unasked`, `ids`, `provenance`, `queries`, `rank` (there will be a ranking),
-            `unit`, `units`.
+            `unit` and `units`.
         queries: Suggested queries (default: `backend.queries`).
         query: Asked when the view is first shown (default: a map before any query).
         provenance: Called as `provenance(shift=...)`, returns what a result card says about the run
@@ -117,7 +119,7 @@ class QueryLens(View):
     _status = Dict().tag(sync=True)  # busy, done, total, query, note, error
     _history = Dict().tag(sync=True)  # queries, at
     _selected = Bytes().tag(sync=True)  # row numbers, int32
-    _ranking = Dict().tag(sync=True)  # query, busy, score, words, topics, nearest
+    _ranking = Dict().tag(sync=True)  # query, busy, score, interpretation, order
     _backtest = Dict().tag(sync=True)  # query, busy, words
     _answer = Dict().tag(sync=True)  # user, query, busy, text, error
     _recent = Dict().tag(sync=True)  # rows, texts: the events the browser asked for
@@ -139,8 +141,7 @@ class QueryLens(View):
         self._backtest_backend = getattr(backend, "backtest", None)
         self._backtests_unasked = bool(getattr(backend, "backtests_unasked", False))
         self._ranks = getattr(backend, "rank", None) is not None
-        self._unit = str(getattr(backend, "unit", "user"))
-        self._units = str(getattr(backend, "units", None) or plural(self._unit))
+        self._unit, self._units = unit_words(backend)
         self._row_of_backend = rows_in_view(ids, getattr(backend, "ids", None))
 
         room = MAX_HISTORY_POINTS // max(len(ids), 1)
@@ -170,7 +171,7 @@ class QueryLens(View):
             "backtests": self._can_backtest,
         }
         super().__init__(_about=about, _users=users)
-        self.selection = Selection(ids, self._on_select, self._worker.turn)
+        self.selection = Selection(ids, self._on_select, self._worker.turn, self._unit, self._units)
         self.on_msg(self._on_message)
 
     def ask(self, query: str) -> str:
@@ -229,7 +230,7 @@ class QueryLens(View):
     def ranking(self) -> pd.DataFrame:
         """The users of the query that is shown, the nearest to a yes first: `user, score, answer`.
 
-        No rows if the query has no yes or was not ranked.
+        No rows if the query cannot rank them, or was not asked for a ranking.
         """
         return self._rankings.frame(self._entry.query if self._entry else "")
 
@@ -239,8 +240,7 @@ class QueryLens(View):
         if self._entry is None:
             return ""
         warning = self._entry.picture["warning"]
-        ranked = self._rankings.packed(self._entry.query).get("words", "")
-        return self._entry.sentence or warning or ranked
+        return self._entry.sentence or warning or self._rankings.sentence(self._entry.query)
 
     def result_card(self, text: str = "") -> ResultCard:
         """Make a card of what is shown.
@@ -397,7 +397,8 @@ class QueryLens(View):
                 if entry is None:
                     self._show_cancelled()
                     return
-                self._keep(entry, ranks=ranking_update is not None)
+                begins = None if ranking_update is None else str(ranking_update.message or "")
+                self._keep(entry, begins)
                 if ranking_update is not None:
                     self._follow_ranking(query, chain([ranking_update], updates), stop)
             is_ranked = query in self._rankings and not stop.is_set()
@@ -452,15 +453,14 @@ class QueryLens(View):
                 if stop.is_set():
                     break
                 if update.data.get("ranking") is not None:
-                    self._rankings.add(query, update.data["ranking"])
+                    self._rankings.add(query, update.data)
                     self._show_ranking(query)
             else:
                 if self._ranking.get("busy"):
                     raise ValueError("the model gave no ranking")
         except Exception as error:
             log.exception("no ranking of %r", query)
-            words = f"Who leans to yes is not known: {error_message(error)}"
-            self._ranking = {"query": query, "words": words}
+            self._ranking = {"query": query, "order": f"No ranking: {error_message(error)}"}
         finally:
             if self._ranking.get("busy"):  # stopped
                 self._show_ranking(query)
@@ -476,9 +476,6 @@ class QueryLens(View):
         if first == last:  # the opening map, or a query against itself: nobody can have moved
             shift = None
         sentence = str(update.message or "")
-        if not query:
-            users = f"{len(self._ids):,} {self._units}"
-            sentence = f"{users} before any query. Ask something to see who moves."
         caption = str(update.caption or "")
         before = self._places(points, first)
         after = self._places(points, last)
@@ -504,8 +501,11 @@ class QueryLens(View):
         part = points[points["query"] == query].drop_duplicates("user", keep="last")
         return part.set_index("user").reindex(list(self._ids))
 
-    def _keep(self, entry: MapEntry, ranks: bool) -> None:
-        """Put a map into the history and show it; `ranks` says that its ranking follows."""
+    def _keep(self, entry: MapEntry, ranking_begins: str | None) -> None:
+        """Put a map into the history and show it.
+
+        `ranking_begins` is what is said while the users are ranked; None if they are not.
+        """
         with self._guard, self.hold_sync():
             if self._entry is not None and self._entry.query == entry.query:
                 self._entries[self._at] = entry
@@ -513,7 +513,7 @@ class QueryLens(View):
                 self._entries = [*self._entries, entry][-self._history_size :]
                 self._at = len(self._entries) - 1
             self._provisional = False
-            self._show(redraw=False, awaits_ranking=ranks)
+            self._show(redraw=False, ranking_begins=ranking_begins)
 
     def _go(self, at: int) -> None:
         """Show another entry of the history."""
@@ -521,11 +521,11 @@ class QueryLens(View):
             self._at = min(max(at, 0), len(self._entries) - 1)
             self._show()
 
-    def _show(self, redraw: bool = True, awaits_ranking: bool = False, **status) -> None:
+    def _show(self, redraw: bool = True, ranking_begins: str | None = None, **status) -> None:
         """Send what is kept and the status to the browser.
 
-        Without `redraw` the map is sent only if another one is on the screen; `awaits_ranking` says
-        that the users are being ranked.
+        Without `redraw` the map is sent only if another one is on the screen; for `ranking_begins`
+        see `_keep`.
         """
         with self._guard, self.hold_sync():
             entry = self._entry
@@ -533,7 +533,7 @@ class QueryLens(View):
                 self._draw(entry)
             self._provisional = False
             if entry:
-                self._show_ranking(entry.query, awaits_ranking)
+                self._show_ranking(entry.query, ranking_begins)
             queries = [entry.query for entry in self._entries]
             self._history = {"queries": queries, "at": self._at}
             self._set_status(**status)
@@ -542,12 +542,12 @@ class QueryLens(View):
         suffix = "The map is as it was." if self._entry else ""
         self._show(redraw=False, note=f"Cancelled. {suffix}".strip())
 
-    def _show_ranking(self, query: str, is_awaited: bool = False) -> None:
+    def _show_ranking(self, query: str, begins: str | None = None) -> None:
         """Send the ranking and the backtest of a query, as far as they are known."""
-        if is_awaited:
-            self._ranking = {"query": query, "busy": True}
-        else:
+        if begins is None:
             self._ranking = self._rankings.packed(query)
+        else:
+            self._ranking = {"query": query, "busy": True, "order": begins}
         self._backtest = self._rankings.packed_backtest(query)
 
     def _draw(self, entry: MapEntry, refines: bool = False) -> None:
@@ -576,8 +576,7 @@ class QueryLens(View):
                 if result is not None:
                     self._rankings.add_backtest(query, result, update.message)
                     continue
-                words = f"{capitalize(update.message)}: {update.done:,} of {update.total:,} ..."
-                self._backtest = {"query": query, "busy": True, "words": words}
+                self._backtest = {"query": query, "busy": True, "words": str(update.message)}
 
     def _run_answer(self, row: int, _stop: Event) -> None:
         """Have one user's answer generated, and show it."""
@@ -613,9 +612,10 @@ class RankingStore:
     def __contains__(self, query: str) -> bool:
         return query in self._rankings
 
-    def add(self, query: str, frame: pd.DataFrame) -> None:
-        """Keep the ranking of a query: a frame `user, score` and, if known, `answer`."""
-        packed = pack_ranking(self._ids, frame)
+    def add(self, query: str, data: Mapping) -> None:
+        """Keep the ranking of a query and its sentences, from the data of an update."""
+        packed = pack_ranking(self._ids, data)
+        frame = data["ranking"]
         table = frame.set_index("user").reindex(list(self._ids)).rename_axis("user").reset_index()
         table["score"] = pd.to_numeric(table["score"])
         scores = None
@@ -637,6 +637,11 @@ class RankingStore:
         """Return what the browser reads of the ranking of a query."""
         ranking = self._rankings.get(query)
         return {"query": query} if ranking is None else {"query": query, **ranking.packed}
+
+    def sentence(self, query: str) -> str:
+        """Return what is said of the ranking of a query, empty if it was not ranked."""
+        packed = self.packed(query)
+        return " ".join(packed[name] for name in RANKING_TEXTS if packed.get(name))
 
     def packed_backtest(self, query: str) -> dict:
         """Return what the browser reads of the backtest of a query."""
@@ -669,7 +674,7 @@ class RankingStore:
         warning = entry.picture["warning"]
         facts: dict[str, Any] = {}
         if ranked and self._leads(entry):  # that they moved tells nobody apart
-            facts["sentence"] = f"{ranking.packed['nearest']} {warning}".strip()
+            facts["sentence"] = f"{ranking.packed['order']} {warning}".strip()
             if entry.sentence:
                 facts["who_moved"] = entry.sentence
             if backtest is not None and backtest.right is not None:
@@ -678,14 +683,14 @@ class RankingStore:
             facts["sentence"] = f"{entry.sentence} {warning}".strip()
         selected = count_noun(len(rows), self._unit, self._units)
         if ranked:
-            facts["order"] = ranking.packed["words"]
+            facts["order"] = self.sentence(entry.query)
             if len(rows):
                 share = beaten_share(ranking.scores, rows)
-                selected += f", on average nearer to yes than {share:.0%} of all"
+                selected += f", on average ranked above {share:.0%} of all"
         if ranked and with_backtest:
             facts["backtest"] = backtest_words
         if len(rows):
-            facts["chosen"] = selected
+            facts["selected"] = selected
         return facts
 
     @staticmethod
@@ -720,10 +725,10 @@ class RankingStore:
         marked = np.zeros(len(self._ids), bool)
         if len(rows):
             marked[rows] = True
-            return marked, "are the chosen"
+            return marked, f"are the selected {self._units}"
         count = max(int(TOP_SHARE * len(marked)), 1)
         marked[np.argsort(-ranking.scores)[:count]] = True
-        return marked, "are the tenth nearest to yes"
+        return marked, "are the tenth that ranks first"
 
 
 def rows_in_view(ids: Sequence[str], backend_ids: Sequence[str] | None) -> np.ndarray | None:
@@ -752,8 +757,3 @@ def forget_oldest(store: dict, size: int) -> None:
     """Remove the entries that were added first until `size` are left."""
     while len(store) > size:
         del store[next(iter(store))]
-
-
-def capitalize(text: str) -> str:
-    """Make the first letter a capital, and leave the others."""
-    return f"{text[:1].upper()}{text[1:]}"

@@ -11,6 +11,7 @@ MAX_NEIGHBORS = 5  # gained and lost neighbors sent for each user
 MAX_RECENT_LENGTH = 600  # characters of recent events sent for each user
 MAX_USERS_SENT_WITH_EVENTS = 10_000  # above, events are sent for the users the browser asks for
 USER_COLUMNS = ("user", "events", "first", "last", "recent")
+RANKING_TEXTS = ("interpretation", "order")  # of an update, passed on to the browser
 SHIFT_COLUMNS = ["residual", "noise_floor", "beyond_noise", "neighbours_kept", "gained", "lost"]
 
 
@@ -54,8 +55,9 @@ def pack_users(frame: pd.DataFrame) -> tuple[dict, tuple[str, ...], list[list]]:
         raise ValueError(f"the frame has no column 'user' (it has {columns}): pass users.frame()")
     ids = tuple(frame["user"].astype(str))
     if len(set(ids)) != len(ids):
-        counts = f"{len(ids):,} rows but {len(set(ids)):,} users"
-        raise ValueError(f"{counts}: give one row a user, as users.frame() does")
+        repeated = len(ids) - len(set(ids))
+        twice = f"the column 'user' repeats {repeated:,} of {len(ids):,} ids"
+        raise ValueError(f"{twice}: give one row a user, as users.frame() does")
     columns = count_columns(frame)
     events = frame["events"] if "events" in frame else frame[columns].sum(axis=1)
     texts = user_texts(frame)
@@ -168,25 +170,19 @@ def pack_neighbors(neighbors: Iterable, row_of_backend: np.ndarray) -> bytes:
     return packed.tobytes()
 
 
-def pack_ranking(ids: Sequence[str], ranking: pd.DataFrame) -> dict:
-    """Pack how near each user is to a yes, with the words that say so.
+def pack_ranking(ids: Sequence[str], data: Mapping) -> dict:
+    """Pack the scores of the users, and what is said of the ranking.
 
     Args:
         ids: The users, in the order of the view.
-        ranking: One row per user: `user, score`, the higher the nearer to a yes. `attrs["topics"]`
-            names what the question was interpreted as.
+        data: Of an update: `ranking`, a frame `user, score`, the higher the nearer to a yes, and
+            the sentences `interpretation` and `order`.
 
     Returns:
-        `words`, `topics` and `nearest` (the two sentences of `words`), and `score`; only `words` if
-        no user is nearer to a yes than the others.
+        `interpretation`, `order`, and `score` unless all scores are equal or unknown.
     """
-    score = pd.to_numeric(ranking.set_index("user")["score"]).reindex(list(ids))
-    first = score.dropna().nlargest(3).index
-    if not len(first) or not score.std() > 0:
-        words = "This question has no yes: nobody is nearer to it than the others."
-        return {"words": words}
-    names = [str(name).replace("_", " ") for name in ranking.attrs.get("topics", ())]
-    topics = f"Read as a question of {', '.join(names[:3])}." if names else ""
-    nearest = f"Nearest to yes: {', '.join(first)}."
-    words = f"{topics} {nearest}".strip()
-    return {"score": float_bytes(score), "topics": topics, "nearest": nearest, "words": words}
+    packed = {name: str(data.get(name) or "") for name in RANKING_TEXTS}
+    score = pd.to_numeric(data["ranking"].set_index("user")["score"]).reindex(list(ids))
+    if score.nunique() > 1:
+        packed["score"] = float_bytes(score)
+    return packed

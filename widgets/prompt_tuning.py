@@ -15,7 +15,16 @@ import numpy as np
 import pandas as pd
 from traitlets import Dict
 
-from widgets.base import View, Worker, closing, count_noun, error_message, log, read_static
+from widgets.base import (
+    View,
+    Worker,
+    closing,
+    count_noun,
+    error_message,
+    log,
+    read_static,
+    unit_words,
+)
 from widgets.static_html import BLUE, INK, VERMILION, static_page, svg_image
 
 # a slip of the keyboard should not cost a night
@@ -53,23 +62,25 @@ class TuningRun:
     history: pd.DataFrame
     result: pd.DataFrame
     sentence: str
+    unit: str = "user"
+    units: str = "users"
 
     @property
     def caption(self) -> str:
         """How it was tuned and judged, in words."""
         form = self.form
-        steps = f"{form.steps} steps"
+        vectors = count_noun(form.vectors, "vector", "vectors")
+        steps = count_noun(form.steps, "step", "steps")
         if self.step < form.steps:
             steps = f"ended after step {self.step} of {form.steps}"
         outcome = "no step helped: the prompt of step 0 was kept"
         if self.best:
             outcome = f"the prompt of step {self.best} was kept"
-        words = (
-            f"{form.vectors} vectors, {steps}, {self.seconds:.0f} s, seed {form.seed}; {outcome}."
-        )
+        words = f"{vectors}, {steps}, {self.seconds:.0f} s, seed {form.seed}; {outcome}."
         n = self.result.attrs.get("n")
         if n:
-            users = f"{n:,} held-out users ({self.result.attrs['positives']:,} of them yes)"
+            users = count_noun(n, f"held-out {self.unit}", f"held-out {self.units}")
+            users += f" ({self.result.attrs['positives']:,} of them yes)"
             words += f" Judged on {users} by the same linear probe before and after."
         return words
 
@@ -83,7 +94,7 @@ class PromptTuningView(View):
             `history`, `best`, `prompt` and, in the last one, `result`, a frame `measure, before,
             after, gain, low, high`. If `stop()` is true it ends and keeps the best prompt so far;
             closing the iterator cancels the work. Attributes that are used if there are any:
-            `defaults`, `labels`, `queries`, and `save`, called as `save(prompt, folder)`.
+            `defaults`, `labels`, `queries`, `unit` and `units`, and `save`, called as `save(prompt, folder)`.
         labels: The label columns to choose from (default: `backend.labels`).
         label: The one the form opens with (default: the first).
         query: The query the form opens with.
@@ -120,6 +131,7 @@ class PromptTuningView(View):
         turn: RLock | None = None,
     ):
         self._backend = backend
+        self._unit, self._units = unit_words(backend)
         self._save_prompt = getattr(backend, "save", None)
         labels = labels if len(labels) else getattr(backend, "labels", ())
         self._labels = [str(name) for name in labels]
@@ -202,7 +214,7 @@ class PromptTuningView(View):
         return self._runs[-1] if self._runs else None
 
     def _summary(self) -> str:
-        labels = count_noun(len(self._labels), "label")
+        labels = count_noun(len(self._labels), "label", "labels")
         run = self._last_run
         if run is None:
             return f"PromptTuningView({labels})"
@@ -336,6 +348,8 @@ class PromptTuningView(View):
             history=data["history"],
             result=data["result"],
             sentence=str(update.message),
+            unit=self._unit,
+            units=self._units,
         )
 
     def _time_steps(self, first_step: int, began: float, step: int) -> None:

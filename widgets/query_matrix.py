@@ -21,8 +21,8 @@ from widgets.base import (
     count_noun,
     error_message,
     log,
-    plural,
     read_static,
+    unit_words,
 )
 from widgets.packing import json_row
 from widgets.static_html import BLUE, GRAY, INK, static_page, svg_image, truncate
@@ -70,7 +70,7 @@ class QueryMatrixView(View):
             group, n, auc` and, if there are any, `auc_low, auc_high, chance, beyond_chance`,
             `yes_score, yes_score_beyond`, `ratio, ratio_beyond`; `data["reads"]` says how to read
             each measure. Closing the iterator cancels the work. It has `ids`, `queries` and
-            `groups` (ids by name) and, if there are any, `least`, `unit`, `units`.
+            `groups` (ids by name) and, if there are any, `least`, `unit` and `units`.
         selection: The selection of another view: a click on a cell selects its group there
             (default: a selection of its own).
         on_pick: Called with the question when a cell or a question is clicked.
@@ -87,7 +87,7 @@ class QueryMatrixView(View):
         ...         yield update
         >>> view = QueryMatrixView(Backend())
         >>> view.ask(), view
-        ('Told.', QueryMatrixView(1 question x 1 group, 1 of 1 cells beyond luck))
+        ('Told.', QueryMatrixView(1 question x 1 group, 1 of 1 cells beyond chance))
     """
 
     _esm = read_static("geometry.mjs", "dom.mjs", "kernel.mjs", "query_matrix.mjs")
@@ -108,7 +108,7 @@ class QueryMatrixView(View):
         self.min_users = int(getattr(backend, "least", 1))
         if selection is None:  # an empty selection is false, too
             ids = tuple(str(user) for user in backend.ids)
-            selection = Selection(ids, lambda rows: None)
+            selection = Selection(ids, lambda rows: None, None, *unit_words(backend))
         self.selection = selection
         self._guard = RLock()
         self._worker = Worker(selection.turn)
@@ -116,13 +116,13 @@ class QueryMatrixView(View):
         self._partial: MatrixResult | None = None  # the matrix that is on its way
         self._queries: tuple[str, ...] = ()
         self._groups: dict[str, Group] = {}
-        unit = str(getattr(backend, "unit", "user"))
+        unit, units = unit_words(backend)
         about = {
             "title": "Matrix",
             "total": len(selection.all_ids),
             "min_users": self.min_users,
             "unit": unit,
-            "units": str(getattr(backend, "units", None) or plural(unit)),
+            "units": units,
             "hint": HINT,
             "picks": on_pick is not None,
         }
@@ -240,9 +240,10 @@ class QueryMatrixView(View):
         inside = len(group.ids)
         outside = len(everyone) - inside
         if min(inside, outside) < max(self.min_users, 1):
-            counts = f"{inside:,} users in it, {outside:,} outside"
+            words = self._about["unit"], self._about["units"]
+            counts = f"{count_noun(inside, *words)} in it, {outside:,} outside"
             needed = f"at least {self.min_users} of each are needed"
-            hint = "choose more" if inside < outside else "choose fewer"
+            hint = "select more" if inside < outside else "select fewer"
             raise ValueError(f"group {name!r}: {counts}, {needed}: {hint}")
         return group
 
@@ -281,13 +282,13 @@ class QueryMatrixView(View):
                 self._set_status(**status)
 
     def _summary(self) -> str:
-        queries = count_noun(len(self._queries), "question")
-        size = f"{queries} x {count_noun(len(self._groups), 'group')}"
+        queries = count_noun(len(self._queries), "question", "questions")
+        size = f"{queries} x {count_noun(len(self._groups), 'group', 'groups')}"
         frame = self._shown_frame()
         if frame is None or frame.empty:
             return f"QueryMatrixView({size}, not asked yet)"
         significant = int(is_significant(frame).sum())
-        return f"QueryMatrixView({size}, {significant} of {len(frame)} cells beyond luck)"
+        return f"QueryMatrixView({size}, {significant} of {len(frame)} cells beyond chance)"
 
     def _html(self) -> str:
         picture = self._picture
@@ -295,7 +296,7 @@ class QueryMatrixView(View):
         if not picture["measures"]:
             return static_page(title, [f"{self!r}: run the cell to ask.", *picture["queries"]])
         legend = (
-            "Brackets: within luck. An arrow: the group leans more to yes (↑) or less (↓) than the "
+            "Brackets: within chance. An arrow: the group leans more to yes (↑) or less (↓) than the "
             "others."
         )
         reads = picture["reads"].get("auc", "")

@@ -56,7 +56,7 @@ class ResultCard:
         picture: An image as a data URI.
         more: Further facts by name.
         unit: The word for a user.
-        units: Its plural (default: made from `unit`).
+        units: Its plural.
 
     Raises:
         ValueError: If there is no sentence, a number is none, or the picture is no data URI.
@@ -87,7 +87,7 @@ class ResultCard:
     picture: str = field(default="", repr=False)
     more: dict[str, str] = field(default_factory=dict)
     unit: str = "user"
-    units: str = ""
+    units: str = "users"
 
     def __post_init__(self):
         for one in fields(self):

@@ -48,9 +48,11 @@ class SelectionPanel(View):
 
     Args:
         selection: The selection of a view, as `lens.selection`; the panel follows and sets it.
-        describe: Called as `describe(ids)`, returns a frame, the most telling row first: `kind,
-            name, group, rest` and, if known, their bounds `group_low` ... `rest_high`,
-            `beyond_chance`. Kind "number" holds numbers, the others shares.
+        describe: Called as `describe(ids)` if some users are selected but not all, returns an
+            update: its `message` says how many are selected and what sets them apart;
+            `data["frame"]` is a frame, the most telling row first: `kind, name, group, rest` and,
+            if known, their bounds `group_low` ... `rest_high`, `beyond_chance`. Kind "number" holds
+            numbers, the others shares.
         explain: Called as `explain(ids)`; yields updates with `done`, `total`, `message`, `caption`
             and a dict `data`. `data["frame"]` of the last one is a frame, best first: `query, auc,
             auc_low, auc_high, chance`. Closing the iterator cancels the work.
@@ -64,7 +66,7 @@ class SelectionPanel(View):
         >>> panel = SelectionPanel(selection)
         >>> selection.ids = ["a", "c"]
         >>> panel.save("both"), panel
-        (Group(name='both', ids=('a', 'c')), SelectionPanel(2 of 3 users chosen, 1 named))
+        (Group(name='both', ids=('a', 'c')), SelectionPanel(2 of 3 users selected, 1 named))
     """
 
     _esm = read_static("geometry.mjs", "dom.mjs", "kernel.mjs", "selection.mjs")
@@ -93,7 +95,7 @@ class SelectionPanel(View):
         self._export = export
         self._provenance = provenance
         self._guard = RLock()
-        self._described: tuple = ((), None)  # ids, and the frame that describes them
+        self._described: tuple = ((), None)  # ids, and the update that describes them
         self._explanations: dict[tuple, Any] = {}  # by ids: the last update
         self._ranked_ids: tuple = ()  # whose ranking is shown
         self._describe_worker = Worker()
@@ -101,6 +103,8 @@ class SelectionPanel(View):
         about = {
             "title": title,
             "total": len(selection.all_ids),
+            "unit": selection.unit,
+            "units": selection.units,
             "min_users": min_users,
             "describes": describe is not None,
             "explains": explain is not None,
@@ -113,8 +117,8 @@ class SelectionPanel(View):
 
     @property
     def description(self) -> pd.DataFrame:
-        """What sets the selected users apart, as `describe` returns it; no rows if nobody is."""
-        return self._describe_ids(self.selection.ids).copy()
+        """What sets the selected users apart, as `describe` returns it; no rows without any."""
+        return self._describe_ids(self.selection.ids)[0].copy()
 
     @property
     def ranking(self) -> pd.DataFrame:
@@ -204,12 +208,14 @@ class SelectionPanel(View):
         Raises:
             ValueError: If too few users are selected, or nothing is known of them.
         """
-        n = len(self.selection)
-        if n < self.min_users:
+        selection = self.selection
+        if len(selection) < self.min_users:
             needed = f"at least {self.min_users} are needed for a result"
-            raise ValueError(f"{n} user(s) chosen, {needed}: choose more")
-        facts = dict(self._provenance()) if self._provenance else {}
-        facts |= {"n": len(self.selection.all_ids), "chosen": f"{n:,}"}
+            raise ValueError(f"{selection.summary} selected, {needed}: select more")
+        facts = {"unit": selection.unit, "units": selection.units}
+        if self._provenance:
+            facts |= self._provenance()
+        facts |= {"n": len(selection.all_ids), "selected": f"{len(selection):,}"}
         ranking = self.ranking
         if len(ranking):
             facts |= self._ranking_facts(ranking)
@@ -223,7 +229,7 @@ class SelectionPanel(View):
         best = ranking.iloc[0]
         return {
             "query": best["query"],
-            "metric": "AUC out of fold, the chosen against the rest",
+            "metric": "AUC out of fold, the selected against the rest",
             "value": best["auc"],
             "low": best["auc_low"],
             "high": best["auc_high"],
@@ -234,14 +240,14 @@ class SelectionPanel(View):
 
     def _description_facts(self, description: pd.DataFrame) -> dict:
         if not len(description):
-            hint = "make the panel with describe=..., or choose some users but not all"
+            hint = "make the panel with describe=..., or select some but not all"
             raise ValueError(f"nothing is known of them: {hint}")
         best = description.iloc[0]
         measure = "medians" if best["kind"] == "number" else "shares"
         facts = {
             "query": "no query",
             "metric": (
-                f"difference of {measure}, the chosen minus the rest: {best['kind']} {best['name']}"
+                f"difference of {measure}, the selected minus the rest: {best['kind']} {best['name']}"
             ),
             "value": best["group"] - best["rest"],
             "sentence": self.sentence,
@@ -252,8 +258,7 @@ class SelectionPanel(View):
         return facts
 
     def _summary(self) -> str:
-        users = count_noun(len(self.selection.all_ids), "user")
-        return f"SelectionPanel({len(self.selection):,} of {users} chosen, {len(self.named)} named)"
+        return f"SelectionPanel({self.selection.summary} selected, {len(self.named)} named)"
 
     def _html(self) -> str:
         self._describe_now()
@@ -267,8 +272,11 @@ class SelectionPanel(View):
         if update is not None:
             lines += [update.message, update.caption]
         for group in self.named.values():
-            lines.append(f"{group.name}: {len(group.ids):,} users")
+            lines.append(f"{group.name}: {self._count(len(group.ids))}")
         return static_page(self._about["title"], lines, bar_chart(self._shown["rows"]), table)
+
+    def _count(self, number: int) -> str:
+        return count_noun(number, self.selection.unit, self.selection.units)
 
     def _group(self, name: str) -> Group:
         if name not in self.named:
@@ -290,21 +298,22 @@ class SelectionPanel(View):
             self._ranked_ids = self.selection.ids
         self._show_ranking()
 
-    def _describe_ids(self, ids: tuple[str, ...]) -> pd.DataFrame:
-        """Describe users against the rest; no rows if nobody or everybody is selected."""
+    def _describe_ids(self, ids: tuple[str, ...]) -> tuple[pd.DataFrame, str]:
+        """Describe users against the rest, as a frame and in words."""
         if self._describe is None or not 0 < len(ids) < len(self.selection.all_ids):
-            return pd.DataFrame(columns=["kind", "name", *VALUE_COLUMNS])
-        known_ids, frame = self._described
+            empty = pd.DataFrame(columns=["kind", "name", *VALUE_COLUMNS])
+            return empty, f"{self.selection.summary} selected."
+        known_ids, update = self._described
         if known_ids != ids:
-            frame = self._describe(ids)
-            self._described = (ids, frame)
-        return frame
+            update = self._describe(ids)
+            self._described = (ids, update)
+        return update.data["frame"], str(update.message)
 
     def _describe_now(self, stop: Event | None = None) -> None:
         """Describe the selected users and show it, unless others were selected meanwhile."""
         ids = self.selection.ids
         try:
-            frame = self._describe_ids(ids)
+            frame, sentence = self._describe_ids(ids)
         except Exception as error:
             log.exception("describing %d users failed", len(ids))
             self._set_status(error=f"They could not be compared: {error_message(error)}")
@@ -314,7 +323,7 @@ class SelectionPanel(View):
         with self._guard:
             self._shown = {
                 "n": len(ids),
-                "sentence": selection_sentence(frame, len(ids), len(self.selection.all_ids)),
+                "sentence": sentence,
                 "rows": [json_row(row) for row in rows_to_send(frame).to_dict("records")],
                 "of": len(frame),
                 "waiting": False,
@@ -411,13 +420,12 @@ class SelectionPanel(View):
     def _combine(self, message: dict) -> None:
         names = [str(message[part]) for part in ("first", "how", "second")]
         group = self.combine(*names)
-        size = f"{group.name}: {len(group.ids):,} users."
-        self._set_status(note=size if group.ids else f"{group.name} is nobody.")
+        self._set_status(note=f"{group.name}: {self._count(len(group.ids))}.")
 
     def _export_beside(self, message: dict) -> None:
         path = unused_path(self._group_name(), str(message.get("ending", "")))
         path = self.export(path, message.get("salt") or None)
-        users = f"{len(self.selection):,} users"
+        users = self._count(len(self.selection))
         self._set_status(note=f"Written: {path.name}, {users}, beside this notebook.")
 
     def _save_card(self) -> None:
@@ -439,35 +447,6 @@ def rows_to_send(frame: pd.DataFrame) -> pd.DataFrame:
     first = frame.head(MAX_LISTED)
     first_of_kind = frame.groupby("kind", sort=False).head(MAX_LISTED // 2)
     return frame.loc[first.index.union(first_of_kind.index)]
-
-
-def selection_sentence(frame: pd.DataFrame, n: int, total: int) -> str:
-    """Say how many users are selected and what sets them apart beyond chance.
-
-    Args:
-        frame: The description, the most telling row first.
-        n: How many users are selected.
-        total: How many there are.
-
-    Returns:
-        The sentence.
-    """
-    if not n:
-        return "Nobody is chosen."
-    start = f"{n:,} of {total:,} users chosen."
-    if not len(frame):
-        return f"{start} There is nobody to compare them with." if n == total else start
-    significant = frame
-    if "beyond_chance" in frame:
-        significant = frame[frame["beyond_chance"].astype(bool)]
-    if not len(significant):
-        compared = f"Of {len(frame):,} things compared"
-        return f"{start} {compared}, none sets them apart beyond chance."
-    parts = []
-    for row in significant.head(3).to_dict("records"):
-        values = f"{format_value(row, 'group')} against {format_value(row, 'rest')}"
-        parts.append(f"{quoted_name(row)} {values}")
-    return f"{start} What sets them apart most: {'; '.join(parts)}."
 
 
 def format_value(row: Mapping, side: str) -> str:
@@ -510,7 +489,7 @@ def bar_chart(rows: Sequence[Mapping]) -> str:
     if not rows:
         return ""
     drawn = rows[:MAX_DRAWN]
-    parts = [legend_entry(NAME_WIDTH, BLUE, "chosen")]
+    parts = [legend_entry(NAME_WIDTH, BLUE, "selected")]
     parts.append(legend_entry(NAME_WIDTH + 76, GRAY, "the rest"))
     for place, row in enumerate(drawn):
         y = 34 + BAR_PITCH * place
@@ -524,7 +503,7 @@ def bar_chart(rows: Sequence[Mapping]) -> str:
         parts.append(bar_with_whisker(row, "group", BLUE, y + 3, scale))
         parts.append(bar_with_whisker(row, "rest", GRAY, y + 16, scale))
     height = 40 + BAR_PITCH * len(drawn)
-    return indented_image(parts, height, "What sets the chosen apart from the rest")
+    return indented_image(parts, height, "What sets the selected apart from the rest")
 
 
 def legend_entry(x: float, color: str, name: str) -> str:
@@ -576,7 +555,7 @@ def dot_chart(rows: Sequence[Mapping]) -> str:
     chance = rows[0].get("chance")
     if chance is not None:
         x = auc_position(chance)
-        parts.append(f'<text x="{x:.1f}" y="18" text-anchor="middle">luck {chance:.2f}</text>')
+        parts.append(f'<text x="{x:.1f}" y="18" text-anchor="middle">chance {chance:.2f}</text>')
         dashes = f'stroke="{VERMILION}" stroke-dasharray="4 3"'
         parts.append(f'<path d="M{x:.1f} 26V{height - 6}" {dashes}/>')
     for place, row in enumerate(drawn):
@@ -588,7 +567,7 @@ def dot_chart(rows: Sequence[Mapping]) -> str:
         parts.append(f'<circle cx="{x:.1f}" cy="{y - 4}" r="4" fill="{BLUE}"/>')
         end = f'x="{WIDTH - 20}" y="{y}" text-anchor="end"'
         parts.append(f"<text {end}>{row['auc']:.2f}</text>")
-    return indented_image(parts, height, "Which question tells the chosen from the rest: AUC")
+    return indented_image(parts, height, "Which question tells the selected from the rest: AUC")
 
 
 def auc_position(auc: float) -> float:

@@ -32,15 +32,15 @@ FIRST_STEPS = (
         "Each mark is a user. Whoever moves farther than mere rewording explains is a diamond.",
     ),
     Step(
-        "Choose",
+        "Select",
         ".lens-map, .lens-foot",
         "Drag around some, or press the count of those who moved, below. By keyboard: arrows walk, "
-        "Space chooses.",
+        "Space selects.",
     ),
     Step(
         "Group",
         '[role="tab"]:nth-child(2)',
-        "What sets the chosen apart, and which question tells them. Name them, or write them to a "
+        "What sets the selected apart, and which question tells them. Name them, or write them to a "
         "file.",
     ),
 )
@@ -99,7 +99,7 @@ def tour_steps(pages: Sequence[str]) -> list[Step]:
 
     Example:
         >>> [step.title for step in tour_steps(("Ask", "Group", "Matrix", "Tune"))]
-        ['Ask', 'See who moves', 'Choose', 'Group', 'Further pages', 'Keep it']
+        ['Ask', 'See who moves', 'Select', 'Group', 'Further pages', 'Keep it']
     """
     steps = list(FIRST_STEPS)
     further = pages[2:]

@@ -12,7 +12,7 @@ from typing import Any
 import ipywidgets
 
 from widgets.attention import AttentionView
-from widgets.base import Worker, atomic_write, error_message, log
+from widgets.base import Worker, atomic_write, count_noun, error_message, log
 from widgets.clusters import ClusterView
 from widgets.lens import QueryLens
 from widgets.prompt_tuning import PromptTuningView
@@ -238,7 +238,9 @@ class Workbench(ipywidgets.VBox):
             log.warning("the session was not kept: %s", error)
 
     def __repr__(self) -> str:
-        return f"Workbench({len(self.selection.all_ids):,} users: {', '.join(self.titles)})"
+        selection = self.selection
+        users = count_noun(len(selection.all_ids), selection.unit, selection.units)
+        return f"Workbench({users}: {', '.join(self.titles)})"
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)

@@ -328,8 +328,8 @@ def _begin(users: Path, run: Path, queries: list[str], out: Path, shards: int | 
     for name in FIXED_FIELDS:
         if kept[name] != plan[name]:
             raise FileExistsError(
-                f"{out} holds embeddings of {name} {_shorten(kept[name])}, wanted is "
-                f"{_shorten(plan[name])}: name another folder, or remove this one"
+                f"{out} holds embeddings of {name} {kept[name]!r:.100}, wanted is "
+                f"{plan[name]!r:.100}: name another folder, or remove this one"
             )
     shutil.rmtree(out / ".gone", ignore_errors=True)
     for stale in out.glob(".part-*.part"):  # half-written by a killed process
@@ -405,7 +405,3 @@ def _read_manifest_or_empty(out: Path) -> dict:
 
 def _part_path(out: Path, number: int) -> Path:
     return out / f"part-{number:05d}.parquet"
-
-
-def _shorten(value) -> str:
-    return repr(value) if len(repr(value)) < 100 else repr(value)[:97] + "..."

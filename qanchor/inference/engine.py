@@ -10,7 +10,13 @@ import torch
 from jaxtyping import Float
 
 from qanchor.data.users import Users
-from qanchor.inference.evidence import encode_questions, rank_by_pointing, require_read
+from qanchor.inference.evidence import (
+    encode_questions,
+    interpret,
+    past_answers,
+    rank_by_pointing,
+    require_read,
+)
 from qanchor.inference.prefix_cache import PrefixCache, UserBatch
 from qanchor.models.compatibility import input_differences
 from qanchor.models.model import QAnchor
@@ -257,21 +263,24 @@ class Engine:
 
         Raises:
             KeyError: The user is not in the cache.
+            ValueError: A soft prompt is of another run.
         """
         require_read(cache.tokens, [user])
-        one = cache.tokens.select([cache.ids.index(user)])
+        question = self._encode(cache, [query])
         text = query_text(query)
-        ranking = rank_by_pointing(self.model, one, text)
-        fact = ranking["answer"][0]
+        tokens = cache.tokens.select([cache.ids.index(user)])
+        meaning, _ = interpret(self.model, tokens, text)
+        if not meaning.answerable:
+            return ""
+        [fact] = past_answers(tokens, meaning)
         reader = self.model.reader
-        if not (ranking.attrs["answerable"] and reader.has_language_model):
+        if not reader.has_language_model:
             return fact
-        answers = graded_answers(ranking.attrs["measure"], ranking.attrs["sign"])
-        question = encode_questions(self.model, [query], one.unit, one.horizon_days)
+        answers = graded_answers(meaning.measure, meaning.sign)
+        one = cache.user_input(user)
+        words = replace_unit(text, cache.unit)
         with torch.inference_mode():
-            score = reader.score_answers(
-                token_input(one), question, thing_input(one), replace_unit(text, one.unit), answers
-            )
+            score = reader.score_answers(one, question, thing_input(tokens), words, answers)
         return f"{answers[int(score.argmax())]} {fact}".strip()
 
     def rank(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -175,14 +175,7 @@ def rank_by_pointing(
         reading = read_questions(model.reader, tokens, question, batches)
         frame["score"] = reading.score[:, 0].numpy()
         evidence = _evidence(model, tokens, question, reading, meaning.things)
-        thing = meaning.read_as[0] + " or the like" * (len(meaning.read_as) > 1)
-        count, days_since = _meant_events(tokens, meaning.things)
-        facts = [
-            past_fact(thing, int(n), float(days)) for n, days in zip(count, days_since, strict=True)
-        ]
-        # whether something never happened is not known of users with tokens left out
-        is_known = (count > 0) | (tokens.n_left_out == 0)
-        frame["answer"] = np.where(is_known, facts, "")
+        frame["answer"] = past_answers(tokens, meaning)
     frame.attrs |= {
         "topics": [f"{'not ' * (meaning.sign < 0)}{label}" for label in meaning.read_as],
         "sign": meaning.sign,
@@ -193,6 +186,25 @@ def rank_by_pointing(
         "evidence": evidence,
     }
     return frame
+
+
+def past_answers(tokens: UserTokens, meaning: Interpretation) -> np.ndarray:
+    """Return how often each user did what a question means, and when last, as texts.
+
+    Args:
+        tokens: Tokens of the users.
+        meaning: What an answerable question means.
+
+    Returns:
+        One text per user; empty where tokens were left out, so it may have happened.
+    """
+    thing = meaning.read_as[0] + " or the like" * (len(meaning.read_as) > 1)
+    count, days_since = _meant_events(tokens, meaning.things)
+    facts = [
+        past_fact(thing, int(n), float(days)) for n, days in zip(count, days_since, strict=True)
+    ]
+    is_known = (count > 0) | (tokens.n_left_out == 0)
+    return np.where(is_known, facts, "")
 
 
 def _meant_events(tokens: UserTokens, things: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -257,50 +269,3 @@ def require_read(tokens: UserTokens, users: Sequence[str]) -> None:
         raise KeyError(
             f"User {unread[0]!r} is not among the {len(tokens):,} that were read. Prefill it first."
         )
-
-
-@torch.inference_mode()
-def token_contributions(
-    model: QAnchor, tokens: UserTokens, user: str, question: QuestionInput
-) -> pd.DataFrame:
-    """Return how much each token of a user changes the score: exact, by leaving it out.
-
-    Args:
-        model: Trained model.
-        tokens: Tokens of the users.
-        user: Id of the user.
-        question: One question, as `interpret` returns it.
-
-    Returns:
-        One row per token, largest change first: `text, kind, modality, count, days_since, attention`
-        and `contribution` (score with the token minus score without it).
-
-    Raises:
-        KeyError: The user is not among those of `tokens`.
-    """
-    require_read(tokens, [user])
-    one = tokens.select([tokens.ids.index(user)])
-    places = np.flatnonzero(one.which[0] >= 0)
-    whole = read_questions(model.reader, one, question)
-    # one copy of the user for each token, without that token
-    copies = one.select([0] * max(len(places), 1))
-    which = copies.which.copy()
-    which[np.arange(len(places)), places] = -1
-    without = read_questions(model.reader, replace(copies, which=which), question)
-    change = whole.score[0, 0] - without.score[: len(places), 0]
-    things = [one.things[thing] for thing in one.which[0, places]]
-    numbers = np.expm1(one.numbers[0, places]).round().astype(int)
-    frame = pd.DataFrame(
-        {
-            "text": [thing.label for thing in things],
-            "kind": [thing.kind for thing in things],
-            "modality": [thing.modality for thing in things],
-            "count": numbers[:, COUNT],
-            "days_since": numbers[:, LAST],
-            "attention": whole.attention[0, 0, places].numpy(),
-            "contribution": change.numpy(),
-        }
-    )
-    return frame.sort_values(
-        "contribution", key=abs, ascending=False, kind="stable", ignore_index=True
-    )

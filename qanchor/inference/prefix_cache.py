@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import Int
-from numpy import ndarray
 
-from qanchor.models.pointing import PrefixStates
+from qanchor.models.pointing import PrefixStates, TokenInput, token_input
 from qanchor.models.user_tokens import UserTokens
 from qanchor.utils.text import count
 
@@ -16,7 +16,7 @@ from qanchor.utils.text import count
 class UserBatch(NamedTuple):
     """Users that run together."""
 
-    rows: Int[ndarray, " user"]  # places of the users in `PrefixCache.ids`
+    rows: Int[np.ndarray, " user"]  # places of the users in `PrefixCache.ids`
     # what a language model has read of them; None without one that reads a prefix, and beyond the
     # memory budget, where it is computed again for every query
     prefix: PrefixStates | None = None
@@ -57,9 +57,28 @@ class PrefixCache:
         """Return the days ahead that a query about the future means."""
         return self.tokens.horizon_days
 
+    def user_input(self, user: str) -> TokenInput:
+        """Return one user as the reader takes users, with the cached prefix if there is one.
+
+        Args:
+            user: Id of the user.
+        """
+        row = self.ids.index(user)
+        for rows, prefix in self.groups:
+            if prefix is not None and row in rows:
+                # as wide as the batch, since the prefix is
+                one = _select(token_input(self.tokens, rows), rows == row)
+                return one._replace(prefix=_select(prefix, rows == row))
+        return token_input(self.tokens, [row])
+
     def __len__(self) -> int:
         return len(self.ids)
 
     def __repr__(self) -> str:
         tokens = int((self.tokens.which >= 0).sum())
         return f"PrefixCache({count(len(self), self.unit)}, {tokens:,} tokens)"
+
+
+def _select(parts: tuple, mask: np.ndarray) -> Any:
+    """Return a named tuple of tensors for some users; parts that are None stay."""
+    return type(parts)(*(None if part is None else part[mask] for part in parts))

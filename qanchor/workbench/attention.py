@@ -27,6 +27,8 @@ from qanchor.utils.arrays import LRUCache
 from qanchor.utils.text import count, plural
 from qanchor.workbench.messages import (
     ANSWERING,
+    DELETED_EACH,
+    READ_ATTENTION,
     attention_caption,
     attention_summary,
     deletion_progress,
@@ -242,7 +244,7 @@ class AttentionBackend:
         for chunk in chunks:
             self._look(queries, people, chunk)
             done += len(chunk)
-            message = progress_message("Read the attention of", done, len(ids), self.unit)
+            message = progress_message(READ_ATTENTION, done, len(ids), self.unit)
             yield done, message, done == len(ids)
         for chunk in chunks:
             for modality, part_done in self._delete(queries, people, chunk):
@@ -250,8 +252,8 @@ class AttentionBackend:
                 yield done + part_done, message, False
             done += len(chunk) * n_modalities
             users_done = (done - len(ids)) // n_modalities
-            what = "Deleted each modality once from"
-            yield done, progress_message(what, users_done, len(ids), self.unit), True
+            message = progress_message(DELETED_EACH, users_done, len(ids), self.unit)
+            yield done, message, True
 
     def _look(self, queries: Mapping[str, QueryLike], people: Users, chunk: list[str]) -> None:
         """Read the attention of some users, for the queries under which it is not known yet."""

@@ -16,24 +16,24 @@ from qanchor.analysis.shift import MAX_EXACT_USERS, embedding_shift
 from qanchor.data.users import Users
 from qanchor.evaluation.backtest import backtest
 from qanchor.inference.engine import Engine
-from qanchor.inference.evidence import interpret, rank_by_pointing
+from qanchor.inference.evidence import interpret
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.utils.text import plural
 from qanchor.workbench.messages import (
+    BACKTESTING,
+    MEASURING_NOISE,
     backtest_summary,
+    interpretation_sentence,
     opening_message,
+    order_sentence,
     progress_message,
     projection_caption,
     provenance,
-    ranking_summary,
+    ranking_begins,
     shift_summary,
     unanswerable_note,
 )
 from qanchor.workbench.updates import Update
-
-MEASURING_NOISE = "Measuring what rewording alone does ..."
-RANKING = "Ranking by how near each is to a yes ..."
-BACKTESTING = "Reading the past"
 
 
 class LensBackend:
@@ -58,7 +58,7 @@ class LensBackend:
         >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
         >>> *_, last = qa.LensBackend(engine, engine.prefill(users), users, method="pca")("Will this user come back?")
         >>> list(last.data), list(last.data["ranking"].columns)
-        (['points', 'shift', 'ranking'], ['user', 'score', 'answer'])
+        (['points', 'shift', 'ranking', 'interpretation', 'order'], ['user', 'score', 'answer'])
     """
 
     def __init__(
@@ -98,10 +98,9 @@ class LensBackend:
         Yields:
             Progress; then updates with `data["points"]` (`user, query, x, y, trust`) and
             `data["shift"]` (see `embedding_shift`); then, for a query that is not empty, updates
-            with `data["ranking"]`, which is None while the users are ranked and in the last update
-            a frame `user, score, answer` in the order of `ids`. The last update has all of them.
-            Any question moves nearly all users away from where they were before any: then the maps
-            have no message, and the last one says who ranks first.
+            of `rank`. The last update has all of them. Any question moves nearly all users away
+            from where they were before any: then the maps have no message, and the last update
+            says who ranks first.
         """
         query = query.strip()
         previous = previous or ""
@@ -110,12 +109,9 @@ class LensBackend:
         if not query:
             return
         for update in self.rank(query):
-            ranking = update.data["ranking"]
-            message = last.message
-            if ranking is None:
-                message = update.message
-            elif not message and not last.warning:
-                message = ranking_summary(ranking, self.unit)
+            message = update.message
+            if update.data["ranking"] is not None and (last.message or last.warning):
+                message = last.message
             data = {**last.data, **update.data}
             yield replace(last, done=update.done, total=update.total, message=message, data=data)
 
@@ -128,10 +124,14 @@ class LensBackend:
 
         Yields:
             Updates with `data["ranking"]`: None, and in the last one a frame `user, score, answer`.
+            The last one also has two sentences in its data: `interpretation` and `order`.
         """
-        yield Update(0, 1, RANKING, data={"ranking": None})
-        ranking = rank_by_pointing(self.engine.model, self.cache.tokens, query)
-        yield Update(1, 1, data={"ranking": ranking})
+        yield Update(0, 1, ranking_begins(self.unit), data={"ranking": None})
+        ranking = self.engine.score(self.cache, query)
+        interpretation = interpretation_sentence(ranking)
+        order = order_sentence(ranking, self.unit)
+        data = {"ranking": ranking, "interpretation": interpretation, "order": order}
+        yield Update(1, 1, f"{interpretation} {order}".strip(), data=data)
 
     def backtest(self, query: str) -> Iterator[Update]:
         """Measure how often such a ranking was right before, see `qa.backtest`.

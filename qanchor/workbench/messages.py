@@ -30,33 +30,31 @@ AGREEMENT_WORDS = (
     (0.5, "they partly agree"),
     (0.2, "they hardly agree"),
     (-0.2, "they do not agree"),
+    (-np.inf, "they contradict each other"),
 )
 GOOD_AGREEMENT = AGREEMENT_WORDS[0][0]
 MAX_NAMED = 3
 MEASURE_NOTES = {
-    "auc": f"AUC out of fold ({SEEDS} x {FOLDS} folds, nearest mean); chance is .5. A high AUC "
-    "says that under this question "
-    "these users are similar to each other and different from the others, not what they answer, "
-    "nor why.",
-    "yes_score": "How often a user of the group leans more to yes than one of the others; chance "
-    "is .5. No label is used. It "
-    "compares users and is no share of users who say yes.",
-    "ratio": "How far the group moves from its place under the empty query, relative to how far "
-    "the others move (medians of "
-    "the residual). A high ratio says that the question shows something the general profile does "
-    "not; not yes or no.",
+    "auc": f"AUC out of fold ({SEEDS} x {FOLDS} folds, nearest mean); chance is .5. A high AUC says"
+    " that under this question these users are similar to each other and different from the others,"
+    " not what they answer, nor why.",
+    "yes_score": "How often a user of the group leans more to yes than one of the others; chance is"
+    " .5. No label is used. It compares users and is no share of users who say yes.",
+    "ratio": "How far the group moves from its place under the empty query, relative to how far the"
+    " others move (medians of the residual). A high ratio says that the question shows something"
+    " the general profile does not; not yes or no.",
 }
 
 
 def progress_message(what: str, done: int, total: int, noun: str, where: str = "") -> str:
-    """Say how far a computation is.
+    """Say how far a computation has come.
 
     Args:
-        what: What is done, a verb in the past tense.
-        done: How many are done.
-        total: How many there are.
-        noun: The word for one of them.
-        where: Words behind the noun; default: none.
+        what: A verb in the past tense.
+        done: Number of items done.
+        total: Number of items.
+        noun: The word for one item.
+        where: Words after the noun; default: none.
 
     Example:
         >>> progress_message("Embedded", 10, 60, "family", " under 72 questions")
@@ -67,35 +65,70 @@ def progress_message(what: str, done: int, total: int, noun: str, where: str = "
 
 # The lens
 
+MEASURING_NOISE = "Measuring what rewording alone does ..."
+BACKTESTING = "Backtesting the ranking ..."
+
 
 def opening_message(n: int, unit: str) -> str:
-    """Say what the first map shows."""
-    return f"{count(n, unit)} before any question."
+    """Say what the first map shows.
+
+    Args:
+        n: Number of users.
+        unit: The word for a user.
+    """
+    return f"{count(n, unit)} before any question. Ask something to see who moves."
 
 
-def ranking_summary(ranking: pd.DataFrame, unit: str = "user") -> str:
-    """Say what a query was interpreted as and who ranks first; `ranking` from `Engine.score`.
+def ranking_begins(unit: str) -> str:
+    """Say that users are being ranked.
+
+    Args:
+        unit: The word for a user.
+    """
+    return f"Ranking all {plural(unit)} ..."
+
+
+def interpretation_sentence(ranking: pd.DataFrame) -> str:
+    """Say what a query was interpreted as; empty if nothing in the data speaks of it.
+
+    Args:
+        ranking: From `Engine.score`.
+
+    Example:
+        >>> ranking = pd.DataFrame()
+        >>> ranking.attrs["topics"] = ["tea", "not coffee"]
+        >>> interpretation_sentence(ranking)
+        'Interpreted as a question about tea, not coffee.'
+    """
+    topics = ranking.attrs["topics"][:MAX_NAMED]
+    return f"Interpreted as {topics_note(topics)}." if topics else ""
+
+
+def order_sentence(ranking: pd.DataFrame, unit: str = "user") -> str:
+    """Say who ranks first, or why users cannot be ranked.
+
+    Args:
+        ranking: A frame with `user, score`, from `Engine.score`.
+        unit: The word for a user; default "user".
 
     Example:
         >>> ranking = pd.DataFrame({"user": ["a", "b", "c", "d"], "score": [0.1, 0.4, 0.3, 0.2]})
-        >>> ranking.attrs["topics"] = ["tea"]
-        >>> ranking_summary(ranking)
-        'Interpreted as a question about tea. b, c and d rank first of 4 users.'
+        >>> order_sentence(ranking)
+        'b, c and d rank first of 4 users.'
+        >>> order_sentence(ranking.assign(score=0.5))
+        'This question cannot rank users: none scores higher than the others.'
     """
-    meaning = topics_note(ranking.attrs["topics"])
-    first = ranking.nlargest(MAX_NAMED, "score")["user"].astype(str).tolist()
-    verb = "ranks" if len(first) == 1 else "rank"
-    order = f"{join_names(first)} {verb} first of {count(len(ranking), unit)}"
-    return f"Interpreted as {meaning}. {order}."
+    if ranking["score"].nunique() < 2:
+        return f"This question cannot rank {plural(unit)}: none scores higher than the others."
+    first = ranking.nlargest(MAX_NAMED, "score")["user"].astype(str)
+    return f"{join_names(first.tolist())} rank first of {count(len(ranking), unit)}."
 
 
 def shift_summary(shift: pd.DataFrame, unit: str = "user") -> str:
     """Say how many users moved and which moved most.
 
     Args:
-        shift: A frame with `user, residual, beyond_noise`, from `embedding_shift`. Its gained and
-        lost neighbours are row
-            numbers, see `neighbors_changed`; the sentence does not name them.
+        shift: A frame with `user, residual, beyond_noise`, from `embedding_shift`.
         unit: The word for a user; default "user".
 
     Example:
@@ -112,7 +145,12 @@ def shift_summary(shift: pd.DataFrame, unit: str = "user") -> str:
 
 
 def projection_caption(points: pd.DataFrame, unit: str = "user") -> str:
-    """Say how the map was made and how far to trust it; `points` from `joint_projection`."""
+    """Say how a map was made and how far to trust it.
+
+    Args:
+        points: From `joint_projection`.
+        unit: The word for a user; default "user".
+    """
     about = points.attrs
     users = count(about["users"], unit)
     method = about["method"].upper()
@@ -124,11 +162,11 @@ def projection_caption(points: pd.DataFrame, unit: str = "user") -> str:
 
 
 def unanswerable_note(query: str, nearest: Sequence[str]) -> str:
-    """Say that nothing in the data speaks of a query, and what can be asked.
+    """Say that a query has no answer in the data, and suggest what to ask instead.
 
     Args:
         query: The query.
-        nearest: Labels of the nearest things in the data.
+        nearest: Labels of the events that are closest to it.
 
     Example:
         >>> unanswerable_note("Will this user fly?", ["cart", "payment"])
@@ -138,10 +176,10 @@ def unanswerable_note(query: str, nearest: Sequence[str]) -> str:
 
 
 def evidence_note(evidence: Sequence[dict], unit: str) -> str:
-    """Say what a query points at; `evidence` from the `attrs` of a ranking.
+    """Say which events a ranking depends on.
 
     Args:
-        evidence: Records with `text`, `weight` and `users`.
+        evidence: Records with `text`, `weight` and `users`, from the `attrs` of a ranking.
         unit: The word for a user.
 
     Example:
@@ -156,7 +194,10 @@ def evidence_note(evidence: Sequence[dict], unit: str) -> str:
 
 
 def topics_note(topics: Collection[str]) -> str:
-    """Say what a query was interpreted as; `topics` from the `attrs` of a ranking.
+    """Say what a query was interpreted as.
+
+    Args:
+        topics: From the `attrs` of a ranking.
 
     Example:
         >>> topics_note(["tea", "not coffee"])
@@ -184,10 +225,10 @@ PAST_DENIALS = {
 
 
 def backtest_summary(result: BacktestResult) -> str:
-    """Say how often a ranking of an earlier day was right.
+    """Say how well a backtest ordered the users.
 
     Args:
-        result: The result of `backtest`.
+        result: From `backtest`.
 
     Example:
         >>> result = BacktestResult(0.71, 0.66, 0.76, 400, "tea", 30, "2025-05-02", "member")
@@ -225,17 +266,17 @@ def backtest_summary(result: BacktestResult) -> str:
 def provenance(
     run: str, seed: int = 0, shift: pd.DataFrame | None = None, unit: str = "user"
 ) -> dict:
-    """Return what a result card says of a result.
+    """Return the facts of a result card: how the result was made and, of a shift, its size.
 
     Args:
-        run: Fingerprint of the run.
+        run: SHA-256 of the run.
         seed: Seed of the map; default 0.
         shift: From `embedding_shift`; default: none.
         unit: The word for a user; default "user".
 
     Returns:
-        `run, seed, unit, version`, and of a shift `metric, value, low, high, n`: the share of users
-        that moved, with its 95 % interval.
+        `run, seed, unit, units, version`; with a shift also `metric, value, low, high, n`: the
+        share of users that moved, with its 95 % interval.
 
     Example:
         >>> moved = pd.DataFrame({"user": ["a", "b"], "beyond_noise": [True, False], "noise_floor": 0.3})
@@ -246,7 +287,8 @@ def provenance(
         installed = f"qanchor {version('qanchor')}"
     except PackageNotFoundError:  # a checkout that nobody installed
         installed = "qanchor, not installed"
-    facts: dict = {"run": run, "seed": seed, "unit": unit, "version": installed}
+    words = {"unit": unit, "units": plural(unit)}
+    facts: dict = {"run": run, "seed": seed, **words, "version": installed}
     if shift is not None:
         value, low, high = share_beyond_noise(shift)
         floor = shift["noise_floor"].max()
@@ -259,7 +301,7 @@ def provenance(
 
 
 def attention_summary(table: pd.DataFrame, users: str = "users") -> str:
-    """Say where most attention goes, which deletion moves users most, and whether the two agree.
+    """Say where most attention goes, which deletion moves users most, and whether they agree.
 
     Args:
         table: From `attention_table`, of one query or two.
@@ -289,11 +331,7 @@ def attention_summary(table: pd.DataFrame, users: str = "users") -> str:
 def _agreement_sentence(correlation: float) -> str:
     if np.isnan(correlation):
         return "Too few modalities to compare attention with deletion."
-    words = "they contradict each other"
-    for least, candidate in AGREEMENT_WORDS:
-        if correlation >= least:
-            words = candidate
-            break
+    words = next(words for least, words in AGREEMENT_WORDS if correlation >= least)
     number = f"{correlation:.2f}".replace("-", "−")
     sentence = (
         f"Rank agreement of attention and deletion: {number} (1 is the same order, 0 none): {words}"
@@ -315,16 +353,22 @@ def _comparison_sentence(first: pd.DataFrame, second: pd.DataFrame) -> str:
 
 
 def deletion_progress(modality: str, n: int, unit: str) -> str:
-    """Say which modality was deleted from how many users."""
+    """Say that a modality was deleted.
+
+    Args:
+        modality: The modality.
+        n: Number of users.
+        unit: The word for a user.
+    """
     return f"Deleted {modality} from {count(n, unit)} ..."
 
 
 def attention_caption(ids: list[str], of: int, unit: str, seed: int) -> str:
-    """Say of whom attention was read and how.
+    """Say which users the attention is of, and how it was measured.
 
     Args:
         ids: The users that were read.
-        of: Users they were drawn from.
+        of: Number of users that they were sampled from.
         unit: The word for a user.
         seed: Seed of the sample.
 
@@ -341,10 +385,16 @@ def attention_caption(ids: list[str], of: int, unit: str, seed: int) -> str:
 
 
 ANSWERING = "Generating the answers ..."
+READ_ATTENTION = "Read the attention of"
+DELETED_EACH = "Deleted each modality once from"
 
 
 def edit_summary(drop: Collection, reword: Mapping) -> str:
-    """Say what was changed.
+    """Say what was edited.
+
+    Args:
+        drop: Events that were dropped.
+        reword: New texts by event.
 
     Example:
         >>> edit_summary([3, 4], {5: "tea"})
@@ -363,6 +413,13 @@ def edit_result(
 ) -> str:
     """Say how far an edited user moved and whether the answer changed.
 
+    Args:
+        drop: Events that were dropped.
+        reword: New texts by event.
+        user: The user.
+        moved: 1 - cosine of the embeddings before and after.
+        same_answer: Whether the answers before and after are equal.
+
     Example:
         >>> edit_result([3], {}, "a", 0.00002, True)
         'Without 1 event, a moves by less than 0.0001 (1 - cosine). The answer stays the same.'
@@ -376,7 +433,11 @@ def edit_result(
 
 
 def transitions_summary(transitions: pd.DataFrame, unit: str = "user") -> str:
-    """Say what became of the clusters.
+    """Say how many clusters stayed, split, merged, appeared or dissolved.
+
+    Args:
+        transitions: From `cluster_transitions`.
+        unit: The word for a user; default "user".
 
     Example:
         >>> from qanchor.analysis.clusters import cluster_transitions
@@ -405,7 +466,11 @@ def transitions_summary(transitions: pd.DataFrame, unit: str = "user") -> str:
 
 
 def clusters_summary(clusters: pd.DataFrame, unit: str = "user") -> str:
-    """Say how many clusters there are and how reliable they are.
+    """Say how many clusters there are and how many of them are reliable.
+
+    Args:
+        clusters: From `find_clusters`.
+        unit: The word for a user; default "user".
 
     Example:
         >>> from qanchor.analysis.clusters import find_clusters
@@ -440,7 +505,12 @@ def clusters_summary(clusters: pd.DataFrame, unit: str = "user") -> str:
 
 
 def comparison_caption(comparison: ClusterComparison, unit: str = "user") -> str:
-    """Say how map and clusters were made."""
+    """Say how map and clusters were made.
+
+    Args:
+        comparison: From `compare_clusters`.
+        unit: The word for a user; default "user".
+    """
     about = comparison.after.attrs
     neighbors = (
         f"{comparison.neighbors_kept:.0%} of the {N_NEIGHBORS} nearest neighbours were kept."
@@ -450,11 +520,44 @@ def comparison_caption(comparison: ClusterComparison, unit: str = "user") -> str
     return f"{projection_caption(comparison.points, unit)} {neighbors} {method}"
 
 
+# Selected users
+
+
+def group_summary(frame: pd.DataFrame, n: int, total: int, unit: str = "user") -> str:
+    """Say how many users are selected and what sets them apart beyond chance.
+
+    Args:
+        frame: From `describe_group`.
+        n: Selected users.
+        total: All users.
+        unit: The word for a user; default "user".
+
+    Example:
+        >>> row = {"kind": "text", "name": "buy tea", "group": 0.5, "rest": 0.1, "beyond_chance": True}
+        >>> group_summary(pd.DataFrame([row]), 20, 100)
+        '20 of 100 users selected. What sets them apart most: “buy tea” 50 % against 10 %.'
+    """
+    selected = f"{n:,} of {count(total, unit)} selected."
+    telling = frame[frame["beyond_chance"]]
+    if telling.empty:
+        return f"{selected} Of {count(len(frame), 'comparison')}, none is beyond chance."
+    parts = []
+    for row in telling.head(MAX_NAMED).itertuples():
+        number = ",.6g" if row.kind == "number" else ".0%"
+        values = f"{row.group:{number}} against {row.rest:{number}}".replace("%", " %")
+        parts.append(f"“{row.name:.40}” {values}")  # the first 40 characters of a name
+    return f"{selected} What sets them apart most: {'; '.join(parts)}."
+
+
 # Questions for groups
 
 
 def group_queries_summary(ranking: pd.DataFrame, unit: str = "user") -> str:
-    """Say which question separates a group best; `ranking` from `rank_queries_for_group`.
+    """Say which question separates a group best.
+
+    Args:
+        ranking: From `rank_queries_for_group`.
+        unit: The word for a user; default "user".
 
     Example:
         >>> row = {"query": "Why?", "auc": 0.8, "auc_low": 0.7, "auc_high": 0.9, "chance": 0.62, "beyond_chance": True}
@@ -481,7 +584,11 @@ def group_queries_summary(ranking: pd.DataFrame, unit: str = "user") -> str:
 
 
 def group_queries_caption(draws: int) -> str:
-    """Say how the questions were compared."""
+    """Say how the questions were compared.
+
+    Args:
+        draws: Number of random groups behind the chance level.
+    """
     method = (
         f"AUC out of fold ({SEEDS} x {FOLDS} folds), nearest mean; chance level from "
         f"{draws} random groups of that size."
@@ -493,7 +600,14 @@ def group_queries_caption(draws: int) -> str:
 
 
 def matrix_progress(progress: MatrixProgress, n_queries: int, n_users: int, unit: str) -> str:
-    """Say what is being measured."""
+    """Say which question of a matrix is being measured.
+
+    Args:
+        progress: From `query_group_matrix`.
+        n_queries: Number of questions.
+        n_users: Number of users.
+        unit: The word for a user.
+    """
     which = f"question {progress.row + 1} of {n_queries}"
     if progress.stage == "users":
         return progress_message("Embedded", progress.done, n_users, unit, f", {which}")
@@ -503,7 +617,11 @@ def matrix_progress(progress: MatrixProgress, n_queries: int, n_users: int, unit
 
 
 def matrix_summary(frame: pd.DataFrame, unit: str = "user") -> str:
-    """Say what `query_group_matrix` found.
+    """Say how many cells of a matrix are significant and which is clearest.
+
+    Args:
+        frame: From `query_group_matrix`.
+        unit: The word for a user; default "user".
 
     Example:
         >>> row = {"query": "Why?", "group": "some", "n": 20, "auc": 0.8, "auc_low": 0.7, "auc_high": 0.9}
@@ -527,7 +645,7 @@ def matrix_summary(frame: pd.DataFrame, unit: str = "user") -> str:
 
 
 def matrix_caption(n_queries: int, n_users: int, dim: int, unit: str = "user") -> str:
-    """Say what the colour means and when a shift is hard to see.
+    """Say what the colour of a matrix means, and when shifts are hard to see.
 
     Args:
         n_queries: Number of questions.
@@ -558,17 +676,31 @@ def matrix_caption(n_queries: int, n_users: int, dim: int, unit: str = "user") -
 
 
 def tuning_begins(n: int, unit: str) -> str:
-    """Say on how many users a prompt is tuned."""
+    """Say that a prompt is being tuned.
+
+    Args:
+        n: Number of users.
+        unit: The word for a user.
+    """
     return f"Reading the question for {count(n, unit)}"
 
 
 def evaluation_begins(n: int, unit: str) -> str:
-    """Say on how many users a prompt is evaluated."""
+    """Say that a prompt is being evaluated.
+
+    Args:
+        n: Number of users.
+        unit: The word for a user.
+    """
     return f"Evaluating on {count(n, unit)} that were held out"
 
 
 def prompt_summary(comparison: pd.DataFrame, unit: str = "user") -> str:
-    """Say whether tuning gained anything beyond chance; `comparison` from `compare_prompt`.
+    """Say whether tuning gained anything beyond chance.
+
+    Args:
+        comparison: From `compare_prompt`.
+        unit: The word for a user; default "user".
 
     Example:
         >>> rows = [("auc", 0.7, 0.71, 0.01, -0.02, 0.04), ("ks", 0.3, 0.4, 0.1, 0.02, 0.2)]
@@ -602,7 +734,10 @@ def prompt_summary(comparison: pd.DataFrame, unit: str = "user") -> str:
 
 
 def join_names(names: list[str]) -> str:
-    """Join names as in a sentence.
+    """Join names with commas and "and".
+
+    Args:
+        names: The names.
 
     Example:
         >>> join_names(["a"]), join_names(["a", "b"]), join_names(["a", "b", "c"])
@@ -626,5 +761,5 @@ def _points(share: float) -> str:
 
 
 def _decimal(value: float, sign: str = "") -> str:
-    """Write a number with three decimals and no zero before the point."""
+    """Format a number with three decimals and no leading zero."""
     return f"{value:{sign}.3f}".replace("0.", ".", 1)

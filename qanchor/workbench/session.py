@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 
 from qanchor.analysis.clusters import compare_clusters
@@ -14,6 +15,7 @@ from qanchor.workbench.attention import AttentionBackend
 from qanchor.workbench.clusters import comparison_update
 from qanchor.workbench.group_queries import GroupQueriesBackend
 from qanchor.workbench.lens import LensBackend
+from qanchor.workbench.messages import group_summary
 from qanchor.workbench.prompt_tuning import PromptTuningBackend
 from qanchor.workbench.query_matrix import QueryMatrixBackend
 from qanchor.workbench.updates import Update
@@ -55,10 +57,22 @@ class WorkbenchSession:
         self.matrix = QueryMatrixBackend(self.embedding_cache, users)
         has_labels = len(users.labels.columns) > 0
         self.tuning = PromptTuningBackend(engine, self.cache, users) if has_labels else None
-        self.describe = partial(describe_group, users)
         self.explain = GroupQueriesBackend(self.embedding_cache)
         self.export = partial(export_group, users)
         self.provenance = self.lens.provenance
+
+    def describe(self, ids: Collection[str]) -> Update:
+        """Compare selected users with all others.
+
+        Args:
+            ids: The selected users.
+
+        Returns:
+            An update that says what sets them apart; `data["frame"]` is that of `describe_group`.
+        """
+        frame = describe_group(self.users, ids)
+        message = group_summary(frame, len(ids), len(self.users), self.users.unit)
+        return Update(1, 1, message, data={"frame": frame})
 
     def compare(self, before: str, after: str) -> Update:
         """Compare the clusters of the users under two queries.

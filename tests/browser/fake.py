@@ -137,7 +137,7 @@ class FakeLens:
         caption += "a common rotation and offset of 0.38 was removed."
         if not query:
             points = points[len(self.ids) :]
-            words = f"{total:,} users before any query."
+            words = f"{total:,} users before any question. Ask something to see who moves."
             return Update(total, total, words, caption, data={"points": points})
         beyond = (residual > 0.3) | ("everybody" in query)
         shift = pd.DataFrame(
@@ -157,21 +157,26 @@ class FakeLens:
         return Update(total, total, words, caption, data=data)
 
     def rank(self, query: str):
-        """Say who is nearest to a yes: those whose number is highest."""
+        """Rank those first whose number is highest."""
         total = len(self.ids)
-        yield Update(0, total, data={"ranking": None})
+        yield Update(0, total, "Ranking all users ...", data={"ranking": None})
         time.sleep(self.seconds / 4)
         if "unranked" in query:
             raise ValueError("the answers could not be read")
         ranking = pd.DataFrame({"user": self.ids, "score": np.linspace(-0.2, 0.6, total)})
         ranking["answer"] = np.where(ranking["score"] > 0, "likely", "unlikely")
-        ranking.attrs["topics"] = ["travel", "not commute"]
-        yield Update(total, total, data={"ranking": ranking})
+        first = ", ".join(self.ids[:-3:-1]) + f" and {self.ids[-3]}"
+        data = {
+            "ranking": ranking,
+            "interpretation": "Interpreted as a question about travel, not commute.",
+            "order": f"{first} rank first of {total:,} users.",
+        }
+        yield Update(total, total, data=data)
 
     def backtest(self, query: str):
         """Say how often such a ranking was right, after two steps."""
         for done in (30, 60):
-            yield Update(done, 60, "reading the past")
+            yield Update(done, 60, f"Read the past of {done} of 60 users ...")
             time.sleep(self.seconds / 2)
         if "fail" in query:
             raise ValueError("the past could not be read")
@@ -204,7 +209,14 @@ TELLING = (
 )
 
 
-def fake_describe(ids) -> pd.DataFrame:
+def fake_describe(ids) -> Update:
+    """Describe any group of 600 users in the same words."""
+    words = "What sets them apart most: “Concert” 83 % against 14 %."
+    message = f"{len(ids)} of 600 users selected. {words}"
+    return Update(1, 1, message, data={"frame": fake_description(ids)})
+
+
+def fake_description(ids) -> pd.DataFrame:
     """Say the same of every group, with wider intervals for smaller ones; the last four are within
     chance.
     """
@@ -272,7 +284,7 @@ class FakeExplain:
                 f"{600 - len(ids)}: AUC 0.86 (0.80 to 0.92). "
             )
             words += (
-                "1 other is not clearly behind. By luck, the best of 24 questions reaches "
+                "1 other is not clearly behind. By chance, the best of 24 questions reaches "
                 "0.64 in 1 of 20 random groups."
             )
             caption = (

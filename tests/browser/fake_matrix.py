@@ -57,7 +57,7 @@ class FakeMatrix:
                 done,
                 total,
                 words,
-                "Colour: beyond luck. <b>not bold</b>",
+                "Colour: beyond chance. <b>not bold</b>",
                 data={"frame": frame, "reads": reads},
             )
 
@@ -82,14 +82,14 @@ class FakeMatrix:
                 )
                 yield update(total * (place + 1) // len(queries), "Asked ...")
             words = (
-                f"{int(frame['beyond_chance'].sum())} of {len(frame)} cells are told beyond luck."
+                f"{int(frame['beyond_chance'].sum())} of {len(frame)} cells are told beyond chance."
             )
             yield update(total, words)
         finally:
             self.closed += 1
 
     def cell(self, query, name, ids) -> dict:
-        """Make one cell by rule; what was not planted is within luck, and a question of no topic
+        """Make one cell by rule; what was not planted is within chance, and a question of no topic
         has no yes score.
         """
         random = np.random.default_rng(zlib.crc32(f"{query} {name}".encode()))

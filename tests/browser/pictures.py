@@ -75,7 +75,7 @@ def ask(page, query: str) -> None:
 def test_pictures(page):
     page.get_by_role("button", name="Close the tour").click()
     ask(page, QUERY)
-    page.get_by_text("Nearest to yes").first.wait_for()
+    page.get_by_text("rank first of").first.wait_for()
     Image.open(io.BytesIO(page.screenshot())).quantize(256).save(
         DATA / "workbench.png", optimize=True
     )

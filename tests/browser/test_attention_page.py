@@ -20,14 +20,14 @@ backend = qa.AttentionBackend(qa.Engine(qa.QAnchor.from_pretrained("../data/runs
 AttentionView(backend, users.frame())"""
 FRAME = (
     "AttentionView(table=make_table('Saved?', modalities=('<b>bill</b>', 'app', 'search')), "
-    "sentence='A saved ledger.')"
+    "sentence='A saved table.')"
 )
 
 
 @pytest.fixture(scope="module")
 def opened(open_notebook, server):
     notebook = open_notebook(
-        server.write("ledger.ipynb", [SHOW.format(seconds=0.3), CALLS, CHOSEN, LINKED, FRAME]),
+        server.write("attention.ipynb", [SHOW.format(seconds=0.3), CALLS, CHOSEN, LINKED, FRAME]),
         width=1280,
         height=1000,
     )
@@ -115,7 +115,7 @@ def test_cancel_keeps_the_last_table_and_errors_are_said(book):
     book.page.keyboard.press("Escape")
     seen(book, TRAVEL)
     assert (
-        "Cancelled. The ledger is as it was." in book.page.locator(".lens-note").first.inner_text()
+        "Cancelled. The table is as it was." in book.page.locator(".lens-note").first.inner_text()
     )
     assert row(book, "bill") == kept
     look(book, "fail")
@@ -166,7 +166,7 @@ def test_one_user_and_edited_events(book):
 def test_the_chosen_of_another_view_and_a_saved_frame(book):
     book.run(2)
     book.run(3)
-    book.page.locator(".att").nth(1).get_by_role("button", name="the chosen").click()
+    book.page.locator(".att").nth(1).get_by_role("button", name="the selected").click()
     book.page.get_by_label("Query A").nth(1).fill(PRICE)
     book.page.get_by_label("Query A").nth(1).press("Enter")
     book.wait(
@@ -176,13 +176,13 @@ def test_the_chosen_of_another_view_and_a_saved_frame(book):
     assert book.run(1) == f"('{PRICE}', None, ['u0003', 'u0009'])"
     book.run(4)
     last = book.page.locator(".att").last
-    assert "<b>bill</b>" in last.inner_text() and "A saved ledger." in last.inner_text()
+    assert "<b>bill</b>" in last.inner_text() and "A saved table." in last.inner_text()
     assert last.locator(".lens-query").count() == 0  # nothing can be asked of it
 
 
 @pytest.mark.weights
 def test_the_shipped_run_is_looked_at_and_one_of_its_events_dropped(open_notebook, server):
-    book = open_notebook(server.write("ledger-run.ipynb", [REAL]), height=1000)
+    book = open_notebook(server.write("attention-run.ipynb", [REAL]), height=1000)
     book.run(0, timeout=300)
     unseen = "Would this user enjoy a sourdough baking class?"
     look(book, unseen, TRAVEL)
@@ -193,7 +193,7 @@ def test_the_shipped_run_is_looked_at_and_one_of_its_events_dropped(open_noteboo
         "Mean over 4 users of 40 (drawn by seed 0)"
         in book.page.locator(".lens-caption").inner_text()
     )
-    book.shot("ledger-run")
+    book.shot("attention-run")
     user = book.page.locator("datalist option").last.get_attribute("value")
     book.page.get_by_role("button", name="one user", exact=True).click()
     book.page.get_by_label("User", exact=True).fill(user)
@@ -206,37 +206,37 @@ def test_the_shipped_run_is_looked_at_and_one_of_its_events_dropped(open_noteboo
     assert f"Without 1 event, {user} moves by" in book.page.locator(".lens-sentence").inner_text()
     answers = book.page.locator(".att-answers").inner_text().lower()
     assert answers.count("travel") + answers.count("flight") >= 2  # before and after
-    book.shot("ledger-run-edited")
+    book.shot("attention-run-edited")
     book.close()
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_ledgers_to_look_at(open_notebook, server, dark):
+def test_pictures_to_look_at(open_notebook, server, dark):
     look_name = "dark" if dark else "light"
     book = open_notebook(
-        server.write(f"ledger-{look_name}.ipynb", [SHOW.format(seconds=0.1)]),
+        server.write(f"attention-{look_name}.ipynb", [SHOW.format(seconds=0.1)]),
         height=1000,
         dark=dark,
     )
     book.run(0)
     book.wait("document.querySelector('.att')?.dataset.busy === 'false'")
-    book.shot(f"ledger-empty-{look_name}")
+    book.shot(f"attention-empty-{look_name}")
     look(book, PRICE)
     seen(book, PRICE)
-    book.shot(f"ledger-one-{look_name}")
+    book.shot(f"attention-one-{look_name}")
     look(book, TRAVEL, PRICE)
     seen(book, TRAVEL)
-    book.shot(f"ledger-two-{look_name}")
+    book.shot(f"attention-two-{look_name}")
     book.page.get_by_role("button", name="one user", exact=True).click()
     book.page.get_by_label("User", exact=True).fill("u0007")
     look(book, "What will this user do next month?")
     seen(book, "What will this user do next month?")
     book.page.locator(".att-user input[type=checkbox]").nth(1).click()
     book.page.locator(".att-user input[type=text]").nth(2).fill("searched for a night train")
-    book.shot(f"ledger-user-{look_name}")
+    book.shot(f"attention-user-{look_name}")
     book.page.locator(".att-user").get_by_role("button", name="Rerun").click()
     seen(book, "What will this user do next month? (edited)")
-    assert book.shot(f"ledger-edited-{look_name}").stat().st_size > 40_000
+    assert book.shot(f"attention-edited-{look_name}").stat().st_size > 40_000
     for width in (1280, 900, 640):
         book.page.set_viewport_size({"width": width, "height": 1000})
         book.page.wait_for_timeout(300)
@@ -244,5 +244,5 @@ def test_ledgers_to_look_at(open_notebook, server, dark):
             "(() => { const e = document.querySelector('.att'); return e.scrollWidth <= "
             "e.clientWidth + 1; })()"
         )
-        book.shot(f"ledger-edited-{width}-{look_name}")
+        book.shot(f"attention-edited-{width}-{look_name}")
     book.close()

@@ -227,10 +227,15 @@ def test_the_browser_does_not_ask_for_the_ranking_and_can_cancel_it(host):
     page.evaluate("window.one = show()")
     assert page.evaluate("model.sent") == ["open"], "the kernel sends the ranking unasked"
     assert (
-        page.locator(".lens-reading").inner_text().endswith("Nearest to yes: u0599, u0598, u0597.")
+        page.locator(".lens-reading")
+        .inner_text()
+        .endswith("u0599, u0598 and u0597 rank first of 600 users.")
     )
-    page.evaluate("told => model.set('_ranking', told)", {"query": TRAVEL, "busy": True})
-    assert page.locator(".lens-reading").inner_text() == "Finding who is nearest to a yes ..."
+    page.evaluate(
+        "told => model.set('_ranking', told)",
+        {"query": TRAVEL, "busy": True, "order": "Ranking ..."},
+    )
+    assert page.locator(".lens-reading").inner_text() == "Ranking ..."
     page.locator(".lens-query").press("Escape")
     assert page.evaluate("model.sent") == ["open", "cancel"]
     page.evaluate("told => model.set('_ranking', told)", {"query": TRAVEL})
@@ -252,7 +257,7 @@ def test_words_for_users_are_those_of_the_kernel(host):
     page.evaluate("window.one = show()")
     assert (
         "600 families" in page.locator(".lens-head").inner_text()
-        and "40 families chosen" in page.locator(".lens-chosen").inner_text()
+        and "40 families selected" in page.locator(".lens-chosen").inner_text()
     )
     assert (
         "familys" not in page.locator(".lens").inner_text()

@@ -188,21 +188,21 @@ def group(hands: Hands) -> None:
     hands.book.shot("keys-group")
 
 
-def deck(hands: Hands) -> None:
-    """The deck: ask it, walk through its cells, choose a cell's group."""
+def matrix(hands: Hands) -> None:
+    """The matrix: ask it, walk through its cells, choose a cell's group."""
     hands.turn("Matrix")
     hands.reach("Question for the matrix")
     hands.press("Enter")
-    hands.until("document.querySelector('.deck').dataset.whole === 'true'")
+    hands.until("document.querySelector('.matrix').dataset.whole === 'true'")
     hands.reach("strongest first")
     hands.press("Enter")
     hands.reach(f"Take “{TRAVEL}” out")
     hands.walk(lambda at: at["kind"] == "gridcell")
     hands.press("ArrowDown", "ArrowRight", "End", "Home")
-    hands.book.shot("keys-deck")
+    hands.book.shot("keys-matrix")
     name = hands.here["name"]
     hands.press("Enter")
-    hands.until("document.querySelector('.deck').dataset.chosen > 30")
+    hands.until("document.querySelector('.matrix').dataset.chosen > 30")
     assert hands.here["name"] == name
 
 
@@ -279,7 +279,7 @@ def test_the_main_path_needs_no_mouse(book):
     hands = Hands(book)
     hands.keys.press("Control+Enter")
     hands.book.settled()
-    for part in (tour, ask, choose, group, deck, attention, clusters, tune, leave):
+    for part in (tour, ask, choose, group, matrix, attention, clusters, tune, leave):
         part(hands)
     folder = book.server.folder / "work" / "notebooks"
     told = json.loads((folder / "keys.json").read_text())

@@ -156,7 +156,7 @@ def test_asking_cancelling_and_going_back(book):
     book.wait("document.querySelector('.lens').dataset.busy === 'false'", 300)
     assert "Cancelled" in book.page.locator(".lens-note").inner_text()
     book.page.get_by_role("button", name="Back", exact=True).click()
-    assert "before any query" in book.asked("", 300)
+    assert "before any question" in book.asked("", 300)
     book.page.get_by_role("button", name="Forward").click()
     assert book.asked(TRAVEL, 300) == sentence
 

@@ -63,7 +63,7 @@ def book(opened):
 @pytest.mark.journey
 def test_ask_and_see_who_moves(book):
     first = book.state()
-    assert "before any query" in book.page.locator(".lens-sentence").inner_text()
+    assert "before any question" in book.page.locator(".lens-sentence").inner_text()
     book.ask(TRAVEL)
     sentence = book.asked(TRAVEL)
     second = book.state()
@@ -208,11 +208,13 @@ def test_who_is_nearest_to_yes_is_listed_and_coloured(book):
     book.ask(TRAVEL)
     book.asked(TRAVEL)
     book.wait(
-        "document.querySelector('.lens-reading').textContent.startsWith('Read as a question of "
-        "travel, not commute.')"
+        "document.querySelector('.lens-reading').textContent.startsWith('Interpreted as a question"
+        " about travel, not commute.')"
     )
     assert (
-        page.locator(".lens-reading").inner_text().endswith("Nearest to yes: u0599, u0598, u0597.")
+        page.locator(".lens-reading")
+        .inner_text()
+        .endswith("u0599, u0598 and u0597 rank first of 600 users.")
     )
     page.get_by_role("button", name="Yes first").click()
     assert page.locator(".lens-rows .lens-id").all_inner_texts()[:3] == ["u0599", "u0598", "u0597"]
@@ -230,8 +232,7 @@ def test_who_is_nearest_to_yes_is_listed_and_coloured(book):
     page.keyboard.press("Space")
     book.wait("document.querySelector('.lens').dataset.chosen === '1'")
     assert (
-        "1 user chosen, nearer to yes than 99 % on average"
-        in page.locator(".lens-chosen").inner_text()
+        "1 user selected, ranked above 99 % on average" in page.locator(".lens-chosen").inner_text()
     )
     book.shot("fake-backtest")
     page.get_by_role(
@@ -241,7 +242,7 @@ def test_who_is_nearest_to_yes_is_listed_and_coloured(book):
     assert (
         page.locator(".lens-reading").inner_text() == "" and page.locator(".lens-past").is_hidden()
     )
-    assert "1 user chosen" in page.locator(".lens-chosen").inner_text()
+    assert "1 user selected" in page.locator(".lens-chosen").inner_text()
     assert page.get_by_role("button", name="Yes first").is_disabled()
 
 
@@ -250,11 +251,12 @@ def test_where_nearly_all_moved_the_ranking_comes_first(book):
     book.ask(query)
     book.asked(query)
     book.wait(
-        "document.querySelector('.lens-lead').textContent === 'Nearest to yes: u0599, u0598, "
-        "u0597.'"
+        "document.querySelector('.lens-lead').textContent === 'u0599, u0598 and u0597 rank first of"
+        " 600 users.'"
     )
     assert (
-        page.locator(".lens-reading").inner_text() == "Read as a question of travel, not commute."
+        page.locator(".lens-reading").inner_text()
+        == "Interpreted as a question about travel, not commute."
     )
     assert "second" in page.locator(".lens-sentence").get_attribute("class")
     assert "farthest from yes to nearest" in page.locator(".lens-legend").inner_text()
@@ -269,7 +271,7 @@ def test_where_nearly_all_moved_the_ranking_comes_first(book):
     page.get_by_role("button", name="Most shifted").click()
     book.ask(query)
     book.asked(query)
-    book.wait("document.querySelector('.lens-lead').textContent.startsWith('Nearest to yes')")
+    book.wait("document.querySelector('.lens-lead').textContent.includes('rank first of')")
     assert page.locator(".lens-listhead [aria-pressed=true]").inner_text() == "Most shifted", (
         "what was pressed stays"
     )

@@ -11,12 +11,12 @@ SETUP = (
 SHOW = SETUP + "view = QueryMatrixView(backend, on_pick=picked.append)\nview"
 READ = "print(len(view.selection), picked[-1:], len(view.queries), list(view.groups)[-1])"
 SET = "view.selection.ids = backend.ids[:40]"
-ROOT = "document.querySelector('.deck')"
+ROOT = "document.querySelector('.matrix')"
 
 
 @pytest.fixture(scope="module")
 def book(open_notebook, server):
-    notebook = open_notebook(server.write("deck.ipynb", [SHOW, READ, SET]), height=1000)
+    notebook = open_notebook(server.write("matrix.ipynb", [SHOW, READ, SET]), height=1000)
     notebook.run(0)
     notebook.wait(f"{ROOT}?.dataset.ready === 'true'")
     yield notebook
@@ -38,7 +38,7 @@ def data(book, **wanted):
 
 
 def cell(book, query, group):
-    return book.page.locator(f'.deck-cell[aria-label^="“{query}"][aria-label*="{group} ("]')
+    return book.page.locator(f'.matrix-cell[aria-label^="“{query}"][aria-label*="{group} ("]')
 
 
 @pytest.mark.journey
@@ -49,31 +49,33 @@ def test_the_matrix_fills_row_by_row(book):
     assert book.page.evaluate(f"Number({ROOT}.dataset.cells)") < 42
     data(book, whole="true", busy="false", cells="42")
     assert (
-        book.page.locator(".deck .lens-sentence").inner_text()
-        == "8 of 42 cells are told beyond luck."
+        book.page.locator(".matrix .lens-sentence").inner_text()
+        == "8 of 42 cells are told beyond chance."
     )
     assert cell(book, "Will this user travel soon?", "Traveller").inner_text() == ".86"
-    assert book.page.locator(".deck-cell.beyond").count() == 8
+    assert book.page.locator(".matrix-cell.beyond").count() == 8
 
 
 def test_a_cell_chooses_its_group_and_asks_its_question(book):
     cell(book, "Will this user travel soon?", "Traveller").click()
     data(book, chosen="133")
     assert book.run(1) == "133 ['Will this user travel soon?'] 6 Traveller"
-    assert book.page.locator('.deck-head[aria-pressed="true"]').inner_text().startswith("Traveller")
-    book.page.locator(".deck-head", has_text="Fraud").click()
+    assert (
+        book.page.locator('.matrix-head[aria-pressed="true"]').inner_text().startswith("Traveller")
+    )
+    book.page.locator(".matrix-head", has_text="Fraud").click()
     data(book, chosen="41")
 
 
 def test_the_keyboard_does_it_all(book):
     page = book.page
     page.get_by_role("button", name="as dealt").click()
-    page.locator('.deck-cell[tabindex="0"]').focus()
+    page.locator('.matrix-cell[tabindex="0"]').focus()
     for key in ("Home", "ArrowRight", "ArrowDown", "ArrowDown", "ArrowLeft"):
         page.keyboard.press(key)
     assert (
         "Does this user follow live music?” and Concert (120 users): AUC .82"
-        in page.locator(".deck-told").inner_text()
+        in page.locator(".matrix-told").inner_text()
     )
     page.keyboard.press("Enter")
     data(book, chosen="120")
@@ -83,14 +85,14 @@ def test_measures_have_their_own_colours(book):
     page = book.page
     page.get_by_role("button", name="leans to yes").click()
     assert (
-        page.locator(".deck-cell.less").count() == 2
-        and page.locator(".deck-cell.beyond").count() == 8 - 0
+        page.locator(".matrix-cell.less").count() == 2
+        and page.locator(".matrix-cell.beyond").count() == 8 - 0
     )
     assert (
         cell(book, "What will this user do next month?", "Fraud").inner_text() == "–"
     )  # of no topic
     page.get_by_role("button", name="shift", exact=True).click()
-    assert page.locator(".deck-cell.beyond").count() == 1
+    assert page.locator(".matrix-cell.beyond").count() == 1
     page.get_by_role("button", name="told apart").click()
 
 
@@ -105,9 +107,9 @@ def test_a_question_and_a_group_are_added_and_taken_out(book):
     page.get_by_role("button", name="Add as a group").click()
     data(book, of="56", whole="true", busy="false")
     assert book.run(1).endswith("7 first forty")
-    page.locator(".deck-query", has_text="user sing").hover()
+    page.locator(".matrix-query", has_text="user sing").hover()
     page.get_by_role("button", name="Take “Does <b>this</b> user sing?” out").click()
-    page.locator(".deck-head", has_text="first forty").hover()
+    page.locator(".matrix-head", has_text="first forty").hover()
     page.get_by_role("button", name="Take first forty out").click()
     data(book, of="42", whole="true", busy="false")
 
@@ -120,45 +122,45 @@ def test_cancel_and_errors_leave_the_matrix(book):
     data(book, busy="true", of="49")
     page.keyboard.press("Escape")
     data(book, busy="false", cells="42")
-    book.wait("document.querySelector('.deck .lens-note').innerText.includes('Cancelled')")
+    book.wait("document.querySelector('.matrix .lens-note').innerText.includes('Cancelled')")
     page.get_by_role("button", name="Take “slow” out").click(force=True)
     data(book, of="42", busy="false")
     box.fill("fail")
     box.press("Enter")
     book.wait(f"{ROOT}.dataset.error.includes('no such layer')")
-    assert "no such layer" in page.locator(".deck .lens-error").inner_text()
+    assert "no such layer" in page.locator(".matrix .lens-error").inner_text()
     page.get_by_role("button", name="Take “fail” out").click(force=True)
     data(book, of="42", cells="42", busy="false", error="")
 
 
 def test_hostile_text_is_shown_as_text(book):
     assert book.page.evaluate(
-        "window.hurt === undefined && !document.querySelector('.deck img, .deck script, .deck th "
+        "window.hurt === undefined && !document.querySelector('.matrix img, .matrix script, .matrix th "
         "b')"
     )
-    assert "<img src=x" in book.page.locator(".deck-head", has_text="buys").inner_text()
-    assert "<b>not bold</b>" in book.page.locator(".deck").inner_text()
+    assert "<img src=x" in book.page.locator(".matrix-head", has_text="buys").inner_text()
+    assert "<b>not bold</b>" in book.page.locator(".matrix").inner_text()
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_pictures_to_look_at(open_notebook, server, dark):
     look = "dark" if dark else "light"
-    book = open_notebook(server.write(f"deck-{look}.ipynb", [SHOW]), dark=dark)
+    book = open_notebook(server.write(f"matrix-{look}.ipynb", [SHOW]), dark=dark)
     book.run(0)
     book.wait(f"{ROOT}?.dataset.ready === 'true'")
-    book.shot(f"deck-before-{look}")
+    book.shot(f"matrix-before-{look}")
     book.page.get_by_role("button", name="Ask all questions").click()
     book.wait(f"Number({ROOT}.dataset.cells) >= 14")
-    book.shot(f"deck-filling-{look}")
+    book.shot(f"matrix-filling-{look}")
     data(book, whole="true", busy="false")
     cell(book, "Will this user travel soon?", "Traveller").click()
     for width, height in ((1280, 900), (1920, 1080), (900, 1100)):
         book.page.set_viewport_size({"width": width, "height": height})
         book.page.wait_for_timeout(600)
-        assert book.shot(f"deck-{width}-{look}").stat().st_size > 30_000
+        assert book.shot(f"matrix-{width}-{look}").stat().st_size > 30_000
         assert book.page.evaluate(f"{ROOT}.scrollWidth <= {ROOT}.clientWidth + 1")
     book.page.set_viewport_size({"width": 1280, "height": 900})
     book.page.get_by_role("button", name="leans to yes").click()
     book.page.wait_for_timeout(400)
-    book.shot(f"deck-lean-{look}")
+    book.shot(f"matrix-lean-{look}")
     book.page.close()

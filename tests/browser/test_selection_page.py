@@ -77,14 +77,14 @@ def shot(book, name):
 @pytest.mark.journey
 def test_a_lasso_is_described_named_and_found_in_python(book):
     page = book.page
-    assert "Nobody is chosen" in page.locator(".sel-sentence").inner_text()
+    assert "No users selected" in page.locator(".sel-sentence").inner_text()
     page.locator(".lens-canvas").scroll_into_view_if_needed()
     drag(book, [(0, 0), (0.5, 0), (0.5, 1), (0, 1)])
     book.wait("document.querySelector('.lens').lens.state().selected.size > 0")
     n = len(book.state()["chosen"])
     chosen(book, n)
-    assert f"{n} of 600 users chosen" in page.locator(".sel-sentence").inner_text()
-    assert "Concert 83\u00a0% against 14\u00a0%" in page.locator(".sel-sentence").inner_text()
+    assert f"{n} of 600 users selected" in page.locator(".sel-sentence").inner_text()
+    assert "“Concert” 83\u00a0% against 14\u00a0%" in page.locator(".sel-sentence").inner_text()
     page.get_by_label("Name of the group").fill("travellers")
     page.keyboard.press("Enter")
     page.wait_for_selector(".sel-chip")
@@ -96,7 +96,7 @@ def test_a_lasso_is_described_named_and_found_in_python(book):
     assert book.run(2) == f"40 travellers:{n} first forty:40"
     page.get_by_label("Second group").select_option("first forty")
     page.get_by_label("How to combine them").select_option("subtract")
-    page.get_by_role("button", name="Choose", exact=True).click()
+    page.get_by_role("button", name="Select", exact=True).click()
     book.wait(
         f"!['0', '40'].includes({PANEL}.dataset.chosen) && {PANEL}.dataset.waiting === 'false'"
     )
@@ -120,10 +120,10 @@ def test_which_question_tells_them_with_progress_cancel_and_errors(book):
     assert (
         page.locator(".sel-said").inner_text().startswith(f"“{TRAVEL}” tells these 40 users best")
     )
-    assert page.locator(".sel-ticks em").inner_text() == "luck 0.64"
+    assert page.locator(".sel-ticks em").inner_text() == "chance 0.64"
     book.run(4)
     chosen(book, 13)
-    assert page.locator(".sel-said").inner_text().startswith("Of the 40 users chosen before")
+    assert page.locator(".sel-said").inner_text().startswith("Of the 40 users selected before")
     page.get_by_role("button", name="Which question explains them?").click()
     book.wait(f"{PANEL}.dataset.busy === 'true'")
     page.locator(".sel").get_by_role("button", name="Cancel").press("Escape")
@@ -188,7 +188,7 @@ def test_a_result_is_kept_and_opens_alone(book, server, chromium):
         page.on("request", lambda request, asked=asked: asked.append(request.url))
         page.on("console", lambda message, complaints=complaints: complaints.append(message.text))
         page.goto(path.as_uri())
-        assert page.locator("h1").inner_text().startswith("40 of 600 users chosen")
+        assert page.locator("h1").inner_text().startswith("40 of 600 users selected")
         assert "A first look" in page.locator("blockquote").inner_text()
         assert page.evaluate("document.querySelector('.result-card img').naturalWidth") > 100, (
             "the policy lets the picture through"
@@ -225,7 +225,7 @@ def test_what_was_kept_is_readable_when_the_notebook_is_not_trusted(open_noteboo
     path = server.folder / "work" / "notebooks" / "sent.ipynb"
     nbformat.write(book, path)
     sent = open_notebook("notebooks/sent.ipynb")
-    for number, words in enumerate(("40 of 600 users chosen", "<b>A first look.</b>")):
+    for number, words in enumerate(("40 of 600 users selected", "<b>A first look.</b>")):
         output = sent.cell(number).locator(".jp-OutputArea-output").first
         output.wait_for()
         assert (

@@ -38,9 +38,9 @@ matrix.ask()
 bench = Workbench(FakeSession(0.1))
 bench.lens.ask("{TRAVEL}")"""
 VIEWS = {  # the mark by which the page knows each, and words that must be readable without a kernel
-    "lens": (".lens:not(.sel, .deck, .att, .clus, .lab)", "moved beyond the noise floor"),
-    "panel": (".sel", "40 of 600 users chosen"),
-    "matrix": (".deck", "cells are told beyond luck"),
+    "lens": (".lens:not(.sel, .matrix, .att, .clus, .lab)", "moved beyond the noise floor"),
+    "panel": (".sel", "40 of 600 users selected"),
+    "matrix": (".matrix", "cells are told beyond chance"),
     "attention": (".att", "do not read attention as importance"),
     "clusters": (".clus", "4 clusters became 5"),
     "tuning": (".lab", "validation loss"),
@@ -159,7 +159,7 @@ def test_eight_views_in_one_notebook_are_painted_and_live(eight):
     first = {name: book.page.locator(mark).first for name, (mark, _) in VIEWS.items()}
     ask(book.page, MUSIC)
     book.wait(shows(MUSIC))
-    first["matrix"].locator(".deck-head").first.click()
+    first["matrix"].locator(".matrix-head").first.click()
     book.wait("document.querySelector('.sel').dataset.chosen === '120'")
     first["attention"].get_by_role("combobox", name="Query A", exact=True).fill(MUSIC)
     first["attention"].get_by_role("button", name="Look", exact=True).click()

@@ -52,10 +52,10 @@ def test_the_pages_share_users_and_the_session_comes_back(book):
     page(book, "Matrix")
     book.page.locator(".tour-card").wait_for(state="hidden")  # its words are about the first page
     book.page.get_by_role("button", name="Ask all questions").click()
-    book.wait("document.querySelector('.deck').dataset.whole === 'true'")
-    book.page.locator(f'.deck-cell[aria-label^="“{MUSIC}” and Concert"]').click()
+    book.wait("document.querySelector('.matrix').dataset.whole === 'true'")
+    book.page.locator(f'.matrix-cell[aria-label^="“{MUSIC}” and Concert"]').click()
     book.wait(f"document.querySelector('.lens').dataset.query === '{MUSIC}'")
-    book.shot("workbench-deck")
+    book.shot("workbench-matrix")
     assert book.run(1) == f"120 ('{TRAVEL}', '{MUSIC}')"
     book.run(2)  # the session was kept: the last query is asked again, and the choice is there
     book.wait("document.querySelectorAll('.lens:not([data-stale])').length > 0")

@@ -169,7 +169,7 @@ def test_cancel_closes_the_work_and_keeps_the_last_table():
     until(lambda: not view._status.get("busy"))
     assert (
         view._picture["sides"] == kept
-        and "The ledger is as it was" in view._status["note"]
+        and "The table is as it was" in view._status["note"]
         and backend.closed == 3
     )
 
@@ -183,7 +183,7 @@ def test_an_error_is_said_in_the_view_and_in_the_log(caplog):
         ({"query": " "}, "the query is empty"),
         ({"query": TRAVEL, "scope": "one", "user": "zoe"}, "user 'zoe' is not among the 20"),
         ({"query": TRAVEL, "scope": "one", "user": " "}, "no user is named"),
-        ({"query": TRAVEL, "scope": "selection"}, "nobody is chosen"),
+        ({"query": TRAVEL, "scope": "selection"}, "no users selected"),
     ):
         view._on_message(view, {"type": "look", **message}, [])
         until(lambda words=words: words in view._status.get("error", ""))
@@ -192,7 +192,7 @@ def test_an_error_is_said_in_the_view_and_in_the_log(caplog):
     with pytest.raises(ValueError, match="no such layer"):
         view.look("fail")
     assert view.look(PRICE) and not view._status.get("error")
-    with pytest.raises(ValueError, match="gave no ledger"):
+    with pytest.raises(ValueError, match="gave no table"):
         AttentionView(lambda query, versus, users: iter([])).look("q")
 
 

@@ -29,11 +29,13 @@ def test_a_session_gives_what_the_views_ask():
     bench = Workbench(session)
     query, other = "Will this user come back?", "Will this user be less active than before?"
     first = bench.lens.ask(query)
-    assert first.startswith("Read as a question of any event. Nearest to yes: ")
+    assert first.startswith("Interpreted as a question about any event. ")
+    assert first.endswith(" rank first of 60 users.")
+    assert bench.lens._ranking["order"] in first  # as the back end says it
     assert "of 60 users moved" in bench.lens.ask(other)
     assert list(bench.lens.ranking) == ["user", "score", "answer"] and len(bench.lens.ranking) == 60
     bench.selection.ids = users.ids[:12]
-    assert "12" in bench.panel.sentence
+    assert bench.panel.sentence.startswith("12 of 60 users selected. ")
     assert bench.compare().table["users"].sum() == 60
     *_, last = session.explain(users.ids[:12])
     assert (

@@ -17,8 +17,8 @@ from fake import FakeLens, make_frame
 from fake_clusters import fake_compare
 from updates import Update
 
-from widgets import ClusterView, QueryLens, QueryMatrixView, ResultCard
-from widgets.base import count_noun, plural
+from widgets import ClusterView, QueryLens, QueryMatrixView, ResultCard, SelectionPanel
+from widgets.base import Selection
 from widgets.packing import MAX_RECENT_LENGTH, limit_length, pack_shift, pack_users
 
 TRAVEL = "Will this user travel soon?"
@@ -118,58 +118,53 @@ def test_long_events_are_cut_for_each_user():
     ] and len(texts[0]) == 2
 
 
-PLURALS = {
-    "user": "users",
-    "household": "households",
-    "family": "families",
-    "Family": "Families",
-    "survey": "surveys",
-    "boy": "boys",
-    "child": "children",
-    "Child": "Children",
-    "person": "people",
-    "business": "businesses",
-    "box": "boxes",
-    "branch": "branches",
-    "dish": "dishes",
-    "card holder": "card holders",
-    "sales person": "sales people",
-}
-
-
-@pytest.mark.parametrize(("unit", "units"), PLURALS.items())
-def test_plurals(unit, units):
-    assert plural(unit) == units
-    assert count_noun(1, unit) == f"1 {unit}" and count_noun(1_200, unit) == f"1,200 {units}"
-    assert count_noun(2, unit, "others") == "2 others"
-
-
-@pytest.mark.parametrize(("units", "word"), [(None, "families"), ("households", "households")])
-def test_views_say_the_plural_of_the_back_end_or_make_it(units, word):
+@pytest.mark.parametrize(("units", "word"), [(None, "users"), ("households", "households")])
+def test_views_call_users_as_the_back_end_does(units, word):
     backend = FakeLens(60, seconds=0)
-    backend.unit, backend.units = "family", units
+    backend.unit, backend.units = "household", units
     lens = QueryLens(make_frame(60), backend)
     assert repr(lens) == f"QueryLens(60 {word}, query='')" and lens._about["units"] == word
     lens.ask(TRAVEL)
     lens.selection.ids = ["u0001", "u0002"]
+    assert repr(lens.selection) == f"Selection(2 of 60 {word})"
     card = lens.result_card()
-    assert card.units == word and card.more["chosen"].startswith(f"2 {word}, on average")
-    card = replace(card, value=0.5)
-    assert f"60 {word}" in card._repr_mimebundle_()["text/html"] and "familys" not in str(
-        lens._about
+    assert card.units == word and card.more["selected"].startswith(f"2 {word}, on average")
+    assert f"60 {word}" in replace(card, value=0.5)._repr_mimebundle_()["text/html"]
+    comparison = {**fake_compare(), "unit": "household", "units": units}
+    view = ClusterView(comparison)
+    assert repr(view) == f"ClusterView(600 {word}, 4 clusters before, 5 after)"
+    assert repr(view.selection) == f"Selection(0 of 600 {word})"
+
+
+def test_the_panel_calls_users_as_the_selection_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ids = tuple("abc")
+    selection = Selection(ids, lambda rows: None, unit="family", units="families")
+    panel = SelectionPanel(selection, export=lambda ids, path, least, salt: path)
+    selection.ids = "a"
+    panel.save("one")
+    assert repr(panel) == "SelectionPanel(1 of 3 families selected, 1 named)"
+    assert panel.sentence == "1 of 3 families selected."
+    assert "one: 1 family<" in panel.to_html().data
+    panel._on_message(panel, {"type": "export", "ending": "csv"}, [])
+    assert panel._status["note"] == "Written: one.csv, 1 family, beside this notebook."
+    panel._on_message(
+        panel, {"type": "combine", "first": "one", "how": "unite", "second": "one"}, []
     )
-    comparison = {**fake_compare(), "unit": "family", "units": units}
-    assert repr(ClusterView(comparison)) == f"ClusterView(600 {word}, 4 clusters before, 5 after)"
+    assert panel._status["note"] == "one | one: 1 family."
+    assert (panel._about["unit"], panel._about["units"]) == ("family", "families")
+    with pytest.raises(ValueError, match=r"^1 of 3 families selected, at least 10 are needed"):
+        panel.result_card()
 
 
-def test_a_card_without_a_plural_makes_one_and_an_old_card_still_opens(tmp_path):
+def test_an_old_card_without_a_plural_still_opens(tmp_path):
     card = ResultCard("Half of them.", metric="share", value=0.5, n=2_000, unit="family")
-    assert "2,000 families" in card._repr_mimebundle_()["text/html"]
+    assert "2,000 users" in card._repr_mimebundle_()["text/html"]
     assert "1 family<" in replace(card, n=1)._repr_mimebundle_()["text/html"]
     page = (
         card._page("0" * 64)
         .replace('"format": 3', '"format": 2')
-        .replace(', "units": ""', "")
+        .replace(', "units": "users"', "")
         .replace('id="result-card"', 'id="claim"')
     )
     from widgets.result_card import sha256
@@ -181,6 +176,7 @@ def test_a_card_without_a_plural_makes_one_and_an_old_card_still_opens(tmp_path)
 
 def test_the_matrix_says_the_plural():
     class Backend:
-        ids, queries, groups, unit = ("a", "b", "c"), ("Why?",), {"some": ("a",)}, "family"
+        ids, queries, groups = ("a", "b", "c"), ("Why?",), {"some": ("a",)}
+        unit, units = "family", "families"
 
     assert QueryMatrixView(Backend())._about["units"] == "families"

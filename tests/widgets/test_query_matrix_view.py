@@ -47,8 +47,8 @@ def test_what_is_drawn_is_the_result():
         and view.table.empty
         and not view.sentence
     )
-    assert view.ask() == "8 of 42 cells are told beyond luck."
-    assert repr(view) == "QueryMatrixView(6 questions x 7 groups, 8 of 42 cells beyond luck)"
+    assert view.ask() == "8 of 42 cells are told beyond chance."
+    assert repr(view) == "QueryMatrixView(6 questions x 7 groups, 8 of 42 cells beyond chance)"
     p = view._picture
     assert p["queries"] == list(QUERIES) and [group["n"] for group in p["groups"]] == list(
         GROUPS.values()
@@ -160,7 +160,7 @@ def test_an_error_or_a_cancel_leaves_the_last_matrix():
     pd.testing.assert_frame_equal(view.table, before)
 
 
-def test_a_fault_is_said_while_a_deck_is_asked():
+def test_a_fault_is_said_while_a_matrix_is_asked():
     view = asked()
     view._set_status(at_once=True, busy=True, done=1, total=9, note="Asking")
     view._on_message(
@@ -185,7 +185,7 @@ def test_what_cannot_be_is_refused_in_words():
         assert words in view._status["error"], message
     with pytest.raises(KeyError, match="user 'zoe' is not among the 600"):
         view.add_group("odd", ["zoe"])
-    with pytest.raises(ValueError, match="at least 10 of each are needed: choose fewer"):
+    with pytest.raises(ValueError, match="at least 10 of each are needed: select fewer"):
         view.add_group("nearly all", view.selection.all_ids[5:])
     with pytest.raises(ValueError, match="13 questions, the matrix holds 12"):
         view.set_matrix(queries=[f"q{k}" for k in range(13)])

@@ -13,6 +13,9 @@ from updates import Update
 from tests.widgets.test_query_lens import TRAVEL, FakeLens, make_frame, make_lens, until
 from widgets import QueryLens
 
+MEANING = "Interpreted as a question about travel, not commute."
+ORDER = "u0059, u0058 and u0057 rank first of 60 users."
+
 
 def asked(query=TRAVEL, **rest):
     lens, backend = make_lens(**rest)
@@ -29,15 +32,14 @@ def test_the_ranking_comes_with_the_same_run_unasked():
     lens, backend = make_lens()
     seen = []
     lens.observe(
-        lambda change: seen.append((change["new"]["query"], bool(change["new"].get("busy")))),
+        lambda change: seen.append((change["new"]["query"], change["new"].get("order"))),
         "_ranking",
     )
     lens._on_message(lens, {"type": "ask", "query": TRAVEL}, [])  # all that the browser sends
     until(lambda: "score" in lens._ranking)
-    assert seen == [(TRAVEL, True), (TRAVEL, False)] and backend.closed == 1
-    assert lens._ranking["topics"] == "Read as a question of travel, not commute."
-    assert lens._ranking["nearest"] == "Nearest to yes: u0059, u0058, u0057."
-    assert lens._ranking["words"] == f"{lens._ranking['topics']} {lens._ranking['nearest']}"
+    assert seen[1:] == [(TRAVEL, ORDER)] and backend.closed == 1
+    assert seen[0] == (TRAVEL, "Ranking all users ...")
+    assert (lens._ranking["interpretation"], lens._ranking["order"]) == (MEANING, ORDER)
     score = np.frombuffer(lens._ranking["score"], np.float32)
     np.testing.assert_allclose(score, np.linspace(-0.2, 0.6, 60), rtol=1e-5)
     assert lens._backtest == {"query": TRAVEL, "words": ""}, "the backtest is made on request only"
@@ -98,7 +100,7 @@ def test_asking_from_a_cell_does_not_wait_for_a_ranking():
 
 def test_a_ranking_that_fails_is_said_and_leaves_the_map(caplog):
     lens, _ = asked("is this unranked?")
-    assert lens._ranking["words"] == "Who leans to yes is not known: the answers could not be read"
+    assert lens._ranking["order"] == "No ranking: the answers could not be read"
     assert "Traceback" in caplog.text and lens.ranking.empty
     assert (
         "moved" in lens.sentence and not lens._status.get("error") and not lens._status.get("busy")
@@ -107,7 +109,7 @@ def test_a_ranking_that_fails_is_said_and_leaves_the_map(caplog):
     none = [points, Update(0, 1, data={"ranking": None})]
     lens = QueryLens(make_frame(20), lambda query, previous: iter(none))
     lens.ask(TRAVEL)
-    assert lens._ranking["words"] == "Who leans to yes is not known: the model gave no ranking"
+    assert lens._ranking["order"] == "No ranking: the model gave no ranking"
 
 
 def test_a_question_without_a_yes_ranks_nobody():
@@ -115,14 +117,12 @@ def test_a_question_without_a_yes_ranks_nobody():
         frame = pd.DataFrame({"user": make_frame(20).user, "score": scores})
         updates = [
             FakeLens(20, seconds=0).result(TRAVEL, ""),
-            Update(1, 1, data={"ranking": frame}),
+            Update(1, 1, data={"ranking": frame, "order": "They cannot be ranked."}),
         ]
         lens = QueryLens(make_frame(20), lambda query, previous, updates=updates: iter(updates))
         lens.ask(TRAVEL)
-        assert lens._ranking == {
-            "query": TRAVEL,
-            "words": "This question has no yes: nobody is nearer to it than the others.",
-        }
+        order = {"interpretation": "", "order": "They cannot be ranked."}
+        assert lens._ranking == {"query": TRAVEL, **order}
         assert lens.ranking.empty and "order" not in lens.result_card().more
 
 
@@ -133,8 +133,8 @@ def test_the_lens_backtests_on_request_and_says_how_far_it_is():
     lens.observe(lambda change: seen.append(change["new"]), "_backtest")
     backtest(lens)
     assert [state["words"] for state in seen] == [
-        "Reading the past: 30 of 60 ...",
-        "Reading the past: 60 of 60 ...",
+        "Read the past of 30 of 60 users ...",
+        "Read the past of 60 of 60 users ...",
         "Backtest as of 2025-05-02: 72 of 100 pairs are in the right order.",
     ]
     assert [state.get("busy", False) for state in seen] == [True, True, False]
@@ -210,12 +210,12 @@ def test_of_the_first_question_the_ranking_is_the_headline():
             yield update if previous else replace(update, message="")
 
     lens = QueryLens(make_frame(60), backend)
-    words = "Read as a question of travel, not commute. Nearest to yes: u0059, u0058, u0057."
+    words = f"{MEANING} {ORDER}"
     assert lens.ask(TRAVEL) == lens.sentence == words
     page = lens._repr_mimebundle_()[0]["text/html"]
     assert words in page and "moved beyond" not in page
     card = lens.result_card()
-    assert card.sentence == "Nearest to yes: u0059, u0058, u0057." and "who moved" not in card.more
+    assert card.sentence == ORDER and "who moved" not in card.more
     assert "moved beyond the noise floor" in lens.ask("Is this user price-conscious?")
 
 
@@ -233,20 +233,17 @@ def test_a_card_of_which_nearly_all_moved_begins_with_the_ranking(looked):
     if looked:
         backtest(lens)
     card = lens.result_card("mine")
+    assert card.sentence == ORDER and card.more["who moved"] == entry.sentence
+    assert card.more["order"] == f"{MEANING} {ORDER}"
     assert (
-        card.sentence == "Nearest to yes: u0059, u0058, u0057."
-        and card.more["who moved"] == entry.sentence
-    )
-    assert card.more["order"] == f"Read as a question of travel, not commute. {card.sentence}"
-    assert (
-        card.more["map"].endswith("Diamonds are the tenth nearest to yes.")
+        card.more["map"].endswith("Diamonds are the tenth that ranks first.")
         and card.picture != first.picture
     )
     assert lens._rankings.marked_users(entry, lens.selection.rows)[0].nonzero()[0].tolist() == list(
         range(54, 60)
     )
     lens.selection.ids = [backend.ids[3]]
-    assert lens.result_card().more["map"].endswith("Diamonds are the chosen.")
+    assert lens.result_card().more["map"].endswith("Diamonds are the selected users.")
     assert lens._rankings.marked_users(entry, lens.selection.rows)[0].nonzero()[0].tolist() == [3]
     if looked:
         assert (card.metric, card.n) == (
@@ -264,15 +261,15 @@ def test_a_card_of_which_nearly_all_moved_begins_with_the_ranking(looked):
 
 def test_a_card_says_who_is_selected():
     lens, backend = asked()
-    assert "chosen" not in lens.result_card().more
+    assert "selected" not in lens.result_card().more
     score = np.linspace(-0.2, 0.6, 60)
     lens.selection.ids = [backend.ids[row] for row in (3, 40, 59)]
     beaten = np.mean([(score < score[row]).sum() / 59 for row in (3, 40, 59)])
     assert (
-        lens.result_card().more["chosen"]
-        == f"3 users, on average nearer to yes than {beaten:.0%} of all"
+        lens.result_card().more["selected"]
+        == f"3 users, on average ranked above {beaten:.0%} of all"
     )
     unranked = QueryLens(make_frame(60), lambda query, previous: iter([backend.result(query, "")]))
     unranked.ask(TRAVEL)
     unranked.selection.ids = ["u0001"]
-    assert unranked.result_card().more["chosen"] == "1 user"
+    assert unranked.result_card().more["selected"] == "1 user"

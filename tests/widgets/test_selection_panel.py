@@ -12,12 +12,21 @@ import pandas as pd
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
-from fake import HOSTILE, FakeExplain, FakeLens, fake_describe, fake_provenance, make_frame
+from fake import (
+    HOSTILE,
+    FakeExplain,
+    FakeLens,
+    fake_describe,
+    fake_description,
+    fake_provenance,
+    make_frame,
+)
+from updates import Update
 
 from widgets import QueryLens, ResultCard, SelectionPanel
 from widgets.base import Group, Selection
 from widgets.packing import json_row
-from widgets.selection import bar_chart, format_value, selection_sentence
+from widgets.selection import bar_chart, format_value
 
 IDS = tuple(f"u{i:04}" for i in range(600))
 
@@ -63,7 +72,7 @@ def test_the_panel_and_the_lens_share_one_selection():
     lens._on_message(lens, {"type": "select"}, [np.arange(12, dtype=np.int32).tobytes()])
     until(lambda: panel._shown.get("n") == 12 and not panel._shown["waiting"])
     assert panel._shown["sentence"].startswith(
-        "12 of 60 users chosen. What sets them apart most: Concert 83 % against 14 %"
+        "12 of 600 users selected. What sets them apart most: “Concert” 83 % against 14 %"
     )
     panel.save("dozen")
     lens.selection.clear()
@@ -75,7 +84,8 @@ def test_the_panel_and_the_lens_share_one_selection():
 def test_description_and_repr_say_what_is_shown_now():
     panel, selection = make_panel()
     assert (
-        repr(panel) == "SelectionPanel(0 of 600 users chosen, 0 named)" and panel.description.empty
+        repr(panel) == "SelectionPanel(0 of 600 users selected, 0 named)"
+        and panel.description.empty
     )
     selection.ids = IDS[:40]
     assert panel.description["n_group"][0] == 40 and panel.description["name"][0] == "Concert"
@@ -83,13 +93,10 @@ def test_description_and_repr_say_what_is_shown_now():
     assert len(panel._shown["rows"]) == 10 and panel._shown["of"] == 10
     selection.ids = IDS
     until(lambda: not panel._shown["waiting"])
-    assert (
-        panel.sentence == "600 of 600 users chosen. There is nobody to compare them with."
-        and panel.description.empty
-    )
+    assert panel.sentence == "600 of 600 users selected." and panel.description.empty
     selection.clear()
     until(lambda: not panel._shown["waiting"])
-    assert panel.sentence == "Nobody is chosen." and panel._shown["rows"] == []
+    assert panel.sentence == "0 of 600 users selected." and panel._shown["rows"] == []
 
 
 def test_a_newer_choice_takes_the_place_of_one_that_is_still_compared():
@@ -180,7 +187,7 @@ def test_named_groups_are_kept_and_combined():
     panel._on_message(
         panel, {"type": "combine", "first": "early", "how": "subtract", "second": "early"}, []
     )
-    assert panel._status["note"] == "early - early is nobody." and len(selection) == 0
+    assert panel._status["note"] == "early - early: 0 users." and len(selection) == 0
     panel._on_message(panel, {"type": "recall", "name": "late"}, [])
     assert selection.ids == IDS[5:20] and panel._names == [
         {"name": "early", "n": 10},
@@ -244,7 +251,7 @@ def test_cards_hold_what_is_shown_and_small_groups_make_none():
         "0.64",
     )
     selection.ids = IDS[:9]
-    with pytest.raises(ValueError, match=r"9 user.*at least 10 are needed for a result"):
+    with pytest.raises(ValueError, match=r"9 of 600 users.*at least 10 are needed for a result"):
         panel.result_card()
 
 
@@ -268,7 +275,7 @@ def test_the_browser_keeps_cards_beside_the_notebook(tmp_path, monkeypatch):
     selection.ids = IDS[:9]
     panel._on_message(panel, {"type": "save_card"}, [])
     assert panel._status["error"].startswith(
-        "9 user(s) chosen, at least 10 are needed for a result"
+        "9 of 600 users selected, at least 10 are needed for a result"
     )
     monkeypatch.setattr(Path, "replace", lambda *paths: 1 / 0)
     lens._on_message(lens, {"type": "save_card"}, [])
@@ -314,17 +321,14 @@ def test_figures_are_plain_and_written_with_their_unit():
         format_value({"kind": "number", "group": 2.345}, "group") == "2.35"
         and format_value({"kind": "number", "group": 1412.0}, "group") == "1,412"
     )
-    assert bar_chart([]) == "" and "Nobody" in selection_sentence(pd.DataFrame(), 0, 5)
-    within = fake_describe(IDS[:20]).assign(beyond_chance=False)
-    assert (
-        selection_sentence(within, 20, 600)
-        == "20 of 600 users chosen. Of 10 things compared, none sets them apart beyond chance."
-    )
+    assert bar_chart([]) == ""
 
 
 def test_payloads_are_small():
     panel, selection = make_panel(
-        describe=lambda ids: pd.concat([fake_describe(ids)] * 200, ignore_index=True)
+        describe=lambda ids: Update(
+            1, 1, data={"frame": pd.concat([fake_description(ids)] * 200, ignore_index=True)}
+        )
     )
     selection.ids = IDS[:40]
     until(lambda: not panel._shown["waiting"])

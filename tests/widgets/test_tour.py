@@ -37,7 +37,7 @@ def test_it_tells_of_the_pages_that_are_there_in_half_a_minute():
     assert [step.title for step in tour_steps(("Ask", "Group"))] == [
         "Ask",
         "See who moves",
-        "Choose",
+        "Select",
         "Group",
         "Keep it",
     ]

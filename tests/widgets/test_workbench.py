@@ -52,7 +52,7 @@ def test_all_views_follow_one_selection():
     assert bench.selection.ids == ("u0001",)
 
 
-def test_a_cell_of_the_deck_chooses_its_group_and_asks_the_lens():
+def test_a_cell_of_the_matrix_selects_its_group_and_asks_the_lens():
     bench = Workbench(FakeSession(0))
     bench.matrix.ask()
     bench.matrix._on_message(bench.matrix, {"type": "cell", "query": FIRST, "name": "Fraud"}, [])
@@ -64,8 +64,8 @@ def test_a_cell_of_the_deck_chooses_its_group_and_asks_the_lens():
     assert bench.lens.queries_asked == (FIRST,)
 
 
-def test_a_session_keeps_the_deck(tmp_path):
-    path = tmp_path / "deck.json"
+def test_a_session_keeps_the_matrix(tmp_path):
+    path = tmp_path / "matrix.json"
     bench = Workbench(FakeSession(0), session=path)
     bench.matrix.add_query("Does this user sing?")
     bench.matrix.remove_query(FIRST)

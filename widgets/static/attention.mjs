@@ -119,7 +119,7 @@ function render({ model, el }) {
   const versus = field("Query B, to compare with", asked.id, { placeholder: "Compare with another query (optional)" });
   const user = field("User", ids.id, { placeholder: "id of a user", hidden: true });
   const button = make("button", { type: "submit", class: "lens-ask" }, "Look");
-  const can = [["all", about.users ? `all ${count(about.users, about.unit, about.units)}` : `all ${about.units}`], ...(about.has_selection ? [["selection", "the chosen"]] : []), ["one", "one user"]];
+  const can = [["all", about.users ? `all ${count(about.users, about.unit, about.units)}` : `all ${about.units}`], ...(about.has_selection ? [["selection", "the selected"]] : []), ["one", "one user"]];
   const scopes = choice("Whom to look at", can, scope, (value) => {
     scopes.press((scope = value));
     user.hidden = value !== "one";

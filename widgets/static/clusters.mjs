@@ -125,7 +125,7 @@ function render({ model, el }) {
     for (const button of lists.querySelectorAll("[data-key]")) button.setAttribute("aria-pressed", String(button.dataset.key === key));
     picked.hidden = !rows.length;
     root.dataset.chosen = rows.length;
-    picked.replaceChildren(`${count(rows.length, p?.unit ?? "user", p?.units ?? "users")} chosen (${percent(rows.length / Math.max(p?.ids.length ?? 1, 1))})`, make("button", { type: "button", class: "lens-link", onclick: () => select([]) }, "clear"));
+    picked.replaceChildren(`${count(rows.length, p?.unit ?? "user", p?.units ?? "users")} selected (${percent(rows.length / Math.max(p?.ids.length ?? 1, 1))})`, make("button", { type: "button", class: "lens-link", onclick: () => select([]) }, "clear"));
   }
   root.addEventListener("keydown", (event) => {
     if (event.key === "Escape") (model.get("_selected").byteLength ? select([]) : map.setPicked(-1), event.preventDefault());

@@ -5,8 +5,7 @@ import { survivesKernel } from "./kernel.mjs";
 import { userMap } from "./map.mjs";
 
 const OPENING = "no query";
-const SEEKS = "Finding who is nearest to a yes ...";
-const WAITS = "Waiting: the notebook is at something else";
+const WAITS = "Waiting for another cell to finish";
 const PATIENCE = 1000; // ms in which a kernel that is free has begun
 /** What the words of the view mean, of users that are called `unit`, in the plural `units`. */
 const meanings = ({ unit, units }) => ({
@@ -95,7 +94,7 @@ function queryBar(model, about) {
   return { parts: [form, make("div", { class: "lens-under" }, chips, note), bar, error], status, history, acknowledged, stopWaiting };
 }
 
-/** The list of the most shifted, with their recent events: one stop of the Tab key, arrows walk, Enter opens, Space chooses. */
+/** The list of the most shifted, with their recent events: one stop of the Tab key, arrows walk, Enter opens, Space selects. */
 function userList(users, about, textsOf, pick, select) {
   const rows = make("ol", { class: "lens-rows", "aria-label": `Most shifted ${about.units}` });
   const order = choice("List first", [["moved", "Most shifted"], ...(about.ranks ? [["answer", "Yes first"]] : [])], "moved", (by) => ((pressed = by), last && show(...last)));
@@ -143,7 +142,7 @@ function userList(users, about, textsOf, pick, select) {
     for (const button of rows.querySelectorAll("button")) {
       const isSelected = selected.has(Number(button.dataset.row));
       button.classList.toggle("chosen", isSelected);
-      isSelected ? button.setAttribute("aria-description", "chosen") : button.removeAttribute("aria-description");
+      isSelected ? button.setAttribute("aria-description", "selected") : button.removeAttribute("aria-description");
     }
   }
   rows.addEventListener("focusin", ({ target }) => rows.querySelectorAll("button").forEach((button) => (button.tabIndex = button === target ? 0 : -1)));
@@ -191,7 +190,7 @@ function userCard(model, users, textsOf, counts, events, pick) {
   }
   function show(next, p) {
     [row, picture] = [next, p];
-    if (row < 0 || !p) return node.replaceChildren(make("p", { class: "lens-empty" }, `Click a ${model.get("_about").unit} to read its events. Drag on the map to draw around some: Shift adds, Alt takes away. Ctrl and the wheel zoom, Ctrl and drag moves it. By keyboard, on the map and in the list: arrows walk, Enter opens, Space chooses.`));
+    if (row < 0 || !p) return node.replaceChildren(make("p", { class: "lens-empty" }, `Click a ${model.get("_about").unit} to read its events. Drag on the map to draw around some: Shift adds, Alt takes away. Ctrl and the wheel zoom, Ctrl and drag moves it. By keyboard, on the map and in the list: arrows walk, Enter opens, Space selects.`));
     const [first, last, recent] = textsOf(row);
     const span = first ? `, ${first} to ${last}` : "";
     const head = make("div", { class: "lens-cardhead" }, make("strong", {}, users.ids[row]), make("span", {}, `${count(events[row], "event", "events")}${span}`));
@@ -279,7 +278,7 @@ function render({ model, el }) {
     const arrows = moved > about.max_arrows ? `the ${about.max_arrows} farthest of ${number(moved)}` : "from before to after";
     const entry = (drawing, text) => make("span", {}, drawing, text);
     const movers = [...p.beyond.keys()].filter((row) => p.beyond[row]);
-    const all = moved ? make("button", { type: "button", class: "lens-link", title: "Choose them: Shift adds them, Alt takes them away", onclick: (event) => select(movers, modeOf(event)) }, `${number(moved)} beyond the noise floor`) : "0 beyond the noise floor";
+    const all = moved ? make("button", { type: "button", class: "lens-link", title: "Select them: Shift adds them, Alt takes them away", onclick: (event) => select(movers, modeOf(event)) }, `${number(moved)} beyond the noise floor`) : "0 beyond the noise floor";
     const shades = make("i", { class: "lens-ramp" });
     const by = colour.querySelector('[aria-pressed="true"]').dataset.value;
     const kinds = by === "answer"
@@ -317,14 +316,14 @@ function render({ model, el }) {
   function ranking() {
     if (!p) return;
     const latest = model.get("_ranking");
-    const { busy, score, words: line = "", topics = "", nearest = "" } = latest.query === p.to ? latest : {};
+    const { score, interpretation: meaning = "", order = "" } = latest.query === p.to ? latest : {};
     p.score = p.shifted && score ? floats(score) : null;
     p.rank = p.score && ranks(p.score);
     const moved = p.beyond.reduce((sum, beyond) => sum + beyond, 0);
     const ranksFirst = p.shifted && (!p.sentence || moved > about.most_moved_share * p.beyond.length);
-    const leads = Boolean(ranksFirst && nearest);
-    interpretation.replaceChildren(...unbroken(!p.shifted ? "" : busy ? SEEKS : leads ? topics : line));
-    lead.replaceChildren(...unbroken(leads ? nearest : ""));
+    const leads = Boolean(ranksFirst && p.score);
+    interpretation.replaceChildren(...unbroken(!p.shifted ? "" : leads ? meaning : `${meaning} ${order}`.trim()));
+    lead.replaceChildren(...unbroken(leads ? order : ""));
     sentence.classList.toggle("second", leads);
     showBacktest();
     map.setRank(p.rank);
@@ -350,8 +349,8 @@ function render({ model, el }) {
     root.dataset.chosen = rows.length;
     const clear = make("button", { type: "button", class: "lens-link", onclick: () => select([], "replace") }, "clear");
     const nearer = p?.rank ? rows.reduce((sum, row) => sum + p.rank[row], 0) / rows.length : null;
-    const comparison = nearer === null ? "" : `, nearer to yes than ${percent(nearer)} on average`;
-    picked.replaceChildren(glyph(CIRCLE, "chosen"), `${count(rows.length, about.unit, about.units)} chosen${comparison}`, clear);
+    const comparison = nearer === null ? "" : `, ranked above ${percent(nearer)} on average`;
+    picked.replaceChildren(glyph(CIRCLE, "chosen"), `${count(rows.length, about.unit, about.units)} selected${comparison}`, clear);
   }
   function status() {
     const { busy, error, saved } = model.get("_status");

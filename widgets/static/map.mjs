@@ -10,7 +10,7 @@ const RAMP = 64; // shades from no residual to the largest
 
 /** on: { describe(row) -> [[class, text]], pick(row), select(rows, mode), moving(whether), look?(row, side) -> { ink, shape, faint } }. */
 export function userMap(box, on) {
-  const help = "Map of the users. Arrow keys walk from user to user, Enter opens one, Space chooses one, drag to draw around some, plus and minus zoom, 0 shows all.";
+  const help = "Map of the users. Arrow keys walk from user to user, Enter opens one, Space selects one, drag to draw around some, plus and minus zoom, 0 shows all.";
   const canvas = make("canvas", { class: "lens-canvas", tabindex: 0, role: "application", "aria-label": help });
   const tip = make("div", { class: "lens-tip", hidden: true });
   const spoken = make("div", { class: "lens-hidden", "aria-live": "polite" });

@@ -12,7 +12,7 @@ const ENDS = { auc: ["", ".5", ".9"], yes_score: [".1", ".5", ".9"], ratio: ["0.
 const distance = (cell, measure) => (measure === "ratio" ? Math.log(cell.ratio) : cell[measure] - 0.5);
 export const figure = (value, measure) => (value === null || value === undefined ? "" : measure === "ratio" ? value.toFixed(2) : value.toFixed(2).replace(/^0\./, "."));
 
-/** How strongly a cell is coloured, -1 (less than others) to 1 (more); 0 within luck, or where nothing is known. */
+/** How strongly a cell is coloured, -1 (less than others) to 1 (more); 0 within chance, or where nothing is known. */
 export function strength(cell, measure) {
   if (!cell || cell[measure] === null || cell[measure] === undefined || cell[BEYOND[measure]] === false) return 0;
   return clamp(distance(cell, measure) / FULL[measure], measure === "auc" ? 0 : -1, 1);
@@ -33,17 +33,17 @@ export function ordered(picture, measure, how) {
 export function words(query, group, cell, unit = "user", units = "users") {
   const who = `“${query}” and ${group.name} (${count(group.n, unit, units)})`;
   if (!cell || cell.auc === null) return `${who}: not asked yet.`;
-  const luck = (measure, line, line_words) => (cell[BEYOND[measure]] === undefined ? "" : cell[BEYOND[measure]] ? ", beyond luck" : ", within luck") + (line === null || line === undefined ? "" : ` (${line_words})`);
+  const besideChance = (measure, line, line_words) => (cell[BEYOND[measure]] === undefined ? "" : cell[BEYOND[measure]] ? ", beyond chance" : ", within chance") + (line === null || line === undefined ? "" : ` (${line_words})`);
   const reach = cell.auc_low === null || cell.auc_low === undefined ? "" : ` (95 %: ${figure(cell.auc_low)} to ${figure(cell.auc_high)})`;
-  const parts = [`${who}: AUC ${figure(cell.auc)}${reach}${luck("auc", cell.chance, `luck reaches ${figure(cell.chance)}`)}.`];
+  const parts = [`${who}: AUC ${figure(cell.auc)}${reach}${besideChance("auc", cell.chance, `chance reaches ${figure(cell.chance)}`)}.`];
   if (cell.yes_score !== null && cell.yes_score !== undefined) {
     const more = cell.yes_score >= 0.5;
     const share = Math.round(100 * (more ? cell.yes_score : 1 - cell.yes_score));
-    parts.push(`In ${share} of 100 pairs ${more ? "one of the group" : "the other"} leans more to yes${luck("yes_score", null)}.`);
+    parts.push(`In ${share} of 100 pairs ${more ? "one of the group" : "the other"} leans more to yes${besideChance("yes_score", null)}.`);
   }
   if (cell.ratio !== null && cell.ratio !== undefined) {
     const floors = cell.noise_floor ? `, ${(cell.shift / cell.noise_floor).toFixed(1)} noise floors` : "";
-    parts.push(`They shift ${cell.ratio.toFixed(2)} times as far as the others${floors}${luck("ratio", null)}.`);
+    parts.push(`They shift ${cell.ratio.toFixed(2)} times as far as the others${floors}${besideChance("ratio", null)}.`);
   }
   return parts.join(" ");
 }
@@ -90,12 +90,12 @@ function matrixBar(model) {
   return { parts: [form, progress, error], note, status };
 }
 
-/** Groups: the chosen get a name and a column. */
+/** Groups: the selected get a name and a column. */
 function naming(model, about) {
-  const box = make("input", { type: "text", class: "deck-input", "aria-label": "Name of the new group", placeholder: "name", maxlength: 60, autocomplete: "off", spellcheck: "false" });
-  const save = make("button", { type: "submit", class: "deck-button" }, "Add as a group");
+  const box = make("input", { type: "text", class: "matrix-input", "aria-label": "Name of the new group", placeholder: "name", maxlength: 60, autocomplete: "off", spellcheck: "false" });
+  const save = make("button", { type: "submit", class: "matrix-button" }, "Add as a group");
   const who = make("span", { class: "quiet" });
-  const form = make("form", { class: "deck-name" }, who, box, save);
+  const form = make("form", { class: "matrix-name" }, who, box, save);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     if (box.value.trim()) model.send({ type: "add_group", name: box.value.trim() });
@@ -105,7 +105,7 @@ function naming(model, about) {
     const { n = 0, group = "" } = model.get("_selected");
     const few = Math.min(n, about.total - n) < about.min_users;
     const problem = few ? `; a group needs at least ${about.min_users}, and as many outside` : "";
-    who.textContent = !n ? "" : `${count(n, about.unit, about.units)} chosen${group ? `: ${group}` : problem}`;
+    who.textContent = !n ? "" : `${count(n, about.unit, about.units)} selected${group ? `: ${group}` : problem}`;
     for (const part of [box, save]) part.hidden = !n || few || Boolean(group);
   }
   return { form, show };
@@ -117,55 +117,55 @@ function render({ model, el }) {
   let [measure, how, at] = ["auc", "alike", [0, 0]];
   const measures = make("div", {});
   const orders = choice("Order of rows and columns", ORDERS, how, (value) => ((how = value), orders.press(value), draw()));
-  const tools = make("div", { class: "deck-tools" }, measures, make("span", { class: "deck-order" }, orders));
+  const tools = make("div", { class: "matrix-tools" }, measures, make("span", { class: "matrix-order" }, orders));
   const size = make("span", {});
-  const grid = make("table", { class: "deck-grid", role: "grid", "aria-label": "Questions by groups" });
-  const legend = make("div", { class: "deck-legend" });
-  const description = make("p", { class: "deck-told", "aria-hidden": "true" });
+  const grid = make("table", { class: "matrix-grid", role: "grid", "aria-label": "Questions by groups" });
+  const legend = make("div", { class: "matrix-legend" });
+  const description = make("p", { class: "matrix-told", "aria-hidden": "true" });
   const [sentence, reads, caption] = [make("p", { class: "lens-sentence", role: "status", "aria-live": "polite" }), make("p", { class: "lens-caption" }), make("p", { class: "lens-caption" })];
   const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), bar.note, size);
-  const root = make("div", { class: "lens deck", "data-lm-suppress-shortcuts": "true" });
-  root.append(make("div", { class: "lens-in" }, head, ...bar.parts, tools, make("div", { class: "deck-scroll" }, grid), make("div", { class: "deck-under" }, legend, names.form), description, sentence, reads, caption));
+  const root = make("div", { class: "lens matrix", "data-lm-suppress-shortcuts": "true" });
+  root.append(make("div", { class: "lens-in" }, head, ...bar.parts, tools, make("div", { class: "matrix-scroll" }, grid), make("div", { class: "matrix-under" }, legend, names.form), description, sentence, reads, caption));
 
   const pickCell = (query, name) => model.send({ type: "cell", query, name });
-  const removeButton = (type, rest, label) => make("button", { type: "button", class: "deck-out", "aria-label": label, title: label, onclick: () => model.send({ type, ...rest }) }, "×");
+  const removeButton = (type, rest, label) => make("button", { type: "button", class: "matrix-out", "aria-label": label, title: label, onclick: () => model.send({ type, ...rest }) }, "×");
   function column(group, selectedName) {
-    const button = make("button", { type: "button", class: "deck-head", title: `Choose the ${count(group.n, about.unit, about.units)} of ${group.name}`, "aria-pressed": String(group.name === selectedName), onclick: () => pickCell("", group.name) }, make("span", {}, group.name), make("small", {}, number(group.n)));
+    const button = make("button", { type: "button", class: "matrix-head", title: `Select the ${count(group.n, about.unit, about.units)} of ${group.name}`, "aria-pressed": String(group.name === selectedName), onclick: () => pickCell("", group.name) }, make("span", {}, group.name), make("small", {}, number(group.n)));
     return make("th", { scope: "col" }, button, removeButton("remove_group", { name: group.name }, `Take ${group.name} out`));
   }
   function question(query) {
-    const button = make("button", { type: "button", class: "deck-query", title: about.picks ? `Ask “${query}” in the lens` : query, disabled: !about.picks, onclick: () => pickCell(query, "") }, query);
+    const button = make("button", { type: "button", class: "matrix-query", title: about.picks ? `Ask “${query}” in the lens` : query, disabled: !about.picks, onclick: () => pickCell(query, "") }, query);
     return make("th", { scope: "row" }, make("div", {}, button, removeButton("remove_query", { query }, `Take “${query}” out`)));
   }
   function square(query, group, cell, place) {
     const s = strength(cell, measure);
     const text = cell ? figure(cell[measure], measure) : "";
     const kind = [cell ? "" : "blank", s ? "beyond" : "", s < 0 ? "less" : ""].join(" ");
-    const node = make("td", { class: `deck-cell ${kind}`, role: "gridcell", tabindex: String(place) === String(at) ? 0 : -1, "aria-label": words(query, group, cell, about.unit, about.units), "data-at": place.join(), style: `--s:${Math.abs(s).toFixed(3)}`, onclick: () => pickCell(query, group.name) }, text || (cell ? "–" : "·"));
+    const node = make("td", { class: `matrix-cell ${kind}`, role: "gridcell", tabindex: String(place) === String(at) ? 0 : -1, "aria-label": words(query, group, cell, about.unit, about.units), "data-at": place.join(), style: `--s:${Math.abs(s).toFixed(3)}`, onclick: () => pickCell(query, group.name) }, text || (cell ? "–" : "·"));
     node.addEventListener("focus", () => ((at = place), describe(node)));
     node.addEventListener("pointerenter", () => describe(node));
-    node.addEventListener("pointerleave", () => describe(focused(grid)?.closest(".deck-cell")));
+    node.addEventListener("pointerleave", () => describe(focused(grid)?.closest(".matrix-cell")));
     return node;
   }
   const describe = (node) => {
-    const hint = model.get("_picture").measures.length ? "Point at a cell, or walk with the arrow keys: it says itself here. A click chooses its group; whoever is chosen, in any view, can be named and becomes a column." : "";
+    const hint = model.get("_picture").measures.length ? "Point at a cell, or walk with the arrow keys: it says itself here. A click selects its group; users that are selected, in any view, can be named and becomes a column." : "";
     description.textContent = node && grid.contains(node) ? node.getAttribute("aria-label") : hint;
     description.classList.toggle("quiet", !(node && grid.contains(node)));
   };
   function draw() {
     const p = model.get("_picture");
-    const [selectedName, hasFocus] = [model.get("_selected").group, grid.contains(focused(grid)) && focused(grid).matches(".deck-cell")];
+    const [selectedName, hasFocus] = [model.get("_selected").group, grid.contains(focused(grid)) && focused(grid).matches(".matrix-cell")];
     const { rows, columns } = ordered(p, measure, p.whole && !model.get("_status").busy ? how : "dealt");
     at = [clamp(at[0], 0, Math.max(rows.length - 1, 0)), clamp(at[1], 0, Math.max(columns.length - 1, 0))];
-    const top = make("tr", {}, make("td", { class: "deck-corner" }), ...columns.map((j) => column(p.groups[j], selectedName)));
+    const top = make("tr", {}, make("td", { class: "matrix-corner" }), ...columns.map((j) => column(p.groups[j], selectedName)));
     const body = rows.map((i, y) => make("tr", {}, question(p.queries[i]), ...columns.map((j, x) => square(p.queries[i], p.groups[j], p.cells[i][j], [y, x]))));
     grid.replaceChildren(make("thead", {}, top), make("tbody", {}, ...body));
     if (hasFocus) cellAt(at)?.focus({ preventScroll: true });
     describe(hasFocus ? cellAt(at) : null);
     const [low, middle, high] = ENDS[measure];
-    const ramp = make("i", { class: `deck-ramp ${measure === "auc" ? "one" : ""}`, "aria-hidden": "true" });
+    const ramp = make("i", { class: `matrix-ramp ${measure === "auc" ? "one" : ""}`, "aria-hidden": "true" });
     const ends = [measure === "auc" ? middle : low, measure === "auc" ? "" : "less", ramp, measure === "auc" ? "" : "more", high];
-    legend.replaceChildren(...ends.filter(Boolean).map((part) => (part === ramp ? ramp : make("span", {}, part))), make("span", { class: "quiet" }, "no colour: within luck"));
+    legend.replaceChildren(...ends.filter(Boolean).map((part) => (part === ramp ? ramp : make("span", {}, part))), make("span", { class: "quiet" }, "no colour: within chance"));
     legend.hidden = !p.measures.length;
     reads.textContent = p.measures.length ? (p.reads[measure] ?? "") : "";
   }
@@ -178,7 +178,7 @@ function render({ model, el }) {
     tools.hidden = !p.measures.length;
     size.textContent = `${count(p.queries.length, "question", "questions")}, ${count(p.groups.length, "group", "groups")}, ${count(about.total, about.unit, about.units)}`;
     sentence.textContent = p.sentence || (p.measures.length ? "" : about.hint);
-    sentence.classList.toggle("deck-hint", !p.sentence);
+    sentence.classList.toggle("matrix-hint", !p.sentence);
     caption.textContent = p.caption;
     const cells = p.cells.flat();
     Object.assign(root.dataset, { ready: "true", cells: cells.filter(Boolean).length, of: cells.length, whole: String(p.whole) });
@@ -196,11 +196,11 @@ function render({ model, el }) {
     const { n = 0, group = "" } = model.get("_selected");
     root.dataset.chosen = n;
     names.show();
-    for (const button of grid.querySelectorAll(".deck-head")) button.setAttribute("aria-pressed", String(button.firstChild.textContent === group && Boolean(group)));
+    for (const button of grid.querySelectorAll(".matrix-head")) button.setAttribute("aria-pressed", String(button.firstChild.textContent === group && Boolean(group)));
   }
   const steps = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0], Home: [0, -99], End: [0, 99] };
   grid.addEventListener("keydown", (event) => {
-    const cell = event.target.closest(".deck-cell");
+    const cell = event.target.closest(".matrix-cell");
     if (!cell) return;
     const [p, step] = [model.get("_picture"), steps[event.key]];
     if (step) {

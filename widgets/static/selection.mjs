@@ -1,4 +1,4 @@
-// The selection panel: who is chosen, what sets them apart, which question tells them, names, files.
+// The selection panel: who is selected, what sets them apart, which question tells them, names, files.
 import { count, number, percent } from "./geometry.mjs";
 import { choice, make } from "./dom.mjs";
 import { survivesKernel } from "./kernel.mjs";
@@ -21,15 +21,15 @@ function bar(row, side, scale) {
   return make("span", { class: "sel-line" }, track, make("span", { class: `lens-figure ${side === "rest" ? "quiet" : ""}` }, written(row, value)));
 }
 
-/** What sets the chosen apart: paired bars, the most telling first. */
+/** What sets the selected apart: paired bars, the most telling first. */
 function comparison(model) {
   const key = (side, text) => make("span", {}, make("i", { class: `sel-key ${side}`, "aria-hidden": "true" }), text);
-  const list = make("ol", { class: "sel-rows", tabindex: 0, "aria-label": "What sets the chosen apart from the rest" });
+  const list = make("ol", { class: "sel-rows", tabindex: 0, "aria-label": "What sets the selected apart from the rest" });
   const note = make("p", { class: "lens-caption" });
   let [kind, kinds] = ["all", null];
   const filter = make("div", {});
   const node = make("section", { class: "sel-part" },
-    make("div", { class: "sel-parthead" }, make("h3", {}, "What sets them apart"), make("span", { class: "sel-legend" }, key("group", "chosen"), key("rest", "the rest"))),
+    make("div", { class: "sel-parthead" }, make("h3", {}, "What sets them apart"), make("span", { class: "sel-legend" }, key("group", "selected"), key("rest", "the rest"))),
     filter, list, note);
   function item(row) {
     const scale = row.kind === "number" ? Math.max(row.group_high ?? row.group, row.rest_high ?? row.rest) || 1 : 1;
@@ -64,7 +64,7 @@ function comparison(model) {
   return { node, show };
 }
 
-/** Which question tells them: dots with intervals on an axis, and the line that luck reaches. */
+/** Which question tells them: dots with intervals on an axis, and the line that chance reaches. */
 function questions(model, about) {
   const button = make("button", { type: "button", class: "lens-ask sel-ask", onclick: () => model.send({ type: model.get("_status").busy ? "cancel" : "explain" }) });
   const fill = make("div", { class: "lens-fill" });
@@ -89,7 +89,7 @@ function questions(model, about) {
   function show() {
     const { rows = [], sentence = "", caption: how = "", n, current } = model.get("_ranked");
     node.classList.toggle("sel-stale", Boolean(rows.length && !current));
-    words.textContent = rows.length && !current ? `Of the ${count(n, "user", "users")} chosen before: ${sentence}` : sentence;
+    words.textContent = rows.length && !current ? `Of the ${count(n, about.unit, about.units)} selected before: ${sentence}` : sentence;
     caption.textContent = how;
     const chance = rows.length ? rows[0].chance : null;
     const place = (auc) => at((auc - FLOOR) / (1 - FLOOR));
@@ -101,12 +101,12 @@ function questions(model, about) {
       return make("li", { class: style, title: range }, make("span", { class: "sel-query", title: row.query }, row.query), track, make("span", { class: "lens-figure" }, row.auc.toFixed(2)));
     });
     const line = chance === null ? null : make("span", { class: "sel-chance", style: `left:${place(chance)}`, title: "the best of all questions stays below this in 95 % of random groups of the same size" });
-    const luck = chance === null ? "" : make("em", { style: `left:${place(chance)}` }, `luck ${chance.toFixed(2)}`);
+    const reached = chance === null ? "" : make("em", { style: `left:${place(chance)}` }, `chance ${chance.toFixed(2)}`);
     const ends = [chance === null || chance > 0.66 ? make("small", {}, "0.5") : "", chance === null || chance < 0.84 ? make("small", {}, "1") : ""];
-    const ticks = make("span", { class: "sel-ticks" }, ends[0], luck, ends[1]);
+    const ticks = make("span", { class: "sel-ticks" }, ends[0], reached, ends[1]);
     const head = make("div", { class: "sel-axishead", "aria-hidden": "true" }, make("span", {}, "question"), ticks, make("span", {}, "AUC"));
     const list = make("ol", { class: "sel-rows", tabindex: 0, "aria-label": "Questions, best first" }, ...items);
-    body.replaceChildren(...(rows.length ? [head, make("div", { class: "sel-lined" }, list, make("div", { class: "sel-over" }, line))] : [make("p", { class: "sel-hint" }, "Each question of the bank is put to all users; the ranking says how well its embedding tells the chosen from the rest, and how far mere luck would come.")]));
+    body.replaceChildren(...(rows.length ? [head, make("div", { class: "sel-lined" }, list, make("div", { class: "sel-over" }, line))] : [make("p", { class: "sel-hint" }, `Asks all ${about.units} each question of a list, and ranks the questions by how well their embeddings separate the selected from the rest, beside what chance alone would reach.`)]));
     status();
   }
   return { node, show, status };
@@ -121,7 +121,7 @@ function names(model) {
   const [first, second] = ["First group", "Second group"].map((label) => make("select", { class: "sel-input", "aria-label": label }));
   const ways = [["intersect", "and"], ["unite", "or"], ["subtract", "but not"]];
   const how = make("select", { class: "sel-input", "aria-label": "How to combine them" }, ...ways.map(([value, text]) => make("option", { value }, text)));
-  const go = make("button", { type: "submit", class: "sel-button" }, "Choose");
+  const go = make("button", { type: "submit", class: "sel-button" }, "Select");
   const combine = make("form", { class: "sel-form", hidden: true }, first, how, second, go);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
@@ -133,7 +133,7 @@ function names(model) {
     model.send({ type: "combine", first: first.value, how: how.value, second: second.value });
   });
   function chip({ name, n }) {
-    const recall = make("button", { type: "button", class: "sel-recall", title: "Choose these users", onclick: () => model.send({ type: "recall", name }) }, make("span", {}, name), make("small", {}, number(n)));
+    const recall = make("button", { type: "button", class: "sel-recall", title: "Select these users", onclick: () => model.send({ type: "recall", name }) }, make("span", {}, name), make("small", {}, number(n)));
     const forget = make("button", { type: "button", class: "sel-forget", "aria-label": `Forget ${name}`, title: "Forget this name", onclick: () => model.send({ type: "forget", name }) }, "×");
     return make("span", { class: "sel-chip" }, recall, forget);
   }
@@ -162,7 +162,7 @@ function files(model, about) {
   function show() {
     const { n = 0 } = model.get("_shown");
     for (const button of [keep, ...buttons]) button.disabled = n < about.min_users;
-    few.textContent = `under ${about.min_users} users: not written`;
+    few.textContent = `under ${about.min_users} ${about.units}: not written`;
     few.hidden = n >= about.min_users;
     for (const part of [...buttons, salt]) part.hidden = !about.exports;
     node.hidden = !n;
@@ -185,10 +185,10 @@ function render({ model, el }) {
   function shown() {
     const { n = 0, sentence: summary = "", waiting } = model.get("_shown");
     const clear = n ? make("button", { type: "button", class: "lens-link", onclick: () => model.send({ type: "clear" }) }, "clear") : null;
-    who.replaceChildren(`${number(n)} of ${count(about.total, "user", "users")} chosen`, ...(clear ? [" ", clear] : []));
+    who.replaceChildren(`${number(n)} of ${count(about.total, about.unit, about.units)} selected`, ...(clear ? [" ", clear] : []));
     const named = model.get("_names").length ? ", or a name below" : "";
     const words = summary || (waiting ? "Comparing …" : "");
-    sentence.textContent = n ? words.replaceAll(" %", "\u00a0%") : `Nobody is chosen yet. Drag around some users on the map, or press the count of those who moved${named}: what sets them apart is then said here.`;
+    sentence.textContent = n ? words.replaceAll(" %", "\u00a0%") : `No ${about.units} selected. Drag around some on the map, or press the count of those who moved${named}, to see here what sets them apart.`;
     foot.hidden = !n && !named && !note.textContent;
     body.hidden = !n;
     body.classList.toggle("one", !about.explains || !about.describes);

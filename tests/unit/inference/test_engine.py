@@ -3,7 +3,9 @@ of the future, and never changes a cache.
 """
 
 import itertools
+from collections import OrderedDict
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 import qanchor as qa
+from qanchor.analysis.embedding_cache import PARAPHRASES
 from qanchor.inference.evidence import encode_questions
 from qanchor.models import pointing
 from qanchor.models.pointing import read_questions, thing_input, token_input
@@ -105,6 +108,55 @@ def test_beyond_the_memory_budget_users_are_read_again(engine, cache, embedded):
         )
 
 
+def test_an_answer_is_the_same_from_a_cached_prefix(engine, cache):
+    poor = engine.prefill(make_users(), budget_gb=0)
+    reader = engine.model.reader
+    if reader.has_language_model:
+        question = engine._encode(cache, [QUERIES[0]])
+        things = thing_input(cache.tokens)
+        for user in SOME:
+            with torch.inference_mode():
+                cached = reader.anchor(cache.user_input(user), question, things)
+                plain = reader.anchor(poor.user_input(user), question, things)
+            torch.testing.assert_close(cached.hidden, plain.hidden, atol=1e-4, rtol=0)
+            assert (cache.user_input(user).prefix is not None) == reader.reads_prefix
+    for user in SOME:
+        assert engine.generate(cache, user, QUERIES[0]) == engine.generate(poor, user, QUERIES[0])
+
+
+def test_an_answer_needs_no_ranking(engine, cache, monkeypatch):
+    monkeypatch.setattr("qanchor.inference.evidence._evidence", lambda *_: [])
+    answers = engine.score(cache, QUERIES[0]).set_index("user")["answer"]
+    monkeypatch.setattr("qanchor.inference.evidence.read_questions", lambda *_: 1 / 0)
+    for user in SOME:
+        assert engine.generate(cache, user, QUERIES[0]).endswith(answers[user])
+    assert engine.generate(cache, "u001", "Does this user suffer from diabetes?") == ""
+
+
+@pytest.mark.parametrize("engine", ["crossing"], indirect=True)
+def test_a_language_model_reads_each_question_of_a_lens_once(engine, cache, monkeypatch):
+    lens = qa.LensBackend(engine, cache, make_users(), method="pca")
+    body = engine.model.reader.body
+    read, plain = [], body._read
+    monkeypatch.setattr(body, "_remembered", OrderedDict())
+    monkeypatch.setattr(body, "_read", lambda queries: read.extend(queries) or plain(queries))
+    query = "Will this user buy tea?"
+    *_, last = lens(query)
+    assert last.data["ranking"]["score"].notna().all() and lens.answer("u001", query)
+    rewordings = [paraphrase.format(query) for paraphrase in PARAPHRASES]
+    assert sorted(read) == sorted(["", query, *rewordings])
+
+
+@pytest.mark.parametrize("engine", ["prefix"], indirect=True)
+def test_a_lens_ranks_and_answers_from_the_prefixes_that_were_read(engine, cache, monkeypatch):
+    lens = qa.LensBackend(engine, cache, make_users(), method="pca")
+    # evidence hides tokens, so users are read again for it
+    monkeypatch.setattr("qanchor.inference.evidence._evidence", lambda *_: [])
+    monkeypatch.setattr(engine.model.reader.body, "prefill", lambda *_: pytest.fail("read again"))
+    *_, last = lens.rank(QUERIES[0])
+    assert last.data["ranking"]["score"].notna().all() and lens.answer("u001", QUERIES[0])
+
+
 def test_who_else_is_read_does_not_matter(engine, cache, embedded):
     few = engine.prefill(make_users().select(list(SOME)))
     rows = [cache.ids.index(user) for user in few.ids]
@@ -164,6 +216,9 @@ def test_a_gradient_is_the_slope_of_the_score_in_the_presence_of_a_token(engine,
 def test_errors_say_the_value_and_the_cure(engine, cache):
     with pytest.raises(KeyError, match=r"'nobody' is not among the 42 that were read\. Prefill it"):
         engine.generate(cache, "nobody", "Why?")
+    prompt = SimpleNamespace(query="Why?", vectors=None, offset=None, run="another")
+    with pytest.raises(ValueError, match=r"soft prompt of 'Why\?' was tuned on run another"):
+        engine.generate(cache, "u001", prompt)
     with pytest.raises(ValueError, match=r"no users to read\. Check the folder"):
         engine.prefill(make_users().select([]))
     with pytest.raises(ValueError, match=r"There are 0 queries\. Pass at least 1"):

@@ -13,10 +13,8 @@ from qanchor.inference.evidence import (
     interpret,
     query_horizon,
     rank_by_pointing,
-    token_contributions,
 )
 from qanchor.models.model import QAnchor
-from qanchor.models.pointing import read_questions
 from qanchor.training.fit import fit
 from qanchor.workbench.lens import LensBackend
 from qanchor.workbench.messages import backtest_summary
@@ -113,25 +111,6 @@ def test_evidence_is_what_changes_the_scores(engine, tokens):
     assert sum(row["weight"] for row in evidence) <= 1.001
     holders = (tokens.which == [t.label for t in tokens.things].index("play chess")).any(1)
     assert evidence[0]["users"] == holders.sum()
-
-
-def test_contributions_are_exact(model, tokens):
-    user = tokens.ids[5]
-    _, question = interpret(model, tokens, "Will this member play chess?")
-    frame = token_contributions(model, tokens, user, question)
-    row = frame.iloc[0]
-    thing = [thing.label for thing in tokens.things].index(row["text"])
-    hidden = np.arange(len(tokens.things)) == thing
-    with_it = rank_by_pointing(model, tokens, "Will this member play chess?").set_index("user")
-    without = tokens.without(hidden)
-    score = read_questions(model.reader, without, question).score[5, 0]
-    assert row["contribution"] == pytest.approx(float(with_it.loc[user, "score"] - score), abs=1e-4)
-
-
-def test_an_unknown_user_is_named(model, tokens):
-    _, question = interpret(model, tokens, "Will this member play chess?")
-    with pytest.raises(KeyError, match="'nobody' is not among the 120"):
-        token_contributions(model, tokens, "nobody", question)
 
 
 def test_the_backtest_judges_what_was_pointed_at(engine, users):

@@ -36,7 +36,7 @@ def engine():
 
 
 @pytest.fixture(scope="module")
-def looker(engine, users):
+def backend(engine, users):
     return AttentionBackend(engine, users)
 
 
@@ -45,8 +45,8 @@ def last(updates):
     return update
 
 
-def test_the_table_is_what_attention_and_effects_say(engine, looker, users):
-    table = last(looker(QUERY)).data["table"].set_index("modality")
+def test_the_table_is_what_attention_and_effects_say(engine, backend, users):
+    table = last(backend(QUERY)).data["table"].set_index("modality")
     assert set(table["query"]) == {QUERY} and table.index.is_unique
     assert table["weight"].sum() == pytest.approx(1, abs=1e-5)
     looks = modality_attention(engine, engine.prefill(users), QUERY)
@@ -101,8 +101,8 @@ def test_the_sentence_is_plain_also_when_agreement_is_poor(effect, words):
     assert bare == "Of all modalities, a gets most attention (50.0 %)."
 
 
-def test_two_queries_share_readings_and_are_told_apart(engine, looker, users):
-    update = last(looker(QUERY, OTHER, IDS[:2]))
+def test_two_queries_share_readings_and_are_told_apart(engine, backend, users):
+    update = last(backend(QUERY, OTHER, IDS[:2]))
     both = update.data["table"]
     assert (
         list(dict.fromkeys(both["query"])) == [QUERY, OTHER]
@@ -128,8 +128,8 @@ def test_a_soft_prompt_stands_for_a_query(engine, users):
 
 def test_updates_count_readings_and_closing_cancels(engine, users, monkeypatch):
     monkeypatch.setattr("qanchor.workbench.attention.USERS_PER_UPDATE", 4)
-    looker = AttentionBackend(engine, users)
-    updates = list(looker(QUERY))
+    backend = AttentionBackend(engine, users)
+    updates = list(backend(QUERY))
     done = [update.done for update in updates]
     assert done == sorted(done) and done[-1] == updates[-1].total == 9 * 7
     words = [
@@ -151,34 +151,36 @@ def test_updates_count_readings_and_closing_cancels(engine, users, monkeypatch):
         np.isnan(look.effect).all() for look in again.results.values()
     )  # nothing half done is kept
     pd.testing.assert_frame_equal(last(again(QUERY)).data["table"], updates[-1].data["table"])
-    assert len(list(looker(QUERY))) < len(updates)  # known by now
+    assert len(list(backend(QUERY))) < len(updates)  # known by now
 
 
 def test_samples_are_drawn_by_seed_and_said(engine, users):
-    looker = AttentionBackend(engine, users, most=3, seed=1)
-    update = last(looker(QUERY))
-    assert "Mean over 3 users of 9 (drawn by seed 1)" in update.caption and len(looker.results) == 3
+    backend = AttentionBackend(engine, users, most=3, seed=1)
+    update = last(backend(QUERY))
+    assert (
+        "Mean over 3 users of 9 (drawn by seed 1)" in update.caption and len(backend.results) == 3
+    )
     assert last(AttentionBackend(engine, users, most=3, seed=1)(QUERY)).caption == update.caption
-    assert "of 9" not in last(looker(QUERY, users=IDS[:2])).caption
-    one = last(looker(QUERY, users=IDS[:1]))
+    assert "of 9" not in last(backend(QUERY, users=IDS[:2])).caption
+    one = last(backend(QUERY, users=IDS[:1]))
     assert one.caption.startswith(f"{IDS[0]}; attention shows how much each score depends")
     assert f" moves {IDS[0]} farthest" in one.message
 
 
-def test_what_cannot_be_looked_at_is_refused(engine, looker, users):
-    mine, others = (looker.events(user)["event"] for user in IDS[:2])
+def test_what_cannot_be_looked_at_is_refused(engine, backend, users):
+    mine, others = (backend.events(user)["event"] for user in IDS[:2])
     for call, kind, words in (
-        (lambda: looker("  "), ValueError, "The query is empty"),
-        (lambda: looker(QUERY, users=[]), ValueError, "No users selected"),
-        (lambda: looker(QUERY, users=["zoe"]), KeyError, "User 'zoe' is not among the 9"),
-        (lambda: looker.rerun(QUERY, IDS[0]), ValueError, "No event was dropped or reworded"),
+        (lambda: backend("  "), ValueError, "The query is empty"),
+        (lambda: backend(QUERY, users=[]), ValueError, "No users selected"),
+        (lambda: backend(QUERY, users=["zoe"]), KeyError, "User 'zoe' is not among the 9"),
+        (lambda: backend.rerun(QUERY, IDS[0]), ValueError, "No event was dropped or reworded"),
         (
-            lambda: looker.rerun(QUERY, IDS[0], reword={mine[0]: " "}),
+            lambda: backend.rerun(QUERY, IDS[0], reword={mine[0]: " "}),
             ValueError,
             "0 characters",
         ),
         (
-            lambda: looker.rerun(QUERY, IDS[0], drop=[others[0]]),
+            lambda: backend.rerun(QUERY, IDS[0], drop=[others[0]]),
             KeyError,
             f"is not among the {(users.events['user'] == IDS[0]).sum()} of user",
         ),
@@ -195,9 +197,9 @@ def rebuilt(users: Users, change) -> Users:
     return Users.from_events(events, users.cutoff, **kept)
 
 
-def test_an_edited_user_is_the_user_built_so(engine, looker, users):
+def test_an_edited_user_is_the_user_built_so(engine, backend, users):
     user = IDS[0]
-    mine = looker.events(user)
+    mine = backend.events(user)
     assert mine["time"].is_monotonic_decreasing and (mine["time"] < users.cutoff).all()
     gone, reworded = mine["event"][:2].tolist(), mine["event"][3]
 
@@ -212,24 +214,24 @@ def test_an_edited_user_is_the_user_built_so(engine, looker, users):
     cache = engine.prefill(twin)
     after = engine.embed(cache, QUERY)[cache.ids.index(user)]
     before = engine.embed(engine.prefill(users.select([user])), QUERY)[0]
-    update = last(looker.rerun(QUERY, user, gone, {reworded: "concert in Vienna"}))
+    update = last(backend.rerun(QUERY, user, gone, {reworded: "concert in Vienna"}))
     assert update.data["moved"] == pytest.approx(1 - float(after @ before), abs=1e-5)
     assert update.data["moved"] > 1e-4
-    np.testing.assert_allclose(looker.results[f"{QUERY} (edited)", user].anchor, after, atol=1e-5)
+    np.testing.assert_allclose(backend.results[f"{QUERY} (edited)", user].anchor, after, atol=1e-5)
     table = update.data["table"]
     assert list(dict.fromkeys(table["query"])) == [f"{QUERY} (edited)", QUERY]
     found = table[table["query"] == f"{QUERY} (edited)"].set_index("modality")["weight"]
     alone = modality_attention(engine, cache, QUERY, [user]).set_index("modality")["weight"]
     np.testing.assert_allclose(found, alone[found.index], atol=1e-5)
     assert update.message.startswith("Without 2 events and with 1 event reworded, ")
-    assert update.data["before"] == engine.generate(looker._prefill(users, [user]), user, QUERY)
+    assert update.data["before"] == engine.generate(backend._prefill(users, [user]), user, QUERY)
     assert update.data["after"] == engine.generate(cache, user, QUERY)
     assert update.done == update.total
 
 
-def test_a_user_left_without_events_is_read_too(looker):
-    mine = looker.events(IDS[1])
-    update = last(looker.rerun(QUERY, IDS[1], mine["event"]))
+def test_a_user_left_without_events_is_read_too(backend):
+    mine = backend.events(IDS[1])
+    update = last(backend.rerun(QUERY, IDS[1], mine["event"]))
     assert update.data["moved"] > 0
     assert edit_summary([1], {}) == "Without 1 event"
     assert edit_summary([], {1: "x", 2: "y"}) == "With 2 events reworded"

@@ -24,42 +24,44 @@ def engine() -> Engine:
 
 
 @pytest.fixture
-def asker(engine):
+def lens(engine):
     return qa.LensBackend(engine, engine.prefill(sample_users()), sample_users(), method="pca")
 
 
-def test_of_the_first_question_the_lens_says_who_ranks_first(asker):
-    updates = list(asker(QUERY))
+def test_of_the_first_question_the_lens_says_who_ranks_first(lens):
+    updates = list(lens(QUERY))
     mapped = [u for u in updates if "points" in u.data and "ranking" not in u.data][-1]
+    assert next(u.message for u in updates if "ranking" in u.data) == "Ranking all users ..."
     assert mapped.done == mapped.total == 60 and all(u.done <= u.total for u in updates)
     last, points, shifted = updates[-1], mapped.data["points"], mapped.data["shift"]
     assert last.done == last.total and last.caption == mapped.caption != ""
     first = last.data["ranking"].nlargest(3, "score")["user"].tolist()
     words = f"Interpreted as a question about any event. {first[0]}, {first[1]} and {first[2]} rank"
     assert mapped.message == "" and last.message == f"{words} first of 60 users."
+    assert last.message == f"{last.data['interpretation']} {last.data['order']}"
     assert last.data["points"] is points and last.data["shift"] is shifted
     assert list(points.columns[:5]) == ["user", "query", "x", "y", "trust"]
     assert set(points["query"]) == {"", QUERY} and len(points) == 120
-    assert set(shifted["user"]) == set(asker.ids) and (shifted["from_query"] == "").all()
-    again = list(asker(QUERY))
+    assert set(shifted["user"]) == set(lens.ids) and (shifted["from_query"] == "").all()
+    again = list(lens(QUERY))
     assert len(again) < len(updates)  # kept: nothing is asked twice
     pd.testing.assert_frame_equal(again[-1].data["shift"], shifted)
 
 
-def test_of_a_later_question_the_lens_says_who_moved(asker):
-    updates = list(asker(OTHER, previous=QUERY))
+def test_of_a_later_question_the_lens_says_who_moved(lens):
+    updates = list(lens(OTHER, previous=QUERY))
     mapped = [u for u in updates if "points" in u.data and "ranking" not in u.data][-1]
     assert f" of 60 users moved beyond the noise floor ({len(PARAPHRASES)} para" in mapped.message
     assert updates[-1].message == mapped.message
     assert (mapped.data["shift"]["from_query"] == QUERY).all()
 
 
-def test_what_nothing_speaks_of_is_refused_in_words(asker):
+def test_what_nothing_speaks_of_is_refused_in_words(lens):
     query = "Does this user suffer from diabetes?"
-    *_, last = asker(query)
+    *_, last = lens(query)
     assert last.warning.startswith(f"Nothing in these events speaks of “{query}”. You can ask")
     assert last.message == "" and last.data["ranking"]["score"].isna().all()
-    assert asker.answer(asker.ids[0], query) == last.warning
+    assert lens.answer(lens.ids[0], query) == last.warning
 
 
 @pytest.mark.slow  # compiles pynndescent
@@ -67,9 +69,9 @@ def test_of_many_users_the_map_comes_before_who_moved(engine, monkeypatch):
     for module in ("analysis.shift", "workbench.lens"):
         monkeypatch.setattr(f"qanchor.{module}.MAX_EXACT_USERS", 59)
     monkeypatch.setattr("qanchor.analysis.projection.BLOCK", 3)
-    asker = qa.LensBackend(engine, engine.prefill(sample_users()), sample_users())
-    assert asker.method == "pca"
-    first, last = [u for u in asker(QUERY) if "points" in u.data and "ranking" not in u.data]
+    lens = qa.LensBackend(engine, engine.prefill(sample_users()), sample_users())
+    assert lens.method == "pca"
+    first, last = [u for u in lens(QUERY) if "points" in u.data and "ranking" not in u.data]
     assert "shift" not in first.data and "PCA" in first.caption and len(last.data["shift"]) == 60
     assert first.data["points"] is last.data["points"]  # drawn once
 
@@ -89,8 +91,8 @@ def test_of_many_users_each_map_lies_as_the_last_of_its_method(engine, monkeypat
         return points
 
     monkeypatch.setattr("qanchor.workbench.lens.joint_projection", joint_map)
-    asker = qa.LensBackend(engine, engine.prefill(sample_users()), sample_users(), method="umap")
-    first, second = list(asker(OTHER)), list(asker(QUERY))
+    lens = qa.LensBackend(engine, engine.prefill(sample_users()), sample_users(), method="umap")
+    first, second = list(lens(OTHER)), list(lens(QUERY))
     (pca, umap), (next_pca, next_umap) = drawn[:2], drawn[2:]
     assert [method for method, *_ in drawn] == ["pca", "umap"] * 2
     assert (
@@ -129,24 +131,24 @@ def test_the_floor_is_what_rewordings_move_of_about_so_many_users(engine, monkey
 
 def test_a_cancelled_query_leaves_nothing_behind(engine, monkeypatch):
     monkeypatch.setattr("qanchor.models.pointing.USERS_PER_PASS", 10)
-    asker = qa.LensBackend(engine, engine.prefill(sample_users()), sample_users(), method="pca")
-    updates = asker(QUERY, previous=OTHER)
+    lens = qa.LensBackend(engine, engine.prefill(sample_users()), sample_users(), method="pca")
+    updates = lens(QUERY, previous=OTHER)
     assert next(updates).done == 10
     updates.close()
-    assert not asker.embeddings
-    assert list(asker(QUERY, previous=OTHER))[-1].data["points"] is not None
+    assert not lens.embeddings
+    assert list(lens(QUERY, previous=OTHER))[-1].data["points"] is not None
 
 
-def test_the_lens_answers_in_words(asker, engine):
-    user = asker.ids[0]
-    answers = engine.rank(asker.cache, OTHER).set_index("user")["answer"]
-    assert asker.answer(user, OTHER) == answers[user]
-    assert len(asker.queries) == 6 and all("{}" not in query for query in asker.queries)
+def test_the_lens_answers_in_words(lens, engine):
+    user = lens.ids[0]
+    answers = engine.rank(lens.cache, OTHER).set_index("user")["answer"]
+    assert lens.answer(user, OTHER) == answers[user]
+    assert len(lens.queries) == 6 and all("{}" not in query for query in lens.queries)
 
 
-def test_the_ranking_follows_the_map_in_the_order_of_the_users(asker, engine):
+def test_the_ranking_follows_the_map_in_the_order_of_the_users(lens, engine):
     query = QUERY
-    updates = list(asker(query))
+    updates = list(lens(query))
     places = [place for place, update in enumerate(updates) if "ranking" in update.data]
     first_map = next(place for place, update in enumerate(updates) if "points" in update.data)
     assert first_map < places[0] and places == list(
@@ -156,18 +158,18 @@ def test_the_ranking_follows_the_map_in_the_order_of_the_users(asker, engine):
     assert working and all(frame is None for frame in working)
     assert list(ranking.columns) == ["user", "score", "answer"] and ranking[
         "user"
-    ].tolist() == list(asker.ids)
-    expected = engine.rank(asker.cache, query).set_index("user").loc[list(asker.ids)]
+    ].tolist() == list(lens.ids)
+    expected = engine.rank(lens.cache, query).set_index("user").loc[list(lens.ids)]
     np.testing.assert_allclose(ranking["score"], expected["score"], atol=1e-5)
     assert ranking["answer"].tolist() == expected["answer"].tolist()
-    alone = list(asker.rank(query))[-1].data["ranking"]
+    alone = list(lens.rank(query))[-1].data["ranking"]
     pd.testing.assert_frame_equal(alone, ranking)
     assert not any(
-        "ranking" in update.data for update in asker("", previous=query)
+        "ranking" in update.data for update in lens("", previous=query)
     )  # nothing is asked
 
 
-def test_a_query_is_embedded_once_for_map_and_ranking(asker, engine, monkeypatch):
+def test_a_query_is_embedded_once_for_map_and_ranking(lens, engine, monkeypatch):
     asked, iter_embed = [], engine.iter_embed
     monkeypatch.setattr(
         engine,
@@ -176,16 +178,16 @@ def test_a_query_is_embedded_once_for_map_and_ranking(asker, engine, monkeypatch
             asked.extend(getattr(texts, "queries", texts)) or iter_embed(cache, texts)
         ),
     )
-    list(asker(OTHER))
+    list(lens(OTHER))
     assert asked.count(OTHER) == 1 and asked.count("") == 1
 
 
 def test_the_backtest_is_that_of_the_library(engine):
     users = sample_users()
-    asker = qa.LensBackend(engine, engine.prefill(users), users, method="pca")
+    lens = qa.LensBackend(engine, engine.prefill(users), users, method="pca")
     # "hash" knows no words: a question is about what it is called like
     query = next(concept.label for concept in engine.model.concepts if concept.family == "modality")
-    *steps, last = asker.backtest(query)
+    *steps, last = lens.backtest(query)
     result = qa.backtest(engine, users, query)
     assert last.data["backtest"] == result and last.done == last.total
     assert last.message == backtest_summary(result)
@@ -197,12 +199,12 @@ def test_the_backtest_is_that_of_the_library(engine):
 def test_users_may_be_named_after_they_were_read(engine):
     users = sample_users()
     cache = engine.prefill(users)
-    asker = qa.LensBackend(engine, cache, dataclasses.replace(users, unit="member"), method="pca")
-    *_, last = asker("Will this member come back?")
+    lens = qa.LensBackend(engine, cache, dataclasses.replace(users, unit="member"), method="pca")
+    *_, last = lens("Will this member come back?")
     assert (
         "member" in last.message
         and "user" not in last.message
         and last.caption.count("members") == 1
     )
-    assert (asker.unit, asker.units) == ("member", "members")
-    assert any("this member" in query for query in asker.queries) and cache.unit == "user"
+    assert (lens.unit, lens.units) == ("member", "members")
+    assert any("this member" in query for query in lens.queries) and cache.unit == "user"

@@ -13,6 +13,7 @@ from qanchor.workbench.updates import Update
 
 OWNED = ("analysis", "evaluation", "inference", "workbench")
 PACKAGE = Path(messages.__file__).parents[1]
+VIEWS = sorted((PACKAGE.parent / "widgets").glob("*.py"))
 
 
 def test_nothing_below_imports_the_sentences():
@@ -26,8 +27,17 @@ def test_nothing_below_imports_the_sentences():
 
 def test_no_plural_is_an_added_s():
     paths = [path for name in OWNED for path in (PACKAGE / name).glob("*.py")]
-    for path in [*paths, PACKAGE / "cli.py"]:
+    for path in [*paths, PACKAGE / "cli.py", *VIEWS]:
         assert not re.search(r"unit\}s\b|\"s\" \*|'s' \*", path.read_text(encoding="utf-8")), path
+    for path in VIEWS:  # a count of one has no plural, and users may have another name
+        counted = re.search(r":,\} (held-out )?users\b", path.read_text(encoding="utf-8"))
+        assert not counted, path
+
+
+def test_the_views_leave_the_sentences_of_a_ranking_to_the_messages():
+    words = ("Interpreted as a", "rank first of", "This question cannot", "sets them apart most")
+    for path in [*VIEWS, *(PACKAGE.parent / "widgets").rglob("*.mjs")]:
+        assert not any(some in path.read_text(encoding="utf-8") for some in words), path
 
 
 def test_every_sentence_has_the_plural_of_the_unit():
@@ -40,7 +50,9 @@ def test_every_sentence_has_the_plural_of_the_unit():
         }
     )
     order = pd.DataFrame({"user": ["a", "b"], "score": [0.1, 0.2]})
-    order.attrs["topics"] = ["tea"]
+    compared = pd.DataFrame(
+        {"kind": ["text"], "name": "tea", "group": 0.5, "rest": 0.1, "beyond_chance": True}
+    )
     ranking = pd.DataFrame(
         {"query": ["q"], "auc": 0.8, "auc_low": 0.7, "auc_high": 0.9, "chance": 0.6}
     )
@@ -55,7 +67,11 @@ def test_every_sentence_has_the_plural_of_the_unit():
         messages.progress_message("Embedded", 3, 9, "family"),
         messages.opening_message(9, "family"),
         messages.shift_summary(shift, "family"),
-        messages.ranking_summary(order, "family"),
+        messages.ranking_begins("family"),
+        messages.order_sentence(order, "family"),
+        messages.order_sentence(order.assign(score=np.nan), "family"),
+        messages.group_summary(compared, 3, 9, "family"),
+        messages.group_summary(compared.assign(beyond_chance=False), 3, 9, "family"),
         messages.provenance("", 0, shift, "family")["metric"],
         messages.deletion_progress("bill", 9, "family"),
         messages.attention_caption(["a", "b"], 9, "family", 0),
@@ -72,6 +88,31 @@ def test_every_sentence_has_the_plural_of_the_unit():
         assert "families" in sentence and "familys" not in sentence and "luck" not in sentence, (
             sentence
         )
+
+
+def test_a_ranking_is_said_in_two_sentences():
+    ranking = pd.DataFrame({"user": list("abcd"), "score": [0.1, 0.0, 0.3, 0.2]})
+    ranking.attrs["topics"] = ["not buy_tea", "bread", "milk", "rice"]
+    meaning = "Interpreted as a question about not buy tea, bread, milk."
+    assert messages.interpretation_sentence(ranking) == meaning
+    assert messages.order_sentence(ranking) == "c, d and a rank first of 4 users."
+    assert messages.order_sentence(ranking.head(2)) == "a and b rank first of 2 users."
+    ranking.attrs["topics"] = []
+    assert messages.interpretation_sentence(ranking) == ""
+
+
+def test_what_sets_a_group_apart_is_short_and_in_its_own_numbers():
+    rows = [
+        ("number", "amount", 1412.5, 36.0, True),
+        ("text", "x" * 99, 0.254, 0.0, True),
+        ("label", "Fraud", 0.12, 0.06, False),
+    ]
+    columns = ["kind", "name", "group", "rest", "beyond_chance"]
+    summary = messages.group_summary(pd.DataFrame(rows, columns=columns), 1, 1_000)
+    assert summary == (
+        "1 of 1,000 users selected. What sets them apart most: “amount” 1,412.5 against 36;"
+        f" “{'x' * 40}” 25 % against 0 %."
+    )
 
 
 def test_nothing_significant_is_said_plainly():
