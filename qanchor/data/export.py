@@ -23,7 +23,7 @@ MIN_GROUP_SIZE = 10  # users: a smaller group is not written to a file, for it p
 def export_group(
     users: Users,
     ids: Iterable[str],
-    path,
+    path: str | Path,
     *,
     least: int = MIN_GROUP_SIZE,
     salt: str | None = None,

@@ -30,7 +30,7 @@ from qanchor.data.columns import (
 )
 from qanchor.data.dates import read_times
 from qanchor.data.metadata import ABOUT_FIELDS, read_about
-from qanchor.data.sources import Table, find_tables, open_table
+from qanchor.data.sources import Table, TableLike, find_tables, open_table
 from qanchor.data.users import Users
 from qanchor.data.validation import (
     LIKE_A_LABEL,
@@ -47,6 +47,7 @@ from qanchor.data.validation import (
 from qanchor.errors import DataError
 from qanchor.utils.io import atomic_directory
 from qanchor.utils.text import count
+from qanchor.utils.types import TimeLike
 
 TOTALS = ("total", "totals", "grand total", "sum", "summe", "gesamt", "subtotal", "totale")
 NO_ID_DROPPED = "a user needs an id. The row is left out."
@@ -55,7 +56,7 @@ MIN_ATTRIBUTE_USERS = 10  # fewer users have a number in common by chance
 
 
 def read_events(
-    source,
+    source: TableLike,
     *,
     user: str | None = None,
     time: str | list[str] | None = None,
@@ -63,7 +64,7 @@ def read_events(
     modality: str | None = None,
     numbers: list[str] | None = None,
     attributes: list[str] | None = None,
-    cutoff=None,
+    cutoff: TimeLike | None = None,
     horizon_days: int | None = None,
     unit: str | None = None,
     words: Mapping[str, str] | None = None,
@@ -132,7 +133,7 @@ def _known(fields: dict) -> dict:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def load_users(path) -> Users:
+def load_users(path: str | Path) -> Users:
     """Read a folder of users, as `Users.save` writes it or as `read_events` understands it.
 
     Args:

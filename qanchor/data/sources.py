@@ -10,6 +10,7 @@ import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import pandas as pd
 
@@ -27,6 +28,17 @@ OLD_WORKBOOK = b"\xd0\xcf\x11\xe0"
 GZIP = b"\x1f\x8b"
 # a date or a number at the start of a cell, as names of columns have not
 LIKE_A_DATE = re.compile(r"\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}")
+
+
+@runtime_checkable
+class FrameLike(Protocol):
+    """A table of polars or pyarrow."""
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return it as a pandas frame."""
+
+
+TableLike = str | Path | pd.DataFrame | FrameLike
 
 
 @dataclass
@@ -49,7 +61,7 @@ class Table:
         return self.findings.file
 
 
-def open_table(source, findings: Findings) -> Table:
+def open_table(source: object, findings: Findings) -> Table:
     """Open a table.
 
     Args:
@@ -112,7 +124,7 @@ def _format(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def _to_pandas(source) -> pd.DataFrame:
+def _to_pandas(source: object) -> pd.DataFrame:
     if isinstance(source, pd.DataFrame):
         return source
     if hasattr(source, "to_pandas"):  # polars and pyarrow

@@ -23,6 +23,7 @@ from qanchor.data.validation import (
 from qanchor.errors import DataError
 from qanchor.utils.io import atomic_write, write_json
 from qanchor.utils.text import count
+from qanchor.utils.types import TimeLike
 
 RECENT_EVENTS = 5  # texts per user in `Users.frame()["recent"]`
 
@@ -72,7 +73,7 @@ class Users:
     def from_events(
         cls,
         events: pd.DataFrame,
-        cutoff=None,
+        cutoff: TimeLike | None = None,
         *,
         name: str = "users",
         tabular: pd.DataFrame | None = None,
@@ -161,7 +162,7 @@ class Users:
         """Names of the number columns of the events, in order."""
         return tuple(column for column in self.events.columns if column not in REQUIRED)
 
-    def history(self, cutoff=None) -> pd.DataFrame:
+    def history(self, cutoff: TimeLike | None = None) -> pd.DataFrame:
         """Return the events strictly before a cut-off.
 
         Args:
@@ -247,7 +248,7 @@ class Users:
         frame = times.join(counts.rename(columns=str)).assign(recent=recent)
         return frame.reset_index().astype({"user": str})
 
-    def save(self, folder) -> Path:
+    def save(self, folder: str | Path) -> Path:
         """Write a folder that `load_users` reads; each file is written atomically.
 
         Args:

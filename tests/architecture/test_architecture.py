@@ -20,6 +20,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import qanchor
+from tests.architecture import public_api
 from tests.tiny import brief_fits
 
 ROOT = Path(__file__).parents[2]
@@ -349,6 +350,39 @@ def test_public_names_say_what_they_do_and_show_it(name):
         f"qanchor.{name}: its docstring must open with one sentence on one line, not {words[:80]!r}"
     )
     assert ">>> " in words, f"qanchor.{name}: its docstring shows no example"
+
+
+def signatures(name: str, thing: object):
+    """Yield a name and the signature of a function, or of all public methods of a class."""
+    if not inspect.isclass(thing):
+        yield name, inspect.signature(thing)
+        return
+    for member, method in vars(thing).items():
+        if isinstance(method, property):
+            method = method.fget
+        method = getattr(method, "__func__", method)
+        if inspect.isfunction(method) and (member == "__init__" or not member.startswith("_")):
+            yield f"{name}.{member}", inspect.signature(method)
+
+
+@pytest.mark.parametrize("name", getattr(qanchor, "__all__", ()))
+def test_public_arguments_and_results_have_a_type(name):
+    untyped = []
+    for place, signature in signatures(name, getattr(qanchor, name)):
+        for parameter in signature.parameters.values():
+            is_untyped = parameter.annotation is parameter.empty
+            if is_untyped and parameter.name not in ("self", "cls"):
+                untyped.append(f"{place}: {parameter.name}")
+        is_untyped = signature.return_annotation is signature.empty
+        if is_untyped and not place.endswith("__init__"):
+            untyped.append(f"{place}: its result")
+    none(untyped)
+
+
+def test_the_typed_program_runs(tmp_path):
+    with brief_fits():
+        ranking, path, auc = public_api.main(tmp_path)
+    assert len(ranking) == 60 and path.exists() and 0 <= auc <= 1
 
 
 @pytest.fixture(scope="module")
