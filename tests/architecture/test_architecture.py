@@ -157,6 +157,15 @@ def test_nothing_heavy_is_imported_at_the_top():
     )
 
 
+def test_private_names_stay_in_their_module():
+    none(
+        f"{at(p, n)}: {m} is private"
+        for p in LIBRARY
+        for n, m, _ in imports(p)
+        if m.startswith("qanchor.") and m.rpartition(".")[2].startswith("_")
+    )
+
+
 def test_the_front_end_knows_neither_library_nor_models():
     banned = {"qanchor", "torch", "transformers", "peft", "accelerate"}
     none(
