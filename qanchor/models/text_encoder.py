@@ -18,13 +18,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qanchor.errors import TableError, WeightsError
-from qanchor.models.weights import missing_model_message, resolve_model
+from qanchor.models.weights import missing_model_message, resolve_model, weights_digest
 from qanchor.utils.io import cache_dir, replace_surrogates
 
 HASH_DIM = 384  # width of "hash" vectors, that of MiniLM
 MAX_TEXT_TOKENS = 256  # longer texts are cut
 TEXTS_PER_BATCH = 256  # texts in a forward pass; sorted by length, so there is little padding
 TEXTS_PER_WRITE = 16 * TEXTS_PER_BATCH  # texts between two writes, which a kill may lose
+VECTORS_VERSION = 2  # increase it when the same weights give other vectors
 CREATE = "create table if not exists vectors (key blob primary key, vector blob) without rowid"
 
 
@@ -52,8 +53,7 @@ class TextEncoder(nn.Module):
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             inner = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
         except OSError as error:
-            message = missing_model_message("text encoder", name, error, "minilm")
-            raise WeightsError(message) from error
+            raise _missing_encoder(name, error) from error
         self.inner = inner.eval()
         self.dim = self.inner.config.hidden_size
 
@@ -68,6 +68,10 @@ class TextEncoder(nn.Module):
         hidden = self.inner(**batch).last_hidden_state
         mask = batch["attention_mask"][..., None].to(hidden.dtype)
         return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).cpu()
+
+
+def _missing_encoder(name: str, error: OSError) -> WeightsError:
+    return WeightsError(missing_model_message("text encoder", name, error, "minilm"))
 
 
 @lru_cache(maxsize=65_536)
@@ -87,13 +91,15 @@ def text_vectors(
         texts: Any number of strings; repeats cost nothing.
         encoder: "minilm" (packaged), "hash" (no download, no meaning), a Hugging Face id or a
             folder.
-        folder: Folder of the tables, which processes may share. Default: `<cache>/texts`.
+        folder: Folder of the tables, one for each encoder and its weights, which processes may
+            share. Default: `<cache>/texts`.
 
     Returns:
         float16 (text, dim), 384 for MiniLM. Equal texts have equal rows in any company.
 
     Raises:
         TableError: If a vector on disk is not the one that was written.
+        WeightsError: If there is no such encoder.
         OSError: If the disk is full or not writable.
 
     Example:
@@ -106,7 +112,11 @@ def text_vectors(
     encode = partial(_encode_texts, encoder)
     if encoder == "hash":  # cheaper than a table
         return encode(list(distinct))[codes]
-    name = f"{_text_hash(encoder).hex()[:24]}.sqlite"
+    try:
+        digest = weights_digest(encoder)
+    except OSError as error:
+        raise _missing_encoder(encoder, error) from error
+    name = f"{_text_hash(f'{encoder} {digest}').hex()[:24]}-{VECTORS_VERSION}.sqlite"
     table = VectorTable((folder or cache_dir() / "texts") / name)
     return table.lookup(list(distinct), encode)[codes]
 
