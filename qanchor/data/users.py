@@ -39,9 +39,9 @@ class Users:
         events: One row per event, sorted by user and time: `user, time, modality, text` and number
             columns (float, NaN for none). `user`, `modality` and `text` are categorical.
         cutoff: Events before it are history and may be read; the others are the future.
-        modalities: Modalities of the history, in the order in which models read them.
-        tabular: Index `user`; facts known before the first event. Columns are named
-            `group.feature`; each group becomes one prefix token.
+        modalities: Modalities of the history; tables list them in this order.
+        tabular: Index `user`; facts known before the first event, NaN for unknown. A model reads
+            each as one token of the user.
         labels: Index `user`; 0, 1 or NaN (unknown). Never an input.
         horizon_days: Days after the cut-off that questions are about (default 30).
         unit: Word for one of them in questions, such as "household" (default "user").
@@ -90,7 +90,7 @@ class Users:
             events: One row per event: `user, time, modality, text` and any number columns.
             cutoff: Time that divides history from future (default: just after the last event).
             name: Name of the data set (default "users").
-            tabular: Facts, index `user`, number columns named `group.feature` (default: none).
+            tabular: Facts, index `user`, number columns (default: none).
             labels: Labels, index `user`, values 0, 1 or NaN (default: none).
             modalities: Allowed modalities in order (default: those before the cut-off, sorted).
             horizon_days: Days after the cut-off that questions are about (default 30).

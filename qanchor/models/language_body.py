@@ -74,8 +74,8 @@ class EvidenceDropout(nn.Module):
     ) -> Float[Tensor, "user query prior"]:
         if not self.training:
             return known
-        kept = torch.rand(len(known), 1, 1, device=known.device) >= EVIDENCE_DROPOUT
-        return known * kept
+        mask = torch.rand(len(known), 1, 1, device=known.device) >= EVIDENCE_DROPOUT
+        return known * mask
 
 
 def on_own_device(method: Callable) -> Callable:
@@ -269,21 +269,21 @@ class LanguageBody(nn.Module):
 
     @on_own_device
     def forward(
-        self, given: BodyInput
+        self, inputs: BodyInput
     ) -> tuple[Float[Tensor, "user query state"], Float[Tensor, "user query token"]]:
         """Return the state behind the score, and the mean attention of the anchor to the tokens.
 
         Args:
-            given: Users and questions.
+            inputs: Users and questions.
         """
-        anchor, attention = self.anchor(given)
+        anchor, attention = self.anchor(inputs)
         return self.state(anchor.hidden).cpu(), attention.cpu()
 
-    def anchor(self, given: BodyInput) -> tuple[Anchor, Float[Tensor, "user query token"]]:
+    def anchor(self, inputs: BodyInput) -> tuple[Anchor, Float[Tensor, "user query token"]]:
         """Return the anchors of users and questions, and their mean attention to the tokens.
 
         Args:
-            given: Users and questions.
+            inputs: Users and questions.
         """
         raise NotImplementedError
 
@@ -543,17 +543,17 @@ def _recall(
         per_pass: Keys that are read at a time.
         most: How many are remembered.
     """
-    found = {key: remembered[key] for key in keys if key in remembered}
-    new = [key for key in dict.fromkeys(keys) if key not in found]
+    by_key = {key: remembered[key] for key in keys if key in remembered}
+    new = [key for key in dict.fromkeys(keys) if key not in by_key]
     for start in range(0, len(new), per_pass):
-        some = new[start : start + per_pass]
-        found |= zip(some, read(some), strict=True)
-    for key, states in found.items():
+        batch = new[start : start + per_pass]
+        by_key |= zip(batch, read(batch), strict=True)
+    for key, states in by_key.items():
         remembered[key] = states
         remembered.move_to_end(key)
     while len(remembered) > most:
         remembered.popitem(last=False)
-    return [found[key] for key in keys]
+    return [by_key[key] for key in keys]
 
 
 def _stack(parts: Sequence[QueryStates]) -> QueryStates:

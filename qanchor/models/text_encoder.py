@@ -147,7 +147,7 @@ class VectorTable:
         try:
             with closing(sqlite3.connect(self.path, timeout=60)) as base:
                 base.execute(CREATE)
-                known = {key for some in _chunks(keys) for (key,) in _select(base, "key", some)}
+                known = {key for chunk in _chunks(keys) for (key,) in _select(base, "key", chunk)}
                 new = [i for i, key in enumerate(keys) if key not in known]
                 for rows in _chunks(sorted(new, key=lambda i: len(texts[i]))):
                     vectors = encode([texts[i] for i in rows])
@@ -157,7 +157,7 @@ class VectorTable:
                     ]
                     with base:
                         base.executemany("insert or ignore into vectors values (?, ?)", stored)
-                return np.concatenate([self._read(base, some) for some in _chunks(keys)])
+                return np.concatenate([self._read(base, chunk) for chunk in _chunks(keys)])
         except sqlite3.OperationalError as error:
             raise OSError(
                 f"{self.path}: {error}. Free disk space or choose another folder."
@@ -167,11 +167,11 @@ class VectorTable:
 
     def _read(self, base: sqlite3.Connection, keys: list[bytes]) -> np.ndarray:
         """Return the vectors of keys that the table has; another process may have stored some."""
-        found = dict(_select(base, "key, vector", keys))
-        for stored in found.values():
+        vectors = dict(_select(base, "key, vector", keys))
+        for stored in vectors.values():
             if zlib.crc32(stored[4:]).to_bytes(4) != stored[:4]:
                 raise self._damaged("a vector is not what was written")
-        return np.stack([np.frombuffer(found[key], np.float16, offset=4) for key in keys])
+        return np.stack([np.frombuffer(vectors[key], np.float16, offset=4) for key in keys])
 
     def _damaged(self, what: str) -> TableError:
         return TableError(f"{self.path}: {what}. Remove it, its texts are encoded again.")

@@ -44,9 +44,9 @@ def content_words(query: str, unit: str = "user") -> str:
     names = {unit.lower(), plural(unit.lower())}
     joined = PHRASAL_VERBS.sub(r"\1\2", query.lower())
     words = re.findall(r"[^\W_]+(?:['’]t\b)?", joined)
-    kept = [word for word in words if word not in FUNCTION_WORDS and word not in names]
-    kept = [word for word in kept if not word.endswith(("'t", "’t"))]
-    return " ".join(kept) or query
+    content = [word for word in words if word not in FUNCTION_WORDS and word not in names]
+    content = [word for word in content if not word.endswith(("'t", "’t"))]
+    return " ".join(content) or query
 
 
 def spelling_vectors(texts) -> Float[np.ndarray, "text spelling"]:

@@ -77,8 +77,8 @@ class ChatClient:
         except ValueError as error:
             self.counts["repairs"] += 1
             repair = {"role": "user", "content": REPAIR_PROMPT.format(why=error)}
-        said = {"role": "assistant", "content": reply}
-        return parse(first_json(self._reply([*messages, said, repair])))
+        answer = {"role": "assistant", "content": reply}
+        return parse(first_json(self._reply([*messages, answer, repair])))
 
     def _reply(self, messages: list[dict]) -> str:
         """Return the model's reply, from disk if the same request was answered before."""
@@ -301,11 +301,11 @@ def generate_pairs(
                 progress(done, len(order))
     except TokenBudgetExceeded as error:
         stopped = str(error)
-    kept = pairs.loc[sorted(worded)].copy()
-    kept[["query", "answer"]] = [worded[row] for row in kept.index] if worded else None
+    result = pairs.loc[sorted(worded)].copy()
+    result[["query", "answer"]] = [worded[row] for row in result.index] if worded else None
     report = {"model": model, "samples": done, **chat.counts, "stopped": stopped}
-    kept.attrs["synthesis"] = report | {"kept": len(kept), "dropped": dict(dropped)}
-    return kept
+    result.attrs["synthesis"] = report | {"kept": len(result), "dropped": dict(dropped)}
+    return result
 
 
 def _word_pair(chat: ChatClient, pair, events: pd.DataFrame, unit: str) -> tuple[str, str]:
