@@ -136,14 +136,10 @@ def load_and_prefill(run: Path, users: qa.Users) -> tuple[qa.Engine, qa.PrefixCa
     """Load a run and encode the users with it."""
     warn_if_busy()
     engine = qa.Engine(qa.QAnchor.from_pretrained(run))
-    return engine, _prefill(engine, users)
-
-
-def _prefill(engine: qa.Engine, users: qa.Users) -> qa.PrefixCache:
     bars = ProgressBars()
     cache = engine.prefill(users, progress=partial(bars, "reading users"))
     bars.close()
-    return cache
+    return engine, cache
 
 
 def refuse_differences(engine: qa.Engine, users: qa.Users) -> None:

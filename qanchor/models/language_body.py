@@ -7,7 +7,6 @@ the same pass is the second tower of the contrastive loss.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import NamedTuple
@@ -31,6 +30,7 @@ from qanchor.models.pointing import (
     TokenInput,
 )
 from qanchor.models.user_tokens import N_LEVEL_NUMBERS, N_TOKEN_NUMBERS
+from qanchor.utils.arrays import LRUCache
 
 LLAMA_LIKE = ("llama", "qwen2")
 TOKEN_DIM = 256
@@ -162,8 +162,8 @@ class LanguageBody(nn.Module):
                 nn.ReLU(),
                 nn.Linear(PROJECTION_HIDDEN, PROJECTION_DIM),
             )
-        self._remembered: OrderedDict[str, QueryStates] = OrderedDict()
-        self._remembered_answers: OrderedDict[tuple[str, str], tuple] = OrderedDict()
+        self._remembered = LRUCache(REMEMBERED)
+        self._remembered_answers = LRUCache(REMEMBERED_ANSWERS)
 
     @property
     def device(self) -> torch.device:
@@ -187,7 +187,7 @@ class LanguageBody(nn.Module):
         Raises:
             ValueError: A question has more than 256 tokens.
         """
-        return _stack(_recall(self._remembered, queries, self._read, QUERIES_PER_PASS, REMEMBERED))
+        return _stack(_recall(self._remembered, queries, self._read, QUERIES_PER_PASS))
 
     @torch.inference_mode(False)  # what is remembered may be needed for gradients later
     @torch.no_grad()
@@ -377,13 +377,7 @@ class LanguageBody(nn.Module):
             ValueError: A question has more than 256 tokens.
         """
         pairs = list(zip(queries, answers, strict=True))
-        read = _recall(
-            self._remembered_answers,
-            pairs,
-            self._read_answers,
-            ANSWERS_PER_PASS,
-            REMEMBERED_ANSWERS,
-        )
+        read = _recall(self._remembered_answers, pairs, self._read_answers, ANSWERS_PER_PASS)
         ids = pad_sequence([ids for ids, _ in read], batch_first=True, padding_value=PADDING)
         hidden = pad_sequence([hidden for _, hidden in read], batch_first=True)
         return Answers(ids.clamp(min=0), hidden, ids != PADDING)
@@ -531,28 +525,21 @@ class LanguageBody(nn.Module):
         return torch.stack(scores, 1).cpu()
 
 
-def _recall(
-    remembered: OrderedDict, keys: Sequence, read: Callable, per_pass: int, most: int
-) -> list:
+def _recall(remembered: LRUCache, keys: Sequence, read: Callable, per_pass: int) -> list:
     """Return what is remembered of each key; read the others, some at a time, and remember them.
 
     Args:
-        remembered: What is remembered, the latest last; changed in place.
+        remembered: What is remembered; changed in place.
         keys: What to return.
         read: Return a list of what is read of some keys.
         per_pass: Keys that are read at a time.
-        most: How many are remembered.
     """
     by_key = {key: remembered[key] for key in keys if key in remembered}
     new = [key for key in dict.fromkeys(keys) if key not in by_key]
     for start in range(0, len(new), per_pass):
         batch = new[start : start + per_pass]
         by_key |= zip(batch, read(batch), strict=True)
-    for key, states in by_key.items():
-        remembered[key] = states
-        remembered.move_to_end(key)
-    while len(remembered) > most:
-        remembered.popitem(last=False)
+    remembered.update(by_key)
     return [by_key[key] for key in keys]
 
 

@@ -18,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qanchor.errors import TableError, WeightsError
-from qanchor.models.weights import missing_model_message, resolve_model, weights_digest
+from qanchor.models.weights import PACKAGES, missing_model_message, resolve_model
+from qanchor.utils.hashing import sha256_file
 from qanchor.utils.io import cache_dir, replace_surrogates
 
 HASH_DIM = 384  # width of "hash" vectors, that of MiniLM
@@ -47,13 +48,16 @@ class TextEncoder(nn.Module):
         if name == "hash":
             return
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import cached_file
 
         folder = resolve_model(name)
         try:
+            self.commit = Path(cached_file(folder, "config.json")).parent.name  # on the hub
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             inner = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
         except OSError as error:
-            raise _missing_encoder(name, error) from error
+            message = missing_model_message("text encoder", name, error, "minilm")
+            raise WeightsError(message) from error
         self.inner = inner.eval()
         self.dim = self.inner.config.hidden_size
 
@@ -68,10 +72,6 @@ class TextEncoder(nn.Module):
         hidden = self.inner(**batch).last_hidden_state
         mask = batch["attention_mask"][..., None].to(hidden.dtype)
         return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).cpu()
-
-
-def _missing_encoder(name: str, error: OSError) -> WeightsError:
-    return WeightsError(missing_model_message("text encoder", name, error, "minilm"))
 
 
 @lru_cache(maxsize=65_536)
@@ -112,13 +112,28 @@ def text_vectors(
     encode = partial(_encode_texts, encoder)
     if encoder == "hash":  # cheaper than a table
         return encode(list(distinct))[codes]
-    try:
-        digest = weights_digest(encoder)
-    except OSError as error:
-        raise _missing_encoder(encoder, error) from error
-    name = f"{_text_hash(f'{encoder} {digest}').hex()[:24]}-{VECTORS_VERSION}.sqlite"
+    digest = _text_hash(f"{encoder} {encoder_digest(encoder)}").hex()[:24]
+    name = f"{digest}-{VECTORS_VERSION}.sqlite"
     table = VectorTable((folder or cache_dir() / "texts") / name)
     return table.lookup(list(distinct), encode)[codes]
+
+
+@lru_cache
+def encoder_digest(name: str) -> str:
+    """Return a text that changes with the weights behind the name of a text encoder.
+
+    Args:
+        name: As for `TextEncoder`. The files of a folder are hashed once per process.
+
+    Raises:
+        WeightsError: If there is no such encoder.
+    """
+    if name in PACKAGES:
+        return PACKAGES[name].sha256  # checked when it was downloaded
+    if Path(name).is_dir():
+        files = sorted(path for path in Path(name).iterdir() if path.is_file())
+        return " ".join(map(sha256_file, files))
+    return _load_text_encoder(name).commit
 
 
 @dataclass(frozen=True)

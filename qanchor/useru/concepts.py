@@ -328,6 +328,7 @@ HORIZON_WORDINGS = {
     60: "in the next two months",
     90: "in the next three months",
 }
+MAX_WORDINGS = 16  # of a concept, for each sense
 FRAME_VERBS = 8  # of staying and of leaving, in each frame
 FRAME_TOPICS = 60
 
@@ -430,18 +431,17 @@ def topic_wordings(rng: np.random.Generator) -> list[Wording]:
     return questions
 
 
-def wordings(concept: Concept, rng: np.random.Generator, n: int = 16) -> list[Wording]:
+def wordings(concept: Concept, rng: np.random.Generator) -> list[Wording]:
     """Return questions about a concept.
 
     Args:
         concept: The concept.
         rng: Random generator that chooses verbs and times.
-        n: Questions for each sense, at most (default 16).
     """
     questions = []
     value = f"{concept.threshold:g}"
     for sign, texts in zip((1, -1), templates(concept), strict=True):
-        for place, text in enumerate(texts[:n]):
+        for place, text in enumerate(texts[:MAX_WORDINGS]):
             days = 0
             when = rng.choice(NEXT)
             if "{when}" in text and rng.random() < 0.3:

@@ -14,8 +14,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 
 from qanchor.errors import TableError, WeightsError
 from qanchor.models import text_encoder as text_encoder_module
-from qanchor.models.text_encoder import TextEncoder, VectorTable, text_vectors
-from qanchor.models.weights import weights_digest
+from qanchor.models.text_encoder import TextEncoder, VectorTable, encoder_digest, text_vectors
 
 
 @pytest.fixture
@@ -32,7 +31,7 @@ def encoded(monkeypatch) -> list[str]:
             return super().forward(some)
 
     monkeypatch.setattr(text_encoder_module, "TextEncoder", Counting)
-    monkeypatch.setattr(text_encoder_module, "weights_digest", str)
+    monkeypatch.setattr(text_encoder_module, "encoder_digest", str)
     text_encoder_module._load_text_encoder.cache_clear()
     yield told
     text_encoder_module._load_text_encoder.cache_clear()
@@ -87,7 +86,7 @@ def make_encoder(folder, seed: int):
     BertModel(config).save_pretrained(folder)
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\ntea\n")
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
-    for cached in (weights_digest, text_encoder_module._load_text_encoder):
+    for cached in (encoder_digest, text_encoder_module._load_text_encoder):
         cached.cache_clear()
 
 
