@@ -164,8 +164,7 @@ def backtest(
     concept = Concept("asked", family, "", tuple(thing.name for thing in meant), measure)
     sign = attrs["sign"]
     events = reader.events
-    position = {user: row for row, user in enumerate(users.ids)}
-    rows = np.array([position[user] for user in tokens.ids])[judged]
+    rows = pd.Index(users.ids).get_indexer(tokens.ids)[judged]
     outcomes = Outcomes.of(events, rows, cutoff, days)
     outcome = sign * outcomes.truth(events, (concept,))[:, 0].astype(float)
     _, past = outcomes.amounts(events, concept)

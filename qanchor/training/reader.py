@@ -299,14 +299,13 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
     topics = first.aliases.things_by_label(first.things)
     concepts = induce_concepts(first.events, first.vectors, cutoffs, topics)
     reader = TokenReader(users, encoder, until=max(cutoffs))
-    position = {user: row for row, user in enumerate(users.ids)}
     samples = []
     fitted = None
     for cutoff in cutoffs:
         tokens = reader.read(cutoff)
         if len(tokens) < MIN_USERS:
             continue
-        rows = np.array([position[user] for user in tokens.ids])
+        rows = pd.Index(users.ids).get_indexer(tokens.ids)
         outcomes = {days: Outcomes.of(reader.events, rows, cutoff, days) for days in horizons}
         truth = {days: outcomes[days].truth(reader.events, concepts) for days in horizons}
         grades = {
