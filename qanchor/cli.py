@@ -61,7 +61,8 @@ LabelsOf = Annotated[
     Path | None,
     typer.Option(
         "--labels-file",
-        help="parquet or csv with columns user and label (0 or 1); default: the folder's own labels",
+        help="parquet or csv with columns user and label (0 or 1); default: the folder's own "
+        "labels",
     ),
 ]
 ColumnOf = Annotated[

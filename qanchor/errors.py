@@ -20,8 +20,8 @@ class DataError(QanchorError, ValueError):
         hint: What to do about it.
 
     Example:
-        >>> print(DataError("events.csv", 3, "time", "soon", "not a time: write it as 2025-01-31 18:00:00"))
-        events.csv, row 3, column 'time': 'soon': not a time: write it as 2025-01-31 18:00:00
+        >>> print(DataError("events.csv", 3, "time", "soon", "not a time: write it as 2025-01-31"))
+        events.csv, row 3, column 'time': 'soon': not a time: write it as 2025-01-31
     """
 
     def __init__(self, file: str, row: int | None, column: str | None, value: object, hint: str):

@@ -60,7 +60,10 @@ NAMES = {
         "type|kind|area|location|place|where",
     ),
 }
-MONEY_NAMES = r"(.*_)?(amount|price|cost|costs|dollars|euros?|eur|usd|paid|revenue|spend|sales|betrag|preis)(_.*)?"
+MONEY_NAMES = (
+    r"(.*_)?(amount|price|cost|costs|dollars|euros?|eur|usd|paid|revenue|spend|sales|betrag|preis)"
+    r"(_.*)?"
+)
 # Numbers of an event that are summed; they are no attributes even if a user always pays the same.
 SUMMED_NAMES = MONEY_NAMES + "|(.*_)?(quantity|qty|count|number|items|points|units|menge|anzahl)"
 ID_NAMES = (

@@ -1,4 +1,4 @@
-"""Open a table from anywhere: frames, csv of any dialect, parquet, JSON lines, workbooks, folders."""
+"""Open any table: frames, csv of any dialect, parquet, JSON lines, workbooks, folders."""
 
 from __future__ import annotations
 

@@ -79,7 +79,8 @@ def wilson_interval(
         (low, high).
 
     Example:
-        >>> [bound.round(3).tolist() for bound in wilson_interval(np.array([0, 5]), np.array([10, 10]))]
+        >>> bounds = wilson_interval(np.array([0, 5]), np.array([10, 10]))
+        >>> [bound.round(3).tolist() for bound in bounds]
         [[0.0, 0.237], [0.278, 0.763]]
     """
     middle = count + Z**2 / 2

@@ -49,8 +49,8 @@ def load_backbone(name: str) -> tuple[nn.Module, CharTokenizer | HubTokenizer]:
     """Load a language model in float32, and its tokenizer.
 
     Args:
-        name: "tiny" (the same random weights each time), "smollm2" (packaged), a Hugging Face id, or a
-            local folder.
+        name: "tiny" (the same random weights each time), "smollm2" (packaged), a Hugging Face id,
+            or a local folder.
 
     Raises:
         WeightsError: The model cannot be found or downloaded.

@@ -26,7 +26,8 @@ def input_differences(users: Users, modalities: Sequence[str], numbers: Sequence
         if name not in modalities and events.get(name, 0):
             n = count(int(events[name]), "event")
             messages.append(
-                f"{users.name} has {n} of {name!r}, a modality that is new to the run: {READ_BY_NAME}."
+                f"{users.name} has {n} of {name!r}, a modality that is new to the run:"
+                f" {READ_BY_NAME}."
             )
     for column in numbers:
         if column not in users.numbers:

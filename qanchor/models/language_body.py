@@ -223,7 +223,7 @@ class LanguageBody(nn.Module):
         return [states.at([row]) for row in range(len(queries))]
 
     def _embed(self, queries: Sequence[str], answers: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        """Return the vectors of questions, the anchor and answers, and the length of the questions."""
+        """Return the vectors of questions, anchor and answers, and the length of the questions."""
         ids = [self._tokenize(query) for query in queries]
         length = torch.tensor([len(row) for row in ids])
         rows = [
@@ -385,8 +385,8 @@ class LanguageBody(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def _read_answers(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tensor, Tensor]]:
-        """Run questions, the anchor and answers through the layers below the layers that know users;
-        return the ids and states of each answer.
+        """Run questions, the anchor and answers through the layers below the layers that know
+        users; return the ids and states of each answer.
         """
         queries = [query for query, _ in pairs]
         ids = [self.tokenizer(f" {answer}") for _, answer in pairs]
@@ -501,7 +501,8 @@ class LanguageBody(nn.Module):
     def score_answers(
         self, anchor: Anchor, states: QueryStates, answers: Answers
     ) -> Float[Tensor, "user answer"]:
-        """Return how much likelier each answer to a question is of each user than of an unknown one.
+        """Return how much likelier each answer to a question is of each user than of an unknown
+        one.
 
         Args:
             anchor: Anchors of the users and the one question.

@@ -132,8 +132,8 @@ class QAnchor(nn.Module):
 
 
 def make_body(config: Config, text: int) -> LanguageBody | None:
-    """Return the body of a reader in which a language model reads users, on the GPU if there is one;
-    None without a language model.
+    """Return the body of a reader in which a language model reads users, on the GPU if there is
+    one; None without a language model.
 
     Args:
         config: What the model is built from.

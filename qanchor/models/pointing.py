@@ -498,8 +498,8 @@ class PointingReader(nn.Module):
         query: str,
         answers: Sequence[str],
     ) -> Float[Tensor, "user answer"]:
-        """Return how much likelier each answer to a question is of each user than of an unknown one,
-        by the language model.
+        """Return how much likelier each answer to a question is of each user than of an unknown
+        one, by the language model.
 
         Args:
             users: Tokens of the users.
@@ -570,8 +570,8 @@ class PointingReader(nn.Module):
         profile: Float[Tensor, "user profile"],
         state: Float[Tensor, "user query state"],
     ) -> Float[Tensor, "user query dim"]:
-        """Return unit embeddings: the answer, which texts were pointed at, what the user does at all,
-        and what was read of what is asked.
+        """Return unit embeddings: the answer, which texts were pointed at, what the user does at
+        all, and what was read of what is asked.
 
         Args:
             score: Scores.

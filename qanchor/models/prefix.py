@@ -1,5 +1,6 @@
-"""`UserPrefix`: the paper's form. A user is a prefix in front of the question, from coarse (the user
-as a whole, modalities, numbers) to fine (texts), and runs through all layers of the language model.
+"""`UserPrefix`: the paper's form. A user is a prefix in front of the question, from coarse (the
+user as a whole, modalities, numbers) to fine (texts), and runs through all layers of the language
+model.
 
 The prefix does not depend on the question, so its keys and values are computed once.
 """

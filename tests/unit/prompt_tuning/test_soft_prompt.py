@@ -344,15 +344,11 @@ def test_another_run_refuses_a_prompt(home, engine, cache, tmp_path):
     first, second = engine, qa.Engine(qa.QAnchor.from_pretrained(home / "run1"))
     prompt = drawn(first)
     folder = prompt.save(tmp_path / "prompt")
-    with pytest.raises(
-        RunError,
-        match=rf"was tuned on run {first.model.run[:16]}, this engine serves run {second.model.run[:16]}",
-    ):
+    runs = [loaded.model.run[:16] for loaded in (first, second)]
+    with pytest.raises(RunError, match="tuned on run {}, this engine serves run {}".format(*runs)):
         SoftPrompt.load(folder, second)
-    with pytest.raises(
-        ValueError,
-        match=rf"run {first.model.run[:16]}, this model is of run {second.model.run[:16]}[.] Load that",
-    ):
+    message = "run {}, this model is of run {}[.] Load that".format(*runs)
+    with pytest.raises(ValueError, match=message):
         second.embed(cache, prompt)
 
 
