@@ -41,7 +41,7 @@ class Users:
         cutoff: Events before it are history and may be read; the others are the future.
         modalities: Modalities of the history; tables list them in this order.
         tabular: Index `user`; facts known before the first event, NaN for unknown. A model reads
-            each as one token of the user.
+            each that is not 0 as a token of the user.
         labels: Index `user`; 0, 1 or NaN (unknown). Never an input.
         horizon_days: Days after the cut-off that questions are about (default 30).
         unit: Word for one of them in questions, such as "household" (default "user").
