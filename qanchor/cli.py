@@ -61,7 +61,8 @@ LabelsOf = Annotated[
     Path | None,
     typer.Option(
         "--labels-file",
-        help="parquet or csv with columns user and label (0 or 1); default: the folder's own labels",
+        help="parquet or csv with columns user and label (0 or 1); default: the folder's own "
+        "labels",
     ),
 ]
 ColumnOf = Annotated[
@@ -136,14 +137,10 @@ def load_and_prefill(run: Path, users: qa.Users) -> tuple[qa.Engine, qa.PrefixCa
     """Load a run and encode the users with it."""
     warn_if_busy()
     engine = qa.Engine(qa.QAnchor.from_pretrained(run))
-    return engine, _prefill(engine, users)
-
-
-def _prefill(engine: qa.Engine, users: qa.Users) -> qa.PrefixCache:
     bars = ProgressBars()
     cache = engine.prefill(users, progress=partial(bars, "reading users"))
     bars.close()
-    return cache
+    return engine, cache
 
 
 def refuse_differences(engine: qa.Engine, users: qa.Users) -> None:
@@ -202,12 +199,12 @@ def check_command(
     """Say how a table or a folder of users is read: what was taken for what, what was left out, or
     all that is wrong (then the exit code is 1).
     """
-    told, words = check_folder(path, fix)
-    if told["in_order"]:
-        told["training"] = training_note(told["days"], told["horizon_days"])
-        words += f"\ntraining: {told['training']}"
-    print_result(told, words, as_json)
-    raise typer.Exit(0 if told["in_order"] else 1)
+    result, words = check_folder(path, fix)
+    if result["in_order"]:
+        result["training"] = training_note(result["days"], result["horizon_days"])
+        words += f"\ntraining: {result['training']}"
+    print_result(result, words, as_json)
+    raise typer.Exit(0 if result["in_order"] else 1)
 
 
 @app.command("concepts")
@@ -295,12 +292,12 @@ def fit_command(
     crossing_layers: Annotated[
         int, typer.Option(help="its last layers that look at the users; 0 for the paper's form")
     ] = CROSSING_LAYERS,
-    preset: Annotated[str, typer.Option(hidden=True, help="not used")] = "",
+    preset: Annotated[str, typer.Option(hidden=True, help="ignored; old scripts pass it")] = "",
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a model on users' own past: seconds without a language model, minutes with one. Run it
-    again to resume.
+    """Train a model on users' own past: about a minute without a language model, more with one. Run
+    it again to resume.
     """
     people = open_users(users)
     warn_if_busy()
@@ -476,7 +473,7 @@ def tune_prompt_command(
     engine, cache = load_and_prefill(run, people.select(known.index))
     bars = ProgressBars()
     options = {
-        "vectors": num_virtual_tokens,
+        "num_virtual_tokens": num_virtual_tokens,
         "steps": steps,
         "seek": init == "search",
     }

@@ -20,12 +20,12 @@ class DataError(QanchorError, ValueError):
         hint: What to do about it.
 
     Example:
-        >>> print(DataError("events.csv", 3, "time", "soon", "not a time: write it as 2025-01-31 18:00:00"))
-        events.csv, row 3, column 'time': 'soon': not a time: write it as 2025-01-31 18:00:00
+        >>> print(DataError("events.csv", 3, "time", "soon", "not a time: write it as 2025-01-31"))
+        events.csv, row 3, column 'time': 'soon': not a time: write it as 2025-01-31
     """
 
-    def __init__(self, file, row, column, value, hint):
-        self.file = str(file)
+    def __init__(self, file: str, row: int | None, column: str | None, value: object, hint: str):
+        self.file = file
         self.row = row
         self.column = column
         self.value = value

@@ -1,4 +1,4 @@
-"""Small ragged users, and models of them that are fitted in a moment and once for all test files."""
+"""Small ragged users, and models of them that are fitted in a moment, once for all test files."""
 
 import functools
 from collections.abc import Iterator

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from qanchor.analysis.shift import (
     N_NEIGHBORS,
     EmbeddingRows,
-    _align_rows,
     align,
+    align_rows,
     knn_indices,
 )
 from qanchor.utils.arrays import l2_normalize
@@ -76,7 +76,7 @@ def joint_projection(
     added = after[:0]
     if marks:
         mark_rows = l2_normalize(np.array(list(marks.values()), dtype=float))
-        added = _align_rows(before, after, mark_rows)
+        added = align_rows(before, after, mark_rows)
     rows = np.vstack([before, aligned, added])
     start = _last_places(last, ids)
     if start is not None:  # a mark starts where the user that is nearest to it was

@@ -51,7 +51,7 @@ def align(before: EmbeddingRows, after: EmbeddingRows) -> tuple[EmbeddingRows, f
         >>> bool(np.allclose(aligned, before)), removed > 0.5
         (True, True)
     """
-    aligned = _align_rows(before, after, after)
+    aligned = align_rows(before, after, after)
     return aligned, float(np.sqrt(((aligned - after) ** 2).sum(axis=1).mean()))
 
 
@@ -234,7 +234,7 @@ def _same_users(before, after) -> None:
         )
 
 
-def _align_rows(
+def align_rows(
     before: EmbeddingRows, after: EmbeddingRows, rows: Float[np.ndarray, "row dim"]
 ) -> Float[np.ndarray, "row dim"]:
     """Move any rows of the after space by the rotation and offset that align `after` to `before`."""

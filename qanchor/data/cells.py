@@ -296,7 +296,8 @@ def read_label(findings: Findings, cells: pd.Series, positive: str | None) -> pd
         return (words == positive).astype(float).where(words.notna())
     if len(kinds) == 2 and not any(map(_is_label, kinds)):
         message = (
-            f"two words, and it is not clear whether {kinds[0]!r} or {kinds[1]!r} is the 1. Write 0 and 1, or say"
+            f"two words, and it is not clear whether {kinds[0]!r} or {kinds[1]!r} is the 1."
+            " Write 0 and 1, or say"
             f' "positive": "{kinds[0]}" in about.json (positive="{kinds[0]}" in Python).'
         )
         findings.rows(cells, words.notna(), message)

@@ -60,7 +60,10 @@ NAMES = {
         "type|kind|area|location|place|where",
     ),
 }
-MONEY_NAMES = r"(.*_)?(amount|price|cost|costs|dollars|euros?|eur|usd|paid|revenue|spend|sales|betrag|preis)(_.*)?"
+MONEY_NAMES = (
+    r"(.*_)?(amount|price|cost|costs|dollars|euros?|eur|usd|paid|revenue|spend|sales|betrag|preis)"
+    r"(_.*)?"
+)
 # Numbers of an event that are summed; they are no attributes even if a user always pays the same.
 SUMMED_NAMES = MONEY_NAMES + "|(.*_)?(quantity|qty|count|number|items|points|units|menge|anzahl)"
 ID_NAMES = (
@@ -85,7 +88,7 @@ class Roles:
         modality: Column of the modality, or None for the one modality `kind`.
         numbers: Number columns.
         words: Further columns of words.
-        attributes: Columns that were told to describe the user; None if none were told.
+        attributes: Columns that are known to describe the user; None if it is not known.
         left_out: For each column that is not used, the reason.
         word: What an event without text is called.
         kind: The one modality.
@@ -133,13 +136,13 @@ def kind_of(cells: pd.Series) -> str:
     Args:
         cells: The column; some of its cells are looked at.
     """
-    some = _sample(cells)
-    if some.map(lambda value: isinstance(value, list | tuple | dict | set | np.ndarray)).any():
+    sample = _sample(cells)
+    if sample.map(lambda value: isinstance(value, list | tuple | dict | set | np.ndarray)).any():
         return "nested"
-    inferred = pd.api.types.infer_dtype(some)
+    inferred = pd.api.types.infer_dtype(sample)
     if inferred in INFERRED_KINDS:
         return INFERRED_KINDS[inferred]
-    texts = some.astype(str).str.strip()
+    texts = sample.astype(str).str.strip()
     texts = texts[texts != ""]
     if texts.empty:
         return "empty"
@@ -160,35 +163,34 @@ def _sample(cells: pd.Series) -> pd.Series:
     return known.iloc[:: max(1, len(known) // SAMPLE)].astype(object)
 
 
-def find_columns(table: Table, told: dict) -> Roles:
+def find_columns(table: Table, known: dict) -> Roles:
     """Find the role of every column.
 
     Args:
         table: The events.
-        told: Columns that are known, by role: user, time, text, modality (a name, or a word for
+        known: Columns that are known, by role: user, time, text, modality (a name, or a word for
             all events if no column has this name), numbers and attributes (lists of names).
 
     Returns:
         The roles.
 
     Raises:
-        DataError: A column that was told does not exist, or it is not clear which is the user or
-            the time.
+        DataError: A known column does not exist, or it is not clear which is the user or the time.
     """
     finder = _Finder(table)
-    finder.take_told(told)
+    finder.take_known(known)
     finder.leave_out_nothings()
     roles = finder.roles
     if not roles.time:
         finder.find_time()
     if not roles.user:
         finder.find_user()
-    if "text" not in told:
+    if "text" not in known:
         finder.find_text()
-    if "modality" not in told:
+    if "modality" not in known:
         finder.find_modality()
-    finder.sort_rest("numbers" in told)
-    has_words = "text" in told or roles.text or roles.words
+    finder.sort_rest("numbers" in known)
+    has_words = "text" in known or roles.text or roles.words
     if not has_words and any(_is_named(MONEY_NAMES, name) for name in roles.numbers):
         roles.word = "purchase"
     return roles
@@ -204,9 +206,9 @@ class _Finder:
         self.kinds = {name: kind_of(self.frame[name]) for name in self.frame}
         self.roles = Roles()
 
-    def take_told(self, told: dict) -> None:
+    def take_known(self, known: dict) -> None:
         roles = self.roles
-        columns = {role: _listed(names) for role, names in told.items()}
+        columns = {role: _listed(names) for role, names in known.items()}
         for role in ("text", "modality"):
             word = columns.get(role, [None])[0]
             if word is not None and word not in self.frame:
@@ -215,8 +217,8 @@ class _Finder:
                 columns.pop(role)
                 setattr(roles, "word" if role == "text" else "kind", str(word))
         for role, names in columns.items():
-            found = [self._column(role, name) for name in names]
-            setattr(roles, role, found[0] if role in ("user", "modality") else found)
+            existing = [self._column(role, name) for name in names]
+            setattr(roles, role, existing[0] if role in ("user", "modality") else existing)
 
     def _column(self, role: str, name) -> str:
         if str(name) in self.frame:
@@ -251,20 +253,20 @@ class _Finder:
     def find_time(self) -> None:
         """Find the time: by name among columns of days, or else the only such column."""
         days = self._free("times")
-        found = self._ranked("time", days) or self._ranked("time", self._free("numbers"))
-        if not found and len(days) > 1:
+        times = self._ranked("time", days) or self._ranked("time", self._free("numbers"))
+        if not times and len(days) > 1:
             self._ask("time", days)
         exact = NAMES["time"][0]  # a column named so is meant, even if hardly a cell is a time
         named = [name for name in self._free("words") if _is_named(exact, name)]
-        found = found or days or named
-        if not found:
+        times = times or days or named
+        if not times:
             self._ask("time", self._ranked("time", self._free()) or self._free("words", "numbers"))
-        self.roles.time = found[:1]
+        self.roles.time = times[:1]
         clocks = self._free("clock")
-        if len(clocks) == 1 and self._has_days_only(found[0]):
+        if len(clocks) == 1 and self._has_days_only(times[0]):
             self.roles.time.append(clocks[0])
             message = f"a day, and {clocks[0]!r} is its time of day. They are joined."
-            self.table.findings.add(found[0], None, message, "note")
+            self.table.findings.add(times[0], None, message, "note")
 
     def _has_days_only(self, name: str) -> bool:
         cells = self.frame[name].dropna()
@@ -324,21 +326,21 @@ class _Finder:
 
     def _is_id(self, name: str) -> bool:
         """Return whether a column holds ids: by its name and digits, or by its codes alone."""
-        some = _sample(self.frame[name]).astype(str).str.strip()
+        sample = _sample(self.frame[name]).astype(str).str.strip()
         named = _is_named(ID_NAMES, name)
         if self.kinds[name] == "numbers":
-            huge = some.str.fullmatch(WHOLE).all() and some.str.len().median() >= 15
-            fraction = some.str.contains(r"\.\d*[1-9]").any()
+            huge = sample.str.fullmatch(WHOLE).all() and sample.str.len().median() >= 15
+            fraction = sample.str.contains(r"\.\d*[1-9]").any()
             return bool(huge or (named and not fraction))
-        is_code = some.str.fullmatch(CODE).mean() > SURE
-        return bool(is_code or (named and some.str.contains(r"\d").mean() > 0.5))
+        is_code = sample.str.fullmatch(CODE).mean() > SURE
+        return bool(is_code or (named and sample.str.contains(r"\d").mean() > 0.5))
 
     def _is_category(self, name: str) -> bool:
         if not _is_named(CATEGORY_NAMES, name) or self.roles.text:
             return False
         return bool(_sample(self.frame[name]).astype(str).str.fullmatch(WHOLE).all())
 
-    def sort_rest(self, numbers_are_told: bool = False) -> None:
+    def sort_rest(self, numbers_are_known: bool = False) -> None:
         """Sort what is left into numbers, words, and columns left out."""
         roles = self.roles
         for name in self._free():
@@ -350,7 +352,7 @@ class _Finder:
                 roles.left_out[name] = "ids"
             elif kind == "numbers" and (name in REQUIRED or self._is_category(name)):
                 roles.words.append(name)
-            elif kind == "numbers" and numbers_are_told:
+            elif kind == "numbers" and numbers_are_known:
                 roles.left_out[name] = "not among the numbers that were asked for"
             elif kind == "numbers":
                 roles.numbers.append(name)
@@ -395,13 +397,13 @@ def find_attributes(
     repeated = ids.duplicated(keep=False)
     if repeated.mean() < 0.5 or ids.nunique() < 2:
         return []
-    found = []
+    constant = []
     for name in columns:
         cells = frame.loc[past, name]
         pairs = pd.DataFrame({"user": ids, "cell": cells}).dropna().drop_duplicates()
         if len(pairs) and not pairs["user"].duplicated().any() and pairs["cell"].nunique() > 1:
-            found.append(name)
-    return found
+            constant.append(name)
+    return constant
 
 
 def find_fact_columns(table: Table) -> Roles:

@@ -12,6 +12,7 @@ import pandas as pd
 from qanchor.data.users import Users
 from qanchor.utils.arrays import arrow_table
 from qanchor.utils.io import atomic_write, cache_dir, read_resource, read_resource_rows
+from qanchor.utils.types import TimeLike
 
 VERSION = 2  # increase it when events or labels change: cached files of older versions are ignored
 MODALITIES = ("basket", "product", "campaign", "coupon", "promotion")
@@ -21,7 +22,7 @@ LABEL_DAYS = 92  # October to December for the default cut-off
 MAX_ITEMS = 50  # a larger quantity is hundredths of a gallon or a pound
 
 
-def load_complete_journey(cutoff="2017-10-01", *, raw_names: bool = False) -> Users:
+def load_complete_journey(cutoff: TimeLike = "2017-10-01", *, raw_names: bool = False) -> Users:
     """Return households of the Complete Journey, 2017: purchases, coupons, campaigns, promotions.
 
     Only households with at least 5 baskets before `cutoff` are included (2,270 for the default).

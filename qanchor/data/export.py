@@ -23,7 +23,7 @@ MIN_GROUP_SIZE = 10  # users: a smaller group is not written to a file, for it p
 def export_group(
     users: Users,
     ids: Iterable[str],
-    path,
+    path: str | Path,
     *,
     least: int = MIN_GROUP_SIZE,
     salt: str | None = None,
@@ -51,7 +51,8 @@ def export_group(
     Example:
         >>> import tempfile
         >>> users = qa.make_sample_users(60)
-        >>> path = export_group(users, users.ids[:12], tempfile.mkdtemp() + "/some.csv", salt="a secret")
+        >>> path = Path(tempfile.mkdtemp()) / "some.csv"
+        >>> path = export_group(users, users.ids[:12], path, salt="a secret")
         >>> len(pd.read_csv(path)), len(pd.read_csv(path).user[0])
         (12, 64)
     """
@@ -64,8 +65,8 @@ def export_group(
     inside = membership_mask(users.ids, ids)
     if inside.sum() < least:
         raise ValueError(
-            f"Found {count(int(inside.sum()), users.unit)} in the group; at least {least} are needed"
-            " for a file. Choose more."
+            f"Found {count(int(inside.sum()), users.unit)} in the group; at least {least} are"
+            " needed for a file. Choose more."
         )
     if path.suffix not in (".csv", ".parquet"):
         raise ValueError(f"{path.name} has another ending. Name it .csv or .parquet.")
@@ -80,7 +81,7 @@ def export_group(
     frame = frame.map(escape_formula).rename(columns=escape_formula)
 
     def write(part: Path) -> None:
-        # quote all texts: otherwise a carriage return starts a row, with a cell that was not escaped
+        # quote all texts: else a carriage return starts a row, with a cell that was not escaped
         frame.to_csv(part, index=False, quoting=csv.QUOTE_NONNUMERIC)
 
     return atomic_write(path, write)

@@ -66,14 +66,14 @@ def read_manifest(path: Path, **kinds: type) -> dict:
     if not path.exists():
         return {}
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(path.name, None, "manifest", str(error), TORN) from error
     for name, kind in kinds.items():
-        found = told.get(name) if isinstance(told, dict) else told
-        if not isinstance(found, kind):
-            raise DataError(path.name, None, name, found, TORN)
-    return told
+        value = manifest.get(name) if isinstance(manifest, dict) else manifest
+        if not isinstance(value, kind):
+            raise DataError(path.name, None, name, value, TORN)
+    return manifest
 
 
 def read_about(path: Path) -> dict:
@@ -104,11 +104,13 @@ def read_about(path: Path) -> dict:
         for is_valid, message in rules:
             if field in about and not is_valid(about[field]):
                 refuse(field, about[field], message)
-    for role, told in about.get("columns", {}).items():
+    for role, columns in about.get("columns", {}).items():
         if role not in COLUMN_ROLES:
             refuse("columns", role, f"not a role. The roles are {', '.join(COLUMN_ROLES)}.")
-        if not _is_text(told) and not _is_list_of_texts(told):
-            refuse("columns", told, "not the name of a column. Write a name, or a list of names.")
+        if not _is_text(columns) and not _is_list_of_texts(columns):
+            refuse(
+                "columns", columns, "not the name of a column. Write a name, or a list of names."
+            )
     cutoff = about.get("cutoff")
     if cutoff is not None:
         # A bare number would be read as nanoseconds.

@@ -168,8 +168,8 @@ def partition_users(
             users = 'select * from ids left join users using ("user")'
         modalities = table.about["modalities"]
         if not modalities:
-            found = base.sql("select distinct modality from history order by 1").fetchall()
-            modalities = [name for (name,) in found]
+            names = base.sql("select distinct modality from history order by 1").fetchall()
+            modalities = [name for (name,) in names]
         _write_shards(base, "select * from history", shards, folder / "events")
         scan = {
             "cutoff": str(cutoff),

@@ -30,7 +30,7 @@ from qanchor.data.columns import (
 )
 from qanchor.data.dates import read_times
 from qanchor.data.metadata import ABOUT_FIELDS, read_about
-from qanchor.data.sources import Table, find_tables, open_table
+from qanchor.data.sources import Table, TableLike, find_tables, open_table
 from qanchor.data.users import Users
 from qanchor.data.validation import (
     LIKE_A_LABEL,
@@ -47,6 +47,7 @@ from qanchor.data.validation import (
 from qanchor.errors import DataError
 from qanchor.utils.io import atomic_directory
 from qanchor.utils.text import count
+from qanchor.utils.types import TimeLike
 
 TOTALS = ("total", "totals", "grand total", "sum", "summe", "gesamt", "subtotal", "totale")
 NO_ID_DROPPED = "a user needs an id. The row is left out."
@@ -55,7 +56,7 @@ MIN_ATTRIBUTE_USERS = 10  # fewer users have a number in common by chance
 
 
 def read_events(
-    source,
+    source: TableLike,
     *,
     user: str | None = None,
     time: str | list[str] | None = None,
@@ -63,7 +64,7 @@ def read_events(
     modality: str | None = None,
     numbers: list[str] | None = None,
     attributes: list[str] | None = None,
-    cutoff=None,
+    cutoff: TimeLike | None = None,
     horizon_days: int | None = None,
     unit: str | None = None,
     words: Mapping[str, str] | None = None,
@@ -132,7 +133,7 @@ def _known(fields: dict) -> dict:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def load_users(path) -> Users:
+def load_users(path: str | Path) -> Users:
     """Read a folder of users, as `Users.save` writes it or as `read_events` understands it.
 
     Args:
@@ -161,7 +162,7 @@ class _Reader:
     """Read one source: its tables, one after another, then what lies across them."""
 
     source: object
-    told: dict
+    settings: dict
     today: pd.Timestamp | None = None
     findings: Findings = field(default_factory=Findings)
 
@@ -175,8 +176,8 @@ class _Reader:
             if folder.suffix != ".parquet" and not any(folder.glob("part-*")):
                 paths = find_tables(folder)
             about |= self._read_about(folder)
-        columns = about["columns"] | self.told["columns"]
-        about |= self.told | {"columns": columns, "modalities": tuple(about["modalities"])}
+        columns = about["columns"] | self.settings["columns"]
+        about |= self.settings | {"columns": columns, "modalities": tuple(about["modalities"])}
         if about["duplicates"] not in ("keep", "drop"):
             raise ValueError(f"duplicates={about['duplicates']!r} is neither 'keep' nor 'drop'.")
         events = self._attempt(self._read_events, paths["events"], about)
@@ -353,11 +354,11 @@ def _one_row_per_user(table: Table, roles: Roles, frame: pd.DataFrame) -> pd.Dat
 class _Events:
     """The events of one table on their way: columns are read, then rows are dropped and counted."""
 
-    def __init__(self, table: Table, roles: Roles, told: dict):
+    def __init__(self, table: Table, roles: Roles, named_columns: dict):
         self.table = table
         self.findings = table.findings
         self.roles = roles
-        self.told = told
+        self.named_columns = named_columns
         self.rows = pd.DataFrame(index=table.frame.index)
         self.given_sums = pd.Series(dtype=float)
         self.unclear_time = ""
@@ -464,16 +465,16 @@ class _Events:
         roles = self.roles
         user = self.rows["user"]
         past = self.rows["time"] < cutoff
-        found = roles.attributes
-        if found is None:
+        names = roles.attributes
+        if names is None:
             candidates = list(roles.words)
-            if user[past].nunique() >= MIN_ATTRIBUTE_USERS and "numbers" not in self.told:
+            if user[past].nunique() >= MIN_ATTRIBUTE_USERS and "numbers" not in self.named_columns:
                 candidates += [name for name in roles.numbers if may_be_attribute(name)]
             frame = self.table.frame.loc[self.rows.index]
-            found = find_attributes(frame, candidates, user, past)
+            names = find_attributes(frame, candidates, user, past)
         result = pd.DataFrame(index=pd.Index(sorted(user.cat.categories), name="user"))
         taken = set() if facts is None else set(facts)
-        for name in found:
+        for name in names:
             if name in roles.numbers or kind_of(self._cells(name)) == "numbers":
                 self._take_number(name, past, result, taken)
             else:
@@ -514,7 +515,7 @@ class _Events:
         """Return the events with the columns that `Users.from_events` reads."""
         used = {*self.attributes, *self.roles.left_out}
         words = [name for name in self.roles.words if name not in used]
-        if "text" in self.told:
+        if "text" in self.named_columns:
             reason = "words beside the text that was asked for"
             self.roles.left_out |= dict.fromkeys(words, reason)
             words = []
@@ -556,14 +557,14 @@ class _Events:
     def report(self) -> Report:
         """Return what was taken for what, with rows and sums."""
         roles = self.roles
-        kept = self.rows[self._numbers()].sum()
-        source = self.given_sums[kept.index]
+        sums = self.rows[self._numbers()].sum()
+        source = self.given_sums[sums.index]
         columns = {
             "user": [roles.user],
             "time": roles.time,
             "text": self.joined or [f"(none: every event is {roles.word!r})"],
             "modality": [roles.modality or f"(none: every event is {roles.kind!r})"],
-            "numbers": list(kept.index),
+            "numbers": list(sums.index),
             "attributes": list(self.attributes.values()),
             "left out": [f"{name or 'first'} ({why})" for name, why in roles.left_out.items()],
         }
@@ -572,7 +573,7 @@ class _Events:
             columns=columns,
             rows=len(self.table.frame),
             kept=len(self.rows),
-            sums=pd.DataFrame({"source": source, "kept": kept, "dropped": source - kept}),
+            sums=pd.DataFrame({"source": source, "kept": sums, "dropped": source - sums}),
             findings=list(self.findings.found),
         )
 

@@ -1,4 +1,4 @@
-"""Open a table from anywhere: frames, csv of any dialect, parquet, JSON lines, workbooks, folders."""
+"""Open any table: frames, csv of any dialect, parquet, JSON lines, workbooks, folders."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import pandas as pd
 
@@ -27,6 +28,17 @@ OLD_WORKBOOK = b"\xd0\xcf\x11\xe0"
 GZIP = b"\x1f\x8b"
 # a date or a number at the start of a cell, as names of columns have not
 LIKE_A_DATE = re.compile(r"\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}")
+
+
+@runtime_checkable
+class FrameLike(Protocol):
+    """A table of polars or pyarrow."""
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return it as a pandas frame."""
+
+
+TableLike = str | Path | pd.DataFrame | FrameLike
 
 
 @dataclass
@@ -49,7 +61,7 @@ class Table:
         return self.findings.file
 
 
-def open_table(source, findings: Findings) -> Table:
+def open_table(source: object, findings: Findings) -> Table:
     """Open a table.
 
     Args:
@@ -88,18 +100,18 @@ def find_tables(folder: Path) -> dict[str, Path]:
     """
     tables = [path for path in sorted(folder.iterdir()) if _format(path) in FORMATS]
     tables.sort(key=lambda path: FORMATS.index(_format(path)))
-    found = {}
+    paths = {}
     others = []
     for path in tables:
         stem = path.name.partition(".")[0].lower()
         if stem in ("events", "users", "labels"):
-            found.setdefault(stem, path)  # of two formats the first of `FORMATS`
+            paths.setdefault(stem, path)  # of two formats the first of `FORMATS`
         elif path.name != "about.json":
             others.append(path)
-    if "events" in found:
-        return found
+    if "events" in paths:
+        return paths
     if len(others) == 1:
-        return found | {"events": others[0]}
+        return paths | {"events": others[0]}
     names = ", ".join(sorted(path.name for path in others)) or "none"
     raise FileNotFoundError(
         f"{folder} has no events.parquet or events.csv (tables: {names})."
@@ -112,7 +124,7 @@ def _format(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def _to_pandas(source) -> pd.DataFrame:
+def _to_pandas(source: object) -> pd.DataFrame:
     if isinstance(source, pd.DataFrame):
         return source
     if hasattr(source, "to_pandas"):  # polars and pyarrow
@@ -277,11 +289,11 @@ class _Text:
             lines = [*file.read(HEAD).split("\n"), ""]
         self.skip = next((i for i, line in enumerate(lines) if line.strip()), 0)
         first = lines[self.skip]
-        told = re.fullmatch(r"sep=(.)", first.strip(" "))
+        declared = re.fullmatch(r"sep=(.)", first.strip(" "))
         sniffed, skipped, has_header = self._sniff()
-        if told:
+        if declared:
             self.skip += 1
-            sniffed = told[1]
+            sniffed = declared[1]
         elif _is_preamble(lines, sniffed, skipped):
             self.skip = skipped
             message = f"{count(skipped, 'line')} above the header. They are left out."
@@ -292,7 +304,7 @@ class _Text:
         if not any(self.columns):
             message = "No columns to parse from file. Write one row per event."
             raise _unreadable(findings.file, message)
-        if not has_header and not told and any(map(LIKE_A_DATE.match, self.columns)):
+        if not has_header and not declared and any(map(LIKE_A_DATE.match, self.columns)):
             message = (
                 "the first line looks like an event, not like names of columns."
                 f" Add a first line such as {self.delimiter.join(REQUIRED)}."
@@ -398,12 +410,12 @@ class _Text:
         if not fields:
             first_line = text.partition("\n")[0]
             raise _unreadable(self.findings.file, UNREADABLE, first_line) from error
-        line, expected, found = fields.groups()
+        line, expected, n_fields = fields.groups()
         hint = "Put a text that holds the delimiter into quotes."
-        if int(found) < int(expected):
+        if int(n_fields) < int(expected):
             hint = "Fill up the row."
         message = (
-            f"line {line} has {found} fields under a header of {expected}"
+            f"line {line} has {n_fields} fields under a header of {expected}"
             f" (separated by {self.delimiter!r}). {hint}"
         )
         raise _unreadable(self.findings.file, message) from error

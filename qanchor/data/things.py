@@ -171,8 +171,8 @@ class ThingEvents:
         return {name: np.concatenate(part) for name, part in columns}
 
     def days(self, start, end) -> np.ndarray:
-        """Count the days of a window on which each user had any event. They are whole days back from
-        its end, so that equal windows have equally many.
+        """Count the days of a window on which each user had any event. They are whole days back
+        from its end, so that equal windows have equally many.
 
         Args:
             start: First time to include.

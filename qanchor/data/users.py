@@ -23,6 +23,7 @@ from qanchor.data.validation import (
 from qanchor.errors import DataError
 from qanchor.utils.io import atomic_write, write_json
 from qanchor.utils.text import count
+from qanchor.utils.types import TimeLike
 
 RECENT_EVENTS = 5  # texts per user in `Users.frame()["recent"]`
 
@@ -38,9 +39,9 @@ class Users:
         events: One row per event, sorted by user and time: `user, time, modality, text` and number
             columns (float, NaN for none). `user`, `modality` and `text` are categorical.
         cutoff: Events before it are history and may be read; the others are the future.
-        modalities: Modalities of the history, in the order in which models read them.
-        tabular: Index `user`; facts known before the first event. Columns are named
-            `group.feature`; each group becomes one prefix token.
+        modalities: Modalities of the history; tables list them in this order.
+        tabular: Index `user`; facts known before the first event, NaN for unknown. A model reads
+            each that is not 0 as a token of the user.
         labels: Index `user`; 0, 1 or NaN (unknown). Never an input.
         horizon_days: Days after the cut-off that questions are about (default 30).
         unit: Word for one of them in questions, such as "household" (default "user").
@@ -72,7 +73,7 @@ class Users:
     def from_events(
         cls,
         events: pd.DataFrame,
-        cutoff=None,
+        cutoff: TimeLike | None = None,
         *,
         name: str = "users",
         tabular: pd.DataFrame | None = None,
@@ -89,7 +90,7 @@ class Users:
             events: One row per event: `user, time, modality, text` and any number columns.
             cutoff: Time that divides history from future (default: just after the last event).
             name: Name of the data set (default "users").
-            tabular: Facts, index `user`, number columns named `group.feature` (default: none).
+            tabular: Facts, index `user`, number columns (default: none).
             labels: Labels, index `user`, values 0, 1 or NaN (default: none).
             modalities: Allowed modalities in order (default: those before the cut-off, sorted).
             horizon_days: Days after the cut-off that questions are about (default 30).
@@ -161,7 +162,7 @@ class Users:
         """Names of the number columns of the events, in order."""
         return tuple(column for column in self.events.columns if column not in REQUIRED)
 
-    def history(self, cutoff=None) -> pd.DataFrame:
+    def history(self, cutoff: TimeLike | None = None) -> pd.DataFrame:
         """Return the events strictly before a cut-off.
 
         Args:
@@ -247,7 +248,7 @@ class Users:
         frame = times.join(counts.rename(columns=str)).assign(recent=recent)
         return frame.reset_index().astype({"user": str})
 
-    def save(self, folder) -> Path:
+    def save(self, folder: str | Path) -> Path:
         """Write a folder that `load_users` reads; each file is written atomically.
 
         Args:

@@ -200,9 +200,9 @@ class Report:
         lines += [f"  {role}: {', '.join(names)}" for role, names in self.columns.items() if names]
         lines += [f"  {finding.kind}: {finding}" for finding in self.findings]
         for name, sums in self.sums.iterrows():
-            kept = f"{sums['kept']:,.2f} of {sums['source']:,.2f}"
+            amounts = f"{sums['kept']:,.2f} of {sums['source']:,.2f}"
             if sums["dropped"]:
-                lines.append(f"  sum of {name}: {kept} is kept")
+                lines.append(f"  sum of {name}: {amounts} is kept")
         return "\n".join(lines)
 
 
@@ -277,7 +277,7 @@ RULES = {
 
 
 def apply_rules(
-    findings: Findings, cells: pd.Series, role: str, given: pd.Series | None = None
+    findings: Findings, cells: pd.Series, role: str, original: pd.Series | None = None
 ) -> pd.Series:
     """Check a column by the rules of its role and fix what can be fixed.
 
@@ -285,7 +285,7 @@ def apply_rules(
         findings: Collects what is found; if it is strict, nothing is fixed and the first is raised.
         cells: The column.
         role: Key of `RULES`.
-        given: The column as it was in the table, for messages (default: `cells`).
+        original: The column as it was in the table, for messages (default: `cells`).
 
     Returns:
         The column.
@@ -293,13 +293,13 @@ def apply_rules(
     Raises:
         DataError: The findings are strict, and a cell breaks a rule.
     """
-    given = cells if given is None else given
+    original = cells if original is None else original
     for rule in RULES[role]:
         bad = rule.is_bad(cells)
         if rule.fix is None or findings.strict:
-            findings.rows(given, bad, rule.message)
+            findings.rows(original, bad, rule.message)
         elif bad.any():
-            findings.rows(given, bad, rule.message, "changed")
+            findings.rows(original, bad, rule.message, "changed")
             cells = cells.mask(bad, rule.fix(cells))
     return cells
 

@@ -33,8 +33,8 @@ class BacktestResult:
         low: Lower end of the 95 % interval of `right`, or None.
         high: Upper end of it, or None.
         n: Users whose outcome is known.
-        topic: What the query points at in the users' own events, "not ..." if its no is meant; empty
-            if nothing speaks of it.
+        topic: What the query points at in the users' own events, "not ..." if its no is meant;
+            empty if nothing speaks of it.
         days: Days that the query looks ahead.
         cutoff: Day as of which the users were ranked.
         unit: The word for a user.
@@ -43,7 +43,8 @@ class BacktestResult:
         measure: What is measured of that, one of `qanchor.useru.concepts.MEASURES`.
         shares: Share of the users of each fifth of that day's ranking that did so, highest first;
             empty where too few are known, or the outcome is no yes or no.
-        optimistic: Whether training has seen these users on these days, since too few were held out.
+        optimistic: Whether training has seen these users on these days, since too few were held
+            out.
 
     Example:
         >>> BacktestResult(0.71, 0.66, 0.76, 400, "lapse", 30, "2025-05-02", "member").right
@@ -164,8 +165,7 @@ def backtest(
     concept = Concept("asked", family, "", tuple(thing.name for thing in meant), measure)
     sign = attrs["sign"]
     events = reader.events
-    position = {user: row for row, user in enumerate(users.ids)}
-    rows = np.array([position[user] for user in tokens.ids])[judged]
+    rows = pd.Index(users.ids).get_indexer(tokens.ids)[judged]
     outcomes = Outcomes.of(events, rows, cutoff, days)
     outcome = sign * outcomes.truth(events, (concept,))[:, 0].astype(float)
     _, past = outcomes.amounts(events, concept)

@@ -23,7 +23,8 @@ def rfm_features(users: Users) -> Float[np.ndarray, "user column"]:
 
     Example:
         >>> times = pd.to_datetime(["2025-01-01", "2025-01-05", "2025-02-02"])
-        >>> events = pd.DataFrame({"user": ["a", "b", "b"], "modality": "bill", "text": "tea", "time": times})
+        >>> events = pd.DataFrame({"user": ["a", "b", "b"], "time": times})
+        >>> events = events.assign(modality="bill", text="tea")
         >>> rfm_features(Users.from_events(events, cutoff="2025-02-01")).shape
         (2, 8)
     """

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from qanchor.evaluation.metrics import _check_binary, _to_floats
+from qanchor.evaluation.metrics import check_binary, to_floats
 
 INTERVAL_QUANTILES = (0.025, 0.975)  # of a 95 % interval
 Z = 1.96  # standard deviations on either side hold 95 %
@@ -39,7 +39,7 @@ def bootstrap_interval(
         True
     """
     rng = np.random.default_rng(seed)
-    y = _check_binary(_to_floats(labels), 1)
+    y = check_binary(to_floats(labels), 1)
     classes = (np.flatnonzero(y == 1), np.flatnonzero(y == 0))
     values = []
     for _ in range(draws):
@@ -79,7 +79,8 @@ def wilson_interval(
         (low, high).
 
     Example:
-        >>> [bound.round(3).tolist() for bound in wilson_interval(np.array([0, 5]), np.array([10, 10]))]
+        >>> bounds = wilson_interval(np.array([0, 5]), np.array([10, 10]))
+        >>> [bound.round(3).tolist() for bound in bounds]
         [[0.0, 0.237], [0.278, 0.763]]
     """
     middle = count + Z**2 / 2

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from qanchor.utils.types import UserInts
+from qanchor.utils.types import UserFloats, UserInts
 
 
 def roc_auc(scores: Any, labels: Any) -> float:
@@ -60,23 +60,39 @@ def ks_statistic(scores: Any, labels: Any) -> float:
     return float(np.abs(shares[0] - shares[1]).max())
 
 
-def _to_floats(labels: Any) -> np.ndarray:
+def to_floats(labels: Any) -> UserFloats:
+    """Return labels as floats, NaN for unknown.
+
+    Args:
+        labels: One label a user: bool, number or numeral.
+
+    Raises:
+        ValueError: If a label is no number.
+    """
     return pd.to_numeric(pd.Series(np.asarray(labels)), errors="raise").astype(float).to_numpy()
 
 
 def _check_scores(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     scores = np.asarray(scores, dtype=float)
-    labels = _to_floats(labels)
+    labels = to_floats(labels)
     n_missing = np.isnan(scores).sum()
     if scores.shape != labels.shape or n_missing:
         raise ValueError(
             f"{len(scores)} scores ({n_missing} NaN), {len(labels)} labels: give one of each a user"
         )
-    return scores, _check_binary(labels, 1)
+    return scores, check_binary(labels, 1)
 
 
-def _check_binary(labels: np.ndarray, folds: int) -> UserInts:
-    """Return labels as integers; raise unless all are 0 or 1 and each class fills the folds."""
+def check_binary(labels: UserFloats, folds: int) -> UserInts:
+    """Return labels as integers.
+
+    Args:
+        labels: From `to_floats`, all of them known.
+        folds: Users that each class must have at least.
+
+    Raises:
+        ValueError: If a label is neither 0 nor 1, or a class has fewer users.
+    """
     others = np.setdiff1d(labels, (0.0, 1.0))
     if len(others):
         raise ValueError(

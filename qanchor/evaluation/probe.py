@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from qanchor.evaluation.intervals import cv_half_width
-from qanchor.evaluation.metrics import _check_binary, _to_floats, ks_statistic, roc_auc
+from qanchor.evaluation.metrics import check_binary, ks_statistic, roc_auc, to_floats
 from qanchor.utils.types import EmbeddingRows, UserInts
 
 # Inverse penalties tried in each training fold: 20 raw columns need much, 500 little.
@@ -121,7 +121,7 @@ def summarize_cv(
         fold: From `cross_val_scores`.
         labels: 0, 1 or NaN for each user.
     """
-    y = _to_floats(labels)
+    y = to_floats(labels)
     known = fold[0] >= 0
     folds = int(fold.max()) + 1
     aucs = np.array(
@@ -194,7 +194,7 @@ def _check_probe_input(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return embeddings and labels of the users with a known label, and their rows."""
     x = np.asarray(embeddings)
-    y = _to_floats(labels)
+    y = to_floats(labels)
     if x.ndim != 2 or len(x) != len(y):
         raise ValueError(
             f"embeddings {x.shape}, labels {y.shape}: "
@@ -208,4 +208,4 @@ def _check_probe_input(
             f"embeddings[{known[row]}, {column}] is {x[row, column]}: "
             "fill it or give that user's label as NaN"
         )
-    return x, _check_binary(y[known], folds), known
+    return x, check_binary(y[known], folds), known

@@ -65,16 +65,13 @@ def evaluate_prompt(
     seconds = time.perf_counter() - began
     comparison = compare_prompt(engine, cache, prompt, learn, others, seed)
     table = comparison.set_index("measure")
-    gains = {}
-    for measure in ("auc", "ks"):
-        gain, low, high = table.loc[measure, ["gain", "low", "high"]].tolist()
-        gains[measure] = {measure: gain, "low": low, "high": high}
+    gains = table[["gain", "low", "high"]]
     result = {
         "before": table["before"].to_dict(),
         "after": table["after"].to_dict(),
         "prototype": comparison.attrs["prototype"],
-        "gain": gains["auc"],
-        "gain_ks": gains["ks"],
+        "gain": gains.loc["auc"].rename({"gain": "auc"}).to_dict(),
+        "gain_ks": gains.loc["ks"].rename({"gain": "ks"}).to_dict(),
         "n_tuning": len(learn),
         "n_test": len(others),
         "positives": int(others.sum()),

@@ -1,1 +1,1 @@
-"""Features, prefix encoder, language model, heads, saving."""
+"""User tokens, text vectors, the pointing reader, language models that read users, saving."""

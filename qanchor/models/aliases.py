@@ -125,14 +125,14 @@ def topic_aliases(
     names = np.array([thing.name for thing in things])
     measured = np.stack([names == MEASURED_THINGS.get(topic.name, "") for topic in TOPICS])
     members = (has_stem & agrees) | measured
-    kept = np.flatnonzero(members.any(1))
+    rows = np.flatnonzero(members.any(1))
     return Aliases(
-        topics=kept,
-        labels=tuple(TOPICS[row].thing for row in kept),
-        names=topics.names[kept],
-        vectors=topics.phrases[kept],
-        spelling=topics.spelling[kept],
-        members=members[kept],
+        topics=rows,
+        labels=tuple(TOPICS[row].thing for row in rows),
+        names=topics.names[rows],
+        vectors=topics.phrases[rows],
+        spelling=topics.spelling[rows],
+        members=members[rows],
     )
 
 

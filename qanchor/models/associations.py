@@ -116,8 +116,8 @@ def score_associations(
     measure: Float[Tensor, "query measure"],
     fold: Int[Tensor, " user"] | None = None,
 ) -> Float[Tensor, "user query"]:
-    """Return the association score: how far all that each user did goes along with what each question
-    asks for.
+    """Return the association score: how far all that each user did goes along with what each
+    question asks for.
 
     Its standard deviation over users is 1 where all that is meant has heads, and less where some
     of it has none.

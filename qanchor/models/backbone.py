@@ -45,12 +45,12 @@ class HubTokenizer:
         return encoded.input_ids
 
 
-def load_backbone(name: str, seed: int = 0) -> tuple[nn.Module, CharTokenizer | HubTokenizer]:
+def load_backbone(name: str) -> tuple[nn.Module, CharTokenizer | HubTokenizer]:
     """Load a language model in float32, and its tokenizer.
 
     Args:
-        name: "tiny" (random weights), "smollm2" (packaged), a Hugging Face id, or a local folder.
-        seed: Seed of the tiny model's weights (default 0).
+        name: "tiny" (the same random weights each time), "smollm2" (packaged), a Hugging Face id,
+            or a local folder.
 
     Raises:
         WeightsError: The model cannot be found or downloaded.
@@ -71,7 +71,7 @@ def load_backbone(name: str, seed: int = 0) -> tuple[nn.Module, CharTokenizer | 
             tie_word_embeddings=True,
         )
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
         return model, CharTokenizer()
     folder = resolve_model(name)

@@ -20,18 +20,19 @@ def input_differences(users: Users, modalities: Sequence[str], numbers: Sequence
         modalities: Modalities that the run was trained with.
         numbers: Number columns that it was trained with.
     """
-    found = []
+    messages = []
     events = users.history()["modality"].value_counts()
     for name in users.modalities:
         if name not in modalities and events.get(name, 0):
             n = count(int(events[name]), "event")
-            found.append(
-                f"{users.name} has {n} of {name!r}, a modality that is new to the run: {READ_BY_NAME}."
+            messages.append(
+                f"{users.name} has {n} of {name!r}, a modality that is new to the run:"
+                f" {READ_BY_NAME}."
             )
     for column in numbers:
         if column not in users.numbers:
-            found.append(_missing_number(users, column, numbers))
-    return found
+            messages.append(_missing_number(users, column, numbers))
+    return messages
 
 
 def warn_of_differences(users: Users, modalities: Sequence[str], numbers: Sequence[str]) -> None:

@@ -52,13 +52,13 @@ class LateCrossing(LanguageBody):
         self.gate = nn.Parameter(torch.full((self.n_layers, self.heads), SHUT))
 
     @on_own_device
-    def anchor(self, given: BodyInput) -> tuple[Anchor, Float[Tensor, "user query token"]]:
+    def anchor(self, inputs: BodyInput) -> tuple[Anchor, Float[Tensor, "user query token"]]:
         """Return the anchors of users and questions, and their mean attention to the tokens.
 
         Args:
-            given: Users and questions.
+            inputs: Users and questions.
         """
-        users, standard, question, things, known = given
+        users, standard, question, things, known = inputs
         tokens = self.user_tokens(users, standard, things)
         presence = F.pad(users.log_presence(), (LEVEL_TOKENS, 0))[:, None, None]
         fit = word_fit(question, things)[:, users.which.clamp(min=0)].transpose(0, 1)

@@ -7,7 +7,6 @@ the same pass is the second tower of the contrastive loss.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import NamedTuple
@@ -31,6 +30,7 @@ from qanchor.models.pointing import (
     TokenInput,
 )
 from qanchor.models.user_tokens import N_LEVEL_NUMBERS, N_TOKEN_NUMBERS
+from qanchor.utils.arrays import LRUCache
 
 LLAMA_LIKE = ("llama", "qwen2")
 TOKEN_DIM = 256
@@ -74,8 +74,8 @@ class EvidenceDropout(nn.Module):
     ) -> Float[Tensor, "user query prior"]:
         if not self.training:
             return known
-        kept = torch.rand(len(known), 1, 1, device=known.device) >= EVIDENCE_DROPOUT
-        return known * kept
+        mask = torch.rand(len(known), 1, 1, device=known.device) >= EVIDENCE_DROPOUT
+        return known * mask
 
 
 def on_own_device(method: Callable) -> Callable:
@@ -162,8 +162,8 @@ class LanguageBody(nn.Module):
                 nn.ReLU(),
                 nn.Linear(PROJECTION_HIDDEN, PROJECTION_DIM),
             )
-        self._remembered: OrderedDict[str, QueryStates] = OrderedDict()
-        self._remembered_answers: OrderedDict[tuple[str, str], tuple] = OrderedDict()
+        self._remembered = LRUCache(REMEMBERED)
+        self._remembered_answers = LRUCache(REMEMBERED_ANSWERS)
 
     @property
     def device(self) -> torch.device:
@@ -187,7 +187,7 @@ class LanguageBody(nn.Module):
         Raises:
             ValueError: A question has more than 256 tokens.
         """
-        return _stack(_recall(self._remembered, queries, self._read, QUERIES_PER_PASS, REMEMBERED))
+        return _stack(_recall(self._remembered, queries, self._read, QUERIES_PER_PASS))
 
     @torch.inference_mode(False)  # what is remembered may be needed for gradients later
     @torch.no_grad()
@@ -223,7 +223,7 @@ class LanguageBody(nn.Module):
         return [states.at([row]) for row in range(len(queries))]
 
     def _embed(self, queries: Sequence[str], answers: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        """Return the vectors of questions, the anchor and answers, and the length of the questions."""
+        """Return the vectors of questions, anchor and answers, and the length of the questions."""
         ids = [self._tokenize(query) for query in queries]
         length = torch.tensor([len(row) for row in ids])
         rows = [
@@ -269,21 +269,21 @@ class LanguageBody(nn.Module):
 
     @on_own_device
     def forward(
-        self, given: BodyInput
+        self, inputs: BodyInput
     ) -> tuple[Float[Tensor, "user query state"], Float[Tensor, "user query token"]]:
         """Return the state behind the score, and the mean attention of the anchor to the tokens.
 
         Args:
-            given: Users and questions.
+            inputs: Users and questions.
         """
-        anchor, attention = self.anchor(given)
+        anchor, attention = self.anchor(inputs)
         return self.state(anchor.hidden).cpu(), attention.cpu()
 
-    def anchor(self, given: BodyInput) -> tuple[Anchor, Float[Tensor, "user query token"]]:
+    def anchor(self, inputs: BodyInput) -> tuple[Anchor, Float[Tensor, "user query token"]]:
         """Return the anchors of users and questions, and their mean attention to the tokens.
 
         Args:
-            given: Users and questions.
+            inputs: Users and questions.
         """
         raise NotImplementedError
 
@@ -377,13 +377,7 @@ class LanguageBody(nn.Module):
             ValueError: A question has more than 256 tokens.
         """
         pairs = list(zip(queries, answers, strict=True))
-        read = _recall(
-            self._remembered_answers,
-            pairs,
-            self._read_answers,
-            ANSWERS_PER_PASS,
-            REMEMBERED_ANSWERS,
-        )
+        read = _recall(self._remembered_answers, pairs, self._read_answers, ANSWERS_PER_PASS)
         ids = pad_sequence([ids for ids, _ in read], batch_first=True, padding_value=PADDING)
         hidden = pad_sequence([hidden for _, hidden in read], batch_first=True)
         return Answers(ids.clamp(min=0), hidden, ids != PADDING)
@@ -391,8 +385,8 @@ class LanguageBody(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def _read_answers(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tensor, Tensor]]:
-        """Run questions, the anchor and answers through the layers below the layers that know users;
-        return the ids and states of each answer.
+        """Run questions, the anchor and answers through the layers below the layers that know
+        users; return the ids and states of each answer.
         """
         queries = [query for query, _ in pairs]
         ids = [self.tokenizer(f" {answer}") for _, answer in pairs]
@@ -507,7 +501,8 @@ class LanguageBody(nn.Module):
     def score_answers(
         self, anchor: Anchor, states: QueryStates, answers: Answers
     ) -> Float[Tensor, "user answer"]:
-        """Return how much likelier each answer to a question is of each user than of an unknown one.
+        """Return how much likelier each answer to a question is of each user than of an unknown
+        one.
 
         Args:
             anchor: Anchors of the users and the one question.
@@ -531,29 +526,22 @@ class LanguageBody(nn.Module):
         return torch.stack(scores, 1).cpu()
 
 
-def _recall(
-    remembered: OrderedDict, keys: Sequence, read: Callable, per_pass: int, most: int
-) -> list:
+def _recall(remembered: LRUCache, keys: Sequence, read: Callable, per_pass: int) -> list:
     """Return what is remembered of each key; read the others, some at a time, and remember them.
 
     Args:
-        remembered: What is remembered, the latest last; changed in place.
+        remembered: What is remembered; changed in place.
         keys: What to return.
         read: Return a list of what is read of some keys.
         per_pass: Keys that are read at a time.
-        most: How many are remembered.
     """
-    found = {key: remembered[key] for key in keys if key in remembered}
-    new = [key for key in dict.fromkeys(keys) if key not in found]
+    by_key = {key: remembered[key] for key in keys if key in remembered}
+    new = [key for key in dict.fromkeys(keys) if key not in by_key]
     for start in range(0, len(new), per_pass):
-        some = new[start : start + per_pass]
-        found |= zip(some, read(some), strict=True)
-    for key, states in found.items():
-        remembered[key] = states
-        remembered.move_to_end(key)
-    while len(remembered) > most:
-        remembered.popitem(last=False)
-    return [found[key] for key in keys]
+        batch = new[start : start + per_pass]
+        by_key |= zip(batch, read(batch), strict=True)
+    remembered.update(by_key)
+    return [by_key[key] for key in keys]
 
 
 def _stack(parts: Sequence[QueryStates]) -> QueryStates:

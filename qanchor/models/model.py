@@ -43,9 +43,9 @@ class Config:
 class QAnchor(nn.Module):
     """Embed and rank users for a question by attention over their own events.
 
-    `fit` trains one in seconds. Without a language model the question's text vector attends to the
-    user's events; with one, it reads them. Answers are facts counted in them, with a graded answer
-    in front if there is a language model.
+    `fit` trains one in about a minute. Without a language model the question's text vector attends
+    to the user's events; with one, it reads them. Answers are facts counted in them, with a graded
+    answer in front if there is a language model.
 
     Args:
         config: What it was built from.
@@ -132,8 +132,8 @@ class QAnchor(nn.Module):
 
 
 def make_body(config: Config, text: int) -> LanguageBody | None:
-    """Return the body of a reader in which a language model reads users, on the GPU if there is one;
-    None without a language model.
+    """Return the body of a reader in which a language model reads users, on the GPU if there is
+    one; None without a language model.
 
     Args:
         config: What the model is built from.

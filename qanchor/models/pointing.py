@@ -40,11 +40,10 @@ GENERAL_DIM = 16  # what the question asks beside its topic: how often, how much
 HIDDEN_DIM = 160
 STATE_DIM = 64
 TEXT_DIM = 31  # dimensions of the embedding that say which texts were pointed at
-PORTRAIT_DIM = 32  # that say what the user does at all, whatever is asked
-PORTRAIT_SCALE = (
-    0.3  # mean length of the portrait: small beside the parts that change with the question
-)
-EMBEDDING_DIM = 1 + TEXT_DIM + PORTRAIT_DIM + STATE_DIM
+PROFILE_DIM = 32  # that say what the user does at all, whatever is asked
+# mean length of the profile: small beside the parts that change with the question
+PROFILE_SCALE = 0.3
+EMBEDDING_DIM = 1 + TEXT_DIM + PROFILE_DIM + STATE_DIM
 SCORE_SCALE = 0.5  # of the score beside the two other parts of an embedding, each of length 1
 WORDS_DIM = 4096  # wide enough that few words share a place
 FIT_SCALES = (12.0, 8.0, 6.0, 4.0, 4.0, 4.0)
@@ -294,14 +293,14 @@ class PointingBody(nn.Module):
         return learned * self.scale[:, None] + fit[:, None] * self.fit_scale[:, None], fit
 
     def forward(
-        self, given: BodyInput
+        self, inputs: BodyInput
     ) -> tuple[Float[Tensor, "user query state"], Float[Tensor, "user query token"]]:
         """Return the state behind the score, and the mean attention of the softmax heads.
 
         Args:
-            given: Users and questions.
+            inputs: Users and questions.
         """
-        users, standard, question, things, _ = given
+        users, standard, question, things, _ = inputs
         logits, fit = self.match(question, things)
         which = users.which.clamp(min=0)
         logits = logits[:, :, which].permute(2, 0, 1, 3)  # (user, query, head, token)
@@ -369,8 +368,8 @@ class PointingReader(nn.Module):
         self.register_buffer("state_mean", torch.zeros(STATE_DIM))
         self.register_buffer("state_spread", torch.ones(STATE_DIM))
         self.register_buffer("directions", nn.init.orthogonal_(torch.empty(text, TEXT_DIM)))
-        self.register_buffer("portrait_mean", torch.zeros(text))
-        self.register_buffer("portrait_directions", torch.zeros(text, PORTRAIT_DIM))
+        self.register_buffer("profile_mean", torch.zeros(text))
+        self.register_buffer("profile_directions", torch.zeros(text, PROFILE_DIM))
 
     @property
     def has_language_model(self) -> bool:
@@ -414,15 +413,15 @@ class PointingReader(nn.Module):
         fit = word_fit(question, things)
         relevant = relevance(fit)
         least = question.behavior.clamp(min=LEAST_FIT)[:, None]  # else any event is meant
-        found = torch.sigmoid(SHARPNESS * (fit.amax(1, keepdim=True) - least))
-        of_things = relevant / relevant.sum(1, keepdim=True).clamp(min=1e-9) * found
+        named = torch.sigmoid(SHARPNESS * (fit.amax(1, keepdim=True) - least))
+        of_things = relevant / relevant.sum(1, keepdim=True).clamp(min=1e-9) * named
         asked = torch.cat([question.vector, question.words], -1)
         measure = self.intent(asked).softmax(-1)
         moved = measure[:, OCCURS] * (of_things * things.is_share_of_all).sum(1)
         change = torch.zeros_like(measure)
         change[:, OCCURS] = -moved
         change[:, OF_ALL] = moved
-        return Meaning(relevant, torch.cat([of_things, 1 - found], 1), measure + change)
+        return Meaning(relevant, torch.cat([of_things, 1 - named], 1), measure + change)
 
     def forward(self, users: TokenInput, question: QuestionInput, things: ThingInput) -> Reading:
         meaning = self.meaning(question, things)
@@ -436,8 +435,8 @@ class PointingReader(nn.Module):
         alone = self.alone(state)[..., 0] * sign
         texts = (things.vector @ self.directions)[users.which.clamp(min=0)]
         pointed_at = torch.einsum("uqt,utd->uqd", attention, texts)
-        portrait = (mean_text(users, things) - self.portrait_mean) @ self.portrait_directions
-        embedding = self.embed(score, pointed_at, portrait, state)
+        profile = (mean_text(users, things) - self.profile_mean) @ self.profile_directions
+        embedding = self.embed(score, pointed_at, profile, state)
         return Reading(score, prior, alone, attention, embedding)
 
     def body_input(
@@ -499,8 +498,8 @@ class PointingReader(nn.Module):
         query: str,
         answers: Sequence[str],
     ) -> Float[Tensor, "user answer"]:
-        """Return how much likelier each answer to a question is of each user than of an unknown one,
-        by the language model.
+        """Return how much likelier each answer to a question is of each user than of an unknown
+        one, by the language model.
 
         Args:
             users: Tokens of the users.
@@ -568,23 +567,23 @@ class PointingReader(nn.Module):
         self,
         score: Float[Tensor, "user query"],
         pointed_at: Float[Tensor, "user query text"],
-        portrait: Float[Tensor, "user portrait"],
+        profile: Float[Tensor, "user profile"],
         state: Float[Tensor, "user query state"],
     ) -> Float[Tensor, "user query dim"]:
-        """Return unit embeddings: the answer, which texts were pointed at, what the user does at all,
-        and what was read of what is asked.
+        """Return unit embeddings: the answer, which texts were pointed at, what the user does at
+        all, and what was read of what is asked.
 
         Args:
             score: Scores.
             pointed_at: Mean text vector of what each user was read at, projected.
-            portrait: Mean text vector of each user, projected.
+            profile: Mean text vector of each user, projected.
             state: Hidden state behind the score.
         """
         standard = (state - self.state_mean) / self.state_spread
         parts = [
             SCORE_SCALE * score[..., None],
             F.normalize(pointed_at, dim=-1),
-            portrait[:, None].expand(-1, score.shape[1], -1),
+            profile[:, None].expand(-1, score.shape[1], -1),
             F.normalize(standard, dim=-1),
         ]
         return F.normalize(torch.cat(parts, -1), dim=-1)

@@ -1,4 +1,4 @@
-"""`Population`: what the numbers of one user are compared with, so that a user can be read alone."""
+"""`Population`: what the numbers of a user are compared with, so that a user can be read alone."""
 
 from __future__ import annotations
 

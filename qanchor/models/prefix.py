@@ -1,5 +1,6 @@
-"""`UserPrefix`: the paper's form. A user is a prefix in front of the question, from coarse (the user
-as a whole, modalities, numbers) to fine (texts), and runs through all layers of the language model.
+"""`UserPrefix`: the paper's form. A user is a prefix in front of the question, from coarse (the
+user as a whole, modalities, numbers) to fine (texts), and runs through all layers of the language
+model.
 
 The prefix does not depend on the question, so its keys and values are computed once.
 """
@@ -66,13 +67,13 @@ class UserPrefix(LanguageBody):
         return PrefixStates(torch.stack(keys, 1), torch.stack(values, 1), log_presence, length)
 
     @on_own_device
-    def anchor(self, given: BodyInput) -> tuple[Anchor, Float[Tensor, "user query token"]]:
+    def anchor(self, inputs: BodyInput) -> tuple[Anchor, Float[Tensor, "user query token"]]:
         """Return the anchors of users and questions, and their mean attention to the tokens.
 
         Args:
-            given: Users and questions. If the users have a `prefix`, it is used.
+            inputs: Users and questions. If the users have a `prefix`, it is used.
         """
-        users, standard, question, things, known = given
+        users, standard, question, things, known = inputs
         prefix = users.prefix
         if prefix is None or users.presence is not None:
             prefix = self.prefill(users, standard, things)

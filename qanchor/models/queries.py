@@ -12,10 +12,21 @@ from torch import Tensor
 class SoftPromptProtocol(Protocol):
     """Describe a query with learned vectors, such as `qa.SoftPrompt`."""
 
-    query: str  # words in front of the vectors
-    vectors: Float[Tensor, "vector width"]
-    offset: Float[Tensor, " text"]  # added to the text vector of the words
-    run: str  # sha256 of the run that it was tuned on
+    @property
+    def query(self) -> str:
+        """Words in front of the vectors."""
+
+    @property
+    def vectors(self) -> Float[Tensor, "vector width"]:
+        """Vectors whose sum is added to that of the words."""
+
+    @property
+    def offset(self) -> Float[Tensor, " text"]:
+        """Added to the text vector of the words."""
+
+    @property
+    def run(self) -> str:
+        """Sha256 of the run that it was tuned on."""
 
 
 QueryLike = str | SoftPromptProtocol

@@ -30,6 +30,8 @@ WEIGHTS_FILE = "reader.safetensors"
 CONCEPTS_FILE = "concepts.json"
 OPTIONAL_FILES = ("history.json", "metrics.json")
 POPULATION_ARRAYS = ("rarity", "values", "levels", "share_base")
+# arrays of runs that were saved under another name
+OLD_NAMES = {"portrait_mean": "profile_mean", "portrait_directions": "profile_directions"}
 ASSOCIATION_ARRAYS = ("factors", "mean", "spread", "heads", "covariance")
 
 
@@ -44,13 +46,13 @@ def save_model(model: QAnchor, folder: str | Path, metrics: dict | None = None) 
     folder = Path(folder)
     with atomic_replace(folder, OPTIONAL_FILES) as aside, disk_errors(folder):
         _save_weights(model, aside / WEIGHTS_FILE)
-        told = {
+        content = {
             "concepts": [concept.to_dict() for concept in model.concepts],
             "things": model.population.things,
             "users": model.population.n_users,
             "main_number": model.population.main_number,
         }
-        write_json(aside / CONCEPTS_FILE, told)
+        write_json(aside / CONCEPTS_FILE, content)
         about = {
             "format": FORMAT,
             "config": asdict(model.config),
@@ -145,12 +147,12 @@ def load_model(folder: str | Path) -> QAnchor:
     try:
         config = Config(**about["config"])
         arrays = load_arrays(folder / WEIGHTS_FILE)
-        told = json.loads((folder / CONCEPTS_FILE).read_text())
+        content = json.loads((folder / CONCEPTS_FILE).read_text())
         concepts = tuple(
             Concept(**(concept | {"things": tuple(concept["things"])}))
-            for concept in told["concepts"]
+            for concept in content["concepts"]
         )
-        population = _population(told, arrays)
+        population = _population(content, arrays)
         reader = _reader(config, arrays)
     except WeightsError:
         raise
@@ -166,15 +168,15 @@ def load_model(folder: str | Path) -> QAnchor:
     return model.eval().requires_grad_(False)
 
 
-def _population(told: dict, arrays: dict[str, np.ndarray]) -> Population:
+def _population(content: dict, arrays: dict[str, np.ndarray]) -> Population:
     """Return the population of a run; its arrays are taken out of `arrays`."""
-    things = tuple(told["things"])
+    things = tuple(content["things"])
     associations = {name: arrays.pop(f"associations.{name}") for name in ASSOCIATION_ARRAYS}
     return Population(
         associations=Associations(things=things, **associations),
         things=things,
-        n_users=told["users"],
-        main_number=told["main_number"],
+        n_users=content["users"],
+        main_number=content["main_number"],
         **{name: arrays.pop(f"population.{name}") for name in POPULATION_ARRAYS},
     )
 
@@ -183,6 +185,7 @@ def _reader(config: Config, arrays: dict[str, np.ndarray]) -> PointingReader:
     """Return the reader of a run."""
     text = arrays["directions"].shape[0]
     reader = PointingReader(text, make_body(config, text))
+    arrays = {OLD_NAMES.get(name, name): array for name, array in arrays.items()}
     own = {name for name in reader.state_dict() if not is_pretrained(name)}
     if own != set(arrays):
         raise ValueError(f"it lacks or adds {', '.join(sorted(own ^ set(arrays))[:3])}")
@@ -196,10 +199,10 @@ def _check_digest(path: Path, about: dict) -> None:
     if not path.exists():
         raise RunError(f"{path} is missing. Copy the run again, or train it with `qanchor fit`.")
     expected = about["sha256"].get(path.name)
-    found = sha256_file(path)
-    if found != expected:
+    digest = sha256_file(path)
+    if digest != expected:
         raise RunError(
-            f"{path} has sha256 {found[:16]}..., config.json says {str(expected)[:16]}... It is"
+            f"{path} has sha256 {digest[:16]}..., config.json says {str(expected)[:16]}... It is"
             " torn or swapped: copy the run again."
         )
 
@@ -225,10 +228,10 @@ def read_run_config(folder: Path) -> dict:
         about = json.loads(path.read_text())
     except ValueError as error:
         raise RunError(f"{path} is torn ({error}). Copy the run again.") from error
-    found = about.get("format") if isinstance(about, dict) else None
-    if found != FORMAT:
+    version = about.get("format") if isinstance(about, dict) else None
+    if version != FORMAT:
         raise RunError(
-            f"{path} is of format {found}, this version reads {FORMAT}. Train the run again with"
+            f"{path} is of format {version}, this version reads {FORMAT}. Train the run again with"
             " `qanchor fit`."
         )
     if not isinstance(about.get("sha256"), dict):

@@ -18,13 +18,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qanchor.errors import TableError, WeightsError
-from qanchor.models.weights import missing_model_message, resolve_model
+from qanchor.models.weights import PACKAGES, missing_model_message, resolve_model
+from qanchor.utils.hashing import sha256_file
 from qanchor.utils.io import cache_dir, replace_surrogates
 
 HASH_DIM = 384  # width of "hash" vectors, that of MiniLM
 MAX_TEXT_TOKENS = 256  # longer texts are cut
 TEXTS_PER_BATCH = 256  # texts in a forward pass; sorted by length, so there is little padding
 TEXTS_PER_WRITE = 16 * TEXTS_PER_BATCH  # texts between two writes, which a kill may lose
+VECTORS_VERSION = 2  # increase it when the same weights give other vectors
 CREATE = "create table if not exists vectors (key blob primary key, vector blob) without rowid"
 
 
@@ -46,9 +48,11 @@ class TextEncoder(nn.Module):
         if name == "hash":
             return
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import cached_file
 
         folder = resolve_model(name)
         try:
+            self.commit = Path(cached_file(folder, "config.json")).parent.name  # on the hub
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             inner = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
         except OSError as error:
@@ -87,13 +91,15 @@ def text_vectors(
         texts: Any number of strings; repeats cost nothing.
         encoder: "minilm" (packaged), "hash" (no download, no meaning), a Hugging Face id or a
             folder.
-        folder: Folder of the tables, which processes may share. Default: `<cache>/texts`.
+        folder: Folder of the tables, one for each encoder and its weights, which processes may
+            share. Default: `<cache>/texts`.
 
     Returns:
         float16 (text, dim), 384 for MiniLM. Equal texts have equal rows in any company.
 
     Raises:
         TableError: If a vector on disk is not the one that was written.
+        WeightsError: If there is no such encoder.
         OSError: If the disk is full or not writable.
 
     Example:
@@ -106,9 +112,28 @@ def text_vectors(
     encode = partial(_encode_texts, encoder)
     if encoder == "hash":  # cheaper than a table
         return encode(list(distinct))[codes]
-    name = f"{_text_hash(encoder).hex()[:24]}.sqlite"
+    digest = _text_hash(f"{encoder} {encoder_digest(encoder)}").hex()[:24]
+    name = f"{digest}-{VECTORS_VERSION}.sqlite"
     table = VectorTable((folder or cache_dir() / "texts") / name)
     return table.lookup(list(distinct), encode)[codes]
+
+
+@lru_cache
+def encoder_digest(name: str) -> str:
+    """Return a text that changes with the weights behind the name of a text encoder.
+
+    Args:
+        name: As for `TextEncoder`. The files of a folder are hashed once per process.
+
+    Raises:
+        WeightsError: If there is no such encoder.
+    """
+    if name in PACKAGES:
+        return PACKAGES[name].sha256  # checked when it was downloaded
+    if Path(name).is_dir():
+        files = sorted(path for path in Path(name).iterdir() if path.is_file())
+        return " ".join(map(sha256_file, files))
+    return _load_text_encoder(name).commit
 
 
 @dataclass(frozen=True)
@@ -137,7 +162,7 @@ class VectorTable:
         try:
             with closing(sqlite3.connect(self.path, timeout=60)) as base:
                 base.execute(CREATE)
-                known = {key for some in _chunks(keys) for (key,) in _select(base, "key", some)}
+                known = {key for chunk in _chunks(keys) for (key,) in _select(base, "key", chunk)}
                 new = [i for i, key in enumerate(keys) if key not in known]
                 for rows in _chunks(sorted(new, key=lambda i: len(texts[i]))):
                     vectors = encode([texts[i] for i in rows])
@@ -147,7 +172,7 @@ class VectorTable:
                     ]
                     with base:
                         base.executemany("insert or ignore into vectors values (?, ?)", stored)
-                return np.concatenate([self._read(base, some) for some in _chunks(keys)])
+                return np.concatenate([self._read(base, chunk) for chunk in _chunks(keys)])
         except sqlite3.OperationalError as error:
             raise OSError(
                 f"{self.path}: {error}. Free disk space or choose another folder."
@@ -157,11 +182,11 @@ class VectorTable:
 
     def _read(self, base: sqlite3.Connection, keys: list[bytes]) -> np.ndarray:
         """Return the vectors of keys that the table has; another process may have stored some."""
-        found = dict(_select(base, "key, vector", keys))
-        for stored in found.values():
+        vectors = dict(_select(base, "key, vector", keys))
+        for stored in vectors.values():
             if zlib.crc32(stored[4:]).to_bytes(4) != stored[:4]:
                 raise self._damaged("a vector is not what was written")
-        return np.stack([np.frombuffer(found[key], np.float16, offset=4) for key in keys])
+        return np.stack([np.frombuffer(vectors[key], np.float16, offset=4) for key in keys])
 
     def _damaged(self, what: str) -> TableError:
         return TableError(f"{self.path}: {what}. Remove it, its texts are encoded again.")

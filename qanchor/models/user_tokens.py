@@ -249,7 +249,7 @@ class TokenReader:
             )
 
     def _token_table(self, rows: dict[str, np.ndarray], end: int) -> pd.DataFrame:
-        """Return one row per (user, thing) with the numbers of the token, and its count as `value`."""
+        """Return one row per (user, thing): the numbers of the token, and its count as `value`."""
         n_things = len(self.things)
         keys, inverse = np.unique(rows["user"] * n_things + rows["thing"], return_inverse=True)
         age = (end - rows["time"]) / 86400

@@ -8,8 +8,6 @@ import zlib
 import numpy as np
 from jaxtyping import Float
 
-from qanchor.utils.text import plural
-
 SPELLING_DIM = 1024  # hashed character trigrams
 # words that say how a question is asked, not what it is about
 FUNCTION_WORDS = frozenset(
@@ -28,12 +26,11 @@ FUNCTION_WORDS = frozenset(
 PHRASAL_VERBS = re.compile(r"\b(check|log|opt|sign|top) (in|out|up|on|off)\b")
 
 
-def content_words(query: str, unit: str = "user") -> str:
+def content_words(query: str) -> str:
     """Return what a question is about: its words without those that any question may have.
 
     Args:
-        query: The question.
-        unit: Word for one of the users (default "user").
+        query: The question, with the word "user" for one of the users.
 
     Example:
         >>> content_words("Will this user put something into the cart next month?")
@@ -41,12 +38,10 @@ def content_words(query: str, unit: str = "user") -> str:
         >>> content_words("Will this user log in nearly every day?")
         'login'
     """
-    names = {unit.lower(), plural(unit.lower())}
     joined = PHRASAL_VERBS.sub(r"\1\2", query.lower())
     words = re.findall(r"[^\W_]+(?:['’]t\b)?", joined)
-    kept = [word for word in words if word not in FUNCTION_WORDS and word not in names]
-    kept = [word for word in kept if not word.endswith(("'t", "’t"))]
-    return " ".join(kept) or query
+    content = [word for word in words if word not in FUNCTION_WORDS]
+    return " ".join(word for word in content if not word.endswith(("'t", "’t"))) or query
 
 
 def spelling_vectors(texts) -> Float[np.ndarray, "text spelling"]:

@@ -1,1 +1,1 @@
-"""Cluster-based soft prompts on cached prefixes."""
+"""Soft prompts: questions with what labels add to them."""

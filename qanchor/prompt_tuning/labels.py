@@ -56,8 +56,8 @@ def encode_labels(cache: PrefixCache, labels: pd.Series) -> tuple[UserInts, tupl
     classes, number, counts = np.unique(known.to_numpy(), return_inverse=True, return_counts=True)
     if len(classes) < 2:
         raise ValueError(
-            f"Found {count(len(classes), 'class')} in {len(known):,} labels; at least 2 are required. "
-            "Label users of another class."
+            f"Found {count(len(classes), 'class')} in {len(known):,} labels; at least 2 are"
+            " required. Label users of another class."
         )
     if counts.min() < MIN_CLASS_SIZE:
         smallest = counts.argmin()

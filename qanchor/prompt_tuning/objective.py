@@ -62,8 +62,8 @@ class PromptObjective:
         question = encode_questions(self.model, prompts, tokens.unit, tokens.horizon_days)
         parts = []
         with self.model.reader.threads():
-            for some in np.split(rows, range(USERS_PER_PASS, len(rows), USERS_PER_PASS)):
-                users = token_input(tokens, some)
+            for batch in np.split(rows, range(USERS_PER_PASS, len(rows), USERS_PER_PASS)):
+                users = token_input(tokens, batch)
                 parts.append(self.model.reader(users, question, self.things).embedding)
         return torch.cat(parts)
 
@@ -100,20 +100,20 @@ class PromptObjective:
         return class_loss(anchors, self.labels[rows], prompt.prototypes, temperatures)
 
     @torch.no_grad()
-    def initialize(self, classes: tuple, rows: Rows, vectors: int) -> SoftPrompt:
+    def initialize(self, classes: tuple, rows: Rows, num_virtual_tokens: int) -> SoftPrompt:
         """Return a prompt that is the question itself, with the class means as prototypes.
 
         Args:
             classes: Labels, in the order of the class numbers.
             rows: Rows of the users that give the class means.
-            vectors: Number of vectors.
+            num_virtual_tokens: Number of vectors.
         """
         anchors = self.anchors([self.query], rows)[:, 0]
         width = self.things.vector.shape[1]
         return SoftPrompt(
             query=self.query,
             classes=classes,
-            vectors=torch.zeros(vectors, width),
+            vectors=torch.zeros(num_virtual_tokens, width),
             offset=torch.zeros(width),
             prototypes=class_centroids(anchors, self.labels[rows]),
             temperature=TEMPERATURE,
@@ -141,8 +141,8 @@ class PromptObjective:
         temperatures = [prompt.temperature * factor for factor in TEMPERATURE_FACTORS]
         best_prompt = prompt
         best_loss = np.inf
-        for some in offsets.split(PROMPTS_PER_PASS):
-            candidates = [replace(prompt, offset=offset) for offset in some]
+        for batch in offsets.split(PROMPTS_PER_PASS):
+            candidates = [replace(prompt, offset=offset) for offset in batch]
             anchors = self.anchors(candidates, rows)
             for place, candidate in enumerate(candidates):
                 centroids = class_centroids(anchors[:, place], labels)

@@ -1,4 +1,4 @@
-"""`SoftPrompt`: a question with what labels added to it, and one prototype a class; saved as a folder."""
+"""`SoftPrompt`: a question with what labels added to it, one prototype a class, in a folder."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ TENSORS = ("vectors", "offset", "prototypes")
 
 @dataclass(frozen=True, eq=False)
 class SoftPrompt:
-    """Hold a question, what was learned to add to it, and one prototype a class. Made by `tune_prompt`.
+    """Hold a question, what was learned to add to it, and one prototype a class.
 
-    It can be used wherever a question can: `engine.embed(cache, prompt)`, also in a list. The users
-    are not read again.
+    Made by `tune_prompt`. It can be used wherever a question can: `engine.embed(cache, prompt)`,
+    also in a list. The users are not read again.
 
     Source: paper, equation 7, where the vectors are tokens of the language model.
 
     Example:
-        >>> SoftPrompt("Why?", (0, 1), torch.zeros(6, 384), torch.zeros(384), torch.eye(2, 128), 0.07)
+        >>> vectors, offset, prototypes = torch.zeros(6, 384), torch.zeros(384), torch.eye(2, 128)
+        >>> SoftPrompt("Why?", (0, 1), vectors, offset, prototypes, 0.07)
         SoftPrompt('Why?', 6 vectors, 2 classes)
     """
 

@@ -92,7 +92,7 @@ def iter_tune_prompt(
     query: str,
     labels: pd.Series,
     *,
-    vectors: int = 6,
+    num_virtual_tokens: int = 6,
     steps: int = 500,
     lr: float = 0.02,
     seek: bool = False,
@@ -108,8 +108,8 @@ def iter_tune_prompt(
         cache: From `engine.prefill`; it is not changed.
         query: The question that the prompt starts from.
         labels: Index user, any two or more values; NaN is skipped.
-        vectors: Number of vectors whose sum is added to what is asked; more take larger steps.
-            Default: 6.
+        num_virtual_tokens: Number of vectors whose sum is added to what is asked; more take larger
+            steps. Default: 6.
         steps: Steps, at most. Default: 500.
         lr: Peak learning rate of Adam, as a share of the size of each part; it falls to 0 along a
             cosine. Default: 0.02.
@@ -136,13 +136,15 @@ def iter_tune_prompt(
         >>> state.prompt, state.best
         (SoftPrompt('Why?', 6 vectors, 2 classes), 0)
     """
-    if min(vectors, steps) < 0:
-        raise ValueError(f"{vectors} vectors, {steps} steps: both must be 0 or more")
+    if min(num_virtual_tokens, steps) < 0:
+        raise ValueError(
+            f"{num_virtual_tokens} virtual tokens, {steps} steps: both must be 0 or more"
+        )
     numbers, classes = encode_labels(cache, labels)
     rng = np.random.default_rng(seed)
     tuning, validation = stratified_split(numbers, VALIDATION_SHARE, rng)
     objective = PromptObjective(engine, cache, query, numbers)
-    prompt = objective.initialize(classes, tuning, vectors)
+    prompt = objective.initialize(classes, tuning, num_virtual_tokens)
     if seek:
         prompt = min(
             (prompt, objective.search_start(prompt, tuning)),

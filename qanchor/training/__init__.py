@@ -1,1 +1,1 @@
-"""Joint contrastive and autoregressive training."""
+"""Training on concepts of the users' own past, without labels."""

@@ -1,4 +1,4 @@
-"""`fit`: from users to a model that answers typed questions about them, in seconds."""
+"""`fit`: from users to a model that answers typed questions about them."""
 
 from __future__ import annotations
 

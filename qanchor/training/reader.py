@@ -1,4 +1,4 @@
-"""Train the pointing reader on concepts of the users' own past: seconds on a laptop."""
+"""Train the pointing reader on concepts of the users' own past: about a minute on a laptop."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from qanchor.data.users import Users
 from qanchor.models.associations import Associations
 from qanchor.models.language_body import LanguageBody
 from qanchor.models.pointing import (
-    PORTRAIT_DIM,
-    PORTRAIT_SCALE,
+    PROFILE_DIM,
+    PROFILE_SCALE,
     PointingReader,
     QuestionInput,
     TokenInput,
@@ -301,14 +301,13 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
     topics = first.aliases.things_by_label(first.things)
     concepts = induce_concepts(first.events, first.vectors, cutoffs, topics)
     reader = TokenReader(users, encoder, until=max(cutoffs))
-    position = {user: row for row, user in enumerate(users.ids)}
     samples = []
     fitted = None
     for cutoff in cutoffs:
         tokens = reader.read(cutoff)
         if len(tokens) < MIN_USERS:
             continue
-        rows = np.array([position[user] for user in tokens.ids])
+        rows = pd.Index(users.ids).get_indexer(tokens.ids)
         outcomes = {days: Outcomes.of(reader.events, rows, cutoff, days) for days in horizons}
         truth = {days: outcomes[days].truth(reader.events, concepts) for days in horizons}
         grades = {
@@ -376,8 +375,8 @@ def _at_most(
     others = np.flatnonzero(~is_general)
     if len(others) > MAX_QUESTIONS:  # encoding them all would take longer than training
         others = rng.choice(others, MAX_QUESTIONS, replace=False)
-    kept = np.union1d(np.flatnonzero(is_general), others)
-    return [questions[place] for place in kept]
+    places = np.union1d(np.flatnonzero(is_general), others)
+    return [questions[place] for place in places]
 
 
 def _nearest_horizon(days: int, horizons: Sequence[int], own: int) -> int:
@@ -449,7 +448,7 @@ def train_reader(
         history = _train(reader, batches, budget, minutes, seed, progress, checkpoint)
         _fit_share(reader, task, _some(questions, budget.judged, rng))
         _fit_state_scale(reader, task, _some(questions, budget.scaled, rng), users, rng)
-        _fit_portrait(reader, task.samples[0], users[0])
+        _fit_profile(reader, task.samples[0], users[0])
     return pd.DataFrame(history)
 
 
@@ -503,9 +502,9 @@ def _losses(
     ranking = ranking_loss(reading.score, target)
     losses = {"ranking": ranking + ALONE_WEIGHT * ranking_loss(reading.alone, target)}
     if budget.contrastive or budget.autoregressive:
-        some = np.array(list(dict.fromkeys(asked))[:ANSWERED_QUESTIONS])
+        answered = np.array(list(dict.fromkeys(asked))[:ANSWERED_QUESTIONS])
         rows = rows[:ANSWERED_USERS]
-        losses |= _answer_losses(reader, batches, budget, sample, rows, some, answer_rng)
+        losses |= _answer_losses(reader, batches, budget, sample, rows, answered, answer_rng)
     return losses
 
 
@@ -599,7 +598,7 @@ class _Steps:
 
 
 def _fingerprint(reader: PointingReader, batches: _Batches, budget: Budget, seed: int) -> str:
-    """Return what tells this training from others: its settings, the data, and what it starts from."""
+    """Return what tells this training from others: settings, data, and what it starts from."""
     task = batches.task
     words = [question.wording.query for question in task.questions]
     cutoffs = [str(sample.cutoff) for sample in task.samples]
@@ -624,8 +623,8 @@ def _answer_losses(
     asked: np.ndarray,
     rng: np.random.Generator,
 ) -> dict[str, Tensor]:
-    """Return the weighted losses of the answers to some questions about some users, by name; none if
-    fewer than two answers are known.
+    """Return the weighted losses of the answers to some questions about some users, by name; none
+    if fewer than two answers are known.
     """
     task = batches.task
     grades = task.grades(sample, rows, asked)
@@ -842,7 +841,7 @@ def _pairs(
         targets: Answers of each draw, (user, question).
         rng: Random generator that chooses the pairs.
     """
-    found = [np.empty((0, known[0].shape[-1]))]
+    differences = [np.empty((0, known[0].shape[-1]))]
     for numbers, target in zip(known, targets, strict=True):
         for column in range(target.shape[1]):
             yes = np.flatnonzero(target[:, column] == 1)
@@ -850,8 +849,10 @@ def _pairs(
             if not (len(yes) and len(no)):
                 continue
             n = min(2 * min(len(yes), len(no)), MAX_PAIRS)
-            found.append(numbers[rng.choice(yes, n), column] - numbers[rng.choice(no, n), column])
-    return np.concatenate(found)
+            differences.append(
+                numbers[rng.choice(yes, n), column] - numbers[rng.choice(no, n), column]
+            )
+    return np.concatenate(differences)
 
 
 @torch.no_grad()
@@ -868,8 +869,8 @@ def _fit_state_scale(
     hook = reader.body.register_forward_hook(lambda _module, _inputs, out: states.append(out[0]))
     for sample, rows in zip(task.samples, users, strict=True):
         if len(rows):
-            some = rng.choice(rows, min(FITTED_USERS, len(rows)), replace=False)
-            reader(token_input(sample.tokens, some), encoded, thing_input(sample.tokens))
+            drawn = rng.choice(rows, min(FITTED_USERS, len(rows)), replace=False)
+            reader(token_input(sample.tokens, drawn), encoded, thing_input(sample.tokens))
     hook.remove()
     states = torch.cat([state.flatten(0, 1) for state in states])
     reader.state_mean.copy_(states.mean(0))
@@ -877,17 +878,17 @@ def _fit_state_scale(
 
 
 @torch.no_grad()
-def _fit_portrait(reader: PointingReader, sample: Sample, rows: np.ndarray) -> None:
+def _fit_profile(reader: PointingReader, sample: Sample, rows: np.ndarray) -> None:
     """Fit the directions in which the mean text vectors of users differ most."""
     if not len(rows):
         return
     tokens = sample.tokens
     texts = mean_text(token_input(tokens, rows), thing_input(tokens))
-    reader.portrait_mean.copy_(texts.mean(0))
-    directions = torch.linalg.svd(texts - texts.mean(0), full_matrices=False).Vh[:PORTRAIT_DIM].T
+    reader.profile_mean.copy_(texts.mean(0))
+    directions = torch.linalg.svd(texts - texts.mean(0), full_matrices=False).Vh[:PROFILE_DIM].T
     length = ((texts - texts.mean(0)) @ directions).norm(dim=1).mean()
-    directions = PORTRAIT_SCALE * directions / length.clamp(min=1e-9)
-    reader.portrait_directions[:, : directions.shape[1]] = directions
+    directions = PROFILE_SCALE * directions / length.clamp(min=1e-9)
+    reader.profile_directions[:, : directions.shape[1]] = directions
 
 
 def _fit_sense(reader: PointingReader, task: ConceptTask, questions: np.ndarray, seed: int) -> None:

@@ -17,8 +17,8 @@ from qanchor.useru.concepts import LESS, MORE, Concept, Outcomes
 UNKNOWN = -1  # grade of a user of whom it cannot be said
 A_FEW_TIMES = 2  # events; days of any event
 OFTEN = 4
-# for each measure, from the least of it to the most; they are true whether a question denies or not.
-# "much" and "a large part" are the top quarter of the users who have any.
+# for each measure, from the least of it to the most; they are true whether a question denies or
+# not. "much" and "a large part" are the top quarter of the users who have any.
 FACTS = {
     "occurs": ("not once", "once", "a few times", "often"),
     "more": ("much less", "about as much", "more"),

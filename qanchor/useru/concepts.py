@@ -91,58 +91,60 @@ def induce_concepts(
     users = max(int(active.sum()), 1)
     share = (count[active] > 0).sum(0) / users
     things = events.things
-    found = [Concept("behavior:any", "behavior", ANY_EVENT, ())]
+    concepts = [Concept("behavior:any", "behavior", ANY_EVENT, ())]
     for measure in ("more", "less", "high"):
-        found.append(Concept(f"behavior:{measure}", "behavior", ANY_EVENT, (), measure))
+        concepts.append(Concept(f"behavior:{measure}", "behavior", ANY_EVENT, (), measure))
     texts = [i for i, thing in enumerate(things) if thing.kind == "text" and share[i] > 0]
     texts = sorted(texts, key=lambda i: (-share[i], things[i].name))[:MAX_CLUSTER_TEXTS]
     for i in texts[:MAX_TEXT_CONCEPTS]:
         if share[i] > MIN_SHARE:
-            found += _of_thing(things[i], "occurs")
+            concepts += _of_thing(things[i], "occurs")
         if share[i] > 0.1:
-            found += _of_thing(things[i], "more", "high", "share")
+            concepts += _of_thing(things[i], "more", "high", "share")
         if 0.02 < share[i] < 0.7:
-            found += _of_thing(things[i], "first")
-    found += _clusters([things[i] for i in texts], vectors[texts])
-    found += [Concept(f"topic:{label}", "topic", label, names) for label, names in topics.items()]
+            concepts += _of_thing(things[i], "first")
+    concepts += _clusters([things[i] for i in texts], vectors[texts])
+    concepts += [
+        Concept(f"topic:{label}", "topic", label, names) for label, names in topics.items()
+    ]
     for i, thing in enumerate(things):
         if share[i] > (0 if thing.kind == "modality" else MIN_SHARE):
-            found += _of_thing(thing, *MEASURES_OF_KIND.get(thing.kind, ()))
+            concepts += _of_thing(thing, *MEASURES_OF_KIND.get(thing.kind, ()))
             if thing.kind == "number":
                 if events.share_base[i]:
-                    found += _of_thing(thing, "share")
-                found += _thresholds(thing, largest[active, i])
-    unique = {concept.name: concept for concept in found}
+                    concepts += _of_thing(thing, "share")
+                concepts += _thresholds(thing, largest[active, i])
+    unique = {concept.name: concept for concept in concepts}
     return tuple(replace(concept, split=_split(name)) for name, concept in unique.items())
 
 
 def _of_thing(thing: Thing, *measures: str) -> list[Concept]:
     """Return one concept of a thing for each measure."""
-    found = []
+    concepts = []
     for measure in measures:
         name = thing.name if measure == "occurs" else f"{thing.name}:{measure}"
-        found.append(Concept(name, thing.kind, thing.label, (thing.name,), measure))
-    return found
+        concepts.append(Concept(name, thing.kind, thing.label, (thing.name,), measure))
+    return concepts
 
 
 def _thresholds(thing: Thing, largest: np.ndarray) -> list[Concept]:
     """Return concepts of large amounts of one event."""
-    found = []
+    concepts = []
     values = largest[largest > 0]
     if not len(values):
-        return found
+        return concepts
     for value in np.quantile(values, QUANTILES):
         threshold = float(f"{value:.2g}")
         name = f"{thing.name}>={threshold:g}"
-        found.append(Concept(name, "number", thing.label, (thing.name,), "exceeds", threshold))
-    return found
+        concepts.append(Concept(name, "number", thing.label, (thing.name,), "exceeds", threshold))
+    return concepts
 
 
 def _clusters(texts: list[Thing], vectors: np.ndarray) -> list[Concept]:
     """Return clusters of similar texts, named by their two most central members."""
     from sklearn.cluster import MiniBatchKMeans
 
-    found = []
+    concepts = []
     for n in N_CLUSTERS:
         if len(texts) < 4 * n:
             continue
@@ -154,8 +156,8 @@ def _clusters(texts: list[Thing], vectors: np.ndarray) -> list[Concept]:
             best = members[np.argsort(-vectors[members] @ center, kind="stable")[:2]]
             label = " or ".join(texts[i].label for i in best)
             names = tuple(texts[i].name for i in members)
-            found.append(Concept(f"cluster:{n}:{label}", "cluster", label, names))
-    return found
+            concepts.append(Concept(f"cluster:{n}:{label}", "cluster", label, names))
+    return concepts
 
 
 @dataclass(frozen=True)
@@ -326,22 +328,23 @@ HORIZON_WORDINGS = {
     60: "in the next two months",
     90: "in the next three months",
 }
+MAX_WORDINGS = 16  # of a concept, for each sense
 FRAME_VERBS = 8  # of staying and of leaving, in each frame
 FRAME_TOPICS = 60
 
 
 def _read_wordings() -> dict[tuple[str, str, int], list[str]]:
-    found = {}
+    texts = {}
     for row in read_resource_rows("qanchor.useru", "wordings.csv"):
         key = (row["kind"], row["measure"], int(row["sense"]))
-        found.setdefault(key, []).append(row["text"])
-    return found
+        texts.setdefault(key, []).append(row["text"])
+    return texts
 
 
 # By what is asked about, measure, and whether yes means that it is true (1) or not (-1).
-# {user} is the unit word, {t} the label, {v} the threshold. The last of each list is for tests only.
-# In frames, {v} is a verb of staying (1) or leaving (-1), or a topic, and {n} an amount; a topic
-# must not tell the sense: a complaint that happens is a yes.
+# {user} is the unit word, {t} the label, {v} the threshold. The last of each list is for tests
+# only. In frames, {v} is a verb of staying (1) or leaving (-1), or a topic, and {n} an amount; a
+# topic must not tell the sense: a complaint that happens is a yes.
 WORDINGS = _read_wordings()
 
 
@@ -383,7 +386,7 @@ def _fill(text: str, **values) -> str:
 
 def _staying_and_leaving(rng: np.random.Generator) -> list[Wording]:
     """Return every frame with some verbs of staying and leaving; the sense is their product."""
-    found = []
+    questions = []
     for sense in (1, -1):
         frames = WORDINGS["frame", "occurs", sense]
         for frame in frames:
@@ -392,8 +395,8 @@ def _staying_and_leaving(rng: np.random.Generator) -> list[Wording]:
                 for verb in rng.choice(verbs, FRAME_VERBS, replace=False):
                     query = _fill(frame, v=verb, when=rng.choice(NEXT))
                     is_last = frame == frames[-1]
-                    found.append(Wording(query, "occurs", sense * verb_sense, 0, is_last))
-    return found
+                    questions.append(Wording(query, "occurs", sense * verb_sense, 0, is_last))
+    return questions
 
 
 def behavior_wordings(rng: np.random.Generator) -> list[Wording]:
@@ -414,7 +417,7 @@ def topic_wordings(rng: np.random.Generator) -> list[Wording]:
     Args:
         rng: Random generator that chooses topics, times and amounts.
     """
-    found = []
+    questions = []
     # the same topics in all frames, or they would tell frames
     topics = rng.choice(WORDINGS["everyday topic", "occurs", 1], FRAME_TOPICS, replace=False)
     for (kind, measure, sense), frames in WORDINGS.items():
@@ -424,22 +427,21 @@ def topic_wordings(rng: np.random.Generator) -> list[Wording]:
             for topic in topics:
                 when = rng.choice(NEXT)
                 query = _fill(frame, v=topic, when=when, n=rng.choice(AMOUNTS))
-                found.append(Wording(query, measure, sense, 0, False))
-    return found
+                questions.append(Wording(query, measure, sense, 0, False))
+    return questions
 
 
-def wordings(concept: Concept, rng: np.random.Generator, n: int = 16) -> list[Wording]:
+def wordings(concept: Concept, rng: np.random.Generator) -> list[Wording]:
     """Return questions about a concept.
 
     Args:
         concept: The concept.
         rng: Random generator that chooses verbs and times.
-        n: Questions for each sense, at most (default 16).
     """
-    found = []
+    questions = []
     value = f"{concept.threshold:g}"
     for sign, texts in zip((1, -1), templates(concept), strict=True):
-        for place, text in enumerate(texts[:n]):
+        for place, text in enumerate(texts[:MAX_WORDINGS]):
             days = 0
             when = rng.choice(NEXT)
             if "{when}" in text and rng.random() < 0.3:
@@ -447,18 +449,18 @@ def wordings(concept: Concept, rng: np.random.Generator, n: int = 16) -> list[Wo
                 when = HORIZON_WORDINGS[days]
             query = _fill(text, t=concept.label, v=value, verb=rng.choice(VERBS), when=when)
             held_out = place == len(texts) - 1
-            found.append(Wording(query, concept.measure, sign, days, held_out))
+            questions.append(Wording(query, concept.measure, sign, days, held_out))
     if concept.measure == "occurs" and not concept.things:
-        found += _staying_and_leaving(rng)
-    return found
+        questions += _staying_and_leaving(rng)
+    return questions
 
 
 def behavior_queries() -> list[str]:
     """Return questions about behaviour in general: coming back, leaving, more, less and often."""
-    found = []
+    queries = []
     for (kind, *_), texts in WORDINGS.items():
         if kind == "any":
-            found += [text.format(user="user", when="next month") for text in texts]
+            queries += [text.format(user="user", when="next month") for text in texts]
         if kind == "verb":
-            found += [f"Will this user {verb}?" for verb in texts]
-    return found
+            queries += [f"Will this user {verb}?" for verb in texts]
+    return queries

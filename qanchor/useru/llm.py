@@ -77,8 +77,8 @@ class ChatClient:
         except ValueError as error:
             self.counts["repairs"] += 1
             repair = {"role": "user", "content": REPAIR_PROMPT.format(why=error)}
-        said = {"role": "assistant", "content": reply}
-        return parse(first_json(self._reply([*messages, said, repair])))
+        answer = {"role": "assistant", "content": reply}
+        return parse(first_json(self._reply([*messages, answer, repair])))
 
     def _reply(self, messages: list[dict]) -> str:
         """Return the model's reply, from disk if the same request was answered before."""
@@ -193,21 +193,25 @@ RULES = (
 )
 QUERY_PROMPT = """Question: {query}
 
-Ask the same in one short question, in other plain words that fit this {unit}. It must look ahead {days} days, and its
+Ask the same in one short question, in other plain words that fit this {unit}. It must look \
+ahead {days} days, and its
 yes must mean what the yes of the question above means. It must not give its answer away.
 Reply: {{"query": "..."}}"""
 ANSWER_PROMPT = """Question: {query}
 The tables answer: {fact}
 
-Word this answer in one sentence of at most 30 words, as a forecast. It begins with "{start}" and names no row numbers.
-"evidence" holds up to {most} rows that prove it: the row's number, and its text copied letter by letter; none if
+Word this answer in one sentence of at most 30 words, as a forecast. It begins with "{start}" \
+and names no row numbers.
+"evidence" holds up to {most} rows that prove it: the row's number, and its text copied letter by \
+letter; none if
 nothing of the kind happened.
 Reply: {{"answer": "...", "evidence": [{{"row": 1, "text": "..."}}]}}"""
 SUPPORT_PROMPT = """The tables say: {old} {fact}
 Question: {query}
 Answer: {answer}
 
-Does the question ask the same as that of the tables, and do the tables and these rows support every claim of the
+Does the question ask the same as that of the tables, and do the tables and these rows support \
+every claim of the
 answer? What goes beyond them, or is about something else, is not supported.
 Reply: {{"supported": true}} or {{"supported": false}}"""
 
@@ -301,11 +305,11 @@ def generate_pairs(
                 progress(done, len(order))
     except TokenBudgetExceeded as error:
         stopped = str(error)
-    kept = pairs.loc[sorted(worded)].copy()
-    kept[["query", "answer"]] = [worded[row] for row in kept.index] if worded else None
+    result = pairs.loc[sorted(worded)].copy()
+    result[["query", "answer"]] = [worded[row] for row in result.index] if worded else None
     report = {"model": model, "samples": done, **chat.counts, "stopped": stopped}
-    kept.attrs["synthesis"] = report | {"kept": len(kept), "dropped": dict(dropped)}
-    return kept
+    result.attrs["synthesis"] = report | {"kept": len(result), "dropped": dict(dropped)}
+    return result
 
 
 def _word_pair(chat: ChatClient, pair, events: pd.DataFrame, unit: str) -> tuple[str, str]:
@@ -345,7 +349,8 @@ def _word_pair(chat: ChatClient, pair, events: pd.DataFrame, unit: str) -> tuple
 
 
 def number_rows(events: pd.DataFrame) -> dict[str, str]:
-    """Number each distinct event once, newest first, in at most about `MAX_PROMPT_CHARS` characters.
+    """Number each distinct event once, newest first, in at most about `MAX_PROMPT_CHARS`
+    characters.
 
     Args:
         events: Events of one user.

@@ -58,5 +58,5 @@ def suggest_queries(
         general.append(
             f"Will this {unit} have more than {concept.threshold:g} {concept.label} at once?"
         )
-    kept = about_things[: max(many - len(general), 0)]
-    return tuple([*general[:1], *kept, *general[1:]][:many])
+    chosen = about_things[: max(many - len(general), 0)]
+    return tuple([*general[:1], *chosen, *general[1:]][:many])

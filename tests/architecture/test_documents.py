@@ -1,4 +1,4 @@
-"""The Markdown documents: what they show exists, their links resolve, and the README stays short."""
+"""The Markdown documents: what they show exists, links resolve, and the README stays short."""
 
 import ast
 import importlib

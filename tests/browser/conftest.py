@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 import nbformat
 import pytest
 
+from tests.programs import find_program
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SHOTS = HERE / "shots"
@@ -272,8 +274,8 @@ class Notebook:
 
 @pytest.fixture(scope="session")
 def chromium():
-    """The system's Chromium, headless."""
-    path = shutil.which("chromium")
+    """The system's Chromium or Chrome, headless."""
+    path = find_program("chromium")
     if path is None:
         pytest.skip("needs chromium: install the system's package")
     from playwright.sync_api import sync_playwright

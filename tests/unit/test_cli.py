@@ -1,5 +1,5 @@
-"""Every command of `qanchor` on a small folder: words, JSON, errors in one line, and a training that
-goes on.
+"""Every command of `qanchor` on a small folder: words, JSON, errors in one line, and a training
+that goes on.
 """
 
 import json

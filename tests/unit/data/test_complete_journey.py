@@ -1,4 +1,4 @@
-"""The two public data sets: what goes in, what stays out, and labels that a second route confirms."""
+"""The two public data sets: what goes in, what stays out, labels that a second route confirms."""
 
 import zipfile
 from importlib import util
@@ -231,8 +231,8 @@ def test_movielens_from_the_wheel(tmp_path, monkeypatch):
         )
         box.writestr(
             stem + "item",
-            "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n7\tNA\t1995\tDrama "
-            "War\n",
+            "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+            "7\tNA\t1995\tDrama War\n",
         )
         box.writestr(
             stem + "user",

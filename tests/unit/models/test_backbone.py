@@ -199,10 +199,9 @@ def load_backbone_without_tokenizer(folder) -> dict:
         return load_backbone(str(folder))[0].state_dict()
 
 
-def test_the_tiny_backbone_is_the_same_for_a_seed():
-    first, again, other = (load_backbone("tiny", seed=s)[0].state_dict() for s in (0, 0, 1))
+def test_the_tiny_backbone_is_always_the_same():
+    first, again = (load_backbone("tiny")[0].state_dict() for _ in range(2))
     assert all(torch.equal(first[n], again[n]) for n in first)
-    assert not all(torch.equal(first[n], other[n]) for n in first)
 
 
 def test_bytes_are_the_tiny_tokens():

@@ -9,10 +9,12 @@ import time
 
 import numpy as np
 import pytest
+import torch
+from transformers import BertConfig, BertModel, BertTokenizer
 
-from qanchor.errors import TableError
+from qanchor.errors import TableError, WeightsError
 from qanchor.models import text_encoder as text_encoder_module
-from qanchor.models.text_encoder import TextEncoder, VectorTable, text_vectors
+from qanchor.models.text_encoder import TextEncoder, VectorTable, encoder_digest, text_vectors
 
 
 @pytest.fixture
@@ -29,6 +31,7 @@ def encoded(monkeypatch) -> list[str]:
             return super().forward(some)
 
     monkeypatch.setattr(text_encoder_module, "TextEncoder", Counting)
+    monkeypatch.setattr(text_encoder_module, "encoder_digest", str)
     text_encoder_module._load_text_encoder.cache_clear()
     yield told
     text_encoder_module._load_text_encoder.cache_clear()
@@ -73,6 +76,39 @@ def test_a_table_that_was_removed_is_made_anew(tmp_path, encoded):
     next(tmp_path.iterdir()).unlink()  # as its errors say to
     assert np.array_equal(text_vectors(["b", "a"], "model", tmp_path), first[::-1])
     assert sorted(encoded) == ["a", "a", "b", "b"]
+
+
+def make_encoder(folder, seed: int):
+    """Save a text encoder of random weights as a new process would find it."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = BertConfig(vocab_size=5, intermediate_size=8, **sizes)
+    BertModel(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\ntea\n")
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    for cached in (encoder_digest, text_encoder_module._load_text_encoder):
+        cached.cache_clear()
+
+
+def test_weights_that_were_replaced_do_not_answer_with_the_old_vectors(tmp_path, monkeypatch):
+    folder, tables = tmp_path / "encoder", tmp_path / "tables"
+    with torch.random.fork_rng(devices=[]):
+        make_encoder(folder, seed=0)
+        first = text_vectors(["tea"], str(folder), tables)
+        make_encoder(folder, seed=1)
+        second = text_vectors(["tea"], str(folder), tables)
+        make_encoder(folder, seed=0)
+    assert np.abs(first.astype(float) - second).max() > 0.01
+    monkeypatch.setattr(text_encoder_module, "TextEncoder", None)  # what is known is read
+    assert np.array_equal(text_vectors(["tea"], str(folder), tables), first)
+    monkeypatch.setattr(text_encoder_module, "VECTORS_VERSION", 99)
+    with pytest.raises(TypeError):
+        text_vectors(["tea"], str(folder), tables)
+
+
+def test_an_encoder_that_does_not_exist_is_named():
+    with pytest.raises(WeightsError, match=r"text encoder 'minilmm': .*or 'minilm'"):
+        text_vectors(["tea"], "minilmm")
 
 
 def test_damage_is_noticed(tmp_path, encoded):

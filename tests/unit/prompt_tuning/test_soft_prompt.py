@@ -168,7 +168,7 @@ def test_a_planted_label_is_learned(engine, cache, planted):
 
 
 def test_what_it_points_at_can_be_tuned_alone(engine, cache, planted):
-    prompt, _ = tune_prompt(engine, cache, QUERY, planted, steps=20, vectors=0)
+    prompt, _ = tune_prompt(engine, cache, QUERY, planted, steps=20, num_virtual_tokens=0)
     assert len(prompt.vectors) == 0 and prompt.offset.any()
 
 
@@ -255,8 +255,8 @@ def test_the_search_is_of_use_only_if_the_validation_users_agree(engine, cache, 
 
 
 def test_negative_numbers_are_told(engine, cache, planted):
-    with pytest.raises(ValueError, match="-1 vectors, 5 steps: both must be 0 or more"):
-        tune_prompt(engine, cache, QUERY, planted, vectors=-1, steps=5)
+    with pytest.raises(ValueError, match="-1 virtual tokens, 5 steps: both must be 0 or more"):
+        tune_prompt(engine, cache, QUERY, planted, num_virtual_tokens=-1, steps=5)
 
 
 def test_a_rare_class_is_drawn_as_often(planted):
@@ -344,15 +344,11 @@ def test_another_run_refuses_a_prompt(home, engine, cache, tmp_path):
     first, second = engine, qa.Engine(qa.QAnchor.from_pretrained(home / "run1"))
     prompt = drawn(first)
     folder = prompt.save(tmp_path / "prompt")
-    with pytest.raises(
-        RunError,
-        match=rf"was tuned on run {first.model.run[:16]}, this engine serves run {second.model.run[:16]}",
-    ):
+    runs = [loaded.model.run[:16] for loaded in (first, second)]
+    with pytest.raises(RunError, match="tuned on run {}, this engine serves run {}".format(*runs)):
         SoftPrompt.load(folder, second)
-    with pytest.raises(
-        ValueError,
-        match=rf"run {first.model.run[:16]}, this model is of run {second.model.run[:16]}[.] Load that",
-    ):
+    message = "run {}, this model is of run {}[.] Load that".format(*runs)
+    with pytest.raises(ValueError, match=message):
         second.embed(cache, prompt)
 
 
