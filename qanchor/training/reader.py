@@ -80,7 +80,8 @@ DENIED_SHARE = 0.25  # of the questions of a family
 SENSE_STEPS = 500
 SENSE_BATCH = (48, 24, 216)  # questions of each group in a step
 AFFIRMED = 4.0  # weight of a question that affirms: people ask few that deny
-SENSE_DOUBT = 0.05  # probability of the other sense that is aimed at: unknown words turn no question
+# probability of the other sense that is aimed at: unknown words turn no question
+SENSE_DOUBT = 0.05
 SENSE_DROPOUT = 0.3  # share of questions whose text vector, or whose words, are left out
 MAX_QUESTIONS = 1500  # about texts, modalities, numbers and times
 PRIOR_DRAWS = 12  # batches of users and questions that the prior of a measure is fitted on
