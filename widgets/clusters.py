@@ -151,7 +151,9 @@ class ClusterView(View):
 
 
 def as_mapping(comparison: Any) -> Mapping:
-    """Return a comparison as one mapping; an update of a back end brings its words beside its data."""
+    """Return a comparison as one mapping; an update of a back end brings its words beside its
+    data.
+    """
     if isinstance(comparison, Mapping):
         return comparison
     words = {"sentence": comparison.message, "caption": comparison.caption}

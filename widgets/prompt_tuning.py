@@ -94,7 +94,8 @@ class PromptTuningView(View):
             `history`, `best`, `prompt` and, in the last one, `result`, a frame `measure, before,
             after, gain, low, high`. If `stop()` is true it ends and keeps the best prompt so far;
             closing the iterator cancels the work. Attributes that are used if there are any:
-            `defaults`, `labels`, `queries`, `unit` and `units`, and `save`, called as `save(prompt, folder)`.
+            `defaults`, `labels`, `queries`, `unit` and `units`, and `save`, called as
+            `save(prompt, folder)`.
         labels: The label columns to choose from (default: `backend.labels`).
         label: The one the form opens with (default: the first).
         query: The query the form opens with.

@@ -248,7 +248,9 @@ class QueryMatrixView(View):
         return group
 
     def _shown_frame(self) -> pd.DataFrame | None:
-        """Return the rows on their way and the kept ones, without what is no longer in the matrix."""
+        """Return the rows on their way and the kept ones, without what is no longer in the
+        matrix.
+        """
         frames = []
         for result in (self._partial, self._complete):
             if result is not None and result.frame is not None:
@@ -296,8 +298,8 @@ class QueryMatrixView(View):
         if not picture["measures"]:
             return static_page(title, [f"{self!r}: run the cell to ask.", *picture["queries"]])
         legend = (
-            "Brackets: within chance. An arrow: the group leans more to yes (↑) or less (↓) than the "
-            "others."
+            "Brackets: within chance. An arrow: the group leans more to yes (↑) or less (↓) than "
+            "the others."
         )
         reads = picture["reads"].get("auc", "")
         lines = [picture["sentence"], reads, picture["caption"], legend]

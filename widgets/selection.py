@@ -247,7 +247,8 @@ class SelectionPanel(View):
         facts = {
             "query": "no query",
             "metric": (
-                f"difference of {measure}, the selected minus the rest: {best['kind']} {best['name']}"
+                f"difference of {measure}, the selected minus the rest:"
+                f" {best['kind']} {best['name']}"
             ),
             "value": best["group"] - best["rest"],
             "sentence": self.sentence,

@@ -40,8 +40,8 @@ FIRST_STEPS = (
     Step(
         "Group",
         '[role="tab"]:nth-child(2)',
-        "What sets the selected apart, and which question tells them. Name them, or write them to a "
-        "file.",
+        "What sets the selected apart, and which question tells them. Name them, or write them to "
+        "a file.",
     ),
 )
 LAST_STEP = Step(

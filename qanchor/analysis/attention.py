@@ -82,7 +82,8 @@ def modality_attention(
     Example:
         >>> users = qa.make_sample_users(60)
         >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
-        >>> frame = modality_attention(engine, engine.prefill(users), "Will this user come back?", users.ids[:2])
+        >>> cache = engine.prefill(users)
+        >>> frame = modality_attention(engine, cache, "Will this user come back?", users.ids[:2])
         >>> frame.groupby("user")["weight"].sum().round(4).tolist()
         [1.0, 1.0]
     """
@@ -213,8 +214,9 @@ def rank_agreement(
         `user, modalities, correlation`; users with fewer than 3 modalities are left out.
 
     Example:
-        >>> attention = pd.DataFrame({"user": "a", "modality": ["x", "y", "z"], "weight": [0.5, 0.3, 0.2]})
-        >>> importance = pd.DataFrame({"user": "a", "modality": ["x", "y", "z"], "deletion_effect": [0.9, 0.2, 0.1]})
+        >>> rows = pd.DataFrame({"user": "a", "modality": ["x", "y", "z"]})
+        >>> attention = rows.assign(weight=[0.5, 0.3, 0.2])
+        >>> importance = rows.assign(deletion_effect=[0.9, 0.2, 0.1])
         >>> rank_agreement(attention, importance)
           user  modalities  correlation
         0    a           3          1.0
@@ -256,7 +258,8 @@ def attention_table(
     Example:
         >>> weight, tokens, effect = np.full(2, 0.5), np.array([1.0, 5]), np.array([0.2, np.nan])
         >>> one = UserAttention(weight, tokens, np.ones(1), effect)
-        >>> attention_table("Why?", [one], ["bill", "time of day"], ["bill"])[["modality", "weight", "per_token", "deletion_effect"]]
+        >>> table = attention_table("Why?", [one], ["bill", "time of day"], ["bill"])
+        >>> table[["modality", "weight", "per_token", "deletion_effect"]]
               modality  weight  per_token  deletion_effect
         0         bill     0.5        0.5              0.2
         1  time of day     0.5        0.1              NaN

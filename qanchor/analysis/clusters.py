@@ -68,9 +68,12 @@ def find_clusters(
 
     Example:
         >>> random, place = np.random.default_rng(0), np.repeat(np.eye(3, 8), 40, axis=0)
-        >>> clusters = find_clusters(place + random.normal(scale=0.1, size=place.shape), [f"u{i}" for i in range(120)])
-        >>> clusters["cluster"].value_counts().tolist(), [round(float(s), 1) for s in clusters.attrs["stability"].values()]
-        ([40, 40, 40], [1.0, 1.0, 1.0])
+        >>> rows = place + random.normal(scale=0.1, size=place.shape)
+        >>> clusters = find_clusters(rows, [f"u{i}" for i in range(120)])
+        >>> clusters["cluster"].value_counts().tolist()
+        [40, 40, 40]
+        >>> [round(float(stability), 1) for stability in clusters.attrs["stability"].values()]
+        [1.0, 1.0, 1.0]
     """
     n_users = len(embeddings)
     if n_users < MIN_USERS:
@@ -158,8 +161,8 @@ def cluster_transitions(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFra
     Example:
         >>> before = pd.DataFrame({"user": list("abcd"), "cluster": [0, 0, 0, 0]})
         >>> transitions = cluster_transitions(before, before.assign(cluster=[0, 0, 1, 1]))
-        >>> list(zip(transitions["to_cluster"], transitions["users"], transitions["kind"], strict=True))
-        [(0, 2, 'split'), (1, 2, 'split')]
+        >>> transitions[["to_cluster", "users", "kind"]].to_numpy().tolist()
+        [[0, 2, 'split'], [1, 2, 'split']]
     """
     both = _joined(before, after)
     table = both.value_counts().rename("users").reset_index()
@@ -310,7 +313,8 @@ def compare_clusters(
     Example:
         >>> users, random = qa.make_sample_users(60), np.random.default_rng(0)
         >>> rows = np.repeat(np.eye(2, 8), 30, axis=0) + random.normal(scale=0.05, size=(60, 8))
-        >>> comparison = compare_clusters(rows, rows, users, labels=users.label("Active"), method="pca")
+        >>> labels = users.label("Active")
+        >>> comparison = compare_clusters(rows, rows, users, labels=labels, method="pca")
         >>> comparison.transitions["kind"].tolist()
         ['stays', 'stays']
     """

@@ -66,8 +66,8 @@ def rank_queries_for_group(
         frame, best question first: `query, auc, auc_low, auc_high` (out of fold, three seeds
         of five folds), `n_group`, `n_rest`, `chance` (the best of all questions stays below it in
         95 % of the random groups), `beyond_chance`, and `behind` (clearly worse than the best, by
-        the 95 % interval of the difference over the same folds). With many questions the best AUC is
-        inflated by chance; only values above `chance` are significant. Closing the iterator
+        the 95 % interval of the difference over the same folds). With many questions the best AUC
+        is inflated by chance; only values above `chance` are significant. Closing the iterator
         cancels.
 
     Raises:
@@ -82,7 +82,8 @@ def rank_queries_for_group(
         >>> users = qa.make_sample_users(60)
         >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
         >>> cache = EmbeddingCache(engine, engine.prefill(users))
-        >>> *_, ranking = rank_queries_for_group(cache, users.ids[:12], ["Why?", "Will this user travel?"])
+        >>> queries = ["Why?", "Will this user travel?"]
+        >>> *_, ranking = rank_queries_for_group(cache, users.ids[:12], queries)
         >>> sorted(ranking["query"]), int(ranking["n_group"][0])
         (['Why?', 'Will this user travel?'], 12)
     """

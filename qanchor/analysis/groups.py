@@ -56,10 +56,12 @@ def describe_clusters(clusters: pd.DataFrame, users: Users) -> pd.DataFrame:
         ValueError: If `clusters` lacks a column.
 
     Example:
-        >>> day, rows = pd.Timestamp("2025-01-01"), [(f"u{i}", "tea" if i < 40 else "soap") for i in range(80)]
-        >>> events = pd.DataFrame(rows, columns=["user", "text"]).assign(time=day, modality="bill")
+        >>> rows = [(f"u{i}", "tea" if i < 40 else "soap") for i in range(80)]
+        >>> events = pd.DataFrame(rows, columns=["user", "text"])
+        >>> events = events.assign(time=pd.Timestamp("2025-01-01"), modality="bill")
         >>> users = qa.Users.from_events(events, cutoff="2025-02-01")
-        >>> clusters = pd.DataFrame({"user": users.ids, "cluster": [int(int(u[1:]) >= 40) for u in users.ids]})
+        >>> number = [int(int(user[1:]) >= 40) for user in users.ids]
+        >>> clusters = pd.DataFrame({"user": users.ids, "cluster": number})
         >>> describe_clusters(clusters, users)["name"].tolist()
         ['tea', 'soap']
     """
@@ -290,7 +292,9 @@ def _compare_binary(kind: str, table: pd.DataFrame, inside: UserMask) -> pd.Data
 
 
 def _shares(kind: str, ours: pd.Series, n_group, theirs: pd.Series, n_rest) -> pd.DataFrame:
-    """Build the frame of the shares of both sides, with intervals and Fisher's exact p, both tails."""
+    """Build the frame of the shares of both sides, with intervals and Fisher's exact p, both
+    tails.
+    """
     from scipy.stats import hypergeom
 
     frame = pd.DataFrame({"kind": kind, "name": ours.index.astype(str)})

@@ -92,7 +92,8 @@ def query_group_matrix(
         >>> from qanchor.analysis.embedding_cache import EmbeddingCache
         >>> users = qa.make_sample_users(60)
         >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
-        >>> cache, groups = EmbeddingCache(engine, engine.prefill(users)), {"some": users.ids[:20], "most": users.ids[20:]}
+        >>> cache = EmbeddingCache(engine, engine.prefill(users))
+        >>> groups = {"some": users.ids[:20], "most": users.ids[20:]}
         >>> *_, frame = query_group_matrix(cache, ["Will this user travel?"], groups)
         >>> frame[["group", "n", "n_rest"]].to_numpy().tolist()
         [['some', 20, 40], ['most', 40, 20]]
@@ -182,8 +183,8 @@ def default_groups(users: Users) -> dict[str, tuple[str, ...]]:
 
 def _measure_cell(z: EmbeddingRows, rank: UserFloats, moved: UserFloats, inside: UserMask) -> dict:
     """Measure one group, and random groups of its size (the same ones under every question), whose
-    values are the `random_` ones: AUCs, distances of the yes score from 0.5, and absolute logarithms
-    of the ratio.
+    values are the `random_` ones: AUCs, distances of the yes score from 0.5, and absolute
+    logarithms of the ratio.
     """
     folds_by_seed = random_groups(inside, RANDOM_GROUPS, np.random.default_rng(0))
     aucs = np.concatenate([nearest_mean_aucs(z, folds) for folds in folds_by_seed])
@@ -206,7 +207,9 @@ def _measure_cell(z: EmbeddingRows, rank: UserFloats, moved: UserFloats, inside:
 
 
 def _matrix_frame(rows: list[dict], noise_floors: Mapping[str, float]) -> pd.DataFrame:
-    """Build the frame of the results so far; the chance levels are those of the questions so far."""
+    """Build the frame of the results so far; the chance levels are those of the questions so
+    far.
+    """
     frame = pd.DataFrame(rows)
     frame = frame.assign(**auc_columns(np.stack(frame["aucs"])))
     frame["noise_floor"] = frame["query"].map(noise_floors.get).astype(float)

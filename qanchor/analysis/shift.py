@@ -66,7 +66,8 @@ def residual_shift(before: EmbeddingRows, after: EmbeddingRows) -> UserFloats:
         One distance per user.
 
     Example:
-        >>> bool(residual_shift(np.eye(3), np.eye(3)[:, ::-1]).max() < 1e-9)  # a rotation is not a shift
+        >>> rotated = np.eye(3)[:, ::-1]  # a rotation is not a shift
+        >>> bool(residual_shift(np.eye(3), rotated).max() < 1e-9)
         True
     """
     return np.linalg.norm(align(before, after)[0] - before, axis=1)
@@ -190,7 +191,8 @@ def embedding_shift(
 
     Example:
         >>> rows = np.random.default_rng(0).normal(size=(40, 4))
-        >>> embedding_shift(rows, rows, [f"u{i}" for i in range(40)], "a", "b", floor=0.1).beyond_noise.sum()
+        >>> ids = [f"u{i}" for i in range(40)]
+        >>> embedding_shift(rows, rows, ids, "a", "b", floor=0.1).beyond_noise.sum()
         np.int64(0)
     """
     before = l2_normalize(before)
@@ -237,7 +239,9 @@ def _same_users(before, after) -> None:
 def align_rows(
     before: EmbeddingRows, after: EmbeddingRows, rows: Float[np.ndarray, "row dim"]
 ) -> Float[np.ndarray, "row dim"]:
-    """Move any rows of the after space by the rotation and offset that align `after` to `before`."""
+    """Move any rows of the after space by the rotation and offset that align `after` to
+    `before`.
+    """
     from scipy.linalg import orthogonal_procrustes
 
     _same_users(before, after)

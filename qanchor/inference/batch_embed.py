@@ -262,7 +262,8 @@ def _engine(run: Path, expected: str) -> Engine:
     digest = sha256_file(path)
     if digest != expected:
         raise RunError(
-            f"{path} has sha256 {digest[:16]}..., {expected[:16]}... was planned. Copy the run here."
+            f"{path} has sha256 {digest[:16]}..., {expected[:16]}... was planned."
+            " Copy the run here."
         )
     return Engine(QAnchor.from_pretrained(run))
 

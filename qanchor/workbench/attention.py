@@ -47,8 +47,8 @@ class AttentionBackend:
 
     Calling it, `backend(query, versus, users)`, returns an iterator of `Update`; closing the
     iterator cancels between two batches. Work is counted in users read. `data["table"]` is None at
-    first, then has the attention, and at last the deletion effects. It has one row per query and row
-    of attention:
+    first, then has the attention, and at last the deletion effects. It has one row per query and
+    row of attention:
 
     modality, kind: kind is "modality" for what can be deleted, else "other".
     tokens, weight, per_token: means over users; weight is the share of the absolute gradient of the
@@ -342,7 +342,8 @@ def edit_user_events(
     Example:
         >>> users = qa.make_sample_users(5)
         >>> first = users.events.index[users.events["user"] == users.ids[0]][0]
-        >>> len(users.select([users.ids[0]]).events) - len(edit_user_events(users, users.ids[0], drop=[first]).events)
+        >>> edited = edit_user_events(users, users.ids[0], drop=[first])
+        >>> len(users.select([users.ids[0]]).events) - len(edited.events)
         1
     """
     drop = [int(row) for row in drop]

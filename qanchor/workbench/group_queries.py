@@ -1,4 +1,6 @@
-"""The back end of the selection panel: which question separates the selected users from the others."""
+"""The back end of the selection panel: which question separates the selected users from the
+others.
+"""
 
 from __future__ import annotations
 

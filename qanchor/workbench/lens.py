@@ -56,7 +56,8 @@ class LensBackend:
     Example:
         >>> users = qa.make_sample_users(60)
         >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
-        >>> *_, last = qa.LensBackend(engine, engine.prefill(users), users, method="pca")("Will this user come back?")
+        >>> backend = qa.LensBackend(engine, engine.prefill(users), users, method="pca")
+        >>> *_, last = backend("Will this user come back?")
         >>> list(last.data), list(last.data["ranking"].columns)
         (['points', 'shift', 'ranking', 'interpretation', 'order'], ['user', 'score', 'answer'])
     """

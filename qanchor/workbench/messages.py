@@ -132,7 +132,8 @@ def shift_summary(shift: pd.DataFrame, unit: str = "user") -> str:
         unit: The word for a user; default "user".
 
     Example:
-        >>> shift_summary(pd.DataFrame({"user": ["a", "b"], "residual": [0.9, 0.1], "beyond_noise": [True, False]}))
+        >>> shift = pd.DataFrame({"user": ["a", "b"], "residual": [0.9, 0.1]})
+        >>> shift_summary(shift.assign(beyond_noise=[True, False]))
         '1 of 2 users moved beyond the noise floor (5 paraphrases). a moved most.'
     """
     moved = shift[shift["beyond_noise"]].sort_values(
@@ -234,7 +235,8 @@ def backtest_summary(result: BacktestResult) -> str:
         >>> result = BacktestResult(0.71, 0.66, 0.76, 400, "tea", 30, "2025-05-02", "member")
         >>> order, outcome = backtest_summary(result).split(" Measured on ")
         >>> order
-        'Backtest as of 2025-05-02: 71 of 100 pairs are in the right order (95 %: 66 to 76; chance: 50).'
+        'Backtest as of 2025-05-02: 71 of 100 pairs are in the right order
+        (95 %: 66 to 76; chance: 50).'
         >>> outcome
         '400 members: was there tea in the 30 days after?'
     """
@@ -279,8 +281,9 @@ def provenance(
         share of users that moved, with its 95 % interval.
 
     Example:
-        >>> moved = pd.DataFrame({"user": ["a", "b"], "beyond_noise": [True, False], "noise_floor": 0.3})
-        >>> {name: value for name, value in provenance("", 0, moved).items() if name in ("metric", "value", "n")}
+        >>> moved = pd.DataFrame({"user": ["a", "b"], "beyond_noise": [True, False]})
+        >>> record = provenance("", 0, moved.assign(noise_floor=0.3))
+        >>> {name: record[name] for name in ("metric", "value", "n")}
         {'metric': 'share of users beyond the noise floor of 0.30', 'value': 0.5, 'n': 2}
     """
     try:
@@ -474,7 +477,8 @@ def clusters_summary(clusters: pd.DataFrame, unit: str = "user") -> str:
 
     Example:
         >>> from qanchor.analysis.clusters import find_clusters
-        >>> clusters_summary(find_clusters(np.random.default_rng(0).normal(size=(200, 16)), range(200)))
+        >>> rows = np.random.default_rng(0).normal(size=(200, 16))
+        >>> clusters_summary(find_clusters(rows, range(200)))
         'No clusters: the 200 users form one continuum.'
     """
     n_clusters = len(clusters.attrs["stability"])
@@ -533,8 +537,8 @@ def group_summary(frame: pd.DataFrame, n: int, total: int, unit: str = "user") -
         unit: The word for a user; default "user".
 
     Example:
-        >>> row = {"kind": "text", "name": "buy tea", "group": 0.5, "rest": 0.1, "beyond_chance": True}
-        >>> group_summary(pd.DataFrame([row]), 20, 100)
+        >>> row = {"kind": "text", "name": "buy tea", "group": 0.5, "rest": 0.1}
+        >>> group_summary(pd.DataFrame([row | {"beyond_chance": True}]), 20, 100)
         '20 of 100 users selected. What sets them apart most: “buy tea” 50 % against 10 %.'
     """
     selected = f"{n:,} of {count(total, unit)} selected."
@@ -560,8 +564,9 @@ def group_queries_summary(ranking: pd.DataFrame, unit: str = "user") -> str:
         unit: The word for a user; default "user".
 
     Example:
-        >>> row = {"query": "Why?", "auc": 0.8, "auc_low": 0.7, "auc_high": 0.9, "chance": 0.62, "beyond_chance": True}
-        >>> group_queries_summary(pd.DataFrame([{**row, "behind": False, "n_group": 20, "n_rest": 80}]))[:66]
+        >>> row = {"query": "Why?", "auc": 0.8, "auc_low": 0.7, "auc_high": 0.9, "chance": 0.62}
+        >>> row |= {"beyond_chance": True, "behind": False, "n_group": 20, "n_rest": 80}
+        >>> group_queries_summary(pd.DataFrame([row]))[:66]
         '“Why?” separates these 20 users best from the other 80: AUC 0.80 ('
     """
     top = ranking.iloc[0]
@@ -624,9 +629,10 @@ def matrix_summary(frame: pd.DataFrame, unit: str = "user") -> str:
         unit: The word for a user; default "user".
 
     Example:
-        >>> row = {"query": "Why?", "group": "some", "n": 20, "auc": 0.8, "auc_low": 0.7, "auc_high": 0.9}
-        >>> matrix_summary(pd.DataFrame([row | {"chance": 0.6, "beyond_chance": True}]))
-        '1 of 1 cell is significant. Clearest: “Why?” separates “some” (20 users) from the others, AUC 0.80 (0.70 to 0.90).'
+        >>> row = {"query": "Why?", "group": "some", "n": 20, "chance": 0.6, "beyond_chance": True}
+        >>> matrix_summary(pd.DataFrame([row | {"auc": 0.8, "auc_low": 0.7, "auc_high": 0.9}]))
+        '1 of 1 cell is significant. Clearest: “Why?” separates “some” (20 users) from the others,
+        AUC 0.80 (0.70 to 0.90).'
     """
     significant = frame[frame["beyond_chance"]]
     if significant.empty:
@@ -704,10 +710,12 @@ def prompt_summary(comparison: pd.DataFrame, unit: str = "user") -> str:
 
     Example:
         >>> rows = [("auc", 0.7, 0.71, 0.01, -0.02, 0.04), ("ks", 0.3, 0.4, 0.1, 0.02, 0.2)]
-        >>> comparison = pd.DataFrame(rows, columns=["measure", "before", "after", "gain", "low", "high"])
+        >>> columns = ["measure", "before", "after", "gain", "low", "high"]
+        >>> comparison = pd.DataFrame(rows, columns=columns)
         >>> comparison.attrs["n"] = 300
         >>> prompt_summary(comparison)
-        'On 300 held-out users, AUC is .700 before and .710 after: no gain beyond chance (95 %: -.020 to +.040).'
+        'On 300 held-out users, AUC is .700 before and .710 after: no gain beyond chance
+        (95 %: -.020 to +.040).'
     """
     auc = comparison.set_index("measure").loc["auc"]
     intervals = comparison.attrs.get("intervals", {})

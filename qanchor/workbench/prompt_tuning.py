@@ -37,7 +37,8 @@ class PromptTuningBackend:
     Example:
         >>> users = qa.make_sample_users(60)
         >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
-        >>> *_, last = PromptTuningBackend(engine, engine.prefill(users), users)("Why?", "Active", steps=10)
+        >>> backend = PromptTuningBackend(engine, engine.prefill(users), users)
+        >>> *_, last = backend("Why?", "Active", steps=10)
         >>> last.data["prompt"], last.data["result"]["measure"].tolist()
         (SoftPrompt('Why?', 6 vectors, 2 classes), ['auc', 'ks', 'silhouette'])
     """

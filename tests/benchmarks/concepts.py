@@ -40,8 +40,9 @@ def concepts(
     were in no training step.
 
     `split` is "taught", "wording" (taught concept, new wording) or "concept" (never taught).
-    A concept that was never taught has no associations, either. Persistence is how often the very same happened before. `polarity` is the share of questions
-    whose sense is right. `run` and `seeds` are not looked at; `encoder` is the text encoder.
+    A concept that was never taught has no associations, either. Persistence is how often the very
+    same happened before. `polarity` is the share of questions whose sense is right. `run` and
+    `seeds` are not looked at; `encoder` is the text encoder.
     """
     people = users()
     start = time.monotonic()

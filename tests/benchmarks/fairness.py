@@ -52,9 +52,9 @@ def fairness(
     """Probe embeddings for who people are, which was never an input; and compare what a task's
     scores do to both groups.
 
-    Without a run, a model is fitted. At most `most` of the users of whom anything is known. rows: AUC of each attribute from the
-    embeddings under each question (itself: the one about the attribute; nothing; generic; a task's)
-    and, by the same probe, from plain baselines; "average"
+    Without a run, a model is fitted. At most `most` of the users of whom anything is known. rows:
+    AUC of each attribute from the embeddings under each question (itself: the one about the
+    attribute; nothing; generic; a task's) and, by the same probe, from plain baselines; "average"
     is over the attributes. minus: the average above that of `rfm_svd_minilm`, paired. groups: by
     task, arm (anchor and rfm: probes; zero_shot: no label) and attribute, for [without, with] it:
     n, rate, and of the best

@@ -46,14 +46,14 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
     and in associations. `associations` is the association score alone, `persistence` how often what
     is meant happened before; `without_associations` and `without_aliases` (of topics) are rankings
     of models that were fitted without them. Two controls need no model: `frequency` counts all
-    events, `recency` is the time of the last; if the question was read as a denial, few events and a long time ago. `probe` is the AUC
-    of a linear probe on the embedding. `grade` is the rank correlation (Spearman) of the chance that
-    the backtest gives each user with what came true, and `chance_error` the mean distance between
-    the chance of a fifth of the ranking and the share that came true. The averages are over the questions that were answered.
-    `refused` counts 40 questions that no event log of this kind can answer (each should be
-    refused), and wordings about the users' own concepts that training did not see (none should
-    be). Households of the Complete Journey are asked about the days that their labels cover. `run`
-    is not looked at.
+    events, `recency` is the time of the last; if the question was read as a denial, few events and
+    a long time ago. `probe` is the AUC of a linear probe on the embedding. `grade` is the rank
+    correlation (Spearman) of the chance that the backtest gives each user with what came true, and
+    `chance_error` the mean distance between the chance of a fifth of the ranking and the share that
+    came true. The averages are over the questions that were answered. `refused` counts 40 questions
+    that no event log of this kind can answer (each should be refused), and wordings about the
+    users' own concepts that training did not see (none should be). Households of the Complete
+    Journey are asked about the days that their labels cover. `run` is not looked at.
     """
     people = with_label_horizon(users())
     start = time.monotonic()

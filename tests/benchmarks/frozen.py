@@ -1,5 +1,5 @@
-"""Bench `frozen`: the configuration that was chosen on one cut-off of the Complete Journey, judged at
-another one, with several training seeds, and on households that training has not seen.
+"""Bench `frozen`: the configuration that was chosen on one cut-off of the Complete Journey, judged
+at another one, with several training seeds, and on households that training has not seen.
 """
 
 from __future__ import annotations

@@ -152,8 +152,8 @@ def reading(
     that were kept from training, by what was held out, beside the prior and persistence. `minus` is
     B minus each other body, with 95 % intervals over users. `run` is not looked at.
 
-    B is trained with the ranking loss and the joint loss of answers; `prefix` is the paper's form, in
-    which users run through all layers, so it is trained on fewer of them. `without_contrastive`,
+    B is trained with the ranking loss and the joint loss of answers; `prefix` is the paper's form,
+    in which users run through all layers, so it is trained on fewer of them. `without_contrastive`,
     `without_autoregressive` and `ranking_only` leave losses out. `written` is how the answer that
     the language model writes agrees with what happened (rank correlation of the grades over users
     that were kept from training), beside the grade that its score and persistence alone give.

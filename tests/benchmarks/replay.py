@@ -33,9 +33,9 @@ def replay(
     """Choose users at the cut-off by several scores, each made without their own labels, and see
     what the chosen did.
 
-    arms     rfm (the first: the others are compared with it), lightgbm, anchor (a linear probe under
-             the task's own question) and zero_shot (the question alone: no label was ever looked
-             at). Without a run, the model is fitted to the users.
+    arms     rfm (the first: the others are compared with it), lightgbm, anchor (a linear probe
+             under the task's own question) and zero_shot (the question alone: no label was ever
+             looked at). Without a run, the model is fitted to the users.
     Rows as `replay_math.replay` gives them; live: users in each arm of a live test that could
     tell the best tenths of
     anchor and rfm apart. campaign (data with such a modality): what receiving one in the 92 days

@@ -44,7 +44,9 @@ def replay(
 
     Example:
         >>> known = pd.Series([1.0, 1, 0, 0] * 25, [f"u{i:02}" for i in range(100)])
-        >>> arms = pd.DataFrame({"chance": np.arange(100) % 7, "oracle": known + np.arange(100) / 1000}, known.index)
+        >>> numbers = np.arange(100)
+        >>> columns = {"chance": numbers % 7, "oracle": known + numbers / 1000}
+        >>> arms = pd.DataFrame(columns, known.index)
         >>> replay(arms, known, tops=[0.5])[["arm", "users", "rate", "lift"]].round(2)
               arm  users  rate  lift
         0  chance     50   0.5   1.0
@@ -141,7 +143,8 @@ def weighted_effect(
     Example:
         >>> rng = np.random.default_rng(0)
         >>> rich = rng.normal(size=4000)
-        >>> got = rng.random(4000) < 1 / (1 + np.exp(-rich))  # the rich are treated more often, and treatment does nothing
+        >>> # the rich are treated more often, and treatment does nothing
+        >>> got = rng.random(4000) < 1 / (1 + np.exp(-rich))
         >>> found = weighted_effect(rich + rng.normal(size=4000), got, rich[:, None])
         >>> found["raw"] > 0.5, abs(found["effect"]) < 0.1
         (True, True)

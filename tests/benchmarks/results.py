@@ -49,9 +49,9 @@ def renewed(text: str, runs: Path) -> str:
 
     Args:
         text: Markdown.
-        runs: folder of the records. RUN, RUN/label_free and RUN/query show RUN/tasks.json; RUN/fitted
-            and the like show the file of that name; speed shows the files in that folder; summary
-            shows the tasks.json of the runs in `SUMMARY`.
+        runs: folder of the records. RUN, RUN/label_free and RUN/query show RUN/tasks.json;
+            RUN/fitted and the like show the file of that name; speed shows the files in that
+            folder; summary shows the tasks.json of the runs in `SUMMARY`.
 
     Raises:
         FileNotFoundError: a record is missing.
@@ -70,7 +70,8 @@ def _shown(name: str, runs: Path) -> str:
     if name == "summary":
         records = {run: _record(name, runs / run / "tasks.json", "tasks") for run in SUMMARY}
         files = " and ".join(f"`data/runs/{run}/tasks.json`" for run in SUMMARY)
-        return f"{tables.summary_table(records)}\n\nRecords: {files} (`python -m tests.benchmarks tasks`)."
+        source = f"Records: {files} (`python -m tests.benchmarks tasks`)."
+        return f"{tables.summary_table(records)}\n\n{source}"
     folder, _, last = name.rpartition("/")
     if folder and last not in MADE:
         raise ValueError(

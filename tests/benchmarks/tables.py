@@ -362,7 +362,8 @@ def attention_table(record: dict) -> str:
     saliency, raw = held_out["saliency"], held_out["raw_attention"]
     text = (
         "Rank correlation of saliency and deletion within a user:"
-        f" {short(agreements[0])} under the question, {short(agreements[1])} under the tuned prompt."
+        f" {short(agreements[0])} under the question, {short(agreements[1])} under the tuned"
+        " prompt."
         f" For {held_out['questions']} questions about concepts that were never taught, with"
         f" how much the score changes: {short(saliency['agreement'])}, and both name the same"
         f" modality first in {_whole(saliency['same_first'])}; with raw attention weights"
@@ -473,7 +474,8 @@ def _ask(record: dict) -> list[list[str]]:
 
 def _scale(record: dict) -> list[list[str]]:
     ways = ", ".join(
-        f"{short(row['linear'], 2)} ({'processes' if row['backend'] == 'local' else row['backend']};"
+        f"{short(row['linear'], 2)}"
+        f" ({'processes' if row['backend'] == 'local' else row['backend']};"
         f" {short(row['linear_cpu'], 2)} by processor time)"
         for row in record["rows"]
         if row["workers"] == 2

@@ -55,11 +55,11 @@ def tasks(
     """Judge a model by the users' labels: its ranking without labels beside what else needs none,
     and probes on its frozen embeddings beside every baseline.
 
-    `zero_shot` is the AUC of the ranking, for the questions that are answered, `zero_shot_intervals`
-    the same with 95 % intervals. `zero_shot_others` has what else needs no label: persistence,
-    parts of the model (see `label_free_scores`), and models fitted at earlier cut-offs where labels
-    can be computed there; `zero_shot_minus` is by how much `zero_shot` is above each of them, paired. For the rest
-    see `probed`.
+    `zero_shot` is the AUC of the ranking, for the questions that are answered,
+    `zero_shot_intervals` the same with 95 % intervals. `zero_shot_others` has what else needs no
+    label: persistence, parts of the model (see `label_free_scores`), and models fitted at earlier
+    cut-offs where labels can be computed there; `zero_shot_minus` is by how much `zero_shot` is
+    above each of them, paired. For the rest see `probed`.
 
     Args:
         users: Returns the users.
@@ -189,7 +189,9 @@ def embeddings_by_question(
     kinds: Sequence[str],
     progress: StageProgress = lambda stage, done, total: None,
 ) -> dict[str, Callable]:
-    """Ask all that the table needs in one visit of the users: {kind of query: task -> embeddings}."""
+    """Ask all that the table needs in one visit of the users: {kind of query: task ->
+    embeddings}.
+    """
     right = right_queries(people, names)
     generic = GENERIC.replace("{user}", people.unit)
     texts = {}

@@ -119,8 +119,10 @@ def write_copies(source: Callable[[], Users], folder: Path, scale: int, seed: in
         base.register("copies", arrow_table(copies))
         chosen = f"""events.* exclude ("user", time) {f"replace ({money})" if money else ""}"""
         base.execute(
-            f"""copy (select id || '-' || copy as "user", time + to_hours(hours::bigint) as time, {chosen}
-            from events join copies on events."user"::varchar = copies.id) to '{folder / "events.parquet"}' (format parquet)"""
+            f"""copy (
+                select id || '-' || copy as "user", time + to_hours(hours::bigint) as time, {chosen}
+                from events join copies on events."user"::varchar = copies.id
+            ) to '{folder / "events.parquet"}' (format parquet)"""
         )
     about = {
         "name": people.name,

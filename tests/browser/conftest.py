@@ -51,7 +51,8 @@ READY = (
 )
 # a lens of an earlier run of its cell, that JupyterLab has still to take away
 STALE = ".lens[data-stale]"
-STILL = """() => { const {x, y, width} = document.querySelector('.lens-canvas').getBoundingClientRect();
+STILL = """() => {
+    const {x, y, width} = document.querySelector('.lens-canvas').getBoundingClientRect();
     const now = [x, y, width].join(), before = window.wasAt ?? ['', 0];
     window.wasAt = [now, before[0] === now ? before[1] + 1 : 0];
     return window.wasAt[1] >= 30; }"""
@@ -235,7 +236,8 @@ class Notebook:
         """What the view itself says of its map: places of the points in pixels, and so on."""
         return self.page.evaluate(
             """() => { const root = document.querySelector('.lens'), s = root.lens.state();
-            return {pixels: Array.from(s.pixels), shown: Array.from(s.shown), chosen: Array.from(s.selected), arrows: s.arrows,
+            return {pixels: Array.from(s.pixels), shown: Array.from(s.shown),
+                    chosen: Array.from(s.selected), arrows: s.arrows,
                     picked: s.picked, data: {...root.dataset}}; }"""
         )
 

@@ -33,7 +33,9 @@ LESS = ((4, 2), (1, 3))  # these lean to no
 
 
 class FakeMatrix:
-    """Ask made-up users. "fail" raises, "slow" takes its time; `calls` keeps what was asked anew."""
+    """Ask made-up users. "fail" raises, "slow" takes its time; `calls` keeps what was asked
+    anew.
+    """
 
     def __init__(self, users: int = 600, seconds: float = 0.4):
         self.ids, self.queries = tuple(f"u{i:04}" for i in range(users)), QUERIES

@@ -6,7 +6,8 @@ SETUP = """from fake_session import FakeSession
 from widgets import AttentionView, ClusterView, PromptTuningView, QueryLens, SelectionPanel
 session = FakeSession(0.1)
 lens = QueryLens(session.frame, session.lens, provenance=session.provenance)
-panel = SelectionPanel(lens.selection, session.describe, session.explain, provenance=session.provenance)
+panel = SelectionPanel(
+    lens.selection, session.describe, session.explain, provenance=session.provenance)
 attention = AttentionView(session.attention, session.frame, selection=lens.selection)
 tuning = PromptTuningView(session.tuning, turn=lens.selection.turn)
 clusters = ClusterView(session.compare("", "Will this user travel soon?"), session.frame)"""

@@ -20,7 +20,9 @@ WIDE = 880
 
 @pytest.fixture
 def page(server, chromium, tmp_path_factory):
-    """The page of `make app`, as it is shipped but with 600 users, in a window of twice the pixels."""
+    """The page of `make app`, as it is shipped but with 600 users, in a window of twice the
+    pixels.
+    """
     own = serve_app(server, tmp_path_factory.mktemp("app"), 600)
     page = chromium.new_page(viewport={"width": 1240, "height": 900}, device_scale_factor=1.5)
     page.set_default_timeout(300_000)

@@ -1,4 +1,6 @@
-"""`make app`: the workbench as a page of its own, without code, in the server that keeps its token."""
+"""`make app`: the workbench as a page of its own, without code, in the server that keeps its
+token.
+"""
 
 import json
 import urllib.request

@@ -16,7 +16,8 @@ CHOSEN = (
 REAL = """import qanchor as qa
 from widgets import AttentionView
 users = qa.load_users("../data/sample").sample(40)
-backend = qa.AttentionBackend(qa.Engine(qa.QAnchor.from_pretrained("../data/runs/sample")), users, most=4)
+engine = qa.Engine(qa.QAnchor.from_pretrained("../data/runs/sample"))
+backend = qa.AttentionBackend(engine, users, most=4)
 AttentionView(backend, users.frame())"""
 FRAME = (
     "AttentionView(table=make_table('Saved?', modalities=('<b>bill</b>', 'app', 'search')), "

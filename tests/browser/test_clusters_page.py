@@ -29,7 +29,8 @@ COLOURS = """() => { const canvas = document.querySelector('.lens-canvas'), seen
     const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
     for (let i = 0; i < data.length; i += 4) {
         const rgb = [...data.slice(i, i + 3)];
-        if (data[i + 3] > 190 && Math.max(...rgb) - Math.min(...rgb) > 90) seen.add(rgb.map((part) => part >> 6).join());
+        if (data[i + 3] > 190 && Math.max(...rgb) - Math.min(...rgb) > 90)
+            seen.add(rgb.map((part) => part >> 6).join());
     }
     return seen.size; }"""
 

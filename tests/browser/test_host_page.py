@@ -21,16 +21,24 @@ from widgets import (
 
 TRAVEL = QUERIES[0]
 HOST = """
-window.held = { Mutation: 0, Resize: 0, clocks: new Set() };  // what a view holds of the page around it
+// what a view holds of the page around it
+window.held = { Mutation: 0, Resize: 0, clocks: new Set() };
 for (const kind of ["Mutation", "Resize"]) {
   const Old = window[`${kind}Observer`];
   window[`${kind}Observer`] = class extends Old {
-    observe(target, how) { if (!this.on && target !== document) held[kind] += (this.on = 1); super.observe(target, how); }
+    observe(target, how) {
+      if (!this.on && target !== document) held[kind] += (this.on = 1);
+      super.observe(target, how);
+    }
     disconnect() { if (this.on) held[kind] -= 1; this.on = 0; super.disconnect(); }
   };
 }
 const [start, stop] = [setInterval, clearInterval];
-window.setInterval = (...how) => { const clock = start(...how); held.clocks.add(clock); return clock; };
+window.setInterval = (...how) => {
+  const clock = start(...how);
+  held.clocks.add(clock);
+  return clock;
+};
 window.clearInterval = (clock) => (held.clocks.delete(clock), stop(clock));
 
 class Model {  // what anywidget promises a view, and no more
@@ -44,19 +52,25 @@ class Model {  // what anywidget promises a view, and no more
   save_changes() {}
   send(content, _callbacks, buffers) { this.sent.push(content.type); }
   on(event, act) { this.#heard.push([event, act]); }
-  off(event, act) { this.#heard = this.#heard.filter(([name, other]) => name !== event || other !== act); }
+  off(event, act) {
+    this.#heard = this.#heard.filter(([name, other]) => name !== event || other !== act);
+  }
   get listeners() { return this.#heard.length; }
 }
 const unpacked = (code) => new DataView(Uint8Array.from(atob(code), (c) => c.charCodeAt(0)).buffer);
 const revived = (value) => value?.bytes !== undefined ? unpacked(value.bytes)
   : Array.isArray(value) ? value.map(revived)
-  : value && typeof value === "object" ? Object.fromEntries(Object.entries(value).map(([k, v]) => [k, revived(v)])) : value;
+  : value && typeof value === "object"
+    ? Object.fromEntries(Object.entries(value).map(([k, v]) => [k, revived(v)]))
+    : value;
 window.begin = async ({ esm, css, state }) => {
-  window.view = (await import(URL.createObjectURL(new Blob([esm], { type: "text/javascript" })))).default;
+  const code = URL.createObjectURL(new Blob([esm], { type: "text/javascript" }));
+  window.view = (await import(code)).default;
   Object.assign(window, { css, model: new Model(revived(state)) });
 };
 window.show = (kind = "") => {
-  const shadow = document.body.appendChild(document.createElement("div")).attachShadow({ mode: "open" });
+  const host = document.body.appendChild(document.createElement("div"));
+  const shadow = host.attachShadow({ mode: "open" });
   const el = Object.assign(document.createElement("div"), { className: kind });
   shadow.append(Object.assign(document.createElement("style"), { textContent: css }), el);
   return { el, shadow, leave: view.render({ model, el }) };

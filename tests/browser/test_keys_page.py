@@ -10,17 +10,21 @@ SETUP = "from fake_session import FakeSession\nfrom widgets import Workbench\n"
 SHOW = SETUP + "bench = Workbench(FakeSession(0.3), session='keys.json')\nbench"
 TRAVEL, MUSIC = "Will this user travel soon?", "Does this user follow live music?"
 HERE = """() => {
-    const node = document.activeElement, box = node.getBoundingClientRect(), style = getComputedStyle(node);
-    const [x, y] = [box.x + Math.min(box.width, innerWidth) / 2, box.y + Math.min(box.height, innerHeight) / 2];
+    const node = document.activeElement, box = node.getBoundingClientRect();
+    const style = getComputedStyle(node);
+    const x = box.x + Math.min(box.width, innerWidth) / 2;
+    const y = box.y + Math.min(box.height, innerHeight) / 2;
     const top = document.elementFromPoint(x, y);
     const drawing = node.ownerSVGElement; // of bands one may lie on another
     const tab = document.querySelector('.bench [role="tab"][aria-selected="true"]');
     return {
-        name: (node.getAttribute('aria-label') ?? node.labels?.[0]?.innerText ?? node.textContent).trim(),
+        name: (node.getAttribute('aria-label') ?? node.labels?.[0]?.innerText
+            ?? node.textContent).trim(),
         kind: node.getAttribute('role') ?? node.tagName.toLowerCase(), lost: node === document.body,
         inside: Boolean(node.closest('.bench')), page: tab?.innerText,
         seen: Boolean(top && (node.contains(top) || top.contains(node) || drawing?.contains(top))),
-        ringed: (style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 1.5) || parseFloat(style.strokeWidth) >= 2,
+        ringed: (style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 1.5)
+            || parseFloat(style.strokeWidth) >= 2,
         marks: [...node.classList]};
 }"""
 
@@ -71,7 +75,9 @@ class Hands:
         )
 
     def reach(self, name: str, key: str = "Tab") -> dict:
-        """Walk by Tab, or another key, to the control of that name; a name may end in three dots."""
+        """Walk by Tab, or another key, to the control of that name; a name may end in three
+        dots.
+        """
         start = name.removesuffix("…")
         return self.walk(
             lambda at: at["name"] == name or (start != name and at["name"].startswith(start)), key

@@ -135,8 +135,8 @@ def test_cancel_and_errors_leave_the_matrix(book):
 
 def test_hostile_text_is_shown_as_text(book):
     assert book.page.evaluate(
-        "window.hurt === undefined && !document.querySelector('.matrix img, .matrix script, .matrix th "
-        "b')"
+        "window.hurt === undefined && "
+        "!document.querySelector('.matrix img, .matrix script, .matrix th b')"
     )
     assert "<img src=x" in book.page.locator(".matrix-head", has_text="buys").inner_text()
     assert "<b>not bold</b>" in book.page.locator(".matrix").inner_text()

@@ -47,7 +47,9 @@ VIEWS = {  # the mark by which the page knows each, and words that must be reada
     "card": (".result-card", "A first look."),
     "bench": (".widget-tab", "moved beyond the noise floor"),
 }
-INK = """(canvas) => { const {width, height} = canvas, {data} = canvas.getContext('2d').getImageData(0, 0, width, height);
+INK = """(canvas) => {
+    const {width, height} = canvas;
+    const {data} = canvas.getContext('2d').getImageData(0, 0, width, height);
     return data.reduce((sum, value, i) => sum + (i % 4 === 3 && value > 0), 0); }"""
 
 

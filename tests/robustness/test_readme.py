@@ -1,4 +1,4 @@
-"""What README shows runs as it stands there: its Python blocks and the commands for one's own data."""
+"""What README shows runs as it stands there: its Python blocks and the commands for own data."""
 
 import os
 import re

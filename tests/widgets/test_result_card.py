@@ -144,10 +144,8 @@ def test_an_edited_file_is_refused(tmp_path, old, new):
     page = path.read_text()
     assert old in page
     path.write_text(page.replace(old, new, 1))
-    with pytest.raises(
-        ResultCardError,
-        match=r"card.html: its content has sha256 \w{16}..., the card says \w{16}...: it was edited",
-    ):
+    message = r"card.html: its content has sha256 \w{16}..., the card says \w{16}...: it was edited"
+    with pytest.raises(ResultCardError, match=message):
         ResultCard.load(path)
 
 

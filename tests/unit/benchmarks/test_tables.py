@@ -46,7 +46,8 @@ def test_who_made_it_is_said_once_for_records_of_one_commit_and_machine():
     assert tables.told(*three).splitlines() == [
         "`python -m tests.benchmarks cache`, `ask`, commit abc1234, P, 2 threads, 0.9 to 1.1 "
         "TFLOP/s (bf16 matrix products).",
-        "`python -m tests.benchmarks texts`, commit def5678, G, 1.0 TFLOP/s (fp32 matrix products).",
+        "`python -m tests.benchmarks texts`, commit def5678, G, 1.0 TFLOP/s "
+        "(fp32 matrix products).",
     ]
 
 

@@ -97,8 +97,9 @@ def test_mean_vectors_equal_the_loops(users, features):
     past, texts = users.history(), list(users.events["text"].cat.categories)
     for row, user in enumerate(users.ids[:10]):
         own = past.loc[past["user"] == user, "text"]
-        assert np.allclose(features["minilm"][row], [np.mean(own == t) if len(own) else features["minilm"][row, i]
-                                                     for i, t in enumerate(texts)])  # fmt: skip
+        found = features["minilm"][row]
+        shares = [np.mean(own == t) if len(own) else found[i] for i, t in enumerate(texts)]
+        assert np.allclose(found, shares)
     aligned = baseline_features(users, np.eye(6))["minilm"]
     assert np.array_equal(aligned, features["minilm"])
     with pytest.raises(ValueError, match="5 vectors for 6 texts"):
@@ -199,8 +200,11 @@ def test_average_auc_compares_on_the_same_users(users, features):
         seeds=2,
     )
     value, low, high = average_auc(users, held, "rfm", minus="counts", draws=200)
-    each = {m: np.mean([roc_auc(s, users.label(t)) if t == "pet" else roc_auc(s[10:], users.label(t)[10:])
-                        for t in ("pet", "own") for s in held[t, m][0]]) for m in ("rfm", "counts")}  # fmt: skip
+    each = {}
+    for m in ("rfm", "counts"):
+        aucs = [roc_auc(s, users.label("pet")) for s in held["pet", m][0]]
+        aucs += [roc_auc(s[10:], users.label("own")[10:]) for s in held["own", m][0]]
+        each[m] = np.mean(aucs)
     assert value == pytest.approx(each["rfm"] - each["counts"]) and low < value < high
     assert average_auc(users, held, "rfm", minus="same", draws=50) == (0.0, 0.0, 0.0)
     assert average_auc(users, held, "rfm", draws=50, seed=1) == average_auc(

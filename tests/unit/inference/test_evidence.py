@@ -1,4 +1,4 @@
-"""Ranking by pointing: what a question is read as, what carries its answer, and what it cannot say."""
+"""Ranking by pointing: what a question is read as, what carries its answer, what it cannot say."""
 
 from dataclasses import replace
 
@@ -44,7 +44,7 @@ def tokens(engine, users):
 
 
 def test_what_is_meant_does_not_depend_on_the_users_that_are_read():
-    """A text and a modality have one name; some users have more of one, all of them of the other."""
+    """A text and a modality have one name; some users have more of one, all of the other."""
     rng = np.random.default_rng(0)
     rows = [(f"u{user}", "refund", "refund") for user in range(30) for _ in range(2)]
     rows += [(f"u{user}", "refund", "tea") for user in range(30)]
