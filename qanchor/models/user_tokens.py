@@ -115,11 +115,6 @@ class UserTokens:
         population = replace(self.population, associations=associations)
         return replace(self, population=population)
 
-    def without_aliases(self) -> UserTokens:
-        """Return the same tokens of things that have no aliases."""
-        members = np.zeros_like(self.aliases.members)
-        return replace(self, aliases=replace(self.aliases, members=members))
-
     def without(self, hidden: Bool[np.ndarray, " thing"]) -> UserTokens:
         """Return the same users with the tokens of some things removed.
 

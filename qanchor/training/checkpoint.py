@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from qanchor.errors import CheckpointError
@@ -104,8 +103,7 @@ class Checkpoint:
             ) from error
         if metadata["key"] != self.key:
             raise CheckpointError(
-                f"{self.path} is of another training ({metadata['key']}; now {self.key}). "
-                "Remove it, or train as before."
+                f"{self.path} is of another training. Remove it, or train as before."
             )
         return CheckpointState(state, int(metadata["step"]), json.loads(metadata["about"]))
 
@@ -122,8 +120,5 @@ class Checkpoint:
 
 def _digest(state: dict[str, Tensor], metadata: dict[str, str]) -> str:
     """Return a hash of all that a checkpoint stores."""
-    content = hashlib.sha256(repr([metadata[name] for name in ("key", "step", "about")]).encode())
-    for name in sorted(state):
-        content.update(f"{name} {tuple(state[name].shape)} {state[name].dtype}".encode())
-        content.update(state[name].cpu().reshape(-1).view(torch.uint8).numpy())
-    return content.hexdigest()
+    values = json.dumps([metadata[name] for name in ("key", "step", "about")])
+    return hashlib.sha256(save(state) + values.encode()).hexdigest()

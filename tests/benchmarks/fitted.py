@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 import qanchor as qa
 from qanchor.data.users import Users
 from qanchor.inference.evidence import encode_questions, interpret
+from qanchor.models.aliases import Aliases
 from qanchor.models.pointing import (
     PointingReader,
     QuestionInput,
@@ -32,7 +33,7 @@ UNANSWERABLE = Path(__file__).with_name("unanswerable.txt")
 FREQUENCY, AGE_OF_LAST = 0, 1  # columns of a user's numbers as a whole
 ABLATIONS = {  # what a model is fitted and asked without
     "without_associations": lambda tokens: tokens.with_associations(None),
-    "without_aliases": UserTokens.without_aliases,
+    "without_aliases": lambda tokens: replace(tokens, aliases=no_members(tokens.aliases)),
 }
 COUNTED = 0  # of the numbers that the prior starts from: how often
 MAX_WORDINGS = 400  # held-out wordings that are checked
@@ -103,6 +104,11 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
         "average": means,
         "refused": refusals(engine, cache, people),
     }
+
+
+def no_members(aliases: Aliases) -> Aliases:
+    """Return aliases of nothing."""
+    return replace(aliases, members=np.zeros_like(aliases.members))
 
 
 def judged_chances(chance: np.ndarray, outcome: np.ndarray) -> dict[str, float]:
