@@ -519,7 +519,7 @@ def _open(record: dict) -> list[list[str]]:
     return rows
 
 
-SPEED = {"open": _open, "cache": _cache, "ask": _ask, "scale": _scale, "texts": _texts}
+SPEED = {"cache": _cache, "ask": _ask, "open": _open, "scale": _scale, "texts": _texts}
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
