@@ -78,9 +78,7 @@ FAMILY_WEIGHTS = {  # how often concepts of each family are asked about
 }
 DENIED_SHARE = 0.25  # of the questions of a family
 SENSE_STEPS = 500
-SENSE_BATCH = (48, 24, 216)  # questions of each group in a step
-AFFIRMED = 4.0  # weight of a question that affirms: people ask few that deny
-SENSE_DOUBT = 0.05  # probability of the other sense that is aimed at
+SENSE_BATCH = (96, 48, 144)  # questions of each group in a step
 SENSE_DROPOUT = 0.3  # share of questions whose text vector, or whose words, are left out
 MAX_QUESTIONS = 1500  # about texts, modalities, numbers and times
 PRIOR_DRAWS = 12  # batches of users and questions that the prior of a measure is fitted on
@@ -912,22 +910,17 @@ def _fit_sense(reader: PointingReader, task: ConceptTask, questions: np.ndarray,
     intent = _of_columns(reader.intent, columns)
     learned = [*polarity.parameters(), *intent.parameters()]
     optimizer = torch.optim.AdamW(learned, lr=5e-3, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, SENSE_STEPS)
     rng = np.random.default_rng(seed)
     for _ in range(SENSE_STEPS):
         drawn = zip(groups, SENSE_BATCH, strict=True)
         batch = np.concatenate([rng.choice(group, n) for group, n in drawn])
         keep = torch.from_numpy(rng.random((2, len(batch), 1)) >= SENSE_DROPOUT)
         seen = torch.cat([vector[batch] * keep[0], words[batch] * keep[1]], -1)
-        logit = 2 * polarity(seen)[:, 0]
-        aim = SENSE_DOUBT + (1 - 2 * SENSE_DOUBT) * signs[batch]
-        weight = 1 + (AFFIRMED - 1) * signs[batch]
-        loss = F.binary_cross_entropy_with_logits(logit, aim, weight)
+        loss = F.binary_cross_entropy_with_logits(2 * polarity(seen)[:, 0], signs[batch])
         loss = loss + F.cross_entropy(intent(seen), measures[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        schedule.step()
     _put_back(polarity, reader.polarity, columns)
     _put_back(intent, reader.intent, columns)
 
