@@ -3,7 +3,6 @@ of the future, and never changes a cache.
 """
 
 import itertools
-from collections import OrderedDict
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,6 +16,7 @@ from qanchor.analysis.embedding_cache import PARAPHRASES
 from qanchor.inference.evidence import encode_questions
 from qanchor.models import pointing
 from qanchor.models.pointing import read_questions, thing_input, token_input
+from qanchor.utils.arrays import LRUCache
 from tests.tiny import FORMS, QUERIES, make_model, make_users
 
 SOME = ("u000", "u001", "u007", "later", "none")
@@ -138,7 +138,7 @@ def test_a_language_model_reads_each_question_of_a_lens_once(engine, cache, monk
     lens = qa.LensBackend(engine, cache, make_users(), method="pca")
     body = engine.model.reader.body
     read, plain = [], body._read
-    monkeypatch.setattr(body, "_remembered", OrderedDict())
+    monkeypatch.setattr(body, "_remembered", LRUCache(64))
     monkeypatch.setattr(body, "_read", lambda queries: read.extend(queries) or plain(queries))
     query = "Will this user buy tea?"
     *_, last = lens(query)
