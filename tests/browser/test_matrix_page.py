@@ -75,7 +75,7 @@ def test_the_keyboard_does_it_all(book):
         page.keyboard.press(key)
     assert (
         "Does this user follow live music?” and Concert (120 users): AUC .82"
-        in page.locator(".matrix-told").inner_text()
+        in page.locator(".matrix-description").inner_text()
     )
     page.keyboard.press("Enter")
     data(book, chosen="120")

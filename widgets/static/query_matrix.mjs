@@ -33,7 +33,7 @@ export function ordered(picture, measure, how) {
 export function words(query, group, cell, unit = "user", units = "users") {
   const who = `“${query}” and ${group.name} (${count(group.n, unit, units)})`;
   if (!cell || cell.auc === null) return `${who}: not asked yet.`;
-  const besideChance = (measure, line, line_words) => (cell[BEYOND[measure]] === undefined ? "" : cell[BEYOND[measure]] ? ", beyond chance" : ", within chance") + (line === null || line === undefined ? "" : ` (${line_words})`);
+  const besideChance = (measure, level, levelText) => (cell[BEYOND[measure]] === undefined ? "" : cell[BEYOND[measure]] ? ", beyond chance" : ", within chance") + (level === null || level === undefined ? "" : ` (${levelText})`);
   const reach = cell.auc_low === null || cell.auc_low === undefined ? "" : ` (95 %: ${figure(cell.auc_low)} to ${figure(cell.auc_high)})`;
   const parts = [`${who}: AUC ${figure(cell.auc)}${reach}${besideChance("auc", cell.chance, `chance reaches ${figure(cell.chance)}`)}.`];
   if (cell.yes_score !== null && cell.yes_score !== undefined) {
@@ -121,7 +121,7 @@ function render({ model, el }) {
   const size = make("span", {});
   const grid = make("table", { class: "matrix-grid", role: "grid", "aria-label": "Questions by groups" });
   const legend = make("div", { class: "matrix-legend" });
-  const description = make("p", { class: "matrix-told", "aria-hidden": "true" });
+  const description = make("p", { class: "matrix-description", "aria-hidden": "true" });
   const [sentence, reads, caption] = [make("p", { class: "lens-sentence", role: "status", "aria-live": "polite" }), make("p", { class: "lens-caption" }), make("p", { class: "lens-caption" })];
   const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), bar.note, size);
   const root = make("div", { class: "lens matrix", "data-lm-suppress-shortcuts": "true" });
