@@ -22,9 +22,8 @@ PARAPHRASES = (
 )
 # about so many users are asked the paraphrases: twice as many as dimensions
 PARAPHRASE_USERS = 256
-MAX_CACHED_QUERIES = (
-    160  # newest queries that are cached: 164 MB for 2,000 users; the questions of a group fit in
-)
+# newest queries that are cached: 164 MB for 2,000 users; the questions of a group fit in
+MAX_CACHED_QUERIES = 160
 # embeddings that are cached at most, 2 GB of 128 numbers: 40 queries of 100,000 users
 MAX_CACHED_EMBEDDINGS = 4_000_000
 MIN_CACHED_QUERIES = 8  # queries that are cached however many users there are

@@ -22,9 +22,8 @@ FOLDS = 5
 SEEDS = 3  # ways to fold the users
 DRAWS = 200  # random groups behind the chance level
 MIN_USERS_PER_SIDE = 2 * FOLDS  # users that the group, and the rest, must have
-CHANCE_QUANTILE = (
-    0.95  # of the random groups; the best question of the others exceeds the chance level
-)
+# share of the random groups of which even the best question stays below the chance level
+CHANCE_QUANTILE = 0.95
 MAX_QUESTIONS = 60  # of a bank
 # what a bank asks: families of concepts, and what is measured of them
 BANK = {

@@ -166,9 +166,8 @@ class LensBackend:
             yield Update(done, n_users, progress_message("Embedded", done, n_users, self.unit))
 
         quick_map = None
-        if (
-            self._has_many_users or not self._maps
-        ):  # a PCA is there at once; the first UMAP compiles
+        # a PCA is there at once; the first UMAP compiles
+        if self._has_many_users or not self._maps:
             quick_map = self._draw("pca", previous, query)
         if self._has_many_users:  # who moved takes longer: the map comes first
             yield self._map_update("", "", quick_map, None)

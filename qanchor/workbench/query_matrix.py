@@ -24,9 +24,8 @@ from qanchor.workbench.messages import (
 )
 from qanchor.workbench.updates import Update
 
-MAX_CACHED_CELLS = (
-    2_000  # newest results that are cached: 6 kB each, and an eighth of a byte per user
-)
+# newest results that are cached: 6 kB each, and an eighth of a byte per user
+MAX_CACHED_CELLS = 2_000
 
 
 class QueryMatrixBackend:
