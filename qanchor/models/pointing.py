@@ -7,7 +7,6 @@ were never taught. What their numbers mean (how much, how lately) is shared by a
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from qanchor.models.aliases import AliasInput
 from qanchor.models.associations import AssociationInput, association_features, score_associations
-from qanchor.models.text_encoder import text_vectors
+from qanchor.models.text_encoder import phrasing_vectors, text_vectors
 from qanchor.models.user_tokens import (
     LEVEL_NUMBERS,
     N_LEVEL_NUMBERS,
@@ -45,7 +44,6 @@ PROFILE_DIM = 32  # that say what the user does at all, whatever is asked
 PROFILE_SCALE = 0.3
 EMBEDDING_DIM = 1 + TEXT_DIM + PROFILE_DIM + STATE_DIM
 SCORE_SCALE = 0.5  # of the score beside the two other parts of an embedding, each of length 1
-WORDS_DIM = 4096  # wide enough that few words share a place
 FIT_SCALES = (12.0, 8.0, 6.0, 4.0, 4.0, 4.0)
 SHUT = -5.0  # start of the sigmoid heads' bias: only what is clearly meant adds up
 SUMMED = [
@@ -145,7 +143,7 @@ class QuestionInput(NamedTuple):
     vector: Float[Tensor, "query text"]  # unit text vectors of the questions
     content: Float[Tensor, "query text"]  # of their content words
     spelling: Float[Tensor, "query spelling"]
-    words: Float[Tensor, "query word"]  # which words the question has, hashed
+    phrasing: Float[Tensor, "query text"]  # from `phrasing_vectors`
     horizon: Float[Tensor, " query"]  # log of the horizon asked over the users' own
     names_one: Float[Tensor, "query topic"]  # 1 if it names one of the things of a topic
     behavior: Float[Tensor, " query"]  # with a question about any event: cosine of contents
@@ -261,7 +259,7 @@ class PointingBody(nn.Module):
         self.by_number = nn.Linear(N_TOKEN_NUMBERS, HEADS)
         self.shut = nn.Parameter(torch.full((HEADS,), SHUT))
         self.general = nn.Sequential(
-            nn.Linear(text + WORDS_DIM + 1, 64), nn.GELU(), nn.Linear(64, GENERAL_DIM)
+            nn.Linear(2 * text + 1, 64), nn.GELU(), nn.Linear(64, GENERAL_DIM)
         )
         self.level_norm = nn.LayerNorm(N_LEVEL_NUMBERS)
         width = 2 * HEADS * N_TOKEN_NUMBERS + 3 * HEADS + N_LEVEL_NUMBERS + GENERAL_DIM
@@ -313,7 +311,7 @@ class PointingBody(nn.Module):
         total = torch.einsum("uqht,utn->uqhn", gate, users.numbers)
         total = torch.log1p(total.clamp(min=0))
         general = self.general(
-            torch.cat([question.vector, question.words, question.horizon[:, None]], -1)
+            torch.cat([question.vector, question.phrasing, question.horizon[:, None]], -1)
         )
         n_users, n_queries = mean.shape[:2]
         parts = [
@@ -347,11 +345,11 @@ class PointingReader(nn.Module):
     def __init__(self, text: int, body: nn.Module | None = None):
         super().__init__()
         self.body = PointingBody(text) if body is None else body
-        self.polarity = nn.Sequential(nn.Linear(text + WORDS_DIM, 64), nn.GELU(), nn.Linear(64, 1))
+        self.polarity = nn.Sequential(nn.Linear(2 * text, 64), nn.GELU(), nn.Linear(64, 1))
         self.out = nn.Linear(STATE_DIM, 1)
         self.alone = nn.Linear(STATE_DIM, 1)
         self.intent = nn.Sequential(
-            nn.Linear(text + WORDS_DIM, 64), nn.GELU(), nn.Linear(64, len(MEASURES))
+            nn.Linear(2 * text, 64), nn.GELU(), nn.Linear(64, len(MEASURES))
         )
         # for each measure of things, then for each of any event
         self.prior = nn.Linear(N_PRIOR_NUMBERS, 2 * len(MEASURES))
@@ -361,6 +359,7 @@ class PointingReader(nn.Module):
             self.prior.bias.zero_()
             self.out.weight.zero_()
             self.out.bias.zero_()
+        self.register_buffer("wording_mean", torch.zeros(2 * text))
         self.register_buffer("mean", torch.zeros(N_TOKEN_NUMBERS))
         self.register_buffer("spread", torch.ones(N_TOKEN_NUMBERS))
         self.register_buffer("known_mean", torch.zeros(N_PRIOR_NUMBERS))
@@ -397,8 +396,15 @@ class PointingReader(nn.Module):
         Args:
             question: The questions.
         """
-        asked = torch.cat([question.vector, question.words], -1)
-        return torch.tanh(self.polarity(asked))[:, 0]
+        return torch.tanh(self.polarity(self.wording(question)))[:, 0]
+
+    def wording(self, question: QuestionInput) -> Float[Tensor, "query wording"]:
+        """Return what the sense of each question and its measure are read from.
+
+        Args:
+            question: The questions.
+        """
+        return torch.cat([question.vector, question.phrasing], -1) - self.wording_mean
 
     def meaning(self, question: QuestionInput, things: ThingInput) -> Meaning:
         """Return what each question asks for: which things, and what it measures of them.
@@ -415,8 +421,7 @@ class PointingReader(nn.Module):
         least = question.behavior.clamp(min=LEAST_FIT)[:, None]  # else any event is meant
         named = torch.sigmoid(SHARPNESS * (fit.amax(1, keepdim=True) - least))
         of_things = relevant / relevant.sum(1, keepdim=True).clamp(min=1e-9) * named
-        asked = torch.cat([question.vector, question.words], -1)
-        measure = self.intent(asked).softmax(-1)
+        measure = self.intent(self.wording(question)).softmax(-1)
         moved = measure[:, OCCURS] * (of_things * things.is_share_of_all).sum(1)
         change = torch.zeros_like(measure)
         change[:, OCCURS] = -moved
@@ -659,24 +664,22 @@ def question_input(
         vector=torch.from_numpy(vectors[: len(texts)]),
         content=torch.from_numpy(of_content),
         spelling=torch.from_numpy(spelling_vectors(content)),
-        words=torch.from_numpy(word_vectors(texts)),
+        phrasing=torch.from_numpy(phrasing_vectors(texts, encoder).astype(np.float32)),
         horizon=torch.tensor(np.log(np.asarray(horizons) / own), dtype=torch.float32),
         names_one=torch.from_numpy(names_one(texts).astype(np.float32)),
         behavior=torch.from_numpy((of_content @ behaviors.T).max(1, initial=0)),
     )
 
 
-def word_vectors(texts: Sequence[str]) -> Float[np.ndarray, "text word"]:
-    """Return which words each text has, hashed: "not" and "stop" tell more than a text vector.
+def wording_vectors(texts: Sequence[str], encoder: str) -> Float[np.ndarray, "text wording"]:
+    """Return what `PointingReader.wording` returns before the mean is subtracted.
 
     Args:
-        texts: The texts.
+        texts: Questions, with the word "user".
+        encoder: Text encoder.
     """
-    out = np.zeros((len(texts), WORDS_DIM), np.float32)
-    for row, text in enumerate(texts):
-        for word in re.findall(r"[^\W\d_]+(?:['’]t)?", text.lower()):
-            out[row, zlib.crc32(word.encode("utf-8", "surrogatepass")) % WORDS_DIM] = 1
-    return out
+    parts = [text_vectors(texts, encoder), phrasing_vectors(texts, encoder)]
+    return np.concatenate(parts, 1, dtype=np.float32)
 
 
 def replace_unit(query: str, unit: str) -> str:

@@ -26,12 +26,13 @@ HASH_DIM = 384  # width of "hash" vectors, that of MiniLM
 MAX_TEXT_TOKENS = 256  # longer texts are cut
 TEXTS_PER_BATCH = 256  # texts in a forward pass; sorted by length, so there is little padding
 TEXTS_PER_WRITE = 16 * TEXTS_PER_BATCH  # texts between two writes, which a kill may lose
-VECTORS_VERSION = 2  # increase it when the same weights give other vectors
+VECTORS_VERSION = 3  # increase it when the same weights give other vectors
 CREATE = "create table if not exists vectors (key blob primary key, vector blob) without rowid"
 
 
 class TextEncoder(nn.Module):
-    """Encode texts as unit vectors.
+    """Encode texts as two unit vectors each: what they are about (the mean of the last layer), and
+    how they say it (that of the middle layer).
 
     Args:
         name: "minilm" (packaged, mean pooling), "hash" (random vectors by hash, offline), a Hugging
@@ -62,16 +63,18 @@ class TextEncoder(nn.Module):
         self.dim = self.inner.config.hidden_size
 
     @torch.inference_mode()
-    def forward(self, texts: list[str]) -> Float[Tensor, "text dim"]:
+    def forward(self, texts: list[str]) -> Float[Tensor, "text 2 dim"]:
         if self.name == "hash":
-            return torch.stack([_hash_vector(text) for text in texts])
+            return torch.stack([torch.stack([_hash_vector(text), _bag(text)]) for text in texts])
         texts = [replace_surrogates(text) for text in texts]
         batch = self.tokenizer(
             texts, padding=True, truncation=True, max_length=MAX_TEXT_TOKENS, return_tensors="pt"
         ).to(self.inner.device)
-        hidden = self.inner(**batch).last_hidden_state
-        mask = batch["attention_mask"][..., None].to(hidden.dtype)
-        return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).cpu()
+        out = self.inner(**batch, output_hidden_states=True)
+        middle = out.hidden_states[len(out.hidden_states) // 2]
+        hidden = torch.stack([out.last_hidden_state, middle], 1)
+        mask = batch["attention_mask"][:, None, :, None].to(hidden.dtype)
+        return nn.functional.normalize((hidden * mask).sum(2) / mask.sum(2), dim=-1).cpu()
 
 
 @lru_cache(maxsize=65_536)
@@ -85,7 +88,8 @@ def _hash_vector(text: str) -> Float[Tensor, " dim"]:
 def text_vectors(
     texts: Sequence[str], encoder: str = "minilm", folder: Path | None = None
 ) -> np.ndarray:
-    """Encode texts as unit vectors; texts encoded before are read from a table on disk.
+    """Encode what texts are about as unit vectors; those encoded before are read from a table on
+    disk.
 
     Args:
         texts: Any number of strings; repeats cost nothing.
@@ -106,16 +110,32 @@ def text_vectors(
         >>> text_vectors(["noodles", "noodles"], "hash").shape
         (2, 384)
     """
+    return _read_vectors(texts, encoder, folder)[:, 0]
+
+
+def phrasing_vectors(texts: Sequence[str], encoder: str = "minilm") -> np.ndarray:
+    """Encode how texts say what they say, as unit vectors: "will not buy tea" is near "will not
+    sing", where `text_vectors` puts it near "will buy tea".
+
+    Args:
+        texts: As for `text_vectors`, which reads and fills the same table.
+        encoder: Likewise. With "hash", texts that share words are near.
+    """
+    return _read_vectors(texts, encoder)[:, 1]
+
+
+def _read_vectors(texts: Sequence[str], encoder: str, folder: Path | None = None) -> np.ndarray:
+    """Return both vectors of texts, float16 (text, 2, dim)."""
     if not len(texts):
-        return np.zeros((0, HASH_DIM), np.float16)
+        return np.zeros((0, 2, HASH_DIM), np.float16)
     codes, distinct = pd.factorize(pd.Series(list(texts), dtype=object))
     encode = partial(_encode_texts, encoder)
     if encoder == "hash":  # cheaper than a table
-        return encode(list(distinct))[codes]
+        return encode(list(distinct)).reshape(len(distinct), 2, -1)[codes]
     digest = _text_hash(f"{encoder} {encoder_digest(encoder)}").hex()[:24]
     name = f"{digest}-{VECTORS_VERSION}.sqlite"
     table = VectorTable((folder or cache_dir() / "texts") / name)
-    return table.lookup(list(distinct), encode)[codes]
+    return table.lookup(list(distinct), encode).reshape(len(distinct), 2, -1)[codes]
 
 
 @lru_cache
@@ -203,6 +223,12 @@ def _select(base: sqlite3.Connection, columns: str, keys: list[bytes]) -> sqlite
     return base.execute(f"select {columns} from vectors where key in ({places})", keys)
 
 
+def _bag(text: str) -> Float[Tensor, " dim"]:
+    """Return a unit vector near those of texts that share words with this one."""
+    words = torch.stack(list(map(_hash_vector, text.lower().split() or [""])))
+    return nn.functional.normalize(words.sum(0), dim=0)
+
+
 def _text_hash(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
 
@@ -215,8 +241,8 @@ def _load_text_encoder(name: str) -> TextEncoder:
 def _encode_texts(encoder: str, texts: list[str]) -> np.ndarray:
     model = _load_text_encoder(encoder)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    out = np.empty((len(texts), model.dim), np.float16)
+    out = np.empty((len(texts), 2 * model.dim), np.float16)
     for start in range(0, len(order), TEXTS_PER_BATCH):
         rows = order[start : start + TEXTS_PER_BATCH]
-        out[rows] = model([texts[i] for i in rows]).numpy()
+        out[rows] = model([texts[i] for i in rows]).flatten(1).numpy()
     return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
 import zlib
@@ -33,9 +32,8 @@ from qanchor.models.pointing import (
     read_questions,
     thing_input,
     token_input,
-    word_vectors,
+    wording_vectors,
 )
-from qanchor.models.text_encoder import text_vectors
 from qanchor.models.user_tokens import MAX_TOKENS, TokenReader, UserTokens
 from qanchor.training.answers import answer_losses
 from qanchor.training.associations import FOLDS, AssociationFit
@@ -79,7 +77,6 @@ FAMILY_WEIGHTS = {  # how often concepts of each family are asked about
 DENIED_SHARE = 0.25  # of the questions of a family
 SENSE_STEPS = 500
 SENSE_BATCH = (96, 48, 144)  # questions of each group in a step
-SENSE_DROPOUT = 0.3  # share of questions whose text vector, or whose words, are left out
 MAX_QUESTIONS = 1500  # about texts, modalities, numbers and times
 PRIOR_DRAWS = 12  # batches of users and questions that the prior of a measure is fitted on
 MAX_PAIRS = 48  # of users of a question, that the prior is fitted on
@@ -194,8 +191,7 @@ class ConceptTask:
     # of any users: they teach the sense of questions alone; staying and leaving, then topics
     topics: tuple[Wording, ...]
     n_behaviors: int
-    topic_vectors: Float[Tensor, "topic text"]
-    topic_words: Float[Tensor, "topic word"]  # as in `QuestionInput`
+    topic_wording: Float[Tensor, "topic wording"]
 
     @property
     def associations(self) -> Associations:
@@ -351,8 +347,7 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
     )
     behaviors = [wording for wording in behavior_wordings(rng) if not wording.held_out]
     topics = [*behaviors, *topic_wordings(rng)]
-    texts = [topic.query for topic in topics]
-    topic_vectors = text_vectors(texts, encoder).astype(np.float32)
+    topic_wording = wording_vectors([topic.query for topic in topics], encoder)
     return ConceptTask(
         concepts,
         tuple(questions),
@@ -360,8 +355,7 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
         tuple(samples),
         tuple(topics),
         len(behaviors),
-        torch.from_numpy(topic_vectors),
-        torch.from_numpy(word_vectors(texts)),
+        torch.from_numpy(topic_wording),
     )
 
 
@@ -430,8 +424,8 @@ def train_reader(
     rng = np.random.default_rng(seed)
     with reader.threads():
         _fit_scale(reader, task)
-        questions, weights = _training_questions(task)
-        _fit_sense(reader, task, questions, seed)
+        questions, weights = training_questions(task)
+        fit_sense(reader, task, questions, seed)
         users = [_rows(sample, lambda user: not is_held_out(user)) for sample in task.samples]
         _fit_prior(reader, _Batches(task, questions, weights, users, rng))
         users = [
@@ -889,59 +883,47 @@ def _fit_profile(reader: PointingReader, sample: Sample, rows: np.ndarray) -> No
     reader.profile_directions[:, : directions.shape[1]] = directions
 
 
-def _fit_sense(reader: PointingReader, task: ConceptTask, questions: np.ndarray, seed: int) -> None:
-    """Fit the sense of questions and what they measure, to wordings of which both are known."""
+def fit_sense(reader: PointingReader, task: ConceptTask, questions: np.ndarray, seed: int) -> None:
+    """Fit the sense of questions and what they measure, to wordings of which both are known.
+
+    Args:
+        reader: Its `polarity` and `intent` are fitted in place.
+        task: The questions, and the topics beside them.
+        questions: Places of the questions, from `training_questions`.
+        seed: Seed of the draws.
+    """
     wordings_of_concepts = [task.questions[place].wording for place in questions]
     wordings = [*wordings_of_concepts, *task.topics]
     signs = torch.tensor([float(wording.sign > 0) for wording in wordings])
     measures = torch.tensor([MEASURES.index(wording.measure) for wording in wordings])
-    encoded = task.encoded.at(questions)
-    vector = torch.cat([encoded.vector, task.topic_vectors])
-    words = torch.cat([encoded.words, task.topic_words])
+    reader.wording_mean.zero_()
+    wording = torch.cat([reader.wording(task.encoded.at(questions)), task.topic_wording])
+    reader.wording_mean.copy_(wording.mean(0))
+    wording -= reader.wording_mean
     # what these users do, staying and leaving, and everyday topics, which deny nothing whatever
     # they are about
     ends = [len(questions), len(questions) + task.n_behaviors]
     groups = np.split(np.arange(len(signs)), ends)
-    # words that no wording has get no weight, and take no time
-    used = words.any(0)
-    columns = torch.cat([torch.ones(vector.shape[1], dtype=torch.bool), used])
-    words = words[:, used]
-    polarity = _of_columns(reader.polarity, columns)
-    intent = _of_columns(reader.intent, columns)
-    learned = [*polarity.parameters(), *intent.parameters()]
+    learned = [*reader.polarity.parameters(), *reader.intent.parameters()]
     optimizer = torch.optim.AdamW(learned, lr=5e-3, weight_decay=0.02)
     rng = np.random.default_rng(seed)
     for _ in range(SENSE_STEPS):
         drawn = zip(groups, SENSE_BATCH, strict=True)
         batch = np.concatenate([rng.choice(group, n) for group, n in drawn])
-        keep = torch.from_numpy(rng.random((2, len(batch), 1)) >= SENSE_DROPOUT)
-        seen = torch.cat([vector[batch] * keep[0], words[batch] * keep[1]], -1)
-        loss = F.binary_cross_entropy_with_logits(2 * polarity(seen)[:, 0], signs[batch])
-        loss = loss + F.cross_entropy(intent(seen), measures[batch])
+        sense = 2 * reader.polarity(wording[batch])[:, 0]
+        loss = F.binary_cross_entropy_with_logits(sense, signs[batch])
+        loss = loss + F.cross_entropy(reader.intent(wording[batch]), measures[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    _put_back(polarity, reader.polarity, columns)
-    _put_back(intent, reader.intent, columns)
 
 
-def _of_columns(network: nn.Sequential, columns: Tensor) -> nn.Sequential:
-    """Return a copy of a network that takes only some of the input's columns."""
-    part = copy.deepcopy(network).requires_grad_(True)
-    part[0].weight = nn.Parameter(network[0].weight[:, columns].detach().clone())
-    return part
+def training_questions(task: ConceptTask) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places of the questions that are trained on, and how often each is drawn.
 
-
-@torch.no_grad()
-def _put_back(part: nn.Sequential, network: nn.Sequential, columns: Tensor) -> None:
-    """Give a network the weights of `_of_columns`, and none to the columns that were left out."""
-    weight = torch.zeros_like(network[0].weight)
-    weight[:, columns] = part[0].weight
-    network.load_state_dict(part.state_dict() | {"0.weight": weight})
-
-
-def _training_questions(task: ConceptTask) -> tuple[np.ndarray, np.ndarray]:
-    """Return the places of the questions that are trained on, and how often each is drawn."""
+    Args:
+        task: From `make_concept_task`.
+    """
     places = []
     for place, question in enumerate(task.questions):
         concept = task.concepts[question.concept]

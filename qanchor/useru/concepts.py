@@ -329,7 +329,7 @@ HORIZON_WORDINGS = {
     90: "in the next three months",
 }
 MAX_WORDINGS = 16  # of a concept, for each sense
-FRAME_VERBS = 8  # of staying and of leaving, in each frame
+FRAME_VERBS = 14  # of staying and of leaving, in each frame
 FRAME_TOPICS = 60
 
 

@@ -28,6 +28,7 @@ from .prompts import prompts
 from .reading import reading
 from .replay import replay
 from .scale import scale
+from .senses import senses
 from .soak import soak
 from .speed import ask, cache, first_answer
 from .tasks import tasks
@@ -46,6 +47,7 @@ WITH_PROGRESS = {
         fitted,
         reading,
         frozen,
+        senses,
     )
 }
 WITHOUT_PROGRESS = (cache, ask, scale, texts, useru, card, fuzz, soak)

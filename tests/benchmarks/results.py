@@ -30,6 +30,7 @@ MADE: dict[str, tuple[str, Callable[[dict], str]]] = {
     "useru": ("useru", tables.useru_table),
     "fitted": ("fitted", tables.fitted_table),
     "concepts": ("concepts", tables.concepts_table),
+    "senses": ("senses", tables.senses_table),
     "reading": ("reading", tables.reading_table),
     "frozen": ("frozen", tables.frozen_table),
 }

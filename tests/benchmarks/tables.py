@@ -280,6 +280,26 @@ def concepts_table(record: dict) -> str:
     return table(["questions", "AUC", "persistence", "sense right"], lines)
 
 
+ASKED = {
+    "own": "about concepts never taught",
+    "topic": "about anything",
+    "question": "about staying and leaving, whole questions",
+}
+
+
+def senses_table(record: dict) -> str:
+    """Return how many questions of no wording are read as the yes or no that they are, beside the
+    same without one part of what is read.
+    """
+    right = {(row["without"], row["kind"], row["sense"]): row["mean"] for row in record["rows"]}
+    lines = []
+    for kind, name in ASKED.items():
+        for sense, word in ((1, "affirm"), (-1, "deny")):
+            cells = [short(right[part, kind, sense]) for part in ("", "phrasing", "vector")]
+            lines.append([f"{name}: {word}", *cells])
+    return table(["questions", "sense right", "without phrasing", "phrasing alone"], lines)
+
+
 BODIES = {
     "pointing": "A: pointing, no language model",
     "same_budget": "A, trained as B, C and D are",

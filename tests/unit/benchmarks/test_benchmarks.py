@@ -15,7 +15,7 @@ from qanchor.evaluation.metrics import roc_auc
 from qanchor.evaluation.probe import linear_probe
 from qanchor.utils import device
 from tests.benchmarks import attention as attention_module
-from tests.benchmarks import fairness, machine
+from tests.benchmarks import fairness, machine, tables
 from tests.benchmarks import frozen as frozen_module
 from tests.benchmarks import tasks as tasks_module
 from tests.benchmarks.__main__ import run_benchmark
@@ -23,6 +23,7 @@ from tests.benchmarks.datasets import make_german_users
 from tests.benchmarks.engines import rank_scores
 from tests.benchmarks.machine import measured_machine
 from tests.benchmarks.reading import reading
+from tests.benchmarks.senses import sense_cases, senses
 from tests.benchmarks.speed import first_answer
 from tests.benchmarks.task_scores import (
     DOMAINS,
@@ -30,6 +31,7 @@ from tests.benchmarks.task_scores import (
     average_auc,
     cross_validate_tasks,
 )
+from tests.tiny import make_task, make_users
 
 pytestmark = pytest.mark.weights
 SAID = {"bench", "machine", "commit", "seed"}
@@ -322,6 +324,17 @@ def test_a_soak_counts_what_it_did_and_watches_the_memory(users, run):
 
 @pytest.mark.slow
 @pytest.mark.weights
+def test_senses_are_judged_on_questions_that_are_in_no_wording():
+    found = senses(make_users, seeds=1, encoder="hash")
+    taught = {wording.query for wording in make_task().topics}
+    cases = sense_cases(make_task())
+    assert not taught & set(cases["query"]) and found["questions"] == len(cases)
+    assert {row["without"] for row in found["rows"]} == {"", "phrasing", "vector"}
+    right = {(row["without"], row["kind"], row["sense"]): row["mean"] for row in found["rows"]}
+    assert right["", "topic", 1] + right["", "topic", -1] > 1.1  # of words that it knows
+    assert "| about anything: deny |" in tables.senses_table(found)
+
+
 def test_reading_is_near_chance_for_the_tokens_of_other_users():
     """The body alone ranks users by what it is given of them; with another user it cannot."""
     found = reading(

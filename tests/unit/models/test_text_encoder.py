@@ -14,7 +14,13 @@ from transformers import BertConfig, BertModel, BertTokenizer
 
 from qanchor.errors import TableError, WeightsError
 from qanchor.models import text_encoder as text_encoder_module
-from qanchor.models.text_encoder import TextEncoder, VectorTable, encoder_digest, text_vectors
+from qanchor.models.text_encoder import (
+    TextEncoder,
+    VectorTable,
+    encoder_digest,
+    phrasing_vectors,
+    text_vectors,
+)
 
 
 @pytest.fixture
@@ -51,6 +57,25 @@ def test_hashed_texts_need_nothing_and_repeat_themselves():
     assert np.array_equal(text_vectors(["rice"], "hash")[0], vectors[1])
 
 
+def test_phrasings_are_near_where_words_are_shared():
+    asked = ["Will this user buy tea?", "Will this user sing?", "Send nothing at all"]
+    phrasing = phrasing_vectors(asked, "hash").astype(float)
+    assert phrasing[0] @ phrasing[1] > 0.4 > 0.2 > abs(phrasing[0] @ phrasing[2])
+    assert np.allclose(np.linalg.norm(phrasing, axis=1), 1, atol=1e-3)
+
+
+def test_both_vectors_of_a_text_are_means_of_its_tokens(tmp_path):
+    with torch.random.fork_rng(devices=[]):
+        make_encoder(tmp_path / "encoder", seed=0)
+    encoder = TextEncoder(str(tmp_path / "encoder"))
+    tokens = encoder.tokenizer(["tea rice"], return_tensors="pt")
+    with torch.no_grad():
+        layers = encoder.inner(**tokens, output_hidden_states=True).hidden_states
+    for vector, layer in zip(encoder(["tea rice", "tea"])[0], (layers[2], layers[1]), strict=True):
+        mean = layer[0].mean(0)
+        assert torch.allclose(vector, mean / mean.norm(), atol=1e-5)
+
+
 def test_the_table_is_read_back(tmp_path, encoded):
     first = text_vectors(["a", "b", "a"], "model", tmp_path)
     again = text_vectors(["b", "c", "a"], "model", tmp_path)
@@ -81,7 +106,7 @@ def test_a_table_that_was_removed_is_made_anew(tmp_path, encoded):
 def make_encoder(folder, seed: int):
     """Save a text encoder of random weights as a new process would find it."""
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1}
     config = BertConfig(vocab_size=5, intermediate_size=8, **sizes)
     BertModel(config).save_pretrained(folder)
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\ntea\n")

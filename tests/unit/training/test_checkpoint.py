@@ -18,7 +18,9 @@ from qanchor.training.checkpoint import Checkpoint, fingerprint
 from tests.tiny import FORMS, fit_quickly
 
 STEPS = 24
-ROUNDING = 1e-4  # a training that lost its moments is off by more than 1e-3
+# Sums in another order change the losses by up to 2e-4 within 24 steps. Without the moments or the
+# generator's state the loss is off by 0.07, and a weight by 0.03.
+ROUNDING = 2e-3
 TRAINING = "training the reader"
 
 
