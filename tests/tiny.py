@@ -65,7 +65,7 @@ def make_task() -> reader.ConceptTask:
 
 
 @contextmanager
-def brief_fits(sense_steps: int = 100) -> Iterator[pytest.MonkeyPatch]:
+def brief_fits(sense_steps: int = 250) -> Iterator[pytest.MonkeyPatch]:
     """Let fits learn the sense of questions and the prior from little, and yield the patch."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader, "SENSE_STEPS", sense_steps)

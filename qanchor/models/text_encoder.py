@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -31,8 +32,8 @@ CREATE = "create table if not exists vectors (key blob primary key, vector blob)
 
 
 class TextEncoder(nn.Module):
-    """Encode texts as two unit vectors each: what they are about (the mean of the last layer), and
-    how they say it (that of the middle layer).
+    """Encode texts as two vectors each: what they are about (the mean of the last layer, of length
+    1), and how they say it (that of the middle layer).
 
     Args:
         name: "minilm" (packaged, mean pooling), "hash" (random vectors by hash, offline), a Hugging
@@ -114,8 +115,8 @@ def text_vectors(
 
 
 def phrasing_vectors(texts: Sequence[str], encoder: str = "minilm") -> np.ndarray:
-    """Encode how texts say what they say, as unit vectors: "will not buy tea" is near "will not
-    sing", where `text_vectors` puts it near "will buy tea".
+    """Encode how texts say what they say: "will not buy tea" is near "will not sing", where
+    `text_vectors` puts it near "will buy tea".
 
     Args:
         texts: As for `text_vectors`, which reads and fills the same table.
@@ -224,9 +225,9 @@ def _select(base: sqlite3.Connection, columns: str, keys: list[bytes]) -> sqlite
 
 
 def _bag(text: str) -> Float[Tensor, " dim"]:
-    """Return a unit vector near those of texts that share words with this one."""
-    words = torch.stack(list(map(_hash_vector, text.lower().split() or [""])))
-    return nn.functional.normalize(words.sum(0), dim=0)
+    """Return a sum of vectors, near that of texts that share words with this one."""
+    words = re.findall(r"[\w'’]+", text.lower()) or [""]
+    return torch.stack(list(map(_hash_vector, words))).sum(0)
 
 
 def _text_hash(text: str) -> bytes:

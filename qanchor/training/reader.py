@@ -76,6 +76,7 @@ FAMILY_WEIGHTS = {  # how often concepts of each family are asked about
 }
 DENIED_SHARE = 0.25  # of the questions of a family
 SENSE_STEPS = 500
+SENSE_DECAY = 1.0  # so much that no seed draws the line elsewhere
 SENSE_BATCH = (96, 48, 144)  # questions of each group in a step
 MAX_QUESTIONS = 1500  # about texts, modalities, numbers and times
 PRIOR_DRAWS = 12  # batches of users and questions that the prior of a measure is fitted on
@@ -905,7 +906,7 @@ def fit_sense(reader: PointingReader, task: ConceptTask, questions: np.ndarray, 
     ends = [len(questions), len(questions) + task.n_behaviors]
     groups = np.split(np.arange(len(signs)), ends)
     learned = [*reader.polarity.parameters(), *reader.intent.parameters()]
-    optimizer = torch.optim.AdamW(learned, lr=5e-3, weight_decay=0.02)
+    optimizer = torch.optim.AdamW(learned, lr=5e-3, weight_decay=SENSE_DECAY)
     rng = np.random.default_rng(seed)
     for _ in range(SENSE_STEPS):
         drawn = zip(groups, SENSE_BATCH, strict=True)

@@ -193,7 +193,7 @@ def test_arrays_that_were_saved_under_an_older_name_are_read(model, folder):
 @pytest.mark.parametrize("old", [3, 4])
 def test_another_format_is_refused(folder, old):
     edit(folder, lambda about: about.update(format=old))
-    with pytest.raises(RunError, match=rf"of format {old}, this version reads 5. Train the run"):
+    with pytest.raises(RunError, match=rf"of format {old}, this version reads 6. Train the run"):
         QAnchor.from_pretrained(folder)
 
 

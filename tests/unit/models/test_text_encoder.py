@@ -60,8 +60,7 @@ def test_hashed_texts_need_nothing_and_repeat_themselves():
 def test_phrasings_are_near_where_words_are_shared():
     asked = ["Will this user buy tea?", "Will this user sing?", "Send nothing at all"]
     phrasing = phrasing_vectors(asked, "hash").astype(float)
-    assert phrasing[0] @ phrasing[1] > 0.4 > 0.2 > abs(phrasing[0] @ phrasing[2])
-    assert np.allclose(np.linalg.norm(phrasing, axis=1), 1, atol=1e-3)
+    assert phrasing[0] @ phrasing[1] > 2 > 1 > abs(phrasing[0] @ phrasing[2])
 
 
 def test_both_vectors_of_a_text_are_means_of_its_tokens(tmp_path):
