@@ -89,8 +89,7 @@ def _hash_vector(text: str) -> Float[Tensor, " dim"]:
 def text_vectors(
     texts: Sequence[str], encoder: str = "minilm", folder: Path | None = None
 ) -> np.ndarray:
-    """Encode what texts are about as unit vectors; those encoded before are read from a table on
-    disk.
+    """Encode texts as unit vectors; texts encoded before are read from a table on disk.
 
     Args:
         texts: Any number of strings; repeats cost nothing.
