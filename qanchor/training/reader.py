@@ -905,8 +905,11 @@ def fit_sense(reader: PointingReader, task: ConceptTask, questions: np.ndarray, 
     # they are about
     ends = [len(questions), len(questions) + task.n_behaviors]
     groups = np.split(np.arange(len(signs)), ends)
-    learned = [*reader.polarity.parameters(), *reader.intent.parameters()]
-    optimizer = torch.optim.AdamW(learned, lr=5e-3, weight_decay=SENSE_DECAY)
+    learned = [
+        {"params": reader.polarity.parameters(), "weight_decay": SENSE_DECAY},
+        {"params": reader.intent.parameters(), "weight_decay": WEIGHT_DECAY},
+    ]
+    optimizer = torch.optim.AdamW(learned, lr=5e-3)
     rng = np.random.default_rng(seed)
     for _ in range(SENSE_STEPS):
         drawn = zip(groups, SENSE_BATCH, strict=True)
