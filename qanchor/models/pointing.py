@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from qanchor.models.aliases import AliasInput
 from qanchor.models.associations import AssociationInput, association_features, score_associations
-from qanchor.models.text_encoder import phrasing_vectors, text_vectors
+from qanchor.models.text_encoder import text_vectors, wording_vectors
 from qanchor.models.user_tokens import (
     LEVEL_NUMBERS,
     N_LEVEL_NUMBERS,
@@ -143,7 +143,7 @@ class QuestionInput(NamedTuple):
     vector: Float[Tensor, "query text"]  # unit text vectors of the questions
     content: Float[Tensor, "query text"]  # of their content words
     spelling: Float[Tensor, "query spelling"]
-    phrasing: Float[Tensor, "query text"]  # from `phrasing_vectors`
+    phrasing: Float[Tensor, "query text"]  # how they say it: from `wording_vectors`
     horizon: Float[Tensor, " query"]  # log of the horizon asked over the users' own
     names_one: Float[Tensor, "query topic"]  # 1 if it names one of the things of a topic
     behavior: Float[Tensor, " query"]  # with a question about any event: cosine of contents
@@ -656,30 +656,19 @@ def question_input(
     """
     texts = [replace_unit(query, unit) for query in queries]
     content = [content_words(text) for text in texts]
-    vectors = text_vectors([*texts, *content], encoder).astype(np.float32)
+    vector, phrasing = np.split(wording_vectors(texts, encoder).astype(np.float32), 2, axis=1)
+    of_content = text_vectors(content, encoder).astype(np.float32)
     behaviors = [content_words(query) for query in behavior_queries()]
     behaviors = text_vectors(list(dict.fromkeys(behaviors)), encoder).astype(np.float32)
-    of_content = vectors[len(texts) :]
     return QuestionInput(
-        vector=torch.from_numpy(vectors[: len(texts)]),
+        vector=torch.from_numpy(vector),
         content=torch.from_numpy(of_content),
         spelling=torch.from_numpy(spelling_vectors(content)),
-        phrasing=torch.from_numpy(phrasing_vectors(texts, encoder).astype(np.float32)),
+        phrasing=torch.from_numpy(phrasing),
         horizon=torch.tensor(np.log(np.asarray(horizons) / own), dtype=torch.float32),
         names_one=torch.from_numpy(names_one(texts).astype(np.float32)),
         behavior=torch.from_numpy((of_content @ behaviors.T).max(1, initial=0)),
     )
-
-
-def wording_vectors(texts: Sequence[str], encoder: str) -> Float[np.ndarray, "text wording"]:
-    """Return what `PointingReader.wording` returns before the mean is subtracted.
-
-    Args:
-        texts: Questions, with the word "user".
-        encoder: Text encoder.
-    """
-    parts = [text_vectors(texts, encoder), phrasing_vectors(texts, encoder)]
-    return np.concatenate(parts, 1, dtype=np.float32)
 
 
 def replace_unit(query: str, unit: str) -> str:

@@ -113,15 +113,21 @@ def text_vectors(
     return _read_vectors(texts, encoder, folder)[:, 0]
 
 
-def phrasing_vectors(texts: Sequence[str], encoder: str = "minilm") -> np.ndarray:
-    """Encode how texts say what they say: "will not buy tea" is near "will not sing", where
-    `text_vectors` puts it near "will buy tea".
+def wording_vectors(texts: Sequence[str], encoder: str = "minilm") -> np.ndarray:
+    """Encode what texts are about and how they are phrased, the two vectors side by side.
+
+    By its phrasing, "will not buy tea" is near "will not sing"; `text_vectors`, the first half,
+    puts it near "will buy tea".
 
     Args:
         texts: As for `text_vectors`, which reads and fills the same table.
-        encoder: Likewise. With "hash", texts that share words are near.
+        encoder: Likewise. With "hash", phrasings are near if texts share words.
+
+    Returns:
+        float16 (text, 2 * dim).
     """
-    return _read_vectors(texts, encoder)[:, 1]
+    vectors = _read_vectors(texts, encoder)
+    return vectors.reshape(len(vectors), -1)
 
 
 def _read_vectors(texts: Sequence[str], encoder: str, folder: Path | None = None) -> np.ndarray:

@@ -32,8 +32,8 @@ from qanchor.models.pointing import (
     read_questions,
     thing_input,
     token_input,
-    wording_vectors,
 )
+from qanchor.models.text_encoder import wording_vectors
 from qanchor.models.user_tokens import MAX_TOKENS, TokenReader, UserTokens
 from qanchor.training.answers import answer_losses
 from qanchor.training.associations import FOLDS, AssociationFit
@@ -76,7 +76,7 @@ FAMILY_WEIGHTS = {  # how often concepts of each family are asked about
 }
 DENIED_SHARE = 0.25  # of the questions of a family
 SENSE_STEPS = 500
-SENSE_DECAY = 1.0  # so much that no seed draws the line elsewhere
+SENSE_DECAY = 1.0  # weight decay of the polarity
 SENSE_BATCH = (96, 48, 144)  # questions of each group in a step
 MAX_QUESTIONS = 1500  # about texts, modalities, numbers and times
 PRIOR_DRAWS = 12  # batches of users and questions that the prior of a measure is fitted on
@@ -356,7 +356,7 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
         tuple(samples),
         tuple(topics),
         len(behaviors),
-        torch.from_numpy(topic_wording),
+        torch.from_numpy(topic_wording.astype(np.float32)),
     )
 
 
@@ -893,18 +893,17 @@ def fit_sense(reader: PointingReader, task: ConceptTask, questions: np.ndarray, 
         questions: Places of the questions, from `training_questions`.
         seed: Seed of the draws.
     """
-    wordings_of_concepts = [task.questions[place].wording for place in questions]
-    wordings = [*wordings_of_concepts, *task.topics]
-    signs = torch.tensor([float(wording.sign > 0) for wording in wordings])
-    measures = torch.tensor([MEASURES.index(wording.measure) for wording in wordings])
+    taught = [*(task.questions[place].wording for place in questions), *task.topics]
+    affirms = torch.tensor([float(wording.sign > 0) for wording in taught])
+    measures = torch.tensor([MEASURES.index(wording.measure) for wording in taught])
     reader.wording_mean.zero_()
-    wording = torch.cat([reader.wording(task.encoded.at(questions)), task.topic_wording])
-    reader.wording_mean.copy_(wording.mean(0))
-    wording -= reader.wording_mean
+    inputs = torch.cat([reader.wording(task.encoded.at(questions)), task.topic_wording])
+    reader.wording_mean.copy_(inputs.mean(0))
+    inputs -= reader.wording_mean
     # what these users do, staying and leaving, and everyday topics, which deny nothing whatever
     # they are about
     ends = [len(questions), len(questions) + task.n_behaviors]
-    groups = np.split(np.arange(len(signs)), ends)
+    groups = np.split(np.arange(len(taught)), ends)
     learned = [
         {"params": reader.polarity.parameters(), "weight_decay": SENSE_DECAY},
         {"params": reader.intent.parameters(), "weight_decay": WEIGHT_DECAY},
@@ -914,9 +913,9 @@ def fit_sense(reader: PointingReader, task: ConceptTask, questions: np.ndarray, 
     for _ in range(SENSE_STEPS):
         drawn = zip(groups, SENSE_BATCH, strict=True)
         batch = np.concatenate([rng.choice(group, n) for group, n in drawn])
-        sense = 2 * reader.polarity(wording[batch])[:, 0]
-        loss = F.binary_cross_entropy_with_logits(sense, signs[batch])
-        loss = loss + F.cross_entropy(reader.intent(wording[batch]), measures[batch])
+        logit = 2 * reader.polarity(inputs[batch])[:, 0]
+        loss = F.binary_cross_entropy_with_logits(logit, affirms[batch])
+        loss = loss + F.cross_entropy(reader.intent(inputs[batch]), measures[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

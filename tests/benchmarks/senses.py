@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -17,6 +18,8 @@ SENSES = Path(__file__).with_name("senses.csv")
 VERBS = ("buy", "use", "have", "do", "see", "get")
 MAX_OWN = 40  # concepts of the users' own that are asked about
 WITHOUT = ("", "phrasing", "vector")  # parts of a question, one of which is left out
+# the cheap baseline: a question with one of these words denies
+DENIALS = r"\b(?:not|no|never|unlikely|without|stop|quit|leave|churn|cancel)\b|n't\b"
 
 
 def senses(
@@ -26,7 +29,8 @@ def senses(
     wording: `own` is asked about concepts of the users' that were never taught, `topic` about
     anything, `question` is about staying and leaving.
 
-    Beside it: the same without one part of what is read. `run` is not looked at.
+    Beside it: the same without one part of what is read, and a list of words instead of a model
+    (`without` is "model"). `run` is not looked at.
     """
     people = users()
     task = make_concept_task(people, encoder)
@@ -34,7 +38,8 @@ def senses(
     taught, _ = training_questions(task)
     days = [people.horizon_days] * len(cases)
     asked = question_input(list(cases["query"]), "user", encoder, days, people.horizon_days)
-    rows = []
+    denies = cases["query"].str.contains(DENIALS, case=False)
+    rows = _shares(cases, 1 - 2 * denies, "model")
     for seed in range(seeds):
         for part in WITHOUT:
             with torch.random.fork_rng(devices=[]):
@@ -42,11 +47,8 @@ def senses(
                 reader = PointingReader(task.encoded.vector.shape[1])
             fit_sense(reader, _without(task, part), taught, seed)
             with torch.no_grad():
-                sense = reader.sign(_blank(asked, part)).sign().numpy()
-            right = cases["sense"] == sense
-            share = right.groupby([cases["kind"], cases["sense"]]).mean()
-            for (kind, sense), value in share.items():
-                rows.append({"kind": kind, "sense": sense, "without": part, "right": value})
+                read_as = reader.sign(_blank(asked, part)).sign().numpy()
+            rows += _shares(cases, read_as, part)
         if progress:
             progress("senses", seed + 1, seeds)
     keys = ["without", "kind", "sense"]
@@ -64,9 +66,9 @@ def sense_cases(task: ConceptTask) -> pd.DataFrame:
     Args:
         task: Its held-out concepts are asked about, too.
     """
-    told = pd.read_csv(SENSES)
-    told["text"] = told["text"].str.replace("{user}", "user")
-    of_kind = dict(list(told.groupby("kind")))
+    listed = pd.read_csv(SENSES)
+    listed["text"] = listed["text"].str.replace("{user}", "user")
+    of_kind = dict(list(listed.groupby("kind")))
     held_out = [
         concept.label for concept in task.concepts if concept.split != "train" and concept.things
     ]
@@ -79,6 +81,15 @@ def sense_cases(task: ConceptTask) -> pd.DataFrame:
             framed["text"] = framed["text"].str.replace("{v}", content)
             cases.append(framed)
     return pd.concat(cases, ignore_index=True).rename(columns={"text": "query"})
+
+
+def _shares(cases: pd.DataFrame, read_as: np.ndarray | pd.Series, without: str) -> list[dict]:
+    """Return the share of questions that are read right, by kind and sense."""
+    right = (cases["sense"] == read_as).groupby([cases["kind"], cases["sense"]]).mean()
+    return [
+        {"without": without, "kind": kind, "sense": sense, "right": share}
+        for (kind, sense), share in right.items()
+    ]
 
 
 def _blank(question: QuestionInput, part: str) -> QuestionInput:

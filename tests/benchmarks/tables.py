@@ -280,24 +280,29 @@ def concepts_table(record: dict) -> str:
     return table(["questions", "AUC", "persistence", "sense right"], lines)
 
 
-ASKED = {
+SENSE_KINDS = {
     "own": "about concepts never taught",
     "topic": "about anything",
     "question": "about staying and leaving, whole questions",
 }
 
 
+# what is left out of a question; "model": all of it
+SENSE_WITHOUT = ("", "phrasing", "vector", "model")
+
+
 def senses_table(record: dict) -> str:
-    """Return how many questions of no wording are read as the yes or no that they are, beside the
-    same without one part of what is read.
+    """Return the share of questions in untaught wordings whose sense is read right, beside the same
+    without one part of what is read, and a list of words.
     """
     right = {(row["without"], row["kind"], row["sense"]): row["mean"] for row in record["rows"]}
     lines = []
-    for kind, name in ASKED.items():
+    for kind, name in SENSE_KINDS.items():
         for sense, word in ((1, "affirm"), (-1, "deny")):
-            cells = [short(right[part, kind, sense]) for part in ("", "phrasing", "vector")]
+            cells = [short(right[part, kind, sense]) for part in SENSE_WITHOUT]
             lines.append([f"{name}: {word}", *cells])
-    return table(["questions", "sense right", "without phrasing", "phrasing alone"], lines)
+    head = ["questions", "sense right", "without phrasing", "phrasing alone", "a list of words"]
+    return table(head, lines)
 
 
 BODIES = {

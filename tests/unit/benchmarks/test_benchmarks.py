@@ -322,19 +322,19 @@ def test_a_soak_counts_what_it_did_and_watches_the_memory(users, run):
     assert found["flat"] == (found["growth"] <= 0.05)
 
 
-@pytest.mark.slow
-@pytest.mark.weights
 def test_senses_are_judged_on_questions_that_are_in_no_wording():
     found = senses(make_users, seeds=1, encoder="hash")
     taught = {wording.query for wording in make_task().topics}
     cases = sense_cases(make_task())
     assert not taught & set(cases["query"]) and found["questions"] == len(cases)
-    assert {row["without"] for row in found["rows"]} == {"", "phrasing", "vector"}
+    assert {row["without"] for row in found["rows"]} == {"", "phrasing", "vector", "model"}
     right = {(row["without"], row["kind"], row["sense"]): row["mean"] for row in found["rows"]}
     assert right["", "topic", 1] + right["", "topic", -1] > 1.1  # of words that it knows
     assert "| about anything: deny |" in tables.senses_table(found)
 
 
+@pytest.mark.slow
+@pytest.mark.weights
 def test_reading_is_near_chance_for_the_tokens_of_other_users():
     """The body alone ranks users by what it is given of them; with another user it cannot."""
     found = reading(

@@ -18,8 +18,8 @@ from qanchor.models.text_encoder import (
     TextEncoder,
     VectorTable,
     encoder_digest,
-    phrasing_vectors,
     text_vectors,
+    wording_vectors,
 )
 
 
@@ -59,7 +59,8 @@ def test_hashed_texts_need_nothing_and_repeat_themselves():
 
 def test_phrasings_are_near_where_words_are_shared():
     asked = ["Will this user buy tea?", "Will this user sing?", "Send nothing at all"]
-    phrasing = phrasing_vectors(asked, "hash").astype(float)
+    vector, phrasing = np.split(wording_vectors(asked, "hash").astype(float), 2, axis=1)
+    assert np.array_equal(vector, text_vectors(asked, "hash"))
     assert phrasing[0] @ phrasing[1] > 2 > 1 > abs(phrasing[0] @ phrasing[2])
 
 

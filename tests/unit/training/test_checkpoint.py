@@ -18,8 +18,8 @@ from qanchor.training.checkpoint import Checkpoint, fingerprint
 from tests.tiny import FORMS, fit_quickly
 
 STEPS = 24
-# Sums in another order change the losses by up to 2e-4 within 24 steps. Without the moments or the
-# generator's state the loss is off by 0.07, and a weight by 0.03.
+# Sums in another order changed a loss by 1.2e-4 within 24 steps. What else a resumed training could
+# lose changes more: see `test_a_resumed_training_without_a_part_of_its_state_is_told`.
 ROUNDING = 2e-3
 TRAINING = "training the reader"
 
@@ -44,7 +44,7 @@ def assert_equal(found, expected, rounding: float = 0.0) -> None:
     """
     pd.testing.assert_frame_equal(found.history, expected.history, rtol=rounding, atol=0)
     ours, theirs = found.reader.state_dict(), expected.reader.state_dict()
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=10 * rounding)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=5 * rounding)
 
 
 @pytest.mark.slow
@@ -70,6 +70,29 @@ def test_an_interrupted_training_ends_the_same(tmp_path):
     for change in ({"seed": 1}, {"crossing_layers": 1}):
         with pytest.raises(CheckpointError, match="is of another training"):
             fit_quickly(**options | change, checkpoint=file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["exp_avg.", "exp_avg_sq.", "random"])
+def test_a_resumed_training_without_a_part_of_its_state_is_told(tmp_path, monkeypatch, lost):
+    """The control of the rounding that is allowed."""
+    options = {"steps": STEPS, **FORMS["crossing"]}
+    file = tmp_path / "state"
+    with pytest.raises(Interrupted):
+        fit_quickly(**options, checkpoint=file, progress=interrupt_at(12))
+    read = Checkpoint.read
+
+    def read_less(checkpoint):
+        saved = read(checkpoint)
+        for name, value in saved.state.items():
+            if name.startswith(lost):
+                value.copy_(torch.get_rng_state() if lost == "random" else torch.zeros(()))
+        return saved
+
+    monkeypatch.setattr(Checkpoint, "read", read_less)
+    resumed = fit_quickly(**options, checkpoint=file)
+    with pytest.raises(AssertionError, match="are different"):
+        assert_equal(resumed, fit_quickly(**options), rounding=ROUNDING)
 
 
 def test_a_training_without_a_language_model_is_resumed_as_well(tmp_path):
