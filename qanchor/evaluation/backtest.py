@@ -157,12 +157,12 @@ def backtest(
     if optimistic:
         judged[:] = True
     meant = [reader.things[row] for row in attrs["things"]]
-    # the smallest amount that a question names is not known: then it is about any amount
     measure = attrs["measure"]
-    if measure == "exceeds":
+    threshold = attrs["threshold"]
+    if measure == "exceeds" and not threshold:  # no amount is named: any amount will do
         measure = "occurs"
     family = "number" if meant and meant[0].kind == "number" else "text"
-    concept = Concept("asked", family, "", tuple(thing.name for thing in meant), measure)
+    concept = Concept("asked", family, "", tuple(thing.name for thing in meant), measure, threshold)
     sign = attrs["sign"]
     events = reader.events
     rows = pd.Index(users.ids).get_indexer(tokens.ids)[judged]

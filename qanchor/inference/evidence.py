@@ -26,7 +26,7 @@ from qanchor.models.pointing import (
 from qanchor.models.queries import QueryLike, query_text
 from qanchor.models.text_encoder import text_vectors
 from qanchor.models.user_tokens import TOKEN_NUMBERS, UserTokens
-from qanchor.models.words import content_words
+from qanchor.models.words import asked_amount, asks_two_things, content_words
 from qanchor.useru.concept_answers import past_fact
 from qanchor.useru.concepts import ANY_EVENT, MEASURES, behavior_queries
 from qanchor.useru.horizons import asked_horizon, default_horizons
@@ -55,6 +55,7 @@ class Interpretation:
         sign: 1, or -1 if its yes means that it does not happen.
         measure: What it measures of them, one of `qanchor.useru.concepts.MEASURES`.
         nearest: Labels of the nearest things, also if they do not fit.
+        threshold: Smallest amount that it asks for; 0 if it names none.
     """
 
     answerable: bool
@@ -63,6 +64,7 @@ class Interpretation:
     sign: int
     measure: str
     nearest: tuple[str, ...]
+    threshold: float = 0.0
 
 
 def encode_questions(
@@ -135,7 +137,9 @@ def interpret(
     behavior = float(question.behavior[0])
     meant = []
     read_as = []
-    if best >= MIN_FIT and best >= behavior:
+    threshold = 0.0
+    asks_one = not asks_two_things(query)
+    if asks_one and best >= MIN_FIT and best >= behavior:
         kind = tokens.things[order[0]].kind  # an event is of a text and of a modality
         meant = [int(i) for i in order if fit[i] >= RELATIVE_FIT * best]
         meant = [i for i in meant if tokens.things[i].kind == kind]
@@ -144,9 +148,15 @@ def interpret(
         if len(meant) > 1 and alias.max() >= best:
             read_as = [tokens.aliases.labels[int(alias.argmax())], *read_as]
         read_as = list(dict.fromkeys(read_as))[:MAX_EVIDENCE]
-    elif behavior >= MIN_BEHAVIOR_SIMILARITY:
+        if kind == "number" and (amount := asked_amount(query)):
+            threshold = amount
+            measure = "exceeds"
+            read_as[0] += f" of at least {amount:,g}"
+    elif asks_one and behavior >= MIN_BEHAVIOR_SIMILARITY:
         read_as = [ANY_EVENT]
-    meaning = Interpretation(bool(read_as), tuple(read_as), tuple(meant), sign, measure, nearest)
+    meaning = Interpretation(
+        bool(read_as), tuple(read_as), tuple(meant), sign, measure, nearest, threshold
+    )
     return meaning, question
 
 
@@ -165,8 +175,9 @@ def rank_by_pointing(
         One row per user in the order of `tokens.ids`: `user, score` and `answer` (how often what is
         meant happened before, and when last). `attrs` holds what `Engine.rank` says, `evidence`
         (records `text, weight, users` of what was pointed at), `answerable`, `nearest`, `things`
-        (rows of what is meant; empty for any event) and `measure` (of them). A question that
-        nothing in the data speaks of gives NaN scores and no answers.
+        (rows of what is meant; empty for any event), `measure` (of them) and `threshold`. A
+        question that asks two things, or that nothing in the data speaks of, gives NaN scores and
+        no answers.
     """
     meaning, question = interpret(model, tokens, query)
     frame = pd.DataFrame({"user": list(tokens.ids), "score": np.nan, "answer": ""})
@@ -183,6 +194,7 @@ def rank_by_pointing(
         "nearest": list(meaning.nearest),
         "things": list(meaning.things),
         "measure": meaning.measure,
+        "threshold": meaning.threshold,
         "evidence": evidence,
     }
     return frame

@@ -27,7 +27,7 @@ from qanchor.models.user_tokens import (
     TOKEN_NUMBERS,
     UserTokens,
 )
-from qanchor.models.words import content_words, spelling_vectors
+from qanchor.models.words import PLACE, content_words, is_about_buying, spelling_vectors
 from qanchor.useru.concepts import MEASURES, behavior_queries
 from qanchor.useru.topics import names_one
 from qanchor.utils.device import single_thread
@@ -81,6 +81,8 @@ RELATIVE_FIT = 0.85  # what fits nearly as well as the best is meant, too
 LEAST_FIT = 0.5  # of what may be meant
 SHARPNESS = 30.0
 LONG_AGO = 8.0  # log days
+# buying is any event only if nothing in the data is a purchase: what fits better is meant
+BUYING_IS_ANY = 0.67
 AFFIRMATIVE = 1.5  # start of the polarity: a question that nobody denied is affirmative
 NEARLY_ALL = 0.95  # share of the users
 OCCURS = MEASURES.index("occurs")
@@ -660,6 +662,10 @@ def question_input(
     of_content = text_vectors(content, encoder).astype(np.float32)
     behaviors = [content_words(query) for query in behavior_queries()]
     behaviors = text_vectors(list(dict.fromkeys(behaviors)), encoder).astype(np.float32)
+    anywhere = [content_words(PLACE.sub("", text)) for text in texts]
+    behavior = (text_vectors(anywhere, encoder).astype(np.float32) @ behaviors.T).max(1, initial=0)
+    is_buying = [is_about_buying(text) for text in anywhere]
+    behavior = np.where(is_buying, behavior.clip(max=BUYING_IS_ANY), behavior)
     return QuestionInput(
         vector=torch.from_numpy(vector),
         content=torch.from_numpy(of_content),
@@ -667,7 +673,7 @@ def question_input(
         phrasing=torch.from_numpy(phrasing),
         horizon=torch.tensor(np.log(np.asarray(horizons) / own), dtype=torch.float32),
         names_one=torch.from_numpy(names_one(texts).astype(np.float32)),
-        behavior=torch.from_numpy((of_content @ behaviors.T).max(1, initial=0)),
+        behavior=torch.from_numpy(behavior.astype(np.float32)),
     )
 
 

@@ -25,6 +25,22 @@ FUNCTION_WORDS = frozenset(
 # verbs that mean something else without their particle
 PHRASAL_VERBS = re.compile(r"\b(check|log|opt|sign|top) (in|out|up|on|off)\b")
 
+# where something happens, if it is the shop or the app as a whole
+PLACE = re.compile(
+    r"\b(?:to|at|in|into|on) (?:the|our|this|my) (?:shop|store|site|website|app|service)\b",
+    re.IGNORECASE,
+)
+BUYING = frozenset("buy buying keep order ordering purchase shop shopping stop".split())  # noqa: SIM905
+TWO_THINGS = re.compile(
+    r"\bbut\b|\band (?:then|never|not|(?:do|does|will|has) not|(?:do|does|wo|has)n['’]t)\b",
+    re.IGNORECASE,
+)
+AMOUNT = re.compile(
+    r"\b(?:more than|over|above|at least|exceeds?) [$€£]?(\d[\d,]*(?:\.\d+)?)\b"
+    r"(?! (?:times?|days?|weeks?|months?|years?)\b)",
+    re.IGNORECASE,
+)
+
 
 def content_words(query: str) -> str:
     """Return what a question is about: its words without those that any question may have.
@@ -42,6 +58,44 @@ def content_words(query: str) -> str:
     words = re.findall(r"[^\W_]+(?:['’]t\b)?", joined)
     content = [word for word in words if word not in FUNCTION_WORDS]
     return " ".join(word for word in content if not word.endswith(("'t", "’t"))) or query
+
+
+def is_about_buying(content: str) -> bool:
+    """Return whether all that a question is about is buying, whatever it is.
+
+    Args:
+        content: From `content_words`.
+    """
+    return BUYING.issuperset(content.split())
+
+
+def asks_two_things(query: str) -> bool:
+    """Return whether a question asks two things at once, such as one that must happen and one that
+    must not.
+
+    Args:
+        query: The question.
+
+    Example:
+        >>> asks_two_things("Who fills a cart but does not pay?"), asks_two_things("Who pays?")
+        (True, False)
+    """
+    return TWO_THINGS.search(query) is not None
+
+
+def asked_amount(query: str) -> float | None:
+    """Return the smallest amount that a question asks for; None if it names none.
+
+    Args:
+        query: The question.
+
+    Example:
+        >>> asked_amount("Who will spend more than $1,250 at once?")
+        1250.0
+        >>> asked_amount("Will this user pay more than 3 times?")
+    """
+    found = AMOUNT.search(query)
+    return None if found is None else float(found[1].replace(",", ""))
 
 
 def spelling_vectors(texts) -> Float[np.ndarray, "text spelling"]:

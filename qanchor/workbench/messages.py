@@ -22,6 +22,8 @@ from qanchor.analysis.group_queries import FOLDS, SEEDS
 from qanchor.analysis.query_matrix import MatrixProgress
 from qanchor.analysis.shift import N_NEIGHBORS, share_beyond_noise
 from qanchor.evaluation.backtest import BacktestResult
+from qanchor.models.words import asks_two_things
+from qanchor.useru.concepts import ANY_EVENT
 from qanchor.utils.text import count, plural
 
 # Rank correlation from which on attention and deletion are said to agree so well.
@@ -172,7 +174,11 @@ def unanswerable_note(query: str, nearest: Sequence[str]) -> str:
     Example:
         >>> unanswerable_note("Will this user fly?", ["cart", "payment"])
         'Nothing in these events speaks of “Will this user fly?”. You can ask about: cart, payment.'
+        >>> unanswerable_note("Who fills a cart but does not pay?", ["cart", "payment"])
+        '“Who fills a cart but does not pay?” asks two things at once. Ask them one by one.'
     """
+    if asks_two_things(query):
+        return f"“{query}” asks two things at once. Ask them one by one."
     return f"Nothing in these events speaks of “{query}”. You can ask about: {', '.join(nearest)}."
 
 
@@ -209,6 +215,7 @@ def topics_note(topics: Collection[str]) -> str:
 
 PAST_OUTCOMES = {  # what a backtest looks at, by measure of concepts
     "occurs": "was there {topic}",
+    "exceeds": "was there {topic}",
     "more": "was there more of it than before ({topic})",
     "less": "was there less of it than before ({topic})",
     "first": "was it there for the first time ({topic})",
@@ -217,6 +224,7 @@ PAST_OUTCOMES = {  # what a backtest looks at, by measure of concepts
 }
 PAST_DENIALS = {
     "occurs": "was there no {topic}",
+    "exceeds": "was there no {topic}",
     "more": "was there no more of it than before ({topic})",
     "less": "was there no less of it than before ({topic})",
     "first": "was it not there for the first time ({topic})",
@@ -255,7 +263,10 @@ def backtest_summary(result: BacktestResult) -> str:
         verdict = ": no better than chance"
     right = f"{100 * result.right:.0f} of 100 pairs are in the right order ({interval}){verdict}."
     outcomes = PAST_DENIALS if result.topic.startswith("not ") else PAST_OUTCOMES
-    asked = outcomes[result.measure].format(topic=result.topic.removeprefix("not "))
+    topic = result.topic.removeprefix("not ")
+    if topic == ANY_EVENT and outcomes is PAST_DENIALS:
+        topic = "event"
+    asked = outcomes[result.measure].format(topic=topic)
     outcome = f"Measured on {count(result.n, unit)}: {asked} in the {result.days} days after?"
     if result.shares:
         first, *_, last = (f"{100 * share:.0f}" for share in result.shares)

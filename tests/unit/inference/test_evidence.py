@@ -17,7 +17,7 @@ from qanchor.inference.evidence import (
 from qanchor.models.model import QAnchor
 from qanchor.training.fit import fit
 from qanchor.workbench.lens import LensBackend
-from qanchor.workbench.messages import backtest_summary
+from qanchor.workbench.messages import backtest_summary, unanswerable_note
 from tests.tiny import CUTOFF, brief_fits, habits
 
 pytestmark = pytest.mark.weights
@@ -71,6 +71,58 @@ def test_coming_back_is_about_any_event(model, tokens):
     assert meaning.answerable and meaning.read_as == ("any event",) and meaning.sign == 1
     denied, _ = interpret(model, tokens, "Will this member churn?")
     assert denied.answerable and denied.sign == -1
+
+
+@pytest.fixture(scope="module")
+def shop() -> tuple[Users, Engine]:
+    """Users of a shop, of whom some purchase, with what a purchase costs."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for user in range(60):
+        for day in rng.integers(1, 100, 12):
+            cost = float(rng.integers(5, 150)) if user % 2 and day % 3 == 0 else 0.0
+            rows.append((f"u{user}", CUTOFF - pd.Timedelta(days=int(day)), cost))
+    table = pd.DataFrame(rows, columns=["user", "time", "dollars"]).assign(modality="event")
+    table["text"] = np.where(table["dollars"] > 0, "purchase", "page view")
+    users = Users.from_events(table, CUTOFF)
+    with brief_fits():
+        return users, Engine(fit(users, steps=2, progress=False))
+
+
+@pytest.mark.parametrize("query", ["Will this user buy something?", "Will this user stop buying?"])
+def test_buying_is_a_purchase_where_there_are_purchases(shop, query):
+    users, engine = shop
+    meaning, _ = interpret(engine.model, engine.read_tokens(users), query)
+    assert meaning.read_as[0] == "purchase"
+    texts = users.events["text"].astype(str).replace("purchase", "video")
+    videos = users.events.assign(text=texts)
+    elsewhere = Users.from_events(videos.drop(columns="dollars"), CUTOFF)
+    meaning, _ = interpret(engine.model, engine.read_tokens(elsewhere), query)
+    assert meaning.read_as == ("any event",)
+
+
+def test_coming_back_to_the_shop_is_coming_back(model, tokens):
+    meaning, _ = interpret(model, tokens, "Will this member come back to the shop?")
+    assert meaning.read_as == ("any event",)
+
+
+def test_a_question_that_asks_two_things_is_declined(engine, tokens):
+    query = "Who will buy bread but not milk?"
+    ranking = engine.rank(tokens, query)
+    assert not ranking.attrs["answerable"] and ranking["score"].isna().all()
+    assert "two things" in unanswerable_note(query, ranking.attrs["nearest"])
+
+
+def test_the_amount_that_a_question_names_is_what_the_backtest_measures(shop):
+    users, engine = shop
+    query = "Will this user spend more than 100 dollars at once?"
+    result = backtest(engine, users, query)
+    assert (result.topic, result.measure) == ("dollars of at least 100", "exceeds")
+    after = users.events[users.events["time"].between(result.cutoff, CUTOFF)]
+    large = after.groupby("user", observed=False)["dollars"].max().ge(100)
+    below = backtest(engine, users, "Will this user spend more than 1 dollar at once?")
+    assert 0 < large.sum() < (after.groupby("user", observed=False)["dollars"].max() >= 1).sum()
+    assert result.right != below.right
 
 
 @pytest.mark.parametrize(
