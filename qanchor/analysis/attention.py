@@ -181,10 +181,8 @@ def iter_modality_ablation(
     """Read users without one modality after another: yields its name, who has it, and how far they
     move.
     """
-    past = users.history()
     names = ablatable_rows(users)
-    events = pd.crosstab(past["user"], past["modality"], dropna=False)
-    events = events.reindex(columns=names, fill_value=0)
+    events = users.modality_counts().reindex(columns=names, fill_value=0)
     for name in names:
         less = engine.embed(engine.prefill(without_modality(users, name)), queries)
         has = events[name].to_numpy() > 0

@@ -65,9 +65,8 @@ def describe_clusters(clusters: pd.DataFrame, users: Users) -> pd.DataFrame:
         >>> describe_clusters(clusters, users)["name"].tolist()
         ['tea', 'soap']
     """
-    _check_clusters(clusters, users)
-    past = users.history()
-    past = past[past["user"].isin(clusters["user"])]
+    _check_columns(clusters)
+    past = users.select(clusters["user"]).history()
     number = clusters.set_index("user")["cluster"]
     texts = past[["user", "text"]].astype(str).drop_duplicates()
     distinctive_texts = distinctive(number, texts["user"], texts["text"])
@@ -101,7 +100,7 @@ def describe_clusters(clusters: pd.DataFrame, users: Users) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(CLUSTER_TYPES)).astype(CLUSTER_TYPES)
 
 
-def _check_clusters(clusters: pd.DataFrame, users: Users) -> None:
+def _check_columns(clusters: pd.DataFrame) -> None:
     for column in ("user", "cluster"):
         if column not in clusters:
             columns = ", ".join(map(str, clusters))
@@ -109,10 +108,6 @@ def _check_clusters(clusters: pd.DataFrame, users: Users) -> None:
                 f"There is no column {column!r} (found {columns}). Give what find_clusters "
                 "returned."
             )
-    unknown = sorted(set(clusters["user"]) - set(users.ids))
-    if unknown:
-        where = f"among the {len(users):,} of {users.name}"
-        raise KeyError(f"User {unknown[0]!r} is not {where}. Give the users that were clustered.")
 
 
 def distinctive(number: pd.Series, who: pd.Series, what: pd.Series) -> dict[int, list[str]]:
@@ -316,7 +311,7 @@ def _numbers(users: Users, past: pd.DataFrame) -> pd.DataFrame:
     """
     by_user = past.groupby("user", observed=False)
     events = by_user.size().rename("events")
-    counts = pd.crosstab(past["user"], past["modality"], dropna=False)
+    counts = users.modality_counts()
     counts = counts.loc[:, counts.any()].add_prefix("events of ")
     sums = by_user[list(users.numbers)].sum(min_count=1)
     table = pd.concat([events, counts, sums, users.tabular], axis=1)

@@ -168,8 +168,8 @@ def default_groups(users: Users) -> dict[str, tuple[str, ...]]:
     facts = users.tabular
     is_binary = (facts.isin([0, 1]) | facts.isna()).all()
     facts = facts.loc[:, is_binary]
-    past = users.history()
-    shares = pd.crosstab(past["user"], past["modality"], normalize="index").reindex(list(users.ids))
+    counts = users.modality_counts()
+    shares = counts.div(counts.sum(axis=1), axis=0)
     shares = shares.loc[:, shares.nunique() > 1].add_prefix("much ")
     much = shares.rank(pct=True, method="min") > 1 - TOP_SHARE
     for table in (users.labels == 1, facts == 1, much):
