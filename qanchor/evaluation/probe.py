@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from qanchor.evaluation.intervals import cv_half_width
+from qanchor.evaluation.intervals import auc_columns
 from qanchor.evaluation.metrics import check_binary, ks_statistic, roc_auc, to_floats
 from qanchor.utils.types import EmbeddingRows, UserInts
 
@@ -124,21 +124,16 @@ def summarize_cv(
     y = to_floats(labels)
     known = fold[0] >= 0
     folds = int(fold.max()) + 1
-    aucs = np.array(
-        [
-            roc_auc(seed_scores[seed_fold == number], y[seed_fold == number])
-            for seed_scores, seed_fold in zip(scores, fold, strict=True)
-            for number in range(folds)
-        ]
-    )
-    mean = float(aucs.mean())
-    half_width = float(cv_half_width(aucs[None], folds)[0])
+    aucs = []
+    for seed_scores, seed_fold in zip(scores, fold, strict=True):
+        for number in range(folds):
+            test = seed_fold == number
+            aucs.append(roc_auc(seed_scores[test], y[test]))
+    summary = auc_columns(np.array([aucs]), folds)
     # KS of one small fold is far too high by chance: compute it over all users of a seed
     ks = float(np.mean([ks_statistic(seed_scores[known], y[known]) for seed_scores in scores]))
     return ProbeResult(
-        auc=mean,
-        auc_low=max(0.0, mean - half_width),
-        auc_high=min(1.0, mean + half_width),
+        **{name: float(values[0]) for name, values in summary.items()},
         ks=ks,
         n=int(known.sum()),
         positives=int(y[known].sum()),
