@@ -160,28 +160,20 @@ def fit_linear_probe(
         Decision values of the new users.
     """
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold
+    from sklearn.model_selection import GridSearchCV
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(x)
     x = scaler.transform(x)
-    new = scaler.transform(new)
-
-    def fit_and_score(penalty: float, rows, others) -> np.ndarray:
-        model = LogisticRegression(C=penalty, max_iter=300, tol=1e-3)
-        return model.fit(x[rows], y[rows]).decision_function(others)
-
-    def mean_auc(penalty: float) -> float:
-        return np.mean([roc_auc(fit_and_score(penalty, a, x[b]), y[b]) for a, b in splits])
-
+    model = LogisticRegression(C=DEFAULT_PENALTY, max_iter=300, tol=1e-3)
     inner_folds = min(INNER_FOLDS, y.sum(), (1 - y).sum())
-    if inner_folds < 2:  # too few users of a class to choose the penalty
-        return fit_and_score(DEFAULT_PENALTY, slice(None), new)
-    tuning = np.random.default_rng(seed).permutation(len(y))[:MAX_TUNING_USERS]
-    folds = StratifiedKFold(inner_folds).split(tuning, y[tuning])
-    splits = [(tuning[train], tuning[test]) for train, test in folds]
-    best = max(INVERSE_PENALTIES, key=mean_auc)
-    return fit_and_score(best, slice(None), new)
+    if inner_folds > 1:  # otherwise too few users of a class to choose the penalty
+        tuning = np.random.default_rng(seed).permutation(len(y))[:MAX_TUNING_USERS]
+        grid = {"C": INVERSE_PENALTIES}
+        search = GridSearchCV(model, grid, scoring="roc_auc", cv=int(inner_folds), refit=False)
+        search.fit(x[tuning], y[tuning])
+        model.set_params(**search.best_params_)
+    return model.fit(x, y).decision_function(scaler.transform(new))
 
 
 def _check_probe_input(
