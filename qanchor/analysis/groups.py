@@ -157,12 +157,12 @@ def _distinctive_words(number: pd.Series, texts: pd.DataFrame) -> dict[int, list
     texts_of = listed.index.to_series().groupby(listed.to_numpy()).agg(set)
     words_by_cluster = {}
     for cluster, names in distinctive(number, pairs["user"], pairs["text"]).items():
-        apart = [
-            name
-            for name in names[1:]
-            if 2 * len(texts_of[name] & texts_of[names[0]]) < len(texts_of[name])
-        ]
-        words_by_cluster[cluster] = names[:1] + apart[:1]
+        words_by_cluster[cluster] = names[:1]
+        for name in names[1:]:
+            shared = texts_of[name] & texts_of[names[0]]
+            if 2 * len(shared) < len(texts_of[name]):
+                words_by_cluster[cluster].append(name)
+                break
     return words_by_cluster
 
 

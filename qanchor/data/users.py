@@ -174,7 +174,7 @@ class Users:
     def future(self) -> pd.DataFrame:
         """Return the events in the `horizon_days` from the cut-off on."""
         end = self.cutoff + pd.Timedelta(days=self.horizon_days)
-        return self.events[(self.events["time"] >= self.cutoff) & (self.events["time"] < end)]
+        return self.events[self.events["time"].between(self.cutoff, end, inclusive="left")]
 
     def label(self, name: str) -> pd.Series:
         """Return one label of every user, in the order of `ids`.
