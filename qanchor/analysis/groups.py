@@ -299,8 +299,9 @@ def _shares(kind: str, ours: pd.Series, n_group, theirs: pd.Series, n_rest) -> p
         frame[f"{side}_low"], frame[f"{side}_high"] = wilson_interval(count, n)
         frame[f"n_{side}"] = n
     margins = (n_group + n_rest, n_group, ours + theirs)
-    tails = np.minimum(hypergeom.sf(ours - 1, *margins), hypergeom.cdf(ours, *margins))
-    frame["p"] = np.minimum(1, 2 * tails)
+    upper_tail = hypergeom.sf(ours - 1, *margins)
+    lower_tail = hypergeom.cdf(ours, *margins)
+    frame["p"] = np.minimum(1, 2 * np.minimum(upper_tail, lower_tail))
     frame["difference"] = frame["group"] - frame["rest"]
     return frame
 
@@ -331,6 +332,7 @@ def _medians(table: pd.DataFrame, inside: UserMask) -> pd.DataFrame:
         for side in sides:
             first = max(int(binom.ppf(0.025, len(side), 0.5)) - 1, 0)
             cells += [np.median(side), side[first], side[-1 - first]]
+        difference = cells[0] - cells[3]
         p = mannwhitneyu(*sides).pvalue
-        rows.append(("number", str(name), *cells, cells[0] - cells[3], p, *map(len, sides)))
+        rows.append(("number", str(name), *cells, difference, p, *map(len, sides)))
     return pd.DataFrame(rows, columns=[*GROUP_COLUMNS[:9], "p", "n_group", "n_rest"])

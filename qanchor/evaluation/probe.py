@@ -104,8 +104,9 @@ def cross_val_scores(
         for row in range(seeds):
             splitter = StratifiedKFold(folds, shuffle=True, random_state=seed + row)
             for number, (train, test) in enumerate(splitter.split(x, y)):
-                scores[row, known[test]] = fit(x[train], y[train], x[test], seed + row)
-                fold[row, known[test]] = number
+                users = known[test]
+                scores[row, users] = fit(x[train], y[train], x[test], seed + row)
+                fold[row, users] = number
     return scores, fold
 
 
@@ -131,10 +132,10 @@ def summarize_cv(
             aucs.append(roc_auc(seed_scores[test], y[test]))
     summary = auc_columns(np.array([aucs]), folds)
     # KS of one small fold is far too high by chance: compute it over all users of a seed
-    ks = float(np.mean([ks_statistic(seed_scores[known], y[known]) for seed_scores in scores]))
+    ks_of_seeds = [ks_statistic(seed_scores, y[known]) for seed_scores in scores[:, known]]
     return ProbeResult(
         **{name: float(values[0]) for name, values in summary.items()},
-        ks=ks,
+        ks=float(np.mean(ks_of_seeds)),
         n=int(known.sum()),
         positives=int(y[known].sum()),
     )
