@@ -280,9 +280,12 @@ def make_pairs_command(
 ) -> None:
     """Write training pairs: questions about the users' own concepts, with graded answers."""
     result = write_pairs(open_users(users), out, per_user=per_user, seed=seed)
-    splits = [f"{n:,} {split.replace('_', ' ')}" for split, n in result["split"].items()]
-    at = count(len(result["cutoffs"]), "cut-off")
-    text = f"{out}: {count(result['pairs'], 'pair')} at {at} ({', '.join(splits)})"
+    splits = []
+    for split, n in result["split"].items():
+        splits.append(f"{n:,} {split.replace('_', ' ')}")
+    pairs = count(result["pairs"], "pair")
+    cutoffs = count(len(result["cutoffs"]), "cut-off")
+    text = f"{out}: {pairs} at {cutoffs} ({', '.join(splits)})"
     print_result(result | {"out": str(out)}, text, as_json)
 
 
@@ -331,10 +334,8 @@ def fit_command(
     }
     model.save_pretrained(out, metrics)
     Checkpoint(checkpoint, "").remove()
-    text = (
-        f"{out}: {count(len(model.concepts), 'concept')} of {count(len(people), people.unit)},"
-        f" {metrics['seconds']} s"
-    )
+    concepts = count(len(model.concepts), "concept")
+    text = f"{out}: {concepts} of {count(len(people), people.unit)}, {metrics['seconds']} s"
     print_result({"out": str(out)} | metrics, text, as_json)
 
 
