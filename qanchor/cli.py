@@ -133,14 +133,23 @@ def print_result(result: dict, text: str, as_json: bool) -> None:
     typer.echo(text)
 
 
-def load_and_prefill(run: Path, users: qa.Users) -> tuple[qa.Engine, qa.PrefixCache]:
-    """Load a run and encode the users with it."""
+def load_engine(run: Path) -> qa.Engine:
+    """Load a run."""
+    return qa.Engine(qa.QAnchor.from_pretrained(run))
+
+
+def load_labelled(
+    run: Path, users: qa.Users, labels: Path | None, column: str | None
+) -> tuple[qa.Engine, qa.PrefixCache, pd.Series]:
+    """Load a run and the known labels, and encode the users that have one."""
+    known = read_labels(labels, column, users)
     warn_if_busy()
-    engine = qa.Engine(qa.QAnchor.from_pretrained(run))
+    engine = load_engine(run)
     bars = ProgressBars()
-    cache = engine.prefill(users, progress=partial(bars, "reading users"))
+    progress = partial(bars, "reading users")
+    cache = engine.prefill(users.select(known.index), progress=progress)
     bars.close()
-    return engine, cache
+    return engine, cache, known
 
 
 def refuse_differences(engine: qa.Engine, users: qa.Users) -> None:
@@ -153,7 +162,7 @@ def refuse_differences(engine: qa.Engine, users: qa.Users) -> None:
 def load_for_ranking(run: Path, users: qa.Users, strict: bool) -> tuple[qa.Engine, UserTokens]:
     """Load a run and read what a ranking needs."""
     warn_if_busy()
-    engine = qa.Engine(qa.QAnchor.from_pretrained(run))
+    engine = load_engine(run)
     if strict:
         refuse_differences(engine, users)
     return engine, engine.read_tokens(users)
@@ -271,9 +280,12 @@ def make_pairs_command(
 ) -> None:
     """Write training pairs: questions about the users' own concepts, with graded answers."""
     result = write_pairs(open_users(users), out, per_user=per_user, seed=seed)
-    splits = [f"{n:,} {split.replace('_', ' ')}" for split, n in result["split"].items()]
-    at = count(len(result["cutoffs"]), "cut-off")
-    text = f"{out}: {count(result['pairs'], 'pair')} at {at} ({', '.join(splits)})"
+    splits = []
+    for split, n in result["split"].items():
+        splits.append(f"{n:,} {split.replace('_', ' ')}")
+    pairs = count(result["pairs"], "pair")
+    cutoffs = count(len(result["cutoffs"]), "cut-off")
+    text = f"{out}: {pairs} at {cutoffs} ({', '.join(splits)})"
     print_result(result | {"out": str(out)}, text, as_json)
 
 
@@ -322,10 +334,8 @@ def fit_command(
     }
     model.save_pretrained(out, metrics)
     Checkpoint(checkpoint, "").remove()
-    text = (
-        f"{out}: {count(len(model.concepts), 'concept')} of {count(len(people), people.unit)},"
-        f" {metrics['seconds']} s"
-    )
+    concepts = count(len(model.concepts), "concept")
+    text = f"{out}: {concepts} of {count(len(people), people.unit)}, {metrics['seconds']} s"
     print_result({"out": str(out)} | metrics, text, as_json)
 
 
@@ -401,7 +411,7 @@ def embed(
 ) -> None:
     """Embed every user for every query of a file, shard by shard. Run it again to resume."""
     if strict:  # before any shard is written; it needs all users in memory
-        refuse_differences(qa.Engine(qa.QAnchor.from_pretrained(run)), open_users(users))
+        refuse_differences(load_engine(run), open_users(users))
     lines = [line.strip() for line in queries.read_text().splitlines()]
     texts = [line for line in lines if line]
     if not texts:
@@ -434,9 +444,7 @@ def probe(
     as_json: Json = False,
 ) -> None:
     """Measure how well a linear probe predicts a label from the embeddings: AUC and KS."""
-    people = open_users(users)
-    known = read_labels(labels, column, people)
-    engine, cache = load_and_prefill(run, people.select(known.index))
+    engine, cache, known = load_labelled(run, open_users(users), labels, column)
     score = qa.linear_probe(engine.embed(cache, query), known.loc[list(cache.ids)], seed=seed)
     result = vars(score) | {"query": query, "seed": seed, "machine": machine_info()}
     print_result(result, f"{query}\n{score}", as_json)
@@ -469,8 +477,7 @@ def tune_prompt_command(
         raise ValueError(f"--init {init}: choose mean or search")
     require_vacant(out)
     people = open_users(users)
-    known = read_labels(labels, column, people)
-    engine, cache = load_and_prefill(run, people.select(known.index))
+    engine, cache, known = load_labelled(run, people, labels, column)
     bars = ProgressBars()
     options = {
         "num_virtual_tokens": num_virtual_tokens,

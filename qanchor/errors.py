@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+
+MAX_SHOWN = 80  # characters of a value
 
 
 class QanchorError(Exception):
     """Base class of every exception that this library raises on purpose."""
 
 
+@dataclass(eq=False, repr=False)
 class DataError(QanchorError, ValueError):
     """Report a fault in the input: file, row, column, value and what to do about it.
 
@@ -24,25 +29,25 @@ class DataError(QanchorError, ValueError):
         events.csv, row 3, column 'time': 'soon': not a time: write it as 2025-01-31
     """
 
-    def __init__(self, file: str, row: int | None, column: str | None, value: object, hint: str):
-        self.file = file
-        self.row = row
-        self.column = column
-        self.value = value
-        self.hint = hint
-        place = [self.file]
-        if row is not None:
-            place.append(f"row {row}")
-        if column is not None:
-            place.append(f"column {column!r}")
-        parts = [", ".join(place)]
-        if value is not None or row is not None:
-            shown = repr(value.item() if isinstance(value, np.generic) else value)
-            parts.append(shown if len(shown) < 80 else shown[:77] + "...")
-        super().__init__(": ".join([*parts, hint]))
+    file: str
+    row: int | None
+    column: str | None
+    value: object
+    hint: str
 
-    def __reduce__(self):  # a pickled error from another process keeps its fields
-        return type(self), (self.file, self.row, self.column, self.value, self.hint)
+    def __str__(self) -> str:
+        place = self.file
+        if self.row is not None:
+            place += f", row {self.row}"
+        if self.column is not None:
+            place += f", column {self.column!r}"
+        if self.value is None and self.row is None:
+            return f"{place}: {self.hint}"
+        value = self.value.item() if isinstance(self.value, np.generic) else self.value
+        shown = repr(value)
+        if len(shown) >= MAX_SHOWN:
+            shown = f"{shown[: MAX_SHOWN - 3]}..."
+        return f"{place}: {shown}: {self.hint}"
 
 
 class WeightsError(QanchorError, RuntimeError):

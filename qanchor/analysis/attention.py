@@ -26,6 +26,7 @@ MIN_RANK_GAP = 2  # difference of a modality's two ranks from which on it is mar
 MIN_RANKED = 3  # modalities that can be ranked
 TABLE_COLUMNS = ["query", "modality", "kind", "tokens", "weight", "per_token", "deletion_effect"]
 TABLE_COLUMNS += ["disagrees", "disagrees_per_token", "agreement", "agreement_per_token"]
+RowFloats = Float[np.ndarray, " row"]
 
 
 def attention_rows(modalities: Sequence[str]) -> list[str]:
@@ -181,10 +182,8 @@ def iter_modality_ablation(
     """Read users without one modality after another: yields its name, who has it, and how far they
     move.
     """
-    past = users.history()
     names = ablatable_rows(users)
-    events = pd.crosstab(past["user"], past["modality"], dropna=False)
-    events = events.reindex(columns=names, fill_value=0)
+    events = users.modality_counts().reindex(columns=names, fill_value=0)
     for name in names:
         less = engine.embed(engine.prefill(without_modality(users, name)), queries)
         has = events[name].to_numpy() > 0
@@ -235,10 +234,10 @@ def rank_agreement(
 class UserAttention:
     """Hold the attention and the deletion effects of one user and query."""
 
-    weight: Float[np.ndarray, " row"]
-    tokens: Float[np.ndarray, " row"]
+    weight: RowFloats
+    tokens: RowFloats
     anchor: Float[np.ndarray, " dim"]
-    effect: Float[np.ndarray, " row"]  # NaN: not deleted, or nothing there to delete
+    effect: RowFloats  # NaN: not deleted, or nothing there to delete
 
 
 def attention_table(
@@ -290,9 +289,7 @@ def attention_table(
     return frame.loc[frame["tokens"] > 0, TABLE_COLUMNS].reset_index(drop=True)
 
 
-def ranks_disagree(
-    values: Float[np.ndarray, " row"], effect: Float[np.ndarray, " row"]
-) -> np.ndarray:
+def ranks_disagree(values: RowFloats, effect: RowFloats) -> np.ndarray:
     """Mark the rows whose ranks by value and by deletion effect are two or more apart.
 
     Args:

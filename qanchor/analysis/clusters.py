@@ -227,8 +227,9 @@ def _stability(flat: Flat, label: UserInts, least: int, seed: int) -> Float[np.n
     random = np.random.default_rng(seed)
     n_clusters = int(label.max()) + 1
     overlap = np.full((SUBSAMPLES, n_clusters), np.nan)
+    size = round(SUBSAMPLE_SHARE * len(flat))
     for draw in range(SUBSAMPLES if n_clusters else 0):
-        rows = np.sort(random.choice(len(flat), round(SUBSAMPLE_SHARE * len(flat)), replace=False))
+        rows = np.sort(random.choice(len(flat), size, replace=False))
         again = _dense(flat[rows], max(2, round(SUBSAMPLE_SHARE * least)))
         both = np.zeros((n_clusters + 1, again.max() + 2))  # last row and column: none
         np.add.at(both, (label[rows], again), 1)
@@ -345,6 +346,7 @@ def _scores(side: str, rows: EmbeddingRows, users: Users, labels: pd.Series, see
     """Return how well a linear probe reads the labels from one side, and how far their classes are
     apart.
     """
-    known = labels.set_axis(labels.index.astype(str)).reindex(list(users.ids)).to_numpy(dtype=float)
+    labels = labels.set_axis(labels.index.astype(str)).reindex(list(users.ids))
+    known = labels.to_numpy(dtype=float)
     apart = silhouette(l2_normalize(np.asarray(rows, dtype=float)), known)
     return {"side": side, "silhouette": apart, **vars(linear_probe(rows, known, seed))}

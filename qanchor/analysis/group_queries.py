@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 
 from qanchor.analysis.embedding_cache import EmbeddingCache
 from qanchor.data.export import membership_mask
-from qanchor.evaluation.intervals import cv_half_width
+from qanchor.evaluation.intervals import auc_columns, cv_half_width
+from qanchor.evaluation.metrics import auc_of_ranks
 from qanchor.useru.concepts import Concept, templates
 from qanchor.utils.text import count
 from qanchor.utils.types import EmbeddingRows, UserMask
@@ -102,7 +103,7 @@ def rank_queries_for_group(
         yield "questions", done, len(queries)
     chance = float(np.quantile(best_of_random, CHANCE_QUANTILE))
     aucs = np.array(aucs_of_group)
-    frame = pd.DataFrame({"query": queries, **auc_columns(aucs), "chance": chance})
+    frame = pd.DataFrame({"query": queries, **auc_columns(aucs, FOLDS), "chance": chance})
     frame["beyond_chance"] = frame["auc"] > chance
     # fold by fold, so that what is hard about a fold counts for neither
     gap = aucs[frame["auc"].argmax()] - aucs
@@ -214,20 +215,9 @@ def nearest_mean_aucs(z: EmbeddingRows, folds: RandomGroups) -> Float[np.ndarray
     spread = np.ptp(out, axis=1, keepdims=True) * 1.01 + 1e-12
     order = (folds.fold + (out - out.min(axis=1, keepdims=True)) / spread).argsort(axis=1)
     ours = np.take_along_axis(folds.group, order, axis=1)
-    sizes = np.bincount(folds.fold[0])
     aucs = np.zeros((FOLDS, len(out)))
-    for k, part in enumerate(np.split(ours, np.cumsum(sizes)[:-1], axis=1)):
-        n_group = part.sum(axis=1)
-        ranks = part @ np.arange(1.0, sizes[k] + 1)
-        pairs_won = ranks - n_group * (n_group + 1) / 2
-        aucs[k] = pairs_won / (n_group * (sizes[k] - n_group))
+    starts = np.cumsum(np.bincount(folds.fold[0]))[:-1]
+    for k, part in enumerate(np.split(ours, starts, axis=1)):
+        rank_sum = part @ np.arange(1.0, part.shape[1] + 1)
+        aucs[k] = auc_of_ranks(rank_sum, part.sum(axis=1), part.shape[1])
     return aucs
-
-
-def auc_columns(aucs: Float[np.ndarray, "question fold"]) -> dict[str, np.ndarray]:
-    """Return the mean AUC of each question and its 95 % interval, by name of the column."""
-    mean = aucs.mean(axis=1)
-    half_width = cv_half_width(aucs, FOLDS)
-    low = np.maximum(0, mean - half_width)
-    high = np.minimum(1, mean + half_width)
-    return {"auc": mean, "auc_low": low, "auc_high": high}

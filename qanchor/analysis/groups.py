@@ -65,9 +65,8 @@ def describe_clusters(clusters: pd.DataFrame, users: Users) -> pd.DataFrame:
         >>> describe_clusters(clusters, users)["name"].tolist()
         ['tea', 'soap']
     """
-    _check_clusters(clusters, users)
-    past = users.history()
-    past = past[past["user"].isin(clusters["user"])]
+    _check_columns(clusters)
+    past = users.select(clusters["user"]).history()
     number = clusters.set_index("user")["cluster"]
     texts = past[["user", "text"]].astype(str).drop_duplicates()
     distinctive_texts = distinctive(number, texts["user"], texts["text"])
@@ -101,7 +100,7 @@ def describe_clusters(clusters: pd.DataFrame, users: Users) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(CLUSTER_TYPES)).astype(CLUSTER_TYPES)
 
 
-def _check_clusters(clusters: pd.DataFrame, users: Users) -> None:
+def _check_columns(clusters: pd.DataFrame) -> None:
     for column in ("user", "cluster"):
         if column not in clusters:
             columns = ", ".join(map(str, clusters))
@@ -109,10 +108,6 @@ def _check_clusters(clusters: pd.DataFrame, users: Users) -> None:
                 f"There is no column {column!r} (found {columns}). Give what find_clusters "
                 "returned."
             )
-    unknown = sorted(set(clusters["user"]) - set(users.ids))
-    if unknown:
-        where = f"among the {len(users):,} of {users.name}"
-        raise KeyError(f"User {unknown[0]!r} is not {where}. Give the users that were clustered.")
 
 
 def distinctive(number: pd.Series, who: pd.Series, what: pd.Series) -> dict[int, list[str]]:
@@ -162,12 +157,12 @@ def _distinctive_words(number: pd.Series, texts: pd.DataFrame) -> dict[int, list
     texts_of = listed.index.to_series().groupby(listed.to_numpy()).agg(set)
     words_by_cluster = {}
     for cluster, names in distinctive(number, pairs["user"], pairs["text"]).items():
-        apart = [
-            name
-            for name in names[1:]
-            if 2 * len(texts_of[name] & texts_of[names[0]]) < len(texts_of[name])
-        ]
-        words_by_cluster[cluster] = names[:1] + apart[:1]
+        words_by_cluster[cluster] = names[:1]
+        for name in names[1:]:
+            shared = texts_of[name] & texts_of[names[0]]
+            if 2 * len(shared) < len(texts_of[name]):
+                words_by_cluster[cluster].append(name)
+                break
     return words_by_cluster
 
 
@@ -304,8 +299,9 @@ def _shares(kind: str, ours: pd.Series, n_group, theirs: pd.Series, n_rest) -> p
         frame[f"{side}_low"], frame[f"{side}_high"] = wilson_interval(count, n)
         frame[f"n_{side}"] = n
     margins = (n_group + n_rest, n_group, ours + theirs)
-    tails = np.minimum(hypergeom.sf(ours - 1, *margins), hypergeom.cdf(ours, *margins))
-    frame["p"] = np.minimum(1, 2 * tails)
+    upper_tail = hypergeom.sf(ours - 1, *margins)
+    lower_tail = hypergeom.cdf(ours, *margins)
+    frame["p"] = np.minimum(1, 2 * np.minimum(upper_tail, lower_tail))
     frame["difference"] = frame["group"] - frame["rest"]
     return frame
 
@@ -316,7 +312,7 @@ def _numbers(users: Users, past: pd.DataFrame) -> pd.DataFrame:
     """
     by_user = past.groupby("user", observed=False)
     events = by_user.size().rename("events")
-    counts = pd.crosstab(past["user"], past["modality"], dropna=False)
+    counts = users.modality_counts()
     counts = counts.loc[:, counts.any()].add_prefix("events of ")
     sums = by_user[list(users.numbers)].sum(min_count=1)
     table = pd.concat([events, counts, sums, users.tabular], axis=1)
@@ -336,6 +332,7 @@ def _medians(table: pd.DataFrame, inside: UserMask) -> pd.DataFrame:
         for side in sides:
             first = max(int(binom.ppf(0.025, len(side), 0.5)) - 1, 0)
             cells += [np.median(side), side[first], side[-1 - first]]
+        difference = cells[0] - cells[3]
         p = mannwhitneyu(*sides).pvalue
-        rows.append(("number", str(name), *cells, cells[0] - cells[3], p, *map(len, sides)))
+        rows.append(("number", str(name), *cells, difference, p, *map(len, sides)))
     return pd.DataFrame(rows, columns=[*GROUP_COLUMNS[:9], "p", "n_group", "n_rest"])

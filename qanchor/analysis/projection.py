@@ -91,8 +91,9 @@ def joint_projection(
     else:
         places = _align_to_last(places, start)
     sizes = [len(before), len(before), len(added)]
-    frame = pd.DataFrame({"user": [*ids, *ids, *marks], "x": places[:, 0], "y": places[:, 1]})
-    frame.insert(1, "query", np.repeat([*queries, MARK], sizes))
+    frame = pd.DataFrame({"user": [*ids, *ids, *marks]})
+    frame["query"] = np.repeat([*queries, MARK], sizes)
+    frame[["x", "y"]] = places
     frame["trust"] = trust
     frame.attrs = {
         "trustworthiness": float(trust.mean()),
@@ -136,7 +137,8 @@ def _trust_in_block(rows, places: Places, k: int) -> Float[np.ndarray, " row"]:
     for to_neighbor in np.take_along_axis(distance, near, axis=1).T:
         rank = (distance < to_neighbor[:, None]).sum(axis=1)
         excess += np.maximum(rank - k, 0)
-    return np.clip(1 - excess * 2 / (k * (2 * n_rows - 3 * k - 1)), 0, 1)
+    largest_excess = k * (2 * n_rows - 3 * k - 1)
+    return np.clip(1 - excess * 2 / largest_excess, 0, 1)
 
 
 def _pca(rows) -> Places:

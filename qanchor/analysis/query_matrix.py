@@ -13,7 +13,7 @@ import pandas as pd
 from qanchor.analysis.embedding_cache import EmbeddingCache
 from qanchor.analysis.group_queries import (
     CHANCE_QUANTILE,
-    auc_columns,
+    FOLDS,
     group_mask,
     nearest_mean_aucs,
     random_groups,
@@ -21,6 +21,8 @@ from qanchor.analysis.group_queries import (
 from qanchor.analysis.shift import residual_shift
 from qanchor.data.export import MIN_GROUP_SIZE
 from qanchor.data.users import Users
+from qanchor.evaluation.intervals import auc_columns
+from qanchor.evaluation.metrics import auc_of_ranks
 from qanchor.utils.arrays import l2_normalize
 from qanchor.utils.text import count, plural
 from qanchor.utils.types import EmbeddingRows, UserFloats, UserMask
@@ -168,8 +170,8 @@ def default_groups(users: Users) -> dict[str, tuple[str, ...]]:
     facts = users.tabular
     is_binary = (facts.isin([0, 1]) | facts.isna()).all()
     facts = facts.loc[:, is_binary]
-    past = users.history()
-    shares = pd.crosstab(past["user"], past["modality"], normalize="index").reindex(list(users.ids))
+    counts = users.modality_counts()
+    shares = counts.div(counts.sum(axis=1), axis=0)
     shares = shares.loc[:, shares.nunique() > 1].add_prefix("much ")
     much = shares.rank(pct=True, method="min") > 1 - TOP_SHARE
     for table in (users.labels == 1, facts == 1, much):
@@ -189,10 +191,9 @@ def _measure_cell(z: EmbeddingRows, rank: UserFloats, moved: UserFloats, inside:
     folds_by_seed = random_groups(inside, RANDOM_GROUPS, np.random.default_rng(0))
     aucs = np.concatenate([nearest_mean_aucs(z, folds) for folds in folds_by_seed])
     group = folds_by_seed[0].group  # (draw, user), the group itself first
-    n = int(inside.sum())
     rows_inside = np.nonzero(group)[1].reshape(len(group), -1)
     rows_outside = np.nonzero(~group)[1].reshape(len(group), -1)
-    yes_score = (rank[rows_inside].sum(1) - n * (n + 1) / 2) / (n * (len(rank) - n))
+    yes_score = auc_of_ranks(rank[rows_inside].sum(1), inside.sum(), len(rank))
     shift = np.maximum(np.median(moved[rows_inside], axis=1), 1e-9)
     shift_rest = np.maximum(np.median(moved[rows_outside], axis=1), 1e-9)
     return {
@@ -211,7 +212,7 @@ def _matrix_frame(rows: list[dict], noise_floors: Mapping[str, float]) -> pd.Dat
     far.
     """
     frame = pd.DataFrame(rows)
-    frame = frame.assign(**auc_columns(np.stack(frame["aucs"])))
+    frame = frame.assign(**auc_columns(np.stack(frame["aucs"]), FOLDS))
     frame["noise_floor"] = frame["query"].map(noise_floors.get).astype(float)
     frame["ratio"] = frame["shift"] / frame["shift_rest"]
     frame["chance"] = _chance_levels(frame, "random_auc")

@@ -9,7 +9,14 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_float_dtype, is_numeric_dtype
 
-from qanchor.data.validation import HALF_CHARACTER, TOO_LONG, Findings, apply_rules, has_surrogate
+from qanchor.data.validation import (
+    HALF_CHARACTER,
+    TOO_LONG,
+    Findings,
+    apply_rules,
+    has_surrogate,
+    plain_numbers,
+)
 from qanchor.utils.text import count
 
 # Controls, soft hyphens, zero widths, turns of direction, tags; joiners only where no script needs
@@ -226,12 +233,8 @@ def read_numbers(
     Returns:
         Floats, NaN where a cell is empty.
     """
-    if is_numeric_dtype(cells):
-        return apply_rules(findings, cells.astype(float), role, cells)
-    if cells.dtype.kind in "mM":
-        message = "a time, not a number. Write a number, or leave the column out."
-        findings.add(cells.name, str(cells.dtype), message)
-        return pd.Series(np.nan, cells.index)
+    if is_numeric_dtype(cells) or cells.dtype.kind in "mM":
+        return plain_numbers(findings, cells, role)
     unique = UniqueCells(findings, cells)
     texts = unique.texts.str.strip()
     is_known = ~texts.isin(MISSING_NUMBERS)

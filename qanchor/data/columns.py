@@ -26,6 +26,7 @@ INFERRED_KINDS = {
     "mixed-integer-float": "numbers",
     "boolean": "numbers",
 }
+NESTED_TYPES = (list, tuple, dict, set, np.ndarray)
 SAMPLE = 2_000  # cells of a column that are looked at
 MAX_MODALITIES = 20  # a column with more kinds says what happened, not where it comes from
 SURE = 0.9  # share of cells that must be of a kind
@@ -137,7 +138,7 @@ def kind_of(cells: pd.Series) -> str:
         cells: The column; some of its cells are looked at.
     """
     sample = _sample(cells)
-    if sample.map(lambda value: isinstance(value, list | tuple | dict | set | np.ndarray)).any():
+    if any(isinstance(value, NESTED_TYPES) for value in sample):
         return "nested"
     inferred = pd.api.types.infer_dtype(sample)
     if inferred in INFERRED_KINDS:
@@ -401,7 +402,7 @@ def find_attributes(
     for name in columns:
         cells = frame.loc[past, name]
         pairs = pd.DataFrame({"user": ids, "cell": cells}).dropna().drop_duplicates()
-        if len(pairs) and not pairs["user"].duplicated().any() and pairs["cell"].nunique() > 1:
+        if pairs["user"].is_unique and pairs["cell"].nunique() > 1:
             constant.append(name)
     return constant
 
@@ -419,7 +420,9 @@ def find_fact_columns(table: Table) -> Roles:
         DataError: It is not clear which column holds the user.
     """
     finder = _Finder(table, one_row_per_user=True)
-    finder.roles.numbers = [name for name, kind in finder.kinds.items() if kind == "empty" and name]
+    for name, kind in finder.kinds.items():
+        if kind == "empty" and name:
+            finder.roles.numbers.append(name)
     finder.leave_out_nothings()
     finder.find_user()
     finder.sort_rest()

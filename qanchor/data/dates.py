@@ -279,11 +279,19 @@ def _first_of_date(parts: pd.DataFrame) -> str:
 
 def _write_iso(parts: pd.DataFrame) -> pd.Series:
     """Write the parts of a time as ISO 8601; NaN where the pattern did not fit."""
-    year = parts["year"].where(parts["year"].str.len() != 2, "20" + parts["year"])
+    year = parts["year"]
+    year = year.mask(year.str.len() == 2, "20" + year)
     hour = parts["hour"].fillna("0").astype(int)
     half = parts["half"].str.lower()
-    hour = hour.mask(half.eq("p") & (hour < 12), hour + 12).mask(half.eq("a") & (hour == 12), 0)
-    day = year + "-" + parts["month"].str.zfill(2) + "-" + parts["day"].str.zfill(2)
-    clock = hour.astype(str).str.zfill(2) + ":" + parts["minute"].fillna("00")
-    second = parts["second"].fillna("00") + "." + parts["fraction"].fillna("0")
-    return day + "T" + clock + ":" + second + parts["zone"]
+    is_afternoon = half.eq("p") & (hour < 12)
+    is_midnight = half.eq("a") & (hour == 12)
+    hour = hour.mask(is_afternoon, hour + 12).mask(is_midnight, 0)
+    hour = hour.astype(str).str.zfill(2)
+    month = parts["month"].str.zfill(2)
+    day = parts["day"].str.zfill(2)
+    minute = parts["minute"].fillna("00")
+    second = parts["second"].fillna("00")
+    fraction = parts["fraction"].fillna("0")
+    date = year + "-" + month + "-" + day
+    clock = hour + ":" + minute + ":" + second + "." + fraction
+    return date + "T" + clock + parts["zone"]

@@ -641,11 +641,15 @@ def _save_new(users: Users, path: Path, out: Path) -> None:
 
 def _contents(users: Users) -> dict:
     past = users.history()
+    days = 0
+    if len(past):
+        span = past["time"].max() - past["time"].min()
+        days = span.days + 1
     return {
         "users": len(users),
         "events": len(users.events),
         "history": len(past),
-        "days": (past["time"].max() - past["time"].min()).days + 1 if len(past) else 0,
+        "days": days,
         "cutoff": str(users.cutoff),
         "horizon_days": users.horizon_days,
         "modalities": past.groupby("modality", observed=False).size().to_dict(),

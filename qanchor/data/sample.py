@@ -246,7 +246,8 @@ def _truth(n: int, seed: int) -> GroundTruth:
     missing = rng.random((n, len(MODALITIES))) < MISSING_SHARE
     # every user keeps at least two modalities of events
     missing[missing[:, :-1].sum(axis=1) > 3] = False
-    lies = np.where(rng.random(n) < LYING_SHARE, rng.integers(0, len(EVENT_RATES), n), -1)
+    is_lying = rng.random(n) < LYING_SHARE
+    lies = np.where(is_lying, rng.integers(0, len(EVENT_RATES), n), -1)
     lies[(lies >= 0) & missing[np.arange(n), lies]] = -1
     donor = (np.arange(n) + rng.integers(1, max(n, 2), n)) % n
     return GroundTruth(traits, p, rng.random(p.shape) < p, missing, lies, donor)
@@ -268,7 +269,9 @@ def _facts(rng: np.random.Generator, truth: GroundTruth) -> pd.DataFrame:
         noise = sqrt(1 - sum(weight**2 for weight in weights.values()))
         standard = _logit(truth.traits, 0, weights) + noise * rng.standard_normal(n)
         value = float(row["mean"]) + float(row["spread"]) * standard
-        frame[row["fact"]] = np.where(truth.missing[:, -1], np.nan, np.maximum(value, 0).round(1))
+        value = np.maximum(value, 0).round(1)
+        value[truth.missing[:, -1]] = np.nan
+        frame[row["fact"]] = value
     return pd.DataFrame(frame, index=_ids(n))
 
 
@@ -316,7 +319,8 @@ def _choose(
     share = np.cumsum(odds, axis=0).T
     share = share / share[:, -1:] + np.arange(len(share))[:, None]  # one sorted row
     position = np.searchsorted(share.ravel(), user + rng.random(len(user)))
-    return np.array(numbers)[np.clip(position - user * len(numbers), 0, len(numbers) - 1)]
+    choice = np.clip(position - user * len(numbers), 0, len(numbers) - 1)
+    return np.array(numbers)[choice]
 
 
 def _days(rng: np.random.Generator, user: np.ndarray, traits: UserTraits) -> np.ndarray:
@@ -329,8 +333,9 @@ def _days(rng: np.random.Generator, user: np.ndarray, traits: UserTraits) -> np.
     moved = rng.random(n) < 0.4 * expit(1.5 * traits["social"][user])
     weekend = np.minimum(day - day % 7 + rng.integers(5, 7, n), DAYS - 1)
     day = np.where(moved & (day % 7 < 5), weekend, day)
-    burst = rng.random(n) < 0.15
-    burst = np.flatnonzero(burst[1:] & (user[1:] == user[:-1])) + 1
+    is_burst = rng.random(n) < 0.15
+    same_user = user[1:] == user[:-1]
+    burst = np.flatnonzero(is_burst[1:] & same_user) + 1
     day[burst] = day[burst - 1]
     return day
 
@@ -355,7 +360,8 @@ def _write(
     size = np.array([len(texts) for texts in texts_by_theme])
     first = size.cumsum() - size
     favorite = (user * 7919 + theme * 104729) % 997 % size[theme]
-    pick = np.where(rng.random(n) < 0.5, favorite, rng.integers(0, size[theme]))
+    is_favorite = rng.random(n) < 0.5
+    pick = np.where(is_favorite, favorite, rng.integers(0, size[theme]))
     minute = day * 1440 + _minutes(rng, user, traits)
     all_texts = [text for texts in texts_by_theme for text in texts]
     frame = pd.DataFrame(

@@ -174,7 +174,7 @@ class Users:
     def future(self) -> pd.DataFrame:
         """Return the events in the `horizon_days` from the cut-off on."""
         end = self.cutoff + pd.Timedelta(days=self.horizon_days)
-        return self.events[(self.events["time"] >= self.cutoff) & (self.events["time"] < end)]
+        return self.events[self.events["time"].between(self.cutoff, end, inclusive="left")]
 
     def label(self, name: str) -> pd.Series:
         """Return one label of every user, in the order of `ids`.
@@ -232,6 +232,16 @@ class Users:
         rng = np.random.default_rng(seed)
         return self.select(rng.choice(self.ids, n, replace=False))
 
+    def modality_counts(self) -> pd.DataFrame:
+        """Return how many events of each modality each user has in the history.
+
+        Returns:
+            Index `user` in the order of `ids`; one column for each modality, those of the future
+            last.
+        """
+        past = self.history()
+        return pd.crosstab(past["user"], past["modality"], dropna=False).rename(columns=str)
+
     def frame(self) -> pd.DataFrame:
         """Return one row per user that describes the history, for tables and views.
 
@@ -242,10 +252,10 @@ class Users:
         past = self.history()
         by_user = past.groupby("user", observed=False)
         times = by_user["time"].agg(events="size", first="min", last="max")
-        counts = pd.crosstab(past["user"], past["modality"], dropna=False)[list(self.modalities)]
         newest = by_user.tail(RECENT_EVENTS).iloc[::-1].astype({"text": str})
         recent = newest.groupby("user", observed=False)["text"].agg(tuple)
-        frame = times.join(counts.rename(columns=str)).assign(recent=recent)
+        counts = self.modality_counts()[list(self.modalities)]
+        frame = times.join(counts).assign(recent=recent)
         return frame.reset_index().astype({"user": str})
 
     def save(self, folder: str | Path) -> Path:

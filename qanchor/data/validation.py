@@ -398,11 +398,9 @@ def plain_numbers(findings: Findings, cells: pd.Series, role: str) -> pd.Series:
         Floats, NaN where a cell is empty.
     """
     if cells.dtype.kind in "mM":
-        findings.add(
-            cells.name,
-            str(cells.dtype),
-            "a time, not a number. Write a number, or drop the column.",
-        )
+        message = "a time, not a number. Write a number, or drop the column."
+        findings.add(cells.name, str(cells.dtype), message)
+        return pd.Series(np.nan, cells.index)
     values = pd.to_numeric(cells, errors="coerce").astype(float)
     findings.rows(cells, values.isna() & cells.notna(), NOT_A_NUMBER)
     return apply_rules(findings, values, role, cells)

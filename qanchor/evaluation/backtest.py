@@ -216,4 +216,6 @@ def concordance(
     share_without_user = (right.sum() - 2 * right.sum(1)) / pairs_without_user
     variance = (n - 1) / n * ((share_without_user - share_without_user.mean()) ** 2).sum()
     half_width = Z * np.sqrt(variance)
-    return float(share), float(max(share - half_width, 0)), float(min(share + half_width, 1))
+    low = max(share - half_width, 0)
+    high = min(share + half_width, 1)
+    return float(share), float(low), float(high)

@@ -51,7 +51,13 @@ def _rfm_of(user: pd.Series, age: pd.Series, events: pd.DataFrame, span: float) 
     gap = (first - last).clip(lower=1) / (days - 1).clip(lower=1)
     totals = events.groupby(user, observed=False).sum()
     count = totals["events"]
-    columns = [np.log1p(count), np.log1p(last), np.log1p(days), np.log(gap), np.log1p(last / gap)]
+    columns = [
+        np.log1p(count),
+        np.log1p(last),
+        np.log1p(days),
+        np.log(gap),
+        np.log1p(last / gap),
+    ]
     for days_back in WINDOW_DAYS:
         recent = events.where(age <= days_back, 0.0).groupby(user, observed=False).sum()
         # trend: the window's share of the total, 0 without a total

@@ -66,6 +66,20 @@ def cv_half_width(aucs: Float[np.ndarray, "row fold"], folds: int) -> Float[np.n
     return t.ppf(INTERVAL_QUANTILES[1], many - 1) * aucs.std(axis=1, ddof=1) * correction
 
 
+def auc_columns(aucs: Float[np.ndarray, "row fold"], folds: int) -> dict[str, np.ndarray]:
+    """Return the mean AUC of each row and its 95 % interval, by name of the column.
+
+    Args:
+        aucs: One AUC for each fold and repetition.
+        folds: Folds of one repetition.
+    """
+    mean = aucs.mean(axis=1)
+    half_width = cv_half_width(aucs, folds)
+    low = np.maximum(0, mean - half_width)
+    high = np.minimum(1, mean + half_width)
+    return {"auc": mean, "auc_low": low, "auc_high": high}
+
+
 def wilson_interval(
     count: Int[np.ndarray, " row"], n: Int[np.ndarray, " row"]
 ) -> tuple[np.ndarray, np.ndarray]:

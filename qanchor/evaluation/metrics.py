@@ -29,10 +29,26 @@ def roc_auc(scores: Any, labels: Any) -> float:
     """
     scores, labels = _check_scores(scores, labels)
     ranks = pd.Series(scores).rank().to_numpy()  # ties share their mean rank
-    positives = int(labels.sum())
-    negatives = len(labels) - positives
-    pairs_won = ranks[labels == 1].sum() - positives * (positives + 1) / 2
-    return float(pairs_won / (positives * negatives))
+    return float(auc_of_ranks(ranks[labels == 1].sum(), labels.sum(), len(labels)))
+
+
+def auc_of_ranks(rank_sum: Any, positives: Any, n: int) -> Any:
+    """Compute AUCs from sums of ranks (Mann and Whitney), of one ranking or of many.
+
+    Args:
+        rank_sum: Sum of the ranks of the positives; the lowest score has rank 1.
+        positives: Number of positives.
+        n: Number of users.
+
+    Returns:
+        The AUC, of the shape of `rank_sum`.
+
+    Example:
+        >>> auc_of_ranks(np.array([7.0, 3.0]), 2, 4)
+        array([1., 0.])
+    """
+    pairs_won = rank_sum - positives * (positives + 1) / 2
+    return pairs_won / (positives * (n - positives))
 
 
 def ks_statistic(scores: Any, labels: Any) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from qanchor.evaluation.intervals import cv_half_width
+from qanchor.evaluation.intervals import auc_columns
 from qanchor.evaluation.metrics import check_binary, ks_statistic, roc_auc, to_floats
 from qanchor.utils.types import EmbeddingRows, UserInts
 
@@ -104,8 +104,9 @@ def cross_val_scores(
         for row in range(seeds):
             splitter = StratifiedKFold(folds, shuffle=True, random_state=seed + row)
             for number, (train, test) in enumerate(splitter.split(x, y)):
-                scores[row, known[test]] = fit(x[train], y[train], x[test], seed + row)
-                fold[row, known[test]] = number
+                users = known[test]
+                scores[row, users] = fit(x[train], y[train], x[test], seed + row)
+                fold[row, users] = number
     return scores, fold
 
 
@@ -124,22 +125,17 @@ def summarize_cv(
     y = to_floats(labels)
     known = fold[0] >= 0
     folds = int(fold.max()) + 1
-    aucs = np.array(
-        [
-            roc_auc(seed_scores[seed_fold == number], y[seed_fold == number])
-            for seed_scores, seed_fold in zip(scores, fold, strict=True)
-            for number in range(folds)
-        ]
-    )
-    mean = float(aucs.mean())
-    half_width = float(cv_half_width(aucs[None], folds)[0])
+    aucs = []
+    for seed_scores, seed_fold in zip(scores, fold, strict=True):
+        for number in range(folds):
+            test = seed_fold == number
+            aucs.append(roc_auc(seed_scores[test], y[test]))
+    summary = auc_columns(np.array([aucs]), folds)
     # KS of one small fold is far too high by chance: compute it over all users of a seed
-    ks = float(np.mean([ks_statistic(seed_scores[known], y[known]) for seed_scores in scores]))
+    ks_of_seeds = [ks_statistic(seed_scores, y[known]) for seed_scores in scores[:, known]]
     return ProbeResult(
-        auc=mean,
-        auc_low=max(0.0, mean - half_width),
-        auc_high=min(1.0, mean + half_width),
-        ks=ks,
+        **{name: float(values[0]) for name, values in summary.items()},
+        ks=float(np.mean(ks_of_seeds)),
         n=int(known.sum()),
         positives=int(y[known].sum()),
     )
@@ -165,28 +161,20 @@ def fit_linear_probe(
         Decision values of the new users.
     """
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold
+    from sklearn.model_selection import GridSearchCV
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(x)
     x = scaler.transform(x)
-    new = scaler.transform(new)
-
-    def fit_and_score(penalty: float, rows, others) -> np.ndarray:
-        model = LogisticRegression(C=penalty, max_iter=300, tol=1e-3)
-        return model.fit(x[rows], y[rows]).decision_function(others)
-
-    def mean_auc(penalty: float) -> float:
-        return np.mean([roc_auc(fit_and_score(penalty, a, x[b]), y[b]) for a, b in splits])
-
+    model = LogisticRegression(C=DEFAULT_PENALTY, max_iter=300, tol=1e-3)
     inner_folds = min(INNER_FOLDS, y.sum(), (1 - y).sum())
-    if inner_folds < 2:  # too few users of a class to choose the penalty
-        return fit_and_score(DEFAULT_PENALTY, slice(None), new)
-    tuning = np.random.default_rng(seed).permutation(len(y))[:MAX_TUNING_USERS]
-    folds = StratifiedKFold(inner_folds).split(tuning, y[tuning])
-    splits = [(tuning[train], tuning[test]) for train, test in folds]
-    best = max(INVERSE_PENALTIES, key=mean_auc)
-    return fit_and_score(best, slice(None), new)
+    if inner_folds > 1:  # otherwise too few users of a class to choose the penalty
+        tuning = np.random.default_rng(seed).permutation(len(y))[:MAX_TUNING_USERS]
+        grid = {"C": INVERSE_PENALTIES}
+        search = GridSearchCV(model, grid, scoring="roc_auc", cv=int(inner_folds), refit=False)
+        search.fit(x[tuning], y[tuning])
+        model.set_params(**search.best_params_)
+    return model.fit(x, y).decision_function(scaler.transform(new))
 
 
 def _check_probe_input(

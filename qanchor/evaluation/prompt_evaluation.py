@@ -172,17 +172,24 @@ def compare_embeddings(
     y = others.to_numpy(int)
     fit = rows.get_indexer(learn.index)
     new = rows.get_indexer(others.index)
-    scores = [fit_linear_probe(z[fit], learn.to_numpy(int), z[new], seed) for z in (before, after)]
-    near = [silhouette_samples(z[new], y) for z in (before, after)]
+    known = learn.to_numpy(int)
+    scores = []
+    near = []
+    for z in (before, after):
+        scores.append(fit_linear_probe(z[fit], known, z[new], seed))
+        near.append(silhouette_samples(z[new], y))
 
     def interval(measure: Callable) -> tuple[float, float]:
         return bootstrap_interval(measure, y, BOOTSTRAP_DRAWS, seed)
 
     def paired_gain(measure: Callable, before: np.ndarray, after: np.ndarray) -> list[float]:
         """Measure both sides and their difference; each draw takes the same users for both."""
+
+        def gain(rows) -> float:
+            return measure(after[rows], y[rows]) - measure(before[rows], y[rows])
+
         sides = [measure(before, y), measure(after, y)]
-        gap = interval(lambda rows: measure(after[rows], y[rows]) - measure(before[rows], y[rows]))
-        return [*sides, sides[1] - sides[0], *gap]
+        return [*sides, sides[1] - sides[0], *interval(gain)]
 
     gains = {
         "auc": paired_gain(roc_auc, *scores),
