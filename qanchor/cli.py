@@ -34,6 +34,7 @@ from qanchor.utils.io import atomic_write
 from qanchor.utils.progress import ProgressBars
 from qanchor.utils.text import count
 from qanchor.workbench.messages import (
+    CHANCE_NOTE,
     backtest_summary,
     evidence_note,
     prompt_summary,
@@ -375,8 +376,9 @@ def ask(
     paragraphs = [
         f"{query} ({count(len(cache), people.unit)}; {meaning})",
         evidence_note(evidence, people.unit) if evidence else "",
+        backtest_summary(past),  # how far to trust the table stands above it
         table,
-        backtest_summary(past),
+        CHANCE_NOTE if rows and past.shares else "",
         warning,
     ]
     result = {

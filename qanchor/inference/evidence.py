@@ -66,6 +66,16 @@ class Interpretation:
     nearest: tuple[str, ...]
     threshold: float = 0.0
 
+    @property
+    def topics(self) -> list[str]:
+        """Return what it is about, in words: the labels with the amount, and "not" of what must not
+        happen.
+        """
+        labels = list(self.read_as)
+        if self.threshold:
+            labels[0] += f" of at least {self.threshold:,g}"
+        return [f"not {label}" if self.sign < 0 else label for label in labels]
+
 
 def encode_questions(
     model: QAnchor, queries: Sequence[QueryLike], unit: str, horizon_days: int
@@ -151,7 +161,6 @@ def interpret(
         if kind == "number" and (amount := asked_amount(query)):
             threshold = amount
             measure = "exceeds"
-            read_as[0] += f" of at least {amount:,g}"
     elif asks_one and behavior >= MIN_BEHAVIOR_SIMILARITY:
         read_as = [ANY_EVENT]
     meaning = Interpretation(
@@ -188,7 +197,7 @@ def rank_by_pointing(
         evidence = _evidence(model, tokens, question, reading, meaning.things)
         frame["answer"] = past_answers(tokens, meaning)
     frame.attrs |= {
-        "topics": [f"{'not ' * (meaning.sign < 0)}{label}" for label in meaning.read_as],
+        "topics": meaning.topics,
         "sign": meaning.sign,
         "answerable": meaning.answerable,
         "nearest": list(meaning.nearest),

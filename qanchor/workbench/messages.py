@@ -232,6 +232,8 @@ PAST_DENIALS = {
     "share": "was it little of all that happened ({topic})",
 }
 
+CHANCE_NOTE = "chance: how many of the users in the same fifth of that ranking did so"
+
 
 def backtest_summary(result: BacktestResult) -> str:
     """Say how well a backtest ordered the users.
