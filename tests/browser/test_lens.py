@@ -150,7 +150,7 @@ def test_event_text_is_shown_as_text(book):
     state = book.state()
     box = book.page.locator(".lens-canvas").bounding_box()
     book.page.mouse.move(box["x"] + state["pixels"][0], box["y"] + state["pixels"][1])
-    assert "<script>" in book.page.locator(".lens-tip").inner_text()
+    assert "<script>" in book.page.locator(".lens-map .lens-tip").inner_text()
     assert book.page.evaluate(
         "window.hurt === undefined && !document.querySelector('.lens img, .lens script')"
     )
@@ -236,7 +236,9 @@ def test_a_long_log_is_drawn_once_a_pixel_and_listed_by_pages(open_notebook, ser
     page.wait_for_selector(".lens-lanes")
     page.get_by_role("button", name="All events 30,000").click()
     assert page.locator(LINES).count() == 100
-    assert page.locator(".lens-more span").inner_text() == "the newest 100 of 30,000"
+    assert page.locator(".lens-log .lens-more span").inner_text() == "the newest 100 of 30,000"
+    told = page.locator(".lens-dated > .lens-more").inner_text()
+    assert told == "drawn and listed: the newest 10,000 of 30,000 events"
     page.get_by_role("button", name="show 100 more").click()
     assert page.locator(LINES).count() == 200
     marks = page.locator(".lens-tick").evaluate_all(

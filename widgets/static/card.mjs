@@ -203,7 +203,9 @@ export function userCard(model, users, textsOf, events, pick) {
     else shown = null;
     if (shown?.error) return body.replaceChildren(make("p", { class: "lens-answer wrong" }, shown.error));
     if (!shown?.time.length) return body.replaceChildren(make("ul", { class: "lens-events", "aria-label": "Recent events, newest first" }, ...textsOf(row)[2].map((event) => make("li", { class: "lens-undated" }, event))));
-    body.replaceChildren(lanes.node, log.node);
+    const [drawn, total] = [shown.time.length, shown.total[0]];
+    const note = drawn < total ? make("div", { class: "lens-more" }, `drawn and listed: the newest ${number(drawn)} of ${number(total)} events`) : "";
+    body.replaceChildren(lanes.node, note, log.node);
     lanes.show(shown);
     log.show(shown);
   }
