@@ -195,7 +195,7 @@ class FakeLens:
         )
 
     def timeline(self, user: str, query: str) -> pd.DataFrame:
-        """Date some events; the query means those that share its first long word, or a flight."""
+        """Date some events; a query about travel means flights and trains."""
         row = self.ids.index(user)
         random = np.random.default_rng(row)
         n = int(self.events or random.integers(30, 120))

@@ -202,7 +202,14 @@ export function userCard(model, users, textsOf, events, pick) {
     else if (shown?.row === row && shown.time) shown = { ...shown, evidence: new Uint8Array(shown.time.length), total: [shown.total[0], 0] }; // the same events, while another question is read
     else shown = null;
     if (shown?.error) return body.replaceChildren(make("p", { class: "lens-answer wrong" }, shown.error));
-    if (!shown?.time.length) return body.replaceChildren(make("ul", { class: "lens-events", "aria-label": "Recent events, newest first" }, ...textsOf(row)[2].map((event) => make("li", { class: "lens-undated" }, event))));
+    if (!shown?.time.length) {
+      const wait = about.timelines && !shown ? make("p", { class: "lens-answer busy" }, "Reading the dated events …") : "";
+      const recent = textsOf(row)[2].map((event) => make("li", { class: "lens-undated" }, event));
+      const list = make("ul", { class: "lens-events", "aria-label": "Recent events, newest first" }, ...recent);
+      body.classList.toggle("soon", Boolean(wait));
+      return body.replaceChildren(wait, list);
+    }
+    body.classList.remove("soon");
     const [drawn, total] = [shown.time.length, shown.total[0]];
     const note = drawn < total ? make("div", { class: "lens-more" }, `drawn and listed: the newest ${number(drawn)} of ${number(total)} events`) : "";
     body.replaceChildren(lanes.node, note, log.node);
