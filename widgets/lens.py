@@ -25,7 +25,14 @@ from widgets.base import (
     unit_words,
     unused_path,
 )
-from widgets.packing import RANKING_TEXTS, float_bytes, pack_ranking, pack_shift, pack_users
+from widgets.packing import (
+    RANKING_TEXTS,
+    float_bytes,
+    pack_ranking,
+    pack_shift,
+    pack_timeline,
+    pack_users,
+)
 from widgets.result_card import ResultCard
 from widgets.static_html import map_image, static_page
 
@@ -83,7 +90,8 @@ class QueryLens(View):
             query was interpreted as) and `order` (who ranks first). Attributes that are used if
             there are any: `answer` (called as `answer(user, query)`, returns text), `backtest`,
             `backtests_unasked`, `ids`, `provenance`, `queries`, `rank` (there will be a ranking),
-            `unit` and `units`.
+            `timeline` (called as `timeline(user, query)`, returns a frame `time, modality, text,
+            evidence` of the events of one user, oldest first), `unit` and `units`.
         queries: Suggested queries (default: `backend.queries`).
         query: Asked when the view is first shown (default: a map before any query).
         provenance: Called as `provenance(shift=...)`, returns what a result card says about the run
@@ -110,9 +118,10 @@ class QueryLens(View):
         "dots.mjs",
         "gestures.mjs",
         "map.mjs",
+        "card.mjs",
         "lens.mjs",
     )
-    _css = read_static("lens.css")
+    _css = read_static("lens.css", "card.css")
     _about = Dict().tag(sync=True)  # title, queries, units, limits: never changes
     _users = Dict().tag(sync=True)  # who the users are: never changes
     _picture = Dict().tag(sync=True)  # what is on the map
@@ -122,6 +131,7 @@ class QueryLens(View):
     _ranking = Dict().tag(sync=True)  # query, busy, score, interpretation, order
     _backtest = Dict().tag(sync=True)  # query, busy, words
     _answer = Dict().tag(sync=True)  # user, query, busy, text, error
+    _timeline = Dict().tag(sync=True)  # user, query, error, events as `pack_timeline` packs them
     _recent = Dict().tag(sync=True)  # rows, texts: the events the browser asked for
 
     def __init__(
@@ -137,6 +147,7 @@ class QueryLens(View):
         self._backend = backend
         self._query = query.strip()
         self._answer_user = getattr(backend, "answer", None)
+        self._timeline_of = getattr(backend, "timeline", None)
         self._provenance = provenance or getattr(backend, "provenance", None)
         self._backtest_backend = getattr(backend, "backtest", None)
         self._backtests_unasked = bool(getattr(backend, "backtests_unasked", False))
@@ -155,7 +166,7 @@ class QueryLens(View):
         self._guard = RLock()
         self._worker = Worker()
         # the model serves one worker at a time
-        self._answer_worker = Worker(self._worker.turn)
+        self._user_worker = Worker(self._worker.turn)
         self._backtest_worker = Worker(self._worker.turn)
         queries = queries or getattr(backend, "queries", ())
         about = {
@@ -166,7 +177,7 @@ class QueryLens(View):
             "max_arrows": MAX_ARROWS,
             "max_listed": MAX_LISTED,
             "most_moved_share": MOST_MOVED_SHARE,
-            "answers": self._answer_user is not None,
+            "timelines": self._timeline_of is not None,
             "ranks": self._ranks,
             "backtests": self._can_backtest,
         }
@@ -341,10 +352,10 @@ class QueryLens(View):
             self._save_card()
         elif kind == "backtest" and self._can_backtest and self._entry and self._entry.query:
             self._backtest_worker.start(partial(self._run_backtest, self._entry.query))
-        elif kind == "answer" and self._answer_user:
+        elif kind == "user":
             row = int(message.get("user", -1))
             if 0 <= row < len(self._ids):
-                self._answer_worker.start(partial(self._run_answer, row))
+                self._user_worker.start(partial(self._run_user, row))
 
     def _on_select(self, rows: np.ndarray) -> None:
         with self._guard:
@@ -578,16 +589,30 @@ class QueryLens(View):
                     continue
                 self._backtest = {"query": query, "busy": True, "words": str(update.message)}
 
-    def _run_answer(self, row: int, _stop: Event) -> None:
-        """Have one user's answer generated, and show it."""
+    def _run_user(self, row: int, stop: Event) -> None:
+        """Show one user's events, marked for the query that is shown, and then the answer."""
         query = self._entry.query if self._entry else self._query
         about = {"user": row, "query": query}
+        if self._timeline_of is not None:
+            self._timeline = about | self._read_timeline(row, query)
+        if self._answer_user is not None and query and not stop.is_set():
+            self._run_answer(row, about)
+
+    def _read_timeline(self, row: int, query: str) -> dict:
+        try:
+            return pack_timeline(self._timeline_of(self._ids[row], query))
+        except Exception as error:
+            log.exception("no timeline of %r for %r", self._ids[row], query)
+            return {"error": f"No timeline: {error_message(error)}"}
+
+    def _run_answer(self, row: int, about: dict) -> None:
+        """Have one user's answer generated, and show it."""
         self._answer = {**about, "busy": True}
         try:
-            text = str(self._answer_user(self._ids[row], query))
+            text = str(self._answer_user(self._ids[row], about["query"]))
             self._answer = {**about, "text": text}
         except Exception as error:
-            log.exception("answering %r for %r failed", query, self._ids[row])
+            log.exception("answering %r for %r failed", about["query"], self._ids[row])
             self._answer = {**about, "error": f"No answer: {error_message(error)}"}
 
 

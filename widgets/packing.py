@@ -9,10 +9,17 @@ import pandas as pd
 
 MAX_NEIGHBORS = 5  # gained and lost neighbors sent for each user
 MAX_RECENT_LENGTH = 600  # characters of recent events sent for each user
+MAX_TIMELINE_EVENTS = 10_000  # events of one user that are sent, the newest
+MAX_EVENT_LENGTH = 300  # characters of an event of the timeline
 MAX_USERS_SENT_WITH_EVENTS = 10_000  # above, events are sent for the users the browser asks for
 USER_COLUMNS = ("user", "events", "first", "last", "recent")
 RANKING_TEXTS = ("interpretation", "order")  # of an update, passed on to the browser
 SHIFT_COLUMNS = ["residual", "noise_floor", "beyond_noise", "neighbours_kept", "gained", "lost"]
+
+
+def int_bytes(values) -> bytes:
+    """Return whole numbers as the bytes of int32 numbers."""
+    return np.asarray(values).astype(np.int32).tobytes()
 
 
 def float_bytes(values) -> bytes:
@@ -58,15 +65,15 @@ def pack_users(frame: pd.DataFrame) -> tuple[dict, tuple[str, ...], list[list]]:
         repeated = len(ids) - len(set(ids))
         twice = f"the column 'user' repeats {repeated:,} of {len(ids):,} ids"
         raise ValueError(f"{twice}: give one row a user, as users.frame() does")
-    columns = count_columns(frame)
-    events = frame["events"] if "events" in frame else frame[columns].sum(axis=1)
+    events = frame["events"] if "events" in frame else frame[count_columns(frame)].sum(axis=1)
     texts = user_texts(frame)
+    firsts = (first for first, _, _ in texts)
+    lasts = (last for _, last, _ in texts)
     packed = {
         "ids": list(ids),
         "texts": texts if len(ids) <= MAX_USERS_SENT_WITH_EVENTS else [],
         "events": float_bytes(events.fillna(0)),
-        "columns": [str(name) for name in columns],
-        "counts": float_bytes(frame[columns].fillna(0)),
+        "span": [min(filter(None, firsts), default=""), max(lasts, default="")],
     }
     return packed, ids, texts
 
@@ -123,6 +130,31 @@ def limit_length(texts: Iterable[str], max_length: int) -> list[str]:
         limited.append(text[:left])
         left -= len(text)
     return limited
+
+
+def pack_timeline(frame: pd.DataFrame) -> dict:
+    """Pack the events of one user.
+
+    Args:
+        frame: One row per event, oldest first: `time, modality, text` and `evidence` (a bool).
+
+    Returns:
+        `total`, all events and all evidence; and of the newest 10,000: `time` (minutes since 1970),
+        `modality` and `text` (places in `modalities` and `texts`) and `evidence`.
+    """
+    newest = frame.tail(MAX_TIMELINE_EVENTS)
+    minutes = pd.to_datetime(newest["time"]).astype("datetime64[s]").astype(np.int64) // 60
+    modality, modalities = pd.factorize(newest["modality"].astype(str), sort=True)
+    text, texts = pd.factorize(newest["text"].astype(str).str.slice(0, MAX_EVENT_LENGTH))
+    return {
+        "total": [len(frame), int(frame["evidence"].sum())],
+        "time": int_bytes(minutes),
+        "modality": int_bytes(modality),
+        "modalities": list(modalities),
+        "text": int_bytes(text),
+        "texts": list(texts),
+        "evidence": newest["evidence"].to_numpy(np.uint8).tobytes(),
+    }
 
 
 def pack_shift(

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pandas as pd
 
 from qanchor.analysis.embedding_cache import EmbeddingCache
 from qanchor.analysis.projection import joint_projection
 from qanchor.analysis.shift import MAX_EXACT_USERS, embedding_shift
+from qanchor.data.things import ThingEvents
 from qanchor.data.users import Users
 from qanchor.evaluation.backtest import backtest
 from qanchor.inference.engine import Engine
@@ -158,6 +160,40 @@ class LensBackend:
             The answer; for a query that nothing in the data speaks of, what can be asked instead.
         """
         return self.engine.generate(self.cache, str(user), query) or self._warning(query)
+
+    def timeline(self, user: str, query: str = "") -> pd.DataFrame:
+        """Return the events of one user before the cut-off, and which of them a query means.
+
+        Args:
+            user: The user.
+            query: The query; default the empty one, which means no event.
+
+        Returns:
+            One row per event, oldest first: `time, modality, text` and `evidence`, whether the
+            query means the event, so that `answer` counts it. A query that nothing in the data
+            speaks of means no event.
+
+        Raises:
+            KeyError: The user is unknown.
+
+        Example:
+            >>> users = qa.make_sample_users(60)
+            >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
+            >>> backend = qa.LensBackend(engine, engine.prefill(users), users, method="pca")
+            >>> frame = backend.timeline(users.ids[0], "Will this user come back?")
+            >>> list(frame), bool(frame["evidence"].all())  # any event is a return
+            (['time', 'modality', 'text', 'evidence'], True)
+        """
+        one = self._users.select([user])
+        events = one.history()
+        # each event as a user of its own, to learn which things it is of
+        own = ThingEvents(replace(one, events=events.assign(user=pd.Categorical(events.index))))
+        tokens = self.cache.tokens
+        meaning, _ = interpret(self.engine.model, tokens, query)
+        things = own.rows_of(tokens.things[row].name for row in meaning.things)
+        meant = pd.Series(np.isin(own.rows["thing"], things)).groupby(own.rows["user"]).any()
+        means_any = meaning.answerable and not meaning.things
+        return events[["time", "modality", "text"]].assign(evidence=meant | means_any)
 
     def _map_and_shift(self, query: str, previous: str) -> Iterator[Update]:
         """Make the maps of two queries and measure who moved."""

@@ -71,11 +71,18 @@ class FakeLens:
     takes its time.
     """
 
-    def __init__(self, users: int = 600, steps: int = 6, seconds: float = 0.6, seed: int = 0):
+    def __init__(
+        self,
+        users: int = 600,
+        steps: int = 6,
+        seconds: float = 0.6,
+        seed: int = 0,
+        events: int = 0,  # of each user; 0 for some
+    ):
         random = np.random.default_rng(seed)
         self.ids = tuple(f"u{i:04}" for i in range(users))
         self.queries, self.unit, self.units = QUERIES, "user", "users"
-        self.steps, self.seconds, self.closed = steps, seconds, 0
+        self.steps, self.seconds, self.closed, self.events = steps, seconds, 0, events
         self.group = random.integers(0, 6, users)
         angle = np.arange(6) * 2.4
         self.centres = np.stack([3.1 * np.cos(angle) * 1.5, 3.1 * np.sin(angle)], axis=1)
@@ -186,6 +193,20 @@ class FakeLens:
             "Backtest as of 2025-05-02: 72 of 100 pairs are in the right order.",
             data={"backtest": FakeBacktest()},
         )
+
+    def timeline(self, user: str, query: str) -> pd.DataFrame:
+        """Date some events; a query about travel means flights and trains."""
+        row = self.ids.index(user)
+        random = np.random.default_rng(row)
+        n = int(self.events or random.integers(30, 120))
+        kinds = [(kind, text) for kind, texts in TEXTS.items() for text in texts]
+        frame = pd.DataFrame(random.choice(kinds, n), columns=["modality", "text"])
+        if row == 0:  # hostile, as its recent events are
+            frame.loc[n - 1, "text"] = HOSTILE
+        minutes = np.sort(random.integers(0, 90 * 24 * 60, n))
+        frame.insert(0, "time", pd.Timestamp("2025-01-01") + pd.to_timedelta(minutes, unit="min"))
+        words = "flight|airline|train" if "travel" in query else query or "$^"
+        return frame.assign(evidence=frame["text"].str.contains(words, regex=True))
 
     def answer(self, user: str, query: str) -> str:
         """Write something hostile, as a careless model might."""

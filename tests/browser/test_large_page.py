@@ -136,7 +136,7 @@ def test_python_sets_the_selection_and_events_come_when_asked_for(book):
     box = canvas(book)
     x, y = book.page.evaluate(f"[{STATE}.pixels[0], {STATE}.pixels[1]]")
     book.page.mouse.click(box["x"] + x, box["y"] + y)
-    book.wait("document.querySelectorAll('.lens-events li').length > 1")
+    book.wait("document.querySelectorAll('.lens-events [data-event]').length > 1")
     assert book.page.evaluate(
         "document.querySelector('.lens-cardhead').textContent.includes('2025-')"
     )

@@ -144,17 +144,13 @@ def test_event_text_is_shown_as_text(book):
     book.ask(TRAVEL)
     book.asked(TRAVEL)
     book.page.locator(".lens-rows button").first.click()
+    book.page.get_by_role("button", name="All events").click()
     assert '<img src=x onerror="window.hurt=1">' in book.page.locator(".lens-events").inner_text()
-    events = book.page.locator(".lens-events li").all_inner_texts()
-    assert len(events) == 3 and events[2] == "paid 3.10 · tea and cake", (
-        "a dot in a text parts no events"
-    )
-    book.page.get_by_role("button", name="Answer", exact=True).click()
     book.wait("document.querySelector('.lens-answer').textContent.includes('<i>this</i>')")
     state = book.state()
     box = book.page.locator(".lens-canvas").bounding_box()
     book.page.mouse.move(box["x"] + state["pixels"][0], box["y"] + state["pixels"][1])
-    assert "<script>" in book.page.locator(".lens-tip").inner_text()
+    assert "<script>" in book.page.locator(".lens-map .lens-tip").inner_text()
     assert book.page.evaluate(
         "window.hurt === undefined && !document.querySelector('.lens img, .lens script')"
     )
@@ -177,6 +173,83 @@ def test_the_keyboard_does_the_main_task(book):
     assert book.run(1) == f"('{state['data']['picked']}',)"
 
 
+LINES = ".lens-events [data-event]"
+MARKED = ".lens-tick.evidence:not([d=''])"
+
+
+def test_a_user_who_is_opened_has_a_timeline_of_evidence(book):
+    page = book.page
+    page.locator(".lens-canvas").focus()
+    for key in ("ArrowRight", "Enter"):
+        page.keyboard.press(key)
+    page.wait_for_selector(".lens-lanes")
+    total = int(page.locator(".lens-log").get_by_role("button").last.inner_text().split()[-1])
+    assert total >= 30 and not page.locator(MARKED).count()
+    assert page.locator(".lens-percentile").is_hidden()  # nothing is asked
+    book.ask(TRAVEL)
+    book.asked(TRAVEL)
+    page.wait_for_selector(MARKED)
+    evidence = page.get_by_role("button", name="Evidence")
+    assert evidence.get_attribute("aria-pressed") == "true"
+    texts = page.locator(LINES).all_inner_texts()
+    assert 0 < len(texts) < total and f"Evidence {len(texts)}" == evidence.inner_text()
+    assert all("flight" in text or "airline" in text or "train" in text for text in texts)
+    days = [text.split()[0] for text in texts]
+    assert days == sorted(days, reverse=True) and days[0].startswith("2025-")
+    counts = page.locator(".lens-lanes text[text-anchor=end]").all_text_contents()
+    assert sum(map(int, counts)) == total
+    picked = int(book.state()["data"]["picked"][1:])
+    book.wait("!document.querySelector('.lens-percentile').hidden")
+    above = f"ranks above {min(int(100 * picked / 599), 99)} % of users"
+    assert page.locator(".lens-percentile").inner_text() == above
+    assert page.locator(".lens-answer").inner_text().startswith(book.state()["data"]["picked"])
+
+    evidence.focus()  # the keyboard reads the list, and the timeline says where an event is
+    for key in ("Tab", "Tab", "ArrowDown"):
+        page.keyboard.press(key)
+    assert (
+        page.evaluate("document.activeElement.innerText") == page.locator(LINES).nth(1).inner_text()
+    )
+    assert page.locator(".lens-pointer").get_attribute("d").startswith("M")
+
+    page.get_by_role("button", name="All events").click()
+    assert page.locator(LINES).count() == total
+    box = page.locator(MARKED).first.bounding_box()
+    x, y = box["x"] + 1.5, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    assert "evidence" in page.locator(".lens-timeline .lens-tip").inner_text()
+    assert page.locator(".lens-events .on.evidence").count() == 1
+    page.mouse.click(x, y)
+    assert page.evaluate("document.activeElement.className").split() == ["evidence", "on"]
+    book.shot("fake-timeline")
+
+
+def test_a_long_log_is_drawn_once_a_pixel_and_listed_by_pages(open_notebook, server):
+    long = SETUP + "QueryLens(make_frame(60), FakeLens(60, seconds=0.1, events=30_000))"
+    book = open_notebook(server.write("long.ipynb", [long]))
+    page = book.page
+    book.run(0)
+    book.settled()
+    book.ask(TRAVEL)
+    book.asked(TRAVEL)
+    page.locator(".lens-rows button").nth(2).click()
+    page.wait_for_selector(".lens-lanes")
+    page.get_by_role("button", name="All events 30,000").click()
+    assert page.locator(LINES).count() == 100
+    assert page.locator(".lens-log .lens-more span").inner_text() == "the newest 100 of 30,000"
+    told = page.locator(".lens-dated > .lens-more").inner_text()
+    assert told == "drawn and listed: the newest 10,000 of 30,000 events"
+    page.get_by_role("button", name="show 100 more").click()
+    assert page.locator(LINES).count() == 200
+    marks = page.locator(".lens-tick").evaluate_all(
+        "all => all.map((one) => one.getAttribute('d'))"
+    )
+    assert max(map(len, marks)) < 8_000
+    assert page.locator(".lens *").count() < 3_000
+    book.shot("fake-long")
+    book.close()
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_pictures_to_look_at(open_notebook, server, dark):
     look = "dark" if dark else "light"
@@ -187,8 +260,8 @@ def test_pictures_to_look_at(open_notebook, server, dark):
     book.ask(TRAVEL)
     book.asked(TRAVEL)
     book.page.locator(".lens-rows button").nth(3).click()
-    book.page.get_by_role("button", name="Answer", exact=True).click()
     book.wait("document.querySelector('.lens-answer').textContent.includes('likely')")
+    book.page.wait_for_selector(".lens-lanes")
     for width, height in ((1280, 900), (1920, 1080), (900, 1300)):
         book.page.set_viewport_size({"width": width, "height": height})
         book.page.wait_for_timeout(400)

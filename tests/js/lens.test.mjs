@@ -31,6 +31,26 @@ test("easing starts at 0, ends at 1, and never turns back", () => {
   for (let t = 0; t < 1; t += 0.05) assert.ok(g.ease(t + 0.05) >= g.ease(t));
 });
 
+const minutes = (day) => Date.parse(`${day}Z`) / 6e4;
+
+test("a time is written as a date, and a time of day unless it is midnight", () => {
+  assert.equal(g.stamp(minutes("2025-03-02T00:00")), "2025-03-02");
+  assert.equal(g.stamp(minutes("2025-03-02T08:05")), "2025-03-02 08:05");
+});
+
+test("round dates lie within the time, at most so many, and name the year", () => {
+  const words = (from, to, most) => g.timeTicks(minutes(`${from}T00:00`), minutes(`${to}T00:00`), most).map(([, word]) => word);
+  assert.deepEqual(words("2025-03-03", "2025-05-31", 4), ["Apr 2025", "May"]);
+  assert.deepEqual(words("2024-11-15", "2025-02-10", 4), ["Dec 2024", "Jan 2025", "Feb"]);
+  assert.deepEqual(words("2019-05-01", "2025-02-10", 4), ["2020", "2022", "2024"]);
+  assert.deepEqual(words("2025-03-03", "2025-03-06", 4), ["Mar 3", "Mar 4", "Mar 5", "Mar 6"]);
+  for (const to of ["2025-03-04", "2025-09-01", "2031-01-01", "2300-01-01"]) {
+    const [first, last] = [minutes("2025-03-03T10:30"), minutes(`${to}T00:00`)];
+    const ticks = g.timeTicks(first, last, 4);
+    assert.ok(ticks.length <= 5 && ticks.every(([t]) => t >= first && t <= last), to);
+  }
+});
+
 test("blending walks from place to place and keeps what is known", () => {
   const half = g.blend(Float32Array.of(0, 0, 4, 4, NaN, NaN), Float32Array.of(2, 4, NaN, NaN, 7, 7), 0.5);
   assert.deepEqual([...half], [1, 2, 4, 4, 7, 7]);

@@ -17,9 +17,16 @@ from fake import FakeLens, make_frame
 from fake_clusters import fake_compare
 from updates import Update
 
-from widgets import ClusterView, QueryLens, QueryMatrixView, ResultCard, SelectionPanel
+from widgets import ClusterView, QueryLens, QueryMatrixView, ResultCard, SelectionPanel, packing
 from widgets.base import Selection
-from widgets.packing import MAX_RECENT_LENGTH, limit_length, pack_shift, pack_users
+from widgets.packing import (
+    MAX_EVENT_LENGTH,
+    MAX_RECENT_LENGTH,
+    limit_length,
+    pack_shift,
+    pack_timeline,
+    pack_users,
+)
 
 TRAVEL = "Will this user travel soon?"
 
@@ -116,6 +123,42 @@ def test_long_events_are_cut_for_each_user():
         MAX_RECENT_LENGTH,
         MAX_RECENT_LENGTH,
     ] and len(texts[0]) == 2
+
+
+def test_a_timeline_comes_back_from_its_bytes():
+    days = ["2025-01-01 00:00:59", "2025-01-01 08:30", "2025-03-02"]
+    frame = pd.DataFrame({"time": pd.to_datetime(days, format="ISO8601")})
+    frame = frame.assign(modality=["b", "a", "b"], text=["tea", "x" * 999, "tea"])
+    packed = pack_timeline(frame.assign(evidence=[True, False, True]))
+    minutes = np.frombuffer(packed["time"], np.int32)
+    assert pd.to_datetime(minutes, unit="m").astype(str).str[:16].tolist() == [
+        "2025-01-01 00:00",
+        "2025-01-01 08:30",
+        "2025-03-02 00:00",
+    ]
+    names = [packed["modalities"][place] for place in np.frombuffer(packed["modality"], np.int32)]
+    assert names == ["b", "a", "b"]
+    texts = [packed["texts"][place] for place in np.frombuffer(packed["text"], np.int32)]
+    assert texts == ["tea", "x" * MAX_EVENT_LENGTH, "tea"] and len(packed["texts"]) == 2
+    assert list(packed["evidence"]) == [1, 0, 1] and packed["total"] == [3, 2]
+    nothing = pack_timeline(frame.assign(evidence=False)[:0])
+    assert nothing["total"] == [0, 0] and nothing["time"] == b""
+
+
+def test_of_a_long_log_the_newest_events_are_sent_and_all_are_counted(monkeypatch):
+    monkeypatch.setattr(packing, "MAX_TIMELINE_EVENTS", 2)
+    times = pd.date_range("2025-01-01", periods=5)
+    frame = pd.DataFrame({"time": times, "modality": "a", "text": list("abcde")})
+    packed = pack_timeline(frame.assign(evidence=[True, True, False, False, True]))
+    assert packed["texts"] == ["d", "e"] and list(packed["evidence"]) == [0, 1]
+    assert packed["total"] == [5, 3]
+
+
+def test_all_timelines_span_the_days_of_all_users():
+    frame = pd.DataFrame({"user": ["a", "b", "c"], "first": ["2025-01-05", "2025-01-02", None]})
+    frame = frame.assign(last=["2025-02-01", "2025-02-03", None])
+    assert pack_users(frame)[0]["span"] == ["2025-01-02", "2025-02-03"]
+    assert pack_users(frame[["user"]])[0]["span"] == ["", ""]
 
 
 @pytest.mark.parametrize(("units", "word"), [(None, "users"), ("households", "households")])

@@ -200,15 +200,41 @@ def test_the_selection_is_read_and_set_on_both_sides():
     assert Selection(("a",), lambda rows: None).ids == ()
 
 
-def test_answers_come_back_and_their_errors_too():
-    lens, _ = make_lens()
+def open_user(lens, row: int) -> None:
+    lens._on_message(lens, {"type": "user", "user": row}, [])
+
+
+def test_a_user_who_is_opened_is_sent_with_dated_events_and_the_answer():
+    lens, backend = make_lens()
+    open_user(lens, 3)
+    until(lambda: lens._timeline)
+    assert (lens._timeline["user"], lens._timeline["query"]) == (3, "") and not lens._answer
     lens.ask(TRAVEL)
-    lens._on_message(lens, {"type": "answer", "user": 3}, [])
+    open_user(lens, 3)
     until(lambda: "text" in lens._answer)
     assert lens._answer["user"] == 3 and lens._answer["text"].startswith("u0003 likely will")
-    lens._on_message(lens, {"type": "answer", "user": 1}, [])
+    frame = backend.timeline("u0003", TRAVEL)
+    assert lens._timeline["query"] == TRAVEL
+    assert lens._timeline["total"] == [len(frame), frame["evidence"].sum()]
+    open_user(lens, 60)  # nobody
+    open_user(lens, 1)
     until(lambda: "error" in lens._answer)
     assert lens._answer["error"] == "No answer: the text could not be generated"
+    lens._timeline_of = lambda user, query: 1 / 0
+    open_user(lens, 2)
+    until(lambda: "error" in lens._timeline)
+    assert lens._timeline["error"] == "No timeline: division by zero"
+    assert lens._timeline["user"] == 2
+
+
+def test_without_a_timeline_a_user_has_recent_events_only():
+    backend = FakeLens(60, seconds=0)
+    backend.timeline = None
+    lens = QueryLens(make_frame(60), backend)
+    lens.ask(TRAVEL)
+    open_user(lens, 3)
+    until(lambda: "text" in lens._answer)
+    assert not lens._timeline
 
 
 def test_of_a_large_set_events_are_sent_when_asked_for():
@@ -239,7 +265,7 @@ def test_scripts_and_styles_are_small():
     views = [View for View in vars(widgets).values() if hasattr(View, "_esm")]
     assert len(views) >= 6
     for view in [*views, Tour]:
-        assert len(str(view._esm).encode()) < 54_000 and len(str(view._css).encode()) < 20_000, (
+        assert len(str(view._esm).encode()) < 64_000 and len(str(view._css).encode()) < 20_000, (
             view.__name__
         )
 
@@ -357,6 +383,17 @@ def test_scripts():
         text=True,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_the_script_of_each_view_has_no_name_twice(tmp_path):
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("needs node, to read the scripts")
+    for view in [view for view in vars(widgets).values() if hasattr(view, "_esm")]:
+        script = tmp_path / f"{view.__name__}.mjs"
+        script.write_text(str(view._esm))
+        done = subprocess.run([node, "--check", script], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 def test_progress_that_comes_too_soon_is_left_out_but_not_what_must_be_said(monkeypatch):

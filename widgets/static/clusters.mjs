@@ -1,7 +1,7 @@
 // The cluster view: the map of both sides, the flow between their clusters, what names them, and the scores.
 import { clamp, count, floats, ints, percent, SHAPES } from "./geometry.mjs";
-import { choice, make, modeOf } from "./dom.mjs";
-import { flowView, marker, svg } from "./flow.mjs";
+import { choice, make, modeOf, svg } from "./dom.mjs";
+import { flowView, marker } from "./flow.mjs";
 import { survivesKernel } from "./kernel.mjs";
 import { userMap } from "./map.mjs";
 

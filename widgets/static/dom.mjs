@@ -15,18 +15,16 @@ export function make(tag, props = {}, ...children) {
 /** Words, none of them broken at its hyphen. */
 export const unbroken = (text = "") => text.split(/(\S{1,24}-\S{1,24})/).map((part, place) => (place % 2 ? make("span", { class: "lens-whole" }, part) : part));
 
-/** A small drawing beside a word in the legend. */
-export function glyph(path, kind) {
-  const space = "http://www.w3.org/2000/svg";
-  const svg = document.createElementNS(space, "svg");
-  const shape = document.createElementNS(space, "path");
-  svg.setAttribute("class", `lens-mark ${kind}`);
-  svg.setAttribute("viewBox", "0 0 16 12");
-  svg.setAttribute("aria-hidden", "true");
-  shape.setAttribute("d", path);
-  svg.append(shape);
-  return svg;
+/** An SVG element with properties; a string child becomes a text node. */
+export function svg(tag, props = {}, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [key, value] of Object.entries(props)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
 }
+
+/** A small drawing beside a word in the legend. */
+export const glyph = (path, kind) => svg("svg", { class: `lens-mark ${kind}`, viewBox: "0 0 16 12", "aria-hidden": "true" }, svg("path", { d: path }));
 
 /** Two or three buttons of which one is pressed. */
 export function choice(name, options, pressed, change) {

@@ -1,6 +1,6 @@
 // The flow of users from the clusters of before to those of after: where bars and bands lie, and their drawing.
 import { corners, count, pathOf, SHAPES } from "./geometry.mjs";
-import { make, modeOf } from "./dom.mjs";
+import { make, modeOf, svg } from "./dom.mjs";
 
 export const KINDS = {
   stays: "from a cluster to its only heir, or in none on both sides",
@@ -14,7 +14,6 @@ export const KINDS = {
 const MIN_HEIGHT = 36; // pixels that a cluster has at least, so that its name can be read
 const GAP = 6;
 const BAR = 9;
-const SPACE = "http://www.w3.org/2000/svg";
 
 /** Order the right side so that few bands cross: by where its users come from; those in none stay last. */
 export function ordered(left, right, bands) {
@@ -58,13 +57,6 @@ export function layout(left, right, bands, wantedHeight) {
   for (const band of [...out].sort((a, b) => by(a, b, 0, "from", 1, "to"))) band.y0 = take(0, band.from, band.h);
   for (const band of [...out].sort((a, b) => by(a, b, 1, "to", 0, "from"))) band.y1 = take(1, band.to, band.h);
   return { height, left: placed[0], right: placed[1], bands: out };
-}
-
-export function svg(tag, props = {}, ...children) {
-  const node = document.createElementNS(SPACE, tag);
-  for (const [key, value] of Object.entries(props)) node.setAttribute(key, value);
-  node.append(...children);
-  return node;
 }
 
 /** The marker of a cluster, as it is on the map. */

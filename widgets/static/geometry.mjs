@@ -153,6 +153,33 @@ export const number = (n) => Math.round(n).toString().replace(/\B(?=(\d{3})+$)/g
 export const count = (n, one, many) => `${number(n)} ${n === 1 ? one : many}`;
 export const percent = (share) => (Number.isNaN(share) ? "" : `${Math.round(share * 100)} %`);
 
+const DAY = 1440; // minutes
+
+/** Minutes since 1970 as a date, and a time unless it is midnight. */
+export const stamp = (minutes) => new Date(minutes * 6e4).toISOString().slice(0, 16).replace("T", " ").replace(" 00:00", "");
+
+/** At most about so many round dates between two times, [minutes, words] each; the first names its year. */
+export function timeTicks(first, last, most) {
+  const words = (minutes, form) => new Date(minutes * 6e4).toLocaleDateString("en", { timeZone: "UTC", ...form });
+  const step = [1, 2, 7, 14].map((days) => days * DAY).find((minutes) => (last - first) / minutes <= most);
+  const ticks = [];
+  if (step) {
+    for (let t = Math.ceil(first / step) * step; t <= last; t += step) ticks.push([t, words(t, { day: "numeric", month: "short" })]);
+    return ticks;
+  }
+  const span = (last - first) / (30.4 * DAY); // in months
+  const months = [1, 2, 3, 6, 12, 24, 60].find((n) => span / n <= most) ?? 120 * Math.ceil(span / 120 / most);
+  const start = new Date(first * 6e4);
+  let month = Math.floor((12 * start.getUTCFullYear() + start.getUTCMonth()) / months) * months;
+  for (let t = 0; t <= last; month += months) {
+    t = Date.UTC(Math.floor(month / 12), month % 12) / 6e4;
+    if (t < first || t > last) continue;
+    const isNamed = !ticks.length || month % 12 === 0;
+    ticks.push([t, words(t, months >= 12 ? { year: "numeric" } : isNamed ? { month: "short", year: "numeric" } : { month: "short" })]);
+  }
+  return ticks;
+}
+
 /** A typed array over bytes that came with the state, whatever their offset. */
 export function floats(data) {
   return data ? new Float32Array(data.buffer.slice(data.byteOffset, data.byteOffset + data.byteLength)) : new Float32Array(0);

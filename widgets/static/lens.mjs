@@ -1,8 +1,9 @@
 // The query lens: a query box, the map, who moved most and why to believe it. All text enters as text nodes.
-import { count, flags, floats, ints, NEIGHBORS, number, percent, ranks, strongest } from "./geometry.mjs";
+import { count, flags, floats, ints, number, percent, ranks, strongest } from "./geometry.mjs";
 import { choice, focused, glyph, make, modeOf, unbroken } from "./dom.mjs";
 import { survivesKernel } from "./kernel.mjs";
 import { userMap } from "./map.mjs";
+import { userCard } from "./card.mjs";
 
 const OPENING = "no query";
 const WAITS = "Waiting for another cell to finish";
@@ -12,6 +13,7 @@ const meanings = ({ unit, units }) => ({
   residual: `how far the question moved a ${unit}, in the space of 128 numbers itself, less what it moved all alike; the map only shows it`,
   "noise floor": `how far the same question in other words moves a ${unit}: within it, moving means nothing`,
   kept: "how many of the 15 nearest neighbours are the same after the question",
+  evidence: `the events of a ${unit} that the question is about, which the answer counts`,
   answer: `how strongly the events that the question is about speak for a yes of a ${unit}: an order, not a probability`,
   Backtest: `the same question as of an earlier day: of 100 pairs of ${units}, how many were in the order that they showed since; 50 is chance, and a run that was trained on the same ${units} scores too high`,
   trustworthiness: "how far neighbours on the map are neighbours in the space itself, 1 at best; faint dots are misplaced",
@@ -160,55 +162,10 @@ function userList(users, about, textsOf, pick, select) {
   return { node: make("div", { class: "lens-list" }, head, rows), show, mark, follow };
 }
 
-/** One user: events, modalities, neighbours gained and lost, and the model's own answer. */
-function userCard(model, users, textsOf, counts, events, pick) {
-  const node = make("div", { class: "lens-card", role: "region", "aria-label": "One user" });
-  let [row, picture] = [-1, null];
-  const others = (label, list) => {
-    const rows = Array.from(list.slice(row * NEIGHBORS, (row + 1) * NEIGHBORS)).filter((r) => r >= 0);
-    if (!rows.length) return null;
-    const links = rows.map((r) => make("button", { type: "button", class: "lens-link", onclick: () => pick(r) }, users.ids[r]));
-    return make("p", { class: "lens-others" }, make("span", {}, label), ...links);
-  };
-  function modalities() {
-    const own = users.columns.map((name, i) => [name, counts[row * users.columns.length + i]]);
-    const most = Math.max(...own.map(([, n]) => n), 1);
-    const bars = own.map(([name, n]) => {
-      const bar = make("span", { class: "lens-bar-cell" }, make("i", { style: `width:${(100 * n) / most}%` }));
-      return make("div", { class: n ? "" : "absent" }, make("span", {}, name), bar, make("span", { class: "lens-figure" }, number(n)));
-    });
-    return make("div", { class: "lens-modalities" }, ...bars);
-  }
-  function showAnswer() {
-    const box = node.querySelector(".lens-answer");
-    const answer = model.get("_answer");
-    if (!box || !("user" in answer)) return;
-    const isCurrent = answer.user === row && answer.query === picture.to;
-    box.textContent = !isCurrent ? "" : answer.busy ? "Writing …" : answer.error || answer.text;
-    box.classList.toggle("wrong", Boolean(isCurrent && answer.error));
-    box.classList.toggle("busy", Boolean(isCurrent && answer.busy));
-  }
-  function show(next, p) {
-    [row, picture] = [next, p];
-    if (row < 0 || !p) return node.replaceChildren(make("p", { class: "lens-empty" }, `Click a ${model.get("_about").unit} to read its events. Drag on the map to draw around some: Shift adds, Alt takes away. Ctrl and the wheel zoom, Ctrl and drag moves it. By keyboard, on the map and in the list: arrows walk, Enter opens, Space selects.`));
-    const [first, last, recent] = textsOf(row);
-    const span = first ? `, ${first} to ${last}` : "";
-    const head = make("div", { class: "lens-cardhead" }, make("strong", {}, users.ids[row]), make("span", {}, `${count(events[row], "event", "events")}${span}`));
-    const list = make("ul", { class: "lens-events", "aria-label": "Recent events, newest first" }, ...recent.map((event) => make("li", {}, event)));
-    const button = make("button", { type: "button", class: "lens-write", onclick: () => model.send({ type: "answer", user: row }) }, "Answer");
-    const can = model.get("_about").answers;
-    const answer = can && make("div", { class: "lens-reply" }, button, make("div", { class: "lens-answer", "aria-live": "polite" }));
-    const near = p.shifted ? [others("gained", p.gained), others("lost", p.lost)] : [];
-    node.replaceChildren(...[head, answer || null, list, ...near, users.columns.length ? modalities() : null].filter(Boolean));
-    showAnswer();
-  }
-  return { node, show, showAnswer };
-}
-
 function render({ model, el }) {
   const about = model.get("_about");
   const users = model.get("_users");
-  const [counts, events] = [floats(users.counts), floats(users.events)];
+  const events = floats(users.events);
   const bar = queryBar(model, about);
   const box = make("div", { class: "lens-map" });
   const route = make("div", { class: "lens-route" });
@@ -232,7 +189,7 @@ function render({ model, el }) {
   const colour = choice("Colour", [["moved", "moved"], ["residual", "residual"], ...(about.ranks ? [["answer", "answer"]] : [])], "moved", (value) => ((pressedColour = value), setColour(value)));
   let pressedColour = ""; // what was pressed by hand stays
   const list = userList(users, about, textsOf, pick, select);
-  const card = userCard(model, users, textsOf, counts, events, pick);
+  const card = userCard(model, users, textsOf, events, pick);
   const options = make("div", { class: "lens-options" }, make("span", {}, "colour"), colour);
   const foot = make("div", { class: "lens-foot" }, legend, picked, options);
   const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, route, side), box, foot, lead, sentence, doubt, interpretation, backtest, caption, make("div", { class: "lens-keeping" }, saveButton, savedNote), words);
@@ -332,6 +289,7 @@ function render({ model, el }) {
     const wanted = pressedColour || preset;
     setColour(wanted === "answer" && !p.rank ? "moved" : wanted);
     list.show(p, about.max_listed, preset);
+    card.showRank();
     selected();
   }
   /** How often such a ranking was right before: a button until that is known. */
@@ -369,7 +327,7 @@ function render({ model, el }) {
     }
     event.stopPropagation(); // the notebook has keys of its own
   });
-  const handlers = { _picture: picture, _selected: selected, _status: status, _history: bar.history, _answer: card.showAnswer, _recent: receiveEvents, _ranking: ranking, _backtest: showBacktest };
+  const handlers = { _picture: picture, _selected: selected, _status: status, _history: bar.history, _answer: card.showAnswer, _timeline: card.showTimeline, _recent: receiveEvents, _ranking: ranking, _backtest: showBacktest };
   for (const [name, act] of Object.entries(handlers)) model.on(`change:${name}`, act);
   model.on("msg:custom", bar.acknowledged);
   const theme = new MutationObserver(map.dress);
@@ -384,6 +342,7 @@ function render({ model, el }) {
     model.off("msg:custom", bar.acknowledged);
     bar.stopWaiting();
     theme.disconnect();
+    card.destroy();
     map.destroy();
   };
 }

@@ -146,6 +146,44 @@ def test_the_lens_answers_in_words(lens, engine):
     assert len(lens.queries) == 6 and all("{}" not in query for query in lens.queries)
 
 
+def test_the_timeline_marks_the_events_that_a_query_means_in_any_way_of_meaning(lens):
+    users = sample_users()
+    things = {thing.name: thing.words for thing in lens.cache.tokens.things}
+    user = users.ids[0]
+    history = users.history()
+    events = history[history["user"] == user].reset_index(drop=True)
+    afternoon = events["time"].dt.hour.between(12, 17)
+    text = events["text"].mode()[0]
+    cases = {
+        f"modality:{events['modality'][0]}": events["modality"] == events["modality"][0],
+        f"text:{text}": events["text"] == text,
+        "time:afternoon": afternoon,
+        "number:amount": events["amount"].fillna(0) != 0,
+    }
+    for name, meant in cases.items():
+        frame = lens.timeline(user, things[name])
+        assert list(frame) == ["time", "modality", "text", "evidence"]
+        columns = ["time", "modality", "text"]
+        pd.testing.assert_frame_equal(frame[columns].astype(str), events[columns].astype(str))
+        assert meant.any() and not meant.all()
+        assert frame["evidence"].tolist() == meant.tolist(), name
+        assert f": {meant.sum()} time" in lens.answer(user, things[name])
+    assert lens.timeline(user, QUERY)["evidence"].all()  # means any event
+    for nothing in ("", "Does this user suffer from diabetes?"):
+        assert not lens.timeline(user, nothing)["evidence"].any()
+    with pytest.raises(KeyError, match="nobody"):
+        lens.timeline("nobody", QUERY)
+
+
+def test_a_user_without_events_has_an_empty_timeline(engine):
+    users = sample_users()
+    silent = users.ids[3]
+    users = dataclasses.replace(users, events=users.events[users.events["user"] != silent])
+    lens = qa.LensBackend(engine, engine.prefill(users), users, method="pca")
+    for query in ("", QUERY, "afternoon"):
+        assert lens.timeline(silent, query).empty
+
+
 def test_the_ranking_follows_the_map_in_the_order_of_the_users(lens, engine):
     query = QUERY
     updates = list(lens(query))
