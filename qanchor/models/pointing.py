@@ -27,7 +27,7 @@ from qanchor.models.user_tokens import (
     TOKEN_NUMBERS,
     UserTokens,
 )
-from qanchor.models.words import PLACE, content_words, is_about_buying, spelling_vectors
+from qanchor.models.words import BUYING, PLACE, content_words, spelling_vectors
 from qanchor.useru.concepts import MEASURES, behavior_queries
 from qanchor.useru.topics import names_one
 from qanchor.utils.device import single_thread
@@ -664,7 +664,7 @@ def question_input(
     behaviors = text_vectors(list(dict.fromkeys(behaviors)), encoder).astype(np.float32)
     anywhere = [content_words(PLACE.sub("", text)) for text in texts]
     behavior = (text_vectors(anywhere, encoder).astype(np.float32) @ behaviors.T).max(1, initial=0)
-    is_buying = [is_about_buying(text) for text in anywhere]
+    is_buying = [BUYING.issuperset(text.split()) for text in anywhere]
     behavior = np.where(is_buying, behavior.clip(max=BUYING_IS_ANY), behavior)
     return QuestionInput(
         vector=torch.from_numpy(vector),

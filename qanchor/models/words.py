@@ -30,6 +30,7 @@ PLACE = re.compile(
     r"\b(?:to|at|in|into|on) (?:the|our|this|my) (?:shop|store|site|website|app|service)\b",
     re.IGNORECASE,
 )
+# a question of these words alone is about buying, whatever it is
 BUYING = frozenset("buy buying keep order ordering purchase shop shopping stop".split())  # noqa: SIM905
 TWO_THINGS = re.compile(
     r"\bbut\b|\band (?:then|never|not|(?:do|does|will|has) not|(?:do|does|wo|has)n['’]t)\b",
@@ -58,15 +59,6 @@ def content_words(query: str) -> str:
     words = re.findall(r"[^\W_]+(?:['’]t\b)?", joined)
     content = [word for word in words if word not in FUNCTION_WORDS]
     return " ".join(word for word in content if not word.endswith(("'t", "’t"))) or query
-
-
-def is_about_buying(content: str) -> bool:
-    """Return whether all that a question is about is buying, whatever it is.
-
-    Args:
-        content: From `content_words`.
-    """
-    return BUYING.issuperset(content.split())
 
 
 def asks_two_things(query: str) -> bool:

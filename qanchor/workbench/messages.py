@@ -23,7 +23,6 @@ from qanchor.analysis.query_matrix import MatrixProgress
 from qanchor.analysis.shift import N_NEIGHBORS, share_beyond_noise
 from qanchor.evaluation.backtest import BacktestResult
 from qanchor.models.words import asks_two_things
-from qanchor.useru.concepts import ANY_EVENT
 from qanchor.utils.text import count, plural
 
 # Rank correlation from which on attention and deletion are said to agree so well.
@@ -265,9 +264,7 @@ def backtest_summary(result: BacktestResult) -> str:
         verdict = ": no better than chance"
     right = f"{100 * result.right:.0f} of 100 pairs are in the right order ({interval}){verdict}."
     outcomes = PAST_DENIALS if result.topic.startswith("not ") else PAST_OUTCOMES
-    topic = result.topic.removeprefix("not ")
-    if topic == ANY_EVENT and outcomes is PAST_DENIALS:
-        topic = "event"
+    topic = result.topic.removeprefix("not any ").removeprefix("not ")
     asked = outcomes[result.measure].format(topic=topic)
     outcome = f"Measured on {count(result.n, unit)}: {asked} in the {result.days} days after?"
     if result.shares:

@@ -17,7 +17,6 @@ from sklearn.preprocessing import StandardScaler
 
 from qanchor.data.reading import load_users
 from qanchor.data.sample import (
-    CARRIERS,
     MODALITIES,
     TASKS,
     TRAITS,
@@ -25,6 +24,7 @@ from qanchor.data.sample import (
     sample_ground_truth,
     themes,
 )
+from tests.benchmarks.attention import CARRIERS
 from tests.benchmarks.datasets import write_sample_data
 
 SAMPLE = Path(__file__).parents[3] / "data" / "sample"
