@@ -32,6 +32,8 @@ PLACE = re.compile(
 )
 # a question of these words alone is about buying, whatever it is
 BUYING = frozenset("buy buying keep order ordering purchase shop shopping stop".split())  # noqa: SIM905
+# encoders take these for more of it
+FEWER = re.compile(r"\bfewer\b|\bcut(?:ting)? (?:back|down) on\b", re.IGNORECASE)
 TWO_THINGS = re.compile(
     r"\bbut\b|\band (?:then|never|not|(?:do|does|will|has) not|(?:do|does|wo|has)n['’]t)\b",
     re.IGNORECASE,
