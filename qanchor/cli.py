@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from functools import partial
-from math import ceil
 from pathlib import Path
 from typing import Annotated
 
@@ -176,26 +175,6 @@ def download_weights_command(as_json: Json = False) -> None:
     print_result(folders, text, as_json)
 
 
-def training_note(days: int, horizon_days: int) -> str:
-    """Return whether a history is long enough to train on.
-
-    Args:
-        days: Days of the history.
-        horizon_days: Days after a cut-off that questions are about.
-
-    Example:
-        >>> training_note(39, 30)
-        '39 days of history, and 45 are needed. Collect more, or shorten the horizon.'
-    """
-    needed = ceil(1.5 * horizon_days)  # of them half a horizon before the earliest cut-off
-    if days >= needed:
-        return f"{count(days, 'day')} of history, {needed} are needed."
-    return (
-        f"{count(days, 'day')} of history, and {needed} are needed."
-        " Collect more, or shorten the horizon."
-    )
-
-
 @app.command("check")
 def check_command(
     path: Path,
@@ -209,9 +188,6 @@ def check_command(
     all that is wrong (then the exit code is 1).
     """
     result, words = check_folder(path, fix)
-    if result["in_order"]:
-        result["training"] = training_note(result["days"], result["horizon_days"])
-        words += f"\ntraining: {result['training']}"
     print_result(result, words, as_json)
     raise typer.Exit(0 if result["in_order"] else 1)
 

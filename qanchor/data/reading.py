@@ -31,7 +31,7 @@ from qanchor.data.columns import (
 from qanchor.data.dates import read_times
 from qanchor.data.metadata import ABOUT_FIELDS, read_about
 from qanchor.data.sources import Table, TableLike, find_tables, open_table
-from qanchor.data.users import Users
+from qanchor.data.users import Users, training_problem
 from qanchor.data.validation import (
     LIKE_A_LABEL,
     MAX_TIME,
@@ -619,12 +619,14 @@ def check_folder(path, out=None, today=None) -> tuple[dict, str]:
         lines.append(f"The users are written to {out}.")
         path = out
     inside = _contents(users)
+    problem = training_problem(users)
+    inside["training"] = problem or "there are enough users and days of history."
     lines += [f"{name}: {_listed(value)}" for name, value in inside.items() if value]
     folder = shlex.quote(str(path))
-    if Path(path).is_dir():
-        lines.append(f"next: python -m qanchor fit --users {folder} --out RUN")
-    else:
+    if not Path(path).is_dir():
         lines.append(f"next: python -m qanchor check {folder} --fix FOLDER")
+    elif not problem:
+        lines.append(f"next: python -m qanchor fit --users {folder} --out RUN")
     return data | inside | {"report": users.report.to_dict()}, "\n".join(lines)
 
 
@@ -645,7 +647,7 @@ def _contents(users: Users) -> dict:
         "users": len(users),
         "events": len(users.events),
         "history": len(past),
-        "days": (past["time"].max() - past["time"].min()).days + 1 if len(past) else 0,
+        "days": users.history_days,
         "cutoff": str(users.cutoff),
         "horizon_days": users.horizon_days,
         "modalities": past.groupby("modality", observed=False).size().to_dict(),

@@ -4,6 +4,8 @@ read without a guess is refused in one message.
 
 import inspect
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +14,7 @@ import pytest
 from qanchor.data.labels import read_labels
 from qanchor.data.reading import check_folder, load_users, read_events
 from qanchor.errors import DataError
+from qanchor.training.reader import training_cutoffs
 
 HEADER = "user,time,modality,text"
 
@@ -661,6 +664,33 @@ def test_15_few_users_alike_users_and_one_event_each(tmp_path, n):
     assert users.label("Churn").dropna().tolist() == [0]
 
 
-def test_15e_check_counts_the_days_of_the_history(tmp_path):
-    data, words = check_folder(put(tmp_path, csv(days(39))))
-    assert data["days"] == 39 and "days: 39" in words
+def test_15e_the_horizon_that_check_advises_for_a_short_history_works(tmp_path):
+    rows = [(f"u{i}", *row[1:]) for row in days(39) for i in range(30)]
+    folder = put(tmp_path, csv(rows))
+    data, words = check_folder(folder)
+    said = "38 days of history before the cut-off, 45 are needed. Write {"
+    assert data["days"] == 38 and "days: 38" in words and f"training: {said}" in words
+    assert "next: " not in words
+    users = load_users(folder)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        training_cutoffs(users)
+    days_advised = int(re.search(r"horizon_days=(\d+) to read_events", words)[1])
+    assert training_cutoffs(read_events(folder, horizon_days=days_advised))
+    with pytest.raises(ValueError, match="days of history before"):
+        training_cutoffs(replace(users, horizon_days=days_advised + 1))
+    (folder / "about.json").write_text(re.search(r"{.*}", data["training"])[0])
+    assert "training: there are enough" in check_folder(folder)[1]
+
+
+def test_15_check_counts_the_users_that_training_needs(tmp_path):
+    data, words = check_folder(put(tmp_path, csv(days(120, users=24))))
+    assert data["training"] == "24 users, 30 are needed. Collect more." and "next: " not in words
+    with pytest.raises(ValueError, match=re.escape(data["training"])):
+        training_cutoffs(load_users(tmp_path))
+    rows = days(90, users=24) + [(f"new {row[0]}", *row[1:]) for row in days(120, users=30)[90:]]
+    data, words = check_folder(put(tmp_path, csv(rows)))
+    said = "24 users with an event before 2025-03-31, 30 are needed. Pass a later cutoff"
+    assert data["users"] > 30 and data["training"].startswith(said)
+    put(tmp_path, csv(days(120, users=30)))
+    data, words = check_folder(tmp_path)
+    assert "next: python -m qanchor fit" in words and training_cutoffs(load_users(tmp_path))
