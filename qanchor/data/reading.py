@@ -68,6 +68,7 @@ def read_events(
     horizon_days: int | None = None,
     unit: str | None = None,
     words: Mapping[str, str] | None = None,
+    positive: str | None = None,
     duplicates: str | None = None,
     timezone: str | None = None,
 ) -> Users:
@@ -95,6 +96,7 @@ def read_events(
         unit: Word for one user in questions, such as "customer" (default "user").
         words: What people call a column, modality, text or attribute, by its name, such as
             `{"priv": "private label brand"}`; questions are compared with it (default: the names).
+        positive: Word that is 1, for labels of two words (default: none).
         duplicates: "keep" equal events (default), or "drop" all but the first.
         timezone: Zone of times that name none, such as "Europe/Berlin" (default: UTC).
 
@@ -117,7 +119,7 @@ def read_events(
     columns = {"user": user, "time": time, "text": text, "modality": modality}
     columns |= {"numbers": numbers, "attributes": attributes}
     about = {"cutoff": cutoff, "horizon_days": horizon_days, "unit": unit, "words": words}
-    about |= {"duplicates": duplicates, "timezone": timezone}
+    about |= {"positive": positive, "duplicates": duplicates, "timezone": timezone}
     users, findings = _Reader(source, _known(about) | {"columns": _known(columns)}).read()
     findings.raise_errors()
     if users.report.dropped:
@@ -432,7 +434,8 @@ class _Events:
             self._drop(again, user, "the same as an earlier row. It is left out.")
         else:
             message = (
-                'the same as an earlier row. It is kept; pass duplicates="drop" to leave it out.'
+                'the same as an earlier row. It is kept; to leave it out, write {"duplicates":'
+                ' "drop"} into about.json or pass duplicates="drop" to read_events.'
             )
             self.findings.rows(self._cells(user), again, message, "note")
 
@@ -521,6 +524,17 @@ class _Events:
             words = []
         self.joined = [*self.roles.text, *words]
         self.rows["text"] = self._join_words(self.joined)
+        n_kinds = self.rows["text"].nunique()
+        if self.roles.text and words:
+            text = self.roles.text[0]
+            n_alone = self._cells(text).nunique()
+            message = (
+                f"joined with {', '.join(words)}: {n_kinds:,} kinds instead of {n_alone:,}. To read"
+                f' it alone, write {{"columns": {{"text": "{text}"}}}} into about.json or pass'
+                f' text="{text}" to read_events.'
+            )
+            if n_kinds > n_alone:
+                self.findings.add(text, None, message, "note")
         return self.rows[[*REQUIRED, *self._numbers()]].reset_index(drop=True)
 
     def _numbers(self) -> list[str]:

@@ -101,7 +101,8 @@ def test_06_dots_for_thousands_where_commas_are_decimal_marks(tmp_path):
     users = read(put(tmp_path, csv(rows, f"{HEADER},punkte,preis".replace(",", ";"), ";")))
     assert users.events["punkte"].sum() == 15 * (950 + 1250 + 12500 + 780)
     assert users.events["preis"].sum() == pytest.approx(60 * 9.9)
-    assert "1.250 is read as 1250" in noted(users)
+    assert "row 1, column 'punkte': '1.250': numbers with decimal commas. 1.250 is" in noted(users)
+    assert "1.250 is read as 1250. (30 rows)" in noted(users), "950 and 780 are as they were"
 
 
 def test_06b_dots_for_thousands_and_a_decimal_comma(tmp_path):
@@ -109,6 +110,7 @@ def test_06b_dots_for_thousands_and_a_decimal_comma(tmp_path):
     rows = [(*row, amounts[i % 3]) for i, row in enumerate(days(60))]
     users = read(put(tmp_path, csv(rows, f"{HEADER},betrag".replace(",", ";"), ";")))
     assert users.events["betrag"].sum() == pytest.approx(20 * (950 + 1250.5 + 12500))
+    assert "1.250,50 is read as 1250.5. (60 rows)" in noted(users)
 
 
 def test_dots_stay_decimal_points_elsewhere(tmp_path):
@@ -125,12 +127,16 @@ def test_02_equal_events_of_a_day_are_kept_unless_asked(tmp_path):
     folder = put(tmp_path, csv([row] * 3 + [("c1", *row[1:])], f"{HEADER},amount"))
     users = read(folder)
     assert len(users.events) == 4 and "2 rows" in noted(users)
+    about = re.search(r"{.*}", noted(users))[0]
     with pytest.warns(UserWarning, match="2 rows of 4 were left out"):
         users = read_events(folder, duplicates="drop")
     assert len(users.events) == 2 and users.report.sums.loc["amount"].tolist() == [12.8, 6.4, 6.4]
     assert "sum of amount: 6.40 of 12.80 is kept" in str(users.report)
     with pytest.raises(ValueError, match="neither 'keep' nor 'drop'"):
         read_events(folder, duplicates="some")
+    (folder / "about.json").write_text(about)
+    with pytest.warns(UserWarning, match="2 rows of 4 were left out"):
+        assert len(load_users(folder).events) == 2
 
 
 def test_17_the_events_of_a_bot_are_kept(tmp_path):
@@ -327,7 +333,11 @@ FILES = {  # bytes, name, what is said
     ),
     "12c mac": (csv(days(12), end="\r"), "events.csv", ""),
     "12 preamble": ("Export of May\nby Bob\n\n" + csv(days(12)), "events.csv", "above the header"),
-    "40 trailing commas": (csv([(*row, "") for row in days(12)]), "events.csv", ""),
+    "40 trailing commas": (
+        csv([(*row, "") for row in days(12)]),
+        "events.csv",
+        "rows end with a delimiter. The empty column after it is left out.",
+    ),
     "13 BOM": (b"\xef\xbb\xbf" + csv(LANTERN).encode(), "events.csv", ""),
     "13 latin": (
         csv(LANTERN).encode("latin-1"),
@@ -491,6 +501,10 @@ def test_08_a_tracking_export_needs_no_renaming(tmp_path):
     ]
     users = read(put(tmp_path, csv(rows, "timestamp,distinct_id,event,country,properties")))
     assert len(users) == 8 and "Clicked, NA" in set(users.events["text"])
+    assert "joined with country: 6 kinds instead of 2." in noted(users)
+    (tmp_path / "about.json").write_text(re.search(r"{.*}", noted(users))[0])
+    alone = load_users(tmp_path)
+    assert set(alone.events["text"]) == {"Opened App", "Clicked"} and "joined" not in noted(alone)
     assert "properties (lists or objects" in " ".join(users.report.columns["left out"])
 
 
@@ -575,6 +589,8 @@ def test_37_a_label_of_two_words_asks_which_is_one(tmp_path):
     (folder / "about.json").write_text('{"positive": "churned"}')
     users = read(folder)
     assert users.label("status").tolist() == [1, 0] * 3
+    other = read_events(folder, positive="active")
+    assert other.label("status").tolist() == [0, 1] * 3
     known = read_labels(folder / "labels.csv", "status", users, positive="active")
     assert known.tolist() == [0, 1] * 3
 
