@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,7 @@ from tqdm import tqdm
 import qanchor as qa
 from qanchor.data.labels import read_labels
 from qanchor.data.reading import check_folder
-from qanchor.errors import DataError, QanchorError
+from qanchor.errors import QanchorError
 from qanchor.evaluation.prompt_evaluation import evaluate_prompt
 from qanchor.inference.batch_embed import embed_dataset
 from qanchor.models.crossing import CROSSING_LAYERS
@@ -155,7 +156,7 @@ def refuse_differences(engine: qa.Engine, users: qa.Users) -> None:
     """Refuse users with modalities that are new to a run, or without its number columns."""
     differences = engine.input_differences(users)
     if differences:
-        raise DataError(users.name, None, None, None, " ".join(differences))
+        raise ValueError(" ".join(differences))
 
 
 def load_for_ranking(run: Path, users: qa.Users, strict: bool) -> tuple[qa.Engine, UserTokens]:
@@ -470,10 +471,24 @@ def tune_prompt_command(
     print_result(result, text, as_json)
 
 
+def print_notes() -> None:
+    """Print each distinct warning from now on as one line on stderr."""
+    said = set()
+
+    def show(message, *_) -> None:
+        if str(message) not in said:
+            tqdm.write(f"note: {message}", sys.stderr)
+        said.add(str(message))
+
+    warnings.showwarning = show
+
+
 def run_app(app: typer.Typer) -> int:
-    """Run a command line and return its exit code; an error in the input is printed as one line."""
+    """Run a command line and return its exit code; errors and warnings are printed as one line."""
     try:
-        code = app(standalone_mode=False)
+        with warnings.catch_warnings():
+            print_notes()
+            code = app(standalone_mode=False)
     except (QanchorError, ValueError, KeyError, OSError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         print_below_bars(f"error: {message}")
