@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 from functools import partial
-from math import ceil
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 import qanchor as qa
 from qanchor.data.labels import read_labels
 from qanchor.data.reading import check_folder
-from qanchor.errors import DataError, QanchorError
+from qanchor.errors import QanchorError
 from qanchor.evaluation.prompt_evaluation import evaluate_prompt
 from qanchor.inference.batch_embed import embed_dataset
 from qanchor.models.crossing import CROSSING_LAYERS
@@ -157,7 +157,7 @@ def refuse_differences(engine: qa.Engine, users: qa.Users) -> None:
     """Refuse users with modalities that are new to a run, or without its number columns."""
     differences = engine.input_differences(users)
     if differences:
-        raise DataError(users.name, None, None, None, " ".join(differences))
+        raise ValueError(" ".join(differences))
 
 
 def load_for_ranking(run: Path, users: qa.Users, strict: bool) -> tuple[qa.Engine, UserTokens]:
@@ -177,26 +177,6 @@ def download_weights_command(as_json: Json = False) -> None:
     print_result(folders, text, as_json)
 
 
-def training_note(days: int, horizon_days: int) -> str:
-    """Return whether a history is long enough to train on.
-
-    Args:
-        days: Days of the history.
-        horizon_days: Days after a cut-off that questions are about.
-
-    Example:
-        >>> training_note(39, 30)
-        '39 days of history, and 45 are needed. Collect more, or shorten the horizon.'
-    """
-    needed = ceil(1.5 * horizon_days)  # of them half a horizon before the earliest cut-off
-    if days >= needed:
-        return f"{count(days, 'day')} of history, {needed} are needed."
-    return (
-        f"{count(days, 'day')} of history, and {needed} are needed."
-        " Collect more, or shorten the horizon."
-    )
-
-
 @app.command("check")
 def check_command(
     path: Path,
@@ -210,9 +190,6 @@ def check_command(
     all that is wrong (then the exit code is 1).
     """
     result, words = check_folder(path, fix)
-    if result["in_order"]:
-        result["training"] = training_note(result["days"], result["horizon_days"])
-        words += f"\ntraining: {result['training']}"
     print_result(result, words, as_json)
     raise typer.Exit(0 if result["in_order"] else 1)
 
@@ -497,10 +474,24 @@ def tune_prompt_command(
     print_result(result, text, as_json)
 
 
+def print_notes() -> None:
+    """Print each distinct warning from now on as one line on stderr."""
+    said = set()
+
+    def show(message, *_) -> None:
+        if str(message) not in said:
+            tqdm.write(f"note: {message}", sys.stderr)
+        said.add(str(message))
+
+    warnings.showwarning = show
+
+
 def run_app(app: typer.Typer) -> int:
-    """Run a command line and return its exit code; an error in the input is printed as one line."""
+    """Run a command line and return its exit code; errors and warnings are printed as one line."""
     try:
-        code = app(standalone_mode=False)
+        with warnings.catch_warnings():
+            print_notes()
+            code = app(standalone_mode=False)
     except (QanchorError, ValueError, KeyError, OSError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         print_below_bars(f"error: {message}")

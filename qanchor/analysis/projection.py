@@ -83,7 +83,7 @@ def joint_projection(
         nearness = added @ aligned.T - (aligned**2).sum(axis=1) / 2
         start = np.vstack([start, start[nearness.argmax(axis=1)]])
     places = _pca(rows)
-    if method == "umap":
+    if method == "umap" and len(before) > 1:
         places = _umap(rows, places if start is None else start, seed)
     trust = pointwise_trustworthiness(rows, places)
     if start is None:
@@ -129,6 +129,8 @@ def pointwise_trustworthiness(
 def _trust_in_block(rows, places: Places, k: int) -> Float[np.ndarray, " row"]:
     n_rows = len(rows)
     k = min(k, (n_rows - 1) // 2)
+    if not k:  # of two points each is the other's neighbour on every map
+        return np.ones(n_rows)
     # without the row's own square, which does not change the ranks within a row
     distance = (rows**2).sum(axis=1) - 2 * rows @ rows.T
     np.fill_diagonal(distance, -np.inf)
@@ -144,7 +146,8 @@ def _trust_in_block(rows, places: Places, k: int) -> Float[np.ndarray, " row"]:
 def _pca(rows) -> Places:
     from sklearn.decomposition import PCA
 
-    return PCA(2, svd_solver="full").fit_transform(rows)
+    with np.errstate(invalid="ignore"):  # one user, or all alike, has no variance
+        return PCA(2, svd_solver="full").fit_transform(rows)
 
 
 def _umap(rows, start, seed: int) -> Places:

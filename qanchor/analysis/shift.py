@@ -103,6 +103,8 @@ def knn_indices(rows: EmbeddingRows, k: int = N_NEIGHBORS) -> Neighbors:
     `MAX_EXACT_USERS` users.
     """
     k = min(k, len(rows) - 1)
+    if not k:
+        return np.zeros((len(rows), 0), int)
     if len(rows) > MAX_EXACT_USERS:
         from pynndescent import NNDescent  # compiles, as umap does
 
@@ -151,7 +153,7 @@ def neighbors_changed(
     return pd.DataFrame(
         {
             "user": np.asarray(ids, dtype=object),
-            "neighbours_kept": old_stays.mean(axis=1),
+            "neighbours_kept": old_stays.mean(axis=1) if old_stays.size else 1.0,
             "gained": _listed(new, ~new_stays),
             "lost": _listed(old, ~old_stays),
         }

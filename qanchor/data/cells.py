@@ -241,21 +241,27 @@ def read_numbers(
     known = texts[is_known]
     words = known.str.lower()
     yes_no = words.isin(YES_NO)
+    how = ""
     if len(known) and (yes_no.all() or (role == "label" and yes_no.any())):
         values = words.map(YES_NO).fillna(pd.to_numeric(known, errors="coerce"))
         how = "yes is 1 and no is 0"
     else:
-        values, how = _parse_numbers(known, comma)
+        values, form = _parse_numbers(known, comma)
     values = values.astype(float).reindex(texts.index)
     message = "not a number. Write one, or leave the cell empty."
     unique.report(is_known & values.isna(), message, "error")
-    if how:
-        unique.report(is_known, how)
+    plain = pd.to_numeric(texts, errors="coerce").astype(float)
+    changed = values.notna() & (values != plain)
+    if changed.any() and not how:
+        example = texts[changed].str.count("[.,]").idxmax()
+        read = f"{texts[example]} is read as {values[example]:.12g}"
+        how = f"numbers with {form}. {read}."
+    unique.report(changed, how)
     return apply_rules(findings, unique.spread(values), role, cells)
 
 
 def _parse_numbers(texts: pd.Series, comma: bool) -> tuple[pd.Series, str]:
-    """Return the numbers of unique texts and, if they are not plain, how they were read."""
+    """Return the numbers of unique texts, and the notation in which they were read."""
     plain = _without_money(texts)
     fits = _fits(texts)
     share = fits.mean().fillna(0)
@@ -270,12 +276,7 @@ def _parse_numbers(texts: pd.Series, comma: bool) -> tuple[pd.Series, str]:
         read = read.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
     if form == "thousands commas":
         read = read.str.replace(",", "", regex=False)
-    values = pd.to_numeric(read, errors="coerce")
-    changed = texts[(texts != read) & values.notna()]
-    if changed.empty:
-        return values, ""
-    example = values[changed.index[0]]
-    return values, f"numbers with {form}. {changed.iloc[0]} is read as {example:g}."
+    return pd.to_numeric(read, errors="coerce"), form
 
 
 def read_label(findings: Findings, cells: pd.Series, positive: str | None) -> pd.Series:
@@ -300,8 +301,8 @@ def read_label(findings: Findings, cells: pd.Series, positive: str | None) -> pd
     if len(kinds) == 2 and not any(map(_is_label, kinds)):
         message = (
             f"two words, and it is not clear whether {kinds[0]!r} or {kinds[1]!r} is the 1."
-            " Write 0 and 1, or say"
-            f' "positive": "{kinds[0]}" in about.json (positive="{kinds[0]}" in Python).'
+            f' Write 0 and 1, write {{"positive": "{kinds[0]}"}} into about.json, or pass'
+            f' positive="{kinds[0]}" to read_events.'
         )
         findings.rows(cells, words.notna(), message)
         return pd.Series(np.nan, cells.index)

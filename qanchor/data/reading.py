@@ -31,7 +31,7 @@ from qanchor.data.columns import (
 from qanchor.data.dates import read_times
 from qanchor.data.metadata import ABOUT_FIELDS, read_about
 from qanchor.data.sources import Table, TableLike, find_tables, open_table
-from qanchor.data.users import Users
+from qanchor.data.users import Users, training_problem
 from qanchor.data.validation import (
     LIKE_A_LABEL,
     MAX_TIME,
@@ -68,6 +68,7 @@ def read_events(
     horizon_days: int | None = None,
     unit: str | None = None,
     words: Mapping[str, str] | None = None,
+    positive: str | None = None,
     duplicates: str | None = None,
     timezone: str | None = None,
 ) -> Users:
@@ -95,6 +96,7 @@ def read_events(
         unit: Word for one user in questions, such as "customer" (default "user").
         words: What people call a column, modality, text or attribute, by its name, such as
             `{"priv": "private label brand"}`; questions are compared with it (default: the names).
+        positive: Word that is 1, for labels of two words (default: none).
         duplicates: "keep" equal events (default), or "drop" all but the first.
         timezone: Zone of times that name none, such as "Europe/Berlin" (default: UTC).
 
@@ -117,7 +119,7 @@ def read_events(
     columns = {"user": user, "time": time, "text": text, "modality": modality}
     columns |= {"numbers": numbers, "attributes": attributes}
     about = {"cutoff": cutoff, "horizon_days": horizon_days, "unit": unit, "words": words}
-    about |= {"duplicates": duplicates, "timezone": timezone}
+    about |= {"positive": positive, "duplicates": duplicates, "timezone": timezone}
     users, findings = _Reader(source, _known(about) | {"columns": _known(columns)}).read()
     findings.raise_errors()
     if users.report.dropped:
@@ -432,7 +434,8 @@ class _Events:
             self._drop(again, user, "the same as an earlier row. It is left out.")
         else:
             message = (
-                'the same as an earlier row. It is kept; pass duplicates="drop" to leave it out.'
+                'the same as an earlier row. It is kept; to leave it out, write {"duplicates":'
+                ' "drop"} into about.json or pass duplicates="drop" to read_events.'
             )
             self.findings.rows(self._cells(user), again, message, "note")
 
@@ -521,6 +524,17 @@ class _Events:
             words = []
         self.joined = [*self.roles.text, *words]
         self.rows["text"] = self._join_words(self.joined)
+        n_kinds = self.rows["text"].nunique()
+        if self.roles.text and words:
+            text = self.roles.text[0]
+            n_alone = self._cells(text).nunique()
+            message = (
+                f"joined with {', '.join(words)}: {n_kinds:,} kinds instead of {n_alone:,}. To read"
+                f' it alone, write {{"columns": {{"text": "{text}"}}}} into about.json or pass'
+                f' text="{text}" to read_events.'
+            )
+            if n_kinds > n_alone:
+                self.findings.add(text, None, message, "note")
         return self.rows[[*REQUIRED, *self._numbers()]].reset_index(drop=True)
 
     def _numbers(self) -> list[str]:
@@ -619,12 +633,14 @@ def check_folder(path, out=None, today=None) -> tuple[dict, str]:
         lines.append(f"The users are written to {out}.")
         path = out
     inside = _contents(users)
+    problem = training_problem(users)
+    inside["training"] = problem or "there are enough users and days of history."
     lines += [f"{name}: {_listed(value)}" for name, value in inside.items() if value]
     folder = shlex.quote(str(path))
-    if Path(path).is_dir():
-        lines.append(f"next: python -m qanchor fit --users {folder} --out RUN")
-    else:
+    if not Path(path).is_dir():
         lines.append(f"next: python -m qanchor check {folder} --fix FOLDER")
+    elif not problem:
+        lines.append(f"next: python -m qanchor fit --users {folder} --out RUN")
     return data | inside | {"report": users.report.to_dict()}, "\n".join(lines)
 
 
@@ -641,15 +657,11 @@ def _save_new(users: Users, path: Path, out: Path) -> None:
 
 def _contents(users: Users) -> dict:
     past = users.history()
-    days = 0
-    if len(past):
-        span = past["time"].max() - past["time"].min()
-        days = span.days + 1
     return {
         "users": len(users),
         "events": len(users.events),
         "history": len(past),
-        "days": days,
+        "days": users.history_days,
         "cutoff": str(users.cutoff),
         "horizon_days": users.horizon_days,
         "modalities": past.groupby("modality", observed=False).size().to_dict(),

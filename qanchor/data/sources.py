@@ -304,6 +304,9 @@ class _Text:
         if not any(self.columns):
             message = "No columns to parse from file. Write one row per event."
             raise _unreadable(findings.file, message)
+        if _split(lines[self.skip + 1], self.delimiter)[len(self.columns) :] == [""]:
+            message = "rows end with a delimiter. The empty column after it is left out."
+            findings.add(None, self.delimiter, message, "note")
         if not has_header and not declared and any(map(LIKE_A_DATE.match, self.columns)):
             message = (
                 "the first line looks like an event, not like names of columns."

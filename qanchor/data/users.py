@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ from qanchor.utils.text import count
 from qanchor.utils.types import TimeLike
 
 RECENT_EVENTS = 5  # texts per user in `Users.frame()["recent"]`
+MIN_TRAINING_USERS = 30  # with an event before a training cut-off
+TRAINING_HORIZONS = 1.5  # of history: one after a training cut-off, and half of one before it
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,11 @@ class Users:
         """Names of the number columns of the events, in order."""
         return tuple(column for column in self.events.columns if column not in REQUIRED)
 
+    @property
+    def history_days(self) -> int:
+        """Number of full days from the first event to the cut-off."""
+        return max(0, (self.cutoff - self.events["time"].min()).days)
+
     def history(self, cutoff: TimeLike | None = None) -> pd.DataFrame:
         """Return the events strictly before a cut-off.
 
@@ -294,3 +302,42 @@ class Users:
             about["words"] = dict(self.words)
         write_json(folder / "about.json", about)
         return folder
+
+
+def training_problem(users: Users) -> str:
+    """Return why `fit` cannot train on users and what to do about it; empty if it can.
+
+    Args:
+        users: The users.
+
+    Example:
+        >>> rows = [["a", "2025-01-01", "bill", "tea"], ["b", "2025-02-08", "bill", "tea"]]
+        >>> users = Users.from_events(pd.DataFrame(rows, columns=REQUIRED))
+        >>> for sentence in training_problem(users).split(". "):
+        ...     print(sentence)
+        38 days of history before the cut-off, 45 are needed
+        Write {"horizon_days": 25} into about.json or pass horizon_days=25 to read_events
+        2 users, 30 are needed
+        Collect more.
+    """
+    horizon = users.horizon_days
+    days = users.history_days
+    days_needed = ceil(TRAINING_HORIZONS * horizon)
+    problems = []
+    if days < days_needed:
+        horizon = int(days / TRAINING_HORIZONS)
+        found = f"{count(days, 'day')} of history before the cut-off, {days_needed} are needed."
+        advice = "Collect more days."
+        if horizon:
+            field = f'{{"horizon_days": {horizon}}}'
+            advice = f"Write {field} into about.json or pass horizon_days={horizon} to read_events."
+        problems.append(f"{found} {advice}")
+    cutoff = users.cutoff - pd.Timedelta(days=horizon)
+    n_known = users.history(cutoff)["user"].nunique()
+    needed = f"{MIN_TRAINING_USERS} are needed."
+    if len(users) < MIN_TRAINING_USERS:
+        problems.append(f"{count(len(users), users.unit)}, {needed} Collect more.")
+    elif n_known < MIN_TRAINING_USERS:
+        found = f"{count(n_known, users.unit)} with an event before {cutoff:%Y-%m-%d}"
+        problems.append(f"{found}, {needed} Pass a later cutoff or a shorter horizon_days.")
+    return " ".join(problems)

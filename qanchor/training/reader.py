@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qanchor.data.things import ThingEvents
-from qanchor.data.users import Users
+from qanchor.data.users import MIN_TRAINING_USERS, Users, training_problem
 from qanchor.models.associations import Associations
 from qanchor.models.language_body import LanguageBody
 from qanchor.models.pointing import (
@@ -63,7 +63,6 @@ ANSWERED_QUESTIONS = 4
 WEIGHT_DECAY = 0.02
 MAX_GRAD_NORM = 1.0
 CUTOFF_HORIZONS = (1, 1.33, 1.67, 2, 2.5, 3)  # cut-offs before the users' own, in horizons
-MIN_USERS = 30  # with a past at a cut-off
 HELD_OUT_USERS = 10  # one user in so many is kept from all training; as many choose the share
 FAMILY_WEIGHTS = {  # how often concepts of each family are asked about
     "text": 1.0,
@@ -263,19 +262,15 @@ def training_cutoffs(users: Users) -> list[pd.Timestamp]:
         users: The users.
 
     Raises:
-        ValueError: The history is shorter than one and a half horizons.
+        ValueError: The history is shorter than one and a half horizons, or too few users have one.
     """
+    problem = training_problem(users)
+    if problem:
+        raise ValueError(f"{users.name}: {problem}")
     start = users.events["time"].min()
     horizon = pd.Timedelta(days=users.horizon_days)
     cutoffs = [users.cutoff - horizon * share for share in CUTOFF_HORIZONS]
-    cutoffs = [cutoff for cutoff in cutoffs if cutoff - start >= horizon / 2]
-    if not cutoffs:
-        days = (users.cutoff - start).days
-        raise ValueError(
-            f"{users.name} has {count(days, 'day')} of history before the cut-off, training needs"
-            f" {int(1.5 * users.horizon_days)}. Pass a shorter horizon_days or a longer history."
-        )
-    return cutoffs
+    return [cutoff for cutoff in cutoffs if cutoff - start >= horizon / 2]
 
 
 def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
@@ -300,7 +295,7 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
     fitted = None
     for cutoff in cutoffs:
         tokens = reader.read(cutoff)
-        if len(tokens) < MIN_USERS:
+        if len(tokens) < MIN_TRAINING_USERS:
             continue
         rows = pd.Index(users.ids).get_indexer(tokens.ids)
         outcomes = {days: Outcomes.of(reader.events, rows, cutoff, days) for days in horizons}
@@ -316,11 +311,6 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
         tokens = replace(tokens, fold=fold)
         ago = (users.cutoff - cutoff) / pd.Timedelta(days=horizon)
         samples.append(Sample(cutoff, reader.events, tokens, rows, truth, grades, ago))
-    if not samples:
-        raise ValueError(
-            f"{users.name} has fewer than {count(MIN_USERS, users.unit)} with a past at any"
-            " training cut-off. Pass a later cutoff or more users."
-        )
     associations = fitted.solve()
     samples = [
         replace(sample, tokens=sample.tokens.with_associations(associations)) for sample in samples

@@ -68,6 +68,7 @@ def progress_message(what: str, done: int, total: int, noun: str, where: str = "
 
 MEASURING_NOISE = "Measuring what rewording alone does ..."
 BACKTESTING = "Backtesting the ranking ..."
+NOBODY_ELSE = "There is nobody to compare with."
 
 
 def opening_message(n: int, unit: str) -> str:
@@ -119,6 +120,8 @@ def order_sentence(ranking: pd.DataFrame, unit: str = "user") -> str:
         >>> order_sentence(ranking.assign(score=0.5))
         'This question cannot rank users: none scores higher than the others.'
     """
+    if len(ranking) < 2:
+        return NOBODY_ELSE
     if ranking["score"].nunique() < 2:
         return f"This question cannot rank {plural(unit)}: none scores higher than the others."
     first = ranking.nlargest(MAX_NAMED, "score")["user"].astype(str)
@@ -155,6 +158,8 @@ def projection_caption(points: pd.DataFrame, unit: str = "user") -> str:
     """
     about = points.attrs
     users = count(about["users"], unit)
+    if about["users"] < 2:
+        return f"A map of {users}. {NOBODY_ELSE}"
     method = about["method"].upper()
     trust = f"Trustworthiness {about['trustworthiness']:.2f}"
     if points["query"].nunique() < 2:

@@ -5,6 +5,7 @@ that goes on.
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -139,7 +140,20 @@ def test_strict_refuses_what_is_new_to_the_run(qanchor, home, tmp_path):
     for words in (("ask", QUERY), ("embed", *out)):
         done = qanchor(*words, *given)
         assert done.code == 2 and "'radio', a modality that is new to the run" in done.err
+        assert done.err.count("error: users has ") == 1 == done.err.count("users has ")
     assert not (tmp_path / "none").exists()
+
+
+def test_each_warning_is_one_line_and_said_once(qanchor, home, monkeypatch):
+    def warn(name: str, *_) -> None:
+        for message in ("amount is missing.", "amount is missing.", f"{name} is new."):
+            warnings.warn(message, stacklevel=1)
+        raise ValueError("stop")
+
+    monkeypatch.setattr(cli, "open_users", warn)
+    done = qanchor("concepts", "radio")
+    notes = ["note: amount is missing.", "note: radio is new.", "error: stop"]
+    assert done.err.splitlines() == notes
 
 
 def test_check_tells_what_is_there(qanchor, home):
@@ -180,7 +194,7 @@ def test_check_writes_what_was_read_into_a_new_folder(qanchor, tmp_path):
     done = qanchor("check", tmp_path / "mine")
     assert done.code == 0 and "1 of 2 rows are events" in done.out
     assert "a user needs an id. The row is left out" in done.out and "user: customer" in done.out
-    assert "training: 1 day of history" in done.out
+    assert "training: 0 days of history" in done.out
     done = qanchor("check", tmp_path / "mine", "--fix", tmp_path / "out", "--json")
     assert done.code == 0 and done.json()["events"] == 1 == done.json()["report"]["dropped"]
     assert qanchor("check", tmp_path / "out").code == 0

@@ -4,6 +4,8 @@ read without a guess is refused in one message.
 
 import inspect
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +14,7 @@ import pytest
 from qanchor.data.labels import read_labels
 from qanchor.data.reading import check_folder, load_users, read_events
 from qanchor.errors import DataError
+from qanchor.training.reader import training_cutoffs
 
 HEADER = "user,time,modality,text"
 
@@ -98,7 +101,8 @@ def test_06_dots_for_thousands_where_commas_are_decimal_marks(tmp_path):
     users = read(put(tmp_path, csv(rows, f"{HEADER},punkte,preis".replace(",", ";"), ";")))
     assert users.events["punkte"].sum() == 15 * (950 + 1250 + 12500 + 780)
     assert users.events["preis"].sum() == pytest.approx(60 * 9.9)
-    assert "1.250 is read as 1250" in noted(users)
+    assert "row 1, column 'punkte': '1.250': numbers with decimal commas. 1.250 is" in noted(users)
+    assert "1.250 is read as 1250. (30 rows)" in noted(users), "950 and 780 are as they were"
 
 
 def test_06b_dots_for_thousands_and_a_decimal_comma(tmp_path):
@@ -106,6 +110,7 @@ def test_06b_dots_for_thousands_and_a_decimal_comma(tmp_path):
     rows = [(*row, amounts[i % 3]) for i, row in enumerate(days(60))]
     users = read(put(tmp_path, csv(rows, f"{HEADER},betrag".replace(",", ";"), ";")))
     assert users.events["betrag"].sum() == pytest.approx(20 * (950 + 1250.5 + 12500))
+    assert "1.250,50 is read as 1250.5. (60 rows)" in noted(users)
 
 
 def test_dots_stay_decimal_points_elsewhere(tmp_path):
@@ -122,12 +127,16 @@ def test_02_equal_events_of_a_day_are_kept_unless_asked(tmp_path):
     folder = put(tmp_path, csv([row] * 3 + [("c1", *row[1:])], f"{HEADER},amount"))
     users = read(folder)
     assert len(users.events) == 4 and "2 rows" in noted(users)
+    about = re.search(r"{.*}", noted(users))[0]
     with pytest.warns(UserWarning, match="2 rows of 4 were left out"):
         users = read_events(folder, duplicates="drop")
     assert len(users.events) == 2 and users.report.sums.loc["amount"].tolist() == [12.8, 6.4, 6.4]
     assert "sum of amount: 6.40 of 12.80 is kept" in str(users.report)
     with pytest.raises(ValueError, match="neither 'keep' nor 'drop'"):
         read_events(folder, duplicates="some")
+    (folder / "about.json").write_text(about)
+    with pytest.warns(UserWarning, match="2 rows of 4 were left out"):
+        assert len(load_users(folder).events) == 2
 
 
 def test_17_the_events_of_a_bot_are_kept(tmp_path):
@@ -324,7 +333,11 @@ FILES = {  # bytes, name, what is said
     ),
     "12c mac": (csv(days(12), end="\r"), "events.csv", ""),
     "12 preamble": ("Export of May\nby Bob\n\n" + csv(days(12)), "events.csv", "above the header"),
-    "40 trailing commas": (csv([(*row, "") for row in days(12)]), "events.csv", ""),
+    "40 trailing commas": (
+        csv([(*row, "") for row in days(12)]),
+        "events.csv",
+        "rows end with a delimiter. The empty column after it is left out.",
+    ),
     "13 BOM": (b"\xef\xbb\xbf" + csv(LANTERN).encode(), "events.csv", ""),
     "13 latin": (
         csv(LANTERN).encode("latin-1"),
@@ -488,6 +501,10 @@ def test_08_a_tracking_export_needs_no_renaming(tmp_path):
     ]
     users = read(put(tmp_path, csv(rows, "timestamp,distinct_id,event,country,properties")))
     assert len(users) == 8 and "Clicked, NA" in set(users.events["text"])
+    assert "joined with country: 6 kinds instead of 2." in noted(users)
+    (tmp_path / "about.json").write_text(re.search(r"{.*}", noted(users))[0])
+    alone = load_users(tmp_path)
+    assert set(alone.events["text"]) == {"Opened App", "Clicked"} and "joined" not in noted(alone)
     assert "properties (lists or objects" in " ".join(users.report.columns["left out"])
 
 
@@ -572,6 +589,8 @@ def test_37_a_label_of_two_words_asks_which_is_one(tmp_path):
     (folder / "about.json").write_text('{"positive": "churned"}')
     users = read(folder)
     assert users.label("status").tolist() == [1, 0] * 3
+    other = read_events(folder, positive="active")
+    assert other.label("status").tolist() == [0, 1] * 3
     known = read_labels(folder / "labels.csv", "status", users, positive="active")
     assert known.tolist() == [0, 1] * 3
 
@@ -661,6 +680,33 @@ def test_15_few_users_alike_users_and_one_event_each(tmp_path, n):
     assert users.label("Churn").dropna().tolist() == [0]
 
 
-def test_15e_check_counts_the_days_of_the_history(tmp_path):
-    data, words = check_folder(put(tmp_path, csv(days(39))))
-    assert data["days"] == 39 and "days: 39" in words
+def test_15e_the_horizon_that_check_advises_for_a_short_history_works(tmp_path):
+    rows = [(f"u{i}", *row[1:]) for row in days(39) for i in range(30)]
+    folder = put(tmp_path, csv(rows))
+    data, words = check_folder(folder)
+    said = "38 days of history before the cut-off, 45 are needed. Write {"
+    assert data["days"] == 38 and "days: 38" in words and f"training: {said}" in words
+    assert "next: " not in words
+    users = load_users(folder)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        training_cutoffs(users)
+    days_advised = int(re.search(r"horizon_days=(\d+) to read_events", words)[1])
+    assert training_cutoffs(read_events(folder, horizon_days=days_advised))
+    with pytest.raises(ValueError, match="days of history before"):
+        training_cutoffs(replace(users, horizon_days=days_advised + 1))
+    (folder / "about.json").write_text(re.search(r"{.*}", data["training"])[0])
+    assert "training: there are enough" in check_folder(folder)[1]
+
+
+def test_15_check_counts_the_users_that_training_needs(tmp_path):
+    data, words = check_folder(put(tmp_path, csv(days(120, users=24))))
+    assert data["training"] == "24 users, 30 are needed. Collect more." and "next: " not in words
+    with pytest.raises(ValueError, match=re.escape(data["training"])):
+        training_cutoffs(load_users(tmp_path))
+    rows = days(90, users=24) + [(f"new {row[0]}", *row[1:]) for row in days(120, users=30)[90:]]
+    data, words = check_folder(put(tmp_path, csv(rows)))
+    said = "24 users with an event before 2025-03-31, 30 are needed. Pass a later cutoff"
+    assert data["users"] > 30 and data["training"].startswith(said)
+    put(tmp_path, csv(days(120, users=30)))
+    data, words = check_folder(tmp_path)
+    assert "next: python -m qanchor fit" in words and training_cutoffs(load_users(tmp_path))

@@ -129,6 +129,21 @@ def test_the_floor_is_what_rewordings_move_of_about_so_many_users(engine, monkey
     assert sum(len(group.rows) for group in asked) == len(rows) == 30
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("n_users", [1, 2])
+def test_one_user_is_one_dot_and_two_users_are_compared(engine, n_users):
+    users = sample_users().select(sample_users().ids[:n_users])
+    method = "umap" if n_users == 1 else "pca"  # of one user there is no neighbourhood to fit
+    lens = qa.LensBackend(engine, engine.prefill(users), users, method=method)
+    for query, previous in (("", None), (QUERY, None), (OTHER, QUERY)):
+        *_, last = lens(query, previous)
+        assert len(last.data["points"]) == 2 * n_users
+        assert last.data["points"][["x", "y", "trust"]].notna().all(axis=None)
+        assert ("There is nobody to compare with." in last.caption) == (n_users == 1)
+    assert last.data["shift"]["neighbours_kept"].tolist() == [1] * n_users
+    assert (last.data["order"] == "There is nobody to compare with.") == (n_users == 1)
+
+
 def test_a_cancelled_query_leaves_nothing_behind(engine, monkeypatch):
     monkeypatch.setattr("qanchor.models.pointing.USERS_PER_PASS", 10)
     lens = qa.LensBackend(engine, engine.prefill(sample_users()), sample_users(), method="pca")
