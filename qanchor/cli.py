@@ -29,7 +29,7 @@ from qanchor.training.checkpoint import Checkpoint
 from qanchor.training.pairs import write_pairs
 from qanchor.training.reader import make_concept_task
 from qanchor.useru.llm import generate_pairs
-from qanchor.utils.device import busy_reason, machine_info
+from qanchor.utils.device import machine_info
 from qanchor.utils.io import atomic_write
 from qanchor.utils.progress import ProgressBars
 from qanchor.utils.text import count
@@ -94,13 +94,6 @@ def print_below_bars(message: str) -> None:
     print(message, file=sys.stderr)
 
 
-def warn_if_busy() -> None:
-    """Print a warning if other programs are busy; torch is then many times slower."""
-    reason = busy_reason()
-    if reason:
-        print(f"warning: {reason}", file=sys.stderr)
-
-
 def open_users(name: str, stream: bool = False) -> qa.Users | Path:
     """Open a data set by name (`world[:N]`, `journey[:CUTOFF]`), a folder or a table of events.
 
@@ -144,7 +137,6 @@ def load_labelled(
 ) -> tuple[qa.Engine, qa.PrefixCache, pd.Series]:
     """Load a run and the known labels, and encode the users that have one."""
     known = read_labels(labels, column, users)
-    warn_if_busy()
     engine = load_engine(run)
     bars = ProgressBars()
     progress = partial(bars, "reading users")
@@ -162,7 +154,6 @@ def refuse_differences(engine: qa.Engine, users: qa.Users) -> None:
 
 def load_for_ranking(run: Path, users: qa.Users, strict: bool) -> tuple[qa.Engine, UserTokens]:
     """Load a run and read what a ranking needs."""
-    warn_if_busy()
     engine = load_engine(run)
     if strict:
         refuse_differences(engine, users)
@@ -290,7 +281,6 @@ def fit_command(
     it again to resume.
     """
     people = open_users(users)
-    warn_if_busy()
     start = time.monotonic()
     checkpoint = out.with_name(f".{out.name}.checkpoint")
     model = qa.fit(

@@ -130,6 +130,19 @@ TASKS = {  # task -> constant of the logit, weights of its traits (the main one 
 QUERIES = {row["task"]: row["query"] for row in TASK_ROWS}  # `{user}`: the unit
 
 
+def _carriers(task: str) -> tuple[str, ...]:
+    main_trait = next(iter(TASKS[task][1]))
+    modalities = set()
+    for theme in themes():
+        if theme.name == task or theme.load.get(main_trait, 0) >= 0.6:
+            modalities |= set(theme.weight)
+    return tuple(modality for modality in MODALITIES if modality in modalities)
+
+
+# task -> modalities in which its main trait shows
+CARRIERS: dict[str, tuple[str, ...]] = {task: _carriers(task) for task in TASKS}
+
+
 @dataclass(frozen=True)
 class GroundTruth:
     """The latent state of the generated users, one row per user.

@@ -76,6 +76,7 @@ PRIOR_LEVELS = [
     )
 ]
 PRIOR_LEVELS += range(len(LEVEL_NUMBERS), N_LEVEL_NUMBERS)
+PRIOR_KINDS = ("event", "any event", "number")  # what a measure is of
 N_PRIOR_NUMBERS = len(SUMMED) + 7 + len(PRIOR_LEVELS)
 RELATIVE_FIT = 0.85  # what fits nearly as well as the best is meant, too
 LEAST_FIT = 0.5  # of what may be meant
@@ -169,6 +170,7 @@ class ThingInput(NamedTuple):
     spelling: Float[Tensor, "thing spelling"]
     # 1 where the thing is a share, and nearly all users have one
     is_share_of_all: Float[Tensor, " thing"]
+    is_number: Float[Tensor, " thing"]  # 1 for a number column
     aliases: AliasInput
     associations: AssociationInput | None = None
 
@@ -353,8 +355,7 @@ class PointingReader(nn.Module):
         self.intent = nn.Sequential(
             nn.Linear(2 * text, 64), nn.GELU(), nn.Linear(64, len(MEASURES))
         )
-        # for each measure of things, then for each of any event
-        self.prior = nn.Linear(N_PRIOR_NUMBERS, 2 * len(MEASURES))
+        self.prior = nn.Linear(N_PRIOR_NUMBERS, len(PRIOR_KINDS) * len(MEASURES))
         with torch.no_grad():
             self.polarity[-1].bias.fill_(AFFIRMATIVE)
             self.prior.weight.zero_()
@@ -434,9 +435,7 @@ class PointingReader(nn.Module):
         meaning = self.meaning(question, things)
         known = self.known_numbers(users, meaning, things)
         sign = self.sign(question)
-        of_any = meaning.parts[:, -1:]
-        measure = torch.cat([meaning.measure * (1 - of_any), meaning.measure * of_any], -1)
-        prior = (self.prior(known) * measure).sum(-1) * sign
+        prior = (self.prior(known) * self.prior_shares(meaning, things)).sum(-1) * sign
         state, attention = self.body(self.body_input(users, question, things, known))
         score = prior + self.out(state)[..., 0] * sign
         alone = self.alone(state)[..., 0] * sign
@@ -445,6 +444,21 @@ class PointingReader(nn.Module):
         profile = (mean_text(users, things) - self.profile_mean) @ self.profile_directions
         embedding = self.embed(score, pointed_at, profile, state)
         return Reading(score, prior, alone, attention, embedding)
+
+    def prior_shares(
+        self, meaning: Meaning, things: ThingInput
+    ) -> Float[Tensor, "query kind_and_measure"]:
+        """Return how far each prior speaks of each question: one for each measure of events, of any
+        event, and of numbers. Their sum is 1.
+
+        Args:
+            meaning: What the questions ask for.
+            things: What tokens stand for.
+        """
+        of_any = meaning.parts[:, -1:]
+        of_number = (meaning.parts[:, :-1] * things.is_number).sum(1, keepdim=True)
+        shares = torch.stack([1 - of_any - of_number, of_any, of_number], 1)
+        return (shares * meaning.measure[:, None]).flatten(1)
 
     def body_input(
         self,
@@ -706,11 +720,12 @@ def thing_input(tokens: UserTokens) -> ThingInput:
     population = tokens.population
     is_share_of_all = (population.share_base > 0) & (population.rarity < -np.log(NEARLY_ALL))
     is_share_of_all = torch.from_numpy(is_share_of_all.astype(np.float32))
+    is_number = torch.tensor([float(thing.kind == "number") for thing in tokens.things])
     associations = population.associations
     if associations is not None:
         associations = associations.tensors()
     aliases = tokens.aliases.tensors()
-    return ThingInput(vectors, spelling, is_share_of_all, aliases, associations)
+    return ThingInput(vectors, spelling, is_share_of_all, is_number, aliases, associations)
 
 
 def token_input(tokens: UserTokens, rows=slice(None)) -> TokenInput:

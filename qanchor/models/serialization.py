@@ -25,7 +25,7 @@ from qanchor.useru.concepts import Concept
 from qanchor.utils.hashing import sha256_file
 from qanchor.utils.io import atomic_directory, disk_errors, write_json
 
-FORMAT = 6
+FORMAT = 7
 WEIGHTS_FILE = "reader.safetensors"
 CONCEPTS_FILE = "concepts.json"
 OPTIONAL_FILES = ("history.json", "metrics.json")

@@ -21,6 +21,7 @@ from qanchor.data.users import MIN_TRAINING_USERS, Users, training_problem
 from qanchor.models.associations import Associations
 from qanchor.models.language_body import LanguageBody
 from qanchor.models.pointing import (
+    PRIOR_KINDS,
     PROFILE_DIM,
     PROFILE_SCALE,
     PointingReader,
@@ -773,9 +774,7 @@ def _fit_prior(reader: PointingReader, batches: _Batches) -> None:
     things = batches.things
     signs = np.array([question.wording.sign for question in task.questions])
     concepts = [task.concepts[question.concept] for question in task.questions]
-    of_any = np.array([not concept.things for concept in concepts])
-    measures = np.array([MEASURES.index(concept.measure) for concept in concepts])
-    measures = measures + of_any * len(MEASURES)
+    measures = np.array([_prior_row(concept) for concept in concepts])
     drawn = []
     for measure in np.unique(measures[batches.questions]):
         known = []
@@ -801,15 +800,28 @@ def _fit_prior(reader: PointingReader, batches: _Batches) -> None:
         weight = fitted.coef_[0] / spread
         reader.prior.weight[measure] = torch.from_numpy(weight)
         reader.prior.bias[measure] = -float(known.mean(0) @ weight)
-    # a measure that is learned of things alone is the same of any event
-    of_things = slice(0, len(MEASURES))
-    missing = ~reader.prior.weight[len(MEASURES) :].any(1, keepdim=True)
-    reader.prior.weight[len(MEASURES) :] += missing * reader.prior.weight[of_things]
-    reader.prior.bias[len(MEASURES) :] += missing[:, 0] * reader.prior.bias[of_things]
+    # a measure that is not learned of a kind is that of the first kind that it is learned of
+    weight = reader.prior.weight.view(len(PRIOR_KINDS), len(MEASURES), -1)
+    bias = reader.prior.bias.view(len(PRIOR_KINDS), len(MEASURES))
+    is_learned = weight.any(-1)
+    for kind, measure in (~is_learned).nonzero().tolist():
+        first = int(is_learned[:, measure].int().argmax())
+        weight[kind, measure] = weight[first, measure]
+        bias[kind, measure] = bias[first, measure]
     if drawn:
         everything = np.concatenate(drawn)
         reader.known_mean.copy_(torch.from_numpy(everything.mean(0)))
         reader.known_spread.copy_(torch.from_numpy(everything.std(0) + 1e-2))
+
+
+def _prior_row(concept: Concept) -> int:
+    """Return the row of the prior that a concept is for."""
+    kind = "event"
+    if not concept.things:
+        kind = "any event"
+    elif concept.family == "number":
+        kind = "number"
+    return PRIOR_KINDS.index(kind) * len(MEASURES) + MEASURES.index(concept.measure)
 
 
 def _pairs(

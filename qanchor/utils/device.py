@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from collections.abc import Iterator
@@ -41,52 +40,6 @@ def machine_info() -> dict:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def busy_reason() -> str | None:
-    """Return why torch will be slow on this machine, or None.
-
-    The threads of one product wait for each other, so two programs with one thread a core take far
-    more than twice as long.
-    """
-    available = _available_processors()
-    threads = torch.get_num_threads()
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if threads > available:
-        limit = max(int(available), 1)
-        return (
-            f"torch uses {threads} threads, but {available:.3g} processors are available: "
-            f"set OMP_NUM_THREADS={limit}"
-        )
-    # the load of the last minute may be our own: check that something else runs now
-    if load > 0.5 * available + 0.5 and _others_running():
-        return (
-            f"{load:.1f} programs ran on {available:.3g} processors in the last minute: "
-            "stop the others, or give each OMP_NUM_THREADS=1"
-        )
-    return None
-
-
-def _others_running() -> bool:
-    """Return whether another program runs right now; True where the system cannot say."""
-    load_file = Path("/proc/loadavg")
-    if not load_file.exists():
-        return True
-    running = load_file.read_text().split()[3].split("/")[0]
-    return int(running) != 1
-
-
-def _available_processors() -> float:
-    """Return the number of processors this process may use: its affinity or container quota."""
-    if hasattr(os, "sched_getaffinity"):
-        bound = len(os.sched_getaffinity(0))
-    else:
-        bound = os.cpu_count() or 1
-    quota_file = Path("/sys/fs/cgroup/cpu.max")
-    if not quota_file.exists():
-        return bound
-    quota, period = quota_file.read_text().split()
-    return bound if quota == "max" else min(bound, int(quota) / int(period))
 
 
 def _processor_name() -> str:

@@ -219,7 +219,6 @@ def topics_note(topics: Collection[str]) -> str:
 
 PAST_OUTCOMES = {  # what a backtest looks at, by measure of concepts
     "occurs": "was there {topic}",
-    "exceeds": "was there {topic}",
     "more": "was there more of it than before ({topic})",
     "less": "was there less of it than before ({topic})",
     "first": "was it there for the first time ({topic})",
@@ -228,7 +227,6 @@ PAST_OUTCOMES = {  # what a backtest looks at, by measure of concepts
 }
 PAST_DENIALS = {
     "occurs": "was there no {topic}",
-    "exceeds": "was there no {topic}",
     "more": "was there no more of it than before ({topic})",
     "less": "was there no less of it than before ({topic})",
     "first": "was it not there for the first time ({topic})",
@@ -270,7 +268,8 @@ def backtest_summary(result: BacktestResult) -> str:
     right = f"{100 * result.right:.0f} of 100 pairs are in the right order ({interval}){verdict}."
     outcomes = PAST_DENIALS if result.topic.startswith("not ") else PAST_OUTCOMES
     topic = result.topic.removeprefix("not any ").removeprefix("not ")
-    asked = outcomes[result.measure].format(topic=topic)
+    # an amount is named in the topic
+    asked = outcomes.get(result.measure, outcomes["occurs"]).format(topic=topic)
     outcome = f"Measured on {count(result.n, unit)}: {asked} in the {result.days} days after?"
     if result.shares:
         first, *_, last = (f"{100 * share:.0f}" for share in result.shares)

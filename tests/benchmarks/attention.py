@@ -19,7 +19,7 @@ from qanchor.analysis.attention import (
     thing_rows,
 )
 from qanchor.analysis.attention import modality_attention as look
-from qanchor.data.sample import MODALITIES, QUERIES, TASKS, themes
+from qanchor.data.sample import CARRIERS, QUERIES
 from qanchor.data.users import Users
 from qanchor.evaluation.metrics import roc_auc
 from qanchor.inference.engine import Engine
@@ -32,19 +32,6 @@ from tests.benchmarks.engines import open_engine
 
 HELD_OUT_QUESTIONS = 60
 MEASURES = ("weight", "per_token", "deletion_effect")
-
-
-def _carriers(task: str) -> tuple[str, ...]:
-    main_trait = next(iter(TASKS[task][1]))
-    modalities = set()
-    for theme in themes():
-        if theme.name == task or theme.load.get(main_trait, 0) >= 0.6:
-            modalities |= set(theme.weight)
-    return tuple(modality for modality in MODALITIES if modality in modalities)
-
-
-# task -> modalities in which its main trait shows
-CARRIERS: dict[str, tuple[str, ...]] = {task: _carriers(task) for task in TASKS}
 
 
 def attention(

@@ -295,17 +295,6 @@ def test_tune_keeps_a_prompt_and_judges_it_on_others(qanchor, home, tmp_path):
     assert engine.embed(engine.prefill(make_users()), prompt).shape == (N_USERS, 128)
 
 
-@pytest.mark.parametrize("command", ["ask", "fit"])
-def test_a_busy_machine_is_warned_of(qanchor, home, quick, tmp_path, monkeypatch, command):
-    monkeypatch.setattr(cli, "busy_reason", lambda: "9 programs were at work")
-    words = of(home, "ask", QUERY, "--top", 0)
-    if command == "fit":
-        words = ("fit", "--users", home / "users", "--steps", 1, "--out", tmp_path / "out")
-    done = qanchor(*words)
-    assert done.code == 0 and done.err.count("warning: 9 programs were at work") == 1
-    assert "warning: 9" not in done.out
-
-
 @pytest.mark.parametrize("command", ["tune-prompt", "train", "fit"])
 def test_a_stop_says_what_goes_on(qanchor, home, tmp_path, monkeypatch, command):
     def interrupted(*_, **__):

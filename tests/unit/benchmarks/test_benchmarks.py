@@ -13,7 +13,6 @@ import qanchor as qa
 from qanchor.data.sample import make_sample_users
 from qanchor.evaluation.metrics import roc_auc
 from qanchor.evaluation.probe import linear_probe
-from qanchor.utils import device
 from tests.benchmarks import attention as attention_module
 from tests.benchmarks import fairness, machine, tables
 from tests.benchmarks import frozen as frozen_module
@@ -75,23 +74,6 @@ def test_products_in_bfloat16_are_made_only_where_torch_has_a_kernel_for_them(mo
     ):
         monkeypatch.setattr(machine, "has_fast_bf16", lambda fast=fast: fast)
         assert machine.compute_dtype(wished, place) == works
-
-
-def test_a_busy_machine_is_told(monkeypatch):
-    monkeypatch.setattr(device, "_available_processors", lambda: 2)
-    monkeypatch.setattr(device.torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(device.os, "getloadavg", lambda: (0.2, 0, 0))
-    assert device.busy_reason() is None
-    monkeypatch.setattr(device.os, "getloadavg", lambda: (3.1, 0, 0))
-    monkeypatch.setattr(device, "_others_running", lambda: False)
-    assert device.busy_reason() is None, "a minute of our own, now over"
-    monkeypatch.setattr(device, "_others_running", lambda: True)
-    assert device.busy_reason().startswith("3.1 programs ran on 2 processors in the last minute: ")
-    monkeypatch.setattr(device.torch, "get_num_threads", lambda: 16)
-    assert (
-        device.busy_reason()
-        == "torch uses 16 threads, but 2 processors are available: set OMP_NUM_THREADS=2"
-    )
 
 
 def test_the_commit_is_named():

@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from qanchor.data.reading import load_users
 from qanchor.data.sample import (
+    CARRIERS,
     MODALITIES,
     TASKS,
     TRAITS,
@@ -24,7 +25,6 @@ from qanchor.data.sample import (
     sample_ground_truth,
     themes,
 )
-from tests.benchmarks.attention import CARRIERS
 from tests.benchmarks.datasets import write_sample_data
 
 SAMPLE = Path(__file__).parents[3] / "data" / "sample"
