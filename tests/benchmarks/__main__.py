@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import qanchor as qa
-from qanchor.cli import Json, open_users, print_result, run_app, warn_if_busy
+from qanchor.cli import Json, open_users, print_result, run_app
 from qanchor.data.complete_journey import load_complete_journey
 from qanchor.utils.io import atomic_write
 from qanchor.utils.progress import ProgressBars
@@ -104,7 +104,6 @@ def benchmark(
     as_json: Json = False,
 ) -> None:
     """Measure as ratios within one run, with the machine's own ceiling beside them."""
-    warn_if_busy()
     bars = ProgressBars()
     options = {"minutes": minutes, "cases": cases, "most": most}
     options = {option: value for option, value in options.items() if value is not None}
