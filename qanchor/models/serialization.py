@@ -31,7 +31,6 @@ CONCEPTS_FILE = "concepts.json"
 OPTIONAL_FILES = ("history.json", "metrics.json")
 POPULATION_ARRAYS = ("rarity", "values", "levels", "share_base")
 # arrays of runs that were saved under another name
-OLD_NAMES = {"portrait_mean": "profile_mean", "portrait_directions": "profile_directions"}
 ASSOCIATION_ARRAYS = ("factors", "mean", "spread", "heads", "covariance")
 
 
@@ -185,7 +184,6 @@ def _reader(config: Config, arrays: dict[str, np.ndarray]) -> PointingReader:
     """Return the reader of a run."""
     text = arrays["directions"].shape[0]
     reader = PointingReader(text, make_body(config, text))
-    arrays = {OLD_NAMES.get(name, name): array for name, array in arrays.items()}
     own = {name for name in reader.state_dict() if not is_pretrained(name)}
     if own != set(arrays):
         raise ValueError(f"it lacks or adds {', '.join(sorted(own ^ set(arrays))[:3])}")
