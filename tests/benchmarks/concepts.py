@@ -25,6 +25,7 @@ from qanchor.training.reader import (
 )
 from qanchor.useru.concepts import MEASURES, Concept
 
+QUESTIONS_AT_ONCE = 128  # the attention of all at once would not fit into memory
 MIN_ANSWERS = 3  # users of each answer
 
 
@@ -71,8 +72,8 @@ def judged_questions(reader, task: ConceptTask, users: Users) -> pd.DataFrame:
     held_out = np.flatnonzero([is_held_out(user) for user in sample.tokens.ids])
     places = np.arange(len(task.questions))
     tokens = sample.tokens.select(held_out)
-    reading = read_questions(reader, tokens, task.encoded)
-    unseen = read_questions(reader, without_held_out(tokens, task.concepts), task.encoded)
+    taught = _scores(reader, tokens, task)
+    unseen = _scores(reader, without_held_out(tokens, task.concepts), task)
     target = task.targets(sample, held_out, places).numpy()
     past = concept_past(sample.events, task.concepts, sample.rows[held_out], sample.cutoff)
     sense = reader.sign(task.encoded).numpy()
@@ -87,7 +88,7 @@ def judged_questions(reader, task: ConceptTask, users: Users) -> pd.DataFrame:
         split = "wording" if question.wording.held_out else "taught"
         if concept.split == "held_out":
             split = "concept"
-        seen = unseen if split == "concept" else reading
+        score, prior = unseen if split == "concept" else taught
         before = sign * past[known, question.concept]
         records.append(
             {
@@ -95,13 +96,25 @@ def judged_questions(reader, task: ConceptTask, users: Users) -> pd.DataFrame:
                 "measure": concept.measure,
                 "split": split,
                 "sign": sign,
-                "auc": roc_auc_score(answers, seen.score[known, place]),
-                "prior": roc_auc_score(answers, seen.prior[known, place]),
+                "auc": roc_auc_score(answers, score[known, place]),
+                "prior": roc_auc_score(answers, prior[known, place]),
                 "persistence": roc_auc_score(answers, before),
                 "polarity": float(np.sign(sense[place]) == sign),
             }
         )
     return pd.DataFrame(records)
+
+
+def _scores(reader, tokens: UserTokens, task: ConceptTask) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores and prior of some users for all questions, read some questions at a time."""
+    scores = []
+    priors = []
+    for start in range(0, len(task.questions), QUESTIONS_AT_ONCE):
+        some = task.encoded.at(slice(start, start + QUESTIONS_AT_ONCE))
+        reading = read_questions(reader, tokens, some)
+        scores.append(reading.score.numpy())
+        priors.append(reading.prior.numpy())
+    return np.concatenate(scores, 1), np.concatenate(priors, 1)
 
 
 def without_held_out(tokens: UserTokens, concepts: Sequence[Concept]) -> UserTokens:
