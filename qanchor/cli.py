@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -44,9 +45,7 @@ from qanchor.workbench.messages import (
 
 RESUMABLE = {"embed", "fit", "train", "generate-pairs"}
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Json = Annotated[
     bool, typer.Option("--json", help="print one JSON object, on the last line of stdout")
 ]
@@ -73,6 +72,26 @@ ColumnOf = Annotated[
         help="name of the label; default: the only one, or the column `label` of the file",
     ),
 ]
+
+
+def print_version(wanted: bool) -> bool:
+    """Print the installed version and end, if it is wanted."""
+    if wanted:
+        print(version("qanchor"))
+        raise typer.Exit
+    return wanted
+
+
+@app.callback(help=__doc__)
+def start(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=print_version, is_eager=True, help="print the version and end"
+        ),
+    ] = False,
+) -> None:
+    """Take options that stand before a command."""
 
 
 def interrupted_message(command: str) -> str:

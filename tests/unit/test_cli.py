@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -458,6 +459,11 @@ def test_help_lists_every_command(qanchor):
             "download-weights",
         )
     )
+
+
+def test_the_version_is_that_of_the_package(qanchor):
+    done = qanchor("--version")
+    assert done.code == 0 and done.out.strip() == version("qanchor")
 
 
 def test_a_folder_of_that_name_does_not_hide_the_package(tmp_path):
