@@ -7,6 +7,7 @@ import torch
 
 from qanchor.data.users import Users
 from qanchor.models.pointing import (
+    PRIOR_KINDS,
     PointingReader,
     question_input,
     read_questions,
@@ -164,6 +165,21 @@ def test_whether_there_is_what_everybody_has_a_share_of_is_read_as_how_much(user
     occurs, share = MEASURES.index("occurs"), MEASURES.index("share")
     assert plain[occurs] > 0.5 > plain[share] and moved[share] > 0.5 > moved[occurs]
     assert float(moved.sum()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", PRIOR_KINDS)
+def test_events_numbers_and_any_event_have_priors_of_their_own(users, trained, kind):
+    things = thing_input(TokenReader(users, "hash").read())
+    question = question_input(["Will this user buy tea?"], "user", "hash", [30], 30)
+    meaning = trained[1].meaning(question, things)
+    if kind == "any event":
+        question = question_input(["Will this user come back?"], "user", "hash", [30], 30)
+        meaning = trained[1].meaning(question, things)
+    elif kind == "number":
+        things = things._replace(is_number=torch.ones_like(things.is_number))
+    shares = trained[1].prior_shares(meaning, things).view(len(PRIOR_KINDS), -1).sum(1)
+    assert float(shares.sum()) == pytest.approx(1, abs=1e-5)
+    assert PRIOR_KINDS[int(shares.argmax())] == kind and shares.max() > 0.9
 
 
 def test_the_prior_counts_what_is_meant(users, trained):
