@@ -27,6 +27,7 @@ from qanchor.data.columns import (
     find_fact_columns,
     kind_of,
     may_be_attribute,
+    plain_name,
 )
 from qanchor.data.dates import read_times
 from qanchor.data.metadata import ABOUT_FIELDS, read_about
@@ -522,6 +523,12 @@ class _Events:
             reason = "words beside the text that was asked for"
             self.roles.left_out |= dict.fromkeys(words, reason)
             words = []
+        elif self.roles.text:
+            owner = plain_name(self.roles.user).removesuffix("_id") + "_"
+            states = [name for name in words if plain_name(name).startswith(owner)]
+            reason = f"tells of the {owner[:-1]}, not of the event, and changes"
+            self.roles.left_out |= dict.fromkeys(states, reason)
+            words = [name for name in words if name not in states]
         self.joined = [*self.roles.text, *words]
         self.rows["text"] = self._join_words(self.joined)
         n_kinds = self.rows["text"].nunique()

@@ -528,3 +528,17 @@ def test_whatever_is_spoilt_is_read_or_refused(changes, raw, kind, order, about)
 def test_an_error_of_ours_names_place_and_cure():
     with pytest.raises(QanchorError, match=r"events, column 'user': .*no column is clearly"):
         read_events(pd.DataFrame({"time": ["2025-01-01"], "text": ["tea"]}))
+
+
+def test_a_state_of_the_user_is_no_part_of_an_event():
+    rows = [
+        (f"c{i % 4}", f"2025-01-{i + 1:02}", ("view", "buy")[i % 3 % 2], ("new", "loyal")[i // 12])
+        for i in range(24)
+    ]
+    frame = pd.DataFrame(rows, columns=["customer_id", "time", "event", "customer_stage"])
+    users = read_events(frame)
+    assert set(users.events["text"]) == {"view", "buy"}
+    left = users.report.columns["left out"]
+    assert left == ["customer_stage (tells of the customer, not of the event, and changes)"]
+    both = read_events(frame, text=["event", "customer_stage"])
+    assert "view, new" in set(both.events["text"])
