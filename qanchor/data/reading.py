@@ -524,11 +524,12 @@ class _Events:
             self.roles.left_out |= dict.fromkeys(words, reason)
             words = []
         elif self.roles.text:
-            owner = plain_name(self.roles.user).removesuffix("_id") + "_"
-            states = [name for name in words if plain_name(name).startswith(owner)]
-            reason = f"tells of the {owner[:-1]}, not of the event, and changes"
-            self.roles.left_out |= dict.fromkeys(states, reason)
-            words = [name for name in words if name not in states]
+            owner = plain_name(self.roles.user).removesuffix("_id")
+            for name in words.copy():
+                if plain_name(name).startswith(f"{owner}_"):
+                    words.remove(name)
+                    reason = f"tells of the {owner}, not of the event, and changes"
+                    self.roles.left_out[name] = reason
         self.joined = [*self.roles.text, *words]
         self.rows["text"] = self._join_words(self.joined)
         n_kinds = self.rows["text"].nunique()
