@@ -528,7 +528,7 @@ class _Events:
             for name in words.copy():
                 if plain_name(name).startswith(f"{owner}_"):
                     words.remove(name)
-                    reason = f"tells of the {owner}, not of the event, and changes"
+                    reason = f"tells of the {owner}, not of the event; name it in text= to keep it"
                     self.roles.left_out[name] = reason
         self.joined = [*self.roles.text, *words]
         self.rows["text"] = self._join_words(self.joined)

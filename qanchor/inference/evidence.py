@@ -158,8 +158,9 @@ def interpret(
         if len(meant) > 1 and alias.max() >= best:
             read_as = [tokens.aliases.labels[int(alias.argmax())], *read_as]
         read_as = list(dict.fromkeys(read_as))[:MAX_EVIDENCE]
-        if kind == "number" and (amount := asked_amount(query)):
-            threshold = amount
+        if kind == "number":
+            threshold = asked_amount(query)
+        if threshold:
             measure = "exceeds"
     elif asks_one and behavior >= MIN_BEHAVIOR_SIMILARITY:
         read_as = [ANY_EVENT]

@@ -30,7 +30,6 @@ WEIGHTS_FILE = "reader.safetensors"
 CONCEPTS_FILE = "concepts.json"
 OPTIONAL_FILES = ("history.json", "metrics.json")
 POPULATION_ARRAYS = ("rarity", "values", "levels", "share_base")
-# arrays of runs that were saved under another name
 ASSOCIATION_ARRAYS = ("factors", "mean", "spread", "heads", "covariance")
 
 

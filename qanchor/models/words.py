@@ -35,7 +35,8 @@ BUYING = frozenset("buy buying keep order ordering purchase shop shopping stop".
 # encoders take these for more of it
 FEWER = re.compile(r"\bfewer\b|\bcut(?:ting)? (?:back|down) on\b", re.IGNORECASE)
 TWO_THINGS = re.compile(
-    r"\bbut\b|\band (?:then|never|not|(?:do|does|will|has) not|(?:do|does|wo|has)n['’]t)\b",
+    r"(?<!nothing )(?<!anything )\bbut\b"
+    r"|\band (?:then|never|not|(?:do|does|will|has) not|(?:do|does|wo|has)n['’]t)\b",
     re.IGNORECASE,
 )
 AMOUNT = re.compile(
@@ -71,14 +72,16 @@ def asks_two_things(query: str) -> bool:
         query: The question.
 
     Example:
-        >>> asks_two_things("Who fills a cart but does not pay?"), asks_two_things("Who pays?")
-        (True, False)
+        >>> asks_two_things("Who fills a cart but does not pay?")
+        True
+        >>> asks_two_things("Who buys nothing but bread?")
+        False
     """
     return TWO_THINGS.search(query) is not None
 
 
-def asked_amount(query: str) -> float | None:
-    """Return the smallest amount that a question asks for; None if it names none.
+def asked_amount(query: str) -> float:
+    """Return the smallest amount that a question asks for; 0 if it names none.
 
     Args:
         query: The question.
@@ -87,9 +90,10 @@ def asked_amount(query: str) -> float | None:
         >>> asked_amount("Who will spend more than $1,250 at once?")
         1250.0
         >>> asked_amount("Will this user pay more than 3 times?")
+        0.0
     """
     found = AMOUNT.search(query)
-    return None if found is None else float(found[1].replace(",", ""))
+    return 0.0 if found is None else float(found[1].replace(",", ""))
 
 
 def spelling_vectors(texts) -> Float[np.ndarray, "text spelling"]:

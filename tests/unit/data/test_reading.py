@@ -539,6 +539,8 @@ def test_a_state_of_the_user_is_no_part_of_an_event():
     users = read_events(frame)
     assert set(users.events["text"]) == {"view", "buy"}
     left = users.report.columns["left out"]
-    assert left == ["customer_stage (tells of the customer, not of the event, and changes)"]
+    assert left == [
+        "customer_stage (tells of the customer, not of the event; name it in text= to keep it)"
+    ]
     both = read_events(frame, text=["event", "customer_stage"])
     assert "view, new" in set(both.events["text"])
