@@ -25,6 +25,7 @@ from widgets.base import (
     unit_words,
     unused_path,
 )
+from widgets.columns import UserColumns, find_ids
 from widgets.packing import (
     RANKING_TEXTS,
     float_bytes,
@@ -80,7 +81,8 @@ class QueryLens(View):
 
     Args:
         frame: One row per user: `user` and, if known, `events`, numbers of events by modality,
-            `first`, `last` and `recent` (a list of texts).
+            `first`, `last` and `recent` (a list of texts). The map can be colored by any other
+            column, and users can be found by it.
         backend: Called as `backend(query, previous)`; yields updates with `done`, `total`,
             `message`, `caption`, `warning` and a dict `data`. Closing the iterator cancels the
             work. `data["points"]` and `data["shift"]` are frames once they are known; the last map
@@ -89,7 +91,9 @@ class QueryLens(View):
             a frame `user, score, answer`, with two sentences in `data`: `interpretation` (what the
             query was interpreted as) and `order` (who ranks first). Attributes that are used if
             there are any: `answer` (called as `answer(user, query)`, returns text), `backtest`,
-            `backtests_unasked`, `ids`, `provenance`, `queries`, `rank` (there will be a ranking),
+            `backtests_unasked`, `columns` (a frame of further columns, index the ids), `find`
+            (called as `find(text)`, returns the ids of users who did such a thing), `ids`,
+            `provenance`, `queries`, `rank` (there will be a ranking),
             `timeline` (called as `timeline(user, query)`, returns a frame `time, modality, text,
             evidence` of the events of one user, oldest first), `unit` and `units`.
         queries: Suggested queries (default: `backend.queries`).
@@ -119,6 +123,7 @@ class QueryLens(View):
         "gestures.mjs",
         "map.mjs",
         "card.mjs",
+        "columns.mjs",
         "lens.mjs",
     )
     _css = read_static("lens.css", "card.css")
@@ -133,6 +138,8 @@ class QueryLens(View):
     _answer = Dict().tag(sync=True)  # user, query, busy, text, error
     _timeline = Dict().tag(sync=True)  # user, query, error, events as `pack_timeline` packs them
     _recent = Dict().tag(sync=True)  # rows, texts: the events the browser asked for
+    _column = Dict().tag(sync=True)  # what `UserColumns.pack` returns: the colors of the map
+    _found = Dict().tag(sync=True)  # text, n, sentence: whom the browser asked for
 
     def __init__(
         self,
@@ -154,6 +161,8 @@ class QueryLens(View):
         self._ranks = getattr(backend, "rank", None) is not None
         self._unit, self._units = unit_words(backend)
         self._row_of_backend = rows_in_view(ids, getattr(backend, "ids", None))
+        self._columns = UserColumns(with_columns(frame, ids, getattr(backend, "columns", None)))
+        self._find_by_event = getattr(backend, "find", None)
 
         room = MAX_HISTORY_POINTS // max(len(ids), 1)
         self._history_size = max(MIN_HISTORY, min(MAX_HISTORY, room))
@@ -178,6 +187,7 @@ class QueryLens(View):
             "max_listed": MAX_LISTED,
             "most_moved_share": MOST_MOVED_SHARE,
             "timelines": self._timeline_of is not None,
+            "columns": self._columns.names,
             "ranks": self._ranks,
             "backtests": self._can_backtest,
         }
@@ -215,6 +225,44 @@ class QueryLens(View):
             self._set_status, busy=True, waiting=True, query=query, done=0, total=len(self._ids)
         )
         self._worker.start(partial(self._run, query), on_wait, self._show_cancelled)
+
+    def find(self, text: str) -> tuple[str, ...]:
+        """Select users by a condition on a column, by their ids, or by what they did.
+
+        Args:
+            text: A condition (`age >= 40 and city = Oslo`), else an id or how some begin, else
+                words that stand in the text of an event.
+
+        Returns:
+            The ids of the users, who are now selected.
+        """
+        text = text.strip()
+        rows = self._columns.find(text)
+        found = text
+        if rows is None:
+            rows = find_ids(self._ids, text)
+            if not len(rows) and self._find_by_event is not None:
+                found = f"an event with the words {text}"
+                rows = np.flatnonzero(pd.Index(self._ids).isin(self._find_by_event(text)))
+        self.selection.select_rows(rows)
+        users = count_noun(len(self.selection), self._unit, self._units)
+        sentence = f"{users}: {found}" if len(rows) else f"Nobody: {text}"
+        self._found = {"text": text, "n": len(rows), "sentence": sentence if text else ""}
+        return self.selection.ids
+
+    def color_by(self, name: str) -> None:
+        """Color the map by a column of the users.
+
+        Args:
+            name: Name of the column.
+
+        Raises:
+            KeyError: There is no such column.
+        """
+        if name not in self._columns.names:
+            known = ", ".join(self._columns.names) or "none"
+            raise KeyError(f"no column {name!r} to color by: choose one of {known}")
+        self._column = self._columns.pack(name)
 
     @property
     def queries_asked(self) -> tuple[str, ...]:
@@ -346,6 +394,10 @@ class QueryLens(View):
         elif kind == "select":
             rows = np.frombuffer(buffers[0], dtype=np.int32) if buffers else []
             self.selection.select_rows(rows, message.get("mode", "replace"))
+        elif kind == "find":
+            self.find(str(message.get("text", "")))
+        elif kind == "color" and message.get("name") in self._columns.names:
+            self.color_by(message["name"])
         elif kind == "events":
             self._send_events(message.get("rows", ()))
         elif kind == "save_card" and self._entry and not self._status.get("busy"):
@@ -754,6 +806,24 @@ class RankingStore:
         count = max(int(TOP_SHARE * len(marked)), 1)
         marked[np.argsort(-ranking.scores)[:count]] = True
         return marked, "are the tenth that ranks first"
+
+
+def with_columns(
+    frame: pd.DataFrame, ids: Sequence[str], columns: pd.DataFrame | None
+) -> pd.DataFrame:
+    """Return the frame of the users with further columns, matched by id.
+
+    Args:
+        frame: One row per user.
+        ids: The ids, in the order of the frame.
+        columns: One row per user, index the ids; a name that is taken is called "(label)".
+    """
+    frame = frame.reset_index(drop=True)
+    if columns is None:
+        return frame
+    columns = columns.set_axis(columns.index.map(str)).reindex(ids).reset_index(drop=True)
+    taken = {name: f"{name} (label)" for name in columns if name in frame}
+    return frame.join(columns.rename(columns=taken))
 
 
 def rows_in_view(ids: Sequence[str], backend_ids: Sequence[str] | None) -> np.ndarray | None:

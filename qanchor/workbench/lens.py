@@ -149,6 +149,29 @@ class LensBackend:
         result = backtest(self.engine, self._users, query)
         yield Update(1, 1, backtest_summary(result), data={"backtest": result})
 
+    @property
+    def columns(self) -> pd.DataFrame:
+        """What is known of each user beside the events: facts, and labels, which no model reads."""
+        facts = self._users.tabular
+        labels = self._users.labels
+        taken = {name: f"{name} (label)" for name in labels if name in facts}
+        return facts.join(labels.rename(columns=taken))
+
+    def find(self, text: str) -> tuple[str, ...]:
+        """Return the users who did something before the cut-off whose text has all of some words.
+
+        Args:
+            text: The words; case does not matter.
+        """
+        words = text.casefold().split()
+        events = self._users.history()
+        texts = [
+            text
+            for text in events["text"].cat.categories
+            if words and all(word in text.casefold() for word in words)
+        ]
+        return tuple(events.loc[events["text"].isin(texts), "user"].astype(str).unique())
+
     def answer(self, user: str, query: str) -> str:
         """Return what one user did of what a query means, see `Engine.generate`.
 

@@ -4,6 +4,7 @@ import { choice, focused, glyph, make, modeOf, unbroken } from "./dom.mjs";
 import { survivesKernel } from "./kernel.mjs";
 import { userMap } from "./map.mjs";
 import { userCard } from "./card.mjs";
+import { columnColours, findBox } from "./columns.mjs";
 
 const OPENING = "no query";
 const WAITS = "Waiting for another cell to finish";
@@ -99,7 +100,16 @@ function queryBar(model, about) {
 /** The list of the most shifted, with their recent events: one stop of the Tab key, arrows walk, Enter opens, Space selects. */
 function userList(users, about, textsOf, pick, select) {
   const rows = make("ol", { class: "lens-rows", "aria-label": `Most shifted ${about.units}` });
-  const order = choice("List first", [["moved", "Most shifted"], ...(about.ranks ? [["answer", "Yes first"]] : [])], "moved", (by) => ((pressed = by), last && show(...last)));
+  const again = () => last && show(...last);
+  const order = choice("List first", [["moved", "Most shifted"], ...(about.ranks ? [["answer", "Yes first"]] : [])], "moved", (by) => ((pressed = by), again()));
+  const only = make("button", { type: "button", class: "lens-link lens-only", "aria-pressed": "false", hidden: true, onclick: () => showOnly(!onlySelected) }, "selected only");
+  let onlySelected = false;
+  let chosenRows = new Set();
+  function showOnly(whether) {
+    onlySelected = whether;
+    only.setAttribute("aria-pressed", String(whether));
+    again();
+  }
   const head = make("div", { class: "lens-listhead" }, order, make("span", {}, "residual"), make("span", {}, "kept"));
   const tooltips = meanings(about);
   head.lastChild.title = tooltips.kept;
@@ -110,7 +120,8 @@ function userList(users, about, textsOf, pick, select) {
     const yes = p.rank && (pressed || preset) === "answer";
     order.press(yes ? "answer" : "moved");
     Object.assign(head.children[1], yes ? { textContent: "answer", title: tooltips.answer } : { textContent: "residual", title: `${tooltips.residual}; the tick is the noise floor` });
-    const top = strongest(yes ? p.rank : p.residual, p.shifted ? limit : 0);
+    const wanted = onlySelected && chosenRows.size ? Array.from(p.residual, (_, row) => chosenRows.has(row)) : null;
+    const top = strongest(yes ? p.rank : p.residual, p.shifted || wanted ? limit : 0, wanted);
     const scale = Math.max(p.residual.reduce((most, one) => Math.max(most, one), 0), p.floor) || 1;
     rows.setAttribute("aria-label", yes ? `${about.units} nearest to yes` : `Most shifted ${about.units}`);
     rows.replaceChildren(...top.map((row, place) => item(p, row, yes ? 0 : scale, place)));
@@ -141,6 +152,9 @@ function userList(users, about, textsOf, pick, select) {
     else rows.scrollTop = Math.max(rows.scrollTop, above + item.offsetHeight - rows.clientHeight);
   }
   function follow(selected) {
+    chosenRows = selected;
+    only.hidden = !selected.size;
+    if (onlySelected) again();
     for (const button of rows.querySelectorAll("button")) {
       const isSelected = selected.has(Number(button.dataset.row));
       button.classList.toggle("chosen", isSelected);
@@ -159,7 +173,7 @@ function userList(users, about, textsOf, pick, select) {
     else return;
     event.preventDefault();
   });
-  return { node: make("div", { class: "lens-list" }, head, rows), show, mark, follow };
+  return { node: make("div", { class: "lens-list" }, head, rows), show, mark, follow, only, showOnly };
 }
 
 function render({ model, el }) {
@@ -185,17 +199,25 @@ function render({ model, el }) {
   const [texts, wanted] = [[...users.texts], new Set()];
   const map = userMap(box, { describe, pick, select, moving: (whether) => (root.dataset.moving = String(whether)) });
   const side = choice("Show the map", [["before", "before"], ["after", "after"]], "after", (value) => (side.press(value), map.setSide(value)));
-  const setColour = (value) => (colour.press(value), map.setColour(value), legends());
+  const setColour = (value) => (colour.press(value), (columnChoice.value = value === "column" ? columnChoice.value : ""), map.setColour(value), legends());
   const colour = choice("Colour", [["moved", "moved"], ["residual", "residual"], ...(about.ranks ? [["answer", "answer"]] : [])], "moved", (value) => ((pressedColour = value), setColour(value)));
   let pressedColour = ""; // what was pressed by hand stays
+  let column = null; // the colours of a column
+  const columnChoice = make(
+    "select",
+    { class: "lens-column", "aria-label": "Colour by a column", hidden: !about.columns.length, onchange: () => (columnChoice.value ? model.send({ type: "color", name: columnChoice.value }) : colour.querySelector("button").click()) },
+    make("option", { value: "" }, "column …"),
+    ...about.columns.map((name) => make("option", { value: name }, name)),
+  );
   const list = userList(users, about, textsOf, pick, select);
+  const finder = findBox(model, about, list.only);
   const card = userCard(model, users, textsOf, events, pick);
-  const options = make("div", { class: "lens-options" }, make("span", {}, "colour"), colour);
+  const options = make("div", { class: "lens-options" }, make("span", {}, "colour"), colour, columnChoice);
   const foot = make("div", { class: "lens-foot" }, legend, picked, options);
   const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, route, side), box, foot, lead, sentence, doubt, interpretation, backtest, caption, make("div", { class: "lens-keeping" }, saveButton, savedNote), words);
   const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), make("span", {}, count(users.ids.length, about.unit, about.units)));
   const root = make("div", { class: "lens", "data-lm-suppress-shortcuts": "true" });
-  root.append(make("div", { class: "lens-in" }, head, ...bar.parts, make("div", { class: "lens-body" }, left, make("div", { class: "lens-side" }, list.node, card.node))));
+  root.append(make("div", { class: "lens-in" }, head, ...bar.parts, make("div", { class: "lens-body" }, left, make("div", { class: "lens-side" }, finder.node, list.node, card.node))));
   root.lens = { state: map.state }; // for tests and for the curious: where the points are now
 
   /** First day, last day and recent events of a user; of a large set they are asked for, all of one moment together. */
@@ -237,6 +259,7 @@ function render({ model, el }) {
     const movers = [...p.beyond.keys()].filter((row) => p.beyond[row]);
     const all = moved ? make("button", { type: "button", class: "lens-link", title: "Select them: Shift adds them, Alt takes them away", onclick: (event) => select(movers, modeOf(event)) }, `${number(moved)} beyond the noise floor`) : "0 beyond the noise floor";
     const shades = make("i", { class: "lens-ramp" });
+    if (pressedColour === "column") return columnLegend(entry);
     const by = colour.querySelector('[aria-pressed="true"]').dataset.value;
     const kinds = by === "answer"
       ? [entry(make("i", { class: "lens-ramp yes" }), "farthest from yes to nearest, by rank"), entry(glyph(DIAMOND, "ink"), all)]
@@ -245,6 +268,34 @@ function render({ model, el }) {
       : [entry(glyph(DIAMOND, "moved"), all), entry(glyph(CIRCLE, "still"), `${number(p.beyond.length - moved)} within it`)];
     const faint = entry(glyph(CIRCLE, "faint"), "faint: low trust");
     legend.replaceChildren(...(p.shifted ? [...kinds, moved ? entry(glyph(ARROW, "moved line"), arrows) : null, faint] : [entry(glyph(CIRCLE, "still"), `a ${about.unit}`), faint]).filter(Boolean));
+  }
+  /** What the colours of a column mean; a category is a button that selects its users. */
+  function columnLegend(entry) {
+    if (column.span) {
+      legend.replaceChildren(entry(make("i", { class: "lens-ramp" }), column.span));
+      return;
+    }
+    const kinds = column.kinds.map(({ name, ink, n, rows }) => {
+      const pickKind = (event) => select(rows, modeOf(event));
+      const title = "Select them: Shift adds them, Alt takes them away";
+      const dot = make("i", { class: "lens-kind", style: `background:${ink}` });
+      return entry(dot, make("button", { type: "button", class: "lens-link", title, onclick: pickKind }, `${name} (${number(n)})`));
+    });
+    legend.replaceChildren(...kinds);
+  }
+  /** Colour the map by the column that the kernel sent. */
+  function showColumn() {
+    const latest = model.get("_column");
+    if (!latest.name) return;
+    column = columnColours(latest, map.ramp);
+    columnChoice.value = latest.name;
+    pressedColour = "column";
+    map.setInks(column.inks);
+    if (p) setColour("column");
+  }
+  function showFound() {
+    finder.show();
+    if (model.get("_found").text) list.showOnly(model.get("_found").n > 0);
   }
   function picture() {
     const raw = model.get("_picture");
@@ -261,7 +312,9 @@ function render({ model, el }) {
     const name = (query) => make("b", {}, query || OPENING);
     route.replaceChildren(...(p.shifted ? [make("span", {}, p.from || OPENING), make("span", { class: "lens-to", "aria-label": "to" }, "→"), name(p.to)] : [name(p.to)]));
     route.title = p.shifted ? `${p.from || OPENING} → ${p.to}` : "";
-    options.hidden = side.hidden = !p.shifted;
+    side.hidden = !p.shifted;
+    options.hidden = !p.shifted && !about.columns.length;
+    colour.hidden = !p.shifted;
     sentence.replaceChildren(...unbroken(p.sentence));
     sentence.hidden = !p.sentence;
     [doubt.textContent, doubt.hidden] = [p.warning, !p.warning];
@@ -327,7 +380,7 @@ function render({ model, el }) {
     }
     event.stopPropagation(); // the notebook has keys of its own
   });
-  const handlers = { _picture: picture, _selected: selected, _status: status, _history: bar.history, _answer: card.showAnswer, _timeline: card.showTimeline, _recent: receiveEvents, _ranking: ranking, _backtest: showBacktest };
+  const handlers = { _picture: picture, _selected: selected, _status: status, _history: bar.history, _answer: card.showAnswer, _timeline: card.showTimeline, _recent: receiveEvents, _column: showColumn, _found: showFound, _ranking: ranking, _backtest: showBacktest };
   for (const [name, act] of Object.entries(handlers)) model.on(`change:${name}`, act);
   model.on("msg:custom", bar.acknowledged);
   const theme = new MutationObserver(map.dress);
@@ -335,7 +388,7 @@ function render({ model, el }) {
   el.append(root);
   card.show(-1, null);
   list.show({ residual: [], shifted: false, floor: 0 }, 0);
-  [picture, selected, status, bar.history].forEach((act) => act());
+  [picture, selected, status, bar.history, showColumn, showFound].forEach((act) => act());
   model.send({ type: "open" });
   return () => {
     for (const [name, act] of Object.entries(handlers)) model.off(`change:${name}`, act);

@@ -24,7 +24,7 @@ export function userMap(box, on) {
     before: new Float32Array(0), after: new Float32Array(0), shown: new Float32Array(0), pixels: new Float32Array(0),
     trust: [], residual: [], rank: null, beyond: [], gained: [], lost: [], arrows: [], stages: [], marks: [], selected: new Set(),
     view: { k: 1, x: 0, y: 0 }, arrowInk: 0, top: 1, side: "after", colour: "moved",
-    picked: -1, hovered: -1, cursor: -1, lasso: null, grip: null, width: 0, height: 0, ink: {}, ramp: [], yes: [], stale: true,
+    picked: -1, hovered: -1, cursor: -1, lasso: null, grip: null, width: 0, height: 0, ink: {}, ramp: [], yes: [], inks: [], stale: true,
   };
   let waiting = 0;
   const request = () => (waiting ||= requestAnimationFrame(frame));
@@ -101,6 +101,7 @@ export function userMap(box, on) {
   }
 
   function inkOf(row) {
+    if (s.colour === "column") return s.inks[row] ?? s.ink.still; // the others fade, so a chosen one keeps its colour
     if (s.selected.has(row)) return s.ink.chosen;
     if (s.colour === "residual") return s.ramp[Math.round((RAMP * s.residual[row]) / s.top)];
     if (s.colour === "answer" && s.rank) return s.yes[Math.round(RAMP * s.rank[row])];
@@ -265,6 +266,12 @@ export function userMap(box, on) {
   return {
     setPicture, setSide, dress,
     setColour: (colour) => ((s.colour = colour), renew()),
+    /** The colour of each user, or null where it is not known. */
+    setInks: (inks) => {
+      s.inks = inks;
+      renew();
+    },
+    ramp: () => s.ramp,
     setRank: (rank) => ((s.rank = rank), renew()), // by user, from 0 to 1
     setSelected: (rows) => ((s.selected = new Set(rows)), renew()),
     setPicked: (row) => ((s.picked = row), request()),

@@ -261,3 +261,22 @@ def test_users_may_be_named_after_they_were_read(engine):
     )
     assert (lens.unit, lens.units) == ("member", "members")
     assert any("this member" in query for query in lens.queries) and cache.unit == "user"
+
+
+def test_the_columns_are_the_facts_and_labels_of_the_users(lens):
+    users = sample_users()
+    columns = lens.columns
+    assert list(columns) == [*users.tabular, *users.labels]
+    assert tuple(columns.index) == lens.ids
+
+
+def test_users_are_found_by_the_words_of_what_they_did_before_the_cutoff(lens):
+    history = sample_users().history()
+    text = history["text"].astype(str).iloc[0]
+    words = f"{text.split()[-1]} {text.split()[0]}".upper()  # in any order and case
+    has_words = [
+        all(word in event.lower() for word in words.lower().split())
+        for event in history["text"].astype(str)
+    ]
+    assert set(lens.find(words)) == set(history.loc[has_words, "user"].astype(str))
+    assert lens.find("zebra") == lens.find(" ") == ()

@@ -1,0 +1,65 @@
+"""Users are found and the map is colored by what is known of them, in a real JupyterLab."""
+
+import pytest
+
+SHOW = """import pandas as pd
+from fake import FakeLens, make_frame
+from widgets import QueryLens
+backend = FakeLens(seconds=0.2)
+cities = ["Oslo", "Rome", None] * 200
+backend.columns = pd.DataFrame({"age": range(600), "city": cities}, index=backend.ids)
+backend.find = lambda text: backend.ids[5:9] if text == "rice cooker" else ()
+lens = QueryLens(make_frame(), backend)
+lens"""
+READ = "print(len(lens.selection), lens.selection.ids[:2])"
+
+
+@pytest.fixture(scope="module")
+def book(open_notebook, server):
+    notebook = open_notebook(server.write("find.ipynb", [SHOW, READ, "lens.color_by('age')"]))
+    notebook.run(0)
+    notebook.settled()
+    yield notebook
+    notebook.check()
+    notebook.page.close()
+
+
+def find(book, text: str) -> str:
+    """Type into the box that finds users, and return what it says."""
+    box = book.page.get_by_label("Find users").locator("input")
+    box.fill(text)
+    box.press("Enter")
+    book.wait("document.querySelector('.lens-found').textContent.length > 0")
+    book.page.wait_for_timeout(300)
+    return book.page.locator(".lens-found").inner_text()
+
+
+@pytest.mark.journey
+def test_users_are_found_by_a_column_an_id_and_what_they_did(book):
+    assert find(book, "age >= 300 and city = rome") == "100 users: age >= 300 and city = rome"
+    assert book.run(1).startswith("100 ('u0301', 'u0304')")
+    assert book.page.locator(".lens-rows button").count() == 100  # the list shows them alone
+    assert find(book, "u0007") == "1 user: u0007"
+    assert find(book, "rice cooker") == "4 users: an event with the words rice cooker"
+    assert find(book, "zebra") == "Nobody: zebra"
+    assert book.run(1) == "0 ()"
+
+
+@pytest.mark.journey
+def test_the_map_is_colored_by_a_column_and_a_category_selects_its_users(book):
+    book.ask("Will this user travel soon?")
+    book.asked("Will this user travel soon?")
+    book.page.get_by_label("Colour by a column").select_option("city")
+    legend = book.page.locator(".lens-legend")
+    book.wait("document.querySelector('.lens-legend').textContent.includes('Oslo')")
+    assert legend.inner_text().split("\n") == ["Oslo (200)", "Rome (200)"]
+    book.shot("fake-column")
+    legend.get_by_role("button", name="Rome (200)").click()
+    book.wait("document.querySelector('.lens').dataset.chosen === '200'")
+    assert book.run(1) == "200 ('u0001', 'u0004')"
+    book.shot("fake-column-selected")
+    book.run(2)  # from Python
+    book.wait("document.querySelector('.lens-legend').textContent.includes('age, 12 to 587')")
+    assert book.page.get_by_label("Colour by a column").input_value() == "age"
+    book.page.get_by_role("button", name="moved", exact=True).click()
+    book.wait("document.querySelector('.lens-legend').textContent.includes('noise floor')")

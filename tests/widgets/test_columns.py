@@ -1,0 +1,96 @@
+"""Columns of the users: what they are, the colors they give, and conditions on them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from widgets import QueryLens
+from widgets.columns import MAX_CATEGORIES, UserColumns, find_ids
+
+FRAME = pd.DataFrame(
+    {
+        "user": list("abcdefghij"),
+        "recent": [("one",)] * 10,
+        "age": [18, 20, 30, 40, 50, 60, 70, 80, 90, np.nan],
+        "city": ["Oslo"] * 4 + ["Rome"] * 3 + [None] * 3,
+        "Paid": [0.0, 1.0] * 5,
+        "same": [1] * 10,
+    }
+)
+
+
+def test_who_a_user_is_and_what_all_share_are_no_columns():
+    assert UserColumns(FRAME).names == ["age", "city", "Paid"]
+
+
+def test_a_number_has_a_scale_and_is_unknown_where_it_is_missing():
+    packed = UserColumns(FRAME).pack("age")
+    values = np.frombuffer(packed["values"], np.float32)
+    assert values[0] == 0 and values[8] == 1 and np.isnan(values[9])
+    assert 18 <= packed["low"] < 20 and 80 < packed["high"] <= 90
+
+
+def test_few_numbers_and_texts_are_categories_the_most_frequent_first():
+    columns = UserColumns(FRAME)
+    packed = columns.pack("city")
+    assert (packed["names"], packed["counts"]) == (["Oslo", "Rome"], [4, 3])
+    assert np.frombuffer(packed["codes"], np.int32).tolist() == [0] * 4 + [1] * 3 + [-1] * 3
+    assert columns.pack("Paid")["names"] == ["0", "1"]
+
+
+def test_beyond_the_colors_there_are_categories_share_one():
+    names = [f"city {min(row, 20)}" for row in range(40)]
+    packed = UserColumns(pd.DataFrame({"user": range(40), "city": names})).pack("city")
+    assert len(packed["names"]) == MAX_CATEGORIES
+    assert packed["names"][-1] == "others" and sum(packed["counts"]) == 40
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("age >= 50", [4, 5, 6, 7, 8]),
+        ("AGE>=50 and City = rome", [4, 5, 6]),
+        ("city != Oslo", [4, 5, 6]),
+        ("paid = 1", [1, 3, 5, 7, 9]),
+        ("city = 'Oslo'", [0, 1, 2, 3]),
+    ],
+)
+def test_conditions(text, rows):
+    assert UserColumns(FRAME).find(text).tolist() == rows
+
+
+def test_what_names_no_column_is_no_condition():
+    assert UserColumns(FRAME).find("height > 2") is None
+    assert UserColumns(FRAME).find("rice cooker") is None
+
+
+def test_an_id_is_found_whole_before_its_beginnings():
+    assert find_ids(["u1", "u10", "v"], "u1").tolist() == [0]
+    assert find_ids(["u11", "u10", "v"], "U1").tolist() == [0, 1]
+    assert find_ids(["u1"], " ").tolist() == []
+
+
+class Backend:
+    """A back end that knows a label and who bought a lamp."""
+
+    columns = pd.DataFrame({"city": range(10), "Left": [0, 1] * 5}, index=list("jihgfedcba"))
+
+    def __call__(self, query, previous):
+        return iter(())
+
+    def find(self, text):
+        return ("c", "d") if text == "lamp" else ()
+
+
+def test_the_lens_finds_and_colors_by_columns_of_its_frame_and_its_back_end():
+    lens = QueryLens(FRAME, Backend())
+    assert lens._about["columns"] == ["age", "city", "Paid", "city (label)", "Left"]
+    assert lens.find("Left = 0") == ("b", "d", "f", "h", "j")
+    assert lens.find("lamp") == ("c", "d")
+    assert lens._found["sentence"] == "2 users: an event with the words lamp"
+    assert lens.find("zebra") == () and lens._found["sentence"] == "Nobody: zebra"
+    assert lens.find("") == () and lens._found["sentence"] == ""
+    lens.color_by("Left")
+    assert lens._column["counts"] == [5, 5]
+    with pytest.raises(KeyError, match="no column 'height' to color by: choose one of age, city"):
+        lens.color_by("height")
