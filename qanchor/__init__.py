@@ -4,6 +4,7 @@
 
 from qanchor.analysis.clusters import cluster_transitions
 from qanchor.analysis.groups import describe_clusters
+from qanchor.analysis.retention import funnel, retention
 from qanchor.data.complete_journey import load_complete_journey
 from qanchor.data.export import export_group
 from qanchor.data.reading import load_users, read_events
@@ -49,6 +50,7 @@ __all__ = [
     "embed_dataset",
     "export_group",
     "fit",
+    "funnel",
     "linear_probe",
     "load_complete_journey",
     "load_users",
@@ -56,6 +58,7 @@ __all__ = [
     "make_sample_users",
     "prototype_loss",
     "read_events",
+    "retention",
     "sample_ground_truth",
     "text_vectors",
     "tune_prompt",

@@ -1,0 +1,170 @@
+"""Retention and funnels: how long users stay after their first day, and how far they go."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import pandas as pd
+
+from qanchor.data.export import membership_mask
+from qanchor.data.users import Users
+from qanchor.evaluation.intervals import wilson_interval
+
+PERIOD_DAYS = (1, 7, 30, 90)
+MAX_PERIODS = 12
+MIN_USERS = 10  # on either side of a comparison that is shown
+
+
+def retention(
+    users: Users, ids: Collection[str] | None = None, period_days: int | None = None
+) -> pd.DataFrame:
+    """Count how many users were active in each period after their first day.
+
+    A user counts in a period only if all of it lies before the cut-off.
+
+    Args:
+        users: The users.
+        ids: A group to compare with all others (default: none, all users are one group).
+        period_days: Length of a period in days; default 1, 7, 30 or 90, the shortest of which 12
+            reach over the history.
+
+    Returns:
+        One row per side ("group" and "rest", or "all") and period that at least 10 of its users
+        lived through: `side, period` (0 begins with the first event), `users, active, share`, and
+        the ends `low` and `high` of a 95 % interval of the share. `attrs["period_days"]` is the
+        length.
+
+    Raises:
+        KeyError: If a user of the group is unknown.
+        ValueError: If the group has nobody or everybody, `period_days` is below 1, or too few users
+            have a whole period.
+
+    Example:
+        >>> days = pd.to_datetime(["2025-01-01", "2025-01-09", "2025-01-01"] * 10)
+        >>> name = [f"{name}{row // 3}" for row, name in enumerate("aab" * 10)]
+        >>> events = pd.DataFrame({"user": name, "time": days, "modality": "x", "text": "tea"})
+        >>> users = qa.Users.from_events(events, cutoff="2025-01-15")
+        >>> retention(users, period_days=7)["share"].tolist()
+        [1.0, 0.5]
+    """
+    history = users.history()
+    first = history.groupby("user", observed=True)["time"].min()
+    if period_days is None:
+        spread = (users.cutoff - first.min()).days if len(first) else 0
+        fitting = [days for days in PERIOD_DAYS if days * MAX_PERIODS >= spread]
+        period_days = fitting[0] if fitting else PERIOD_DAYS[-1]
+    if period_days < 1:
+        raise ValueError(f"period_days is {period_days}. Pass 1 or more.")
+    length = pd.Timedelta(days=period_days)
+    began = history["user"].map(first).astype(history["time"].dtype)
+    active = pd.DataFrame({"user": history["user"], "period": (history["time"] - began) // length})
+    active = active.drop_duplicates()
+    whole_periods = (users.cutoff - first) // length
+    rows = []
+    for side, members in _sides(users, ids):
+        of_side = active[active["user"].isin(members)]
+        lived = whole_periods[whole_periods.index.isin(members)]
+        for period in range(MAX_PERIODS):
+            there = lived.index[lived > period]
+            if len(there) < MIN_USERS:
+                break
+            in_period = of_side.loc[of_side["period"] == period, "user"]
+            n_active = int(in_period.isin(there).sum())
+            rows.append({"side": side, "period": period, "users": len(there), "active": n_active})
+    if not rows:
+        raise ValueError(
+            f"Fewer than {MIN_USERS} users have a whole period of {period_days} days before the"
+            " cut-off. Pass a shorter period_days."
+        )
+    frame = _with_shares(rows)
+    frame.attrs["period_days"] = period_days
+    return frame
+
+
+def funnel(users: Users, steps: Sequence[str], ids: Collection[str] | None = None) -> pd.DataFrame:
+    """Count how many users did several things, each after the one before.
+
+    Args:
+        users: The users.
+        steps: Two things or more, in order; each is a modality, or words that all stand in the text
+            of an event. Case does not matter.
+        ids: A group to compare with all others (default: none, all users are one group).
+
+    Returns:
+        One row per side ("group" and "rest", or "all") and step: `side, step, users` (of the side),
+        `active` (who came so far), `share`, and the ends `low` and `high` of a 95 % interval.
+
+    Raises:
+        KeyError: If a user of the group is unknown.
+        ValueError: If the group has nobody or everybody, there are fewer than two steps, or nobody
+            ever did one of them.
+
+    Example:
+        >>> rows = [("a", 1, "view"), ("a", 2, "pay"), ("b", 1, "pay"), ("b", 2, "view")]
+        >>> events = pd.DataFrame(rows, columns=["user", "day", "text"])
+        >>> events["time"] = pd.Timestamp("2025-01-01") + pd.to_timedelta(events["day"], unit="D")
+        >>> events = events.assign(modality="shop").drop(columns="day")
+        >>> users = qa.Users.from_events(events, cutoff="2025-02-01")
+        >>> funnel(users, ["view", "pay"])["active"].tolist()
+        [2, 1]
+    """
+    steps = [step.strip() for step in steps if step.strip()]
+    if len(steps) < 2:
+        raise ValueError(f"There are {len(steps)} steps. Pass two or more, such as view, pay.")
+    history = users.history().sort_values("time", kind="stable", ignore_index=True)
+    history["user"] = history["user"].astype(str)
+    last = pd.DataFrame({"time": history["time"].min(), "event": -1}, index=list(users.ids))
+    came_so_far = []
+    for step in steps:
+        did = history[_is_step(history, step)]
+        if did.empty:
+            raise ValueError(
+                f"Nobody did {step!r} before the cut-off. Write a modality"
+                f" ({', '.join(users.modalities)}), or words of an event."
+            )
+        # events of one moment may follow each other, but none follows itself
+        before = last.reindex(did["user"]).set_index(did.index)
+        follows = (did["time"] >= before["time"]) & (did.index != before["event"])
+        earliest = did[follows].drop_duplicates("user")
+        last = earliest.reset_index(names="event").set_index("user")[["time", "event"]]
+        came_so_far.append(last.index)
+    rows = []
+    for side, members in _sides(users, ids):
+        for step, came in zip(steps, came_so_far, strict=True):
+            n_active = int(came.isin(members).sum())
+            rows.append({"side": side, "step": step, "users": len(members), "active": n_active})
+    return _with_shares(rows)
+
+
+def _is_step(history: pd.DataFrame, step: str) -> pd.Series:
+    """Return which events are a step of a funnel."""
+    wanted = step.casefold()
+    modalities = history["modality"].cat.categories
+    named = [name for name in modalities if name.casefold() == wanted]
+    if named:
+        return history["modality"].isin(named)
+    words = wanted.split()
+    texts = [
+        text
+        for text in history["text"].cat.categories
+        if all(word in text.casefold() for word in words)
+    ]
+    return history["text"].isin(texts)
+
+
+def _sides(users: Users, ids: Collection[str] | None) -> list[tuple[str, pd.Index]]:
+    """Return the sides that are compared, by name."""
+    everyone = pd.Index(users.ids)
+    if ids is None:
+        return [("all", everyone)]
+    inside = membership_mask(users.ids, ids)
+    return [("group", everyone[inside]), ("rest", everyone[~inside])]
+
+
+def _with_shares(rows: list[dict]) -> pd.DataFrame:
+    """Return rows of counts with shares and their intervals."""
+    frame = pd.DataFrame(rows)
+    active = frame["active"].to_numpy()
+    n = frame["users"].to_numpy()
+    low, high = wilson_interval(active, n)
+    return frame.assign(share=active / n, low=low, high=high)
