@@ -34,6 +34,7 @@ from qanchor.utils.device import machine_info
 from qanchor.utils.io import atomic_write
 from qanchor.utils.progress import ProgressBars
 from qanchor.utils.text import count
+from qanchor.workbench.mcp_server import serve
 from qanchor.workbench.messages import (
     CHANCE_NOTE,
     backtest_summary,
@@ -379,6 +380,17 @@ def ask(
         "top": rows,
     }
     print_result(result, "\n".join(filter(None, paragraphs)), as_json)
+
+
+@app.command("mcp")
+def mcp_command(run: RunOf, users: UsersOf) -> None:
+    """Let an assistant that speaks the Model Context Protocol ask about users, over standard input
+    and output. It sees what its questions return; nothing is changed.
+    """
+    people = open_users(users)
+    engine = load_engine(run)
+    refuse_differences(engine, people)
+    serve(qa.WorkbenchSession(engine, people, method="pca"), partial(typer.echo, err=True))
 
 
 @app.command()

@@ -1,0 +1,157 @@
+"""Read-only tools of one session for assistants that speak the Model Context Protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from qanchor.errors import QanchorError
+from qanchor.utils.text import count
+from qanchor.workbench.messages import interpretation_sentence, unanswerable_note
+from qanchor.workbench.session import WorkbenchSession
+
+if TYPE_CHECKING:
+    from mcp.server import MCPServer
+
+MAX_USERS_TOLD = 100
+MAX_EVENTS_TOLD = 200
+MAX_GROUP_ROWS = 20
+INSTRUCTIONS = (
+    "Ranks users of one event log for a question in plain words, from what each of them did. Call"
+    " describe first. A score orders the users of one question and is no probability: say how good"
+    " such a ranking was before (backtest) beside it. Do not act on a ranking at chance."
+)
+
+
+def make_mcp_server(session: WorkbenchSession) -> MCPServer:
+    """Return a server whose tools read one session and change nothing.
+
+    The tools are `describe`, `ask`, `evidence`, `group` and `backtest`.
+
+    Args:
+        session: The session.
+
+    Raises:
+        ValueError: The package `mcp` is not installed.
+
+    Example:
+        >>> users = qa.make_sample_users(60)
+        >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
+        >>> make_mcp_server(qa.WorkbenchSession(engine, users)).name
+        'qanchor'
+    """
+    try:
+        from mcp.server import MCPServer
+        from mcp.server.mcpserver.exceptions import ToolError
+        from mcp.types import ToolAnnotations
+    except ImportError as error:
+        raise ValueError(
+            "The package mcp is not installed. Run pip install 'qanchor[mcp]'."
+        ) from error
+    server = MCPServer("qanchor", instructions=INSTRUCTIONS)
+    tools = SessionTools(session)
+
+    def tells_errors(tool: Callable) -> Callable:
+        """Return a tool whose errors reach the assistant in words."""
+
+        @wraps(tool)
+        def run(*args, **kwargs):
+            try:
+                return tool(*args, **kwargs)
+            except (QanchorError, ValueError, KeyError) as error:
+                raise ToolError(str(error.args[0] if error.args else error)) from error
+
+        return run
+
+    for tool in (tools.describe, tools.ask, tools.evidence, tools.group, tools.backtest):
+        server.tool(annotations=ToolAnnotations(read_only_hint=True))(tells_errors(tool))
+    return server
+
+
+class SessionTools:
+    """What an assistant may ask of a session; each method returns what JSON can hold.
+
+    Args:
+        session: The session.
+    """
+
+    def __init__(self, session: WorkbenchSession):
+        self._session = session
+
+    def describe(self) -> dict[str, Any]:
+        """Say who the users are, what is known of them, and what can be asked."""
+        users = self._session.users
+        history = users.history()
+        return {
+            "name": users.name,
+            "users": len(users),
+            "unit": users.unit,
+            "events": len(history),
+            "first_event": str(history["time"].min()),
+            "cutoff": str(users.cutoff),
+            "horizon_days": users.horizon_days,
+            "modalities": list(users.modalities),
+            "facts": list(users.tabular),
+            "questions": self._session.lens.queries,
+        }
+
+    def ask(self, question: str, top: int = 10) -> dict[str, Any]:
+        """Rank all users for a question in plain words and return the first ones.
+
+        A question that nothing in the data speaks of is not answered; `can_be_asked` then names
+        what can be asked instead.
+        """
+        ranking = self._session.engine.rank(self._session.cache, question)
+        about = ranking.attrs
+        if not about["answerable"]:
+            note = unanswerable_note(question, about["nearest"])
+            return {"answerable": False, "note": note, "can_be_asked": list(about["nearest"])}
+        top = min(max(top, 1), MAX_USERS_TOLD)
+        return {
+            "answerable": True,
+            "interpretation": interpretation_sentence(ranking),
+            "events_that_count": about["evidence"],
+            "users": ranking.head(top).to_dict("records"),
+            "of": len(ranking),
+        }
+
+    def evidence(self, user: str, question: str = "") -> dict[str, Any]:
+        """Return one user's events, newest first, and which of them the question means."""
+        timeline = self._session.lens.timeline(user, question).iloc[::-1]
+        events = timeline.head(MAX_EVENTS_TOLD).astype({"time": str, "modality": str, "text": str})
+        return {
+            "answer": self._session.lens.answer(user, question) if question.strip() else "",
+            "events": events.to_dict("records"),
+            "of": len(timeline),
+            "that_count": int(timeline["evidence"].sum()),
+        }
+
+    def group(self, ids: list[str]) -> dict[str, Any]:
+        """Say what sets a group of users apart from all others, the most telling first."""
+        update = self._session.describe(ids)
+        rows = update.data["frame"].head(MAX_GROUP_ROWS)
+        rows = rows.astype(object).where(rows.notna(), None)
+        return {"summary": update.message, "differences": rows.to_dict("records")}
+
+    def backtest(self, question: str) -> dict[str, Any]:
+        """Measure how often a ranking for this question was right before: of pairs of users, the
+        share in the order that they showed since; 0.5 is chance.
+        """
+        *_, last = self._session.lens.backtest(question)
+        result = last.data["backtest"]
+        numbers = {"right": result.right, "low": result.low, "high": result.high}
+        return {"summary": last.message, "users": result.n, **numbers}
+
+
+def serve(session: WorkbenchSession, say: Callable[[str], object]) -> None:
+    """Serve a session over standard input and output until the client leaves.
+
+    Args:
+        session: The session.
+        say: Called with one line once the server is ready; it must not write to standard output.
+    """
+    server = make_mcp_server(session)
+    users = count(len(session.users), session.users.unit)
+    say(f"qanchor mcp: {users} of {session.users.name}, waiting for a client")
+    server.run("stdio")
