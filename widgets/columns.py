@@ -1,4 +1,4 @@
-"""What is known of each user beside the question: columns to color the map by and to find users by."""
+"""Columns of the users: what the map is colored by, and what users are found by."""
 
 from __future__ import annotations
 
