@@ -1,8 +1,9 @@
 """`LanguageBody`: what a language model that reads users has, however it reads them: questions and
 answers, the user's tokens, the anchor alone, and the two towers of the contrastive loss.
 
-An answer follows the anchor, which is all that it sees of the user. Without a user in the anchor
-the same pass is the second tower of the contrastive loss.
+An answer follows the anchor, which is all that it sees of the user, and is told the score and the
+state behind it. Without a user in the anchor the same pass is the second tower of the contrastive
+loss.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from qanchor.models.pointing import (
     MASKED,
     N_PRIOR_NUMBERS,
     STATE_DIM,
+    TOLD_DIM,
     Anchor,
     BodyInput,
     QueryStates,
@@ -31,6 +33,7 @@ from qanchor.models.pointing import (
 )
 from qanchor.models.user_tokens import N_LEVEL_NUMBERS, N_TOKEN_NUMBERS
 from qanchor.utils.arrays import LRUCache
+from qanchor.utils.device import has_fast_bf16
 
 LLAMA_LIKE = ("llama", "qwen2")
 TOKEN_DIM = 256
@@ -96,6 +99,22 @@ def on_own_device(method: Callable) -> Callable:
     return run
 
 
+def in_bfloat16_if_training(method: Callable) -> Callable:
+    """Return a method of a module that computes in bfloat16 in training, where that is faster.
+
+    Args:
+        method: Method of a module with a property `device`.
+    """
+
+    @wraps(method)
+    def run(self, *args):
+        enabled = self.training and has_fast_bf16(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
+            return method(self, *args)
+
+    return run
+
+
 def _move(value, device: torch.device):
     """Return tensors, and tuples and named tuples of them, on a device; all else as it is."""
     if isinstance(value, Tensor):
@@ -157,6 +176,8 @@ class LanguageBody(nn.Module):
             # states of a language model are nearly parallel, so each tower is centred by itself
             self.anchor_norm = nn.BatchNorm1d(width, affine=False)
             self.answer_norm = nn.BatchNorm1d(width, affine=False)
+            self.tell = nn.Linear(TOLD_DIM, width, bias=False)
+            nn.init.zeros_(self.tell.weight)
             self.project = nn.Sequential(
                 nn.Linear(width, PROJECTION_HIDDEN),
                 nn.ReLU(),
@@ -309,6 +330,7 @@ class LanguageBody(nn.Module):
         """
         return self._cross(states, self.evidence.bias.expand(1, len(states.length), -1))
 
+    @in_bfloat16_if_training
     def _cross(
         self,
         states: QueryStates,
@@ -343,7 +365,8 @@ class LanguageBody(nn.Module):
             keys.append(own)
             values.append(value)
         hidden = self.backbone.model.norm(hidden)
-        return Anchor(hidden, torch.stack(keys, 2), torch.stack(values, 2))
+        keys, values = (torch.stack(parts, 2).float() for parts in (keys, values))
+        return Anchor(hidden, keys, values, hidden.new_zeros(*hidden.shape[:-1], TOLD_DIM))
 
     def _grouped(self, vectors: Tensor) -> Tensor:
         """Return (user, query, head, head_dim) as (user, query, kv_head, group, head_dim)."""
@@ -402,12 +425,14 @@ class LanguageBody(nn.Module):
         ]
 
     @on_own_device
+    @in_bfloat16_if_training
     def answer_states(
         self, states: QueryStates, anchor: Anchor, answers: Answers
     ) -> Float[Tensor, "pair token width"]:
         """Run answers through the layers that know users; return their states behind the last.
 
-        They attend to the words of the question, to the anchor and to each other.
+        They attend to the words of the question, to the anchor and to each other, and begin from
+        what they are told.
 
         Args:
             states: Question of each answer, from `encode`.
@@ -419,7 +444,7 @@ class LanguageBody(nn.Module):
         causal = torch.ones(n_tokens, n_tokens, dtype=torch.bool).tril()
         before = F.pad(states.mask, (0, 1), value=True)[:, None].expand(-1, n_tokens, -1)
         mask = torch.cat([before, causal.expand(n_pairs, -1, -1)], -1)[:, None]
-        hidden = answers.hidden
+        hidden = answers.hidden + self.tell(anchor.told)[:, None]
         for place, layer in enumerate(self.layers):
             keys = torch.cat([states.keys[:, place], anchor.keys[:, None, place]], 1)
             values = torch.cat([states.values[:, place], anchor.values[:, None, place]], 1)
@@ -481,6 +506,7 @@ class LanguageBody(nn.Module):
         return F.normalize(self.project(self.answer_norm(last)), dim=-1)
 
     @on_own_device
+    @in_bfloat16_if_training
     def answer_logits(
         self,
         anchor: Anchor,
@@ -494,7 +520,8 @@ class LanguageBody(nn.Module):
             hidden: From `answer_states`.
             mask: Tokens that are no padding.
         """
-        before = torch.cat([anchor.hidden[:, None], hidden[:, :-1]], 1)
+        first = anchor.hidden + self.tell(anchor.told)
+        before = torch.cat([first[:, None], hidden[:, :-1]], 1)
         return self.backbone.lm_head(before[mask])
 
     @on_own_device

@@ -38,6 +38,7 @@ KEY_DIM = 48
 GENERAL_DIM = 16  # what the question asks beside its topic: how often, how much, how soon
 HIDDEN_DIM = 160
 STATE_DIM = 64
+TOLD_DIM = 1 + STATE_DIM
 TEXT_DIM = 31  # dimensions of the embedding that say which texts were pointed at
 PROFILE_DIM = 32  # that say what the user does at all, whatever is asked
 # mean length of the profile: small beside the parts that change with the question
@@ -130,6 +131,7 @@ class Anchor(NamedTuple):
     hidden: Float[Tensor, "*pair width"]  # behind the last layer
     keys: Float[Tensor, "*pair layer kv_head head_dim"]  # rotated
     values: Float[Tensor, "*pair layer kv_head head_dim"]
+    told: Float[Tensor, "*pair told"]  # what answers are told: the score and the state behind it
 
     def at(self, *index) -> Anchor:
         """Select anchors.
@@ -435,7 +437,7 @@ class PointingReader(nn.Module):
         meaning = self.meaning(question, things)
         known = self.known_numbers(users, meaning, things)
         sign = self.sign(question)
-        prior = (self.prior(known) * self.prior_shares(meaning, things)).sum(-1) * sign
+        prior = self.prior_score(known, meaning, things) * sign
         state, attention = self.body(self.body_input(users, question, things, known))
         score = prior + self.out(state)[..., 0] * sign
         alone = self.alone(state)[..., 0] * sign
@@ -444,6 +446,18 @@ class PointingReader(nn.Module):
         profile = (mean_text(users, things) - self.profile_mean) @ self.profile_directions
         embedding = self.embed(score, pointed_at, profile, state)
         return Reading(score, prior, alone, attention, embedding)
+
+    def prior_score(
+        self, known: Float[Tensor, "user query prior"], meaning: Meaning, things: ThingInput
+    ) -> Float[Tensor, "user query"]:
+        """Return the prior of what each question is about, whatever its sense.
+
+        Args:
+            known: From `known_numbers`.
+            meaning: What the questions ask for.
+            things: What tokens stand for.
+        """
+        return (self.prior(known) * self.prior_shares(meaning, things)).sum(-1)
 
     def prior_shares(
         self, meaning: Meaning, things: ThingInput
@@ -508,8 +522,14 @@ class PointingReader(nn.Module):
             question: The questions, read by a language model.
             things: What tokens stand for.
         """
-        known = self.known_numbers(users, self.meaning(question, things), things)
-        return self.body.anchor(self.body_input(users, question, things, known))[0]
+        meaning = self.meaning(question, things)
+        known = self.known_numbers(users, meaning, things)
+        anchor, _ = self.body.anchor(self.body_input(users, question, things, known))
+        state = self.body.state(anchor.hidden)
+        prior = self.prior_score(known, meaning, things)
+        score = (prior + self.out(state)[..., 0]) * self.sign(question)
+        standard = (state - self.state_mean) / self.state_spread
+        return anchor._replace(told=torch.cat([score[..., None], standard], -1))
 
     def score_answers(
         self,

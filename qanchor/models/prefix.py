@@ -12,9 +12,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from qanchor.models.language_body import LEVEL_TOKENS, LanguageBody, on_own_device
+from qanchor.models.language_body import (
+    LEVEL_TOKENS,
+    LanguageBody,
+    in_bfloat16_if_training,
+    on_own_device,
+)
 from qanchor.models.pointing import (
     MASKED,
+    TOLD_DIM,
     Anchor,
     BodyInput,
     PrefixStates,
@@ -67,6 +73,7 @@ class UserPrefix(LanguageBody):
         return PrefixStates(torch.stack(keys, 1), torch.stack(values, 1), log_presence, length)
 
     @on_own_device
+    @in_bfloat16_if_training
     def anchor(self, inputs: BodyInput) -> tuple[Anchor, Float[Tensor, "user query token"]]:
         """Return the anchors of users and questions, and their mean attention to the tokens.
 
@@ -122,7 +129,8 @@ class UserPrefix(LanguageBody):
             keys.append(self._rotate(own, question.length.expand(len(own), 1))[:, 0])
             values.append(value[:, -1])
         hidden = self.backbone.model.norm(hidden[:, -1])
-        return Anchor(hidden, torch.stack(keys, 1), torch.stack(values, 1)), attention
+        keys, values = (torch.stack(parts, 1).float() for parts in (keys, values))
+        return Anchor(hidden, keys, values, hidden.new_zeros(len(hidden), TOLD_DIM)), attention
 
     def _weight(
         self,

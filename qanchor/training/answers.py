@@ -1,10 +1,11 @@
-"""The joint loss of a reader with a language model: users and answers side by side, and the answer
-in words (paper, section 3.3).
+"""Answers of a reader with a language model: the joint loss, in which users and answers stand side
+by side and answers are put in words (paper, section 3.3), and the fit of what answers are told.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from qanchor.useru.concept_answers import graded_answers
 from qanchor.useru.concepts import Wording
 
 ANSWERED_PAIRS = 24  # of a user and a question, in a step
+TOLD_PAIRS = 48  # likewise, where only what answers are told is fitted
+LEARNING_RATE = 1e-2  # of that fit
 
 
 def answer_losses(
@@ -44,15 +47,7 @@ def answer_losses(
     """
     body = reader.body
     of_user, of_query = draw_pairs(grades, ANSWERED_PAIRS, rng)
-    pairs = []
-    for user, query in zip(of_user, of_query, strict=True):
-        wording = wordings[query]
-        answers = graded_answers(wording.measure, wording.sign)
-        pairs.append((wording.query, answers[grades[user, query]]))
-    query_of = dict(zip(pairs, of_query.tolist(), strict=True))  # of each distinct text
-    texts = list(query_of)
-    asked = list(query_of.values())
-    which = torch.tensor([texts.index(pair) for pair in pairs])
+    texts, asked, which = _distinct_answers(wordings, grades, of_user, of_query)
     # answers behind the anchors of users, then each distinct one without a user
     known = reader.anchor(users, question, things).at(of_user, of_query)
     alone = body.anchor_alone(question.states).at(0, asked)
@@ -63,11 +58,93 @@ def answer_losses(
     logits = body.answer_logits(anchor, hidden, encoded.mask)
     # the two towers
     embedding = body.project_anchors(known)
-    of_text = len(pairs) + which
+    of_text = len(which) + which
     target = body.project_answers(hidden[of_text], encoded.mask[of_text])
     same = which[:, None] == which[None]
     contrastive = contrastive_loss(embedding.cpu(), target.cpu(), same=same)
     return contrastive, autoregressive_loss(logits, encoded.ids[encoded.mask]).cpu()
+
+
+@dataclass(frozen=True)
+class AnsweredUsers:
+    """Users and questions that a reader has read, with the answers that are true.
+
+    Args:
+        anchor: Anchors of users and questions.
+        question: The questions, read by the language model.
+        wordings: The questions in words.
+        grades: Which of the graded answers is true of each user; -1 if it is not known.
+    """
+
+    anchor: Anchor
+    question: QuestionInput
+    wordings: Sequence[Wording]
+    grades: Int[np.ndarray, "user query"]
+
+
+def fit_answers(
+    reader: PointingReader, batches: Sequence[AnsweredUsers], steps: int, rng: np.random.Generator
+) -> None:
+    """Fit what answers are told of the score and the state behind it, by the loss of the next
+    token; all other weights stay as they are.
+
+    Args:
+        reader: Trained reader with a language model; changed in place.
+        batches: Users and questions.
+        steps: Training steps.
+        rng: Random generator that chooses the pairs.
+    """
+    tell = reader.body.train().tell.requires_grad_(True)
+    optimizer = torch.optim.AdamW(tell.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    for _ in range(steps):
+        loss = told_loss(reader, batches[rng.integers(len(batches))], rng)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    tell.requires_grad_(False)
+    reader.body.eval()
+
+
+def told_loss(
+    reader: PointingReader, batch: AnsweredUsers, rng: np.random.Generator
+) -> Float[Tensor, ""]:
+    """Return the loss of the next token of some answers.
+
+    Args:
+        reader: Reader with a language model.
+        batch: Users and questions.
+        rng: Random generator that chooses the pairs.
+    """
+    body = reader.body
+    of_user, of_query = draw_pairs(batch.grades, TOLD_PAIRS, rng)
+    texts, asked, which = _distinct_answers(batch.wordings, batch.grades, of_user, of_query)
+    anchor = batch.anchor.at(of_user, of_query)
+    encoded = body.encode_answers(*zip(*texts, strict=True)).at(which)
+    hidden = body.answer_states(batch.question.states.at(asked).at(which), anchor, encoded)
+    logits = body.answer_logits(anchor, hidden, encoded.mask)
+    return autoregressive_loss(logits, encoded.ids[encoded.mask])
+
+
+def _distinct_answers(
+    wordings: Sequence[Wording],
+    grades: Int[np.ndarray, "user query"],
+    of_user: Int[np.ndarray, " pair"],
+    of_query: Int[np.ndarray, " pair"],
+) -> tuple[list[tuple[str, str]], list[int], Int[Tensor, " pair"]]:
+    """Return the distinct questions and answers of some pairs, the place of the question of each,
+    and which of them each pair has.
+    """
+    pairs = []
+    for user, query in zip(of_user, of_query, strict=True):
+        wording = wordings[query]
+        answers = graded_answers(wording.measure, wording.sign)
+        pairs.append((wording.query, answers[grades[user, query]]))
+    query_of = dict(zip(pairs, of_query.tolist(), strict=True))
+    texts = list(query_of)
+    which = torch.tensor([texts.index(pair) for pair in pairs])
+    return texts, list(query_of.values()), which
 
 
 def draw_pairs(

@@ -36,7 +36,7 @@ from qanchor.models.pointing import (
 )
 from qanchor.models.text_encoder import wording_vectors
 from qanchor.models.user_tokens import MAX_TOKENS, TokenReader, UserTokens
-from qanchor.training.answers import answer_losses
+from qanchor.training.answers import AnsweredUsers, answer_losses, fit_answers
 from qanchor.training.associations import FOLDS, AssociationFit
 from qanchor.training.checkpoint import Checkpoint, CheckpointState, fingerprint
 from qanchor.useru.concept_answers import concept_grades
@@ -61,6 +61,8 @@ QUESTIONS_PER_STEP = 16
 MIN_QUESTIONS = 64  # that a language model reads
 ANSWERED_USERS = 12  # of a step, whose answers are trained on
 ANSWERED_QUESTIONS = 4
+ANSWER_DRAWS = 10  # batches of users and questions that written answers are fitted on
+ANSWER_STEPS = 200
 WEIGHT_DECAY = 0.02
 MAX_GRAD_NORM = 1.0
 CUTOFF_HORIZONS = (1, 1.33, 1.67, 2, 2.5, 3)  # cut-offs before the users' own, in horizons
@@ -433,6 +435,8 @@ def train_reader(
         _fit_share(reader, task, _some(questions, budget.judged, rng))
         _fit_state_scale(reader, task, _some(questions, budget.scaled, rng), users, rng)
         _fit_profile(reader, task.samples[0], users[0])
+        if budget.autoregressive:
+            _fit_answers(reader, batches, budget)
     return pd.DataFrame(history)
 
 
@@ -637,7 +641,8 @@ def _trained_weights(reader: PointingReader, budget: Budget) -> list[nn.Paramete
     if budget.trains_prior:
         parts.append("prior.")
     for name, weight in reader.named_parameters():
-        weight.requires_grad_(name.startswith(tuple(parts)) and not is_pretrained(name))
+        is_trained = name.startswith(tuple(parts)) and name != "body.tell.weight"
+        weight.requires_grad_(is_trained and not is_pretrained(name))
     return [weight for weight in reader.parameters() if weight.requires_grad]
 
 
@@ -884,6 +889,26 @@ def _fit_profile(reader: PointingReader, sample: Sample, rows: np.ndarray) -> No
     length = ((texts - texts.mean(0)) @ directions).norm(dim=1).mean()
     directions = PROFILE_SCALE * directions / length.clamp(min=1e-9)
     reader.profile_directions[:, : directions.shape[1]] = directions
+
+
+def _fit_answers(reader: PointingReader, batches: _Batches, budget: Budget) -> None:
+    """Fit what written answers are told, on users and questions that are read once."""
+    task = batches.task
+    answered = []
+    for _ in range(ANSWER_DRAWS):
+        sample, rows, asked = batches.draw(n_users=budget.users)
+        asked = np.unique(asked)
+        grades = task.grades(sample, rows, asked)
+        if (grades < 0).all():
+            continue
+        users = some_tokens(token_input(sample.tokens, rows), budget.tokens)
+        question = task.encoded.at(asked)
+        with torch.no_grad():
+            anchor = reader.anchor(users, question, batches.things)
+        wordings = [task.questions[place].wording for place in asked]
+        answered.append(AnsweredUsers(anchor, question, wordings, grades))
+    if answered:
+        fit_answers(reader, answered, min(ANSWER_STEPS, budget.steps), batches.rng)
 
 
 def fit_sense(reader: PointingReader, task: ConceptTask, questions: np.ndarray, seed: int) -> None:

@@ -17,6 +17,17 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def has_fast_bf16(device: torch.device) -> bool:
+    """Return whether a device multiplies bfloat16 matrices natively; a CPU needs AVX-512 or ARM.
+
+    Args:
+        device: Torch device.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 @contextmanager
 def single_thread() -> Iterator[None]:
     """Run torch in one thread inside the block.

@@ -101,11 +101,18 @@ def benchmark(
         int | None,
         typer.Option("--max-users", help="users of prompts, fairness, attention, cache and ask"),
     ] = None,
+    bodies: Annotated[
+        str | None, typer.Option(help="bodies of reading, with commas between; default: all")
+    ] = None,
+    parts: Annotated[
+        Path | None, typer.Option(help="folder that reading keeps each body in, to go on from")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure as ratios within one run, with the machine's own ceiling beside them."""
     bars = ProgressBars()
-    options = {"minutes": minutes, "cases": cases, "most": most}
+    options = {"minutes": minutes, "cases": cases, "most": most, "parts": parts}
+    options["bodies"] = bodies and bodies.split(",")
     options = {option: value for option, value in options.items() if value is not None}
     if name in WITH_PROGRESS:
         options["progress"] = bars

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import torch
 
-from qanchor.utils.device import best_device, machine_info
+from qanchor.utils.device import best_device, has_fast_bf16, machine_info
 
 
 def compute_dtype(requested: str, device: str | torch.device) -> str:
     """Return the dtype a model computes in on a device.
 
-    This is the requested dtype, except that bfloat16 becomes float32 on CPUs without fast bfloat16
-    products. There torch falls back to a plain loop, many times slower than float32.
+    This is the requested dtype, except that bfloat16 becomes float32 on devices without fast
+    bfloat16 products. On such a CPU torch falls back to a plain loop, many times slower than
+    float32.
 
     Args:
         requested: "bfloat16" or "float32".
@@ -30,15 +31,9 @@ def compute_dtype(requested: str, device: str | torch.device) -> str:
         >>> compute_dtype("bfloat16", "cuda"), compute_dtype("float32", "cpu")
         ('bfloat16', 'float32')
     """
-    on_cpu = torch.device(device).type == "cpu"
-    if requested == "bfloat16" and on_cpu and not has_fast_bf16():
+    if requested == "bfloat16" and not has_fast_bf16(torch.device(device)):
         return "float32"
     return requested
-
-
-def has_fast_bf16() -> bool:
-    """Return whether oneDNN multiplies bfloat16 matrices natively on this CPU (AVX-512 or ARM)."""
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def timed(step: Callable[[], object], device: str | torch.device) -> float:

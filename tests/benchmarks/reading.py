@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 from qanchor.data.users import Users
 from qanchor.evaluation.metrics import roc_auc
 from qanchor.evaluation.probe import linear_probe
-from qanchor.models.crossing import FIT_SCALES, LateCrossing
+from qanchor.models.crossing import CROSSING_LAYERS, FIT_SCALES, LateCrossing
 from qanchor.models.language_body import LEVEL_TOKENS, EvidenceDropout, LanguageBody
 from qanchor.models.pointing import (
     N_PRIOR_NUMBERS,
@@ -45,6 +48,7 @@ from qanchor.training.reader import (
     train_reader,
 )
 from qanchor.useru.concept_answers import graded_answers
+from qanchor.utils.io import atomic_write
 from qanchor.utils.types import StageProgress
 from tests.benchmarks.concepts import concept_past, judged_questions, without_held_out
 from tests.benchmarks.engines import shuffled_rows
@@ -58,25 +62,32 @@ COMPARED = "language_model"
 BODIES = (
     "pointing",
     "same_budget",
+    "one_layer",
+    "random_weights",
     "language_model",
+    "light_contrastive",
     "without_contrastive",
     "without_autoregressive",
     "ranking_only",
+    "longer",
+    "four_layers",
+    "sixteen_layers",
     "prefix",
-    "random_weights",
-    "one_layer",
 )
 RANKING_BUDGET = replace(LANGUAGE_BUDGET, contrastive=0.0, autoregressive=0.0)
 BUDGETS = {  # of all others, LANGUAGE_BUDGET
     "pointing": POINTING_BUDGET,
     "same_budget": RANKING_BUDGET,
+    "light_contrastive": replace(LANGUAGE_BUDGET, contrastive=0.1),
     "without_contrastive": replace(LANGUAGE_BUDGET, contrastive=0.0),
     "without_autoregressive": replace(LANGUAGE_BUDGET, autoregressive=0.0),
     "ranking_only": RANKING_BUDGET,
+    "longer": replace(LANGUAGE_BUDGET, steps=3 * LANGUAGE_BUDGET.steps),
     "prefix": PREFIX_BUDGET,
     "one_layer": RANKING_BUDGET,
 }
-MAX_WRITTEN = 60  # questions whose answers are written
+LAYERS = {"four_layers": 4, "sixteen_layers": 16}
+MAX_WRITTEN = 40  # questions whose answers are written
 
 
 class OneLayer(nn.Module):
@@ -136,6 +147,7 @@ def reading(
     backbone: str = "smollm2",
     encoder: str = "minilm",
     steps: int | None = None,
+    parts: Path | None = None,
     progress: StageProgress | None = None,
 ) -> dict:
     """Train a reader with each body on the same concepts, and judge it on the questions of the
@@ -153,31 +165,30 @@ def reading(
     B minus each other body, with 95 % intervals over users. `run` is not looked at.
 
     B is trained with the ranking loss and the joint loss of answers; `prefix` is the paper's form,
-    in which users run through all layers, so it is trained on fewer of them. `without_contrastive`,
-    `without_autoregressive` and `ranking_only` leave losses out. `written` is how the answer that
+    in which users run through all layers, so it is trained on fewer of them. `light_contrastive`
+    has a tenth of the contrastive loss; `without_contrastive`, `without_autoregressive` and
+    `ranking_only` leave losses out. `longer` has three times the steps, `four_layers` and
+    `sixteen_layers` as many crossing layers. `written` is how the answer that
     the language model writes agrees with what happened (rank correlation of the grades over users
     that were kept from training), beside the grade that its score and persistence alone give.
+
+    What is found of each body and seed is kept in the folder `parts`, and not measured again.
     """
     people = users()
-    tokens = TokenReader(people, encoder).read()
     rows = {}
     scores = {}
     for name in bodies:
         for seed in range(seeds):
-            task = make_concept_task(people, encoder, seed)
-            tokens = tokens.with_associations(task.associations.of_all_users())
-            start = time.monotonic()
-            reader = _new_reader(name, task.encoded.vector.shape[1], backbone, seed)
             report = None if progress is None else partial(_report, progress, name)
-            budget = BUDGETS.get(name, LANGUAGE_BUDGET)
-            train_reader(reader, task, steps, seed=seed, progress=report, budget=budget)
-            seconds = time.monotonic() - start
-            row, of_body = _judge(reader, tokens, people, encoder)
+            kept = None if parts is None else parts / f"{name}-{seed}.npz"
+            if kept is None or not kept.exists():
+                row, of_body = _measure(name, people, encoder, backbone, steps, seed, report)
+                if kept is not None:
+                    _keep(kept, row, of_body)
+            else:
+                row, of_body = _kept(kept)
             for key, score in of_body.items():
                 scores.setdefault((name, *key), []).append(score)
-            row |= {"seconds": round(seconds, 1), "concepts": _concepts(reader, task, people)}
-            if isinstance(reader.body, LanguageBody):
-                row["written"] = written_grades(reader, task)
             rows.setdefault(name, []).append(row)
     return {
         "data": people.name,
@@ -190,6 +201,48 @@ def reading(
             if name != COMPARED and COMPARED in bodies
         },
     }
+
+
+def _measure(
+    name: str,
+    people: Users,
+    encoder: str,
+    backbone: str,
+    steps: int | None,
+    seed: int,
+    progress: StageProgress | None,
+) -> tuple[dict, dict]:
+    """Train one body; return what is found of it, and its scores by kind and task."""
+    tokens = TokenReader(people, encoder).read()
+    task = make_concept_task(people, encoder, seed)
+    tokens = tokens.with_associations(task.associations.of_all_users())
+    reader = _new_reader(name, task.encoded.vector.shape[1], backbone, seed)
+    budget = BUDGETS.get(name, LANGUAGE_BUDGET)
+    start = time.monotonic()
+    train_reader(reader, task, steps, seed=seed, progress=progress, budget=budget)
+    seconds = time.monotonic() - start
+    row, of_body = _judge(reader, tokens, people, encoder)
+    row |= {"seconds": round(seconds, 1), "concepts": _concepts(reader, task, people)}
+    if isinstance(reader.body, LanguageBody):
+        row["written"] = written_grades(reader, task)
+    return row, of_body
+
+
+def _keep(path: Path, row: dict, scores: dict) -> None:
+    """Write what was found of one body."""
+    arrays = {"/".join(key): score for key, score in scores.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    told = json.dumps(row, default=float)
+    with BytesIO() as packed:
+        np.savez(packed, row=told, **arrays)
+        atomic_write(path, lambda part: part.write_bytes(packed.getvalue()))
+
+
+def _kept(path: Path) -> tuple[dict, dict]:
+    """Read what was found of one body."""
+    with np.load(path) as arrays:
+        scores = {tuple(key.split("/")): arrays[key] for key in arrays.files if key != "row"}
+        return json.loads(str(arrays["row"])), scores
 
 
 def _report(progress: StageProgress, name: str, stage: str, done: int, total: int) -> None:
@@ -206,7 +259,8 @@ def _new_reader(name: str, text: int, backbone: str, seed: int) -> PointingReade
             return PointingReader(text, OneLayer(text))
         if name == "prefix":
             return PointingReader(text, UserPrefix(backbone, text))
-        body = LateCrossing(backbone, text, random=name == "random_weights")
+        layers = LAYERS.get(name, CROSSING_LAYERS)
+        body = LateCrossing(backbone, text, layers, random=name == "random_weights")
         return PointingReader(text, body)
 
 

@@ -45,11 +45,11 @@ def projected(layer, name: str, hidden, answering):
 
 
 @torch.no_grad()
-def plain_logits(body, query: str, answer: str, seen, start):
+def plain_logits(body, query: str, answer: str, seen, start, told=0.0):
     """Return the logits of an answer by one pass over question, anchor and answer.
 
     `seen` is what the anchor takes from the user in each crossing layer, `start` what is added to
-    it where they begin.
+    it where they begin, and `told` what is added to the answer there, and to the anchor at the end.
     """
     ids = body.tokenizer(query)
     anchor = len(ids)
@@ -65,6 +65,7 @@ def plain_logits(body, query: str, answer: str, seen, start):
         answering = places >= anchor if place >= 0 else torch.zeros(n, dtype=torch.bool)
         if place == 0:
             hidden[anchor] += start
+            hidden[anchor + 1 :] += told
         normed = layer.input_layernorm(hidden)
         shape = (1, n, -1, body.head_dim)
         query_, key, value = (
@@ -84,6 +85,7 @@ def plain_logits(body, query: str, answer: str, seen, start):
         hidden = hidden + projected(layer, "o_proj", mixed.flatten(1), answering)
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
     hidden = body.backbone.model.norm(hidden)
+    hidden[anchor] += told
     return body.backbone.lm_head(hidden[anchor:-1])
 
 
@@ -107,6 +109,8 @@ def test_answers_equal_a_pass_over_the_whole_sequence(deep, asked, monkeypatch):
         LateCrossing, "_look", lambda *args: looked.append(look(*args)) or looked[-1]
     )
     anchors, _ = deep.anchor(BodyInput(users, users.numbers, question, things, known))
+    torch.nn.init.normal_(deep.tell.weight, 0, 0.1)
+    anchors = anchors._replace(told=torch.randn_like(anchors.told))
     of_user, of_query = [0, 1, 2, 3], [0, 1, 1, 0]
     queries = [QUERIES[query] for query in of_query]
     answers = [ANSWERS[0], ANSWERS[1], ANSWERS[0], ANSWERS[1]]
@@ -115,7 +119,8 @@ def test_answers_equal_a_pass_over_the_whole_sequence(deep, asked, monkeypatch):
     for row, (user, query) in enumerate(zip(of_user, of_query, strict=True)):
         seen = [part[user, query].flatten(0, 1) for _, part in looked]
         start = deep.start + deep.evidence(known[user, query])
-        plain = plain_logits(deep, queries[row], answers[row], seen, start)
+        told = deep.tell(anchors.told[user, query])
+        plain = plain_logits(deep, queries[row], answers[row], seen, start, told)
         torch.testing.assert_close(found[row], plain, atol=1e-4, rtol=0)
 
 

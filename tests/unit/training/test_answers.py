@@ -12,7 +12,13 @@ from qanchor.data.users import Users
 from qanchor.inference.evidence import encode_questions
 from qanchor.models.crossing import LateCrossing
 from qanchor.models.pointing import PointingReader, thing_input, token_input
-from qanchor.training.answers import answer_losses, draw_pairs
+from qanchor.training.answers import (
+    AnsweredUsers,
+    answer_losses,
+    draw_pairs,
+    fit_answers,
+    told_loss,
+)
 from qanchor.training.reader import (
     LANGUAGE_BUDGET,
     make_concept_task,
@@ -93,6 +99,31 @@ def test_each_loss_falls_and_reaches_lora(few, kind):
         optimizer.step()
         values.append(loss.item())
     assert np.mean(values[-5:]) < np.mean(values[:5]) - 0.05
+
+
+def test_what_answers_are_told_is_fitted_and_nothing_else(few, task):
+    reader, _ = few
+    reader.eval().requires_grad_(False)
+    sample = task.samples[0]
+    asked = select_questions(reader, task, np.arange(0, len(task.questions), 40)[:4])
+    rows = np.arange(N_USERS)
+    anchor = reader.anchor(
+        token_input(sample.tokens, rows), asked.encoded, thing_input(sample.tokens)
+    )
+    # the score that answers are told is that of the reader
+    read = reader(token_input(sample.tokens, rows), asked.encoded, thing_input(sample.tokens))
+    torch.testing.assert_close(anchor.told[..., 0], read.score, atol=1e-4, rtol=0)
+    grades = asked.grades(sample, rows, np.arange(4))
+    wordings = [question.wording for question in asked.questions]
+    batch = AnsweredUsers(anchor, asked.encoded, wordings, grades)
+    before = {name: tensor.clone() for name, tensor in reader.state_dict().items()}
+    rng = np.random.default_rng(0)
+    first = told_loss(reader, batch, np.random.default_rng(1)).item()
+    fit_answers(reader, [batch], 60, rng)
+    assert told_loss(reader, batch, np.random.default_rng(1)).item() < first - 0.1
+    for name, tensor in reader.state_dict().items():
+        assert torch.equal(tensor, before[name]) == (name != "body.tell.weight")
+    assert not reader.training and not any(w.requires_grad for w in reader.parameters())
 
 
 def test_weights_of_0_leave_answers_out(task, monkeypatch):
