@@ -11,7 +11,7 @@ from qanchor.data.users import Users
 from qanchor.evaluation.intervals import wilson_interval
 
 PERIOD_DAYS = (1, 7, 30, 90)
-MAX_PERIODS = 12
+MAX_PERIODS = 26
 MIN_USERS = 10  # on either side of a comparison that is shown
 
 
@@ -25,7 +25,7 @@ def retention(
     Args:
         users: The users.
         ids: A group to compare with all others (default: none, all users are one group).
-        period_days: Length of a period in days; default 1, 7, 30 or 90, the shortest of which 12
+        period_days: Length of a period in days; default 1, 7, 30 or 90, the shortest of which 26
             reach over the history.
 
     Returns:

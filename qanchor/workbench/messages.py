@@ -35,6 +35,7 @@ AGREEMENT_WORDS = (
 )
 GOOD_AGREEMENT = AGREEMENT_WORDS[0][0]
 MAX_NAMED = 3
+PERIOD_NAMES = {1: "day", 7: "week", 30: "month", 90: "quarter"}
 MEASURE_NOTES = {
     "auc": f"AUC out of fold ({SEEDS} x {FOLDS} folds, nearest mean); chance is .5. A high AUC says"
     " that under this question these users are similar to each other and different from the others,"
@@ -565,6 +566,56 @@ def group_summary(frame: pd.DataFrame, n: int, total: int, unit: str = "user") -
         values = f"{row.group:{number}} against {row.rest:{number}}".replace("%", " %")
         parts.append(f"“{row.name:.40}” {values}")  # the first 40 characters of a name
     return f"{selected} What sets them apart most: {'; '.join(parts)}."
+
+
+def retention_summary(frame: pd.DataFrame) -> str:
+    """Say how many users were still active in the last period that is known of all sides.
+
+    Args:
+        frame: From `retention`.
+
+    Example:
+        >>> rows = [{"side": "all", "period": 2, "users": 40, "active": 10, "share": 0.25}]
+        >>> frame = pd.DataFrame(rows)
+        >>> frame.attrs["period_days"] = 7
+        >>> retention_summary(frame)
+        'In week 2 after their first day 25 % were active.'
+    """
+    sides = frame.groupby("side", sort=False)
+    period = sides["period"].max().min()
+    share = frame[frame["period"] == period].set_index("side")["share"]
+    shown = [f"{value:.0%}".replace("%", " %") for value in share]
+    name = PERIOD_NAMES.get(frame.attrs["period_days"], "period")
+    begin = f"In {name} {period} after their first day {shown[0]}"
+    if len(shown) == 1:
+        return f"{begin} were active."
+    return f"{begin} of the selected were active, and {shown[1]} of the rest."
+
+
+def funnel_summary(frame: pd.DataFrame) -> str:
+    """Say how many users came to the end of a funnel, and where most were lost.
+
+    Args:
+        frame: From `funnel`.
+
+    Example:
+        >>> rows = [{"side": "all", "step": "view", "active": 40, "share": 0.8}]
+        >>> rows.append({"side": "all", "step": "pay", "active": 10, "share": 0.2})
+        >>> funnel_summary(pd.DataFrame(rows))
+        '20 % come to pay. Most are lost between view and pay: 75 % of those who came so far.'
+    """
+    first, *others = [side for _, side in frame.groupby("side", sort=False)]
+    active = first["active"].to_numpy()
+    steps = first["step"].to_numpy()
+    lost = 1 - active[1:] / np.maximum(active[:-1], 1)
+    worst = int(lost.argmax())
+    ends = [f"{side['share'].iloc[-1]:.0%}".replace("%", " %") for side in (first, *others)]
+    whom = f"{ends[0]} come to {steps[-1]}."
+    if others:
+        whom = f"{ends[0]} of the selected come to {steps[-1]}, and {ends[1]} of the rest."
+    share = f"{lost[worst]:.0%}".replace("%", " %")
+    between = f"between {steps[worst]} and {steps[worst + 1]}"
+    return f"{whom} Most are lost {between}: {share} of those who came so far."
 
 
 # Questions for groups

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 
 from qanchor.analysis.clusters import compare_clusters
 from qanchor.analysis.embedding_cache import EmbeddingCache
 from qanchor.analysis.groups import describe_group
+from qanchor.analysis.retention import funnel, retention
 from qanchor.data.export import export_group
 from qanchor.data.users import Users
 from qanchor.inference.engine import Engine
@@ -15,7 +16,7 @@ from qanchor.workbench.attention import AttentionBackend
 from qanchor.workbench.clusters import comparison_update
 from qanchor.workbench.group_queries import GroupQueriesBackend
 from qanchor.workbench.lens import LensBackend
-from qanchor.workbench.messages import group_summary
+from qanchor.workbench.messages import funnel_summary, group_summary, retention_summary
 from qanchor.workbench.prompt_tuning import PromptTuningBackend
 from qanchor.workbench.query_matrix import QueryMatrixBackend
 from qanchor.workbench.updates import Update
@@ -73,6 +74,31 @@ class WorkbenchSession:
         frame = describe_group(self.users, ids)
         message = group_summary(frame, len(ids), len(self.users), self.users.unit)
         return Update(1, 1, message, data={"frame": frame})
+
+    def retention(self, ids: Collection[str] | None = None) -> Update:
+        """Count how many users stay after their first day, the selected beside all others.
+
+        Args:
+            ids: The selected users (default: all users are one group).
+
+        Returns:
+            An update that says it; `data["frame"]` is that of `retention`.
+        """
+        frame = retention(self.users, ids)
+        return Update(1, 1, retention_summary(frame), data={"frame": frame})
+
+    def funnel(self, ids: Collection[str] | None, steps: Sequence[str]) -> Update:
+        """Count how many users did several things, each after the one before.
+
+        Args:
+            ids: The selected users; None if all users are one group.
+            steps: The things, in order, see `funnel`.
+
+        Returns:
+            An update that says it; `data["frame"]` is that of `funnel`.
+        """
+        frame = funnel(self.users, steps, ids)
+        return Update(1, 1, funnel_summary(frame), data={"frame": frame})
 
     def compare(self, before: str, after: str) -> Update:
         """Compare the clusters of the users under two queries.

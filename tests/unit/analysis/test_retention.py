@@ -31,7 +31,7 @@ def users() -> Users:
 def plain_retention(users, members, period_days):
     rows = []
     events = users.history()
-    for period in range(12):
+    for period in range(26):
         there = active = 0
         for user in members:
             times = events.loc[events["user"] == user, "time"]
@@ -60,7 +60,7 @@ def test_a_user_counts_only_in_periods_that_are_over(users):
 
 
 def test_the_period_fits_the_history(users):
-    assert retention(users).attrs["period_days"] == 30
+    assert retention(users).attrs["period_days"] == 7
     with pytest.raises(ValueError, match=r"period_days is 0\. Pass 1 or more"):
         retention(users, period_days=0)
 
