@@ -124,6 +124,7 @@ class QueryLens(View):
         "map.mjs",
         "card.mjs",
         "columns.mjs",
+        "histogram.mjs",
         "lens.mjs",
     )
     _css = read_static("lens.css", "card.css")

@@ -13,10 +13,19 @@ lens = QueryLens(make_frame(), backend)
 lens"""
 READ = "print(len(lens.selection), lens.selection.ids[:2])"
 
+BEST = "print(set(lens.selection.ids) == set(lens.ranking['user'].head(60)))"
+LOWEST = """scores = lens.ranking.set_index('user')['score']
+middle = (scores.min() + scores.max()) / 2
+chosen = scores[list(lens.selection.ids)]
+width = (scores.max() - scores.min()) / 40
+print(bool(chosen.max() <= middle + width and len(chosen) >= (scores < middle).sum()))"""
+
 
 @pytest.fixture(scope="module")
 def book(open_notebook, server):
-    notebook = open_notebook(server.write("find.ipynb", [SHOW, READ, "lens.color_by('age')"]))
+    notebook = open_notebook(
+        server.write("find.ipynb", [SHOW, READ, "lens.color_by('age')", BEST, LOWEST])
+    )
     notebook.run(0)
     notebook.settled()
     yield notebook
@@ -63,3 +72,26 @@ def test_the_map_is_colored_by_a_column_and_a_category_selects_its_users(book):
     assert book.page.get_by_label("Colour by a column").input_value() == "age"
     book.page.get_by_role("button", name="moved", exact=True).click()
     book.wait("document.querySelector('.lens-legend').textContent.includes('noise floor')")
+
+
+@pytest.mark.journey
+def test_a_range_of_scores_is_drawn_on_the_histogram(book):
+    book.ask("Is this user price-conscious?")
+    book.asked("Is this user price-conscious?")
+    book.wait("document.querySelector('.lens-histogram button')?.textContent.includes('best')")
+    book.page.get_by_role("button", name="select the best 60 users").click()
+    book.wait("document.querySelector('.lens').dataset.chosen === '60'")
+    ranking = book.run(3)
+    assert ranking == "True"  # they are the first 60 of the ranking
+    bins = book.page.locator(".lens-bins")
+    bins.scroll_into_view_if_needed()
+    book.settled()
+    middle = bins.bounding_box()["width"] / 2
+    bins.hover(position={"x": 2, "y": 20})
+    book.page.mouse.down()
+    bins.hover(position={"x": middle, "y": 20})
+    book.page.mouse.up()
+    book.wait("document.querySelector('.lens').dataset.chosen !== '60'")
+    book.shot("fake-histogram")
+    lowest = book.run(4)
+    assert lowest == "True"  # all below, none above the middle of the scale

@@ -26,7 +26,9 @@ export function findBox(model, about, button) {
     note.textContent = model.get("_found").sentence ?? "";
     note.title = note.textContent;
   }
-  return { node: form, show };
+  /** Say nothing of what was found once other users are selected. */
+  const follow = (n) => (note.hidden = n !== model.get("_found").n);
+  return { node: form, show, follow };
 }
 
 /** The colours that a column gives to the users, and what they mean. */

@@ -5,6 +5,7 @@ import { survivesKernel } from "./kernel.mjs";
 import { userMap } from "./map.mjs";
 import { userCard } from "./card.mjs";
 import { columnColours, findBox } from "./columns.mjs";
+import { scoreHistogram } from "./histogram.mjs";
 
 const OPENING = "no query";
 const WAITS = "Waiting for another cell to finish";
@@ -211,10 +212,11 @@ function render({ model, el }) {
   );
   const list = userList(users, about, textsOf, pick, select);
   const finder = findBox(model, about, list.only);
+  const histogram = scoreHistogram(about, select);
   const card = userCard(model, users, textsOf, events, pick);
   const options = make("div", { class: "lens-options" }, make("span", {}, "colour"), colour, columnChoice);
   const foot = make("div", { class: "lens-foot" }, legend, picked, options);
-  const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, route, side), box, foot, lead, sentence, doubt, interpretation, backtest, caption, make("div", { class: "lens-keeping" }, saveButton, savedNote), words);
+  const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, route, side), box, foot, histogram.node, lead, sentence, doubt, interpretation, backtest, caption, make("div", { class: "lens-keeping" }, saveButton, savedNote), words);
   const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), make("span", {}, count(users.ids.length, about.unit, about.units)));
   const root = make("div", { class: "lens", "data-lm-suppress-shortcuts": "true" });
   root.append(make("div", { class: "lens-in" }, head, ...bar.parts, make("div", { class: "lens-body" }, left, make("div", { class: "lens-side" }, finder.node, list.node, card.node))));
@@ -250,6 +252,7 @@ function render({ model, el }) {
   function select(rows, mode) {
     map.setSelected(map.combine(rows, mode));
     list.follow(map.state().selected);
+    histogram.follow(map.state().selected);
     model.send({ type: "select", mode }, undefined, [Int32Array.from(rows).buffer]); // the kernel joins: keys may come faster than it answers
   }
   function legends() {
@@ -295,6 +298,7 @@ function render({ model, el }) {
   }
   function showFound() {
     finder.show();
+    finder.follow(ints(model.get("_selected")).length);
     if (model.get("_found").text) list.showOnly(model.get("_found").n > 0);
   }
   function picture() {
@@ -337,6 +341,7 @@ function render({ model, el }) {
     sentence.classList.toggle("second", leads);
     showBacktest();
     map.setRank(p.rank);
+    histogram.show(p.score);
     if (about.ranks) colour.lastChild.disabled = !p.rank;
     const preset = ranksFirst ? "answer" : "moved";
     const wanted = pressedColour || preset;
@@ -356,6 +361,8 @@ function render({ model, el }) {
     const rows = ints(model.get("_selected"));
     map.setSelected(rows);
     list.follow(new Set(rows));
+    histogram.follow(rows);
+    finder.follow(rows.length);
     picked.hidden = !rows.length;
     root.dataset.chosen = rows.length;
     const clear = make("button", { type: "button", class: "lens-link", onclick: () => select([], "replace") }, "clear");
