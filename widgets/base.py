@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count as count_up
+from functools import partial
 from pathlib import Path
 
 import anywidget
 import numpy as np
+import pandas as pd
 from IPython.display import HTML
 
 STATIC_DIR = Path(__file__).parent / "static"
@@ -76,12 +77,12 @@ def unused_path(name: str, extension: str) -> Path:
         A relative path.
     """
     stem = re.sub(r"[^\w-]+", "-", name).strip("-")[:MAX_FILE_STEM] or "kept"
-    for number in count_up(1):
-        suffix = f"-{number}" if number > 1 else ""
-        path = Path(f"{stem}{suffix}.{extension}")
-        if not path.exists():
-            return path
-    raise AssertionError("unreachable")
+    path = Path(f"{stem}.{extension}")
+    number = 1
+    while path.exists():
+        number += 1
+        path = Path(f"{stem}-{number}.{extension}")
+    return path
 
 
 def error_message(error: Exception) -> str:
@@ -120,11 +121,10 @@ def unit_words(source) -> tuple[str, str]:
         >>> unit_words(None)
         ('user', 'users')
     """
-    if not isinstance(source, Mapping):
-        source = {name: getattr(source, name, None) for name in ("unit", "units")}
-    if not source.get("unit") or not source.get("units"):
-        return "user", "users"
-    return str(source["unit"]), str(source["units"])
+    read = source.get if isinstance(source, Mapping) else partial(getattr, source)
+    unit = read("unit", None)
+    units = read("units", None)
+    return (unit, units) if unit and units else ("user", "users")
 
 
 # The base class and background jobs
@@ -134,7 +134,7 @@ class View(anywidget.AnyWidget):
     """Base class of the views: an anywidget that stays readable where no script may run.
 
     A view defines `_summary()`, the text of its repr, and `_html()`, its content as HTML without
-    scripts. A view that reports progress has a trait `_status` and a lock `_guard`.
+    scripts. A view that asks a back end has a trait `_status`, a lock `_guard` and a `_worker`.
     """
 
     _status_time = 0.0  # when the status was last set
@@ -156,6 +156,38 @@ class View(anywidget.AnyWidget):
             self._status_time = now
             self._status = status
 
+    def _add_to_status(self, **more) -> None:
+        """Add to the status line of work that runs."""
+        if self._status.get("busy"):
+            self._set_status(at_once=True, **self._status | more)
+
+    def _show(self, **status) -> None:
+        """Show what is kept, if something else is on the screen, and the status."""
+        self._set_status(**status)
+
+    def _show_end(self, how: str) -> None:
+        """Show that work ended without a result: it was "Cancelled" or "Interrupted"."""
+        self._show(note=f"{how}.")
+
+    @contextmanager
+    def _showing_failure(self, what: str, raise_errors: bool) -> Iterator[None]:
+        """Show, after the words `what`, why work failed, or that it was broken off.
+
+        Errors are raised again only if `raise_errors`, as a cell wants it.
+        """
+        try:
+            yield
+        except Cancelled:
+            self._show_end("Cancelled")
+        except Exception as error:
+            log.exception(what)
+            self._show(error=f"{what}: {error_message(error)}")
+            if raise_errors:
+                raise
+        except BaseException:  # an interrupted cell
+            self._show_end("Interrupted")
+            raise
+
     def _repr_mimebundle_(self, **kwargs):
         data, metadata = super()._repr_mimebundle_(**kwargs)
         data["text/plain"] = repr(self)
@@ -175,6 +207,29 @@ def closing(updates: Iterable) -> Iterator[Iterable]:
         close = getattr(updates, "close", None)
         if close is not None:
             close()
+
+
+class Cancelled(Exception):
+    """The work was cancelled."""
+
+
+def until_cancelled(updates: Iterable, stop: threading.Event) -> Iterator:
+    """Yield updates; once `stop` is set, raise `Cancelled`."""
+    for update in updates:
+        if stop.is_set():
+            raise Cancelled
+        yield update
+    if stop.is_set():
+        raise Cancelled
+
+
+def attempt(work: Callable[[], dict], failed: str) -> dict:
+    """Return what `work` returns or, if it fails, only `error`: the words `failed` and why."""
+    try:
+        return work()
+    except Exception as error:
+        log.exception(failed)
+        return {"error": f"{failed}: {error_message(error)}"}
 
 
 def do_nothing() -> None:
@@ -282,10 +337,6 @@ class Selection:
         if on_change not in self._observers:
             self._observers.append(on_change)
 
-    def unobserve(self, on_change: Callable[[np.ndarray], None]) -> None:
-        """Stop calling `on_change`."""
-        self._observers.remove(on_change)
-
     @property
     def ids(self) -> tuple[str, ...]:
         """The selected users, in the order of the frame."""
@@ -311,7 +362,6 @@ class Selection:
             rows = np.union1d(self.rows, rows)
         elif mode == "subtract":
             rows = np.setdiff1d(self.rows, rows)
-        rows = rows.astype(np.int32)
         self.rows = rows[(rows >= 0) & (rows < len(self.all_ids))]
         for on_change in tuple(self._observers):
             try:
@@ -331,46 +381,42 @@ class Selection:
         """How many users are selected, in words."""
         return f"{len(self):,} of {count_noun(len(self.all_ids), self.unit, self.units)}"
 
-    def __contains__(self, user: str) -> bool:
-        return self._row_of.get(user, -1) in self.rows
-
     def __repr__(self) -> str:
         return f"Selection({self.summary})"
 
 
 @dataclass(frozen=True)
 class Group:
-    """Users under a name; `a & b`, `a | b`, `a - b` are those in both, in either, in `a` alone.
+    """Users under a name.
 
     Args:
         name: The name.
         ids: The users.
-
-    Example:
-        >>> Group("a", ("u1", "u2")) - Group("b", ("u2",))
-        Group(name='a - b', ids=('u1',))
     """
 
     name: str
     ids: tuple[str, ...]
 
-    def __and__(self, other: Group) -> Group:
-        others = set(other.ids)
-        ids = tuple(user for user in self.ids if user in others)
-        return Group(f"{self.name} & {other.name}", ids)
-
-    def __or__(self, other: Group) -> Group:
-        ids = tuple(dict.fromkeys((*self.ids, *other.ids)))
-        return Group(f"{self.name} | {other.name}", ids)
-
-    def __sub__(self, other: Group) -> Group:
-        others = set(other.ids)
-        ids = tuple(user for user in self.ids if user not in others)
-        return Group(f"{self.name} - {other.name}", ids)
-
 
 GROUP_OPERATIONS = {
-    "intersect": Group.__and__,
-    "unite": Group.__or__,
-    "subtract": Group.__sub__,
+    "intersect": ("&", pd.Index.intersection),
+    "unite": ("|", pd.Index.union),
+    "subtract": ("-", pd.Index.difference),
 }
+
+
+def combine_groups(first: Group, how: str, second: Group) -> Group:
+    """Return the users in both of two groups, in either of them, or in the first one alone.
+
+    Args:
+        first: The first group.
+        how: "intersect", "unite" or "subtract".
+        second: The second group.
+
+    Example:
+        >>> combine_groups(Group("a", ("u1", "u2")), "subtract", Group("b", ("u2",)))
+        Group(name='a - b', ids=('u1',))
+    """
+    sign, operation = GROUP_OPERATIONS[how]
+    ids = operation(pd.Index(first.ids), pd.Index(second.ids), sort=False)
+    return Group(f"{first.name} {sign} {second.name}", tuple(ids))

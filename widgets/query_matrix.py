@@ -24,7 +24,7 @@ from widgets.base import (
     read_static,
     unit_words,
 )
-from widgets.packing import json_row
+from widgets.packing import json_rows
 from widgets.static_html import BLUE, GRAY, INK, static_page, svg_image, truncate
 
 MAX_SIDE = 12  # questions, and groups: more cannot be read on one page
@@ -456,8 +456,8 @@ def pack_matrix(
     known = {}
     measures = []
     if frame is not None:
-        for row in frame.to_dict("records"):
-            known[row["query"], row["group"]] = json_row(row)
+        for row in json_rows(frame):
+            known[row["query"], row["group"]] = row
         measures = [measure for measure in SIGNIFICANCE_COLUMNS if measure in frame]
     cells = [[known.get((query, name)) for name in groups] for query in queries]
     return {

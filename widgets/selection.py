@@ -20,13 +20,14 @@ from widgets.base import (
     View,
     Worker,
     closing,
+    combine_groups,
     count_noun,
     error_message,
     log,
     read_static,
     unused_path,
 )
-from widgets.packing import json_row
+from widgets.packing import json_rows
 from widgets.result_card import ResultCard
 from widgets.static_html import BLUE, GRAY, INK, VERMILION, static_page, svg_image
 
@@ -177,7 +178,7 @@ class SelectionPanel(View):
         """
         if how not in GROUP_OPERATIONS:
             raise ValueError(f"how is {how!r}: say {', '.join(GROUP_OPERATIONS)}")
-        group = GROUP_OPERATIONS[how](self._group(first), self._group(second))
+        group = combine_groups(self._group(first), how, self._group(second))
         self.selection.ids = group.ids
         return group
 
@@ -325,7 +326,7 @@ class SelectionPanel(View):
             self._shown = {
                 "n": len(ids),
                 "sentence": sentence,
-                "rows": [json_row(row) for row in rows_to_send(frame).to_dict("records")],
+                "rows": json_rows(rows_to_send(frame)),
                 "of": len(frame),
                 "waiting": False,
             }
@@ -377,11 +378,8 @@ class SelectionPanel(View):
         update = self._explanations.get(self._ranked_ids)
         if update is None:
             return
-        rows = []
-        for row in update.data["frame"].to_dict("records"):
-            rows.append({**json_row(row), "query": str(row["query"])})
         self._ranked = {
-            "rows": rows,
+            "rows": json_rows(update.data["frame"]),
             "sentence": str(update.message),
             "caption": str(update.caption or ""),
             "n": len(self._ranked_ids),
@@ -482,7 +480,7 @@ def bar_chart(rows: Sequence[Mapping]) -> str:
     """Draw the first rows of a description as paired bars with whiskers.
 
     Args:
-        rows: As `json_row` returns them.
+        rows: As `json_rows` returns them.
 
     Returns:
         HTML of an image, empty if there are no rows.
@@ -543,7 +541,7 @@ def dot_chart(rows: Sequence[Mapping]) -> str:
     """Draw the first questions with their AUC, its interval, and the line that chance reaches.
 
     Args:
-        rows: As `json_row` returns them.
+        rows: As `json_rows` returns them.
 
     Returns:
         HTML of an image, empty if there are no rows.
