@@ -22,6 +22,9 @@ STATIC_DIR = Path(__file__).parent / "static"
 MIN_STATUS_INTERVAL = 0.05  # seconds between two progress messages
 MAX_FILE_STEM = 60  # characters
 log = logging.getLogger("widgets")
+Ids = tuple[str, ...]
+Job = Callable[[threading.Event], None]
+RowsHandler = Callable[[np.ndarray], None]  # is called with row numbers of users
 
 
 # Files and words
@@ -251,7 +254,7 @@ class Worker:
 
     def start(
         self,
-        job: Callable[[threading.Event], None],
+        job: Job,
         on_wait: Callable[[], None] = do_nothing,
         on_cancel: Callable[[], None] = do_nothing,
     ) -> threading.Thread:
@@ -273,7 +276,7 @@ class Worker:
         thread.start()
         return thread
 
-    def run(self, job: Callable[[threading.Event], None]) -> None:
+    def run(self, job: Job) -> None:
         """Run a job in this thread, after the one that is running has ended."""
         with self.turn:
             self._stop = stop = threading.Event()
@@ -318,8 +321,8 @@ class Selection:
 
     def __init__(
         self,
-        ids: tuple[str, ...],
-        on_change: Callable[[np.ndarray], None],
+        ids: Ids,
+        on_change: RowsHandler,
         turn: threading.RLock | None = None,
         unit: str = "user",
         units: str = "users",
@@ -332,13 +335,13 @@ class Selection:
         self._observers = [on_change]
         self._row_of = {user: row for row, user in enumerate(ids)}
 
-    def observe(self, on_change: Callable[[np.ndarray], None]) -> None:
+    def observe(self, on_change: RowsHandler) -> None:
         """Call `on_change(rows)` after each change; observing twice is observing once."""
         if on_change not in self._observers:
             self._observers.append(on_change)
 
     @property
-    def ids(self) -> tuple[str, ...]:
+    def ids(self) -> Ids:
         """The selected users, in the order of the frame."""
         return tuple(self.all_ids[row] for row in self.rows)
 
@@ -395,7 +398,7 @@ class Group:
     """
 
     name: str
-    ids: tuple[str, ...]
+    ids: Ids
 
 
 GROUP_OPERATIONS = {

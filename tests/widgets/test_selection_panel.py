@@ -76,7 +76,7 @@ def test_the_panel_and_the_lens_share_one_selection():
     lens.selection.clear()
     panel.recall("dozen")
     assert np.frombuffer(lens._selected, np.int32).tolist() == list(range(12))
-    assert panel._explain_worker.turn is lens._worker.turn, "the model serves one of them at a time"
+    assert panel._worker.turn is lens._worker.turn, "the model serves one of them at a time"
 
 
 def test_description_and_repr_say_what_is_shown_now():
