@@ -398,7 +398,7 @@ def pack_matrix(frame: pd.DataFrame, queries: Sequence[str], groups: Mapping[str
     if whole:
         for measure in measures:
             table = frame.pivot(index="query", columns="group", values=measure)
-            table = table.loc[list(queries), list(groups)]
+            table = table.loc[list(queries), list(groups)].replace(np.inf, np.nan)
             orders[measure] = similarity_order(table.fillna(NEUTRAL[measure]).to_numpy(float))
     return {
         "queries": list(queries),
