@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from html import escape
-from threading import Event, RLock
+from threading import Event
 
 import pandas as pd
 from traitlets import Dict
@@ -13,7 +13,6 @@ from traitlets import Dict
 from widgets.base import (
     Selection,
     View,
-    Worker,
     closing,
     count_noun,
     read_static,
@@ -81,9 +80,6 @@ class AttentionView(View):
         self._redraws = False  # the browser may show another table than the kept one
         self._table = pd.DataFrame(columns=TABLE_COLUMNS)
         self._kept: dict = {}  # what the browser draws of the table
-        self._guard = RLock()
-        # views of one selection ask one model, which serves one at a time
-        self._worker = Worker(getattr(selection, "turn", None))
         self._unit, self._units = unit_words(backend)
         about = {
             "title": TITLE,
@@ -95,8 +91,7 @@ class AttentionView(View):
             "edits": self._list_events is not None and self._rerun_backend is not None,
             "has_selection": selection is not None,
         }
-        super().__init__(_about=about)
-        self.on_msg(self._on_message)
+        super().__init__(getattr(selection, "turn", None), _about=about)
 
     def look(self, query: str, versus: str = "", users: Sequence[str] | None = None) -> str:
         """Look at users under a query, wait, and return what was seen.

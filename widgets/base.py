@@ -137,10 +137,23 @@ class View(anywidget.AnyWidget):
     """Base class of the views: an anywidget that stays readable where no script may run.
 
     A view defines `_summary()`, the text of its repr, and `_html()`, its content as HTML without
-    scripts. A view that asks a back end has a trait `_status`, a lock `_guard` and a `_worker`.
+    scripts. A view that asks a back end has a trait `_status`; it works in its `_worker`.
+
+    Args:
+        turn: A lock that views of one model share (default: a lock of its own).
+        traits: Values of traits.
     """
 
     _status_time = 0.0  # when the status was last set
+
+    def __init__(self, turn: threading.RLock | None = None, **traits):
+        self._guard = threading.RLock()  # held while traits change
+        self._worker = Worker(turn)
+        super().__init__(**traits)
+        self.on_msg(self._on_message)
+
+    def _on_message(self, _widget, message: dict, buffers: list) -> None:
+        """Do what the browser asks."""
 
     def __repr__(self) -> str:
         return self._summary()
@@ -371,6 +384,11 @@ class Selection:
                 on_change(self.rows)
             except Exception:  # one view that fails must not leave the others behind
                 log.exception("a view did not follow the selection")
+
+    def follow(self, message: dict, buffers: list) -> None:
+        """Select as a message of the browser says; its buffer has the row numbers."""
+        rows = np.frombuffer(buffers[0], dtype=np.int32) if buffers else []
+        self.select_rows(rows, message.get("mode", "replace"))
 
     def clear(self) -> None:
         """Select nobody."""

@@ -68,7 +68,6 @@ class ClusterView(View):
         self._frame = frame
         self._ids = ()
         self.show(comparison)
-        self.on_msg(self._on_message)
 
     def show(self, comparison: Mapping) -> None:
         """Draw another comparison; the selection stays if the users are the same.
@@ -145,8 +144,7 @@ class ClusterView(View):
 
     def _on_message(self, _widget, message: dict, buffers: list) -> None:
         if message.get("type") == "select":
-            rows = np.frombuffer(buffers[0], dtype=np.int32) if buffers else []
-            self.selection.select_rows(rows, message.get("mode", "replace"))
+            self.selection.follow(message, buffers)
 
     def _on_select(self, rows: np.ndarray) -> None:
         self._selected = np.asarray(rows, dtype=np.int32).tobytes()

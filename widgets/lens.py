@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from threading import Event, RLock
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -189,11 +189,6 @@ class QueryLens(View):
         self._opened = False
         self._redraws = False  # the browser may show another map than the kept one
 
-        self._guard = RLock()
-        self._worker = Worker()
-        # the model serves one worker at a time
-        self._user_worker = Worker(self._worker.turn)
-        self._backtest_worker = Worker(self._worker.turn)
         about = {
             "title": TITLE,
             "queries": [str(query) for query in queries or getattr(backend, "queries", ())],
@@ -207,8 +202,10 @@ class QueryLens(View):
             "backtests": self._can_backtest,
         }
         super().__init__(_about=about, _users=users)
-        self.selection = Selection(ids, self._on_select, self._worker.turn, self._unit, self._units)
-        self.on_msg(self._on_message)
+        turn = self._worker.turn  # the model serves one worker at a time
+        self._user_worker = Worker(turn)
+        self._backtest_worker = Worker(turn)
+        self.selection = Selection(ids, self._on_select, turn, self._unit, self._units)
 
     def ask(self, query: str) -> str:
         """Ask a query, wait for the map and the ranking, and return what happened.
@@ -430,8 +427,7 @@ class QueryLens(View):
         elif kind == "go" and self._entries:
             self._go(int(message.get("at", 0)))
         elif kind == "select":
-            rows = np.frombuffer(buffers[0], dtype=np.int32) if buffers else []
-            self.selection.select_rows(rows, message.get("mode", "replace"))
+            self.selection.follow(message, buffers)
         elif kind == "events":
             self._send_events(message.get("rows", ()))
         elif kind == "save_card" and self._entry and not self._status.get("busy"):

@@ -16,7 +16,6 @@ from traitlets import Dict
 
 from widgets.base import (
     View,
-    Worker,
     attempt,
     closing,
     count_noun,
@@ -107,8 +106,6 @@ class PromptTuningView(View):
             hint = "give users that have label columns"
             raise ValueError(f"0 labels to choose from, at least 1 is needed: {hint}")
         defaults = backend.defaults
-        self._guard = RLock()
-        self._worker = Worker(turn)
         self._stop_and_keep = Event()
         self._last_run: TuningRun | None = None
         self._seconds_per_step: float | None = None
@@ -121,7 +118,7 @@ class PromptTuningView(View):
             "queries": [str(query) for query in getattr(backend, "queries", ())],
             "paper": defaults["paper"],
         }
-        super().__init__(_about=about)
+        super().__init__(turn, _about=about)
         form = {
             "label": label or self._labels[0],
             "query": query,
@@ -130,7 +127,6 @@ class PromptTuningView(View):
             "seed": 0,
         }
         self._form = self._checked_form(form)
-        self.on_msg(self._on_message)
 
     def tune(self, label: str, query: str = "", **numbers: int) -> str:
         """Tune and judge, wait, and return what was gained.

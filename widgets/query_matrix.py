@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from html import escape
-from threading import Event, RLock
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from widgets.base import (
     Group,
     Selection,
     View,
-    Worker,
     closing,
     count_noun,
     error_message,
@@ -110,8 +109,6 @@ class QueryMatrixView(View):
             ids = tuple(backend.ids)
             selection = Selection(ids, lambda rows: None, None, self._unit, self._units)
         self.selection = selection
-        self._guard = RLock()
-        self._worker = Worker(selection.turn)
         self._complete: MatrixResult | None = None  # the last matrix that was whole
         self._partial: MatrixResult | None = None  # the matrix that is on its way
         self._queries: tuple[str, ...] = ()
@@ -125,10 +122,9 @@ class QueryMatrixView(View):
             "hint": HINT,
             "picks": on_pick is not None,
         }
-        super().__init__(_about=about)
+        super().__init__(selection.turn, _about=about)
         self.set_matrix(backend.queries, backend.groups)
         self.selection.observe(self._on_select)
-        self.on_msg(self._on_message)
         self._on_select(self.selection.rows)
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
-from threading import Event, RLock
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -98,13 +98,11 @@ class SelectionPanel(View):
         self._explain = explain
         self._export = export
         self._provenance = provenance
-        self._guard = RLock()
         self._described: Ids = ()  # those that `_description` is about
         self._description = None  # an update
         self._explanations: dict[Ids, Any] = {}  # the last update
         self._ranked_ids: Ids = ()  # whose ranking is shown
         self._describe_worker = Worker()
-        self._worker = Worker(selection.turn)
         about = {
             "title": TITLE,
             "total": len(selection.all_ids),
@@ -115,9 +113,8 @@ class SelectionPanel(View):
             "explains": explain is not None,
             "exports": export is not None,
         }
-        super().__init__(_about=about)
+        super().__init__(selection.turn, _about=about)
         selection.observe(self._on_select)
-        self.on_msg(self._on_message)
         self._on_select(selection.rows)
 
     @property
