@@ -43,10 +43,12 @@ def read_static(*names: str) -> str:
         The joined text.
     """
     left_out = r'^import .*? from "\./.*?";\n|^ *//[^\n]*\n|^ */\*\*.*?\*/\n|^ +'
+    pattern = re.compile(left_out, flags=re.M | re.S)
     parts = []
     for name in names:
-        text = (STATIC_DIR / name).read_text(encoding="utf-8")
-        parts.append(re.sub(left_out, "", text, flags=re.M | re.S))
+        path = STATIC_DIR / name
+        text = path.read_text(encoding="utf-8")
+        parts.append(pattern.sub("", text))
     return "\n".join(parts)
 
 
@@ -79,7 +81,8 @@ def unused_path(name: str, extension: str) -> Path:
     Returns:
         A relative path.
     """
-    stem = re.sub(r"[^\w-]+", "-", name).strip("-")[:MAX_FILE_STEM] or "kept"
+    words = re.sub(r"[^\w-]+", "-", name)
+    stem = words.strip("-")[:MAX_FILE_STEM] or "kept"
     path = Path(f"{stem}.{extension}")
     number = 1
     while path.exists():
@@ -378,7 +381,8 @@ class Selection:
             rows = np.union1d(self.rows, rows)
         elif mode == "subtract":
             rows = np.setdiff1d(self.rows, rows)
-        self.rows = rows[(rows >= 0) & (rows < len(self.all_ids))]
+        known = (rows >= 0) & (rows < len(self.all_ids))
+        self.rows = rows[known]
         for on_change in tuple(self._observers):
             try:
                 on_change(self.rows)
@@ -397,10 +401,15 @@ class Selection:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def count(self, number: int) -> str:
+        """Return a number of users, in words."""
+        return count_noun(number, self.unit, self.units)
+
     @property
     def summary(self) -> str:
         """How many users are selected, in words."""
-        return f"{len(self):,} of {count_noun(len(self.all_ids), self.unit, self.units)}"
+        everyone = self.count(len(self.all_ids))
+        return f"{len(self):,} of {everyone}"
 
     def __repr__(self) -> str:
         return f"Selection({self.summary})"
@@ -440,4 +449,5 @@ def combine_groups(first: Group, how: str, second: Group) -> Group:
     """
     sign, operation = GROUP_OPERATIONS[how]
     ids = operation(pd.Index(first.ids), pd.Index(second.ids), sort=False)
-    return Group(f"{first.name} {sign} {second.name}", tuple(ids))
+    name = f"{first.name} {sign} {second.name}"
+    return Group(name, tuple(ids))

@@ -128,14 +128,17 @@ class ClusterView(View):
                 names[side, node["cluster"]] = node["name"]
         rows = [["from", "to", "users", "kind"]]
         for band in picture["bands"]:
-            ends = [names["left", band["from"]], names["right", band["to"]]]
-            rows.append([*ends, band["users"], band["kind"]])
+            before = names["left", band["from"]]
+            after = names["right", band["to"]]
+            rows.append([before, after, band["users"], band["kind"]])
         return static_page(TITLE, lines, self._map_image(), rows)
 
     def _map_image(self) -> str:
         """Draw the map of after; users who did not stay are marked."""
         picture = self._picture
-        kind_of = {(band["from"], band["to"]): band["kind"] for band in picture["bands"]}
+        kind_of = {}
+        for band in picture["bands"]:
+            kind_of[band["from"], band["to"]] = band["kind"]
         before = np.frombuffer(picture["from"], np.int32).tolist()
         after = np.frombuffer(picture["to"], np.int32).tolist()
         moved = [kind_of[pair] != "stays" for pair in zip(before, after, strict=True)]
@@ -196,7 +199,8 @@ def pack_comparison(comparison: Mapping, ids: tuple[str, ...], frame: pd.DataFra
         part = points[points["query"] == side].set_index("user")
         places[side] = part.reindex(index=list(ids), columns=["x", "y", "trust"])
         labels = comparison[side].set_index("user")["cluster"]
-        clusters[side] = labels.loc[list(ids)].to_numpy(np.int32)
+        labels = labels.loc[list(ids)]
+        clusters[side] = labels.to_numpy(np.int32)
     colors = color_slots(clusters, transitions)
     marks = points[~points["query"].isin(SIDES)]
     bands = transitions[list(BAND_NAMES)].rename(columns=BAND_NAMES)
@@ -226,7 +230,9 @@ def recent_events(frame: pd.DataFrame | None, ids: tuple[str, ...]) -> list[list
     if frame is None:
         return [[] for _ in ids]
     _, known_ids, texts = pack_users(frame)
-    recent = {user: events for user, (_, _, events) in zip(known_ids, texts, strict=True)}
+    recent = {}
+    for user, (_, _, events) in zip(known_ids, texts, strict=True):
+        recent[user] = events
     return [recent.get(user, []) for user in ids]
 
 
@@ -271,7 +277,8 @@ def pack_clusters(
     """List one side's clusters by number, those in none last."""
     about = {}
     if names is not None:
-        about = names[names["side"] == side].set_index("cluster").to_dict("index")
+        part = names[names["side"] == side]
+        about = part.set_index("cluster").to_dict("index")
     packed = []
     for number in sorted(set(labels.tolist()), key=lambda number: (number < 0, number)):
         row = about.get(number, {})

@@ -104,10 +104,9 @@ class QueryMatrixView(View):
         self._backend = backend
         self._on_pick = on_pick
         self._min_users = getattr(backend, "least", 1)
-        self._unit, self._units = unit_words(backend)
         if selection is None:  # an empty selection is false, too
             ids = tuple(backend.ids)
-            selection = Selection(ids, lambda rows: None, None, self._unit, self._units)
+            selection = Selection(ids, lambda rows: None, None, *unit_words(backend))
         self.selection = selection
         self._complete: MatrixResult | None = None  # the last matrix that was whole
         self._partial: MatrixResult | None = None  # the matrix that is on its way
@@ -117,8 +116,8 @@ class QueryMatrixView(View):
             "title": TITLE,
             "total": len(selection.all_ids),
             "min_users": self._min_users,
-            "unit": self._unit,
-            "units": self._units,
+            "unit": selection.unit,
+            "units": selection.units,
             "hint": HINT,
             "picks": on_pick is not None,
         }
@@ -182,8 +181,9 @@ class QueryMatrixView(View):
             changed = [name for name, old in self._groups.items() if new_groups.get(name) != old]
             for result in (self._complete, self._partial):
                 if changed and result is not None:
+                    is_old = result.frame["group"].isin(changed)
+                    result.frame = result.frame[~is_old]
                     result.names = None
-                    result.frame = result.frame[~result.frame["group"].isin(changed)]
             self._queries = new_queries
             self._groups = new_groups
             self._show()
@@ -197,7 +197,9 @@ class QueryMatrixView(View):
         if query not in self._queries:
             there = ", ".join(self._queries) or "none"
             raise KeyError(f"no question “{query}” in the matrix: there are {there}")
-        self.set_matrix(queries=[other for other in self._queries if other != query])
+        queries = list(self._queries)
+        queries.remove(query)
+        self.set_matrix(queries=queries)
 
     def add_group(self, name: str, ids: Iterable[str] | None = None) -> Group:
         """Make a column of some users.
@@ -218,8 +220,9 @@ class QueryMatrixView(View):
         if name not in self._groups:
             there = ", ".join(self._groups) or "none"
             raise KeyError(f"no group is named “{name}”: there are {there}")
-        others = {other: group for other, group in self._groups.items() if other != name}
-        self.set_matrix(groups=others)
+        groups = self.groups
+        del groups[name]
+        self.set_matrix(groups=groups)
 
     def _checked_group(self, name: str, ids: Iterable[str]) -> Group:
         """Return a group, and refuse unknown users and groups that are too small or too large."""
@@ -232,7 +235,7 @@ class QueryMatrixView(View):
         inside = len(group.ids)
         outside = len(everyone) - inside
         if min(inside, outside) < max(self._min_users, 1):
-            users = count_noun(inside, self._unit, self._units)
+            users = self.selection.count(inside)
             needed = f"at least {self._min_users} of each are needed"
             hint = "select more" if inside < outside else "select fewer"
             counts = f"{users} in it, {outside:,} outside"
@@ -246,8 +249,9 @@ class QueryMatrixView(View):
         if not frames:
             return pd.DataFrame(columns=TABLE_COLUMNS)
         frame = pd.concat(frames).drop_duplicates(["query", "group"])
-        in_matrix = frame["query"].isin(self._queries) & frame["group"].isin(list(self._groups))
-        return frame[in_matrix].reset_index(drop=True)
+        frame = frame[frame["query"].isin(self._queries)]
+        frame = frame[frame["group"].isin(list(self._groups))]
+        return frame.reset_index(drop=True)
 
     def _show(self, **status) -> None:
         """Send the matrix to the browser, and the status, if one is given."""
@@ -289,9 +293,13 @@ class QueryMatrixView(View):
     def _on_select(self, rows: np.ndarray) -> None:
         """Tell the browser how many users are selected, and the name of the group that this is."""
         ids = set(self.selection.ids)
-        names = [name for name, group in self._groups.items() if set(group.ids) == ids]
+        name = ""
+        for group in self._groups.values():
+            if set(group.ids) == ids:
+                name = group.name
+                break
         with self._guard:
-            self._selected = {"n": len(rows), "group": names[0] if names else ""}
+            self._selected = {"n": len(rows), "group": name}
 
     def _on_message(self, _widget, message: dict, buffers: list) -> None:
         """Do what the browser asks, and say in the view what cannot be done."""
@@ -387,15 +395,21 @@ def pack_matrix(frame: pd.DataFrame, queries: Sequence[str], groups: Mapping[str
         `cells` (None where nothing is known), `measures`, whether all cells are known (`whole`) and
         then `orders`: rows and columns so that like colors stand side by side, by measure.
     """
-    known = {(row["query"], row["group"]): row for row in json_rows(frame)}
-    measures = [measure for measure in NEUTRAL if measure in frame and len(frame)]
+    known = {}
+    for row in json_rows(frame):
+        known[row["query"], row["group"]] = row
+    measures = []
+    if len(frame):
+        measures = [measure for measure in NEUTRAL if measure in frame]
     whole = len(frame) == len(queries) * len(groups) > 0
     orders = {}
     if whole:
         for measure in measures:
             table = frame.pivot(index="query", columns="group", values=measure)
-            table = table.loc[list(queries), list(groups)].replace(np.inf, np.nan)
-            orders[measure] = similarity_order(table.fillna(NEUTRAL[measure]).to_numpy(float))
+            table = table.loc[list(queries), list(groups)]
+            table = table.replace(np.inf, np.nan)
+            table = table.fillna(NEUTRAL[measure])
+            orders[measure] = similarity_order(table.to_numpy(float))
     return {
         "queries": list(queries),
         "groups": [{"name": name, "n": len(group.ids)} for name, group in groups.items()],
@@ -418,9 +432,12 @@ def leaf_order(table: np.ndarray) -> list[int]:
     if len(table) < 3:
         return list(range(len(table)))
     order = leaves_list(linkage(table, "average", optimal_ordering=True))
-    excess = table[order].max(axis=1) - table.mean()
+    largest = table[order].max(axis=1)
+    excess = largest - table.mean()
     half = len(order) // 2
-    if excess[:half].sum() < excess[-half:].sum():
+    first_half = excess[:half].sum()
+    second_half = excess[-half:].sum()
+    if first_half < second_half:
         order = order[::-1]
     return order.tolist()
 
@@ -428,10 +445,12 @@ def leaf_order(table: np.ndarray) -> list[int]:
 def matrix_rows(picture: dict) -> list[list[str]]:
     """Write the matrix in rows of words: the AUC, in brackets within chance, and an arrow."""
     head = ["question"]
-    head += [f"{group['name']} (n={group['n']:,})" for group in picture["groups"]]
+    for group in picture["groups"]:
+        head.append(f"{group['name']} (n={group['n']:,})")
     rows = [head]
     for query, cells in zip(picture["queries"], picture["cells"], strict=True):
-        rows.append([query, *(cell_words(cell) for cell in cells)])
+        words = [cell_words(cell) for cell in cells]
+        rows.append([query, *words])
     return rows
 
 
@@ -464,16 +483,18 @@ def matrix_image(picture: dict) -> str:
     for column, group in enumerate(groups):
         x = NAME_WIDTH + CELL_WIDTH * (column + 0.5)
         name = escape(truncate(group["name"], MAX_GROUP_LENGTH))
+        number = f"{group['n']:,}"
         middle = f'x="{x}" text-anchor="middle"'
         parts.append(f'<text y="26" {middle}>{name}</text>')
-        parts.append(f'<text y="42" {middle} fill="{GRAY}">{group["n"]:,}</text>')
+        parts.append(f'<text y="42" {middle} fill="{GRAY}">{number}</text>')
     for row, query in enumerate(queries):
         y = 52 + ROW_HEIGHT * row
         name = escape(truncate(query, MAX_QUERY_LENGTH))
         parts.append(f'<text x="8" y="{y + 18}">{name}</text>')
         for column, cell in enumerate(picture["cells"][row]):
+            x = NAME_WIDTH + CELL_WIDTH * column
             if cell is not None and cell["auc"] is not None:
-                parts.append(cell_image(cell, NAME_WIDTH + CELL_WIDTH * column, y))
+                parts.append(cell_image(cell, x, y))
     width = NAME_WIDTH + CELL_WIDTH * len(groups) + 16
     height = 64 + ROW_HEIGHT * len(queries)
     return svg_image("".join(parts), "AUC by question and group", width, height)
@@ -491,7 +512,8 @@ def cell_image(cell: dict, x: float, y: float) -> str:
         ink = INK
     size = f'width="{CELL_WIDTH - 2}" height="{ROW_HEIGHT - 2}"'
     color = f'fill="{BLUE}" fill-opacity="{strength:.2f}"'
-    middle = f'x="{x + CELL_WIDTH / 2}" y="{y + 18}" text-anchor="middle"'
+    center = x + CELL_WIDTH / 2
+    middle = f'x="{center}" y="{y + 18}" text-anchor="middle"'
     return (
         f'<rect x="{x + 1}" y="{y}" {size} {color}/>'
         f'<text {middle} fill="{ink}">{cell["auc"]:.2f}</text>'

@@ -22,7 +22,6 @@ from widgets.base import (
     Worker,
     closing,
     combine_groups,
-    count_noun,
     error_message,
     log,
     read_static,
@@ -275,14 +274,15 @@ class SelectionPanel(View):
             lines += [update.message, update.caption]
             table.append(["question", "AUC", "95 %", "chance line"])
             for row in update.data["frame"].head(10).itertuples():
+                auc = f"{row.auc:.2f}"
                 interval = f"{row.auc_low:.2f} to {row.auc_high:.2f}"
-                table.append([row.query, f"{row.auc:.2f}", interval, f"{row.chance:.2f}"])
+                chance = f"{row.chance:.2f}"
+                table.append([row.query, auc, interval, chance])
         for group in self.named.values():
-            lines.append(f"{group.name}: {self._count(len(group.ids))}")
-        return static_page(TITLE, lines, bar_chart(self._shown["rows"]), table)
-
-    def _count(self, number: int) -> str:
-        return count_noun(number, self.selection.unit, self.selection.units)
+            users = self.selection.count(len(group.ids))
+            lines.append(f"{group.name}: {users}")
+        image = bar_chart(self._shown["rows"])
+        return static_page(TITLE, lines, image, table)
 
     def _group(self, name: str) -> Group:
         if name not in self.named:
@@ -291,7 +291,10 @@ class SelectionPanel(View):
         return self.named[name]
 
     def _show_names(self) -> None:
-        self._names = [{"name": group.name, "n": len(group.ids)} for group in self.named.values()]
+        names = []
+        for group in self.named.values():
+            names.append({"name": group.name, "n": len(group.ids)})
+        self._names = names
 
     # What sets the selected users apart
 
@@ -397,7 +400,8 @@ class SelectionPanel(View):
                 self._set_status()
             elif kind == "combine":
                 group = self.combine(message["first"], message["how"], message["second"])
-                self._set_status(note=f"{group.name}: {self._count(len(group.ids))}.")
+                users = self.selection.count(len(group.ids))
+                self._set_status(note=f"{group.name}: {users}.")
             elif kind == "export":
                 self._export_beside(message)
             elif kind == "save_card":
@@ -409,7 +413,7 @@ class SelectionPanel(View):
     def _export_beside(self, message: dict) -> None:
         path = unused_path(self._group_name(), message["ending"])
         path = self.export(path, message.get("salt") or None)
-        users = self._count(len(self.selection))
+        users = self.selection.count(len(self.selection))
         self._set_status(note=f"Written: {path.name}, {users}, beside this notebook.")
 
     def _save_card(self) -> None:
@@ -446,8 +450,11 @@ def format_value(row: Mapping, side: str) -> str:
     if value is None:
         return ""
     if row["kind"] != "number":
-        return f"{value:.0%}".replace("%", " %")
-    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+        percentage = f"{value:.0%}"
+        return percentage.replace("%", " %")
+    if abs(value) >= 100 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
 
 
 def bar_chart(rows: Sequence[Mapping]) -> str:
@@ -477,8 +484,10 @@ def bar_chart(rows: Sequence[Mapping]) -> str:
             kind += ", within chance"
         parts.append(f'<text y="{y + 12}">{name}</text>')
         parts.append(f'<text y="{y + 26}" fill="{QUIET}" font-size="11">{kind}</text>')
-        for number, (side, color, _) in enumerate(SIDES):
-            parts.append(bar_with_whisker(row, side, color, y + 3 + SIDE_PITCH * number))
+        y += 3
+        for side, color, _ in SIDES:
+            parts.append(bar_with_whisker(row, side, color, y))
+            y += SIDE_PITCH
     height = 40 + BAR_PITCH * len(drawn)
     return indented_image(parts, height, "What sets the selected apart from the rest")
 
@@ -487,13 +496,18 @@ def bar_with_whisker(row: Mapping, side: str, color: str, y: int) -> str:
     """Draw one bar, its interval and its number; shares end at 1, numbers at their largest."""
     scale = WIDTH - NAME_WIDTH - 90  # pixels
     if row["kind"] == "number":
-        scale /= max(row["group_high"] or 0, row["rest_high"] or 0) or 1
-    value, low, high = (scale * (row[side + end] or 0) for end in ("", "_low", "_high"))
+        largest = max(row["group_high"] or 0, row["rest_high"] or 0)
+        scale /= largest or 1
+    value = scale * (row[side] or 0)
+    low = scale * (row[f"{side}_low"] or 0)
+    high = scale * (row[f"{side}_high"] or 0)
     opacity = "" if row["beyond_chance"] else ' opacity=".45"'
     size = f'width="{max(value, 0):.1f}" height="10" fill="{color}"'
     parts = [f'<rect x="{NAME_WIDTH}" y="{y}" {size}{opacity}/>']
     if high:
-        line = f"M{NAME_WIDTH + low:.1f} {y + 5}H{NAME_WIDTH + high:.1f}"
+        start = NAME_WIDTH + low
+        end = NAME_WIDTH + high
+        line = f"M{start:.1f} {y + 5}H{end:.1f}"
         parts.append(f'<path d="{line}" stroke="{INK}"/>')
     x = NAME_WIDTH + max(value, high) + 6
     number = format_value(row, side)
@@ -520,7 +534,9 @@ def dot_chart(rows: Sequence[Mapping]) -> str:
     ]
     for place, row in enumerate(drawn):
         y = 42 + DOT_PITCH * place
-        low, x, high = (auc_position(row[name]) for name in ("auc_low", "auc", "auc_high"))
+        x = auc_position(row["auc"])
+        low = auc_position(row["auc_low"])
+        high = auc_position(row["auc_high"])
         interval = f"M{low:.1f} {y - 4}H{high:.1f}"
         name = escape(truncate(row["query"], MAX_NAME_LENGTH))
         end = f'x="{WIDTH - 20}" y="{y}" text-anchor="end"'
@@ -539,4 +555,5 @@ def auc_position(auc: float) -> float:
 
 def indented_image(parts: Sequence[str], height: int, alt: str) -> str:
     """Return a drawing with a margin on its left as an image."""
-    return svg_image(f'<g transform="translate(8)">{"".join(parts)}</g>', alt, WIDTH, height)
+    drawing = "".join(parts)
+    return svg_image(f'<g transform="translate(8)">{drawing}</g>', alt, WIDTH, height)

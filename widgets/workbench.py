@@ -12,7 +12,7 @@ from typing import Any
 import ipywidgets
 
 from widgets.attention import AttentionView
-from widgets.base import Worker, atomic_write, count_noun, error_message, log
+from widgets.base import Worker, atomic_write, error_message, log
 from widgets.clusters import ClusterView
 from widgets.lens import QueryLens
 from widgets.prompt_tuning import PromptTuningView
@@ -118,8 +118,8 @@ class Workbench(ipywidgets.VBox):
         if self._session_path is None:
             hint = "give Workbench(..., session='mine.json')"
             raise ValueError(f"no file to keep the session in: {hint}")
-        queries = dict.fromkeys([*self._earlier_queries, *self.lens.queries_asked])
-        self._earlier_queries = list(queries)
+        queries = [*self._earlier_queries, *self.lens.queries_asked]
+        self._earlier_queries = list(dict.fromkeys(queries))
         stored = {
             "format": FORMAT,
             "queries": self._earlier_queries,
@@ -136,7 +136,8 @@ class Workbench(ipywidgets.VBox):
     def _make_lens(self, query: str) -> QueryLens:
         """Make the lens; earlier queries are suggested first, and the last one is asked again."""
         earlier = self._earlier_queries
-        queries = list(dict.fromkeys([*reversed(earlier), *self._backend.lens.queries]))
+        queries = [*reversed(earlier), *self._backend.lens.queries]
+        queries = list(dict.fromkeys(queries))
         if not query and earlier:
             query = earlier[-1]
         return QueryLens(self._backend.frame, self._backend.lens, query=query, queries=queries)
@@ -192,10 +193,12 @@ class Workbench(ipywidgets.VBox):
 
     def _stored_matrix(self) -> dict:
         """Return the matrix as a session keeps it; of a group of the back end only the name."""
-        known = {name: tuple(ids) for name, ids in self._backend.matrix.groups.items()}
+        known = self._backend.matrix.groups
         groups: dict[str, list[str] | None] = {}
         for name, group in self.matrix.groups.items():
-            groups[name] = None if known.get(name) == group.ids else list(group.ids)
+            groups[name] = list(group.ids)
+            if name in known and groups[name] == list(known[name]):
+                groups[name] = None
         return {"queries": list(self.matrix.queries), "groups": groups}
 
     def _restore(self, stored: dict) -> None:
@@ -231,9 +234,9 @@ class Workbench(ipywidgets.VBox):
             log.warning("the session was not kept: %s", error)
 
     def __repr__(self) -> str:
-        selection = self.selection
-        users = count_noun(len(selection.all_ids), selection.unit, selection.units)
-        return f"Workbench({users}: {', '.join(self.titles)})"
+        users = self.selection.count(len(self.selection.all_ids))
+        titles = ", ".join(self.titles)
+        return f"Workbench({users}: {titles})"
 
     def _repr_mimebundle_(self, **kwargs):
         data = super()._repr_mimebundle_(**kwargs)
