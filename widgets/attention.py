@@ -145,8 +145,9 @@ class AttentionView(View):
         if not self._kept:
             users = count_noun(len(self._ids), self._unit, self._units)
             return f"AttentionView({users}, not asked yet)"
-        names = ", versus=".join(repr(query) for query in table_queries(self._table))
-        return f"AttentionView(query={names}, {self._table['modality'].nunique()} rows)"
+        names = ", versus=".join(map(repr, table_queries(self._table)))
+        rows = self._table["modality"].nunique()
+        return f"AttentionView(query={names}, {rows} rows)"
 
     def _html(self) -> str:
         if not self._kept:
@@ -156,7 +157,8 @@ class AttentionView(View):
         if len(queries) == 2:
             lines = [f"A: {queries[0]}", f"B: {queries[1]}"]
         lines += [self.sentence, self._kept["caption"]]
-        return static_page(TITLE, lines, bar_chart(self._table), table_rows(self._table))
+        image = bar_chart(self._table)
+        return static_page(TITLE, lines, image, table_rows(self._table))
 
     def _on_message(self, _widget, message: dict, buffers: list) -> None:
         """Do what the browser asks; long work goes to a worker, so the kernel can hear Cancel."""
@@ -231,14 +233,13 @@ class AttentionView(View):
                 if update.data.get("table") is None:
                     continue
                 table = update.data["table"]
+                edited = {name: update.data[name] for name in EDIT_NAMES if name in update.data}
                 picture = {
                     **pack_table(table),
                     "sentence": message,
                     "caption": update.caption,
                     "user": user,
-                    "edited": {
-                        name: update.data[name] for name in EDIT_NAMES if name in update.data
-                    },
+                    "edited": edited,
                 }
                 self._draw(picture)
         if table is None:
@@ -300,7 +301,8 @@ def pack_table(table: pd.DataFrame) -> dict:
 
 def pack_query(table: pd.DataFrame, query: str, names: Sequence[str]) -> dict:
     """Pack the rows of one query."""
-    rows = table[table["query"] == query].set_index("modality").reindex(names)
+    rows = table[table["query"] == query]
+    rows = rows.set_index("modality").reindex(names)
     packed: dict = {"query": query}
     for name in ROW_COLUMNS:
         packed[name] = float_bytes(rows[name].astype(float))
@@ -316,31 +318,34 @@ def sorted_rows(table: pd.DataFrame, query: str) -> pd.DataFrame:
     return rows.sort_values(["is_other", "weight"], ascending=[True, False], ignore_index=True)
 
 
-def table_rows(table: pd.DataFrame) -> list[list[str]]:
+def table_rows(table: pd.DataFrame) -> list:
     """Write a table in rows of words: one query with its measures, or two with their difference."""
     sides = [sorted_rows(table, query).set_index("modality") for query in table_queries(table)]
     if len(sides) == 2:
         return difference_rows(*sides)
     [rows] = sides
-    lines = [["modality", "attention", "per token", "deletion effect", "ranks disagree"]]
-    for name, row in rows.iterrows():
-        effect = format_effect(row["deletion_effect"])
-        line = [name, format_share(row["weight"]), format_share(row["per_token"]), effect]
-        lines.append([*line, "yes" if row["disagrees"] else ""])
-    return lines
+    head = ["modality", "attention", "per token", "deletion effect", "ranks disagree"]
+    columns = [
+        rows.index,
+        rows["weight"].map(format_share),
+        rows["per_token"].map(format_share),
+        rows["deletion_effect"].map(format_effect),
+        rows["disagrees"].map({True: "yes", False: ""}),
+    ]
+    return [head, *zip(*columns, strict=True)]
 
 
-def difference_rows(first: pd.DataFrame, second: pd.DataFrame) -> list[list[str]]:
+def difference_rows(first: pd.DataFrame, second: pd.DataFrame) -> list:
     """Write the rows of two queries and their difference in words."""
     second = second.reindex(first.index)
-    lines = [["modality", "attention A", "B", "A minus B", "deletion A", "B", "A minus B"]]
-    for name, a in first.iterrows():
-        b = second.loc[name]
-        line = [name]
-        for column, write in (("weight", format_share), ("deletion_effect", format_effect)):
-            line += [write(a[column]), write(b[column]), write(a[column] - b[column], "+")]
-        lines.append(line)
-    return lines
+    head = ["modality", "attention A", "B", "A minus B", "deletion A", "B", "A minus B"]
+    columns = [first.index]
+    for name, write in (("weight", format_share), ("deletion_effect", format_effect)):
+        difference = first[name] - second[name]
+        columns.append(first[name].map(write))
+        columns.append(second[name].map(write))
+        columns.append(difference.map(partial(write, sign="+")))
+    return [head, *zip(*columns, strict=True)]
 
 
 def format_share(share: float, sign: str = "") -> str:
@@ -393,11 +398,14 @@ def bar_column(
 ) -> list[str]:
     """Draw one column of bars with their numbers, as SVG elements."""
     parts = [f'<text x="{left}" y="18" fill="{GRAY}">{title}</text>']
-    largest = values.fillna(0).max() or 1
-    for place, value in enumerate(values):
-        y = 30 + 24 * place
-        width = 0 if pd.isna(value) else 150 * value / largest
-        bar = f'width="{width:.1f}" height="12" fill="{color}"'
-        parts.append(f'<rect x="{left}" y="{y}" {bar}/>')
-        parts.append(f'<text x="{left + width + 6:.1f}" y="{y + 10}">{write(value)}</text>')
+    known = values.fillna(0)
+    largest = known.max() or 1
+    widths = 150 * known / largest
+    y = 30
+    for value, width in zip(values, widths, strict=True):
+        size = f'width="{width:.1f}" height="12"'
+        end = left + width + 6
+        parts.append(f'<rect x="{left}" y="{y}" {size} fill="{color}"/>')
+        parts.append(f'<text x="{end:.1f}" y="{y + 10}">{write(value)}</text>')
+        y += 24
     return parts

@@ -70,7 +70,9 @@ class MapEntry:
     @property
     def most_moved(self) -> bool:
         """Whether so many users moved that this tells nobody apart."""
-        return self.shift is not None and self.shift["beyond_noise"].mean() > MOST_MOVED_SHARE
+        if self.shift is None:
+            return False
+        return self.shift["beyond_noise"].mean() > MOST_MOVED_SHARE
 
 
 @dataclass
@@ -95,7 +97,8 @@ class Finding:
     @property
     def sentence(self) -> str:
         """What is said of the ranking, empty if there is none."""
-        return " ".join(self.packed[name] for name in RANKING_TEXTS if self.packed.get(name))
+        texts = [self.packed.get(name) for name in RANKING_TEXTS]
+        return " ".join(filter(None, texts))
 
     def leads(self, entry: MapEntry) -> bool:
         """Whether the ranking is the result of a query that gave this map, not who moved."""
@@ -270,7 +273,7 @@ class QueryLens(View):
         if not finding.is_ranked:
             return pd.DataFrame(columns=RANKING_COLUMNS)
         frame = finding.ranking.dropna(subset="score")
-        frame = frame[[name for name in RANKING_COLUMNS if name in frame]]
+        frame = frame[RANKING_COLUMNS]
         return frame.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
     @property
@@ -296,7 +299,11 @@ class QueryLens(View):
         entry = self._entry
         if entry is None:
             raise ValueError("there is no map yet: ask something, then keep it")
-        facts: dict[str, Any] = {"n": len(self._ids), "unit": self._unit, "units": self._units}
+        facts: dict[str, Any] = {
+            "n": len(self._ids),
+            "unit": self._unit,
+            "units": self._units,
+        }
         if self._provenance:
             facts |= self._provenance(shift=entry.shift)
         facts |= self._result_facts(entry)
@@ -338,7 +345,7 @@ class QueryLens(View):
     def _selected_words(self) -> str:
         """Say how many users are selected and, if they are ranked, how high."""
         rows = self.selection.rows
-        words = count_noun(len(rows), self._unit, self._units)
+        words = self.selection.count(len(rows))
         if self._finding.is_ranked:
             scores = self._finding.scores
             lower = np.searchsorted(np.sort(scores), scores[rows])
@@ -355,7 +362,8 @@ class QueryLens(View):
             marked[self.selection.rows] = True
             return marked, f"are the selected {self._units}"
         count = max(int(TOP_SHARE * len(marked)), 1)
-        marked[np.argsort(-self._finding.scores)[:count]] = True
+        ranked = np.argsort(-self._finding.scores)
+        marked[ranked[:count]] = True
         return marked, "are the tenth that ranks first"
 
     @property
@@ -388,10 +396,13 @@ class QueryLens(View):
         if entry.shift is not None:
             rows.append([self._unit, "residual", "neighbours kept"])
             for row in self.shift.head(10).itertuples():
-                rows.append([row.user, f"{row.residual:.2f}", f"{row.neighbours_kept:.0%}"])
+                residual = f"{row.residual:.2f}"
+                neighbors_kept = f"{row.neighbours_kept:.0%}"
+                rows.append([row.user, residual, neighbors_kept])
         warning = entry.picture["warning"] if entry.sentence else ""
         lines = [f"Query: {entry.query}", self.sentence, warning, entry.picture["caption"]]
-        return static_page(TITLE, lines, self._map_image(entry, moved_users(entry)), rows)
+        image = self._map_image(entry, moved_users(entry))
+        return static_page(TITLE, lines, image, rows)
 
     @staticmethod
     def _map_image(entry: MapEntry, marked: np.ndarray) -> str:
@@ -445,8 +456,10 @@ class QueryLens(View):
 
     def _send_events(self, rows: Sequence[int]) -> None:
         """Send the events of the users the browser asked for."""
-        known = [row for row in rows[: 2 * MAX_LISTED] if 0 <= row < len(self._ids)]
-        self._recent = {"rows": known, "texts": [self._texts[row] for row in known]}
+        users = range(len(self._ids))
+        known = [row for row in rows[: 2 * MAX_LISTED] if row in users]
+        texts = [self._texts[row] for row in known]
+        self._recent = {"rows": known, "texts": texts}
 
     def _save_card(self) -> None:
         """Save a result card beside the notebook, and say where."""
@@ -490,14 +503,15 @@ class QueryLens(View):
                 self._keep(entry, ranking_update)
                 if ranking_update is not None:
                     self._follow_ranking(query, chain([ranking_update], updates))
-            is_ranked = self._finding_of(query).ranking is not None and not stop.is_set()
-            if self._backtests_unasked and is_ranked and not raise_errors:
+            if self._backtests_unasked and not raise_errors and self._is_ranked(query):
                 self._run_backtest(query, stop)
 
     def _is_complete(self, entry: MapEntry) -> bool:
         """Whether asking the query of this entry again would bring nothing new."""
-        is_ranked = self._finding_of(entry.query).ranking is not None
-        return is_ranked or not self._ranks or not entry.query
+        return self._is_ranked(entry.query) or not self._ranks or not entry.query
+
+    def _is_ranked(self, query: str) -> bool:
+        return self._finding_of(query).ranking is not None
 
     def _follow_map(self, query: str, previous: str | None, updates: Iterator) -> tuple:
         """Show the progress and the maps of one query.
@@ -573,8 +587,9 @@ class QueryLens(View):
 
     def _places(self, points: pd.DataFrame, query: str) -> pd.DataFrame:
         """Return the points under one query, in the order of the users."""
-        part = points[points["query"] == query].drop_duplicates("user", keep="last")
-        return part.set_index("user").reindex(index=list(self._ids), columns=["x", "y", "trust"])
+        part = points[points["query"] == query]
+        part = part.drop_duplicates("user", keep="last").set_index("user")
+        return part.reindex(index=list(self._ids), columns=["x", "y", "trust"])
 
     def _keep(self, entry: MapEntry, ranking_update) -> None:
         """Put a map into the history and show it, and that its ranking begins, if it does."""
@@ -582,7 +597,8 @@ class QueryLens(View):
             if self._entry is not None and self._entry.query == entry.query:
                 self._entries[self._at] = entry
             else:
-                self._entries = [*self._entries, entry][-self._history_size :]
+                entries = [*self._entries, entry]
+                self._entries = entries[-self._history_size :]
                 self._at = len(self._entries) - 1
             queries = {entry.query for entry in self._entries}
             for query in set(self._findings) - queries:

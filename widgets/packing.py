@@ -30,8 +30,10 @@ def float_bytes(values) -> bytes:
 
 def json_rows(frame: pd.DataFrame) -> list[dict]:
     """Return the rows of a frame as JSON holds them: None for what is missing or infinite."""
-    cells = frame.replace([np.inf, -np.inf], np.nan).astype(object)
-    return cells.where(cells.notna(), None).to_dict("records")
+    finite = frame.replace([np.inf, -np.inf], np.nan)
+    cells = finite.astype(object)
+    cells = cells.where(cells.notna(), None)
+    return cells.to_dict("records")
 
 
 def pack_users(frame: pd.DataFrame) -> tuple[dict, tuple[str, ...], list[list]]:
@@ -77,7 +79,9 @@ def days(times: pd.Series) -> list[str]:
 
 def text_list(value) -> list[str]:
     """Return a cell that holds texts, or nothing, as a list of texts."""
-    return [str(text) for text in value] if pd.api.types.is_list_like(value) else []
+    if not pd.api.types.is_list_like(value):
+        return []
+    return [str(text) for text in value]
 
 
 def limit_length(texts: Iterable[str], max_length: int) -> list[str]:
@@ -108,9 +112,11 @@ def pack_timeline(frame: pd.DataFrame) -> dict:
         `modality` and `text` (places in `modalities` and `texts`) and `evidence`.
     """
     newest = frame.tail(MAX_TIMELINE_EVENTS)
-    minutes = pd.to_datetime(newest["time"]).astype("datetime64[s]").astype(np.int64) // 60
+    times = newest["time"].astype("datetime64[s]")
+    minutes = times.astype(np.int64) // 60
     modality, modalities = pd.factorize(newest["modality"].astype(str), sort=True)
-    text, texts = pd.factorize(newest["text"].astype(str).str.slice(0, MAX_EVENT_LENGTH))
+    cut_texts = newest["text"].astype(str).str.slice(0, MAX_EVENT_LENGTH)
+    text, texts = pd.factorize(cut_texts)
     return {
         "total": [len(frame), int(frame["evidence"].sum())],
         "time": int_bytes(minutes),
@@ -137,11 +143,13 @@ def pack_shift(ids: Sequence[str], shift: pd.DataFrame | None, row_of_backend: n
     """
     if shift is None:
         shift = pd.DataFrame(columns=SHIFT_COLUMNS)
-    table = shift.set_index("user").reindex(index=list(ids), columns=SHIFT_COLUMNS[1:])
+    by_user = shift.set_index("user")
+    table = by_user.reindex(index=list(ids), columns=SHIFT_COLUMNS[1:])
     numbers = table[SHIFT_NUMBERS].astype(float)
+    floor = numbers["noise_floor"].max()
     beyond = numbers["beyond_noise"] == 1  # NaN is not beyond
     return {
-        "floor": float(np.nan_to_num(numbers["noise_floor"].max())),
+        "floor": float(np.nan_to_num(floor)),
         "residual": float_bytes(numbers["residual"].fillna(0)),
         "beyond": beyond.to_numpy(np.uint8).tobytes(),
         "neighbors_kept": float_bytes(numbers["neighbours_kept"]),
@@ -152,7 +160,8 @@ def pack_shift(ids: Sequence[str], shift: pd.DataFrame | None, row_of_backend: n
 
 def pack_neighbors(neighbors: pd.Series, row_of_backend: np.ndarray) -> bytes:
     """Pack tuples of row numbers, `MAX_NEIGHBORS` a user; users the view has not are left out."""
-    packed = np.full((len(neighbors), MAX_NEIGHBORS), -1, dtype=np.int32)
+    shape = (len(neighbors), MAX_NEIGHBORS)
+    packed = np.full(shape, -1, dtype=np.int32)
     for place, numbers in enumerate(neighbors):
         if isinstance(numbers, tuple):  # else nothing is known of this user
             rows = row_of_backend[list(numbers)]

@@ -139,7 +139,8 @@ class PromptTuningView(View):
         Returns:
             The sentence below the table.
         """
-        form = self._checked_form(self._form | {"label": label, "query": query} | numbers)
+        values = {"label": label, "query": query, **numbers}
+        form = self._checked_form(self._form | values)
         self._worker.run(partial(self._run, form, raise_errors=True))
         return self.sentence
 
@@ -187,10 +188,11 @@ class PromptTuningView(View):
         if run is None:
             return static_page(TITLE, [f"{self!r}: run the cell to open the form."])
         rows = [["on held-out users", "before", "after", "gain", "95 %", ""]]
+        columns = ["name", "before", "after", "gain", "interval", "verdict"]
         for row in result_rows(self.result):
-            numbers = [row["before"], row["after"], row["gain"], row["interval"]]
-            rows.append([row["name"], *numbers, row["verdict"]])
-        asked = f"Label {run.form['label']}, question: {run.form['query'] or 'none'}"
+            rows.append([row[column] for column in columns])
+        query = run.form["query"] or "none"
+        asked = f"Label {run.form['label']}, question: {query}"
         image = curve_image(self.history, run.update.data["best"])
         return static_page(TITLE, [asked, self.sentence, run.caption], image, rows)
 
@@ -266,7 +268,8 @@ class PromptTuningView(View):
                 self._show_progress(form, update)
         if update is None or update.data["result"] is None:
             raise ValueError("the tuning ended without a result")
-        return TuningRun(form, update, self._caption(form, update, time.monotonic() - began))
+        seconds = time.monotonic() - began
+        return TuningRun(form, update, self._caption(form, update, seconds))
 
     def _time_steps(self, first_step: int, began: float, step: int) -> None:
         """Measure the seconds of a step once there were enough of them."""
@@ -401,7 +404,8 @@ def format_share(value: float, sign: str = "") -> str:
 
 def slug(label: str) -> str:
     """Return a label as part of a folder's name."""
-    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:MAX_SLUG_LENGTH] or "label"
+    words = re.sub(r"[^a-z0-9]+", "-", label.lower())
+    return words.strip("-")[:MAX_SLUG_LENGTH] or "label"
 
 
 def curve_image(history: pd.DataFrame, best: int) -> str:
@@ -418,9 +422,11 @@ def curve_image(history: pd.DataFrame, best: int) -> str:
     losses = history["valid"]
     least = losses.min()
     drop = max(losses.max() - least, 1e-9)
-    xs = 40 + steps / max(steps.iloc[-1], 1) * (WIDTH - 60)
-    ys = 24 + (losses.max() - losses) / drop * (HEIGHT - 60)
-    line = "L".join(f"{x:.0f} {y:.0f}" for x, y in zip(xs, ys, strict=True))
+    last = max(steps.iloc[-1], 1)
+    xs = 40 + (WIDTH - 60) * steps / last
+    ys = 24 + (HEIGHT - 60) * (losses.max() - losses) / drop
+    corners = [f"{x:.0f} {y:.0f}" for x, y in zip(xs, ys, strict=True)]
+    line = "L".join(corners)
     x = xs[steps == best].iloc[0]
     y = ys[steps == best].iloc[0] - 6
     words = f"validation loss {losses[0]:.3f} at step 0, least {least:.3f} at step {best}"

@@ -41,15 +41,20 @@ def static_page(
 
 def html_table(rows: Iterable[Iterable]) -> str:
     """Return rows of cells as an HTML table, the first row its head; no rows give no table."""
-    lines = [[escape(str(cell)) for cell in row] for row in rows]
-    if not lines:
+    rows = list(rows)
+    if not rows:
         return ""
-    head = "".join(f"<th>{cell}</th>" for cell in lines[0])
-    body = ""
-    for line in lines[1:]:
-        cells = "".join(f"<td>{cell}</td>" for cell in line)
-        body += f"<tr>{cells}</tr>"
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    head = table_row(rows[0], "th")
+    body = "".join(table_row(row, "td") for row in rows[1:])
+    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+
+
+def table_row(cells: Iterable, tag: str) -> str:
+    """Return cells as a row of an HTML table; `tag` is "th" in its head, else "td"."""
+    html = ""
+    for cell in cells:
+        html += f"<{tag}>{escape(str(cell))}</{tag}>"
+    return f"<tr>{html}</tr>"
 
 
 def svg_image(body: str, alt: str, width: int, height: int) -> str:
@@ -95,7 +100,7 @@ def map_image(places: np.ndarray, marked: np.ndarray) -> str:
     room = size - 2 * MAP_MARGIN
     scale = (room / np.maximum(high - low, 1e-9)).min()
     centered = places - (low + high) / 2
-    pixels = size / 2 + centered * scale * [1, -1]
+    pixels = size / 2 + scale * centered * [1, -1]
     circles = pixels[known & ~marked]
     diamonds = pixels[known & marked]
     if len(pixels) > MAX_EXACT_POINTS:
