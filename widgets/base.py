@@ -10,17 +10,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count as count_up
+from functools import partial
 from pathlib import Path
 
 import anywidget
 import numpy as np
+import pandas as pd
 from IPython.display import HTML
 
 STATIC_DIR = Path(__file__).parent / "static"
 MIN_STATUS_INTERVAL = 0.05  # seconds between two progress messages
 MAX_FILE_STEM = 60  # characters
 log = logging.getLogger("widgets")
+Ids = tuple[str, ...]
+Job = Callable[[threading.Event], None]
+RowsHandler = Callable[[np.ndarray], None]  # is called with row numbers of users
 
 
 # Files and words
@@ -39,10 +43,12 @@ def read_static(*names: str) -> str:
         The joined text.
     """
     left_out = r'^import .*? from "\./.*?";\n|^ *//[^\n]*\n|^ */\*\*.*?\*/\n|^ +'
+    pattern = re.compile(left_out, flags=re.M | re.S)
     parts = []
     for name in names:
-        text = (STATIC_DIR / name).read_text(encoding="utf-8")
-        parts.append(re.sub(left_out, "", text, flags=re.M | re.S))
+        path = STATIC_DIR / name
+        text = path.read_text(encoding="utf-8")
+        parts.append(pattern.sub("", text))
     return "\n".join(parts)
 
 
@@ -75,13 +81,14 @@ def unused_path(name: str, extension: str) -> Path:
     Returns:
         A relative path.
     """
-    stem = re.sub(r"[^\w-]+", "-", name).strip("-")[:MAX_FILE_STEM] or "kept"
-    for number in count_up(1):
-        suffix = f"-{number}" if number > 1 else ""
-        path = Path(f"{stem}{suffix}.{extension}")
-        if not path.exists():
-            return path
-    raise AssertionError("unreachable")
+    words = re.sub(r"[^\w-]+", "-", name)
+    stem = words.strip("-")[:MAX_FILE_STEM] or "kept"
+    path = Path(f"{stem}.{extension}")
+    number = 1
+    while path.exists():
+        number += 1
+        path = Path(f"{stem}-{number}.{extension}")
+    return path
 
 
 def error_message(error: Exception) -> str:
@@ -120,11 +127,10 @@ def unit_words(source) -> tuple[str, str]:
         >>> unit_words(None)
         ('user', 'users')
     """
-    if not isinstance(source, Mapping):
-        source = {name: getattr(source, name, None) for name in ("unit", "units")}
-    if not source.get("unit") or not source.get("units"):
-        return "user", "users"
-    return str(source["unit"]), str(source["units"])
+    read = source.get if isinstance(source, Mapping) else partial(getattr, source)
+    unit = read("unit", None)
+    units = read("units", None)
+    return (unit, units) if unit and units else ("user", "users")
 
 
 # The base class and background jobs
@@ -134,10 +140,23 @@ class View(anywidget.AnyWidget):
     """Base class of the views: an anywidget that stays readable where no script may run.
 
     A view defines `_summary()`, the text of its repr, and `_html()`, its content as HTML without
-    scripts. A view that reports progress has a trait `_status` and a lock `_guard`.
+    scripts. A view that asks a back end has a trait `_status`; it works in its `_worker`.
+
+    Args:
+        turn: A lock that views of one model share (default: a lock of its own).
+        traits: Values of traits.
     """
 
     _status_time = 0.0  # when the status was last set
+
+    def __init__(self, turn: threading.RLock | None = None, **traits):
+        self._guard = threading.RLock()  # held while traits change
+        self._worker = Worker(turn)
+        super().__init__(**traits)
+        self.on_msg(self._on_message)
+
+    def _on_message(self, _widget, message: dict, buffers: list) -> None:
+        """Do what the browser asks."""
 
     def __repr__(self) -> str:
         return self._summary()
@@ -155,6 +174,38 @@ class View(anywidget.AnyWidget):
         with self._guard:
             self._status_time = now
             self._status = status
+
+    def _add_to_status(self, **more) -> None:
+        """Add to the status line of work that runs."""
+        if self._status.get("busy"):
+            self._set_status(at_once=True, **self._status | more)
+
+    def _show(self, **status) -> None:
+        """Show what is kept, if something else is on the screen, and the status."""
+        self._set_status(**status)
+
+    def _show_end(self, how: str) -> None:
+        """Show that work ended without a result: it was "Cancelled" or "Interrupted"."""
+        self._show(note=f"{how}.")
+
+    @contextmanager
+    def _showing_failure(self, what: str, raise_errors: bool) -> Iterator[None]:
+        """Show, after the words `what`, why work failed, or that it was broken off.
+
+        Errors are raised again only if `raise_errors`, as a cell wants it.
+        """
+        try:
+            yield
+        except Cancelled:
+            self._show_end("Cancelled")
+        except Exception as error:
+            log.exception(what)
+            self._show(error=f"{what}: {error_message(error)}")
+            if raise_errors:
+                raise
+        except BaseException:  # an interrupted cell
+            self._show_end("Interrupted")
+            raise
 
     def _repr_mimebundle_(self, **kwargs):
         data, metadata = super()._repr_mimebundle_(**kwargs)
@@ -177,6 +228,29 @@ def closing(updates: Iterable) -> Iterator[Iterable]:
             close()
 
 
+class Cancelled(Exception):
+    """The work was cancelled."""
+
+
+def until_cancelled(updates: Iterable, stop: threading.Event) -> Iterator:
+    """Yield updates; once `stop` is set, raise `Cancelled`."""
+    for update in updates:
+        if stop.is_set():
+            raise Cancelled
+        yield update
+    if stop.is_set():
+        raise Cancelled
+
+
+def attempt(work: Callable[[], dict], failed: str) -> dict:
+    """Return what `work` returns or, if it fails, only `error`: the words `failed` and why."""
+    try:
+        return work()
+    except Exception as error:
+        log.exception(failed)
+        return {"error": f"{failed}: {error_message(error)}"}
+
+
 def do_nothing() -> None:
     """Do nothing."""
 
@@ -196,7 +270,7 @@ class Worker:
 
     def start(
         self,
-        job: Callable[[threading.Event], None],
+        job: Job,
         on_wait: Callable[[], None] = do_nothing,
         on_cancel: Callable[[], None] = do_nothing,
     ) -> threading.Thread:
@@ -218,7 +292,7 @@ class Worker:
         thread.start()
         return thread
 
-    def run(self, job: Callable[[threading.Event], None]) -> None:
+    def run(self, job: Job) -> None:
         """Run a job in this thread, after the one that is running has ended."""
         with self.turn:
             self._stop = stop = threading.Event()
@@ -263,8 +337,8 @@ class Selection:
 
     def __init__(
         self,
-        ids: tuple[str, ...],
-        on_change: Callable[[np.ndarray], None],
+        ids: Ids,
+        on_change: RowsHandler,
         turn: threading.RLock | None = None,
         unit: str = "user",
         units: str = "users",
@@ -277,17 +351,13 @@ class Selection:
         self._observers = [on_change]
         self._row_of = {user: row for row, user in enumerate(ids)}
 
-    def observe(self, on_change: Callable[[np.ndarray], None]) -> None:
+    def observe(self, on_change: RowsHandler) -> None:
         """Call `on_change(rows)` after each change; observing twice is observing once."""
         if on_change not in self._observers:
             self._observers.append(on_change)
 
-    def unobserve(self, on_change: Callable[[np.ndarray], None]) -> None:
-        """Stop calling `on_change`."""
-        self._observers.remove(on_change)
-
     @property
-    def ids(self) -> tuple[str, ...]:
+    def ids(self) -> Ids:
         """The selected users, in the order of the frame."""
         return tuple(self.all_ids[row] for row in self.rows)
 
@@ -311,13 +381,18 @@ class Selection:
             rows = np.union1d(self.rows, rows)
         elif mode == "subtract":
             rows = np.setdiff1d(self.rows, rows)
-        rows = rows.astype(np.int32)
-        self.rows = rows[(rows >= 0) & (rows < len(self.all_ids))]
+        known = (rows >= 0) & (rows < len(self.all_ids))
+        self.rows = rows[known]
         for on_change in tuple(self._observers):
             try:
                 on_change(self.rows)
             except Exception:  # one view that fails must not leave the others behind
                 log.exception("a view did not follow the selection")
+
+    def follow(self, message: dict, buffers: list) -> None:
+        """Select as a message of the browser says; its buffer has the row numbers."""
+        rows = np.frombuffer(buffers[0], dtype=np.int32) if buffers else []
+        self.select_rows(rows, message.get("mode", "replace"))
 
     def clear(self) -> None:
         """Select nobody."""
@@ -326,13 +401,15 @@ class Selection:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def count(self, number: int) -> str:
+        """Return a number of users, in words."""
+        return count_noun(number, self.unit, self.units)
+
     @property
     def summary(self) -> str:
         """How many users are selected, in words."""
-        return f"{len(self):,} of {count_noun(len(self.all_ids), self.unit, self.units)}"
-
-    def __contains__(self, user: str) -> bool:
-        return self._row_of.get(user, -1) in self.rows
+        everyone = self.count(len(self.all_ids))
+        return f"{len(self):,} of {everyone}"
 
     def __repr__(self) -> str:
         return f"Selection({self.summary})"
@@ -340,37 +417,37 @@ class Selection:
 
 @dataclass(frozen=True)
 class Group:
-    """Users under a name; `a & b`, `a | b`, `a - b` are those in both, in either, in `a` alone.
+    """Users under a name.
 
     Args:
         name: The name.
         ids: The users.
-
-    Example:
-        >>> Group("a", ("u1", "u2")) - Group("b", ("u2",))
-        Group(name='a - b', ids=('u1',))
     """
 
     name: str
-    ids: tuple[str, ...]
-
-    def __and__(self, other: Group) -> Group:
-        others = set(other.ids)
-        ids = tuple(user for user in self.ids if user in others)
-        return Group(f"{self.name} & {other.name}", ids)
-
-    def __or__(self, other: Group) -> Group:
-        ids = tuple(dict.fromkeys((*self.ids, *other.ids)))
-        return Group(f"{self.name} | {other.name}", ids)
-
-    def __sub__(self, other: Group) -> Group:
-        others = set(other.ids)
-        ids = tuple(user for user in self.ids if user not in others)
-        return Group(f"{self.name} - {other.name}", ids)
+    ids: Ids
 
 
 GROUP_OPERATIONS = {
-    "intersect": Group.__and__,
-    "unite": Group.__or__,
-    "subtract": Group.__sub__,
+    "intersect": ("&", pd.Index.intersection),
+    "unite": ("|", pd.Index.union),
+    "subtract": ("-", pd.Index.difference),
 }
+
+
+def combine_groups(first: Group, how: str, second: Group) -> Group:
+    """Return the users in both of two groups, in either of them, or in the first one alone.
+
+    Args:
+        first: The first group.
+        how: "intersect", "unite" or "subtract".
+        second: The second group.
+
+    Example:
+        >>> combine_groups(Group("a", ("u1", "u2")), "subtract", Group("b", ("u2",)))
+        Group(name='a - b', ids=('u1',))
+    """
+    sign, operation = GROUP_OPERATIONS[how]
+    ids = operation(pd.Index(first.ids), pd.Index(second.ids), sort=False)
+    name = f"{first.name} {sign} {second.name}"
+    return Group(name, tuple(ids))

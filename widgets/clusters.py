@@ -10,13 +10,15 @@ import pandas as pd
 from traitlets import Bytes, Dict
 
 from widgets.base import Selection, View, count_noun, read_static, unit_words
-from widgets.packing import float_bytes, json_value, pack_users, text_list
+from widgets.packing import float_bytes, json_rows, pack_users, text_list
 from widgets.static_html import map_image, static_page
 
+TITLE = "Clusters before and after"
 SIDES = ("before", "after")
 MAX_COLORED = 8  # clusters that get a color and a shape; more cannot be told apart
 MIN_STABILITY = 0.6  # below, a cluster is called unstable
 SUCCESSOR_KINDS = ("stays", "split", "merge")
+BAND_NAMES = {"from_cluster": "from", "to_cluster": "to", "users": "users", "kind": "kind"}
 NEEDED_NAMES = ("points", "before", "after", "transitions")
 
 
@@ -62,11 +64,10 @@ class ClusterView(View):
     _selected = Bytes().tag(sync=True)  # row numbers, int32
 
     def __init__(self, comparison: Mapping, frame: pd.DataFrame | None = None):
-        super().__init__(_about={"title": "Clusters before and after"})
+        super().__init__(_about={"title": TITLE})
         self._frame = frame
         self._ids = ()
         self.show(comparison)
-        self.on_msg(self._on_message)
 
     def show(self, comparison: Mapping) -> None:
         """Draw another comparison; the selection stays if the users are the same.
@@ -82,8 +83,8 @@ class ClusterView(View):
         picture = pack_comparison(comparison, ids, self._frame)
         if ids != self._ids:
             self._ids = ids
-            words = {name: picture[name] for name in ("unit", "units")}
-            self.selection = Selection(ids, self._on_select, **words)
+            words = picture["unit"], picture["units"]
+            self.selection = Selection(ids, self._on_select, None, *words)
             self.selection.clear()
         self._comparison = dict(comparison)
         self._picture = {**picture, "turn": self._picture.get("turn", 0) + 1}
@@ -127,14 +128,17 @@ class ClusterView(View):
                 names[side, node["cluster"]] = node["name"]
         rows = [["from", "to", "users", "kind"]]
         for band in picture["bands"]:
-            ends = [names["left", band["from"]], names["right", band["to"]]]
-            rows.append([*ends, band["users"], band["kind"]])
-        return static_page(self._about["title"], lines, self._map_image(), rows)
+            before = names["left", band["from"]]
+            after = names["right", band["to"]]
+            rows.append([before, after, band["users"], band["kind"]])
+        return static_page(TITLE, lines, self._map_image(), rows)
 
     def _map_image(self) -> str:
         """Draw the map of after; users who did not stay are marked."""
         picture = self._picture
-        kind_of = {(band["from"], band["to"]): band["kind"] for band in picture["bands"]}
+        kind_of = {}
+        for band in picture["bands"]:
+            kind_of[band["from"], band["to"]] = band["kind"]
         before = np.frombuffer(picture["from"], np.int32).tolist()
         after = np.frombuffer(picture["to"], np.int32).tolist()
         moved = [kind_of[pair] != "stays" for pair in zip(before, after, strict=True)]
@@ -143,8 +147,7 @@ class ClusterView(View):
 
     def _on_message(self, _widget, message: dict, buffers: list) -> None:
         if message.get("type") == "select":
-            rows = np.frombuffer(buffers[0], dtype=np.int32) if buffers else []
-            self.selection.select_rows(rows, message.get("mode", "replace"))
+            self.selection.follow(message, buffers)
 
     def _on_select(self, rows: np.ndarray) -> None:
         self._selected = np.asarray(rows, dtype=np.int32).tobytes()
@@ -189,20 +192,18 @@ def pack_comparison(comparison: Mapping, ids: tuple[str, ...], frame: pd.DataFra
     points = comparison["points"]
     transitions = comparison["transitions"]
     names = comparison.get("names")
-    scores = comparison.get("scores")
     unit, units = unit_words(comparison)
     places = {}
     clusters = {}
     for side in SIDES:
         part = points[points["query"] == side].set_index("user")
-        places[side] = part.reindex(list(ids))
+        places[side] = part.reindex(index=list(ids), columns=["x", "y", "trust"])
         labels = comparison[side].set_index("user")["cluster"]
-        clusters[side] = labels.loc[list(ids)].to_numpy(np.int32)
-    trust = pd.Series(1.0, index=list(ids))
-    if "trust" in points:
-        trust = places["after"]["trust"].fillna(1.0)
+        labels = labels.loc[list(ids)]
+        clusters[side] = labels.to_numpy(np.int32)
     colors = color_slots(clusters, transitions)
-    summaries = dict(comparison.get("summaries") or {})
+    marks = points[~points["query"].isin(SIDES)]
+    bands = transitions[list(BAND_NAMES)].rename(columns=BAND_NAMES)
     return {
         "ids": list(ids),
         "unit": unit,
@@ -210,17 +211,17 @@ def pack_comparison(comparison: Mapping, ids: tuple[str, ...], frame: pd.DataFra
         "recent": recent_events(frame, ids),
         "before": float_bytes(places["before"][["x", "y"]]),
         "after": float_bytes(places["after"][["x", "y"]]),
-        "trust": float_bytes(trust),
+        "trust": float_bytes(places["after"]["trust"].fillna(1)),
         "from": clusters["before"].tobytes(),
         "to": clusters["after"].tobytes(),
-        "marks": pack_marks(points),
+        "marks": marks[["x", "y", "user"]].to_numpy(object).tolist(),
         "left": pack_clusters("before", clusters["before"], names, colors["before"]),
         "right": pack_clusters("after", clusters["after"], names, colors["after"]),
-        "bands": [pack_band(row) for row in transitions.to_dict("records")],
-        "scores": [] if scores is None else [pack_score(row) for row in scores.to_dict("records")],
-        "summaries": {str(side): str(text) for side, text in summaries.items()},
-        "sentence": str(comparison.get("sentence") or ""),
-        "caption": str(comparison.get("caption") or ""),
+        "bands": json_rows(bands),
+        "scores": json_rows(pd.DataFrame(comparison.get("scores", ()))),
+        "summaries": comparison.get("summaries", {}),
+        "sentence": comparison.get("sentence", ""),
+        "caption": comparison.get("caption", ""),
     }
 
 
@@ -229,17 +230,10 @@ def recent_events(frame: pd.DataFrame | None, ids: tuple[str, ...]) -> list[list
     if frame is None:
         return [[] for _ in ids]
     _, known_ids, texts = pack_users(frame)
-    recent = {user: events for user, (_, _, events) in zip(known_ids, texts, strict=True)}
+    recent = {}
+    for user, (_, _, events) in zip(known_ids, texts, strict=True):
+        recent[user] = events
     return [recent.get(user, []) for user in ids]
-
-
-def pack_marks(points: pd.DataFrame) -> list[list]:
-    """Return place and name of what stands on the map and is no user."""
-    marks = points[~points["query"].isin(SIDES)]
-    packed = []
-    for x, y, name in zip(marks["x"], marks["y"], marks["user"], strict=True):
-        packed.append([float(x), float(y), str(name)])
-    return packed
 
 
 def color_slots(
@@ -254,29 +248,27 @@ def color_slots(
     Returns:
         The number of the color by cluster, by side.
     """
-    order = {side: clusters_by_size(labels) for side, labels in clusters.items()}
-    before = {cluster: slot for slot, cluster in enumerate(order["before"][:MAX_COLORED])}
+    largest = clusters_by_size(clusters["before"])[:MAX_COLORED]
+    before = {cluster: slot for slot, cluster in enumerate(largest)}
     after: dict[int, int] = {}
     links = transitions[transitions["kind"].isin(SUCCESSOR_KINDS)]
     for band in links.sort_values("users", ascending=False, kind="stable").itertuples():
         slot = before.get(band.from_cluster)
-        taken = slot is None or slot in after.values() or band.to_cluster in after
-        if band.to_cluster >= 0 and not taken:
+        taken = slot in after.values() or band.to_cluster in after
+        if slot is not None and not taken:
             after[band.to_cluster] = slot
-    free = [slot for slot in range(MAX_COLORED) if slot not in before.values()]
-    for slot in range(MAX_COLORED):
-        if slot not in after.values() and slot not in free:
-            free.append(slot)
-    for cluster in order["after"]:
-        if cluster not in after and free:
-            after[cluster] = free.pop(0)
+    # colors that no cluster had before go first
+    slots = [*range(len(before), MAX_COLORED), *range(len(before))]
+    free = [slot for slot in slots if slot not in after.values()]
+    new = [cluster for cluster in clusters_by_size(clusters["after"]) if cluster not in after]
+    after.update(zip(new, free, strict=False))
     return {"before": before, "after": after}
 
 
 def clusters_by_size(labels: np.ndarray) -> list[int]:
     """Return the clusters by falling size, ties by number."""
-    sizes = pd.Series(labels[labels >= 0]).value_counts().sort_index()
-    return sizes.sort_values(ascending=False, kind="stable").index.tolist()
+    numbers, sizes = np.unique(labels[labels >= 0], return_counts=True)
+    return numbers[np.argsort(-sizes, kind="stable")].tolist()
 
 
 def pack_clusters(
@@ -284,17 +276,18 @@ def pack_clusters(
 ) -> list[dict]:
     """List one side's clusters by number, those in none last."""
     about = {}
-    if names is not None and len(names):
-        for row in names[names["side"] == side].to_dict("records"):
-            about[int(row["cluster"])] = row
-    numbers = sorted(set(labels.tolist()), key=lambda number: (number < 0, number))
+    if names is not None:
+        part = names[names["side"] == side]
+        about = part.set_index("cluster").to_dict("index")
     packed = []
-    for number in numbers:
+    for number in sorted(set(labels.tolist()), key=lambda number: (number < 0, number)):
         row = about.get(number, {})
-        stability = json_value(row.get("stability"))
+        stability = row.get("stability")
+        if pd.isna(stability):
+            stability = None
         name = "in no cluster"
         if number >= 0:
-            name = str(row.get("name") or f"cluster {number}")
+            name = row.get("name") or f"cluster {number}"
         packed.append(
             {
                 "cluster": number,
@@ -304,29 +297,10 @@ def pack_clusters(
                 "name": name,
                 "stability": stability,
                 "unstable": stability is not None and stability < MIN_STABILITY,
-                "modality": str(row.get("modality") or ""),
-                "texts": [text for text in text_list(row.get("texts")) if text],
+                "modality": row.get("modality", ""),
+                "texts": text_list(row.get("texts")),
             }
         )
-    return packed
-
-
-def pack_band(row: dict) -> dict:
-    """Return one transition as the browser reads it."""
-    return {
-        "from": int(row["from_cluster"]),
-        "to": int(row["to_cluster"]),
-        "users": int(row["users"]),
-        "kind": str(row["kind"]),
-    }
-
-
-def pack_score(row: dict) -> dict:
-    """Return one row of scores as the browser reads it; counts stay whole numbers."""
-    packed = {}
-    for name, value in row.items():
-        whole = isinstance(value, int | np.integer)
-        packed[name] = int(value) if whole else json_value(value)
     return packed
 
 

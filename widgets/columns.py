@@ -111,6 +111,24 @@ class UserColumns:
         return (meets & values.notna()).to_numpy(bool)
 
 
+def with_columns(
+    frame: pd.DataFrame, ids: Sequence[str], columns: pd.DataFrame | None
+) -> pd.DataFrame:
+    """Return the frame of the users with further columns, matched by id.
+
+    Args:
+        frame: One row per user.
+        ids: The ids, in the order of the frame.
+        columns: One row per user, index the ids; a name that is taken is called "(label)".
+    """
+    frame = frame.reset_index(drop=True)
+    if columns is None:
+        return frame
+    columns = columns.set_axis(columns.index.map(str)).reindex(ids).reset_index(drop=True)
+    taken = {name: f"{name} (label)" for name in columns if name in frame}
+    return frame.join(columns.rename(columns=taken))
+
+
 def find_ids(ids: Sequence[str], text: str) -> np.ndarray:
     """Return the rows of the user who is called so; if there is none, of those whose ids begin so.
 

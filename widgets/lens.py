@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from threading import Event, RLock
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -14,18 +14,21 @@ import pandas as pd
 from traitlets import Bytes, Dict
 
 from widgets.base import (
+    Cancelled,
     Selection,
     View,
     Worker,
+    attempt,
     closing,
     count_noun,
     error_message,
     log,
     read_static,
     unit_words,
+    until_cancelled,
     unused_path,
 )
-from widgets.columns import UserColumns, find_ids
+from widgets.columns import UserColumns, find_ids, with_columns
 from widgets.packing import (
     RANKING_TEXTS,
     float_bytes,
@@ -37,6 +40,7 @@ from widgets.packing import (
 from widgets.result_card import ResultCard
 from widgets.static_html import map_image, static_page
 
+TITLE = "Query lens"
 MAX_ARROWS = 60  # only the strongest movers get an arrow
 MAX_LISTED = 100  # rows in the list of users
 MAX_HISTORY = 100  # maps that can be walked back to: some 100 MB for 2,000 users
@@ -57,32 +61,57 @@ class MapEntry:
     previous: str | None
     points: pd.DataFrame
     shift: pd.DataFrame | None
-    sentence: str
-    caption: str
     picture: dict
 
     @property
-    def moved_share(self) -> float:
-        """The share of users beyond the noise floor."""
-        return 0.0 if self.shift is None else float(self.shift["beyond_noise"].mean())
+    def sentence(self) -> str:
+        """Who moved, in words; empty if the ranking is the result."""
+        return self.picture["sentence"]
+
+    @property
+    def most_moved(self) -> bool:
+        """Whether so many users moved that this tells nobody apart."""
+        if self.shift is None:
+            return False
+        return self.shift["beyond_noise"].mean() > MOST_MOVED_SHARE
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """The ranking of the users under one query; `scores` is None if the query cannot rank them."""
+@dataclass
+class Finding:
+    """What is known of the users under one query besides their map: ranking and backtest."""
 
-    frame: pd.DataFrame
-    scores: np.ndarray | None  # in the order of the users, -inf where unknown
-    packed: dict
+    ranking: pd.DataFrame | None = None  # in the order of the users
+    packed: dict = field(default_factory=dict)  # what the browser reads of it
+    backtest: Any = None
+    backtest_words: str = ""
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether the query ranks the users: some of them score higher than others."""
+        return "score" in self.packed
+
+    @property
+    def scores(self) -> np.ndarray:
+        """The scores in the order of the users, -inf where unknown."""
+        return self.ranking["score"].fillna(-np.inf).to_numpy(float)
+
+    @property
+    def sentence(self) -> str:
+        """What is said of the ranking, empty if there is none."""
+        texts = [self.packed.get(name) for name in RANKING_TEXTS]
+        return " ".join(filter(None, texts))
+
+    def leads(self, entry: MapEntry) -> bool:
+        """Whether the ranking is the result of a query that gave this map, not who moved."""
+        return self.is_ranked and (entry.most_moved or not entry.sentence)
 
 
 class QueryLens(View):
     """Ask a question about every user; see who moves and who is nearest to a yes.
 
     Args:
-        frame: One row per user: `user` and, if known, `events`, numbers of events by modality,
-            `first`, `last` and `recent` (a list of texts). The map can be colored by any other
-            column, and users can be found by it.
+        frame: One row per user: `user` and, if known, `events`, `first`, `last` and `recent` (a
+            list of texts). The map can be colored by any other column, and users found by it.
         backend: Called as `backend(query, previous)`; yields updates with `done`, `total`,
             `message`, `caption`, `warning` and a dict `data`. Closing the iterator cancels the
             work. `data["points"]` and `data["shift"]` are frames once they are known; the last map
@@ -93,13 +122,12 @@ class QueryLens(View):
             there are any: `answer` (called as `answer(user, query)`, returns text), `backtest`,
             `backtests_unasked`, `columns` (a frame of further columns, index the ids), `find`
             (called as `find(text)`, returns the ids of users who did such a thing), `ids`,
-            `provenance`, `queries`, `rank` (there will be a ranking),
-            `timeline` (called as `timeline(user, query)`, returns a frame `time, modality, text,
-            evidence` of the events of one user, oldest first), `unit` and `units`.
+            `provenance` (called as `provenance(shift=...)`, returns what a result card says about
+            the run and the result), `queries`, `rank` (there will be a ranking), `timeline` (called
+            as `timeline(user, query)`, returns a frame `time, modality, text, evidence` of the
+            events of one user, oldest first), `unit` and `units`.
         queries: Suggested queries (default: `backend.queries`).
         query: Asked when the view is first shown (default: a map before any query).
-        provenance: Called as `provenance(shift=...)`, returns what a result card says about the run
-            and the result (default: `backend.provenance`).
 
     `backend.backtest(query)` yields updates; `data["backtest"]` of the last one has `right`, `low`,
     `high`, `n`, `cutoff` and a str that says the result. It runs when it is asked for; if
@@ -148,20 +176,20 @@ class QueryLens(View):
         backend: Callable[[str, str | None], Iterator],
         queries: Sequence[str] = (),
         query: str = "",
-        provenance: Callable[..., dict] | None = None,
     ):
         users, ids, self._texts = pack_users(frame)
         self._ids = ids
         self._backend = backend
         self._query = query.strip()
-        self._answer_user = getattr(backend, "answer", None)
+        self._answer_of = getattr(backend, "answer", None)
         self._timeline_of = getattr(backend, "timeline", None)
-        self._provenance = provenance or getattr(backend, "provenance", None)
-        self._backtest_backend = getattr(backend, "backtest", None)
-        self._backtests_unasked = bool(getattr(backend, "backtests_unasked", False))
+        self._provenance = getattr(backend, "provenance", None)
+        self._backtest_of = getattr(backend, "backtest", None)
+        self._backtests_unasked = getattr(backend, "backtests_unasked", False)
         self._ranks = getattr(backend, "rank", None) is not None
         self._unit, self._units = unit_words(backend)
-        self._row_of_backend = rows_in_view(ids, getattr(backend, "ids", None))
+        backend_ids = [str(user) for user in getattr(backend, "ids", ids)]
+        self._row_of_backend = pd.Index(ids).get_indexer(backend_ids)
         self._columns = UserColumns(with_columns(frame, ids, getattr(backend, "columns", None)))
         self._find_by_event = getattr(backend, "find", None)
 
@@ -169,19 +197,13 @@ class QueryLens(View):
         self._history_size = max(MIN_HISTORY, min(MAX_HISTORY, room))
         self._entries: list[MapEntry] = []
         self._at = -1
-        self._rankings = RankingStore(ids, self._unit, self._units, self._history_size)
+        self._findings: dict[str, Finding] = {}  # of the queries in the history
         self._opened = False
-        self._provisional = False  # a map that is not kept is on the screen
+        self._redraws = False  # the browser may show another map than the kept one
 
-        self._guard = RLock()
-        self._worker = Worker()
-        # the model serves one worker at a time
-        self._user_worker = Worker(self._worker.turn)
-        self._backtest_worker = Worker(self._worker.turn)
-        queries = queries or getattr(backend, "queries", ())
         about = {
-            "title": "Query lens",
-            "queries": [str(query) for query in queries],
+            "title": TITLE,
+            "queries": [str(query) for query in queries or getattr(backend, "queries", ())],
             "unit": self._unit,
             "units": self._units,
             "max_arrows": MAX_ARROWS,
@@ -193,8 +215,10 @@ class QueryLens(View):
             "backtests": self._can_backtest,
         }
         super().__init__(_about=about, _users=users)
-        self.selection = Selection(ids, self._on_select, self._worker.turn, self._unit, self._units)
-        self.on_msg(self._on_message)
+        turn = self._worker.turn  # the model serves one worker at a time
+        self._user_worker = Worker(turn)
+        self._backtest_worker = Worker(turn)
+        self.selection = Selection(ids, self._on_select, turn, self._unit, self._units)
 
     def ask(self, query: str) -> str:
         """Ask a query, wait for the map and the ranking, and return what happened.
@@ -225,7 +249,8 @@ class QueryLens(View):
         on_wait = partial(
             self._set_status, busy=True, waiting=True, query=query, done=0, total=len(self._ids)
         )
-        self._worker.start(partial(self._run, query), on_wait, self._show_cancelled)
+        on_cancel = partial(self._show_end, "Cancelled")
+        self._worker.start(partial(self._run, query), on_wait, on_cancel)
 
     def find(self, text: str) -> tuple[str, ...]:
         """Select users by a condition on a column, by their ids, or by what they did.
@@ -246,7 +271,7 @@ class QueryLens(View):
                 found = f"an event with the words {text}"
                 rows = np.flatnonzero(pd.Index(self._ids).isin(self._find_by_event(text)))
         self.selection.select_rows(rows)
-        users = count_noun(len(self.selection), self._unit, self._units)
+        users = self.selection.count(len(rows))
         sentence = f"{users}: {found}" if len(rows) else f"Nobody: {text}"
         self._found = {"text": text, "n": len(rows), "sentence": sentence if text else ""}
         return self.selection.ids
@@ -292,18 +317,23 @@ class QueryLens(View):
 
         No rows if the query cannot rank them, or was not asked for a ranking.
         """
-        return self._rankings.frame(self._entry.query if self._entry else "")
+        finding = self._finding
+        if not finding.is_ranked:
+            return pd.DataFrame(columns=RANKING_COLUMNS)
+        frame = finding.ranking.dropna(subset="score")
+        frame = frame[RANKING_COLUMNS]
+        return frame.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
     @property
     def sentence(self) -> str:
         """What the query that is shown did, in words."""
-        if self._entry is None:
+        entry = self._entry
+        if entry is None:
             return ""
-        warning = self._entry.picture["warning"]
-        return self._entry.sentence or warning or self._rankings.sentence(self._entry.query)
+        return entry.sentence or entry.picture["warning"] or self._finding.sentence
 
     def result_card(self, text: str = "") -> ResultCard:
-        """Make a card of what is shown.
+        """Make a card of what is shown: the ranking if most users moved, else the movers.
 
         Args:
             text: A remark of your own.
@@ -317,18 +347,72 @@ class QueryLens(View):
         entry = self._entry
         if entry is None:
             raise ValueError("there is no map yet: ask something, then keep it")
-        rows = self.selection.rows
-        facts: dict[str, Any] = {"n": len(self._ids), "unit": self._unit, "units": self._units}
+        facts: dict[str, Any] = {
+            "n": len(self._ids),
+            "unit": self._unit,
+            "units": self._units,
+        }
         if self._provenance:
             facts |= self._provenance(shift=entry.shift)
-        facts |= self._rankings.card_facts(entry, rows, with_backtest=self._can_backtest)
+        facts |= self._result_facts(entry)
+        if self._finding.is_ranked:
+            facts["order"] = self._finding.sentence
+            if self._can_backtest:
+                facts["backtest"] = self._finding.backtest_words or "not run"
+        if len(self.selection):
+            facts["selected"] = self._selected_words()
         if entry.shift is not None:
             facts["compared_with"] = entry.picture["from"] or "no query"
-        marked, meaning = self._rankings.marked_users(entry, rows)
-        if entry.caption:
-            facts["map"] = f"{entry.caption} Diamonds {meaning}."
+        marked, meaning = self._marked_users(entry)
+        if entry.picture["caption"]:
+            facts["map"] = f"{entry.picture['caption']} Diamonds {meaning}."
         image = self._map_image(entry, marked)
         return ResultCard.from_facts(facts, image, query=entry.query or "no query", text=text)
+
+    def _result_facts(self, entry: MapEntry) -> dict:
+        """Return what a result card says first, and the number that it gives for it."""
+        finding = self._finding
+        warning = entry.picture["warning"]
+        if not finding.leads(entry):
+            return {"sentence": f"{entry.sentence} {warning}".strip()}
+        facts = {"sentence": f"{finding.packed['order']} {warning}".strip()}
+        if entry.sentence:
+            facts["who_moved"] = entry.sentence
+        backtest = finding.backtest
+        if backtest is not None and backtest.right is not None:
+            asked = f"asked as of {backtest.cutoff} (chance: 0.5)"
+            facts |= {
+                "metric": f"pairs of {self._units} in the right order, {asked}",
+                "n": backtest.n,
+                "value": backtest.right,
+                "low": backtest.low,
+                "high": backtest.high,
+            }
+        return facts
+
+    def _selected_words(self) -> str:
+        """Say how many users are selected and, if they are ranked, how high."""
+        rows = self.selection.rows
+        words = self.selection.count(len(rows))
+        if self._finding.is_ranked:
+            scores = self._finding.scores
+            lower = np.searchsorted(np.sort(scores), scores[rows])
+            share = lower.mean() / max(len(scores) - 1, 1)
+            words += f", on average ranked above {share:.0%} of all"
+        return words
+
+    def _marked_users(self, entry: MapEntry) -> tuple[np.ndarray, str]:
+        """Choose the users that the map of a result card marks, and say what a mark means."""
+        if not self._finding.leads(entry):
+            return moved_users(entry), "moved beyond the noise floor"
+        marked = np.zeros(len(self._ids), bool)
+        if len(self.selection):
+            marked[self.selection.rows] = True
+            return marked, f"are the selected {self._units}"
+        count = max(int(TOP_SHARE * len(marked)), 1)
+        ranked = np.argsort(-self._finding.scores)
+        marked[ranked[:count]] = True
+        return marked, "are the tenth that ranks first"
 
     @property
     def _entry(self) -> MapEntry | None:
@@ -336,8 +420,16 @@ class QueryLens(View):
         return self._entries[self._at] if self._entries else None
 
     @property
+    def _finding(self) -> Finding:
+        """What is known under the query that is shown."""
+        return self._finding_of(self._entry.query if self._entry else "")
+
+    def _finding_of(self, query: str) -> Finding:
+        return self._findings.get(query, Finding())
+
+    @property
     def _can_backtest(self) -> bool:
-        return self._ranks and self._backtest_backend is not None
+        return self._ranks and self._backtest_of is not None
 
     def _summary(self) -> str:
         query = self._entry.query if self._entry else self._query
@@ -347,23 +439,24 @@ class QueryLens(View):
     def _html(self) -> str:
         entry = self._entry
         if entry is None:
-            return static_page(self._about["title"], [f"{self!r}: run the cell to open the map."])
+            return static_page(TITLE, [f"{self!r}: run the cell to open the map."])
         rows = []
         if entry.shift is not None:
             rows.append([self._unit, "residual", "neighbours kept"])
             for row in self.shift.head(10).itertuples():
-                neighbors_kept = getattr(row, "neighbours_kept", np.nan)
-                rows.append([row.user, f"{row.residual:.2f}", f"{neighbors_kept:.0%}"])
+                residual = f"{row.residual:.2f}"
+                neighbors_kept = f"{row.neighbours_kept:.0%}"
+                rows.append([row.user, residual, neighbors_kept])
         warning = entry.picture["warning"] if entry.sentence else ""
-        lines = [f"Query: {entry.query}", self.sentence, warning, entry.caption]
-        return static_page(self._about["title"], lines, self._map_image(entry), rows)
+        lines = [f"Query: {entry.query}", self.sentence, warning, entry.picture["caption"]]
+        image = self._map_image(entry, moved_users(entry))
+        return static_page(TITLE, lines, image, rows)
 
     @staticmethod
-    def _map_image(entry: MapEntry, marked: np.ndarray | None = None) -> str:
-        """Draw the map of an entry; marked are the movers, unless other users are named."""
-        places = np.frombuffer(entry.picture["after"], dtype=np.float32).reshape(-1, 2)
-        moved = np.frombuffer(entry.picture["beyond"], dtype=np.uint8) > 0
-        return map_image(places, moved if marked is None else marked)
+    def _map_image(entry: MapEntry, marked: np.ndarray) -> str:
+        """Draw the map of an entry."""
+        places = np.frombuffer(entry.picture["after"], dtype=np.float32)
+        return map_image(places.reshape(-1, 2), marked)
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
@@ -393,8 +486,7 @@ class QueryLens(View):
         elif kind == "go" and self._entries:
             self._go(int(message.get("at", 0)))
         elif kind == "select":
-            rows = np.frombuffer(buffers[0], dtype=np.int32) if buffers else []
-            self.selection.select_rows(rows, message.get("mode", "replace"))
+            self.selection.follow(message, buffers)
         elif kind == "find":
             self.find(str(message.get("text", "")))
         elif kind == "color" and message.get("name") in self._columns.names:
@@ -416,8 +508,10 @@ class QueryLens(View):
 
     def _send_events(self, rows: Sequence[int]) -> None:
         """Send the events of the users the browser asked for."""
-        known = [row for row in rows[: 2 * MAX_LISTED] if 0 <= row < len(self._ids)]
-        self._recent = {"rows": known, "texts": [self._texts[row] for row in known]}
+        users = range(len(self._ids))
+        known = [row for row in rows[: 2 * MAX_LISTED] if row in users]
+        texts = [self._texts[row] for row in known]
+        self._recent = {"rows": known, "texts": texts}
 
     def _save_card(self) -> None:
         """Save a result card beside the notebook, and say where."""
@@ -432,8 +526,7 @@ class QueryLens(View):
     def _cancel(self) -> None:
         self._worker.cancel()
         self._backtest_worker.cancel()
-        if self._status.get("busy"):
-            self._set_status(at_once=True, **self._status | {"cancelling": True})
+        self._add_to_status(cancelling=True)
 
     def _cancel_follow_ups(self) -> None:
         """Cancel a ranking or backtest that runs; leave a map that is being made alone."""
@@ -448,53 +541,38 @@ class QueryLens(View):
         entry = self._entry
         again = entry is not None and query == entry.query
         if again and self._is_complete(entry):
-            self._show()
+            self._go(self._at)
             return
         previous = None
         if entry is not None:
             previous = entry.previous if again else entry.query or None
         self._set_status(busy=True, query=query, done=0, total=len(self._ids))
-        try:
+        failed = f"“{query}” could not be asked" if query else "No map"
+        with self._showing_failure(failed, raise_errors):
             with closing(self._backend(query, previous)) as updates:
-                updates = iter(updates)
-                entry, ranking_update = self._follow_map(query, previous, updates, stop)
-                if entry is None:
-                    self._show_cancelled()
-                    return
-                begins = None if ranking_update is None else str(ranking_update.message or "")
-                self._keep(entry, begins)
+                updates = until_cancelled(updates, stop)
+                entry, ranking_update = self._follow_map(query, previous, updates)
+                self._keep(entry, ranking_update)
                 if ranking_update is not None:
-                    self._follow_ranking(query, chain([ranking_update], updates), stop)
-            is_ranked = query in self._rankings and not stop.is_set()
-            if self._backtests_unasked and is_ranked and not raise_errors:
+                    self._follow_ranking(query, chain([ranking_update], updates))
+            if self._backtests_unasked and not raise_errors and self._is_ranked(query):
                 self._run_backtest(query, stop)
-        except Exception as error:
-            log.exception("asking %r failed", query)
-            message = error_message(error)
-            words = f"“{query}” could not be asked: {message}" if query else f"No map: {message}"
-            self._show(redraw=False, error=words)
-            if raise_errors:
-                raise
-        except BaseException:  # an interrupted cell
-            self._show(redraw=False, note="Interrupted. The map is as it was.")
-            raise
 
     def _is_complete(self, entry: MapEntry) -> bool:
         """Whether asking the query of this entry again would bring nothing new."""
-        return not self._ranks or not entry.query or entry.query in self._rankings
+        return self._is_ranked(entry.query) or not self._ranks or not entry.query
 
-    def _follow_map(
-        self, query: str, previous: str | None, updates: Iterator, stop: Event
-    ) -> tuple[MapEntry | None, Any]:
+    def _is_ranked(self, query: str) -> bool:
+        return self._finding_of(query).ranking is not None
+
+    def _follow_map(self, query: str, previous: str | None, updates: Iterator) -> tuple:
         """Show the progress and the maps of one query.
 
-        Returns the last map (None if cancelled) and the first update about the ranking, if any.
+        Returns the last map as an entry, and the first update about the ranking, if there is any.
         """
         entry = None
         ranking_update = None
         for update in updates:
-            if stop.is_set():
-                return None, None
             if "ranking" in update.data:
                 ranking_update = update
                 break
@@ -503,31 +581,35 @@ class QueryLens(View):
                 refines = entry is not None
                 entry = self._read_update(query, previous, update)
                 self._draw(entry, refines)
-                self._provisional = True
-        if stop.is_set():
-            return None, None
+                self._redraws = True
         if entry is None:
             raise ValueError("the model gave no map")
         return entry, ranking_update
 
-    def _follow_ranking(self, query: str, updates: Iterator, stop: Event) -> None:
+    def _follow_ranking(self, query: str, updates: Iterator) -> None:
         """Show the ranking of a query whose map is kept; a failure leaves the map."""
         try:
             for update in updates:
-                if stop.is_set():
-                    break
                 if update.data.get("ranking") is not None:
-                    self._rankings.add(query, update.data)
+                    self._add_ranking(query, update.data)
                     self._show_ranking(query)
-            else:
-                if self._ranking.get("busy"):
-                    raise ValueError("the model gave no ranking")
+            if self._ranking.get("busy"):
+                raise ValueError("the model gave no ranking")
+        except Cancelled:
+            pass  # the map stays, without a ranking
         except Exception as error:
             log.exception("no ranking of %r", query)
             self._ranking = {"query": query, "order": f"No ranking: {error_message(error)}"}
         finally:
-            if self._ranking.get("busy"):  # stopped
+            if self._ranking.get("busy"):  # cancelled or interrupted
                 self._show_ranking(query)
+
+    def _add_ranking(self, query: str, data: dict) -> None:
+        """Keep the ranking of a query, from the data of an update."""
+        frame = data["ranking"].set_index("user").reindex(list(self._ids))
+        finding = self._findings.setdefault(query, Finding())
+        finding.ranking = frame.rename_axis("user").reset_index()
+        finding.packed = pack_ranking(finding.ranking["score"], data)
 
     def _read_update(self, query: str, previous: str | None, update) -> MapEntry:
         """Read an update that has a map into what the view keeps and the browser draws."""
@@ -539,80 +621,78 @@ class QueryLens(View):
         first = others[0] if others else last
         if first == last:  # the opening map, or a query against itself: nobody can have moved
             shift = None
-        sentence = str(update.message or "")
-        caption = str(update.caption or "")
         before = self._places(points, first)
         after = self._places(points, last)
-        trust = pd.Series(1.0, index=list(self._ids))
-        if "trust" in points:
-            trust = after["trust"].fillna(1)
         picture = {
             "from": str(first),
             "to": query,
             "before": float_bytes(before[["x", "y"]]),
             "after": float_bytes(after[["x", "y"]]),
-            "trust": float_bytes(trust),
-            "sentence": sentence,
-            "caption": caption,
-            "warning": str(update.warning or ""),
+            "trust": float_bytes(after["trust"].fillna(1)),
+            "sentence": update.message,
+            "caption": update.caption,
+            "warning": update.warning,
             "shifted": shift is not None,
             **pack_shift(self._ids, shift, self._row_of_backend),
         }
-        return MapEntry(query, previous, points, shift, sentence, caption, picture)
+        return MapEntry(query, previous, points, shift, picture)
 
     def _places(self, points: pd.DataFrame, query: str) -> pd.DataFrame:
         """Return the points under one query, in the order of the users."""
-        part = points[points["query"] == query].drop_duplicates("user", keep="last")
-        return part.set_index("user").reindex(list(self._ids))
+        part = points[points["query"] == query]
+        part = part.drop_duplicates("user", keep="last").set_index("user")
+        return part.reindex(index=list(self._ids), columns=["x", "y", "trust"])
 
-    def _keep(self, entry: MapEntry, ranking_begins: str | None) -> None:
-        """Put a map into the history and show it.
-
-        `ranking_begins` is what is said while the users are ranked; None if they are not.
-        """
+    def _keep(self, entry: MapEntry, ranking_update) -> None:
+        """Put a map into the history and show it, and that its ranking begins, if it does."""
         with self._guard, self.hold_sync():
             if self._entry is not None and self._entry.query == entry.query:
                 self._entries[self._at] = entry
             else:
-                self._entries = [*self._entries, entry][-self._history_size :]
+                entries = [*self._entries, entry]
+                self._entries = entries[-self._history_size :]
                 self._at = len(self._entries) - 1
-            self._provisional = False
-            self._show(redraw=False, ranking_begins=ranking_begins)
+            queries = {entry.query for entry in self._entries}
+            for query in set(self._findings) - queries:
+                del self._findings[query]
+            self._redraws = False
+            ranking = None
+            if ranking_update is not None:
+                ranking = {"query": entry.query, "busy": True, "order": ranking_update.message}
+            self._show(ranking)
 
     def _go(self, at: int) -> None:
         """Show another entry of the history."""
         with self._guard:
             self._at = min(max(at, 0), len(self._entries) - 1)
+            self._redraws = True
             self._show()
 
-    def _show(self, redraw: bool = True, ranking_begins: str | None = None, **status) -> None:
+    def _show(self, ranking: dict | None = None, **status) -> None:
         """Send what is kept and the status to the browser.
 
-        Without `redraw` the map is sent only if another one is on the screen; for `ranking_begins`
-        see `_keep`.
+        `ranking` is sent in place of the ranking that is kept, if it is given.
         """
         with self._guard, self.hold_sync():
             entry = self._entry
-            if entry and (redraw or self._provisional):
-                self._draw(entry)
-            self._provisional = False
             if entry:
-                self._show_ranking(entry.query, ranking_begins)
+                if self._redraws:
+                    self._draw(entry)
+                self._show_ranking(entry.query, ranking)
+            self._redraws = False
             queries = [entry.query for entry in self._entries]
             self._history = {"queries": queries, "at": self._at}
             self._set_status(**status)
 
-    def _show_cancelled(self) -> None:
-        suffix = "The map is as it was." if self._entry else ""
-        self._show(redraw=False, note=f"Cancelled. {suffix}".strip())
+    def _show_end(self, how: str) -> None:
+        suffix = " The map is as it was." if self._entry else ""
+        self._show(note=f"{how}.{suffix}")
 
-    def _show_ranking(self, query: str, begins: str | None = None) -> None:
+    def _show_ranking(self, query: str, ranking: dict | None = None) -> None:
         """Send the ranking and the backtest of a query, as far as they are known."""
-        if begins is None:
-            self._ranking = self._rankings.packed(query)
-        else:
-            self._ranking = {"query": query, "busy": True, "order": begins}
-        self._backtest = self._rankings.packed_backtest(query)
+        finding = self._finding_of(query)
+        self._ranking = ranking or {"query": query, **finding.packed}
+        self._backtest = {"query": query, "words": finding.backtest_words}
 
     def _draw(self, entry: MapEntry, refines: bool = False) -> None:
         """Send a map; the browser moves users straight to a map that `refines` the one before."""
@@ -623,233 +703,46 @@ class QueryLens(View):
     def _run_backtest(self, query: str, stop: Event) -> None:
         """Backtest the ranking of a query, and show how far it is and what was found."""
         try:
-            if not self._rankings.has_backtest(query):
+            if not self._finding_of(query).backtest:
                 self._follow_backtest(query, stop)
-            self._backtest = self._rankings.packed_backtest(query)
+            words = self._finding_of(query).backtest_words
         except Exception as error:
             log.exception("no backtest of %r", query)
             words = f"No backtest: {error_message(error)}"
-            self._backtest = {"query": query, "words": words}
+        self._backtest = {"query": query, "words": words}
 
     def _follow_backtest(self, query: str, stop: Event) -> None:
-        with closing(self._backtest_backend(query)) as updates:
+        with closing(self._backtest_of(query)) as updates:
             for update in updates:
                 if stop.is_set():
                     return
-                result = update.data.get("backtest")
-                if result is not None:
-                    self._rankings.add_backtest(query, result, update.message)
-                    continue
-                self._backtest = {"query": query, "busy": True, "words": str(update.message)}
+                if "backtest" in update.data:
+                    finding = self._findings.setdefault(query, Finding())
+                    finding.backtest = update.data["backtest"]
+                    finding.backtest_words = update.message
+                else:
+                    self._backtest = {"query": query, "busy": True, "words": update.message}
 
     def _run_user(self, row: int, stop: Event) -> None:
         """Show one user's events, marked for the query that is shown, and then the answer."""
         query = self._entry.query if self._entry else self._query
+        user = self._ids[row]
         about = {"user": row, "query": query}
         if self._timeline_of is not None:
-            self._timeline = about | self._read_timeline(row, query)
-        if self._answer_user is not None and query and not stop.is_set():
-            self._run_answer(row, about)
+            read = partial(self._read_timeline, user, query)
+            self._timeline = about | attempt(read, "No timeline")
+        if self._answer_of is not None and query and not stop.is_set():
+            self._answer = about | {"busy": True}
+            read = partial(self._read_answer, user, query)
+            self._answer = about | attempt(read, "No answer")
 
-    def _read_timeline(self, row: int, query: str) -> dict:
-        try:
-            return pack_timeline(self._timeline_of(self._ids[row], query))
-        except Exception as error:
-            log.exception("no timeline of %r for %r", self._ids[row], query)
-            return {"error": f"No timeline: {error_message(error)}"}
+    def _read_timeline(self, user: str, query: str) -> dict:
+        return pack_timeline(self._timeline_of(user, query))
 
-    def _run_answer(self, row: int, about: dict) -> None:
-        """Have one user's answer generated, and show it."""
-        self._answer = {**about, "busy": True}
-        try:
-            text = str(self._answer_user(self._ids[row], about["query"]))
-            self._answer = {**about, "text": text}
-        except Exception as error:
-            log.exception("answering %r for %r failed", about["query"], self._ids[row])
-            self._answer = {**about, "error": f"No answer: {error_message(error)}"}
+    def _read_answer(self, user: str, query: str) -> dict:
+        return {"text": self._answer_of(user, query)}
 
 
-class RankingStore:
-    """Rankings and backtests by query, the newest ones, and what a result card says about them.
-
-    Args:
-        ids: The users, in the order of the view.
-        unit: The word for a user.
-        units: Its plural.
-        size: How many are kept.
-    """
-
-    def __init__(self, ids: tuple[str, ...], unit: str, units: str, size: int):
-        self._ids = ids
-        self._unit = unit
-        self._units = units
-        self._size = size
-        self._rankings: dict[str, Ranking] = {}
-        self._backtests: dict[str, Any] = {}
-
-    def __contains__(self, query: str) -> bool:
-        return query in self._rankings
-
-    def add(self, query: str, data: Mapping) -> None:
-        """Keep the ranking of a query and its sentences, from the data of an update."""
-        packed = pack_ranking(self._ids, data)
-        frame = data["ranking"]
-        table = frame.set_index("user").reindex(list(self._ids)).rename_axis("user").reset_index()
-        table["score"] = pd.to_numeric(table["score"])
-        scores = None
-        if "score" in packed:
-            scores = table["score"].fillna(-np.inf).to_numpy(float)
-        self._rankings[query] = Ranking(table, scores, packed)
-        forget_oldest(self._rankings, self._size)
-
-    def add_backtest(self, query: str, result, words: str) -> None:
-        """Keep the backtest of a query, and how the back end puts it into words."""
-        self._backtests[query] = (result, words)
-        forget_oldest(self._backtests, self._size)
-
-    def has_backtest(self, query: str) -> bool:
-        """Whether the backtest of a query is kept."""
-        return query in self._backtests
-
-    def packed(self, query: str) -> dict:
-        """Return what the browser reads of the ranking of a query."""
-        ranking = self._rankings.get(query)
-        return {"query": query} if ranking is None else {"query": query, **ranking.packed}
-
-    def sentence(self, query: str) -> str:
-        """Return what is said of the ranking of a query, empty if it was not ranked."""
-        packed = self.packed(query)
-        return " ".join(packed[name] for name in RANKING_TEXTS if packed.get(name))
-
-    def packed_backtest(self, query: str) -> dict:
-        """Return what the browser reads of the backtest of a query."""
-        _, words = self._backtests.get(query, (None, ""))
-        return {"query": query, "words": words}
-
-    def frame(self, query: str) -> pd.DataFrame:
-        """Return the ranking of a query, the nearest to a yes first: `user, score, answer`."""
-        ranking = self._rankings.get(query)
-        if ranking is None or ranking.scores is None:
-            return pd.DataFrame(columns=RANKING_COLUMNS)
-        frame = ranking.frame.dropna(subset="score")
-        frame = frame[[name for name in RANKING_COLUMNS if name in frame]]
-        return frame.sort_values("score", ascending=False, kind="stable", ignore_index=True)
-
-    def card_facts(self, entry: MapEntry, rows: np.ndarray, with_backtest: bool) -> dict:
-        """Return what a result card says about a query.
-
-        Args:
-            entry: The query and its map.
-            rows: The selected users.
-            with_backtest: Whether rankings can be backtested.
-
-        Returns:
-            Facts by name. The ranking is the result if most users moved, else the movers are.
-        """
-        ranking = self._rankings.get(entry.query)
-        ranked = ranking is not None and ranking.scores is not None
-        backtest, backtest_words = self._backtests.get(entry.query, (None, "not run"))
-        warning = entry.picture["warning"]
-        facts: dict[str, Any] = {}
-        if ranked and self._leads(entry):  # that they moved tells nobody apart
-            facts["sentence"] = f"{ranking.packed['order']} {warning}".strip()
-            if entry.sentence:
-                facts["who_moved"] = entry.sentence
-            if backtest is not None and backtest.right is not None:
-                facts |= self._backtest_facts(backtest)
-        else:
-            facts["sentence"] = f"{entry.sentence} {warning}".strip()
-        selected = count_noun(len(rows), self._unit, self._units)
-        if ranked:
-            facts["order"] = self.sentence(entry.query)
-            if len(rows):
-                share = beaten_share(ranking.scores, rows)
-                selected += f", on average ranked above {share:.0%} of all"
-        if ranked and with_backtest:
-            facts["backtest"] = backtest_words
-        if len(rows):
-            facts["selected"] = selected
-        return facts
-
-    @staticmethod
-    def _leads(entry: MapEntry) -> bool:
-        """Whether the ranking is the result of a query, not who moved."""
-        return not entry.sentence or entry.moved_share > MOST_MOVED_SHARE
-
-    def _backtest_facts(self, backtest) -> dict:
-        asked = f"asked as of {backtest.cutoff} (chance: 0.5)"
-        return {
-            "metric": f"pairs of {self._units} in the right order, {asked}",
-            "n": backtest.n,
-            "value": backtest.right,
-            "low": backtest.low,
-            "high": backtest.high,
-        }
-
-    def marked_users(self, entry: MapEntry, rows: np.ndarray) -> tuple[np.ndarray | None, str]:
-        """Choose the users that the map of a result card marks.
-
-        Args:
-            entry: The query and its map.
-            rows: The selected users.
-
-        Returns:
-            Which users are marked (None: those that moved), and what a mark means.
-        """
-        ranking = self._rankings.get(entry.query)
-        ranked = ranking is not None and ranking.scores is not None
-        if not (ranked and self._leads(entry)):
-            return None, "moved beyond the noise floor"
-        marked = np.zeros(len(self._ids), bool)
-        if len(rows):
-            marked[rows] = True
-            return marked, f"are the selected {self._units}"
-        count = max(int(TOP_SHARE * len(marked)), 1)
-        marked[np.argsort(-ranking.scores)[:count]] = True
-        return marked, "are the tenth that ranks first"
-
-
-def with_columns(
-    frame: pd.DataFrame, ids: Sequence[str], columns: pd.DataFrame | None
-) -> pd.DataFrame:
-    """Return the frame of the users with further columns, matched by id.
-
-    Args:
-        frame: One row per user.
-        ids: The ids, in the order of the frame.
-        columns: One row per user, index the ids; a name that is taken is called "(label)".
-    """
-    frame = frame.reset_index(drop=True)
-    if columns is None:
-        return frame
-    columns = columns.set_axis(columns.index.map(str)).reindex(ids).reset_index(drop=True)
-    taken = {name: f"{name} (label)" for name in columns if name in frame}
-    return frame.join(columns.rename(columns=taken))
-
-
-def rows_in_view(ids: Sequence[str], backend_ids: Sequence[str] | None) -> np.ndarray | None:
-    """Return the view's row of each user of the back end, -1 for users the view does not have.
-
-    Args:
-        ids: The users, in the order of the view.
-        backend_ids: The users, in the order of the back end (None: the same order).
-
-    Returns:
-        Row numbers, or None if both have the same order.
-    """
-    if backend_ids is None or tuple(map(str, backend_ids)) == tuple(ids):
-        return None
-    row_of = {user: row for row, user in enumerate(ids)}
-    return np.array([row_of.get(str(user), -1) for user in backend_ids], dtype=np.int64)
-
-
-def beaten_share(scores: np.ndarray, rows: np.ndarray) -> float:
-    """Return the mean share of the other users that score lower than the users in `rows`."""
-    lower = np.searchsorted(np.sort(scores), scores[rows])
-    return float((lower / max(len(scores) - 1, 1)).mean())
-
-
-def forget_oldest(store: dict, size: int) -> None:
-    """Remove the entries that were added first until `size` are left."""
-    while len(store) > size:
-        del store[next(iter(store))]
+def moved_users(entry: MapEntry) -> np.ndarray:
+    """Say which users moved beyond the noise floor, in the order of the users."""
+    return np.frombuffer(entry.picture["beyond"], dtype=np.uint8) > 0

@@ -14,7 +14,8 @@ MAX_EVENT_LENGTH = 300  # characters of an event of the timeline
 MAX_USERS_SENT_WITH_EVENTS = 10_000  # above, events are sent for the users the browser asks for
 USER_COLUMNS = ("user", "events", "first", "last", "recent")
 RANKING_TEXTS = ("interpretation", "order")  # of an update, passed on to the browser
-SHIFT_COLUMNS = ["residual", "noise_floor", "beyond_noise", "neighbours_kept", "gained", "lost"]
+SHIFT_NUMBERS = ["residual", "noise_floor", "beyond_noise", "neighbours_kept"]
+SHIFT_COLUMNS = ["user", *SHIFT_NUMBERS, "gained", "lost"]
 
 
 def int_bytes(values) -> bytes:
@@ -27,20 +28,12 @@ def float_bytes(values) -> bytes:
     return np.ascontiguousarray(values.to_numpy(dtype=np.float32)).tobytes()
 
 
-def json_value(value):
-    """Return a value that JSON holds: plain numbers, None for missing ones, text for all else."""
-    if value is None:
-        return None
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    if isinstance(value, int | float | np.number):
-        return float(value) if np.isfinite(value) else None
-    return str(value)
-
-
-def json_row(row: Mapping) -> dict:
-    """Return one row of a frame with each value as JSON holds it."""
-    return {str(name): json_value(value) for name, value in row.items()}
+def json_rows(frame: pd.DataFrame) -> list[dict]:
+    """Return the rows of a frame as JSON holds them: None for what is missing or infinite."""
+    finite = frame.replace([np.inf, -np.inf], np.nan)
+    cells = finite.astype(object)
+    cells = cells.where(cells.notna(), None)
+    return cells.to_dict("records")
 
 
 def pack_users(frame: pd.DataFrame) -> tuple[dict, tuple[str, ...], list[list]]:
@@ -48,7 +41,7 @@ def pack_users(frame: pd.DataFrame) -> tuple[dict, tuple[str, ...], list[list]]:
 
     Args:
         frame: One row per user, as `users.frame()` returns it: `user` and, if known, `events`,
-            numbers of events by modality, `first`, `last` and `recent` (a list of texts).
+            `first`, `last` and `recent` (a list of texts).
 
     Returns:
         What the browser reads; the ids; and for each user the first day, the last day and the
@@ -65,54 +58,30 @@ def pack_users(frame: pd.DataFrame) -> tuple[dict, tuple[str, ...], list[list]]:
         repeated = len(ids) - len(set(ids))
         twice = f"the column 'user' repeats {repeated:,} of {len(ids):,} ids"
         raise ValueError(f"{twice}: give one row a user, as users.frame() does")
-    events = frame["events"] if "events" in frame else frame[count_columns(frame)].sum(axis=1)
-    texts = user_texts(frame)
-    firsts = (first for first, _, _ in texts)
-    lasts = (last for _, last, _ in texts)
+    table = frame.reindex(columns=USER_COLUMNS)
+    first = days(table["first"])
+    last = days(table["last"])
+    recent = [limit_length(text_list(value), MAX_RECENT_LENGTH) for value in table["recent"]]
+    texts = [list(row) for row in zip(first, last, recent, strict=True)]
     packed = {
         "ids": list(ids),
         "texts": texts if len(ids) <= MAX_USERS_SENT_WITH_EVENTS else [],
-        "events": float_bytes(events.fillna(0)),
-        "span": [min(filter(None, firsts), default=""), max(lasts, default="")],
+        "events": float_bytes(table["events"].fillna(0)),
+        "span": [min(filter(None, first), default=""), max(last, default="")],
     }
     return packed, ids, texts
 
 
-def count_columns(frame: pd.DataFrame) -> list:
-    """Name the columns that hold numbers of events by modality and have any."""
-    columns = []
-    for name in frame:
-        numeric = pd.api.types.is_numeric_dtype(frame[name])
-        if name not in USER_COLUMNS and numeric and frame[name].any():
-            columns.append(name)
-    return columns
-
-
-def user_texts(frame: pd.DataFrame) -> list[list]:
-    """Return the first day, the last day and the recent events of each user."""
-    first = days(frame, "first")
-    last = days(frame, "last")
-    recent = [()] * len(frame)
-    if "recent" in frame:
-        recent = frame["recent"]
-    texts = [limit_length(text_list(value), MAX_RECENT_LENGTH) for value in recent]
-    return [list(row) for row in zip(first, last, texts, strict=True)]
-
-
-def days(frame: pd.DataFrame, column: str) -> list[str]:
-    """Write a column of times as days, empty where there is none."""
-    if column not in frame:
-        return [""] * len(frame)
-    return pd.to_datetime(frame[column]).dt.strftime("%Y-%m-%d").fillna("").tolist()
+def days(times: pd.Series) -> list[str]:
+    """Write times as days, empty where there is none."""
+    return pd.to_datetime(times).dt.strftime("%Y-%m-%d").fillna("").tolist()
 
 
 def text_list(value) -> list[str]:
-    """Return a cell that holds a list of texts, one text or nothing as a list of texts."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list | tuple | np.ndarray):
-        return [str(text) for text in value]
-    return []
+    """Return a cell that holds texts, or nothing, as a list of texts."""
+    if not pd.api.types.is_list_like(value):
+        return []
+    return [str(text) for text in value]
 
 
 def limit_length(texts: Iterable[str], max_length: int) -> list[str]:
@@ -143,9 +112,11 @@ def pack_timeline(frame: pd.DataFrame) -> dict:
         `modality` and `text` (places in `modalities` and `texts`) and `evidence`.
     """
     newest = frame.tail(MAX_TIMELINE_EVENTS)
-    minutes = pd.to_datetime(newest["time"]).astype("datetime64[s]").astype(np.int64) // 60
+    times = newest["time"].astype("datetime64[s]")
+    minutes = times.astype(np.int64) // 60
     modality, modalities = pd.factorize(newest["modality"].astype(str), sort=True)
-    text, texts = pd.factorize(newest["text"].astype(str).str.slice(0, MAX_EVENT_LENGTH))
+    cut_texts = newest["text"].astype(str).str.slice(0, MAX_EVENT_LENGTH)
+    text, texts = pd.factorize(cut_texts)
     return {
         "total": [len(frame), int(frame["evidence"].sum())],
         "time": int_bytes(minutes),
@@ -157,9 +128,7 @@ def pack_timeline(frame: pd.DataFrame) -> dict:
     }
 
 
-def pack_shift(
-    ids: Sequence[str], shift: pd.DataFrame | None, row_of_backend: np.ndarray | None = None
-) -> dict:
+def pack_shift(ids: Sequence[str], shift: pd.DataFrame | None, row_of_backend: np.ndarray) -> dict:
     """Pack how far each user moved; users who are not in the frame stand still.
 
     Args:
@@ -167,54 +136,51 @@ def pack_shift(
         shift: One row per user: `user, residual, noise_floor, beyond_noise, neighbours_kept` and
             `gained`, `lost`: tuples of row numbers into the back end's users.
         row_of_backend: The view's row of each of the back end's users, -1 for a user the view does
-            not have (default: both have the same users in the same order).
+            not have.
 
     Returns:
         What the browser reads; `gained` and `lost` hold five rows per user, -1 for none.
     """
-    table = pd.DataFrame(columns=SHIFT_COLUMNS, index=list(ids))
-    if shift is not None:
-        table = shift.set_index("user").reindex(index=list(ids), columns=SHIFT_COLUMNS)
-    if row_of_backend is None:
-        row_of_backend = np.arange(len(ids))
-    floor = pd.to_numeric(table["noise_floor"]).max()
-    beyond = [bool(value == 1) for value in table["beyond_noise"]]  # NaN is not beyond
+    if shift is None:
+        shift = pd.DataFrame(columns=SHIFT_COLUMNS)
+    by_user = shift.set_index("user")
+    table = by_user.reindex(index=list(ids), columns=SHIFT_COLUMNS[1:])
+    numbers = table[SHIFT_NUMBERS].astype(float)
+    floor = numbers["noise_floor"].max()
+    beyond = numbers["beyond_noise"] == 1  # NaN is not beyond
     return {
-        "floor": 0.0 if pd.isna(floor) else float(floor),
-        "residual": float_bytes(pd.to_numeric(table["residual"]).fillna(0)),
-        "beyond": np.array(beyond, dtype=np.uint8).tobytes(),
-        "neighbors_kept": float_bytes(pd.to_numeric(table["neighbours_kept"])),
+        "floor": float(np.nan_to_num(floor)),
+        "residual": float_bytes(numbers["residual"].fillna(0)),
+        "beyond": beyond.to_numpy(np.uint8).tobytes(),
+        "neighbors_kept": float_bytes(numbers["neighbours_kept"]),
         "gained": pack_neighbors(table["gained"], row_of_backend),
         "lost": pack_neighbors(table["lost"], row_of_backend),
     }
 
 
-def pack_neighbors(neighbors: Iterable, row_of_backend: np.ndarray) -> bytes:
-    """Pack tuples of row numbers, `MAX_NEIGHBORS` a user; numbers of no user are left out."""
-    neighbors = list(neighbors)
-    packed = np.full((len(neighbors), MAX_NEIGHBORS), -1, dtype=np.int32)
+def pack_neighbors(neighbors: pd.Series, row_of_backend: np.ndarray) -> bytes:
+    """Pack tuples of row numbers, `MAX_NEIGHBORS` a user; users the view has not are left out."""
+    shape = (len(neighbors), MAX_NEIGHBORS)
+    packed = np.full(shape, -1, dtype=np.int32)
     for place, numbers in enumerate(neighbors):
-        if not isinstance(numbers, list | tuple | np.ndarray):
-            continue  # nothing is known of this user
-        known = [row_of_backend[number] for number in numbers if 0 <= number < len(row_of_backend)]
-        rows = [row for row in known if row >= 0][:MAX_NEIGHBORS]
-        packed[place, : len(rows)] = rows
+        if isinstance(numbers, tuple):  # else nothing is known of this user
+            rows = row_of_backend[list(numbers)]
+            rows = rows[rows >= 0][:MAX_NEIGHBORS]
+            packed[place, : len(rows)] = rows
     return packed.tobytes()
 
 
-def pack_ranking(ids: Sequence[str], data: Mapping) -> dict:
+def pack_ranking(scores: pd.Series, sentences: Mapping) -> dict:
     """Pack the scores of the users, and what is said of the ranking.
 
     Args:
-        ids: The users, in the order of the view.
-        data: Of an update: `ranking`, a frame `user, score`, the higher the nearer to a yes, and
-            the sentences `interpretation` and `order`.
+        scores: The higher the nearer to a yes, in the order of the users.
+        sentences: `interpretation` and `order`, if there are any.
 
     Returns:
         `interpretation`, `order`, and `score` unless all scores are equal or unknown.
     """
-    packed = {name: str(data.get(name) or "") for name in RANKING_TEXTS}
-    score = pd.to_numeric(data["ranking"].set_index("user")["score"]).reindex(list(ids))
-    if score.nunique() > 1:
-        packed["score"] = float_bytes(score)
+    packed = {name: sentences.get(name, "") for name in RANKING_TEXTS}
+    if scores.nunique() > 1:
+        packed["score"] = float_bytes(scores)
     return packed

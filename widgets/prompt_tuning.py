@@ -4,85 +4,50 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from html import escape
 from threading import Event, RLock
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from traitlets import Dict
 
 from widgets.base import (
     View,
-    Worker,
+    attempt,
     closing,
     count_noun,
     error_message,
-    log,
     read_static,
     unit_words,
+    until_cancelled,
 )
 from widgets.static_html import BLUE, INK, VERMILION, static_page, svg_image
 
+TITLE = "Prompt lab"
 # a slip of the keyboard should not cost a night
 MAXIMA = {"vectors": 64, "steps": 5_000, "seed": 2**31 - 1}
 MINIMA = {"vectors": 1, "steps": 1, "seed": 0}
-PAPER_DEFAULTS = {"vectors": 6, "steps": 500, "seed": 0}
 MIN_TIMED_STEPS = 3  # steps after which the time of a step is believed
 MAX_SLUG_LENGTH = 40  # characters
 HISTORY_COLUMNS = ["step", "loss", "valid"]
 RESULT_COLUMNS = ["measure", "before", "after", "gain", "low", "high"]
 MEASURE_NAMES = {"auc": "AUC", "ks": "KS", "silhouette": "silhouette"}
+PRESSED = ("stopping", "cancelling")
+WIDTH = 520  # pixels of the curve's picture
+HEIGHT = 220
 VERDICTS = {1: "beyond chance", 0: "within chance", -1: "a loss"}
 
 
 @dataclass(frozen=True)
-class TuningForm:
-    """What the form asks for: teach a label to a query, with so many vectors, in so many steps."""
-
-    label: str
-    query: str
-    vectors: int
-    steps: int
-    seed: int
-
-
-@dataclass(frozen=True)
 class TuningRun:
-    """One tuning that was kept, and what came of it."""
+    """One tuning that was kept: the form, the last update, and how it was tuned in words."""
 
-    form: TuningForm
-    step: int
-    best: int
-    seconds: float
-    prompt: Any
-    history: pd.DataFrame
-    result: pd.DataFrame
-    sentence: str
-    unit: str = "user"
-    units: str = "users"
-
-    @property
-    def caption(self) -> str:
-        """How it was tuned and judged, in words."""
-        form = self.form
-        vectors = count_noun(form.vectors, "vector", "vectors")
-        steps = count_noun(form.steps, "step", "steps")
-        if self.step < form.steps:
-            steps = f"ended after step {self.step} of {form.steps}"
-        outcome = "no step helped: the prompt of step 0 was kept"
-        if self.best:
-            outcome = f"the prompt of step {self.best} was kept"
-        words = f"{vectors}, {steps}, {self.seconds:.0f} s, seed {form.seed}; {outcome}."
-        n = self.result.attrs.get("n")
-        if n:
-            users = count_noun(n, f"held-out {self.unit}", f"held-out {self.units}")
-            users += f" ({self.result.attrs['positives']:,} of them yes)"
-            words += f" Judged on {users} by the same linear probe before and after."
-        return words
+    form: dict
+    update: Any
+    caption: str
 
 
 class PromptTuningView(View):
@@ -93,13 +58,13 @@ class PromptTuningView(View):
             with `done` and `total` (in steps), `message` (empty while it steps) and a dict `data`:
             `history`, `best`, `prompt` and, in the last one, `result`, a frame `measure, before,
             after, gain, low, high`. If `stop()` is true it ends and keeps the best prompt so far;
-            closing the iterator cancels the work. Attributes that are used if there are any:
-            `defaults`, `labels`, `queries`, `unit` and `units`, and `save`, called as
+            closing the iterator cancels the work. It has `labels` (the label columns to choose
+            from) and `defaults` (`vectors` and `steps`, and both as `paper` has them). Attributes
+            that are used if there are any: `queries`, `unit` and `units`, and `save`, called as
             `save(prompt, folder)`.
-        labels: The label columns to choose from (default: `backend.labels`).
-        label: The one the form opens with (default: the first).
+        label: The label the form opens with (default: the first).
         query: The query the form opens with.
-        steps: Number of steps (default: of `backend.defaults`, else the paper's 500).
+        steps: Number of steps (default: of `backend.defaults`).
         turn: `selection.turn` of a view that asks the same model, which serves one at a time.
 
     Example:
@@ -108,7 +73,10 @@ class PromptTuningView(View):
         >>> history = pd.DataFrame([(0, float("nan"), 0.7)], columns=HISTORY_COLUMNS)
         >>> data = {"history": history, "best": 0, "prompt": "p", "result": result}
         >>> update = SimpleNamespace(done=1, total=1, message="Better.", data=data)
-        >>> view = PromptTuningView(lambda query, label, **how: iter([update]), labels=["Takeout"])
+        >>> backend = lambda query, label, **how: iter([update])
+        >>> backend.labels = ["Takeout"]
+        >>> backend.defaults = {"vectors": 6, "steps": 60, "paper": {"vectors": 6, "steps": 500}}
+        >>> view = PromptTuningView(backend)
         >>> view.tune("Takeout", "Will they order?"), view.prompt, view
         ('Better.', 'p', PromptTuningView(1 label, tuned on 'Takeout': Better.))
     """
@@ -125,7 +93,6 @@ class PromptTuningView(View):
     def __init__(
         self,
         backend: Callable[..., Iterator],
-        labels: Sequence[str] = (),
         label: str = "",
         query: str = "",
         steps: int | None = None,
@@ -134,27 +101,24 @@ class PromptTuningView(View):
         self._backend = backend
         self._unit, self._units = unit_words(backend)
         self._save_prompt = getattr(backend, "save", None)
-        labels = labels if len(labels) else getattr(backend, "labels", ())
-        self._labels = [str(name) for name in labels]
+        self._labels = list(backend.labels)
         if not self._labels:
-            hint = "pass labels=[...], the names of label columns"
+            hint = "give users that have label columns"
             raise ValueError(f"0 labels to choose from, at least 1 is needed: {hint}")
-        defaults = PAPER_DEFAULTS | getattr(backend, "defaults", {})
-        self._guard = RLock()
-        self._worker = Worker(turn)
+        defaults = backend.defaults
         self._stop_and_keep = Event()
-        self._runs: list[TuningRun] = []
+        self._last_run: TuningRun | None = None
         self._seconds_per_step: float | None = None
         about = {
-            "title": "Prompt lab",
+            "title": TITLE,
             "labels": self._labels,
             "saves": self._save_prompt is not None,
             "minima": MINIMA,
             "maxima": MAXIMA,
             "queries": [str(query) for query in getattr(backend, "queries", ())],
-            "paper": defaults.get("paper", PAPER_DEFAULTS),
+            "paper": defaults["paper"],
         }
-        super().__init__(_about=about)
+        super().__init__(turn, _about=about)
         form = {
             "label": label or self._labels[0],
             "query": query,
@@ -162,8 +126,7 @@ class PromptTuningView(View):
             "steps": defaults["steps"] if steps is None else steps,
             "seed": 0,
         }
-        self._form = asdict(self._checked_form(form))
-        self.on_msg(self._on_message)
+        self._form = self._checked_form(form)
 
     def tune(self, label: str, query: str = "", **numbers: int) -> str:
         """Tune and judge, wait, and return what was gained.
@@ -176,31 +139,34 @@ class PromptTuningView(View):
         Returns:
             The sentence below the table.
         """
-        form = self._checked_form(self._form | {"label": label, "query": query} | numbers)
+        values = {"label": label, "query": query, **numbers}
+        form = self._checked_form(self._form | values)
         self._worker.run(partial(self._run, form, raise_errors=True))
         return self.sentence
 
     @property
     def prompt(self) -> Any:
         """The soft prompt that was kept last, to ask with as with a query; None before any."""
-        return self._last_run.prompt if self._last_run else None
+        return self._last_run.update.data["prompt"] if self._last_run else None
 
     @property
     def history(self) -> pd.DataFrame:
         """The curve of the last tuning that was kept: `step, loss, valid`."""
-        run = self._last_run
-        return run.history.copy() if run else pd.DataFrame(columns=HISTORY_COLUMNS)
+        if self._last_run is None:
+            return pd.DataFrame(columns=HISTORY_COLUMNS)
+        return self._last_run.update.data["history"].copy()
 
     @property
     def result(self) -> pd.DataFrame:
         """What it gained on held-out users: `measure, before, after, gain, low, high`."""
-        run = self._last_run
-        return run.result.copy() if run else pd.DataFrame(columns=RESULT_COLUMNS)
+        if self._last_run is None:
+            return pd.DataFrame(columns=RESULT_COLUMNS)
+        return self._last_run.update.data["result"].copy()
 
     @property
     def sentence(self) -> str:
         """What it gained, in words."""
-        return self._last_run.sentence if self._last_run else ""
+        return self._last_run.update.message if self._last_run else ""
 
     def save(self, folder: str) -> Any:
         """Save the last prompt in a folder, and return where it is."""
@@ -210,45 +176,40 @@ class PromptTuningView(View):
             raise ValueError("no prompt to save yet: tune one")
         return self._save_prompt(self.prompt, str(folder))
 
-    @property
-    def _last_run(self) -> TuningRun | None:
-        return self._runs[-1] if self._runs else None
-
     def _summary(self) -> str:
         labels = count_noun(len(self._labels), "label", "labels")
         run = self._last_run
         if run is None:
             return f"PromptTuningView({labels})"
-        return f"PromptTuningView({labels}, tuned on {run.form.label!r}: {self.sentence})"
+        return f"PromptTuningView({labels}, tuned on {run.form['label']!r}: {self.sentence})"
 
     def _html(self) -> str:
         run = self._last_run
-        title = self._about["title"]
         if run is None:
-            return static_page(title, [f"{self!r}: run the cell to open the form."])
+            return static_page(TITLE, [f"{self!r}: run the cell to open the form."])
         rows = [["on held-out users", "before", "after", "gain", "95 %", ""]]
-        for row in result_rows(run.result):
-            numbers = [row["before"], row["after"], row["gain"], row["interval"]]
-            rows.append([row["name"], *numbers, row["verdict"]])
-        asked = f"Label {run.form.label}, question: {run.form.query or 'none'}"
-        image = curve_image(run.history, run.best)
-        return static_page(title, [asked, self.sentence, run.caption], image, rows)
+        columns = ["name", "before", "after", "gain", "interval", "verdict"]
+        for row in result_rows(self.result):
+            rows.append([row[column] for column in columns])
+        query = run.form["query"] or "none"
+        asked = f"Label {run.form['label']}, question: {query}"
+        image = curve_image(self.history, run.update.data["best"])
+        return static_page(TITLE, [asked, self.sentence, run.caption], image, rows)
 
-    def _checked_form(self, form: dict) -> TuningForm:
-        """Return a form, and refuse one that asks for what there is not."""
-        label = str(form["label"])
+    def _checked_form(self, form: dict) -> dict:
+        """Return a form with whole numbers, and refuse one that asks for what there is not."""
+        label = form["label"]
         if label not in self._labels:
             raise ValueError(f"no label {label!r}: there are {', '.join(self._labels)}")
-        numbers = {}
-        for name in MAXIMA:
+        checked = {"label": label, "query": form["query"].strip()}
+        for name, low in MINIMA.items():
             text = str(form[name]).strip()
-            low = MINIMA[name]
             high = MAXIMA[name]
             if not text.isdigit() or not low <= int(text) <= high:
                 hint = f"give a whole number from {low} to {high:,}"
                 raise ValueError(f"{name} is {text or 'empty'}: {hint}")
-            numbers[name] = int(text)
-        return TuningForm(label, str(form["query"]).strip(), **numbers)
+            checked[name] = int(text)
+        return checked
 
     def _on_message(self, _widget, message: dict, buffers: list) -> None:
         """Do what the browser asks; tuning goes to a worker, so the kernel can hear Stop."""
@@ -260,7 +221,9 @@ class PromptTuningView(View):
         elif kind == "cancel":
             self._end(self._worker.cancel, "cancelling")
         elif kind == "save":
-            self._save(str(message.get("folder", "")).strip())
+            folder = message["folder"].strip()
+            saved = attempt(partial(self._save_in, folder), "Not saved")
+            self._saved = {"folder": folder, **saved}
 
     def _start(self, message: dict) -> None:
         """Tune as the browser's form says."""
@@ -268,7 +231,7 @@ class PromptTuningView(View):
         try:
             form = self._checked_form(self._form | values)
         except ValueError as error:
-            self._show_status(error=f"Not started: {error_message(error)}")
+            self._set_status(error=f"Not started: {error_message(error)}")
             return
         self._worker.start(partial(self._run, form))
 
@@ -277,81 +240,36 @@ class PromptTuningView(View):
         with self._guard:  # the worker may be reporting its end just now
             if self._status.get("busy"):
                 act()
-                self._show_status(at_once=True, **self._status | {name: True})
+                self._add_to_status(**{name: True})
 
-    def _run(self, form: TuningForm, stop: Event, raise_errors: bool = False) -> None:
+    def _run(self, form: dict, stop: Event, raise_errors: bool = False) -> None:
         """Tune, show what comes and keep it; if it fails, the last good result returns."""
         self._stop_and_keep.clear()
-        self._form = asdict(form)
-        self._show_status(busy=True, done=0, total=form.steps, message="Beginning")
-        try:
-            run = self._follow(form, stop)
-            if run:
-                self._runs.append(run)
-                self._show()
-            else:
-                returned = " What was there before is back." if self._runs else ""
-                self._show(note=f"Cancelled, nothing was kept.{returned}")
-        except Exception as error:
-            log.exception("tuning on %r failed", form.label)
-            self._show(error=f"Tuning on “{form.label}” failed: {error_message(error)}")
-            if raise_errors:
-                raise
-        except BaseException:  # an interrupted cell
-            self._show(note="Interrupted, nothing was kept.")
-            raise
+        self._form = form
+        self._set_status(busy=True, done=0, total=form["steps"], message="Beginning")
+        with self._showing_failure(f"Tuning on “{form['label']}” failed", raise_errors):
+            self._last_run = self._follow(form, stop)
+            self._show()
 
-    def _follow(self, form: TuningForm, stop: Event) -> TuningRun | None:
-        """Draw the curve as it grows; return what came of it, or None if it was cancelled."""
+    def _follow(self, form: dict, stop: Event) -> TuningRun:
+        """Draw the curve as it grows; return what came of it."""
         began = time.monotonic()
         first_step = None  # and when it was taken
         update = None
-        updates = self._backend(
-            form.query,
-            form.label,
-            vectors=form.vectors,
-            steps=form.steps,
-            seed=form.seed,
-            stop=self._stop_and_keep.is_set,
-        )
-        with closing(updates):
-            for update in updates:
-                if stop.is_set():
-                    return None
-                history = update.data.get("history")
-                if first_step is None and history is not None:
+        numbers = {name: form[name] for name in MINIMA}
+        stops = self._stop_and_keep.is_set
+        with closing(self._backend(form["query"], form["label"], **numbers, stop=stops)) as updates:
+            for update in until_cancelled(updates, stop):
+                if first_step is None and update.data["history"] is not None:
                     first_step = (update.done, time.monotonic())
                 if first_step is not None and not update.message:
                     self._time_steps(*first_step, update.done)
-                seconds_left = None
-                if first_step is not None and self._seconds_per_step:
-                    seconds_left = (form.steps - update.done) * self._seconds_per_step
-                self._draw(history, update.data.get("best", 0), form)
-                self._show_status(
-                    at_once=bool(update.message),
-                    busy=True,
-                    done=update.done,
-                    total=form.steps,
-                    seconds_left=seconds_left,
-                    message=update.message,
-                )
-        if stop.is_set():
-            return None
-        if update is None or update.data.get("result") is None:
+                self._draw(form, update)
+                self._show_progress(form, update)
+        if update is None or update.data["result"] is None:
             raise ValueError("the tuning ended without a result")
-        data = update.data
-        return TuningRun(
-            form,
-            step=int(update.done),
-            best=int(data["best"]),
-            seconds=time.monotonic() - began,
-            prompt=data["prompt"],
-            history=data["history"],
-            result=data["result"],
-            sentence=str(update.message),
-            unit=self._unit,
-            units=self._units,
-        )
+        seconds = time.monotonic() - began
+        return TuningRun(form, update, self._caption(form, update, seconds))
 
     def _time_steps(self, first_step: int, began: float, step: int) -> None:
         """Measure the seconds of a step once there were enough of them."""
@@ -359,15 +277,40 @@ class PromptTuningView(View):
         if steps >= MIN_TIMED_STEPS:
             self._seconds_per_step = (time.monotonic() - began) / steps
 
-    def _save(self, folder: str) -> None:
-        """Save from the browser; what goes wrong is said beside the button."""
-        try:
-            if not folder:
-                raise ValueError("name a folder for it")
-            self._saved = {"folder": folder, "note": f"Saved in {self.save(folder)}"}
-        except Exception as error:
-            log.exception("saving to %r failed", folder)
-            self._saved = {"folder": folder, "error": f"Not saved: {error_message(error)}"}
+    def _show_progress(self, form: dict, update) -> None:
+        seconds_left = None
+        if self._seconds_per_step:
+            seconds_left = (form["steps"] - update.done) * self._seconds_per_step
+        self._set_status(
+            at_once=bool(update.message),
+            busy=True,
+            done=update.done,
+            total=form["steps"],
+            seconds_left=seconds_left,
+            message=update.message,
+        )
+
+    def _caption(self, form: dict, update, seconds: float) -> str:
+        """Say how a prompt was tuned and judged."""
+        vectors = count_noun(form["vectors"], "vector", "vectors")
+        steps = count_noun(form["steps"], "step", "steps")
+        if update.done < form["steps"]:
+            steps = f"ended after step {update.done} of {form['steps']}"
+        best = update.data["best"]
+        kept = f"the prompt of step {best} was kept"
+        outcome = kept if best else f"no step helped: {kept}"
+        words = f"{vectors}, {steps}, {seconds:.0f} s, seed {form['seed']}; {outcome}."
+        judged = update.data["result"].attrs
+        if judged:
+            users = count_noun(judged["n"], f"held-out {self._unit}", f"held-out {self._units}")
+            users += f" ({judged['positives']:,} of them yes)"
+            words += f" Judged on {users} by the same linear probe before and after."
+        return words
+
+    def _save_in(self, folder: str) -> dict:
+        if not folder:
+            raise ValueError("name a folder for it")
+        return {"note": f"Saved in {self.save(folder)}"}
 
     def _show(self, **status) -> None:
         """Send the last good run and the status to the browser."""
@@ -376,50 +319,47 @@ class PromptTuningView(View):
             self._curve = {}
             self._saved = {}
             if run:
-                self._draw(run.history, run.best, run.form)
+                self._draw(run.form, run.update)
                 self._result = {
-                    "rows": result_rows(run.result),
-                    "sentence": run.sentence,
+                    "rows": result_rows(self.result),
+                    "sentence": self.sentence,
                     "caption": run.caption,
-                    "label": run.form.label,
-                    "query": run.form.query,
-                    "folder": f"out/prompt-{slug(run.form.label)}",
+                    "label": run.form["label"],
+                    "query": run.form["query"],
+                    "folder": f"out/prompt-{slug(run.form['label'])}",
                 }
-            self._show_status(**status)
+            self._set_status(**status)
 
-    def _draw(self, history: pd.DataFrame | None, best: int, form: TuningForm) -> None:
-        """Send a curve, unless the browser has it."""
+    def _show_end(self, how: str) -> None:
+        returned = " What was there before is back." if self._last_run else ""
+        self._show(note=f"{how}, nothing was kept.{returned}")
+
+    def _draw(self, form: dict, update) -> None:
+        """Send the curve of an update, unless the browser has it."""
+        history = update.data["history"]
         with self._guard:
             if history is None:
                 self._curve = {}
                 return
             known_steps = len(self._curve.get("step", ()))
-            if len(history) == known_steps and self._curve["form"] == asdict(form):
+            if len(history) == known_steps and self._curve["form"] == form:
                 return
+            cells = history[HISTORY_COLUMNS].astype(object)
             self._curve = {
-                "step": history["step"].tolist(),
-                "loss": numbers_or_none(history["loss"]),
-                "valid": numbers_or_none(history["valid"]),
-                "best": best,
-                "steps": form.steps,
-                "form": asdict(form),
+                **cells.where(cells.notna(), None).to_dict("list"),
+                "best": update.data["best"],
+                "steps": form["steps"],
+                "form": form,
             }
 
-    def _show_status(self, at_once: bool = False, **status) -> None:
+    def _set_status(self, at_once: bool = False, **status) -> None:
         """Set the status line; what was pressed stays while the tuning runs."""
         with self._guard:
             pressed = {}
             if status.get("busy"):
-                for name in ("stopping", "cancelling"):
-                    if name in self._status:
-                        pressed[name] = self._status[name]
+                pressed = {name: True for name in PRESSED if name in self._status}
             about = {"seconds_per_step": self._seconds_per_step, **pressed, **status}
-            self._set_status(at_once, **about)
-
-
-def numbers_or_none(values: pd.Series) -> list[float | None]:
-    """Return numbers as JSON holds them, None for those that are missing."""
-    return [None if np.isnan(value) else float(value) for value in values]
+            super()._set_status(at_once, **about)
 
 
 def result_rows(result: pd.DataFrame) -> list[dict]:
@@ -434,16 +374,12 @@ def result_rows(result: pd.DataFrame) -> list[dict]:
     """
     rows = []
     for row in result.itertuples():
-        side = 0
-        if row.low > 0:
-            side = 1
-        elif row.high < 0:
-            side = -1
+        side = int(row.low > 0) - int(row.high < 0)
         low = format_share(row.low, "+")
         high = format_share(row.high, "+")
         rows.append(
             {
-                "name": MEASURE_NAMES.get(row.measure, str(row.measure)),
+                "name": MEASURE_NAMES[row.measure],
                 "before": format_share(row.before),
                 "after": format_share(row.after),
                 "gain": format_share(row.gain, "+"),
@@ -468,33 +404,35 @@ def format_share(value: float, sign: str = "") -> str:
 
 def slug(label: str) -> str:
     """Return a label as part of a folder's name."""
-    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:MAX_SLUG_LENGTH] or "label"
+    words = re.sub(r"[^a-z0-9]+", "-", label.lower())
+    return words.strip("-")[:MAX_SLUG_LENGTH] or "label"
 
 
-def curve_image(history: pd.DataFrame, best: int, width: int = 520, height: int = 220) -> str:
+def curve_image(history: pd.DataFrame, best: int) -> str:
     """Draw the validation loss, the kept step marked.
 
     Args:
         history: The curve: `step, loss, valid`.
         best: The kept step.
-        width: In pixels.
-        height: In pixels.
 
     Returns:
         HTML of an image.
     """
-    steps = history["step"].to_numpy(float)
-    losses = history["valid"].to_numpy(float)
-    xs = 40 + steps / max(steps[-1], 1) * (width - 60)
-    drop = max(losses.max() - losses.min(), 1e-9)
-    ys = 24 + (losses.max() - losses) / drop * (height - 60)
-    line = "M" + "L".join(f"{x:.0f} {y:.0f}" for x, y in zip(xs, ys, strict=True))
-    best_row = int(np.flatnonzero(steps == best)[0])
-    start = f"validation loss {losses[0]:.3f} at step 0"
-    words = f"{start}, least {losses.min():.3f} at step {best}"
+    steps = history["step"]
+    losses = history["valid"]
+    least = losses.min()
+    drop = max(losses.max() - least, 1e-9)
+    last = max(steps.iloc[-1], 1)
+    xs = 40 + (WIDTH - 60) * steps / last
+    ys = 24 + (HEIGHT - 60) * (losses.max() - losses) / drop
+    corners = [f"{x:.0f} {y:.0f}" for x, y in zip(xs, ys, strict=True)]
+    line = "L".join(corners)
+    x = xs[steps == best].iloc[0]
+    y = ys[steps == best].iloc[0] - 6
+    words = f"validation loss {losses[0]:.3f} at step 0, least {least:.3f} at step {best}"
     body = (
-        f'<path d="{line}" fill="none" stroke="{BLUE}" stroke-width="2"/>'
-        f'<path d="M{xs[best_row]:.0f} {ys[best_row] - 6:.0f}l6 6l-6 6l-6-6z" fill="{VERMILION}"/>'
-        f'<text x="40" y="{height - 8}" fill="{INK}">{escape(words)}</text>'
+        f'<path d="M{line}" fill="none" stroke="{BLUE}" stroke-width="2"/>'
+        f'<path d="M{x:.0f} {y:.0f}l6 6l-6 6l-6-6z" fill="{VERMILION}"/>'
+        f'<text x="40" y="{HEIGHT - 8}" fill="{INK}">{escape(words)}</text>'
     )
-    return svg_image(body, words, width, height)
+    return svg_image(body, words, WIDTH, HEIGHT)

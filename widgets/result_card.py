@@ -224,7 +224,9 @@ class ResultCard:
         return f'<article class="result-card">{"".join(parts)}</article>'
 
     def _figure(self) -> str:
-        users = UNKNOWN if self.n is None else count_noun(self.n, self.unit, self.units)
+        users = UNKNOWN
+        if self.n is not None:
+            users = count_noun(self.n, self.unit, self.units)
         metric = escape(self.metric or "value")
         value = escape(format_value(self.value))
         interval = f"95 % interval {escape(self.interval)}"
@@ -236,13 +238,16 @@ class ResultCard:
             facts["Metric"] = self.metric or UNKNOWN
             facts["Value"] = UNKNOWN
         for name, value in self.more.items():
-            facts[name[:1].upper() + name[1:]] = value
+            title = name[:1].upper() + name[1:]
+            facts[title] = value
         facts["Checkpoint"] = self.run or UNKNOWN
         facts["Seed"] = format_value(self.seed)
         facts["Made with"] = self.version or UNKNOWN
         facts["Date"] = self.date
-        entries = [f"<dt>{escape(name)}</dt>{definition(value)}" for name, value in facts.items()]
-        return "".join(entries)
+        html = ""
+        for name, value in facts.items():
+            html += f"<dt>{escape(name)}</dt>{definition(value)}"
+        return html
 
     def _page(self, digest: str) -> str:
         """Return the card as a page of its own that holds its data, too."""

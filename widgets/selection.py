@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
-from threading import Event, RLock
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -16,30 +16,38 @@ from traitlets import Dict, List
 from widgets.base import (
     GROUP_OPERATIONS,
     Group,
+    Ids,
     Selection,
     View,
     Worker,
     closing,
-    count_noun,
+    combine_groups,
     error_message,
     log,
     read_static,
+    until_cancelled,
     unused_path,
 )
-from widgets.packing import json_row
+from widgets.packing import json_rows
 from widgets.result_card import ResultCard
-from widgets.static_html import BLUE, GRAY, INK, VERMILION, static_page, svg_image
+from widgets.static_html import BLUE, GRAY, INK, VERMILION, static_page, svg_image, truncate
 
+TITLE = "Selection"
+MIN_USERS = 10  # groups of fewer are neither written to a file nor made into a card
 MAX_LISTED = 14  # rows of the comparison; of each kind, half as many when it is looked at alone
 MAX_DRAWN = 8  # rows of a picture
-MAX_NAME_LENGTH = 36  # characters of a name in a sentence or picture
-VALUE_COLUMNS = ["group", "group_low", "group_high", "rest", "rest_low", "rest_high"]
+MAX_NAME_LENGTH = 37  # characters of a name in a sentence or picture
+DESCRIPTION_COLUMNS = ["kind", "name", "group", "group_low", "group_high"]
+DESCRIPTION_COLUMNS += ["rest", "rest_low", "rest_high"]
 RANKING_COLUMNS = ["query", "auc", "auc_low", "auc_high", "chance"]
+SIDES = (("group", BLUE, "selected"), ("rest", GRAY, "the rest"))
 KIND_NAMES = {"text": "event", "number": "median"}  # what these rows show
 QUIET = "#5f6873"
 WIDTH = 640  # pixels of a picture
 NAME_WIDTH = 250  # pixels of the names in it
+LEGEND_PITCH = 76  # pixels from one entry of the legend to the next
 BAR_PITCH = 40  # pixels from row to row
+SIDE_PITCH = 13  # pixels between the two bars of a row
 DOT_PITCH = 24
 
 
@@ -50,16 +58,14 @@ class SelectionPanel(View):
         selection: The selection of a view, as `lens.selection`; the panel follows and sets it.
         describe: Called as `describe(ids)` if some users are selected but not all, returns an
             update: its `message` says how many are selected and what sets them apart;
-            `data["frame"]` is a frame, the most telling row first: `kind, name, group, rest` and,
-            if known, their bounds `group_low` ... `rest_high`, `beyond_chance`. Kind "number" holds
-            numbers, the others shares.
+            `data["frame"]` is a frame, the most telling row first: `kind, name, group, rest`, their
+            bounds `group_low` ... `rest_high`, `low` and `high` (the bounds of the difference) and
+            `beyond_chance`. Kind "number" holds numbers, the others shares.
         explain: Called as `explain(ids)`; yields updates with `done`, `total`, `message`, `caption`
             and a dict `data`. `data["frame"]` of the last one is a frame, best first: `query, auc,
             auc_low, auc_high, chance`. Closing the iterator cancels the work.
         export: Called as `export(ids, path, least=..., salt=...)`, writes a file.
         provenance: Called as `provenance()`, returns what a result card says about the run.
-        min_users: Groups of fewer users are neither written to a file nor made into a card.
-        title: The heading.
 
     Example:
         >>> selection = Selection(("a", "b", "c"), lambda rows: None)
@@ -80,39 +86,34 @@ class SelectionPanel(View):
     def __init__(
         self,
         selection: Selection,
-        describe: Callable[[tuple[str, ...]], pd.DataFrame] | None = None,
-        explain: Callable[[tuple[str, ...]], Iterator] | None = None,
+        describe: Callable | None = None,
+        explain: Callable[..., Iterator] | None = None,
         export: Callable[..., Path] | None = None,
         provenance: Callable[[], dict] | None = None,
-        min_users: int = 10,
-        title: str = "Selection",
     ):
         self.selection = selection
-        self.min_users = min_users
         self.named: dict[str, Group] = {}
         self._describe = describe
         self._explain = explain
         self._export = export
         self._provenance = provenance
-        self._guard = RLock()
-        self._described: tuple = ((), None)  # ids, and the update that describes them
-        self._explanations: dict[tuple, Any] = {}  # by ids: the last update
-        self._ranked_ids: tuple = ()  # whose ranking is shown
+        self._described: Ids = ()  # those that `_description` is about
+        self._description = None  # an update
+        self._explanations: dict[Ids, Any] = {}  # the last update
+        self._ranked_ids: Ids = ()  # whose ranking is shown
         self._describe_worker = Worker()
-        self._explain_worker = Worker(selection.turn)
         about = {
-            "title": title,
+            "title": TITLE,
             "total": len(selection.all_ids),
             "unit": selection.unit,
             "units": selection.units,
-            "min_users": min_users,
+            "min_users": MIN_USERS,
             "describes": describe is not None,
             "explains": explain is not None,
             "exports": export is not None,
         }
-        super().__init__(_about=about)
+        super().__init__(selection.turn, _about=about)
         selection.observe(self._on_select)
-        self.on_msg(self._on_message)
         self._on_select(selection.rows)
 
     @property
@@ -123,10 +124,15 @@ class SelectionPanel(View):
     @property
     def ranking(self) -> pd.DataFrame:
         """The questions that tell the selected users from the rest; no rows before `explain()`."""
-        update = self._explanations.get(self.selection.ids)
+        update = self._explanation
         if update is None:
             return pd.DataFrame(columns=RANKING_COLUMNS)
         return update.data["frame"].copy()
+
+    @property
+    def _explanation(self) -> Any:
+        """The update that explains the selected users, None if there is none."""
+        return self._explanations.get(self.selection.ids)
 
     @property
     def sentence(self) -> str:
@@ -136,7 +142,7 @@ class SelectionPanel(View):
 
     def explain(self) -> str:
         """Ask which question tells the selected users apart, wait, and return what was found."""
-        self._explain_worker.run(partial(self._run, self._ids_to_explain(), raise_errors=True))
+        self._worker.run(partial(self._run, self._ids_to_explain(), raise_errors=True))
         return self._explanations[self.selection.ids].message
 
     def save(self, name: str) -> Group:
@@ -177,7 +183,7 @@ class SelectionPanel(View):
         """
         if how not in GROUP_OPERATIONS:
             raise ValueError(f"how is {how!r}: say {', '.join(GROUP_OPERATIONS)}")
-        group = GROUP_OPERATIONS[how](self._group(first), self._group(second))
+        group = combine_groups(self._group(first), how, self._group(second))
         self.selection.ids = group.ids
         return group
 
@@ -194,7 +200,7 @@ class SelectionPanel(View):
         if self._export is None:
             hint = "make it with export=partial(qa.export_group, users)"
             raise ValueError(f"this panel cannot write files: {hint}")
-        return self._export(self.selection.ids, Path(path), least=self.min_users, salt=salt)
+        return self._export(self.selection.ids, Path(path), least=MIN_USERS, salt=salt)
 
     def result_card(self, text: str = "") -> ResultCard:
         """Make a card of the best question, if there is one, else of what sets the group apart.
@@ -209,75 +215,74 @@ class SelectionPanel(View):
             ValueError: If too few users are selected, or nothing is known of them.
         """
         selection = self.selection
-        if len(selection) < self.min_users:
-            needed = f"at least {self.min_users} are needed for a result"
+        if len(selection) < MIN_USERS:
+            needed = f"at least {MIN_USERS} are needed for a result"
             raise ValueError(f"{selection.summary} selected, {needed}: select more")
         facts = {"unit": selection.unit, "units": selection.units}
         if self._provenance:
             facts |= self._provenance()
         facts |= {"n": len(selection.all_ids), "selected": f"{len(selection):,}"}
-        ranking = self.ranking
-        if len(ranking):
-            facts |= self._ranking_facts(ranking)
+        if self._explanation is not None:
+            facts |= self._ranking_facts()
             image = dot_chart(self._ranked["rows"])
         else:
-            facts |= self._description_facts(self.description)
+            facts |= self._description_facts()
             image = bar_chart(self._shown["rows"])
         return ResultCard.from_facts(facts, image, text=text)
 
-    def _ranking_facts(self, ranking: pd.DataFrame) -> dict:
-        best = ranking.iloc[0]
+    def _ranking_facts(self) -> dict:
+        """Return what a card says of the best question."""
+        best = self.ranking.iloc[0]
         return {
             "query": best["query"],
             "metric": "AUC out of fold, the selected against the rest",
             "value": best["auc"],
             "low": best["auc_low"],
             "high": best["auc_high"],
-            "best_of": f"{len(ranking)} questions",
+            "best_of": f"{len(self.ranking)} questions",
             "chance_line": f"{best['chance']:.2f}",
-            "sentence": self._explanations[self.selection.ids].message,
+            "sentence": self._explanation.message,
         }
 
-    def _description_facts(self, description: pd.DataFrame) -> dict:
-        if not len(description):
+    def _description_facts(self) -> dict:
+        """Return what a card says of the most telling difference."""
+        description = self.description
+        if description.empty:
             hint = "make the panel with describe=..., or select some but not all"
             raise ValueError(f"nothing is known of them: {hint}")
         best = description.iloc[0]
         measure = "medians" if best["kind"] == "number" else "shares"
-        facts = {
+        difference = f"difference of {measure}, the selected minus the rest"
+        return {
             "query": "no query",
-            "metric": (
-                f"difference of {measure}, the selected minus the rest:"
-                f" {best['kind']} {best['name']}"
-            ),
+            "metric": f"{difference}: {best['kind']} {best['name']}",
             "value": best["group"] - best["rest"],
             "sentence": self.sentence,
+            "low": best["low"],
+            "high": best["high"],
         }
-        for end in ("low", "high"):
-            if end in best:
-                facts[end] = best[end]
-        return facts
 
     def _summary(self) -> str:
         return f"SelectionPanel({self.selection.summary} selected, {len(self.named)} named)"
 
     def _html(self) -> str:
         self._describe_now()
-        ranking = self.ranking.head(10)
-        table = [["question", "AUC", "95 %", "chance line"]] if len(ranking) else []
-        for row in ranking.itertuples():
-            interval = f"{row.auc_low:.2f} to {row.auc_high:.2f}"
-            table.append([row.query, f"{row.auc:.2f}", interval, f"{row.chance:.2f}"])
         lines = [self.sentence]
-        update = self._explanations.get(self.selection.ids)
+        table = []
+        update = self._explanation
         if update is not None:
             lines += [update.message, update.caption]
+            table.append(["question", "AUC", "95 %", "chance line"])
+            for row in update.data["frame"].head(10).itertuples():
+                auc = f"{row.auc:.2f}"
+                interval = f"{row.auc_low:.2f} to {row.auc_high:.2f}"
+                chance = f"{row.chance:.2f}"
+                table.append([row.query, auc, interval, chance])
         for group in self.named.values():
-            lines.append(f"{group.name}: {self._count(len(group.ids))}")
-        return static_page(self._about["title"], lines, bar_chart(self._shown["rows"]), table)
-
-    def _count(self, number: int) -> str:
-        return count_noun(number, self.selection.unit, self.selection.units)
+            users = self.selection.count(len(group.ids))
+            lines.append(f"{group.name}: {users}")
+        image = bar_chart(self._shown["rows"])
+        return static_page(TITLE, lines, image, table)
 
     def _group(self, name: str) -> Group:
         if name not in self.named:
@@ -286,7 +291,10 @@ class SelectionPanel(View):
         return self.named[name]
 
     def _show_names(self) -> None:
-        self._names = [{"name": group.name, "n": len(group.ids)} for group in self.named.values()]
+        names = []
+        for group in self.named.values():
+            names.append({"name": group.name, "n": len(group.ids)})
+        self._names = names
 
     # What sets the selected users apart
 
@@ -299,16 +307,15 @@ class SelectionPanel(View):
             self._ranked_ids = self.selection.ids
         self._show_ranking()
 
-    def _describe_ids(self, ids: tuple[str, ...]) -> tuple[pd.DataFrame, str]:
+    def _describe_ids(self, ids: Ids) -> tuple[pd.DataFrame, str]:
         """Describe users against the rest, as a frame and in words."""
         if self._describe is None or not 0 < len(ids) < len(self.selection.all_ids):
-            empty = pd.DataFrame(columns=["kind", "name", *VALUE_COLUMNS])
-            return empty, f"{self.selection.summary} selected."
-        known_ids, update = self._described
-        if known_ids != ids:
-            update = self._describe(ids)
-            self._described = (ids, update)
-        return update.data["frame"], str(update.message)
+            nothing = pd.DataFrame(columns=DESCRIPTION_COLUMNS)
+            return nothing, f"{self.selection.summary} selected."
+        if self._described != ids:
+            self._description = self._describe(ids)
+            self._described = ids
+        return self._description.data["frame"], self._description.message
 
     def _describe_now(self, stop: Event | None = None) -> None:
         """Describe the selected users and show it, unless others were selected meanwhile."""
@@ -325,50 +332,37 @@ class SelectionPanel(View):
             self._shown = {
                 "n": len(ids),
                 "sentence": sentence,
-                "rows": [json_row(row) for row in rows_to_send(frame).to_dict("records")],
+                "rows": json_rows(rows_to_send(frame)),
                 "of": len(frame),
                 "waiting": False,
             }
 
     # Which question tells them
 
-    def _ids_to_explain(self) -> tuple[str, ...]:
+    def _ids_to_explain(self) -> Ids:
         if self._explain is None:
             hint = "make it with explain=qa.GroupQueriesBackend(lens_backend.embedding_cache)"
             raise ValueError(f"this panel asks no questions: {hint}")
         return self.selection.ids
 
-    def _run(self, ids: tuple[str, ...], stop: Event, raise_errors: bool = False) -> None:
+    def _run(self, ids: Ids, stop: Event, raise_errors: bool = False) -> None:
         """Ask every question and keep the ranking; if it fails, the last one stays."""
         self._set_status(busy=True, done=0, total=1, note="Asking")
-        try:
-            update = self._explanations.get(ids) or self._follow(ids, stop)
-            if update is None:
-                self._set_status(note="Cancelled.")
-                return
-            self._explanations[ids] = update
+        with self._showing_failure("No question could be found", raise_errors):
+            if ids not in self._explanations:
+                self._explanations[ids] = self._follow(ids, stop)
             self._ranked_ids = ids
             self._set_status()
             self._show_ranking()
-        except Exception as error:
-            log.exception("explaining %d users failed", len(ids))
-            self._set_status(error=f"No question could be found: {error_message(error)}")
-            if raise_errors:
-                raise
-        except BaseException:  # an interrupted cell
-            self._set_status(note="Interrupted.")
-            raise
 
-    def _follow(self, ids: tuple[str, ...], stop: Event) -> Any:
-        """Show the progress; return the last update, or None if it was cancelled."""
+    def _follow(self, ids: Ids, stop: Event) -> Any:
+        """Show the progress; return the last update."""
         update = None
         with closing(self._explain(ids)) as updates:
-            for update in updates:
-                if stop.is_set():
-                    return None
-                note = str(update.message)
+            for update in until_cancelled(updates, stop):
+                note = update.message
                 self._set_status(busy=True, done=update.done, total=update.total, note=note)
-        if update is None or update.data.get("frame") is None:
+        if update is None or "frame" not in update.data:
             raise ValueError("no ranking was given")
         return update
 
@@ -377,13 +371,10 @@ class SelectionPanel(View):
         update = self._explanations.get(self._ranked_ids)
         if update is None:
             return
-        rows = []
-        for row in update.data["frame"].to_dict("records"):
-            rows.append({**json_row(row), "query": str(row["query"])})
         self._ranked = {
-            "rows": rows,
-            "sentence": str(update.message),
-            "caption": str(update.caption or ""),
+            "rows": json_rows(update.data["frame"]),
+            "sentence": update.message,
+            "caption": update.caption,
             "n": len(self._ranked_ids),
             "current": self._ranked_ids == self.selection.ids,
         }
@@ -395,17 +386,22 @@ class SelectionPanel(View):
         kind = message.get("type")
         try:
             if kind == "explain":
-                self._explain_worker.start(partial(self._run, self._ids_to_explain()))
+                self._worker.start(partial(self._run, self._ids_to_explain()))
             elif kind == "cancel":
-                self._explain_worker.cancel()
-                if self._status.get("busy"):
-                    self._set_status(at_once=True, **self._status | {"note": "Cancelling"})
+                self._worker.cancel()
+                self._add_to_status(note="Cancelling")
             elif kind == "clear":
                 self.selection.clear()
-            elif kind in ("save", "recall", "forget"):
-                self._change_names(kind, str(message.get("name", "")))
+            elif kind == "save":
+                group = self.save(message["name"])
+                self._set_status(note=f"Saved as “{group.name}”.")
+            elif kind in ("recall", "forget"):
+                getattr(self, kind)(message["name"])
+                self._set_status()
             elif kind == "combine":
-                self._combine(message)
+                group = self.combine(message["first"], message["how"], message["second"])
+                users = self.selection.count(len(group.ids))
+                self._set_status(note=f"{group.name}: {users}.")
             elif kind == "export":
                 self._export_beside(message)
             elif kind == "save_card":
@@ -414,19 +410,10 @@ class SelectionPanel(View):
             log.exception("%s failed", kind)
             self._set_status(error=error_message(error))
 
-    def _change_names(self, kind: str, name: str) -> None:
-        getattr(self, kind)(name)
-        self._set_status(note=f"Saved as “{name.strip()}”." if kind == "save" else "")
-
-    def _combine(self, message: dict) -> None:
-        names = [str(message[part]) for part in ("first", "how", "second")]
-        group = self.combine(*names)
-        self._set_status(note=f"{group.name}: {self._count(len(group.ids))}.")
-
     def _export_beside(self, message: dict) -> None:
-        path = unused_path(self._group_name(), str(message.get("ending", "")))
+        path = unused_path(self._group_name(), message["ending"])
         path = self.export(path, message.get("salt") or None)
-        users = self._count(len(self.selection))
+        users = self.selection.count(len(self.selection))
         self._set_status(note=f"Written: {path.name}, {users}, beside this notebook.")
 
     def _save_card(self) -> None:
@@ -460,29 +447,21 @@ def format_value(row: Mapping, side: str) -> str:
         '1,234'
     """
     value = row[side]
-    if value is None or not np.isfinite(value):
+    if value is None:
         return ""
     if row["kind"] != "number":
-        return f"{value:.0%}".replace("%", " %")
-    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
-
-
-def quoted_name(row: Mapping) -> str:
-    """Return the name of a row, an event's text in quotes."""
-    name = shorten(str(row["name"]))
-    return f"“{name}”" if row["kind"] == "text" else name
-
-
-def shorten(name: str) -> str:
-    """Cut a long name and mark the cut."""
-    return name if len(name) <= MAX_NAME_LENGTH else f"{name[:MAX_NAME_LENGTH]}…"
+        percentage = f"{value:.0%}"
+        return percentage.replace("%", " %")
+    if abs(value) >= 100 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
 
 
 def bar_chart(rows: Sequence[Mapping]) -> str:
     """Draw the first rows of a description as paired bars with whiskers.
 
     Args:
-        rows: As `json_row` returns them.
+        rows: As `json_rows` returns them.
 
     Returns:
         HTML of an image, empty if there are no rows.
@@ -490,48 +469,45 @@ def bar_chart(rows: Sequence[Mapping]) -> str:
     if not rows:
         return ""
     drawn = rows[:MAX_DRAWN]
-    parts = [legend_entry(NAME_WIDTH, BLUE, "selected")]
-    parts.append(legend_entry(NAME_WIDTH + 76, GRAY, "the rest"))
+    parts = []
+    for place, (_, color, name) in enumerate(SIDES):
+        x = NAME_WIDTH + LEGEND_PITCH * place
+        parts.append(f'<rect x="{x}" y="9" width="10" height="10" fill="{color}"/>')
+        parts.append(f'<text x="{x + 16}" y="18">{name}</text>')
     for place, row in enumerate(drawn):
         y = 34 + BAR_PITCH * place
-        kind = KIND_NAMES.get(row["kind"], str(row["kind"]))
-        if row.get("beyond_chance") is False:
+        name = escape(truncate(row["name"], MAX_NAME_LENGTH))
+        if row["kind"] == "text":
+            name = f"“{name}”"
+        kind = escape(KIND_NAMES.get(row["kind"], row["kind"]))
+        if not row["beyond_chance"]:
             kind += ", within chance"
-        scale = bar_scale(row)
-        small = f'fill="{QUIET}" font-size="11"'
-        parts.append(f'<text y="{y + 12}">{escape(quoted_name(row))}</text>')
-        parts.append(f'<text y="{y + 26}" {small}>{escape(kind)}</text>')
-        parts.append(bar_with_whisker(row, "group", BLUE, y + 3, scale))
-        parts.append(bar_with_whisker(row, "rest", GRAY, y + 16, scale))
+        parts.append(f'<text y="{y + 12}">{name}</text>')
+        parts.append(f'<text y="{y + 26}" fill="{QUIET}" font-size="11">{kind}</text>')
+        y += 3
+        for side, color, _ in SIDES:
+            parts.append(bar_with_whisker(row, side, color, y))
+            y += SIDE_PITCH
     height = 40 + BAR_PITCH * len(drawn)
     return indented_image(parts, height, "What sets the selected apart from the rest")
 
 
-def legend_entry(x: float, color: str, name: str) -> str:
-    """Draw a colored square with its name."""
-    square = f'<rect x="{x}" y="9" width="10" height="10" fill="{color}"/>'
-    return f'{square}<text x="{x + 16}" y="18">{name}</text>'
-
-
-def bar_scale(row: Mapping) -> float:
-    """Return the pixels per unit of a row's bars: shares end at 1, numbers at their largest."""
-    room = WIDTH - NAME_WIDTH - 90
-    if row["kind"] != "number":
-        return room
-    values = [row.get(name) or 0 for name in ("group_high", "rest_high", "group", "rest")]
-    return room / (max(values) or 1)
-
-
-def bar_with_whisker(row: Mapping, side: str, color: str, y: int, scale: float) -> str:
-    """Draw one bar, its interval and its number."""
-    value = (row.get(side) or 0) * scale
-    low = (row.get(f"{side}_low") or 0) * scale
-    high = (row.get(f"{side}_high") or 0) * scale
-    opacity = ' opacity=".45"' if row.get("beyond_chance") is False else ""
+def bar_with_whisker(row: Mapping, side: str, color: str, y: int) -> str:
+    """Draw one bar, its interval and its number; shares end at 1, numbers at their largest."""
+    scale = WIDTH - NAME_WIDTH - 90  # pixels
+    if row["kind"] == "number":
+        largest = max(row["group_high"] or 0, row["rest_high"] or 0)
+        scale /= largest or 1
+    value = scale * (row[side] or 0)
+    low = scale * (row[f"{side}_low"] or 0)
+    high = scale * (row[f"{side}_high"] or 0)
+    opacity = "" if row["beyond_chance"] else ' opacity=".45"'
     size = f'width="{max(value, 0):.1f}" height="10" fill="{color}"'
     parts = [f'<rect x="{NAME_WIDTH}" y="{y}" {size}{opacity}/>']
     if high:
-        line = f"M{NAME_WIDTH + low:.1f} {y + 5}H{NAME_WIDTH + high:.1f}"
+        start = NAME_WIDTH + low
+        end = NAME_WIDTH + high
+        line = f"M{start:.1f} {y + 5}H{end:.1f}"
         parts.append(f'<path d="{line}" stroke="{INK}"/>')
     x = NAME_WIDTH + max(value, high) + 6
     number = format_value(row, side)
@@ -543,40 +519,41 @@ def dot_chart(rows: Sequence[Mapping]) -> str:
     """Draw the first questions with their AUC, its interval, and the line that chance reaches.
 
     Args:
-        rows: As `json_row` returns them.
+        rows: As `json_rows` returns them.
 
     Returns:
-        HTML of an image, empty if there are no rows.
+        HTML of an image.
     """
-    if not rows:
-        return ""
     drawn = rows[:MAX_DRAWN]
     height = 34 + DOT_PITCH * len(drawn)
-    parts = []
-    chance = rows[0].get("chance")
-    if chance is not None:
-        x = auc_position(chance)
-        parts.append(f'<text x="{x:.1f}" y="18" text-anchor="middle">chance {chance:.2f}</text>')
-        dashes = f'stroke="{VERMILION}" stroke-dasharray="4 3"'
-        parts.append(f'<path d="M{x:.1f} 26V{height - 6}" {dashes}/>')
+    chance = rows[0]["chance"]
+    x = auc_position(chance)
+    parts = [
+        f'<text x="{x:.1f}" y="18" text-anchor="middle">chance {chance:.2f}</text>',
+        f'<path d="M{x:.1f} 26V{height - 6}" stroke="{VERMILION}" stroke-dasharray="4 3"/>',
+    ]
     for place, row in enumerate(drawn):
         y = 42 + DOT_PITCH * place
-        low, x, high = (auc_position(row[name]) for name in ("auc_low", "auc", "auc_high"))
+        x = auc_position(row["auc"])
+        low = auc_position(row["auc_low"])
+        high = auc_position(row["auc_high"])
         interval = f"M{low:.1f} {y - 4}H{high:.1f}"
-        parts.append(f'<text y="{y}">{escape(shorten(str(row["query"])))}</text>')
+        name = escape(truncate(row["query"], MAX_NAME_LENGTH))
+        end = f'x="{WIDTH - 20}" y="{y}" text-anchor="end"'
+        parts.append(f'<text y="{y}">{name}</text>')
         parts.append(f'<path d="{interval}" stroke="{BLUE}" stroke-width="2"/>')
         parts.append(f'<circle cx="{x:.1f}" cy="{y - 4}" r="4" fill="{BLUE}"/>')
-        end = f'x="{WIDTH - 20}" y="{y}" text-anchor="end"'
         parts.append(f"<text {end}>{row['auc']:.2f}</text>")
     return indented_image(parts, height, "Which question tells the selected from the rest: AUC")
 
 
 def auc_position(auc: float) -> float:
     """Return the horizontal place of an AUC: the axis goes from 0.5 to 1."""
-    share = (min(max(auc, 0.5), 1) - 0.5) / 0.5
+    share = 2 * np.clip(auc, 0.5, 1) - 1
     return NAME_WIDTH + (WIDTH - NAME_WIDTH - 60) * share
 
 
 def indented_image(parts: Sequence[str], height: int, alt: str) -> str:
     """Return a drawing with a margin on its left as an image."""
-    return svg_image(f'<g transform="translate(8)">{"".join(parts)}</g>', alt, WIDTH, height)
+    drawing = "".join(parts)
+    return svg_image(f'<g transform="translate(8)">{drawing}</g>', alt, WIDTH, height)

@@ -15,6 +15,9 @@ INK = "#2b3440"
 GRAY = "#8a939e"
 MAX_EXACT_POINTS = 5_000  # above, points move to a grid and those that coincide are drawn once
 GRID = 4  # pixels
+MAP_WIDTH = 640  # pixels
+MAP_HEIGHT = 400
+MAP_MARGIN = 16  # pixels on each side
 
 
 def static_page(
@@ -38,15 +41,20 @@ def static_page(
 
 def html_table(rows: Iterable[Iterable]) -> str:
     """Return rows of cells as an HTML table, the first row its head; no rows give no table."""
-    lines = [[escape(str(cell)) for cell in row] for row in rows]
-    if not lines:
+    rows = list(rows)
+    if not rows:
         return ""
-    head = "".join(f"<th>{cell}</th>" for cell in lines[0])
-    body = ""
-    for line in lines[1:]:
-        cells = "".join(f"<td>{cell}</td>" for cell in line)
-        body += f"<tr>{cells}</tr>"
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    head = table_row(rows[0], "th")
+    body = "".join(table_row(row, "td") for row in rows[1:])
+    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+
+
+def table_row(cells: Iterable, tag: str) -> str:
+    """Return cells as a row of an HTML table; `tag` is "th" in its head, else "td"."""
+    html = ""
+    for cell in cells:
+        html += f"<{tag}>{escape(str(cell))}</{tag}>"
+    return f"<tr>{html}</tr>"
 
 
 def svg_image(body: str, alt: str, width: int, height: int) -> str:
@@ -71,7 +79,7 @@ def svg_image(body: str, alt: str, width: int, height: int) -> str:
     return f'<img alt="{escape(alt)}" width="{width}" height="{height}" src="{source}">'
 
 
-def map_image(places: np.ndarray, marked: np.ndarray, width: int = 640, height: int = 400) -> str:
+def map_image(places: np.ndarray, marked: np.ndarray) -> str:
     """Draw a map of users as an image.
 
     Above 5,000 users, points move by at most two pixels so that those that coincide are drawn once.
@@ -79,8 +87,6 @@ def map_image(places: np.ndarray, marked: np.ndarray, width: int = 640, height: 
     Args:
         places: Coordinates, (user, 2); NaN where they are unknown.
         marked: Which users are drawn as diamonds.
-        width: In pixels.
-        height: In pixels.
 
     Returns:
         HTML, empty if no place is known.
@@ -90,23 +96,28 @@ def map_image(places: np.ndarray, marked: np.ndarray, width: int = 640, height: 
         return ""
     low = places[known].min(axis=0)
     high = places[known].max(axis=0)
-    margins = np.array([width - 32, height - 32])
-    scale = (margins / np.maximum(high - low, 1e-9)).min()
-    center = [width / 2, height / 2]
-    pixels = (places - (low + high) / 2) * scale * [1, -1] + center
+    size = np.array([MAP_WIDTH, MAP_HEIGHT])
+    room = size - 2 * MAP_MARGIN
+    scale = (room / np.maximum(high - low, 1e-9)).min()
+    centered = places - (low + high) / 2
+    pixels = size / 2 + scale * centered * [1, -1]
     circles = pixels[known & ~marked]
     diamonds = pixels[known & marked]
     if len(pixels) > MAX_EXACT_POINTS:
         circles = unique_on_grid(circles)
         diamonds = unique_on_grid(diamonds)
-    circle_path = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in circles)
-    diamond_path = "".join(f"M{x:.0f} {y - 4:.0f}l4 4l-4 4l-4-4z" for x, y in diamonds)
+    circle_path = ""
+    for x, y in circles:
+        circle_path += f"M{x:.0f} {y:.0f}h0"
+    diamond_path = ""
+    for x, y in diamonds:
+        diamond_path += f"M{x:.0f} {y - 4:.0f}l4 4l-4 4l-4-4z"
     body = (
         f'<path d="{circle_path}" stroke="{GRAY}" stroke-opacity=".6" stroke-width="6" '
         'stroke-linecap="round"/>'
         f'<path d="{diamond_path}" fill="{VERMILION}" fill-opacity=".85"/>'
     )
-    return svg_image(body, "Map of the users", width, height)
+    return svg_image(body, "Map of the users", MAP_WIDTH, MAP_HEIGHT)
 
 
 def unique_on_grid(pixels: np.ndarray) -> np.ndarray:

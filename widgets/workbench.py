@@ -12,7 +12,7 @@ from typing import Any
 import ipywidgets
 
 from widgets.attention import AttentionView
-from widgets.base import Worker, atomic_write, count_noun, error_message, log
+from widgets.base import Worker, atomic_write, error_message, log
 from widgets.clusters import ClusterView
 from widgets.lens import QueryLens
 from widgets.prompt_tuning import PromptTuningView
@@ -36,8 +36,8 @@ class Workbench(ipywidgets.VBox):
 
     Args:
         backend: What the views ask: `qanchor.WorkbenchSession(engine, users)`, or any object with
-            `frame`, `lens`, `attention`, `compare(before, after)` and, if there are any,
-            `describe`, `explain`, `export`, `matrix`, `provenance`, `tuning`.
+            its attributes `frame`, `lens`, `describe`, `explain`, `export`, `provenance`, `matrix`,
+            `attention`, `compare(before, after)` and `tuning` (None if there are no labels).
         query: Asked first.
         session: A small JSON file that keeps the queries, the selection and the named groups
             (default: nothing is kept). If it is there, the page opens as it was left. A session of
@@ -56,10 +56,22 @@ class Workbench(ipywidgets.VBox):
 
         self.lens = self._make_lens(query)
         self.selection = self.lens.selection
-        self.panel = self._make_panel()
-        self.matrix = self._make_matrix()
+        self.panel = SelectionPanel(
+            self.selection,
+            backend.describe,
+            backend.explain,
+            backend.export,
+            backend.provenance,
+        )
+        self.matrix = QueryMatrixView(
+            backend.matrix,
+            selection=self.selection,
+            on_pick=self.lens.start,
+        )
         self.attention = AttentionView(backend.attention, backend.frame, selection=self.selection)
-        self.tuning = self._make_tuning()
+        self.tuning = None
+        if backend.tuning is not None:
+            self.tuning = PromptTuningView(backend.tuning, turn=self.selection.turn)
         self.clusters = None
 
         self._worker = Worker(self.selection.turn)
@@ -106,19 +118,16 @@ class Workbench(ipywidgets.VBox):
         if self._session_path is None:
             hint = "give Workbench(..., session='mine.json')"
             raise ValueError(f"no file to keep the session in: {hint}")
-        queries = dict.fromkeys([*self._earlier_queries, *self.lens.queries_asked])
-        self._earlier_queries = list(queries)
+        queries = [*self._earlier_queries, *self.lens.queries_asked]
+        self._earlier_queries = list(dict.fromkeys(queries))
         stored = {
             "format": FORMAT,
             "queries": self._earlier_queries,
             "chosen": list(self.selection.ids),
             "named": {name: list(group.ids) for name, group in self.panel.named.items()},
             "toured": self._tour.seen,
+            "deck": self._stored_matrix(),
         }
-        if self.matrix:
-            stored["deck"] = self._stored_matrix()
-        elif self._unused_matrix:
-            stored["deck"] = self._unused_matrix
         with self._guard:
             return atomic_write(self._session_path, json.dumps(stored, indent=1) + "\n")
 
@@ -127,26 +136,11 @@ class Workbench(ipywidgets.VBox):
     def _make_lens(self, query: str) -> QueryLens:
         """Make the lens; earlier queries are suggested first, and the last one is asked again."""
         earlier = self._earlier_queries
-        suggested = getattr(self._backend.lens, "queries", ())
-        queries = list(dict.fromkeys([*reversed(earlier), *suggested]))
+        queries = [*reversed(earlier), *self._backend.lens.queries]
+        queries = list(dict.fromkeys(queries))
         if not query and earlier:
             query = earlier[-1]
         return QueryLens(self._backend.frame, self._backend.lens, query=query, queries=queries)
-
-    def _make_panel(self) -> SelectionPanel:
-        names = ("describe", "explain", "export", "provenance")
-        callables = {name: getattr(self._backend, name, None) for name in names}
-        return SelectionPanel(self.selection, **callables)
-
-    def _make_matrix(self) -> QueryMatrixView | None:
-        backend = getattr(self._backend, "matrix", None)
-        if backend is None:
-            return None
-        return QueryMatrixView(backend, selection=self.selection, on_pick=self.lens.start)
-
-    def _make_tuning(self) -> PromptTuningView | None:
-        backend = getattr(self._backend, "tuning", None)
-        return None if backend is None else PromptTuningView(backend, turn=self.selection.turn)
 
     def _pages(self) -> dict[str, Any]:
         """Return the pages that there are, by title."""
@@ -156,9 +150,10 @@ class Workbench(ipywidgets.VBox):
             "Matrix": self.matrix,
             "Attention": self.attention,
             "Clusters": self._cluster_page,
-            "Tune": self.tuning,
         }
-        return {title: view for title, view in pages.items() if view is not None}
+        if self.tuning is not None:
+            pages["Tune"] = self.tuning
+        return pages
 
     # Clusters
 
@@ -198,10 +193,12 @@ class Workbench(ipywidgets.VBox):
 
     def _stored_matrix(self) -> dict:
         """Return the matrix as a session keeps it; of a group of the back end only the name."""
-        known = {name: tuple(ids) for name, ids in self._backend.matrix.groups.items()}
+        known = self._backend.matrix.groups
         groups: dict[str, list[str] | None] = {}
         for name, group in self.matrix.groups.items():
-            groups[name] = None if known.get(name) == group.ids else list(group.ids)
+            groups[name] = list(group.ids)
+            if name in known and groups[name] == list(known[name]):
+                groups[name] = None
         return {"queries": list(self.matrix.queries), "groups": groups}
 
     def _restore(self, stored: dict) -> None:
@@ -211,13 +208,13 @@ class Workbench(ipywidgets.VBox):
             self.panel.save(name)
         self.selection.ids = stored.get("chosen", [])
         matrix = stored.get("deck")
-        self._unused_matrix = None if self.matrix else matrix  # without a matrix it stays as it was
-        if self.matrix is None or matrix is None:
+        if matrix is None:
             return
         known = self._backend.matrix.groups
         groups = {}
         for name, ids in matrix["groups"].items():
-            ids = known.get(name) if ids is None else ids
+            if ids is None:
+                ids = known.get(name)
             if ids is not None:
                 groups[name] = ids
         self.matrix.set_matrix(matrix["queries"], groups)
@@ -227,9 +224,8 @@ class Workbench(ipywidgets.VBox):
         self.selection.observe(self._save_quietly)
         self.lens.observe(self._save_quietly, "_history")
         self.panel.observe(self._save_quietly, "_names")
+        self.matrix.observe(self._save_quietly, "_picture")
         self._tour.observe(self._save_quietly, "seen")
-        if self.matrix:
-            self.matrix.observe(self._save_quietly, "_picture")
 
     def _save_quietly(self, _change) -> None:
         try:
@@ -238,24 +234,17 @@ class Workbench(ipywidgets.VBox):
             log.warning("the session was not kept: %s", error)
 
     def __repr__(self) -> str:
-        selection = self.selection
-        users = count_noun(len(selection.all_ids), selection.unit, selection.units)
-        return f"Workbench({users}: {', '.join(self.titles)})"
+        users = self.selection.count(len(self.selection.all_ids))
+        titles = ", ".join(self.titles)
+        return f"Workbench({users}: {titles})"
 
     def _repr_mimebundle_(self, **kwargs):
-        bundle = super()._repr_mimebundle_(**kwargs)
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        views = (
-            self.lens,
-            self.panel,
-            self.matrix,
-            self.attention,
-            self.clusters,
-            self.tuning,
-        )
+        data = super()._repr_mimebundle_(**kwargs)
+        views = [self.lens, self.panel, self.matrix, self.attention, self.clusters, self.tuning]
+        pages = [view.to_html().data for view in views if view is not None]
         data["text/plain"] = repr(self)
-        data["text/html"] = "".join(view.to_html().data for view in views if view is not None)
-        return bundle
+        data["text/html"] = "".join(pages)
+        return data
 
 
 def read_session(path: Path, ids: tuple[str, ...]) -> dict:
@@ -275,36 +264,23 @@ def read_session(path: Path, ids: tuple[str, ...]) -> dict:
         return {}
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        groups = session_groups(stored)
-        right_format = has_right_format(stored)
+        matrix = stored.get("deck", {"queries": [], "groups": {}})
+        groups = [stored["chosen"], *stored["named"].values()]
+        groups += [ids or [] for ids in matrix["groups"].values()]
+        users = {user for group in groups for user in group}
+        is_readable = stored["format"] == FORMAT
+        for text in (*stored["queries"], *matrix["queries"], *users):
+            if not isinstance(text, str):
+                raise TypeError(f"{text!r} is no question or user id")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
         hint = "name another file, or remove it"
         raise ValueError(f"{path} is no session ({why}): {hint}") from error
-    if not right_format:
+    if not is_readable:
         formats = f"a session of format {stored['format']}, this is {FORMAT}"
         raise ValueError(f"{path} is {formats}: name another file, or remove it")
-    users = {user for group in groups for user in group}
     strangers = sorted(users - set(ids))
     if strangers:
         who = f"{strangers[0]!r} is not among these {len(ids):,}"
         raise ValueError(f"{path} is of other users ({who}): name another file")
     return stored
-
-
-def session_groups(stored: dict) -> list[list[str]]:
-    """Return every list of users in a session, and refuse what is none."""
-    matrix = stored.get("deck", {"queries": [], "groups": {}})
-    groups = [stored["chosen"], *stored["named"].values()]
-    groups += [ids or [] for ids in matrix["groups"].values()]
-    for group in groups:
-        if not isinstance(group, list) or not all(isinstance(user, str) for user in group):
-            raise TypeError("a group is no list of user ids")
-    return groups
-
-
-def has_right_format(stored: dict) -> bool:
-    """Whether a session has the format that this version reads."""
-    matrix = stored.get("deck", {"queries": []})
-    queries = [*stored["queries"], *matrix["queries"]]
-    return stored["format"] == FORMAT and all(isinstance(query, str) for query in queries)

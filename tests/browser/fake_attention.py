@@ -53,6 +53,8 @@ class FakeAttention:
 
     def __call__(self, query, versus=None, users=None):
         self.calls.append((query, versus, users))
+        if not query:
+            raise ValueError("the query is empty: write a question")
         if query == "fail":
             raise ValueError("the checkpoint has no such layer")
         if users and (unknown := [u for u in users if u not in self.ids]):

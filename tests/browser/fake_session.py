@@ -15,7 +15,8 @@ class FakeSession:
     def __init__(self, seconds: float = 0.1):
         self.frame, self.lens, self.compared = make_frame(), FakeLens(seconds=seconds), []
         self.describe, self.explain = fake_describe, FakeExplain(seconds)
-        self.provenance, self.export = fake_provenance, None
+        self.lens.provenance = self.provenance = fake_provenance
+        self.export = None
         self.attention, self.tuning = FakeAttention(600, seconds), FakeTuning(seconds)
         self.matrix = FakeMatrix(600, seconds)
 

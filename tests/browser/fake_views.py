@@ -5,7 +5,7 @@ result.
 SETUP = """from fake_session import FakeSession
 from widgets import AttentionView, ClusterView, PromptTuningView, QueryLens, SelectionPanel
 session = FakeSession(0.1)
-lens = QueryLens(session.frame, session.lens, provenance=session.provenance)
+lens = QueryLens(session.frame, session.lens)
 panel = SelectionPanel(
     lens.selection, session.describe, session.explain, provenance=session.provenance)
 attention = AttentionView(session.attention, session.frame, selection=lens.selection)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 TRAVEL, PRICE = "Will this user travel soon?", "Is this user price-conscious?"
-SETUP = "from fake_attention import FakeAttention, make_table\nfrom widgets import AttentionView\n"
+SETUP = "from fake_attention import FakeAttention\nfrom widgets import AttentionView\n"
 SHOW = SETUP + "backend = FakeAttention(seconds={seconds})\nview = AttentionView(backend)\nview"
 CALLS = "print(backend.calls[-1])"
 LINKED = "view = AttentionView(backend, selection=chosen)\nview"
@@ -19,16 +19,12 @@ users = qa.load_users("../data/sample").sample(40)
 engine = qa.Engine(qa.QAnchor.from_pretrained("../data/runs/sample"))
 backend = qa.AttentionBackend(engine, users, most=4)
 AttentionView(backend, users.frame())"""
-FRAME = (
-    "AttentionView(table=make_table('Saved?', modalities=('<b>bill</b>', 'app', 'search')), "
-    "sentence='A saved table.')"
-)
 
 
 @pytest.fixture(scope="module")
 def opened(open_notebook, server):
     notebook = open_notebook(
-        server.write("attention.ipynb", [SHOW.format(seconds=0.3), CALLS, CHOSEN, LINKED, FRAME]),
+        server.write("attention.ipynb", [SHOW.format(seconds=0.3), CALLS, CHOSEN, LINKED]),
         width=1280,
         height=1000,
     )
@@ -164,7 +160,7 @@ def test_one_user_and_edited_events(book):
     assert "user 'zoe' is not among the 60" in page.locator(".lens-error").inner_text()
 
 
-def test_the_chosen_of_another_view_and_a_saved_frame(book):
+def test_the_chosen_of_another_view(book):
     book.run(2)
     book.run(3)
     book.page.locator(".att").nth(1).get_by_role("button", name="the selected").click()
@@ -175,10 +171,6 @@ def test_the_chosen_of_another_view_and_a_saved_frame(book):
         "e.dataset.busy === 'false')"
     )
     assert book.run(1) == f"('{PRICE}', None, ['u0003', 'u0009'])"
-    book.run(4)
-    last = book.page.locator(".att").last
-    assert "<b>bill</b>" in last.inner_text() and "A saved table." in last.inner_text()
-    assert last.locator(".lens-query").count() == 0  # nothing can be asked of it
 
 
 @pytest.mark.weights

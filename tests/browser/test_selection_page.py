@@ -22,7 +22,9 @@ def export(ids, path, least, salt):
     assert len(ids) >= least, "too few"
     path.write_text(f"{len(ids)} {salt}")
     return path
-lens = QueryLens(make_frame(), FakeLens(seconds=0.1), provenance=fake_provenance)
+backend = FakeLens(seconds=0.1)
+backend.provenance = fake_provenance
+lens = QueryLens(make_frame(), backend)
 panel = SelectionPanel(lens.selection, fake_describe, FakeExplain(2), export, fake_provenance)
 lens"""
 )

@@ -16,6 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import HOSTILE
 from fake_attention import MODALITIES, FakeAttention, make_table
+from updates import Update
 
 from widgets import AttentionView
 from widgets.base import Selection
@@ -27,6 +28,14 @@ TRAVEL, PRICE = "Will this user travel soon?", "Is this user price-conscious?"
 def make_view(**rest):
     backend = FakeAttention(users=20, seconds=0.02)
     return AttentionView(backend, **rest), backend
+
+
+def shown(table, message="Said.", caption=""):
+    """A view that shows this table."""
+    update = Update(1, 1, message, caption, data={"table": table})
+    view = AttentionView(lambda query, versus, users: iter([update]))
+    view.look("any")
+    return view
 
 
 def until(true, seconds=5.0):
@@ -57,7 +66,7 @@ def test_looking_fills_the_frame_and_the_picture():
 
 def test_two_queries_one_of_which_has_a_row_of_its_own():
     other = make_table(PRICE, modalities=MODALITIES[1:])
-    view = AttentionView(table=pd.concat([make_table(TRAVEL), other]))
+    view = shown(pd.concat([make_table(TRAVEL), other]))
     assert [side["query"] for side in view._picture["sides"]] == [TRAVEL, PRICE]
     at = view._picture["names"].index("bill")
     assert column(view._picture, 0, "weight")[at] > 0
@@ -76,7 +85,7 @@ def test_the_repr_says_the_content_and_is_the_same_each_time():
 
 def test_a_static_page_needs_no_script_and_escapes_text():
     frame = make_table(HOSTILE, modalities=(HOSTILE, "app", "search"))
-    view = AttentionView(table=frame, sentence="Said.", caption="<i>of</i> 9 users")
+    view = shown(frame, caption="<i>of</i> 9 users")
     page = view._repr_mimebundle_()[0]["text/html"]
     assert (
         view.to_html().data == page
@@ -91,39 +100,13 @@ def test_a_static_page_needs_no_script_and_escapes_text():
         and f"{whole['deletion_effect']:.3f}" in page
         and "Said." in page
     )
-    bare = AttentionView(table=frame.drop(columns=["deletion_effect", "kind"])).to_html().data
+    bare = shown(frame.assign(deletion_effect=np.nan)).to_html().data
     assert (
         "nan" not in base64.b64decode(bare.split("base64,")[1].split('"')[0]).decode()
         and "nan" not in bare.split("</p>")[-1]
     )
-    both = AttentionView(
-        table=pd.concat([frame, make_table("b", modalities=(HOSTILE, "app", "search"))])
-    )
+    both = shown(pd.concat([frame, make_table("b", modalities=(HOSTILE, "app", "search"))]))
     assert "A minus B" in both.to_html().data and "A: &lt;img" in both.to_html().data
-
-
-def test_a_saved_frame_is_a_page_to_read(tmp_path):
-    make_table(TRAVEL).to_parquet(tmp_path / "table.parquet")
-    view = AttentionView(table=pd.read_parquet(tmp_path / "table.parquet"), sentence="Kept.")
-    assert view.sentence == "Kept." and not view._about["asks"] and view._picture["names"]
-    with pytest.raises(ValueError, match="made from a table"):
-        view.look(PRICE)
-    small = view.table[["query", "modality", "weight"]]
-    assert "time of day" in AttentionView(table=small).to_html().data
-
-
-def test_frames_that_do_not_fit_are_refused():
-    frame = make_table(TRAVEL)
-    for odd, words in (
-        (frame.drop(columns="weight"), "no column 'weight'"),
-        (frame.iloc[:0], "0 rows"),
-        (pd.concat([frame, frame]), "rows twice"),
-        (pd.concat([make_table(q) for q in "abc"]), "3 queries, 1 or 2 can be shown"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            AttentionView(table=odd)
-    with pytest.raises(ValueError, match="neither backend nor table"):
-        AttentionView()
 
 
 def test_attention_is_there_before_deletion_is():

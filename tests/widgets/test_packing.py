@@ -47,7 +47,7 @@ def test_ids_that_hold_a_comma_keep_their_neighbors():
     ids = ("Smith, Jane", "Smith", "Jane", "a, b, c")
     gained = [(1, 3), (0, 2), (), (0, 1, 2)]
     lost = [(2,), (), (3,), ()]
-    packed = pack_shift(ids, make_shift(ids, gained, lost))
+    packed = pack_shift(ids, make_shift(ids, gained, lost), np.arange(4))
     assert neighbors(packed, "gained") == [list(rows) for rows in gained]
     assert neighbors(packed, "lost") == [list(rows) for rows in lost]
 
@@ -80,14 +80,16 @@ def test_neighbors_are_those_of_the_back_end_in_whatever_order_the_view_has_its_
     assert shown == wanted
 
 
-def test_numbers_of_no_user_and_missing_neighbors_are_left_out():
+def test_neighbors_the_view_has_not_and_missing_ones_are_left_out():
     ids = ("a", "b", "c")
     packed = pack_shift(
-        ids, make_shift(ids, [(0, 7, -1, 2), None, [1, 2, 0, 1, 2, 0]], [np.array([1]), (), np.nan])
+        ids,
+        make_shift(ids, [(0, 2), None, (1, 2, 0, 1, 2, 0)], [(1, 3), (), np.nan]),
+        np.array([0, 1, 2, -1]),
     )
     assert neighbors(packed, "gained") == [[0, 2], [], [1, 2, 0, 1, 2]]
     assert neighbors(packed, "lost") == [[1], [], []]
-    assert neighbors(pack_shift(ids, None), "gained") == [[], [], []]
+    assert neighbors(pack_shift(ids, None, np.arange(3)), "gained") == [[], [], []]
 
 
 def test_a_text_that_holds_a_dot_stays_one_event():

@@ -16,8 +16,8 @@ from fake import HOSTILE, QUERIES
 from fake_matrix import GROUPS, FakeMatrix
 
 from widgets import QueryMatrixView
-from widgets.base import Selection
-from widgets.query_matrix import checked_matrix, pack_matrix, similarity_order
+from widgets.base import Group, Selection
+from widgets.query_matrix import pack_matrix, similarity_order
 
 FIRST = QUERIES[0]
 
@@ -72,8 +72,7 @@ def test_neighbours_are_alike_and_holes_leave_all_as_it_was():
         [0.9, 0.5, 0.88, 0.5],
         [0.5, 0.8, 0.52, 0.8],
     ]
-    cells = [[{"auc": value} for value in row] for row in values]
-    order = similarity_order(cells, "auc")
+    order = similarity_order(np.array(values))
     assert {frozenset(order["rows"][:2]), frozenset(order["rows"][2:])} == {
         frozenset({0, 2}),
         frozenset({1, 3}),
@@ -82,9 +81,11 @@ def test_neighbours_are_alike_and_holes_leave_all_as_it_was():
         frozenset({0, 2}),
         frozenset({1, 3}),
     }
-    assert similarity_order([[None, *row[1:]] for row in cells], "auc")["rows"] == [0, 1, 2, 3]
-    assert similarity_order([], "auc") == {"rows": [], "columns": []}
-    assert pack_matrix(None, ["q"], {})["cells"] == [[]]
+    table = asked().table
+    groups = {name: Group(name, ()) for name in GROUPS}
+    assert set(pack_matrix(table, QUERIES, groups)["orders"]) == {"auc", "yes_score", "ratio"}
+    assert pack_matrix(table[1:], QUERIES, groups)["orders"] == {}
+    assert pack_matrix(table[:0], ["q"], {})["cells"] == [[]]
 
 
 def test_a_cell_chooses_and_picks():
@@ -195,10 +196,6 @@ def test_what_cannot_be_is_refused_in_words():
     with pytest.raises(ValueError, match="0 questions, 0 groups"):
         empty.ask()
     assert empty.to_html().data and empty._picture["cells"] == []
-    with pytest.raises(ValueError, match="the matrix has no column 'auc'"):
-        checked_matrix(pd.DataFrame({"query": ["q"], "group": "g", "n": 1}))
-    with pytest.raises(ValueError, match="stand twice"):
-        checked_matrix(pd.concat([view.table] * 2))
 
 
 def test_a_still_picture_needs_no_script_and_escapes_text():

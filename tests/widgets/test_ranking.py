@@ -239,12 +239,10 @@ def test_a_card_of_which_nearly_all_moved_begins_with_the_ranking(looked):
         card.more["map"].endswith("Diamonds are the tenth that ranks first.")
         and card.picture != first.picture
     )
-    assert lens._rankings.marked_users(entry, lens.selection.rows)[0].nonzero()[0].tolist() == list(
-        range(54, 60)
-    )
+    assert lens._marked_users(entry)[0].nonzero()[0].tolist() == list(range(54, 60))
     lens.selection.ids = [backend.ids[3]]
     assert lens.result_card().more["map"].endswith("Diamonds are the selected users.")
-    assert lens._rankings.marked_users(entry, lens.selection.rows)[0].nonzero()[0].tolist() == [3]
+    assert lens._marked_users(entry)[0].nonzero()[0].tolist() == [3]
     if looked:
         assert (card.metric, card.n) == (
             "pairs of users in the right order, asked as of 2025-05-02 (chance: 0.5)",

@@ -208,7 +208,9 @@ def test_a_fault_while_saving_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_the_lens_keeps_what_it_shows():
-    lens = QueryLens(make_frame(60), FakeLens(60, seconds=0.02), provenance=fake_provenance)
+    backend = FakeLens(60, seconds=0.02)
+    backend.provenance = fake_provenance
+    lens = QueryLens(make_frame(60), backend)
     with pytest.raises(ValueError, match="no map yet"):
         lens.result_card()
     lens.ask("Will this user travel soon?")
@@ -224,7 +226,8 @@ def test_the_lens_keeps_what_it_shows():
         and card.more["compared with"] == "no query"
     )
     assert card.picture.startswith("data:image/svg+xml;base64,")
-    assert card.more["map"] == f"{lens._entry.caption} Diamonds moved beyond the noise floor."
+    caption = lens._entry.picture["caption"]
+    assert card.more["map"] == f"{caption} Diamonds moved beyond the noise floor."
     assert abs(pd.Timestamp(card.date.removesuffix(" UTC")).timestamp() - time.time()) < 120
     plain = QueryLens(make_frame(60), FakeLens(60, seconds=0.02))
     plain.ask("Will this user travel soon?")

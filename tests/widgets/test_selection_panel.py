@@ -2,6 +2,7 @@
 writes, and errs in words.
 """
 
+import json
 import sys
 import threading
 import time
@@ -25,7 +26,7 @@ from updates import Update
 
 from widgets import QueryLens, ResultCard, SelectionPanel
 from widgets.base import Group, Selection
-from widgets.packing import json_row
+from widgets.packing import json_rows
 from widgets.selection import bar_chart, format_value
 
 IDS = tuple(f"u{i:04}" for i in range(600))
@@ -61,9 +62,6 @@ def test_several_views_hear_of_a_choice_and_one_that_fails_stops_nobody(caplog):
     chosen.observe(second)
     chosen.ids = IDS[:3]
     assert heard == [("lens", 3), ("panel", 3)] and "ZeroDivisionError" in caplog.text
-    chosen.unobserve(second)
-    chosen.clear()
-    assert heard[-1] == ("lens", 0) and len(heard) == 3
 
 
 def test_the_panel_and_the_lens_share_one_selection():
@@ -78,7 +76,7 @@ def test_the_panel_and_the_lens_share_one_selection():
     lens.selection.clear()
     panel.recall("dozen")
     assert np.frombuffer(lens._selected, np.int32).tolist() == list(range(12))
-    assert panel._explain_worker.turn is lens._worker.turn, "the model serves one of them at a time"
+    assert panel._worker.turn is lens._worker.turn, "the model serves one of them at a time"
 
 
 def test_description_and_repr_say_what_is_shown_now():
@@ -172,18 +170,13 @@ def test_named_groups_are_kept_and_combined():
     panel.save(" early ")
     selection.ids = IDS[5:20]
     panel.save("late")
-    a, b = panel.named["early"], panel.named["late"]
-    assert (
-        (a & b).ids == IDS[5:10]
-        and (a | b).ids == IDS[:20]
-        and (a - b).ids == IDS[:5]
-        and (b - a).name == "late - early"
-    )
-    for how, n in (("intersect", 5), ("unite", 20), ("subtract", 5)):
+    wanted = {"intersect": IDS[5:10], "unite": IDS[:20], "subtract": IDS[:5]}
+    for how, ids in wanted.items():
         panel._on_message(
             panel, {"type": "combine", "first": "early", "how": how, "second": "late"}, []
         )
-        assert len(selection) == n
+        assert selection.ids == ids
+    assert panel.combine("late", "subtract", "early").name == "late - early"
     panel._on_message(
         panel, {"type": "combine", "first": "early", "how": "subtract", "second": "early"}, []
     )
@@ -257,7 +250,9 @@ def test_cards_hold_what_is_shown_and_small_groups_make_none():
 
 def test_the_browser_keeps_cards_beside_the_notebook(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    lens = QueryLens(make_frame(60), FakeLens(60, seconds=0.02), provenance=fake_provenance)
+    backend = FakeLens(60, seconds=0.02)
+    backend.provenance = fake_provenance
+    lens = QueryLens(make_frame(60), backend)
     lens._on_message(lens, {"type": "save_card"}, [])
     assert not list(tmp_path.iterdir()), "there is nothing to keep yet"
     lens.ask("Will this user travel soon?")
@@ -299,24 +294,10 @@ def test_a_still_picture_needs_no_script_and_escapes_text():
 
 
 def test_figures_are_plain_and_written_with_their_unit():
-    row = json_row(
-        {
-            "kind": "text",
-            "name": HOSTILE,
-            "group": np.float64(0.254),
-            "n": np.int64(3),
-            "beyond_chance": np.True_,
-            "p": np.nan,
-        }
-    )
-    assert row == {
-        "kind": "text",
-        "name": HOSTILE,
-        "group": 0.254,
-        "n": 3.0,
-        "beyond_chance": True,
-        "p": None,
-    }
+    row = {"kind": "text", "name": HOSTILE, "group": 0.254, "n": 3, "beyond_chance": True}
+    frame = pd.DataFrame([row | {"p": np.nan, "ratio": np.inf}])
+    assert json_rows(frame) == [row | {"p": None, "ratio": None}]
+    json.dumps(json_rows(frame), allow_nan=False)
     assert (
         format_value({"kind": "number", "group": 2.345}, "group") == "2.35"
         and format_value({"kind": "number", "group": 1412.0}, "group") == "1,412"

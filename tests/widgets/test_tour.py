@@ -29,8 +29,9 @@ def test_it_tells_of_the_pages_that_are_there_in_half_a_minute():
         "Tune",
     ]
     bare = FakeSession()
-    bare.tuning = bare.matrix = None
+    bare.tuning = None
     assert re.findall(r"^(\w+):", tour_steps(Workbench(bare).titles)[-2].words, re.M) == [
+        "Matrix",
         "Attention",
         "Clusters",
     ]

@@ -148,7 +148,7 @@ function render({ model, el }) {
   const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), make("span", {}, about.users ? count(about.users, about.unit, about.units) : ""));
   const root = make("div", { class: "lens att", "data-lm-suppress-shortcuts": "true" });
   const asking = [form, make("div", { class: "lens-under" }, chips, note), progress];
-  root.append(make("div", { class: "lens-in" }, head, ...(about.asks ? asking : []), error, empty, route, tools, place, rank, sentence, answers, caption, list.node));
+  root.append(make("div", { class: "lens-in" }, head, ...asking, error, empty, route, tools, place, rank, sentence, answers, caption, list.node));
 
   const look = () => query.value.trim() && model.send({ type: "look", query: query.value, versus: versus.value, scope, user: user.value });
   form.addEventListener("submit", (event) => {
@@ -215,7 +215,7 @@ function render({ model, el }) {
     error.textContent = wrong ? `${wrong.replace(/[.!]?$/, ".")} The view goes on working; the log has the whole error.` : "";
     error.hidden = !wrong;
     empty.hidden = Boolean(p);
-    empty.textContent = busy ? "Reading …" : about.asks ? "Nothing was asked yet. Type a question and press Enter: each modality becomes a row, with the attention on it and what deleting it does." : "";
+    empty.textContent = busy ? "Reading …" : "Nothing was asked yet. Type a question and press Enter: each modality becomes a row, with the attention on it and what deleting it does.";
     Object.assign(root.dataset, { busy: String(see.busy), error: wrong });
     list.mark();
     table();

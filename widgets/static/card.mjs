@@ -10,7 +10,13 @@ const PAGE = 100; // events that are listed at once
 
 /** The events of one user as they are sent, oldest first. */
 function unpack(raw) {
-  return { ...raw, time: ints(raw.time), modality: ints(raw.modality), text: ints(raw.text), evidence: flags(raw.evidence) };
+  return {
+    ...raw,
+    time: ints(raw.time),
+    modality: ints(raw.modality),
+    text: ints(raw.text),
+    evidence: flags(raw.evidence),
+  };
 }
 
 /** Events over time; `on.point(event)` and `on.open(event)` report what the pointer does, -1 for none. */
@@ -19,18 +25,24 @@ function timeline(about, on) {
   const tip = make("div", { class: "lens-tip", hidden: true });
   const node = make("div", { class: "lens-timeline" }, drawing, tip);
   const pointer = svg("path", { class: "lens-pointer" });
-  let [t, width, place] = [null, 0, null];
+  let t = null;
+  let width = 0;
+  let place = null;
   const middle = (event) => LANE * (t.modality[event] + 0.5);
   function draw() {
     if (!t || !node.clientWidth) return;
     width = node.clientWidth;
     const days = about.span.map((day) => Date.parse(day) / 6e4).filter((minutes) => minutes >= 0);
-    const [first, last] = [Math.min(...days, t.time[0]), Math.max(...days.map((day) => day + 1440), t.time.at(-1) + 1)];
+    const first = Math.min(...days, t.time[0]);
+    const last = Math.max(...days.map((day) => day + 1440), t.time.at(-1) + 1);
     const room = width - LABEL - FIGURE - 16;
     place = (minutes) => LABEL + 8 + (room * (minutes - first)) / (last - first);
     const floor = LANE * t.modalities.length;
     const ticks = timeTicks(first, last, Math.max(Math.floor(room / 45), 2)).filter(([minutes]) => place(minutes) < width - FIGURE - 20);
-    const grid = ticks.map(([minutes, words]) => [svg("path", { class: "lens-grid", d: `M${place(minutes).toFixed(1)} 0V${floor + 3}` }), svg("text", { x: place(minutes), y: floor + 14, "text-anchor": "middle" }, words)]);
+    const grid = ticks.map(([minutes, words]) => [
+      svg("path", { class: "lens-grid", d: `M${place(minutes).toFixed(1)} 0V${floor + 3}` }),
+      svg("text", { x: place(minutes), y: floor + 14, "text-anchor": "middle" }, words),
+    ]);
     drawing.setAttribute("viewBox", `0 0 ${width} ${floor + 18}`);
     drawing.setAttribute("height", floor + 18);
     drawing.setAttribute("aria-label", `Events over time, a lane for each modality: ${t.modalities.join(", ")}. The list below has them as text.`);
@@ -39,7 +51,8 @@ function timeline(about, on) {
   }
   /** One lane: its name, a tick for each event, a taller one for evidence, and how many there are; what falls on one pixel is drawn once. */
   function lane(name, at) {
-    const [seen, marks] = [[new Set(), new Set()], ["", ""]];
+    const seen = [new Set(), new Set()];
+    const marks = ["", ""];
     let total = 0;
     for (let event = 0; event < t.time.length; event++) {
       if (t.modality[event] !== at) continue;
@@ -62,10 +75,13 @@ function timeline(about, on) {
   /** The event under the pointer; evidence goes first. */
   function under({ offsetX, offsetY }) {
     const at = Math.floor(offsetY / LANE);
-    let [best, least] = [-1, EVENT_REACH];
+    let best = -1;
+    let least = EVENT_REACH;
     for (let event = 0; event < (t?.time.length ?? 0); event++) {
       const far = Math.abs(place(t.time[event]) - offsetX) - (t.evidence[event] ? 3 : 0);
-      if (t.modality[event] === at && far <= least) [best, least] = [event, far];
+      if (t.modality[event] !== at || far > least) continue;
+      best = event;
+      least = far;
     }
     return best;
   }
@@ -81,16 +97,25 @@ function timeline(about, on) {
     drawing.style.cursor = event < 0 ? "" : "pointer";
     if (event < 0) return;
     const head = make("div", { class: "lens-tipid" }, `${stamp(t.time[event])} · ${t.modalities[t.modality[event]]}`);
-    tip.replaceChildren(head, make("div", { class: "lens-tiptext" }, t.texts[t.text[event]]), t.evidence[event] ? make("div", { class: "quiet" }, "evidence: the question is about it") : "");
+    const text = make("div", { class: "lens-tiptext" }, t.texts[t.text[event]]);
+    const evidence = t.evidence[event] ? make("div", { class: "quiet" }, "evidence: the question is about it") : "";
+    tip.replaceChildren(head, text, evidence);
     tip.style.left = `${Math.max(Math.min(place(t.time[event]) - tip.offsetWidth / 2, width - tip.offsetWidth), 0)}px`;
     tip.style.top = `${middle(event) + LANE / 2 + 4}px`;
   }
   drawing.addEventListener("pointermove", hover);
-  drawing.addEventListener("pointerleave", () => (point(-1), on.point(-1)));
+  drawing.addEventListener("pointerleave", () => {
+    point(-1);
+    on.point(-1);
+  });
   drawing.addEventListener("click", (pointed) => on.open(under(pointed)));
   const watch = new ResizeObserver(() => node.clientWidth !== width && draw());
   watch.observe(node);
-  return { node, point, show: (next) => ((t = next), draw()), destroy: () => watch.disconnect() };
+  function show(next) {
+    t = next;
+    draw();
+  }
+  return { node, point, show, destroy: () => watch.disconnect() };
 }
 
 /** The evidence or all events of a user, newest first, some at a time: one stop of the Tab key, arrows walk. */
@@ -99,13 +124,16 @@ function eventList(point) {
   const more = make("button", { type: "button", class: "lens-link", onclick: () => extend() });
   const note = make("div", { class: "lens-more" });
   const node = make("div", { class: "lens-log" });
-  let [t, kind, pressed, events] = [null, "all", "", []];
+  let t = null;
+  let kind = "all";
+  let pressed = "";
+  let events = [];
   function show(next) {
     t = next;
     const all = t.time.length;
     kind = pressed || (t.total[1] ? "evidence" : "all");
     const names = [["evidence", `Evidence ${number(t.total[1])}`], ["all", `All events ${number(t.total[0])}`]];
-    const which = choice("List the events", names, kind, (value) => ((pressed = value), show(t)));
+    const which = choice("List the events", names, kind, press);
     which.firstChild.title = "The events that the question is about";
     events = Array.from({ length: all }, (_, i) => all - 1 - i).filter((event) => kind === "all" || t.evidence[event]);
     rows.setAttribute("aria-label", kind === "all" ? "All events, newest first" : "Events that the question is about, newest first");
@@ -114,6 +142,10 @@ function eventList(point) {
     extend();
     rows.scrollTop = 0;
     if (!events.length) rows.append(make("li", { class: "lens-empty" }, kind === "all" ? "No events." : "None of these events is what the question is about."));
+  }
+  function press(value) {
+    pressed = value;
+    show(t);
   }
   function extend(least = 0) {
     const from = rows.children.length;
@@ -128,15 +160,31 @@ function eventList(point) {
     else note.remove();
   }
   function item(event) {
-    const [when, modality, text] = [stamp(t.time[event]), t.modalities[t.modality[event]], t.texts[t.text[event]]];
+    const when = stamp(t.time[event]);
+    const modality = t.modalities[t.modality[event]];
+    const text = t.texts[t.text[event]];
     const mark = t.evidence[event] && kind === "all" ? make("span", { class: "lens-hidden" }, "evidence") : "";
-    return make("li", { class: t.evidence[event] ? "evidence" : "", tabindex: -1, "data-event": event, "data-key": event, title: `${when}, ${modality}: ${text}` }, make("time", {}, when.slice(0, 10)), make("span", { class: "lens-what" }, text), make("span", { class: "lens-where" }, modality), mark);
+    const properties = {
+      class: t.evidence[event] ? "evidence" : "",
+      tabindex: -1,
+      "data-event": event,
+      "data-key": event,
+      title: `${when}, ${modality}: ${text}`,
+    };
+    return make(
+      "li",
+      properties,
+      make("time", {}, when.slice(0, 10)),
+      make("span", { class: "lens-what" }, text),
+      make("span", { class: "lens-where" }, modality),
+      mark,
+    );
   }
   const rowOf = (event) => rows.querySelector(`[data-event="${event}"]`);
   /** Show one event in the list, with the keyboard on it. */
   function open(event) {
     if (event < 0) return;
-    if (!events.includes(event)) (pressed = "all"), show(t);
+    if (!events.includes(event)) press("all");
     if (!rowOf(event)) extend(events.indexOf(event) + 1);
     rowOf(event).focus();
   }
@@ -173,7 +221,10 @@ export function userCard(model, users, textsOf, events, pick) {
   const reply = make("p", { class: "lens-answer", "aria-live": "polite" });
   const place = make("div", { class: "lens-percentile" });
   const body = make("div", { class: "lens-dated" });
-  let [row, picture, asked, shown] = [-1, null, "", null];
+  let row = -1;
+  let picture = null;
+  let asked = "";
+  let shown = null;
   const others = (label, list) => {
     const rows = Array.from(list.slice(row * NEIGHBORS, (row + 1) * NEIGHBORS)).filter((r) => r >= 0);
     if (!rows.length) return "";
@@ -199,8 +250,10 @@ export function userCard(model, users, textsOf, events, pick) {
     if (row < 0) return;
     const raw = model.get("_timeline");
     if (isCurrent(raw)) shown = { row, ...(raw.error ? raw : unpack(raw)) };
-    else if (shown?.row === row && shown.time) shown = { ...shown, evidence: new Uint8Array(shown.time.length), total: [shown.total[0], 0] }; // the same events, while another question is read
-    else shown = null;
+    else if (shown?.row === row && shown.time) {
+      // the same events, while another question is read
+      shown = { ...shown, evidence: new Uint8Array(shown.time.length), total: [shown.total[0], 0] };
+    } else shown = null;
     if (shown?.error) return body.replaceChildren(make("p", { class: "lens-answer wrong" }, shown.error));
     if (!shown?.time.length) {
       const wait = about.timelines && !shown ? make("p", { class: "lens-answer busy" }, "Reading the dated events …") : "";
@@ -210,14 +263,16 @@ export function userCard(model, users, textsOf, events, pick) {
       return body.replaceChildren(wait, list);
     }
     body.classList.remove("soon");
-    const [drawn, total] = [shown.time.length, shown.total[0]];
+    const drawn = shown.time.length;
+    const total = shown.total[0];
     const note = drawn < total ? make("div", { class: "lens-more" }, `drawn and listed: the newest ${number(drawn)} of ${number(total)} events`) : "";
     body.replaceChildren(lanes.node, note, log.node);
     lanes.show(shown);
     log.show(shown);
   }
   function show(next, p) {
-    [row, picture] = [next, p];
+    row = next;
+    picture = p;
     if (row < 0 || !p) {
       asked = "";
       return node.replaceChildren(make("p", { class: "lens-empty" }, `Click a ${about.unit} to read its events. Drag on the map to draw around some: Shift adds, Alt takes away. Ctrl and the wheel zoom, Ctrl and drag moves it. By keyboard, on the map and in the list: arrows walk, Enter opens, Space selects.`));
