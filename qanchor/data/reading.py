@@ -11,10 +11,9 @@ from pathlib import Path
 import pandas as pd
 
 from qanchor.data.cells import (
-    ATTRIBUTE_EXISTS,
+    attribute_columns,
     check_known_ids,
     has_decimal_comma,
-    one_column_per_kind,
     read_ids,
     read_label,
     read_numbers,
@@ -39,10 +38,12 @@ from qanchor.data.validation import (
     NO_EVENTS,
     NOT_A_TIME,
     REQUIRED,
+    TOO_LONG,
     Findings,
     Report,
-    apply_rules,
     check_modalities,
+    check_years,
+    cut_texts,
     parse_cutoff,
 )
 from qanchor.errors import DataError
@@ -166,7 +167,6 @@ class _Reader:
 
     source: object
     settings: dict
-    today: pd.Timestamp | None = None
     findings: Findings = field(default_factory=Findings)
 
     def read(self) -> tuple[Users | None, Findings]:
@@ -223,8 +223,7 @@ class _Reader:
             roles.kind = modalities[0]
         events = _Events(table, roles, about["columns"])
         events.read_columns(about["timezone"])
-        today = self.today or pd.Timestamp.now("UTC").tz_localize(None)
-        events.drop_rows(about["duplicates"], today)
+        events.drop_rows(about["duplicates"])
         if modalities:
             check_modalities(table.findings, events.rows["modality"], modalities)
         return events
@@ -236,12 +235,10 @@ class _Reader:
         roles = find_fact_columns(table)
         result = pd.DataFrame({"user": read_ids(findings, frame[roles.user])})
         for name in frame:
-            if name in roles.words:
-                words = read_words(findings, frame[name], "modality")
-                taken = set(frame) | set(result)
-                result = result.join(one_column_per_kind(findings, words, taken))
-            elif name in roles.numbers:
-                result[name] = read_numbers(findings, frame[name], "fact", table.semicolons)
+            if name in roles.words or name in roles.numbers:
+                values = _read_fact(findings, frame[name], name in roles.numbers, table)
+                others = frame.columns.drop(name).union(result.columns)
+                result = result.join(attribute_columns(findings, values, others))
         return _one_row_per_user(table, roles, result)
 
     def _read_labels(self, source, positive: str | None) -> pd.DataFrame:
@@ -335,6 +332,14 @@ def read_label_table(
     return _one_row_per_user(table, roles, result)
 
 
+def _read_fact(findings: Findings, cells: pd.Series, is_number: bool, table: Table) -> pd.Series:
+    """Read a column that describes users: floats, or words as categories."""
+    if is_number:
+        values = read_numbers(findings, cells, "fact", table.semicolons)
+        return values.rename(cells.name)
+    return read_words(findings, cells, "modality")
+
+
 def _one_row_per_user(table: Table, roles: Roles, frame: pd.DataFrame) -> pd.DataFrame:
     """Index facts or labels by user; rows without a user and equal rows are left out."""
     findings = table.findings
@@ -408,12 +413,11 @@ class _Events:
             self.findings.rows(frame[day], known, message, "changed" if read.guess else "note")
         return read.time
 
-    def drop_rows(self, duplicates: str, today: pd.Timestamp) -> None:
+    def drop_rows(self, duplicates: str) -> None:
         """Leave out rows that are no events, each with its reason, and report what cannot be read.
 
         Args:
             duplicates: "keep" or "drop".
-            today: Later events are left out.
         """
         rows = self.rows
         user = self.roles.user
@@ -429,7 +433,7 @@ class _Events:
             no_modality = rows["modality"].isna()
             self._drop(no_modality, self.roles.modality, "no modality. The row is left out.")
         self._check_times(day)
-        self._drop_late(day, today)
+        self._drop_late(day)
         again = self.table.frame.loc[self.rows.index, self.inputs()].duplicated()
         if duplicates == "drop":
             self._drop(again, user, "the same as an earlier row. It is left out.")
@@ -454,11 +458,12 @@ class _Events:
             message = f"{self.unclear_time}. Write it as 2025-01-31 18:00:00."
         self.findings.rows(cells, time.isna(), message)
         early = time.where(time < MAX_TIME)  # a later one is left out below
-        apply_rules(self.findings, early, "time", cells)
+        check_years(self.findings, early, cells)
 
-    def _drop_late(self, day: str, today: pd.Timestamp) -> None:
+    def _drop_late(self, day: str) -> None:
         """Leave out events beyond today: a slip of the pen, or 9999 for "never"."""
         time = self.rows["time"]
+        today = pd.Timestamp.now("UTC").tz_localize(None)
         late = time > today + DAY  # a day of grace: times may be local ones
         if late.mean() > 0.5:  # the clock of this machine is wrong, or the table is about plans
             late = time >= MAX_TIME
@@ -477,33 +482,23 @@ class _Events:
             frame = self.table.frame.loc[self.rows.index]
             names = find_attributes(frame, candidates, user, past)
         result = pd.DataFrame(index=pd.Index(sorted(user.cat.categories), name="user"))
-        taken = set() if facts is None else set(facts)
         for name in names:
-            if name in roles.numbers or kind_of(self._cells(name)) == "numbers":
-                self._take_number(name, past, result, taken)
+            is_number = name in roles.numbers or kind_of(self._cells(name)) == "numbers"
+            values = _read_fact(Findings(), self._cells(name), is_number, self.table)
+            first = self._first_values(values, past, result.index)
+            n_kinds = first.nunique()
+            if not is_number and n_kinds > max(20, len(first) // 2):
+                reason = f"{count(n_kinds, 'word')} of {count(len(first), 'user')}, like names"
+                roles.left_out[name] = reason
+                continue
+            columns = attribute_columns(self.findings, first, () if facts is None else facts)
+            self.attributes[name] = name
+            if is_number:
+                self.rows = self.rows.drop(columns=name, errors="ignore")
             else:
-                self._take_words(name, past, result, taken)
+                self.attributes[name] += f" ({count(columns.shape[1], 'kind')})"
+            result[list(columns)] = columns
         return result
-
-    def _take_number(self, name: str, past, result: pd.DataFrame, taken: set[str]) -> None:
-        values = read_numbers(Findings(), self._cells(name), "fact", self.table.semicolons)
-        result[name] = self._first_values(values.rename(name), past, result.index)
-        if name in taken:
-            self.findings.add(name, name, ATTRIBUTE_EXISTS.format(name))
-        self.rows = self.rows.drop(columns=name, errors="ignore")
-        self.attributes[name] = name
-
-    def _take_words(self, name: str, past, result: pd.DataFrame, taken: set[str]) -> None:
-        values = read_words(Findings(), self._cells(name), "modality")
-        words = self._first_values(values, past, result.index)
-        n_words = words.nunique()
-        if n_words > max(20, len(words) // 2):
-            reason = f"{count(n_words, 'word')} of {count(len(words), 'user')}, like names"
-            self.roles.left_out[name] = reason
-            return
-        columns = one_column_per_kind(self.findings, words, taken)
-        self.attributes[name] = f"{name} ({count(columns.shape[1], 'kind')})"
-        result[list(columns)] = columns
 
     def _first_values(self, values: pd.Series, past: pd.Series, users: pd.Index) -> pd.Series:
         """Return the first value of each user in the history, and note rows with another one."""
@@ -562,7 +557,9 @@ class _Events:
             for row in first.itertuples(index=False)
         ]
         texts = pd.Series(joined, first.index, dtype=str).replace("", self.roles.word)
-        texts = apply_rules(self.findings, texts, "text").astype("category")
+        texts, too_long = cut_texts(texts)
+        self.findings.rows(texts, too_long, TOO_LONG, "changed")
+        texts = texts.astype("category")
         message = f"no words. The event is called {self.roles.word!r}."
         empty = words.isna().all(axis=1)
         self.findings.rows(self._cells(columns[0]), empty, message, "changed")
@@ -600,13 +597,12 @@ class _Events:
         )
 
 
-def check_folder(path, out=None, today=None) -> tuple[dict, str]:
+def check_folder(path, out=None) -> tuple[dict, str]:
     """Tell what is in a table or folder and what is wrong with it, as plain data and in words.
 
     Args:
         path: Anything that `read_events` reads.
         out: Folder for the users as they were read; written whole or not at all. Default: none.
-        today: Events beyond it are left out (default: now).
 
     Returns:
         The data holds `in_order` and `problems`, and for what can be read also the users, events,
@@ -624,7 +620,7 @@ def check_folder(path, out=None, today=None) -> tuple[dict, str]:
         >>> check_folder(folder)[0]["in_order"]
         False
     """
-    users, findings = _Reader(path, {"columns": {}}, today).read()
+    users, findings = _Reader(path, {"columns": {}}).read()
     errors = findings.of("error")
     data = {"in_order": not errors, "problems": [asdict(finding) for finding in findings.found]}
     if users is None:
