@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -312,7 +311,7 @@ def read_label(findings: Findings, cells: pd.Series, positive: str | None) -> pd
     return read_numbers(findings, cells, "label")
 
 
-def attribute_columns(findings: Findings, values: pd.Series, taken: Iterable[str]) -> pd.DataFrame:
+def attribute_columns(findings: Findings, values: pd.Series, taken: pd.Index) -> pd.DataFrame:
     """Return an attribute as number columns: words become one of 0 and 1 for each kind.
 
     Args:
@@ -333,7 +332,7 @@ def attribute_columns(findings: Findings, values: pd.Series, taken: Iterable[str
         findings.rows(words, rare, message, "note")
         columns = pd.get_dummies(words.mask(rare), prefix=words.name, prefix_sep=".", dtype=float)
         columns[words.isna()] = np.nan
-    twice = columns.columns.intersection(list(taken))
+    twice = columns.columns.intersection(taken)
     for name in twice:
         message = f"the attribute {name!r} exists already. Rename one of the two columns."
         findings.add(values.name, name, message)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_datetime64_any_dtype
 
 from qanchor.data.cells import number_share
 from qanchor.data.dates import looks_like_clock, looks_like_times
@@ -270,10 +269,8 @@ class _Finder:
             self.table.findings.add(times[0], None, message, "note")
 
     def _has_days_only(self, name: str) -> bool:
-        cells = self.frame[name].dropna()
-        if is_datetime64_any_dtype(cells):
-            return bool((cells.dt.normalize() == cells).all())
-        return bool((cells.astype(str).str.strip().str.len() <= 10).all())
+        cells = self.frame[name].dropna().astype(str)
+        return bool((cells.str.strip().str.len() <= len("2025-01-31")).all())
 
     def find_user(self) -> None:
         free = self._free("words", "numbers")
@@ -300,7 +297,7 @@ class _Finder:
 
     def _ask(self, role: str, near: list[str]) -> None:
         maybe = f" (is it {' or '.join(map(repr, near[:5]))}?)" if near else ""
-        names = shown([*self._free(), *self.roles.taken()])
+        names = shown(list(self.frame))
         message = (
             f"no column is clearly this one{maybe}. It says {COLUMN_MEANINGS[role]}."
             f' Pass {role}="COLUMN", name it in about.json\'s "columns", or rename it to {role!r}.'

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from qanchor.data.cells import (
@@ -55,6 +56,9 @@ TOTALS = ("total", "totals", "grand total", "sum", "summe", "gesamt", "subtotal"
 NO_ID_DROPPED = "a user needs an id. The row is left out."
 DAY = pd.Timedelta(days=1)
 MIN_ATTRIBUTE_USERS = 10  # fewer users have a number in common by chance
+
+NO_FACTS = pd.DataFrame(index=pd.Index([], name="user", dtype=str))
+NO_FACTS.attrs = {"source": "users", "columns": []}
 
 
 def read_events(
@@ -183,30 +187,31 @@ class _Reader:
         about |= self.settings | {"columns": columns, "modalities": tuple(about["modalities"])}
         if about["duplicates"] not in ("keep", "drop"):
             raise ValueError(f"duplicates={about['duplicates']!r} is neither 'keep' nor 'drop'.")
-        events = self._attempt(self._read_events, paths["events"], about)
-        facts = None
-        labels = None
+        events = self._attempt(None, self._read_events, paths["events"], about)
+        facts = NO_FACTS
+        labels = NO_FACTS
         users = None
         if "users" in paths:
-            facts = self._attempt(self._read_facts, paths["users"])
+            facts = self._attempt(NO_FACTS, self._read_facts, paths["users"])
         if "labels" in paths:
-            labels = self._attempt(self._read_labels, paths["labels"], about["positive"])
+            positive = about["positive"]
+            labels = self._attempt(NO_FACTS, self._read_labels, paths["labels"], positive)
         self._check_across(events, facts, labels)
         if not self.findings.of("error"):
-            users = self._attempt(self._assemble, about, events, facts, labels)
+            users = self._attempt(None, self._assemble, about, events, facts, labels)
         return users, self.findings
 
-    def _attempt(self, step, *arguments):
+    def _attempt(self, default, step, *arguments):
         """Run a step; what it raises becomes a finding, so that the next steps are read too."""
         try:
             return step(*arguments)
         except DataError as error:
             findings = self.findings.of_table(error.file)
             findings.add(error.column, error.value, error.hint, row=error.row)
-            return None
+            return default
 
     def _read_about(self, folder: Path) -> dict:
-        about = self._attempt(read_about, folder / "about.json") or {}
+        about = self._attempt({}, read_about, folder / "about.json")
         findings = self.findings.of_table("about.json")
         for key in sorted(about.keys() - set(ABOUT_FIELDS)):
             message = f"not read. The fields are {', '.join(ABOUT_FIELDS)}."
@@ -250,15 +255,11 @@ class _Reader:
         if events is not None:
             known = set(events.rows["user"].cat.categories)
             for frame, needed in ((facts, False), (labels, True)):
-                if frame is not None:
-                    ids = pd.Series(frame.index, name="user")
-                    findings = self.findings.of_table(frame.attrs["source"])
-                    check_known_ids(findings, ids, known, needed)
+                ids = pd.Series(frame.index, name="user")
+                findings = self.findings.of_table(frame.attrs["source"])
+                check_known_ids(findings, ids, known, needed)
             inputs[events.table.name] = events.inputs()
-        if facts is not None:
-            inputs[facts.attrs["source"]] = facts.attrs["columns"]
-        if labels is None:
-            return
+        inputs[facts.attrs["source"]] = facts.attrs["columns"]
         for file, columns in inputs.items():
             # also where the words of a column became other columns
             for name in sorted(set(columns) & set(labels)):
@@ -272,16 +273,14 @@ class _Reader:
         end = events.rows["time"].max() + DAY
         if "cutoff" in about:
             end = parse_cutoff(about["cutoff"], "cutoff")
-        tabular = events.take_attributes(end, facts)
+        tabular = facts.join(events.take_attributes(end, facts.columns), how="outer")
+        tabular.attrs = facts.attrs
         if self.findings.of("error"):
             return None
-        if facts is not None:
-            tabular = facts.join(tabular, how="outer")
-            tabular.attrs = facts.attrs
         options = ("name", "cutoff", "modalities", "horizon_days", "unit", "words")
         users = Users.from_events(
             events.finish(),
-            tabular=None if facts is None and not tabular.shape[1] else tabular,
+            tabular=tabular,
             labels=labels,
             source=findings.file,
             **{name: about[name] for name in options if name in about},
@@ -335,8 +334,7 @@ def read_label_table(
 def _read_fact(findings: Findings, cells: pd.Series, is_number: bool, table: Table) -> pd.Series:
     """Read a column that describes users: floats, or words as categories."""
     if is_number:
-        values = read_numbers(findings, cells, "fact", table.semicolons)
-        return values.rename(cells.name)
+        return read_numbers(findings, cells, "fact", table.semicolons)
     return read_words(findings, cells, "modality")
 
 
@@ -469,7 +467,7 @@ class _Events:
             late = time >= MAX_TIME
         self._drop(late, day, "beyond today. The row is left out.")
 
-    def take_attributes(self, cutoff: pd.Timestamp, facts: pd.DataFrame | None) -> pd.DataFrame:
+    def take_attributes(self, cutoff: pd.Timestamp, taken: pd.Index) -> pd.DataFrame:
         """Return the columns that describe users, from events before the cut-off only."""
         roles = self.roles
         user = self.rows["user"]
@@ -481,7 +479,7 @@ class _Events:
                 candidates += [name for name in roles.numbers if may_be_attribute(name)]
             frame = self.table.frame.loc[self.rows.index]
             names = find_attributes(frame, candidates, user, past)
-        result = pd.DataFrame(index=pd.Index(sorted(user.cat.categories), name="user"))
+        result = pd.DataFrame(index=pd.Index(sorted(user.unique()), name="user", dtype=str))
         for name in names:
             is_number = name in roles.numbers or kind_of(self._cells(name)) == "numbers"
             values = _read_fact(Findings(), self._cells(name), is_number, self.table)
@@ -491,7 +489,7 @@ class _Events:
                 reason = f"{count(n_kinds, 'word')} of {count(len(first), 'user')}, like names"
                 roles.left_out[name] = reason
                 continue
-            columns = attribute_columns(self.findings, first, () if facts is None else facts)
+            columns = attribute_columns(self.findings, first, taken)
             self.attributes[name] = name
             if is_number:
                 self.rows = self.rows.drop(columns=name, errors="ignore")
@@ -512,24 +510,24 @@ class _Events:
 
     def finish(self) -> pd.DataFrame:
         """Return the events with the columns that `Users.from_events` reads."""
-        used = {*self.attributes, *self.roles.left_out}
-        words = [name for name in self.roles.words if name not in used]
-        if "text" in self.named_columns:
-            reason = "words beside the text that was asked for"
-            self.roles.left_out |= dict.fromkeys(words, reason)
-            words = []
-        elif self.roles.text:
-            owner = plain_name(self.roles.user).removesuffix("_id")
-            for name in words.copy():
-                if plain_name(name).startswith(f"{owner}_"):
-                    words.remove(name)
-                    reason = f"tells of the {owner}, not of the event; name it in text= to keep it"
-                    self.roles.left_out[name] = reason
-        self.joined = [*self.roles.text, *words]
+        roles = self.roles
+        owner = plain_name(roles.user).removesuffix("_id")
+        words = []
+        for name in roles.words:
+            if name in self.attributes or name in roles.left_out:
+                continue
+            if "text" in self.named_columns:
+                roles.left_out[name] = "words beside the text that was asked for"
+            elif roles.text and plain_name(name).startswith(f"{owner}_"):
+                reason = f"tells of the {owner}, not of the event; name it in text= to keep it"
+                roles.left_out[name] = reason
+            else:
+                words.append(name)
+        self.joined = [*roles.text, *words]
         self.rows["text"] = self._join_words(self.joined)
-        n_kinds = self.rows["text"].nunique()
-        if self.roles.text and words:
-            text = self.roles.text[0]
+        if roles.text and words:
+            text = roles.text[0]
+            n_kinds = self.rows["text"].nunique()
             n_alone = self._cells(text).nunique()
             message = (
                 f"joined with {', '.join(words)}: {n_kinds:,} kinds instead of {n_alone:,}. To read"
@@ -548,22 +546,17 @@ class _Events:
         index = self.rows.index
         if not columns:
             return pd.Series(self.roles.word, index, dtype="category")
-        words = pd.concat([self._read_part(name) for name in columns], axis=1)
-        codes = pd.DataFrame({name: words[name].cat.codes for name in columns})
-        group = codes.groupby(columns, sort=False).ngroup()
-        first = words[~group.duplicated()]  # one row for each group, in their order
-        joined = [
-            ", ".join(word for word in row if isinstance(word, str))
-            for row in first.itertuples(index=False)
-        ]
-        texts = pd.Series(joined, first.index, dtype=str).replace("", self.roles.word)
-        texts, too_long = cut_texts(texts)
+        texts = pd.Series("", index, dtype=str)
+        for name in columns:
+            words = self._read_part(name).astype(str)
+            comma = np.where((texts != "") & words.notna(), ", ", "")
+            texts = texts + comma + words.fillna("")
+        empty = texts == ""
+        texts, too_long = cut_texts(texts.mask(empty, self.roles.word))
         self.findings.rows(texts, too_long, TOO_LONG, "changed")
-        texts = texts.astype("category")
         message = f"no words. The event is called {self.roles.word!r}."
-        empty = words.isna().all(axis=1)
         self.findings.rows(self._cells(columns[0]), empty, message, "changed")
-        return texts.iloc[group].set_axis(index)
+        return texts.astype("category")
 
     def _read_part(self, name: str) -> pd.Series:
         cells = self._cells(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -86,7 +86,7 @@ class Findings:
         Args:
             file: Name of the table.
         """
-        return Findings(file, self.strict, self.found)
+        return Findings(file, found=self.found)
 
     def add(self, column, value, message: str, kind="error", row=None, rows=0) -> None:
         """Add a finding; the arguments are those of `Finding`.
@@ -173,17 +173,17 @@ class Report:
         findings: All that was found.
 
     Example:
-        >>> print(Report("events.csv", {"user": ["id"]}, rows=3, kept=3))
+        >>> print(Report("events.csv", {"user": ["id"]}, 3, 3, pd.DataFrame(), []))
         events.csv: 3 of 3 rows are events.
           user: id
     """
 
     source: str
-    columns: dict[str, list[str]] = field(default_factory=dict)
-    rows: int = 0
-    kept: int = 0
-    sums: pd.DataFrame = field(default_factory=pd.DataFrame)
-    findings: list[Finding] = field(default_factory=list)
+    columns: dict[str, list[str]]
+    rows: int
+    kept: int
+    sums: pd.DataFrame
+    findings: list[Finding]
 
     @property
     def dropped(self) -> int:
@@ -386,7 +386,7 @@ def plain_numbers(findings: Findings, cells: pd.Series, role: str) -> pd.Series:
     if cells.dtype.kind in "mM":
         message = "a time, not a number. Write a number, or drop the column."
         findings.add(cells.name, str(cells.dtype), message)
-        return pd.Series(np.nan, cells.index)
+        return pd.Series(np.nan, cells.index, name=cells.name)
     values = pd.to_numeric(cells, errors="coerce").astype(float)
     findings.rows(cells, values.isna() & cells.notna(), NOT_A_NUMBER)
     return check_numbers(findings, values, role, cells)

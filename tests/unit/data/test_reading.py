@@ -413,7 +413,7 @@ def test_what_is_shown_is_cut():
     assert shown(2**70) == 2**70  # no float can say whether it is finite
     finding = Finding("events.csv", 3, 2, "amount", "x" * 80, "not finite: leave the cell empty")
     assert len(str(finding)) < 200 and str(finding).endswith("(2 rows)")
-    assert str(Report("a", rows=2, kept=1)) == "a: 1 of 2 rows are events."
+    assert str(Report("a", {}, 2, 1, pd.DataFrame(), [])) == "a: 1 of 2 rows are events."
     assert plain_name("HTTPStatus Code") == "http_status_code"
 
 
