@@ -73,6 +73,7 @@ ID_NAMES = (
 # Numbers that stand for words: a category, not an amount.
 CATEGORY_NAMES = "(.+_)?(group|category|class|type|mcc|segment|department)"
 ROW_NUMBER_NAMES = "|index|row|rows?_?(id|no|nr|number)|nr|no|unnamed_0|level_0|column_1"
+WORD_FOR_ALL = {"text": "word", "modality": "kind"}  # what a word that is no column says
 WHOLE = r"\d+(\.0+)?"
 CODE = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-.*|[0-9a-fA-F]{16,}"
 
@@ -208,17 +209,17 @@ class _Finder:
 
     def take_known(self, known: dict) -> None:
         roles = self.roles
-        columns = {role: _listed(names) for role, names in known.items()}
-        for role in ("text", "modality"):
-            word = columns.get(role, [None])[0]
-            if word is not None and word not in self.frame:
-                if difflib.get_close_matches(str(word), list(self.frame), cutoff=0.8):
-                    self._column(role, word)  # nearly the name of a column: refuse it
-                columns.pop(role)
-                setattr(roles, "word" if role == "text" else "kind", str(word))
-        for role, names in columns.items():
+        for role, given in known.items():
+            names = _listed(given)
+            if role in WORD_FOR_ALL and not self._may_be_column(names[0]):
+                setattr(roles, WORD_FOR_ALL[role], str(names[0]))
+                continue
             existing = [self._column(role, name) for name in names]
             setattr(roles, role, existing[0] if role in ("user", "modality") else existing)
+
+    def _may_be_column(self, name) -> bool:
+        """Return whether this is, or nearly is, the name of a column."""
+        return bool(difflib.get_close_matches(str(name), list(self.frame), cutoff=0.8))
 
     def _column(self, role: str, name) -> str:
         if str(name) in self.frame:

@@ -319,12 +319,12 @@ def validated_events(events: pd.DataFrame, source: str = "events") -> pd.DataFra
             words = cells.astype(str)
             empty = words.isna() | (words.str.strip() == "")
             findings.rows(words, empty, NO_ID if column == "user" else EMPTY)
+            if column == "text":
+                findings.rows(words, words.str.len() > MAX_TEXT, TOO_LONG)
+                findings.rows(words, words.str.contains("\x00", regex=False), NULL_BYTE)
             result[column] = words
         else:
             result[column] = plain_numbers(findings, cells, "number")
-    text = result["text"]
-    findings.rows(text, text.str.len() > MAX_TEXT, TOO_LONG)
-    findings.rows(text, text.str.contains("\x00", regex=False), NULL_BYTE)
     return result
 
 
