@@ -13,7 +13,8 @@ from qanchor.data.validation import (
     HALF_CHARACTER,
     TOO_LONG,
     Findings,
-    apply_rules,
+    check_numbers,
+    cut_texts,
     has_surrogate,
     plain_numbers,
 )
@@ -37,7 +38,6 @@ NUMBER_FORMS = {
     "thousands commas": r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?",
 }
 THOUSANDS_DOT = r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+"
-ATTRIBUTE_EXISTS = "the attribute {!r} exists already. Rename one of the two columns."
 MAX_KINDS = 20  # kinds of a word that become attributes
 
 
@@ -117,9 +117,8 @@ def read_words(findings: Findings, cells: pd.Series, role: str = "text") -> pd.S
     words = words.mask(missing)
     unique.report(has_surrogate(words), HALF_CHARACTER, "error")
     if role == "text":
-        too_long = TOO_LONG.is_bad(words)
-        unique.report(too_long, TOO_LONG.message)
-        words = words.mask(too_long, TOO_LONG.fix(words))
+        words, too_long = cut_texts(words)
+        unique.report(too_long, TOO_LONG)
     kinds = pd.Index(words.dropna().unique(), dtype=str)
     return unique.spread(words.astype(pd.CategoricalDtype(kinds)))
 
@@ -189,8 +188,10 @@ def check_known_ids(findings: Findings, ids: pd.Series, known: set[str], needed:
 def _fits(texts: pd.Series) -> pd.DataFrame:
     """Tell of each text in which notations it is a number."""
     plain = _without_money(texts)
-    fits = {name: plain.str.fullmatch(form) for name, form in NUMBER_FORMS.items()}
-    return pd.DataFrame(fits, index=texts.index, dtype=bool)
+    fits = pd.DataFrame(index=texts.index)
+    for name, form in NUMBER_FORMS.items():
+        fits[name] = plain.str.fullmatch(form).astype(bool)
+    return fits
 
 
 def number_share(texts: pd.Series) -> float:
@@ -242,7 +243,7 @@ def read_numbers(
     words = known.str.lower()
     yes_no = words.isin(YES_NO)
     how = ""
-    if len(known) and (yes_no.all() or (role == "label" and yes_no.any())):
+    if yes_no.all() or (role == "label" and yes_no.any()):
         values = words.map(YES_NO).fillna(pd.to_numeric(known, errors="coerce"))
         how = "yes is 1 and no is 0"
     else:
@@ -254,17 +255,16 @@ def read_numbers(
     changed = values.notna() & (values != plain)
     if changed.any() and not how:
         example = texts[changed].str.count("[.,]").idxmax()
-        read = f"{texts[example]} is read as {values[example]:.12g}"
-        how = f"numbers with {form}. {read}."
+        how = f"numbers with {form}. {texts[example]} is read as {values[example]:.12g}."
     unique.report(changed, how)
-    return apply_rules(findings, unique.spread(values), role, cells)
+    return check_numbers(findings, unique.spread(values), role, cells)
 
 
 def _parse_numbers(texts: pd.Series, comma: bool) -> tuple[pd.Series, str]:
     """Return the numbers of unique texts, and the notation in which they were read."""
     plain = _without_money(texts)
     fits = _fits(texts)
-    share = fits.mean().fillna(0)
+    share = fits.mean()
     form = share.idxmax()  # of equal ones the first
     dotted = plain[plain.str.contains(".", regex=False)]
     if comma and len(dotted) and dotted.str.fullmatch(THOUSANDS_DOT).all():
@@ -293,45 +293,47 @@ def read_label(findings: Findings, cells: pd.Series, positive: str | None) -> pd
     if is_numeric_dtype(cells):
         return read_numbers(findings, cells, "label")
     words = read_words(Findings(), cells, "modality")
-    kinds = list(words.cat.categories)
+    known = words.notna()
+    kinds = words.cat.categories
     if positive in kinds:
-        message = f"{positive!r} is 1, other words 0"
-        findings.rows(cells, words.notna(), message, "changed")
-        return (words == positive).astype(float).where(words.notna())
-    if len(kinds) == 2 and not any(map(_is_label, kinds)):
+        findings.rows(cells, known, f"{positive!r} is 1, other words 0", "changed")
+        return (words == positive).astype(float).where(known)
+    is_label = kinds.str.lower().isin(YES_NO) | pd.to_numeric(kinds, errors="coerce").notna()
+    if len(kinds) == 2 and not is_label.any():
+        first, second = kinds
         message = (
-            f"two words, and it is not clear whether {kinds[0]!r} or {kinds[1]!r} is the 1."
-            f' Write 0 and 1, write {{"positive": "{kinds[0]}"}} into about.json, or pass'
-            f' positive="{kinds[0]}" to read_events.'
+            f"two words, and it is not clear whether {first!r} or {second!r} is the 1."
+            f' Write 0 and 1, write {{"positive": "{first}"}} into about.json, or pass'
+            f' positive="{first}" to read_events.'
         )
-        findings.rows(cells, words.notna(), message)
+        findings.rows(cells, known, message)
         return pd.Series(np.nan, cells.index)
     return read_numbers(findings, cells, "label")
 
 
-def _is_label(word: str) -> bool:
-    return word.lower() in YES_NO or pd.notna(pd.to_numeric(word, errors="coerce"))
-
-
-def one_column_per_kind(findings: Findings, words: pd.Series, taken: set[str]) -> pd.DataFrame:
-    """Return words as one column of 0 and 1 for each kind, named `column.kind`.
+def attribute_columns(findings: Findings, values: pd.Series, taken: pd.Index) -> pd.DataFrame:
+    """Return an attribute as number columns: words become one of 0 and 1 for each kind.
 
     Args:
         findings: Collects what was left out.
-        words: Categories; missing where nothing is known.
+        values: Numbers, or categories of words; missing where nothing is known.
         taken: Names of columns that exist.
 
     Returns:
-        The most frequent kinds, at most 20; NaN where the word is missing.
+        The numbers, or `column.kind` for the most frequent kinds, at most 20; NaN where the value
+        is missing.
     """
-    words = words.astype(object)
-    kinds = words.value_counts().index
-    rare = words.isin(kinds[MAX_KINDS:])
-    message = f"{count(len(kinds), 'kind')}. The {MAX_KINDS} most frequent become attributes."
-    findings.rows(words, rare, message, "note")
-    columns = pd.get_dummies(words.mask(rare), prefix=words.name, prefix_sep=".", dtype=float)
-    columns[words.isna()] = np.nan
+    columns = values.to_frame()
+    if not is_numeric_dtype(values):
+        words = values.astype(object)
+        kinds = words.value_counts().index
+        rare = words.isin(kinds[MAX_KINDS:])
+        message = f"{count(len(kinds), 'kind')}. The {MAX_KINDS} most frequent become attributes."
+        findings.rows(words, rare, message, "note")
+        columns = pd.get_dummies(words.mask(rare), prefix=words.name, prefix_sep=".", dtype=float)
+        columns[words.isna()] = np.nan
     twice = columns.columns.intersection(taken)
     for name in twice:
-        findings.add(words.name, name, ATTRIBUTE_EXISTS.format(name))
+        message = f"the attribute {name!r} exists already. Rename one of the two columns."
+        findings.add(values.name, name, message)
     return columns.drop(columns=twice)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_datetime64_any_dtype
 
 from qanchor.data.cells import number_share
 from qanchor.data.dates import looks_like_clock, looks_like_times
@@ -74,6 +73,7 @@ ID_NAMES = (
 # Numbers that stand for words: a category, not an amount.
 CATEGORY_NAMES = "(.+_)?(group|category|class|type|mcc|segment|department)"
 ROW_NUMBER_NAMES = "|index|row|rows?_?(id|no|nr|number)|nr|no|unnamed_0|level_0|column_1"
+WORD_FOR_ALL = {"text": "word", "modality": "kind"}  # what a word that is no column says
 WHOLE = r"\d+(\.0+)?"
 CODE = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-.*|[0-9a-fA-F]{16,}"
 
@@ -209,17 +209,17 @@ class _Finder:
 
     def take_known(self, known: dict) -> None:
         roles = self.roles
-        columns = {role: _listed(names) for role, names in known.items()}
-        for role in ("text", "modality"):
-            word = columns.get(role, [None])[0]
-            if word is not None and word not in self.frame:
-                if difflib.get_close_matches(str(word), list(self.frame), cutoff=0.8):
-                    self._column(role, word)  # nearly the name of a column: refuse it
-                columns.pop(role)
-                setattr(roles, "word" if role == "text" else "kind", str(word))
-        for role, names in columns.items():
+        for role, given in known.items():
+            names = _listed(given)
+            if role in WORD_FOR_ALL and not self._may_be_column(names[0]):
+                setattr(roles, WORD_FOR_ALL[role], str(names[0]))
+                continue
             existing = [self._column(role, name) for name in names]
             setattr(roles, role, existing[0] if role in ("user", "modality") else existing)
+
+    def _may_be_column(self, name) -> bool:
+        """Return whether this is, or nearly is, the name of a column."""
+        return bool(difflib.get_close_matches(str(name), list(self.frame), cutoff=0.8))
 
     def _column(self, role: str, name) -> str:
         if str(name) in self.frame:
@@ -270,10 +270,8 @@ class _Finder:
             self.table.findings.add(times[0], None, message, "note")
 
     def _has_days_only(self, name: str) -> bool:
-        cells = self.frame[name].dropna()
-        if is_datetime64_any_dtype(cells):
-            return bool((cells.dt.normalize() == cells).all())
-        return bool((cells.astype(str).str.strip().str.len() <= 10).all())
+        cells = self.frame[name].dropna().astype(str)
+        return bool((cells.str.strip().str.len() <= len("2025-01-31")).all())
 
     def find_user(self) -> None:
         free = self._free("words", "numbers")
@@ -300,7 +298,7 @@ class _Finder:
 
     def _ask(self, role: str, near: list[str]) -> None:
         maybe = f" (is it {' or '.join(map(repr, near[:5]))}?)" if near else ""
-        names = shown([*self._free(), *self.roles.taken()])
+        names = shown(list(self.frame))
         message = (
             f"no column is clearly this one{maybe}. It says {COLUMN_MEANINGS[role]}."
             f' Pass {role}="COLUMN", name it in about.json\'s "columns", or rename it to {role!r}.'

@@ -93,7 +93,7 @@ def load_complete_journey(cutoff: TimeLike = "2017-10-01", *, raw_names: bool = 
 def _read_mapping(name: str) -> dict[str, str]:
     """Return a two-column table of resources as a dict."""
     rows = read_resource_rows("qanchor.data", f"resources/complete_journey_{name}.csv")
-    return dict(tuple(row.values()) for row in rows)
+    return dict(map(dict.values, rows))
 
 
 def _read_sql(name: str, **values) -> str:

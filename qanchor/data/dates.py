@@ -131,21 +131,18 @@ def _no_times(cells: pd.Series, unclear: str = "") -> Times:
 
 
 def _read_datetimes(cells: pd.Series, timezone: str | None) -> Times:
-    zone = cells.dt.tz or timezone
+    zone = cells.dt.tz or timezone or "UTC"
     how = ""
-    if zone and str(zone) != "UTC":
+    if str(zone) != "UTC":
         how = f"times of {zone} are converted to UTC"
     if cells.dt.tz is None:
-        time = _to_utc(cells, timezone or "UTC")
-    else:
-        time = cells.dt.tz_convert(None)
-    return Times(time.astype("datetime64[us]"), how)
+        cells = _localize(cells, zone)
+    return Times(cells.dt.tz_convert(None).astype("datetime64[us]"), how)
 
 
-def _to_utc(time: pd.Series, timezone: str) -> pd.Series:
+def _localize(time: pd.Series, timezone: str) -> pd.Series:
     winter = np.zeros(len(time), bool)  # of the hour that a clock shows twice, take the second
-    zoned = time.dt.tz_localize(timezone, ambiguous=winter, nonexistent="shift_forward")
-    return zoned.dt.tz_convert(None)
+    return time.dt.tz_localize(timezone, ambiguous=winter, nonexistent="shift_forward")
 
 
 def _read_numbers(values: pd.Series) -> Times:
@@ -229,7 +226,7 @@ def _read_texts(texts: pd.Series, timezone: str | None) -> Times:
             unclear = str(reason)
     offset = plain.str.extract(f"({OFFSET})", expand=False).where(plain.str.contains(":"))
     if timezone:
-        time = time.where(offset.notna(), _to_utc(time, timezone))
+        time = time.where(offset.notna(), _localize(time, timezone).dt.tz_convert(None))
         how.append(f"times of {timezone} are converted to UTC")
     elif not offset[time.notna()].dropna().isin(NO_OFFSET).all():
         how.append("times with an offset are converted to UTC")
@@ -279,19 +276,14 @@ def _first_of_date(parts: pd.DataFrame) -> str:
 
 def _write_iso(parts: pd.DataFrame) -> pd.Series:
     """Write the parts of a time as ISO 8601; NaN where the pattern did not fit."""
+    parts = parts.fillna({"hour": "0", "minute": "00", "second": "00", "fraction": "0"})
     year = parts["year"]
     year = year.mask(year.str.len() == 2, "20" + year)
-    hour = parts["hour"].fillna("0").astype(int)
+    date = year + "-" + parts["month"].str.zfill(2) + "-" + parts["day"].str.zfill(2)
+    hour = parts["hour"].astype(int)
     half = parts["half"].str.lower()
-    is_afternoon = half.eq("p") & (hour < 12)
-    is_midnight = half.eq("a") & (hour == 12)
-    hour = hour.mask(is_afternoon, hour + 12).mask(is_midnight, 0)
+    hour += 12 * (half.eq("p") & (hour < 12))
+    hour -= 12 * (half.eq("a") & (hour == 12))
     hour = hour.astype(str).str.zfill(2)
-    month = parts["month"].str.zfill(2)
-    day = parts["day"].str.zfill(2)
-    minute = parts["minute"].fillna("00")
-    second = parts["second"].fillna("00")
-    fraction = parts["fraction"].fillna("0")
-    date = year + "-" + month + "-" + day
-    clock = hour + ":" + minute + ":" + second + "." + fraction
+    clock = hour + ":" + parts["minute"] + ":" + parts["second"] + "." + parts["fraction"]
     return date + "T" + clock + parts["zone"]

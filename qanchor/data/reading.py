@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from qanchor.data.cells import (
-    ATTRIBUTE_EXISTS,
+    attribute_columns,
     check_known_ids,
     has_decimal_comma,
-    one_column_per_kind,
     read_ids,
     read_label,
     read_numbers,
@@ -39,10 +39,12 @@ from qanchor.data.validation import (
     NO_EVENTS,
     NOT_A_TIME,
     REQUIRED,
+    TOO_LONG,
     Findings,
     Report,
-    apply_rules,
     check_modalities,
+    check_years,
+    cut_texts,
     parse_cutoff,
 )
 from qanchor.errors import DataError
@@ -54,6 +56,9 @@ TOTALS = ("total", "totals", "grand total", "sum", "summe", "gesamt", "subtotal"
 NO_ID_DROPPED = "a user needs an id. The row is left out."
 DAY = pd.Timedelta(days=1)
 MIN_ATTRIBUTE_USERS = 10  # fewer users have a number in common by chance
+
+NO_FACTS = pd.DataFrame(index=pd.Index([], name="user", dtype=str))
+NO_FACTS.attrs = {"source": "users", "columns": []}
 
 
 def read_events(
@@ -166,7 +171,6 @@ class _Reader:
 
     source: object
     settings: dict
-    today: pd.Timestamp | None = None
     findings: Findings = field(default_factory=Findings)
 
     def read(self) -> tuple[Users | None, Findings]:
@@ -183,30 +187,31 @@ class _Reader:
         about |= self.settings | {"columns": columns, "modalities": tuple(about["modalities"])}
         if about["duplicates"] not in ("keep", "drop"):
             raise ValueError(f"duplicates={about['duplicates']!r} is neither 'keep' nor 'drop'.")
-        events = self._attempt(self._read_events, paths["events"], about)
-        facts = None
-        labels = None
+        events = self._attempt(None, self._read_events, paths["events"], about)
+        facts = NO_FACTS
+        labels = NO_FACTS
         users = None
         if "users" in paths:
-            facts = self._attempt(self._read_facts, paths["users"])
+            facts = self._attempt(NO_FACTS, self._read_facts, paths["users"])
         if "labels" in paths:
-            labels = self._attempt(self._read_labels, paths["labels"], about["positive"])
+            positive = about["positive"]
+            labels = self._attempt(NO_FACTS, self._read_labels, paths["labels"], positive)
         self._check_across(events, facts, labels)
         if not self.findings.of("error"):
-            users = self._attempt(self._assemble, about, events, facts, labels)
+            users = self._attempt(None, self._assemble, about, events, facts, labels)
         return users, self.findings
 
-    def _attempt(self, step, *arguments):
+    def _attempt(self, default, step, *arguments):
         """Run a step; what it raises becomes a finding, so that the next steps are read too."""
         try:
             return step(*arguments)
         except DataError as error:
             findings = self.findings.of_table(error.file)
             findings.add(error.column, error.value, error.hint, row=error.row)
-            return None
+            return default
 
     def _read_about(self, folder: Path) -> dict:
-        about = self._attempt(read_about, folder / "about.json") or {}
+        about = self._attempt({}, read_about, folder / "about.json")
         findings = self.findings.of_table("about.json")
         for key in sorted(about.keys() - set(ABOUT_FIELDS)):
             message = f"not read. The fields are {', '.join(ABOUT_FIELDS)}."
@@ -223,8 +228,7 @@ class _Reader:
             roles.kind = modalities[0]
         events = _Events(table, roles, about["columns"])
         events.read_columns(about["timezone"])
-        today = self.today or pd.Timestamp.now("UTC").tz_localize(None)
-        events.drop_rows(about["duplicates"], today)
+        events.drop_rows(about["duplicates"])
         if modalities:
             check_modalities(table.findings, events.rows["modality"], modalities)
         return events
@@ -236,12 +240,10 @@ class _Reader:
         roles = find_fact_columns(table)
         result = pd.DataFrame({"user": read_ids(findings, frame[roles.user])})
         for name in frame:
-            if name in roles.words:
-                words = read_words(findings, frame[name], "modality")
-                taken = set(frame) | set(result)
-                result = result.join(one_column_per_kind(findings, words, taken))
-            elif name in roles.numbers:
-                result[name] = read_numbers(findings, frame[name], "fact", table.semicolons)
+            if name in roles.words or name in roles.numbers:
+                values = _read_fact(findings, frame[name], name in roles.numbers, table)
+                others = frame.columns.drop(name).union(result.columns)
+                result = result.join(attribute_columns(findings, values, others))
         return _one_row_per_user(table, roles, result)
 
     def _read_labels(self, source, positive: str | None) -> pd.DataFrame:
@@ -253,15 +255,11 @@ class _Reader:
         if events is not None:
             known = set(events.rows["user"].cat.categories)
             for frame, needed in ((facts, False), (labels, True)):
-                if frame is not None:
-                    ids = pd.Series(frame.index, name="user")
-                    findings = self.findings.of_table(frame.attrs["source"])
-                    check_known_ids(findings, ids, known, needed)
+                ids = pd.Series(frame.index, name="user")
+                findings = self.findings.of_table(frame.attrs["source"])
+                check_known_ids(findings, ids, known, needed)
             inputs[events.table.name] = events.inputs()
-        if facts is not None:
-            inputs[facts.attrs["source"]] = facts.attrs["columns"]
-        if labels is None:
-            return
+        inputs[facts.attrs["source"]] = facts.attrs["columns"]
         for file, columns in inputs.items():
             # also where the words of a column became other columns
             for name in sorted(set(columns) & set(labels)):
@@ -275,16 +273,14 @@ class _Reader:
         end = events.rows["time"].max() + DAY
         if "cutoff" in about:
             end = parse_cutoff(about["cutoff"], "cutoff")
-        tabular = events.take_attributes(end, facts)
+        tabular = facts.join(events.take_attributes(end, facts.columns), how="outer")
+        tabular.attrs = facts.attrs
         if self.findings.of("error"):
             return None
-        if facts is not None:
-            tabular = facts.join(tabular, how="outer")
-            tabular.attrs = facts.attrs
         options = ("name", "cutoff", "modalities", "horizon_days", "unit", "words")
         users = Users.from_events(
             events.finish(),
-            tabular=None if facts is None and not tabular.shape[1] else tabular,
+            tabular=tabular,
             labels=labels,
             source=findings.file,
             **{name: about[name] for name in options if name in about},
@@ -333,6 +329,13 @@ def read_label_table(
         if column in (None, name):
             result[name] = read_label(table.findings, table.frame[name], positive)
     return _one_row_per_user(table, roles, result)
+
+
+def _read_fact(findings: Findings, cells: pd.Series, is_number: bool, table: Table) -> pd.Series:
+    """Read a column that describes users: floats, or words as categories."""
+    if is_number:
+        return read_numbers(findings, cells, "fact", table.semicolons)
+    return read_words(findings, cells, "modality")
 
 
 def _one_row_per_user(table: Table, roles: Roles, frame: pd.DataFrame) -> pd.DataFrame:
@@ -408,12 +411,11 @@ class _Events:
             self.findings.rows(frame[day], known, message, "changed" if read.guess else "note")
         return read.time
 
-    def drop_rows(self, duplicates: str, today: pd.Timestamp) -> None:
+    def drop_rows(self, duplicates: str) -> None:
         """Leave out rows that are no events, each with its reason, and report what cannot be read.
 
         Args:
             duplicates: "keep" or "drop".
-            today: Later events are left out.
         """
         rows = self.rows
         user = self.roles.user
@@ -429,7 +431,7 @@ class _Events:
             no_modality = rows["modality"].isna()
             self._drop(no_modality, self.roles.modality, "no modality. The row is left out.")
         self._check_times(day)
-        self._drop_late(day, today)
+        self._drop_late(day)
         again = self.table.frame.loc[self.rows.index, self.inputs()].duplicated()
         if duplicates == "drop":
             self._drop(again, user, "the same as an earlier row. It is left out.")
@@ -454,17 +456,18 @@ class _Events:
             message = f"{self.unclear_time}. Write it as 2025-01-31 18:00:00."
         self.findings.rows(cells, time.isna(), message)
         early = time.where(time < MAX_TIME)  # a later one is left out below
-        apply_rules(self.findings, early, "time", cells)
+        check_years(self.findings, early, cells)
 
-    def _drop_late(self, day: str, today: pd.Timestamp) -> None:
+    def _drop_late(self, day: str) -> None:
         """Leave out events beyond today: a slip of the pen, or 9999 for "never"."""
         time = self.rows["time"]
+        today = pd.Timestamp.now("UTC").tz_localize(None)
         late = time > today + DAY  # a day of grace: times may be local ones
         if late.mean() > 0.5:  # the clock of this machine is wrong, or the table is about plans
             late = time >= MAX_TIME
         self._drop(late, day, "beyond today. The row is left out.")
 
-    def take_attributes(self, cutoff: pd.Timestamp, facts: pd.DataFrame | None) -> pd.DataFrame:
+    def take_attributes(self, cutoff: pd.Timestamp, taken: pd.Index) -> pd.DataFrame:
         """Return the columns that describe users, from events before the cut-off only."""
         roles = self.roles
         user = self.rows["user"]
@@ -476,34 +479,24 @@ class _Events:
                 candidates += [name for name in roles.numbers if may_be_attribute(name)]
             frame = self.table.frame.loc[self.rows.index]
             names = find_attributes(frame, candidates, user, past)
-        result = pd.DataFrame(index=pd.Index(sorted(user.cat.categories), name="user"))
-        taken = set() if facts is None else set(facts)
+        result = pd.DataFrame(index=pd.Index(sorted(user.unique()), name="user", dtype=str))
         for name in names:
-            if name in roles.numbers or kind_of(self._cells(name)) == "numbers":
-                self._take_number(name, past, result, taken)
+            is_number = name in roles.numbers or kind_of(self._cells(name)) == "numbers"
+            values = _read_fact(Findings(), self._cells(name), is_number, self.table)
+            first = self._first_values(values, past, result.index)
+            n_kinds = first.nunique()
+            if not is_number and n_kinds > max(20, len(first) // 2):
+                reason = f"{count(n_kinds, 'word')} of {count(len(first), 'user')}, like names"
+                roles.left_out[name] = reason
+                continue
+            columns = attribute_columns(self.findings, first, taken)
+            self.attributes[name] = name
+            if is_number:
+                self.rows = self.rows.drop(columns=name, errors="ignore")
             else:
-                self._take_words(name, past, result, taken)
+                self.attributes[name] += f" ({count(columns.shape[1], 'kind')})"
+            result[list(columns)] = columns
         return result
-
-    def _take_number(self, name: str, past, result: pd.DataFrame, taken: set[str]) -> None:
-        values = read_numbers(Findings(), self._cells(name), "fact", self.table.semicolons)
-        result[name] = self._first_values(values.rename(name), past, result.index)
-        if name in taken:
-            self.findings.add(name, name, ATTRIBUTE_EXISTS.format(name))
-        self.rows = self.rows.drop(columns=name, errors="ignore")
-        self.attributes[name] = name
-
-    def _take_words(self, name: str, past, result: pd.DataFrame, taken: set[str]) -> None:
-        values = read_words(Findings(), self._cells(name), "modality")
-        words = self._first_values(values, past, result.index)
-        n_words = words.nunique()
-        if n_words > max(20, len(words) // 2):
-            reason = f"{count(n_words, 'word')} of {count(len(words), 'user')}, like names"
-            self.roles.left_out[name] = reason
-            return
-        columns = one_column_per_kind(self.findings, words, taken)
-        self.attributes[name] = f"{name} ({count(columns.shape[1], 'kind')})"
-        result[list(columns)] = columns
 
     def _first_values(self, values: pd.Series, past: pd.Series, users: pd.Index) -> pd.Series:
         """Return the first value of each user in the history, and note rows with another one."""
@@ -517,24 +510,24 @@ class _Events:
 
     def finish(self) -> pd.DataFrame:
         """Return the events with the columns that `Users.from_events` reads."""
-        used = {*self.attributes, *self.roles.left_out}
-        words = [name for name in self.roles.words if name not in used]
-        if "text" in self.named_columns:
-            reason = "words beside the text that was asked for"
-            self.roles.left_out |= dict.fromkeys(words, reason)
-            words = []
-        elif self.roles.text:
-            owner = plain_name(self.roles.user).removesuffix("_id")
-            for name in words.copy():
-                if plain_name(name).startswith(f"{owner}_"):
-                    words.remove(name)
-                    reason = f"tells of the {owner}, not of the event; name it in text= to keep it"
-                    self.roles.left_out[name] = reason
-        self.joined = [*self.roles.text, *words]
+        roles = self.roles
+        owner = plain_name(roles.user).removesuffix("_id")
+        words = []
+        for name in roles.words:
+            if name in self.attributes or name in roles.left_out:
+                continue
+            if "text" in self.named_columns:
+                roles.left_out[name] = "words beside the text that was asked for"
+            elif roles.text and plain_name(name).startswith(f"{owner}_"):
+                reason = f"tells of the {owner}, not of the event; name it in text= to keep it"
+                roles.left_out[name] = reason
+            else:
+                words.append(name)
+        self.joined = [*roles.text, *words]
         self.rows["text"] = self._join_words(self.joined)
-        n_kinds = self.rows["text"].nunique()
-        if self.roles.text and words:
-            text = self.roles.text[0]
+        if roles.text and words:
+            text = roles.text[0]
+            n_kinds = self.rows["text"].nunique()
             n_alone = self._cells(text).nunique()
             message = (
                 f"joined with {', '.join(words)}: {n_kinds:,} kinds instead of {n_alone:,}. To read"
@@ -553,20 +546,17 @@ class _Events:
         index = self.rows.index
         if not columns:
             return pd.Series(self.roles.word, index, dtype="category")
-        words = pd.concat([self._read_part(name) for name in columns], axis=1)
-        codes = pd.DataFrame({name: words[name].cat.codes for name in columns})
-        group = codes.groupby(columns, sort=False).ngroup()
-        first = words[~group.duplicated()]  # one row for each group, in their order
-        joined = [
-            ", ".join(word for word in row if isinstance(word, str))
-            for row in first.itertuples(index=False)
-        ]
-        texts = pd.Series(joined, first.index, dtype=str).replace("", self.roles.word)
-        texts = apply_rules(self.findings, texts, "text").astype("category")
+        texts = pd.Series("", index, dtype=str)
+        for name in columns:
+            words = self._read_part(name).astype(str)
+            comma = np.where((texts != "") & words.notna(), ", ", "")
+            texts = texts + comma + words.fillna("")
+        empty = texts == ""
+        texts, too_long = cut_texts(texts.mask(empty, self.roles.word))
+        self.findings.rows(texts, too_long, TOO_LONG, "changed")
         message = f"no words. The event is called {self.roles.word!r}."
-        empty = words.isna().all(axis=1)
         self.findings.rows(self._cells(columns[0]), empty, message, "changed")
-        return texts.iloc[group].set_axis(index)
+        return texts.astype("category")
 
     def _read_part(self, name: str) -> pd.Series:
         cells = self._cells(name)
@@ -600,13 +590,12 @@ class _Events:
         )
 
 
-def check_folder(path, out=None, today=None) -> tuple[dict, str]:
+def check_folder(path, out=None) -> tuple[dict, str]:
     """Tell what is in a table or folder and what is wrong with it, as plain data and in words.
 
     Args:
         path: Anything that `read_events` reads.
         out: Folder for the users as they were read; written whole or not at all. Default: none.
-        today: Events beyond it are left out (default: now).
 
     Returns:
         The data holds `in_order` and `problems`, and for what can be read also the users, events,
@@ -624,7 +613,7 @@ def check_folder(path, out=None, today=None) -> tuple[dict, str]:
         >>> check_folder(folder)[0]["in_order"]
         False
     """
-    users, findings = _Reader(path, {"columns": {}}, today).read()
+    users, findings = _Reader(path, {"columns": {}}).read()
     errors = findings.of("error")
     data = {"in_order": not errors, "problems": [asdict(finding) for finding in findings.found]}
     if users is None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
 from math import prod, sqrt
 
 import numpy as np
@@ -92,16 +91,6 @@ def parse_weights(field: str) -> dict[str, float]:
     return result
 
 
-def theme_texts(row: dict[str, str], modality: str) -> tuple[str, ...]:
-    """Fill the templates of a modality with the things and apps of one row of the themes table."""
-    things = row["things"].split(",")
-    apps = row["apps"].split(",")
-    texts = []
-    for template, thing, app in product(TEXT_TEMPLATES[modality], things, apps):
-        texts.append(template.format(thing=thing.strip(), app=app.strip(), **row))
-    return tuple(dict.fromkeys(texts))
-
-
 @cache
 def themes() -> tuple[Theme, ...]:
     """Return the themes of the sample data, each with its texts.
@@ -113,20 +102,26 @@ def themes() -> tuple[Theme, ...]:
     result = []
     for row in read_table("sample_themes"):
         weight = parse_weights(row["modalities"])
-        texts = {modality: theme_texts(row, modality) for modality in weight}
+        texts = {}
+        for modality in weight:
+            filled = []
+            for template in TEXT_TEMPLATES[modality]:
+                for thing in row["things"].split(", "):
+                    for app in row["apps"].split(", "):
+                        filled.append(template.format_map(row | {"thing": thing, "app": app}))
+            texts[modality] = tuple(dict.fromkeys(filled))
         load = parse_weights(row["traits"])
         result.append(Theme(row["theme"], weight, load, float(row["price"]), texts))
     return tuple(result)
 
 
 TASK_ROWS = read_table("sample_tasks")
-TRAITS = {  # trait -> its loading on each of the four common causes
-    trait: tuple(map(float, shares))
-    for trait, *shares in map(dict.values, read_table("sample_traits"))
-}
-TASKS = {  # task -> constant of the logit, weights of its traits (the main one first)
-    row["task"]: (float(row["constant"]), parse_weights(row["terms"])) for row in TASK_ROWS
-}
+TRAITS = {}  # trait -> its loading on each of the four common causes
+for trait, *shares in map(dict.values, read_table("sample_traits")):
+    TRAITS[trait] = tuple(map(float, shares))
+TASKS = {}  # task -> constant of the logit, weights of its traits (the main one first)
+for row in TASK_ROWS:
+    TASKS[row["task"]] = (float(row["constant"]), parse_weights(row["terms"]))
 QUERIES = {row["task"]: row["query"] for row in TASK_ROWS}  # `{user}`: the unit
 
 
@@ -191,7 +186,9 @@ def make_sample_users(n: int = 2000, seed: int = 0) -> Users:
     months = [rng.random(truth.p.shape) < truth.p for _ in range(HISTORY_DAYS // MONTH)]
     months.append(truth.label)
     noise = 0.3 * rng.standard_normal((len(EVENT_RATES), n))
-    parts = [_emit(rng, place, truth, months, row) for place, row in enumerate(noise)]
+    parts = []
+    for place, row in enumerate(noise):
+        parts.append(_emit(rng, place, truth, months, row))
     return Users.from_events(
         pd.concat(parts, ignore_index=True),
         START + pd.Timedelta(days=HISTORY_DAYS),
@@ -364,14 +361,10 @@ def _write(
     pick = np.where(is_favorite, favorite, rng.integers(0, size[theme]))
     minute = day * 1440 + _minutes(rng, user, traits)
     all_texts = [text for texts in texts_by_theme for text in texts]
-    frame = pd.DataFrame(
-        {
-            "user": pd.Categorical.from_codes(user, _ids(len(traits["wealth"]))),
-            "time": START.to_datetime64() + minute.astype("timedelta64[m]"),
-            "modality": modality,
-            "text": pd.Categorical.from_codes(first[theme] + pick, all_texts),
-        }
-    )
+    frame = pd.DataFrame({"user": _ids(len(traits["wealth"]))[user]})
+    frame["time"] = START + pd.to_timedelta(minute, "min")
+    frame["modality"] = modality
+    frame["text"] = np.array(all_texts)[first[theme] + pick]
     if modality == "bill":
         price = np.array([t.price for t in themes()])[theme]
         taste = 0.3 * traits["wealth"] - 0.1 * traits["thrift"]

@@ -158,25 +158,27 @@ def _decode_bytes(table: Table) -> None:
         if not is_bytes.any():
             continue
         texts = cells[is_bytes].str.decode("utf-8", "replace")
-        broken = texts.str.contains("\ufffd", regex=False).reindex(cells.index, fill_value=False)
+        broken = texts.str.contains("\ufffd", regex=False)
         message = "bytes, not words. They are read as UTF-8."
-        table.findings.rows(cells, is_bytes & ~broken, message, "changed")
-        table.findings.rows(cells, broken, "bytes that are not UTF-8. Write words.")
+        table.findings.rows(cells[is_bytes], ~broken, message, "changed")
+        table.findings.rows(cells[is_bytes], broken, "bytes that are not UTF-8. Write words.")
         table.frame = table.frame.assign(**{name: cells.mask(is_bytes, texts)})
 
 
 def _open_path(path: Path, findings: Findings) -> Table:
-    if path.is_dir():
-        return Table(findings, _read_parquet(path))
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist. Give the path of a file or a folder.")
-    with path.open("rb") as file:
-        start = file.read(8)
     kind = _format(path)
-    if start.startswith(b"PAR1") or kind == "parquet":
-        return Table(findings, _read_parquet(path))
+    start = b""
+    if path.is_dir():
+        kind = "parquet"
+    else:
+        with path.open("rb") as file:
+            start = file.read(8)
     if start.startswith(OLD_WORKBOOK) or kind == "xls":
         raise _unreadable(path.name, "an old workbook (.xls). Save it as CSV UTF-8.")
+    if start.startswith(b"PAR1") or kind == "parquet":
+        return Table(findings, _read_parquet(path))
     if start.startswith(WORKBOOK) or kind == "xlsx":
         return Table(findings, _read_workbook(path, findings))
     if kind in ("jsonl", "ndjson", "json"):

@@ -264,13 +264,6 @@ def _main_number(past: pd.DataFrame, numbers: tuple[str, ...]) -> str:
     return filled.idxmax() if numbers else ""
 
 
-def _number_thing(column: str, words: str) -> Thing:
-    """Return the thing of a number column; people ask what was spent, whatever money is called."""
-    label = plain_label(words)
-    is_money = not MONEY_WORDS.isdisjoint(label.split())
-    return Thing(f"number:{column}", "number", label, alias=f"{label} spent" if is_money else "")
-
-
 def _list_things(users: Users, past: pd.DataFrame) -> tuple[Thing, ...]:
     """List what can be pointed at in the past events."""
     counts = past["text"].value_counts()
@@ -278,23 +271,24 @@ def _list_things(users: Users, past: pd.DataFrame) -> tuple[Thing, ...]:
     sizes = past.groupby(["text", "modality"], observed=True).size().sort_values(kind="stable")
     modality = dict(sizes.index)  # of each text the last one, the most frequent
 
-    def called(name: str) -> str:
-        return users.words.get(name) or name
+    def label(name: str) -> str:
+        return plain_label(users.words.get(name) or name)
 
-    things = [
-        Thing(f"text:{text}", "text", plain_label(called(text)), modality[text])
-        for text in sorted(counts.index)
-    ]
-    things += [
-        Thing(f"modality:{name}", "modality", plain_label(called(name)), name)
-        for name in users.modalities
-    ]
-    things += [_number_thing(column, called(column)) for column in users.numbers]
+    things = []
+    for text in sorted(counts.index):
+        things.append(Thing(f"text:{text}", "text", label(text), modality[text]))
+    for name in users.modalities:
+        things.append(Thing(f"modality:{name}", "modality", label(name), name))
+    for column in users.numbers:  # people ask what was spent, whatever money is called
+        words = label(column)
+        alias = "" if MONEY_WORDS.isdisjoint(words.split()) else f"{words} spent"
+        things.append(Thing(f"number:{column}", "number", words, alias=alias))
     if (past["time"].dt.normalize() != past["time"]).any():
-        things += [Thing(f"time:{name}", "time", name) for name in DAY_PARTS]
-    things += [Thing(f"time:{name}", "time", name) for name in WEEK_PARTS]
-    things += [
-        Thing(f"attribute:{column}", "attribute", plain_label(called(column).replace(".", " ")))
-        for column in users.tabular.columns
-    ]
+        for name in DAY_PARTS:
+            things.append(Thing(f"time:{name}", "time", name))
+    for name in WEEK_PARTS:
+        things.append(Thing(f"time:{name}", "time", name))
+    for column in users.tabular.columns:
+        words = (users.words.get(column) or column).replace(".", " ")
+        things.append(Thing(f"attribute:{column}", "attribute", plain_label(words)))
     return tuple(things)

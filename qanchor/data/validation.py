@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -86,7 +86,7 @@ class Findings:
         Args:
             file: Name of the table.
         """
-        return Findings(file, self.strict, self.found)
+        return Findings(file, found=self.found)
 
     def add(self, column, value, message: str, kind="error", row=None, rows=0) -> None:
         """Add a finding; the arguments are those of `Finding`.
@@ -173,17 +173,17 @@ class Report:
         findings: All that was found.
 
     Example:
-        >>> print(Report("events.csv", {"user": ["id"]}, rows=3, kept=3))
+        >>> print(Report("events.csv", {"user": ["id"]}, 3, 3, pd.DataFrame(), []))
         events.csv: 3 of 3 rows are events.
           user: id
     """
 
     source: str
-    columns: dict[str, list[str]] = field(default_factory=dict)
-    rows: int = 0
-    kept: int = 0
-    sums: pd.DataFrame = field(default_factory=pd.DataFrame)
-    findings: list[Finding] = field(default_factory=list)
+    columns: dict[str, list[str]]
+    rows: int
+    kept: int
+    sums: pd.DataFrame
+    findings: list[Finding]
 
     @property
     def dropped(self) -> int:
@@ -206,21 +206,6 @@ class Report:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A rule that the cells of a column must satisfy, or how a cell that does not is changed.
-
-    Args:
-        is_bad: Returns one truth for each cell.
-        message: What is wrong and what to do.
-        fix: Returns what the bad cells become when a table is read; None if that is an error.
-    """
-
-    is_bad: Callable[[pd.Series], pd.Series]
-    message: str
-    fix: Callable[[pd.Series], object] | None = None
-
-
 def has_surrogate(cells: pd.Series) -> pd.Series:
     """Find texts with a lone surrogate, which no file can hold; only object columns can.
 
@@ -230,14 +215,6 @@ def has_surrogate(cells: pd.Series) -> pd.Series:
     if cells.dtype != object:
         return pd.Series(False, index=cells.index)
     return cells.map(lambda text: isinstance(text, str) and replace_surrogates(text) != text)
-
-
-def _is_blank(cells: pd.Series) -> pd.Series:
-    return cells.isna() | (cells.str.strip() == "")
-
-
-def _is_out_of_range(time: pd.Series) -> pd.Series:
-    return (time < MIN_TIME) | (time >= MAX_TIME)
 
 
 LIKE_A_LABEL = "named like a label, which must never be an input. Drop the column, or rename one."
@@ -250,58 +227,60 @@ NOT_A_NUMBER = "not a number. Encode it as numbers, or drop the column."
 UNREADABLE = "cannot be read. Write it again as parquet or csv."
 NOT_A_TIME = "not a time. Write it as 2025-01-31 18:00:00."
 OUT_OF_RANGE = f"not from {MIN_TIME.year} to {MAX_TIME.year - 1}. Check the year."
-TOO_LONG = Rule(
-    lambda cells: cells.str.len() > MAX_TEXT,
-    f"over {MAX_TEXT:,} characters. Shorten it.",
-    lambda cells: cells.str.slice(stop=MAX_TEXT - 1) + "…",
-)
-NULL_BYTE = Rule(lambda cells: cells.str.contains("\x00", regex=False), "a null byte. Remove it.")
-NOT_FINITE = Rule(np.isinf, "not finite. Leave the cell empty.", lambda cells: np.nan)
-TOO_LARGE = Rule(
-    lambda cells: cells.abs() > MAX_NUMBER,
-    f"beyond {MAX_NUMBER:.0e}. Check the amount.",
-)
-NO_LABEL = Rule(
-    lambda cells: cells.notna() & ~cells.isin([0, 1]),
-    "a label is 0, 1 or empty. Write one of them.",
-)
-RULES = {
-    "user": [Rule(_is_blank, NO_ID)],
-    "modality": [Rule(_is_blank, EMPTY)],
-    "text": [Rule(_is_blank, EMPTY), TOO_LONG, NULL_BYTE],
-    "time": [Rule(_is_out_of_range, OUT_OF_RANGE)],
-    "number": [NOT_FINITE, TOO_LARGE],
-    "fact": [NOT_FINITE],
-    "label": [NOT_FINITE, NO_LABEL],
-}
+TOO_LONG = f"over {MAX_TEXT:,} characters. Shorten it."
+NULL_BYTE = "a null byte. Remove it."
+NOT_FINITE = "not finite. Leave the cell empty."
+TOO_LARGE = f"beyond {MAX_NUMBER:.0e}. Check the amount."
+NO_LABEL = "a label is 0, 1 or empty. Write one of them."
 
 
-def apply_rules(
-    findings: Findings, cells: pd.Series, role: str, original: pd.Series | None = None
-) -> pd.Series:
-    """Check a column by the rules of its role and fix what can be fixed.
+def check_years(findings: Findings, time: pd.Series, cells: pd.Series) -> None:
+    """Report times of a year that no event can be from.
 
     Args:
-        findings: Collects what is found; if it is strict, nothing is fixed and the first is raised.
-        cells: The column.
-        role: Key of `RULES`.
-        original: The column as it was in the table, for messages (default: `cells`).
+        findings: Collects them.
+        time: The times.
+        cells: The column as it was in the table, for messages.
+    """
+    findings.rows(cells, (time < MIN_TIME) | (time >= MAX_TIME), OUT_OF_RANGE)
+
+
+def check_numbers(findings: Findings, values: pd.Series, role: str, cells: pd.Series) -> pd.Series:
+    """Check numbers by the rules of their role; infinite ones are emptied.
+
+    Args:
+        findings: Collects what is found.
+        values: Floats.
+        role: "number", "fact" or "label".
+        cells: The column as it was in the table, for messages.
 
     Returns:
-        The column.
+        The numbers, NaN where one was infinite.
 
     Raises:
         DataError: The findings are strict, and a cell breaks a rule.
     """
-    original = cells if original is None else original
-    for rule in RULES[role]:
-        bad = rule.is_bad(cells)
-        if rule.fix is None or findings.strict:
-            findings.rows(original, bad, rule.message)
-        elif bad.any():
-            findings.rows(original, bad, rule.message, "changed")
-            cells = cells.mask(bad, rule.fix(cells))
-    return cells
+    infinite = np.isinf(values)
+    findings.rows(cells, infinite, NOT_FINITE, "error" if findings.strict else "changed")
+    values = values.mask(infinite)
+    if role == "number":
+        findings.rows(cells, values.abs() > MAX_NUMBER, TOO_LARGE)
+    if role == "label":
+        findings.rows(cells, values.notna() & ~values.isin([0, 1]), NO_LABEL)
+    return values
+
+
+def cut_texts(texts: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Cut texts to 2,000 characters.
+
+    Args:
+        texts: The texts.
+
+    Returns:
+        The texts, and for each whether it was cut.
+    """
+    too_long = texts.str.len() > MAX_TEXT
+    return texts.mask(too_long, texts.str.slice(stop=MAX_TEXT - 1) + "…"), too_long
 
 
 def validated_events(events: pd.DataFrame, source: str = "events") -> pd.DataFrame:
@@ -337,7 +316,13 @@ def validated_events(events: pd.DataFrame, source: str = "events") -> pd.DataFra
             result[column] = _iso_times(findings, cells)
         elif column in REQUIRED:
             findings.rows(cells, has_surrogate(cells), HALF_CHARACTER)
-            result[column] = apply_rules(findings, cells.astype(str), column)
+            words = cells.astype(str)
+            empty = words.isna() | (words.str.strip() == "")
+            findings.rows(words, empty, NO_ID if column == "user" else EMPTY)
+            if column == "text":
+                findings.rows(words, words.str.len() > MAX_TEXT, TOO_LONG)
+                findings.rows(words, words.str.contains("\x00", regex=False), NULL_BYTE)
+            result[column] = words
         else:
             result[column] = plain_numbers(findings, cells, "number")
     return result
@@ -383,7 +368,8 @@ def _iso_times(findings: Findings, cells: pd.Series) -> pd.Series:
     time = parse_times(texts)
     relative = texts.astype(object).isin(["now", "today"])  # pandas would read the clock
     findings.rows(cells, time.isna() | relative, NOT_A_TIME)
-    return apply_rules(findings, time, "time", cells)
+    check_years(findings, time, cells)
+    return time
 
 
 def plain_numbers(findings: Findings, cells: pd.Series, role: str) -> pd.Series:
@@ -400,10 +386,10 @@ def plain_numbers(findings: Findings, cells: pd.Series, role: str) -> pd.Series:
     if cells.dtype.kind in "mM":
         message = "a time, not a number. Write a number, or drop the column."
         findings.add(cells.name, str(cells.dtype), message)
-        return pd.Series(np.nan, cells.index)
+        return pd.Series(np.nan, cells.index, name=cells.name)
     values = pd.to_numeric(cells, errors="coerce").astype(float)
     findings.rows(cells, values.isna() & cells.notna(), NOT_A_NUMBER)
-    return apply_rules(findings, values, role, cells)
+    return check_numbers(findings, values, role, cells)
 
 
 def check_modalities(findings: Findings, modality: pd.Series, known: tuple[str, ...]) -> None:

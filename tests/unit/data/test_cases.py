@@ -567,6 +567,17 @@ def test_35_words_of_a_user_become_attributes(tmp_path):
     assert users.tabular.loc["u0"].tolist() == [1, 0, 0, 1, 0] and users.numbers == ("seconds",)
 
 
+@pytest.mark.filterwarnings("ignore:1 row of 41 were left out")
+@pytest.mark.parametrize("country", [[], ["country"]])
+def test_a_user_without_a_row_that_is_kept_is_no_user(tmp_path, country):
+    rows = [(*row, ("DE", "FR")[i % 2]) for i, row in enumerate(days(40, users=4))]
+    frame = pd.DataFrame(rows, columns=[*HEADER.split(","), "country"])
+    frame.loc[40] = ("ghost", None, "visit", "page 1", "DE")
+    users = read_events(frame[[*HEADER.split(","), *country]])
+    assert users.ids == ("u0", "u1", "u2", "u3") and users.report.dropped == 1
+    assert list(users.tabular) == [f"{name}.{kind}" for name in country for kind in ("DE", "FR")]
+
+
 def test_attributes_are_those_of_the_history(tmp_path):
     """What changes only after the cut-off must not show before it."""
     rows = [

@@ -21,7 +21,6 @@ from qanchor.data.things import ThingEvents
 from qanchor.data.validation import MAX_TEXT, Finding, Report, shown
 from qanchor.errors import DataError, QanchorError
 
-TODAY = pd.Timestamp("2025-06-01")
 LINES = [
     ("a", "2025-01-02 10:00", "bill", "noodles", 3.0),
     ("a", "2025-02-01 11:00", "search", "flights", np.nan),
@@ -65,7 +64,7 @@ def with_cell(frame: pd.DataFrame, row: int, column: str, value) -> pd.DataFrame
 
 
 def problems(folder: Path) -> list[dict]:
-    return check_folder(folder, today=TODAY)[0]["problems"]
+    return check_folder(folder)[0]["problems"]
 
 
 CELLS = {  # file, row, column, value; part of the message, kind
@@ -123,7 +122,7 @@ def test_each_fault_of_a_cell_is_told_once_and_the_rest_is_kept(tmp_path, case, 
     frames[stem] = with_cell(frames[stem], row, column, value)
     folder = put(tmp_path / "mine", frames, kind)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    data, words = check_folder(folder, tmp_path / "out", today=TODAY)
+    data, words = check_folder(folder, tmp_path / "out")
     assert json.dumps(data, allow_nan=False)
     found = [p for p in data["problems"] if said in p["message"] and p["column"] == column]
     assert [(p["file"], p["row"], p["kind"]) for p in found] == [(f"{stem}.{kind}", row, severity)]
@@ -141,7 +140,7 @@ def test_a_good_folder_has_no_problem(tmp_path):
     for kind in ("csv", "parquet"):
         folder = put(tmp_path / kind, good(), kind, name="mine", unit="person")
         out = tmp_path / f"{kind}-out"
-        assert check_folder(folder, out, TODAY)[0]["problems"] == []
+        assert check_folder(folder, out)[0]["problems"] == []
         first, second = load_users(folder), load_users(out)
         words = {"text": str}
         pd.testing.assert_frame_equal(first.events.astype(words), second.events.astype(words))
@@ -157,7 +156,7 @@ def test_all_problems_are_told_at_once(tmp_path):
     frames["users"] = with_cell(frames["users"], 1, "home.rooms", "red")
     frames["labels"] = pd.DataFrame({"user": ["a", "a", "b"], "travels": [1, 0, 1]})
     folder = put(tmp_path / "mine", frames)
-    data, words = check_folder(folder, tmp_path / "out", TODAY)
+    data, words = check_folder(folder, tmp_path / "out")
     errors = [(p["file"], p["row"], p["column"]) for p in data["problems"] if p["kind"] == "error"]
     assert sorted(errors) == [
         ("events.csv", 0, "time"),
@@ -297,7 +296,7 @@ def test_ids_that_look_like_numbers_are_kept_apart(tmp_path):
     frames["events"] = frames["events"].assign(user=["7", "7", "007", "007", "8", "8"])
     folder = put(tmp_path / "mine", {"events": frames["events"]})
     assert load_users(folder).ids == ("007", "7", "8")
-    check_folder(folder, tmp_path / "out", TODAY)
+    check_folder(folder, tmp_path / "out")
     assert load_users(tmp_path / "out").ids == ("007", "7", "8")
 
 
@@ -376,11 +375,11 @@ def test_out_is_never_the_folder_and_never_half_written(tmp_path, monkeypatch):
     folder = put(tmp_path / "mine", good())
     for out in (folder, folder / "fixed", tmp_path / "x" / ".." / "mine"):
         with pytest.raises(ValueError, match="lies in it"):
-            check_folder(folder, out, TODAY)
+            check_folder(folder, out)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "note").write_text("mine")
     with pytest.raises(FileExistsError, match="holds something already"):
-        check_folder(folder, tmp_path / "full", TODAY)
+        check_folder(folder, tmp_path / "full")
     (tmp_path / "empty").mkdir()
     real = pd.DataFrame.to_parquet
 
@@ -391,9 +390,9 @@ def test_out_is_never_the_folder_and_never_half_written(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         patch.setattr(pd.DataFrame, "to_parquet", full_disk)
-        check_folder(folder, tmp_path / "empty", TODAY)
+        check_folder(folder, tmp_path / "empty")
     assert not list(tmp_path.glob("empty/*")) and not list(tmp_path.glob(".*"))
-    check_folder(folder, tmp_path / "empty", TODAY)
+    check_folder(folder, tmp_path / "empty")
     assert len(load_users(tmp_path / "empty").events) == 6
 
 
@@ -401,7 +400,7 @@ def test_check_says_what_is_there(tmp_path):
     frames = good()
     plans = {"plan.basic": [1.0, None, 0.0], "plan.gold": [0.0, None, 1.0]}
     frames["users"] = pd.DataFrame({"user": ["a", "b", "c"], **plans, "age": [30.0, None, None]})
-    data, words = check_folder(put(tmp_path / "mine", frames), today=TODAY)
+    data, words = check_folder(put(tmp_path / "mine", frames))
     assert data["in_order"] and data["events"] == 6
     assert "users: 3" in words
     data, words = check_folder(tmp_path / "mine" / "events.csv", tmp_path / "out")
@@ -414,7 +413,7 @@ def test_what_is_shown_is_cut():
     assert shown(2**70) == 2**70  # no float can say whether it is finite
     finding = Finding("events.csv", 3, 2, "amount", "x" * 80, "not finite: leave the cell empty")
     assert len(str(finding)) < 200 and str(finding).endswith("(2 rows)")
-    assert str(Report("a", rows=2, kept=1)) == "a: 1 of 2 rows are events."
+    assert str(Report("a", {}, 2, 1, pd.DataFrame(), [])) == "a: 1 of 2 rows are events."
     assert plain_name("HTTPStatus Code") == "http_status_code"
 
 
@@ -439,7 +438,7 @@ def check_and_load(folder: Path, out: Path) -> None:
     """Whatever is in a folder: it is read and adds up, or it is refused and nothing is written."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        data, words = check_folder(folder, out, TODAY)
+        data, words = check_folder(folder, out)
         assert words and json.dumps(data, allow_nan=False)
         if not data["in_order"]:
             assert not out.exists()
