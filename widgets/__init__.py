@@ -6,6 +6,7 @@ from widgets.lens import QueryLens
 from widgets.prompt_tuning import PromptTuningView
 from widgets.query_matrix import QueryMatrixView
 from widgets.result_card import ResultCard
+from widgets.retention import RetentionView
 from widgets.selection import SelectionPanel
 from widgets.workbench import Workbench
 
@@ -16,6 +17,7 @@ __all__ = [
     "QueryLens",
     "QueryMatrixView",
     "ResultCard",
+    "RetentionView",
     "SelectionPanel",
     "Workbench",
 ]

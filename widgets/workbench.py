@@ -17,6 +17,7 @@ from widgets.clusters import ClusterView
 from widgets.lens import QueryLens
 from widgets.prompt_tuning import PromptTuningView
 from widgets.query_matrix import QueryMatrixView
+from widgets.retention import RetentionView
 from widgets.selection import SelectionPanel
 from widgets.tour import Tour
 
@@ -30,14 +31,15 @@ HINT = (
 class Workbench(ipywidgets.VBox):
     """All views on one page: ask, look at groups, attention and clusters, and tune.
 
-    The views are `lens`, `panel`, `matrix`, `attention`, `clusters` (once compared) and `tuning`;
-    all follow `selection`. They stand on the pages `titles`; Tab and the arrow keys reach each of
+    The views are `lens`, `panel`, `retention`, `matrix`, `attention`, `clusters` (once compared)
+    and `tuning`; all follow `selection`. They stand on the pages `titles`; Tab and the arrow keys reach each of
     them, Enter turns to it.
 
     Args:
         backend: What the views ask: `qanchor.WorkbenchSession(engine, users)`, or any object with
-            its attributes `frame`, `lens`, `describe`, `explain`, `export`, `provenance`, `matrix`,
-            `attention`, `compare(before, after)` and `tuning` (None if there are no labels).
+            its attributes `frame`, `lens`, `describe`, `explain`, `export`, `provenance`,
+            `retention`, `funnel`, `steps` (examples for a funnel), `matrix`, `attention`,
+            `compare(before, after)` and `tuning` (None if there are no labels).
         query: Asked first.
         session: A small JSON file that keeps the queries, the selection and the named groups
             (default: nothing is kept). If it is there, the page opens as it was left. A session of
@@ -62,6 +64,9 @@ class Workbench(ipywidgets.VBox):
             backend.explain,
             backend.export,
             backend.provenance,
+        )
+        self.retention = RetentionView(
+            self.selection, backend.retention, backend.funnel, backend.steps
         )
         self.matrix = QueryMatrixView(
             backend.matrix,
@@ -146,7 +151,7 @@ class Workbench(ipywidgets.VBox):
         """Return the pages that there are, by title."""
         pages = {
             "Ask": self.lens,
-            "Group": self.panel,
+            "Group": ipywidgets.VBox([self.panel, self.retention]),
             "Matrix": self.matrix,
             "Attention": self.attention,
             "Clusters": self._cluster_page,

@@ -30,7 +30,8 @@ class WorkbenchSession:
 
     Attributes: `engine`, `users`, `cache`; `frame` (who the users are); `lens`, `attention`,
     `matrix`, `tuning` (None without labels), the back ends of these views; `describe`, `explain`,
-    `export`, `provenance`, for the selection panel; `compare`, for the cluster view.
+    `export`, `provenance`, for the selection panel; `retention`, `funnel`, `steps` (examples), for
+    the retention view; `compare`, for the cluster view.
 
     Args:
         engine: The model.
@@ -50,6 +51,7 @@ class WorkbenchSession:
         self.users = users
         self.cache = engine.prefill(users)
         self.frame = users.frame()
+        self.steps = users.modalities
         self.embedding_cache = EmbeddingCache(engine, self.cache)
         self.lens = LensBackend(
             engine, self.cache, users, method=method, embedding_cache=self.embedding_cache

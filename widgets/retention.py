@@ -1,0 +1,159 @@
+"""The retention view: how long users stay after their first day, and how far they go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from threading import Event
+
+import pandas as pd
+from traitlets import Dict
+
+from widgets.base import Ids, Selection, View, Worker, attempt, read_static
+from widgets.packing import json_rows
+from widgets.static_html import static_page
+
+TITLE = "Over time"
+SIDES = {"group": "selected", "rest": "the rest", "all": "all"}
+
+
+class RetentionView(View):
+    """Show how many users stay period by period, and how many go how far, the selected beside the
+    rest; of all users while none are selected.
+
+    Args:
+        selection: The selection of a view, as `lens.selection`; this view follows it.
+        retention: Called as `retention(ids)`, `ids` None for all users; returns an update whose
+            `message` is a sentence and `data["frame"]` a frame `side, period, users, active, share,
+            low, high`, with `period_days` in its `attrs`.
+        funnel: Called as `funnel(ids, steps)`; likewise, with `step` in place of `period`.
+        steps: What a funnel may be of, as examples.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> frame = pd.DataFrame({"side": ["all"], "period": [0], "share": [1.0]})
+        >>> update = SimpleNamespace(message="All came.", data={"frame": frame})
+        >>> selection = Selection(("a", "b"), lambda rows: None)
+        >>> view = RetentionView(selection, lambda ids: update, lambda ids, steps: update)
+        >>> view.show_retention(), view
+        ('All came.', RetentionView(0 of 2 users selected))
+    """
+
+    _esm = read_static("geometry.mjs", "dom.mjs", "kernel.mjs", "retention.mjs")
+    _css = read_static("lens.css", "selection.css", "retention.css")
+    _about = Dict().tag(sync=True)  # title and examples of steps: never changes
+    _curve = Dict().tag(sync=True)  # rows, sentence, days, error
+    _steps = Dict().tag(sync=True)  # rows, sentence, text, error
+    _status = Dict().tag(sync=True)  # busy
+
+    def __init__(
+        self,
+        selection: Selection,
+        retention: Callable,
+        funnel: Callable,
+        steps: Sequence[str] = (),
+    ):
+        self.selection = selection
+        self._retention = retention
+        self._funnel = funnel
+        self._funnel_steps: list[str] = []
+        self._shown: dict[str, pd.DataFrame] = {}
+        about = {"title": TITLE, "sides": SIDES, "steps": list(steps), "units": selection.units}
+        super().__init__(_about=about)
+        self._funnel_worker = Worker()
+        selection.observe(self._on_select)
+        self._on_select(selection.rows)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The retention that is shown."""
+        return self._shown["retention"].copy()
+
+    @property
+    def funnel_frame(self) -> pd.DataFrame:
+        """The funnel that is shown; no rows before there is one."""
+        return self._shown.get("funnel", pd.DataFrame()).copy()
+
+    def show_retention(self) -> str:
+        """Show the retention of the selected users, and return it in words."""
+        update = self._retention(self._ids)
+        frame = update.data["frame"]
+        self._shown["retention"] = frame
+        self._curve = {
+            "rows": json_rows(frame),
+            "sentence": update.message,
+            "days": frame.attrs.get("period_days", 1),
+        }
+        return update.message
+
+    def show_funnel(self, steps: Sequence[str]) -> str:
+        """Show how many of the selected users did several things, each after the one before.
+
+        Args:
+            steps: The things, in order.
+
+        Returns:
+            The funnel in words.
+        """
+        update = self._funnel(self._ids, list(steps))
+        self._funnel_steps = list(steps)
+        self._shown["funnel"] = update.data["frame"]
+        self._steps = {
+            "rows": json_rows(update.data["frame"]),
+            "sentence": update.message,
+            "text": ", ".join(steps),
+        }
+        return update.message
+
+    @property
+    def _ids(self) -> Ids | None:
+        """The selected users; None if none or all are."""
+        ids = self.selection.ids
+        return ids if 0 < len(ids) < len(self.selection.all_ids) else None
+
+    def _on_select(self, _rows) -> None:
+        self._worker.start(self._follow)
+
+    def _follow(self, stop: Event) -> None:
+        """Show the users that are selected now."""
+        failed = attempt(self._show_again, "It could not be counted")
+        if failed and not stop.is_set():
+            self._curve = failed
+
+    def _show_again(self) -> dict:
+        self.show_retention()
+        if self._funnel_steps:
+            self.show_funnel(self._funnel_steps)
+        return {}
+
+    def _on_message(self, _widget, message: dict, buffers: list) -> None:
+        if message.get("type") == "funnel":
+            text = str(message.get("text", ""))
+            self._funnel_worker.start(partial(self._run_funnel, text))
+
+    def _run_funnel(self, text: str, _stop: Event) -> None:
+        """Show the funnel that was typed, with commas between the steps."""
+        steps = [step.strip() for step in text.split(",") if step.strip()]
+
+        def show() -> dict:
+            self.show_funnel(steps)
+            return {}
+
+        failed = attempt(show, "No funnel")
+        if failed:
+            self._steps = {**failed, "text": text}
+
+    def _summary(self) -> str:
+        return f"RetentionView({self.selection.summary} selected)"
+
+    def _html(self) -> str:
+        if not self._curve.get("rows"):
+            self.show_retention()
+        lines = [self._curve.get("sentence", ""), self._steps.get("sentence", "")]
+        table = [["period", "side", "users", "active", "share"]]
+        for row in self._curve.get("rows", []):
+            share = f"{row['share']:.0%}"
+            table.append(
+                [row["period"], SIDES[row["side"]], row.get("users"), row.get("active"), share]
+            )
+        return static_page(TITLE, [line for line in lines if line], table=table)
