@@ -244,8 +244,8 @@ def generate_pairs_command(
         qa.make_pairs(people),
         model=model,
         base_url=base_url,
-        samples=samples,
         folder=cache or out.with_name(f".{out.name}.replies"),
+        samples=samples,
         budget_tokens=budget,
         progress=partial(bars, "writing pairs"),
     )

@@ -114,17 +114,6 @@ def query_group_matrix(
         unit = plural(embedding_cache.cache.unit)
         raise ValueError(f"Found 0 groups; at least 1 is required. Name some {unit}.")
     cells = {} if cells is None else cells
-    return _iter_rows(embedding_cache, queries, members, cells)
-
-
-def _iter_rows(
-    embedding_cache: EmbeddingCache,
-    queries: list[str],
-    members: dict[str, np.ndarray],
-    cells: MutableMapping[tuple, dict],
-) -> Iterator[MatrixProgress | pd.DataFrame]:
-    from scipy.stats import rankdata
-
     n_users = len(embedding_cache.ids)
     rows = []
     frame = None
@@ -139,7 +128,7 @@ def _iter_rows(
             yield MatrixProgress("scores", row, n_users - 1, frame)
             z = embedding_cache.embeddings[query]
             ranking = embedding_cache.engine.score(embedding_cache.cache, query)
-            rank = rankdata(ranking["score"], nan_policy="propagate")
+            rank = ranking["score"].rank().to_numpy()  # ties share their mean rank
             moved = residual_shift(l2_normalize(embedding_cache.embeddings[""]), l2_normalize(z))
             for name in missing:
                 known[name] = _measure_cell(z, rank, moved, members[name])
