@@ -339,8 +339,10 @@ def ask(
     people = open_users(users)
     bars = ProgressBars()
     engine, cache = load_for_ranking(run, people, strict)
-    ranking = engine.rank(cache, query, bars)
-    past = qa.backtest(engine, people, query, progress=bars)
+    bars("ranking", 0, 1)
+    ranking = engine.rank(cache, query)
+    bars("reading the past", 0, 1)
+    past = qa.backtest(engine, people, query)
     bars.close()
 
     attrs = ranking.attrs

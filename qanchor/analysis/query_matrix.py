@@ -177,9 +177,8 @@ def _measure_cell(z: EmbeddingRows, rank: UserFloats, moved: UserFloats, inside:
     values are the `random_` ones: AUCs, distances of the yes score from 0.5, and absolute
     logarithms of the ratio.
     """
-    folds_by_seed = random_groups(inside, RANDOM_GROUPS, np.random.default_rng(0))
-    aucs = np.concatenate([nearest_mean_aucs(z, folds) for folds in folds_by_seed])
-    group = folds_by_seed[0].group  # (draw, user), the group itself first
+    group, folds = random_groups(inside, RANDOM_GROUPS, np.random.default_rng(0))
+    aucs = nearest_mean_aucs(z, group, folds)
     rows_inside = np.nonzero(group)[1].reshape(len(group), -1)
     rows_outside = np.nonzero(~group)[1].reshape(len(group), -1)
     yes_score = auc_of_ranks(rank[rows_inside].sum(1), inside.sum(), len(rank))

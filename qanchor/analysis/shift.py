@@ -145,7 +145,6 @@ def neighbors_changed(
         >>> frame["gained"].tolist(), frame["lost"].tolist()
         ([(2,), (3,), (0,), (1,)], [(1,), (0,), (3,), (2,)])
     """
-    _same_users(before, after)
     old = knn_indices(before, k)
     new = knn_indices(after, k)
     old_stays = _in_both(old, new)
@@ -230,14 +229,6 @@ def share_beyond_noise(shift: pd.DataFrame) -> tuple[float, float, float]:
     return result.statistic, float(interval.low), float(interval.high)
 
 
-def _same_users(before, after) -> None:
-    if before.shape != after.shape:
-        raise ValueError(
-            f"before is {before.shape}, after is {after.shape}. Give the same users in the same "
-            "order."
-        )
-
-
 def align_rows(
     before: EmbeddingRows, after: EmbeddingRows, rows: Float[np.ndarray, "row dim"]
 ) -> Float[np.ndarray, "row dim"]:
@@ -246,7 +237,11 @@ def align_rows(
     """
     from scipy.linalg import orthogonal_procrustes
 
-    _same_users(before, after)
+    if before.shape != after.shape:
+        raise ValueError(
+            f"before is {before.shape}, after is {after.shape}. Give the same users in the same "
+            "order."
+        )
     middle_before = before.mean(axis=0)
     middle_after = after.mean(axis=0)
     rotation, _ = orthogonal_procrustes(after - middle_after, before - middle_before)

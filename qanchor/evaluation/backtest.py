@@ -16,7 +16,7 @@ from qanchor.inference.evidence import query_horizon, rank_by_pointing
 from qanchor.models.user_tokens import TokenReader
 from qanchor.training.reader import is_held_out
 from qanchor.useru.concepts import Concept, Outcomes
-from qanchor.utils.types import StageProgress, UserFloats
+from qanchor.utils.types import UserFloats
 
 MIN_HELD_OUT_USERS = 100  # with fewer, users that were trained on are judged as well
 MIN_KNOWN_USERS = 20  # users whose outcome is known; with fewer there is no result
@@ -111,9 +111,7 @@ def _shares(score: UserFloats, is_yes: np.ndarray) -> tuple[float, ...]:
     return tuple(falling.round(4).tolist())
 
 
-def backtest(
-    engine: Engine, users: Users, query: str, progress: StageProgress | None = None
-) -> BacktestResult:
+def backtest(engine: Engine, users: Users, query: str) -> BacktestResult:
     """Rank the users as of an earlier day and compare the ranking with what they have done since.
 
     The earlier day lies as many days before the cut-off as the query looks ahead. The outcome is
@@ -124,7 +122,6 @@ def backtest(
         engine: The model.
         users: The users.
         query: The query.
-        progress: Called with (stage, done, total); default: not called.
 
     Returns:
         The result.
@@ -136,8 +133,6 @@ def backtest(
         >>> result.n, result.days, result.cutoff
         (60, 30, '2025-05-02')
     """
-    if progress:
-        progress("reading the past", 0, 1)
     model = engine.model
     days = query_horizon(query, users.horizon_days)
     cutoff = users.cutoff - pd.Timedelta(days=days)
@@ -149,6 +144,9 @@ def backtest(
     tokens = reader.read(cutoff).with_associations(model.population.associations)
     ranking = rank_by_pointing(model, tokens, query)
     attrs = ranking.attrs
+    sign = attrs["sign"]
+    measure = attrs["measure"]
+    threshold = attrs["threshold"]
     about["topic"] = ", ".join(attrs["topics"])
     if not attrs["answerable"]:
         return BacktestResult(None, None, None, 0, **about)
@@ -157,18 +155,14 @@ def backtest(
     if optimistic:
         judged[:] = True
     meant = [reader.things[row] for row in attrs["things"]]
-    measure = attrs["measure"]
-    threshold = attrs["threshold"]
     if measure == "exceeds" and not threshold:  # no amount is named: any amount will do
         measure = "occurs"
     family = "number" if meant and meant[0].kind == "number" else "text"
     concept = Concept("asked", family, "", tuple(thing.name for thing in meant), measure, threshold)
-    sign = attrs["sign"]
-    events = reader.events
     rows = pd.Index(users.ids).get_indexer(tokens.ids)[judged]
-    outcomes = Outcomes.of(events, rows, cutoff, days)
-    outcome = sign * outcomes.truth(events, (concept,))[:, 0].astype(float)
-    _, past = outcomes.amounts(events, concept)
+    outcomes = Outcomes.of(reader.events, rows, cutoff, days)
+    outcome = sign * outcomes.truth(reader.events, (concept,))[:, 0].astype(float)
+    _, past = outcomes.amounts(reader.events, concept)
     score = ranking["score"].to_numpy(float)[judged]
     known = ~np.isnan(outcome)
     right, low, high = concordance(score[known], outcome[known])

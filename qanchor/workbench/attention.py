@@ -260,9 +260,7 @@ class AttentionBackend:
             look = UserAttention(weight.astype(float), tokens, anchors[:, k], unknown)
             self.results[label, users.ids] = look
 
-    def _delete(
-        self, queries: Mapping[str, QueryLike], users: Users
-    ) -> Iterator[tuple[str, int]]:
+    def _delete(self, queries: Mapping[str, QueryLike], users: Users) -> Iterator[tuple[str, int]]:
         """Delete every modality of some users, for the queries under which that is not known yet.
 
         Yields (modality, users read). Only whole results are cached.

@@ -50,8 +50,6 @@ def test_every_way_of_reading_says_it_and_goes_on(model, table):
         cache = engine.prefill(others)
     assert engine.embed(cache, "Will this member play chess?").shape[0] == len(others)
     with pytest.warns(UserWarning, match="new to the run"):
-        engine.update(cache, others)
-    with pytest.warns(UserWarning, match="new to the run"):
         engine.read_tokens(others)
 
 

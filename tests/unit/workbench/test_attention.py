@@ -225,7 +225,9 @@ def test_an_edited_user_is_the_user_built_so(engine, backend, users):
     alone = modality_attention(engine, cache, QUERY, [user]).set_index("modality")["weight"]
     np.testing.assert_allclose(found, alone[found.index], atol=1e-5)
     assert update.message.startswith("Without 2 events and with 1 event reworded, ")
-    assert update.data["before"] == engine.generate(engine.prefill(users.select([user])), user, QUERY)
+    assert update.data["before"] == engine.generate(
+        engine.prefill(users.select([user])), user, QUERY
+    )
     assert update.data["after"] == engine.generate(cache, user, QUERY)
     assert update.done == update.total
 
