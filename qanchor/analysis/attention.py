@@ -15,7 +15,7 @@ from qanchor.inference.evidence import require_read
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.models.queries import QueryLike, query_text
 from qanchor.models.user_tokens import UserTokens
-from qanchor.utils.types import EmbeddingRows, Progress
+from qanchor.utils.types import EmbeddingRows
 
 # rows of the attention beside the modalities
 NUMBER_ROW = "number columns"
@@ -143,11 +143,7 @@ def row_frame(users: Sequence, names: Sequence[str], **values: UserRows) -> pd.D
 
 
 def modality_importance(
-    engine: Engine,
-    users: Users,
-    query: QueryLike | Sequence[QueryLike],
-    *,
-    progress: Progress | None = None,
+    engine: Engine, users: Users, query: QueryLike | Sequence[QueryLike]
 ) -> pd.DataFrame:
     """Measure how far a user's embedding moves when a modality is deleted.
 
@@ -156,7 +152,6 @@ def modality_importance(
         users: The users. Each is read once whole, and once without each of the modalities and the
         facts.
         query: One query, or several that share these readings.
-        progress: Called with (done, total) modalities; default: not called.
 
     Returns:
         `user, query, modality, deletion_effect`. deletion_effect: 1 - cosine to the
@@ -171,16 +166,12 @@ def modality_importance(
     """
     asked = [query] if isinstance(query, QueryLike) else list(query)
     whole = engine.embed(engine.prefill(users), asked).astype(float)
-    names = ablatable_rows(users)
     frames = []
-    effects = iter_deletion_effects(engine, users, asked, whole)
-    for done, (name, effect) in enumerate(effects, 1):
+    for name, effect in iter_deletion_effects(engine, users, asked, whole):
         for column, one in enumerate(asked):
             frame = pd.DataFrame({"user": users.ids, "query": query_text(one), "modality": name})
             frame["deletion_effect"] = effect[:, column]
             frames.append(frame.dropna())
-        if progress:
-            progress(done, len(names))
     return pd.concat(frames).sort_values(["user", "query"], kind="stable", ignore_index=True)
 
 
