@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 
 from qanchor.data.users import Users
 from qanchor.inference.engine import Engine
-from qanchor.inference.evidence import require_read
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.models.queries import QueryLike, query_text
 from qanchor.models.user_tokens import UserTokens
@@ -59,9 +58,7 @@ def thing_rows(tokens: UserTokens, names: Sequence[str]) -> np.ndarray:
     return np.array(rows, int)
 
 
-def modality_attention(
-    engine: Engine, cache: PrefixCache, query: QueryLike, users: Sequence[str] | None = None
-) -> pd.DataFrame:
+def modality_attention(engine: Engine, cache: PrefixCache, query: QueryLike) -> pd.DataFrame:
     """Return how much each user's score depends on each modality: the absolute sum of the gradients
     of the score over the tokens of the modality.
 
@@ -69,33 +66,23 @@ def modality_attention(
         engine: The model.
         cache: The users, read by `engine.prefill`.
         query: The query or soft prompt.
-        users: Ids; default: all of the cache.
 
     Returns:
         `user, query, modality, weight, per_token`. The weights of one user sum to 1, unless all
         gradients are zero; per_token is the weight divided by the number of tokens. Other rows
         than modalities are `number columns`, `time of day` and `tabular` (the facts).
 
-    Raises:
-        KeyError: If a user was not read.
-        ValueError: If there are no users.
-
     Example:
         >>> users = qa.make_sample_users(60)
         >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
-        >>> cache = engine.prefill(users)
-        >>> frame = modality_attention(engine, cache, "Will this user come back?", users.ids[:2])
+        >>> cache = engine.prefill(users.select(users.ids[:2]))
+        >>> frame = modality_attention(engine, cache, "Will this user come back?")
         >>> frame.groupby("user")["weight"].sum().round(4).tolist()
         [1.0, 1.0]
     """
-    wanted = list(cache.ids if users is None else dict.fromkeys(map(str, users)))
-    if not wanted:
-        raise ValueError("No users selected. Give ids, or none for all of the cache.")
-    require_read(cache.tokens, wanted)
     names = attention_rows(cache.tokens.population.named("modality"))
     weight, n_tokens = attention_shares(engine, cache, query, names)
-    rows = pd.Index(cache.ids).get_indexer(wanted)
-    frame = row_frame(wanted, names, weight=weight[rows], tokens=n_tokens[rows])
+    frame = row_frame(cache.ids, names, weight=weight, tokens=n_tokens)
     frame = frame[frame["tokens"] > 0].reset_index(drop=True)
     frame["per_token"] = frame["weight"] / frame["tokens"]
     frame["query"] = query_text(query)

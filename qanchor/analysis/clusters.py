@@ -147,30 +147,29 @@ def cluster_transitions(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFra
     to_none = table["to_cluster"] == NONE
     is_large = table[["share_from", "share_to"]].max(axis=1) >= SUCCESSOR_SHARE
     link = is_large & ~from_none & ~to_none
-    successors = table[link]["from_cluster"].value_counts()
-    parents = table[link]["to_cluster"].value_counts()
-    n_successors = table["from_cluster"].map(successors).fillna(0)
-    n_parents = table["to_cluster"].map(parents).fillna(0)
+    n_successors = link.groupby(table["from_cluster"]).transform("sum")
+    n_parents = link.groupby(table["to_cluster"]).transform("sum")
+    is_birth = ~to_none & (n_parents == 0)
+    is_death = ~from_none & (n_successors == 0)
     # a link that is part of a split and a merge counts where most of its old cluster goes
     mostly = (table["share_from"] >= SUCCESSOR_SHARE) | (n_successors < 2)
     kinds = {  # the first that holds
         "merge": link & (n_parents > 1) & mostly,
         "split": link & (n_successors > 1),
         "stays": link | (from_none & to_none),
-        "birth": ~to_none & (n_parents == 0),
+        "birth": is_birth,
         "joiner": from_none,
-        "leaver": n_successors > 0,
+        "leaver": ~is_death,
     }
     table["kind"] = np.select(list(kinds.values()), list(kinds), "death")
-    table = table.sort_values(["from_cluster", "to_cluster"], ignore_index=True)
-    before_clusters = set(both["from_cluster"]) - {NONE}
-    after_clusters = set(both["to_cluster"]) - {NONE}
-    table.attrs = {
-        "split": sorted(successors.index[successors > 1].tolist()),
-        "merge": sorted(parents.index[parents > 1].tolist()),
-        "birth": sorted(after_clusters - set(parents.index)),
-        "death": sorted(before_clusters - set(successors.index)),
+    clusters = {
+        "split": table["from_cluster"][n_successors > 1],
+        "merge": table["to_cluster"][n_parents > 1],
+        "birth": table["to_cluster"][is_birth],
+        "death": table["from_cluster"][is_death],
     }
+    table = table.sort_values(["from_cluster", "to_cluster"], ignore_index=True)
+    table.attrs = {kind: sorted(set(numbers.tolist())) for kind, numbers in clusters.items()}
     return table
 
 

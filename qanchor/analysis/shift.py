@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from qanchor.utils.arrays import l2_normalize
 from qanchor.utils.types import EmbeddingRows, UserFloats
@@ -147,24 +147,15 @@ def neighbors_changed(
     """
     old = knn_indices(before, k)
     new = knn_indices(after, k)
-    old_stays = _in_both(old, new)
-    new_stays = _in_both(new, old)
-    return pd.DataFrame(
-        {
-            "user": np.asarray(ids, dtype=object),
-            "neighbours_kept": old_stays.mean(axis=1) if old_stays.size else 1.0,
-            "gained": _listed(new, ~new_stays),
-            "lost": _listed(old, ~old_stays),
-        }
-    )
-
-
-def _listed(neighbors: Neighbors, chosen: Bool[np.ndarray, "user k"]) -> list[tuple[int, ...]]:
-    """Return the first chosen neighbours of each user as plain row numbers."""
-    listed = []
-    for row, mask in zip(neighbors, chosen, strict=True):
-        listed.append(tuple(row[mask][:MAX_LISTED_NEIGHBORS].tolist()))
-    return listed
+    rows = []
+    for was, now in zip(old.tolist(), new.tolist(), strict=True):
+        gained = tuple(row for row in now if row not in was)
+        lost = tuple(row for row in was if row not in now)
+        kept = (len(was) - len(lost)) / len(was) if was else 1.0
+        rows.append((kept, gained[:MAX_LISTED_NEIGHBORS], lost[:MAX_LISTED_NEIGHBORS]))
+    frame = pd.DataFrame(rows, columns=["neighbours_kept", "gained", "lost"])
+    frame.insert(0, "user", np.asarray(ids, dtype=object))
+    return frame
 
 
 def embedding_shift(
@@ -246,8 +237,3 @@ def align_rows(
     middle_after = after.mean(axis=0)
     rotation, _ = orthogonal_procrustes(after - middle_after, before - middle_before)
     return (rows - middle_after) @ rotation + middle_before
-
-
-def _in_both(first: Neighbors, second: Neighbors) -> np.ndarray:
-    """Mark the neighbours of `first` that are in `second`, too."""
-    return (first[:, :, None] == second[:, None, :]).any(axis=2)

@@ -12,10 +12,11 @@ import pandas as pd
 from qanchor.data.users import Users
 from qanchor.evaluation.intervals import Z
 from qanchor.inference.engine import Engine
-from qanchor.inference.evidence import query_horizon, rank_by_pointing
+from qanchor.inference.evidence import rank_by_pointing
 from qanchor.models.user_tokens import TokenReader
 from qanchor.training.reader import is_held_out
 from qanchor.useru.concepts import Concept, Outcomes
+from qanchor.useru.horizons import query_horizon
 from qanchor.utils.types import UserFloats
 
 MIN_HELD_OUT_USERS = 100  # with fewer, users that were trained on are judged as well

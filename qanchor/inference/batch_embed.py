@@ -325,11 +325,10 @@ def _begin(users: Path, run: Path, queries: list[str], out: Path, shards: int | 
             f"{out} holds parts of unknown origin (no _manifest.json): "
             "name another folder, or remove them"
         )
-    kept = {name: old.get(name, value) for name, value in plan.items()}
     for name in FIXED_FIELDS:
-        if kept[name] != plan[name]:
+        if old and old[name] != plan[name]:
             raise FileExistsError(
-                f"{out} holds embeddings of {name} {kept[name]!r:.100}, wanted is "
+                f"{out} holds embeddings of {name} {old[name]!r:.100}, wanted is "
                 f"{plan[name]!r:.100}: name another folder, or remove this one"
             )
     shutil.rmtree(out / ".gone", ignore_errors=True)
@@ -339,6 +338,8 @@ def _begin(users: Path, run: Path, queries: list[str], out: Path, shards: int | 
     if made and not _missing_shards(out, made):
         return []
     work.mkdir(parents=True, exist_ok=True)
+    # parts that are made now say the same as those that are there
+    kept = {name: old.get(name, value) for name, value in plan.items()}
     write_json(work / "plan.json", kept)
     if not (work / "users").exists():
         partition_users(

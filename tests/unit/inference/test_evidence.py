@@ -11,11 +11,11 @@ from qanchor.evaluation.backtest import BacktestResult, backtest
 from qanchor.inference.engine import Engine
 from qanchor.inference.evidence import (
     interpret,
-    query_horizon,
     rank_by_pointing,
 )
 from qanchor.models.model import QAnchor
 from qanchor.training.fit import fit
+from qanchor.useru.horizons import query_horizon
 from qanchor.workbench.lens import LensBackend
 from qanchor.workbench.messages import backtest_summary, unanswerable_note
 from tests.tiny import CUTOFF, brief_fits, habits

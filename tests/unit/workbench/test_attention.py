@@ -123,7 +123,8 @@ def test_a_soft_prompt_stands_for_a_query(engine, users):
     tuned = f"{QUERY} (tuned)"
     assert list(dict.fromkeys(table["query"])) == [tuned, QUERY]
     found = table[table["query"] == tuned].set_index("modality")["weight"]
-    mine = modality_attention(engine, cache, prompt, IDS[:1]).set_index("modality")["weight"]
+    mine = modality_attention(engine, cache, prompt).set_index(["user", "modality"])["weight"]
+    mine = mine[IDS[0]]
     np.testing.assert_allclose(found, mine[found.index], atol=1e-5)
 
 
@@ -222,7 +223,8 @@ def test_an_edited_user_is_the_user_built_so(engine, backend, users):
     table = update.data["table"]
     assert list(dict.fromkeys(table["query"])) == [f"{QUERY} (edited)", QUERY]
     found = table[table["query"] == f"{QUERY} (edited)"].set_index("modality")["weight"]
-    alone = modality_attention(engine, cache, QUERY, [user]).set_index("modality")["weight"]
+    alone = modality_attention(engine, cache, QUERY).set_index(["user", "modality"])["weight"]
+    alone = alone[user]
     np.testing.assert_allclose(found, alone[found.index], atol=1e-5)
     assert update.message.startswith("Without 2 events and with 1 event reworded, ")
     assert update.data["before"] == engine.generate(
