@@ -4,7 +4,7 @@ events say since.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -137,9 +137,9 @@ def backtest(engine: Engine, users: Users, query: str) -> BacktestResult:
     model = engine.model
     days = query_horizon(query, users.horizon_days)
     cutoff = users.cutoff - pd.Timedelta(days=days)
-    about = {"topic": "", "days": days, "cutoff": f"{cutoff:%Y-%m-%d}", "unit": users.unit}
+    unknown = BacktestResult(None, None, None, 0, "", days, f"{cutoff:%Y-%m-%d}", users.unit)
     if users.events["time"].min() >= cutoff:  # nobody has a past on that day
-        return BacktestResult(None, None, None, 0, **about)
+        return unknown
     reader = TokenReader(users, model.config.text_encoder, until=cutoff)
     # percentiles are of that day, since histories grow
     tokens = reader.read(cutoff).with_associations(model.population.associations)
@@ -148,9 +148,8 @@ def backtest(engine: Engine, users: Users, query: str) -> BacktestResult:
     sign = attrs["sign"]
     measure = attrs["measure"]
     threshold = attrs["threshold"]
-    about["topic"] = ", ".join(attrs["topics"])
     if not attrs["answerable"]:
-        return BacktestResult(None, None, None, 0, **about)
+        return unknown
     judged = np.array([is_held_out(user) for user in tokens.ids])
     optimistic = bool(judged.sum() < MIN_HELD_OUT_USERS)
     if optimistic:
@@ -168,13 +167,15 @@ def backtest(engine: Engine, users: Users, query: str) -> BacktestResult:
     known = ~np.isnan(outcome)
     right, low, high = concordance(score[known], outcome[known])
     is_yes = outcome[known] > (0 if sign > 0 else -1)
-    return BacktestResult(
-        right,
-        low,
-        high,
-        int(known.sum()),
-        **about,
-        before=concordance(sign * past[known].astype(float), outcome[known])[0],
+    before, *_ = concordance(sign * past[known].astype(float), outcome[known])
+    return replace(
+        unknown,
+        right=right,
+        low=low,
+        high=high,
+        n=int(known.sum()),
+        topic=", ".join(attrs["topics"]),
+        before=before,
         measure=measure,
         shares=_shares(score[known], is_yes) if right is not None else (),
         optimistic=optimistic,
