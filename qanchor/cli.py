@@ -332,7 +332,7 @@ def ask(
     engine = load_engine(run)
     if strict:
         refuse_differences(engine, people)
-    cache = engine.read_tokens(people)
+    cache = engine.prefill(people)
     bars("ranking", 0, 1)
     ranking = engine.rank(cache, query)
     bars("reading the past", 0, 1)

@@ -30,7 +30,7 @@ from qanchor.models.pointing import (
     token_input,
 )
 from qanchor.models.queries import QueryLike, query_text, require_own_prompt
-from qanchor.models.user_tokens import TokenReader, UserTokens
+from qanchor.models.user_tokens import TokenReader
 from qanchor.useru.concept_answers import graded_answers
 from qanchor.useru.suggestions import suggest_queries
 from qanchor.utils.types import Progress
@@ -73,7 +73,8 @@ class Engine:
         """
         if not len(users):
             raise ValueError("There are no users to read. Check the folder or the selection.")
-        tokens = self.read_tokens(users)
+        encoder = self.model.config.text_encoder
+        tokens = TokenReader(users, encoder, population=self.model.population).read()
         cache = PrefixCache(tokens)
         things = thing_input(tokens)
         reader = self.model.reader
@@ -90,15 +91,6 @@ class Engine:
             if progress:
                 progress(int(rows[-1]) + 1, len(users))
         return cache
-
-    def read_tokens(self, users: Users) -> UserTokens:
-        """Read what questions can point at, which is all that `rank` needs.
-
-        Args:
-            users: Users to read, up to their cut-off.
-        """
-        encoder = self.model.config.text_encoder
-        return TokenReader(users, encoder, population=self.model.population).read()
 
     def suggest_queries(self, users: Users, many: int = 6) -> tuple[str, ...]:
         """Return questions that fit users, of what the run has learned to ask.
@@ -253,13 +245,13 @@ class Engine:
             score = reader.score_answers(one, question, thing_input(tokens), words, answers)
         return f"{answers[int(score.argmax())]} {fact}".strip()
 
-    def rank(self, cache: PrefixCache | UserTokens, query: str) -> pd.DataFrame:
+    def rank(self, cache: PrefixCache, query: str) -> pd.DataFrame:
         """Rank users for a query without labels, by the events that the query points at.
 
         The score ranks the users of one query; it is not a probability.
 
         Args:
-            cache: From `prefill` or `read_tokens`.
+            cache: From `prefill`.
             query: Text.
 
         Returns:
@@ -272,16 +264,14 @@ class Engine:
         scores = self.score(cache, query)
         return scores.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
-    def score(self, cache: PrefixCache | UserTokens, query: str) -> pd.DataFrame:
+    def score(self, cache: PrefixCache, query: str) -> pd.DataFrame:
         """Score users for a query without labels, see `rank`.
 
         Args:
-            cache: From `prefill` or `read_tokens`.
+            cache: From `prefill`.
             query: Text.
 
         Returns:
             The rows of `rank` in the order of the users.
         """
-        if isinstance(cache, UserTokens):
-            return rank_by_pointing(self.model, cache, query)
         return rank_by_pointing(self.model, cache.tokens, query, cache.groups)
