@@ -213,8 +213,9 @@ def nearest_mean_aucs(
             means = ours / ours.sum(1, keepdims=True) - theirs / theirs.sum(1, keepdims=True)
             np.copyto(score, means.astype(np.float32) @ z @ z.T, where=fold == k)
         # sorted by fold, then by score, ranks are the same row of numbers for every draw
+        lowest = score.min(axis=1, keepdims=True)
         spread = np.ptp(score, axis=1, keepdims=True) * 1.01 + 1e-12
-        order = (fold + (score - score.min(axis=1, keepdims=True)) / spread).argsort(axis=1)
+        order = (fold + (score - lowest) / spread).argsort(axis=1)
         is_ours = np.take_along_axis(group, order, axis=1)
         starts = np.cumsum(np.bincount(fold[0]))[:-1]
         for part in np.split(is_ours, starts, axis=1):

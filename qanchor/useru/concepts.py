@@ -253,9 +253,12 @@ class Outcomes:
         if not concept.things:
             return self.after.days, self.before.days
         index = events.rows_of(concept.things)
-        if concept.family == "number" and concept.measure in SUMMED_MEASURES:
-            return self.after.total[:, index].sum(1), self.before.total[:, index].sum(1)
-        return self.after.count[:, index].sum(1), self.before.count[:, index].sum(1)
+        is_sum = concept.family == "number" and concept.measure in SUMMED_MEASURES
+        amounts = []
+        for window in (self.after, self.before):
+            of_thing = window.total if is_sum else window.count
+            amounts.append(of_thing[:, index].sum(1))
+        return tuple(amounts)
 
     def answer(self, measure: str, future: np.ndarray, before: np.ndarray) -> np.ndarray:
         """Return whether users did something as a measure asks: 1, 0, or NaN if it cannot be said.
