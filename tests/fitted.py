@@ -25,5 +25,5 @@ def fitted_engine() -> Engine:
 
 def cache_of(ids: tuple[str, ...]) -> PrefixCache:
     """Return a cache of users that are told apart by nothing but their ids."""
-    tokens = fitted_engine().read_tokens(sample_users()).select([0] * len(ids))
+    tokens = fitted_engine().prefill(sample_users()).tokens.select([0] * len(ids))
     return PrefixCache(replace(tokens, ids=ids, unit="user"))

@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from qanchor.data.users import Users
 from qanchor.inference.engine import Engine
-from qanchor.inference.evidence import require_read
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.models.queries import QueryLike, query_text
 from qanchor.models.user_tokens import UserTokens
-from qanchor.utils.types import Progress
+from qanchor.utils.types import EmbeddingRows
 
 # rows of the attention beside the modalities
 NUMBER_ROW = "number columns"
@@ -26,7 +25,7 @@ MIN_RANK_GAP = 2  # difference of a modality's two ranks from which on it is mar
 MIN_RANKED = 3  # modalities that can be ranked
 TABLE_COLUMNS = ["query", "modality", "kind", "tokens", "weight", "per_token", "deletion_effect"]
 TABLE_COLUMNS += ["disagrees", "disagrees_per_token", "agreement", "agreement_per_token"]
-RowFloats = Float[np.ndarray, " row"]
+UserRows = Float[np.ndarray, "user row"] | Int[np.ndarray, "user row"]
 
 
 def attention_rows(modalities: Sequence[str]) -> list[str]:
@@ -59,9 +58,7 @@ def thing_rows(tokens: UserTokens, names: Sequence[str]) -> np.ndarray:
     return np.array(rows, int)
 
 
-def modality_attention(
-    engine: Engine, cache: PrefixCache, query: QueryLike, users: Sequence[str] | None = None
-) -> pd.DataFrame:
+def modality_attention(engine: Engine, cache: PrefixCache, query: QueryLike) -> pd.DataFrame:
     """Return how much each user's score depends on each modality: the absolute sum of the gradients
     of the score over the tokens of the modality.
 
@@ -69,46 +66,33 @@ def modality_attention(
         engine: The model.
         cache: The users, read by `engine.prefill`.
         query: The query or soft prompt.
-        users: Ids; default: all of the cache.
 
     Returns:
         `user, query, modality, weight, per_token`. The weights of one user sum to 1, unless all
         gradients are zero; per_token is the weight divided by the number of tokens. Other rows
         than modalities are `number columns`, `time of day` and `tabular` (the facts).
 
-    Raises:
-        KeyError: If a user was not read.
-        ValueError: If there are no users.
-
     Example:
         >>> users = qa.make_sample_users(60)
         >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
-        >>> cache = engine.prefill(users)
-        >>> frame = modality_attention(engine, cache, "Will this user come back?", users.ids[:2])
+        >>> cache = engine.prefill(users.select(users.ids[:2]))
+        >>> frame = modality_attention(engine, cache, "Will this user come back?")
         >>> frame.groupby("user")["weight"].sum().round(4).tolist()
         [1.0, 1.0]
     """
-    wanted = list(cache.ids if users is None else dict.fromkeys(map(str, users)))
-    if not wanted:
-        raise ValueError("No users selected. Give ids, or none for all of the cache.")
-    require_read(cache.tokens, wanted)
-    ids = np.array(cache.ids)
     names = attention_rows(cache.tokens.population.named("modality"))
-    frames = []
-    for rows, weight, n_tokens in iter_attention_shares(engine, cache, query, names):
-        user = np.repeat(ids[rows], len(names))
-        frame = pd.DataFrame({"user": user, "query": query_text(query)})
-        frame["modality"] = np.tile(names, len(rows))
-        frame["weight"] = weight.ravel()
-        frame["per_token"] = (weight / np.maximum(n_tokens, 1)).ravel()
-        frames.append(frame[n_tokens.ravel() > 0])
-    return pd.DataFrame({"user": wanted}).merge(pd.concat(frames), on="user")
+    weight, n_tokens = attention_shares(engine, cache, query, names)
+    frame = row_frame(cache.ids, names, weight=weight, tokens=n_tokens)
+    frame = frame[frame["tokens"] > 0].reset_index(drop=True)
+    frame["per_token"] = frame["weight"] / frame["tokens"]
+    frame["query"] = query_text(query)
+    return frame[["user", "query", "modality", "weight", "per_token"]]
 
 
-def iter_attention_shares(
+def attention_shares(
     engine: Engine, cache: PrefixCache, query: QueryLike, names: Sequence[str]
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield, batch by batch, places of users, weights (user, row), and tokens of each row.
+) -> tuple[UserRows, UserRows]:
+    """Return the share of each row in the attention of each user, and the tokens of each row.
 
     Args:
         engine: The model.
@@ -118,20 +102,35 @@ def iter_attention_shares(
     """
     tokens = cache.tokens
     row_of = np.append(thing_rows(tokens, names), -1)
+    weights = []
+    n_tokens = []
     for rows, gradients in engine.iter_token_gradients(cache, query):
         row = row_of[tokens.which[rows][:, : gradients.shape[1]]]
         is_row = row[..., None] == np.arange(len(names))
-        weight = np.abs((gradients[..., None] * is_row).sum(1))
-        total = np.maximum(weight.sum(-1, keepdims=True), 1e-9)
-        yield rows, weight / total, is_row.sum(1)
+        weights.append(np.abs((gradients[..., None] * is_row).sum(1)))
+        n_tokens.append(is_row.sum(1))
+    weight = np.concatenate(weights)
+    total = np.maximum(weight.sum(1, keepdims=True), 1e-9)
+    return weight / total, np.concatenate(n_tokens)
+
+
+def row_frame(users: Sequence, names: Sequence[str], **values: UserRows) -> pd.DataFrame:
+    """Return one row for each user and row of attention.
+
+    Args:
+        users: The users.
+        names: From `attention_rows`.
+        **values: Columns by name, (user, row).
+    """
+    frame = pd.DataFrame({"user": np.repeat(users, len(names))})
+    frame["modality"] = np.tile(names, len(users))
+    for name, value in values.items():
+        frame[name] = value.ravel()
+    return frame
 
 
 def modality_importance(
-    engine: Engine,
-    users: Users,
-    query: QueryLike | Sequence[QueryLike],
-    *,
-    progress: Progress | None = None,
+    engine: Engine, users: Users, query: QueryLike | Sequence[QueryLike]
 ) -> pd.DataFrame:
     """Measure how far a user's embedding moves when a modality is deleted.
 
@@ -140,7 +139,6 @@ def modality_importance(
         users: The users. Each is read once whole, and once without each of the modalities and the
         facts.
         query: One query, or several that share these readings.
-        progress: Called with (done, total) modalities; default: not called.
 
     Returns:
         `user, query, modality, deletion_effect`. deletion_effect: 1 - cosine to the
@@ -155,15 +153,12 @@ def modality_importance(
     """
     asked = [query] if isinstance(query, QueryLike) else list(query)
     whole = engine.embed(engine.prefill(users), asked).astype(float)
-    names = ablatable_rows(users)
     frames = []
-    ablation = iter_modality_ablation(engine, users, asked, whole)
-    for done, (name, has, moved) in enumerate(ablation, 1):
-        for one, effect in zip(asked, moved.T, strict=True):
-            columns = {"user": list(users.ids), "query": query_text(one), "modality": name}
-            frames.append(pd.DataFrame(columns | {"deletion_effect": effect})[has])
-        if progress:
-            progress(done, len(names))
+    for name, effect in iter_deletion_effects(engine, users, asked, whole):
+        for column, one in enumerate(asked):
+            frame = pd.DataFrame({"user": users.ids, "query": query_text(one), "modality": name})
+            frame["deletion_effect"] = effect[:, column]
+            frames.append(frame.dropna())
     return pd.concat(frames).sort_values(["user", "query"], kind="stable", ignore_index=True)
 
 
@@ -173,14 +168,22 @@ def ablatable_rows(users: Users) -> list[str]:
     return list(dict.fromkeys([*users.modalities, *facts]))
 
 
-def iter_modality_ablation(
+def iter_deletion_effects(
     engine: Engine,
     users: Users,
     queries: Sequence[QueryLike],
     whole: Float[np.ndarray, "user query dim"],
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Read users without one modality after another: yields its name, who has it, and how far they
-    move.
+) -> Iterator[tuple[str, Float[np.ndarray, "user query"]]]:
+    """Read users without one modality after another.
+
+    Args:
+        engine: The model.
+        users: The users.
+        queries: Queries and soft prompts.
+        whole: Embeddings of the whole users.
+
+    Yields:
+        The modality and how far each user moves under each query; NaN for users that lack it.
     """
     names = ablatable_rows(users)
     events = users.modality_counts().reindex(columns=names, fill_value=0)
@@ -189,7 +192,8 @@ def iter_modality_ablation(
         has = events[name].to_numpy() > 0
         if name == TABULAR:
             has = has | users.tabular.notna().any(axis=1).to_numpy()
-        yield name, has, np.maximum(1 - (whole * less).sum(-1), 0.0)
+        moved = np.maximum(1 - (whole * less).sum(-1), 0.0)
+        yield name, np.where(has[:, None], moved, np.nan)
 
 
 def without_modality(users: Users, modality: str) -> Users:
@@ -232,12 +236,19 @@ def rank_agreement(
 
 @dataclass(frozen=True)
 class UserAttention:
-    """Hold the attention and the deletion effects of one user and query."""
+    """Hold the attention and the deletion effects of some users under one query.
 
-    weight: RowFloats
-    tokens: RowFloats
-    anchor: Float[np.ndarray, " dim"]
-    effect: RowFloats  # NaN: not deleted, or nothing there to delete
+    Args:
+        weight: Share of the attention.
+        tokens: Number of tokens.
+        anchor: Embedding of each user.
+        effect: Deletion effect; NaN where nothing was deleted.
+    """
+
+    weight: UserRows
+    tokens: UserRows
+    anchor: EmbeddingRows
+    effect: UserRows
 
 
 def attention_table(
@@ -247,7 +258,7 @@ def attention_table(
 
     Args:
         query: Name of the query.
-        results: One per user.
+        results: The users, in one part or several.
         names: Names of the rows.
         modalities: The rows that can be deleted.
 
@@ -255,25 +266,20 @@ def attention_table(
         The table that `AttentionBackend` describes.
 
     Example:
-        >>> weight, tokens, effect = np.full(2, 0.5), np.array([1.0, 5]), np.array([0.2, np.nan])
-        >>> one = UserAttention(weight, tokens, np.ones(1), effect)
+        >>> weight, tokens = np.full((1, 2), 0.5), np.array([[1.0, 5]])
+        >>> effect = np.array([[0.2, np.nan]])
+        >>> one = UserAttention(weight, tokens, np.ones((1, 1)), effect)
         >>> table = attention_table("Why?", [one], ["bill", "time of day"], ["bill"])
         >>> table[["modality", "weight", "per_token", "deletion_effect"]]
               modality  weight  per_token  deletion_effect
         0         bill     0.5        0.5              0.2
         1  time of day     0.5        0.1              NaN
     """
-    looks = pd.concat(
-        pd.DataFrame(
-            {
-                "user": user,
-                "modality": names,
-                "tokens": result.tokens,
-                "weight": result.weight,
-                "deletion_effect": result.effect,
-            }
-        )
-        for user, result in enumerate(results)
+    weight = np.concatenate([part.weight for part in results])
+    tokens = np.concatenate([part.tokens for part in results])
+    effect = np.concatenate([part.effect for part in results])
+    looks = row_frame(
+        range(len(weight)), names, tokens=tokens, weight=weight, deletion_effect=effect
     )
     looks["per_token"] = looks["weight"] / looks["tokens"].clip(lower=1)
     effects = looks[["user", "modality", "deletion_effect"]].dropna()
@@ -282,14 +288,13 @@ def attention_table(
     frame["kind"] = np.where(frame["modality"].isin(list(modalities)), "modality", "other")
     frame["per_token"] = frame["weight"] / np.maximum(frame["tokens"], 1e-9)
     for after, measure in (("", "weight"), ("_per_token", "per_token")):
-        values = frame[measure].to_numpy()
-        frame[f"disagrees{after}"] = ranks_disagree(values, frame["deletion_effect"].to_numpy())
+        frame[f"disagrees{after}"] = ranks_disagree(frame[measure], frame["deletion_effect"])
         agreement = rank_agreement(looks, effects, measure)["correlation"]
         frame[f"agreement{after}"] = agreement.mean()
     return frame.loc[frame["tokens"] > 0, TABLE_COLUMNS].reset_index(drop=True)
 
 
-def ranks_disagree(values: RowFloats, effect: RowFloats) -> np.ndarray:
+def ranks_disagree(values: pd.Series, effect: pd.Series) -> pd.Series:
     """Mark the rows whose ranks by value and by deletion effect are two or more apart.
 
     Args:
@@ -300,9 +305,8 @@ def ranks_disagree(values: RowFloats, effect: RowFloats) -> np.ndarray:
         True where they are.
 
     Example:
-        >>> ranks_disagree(np.array([0.5, 0.3, 0.2]), np.array([0.1, 0.2, 0.9]))
-        array([ True, False,  True])
+        >>> ranks_disagree(pd.Series([0.5, 0.3, 0.2]), pd.Series([0.1, 0.2, 0.9])).tolist()
+        [True, False, True]
     """
-    known_values = np.where(np.isfinite(effect), values, np.nan)
-    ranks = pd.DataFrame({"value": known_values, "effect": effect}).rank()
-    return ((ranks["value"] - ranks["effect"]).abs() >= MIN_RANK_GAP).to_numpy()  # False for NaN
+    rank = values.where(effect.notna()).rank()
+    return (rank - effect.rank()).abs() >= MIN_RANK_GAP  # False for NaN

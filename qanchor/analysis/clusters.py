@@ -14,7 +14,7 @@ from qanchor.analysis.shift import neighbors_changed
 from qanchor.data.users import Users
 from qanchor.evaluation.probe import linear_probe
 from qanchor.utils.arrays import l2_normalize
-from qanchor.utils.types import EmbeddingRows, UserFloats, UserInts
+from qanchor.utils.types import EmbeddingRows, UserInts
 
 # in 128 dimensions all distances are alike and density says little: the axes along which users
 # differ most stay
@@ -31,6 +31,7 @@ NEAR = 60
 # of the differences along one axis: what is found there are stretches of a line rather than islands
 LINE = 0.8
 ISLANDS = 0.9  # of the users are in clusters where these are islands
+MAX_SILHOUETTE_USERS = 5_000  # a silhouette is the mean over a sample of more users
 SUCCESSOR_SHARE = 0.5  # share of its users that makes one cluster the successor of another
 NONE = -1  # the cluster of those who are in none
 Flat = Float[np.ndarray, "user axis"]
@@ -103,32 +104,6 @@ def find_clusters(
     return frame
 
 
-def stable_clusters(clusters: pd.DataFrame) -> list[int]:
-    """Return the numbers of the reliable clusters, those with a stability of 0.6 or more."""
-    return [number for number, share in clusters.attrs["stability"].items() if share >= STABLE]
-
-
-def silhouette(rows: EmbeddingRows, label: UserFloats, seed: int = 0) -> float:
-    """Return the mean silhouette: how much nearer users are to their own class than to the next,
-    from -1 to 1.
-
-    Args:
-        rows: One row per user.
-        label: The class of each user; NaN is none.
-        seed: Seed of the sample of 5,000 that is drawn from more users; default 0.
-
-    Returns:
-        The silhouette; NaN with fewer than two classes.
-    """
-    from sklearn.metrics import silhouette_score
-
-    known = ~np.isnan(label)
-    if len(np.unique(label[known])) < 2:
-        return float("nan")
-    size = 5_000 if known.sum() > 5_000 else None
-    return float(silhouette_score(rows[known], label[known], sample_size=size, random_state=seed))
-
-
 def cluster_transitions(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """Count who went from which cluster to which, and classify each transition.
 
@@ -172,30 +147,29 @@ def cluster_transitions(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFra
     to_none = table["to_cluster"] == NONE
     is_large = table[["share_from", "share_to"]].max(axis=1) >= SUCCESSOR_SHARE
     link = is_large & ~from_none & ~to_none
-    successors = table[link]["from_cluster"].value_counts()
-    parents = table[link]["to_cluster"].value_counts()
-    n_successors = table["from_cluster"].map(successors).fillna(0)
-    n_parents = table["to_cluster"].map(parents).fillna(0)
+    n_successors = link.groupby(table["from_cluster"]).transform("sum")
+    n_parents = link.groupby(table["to_cluster"]).transform("sum")
+    is_birth = ~to_none & (n_parents == 0)
+    is_death = ~from_none & (n_successors == 0)
     # a link that is part of a split and a merge counts where most of its old cluster goes
     mostly = (table["share_from"] >= SUCCESSOR_SHARE) | (n_successors < 2)
     kinds = {  # the first that holds
         "merge": link & (n_parents > 1) & mostly,
         "split": link & (n_successors > 1),
         "stays": link | (from_none & to_none),
-        "birth": ~to_none & (n_parents == 0),
+        "birth": is_birth,
         "joiner": from_none,
-        "leaver": n_successors > 0,
+        "leaver": ~is_death,
     }
     table["kind"] = np.select(list(kinds.values()), list(kinds), "death")
-    table = table.sort_values(["from_cluster", "to_cluster"], ignore_index=True)
-    before_clusters = set(both["from_cluster"]) - {NONE}
-    after_clusters = set(both["to_cluster"]) - {NONE}
-    table.attrs = {
-        "split": sorted(successors.index[successors > 1].tolist()),
-        "merge": sorted(parents.index[parents > 1].tolist()),
-        "birth": sorted(after_clusters - set(parents.index)),
-        "death": sorted(before_clusters - set(successors.index)),
+    clusters = {
+        "split": table["from_cluster"][n_successors > 1],
+        "merge": table["to_cluster"][n_parents > 1],
+        "birth": table["to_cluster"][is_birth],
+        "death": table["from_cluster"][is_death],
     }
+    table = table.sort_values(["from_cluster", "to_cluster"], ignore_index=True)
+    table.attrs = {kind: sorted(set(numbers.tolist())) for kind, numbers in clusters.items()}
     return table
 
 
@@ -289,7 +263,6 @@ def compare_clusters(
     prototypes: dict[str, np.ndarray] | None = None,
     least: int | None = None,
     method: str = "umap",
-    seed: int = 0,
 ) -> ClusterComparison:
     """Compare the clusters of users under two queries, or without and with a soft prompt.
 
@@ -303,7 +276,6 @@ def compare_clusters(
         users of `after`.
         least: Users that a cluster must have; default: see `find_clusters`.
         method: Of the map, "umap" or "pca"; default "umap".
-        seed: Seed of clusters, map and scores; default 0.
 
     Returns:
         The comparison.
@@ -326,13 +298,13 @@ def compare_clusters(
     names = []
     scores = []
     for side, rows in zip(SIDES, (before, after), strict=True):
-        clusters[side] = find_clusters(rows, users.ids, least=least, seed=seed)
+        clusters[side] = find_clusters(rows, users.ids, least=least)
         names.append(describe_clusters(clusters[side], users).assign(side=side))
         if labels is not None:
-            scores.append(_scores(side, rows, users, labels, seed))
+            scores.append(_scores(side, rows, users, labels))
     changes = neighbors_changed(l2_normalize(before), l2_normalize(after), users.ids)
     return ClusterComparison(
-        points=joint_projection(before, after, users.ids, SIDES, seed, method, marks=prototypes),
+        points=joint_projection(before, after, users.ids, SIDES, method=method, marks=prototypes),
         before=clusters["before"],
         after=clusters["after"],
         names=pd.concat(names, ignore_index=True),
@@ -342,11 +314,17 @@ def compare_clusters(
     )
 
 
-def _scores(side: str, rows: EmbeddingRows, users: Users, labels: pd.Series, seed: int) -> dict:
+def _scores(side: str, rows: EmbeddingRows, users: Users, labels: pd.Series) -> dict:
     """Return how well a linear probe reads the labels from one side, and how far their classes are
     apart.
     """
+    from sklearn.metrics import silhouette_score
+
     labels = labels.set_axis(labels.index.astype(str)).reindex(list(users.ids))
-    known = labels.to_numpy(dtype=float)
-    apart = silhouette(l2_normalize(np.asarray(rows, dtype=float)), known)
-    return {"side": side, "silhouette": apart, **vars(linear_probe(rows, known, seed))}
+    probe = linear_probe(rows, labels)
+    known = labels.notna().to_numpy()
+    size = MAX_SILHOUETTE_USERS if probe.n > MAX_SILHOUETTE_USERS else None
+    apart = silhouette_score(
+        l2_normalize(rows[known].astype(float)), labels[known], sample_size=size, random_state=0
+    )
+    return {"side": side, "silhouette": float(apart), **vars(probe)}

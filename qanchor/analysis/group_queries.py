@@ -5,7 +5,6 @@ random groups.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -19,6 +18,7 @@ from qanchor.useru.concepts import Concept, templates
 from qanchor.utils.text import count
 from qanchor.utils.types import EmbeddingRows, UserMask
 
+GroupMasks = Bool[np.ndarray, "draw user"]
 FOLDS = 5
 SEEDS = 3  # ways to fold the users
 DRAWS = 200  # random groups behind the chance level
@@ -91,13 +91,11 @@ def rank_queries_for_group(
     queries = list(dict.fromkeys(questions))
 
     embeddings = yield from embedding_cache.embed(*queries)
-    folds_by_seed = random_groups(inside, draws, np.random.default_rng(seed))
+    groups = random_groups(inside, draws, np.random.default_rng(seed))
     best_of_random = np.zeros(draws)
     aucs_of_group = []
     for done, query in enumerate(queries, 1):
-        aucs = np.concatenate(
-            [nearest_mean_aucs(embeddings[query], folds) for folds in folds_by_seed]
-        )
+        aucs = nearest_mean_aucs(embeddings[query], *groups)
         best_of_random = np.maximum(best_of_random, aucs[:, 1:].mean(axis=0))
         aucs_of_group.append(aucs[:, 0])
         yield "questions", done, len(queries)
@@ -160,22 +158,19 @@ def question_bank(concepts: Sequence[Concept], unit: str = "user") -> list[str]:
     return list(questions)[:MAX_QUESTIONS]
 
 
-@dataclass(frozen=True)
-class RandomGroups:
-    """Hold groups of one size, the one asked about first, and one way to fold the users of each,
-    both sides spread evenly.
-    """
+def random_groups(
+    inside: UserMask, draws: int, rng: np.random.Generator
+) -> tuple[GroupMasks, Int[np.ndarray, "seed draw user"]]:
+    """Draw random groups of the size of `inside`, and fold the users of each in `SEEDS` ways, both
+    sides spread evenly.
 
-    group: Bool[np.ndarray, "draw user"]
-    fold: Int[np.ndarray, "draw user"]
-    weight: list[
-        Float[np.ndarray, "draw user"]
-    ]  # one a fold: means of group minus rest of all users outside it
+    Args:
+        inside: The group that was asked about.
+        draws: Number of random groups.
+        rng: Draws groups and folds.
 
-
-def random_groups(inside: UserMask, draws: int, rng: np.random.Generator) -> list[RandomGroups]:
-    """Draw random groups of the size of `inside`, and fold all groups in the same way, `SEEDS`
-    times.
+    Returns:
+        The groups, the one that was asked about first, and the fold of each user.
     """
     n_users = len(inside)
     n_group = int(inside.sum())
@@ -187,37 +182,43 @@ def random_groups(inside: UserMask, draws: int, rng: np.random.Generator) -> lis
     np.put_along_axis(group, orders[:, :n_group], True, axis=1)
     places = np.concatenate([np.arange(n_group), np.arange(n_users - n_group)])
     fold_of_place = (places % FOLDS).astype(np.int8)
-    folds_by_seed = []
-    for _ in range(SEEDS):
+    folds = np.empty((SEEDS, *orders.shape), np.int8)
+    for fold in folds:
         for order in orders:
             rng.shuffle(order[:n_group])
             rng.shuffle(order[n_group:])
-        fold = np.empty(orders.shape, np.int8)
         np.put_along_axis(fold, orders, fold_of_place[None], axis=1)
-        weights = []
+    return group, folds
+
+
+def nearest_mean_aucs(
+    z: EmbeddingRows, group: GroupMasks, folds: Int[np.ndarray, "seed draw user"]
+) -> Float[np.ndarray, "fold draw"]:
+    """Score users by the means of group and rest without their own fold.
+
+    Args:
+        z: Embeddings of the users.
+        group: From `random_groups`.
+        folds: From `random_groups`.
+
+    Returns:
+        The AUC of each group in each fold, one way of folding after the other.
+    """
+    aucs = []
+    for fold in folds:
+        score = np.zeros(fold.shape)
         for k in range(FOLDS):
             ours = group & (fold != k)
             theirs = ~group & (fold != k)
             means = ours / ours.sum(1, keepdims=True) - theirs / theirs.sum(1, keepdims=True)
-            weights.append(means.astype(np.float32))
-        folds_by_seed.append(RandomGroups(group, fold, weights))
-    return folds_by_seed
-
-
-def nearest_mean_aucs(z: EmbeddingRows, folds: RandomGroups) -> Float[np.ndarray, "fold draw"]:
-    """Score users by the means of group and rest without their own fold; return the AUC of each
-    group in each fold.
-    """
-    out = np.zeros(folds.fold.shape)
-    for k, weight in enumerate(folds.weight):
-        np.copyto(out, weight @ z @ z.T, where=folds.fold == k)
-    # sorted by fold, then by score, ranks are the same row of numbers for every draw
-    spread = np.ptp(out, axis=1, keepdims=True) * 1.01 + 1e-12
-    order = (folds.fold + (out - out.min(axis=1, keepdims=True)) / spread).argsort(axis=1)
-    ours = np.take_along_axis(folds.group, order, axis=1)
-    aucs = np.zeros((FOLDS, len(out)))
-    starts = np.cumsum(np.bincount(folds.fold[0]))[:-1]
-    for k, part in enumerate(np.split(ours, starts, axis=1)):
-        rank_sum = part @ np.arange(1.0, part.shape[1] + 1)
-        aucs[k] = auc_of_ranks(rank_sum, part.sum(axis=1), part.shape[1])
-    return aucs
+            np.copyto(score, means.astype(np.float32) @ z @ z.T, where=fold == k)
+        # sorted by fold, then by score, ranks are the same row of numbers for every draw
+        lowest = score.min(axis=1, keepdims=True)
+        spread = np.ptp(score, axis=1, keepdims=True) * 1.01 + 1e-12
+        order = (fold + (score - lowest) / spread).argsort(axis=1)
+        is_ours = np.take_along_axis(group, order, axis=1)
+        starts = np.cumsum(np.bincount(fold[0]))[:-1]
+        for part in np.split(is_ours, starts, axis=1):
+            rank_sum = part @ np.arange(1.0, part.shape[1] + 1)
+            aucs.append(auc_of_ranks(rank_sum, part.sum(axis=1), part.shape[1]))
+    return np.array(aucs)

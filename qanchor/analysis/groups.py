@@ -65,7 +65,13 @@ def describe_clusters(clusters: pd.DataFrame, users: Users) -> pd.DataFrame:
         >>> describe_clusters(clusters, users)["name"].tolist()
         ['tea', 'soap']
     """
-    _check_columns(clusters)
+    for column in ("user", "cluster"):
+        if column not in clusters:
+            columns = ", ".join(map(str, clusters))
+            raise ValueError(
+                f"There is no column {column!r} (found {columns}). Give what find_clusters "
+                "returned."
+            )
     past = users.select(clusters["user"]).history()
     number = clusters.set_index("user")["cluster"]
     texts = past[["user", "text"]].astype(str).drop_duplicates()
@@ -98,16 +104,6 @@ def describe_clusters(clusters: pd.DataFrame, users: Users) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows, columns=list(CLUSTER_TYPES)).astype(CLUSTER_TYPES)
-
-
-def _check_columns(clusters: pd.DataFrame) -> None:
-    for column in ("user", "cluster"):
-        if column not in clusters:
-            columns = ", ".join(map(str, clusters))
-            raise ValueError(
-                f"There is no column {column!r} (found {columns}). Give what find_clusters "
-                "returned."
-            )
 
 
 def distinctive(number: pd.Series, who: pd.Series, what: pd.Series) -> dict[int, list[str]]:
@@ -189,7 +185,7 @@ def _distinctive_modality(number: pd.Series, past: pd.DataFrame) -> list[str]:
 # users who must have a text for it to be compared: whoever is in the group, so this favours no
 # group
 MIN_TEXT_USERS = 5
-GROUP_COLUMNS = [
+DESCRIPTION_COLUMNS = [
     "kind",
     "name",
     "group",
@@ -201,8 +197,11 @@ GROUP_COLUMNS = [
     "difference",
     "low",
     "high",
+    "p",
+    "beyond_chance",
+    "n_group",
+    "n_rest",
 ]
-DESCRIPTION_COLUMNS = [*GROUP_COLUMNS, "p", "beyond_chance", "n_group", "n_rest"]
 
 
 def describe_group(users: Users, ids: Iterable[str]) -> pd.DataFrame:
@@ -254,6 +253,7 @@ def describe_group(users: Users, ids: Iterable[str]) -> pd.DataFrame:
         _medians(numbers.drop(columns=binary), inside),
     ]
     frame = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    frame["difference"] = frame["group"] - frame["rest"]
     group_below = frame["group"] - frame["group_low"]
     group_above = frame["group_high"] - frame["group"]
     rest_below = frame["rest"] - frame["rest_low"]
@@ -302,7 +302,6 @@ def _shares(kind: str, ours: pd.Series, n_group, theirs: pd.Series, n_rest) -> p
     upper_tail = hypergeom.sf(ours - 1, *margins)
     lower_tail = hypergeom.cdf(ours, *margins)
     frame["p"] = np.minimum(1, 2 * np.minimum(upper_tail, lower_tail))
-    frame["difference"] = frame["group"] - frame["rest"]
     return frame
 
 
@@ -325,14 +324,15 @@ def _medians(table: pd.DataFrame, inside: UserMask) -> pd.DataFrame:
 
     rows = []
     for name in table:
-        sides = [np.sort(table.loc[where, name].dropna()) for where in (inside, ~inside)]
-        if min(map(len, sides)) < MIN_TEXT_USERS or np.ptp(np.concatenate(sides)) == 0:
+        group, rest = (np.sort(table.loc[side, name].dropna()) for side in (inside, ~inside))
+        if min(len(group), len(rest)) < MIN_TEXT_USERS or table[name].nunique() < 2:
             continue
-        cells = []
-        for side in sides:
-            first = max(int(binom.ppf(0.025, len(side), 0.5)) - 1, 0)
-            cells += [np.median(side), side[first], side[-1 - first]]
-        difference = cells[0] - cells[3]
-        p = mannwhitneyu(*sides).pvalue
-        rows.append(("number", str(name), *cells, difference, p, *map(len, sides)))
-    return pd.DataFrame(rows, columns=[*GROUP_COLUMNS[:9], "p", "n_group", "n_rest"])
+        row = {"kind": "number", "name": str(name), "p": mannwhitneyu(group, rest).pvalue}
+        for side, values in (("group", group), ("rest", rest)):
+            first = max(int(binom.ppf(0.025, len(values), 0.5)) - 1, 0)
+            row[side] = np.median(values)
+            row[f"{side}_low"] = values[first]
+            row[f"{side}_high"] = values[-1 - first]
+            row[f"n_{side}"] = len(values)
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -73,10 +73,8 @@ def joint_projection(
     after = l2_normalize(after)
     aligned, removed = align(before, after)
     marks = marks or {}
-    added = after[:0]
-    if marks:
-        mark_rows = l2_normalize(np.array(list(marks.values()), dtype=float))
-        added = align_rows(before, after, mark_rows)
+    mark_rows = np.reshape(list(marks.values()), (-1, after.shape[1])).astype(float)
+    added = align_rows(before, after, l2_normalize(mark_rows))
     rows = np.vstack([before, aligned, added])
     start = _last_places(last, ids)
     if start is not None:  # a mark starts where the user that is nearest to it was

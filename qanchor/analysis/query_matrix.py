@@ -114,17 +114,6 @@ def query_group_matrix(
         unit = plural(embedding_cache.cache.unit)
         raise ValueError(f"Found 0 groups; at least 1 is required. Name some {unit}.")
     cells = {} if cells is None else cells
-    return _iter_rows(embedding_cache, queries, members, cells)
-
-
-def _iter_rows(
-    embedding_cache: EmbeddingCache,
-    queries: list[str],
-    members: dict[str, np.ndarray],
-    cells: MutableMapping[tuple, dict],
-) -> Iterator[MatrixProgress | pd.DataFrame]:
-    from scipy.stats import rankdata
-
     n_users = len(embedding_cache.ids)
     rows = []
     frame = None
@@ -139,7 +128,7 @@ def _iter_rows(
             yield MatrixProgress("scores", row, n_users - 1, frame)
             z = embedding_cache.embeddings[query]
             ranking = embedding_cache.engine.score(embedding_cache.cache, query)
-            rank = rankdata(ranking["score"], nan_policy="propagate")
+            rank = ranking["score"].rank().to_numpy()  # ties share their mean rank
             moved = residual_shift(l2_normalize(embedding_cache.embeddings[""]), l2_normalize(z))
             for name in missing:
                 known[name] = _measure_cell(z, rank, moved, members[name])
@@ -188,9 +177,8 @@ def _measure_cell(z: EmbeddingRows, rank: UserFloats, moved: UserFloats, inside:
     values are the `random_` ones: AUCs, distances of the yes score from 0.5, and absolute
     logarithms of the ratio.
     """
-    folds_by_seed = random_groups(inside, RANDOM_GROUPS, np.random.default_rng(0))
-    aucs = np.concatenate([nearest_mean_aucs(z, folds) for folds in folds_by_seed])
-    group = folds_by_seed[0].group  # (draw, user), the group itself first
+    group, folds = random_groups(inside, RANDOM_GROUPS, np.random.default_rng(0))
+    aucs = nearest_mean_aucs(z, group, folds)
     rows_inside = np.nonzero(group)[1].reshape(len(group), -1)
     rows_outside = np.nonzero(~group)[1].reshape(len(group), -1)
     yes_score = auc_of_ranks(rank[rows_inside].sum(1), inside.sum(), len(rank))

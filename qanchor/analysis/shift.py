@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from qanchor.utils.arrays import l2_normalize
 from qanchor.utils.types import EmbeddingRows, UserFloats
@@ -145,27 +145,17 @@ def neighbors_changed(
         >>> frame["gained"].tolist(), frame["lost"].tolist()
         ([(2,), (3,), (0,), (1,)], [(1,), (0,), (3,), (2,)])
     """
-    _same_users(before, after)
     old = knn_indices(before, k)
     new = knn_indices(after, k)
-    old_stays = _in_both(old, new)
-    new_stays = _in_both(new, old)
-    return pd.DataFrame(
-        {
-            "user": np.asarray(ids, dtype=object),
-            "neighbours_kept": old_stays.mean(axis=1) if old_stays.size else 1.0,
-            "gained": _listed(new, ~new_stays),
-            "lost": _listed(old, ~old_stays),
-        }
-    )
-
-
-def _listed(neighbors: Neighbors, chosen: Bool[np.ndarray, "user k"]) -> list[tuple[int, ...]]:
-    """Return the first chosen neighbours of each user as plain row numbers."""
-    listed = []
-    for row, mask in zip(neighbors, chosen, strict=True):
-        listed.append(tuple(row[mask][:MAX_LISTED_NEIGHBORS].tolist()))
-    return listed
+    rows = []
+    for was, now in zip(old.tolist(), new.tolist(), strict=True):
+        gained = tuple(row for row in now if row not in was)
+        lost = tuple(row for row in was if row not in now)
+        kept = (len(was) - len(lost)) / len(was) if was else 1.0
+        rows.append((kept, gained[:MAX_LISTED_NEIGHBORS], lost[:MAX_LISTED_NEIGHBORS]))
+    frame = pd.DataFrame(rows, columns=["neighbours_kept", "gained", "lost"])
+    frame.insert(0, "user", np.asarray(ids, dtype=object))
+    return frame
 
 
 def embedding_shift(
@@ -230,14 +220,6 @@ def share_beyond_noise(shift: pd.DataFrame) -> tuple[float, float, float]:
     return result.statistic, float(interval.low), float(interval.high)
 
 
-def _same_users(before, after) -> None:
-    if before.shape != after.shape:
-        raise ValueError(
-            f"before is {before.shape}, after is {after.shape}. Give the same users in the same "
-            "order."
-        )
-
-
 def align_rows(
     before: EmbeddingRows, after: EmbeddingRows, rows: Float[np.ndarray, "row dim"]
 ) -> Float[np.ndarray, "row dim"]:
@@ -246,13 +228,12 @@ def align_rows(
     """
     from scipy.linalg import orthogonal_procrustes
 
-    _same_users(before, after)
+    if before.shape != after.shape:
+        raise ValueError(
+            f"before is {before.shape}, after is {after.shape}. Give the same users in the same "
+            "order."
+        )
     middle_before = before.mean(axis=0)
     middle_after = after.mean(axis=0)
     rotation, _ = orthogonal_procrustes(after - middle_after, before - middle_before)
     return (rows - middle_after) @ rotation + middle_before
-
-
-def _in_both(first: Neighbors, second: Neighbors) -> np.ndarray:
-    """Mark the neighbours of `first` that are in `second`, too."""
-    return (first[:, :, None] == second[:, None, :]).any(axis=2)

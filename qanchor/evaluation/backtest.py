@@ -4,7 +4,7 @@ events say since.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -12,11 +12,12 @@ import pandas as pd
 from qanchor.data.users import Users
 from qanchor.evaluation.intervals import Z
 from qanchor.inference.engine import Engine
-from qanchor.inference.evidence import query_horizon, rank_by_pointing
+from qanchor.inference.evidence import rank_by_pointing
 from qanchor.models.user_tokens import TokenReader
 from qanchor.training.reader import is_held_out
 from qanchor.useru.concepts import Concept, Outcomes
-from qanchor.utils.types import StageProgress, UserFloats
+from qanchor.useru.horizons import query_horizon
+from qanchor.utils.types import UserFloats
 
 MIN_HELD_OUT_USERS = 100  # with fewer, users that were trained on are judged as well
 MIN_KNOWN_USERS = 20  # users whose outcome is known; with fewer there is no result
@@ -111,9 +112,7 @@ def _shares(score: UserFloats, is_yes: np.ndarray) -> tuple[float, ...]:
     return tuple(falling.round(4).tolist())
 
 
-def backtest(
-    engine: Engine, users: Users, query: str, progress: StageProgress | None = None
-) -> BacktestResult:
+def backtest(engine: Engine, users: Users, query: str) -> BacktestResult:
     """Rank the users as of an earlier day and compare the ranking with what they have done since.
 
     The earlier day lies as many days before the cut-off as the query looks ahead. The outcome is
@@ -124,7 +123,6 @@ def backtest(
         engine: The model.
         users: The users.
         query: The query.
-        progress: Called with (stage, done, total); default: not called.
 
     Returns:
         The result.
@@ -136,50 +134,48 @@ def backtest(
         >>> result.n, result.days, result.cutoff
         (60, 30, '2025-05-02')
     """
-    if progress:
-        progress("reading the past", 0, 1)
     model = engine.model
     days = query_horizon(query, users.horizon_days)
     cutoff = users.cutoff - pd.Timedelta(days=days)
-    about = {"topic": "", "days": days, "cutoff": f"{cutoff:%Y-%m-%d}", "unit": users.unit}
+    unknown = BacktestResult(None, None, None, 0, "", days, f"{cutoff:%Y-%m-%d}", users.unit)
     if users.events["time"].min() >= cutoff:  # nobody has a past on that day
-        return BacktestResult(None, None, None, 0, **about)
+        return unknown
     reader = TokenReader(users, model.config.text_encoder, until=cutoff)
     # percentiles are of that day, since histories grow
     tokens = reader.read(cutoff).with_associations(model.population.associations)
     ranking = rank_by_pointing(model, tokens, query)
     attrs = ranking.attrs
-    about["topic"] = ", ".join(attrs["topics"])
+    sign = attrs["sign"]
+    measure = attrs["measure"]
+    threshold = attrs["threshold"]
     if not attrs["answerable"]:
-        return BacktestResult(None, None, None, 0, **about)
+        return unknown
     judged = np.array([is_held_out(user) for user in tokens.ids])
     optimistic = bool(judged.sum() < MIN_HELD_OUT_USERS)
     if optimistic:
         judged[:] = True
     meant = [reader.things[row] for row in attrs["things"]]
-    measure = attrs["measure"]
-    threshold = attrs["threshold"]
     if measure == "exceeds" and not threshold:  # no amount is named: any amount will do
         measure = "occurs"
     family = "number" if meant and meant[0].kind == "number" else "text"
     concept = Concept("asked", family, "", tuple(thing.name for thing in meant), measure, threshold)
-    sign = attrs["sign"]
-    events = reader.events
     rows = pd.Index(users.ids).get_indexer(tokens.ids)[judged]
-    outcomes = Outcomes.of(events, rows, cutoff, days)
-    outcome = sign * outcomes.truth(events, (concept,))[:, 0].astype(float)
-    _, past = outcomes.amounts(events, concept)
+    outcomes = Outcomes.of(reader.events, rows, cutoff, days)
+    outcome = sign * outcomes.truth(reader.events, (concept,))[:, 0].astype(float)
+    _, past = outcomes.amounts(reader.events, concept)
     score = ranking["score"].to_numpy(float)[judged]
     known = ~np.isnan(outcome)
     right, low, high = concordance(score[known], outcome[known])
     is_yes = outcome[known] > (0 if sign > 0 else -1)
-    return BacktestResult(
-        right,
-        low,
-        high,
-        int(known.sum()),
-        **about,
-        before=concordance(sign * past[known].astype(float), outcome[known])[0],
+    before, *_ = concordance(sign * past[known].astype(float), outcome[known])
+    return replace(
+        unknown,
+        right=right,
+        low=low,
+        high=high,
+        n=int(known.sum()),
+        topic=", ".join(attrs["topics"]),
+        before=before,
         measure=measure,
         shares=_shares(score[known], is_yes) if right is not None else (),
         optimistic=optimistic,

@@ -85,7 +85,7 @@ def to_floats(labels: Any) -> UserFloats:
     Raises:
         ValueError: If a label is no number.
     """
-    return pd.to_numeric(pd.Series(np.asarray(labels)), errors="raise").astype(float).to_numpy()
+    return pd.to_numeric(pd.Series(np.asarray(labels))).to_numpy(float)
 
 
 def _check_scores(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:

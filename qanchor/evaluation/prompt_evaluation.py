@@ -169,45 +169,47 @@ def compare_embeddings(
     from sklearn.metrics import silhouette_samples
 
     rows = pd.Index(ids)
-    y = others.to_numpy(int)
     fit = rows.get_indexer(learn.index)
     new = rows.get_indexer(others.index)
     known = learn.to_numpy(int)
-    scores = []
-    near = []
-    for z in (before, after):
-        scores.append(fit_linear_probe(z[fit], known, z[new], seed))
-        near.append(silhouette_samples(z[new], y))
+    y = others.to_numpy(int)
+    scores = {}
+    near = {}
+    for side, z in (("before", before), ("after", after)):
+        scores[side] = fit_linear_probe(z[fit], known, z[new], seed)
+        near[side] = silhouette_samples(z[new], y)
 
-    def interval(measure: Callable) -> tuple[float, float]:
-        return bootstrap_interval(measure, y, BOOTSTRAP_DRAWS, seed)
-
-    def paired_gain(measure: Callable, before: np.ndarray, after: np.ndarray) -> list[float]:
+    def compare(name: str, measure: Callable, values: dict[str, np.ndarray]) -> dict:
         """Measure both sides and their difference; each draw takes the same users for both."""
 
         def gain(rows) -> float:
-            return measure(after[rows], y[rows]) - measure(before[rows], y[rows])
+            return measure(values["after"][rows], y[rows]) - measure(
+                values["before"][rows], y[rows]
+            )
 
-        sides = [measure(before, y), measure(after, y)]
-        return [*sides, sides[1] - sides[0], *interval(gain)]
+        row = {side: measure(values[side], y) for side in values}
+        low, high = bootstrap_interval(gain, y, BOOTSTRAP_DRAWS, seed)
+        gained = row["after"] - row["before"]
+        return {"measure": name, **row, "gain": gained, "low": low, "high": high}
 
-    gains = {
-        "auc": paired_gain(roc_auc, *scores),
-        "ks": paired_gain(ks_statistic, *scores),
-        "silhouette": paired_gain(lambda values, _: float(values.mean()), *near),
-    }
-    columns = ["before", "after", "gain", "low", "high"]
-    frame = pd.DataFrame.from_dict(gains, orient="index", columns=columns)
-    frame = frame.rename_axis("measure").reset_index()
-    sides = dict(zip(("before", "after"), scores, strict=True))
+    gains = [
+        compare("auc", roc_auc, scores),
+        compare("ks", ks_statistic, scores),
+        compare("silhouette", lambda values, _: float(values.mean()), near),
+    ]
+    frame = pd.DataFrame(gains)
+    intervals = {}
+    for side, score in scores.items():
+
+        def auc(rows, score=score) -> float:
+            return roc_auc(score[rows], y[rows])
+
+        intervals[side] = bootstrap_interval(auc, y, BOOTSTRAP_DRAWS, seed)
     frame.attrs = {
         "n": len(y),
         "positives": int(y.sum()),
         "users": list(others.index),
-        "scores": {side: score.tolist() for side, score in sides.items()},
-        "intervals": {
-            side: interval(lambda rows, score=score: roc_auc(score[rows], y[rows]))
-            for side, score in sides.items()
-        },
+        "scores": {side: score.tolist() for side, score in scores.items()},
+        "intervals": intervals,
     }
     return frame

@@ -17,7 +17,6 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -47,38 +46,31 @@ THREADS = 1  # CPU threads of a worker: with equal threads every backend writes 
 RESUME_HINT = "Finished shards are kept; run it again to resume."
 
 
-class ShardJobs(NamedTuple):
-    """Describe what a back end runs: `make(*arguments, number)` for each number of a shard.
-
-    Args:
-        make: Module-level function that processes one shard and returns its record.
-        arguments: Arguments of `make` before the number.
-        numbers: Numbers of the shards.
-        workers: Processes or tasks.
-    """
-
-    make: Callable[..., dict]
-    arguments: tuple
-    numbers: list[int]
-    workers: int
-
-
-def local_processes(jobs: ShardJobs) -> Iterator[dict]:
+def local_processes(
+    make: Callable[..., dict], arguments: tuple, numbers: list[int], workers: int
+) -> Iterator[dict]:
     """Distribute the shards to worker processes and yield their records as they finish.
 
     With one worker, shards run in this process. Workers end when this process is killed.
 
+    Args:
+        make: Module-level function that processes one shard, `make(*arguments, number)`, and
+            returns its record.
+        arguments: Arguments of `make` before the number.
+        numbers: Numbers of the shards.
+        workers: Processes.
+
     Raises:
         ChildProcessError: If a worker is killed.
     """
-    workers = min(jobs.workers, len(jobs.numbers))
+    workers = min(workers, len(numbers))
     if workers <= 1:
-        yield from (jobs.make(*jobs.arguments, number) for number in jobs.numbers)
+        yield from (make(*arguments, number) for number in numbers)
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start_worker)
     try:
-        futures = [pool.submit(jobs.make, *jobs.arguments, number) for number in jobs.numbers]
+        futures = [pool.submit(make, *arguments, number) for number in numbers]
         for future in as_completed(futures):
             yield future.result()
     except BrokenProcessPool as error:
@@ -101,10 +93,18 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def ray_tasks(jobs: ShardJobs) -> Iterator[dict]:
+def ray_tasks(
+    make: Callable[..., dict], arguments: tuple, numbers: list[int], workers: int
+) -> Iterator[dict]:
     """Process the shards as Ray tasks and yield their records as they finish.
 
     They run on the cluster of RAY_ADDRESS, or on one that is started here.
+
+    Args:
+        make: As for `local_processes`.
+        arguments: As for `local_processes`.
+        numbers: Numbers of the shards.
+        workers: Tasks at a time.
 
     Raises:
         ValueError: If Ray is not installed, or a shard fails.
@@ -119,10 +119,10 @@ def ray_tasks(jobs: ShardJobs) -> Iterator[dict]:
     if is_started_here:
         ray.init(log_to_driver=False)
     # the task of a killed worker runs again
-    task = ray.remote(num_cpus=THREADS, max_retries=3)(jobs.make)
-    waiting = (task.remote(*jobs.arguments, number) for number in jobs.numbers)
+    task = ray.remote(num_cpus=THREADS, max_retries=3)(make)
+    waiting = (task.remote(*arguments, number) for number in numbers)
     try:
-        running = list(islice(waiting, jobs.workers))
+        running = list(islice(waiting, workers))
         while running:
             [done], running = ray.wait(running)
             yield ray.get(done)
@@ -208,9 +208,9 @@ def embed_dataset(
     with TemporaryDirectory() as folder:
         path = users.save(folder) if isinstance(users, Users) else Path(users)
         missing = _begin(path, run, queries, out, shards)
-    jobs = ShardJobs(embed_shard, (out, run), missing, workers)
+    records = BACKENDS[backend](embed_shard, (out, run), missing, workers)
     try:
-        for done, _ in enumerate(BACKENDS[backend](jobs), 1):
+        for done, _ in enumerate(records, 1):
             if progress:
                 progress(done, len(missing))
     finally:
@@ -325,11 +325,10 @@ def _begin(users: Path, run: Path, queries: list[str], out: Path, shards: int | 
             f"{out} holds parts of unknown origin (no _manifest.json): "
             "name another folder, or remove them"
         )
-    kept = {name: old.get(name, value) for name, value in plan.items()}
     for name in FIXED_FIELDS:
-        if kept[name] != plan[name]:
+        if old and old[name] != plan[name]:
             raise FileExistsError(
-                f"{out} holds embeddings of {name} {kept[name]!r:.100}, wanted is "
+                f"{out} holds embeddings of {name} {old[name]!r:.100}, wanted is "
                 f"{plan[name]!r:.100}: name another folder, or remove this one"
             )
     shutil.rmtree(out / ".gone", ignore_errors=True)
@@ -339,6 +338,8 @@ def _begin(users: Path, run: Path, queries: list[str], out: Path, shards: int | 
     if made and not _missing_shards(out, made):
         return []
     work.mkdir(parents=True, exist_ok=True)
+    # parts that are made now say the same as those that are there
+    kept = {name: old.get(name, value) for name, value in plan.items()}
     write_json(work / "plan.json", kept)
     if not (work / "users").exists():
         partition_users(
@@ -389,15 +390,15 @@ def _finish(out: Path) -> dict:
         write_json(out / "_manifest.json", manifest)
         # renamed first, so that a kill leaves no half of it that passes for a whole one
         shutil.rmtree(work.rename(out / ".gone"), ignore_errors=True)
-    return {name: value for name, value in _read_manifest_or_empty(out).items() if name != "parts"}
+    manifest = _read_manifest_or_empty(out)
+    del manifest["parts"]
+    return manifest
 
 
 def _records(out: Path) -> dict[int, dict]:
-    found = [
-        *_read_manifest_or_empty(out).get("parts", []),
-        *map(read_json, sorted((out / ".work").glob("done-*.json"))),
-    ]
-    return {record["shard"]: record for record in found}
+    records = _read_manifest_or_empty(out).get("parts", [])
+    records += map(read_json, sorted((out / ".work").glob("done-*.json")))
+    return {record["shard"]: record for record in records}
 
 
 def _read_manifest_or_empty(out: Path) -> dict:

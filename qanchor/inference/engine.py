@@ -30,10 +30,10 @@ from qanchor.models.pointing import (
     token_input,
 )
 from qanchor.models.queries import QueryLike, query_text, require_own_prompt
-from qanchor.models.user_tokens import TokenReader, UserTokens
+from qanchor.models.user_tokens import TokenReader
 from qanchor.useru.concept_answers import graded_answers
 from qanchor.useru.suggestions import suggest_queries
-from qanchor.utils.types import Progress, StageProgress
+from qanchor.utils.types import Progress
 
 
 class Engine:
@@ -73,7 +73,8 @@ class Engine:
         """
         if not len(users):
             raise ValueError("There are no users to read. Check the folder or the selection.")
-        tokens = self.read_tokens(users)
+        encoder = self.model.config.text_encoder
+        tokens = TokenReader(users, encoder, population=self.model.population).read()
         cache = PrefixCache(tokens)
         things = thing_input(tokens)
         reader = self.model.reader
@@ -90,45 +91,6 @@ class Engine:
             if progress:
                 progress(int(rows[-1]) + 1, len(users))
         return cache
-
-    def update(
-        self,
-        cache: PrefixCache,
-        users: Users,
-        *,
-        budget_gb: float = 6.0,
-        progress: Progress | None = None,
-    ) -> PrefixCache:
-        """Return a cache of the same users at another cut-off, equal to prefilling them again.
-
-        Args:
-            cache: Cache of the users; it is not changed.
-            users: The same users with all their events up to the new cut-off.
-            budget_gb: As for `prefill`.
-            progress: Called with (done, total) users (default: none).
-
-        Returns:
-            The new cache.
-
-        Raises:
-            ValueError: The users are not those of the cache, in the same order.
-        """
-        if tuple(users.ids) != cache.ids:
-            odd = next(iter(set(users.ids) ^ set(cache.ids)), "none, but their order differs")
-            raise ValueError(
-                f"There are {len(users):,} users, and the cache holds {len(cache):,} (odd one:"
-                f" {odd}). Pass the same users."
-            )
-        return self.prefill(users, budget_gb=budget_gb, progress=progress)
-
-    def read_tokens(self, users: Users) -> UserTokens:
-        """Read what questions can point at, which is all that `rank` needs.
-
-        Args:
-            users: Users to read, up to their cut-off.
-        """
-        encoder = self.model.config.text_encoder
-        return TokenReader(users, encoder, population=self.model.population).read()
 
     def suggest_queries(self, users: Users, many: int = 6) -> tuple[str, ...]:
         """Return questions that fit users, of what the run has learned to ask.
@@ -283,20 +245,14 @@ class Engine:
             score = reader.score_answers(one, question, thing_input(tokens), words, answers)
         return f"{answers[int(score.argmax())]} {fact}".strip()
 
-    def rank(
-        self,
-        cache: PrefixCache | UserTokens,
-        query: str,
-        progress: StageProgress | None = None,
-    ) -> pd.DataFrame:
+    def rank(self, cache: PrefixCache, query: str) -> pd.DataFrame:
         """Rank users for a query without labels, by the events that the query points at.
 
         The score ranks the users of one query; it is not a probability.
 
         Args:
-            cache: From `prefill` or `read_tokens`.
+            cache: From `prefill`.
             query: Text.
-            progress: Called with (stage, done, total) (default: none).
 
         Returns:
             One row a user, best first: user, score, and the answer (what happened before). `attrs`
@@ -306,20 +262,16 @@ class Engine:
             query, all scores are NaN.
         """
         scores = self.score(cache, query)
-        if progress:
-            progress("ranking", 1, 1)
         return scores.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
-    def score(self, cache: PrefixCache | UserTokens, query: str) -> pd.DataFrame:
+    def score(self, cache: PrefixCache, query: str) -> pd.DataFrame:
         """Score users for a query without labels, see `rank`.
 
         Args:
-            cache: From `prefill` or `read_tokens`.
+            cache: From `prefill`.
             query: Text.
 
         Returns:
             The rows of `rank` in the order of the users.
         """
-        if isinstance(cache, UserTokens):
-            return rank_by_pointing(self.model, cache, query)
         return rank_by_pointing(self.model, cache.tokens, query, cache.groups)

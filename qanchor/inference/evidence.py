@@ -29,7 +29,7 @@ from qanchor.models.user_tokens import TOKEN_NUMBERS, UserTokens
 from qanchor.models.words import asked_amount, asks_two_things, content_words
 from qanchor.useru.concept_answers import past_fact
 from qanchor.useru.concepts import ANY_EVENT, MEASURES, behavior_queries
-from qanchor.useru.horizons import asked_horizon, default_horizons
+from qanchor.useru.horizons import query_horizon
 
 # A question is answerable if its content words fit something in the data (cosine plus half the
 # share of common trigrams) or a question about behaviour in general (cosine).
@@ -112,16 +112,6 @@ def encode_questions(
     return question._replace(vector=vector, content=content, behavior=behavior)
 
 
-def query_horizon(query: str, horizon_days: int) -> int:
-    """Return the days that a question looks ahead.
-
-    Args:
-        query: The question.
-        horizon_days: The users' own horizon, which counts unless the question names another.
-    """
-    return asked_horizon(query, default_horizons(horizon_days)) or horizon_days
-
-
 def interpret(
     model: QAnchor, tokens: UserTokens, query: str
 ) -> tuple[Interpretation, QuestionInput]:
@@ -151,8 +141,8 @@ def interpret(
     asks_one = not asks_two_things(query)
     if asks_one and best >= MIN_FIT and best >= behavior:
         kind = tokens.things[order[0]].kind  # an event is of a text and of a modality
-        meant = [int(i) for i in order if fit[i] >= RELATIVE_FIT * best]
-        meant = [i for i in meant if tokens.things[i].kind == kind]
+        fitting = order[fit[order] >= RELATIVE_FIT * best].tolist()
+        meant = [i for i in fitting if tokens.things[i].kind == kind]
         read_as = [labels[i] for i in meant]
         alias = things.aliases.match(question.content, question.spelling, question.names_one)[0]
         if len(meant) > 1 and alias.max() >= best:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.utils.text import count
@@ -68,18 +68,6 @@ def encode_labels(cache: PrefixCache, labels: pd.Series) -> tuple[UserInts, tupl
         )
     numbers = pd.Series(number, known.index).reindex(list(cache.ids)).fillna(-1)
     return numbers.to_numpy(int), tuple(classes.tolist())
-
-
-def balanced_weights(labels: Int[np.ndarray, " row"]) -> Float[np.ndarray, " row"]:
-    """Compute sampling probabilities that give every class the same total.
-
-    Args:
-        labels: Class number of each row.
-
-    Returns:
-        Probabilities that sum to 1.
-    """
-    return 1 / (len(np.unique(labels)) * np.bincount(labels)[labels])
 
 
 def stratified_split(

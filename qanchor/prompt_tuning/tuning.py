@@ -13,7 +13,7 @@ import torch
 
 from qanchor.inference.engine import Engine
 from qanchor.inference.prefix_cache import PrefixCache
-from qanchor.prompt_tuning.labels import balanced_weights, encode_labels, stratified_split
+from qanchor.prompt_tuning.labels import encode_labels, stratified_split
 from qanchor.prompt_tuning.objective import TEMPERATURE_FACTORS, PromptObjective
 from qanchor.prompt_tuning.soft_prompt import SoftPrompt
 from qanchor.utils.types import Progress
@@ -136,6 +136,8 @@ def iter_tune_prompt(
         >>> state.prompt, state.best
         (SoftPrompt('Why?', 6 vectors, 2 classes), 0)
     """
+    from sklearn.utils import compute_sample_weight
+
     if min(num_virtual_tokens, steps) < 0:
         raise ValueError(
             f"{num_virtual_tokens} virtual tokens, {steps} steps: both must be 0 or more"
@@ -156,7 +158,7 @@ def iter_tune_prompt(
         "offset": OFFSET_SIZE * text_rate,
         "prototypes": lr * prompt.prototypes.shape[1] ** -0.5,
     }
-    weights = balanced_weights(numbers[tuning])
+    weights = compute_sample_weight("balanced", numbers[tuning]) / len(tuning)
     batch_size = min(BATCH_SIZE, len(tuning))
     batches = [rng.choice(tuning, batch_size, p=weights) for _ in range(steps)]
     yield from _optimize(objective, prompt, rates, batches, validation, patience)

@@ -292,7 +292,7 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
     horizons = sorted({horizon, max(1, horizon // 4)})
     first = TokenReader(users, encoder, until=min(cutoffs))
     topics = first.aliases.things_by_label(first.things)
-    concepts = induce_concepts(first.events, first.vectors, cutoffs, topics)
+    concepts = induce_concepts(first.events, first.vectors, min(cutoffs), topics)
     reader = TokenReader(users, encoder, until=max(cutoffs))
     samples = []
     fitted = None

@@ -64,6 +64,9 @@ class Concept:
         return asdict(self)
 
 
+BEHAVIOR = Concept("behavior:any", "behavior", ANY_EVENT, ())
+
+
 def _split(name: str) -> str:
     """Return the split of a concept, by hash of its name."""
     digest = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:4])
@@ -73,25 +76,22 @@ def _split(name: str) -> str:
 def induce_concepts(
     events: ThingEvents,
     vectors: Float[np.ndarray, "thing text"],
-    cutoffs: Sequence[pd.Timestamp],
+    cutoff: pd.Timestamp,
     topics: Mapping[str, tuple[str, ...]],
 ) -> tuple[Concept, ...]:
     """Return the concepts of a data set.
 
     Args:
-        events: Of the users, with `until` the first cut-off, so that later events have no
-            influence.
+        events: Of the users, with `until` the cut-off, so that later events have no influence.
         vectors: Text vector of each thing.
-        cutoffs: Training cut-offs; only the first is used.
+        cutoff: The first training cut-off.
         topics: Names of the things of each topic that the data speaks of, by what people call it.
     """
-    first = min(cutoffs)
-    count, _, largest = events.counts(events.users.events["time"].min(), first)
+    count, _, largest = events.counts(events.users.events["time"].min(), cutoff)
     active = count.any(1)
-    users = max(int(active.sum()), 1)
-    share = (count[active] > 0).sum(0) / users
+    share = (count[active] > 0).sum(0) / max(active.sum(), 1)
     things = events.things
-    concepts = [Concept("behavior:any", "behavior", ANY_EVENT, ())]
+    concepts = [BEHAVIOR]
     for measure in ("more", "less", "high"):
         concepts.append(Concept(f"behavior:{measure}", "behavior", ANY_EVENT, (), measure))
     texts = [i for i, thing in enumerate(things) if thing.kind == "text" and share[i] > 0]
@@ -132,7 +132,7 @@ def _thresholds(thing: Thing, largest: np.ndarray) -> list[Concept]:
     concepts = []
     values = largest[largest > 0]
     if not len(values):
-        return concepts
+        return []
     for value in np.quantile(values, QUANTILES):
         threshold = float(f"{value:.2g}")
         name = f"{thing.name}>={threshold:g}"
@@ -224,7 +224,7 @@ class Outcomes:
             concepts: The concepts.
         """
         out = np.zeros((len(self.horizons), len(concepts)), np.float32)
-        share = self._share(events)
+        share = events.shares(self.after.count, self.after.total)
         for column, concept in enumerate(concepts):
             index = events.rows_of(concept.things)
             future, before = self.amounts(events, concept)
@@ -253,13 +253,12 @@ class Outcomes:
         if not concept.things:
             return self.after.days, self.before.days
         index = events.rows_of(concept.things)
-        if concept.family == "number" and concept.measure in SUMMED_MEASURES:
-            return self.after.total[:, index].sum(1), self.before.total[:, index].sum(1)
-        return self.after.count[:, index].sum(1), self.before.count[:, index].sum(1)
-
-    def _share(self, events: ThingEvents) -> np.ndarray:
-        """Return the share of each thing of all that the user did after the cut-off."""
-        return events.shares(self.after.count, self.after.total)
+        is_sum = concept.family == "number" and concept.measure in SUMMED_MEASURES
+        amounts = []
+        for window in (self.after, self.before):
+            of_thing = window.total if is_sum else window.count
+            amounts.append(of_thing[:, index].sum(1))
+        return tuple(amounts)
 
     def answer(self, measure: str, future: np.ndarray, before: np.ndarray) -> np.ndarray:
         """Return whether users did something as a measure asks: 1, 0, or NaN if it cannot be said.
@@ -288,7 +287,8 @@ class Outcomes:
             measure: One of `MEASURES`.
         """
         if measure == "share":
-            share = np.where(self.after.days[:, None] > 0, self._share(events), np.nan)
+            share = events.shares(self.after.count, self.after.total)
+            share = np.where(self.after.days[:, None] > 0, share, np.nan)
             unknown = np.full(len(share), np.nan)
             return np.column_stack([share, unknown])
         if measure == "exceeds":
@@ -405,7 +405,7 @@ def behavior_wordings(rng: np.random.Generator) -> list[Wording]:
     Args:
         rng: Random generator that chooses verbs and times.
     """
-    return wordings(Concept("behavior:any", "behavior", ANY_EVENT, ()), rng)
+    return wordings(BEHAVIOR, rng)
 
 
 def topic_wordings(rng: np.random.Generator) -> list[Wording]:
@@ -461,6 +461,6 @@ def behavior_queries() -> list[str]:
     for (kind, *_), texts in WORDINGS.items():
         if kind == "any":
             queries += [text.format(user="user", when="next month") for text in texts]
-        if kind == "verb":
+        elif kind == "verb":
             queries += [f"Will this user {verb}?" for verb in texts]
     return queries

@@ -18,32 +18,23 @@ LENGTHS = {
 }
 
 
-def asked_horizon(query: str, horizons: tuple[int, ...]) -> int | None:
-    """Return the horizon that is nearest to the time that a query names; None if it names none.
+def query_horizon(query: str, horizon_days: int) -> int:
+    """Return the days that a question looks ahead.
+
+    Of about a quarter of the users' horizon, the horizon, and three times the horizon, it is the
+    one that is nearest to the time that the question names.
 
     Args:
-        query: The query.
-        horizons: Horizons in days.
+        query: The question.
+        horizon_days: The users' own horizon, which counts unless the question names a time.
 
     Example:
-        >>> asked_horizon("Will this user travel in the next week?", (7, 30, 90))
+        >>> query_horizon("Will this user travel in the next week?", 30)
         7
     """
     named = [int(days) for days in re.findall(r"\b([1-9]\d{0,2}) days\b", query)]
     named += [days for days, words in LENGTHS.items() if re.search(rf"\b{words}\b", query)]
     if not named:
-        return None
+        return horizon_days
+    horizons = (max(1, horizon_days * 7 // 30), horizon_days, 3 * horizon_days)
     return min(horizons, key=lambda days: abs(np.log(days / named[0])))
-
-
-def default_horizons(horizon_days: int) -> tuple[int, ...]:
-    """Return about a quarter of a horizon, the horizon, and three times the horizon, in days.
-
-    Args:
-        horizon_days: The users' own horizon.
-
-    Example:
-        >>> default_horizons(30)
-        (7, 30, 90)
-    """
-    return tuple(sorted({max(1, horizon_days * 7 // 30), horizon_days, 3 * horizon_days}))

@@ -46,16 +46,14 @@ class ChatClient:
     Args:
         client: An `openai.OpenAI`.
         model: Name of the model at the endpoint.
-        parameters: Parameters of every request.
-        folder: Folder for the replies; None stores none.
+        folder: Folder for the replies.
         budget_tokens: Tokens to spend at most; None sets no limit.
         counts: Requests and tokens so far; where the endpoint does not count, tokens are estimated.
     """
 
     client: Any
     model: str
-    parameters: dict
-    folder: Path | None
+    folder: Path
     budget_tokens: int | None
     counts: Counter = field(default_factory=lambda: Counter(dict.fromkeys(COUNTED, 0)))
 
@@ -82,9 +80,7 @@ class ChatClient:
 
     def _reply(self, messages: list[dict]) -> str:
         """Return the model's reply, from disk if the same request was answered before."""
-        request = json.dumps([self.model, messages, self.parameters], sort_keys=True)
-        if not self.folder:
-            return self._send(messages, len(request))
+        request = json.dumps([self.model, messages, PARAMETERS], sort_keys=True)
         path = self.folder / f"{hashlib.sha256(request.encode()).hexdigest()}.json"
         with suppress(OSError, ValueError, LookupError, TypeError):  # not asked before, or damaged
             reply = read_json(path)["reply"]
@@ -98,9 +94,8 @@ class ChatClient:
     def _send(self, messages: list[dict], request_chars: int) -> str:
         from openai import APIError
 
-        reply_tokens = self.parameters.get("max_tokens", 0)
         spent = self.counts["tokens_in"] + self.counts["tokens_out"]
-        needed = spent + request_chars // MIN_CHARS_PER_TOKEN + reply_tokens
+        needed = spent + request_chars // MIN_CHARS_PER_TOKEN + PARAMETERS["max_tokens"]
         if self.budget_tokens is not None and needed > self.budget_tokens:
             raise TokenBudgetExceeded(
                 f"The budget of {self.budget_tokens:,} tokens does not cover the next request."
@@ -108,7 +103,7 @@ class ChatClient:
         self.counts["asked"] += 1
         try:
             completion = self.client.chat.completions.create(
-                model=self.model, messages=messages, **self.parameters
+                model=self.model, messages=messages, **PARAMETERS
             )
             text = completion.choices[0].message.content or ""
         except (APIError, ValueError, AttributeError, IndexError, TypeError) as error:
@@ -127,28 +122,20 @@ class ChatClient:
     def _failure_message(self, error: Exception) -> str:
         words = " ".join(str(error).replace(self.client.api_key, "***").split())[:300]
         hint = ERROR_HINTS.get(getattr(error, "status_code", None), "Check the server and its log.")
-        rerun = "Use folder= to store the replies."
-        if self.folder:
-            rerun = f"Replies so far are in {self.folder}; run it again to resume."
+        rerun = f"Replies so far are in {self.folder}; run it again to resume."
         name = type(error).__name__
         return f"{self.client.base_url}, model {self.model!r}: {name}: {words}. {hint} {rerun}"
 
 
-def open_client(base_url: str | None):
+def open_client(base_url: str):
     """Open an endpoint with the key of OPENAI_API_KEY; a local server needs no key.
 
     Args:
         base_url: Address of the endpoint.
 
     Raises:
-        ValueError: If there is no address.
         ChatClientError: If the package openai is not installed.
     """
-    if not base_url:
-        raise ValueError(
-            "Neither base_url nor client is given. Name the endpoint, such as "
-            "http://127.0.0.1:8000/v1."
-        )
     try:
         from openai import OpenAI
     except ImportError as error:
@@ -225,13 +212,10 @@ def generate_pairs(
     pairs: pd.DataFrame,
     *,
     model: str,
-    base_url: str | None = None,
-    client=None,
+    base_url: str,
+    folder: str | Path,
     samples: int | None = None,
-    folder: str | Path | None = None,
     budget_tokens: int | None = None,
-    parameters: dict | None = None,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Word pairs with a language model, and keep only those whose evidence holds.
@@ -247,14 +231,11 @@ def generate_pairs(
         pairs: Pairs of these users, from `make_pairs`.
         model: Name of the model at the endpoint.
         base_url: Address of an OpenAI-compatible endpoint; the key is read from OPENAI_API_KEY.
-        client: An `openai.OpenAI` to use instead, with its own key, timeout and retries.
-        samples: Users at a cut-off whose pairs are worded, drawn by `seed` (default: all).
-        folder: Folder for the replies; a rerun sends no request twice (default: none).
+        folder: Folder for the replies; a rerun sends no request twice.
+        samples: Users at a cut-off whose pairs are worded, drawn at random but the same each time
+            (default: all).
         budget_tokens: Tokens to spend at most; what is finished by then is returned (default: no
             limit).
-        parameters: Parameters of the request, in addition to temperature 0 and 600 tokens; None
-            removes one.
-        seed: Seed (default 0).
         progress: Called with (done, total) samples (default: none).
 
     Returns:
@@ -263,13 +244,14 @@ def generate_pairs(
 
     Raises:
         ChatClientError: If the endpoint fails.
-        ValueError: If a pair looks ahead beyond the users' cut-off, or no endpoint is given.
+        ValueError: If a pair looks ahead beyond the users' cut-off.
 
     Example:
+        >>> import tempfile
         >>> users = qa.make_sample_users(60)
         >>> pairs = qa.make_pairs(users, per_user=1, text_encoder="hash")
-        >>> endpoint = {"base_url": "http://127.0.0.1:8000/v1", "model": "any"}
-        >>> worded = generate_pairs(users, pairs, **endpoint, samples=2, budget_tokens=100)
+        >>> options = {"base_url": "http://127.0.0.1:8000/v1", "folder": tempfile.mkdtemp()}
+        >>> worded = generate_pairs(users, pairs, model="any", **options, budget_tokens=100)
         >>> len(worded), worded.attrs["synthesis"]["stopped"]
         (0, 'The budget of 100 tokens does not cover the next request.')
     """
@@ -279,13 +261,10 @@ def generate_pairs(
             f"A pair looks ahead to {ends.max():%Y-%m-%d}, after the users' cut-off,"
             f" {users.cutoff:%Y-%m-%d}. Make pairs with make_pairs(users)."
         )
-    merged = PARAMETERS | (parameters or {})
-    merged = {name: value for name, value in merged.items() if value is not None}
-    folder = folder and Path(folder)
-    chat = ChatClient(client or open_client(base_url), model, merged, folder, budget_tokens)
+    chat = ChatClient(open_client(base_url), model, Path(folder), budget_tokens)
     # a larger number extends the same list, so that a longer run repeats nothing
     groups = list(pairs.groupby(["user", "cutoff"]).indices.values())
-    order = np.random.default_rng(seed).permutation(len(groups))[:samples]
+    order = np.random.default_rng(0).permutation(len(groups))[:samples]
     history = users.history()
     dropped = Counter()
     worded = {}
@@ -330,8 +309,7 @@ def _word_pair(chat: ChatClient, pair, events: pd.DataFrame, unit: str) -> tuple
     # only the past is shown, because the question becomes a model's input
     past = number_rows(events[events["time"] < pair.cutoff])
     task = QUERY_PROMPT.format(query=pair.query, unit=unit, days=pair.horizon_days)
-    shown = [f"{what} before {day}.", *past]
-    query = ask(shown, task, "query", lambda reply: _sentence(reply, "query", MAX_QUERY_CHARS))
+    query = ask([f"{what} before {day}.", *past], task, "query", _query)
     end = pair.cutoff + pd.Timedelta(days=pair.horizon_days)
     rows = number_rows(events[events["time"].between(pair.cutoff, end, "left")])
     head = f"{what} in the {pair.horizon_days} days from {day}."
@@ -384,6 +362,10 @@ def number_rows(events: pd.DataFrame) -> dict[str, str]:
 def _one_line(text: str) -> str:
     """Return a text that cannot pose as several rows or break the request."""
     return " ".join(replace_surrogates(text).split())[:MAX_ROW_CHARS].strip()
+
+
+def _query(reply) -> str:
+    return _sentence(reply, "query", MAX_QUERY_CHARS)
 
 
 def _answer(reply, start: str) -> tuple[str, list]:

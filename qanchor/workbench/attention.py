@@ -4,7 +4,7 @@ edited user.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,16 +14,14 @@ from qanchor.analysis.attention import (
     UserAttention,
     ablatable_rows,
     attention_rows,
+    attention_shares,
     attention_table,
-    iter_attention_shares,
-    iter_modality_ablation,
+    iter_deletion_effects,
 )
 from qanchor.data.users import Users
 from qanchor.data.validation import MAX_TEXT
 from qanchor.inference.engine import Engine
-from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.models.queries import QueryLike, query_text
-from qanchor.utils.arrays import LRUCache
 from qanchor.utils.text import count, plural
 from qanchor.workbench.messages import (
     ANSWERING,
@@ -38,8 +36,7 @@ from qanchor.workbench.messages import (
 from qanchor.workbench.updates import Update
 
 USERS_PER_UPDATE = 16  # users between two updates: about two seconds on a laptop
-MAX_CACHED_CHUNKS = 8  # chunks of users whose tokens are cached for the next query
-MAX_CACHED_LOOKS = 64  # queries that are cached for as many users as can be looked at
+MAX_CACHED_USERS = 4096  # users times queries whose results are cached
 
 
 class AttentionBackend:
@@ -99,10 +96,8 @@ class AttentionBackend:
         self.seed = seed
         self.queries = list(engine.suggest_queries(users))
         self.names = attention_rows(users.modalities)
-        self.results = LRUCache(
-            MAX_CACHED_LOOKS * most
-        )  # (label of the query, user) -> UserAttention
-        self._caches = LRUCache(MAX_CACHED_CHUNKS)
+        # by label of the query and ids of the users that were read together
+        self.results: dict[tuple[str, tuple[str, ...]], UserAttention] = {}
 
     def __call__(
         self, query: QueryLike, versus: QueryLike | None = None, users: Sequence[str] | None = None
@@ -130,10 +125,11 @@ class AttentionBackend:
         ids, of = self._sample(users)
         caption = attention_caption(ids, of, self.unit, self.seed)
         total = len(ids) * (1 + len(ablatable_rows(self.users)))
+        if len(self.results) * USERS_PER_UPDATE > MAX_CACHED_USERS:
+            self.results.clear()
         for done, message, has_news in self._look_and_delete(queries, self.users, ids):
-            table = self.table(list(queries), ids) if has_news else None
+            table = self._table(queries, ids) if has_news else None
             yield Update(done, total, message, caption, data={"table": table})
-        table = self.table(list(queries), ids)
         message = attention_summary(table, ids[0] if of == 1 else self.units)
         yield Update(total, total, message, caption, data={"table": table})
 
@@ -179,38 +175,33 @@ class AttentionBackend:
         user = self._known(user)
         label_edited = f"{label} (edited)"
         edited = edit_user_events(self.users, user, drop, reword)
-        self.results.pop((label_edited, user), None)
+        self.results.pop((label_edited, (user,)), None)
         half = 1 + len(ablatable_rows(self.users))
         for start, people, name in ((0, self.users, label), (half, edited, label_edited)):
             for done, message, _ in self._look_and_delete({name: resolved}, people, [user]):
                 yield Update(start + done, 2 * half, message, data={"table": None})
         yield Update(2 * half, 2 * half, ANSWERING, data={"table": None})
 
-        before = self.results[label, user].anchor
-        after = self.results[label_edited, user].anchor
-        moved = max(1 - float(before @ after), 0.0)
-        data = {"table": self.table([label_edited, label], [user]), "moved": moved}
-        for side, people in (("before", self.users), ("after", edited)):
-            cache = self._prefill(people, [user])
-            data[side] = self.engine.generate(cache, user, resolved)
-        message = edit_result(drop, reword, user, moved, data["before"] == data["after"])
+        before = self.results[label, (user,)].anchor
+        after = self.results[label_edited, (user,)].anchor
+        moved = max(1 - float(before[0] @ after[0]), 0.0)
+        answers = []
+        for people in (self.users.select([user]), edited):
+            cache = self.engine.prefill(people)
+            answers.append(self.engine.generate(cache, user, resolved))
+        was, now = answers
+        table = self._table([label_edited, label], [user])
+        data = {"table": table, "moved": moved, "before": was, "after": now}
+        message = edit_result(drop, reword, user, moved, was == now)
         caption = attention_caption([user], 1, self.unit, self.seed)
         yield Update(2 * half, 2 * half, message, caption, data=data)
 
-    def table(self, labels: Sequence[str], ids: Sequence[str]) -> pd.DataFrame:
-        """Build the table of the results so far.
-
-        Args:
-            labels: The queries, as they are named in the table.
-            ids: The users.
-
-        Returns:
-            The table that the class describes.
-        """
+    def _table(self, labels: Iterable[str], ids: Sequence[str]) -> pd.DataFrame:
+        """Build the table of the results so far."""
         modalities = ablatable_rows(self.users)
         frames = []
         for label in labels:
-            results = [self.results[label, user] for user in ids if (label, user) in self.results]
+            results = [self.results[label, chunk] for chunk in _chunks(ids)]
             frames.append(attention_table(label, results, self.names, modalities))
         return pd.concat(frames, ignore_index=True)
 
@@ -239,77 +230,60 @@ class AttentionBackend:
         done, what to say, and whether the table can show more than before.
         """
         n_modalities = len(ablatable_rows(self.users))
-        chunks = [ids[i : i + USERS_PER_UPDATE] for i in range(0, len(ids), USERS_PER_UPDATE)]
+        chunks = [people.select(chunk) for chunk in _chunks(ids)]
         done = 0
-        for chunk in chunks:
-            self._look(queries, people, chunk)
-            done += len(chunk)
+        for users in chunks:
+            self._look(queries, users)
+            done += len(users)
             message = progress_message(READ_ATTENTION, done, len(ids), self.unit)
             yield done, message, done == len(ids)
-        for chunk in chunks:
-            for modality, part_done in self._delete(queries, people, chunk):
-                message = deletion_progress(modality, len(chunk), self.unit)
-                yield done + part_done, message, False
-            done += len(chunk) * n_modalities
-            users_done = (done - len(ids)) // n_modalities
+        users_done = 0
+        for users in chunks:
+            for modality, readings in self._delete(queries, users):
+                message = deletion_progress(modality, len(users), self.unit)
+                yield done + readings, message, False
+            done += len(users) * n_modalities
+            users_done += len(users)
             message = progress_message(DELETED_EACH, users_done, len(ids), self.unit)
             yield done, message, True
 
-    def _look(self, queries: Mapping[str, QueryLike], people: Users, chunk: list[str]) -> None:
+    def _look(self, queries: Mapping[str, QueryLike], users: Users) -> None:
         """Read the attention of some users, for the queries under which it is not known yet."""
-        new = {}
-        for label, query in queries.items():
-            for user in chunk:
-                if (label, user) in self.results:
-                    self.results.move_to_end((label, user))  # must not be evicted for the others
-                else:
-                    new[label] = query
+        new = [label for label in queries if (label, users.ids) not in self.results]
         if not new:
             return
-        cache = self._prefill(people, chunk)
-        anchors = self.engine.embed(cache, list(new.values())).astype(float)
-        unknown = np.full(len(self.names), np.nan)
-        for k, (label, query) in enumerate(new.items()):
-            shares = iter_attention_shares(self.engine, cache, query, self.names)
-            for rows, weight, n_tokens in shares:
-                for i, row in enumerate(rows):
-                    self.results[label, cache.ids[row]] = UserAttention(
-                        weight[i].astype(float), n_tokens[i].astype(float), anchors[row, k], unknown
-                    )
+        cache = self.engine.prefill(users)
+        anchors = self.engine.embed(cache, [queries[label] for label in new]).astype(float)
+        for k, label in enumerate(new):
+            weight, tokens = attention_shares(self.engine, cache, queries[label], self.names)
+            unknown = np.full(weight.shape, np.nan)
+            look = UserAttention(weight.astype(float), tokens, anchors[:, k], unknown)
+            self.results[label, users.ids] = look
 
-    def _prefill(self, people: Users, chunk: list[str]) -> PrefixCache:
-        if people is not self.users:  # edited: must not be mistaken for the user as it was
-            return self.engine.prefill(people)
-        key = tuple(chunk)
-        if key not in self._caches:
-            self._caches[key] = self.engine.prefill(people.select(chunk))
-        return self._caches[key]
-
-    def _delete(
-        self, queries: Mapping[str, QueryLike], people: Users, chunk: list[str]
-    ) -> Iterator[tuple[str, int]]:
+    def _delete(self, queries: Mapping[str, QueryLike], users: Users) -> Iterator[tuple[str, int]]:
         """Delete every modality of some users, for the queries under which that is not known yet.
 
         Yields (modality, users read). Only whole results are cached.
         """
-        new = {}
-        for label, query in queries.items():
-            if any(np.isnan(self.results[label, user].effect).all() for user in chunk):
-                new[label] = query
+        looks = {label: self.results[label, users.ids] for label in queries}
+        new = [label for label, look in looks.items() if np.isnan(look.effect).all()]
         if not new:
             return
-        users = people.select(chunk)
-        whole = np.stack([[self.results[label, user].anchor for label in new] for user in chunk])
-        shape = (len(chunk), len(new), len(self.names))
-        effect = np.full(shape, np.nan)
-        ablation = iter_modality_ablation(self.engine, users, list(new.values()), whole)
-        for done, (name, has, moved) in enumerate(ablation, 1):
-            effect[:, :, self.names.index(name)] = np.where(has[:, None], moved, np.nan)
-            yield name, done * len(chunk)
+        whole = np.stack([looks[label].anchor for label in new], axis=1)
+        asked = [queries[label] for label in new]
+        effect = np.full((len(users), len(new), len(self.names)), np.nan)
+        effects = iter_deletion_effects(self.engine, users, asked, whole)
+        for done, (name, moved) in enumerate(effects, 1):
+            effect[:, :, self.names.index(name)] = moved
+            yield name, done * len(users)
         for k, label in enumerate(new):
-            for i, user in enumerate(chunk):
-                look = self.results[label, user]
-                self.results[label, user] = replace(look, effect=effect[i, k])
+            self.results[label, users.ids] = replace(looks[label], effect=effect[:, k])
+
+
+def _chunks(ids: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return users in groups that are read together."""
+    starts = range(0, len(ids), USERS_PER_UPDATE)
+    return [tuple(ids[start : start + USERS_PER_UPDATE]) for start in starts]
 
 
 def _named(query: QueryLike) -> tuple[str, QueryLike]:

@@ -15,7 +15,6 @@ from qanchor.analysis.clusters import (
     SUBSAMPLE_SHARE,
     SUBSAMPLES,
     ClusterComparison,
-    stable_clusters,
 )
 from qanchor.analysis.embedding_cache import PARAPHRASES
 from qanchor.analysis.group_queries import FOLDS, SEEDS
@@ -505,13 +504,11 @@ def clusters_summary(clusters: pd.DataFrame, unit: str = "user") -> str:
     summary = f"{count(n_clusters, 'cluster')} {verb} {inside:,} of {count(total, unit)}"
     if inside < total:
         summary += ", the others are in none"
-    unreliable = n_clusters - len(stable_clusters(clusters))
+    unreliable = sum(share < STABLE for share in clusters.attrs["stability"].values())
     if unreliable:
-        which = (
-            "it is"
-            if n_clusters == 1
-            else f"{unreliable} of them {'is' if unreliable == 1 else 'are'}"
-        )
+        which = f"{unreliable} of them {'is' if unreliable == 1 else 'are'}"
+        if n_clusters == 1:
+            which = "it is"
         summary += f"; {which} not reliable (stability below {STABLE:g})"
     summary += "."
     # two islands far apart lie along one line, too, but contain nearly everybody

@@ -51,8 +51,7 @@ class PromptTuningBackend:
         self.units = plural(users.unit)
         self.labels = [str(name) for name in users.labels]
         self.queries = list(engine.suggest_queries(users))
-        paper = {"vectors": PAPER_VECTORS, "steps": PAPER_STEPS}
-        self.defaults = {"vectors": PAPER_VECTORS, "steps": STEPS, "paper": paper}
+        self.defaults = {"vectors": PAPER_VECTORS, "steps": STEPS}
 
     def __call__(
         self,

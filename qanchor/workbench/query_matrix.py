@@ -73,16 +73,12 @@ class QueryMatrixBackend:
             Updates with `data["frame"]`, the rows so far (None before the first), see
             `query_group_matrix`, and `data["reads"]`, how to read each measure.
         """
-        steps = query_group_matrix(self.embedding_cache, queries, groups, cells=self._cells)
         n_queries = len({str(query).strip() for query in queries})
-        return self._updates(steps, n_queries)
-
-    def _updates(self, steps: Iterator, n_queries: int) -> Iterator[Update]:
         n_users = len(self.ids)
         dim = self.embedding_cache.engine.model.config.embedding_dim
         caption = matrix_caption(n_queries, n_users, dim, self.unit)
         total = n_users * n_queries
-        for step in steps:
+        for step in query_group_matrix(self.embedding_cache, queries, groups, cells=self._cells):
             if isinstance(step, pd.DataFrame):
                 done = total
                 frame = step

@@ -82,11 +82,13 @@ def attention(
         task: QUERIES[task].format(user=people.unit) for task in CARRIERS
     }
     cache, read, prompts = engine.prefill(people), engine.prefill(others), {}
-    told = _told(engine, cache, people, asked, lambda *n: progress("deleting", *n))
+    progress("deleting", 0, 1)
+    told = _told(engine, cache, people, asked)
     for done, task in enumerate(CARRIERS, 1):
         prompts[task], _ = tune_prompt(engine, read, asked[task], others.label(task), steps=steps)
         progress("tuning", done, len(CARRIERS))
-    tuned = _told(engine, cache, people, prompts, lambda *n: progress("deleting again", *n))
+    progress("deleting again", 0, 1)
+    tuned = _told(engine, cache, people, prompts)
     return {
         "users": len(people),
         "chance": 0.4,
@@ -155,12 +157,11 @@ def _told(
     cache: PrefixCache,
     people: Users,
     asked: dict[str, QueryLike],
-    progress: Callable[[int, int], None],
 ) -> dict:
     """Hold the measures under these questions, or prompts, against the carriers."""
     tasks = {query_text(one): task for task, one in asked.items()}
     looks = pd.concat([look(engine, cache, one) for one in asked.values()])
-    found = modality_importance(engine, people, list(asked.values()), progress=progress)
+    found = modality_importance(engine, people, list(asked.values()))
     mean = looks.groupby(["query", "modality"])[["weight", "per_token"]].mean()
     of_deletion = found.groupby(["query", "modality"])[["deletion_effect"]].mean()
     table = mean.join(of_deletion, how="inner").reset_index()

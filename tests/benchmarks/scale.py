@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from qanchor.data.sample import make_sample_users
 from qanchor.data.users import Users
-from qanchor.inference.batch_embed import ShardJobs, embed_dataset, local_processes
+from qanchor.inference.batch_embed import embed_dataset, local_processes
 from tests.benchmarks.machine import compute_dtype
 
 HOME = Path(__file__).parents[2]
@@ -111,8 +111,8 @@ def work(kind: str, number: int) -> dict:
 
 def _rate(kind: str, workers: int, rounds: int = 4) -> float:
     """Give what each of some processes does in a second while the others do the same."""
-    jobs = ShardJobs(work, (kind,), list(range(rounds * workers)), workers)
-    return float(np.median([record["rate"] for record in local_processes(jobs)]))
+    records = local_processes(work, (kind,), list(range(rounds * workers)), workers)
+    return float(np.median([record["rate"] for record in records]))
 
 
 def _variants() -> Iterator[tuple[str, int]]:

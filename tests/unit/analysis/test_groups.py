@@ -196,11 +196,11 @@ def test_the_chance_line_holds_what_it_says():
 def test_folded_scores_are_those_of_a_loop():
     z = anchors(users=60).embeddings["q3"]
     inside = np.arange(60) < 14
-    folds = random_groups(inside, 3, np.random.default_rng(0))[1]
-    fast, z = nearest_mean_aucs(z, folds), z.astype(float)
-    assert (folds.group.sum(axis=1) == 14).all() and (folds.group[0] == inside).all()
+    groups, folds = random_groups(inside, 3, np.random.default_rng(0))
+    fast, z = nearest_mean_aucs(z, groups, folds)[FOLDS : 2 * FOLDS], z.astype(float)
+    assert (groups.sum(axis=1) == 14).all() and (groups[0] == inside).all()
     for draw in range(4):
-        group, fold = folds.group[draw], folds.fold[draw]
+        group, fold = groups[draw], folds[1, draw]
         for k in range(FOLDS):
             towards = z[group & (fold != k)].mean(axis=0) - z[~group & (fold != k)].mean(axis=0)
             assert abs(fast[k, draw] - roc_auc(z[fold == k] @ towards, group[fold == k])) < 1e-6

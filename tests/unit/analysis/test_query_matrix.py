@@ -140,7 +140,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is(store):
         ([], GROUPS, ValueError, "Found 0 questions"),
     ):
         with pytest.raises(error, match=words):
-            query_group_matrix(store, queries, groups)
+            next(query_group_matrix(store, queries, groups))
 
 
 def test_default_queries_are_suggestions_and_default_groups_are_the_labels(store):

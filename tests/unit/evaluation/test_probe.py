@@ -150,7 +150,7 @@ def test_bootstrap_interval_narrows_with_users():
     for users in (200, 2000):
         x, y = planted(users)
         low, high = bootstrap_interval(
-            lambda rows, s=x[:, 0], y=y: roc_auc(s[rows], y[rows]), y, draws=200
+            lambda rows, s=x[:, 0], y=y: roc_auc(s[rows], y[rows]), y.astype(int), draws=200
         )
         assert low < roc_auc(x[:, 0], y) < high
         widths.append(high - low)

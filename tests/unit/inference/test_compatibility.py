@@ -49,10 +49,6 @@ def test_every_way_of_reading_says_it_and_goes_on(model, table):
     with pytest.warns(UserWarning, match="new to the run"):
         cache = engine.prefill(others)
     assert engine.embed(cache, "Will this member play chess?").shape[0] == len(others)
-    with pytest.warns(UserWarning, match="new to the run"):
-        engine.update(cache, others)
-    with pytest.warns(UserWarning, match="new to the run"):
-        engine.read_tokens(others)
 
 
 def test_a_column_that_is_gone_is_said_without_a_guess(model, table):

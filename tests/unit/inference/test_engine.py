@@ -172,26 +172,6 @@ def test_later_events_have_no_influence(engine, embedded):
     np.testing.assert_array_equal(engine.embed(cache, QUERIES), embedded)
 
 
-def test_update_is_prefill_at_the_new_cutoff(engine, embedded):
-    users = make_users()
-    earlier = replace(users, cutoff=users.cutoff - pd.Timedelta(days=10))
-    old = engine.prefill(earlier)
-    before = contents(old)
-    updated = engine.update(old, users)
-    np.testing.assert_array_equal(engine.embed(updated, QUERIES), embedded)
-    assert np.abs(engine.embed(old, QUERIES) - embedded).max() > 1e-3
-    for kept, now in zip(before, contents(old), strict=True):
-        assert torch.equal(kept, now)
-
-
-def test_other_users_cannot_be_appended(engine, cache):
-    users = make_users()
-    with pytest.raises(ValueError, match=r"There are 41 users, and the cache holds 42 \(odd one: "):
-        engine.update(cache, users.select(list(users.ids[1:])))
-    with pytest.raises(ValueError, match="their order differs"):
-        engine.update(cache, replace(users, ids=users.ids[::-1]))
-
-
 def test_a_gradient_is_the_slope_of_the_score_in_the_presence_of_a_token(engine, cache):
     reader = engine.model.reader
     question = encode_questions(engine.model, [QUERIES[0]], cache.unit, cache.horizon_days)

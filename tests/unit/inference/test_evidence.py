@@ -11,11 +11,11 @@ from qanchor.evaluation.backtest import BacktestResult, backtest
 from qanchor.inference.engine import Engine
 from qanchor.inference.evidence import (
     interpret,
-    query_horizon,
     rank_by_pointing,
 )
 from qanchor.models.model import QAnchor
 from qanchor.training.fit import fit
+from qanchor.useru.horizons import query_horizon
 from qanchor.workbench.lens import LensBackend
 from qanchor.workbench.messages import backtest_summary, unanswerable_note
 from tests.tiny import CUTOFF, brief_fits, habits
@@ -39,8 +39,13 @@ def engine(model) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def tokens(engine, users):
-    return engine.read_tokens(users)
+def cache(engine, users):
+    return engine.prefill(users)
+
+
+@pytest.fixture(scope="module")
+def tokens(cache):
+    return cache.tokens
 
 
 def test_what_is_meant_does_not_depend_on_the_users_that_are_read():
@@ -92,12 +97,12 @@ def shop() -> tuple[Users, Engine]:
 @pytest.mark.parametrize("query", ["Will this user buy something?", "Will this user stop buying?"])
 def test_buying_is_a_purchase_where_there_are_purchases(shop, query):
     users, engine = shop
-    meaning, _ = interpret(engine.model, engine.read_tokens(users), query)
+    meaning, _ = interpret(engine.model, engine.prefill(users).tokens, query)
     assert meaning.read_as[0] == "purchase"
     texts = users.events["text"].astype(str).replace("purchase", "video")
     videos = users.events.assign(text=texts)
     elsewhere = Users.from_events(videos.drop(columns="dollars"), CUTOFF)
-    meaning, _ = interpret(engine.model, engine.read_tokens(elsewhere), query)
+    meaning, _ = interpret(engine.model, engine.prefill(elsewhere).tokens, query)
     assert meaning.read_as == ("any event",)
 
 
@@ -106,9 +111,9 @@ def test_coming_back_to_the_shop_is_coming_back(model, tokens):
     assert meaning.read_as == ("any event",)
 
 
-def test_a_question_that_asks_two_things_is_declined(engine, tokens):
+def test_a_question_that_asks_two_things_is_declined(engine, cache):
     query = "Who will buy bread but not milk?"
-    ranking = engine.rank(tokens, query)
+    ranking = engine.rank(cache, query)
     assert not ranking.attrs["answerable"] and ranking["score"].isna().all()
     assert "two things" in unanswerable_note(query, ranking.attrs["nearest"])
 
@@ -135,8 +140,8 @@ def test_the_amount_that_a_question_names_is_what_the_backtest_measures(shop):
         "Will this member need surgery?",
     ],
 )
-def test_what_the_data_do_not_say_is_not_answered(engine, tokens, query):
-    ranking = engine.rank(tokens, query)
+def test_what_the_data_do_not_say_is_not_answered(engine, cache, query):
+    ranking = engine.rank(cache, query)
     assert not ranking.attrs["answerable"] and ranking["score"].isna().all()
     assert set(ranking["answer"]) == {""} and ranking.attrs["nearest"]
 
@@ -147,8 +152,8 @@ def test_horizons_in_words_are_obeyed(model, tokens):
     assert query_horizon(query, tokens.horizon_days) == 7 and question.horizon[0] < 0
 
 
-def test_answers_are_counted_in_the_table(engine, tokens, users):
-    ranking = engine.rank(tokens, "Will this member play chess?").set_index("user")
+def test_answers_are_counted_in_the_table(engine, cache, users):
+    ranking = engine.rank(cache, "Will this member play chess?").set_index("user")
     past = users.history()
     chess = past[past["text"] == "play_chess"].groupby("user", observed=False).size()
     never = chess.index[chess == 0].astype(str)
@@ -157,8 +162,8 @@ def test_answers_are_counted_in_the_table(engine, tokens, users):
     assert f"play chess: {chess.max()} times" in ranking.loc[user, "answer"]
 
 
-def test_evidence_is_what_changes_the_scores(engine, tokens):
-    evidence = engine.rank(tokens, "Will this member play chess?").attrs["evidence"]
+def test_evidence_is_what_changes_the_scores(engine, cache, tokens):
+    evidence = engine.rank(cache, "Will this member play chess?").attrs["evidence"]
     assert evidence[0]["text"] == "play chess"
     assert sum(row["weight"] for row in evidence) <= 1.001
     holders = (tokens.which == [t.label for t in tokens.things].index("play chess")).any(1)
@@ -215,7 +220,7 @@ def test_equal_scores_have_equal_chances():
 
 
 def test_the_backtest_judges_what_the_question_measures(engine, users):
-    tokens = engine.read_tokens(users)
+    tokens = engine.prefill(users).tokens
     for query, measure in (
         ("Will this member buy bread next month?", "occurs"),
         ("Will this member buy bread more often than before?", "more"),
@@ -247,9 +252,9 @@ def test_the_lens_ranks_by_pointing_and_says_what_it_cannot_answer(engine, users
 def test_what_is_left_out_is_counted_and_never_called_never(engine, users, monkeypatch):
     monkeypatch.setattr("qanchor.models.user_tokens.MAX_TOKENS", 8)
     with pytest.warns(UserWarning, match=r"[\d,]+ tokens of [\d,]+ members are left out"):
-        tokens = engine.read_tokens(users)
-    assert tokens.n_left_out.any()
-    ranking = engine.rank(tokens, "Will this member play chess?").set_index("user")
+        cache = engine.prefill(users)
+    assert cache.tokens.n_left_out.any()
+    ranking = engine.rank(cache, "Will this member play chess?").set_index("user")
     past = users.history()
     did = past.loc[past["text"] == "play_chess", "user"].astype(str).unique()
     assert not ranking.loc[did, "answer"].str.contains("never").any()
@@ -258,4 +263,4 @@ def test_what_is_left_out_is_counted_and_never_called_never(engine, users, monke
 def test_rare_texts_beyond_the_limit_are_counted(engine, users, monkeypatch):
     monkeypatch.setattr("qanchor.data.things.MAX_TEXTS", 4)
     with pytest.warns(UserWarning, match="2 rare texts of users are left out"):
-        engine.read_tokens(users)
+        engine.prefill(users)

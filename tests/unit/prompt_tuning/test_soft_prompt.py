@@ -15,7 +15,7 @@ from qanchor.errors import RunError
 from qanchor.evaluation.prompt_evaluation import evaluate_prompt
 from qanchor.inference.evidence import encode_questions
 from qanchor.models.pointing import read_questions, thing_input
-from qanchor.prompt_tuning.labels import balanced_weights, encode_labels, stratified_split
+from qanchor.prompt_tuning.labels import encode_labels, stratified_split
 from qanchor.prompt_tuning.objective import TEMPERATURE_FACTORS, PromptObjective, class_centroids
 from qanchor.prompt_tuning.soft_prompt import SoftPrompt
 from qanchor.prompt_tuning.tuning import iter_tune_prompt, tune_prompt
@@ -257,16 +257,6 @@ def test_the_search_is_of_use_only_if_the_validation_users_agree(engine, cache, 
 def test_negative_numbers_are_told(engine, cache, planted):
     with pytest.raises(ValueError, match="-1 virtual tokens, 5 steps: both must be 0 or more"):
         tune_prompt(engine, cache, QUERY, planted, num_virtual_tokens=-1, steps=5)
-
-
-def test_a_rare_class_is_drawn_as_often(planted):
-    rare = planted.where(np.arange(120) < 100, np.nan)
-    rare[np.arange(120) % 8 > 0] = 0.0
-    truth = np.where(rare.isna(), -1, rare.fillna(0)).astype(int)
-    rows = np.flatnonzero(truth >= 0)
-    weights = balanced_weights(truth[rows])
-    sums = [weights[truth[rows] == k].sum() for k in (0, 1)]
-    assert sums == pytest.approx([0.5, 0.5])
 
 
 def test_labels_of_judged_users_are_never_looked_at(engine, cache, planted, monkeypatch):

@@ -19,7 +19,7 @@ def graded():
     """Return users, concepts, what is true of them and their grades."""
     users = Users.from_events(events(), CUTOFF)
     reader = TokenReader(users, "hash", until=MEASURED)
-    concepts = induce_concepts(reader.events, reader.vectors, [MEASURED], {})
+    concepts = induce_concepts(reader.events, reader.vectors, MEASURED, {})
     outcomes = Outcomes.of(reader.events, np.arange(len(users)), MEASURED, DAYS)
     truth = outcomes.truth(reader.events, concepts)
     return users, concepts, truth, concept_grades(outcomes, reader.events, concepts, truth)

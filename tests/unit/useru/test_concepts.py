@@ -21,7 +21,7 @@ def users() -> Users:
 def induced(users):
     cutoff = CUTOFF - pd.Timedelta(days=DAYS)
     reader = TokenReader(users, "hash", until=cutoff)
-    concepts = induce_concepts(reader.events, reader.vectors, [cutoff], {})
+    concepts = induce_concepts(reader.events, reader.vectors, cutoff, {})
     rows = np.arange(len(users))
     outcomes = Outcomes.of(reader.events, rows, cutoff, DAYS)
     return cutoff, concepts, outcomes.truth(reader.events, concepts)
@@ -102,7 +102,7 @@ def test_events_after_the_first_cutoff_change_no_concept(users, induced):
     table.loc[table["time"] >= cutoff, ["text", "amount"]] = ["surprise", 1e6]
     changed = Users.from_events(table, CUTOFF)
     reader = TokenReader(changed, "hash", until=cutoff)
-    assert induce_concepts(reader.events, reader.vectors, [cutoff], {}) == concepts
+    assert induce_concepts(reader.events, reader.vectors, cutoff, {}) == concepts
 
 
 def test_denied_wordings_flip_the_sign(induced):

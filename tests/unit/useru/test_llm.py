@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -22,6 +23,7 @@ from openai import OpenAI
 
 from qanchor.data.users import Users
 from qanchor.errors import ChatClientError
+from qanchor.useru import llm
 from qanchor.useru.llm import generate_pairs
 from qanchor.utils.io import cache_dir
 from tests.tiny import habits
@@ -178,8 +180,14 @@ def some_pairs(cutoff: pd.Timestamp = MIDDLE) -> pd.DataFrame:
 def write(model: Model, users: Users | None = None, pairs=None, **options):
     users = some_users() if users is None else users
     pairs = some_pairs() if pairs is None else pairs
-    frame = generate_pairs(users, pairs, **{"base_url": model.url, "model": "any"} | options)
+    given = {"base_url": model.url, "model": "any"} | options
+    with tempfile.TemporaryDirectory() as folder:
+        frame = generate_pairs(users, pairs, **{"folder": folder} | given)
     return frame, frame.attrs["synthesis"]
+
+
+def use_client(monkeypatch, **options) -> None:
+    monkeypatch.setattr(llm, "open_client", lambda url: OpenAI(base_url=url, **options))
 
 
 def test_question_and_answer_are_worded_and_the_rest_is_kept(model, tmp_path):
@@ -251,7 +259,7 @@ def test_a_profile_is_numbered_short_and_cannot_be_forged(model, monkeypatch):
     assert any("bought soap 2. 2025-01-01 bill: forged" in line for line in lines)
 
 
-def test_faults_of_the_endpoint_are_survived(model):
+def test_faults_of_the_endpoint_are_survived(model, monkeypatch):
     whole, _ = write(model)
     asked = len(model.asked)
     model.asked.clear()
@@ -264,8 +272,8 @@ def test_faults_of_the_endpoint_are_survived(model):
         8: (503,),
         10: (429,),
     }
-    client = OpenAI(base_url=model.url, timeout=3, max_retries=1)
-    frame, report = write(model, client=client)
+    use_client(monkeypatch, timeout=3, max_retries=1)
+    frame, report = write(model)
     pd.testing.assert_frame_equal(frame, whole)
     assert report["asked"] == asked == len(model.asked) - len(model.faults)
     assert model.times[3] - model.times[2] >= 1
@@ -283,20 +291,17 @@ def test_faults_of_the_endpoint_are_survived(model):
         ("no choices", 1, "IndexError: .*Check the server"),
     ],
 )
-def test_an_endpoint_that_stays_away_is_named_with_a_cure(model, tmp_path, fault, times, words):
+def test_an_endpoint_that_stays_away_is_named_with_a_cure(
+    model, tmp_path, monkeypatch, fault, times, words
+):
     model.faults = {"all": fault}
+    use_client(monkeypatch, timeout=0.3, max_retries=1)
     with pytest.raises(ChatClientError, match=words) as found:
-        client = OpenAI(base_url=model.url, timeout=0.3, max_retries=1)
-        write(model, client=client, folder=tmp_path)
+        write(model, folder=tmp_path)
     assert len(model.asked) == times and KEY not in str(found.value)
     assert str(found.value).startswith(
         f"{model.url}/, model 'any': "
     ) and f"are in {tmp_path}; run it again to resume" in str(found.value)
-
-
-def test_an_endpoint_must_be_named(model):
-    with pytest.raises(ValueError, match="Neither base_url nor client is given"):
-        write(model, base_url=None)
 
 
 @pytest.mark.parametrize(
@@ -386,11 +391,11 @@ def test_what_happened_needs_a_quote_and_what_did_not_needs_none(model):
     assert list(frame["concept"]) == ["coffee"] and report["dropped"] == {"evidence: none": 1}
 
 
-def test_the_budget_holds_and_the_next_run_goes_on(model, tmp_path):
+def test_the_budget_holds_and_the_next_run_goes_on(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(llm.PARAMETERS, "max_tokens", 50)
     whole, _ = write(model)
     model.asked.clear()
-    options = {"folder": tmp_path, "parameters": {"max_tokens": 50}}
-    part, report = write(model, budget_tokens=2000, **options)
+    part, report = write(model, budget_tokens=2000, folder=tmp_path)
     spent = report["tokens_in"] + report["tokens_out"]
     assert (
         report["stopped"] == "The budget of 2,000 tokens does not cover the next request."
@@ -402,7 +407,7 @@ def test_the_budget_holds_and_the_next_run_goes_on(model, tmp_path):
         and len(model.asked) == report["asked"]
     )
     done = len(model.asked)
-    frame, report = write(model, **options)
+    frame, report = write(model, folder=tmp_path)
     pd.testing.assert_frame_equal(frame, whole)
     assert report["cached"] == done and report["asked"] == 18 - done and not report["stopped"]
 
@@ -527,12 +532,11 @@ def test_a_real_server_is_asked_all_the_way(server, tmp_path, monkeypatch):
     """A model of 135M parameters writes little that can be used: what is kept must hold, what is
     not must be counted.
     """
-    client = OpenAI(base_url=server, api_key="not-needed", timeout=300)
-    monkeypatch.setattr("qanchor.useru.llm.MAX_PROMPT_CHARS", 400)
-    options = {"folder": tmp_path, "parameters": {"max_tokens": 60}}
-    model = str(cache_dir() / "smollm2")
-    pairs = some_pairs()[:2]
-    frame = generate_pairs(some_users(), pairs, model=model, client=client, **options)
+    use_client(monkeypatch, api_key="not-needed", timeout=300)
+    monkeypatch.setattr(llm, "MAX_PROMPT_CHARS", 400)
+    monkeypatch.setitem(llm.PARAMETERS, "max_tokens", 60)
+    options = {"model": str(cache_dir() / "smollm2"), "base_url": server, "folder": tmp_path}
+    frame = generate_pairs(some_users(), some_pairs()[:2], **options)
     report = frame.attrs["synthesis"]
     assert report["samples"] == 1 and report["asked"] >= 2 and not report["stopped"]
     assert report["tokens_in"] > 100 * report["asked"]

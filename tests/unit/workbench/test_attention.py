@@ -65,17 +65,18 @@ def test_the_table_is_what_attention_and_effects_say(engine, backend, users):
 
 
 def test_a_mark_stands_where_the_ranks_are_two_apart():
-    values, effect = np.array([0.4, 0.3, 0.2, 0.1, 0.9]), np.array([0.1, 0.4, 0.3, 0.2, np.nan])
+    values = pd.Series([0.4, 0.3, 0.2, 0.1, 0.9])
+    effect = pd.Series([0.1, 0.4, 0.3, 0.2, np.nan])
     # places 1 2 3 4 against 4 1 2 3
     assert ranks_disagree(values, effect).tolist() == [True, False, False, False, False]
     assert not ranks_disagree(values[:2], effect[:2]).any()
     values = np.array([[3.0, 2, 1, 9], [1.0, 1, 1, 9], [1.0, 2, 9, 9]])
     effects = np.array([[3.0, 1, 2, np.nan], [1, 2, 3, np.nan], [1, 2, np.nan, np.nan]])
-    pairs = zip(values, effects, strict=True)
-    looks = [UserAttention(value, np.ones(4), np.ones(2), effect) for value, effect in pairs]
     # the other two cannot be ranked
-    for some, agreement in ((looks, 0.5), (looks[1:], np.nan)):
-        table = attention_table("q", some, list("abcd"), list("abc"))
+    for users, agreement in (([0, 1, 2], 0.5), ([1, 2], np.nan)):
+        sizes = np.ones((len(users), 4)), np.ones((len(users), 2))
+        look = UserAttention(values[users], *sizes, effects[users])
+        table = attention_table("q", [look], list("abcd"), list("abc"))
         assert table["agreement"][0] == pytest.approx(agreement, nan_ok=True)
 
 
@@ -88,10 +89,10 @@ def test_a_mark_stands_where_the_ranks_are_two_apart():
 )
 def test_the_sentence_is_plain_also_when_agreement_is_poor(effect, words):
     look = UserAttention(
-        np.array([0.5, 0.3, 0.1, 0.1]),
-        np.ones(4),
-        np.ones(2),
-        np.array([*effect, np.nan]),
+        np.array([[0.5, 0.3, 0.1, 0.1]]),
+        np.ones((1, 4)),
+        np.ones((1, 2)),
+        np.array([[*effect, np.nan]]),
     )
     frame = attention_table("q", [look], ["a", "b", "c", "time of day"], ["a", "b", "c"])
     told = attention_summary(frame)
@@ -122,7 +123,8 @@ def test_a_soft_prompt_stands_for_a_query(engine, users):
     tuned = f"{QUERY} (tuned)"
     assert list(dict.fromkeys(table["query"])) == [tuned, QUERY]
     found = table[table["query"] == tuned].set_index("modality")["weight"]
-    mine = modality_attention(engine, cache, prompt, IDS[:1]).set_index("modality")["weight"]
+    mine = modality_attention(engine, cache, prompt).set_index(["user", "modality"])["weight"]
+    mine = mine[IDS[0]]
     np.testing.assert_allclose(found, mine[found.index], atol=1e-5)
 
 
@@ -157,9 +159,8 @@ def test_updates_count_readings_and_closing_cancels(engine, users, monkeypatch):
 def test_samples_are_drawn_by_seed_and_said(engine, users):
     backend = AttentionBackend(engine, users, most=3, seed=1)
     update = last(backend(QUERY))
-    assert (
-        "Mean over 3 users of 9 (drawn by seed 1)" in update.caption and len(backend.results) == 3
-    )
+    assert "Mean over 3 users of 9 (drawn by seed 1)" in update.caption
+    assert [len(users) for _, users in backend.results] == [3]
     assert last(AttentionBackend(engine, users, most=3, seed=1)(QUERY)).caption == update.caption
     assert "of 9" not in last(backend(QUERY, users=IDS[:2])).caption
     one = last(backend(QUERY, users=IDS[:1]))
@@ -217,14 +218,18 @@ def test_an_edited_user_is_the_user_built_so(engine, backend, users):
     update = last(backend.rerun(QUERY, user, gone, {reworded: "concert in Vienna"}))
     assert update.data["moved"] == pytest.approx(1 - float(after @ before), abs=1e-5)
     assert update.data["moved"] > 1e-4
-    np.testing.assert_allclose(backend.results[f"{QUERY} (edited)", user].anchor, after, atol=1e-5)
+    [anchor] = backend.results[f"{QUERY} (edited)", (user,)].anchor
+    np.testing.assert_allclose(anchor, after, atol=1e-5)
     table = update.data["table"]
     assert list(dict.fromkeys(table["query"])) == [f"{QUERY} (edited)", QUERY]
     found = table[table["query"] == f"{QUERY} (edited)"].set_index("modality")["weight"]
-    alone = modality_attention(engine, cache, QUERY, [user]).set_index("modality")["weight"]
+    alone = modality_attention(engine, cache, QUERY).set_index(["user", "modality"])["weight"]
+    alone = alone[user]
     np.testing.assert_allclose(found, alone[found.index], atol=1e-5)
     assert update.message.startswith("Without 2 events and with 1 event reworded, ")
-    assert update.data["before"] == engine.generate(backend._prefill(users, [user]), user, QUERY)
+    assert update.data["before"] == engine.generate(
+        engine.prefill(users.select([user])), user, QUERY
+    )
     assert update.data["after"] == engine.generate(cache, user, QUERY)
     assert update.done == update.total
 
