@@ -43,12 +43,12 @@ class UserColumns:
     def __init__(self, frame: pd.DataFrame):
         frame = frame.rename(columns=str)
         told = [name for name in frame if name not in NO_COLUMNS and _differs(frame[name])]
-        self._frame = frame[told].reset_index(drop=True)
+        self.frame = frame[told].reset_index(drop=True)
 
     @property
     def names(self) -> list[str]:
         """The names of the columns."""
-        return list(self._frame)
+        return list(self.frame)
 
     def pack(self, name: str) -> dict:
         """Pack one column for the browser, as colors take it.
@@ -61,7 +61,7 @@ class UserColumns:
             `high`; for categories `codes` (int32, -1 if unknown), `names` and `counts`, the most
             frequent first.
         """
-        values = self._frame[name]
+        values = self.frame[name]
         if pd.api.types.is_numeric_dtype(values) and values.nunique() > MAX_FEW_NUMBERS:
             values = values.astype(float)
             low, high = values.quantile(NUMBER_ENDS)
@@ -86,7 +86,7 @@ class UserColumns:
         Returns:
             Row numbers; None if the text is no condition on a column.
         """
-        found = np.ones(len(self._frame), bool)
+        found = np.ones(len(self.frame), bool)
         for part in re.split(r"\s+and\s+", text.strip(), flags=re.IGNORECASE):
             meets = self._meets(part)
             if meets is None:
@@ -100,7 +100,7 @@ class UserColumns:
         by_name = {name.casefold(): name for name in self.names}
         if condition is None or condition["name"].casefold() not in by_name:
             return None
-        values = self._frame[by_name[condition["name"].casefold()]]
+        values = self.frame[by_name[condition["name"].casefold()]]
         compare = COMPARISONS[condition["sign"]]
         value = condition["value"].strip("'\"")
         number = pd.to_numeric(value, errors="coerce")

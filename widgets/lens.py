@@ -51,6 +51,7 @@ TOP_SHARE = 0.1  # of the ranking, marked on the map of a result card
 POINT_COLUMNS = ["user", "query", "x", "y", "trust"]
 SHIFT_COLUMNS = ["user", "from_query", "to_query", "residual", "noise_floor", "beyond_noise"]
 RANKING_COLUMNS = ["user", "score", "answer"]
+TABLE_COLUMNS = ("x", "y", "trust", "residual", "beyond_noise", "score", "answer")
 
 
 @dataclass(frozen=True)
@@ -323,6 +324,28 @@ class QueryLens(View):
         frame = finding.ranking.dropna(subset="score")
         frame = frame[RANKING_COLUMNS]
         return frame.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+
+    def table(self) -> pd.DataFrame:
+        """Return all that is shown of each user.
+
+        Returns:
+            One row per user, in the order of the view: `user`, where it is on the map (`x, y,
+            trust`), how far it moved (`residual, beyond_noise`), `score` and `answer`, whether it
+            is `selected`, and the columns that the map can be colored by.
+        """
+        table = pd.DataFrame({"user": self._ids})
+        parts = [self.ranking]
+        if self._entry is not None:
+            on_map = self.points["query"] == self._entry.query
+            parts = [self.points[on_map].drop(columns="query"), self.shift, *parts]
+        for part in parts:
+            kept = [name for name in part if name in TABLE_COLUMNS]
+            table = table.join(part.set_index("user")[kept], on="user")
+        table["selected"] = table["user"].isin(self.selection.ids)
+        columns = self._columns.frame
+        return table.join(
+            columns.rename(columns={n: f"{n} (column)" for n in columns if n in table})
+        )
 
     @property
     def sentence(self) -> str:

@@ -32,8 +32,8 @@ class Workbench(ipywidgets.VBox):
     """All views on one page: ask, look at groups, attention and clusters, and tune.
 
     The views are `lens`, `panel`, `retention`, `matrix`, `attention`, `clusters` (once compared)
-    and `tuning`; all follow `selection`. They stand on the pages `titles`; Tab and the arrow keys reach each of
-    them, Enter turns to it.
+    and `tuning`; all follow `selection`. They stand on the pages `titles`; Tab and the arrow keys
+    reach each of them, Enter turns to it.
 
     Args:
         backend: What the views ask: `qanchor.WorkbenchSession(engine, users)`, or any object with

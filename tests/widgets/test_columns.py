@@ -1,5 +1,7 @@
 """Columns of the users: what they are, the colors they give, and conditions on them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -94,3 +96,35 @@ def test_the_lens_finds_and_colors_by_columns_of_its_frame_and_its_back_end():
     assert lens._column["counts"] == [5, 5]
     with pytest.raises(KeyError, match="no column 'height' to color by: choose one of age, city"):
         lens.color_by("height")
+
+
+def test_the_table_has_what_is_shown_of_each_user(asked_lens):
+    lens = asked_lens
+    lens.selection.ids = ["b"]
+    table = lens.table()
+    assert table["user"].tolist() == ["a", "b", "c"]
+    assert table["selected"].tolist() == [False, True, False]
+    assert table["x"].tolist() == [1.0, 2.0, 3.0] and table["score"].tolist() == [0.1, 0.3, 0.2]
+    assert table["beyond_noise"].tolist() == [True, False, False]
+    assert table["x (column)"].tolist() == [7, 8, 9]
+
+
+@pytest.fixture
+def asked_lens():
+    ids = ["a", "b", "c"]
+    points = pd.DataFrame({"user": ids * 2, "query": [""] * 3 + ["q"] * 3, "y": 0.0})
+    points["x"] = [0.0, 0.0, 0.0, 1.0, 2.0, 3.0]
+    points["trust"] = 1.0
+    shift = pd.DataFrame({"user": ids[::-1], "residual": [0.1, 0.2, 0.9], "noise_floor": 0.3})
+    shift = shift.assign(from_query="", to_query="q", beyond_noise=shift["residual"] > 0.3)
+    shift = shift.assign(neighbours_kept=1.0, gained=[()] * 3, lost=[()] * 3)
+    ranking = pd.DataFrame({"user": ids, "score": [0.1, 0.3, 0.2], "answer": "often"})
+
+    def backend(query, previous):
+        said = {"done": 1, "total": 1, "message": "", "caption": "", "warning": ""}
+        yield SimpleNamespace(**said, data={"points": points, "shift": shift})
+        yield SimpleNamespace(**said, data={"ranking": ranking})
+
+    lens = QueryLens(pd.DataFrame({"user": ids, "x": [7, 8, 9]}), backend)
+    lens.ask("q")
+    return lens

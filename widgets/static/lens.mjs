@@ -195,6 +195,8 @@ function render({ model, el }) {
   const words = make("details", { class: "lens-words" }, make("summary", {}, "What the words mean"), make("dl", {}, ...Object.entries(meanings(about)).flatMap(([word, meaning]) => [make("dt", {}, word), make("dd", {}, meaning)])));
   const caption = make("p", { class: "lens-caption" });
   const saveButton = make("button", { type: "button", class: "lens-link lens-keep", title: "Save what is shown as one HTML file beside this notebook", onclick: () => model.send({ type: "save_card" }) }, "Save result card");
+  const savePicture = () => make("a", { href: map.image(), download: "map.png" }).click();
+  const pictureButton = make("button", { type: "button", class: "lens-link lens-keep", title: "Save the map as it is drawn now", onclick: savePicture }, "Save picture");
   const savedNote = make("span", { role: "status" }); // beside the button, which may be a screen away from the status line
   let [p, openRow] = [null, -1];
   const [texts, wanted] = [[...users.texts], new Set()];
@@ -216,7 +218,7 @@ function render({ model, el }) {
   const card = userCard(model, users, textsOf, events, pick);
   const options = make("div", { class: "lens-options" }, make("span", {}, "colour"), colour, columnChoice);
   const foot = make("div", { class: "lens-foot" }, legend, picked, options);
-  const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, route, side), box, foot, histogram.node, lead, sentence, doubt, interpretation, backtest, caption, make("div", { class: "lens-keeping" }, saveButton, savedNote), words);
+  const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, route, side), box, foot, histogram.node, lead, sentence, doubt, interpretation, backtest, caption, make("div", { class: "lens-keeping" }, saveButton, pictureButton, savedNote), words);
   const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), make("span", {}, count(users.ids.length, about.unit, about.units)));
   const root = make("div", { class: "lens", "data-lm-suppress-shortcuts": "true" });
   root.append(make("div", { class: "lens-in" }, head, ...bar.parts, make("div", { class: "lens-body" }, left, make("div", { class: "lens-side" }, finder.node, list.node, card.node))));
