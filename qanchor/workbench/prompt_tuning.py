@@ -51,7 +51,8 @@ class PromptTuningBackend:
         self.units = plural(users.unit)
         self.labels = [str(name) for name in users.labels]
         self.queries = list(engine.suggest_queries(users))
-        self.defaults = {"vectors": PAPER_VECTORS, "steps": STEPS}
+        paper = {"vectors": PAPER_VECTORS, "steps": PAPER_STEPS}
+        self.defaults = {"vectors": PAPER_VECTORS, "steps": STEPS, "paper": paper}
 
     def __call__(
         self,

@@ -69,7 +69,8 @@ def test_it_tells_every_step_and_ends_with_what_a_trial_finds(made):
 
 def test_its_defaults_are_the_papers_but_for_the_steps_of_a_laptop(made):
     tune, *_ = made
-    assert tune.defaults == {"vectors": 6, "steps": 60}
+    paper = {"vectors": 6, "steps": 500}
+    assert tune.defaults == {"vectors": 6, "steps": 60, "paper": paper}
     assert tune.labels == ["Active"] and tune.queries
 
 
