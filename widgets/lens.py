@@ -85,6 +85,7 @@ class Finding:
     packed: dict = field(default_factory=dict)  # what the browser reads of it
     backtest: Any = None
     backtest_words: str = ""
+    without: tuple[str, ...] = ()  # things that the query is said not to mean
 
     @property
     def is_ranked(self) -> bool:
@@ -119,12 +120,14 @@ class QueryLens(View):
             is kept. Without a message of that one, the ranking is what the view says. Updates that
             have `data["ranking"]` follow the last map: it is None while the users are ranked, then
             a frame `user, score, answer`, with two sentences in `data`: `interpretation` (what the
-            query was interpreted as) and `order` (who ranks first). Attributes that are used if
+            query was interpreted as) and `order` (who ranks first), and `meant`, records `text,
+            users` of the things that it means. Attributes that are used if
             there are any: `answer` (called as `answer(user, query)`, returns text), `backtest`,
             `backtests_unasked`, `columns` (a frame of further columns, index the ids), `find`
             (called as `find(text)`, returns the ids of users who did such a thing), `ids`,
             `provenance` (called as `provenance(shift=...)`, returns what a result card says about
-            the run and the result), `queries`, `rank` (there will be a ranking), `timeline` (called
+            the run and the result), `queries`, `rank` (there will be a ranking; called as
+            `rank(query, without)` if some things are not meant), `timeline` (called
             as `timeline(user, query)`, returns a frame `time, modality, text, evidence` of the
             events of one user, oldest first), `unit` and `units`.
         queries: Suggested queries (default: `backend.queries`).
@@ -290,6 +293,23 @@ class QueryLens(View):
             known = ", ".join(self._columns.names) or "none"
             raise KeyError(f"no column {name!r} to color by: choose one of {known}")
         self._column = self._columns.pack(name)
+
+    def leave_out(self, things: Sequence[str]) -> str:
+        """Rank again as if the query that is shown did not mean some things; the map stays.
+
+        Args:
+            things: Their labels, all that are left out from now on.
+
+        Returns:
+            What the query was interpreted as, and who ranks first.
+
+        Raises:
+            ValueError: If no ranking is shown.
+        """
+        if self._finding.ranking is None:
+            raise ValueError("no ranking is shown: ask something first")
+        self._worker.run(partial(self._run_without, self._entry.query, tuple(things)))
+        return self._finding.sentence
 
     @property
     def queries_asked(self) -> tuple[str, ...]:
@@ -514,6 +534,9 @@ class QueryLens(View):
             self.find(str(message.get("text", "")))
         elif kind == "color" and message.get("name") in self._columns.names:
             self.color_by(message["name"])
+        elif kind == "without" and self._finding.ranking is not None:
+            things = tuple(map(str, message.get("things", ())))
+            self._worker.start(partial(self._run_without, self._entry.query, things))
         elif kind == "events":
             self._send_events(message.get("rows", ()))
         elif kind == "save_card" and self._entry and not self._status.get("busy"):
@@ -581,6 +604,18 @@ class QueryLens(View):
             if self._backtests_unasked and not raise_errors and self._is_ranked(query):
                 self._run_backtest(query, stop)
 
+    def _run_without(self, query: str, things: tuple[str, ...], stop: Event) -> None:
+        """Rank again without some things, and backtest that ranking if rankings are."""
+        finding = self._finding_of(query)
+        finding.without = things
+        finding.backtest = None
+        finding.backtest_words = ""
+        self._backtest = {"query": query, "words": ""}
+        with closing(self._backend.rank(query, things)) as updates:
+            self._follow_ranking(query, until_cancelled(updates, stop))
+        if self._backtests_unasked and not stop.is_set():
+            self._run_backtest(query, stop)
+
     def _is_complete(self, entry: MapEntry) -> bool:
         """Whether asking the query of this entry again would bring nothing new."""
         return self._is_ranked(entry.query) or not self._ranks or not entry.query
@@ -633,6 +668,7 @@ class QueryLens(View):
         finding = self._findings.setdefault(query, Finding())
         finding.ranking = frame.rename_axis("user").reset_index()
         finding.packed = pack_ranking(finding.ranking["score"], data)
+        finding.packed["without"] = list(finding.without)
 
     def _read_update(self, query: str, previous: str | None, update) -> MapEntry:
         """Read an update that has a map into what the view keeps and the browser draws."""
@@ -735,7 +771,8 @@ class QueryLens(View):
         self._backtest = {"query": query, "words": words}
 
     def _follow_backtest(self, query: str, stop: Event) -> None:
-        with closing(self._backtest_of(query)) as updates:
+        without = self._finding_of(query).without
+        with closing(self._backtest_of(query, *([without] if without else []))) as updates:
             for update in updates:
                 if stop.is_set():
                     return

@@ -175,12 +175,14 @@ def pack_ranking(scores: pd.Series, sentences: Mapping) -> dict:
 
     Args:
         scores: The higher the nearer to a yes, in the order of the users.
-        sentences: `interpretation` and `order`, if there are any.
+        sentences: `interpretation` and `order`, if there are any, and `meant`, records `text,
+            users` of the things that the query means.
 
     Returns:
-        `interpretation`, `order`, and `score` unless all scores are equal or unknown.
+        `interpretation`, `order`, `meant`, and `score` unless all scores are equal or unknown.
     """
     packed = {name: sentences.get(name, "") for name in RANKING_TEXTS}
+    packed["meant"] = list(sentences.get("meant", ()))
     if scores.nunique() > 1:
         packed["score"] = float_bytes(scores)
     return packed

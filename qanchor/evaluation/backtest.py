@@ -4,6 +4,7 @@ events say since.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -112,7 +113,9 @@ def _shares(score: UserFloats, is_yes: np.ndarray) -> tuple[float, ...]:
     return tuple(falling.round(4).tolist())
 
 
-def backtest(engine: Engine, users: Users, query: str) -> BacktestResult:
+def backtest(
+    engine: Engine, users: Users, query: str, without: Collection[str] = ()
+) -> BacktestResult:
     """Rank the users as of an earlier day and compare the ranking with what they have done since.
 
     The earlier day lies as many days before the cut-off as the query looks ahead. The outcome is
@@ -123,6 +126,7 @@ def backtest(engine: Engine, users: Users, query: str) -> BacktestResult:
         engine: The model.
         users: The users.
         query: The query.
+        without: Labels of things that the query does not mean, see `Engine.rank` (default: none).
 
     Returns:
         The result.
@@ -143,6 +147,7 @@ def backtest(engine: Engine, users: Users, query: str) -> BacktestResult:
     reader = TokenReader(users, model.config.text_encoder, until=cutoff)
     # percentiles are of that day, since histories grow
     tokens = reader.read(cutoff).with_associations(model.population.associations)
+    tokens = replace(tokens, not_meant=tuple(without))
     ranking = rank_by_pointing(model, tokens, query)
     attrs = ranking.attrs
     sign = attrs["sign"]

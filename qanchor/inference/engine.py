@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -245,7 +246,7 @@ class Engine:
             score = reader.score_answers(one, question, thing_input(tokens), words, answers)
         return f"{answers[int(score.argmax())]} {fact}".strip()
 
-    def rank(self, cache: PrefixCache, query: str) -> pd.DataFrame:
+    def rank(self, cache: PrefixCache, query: str, without: Collection[str] = ()) -> pd.DataFrame:
         """Rank users for a query without labels, by the events that the query points at.
 
         The score ranks the users of one query; it is not a probability.
@@ -253,25 +254,30 @@ class Engine:
         Args:
             cache: From `prefill`.
             query: Text.
+            without: Labels of things that the query does not mean although its words fit, of
+                `attrs["meant"]` (default: none).
 
         Returns:
             One row a user, best first: user, score, and the answer (what happened before). `attrs`
-            holds `topics` (what the query was read as, nearest first), `sign` (1 or -1 for its yes
-            or its no), `answerable`, `evidence` (records `text, weight, users` of what was pointed
-            at) and `nearest` (what can be asked instead); if nothing in the data speaks of the
-            query, all scores are NaN.
+            holds `topics` (what the query was read as, nearest first), `meant` (records `text,
+            users` of the things that this is), `sign` (1 or -1 for its yes or its no),
+            `answerable`, `evidence` (records `text, weight, users` of what carries the scores) and
+            `nearest` (what can be asked instead); if nothing in the data speaks of the query, all
+            scores are NaN.
         """
-        scores = self.score(cache, query)
+        scores = self.score(cache, query, without)
         return scores.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
-    def score(self, cache: PrefixCache, query: str) -> pd.DataFrame:
+    def score(self, cache: PrefixCache, query: str, without: Collection[str] = ()) -> pd.DataFrame:
         """Score users for a query without labels, see `rank`.
 
         Args:
             cache: From `prefill`.
             query: Text.
+            without: As for `rank`.
 
         Returns:
             The rows of `rank` in the order of the users.
         """
-        return rank_by_pointing(self.model, cache.tokens, query, cache.groups)
+        tokens = replace(cache.tokens, not_meant=tuple(without))
+        return rank_by_pointing(self.model, tokens, query, cache.groups)

@@ -174,7 +174,8 @@ def rank_by_pointing(
     Returns:
         One row per user in the order of `tokens.ids`: `user, score` and `answer` (how often what is
         meant happened before, and when last). `attrs` holds what `Engine.rank` says, `evidence`
-        (records `text, weight, users` of what was pointed at), `answerable`, `nearest`, `things`
+        (records `text, weight, users` of what carries the scores), `meant` (records `text,
+        users` of what is meant, best first), `answerable`, `nearest`, `things`
         (rows of what is meant; empty for any event), `measure` (of them) and `threshold`. A
         question that asks two things, or that nothing in the data speaks of, gives NaN scores and
         no answers.
@@ -193,11 +194,21 @@ def rank_by_pointing(
         "answerable": meaning.answerable,
         "nearest": list(meaning.nearest),
         "things": list(meaning.things),
+        "meant": _meant_things(tokens, meaning.things),
         "measure": meaning.measure,
         "threshold": meaning.threshold,
         "evidence": evidence,
     }
     return frame
+
+
+def _meant_things(tokens: UserTokens, things: tuple[int, ...]) -> list[dict]:
+    """Return the first things that a question means, and how many users have each."""
+    users = np.bincount(tokens.which[tokens.which >= 0], minlength=len(tokens.things))
+    return [
+        {"text": tokens.things[thing].label, "users": int(users[thing])}
+        for thing in things[:MAX_EVIDENCE]
+    ]
 
 
 def past_answers(tokens: UserTokens, meaning: Interpretation) -> np.ndarray:

@@ -173,6 +173,7 @@ class ThingInput(NamedTuple):
     # 1 where the thing is a share, and nearly all users have one
     is_share_of_all: Float[Tensor, " thing"]
     is_number: Float[Tensor, " thing"]  # 1 for a number column
+    may_be_meant: Float[Tensor, " thing"]  # 0 for what no question is taken to mean
     aliases: AliasInput
     associations: AssociationInput | None = None
 
@@ -653,7 +654,7 @@ def is_pretrained(name: str) -> bool:
 
 def word_fit(question: QuestionInput, things: ThingInput) -> Float[Tensor, "query thing"]:
     """Return how well the words of each thing fit each question, at least 0, or an alias of it that
-    fits better than the words of any; nothing is learned here.
+    fits better than the words of any; 0 for what is not meant. Nothing is learned here.
 
     Args:
         question: The questions.
@@ -663,7 +664,7 @@ def word_fit(question: QuestionInput, things: ThingInput) -> Float[Tensor, "quer
     match = things.aliases.match(question.content, question.spelling, question.names_one)
     of_alias = (match[:, :, None] * things.aliases.member).amax(1)
     is_better = of_alias.amax(1, keepdim=True) > own.amax(1, keepdim=True)
-    return torch.maximum(own, of_alias * is_better)
+    return torch.maximum(own, of_alias * is_better) * things.may_be_meant
 
 
 def relevance(fit: Float[Tensor, "query thing"]) -> Float[Tensor, "query thing"]:
@@ -741,11 +742,15 @@ def thing_input(tokens: UserTokens) -> ThingInput:
     is_share_of_all = (population.share_base > 0) & (population.rarity < -np.log(NEARLY_ALL))
     is_share_of_all = torch.from_numpy(is_share_of_all.astype(np.float32))
     is_number = torch.tensor([float(thing.kind == "number") for thing in tokens.things])
+    may_be_meant = [float(thing.label not in tokens.not_meant) for thing in tokens.things]
+    may_be_meant = torch.tensor(may_be_meant)
     associations = population.associations
     if associations is not None:
         associations = associations.tensors()
     aliases = tokens.aliases.tensors()
-    return ThingInput(vectors, spelling, is_share_of_all, is_number, aliases, associations)
+    return ThingInput(
+        vectors, spelling, is_share_of_all, is_number, may_be_meant, aliases, associations
+    )
 
 
 def token_input(tokens: UserTokens, rows=slice(None)) -> TokenInput:

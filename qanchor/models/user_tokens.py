@@ -68,6 +68,7 @@ class UserTokens:
         population: What percentiles were taken from.
         aliases: What people call several things at once.
         fold: In training, which associations each user is read with, see `score_associations`.
+        not_meant: Labels of things that no question is taken to mean.
     """
 
     ids: tuple[str, ...]
@@ -83,6 +84,7 @@ class UserTokens:
     population: Population
     aliases: Aliases
     fold: UserInts | None = None
+    not_meant: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)

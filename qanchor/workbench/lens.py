@@ -4,7 +4,7 @@ a yes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -118,35 +118,39 @@ class LensBackend:
             data = {**last.data, **update.data}
             yield replace(last, done=update.done, total=update.total, message=message, data=data)
 
-    def rank(self, query: str) -> Iterator[Update]:
+    def rank(self, query: str, without: Collection[str] = ()) -> Iterator[Update]:
         """Rank the users by how near they are to a yes, as `Engine.rank` does, but in the order of
         `ids`.
 
         Args:
             query: The query.
+            without: Labels of things that it does not mean, see `Engine.rank`.
 
         Yields:
             Updates with `data["ranking"]`: None, and in the last one a frame `user, score, answer`.
-            The last one also has two sentences in its data: `interpretation` and `order`.
+            The last one also has two sentences in its data, `interpretation` and `order`, and
+            `meant`, records `text, users` of the things that the query means.
         """
         yield Update(0, 1, ranking_begins(self.unit), data={"ranking": None})
-        ranking = self.engine.score(self.cache, query)
+        ranking = self.engine.score(self.cache, query, without)
         interpretation = interpretation_sentence(ranking)
         order = order_sentence(ranking, self.unit)
         data = {"ranking": ranking, "interpretation": interpretation, "order": order}
+        data["meant"] = ranking.attrs["meant"]
         yield Update(1, 1, f"{interpretation} {order}".strip(), data=data)
 
-    def backtest(self, query: str) -> Iterator[Update]:
+    def backtest(self, query: str, without: Collection[str] = ()) -> Iterator[Update]:
         """Measure how often such a ranking was right before, see `qa.backtest`.
 
         Args:
             query: The query.
+            without: As for `rank`.
 
         Yields:
             Progress; the last update has `data["backtest"]`, a `BacktestResult`, and says it.
         """
         yield Update(0, 1, BACKTESTING)
-        result = backtest(self.engine, self._users, query)
+        result = backtest(self.engine, self._users, query, without)
         yield Update(1, 1, backtest_summary(result), data={"backtest": result})
 
     @property

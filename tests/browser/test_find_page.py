@@ -95,3 +95,38 @@ def test_a_range_of_scores_is_drawn_on_the_histogram(book):
     book.shot("fake-histogram")
     lowest = book.run(4)
     assert lowest == "True"  # all below, none above the middle of the scale
+
+
+REAL = """import qanchor as qa
+from widgets import QueryLens
+users = qa.load_users("../data/sample")
+users = users.select(users.ids[:200])
+engine = qa.Engine(qa.QAnchor.from_pretrained("../data/runs/sample"))
+backend = qa.LensBackend(engine, engine.prefill(users), users, method="pca")
+lens = QueryLens(users.frame(), backend)
+lens"""
+
+
+@pytest.mark.journey
+@pytest.mark.weights
+def test_what_a_question_was_taken_to_mean_is_left_out_and_put_back(open_notebook, server):
+    book = open_notebook(server.write("meant.ipynb", [REAL, "print(lens.ranking.head(3).values)"]))
+    book.run(0)
+    book.settled()
+    book.ask("Will this user order takeout?")
+    book.asked("Will this user order takeout?")
+    things = book.page.locator(".lens-thing")
+    book.wait("document.querySelectorAll('.lens-thing').length === 5")
+    first = book.run(1)
+    name = things.first.inner_text().split(" (")[0]
+    book.page.get_by_role("button", name=f"Leave out {name}", exact=True).click()
+    book.wait("document.querySelectorAll('.lens-thing.out').length === 1")
+    assert things.last.inner_text().startswith(name)
+    assert book.run(1) != first
+    book.wait("document.querySelector('.lens-past').textContent.includes('Backtest as of')")
+    book.shot("meant")
+    book.page.get_by_role("button", name=f"Put back {name}", exact=True).click()
+    book.wait("document.querySelectorAll('.lens-thing.out').length === 0")
+    assert book.run(1) == first
+    book.check()
+    book.page.close()

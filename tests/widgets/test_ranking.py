@@ -121,7 +121,12 @@ def test_a_question_without_a_yes_ranks_nobody():
         ]
         lens = QueryLens(make_frame(20), lambda query, previous, updates=updates: iter(updates))
         lens.ask(TRAVEL)
-        order = {"interpretation": "", "order": "They cannot be ranked."}
+        order = {
+            "interpretation": "",
+            "order": "They cannot be ranked.",
+            "meant": [],
+            "without": [],
+        }
         assert lens._ranking == {"query": TRAVEL, **order}
         assert lens.ranking.empty and "order" not in lens.result_card().more
 

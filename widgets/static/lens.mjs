@@ -190,6 +190,7 @@ function render({ model, el }) {
   const sentence = make("p", { class: "lens-sentence", role: "status", "aria-live": "polite" });
   const doubt = make("p", { class: "lens-doubt", role: "note" });
   const interpretation = make("p", { class: "lens-reading", "aria-live": "polite" });
+  const meant = make("div", { class: "lens-meant", role: "group", "aria-label": "What the question was taken to mean" });
   const backtest = make("p", { class: "lens-past", "aria-live": "polite" });
   const backtestButton = make("button", { type: "button", class: "lens-link", title: `Ask it as of an earlier day, and see what the ${about.units} have done since`, onclick: () => model.send({ type: "backtest" }) }, "Backtest this ranking");
   const words = make("details", { class: "lens-words" }, make("summary", {}, "What the words mean"), make("dl", {}, ...Object.entries(meanings(about)).flatMap(([word, meaning]) => [make("dt", {}, word), make("dd", {}, meaning)])));
@@ -218,7 +219,7 @@ function render({ model, el }) {
   const card = userCard(model, users, textsOf, events, pick);
   const options = make("div", { class: "lens-options" }, make("span", {}, "colour"), colour, columnChoice);
   const foot = make("div", { class: "lens-foot" }, legend, picked, options);
-  const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, route, side), box, foot, histogram.node, lead, sentence, doubt, interpretation, backtest, caption, make("div", { class: "lens-keeping" }, saveButton, pictureButton, savedNote), words);
+  const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, route, side), box, foot, histogram.node, lead, sentence, doubt, interpretation, meant, backtest, caption, make("div", { class: "lens-keeping" }, saveButton, pictureButton, savedNote), words);
   const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), make("span", {}, count(users.ids.length, about.unit, about.units)));
   const root = make("div", { class: "lens", "data-lm-suppress-shortcuts": "true" });
   root.append(make("div", { class: "lens-in" }, head, ...bar.parts, make("div", { class: "lens-body" }, left, make("div", { class: "lens-side" }, finder.node, list.node, card.node))));
@@ -341,6 +342,7 @@ function render({ model, el }) {
     interpretation.replaceChildren(...unbroken(!p.shifted ? "" : leads ? meaning : `${meaning} ${order}`.trim()));
     lead.replaceChildren(...unbroken(leads ? order : ""));
     sentence.classList.toggle("second", leads);
+    showMeant(p.shifted ? latest : {});
     showBacktest();
     map.setRank(p.rank);
     histogram.show(p.score);
@@ -351,6 +353,20 @@ function render({ model, el }) {
     list.show(p, about.max_listed, preset);
     card.showRank();
     selected();
+  }
+  /** The things that the question was taken to mean: each can be left out, and put back. */
+  function showMeant({ query, meant: things = [], without = [] }) {
+    const current = query === p.to;
+    const ask = (left) => model.send({ type: "without", things: left });
+    const chips = things.filter(({ text }) => !without.includes(text)).map(({ text, users: n }) => {
+      const out = make("button", { type: "button", "aria-label": `Leave out ${text}`, title: "Rank again as if the question did not mean this", onclick: () => ask([...without, text]) }, "×");
+      return make("span", { class: "lens-thing" }, `${text} (${number(n)})`, out);
+    });
+    const left = without.map((text) => {
+      const back = make("button", { type: "button", "aria-label": `Put back ${text}`, title: "Rank again with it", onclick: () => ask(without.filter((other) => other !== text)) }, "+");
+      return make("span", { class: "lens-thing out" }, make("s", {}, text), back);
+    });
+    meant.replaceChildren(...(current ? [...chips, ...left] : []));
   }
   /** How often such a ranking was right before: a button until that is known. */
   function showBacktest() {

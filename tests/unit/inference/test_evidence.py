@@ -264,3 +264,20 @@ def test_rare_texts_beyond_the_limit_are_counted(engine, users, monkeypatch):
     monkeypatch.setattr("qanchor.data.things.MAX_TEXTS", 4)
     with pytest.warns(UserWarning, match="2 rare texts of users are left out"):
         engine.prefill(users)
+
+
+def test_what_is_left_out_is_neither_ranked_nor_backtested(engine, cache, users):
+    lens = LensBackend(engine, cache, users, method="pca")
+    query = "Will this member play chess?"
+    *_, first = lens.rank(query)
+    left_out = [thing["text"] for thing in first.data["meant"]]
+    assert left_out and all(thing["users"] > 0 for thing in first.data["meant"])
+    *_, second = lens.rank(query, left_out)
+    assert not {thing["text"] for thing in second.data["meant"]} & set(left_out)
+    changed = first.data["ranking"]["score"] - second.data["ranking"]["score"]
+    assert (changed.abs() > 1e-3).any() or second.data["ranking"]["score"].isna().all()
+    *_, again = lens.rank(query, ["no such thing"])
+    pd.testing.assert_frame_equal(again.data["ranking"], first.data["ranking"])
+    *_, one = lens.backtest(query)
+    *_, other = lens.backtest(query, left_out)
+    assert one.data["backtest"].topic != other.data["backtest"].topic
