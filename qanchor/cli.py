@@ -383,10 +383,8 @@ def mcp_command(run: RunOf, users: UsersOf) -> None:
     """Let an assistant that speaks the Model Context Protocol ask about users, over standard input
     and output. It sees what its questions return; nothing is changed.
     """
-    people = open_users(users)
-    engine = load_engine(run)
-    refuse_differences(engine, people)
-    serve(qa.WorkbenchSession(engine, people, method="pca"), partial(typer.echo, err=True))
+    session = qa.WorkbenchSession(load_engine(run), open_users(users), method="pca")
+    serve(session, partial(typer.echo, err=True))
 
 
 @app.command()

@@ -78,7 +78,8 @@ RANKING_BUDGET = replace(LANGUAGE_BUDGET, contrastive=0.0, autoregressive=0.0)
 BUDGETS = {  # of all others, LANGUAGE_BUDGET
     "pointing": POINTING_BUDGET,
     "same_budget": RANKING_BUDGET,
-    "light_contrastive": replace(LANGUAGE_BUDGET, contrastive=0.1),
+    "language_model": replace(LANGUAGE_BUDGET, contrastive=1.0),
+    "light_contrastive": LANGUAGE_BUDGET,
     "without_contrastive": replace(LANGUAGE_BUDGET, contrastive=0.0),
     "without_autoregressive": replace(LANGUAGE_BUDGET, autoregressive=0.0),
     "ranking_only": RANKING_BUDGET,
@@ -153,24 +154,24 @@ def reading(
     """Train a reader with each body on the same concepts, and judge it on the questions of the
     labels and on concepts.
 
-    Bodies are A `pointing`, B `language_model`, C `random_weights` (the same shape, drawn at
-    random) and D `one_layer`. B, C and D are trained as far as a language model can be in minutes;
-    `same_budget` is A trained no further. Of each: `label_free` (prior and body, as it ranks),
-    `prior` (F, without reading), `alone` (the body without the prior), `shuffled` (E, `alone` with
-    all of another user), and `probe` with labels. The anchor of B, C and D starts from the evidence
-    that the prior weighs, so there are three further controls: `tokens_shuffled` keeps the evidence
-    and takes the tokens of another user, `evidence_shuffled` does the reverse, and `tokens_only`
-    has no evidence (half of the users lack it in training, too). `concepts` is the AUC on users
-    that were kept from training, by what was held out, beside the prior and persistence. `minus` is
-    B minus each other body, with 95 % intervals over users. `run` is not looked at.
-
-    B is trained with the ranking loss and the joint loss of answers; `prefix` is the paper's form,
-    in which users run through all layers, so it is trained on fewer of them. `light_contrastive`
-    has a tenth of the contrastive loss; `without_contrastive`, `without_autoregressive` and
-    `ranking_only` leave losses out. `longer` has three times the steps, `four_layers` and
-    `sixteen_layers` as many crossing layers. `written` is how the answer that
-    the language model writes agrees with what happened (rank correlation of the grades over users
-    that were kept from training), beside the grade that its score and persistence alone give.
+    Bodies are A `pointing`, B `language_model` with the contrastive loss of the paper, C
+    `random_weights` (the same shape, drawn at random) and D `one_layer`. B, C and D are trained as
+    far as a language model can be in minutes; `same_budget` is A trained no further. Of each:
+    `label_free` (prior and body, as it ranks), `prior` (F, without reading), `alone` (the body
+    without the prior), `shuffled` (E, `alone` with all of another user), and `probe` with labels.
+    The anchor of B, C and D starts from the evidence that the prior weighs, so there are three
+    further controls: `tokens_shuffled` keeps the evidence and takes the tokens of another user,
+    `evidence_shuffled` does the reverse, and `tokens_only` has no evidence (half of the users lack
+    it in training, too). `concepts` is the AUC on users that were kept from training, by what was
+    held out, beside the prior and persistence. `minus` is B minus each other body, with 95 %
+    intervals over users. `run` is not looked at. B is trained with the ranking loss and the joint
+    loss of answers; `prefix` is the paper's form, in which users run through all layers, so it is
+    trained on fewer of them. `light_contrastive` has a tenth of the contrastive loss, as `fit`
+    does; `without_contrastive`, `without_autoregressive` and `ranking_only` leave losses out.
+    `longer` has three times the steps, `four_layers` and `sixteen_layers` as many crossing layers.
+    `written` is how the answer that the language model writes agrees with what happened (rank
+    correlation of the grades over users that were kept from training), beside the grade that its
+    score and persistence alone give.
 
     What is found of each body and seed is kept in the folder `parts`, and not measured again.
     """

@@ -308,8 +308,8 @@ def senses_table(record: dict) -> str:
 BODIES = {
     "pointing": "A: pointing, no language model",
     "same_budget": "A, trained as B, C and D are",
-    "language_model": "B: language model (SmolLM2), last 8 layers",
-    "light_contrastive": "B with a tenth of the contrastive loss",
+    "language_model": "B: language model (SmolLM2), contrastive weight 1",
+    "light_contrastive": "B, contrastive weight .1 (`fit`)",
     "without_contrastive": "B without the contrastive loss",
     "without_autoregressive": "B without the autoregressive loss",
     "ranking_only": "B with the ranking loss alone",

@@ -145,7 +145,7 @@ def test_weights_of_0_leave_answers_out(task, monkeypatch):
 
 
 def test_a_reader_without_a_language_model_has_no_answers(task):
-    with pytest.raises(ValueError, match="contrastive is 1"):
+    with pytest.raises(ValueError, match=r"contrastive is 0\.1"):
         train_reader(PointingReader(384), task, 1, budget=LANGUAGE_BUDGET)
 
 
