@@ -264,21 +264,26 @@ class QueryLens(View):
                 words that stand in the text of an event.
 
         Returns:
-            The ids of the users, who are now selected.
+            The ids of the users, who are now selected; if there are none, the selection stays.
         """
         text = text.strip()
-        rows = self._columns.find(text)
         found = text
+        try:
+            rows = self._columns.find(text)
+        except ValueError as error:
+            self._found = {"text": text, "n": 0, "sentence": str(error)}
+            return ()
         if rows is None:
             rows = find_ids(self._ids, text)
             if not len(rows) and self._find_by_event is not None:
                 found = f"an event with the words {text}"
                 rows = np.flatnonzero(pd.Index(self._ids).isin(self._find_by_event(text)))
-        self.selection.select_rows(rows)
-        users = self.selection.count(len(rows))
-        sentence = f"{users}: {found}" if len(rows) else f"Nobody: {text}"
+        sentence = f"Nobody: {text}"
+        if len(rows):
+            sentence = f"{self.selection.count(len(rows))}: {found}"
+            self.selection.select_rows(rows)
         self._found = {"text": text, "n": len(rows), "sentence": sentence if text else ""}
-        return self.selection.ids
+        return tuple(self._ids[row] for row in rows)
 
     def color_by(self, name: str) -> None:
         """Color the map by a column of the users.

@@ -66,8 +66,8 @@ class RetentionView(View):
 
     @property
     def frame(self) -> pd.DataFrame:
-        """The retention that is shown."""
-        return self._shown["retention"].copy()
+        """The retention that is shown; no rows before there is one."""
+        return self._shown.get("retention", pd.DataFrame()).copy()
 
     @property
     def funnel_frame(self) -> pd.DataFrame:
@@ -101,7 +101,7 @@ class RetentionView(View):
         self._steps = {
             "rows": json_rows(update.data["frame"]),
             "sentence": update.message,
-            "text": ", ".join(steps),
+            "text": self._between(steps).join(steps),
         }
         return update.message
 
@@ -116,15 +116,22 @@ class RetentionView(View):
 
     def _follow(self, stop: Event) -> None:
         """Show the users that are selected now."""
-        failed = attempt(self._show_again, "It could not be counted")
+        failed = attempt(self._count_retention, "It could not be counted")
         if failed and not stop.is_set():
             self._curve = failed
+            self._shown.pop("retention", None)
+        if self._funnel_steps and not stop.is_set():
+            text = self._between(self._funnel_steps).join(self._funnel_steps)
+            self._run_funnel(text, stop)
 
-    def _show_again(self) -> dict:
+    def _count_retention(self) -> dict:
         self.show_retention()
-        if self._funnel_steps:
-            self.show_funnel(self._funnel_steps)
         return {}
+
+    @staticmethod
+    def _between(steps: Sequence[str]) -> str:
+        """Return what stands between steps in the box: commas, unless a step has one."""
+        return " -> " if any("," in step for step in steps) else ", "
 
     def _on_message(self, _widget, message: dict, buffers: list) -> None:
         if message.get("type") == "funnel":
@@ -132,8 +139,9 @@ class RetentionView(View):
             self._funnel_worker.start(partial(self._run_funnel, text))
 
     def _run_funnel(self, text: str, _stop: Event) -> None:
-        """Show the funnel that was typed, with commas between the steps."""
-        steps = [step.strip() for step in text.split(",") if step.strip()]
+        """Show the funnel that was typed, with commas or -> between the steps."""
+        between = "->" if "->" in text else ","
+        steps = [step.strip() for step in text.split(between) if step.strip()]
 
         def show() -> dict:
             self.show_funnel(steps)
@@ -147,9 +155,11 @@ class RetentionView(View):
         return f"RetentionView({self.selection.summary} selected)"
 
     def _html(self) -> str:
-        if not self._curve.get("rows"):
-            self.show_retention()
-        lines = [self._curve.get("sentence", ""), self._steps.get("sentence", "")]
+        if not self._curve:
+            self._follow(Event())
+        lines = [
+            part.get("sentence") or part.get("error", "") for part in (self._curve, self._steps)
+        ]
         table = [["period", "side", "users", "active", "share"]]
         for row in self._curve.get("rows", []):
             share = f"{row['share']:.0%}"

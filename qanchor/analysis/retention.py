@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import numpy as np
 import pandas as pd
 
 from qanchor.data.export import membership_mask
 from qanchor.data.users import Users
 from qanchor.evaluation.intervals import wilson_interval
+from qanchor.utils.text import count
 
 PERIOD_DAYS = (1, 7, 30, 90)
 MAX_PERIODS = 26
@@ -48,9 +50,11 @@ def retention(
         [1.0, 0.5]
     """
     history = users.history()
+    if history.empty:
+        raise ValueError(f"Nobody of {users.name} did anything before the cut-off.")
     first = history.groupby("user", observed=True)["time"].min()
     if period_days is None:
-        spread = (users.cutoff - first.min()).days if len(first) else 0
+        spread = (users.cutoff - first.min()).days
         fitting = [days for days in PERIOD_DAYS if days * MAX_PERIODS >= spread]
         period_days = fitting[0] if fitting else PERIOD_DAYS[-1]
     if period_days < 1:
@@ -73,8 +77,8 @@ def retention(
             rows.append({"side": side, "period": period, "users": len(there), "active": n_active})
     if not rows:
         raise ValueError(
-            f"Fewer than {MIN_USERS} users have a whole period of {period_days} days before the"
-            " cut-off. Pass a shorter period_days."
+            f"Fewer than {MIN_USERS} users have a whole period of {count(period_days, 'day')}"
+            " before the cut-off. Pass more users or a longer history."
         )
     frame = _with_shares(rows)
     frame.attrs["period_days"] = period_days
@@ -82,7 +86,7 @@ def retention(
 
 
 def funnel(users: Users, steps: Sequence[str], ids: Collection[str] | None = None) -> pd.DataFrame:
-    """Count how many users did several things, each after the one before.
+    """Count how many users did several things, each after the one before or at the same moment.
 
     Args:
         users: The users.
@@ -108,26 +112,37 @@ def funnel(users: Users, steps: Sequence[str], ids: Collection[str] | None = Non
         >>> funnel(users, ["view", "pay"])["active"].tolist()
         [2, 1]
     """
+    if isinstance(steps, str):
+        raise ValueError(f"steps is the text {steps!r}. Pass a list, such as ['view', 'pay'].")
     steps = [step.strip() for step in steps if step.strip()]
     if len(steps) < 2:
-        raise ValueError(f"There are {len(steps)} steps. Pass two or more, such as view, pay.")
-    history = users.history().sort_values("time", kind="stable", ignore_index=True)
-    history["user"] = history["user"].astype(str)
-    last = pd.DataFrame({"time": history["time"].min(), "event": -1}, index=list(users.ids))
-    came_so_far = []
-    for step in steps:
-        did = history[_is_step(history, step)]
-        if did.empty:
+        raise ValueError(f"Found {count(len(steps), 'step')}. Pass two or more, such as view, pay.")
+    history = users.history()
+    is_step = np.array([_is_step(history, step) for step in steps])
+    for step, did in zip(steps, is_step, strict=True):
+        if not did.any():
             raise ValueError(
                 f"Nobody did {step!r} before the cut-off. Write a modality"
                 f" ({', '.join(users.modalities)}), or words of an event."
             )
-        # events of one moment may follow each other, but none follows itself
-        before = last.reindex(did["user"]).set_index(did.index)
-        follows = (did["time"] >= before["time"]) & (did.index != before["event"])
-        earliest = did[follows].drop_duplicates("user")
-        last = earliest.reset_index(names="event").set_index("user")[["time", "event"]]
-        came_so_far.append(last.index)
+    events = pd.DataFrame(
+        {
+            "user": history["user"].astype(str).to_numpy(),
+            "time": history["time"].to_numpy(),
+            "steps": is_step.sum(0),  # of one moment, an event that no other step needs comes first
+            "used": False,
+        }
+    )
+    events = events.sort_values(["time", "steps"], kind="stable")
+    reached = pd.Series(events["time"].min(), index=list(users.ids))
+    came_so_far = []
+    for did in is_step:
+        possible = events[did[events.index] & ~events["used"]]
+        follows = possible["time"] >= possible["user"].map(reached)  # at one moment, in any order
+        earliest = possible[follows].drop_duplicates("user")
+        events.loc[earliest.index, "used"] = True
+        reached = earliest.set_index("user")["time"]
+        came_so_far.append(reached.index)
     rows = []
     for side, members in _sides(users, ids):
         for step, came in zip(steps, came_so_far, strict=True):

@@ -60,8 +60,8 @@ class LensBackend:
         >>> engine = qa.Engine(qa.fit(users, text_encoder="hash", steps=10, progress=False))
         >>> backend = qa.LensBackend(engine, engine.prefill(users), users, method="pca")
         >>> *_, last = backend("Will this user come back?")
-        >>> list(last.data), list(last.data["ranking"].columns)
-        (['points', 'shift', 'ranking', 'interpretation', 'order'], ['user', 'score', 'answer'])
+        >>> list(last.data), list(last.data["ranking"].columns)[:2]
+        (['points', 'shift', 'ranking', 'interpretation', 'order', 'meant'], ['user', 'score'])
     """
 
     def __init__(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+from qanchor.data.export import MIN_GROUP_SIZE
 from qanchor.errors import QanchorError
 from qanchor.utils.text import count
 from qanchor.workbench.messages import interpretation_sentence, unanswerable_note
@@ -102,6 +103,8 @@ class SessionTools:
         A question that nothing in the data speaks of is not answered; `can_be_asked` then names
         what can be asked instead.
         """
+        if not question.strip():
+            raise ValueError("The question is empty. Write one, such as those of describe.")
         ranking = self._session.engine.rank(self._session.cache, question)
         about = ranking.attrs
         if not about["answerable"]:
@@ -116,8 +119,9 @@ class SessionTools:
             "of": len(ranking),
         }
 
-    def evidence(self, user: str, question: str = "") -> dict[str, Any]:
+    def evidence(self, user: str | int, question: str = "") -> dict[str, Any]:
         """Return one user's events, newest first, and which of them the question means."""
+        user = str(user)
         timeline = self._session.lens.timeline(user, question).iloc[::-1]
         events = timeline.head(MAX_EVENTS_TOLD).astype({"time": str, "modality": str, "text": str})
         return {
@@ -127,8 +131,13 @@ class SessionTools:
             "that_count": int(timeline["evidence"].sum()),
         }
 
-    def group(self, ids: list[str]) -> dict[str, Any]:
-        """Say what sets a group of users apart from all others, the most telling first."""
+    def group(self, ids: list[str | int]) -> dict[str, Any]:
+        """Say what sets a group of ten users or more apart from the others, most telling first."""
+        ids = list(dict.fromkeys(map(str, ids)))
+        if len(ids) < MIN_GROUP_SIZE:
+            raise ValueError(
+                f"The group has {len(ids)} users; at least {MIN_GROUP_SIZE} are needed."
+            )
         update = self._session.describe(ids)
         rows = update.data["frame"].head(MAX_GROUP_ROWS)
         rows = rows.astype(object).where(rows.notna(), None)

@@ -566,7 +566,7 @@ def group_summary(frame: pd.DataFrame, n: int, total: int, unit: str = "user") -
 
 
 def retention_summary(frame: pd.DataFrame) -> str:
-    """Say how many users were still active in the last period that is known of all sides.
+    """Say how many users were still active in the last period that half of each side lived through.
 
     Args:
         frame: From `retention`.
@@ -576,43 +576,68 @@ def retention_summary(frame: pd.DataFrame) -> str:
         >>> frame = pd.DataFrame(rows)
         >>> frame.attrs["period_days"] = 7
         >>> retention_summary(frame)
-        'In week 2 after their first day 25 % were active.'
+        'In week 2 after their first day 25 % (10 of 40) were active.'
     """
-    sides = frame.groupby("side", sort=False)
-    period = sides["period"].max().min()
-    share = frame[frame["period"] == period].set_index("side")["share"]
-    shown = [f"{value:.0%}".replace("%", " %") for value in share]
-    name = PERIOD_NAMES.get(frame.attrs["period_days"], "period")
-    begin = f"In {name} {period} after their first day {shown[0]}"
-    if len(shown) == 1:
-        return f"{begin} were active."
-    return f"{begin} of the selected were active, and {shown[1]} of the rest."
+    sides = {name: side.set_index("period") for name, side in frame.groupby("side", sort=False)}
+    last = []
+    for side in sides.values():
+        halved = side.index[side["users"] >= side["users"].max() / 2]
+        last.append(int(halved.max()))
+    period = min(last)
+    days = frame.attrs["period_days"]
+    name = PERIOD_NAMES.get(days, f"the period of {days} days")
+    rows = {side: table.loc[period] for side, table in sides.items()}
+    shares = {side: _counted_share(row) for side, row in rows.items()}
+    begin = f"In {name} {period} after their first day"
+    if "all" in shares:
+        return f"{begin} {shares['all']} were active."
+    if len(shares) == 1:
+        known, other = ("selected", "rest") if "group" in shares else ("rest", "selected")
+        share = next(iter(shares.values()))
+        return f"{begin} {share} of the {known} were active; the {other} are too few to say."
+    both = (
+        f"{begin} {shares['group']} of the selected were active, and {shares['rest']} of the rest"
+    )
+    group, rest = rows["group"], rows["rest"]
+    overlap = group["low"] <= rest["high"] and rest["low"] <= group["high"]
+    return f"{both}{': within chance' if overlap else ''}."
+
+
+def _counted_share(row: pd.Series) -> str:
+    """Write a share with the numbers behind it."""
+    share = f"{row['share']:.0%}".replace("%", " %")
+    return f"{share} ({int(row['active']):,} of {int(row['users']):,})"
 
 
 def funnel_summary(frame: pd.DataFrame) -> str:
-    """Say how many users came to the end of a funnel, and where most were lost.
+    """Say how many users came to the end of a funnel, and at which step the largest share was lost.
 
     Args:
         frame: From `funnel`.
 
     Example:
-        >>> rows = [{"side": "all", "step": "view", "active": 40, "share": 0.8}]
-        >>> rows.append({"side": "all", "step": "pay", "active": 10, "share": 0.2})
+        >>> rows = [{"side": "all", "step": "view", "users": 50, "active": 40, "share": 0.8}]
+        >>> rows.append({"side": "all", "step": "pay", "users": 50, "active": 10, "share": 0.2})
         >>> funnel_summary(pd.DataFrame(rows))
-        '20 % come to pay. Most are lost between view and pay: 75 % of those who came so far.'
+        '20 % (10 of 50) come to “pay”. From “view” to “pay” 75 % are lost.'
     """
-    first, *others = [side for _, side in frame.groupby("side", sort=False)]
+    sides = [side for _, side in frame.groupby("side", sort=False)]
+    first = sides[0]
     active = first["active"].to_numpy()
     steps = first["step"].to_numpy()
+    ends = [_counted_share(side.iloc[-1]) for side in sides]
+    of_whom = " of the selected" if len(sides) == 2 else ""
+    end = f"{ends[0]}{of_whom} come to “{steps[-1]}”"
+    if len(sides) == 2:
+        end += f", and {ends[1]} of the rest"
     lost = 1 - active[1:] / np.maximum(active[:-1], 1)
+    if not active[0] or not lost.any():
+        return f"{end}."
     worst = int(lost.argmax())
-    ends = [f"{side['share'].iloc[-1]:.0%}".replace("%", " %") for side in (first, *others)]
-    whom = f"{ends[0]} come to {steps[-1]}."
-    if others:
-        whom = f"{ends[0]} of the selected come to {steps[-1]}, and {ends[1]} of the rest."
     share = f"{lost[worst]:.0%}".replace("%", " %")
-    between = f"between {steps[worst]} and {steps[worst + 1]}"
-    return f"{whom} Most are lost {between}: {share} of those who came so far."
+    path = f"From “{steps[worst]}” to “{steps[worst + 1]}”"
+    more = ", more than at any other step" if len(lost) > 1 else ""
+    return f"{end}. {path} {share}{of_whom} are lost{more}."
 
 
 # Questions for groups

@@ -74,7 +74,8 @@ class WorkbenchSession:
             An update that says what sets them apart; `data["frame"]` is that of `describe_group`.
         """
         frame = describe_group(self.users, ids)
-        message = group_summary(frame, len(ids), len(self.users), self.users.unit)
+        n_selected = len(set(map(str, ids)))
+        message = group_summary(frame, n_selected, len(self.users), self.users.unit)
         return Update(1, 1, message, data={"frame": frame})
 
     def retention(self, ids: Collection[str] | None = None) -> Update:

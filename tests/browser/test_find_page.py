@@ -51,7 +51,7 @@ def test_users_are_found_by_a_column_an_id_and_what_they_did(book):
     assert find(book, "u0007") == "1 user: u0007"
     assert find(book, "rice cooker") == "4 users: an event with the words rice cooker"
     assert find(book, "zebra") == "Nobody: zebra"
-    assert book.run(1) == "0 ()"
+    assert book.run(1) == "4 ('u0005', 'u0006')"  # what finds nobody changes nothing
 
 
 @pytest.mark.journey

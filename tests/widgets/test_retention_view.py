@@ -85,3 +85,15 @@ def test_without_a_script_it_is_a_table(view):
     page = view._html()
     assert "period: None" in page and "50%" in page
     assert repr(view) == "RetentionView(0 of 3 users selected)"
+
+
+def test_a_funnel_follows_the_selection_even_if_nothing_can_be_counted_over_time(selection):
+    def too_short(ids):
+        raise ValueError("too short a history")
+
+    view = RetentionView(selection, too_short, funnel)
+    assert "It could not be counted: too short a history" in view._html() and view.frame.empty
+    view.show_funnel(["a, b", "c"])
+    assert view._steps["text"] == "a, b -> c"
+    selection.ids = ["b"]
+    wait_for(lambda: view._steps.get("sentence") == "step: ('b',)")

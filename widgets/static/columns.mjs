@@ -6,14 +6,14 @@ const KINDS = ["#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#8f7ee7",
 
 /** The box that finds users: by a condition on a column, by id, or by what they did; beside what it found is a button. */
 export function findBox(model, about, button) {
-  const example = about.columns.length ? `${about.columns[0]} = …, ` : "";
+  const example = about.columns.length ? `, ${about.columns[0]} = …` : "";
   const box = make("input", {
     type: "search",
     class: "lens-find",
     spellcheck: "false",
     autocomplete: "off",
     "aria-label": `Find ${about.units}`,
-    placeholder: `Find ${about.units}: ${example}an id, or what they did`,
+    placeholder: `Find ${about.units}: id, event${example}`,
     title: `Columns: ${about.columns.join(", ") || "none"}. Conditions may be joined by "and".`,
   });
   const note = make("span", { class: "lens-found", role: "status" });
@@ -27,7 +27,7 @@ export function findBox(model, about, button) {
     note.title = note.textContent;
   }
   /** Say nothing of what was found once other users are selected. */
-  const follow = (n) => (note.hidden = n !== model.get("_found").n);
+  const follow = (n) => (note.hidden = model.get("_found").n > 0 && n !== model.get("_found").n);
   return { node: form, show, follow };
 }
 
@@ -36,7 +36,7 @@ export function columnColours(column, ramp) {
   if (column.values) {
     const shades = ramp();
     const inks = Array.from(floats(column.values), (value) => (Number.isNaN(value) ? null : shades[Math.round(value * (shades.length - 1))]));
-    return { inks, span: `${column.name}, ${figure(column.low)} to ${figure(column.high)}` };
+    return { inks, span: `${column.name}, ${column.low} to ${column.high}` };
   }
   const codes = ints(column.codes);
   const inks = Array.from(codes, (code) => KINDS[code] ?? null);
@@ -44,5 +44,3 @@ export function columnColours(column, ramp) {
   return { inks, kinds };
 }
 
-/** A number as short as it may be read. */
-const figure = (value) => value.toLocaleString("en", { maximumSignificantDigits: 3 });

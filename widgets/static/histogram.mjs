@@ -15,6 +15,7 @@ export function scoreHistogram(about, select) {
   const node = make("div", { class: "lens-histogram", hidden: true }, picture, make("div", { class: "lens-histogramfoot" }, caption, best));
   let scores = null;
   let [low, high] = [0, 1];
+  let scale = 0; // height of one user
   let begin = null; // where the pointer went down, as a share of the width
 
   const shareOf = (score) => (score - low) / (high - low || 1);
@@ -32,11 +33,11 @@ export function scoreHistogram(about, select) {
     for (const row of rows) counts[binOf(scores[row])] += 1;
     const top = Math.max(...counts, 1);
     const wide = WIDTH / BINS;
-    const bars = counts.map((n, bin) => {
-      const tall = n ? Math.max((HEIGHT * n) / top, 1) : 0;
-      return svg("rect", { x: bin * wide + 0.5, y: HEIGHT - tall, width: wide - 1, height: tall, "data-bin": bin });
-    });
-    picture.replaceChildren(...bars, svg("line", { x1: 0, x2: WIDTH, y1: HEIGHT + 0.5, y2: HEIGHT + 0.5 }));
+    scale = HEIGHT / top;
+    const bar = (bin, n, kind) => svg("rect", { x: bin * wide + 0.5, y: HEIGHT - n * scale, width: wide - 1, height: n * scale, "data-bin": bin, class: kind });
+    const bars = counts.map((n, bin) => bar(bin, n, "all"));
+    const selected = counts.map((_, bin) => bar(bin, 0, "chosen"));
+    picture.replaceChildren(...bars, ...selected, svg("line", { x1: 0, x2: WIDTH, y1: HEIGHT + 0.5, y2: HEIGHT + 0.5 }));
     const n = Math.ceil(BEST * rows.length);
     best.textContent = `select the best ${count(n, about.unit, about.units)}`;
     best.onclick = (event) => {
@@ -45,11 +46,16 @@ export function scoreHistogram(about, select) {
     };
   }
 
-  /** Colour the bins that hold selected users. */
+  /** Colour as much of each bar as is selected. */
   function follow(selected) {
     if (!scores) return;
-    const bins = new Set([...selected].map((row) => String(binOf(scores[row]))));
-    for (const bar of picture.querySelectorAll("rect")) bar.classList.toggle("chosen", bins.has(bar.dataset.bin));
+    const counts = new Array(BINS).fill(0);
+    for (const row of selected) if (Number.isFinite(scores[row])) counts[binOf(scores[row])] += 1;
+    for (const bar of picture.querySelectorAll(".chosen")) {
+      const tall = counts[bar.dataset.bin] * scale;
+      bar.setAttribute("y", HEIGHT - tall);
+      bar.setAttribute("height", tall);
+    }
   }
 
   const place = (event) => {
@@ -69,7 +75,7 @@ export function scoreHistogram(about, select) {
   picture.addEventListener("pointermove", (event) => {
     if (begin === null) return;
     const [first, last] = between(begin, place(event));
-    for (const bar of picture.querySelectorAll("rect")) bar.classList.toggle("drawn", bar.dataset.bin >= first && bar.dataset.bin <= last);
+    for (const bar of picture.querySelectorAll(".all")) bar.classList.toggle("drawn", bar.dataset.bin >= first && bar.dataset.bin <= last);
   });
   picture.addEventListener("pointerup", (event) => {
     if (begin === null) return;

@@ -127,6 +127,7 @@ function userList(users, about, textsOf, pick, select) {
     rows.setAttribute("aria-label", yes ? `${about.units} nearest to yes` : `Most shifted ${about.units}`);
     rows.replaceChildren(...top.map((row, place) => item(p, row, yes ? 0 : scale, place)));
     rows.scrollTop = 0;
+    markSelected();
     if (!top.length) rows.append(make("li", { class: "lens-empty" }, "Nobody yet: ask something, and whoever moves is listed here, the farthest first."));
   }
   function item(p, row, scale, place) {
@@ -156,8 +157,11 @@ function userList(users, about, textsOf, pick, select) {
     chosenRows = selected;
     only.hidden = !selected.size;
     if (onlySelected) again();
+    markSelected();
+  }
+  function markSelected() {
     for (const button of rows.querySelectorAll("button")) {
-      const isSelected = selected.has(Number(button.dataset.row));
+      const isSelected = chosenRows.has(Number(button.dataset.row));
       button.classList.toggle("chosen", isSelected);
       isSelected ? button.setAttribute("aria-description", "selected") : button.removeAttribute("aria-description");
     }
@@ -298,6 +302,7 @@ function render({ model, el }) {
     pressedColour = "column";
     map.setInks(column.inks);
     if (p) setColour("column");
+    selected();
   }
   function showFound() {
     finder.show();
@@ -386,7 +391,8 @@ function render({ model, el }) {
     const clear = make("button", { type: "button", class: "lens-link", onclick: () => select([], "replace") }, "clear");
     const nearer = p?.rank ? rows.reduce((sum, row) => sum + p.rank[row], 0) / rows.length : null;
     const comparison = nearer === null ? "" : `, ranked above ${percent(nearer)} on average`;
-    picked.replaceChildren(glyph(CIRCLE, "chosen"), `${count(rows.length, about.unit, about.units)} selected${comparison}`, clear);
+    const dot = pressedColour === "column" ? null : glyph(CIRCLE, "chosen"); // there the others fade
+    picked.replaceChildren(...(dot ? [dot] : []), `${count(rows.length, about.unit, about.units)} selected${comparison}`, clear);
   }
   function status() {
     const { busy, error, saved } = model.get("_status");

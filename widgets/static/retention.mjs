@@ -5,8 +5,8 @@ import { survivesKernel } from "./kernel.mjs";
 
 const WIDTH = 460; // of the drawing, in its own units
 const HEIGHT = 190;
-const LEFT = 38;
-const RIGHT = 92;
+const LEFT = 46;
+const RIGHT = 118;
 const TOP = 10;
 const BOTTOM = 26;
 
@@ -92,7 +92,7 @@ function render({ model, el }) {
   const form = make("form", { class: "sel-form", onsubmit: ask }, box, make("button", { type: "submit", class: "sel-button" }, "Show funnel"));
   const list = make("div", {});
   const said = make("p", { class: "sel-said", "aria-live": "polite" });
-  const hint = make("p", { class: "sel-hint" }, "Steps in order, with commas between: kinds of events, or words that stand in an event. Each step counts who did it after the step before.");
+  const hint = make("p", { class: "sel-hint" }, "Steps in order, with commas (or ->) between: kinds of events, or words that stand in an event. Each step counts who did it after the step before.");
   const far = make("section", { class: "sel-part" }, make("div", { class: "sel-parthead" }, make("h3", {}, "How far they go")), form, list, said, hint);
 
   const head = make("div", { class: "lens-head" }, make("h2", {}, about.title));
@@ -104,7 +104,7 @@ function render({ model, el }) {
     words.textContent = latest.error ?? latest.sentence ?? "";
     const rows = latest.rows ?? [];
     drawing.replaceChildren(...(rows.length ? [curves(about, latest)] : []));
-    legend.hidden = !rows.some((row) => row.side === "rest");
+    legend.hidden = new Set(rows.map((row) => row.side)).size < 2;
     caption.textContent = rows.length ? `Share of ${about.units} with an event in each ${periodName(latest.days)} after their own first day, of those for whom it is over. Bands: 95 % intervals.` : "";
     root.dataset.periods = rows.length;
   }

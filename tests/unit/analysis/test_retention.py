@@ -77,7 +77,7 @@ def plain_funnel(users, steps):
             own = own[own["text"].str.contains(step) | (own["modality"] == step)]
             if own.empty:
                 break
-            used = [own.index[0]]
+            used.append(own.index[0])
             since = own["time"].iloc[0]
             reached[number] += 1
     return reached
@@ -105,7 +105,7 @@ def test_a_funnel_of_a_group_stands_beside_the_rest(users):
 
 
 def test_what_a_funnel_cannot_be_is_told(users):
-    with pytest.raises(ValueError, match=r"There are 1 steps\. Pass two or more"):
+    with pytest.raises(ValueError, match=r"Found 1 step\. Pass two or more"):
         funnel(users, ["view", " "])
     with pytest.raises(ValueError, match=r"Nobody did .zebra. before the cut-off"):
         funnel(users, ["view", "zebra"])
@@ -113,6 +113,20 @@ def test_what_a_funnel_cannot_be_is_told(users):
         retention(users.select(users.ids[:12]), period_days=90)
     with pytest.raises(KeyError, match="'nobody' is not among"):
         retention(users, ["nobody"])
+
+
+def test_events_of_one_moment_may_follow_each_other_but_each_counts_once():
+    rows = []
+    for user in range(12):
+        rows += [(f"u{user:02}", "view"), (f"u{user:02}", "pay"), (f"u{user:02}", "green tea")]
+        rows += [(f"u{user:02}", "tea")]
+    events = pd.DataFrame(rows, columns=["user", "text"]).assign(modality="shop")
+    users = Users.from_events(events.assign(time=pd.Timestamp("2025-01-01")), cutoff=CUTOFF)
+    assert funnel(users, ["view", "pay", "view"])["active"].tolist() == [12, 12, 0]
+    for steps in (["tea", "green tea"], ["green tea", "tea"], ["pay", "view"]):
+        assert funnel(users, steps)["active"].tolist() == [12, 12]
+    with pytest.raises(ValueError, match="steps is the text 'view'"):
+        funnel(users, "view")
 
 
 def test_both_are_public():

@@ -58,7 +58,7 @@ def test_a_client_asks_as_python_does(session):
     timeline = session.lens.timeline(user, QUESTION)
     assert evidence["of"] == len(timeline) and evidence["that_count"] == timeline["evidence"].sum()
     assert evidence["answer"] == session.lens.answer(user, QUESTION)
-    group = told(session, "group", ids=list(session.users.ids[:12]))
+    group = told(session, "group", ids=list(session.users.ids[:12]) * 2)
     assert group["summary"] == session.describe(session.users.ids[:12]).message
     past = told(session, "backtest", question=QUESTION)
     assert past["right"] == qa.backtest(session.engine, session.users, QUESTION).right
@@ -68,6 +68,12 @@ def test_what_nothing_speaks_of_is_not_answered(session):
     answer = told(session, "ask", question="Will this user survive a zombie apocalypse?")
     assert answer["answerable"] is False and answer["can_be_asked"]
     assert "users" not in answer
+
+
+def test_few_users_and_no_question_are_refused(session):
+    result = call(make_mcp_server(session), "group", ids=[session.users.ids[0]] * 12)
+    assert result.is_error and "at least 10 are needed" in result.content[0].text
+    assert call(make_mcp_server(session), "ask", question=" ").is_error
 
 
 def test_an_unknown_user_is_an_error_that_says_who(session):

@@ -142,3 +142,39 @@ def test_an_update_is_frozen_and_shares_nothing():
         first.done = 1
     first.data["points"] = 1
     assert second.data == {}
+
+
+def retention_rows(**sides) -> pd.DataFrame:
+    """Return the retention of sides, each given as (users, active) of each period."""
+    rows = []
+    for side, periods in sides.items():
+        for period, (users, active) in enumerate(periods):
+            row = {"side": side, "period": period, "users": users, "active": active}
+            share = active / users
+            rows.append(row | {"share": share, "low": share - 0.1, "high": share + 0.1})
+    frame = pd.DataFrame(rows)
+    frame.attrs["period_days"] = 14
+    return frame
+
+
+def test_retention_is_said_of_a_period_that_half_lived_through_with_the_numbers_behind_it():
+    alone = retention_rows(all=[(100, 100), (60, 30), (11, 0)])
+    sentence = "In the period of 14 days 1 after their first day 50 % (30 of 60) were active."
+    assert messages.retention_summary(alone) == sentence
+    both = retention_rows(group=[(40, 40), (40, 30)], rest=[(100, 100), (90, 27)])
+    assert messages.retention_summary(both).endswith(
+        "75 % (30 of 40) of the selected were active, and 30 % (27 of 90) of the rest."
+    )
+    alike = retention_rows(group=[(40, 40), (40, 30)], rest=[(100, 100), (100, 70)])
+    assert messages.retention_summary(alike).endswith("of the rest: within chance.")
+    few = retention_rows(rest=[(100, 100), (100, 70)])
+    assert messages.retention_summary(few).endswith(
+        "70 % (70 of 100) of the rest were active; the selected are too few to say."
+    )
+
+
+def test_a_funnel_names_a_loss_only_if_there_is_one():
+    rows = [{"side": "all", "users": 20, "step": step, "active": 20, "share": 1} for step in "ab"]
+    assert messages.funnel_summary(pd.DataFrame(rows)) == "100 % (20 of 20) come to “b”."
+    nobody = pd.DataFrame(rows).assign(active=0, share=0.0)
+    assert messages.funnel_summary(nobody) == "0 % (0 of 20) come to “b”."
