@@ -332,7 +332,7 @@ def test_reading_is_told_beside_its_controls():
     assert rows_of(ranked)[body][:7] == [".710", ".700", ".650", ".620", ".600", ".500", ".750"]
     assert rows_of(ranked)[body][7:] == [*[".010 (-.0020 to .022)"] * 2, "12"]
     assert rows_of(concepts)[body] == [".800 (.780)", "none", "none"]
-    body = "B: language model (SmolLM2), last 8 layers"
+    body = "B: language model (SmolLM2), contrastive weight 1"
     assert rows_of(written)[body] == [".300 (.350, .400)", "none"]
     assert len(rows_of(written)) == 2
 
