@@ -92,7 +92,7 @@ def test_a_killed_kernel_is_told_and_the_cell_brings_the_view_back(open_notebook
     ask(book.page, "slow")
     book.wait(f"{BUSY} === 2")
     os.kill(int(book.run(2)), signal.SIGKILL)
-    book.wait(f"{GONE} === 6")  # the lens, and the five views of the workbench
+    book.wait(f"{GONE} === 7")  # the lens, and the six views of the workbench
     book.page.locator(".jp-Dialog .jp-mod-accept").click()
     assert "run the cell again" in book.page.locator(".lens-gone").first.inner_text()
     assert (
@@ -113,13 +113,13 @@ def test_a_killed_kernel_is_told_and_the_cell_brings_the_view_back(open_notebook
     )
     book.page.get_by_text("No Kernel").wait_for(state="detached")
     book.run(0)
-    assert book.page.evaluate(GONE) == 5
+    assert book.page.evaluate(GONE) == 6
     ask(book.page, MUSIC)
     book.wait(shows(MUSIC))
     ask(book.page, "slow")
     book.wait(f"{BUSY} === 1")
     end_session(server, path)  # of this JupyterLab tells no view
-    book.wait(f"{GONE} === 6 && {BUSY} === 0")
+    book.wait(f"{GONE} === 7 && {BUSY} === 0")
     book.close()
 
 
