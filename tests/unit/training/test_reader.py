@@ -192,3 +192,24 @@ def test_the_prior_counts_what_is_meant(users, trained):
     tea = past[past["text"] == "buy_tea"].groupby("user", observed=False).size()
     counted = np.log1p(tea.reindex(tokens.ids).to_numpy())
     np.testing.assert_allclose(known[:, 0, 0].numpy(), counted, atol=0.05)
+
+
+def test_what_hardly_differs_for_one_measure_gets_no_large_weight(users, monkeypatch):
+    """Of another thing it may differ much: a large weight would then decide alone."""
+    plain = PointingReader.known_numbers
+    occurs = MEASURES.index("occurs")
+    generator = torch.Generator().manual_seed(0)
+
+    def known_numbers(self, users, meaning, things):
+        known = plain(self, users, meaning, things).clone()
+        noise = torch.randn(known.shape[:2], generator=generator)
+        is_occurs = meaning.measure.argmax(1) == occurs
+        known[..., 0] = noise * torch.where(is_occurs, 0.01, 1.0)
+        return known
+
+    monkeypatch.setattr(PointingReader, "known_numbers", known_numbers)
+    reader = PointingReader(384)
+    with brief_fits(sense_steps=300):
+        train_reader(reader, make_concept_task(users, "hash"), steps=1)
+    weight = reader.prior.weight.view(len(PRIOR_KINDS), len(MEASURES), -1)
+    assert weight[:, occurs].any() and weight[:, occurs, 0].abs().max() < 0.5
