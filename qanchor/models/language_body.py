@@ -46,6 +46,7 @@ MAX_QUERY_TOKENS = 256
 REMEMBERED = 64  # queries whose states are kept
 REMEMBERED_ANSWERS = 2048
 PADDING = -1
+MIN_BFLOAT16_WIDTH = 256  # smaller products gain nothing
 ANSWERS_PER_PASS = 64
 PROJECTION_HIDDEN = 512
 PROJECTION_DIM = 128
@@ -100,15 +101,17 @@ def on_own_device(method: Callable) -> Callable:
 
 
 def in_bfloat16_if_training(method: Callable) -> Callable:
-    """Return a method of a module that computes in bfloat16 in training, where that is faster.
+    """Return a method of a `LanguageBody` that computes in bfloat16 in training, where that is
+    faster: on devices that multiply it natively, with a language model that is not tiny.
 
     Args:
-        method: Method of a module with a property `device`.
+        method: The method.
     """
 
     @wraps(method)
     def run(self, *args):
-        enabled = self.training and has_fast_bf16(self.device)
+        is_large = self.backbone.config.hidden_size >= MIN_BFLOAT16_WIDTH
+        enabled = self.training and is_large and has_fast_bf16(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
             return method(self, *args)
 

@@ -199,3 +199,18 @@ def test_what_the_language_model_reads_changes_the_anchor():
         shuffled = model.reader(others, question, things).alone
     assert (score - shuffled).abs().mean() > 1e-3
     assert torch.allclose(score.roll(1, 0), shuffled, atol=1e-4)
+
+
+def test_a_large_language_model_trains_in_bfloat16_where_that_is_fast(body, monkeypatch):
+    seen = []
+
+    @language_body.in_bfloat16_if_training
+    def step(self):
+        seen.append(torch.is_autocast_enabled("cpu"))
+
+    monkeypatch.setattr(language_body, "has_fast_bf16", lambda device: True)
+    width = body.backbone.config.hidden_size
+    for training, least in ((True, width), (True, width + 1), (False, width)):
+        monkeypatch.setattr(language_body, "MIN_BFLOAT16_WIDTH", least)
+        step(body.train(training))
+    assert seen == [True, False, False]
