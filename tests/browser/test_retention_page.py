@@ -19,7 +19,7 @@ def test_the_selected_stand_beside_the_rest(open_notebook, server):
     page = book.page
     book.run(0)
     book.wait("document.querySelector('.ret')?.dataset.periods > 0")
-    assert "were active" in page.locator(".ret .sel-said").first.inner_text()
+    assert "were active" in page.locator(".ret-said").first.inner_text()
     assert page.locator(".ret-line").count() == 1
     book.run(1)
     book.wait("document.querySelectorAll('.ret-line').length === 2")
@@ -27,7 +27,7 @@ def test_the_selected_stand_beside_the_rest(open_notebook, server):
     page.get_by_role("button", name="Show funnel").click()
     book.wait("document.querySelector('.ret').dataset.steps > 0")
     assert page.locator(".ret-steps li").count() == 2
-    assert "of the selected come to “bill”" in page.locator(".ret .sel-said").last.inner_text()
+    assert "of the selected come to “bill”" in page.locator(".ret-said").last.inner_text()
     book.shot("retention")
     page.get_by_label("Steps of a funnel").fill("search, zebra")
     page.get_by_role("button", name="Show funnel").click()

@@ -186,7 +186,9 @@ function eventList(point) {
     if (event < 0) return;
     if (!events.includes(event)) press("all");
     if (!rowOf(event)) extend(events.indexOf(event) + 1);
-    rowOf(event).focus();
+    const row = rowOf(event);
+    row.focus({ preventScroll: true }); // a page that scrolls would move the timeline away from the pointer
+    rows.scrollTop = row.offsetTop - rows.offsetTop - (rows.clientHeight - row.offsetHeight) / 2;
   }
   function mark(event) {
     rows.querySelector(".on")?.classList.remove("on");

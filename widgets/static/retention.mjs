@@ -79,7 +79,7 @@ function render({ model, el }) {
   const key = (side) => make("span", {}, make("i", { class: `sel-key ${side}`, "aria-hidden": "true" }), about.sides[side]);
   const legend = make("span", { class: "sel-legend" }, key("group"), key("rest"));
   const drawing = make("div", { class: "ret-drawing" });
-  const words = make("p", { class: "sel-said", "aria-live": "polite" });
+  const words = make("p", { class: "ret-said", "aria-live": "polite" });
   const caption = make("p", { class: "lens-caption" });
   const kept = make("section", { class: "sel-part" }, make("div", { class: "sel-parthead" }, make("h3", {}, "Still active after the first day"), legend), drawing, words, caption);
 
@@ -91,7 +91,7 @@ function render({ model, el }) {
   };
   const form = make("form", { class: "sel-form", onsubmit: ask }, box, make("button", { type: "submit", class: "sel-button" }, "Show funnel"));
   const list = make("div", {});
-  const said = make("p", { class: "sel-said", "aria-live": "polite" });
+  const said = make("p", { class: "ret-said", "aria-live": "polite" });
   const hint = make("p", { class: "sel-hint" }, "Steps in order, with commas (or ->) between: kinds of events, or words that stand in an event. Each step counts who did it after the step before.");
   const far = make("section", { class: "sel-part" }, make("div", { class: "sel-parthead" }, make("h3", {}, "How far they go")), form, list, said, hint);
 
