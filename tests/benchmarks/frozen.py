@@ -13,12 +13,13 @@ import qanchor as qa
 from qanchor.data.complete_journey import load_complete_journey
 from qanchor.training.reader import is_held_out
 from qanchor.utils.types import StageProgress
+from tests.benchmarks.earlier import earlier_labels, earlier_scores
 from tests.benchmarks.engines import with_label_horizon
 from tests.benchmarks.task_scores import HeldOutScores, average_auc
 from tests.benchmarks.tasks import askable, label_free_scores
 
 CUTOFFS = ("2017-10-01", "2017-08-01")  # the first is that of all other records
-METHODS = ("anchor", "prior", "persistence")
+METHODS = ("anchor", "prior", "persistence", "earlier_logistic", "earlier_lightgbm")
 
 
 def frozen(
@@ -41,18 +42,20 @@ def frozen(
     Returns:
         `rows`, one per cut-off and group of households ("all", or "unseen": in no training step):
         the number of households and tasks, the average AUC over the tasks of the ranking (`anchor`,
-        with `low` and `high` over households, and `lowest` and `highest` seed), of its prior alone
-        and of persistence.
+        with `low` and `high` over households, and `lowest` and `highest` seed), of its prior alone,
+        of persistence, and of models fitted on the labels of earlier dates, see `earlier_scores`.
     """
     rows = []
     for cutoff in cutoffs:
         people = with_label_horizon(load_complete_journey(cutoff))
         names = askable(people)
+        labels = earlier_labels(people)
+        fixed = earlier_scores("minilm", people, labels, names)
         of_seeds = []
         for seed in range(seeds):
             engine = qa.Engine(qa.fit(people, seed=seed, progress=progress or False))
             cache = engine.prefill(people)
-            of_seeds.append(label_free_scores(engine, cache, people, names))
+            of_seeds.append(label_free_scores(engine, cache, people, names) | fixed)
         unseen = np.array([is_held_out(user) for user in people.ids])
         for group, chosen in (("all", np.ones(len(people), bool)), ("unseen", unseen)):
             some, scores = _restricted(people, of_seeds, chosen)
@@ -80,9 +83,10 @@ def _restricted(
 def _judged(people: qa.Users, of_seeds: Sequence[HeldOutScores]) -> dict:
     """Return average AUCs: means over training seeds, and the spread of the ranking's."""
     tasks = {task for task, _ in of_seeds[0]}
+    methods = {method for _, method in of_seeds[0]}
     found = pd.DataFrame(
         [
-            {method: average_auc(people, scores, method)[0] for method in METHODS}
+            {method: average_auc(people, scores, method)[0] for method in methods}
             for scores in of_seeds
         ]
     )

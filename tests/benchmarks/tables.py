@@ -441,9 +441,11 @@ def frozen_table(record: dict) -> str:
         interval = f"{short(row['anchor'])} ({short(row['low'])} to {short(row['high'])})"
         cells = [row["cutoff"], f"{row['users']:,}, {groups[row['group']]}", str(row["tasks"])]
         cells += [interval, f"{short(row['lowest'])} to {short(row['highest'])}"]
-        rows.append([*cells, short(row["prior"]), short(row["persistence"])])
+        controls = ("prior", "persistence", "earlier_logistic", "earlier_lightgbm")
+        rows.append([*cells, *(short(row[name]) for name in controls)])
     seeds = f"{_number(record['seeds'], 'training seed')}"
     head = ["cut-off", "households", "tasks", "AUC (95 % CI)", seeds, "prior alone", "persistence"]
+    head += ["logistic, earlier labels", "LightGBM, earlier labels"]
     return table(head, rows)
 
 

@@ -340,7 +340,8 @@ def test_reading_is_told_beside_its_controls():
 def test_a_frozen_configuration_stands_beside_its_seeds_and_controls():
     row = {"cutoff": "2017-08-01", "group": "unseen", "users": 2270, "tasks": 8}
     row |= {"anchor": 0.79, "low": 0.78, "high": 0.8, "lowest": 0.785, "highest": 0.795}
-    record = {"seeds": 3, "rows": [row | {"prior": 0.75, "persistence": 0.7}]}
+    earlier = {"earlier_logistic": 0.78, "earlier_lightgbm": 0.8}
+    record = {"seeds": 3, "rows": [row | {"prior": 0.75, "persistence": 0.7, **earlier}]}
     head, _, line = tables.frozen_table(record).splitlines()
     assert "| three training seeds |" in head
     assert "| 2,270, in no training step | 8 | .790 (.780 to .800) | .785 to .795 | .750 |" in line
