@@ -37,6 +37,7 @@ class UserColumns:
         frame: One row per user, in the order of the view. What says who a user is (`user, first,
             last, recent`) is no such column, nor is one whose values all are the same or are no
             plain values. Columns `name.value` of 0 and 1, one for each value, become one column.
+            Of two columns of one name the first counts.
 
     Example:
         >>> columns = UserColumns(pd.DataFrame({"user": ["a", "b"], "age": [30, 50]}))
@@ -158,14 +159,20 @@ def with_columns(
     Args:
         frame: One row per user.
         ids: The ids, in the order of the frame.
-        columns: One row per user, index the ids; a name that is taken is called "(label)".
+        columns: One row per user, index the ids; a name that is taken is followed by "(2)".
+
+    Raises:
+        ValueError: A user has several rows in `columns`.
     """
     frame = frame.reset_index(drop=True)
     if columns is None:
         return frame
     columns = columns.set_axis(columns.index.map(str))
-    columns = columns[~columns.index.duplicated()].reindex(ids).reset_index(drop=True)
-    taken = {name: f"{name} (label)" for name in columns if name in frame}
+    if columns.index.has_duplicates:
+        twice = columns.index[columns.index.duplicated()][0]
+        raise ValueError(f"the columns have user {twice!r} twice: give one row a user")
+    columns = columns.reindex(ids).reset_index(drop=True)
+    taken = {name: f"{name} (2)" for name in columns if name in frame}
     return pd.concat([frame, columns.rename(columns=taken)], axis=1)
 
 

@@ -119,17 +119,17 @@ class QueryLens(View):
             work. `data["points"]` and `data["shift"]` are frames once they are known; the last map
             is kept. Without a message of that one, the ranking is what the view says. Updates that
             have `data["ranking"]` follow the last map: it is None while the users are ranked, then
-            a frame `user, score, answer`, with two sentences in `data`: `interpretation` (what the
-            query was interpreted as) and `order` (who ranks first), and `meant`, records `text,
-            users` of the things that it means. Attributes that are used if
+            a frame `user, score, answer`, with two sentences in `data`, `interpretation` (what the
+            query was interpreted as) and `order` (who ranks first), and with `meant` (records
+            `text, users` of the things that it means). Attributes that are used if
             there are any: `answer` (called as `answer(user, query)`, returns text), `backtest`,
             `backtests_unasked`, `columns` (a frame of further columns, index the ids), `find`
             (called as `find(text)`, returns the ids of users who did such a thing), `ids`,
             `provenance` (called as `provenance(shift=...)`, returns what a result card says about
             the run and the result), `queries`, `rank` (there will be a ranking; called as
-            `rank(query, without)` if some things are not meant), `timeline` (called
-            as `timeline(user, query)`, returns a frame `time, modality, text, evidence` of the
-            events of one user, oldest first), `unit` and `units`.
+            `rank(query, without)` if some things are not meant), `timeline` (called as
+            `timeline(user, query)`, returns a frame `time, modality, text, evidence` of the events
+            of one user, oldest first), `unit` and `units`.
         queries: Suggested queries (default: `backend.queries`).
         query: Asked when the view is first shown (default: a map before any query).
 
@@ -368,9 +368,8 @@ class QueryLens(View):
             table = table.join(part.set_index("user")[kept], on="user")
         table["selected"] = table["user"].isin(self.selection.ids)
         columns = self._columns.frame
-        return table.join(
-            columns.rename(columns={n: f"{n} (column)" for n in columns if n in table})
-        )
+        taken = {name: f"{name} (column)" for name in columns if name in table}
+        return table.join(columns.rename(columns=taken))
 
     @property
     def sentence(self) -> str:
@@ -777,7 +776,8 @@ class QueryLens(View):
 
     def _follow_backtest(self, query: str, stop: Event) -> None:
         without = self._finding_of(query).without
-        with closing(self._backtest_of(query, *([without] if without else []))) as updates:
+        left_out = [without] if without else []
+        with closing(self._backtest_of(query, *left_out)) as updates:
             for update in updates:
                 if stop.is_set():
                     return

@@ -76,15 +76,8 @@ class RetentionView(View):
 
     def show_retention(self) -> str:
         """Show the retention of the selected users, and return it in words."""
-        update = self._retention(self._ids)
-        frame = update.data["frame"]
-        self._shown["retention"] = frame
-        self._curve = {
-            "rows": json_rows(frame),
-            "sentence": update.message,
-            "days": frame.attrs.get("period_days", 1),
-        }
-        return update.message
+        self._curve = self._count_retention()
+        return self._curve["sentence"]
 
     def show_funnel(self, steps: Sequence[str]) -> str:
         """Show how many of the selected users did several things, each after the one before.
@@ -95,15 +88,25 @@ class RetentionView(View):
         Returns:
             The funnel in words.
         """
-        update = self._funnel(self._ids, list(steps))
-        self._funnel_steps = list(steps)
-        self._shown["funnel"] = update.data["frame"]
-        self._steps = {
-            "rows": json_rows(update.data["frame"]),
-            "sentence": update.message,
-            "text": self._between(steps).join(steps),
-        }
-        return update.message
+        self._steps = self._count_funnel(list(steps))
+        return self._steps["sentence"]
+
+    def _count_retention(self) -> dict:
+        """Count the retention of the selected users; return what the browser reads."""
+        self._shown.pop("retention", None)
+        update = self._retention(self._ids)
+        frame = update.data["frame"]
+        self._shown["retention"] = frame
+        days = frame.attrs.get("period_days", 1)
+        return {"rows": json_rows(frame), "sentence": update.message, "days": days}
+
+    def _count_funnel(self, steps: list[str]) -> dict:
+        """Count a funnel of the selected users; return what the browser reads."""
+        update = self._funnel(self._ids, steps)
+        frame = update.data["frame"]
+        self._shown["funnel"] = frame
+        self._funnel_steps = steps
+        return {"rows": json_rows(frame), "sentence": update.message, "text": steps_text(steps)}
 
     @property
     def _ids(self) -> Ids | None:
@@ -116,40 +119,21 @@ class RetentionView(View):
 
     def _follow(self, stop: Event) -> None:
         """Show the users that are selected now."""
-        failed = attempt(self._count_retention, "It could not be counted")
-        if failed and not stop.is_set():
-            self._curve = failed
-            self._shown.pop("retention", None)
+        curve = attempt(self._count_retention, "It could not be counted")
+        if not stop.is_set():
+            self._curve = curve
         if self._funnel_steps and not stop.is_set():
-            text = self._between(self._funnel_steps).join(self._funnel_steps)
-            self._run_funnel(text, stop)
-
-    def _count_retention(self) -> dict:
-        self.show_retention()
-        return {}
-
-    @staticmethod
-    def _between(steps: Sequence[str]) -> str:
-        """Return what stands between steps in the box: commas, unless a step has one."""
-        return " -> " if any("," in step for step in steps) else ", "
+            self._run_funnel(self._funnel_steps, stop)
 
     def _on_message(self, _widget, message: dict, buffers: list) -> None:
         if message.get("type") == "funnel":
-            text = str(message.get("text", ""))
-            self._funnel_worker.start(partial(self._run_funnel, text))
+            steps = read_steps(str(message.get("text", "")))
+            self._funnel_worker.start(partial(self._run_funnel, steps))
 
-    def _run_funnel(self, text: str, _stop: Event) -> None:
-        """Show the funnel that was typed, with commas or -> between the steps."""
-        between = "->" if "->" in text else ","
-        steps = [step.strip() for step in text.split(between) if step.strip()]
-
-        def show() -> dict:
-            self.show_funnel(steps)
-            return {}
-
-        failed = attempt(show, "No funnel")
-        if failed:
-            self._steps = {**failed, "text": text}
+    def _run_funnel(self, steps: list[str], _stop: Event) -> None:
+        """Show a funnel, or why there is none."""
+        found = attempt(partial(self._count_funnel, steps), "No funnel")
+        self._steps = {"text": steps_text(steps), **found}
 
     def _summary(self) -> str:
         return f"RetentionView({self.selection.summary} selected)"
@@ -157,13 +141,30 @@ class RetentionView(View):
     def _html(self) -> str:
         if not self._curve:
             self._follow(Event())
-        lines = [
-            part.get("sentence") or part.get("error", "") for part in (self._curve, self._steps)
-        ]
+        lines = []
+        for part in (self._curve, self._steps):
+            lines.append(part.get("sentence") or part.get("error", ""))
         table = [["period", "side", "users", "active", "share"]]
         for row in self._curve.get("rows", []):
+            side = SIDES[row["side"]]
             share = f"{row['share']:.0%}"
-            table.append(
-                [row["period"], SIDES[row["side"]], row.get("users"), row.get("active"), share]
-            )
-        return static_page(TITLE, [line for line in lines if line], table=table)
+            table.append([row["period"], side, row.get("users"), row.get("active"), share])
+        return static_page(TITLE, list(filter(None, lines)), table=table)
+
+
+def read_steps(text: str) -> list[str]:
+    """Return the steps of a funnel that was typed with -> between them or, without any, commas.
+
+    Example:
+        >>> read_steps("view, pay"), read_steps("a train ticket, receipt -> pay")
+        (['view', 'pay'], ['a train ticket, receipt', 'pay'])
+    """
+    between = "->" if "->" in text else ","
+    steps = [step.strip() for step in text.split(between)]
+    return [step for step in steps if step]
+
+
+def steps_text(steps: Sequence[str]) -> str:
+    """Return steps of a funnel as they are typed, see `read_steps`."""
+    between = " -> " if any("," in step for step in steps) else ", "
+    return between.join(steps)

@@ -10,7 +10,7 @@ import pandas as pd
 from qanchor.data.export import membership_mask
 from qanchor.data.users import Users
 from qanchor.evaluation.intervals import wilson_interval
-from qanchor.utils.text import count
+from qanchor.utils.text import count, has_words
 
 PERIOD_DAYS = (1, 7, 30, 90)
 MAX_PERIODS = 26
@@ -22,7 +22,8 @@ def retention(
 ) -> pd.DataFrame:
     """Count how many users were active in each period after their first day.
 
-    A user counts in a period only if all of it lies before the cut-off.
+    A user counts in a period only if all of it lies before the cut-off. A user without events has
+    no first day and counts in none.
 
     Args:
         users: The users.
@@ -61,8 +62,8 @@ def retention(
         raise ValueError(f"period_days is {period_days}. Pass 1 or more.")
     length = pd.Timedelta(days=period_days)
     began = history["user"].map(first).astype(history["time"].dtype)
-    active = pd.DataFrame({"user": history["user"], "period": (history["time"] - began) // length})
-    active = active.drop_duplicates()
+    period_of_event = (history["time"] - began) // length
+    active = pd.DataFrame({"user": history["user"], "period": period_of_event}).drop_duplicates()
     whole_periods = (users.cutoff - first) // length
     rows = []
     for side, members in _sides(users, ids):
@@ -158,13 +159,7 @@ def _is_step(history: pd.DataFrame, step: str) -> pd.Series:
     named = [name for name in modalities if name.casefold() == wanted]
     if named:
         return history["modality"].isin(named)
-    words = wanted.split()
-    texts = [
-        text
-        for text in history["text"].cat.categories
-        if all(word in text.casefold() for word in words)
-    ]
-    return history["text"].isin(texts)
+    return has_words(history["text"], step)
 
 
 def _sides(users: Users, ids: Collection[str] | None) -> list[tuple[str, pd.Index]]:

@@ -16,6 +16,7 @@ from qanchor.models.pointing import Anchor, PointingReader, QuestionInput, Thing
 from qanchor.training.losses import autoregressive_loss, contrastive_loss
 from qanchor.useru.concept_answers import graded_answers
 from qanchor.useru.concepts import Wording
+from qanchor.utils.types import Progress
 
 ANSWERED_PAIRS = 24  # of a user and a question, in a step
 TOLD_PAIRS = 48  # likewise, where only what answers are told is fitted
@@ -83,7 +84,11 @@ class AnsweredUsers:
 
 
 def fit_answers(
-    reader: PointingReader, batches: Sequence[AnsweredUsers], steps: int, rng: np.random.Generator
+    reader: PointingReader,
+    batches: Sequence[AnsweredUsers],
+    steps: int,
+    rng: np.random.Generator,
+    progress: Progress | None = None,
 ) -> None:
     """Fit what answers are told of the score and the state behind it, by the loss of the next
     token; all other weights stay as they are.
@@ -93,16 +98,19 @@ def fit_answers(
         batches: Users and questions.
         steps: Training steps.
         rng: Random generator that chooses the pairs.
+        progress: Called with (done, total) steps (default: none).
     """
     tell = reader.body.train().tell.requires_grad_(True)
     optimizer = torch.optim.AdamW(tell.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    for _ in range(steps):
+    for step in range(steps):
         loss = told_loss(reader, batches[rng.integers(len(batches))], rng)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+        if progress:
+            progress(step + 1, steps)
     tell.requires_grad_(False)
     reader.body.eval()
 

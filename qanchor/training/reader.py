@@ -7,6 +7,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -437,7 +438,7 @@ def train_reader(
         _fit_state_scale(reader, task, _some(questions, budget.scaled, rng), users, rng)
         _fit_profile(reader, task.samples[0], users[0])
         if budget.autoregressive:
-            _fit_answers(reader, batches, budget)
+            _fit_answers(reader, batches, budget, progress)
     return pd.DataFrame(history)
 
 
@@ -895,7 +896,9 @@ def _fit_profile(reader: PointingReader, sample: Sample, rows: np.ndarray) -> No
     reader.profile_directions[:, : directions.shape[1]] = directions
 
 
-def _fit_answers(reader: PointingReader, batches: _Batches, budget: Budget) -> None:
+def _fit_answers(
+    reader: PointingReader, batches: _Batches, budget: Budget, progress: StageProgress | None
+) -> None:
     """Fit what written answers are told, on users and questions that are read once."""
     task = batches.task
     answered = []
@@ -912,7 +915,8 @@ def _fit_answers(reader: PointingReader, batches: _Batches, budget: Budget) -> N
         wordings = [task.questions[place].wording for place in asked]
         answered.append(AnsweredUsers(anchor, question, wordings, grades))
     if answered:
-        fit_answers(reader, answered, min(ANSWER_STEPS, budget.steps), batches.rng)
+        report = None if progress is None else partial(progress, "fitting written answers")
+        fit_answers(reader, answered, min(ANSWER_STEPS, budget.steps), batches.rng, report)
 
 
 def fit_sense(reader: PointingReader, task: ConceptTask, questions: np.ndarray, seed: int) -> None:

@@ -1,6 +1,8 @@
-"""English words in the right number."""
+"""English words in the right number, and words in texts."""
 
 from __future__ import annotations
+
+import pandas as pd
 
 IRREGULAR_PLURALS = {"child": "children", "person": "people"}
 VOWELS = "aeiou"
@@ -28,6 +30,26 @@ def plural(noun: str) -> str:
     if ending.endswith(("s", "x", "z", "ch", "sh")):
         return f"{noun}es"
     return f"{noun}s"
+
+
+def has_words(texts: pd.Series, words: str) -> pd.Series:
+    """Return which texts have all of some words; no text has none of them.
+
+    Args:
+        texts: The texts, categorical.
+        words: The words, in any order; case does not matter.
+
+    Example:
+        >>> texts = pd.Series(["red shoe", "Shoe", None], dtype="category")
+        >>> has_words(texts, "shoe RED").tolist(), has_words(texts, " ").tolist()
+        ([True, False, False], [False, False, False])
+    """
+    wanted = words.casefold().split()
+    found = []
+    for text in texts.cat.categories:
+        if wanted and all(word in text.casefold() for word in wanted):
+            found.append(text)
+    return texts.isin(found)
 
 
 def count(n: int, noun: str) -> str:

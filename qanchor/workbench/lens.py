@@ -20,7 +20,7 @@ from qanchor.evaluation.backtest import backtest
 from qanchor.inference.engine import Engine
 from qanchor.inference.evidence import interpret
 from qanchor.inference.prefix_cache import PrefixCache
-from qanchor.utils.text import plural
+from qanchor.utils.text import has_words, plural
 from qanchor.workbench.messages import (
     BACKTESTING,
     MEASURING_NOISE,
@@ -167,14 +167,9 @@ class LensBackend:
         Args:
             text: The words; case does not matter.
         """
-        words = text.casefold().split()
         events = self._users.history()
-        texts = [
-            text
-            for text in events["text"].cat.categories
-            if words and all(word in text.casefold() for word in words)
-        ]
-        return tuple(events.loc[events["text"].isin(texts), "user"].astype(str).unique())
+        did = events.loc[has_words(events["text"], text), "user"]
+        return tuple(did.astype(str).unique())
 
     def answer(self, user: str, query: str) -> str:
         """Return what one user did of what a query means, see `Engine.generate`.

@@ -139,9 +139,11 @@ class SessionTools:
                 f"The group has {len(ids)} users; at least {MIN_GROUP_SIZE} are needed."
             )
         update = self._session.describe(ids)
-        rows = update.data["frame"].head(MAX_GROUP_ROWS)
+        compared = update.data["frame"]
+        rows = compared.head(MAX_GROUP_ROWS)
         rows = rows.astype(object).where(rows.notna(), None)
-        return {"summary": update.message, "differences": rows.to_dict("records")}
+        differences = rows.to_dict("records")
+        return {"summary": update.message, "differences": differences, "of": len(compared)}
 
     def backtest(self, question: str) -> dict[str, Any]:
         """Measure how often a ranking for this question was right before: of pairs of users, the

@@ -585,10 +585,11 @@ def retention_summary(frame: pd.DataFrame) -> str:
         last.append(int(halved.max()))
     period = min(last)
     days = frame.attrs["period_days"]
-    name = PERIOD_NAMES.get(days, f"the period of {days} days")
+    name = PERIOD_NAMES.get(days, "period")
     rows = {side: table.loc[period] for side, table in sides.items()}
     shares = {side: _counted_share(row) for side, row in rows.items()}
-    begin = f"In {name} {period} after their first day"
+    length = "" if days in PERIOD_NAMES else f" (of {count(days, 'day')})"
+    begin = f"In {name} {period}{length} after their first day"
     if "all" in shares:
         return f"{begin} {shares['all']} were active."
     if len(shares) == 1:

@@ -138,7 +138,7 @@ class Backend:
 
 def test_the_lens_finds_and_colors_by_columns_of_its_frame_and_its_back_end():
     lens = QueryLens(FRAME, Backend())
-    assert lens._about["columns"] == ["age", "city", "Paid", "city (label)", "Left"]
+    assert lens._about["columns"] == ["age", "city", "Paid", "city (2)", "Left"]
     assert lens.find("Left = 0") == ("b", "d", "f", "h", "j")
     assert lens.find("lamp") == ("c", "d")
     assert lens._found["sentence"] == "2 users: an event with the words lamp"
@@ -149,6 +149,13 @@ def test_the_lens_finds_and_colors_by_columns_of_its_frame_and_its_back_end():
     assert lens._column["counts"] == [5, 5]
     with pytest.raises(KeyError, match="no column 'height' to color by: choose one of age, city"):
         lens.color_by("height")
+
+
+def test_a_user_with_two_rows_of_columns_is_refused():
+    backend = Backend()
+    backend.columns = pd.DataFrame({"city": [1, 2]}, index=["a", "a"])
+    with pytest.raises(ValueError, match="user 'a' twice: give one row a user"):
+        QueryLens(FRAME, backend)
 
 
 def test_the_table_has_what_is_shown_of_each_user(asked_lens):

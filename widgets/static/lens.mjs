@@ -207,13 +207,22 @@ function render({ model, el }) {
   const [texts, wanted] = [[...users.texts], new Set()];
   const map = userMap(box, { describe, pick, select, moving: (whether) => (root.dataset.moving = String(whether)) });
   const side = choice("Show the map", [["before", "before"], ["after", "after"]], "after", (value) => (side.press(value), map.setSide(value)));
-  const setColour = (value) => (colour.press(value), (columnChoice.value = value === "column" ? columnChoice.value : ""), map.setColour(value), legends());
+  function setColour(value) {
+    colour.press(value);
+    if (value !== "column") columnChoice.value = "";
+    map.setColour(value);
+    legends();
+  }
+  function chooseColumn() {
+    if (columnChoice.value) model.send({ type: "color", name: columnChoice.value });
+    else colour.querySelector("button").click();
+  }
   const colour = choice("Colour", [["moved", "moved"], ["residual", "residual"], ...(about.ranks ? [["answer", "answer"]] : [])], "moved", (value) => ((pressedColour = value), setColour(value)));
   let pressedColour = ""; // what was pressed by hand stays
   let column = null; // the colours of a column
   const columnChoice = make(
     "select",
-    { class: "lens-column", "aria-label": "Colour by a column", hidden: !about.columns.length, onchange: () => (columnChoice.value ? model.send({ type: "color", name: columnChoice.value }) : colour.querySelector("button").click()) },
+    { class: "lens-column", "aria-label": "Colour by a column", hidden: !about.columns.length, onchange: chooseColumn },
     make("option", { value: "" }, "column …"),
     ...about.columns.map((name) => make("option", { value: name }, name)),
   );

@@ -159,7 +159,7 @@ def retention_rows(**sides) -> pd.DataFrame:
 
 def test_retention_is_said_of_a_period_that_half_lived_through_with_the_numbers_behind_it():
     alone = retention_rows(all=[(100, 100), (60, 30), (11, 0)])
-    sentence = "In the period of 14 days 1 after their first day 50 % (30 of 60) were active."
+    sentence = "In period 1 (of 14 days) after their first day 50 % (30 of 60) were active."
     assert messages.retention_summary(alone) == sentence
     both = retention_rows(group=[(40, 40), (40, 30)], rest=[(100, 100), (90, 27)])
     assert messages.retention_summary(both).endswith(
