@@ -218,6 +218,16 @@ class ConceptTask:
             columns.append(truth if question.wording.sign > 0 else 1 - truth)
         return torch.from_numpy(np.stack(columns, 1)).float()
 
+    def body_targets(self, sample: Sample, rows: np.ndarray, asked: np.ndarray) -> Tensor:
+        """Return what a step teaches the body: the answers; a subclass may teach chances.
+
+        Args:
+            sample: The users.
+            rows: Rows of `sample`.
+            asked: Places of the questions.
+        """
+        return self.targets(sample, rows, asked)
+
     def grades(self, sample: Sample, rows: np.ndarray, asked: np.ndarray) -> np.ndarray:
         """Return which of its answers is true of some users for each question, -1 for unknown.
 
@@ -488,7 +498,7 @@ def _losses(
     sample, rows, asked = batches.draw(n_users=budget.users)
     tokens = some_tokens(token_input(sample.tokens, rows), budget.tokens)
     reading = reader(tokens, task.encoded.at(asked), batches.things)
-    target = task.targets(sample, rows, asked)
+    target = task.body_targets(sample, rows, asked)
     ranking = ranking_loss(reading.score, target)
     losses = {"ranking": ranking + ALONE_WEIGHT * ranking_loss(reading.alone, target)}
     if budget.contrastive or budget.autoregressive:
@@ -1001,10 +1011,10 @@ def ranking_loss(score: Tensor, target: Tensor) -> Tensor:
 
     Args:
         score: Scores, (user, question).
-        target: Answers, 1 or 0 or NaN.
+        target: Answers, 1 or 0, or chances of a yes, which weigh the pairs; NaN for unknown.
     """
-    yes = (target == 1).float()
-    no = (target == 0).float()
+    yes = target.nan_to_num(0)
+    no = (1 - target).nan_to_num(0)
     difference = score[:, None] - score[None]  # (user of the yes, user of the no, question)
     pairs = yes[:, None] * no[None]
     loss = (F.softplus(-difference) * pairs).sum((0, 1)) / pairs.sum((0, 1)).clamp(min=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -42,6 +42,7 @@ from qanchor.training.reader import (
     POINTING_BUDGET,
     PREFIX_BUDGET,
     ConceptTask,
+    Sample,
     is_held_out,
     make_concept_task,
     select_questions,
@@ -72,6 +73,7 @@ BODIES = (
     "longer",
     "four_layers",
     "sixteen_layers",
+    "dense_teaching",
     "prefix",
 )
 RANKING_BUDGET = replace(LANGUAGE_BUDGET, contrastive=0.0, autoregressive=0.0)
@@ -89,6 +91,29 @@ BUDGETS = {  # of all others, LANGUAGE_BUDGET
 }
 LAYERS = {"four_layers": 4, "sixteen_layers": 16}
 MAX_WRITTEN = 40  # questions whose answers are written
+TAUGHT = 0.5  # weight of the teacher's chances beside the answers
+
+
+@dataclass(frozen=True)
+class TaughtTask(ConceptTask):
+    """Concepts whose answers are mixed with the chances that another reader, the teacher, gives to
+    all users.
+    """
+
+    teacher: PointingReader
+
+    def body_targets(self, sample: Sample, rows: np.ndarray, asked: np.ndarray) -> Tensor:
+        """Return the mean of what happened and the teacher's chance; of users of whom it is not
+        known what happened, the chance.
+        """
+        truth = self.targets(sample, rows, asked)
+        things = thing_input(self.samples[0].tokens)
+        with torch.no_grad():
+            users = token_input(sample.tokens, rows)
+            score = self.teacher(users, self.encoded.at(asked), things).score
+        share = truth.nanmean(0).nan_to_num(0.5).clamp(0.02, 0.98)
+        chance = (score - score.mean(0) + share.logit()).sigmoid()
+        return torch.where(truth.isnan(), chance, chance.lerp(truth, 1 - TAUGHT))
 
 
 class OneLayer(nn.Module):
@@ -168,7 +193,9 @@ def reading(
     loss of answers; `prefix` is the paper's form, in which users run through all layers, so it is
     trained on fewer of them. `light_contrastive` has a tenth of the contrastive loss, as `fit`
     does; `without_contrastive`, `without_autoregressive` and `ranking_only` leave losses out.
-    `longer` has three times the steps, `four_layers` and `sixteen_layers` as many crossing layers.
+    In `dense_teaching` half of what the body is taught is the chance that A, trained before, gives
+    each user. `longer` has three times the steps, `four_layers` and `sixteen_layers` as many
+    crossing layers.
     `written` is how the answer that the language model writes agrees with what happened (rank
     correlation of the grades over users that were kept from training), beside the grade that its
     score and persistence alone give.
@@ -220,6 +247,10 @@ def _measure(
     reader = _new_reader(name, task.encoded.vector.shape[1], backbone, seed)
     budget = BUDGETS.get(name, LANGUAGE_BUDGET)
     start = time.monotonic()
+    if name == "dense_teaching":
+        teacher = _new_reader("pointing", task.encoded.vector.shape[1], backbone, seed)
+        train_reader(teacher, task, steps, seed=seed, progress=progress, budget=POINTING_BUDGET)
+        task = TaughtTask(**vars(task), teacher=teacher)
     train_reader(reader, task, steps, seed=seed, progress=progress, budget=budget)
     seconds = time.monotonic() - start
     row, of_body = _judge(reader, tokens, people, encoder)
@@ -281,7 +312,7 @@ def _judge(
     found = []
     for column, task in enumerate(tasks):
         label = people.label(task).reindex(tokens.ids)
-        known = label.notna().to_numpy()
+        known = label.notna().to_numpy(copy=True)
         values = {
             "label_free": own.score,
             "prior": own.prior,

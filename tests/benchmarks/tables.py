@@ -316,6 +316,7 @@ BODIES = {
     "longer": "B with three times the steps",
     "four_layers": "B, last 4 layers",
     "sixteen_layers": "B, last 16 layers",
+    "dense_teaching": "B, taught the chances of A, too",
     "prefix": "B in the paper's form, all 30 layers",
     "random_weights": "C: the same shape, random weights",
     "one_layer": "D: one attention layer",

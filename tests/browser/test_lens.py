@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.waiting import until
+
 TRAVEL = "Will this user travel soon?"
 SETUP = "from fake import FakeLens, make_frame\nfrom widgets import QueryLens\n"
 SHOW = SETUP + "lens = QueryLens(make_frame(), FakeLens(seconds={seconds}))\nlens"
@@ -351,9 +353,13 @@ def test_where_nearly_all_moved_the_ranking_comes_first(book):
 
 
 def test_a_question_asked_while_a_cell_runs_is_told_to_wait(open_notebook, server):
-    go = server.folder / "work" / "notebooks" / "go"
+    folder = server.folder / "work" / "notebooks"
+    go, begun = folder / "go", folder / "begun"
     # no clock to lose against
-    runs = "import pathlib, time\nwhile not pathlib.Path('go').exists():\n    time.sleep(0.05)"
+    runs = (
+        "import pathlib, time\npathlib.Path('begun').touch()\n"
+        "while not pathlib.Path('go').exists():\n    time.sleep(0.05)"
+    )
     book = open_notebook(server.write("waits.ipynb", [SHOW.format(seconds=0.5), runs]))
     book.run(0)
     book.settled()
@@ -361,7 +367,8 @@ def test_a_question_asked_while_a_cell_runs_is_told_to_wait(open_notebook, serve
     book.wait("document.querySelector('.lens').dataset.busy === 'true'")
     book.cell(1).locator(".cm-content").click()
     book.page.keyboard.press("Control+Enter")
-    book.cell(1).locator(".jp-InputArea-prompt", has_text="*").first.wait_for()
+    # the star beside a cell is drawn before the kernel has heard of it
+    until(begun.exists, seconds=60)
     book.ask(TRAVEL)
     waits = "document.querySelector('.lens-note').textContent.startsWith('Waiting')"
     book.wait(waits)

@@ -18,6 +18,7 @@ from fake import HOSTILE
 from fake_attention import MODALITIES, FakeAttention, make_table
 from updates import Update
 
+from tests.waiting import until
 from widgets import AttentionView
 from widgets.base import Selection
 
@@ -36,13 +37,6 @@ def shown(table, message="Said.", caption=""):
     view = AttentionView(lambda query, versus, users: iter([update]))
     view.look("any")
     return view
-
-
-def until(true, seconds=5.0):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
 
 
 def column(picture, side, name):

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import HOSTILE
 from fake_tuning import FakeTuning
 
+from tests.waiting import until
 from widgets import PromptTuningView
 from widgets.prompt_tuning import result_rows, slug
 
@@ -25,13 +26,6 @@ VAGUE = "Is this user interesting for us?"
 def make_view(seconds=0.05, **rest):
     backend = FakeTuning(seconds)
     return PromptTuningView(backend, **rest), backend
-
-
-def until(true, seconds=5.0):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
 
 
 def press(view, kind, **rest):

@@ -20,6 +20,7 @@ from fake import HOSTILE, FakeLens, make_frame
 from updates import Update
 
 import widgets
+from tests.waiting import until
 from widgets import QueryLens, base
 from widgets.base import Selection, View, Worker
 from widgets.static_html import static_page
@@ -32,13 +33,6 @@ TRAVEL = "Will this user travel soon?"
 def make_lens(users=60, seconds=0.02, **rest):
     backend = FakeLens(users, seconds=seconds)
     return QueryLens(make_frame(users), backend, **rest), backend
-
-
-def until(true, seconds=5.0):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
 
 
 def rows(data, kind=np.float32, width=1):

@@ -1,11 +1,11 @@
 """The retention view: it follows the selection, and says what it cannot count."""
 
-import time
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
+from tests.waiting import until
 from widgets import RetentionView
 from widgets.base import Selection
 
@@ -47,34 +47,27 @@ def view(selection) -> RetentionView:
     return RetentionView(selection, lambda ids: update(ids, "period"), funnel, ["view", "pay"])
 
 
-def wait_for(condition) -> None:
-    end = time.monotonic() + 5
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    assert condition()
-
-
 def test_it_follows_the_selection(view, selection):
-    wait_for(lambda: view._curve.get("sentence") == "period: None")
+    until(lambda: view._curve.get("sentence") == "period: None")
     assert view._curve["days"] == 7 and {row["side"] for row in view._curve["rows"]} == {"all"}
     selection.ids = ["a", "c"]
-    wait_for(lambda: view._curve["sentence"] == "period: ('a', 'c')")
+    until(lambda: view._curve["sentence"] == "period: ('a', 'c')")
     assert set(view.frame["side"]) == {"group", "rest"}
     selection.ids = ["a", "b", "c"]  # everybody has no rest
-    wait_for(lambda: view._curve["sentence"] == "period: None")
+    until(lambda: view._curve["sentence"] == "period: None")
 
 
 def test_a_funnel_that_was_typed_follows_the_selection(view, selection):
     view._on_message(view, {"type": "funnel", "text": " view , pay "}, [])
-    wait_for(lambda: view._steps.get("text") == "view, pay")
+    until(lambda: view._steps.get("text") == "view, pay")
     selection.ids = ["b"]
-    wait_for(lambda: view._steps["sentence"] == "step: ('b',)")
+    until(lambda: view._steps["sentence"] == "step: ('b',)")
     assert len(view.funnel_frame) == 4
 
 
 def test_what_is_no_funnel_is_told_and_the_text_stays(view):
     view._on_message(view, {"type": "funnel", "text": "view"}, [])
-    wait_for(lambda: "error" in view._steps)
+    until(lambda: "error" in view._steps)
     assert view._steps == {"error": "No funnel: There are 1 steps.", "text": "view"}
     with pytest.raises(ValueError, match="There are 1 steps"):
         view.show_funnel(["view"])
@@ -96,4 +89,4 @@ def test_a_funnel_follows_the_selection_even_if_nothing_can_be_counted_over_time
     view.show_funnel(["a, b", "c"])
     assert view._steps["text"] == "a, b -> c"
     selection.ids = ["b"]
-    wait_for(lambda: view._steps.get("sentence") == "step: ('b',)")
+    until(lambda: view._steps.get("sentence") == "step: ('b',)")

@@ -24,6 +24,7 @@ from fake import (
 )
 from updates import Update
 
+from tests.waiting import until
 from widgets import QueryLens, ResultCard, SelectionPanel
 from widgets.base import Group, Selection
 from widgets.packing import json_rows
@@ -41,13 +42,6 @@ def make_panel(**more):
         **more,
     }
     return SelectionPanel(selection, **more), selection
-
-
-def until(true, seconds=5.0):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
 
 
 def test_several_views_hear_of_a_choice_and_one_that_fails_stops_nobody(caplog):

@@ -4,7 +4,6 @@ and refused.
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import HOSTILE, QUERIES
 from fake_session import FakeSession
 
+from tests.waiting import until
 from widgets import Workbench
 
 FIRST, SECOND = QUERIES[:2]
@@ -53,10 +53,7 @@ def test_a_cell_of_the_matrix_selects_its_group_and_asks_the_lens():
     bench.matrix.ask()
     bench.matrix._on_message(bench.matrix, {"type": "cell", "query": FIRST, "name": "Fraud"}, [])
     assert bench.selection.ids == bench.matrix.groups["Fraud"].ids and len(bench.selection) == 41
-    for _ in range(500):
-        if bench.lens.queries_asked:
-            break
-        time.sleep(0.01)
+    until(lambda: bench.lens.queries_asked)
     assert bench.lens.queries_asked == (FIRST,)
 
 

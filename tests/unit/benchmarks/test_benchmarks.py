@@ -319,13 +319,14 @@ def test_reading_is_near_chance_for_the_tokens_of_other_users():
     """The body alone ranks users by what it is given of them; with another user it cannot."""
     found = reading(
         lambda: make_sample_users(240),
-        bodies=("pointing", "language_model"),
+        bodies=("pointing", "language_model", "dense_teaching"),
         backbone="tiny",
         encoder="minilm",  # with "hash", which knows no words, questions point at little
         steps=60,
     )
     row = found["rows"]["language_model"]
-    assert row["alone"] > row["shuffled"] + 0.1
+    for body in ("language_model", "dense_teaching"):
+        assert found["rows"][body]["alone"] > found["rows"][body]["shuffled"] + 0.1
     assert 0.42 < row["shuffled"] < 0.58
     assert found["minus"]["pointing"]["label_free"]["low"] < 0.05
     written = row["written"]["train"]
