@@ -148,7 +148,7 @@ def print_result(result: dict, text: str, as_json: bool) -> None:
 
 def load_engine(run: Path) -> qa.Engine:
     """Load a run."""
-    return qa.Engine(qa.QAnchor.from_pretrained(run))
+    return qa.Engine(run)
 
 
 def load_labelled(

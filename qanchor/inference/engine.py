@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -41,7 +42,10 @@ class Engine:
     """Serve a trained model: read users once, query often.
 
     Args:
-        model: Trained model.
+        model: Trained model, or the folder of a run.
+
+    Raises:
+        RunError: The folder holds no run, or a damaged one.
 
     Example:
         >>> users = qa.make_sample_users(60)
@@ -50,7 +54,9 @@ class Engine:
         (60, 128)
     """
 
-    def __init__(self, model: QAnchor):
+    def __init__(self, model: QAnchor | str | Path):
+        if not isinstance(model, QAnchor):
+            model = QAnchor.from_pretrained(model)
         self.model = model.eval().requires_grad_(False)
 
     # -- reading users --

@@ -13,6 +13,7 @@ import torch
 
 import qanchor as qa
 from qanchor.analysis.embedding_cache import PARAPHRASES
+from qanchor.errors import RunError
 from qanchor.inference.evidence import encode_questions
 from qanchor.models import pointing
 from qanchor.models.pointing import read_questions, thing_input, token_input
@@ -52,6 +53,14 @@ def test_the_users_are_ragged(cache):
     lengths = (cache.tokens.which >= 0).sum(1)
     assert len(set(lengths)) >= 4 and cache.ids == make_users().ids
     assert repr(cache) == f"PrefixCache(42 users, {lengths.sum():,} tokens)"
+
+
+def test_an_engine_of_a_folder_is_one_of_its_model(tmp_path, engine, cache, embedded):
+    engine.model.save_pretrained(tmp_path / "run")
+    loaded = qa.Engine(tmp_path / "run")
+    np.testing.assert_allclose(loaded.embed(cache, QUERIES[0]), embedded[:, 0], atol=1e-4)
+    with pytest.raises(RunError, match="nowhere is no run"):
+        qa.Engine(str(tmp_path / "nowhere"))
 
 
 def test_cached_equals_uncached(engine, cache, embedded):
