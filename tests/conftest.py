@@ -16,6 +16,7 @@ os.environ.setdefault(
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else forked workers warn and may lock
 
 HERE = Path(__file__).parent
+LIBRARY = HERE.parent / "qanchor"
 LONGEST = (
     "test_app_page.py",
     "test_lesson_page.py",
@@ -24,14 +25,18 @@ LOCAL = ("127.0.0.1", "::1", "localhost", "0.0.0.0", "")
 
 
 def pytest_configure(config):
-    """Check shapes and types in signatures; browser tests compute in other processes."""
+    """Check shapes and types in signatures of the library; browser tests compute in other
+    processes, and views take whatever a back end gives.
+    """
     if config.option.markexpr.startswith("browser"):  # the checks take 20 s to set up
         return
     # Before any test module imports the library: afterwards its functions would stand there
     # unchecked. The hook wants an importable name; the tower lets an int stand where a float is
     # asked for.
     beartype.with_tower = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
-    install_import_hook(["qanchor", "tests.benchmarks"], "beartype.with_tower")
+    parts = [path.stem for path in LIBRARY.iterdir() if path.name != "widgets"]
+    checked = [f"qanchor.{part}" for part in parts]
+    install_import_hook([*checked, "tests.benchmarks"], "beartype.with_tower")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses by marker

@@ -1,14 +1,14 @@
 """The front end: views of frames. They know tables and callables, never models."""
 
-from widgets.attention import AttentionView
-from widgets.clusters import ClusterView
-from widgets.lens import QueryLens
-from widgets.prompt_tuning import PromptTuningView
-from widgets.query_matrix import QueryMatrixView
-from widgets.result_card import ResultCard
-from widgets.retention import RetentionView
-from widgets.selection import SelectionPanel
-from widgets.workbench import Workbench
+from qanchor.widgets.attention import AttentionView
+from qanchor.widgets.clusters import ClusterView
+from qanchor.widgets.lens import QueryLens
+from qanchor.widgets.prompt_tuning import PromptTuningView
+from qanchor.widgets.query_matrix import QueryMatrixView
+from qanchor.widgets.result_card import ResultCard
+from qanchor.widgets.retention import RetentionView
+from qanchor.widgets.selection import SelectionPanel
+from qanchor.widgets.workbench import Workbench
 
 __all__ = [
     "AttentionView",

@@ -10,7 +10,7 @@ from threading import Event
 import pandas as pd
 from traitlets import Dict
 
-from widgets.base import (
+from qanchor.widgets.base import (
     Selection,
     View,
     closing,
@@ -19,8 +19,8 @@ from widgets.base import (
     unit_words,
     until_cancelled,
 )
-from widgets.packing import float_bytes
-from widgets.static_html import BLUE, GRAY, ORANGE, VERMILION, static_page, svg_image
+from qanchor.widgets.packing import float_bytes
+from qanchor.widgets.static_html import BLUE, GRAY, ORANGE, VERMILION, static_page, svg_image
 
 TITLE = "Attention by modality"
 MAX_EVENTS = 40  # events of one user that can be edited, the newest

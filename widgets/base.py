@@ -21,7 +21,7 @@ from IPython.display import HTML
 STATIC_DIR = Path(__file__).parent / "static"
 MIN_STATUS_INTERVAL = 0.05  # seconds between two progress messages
 MAX_FILE_STEM = 60  # characters
-log = logging.getLogger("widgets")
+log = logging.getLogger("qanchor.widgets")
 Ids = tuple[str, ...]
 Job = Callable[[threading.Event], None]
 RowsHandler = Callable[[np.ndarray], None]  # is called with row numbers of users

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from traitlets import Bytes, Dict
 
-from widgets.base import Selection, View, count_noun, read_static, unit_words
-from widgets.packing import float_bytes, json_rows, pack_users, text_list
-from widgets.static_html import map_image, static_page
+from qanchor.widgets.base import Selection, View, count_noun, read_static, unit_words
+from qanchor.widgets.packing import float_bytes, json_rows, pack_users, text_list
+from qanchor.widgets.static_html import map_image, static_page
 
 TITLE = "Clusters before and after"
 SIDES = ("before", "after")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from widgets.packing import float_bytes, int_bytes
+from qanchor.widgets.packing import float_bytes, int_bytes
 
 NO_COLUMNS = ("user", "first", "last", "recent")  # of a frame of users: they say who a user is
 MAX_CATEGORIES = 7  # that have a color of their own; the others share one

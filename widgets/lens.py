@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from traitlets import Bytes, Dict
 
-from widgets.base import (
+from qanchor.widgets.base import (
     Cancelled,
     Selection,
     View,
@@ -28,8 +28,8 @@ from widgets.base import (
     until_cancelled,
     unused_path,
 )
-from widgets.columns import UserColumns, find_ids, with_columns
-from widgets.packing import (
+from qanchor.widgets.columns import UserColumns, find_ids, with_columns
+from qanchor.widgets.packing import (
     RANKING_TEXTS,
     float_bytes,
     pack_ranking,
@@ -37,8 +37,8 @@ from widgets.packing import (
     pack_timeline,
     pack_users,
 )
-from widgets.result_card import ResultCard
-from widgets.static_html import map_image, static_page
+from qanchor.widgets.result_card import ResultCard
+from qanchor.widgets.static_html import map_image, static_page
 
 TITLE = "Query lens"
 MAX_ARROWS = 60  # only the strongest movers get an arrow

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from traitlets import Dict
 
-from widgets.base import (
+from qanchor.widgets.base import (
     View,
     attempt,
     closing,
@@ -24,7 +24,7 @@ from widgets.base import (
     unit_words,
     until_cancelled,
 )
-from widgets.static_html import BLUE, INK, VERMILION, static_page, svg_image
+from qanchor.widgets.static_html import BLUE, INK, VERMILION, static_page, svg_image
 
 TITLE = "Prompt lab"
 # a slip of the keyboard should not cost a night

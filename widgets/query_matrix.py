@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from traitlets import Dict
 
-from widgets.base import (
+from qanchor.widgets.base import (
     Group,
     Selection,
     View,
@@ -25,8 +25,8 @@ from widgets.base import (
     unit_words,
     until_cancelled,
 )
-from widgets.packing import json_rows
-from widgets.static_html import BLUE, GRAY, INK, static_page, svg_image, truncate
+from qanchor.widgets.packing import json_rows
+from qanchor.widgets.static_html import BLUE, GRAY, INK, static_page, svg_image, truncate
 
 MAX_SIDE = 12  # questions, and groups: more cannot be read on one page
 HINT = (

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 
-from widgets.base import atomic_write, count_noun, read_static
+from qanchor.widgets.base import atomic_write, count_noun, read_static
 
 FORMAT = 3
 READABLE_FORMATS = (1, 2, 3)  # 2 has a unit, 3 its plural

@@ -9,9 +9,9 @@ from threading import Event
 import pandas as pd
 from traitlets import Dict
 
-from widgets.base import Ids, Selection, View, Worker, attempt, read_static
-from widgets.packing import json_rows
-from widgets.static_html import static_page
+from qanchor.widgets.base import Ids, Selection, View, Worker, attempt, read_static
+from qanchor.widgets.packing import json_rows
+from qanchor.widgets.static_html import static_page
 
 TITLE = "Over time"
 SIDES = {"group": "selected", "rest": "the rest", "all": "all"}

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from traitlets import Dict, List
 
-from widgets.base import (
+from qanchor.widgets.base import (
     GROUP_OPERATIONS,
     Group,
     Ids,
@@ -28,9 +28,9 @@ from widgets.base import (
     until_cancelled,
     unused_path,
 )
-from widgets.packing import json_rows
-from widgets.result_card import ResultCard
-from widgets.static_html import BLUE, GRAY, INK, VERMILION, static_page, svg_image, truncate
+from qanchor.widgets.packing import json_rows
+from qanchor.widgets.result_card import ResultCard
+from qanchor.widgets.static_html import BLUE, GRAY, INK, VERMILION, static_page, svg_image, truncate
 
 TITLE = "Selection"
 MIN_USERS = 10  # groups of fewer are neither written to a file nor made into a card

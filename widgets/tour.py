@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 
 from traitlets import Bool, Int, List
 
-from widgets.base import View, read_static
-from widgets.static_html import static_page
+from qanchor.widgets.base import View, read_static
+from qanchor.widgets.static_html import static_page
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from typing import Any
 
 import ipywidgets
 
-from widgets.attention import AttentionView
-from widgets.base import Worker, atomic_write, error_message, log
-from widgets.clusters import ClusterView
-from widgets.lens import QueryLens
-from widgets.prompt_tuning import PromptTuningView
-from widgets.query_matrix import QueryMatrixView
-from widgets.retention import RetentionView
-from widgets.selection import SelectionPanel
-from widgets.tour import Tour
+from qanchor.widgets.attention import AttentionView
+from qanchor.widgets.base import Worker, atomic_write, error_message, log
+from qanchor.widgets.clusters import ClusterView
+from qanchor.widgets.lens import QueryLens
+from qanchor.widgets.prompt_tuning import PromptTuningView
+from qanchor.widgets.query_matrix import QueryMatrixView
+from qanchor.widgets.retention import RetentionView
+from qanchor.widgets.selection import SelectionPanel
+from qanchor.widgets.tour import Tour
 
 FORMAT = 1
 HINT = (

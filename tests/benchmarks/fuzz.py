@@ -198,7 +198,7 @@ def export_of(draw: Draw, place: Place) -> None:
 
 
 def session_of(draw: Draw, place: Place) -> None:
-    from widgets.workbench import read_session
+    from qanchor.widgets.workbench import read_session
 
     path = place.work / "session.json"
     path.write_text(
@@ -211,7 +211,7 @@ def session_of(draw: Draw, place: Place) -> None:
 
 
 def claim_of(draw: Draw, place: Place) -> None:
-    from widgets import ResultCard
+    from qanchor.widgets import ResultCard
 
     card = ResultCard(
         f"A claim {draw.words()}",

@@ -27,7 +27,7 @@ class Hand:
     """Use a workbench as an impatient person does: each action draws its own words and users."""
 
     def __init__(self, desk: WorkbenchSession, users: Users, folder: Path, seed: int):
-        from widgets import Workbench  # late: the library itself draws nothing
+        from qanchor.widgets import Workbench  # late: the library itself draws nothing
 
         self.draw, self.desk, self.users, self.folder = (
             np.random.default_rng(seed),

@@ -3,7 +3,7 @@ result.
 """
 
 SETUP = """from fake_session import FakeSession
-from widgets import AttentionView, ClusterView, PromptTuningView, QueryLens, SelectionPanel
+from qanchor.widgets import AttentionView, ClusterView, PromptTuningView, QueryLens, SelectionPanel
 session = FakeSession(0.1)
 lens = QueryLens(session.frame, session.lens)
 panel = SelectionPanel(
@@ -26,7 +26,7 @@ VIEWS = {  # the expression that shows it, and the mark by which the page knows 
     "ResultCard": ("card", ".result-card"),
 }
 BENCH = """from fake_session import FakeSession
-from widgets import Workbench
+from qanchor.widgets import Workbench
 bench = Workbench(FakeSession(0.1))
 bench.lens.ask("Will this user travel soon?")
 bench.selection.ids = bench.selection.all_ids[:40]

@@ -13,7 +13,7 @@ from fake import QUERIES
 from jupyter_client import BlockingKernelClient
 
 LENS = """from fake import FakeLens, make_frame
-from widgets import QueryLens
+from qanchor.widgets import QueryLens
 lens = QueryLens(make_frame(300), FakeLens(300, seconds=0.02))"""
 TABS, UNSEEN, ROUNDS = 4, 4, 25
 ROOM = 1.1  # how much of its memory a kernel may gain by being asked on and on

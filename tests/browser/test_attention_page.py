@@ -5,16 +5,16 @@ import json
 import pytest
 
 TRAVEL, PRICE = "Will this user travel soon?", "Is this user price-conscious?"
-SETUP = "from fake_attention import FakeAttention\nfrom widgets import AttentionView\n"
+SETUP = "from fake_attention import FakeAttention\nfrom qanchor.widgets import AttentionView\n"
 SHOW = SETUP + "backend = FakeAttention(seconds={seconds})\nview = AttentionView(backend)\nview"
 CALLS = "print(backend.calls[-1])"
 LINKED = "view = AttentionView(backend, selection=chosen)\nview"
 CHOSEN = (
-    "from widgets.base import Selection\nchosen = Selection(backend.ids, lambda rows: "
+    "from qanchor.widgets.base import Selection\nchosen = Selection(backend.ids, lambda rows: "
     "None)\nchosen.ids = ['u0003', 'u0009']"
 )
 REAL = """import qanchor as qa
-from widgets import AttentionView
+from qanchor.widgets import AttentionView
 users = qa.load_users("../data/sample").sample(40)
 engine = qa.Engine(qa.QAnchor.from_pretrained("../data/runs/sample"))
 backend = qa.AttentionBackend(engine, users, most=4)

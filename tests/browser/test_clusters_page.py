@@ -3,8 +3,8 @@
 import pytest
 
 SHOW = (
-    "from fake import make_frame\nfrom fake_clusters import fake_compare\nfrom widgets import "
-    "ClusterView\n"
+    "from fake import make_frame\nfrom fake_clusters import fake_compare\n"
+    "from qanchor.widgets import ClusterView\n"
 )
 SHOW += "view = ClusterView(fake_compare(), make_frame())\nview"
 READ = "print(len(view.selection), view.selection.ids[:1])"

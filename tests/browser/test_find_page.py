@@ -4,7 +4,7 @@ import pytest
 
 SHOW = """import pandas as pd
 from fake import FakeLens, make_frame
-from widgets import QueryLens
+from qanchor.widgets import QueryLens
 backend = FakeLens(seconds=0.2)
 cities = ["Oslo", "Rome", None] * 200
 backend.columns = pd.DataFrame({"age": range(600), "city": cities}, index=backend.ids)
@@ -98,7 +98,7 @@ def test_a_range_of_scores_is_drawn_on_the_histogram(book):
 
 
 REAL = """import qanchor as qa
-from widgets import QueryLens
+from qanchor.widgets import QueryLens
 users = qa.load_users("../data/sample")
 users = users.select(users.ids[:200])
 engine = qa.Engine(qa.QAnchor.from_pretrained("../data/runs/sample"))

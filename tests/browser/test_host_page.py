@@ -10,7 +10,7 @@ import pytest
 from fake import QUERIES
 from fake_session import FakeSession
 
-from widgets import (
+from qanchor.widgets import (
     AttentionView,
     ClusterView,
     PromptTuningView,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-SETUP = "from fake_session import FakeSession\nfrom widgets import Workbench\n"
+SETUP = "from fake_session import FakeSession\nfrom qanchor.widgets import Workbench\n"
 SHOW = SETUP + "bench = Workbench(FakeSession(0.3), session='keys.json')\nbench"
 TRAVEL, MUSIC = "Will this user travel soon?", "Does this user follow live music?"
 HERE = """() => {

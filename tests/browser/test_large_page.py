@@ -14,7 +14,7 @@ DRAWN = "document.querySelector('.lens-canvas').toDataURL()"
 TRAVEL = "Will this user travel soon?"
 SHOW = f"""import time
 from fake import FakeLens, make_frame
-from widgets import QueryLens
+from qanchor.widgets import QueryLens
 frame, heard = make_frame({USERS}), []
 lens = QueryLens(frame, FakeLens({USERS}, seconds=1))
 lens.selection.observe(lambda rows: heard.append((len(lens.selection.ids), time.time())))

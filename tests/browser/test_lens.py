@@ -5,7 +5,7 @@ import pytest
 from tests.waiting import until
 
 TRAVEL = "Will this user travel soon?"
-SETUP = "from fake import FakeLens, make_frame\nfrom widgets import QueryLens\n"
+SETUP = "from fake import FakeLens, make_frame\nfrom qanchor.widgets import QueryLens\n"
 SHOW = SETUP + "lens = QueryLens(make_frame(), FakeLens(seconds={seconds}))\nlens"
 READ = "print(lens.selection.ids)"
 COUNT = "print(lens.queries_asked, len(lens.shift), int(lens.shift.beyond_noise.sum()))"

@@ -5,7 +5,7 @@ text.
 import pytest
 
 SETUP = (
-    "from fake_matrix import FakeMatrix\nfrom widgets import QueryMatrixView\npicked = "
+    "from fake_matrix import FakeMatrix\nfrom qanchor.widgets import QueryMatrixView\npicked = "
     "[]\nbackend = FakeMatrix(seconds=0.2)\n"
 )
 SHOW = SETUP + "view = QueryMatrixView(backend, on_pick=picked.append)\nview"

@@ -4,8 +4,8 @@ import pytest
 
 SHOW = """import qanchor as qa
 from tests.fitted import fitted_engine, sample_users
-from widgets import RetentionView
-from widgets.base import Selection
+from qanchor.widgets import RetentionView
+from qanchor.widgets.base import Selection
 session = qa.WorkbenchSession(fitted_engine(), sample_users(), method="pca")
 selection = Selection(session.users.ids, lambda rows: None)
 view = RetentionView(selection, session.retention, session.funnel, session.users.modalities)

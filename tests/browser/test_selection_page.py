@@ -9,15 +9,15 @@ import pytest
 from fake import fake_describe, fake_provenance
 from test_lens import TRAVEL, drag
 
-from widgets import SelectionPanel
-from widgets.base import Selection
+from qanchor.widgets import SelectionPanel
+from qanchor.widgets.base import Selection
 
 FAKES = "from fake import FakeLens, FakeExplain, fake_describe, fake_provenance, make_frame"
 LENS = (
     FAKES
     + """
 from pathlib import Path
-from widgets import QueryLens, SelectionPanel
+from qanchor.widgets import QueryLens, SelectionPanel
 def export(ids, path, least, salt):
     assert len(ids) >= least, "too few"
     path.write_text(f"{len(ids)} {salt}")

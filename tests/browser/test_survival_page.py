@@ -22,7 +22,7 @@ TRAVEL, MUSIC, PRICE = (
 )
 SLOW = (
     "from fake import FakeLens, make_frame\nfrom fake_session import FakeSession\nfrom "
-    "widgets import QueryLens, Workbench\n"
+    "qanchor.widgets import QueryLens, Workbench\n"
 )
 LENS = SLOW + "lens = QueryLens(make_frame(), FakeLens(seconds=1.5))\nlens"
 BENCH = "bench = Workbench(FakeSession(1.5), query='slow')\nbench"
@@ -32,7 +32,7 @@ BUSY = (
 GONE = "document.querySelectorAll('.lens-gone:not([hidden])').length"
 ALL = f"""{SETUP}
 {FILL}
-from widgets import QueryMatrixView, Workbench
+from qanchor.widgets import QueryMatrixView, Workbench
 matrix = QueryMatrixView(session.matrix, selection=lens.selection, on_pick=lens.start)
 matrix.ask()
 bench = Workbench(FakeSession(0.1))

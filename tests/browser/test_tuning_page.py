@@ -5,7 +5,7 @@ hostile names.
 import pytest
 
 VAGUE = "Is this user interesting for us?"
-SETUP = "from fake_tuning import FakeTuning\nfrom widgets import PromptTuningView\n"
+SETUP = "from fake_tuning import FakeTuning\nfrom qanchor.widgets import PromptTuningView\n"
 SHOW = SETUP + "lab = PromptTuningView(FakeTuning(seconds={seconds}))\nlab"
 READ = "print(lab.prompt, len(lab.history), lab.sentence)"
 ROOT = "document.querySelector('.lab')"

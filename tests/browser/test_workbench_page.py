@@ -5,7 +5,7 @@ it was left.
 import pytest
 from words import says
 
-SETUP = "from fake_session import FakeSession\nfrom widgets import Workbench\n"
+SETUP = "from fake_session import FakeSession\nfrom qanchor.widgets import Workbench\n"
 SHOW = SETUP + "bench = Workbench(FakeSession(0.3), session='bench.json')\nbench"
 READ = "print(len(bench.selection), bench.lens.queries_asked)"
 TRAVEL, MUSIC = "Will this user travel soon?", "Does this user follow live music?"

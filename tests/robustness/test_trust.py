@@ -25,8 +25,8 @@ from qanchor.training.checkpoint import Checkpoint
 from qanchor.training.pairs import write_pairs
 from qanchor.utils.arrays import LRUCache
 from qanchor.utils.hashing import sha256_file
+from qanchor.widgets import ResultCard, Workbench
 from tests.tiny import fit_quickly, make_model, make_task, make_users
-from widgets import ResultCard, Workbench
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake_session import FakeSession

@@ -18,9 +18,9 @@ from fake import HOSTILE
 from fake_attention import MODALITIES, FakeAttention, make_table
 from updates import Update
 
+from qanchor.widgets import AttentionView
+from qanchor.widgets.base import Selection
 from tests.waiting import until
-from widgets import AttentionView
-from widgets.base import Selection
 
 ROOT = Path(__file__).parents[2]
 TRAVEL, PRICE = "Will this user travel soon?", "Is this user price-conscious?"

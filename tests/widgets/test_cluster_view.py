@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import HOSTILE, make_frame
 from fake_clusters import MOVES, fake_compare
 
-from widgets import ClusterView
-from widgets.clusters import MAX_COLORED, color_slots
+from qanchor.widgets import ClusterView
+from qanchor.widgets.clusters import MAX_COLORED, color_slots
 
 
 def ints(data):

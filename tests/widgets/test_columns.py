@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from widgets import QueryLens
-from widgets.columns import MAX_CATEGORIES, UserColumns, find_ids
+from qanchor.widgets import QueryLens
+from qanchor.widgets.columns import MAX_CATEGORIES, UserColumns, find_ids
 
 FRAME = pd.DataFrame(
     {

@@ -3,9 +3,9 @@
 import pandas as pd
 
 import qanchor as qa
+from qanchor.widgets import ResultCard, Workbench
 from qanchor.workbench.messages import provenance
 from tests.fitted import fitted_engine, sample_users
-from widgets import ResultCard, Workbench
 
 
 def test_the_library_hands_over_its_facts():

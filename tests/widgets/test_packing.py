@@ -17,9 +17,16 @@ from fake import FakeLens, make_frame
 from fake_clusters import fake_compare
 from updates import Update
 
-from widgets import ClusterView, QueryLens, QueryMatrixView, ResultCard, SelectionPanel, packing
-from widgets.base import Selection
-from widgets.packing import (
+from qanchor.widgets import (
+    ClusterView,
+    QueryLens,
+    QueryMatrixView,
+    ResultCard,
+    SelectionPanel,
+    packing,
+)
+from qanchor.widgets.base import Selection
+from qanchor.widgets.packing import (
     MAX_EVENT_LENGTH,
     MAX_RECENT_LENGTH,
     limit_length,
@@ -212,7 +219,7 @@ def test_an_old_card_without_a_plural_still_opens(tmp_path):
         .replace(', "units": "users"', "")
         .replace('id="result-card"', 'id="claim"')
     )
-    from widgets.result_card import sha256
+    from qanchor.widgets.result_card import sha256
 
     path = tmp_path / "old.html"
     path.write_text(page.replace("0" * 64, sha256(page)))

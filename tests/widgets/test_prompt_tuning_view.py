@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import HOSTILE
 from fake_tuning import FakeTuning
 
+from qanchor.widgets import PromptTuningView
+from qanchor.widgets.prompt_tuning import result_rows, slug
 from tests.waiting import until
-from widgets import PromptTuningView
-from widgets.prompt_tuning import result_rows, slug
 
 ROOT = Path(__file__).parents[2]
 VAGUE = "Is this user interesting for us?"

@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import HOSTILE, QUERIES
 from fake_matrix import GROUPS, FakeMatrix
 
-from widgets import QueryMatrixView
-from widgets.base import Group, Selection
-from widgets.query_matrix import pack_matrix, similarity_order
+from qanchor.widgets import QueryMatrixView
+from qanchor.widgets.base import Group, Selection
+from qanchor.widgets.query_matrix import pack_matrix, similarity_order
 
 FIRST = QUERIES[0]
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from updates import Update
 
+from qanchor.widgets import QueryLens
 from tests.widgets.test_query_lens import TRAVEL, FakeLens, make_frame, make_lens, until
-from widgets import QueryLens
 
 MEANING = "Interpreted as a question about travel, not commute."
 ORDER = "u0059, u0058 and u0057 rank first of 60 users."

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import HOSTILE, FakeLens, fake_provenance, make_frame
 
-from widgets import QueryLens, ResultCard
-from widgets.result_card import ResultCardError
+from qanchor.widgets import QueryLens, ResultCard
+from qanchor.widgets.result_card import ResultCardError
 
 ROOT = Path(__file__).parents[2]
 PICTURE = "data:image/png;base64,iVBORw0KGgo="
@@ -172,7 +172,7 @@ def test_other_files_are_refused_with_the_reason(tmp_path):
 KILLED = """
 import sys, pathlib
 sys.path.insert(0, {root!r})
-from widgets import ResultCard
+from qanchor.widgets import ResultCard
 write = pathlib.Path.write_text
 def slowly(self, text, **how):
     write(self, text[: len(text) // 2], **how)

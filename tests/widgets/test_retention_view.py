@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+from qanchor.widgets import RetentionView
+from qanchor.widgets.base import Selection
 from tests.waiting import until
-from widgets import RetentionView
-from widgets.base import Selection
 
 
 def update(ids, label: str) -> SimpleNamespace:

@@ -24,11 +24,11 @@ from fake import (
 )
 from updates import Update
 
+from qanchor.widgets import QueryLens, ResultCard, SelectionPanel
+from qanchor.widgets.base import Group, Selection
+from qanchor.widgets.packing import json_rows
+from qanchor.widgets.selection import bar_chart, format_value
 from tests.waiting import until
-from widgets import QueryLens, ResultCard, SelectionPanel
-from widgets.base import Group, Selection
-from widgets.packing import json_rows
-from widgets.selection import bar_chart, format_value
 
 IDS = tuple(f"u{i:04}" for i in range(600))
 

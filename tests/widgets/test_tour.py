@@ -14,8 +14,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake_session import FakeSession
 
-from widgets import Workbench
-from widgets.tour import Tour, tour_steps
+from qanchor.widgets import Workbench
+from qanchor.widgets.tour import Tour, tour_steps
 
 
 def test_it_tells_of_the_pages_that_are_there_in_half_a_minute():

@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import HOSTILE, QUERIES
 from fake_session import FakeSession
 
+from qanchor.widgets import Workbench
 from tests.waiting import until
-from widgets import Workbench
 
 FIRST, SECOND = QUERIES[:2]
 
