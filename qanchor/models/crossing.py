@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from qanchor.models.defaults import CROSSING_LAYERS
 from qanchor.models.language_body import LEVEL_TOKENS, LanguageBody, on_own_device
 from qanchor.models.pointing import Anchor, BodyInput, word_fit
 
-CROSSING_LAYERS = 8  # of 30 in SmolLM2
 FIT_SCALES = (12.0, 8.0, 6.0, 4.0, 4.0)  # start of the first heads' bias; the others start at 0
 SHUT = -1.0  # start of the gate of the user's tokens: mostly closed, as they are new to the LLM
 

@@ -10,14 +10,13 @@ import torch
 from torch import nn
 
 from qanchor.models.crossing import LateCrossing
+from qanchor.models.defaults import NO_BACKBONE
 from qanchor.models.language_body import LanguageBody
 from qanchor.models.pointing import EMBEDDING_DIM, PointingReader
 from qanchor.models.population import Population
 from qanchor.models.prefix import UserPrefix
 from qanchor.useru.concepts import Concept
 from qanchor.utils.device import best_device
-
-NO_BACKBONE = "none"
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from qanchor.data.users import Users
-from qanchor.models.crossing import CROSSING_LAYERS
-from qanchor.models.model import NO_BACKBONE, Config, QAnchor, make_body
+from qanchor.models.defaults import CROSSING_LAYERS, NO_BACKBONE
+from qanchor.models.model import Config, QAnchor, make_body
 from qanchor.models.pointing import PointingReader
 from qanchor.models.text_encoder import text_vectors
 from qanchor.models.user_tokens import TokenReader
