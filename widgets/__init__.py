@@ -1,5 +1,12 @@
 """The front end: views of frames. They know tables and callables, never models."""
 
+try:
+    import anywidget  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "The package anywidget is not installed. Run pip install 'qanchor[lab]'."
+    ) from error
+
 from qanchor.widgets.attention import AttentionView
 from qanchor.widgets.clusters import ClusterView
 from qanchor.widgets.lens import QueryLens

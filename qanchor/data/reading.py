@@ -635,9 +635,9 @@ def check_folder(path, out=None) -> tuple[dict, str]:
     lines += [f"{name}: {_listed(value)}" for name, value in inside.items() if value]
     folder = shlex.quote(str(path))
     if not Path(path).is_dir():
-        lines.append(f"next: python -m qanchor check {folder} --fix FOLDER")
+        lines.append(f"next: qanchor check {folder} --fix FOLDER")
     elif not problem:
-        lines.append(f"next: python -m qanchor fit --users {folder} --out RUN")
+        lines.append(f"next: qanchor fit --users {folder} --out RUN")
     return data | inside | {"report": users.report.to_dict()}, "\n".join(lines)
 
 

@@ -117,7 +117,7 @@ class SoftPrompt:
         if not path.exists():
             raise RunError(
                 f"{folder} is no soft prompt (no prompt.json): "
-                f"tune one with `python -m qanchor tune-prompt --out {folder}`"
+                f"tune one with `qanchor tune-prompt --out {folder}`"
             )
         try:
             prompt = _read_prompt(folder)

@@ -364,6 +364,12 @@ def test_the_front_end_knows_neither_the_library_nor_torch():
     assert done.returncode == 0, done.stderr
 
 
+def test_without_the_packages_of_jupyter_the_error_says_what_to_install():
+    code = "import sys; sys.modules['anywidget'] = None; import qanchor.widgets"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.endswith("not installed. Run pip install 'qanchor[lab]'.\n"), done.stderr
+
+
 def test_scripts():
     node = shutil.which("node")
     if node is None:

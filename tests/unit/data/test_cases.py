@@ -720,4 +720,4 @@ def test_15_check_counts_the_users_that_training_needs(tmp_path):
     assert data["users"] > 30 and data["training"].startswith(said)
     put(tmp_path, csv(days(120, users=30)))
     data, words = check_folder(tmp_path)
-    assert "next: python -m qanchor fit" in words and training_cutoffs(load_users(tmp_path))
+    assert "next: qanchor fit" in words and training_cutoffs(load_users(tmp_path))
