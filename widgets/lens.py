@@ -46,12 +46,11 @@ MAX_LISTED = 100  # rows in the list of users
 MAX_HISTORY = 100  # maps that can be walked back to: some 100 MB for 2,000 users
 MIN_HISTORY = 5  # for very many users
 MAX_HISTORY_POINTS = 1_000_000  # places of users in all maps of the history: some 500 MB
-MOST_MOVED_SHARE = 0.8  # above, "moved" tells nobody apart and the ranking is the result
 TOP_SHARE = 0.1  # of the ranking, marked on the map of a result card
 POINT_COLUMNS = ["user", "query", "x", "y", "trust"]
-SHIFT_COLUMNS = ["user", "from_query", "to_query", "residual", "noise_floor", "beyond_noise"]
+SHIFT_COLUMNS = ["user", "from_query", "to_query", "toward_yes", "elsewhere", "stands_out"]
 RANKING_COLUMNS = ["user", "score", "answer"]
-TABLE_COLUMNS = ("x", "y", "trust", "residual", "beyond_noise", "score", "answer")
+TABLE_COLUMNS = ("x", "y", "trust", "toward_yes", "elsewhere", "stands_out", "score", "answer")
 
 
 @dataclass(frozen=True)
@@ -66,15 +65,8 @@ class MapEntry:
 
     @property
     def sentence(self) -> str:
-        """Who moved, in words; empty if the ranking is the result."""
+        """Who stands out, in words; empty if the ranking is the result."""
         return self.picture["sentence"]
-
-    @property
-    def most_moved(self) -> bool:
-        """Whether so many users moved that this tells nobody apart."""
-        if self.shift is None:
-            return False
-        return self.shift["beyond_noise"].mean() > MOST_MOVED_SHARE
 
 
 @dataclass
@@ -104,8 +96,8 @@ class Finding:
         return " ".join(filter(None, texts))
 
     def leads(self, entry: MapEntry) -> bool:
-        """Whether the ranking is the result of a query that gave this map, not who moved."""
-        return self.is_ranked and (entry.most_moved or not entry.sentence)
+        """Whether the ranking is the result of a query that gave this map, not who stands out."""
+        return self.is_ranked and not entry.sentence
 
 
 class QueryLens(View):
@@ -212,7 +204,6 @@ class QueryLens(View):
             "units": self._units,
             "max_arrows": MAX_ARROWS,
             "max_listed": MAX_LISTED,
-            "most_moved_share": MOST_MOVED_SHARE,
             "timelines": self._timeline_of is not None,
             "columns": self._columns.names,
             "ranks": self._ranks,
@@ -329,13 +320,15 @@ class QueryLens(View):
 
     @property
     def shift(self) -> pd.DataFrame:
-        """How far each user moved, farthest first: `user, from_query, to_query, residual ...`."""
+        """How far each user moved: `user, from_query, to_query, toward_yes, elsewhere ...`; first
+        those whose move toward yes is farthest above their largest one elsewhere.
+        """
         entry = self._entry
         if entry is None or entry.shift is None:
             return pd.DataFrame(columns=SHIFT_COLUMNS)
-        return entry.shift.sort_values(
-            "residual", ascending=False, kind="stable", ignore_index=True
-        )
+        margin = entry.shift["toward_yes"] - entry.shift["elsewhere"]
+        order = margin.sort_values(ascending=False, kind="stable").index
+        return entry.shift.loc[order].reset_index(drop=True)
 
     @property
     def ranking(self) -> pd.DataFrame:
@@ -355,8 +348,8 @@ class QueryLens(View):
 
         Returns:
             One row per user, in the order of the view: `user`, where it is on the map (`x, y,
-            trust`), how far it moved (`residual, beyond_noise`), `score` and `answer`, whether it
-            is `selected`, and the columns that the map can be colored by.
+            trust`), how far it moved (`toward_yes, elsewhere, stands_out`), `score` and `answer`,
+            whether it is `selected`, and the columns that the map can be colored by.
         """
         table = pd.DataFrame({"user": self._ids})
         parts = [self.ranking]
@@ -380,7 +373,7 @@ class QueryLens(View):
         return entry.sentence or entry.picture["warning"] or self._finding.sentence
 
     def result_card(self, text: str = "") -> ResultCard:
-        """Make a card of what is shown: the ranking if most users moved, else the movers.
+        """Make a card of what is shown: who stands out or, if that is not known, the ranking.
 
         Args:
             text: A remark of your own.
@@ -423,8 +416,6 @@ class QueryLens(View):
         if not finding.leads(entry):
             return {"sentence": f"{entry.sentence} {warning}".strip()}
         facts = {"sentence": f"{finding.packed['order']} {warning}".strip()}
-        if entry.sentence:
-            facts["who_moved"] = entry.sentence
         backtest = finding.backtest
         if backtest is not None and backtest.right is not None:
             asked = f"asked as of {backtest.cutoff} (chance: 0.5)"
@@ -451,7 +442,7 @@ class QueryLens(View):
     def _marked_users(self, entry: MapEntry) -> tuple[np.ndarray, str]:
         """Choose the users that the map of a result card marks, and say what a mark means."""
         if not self._finding.leads(entry):
-            return moved_users(entry), "moved beyond the noise floor"
+            return standing_out(entry), "stand out"
         marked = np.zeros(len(self._ids), bool)
         if len(self.selection):
             marked[self.selection.rows] = True
@@ -489,14 +480,12 @@ class QueryLens(View):
             return static_page(TITLE, [f"{self!r}: run the cell to open the map."])
         rows = []
         if entry.shift is not None:
-            rows.append([self._unit, "residual", "neighbours kept"])
+            rows.append([self._unit, "toward yes", "elsewhere at most"])
             for row in self.shift.head(10).itertuples():
-                residual = f"{row.residual:.2f}"
-                neighbors_kept = f"{row.neighbours_kept:.0%}"
-                rows.append([row.user, residual, neighbors_kept])
+                rows.append([row.user, f"{row.toward_yes:.2f}", f"{row.elsewhere:.2f}"])
         warning = entry.picture["warning"] if entry.sentence else ""
         lines = [f"Query: {entry.query}", self.sentence, warning, entry.picture["caption"]]
-        image = self._map_image(entry, moved_users(entry))
+        image = self._map_image(entry, standing_out(entry))
         return static_page(TITLE, lines, image, rows)
 
     @staticmethod
@@ -754,7 +743,11 @@ class QueryLens(View):
     def _show_ranking(self, query: str, ranking: dict | None = None) -> None:
         """Send the ranking and the backtest of a query, as far as they are known."""
         finding = self._finding_of(query)
-        self._ranking = ranking or {"query": query, **finding.packed}
+        packed = {"query": query, **finding.packed}
+        before = self._finding_of(self._entry.picture["from"] if self._entry else "")
+        if before.is_ranked:  # to tell who changed sides
+            packed["score_before"] = before.packed["score"]
+        self._ranking = ranking or packed
         self._backtest = {"query": query, "words": finding.backtest_words}
 
     def _draw(self, entry: MapEntry, refines: bool = False) -> None:
@@ -808,6 +801,6 @@ class QueryLens(View):
         return {"text": self._answer_of(user, query)}
 
 
-def moved_users(entry: MapEntry) -> np.ndarray:
-    """Say which users moved beyond the noise floor, in the order of the users."""
+def standing_out(entry: MapEntry) -> np.ndarray:
+    """Say which users stand out, in the order of the users."""
     return np.frombuffer(entry.picture["beyond"], dtype=np.uint8) > 0

@@ -14,7 +14,7 @@ MAX_EVENT_LENGTH = 300  # characters of an event of the timeline
 MAX_USERS_SENT_WITH_EVENTS = 10_000  # above, events are sent for the users the browser asks for
 USER_COLUMNS = ("user", "events", "first", "last", "recent")
 RANKING_TEXTS = ("interpretation", "order")  # of an update, passed on to the browser
-SHIFT_NUMBERS = ["residual", "noise_floor", "beyond_noise", "neighbours_kept"]
+SHIFT_NUMBERS = ["residual", "toward_yes", "elsewhere", "stands_out", "neighbours_kept"]
 SHIFT_COLUMNS = ["user", *SHIFT_NUMBERS, "gained", "lost"]
 
 
@@ -133,8 +133,8 @@ def pack_shift(ids: Sequence[str], shift: pd.DataFrame | None, row_of_backend: n
 
     Args:
         ids: The users, in the order of the view.
-        shift: One row per user: `user, residual, noise_floor, beyond_noise, neighbours_kept` and
-            `gained`, `lost`: tuples of row numbers into the back end's users.
+        shift: One row per user: `user`, the columns `SHIFT_NUMBERS`, and `gained`, `lost`: tuples
+            of row numbers into the back end's users.
         row_of_backend: The view's row of each of the back end's users, -1 for a user the view does
             not have.
 
@@ -146,12 +146,12 @@ def pack_shift(ids: Sequence[str], shift: pd.DataFrame | None, row_of_backend: n
     by_user = shift.set_index("user")
     table = by_user.reindex(index=list(ids), columns=SHIFT_COLUMNS[1:])
     numbers = table[SHIFT_NUMBERS].astype(float)
-    floor = numbers["noise_floor"].max()
-    beyond = numbers["beyond_noise"] == 1  # NaN is not beyond
+    stands_out = numbers["stands_out"] == 1  # NaN does not
     return {
-        "floor": float(np.nan_to_num(floor)),
         "residual": float_bytes(numbers["residual"].fillna(0)),
-        "beyond": beyond.to_numpy(np.uint8).tobytes(),
+        "toward": float_bytes(numbers["toward_yes"].fillna(0)),
+        "elsewhere": float_bytes(numbers["elsewhere"].fillna(0)),
+        "beyond": stands_out.to_numpy(np.uint8).tobytes(),
         "neighbors_kept": float_bytes(numbers["neighbours_kept"]),
         "gained": pack_neighbors(table["gained"], row_of_backend),
         "lost": pack_neighbors(table["lost"], row_of_backend),

@@ -29,13 +29,13 @@ FIRST_STEPS = (
     Step(
         "See who moves",
         ".lens-map",
-        "Each mark is a user. Whoever moves farther than mere rewording explains is a diamond.",
+        "Each mark is a user. Those that this question moves more than any other are diamonds.",
     ),
     Step(
         "Select",
         ".lens-map, .lens-foot",
-        "Drag around some, or press the count of those who moved, below. By keyboard: arrows walk, "
-        "Space selects.",
+        "Drag around some, or press the count of those that stand out, below. By keyboard: arrows "
+        "walk, Space selects.",
     ),
     Step(
         "Group",

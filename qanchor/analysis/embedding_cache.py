@@ -1,27 +1,15 @@
-"""Embeddings and noise floors of the queries that were asked last, of the same users."""
+"""Embeddings of the queries that were asked last, of the same users."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import replace
 
 import numpy as np
 
-from qanchor.analysis.shift import noise_floor
 from qanchor.inference.engine import Engine
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.utils.arrays import LRUCache
 
-# Rewordings that do not change the question. What they move is the noise floor.
-PARAPHRASES = (
-    "{} Please answer.",
-    "Tell me: {}",
-    "A question: {}",
-    "I would like to know: {}",
-    "{} What do you think?",
-)
-# about so many users are asked the paraphrases: twice as many as dimensions
-PARAPHRASE_USERS = 256
 # newest queries that are cached: 164 MB for 2,000 users; the questions of a group fit in
 MAX_CACHED_QUERIES = 160
 # embeddings that are cached at most, 2 GB of 128 numbers: 40 queries of 100,000 users
@@ -32,7 +20,7 @@ MIN_CACHED_QUERIES = 8  # queries that are cached however many users there are
 class EmbeddingCache:
     """Embed users under queries and keep the newest results.
 
-    `embeddings` (query to array (user, dim)) and `noise_floors` (query to number) are LRU caches.
+    `embeddings` (query to array (user, dim)) is an LRU cache.
 
     Args:
         engine: The model.
@@ -54,7 +42,6 @@ class EmbeddingCache:
         affordable = MAX_CACHED_EMBEDDINGS // len(cache)
         size = min(MAX_CACHED_QUERIES, max(MIN_CACHED_QUERIES, affordable))
         self.embeddings = LRUCache(size)
-        self.noise_floors = LRUCache(MAX_CACHED_QUERIES)
 
     def embed(self, *queries: str) -> Generator[tuple[str, int, int], None, dict[str, np.ndarray]]:
         """Embed all users under queries, those that are not cached in one visit of each user.
@@ -84,24 +71,3 @@ class EmbeddingCache:
             self.embeddings.update(embedded)
             results |= embedded
         return results
-
-    def noise_floor(self, query: str) -> float:
-        """Return the shift that rewording the query alone stays under for 95 % of the users.
-
-        Args:
-            query: A query that was embedded.
-
-        Returns:
-            The residual shift, see `analysis.shift.noise_floor`.
-        """
-        if query in self.noise_floors:
-            return self.noise_floors[query]
-        step = max(1, round(len(self.ids) / PARAPHRASE_USERS))
-        groups = self.cache.groups[::step]
-        rows = np.concatenate([group.rows for group in groups])
-        texts = [paraphrase.format(query) for paraphrase in PARAPHRASES]
-        subset = replace(self.cache, groups=groups)
-        reworded = np.concatenate([z for _, z in self.engine.iter_embed(subset, texts)])
-        base = self.embeddings[query][rows]
-        self.noise_floors[query] = noise_floor(base, list(reworded.swapaxes(0, 1)))
-        return self.noise_floors[query]

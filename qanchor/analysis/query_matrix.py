@@ -78,9 +78,9 @@ def query_group_matrix(
         `rank_queries_for_group`.
         yes_score, yes_score_chance, yes_score_beyond: how often a user of the group has a higher
         score of `Engine.rank` than one of the others; the chance level is a distance from 0.5. NaN
-        if the question has no yes. shift, shift_rest, noise_floor, ratio, ratio_chance,
-        ratio_beyond: the median residual shift from the empty query, of the group and of the
-        others; ratio is the first by the second, its chance level a factor, up or down.
+        if the question has no yes. shift, shift_rest, ratio, ratio_chance, ratio_beyond: the median
+        residual shift from the empty query, of the group and of the others; ratio is the first by
+        the second, its chance level a factor, up or down.
 
     Raises:
         KeyError: If an id is unknown.
@@ -137,7 +137,7 @@ def query_group_matrix(
             n = int(group.sum())
             about = {"query": query, "group": name, "n": n, "n_rest": n_users - n}
             rows.append(about | known[name])
-        frame = _matrix_frame(rows, embedding_cache.noise_floors)
+        frame = _matrix_frame(rows)
         yield MatrixProgress("row", row, n_users, frame)
     yield frame
 
@@ -195,13 +195,12 @@ def _measure_cell(z: EmbeddingRows, rank: UserFloats, moved: UserFloats, inside:
     }
 
 
-def _matrix_frame(rows: list[dict], noise_floors: Mapping[str, float]) -> pd.DataFrame:
+def _matrix_frame(rows: list[dict]) -> pd.DataFrame:
     """Build the frame of the results so far; the chance levels are those of the questions so
     far.
     """
     frame = pd.DataFrame(rows)
     frame = frame.assign(**auc_columns(np.stack(frame["aucs"]), FOLDS))
-    frame["noise_floor"] = frame["query"].map(noise_floors.get).astype(float)
     frame["ratio"] = frame["shift"] / frame["shift_rest"]
     frame["chance"] = _chance_levels(frame, "random_auc")
     frame["yes_score_chance"] = _chance_levels(frame, "random_yes_score")

@@ -1,5 +1,5 @@
-"""Who moved when the query changed: Procrustes alignment, residual shift and a noise floor, in the
-original space.
+"""Who moved when the query changed, and who stands out against other queries, in the original
+space.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from qanchor.utils.arrays import l2_normalize
 from qanchor.utils.types import EmbeddingRows, UserFloats
 
 N_NEIGHBORS = 15
-NOISE_QUANTILE = 0.95  # of the users move less than the noise floor when a query is reworded
+MIN_MOVE = 1.0  # standard deviations of the users' moves, from which on a user stands out
+SCORE = 0  # place of the score in an embedding, see `PointingReader.embed`
 MAX_LISTED_NEIGHBORS = 5  # gained and lost neighbours listed in the shift frame
 # With more users neighbours are found by an index, trust is estimated, and the map is a PCA by
 # default.
@@ -22,8 +23,9 @@ SHIFT_COLUMNS = [
     "from_query",
     "to_query",
     "residual",
-    "noise_floor",
-    "beyond_noise",
+    "toward_yes",
+    "elsewhere",
+    "stands_out",
     "neighbours_kept",
     "gained",
     "lost",
@@ -73,29 +75,61 @@ def residual_shift(before: EmbeddingRows, after: EmbeddingRows) -> UserFloats:
     return np.linalg.norm(align(before, after)[0] - before, axis=1)
 
 
-def noise_floor(base: EmbeddingRows, paraphrases: list[EmbeddingRows]) -> float:
-    """Return the shift that rewording alone stays under, for 95 % of the users.
+def toward_yes(before: EmbeddingRows, after: EmbeddingRows) -> UserFloats:
+    """Return how far each user moved in the direction in which the scores of `after` grow.
 
-    The largest shift over the paraphrases is taken per user, then the quantile over users. With
-    five paraphrases a sixth moves about 1 user in 100 beyond the floor.
+    What all users have in common is removed: their mean move. There is no rotation, because one
+    that fits two queries also turns this direction.
 
     Args:
-        base: Embeddings under the query.
-        paraphrases: Embeddings of the same users under each paraphrase.
+        before: Embeddings of the users.
+        after: Embeddings of the same users in the same order; the first number is the score.
 
     Returns:
-        The noise floor.
+        One signed length per user; their mean is 0.
+
+    Example:
+        >>> before = np.zeros((4, 2))
+        >>> after = np.array([[0.0, 5.0], [0.0, 5.0], [0.0, 5.0], [4.0, 5.0]])
+        >>> toward_yes(before, after)  # the second number grew for all
+        array([-1., -1., -1.,  3.])
+    """
+    moved = (after - after.mean(axis=0)) - (before - before.mean(axis=0))
+    score = after[:, SCORE] - after[:, SCORE].mean()
+    direction = moved.T @ score
+    length = np.linalg.norm(direction)
+    return moved @ direction / length if length else np.zeros(len(moved))
+
+
+def compare_with_others(
+    before: EmbeddingRows, after: EmbeddingRows, others: list[EmbeddingRows]
+) -> tuple[UserFloats, UserFloats]:
+    """Compare how far a query moves each user toward yes with what other queries do to this user.
+
+    Each query has its own unit, the standard deviation over users, so that one that spreads users
+    widely has no advantage. A query that spreads them less than the others usually do, such as a
+    paraphrase of the query before, is measured in the usual unit.
+
+    Args:
+        before: Embeddings under the query before.
+        after: Embeddings under the query.
+        others: Embeddings under each of the other queries.
+
+    Returns:
+        The move toward yes under the query, and the largest one under the others, but at least
+        `MIN_MOVE`, of each user. If the query is like the others, the first is larger for at most 1
+        user in `len(others) + 1`.
 
     Raises:
-        ValueError: If there is no paraphrase.
+        ValueError: If there is no other query.
     """
-    if not len(paraphrases):
-        raise ValueError(
-            "A noise floor needs at least 1 paraphrase; found 0. Embed the same query in other "
-            "words."
-        )
-    worst = np.max([residual_shift(base, rows) for rows in paraphrases], axis=0)
-    return float(np.quantile(worst, NOISE_QUANTILE))
+    if not others:
+        raise ValueError("Found 0 other queries; at least 1 is required to compare with.")
+    moves = np.stack([toward_yes(before, rows) for rows in [after, *others]])
+    spread = moves.std(axis=1)
+    usual = max(float(np.median(spread[1:])), 1e-9)
+    moves = moves / np.maximum(spread, usual)[:, None]
+    return moves[0], np.maximum(moves[1:].max(axis=0), MIN_MOVE)
 
 
 def knn_indices(rows: EmbeddingRows, k: int = N_NEIGHBORS) -> Neighbors:
@@ -164,10 +198,9 @@ def embedding_shift(
     ids,
     from_query: str,
     to_query: str,
-    floor: float,
+    others: list[EmbeddingRows],
 ) -> pd.DataFrame:
-    """Measure how far each user moved between two queries, and whether that is more than rewording
-    does.
+    """Measure how far each user moved between two queries, and who stands out.
 
     Args:
         before: Embeddings under the first query; rows are scaled to unit length.
@@ -175,33 +208,41 @@ def embedding_shift(
         ids: The users, in the order of the rows.
         from_query: The first query.
         to_query: The second query.
-        floor: The noise floor, from `noise_floor`.
+        others: Embeddings under other queries; without any, nobody stands out.
 
     Returns:
-        `user, from_query, to_query, residual, noise_floor, beyond_noise, neighbours_kept, gained,
-        lost`; gained and lost are tuples of row numbers, see `neighbors_changed`.
+        `user, from_query, to_query, residual, toward_yes, elsewhere, stands_out, neighbours_kept,
+        gained, lost`. A user stands out whose move toward yes is larger than `elsewhere`, the
+        largest under the other queries, see `compare_with_others`; gained and lost are tuples of
+        row numbers, see `neighbors_changed`. `attrs["others"]` is the number of other queries.
 
     Example:
-        >>> rows = np.random.default_rng(0).normal(size=(40, 4))
+        >>> rows = np.random.default_rng(0).normal(size=(4, 40, 4))
         >>> ids = [f"u{i}" for i in range(40)]
-        >>> embedding_shift(rows, rows, ids, "a", "b", floor=0.1).beyond_noise.sum()
-        np.int64(0)
+        >>> embedding_shift(rows[0], rows[0], ids, "a", "b", list(rows[1:])).stands_out.sum() < 4
+        np.True_
     """
     before = l2_normalize(before)
     after = l2_normalize(after)
-    moved = residual_shift(before, after)
+    toward = elsewhere = np.full(len(before), np.nan)
+    if others:
+        others = [l2_normalize(rows) for rows in others]
+        toward, elsewhere = compare_with_others(before, after, others)
     frame = neighbors_changed(before, after, ids).assign(
         from_query=from_query,
         to_query=to_query,
-        residual=moved,
-        noise_floor=floor,
-        beyond_noise=moved > floor,
+        residual=residual_shift(before, after),
+        toward_yes=toward,
+        elsewhere=elsewhere,
+        stands_out=toward > elsewhere,
     )
-    return frame[SHIFT_COLUMNS]
+    frame = frame[SHIFT_COLUMNS]
+    frame.attrs["others"] = len(others)
+    return frame
 
 
-def share_beyond_noise(shift: pd.DataFrame) -> tuple[float, float, float]:
-    """Return the share of users that moved beyond the noise floor, with its 95 % interval (Wilson).
+def share_standing_out(shift: pd.DataFrame) -> tuple[float, float, float]:
+    """Return the share of users that stand out, with its 95 % interval (Wilson).
 
     Args:
         shift: From `embedding_shift`.
@@ -210,12 +251,12 @@ def share_beyond_noise(shift: pd.DataFrame) -> tuple[float, float, float]:
         (share, low, high).
 
     Example:
-        >>> share_beyond_noise(pd.DataFrame({"beyond_noise": [True, False]}))[0]
+        >>> share_standing_out(pd.DataFrame({"stands_out": [True, False]}))[0]
         0.5
     """
     from scipy.stats import binomtest
 
-    result = binomtest(int(shift["beyond_noise"].sum()), len(shift))
+    result = binomtest(int(shift["stands_out"].sum()), len(shift))
     interval = result.proportion_ci(method="wilson")
     return result.statistic, float(interval.low), float(interval.high)
 

@@ -76,6 +76,14 @@ class Interpretation:
             labels[0] += f" of at least {self.threshold:,g}"
         return [f"not {label}" if self.sign < 0 else label for label in labels]
 
+    def overlaps(self, other: Interpretation) -> bool:
+        """Return whether both mean some of the same things, or both any event.
+
+        Args:
+            other: Of another question.
+        """
+        return bool(set(self.things) & set(other.things)) or self.things == other.things
+
 
 def encode_questions(
     model: QAnchor, queries: Sequence[QueryLike], unit: str, horizon_days: int

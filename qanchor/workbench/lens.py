@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -18,12 +19,12 @@ from qanchor.data.things import ThingEvents
 from qanchor.data.users import Users
 from qanchor.evaluation.backtest import backtest
 from qanchor.inference.engine import Engine
-from qanchor.inference.evidence import interpret
+from qanchor.inference.evidence import Interpretation, interpret
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.utils.text import has_words, plural
 from qanchor.workbench.messages import (
     BACKTESTING,
-    MEASURING_NOISE,
+    COMPARING,
     backtest_summary,
     interpretation_sentence,
     opening_message,
@@ -37,6 +38,13 @@ from qanchor.workbench.messages import (
 )
 from qanchor.workbench.updates import Update
 
+# Questions that a question is compared with: by chance 1 user in 20 stands out.
+MAX_OTHERS = 19
+MIN_OTHERS = 4
+SPARE_OTHERS = 2  # take the place of those that mean what is asked
+# Users times questions that are embedded for it unasked: about ten seconds, once.
+MAX_EMBEDDED_UNASKED = 100_000
+
 
 class LensBackend:
     """Answer typed queries: where every user is, who moved, and who is nearest to a yes.
@@ -45,8 +53,8 @@ class LensBackend:
     cancels the work.
 
     Attributes: `ids`, `unit`, `units` (its plural), `queries` (suggestions), `method`, `embeddings`
-    and `noise_floors` (the newest, by query), `embedding_cache` (which holds both), and
-    `provenance` (called with `shift=`, what a result card says).
+    (the newest, by query), `embedding_cache` (which holds them), and `provenance` (called with
+    `shift=`, what a result card says).
 
     Args:
         engine: The model.
@@ -83,7 +91,8 @@ class LensBackend:
         self.provenance = partial(provenance, engine.model.run, unit=users.unit)
         self.embedding_cache = embedding_cache or EmbeddingCache(engine, self.cache)
         self.embeddings = self.embedding_cache.embeddings
-        self.noise_floors = self.embedding_cache.noise_floors
+        self._suggested = engine.suggest_queries(users, 2 * MAX_OTHERS)
+        self._meanings: dict[str, Interpretation] = {}
         # without a language model it takes about a second
         self.backtests_unasked = not engine.model.reader.has_language_model
         self._users = users
@@ -101,9 +110,8 @@ class LensBackend:
         Yields:
             Progress; then updates with `data["points"]` (`user, query, x, y, trust`) and
             `data["shift"]` (see `embedding_shift`); then, for a query that is not empty, updates
-            of `rank`. The last update has all of them. Any question moves nearly all users away
-            from where they were before any: then the maps have no message, and the last update
-            says who ranks first.
+            of `rank`. The last update has all of them. Without other questions to compare with
+            the maps have no message, and the last update says who ranks first.
         """
         query = query.strip()
         previous = previous or ""
@@ -223,34 +231,67 @@ class LensBackend:
         for _, done, _ in self.embedding_cache.embed(query, previous):
             yield Update(done, n_users, progress_message("Embedded", done, n_users, self.unit))
 
-        quick_map = None
         # a PCA is there at once; the first UMAP compiles
-        if self._has_many_users or not self._maps:
-            quick_map = self._draw("pca", previous, query)
-        if self._has_many_users:  # who moved takes longer: the map comes first
-            yield self._map_update("", "", quick_map, None)
+        is_quick = self._has_many_users or not self._maps
+        method = "pca" if is_quick else self.method
+        points = self._draw(method, previous, query)
+        message = "" if query else opening_message(n_users, self.unit)
+        warning = self._warning(query)
+        yield self._map_update(message, warning, points, None)
 
+        for _ in self.embedding_cache.embed(*self._unasked):
+            yield Update(n_users, n_users, COMPARING)
         shift = None
-        message = opening_message(n_users, self.unit)
         if query != previous:
-            yield Update(n_users, n_users, MEASURING_NOISE)
             before = self.embeddings[previous]
             after = self.embeddings[query]
-            floor = self.embedding_cache.noise_floor(query)
-            shift = embedding_shift(before, after, self.ids, previous, query, floor)
-            message = shift_summary(shift, self.unit) if previous else ""
-        warning = self._warning(query)
-        if quick_map is not None:
-            yield self._map_update(message, warning, quick_map, shift)
-        if quick_map is None or self.method != "pca":
+            others = [self.embeddings[text] for text in self._other_queries(query, previous)]
+            shift = embedding_shift(before, after, self.ids, previous, query, others)
+            message = shift_summary(shift, self.unit)
+        yield self._map_update(message, warning, points, shift)
+        if method != self.method:
             points = self._draw(self.method, previous, query)
             yield self._map_update(message, warning, points, shift)
+
+    @cached_property
+    def _unasked(self) -> list[str]:
+        """Suggestions that can be answered, to compare queries with; none if embedding them would
+        take long.
+        """
+        many = min(MAX_OTHERS, MAX_EMBEDDED_UNASKED // len(self.ids))
+        if many < MIN_OTHERS or self.engine.model.reader.has_language_model:
+            return []
+        answerable = (text for text in self._suggested if self._meaning(text).answerable)
+        return list(islice(answerable, many + SPARE_OTHERS))
+
+    def _other_queries(self, query: str, previous: str) -> list[str]:
+        """Choose what to compare a query with: suggestions, or without them what was asked before,
+        but nothing that means what the query or the previous one does.
+
+        Returns:
+            No question if the query has no answer.
+        """
+        if not query or not self._meaning(query).answerable:
+            return []
+        asked = [self._meaning(text) for text in (query, previous) if text]
+        others = []
+        for text in self._unasked or [text for text in self.embeddings if text]:
+            meaning = self._meaning(text)
+            if meaning.answerable and not any(meaning.overlaps(one) for one in asked):
+                others.append(text)
+        return others[:MAX_OTHERS]
+
+    def _meaning(self, query: str) -> Interpretation:
+        """Return what a query means; meanings are cached."""
+        if query not in self._meanings:
+            self._meanings[query], _ = interpret(self.engine.model, self.cache.tokens, query)
+        return self._meanings[query]
 
     def _warning(self, query: str) -> str:
         """Warn of a query that the run cannot answer."""
         if not query:
             return ""
-        meaning, _ = interpret(self.engine.model, self.cache.tokens, query)
+        meaning = self._meaning(query)
         return "" if meaning.answerable else unanswerable_note(query, meaning.nearest)
 
     def _draw(self, method: str, previous: str, query: str) -> pd.DataFrame:

@@ -16,10 +16,9 @@ from qanchor.analysis.clusters import (
     SUBSAMPLES,
     ClusterComparison,
 )
-from qanchor.analysis.embedding_cache import PARAPHRASES
 from qanchor.analysis.group_queries import FOLDS, SEEDS
 from qanchor.analysis.query_matrix import MatrixProgress
-from qanchor.analysis.shift import N_NEIGHBORS, share_beyond_noise
+from qanchor.analysis.shift import N_NEIGHBORS, share_standing_out
 from qanchor.evaluation.backtest import BacktestResult
 from qanchor.models.words import asks_two_things
 from qanchor.utils.text import count, plural
@@ -66,7 +65,7 @@ def progress_message(what: str, done: int, total: int, noun: str, where: str = "
 
 # The lens
 
-MEASURING_NOISE = "Measuring what rewording alone does ..."
+COMPARING = "Comparing with other questions ..."
 BACKTESTING = "Backtesting the ranking ..."
 NOBODY_ELSE = "There is nobody to compare with."
 
@@ -129,24 +128,39 @@ def order_sentence(ranking: pd.DataFrame, unit: str = "user") -> str:
 
 
 def shift_summary(shift: pd.DataFrame, unit: str = "user") -> str:
-    """Say how many users moved and which moved most.
+    """Say how many users stand out, how many would by chance, and who stands out most.
 
     Args:
-        shift: A frame with `user, residual, beyond_noise`, from `embedding_shift`.
+        shift: From `embedding_shift`.
         unit: The word for a user; default "user".
 
+    Returns:
+        The sentences; empty if there was no other question to compare with.
+
     Example:
-        >>> shift = pd.DataFrame({"user": ["a", "b"], "residual": [0.9, 0.1]})
-        >>> shift_summary(shift.assign(beyond_noise=[True, False]))
-        '1 of 2 users moved beyond the noise floor (5 paraphrases). a moved most.'
+        >>> shift = pd.DataFrame({"user": ["a", "b"], "toward_yes": [2.0, 0.1], "elsewhere": 1.0})
+        >>> shift["stands_out"] = shift["toward_yes"] > shift["elsewhere"]
+        >>> shift.attrs["others"] = 19
+        >>> shift_summary(shift)
+        '1 of 2 users stands out: this question moves them further toward yes than any of 19 other
+        questions (by chance: 0). a stands out most.'
     """
-    moved = shift[shift["beyond_noise"]].sort_values(
-        ["residual", "user"], ascending=[False, True], kind="stable"
+    n_others = shift.attrs.get("others", 0)
+    if not n_others:
+        return ""
+    by_chance = len(shift) / (n_others + 1)
+    margin = (shift["toward_yes"] - shift["elsewhere"])[shift["stands_out"]]
+    names = shift.loc[margin.sort_values(ascending=False, kind="stable").index, "user"].astype(str)
+    stand = "stands" if len(names) == 1 else "stand"
+    others = f"any of {n_others} other questions" if n_others > 1 else "another question"
+    summary = (
+        f"{len(names):,} of {count(len(shift), unit)} {stand} out: this question moves them "
+        f"further toward yes than {others} (by chance: {by_chance:,.0f})."
     )
-    floor = f"the noise floor ({count(len(PARAPHRASES), 'paraphrase')})"
-    summary = f"{len(moved):,} of {count(len(shift), unit)} moved beyond {floor}."
-    names = [str(user) for user in moved["user"][:MAX_NAMED]]
-    return f"{summary} {join_names(names)} moved most." if names else summary
+    if names.empty:
+        return summary
+    stand = "stands" if len(names) == 1 else "stand"
+    return f"{summary} {join_names(names[:MAX_NAMED].tolist())} {stand} out most."
 
 
 def projection_caption(points: pd.DataFrame, unit: str = "user") -> str:
@@ -292,13 +306,14 @@ def provenance(
 
     Returns:
         `run, seed, unit, units, version`; with a shift also `metric, value, low, high, n`: the
-        share of users that moved, with its 95 % interval.
+        share of users that stand out, with its 95 % interval.
 
     Example:
-        >>> moved = pd.DataFrame({"user": ["a", "b"], "beyond_noise": [True, False]})
-        >>> record = provenance("", 0, moved.assign(noise_floor=0.3))
+        >>> moved = pd.DataFrame({"user": ["a", "b"], "stands_out": [True, False]})
+        >>> moved.attrs["others"] = 19
+        >>> record = provenance("", 0, moved)
         >>> {name: record[name] for name in ("metric", "value", "n")}
-        {'metric': 'share of users beyond the noise floor of 0.30', 'value': 0.5, 'n': 2}
+        {'metric': 'share of users that stand out (by chance: 1 in 20)', 'value': 0.5, 'n': 2}
     """
     try:
         installed = f"qanchor {version('qanchor')}"
@@ -306,10 +321,10 @@ def provenance(
         installed = "qanchor, not installed"
     words = {"unit": unit, "units": plural(unit)}
     facts: dict = {"run": run, "seed": seed, **words, "version": installed}
-    if shift is not None:
-        value, low, high = share_beyond_noise(shift)
-        floor = shift["noise_floor"].max()
-        facts["metric"] = f"share of {plural(unit)} beyond the noise floor of {floor:.2f}"
+    if shift is not None and shift.attrs["others"]:
+        value, low, high = share_standing_out(shift)
+        chance = f"by chance: 1 in {shift.attrs['others'] + 1}"
+        facts["metric"] = f"share of {plural(unit)} that stand out ({chance})"
         facts |= {"value": value, "low": low, "high": high, "n": len(shift)}
     return facts
 

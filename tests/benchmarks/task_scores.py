@@ -41,6 +41,14 @@ QUERIES = SAMPLE_QUERIES | {
     "female": "Is this {user} a woman?",
     "age35": "Is this {user} older than 35?",
 }
+# rewordings that do not change the question
+PARAPHRASES = (
+    "{} Please answer.",
+    "Tell me: {}",
+    "A question: {}",
+    "I would like to know: {}",
+    "{} What do you think?",
+)
 TASK_COLUMNS = ["task", "domain", "method", "auc", "auc_low", "auc_high", "ks", "n", "positives"]
 # (task, method) -> held-out scores and fold numbers, each (seed, user)
 HeldOutScores = dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]

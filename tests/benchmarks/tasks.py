@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 
 import qanchor as qa
-from qanchor.analysis.embedding_cache import PARAPHRASES
 from qanchor.data.sample import sample_ground_truth
 from qanchor.data.users import Users
 from qanchor.evaluation.metrics import roc_auc
@@ -27,6 +26,7 @@ from tests.benchmarks.earlier import earlier_labels, earlier_scores
 from tests.benchmarks.engines import open_engine, rank_scores, shuffled_rows, with_label_horizon
 from tests.benchmarks.fitted import parts_of_prior
 from tests.benchmarks.task_scores import (
+    PARAPHRASES,
     HeldOutScores,
     average_auc,
     cross_validate_tasks,

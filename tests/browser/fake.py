@@ -146,20 +146,23 @@ class FakeLens:
             points = points[len(self.ids) :]
             words = f"{total:,} users before any question. Ask something to see who moves."
             return Update(total, total, words, caption, data={"points": points})
-        beyond = (residual > 0.3) | ("everybody" in query)
+        alone = "alone" in query  # there is no other question to compare with
+        beyond = (residual > 0.3) & (not alone)
         shift = pd.DataFrame(
             {"user": self.ids, "from_query": previous, "to_query": query, "residual": residual}
         )
-        shift = shift.assign(
-            noise_floor=0.3, beyond_noise=beyond, neighbours_kept=np.where(beyond, 0.2, 0.93)
-        )
+        shift = shift.assign(toward_yes=residual, elsewhere=0.3, stands_out=beyond)
+        shift = shift.assign(neighbours_kept=np.where(beyond, 0.2, 0.93))
+        shift.attrs["others"] = 0 if alone else 19
         near = [tuple((i * 7 + k) % total for k in range(1, 4)) for i in range(total)]
         first = shift.sort_values("residual", ascending=False)["user"].head(3)
         words = (
-            f"{beyond.sum():,} of {len(self.ids):,} users moved beyond the noise floor (5 "
-            "paraphrases)."
+            f"{beyond.sum():,} of {len(self.ids):,} users stand out: this question moves them "
+            f"further toward yes than any of 19 other questions (by chance: {total / 20:.0f})."
         )
-        words += f" {first.iloc[0]}, {first.iloc[1]} and {first.iloc[2]} moved most."
+        words += f" {first.iloc[0]}, {first.iloc[1]} and {first.iloc[2]} stand out most."
+        if alone:
+            words = ""
         data = {"points": points, "shift": shift.assign(gained=near, lost=near[::-1])}
         return Update(total, total, words, caption, data=data)
 
@@ -170,9 +173,10 @@ class FakeLens:
         time.sleep(self.seconds / 4)
         if "unranked" in query:
             raise ValueError("the answers could not be read")
-        ranking = pd.DataFrame({"user": self.ids, "score": np.linspace(-0.2, 0.6, total)})
+        order = self.ids[::-1] if "turns" in query else self.ids
+        ranking = pd.DataFrame({"user": order, "score": np.linspace(-0.2, 0.6, total)})
         ranking["answer"] = np.where(ranking["score"] > 0, "likely", "unlikely")
-        first = ", ".join(self.ids[:-3:-1]) + f" and {self.ids[-3]}"
+        first = ", ".join(order[:-3:-1]) + f" and {order[-3]}"
         data = {
             "ranking": ranking,
             "interpretation": "Interpreted as a question about travel, not commute.",
@@ -321,9 +325,9 @@ def fake_provenance(shift=None) -> dict:
     """Give what a result card says of a result, as the library does."""
     facts = {"run": "3f2a" * 16, "seed": 0, "version": "qanchor 0.1.0"}
     if shift is not None:
-        moved, n = int(shift["beyond_noise"].sum()), len(shift)
+        moved, n = int(shift["stands_out"].sum()), len(shift)
         facts |= {
-            "metric": "share of users beyond the noise floor of 0.30",
+            "metric": "share of users that stand out (by chance: 1 in 20)",
             "value": moved / n,
             "low": moved / n - 0.04,
         }

@@ -121,7 +121,6 @@ class FakeMatrix:
             "yes_score_beyond": beyond,
             "shift": 0.52,
             "shift_rest": 0.5,
-            "noise_floor": 0.06,
         }
         return row | {
             "ratio": 1.3 if place == (0, 6) else 1.02,

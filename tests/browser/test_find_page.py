@@ -71,7 +71,7 @@ def test_the_map_is_colored_by_a_column_and_a_category_selects_its_users(book):
     book.wait("document.querySelector('.lens-legend').textContent.includes('age, 12 to 587')")
     assert book.page.get_by_label("Colour by a column").input_value() == "age"
     book.page.get_by_role("button", name="moved", exact=True).click()
-    book.wait("document.querySelector('.lens-legend').textContent.includes('noise floor')")
+    book.wait("document.querySelector('.lens-legend').textContent.includes('stand out')")
 
 
 @pytest.mark.journey

@@ -163,7 +163,7 @@ def choose(hands: Hands) -> None:
     hands.until(lens("chosen", "3"))
     hands.book.shot("keys-list")
     moved = hands.page.locator(".bench .lens-sentence").first.inner_text().split()[0]
-    hands.reach(f"{moved} beyond the noise floor", "Shift+Tab")
+    hands.reach(f"{moved} stand out", "Shift+Tab")
     hands.press("Enter")
     hands.until(lens("chosen", moved))
     hands.reach("Save result card")

@@ -147,7 +147,7 @@ def test_asking_cancelling_and_going_back(book):
     book.ask(TRAVEL)
     book.wait("Number(document.querySelector('.lens-progress').getAttribute('aria-valuenow')) > 0")
     sentence = book.asked(TRAVEL, 300)
-    assert "of 100,000 users moved" in sentence
+    assert "of 100,000 users stand" in sentence
     book.record["moving_ms"] = frames(book.page)
     book.shot("large-asked")
     book.ask("slow")

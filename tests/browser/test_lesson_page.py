@@ -33,7 +33,7 @@ def test_the_lesson_answers_an_unseen_query(open_notebook, server):
     book.settled(timeout=120)
     before = book.state()
     book.ask(UNSEEN)
-    assert "moved beyond the noise floor" in book.asked(UNSEEN, timeout=180)
+    assert "stand out: this question moves" in book.asked(UNSEEN, timeout=180)
     assert (
         max(abs(a - b) for a, b in zip(before["shown"], book.state()["shown"], strict=True)) > 1e-3
     )

@@ -38,14 +38,14 @@ matrix.ask()
 bench = Workbench(FakeSession(0.1))
 bench.lens.ask("{TRAVEL}")"""
 VIEWS = {  # the mark by which the page knows each, and words that must be readable without a kernel
-    "lens": (".lens:not(.sel, .matrix, .att, .clus, .lab)", "moved beyond the noise floor"),
+    "lens": (".lens:not(.sel, .matrix, .att, .clus, .lab)", "users stand out"),
     "panel": (".sel", "40 of 600 users selected"),
     "matrix": (".matrix", "cells are told beyond chance"),
     "attention": (".att", "do not read attention as importance"),
     "clusters": (".clus", "4 clusters became 5"),
     "tuning": (".lab", "validation loss"),
     "card": (".result-card", "A first look."),
-    "bench": (".widget-tab", "moved beyond the noise floor"),
+    "bench": (".widget-tab", "users stand out"),
 }
 INK = """(canvas) => {
     const {width, height} = canvas;

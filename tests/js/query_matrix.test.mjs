@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { figure, ordered, strength, words } from "../../widgets/static/query_matrix.mjs";
 
-const cell = (auc, beyond, more = {}) => ({ auc, auc_low: auc - 0.05, auc_high: auc + 0.05, chance: 0.6, beyond_chance: beyond, yes_score: 1 - auc, yes_score_beyond: beyond, ratio: 1.2, ratio_beyond: false, shift: 0.6, noise_floor: null, ...more });
+const cell = (auc, beyond, more = {}) => ({ auc, auc_low: auc - 0.05, auc_high: auc + 0.05, chance: 0.6, beyond_chance: beyond, yes_score: 1 - auc, yes_score_beyond: beyond, ratio: 1.2, ratio_beyond: false, shift: 0.6, ...more });
 
 test("a cell within chance has no colour, whatever its number", () => {
   assert.equal(strength(cell(0.7, false), "auc"), 0);
@@ -29,7 +29,7 @@ test("rows and columns stand as dealt, strongest first, or alike", () => {
 
 test("a cell says itself in words", () => {
   const group = { name: "Concert", n: 1200 };
-  const description = words("Why?", group, cell(0.7, true, { noise_floor: 0.06 }));
+  const description = words("Why?", group, cell(0.7, true));
   assert.equal(description, "“Why?” and Concert (1,200 users): AUC .70 (95 %: .65 to .75), beyond chance (chance reaches .60). In 70 of 100 pairs the other leans more to yes, beyond chance. They shift 1.20 times as far as the others, 10.0 noise floors, within chance.");
   assert.equal(words("Why?", group, null), "“Why?” and Concert (1,200 users): not asked yet.");
   assert.equal(words("Why?", group, null, "family", "families"), "“Why?” and Concert (1,200 families): not asked yet.");

@@ -165,7 +165,7 @@ def test_the_table_has_what_is_shown_of_each_user(asked_lens):
     assert table["user"].tolist() == ["a", "b", "c"]
     assert table["selected"].tolist() == [False, True, False]
     assert table["x"].tolist() == [1.0, 2.0, 3.0] and table["score"].tolist() == [0.1, 0.3, 0.2]
-    assert table["beyond_noise"].tolist() == [True, False, False]
+    assert table["stands_out"].tolist() == [True, False, False]
     assert table["x (column)"].tolist() == [7, 8, 9]
 
 
@@ -175,9 +175,9 @@ def asked_lens():
     points = pd.DataFrame({"user": ids * 2, "query": [""] * 3 + ["q"] * 3, "y": 0.0})
     points["x"] = [0.0, 0.0, 0.0, 1.0, 2.0, 3.0]
     points["trust"] = 1.0
-    shift = pd.DataFrame({"user": ids[::-1], "residual": [0.1, 0.2, 0.9], "noise_floor": 0.3})
-    shift = shift.assign(from_query="", to_query="q", beyond_noise=shift["residual"] > 0.3)
-    shift = shift.assign(neighbours_kept=1.0, gained=[()] * 3, lost=[()] * 3)
+    shift = pd.DataFrame({"user": ids[::-1], "toward_yes": [0.1, 0.2, 0.9], "elsewhere": 0.3})
+    shift = shift.assign(from_query="", to_query="q", stands_out=shift["toward_yes"] > 0.3)
+    shift = shift.assign(residual=0.5, neighbours_kept=1.0, gained=[()] * 3, lost=[()] * 3)
     ranking = pd.DataFrame({"user": ids, "score": [0.1, 0.3, 0.2], "answer": "often"})
 
     def backend(query, previous):

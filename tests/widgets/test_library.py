@@ -9,11 +9,10 @@ from tests.fitted import fitted_engine, sample_users
 
 
 def test_the_library_hands_over_its_facts():
-    shift = pd.DataFrame(
-        {"user": list("abcd"), "beyond_noise": [True, False, False, False], "noise_floor": 0.3}
-    )
+    shift = pd.DataFrame({"user": list("abcd"), "stands_out": [True, False, False, False]})
+    shift.attrs["others"] = 19
     facts = provenance("ab" * 32, 7, shift)
-    card = ResultCard.from_facts(facts, sentence="One of four moved.")
+    card = ResultCard.from_facts(facts, sentence="One of four stands out.")
     assert (card.run, card.seed, card.value, card.n) == (
         "ab" * 32,
         7,

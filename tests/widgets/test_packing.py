@@ -40,9 +40,10 @@ TRAVEL = "Will this user travel soon?"
 
 def make_shift(ids, gained, lost):
     frame = pd.DataFrame(
-        {"user": ids, "from_query": "", "to_query": TRAVEL, "residual": 0.5, "noise_floor": 0.1}
+        {"user": ids, "from_query": "", "to_query": TRAVEL, "residual": 0.5, "toward_yes": 0.5}
     )
-    return frame.assign(beyond_noise=True, neighbours_kept=0.5, gained=gained, lost=lost)
+    frame = frame.assign(elsewhere=0.1, stands_out=True)
+    return frame.assign(neighbours_kept=0.5, gained=gained, lost=lost)
 
 
 def neighbors(packed, name):

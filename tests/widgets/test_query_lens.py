@@ -43,15 +43,15 @@ def rows(data, kind=np.float32, width=1):
 def test_asking_fills_the_frames_and_the_picture():
     lens, backend = make_lens()
     sentence = lens.ask(f"  {TRAVEL} ")
-    assert "of 60 users moved beyond the noise floor" in sentence and sentence == lens.sentence
+    assert "of 60 users stand out" in sentence and sentence == lens.sentence
     assert lens.queries_asked == (TRAVEL,)
     assert list(lens.points) == ["user", "query", "x", "y", "trust"] and len(lens.points) == 120
-    assert lens.shift.residual.is_monotonic_decreasing and set(lens.shift.to_query) == {TRAVEL}
+    assert lens.shift.toward_yes.is_monotonic_decreasing and set(lens.shift.to_query) == {TRAVEL}
     picture, points = lens._picture, lens.points.set_index(["query", "user"])
     assert (picture["from"], picture["to"]) == ("", TRAVEL)
     after = points.loc[TRAVEL].loc[list(backend.ids), ["x", "y"]].to_numpy(dtype=np.float32)
     np.testing.assert_array_equal(rows(picture["after"], width=2), after)
-    assert rows(picture["beyond"], np.uint8).sum() == lens.shift.beyond_noise.sum()
+    assert rows(picture["beyond"], np.uint8).sum() == lens.shift.stands_out.sum()
     gained = rows(picture["gained"], np.int32, 5)[0]
     assert (
         tuple(i for i in gained if i >= 0)
@@ -91,7 +91,7 @@ def test_a_still_picture_needs_no_script_and_escapes_text():
     assert (
         "<script" not in page and "&lt;script&gt;" in page and "data:image/svg+xml;base64," in page
     )
-    assert "moved beyond the noise floor" in page and len(page) < 60_000
+    assert "users stand out" in page and len(page) < 60_000
     assert lens.to_html().data == page
     assert "&lt;b&gt;" in static_page("<b>", ["x"], table=[["<i>"], ["<u>"]])
 

@@ -63,7 +63,7 @@ def test_a_cancelled_ranking_leaves_the_map_and_can_be_asked_for_again():
         lens._ranking == {"query": TRAVEL} and lens.ranking.empty and not lens._status.get("note")
     )
     assert (
-        lens.sentence.endswith("moved most.")
+        lens.sentence.endswith("stand out most.")
         and lens._picture["to"] == TRAVEL
         and backend.closed == 1
     )
@@ -91,7 +91,7 @@ def test_asking_from_a_cell_does_not_wait_for_a_ranking():
     lens.start(TRAVEL)
     until(lambda: lens._ranking.get("busy"))
     began = time.monotonic()
-    assert "moved" in lens.ask("Is this user price-conscious?")
+    assert "stand out" in lens.ask("Is this user price-conscious?")
     assert time.monotonic() - began < 5 and lens.queries_asked == (
         TRAVEL,
         "Is this user price-conscious?",
@@ -103,7 +103,9 @@ def test_a_ranking_that_fails_is_said_and_leaves_the_map(caplog):
     assert lens._ranking["order"] == "No ranking: the answers could not be read"
     assert "Traceback" in caplog.text and lens.ranking.empty
     assert (
-        "moved" in lens.sentence and not lens._status.get("error") and not lens._status.get("busy")
+        "stand out" in lens.sentence
+        and not lens._status.get("error")
+        and not lens._status.get("busy")
     )
     points = FakeLens(20, seconds=0).result(TRAVEL, "")
     none = [points, Update(0, 1, data={"ranking": None})]
@@ -207,7 +209,7 @@ def test_without_a_past_nothing_is_offered():
     assert lens._backtest == {"query": TRAVEL, "words": ""}
 
 
-def test_of_the_first_question_the_ranking_is_the_headline():
+def test_without_other_questions_the_ranking_is_the_headline():
     fake = FakeLens(60, seconds=0)
 
     def backend(query, previous):
@@ -218,27 +220,27 @@ def test_of_the_first_question_the_ranking_is_the_headline():
     words = f"{MEANING} {ORDER}"
     assert lens.ask(TRAVEL) == lens.sentence == words
     page = lens._repr_mimebundle_()[0]["text/html"]
-    assert words in page and "moved beyond" not in page
+    assert words in page and "stand out" not in page
     card = lens.result_card()
-    assert card.sentence == ORDER and "who moved" not in card.more
-    assert "moved beyond the noise floor" in lens.ask("Is this user price-conscious?")
+    assert card.sentence == ORDER
+    assert "stand out" in lens.ask("Is this user price-conscious?")
 
 
 @pytest.mark.parametrize("looked", [False, True])
-def test_a_card_of_which_nearly_all_moved_begins_with_the_ranking(looked):
+def test_a_card_without_other_questions_begins_with_the_ranking(looked):
     lens, backend = asked()
     entry = lens._entry
-    first, all_moved = lens.result_card(), entry.shift.assign(beyond_noise=True)
+    first = lens.result_card()
     assert (
         first.sentence == entry.sentence
         and first.metric == ""
         and first.more["backtest"] == "not run"
     )
-    object.__setattr__(entry, "shift", all_moved)
+    entry.picture["sentence"] = ""
     if looked:
         backtest(lens)
     card = lens.result_card("mine")
-    assert card.sentence == ORDER and card.more["who moved"] == entry.sentence
+    assert card.sentence == ORDER
     assert card.more["order"] == f"{MEANING} {ORDER}"
     assert (
         card.more["map"].endswith("Diamonds are the tenth that ranks first.")

@@ -221,13 +221,13 @@ def test_the_lens_keeps_what_it_shows():
         and card.text == "mine"
     )
     assert (
-        card.value == lens.shift.beyond_noise.mean()
+        card.value == lens.shift.stands_out.mean()
         and card.n == 60
         and card.more["compared with"] == "no query"
     )
     assert card.picture.startswith("data:image/svg+xml;base64,")
     caption = lens._entry.picture["caption"]
-    assert card.more["map"] == f"{caption} Diamonds moved beyond the noise floor."
+    assert card.more["map"] == f"{caption} Diamonds stand out."
     assert abs(pd.Timestamp(card.date.removesuffix(" UTC")).timestamp() - time.time()) < 120
     plain = QueryLens(make_frame(60), FakeLens(60, seconds=0.02))
     plain.ask("Will this user travel soon?")

@@ -1,4 +1,4 @@
-// The query lens: a query box, the map, who moved most and why to believe it. All text enters as text nodes.
+// The query lens: a query box, the map, who stands out and why to believe it. All text enters as text nodes.
 import { count, flags, floats, ints, number, percent, ranks, strongest } from "./geometry.mjs";
 import { choice, focused, glyph, make, modeOf, unbroken } from "./dom.mjs";
 import { survivesKernel } from "./kernel.mjs";
@@ -13,7 +13,8 @@ const PATIENCE = 1000; // ms in which a kernel that is free has begun
 /** What the words of the view mean, of users that are called `unit`, in the plural `units`. */
 const meanings = ({ unit, units }) => ({
   residual: `how far the question moved a ${unit}, in the space of 128 numbers itself, less what it moved all alike; the map only shows it`,
-  "noise floor": `how far the same question in other words moves a ${unit}: within it, moving means nothing`,
+  "stands out": `the question moves a ${unit} further toward yes than any of up to 19 other questions does, each in units of its own spread; with 19 others chance alone makes 1 in 20 stand out`,
+  "changed sides": `the difference between the places of a ${unit} in the rankings of this question and of the one before`,
   kept: "how many of the 15 nearest neighbours are the same after the question",
   evidence: `the events of a ${unit} that the question is about, which the answer counts`,
   answer: `how strongly the events that the question is about speak for a yes of a ${unit}: an order, not a probability`,
@@ -24,6 +25,9 @@ const meanings = ({ unit, units }) => ({
 const DIAMOND = "M8 1.5 12.5 6 8 10.5 3.5 6Z";
 const CIRCLE = "M4.5 6a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0";
 const ARROW = "M0 6H11M10 2.5 16 6 10 9.5Z";
+
+/** A change of place in a ranking, in hundredths of all users. */
+const signed = (change) => `${change > 0 ? "+" : "−"}${Math.abs(100 * change).toFixed(0)}`;
 
 /** The recent events of a user in one line. */
 const recentLine = ([, , recent]) => recent.join(" · ") || "no recent events";
@@ -102,7 +106,7 @@ function queryBar(model, about) {
 function userList(users, about, textsOf, pick, select) {
   const rows = make("ol", { class: "lens-rows", "aria-label": `Most shifted ${about.units}` });
   const again = () => last && show(...last);
-  const order = choice("List first", [["moved", "Most shifted"], ...(about.ranks ? [["answer", "Yes first"]] : [])], "moved", (by) => ((pressed = by), again()));
+  const order = choice("List first", [["moved", "Most shifted"], ...(about.ranks ? [["answer", "Yes first"], ["changed", "Changed sides"]] : [])], "moved", (by) => ((pressed = by), again()));
   const only = make("button", { type: "button", class: "lens-link lens-only", "aria-pressed": "false", hidden: true, onclick: () => showOnly(!onlySelected) }, "selected only");
   let onlySelected = false;
   let chosenRows = new Set();
@@ -111,35 +115,44 @@ function userList(users, about, textsOf, pick, select) {
     only.setAttribute("aria-pressed", String(whether));
     again();
   }
-  const head = make("div", { class: "lens-listhead" }, order, make("span", {}, "residual"), make("span", {}, "kept"));
+  const head = make("div", { class: "lens-listhead" }, order, make("span", {}, "toward yes"), make("span", {}, "kept"));
   const tooltips = meanings(about);
   head.lastChild.title = tooltips.kept;
   let [last, pressed] = [null, ""]; // what was pressed by hand stays
   function show(p, limit, preset) {
     last = [p, limit, preset];
-    if (about.ranks) order.lastChild.disabled = !p.rank;
-    const yes = p.rank && (pressed || preset) === "answer";
-    order.press(yes ? "answer" : "moved");
-    Object.assign(head.children[1], yes ? { textContent: "answer", title: tooltips.answer } : { textContent: "residual", title: `${tooltips.residual}; the tick is the noise floor` });
+    const known = { moved: true, answer: Boolean(p.rank), changed: Boolean(p.change) };
+    for (const button of order.children) button.disabled = !known[button.dataset.value];
+    const chosen = pressed || preset;
+    const by = known[chosen] ? chosen : "moved";
+    order.press(by);
+    const [heading, meaning] = { moved: ["toward yes", `${tooltips["stands out"]}; the tick is the largest under the others`], answer: ["answer", tooltips.answer], changed: ["change", tooltips["changed sides"]] }[by];
+    Object.assign(head.children[1], { textContent: heading, title: meaning });
     const wanted = onlySelected && chosenRows.size ? Array.from(p.residual, (_, row) => chosenRows.has(row)) : null;
-    const top = strongest(yes ? p.rank : p.residual, p.shifted || wanted ? limit : 0, wanted);
-    const scale = Math.max(p.residual.reduce((most, one) => Math.max(most, one), 0), p.floor) || 1;
-    rows.setAttribute("aria-label", yes ? `${about.units} nearest to yes` : `Most shifted ${about.units}`);
-    rows.replaceChildren(...top.map((row, place) => item(p, row, yes ? 0 : scale, place)));
+    const values = { moved: p.margin, answer: p.rank, changed: p.change?.map(Math.abs) }[by];
+    const top = strongest(values, p.shifted || wanted ? limit : 0, wanted);
+    const scale = [...p.toward, ...p.elsewhere].reduce((most, one) => Math.max(most, one), 0) || 1;
+    rows.setAttribute("aria-label", { moved: `Most shifted ${about.units}`, answer: `${about.units} nearest to yes`, changed: `${about.units} that changed sides` }[by]);
+    rows.replaceChildren(...top.map((row, place) => item(p, row, by, scale, place)));
     rows.scrollTop = 0;
     markSelected();
-    if (!top.length) rows.append(make("li", { class: "lens-empty" }, "Nobody yet: ask something, and whoever moves is listed here, the farthest first."));
+    if (!top.length) rows.append(make("li", { class: "lens-empty" }, "Nobody yet: ask something, and whoever stands out is listed here first."));
   }
-  function item(p, row, scale, place) {
-    const far = scale ? p.residual[row] / scale : p.rank[row]; // no scale: by rank, the nearest to yes is 1
-    const fill = make("i", { class: !scale ? "yes" : p.beyond[row] ? "moved" : "", style: `width:${100 * far}%` });
-    const bar = make("span", { class: "lens-bar-cell" }, fill, scale ? make("b", { style: `left:${(100 * p.floor) / scale}%` }) : null);
+  function item(p, row, by, scale, place) {
+    const place100 = (value) => `${Math.min(Math.max((100 * value) / scale, 0), 100)}%`;
+    const [length, shade, figure] = {
+      moved: () => [place100(p.toward[row]), p.beyond[row] ? "moved" : "", p.toward[row].toFixed(2)],
+      answer: () => [`${100 * p.rank[row]}%`, "yes", p.score[row].toFixed(2)],
+      changed: () => [`${100 * Math.abs(p.change[row])}%`, p.change[row] > 0 ? "yes" : "", signed(p.change[row])],
+    }[by]();
+    const fill = make("i", { class: shade, style: `width:${length}` });
+    const bar = make("span", { class: "lens-bar-cell" }, fill, by === "moved" ? make("b", { style: `left:${place100(p.elsewhere[row])}` }) : null);
     const button = make(
       "button",
       { type: "button", "data-row": row, "data-key": users.ids[row], tabindex: place ? -1 : 0, "aria-pressed": "false", onclick: () => pick(row) },
       make("span", { class: "lens-id" }, users.ids[row]),
       bar,
-      make("span", { class: "lens-figure" }, (scale ? p.residual : p.score)[row].toFixed(2)),
+      make("span", { class: "lens-figure" }, figure),
       make("span", { class: "lens-figure quiet" }, percent(p.neighborsKept[row])),
       make("span", { class: "lens-recent", "data-recent": row, title: "events, newest first; a click shows them all" }, recentLine(textsOf(row))),
     );
@@ -190,7 +203,7 @@ function render({ model, el }) {
   const route = make("div", { class: "lens-route" });
   const legend = make("div", { class: "lens-legend" });
   const picked = make("div", { class: "lens-chosen", hidden: true });
-  const lead = make("p", { class: "lens-lead", role: "status", "aria-live": "polite" }); // where nearly all moved, the ranking comes first
+  const lead = make("p", { class: "lens-lead", role: "status", "aria-live": "polite" }); // where it is not known who stands out, the ranking comes first
   const sentence = make("p", { class: "lens-sentence", role: "status", "aria-live": "polite" });
   const doubt = make("p", { class: "lens-doubt", role: "note" });
   const interpretation = make("p", { class: "lens-reading", "aria-live": "polite" });
@@ -254,7 +267,7 @@ function render({ model, el }) {
   }
   function describe(row) {
     const lines = [["lens-tipid", users.ids[row]]];
-    if (p?.shifted) lines.push(["", `residual ${p.residual[row].toFixed(2)}, noise floor ${p.floor.toFixed(2)}, ${percent(p.neighborsKept[row])} of neighbours kept`]);
+    if (p?.shifted) lines.push(["", `toward yes ${p.toward[row].toFixed(2)}, under other questions at most ${p.elsewhere[row].toFixed(2)}, ${percent(p.neighborsKept[row])} of neighbours kept`]);
     for (const text of textsOf(row)[2].slice(0, 3)) lines.push(["quiet", text]);
     return lines;
   }
@@ -273,10 +286,11 @@ function render({ model, el }) {
   }
   function legends() {
     const moved = p.beyond.reduce((sum, one) => sum + one, 0);
+    const standOut = (n) => `${number(n)} stand${n === 1 ? "s" : ""} out`;
     const arrows = moved > about.max_arrows ? `the ${about.max_arrows} farthest of ${number(moved)}` : "from before to after";
     const entry = (drawing, text) => make("span", {}, drawing, text);
     const movers = [...p.beyond.keys()].filter((row) => p.beyond[row]);
-    const all = moved ? make("button", { type: "button", class: "lens-link", title: "Select them: Shift adds them, Alt takes them away", onclick: (event) => select(movers, modeOf(event)) }, `${number(moved)} beyond the noise floor`) : "0 beyond the noise floor";
+    const all = moved ? make("button", { type: "button", class: "lens-link", title: "Select them: Shift adds them, Alt takes them away", onclick: (event) => select(movers, modeOf(event)) }, standOut(moved)) : standOut(moved);
     const shades = make("i", { class: "lens-ramp" });
     if (pressedColour === "column") return columnLegend(entry);
     const by = colour.querySelector('[aria-pressed="true"]').dataset.value;
@@ -284,7 +298,7 @@ function render({ model, el }) {
       ? [entry(make("i", { class: "lens-ramp yes" }), "farthest from yes to nearest, by rank"), entry(glyph(DIAMOND, "ink"), all)]
       : by === "residual"
       ? [entry(shades, `residual, 0 to ${p.residual.reduce((most, r) => Math.max(most, r), 0).toFixed(2)}`), entry(glyph(DIAMOND, "ink"), all)]
-      : [entry(glyph(DIAMOND, "moved"), all), entry(glyph(CIRCLE, "still"), `${number(p.beyond.length - moved)} within it`)];
+      : [entry(glyph(DIAMOND, "moved"), all), entry(glyph(CIRCLE, "still"), `${number(p.beyond.length - moved)} ${p.beyond.length - moved === 1 ? "does" : "do"} not`)];
     const faint = entry(glyph(CIRCLE, "faint"), "faint: low trust");
     legend.replaceChildren(...(p.shifted ? [...kinds, moved ? entry(glyph(ARROW, "moved line"), arrows) : null, faint] : [entry(glyph(CIRCLE, "still"), `a ${about.unit}`), faint]).filter(Boolean));
   }
@@ -323,7 +337,8 @@ function render({ model, el }) {
     root.dataset.ready = String(Boolean(raw.after));
     if (!raw.after) return;
     p = { ...raw, beyond: flags(raw.beyond), gained: ints(raw.gained), lost: ints(raw.lost) };
-    for (const name of ["before", "after", "trust", "residual"]) p[name] = floats(raw[name]);
+    for (const name of ["before", "after", "trust", "residual", "toward", "elsewhere"]) p[name] = floats(raw[name]);
+    p.margin = p.toward.map((toward, row) => toward - p.elsewhere[row]);
     p.neighborsKept = floats(raw.neighbors_kept);
     box.classList.remove("waiting"); // a first map stands there while a better one is drawn
     Object.assign(root.dataset, { query: p.to, turn: raw.turn ?? "" });
@@ -347,11 +362,12 @@ function render({ model, el }) {
   function ranking() {
     if (!p) return;
     const latest = model.get("_ranking");
-    const { score, interpretation: meaning = "", order = "" } = latest.query === p.to ? latest : {};
+    const { score, score_before: scoreBefore, interpretation: meaning = "", order = "" } = latest.query === p.to ? latest : {};
     p.score = p.shifted && score ? floats(score) : null;
     p.rank = p.score && ranks(p.score);
-    const moved = p.beyond.reduce((sum, beyond) => sum + beyond, 0);
-    const ranksFirst = p.shifted && (!p.sentence || moved > about.most_moved_share * p.beyond.length);
+    const rankBefore = p.rank && scoreBefore && ranks(floats(scoreBefore));
+    p.change = rankBefore ? p.rank.map((rank, row) => rank - rankBefore[row]) : null;
+    const ranksFirst = p.shifted && !p.sentence;
     const leads = Boolean(ranksFirst && p.score);
     interpretation.replaceChildren(...unbroken(!p.shifted ? "" : leads ? meaning : `${meaning} ${order}`.trim()));
     lead.replaceChildren(...unbroken(leads ? order : ""));
@@ -427,7 +443,7 @@ function render({ model, el }) {
   theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "data-jp-theme-light", "class"] });
   el.append(root);
   card.show(-1, null);
-  list.show({ residual: [], shifted: false, floor: 0 }, 0);
+  list.show({ residual: [], toward: [], elsewhere: [], margin: [], shifted: false }, 0);
   [picture, selected, status, bar.history, showColumn, showFound].forEach((act) => act());
   model.send({ type: "open" });
   return () => {

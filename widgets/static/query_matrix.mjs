@@ -42,8 +42,7 @@ export function words(query, group, cell, unit = "user", units = "users") {
     parts.push(`In ${share} of 100 pairs ${more ? "one of the group" : "the other"} leans more to yes${besideChance("yes_score", null)}.`);
   }
   if (cell.ratio !== null && cell.ratio !== undefined) {
-    const floors = cell.noise_floor ? `, ${(cell.shift / cell.noise_floor).toFixed(1)} noise floors` : "";
-    parts.push(`They shift ${cell.ratio.toFixed(2)} times as far as the others${floors}${besideChance("ratio", null)}.`);
+    parts.push(`They shift ${cell.ratio.toFixed(2)} times as far as the others${besideChance("ratio", null)}.`);
   }
   return parts.join(" ");
 }

@@ -77,9 +77,6 @@ def test_yes_score_and_shift_against_plain_counts(store):
     strange = frame.loc["q3"]
     assert strange["yes_score"].isna().all() and not strange["yes_score_beyond"].any()
     assert strange["yes_score_chance"].notna().all()
-    assert frame["noise_floor"].isna().all()
-    store.noise_floors["q1"] = 0.25
-    assert measured(store).loc["q1", "noise_floor"].eq(0.25).all()
 
 
 def test_groups_without_meaning_are_seldom_significant(store):
@@ -216,6 +213,3 @@ def test_the_back_end_answers_with_the_real_path():
     assert updates[0].message.startswith("Embedded ") and updates[0].message.endswith(
         "question 1 of 1 ..."
     )
-    store.noise_floor(query)
-    *_, frame = query_group_matrix(store, [query], groups)
-    assert frame["noise_floor"].iloc[0] == lens.noise_floors[query] > 0

@@ -1,4 +1,4 @@
-"""A user moved only if rewording does not move it as far; a rotation moves nobody."""
+"""A user stands out whom no other query moves as far; a rotation moves nobody."""
 
 import numpy as np
 import pandas as pd
@@ -45,33 +45,81 @@ def test_a_rotation_and_an_offset_are_not_movement():
     assert shift.align(rows, rows)[1] < 1e-9
 
 
-def test_nobody_moves_beyond_the_floor_when_only_the_words_change():
-    rows = embeddings()
-    floor = shift.noise_floor(rows, [reworded(rows, seed) for seed in range(5)])
-    fresh = [
-        shift.embedding_shift(rows, reworded(rows, seed), IDS, "a", "a in other words", floor)
-        for seed in range(90, 100)
-    ]
-    assert pd.concat(fresh).beyond_noise.mean() < 0.02
-    assert (
-        shift.embedding_shift(rows, rows @ rotation(), IDS, "a", "b", floor).beyond_noise.sum() == 0
-    )
+def asked(rows, seed, users=None):
+    """Embeddings under a query that moves a tenth of the users, or those given, far toward yes."""
+    random = np.random.default_rng(seed)
+    about = random.random(USERS) < 0.1 if users is None else users
+    after = rows + random.normal(scale=0.02, size=rows.shape)
+    after[:, shift.SCORE] += about
+    after[about] += 0.3 * random.normal(size=DIM)  # in a direction of the query's own
+    return arrays.l2_normalize(after + random.normal(scale=0.1, size=DIM))
 
 
-def test_planted_movers_are_found_by_residual():
+def test_a_paraphrase_makes_nobody_stand_out():
     rows = embeddings()
-    moved = np.random.default_rng(1).random(USERS) < 0.1
-    after = reworded(rows, 5)
-    after[moved] = arrays.l2_normalize(
-        after[moved] + np.random.default_rng(2).normal(scale=0.12, size=(moved.sum(), DIM))
-    )
-    after = after @ rotation(3)
-    floor = shift.noise_floor(rows, [reworded(rows, seed) for seed in range(5)])
-    frame = shift.embedding_shift(rows, after, IDS, "a", "b", floor)
-    assert roc_auc_score(moved, frame.residual) > 0.95
-    assert frame.beyond_noise[moved].mean() > 0.9
-    assert frame.beyond_noise[~moved].mean() < 0.1
-    assert frame.neighbours_kept[moved].mean() < frame.neighbours_kept[~moved].mean()
+    before = asked(rows, 1)
+    others = [asked(rows, seed) for seed in range(10, 29)]
+    for seed in range(90, 100):
+        frame = shift.embedding_shift(before, reworded(before, seed), IDS, "a", "b", others)
+        assert frame.stands_out.mean() < 0.01
+    assert not shift.embedding_shift(before, before, IDS, "a", "a", others).stands_out.any()
+
+
+def test_a_query_like_the_others_makes_its_share_stand_out_and_every_user_has_one_query():
+    rows = embeddings()
+    queries = [asked(rows, seed) for seed in range(20)]
+    stands_out = []
+    for place, after in enumerate(queries):
+        others = queries[:place] + queries[place + 1 :]
+        frame = shift.embedding_shift(rows, after, IDS, "", "b", others)
+        stands_out.append(frame.stands_out)
+    assert frame.attrs["others"] == 19
+    assert np.mean(stands_out) == pytest.approx(0.05, abs=0.01)
+    assert np.max(np.mean(stands_out, axis=1)) < 0.2
+
+
+def test_a_planted_group_stands_out_and_others_do_not():
+    rows = embeddings()
+    group = np.random.default_rng(1).random(USERS) < 0.2
+    others = [asked(rows, seed) for seed in range(10, 29)]
+    frame = shift.embedding_shift(rows, asked(rows, 5, group), IDS, "a", "b", others)
+    assert roc_auc_score(group, frame.toward_yes - frame.elsewhere) > 0.85
+    assert frame.stands_out[~group].mean() < 0.05
+    # those that no other query is about
+    assert frame.stands_out[group & (frame.elsewhere < 1.5)].mean() > 0.9
+    away = shift.embedding_shift(rows, rows - 0.5 * group[:, None], IDS, "a", "b", others)
+    assert away.stands_out[group].mean() < 0.05, "a move away from yes is not counted"
+
+
+def test_the_comparison_agrees_with_loops():
+    rows = embeddings(users=40)
+    queries = [asked(embeddings(), seed)[:40] for seed in range(5)]
+
+    def toward(after):
+        moved = [after[i] - after.mean(0) - (rows[i] - rows.mean(0)) for i in range(40)]
+        score = [after[i, 0] - after[:, 0].mean() for i in range(40)]
+        direction = sum(score[i] * moved[i] for i in range(40))
+        direction = direction / np.sqrt((direction**2).sum())
+        return np.array([sum(moved[i] * direction) for i in range(40)])
+
+    moves = [toward(after) for after in queries]
+    spreads = [move.std() for move in moves]
+    units = [max(spread, np.median(spreads[1:])) for spread in spreads]
+    np.testing.assert_allclose(shift.toward_yes(rows, queries[0]), moves[0])
+    here, elsewhere = shift.compare_with_others(rows, queries[0], queries[1:])
+    for i in range(40):
+        assert here[i] == pytest.approx(moves[0][i] / units[0])
+        others = [moves[k][i] / units[k] for k in range(1, 5)]
+        assert elsewhere[i] == pytest.approx(max(1.0, *others))
+
+
+def test_without_other_queries_nobody_stands_out():
+    rows = embeddings()
+    frame = shift.embedding_shift(rows, asked(rows, 1), IDS, "a", "b", [])
+    assert not frame.stands_out.any() and frame.toward_yes.isna().all()
+    assert frame.residual.max() > 0.1 and messages.shift_summary(frame) == ""
+    with pytest.raises(ValueError, match="at least 1 is required"):
+        shift.compare_with_others(rows, rows, [])
 
 
 def test_neighbours_kept_agrees_with_loops():
@@ -93,8 +141,8 @@ def test_neighbours_kept_agrees_with_loops():
 def test_gained_and_lost_are_row_numbers_whatever_the_ids():
     before, after = embeddings(users=60), embeddings(1, users=60)
     ids = [f"u{i}, u{i + 1}" for i in range(60)]  # an id may hold ", "
-    frame = shift.embedding_shift(before, after, ids, "a", "b", floor=0.1)
-    plain = shift.embedding_shift(before, after, IDS[:60], "a", "b", floor=0.1)
+    frame = shift.embedding_shift(before, after, ids, "a", "b", [])
+    plain = shift.embedding_shift(before, after, IDS[:60], "a", "b", [])
     assert (
         frame["user"].tolist() == ids
         and frame["gained"].str.len().max() == shift.MAX_LISTED_NEIGHBORS
@@ -106,15 +154,6 @@ def test_gained_and_lost_are_row_numbers_whatever_the_ids():
         assert all(place not in listed for place, listed in enumerate(frame[column]))
     near = shift.knn_indices(after, 15)
     assert all(set(listed) <= set(near[place]) for place, listed in enumerate(frame["gained"]))
-
-
-def test_noise_floor_agrees_with_loops_and_needs_a_paraphrase():
-    rows = embeddings()
-    others = [reworded(rows, seed) for seed in range(3)]
-    worst = [max(shift.residual_shift(rows, other)[i] for other in others) for i in range(USERS)]
-    assert shift.noise_floor(rows, others) == pytest.approx(np.quantile(worst, 0.95))
-    with pytest.raises(ValueError, match="at least 1 paraphrase"):
-        shift.noise_floor(rows, [])
 
 
 def test_point_trust_averages_to_trustworthiness():
@@ -171,23 +210,19 @@ def test_umap_of_both_keeps_still_users_still():
 
 
 def test_sentence_counts_and_names():
-    shift = pd.DataFrame(
-        {
-            "user": ["c", "b", "a", "d"],
-            "residual": [0.5, 0.9, 0.5, 0.1],
-            "beyond_noise": [True] * 3 + [False],
-        }
+    shift = pd.DataFrame({"user": ["c", "b", "a", "d"], "toward_yes": [2.5, 2.9, 2.5, 0.1]})
+    shift = shift.assign(elsewhere=1.0, stands_out=[True] * 3 + [False])
+    shift.attrs["others"] = 3
+    moves = "this question moves them further toward yes than any of 3 other questions"
+    assert messages.shift_summary(shift) == (
+        f"3 of 4 users stand out: {moves} (by chance: 1). b, c and a stand out most."
     )
-    assert (
-        messages.shift_summary(shift)
-        == "3 of 4 users moved beyond the noise floor (5 paraphrases). b, a and c moved most."
+    still = shift.assign(stands_out=False)
+    assert messages.shift_summary(still, "household") == (
+        f"0 of 4 households stand out: {moves} (by chance: 1)."
     )
-    still = shift.assign(beyond_noise=False)
-    assert (
-        messages.shift_summary(still, "household")
-        == "0 of 4 households moved beyond the noise floor (5 paraphrases)."
-    )
-    assert messages.shift_summary(shift[:2]).endswith("b and c moved most.")
+    assert messages.shift_summary(shift[:2]).endswith("b and c stand out most.")
+    assert messages.shift_summary(shift[:1]).startswith("1 of 1 user stands out: ")
 
 
 def test_mistakes_are_told():

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import qanchor as qa
-from qanchor.analysis.embedding_cache import PARAPHRASES
 from qanchor.errors import RunError
 from qanchor.inference.evidence import encode_questions
 from qanchor.models import pointing
 from qanchor.models.pointing import read_questions, thing_input, token_input
 from qanchor.utils.arrays import LRUCache
+from tests.benchmarks.task_scores import PARAPHRASES
 from tests.tiny import FORMS, QUERIES, make_model, make_users
 
 SOME = ("u000", "u001", "u007", "later", "none")

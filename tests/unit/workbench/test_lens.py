@@ -10,7 +10,6 @@ import pytest
 
 import qanchor as qa
 from qanchor.analysis import projection, shift
-from qanchor.analysis.embedding_cache import PARAPHRASES, EmbeddingCache
 from qanchor.inference.engine import Engine
 from qanchor.workbench.messages import backtest_summary
 from tests.fitted import fitted_engine, sample_users
@@ -48,12 +47,49 @@ def test_of_the_first_question_the_lens_says_who_ranks_first(lens):
     pd.testing.assert_frame_equal(again[-1].data["shift"], shifted)
 
 
-def test_of_a_later_question_the_lens_says_who_moved(lens):
-    updates = list(lens(OTHER, previous=QUERY))
-    mapped = [u for u in updates if "points" in u.data and "ranking" not in u.data][-1]
-    assert f" of 60 users moved beyond the noise floor ({len(PARAPHRASES)} para" in mapped.message
-    assert updates[-1].message == mapped.message
-    assert (mapped.data["shift"]["from_query"] == QUERY).all()
+@pytest.fixture
+def comparing(lens):
+    """A lens with suggestions that "hash" understands: names of modalities."""
+    concepts = lens.engine.model.concepts
+    names = dict.fromkeys(concept.label for concept in concepts if concept.family == "modality")
+    lens._suggested = (*names, QUERY, "Does this user suffer from diabetes?")
+    return lens
+
+
+def test_the_lens_says_who_stands_out_against_other_questions(comparing):
+    lens = comparing
+    *names, _, _ = lens._suggested
+    for previous in ("", names[0]):
+        updates = list(lens(QUERY, previous=previous))
+        first, *_, mapped = [u for u in updates if "points" in u.data and "ranking" not in u.data]
+        assert "shift" not in first.data, "users move before they are compared"
+        shifted = mapped.data["shift"]
+        others = [name for name in names if name != previous]
+        assert shifted.attrs["others"] == len(others) > 2
+        assert f"any of {len(others)} other questions (by chance: " in mapped.message
+        assert updates[-1].message == mapped.message
+        assert (shifted["from_query"] == previous).all()
+        embedded = [lens.embeddings[text] for text in (previous, QUERY, *others)]
+        here, elsewhere = shift.compare_with_others(embedded[0], embedded[1], embedded[2:])
+        np.testing.assert_allclose(shifted["toward_yes"], here, rtol=1e-3, atol=1e-4)
+        assert shifted["stands_out"].tolist() == (here > elsewhere).tolist()
+    *_, last = lens(names[0])
+    assert last.data["shift"].attrs["others"] == len(names), "QUERY takes the place of the name"
+    *_, last = lens("Does this user suffer from diabetes?")
+    assert last.data["shift"].attrs["others"] == 0 and last.message == ""
+
+
+def test_where_embedding_takes_long_the_questions_asked_before_are_compared(comparing, monkeypatch):
+    monkeypatch.setattr("qanchor.workbench.lens.MAX_EMBEDDED_UNASKED", 100)
+    lens = comparing
+    *names, _, _ = lens._suggested
+    assert lens._unasked == []
+    *_, last = lens(names[0])
+    assert last.data["shift"].attrs["others"] == 0
+    assert last.message == f"{last.data['interpretation']} {last.data['order']}"
+    *_, last = lens(QUERY)
+    assert last.data["shift"].attrs["others"] == 1
+    assert "further toward yes than another question (by chance: 30)" in last.message
 
 
 def test_what_nothing_speaks_of_is_refused_in_words(lens):
@@ -102,31 +138,6 @@ def test_of_many_users_each_map_lies_as_the_last_of_its_method(engine, monkeypat
         shown = [u for u in updates if "points" in u.data and "ranking" not in u.data]
         assert [u.caption.split()[2] for u in shown] == ["PCA", "PCA", "UMAP"]
         assert ["shift" in u.data for u in shown] == [False, True, True]
-
-
-def test_the_floor_is_what_rewordings_move_of_about_so_many_users(engine, monkeypatch):
-    monkeypatch.setattr("qanchor.models.pointing.USERS_PER_PASS", 10)
-    cache = engine.prefill(sample_users())
-    store = EmbeddingCache(engine, cache)
-    texts = [p.format(OTHER) for p in PARAPHRASES]
-    base, *reworded = engine.embed(cache, [OTHER, *texts]).transpose(1, 0, 2)
-    everybody = shift.noise_floor(base, reworded)
-    list(store.embed(OTHER))
-    assert store.noise_floor(OTHER) == pytest.approx(everybody, rel=1e-3) and everybody > 0
-    store.noise_floors.clear()
-    # of sixty users in six groups: every second group
-    monkeypatch.setattr("qanchor.analysis.embedding_cache.PARAPHRASE_USERS", 30)
-    rows = np.concatenate([group.rows for group in cache.groups[::2]])
-    asked, iter_embed = [], engine.iter_embed
-    monkeypatch.setattr(
-        engine,
-        "iter_embed",
-        lambda cache, texts: asked.extend(cache.groups) or iter_embed(cache, texts),
-    )
-    assert store.noise_floor(OTHER) == pytest.approx(
-        shift.noise_floor(base[rows], [z[rows] for z in reworded]), rel=1e-3
-    )
-    assert sum(len(group.rows) for group in asked) == len(rows) == 30
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

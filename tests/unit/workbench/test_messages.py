@@ -44,11 +44,12 @@ def test_every_sentence_has_the_plural_of_the_unit():
     shift = pd.DataFrame(
         {
             "user": ["a", "b"],
-            "residual": [0.9, 0.1],
-            "beyond_noise": [True, False],
-            "noise_floor": 0.3,
+            "toward_yes": [0.9, 0.1],
+            "elsewhere": 0.3,
+            "stands_out": [True, False],
         }
     )
+    shift.attrs["others"] = 19
     order = pd.DataFrame({"user": ["a", "b"], "score": [0.1, 0.2]})
     compared = pd.DataFrame(
         {"kind": ["text"], "name": "tea", "group": 0.5, "rest": 0.1, "beyond_chance": True}
