@@ -24,6 +24,7 @@ from .fairness import fairness
 from .fitted import fitted
 from .frozen import frozen
 from .fuzz import fuzz
+from .movement import movement
 from .prompts import prompts
 from .reading import reading
 from .replay import replay
@@ -48,6 +49,7 @@ WITH_PROGRESS = {
         reading,
         frozen,
         senses,
+        movement,
     )
 }
 WITHOUT_PROGRESS = (cache, ask, scale, texts, useru, card, fuzz, soak)
@@ -99,7 +101,9 @@ def benchmark(
     cases: Annotated[int | None, typer.Option(help="number of cases of fuzz")] = None,
     most: Annotated[
         int | None,
-        typer.Option("--max-users", help="users of prompts, fairness, attention, cache and ask"),
+        typer.Option(
+            "--max-users", help="users of prompts, fairness, attention, movement, cache and ask"
+        ),
     ] = None,
     bodies: Annotated[
         str | None, typer.Option(help="bodies of reading, with commas between; default: all")

@@ -33,6 +33,7 @@ MADE: dict[str, tuple[str, Callable[[dict], str]]] = {
     "senses": ("senses", tables.senses_table),
     "reading": ("reading", tables.reading_table),
     "frozen": ("frozen", tables.frozen_table),
+    "movement": ("movement", tables.movement_table),
 }
 SUMMARY = ("journey", "sample")  # folders of the `tasks` records in the block `summary`
 NO_RUN = {

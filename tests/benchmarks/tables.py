@@ -305,6 +305,33 @@ def senses_table(record: dict) -> str:
     return table(head, lines)
 
 
+MOVES = {
+    ("residual", "paraphrases"): "residual, beyond what five paraphrases move",
+    ("residual", "others"): "residual",
+    ("unaligned", "others"): "distance, the common part included",
+    ("score", "others"): "the score alone",
+    ("toward_yes", "others"): "toward yes",
+    ("toward_yes", "lens"): "**toward yes, at least one unit (the lens)**",
+}
+
+
+def movement_table(record: dict) -> str:
+    """Return who stands out by each statistic, from no question and from another."""
+    rows = {(row["statistic"], row["rule"], row["from"]): row for row in record["rows"]}
+    same = {(row["statistic"], row["rule"]): row["mean"] for row in record["paraphrased"]}
+    lines = []
+    for key, name in MOVES.items():
+        row, other = rows[*key, ""], rows[*key, "another"]
+        shares = [f"{100 * each['share']:.0f} %" for each in (row, other)]
+        shares.append(f"{100 * same[key]:.0f} %" if key in same else "")
+        aucs = [short(each["evidence_auc"]) for each in (row, other)]
+        lift = f"{row['evidence_lift']:.1f}"
+        lines.append([name, *shares, *aucs, lift, short(row["label_auc"])])
+    head = ["move", "stand out", "from another question", "from the question to its paraphrase"]
+    head += ["AUC: has such events", "from another question", "times as many have", "AUC: label"]
+    return table(head, lines)
+
+
 BODIES = {
     "pointing": "A: pointing, no language model",
     "same_budget": "A, trained as B, C and D are",

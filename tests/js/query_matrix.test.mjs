@@ -30,7 +30,7 @@ test("rows and columns stand as dealt, strongest first, or alike", () => {
 test("a cell says itself in words", () => {
   const group = { name: "Concert", n: 1200 };
   const description = words("Why?", group, cell(0.7, true));
-  assert.equal(description, "“Why?” and Concert (1,200 users): AUC .70 (95 %: .65 to .75), beyond chance (chance reaches .60). In 70 of 100 pairs the other leans more to yes, beyond chance. They shift 1.20 times as far as the others, 10.0 noise floors, within chance.");
+  assert.equal(description, "“Why?” and Concert (1,200 users): AUC .70 (95 %: .65 to .75), beyond chance (chance reaches .60). In 70 of 100 pairs the other leans more to yes, beyond chance. They shift 1.20 times as far as the others, within chance.");
   assert.equal(words("Why?", group, null), "“Why?” and Concert (1,200 users): not asked yet.");
   assert.equal(words("Why?", group, null, "family", "families"), "“Why?” and Concert (1,200 families): not asked yet.");
   assert.equal(words("Why?", { name: "a", n: 1 }, { auc: 1, yes_score: null }), "“Why?” and a (1 user): AUC 1.00.");

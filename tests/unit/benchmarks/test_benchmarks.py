@@ -22,6 +22,7 @@ from tests.benchmarks.datasets import make_german_users
 from tests.benchmarks.engines import rank_scores
 from tests.benchmarks.machine import measured_machine
 from tests.benchmarks.reading import reading
+from tests.benchmarks.movement import described, judged
 from tests.benchmarks.senses import sense_cases, senses
 from tests.benchmarks.speed import first_answer
 from tests.benchmarks.task_scores import (
@@ -300,6 +301,26 @@ def test_a_soak_counts_what_it_did_and_watches_the_memory(users, run):
     assert sum(found["actions"].values()) >= 3 and found["rss_mb"][-1][0] > 0
     assert found["growth"] == pytest.approx(found["last_mb"] / found["first_mb"] - 1)
     assert found["flat"] == (found["growth"] <= 0.05)
+
+
+def test_movement_finds_a_planted_group_toward_yes_and_nobody_by_a_paraphrase():
+    random = np.random.default_rng(0)
+    before = random.normal(size=(200, 8)) / 10
+    group = random.random(200) < 0.8  # most have evidence: the few others move farther
+
+    def asked(about):
+        after = before + random.normal(scale=0.02, size=before.shape)
+        after[:, 0] += about
+        return after
+
+    others = [asked(random.random(200) < 0.5) for _ in range(19)]
+    after = asked(group)
+    found = {row[:2]: row[2:] for row in judged(before, after, others, [asked(group)])}
+    assert set(found) == set(tables.MOVES)
+    auc = {key: described(*moves, group, group)["evidence_auc"] for key, moves in found.items()}
+    assert auc["toward_yes", "lens"] > 0.99 and auc["residual", "others"] < 0.5
+    same = {row[:2]: row[2:] for row in judged(after, asked(group), others)}
+    assert not np.greater(*same["toward_yes", "lens"]).any()
 
 
 def test_senses_are_judged_on_questions_that_are_in_no_wording():
