@@ -321,7 +321,7 @@ def provenance(
         installed = "qanchor, not installed"
     words = {"unit": unit, "units": plural(unit)}
     facts: dict = {"run": run, "seed": seed, **words, "version": installed}
-    if shift is not None and shift.attrs["others"]:
+    if shift is not None and shift.attrs.get("others"):
         value, low, high = share_standing_out(shift)
         chance = f"by chance: 1 in {shift.attrs['others'] + 1}"
         facts["metric"] = f"share of {plural(unit)} that stand out ({chance})"

@@ -245,8 +245,8 @@ def test_payloads_are_small():
     lens.ask(TRAVEL)
     buffers = sum(len(part) for part in lens._picture.values() if isinstance(part, bytes))
     assert buffers == 2_000 * (
-        4 * 2 * 2 + 3 * 4 + 1 + 2 * 5 * 4
-    )  # two places, three numbers, a flag, ten neighbours
+        4 * 2 * 2 + 5 * 4 + 1 + 2 * 5 * 4
+    )  # two places, five numbers, a flag, ten neighbours
     words = sum(len(str(part)) for part in lens._picture.values() if not isinstance(part, bytes))
     assert words < 1_000
 

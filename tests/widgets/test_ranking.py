@@ -43,7 +43,10 @@ def test_the_ranking_comes_with_the_same_run_unasked():
     score = np.frombuffer(lens._ranking["score"], np.float32)
     np.testing.assert_allclose(score, np.linspace(-0.2, 0.6, 60), rtol=1e-5)
     assert lens._backtest == {"query": TRAVEL, "words": ""}, "the backtest is made on request only"
+    assert "score_before" not in lens._ranking
     lens.ask("Is this user price-conscious?")
+    before = np.frombuffer(lens._ranking["score_before"], np.float32)
+    np.testing.assert_array_equal(before, score, "it tells who changed sides")
     lens._on_message(lens, {"type": "go", "at": 0}, [])
     assert lens._ranking["query"] == TRAVEL and "score" in lens._ranking, (
         "walking back brings it along"

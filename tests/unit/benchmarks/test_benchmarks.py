@@ -21,8 +21,8 @@ from tests.benchmarks.__main__ import run_benchmark
 from tests.benchmarks.datasets import make_german_users
 from tests.benchmarks.engines import rank_scores
 from tests.benchmarks.machine import measured_machine
-from tests.benchmarks.reading import reading
 from tests.benchmarks.movement import described, judged
+from tests.benchmarks.reading import reading
 from tests.benchmarks.senses import sense_cases, senses
 from tests.benchmarks.speed import first_answer
 from tests.benchmarks.task_scores import (
