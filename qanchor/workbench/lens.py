@@ -40,7 +40,7 @@ from qanchor.workbench.updates import Update
 
 # Questions that a question is compared with: by chance 1 user in 20 stands out.
 MAX_OTHERS = 19
-MIN_OTHERS = 4
+MIN_OTHERS = 4  # with fewer, too many stand out by chance
 SPARE_OTHERS = 2  # take the place of those that mean what is asked
 # Users times questions that are embedded for it unasked: about ten seconds, once.
 MAX_EMBEDDED_UNASKED = 100_000
@@ -258,7 +258,8 @@ class LensBackend:
         """Suggestions that can be answered, to compare queries with; none if embedding them would
         take long.
         """
-        many = min(MAX_OTHERS, MAX_EMBEDDED_UNASKED // len(self.ids))
+        room = self.embeddings.limit - SPARE_OTHERS - 2  # beside the query and the previous one
+        many = min(MAX_OTHERS, MAX_EMBEDDED_UNASKED // len(self.ids), room)
         if many < MIN_OTHERS or self.engine.model.reader.has_language_model:
             return []
         answerable = (text for text in self._suggested if self._meaning(text).answerable)
@@ -269,7 +270,7 @@ class LensBackend:
         but nothing that means what the query or the previous one does.
 
         Returns:
-            No question if the query has no answer.
+            No question if the query has no answer, or if there are fewer than four.
         """
         if not query or not self._meaning(query).answerable:
             return []
@@ -279,7 +280,7 @@ class LensBackend:
             meaning = self._meaning(text)
             if meaning.answerable and not any(meaning.overlaps(one) for one in asked):
                 others.append(text)
-        return others[:MAX_OTHERS]
+        return others[:MAX_OTHERS] if len(others) >= MIN_OTHERS else []
 
     def _meaning(self, query: str) -> Interpretation:
         """Return what a query means; meanings are cached."""

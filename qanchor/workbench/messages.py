@@ -152,14 +152,12 @@ def shift_summary(shift: pd.DataFrame, unit: str = "user") -> str:
     margin = (shift["toward_yes"] - shift["elsewhere"])[shift["stands_out"]]
     names = shift.loc[margin.sort_values(ascending=False, kind="stable").index, "user"].astype(str)
     stand = "stands" if len(names) == 1 else "stand"
-    others = f"any of {n_others} other questions" if n_others > 1 else "another question"
     summary = (
         f"{len(names):,} of {count(len(shift), unit)} {stand} out: this question moves them "
-        f"further toward yes than {others} (by chance: {by_chance:,.0f})."
+        f"further toward yes than any of {n_others} other questions (by chance: {by_chance:,.0f})."
     )
     if names.empty:
         return summary
-    stand = "stands" if len(names) == 1 else "stand"
     return f"{summary} {join_names(names[:MAX_NAMED].tolist())} {stand} out most."
 
 

@@ -57,8 +57,8 @@ def movement(
     largest elsewhere, for users with events that the question means and for the label, and how much
     more often those who stand out have them (`lift`). The rule of the lens is "lens". `residual`
     with rule "paraphrases" is the control: beyond what five paraphrases move. `paraphrased` is the
-    share that stands out from a question to its paraphrase, `other_questions` the share under each of
-    the other questions by the rule of the lens. `seeds` is not looked at.
+    share that stands out from a question to its paraphrase, `other_questions` the share under each
+    of the other questions by the rule of the lens. `seeds` is not looked at.
     """
     people = users()
     people = people.select(people.ids[:most])

@@ -80,16 +80,18 @@ def test_the_lens_says_who_stands_out_against_other_questions(comparing):
 
 
 def test_where_embedding_takes_long_the_questions_asked_before_are_compared(comparing, monkeypatch):
-    monkeypatch.setattr("qanchor.workbench.lens.MAX_EMBEDDED_UNASKED", 100)
+    monkeypatch.setattr("qanchor.workbench.lens.MAX_EMBEDDED_UNASKED", 60)
+    monkeypatch.setattr("qanchor.workbench.lens.MIN_OTHERS", 2)
     lens = comparing
     *names, _, _ = lens._suggested
     assert lens._unasked == []
-    *_, last = lens(names[0])
-    assert last.data["shift"].attrs["others"] == 0
+    for query in names[:2]:
+        *_, last = lens(query)
+        assert last.data["shift"].attrs["others"] == 0
     assert last.message == f"{last.data['interpretation']} {last.data['order']}"
     *_, last = lens(QUERY)
-    assert last.data["shift"].attrs["others"] == 1
-    assert "further toward yes than another question (by chance: 30)" in last.message
+    assert last.data["shift"].attrs["others"] == 2
+    assert "further toward yes than any of 2 other questions (by chance: 20)" in last.message
 
 
 def test_what_nothing_speaks_of_is_refused_in_words(lens):
