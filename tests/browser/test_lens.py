@@ -361,7 +361,7 @@ def test_the_list_says_who_changed_sides_between_two_questions(book):
     assert changed.is_disabled(), "there is no ranking before"
     book.ask("Who turns around?")
     book.asked("Who turns around?")
-    book.wait("document.querySelector('.lens-reading').textContent.includes('u0000 rank first')")
+    book.wait("document.querySelector('.lens-reading').textContent.includes('u0000, u0001')")
     changed.click()
     figures = page.locator(".lens-rows .lens-figure:not(.quiet)")
     assert [figures.nth(row).inner_text() for row in range(2)] == ["+100", "−100"]
