@@ -1,1 +1,1 @@
-"""Soft prompts: questions with what labels add to them."""
+"""Soft prompts: questions tuned on labelled users."""

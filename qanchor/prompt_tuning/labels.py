@@ -1,4 +1,4 @@
-"""Class numbers of labels, class weights, and the split into tuning and validation users."""
+"""Encode labels as class numbers, and split labelled users for tuning and validation."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.utils.text import count
 from qanchor.utils.types import UserInts
 
-MIN_CLASS_SIZE = 3  # users of a class: two to tune on, one to validate with
+MIN_CLASS_SIZE = 3  # users per class: two for tuning, one for validation
 
 
 def known_labels(cache: PrefixCache, labels: pd.Series) -> pd.Series:
-    """Return the labels that are not NaN, in the order of their users' ids.
+    """Return the labels that are not NaN, sorted by user id.
 
     Args:
-        cache: Users that were read.
-        labels: Index user.
+        cache: Users from `Engine.prefill`.
+        labels: Series indexed by user id; NaN means unknown.
 
     Raises:
         KeyError: If a labelled user is not in the cache.
@@ -29,12 +29,12 @@ def known_labels(cache: PrefixCache, labels: pd.Series) -> pd.Series:
     strangers = sorted(set(known.index) - set(cache.ids))
     if strangers:
         raise KeyError(
-            f"labelled user {strangers[0]!r} is not among the {len(cache):,} that were read: "
-            "prefill it first"
+            f"Labelled user {strangers[0]!r} is not among the {len(cache):,} that were read. "
+            "Prefill it first."
         )
     if known.index.has_duplicates:
         repeated = known.index[known.index.duplicated()][0]
-        raise ValueError(f"user {repeated!r} has 2 labels or more: keep one")
+        raise ValueError(f"User {repeated!r} has more than one label. Keep one.")
     return known.sort_index()
 
 
@@ -42,11 +42,11 @@ def encode_labels(cache: PrefixCache, labels: pd.Series) -> tuple[UserInts, tupl
     """Map labels to class numbers.
 
     Args:
-        cache: Users that were read.
-        labels: Index user, any two or more values; NaN means unknown.
+        cache: Users from `Engine.prefill`.
+        labels: Series indexed by user id, with at least two distinct values; NaN means unknown.
 
     Returns:
-        The class number of each user of the cache, -1 for unknown; and the classes, sorted.
+        The class number of each user in the cache (-1 for unknown), and the sorted classes.
 
     Raises:
         KeyError: If a labelled user is not in the cache.
@@ -63,7 +63,7 @@ def encode_labels(cache: PrefixCache, labels: pd.Series) -> tuple[UserInts, tupl
         smallest = counts.argmin()
         raise ValueError(
             f"Class {classes.tolist()[smallest]!r} has {counts[smallest]} labelled user(s); at "
-            f"least {MIN_CLASS_SIZE} are required (2 to tune on, 1 to validate with). "
+            f"least {MIN_CLASS_SIZE} are required (2 for tuning, 1 for validation). "
             "Label more users, or leave the class out."
         )
     numbers = pd.Series(number, known.index).reindex(list(cache.ids)).fillna(-1)
@@ -75,15 +75,15 @@ def stratified_split(
 ) -> tuple[Int[np.ndarray, " tuning"], Int[np.ndarray, " validation"]]:
     """Split the labelled users into tuning and validation users, class by class.
 
-    At least one user of each class validates and at least two are tuned on.
+    Each class gets at least one validation user and two tuning users.
 
     Args:
         labels: Class number of each user, -1 for unknown.
-        valid: Share of each class that validates, above 0 and below 1.
-        rng: Draws the users.
+        valid: Fraction of each class to use for validation, above 0 and below 1.
+        rng: Random generator that draws the users.
 
     Returns:
-        Rows to tune on, and rows to validate with.
+        Row numbers of the tuning users, and of the validation users.
     """
     tuning = []
     validation = []

@@ -1,4 +1,4 @@
-"""The loss of soft prompts on labelled users, and where a prompt may start."""
+"""Loss and initialization of soft prompts on labelled users."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from qanchor.prompt_tuning.soft_prompt import SoftPrompt
 from qanchor.training.losses import prototype_loss
 from qanchor.utils.types import UserInts
 
-Rows = Int[np.ndarray, " row"]  # rows of users in a cache
+Rows = Int[np.ndarray, " row"]  # row numbers of users in a cache
 Anchors = Float[Tensor, "user dim"]
 ClassNumbers = Int[Tensor, " user"]
 Prototypes = Float[Tensor, "label dim"]
-TEMPERATURE = 0.07  # of the loss
-USERS_PER_PASS = 64  # users embedded together for a loss over all of them
-PROMPTS_PER_PASS = 16  # starting points that are embedded together
-# Multiples of the temperature under which starting points are compared: a few steps correct the
-# spread of the embeddings, but not the order of the users.
+TEMPERATURE = 0.07  # of the prototype loss
+USERS_PER_PASS = 64  # users per forward pass
+PROMPTS_PER_PASS = 16  # starting points per forward pass
+# Starting points are compared at the best of these multiples of the temperature: a few steps
+# correct the spread of the embeddings, but not the order of the users.
 TEMPERATURE_FACTORS = (1, 2, 4, 8, 16, 32)
 
 
@@ -37,7 +37,7 @@ class PromptObjective:
 
     Args:
         engine: Serves the model, which stays frozen.
-        cache: From `engine.prefill`; it is not changed.
+        cache: Users from `engine.prefill`; not modified.
         query: The question.
         labels: Class number of each user of the cache, -1 for users without a label.
     """
@@ -52,11 +52,11 @@ class PromptObjective:
     def anchors(
         self, prompts: Sequence[SoftPrompt | str], rows: Rows
     ) -> Float[Tensor, "user prompt dim"]:
-        """Embed users under prompts, with gradients for the prompts.
+        """Embed users for prompts, with gradients for the prompts.
 
         Args:
             prompts: Soft prompts or questions.
-            rows: Rows of the users; one may be repeated.
+            rows: Row numbers of the users; repeats are allowed.
         """
         tokens = self.tokens
         question = encode_questions(self.model, prompts, tokens.unit, tokens.horizon_days)
@@ -71,9 +71,9 @@ class PromptObjective:
         """Take one optimizer step.
 
         Args:
-            prompt: Soft prompt with the parameters of the optimizer.
-            rows: Rows of the users; one may be repeated.
-            optimizer: Optimizer.
+            prompt: Soft prompt whose tensors are the optimizer's parameters.
+            rows: Row numbers of the users; repeats are allowed.
+            optimizer: Optimizer to step.
 
         Returns:
             The loss before the step.
@@ -87,13 +87,13 @@ class PromptObjective:
 
     @torch.no_grad()
     def loss(self, prompt: SoftPrompt, rows: Rows, factors: Sequence[int] = (1,)) -> float:
-        """Compute the mean loss over classes, however many users each has.
+        """Compute the loss averaged over classes, so that classes of any size count equally.
 
         Args:
             prompt: Soft prompt.
-            rows: Rows of the users.
-            factors: Multiples of the prompt's temperature; the lowest loss over them counts.
-                Default: only the temperature itself.
+            rows: Row numbers of the users.
+            factors: Multiples of the prompt's temperature to try; the lowest loss is returned.
+                Default: the temperature itself.
         """
         anchors = self.anchors([prompt], rows)[:, 0]
         temperatures = [prompt.temperature * factor for factor in factors]
@@ -101,12 +101,12 @@ class PromptObjective:
 
     @torch.no_grad()
     def initialize(self, classes: tuple, rows: Rows, num_virtual_tokens: int) -> SoftPrompt:
-        """Return a prompt that is the question itself, with the class means as prototypes.
+        """Return a prompt equivalent to the question, with class means as prototypes.
 
         Args:
             classes: Labels, in the order of the class numbers.
-            rows: Rows of the users that give the class means.
-            num_virtual_tokens: Number of vectors.
+            rows: Row numbers of the users whose mean embeddings become the prototypes.
+            num_virtual_tokens: Number of vectors, which start as zeros.
         """
         anchors = self.anchors([self.query], rows)[:, 0]
         width = self.things.vector.shape[1]
@@ -122,15 +122,18 @@ class PromptObjective:
 
     @torch.no_grad()
     def search_start(self, prompt: SoftPrompt, rows: Rows) -> SoftPrompt:
-        """Find which of the things that training asked about separates the classes best when the
-        prompt points at it.
+        """Point the prompt at the training concept that separates the classes best.
+
+        The label of every concept that training asked about is tried as the content of the
+        question.
 
         Args:
             prompt: Prompt to start from.
-            rows: Rows of the labelled users.
+            rows: Row numbers of the labelled users.
 
         Returns:
-            The prompt with the offset to that thing and its class means.
+            The prompt with the offset to the best concept, and the class means it gives as
+            prototypes.
         """
         asked = dict.fromkeys(concept.label for concept in self.model.concepts if concept.things)
         vectors = text_vectors(list(asked), self.model.config.text_encoder).astype(np.float32)
@@ -165,8 +168,8 @@ def class_loss(
     Args:
         anchors: Embeddings of users.
         labels: Class number of each user.
-        prototypes: One prototype a class.
-        temperatures: Temperatures; the lowest loss over them counts.
+        prototypes: One prototype per class.
+        temperatures: Temperatures to try; the lowest loss is returned.
     """
     masks = [labels == label for label in labels.unique()]
     losses = []
@@ -180,7 +183,7 @@ def class_loss(
 
 
 def class_centroids(anchors: Anchors, labels: ClassNumbers) -> Prototypes:
-    """Compute the mean embedding of each class, at unit length.
+    """Compute the mean embedding of each class, scaled to unit length.
 
     Args:
         anchors: Embeddings of users.

@@ -1,4 +1,4 @@
-"""`SoftPrompt`: a question with what labels added to it, one prototype a class, in a folder."""
+"""`SoftPrompt`: a question tuned on labelled users, with one prototype per class."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ TENSORS = ("vectors", "offset", "prototypes")
 
 @dataclass(frozen=True, eq=False)
 class SoftPrompt:
-    """Hold a question, what was learned to add to it, and one prototype a class.
+    """Hold a question, the vectors learned for it, and one prototype per class.
 
-    Made by `tune_prompt`. It can be used wherever a question can: `engine.embed(cache, prompt)`,
-    also in a list. The users are not read again.
+    `tune_prompt` returns one. Use it like a question, alone or in a list: `engine.embed(cache,
+    prompt)`. The users are not read again.
 
-    Source: paper, equation 7, where the vectors are tokens of the language model.
+    Source: paper, equation 7. There, the vectors are input tokens of the language model.
 
     Example:
         >>> vectors, offset, prototypes = torch.zeros(6, 384), torch.zeros(384), torch.eye(2, 128)
@@ -41,24 +41,25 @@ class SoftPrompt:
 
     query: str
     classes: tuple  # labels, in the order of the prototypes
-    vectors: Float[Tensor, "vector text"]  # their sum moves what is asked: its sense and measure
-    offset: Float[Tensor, " text"]  # moves what the question points at
+    vectors: Float[Tensor, "vector text"]  # their sum is added to the text vector of the question
+    offset: Float[Tensor, " text"]  # added to the content vector: what the question points at
     prototypes: Float[Tensor, "label dim"]
     temperature: float
-    run: str = ""  # sha256 of the run that it was tuned on; other runs refuse it
+    run: str = ""  # sha256 of the run that it was tuned on; other runs reject it
 
     def __repr__(self) -> str:
         sizes = f"{len(self.vectors)} vectors, {len(self.classes)} classes"
         return f"SoftPrompt({self.query!r}, {sizes})"
 
     def predict_proba(self, anchors: EmbeddingRows) -> Float[np.ndarray, "user label"]:
-        """Compute class shares: softmax of anchor @ prototype / temperature.
+        """Compute class probabilities: softmax of anchor @ prototype / temperature.
 
         Args:
-            anchors: Embeddings of users under this prompt.
+            anchors: Embeddings of users for this prompt.
 
         Returns:
-            Shares that sum to 1, in the order of `classes`.
+            Probabilities in the order of `classes`. They are not calibrated: tuning gives all
+            classes equal weight.
         """
         prototypes = F.normalize(self.prototypes, dim=-1)
         logits = torch.from_numpy(anchors).float() @ prototypes.T / self.temperature
@@ -68,19 +69,19 @@ class SoftPrompt:
         """Save the prompt as a folder of a few kB: prompt.json and prompt.safetensors.
 
         Args:
-            folder: Folder to write; an older prompt there is replaced.
+            folder: Folder to write; an existing prompt is replaced.
 
         Returns:
             The folder.
 
         Raises:
-            ValueError: If the model was not loaded from a run, or the folder holds something else.
+            ValueError: If the model was not loaded from a run, or the folder holds other files.
         """
         folder = require_vacant(Path(folder))
         if not self.run:
             raise ValueError(
-                f"{folder}: the model has no run, 1 is needed: "
-                "save it, load the run, and tune on that"
+                f"{folder}: the prompt was tuned on a model that was not loaded from a run. "
+                "Save the model, load the run, and tune again."
             )
         with atomic_replace(folder) as aside:
             path = aside / "prompt.safetensors"
@@ -103,34 +104,34 @@ class SoftPrompt:
 
         Args:
             folder: Folder written by `save`.
-            engine: Serves the run that the prompt was tuned on.
+            engine: Engine that serves the run that the prompt was tuned on.
 
         Returns:
             The prompt.
 
         Raises:
-            RunError: If a file is missing or damaged, or the prompt is of another run.
+            RunError: If a file is missing or damaged, or the prompt belongs to another run.
         """
         folder = Path(folder)
         restore_interrupted(folder)
         path = folder / "prompt.json"
         if not path.exists():
             raise RunError(
-                f"{folder} is no soft prompt (no prompt.json): "
-                f"tune one with `qanchor tune-prompt --out {folder}`"
+                f"{folder} is not a soft prompt (no prompt.json). "
+                f"Tune one with `qanchor tune-prompt --out {folder}`."
             )
         try:
             prompt = _read_prompt(folder)
         except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
             raise RunError(
-                f"{folder}: {error}: torn, swapped or of another version; "
-                "copy it again, or tune it again"
+                f"{folder} is damaged or was saved by another version: {error}. "
+                "Copy it again, or tune it again."
             ) from error
         if prompt.run != engine.model.run:
             served = engine.model.run[:16] or "none"
             raise RunError(
-                f"{folder} was tuned on run {prompt.run[:16]}, this engine serves run {served}: "
-                "load that run, or tune again"
+                f"{folder} was tuned on run {prompt.run[:16]}, but this engine serves run {served}."
+                " Load that run, or tune again."
             )
         return prompt
 
@@ -142,11 +143,11 @@ def _read_prompt(folder: Path) -> SoftPrompt:
     expected = about["sha256"]
     if digest != expected or about["format"] != FORMAT:
         raise ValueError(
-            f"{path.name} has sha256 {digest[:16]}, prompt.json says {expected[:16]}, "
+            f"{path.name} has sha256 {digest[:16]} (prompt.json says {expected[:16]}), "
             f"format {about['format']} (this version reads {FORMAT})"
         )
     if not isinstance(about["query"], str) or not isinstance(about["run"], str):
-        raise ValueError(f"query {about['query']!r} or run {about['run']!r} is no text")
+        raise ValueError(f"query {about['query']!r} or run {about['run']!r} is not a string")
     tensors = load_file(path)
     return SoftPrompt(
         query=about["query"],
@@ -158,7 +159,7 @@ def _read_prompt(folder: Path) -> SoftPrompt:
 
 
 def require_vacant(folder: Path) -> Path:
-    """Check that a folder is new, empty, or holds a soft prompt, so that saving loses nothing.
+    """Check that saving a prompt overwrites nothing: the folder is new, empty or a soft prompt.
 
     Args:
         folder: Folder to write.
@@ -173,7 +174,7 @@ def require_vacant(folder: Path) -> Path:
         names = sorted(path.name for path in folder.iterdir())
         if names:
             raise ValueError(
-                f"{folder} holds {names[0]!r} and no prompt.json: "
-                "name a new folder, or that of a soft prompt"
+                f"{folder} holds {names[0]!r} but no prompt.json. "
+                "Choose a new folder, or the folder of a soft prompt."
             )
     return folder

@@ -1,4 +1,4 @@
-"""Tune a soft prompt on labels, at once or step by step."""
+"""Tune a soft prompt on labels, in one call or step by step."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from qanchor.prompt_tuning.objective import TEMPERATURE_FACTORS, PromptObjective
 from qanchor.prompt_tuning.soft_prompt import SoftPrompt
 from qanchor.utils.types import Progress
 
-VALIDATION_INTERVAL = 10  # steps between two losses on the validation users
-VALIDATION_SHARE = 0.2  # share of each class that validates
-BATCH_SIZE = 32  # users in a step
-# Size of the parts of a prompt that their learning rates are a share of; text vectors have length
-# 1. With a larger offset, a few hundred labels move a good question away from what it asks.
+VALIDATION_INTERVAL = 10  # steps between validations
+VALIDATION_SHARE = 0.2  # fraction of each class used for validation
+BATCH_SIZE = 32  # users per step
+# Scale of the parts of a prompt, which their learning rates are relative to; text vectors have
+# length 1. With a larger offset, a few hundred labels pull a good question off its meaning.
 VECTOR_SIZE = 1 / 8
 OFFSET_SIZE = 0.5
 
@@ -41,17 +41,17 @@ def tune_prompt(
     Source: paper, equation 7.
 
     Args:
-        engine: Serves the model, which stays frozen.
-        cache: From `engine.prefill`; it is not changed.
+        engine: Engine that serves the model, which stays frozen.
+        cache: Users from `engine.prefill`; not modified.
         query: The question that the prompt starts from.
-        labels: Index user, any two or more values; NaN is skipped. Only these users are used, so
-            keep others for the evaluation.
+        labels: Series indexed by user id, with at least two distinct values; NaN is skipped. Only
+            these users are used for tuning; keep others for evaluation.
         progress: Called with (step, steps). Default: none.
         **options: Options of `iter_tune_prompt`, such as `steps` and `seed`.
 
     Returns:
-        The prompt with the lowest validation loss; and its history, one row every 10 steps: step,
-        loss, valid.
+        The prompt with the lowest validation loss, and the history with one row every 10 steps:
+        step, loss (mean training loss since the last row) and valid (validation loss).
 
     Raises:
         KeyError: If a labelled user is not in the cache.
@@ -73,7 +73,7 @@ def tune_prompt(
 
 @dataclass(frozen=True, eq=False)
 class TuningState:
-    """Hold the state of a tuning after `step` of at most `steps` steps."""
+    """Hold the state of tuning after `step` of at most `steps` steps."""
 
     step: int
     steps: int
@@ -99,28 +99,27 @@ def iter_tune_prompt(
     seed: int = 0,
     patience: int = 100,
 ) -> Iterator[TuningState]:
-    """Tune a soft prompt step by step. Close the iterator to stop; what was yielded stays valid.
+    """Tune a soft prompt step by step. Close the iterator to stop; yielded states stay valid.
 
     Source: paper, equation 7 (6 vectors, 500 steps).
 
     Args:
-        engine: Serves the model, which stays frozen.
-        cache: From `engine.prefill`; it is not changed.
+        engine: Engine that serves the model, which stays frozen.
+        cache: Users from `engine.prefill`; not modified.
         query: The question that the prompt starts from.
-        labels: Index user, any two or more values; NaN is skipped.
-        num_virtual_tokens: Number of vectors whose sum is added to what is asked; more take larger
-            steps. Default: 6.
-        steps: Steps, at most. Default: 500.
-        lr: Peak learning rate of Adam, as a share of the size of each part; it falls to 0 along a
-            cosine. Default: 0.02.
-        seek: Start by pointing at what separates the classes best of all that training asked about,
-            if the validation users agree. It helps where the words are vague or wrong. Default:
-            False.
+        labels: Series indexed by user id, with at least two distinct values; NaN is skipped.
+        num_virtual_tokens: Number of vectors. Their sum is added to the text vector of the
+            question, so that more vectors take larger steps. Default: 6.
+        steps: Maximum number of steps. Default: 500.
+        lr: Initial learning rate of Adam, relative to the scale of each part; decays to 0 with a
+            cosine schedule. Default: 0.02.
+        seek: Start from the training concept that separates the classes best, if this lowers the
+            validation loss. This helps if the question is vague or poorly worded. Default: False.
         seed: Seed of the split and the batches. Default: 0.
-        patience: Steps without a lower validation loss before the tuning ends. Default: 100.
+        patience: Stop after this many steps without a lower validation loss. Default: 100.
 
     Yields:
-        The state before any step (step 0) and after every step.
+        The state before the first step (step 0) and after every step.
 
     Raises:
         KeyError: If a labelled user is not in the cache.
@@ -140,7 +139,8 @@ def iter_tune_prompt(
 
     if min(num_virtual_tokens, steps) < 0:
         raise ValueError(
-            f"{num_virtual_tokens} virtual tokens, {steps} steps: both must be 0 or more"
+            f"num_virtual_tokens is {num_virtual_tokens} and steps is {steps}."
+            " Both must be 0 or more."
         )
     numbers, classes = encode_labels(cache, labels)
     rng = np.random.default_rng(seed)
@@ -172,7 +172,7 @@ def _optimize(
     validation: np.ndarray,
     patience: int,
 ) -> Iterator[TuningState]:
-    """Take one step on each batch of users and validate every 10 steps."""
+    """Take one step on each batch of users, and validate every 10 steps."""
     live = {name: getattr(prompt, name).clone().requires_grad_() for name in rates}
     groups = [{"params": [live[name]], "lr": rate} for name, rate in rates.items()]
     optimizer = torch.optim.Adam(groups)

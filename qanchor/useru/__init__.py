@@ -1,1 +1,1 @@
-"""User-understanding pairs (paper 3.1): what is asked and what is true."""
+"""User-understanding pairs (paper, section 3.1): questions about users and their true answers."""

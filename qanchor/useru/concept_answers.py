@@ -1,7 +1,6 @@
-"""Graded answers to questions about concepts: one short sentence for each grade of what happened.
+"""Graded answers to questions about concepts: one short sentence per grade, such as "often".
 
-A grade and its sentence are computed from the tables. The sentence does not name what it is about:
-the question does.
+Grades are computed from the event table. The sentence does not repeat what the question is about.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from jaxtyping import Float, Int
 from qanchor.data.things import ThingEvents
 from qanchor.useru.concepts import LESS, MORE, Concept, Outcomes
 
-UNKNOWN = -1  # grade of a user of whom it cannot be said
-A_FEW_TIMES = 2  # events; days of any event
+UNKNOWN = -1  # grade of a user whose outcome is unknown
+A_FEW_TIMES = 2  # events; active days if the concept is any event
 OFTEN = 4
-# for each measure, from the least of it to the most; they are true whether a question denies or
-# not. "much" and "a large part" are the top quarter of the users who have any.
+# Facts per measure, from the lowest grade to the highest. They hold for affirmative and negated
+# questions alike. "much" and "a large part" mean the top quarter of the users who have any.
 FACTS = {
     "occurs": ("not once", "once", "a few times", "often"),
     "more": ("much less", "about as much", "more"),
@@ -28,16 +27,16 @@ FACTS = {
     "high": ("none", "some", "much"),
     "share": ("no part", "a small part", "a large part"),
 }
-# the grades from this on make the concept true
+# lowest grade at which the concept is true
 FIRST_TRUE = {"occurs": 1, "more": 2, "less": 2, "first": 1, "exceeds": 1, "high": 2, "share": 2}
 
 
 def graded_answers(measure: str, sign: int) -> tuple[str, ...]:
-    """Return the answers to a question, one for each grade.
+    """Return the answers to a question, one per grade.
 
     Args:
         measure: What the question measures, one of `qanchor.useru.concepts.MEASURES`.
-        sign: 1 if yes means that the concept is true, -1 if it means the contrary.
+        sign: 1 if yes means that the concept is true, -1 if yes means that it is false.
 
     Example:
         >>> graded_answers("first", 1), graded_answers("first", -1)
@@ -57,11 +56,11 @@ def concept_grades(
     concepts: Sequence[Concept],
     truth: Float[np.ndarray, "user concept"],
 ) -> Int[np.ndarray, "user concept"]:
-    """Return the grade of each concept after a cut-off, -1 if it cannot be said.
+    """Return each user's grade for each concept after a cut-off; -1 if unknown.
 
     Args:
-        outcomes: What the users did.
-        events: The events that were counted.
+        outcomes: Activity of the users before and after the cut-off.
+        events: Events that the outcomes were counted from.
         concepts: The concepts.
         truth: From `Outcomes.truth`.
     """
@@ -85,12 +84,12 @@ def concept_grades(
 
 
 def past_fact(label: str, count: int, days_since: float) -> str:
-    """Say how often something happened to a user before, and when last; from the tables alone.
+    """Say in words how often a user did something, and when last.
 
     Args:
-        label: What happened.
-        count: How often.
-        days_since: Days since the last time; not used if it never happened.
+        label: Name of what happened.
+        count: Number of times.
+        days_since: Days since the last time; ignored if `count` is 0.
 
     Example:
         >>> past_fact("payment done", 3, 5.0), past_fact("payment done", 0, float("nan"))

@@ -1,6 +1,6 @@
-"""Concepts: what can be asked of users, induced from their own events, and what is true of them.
+"""Concepts: what questions can ask about, induced from the users' events, and the true outcomes.
 
-Induction reads only events before the first training cut-off and is deterministic.
+Induction reads only events before the earliest training cut-off and is deterministic.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from qanchor.data.things import Thing, ThingEvents
 from qanchor.utils.io import read_resource_rows
 
 MAX_TEXT_CONCEPTS = 256
-MIN_SHARE = 0.004  # of the (user, cut-off) samples in which a concept happens
+MIN_SHARE = 0.004  # of the (user, cut-off) samples in which a concept is true
 MAX_SHARE = 0.98
-N_CLUSTERS = (20, 60)  # clusters of texts at two heights
+N_CLUSTERS = (20, 60)  # clusters of texts: a coarse and a fine partition
 MAX_CLUSTER_TEXTS = 2000
-QUANTILES = (0.5, 0.75, 0.9)  # of a number, as thresholds
-HELD_OUT_SHARE = 0.15  # of the concepts of each family, by hash of the name
+QUANTILES = (0.5, 0.75, 0.9)  # of a number column, used as thresholds
+HELD_OUT_SHARE = 0.15  # of the concepts, chosen by hash of the name
 FAMILIES = ("text", "cluster", "topic", "modality", "number", "time", "behavior")
 MEASURES = ("occurs", "more", "less", "first", "exceeds", "high", "share")
-SUMMED_MEASURES = ("high", "more", "less")  # of a number: its sum, not how many events
-MEASURES_OF_KIND = {  # of a thing that is no text; a number has further ones
+SUMMED_MEASURES = ("high", "more", "less")  # of a number column: its sum, not the event count
+MEASURES_OF_KIND = {  # of things other than texts; numbers have additional ones
     "modality": ("occurs", "more", "less", "high", "share"),
     "time": ("occurs", "more"),
     "number": ("high", "more", "less"),
@@ -38,15 +38,16 @@ LESS = 0.5
 
 @dataclass(frozen=True)
 class Concept:
-    """Something that can be asked of the users and computed from their events.
+    """Something that can be asked about users and computed from their events.
 
     Args:
-        name: Stable name, such as "text:payment_done" or "number:amount>50".
+        name: Stable name, such as "text:payment_done" or "number:amount>=50".
         family: One of `FAMILIES`.
-        label: As people name it, such as "payment done".
-        things: Names of the things that its events belong to; empty: any event.
-        measure: One of `MEASURES`: it occurs, it rises, it falls, it occurs for the first time, one
-            amount exceeds the threshold, there is much of it, it is much of all that occurs.
+        label: What people call it, such as "payment done".
+        things: Names of the things whose events count; empty means any event.
+        measure: One of `MEASURES`: it "occurs"; it occurs "more" or "less" than before; it occurs
+            for the "first" time; a single amount reaches the threshold ("exceeds"); its amount is
+            in the top quarter ("high"), or its share of all that the user does is ("share").
         threshold: Smallest amount that counts; only for "exceeds".
         split: "train" or "held_out".
     """
@@ -82,10 +83,10 @@ def induce_concepts(
     """Return the concepts of a data set.
 
     Args:
-        events: Of the users, with `until` the cut-off, so that later events have no influence.
+        events: Events of the users, made with `until=cutoff` so that later ones have no influence.
         vectors: Text vector of each thing.
-        cutoff: The first training cut-off.
-        topics: Names of the things of each topic that the data speaks of, by what people call it.
+        cutoff: The earliest training cut-off.
+        topics: Names of the things that belong to each topic, by the label of the topic.
     """
     count, _, largest = events.counts(events.users.events["time"].min(), cutoff)
     active = count.any(1)
@@ -119,7 +120,7 @@ def induce_concepts(
 
 
 def _of_thing(thing: Thing, *measures: str) -> list[Concept]:
-    """Return one concept of a thing for each measure."""
+    """Return one concept about a thing for each measure."""
     concepts = []
     for measure in measures:
         name = thing.name if measure == "occurs" else f"{thing.name}:{measure}"
@@ -128,7 +129,7 @@ def _of_thing(thing: Thing, *measures: str) -> list[Concept]:
 
 
 def _thresholds(thing: Thing, largest: np.ndarray) -> list[Concept]:
-    """Return concepts of large amounts of one event."""
+    """Return concepts about a large amount in a single event."""
     concepts = []
     values = largest[largest > 0]
     if not len(values):
@@ -141,7 +142,7 @@ def _thresholds(thing: Thing, largest: np.ndarray) -> list[Concept]:
 
 
 def _clusters(texts: list[Thing], vectors: np.ndarray) -> list[Concept]:
-    """Return clusters of similar texts, named by their two most central members."""
+    """Return clusters of similar texts, named after their two most central members."""
     from sklearn.cluster import MiniBatchKMeans
 
     concepts = []
@@ -162,13 +163,13 @@ def _clusters(texts: list[Thing], vectors: np.ndarray) -> list[Concept]:
 
 @dataclass(frozen=True)
 class Window:
-    """Hold what some users did of each thing in a stretch of time.
+    """Hold the activity of users in a time window.
 
     Args:
-        count: Events, (user, thing).
-        total: Sum of each thing's number.
-        largest: Largest number.
-        days: Days with any event, (user,).
+        count: Number of events, (user, thing).
+        total: Sum of the amounts, (user, thing).
+        largest: Largest amount, (user, thing).
+        days: Number of days with any event, (user,).
     """
 
     count: np.ndarray
@@ -179,12 +180,12 @@ class Window:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Hold what some users did of each thing before and after a cut-off.
+    """Hold the activity of users before and after a cut-off.
 
     Args:
-        after: What they did after the cut-off.
-        before: What they did before it.
-        horizons: Length of each user's history in horizons.
+        after: Activity in the window after the cut-off.
+        before: Activity before the cut-off.
+        horizons: Length of each user's history as a multiple of the window, at least 0.5; (user,).
     """
 
     after: Window
@@ -193,13 +194,13 @@ class Outcomes:
 
     @classmethod
     def of(cls, events: ThingEvents, rows: np.ndarray, cutoff: pd.Timestamp, days: int) -> Outcomes:
-        """Count what users did before and after a cut-off.
+        """Count the activity of users before and after a cut-off.
 
         Args:
-            events: Of the users.
-            rows: Rows of the users in `events.users.ids`.
+            events: Events of the users.
+            rows: Row numbers of the users in `events.users.ids`.
             cutoff: Start of the window.
-            days: Length of the window.
+            days: Length of the window in days.
         """
 
         def window(start, end) -> Window:
@@ -217,10 +218,10 @@ class Outcomes:
     def truth(
         self, events: ThingEvents, concepts: Sequence[Concept]
     ) -> Float[np.ndarray, "user concept"]:
-        """Return what is true of each concept: 1, 0, or NaN if it cannot be said.
+        """Return whether each concept is true of each user: 1, 0, or NaN if unknown.
 
         Args:
-            events: The events that were counted.
+            events: Events that the outcomes were counted from.
             concepts: The concepts.
         """
         out = np.zeros((len(self.horizons), len(concepts)), np.float32)
@@ -243,11 +244,13 @@ class Outcomes:
     def amounts(
         self, events: ThingEvents, concept: Concept
     ) -> tuple[Num[np.ndarray, " user"], Num[np.ndarray, " user"]]:
-        """Return how much of a concept there was after the cut-off, and before it: the sum of a
-        number, how many events, or for any event how many days: one visit may be many events.
+        """Return the amount of a concept after the cut-off and before it.
+
+        The amount is the number of events; for "any event", the number of active days, since one
+        visit may be many events; for a number column with a measure in `SUMMED_MEASURES`, the sum.
 
         Args:
-            events: The events that were counted.
+            events: Events that the outcomes were counted from.
             concept: The concept.
         """
         if not concept.things:
@@ -261,12 +264,12 @@ class Outcomes:
         return tuple(amounts)
 
     def answer(self, measure: str, future: np.ndarray, before: np.ndarray) -> np.ndarray:
-        """Return whether users did something as a measure asks: 1, 0, or NaN if it cannot be said.
+        """Return whether a measure is true of each user: 1, 0, or NaN if unknown.
 
         Args:
             measure: "occurs", "more", "less" or "first".
-            future: How much of it after the cut-off; users are the first axis.
-            before: How much of it before.
+            future: Amounts after the cut-off; users are the first axis.
+            before: Amounts before the cut-off, of the same shape.
         """
         rate = (before.T / self.horizons).T
         if measure == "more":
@@ -278,12 +281,13 @@ class Outcomes:
         return future > 0
 
     def targets(self, events: ThingEvents, measure: str) -> np.ndarray:
-        """Return what heads of things learn: what is measured of each thing, and last of any event.
+        """Return regression targets (user, thing + 1) of a measure; the last column is any event.
 
-        How much is the log of the sum or the largest number, a share is the share itself.
+        "high" gives log amounts, "exceeds" the log of the largest amount, "share" the share itself
+        (NaN if unknown), and the other measures what `answer` returns.
 
         Args:
-            events: The events that were counted.
+            events: Events that the outcomes were counted from.
             measure: One of `MEASURES`.
         """
         if measure == "share":
@@ -309,7 +313,7 @@ class Outcomes:
 
 
 def _in_upper_quarter(values: np.ndarray) -> np.ndarray:
-    """Return which values are in the upper quarter of the positive ones."""
+    """Return which values are in the upper quarter of the positive values."""
     positive = values[values > 0]
     limit = np.quantile(positive, 0.75) if len(positive) else np.inf
     return values >= limit
@@ -328,8 +332,8 @@ HORIZON_WORDINGS = {
     60: "in the next two months",
     90: "in the next three months",
 }
-MAX_WORDINGS = 16  # of a concept, for each sense
-FRAME_VERBS = 14  # of staying and of leaving, in each frame
+MAX_WORDINGS = 16  # of a concept, for each sign
+FRAME_VERBS = 14  # of staying, and as many of leaving, in each frame
 FRAME_TOPICS = 60
 
 
@@ -341,10 +345,11 @@ def _read_wordings() -> dict[tuple[str, str, int], list[str]]:
     return texts
 
 
-# By what is asked about, measure, and whether yes means that it is true (1) or not (-1).
-# {user} is the unit word, {t} the label, {v} the threshold. The last of each list is for tests
-# only. In frames, {v} is a verb of staying (1) or leaving (-1), or a topic, and {n} an amount; a
-# topic must not tell the sense: a complaint that happens is a yes.
+# Question templates by kind of concept, measure, and sign: 1 if yes means that the concept is true,
+# -1 if yes means that it is false. {user} is the unit word, {t} the label, {v} the threshold. The
+# last template of each list is held out for tests. In frames, {v} is a verb of staying (1) or
+# leaving (-1), or a topic, and {n} an amount. A topic must not reveal the sign: if a complaint
+# happens, the answer is yes.
 WORDINGS = _read_wordings()
 
 
@@ -353,11 +358,11 @@ class Wording:
     """A question about a concept.
 
     Args:
-        query: Its text, with the word "user".
+        query: Text of the question; a user is called "user".
         measure: One of `MEASURES`.
-        sign: 1 if yes means that the concept is true, -1 if it means the contrary.
-        days: Horizon that it names; 0 for the users' own.
-        held_out: Whether it is for tests only.
+        sign: 1 if yes means that the concept is true, -1 if yes means that it is false.
+        days: Horizon in days that the question names; 0 means the default horizon.
+        held_out: Whether it is held out for tests.
     """
 
     query: str
@@ -368,7 +373,7 @@ class Wording:
 
 
 def templates(concept: Concept) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the wordings whose yes means that a concept is true, and those that deny it.
+    """Return the affirmative and the negated question templates of a concept.
 
     Args:
         concept: The concept.
@@ -385,7 +390,7 @@ def _fill(text: str, **values) -> str:
 
 
 def _staying_and_leaving(rng: np.random.Generator) -> list[Wording]:
-    """Return every frame with some verbs of staying and leaving; the sense is their product."""
+    """Fill each frame with random verbs of staying and leaving; the signs of both multiply."""
     questions = []
     for sense in (1, -1):
         frames = WORDINGS["frame", "occurs", sense]
@@ -400,7 +405,7 @@ def _staying_and_leaving(rng: np.random.Generator) -> list[Wording]:
 
 
 def behavior_wordings(rng: np.random.Generator) -> list[Wording]:
-    """Return questions about staying and leaving, of any users.
+    """Return questions about any event, including staying and leaving; they fit any data set.
 
     Args:
         rng: Random generator that chooses verbs and times.
@@ -409,16 +414,15 @@ def behavior_wordings(rng: np.random.Generator) -> list[Wording]:
 
 
 def topic_wordings(rng: np.random.Generator) -> list[Wording]:
-    """Return questions about everyday topics, good and bad, in frames that affirm, that deny, and
-    that ask how much.
+    """Return questions about everyday topics, in affirmative, negated and quantitative frames.
 
-    They say nothing of any data set; they only teach what denies a question and what it measures.
+    They are independent of the data set and only teach the sign and the measure of a question.
 
     Args:
         rng: Random generator that chooses topics, times and amounts.
     """
     questions = []
-    # the same topics in all frames, or they would tell frames
+    # the same topics in all frames, so that the topic does not give the frame away
     topics = rng.choice(WORDINGS["everyday topic", "occurs", 1], FRAME_TOPICS, replace=False)
     for (kind, measure, sense), frames in WORDINGS.items():
         if kind != "frame":
@@ -456,7 +460,7 @@ def wordings(concept: Concept, rng: np.random.Generator) -> list[Wording]:
 
 
 def behavior_queries() -> list[str]:
-    """Return questions about behaviour in general: coming back, leaving, more, less and often."""
+    """Return questions about behaviour in general: coming back, leaving, being more active, etc."""
     queries = []
     for (kind, *_), texts in WORDINGS.items():
         if kind == "any":

@@ -1,4 +1,4 @@
-"""Which horizon a question means."""
+"""How many days a question looks ahead."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ LENGTHS = {
 
 
 def query_horizon(query: str, horizon_days: int) -> int:
-    """Return the days that a question looks ahead.
+    """Return how many days a question looks ahead.
 
-    Of about a quarter of the users' horizon, the horizon, and three times the horizon, it is the
-    one that is nearest to the time that the question names.
+    The time that the question names is rounded to the nearest of three horizons: about a quarter of
+    the default, the default, and three times the default.
 
     Args:
         query: The question.
-        horizon_days: The users' own horizon, which counts unless the question names a time.
+        horizon_days: Default horizon in days, used if the question names no time.
 
     Example:
         >>> query_horizon("Will this user travel in the next week?", 30)

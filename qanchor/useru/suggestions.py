@@ -11,7 +11,7 @@ from qanchor.useru.topics import TOPICS
 from qanchor.utils.text import count
 
 GENERAL_QUERIES = ("Will this {} come back?", "Will this {} be less active than before?")
-IDEAL_SHARE = 0.3  # of the users: a question about what all or none do tells little
+IDEAL_SHARE = 0.3  # of the users; what everybody or nobody does is not informative
 
 
 def suggest_queries(
@@ -24,11 +24,11 @@ def suggest_queries(
     """Return questions about concepts that some users have and others do not, topics first.
 
     Args:
-        concepts: Concepts of the users.
-        share: Share of the users that have each thing, by its name.
-        unit: Word for one of the users.
-        horizon_days: Days that the questions look ahead.
-        many: Number of questions at most (default 6).
+        concepts: Candidate concepts.
+        share: Share of users that have each thing, by the name of the thing.
+        unit: Singular noun for a user, such as "customer".
+        horizon_days: Number of days that the questions look ahead.
+        many: Maximum number of questions (default 6).
 
     Example:
         >>> cart = Concept("text:cart", "text", "cart", ("text:cart",))
@@ -46,7 +46,7 @@ def suggest_queries(
         distance = abs(common - IDEAL_SHARE)
         if concept.family == "topic" and concept.label in topic_of:
             topic = topic_of[concept.label]
-            is_again = topic.domain in domains  # further topics of a domain come later
+            is_again = topic.domain in domains  # further topics of the same domain rank lower
             domains.add(topic.domain)
             rows.append((is_again, distance, f"Will this {unit} {topic.does} {when}?"))
         elif concept.family == "text":

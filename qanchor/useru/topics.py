@@ -1,7 +1,8 @@
-"""The 72 topics: what can be asked of a user, in which words, and which events are about it.
+"""The 72 topics: what people call them, how they ask about them, and which events are about them.
 
-`topics.csv` holds one row per topic: its name, domain and phrases; `words` separated by commas; and
-a question of its own about the past and one about the future, added to those made from frames.
+`topics.csv` holds one row per topic: its name, domain and phrases; its `words` (stems), separated
+by commas; and two hand-written questions, one about the past and one about the future. More
+questions are made from frames (templates).
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import pandas as pd
 
 from qanchor.utils.io import read_resource_rows
 
-LIST = re.compile(r",|\b(and|or)\b")  # in a phrase that names several things
-N_PROFILE_FRAMES, N_FUTURE_FRAMES = 5, 4  # wordings of each topic that come from frames
-# Frames rotate with the topic's row in the table, so that topics differ in them.
+LIST = re.compile(r",|\b(and|or)\b")  # marks a phrase that names several things
+N_PROFILE_FRAMES, N_FUTURE_FRAMES = 5, 4  # questions per topic made from frames
+# The first frame depends on the topic's row in the table, so that topics use different frames.
 PROFILE_FRAMES = (
     "Is this {user} {state}?",
     "What do the records of this {user} say about {thing}?",
@@ -47,19 +48,19 @@ FUTURE_FRAMES = (
 
 @dataclass(frozen=True)
 class Topic:
-    """One topic: which events are about it, and how people ask about it.
+    """A topic: which events are about it, and how people ask about it.
 
     Args:
         name: Unique name, such as "baby".
         domain: Group of topics, such as "family".
         words: Lower-case stems. A text is about the topic if a stem starts a word in it; a stem
             that ends in "." must match the whole word.
-        questions: Questions of its own about the past and about what follows, with `{user}` for the
-            unit word.
-        framed: Questions made from frames, likewise.
-        does: Phrase as in "likely to <does>".
-        thing: Phrase as in "no sign of <thing>".
-        state: Phrase as in "clearly <state>".
+        questions: Hand-written questions about the past and the future, with `{user}` in place of
+            the unit word.
+        framed: Questions made from frames, in the same form.
+        does: Verb phrase, as in "likely to <does>".
+        thing: Noun phrase, as in "no sign of <thing>".
+        state: Predicate, as in "clearly <state>".
     """
 
     name: str
@@ -73,13 +74,13 @@ class Topic:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return its phrases that are no lists of what it is about."""
+        """Return the phrases that name the whole topic, without lists such as "beer and wine"."""
         return tuple(text for text in (self.thing, self.does, self.state) if not LIST.search(text))
 
     @cached_property
     def part(self) -> re.Pattern:
-        """Return a pattern of texts that name only one of the things that the topic is about: of
-        the stems that its names do not have.
+        """Return a pattern that matches texts that name only part of the topic, as "beer" does for
+        "alcohol": its stems that are in none of its names.
         """
         names = " ".join(self.names)
         return _pattern([stem for stem in self.words if not _pattern([stem]).search(names)])
@@ -105,7 +106,7 @@ def match(texts) -> np.ndarray:
 
 
 def names_one(texts) -> np.ndarray:
-    """Return which texts name only one of the things that a topic is about.
+    """Return which texts name only part of a topic, such as "beer" for the topic "alcohol".
 
     Args:
         texts: Iterable of texts.
@@ -123,12 +124,12 @@ def names_one(texts) -> np.ndarray:
 
 @lru_cache(maxsize=8192)
 def _names_one(text: str) -> list[bool]:
-    """Return, for each topic, whether a text names only one of its things."""
+    """Return, for each topic, whether a text names only part of it."""
     return [topic.part.search(text) is not None for topic in TOPICS]
 
 
 def _pattern(stems: Sequence[str]) -> re.Pattern:
-    """Return a pattern of words that begin with one of some stems; of no stems it fits nothing."""
+    """Return a pattern of words that start with any of the stems; without stems it never matches."""
     ends = [re.escape(stem.rstrip(".")) + r"\b" * stem.endswith(".") for stem in stems]
     return re.compile(f"(?<![a-z])(?:{'|'.join(ends) or '(?!)'})", re.IGNORECASE)
 

@@ -1,1 +1,1 @@
-"""Shared plumbing."""
+"""Shared helpers."""

@@ -11,7 +11,7 @@ from qanchor.utils.types import EmbeddingRows
 
 
 def l2_normalize(rows: EmbeddingRows) -> EmbeddingRows:
-    """Scale each row to length 1; rows of zeros stay.
+    """Scale each row to length 1; rows of zeros are left unchanged.
 
     Args:
         rows: Vectors.
@@ -28,12 +28,12 @@ def l2_normalize(rows: EmbeddingRows) -> EmbeddingRows:
 
 
 def arrow_table(frame: pd.DataFrame):
-    """Convert a frame to an arrow table for DuckDB.
+    """Convert a data frame to an Arrow table for DuckDB.
 
-    DuckDB reading a pandas frame with two threads sometimes lost a text.
+    Do not pass the data frame itself: with two threads, DuckDB occasionally lost a string.
 
     Args:
-        frame: Any frame; its index is ignored.
+        frame: Any data frame; its index is ignored.
 
     Returns:
         A `pyarrow.Table`.
@@ -47,7 +47,7 @@ class LRUCache(OrderedDict):
     """A dict that drops the least recently used entry when it is full.
 
     Args:
-        limit: Maximum number of entries (default 0, which a copy is made with).
+        limit: Maximum number of entries (default 0, which copying needs; a copy keeps the limit).
 
     Example:
         >>> cache = LRUCache(2)

@@ -1,4 +1,4 @@
-"""Device selection, machine description."""
+"""Device selection and a description of the machine."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """Run torch in one thread inside the block.
+    """Run torch with one thread inside the block.
 
-    Many small products gain nothing from more threads, and lose a factor of twenty when another
-    program is busy.
+    Many small matrix products gain nothing from more threads, and become about 20 times slower
+    when another program keeps the CPU busy.
     """
     with threadpool_limits(1):
         yield
@@ -54,6 +54,6 @@ def machine_info() -> dict:
 
 
 def _processor_name() -> str:
-    info_file = Path("/proc/cpuinfo")  # on other systems than Linux `platform` knows
+    info_file = Path("/proc/cpuinfo")  # Linux only; elsewhere `platform` knows the name
     names = re.findall(r"model name\s*: (.*)", info_file.read_text()) if info_file.exists() else []
     return names[0] if names else platform.processor() or platform.machine()

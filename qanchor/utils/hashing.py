@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file as hex digits, reading it in parts.
+    """Return the SHA-256 of a file as hex digits, reading it in chunks.
 
     Args:
         path: The file.

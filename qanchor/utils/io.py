@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """Return the folder of weights, text tables and built data.
+    """Return the cache folder of weights, text vectors and built data sets.
 
     Returns:
         The environment variable `QANCHOR_CACHE` if set, otherwise `~/.cache/qanchor`.
@@ -57,7 +57,7 @@ def read_resource_rows(package: str, name: str) -> list[dict[str, str]]:
 
 
 def replace_surrogates(text: str) -> str:
-    """Replace each lone surrogate (half a character) by "?", which files and tokenizers accept.
+    """Replace lone surrogates (half characters), which files and tokenizers reject, with "?".
 
     Args:
         text: Any string.
@@ -93,8 +93,8 @@ def disk_errors(path: Path) -> Iterator[None]:
 def atomic_write(path: Path, write: Callable[[Path], object]) -> Path:
     """Write a file under a temporary name, then rename it to `path`.
 
-    A reader, or a process killed midway, leaves the old file or the new one, never half of it. The
-    temporary name holds the process id; of two processes that write at once, the last one wins.
+    Readers see the old file or the new one, never a partial one, even if the process is killed. The
+    temporary name contains the process id; if two processes write at once, the last one wins.
 
     Args:
         path: File to write.
@@ -123,7 +123,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `target` if the block ends without an error.
 
     Args:
-        target: Folder to create. If another process created it first, that one is kept.
+        target: Folder to create. If another process creates it first, that folder is kept.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))

@@ -23,7 +23,7 @@ class ProgressBars:
         Args:
             stage: Name of the stage.
             done: Items finished.
-            total: Items of the stage.
+            total: Items in the stage.
         """
         is_new = stage != self.stage
         if is_new:

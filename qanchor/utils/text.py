@@ -1,4 +1,4 @@
-"""English words in the right number, and words in texts."""
+"""English plurals, and searching texts for words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def plural(noun: str) -> str:
     """Return the plural of an English noun.
 
     Args:
-        noun: A noun in the singular; of several words the last one is changed.
+        noun: Singular noun or noun phrase; only the last word changes.
 
     Returns:
         The plural.
@@ -33,11 +33,12 @@ def plural(noun: str) -> str:
 
 
 def has_words(texts: pd.Series, words: str) -> pd.Series:
-    """Return which texts have all of some words; no text has none of them.
+    """Return which texts contain all of the given words.
 
     Args:
-        texts: The texts, categorical.
-        words: The words, in any order; case does not matter.
+        texts: Texts, categorical.
+        words: Words separated by spaces, in any order. Case is ignored, a word also matches part of
+            a longer one, and a blank string matches no text.
 
     Example:
         >>> texts = pd.Series(["red shoe", "Shoe", None], dtype="category")
@@ -53,14 +54,14 @@ def has_words(texts: pd.Series, words: str) -> pd.Series:
 
 
 def count(n: int, noun: str) -> str:
-    """Return a number with its noun in the right number.
+    """Return a number followed by its noun, in the singular or plural.
 
     Args:
-        n: How many.
-        noun: What is counted, in the singular.
+        n: Number of items.
+        noun: Singular noun.
 
     Returns:
-        The number with separators, then the noun.
+        The number with thousands separators, then the noun.
 
     Example:
         >>> count(1, "family"), count(1200, "family")

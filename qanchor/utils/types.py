@@ -1,4 +1,4 @@
-"""Types that many modules share."""
+"""Types shared by many modules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 Progress = Callable[[int, int], object]  # called with (done, total)
 StageProgress = Callable[[str, int, int], object]  # called with (stage, done, total)
-TimeLike = str | date | np.datetime64  # a `pd.Timestamp` is a date, too
+TimeLike = str | date | np.datetime64  # `pd.Timestamp` is a subclass of `date`
 EmbeddingRows = Float[np.ndarray, "user dim"]
 UserMask = Bool[np.ndarray, " user"]
 UserFloats = Float[np.ndarray, " user"]

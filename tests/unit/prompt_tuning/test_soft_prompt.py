@@ -255,7 +255,7 @@ def test_the_search_is_of_use_only_if_the_validation_users_agree(engine, cache, 
 
 
 def test_negative_numbers_are_told(engine, cache, planted):
-    with pytest.raises(ValueError, match="-1 virtual tokens, 5 steps: both must be 0 or more"):
+    with pytest.raises(ValueError, match=r"num_virtual_tokens is -1 and steps is 5\. Both must"):
         tune_prompt(engine, cache, QUERY, planted, num_virtual_tokens=-1, steps=5)
 
 
@@ -293,12 +293,12 @@ LABELS = pd.Series([1.0, 0, 1, 0, 1, 0, 1, np.nan, 0], [f"u{i:03}" for i in rang
         (
             pd.concat([LABELS, pd.Series([1.0], ["zoe"])]),
             KeyError,
-            "'zoe' is not among the 120 that were read: prefill it first",
+            "'zoe' is not among the 120 that were read. Prefill it first",
         ),
         (
             pd.concat([LABELS, LABELS.head(1)]),
             ValueError,
-            "user '.*' has 2 labels or more: keep one",
+            "User '.*' has more than one label. Keep one",
         ),
     ],
     ids=["one class", "none", "too few", "stranger", "twice"],
@@ -335,21 +335,23 @@ def test_another_run_refuses_a_prompt(home, engine, cache, tmp_path):
     prompt = drawn(first)
     folder = prompt.save(tmp_path / "prompt")
     runs = [loaded.model.run[:16] for loaded in (first, second)]
-    with pytest.raises(RunError, match="tuned on run {}, this engine serves run {}".format(*runs)):
+    with pytest.raises(
+        RunError, match="tuned on run {}, but this engine serves run {}".format(*runs)
+    ):
         SoftPrompt.load(folder, second)
-    message = "run {}, this model is of run {}[.] Load that".format(*runs)
+    message = "run {}, but this model is run {}[.] Load that".format(*runs)
     with pytest.raises(ValueError, match=message):
         second.embed(cache, prompt)
 
 
 def test_torn_and_foreign_folders_are_refused(home, engine, tmp_path):
-    with pytest.raises(RunError, match="nowhere is no soft prompt"):
+    with pytest.raises(RunError, match="nowhere is not a soft prompt"):
         SoftPrompt.load(tmp_path / "nowhere", engine)
     with pytest.raises(
-        ValueError, match=r"run0 holds 'concepts.json' and no prompt.json: name a new folder"
+        ValueError, match=r"run0 holds 'concepts.json' but no prompt.json. Choose a new folder"
     ):
         drawn(engine).save(home / "run0")
-    with pytest.raises(ValueError, match="the model has no run, 1 is needed: save it"):
+    with pytest.raises(ValueError, match=r"was not loaded from a run\. Save the model"):
         replace(drawn(engine), run="").save(tmp_path / "prompt")
     folder = drawn(engine).save(tmp_path / "prompt")
     file = folder / "prompt.safetensors"
@@ -357,7 +359,7 @@ def test_torn_and_foreign_folders_are_refused(home, engine, tmp_path):
     with pytest.raises(RunError, match=r"prompt.safetensors has sha256 .* prompt.json says"):
         SoftPrompt.load(folder, engine)
     (folder / "prompt.json").write_text("{")
-    with pytest.raises(RunError, match="torn, swapped or of another version"):
+    with pytest.raises(RunError, match="is damaged or was saved by another version"):
         SoftPrompt.load(folder, engine)
 
 

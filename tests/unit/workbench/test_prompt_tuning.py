@@ -212,7 +212,7 @@ def test_what_cannot_be_judged_is_told_before_it_is_tuned(made):
 def test_saving_never_takes_the_place_of_another_prompt(made, tmp_path):
     tune, *_ = made
     *_, last = tune(QUERY, "Active", steps=0)
-    with pytest.raises(ValueError, match="the model has no run"):
+    with pytest.raises(ValueError, match="was not loaded from a run"):
         tune.save(last.data["prompt"], tmp_path / "soft")
     (tmp_path / "soft").mkdir()
     (tmp_path / "soft/prompt.json").write_text("{}")
