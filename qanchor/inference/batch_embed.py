@@ -1,4 +1,4 @@
-"""Embed data sets of any size, shard by shard, with processes or Ray."""
+"""Embed data sets of any size, shard by shard, with local processes or Ray."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from qanchor.utils.hashing import sha256_file
 from qanchor.utils.io import atomic_write, read_json, write_json
 from qanchor.utils.types import Progress
 
-THREADS = 1  # CPU threads of a worker: with equal threads every backend writes the same bytes
+THREADS = 1  # CPU threads per worker; the same number makes all backends write the same bytes
 RESUME_HINT = "Finished shards are kept; run it again to resume."
 
 
@@ -56,9 +56,9 @@ def local_processes(
     Args:
         make: Module-level function that processes one shard, `make(*arguments, number)`, and
             returns its record.
-        arguments: Arguments of `make` before the number.
+        arguments: Arguments of `make` before the shard number.
         numbers: Numbers of the shards.
-        workers: Processes.
+        workers: Number of processes.
 
     Raises:
         ChildProcessError: If a worker is killed.
@@ -75,16 +75,16 @@ def local_processes(
             yield future.result()
     except BrokenProcessPool as error:
         raise ChildProcessError(
-            "A worker ended early: memory ran out, or the script calls this outside of"
+            "A worker ended early: it ran out of memory, or the script calls this outside of"
             f' `if __name__ == "__main__":`. {RESUME_HINT}'
         ) from error
     finally:
-        pool.shutdown(cancel_futures=True)  # running shards are finished
+        pool.shutdown(cancel_futures=True)  # running shards still finish
 
 
 def _start_worker() -> None:
-    """Prepare a worker process: it ends with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    """Make a worker process end with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -98,13 +98,13 @@ def ray_tasks(
 ) -> Iterator[dict]:
     """Process the shards as Ray tasks and yield their records as they finish.
 
-    They run on the cluster of RAY_ADDRESS, or on one that is started here.
+    They run on the cluster at RAY_ADDRESS, or on a local one that is started here.
 
     Args:
         make: As for `local_processes`.
         arguments: As for `local_processes`.
         numbers: Numbers of the shards.
-        workers: Tasks at a time.
+        workers: Maximum number of concurrent tasks.
 
     Raises:
         ValueError: If Ray is not installed, or a shard fails.
@@ -118,7 +118,7 @@ def ray_tasks(
     is_started_here = not ray.is_initialized()
     if is_started_here:
         ray.init(log_to_driver=False)
-    # the task of a killed worker runs again
+    # if a worker is killed, its task is retried
     task = ray.remote(num_cpus=THREADS, max_retries=3)(make)
     waiting = (task.remote(*arguments, number) for number in numbers)
     try:
@@ -136,9 +136,9 @@ def ray_tasks(
 
 BACKENDS = {"local": local_processes, "ray": ray_tasks}
 EMBEDDINGS_VERSION = 2  # increase it when a change to the code changes embeddings
-# what all parts of a folder have in common
+# fields that must be the same for all parts in a folder
 FIXED_FIELDS = ("run_sha256", "queries", "input_sha256", "shards", "version")
-MAX_SHARED_TEXTS = 200_000  # texts encoded before the shards, so that workers need not each do it
+MAX_SHARED_TEXTS = 200_000  # texts encoded in advance, so that workers need not
 
 
 def embed_dataset(
@@ -152,10 +152,10 @@ def embed_dataset(
     shards: int | None = None,
     progress: Progress | None = None,
 ) -> dict:
-    """Embed any number of users for every query, shard by shard. A rerun resumes after a kill.
+    """Embed any number of users for every query, shard by shard; rerun it to resume.
 
-    Finished shards stay if their sha256 is still the recorded one. A folder never mixes two inputs:
-    other users, queries, shards, another run or version are refused.
+    Finished shards are kept if their sha256 matches its record. A folder never mixes inputs: if the
+    users, queries, number of shards, run or version differ, an error is raised.
 
     Args:
         users: Users, a parquet file of events, or a folder as `load_users` reads it. Tables larger
@@ -163,21 +163,21 @@ def embed_dataset(
         run: Folder of a trained model.
         queries: Distinct texts.
         out: Folder for `part-00000.parquet` and so on, with columns user, query and embedding
-            (float16): one row group a query, users in the order of their ids. When all parts are
-            complete, `_manifest.json` describes what they are made of, with their sha256.
-        backend: "local" (default): `workers` processes. "ray": `workers` tasks at a time on the
-            cluster of RAY_ADDRESS, or one started here.
-        workers: Processes or tasks; 1 (default) uses this process. A script that asks for more
-            must call this below `if __name__ == "__main__":`.
-        shards: Number of parts. Default: one for each 500,000 events. A worker holds one at a time.
+            (float16): one row group per query, users sorted by id. When all parts are complete,
+            `_manifest.json` records their inputs and sha256.
+        backend: "local" (default): `workers` processes. "ray": up to `workers` tasks at a time on
+            the cluster at RAY_ADDRESS, or on a local one.
+        workers: Number of processes or tasks; 1 (default) with "local" uses this process. A script
+            that asks for more must call this below `if __name__ == "__main__":`.
+        shards: Number of parts. Default: one per 500,000 events. A worker holds one at a time.
         progress: Called with (done, total) of the missing shards. Default: none.
 
     Returns:
-        The manifest without its parts, and `made`: the number of shards embedded now.
+        The manifest without its parts, plus `made`: the number of shards embedded by this call.
 
     Raises:
         ValueError: If an option is out of range or a query is repeated.
-        FileExistsError: If the folder holds embeddings of something else.
+        FileExistsError: If the folder holds embeddings of other inputs.
         DataError: If the users cannot be read.
         RunError: If the run cannot be read.
         ChildProcessError: If a worker is killed.
@@ -193,17 +193,17 @@ def embed_dataset(
         (60, 2)
     """
     if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r}: there are {', '.join(BACKENDS)}")
+        raise ValueError(f"backend is {backend!r}. Pass one of {', '.join(BACKENDS)}.")
     for name, number in {"workers": workers, "shards": shards}.items():
         if number is not None and number < 1:
-            raise ValueError(f"{number} {name}: give at least 1")
+            raise ValueError(f"{name} is {number}. Pass 1 or more.")
     out = Path(out).absolute()
     run = Path(run).absolute()
     queries = list(queries)
     if not queries or len(set(queries)) < len(queries):
         raise ValueError(
-            f"{len(queries)} queries, {len(set(queries))} of them different: "
-            "give at least 1, and each once"
+            f"There are {len(queries)} queries, {len(set(queries))} of them distinct."
+            " Pass at least 1, each only once."
         )
     with TemporaryDirectory() as folder:
         path = users.save(folder) if isinstance(users, Users) else Path(users)
@@ -222,19 +222,19 @@ def embed_shard(out: Path, run: Path, number: int) -> dict:
     """Embed the users of one shard and write its part atomically; every backend calls this.
 
     Args:
-        out: Folder of the embeddings, with the plan and the users of the shards in `.work`.
+        out: Folder of the embeddings; `.work` in it holds the plan and the users of each shard.
         run: Folder of the trained model.
         number: Number of the shard.
 
     Returns:
-        Record of the part: file, users, bytes, sha256, seconds and CPU seconds.
+        Record of the part: shard, file, users, bytes, sha256, seconds and cpu_seconds.
     """
     work = out / ".work"
     plan = read_json(work / "plan.json")
     scan = read_json(work / "users" / "scan.json")
     with threadpool_limits(THREADS):
         engine = _engine(run, plan["run_sha256"])
-        start = time.perf_counter()  # the time of reading to writing, without loading the model
+        start = time.perf_counter()  # time from reading to writing, without loading the model
         cpu_start = time.process_time()
         users = load_shard(work / "users", number, scan)
         shape = (len(users), len(plan["queries"]), engine.model.config.embedding_dim)
@@ -262,8 +262,8 @@ def _engine(run: Path, expected: str) -> Engine:
     digest = sha256_file(path)
     if digest != expected:
         raise RunError(
-            f"{path} has sha256 {digest[:16]}..., {expected[:16]}... was planned."
-            " Copy the run here."
+            f"{path} has sha256 {digest[:16]}..., but the plan says {expected[:16]}..."
+            " Copy the planned run to this folder."
         )
     return Engine(QAnchor.from_pretrained(run))
 
@@ -275,8 +275,8 @@ def _write(ids: Sequence[str], vectors: np.ndarray, about: dict, path: Path) -> 
         "embedding": pa.list_(pa.float16(), vectors.shape[2]),
     }
     schema = pa.schema(kinds, {"qanchor": json.dumps(about)})
-    # one row group a query, so that a reader loads only that one; a dictionary does not compress
-    # embeddings
+    # one row group per query, so that readers can load a single query; dictionary encoding does not
+    # compress embeddings
     with pq.ParquetWriter(
         path,
         schema,
@@ -299,7 +299,7 @@ def _write(ids: Sequence[str], vectors: np.ndarray, about: dict, path: Path) -> 
 
 
 def _begin(users: Path, run: Path, queries: list[str], out: Path, shards: int | None) -> list[int]:
-    """Partition the users unless that is done, and return the numbers of the missing shards."""
+    """Partition the users, unless already done, and return the numbers of the missing shards."""
     about = read_run_config(run)
     table = open_events(users)
     facts, facts_key = open_facts(users)
@@ -322,23 +322,23 @@ def _begin(users: Path, run: Path, queries: list[str], out: Path, shards: int | 
     }
     if not old and any(out.glob("part-*.parquet")):
         raise FileExistsError(
-            f"{out} holds parts of unknown origin (no _manifest.json): "
-            "name another folder, or remove them"
+            f"{out} holds parts of unknown origin (no _manifest.json). "
+            "Choose another folder, or remove them."
         )
     for name in FIXED_FIELDS:
         if old and old[name] != plan[name]:
             raise FileExistsError(
-                f"{out} holds embeddings of {name} {old[name]!r:.100}, wanted is "
-                f"{plan[name]!r:.100}: name another folder, or remove this one"
+                f"{out} holds embeddings with {name} {old[name]!r:.100}, not {plan[name]!r:.100}. "
+                "Choose another folder, or remove this one."
             )
     shutil.rmtree(out / ".gone", ignore_errors=True)
-    for stale in out.glob(".part-*.part"):  # half-written by a killed process
+    for stale in out.glob(".part-*.part"):  # left by a killed process
         stale.unlink(missing_ok=True)
     made = [part["shard"] for part in manifest.get("parts", [])]
     if made and not _missing_shards(out, made):
         return []
     work.mkdir(parents=True, exist_ok=True)
-    # parts that are made now say the same as those that are there
+    # new parts get the same metadata as existing ones
     kept = {name: old.get(name, value) for name, value in plan.items()}
     write_json(work / "plan.json", kept)
     if not (work / "users").exists():
@@ -354,7 +354,7 @@ def _begin(users: Path, run: Path, queries: list[str], out: Path, shards: int | 
         )
     missing = _missing_shards(out, read_json(work / "users" / "scan.json")["shards"])
     if missing:
-        # each worker would encode the texts in batches whose results differ in the last bit
+        # encode the texts here: batches of the workers would differ, and results in the last bit
         texts = pd.read_parquet(work / "users" / "texts.parquet")["text"]
         with threadpool_limits(THREADS):
             text_vectors([*texts, *queries], about["config"]["text_encoder"])
@@ -383,12 +383,12 @@ def _finish(out: Path) -> dict:
         n_users = sum(part["users"] for part in parts)
         if n_users != scan["users"]:
             raise RuntimeError(
-                f"{out}: the parts have {n_users:,} users, the input {scan['users']:,}. "
-                "Please report this."
+                f"{out}: the parts have {n_users:,} users, but the input has {scan['users']:,}. "
+                "Please report this bug."
             )
         manifest = read_json(work / "plan.json") | {"users": n_users, "parts": parts}
         write_json(out / "_manifest.json", manifest)
-        # renamed first, so that a kill leaves no half of it that passes for a whole one
+        # renamed first, so that a killed process never leaves a partial `.work`
         shutil.rmtree(work.rename(out / ".gone"), ignore_errors=True)
     manifest = _read_manifest_or_empty(out)
     del manifest["parts"]

@@ -1,4 +1,4 @@
-"""`Engine`: read users once, then ask many questions about them."""
+"""`Engine`: read users once, then ask any number of questions about them."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ from qanchor.utils.types import Progress
 
 
 class Engine:
-    """Serve a trained model: read users once, query often.
+    """Serve a trained model: read users once, then run any number of queries.
 
     Args:
         model: Trained model, or the folder of a run.
 
     Raises:
-        RunError: The folder holds no run, or a damaged one.
+        RunError: The folder is not a run, or the run is damaged.
 
     Example:
         >>> users = qa.make_sample_users(60)
@@ -64,16 +64,17 @@ class Engine:
     def prefill(
         self, users: Users, *, budget_gb: float = 6.0, progress: Progress | None = None
     ) -> PrefixCache:
-        """Read every user up to the cut-off, once.
+        """Read the events of every user before the cut-off, once.
 
         Args:
             users: Users to read.
-            budget_gb: Memory for keys and values of prefixes in GB, with a language model in the
-                paper's form; users beyond it are read again for every query (default 6).
+            budget_gb: Memory for cached keys and values in GB (default 6). Only used if a language
+                model reads users as a prefix (the paper's form); users beyond the budget are read
+                again for every query.
             progress: Called with (done, total) users (default: none).
 
         Returns:
-            A cache of the users, in the order of `users.ids`.
+            The cached users, in the order of `users.ids`.
 
         Raises:
             ValueError: There are no users.
@@ -100,11 +101,11 @@ class Engine:
         return cache
 
     def suggest_queries(self, users: Users, many: int = 6) -> tuple[str, ...]:
-        """Return questions that fit users, of what the run has learned to ask.
+        """Return questions that suit the users, among the concepts that the run was trained on.
 
         Args:
             users: The users.
-            many: Number of questions at most (default 6).
+            many: Maximum number of questions (default 6).
         """
         population = self.model.population
         share = dict(zip(population.things, np.exp(-population.rarity).tolist(), strict=True))
@@ -113,10 +114,10 @@ class Engine:
     # -- checks --
 
     def input_differences(self, users: Users) -> list[str]:
-        """Return where users differ from those that the run was trained on, a message for each.
+        """Return a message for each difference between the users and the run's training users.
 
         Args:
-            users: Users to read.
+            users: Users to check.
         """
         population = self.model.population
         return input_differences(users, population.named("modality"), population.named("number"))
@@ -131,11 +132,11 @@ class Engine:
     ) -> Float[np.ndarray, "user ..."]:
         """Embed every user for one query or several.
 
-        Several queries run in one visit of each user, and give the same as one by one.
+        Several queries run in one pass over the users, with the same results as one by one.
 
         Args:
-            cache: From `prefill`.
-            query: A query, or a list of queries; soft prompts are queries.
+            cache: Users from `prefill`.
+            query: A text or soft prompt, or a list of them.
             progress: Called with (done, total) users (default: none).
 
         Returns:
@@ -143,7 +144,8 @@ class Engine:
             dim) for a list.
 
         Raises:
-            ValueError: There is no query, or one is too long or of another run.
+            ValueError: There is no query, a query is too long, or a soft prompt was tuned on
+                another run.
         """
         is_one = isinstance(query, QueryLike)
         queries = [query] if is_one else query
@@ -161,10 +163,10 @@ class Engine:
     def iter_embed(
         self, cache: PrefixCache, queries: Sequence[QueryLike]
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Embed batch by batch. Close the iterator to stop.
+        """Embed users batch by batch. Close the iterator to stop.
 
         Args:
-            cache: From `prefill`.
+            cache: Users from `prefill`.
             queries: Texts and soft prompts.
 
         Yields:
@@ -176,14 +178,14 @@ class Engine:
     def iter_read(
         self, cache: PrefixCache, queries: Sequence[QueryLike]
     ) -> Iterator[tuple[np.ndarray, Reading]]:
-        """Read users batch by batch: scores, attention over their tokens, and embeddings.
+        """Compute scores, attention over tokens, and embeddings, batch by batch.
 
         Args:
-            cache: From `prefill`.
+            cache: Users from `prefill`.
             queries: Texts and soft prompts.
 
         Yields:
-            Row numbers of a batch, and what the reader makes of it.
+            Row numbers of a batch, and the reader's output for it.
         """
         question = self._encode(cache, queries)
         yield from iter_readings(self.model.reader, cache.tokens, question, cache.groups)
@@ -194,14 +196,14 @@ class Engine:
         """Compute, batch by batch, how much each user's score depends on each token.
 
         Args:
-            cache: From `prefill`.
+            cache: Users from `prefill`.
             query: Text or soft prompt.
 
         Yields:
             Row numbers of a batch, and the gradients (user, token), see `token_gradients`.
         """
         tokens = cache.tokens
-        with torch.inference_mode(False):  # gradients are needed, whatever the caller does
+        with torch.inference_mode(False):  # gradients are needed, even if the caller disables them
             question = self._encode(cache, [query])
             things = thing_input(tokens)
         for batch in cache.groups:
@@ -211,28 +213,28 @@ class Engine:
             yield batch.rows, gradients
 
     def _encode(self, cache: PrefixCache, queries: Sequence[QueryLike]):
-        """Encode queries for the reader, and refuse soft prompts of another run."""
+        """Encode queries for the reader, and reject soft prompts of another run."""
         for query in queries:
             require_own_prompt(query, self.model.run)
         return encode_questions(self.model, queries, cache.unit, cache.horizon_days)
 
     def generate(self, cache: PrefixCache, user: str, query: QueryLike) -> str:
-        """Return what one user did of what a query means, counted in the table.
+        """Answer a query about one user with a fact counted from the events.
 
-        A language model puts in front how much of it is to be expected: the graded answer whose
-        likelihood rises most compared with an unknown user.
+        With a language model, a predicted answer comes first: of all graded answers, the one whose
+        likelihood is highest relative to an unknown user.
 
         Args:
-            cache: From `prefill`.
+            cache: Users from `prefill`.
             user: Id of the user.
             query: Text or soft prompt.
 
         Returns:
-            The answer; empty if nothing in the data speaks of the query.
+            The answer; empty if nothing in the data matches the query.
 
         Raises:
             KeyError: The user is not in the cache.
-            ValueError: A soft prompt is of another run.
+            ValueError: The soft prompt was tuned on another run.
         """
         require_read(cache.tokens, [user])
         question = self._encode(cache, [query])
@@ -255,21 +257,21 @@ class Engine:
     def rank(self, cache: PrefixCache, query: str, without: Collection[str] = ()) -> pd.DataFrame:
         """Rank users for a query without labels, by the events that the query points at.
 
-        The score ranks the users of one query; it is not a probability.
+        The score ranks users for one query; it is not a probability.
 
         Args:
-            cache: From `prefill`.
+            cache: Users from `prefill`.
             query: Text.
-            without: Labels of things that the query does not mean although its words fit, of
+            without: Labels of things to exclude from the interpretation, taken from
                 `attrs["meant"]` (default: none).
 
         Returns:
-            One row a user, best first: user, score, and the answer (what happened before). `attrs`
-            holds `topics` (what the query was read as, nearest first), `meant` (records `text,
-            users` of the things that this is), `sign` (1 or -1 for its yes or its no),
-            `answerable`, `evidence` (records `text, weight, users` of what carries the scores) and
-            `nearest` (what can be asked instead); if nothing in the data speaks of the query, all
-            scores are NaN.
+            One row per user, best first: `user`, `score` and `answer` (how often it happened so
+            far, and when last). `attrs` holds `topics` (how the query was understood, best match
+            first), `meant` (records `text, users` of the matching things), `sign` (-1 if yes means
+            that it does not happen, else 1), `answerable`, `evidence` (records `text, weight,
+            users` of the things that the scores depend on) and `nearest` (similar things to ask
+            about). If nothing in the data matches the query, all scores are NaN.
         """
         scores = self.score(cache, query, without)
         return scores.sort_values("score", ascending=False, kind="stable", ignore_index=True)
@@ -278,7 +280,7 @@ class Engine:
         """Score users for a query without labels, see `rank`.
 
         Args:
-            cache: From `prefill`.
+            cache: Users from `prefill`.
             query: Text.
             without: As for `rank`.
 

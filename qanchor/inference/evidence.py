@@ -1,4 +1,4 @@
-"""Label-free ranking by pointing: a score for each user, and what the question was read as."""
+"""Label-free ranking: a score for each user, the interpretation of the question, the evidence."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from qanchor.useru.concept_answers import past_fact
 from qanchor.useru.concepts import ANY_EVENT, MEASURES, behavior_queries
 from qanchor.useru.horizons import query_horizon
 
-# A question is answerable if its content words fit something in the data (cosine plus half the
-# share of common trigrams) or a question about behaviour in general (cosine).
+# A question is answerable if its content words match something in the data (cosine of text vectors
+# plus half the trigram similarity) or a question about behaviour in general (cosine).
 MIN_FIT = 0.66
 MIN_BEHAVIOR_SIMILARITY = 0.66
 MAX_EVIDENCE = 5
-MAX_EVIDENCE_USERS = 200  # users that evidence is measured on
-MAX_CANDIDATES = 8  # things of the greatest saliency
+MAX_EVIDENCE_USERS = 200  # users on whom evidence is measured
+MAX_CANDIDATES = 8  # things with the highest saliency
 MIN_EVIDENCE_WEIGHT = 0.05
 COUNT = TOKEN_NUMBERS.index("count")
 LAST = TOKEN_NUMBERS.index("days since the last")
@@ -45,17 +45,17 @@ LAST = TOKEN_NUMBERS.index("days since the last")
 
 @dataclass(frozen=True)
 class Interpretation:
-    """What a question was read as.
+    """How a question was understood.
 
     Args:
-        answerable: Whether anything in the data speaks of the question.
-        read_as: Labels of what it means, best first, after the name of a topic that means them all;
-            "any event" for behaviour in general.
-        things: Rows of these things; empty for behaviour in general.
-        sign: 1, or -1 if its yes means that it does not happen.
-        measure: What it measures of them, one of `qanchor.useru.concepts.MEASURES`.
-        nearest: Labels of the nearest things, also if they do not fit.
-        threshold: Smallest amount that it asks for; 0 if it names none.
+        answerable: Whether anything in the data matches the question.
+        read_as: Labels of the matching things, best first. If a topic covers them, its name comes
+            first; behaviour in general is "any event".
+        things: Row numbers of the matching things; empty for behaviour in general.
+        sign: 1 if yes means that it happens, -1 if yes means that it does not.
+        measure: What is measured of the things, one of `qanchor.useru.concepts.MEASURES`.
+        nearest: Labels of the most similar things, whether or not they match.
+        threshold: Smallest amount that the question asks for; 0 (default) if it names none.
     """
 
     answerable: bool
@@ -68,9 +68,7 @@ class Interpretation:
 
     @property
     def topics(self) -> list[str]:
-        """Return what it is about, in words: the labels with the amount, and "not" of what must not
-        happen.
-        """
+        """Return the labels in words, with the amount, and "not" for what must not happen."""
         labels = list(self.read_as)
         if self.threshold:
             labels[0] += f" of at least {self.threshold:,g}"
@@ -90,15 +88,15 @@ def encode_questions(
 ) -> QuestionInput:
     """Encode questions for the reader of a model.
 
-    A soft prompt moves what a question asks (`vector`) and what it is about (`content`), and with
-    that whether it is about any event (`behavior`). Its spelling, its horizon, and whether it names
-    one thing of a topic follow from its words alone.
+    A soft prompt shifts the text vectors of a question (`vector`) and of its content (`content`),
+    and so changes whether it is about any event (`behavior`). All other inputs depend on its words
+    alone.
 
     Args:
         model: Trained model.
         queries: Texts and soft prompts.
-        unit: Word for one of the users.
-        horizon_days: Days that a question looks ahead unless it names others.
+        unit: Singular noun for a user, such as "customer".
+        horizon_days: Number of days that a question looks ahead if it names no time.
     """
     texts = [query_text(query) for query in queries]
     days = [query_horizon(text, horizon_days) for text in texts]
@@ -123,7 +121,7 @@ def encode_questions(
 def interpret(
     model: QAnchor, tokens: UserTokens, query: str
 ) -> tuple[Interpretation, QuestionInput]:
-    """Say what a question means in the users' own events.
+    """Interpret a question: match it to things in the users' events.
 
     Args:
         model: Trained model.
@@ -131,7 +129,7 @@ def interpret(
         query: The question.
 
     Returns:
-        The interpretation, and the question as the reader takes it.
+        The interpretation, and the encoded question.
     """
     question = encode_questions(model, [query], tokens.unit, tokens.horizon_days)
     things = thing_input(tokens)
@@ -148,7 +146,7 @@ def interpret(
     threshold = 0.0
     asks_one = not asks_two_things(query)
     if asks_one and best >= MIN_FIT and best >= behavior:
-        kind = tokens.things[order[0]].kind  # an event is of a text and of a modality
+        kind = tokens.things[order[0]].kind  # the same events have a text and a modality
         fitting = order[fit[order] >= RELATIVE_FIT * best].tolist()
         meant = [i for i in fitting if tokens.things[i].kind == kind]
         read_as = [labels[i] for i in meant]
@@ -171,22 +169,20 @@ def interpret(
 def rank_by_pointing(
     model: QAnchor, tokens: UserTokens, query: str, batches: Sequence[UserBatch] | None = None
 ) -> pd.DataFrame:
-    """Score users for a question by what they did before, without a label.
+    """Score users for a question by their past events, without labels.
 
     Args:
         model: Trained model.
         tokens: Tokens of the users.
         query: The question.
-        batches: Batches of the users that were read before (default: none were).
+        batches: Batches with cached prefixes (default: no prefix is cached).
 
     Returns:
-        One row per user in the order of `tokens.ids`: `user, score` and `answer` (how often what is
-        meant happened before, and when last). `attrs` holds what `Engine.rank` says, `evidence`
-        (records `text, weight, users` of what carries the scores), `meant` (records `text,
-        users` of what is meant, best first), `answerable`, `nearest`, `things`
-        (rows of what is meant; empty for any event), `measure` (of them) and `threshold`. A
-        question that asks two things, or that nothing in the data speaks of, gives NaN scores and
-        no answers.
+        One row per user in the order of `tokens.ids`: `user`, `score` and `answer` (how often the
+        matching things happened before, and when last). `attrs` holds what `Engine.rank` documents,
+        and `things` (row numbers of the matching things; empty for any event), `measure` and
+        `threshold`, see `Interpretation`. Scores are NaN and answers empty if the question asks two
+        things at once, or nothing in the data matches it.
     """
     meaning, question = interpret(model, tokens, query)
     frame = pd.DataFrame({"user": list(tokens.ids), "score": np.nan, "answer": ""})
@@ -211,7 +207,7 @@ def rank_by_pointing(
 
 
 def _meant_things(tokens: UserTokens, things: tuple[int, ...]) -> list[dict]:
-    """Return the first things that a question means, and how many users have each."""
+    """Return the best matching things of a question, and how many users have each."""
     users = np.bincount(tokens.which[tokens.which >= 0], minlength=len(tokens.things))
     return [
         {"text": tokens.things[thing].label, "users": int(users[thing])}
@@ -220,14 +216,14 @@ def _meant_things(tokens: UserTokens, things: tuple[int, ...]) -> list[dict]:
 
 
 def past_answers(tokens: UserTokens, meaning: Interpretation) -> np.ndarray:
-    """Return how often each user did what a question means, and when last, as texts.
+    """Say how often each user did what a question asks about, and when last.
 
     Args:
         tokens: Tokens of the users.
-        meaning: What an answerable question means.
+        meaning: Interpretation of an answerable question.
 
     Returns:
-        One text per user; empty where tokens were left out, so it may have happened.
+        One text per user. It is empty if none is found but tokens of the user were left out.
     """
     thing = meaning.read_as[0] + " or the like" * (len(meaning.read_as) > 1)
     count, days_since = _meant_events(tokens, meaning.things)
@@ -239,7 +235,7 @@ def past_answers(tokens: UserTokens, meaning: Interpretation) -> np.ndarray:
 
 
 def _meant_events(tokens: UserTokens, things: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return how often each user did what is meant, and days since the last time."""
+    """Return how often each user did any of the things, and the days since the last time."""
     if things:
         meant = np.isin(tokens.which, things)
     else:
@@ -253,9 +249,9 @@ def _meant_events(tokens: UserTokens, things: tuple[int, ...]) -> tuple[np.ndarr
 def _evidence(
     model: QAnchor, tokens: UserTokens, question: QuestionInput, reading: Reading, things
 ) -> list[dict]:
-    """Return what carries the scores: how much they change if a thing is hidden from all users.
+    """Return which things the scores depend on: the change if a thing is hidden from all users.
 
-    Candidates are what the question means and the things of the greatest saliency.
+    Candidates are the matching things and the things with the highest saliency.
     """
     places = np.linspace(0, len(tokens) - 1, min(len(tokens), MAX_EVIDENCE_USERS))
     rows = np.unique(places.astype(int))
@@ -263,7 +259,7 @@ def _evidence(
     score = reading.score[rows]
     n_things = len(tokens.things)
     users = np.bincount(tokens.which[tokens.which >= 0], minlength=n_things)
-    with torch.inference_mode(False):  # gradients are needed, whatever the caller does
+    with torch.inference_mode(False):  # gradients are needed, even if the caller disables them
         some = token_input(sample)
         gradients = token_gradients(model.reader, some, question, thing_input(sample))
     which = some.which.numpy()

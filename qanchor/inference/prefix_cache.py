@@ -1,4 +1,4 @@
-"""`PrefixCache`: users that were read once."""
+"""`PrefixCache`: the tokens of users, read once for any number of queries."""
 
 from __future__ import annotations
 
@@ -14,22 +14,20 @@ from qanchor.utils.text import count
 
 
 class UserBatch(NamedTuple):
-    """Users that run together."""
+    """Users that are processed in one forward pass."""
 
-    rows: Int[np.ndarray, " user"]  # places of the users in `PrefixCache.ids`
-    # what a language model has read of them; None without one that reads a prefix, and beyond the
-    # memory budget, where it is computed again for every query
+    rows: Int[np.ndarray, " user"]  # row numbers of the users in `PrefixCache.ids`
+    # cached keys and values; None if no language model reads users as a prefix, or beyond the
+    # memory budget (the prefix is then recomputed for every query)
     prefix: PrefixStates | None = None
 
 
 @dataclass
 class PrefixCache:
-    """Hold users that were read once, made by `Engine.prefill`. Queries never change it.
-
-    Attributes: `ids` (the order of the rows of every embedding), `unit`, `horizon_days`.
+    """Hold users that were read once, as returned by `Engine.prefill`. Queries never change it.
 
     Args:
-        tokens: What questions point at.
+        tokens: Tokens of the users.
         groups: Batches of the users (default: none).
 
     Example:
@@ -44,21 +42,21 @@ class PrefixCache:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Return the ids of the users."""
+        """Return the ids of the users, in the order of the rows of every embedding."""
         return self.tokens.ids
 
     @property
     def unit(self) -> str:
-        """Return what one user is called, such as "household"."""
+        """Return the singular noun for a user, such as "household"."""
         return self.tokens.unit
 
     @property
     def horizon_days(self) -> int:
-        """Return the days ahead that a query about the future means."""
+        """Return how many days a query looks ahead by default."""
         return self.tokens.horizon_days
 
     def user_input(self, user: str) -> TokenInput:
-        """Return one user as the reader takes users, with the cached prefix if there is one.
+        """Return the reader's input for one user, with the cached prefix if there is one.
 
         Args:
             user: Id of the user.
@@ -66,7 +64,7 @@ class PrefixCache:
         row = self.ids.index(user)
         for rows, prefix in self.groups:
             if prefix is not None and row in rows:
-                # as wide as the batch, since the prefix is
+                # padded to the width of the batch, as the prefix is
                 one = _select(token_input(self.tokens, rows), rows == row)
                 return one._replace(prefix=_select(prefix, rows == row))
         return token_input(self.tokens, [row])
@@ -80,5 +78,5 @@ class PrefixCache:
 
 
 def _select(parts: tuple, mask: np.ndarray) -> Any:
-    """Return a named tuple of tensors for some users; parts that are None stay."""
+    """Select users from a named tuple of tensors; fields that are None stay None."""
     return type(parts)(*(None if part is None else part[mask] for part in parts))

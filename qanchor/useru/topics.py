@@ -129,7 +129,7 @@ def _names_one(text: str) -> list[bool]:
 
 
 def _pattern(stems: Sequence[str]) -> re.Pattern:
-    """Return a pattern of words that start with any of the stems; without stems it never matches."""
+    """Return a pattern of words that start with any of the stems; without stems, of no word."""
     ends = [re.escape(stem.rstrip(".")) + r"\b" * stem.endswith(".") for stem in stems]
     return re.compile(f"(?<![a-z])(?:{'|'.join(ends) or '(?!)'})", re.IGNORECASE)
 

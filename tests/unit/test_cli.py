@@ -250,8 +250,8 @@ def test_embed_writes_parts_and_goes_on(qanchor, home, tmp_path):
     np.testing.assert_allclose(z, expected, atol=1e-3)
     assert qanchor(*words).json()["made"] == 0
     done = qanchor(*words[:-1], 2)
-    assert done.code == 2 and "shards 3, wanted is 2: name another folder" in done.err
-    assert "there are local, ray" in qanchor(*words, "--backend", "carrier pigeon").err
+    assert done.code == 2 and "shards 3, not 2. Choose another folder" in done.err
+    assert "one of local, ray" in qanchor(*words, "--backend", "carrier pigeon").err
 
 
 @pytest.mark.parametrize("file", ["labels.csv", "labels.parquet"])

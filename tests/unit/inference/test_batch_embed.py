@@ -298,7 +298,7 @@ def test_a_folder_never_mixes_two(home, tmp_path, half):
     ):
         with pytest.raises(
             FileExistsError,
-            match=rf"holds embeddings of {name} .*, wanted is .*: name another folder",
+            match=rf"holds embeddings with {name} .*, not .*\. Choose another folder",
         ):
             embed(home, out, **change)
     assert bytes_of(out) == before
@@ -309,10 +309,10 @@ def test_a_folder_never_mixes_two(home, tmp_path, half):
 @pytest.mark.slow
 def test_what_is_wrong_is_told(home, tmp_path):
     for how, told in (
-        ({"backend": "mail"}, "backend 'mail': there are local, ray"),
-        ({"workers": 0}, "0 workers: give at least 1"),
+        ({"backend": "mail"}, "backend is 'mail'. Pass one of local, ray"),
+        ({"workers": 0}, "workers is 0. Pass 1 or more"),
         ({"queries": []}, "0 queries"),
-        ({"queries": ["a", "a"]}, "2 queries, 1 of them different"),
+        ({"queries": ["a", "a"]}, "2 queries, 1 of them distinct"),
     ):
         with pytest.raises(ValueError, match=told):
             embed(home, tmp_path / "out", **how)
