@@ -1,1 +1,1 @@
-"""User tokens, text vectors, the pointing reader, language models that read users, saving."""
+"""User tokens, text vectors, the reader, language models that read users, and saved runs."""

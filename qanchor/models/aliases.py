@@ -1,8 +1,8 @@
-"""Aliases: names that people use for several things at once, so that a question can mean them all.
+"""Aliases: names for several things at once, so that a question can refer to all of them.
 
-The 72 topics are knowledge of English: "pets" are dog food and cat litter. A topic lends its
-phrases to the things that it truly matches, by the stems of their words and by text vector. What
-names one of them ("dog food", or the list "beer, wine and spirits") is no name of them all.
+They come from the 72 topics: "pets" covers dog food and cat litter. The phrases of a topic become
+aliases of the things that match it both by word stems and by text vector. A phrase that names only
+some of them ("dog food", or the list "beer, wine and spirits") is not an alias.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from qanchor.models.words import content_words, spelling_vectors
 from qanchor.useru.topics import LIST, TOPICS, Topic, match
 
 MIN_AGREEMENT = 0.3  # cosine of a text and the nearest wording of a topic whose stems it has
-MIN_PHRASE = 0.7  # cosine of a question and a phrase of what it means
-MIN_NAME = 0.4  # cosine of a question and the name of what it means
-# of topics without words, by name
+MIN_PHRASE = 0.7  # cosine of a question and the best phrase of an alias
+MIN_NAME = 0.4  # cosine of a question and the label of an alias
+# things of topics that have no stems, by the name of the topic
 MEASURED_THINGS = {"discount": "number:discount", "store_brand": "number:private"}
 
 
 class AliasInput(NamedTuple):
-    """Aliases as the reader takes them."""
+    """Aliases as tensors, for the reader."""
 
     topic: Int[Tensor, " alias"]  # row of `TOPICS`
-    name: Float[Tensor, "alias text"]
-    vector: Float[Tensor, "alias phrase text"]
+    name: Float[Tensor, "alias text"]  # text vector of the label
+    vector: Float[Tensor, "alias phrase text"]  # text vectors of the phrases
     spelling: Float[Tensor, "alias phrase spelling"]
-    member: Float[Tensor, "alias_or_none thing"]  # the last row is no alias
+    member: Float[Tensor, "alias_or_none thing"]  # the last row means no alias
 
     def match(
         self,
@@ -45,16 +45,16 @@ class AliasInput(NamedTuple):
         spelling: Float[Tensor, "query spelling"],
         names_one: Float[Tensor, "query topic"],
     ) -> Float[Tensor, "query alias_or_none"]:
-        """Return how well each alias fits each question; 0 where it does not.
+        """Return how well each alias fits each question; 0 if it does not.
 
-        An alias fits if one of its phrases does and its name does not contradict: "spend time on
-        games" is not what "spend less" means. It does not fit a question that names one of its
-        things.
+        An alias fits if the question is similar to one of its phrases and also to its label: "spend
+        less" is similar to the phrase "spend time on games", but not to the label of that alias. A
+        question that names only part of the topic ("beer" for "alcohol") does not fit.
 
         Args:
             content: Unit text vectors of the questions' content words.
-            spelling: Their hashed trigrams.
-            names_one: 1 where a question names only one of the things of a topic.
+            spelling: Hashed character trigrams of the same words.
+            names_one: 1 where a question names only part of a topic.
         """
         cosine = torch.einsum("qd,apd->qap", content, self.vector)
         fit = cosine + torch.einsum("qs,aps->qap", spelling, self.spelling) / 2
@@ -65,15 +65,15 @@ class AliasInput(NamedTuple):
 
 @dataclass(frozen=True)
 class Aliases:
-    """Hold the aliases of some things. Made by `topic_aliases`.
+    """Hold the aliases of some things, as returned by `topic_aliases`.
 
     Args:
         topics: Row of each alias in `TOPICS`.
-        labels: What people call the things of each alias.
+        labels: Label of each alias, such as "pets".
         names: Unit text vector of each label.
-        vectors: Unit text vector of each of its phrases.
-        spelling: Hashed trigrams of each of its phrases.
-        members: Which things it is an alias of.
+        vectors: Unit text vectors of the phrases of each alias.
+        spelling: Hashed character trigrams of the phrases of each alias.
+        members: Which things each alias stands for.
     """
 
     topics: Int[np.ndarray, " alias"]
@@ -84,8 +84,9 @@ class Aliases:
     members: Bool[np.ndarray, "alias thing"]
 
     def things_by_label(self, things: Sequence[Thing]) -> dict[str, tuple[str, ...]]:
-        """Return the names of the things of each alias, by what people call it. Lists are left out,
-        since they name some of them.
+        """Return the names of the things of each alias, by its label.
+
+        Labels that are lists are left out, since they name only some of the things.
 
         Args:
             things: The things.
@@ -97,7 +98,7 @@ class Aliases:
         }
 
     def tensors(self) -> AliasInput:
-        """Return the aliases as the reader takes them."""
+        """Return the aliases as tensors, for the reader."""
         return AliasInput(
             torch.from_numpy(self.topics),
             torch.from_numpy(self.names),
@@ -110,11 +111,11 @@ class Aliases:
 def topic_aliases(
     things: Sequence[Thing], vectors: Float[np.ndarray, "thing text"], encoder: str
 ) -> Aliases:
-    """Return the aliases that topics lend to things.
+    """Return the aliases of things that the 72 topics give.
 
     Args:
         things: The things.
-        vectors: Their unit text vectors.
+        vectors: Unit text vectors of the things.
         encoder: Text encoder.
     """
     topics = _encode_topics(encoder)
@@ -145,7 +146,7 @@ class _EncodedTopics(NamedTuple):
 
 @cache
 def _encode_topics(encoder: str) -> _EncodedTopics:
-    """Return the text vectors of all that is said of topics."""
+    """Encode the labels, phrases and wordings of all topics."""
     phrases = [_phrases(topic) for topic in TOPICS]
     n_phrases = max(len(of_topic) for of_topic in phrases)
     padded = [of_topic + of_topic[:1] * (n_phrases - len(of_topic)) for of_topic in phrases]
@@ -165,7 +166,7 @@ def _encode_topics(encoder: str) -> _EncodedTopics:
 
 
 def _phrases(topic: Topic) -> list[str]:
-    """Return the contents of what a topic is called as a whole."""
+    """Return the content words of the phrases and questions that name a topic as a whole."""
     questions = [text.format(user="user") for text in topic.questions]
     whole = [text for text in questions if not (topic.part.search(text) or LIST.search(text))]
     contents = [content_words(text) for text in (*topic.names, *whole)]
@@ -173,6 +174,6 @@ def _phrases(topic: Topic) -> list[str]:
 
 
 def _wordings(topic: Topic) -> list[str]:
-    """Return the contents of all that is said of a topic, of one of its things as well."""
+    """Return the content words of all wordings of a topic, including those about part of it."""
     texts = [text.format(user="user") for text in (*topic.framed, *topic.questions)]
     return [topic.thing, topic.does, *map(content_words, texts)]

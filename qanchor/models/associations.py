@@ -1,8 +1,8 @@
-"""`Associations`: what goes along with an outcome, in all that a user did.
+"""`Associations`: predict an outcome from everything that a user did.
 
-Who will buy pet food may be told by cat litter. Linear heads on factors of everything that users
-did say so for each thing and measure; a question takes the mean head of the things that it means.
-Not in the paper.
+Buying cat litter, for example, predicts buying pet food. There is one linear head for each thing
+and measure, on low-rank factors of the activity with all things; a question uses the weighted mean
+of the heads of the things that it refers to. Not in the paper.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class AssociationInput(NamedTuple):
-    """Associations as the reader takes them: fields of `Associations` as tensors."""
+    """Fields of `Associations` as tensors, for the reader."""
 
     factors: Float[Tensor, "thing column rank"]
     mean: Float[Tensor, " feature"]
@@ -30,17 +30,17 @@ class AssociationInput(NamedTuple):
 
 @dataclass(frozen=True)
 class Associations:
-    """Hold linear heads, fitted at past cut-offs, on factors of all that users did.
+    """Hold linear heads on low-rank factors of all user activity, fitted at past cut-offs.
 
     Args:
         things: Names of the things.
-        factors: Factors of the numbers of each thing that `ASSOCIATED` names.
-        mean: Mean of each feature: the factors of a user, and the numbers of the user as a whole.
-        spread: Standard deviation of each.
-        heads: Weights of the features for each measure of each thing, and last of any event; zero
-            where nothing could be learned. The last set is fitted on all users; sets before it,
-            which only training has, are each fitted without one fold of them.
-        covariance: Covariance of the standardised features.
+        factors: Projection of the token numbers in `ASSOCIATED`, for each thing, to the factors.
+        mean: Mean of each feature: the factors of a user, then the user-level numbers.
+        spread: Standard deviation of each feature.
+        heads: Weights of the features for each measure and thing, any event last; zero where
+            nothing could be learned. The last set is fitted on all users. The sets before it exist
+            only in training; each leaves out one fold of users.
+        covariance: Covariance of the standardized features.
     """
 
     things: tuple[str, ...]
@@ -54,7 +54,7 @@ class Associations:
         """Return the same associations for another list of things.
 
         Args:
-            things: Names of the things. Those that were not known have no factors and no heads.
+            things: Names of the things. Unknown ones get zeros as factors and heads.
         """
         row_of = {name: row for row, name in enumerate(self.things)}
         row = np.array([row_of.get(name, len(self.things)) for name in things], int)
@@ -65,11 +65,11 @@ class Associations:
         return replace(self, things=tuple(things), factors=factors[row], heads=heads)
 
     def of_all_users(self) -> Associations:
-        """Return the same associations with the heads that are fitted on all users alone."""
+        """Return the same associations with only the heads that are fitted on all users."""
         return replace(self, heads=self.heads[-1:])
 
     def tensors(self) -> AssociationInput:
-        """Return the arrays as tensors in float32, and where there are heads."""
+        """Return the arrays as float32 tensors, and where there are heads."""
         arrays = (self.factors, self.mean, self.spread, self.heads, self.covariance)
         arrays = (*arrays, self.heads[-1].any(-1))
         return AssociationInput(*(torch.from_numpy(part.astype(np.float32)) for part in arrays))
@@ -78,7 +78,7 @@ class Associations:
 def thing_table(
     which: Int[Tensor, "user token"], numbers: Float[Tensor, "user token column"], n_things: int
 ) -> Float[Tensor, "user thing_column"]:
-    """Return the numbers of each thing that each user has; 0 for those that it has not.
+    """Return the token numbers as a dense table of users by things; 0 if a user lacks a thing.
 
     Args:
         which: Thing of each token; -1 for padding.
@@ -97,13 +97,13 @@ def association_features(
     level: Float[Tensor, "user level"],
     factors: Float[Tensor, "thing column rank"],
 ) -> Float[Tensor, "user feature"]:
-    """Return what heads are linear in: factors of all tokens, and numbers of the user as a whole.
+    """Return the features of the linear heads: factors of all tokens, and user-level numbers.
 
     Args:
         which: Thing of each token; -1 for padding.
-        numbers: Numbers of each token that factors are of; 0 for padding.
-        level: Numbers of each user as a whole.
-        factors: Factors of the things.
+        numbers: Numbers of each token in `ASSOCIATED`; 0 for padding.
+        level: User-level numbers.
+        factors: Projection to the factors, from `Associations`.
     """
     table = thing_table(which, numbers, len(factors))
     return torch.cat([table @ factors.flatten(0, 1), level], 1)
@@ -116,18 +116,17 @@ def score_associations(
     measure: Float[Tensor, "query measure"],
     fold: Int[Tensor, " user"] | None = None,
 ) -> Float[Tensor, "user query"]:
-    """Return the association score: how far all that each user did goes along with what each
-    question asks for.
+    """Return how strongly each user's activity is associated with what each question asks for.
 
-    Its standard deviation over users is 1 where all that is meant has heads, and less where some
-    of it has none.
+    The standard deviation over users is 1 if everything that the question refers to has heads, and
+    less if some of it has none.
 
     Args:
         features: From `association_features`.
         associations: The associations.
-        meant: How far each thing, and last any event, is meant; each question's sum is 1.
+        meant: Weight of each thing, any event last; sums to 1 for each question.
         measure: Probabilities of the measures of each question.
-        fold: Set of heads for each user, -1 for the one of all users (default: that for everyone).
+        fold: Set of heads for each user; -1 is the one fitted on all users (default: -1 for all).
     """
     standard = (features - associations.mean) / associations.spread
     heads = associations.heads[-1:] if fold is None else associations.heads

@@ -38,7 +38,7 @@ class HubTokenizer:
         self.eos_token_id = self.inner.eos_token_id
 
     def __call__(self, text: str) -> list[int]:
-        # a query is data: "<|im_end|>" typed by a user is spelled out, never a control token
+        # a query is data: "<|im_end|>" typed by a user is plain text, never a control token
         encoded = self.inner(
             replace_surrogates(text), add_special_tokens=False, split_special_tokens=True
         )
@@ -86,7 +86,7 @@ def load_backbone(name: str) -> tuple[nn.Module, CharTokenizer | HubTokenizer]:
 
 
 def add_lora(model: nn.Module, rank: int, alpha: int, layers: int) -> nn.Module:
-    """Add LoRA to the projections of the attention.
+    """Add LoRA to the attention projections of the last layers.
 
     Args:
         model: Language model.
@@ -95,7 +95,7 @@ def add_lora(model: nn.Module, rank: int, alpha: int, layers: int) -> nn.Module:
         layers: Number of layers, counted from the last.
 
     Returns:
-        The model with LoRA, without the wrapper of peft.
+        The model with LoRA, without peft's wrapper.
     """
     import warnings
 
@@ -116,7 +116,7 @@ def add_lora(model: nn.Module, rank: int, alpha: int, layers: int) -> nn.Module:
 
 @contextmanager
 def without_lora(model: nn.Module) -> Iterator[None]:
-    """Run a block with the pretrained weights alone.
+    """Run a block with the pretrained weights only.
 
     Args:
         model: Language model with LoRA.
@@ -132,6 +132,6 @@ def without_lora(model: nn.Module) -> Iterator[None]:
     finally:
         for module in adapted:
             module.enable_adapters(True)
-        # switching adapters also switches their gradients on
+        # enabling adapters also sets `requires_grad` on them
         for weight, trained in zip(model.parameters(), is_trained, strict=True):
             weight.requires_grad_(trained)

@@ -1,4 +1,4 @@
-"""Say where users differ from those that a run was trained on: new modalities, missing numbers."""
+"""Compare users with those that a run was trained on: new modalities, missing number columns."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from qanchor.data.users import Users
 from qanchor.utils.text import count
 
-READ_BY_NAME = "they are read through its name. Train the run again if they matter"
+READ_BY_NAME = "The model knows it only by its name; train again if it matters"
 
 
 def input_differences(users: Users, modalities: Sequence[str], numbers: Sequence[str]) -> list[str]:
-    """Return one message for each modality that is new to a run and each number column it misses.
+    """Return a message for each modality that is new to a run, and each missing number column.
 
     Args:
         users: Users to read.
@@ -26,7 +26,7 @@ def input_differences(users: Users, modalities: Sequence[str], numbers: Sequence
         if name not in modalities and events.get(name, 0):
             n = count(int(events[name]), "event")
             messages.append(
-                f"{users.name} has {n} of {name!r}, a modality that is new to the run:"
+                f"{users.name} has {n} of {name!r}, a modality that is new to the run."
                 f" {READ_BY_NAME}."
             )
     for column in numbers:
@@ -48,10 +48,10 @@ def warn_of_differences(users: Users, modalities: Sequence[str], numbers: Sequen
 
 
 def _missing_number(users: Users, column: str, numbers: Sequence[str]) -> str:
-    """Return what to say of a number column that a run was trained with."""
+    """Return the message about a number column that a run was trained with and users lack."""
     others = [name for name in users.numbers if name not in numbers]
     message = f"The run was trained with the number column {column!r}, which {users.name} lacks."
     nearest = difflib.get_close_matches(column, others, 1, 0.0)
     if not nearest:
-        return f"{message} It counts as 0; add it, or train the run again."
-    return f"{message} It counts as 0; if {nearest[0]!r} is the same, rename it."
+        return f"{message} It counts as 0; add the column, or train again."
+    return f"{message} It counts as 0; if {nearest[0]!r} is the same column, rename it."

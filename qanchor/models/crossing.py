@@ -1,8 +1,8 @@
-"""`LateCrossing`: a language model reads the question, and its last layers look at the user.
+"""`LateCrossing`: a language model reads the question, and its last layers attend to the user.
 
-The words of a question never see a user, so they run once per distinct question. In the last
-layers the anchor token also attends to the user's tokens, with low-rank updates of the pretrained
-projections. In the paper's form (`UserPrefix`) the user is a prefix that runs through all layers.
+The words of a question do not attend to users, so each distinct question runs only once. In the
+last layers, the anchor token also attends to the user's tokens, through the pretrained projections
+with LoRA. In the paper's form (`UserPrefix`), the user is a prefix that runs through all layers.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from qanchor.models.defaults import CROSSING_LAYERS
 from qanchor.models.language_body import LEVEL_TOKENS, LanguageBody, on_own_device
 from qanchor.models.pointing import Anchor, BodyInput, word_fit
 
-FIT_SCALES = (12.0, 8.0, 6.0, 4.0, 4.0)  # start of the first heads' bias; the others start at 0
-SHUT = -1.0  # start of the gate of the user's tokens: mostly closed, as they are new to the LLM
+FIT_SCALES = (12.0, 8.0, 6.0, 4.0, 4.0)  # initial bias scale of the first heads; 0 for the others
+SHUT = -1.0  # initial gate of the user's tokens: mostly closed, since they are new to the LLM
 
 
 class LateCrossing(LanguageBody):
-    """Read user tokens in the last layers of a language model.
+    """Attend to user tokens in the last layers of a language model.
 
     Args:
         backbone: "smollm2", "tiny" (random weights), a Hugging Face id or a local folder.
-        text: Width of the text vectors.
-        layers: Last layers in which the anchor attends to the user's tokens (default 8; at most
-            all of them).
-        random: Draw the weights of the language model at random, as a control (default no).
+        text: Dimension of the text vectors.
+        layers: Number of last layers in which the anchor attends to the user's tokens (default 8;
+            at most all of them).
+        random: Randomize the weights of the language model, as a control (default False).
 
     Raises:
-        WeightsError: The language model cannot be loaded, or is not built like Llama.
+        WeightsError: The language model cannot be loaded, or has another architecture than Llama.
         ValueError: `layers` is below 1.
 
     Example:
@@ -53,7 +53,7 @@ class LateCrossing(LanguageBody):
 
     @on_own_device
     def anchor(self, inputs: BodyInput) -> tuple[Anchor, Float[Tensor, "user query token"]]:
-        """Return the anchors of users and questions, and their mean attention to the tokens.
+        """Return the anchor of each user and question, and its mean attention to the tokens.
 
         Args:
             inputs: Users and questions.
@@ -79,10 +79,11 @@ class LateCrossing(LanguageBody):
     def _look(
         self, layer: nn.Module, asked: Tensor, tokens: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Attend to the user's tokens, which have no order and so no positions.
+        """Attend to the user's tokens, without positions, since they are unordered.
 
-        What a layer makes of each dimension of a token is folded into the query, so that no token
-        has keys and values of its own. The plain twin is in the tests.
+        The key projection is folded into the query and the value projection is applied after the
+        weighted sum, so that no keys and values are computed per token. The tests compare this with
+        a plain version.
         """
         basis = self.widen.weight.T * layer.input_layernorm.weight
         keys = self._project(layer.self_attn.k_proj, basis)
@@ -96,6 +97,6 @@ class LateCrossing(LanguageBody):
     def _project(
         self, projection: nn.Module, basis: Tensor
     ) -> Float[Tensor, "kv_head head_dim dim"]:
-        """Return a projection of the dimensions of a token, without the projection's bias."""
+        """Apply a projection, without its bias, to the basis vectors of the token space."""
         moved = projection(basis) - projection(torch.zeros_like(basis[:1]))
         return moved.T.unflatten(0, (self.kv_heads, -1))

@@ -1,9 +1,9 @@
-"""`LanguageBody`: what a language model that reads users has, however it reads them: questions and
-answers, the user's tokens, the anchor alone, and the two towers of the contrastive loss.
+"""`LanguageBody`: common base of the bodies in which a language model reads users.
 
-An answer follows the anchor, which is all that it sees of the user, and is told the score and the
-state behind it. Without a user in the anchor the same pass is the second tower of the contrastive
-loss.
+It encodes questions, answers and user tokens, and has the two towers of the contrastive loss. An
+answer follows the anchor, through which alone it sees the user, and is also given the score and the
+state that the score is computed from. The same pass with an anchor that has seen no user is the
+second tower.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ from qanchor.utils.device import has_fast_bf16
 
 LLAMA_LIKE = ("llama", "qwen2")
 TOKEN_DIM = 256
-LEVEL_TOKENS = 3  # for the user as a whole
-EVIDENCE_DROPOUT = 0.5
+LEVEL_TOKENS = 3  # tokens made of the user-level numbers
+EVIDENCE_DROPOUT = 0.5  # share of the users
 LORA_RANK = 8
 LORA_ALPHA = 16
 QUERIES_PER_PASS = 64
 MAX_QUERY_TOKENS = 256
-REMEMBERED = 64  # queries whose states are kept
+REMEMBERED = 64  # queries whose states are cached
 REMEMBERED_ANSWERS = 2048
 PADDING = -1
-MIN_BFLOAT16_WIDTH = 256  # smaller products gain nothing
+MIN_BFLOAT16_WIDTH = 256  # smaller models gain nothing
 ANSWERS_PER_PASS = 64
 PROJECTION_HIDDEN = 512
 PROJECTION_DIM = 128
 
 
 class Answers(NamedTuple):
-    """Answers, each behind its question, without any user. Made by `LanguageBody`."""
+    """Answers, each after its question, without users; from `LanguageBody.encode_answers`."""
 
     ids: Int[Tensor, "pair token"]
-    hidden: Float[Tensor, "pair token width"]  # where the layers that know users begin
+    hidden: Float[Tensor, "pair token width"]  # input of the first user layer
     mask: Bool[Tensor, "pair token"]
 
     def at(self, index) -> Answers:
@@ -69,9 +69,7 @@ class Answers(NamedTuple):
 
 
 class EvidenceDropout(nn.Module):
-    """Leave out what the prior starts from for half of the users in training, so that the tokens
-    have to be read.
-    """
+    """Zero the inputs of the prior for half of the users in training, so that tokens are read."""
 
     def forward(
         self, known: Float[Tensor, "user query prior"]
@@ -83,8 +81,7 @@ class EvidenceDropout(nn.Module):
 
 
 def on_own_device(method: Callable) -> Callable:
-    """Return a method of a module that takes tensors, and tuples of them, from any device, and
-    computes on the device of the module.
+    """Decorate a method of a module to move its arguments to, and compute on, the module's device.
 
     Args:
         method: Method of a module with a property `device`.
@@ -101,8 +98,9 @@ def on_own_device(method: Callable) -> Callable:
 
 
 def in_bfloat16_if_training(method: Callable) -> Callable:
-    """Return a method of a `LanguageBody` that computes in bfloat16 in training, where that is
-    faster: on devices that multiply it natively, with a language model that is not tiny.
+    """Decorate a method of a `LanguageBody` to compute in bfloat16 in training if that is faster.
+
+    It is faster on devices with native bfloat16 products, unless the language model is tiny.
 
     Args:
         method: The method.
@@ -119,7 +117,7 @@ def in_bfloat16_if_training(method: Callable) -> Callable:
 
 
 def _move(value, device: torch.device):
-    """Return tensors, and tuples and named tuples of them, on a device; all else as it is."""
+    """Move tensors, and tuples and named tuples of them, to a device; return all else unchanged."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, tuple):
@@ -131,17 +129,18 @@ def _move(value, device: torch.device):
 class LanguageBody(nn.Module):
     """A language model that reads users and questions; the body of a `PointingReader`.
 
-    Its last `layers` layers are trained by low-rank updates; those below read questions and
-    answers with the pretrained weights. `anchor` says how a question looks at a user.
+    Its last `layers` layers are the user layers: in them the anchor depends on the user, and they
+    are trained with LoRA. The layers below read questions and answers with the pretrained weights.
+    Subclasses define in `anchor` how a question attends to a user.
 
     Args:
         backbone: "smollm2", "tiny" (random weights), a Hugging Face id or a local folder.
-        text: Width of the text vectors.
-        layers: Last layers that know users (default: all).
-        random: Draw the weights of the language model at random, as a control (default no).
+        text: Dimension of the text vectors.
+        layers: Number of user layers, counted from the last (default: all).
+        random: Randomize the weights of the language model, as a control (default False).
 
     Raises:
-        WeightsError: The language model cannot be loaded, or is not built like Llama.
+        WeightsError: The language model cannot be loaded, or has another architecture than Llama.
     """
 
     def __init__(
@@ -151,8 +150,8 @@ class LanguageBody(nn.Module):
         model, self.tokenizer = load_backbone(backbone)
         if model.config.model_type not in LLAMA_LIKE:
             raise WeightsError(
-                f"The language model {backbone!r} is of type {model.config.model_type!r}, and"
-                f" {' and '.join(LLAMA_LIKE)} are known. Give one of these."
+                f"The language model {backbone!r} is of type {model.config.model_type!r}; only"
+                f" {' and '.join(LLAMA_LIKE)} are supported. Pass a model of one of these types."
             )
         model.requires_grad_(False)
         if random:
@@ -175,8 +174,8 @@ class LanguageBody(nn.Module):
         self.drop_evidence = EvidenceDropout()
         self.start = nn.Parameter(torch.zeros(width))
         self.state = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, STATE_DIM), nn.GELU())
-        with torch.random.fork_rng(devices=[]):  # all other weights are drawn as without it
-            # states of a language model are nearly parallel, so each tower is centred by itself
+        with torch.random.fork_rng(devices=[]):  # keeps the random draws of other weights
+            # hidden states of a language model are nearly parallel, so each tower is normalized
             self.anchor_norm = nn.BatchNorm1d(width, affine=False)
             self.answer_norm = nn.BatchNorm1d(width, affine=False)
             self.tell = nn.Linear(TOLD_DIM, width, bias=False)
@@ -191,32 +190,32 @@ class LanguageBody(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Return where the language model computes."""
+        """Return the device of the language model."""
         return self.start.device
 
     @property
     def layers(self) -> nn.ModuleList:
-        """Return the layers that know users."""
+        """Return the user layers."""
         return self.backbone.model.layers[self.first :]
 
     # -- questions --
 
     @on_own_device
     def encode(self, queries: Sequence[str]) -> QueryStates:
-        """Read questions without any user; the latest are remembered.
+        """Run questions through the language model, without users; recent ones are cached.
 
         Args:
-            queries: Questions, with the word "user" for one of the users.
+            queries: Questions, with "user" in place of the unit word.
 
         Raises:
             ValueError: A question has more than 256 tokens.
         """
         return _stack(_recall(self._remembered, queries, self._read, QUERIES_PER_PASS))
 
-    @torch.inference_mode(False)  # what is remembered may be needed for gradients later
+    @torch.inference_mode(False)  # cached states may take part in a backward pass later
     @torch.no_grad()
     def _read(self, queries: Sequence[str]) -> list[QueryStates]:
-        """Run the words of questions, and the anchor behind them, through the language model."""
+        """Run the words of questions, and the anchor after them, through the language model."""
         vectors, length = self._embed(queries, [[]] * len(queries))
         rows = torch.arange(len(queries))
         places = torch.arange(vectors.shape[1])
@@ -247,7 +246,7 @@ class LanguageBody(nn.Module):
         return [states.at([row]) for row in range(len(queries))]
 
     def _embed(self, queries: Sequence[str], answers: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        """Return the vectors of questions, anchor and answers, and the length of the questions."""
+        """Return input embeddings of question, anchor and answer, and lengths of the questions."""
         ids = [self._tokenize(query) for query in queries]
         length = torch.tensor([len(row) for row in ids])
         rows = [
@@ -262,8 +261,8 @@ class LanguageBody(nn.Module):
         ids = self.tokenizer(query)
         if len(ids) > MAX_QUERY_TOKENS:
             raise ValueError(
-                f"The question has {len(ids):,} tokens, the model reads {MAX_QUERY_TOKENS}. Ask in"
-                " fewer words."
+                f"The question has {len(ids):,} tokens, but the model reads at most"
+                f" {MAX_QUERY_TOKENS}. Use fewer words."
             )
         return ids or [self.tokenizer.eos_token_id]
 
@@ -278,12 +277,12 @@ class LanguageBody(nn.Module):
     def user_tokens(
         self, users: TokenInput, standard: Tensor, things: ThingInput
     ) -> Float[Tensor, "user token dim"]:
-        """Return the tokens that the anchor attends to, those of the user as a whole first.
+        """Return the vectors that the anchor attends to: user-level tokens, then the user's tokens.
 
         Args:
             users: Tokens of the users.
-            standard: Their numbers, standardised.
-            things: What tokens stand for.
+            standard: Numbers of the tokens, standardized.
+            things: Things that the tokens refer to.
         """
         text = self.text(things.vector * things.vector.shape[1] ** 0.5)
         own = F.gelu(text[users.which.clamp(min=0)] + self.number(standard))
@@ -295,7 +294,7 @@ class LanguageBody(nn.Module):
     def forward(
         self, inputs: BodyInput
     ) -> tuple[Float[Tensor, "user query state"], Float[Tensor, "user query token"]]:
-        """Return the state behind the score, and the mean attention of the anchor to the tokens.
+        """Return the state that scores are computed from, and the mean attention to the tokens.
 
         Args:
             inputs: Users and questions.
@@ -304,7 +303,7 @@ class LanguageBody(nn.Module):
         return self.state(anchor.hidden).cpu(), attention.cpu()
 
     def anchor(self, inputs: BodyInput) -> tuple[Anchor, Float[Tensor, "user query token"]]:
-        """Return the anchors of users and questions, and their mean attention to the tokens.
+        """Return the anchor of each user and question, and its mean attention to the tokens.
 
         Args:
             inputs: Users and questions.
@@ -314,11 +313,10 @@ class LanguageBody(nn.Module):
     def share_of_tokens(
         self, attention: Float[Tensor, "user query place"], users: TokenInput
     ) -> Float[Tensor, "user query token"]:
-        """Return what the attention to a user's own tokens is of all of it; those of the user as a
-        whole are left out.
+        """Return the attention to the user's tokens, without user-level tokens, scaled to sum to 1.
 
         Args:
-            attention: Attention to the tokens, those of the user as a whole first.
+            attention: Attention to the user-level tokens, then to the user's tokens.
             users: Tokens of the users.
         """
         attention = attention[:, :, LEVEL_TOKENS:] * (users.which >= 0)[:, None]
@@ -326,10 +324,10 @@ class LanguageBody(nn.Module):
 
     @on_own_device
     def anchor_alone(self, states: QueryStates) -> Anchor:
-        """Return the anchors of questions without any user, as of one user.
+        """Return the anchors of questions without a user; the user axis has length 1.
 
         Args:
-            states: The questions, from `encode`.
+            states: States of the questions, from `encode`.
         """
         return self._cross(states, self.evidence.bias.expand(1, len(states.length), -1))
 
@@ -340,13 +338,13 @@ class LanguageBody(nn.Module):
         evidence: Tensor,
         look: Callable[[int, Tensor], Tensor] | None = None,
     ) -> Anchor:
-        """Run anchors through the layers that know users.
+        """Run anchors through the user layers.
 
         Args:
-            states: The questions.
-            evidence: What the anchors start from.
-            look: Attend to users in the layer of a place, with queries that are not rotated
-                (default: there are no users).
+            states: States of the questions.
+            evidence: Projected inputs of the prior, which are added to the anchors.
+            look: Function that attends to users, called with the index of a user layer and the
+                attention queries before rotary embedding (default: there are no users).
         """
         hidden = states.hidden + self.start + evidence
         positions = states.length.expand(len(hidden), -1)
@@ -378,9 +376,7 @@ class LanguageBody(nn.Module):
     def _listen(
         self, turned: Tensor, own: Tensor, value: Tensor, states: QueryStates, place: int
     ) -> Tensor:
-        """Attend to the words of the question and to the anchor itself, as the language model does
-        when there is no user.
-        """
+        """Attend to the words of the question and to the anchor itself, as without a user."""
         words = torch.einsum("uqngd,qwnd->uqngw", turned, states.keys[:, place])
         words = words.masked_fill(~states.mask[:, None, None], MASKED)
         itself = torch.einsum("uqngd,uqnd->uqng", turned, own)
@@ -393,7 +389,9 @@ class LanguageBody(nn.Module):
 
     @on_own_device
     def encode_answers(self, queries: Sequence[str], answers: Sequence[str]) -> Answers:
-        """Read answers behind their questions, without any user; the latest are remembered.
+        """Run answers, after their questions, through the layers below the user layers.
+
+        Recent ones are cached.
 
         Args:
             queries: Question of each answer, as for `encode`.
@@ -411,9 +409,7 @@ class LanguageBody(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def _read_answers(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tensor, Tensor]]:
-        """Run questions, the anchor and answers through the layers below the layers that know
-        users; return the ids and states of each answer.
-        """
+        """Run questions, anchor and answers through these layers; return answer ids and states."""
         queries = [query for query, _ in pairs]
         ids = [self.tokenizer(f" {answer}") for _, answer in pairs]
         hidden, length = self._embed(queries, ids)
@@ -432,15 +428,15 @@ class LanguageBody(nn.Module):
     def answer_states(
         self, states: QueryStates, anchor: Anchor, answers: Answers
     ) -> Float[Tensor, "pair token width"]:
-        """Run answers through the layers that know users; return their states behind the last.
+        """Run answers through the user layers, and return their states after the last one.
 
-        They attend to the words of the question, to the anchor and to each other, and begin from
-        what they are told.
+        They attend to the words of the question, to the anchor and to earlier answer tokens. The
+        score and state in `anchor.told` are projected and added to their inputs.
 
         Args:
-            states: Question of each answer, from `encode`.
+            states: States of the question of each answer, from `encode`.
             anchor: Anchor of each answer.
-            answers: From `encode_answers`.
+            answers: Answers from `encode_answers`.
         """
         n_pairs, n_tokens = answers.ids.shape
         positions = states.length[:, None] + 1 + torch.arange(n_tokens)
@@ -463,11 +459,12 @@ class LanguageBody(nn.Module):
         keys: Tensor | None = None,
         values: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run tokens through one layer of the language model; `keys` and `values` are of what
-        stands before them.
+        """Run tokens through one layer of the language model.
+
+        `keys` and `values` are those of the tokens before them, if there are any.
 
         Returns:
-            What comes out, and the tokens' own keys and values.
+            Output of the layer, and the keys and values of the tokens.
         """
         normed = layer.input_layernorm(hidden)
         asked = layer.self_attn.q_proj(normed).unflatten(-1, (self.heads, -1))
@@ -488,10 +485,10 @@ class LanguageBody(nn.Module):
 
     @on_own_device
     def project_anchors(self, anchor: Anchor) -> Float[Tensor, "pair dim"]:
-        """Return unit embeddings of users and questions, in the space of the answers.
+        """Return unit embeddings of anchors, in the same space as those of answers.
 
         Args:
-            anchor: Anchors of pairs.
+            anchor: Anchors of pairs of a user and a question.
         """
         return F.normalize(self.project(self.anchor_norm(anchor.hidden)), dim=-1)
 
@@ -503,7 +500,7 @@ class LanguageBody(nn.Module):
 
         Args:
             hidden: From `answer_states`, without users.
-            mask: Tokens that are no padding.
+            mask: False for padding.
         """
         last = hidden[torch.arange(len(mask)), mask.sum(1) - 1]
         return F.normalize(self.project(self.answer_norm(last)), dim=-1)
@@ -521,7 +518,7 @@ class LanguageBody(nn.Module):
         Args:
             anchor: Anchor of each answer.
             hidden: From `answer_states`.
-            mask: Tokens that are no padding.
+            mask: False for padding.
         """
         first = anchor.hidden + self.tell(anchor.told)
         before = torch.cat([first[:, None], hidden[:, :-1]], 1)
@@ -531,13 +528,12 @@ class LanguageBody(nn.Module):
     def score_answers(
         self, anchor: Anchor, states: QueryStates, answers: Answers
     ) -> Float[Tensor, "user answer"]:
-        """Return how much likelier each answer to a question is of each user than of an unknown
-        one.
+        """Return the log-likelihood of each answer for each user, relative to an unknown user.
 
         Args:
-            anchor: Anchors of the users and the one question.
-            states: The question, from `encode`.
-            answers: Its answers, from `encode_answers`.
+            anchor: Anchors of the users and one question.
+            states: States of the question, from `encode`.
+            answers: Answers to the question, from `encode_answers`.
 
         Returns:
             log p(answer | user, question) - log p(answer | question).
@@ -557,13 +553,13 @@ class LanguageBody(nn.Module):
 
 
 def _recall(remembered: LRUCache, keys: Sequence, read: Callable, per_pass: int) -> list:
-    """Return what is remembered of each key; read the others, some at a time, and remember them.
+    """Return the cached value of each key; compute and cache missing ones.
 
     Args:
-        remembered: What is remembered; changed in place.
-        keys: What to return.
-        read: Return a list of what is read of some keys.
-        per_pass: Keys that are read at a time.
+        remembered: The cache; modified in place.
+        keys: Keys to look up.
+        read: Function that returns a list of values for a batch of keys.
+        per_pass: Maximum number of keys per batch.
     """
     by_key = {key: remembered[key] for key in keys if key in remembered}
     new = [key for key in dict.fromkeys(keys) if key not in by_key]
@@ -589,7 +585,7 @@ def _stack(parts: Sequence[QueryStates]) -> QueryStates:
 
 @torch.no_grad()
 def _randomize(model: nn.Module) -> None:
-    """Draw all matrices of a language model at random; gains become 1 and biases 0."""
+    """Randomize all matrices of a language model; norm weights become 1 and biases 0."""
     for name, weight in model.named_parameters():
         if weight.dim() > 1:
             nn.init.normal_(weight, 0, 0.02)

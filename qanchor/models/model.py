@@ -1,4 +1,4 @@
-"""`QAnchor`: a trained reader with all it needs to read other users."""
+"""`QAnchor`: a trained reader, with everything needed to read new users."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from qanchor.utils.device import best_device
 
 @dataclass(frozen=True)
 class Config:
-    """What a model was built from.
+    """Configuration of a model.
 
     Args:
-        text_encoder: Encoder of questions and events, see `fit`.
+        text_encoder: Encoder of questions and events, see `fit` (default "minilm").
         backbone: Language model that reads the events, see `fit` (default "none").
-        crossing_layers: Its last layers that look at the users; 0 for the paper's form.
+        crossing_layers: Number of its last layers that attend to the users; 0 (default) is the
+            paper's form, in which a user is a prefix.
     """
 
     text_encoder: str = "minilm"
@@ -35,24 +36,24 @@ class Config:
 
     @property
     def embedding_dim(self) -> int:
-        """Return the dimensions of an embedding."""
+        """Return the number of dimensions of an embedding."""
         return EMBEDDING_DIM
 
 
 class QAnchor(nn.Module):
     """Embed and rank users for a question by attention over their own events.
 
-    `fit` trains one in about a minute. Without a language model the question's text vector attends
-    to the user's events; with one, it reads them. Answers are facts counted in them, with a graded
-    answer in front if there is a language model.
+    `fit` trains one in about a minute. Without a language model, the text vector of the question
+    attends to the user's events; with one, the language model reads them. Answers are facts counted
+    from the events; a language model adds a predicted answer in front.
 
     Args:
-        config: What it was built from.
+        config: Configuration.
         reader: Trained reader.
         concepts: Concepts that it was trained on.
-        population: The training users, which percentiles are taken from.
-        history: One row a training step: step, loss, ranking, contrastive, autoregressive (default:
-            none).
+        population: Distributions over the training users, for percentiles.
+        history: One row per training step: step, loss, ranking, contrastive, autoregressive
+            (default: none).
 
     Example:
         >>> users = qa.make_sample_users(60)
@@ -79,7 +80,7 @@ class QAnchor(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Return where users are read."""
+        """Return the device that users are read on."""
         return next(self.reader.body.parameters()).device
 
     @classmethod
@@ -93,8 +94,8 @@ class QAnchor(nn.Module):
             The model in evaluation mode.
 
         Raises:
-            RunError: A file is missing, damaged, or of another format.
-            WeightsError: Its language model cannot be loaded.
+            RunError: A file is missing, damaged, or has another format.
+            WeightsError: The language model of the run cannot be loaded.
 
         Example:
             >>> import tempfile
@@ -113,7 +114,7 @@ class QAnchor(nn.Module):
 
         The folder holds config.json, concepts.json, reader.safetensors and, if there are any,
         history.json and metrics.json. An existing run is replaced only when the new one is
-        complete. Weights of the language model as it was downloaded are not saved.
+        complete. The pretrained weights of the language model are not saved.
 
         Args:
             path: Folder to write.
@@ -131,12 +132,14 @@ class QAnchor(nn.Module):
 
 
 def make_body(config: Config, text: int) -> LanguageBody | None:
-    """Return the body of a reader in which a language model reads users, on the GPU if there is
-    one; None without a language model.
+    """Return the language model body of a reader, on the GPU if there is one.
 
     Args:
-        config: What the model is built from.
-        text: Width of the text vectors.
+        config: Configuration of the model.
+        text: Dimension of the text vectors.
+
+    Returns:
+        The body; None if the backbone is "none".
 
     Raises:
         WeightsError: The language model cannot be loaded.

@@ -1,7 +1,7 @@
 """`PointingReader`: the question attends to the user's own tokens.
 
-Which tokens count follows from the similarity of question and token, so it holds for texts that
-were never taught. What their numbers mean (how much, how lately) is shared by all concepts.
+Which tokens matter follows from the similarity of question and token, so it generalizes to texts
+that were not in training. How their numbers (how much, how recent) count is shared by all concepts.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from qanchor.utils.text import plural
 
 HEADS = 6
 KEY_DIM = 48
-GENERAL_DIM = 16  # what the question asks beside its topic: how often, how much, how soon
+GENERAL_DIM = 16  # what the question asks apart from its topic: how often, how much, how soon
 HIDDEN_DIM = 160
 STATE_DIM = 64
 TOLD_DIM = 1 + STATE_DIM
-TEXT_DIM = 31  # dimensions of the embedding that say which texts were pointed at
-PROFILE_DIM = 32  # that say what the user does at all, whatever is asked
-# mean length of the profile: small beside the parts that change with the question
+TEXT_DIM = 31  # embedding dimensions for the texts that the question points at
+PROFILE_DIM = 32  # embedding dimensions for all that the user does, whatever the question
+# mean length of the profile: small compared with the parts that depend on the question
 PROFILE_SCALE = 0.3
 EMBEDDING_DIM = 1 + TEXT_DIM + PROFILE_DIM + STATE_DIM
-SCORE_SCALE = 0.5  # of the score beside the two other parts of an embedding, each of length 1
-FIT_SCALES = (12.0, 8.0, 6.0, 4.0, 4.0, 4.0)
-SHUT = -5.0  # start of the sigmoid heads' bias: only what is clearly meant adds up
+SCORE_SCALE = 0.5  # of the score in an embedding, whose texts and state have length 1 each
+FIT_SCALES = (12.0, 8.0, 6.0, 4.0, 4.0, 4.0)  # initial weight of the word fit in each head
+SHUT = -5.0  # initial bias of the sigmoid heads: only clear matches are summed
 SUMMED = [
     TOKEN_NUMBERS.index(name)
     for name in (
@@ -66,7 +66,7 @@ LARGEST = TOKEN_NUMBERS.index("largest amount")
 SHARE = TOKEN_NUMBERS.index("share of all that the user did")
 TENURE = LEVEL_NUMBERS.index("days since the first")
 DAYS = LEVEL_NUMBERS.index("days")
-# numbers of the user as a whole that mean the same after a longer history, and all percentiles
+# user-level numbers that do not grow with the length of the history, and all percentiles
 PRIOR_LEVELS = [
     LEVEL_NUMBERS.index(name)
     for name in (
@@ -77,35 +77,35 @@ PRIOR_LEVELS = [
     )
 ]
 PRIOR_LEVELS += range(len(LEVEL_NUMBERS), N_LEVEL_NUMBERS)
-PRIOR_KINDS = ("event", "any event", "number")  # what a measure is of
+PRIOR_KINDS = ("event", "any event", "number")  # what is measured
 N_PRIOR_NUMBERS = len(SUMMED) + 7 + len(PRIOR_LEVELS)
-RELATIVE_FIT = 0.85  # what fits nearly as well as the best is meant, too
-LEAST_FIT = 0.5  # of what may be meant
-SHARPNESS = 30.0
+RELATIVE_FIT = 0.85  # things match if their fit is at least this share of the best fit
+LEAST_FIT = 0.5  # minimum fit of a match
+SHARPNESS = 30.0  # slope of the sigmoids around these limits
 LONG_AGO = 8.0  # log days
-# buying is any event only if nothing in the data is a purchase: what fits better is meant
+# "buy" means any event only if nothing in the data fits better, such as a purchase
 BUYING_IS_ANY = 0.67
-AFFIRMATIVE = 1.5  # start of the polarity: a question that nobody denied is affirmative
+AFFIRMATIVE = 1.5  # initial bias of the polarity: questions are affirmative by default
 NEARLY_ALL = 0.95  # share of the users
 OCCURS = MEASURES.index("occurs")
 OF_ALL = MEASURES.index("share")
 USERS_PER_PASS = 256
 PREFIXES_PER_PASS = 32  # keys and values of a prefix are large
-MASKED = -1e4
+MASKED = -1e4  # attention logit of padding
 
 
 class QueryStates(NamedTuple):
-    """Questions as a language model has read them, without any user. Made by `LanguageBody`."""
+    """States of questions in a language model, without users. Computed by `LanguageBody.encode`."""
 
-    hidden: Float[Tensor, "query width"]  # at the anchor, where the layers that know users begin
-    words: Float[Tensor, "query word width"]  # likewise, at the words
-    keys: Float[Tensor, "query layer word kv_head head_dim"]  # of the words, rotated
+    hidden: Float[Tensor, "query width"]  # of the anchor, at the input of the first user layer
+    words: Float[Tensor, "query word width"]  # of the words, likewise
+    keys: Float[Tensor, "query layer word kv_head head_dim"]  # of the words, after rotary embedding
     values: Float[Tensor, "query layer word kv_head head_dim"]
     mask: Bool[Tensor, "query word"]
     length: Int[Tensor, " query"]
 
     def at(self, index) -> QueryStates:
-        """Select questions, without words that are all padding.
+        """Select questions and trim the padding.
 
         Args:
             index: Index array.
@@ -123,36 +123,36 @@ class QueryStates(NamedTuple):
 
 
 class Anchor(NamedTuple):
-    """Anchors behind questions, as the answers that follow them see them. Made by `LanguageBody`.
+    """States of the anchor token, which follows the question and which answers attend to.
 
-    The axes in front are users and questions, or pairs of them.
+    The leading axes are users and questions, or pairs of them.
     """
 
-    hidden: Float[Tensor, "*pair width"]  # behind the last layer
-    keys: Float[Tensor, "*pair layer kv_head head_dim"]  # rotated
+    hidden: Float[Tensor, "*pair width"]  # output of the last layer
+    keys: Float[Tensor, "*pair layer kv_head head_dim"]  # after rotary embedding
     values: Float[Tensor, "*pair layer kv_head head_dim"]
-    told: Float[Tensor, "*pair told"]  # what answers are told: the score and the state behind it
+    told: Float[Tensor, "*pair told"]  # score and standardized state, which answers are given
 
     def at(self, *index) -> Anchor:
         """Select anchors.
 
         Args:
-            *index: Index array of each axis in front.
+            *index: Index array of each leading axis.
         """
         return Anchor(*(part[index] for part in self))
 
 
 class QuestionInput(NamedTuple):
-    """Questions as the reader takes them."""
+    """Encoded questions, the input of the reader."""
 
     vector: Float[Tensor, "query text"]  # unit text vectors of the questions
-    content: Float[Tensor, "query text"]  # of their content words
-    spelling: Float[Tensor, "query spelling"]
-    phrasing: Float[Tensor, "query text"]  # how they say it: from `wording_vectors`
-    horizon: Float[Tensor, " query"]  # log of the horizon asked over the users' own
-    names_one: Float[Tensor, "query topic"]  # 1 if it names one of the things of a topic
-    behavior: Float[Tensor, " query"]  # with a question about any event: cosine of contents
-    states: QueryStates | None = None  # for a language model
+    content: Float[Tensor, "query text"]  # unit text vectors of their content words
+    spelling: Float[Tensor, "query spelling"]  # hashed trigrams of their content words
+    phrasing: Float[Tensor, "query text"]  # phrasing vectors, from `wording_vectors`
+    horizon: Float[Tensor, " query"]  # log(horizon of the question / default horizon)
+    names_one: Float[Tensor, "query topic"]  # 1 if it names only part of a topic
+    behavior: Float[Tensor, " query"]  # highest cosine to a question about any event
+    states: QueryStates | None = None  # from the language model, if there is one
 
     def at(self, index) -> QuestionInput:
         """Select questions.
@@ -166,47 +166,45 @@ class QuestionInput(NamedTuple):
 
 
 class ThingInput(NamedTuple):
-    """What can be pointed at, as the reader takes it."""
+    """Things that questions can point at, the input of the reader."""
 
     vector: Float[Tensor, "thing text"]
     spelling: Float[Tensor, "thing spelling"]
-    # 1 where the thing is a share, and nearly all users have one
+    # 1 for a ratio, or a part of the amount, that nearly all users have
     is_share_of_all: Float[Tensor, " thing"]
     is_number: Float[Tensor, " thing"]  # 1 for a number column
-    may_be_meant: Float[Tensor, " thing"]  # 0 for what no question is taken to mean
+    may_be_meant: Float[Tensor, " thing"]  # 0 for `UserTokens.not_meant`
     aliases: AliasInput
     associations: AssociationInput | None = None
 
 
 class PrefixStates(NamedTuple):
-    """Users as a prefix that a language model has read. Made by `UserPrefix.prefill`."""
+    """Keys and values of users as a prefix. Computed by `UserPrefix.prefill`."""
 
-    keys: Float[Tensor, "user layer token kv_head head_dim"]  # rotated
+    keys: Float[Tensor, "user layer token kv_head head_dim"]  # after rotary embedding
     values: Float[Tensor, "user layer token kv_head head_dim"]
     log_presence: Float[Tensor, "user token"]  # 0, or a large negative number for padding
-    length: Int[Tensor, " user"]  # places of the questions behind them begin here
+    length: Int[Tensor, " user"]  # tokens of the prefix; positions of the question start here
 
 
 class TokenInput(NamedTuple):
-    """User tokens as the reader takes them."""
+    """User tokens, the input of the reader; fields as in `UserTokens`."""
 
     which: Int[Tensor, "user token"]  # -1 for padding
     numbers: Float[Tensor, "user token number"]
     level: Float[Tensor, "user level"]
-    # how far each token is present, 1 by default; gradients by it tell the saliency of tokens
+    # weight of each token, 1 by default; its gradient is the saliency of the token
     presence: Float[Tensor, "user token"] | None = None
     fold: Int[Tensor, " user"] | None = None  # see `score_associations`
-    prefix: PrefixStates | None = None  # what a language model has read of them before
+    prefix: PrefixStates | None = None  # cached, if a language model reads users as a prefix
 
     def present(self) -> Float[Tensor, "user token"]:
-        """Return how far each token is present; 0 for padding."""
+        """Return the presence of each token; 0 for padding."""
         mask = (self.which >= 0).float()
         return mask if self.presence is None else mask * self.presence
 
     def log_presence(self) -> Float[Tensor, "user token"]:
-        """Return what is added to attention logits: the log of the presence, and a large negative
-        number for padding.
-        """
+        """Return the attention bias: the log of the presence, or `MASKED` for padding."""
         mask = self.which >= 0
         if self.presence is None:
             return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, MASKED)
@@ -214,43 +212,42 @@ class TokenInput(NamedTuple):
 
 
 class BodyInput(NamedTuple):
-    """What the body of a reader is given."""
+    """Input of the body of a reader."""
 
     users: TokenInput
-    standard: Float[Tensor, "user token number"]  # the tokens' numbers, standardised
+    standard: Float[Tensor, "user token number"]  # numbers of the tokens, standardized
     question: QuestionInput  # with `states`, for a language model
     things: ThingInput
-    known: Float[Tensor, "user query prior"]  # what the prior starts from, standardised
+    known: Float[Tensor, "user query prior"]  # inputs of the prior, standardized
 
 
 class Meaning(NamedTuple):
-    """What questions ask for."""
+    """Interpretation of questions."""
 
-    relevance: Float[Tensor, "query thing"]  # how far each thing is meant, 0 to 1
-    parts: Float[Tensor, "query thing_or_any"]  # the same with any event last; sums to 1
+    relevance: Float[Tensor, "query thing"]  # how well each thing matches, 0 to 1
+    parts: Float[Tensor, "query thing_or_any"]  # weights of things, any event last; sums to 1
     measure: Float[Tensor, "query measure"]  # probabilities of the measures of concepts
 
 
 class Reading(NamedTuple):
-    """What the reader makes of users and questions."""
+    """Output of the reader for users and questions."""
 
-    score: Float[Tensor, "user query"]  # a logit: higher is nearer to a yes
-    prior: Float[Tensor, "user query"]  # the score without the body
-    alone: Float[Tensor, "user query"]  # a score of the body without the prior
+    score: Float[Tensor, "user query"]  # a logit: the higher, the closer to a yes
+    prior: Float[Tensor, "user query"]  # part of the score that does not come from the body
+    alone: Float[Tensor, "user query"]  # separate score from the body without the prior
     attention: Float[
         Tensor, "user query token"
-    ]  # mean of heads and layers; sums to 1, or 0 without tokens
+    ]  # mean over heads and layers; sums to 1, or 0 without tokens
     embedding: Float[Tensor, "user query dim"]  # of unit length
 
 
 class PointingBody(nn.Module):
-    """Read the numbers of the tokens that a question means; the body of a reader without an LLM.
+    """Attend to the tokens that a question refers to; the body of a reader without an LLM.
 
-    Softmax heads say which tokens the question means and read their numbers; sigmoid heads add
-    counts up.
+    Softmax heads average the numbers of the tokens; sigmoid heads sum them.
 
     Args:
-        text: Width of the text vectors.
+        text: Dimension of the text vectors.
 
     Example:
         >>> PointingBody(text=384).query.in_features
@@ -286,10 +283,10 @@ class PointingBody(nn.Module):
 
         Args:
             question: The questions.
-            things: What can be pointed at.
+            things: Things that questions can point at.
 
         Returns:
-            Attention logits, and how well its words fit.
+            Attention logits, and the fit of the words (see `word_fit`).
         """
         query = self.query(question.content).unflatten(-1, (HEADS, KEY_DIM))
         key = self.key(things.vector).unflatten(-1, (HEADS, KEY_DIM))
@@ -300,7 +297,7 @@ class PointingBody(nn.Module):
     def forward(
         self, inputs: BodyInput
     ) -> tuple[Float[Tensor, "user query state"], Float[Tensor, "user query token"]]:
-        """Return the state behind the score, and the mean attention of the softmax heads.
+        """Return the state that scores are computed from, and the mean attention of softmax heads.
 
         Args:
             inputs: Users and questions.
@@ -336,12 +333,12 @@ class PointingBody(nn.Module):
 class PointingReader(nn.Module):
     """Score users for questions from their own tokens.
 
-    A prior, linear in what the user did of what is meant, and a correction from the state of a
-    body: `PointingBody`, or a `LanguageBody`, in which a language model reads the tokens. The prior
-    is not in the paper.
+    The score is the sum of two parts: a prior, linear in the user's past activity that the question
+    refers to, and a correction computed by a body. The body is a `PointingBody`, or a
+    `LanguageBody`, in which a language model reads the tokens. The prior is not in the paper.
 
     Args:
-        text: Width of the text vectors.
+        text: Dimension of the text vectors.
         body: Body (default: a `PointingBody`).
 
     Example:
@@ -382,22 +379,22 @@ class PointingReader(nn.Module):
         return not isinstance(self.body, PointingBody)
 
     def threads(self) -> AbstractContextManager:
-        """Return a context of as many threads as pay: one without a language model."""
+        """Return a context that limits torch to one thread, unless there is a language model."""
         return nullcontext() if self.has_language_model else single_thread()
 
     def read_words(self, question: QuestionInput, queries: Sequence[str]) -> QuestionInput:
-        """Return questions with what a language model makes of their words, if there is one.
+        """Add the `states` of the questions in the language model, if there is one.
 
         Args:
             question: The questions.
-            queries: Their texts, with the word "user" for one of the users.
+            queries: Texts of the questions, with "user" in place of the unit word.
         """
         if not self.has_language_model:
             return question
         return question._replace(states=self.body.encode(queries))
 
     def sign(self, question: QuestionInput) -> Float[Tensor, " query"]:
-        """Return the sense of each question, from -1 (it denies) to 1.
+        """Return the sign of each question, from -1 (negated) to 1 (affirmative).
 
         Args:
             question: The questions.
@@ -405,7 +402,7 @@ class PointingReader(nn.Module):
         return torch.tanh(self.polarity(self.wording(question)))[:, 0]
 
     def wording(self, question: QuestionInput) -> Float[Tensor, "query wording"]:
-        """Return what the sense of each question and its measure are read from.
+        """Return the features that the sign and the measure of each question are predicted from.
 
         Args:
             question: The questions.
@@ -415,16 +412,16 @@ class PointingReader(nn.Module):
     def meaning(self, question: QuestionInput, things: ThingInput) -> Meaning:
         """Return what each question asks for: which things, and what it measures of them.
 
-        Whether there will be something that everybody has a share of is no question: then its
-        share is measured.
+        Whether something occurs is uninformative if nearly all users have it. For ratios and parts
+        of the amount that nearly all users have, "occurs" therefore becomes "share".
 
         Args:
             question: The questions.
-            things: What can be pointed at.
+            things: Things that questions can point at.
         """
         fit = word_fit(question, things)
         relevant = relevance(fit)
-        least = question.behavior.clamp(min=LEAST_FIT)[:, None]  # else any event is meant
+        least = question.behavior.clamp(min=LEAST_FIT)[:, None]  # below it: any event
         named = torch.sigmoid(SHARPNESS * (fit.amax(1, keepdim=True) - least))
         of_things = relevant / relevant.sum(1, keepdim=True).clamp(min=1e-9) * named
         measure = self.intent(self.wording(question)).softmax(-1)
@@ -451,24 +448,25 @@ class PointingReader(nn.Module):
     def prior_score(
         self, known: Float[Tensor, "user query prior"], meaning: Meaning, things: ThingInput
     ) -> Float[Tensor, "user query"]:
-        """Return the prior of what each question is about, whatever its sense.
+        """Return the prior score of each question, without its sign.
 
         Args:
-            known: From `known_numbers`.
-            meaning: What the questions ask for.
-            things: What tokens stand for.
+            known: Inputs of the prior, from `known_numbers`.
+            meaning: Interpretation of the questions.
+            things: Things that the tokens refer to.
         """
         return (self.prior(known) * self.prior_shares(meaning, things)).sum(-1)
 
     def prior_shares(
         self, meaning: Meaning, things: ThingInput
     ) -> Float[Tensor, "query kind_and_measure"]:
-        """Return how far each prior speaks of each question: one for each measure of events, of any
-        event, and of numbers. Their sum is 1.
+        """Return the weight of each prior for each question; the weights sum to 1.
+
+        There is one prior for each pair of a kind in `PRIOR_KINDS` and a measure.
 
         Args:
-            meaning: What the questions ask for.
-            things: What tokens stand for.
+            meaning: Interpretation of the questions.
+            things: Things that the tokens refer to.
         """
         of_any = meaning.parts[:, -1:]
         of_number = (meaning.parts[:, :-1] * things.is_number).sum(1, keepdim=True)
@@ -482,13 +480,13 @@ class PointingReader(nn.Module):
         things: ThingInput,
         known: Float[Tensor, "user query prior"],
     ) -> BodyInput:
-        """Return users and questions as the body takes them.
+        """Return the input of the body.
 
         Args:
             users: Tokens of the users.
             question: The questions.
-            things: What tokens stand for.
-            known: From `known_numbers`.
+            things: Things that the tokens refer to.
+            known: Inputs of the prior, from `known_numbers`.
         """
         known = (known - self.known_mean) / self.known_spread
         return BodyInput(users, self._standardize(users), question, things, known)
@@ -498,30 +496,30 @@ class PointingReader(nn.Module):
 
     @property
     def reads_prefix(self) -> bool:
-        """Return whether a language model reads users as a prefix, which may be cached."""
+        """Return whether a language model reads users as a prefix, which can be cached."""
         return hasattr(self.body, "prefill")
 
     @property
     def users_per_pass(self) -> int:
-        """Return how many users run together."""
+        """Return how many users to process per forward pass."""
         return PREFIXES_PER_PASS if self.reads_prefix else USERS_PER_PASS
 
     def prefill(self, users: TokenInput, things: ThingInput) -> PrefixStates:
-        """Return users as a prefix that the language model has read.
+        """Run users through the language model as a prefix, to be cached.
 
         Args:
             users: Tokens of the users.
-            things: What tokens stand for.
+            things: Things that the tokens refer to.
         """
         return self.body.prefill(users, self._standardize(users), things)
 
     def anchor(self, users: TokenInput, question: QuestionInput, things: ThingInput) -> Anchor:
-        """Return the anchors of users and questions, which answers follow.
+        """Return the anchor of each user and question, including what answers are given (`told`).
 
         Args:
             users: Tokens of the users.
-            question: The questions, read by a language model.
-            things: What tokens stand for.
+            question: The questions, with `states` from the language model.
+            things: Things that the tokens refer to.
         """
         meaning = self.meaning(question, things)
         known = self.known_numbers(users, meaning, things)
@@ -540,15 +538,14 @@ class PointingReader(nn.Module):
         query: str,
         answers: Sequence[str],
     ) -> Float[Tensor, "user answer"]:
-        """Return how much likelier each answer to a question is of each user than of an unknown
-        one, by the language model.
+        """Return the log-likelihood of each answer for each user, relative to an unknown user.
 
         Args:
             users: Tokens of the users.
-            question: One question, read by a language model.
-            things: What tokens stand for.
-            query: Its text, with the word "user" for one of the users.
-            answers: Answers to it.
+            question: One question, with `states` from the language model.
+            things: Things that the tokens refer to.
+            query: Text of the question, with "user" in place of the unit word.
+            answers: Possible answers to the question.
 
         Returns:
             log p(answer | user, question) - log p(answer | question).
@@ -560,13 +557,15 @@ class PointingReader(nn.Module):
     def known_numbers(
         self, users: TokenInput, meaning: Meaning, things: ThingInput
     ) -> Float[Tensor, "user query prior"]:
-        """Return what the prior of each measure starts from: what each user did of what is meant
-        (how often, how lately, how much), what goes along with it, and how active the user is.
+        """Return the inputs of the prior for each user and question.
+
+        They say how often, how recently and how much the user did what the question refers to, how
+        strongly other activity is associated with it, and how active the user is overall.
 
         Args:
             users: Tokens of the users.
-            meaning: What the questions ask for.
-            things: What tokens stand for.
+            meaning: Interpretation of the questions.
+            things: Things that the tokens refer to.
         """
         meant = meaning.relevance[:, users.which.clamp(min=0)].transpose(0, 1)
         meant = meant * users.present()[:, None]
@@ -578,7 +577,7 @@ class PointingReader(nn.Module):
         largest = (meant * numbers[..., LARGEST]).amax(-1)
         share = (meant * numbers[..., SHARE]).sum(-1).clamp(max=1)
         tenure = users.level[:, None, TENURE]
-        rate = sums[..., 0] - tenure  # per day since the user's first event
+        rate = sums[..., 0] - tenure  # log of events per day since the user's first event
         rate_of_any = (users.level[:, None, DAYS] - tenure).expand_as(rate)
         level = users.level[:, None, PRIOR_LEVELS].expand(-1, meant.shape[1], -1)
         association = self.association_score(users, meaning, things)
@@ -588,12 +587,12 @@ class PointingReader(nn.Module):
     def association_score(
         self, users: TokenInput, meaning: Meaning, things: ThingInput
     ) -> Float[Tensor, "user query"]:
-        """Return how far all that each user did goes along with what each question asks for.
+        """Return how strongly all activity of each user is associated with what each question asks.
 
         Args:
             users: Tokens of the users.
-            meaning: What the questions ask for.
-            things: What tokens stand for.
+            meaning: Interpretation of the questions.
+            things: Things that the tokens refer to.
         """
         if things.associations is None:
             return users.level.new_zeros(len(users.level), len(meaning.parts))
@@ -612,14 +611,13 @@ class PointingReader(nn.Module):
         profile: Float[Tensor, "user profile"],
         state: Float[Tensor, "user query state"],
     ) -> Float[Tensor, "user query dim"]:
-        """Return unit embeddings: the answer, which texts were pointed at, what the user does at
-        all, and what was read of what is asked.
+        """Return unit embeddings: score, pointed-at texts, profile and state, concatenated.
 
         Args:
             score: Scores.
-            pointed_at: Mean text vector of what each user was read at, projected.
-            profile: Mean text vector of each user, projected.
-            state: Hidden state behind the score.
+            pointed_at: Mean text vector of each user's tokens, weighted by attention; projected.
+            profile: Mean text vector of all tokens of each user, centered and projected.
+            state: State that the scores are computed from.
         """
         standard = (state - self.state_mean) / self.state_spread
         parts = [
@@ -632,11 +630,11 @@ class PointingReader(nn.Module):
 
 
 def mean_text(users: TokenInput, things: ThingInput) -> Float[Tensor, "user text"]:
-    """Return the mean text vector of all that each user did, weighted by log counts.
+    """Return the mean text vector of all tokens of each user, weighted by log counts.
 
     Args:
         users: Tokens of the users.
-        things: What tokens stand for.
+        things: Things that the tokens refer to.
     """
     weight = users.numbers[..., COUNT] * users.present()
     total = torch.einsum("ut,utd->ud", weight, things.vector[users.which.clamp(min=0)])
@@ -644,21 +642,24 @@ def mean_text(users: TokenInput, things: ThingInput) -> Float[Tensor, "user text
 
 
 def is_pretrained(name: str) -> bool:
-    """Return whether a tensor of a reader belongs to the language model as it was downloaded.
+    """Return whether a tensor of a reader is a pretrained weight of the language model.
 
     Args:
-        name: Name in the reader's state.
+        name: Name in the state dict of the reader.
     """
     return name.startswith("body.backbone.") and "lora_" not in name
 
 
 def word_fit(question: QuestionInput, things: ThingInput) -> Float[Tensor, "query thing"]:
-    """Return how well the words of each thing fit each question, at least 0, or an alias of it that
-    fits better than the words of any; 0 for what is not meant. Nothing is learned here.
+    """Return how well the words of each thing fit each question, at least 0. Nothing is learned.
+
+    The fit is the cosine of text vectors plus half the cosine of spellings. If an alias fits a
+    question better than the words of any thing do, the things of the alias get its fit. Things that
+    must not be matched get 0.
 
     Args:
         question: The questions.
-        things: What can be pointed at.
+        things: Things that questions can point at.
     """
     own = question.content @ things.vector.T + question.spelling @ things.spelling.T / 2
     match = things.aliases.match(question.content, question.spelling, question.names_one)
@@ -668,11 +669,10 @@ def word_fit(question: QuestionInput, things: ThingInput) -> Float[Tensor, "quer
 
 
 def relevance(fit: Float[Tensor, "query thing"]) -> Float[Tensor, "query thing"]:
-    """Return how far each thing is what a question means, 0 to 1: whether its words fit nearly as
-    well as the best.
+    """Return how well each thing matches each question, 0 to 1: near 1 if it fits almost best.
 
     Args:
-        fit: From `word_fit`.
+        fit: Fit of the words, from `word_fit`.
     """
     best = fit.amax(1, keepdim=True)
     least = RELATIVE_FIT * best.clamp(min=LEAST_FIT / RELATIVE_FIT)
@@ -686,10 +686,10 @@ def question_input(
 
     Args:
         queries: The questions.
-        unit: Word for one of the users; the reader always reads "user".
+        unit: Singular noun for a user; it is replaced by "user".
         encoder: Text encoder.
-        horizons: Days that each question looks ahead.
-        own: The users' own horizon in days.
+        horizons: Number of days that each question looks ahead.
+        own: Default horizon of the users in days.
     """
     texts = [FEWER.sub("less", replace_unit(query, unit)) for query in queries]
     content = [content_words(text) for text in texts]
@@ -713,11 +713,11 @@ def question_input(
 
 
 def replace_unit(query: str, unit: str) -> str:
-    """Return a question with "user" in place of the word for one of the users.
+    """Return a question with "user" in place of the unit word.
 
     Args:
         query: The question.
-        unit: The word, such as "customer".
+        unit: Singular noun for a user, such as "customer"; its plural is replaced, too.
 
     Example:
         >>> replace_unit("Will this customer pay?", "customer")
@@ -754,7 +754,7 @@ def thing_input(tokens: UserTokens) -> ThingInput:
 
 
 def token_input(tokens: UserTokens, rows=slice(None)) -> TokenInput:
-    """Return the tokens of some users as tensors, without columns that are all padding.
+    """Return the tokens of some users as tensors, with trailing padding trimmed.
 
     Args:
         tokens: The tokens.
@@ -762,7 +762,7 @@ def token_input(tokens: UserTokens, rows=slice(None)) -> TokenInput:
     """
     which = tokens.which[rows]
     width = max(int((which >= 0).sum(1).max(initial=0)), 1)
-    # tokens that were hidden leave gaps: only a width without gaps may be cut
+    # hidden tokens leave gaps, so a token may lie beyond the width; then nothing is trimmed
     if (which[:, width:] >= 0).any():
         width = which.shape[1]
     return TokenInput(
@@ -779,17 +779,16 @@ def iter_readings(
     question: QuestionInput,
     batches: Iterable[tuple[Int[np.ndarray, " _"], PrefixStates | None]],
 ) -> Iterator[tuple[np.ndarray, Reading]]:
-    """Read users batch by batch.
+    """Run the reader batch by batch.
 
     Args:
         reader: Trained reader.
         tokens: Tokens of the users.
         question: The questions.
-        batches: Row numbers of the users of each batch, and what was read of them before, if it
-            was kept.
+        batches: Row numbers of the users of each batch, and their cached prefix or None.
 
     Yields:
-        Row numbers of a batch, and what the reader makes of it. Attention is as wide as the longest
+        Row numbers of a batch, and the output of the reader. Attention is as wide as the longest
         user of the batch.
     """
     things = thing_input(tokens)
@@ -803,17 +802,17 @@ def iter_readings(
 def token_gradients(
     reader: PointingReader, users: TokenInput, question: QuestionInput, things: ThingInput
 ) -> Float[np.ndarray, "user token"]:
-    """Return the gradient of the score by the presence of each token.
+    """Return the gradient of the score with respect to the presence of each token.
 
-    It covers all paths from tokens to the score, unlike attention weights. It is local: it is 0
-    where another token alone sets the largest or latest value. The saliency of some tokens is the
-    absolute sum of their gradients.
+    Unlike attention weights, it covers all paths from tokens to the score. It is local: it is 0
+    where another token alone sets a maximum, such as the most recent time. The saliency of a group
+    of tokens is the absolute value of the sum of their gradients.
 
     Args:
         reader: Trained reader.
         users: Tokens of the users.
         question: One question.
-        things: What tokens stand for.
+        things: Things that the tokens refer to.
     """
     presence = torch.ones(users.which.shape, requires_grad=True)
     score = reader(users._replace(presence=presence), question, things).score
@@ -822,11 +821,11 @@ def token_gradients(
 
 
 def row_batches(n_users: int, per_pass: int) -> list[np.ndarray]:
-    """Return the row numbers of users in batches that one pass reads.
+    """Split the row numbers of users into batches.
 
     Args:
         n_users: Number of users.
-        per_pass: Users of a batch.
+        per_pass: Maximum number of users per batch.
     """
     return np.split(np.arange(n_users), range(per_pass, n_users, per_pass))
 
@@ -837,14 +836,14 @@ def read_questions(
     question: QuestionInput,
     batches: Sequence[tuple[Int[np.ndarray, " _"], PrefixStates | None]] | None = None,
 ) -> Reading:
-    """Read all users for some questions, some users at a time.
+    """Run the reader on all users, batch by batch, and return the combined output.
 
     Args:
         reader: Trained reader.
         tokens: Tokens of the users.
         question: The questions.
-        batches: Row numbers of the users of each batch, in order, and what was read of them before
-            (default: nothing).
+        batches: Row numbers of the users of each batch, in order, and their cached prefix or None
+            (default: batches without cached prefixes).
     """
     width = tokens.which.shape[1]
     parts = []

@@ -1,4 +1,4 @@
-"""`Population`: what the numbers of a user are compared with, so that a user can be read alone."""
+"""`Population`: reference distributions for percentiles, so that a user can be read alone."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from qanchor.data.things import SHARE_BASES
 from qanchor.models.associations import Associations
 
 QUANTILES = 21  # of the values of each thing
-LEVEL_QUANTILES = 101  # of each number of a user as a whole
+LEVEL_QUANTILES = 101  # of each user-level number
 
 
 @dataclass(frozen=True)
 class Population:
-    """Hold the distributions of many users at one cut-off. A run keeps that of its training users.
+    """Hold distributions over many users at one cut-off. A run stores those of its training users.
 
-    Percentiles are taken from these tables, never from the users that happen to be read together:
-    a user has the same tokens alone, among others, and after others were removed.
+    Percentiles are looked up in these tables, not computed among the users that happen to be read
+    together. So a user has the same tokens alone, among others, and after others are removed.
 
     Args:
         things: Names of the things.
-        rarity: Log of the users over those that have the thing.
-        values: Quantiles of what each thing's holders have: counts, or values of an attribute.
-        levels: Quantiles of each number of a user as a whole.
-        n_users: Users that were counted.
+        rarity: log(number of users / number of users that have the thing).
+        values: Quantiles of each thing's count, or of an attribute's value, over the users that
+            have it; NaN if nobody has it.
+        levels: Quantiles of each user-level number.
+        n_users: Number of users.
         main_number: Number column that amounts are taken from; empty for none.
-        share_base: What the share of each thing is a share of, a row of `SHARE_BASES`.
-        associations: What goes along with what, of the same things; None if it was not learned.
+        share_base: What the share of each thing is relative to, as an index into `SHARE_BASES`.
+        associations: Associations between the same things; None (default) if not learned.
     """
 
     things: tuple[str, ...]
@@ -52,15 +53,15 @@ class Population:
         main_number: str,
         share_base: Int[np.ndarray, " thing"],
     ) -> Population:
-        """Take the distributions from the tokens of users.
+        """Compute the distributions from the tokens of users.
 
         Args:
             things: Names of the things.
-            thing: Thing of each token, as a row of `things`.
+            thing: Thing of each token, as an index into `things`.
             value: Count of each token, or value of its attribute.
-            levels: Numbers of each user as a whole; one row per user.
+            levels: User-level numbers, one row per user.
             main_number: Number column that amounts are taken from; empty for none.
-            share_base: What the share of each thing is a share of, a row of `SHARE_BASES`.
+            share_base: What the share of each thing is relative to, as an index into `SHARE_BASES`.
         """
         n_users = len(levels)
         holders = np.bincount(thing, minlength=len(things))
@@ -88,7 +89,7 @@ class Population:
         )
 
     def named(self, kind: str) -> list[str]:
-        """Return the names of the things of a kind.
+        """Return the names of the things of a kind, without the prefix of the kind.
 
         Args:
             kind: One of `qanchor.data.things.KINDS`, such as "modality".
@@ -97,7 +98,7 @@ class Population:
         return [name.removeprefix(prefix) for name in self.things if name.startswith(prefix)]
 
     def share_bases(self) -> dict[str, str]:
-        """Return what the share of each thing is a share of, by the thing's name."""
+        """Return what the share of each thing is relative to, by the name of the thing."""
         bases = (SHARE_BASES[row] for row in self.share_base)
         return dict(zip(self.things, bases, strict=True))
 
@@ -105,8 +106,7 @@ class Population:
         """Return the same population for another list of things.
 
         Args:
-            things: Names of the things. Those that the population does not have are as rare as a
-                thing can be.
+            things: Names of the things. Unknown ones get the rarity of a thing that one user has.
         """
         row_of = {name: row for row, name in enumerate(self.things)}
         row = np.array([row_of.get(name, -1) for name in things], int)
@@ -127,8 +127,10 @@ class Population:
     ) -> Float[np.ndarray, " token"]:
         """Return the percentile of each token among the users that have its thing, 0 to 1.
 
+        It is 0.5 for things that nobody has.
+
         Args:
-            thing: Thing of each token.
+            thing: Thing of each token, as an index into `things`.
             value: Count of each token, or value of its attribute.
         """
         quantiles = self.values[thing]
@@ -138,10 +140,10 @@ class Population:
     def rank_levels(
         self, levels: Float[np.ndarray, "user level"]
     ) -> Float[np.ndarray, "user level"]:
-        """Return the percentile of each number of each user as a whole, 0 to 1.
+        """Return the percentile of each user-level number, 0 to 1.
 
         Args:
-            levels: The numbers.
+            levels: User-level numbers.
         """
         columns = [
             _rank(levels[:, column, None].astype(np.float32), quantiles[None])
@@ -153,7 +155,7 @@ class Population:
 def _rank(
     value: Float[np.ndarray, "row one"], quantiles: Float[np.ndarray, "some quantile"]
 ) -> Float[np.ndarray, " row"]:
-    """Return the share of quantiles below a value; equal ones count half."""
+    """Return the share of quantiles below each value; ties count half."""
     below = (quantiles < value).mean(1)
     equal = (quantiles == value).mean(1)
     return below + equal / 2

@@ -1,8 +1,8 @@
-"""`UserPrefix`: the paper's form. A user is a prefix in front of the question, from coarse (the
-user as a whole, modalities, numbers) to fine (texts), and runs through all layers of the language
-model.
+"""`UserPrefix`: the paper's form, in which a user is a prefix in front of the question.
 
-The prefix does not depend on the question, so its keys and values are computed once.
+The prefix goes from coarse (user-level tokens, modalities, numbers) to fine (texts) and runs
+through all layers of the language model. It does not depend on the question, so its keys and values
+are computed once.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class UserPrefix(LanguageBody):
 
     Args:
         backbone: "smollm2", "tiny" (random weights), a Hugging Face id or a local folder.
-        text: Width of the text vectors.
+        text: Dimension of the text vectors.
 
     Raises:
-        WeightsError: The language model cannot be loaded, or is not built like Llama.
+        WeightsError: The language model cannot be loaded, or has another architecture than Llama.
 
     Example:
         >>> UserPrefix("tiny", text=384).n_layers
@@ -55,8 +55,8 @@ class UserPrefix(LanguageBody):
 
         Args:
             users: Tokens of the users.
-            standard: Their numbers, standardised.
-            things: What tokens stand for.
+            standard: Numbers of the tokens, standardized.
+            things: Things that the tokens refer to.
         """
         hidden = self.widen(self.user_tokens(users, standard, things))
         log_presence = F.pad(users.log_presence(), (LEVEL_TOKENS, 0))
@@ -75,10 +75,10 @@ class UserPrefix(LanguageBody):
     @on_own_device
     @in_bfloat16_if_training
     def anchor(self, inputs: BodyInput) -> tuple[Anchor, Float[Tensor, "user query token"]]:
-        """Return the anchors of users and questions, and their mean attention to the tokens.
+        """Return the anchor of each user and question, and its mean attention to the tokens.
 
         Args:
-            inputs: Users and questions. If the users have a `prefix`, it is used.
+            inputs: Users and questions. A cached `prefix` is used, unless `presence` is set.
         """
         users, standard, question, things, known = inputs
         prefix = users.prefix
@@ -98,12 +98,12 @@ class UserPrefix(LanguageBody):
     def _anchor_behind(
         self, prefix: PrefixStates, question: QueryStates, start: Float[Tensor, "user width"]
     ) -> tuple[Anchor, Float[Tensor, "user place"]]:
-        """Run one question and the anchor behind prefixes.
+        """Run one question and its anchor after the prefix of each user.
 
         Args:
-            prefix: The users.
+            prefix: Prefixes of the users.
             question: The question.
-            start: What the anchor of each user starts from.
+            start: Input vector of the anchor of each user.
 
         Returns:
             The anchor of each user, and its attention to the prefix, summed over the layers.
@@ -123,7 +123,7 @@ class UserPrefix(LanguageBody):
             stored = prefix.keys[:, number], prefix.values[:, number]
             hidden, key, value = self._layer(layer, hidden, positions, mask, *stored)
             attention = attention + self._weight(layer, before, positions, mask, stored[0], key)
-            # answers follow the question as if there were no user in front of it
+            # answers are positioned as if there were no prefix in front of the question
             own = layer.self_attn.k_proj(layer.input_layernorm(before))
             own = own.unflatten(-1, (self.kv_heads, -1))
             keys.append(self._rotate(own, question.length.expand(len(own), 1))[:, 0])

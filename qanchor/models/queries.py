@@ -1,4 +1,4 @@
-"""Queries: plain texts, and soft prompts that were tuned on a run."""
+"""Queries: plain texts, or soft prompts that were tuned on a run."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ class SoftPromptProtocol(Protocol):
 
     @property
     def query(self) -> str:
-        """Words in front of the vectors."""
+        """Text of the question."""
 
     @property
     def vectors(self) -> Float[Tensor, "vector width"]:
-        """Vectors whose sum is added to that of the words."""
+        """Vectors whose sum is added to the text vector of the question."""
 
     @property
     def offset(self) -> Float[Tensor, " text"]:
-        """Added to the text vector of the words."""
+        """Vector added to the text vector of the content words."""
 
     @property
     def run(self) -> str:
@@ -33,7 +33,7 @@ QueryLike = str | SoftPromptProtocol
 
 
 def query_text(query: QueryLike) -> str:
-    """Return the words of a query.
+    """Return the text of a query.
 
     Args:
         query: Text or soft prompt.
@@ -53,6 +53,6 @@ def require_own_prompt(query: QueryLike, run: str) -> None:
     prompt_run = query.run[:16] or "unsaved"
     model_run = run[:16] or "unsaved"
     raise ValueError(
-        f"The soft prompt of {query.query!r} was tuned on run {prompt_run}, this model is of run"
-        f" {model_run}. Load that run, or tune it again."
+        f"The soft prompt of {query.query!r} was tuned on run {prompt_run}, but this model is run"
+        f" {model_run}. Load that run, or tune the prompt again."
     )

@@ -1,4 +1,4 @@
-"""Save and load runs: safetensors and JSON, written atomically and checked by hash, no pickle."""
+"""Save and load runs: safetensors and JSON, written atomically, verified by hash, no pickle."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def save_model(model: QAnchor, folder: str | Path, metrics: dict | None = None) 
 
 
 def _save_weights(model: QAnchor, path: Path) -> None:
-    """Write the weights of the reader, and the arrays of its population."""
+    """Write the weights of the reader and the arrays of its population."""
     arrays = {
         name: tensor.detach().cpu().numpy()
         for name, tensor in model.reader.state_dict().items()
@@ -76,23 +76,24 @@ def _save_weights(model: QAnchor, path: Path) -> None:
     arrays |= {f"population.{name}": getattr(population, name) for name in POPULATION_ARRAYS}
     associations = population.associations
     arrays |= {f"associations.{name}": getattr(associations, name) for name in ASSOCIATION_ARRAYS}
-    # safetensors writes the memory of an array, whatever its strides
+    # safetensors ignores strides, so arrays must be contiguous
     save_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
 
 
 @contextmanager
 def atomic_replace(folder: Path, stale: Sequence[str] = ()) -> Iterator[Path]:
-    """Yield a folder to write into; it replaces `folder` only when the block succeeds. Other files
-    that are in `folder` are kept.
+    """Yield a temporary folder that replaces `folder` only when the block succeeds.
+
+    Other files in `folder` are kept.
 
     Args:
         folder: Folder to create or replace.
-        stale: Names of files that go even if no new ones are written (default: none).
+        stale: Names of files to remove even if they are not rewritten (default: none).
     """
     old = _old_folder(folder)
     new = folder.with_name(f".{folder.name}.new")
     restore_interrupted(folder)
-    shutil.rmtree(new, ignore_errors=True)  # left by a save that was killed
+    shutil.rmtree(new, ignore_errors=True)  # left by a killed save
     with atomic_directory(new) as aside:
         yield aside
         _copy_others(folder, aside, stale)
@@ -104,7 +105,7 @@ def atomic_replace(folder: Path, stale: Sequence[str] = ()) -> Iterator[Path]:
 
 
 def _copy_others(folder: Path, aside: Path, stale: Sequence[str]) -> None:
-    """Copy what is in a folder and is not written anew."""
+    """Copy what is in a folder and was not rewritten."""
     if not folder.is_dir():
         return
     for path in folder.iterdir():
@@ -156,7 +157,7 @@ def load_model(folder: str | Path) -> QAnchor:
         raise
     except (SafetensorError, RuntimeError, TypeError, ValueError, LookupError) as error:
         raise RunError(
-            f"{folder / WEIGHTS_FILE}: {error}. It was saved by another version: train the run"
+            f"{folder / WEIGHTS_FILE}: {error}. It was saved by another version; train the run"
             " again."
         ) from error
     path = folder / "history.json"
@@ -185,22 +186,22 @@ def _reader(config: Config, arrays: dict[str, np.ndarray]) -> PointingReader:
     reader = PointingReader(text, make_body(config, text))
     own = {name for name in reader.state_dict() if not is_pretrained(name)}
     if own != set(arrays):
-        raise ValueError(f"it lacks or adds {', '.join(sorted(own ^ set(arrays))[:3])}")
+        raise ValueError(f"missing or unexpected: {', '.join(sorted(own ^ set(arrays))[:3])}")
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     reader.load_state_dict(tensors, strict=False)
     return reader
 
 
 def _check_digest(path: Path, about: dict) -> None:
-    """Raise RunError unless a file is the one that config.json was written with."""
+    """Raise RunError unless the hash of a file is the one in config.json."""
     if not path.exists():
         raise RunError(f"{path} is missing. Copy the run again, or train it with `qanchor fit`.")
     expected = about["sha256"].get(path.name)
     digest = sha256_file(path)
     if digest != expected:
         raise RunError(
-            f"{path} has sha256 {digest[:16]}..., config.json says {str(expected)[:16]}... It is"
-            " torn or swapped: copy the run again."
+            f"{path} has sha256 {digest[:16]}..., but config.json says {str(expected)[:16]}..."
+            " The file is damaged or belongs to another run; copy the run again."
         )
 
 
@@ -214,23 +215,23 @@ def read_run_config(folder: Path) -> dict:
         `config`, `numbers` (the number columns that it reads) and `sha256` of its files.
 
     Raises:
-        RunError: The file is missing, damaged, or of another format.
+        RunError: The file is missing, damaged, or has another format.
     """
     path = folder / "config.json"
     if not path.exists():
         raise RunError(
-            f"{folder} is no run (no config.json). Train one with `qanchor fit --out {folder}`."
+            f"{folder} is not a run (no config.json). Train one with `qanchor fit --out {folder}`."
         )
     try:
         about = json.loads(path.read_text())
     except ValueError as error:
-        raise RunError(f"{path} is torn ({error}). Copy the run again.") from error
+        raise RunError(f"{path} is damaged ({error}). Copy the run again.") from error
     version = about.get("format") if isinstance(about, dict) else None
     if version != FORMAT:
         raise RunError(
-            f"{path} is of format {version}, this version reads {FORMAT}. Train the run again with"
-            " `qanchor fit`."
+            f"{path} has format {version}, but this version reads {FORMAT}. Train the run again"
+            " with `qanchor fit`."
         )
     if not isinstance(about.get("sha256"), dict):
-        raise RunError(f"{path} names no files. Copy the run again.")
+        raise RunError(f"{path} lists no files with their sha256. Copy the run again.")
     return about

@@ -1,4 +1,4 @@
-"""Text vectors: each distinct text is encoded once and stored in a table on disk."""
+"""Text vectors: each distinct text is encoded once and cached in a table on disk."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ from qanchor.models.weights import PACKAGES, missing_model_message, resolve_mode
 from qanchor.utils.hashing import sha256_file
 from qanchor.utils.io import cache_dir, replace_surrogates
 
-HASH_DIM = 384  # width of "hash" vectors, that of MiniLM
-MAX_TEXT_TOKENS = 256  # longer texts are cut
-TEXTS_PER_BATCH = 256  # texts in a forward pass; sorted by length, so there is little padding
-TEXTS_PER_WRITE = 16 * TEXTS_PER_BATCH  # texts between two writes, which a kill may lose
-VECTORS_VERSION = 3  # increase it when the same weights give other vectors
+HASH_DIM = 384  # dimension of "hash" vectors, as for MiniLM
+MAX_TEXT_TOKENS = 256  # longer texts are truncated
+TEXTS_PER_BATCH = 256  # texts per forward pass; sorted by length to reduce padding
+TEXTS_PER_WRITE = 16 * TEXTS_PER_BATCH  # texts per write; a kill loses at most these
+VECTORS_VERSION = 3  # increase it when a change to the code changes vectors
 CREATE = "create table if not exists vectors (key blob primary key, vector blob) without rowid"
 
 
 class TextEncoder(nn.Module):
-    """Encode texts as two vectors each: what they are about (the mean of the last layer, of length
-    1), and how they say it (that of the middle layer).
+    """Encode each text as two vectors: its content and its phrasing.
+
+    Content is the mean of the last layer, phrasing the mean of the middle layer; both are scaled to
+    unit length.
 
     Args:
         name: "minilm" (packaged, mean pooling), "hash" (random vectors by hash, offline), a Hugging
@@ -80,7 +82,7 @@ class TextEncoder(nn.Module):
 
 @lru_cache(maxsize=65_536)
 def _hash_vector(text: str) -> Float[Tensor, " dim"]:
-    """Return a unit vector drawn at random for a text, the same at any time."""
+    """Return a random unit vector, always the same for a text."""
     seed = int.from_bytes(_text_hash(text)[:8], "little") % 2**63
     generator = torch.Generator().manual_seed(seed)
     return nn.functional.normalize(torch.randn(HASH_DIM, generator=generator), dim=0)
@@ -89,20 +91,21 @@ def _hash_vector(text: str) -> Float[Tensor, " dim"]:
 def text_vectors(
     texts: Sequence[str], encoder: str = "minilm", folder: Path | None = None
 ) -> np.ndarray:
-    """Encode texts as unit vectors; texts encoded before are read from a table on disk.
+    """Encode texts as unit vectors, cached in a table on disk.
 
     Args:
-        texts: Any number of strings; repeats cost nothing.
-        encoder: "minilm" (packaged), "hash" (no download, no meaning), a Hugging Face id or a
-            folder.
-        folder: Folder of the tables, one for each encoder and its weights, which processes may
-            share. Default: `<cache>/texts`.
+        texts: Strings; duplicates are encoded once.
+        encoder: "minilm" (packaged, default), "hash" (no download, no meaning), a Hugging Face id
+            or a folder.
+        folder: Folder of the tables, one for each encoder and its weights; processes may share it.
+            Default: `<cache>/texts`.
 
     Returns:
-        float16 (text, dim), 384 for MiniLM. Equal texts have equal rows in any company.
+        float16 array (text, dim); dim is 384 for MiniLM. A text has the same vector whatever it is
+        encoded with.
 
     Raises:
-        TableError: If a vector on disk is not the one that was written.
+        TableError: If a vector on disk is corrupt.
         WeightsError: If there is no such encoder.
         OSError: If the disk is full or not writable.
 
@@ -114,24 +117,24 @@ def text_vectors(
 
 
 def wording_vectors(texts: Sequence[str], encoder: str = "minilm") -> np.ndarray:
-    """Encode what texts are about and how they are phrased, the two vectors side by side.
+    """Encode the content and the phrasing of texts, as two concatenated vectors.
 
-    By its phrasing, "will not buy tea" is near "will not sing"; `text_vectors`, the first half,
-    puts it near "will buy tea".
+    By its phrasing, "will not buy tea" is close to "will not sing"; by its content (the first half,
+    see `text_vectors`), it is close to "will buy tea".
 
     Args:
-        texts: As for `text_vectors`, which reads and fills the same table.
-        encoder: Likewise. With "hash", phrasings are near if texts share words.
+        texts: As for `text_vectors`, which shares the table on disk.
+        encoder: As for `text_vectors`. With "hash", phrasings are close if texts share words.
 
     Returns:
-        float16 (text, 2 * dim).
+        float16 array (text, 2 * dim).
     """
     vectors = _read_vectors(texts, encoder)
     return vectors.reshape(len(vectors), -1)
 
 
 def _read_vectors(texts: Sequence[str], encoder: str, folder: Path | None = None) -> np.ndarray:
-    """Return both vectors of texts, float16 (text, 2, dim)."""
+    """Return both vectors of each text, float16 (text, 2, dim)."""
     if not len(texts):
         return np.zeros((0, 2, HASH_DIM), np.float16)
     codes, distinct = pd.factorize(pd.Series(list(texts), dtype=object))
@@ -146,7 +149,7 @@ def _read_vectors(texts: Sequence[str], encoder: str, folder: Path | None = None
 
 @lru_cache
 def encoder_digest(name: str) -> str:
-    """Return a text that changes with the weights behind the name of a text encoder.
+    """Return a string that identifies the weights of a text encoder.
 
     Args:
         name: As for `TextEncoder`. The files of a folder are hashed once per process.
@@ -155,7 +158,7 @@ def encoder_digest(name: str) -> str:
         WeightsError: If there is no such encoder.
     """
     if name in PACKAGES:
-        return PACKAGES[name].sha256  # checked when it was downloaded
+        return PACKAGES[name].sha256  # verified by the download
     if Path(name).is_dir():
         files = sorted(path for path in Path(name).iterdir() if path.is_file())
         return " ".join(map(sha256_file, files))
@@ -164,7 +167,7 @@ def encoder_digest(name: str) -> str:
 
 @dataclass(frozen=True)
 class VectorTable:
-    """Store vectors by text in an SQLite file, which processes may share and a kill leaves whole.
+    """Store text vectors in an SQLite file; processes may share it, and a kill does no damage.
 
     Args:
         path: The file; created when needed.
@@ -180,7 +183,7 @@ class VectorTable:
             encode: Maps texts to float16 (text, dim).
 
         Raises:
-            TableError: If a vector on disk is not the one that was written.
+            TableError: If a vector on disk is corrupt.
             OSError: If the disk is full or not writable.
         """
         keys = [_text_hash(text) for text in texts]
@@ -207,15 +210,15 @@ class VectorTable:
             raise self._damaged(str(error)) from error
 
     def _read(self, base: sqlite3.Connection, keys: list[bytes]) -> np.ndarray:
-        """Return the vectors of keys that the table has; another process may have stored some."""
+        """Return the vectors of keys, some of which another process may have stored."""
         vectors = dict(_select(base, "key, vector", keys))
         for stored in vectors.values():
             if zlib.crc32(stored[4:]).to_bytes(4) != stored[:4]:
-                raise self._damaged("a vector is not what was written")
+                raise self._damaged("the checksum of a vector does not match")
         return np.stack([np.frombuffer(vectors[key], np.float16, offset=4) for key in keys])
 
     def _damaged(self, what: str) -> TableError:
-        return TableError(f"{self.path}: {what}. Remove it, its texts are encoded again.")
+        return TableError(f"{self.path}: {what}. Delete the file; texts are then encoded again.")
 
 
 def _chunks(items: list) -> Iterator[list]:
@@ -230,7 +233,7 @@ def _select(base: sqlite3.Connection, columns: str, keys: list[bytes]) -> sqlite
 
 
 def _bag(text: str) -> Float[Tensor, " dim"]:
-    """Return a sum of vectors, near that of texts that share words with this one."""
+    """Return the sum of a text's word vectors, which is close to that of texts that share words."""
     words = re.findall(r"[\w'’]+", text.lower()) or [""]
     return torch.stack(list(map(_hash_vector, words))).sum(0)
 
@@ -241,7 +244,7 @@ def _text_hash(text: str) -> bytes:
 
 @lru_cache(maxsize=1)
 def _load_text_encoder(name: str) -> TextEncoder:
-    return TextEncoder(name)  # a fifth of a second to open, and every typed query needs it
+    return TextEncoder(name)  # opening it takes 0.2 s, and every query needs it
 
 
 def _encode_texts(encoder: str, texts: list[str]) -> np.ndarray:

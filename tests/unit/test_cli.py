@@ -325,7 +325,7 @@ ERRORS = {
     "odd cut-off": (["ask", "--run", "RUN", "--users", "journey:soon", "Q"], "soon"),
     "no run": (
         ["ask", "--run", "nowhere", "--users", "USERS", "Q"],
-        "nowhere is no run (no config.json). Train one",
+        "nowhere is not a run (no config.json). Train one",
     ),
     "no query file": (
         ["embed", "--run", "RUN", "--users", "USERS", "--queries", "none.txt", "--out", "o"],
@@ -432,7 +432,7 @@ def test_no_queries_is_told(qanchor, home, tmp_path):
 def test_a_torn_run_is_told(qanchor, home, tmp_path):
     (tmp_path / "config.json").write_text("{")
     done = qanchor("ask", "--run", tmp_path, "--users", home / "users", "Why?")
-    assert done.code == 2 and "config.json is torn" in done.err
+    assert done.code == 2 and "config.json is damaged" in done.err
 
 
 def test_data_sets_have_names():

@@ -38,9 +38,9 @@ def test_new_modalities_and_missing_numbers_are_said(model, table):
     n = (others.history()["modality"] == "podcast").sum()
     new, missing = qa.Engine(model).input_differences(others)
     assert new.startswith(f"club has {n:,} events of 'podcast', a modality that is new to the run")
-    assert "read through its name" in new
+    assert "only by its name" in new
     assert "'amount', which club lacks" in missing
-    assert "if 'total_amount' is the same, rename it" in missing
+    assert "if 'total_amount' is the same column, rename it" in missing
 
 
 def test_every_way_of_reading_says_it_and_goes_on(model, table):
@@ -54,4 +54,4 @@ def test_every_way_of_reading_says_it_and_goes_on(model, table):
 def test_a_column_that_is_gone_is_said_without_a_guess(model, table):
     without = qa.Users.from_events(table.drop(columns="amount"), CUTOFF)
     (message,) = qa.Engine(model).input_differences(without)
-    assert "add it, or train the run again" in message
+    assert "add the column, or train again" in message

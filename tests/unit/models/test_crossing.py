@@ -139,7 +139,7 @@ def test_a_question_is_read_alike_in_any_batch_and_remembered(body):
 
 
 def test_a_question_that_is_too_long_is_refused(body):
-    with pytest.raises(ValueError, match="has 400 tokens, the model reads"):
+    with pytest.raises(ValueError, match="has 400 tokens, but the model reads"):
         body.encode(["a" * 400])
 
 

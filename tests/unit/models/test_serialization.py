@@ -138,7 +138,7 @@ def test_a_kill_at_any_rename_leaves_a_run_that_loads(other, folder, monkeypatch
 
 
 def test_what_is_missing_is_named(folder, tmp_path):
-    with pytest.raises(RunError, match=r"nowhere is no run \(no config.json\). Train one with"):
+    with pytest.raises(RunError, match=r"nowhere is not a run \(no config.json\). Train one with"):
         QAnchor.from_pretrained(tmp_path / "nowhere")
     for name in ("reader.safetensors", "concepts.json"):
         kept = (folder / name).read_bytes()
@@ -157,17 +157,17 @@ def test_a_torn_or_swapped_file_is_refused(folder, other, tmp_path, name):
     foreign = other.save_pretrained(tmp_path / "other") / "reader.safetensors"
     for content in (whole[:-100], foreign.read_bytes()):
         path.write_bytes(content)
-        with pytest.raises(RunError, match=rf"{name} has sha256 .*, config.json says .* torn or"):
+        with pytest.raises(RunError, match=rf"{name} has sha256 .*config.json says .* damaged"):
             QAnchor.from_pretrained(folder)
 
 
 def test_a_torn_config_is_refused(folder):
     path = folder / "config.json"
     path.write_text(path.read_text()[:200])
-    with pytest.raises(RunError, match=r"config.json is torn \(.*\). Copy the run again"):
+    with pytest.raises(RunError, match=r"config.json is damaged \(.*\). Copy the run again"):
         QAnchor.from_pretrained(folder)
     path.write_text("[1, 2]")
-    with pytest.raises(RunError, match=r"config.json is of format None"):
+    with pytest.raises(RunError, match=r"config.json has format None"):
         QAnchor.from_pretrained(folder)
 
 
@@ -181,7 +181,7 @@ def edit(folder: Path, change) -> None:
 def test_another_format_is_refused(folder, old):
     edit(folder, lambda about: about.update(format=old))
     with pytest.raises(
-        RunError, match=f"of format {old}, this version reads {serialization.FORMAT}"
+        RunError, match=f"has format {old}, but this version reads {serialization.FORMAT}"
     ):
         QAnchor.from_pretrained(folder)
 
