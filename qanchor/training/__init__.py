@@ -1,1 +1,1 @@
-"""Training on concepts of the users' own past, without labels."""
+"""Training on the users' own past, without labels."""

@@ -1,5 +1,7 @@
-"""Answers of a reader with a language model: the joint loss, in which users and answers stand side
-by side and answers are put in words (paper, section 3.3), and the fit of what answers are told.
+"""Train the answers of a reader with a language model.
+
+The joint loss (paper, section 3.3) has a contrastive and an autoregressive part. Afterwards, the
+projection of the score and state that answers are given is fitted.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ from qanchor.useru.concept_answers import graded_answers
 from qanchor.useru.concepts import Wording
 from qanchor.utils.types import Progress
 
-ANSWERED_PAIRS = 24  # of a user and a question, in a step
-TOLD_PAIRS = 48  # likewise, where only what answers are told is fitted
-LEARNING_RATE = 1e-2  # of that fit
+ANSWERED_PAIRS = 24  # (user, question) pairs per step of the joint loss
+TOLD_PAIRS = 48  # (user, question) pairs per step of `fit_answers`
+LEARNING_RATE = 1e-2  # of `fit_answers`
 
 
 def answer_losses(
@@ -32,24 +34,24 @@ def answer_losses(
     grades: Int[np.ndarray, "user query"],
     rng: np.random.Generator,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Compute the contrastive and the autoregressive loss over some pairs of users and questions.
+    """Compute the contrastive and the autoregressive loss on random pairs of users and questions.
 
-    The autoregressive loss is that of the answers behind the users' anchors and of the same answers
-    without a user, so that what both say can be compared.
+    The autoregressive loss covers answers given the users' anchors, and the same answers without a
+    user, so that `score_answers` can compare their likelihoods.
 
     Args:
-        reader: Reader whose body is a `LateCrossing`.
+        reader: Reader with a language model.
         users: Tokens of the users.
-        question: The questions, read by the language model.
-        things: What tokens stand for.
-        wordings: The questions in words.
-        grades: Which of the graded answers is true of each user; -1 if it is not known.
-        rng: Random generator that chooses the pairs.
+        question: The questions, with `states` from the language model.
+        things: Things that the tokens refer to.
+        wordings: Wordings of the questions.
+        grades: Grade of the true answer for each user and question; -1 if unknown.
+        rng: Random generator that draws the pairs.
     """
     body = reader.body
     of_user, of_query = draw_pairs(grades, ANSWERED_PAIRS, rng)
     texts, asked, which = _distinct_answers(wordings, grades, of_user, of_query)
-    # answers behind the anchors of users, then each distinct one without a user
+    # answers after the anchors of users, then each distinct answer without a user
     known = reader.anchor(users, question, things).at(of_user, of_query)
     alone = body.anchor_alone(question.states).at(0, asked)
     anchor = Anchor(*(torch.cat(parts) for parts in zip(known, alone, strict=True)))
@@ -68,13 +70,13 @@ def answer_losses(
 
 @dataclass(frozen=True)
 class AnsweredUsers:
-    """Users and questions that a reader has read, with the answers that are true.
+    """Anchors of users and questions, with the true answers.
 
     Args:
         anchor: Anchors of users and questions.
-        question: The questions, read by the language model.
-        wordings: The questions in words.
-        grades: Which of the graded answers is true of each user; -1 if it is not known.
+        question: The questions, with `states` from the language model.
+        wordings: Wordings of the questions.
+        grades: Grade of the true answer for each user and question; -1 if unknown.
     """
 
     anchor: Anchor
@@ -90,14 +92,15 @@ def fit_answers(
     rng: np.random.Generator,
     progress: Progress | None = None,
 ) -> None:
-    """Fit what answers are told of the score and the state behind it, by the loss of the next
-    token; all other weights stay as they are.
+    """Fit the projection of the score and state that answers are given; freeze all other weights.
+
+    The loss is the autoregressive one.
 
     Args:
         reader: Trained reader with a language model; changed in place.
-        batches: Users and questions.
-        steps: Training steps.
-        rng: Random generator that chooses the pairs.
+        batches: Users and questions with the true answers.
+        steps: Number of training steps.
+        rng: Random generator that draws the pairs.
         progress: Called with (done, total) steps (default: none).
     """
     tell = reader.body.train().tell.requires_grad_(True)
@@ -118,12 +121,12 @@ def fit_answers(
 def told_loss(
     reader: PointingReader, batch: AnsweredUsers, rng: np.random.Generator
 ) -> Float[Tensor, ""]:
-    """Return the loss of the next token of some answers.
+    """Return the autoregressive loss of the answers to random pairs of users and questions.
 
     Args:
         reader: Reader with a language model.
-        batch: Users and questions.
-        rng: Random generator that chooses the pairs.
+        batch: Users and questions with the true answers.
+        rng: Random generator that draws the pairs.
     """
     body = reader.body
     of_user, of_query = draw_pairs(batch.grades, TOLD_PAIRS, rng)
@@ -141,8 +144,10 @@ def _distinct_answers(
     of_user: Int[np.ndarray, " pair"],
     of_query: Int[np.ndarray, " pair"],
 ) -> tuple[list[tuple[str, str]], list[int], Int[Tensor, " pair"]]:
-    """Return the distinct questions and answers of some pairs, the place of the question of each,
-    and which of them each pair has.
+    """Return the distinct (question, answer) texts of some pairs.
+
+    Returns:
+        The texts, the index of the question of each text, and the index of the text of each pair.
     """
     pairs = []
     for user, query in zip(of_user, of_query, strict=True):
@@ -161,16 +166,16 @@ def draw_pairs(
     rng: np.random.Generator,
     weights: Float[np.ndarray, " query"] | None = None,
 ) -> tuple[Int[np.ndarray, " pair"], Int[np.ndarray, " pair"]]:
-    """Draw pairs of a user and a question whose answer is known, all grades of a question alike.
+    """Draw (user, question) pairs with known answers; all grades of a question are equally likely.
 
     Args:
-        grades: Which answer is true; -1 if it is not known.
-        n: Pairs to draw, fewer if fewer are known.
+        grades: Grade of the true answer; -1 if unknown.
+        n: Number of pairs to draw; fewer if fewer answers are known.
         rng: Random generator.
-        weights: How often each question is drawn (default: all alike).
+        weights: Sampling weight of each question (default: equal).
 
     Returns:
-        Rows of the users, and places of the questions.
+        Row numbers of the users, and indices of the questions.
     """
     of_user, of_query = np.nonzero(grades >= 0)
     kind = of_query * (grades.max() + 1) + grades[of_user, of_query]

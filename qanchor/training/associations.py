@@ -1,4 +1,4 @@
-"""Fit associations: factors of all that users did, and a ridge regression for each outcome."""
+"""Fit associations: low-rank factors of all user activity, and a ridge regression per outcome."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from qanchor.models.user_tokens import UserTokens
 from qanchor.useru.concepts import MEASURES, Outcomes
 from qanchor.utils.types import UserInts
 
-MAX_RANK = 64  # factors of a user
+MAX_RANK = 64  # number of factors
 USERS_PER_FACTOR = 8
 RIDGE = 3000.0
-FOLDS = 4  # of users; in training, each is read with heads that did not see it
-MIN_TARGET_SPREAD = 0.02  # standard deviation of an outcome that a head is fitted for
+FOLDS = 4  # of users; in training, a user is scored by heads fitted without the user's fold
+MIN_TARGET_SPREAD = 0.02  # outcomes with a smaller standard deviation get no head
 
 
 class AssociationFit:
-    """Fit associations, one cut-off after another.
+    """Fit associations: `add` the users at one cut-off after another, then `solve`.
 
     Args:
         tokens: Tokens at the latest training cut-off; the factors are fitted on them.
-        fold: Fold of each user, 0 to 3; -1 for users that must not be used.
+        fold: Fold of each user, 0 to 3; -1 for users to leave out.
     """
 
     def __init__(self, tokens: UserTokens, fold: UserInts):
@@ -41,20 +41,20 @@ class AssociationFit:
         self.factors = factors.astype(np.float16)
         self.features: list[np.ndarray] = []
         self.folds: list[np.ndarray] = []
-        # one for each fold: centred features times targets, and squares of the targets
+        # by measure: features times targets for each fold, and the sum of squares of the targets
         self.products: dict[str, np.ndarray] = {}
         self.squares: dict[str, np.ndarray] = {}
 
     def add(
         self, tokens: UserTokens, fold: UserInts, events: ThingEvents, outcomes: Outcomes
     ) -> None:
-        """Learn from users at one cut-off.
+        """Add the users at one cut-off.
 
         Args:
             tokens: Tokens at the cut-off, of the same things.
-            fold: Fold of each user; -1 for users that must not be used.
+            fold: Fold of each user; -1 for users to leave out.
             events: Events of the users.
-            outcomes: What all users of `tokens` did after it.
+            outcomes: Outcomes of all users of `tokens` after the cut-off.
         """
         used = fold >= 0
         which, numbers = _inputs(tokens, used)
@@ -63,7 +63,7 @@ class AssociationFit:
         features = association_features(which, numbers, level, factors).numpy()
         self.features.append(features)
         self.folds.append(fold[used])
-        # histories grow from cut-off to cut-off: users are compared within one
+        # histories are longer at later cut-offs, so users are only compared within a cut-off
         centred = features - features.mean(0)
         parts = [fold[used] == number for number in range(FOLDS)]
         for measure in MEASURES:
@@ -77,7 +77,7 @@ class AssociationFit:
             self.squares[measure] = self.squares.get(measure, 0) + squares
 
     def solve(self) -> Associations:
-        """Return the associations of all cut-offs."""
+        """Return the associations fitted on all cut-offs."""
         mean = np.concatenate(self.features).mean(0)
         within = np.concatenate([part - part.mean(0) for part in self.features])
         spread = within.std(0) + 1e-6
@@ -110,8 +110,6 @@ class AssociationFit:
 def _inputs(
     tokens: UserTokens, used: np.ndarray
 ) -> tuple[Int[Tensor, "user token"], Float[Tensor, "user token column"]]:
-    """Return the things of some users' tokens, and their numbers that associations are learned
-    from.
-    """
+    """Return the things of the tokens of some users, and their numbers in `ASSOCIATED`."""
     numbers = tokens.numbers[used][..., ASSOCIATED]
     return torch.from_numpy(tokens.which[used]), torch.from_numpy(numbers)

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any time, and refuse to continue another training."""
+"""Checkpoints that survive a kill at any time and cannot be resumed by another training run."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class CheckpointState(NamedTuple):
 
     state: dict[str, Tensor]  # weights and optimizer state
     step: int  # steps done
-    about: dict  # anything JSON can hold, as the history so far
+    about: dict  # anything JSON can hold, such as the history so far
 
 
 def fingerprint(settings: dict, arrays: Iterable[np.ndarray]) -> str:
-    """Compute a hash that tells one training from another.
+    """Compute a hash that identifies a training run.
 
     Args:
         settings: Anything JSON can hold.
-        arrays: What is trained on.
+        arrays: Training data.
 
     Returns:
         16 hexadecimal digits.
@@ -45,11 +45,11 @@ def fingerprint(settings: dict, arrays: Iterable[np.ndarray]) -> str:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Store the newest state of a training in a file, which is whole at any time.
+    """Store the latest state of a training run in a file, which is never left half-written.
 
     Args:
         path: The file.
-        key: Fingerprint of the training.
+        key: Fingerprint of the training run.
 
     Example:
         >>> import tempfile, torch
@@ -63,7 +63,7 @@ class Checkpoint:
     key: str
 
     def write(self, state: dict[str, Tensor], step: int, about: dict) -> None:
-        """Write a state in place of the one before it.
+        """Write a state and replace the previous one.
 
         Args:
             state: Weights and optimizer state.
@@ -87,7 +87,7 @@ class Checkpoint:
             The state, or None if there is no checkpoint.
 
         Raises:
-            CheckpointError: If it is damaged, or of another training.
+            CheckpointError: If it is damaged, or belongs to another training run.
         """
         if not self.path.exists():
             return None
@@ -103,7 +103,8 @@ class Checkpoint:
             ) from error
         if metadata["key"] != self.key:
             raise CheckpointError(
-                f"{self.path} is of another training. Remove it, or train as before."
+                f"{self.path} belongs to another training run. Remove it, or use the same data and"
+                " settings."
             )
         return CheckpointState(state, int(metadata["step"]), json.loads(metadata["about"]))
 
@@ -113,12 +114,12 @@ class Checkpoint:
         self._remove_partial_files()
 
     def _remove_partial_files(self) -> None:
-        """Remove what a killed process was writing."""
+        """Remove files left by a killed process."""
         for part in self.path.parent.glob(f".{self.path.name}.*.part"):
             part.unlink(missing_ok=True)
 
 
 def _digest(state: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """Return a hash of all that a checkpoint stores."""
+    """Return a hash of everything that a checkpoint stores."""
     values = json.dumps([metadata[name] for name in ("key", "step", "about")])
     return hashlib.sha256(save(state) + values.encode()).hexdigest()

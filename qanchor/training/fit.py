@@ -33,24 +33,24 @@ def fit(
 ) -> QAnchor:
     """Train a model on users' own past, without labels.
 
-    Concepts that can be asked about are induced from the events, and the model learns at earlier
-    cut-offs what followed. `python -m tests.benchmarks fitted` measures how long it takes.
+    Concepts to ask about are induced from the events. At earlier cut-offs, the model learns to
+    predict what followed. `python -m tests.benchmarks fitted` measures how long it takes.
 
     Args:
         users: The users, from `read_events` or `load_users`. Events at or after their cut-off are
             not read.
-        minutes: Stop training after so many minutes (default: never).
-        seed: Seed of weights and draws (default 0).
-        text_encoder: Encoder of questions and events: "minilm" (default), "hash" (knows no words,
+        minutes: Stop training after this many minutes (default: no limit).
+        seed: Seed of the weights and the sampling (default 0).
+        text_encoder: Encoder of questions and events: "minilm" (default), "hash" (random vectors,
             for tests), a Hugging Face id, or a local folder.
         steps: Training steps (default 240; 120 with a language model).
         backbone: Language model whose last layers read the users' events: "none" (default),
             "smollm2" (packaged), "tiny" (random weights, for tests), a Hugging Face id, or a local
             folder. `python -m tests.benchmarks reading` compares it with "none".
-        crossing_layers: Last layers of it that look at the users (default 8); 0 for the paper's
-            form, in which the user is a prefix that runs through all layers.
-        checkpoint: File to save the training to, again and again; a training that was interrupted
-            goes on from there, and gives the same weights up to rounding (default: none).
+        crossing_layers: Number of its last layers that attend to the users (default 8); 0 is the
+            paper's form, in which a user is a prefix that runs through all layers.
+        checkpoint: File for checkpoints (default: none). If it exists, training resumes from it and
+            gives the same weights up to rounding.
         progress: True for progress bars with the time left (default), False for none, or a
             function that is called with (stage, done, total).
 
@@ -59,7 +59,7 @@ def fit(
 
     Raises:
         ValueError: The history is too short, or too few users have one.
-        CheckpointError: The checkpoint is of another training, or damaged.
+        CheckpointError: The checkpoint belongs to another training run, or is damaged.
         WeightsError: The language model cannot be loaded.
 
     Example:

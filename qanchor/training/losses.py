@@ -21,8 +21,8 @@ def contrastive_loss(
         anchor: Unit embeddings of user and query.
         target: Unit embeddings of answers; row i belongs to row i of `anchor`.
         temperature: Cosines are divided by it. Default: 0.07.
-        margin: A negative more similar than the positive by this much is false and dropped.
-            Default: 0.1.
+        margin: A negative that is more similar than the positive by more than this counts as false
+            and is dropped. Default: 0.1.
         same: Pairs whose answers mean the same; they are never negatives. Default: none.
 
     Returns:
@@ -74,7 +74,7 @@ def prototype_loss(
 
     Args:
         anchor: Embeddings of users; they are normalized.
-        prototype: One prototype a class; they are normalized.
+        prototype: One prototype per class; they are normalized.
         label: Class number of each user.
         temperature: Cosines are divided by it. Default: 0.07.
 

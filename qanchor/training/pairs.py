@@ -32,24 +32,24 @@ def make_pairs(
 ) -> pd.DataFrame:
     """Make questions with graded answers from users' events.
 
-    Concepts are induced from the events; each has several wordings, which affirm or deny it. At
-    each past cut-off the answers are computed from the days that follow. Each family of concepts
-    has its share of the pairs, and all grades of a question are drawn alike, so that rare ones
-    occur. Nothing at or after `users.cutoff` is read.
+    Concepts are induced from the events. Each has several question wordings, affirmative or
+    negated. At each past cut-off, the answers are computed from the days that follow. Each family
+    of concepts gets a fixed share of the pairs, and all grades of a question are equally likely, so
+    that rare answers occur. Nothing at or after `users.cutoff` is read.
 
     Args:
         users: The users.
-        per_user: Pairs at each past cut-off, per user on average (default 8).
-        seed: Seed of wordings and draws (default 0).
+        per_user: Average number of pairs per user at each past cut-off (default 8).
+        seed: Seed of the wordings and the sampling (default 0).
         text_encoder: Encoder of the texts that concepts are made of, as in `fit` (default
             "minilm").
 
     Returns:
-        One row per pair. `user`; `cutoff`: what is before it may be read; `horizon_days`: the
-        answer is about so many days after it; `query`, `answer`; `concept`: what is asked about,
-        its `family`, and its `measure`; `sign`: -1 if the question denies; `grade`: of what
-        happened, from the least; `split`: "train", or what is kept from training: "held_out_user",
-        "held_out_concept" or "held_out_wording".
+        One row per pair, with columns `user`; `cutoff` (only earlier events may be input);
+        `horizon_days` (the answer covers this many days after the cut-off); `query`; `answer`;
+        `concept` (its label), `family` and `measure`; `sign` (-1 if the question is negated, else
+        1); `grade` (0 is the lowest); and `split`: "train", or "held_out_user", "held_out_concept"
+        or "held_out_wording" for pairs to keep out of training.
 
     Raises:
         ValueError: `per_user` is below 1, the history is too short, or too few users have one.
@@ -86,7 +86,7 @@ def write_pairs(
         pairs by split, family, measure and grade.
 
     Raises:
-        FileExistsError: The folder holds something.
+        FileExistsError: The folder is not empty.
         ValueError: As in `make_pairs`.
 
     Example:
@@ -98,7 +98,7 @@ def write_pairs(
     folder = Path(folder)
     if folder.exists():
         if not folder.is_dir() or any(folder.iterdir()):
-            raise FileExistsError(f"{folder} holds something already. Choose a new folder.")
+            raise FileExistsError(f"{folder} exists and is not empty. Choose a new folder.")
         folder.rmdir()
     cutoffs = {}
     counts = {name: Counter() for name in COUNTED}
@@ -118,7 +118,7 @@ def write_pairs(
 def iter_pairs(
     users: Users, per_user: int = 8, seed: int = 0, text_encoder: str = "minilm"
 ) -> Iterator[pd.DataFrame]:
-    """Yield the pairs of one past cut-off at a time, from the earliest.
+    """Yield the pairs of one past cut-off at a time, earliest first.
 
     Args:
         users: The users.
@@ -129,8 +129,8 @@ def iter_pairs(
     if per_user < 1:
         raise ValueError(f"per_user is {per_user}. Pass 1 or more.")
     task = make_concept_task(users, text_encoder, seed)
-    # training takes the nearest horizon for any other time that a wording names; here the answer
-    # must be about the days that the question names
+    # training rounds the time that a wording names to the nearest horizon; here the answer must
+    # cover exactly the days that the question names
     asked = [
         place
         for place, question in enumerate(task.questions)
@@ -144,7 +144,7 @@ def iter_pairs(
 def _draw(
     task: ConceptTask, sample: Sample, asked: np.ndarray, per_user: int, rng: np.random.Generator
 ) -> pd.DataFrame:
-    """Draw pairs of the users of one cut-off, ordered by user."""
+    """Draw pairs at one cut-off, sorted by user."""
     n_users = len(sample.rows)
     grades = task.grades(sample, np.arange(n_users), asked)
     weights = question_weights(task, asked)

@@ -57,18 +57,18 @@ from qanchor.useru.concepts import (
 from qanchor.utils.text import count
 from qanchor.utils.types import StageProgress
 
-FITTED_USERS = 96  # of a draw that the prior and scales are fitted on
+FITTED_USERS = 96  # users per draw when the prior and the scales are fitted
 QUESTIONS_PER_STEP = 16
-MIN_QUESTIONS = 64  # that a language model reads
-ANSWERED_USERS = 12  # of a step, whose answers are trained on
-ANSWERED_QUESTIONS = 4
+MIN_QUESTIONS = 64  # encoded by a language model
+ANSWERED_USERS = 12  # users per step in the joint loss of answers
+ANSWERED_QUESTIONS = 4  # questions per step in the joint loss of answers
 ANSWER_DRAWS = 10  # batches of users and questions that written answers are fitted on
 ANSWER_STEPS = 200
 WEIGHT_DECAY = 0.02
 MAX_GRAD_NORM = 1.0
 CUTOFF_HORIZONS = (1, 1.33, 1.67, 2, 2.5, 3)  # cut-offs before the users' own, in horizons
-HELD_OUT_USERS = 10  # one user in so many is kept from all training; as many choose the share
-FAMILY_WEIGHTS = {  # how often concepts of each family are asked about
+HELD_OUT_USERS = 10  # 1 user in 10 is held out of all training; another 1 in 10 sets the share
+FAMILY_WEIGHTS = {  # relative frequency of questions about each family
     "text": 1.0,
     "cluster": 0.4,
     "topic": 0.4,
@@ -77,21 +77,21 @@ FAMILY_WEIGHTS = {  # how often concepts of each family are asked about
     "time": 0.1,
     "behavior": 0.4,
 }
-DENIED_SHARE = 0.25  # of the questions of a family
+DENIED_SHARE = 0.25  # share of negated questions in each family
 SENSE_STEPS = 500
 SENSE_DECAY = 1.0  # weight decay of the polarity
 SENSE_BATCH = (96, 48, 144)  # questions of each group in a step
 MAX_QUESTIONS = 1500  # about texts, modalities, numbers and times
 PRIOR_DRAWS = 12  # batches of users and questions that the prior of a measure is fitted on
-MAX_PAIRS = 48  # of users of a question, that the prior is fitted on
-PRIOR_C = 0.01  # inverse of its ridge
-LEAST_SPREAD = 0.5  # of a number for one measure, as a share of its spread for all
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)  # of what the body learned that may count
-DEFAULT_SHARE = 0.5  # where too few users could choose
-MIN_JUDGES = 20
+MAX_PAIRS = 48  # pairs of users per question that the prior is fitted on
+PRIOR_C = 0.01  # inverse regularization strength of the prior
+LEAST_SPREAD = 0.5  # minimum spread of an input for one measure, relative to that for all
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)  # candidates for the weight of the body
+DEFAULT_SHARE = 0.5  # if too few users can decide
+MIN_JUDGES = 20  # users that can decide
 ALONE_WEIGHT = 0.5  # of the loss of the body without the prior
-JUDGED_AT_ONCE = 25
-AVERAGE_DECAY = 0.98
+JUDGED_AT_ONCE = 25  # questions per pass
+AVERAGE_DECAY = 0.98  # of the moving average of the weights
 CHECKPOINT_STEPS = 10  # between two checkpoints
 LOSSES = ("ranking", "contrastive", "autoregressive")
 AVERAGE_FROM = 0.5  # share of the steps after which weights are averaged
@@ -99,20 +99,20 @@ AVERAGE_FROM = 0.5  # share of the steps after which weights are averaged
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a reader is trained.
+    """Training budget of a reader.
 
     Args:
-        steps: Training steps.
-        users: Users of a step.
-        tokens: Tokens of a user in a step, the first ones; reading uses all.
-        questions: Questions about concepts that may be asked.
-        learning_rate: Largest learning rate.
-        trains_prior: Whether the steps train the prior, too, after it was fitted.
+        steps: Number of training steps.
+        users: Users per step.
+        tokens: Number of tokens of each user in training, the first ones; inference uses all.
+        questions: Maximum number of distinct questions about concepts.
+        learning_rate: Peak learning rate.
+        trains_prior: Whether the steps also train the prior, which is fitted before them.
         contrastive: Weight of the contrastive loss between users and answers, which needs a
-            `LanguageBody`; 0 leaves it out.
-        autoregressive: Weight of the next-token loss of answers; likewise.
-        judged: Questions that decide, on held-out users, how much the body counts.
-        scaled: Questions that the scale of the state is fitted on.
+            `LanguageBody` (default 0: off).
+        autoregressive: Weight of the autoregressive loss of answers, likewise (default 0: off).
+        judged: Number of questions for choosing the weight of the body (default 200).
+        scaled: Number of questions for fitting the scale of the state (default 64).
     """
 
     steps: int
@@ -135,7 +135,7 @@ POINTING_BUDGET = Budget(
     learning_rate=2e-3,
     trains_prior=True,
 )
-# what a language model can do in minutes on a laptop
+# what a language model can do on a laptop within minutes
 LANGUAGE_BUDGET = Budget(
     steps=120,
     users=64,
@@ -143,17 +143,17 @@ LANGUAGE_BUDGET = Budget(
     questions=512,
     learning_rate=1e-3,
     trains_prior=False,
-    contrastive=0.1,  # with 1, the paper's, the body ranks worse (benchmark `reading`)
+    contrastive=0.1,  # with the paper's 1, the body ranks worse (benchmark `reading`)
     autoregressive=1.0,
 )
 
 
-# a user's tokens and every question about the user run through all layers
+# smaller, since the user's tokens and each question run through all layers
 PREFIX_BUDGET = replace(LANGUAGE_BUDGET, users=12, tokens=64, questions=256, judged=50, scaled=8)
 
 
 def default_budget(reader: PointingReader) -> Budget:
-    """Return how much a reader is trained unless it is said.
+    """Return the default training budget of a reader.
 
     Args:
         reader: The reader.
@@ -165,51 +165,52 @@ def default_budget(reader: PointingReader) -> Budget:
 
 @dataclass(frozen=True)
 class Sample:
-    """All users at one cut-off, with what is true of each concept after it, by horizon."""
+    """All users at one cut-off, with the truth of each concept afterwards."""
 
     cutoff: pd.Timestamp
     events: ThingEvents
     tokens: UserTokens
-    rows: np.ndarray  # of the users in `Users.ids`
+    rows: np.ndarray  # row numbers of the users in `Users.ids`
     truth: dict[int, np.ndarray]  # horizon in days -> (user, concept)
     grades: dict[int, np.ndarray]  # likewise, -1 for unknown
-    horizons_ago: float  # from the cut-off to the users' own
+    horizons_ago: float  # time from the cut-off to the users' own, in horizons
 
 
 @dataclass(frozen=True)
 class Question:
-    """A wording of a concept."""
+    """A question about a concept."""
 
-    concept: int
+    concept: int  # index into `ConceptTask.concepts`
     wording: Wording
-    days: int
+    days: int  # horizon that the answer is computed for
 
 
 @dataclass(frozen=True)
 class ConceptTask:
-    """What the reader is trained on: concepts, their wordings, and samples of users."""
+    """Training data of the reader: concepts, questions about them, and samples of users."""
 
     concepts: tuple[Concept, ...]
     questions: tuple[Question, ...]
     encoded: QuestionInput
     samples: tuple[Sample, ...]
-    # of any users: they teach the sense of questions alone; staying and leaving, then topics
+    # independent of the data, to teach sign and measure only: `n_behaviors` questions about staying
+    # and leaving, then questions about everyday topics
     topics: tuple[Wording, ...]
     n_behaviors: int
     topic_wording: Float[Tensor, "topic wording"]
 
     @property
     def associations(self) -> Associations:
-        """Return what goes along with what, for training and for all users."""
+        """Return the associations, with heads for each fold of users and for all users."""
         return self.samples[0].tokens.population.associations
 
     def targets(self, sample: Sample, rows: np.ndarray, asked: np.ndarray) -> Tensor:
-        """Return the answers of some users to some questions: 1 for yes, NaN for unknown.
+        """Return the answers for some users and questions: 1 (yes), 0 (no) or NaN (unknown).
 
         Args:
             sample: The users.
-            rows: Rows of `sample`.
-            asked: Places of the questions.
+            rows: Row numbers in `sample`.
+            asked: Indices of the questions.
         """
         columns = []
         for place in asked:
@@ -219,22 +220,22 @@ class ConceptTask:
         return torch.from_numpy(np.stack(columns, 1)).float()
 
     def body_targets(self, sample: Sample, rows: np.ndarray, asked: np.ndarray) -> Tensor:
-        """Return what a step teaches the body: the answers; a subclass may teach chances.
+        """Return the training targets of the body: the answers. Subclasses may use probabilities.
 
         Args:
             sample: The users.
-            rows: Rows of `sample`.
-            asked: Places of the questions.
+            rows: Row numbers in `sample`.
+            asked: Indices of the questions.
         """
         return self.targets(sample, rows, asked)
 
     def grades(self, sample: Sample, rows: np.ndarray, asked: np.ndarray) -> np.ndarray:
-        """Return which of its answers is true of some users for each question, -1 for unknown.
+        """Return the grade of the true answer for some users and questions; -1 for unknown.
 
         Args:
             sample: The users.
-            rows: Rows of `sample`.
-            asked: Places of the questions.
+            rows: Row numbers in `sample`.
+            asked: Indices of the questions.
         """
         questions = [self.questions[place] for place in asked]
         columns = [sample.grades[asked.days][rows, asked.concept] for asked in questions]
@@ -242,7 +243,7 @@ class ConceptTask:
 
 
 def is_held_out(user: str) -> bool:
-    """Return whether a user is kept from all training, by hash of the id.
+    """Return whether a user is held out of all training, by hash of the id.
 
     Args:
         user: Id of the user.
@@ -251,8 +252,9 @@ def is_held_out(user: str) -> bool:
 
 
 def decides_share(user: str) -> bool:
-    """Return whether a user decides how much the body counts, which is not trained on it, by hash
-    of the id. The prior is.
+    """Return whether a user helps to choose the weight of the body, by hash of the id.
+
+    The prior is trained on these users, the body is not.
 
     Args:
         user: Id of the user.
@@ -261,8 +263,8 @@ def decides_share(user: str) -> bool:
 
 
 def _fold(user: str) -> int:
-    """Return the fold of a user, whose associations it has no part in; -1 for one held out."""
-    # the last digit says who is held out, so the fold must not depend on it
+    """Return the fold of a user, for associations; -1 if the user is held out."""
+    # the last digit decides who is held out, so the fold must not depend on it
     return -1 if is_held_out(user) else _hash(user) // HELD_OUT_USERS % FOLDS
 
 
@@ -271,7 +273,7 @@ def _hash(user: str) -> int:
 
 
 def training_cutoffs(users: Users) -> list[pd.Timestamp]:
-    """Return past cut-offs, latest first, each with a whole horizon before the users' own.
+    """Return past cut-offs, latest first, each at least one horizon before the users' own.
 
     Args:
         users: The users.
@@ -289,7 +291,7 @@ def training_cutoffs(users: Users) -> list[pd.Timestamp]:
 
 
 def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
-    """Induce concepts, word questions about them and compute what is true of them.
+    """Induce concepts, make questions about them, and compute the true answers.
 
     Args:
         users: The users. Events at or after their cut-off are not read.
@@ -368,7 +370,7 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
 def _at_most(
     questions: list[Question], concepts: Sequence[Concept], rng: np.random.Generator
 ) -> list[Question]:
-    """Return the questions about behaviour, and so many of the others as training can ask."""
+    """Return all questions about any event, and at most `MAX_QUESTIONS` of the others."""
     is_general = np.array([not concepts[question.concept].things for question in questions])
     others = np.flatnonzero(~is_general)
     if len(others) > MAX_QUESTIONS:  # encoding them all would take longer than training
@@ -378,7 +380,7 @@ def _at_most(
 
 
 def _nearest_horizon(days: int, horizons: Sequence[int], own: int) -> int:
-    """Return the horizon nearest to the one that a wording names; the users' own without one."""
+    """Return the horizon nearest to the one that a wording names, or `own` if it names none."""
     if not days:
         return own
     return min(horizons, key=lambda horizon: abs(np.log(horizon / days)))
@@ -394,29 +396,29 @@ def train_reader(
     budget: Budget | None = None,
     checkpoint: Path | None = None,
 ) -> pd.DataFrame:
-    """Train the reader on concepts, leaving out the held-out users, concepts and wordings.
+    """Train the reader on concepts, without the held-out users, concepts and wordings.
 
     Args:
-        reader: Trained in place.
-        task: From `make_concept_task`.
-        steps: Steps (default: those of the budget).
-        minutes: Stop the steps after so many minutes (default: never).
-        seed: Seed of the draws (default 0).
-        progress: Called with (stage, done, total).
-        budget: How much to train (default: `default_budget`).
-        checkpoint: File to save the steps to and go on from (default: none).
+        reader: Reader to train in place.
+        task: Training data, from `make_concept_task`.
+        steps: Number of steps (default: that of the budget).
+        minutes: Stop after this many minutes of steps (default: no limit).
+        seed: Seed of the sampling (default 0).
+        progress: Called with (stage, done, total) (default: none).
+        budget: Training budget (default: `default_budget`).
+        checkpoint: File to save checkpoints to and resume from (default: none).
 
     Returns:
-        One row a step: step, loss, ranking, contrastive and autoregressive (NaN without them).
+        One row per step: step, loss, ranking, contrastive and autoregressive (NaN if unused).
 
     Raises:
-        ValueError: `steps` is below 1, or the body cannot have the losses of the budget.
-        CheckpointError: The checkpoint is of another training, or damaged.
+        ValueError: `steps` is below 1, or the body does not support the losses of the budget.
+        CheckpointError: The checkpoint belongs to another training run, or is damaged.
     """
     if budget is None:
         budget = default_budget(reader)
     if steps is not None:
-        # reading a question that is never asked would only take time
+        # do not encode questions that would never be asked
         asked = max(QUESTIONS_PER_STEP * steps, MIN_QUESTIONS)
         questions = min(budget.questions, asked) if reader.has_language_model else budget.questions
         budget = replace(budget, steps=steps, questions=questions)
@@ -461,7 +463,7 @@ def _train(
     progress: StageProgress | None,
     checkpoint: Path | None,
 ) -> list[dict]:
-    """Train the body, then average its weights over the later steps; return the losses."""
+    """Run the training steps, average the weights over the later ones, and return the losses."""
     reader.train()
     parameters = _trained_weights(reader, budget)
     buffers = [part for name, part in reader.named_buffers() if not is_pretrained(name)]
@@ -493,7 +495,7 @@ def _train(
 def _losses(
     reader: PointingReader, batches: _Batches, budget: Budget, answer_rng: np.random.Generator
 ) -> dict[str, Tensor]:
-    """Return the losses of the next step by name; their sum is minimised."""
+    """Return the losses of the next step by name; their sum is minimized."""
     task = batches.task
     sample, rows, asked = batches.draw(n_users=budget.users)
     tokens = some_tokens(token_input(sample.tokens, rows), budget.tokens)
@@ -509,9 +511,7 @@ def _losses(
 
 
 class _Steps:
-    """Take optimizer steps, average the weights over the later ones, and save or restore all that
-    the next steps depend on.
-    """
+    """Take optimizer steps with weight averaging, and save or restore everything they depend on."""
 
     def __init__(
         self,
@@ -522,7 +522,7 @@ class _Steps:
         answer_rng: np.random.Generator,
     ):
         self.parameters = parameters
-        self.buffers = buffers  # running means, which steps change, too
+        self.buffers = buffers  # running statistics, which steps change as well
         self.budget = budget
         self.rng = rng
         self.answer_rng = answer_rng
@@ -537,7 +537,7 @@ class _Steps:
         self.history: list[dict] = []
 
     def take(self, losses: dict[str, Tensor]) -> None:
-        """Take a step against the sum of losses."""
+        """Take an optimizer step on the sum of the losses."""
         loss = sum(losses.values())
         self.optimizer.zero_grad()
         loss.backward()
@@ -556,7 +556,7 @@ class _Steps:
         self.history.append(row)
 
     def state(self) -> tuple[dict[str, Tensor], int, dict]:
-        """Return what `Checkpoint.write` takes."""
+        """Return the arguments of `Checkpoint.write`."""
         state = {"random": torch.get_rng_state()}
         for place, weight in enumerate(self.parameters):
             state[f"weight.{place}"] = weight.detach()
@@ -569,7 +569,7 @@ class _Steps:
 
     @torch.no_grad()
     def restore(self, saved: CheckpointState | None) -> None:
-        """Go on from a checkpoint, if there is one."""
+        """Resume from a checkpoint, if there is one."""
         if saved is None:
             return
         state = saved.state
@@ -592,13 +592,13 @@ class _Steps:
         for rng, words in zip((self.rng, self.answer_rng), saved.about["rngs"], strict=True):
             rng.bit_generator.state = words
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the optimizer took these steps before
+            warnings.simplefilter("ignore", UserWarning)  # schedule steps before optimizer steps
             for _ in range(min(saved.step, self.budget.steps - 1)):
                 self.schedule.step()
 
 
 def _fingerprint(reader: PointingReader, batches: _Batches, budget: Budget, seed: int) -> str:
-    """Return what tells this training from others: settings, data, and what it starts from."""
+    """Return a fingerprint of the training run: settings, data and initial weights."""
     task = batches.task
     words = [question.wording.query for question in task.questions]
     cutoffs = [str(sample.cutoff) for sample in task.samples]
@@ -623,9 +623,7 @@ def _answer_losses(
     asked: np.ndarray,
     rng: np.random.Generator,
 ) -> dict[str, Tensor]:
-    """Return the weighted losses of the answers to some questions about some users, by name; none
-    if fewer than two answers are known.
-    """
+    """Return the weighted losses of answers by name; none if fewer than two answers are known."""
     task = batches.task
     grades = task.grades(sample, rows, asked)
     if (grades >= 0).sum() < 2:
@@ -643,12 +641,12 @@ def _answer_losses(
         "contrastive": budget.contrastive * contrastive,
         "autoregressive": budget.autoregressive * autoregressive,
     }
-    # a loss of weight 0 has no gradient, not even one of 0
+    # leave out losses of weight 0, so that unused weights have no gradient instead of a zero one
     return {name: loss for name, loss in losses.items() if getattr(budget, name)}
 
 
 def _trained_weights(reader: PointingReader, budget: Budget) -> list[nn.Parameter]:
-    """Return the weights that steps train, and freeze all others."""
+    """Return the weights to train, and freeze all others."""
     parts = ["body.", "out.", "alone."]
     if budget.trains_prior:
         parts.append("prior.")
@@ -659,12 +657,11 @@ def _trained_weights(reader: PointingReader, budget: Budget) -> list[nn.Paramete
 
 
 def some_tokens(users: TokenInput, n: int) -> TokenInput:
-    """Return users with their first tokens alone: times, numbers and modalities, then the most
-    telling texts.
+    """Keep the first tokens of each user: those other than texts, then the most distinctive texts.
 
     Args:
         users: Tokens of the users.
-        n: Tokens to keep of each.
+        n: Number of tokens to keep per user.
     """
     return users._replace(which=users.which[:, :n], numbers=users.numbers[:, :n])
 
@@ -678,8 +675,10 @@ def _read_questions(
     rng: np.random.Generator,
     progress: StageProgress | None,
 ) -> tuple[ConceptTask, np.ndarray, np.ndarray]:
-    """Return a task of so many questions, read by the language model if there is one, with their
-    places and how often each is drawn.
+    """Sample at most `limit` questions, and encode them with the language model if there is one.
+
+    Returns:
+        The task with these questions only, their indices, and their sampling weights.
     """
     if progress:
         progress("reading questions", 0, 1)
@@ -692,12 +691,12 @@ def _read_questions(
 
 
 def select_questions(reader: PointingReader, task: ConceptTask, places: np.ndarray) -> ConceptTask:
-    """Return a task of some questions, read by the reader's language model if it has one.
+    """Return a task with some of its questions, encoded by the language model if there is one.
 
     Args:
-        reader: Reader that will be asked.
-        task: From `make_concept_task`.
-        places: Places of the questions.
+        reader: Reader that the questions are for.
+        task: Training data, from `make_concept_task`.
+        places: Indices of the questions.
     """
     questions = tuple(task.questions[place] for place in places)
     words = [question.wording.query for question in questions]
@@ -706,15 +705,15 @@ def select_questions(reader: PointingReader, task: ConceptTask, places: np.ndarr
 
 
 def _some(questions: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Return so many of the questions, or all."""
+    """Return a random sample of at most `n` questions."""
     return rng.choice(questions, min(n, len(questions)), replace=False)
 
 
 @torch.no_grad()
 def _fit_share(reader: PointingReader, task: ConceptTask, asked: np.ndarray) -> None:
-    """Choose how much the body counts beside the prior, by users that did not train the body.
+    """Choose the weight of the body relative to the prior, on users the body was not trained on.
 
-    A body that learned nothing that holds for others counts for nothing.
+    If the body does not generalize, its weight becomes 0.
     """
     sample = task.samples[0]
     judges = np.flatnonzero([decides_share(user) for user in sample.tokens.ids])
@@ -740,8 +739,9 @@ def _fit_scale(reader: PointingReader, task: ConceptTask) -> None:
 
 
 class _Batches:
-    """Draw users and questions. Late cut-offs are drawn more: their histories are as long as those
-    that will be asked about.
+    """Draw batches of users and questions.
+
+    Late cut-offs are drawn more often, since their histories are about as long as at inference.
     """
 
     def __init__(
@@ -753,7 +753,7 @@ class _Batches:
         rng: np.random.Generator,
     ):
         self.task = task
-        self.things = thing_input(task.samples[0].tokens)  # of all samples
+        self.things = thing_input(task.samples[0].tokens)  # the same in all samples
         self.questions = questions
         self.weights = weights
         self.users = users
@@ -765,11 +765,11 @@ class _Batches:
     def draw(
         self, only: np.ndarray | slice = slice(None), n_users: int = FITTED_USERS
     ) -> tuple[Sample, np.ndarray, np.ndarray]:
-        """Return a sample, rows of its users, and places of the questions asked.
+        """Return a sample, row numbers of its users, and indices of questions.
 
         Args:
-            only: Which of the questions may be asked (default: all).
-            n_users: Users to draw (default 96).
+            only: Mask or slice of the questions that may be drawn (default: all).
+            n_users: Number of users to draw (default 96).
         """
         place = int(self.rng.choice(self.usable, p=self.lateness))
         rows = self.users[place]
@@ -782,8 +782,9 @@ class _Batches:
 
 @torch.no_grad()
 def _fit_prior(reader: PointingReader, batches: _Batches) -> None:
-    """Fit what persistence, recency, activity and associations mean for each measure, before all
-    else is learned.
+    """Fit the prior of each measure before all other training: a logistic regression on user pairs.
+
+    Its inputs are persistence, recency, activity and associations.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -812,17 +813,17 @@ def _fit_prior(reader: PointingReader, batches: _Batches) -> None:
         return
     everything = np.concatenate([known for known, _ in drawn.values()])
     for measure, (known, pairs) in drawn.items():
-        # what hardly differs for one measure gets no large weight: other things may differ in it
+        # an input that hardly varies here gets no large weight, since it may vary for other things
         least = LEAST_SPREAD * everything.std(0)
         spread = np.maximum(known.std(0), least) + 1e-3
-        # each pair both ways round, so that there are two classes
+        # flip every other pair, so that there are two classes
         flip = np.where(np.arange(len(pairs)) % 2, -1, 1)
         fitted = LogisticRegression(C=PRIOR_C, fit_intercept=False, max_iter=300)
         fitted.fit(pairs / spread * flip[:, None], flip)
         weight = fitted.coef_[0] / spread
         reader.prior.weight[measure] = torch.from_numpy(weight)
         reader.prior.bias[measure] = -float(known.mean(0) @ weight)
-    # a measure that is not learned of a kind is that of the first kind that it is learned of
+    # if a measure was not fitted for a kind, copy it from the first kind that it was fitted for
     weight = reader.prior.weight.view(len(PRIOR_KINDS), len(MEASURES), -1)
     bias = reader.prior.bias.view(len(PRIOR_KINDS), len(MEASURES))
     is_learned = weight.any(-1)
@@ -835,7 +836,7 @@ def _fit_prior(reader: PointingReader, batches: _Batches) -> None:
 
 
 def _prior_row(concept: Concept) -> int:
-    """Return the row of the prior that a concept is for."""
+    """Return the output of the prior that belongs to a concept."""
     kind = "event"
     if not concept.things:
         kind = "any event"
@@ -847,14 +848,14 @@ def _prior_row(concept: Concept) -> int:
 def _pairs(
     known: list[np.ndarray], targets: list[np.ndarray], rng: np.random.Generator
 ) -> np.ndarray:
-    """Return differences between a user with a yes and a user with a no to the same question.
+    """Return input differences between users with a yes and users with a no to the same question.
 
-    How common a yes is differs among questions for reasons that say nothing of a user.
+    Comparing users within a question removes the base rates of questions.
 
     Args:
-        known: Numbers of each draw, (user, question, number).
-        targets: Answers of each draw, (user, question).
-        rng: Random generator that chooses the pairs.
+        known: Inputs of the prior in each draw, (user, question, input).
+        targets: Answers in each draw, (user, question).
+        rng: Random generator that draws the pairs.
     """
     differences = [np.empty((0, known[0].shape[-1]))]
     for numbers, target in zip(known, targets, strict=True):
@@ -894,7 +895,7 @@ def _fit_state_scale(
 
 @torch.no_grad()
 def _fit_profile(reader: PointingReader, sample: Sample, rows: np.ndarray) -> None:
-    """Fit the directions in which the mean text vectors of users differ most."""
+    """Fit the principal directions of the mean text vectors of users."""
     if not len(rows):
         return
     tokens = sample.tokens
@@ -909,7 +910,7 @@ def _fit_profile(reader: PointingReader, sample: Sample, rows: np.ndarray) -> No
 def _fit_answers(
     reader: PointingReader, batches: _Batches, budget: Budget, progress: StageProgress | None
 ) -> None:
-    """Fit what written answers are told, on users and questions that are read once."""
+    """Fit what written answers are given, on anchors that are computed only once."""
     task = batches.task
     answered = []
     for _ in range(ANSWER_DRAWS):
@@ -930,13 +931,13 @@ def _fit_answers(
 
 
 def fit_sense(reader: PointingReader, task: ConceptTask, questions: np.ndarray, seed: int) -> None:
-    """Fit the sense of questions and what they measure, to wordings of which both are known.
+    """Fit the classifiers of a question's sign and measure, on wordings with known ones.
 
     Args:
-        reader: Its `polarity` and `intent` are fitted in place.
-        task: The questions, and the topics beside them.
-        questions: Places of the questions, from `training_questions`.
-        seed: Seed of the draws.
+        reader: Reader whose `polarity` and `intent` are fitted in place.
+        task: Training data with questions and topics.
+        questions: Indices of the questions, from `training_questions`.
+        seed: Seed of the sampling.
     """
     taught = [*(task.questions[place].wording for place in questions), *task.topics]
     affirms = torch.tensor([float(wording.sign > 0) for wording in taught])
@@ -945,8 +946,8 @@ def fit_sense(reader: PointingReader, task: ConceptTask, questions: np.ndarray, 
     inputs = torch.cat([reader.wording(task.encoded.at(questions)), task.topic_wording])
     reader.wording_mean.copy_(inputs.mean(0))
     inputs -= reader.wording_mean
-    # what these users do, staying and leaving, and everyday topics, which deny nothing whatever
-    # they are about
+    # questions about these users, about staying and leaving, and about everyday topics, which must
+    # not affect the sign
     ends = [len(questions), len(questions) + task.n_behaviors]
     groups = np.split(np.arange(len(taught)), ends)
     learned = [
@@ -967,29 +968,31 @@ def fit_sense(reader: PointingReader, task: ConceptTask, questions: np.ndarray, 
 
 
 def training_questions(task: ConceptTask) -> tuple[np.ndarray, np.ndarray]:
-    """Return the places of the questions that are trained on, and how often each is drawn.
+    """Return the indices of the questions to train on, and their sampling weights.
 
     Args:
-        task: From `make_concept_task`.
+        task: Training data, from `make_concept_task`.
     """
     places = []
     for place, question in enumerate(task.questions):
         concept = task.concepts[question.concept]
         if concept.split == "train" and not question.wording.held_out:
             places.append(place)
-    if not places:  # a few concepts that are all held out by hash
+    if not places:  # with few concepts, all may be held out
         places = list(range(len(task.questions)))
     places = np.array(places)
     return places, question_weights(task, places)
 
 
 def question_weights(task: ConceptTask, places: np.ndarray) -> np.ndarray:
-    """Return how often each question is drawn: each family has its share, of which the questions
-    that deny have theirs. The sum is 1.
+    """Return the sampling weights of questions, which sum to 1.
+
+    Each family has a fixed share (`FAMILY_WEIGHTS`), and so have negated questions in each family
+    (`DENIED_SHARE`).
 
     Args:
-        task: The concepts and questions.
-        places: Places of the questions among which is drawn.
+        task: Training data with concepts and questions.
+        places: Indices of the questions to draw from.
     """
     questions = [task.questions[place] for place in places]
     families = [task.concepts[question.concept].family for question in questions]
@@ -1002,7 +1005,7 @@ def question_weights(task: ConceptTask, places: np.ndarray) -> np.ndarray:
 
 
 def _rows(sample: Sample, keep: Callable[[str], bool]) -> np.ndarray:
-    """Return the rows of the users that a rule keeps."""
+    """Return the row numbers of the users for which `keep` is true."""
     return np.flatnonzero([keep(user) for user in sample.tokens.ids])
 
 
@@ -1011,7 +1014,8 @@ def ranking_loss(score: Tensor, target: Tensor) -> Tensor:
 
     Args:
         score: Scores, (user, question).
-        target: Answers, 1 or 0, or chances of a yes, which weigh the pairs; NaN for unknown.
+        target: Answers, (user, question): 1 or 0, or the probability of a yes, which weights the
+            pairs; NaN for unknown.
     """
     yes = target.nan_to_num(0)
     no = (1 - target).nan_to_num(0)

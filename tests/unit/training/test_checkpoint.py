@@ -68,7 +68,7 @@ def test_an_interrupted_training_ends_the_same(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
     assert_equal(resumed, whole, rounding=ROUNDING)
     for change in ({"seed": 1}, {"crossing_layers": 1}):
-        with pytest.raises(CheckpointError, match="is of another training"):
+        with pytest.raises(CheckpointError, match="belongs to another training run"):
             fit_quickly(**options | change, checkpoint=file)
 
 
@@ -179,7 +179,7 @@ def test_a_flipped_bit_anywhere_is_told(kept):
 
 
 def test_another_training_is_refused(kept):
-    with pytest.raises(CheckpointError, match="is of another training"):
+    with pytest.raises(CheckpointError, match="belongs to another training run"):
         Checkpoint(kept.path, "other").read()
     kept.remove()
     assert kept.read() is None and not list(kept.path.parent.iterdir())

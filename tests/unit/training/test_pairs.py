@@ -146,7 +146,7 @@ def test_files_hold_the_pairs_and_are_counted(users, pairs, tmp_path):
     }
     assert report["pairs"] == len(pairs) and report == json.loads((out / "pairs.json").read_text())
     assert report["split"] == pairs["split"].value_counts().to_dict()
-    with pytest.raises(FileExistsError, match="holds something already"):
+    with pytest.raises(FileExistsError, match="exists and is not empty"):
         write_pairs(users, out, per_user=6, text_encoder="hash")
     assert list(tmp_path.rglob(".*")) == []
 
@@ -183,4 +183,4 @@ def test_command_line(users, task, tmp_path, monkeypatch, capsys):
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["out"] == str(out)
     assert report["pairs"] == 2 * sum(len(sample.rows) for sample in task.samples)
-    assert cli.main() != 0 and "holds something already" in capsys.readouterr().err
+    assert cli.main() != 0 and "exists and is not empty" in capsys.readouterr().err
