@@ -354,7 +354,7 @@ def _begin(users: Path, run: Path, queries: list[str], out: Path, shards: int | 
         )
     missing = _missing_shards(out, read_json(work / "users" / "scan.json")["shards"])
     if missing:
-        # encode the texts here: batches of the workers would differ, and results in the last bit
+        # encoded once here: in the workers' different batches, vectors differ in the last bit
         texts = pd.read_parquet(work / "users" / "texts.parquet")["text"]
         with threadpool_limits(THREADS):
             text_vectors([*texts, *queries], about["config"]["text_encoder"])

@@ -40,11 +40,11 @@ HIDDEN_DIM = 160
 STATE_DIM = 64
 TOLD_DIM = 1 + STATE_DIM
 TEXT_DIM = 31  # embedding dimensions for the texts that the question points at
-PROFILE_DIM = 32  # embedding dimensions for all that the user does, whatever the question
+PROFILE_DIM = 32  # embedding dimensions for the user's overall activity, whatever is asked
 # mean length of the profile: small compared with the parts that depend on the question
 PROFILE_SCALE = 0.3
 EMBEDDING_DIM = 1 + TEXT_DIM + PROFILE_DIM + STATE_DIM
-SCORE_SCALE = 0.5  # of the score in an embedding, whose texts and state have length 1 each
+SCORE_SCALE = 0.5  # weight of the score in an embedding; its text and state parts have length 1
 FIT_SCALES = (12.0, 8.0, 6.0, 4.0, 4.0, 4.0)  # initial weight of the word fit in each head
 SHUT = -5.0  # initial bias of the sigmoid heads: only clear matches are summed
 SUMMED = [
@@ -97,8 +97,8 @@ MASKED = -1e4  # attention logit of padding
 class QueryStates(NamedTuple):
     """States of questions in a language model, without users. Computed by `LanguageBody.encode`."""
 
-    hidden: Float[Tensor, "query width"]  # of the anchor, at the input of the first user layer
-    words: Float[Tensor, "query word width"]  # of the words, likewise
+    hidden: Float[Tensor, "query width"]  # of the anchor; input of the first user layer
+    words: Float[Tensor, "query word width"]  # of the words; input of the first user layer
     keys: Float[Tensor, "query layer word kv_head head_dim"]  # of the words, after rotary embedding
     values: Float[Tensor, "query layer word kv_head head_dim"]
     mask: Bool[Tensor, "query word"]
@@ -131,7 +131,7 @@ class Anchor(NamedTuple):
     hidden: Float[Tensor, "*pair width"]  # output of the last layer
     keys: Float[Tensor, "*pair layer kv_head head_dim"]  # after rotary embedding
     values: Float[Tensor, "*pair layer kv_head head_dim"]
-    told: Float[Tensor, "*pair told"]  # score and standardized state, which answers are given
+    told: Float[Tensor, "*pair told"]  # extra input of answers: score and standardized state
 
     def at(self, *index) -> Anchor:
         """Select anchors.
@@ -514,7 +514,7 @@ class PointingReader(nn.Module):
         return self.body.prefill(users, self._standardize(users), things)
 
     def anchor(self, users: TokenInput, question: QuestionInput, things: ThingInput) -> Anchor:
-        """Return the anchor of each user and question, including what answers are given (`told`).
+        """Return the anchor of each user and question, with the extra input of answers (`told`).
 
         Args:
             users: Tokens of the users.

@@ -1,7 +1,7 @@
 """Train the answers of a reader with a language model.
 
 The joint loss (paper, section 3.3) has a contrastive and an autoregressive part. Afterwards, the
-projection of the score and state that answers are given is fitted.
+projection of `Anchor.told` is fitted: the score and state, which are an extra input of answers.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ def fit_answers(
     rng: np.random.Generator,
     progress: Progress | None = None,
 ) -> None:
-    """Fit the projection of the score and state that answers are given; freeze all other weights.
+    """Fit the projection of `Anchor.told`, the extra input of answers, by the autoregressive loss.
 
-    The loss is the autoregressive one.
+    All other weights are frozen.
 
     Args:
         reader: Trained reader with a language model; changed in place.

@@ -67,7 +67,7 @@ ANSWER_STEPS = 200
 WEIGHT_DECAY = 0.02
 MAX_GRAD_NORM = 1.0
 CUTOFF_HORIZONS = (1, 1.33, 1.67, 2, 2.5, 3)  # cut-offs before the users' own, in horizons
-HELD_OUT_USERS = 10  # 1 user in 10 is held out of all training; another 1 in 10 sets the share
+HELD_OUT_USERS = 10  # 1 user in 10 is held out of all training; another 1 in 10 chooses the share
 FAMILY_WEIGHTS = {  # relative frequency of questions about each family
     "text": 1.0,
     "cluster": 0.4,
@@ -910,7 +910,7 @@ def _fit_profile(reader: PointingReader, sample: Sample, rows: np.ndarray) -> No
 def _fit_answers(
     reader: PointingReader, batches: _Batches, budget: Budget, progress: StageProgress | None
 ) -> None:
-    """Fit what written answers are given, on anchors that are computed only once."""
+    """Fit the extra input of written answers (`fit_answers`), on anchors that are computed once."""
     task = batches.task
     answered = []
     for _ in range(ANSWER_DRAWS):

@@ -79,8 +79,9 @@ class Topic:
 
     @cached_property
     def part(self) -> re.Pattern:
-        """Return a pattern that matches texts that name only part of the topic, as "beer" does for
-        "alcohol": its stems that are in none of its names.
+        """Return a pattern of texts that name only part of the topic, as "beer" does for "alcohol".
+
+        It consists of the stems that occur in none of the topic's names.
         """
         names = " ".join(self.names)
         return _pattern([stem for stem in self.words if not _pattern([stem]).search(names)])

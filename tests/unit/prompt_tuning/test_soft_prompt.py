@@ -356,7 +356,7 @@ def test_torn_and_foreign_folders_are_refused(home, engine, tmp_path):
     folder = drawn(engine).save(tmp_path / "prompt")
     file = folder / "prompt.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"?")
-    with pytest.raises(RunError, match=r"prompt.safetensors has sha256 .* prompt.json says"):
+    with pytest.raises(RunError, match=r"prompt.safetensors has sha256 .*prompt.json says"):
         SoftPrompt.load(folder, engine)
     (folder / "prompt.json").write_text("{")
     with pytest.raises(RunError, match="is damaged or was saved by another version"):
