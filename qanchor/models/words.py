@@ -39,6 +39,8 @@ TWO_THINGS = re.compile(
     r"|\band (?:then|never|not|(?:do|does|will|has) not|(?:do|does|wo|has)n['’]t)\b",
     re.IGNORECASE,
 )
+# how far a question looks ahead, or how often: no part of what it is about
+NUMBER_OF_TIMES = re.compile(r"\b\d+[ -]?(?=(?:time|day|week|month|year)s?\b)", re.IGNORECASE)
 AMOUNT = re.compile(
     r"\b(?:more than|over|above|at least|exceeds?) [$€£]?(\d[\d,]*(?:\.\d+)?)\b"
     r"(?! (?:times?|days?|weeks?|months?|years?)\b)",
@@ -58,7 +60,7 @@ def content_words(query: str) -> str:
         >>> content_words("Will this user log in nearly every day?")
         'login'
     """
-    joined = PHRASAL_VERBS.sub(r"\1\2", query.lower())
+    joined = NUMBER_OF_TIMES.sub("", PHRASAL_VERBS.sub(r"\1\2", query.lower()))
     words = re.findall(r"[^\W_]+(?:['’]t\b)?", joined)
     content = [word for word in words if word not in FUNCTION_WORDS]
     return " ".join(word for word in content if not word.endswith(("'t", "’t"))) or query

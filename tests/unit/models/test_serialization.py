@@ -15,6 +15,7 @@ import torch
 import qanchor as qa
 from qanchor import QAnchor
 from qanchor.errors import RunError, WeightsError
+from qanchor.inference.evidence import interpret
 from qanchor.models import serialization
 from qanchor.models.pointing import is_pretrained
 from tests.tiny import FORMS, QUERIES, make_model, make_users
@@ -224,7 +225,10 @@ def test_nothing_is_pickled(folder, monkeypatch):
 @pytest.mark.weights
 def test_the_committed_run_ranks_sample_users():
     users = qa.make_sample_users(40)
-    engine = qa.Engine(QAnchor.from_pretrained(SAMPLE_RUN))
-    ranking = engine.rank(engine.prefill(users), "Will this user travel soon?")
+    engine = qa.Engine(SAMPLE_RUN)
+    cache = engine.prefill(users)
+    ranking = engine.rank(cache, "Will this user travel soon?")
     assert ranking.attrs["answerable"] and ranking["score"].notna().all()
     assert sorted(ranking["user"]) == sorted(users.ids)
+    for query in engine.suggest_queries(users, 40):
+        assert interpret(engine.model, cache.tokens, query)[0].answerable, query

@@ -124,6 +124,10 @@ def test_labels_are_plain_words(text, label):
 
 def test_content_words_leave_out_how_it_is_asked():
     assert content_words("Will this user put it into the cart?") == "put cart"
+    for when in ("within 30 days", "in the next 2 weeks", "in a 90-day window", "at least 3 times"):
+        assert content_words(f"Will this user travel {when}?").split()[0] == "travel"
+        assert not any(map(str.isdigit, content_words(f"Will this user travel {when}?")))
+    assert content_words("Will this user watch 24 hours of 1984?") == "watch 24 hours 1984"
     assert content_words("Will they?") == "Will they?"  # nothing else to go by
 
 
