@@ -1,4 +1,4 @@
-"""Read the cells of one column: words, ids, numbers, labels; each change is reported."""
+"""Parse the cells of a column as words, ids, numbers or labels, and report every change."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from qanchor.data.validation import (
 )
 from qanchor.utils.text import count
 
-# Controls, soft hyphens, zero widths, turns of direction, tags; joiners only where no script needs
-# them.
+# Control characters, soft hyphens, zero-width characters, bidirectional controls and tags.
+# Zero-width joiners are removed only next to ASCII, where no script needs them.
 INVISIBLE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064"
     "\u2066-\u2069\ufeff\U000e0000-\U000e007f]"
@@ -38,17 +38,17 @@ NUMBER_FORMS = {
     "thousands commas": r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?",
 }
 THOUSANDS_DOT = r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+"
-MAX_KINDS = 20  # kinds of a word that become attributes
+MAX_KINDS = 20  # distinct words of a column that become attributes
 
 
 def tidy(text: str, trim: bool = False) -> str:
-    """Write a text in NFC, without null bytes and invisible characters.
+    """Normalize a text to NFC and remove control and invisible characters.
 
-    Doing so twice changes nothing more.
+    The function is idempotent.
 
     Args:
         text: Any text.
-        trim: Remove spaces around it (default False).
+        trim: Whether to strip whitespace at both ends (default False).
 
     Example:
         >>> tidy("cafe\\u0301\\u200b ", trim=True)
@@ -56,20 +56,20 @@ def tidy(text: str, trim: bool = False) -> str:
     """
     if not (text.isascii() and text.isprintable()):
         before = None
-        while text != before:  # what is taken out may bring together what composes
+        while text != before:  # removing a character can let its neighbors compose
             before = text
             text = unicodedata.normalize("NFC", INVISIBLE.sub("", text))
     return text.strip() if trim else text
 
 
 class UniqueCells:
-    """The unique cells of a column, and where each of them stands.
+    """Hold the unique cells of a column, so that each of them is parsed only once.
 
     Args:
         findings: Collects what is found.
         cells: The column.
 
-    Attributes: `texts`, the unique cells as text.
+    Attributes: `texts`, the unique cells as text, and `codes`, the unique cell of each row.
     """
 
     def __init__(self, findings: Findings, cells: pd.Series):
@@ -79,12 +79,12 @@ class UniqueCells:
         self.texts = pd.Series([_as_text(value) for value in unique], dtype=object)
 
     def report(self, bad: pd.Series, message: str, kind: str = "changed") -> None:
-        """Report the rows of the unique cells where `bad` is true."""
+        """Report the rows whose unique cell is marked in `bad`."""
         bad = np.append(bad, False)
         self.findings.rows(self.cells, bad[self.codes], message, kind)
 
     def spread(self, values: pd.Series) -> pd.Series:
-        """Return a column from a value for each unique cell."""
+        """Return a column from one value per unique cell."""
         column = values.reindex(self.codes).set_axis(self.cells.index)
         return column.rename(self.cells.name)
 
@@ -96,15 +96,15 @@ def _as_text(value) -> str:
 
 
 def read_words(findings: Findings, cells: pd.Series, role: str = "text") -> pd.Series:
-    """Read a column of words, tidied; a cell without any is missing.
+    """Parse a column of words: clean each with `tidy`, and treat blank cells as missing.
 
     Args:
         findings: Collects what was changed.
         cells: The column.
-        role: "user", "modality" or "text" (default): only text keeps spaces around it.
+        role: "user", "modality" or "text" (default). Only "text" keeps whitespace at both ends.
 
     Returns:
-        Categories of str.
+        A categorical column of str.
     """
     unique = UniqueCells(findings, cells)
     raw = unique.texts
@@ -124,26 +124,26 @@ def read_words(findings: Findings, cells: pd.Series, role: str = "text") -> pd.S
 
 
 def read_ids(findings: Findings, cells: pd.Series) -> pd.Series:
-    """Read a column of user ids, which are words: 007 and 7 are two users.
+    """Parse a column of user ids. Ids are text: 007 and 7 are two users.
 
     Args:
         findings: Collects what was changed.
         cells: The column.
 
     Returns:
-        Categories of str.
+        A categorical column of str.
     """
     if is_float_dtype(cells):
         whole = cells % 1 == 0
         findings.rows(cells, cells.notna() & ~whole, "an id with decimals. Write ids as text.")
-        message = "numbers with decimals. They are read as whole numbers."
+        message = "ids stored as decimal numbers. They are read as whole numbers."
         findings.rows(cells, whole, message, "changed")
     ids = read_words(findings, cells, "user")
     kinds = ids.cat.categories
-    message = "a spreadsheet cut this id, so several users look like one. Export ids as text."
+    message = "an id that a spreadsheet rounded, so several users may share it. Export ids as text."
     findings.rows(cells, ids.isin(kinds[kinds.str.fullmatch(SCIENTIFIC)]), message)
     if len(kinds) and kinds.str.fullmatch(r"\d+\.0+").all():
-        message = "ids written as numbers with decimals. They are read without them."
+        message = "ids that end in a decimal part of zero. The decimal part is removed."
         findings.rows(cells, ids.notna(), message, "changed")
         ids = ids.str.partition(".")[0].astype("category").rename(cells.name)
     _note_likeness(findings, cells, ids)
@@ -151,29 +151,32 @@ def read_ids(findings: Findings, cells: pd.Series) -> pd.Series:
 
 
 def _note_likeness(findings: Findings, cells: pd.Series, ids: pd.Series) -> None:
-    """Note ids that look like another, such as Bill and bill."""
+    """Note ids that differ only in case or Unicode form, such as Bill and bill."""
     kinds = pd.Series(ids.cat.categories)
     form = kinds.str.normalize("NFKC").str.casefold()
     first = kinds.groupby(form).transform("first")
     alike = kinds != first
     if alike.any():
-        message = f"like {first[alike].iloc[0]!r} but for case or form. It is read as another user."
+        message = (
+            f"differs from {first[alike].iloc[0]!r} only in case or Unicode form."
+            " They are read as two users."
+        )
         findings.rows(cells, ids.isin(kinds[alike]), message, "note")
 
 
 def check_known_ids(findings: Findings, ids: pd.Series, known: set[str], needed: bool) -> None:
-    """Report ids of facts or labels that have no event, and whom they may mean.
+    """Report ids of facts or labels that have no events, and suggest the id that is meant.
 
     Args:
-        findings: Collects them.
-        ids: Its ids.
-        known: Ids of the events.
-        needed: Whether it is an error that no id at all is known.
+        findings: Collects these ids.
+        ids: Ids of the table of facts or labels.
+        known: Ids of the events table.
+        needed: Whether it is an error if none of the ids is known.
     """
     alone = ~ids.isin(known)
     plain = {user.lstrip("0"): user for user in known}
     near = ids[alone].str.lstrip("0").map(plain).dropna()
-    alike = "Write the ids alike in both tables."
+    alike = "Write the ids the same way in both tables."
     if len(near):
         unknown = f"{alone.sum():,} of {len(ids):,} ids have no event"
         message = f"{unknown} (is it {near.iloc[0]!r}?). {alike}"
@@ -181,12 +184,12 @@ def check_known_ids(findings: Findings, ids: pd.Series, known: set[str], needed:
     elif alone.all() and needed:
         findings.rows(ids, alone, f"none of these users has an event. {alike}")
     else:
-        message = "no event of this user. Check that the id is the same in events."
+        message = "this user has no events. Check that the id is the same in the events table."
         findings.rows(ids, alone, message, "note")
 
 
 def _fits(texts: pd.Series) -> pd.DataFrame:
-    """Tell of each text in which notations it is a number."""
+    """Return a mask (text, notation): whether a text is a number in a notation."""
     plain = _without_money(texts)
     fits = pd.DataFrame(index=texts.index)
     for name, form in NUMBER_FORMS.items():
@@ -198,17 +201,17 @@ def number_share(texts: pd.Series) -> float:
     """Return the share of texts that are numbers in some notation.
 
     Args:
-        texts: Some cells of a column, none empty.
+        texts: Non-empty cells of a column.
     """
     missing = texts.str.strip().isin(MISSING_NUMBERS).mean()
     return _fits(texts).mean().max() + missing
 
 
 def has_decimal_comma(cells: pd.Series) -> bool:
-    """Return whether all cells are numbers, and some can only be read with a decimal comma.
+    """Return whether the cells are numbers and some of them require a decimal comma.
 
     Args:
-        cells: A column of texts; the first of its cells are looked at.
+        cells: A column of texts. Its first 2,000 cells are checked; 90 % must be numbers.
     """
     fits = _fits(cells.dropna().iloc[:2000].astype(str).str.strip())
     only = fits["decimal commas"] & ~fits["decimal points"] & ~fits["thousands commas"]
@@ -223,13 +226,13 @@ def _without_money(texts: pd.Series) -> pd.Series:
 def read_numbers(
     findings: Findings, cells: pd.Series, role: str = "number", comma: bool = False
 ) -> pd.Series:
-    """Read a column of numbers, all in one notation.
+    """Parse a column of numbers that all use the same notation.
 
     Args:
         findings: Collects what was changed.
         cells: The column.
-        role: "number" (default), "fact" or "label".
-        comma: Whether the table writes decimal commas (default False).
+        role: "number" (default), "fact" or "label"; the rules are those of `check_numbers`.
+        comma: Whether the table uses decimal commas, for ambiguous numbers (default False).
 
     Returns:
         Floats, NaN where a cell is empty.
@@ -261,11 +264,11 @@ def read_numbers(
 
 
 def _parse_numbers(texts: pd.Series, comma: bool) -> tuple[pd.Series, str]:
-    """Return the numbers of unique texts, and the notation in which they were read."""
+    """Parse unique texts; return the numbers and the notation."""
     plain = _without_money(texts)
     fits = _fits(texts)
     share = fits.mean()
-    form = share.idxmax()  # of equal ones the first
+    form = share.idxmax()  # the first in a tie
     dotted = plain[plain.str.contains(".", regex=False)]
     if comma and len(dotted) and dotted.str.fullmatch(THOUSANDS_DOT).all():
         form = "decimal commas"
@@ -280,12 +283,12 @@ def _parse_numbers(texts: pd.Series, comma: bool) -> tuple[pd.Series, str]:
 
 
 def read_label(findings: Findings, cells: pd.Series, positive: str | None) -> pd.Series:
-    """Read a column of labels: 0, 1, yes, no, or two words of which one is 1.
+    """Parse a column of labels: 0 and 1, yes and no, or words of which `positive` means 1.
 
     Args:
         findings: Collects what was changed.
         cells: The column.
-        positive: The word that is 1 (default: none is).
+        positive: The word that means 1; None if there is none.
 
     Returns:
         0., 1. or NaN.
@@ -296,13 +299,13 @@ def read_label(findings: Findings, cells: pd.Series, positive: str | None) -> pd
     known = words.notna()
     kinds = words.cat.categories
     if positive in kinds:
-        findings.rows(cells, known, f"{positive!r} is 1, other words 0", "changed")
+        findings.rows(cells, known, f"{positive!r} is read as 1, all else as 0", "changed")
         return (words == positive).astype(float).where(known)
     is_label = kinds.str.lower().isin(YES_NO) | pd.to_numeric(kinds, errors="coerce").notna()
     if len(kinds) == 2 and not is_label.any():
         first, second = kinds
         message = (
-            f"two words, and it is not clear whether {first!r} or {second!r} is the 1."
+            f"two words, and it is not clear whether {first!r} or {second!r} means 1."
             f' Write 0 and 1, write {{"positive": "{first}"}} into about.json, or pass'
             f' positive="{first}" to read_events.'
         )
@@ -312,23 +315,24 @@ def read_label(findings: Findings, cells: pd.Series, positive: str | None) -> pd
 
 
 def attribute_columns(findings: Findings, values: pd.Series, taken: pd.Index) -> pd.DataFrame:
-    """Return an attribute as number columns: words become one of 0 and 1 for each kind.
+    """Return an attribute as number columns; words are one-hot encoded.
 
     Args:
         findings: Collects what was left out.
-        values: Numbers, or categories of words; missing where nothing is known.
-        taken: Names of columns that exist.
+        values: Numbers, or a categorical column of words; missing if unknown.
+        taken: Names of columns that exist already.
 
     Returns:
-        The numbers, or `column.kind` for the most frequent kinds, at most 20; NaN where the value
-        is missing.
+        The numbers, or one column `name.word` of 0 and 1 for each of the (at most 20) most frequent
+        words; NaN where the value is missing.
     """
     columns = values.to_frame()
     if not is_numeric_dtype(values):
         words = values.astype(object)
         kinds = words.value_counts().index
         rare = words.isin(kinds[MAX_KINDS:])
-        message = f"{count(len(kinds), 'kind')}. The {MAX_KINDS} most frequent become attributes."
+        found = count(len(kinds), "distinct word")
+        message = f"{found}. The {MAX_KINDS} most frequent become attributes."
         findings.rows(words, rare, message, "note")
         columns = pd.get_dummies(words.mask(rare), prefix=words.name, prefix_sep=".", dtype=float)
         columns[words.isna()] = np.nan

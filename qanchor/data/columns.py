@@ -1,4 +1,4 @@
-"""Tell which column of an events table is which, by its name and its values."""
+"""Infer the role of each column of an events table from its name and its values."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ INFERRED_KINDS = {
     "boolean": "numbers",
 }
 NESTED_TYPES = (list, tuple, dict, set, np.ndarray)
-SAMPLE = 2_000  # cells of a column that are looked at
-MAX_MODALITIES = 20  # a column with more kinds says what happened, not where it comes from
+SAMPLE = 2_000  # cells of a column that are inspected
+MAX_MODALITIES = 20  # a column with more distinct values describes the event, not its source
 SURE = 0.9  # share of cells that must be of a kind
 PEOPLE = (
     "user|member|customer|client|account|household|patient|student|reader|subscriber|guest|visitor"
     "|player|donor|distinct|case|person|cust|kunde|kunden|mitglied|cliente|usuario|utilisateur"
 )
-# What tables elsewhere call a column, the surest first; with "_" for what is no letter.
+# Usual column names for each role, in snake case, the most reliable first.
 NAMES = {
     "user": (
         "user|user_?id",
@@ -64,16 +64,16 @@ MONEY_NAMES = (
     r"(.*_)?(amount|price|cost|costs|dollars|euros?|eur|usd|paid|revenue|spend|sales|betrag|preis)"
     r"(_.*)?"
 )
-# Numbers of an event that are summed; they are no attributes even if a user always pays the same.
+# Numbers that are summed over events. They are never attributes, even if constant for each user.
 SUMMED_NAMES = MONEY_NAMES + "|(.*_)?(quantity|qty|count|number|items|points|units|menge|anzahl)"
 ID_NAMES = (
     r"(.+_)?(id|ids|uuid|guid|key|hash|session|no|nr|token|ip|url)|order|invoice|basket|transaction"
     r"|(stock|item|product|article)?_?(code|sku|ean|isbn|barcode)"
 )
-# Numbers that stand for words: a category, not an amount.
+# Numbers that are codes of categories, not amounts. They are read as words.
 CATEGORY_NAMES = "(.+_)?(group|category|class|type|mcc|segment|department)"
 ROW_NUMBER_NAMES = "|index|row|rows?_?(id|no|nr|number)|nr|no|unnamed_0|level_0|column_1"
-WORD_FOR_ALL = {"text": "word", "modality": "kind"}  # what a word that is no column says
+WORD_FOR_ALL = {"text": "word", "modality": "kind"}  # field for a name that is not a column
 WHOLE = r"\d+(\.0+)?"
 CODE = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-.*|[0-9a-fA-F]{16,}"
 
@@ -85,14 +85,15 @@ class Roles:
     Args:
         user: Column of the user ids.
         time: Columns of the time: one, or a day and a time of day.
-        text: Columns whose words, joined, say what happened; empty: all events are called `word`.
-        modality: Column of the modality, or None for the one modality `kind`.
+        text: Columns whose words are joined to say what happened; if empty, the text of all events
+            is `word`.
+        modality: Column of the modality; None if the modality of all events is `kind`.
         numbers: Number columns.
-        words: Further columns of words.
-        attributes: Columns that are known to describe the user; None if it is not known.
-        left_out: For each column that is not used, the reason.
-        word: What an event without text is called.
-        kind: The one modality.
+        words: Other columns of words.
+        attributes: Columns that describe the user; None if they have to be inferred.
+        left_out: The reason for each column that is not used.
+        word: Text of events without a text.
+        kind: Modality of all events if there is no column for it.
     """
 
     user: str | None = None
@@ -107,14 +108,14 @@ class Roles:
     kind: str = "event"
 
     def taken(self) -> set[str]:
-        """Return the columns that have a role so far."""
+        """Return the columns that have a role already."""
         used = {self.user, self.modality, *self.time, *self.text, *self.numbers}
         used |= {*self.words, *(self.attributes or ()), *self.left_out}
         return used - {None}
 
 
 def plain_name(name: str) -> str:
-    """Return a column name in lower case, with "_" between its words.
+    """Return a column name in snake case.
 
     Args:
         name: Name of a column.
@@ -135,7 +136,7 @@ def kind_of(cells: pd.Series) -> str:
     """Return what a column holds: "empty", "nested", "numbers", "times", "clock" or "words".
 
     Args:
-        cells: The column; some of its cells are looked at.
+        cells: The column. Of a long column, 2,000 to 4,000 evenly spaced cells are inspected.
     """
     sample = _sample(cells)
     if any(isinstance(value, NESTED_TYPES) for value in sample):
@@ -169,14 +170,14 @@ def find_columns(table: Table, known: dict) -> Roles:
 
     Args:
         table: The events.
-        known: Columns that are known, by role: user, time, text, modality (a name, or a word for
-            all events if no column has this name), numbers and attributes (lists of names).
+        known: Columns that the caller names, by role: user, time, text, modality (a column, or a
+            word for all events if there is no such column), numbers and attributes (lists).
 
     Returns:
         The roles.
 
     Raises:
-        DataError: A known column does not exist, or it is not clear which is the user or the time.
+        DataError: A named column does not exist, or the user or time column is not clear.
     """
     finder = _Finder(table)
     finder.take_known(known)
@@ -198,7 +199,7 @@ def find_columns(table: Table, known: dict) -> Roles:
 
 
 class _Finder:
-    """Fill in the roles step by step."""
+    """Assign a role to each column, step by step."""
 
     def __init__(self, table: Table, one_row_per_user: bool = False):
         self.one_row_per_user = one_row_per_user
@@ -218,7 +219,7 @@ class _Finder:
             setattr(roles, role, existing[0] if role in ("user", "modality") else existing)
 
     def _may_be_column(self, name) -> bool:
-        """Return whether this is, or nearly is, the name of a column."""
+        """Return whether this is the name of a column, or similar to one."""
         return bool(difflib.get_close_matches(str(name), list(self.frame), cutoff=0.8))
 
     def _column(self, role: str, name) -> str:
@@ -231,7 +232,7 @@ class _Finder:
         raise DataError(self.table.name, None, role, name, message)
 
     def _free(self, *kinds: str) -> list[str]:
-        """Return the columns of some kinds (default: all) that have no role so far."""
+        """Return the columns without a role, of some kinds (default: all)."""
         free = [name for name in self.frame if name not in self.roles.taken()]
         return [name for name in free if not kinds or self.kinds[name] in kinds]
 
@@ -252,12 +253,12 @@ class _Finder:
         return bool((values.diff().iloc[1:] == 1).all()) and len(values) > 1
 
     def find_time(self) -> None:
-        """Find the time: by name among columns of days, or else the only such column."""
+        """Find the time column: by name among the columns of dates, else the only one of them."""
         days = self._free("times")
         times = self._ranked("time", days) or self._ranked("time", self._free("numbers"))
         if not times and len(days) > 1:
             self._ask("time", days)
-        exact = NAMES["time"][0]  # a column named so is meant, even if hardly a cell is a time
+        exact = NAMES["time"][0]  # trust such a name, even if few of the cells are times
         named = [name for name in self._free("words") if _is_named(exact, name)]
         times = times or days or named
         if not times:
@@ -277,7 +278,7 @@ class _Finder:
         free = self._free("words", "numbers")
         for names in NAMES["user"]:
             near = [name for name in free if _is_named(names, name)]
-            if names == NAMES["user"][-1]:  # `id` may number the rows, `name` the products
+            if names == NAMES["user"][-1]:  # `id` may number the rows, `name` may be of a product
                 near = [name for name in near if self._repeats(name)]
             if len(near) > 1:
                 self._ask("user", near)
@@ -293,14 +294,14 @@ class _Finder:
         return self.one_row_per_user or 2 * self.frame[name].nunique() <= len(self.frame)
 
     def _ranked(self, role: str, columns: list[str]) -> list[str]:
-        """Return the columns that are named like a role, the surest first."""
+        """Return the columns whose names match a role, the most reliable names first."""
         return [name for pattern in NAMES[role] for name in columns if _is_named(pattern, name)]
 
     def _ask(self, role: str, near: list[str]) -> None:
         maybe = f" (is it {' or '.join(map(repr, near[:5]))}?)" if near else ""
         names = shown(list(self.frame))
         message = (
-            f"no column is clearly this one{maybe}. It says {COLUMN_MEANINGS[role]}."
+            f"no column is clearly the {role}{maybe}. It should hold {COLUMN_MEANINGS[role]}."
             f' Pass {role}="COLUMN", name it in about.json\'s "columns", or rename it to {role!r}.'
         )
         raise DataError(self.table.name, None, role, names, message)
@@ -313,7 +314,7 @@ class _Finder:
         n_kinds = self.frame[kinds].nunique().max()
         if n_kinds > MAX_MODALITIES:
             self.roles.text = kinds + named[:1]
-            message = f"{n_kinds:,} kinds. They are read as what happened, not as modality."
+            message = f"{n_kinds:,} kinds. The column is read as text, not as modality."
             self.table.findings.add(kinds[0], None, message, "note")
 
     def find_modality(self) -> None:
@@ -324,7 +325,7 @@ class _Finder:
                 return
 
     def _is_id(self, name: str) -> bool:
-        """Return whether a column holds ids: by its name and digits, or by its codes alone."""
+        """Return whether a column holds ids: an id-like name with digits, or code-like values."""
         sample = _sample(self.frame[name]).astype(str).str.strip()
         named = _is_named(ID_NAMES, name)
         if self.kinds[name] == "numbers":
@@ -340,19 +341,19 @@ class _Finder:
         return bool(_sample(self.frame[name]).astype(str).str.fullmatch(WHOLE).all())
 
     def sort_rest(self, numbers_are_known: bool = False) -> None:
-        """Sort what is left into numbers, words, and columns left out."""
+        """Assign the remaining columns to numbers or words, or leave them out."""
         roles = self.roles
         for name in self._free():
             kind = self.kinds[name]
             values = self.frame[name]
             if kind in ("times", "clock"):
-                roles.left_out[name] = "a further time"
+                roles.left_out[name] = "another time"
             elif self._is_id(name):
                 roles.left_out[name] = "ids"
             elif kind == "numbers" and (name in REQUIRED or self._is_category(name)):
                 roles.words.append(name)
             elif kind == "numbers" and numbers_are_known:
-                roles.left_out[name] = "not among the numbers that were asked for"
+                roles.left_out[name] = "not named in numbers"
             elif kind == "numbers":
                 roles.numbers.append(name)
             elif values.nunique(dropna=False) == 1:
@@ -381,16 +382,17 @@ def may_be_attribute(name: str) -> bool:
 def find_attributes(
     frame: pd.DataFrame, columns: list[str], user: pd.Series, past: pd.Series
 ) -> list[str]:
-    """Return the columns that say the same of a user in all events of the history.
+    """Return the columns that are constant for each user over the history.
 
     Args:
         frame: The events.
-        columns: Columns to look at.
-        user: The ids, in the order of the events.
-        past: True for events of the history; only they are looked at.
+        columns: Candidate columns.
+        user: The user id of each event.
+        past: Mask of the events of the history; the others are ignored.
 
     Returns:
-        The constant columns; none if hardly a user has two events or all users are alike.
+        The constant columns that differ between users; none if there is only one user, or if most
+        events are the only one of their user.
     """
     ids = user[past]
     repeated = ids.duplicated(keep=False)
@@ -415,7 +417,7 @@ def find_fact_columns(table: Table) -> Roles:
         The roles; an empty column counts as numbers.
 
     Raises:
-        DataError: It is not clear which column holds the user.
+        DataError: The user column is not clear.
     """
     finder = _Finder(table, one_row_per_user=True)
     for name, kind in finder.kinds.items():

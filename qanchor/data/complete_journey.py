@@ -16,10 +16,10 @@ from qanchor.utils.types import TimeLike
 
 VERSION = 2  # increase it when events or labels change: cached files of older versions are ignored
 MODALITIES = ("basket", "product", "campaign", "coupon", "promotion")
-WORDS = {"private": "private label brand"}  # of the publisher's own description of the column
+WORDS = {"private": "private label brand"}  # from the publisher's description of the column
 MIN_BASKETS = 5  # households with fewer baskets before the cut-off are left out
 LABEL_DAYS = 92  # October to December for the default cut-off
-MAX_ITEMS = 50  # a larger quantity is hundredths of a gallon or a pound
+MAX_ITEMS = 50  # larger quantities are not items but hundredths of a gallon or a pound
 
 
 def load_complete_journey(cutoff: TimeLike = "2017-10-01", *, raw_names: bool = False) -> Users:
@@ -61,7 +61,7 @@ def load_complete_journey(cutoff: TimeLike = "2017-10-01", *, raw_names: bool = 
     if not all(path.exists() for path in paths.values()):
         cache_dir().mkdir(parents=True, exist_ok=True)
         events, labels = _build(cutoff, raw_names)
-        # without labels: one label and one number column are both named discount
+        # pass no labels: a label and a number column are both named discount
         users = Users.from_events(events, cutoff, modalities=MODALITIES)
         labels = labels.set_axis(labels.index.astype(str)).reindex(pd.Index(users.ids, name="user"))
         atomic_write(paths["labels"], partial(labels.reset_index().to_parquet, index=False))
@@ -74,7 +74,7 @@ def load_complete_journey(cutoff: TimeLike = "2017-10-01", *, raw_names: bool = 
         modality=events["modality"].cat.set_categories(list(MODALITIES)),
         text=events["text"].cat.set_categories(sorted(events["text"].cat.categories)),
     )
-    # validated by from_events when it was built
+    # from_events validated these tables before they were cached
     facts = pd.DataFrame(index=labels.index)
     return Users(
         "journey",
@@ -91,7 +91,7 @@ def load_complete_journey(cutoff: TimeLike = "2017-10-01", *, raw_names: bool = 
 
 @cache
 def _read_mapping(name: str) -> dict[str, str]:
-    """Return a two-column table of resources as a dict."""
+    """Return a two-column resource table as a dict."""
     rows = read_resource_rows("qanchor.data", f"resources/complete_journey_{name}.csv")
     return dict(map(dict.values, rows))
 

@@ -1,4 +1,4 @@
-"""Read a column of times with strict formats for the whole column, never by guessing row by row."""
+"""Parse a column of times with strict formats for the whole column; no row is guessed by itself."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OFFSET = r"(?:Z|[+-]\d\d(?::?\d\d)?)$"
 NO_OFFSET = ("Z", "+00:00", "+00", "+0000")
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 MONTHS = {name: str(number) for number, name in enumerate(MONTHS, 1)}
-# Words for a zone that mean one offset only; EST, IST and others mean several.
+# Zone abbreviations with a single meaning; EST, IST and others are ambiguous.
 ZONES = dict.fromkeys(("Z", "UTC", "GMT", "WET"), "Z") | dict.fromkeys(("WEST", "CET"), "+01")
 ZONES |= dict.fromkeys(("CEST", "EET"), "+02") | {"EEST": "+03"}
 DIGITS = {
@@ -44,13 +44,13 @@ DIGITS = {
     "%Y%m%d%H%M%S": (19_000_101_000_000, 22_001_231_235_959),
 }
 SIX_DIGITS = {"%y%m%d": "yymmdd", "%d%m%y": "ddmmyy", "%m%d%y": "mmddyy"}
-EPOCHS = {  # units since 1970, by the range that holds 1973 to 2100
+EPOCHS = {  # units since 1970, told apart by the numbers of the years 1973 to 2100
     "seconds": ("s", 1e8, 4.2e9),
     "milliseconds": ("ms", 1e11, 4.2e12),
     "microseconds": ("us", 1e14, 4.2e15),
     "nanoseconds": ("ns", 1e17, 4.2e18),
 }
-SERIAL_DAYS = (25_569, 73_051)  # day numbers of spreadsheets, 1970 to 2099
+SERIAL_DAYS = (25_569, 73_051)  # day numbers in spreadsheets, 1970 to 2099
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Times:
         time: UTC without a zone, datetime64[us]; NaT where the cell is no time of the format.
         how: What was assumed, for the report; empty for ISO 8601 in UTC.
         unclear: Why the column cannot be read without a guess; empty if it can.
-        guess: Whether `how` is only the likely meaning (default False).
+        guess: Whether `how` is likely but not certain (default False).
     """
 
     time: pd.Series
@@ -71,11 +71,11 @@ class Times:
 
 
 def read_times(cells: pd.Series, timezone: str | None = None) -> Times:
-    """Read a column of times.
+    """Parse a column of times.
 
     Args:
         cells: Datetimes, numbers or texts.
-        timezone: Zone of times that name none, such as "Europe/Berlin" (default: UTC).
+        timezone: Time zone of times without one, such as "Europe/Berlin" (default: UTC).
 
     Returns:
         The times and how they were read.
@@ -83,12 +83,12 @@ def read_times(cells: pd.Series, timezone: str | None = None) -> Times:
     Example:
         >>> read = read_times(pd.Series(["31/01/2025 18:00", "01/02/2025 9:30"]))
         >>> read.time.astype(str).tolist(), read.how
-        (['2025-01-31 18:00:00', '2025-02-01 09:30:00'], 'the day stands first')
+        (['2025-01-31 18:00:00', '2025-02-01 09:30:00'], 'the day comes first')
     """
     if is_datetime64_any_dtype(cells):
         return _read_datetimes(cells, timezone)
     if is_bool_dtype(cells):
-        return _no_times(cells, "yes and no are not times")
+        return _no_times(cells, "true and false are not times")
     if is_numeric_dtype(cells):
         return _read_numbers(cells.astype(float))
     codes, unique = pd.factorize(cells)
@@ -106,10 +106,10 @@ def read_times(cells: pd.Series, timezone: str | None = None) -> Times:
 
 
 def looks_like_times(texts: pd.Series) -> bool:
-    """Return whether most texts name a day: a number alone does not.
+    """Return whether most texts contain a date; plain numbers do not count as dates.
 
     Args:
-        texts: Some cells of a column, none empty.
+        texts: Non-empty cells of a column.
     """
     short = texts.where(texts.str.len() <= MAX_CHARS, "")
     share = [short.str.match(pattern).mean() for pattern in PATTERNS.values()]
@@ -118,10 +118,10 @@ def looks_like_times(texts: pd.Series) -> bool:
 
 
 def looks_like_clock(texts: pd.Series) -> bool:
-    """Return whether nearly all texts are a time of day without a date.
+    """Return whether more than 90 % of the texts are a time of day without a date.
 
     Args:
-        texts: Some cells of a column, none empty.
+        texts: Non-empty cells of a column.
     """
     return bool(texts.str.strip().str.fullmatch(CLOCK_ONLY).mean() > 0.9)
 
@@ -141,12 +141,12 @@ def _read_datetimes(cells: pd.Series, timezone: str | None) -> Times:
 
 
 def _localize(time: pd.Series, timezone: str) -> pd.Series:
-    winter = np.zeros(len(time), bool)  # of the hour that a clock shows twice, take the second
+    winter = np.zeros(len(time), bool)  # when an hour occurs twice, assume the second one
     return time.dt.tz_localize(timezone, ambiguous=winter, nonexistent="shift_forward")
 
 
 def _read_numbers(values: pd.Series) -> Times:
-    """Read numbers by the range of the whole column."""
+    """Parse numbers; the range of the whole column decides their unit."""
     known = values.dropna()
     whole = bool((known % 1 == 0).all())
     if known.empty:
@@ -161,10 +161,10 @@ def _read_numbers(values: pd.Series) -> Times:
     if whole and known.between(10_000, 999_999).all() and (known > 99_999).any():
         return _read_six_digits(values)
     if known.between(*SERIAL_DAYS).all():
-        how = "day numbers of a spreadsheet (1 is 1900-01-01)"
+        how = "spreadsheet day numbers (1 is 1900-01-01)"
         return Times(_days_after("1899-12-30", values), how, guess=True)
     if known.between(0, SERIAL_DAYS[0]).all():
-        how = "days since a start that the table does not name: day 0 is written as 1970-01-01"
+        how = "days since an unknown start: day 0 is read as 1970-01-01"
         return Times(_days_after("1970-01-01", values), how, guess=True)
     unclear = (
         "the numbers are not of one kind, neither dates such as 20250131 nor seconds since 1970"
@@ -178,11 +178,11 @@ def _days_after(start: str, days: pd.Series) -> pd.Series:
 
 
 def parse_times(texts: pd.Series, form: str = "ISO8601") -> pd.Series:
-    """Read texts of one format.
+    """Parse texts of one format.
 
     Args:
-        texts: The texts. For pandas, "now" and "today" are times, too: check for them.
-        form: A format of `strftime` (default: ISO 8601).
+        texts: The texts. pandas parses "now" and "today", too, so check for them first.
+        form: A `strptime` format (default: ISO 8601).
 
     Returns:
         UTC without a zone, datetime64[us]; NaT where a text is not of this format.
@@ -192,7 +192,7 @@ def parse_times(texts: pd.Series, form: str = "ISO8601") -> pd.Series:
 
 
 def _read_six_digits(values: pd.Series) -> Times:
-    """Read yymmdd, ddmmyy or mmddyy, when only one fits or the years are fewer than the days."""
+    """Parse yymmdd, ddmmyy or mmddyy if only one fits, or if years vary far less than days."""
     texts = values.map("{:06.0f}".format, na_action="ignore")
     known = texts.dropna()
     fitting = [form for form in SIX_DIGITS if parse_times(known, form).notna().all()]
@@ -210,9 +210,9 @@ def _read_six_digits(values: pd.Series) -> Times:
 
 
 def _read_texts(texts: pd.Series, timezone: str | None) -> Times:
-    """Read unique texts: ISO 8601 first, what is left by the one pattern that fits most of it."""
+    """Parse unique texts: first ISO 8601, then the rest with the pattern that fits most of it."""
     plain = texts.str.replace(r"\s*(?:UTC|GMT)$", "Z", regex=True)
-    plain = plain.mask(plain.isin(("now", "today")), "")  # pandas would read the clock
+    plain = plain.mask(plain.isin(("now", "today")), "")  # pandas would return the current time
     time = parse_times(plain)
     how = []
     unclear = ""
@@ -234,18 +234,18 @@ def _read_texts(texts: pd.Series, timezone: str | None) -> Times:
 
 
 class _Unclear(Exception):
-    """Texts cannot be read without a guess; the message says why."""
+    """Texts cannot be parsed without a guess; the message says why."""
 
 
 def _read_parts(texts: pd.Series, timezone: str | None) -> tuple[pd.DataFrame, list[str]]:
-    """Split texts by the pattern that fits most, and tell how it was read."""
+    """Split texts with the pattern that fits most of them, and say what was assumed."""
     fits = {name: texts.str.match(pattern).sum() for name, pattern in PATTERNS.items()}
     name = max(fits, key=fits.get)
     parts = texts.str.extract(PATTERNS[name])
     how = []
     if name == "two numbers" and fits[name]:
         first = _first_of_date(parts)
-        how.append(f"the {first} stands first")
+        how.append(f"the {first} comes first")
         second = "month" if first == "day" else "day"
         parts = parts.rename(columns={"one": first, "two": second})
     if "word" in parts:
@@ -262,11 +262,11 @@ def _read_parts(texts: pd.Series, timezone: str | None) -> tuple[pd.DataFrame, l
 
 
 def _first_of_date(parts: pd.DataFrame) -> str:
-    """Tell whether the day or the month stands first, by the whole column."""
+    """Return whether the day or the month comes first, judged by the whole column."""
     one_is_day = (parts["one"].astype(float) > 12).any()
     two_is_day = (parts["two"].astype(float) > 12).any()
     if one_is_day and two_is_day:
-        raise _Unclear("in some rows the day stands first, in others the month")
+        raise _Unclear("in some rows the day comes first, in others the month")
     if two_is_day:
         return "month"
     if one_is_day or parts["mark"].eq(".").any():

@@ -17,7 +17,7 @@ from qanchor.utils.text import count, plural
 from qanchor.utils.types import UserMask
 
 FORMULA_STARTS = tuple("=+-@＝＋－＠")
-MIN_GROUP_SIZE = 10  # users: a smaller group is not written to a file, for it points at persons
+MIN_GROUP_SIZE = 10  # users; a smaller group is not exported, because it could identify people
 
 
 def export_group(
@@ -30,23 +30,24 @@ def export_group(
 ) -> Path:
     """Write a group of users to a CSV or Parquet file, one row a user as in `users.frame()`.
 
-    A text in a CSV that a spreadsheet would run (it begins with = + - @) gets an apostrophe in
-    front. The file is written atomically.
+    In a CSV, a text that a spreadsheet would evaluate (it begins with = + - @) gets a leading
+    apostrophe. The file is written atomically.
 
     Args:
         users: The users.
         ids: Ids of the group.
-        path: Where to write; the ending .csv or .parquet sets the format.
-        least: Smallest group that is written, because few users are persons. Default: 10.
-        salt: A secret: ids become their HMAC-SHA256 under it, and rows are sorted by that; recent
-            texts stay. Default: ids as they are.
+        path: The file to write; its ending, .csv or .parquet, sets the format.
+        least: Smallest size of a group, because small groups identify people. Default: 10.
+        salt: Secret key that pseudonymizes ids: each is replaced by its HMAC-SHA256, and rows are
+            sorted by it. Recent texts are still written. Default: ids are written as they are.
 
     Returns:
         The path.
 
     Raises:
         KeyError: If an id is unknown.
-        ValueError: If there are no ids, fewer than `least`, an empty salt, or another ending.
+        ValueError: If there are no ids or fewer than `least`, if all users are selected, if the
+            salt is empty, or if the file has another ending.
 
     Example:
         >>> import tempfile
@@ -66,10 +67,10 @@ def export_group(
     if inside.sum() < least:
         raise ValueError(
             f"Found {count(int(inside.sum()), users.unit)} in the group; at least {least} are"
-            " needed for a file. Choose more."
+            " needed to export it. Select more."
         )
     if path.suffix not in (".csv", ".parquet"):
-        raise ValueError(f"{path.name} has another ending. Name it .csv or .parquet.")
+        raise ValueError(f"{path.name} is not a .csv or .parquet file. Use one of these endings.")
     frame = users.frame()[inside].reset_index(drop=True)
     if salt is not None:
         frame["user"] = [_hash(user, salt) for user in frame["user"]]
@@ -81,7 +82,7 @@ def export_group(
     frame = frame.map(escape_formula).rename(columns=escape_formula)
 
     def write(part: Path) -> None:
-        # quote all texts: else a carriage return starts a row, with a cell that was not escaped
+        # quote all texts: else a carriage return would start a new row with an unescaped cell
         frame.to_csv(part, index=False, quoting=csv.QUOTE_NONNUMERIC)
 
     return atomic_write(path, write)
@@ -89,12 +90,15 @@ def export_group(
 
 def _hash(user: str, salt: str) -> str:
     if not salt:
-        raise ValueError("The salt is empty, so ids could be found by trying. Give a secret.")
+        raise ValueError("The salt is empty, so ids could be guessed. Pass a secret text.")
     return hmac.new(salt.encode(), user.encode(), hashlib.sha256).hexdigest()
 
 
 def escape_formula(cell):
-    """Give a text back so that no spreadsheet takes it for a formula; other values stay.
+    """Put an apostrophe before a text that a spreadsheet would evaluate as a formula.
+
+    Args:
+        cell: Any value. All but such texts are returned unchanged.
 
     Example:
         >>> escape_formula("=HYPERLINK(1)"), escape_formula("tea = 3"), escape_formula(-2)
@@ -105,7 +109,15 @@ def escape_formula(cell):
 
 
 def membership_mask(everyone: Sequence[str], ids: Iterable[str]) -> UserMask:
-    """Say who of everyone is in the group; refuse strangers, nobody and everybody.
+    """Return a mask of the users that are in a group.
+
+    Args:
+        everyone: Ids of all users.
+        ids: Ids of the group; order and repeats do not matter.
+
+    Raises:
+        KeyError: An id is unknown.
+        ValueError: The group is empty or holds all users.
 
     Example:
         >>> membership_mask(("a", "b", "c"), ["c"])
@@ -115,12 +127,12 @@ def membership_mask(everyone: Sequence[str], ids: Iterable[str]) -> UserMask:
     unknown = wanted[~wanted.isin(everyone)]
     if len(unknown):
         raise KeyError(
-            f"User {unknown[0]!r} is not among the {len(everyone):,}. Choose from these."
+            f"User {unknown[0]!r} is not among the {len(everyone):,} users. Check the id."
         )
     inside = pd.Index(everyone).isin(wanted)
     if inside.all() or not inside.any():
         raise ValueError(
             f"The group holds {inside.sum():,} of {len(inside):,} users, so there is nothing to"
-            " compare. Choose some."
+            " compare. Select some users, but not all."
         )
     return inside

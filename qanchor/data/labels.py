@@ -22,18 +22,18 @@ def read_labels(
     Args:
         path: Table with a column of user ids and the column `name`, in any format that
             `read_events` reads; None for a label of `users`. Ids are text: 007 and 7 are two users.
-        name: Name of the label, values 0, 1, yes, no or empty. None: the column `label` of the
-            file, or its only one, or the users' only label.
+        name: Name of the label, values 0, 1, yes, no or empty. None for the column `label` of the
+            file, its only label column, or the only label of `users`.
         users: The users; labels of others are ignored.
-        positive: Word that is 1, for a label of words (default: none).
+        positive: Word that means 1, if the labels are words (default: none).
 
     Returns:
         Index `user`, values 0. or 1.; unknown labels are left out.
 
     Raises:
-        DataError: The file holds a value that cannot be used, no user of it has an event, or an id
-            looks like one of `users` but for zeros; names row and column.
-        ValueError: `name` is None and the users have not exactly one label.
+        DataError: The file has an invalid value, none of its users is known, or an id differs from
+            a known one only by leading zeros. The message names row and column.
+        ValueError: `path` and `name` are None, and `users` does not have exactly one label.
 
     Example:
         >>> import tempfile
@@ -51,7 +51,7 @@ def read_labels(
         name = "label"
     labels = read_label_table(table, positive, name)
     if not labels.shape[1]:
-        message = "missing. Write it, or name another with --label."
+        message = "missing. Add it, or name another column with --label."
         findings.add(name or "label", list(table.frame), message)
     check_known_ids(findings, pd.Series(labels.index, name="user"), set(users.ids), needed=True)
     findings.raise_errors()

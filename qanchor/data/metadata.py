@@ -1,4 +1,4 @@
-"""Read what a folder says of itself: manifests of results, and about.json of users."""
+"""Read the metadata of a folder: the manifest of results, or about.json of users."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _is_list_of_texts(value) -> bool:
 
 
 WORD = [(_is_text, 'not a word in quotes. Write one, such as "household".')]
-ABOUT_FIELDS = {  # the fields of about.json; for each, what must be true of it and what to do else
+ABOUT_FIELDS = {  # fields of about.json, each with its checks and the message if one fails
     "name": WORD,
     "unit": WORD,
     "cutoff": [],
@@ -37,7 +37,7 @@ ABOUT_FIELDS = {  # the fields of about.json; for each, what must be true of it 
         (_is_list_of_texts, 'not a list of names. Write ["bill", "search"].'),
         (
             lambda names: len({name.strip() for name in names}) == len(names),
-            "a name is given twice. Write each once.",
+            "a name is listed twice. List each name once.",
         ),
     ],
     "columns": [
@@ -60,8 +60,17 @@ TORN = "damaged or edited. Copy the folder again, or remove it and build it agai
 
 
 def read_manifest(path: Path, **kinds: type) -> dict:
-    """Read what a folder of results says of itself ({} if there is none), fields of these kinds in
-    it.
+    """Read the manifest of a folder of results and check its fields.
+
+    Args:
+        path: The file; it may be missing.
+        **kinds: Type of each required field, by its name.
+
+    Returns:
+        The manifest; {} if there is no file.
+
+    Raises:
+        DataError: The file is not JSON, or a field is missing or of another type.
     """
     if not path.exists():
         return {}
@@ -83,10 +92,10 @@ def read_about(path: Path) -> dict:
         path: The file; it may be missing.
 
     Returns:
-        The fields, {} without a file. The cut-off is text, in UTC.
+        The fields; {} if there is no file. The cut-off is a str, in UTC.
 
     Raises:
-        DataError: The file or a field cannot be used; says what to write.
+        DataError: The file or a field is invalid. The message says what to write.
     """
     if not path.exists():
         return {}

@@ -23,8 +23,8 @@ from qanchor.utils.hashing import sha256_file
 from qanchor.utils.io import atomic_directory, write_json
 
 HASH = """('0x' || substr(md5("user"), 1, 15))::bigint"""  # of a user's id, the same on any machine
-POSITION = "_row"  # number of an event in the source: keeps equal events in order
-EVENTS_PER_BATCH = 200_000  # events that are validated at once
+POSITION = "_row"  # row of an event in the source, to restore the order of equal events
+EVENTS_PER_BATCH = 200_000  # events that are validated at a time
 EVENTS_PER_SHARD = 500_000  # by default
 
 
@@ -45,7 +45,7 @@ class EventSource:
     key: str
 
     def batches(self) -> Iterator[tuple[str, pd.DataFrame]]:
-        """Yield the name of the file and some events at a time; their index is the row in it."""
+        """Yield (file name, batch of events); the index of a batch is the row in the file."""
         for file in self.files:
             start = 0
             for batch in pq.ParquetFile(file).iter_batches(EVENTS_PER_BATCH):
@@ -91,7 +91,7 @@ def _hash_of(hashes: Iterable[str]) -> str:
 
 
 def open_facts(folder: Path) -> tuple[dict, str]:
-    """Find the facts and the labels of a data set; of labels, only the ids are used.
+    """Find the facts and the labels of a data set; only the ids of the labels are used.
 
     Args:
         folder: The folder, which may hold `users` and `labels` (parquet or csv).
@@ -130,7 +130,7 @@ def partition_users(
     texts: int,
     **config,
 ) -> None:
-    """Write the history and the facts of each user into the shard of the user's hash.
+    """Write the history and the facts of each user to a shard, chosen by the hash of the id.
 
     The folder `work` is written atomically. Users without events or without facts are included.
 
@@ -144,7 +144,7 @@ def partition_users(
         **config: DuckDB settings such as `threads` and `memory_limit`.
 
     Raises:
-        DataError: The events hold a value that cannot be used.
+        DataError: The events have an invalid value.
         OSError: The disk is full or not writable.
     """
     with _database_folder(work, config) as (base, folder):
@@ -212,9 +212,7 @@ def _database_folder(work: Path, config: dict) -> Iterator[tuple]:
 
 
 def _write_shards(base, rows: str, shards: int, folder: Path) -> list[int]:
-    """Write rows into one parquet folder per shard, by the hash of their user, and return the
-    shards that have rows, sorted.
-    """
+    """Write rows to one parquet folder per shard, and return the numbers of non-empty shards."""
     with_shard = f"select *, coalesce({HASH} % {shards}, 0) as _shard from ({rows})"
     options = "format parquet, partition_by (_shard)"
     base.execute(f"copy ({with_shard}) to '{_quote(folder)}' ({options})")
@@ -222,7 +220,7 @@ def _write_shards(base, rows: str, shards: int, folder: Path) -> list[int]:
 
 
 def _create_events_view(base, table: EventSource, folder: Path, numbers: Sequence[str]) -> None:
-    """Validate the events batch by batch, and create the view `events` of what is clean."""
+    """Validate the events batch by batch, and create the view `events` of the clean events."""
     n_rows = 0
     for number, (name, frame) in enumerate(table.batches()):
         events = validated_events(frame, name)
@@ -249,7 +247,7 @@ def load_shard(work: Path, number: int, scan: dict) -> Users:
         The users; all their events are history.
 
     Raises:
-        DataError: A fact cannot be used.
+        DataError: A fact is invalid.
     """
     options = {name: scan["about"][name] for name in ("horizon_days", "unit")}
     options["modalities"] = tuple(scan["modalities"])

@@ -1,4 +1,4 @@
-"""Read users from any table or folder, and report what was taken for what and left out."""
+"""Read users from any table or folder, and report how it was read and what was left out."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ from qanchor.utils.types import TimeLike
 TOTALS = ("total", "totals", "grand total", "sum", "summe", "gesamt", "subtotal", "totale")
 NO_ID_DROPPED = "a user needs an id. The row is left out."
 DAY = pd.Timedelta(days=1)
-MIN_ATTRIBUTE_USERS = 10  # fewer users have a number in common by chance
+MIN_ATTRIBUTE_USERS = 10  # with fewer users, a number may be constant for each by chance
 
 NO_FACTS = pd.DataFrame(index=pd.Index([], name="user", dtype=str))
 NO_FACTS.attrs = {"source": "users", "columns": []}
@@ -78,39 +78,41 @@ def read_events(
     duplicates: str | None = None,
     timezone: str | None = None,
 ) -> Users:
-    """Read users from a table of events as it is; columns that are not named are inferred.
+    """Read users from a raw table of events; columns that you do not name are inferred.
 
-    `users.report` says which column was taken for what, and what was left out and why: all rows
-    and all sums of the table are kept or reported.
+    `users.report` says how each column was read, and what was left out and why. Every row and every
+    sum of the table is either kept or reported.
 
     Args:
         source: pandas or polars frame, pyarrow table, path of a file (csv, tsv, txt, parquet,
             jsonl, xlsx; also gzip), or a folder with `events` and, if there are any, `users`
             (one row of attributes per user), `labels` and `about.json`.
         user: Column of the user ids. Ids are words: 007 and 7 are two users.
-        time: Column of the time, or of the day and of the time of day.
+        time: Column of the time, or two columns: the day and the time of day.
         text: Column that says what happened, or several whose words are joined; or, if no column
             has this name, what every event is called (default without a column: "event", or
             "purchase" where there are amounts).
-        modality: Column of the kind of source; or, if no column has this name, the one modality
-            (default without a column: "event").
-        numbers: Number columns to keep (default: all that are no ids).
+        modality: Column of the kind of source; or, if no column has this name, the modality of
+            every event (default without a column: "event").
+        numbers: Number columns to keep (default: all except ids).
         attributes: Columns that describe the user (default: those that never change in a user's
             history). Words become one column of 0 and 1 for each kind.
         cutoff: Time that divides history from future (default: just after the last event).
         horizon_days: Days after the cut-off that questions are about (default 30).
         unit: Word for one user in questions, such as "customer" (default "user").
         words: What people call a column, modality, text or attribute, by its name, such as
-            `{"priv": "private label brand"}`; questions are compared with it (default: the names).
-        positive: Word that is 1, for labels of two words (default: none).
+            `{"priv": "private label brand"}`. Questions are matched against these words (default:
+            against the names).
+        positive: Word that means 1, if the labels are words (default: none).
         duplicates: "keep" equal events (default), or "drop" all but the first.
-        timezone: Zone of times that name none, such as "Europe/Berlin" (default: UTC).
+        timezone: Time zone of times without one, such as "Europe/Berlin" (default: UTC).
 
     Returns:
         The users.
 
     Raises:
-        DataError: A value or a column is not clear; names place and value and says what to do.
+        DataError: A value or a column is invalid or ambiguous. The message says which one and what
+            to do.
         FileNotFoundError: There is no such file.
         ValueError: `duplicates` is neither "keep" nor "drop".
 
@@ -142,7 +144,7 @@ def _known(fields: dict) -> dict:
 
 
 def load_users(path: str | Path) -> Users:
-    """Read a folder of users, as `Users.save` writes it or as `read_events` understands it.
+    """Read a folder of users: one written by `Users.save`, or any that `read_events` reads.
 
     Args:
         path: The folder, with `events` and, if there are any, `users`, `labels` and `about.json`.
@@ -151,7 +153,8 @@ def load_users(path: str | Path) -> Users:
         The users.
 
     Raises:
-        DataError: A value or a column is not clear; names place and value and says what to do.
+        DataError: A value or a column is invalid or ambiguous. The message says which one and what
+            to do.
         FileNotFoundError: There is no folder, or it has no events.
 
     Example:
@@ -167,14 +170,14 @@ def load_users(path: str | Path) -> Users:
 
 @dataclass
 class _Reader:
-    """Read one source: its tables, one after another, then what lies across them."""
+    """Read one source: first each of its tables, then check the tables against each other."""
 
     source: object
     settings: dict
     findings: Findings = field(default_factory=Findings)
 
     def read(self) -> tuple[Users | None, Findings]:
-        """Return the users, None if there are errors, and all that was found."""
+        """Return the users (None if there are errors) and all findings."""
         paths = {"events": self.source}
         about = {"name": "events", "columns": {}, "modalities": [], "duplicates": "keep"}
         about |= {"positive": None, "timezone": None}
@@ -202,7 +205,7 @@ class _Reader:
         return users, self.findings
 
     def _attempt(self, default, step, *arguments):
-        """Run a step; what it raises becomes a finding, so that the next steps are read too."""
+        """Run a step; a `DataError` becomes a finding, so that the next steps run as well."""
         try:
             return step(*arguments)
         except DataError as error:
@@ -261,14 +264,14 @@ class _Reader:
             inputs[events.table.name] = events.inputs()
         inputs[facts.attrs["source"]] = facts.attrs["columns"]
         for file, columns in inputs.items():
-            # also where the words of a column became other columns
+            # names in the file: a column of words became several attributes with other names
             for name in sorted(set(columns) & set(labels)):
                 self.findings.of_table(file).add(name, name, LIKE_A_LABEL)
 
     def _assemble(self, about: dict, events: _Events, facts, labels) -> Users | None:
         findings = events.table.findings
         if events.rows.empty:
-            message = "no event is left. Give at least one that can be kept."
+            message = "no event is left. Provide at least one valid event."
             raise DataError(findings.file, None, "user", "no rows", message)
         end = events.rows["time"].max() + DAY
         if "cutoff" in about:
@@ -291,13 +294,13 @@ class _Reader:
         if len(new):
             message = (
                 f"{count(len(new), users.unit)} without an event before the cut-off"
-                f" ({users.cutoff}). Nothing is known of them."
+                f" ({users.cutoff}). Nothing is known about them."
             )
             findings.add("user", str(new[0]), message, "note")
         return replace(users, report=events.report())
 
     def _check_words(self, users: Users) -> None:
-        """Report words for what is not there."""
+        """Report `words` whose name does not occur in the data."""
         names = {*users.numbers, *users.tabular, *users.events["modality"].cat.categories}
         names |= set(users.events["text"].cat.categories)
         message = "no column, modality, text or attribute has this name. Its words are not used."
@@ -312,14 +315,14 @@ def read_label_table(
 
     Args:
         table: The table; its findings collect what is found.
-        positive: Word that is 1, for labels of words (default: none).
-        column: The only column to read (default: all).
+        positive: Word that means 1, if the labels are words (default: none).
+        column: Name of a single column to read (default: all).
 
     Returns:
         Index `user`; 0, 1 or NaN.
 
     Raises:
-        DataError: It is not clear which column holds the user.
+        DataError: The user column is not clear.
     """
     roles = find_fact_columns(table)
     # a label may be constant or named like an id
@@ -332,14 +335,14 @@ def read_label_table(
 
 
 def _read_fact(findings: Findings, cells: pd.Series, is_number: bool, table: Table) -> pd.Series:
-    """Read a column that describes users: floats, or words as categories."""
+    """Parse a column that describes users: floats, or a categorical column of words."""
     if is_number:
         return read_numbers(findings, cells, "fact", table.semicolons)
     return read_words(findings, cells, "modality")
 
 
 def _one_row_per_user(table: Table, roles: Roles, frame: pd.DataFrame) -> pd.DataFrame:
-    """Index facts or labels by user; rows without a user and equal rows are left out."""
+    """Index facts or labels by user; drop rows without a user and repeated rows."""
     findings = table.findings
     for name, reason in roles.left_out.items():
         findings.add(name, None, f"left out: {reason}", "note")
@@ -358,7 +361,7 @@ def _one_row_per_user(table: Table, roles: Roles, frame: pd.DataFrame) -> pd.Dat
 
 
 class _Events:
-    """The events of one table on their way: columns are read, then rows are dropped and counted."""
+    """Turn one table into events: parse its columns, then drop and count invalid rows."""
 
     def __init__(self, table: Table, roles: Roles, named_columns: dict):
         self.table = table
@@ -372,15 +375,15 @@ class _Events:
         self.attributes: dict[str, str] = {}
 
     def inputs(self) -> list[str]:
-        """Return the columns of which a model may see something."""
+        """Return the columns that are not left out, so a model may see them."""
         return [name for name in self.table.frame if name not in self.roles.left_out]
 
     def _cells(self, name: str) -> pd.Series:
-        """Return the cells of a column in the rows that are kept so far."""
+        """Return the cells of a column, in the rows that have been kept so far."""
         return self.table.frame[name].loc[self.rows.index]
 
     def read_columns(self, timezone: str | None) -> None:
-        """Read user, time, modality and numbers of all rows."""
+        """Parse user, time, modality and numbers of all rows."""
         roles = self.roles
         frame = self.table.frame
         self.rows["user"] = read_ids(self.findings, frame[roles.user])
@@ -412,10 +415,10 @@ class _Events:
         return read.time
 
     def drop_rows(self, duplicates: str) -> None:
-        """Leave out rows that are no events, each with its reason, and report what cannot be read.
+        """Drop rows that are not events, each with a reason, and report times that are invalid.
 
         Args:
-            duplicates: "keep" or "drop".
+            duplicates: "keep" (and report) or "drop" rows that equal an earlier one.
         """
         rows = self.rows
         user = self.roles.user
@@ -443,7 +446,7 @@ class _Events:
             self.findings.rows(self._cells(user), again, message, "note")
 
     def _drop(self, bad: pd.Series, column: str, message: str) -> None:
-        """Leave out the rows that are bad, and report them."""
+        """Drop the rows marked in `bad`, and report them."""
         bad = bad.loc[self.rows.index]
         self.findings.rows(self._cells(column), bad, message, "dropped")
         self.rows = self.rows[~bad]
@@ -459,11 +462,11 @@ class _Events:
         check_years(self.findings, early, cells)
 
     def _drop_late(self, day: str) -> None:
-        """Leave out events beyond today: a slip of the pen, or 9999 for "never"."""
+        """Drop events in the future: typing errors, or the year 9999 for "never"."""
         time = self.rows["time"]
         today = pd.Timestamp.now("UTC").tz_localize(None)
-        late = time > today + DAY  # a day of grace: times may be local ones
-        if late.mean() > 0.5:  # the clock of this machine is wrong, or the table is about plans
+        late = time > today + DAY  # tolerate one day, since times may be local
+        if late.mean() > 0.5:  # the clock of this machine is wrong, or the events are planned ones
             late = time >= MAX_TIME
         self._drop(late, day, "beyond today. The row is left out.")
 
@@ -486,7 +489,7 @@ class _Events:
             first = self._first_values(values, past, result.index)
             n_kinds = first.nunique()
             if not is_number and n_kinds > max(20, len(first) // 2):
-                reason = f"{count(n_kinds, 'word')} of {count(len(first), 'user')}, like names"
+                reason = f"{count(n_kinds, 'word')} for {count(len(first), 'user')}, like names"
                 roles.left_out[name] = reason
                 continue
             columns = attribute_columns(self.findings, first, taken)
@@ -499,12 +502,12 @@ class _Events:
         return result
 
     def _first_values(self, values: pd.Series, past: pd.Series, users: pd.Index) -> pd.Series:
-        """Return the first value of each user in the history, and note rows with another one."""
+        """Return the first value of each user in the history, and note rows with other values."""
         ids = self.rows["user"]
         first = values[past].groupby(ids[past], observed=True).first().reindex(users)
         expected = ids.map(first.astype(object)).astype(object)
         other = values.notna() & expected.notna() & (values.astype(object) != expected)
-        message = "an attribute that is another one in this row. The user's first one is used."
+        message = "an attribute with another value in this row. The user's first value is used."
         self.findings.rows(self._cells(values.name), other, message, "note")
         return first
 
@@ -517,9 +520,9 @@ class _Events:
             if name in self.attributes or name in roles.left_out:
                 continue
             if "text" in self.named_columns:
-                roles.left_out[name] = "words beside the text that was asked for"
+                roles.left_out[name] = "not named in text"
             elif roles.text and plain_name(name).startswith(f"{owner}_"):
-                reason = f"tells of the {owner}, not of the event; name it in text= to keep it"
+                reason = f"describes the {owner}, not the event; name it in text= to keep it"
                 roles.left_out[name] = reason
             else:
                 words.append(name)
@@ -564,10 +567,10 @@ class _Events:
         if name in self.roles.text or kind_of(cells) != "numbers":
             return words
         named = {number: f"{name} {number}" for number in words.cat.categories}
-        return words.cat.rename_categories(named)  # a number alone says nothing
+        return words.cat.rename_categories(named)  # a bare number has no meaning
 
     def report(self) -> Report:
-        """Return what was taken for what, with rows and sums."""
+        """Return the report: the role of each column, with counts of rows and sums of numbers."""
         roles = self.roles
         sums = self.rows[self._numbers()].sum()
         source = self.given_sums[sums.index]
@@ -591,19 +594,19 @@ class _Events:
 
 
 def check_folder(path, out=None) -> tuple[dict, str]:
-    """Tell what is in a table or folder and what is wrong with it, as plain data and in words.
+    """Check a table or folder; return its content and its problems, as plain data and as text.
 
     Args:
         path: Anything that `read_events` reads.
-        out: Folder for the users as they were read; written whole or not at all. Default: none.
+        out: Folder to which the cleaned users are written, atomically (default: none).
 
     Returns:
-        The data holds `in_order` and `problems`, and for what can be read also the users, events,
-        modalities and the report. The text says the same.
+        Data and text, which say the same. The data has `in_order` (no errors) and `problems`; if
+        the users could be read, also their counts, modalities, labels and the report.
 
     Raises:
-        ValueError: `out` is the folder or lies in it.
-        FileExistsError: `out` holds something.
+        ValueError: `out` is `path` or lies in it.
+        FileExistsError: `out` is not empty.
         FileNotFoundError: There are no events.
 
     Example:
@@ -645,7 +648,7 @@ def _save_new(users: Users, path: Path, out: Path) -> None:
     if path.resolve() in (out.resolve(), *out.resolve().parents):
         raise ValueError(f"{out} is {path} or lies in it. Choose another folder for --fix.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} holds something already. Choose a new or an empty folder.")
+        raise FileExistsError(f"{out} is not an empty folder. Choose a new or an empty one.")
     if out.exists():
         out.rmdir()
     with atomic_directory(out) as aside:

@@ -1,10 +1,10 @@
-"""Sample users: generated users with latent traits that emit six modalities of events.
+"""Generate sample users, whose latent traits determine events and facts in six modalities.
 
-Each user has 16 latent traits. Four common causes (affluence, youth, order, engagement) make traits
-correlate; `resources/sample_traits.csv` holds their loadings. Traits set the odds of ten tasks
+Each user has 16 latent traits, which are correlated through four common causes (affluence, youth,
+order, engagement; loadings in `resources/sample_traits.csv`). Traits set the odds of ten tasks
 (`sample_tasks.csv`; a product is an interaction) and which themes a user's events are about
-(`sample_themes.csv`). A theme named like a task is emitted only in the months in which the task
-comes true. `sample_facts.csv` defines noisy facts known before the first event.
+(`sample_themes.csv`). A theme with the name of a task occurs only in months in which the task comes
+true. `sample_facts.csv` defines noisy facts known before the first event.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MISSING_SHARE = 0.08  # share of (user, modality) that is absent
 LYING_SHARE = 0.12  # share of users one of whose modalities shows another user's behavior
 TRAIT_STRENGTH = 1.6  # how strongly traits choose themes
 FREQUENT_TASKS = ("Active", "Login")  # several events a month when true, the others one or two
-TEXT_TEMPLATES = {  # per modality; every text names its theme by a thing or an app
+TEXT_TEMPLATES = {  # by modality; every text names a thing or an app of its theme
     "bill": ("{verb} {thing}", "{verb} {thing} via {app}", "{verb} {thing}, {app} receipt"),
     "mini": ("opened the {app} mini program", "browsed {thing} in the {app} mini program"),
     "spm": (
@@ -52,8 +52,8 @@ class Theme:
 
     Args:
         name: Name of the theme.
-        weight: How often it occurs, by modality.
-        load: Traits that make a user choose it, with their weights.
+        weight: Relative frequency, by modality.
+        load: Weights of the traits that make a user choose it.
         price: Median amount of a bill.
         texts: Texts of its events, by modality.
     """
@@ -134,7 +134,7 @@ def _carriers(task: str) -> tuple[str, ...]:
     return tuple(modality for modality in MODALITIES if modality in modalities)
 
 
-# task -> modalities in which its main trait shows
+# task -> modalities with events that reveal its main trait
 CARRIERS: dict[str, tuple[str, ...]] = {task: _carriers(task) for task in TASKS}
 
 
@@ -162,8 +162,9 @@ class GroundTruth:
 def make_sample_users(n: int = 2000, seed: int = 0) -> Users:
     """Generate users with events in five modalities, facts, and ten labels for the next month.
 
-    A user has about 115 events. They carry `amount` and `discount` (bill) and `minutes` (mini,
-    app). The latent state is in `sample_ground_truth(n, seed)` and nowhere in the result.
+    A user has about 150 events, three quarters of them before the cut-off. Events carry `amount`
+    and `discount` (bill) and `minutes` (mini, app). The result does not contain the latent state,
+    which `sample_ground_truth(n, seed)` returns.
 
     Args:
         n: Number of users (default 2000).
@@ -182,7 +183,7 @@ def make_sample_users(n: int = 2000, seed: int = 0) -> Users:
     """
     truth = _truth(n, seed)
     rng = np.random.default_rng([seed, 1])
-    # the outcomes of the months of the history are drawn anew; the labels are those of the last one
+    # draw outcomes for each month of the history; the labels are those of the month after it
     months = [rng.random(truth.p.shape) < truth.p for _ in range(HISTORY_DAYS // MONTH)]
     months.append(truth.label)
     noise = 0.3 * rng.standard_normal((len(EVENT_RATES), n))
@@ -314,14 +315,15 @@ def _choose(
             strength = TRAIT_STRENGTH * _logit(traits, 0, theme.load)
             odds.append(np.exp(np.log(theme.weight[modality]) + strength))
     share = np.cumsum(odds, axis=0).T
-    share = share / share[:, -1:] + np.arange(len(share))[:, None]  # one sorted row
+    # user i's cumulative shares lie in (i, i + 1], so that one search serves all users
+    share = share / share[:, -1:] + np.arange(len(share))[:, None]
     position = np.searchsorted(share.ravel(), user + rng.random(len(user)))
     choice = np.clip(position - user * len(numbers), 0, len(numbers) - 1)
     return np.array(numbers)[choice]
 
 
 def _days(rng: np.random.Generator, user: np.ndarray, traits: UserTraits) -> np.ndarray:
-    """Draw the day of each event: more with the trend, on weekends if sociable, some in bursts."""
+    """Draw the day of each event: frequency follows `trend`, weekends `social`; some are bursts."""
     n = len(user)
     slope = 0.9 * np.tanh(0.7 * traits["trend"])[user]
     r = rng.random(n)
@@ -338,7 +340,7 @@ def _days(rng: np.random.Generator, user: np.ndarray, traits: UserTraits) -> np.
 
 
 def _minutes(rng: np.random.Generator, user: np.ndarray, traits: UserTraits) -> np.ndarray:
-    """Draw the minute of the day: late with the trait night, early with the trait routine."""
+    """Draw the minute of the day: the trait `night` makes it late, the trait `routine` early."""
     n = len(user)
     night = rng.random(n) < expit(1.1 * traits["night"][user] - 2.2)
     early = rng.random(n) < expit(0.7 * traits["routine"][user] - 1.2)
@@ -351,7 +353,7 @@ def _minutes(rng: np.random.Generator, user: np.ndarray, traits: UserTraits) -> 
 def _write(
     rng, modality: str, traits: dict, user: np.ndarray, theme: np.ndarray, day: np.ndarray
 ) -> pd.DataFrame:
-    """Return the events with text (half the time the user's favorite of the theme) and numbers."""
+    """Return events with numbers and texts; half of these are the user's favorite of the theme."""
     n = len(user)
     texts_by_theme = [t.texts.get(modality, ()) for t in themes()]
     size = np.array([len(texts) for texts in texts_by_theme])

@@ -1,4 +1,4 @@
-"""Open any table: frames, csv of any dialect, parquet, JSON lines, workbooks, folders."""
+"""Open any table: frames, csv of any dialect, parquet, JSON lines, Excel workbooks, folders."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from qanchor.utils.text import count
 FORMATS = ("parquet", "csv", "tsv", "txt", "jsonl", "ndjson", "json", "xlsx")
 DELIMITERS = ",;\t|"
 MAX_LINE = 64_000_000  # bytes
-HEAD = 1 << 20  # characters of a text file that are looked at for its structure
+HEAD = 1 << 20  # characters of a text file that are read to detect its structure
 SAVE_AS_UTF8 = "Save it as UTF-8 (in a spreadsheet: CSV UTF-8)."
 WORKBOOK = b"PK\x03\x04"
 OLD_WORKBOOK = b"\xd0\xcf\x11\xe0"
 GZIP = b"\x1f\x8b"
-# a date or a number at the start of a cell, as names of columns have not
+# a date at the start of a cell, which no column name has
 LIKE_A_DATE = re.compile(r"\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}")
 
 
 @runtime_checkable
 class FrameLike(Protocol):
-    """A table of polars or pyarrow."""
+    """A polars or pyarrow table."""
 
     def to_pandas(self) -> pd.DataFrame:
         """Return it as a pandas frame."""
@@ -43,12 +43,13 @@ TableLike = str | Path | pd.DataFrame | FrameLike
 
 @dataclass
 class Table:
-    """A table as it was handed over: cells of a text file are text, typed cells keep their type.
+    """A table before parsing: cells of a text file are text, typed cells keep their type.
 
     Args:
-        findings: Collects what is found in it; holds its name.
+        findings: Collects what is found in the table; holds its name.
         frame: The cells; column names are str, rows are numbered from 0.
-        semicolons: Whether semicolons part the columns, as where commas are decimal marks.
+        semicolons: Whether columns are separated by semicolons (default False). This is common
+            where commas are decimal marks.
     """
 
     findings: Findings
@@ -73,7 +74,7 @@ def open_table(source: object, findings: Findings) -> Table:
         The table.
 
     Raises:
-        DataError: It cannot be read; says what to do.
+        DataError: The file cannot be read. The message says what to do.
         FileNotFoundError: There is no such file.
     """
     if isinstance(source, str | Path):
@@ -90,10 +91,11 @@ def find_tables(folder: Path) -> dict[str, Path]:
     """Return the files of a folder that hold events, users and labels.
 
     Args:
-        folder: The folder. Events may be in the only table of any name.
+        folder: The folder. If no table is named events, the only other table holds the events.
 
     Returns:
-        Paths by "events", "users" and "labels"; of two formats the first of parquet, csv ...
+        Paths by "events", "users" and "labels". If a table exists in several formats, the first in
+        the order of `FORMATS`.
 
     Raises:
         FileNotFoundError: There is no table of events.
@@ -105,7 +107,7 @@ def find_tables(folder: Path) -> dict[str, Path]:
     for path in tables:
         stem = path.name.partition(".")[0].lower()
         if stem in ("events", "users", "labels"):
-            paths.setdefault(stem, path)  # of two formats the first of `FORMATS`
+            paths.setdefault(stem, path)
         elif path.name != "about.json":
             others.append(path)
     if "events" in paths:
@@ -136,11 +138,11 @@ def _to_pandas(source: object) -> pd.DataFrame:
 
 
 def _name_columns(table: Table) -> None:
-    """Number the rows and name the columns by str; what stands in the index becomes a column."""
+    """Number the rows, convert column names to str, and turn named index levels into columns."""
     frame = table.frame
     hidden = [name for name in frame.index.names if name is not None and name not in frame]
     for name in hidden:
-        table.findings.add(name, "index", "stands in the index. It is read as a column.", "changed")
+        table.findings.add(name, "index", "in the index. It is read as a column.", "changed")
     frame = frame.reset_index(drop=not hidden)
     frame.columns = [str(name).strip("\ufeff ") for name in frame.columns]
     twice = frame.columns.duplicated()
@@ -150,18 +152,18 @@ def _name_columns(table: Table) -> None:
 
 
 def _decode_bytes(table: Table) -> None:
-    """Read cells of bytes as UTF-8."""
+    """Decode cells of bytes as UTF-8."""
     for name, cells in table.frame.items():
         if cells.dtype != object:
             continue
-        is_bytes = cells.map(lambda cell: isinstance(cell, bytes))  # words may stand among them
+        is_bytes = cells.map(lambda cell: isinstance(cell, bytes))  # other cells may be text
         if not is_bytes.any():
             continue
         texts = cells[is_bytes].str.decode("utf-8", "replace")
         broken = texts.str.contains("\ufffd", regex=False)
         message = "bytes, not words. They are read as UTF-8."
         table.findings.rows(cells[is_bytes], ~broken, message, "changed")
-        table.findings.rows(cells[is_bytes], broken, "bytes that are not UTF-8. Write words.")
+        table.findings.rows(cells[is_bytes], broken, "bytes that are not UTF-8. Write text.")
         table.frame = table.frame.assign(**{name: cells.mask(is_bytes, texts)})
 
 
@@ -189,7 +191,7 @@ def _open_path(path: Path, findings: Findings) -> Table:
 
 
 def _unreadable(file: str, message: str, value=None) -> DataError:
-    """Return the error of a file that cannot be read."""
+    """Return the error for a file that cannot be read."""
     return DataError(file, None, None, value and str(value), message)
 
 
@@ -214,16 +216,16 @@ def _read_workbook(path: Path, findings: Findings) -> pd.DataFrame:
     try:
         sheets = pd.read_excel(path, sheet_name=None, dtype=object, engine="openpyxl")
     except ImportError as error:
-        message = f"a workbook, for which openpyxl is needed. Run pip install openpyxl. {advice}"
+        message = f"a workbook, which openpyxl reads. Run pip install openpyxl. {advice}"
         raise _unreadable(path.name, message) from error
     except Exception as error:
         raise _unreadable(path.name, f"a workbook that cannot be read. {advice}", error) from error
     filled = {name: sheet for name, sheet in sheets.items() if len(sheet)}
     if len(filled) != 1:
-        sizes = f"a workbook with {count(len(filled), 'sheet')} of rows, where one is needed"
+        sizes = f"a workbook with {count(len(filled), 'sheet')} that have rows; 1 is required"
         raise _unreadable(path.name, f"{sizes}. {advice}", list(filled))
     [(name, frame)] = filled.items()
-    findings.add(None, name, "the sheet of a workbook that was read", "note")
+    findings.add(None, name, "this sheet of the workbook was read", "note")
     return frame.rename(columns=lambda column: re.sub("^Unnamed: .*", "", str(column)))
 
 
@@ -245,7 +247,7 @@ def _as_utf8(path: Path, findings: Findings, folder: Path) -> Path:
 
 
 def _decode(raw: bytes, findings: Findings) -> str | None:
-    """Return a text of any encoding; None if it is UTF-8."""
+    """Decode a text of any encoding; return None if it is UTF-8 already."""
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         findings.add(None, "utf-16", "read in this encoding", "changed")
         try:
@@ -261,7 +263,9 @@ def _decode(raw: bytes, findings: Findings) -> str | None:
 
 
 def _decode_western(raw: bytes, start: int, findings: Findings) -> str:
-    """Decode a text that is not UTF-8 from byte `start` on, and show one word as it was read."""
+    """Decode a text as cp1252 and report one word as an example; `start` is the byte that is not
+    UTF-8.
+    """
     from charset_normalizer import from_bytes
 
     partly = raw.decode("utf-8", "ignore")
@@ -282,7 +286,7 @@ def _decode_western(raw: bytes, start: int, findings: Findings) -> str:
 
 
 class _Text:
-    """A text file of columns: its structure, and its rows as DuckDB reads them."""
+    """Detect the structure of a delimited text file, and read its rows with DuckDB."""
 
     def __init__(self, path: Path, findings: Findings):
         self.path = path
@@ -311,8 +315,8 @@ class _Text:
             findings.add(None, self.delimiter, message, "note")
         if not has_header and not declared and any(map(LIKE_A_DATE.match, self.columns)):
             message = (
-                "the first line looks like an event, not like names of columns."
-                f" Add a first line such as {self.delimiter.join(REQUIRED)}."
+                "the first line looks like an event, not like column names."
+                f" Add a header such as {self.delimiter.join(REQUIRED)}."
             )
             raise _unreadable(findings.file, message, header)
 
@@ -373,11 +377,11 @@ class _Text:
             frame = base.sql(query, params=values).to_arrow_table().to_pandas()
         names = [name.strip() for name in self.columns]
         unnamed = [name or f"column {number}" for number, name in enumerate(names, 1)]
-        frame.columns = names[:1] + unnamed[1:]  # the first has none above row numbers
+        frame.columns = names[:1] + unnamed[1:]  # a column of row numbers may have no name
         return frame
 
     def _has_stray_quote(self, frame: pd.DataFrame) -> bool:
-        """Tell whether a cell holds whole rows of the table."""
+        """Return whether a cell contains whole rows, which a stray quote has swallowed."""
         shapes = {}
         for place, cell in enumerate(frame.head(1).fillna("").to_numpy().ravel()):
             shape = _shape(cell)
@@ -402,7 +406,7 @@ class _Text:
             return next(odd, 1)
 
     def _explain(self, error: Exception) -> str:
-        """Return what is wrong with the quotes, or raise if it is no matter of quotes.
+        """Return what is wrong with the quotes; raise if quotes are not the problem.
 
         Raises:
             DataError: A row has too many or too few fields, or the file cannot be read.
@@ -418,7 +422,7 @@ class _Text:
         line, expected, n_fields = fields.groups()
         hint = "Put a text that holds the delimiter into quotes."
         if int(n_fields) < int(expected):
-            hint = "Fill up the row."
+            hint = "Complete the row."
         message = (
             f"line {line} has {n_fields} fields under a header of {expected}"
             f" (separated by {self.delimiter!r}). {hint}"
@@ -427,7 +431,7 @@ class _Text:
 
 
 def _is_preamble(lines: list[str], delimiter: str, skipped: int) -> bool:
-    """Tell whether the lines that the sniffer skips are no rows: they have fewer columns."""
+    """Return whether the lines that the sniffer skipped are not rows: they have fewer columns."""
     if not delimiter or not 0 < skipped < len(lines):
         return False
     width = lines[skipped].count(delimiter)
@@ -435,7 +439,7 @@ def _is_preamble(lines: list[str], delimiter: str, skipped: int) -> bool:
 
 
 def _shape(cell: str) -> str:
-    """Return a cell with all digits alike, such as 9999-99-99 for any day."""
+    """Return a cell with each digit replaced by 9, such as 9999-99-99 for any date."""
     return re.sub(r"\d", "9", cell)
 
 

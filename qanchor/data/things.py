@@ -1,4 +1,4 @@
-"""Things: what the users' events are of, and how often each user had them in any window."""
+"""Things: what events consist of (texts, modalities, numbers, times), counted in time windows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pandas as pd
 
 from qanchor.data.users import Users
 
-MAX_TEXTS = 4000  # distinct texts that become things; of more, the most frequent
+MAX_TEXTS = 4000  # the most frequent distinct texts become things
 MAX_LABEL_LENGTH = 80
-MIN_PART = 0.8  # of a column's numbers that are at most the amount, if it is a part of it
+MIN_PART = 0.8  # a column is part of the amount if this share of its numbers is at most the amount
 DAY_PARTS = ("night", "morning", "afternoon", "evening")
 WEEK_PARTS = ("weekday", "weekend")
 PART_OF_HOUR = np.repeat(DAY_PARTS, 6)
@@ -42,7 +42,7 @@ MONEY_WORDS = frozenset(
     ]
 )
 KINDS = ("text", "modality", "number", "time", "attribute")
-SHARE_BASES = ("events", "occasions", "amount")  # what a share of a thing is a share of
+SHARE_BASES = ("events", "occasions", "amount")  # possible denominators of a thing's share
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Thing:
         kind: One of `KINDS`.
         label: Its name in plain words, such as "payment done".
         modality: Modality of most of its events; empty for times and attributes.
-        alias: What questions call it, if they would not use its label; empty for none.
+        alias: What questions call it instead of its label (default: empty, they use the label).
     """
 
     name: str
@@ -70,7 +70,7 @@ class Thing:
 
 
 def plain_label(text: str) -> str:
-    """Return a code or path as words: snake case, camel case, paths and long ids split or replaced.
+    """Turn a code or path into words: split snake case, camel case and paths; mask long ids.
 
     Args:
         text: Text of an event, or name of a column.
@@ -88,19 +88,19 @@ def plain_label(text: str) -> str:
 
 
 class ThingEvents:
-    """Say of which things every event is: its text, modality, numbers and time of day.
+    """List the things of each event: its text, modality, numbers, time of day and part of the week.
 
     Args:
         users: The users.
         until: Texts are listed from events before this time (default: the users' cut-off).
         main_number: Number column of the amounts (default: the one that most events have).
-        share_bases: What the share of each thing is a share of, by name: one of `SHARE_BASES`
-            (default: as the events say).
+        share_bases: Denominator of each thing's share, by name: one of `SHARE_BASES` (default:
+            inferred from the events).
 
-    Attributes: `main_number`, `things`, `index` (row of each thing by name), `share_base` (of each
-    thing, a row of `SHARE_BASES`) and `rows`: one row per (event, thing) with `user`, `thing`,
-    `time` in seconds and `value`; and `n_texts_left_out`, the distinct texts beyond the 4,000 most
-    frequent.
+    Attributes: `main_number`, `things`, `index` (row of each thing by name), `share_base` (position
+    in `SHARE_BASES` for each thing), `rows` (one row per pair of event and thing: `user`, `thing`,
+    `time` in seconds and `value`) and `n_texts_left_out` (distinct texts beyond the 4,000 most
+    frequent).
     """
 
     def __init__(
@@ -129,13 +129,13 @@ class ThingEvents:
         self.rows = self._event_things()
 
     def amounts(self) -> np.ndarray:
-        """Return the main number of every event; zeros without one."""
+        """Return the main number of every event, 0 if it has none."""
         if not self.main_number:
             return np.zeros(len(self.users.events))
         return np.nan_to_num(self.users.events[self.main_number].to_numpy(float))
 
     def rows_of(self, names: Iterable[str]) -> list[int]:
-        """Return the rows of things by name; names that are no things are left out.
+        """Return the rows of things by name; unknown names are left out.
 
         Args:
             names: Names of things.
@@ -143,7 +143,7 @@ class ThingEvents:
         return [self.index[name] for name in names if name in self.index]
 
     def _rows_of(self, kind: str, names: Iterable[str]) -> np.ndarray:
-        """Return the row of each thing, then -1 for none."""
+        """Return the row of each thing (-1 if unknown), with a final -1 for empty cells."""
         return np.array([*(self.index.get(f"{kind}:{name}", -1) for name in names), -1])
 
     def _event_things(self) -> dict[str, np.ndarray]:
@@ -171,8 +171,10 @@ class ThingEvents:
         return {name: np.concatenate(part) for name, part in columns}
 
     def days(self, start, end) -> np.ndarray:
-        """Count the days of a window on which each user had any event. They are whole days back
-        from its end, so that equal windows have equally many.
+        """Count the days of a window on which each user had any event.
+
+        Days are counted back from the end of the window, so windows of equal length have equally
+        many.
 
         Args:
             start: First time to include.
@@ -185,14 +187,14 @@ class ThingEvents:
         return np.bincount(days["user"], minlength=len(self.users))
 
     def counts(self, start, end) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Count what happens in a window, for the truth of concepts.
+        """Count what happens in a window, to decide which concepts are true.
 
         Args:
             start: First time to include.
             end: First time not to include.
 
         Returns:
-            Count, sum and largest amount of each (user, thing), for all users.
+            Number of events, sum and maximum of their values, each of shape (user, thing).
         """
         time = self.rows["time"]
         inside = (time >= pd.Timestamp(start).timestamp()) & (time < pd.Timestamp(end).timestamp())
@@ -207,11 +209,11 @@ class ThingEvents:
         return count, total, largest.reshape(shape)
 
     def shares(self, count: np.ndarray, total: np.ndarray) -> np.ndarray:
-        """Return how much of all that a user did each thing is, 0 to 1.
+        """Return the share of each thing in what each user did, 0 to 1.
 
         Args:
-            count: From `counts`.
-            total: From `counts`.
+            count: Number of events (user, thing), from `counts`.
+            total: Sum of values (user, thing), from `counts`.
         """
         events = count[:, self.modality_rows].sum(1, keepdims=True)
         bases = [events, events, events]
@@ -224,10 +226,10 @@ def share_of_bases(base: np.ndarray, count: np.ndarray, total: np.ndarray, bases
     """Return shares, 0 to 1: of the events, of the occasions with an amount, or of the amount.
 
     Args:
-        base: Row of `SHARE_BASES` of each thing.
-        count: Events of each thing.
+        base: Position in `SHARE_BASES` for each thing.
+        count: Number of events of each thing.
         total: Sum of each thing's number.
-        bases: What a share is a share of, for each of `SHARE_BASES`.
+        bases: The denominators, one for each of `SHARE_BASES`.
     """
     part = np.where(base == 0, count, total)
     whole = np.choose(base, bases)
@@ -235,10 +237,11 @@ def share_of_bases(base: np.ndarray, count: np.ndarray, total: np.ndarray, bases
 
 
 def _find_share_bases(past: pd.DataFrame, numbers: tuple[str, ...], main: str) -> dict[str, str]:
-    """Say what the share of each number column is a share of.
+    """Infer the denominator of the share of each number column.
 
-    A column of ratios has a mean per occasion; what is nearly always a part of the amount, such as
-    a discount, has a share of it. All else has a share of the events.
+    For ratios (0 to 1) it is the number of occasions, which gives a mean. For a column that is
+    nearly always part of the amount, such as a discount, it is the amount. Otherwise it is the
+    number of events.
     """
     bases = {}
     if not main:
@@ -265,11 +268,11 @@ def _main_number(past: pd.DataFrame, numbers: tuple[str, ...]) -> str:
 
 
 def _list_things(users: Users, past: pd.DataFrame) -> tuple[Thing, ...]:
-    """List what can be pointed at in the past events."""
+    """List the things that questions can point at, from the past events."""
     counts = past["text"].value_counts()
     counts = counts[counts > 0].head(MAX_TEXTS)
     sizes = past.groupby(["text", "modality"], observed=True).size().sort_values(kind="stable")
-    modality = dict(sizes.index)  # of each text the last one, the most frequent
+    modality = dict(sizes.index)  # the last modality of a text wins: the most frequent one
 
     def label(name: str) -> str:
         return plain_label(users.words.get(name) or name)
@@ -279,7 +282,7 @@ def _list_things(users: Users, past: pd.DataFrame) -> tuple[Thing, ...]:
         things.append(Thing(f"text:{text}", "text", label(text), modality[text]))
     for name in users.modalities:
         things.append(Thing(f"modality:{name}", "modality", label(name), name))
-    for column in users.numbers:  # people ask what was spent, whatever money is called
+    for column in users.numbers:  # people ask what was spent, whatever the column is called
         words = label(column)
         alias = "" if MONEY_WORDS.isdisjoint(words.split()) else f"{words} spent"
         things.append(Thing(f"number:{column}", "number", words, alias=alias))

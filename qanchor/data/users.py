@@ -47,11 +47,11 @@ class Users:
             each that is not 0 as a token of the user.
         labels: Index `user`; 0, 1 or NaN (unknown). Never an input.
         horizon_days: Days after the cut-off that questions are about (default 30).
-        unit: Word for one of them in questions, such as "household" (default "user").
+        unit: Word for one user in questions, such as "household" (default "user").
         ids: Ids of all users, sorted.
         words: What people call a column, modality, text or attribute, by its name, such as
-            `{"priv": "private label brand"}`; questions are compared with it.
-        report: What `read_events` took for what and left out; None if it did not read them.
+            `{"priv": "private label brand"}`. Questions are matched against these words.
+        report: How `read_events` read the table; None if the users were created without it.
 
     Example:
         >>> users = Users.from_events(pd.DataFrame({"user": ["a"], "time": ["2025-01-01"],
@@ -97,16 +97,16 @@ class Users:
             labels: Labels, index `user`, values 0, 1 or NaN (default: none).
             modalities: Allowed modalities in order (default: those before the cut-off, sorted).
             horizon_days: Days after the cut-off that questions are about (default 30).
-            unit: Word for one of them in questions (default "user").
-            words: What people call a column, modality, text or attribute, by its name (default:
-                what it is named).
+            unit: Word for one user in questions (default "user").
+            words: What people call a column, modality, text or attribute, by its name (default: the
+                name itself).
             source: Name of the events table in error messages (default "events").
 
         Returns:
             The users that occur in any of the three tables.
 
         Raises:
-            DataError: A table holds a value that cannot be used; names table, row and column.
+            DataError: A table has an invalid value. The message names table, row and column.
 
         Example:
             >>> rows = [["a", "2025-01-01", "bill", "noodles"], ["b", "2025-01-02", "bill", "tea"]]
@@ -232,7 +232,7 @@ class Users:
         """Return `n` users drawn at random.
 
         Args:
-            n: Number of users; with at least as many as there are, all are returned.
+            n: Number of users. If there are not more than this, all are returned.
             seed: Seed of the draw (default 0).
         """
         if n >= len(self):
@@ -270,7 +270,7 @@ class Users:
         """Write a folder that `load_users` reads; each file is written atomically.
 
         Args:
-            folder: Folder to write; created if needed. Tables of older users in it are replaced.
+            folder: Folder to write; created if needed. Tables of an earlier save are replaced.
 
         Returns:
             The folder.
@@ -286,7 +286,7 @@ class Users:
             path = folder / f"{stem}.parquet"
             tells_ids = stem == "users" and set(self.ids) > set(frames["events"]["user"])
             if frame.shape[1] == 1 and not tells_ids:  # no facts or labels
-                path.unlink(missing_ok=True)  # of older users
+                path.unlink(missing_ok=True)  # left from an earlier save
             else:
                 options = {"index": False, "compression": "zstd", "compression_level": 19}
                 atomic_write(path, partial(frame.to_parquet, **options))
@@ -315,9 +315,9 @@ def training_problem(users: Users) -> str:
         >>> users = Users.from_events(pd.DataFrame(rows, columns=REQUIRED))
         >>> for sentence in training_problem(users).split(". "):
         ...     print(sentence)
-        38 days of history before the cut-off, 45 are needed
+        38 days of history before the cut-off; 45 are needed
         Write {"horizon_days": 25} into about.json or pass horizon_days=25 to read_events
-        2 users, 30 are needed
+        2 users; 30 are needed
         Collect more.
     """
     horizon = users.horizon_days
@@ -326,7 +326,7 @@ def training_problem(users: Users) -> str:
     problems = []
     if days < days_needed:
         horizon = int(days / TRAINING_HORIZONS)
-        found = f"{count(days, 'day')} of history before the cut-off, {days_needed} are needed."
+        found = f"{count(days, 'day')} of history before the cut-off; {days_needed} are needed."
         advice = "Collect more days."
         if horizon:
             field = f'{{"horizon_days": {horizon}}}'
@@ -336,8 +336,8 @@ def training_problem(users: Users) -> str:
     n_known = users.history(cutoff)["user"].nunique()
     needed = f"{MIN_TRAINING_USERS} are needed."
     if len(users) < MIN_TRAINING_USERS:
-        problems.append(f"{count(len(users), users.unit)}, {needed} Collect more.")
+        problems.append(f"{count(len(users), users.unit)}; {needed} Collect more.")
     elif n_known < MIN_TRAINING_USERS:
         found = f"{count(n_known, users.unit)} with an event before {cutoff:%Y-%m-%d}"
-        problems.append(f"{found}, {needed} Pass a later cutoff or a shorter horizon_days.")
+        problems.append(f"{found}; {needed} Pass a later cutoff or a shorter horizon_days.")
     return " ".join(problems)

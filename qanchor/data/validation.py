@@ -1,4 +1,4 @@
-"""The rules for events, facts and labels, what was found wrong, and the report of a reading."""
+"""Validation rules for events, facts and labels, the findings, and the report for the user."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from qanchor.errors import DataError
 from qanchor.utils.io import replace_surrogates
 from qanchor.utils.text import count
 
-COLUMN_MEANINGS = {  # the columns of events, and what each says
-    "user": "the id of who did it, or of whom a row is about",
+COLUMN_MEANINGS = {  # the required columns of events, and what each holds
+    "user": "the id of the user that a row is about",
     "time": "when it happened",
     "modality": "the kind of source a row comes from, such as payment, search or visit",
     "text": "what happened, in words, such as 'yoga class'",
@@ -32,7 +32,7 @@ MAX_NAMES = 100  # of columns in a finding
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found in a table: where, what, and what to do or what was done.
+    """A finding in a table: the place, the value, and what to do or what was done.
 
     Args:
         file: Name of the file or table.
@@ -41,8 +41,8 @@ class Finding:
         column: Name of the column; None for the table as a whole.
         value: The value in the first row.
         message: What is wrong and what to do, or what was done.
-        kind: "error" (cannot be used), "dropped" (rows left out), "changed" (values written
-            otherwise) or "note" (good to know).
+        kind: "error" (cannot be used), "dropped" (rows left out), "changed" (values rewritten) or
+            "note" (good to know).
 
     Example:
         >>> print(Finding("events.csv", 3, 2, "time", "soon", "not a time", "error"))
@@ -67,12 +67,12 @@ class Finding:
 
 
 class Findings:
-    """Collect what is found in one table, in a list that several tables share.
+    """Collect the findings of one table in a list that several tables may share.
 
     Args:
-        file: Name of the table (default: none yet).
-        strict: Raise the first finding that is an error (default False).
-        found: The list (default: a new one).
+        file: Name of the table (default: empty).
+        strict: Whether to raise the first error instead of collecting it (default False).
+        found: The list to extend (default: a new one).
     """
 
     def __init__(self, file: str = "", strict: bool = False, found: list[Finding] | None = None):
@@ -81,7 +81,7 @@ class Findings:
         self.found = [] if found is None else found
 
     def of_table(self, file: str) -> Findings:
-        """Return findings about another table that extend the same list.
+        """Return an object for another table that extends the same list.
 
         Args:
             file: Name of the table.
@@ -104,9 +104,9 @@ class Findings:
 
         Args:
             cells: The column; its index holds the numbers of the rows in the file.
-            bad: One truth for each cell.
+            bad: Boolean mask of the cells.
             message: What is wrong and what to do.
-            kind: Kind of the finding.
+            kind: Kind of the finding (default "error").
         """
         at = np.flatnonzero(np.asarray(bad, bool))
         if len(at):
@@ -114,10 +114,10 @@ class Findings:
             self.add(cells.name, cells.iloc[at[0]], message, kind, row, len(at))
 
     def of(self, kind: str) -> list[Finding]:
-        """Return the findings of a kind, in order.
+        """Return the findings of one kind, in order.
 
         Args:
-            kind: The kind.
+            kind: "error", "dropped", "changed" or "note".
         """
         return [finding for finding in self.found if finding.kind == kind]
 
@@ -137,7 +137,7 @@ class Findings:
 
 
 def shown(value) -> object:
-    """Return a value that fits into one line and into JSON.
+    """Shorten a value to fit on one line, and make it JSON serializable.
 
     Args:
         value: Any cell, or a list of names.
@@ -161,16 +161,15 @@ def shown(value) -> object:
 
 @dataclass
 class Report:
-    """What `read_events` took for what, what it changed and left out, and why.
+    """How `read_events` read a table: the role of each column, and what it changed or left out.
 
     Args:
-        source: Name of the table of events.
-        columns: For each role (user, time, text, modality, numbers, attributes, left out) its
-            columns.
+        source: Name of the events table.
+        columns: Columns of each role (user, time, text, modality, numbers, attributes, left out).
         rows: Rows of the events table.
         kept: Rows that became events.
-        sums: Index number column; `source`, `kept` and `dropped`, which add up.
-        findings: All that was found.
+        sums: One row per number column, with its sums: `source`, which is `kept` plus `dropped`.
+        findings: All findings.
 
     Example:
         >>> print(Report("events.csv", {"user": ["id"]}, 3, 3, pd.DataFrame(), []))
@@ -187,7 +186,7 @@ class Report:
 
     @property
     def dropped(self) -> int:
-        """Number of rows that are no events; the findings of the kind "dropped" say why."""
+        """Number of rows that did not become events; findings of the kind "dropped" say why."""
         return self.rows - self.kept
 
     def to_dict(self) -> dict:
@@ -207,7 +206,9 @@ class Report:
 
 
 def has_surrogate(cells: pd.Series) -> pd.Series:
-    """Find texts with a lone surrogate, which no file can hold; only object columns can.
+    """Return a mask of texts with a lone surrogate, which UTF-8 cannot encode.
+
+    Only columns of dtype object can hold one.
 
     Args:
         cells: The column.
@@ -235,10 +236,10 @@ NO_LABEL = "a label is 0, 1 or empty. Write one of them."
 
 
 def check_years(findings: Findings, time: pd.Series, cells: pd.Series) -> None:
-    """Report times of a year that no event can be from.
+    """Report times outside the years 1900 to 2199.
 
     Args:
-        findings: Collects them.
+        findings: Collects these times.
         time: The times.
         cells: The column as it was in the table, for messages.
     """
@@ -246,12 +247,12 @@ def check_years(findings: Findings, time: pd.Series, cells: pd.Series) -> None:
 
 
 def check_numbers(findings: Findings, values: pd.Series, role: str, cells: pd.Series) -> pd.Series:
-    """Check numbers by the rules of their role; infinite ones are emptied.
+    """Check numbers by the rules of their role, and replace infinite ones by NaN.
 
     Args:
         findings: Collects what is found.
         values: Floats.
-        role: "number", "fact" or "label".
+        role: "number" (at most 1e15), "fact" (any finite number) or "label" (0 or 1).
         cells: The column as it was in the table, for messages.
 
     Returns:
@@ -271,13 +272,13 @@ def check_numbers(findings: Findings, values: pd.Series, role: str, cells: pd.Se
 
 
 def cut_texts(texts: pd.Series) -> tuple[pd.Series, pd.Series]:
-    """Cut texts to 2,000 characters.
+    """Truncate texts to 2,000 characters.
 
     Args:
         texts: The texts.
 
     Returns:
-        The texts, and for each whether it was cut.
+        The texts, and a mask of those that were truncated.
     """
     too_long = texts.str.len() > MAX_TEXT
     return texts.mask(too_long, texts.str.slice(stop=MAX_TEXT - 1) + "…"), too_long
@@ -287,8 +288,8 @@ def validated_events(events: pd.DataFrame, source: str = "events") -> pd.DataFra
     """Return an events table with clean types, or raise.
 
     Args:
-        events: Columns `user, time, modality, text` and any number columns; the index holds the
-            numbers of the rows in errors.
+        events: Columns `user, time, modality, text` and any number columns. Errors give the row by
+            its index.
         source: Name of the table in errors (default "events").
 
     Returns:
@@ -296,7 +297,7 @@ def validated_events(events: pd.DataFrame, source: str = "events") -> pd.DataFra
         the number columns (float), in the order of the rows.
 
     Raises:
-        DataError: A column is missing or a value cannot be used; names row, value and hint.
+        DataError: A column is missing or a value is invalid. The message names row and value.
 
     Example:
         >>> events = pd.DataFrame([[7, "2025-01-01", "bill", "tea"]], columns=REQUIRED)
@@ -332,10 +333,10 @@ def validated_facts(frame: pd.DataFrame | None, source: str, binary: bool = Fals
     """Return a facts or labels table with text ids and float columns, or raise.
 
     Args:
-        frame: Index `user`, number columns; None for an empty table. `frame.attrs["source"]` is the
-            name of the file it was read from.
-        source: Name of the table in errors, if it was not read from a file.
-        binary: Allow only 0, 1 and NaN (default False).
+        frame: Index `user`, number columns; None for an empty table. Errors name the file in
+            `frame.attrs["source"]`, if any.
+        source: Name of the table in errors otherwise.
+        binary: Whether only 0, 1 and NaN are allowed (default False).
 
     Returns:
         The table: index `user` of str, unique; float columns, NaN for unknown.
@@ -363,17 +364,17 @@ def validated_facts(frame: pd.DataFrame | None, source: str, binary: bool = Fals
 
 
 def _iso_times(findings: Findings, cells: pd.Series) -> pd.Series:
-    """Read ISO 8601 only: 03/04/2025 is March or April, and a bare number has no unit."""
+    """Parse ISO 8601 only: 03/04/2025 is ambiguous, and a bare number has no unit."""
     texts = cells.astype(str) if is_numeric_dtype(cells) else cells
     time = parse_times(texts)
-    relative = texts.astype(object).isin(["now", "today"])  # pandas would read the clock
+    relative = texts.astype(object).isin(["now", "today"])  # pandas would return the current time
     findings.rows(cells, time.isna() | relative, NOT_A_TIME)
     check_years(findings, time, cells)
     return time
 
 
 def plain_numbers(findings: Findings, cells: pd.Series, role: str) -> pd.Series:
-    """Read a column of plain numbers and check it.
+    """Parse a column of plain numbers and check it.
 
     Args:
         findings: Collects what is found.
@@ -393,12 +394,12 @@ def plain_numbers(findings: Findings, cells: pd.Series, role: str) -> pd.Series:
 
 
 def check_modalities(findings: Findings, modality: pd.Series, known: tuple[str, ...]) -> None:
-    """Report modalities that are not among those that are known.
+    """Report modalities that are not allowed.
 
     Args:
-        findings: Collects them.
+        findings: Collects these modalities.
         modality: The modality of each event.
-        known: Modalities that are allowed.
+        known: The modalities that are allowed.
     """
     for name in sorted(set(modality.dropna().unique()) - set(known)):
         message = (
@@ -409,11 +410,11 @@ def check_modalities(findings: Findings, modality: pd.Series, known: tuple[str, 
 
 
 def did_you_mean(name, known: Iterable[str]) -> str:
-    """Return a hint such as " (is it 'app'?)", or nothing if no known name is alike.
+    """Return a hint such as " (is it 'app'?)", or "" if no known name is similar.
 
     Args:
-        name: A name that is not known.
-        known: Names that are.
+        name: An unknown name.
+        known: The known names.
     """
     near = difflib.get_close_matches(str(name), list(known), 1)
     return f" (is it {near[0]!r}?)" if near else ""
@@ -430,7 +431,7 @@ def parse_cutoff(cutoff, source: str) -> pd.Timestamp:
         The time.
 
     Raises:
-        DataError: It is no time, or has a time zone.
+        DataError: It is not a time, or it has a time zone.
 
     Example:
         >>> parse_cutoff("2025-01-31", "events")
@@ -441,6 +442,6 @@ def parse_cutoff(cutoff, source: str) -> pd.Timestamp:
     except (ValueError, TypeError):
         time = pd.NaT
     if pd.isna(time) or time.tzinfo:
-        hint = "not a plain time without an offset. Write it as 2025-01-31."
+        hint = "not a time without a time zone. Write it as 2025-01-31."
         raise DataError(source, None, "cutoff", cutoff, hint)
     return time

@@ -201,7 +201,7 @@ def test_check_writes_what_was_read_into_a_new_folder(qanchor, tmp_path):
     assert done.code == 0 and done.json()["events"] == 1 == done.json()["report"]["dropped"]
     assert qanchor("check", tmp_path / "out").code == 0
     done = qanchor("check", tmp_path / "mine", "--fix", tmp_path / "out")
-    assert done.code == 2 and "holds something already" in done.err
+    assert done.code == 2 and "is not an empty folder" in done.err
 
 
 def test_ask_ranks_users(qanchor, home):
@@ -396,7 +396,7 @@ def test_errors_are_one_line_with_code_2(qanchor, home, tmp_path, monkeypatch, c
         ),
         (
             "user,truth,odd\nu000,1,35\n",
-            "column 'label': ['user', 'truth', 'odd']: missing. Write it, or name another",
+            "column 'label': ['user', 'truth', 'odd']: missing. Add it, or name another",
         ),
         ("user,label\nnobody,1\n", "none of these users has an event"),
         ("user,label\nu000,1\nu001,0\n", "1 positives and 1 negatives do not fill 5 fold(s)"),

@@ -213,14 +213,14 @@ def test_49_a_dot_in_a_text_is_one_event(tmp_path):
 
 TIMES = {
     "07 UTC in words": ("%Y-%m-%d %H:%M:%S UTC", ""),
-    "09 AM and PM, month first": ("%m/%d/%Y %I:%M %p", "month stands first"),
+    "09 AM and PM, month first": ("%m/%d/%Y %I:%M %p", "month comes first"),
     "25 offsets": ("%Y-%m-%dT%H:%M:%S+00:00", ""),
     "38c slashes": ("%Y/%m/%d %H:%M", ""),
     "38d month words": ('"%b %d, %Y %I:%M:%S %p"', ""),
     "38e apache": ("%d/%b/%Y:%H:%M:%S +0000", ""),
     "38g basic": ("%Y%m%dT%H%M%SZ", ""),
-    "38k day first": ("%d/%m/%Y %H:%M:%S.000", "day stands first"),
-    "19 process log": ("%d-%m-%Y:%H.%M", "day stands first"),
+    "38k day first": ("%d/%m/%Y %H:%M:%S.000", "day comes first"),
+    "19 process log": ("%d-%m-%Y:%H.%M", "day comes first"),
 }
 
 
@@ -279,7 +279,7 @@ def test_22_times_without_end_are_left_out_and_counted(tmp_path):
 
 
 UNCLEAR = {
-    "27 day and month": (["01/13/2025", "31/01/2025"], "in some rows the day stands first"),
+    "27 day and month": (["01/13/2025", "31/01/2025"], "in some rows the day comes first"),
     "day or month": (["03/04/2025", "05/06/2024"], "not clear which number is the day"),
     "six digits": (["010203", "020304"], "six digits could be"),
     "a zone with several meanings": (["2025-01-01 10:00 IST"], "'IST' has several meanings"),
@@ -589,14 +589,14 @@ def test_attributes_are_those_of_the_history(tmp_path):
     users = read_events(folder, cutoff="2025-02-05")
     assert list(users.tabular) == ["plan.basic", "plan.gold"]
     assert users.tabular.loc["u0"].tolist() == [1, 0] and users.tabular.loc["new"].isna().all()
-    assert "another one in this row" in noted(users)
+    assert "another value in this row" in noted(users)
     assert not read_events(folder).tabular.shape[1], "with all of it as history, it is no attribute"
 
 
 def test_37_a_label_of_two_words_asks_which_is_one(tmp_path):
     words = "user,status\n" + "".join(f"u{i},{('churned', 'active')[i % 2]}\n" for i in range(6))
     folder = put(tmp_path, csv(days(24)), labels=words)
-    refused(folder, "whether 'churned' or 'active' is the 1", '"positive": "churned"')
+    refused(folder, "whether 'churned' or 'active' means 1", '"positive": "churned"')
     (folder / "about.json").write_text('{"positive": "churned"}')
     users = read(folder)
     assert users.label("status").tolist() == [1, 0] * 3
@@ -695,7 +695,7 @@ def test_15e_the_horizon_that_check_advises_for_a_short_history_works(tmp_path):
     rows = [(f"u{i}", *row[1:]) for row in days(39) for i in range(30)]
     folder = put(tmp_path, csv(rows))
     data, words = check_folder(folder)
-    said = "38 days of history before the cut-off, 45 are needed. Write {"
+    said = "38 days of history before the cut-off; 45 are needed. Write {"
     assert data["days"] == 38 and "days: 38" in words and f"training: {said}" in words
     assert "next: " not in words
     users = load_users(folder)
@@ -711,12 +711,12 @@ def test_15e_the_horizon_that_check_advises_for_a_short_history_works(tmp_path):
 
 def test_15_check_counts_the_users_that_training_needs(tmp_path):
     data, words = check_folder(put(tmp_path, csv(days(120, users=24))))
-    assert data["training"] == "24 users, 30 are needed. Collect more." and "next: " not in words
+    assert data["training"] == "24 users; 30 are needed. Collect more." and "next: " not in words
     with pytest.raises(ValueError, match=re.escape(data["training"])):
         training_cutoffs(load_users(tmp_path))
     rows = days(90, users=24) + [(f"new {row[0]}", *row[1:]) for row in days(120, users=30)[90:]]
     data, words = check_folder(put(tmp_path, csv(rows)))
-    said = "24 users with an event before 2025-03-31, 30 are needed. Pass a later cutoff"
+    said = "24 users with an event before 2025-03-31; 30 are needed. Pass a later cutoff"
     assert data["users"] > 30 and data["training"].startswith(said)
     put(tmp_path, csv(days(120, users=30)))
     data, words = check_folder(tmp_path)

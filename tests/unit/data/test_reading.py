@@ -100,8 +100,8 @@ CELLS = {  # file, row, column, value; part of the message, kind
     "label in words": ("labels", 0, "travels", "Yes", "yes is 1", "changed"),
     "ids that meet unseen": ("labels", 1, "user", "b\u200d", "invisible", "changed"),
     "ids that meet": ("events", 1, "user", "a ", "spaces around", "changed"),
-    "another case": ("events", 1, "user", "A", "like 'a' but for case", "note"),
-    "a stranger": ("labels", 1, "user", "zoe", "no event of this user", "note"),
+    "another case": ("events", 1, "user", "A", "differs from 'a' only in case", "note"),
+    "a stranger": ("labels", 1, "user", "zoe", "this user has no events", "note"),
 }
 
 
@@ -275,7 +275,7 @@ def test_parquet_types_that_are_not_what_they_seem(tmp_path):
     assert users.ids == ("1", "2", "3") and users.label("travels").notna().sum() == 2
     assert users.events["time"].iloc[0] == pd.Timestamp("2025-01-02 02:00")
     assert "noodles" in set(users.events["text"])
-    assert users.report.columns["left out"] == ["seen (a further time)"]
+    assert users.report.columns["left out"] == ["seen (another time)"]
     said = str(users.report)
     for words in ("read as whole numbers", "Asia/Shanghai", "read as UTF-8", "read as a column"):
         assert words in said
@@ -378,7 +378,7 @@ def test_out_is_never_the_folder_and_never_half_written(tmp_path, monkeypatch):
             check_folder(folder, out)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "note").write_text("mine")
-    with pytest.raises(FileExistsError, match="holds something already"):
+    with pytest.raises(FileExistsError, match="is not an empty folder"):
         check_folder(folder, tmp_path / "full")
     (tmp_path / "empty").mkdir()
     real = pd.DataFrame.to_parquet
@@ -539,7 +539,7 @@ def test_a_state_of_the_user_is_no_part_of_an_event():
     assert set(users.events["text"]) == {"view", "buy"}
     left = users.report.columns["left out"]
     assert left == [
-        "customer_stage (tells of the customer, not of the event; name it in text= to keep it)"
+        "customer_stage (describes the customer, not the event; name it in text= to keep it)"
     ]
     both = read_events(frame, text=["event", "customer_stage"])
     assert "view, new" in set(both.events["text"])

@@ -112,7 +112,7 @@ REPORTED = [  # file, its text; kind, row and column of what is reported, and wh
     ("users.csv", "user,home.rooms\na,3\nb,inf\n", "changed", 1, "home.rooms", "not finite"),
     ("users.csv", "user,home.rooms\na,3\n,4\n", "dropped", 1, "user", "left out"),
     ("labels.csv", "user,travels\na,yes\n", "changed", 0, "travels", "yes is 1"),
-    ("labels.csv", "user,travels\na,1\nc,1\n", "note", 1, "user", "no event of this user"),
+    ("labels.csv", "user,travels\na,1\nc,1\n", "note", 1, "user", "this user has no events"),
     ("about.json", '{"cut_off": "2025-01-31"}', "note", None, "cut_off", "not read"),
 ]
 

@@ -108,7 +108,7 @@ def test_held_out_users_are_in_no_step(users, trained):
 def test_a_short_history_is_refused_with_what_it_needs(users):
     table = habits()
     short = Users.from_events(table[table["time"] > CUTOFF - pd.Timedelta(days=20)], CUTOFF)
-    with pytest.raises(ValueError, match="days of history before the cut-off, 45 are needed"):
+    with pytest.raises(ValueError, match="days of history before the cut-off; 45 are needed"):
         training_cutoffs(short)
 
 
