@@ -1,4 +1,4 @@
-"""Attention over modalities, beside what deleting each of them does to the embedding."""
+"""Attention over modalities, and the effect of deleting each modality on the embedding."""
 
 from __future__ import annotations
 
@@ -16,42 +16,45 @@ from qanchor.models.queries import QueryLike, query_text
 from qanchor.models.user_tokens import UserTokens
 from qanchor.utils.types import EmbeddingRows
 
-# rows of the attention beside the modalities
+# groups of tokens that are not modalities; attention is summed over modalities and these
 NUMBER_ROW = "number columns"
 TIME_ROW = "time of day"
 TABULAR = "tabular"
 ROW_OF_KIND = {"number": NUMBER_ROW, "time": TIME_ROW, "attribute": TABULAR}
-MIN_RANK_GAP = 2  # difference of a modality's two ranks from which on it is marked
-MIN_RANKED = 3  # modalities that can be ranked
+MIN_RANK_GAP = 2  # a modality is marked if its two ranks differ by at least this much
+MIN_RANKED = 3  # modalities that a rank correlation needs
 TABLE_COLUMNS = ["query", "modality", "kind", "tokens", "weight", "per_token", "deletion_effect"]
 TABLE_COLUMNS += ["disagrees", "disagrees_per_token", "agreement", "agreement_per_token"]
 UserRows = Float[np.ndarray, "user row"] | Int[np.ndarray, "user row"]
 
 
 def attention_rows(modalities: Sequence[str]) -> list[str]:
-    """Return the names of the rows that attention is summed over.
+    """Return the names of the groups of tokens that attention is summed over.
+
+    They are the modalities, "number columns", "time of day" and "tabular" (the facts). Each is a
+    row of the attention table.
 
     Args:
         modalities: Modalities of the users.
 
     Raises:
-        ValueError: A modality has the name of another row.
+        ValueError: A modality has a reserved name.
     """
     for name in modalities:
         if name in (NUMBER_ROW, TIME_ROW):
             raise ValueError(
-                f"A modality is named {name!r}, which is reserved for tokens of no modality. "
+                f"A modality is named {name!r}, which is reserved for tokens without a modality. "
                 "Rename it and read the events again."
             )
     return list(dict.fromkeys([*modalities, *ROW_OF_KIND.values()]))
 
 
 def thing_rows(tokens: UserTokens, names: Sequence[str]) -> np.ndarray:
-    """Return the row of `names` that each thing belongs to; -1 for none.
+    """Return the position in `names` that each thing belongs to; -1 for none.
 
     Args:
         tokens: Tokens of the users.
-        names: From `attention_rows`.
+        names: Rows, from `attention_rows`.
     """
     place = {name: row for row, name in enumerate(names)}
     rows = [place.get(ROW_OF_KIND.get(thing.kind, thing.modality), -1) for thing in tokens.things]
@@ -59,8 +62,10 @@ def thing_rows(tokens: UserTokens, names: Sequence[str]) -> np.ndarray:
 
 
 def modality_attention(engine: Engine, cache: PrefixCache, query: QueryLike) -> pd.DataFrame:
-    """Return how much each user's score depends on each modality: the absolute sum of the gradients
-    of the score over the tokens of the modality.
+    """Return how much each user's score depends on each modality.
+
+    The weight of a modality is the absolute value of the sum of the score's gradients over its
+    tokens.
 
     Args:
         engine: The model.
@@ -69,8 +74,8 @@ def modality_attention(engine: Engine, cache: PrefixCache, query: QueryLike) -> 
 
     Returns:
         `user, query, modality, weight, per_token`. The weights of one user sum to 1, unless all
-        gradients are zero; per_token is the weight divided by the number of tokens. Other rows
-        than modalities are `number columns`, `time of day` and `tabular` (the facts).
+        gradients are zero; `per_token` is the weight divided by the number of tokens. In addition
+        to modalities there are the rows `number columns`, `time of day` and `tabular` (the facts).
 
     Example:
         >>> users = qa.make_sample_users(60)
@@ -92,13 +97,16 @@ def modality_attention(engine: Engine, cache: PrefixCache, query: QueryLike) -> 
 def attention_shares(
     engine: Engine, cache: PrefixCache, query: QueryLike, names: Sequence[str]
 ) -> tuple[UserRows, UserRows]:
-    """Return the share of each row in the attention of each user, and the tokens of each row.
+    """Return the share of each row in a user's attention, and its number of tokens.
 
     Args:
         engine: The model.
         cache: The users, read by `engine.prefill`.
         query: The query or soft prompt.
-        names: From `attention_rows`.
+        names: Rows, from `attention_rows`.
+
+    Returns:
+        Two arrays of shape (user, row).
     """
     tokens = cache.tokens
     row_of = np.append(thing_rows(tokens, names), -1)
@@ -115,12 +123,12 @@ def attention_shares(
 
 
 def row_frame(users: Sequence, names: Sequence[str], **values: UserRows) -> pd.DataFrame:
-    """Return one row for each user and row of attention.
+    """Return a tidy frame with one row for each pair of a user and a row of `names`.
 
     Args:
         users: The users.
-        names: From `attention_rows`.
-        **values: Columns by name, (user, row).
+        names: Rows, from `attention_rows`.
+        **values: Columns by name, arrays of shape (user, row).
     """
     frame = pd.DataFrame({"user": np.repeat(users, len(names))})
     frame["modality"] = np.tile(names, len(users))
@@ -136,13 +144,12 @@ def modality_importance(
 
     Args:
         engine: The model.
-        users: The users. Each is read once whole, and once without each of the modalities and the
-        facts.
-        query: One query, or several that share these readings.
+        users: The users. Each is encoded once in full, and once without each modality or the facts.
+        query: One query, or several that share these encodings.
 
     Returns:
-        `user, query, modality, deletion_effect`. deletion_effect: 1 - cosine to the
-        embedding of the whole user. Modalities that a user lacks are left out.
+        `user, query, modality, deletion_effect`. The deletion effect is 1 - cosine between the
+        embeddings with and without the modality. Modalities that a user lacks are left out.
 
     Example:
         >>> users = qa.make_sample_users(60)
@@ -174,16 +181,16 @@ def iter_deletion_effects(
     queries: Sequence[QueryLike],
     whole: Float[np.ndarray, "user query dim"],
 ) -> Iterator[tuple[str, Float[np.ndarray, "user query"]]]:
-    """Read users without one modality after another.
+    """Delete one modality at a time, and measure how far the users move.
 
     Args:
         engine: The model.
         users: The users.
         queries: Queries and soft prompts.
-        whole: Embeddings of the whole users.
+        whole: Embeddings of the users with all modalities.
 
     Yields:
-        The modality and how far each user moves under each query; NaN for users that lack it.
+        The modality, and the deletion effect for each user and query; NaN if a user lacks it.
     """
     names = ablatable_rows(users)
     events = users.modality_counts().reindex(columns=names, fill_value=0)
@@ -258,9 +265,9 @@ def attention_table(
 
     Args:
         query: Name of the query.
-        results: The users, in one part or several.
-        names: Names of the rows.
-        modalities: The rows that can be deleted.
+        results: Results of the users, in one batch or several.
+        names: Rows, from `attention_rows`.
+        modalities: The rows that can be deleted, from `ablatable_rows`.
 
     Returns:
         The table that `AttentionBackend` describes.
@@ -302,7 +309,7 @@ def ranks_disagree(values: pd.Series, effect: pd.Series) -> pd.Series:
         effect: The deletion effect per row; rows without one are not ranked.
 
     Returns:
-        True where they are.
+        A boolean mask of the rows.
 
     Example:
         >>> ranks_disagree(pd.Series([0.5, 0.3, 0.2]), pd.Series([0.1, 0.2, 0.9])).tolist()

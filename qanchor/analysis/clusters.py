@@ -1,4 +1,4 @@
-"""Clusters of users under a question, and what becomes of them under another."""
+"""Find clusters of users under a question, and compare them with those under another question."""
 
 from __future__ import annotations
 
@@ -16,24 +16,22 @@ from qanchor.evaluation.probe import linear_probe
 from qanchor.utils.arrays import l2_normalize
 from qanchor.utils.types import EmbeddingRows, UserInts
 
-# in 128 dimensions all distances are alike and density says little: the axes along which users
-# differ most stay
+# principal axes that are kept: in 128 dimensions all distances are similar, so density says little
 MAX_AXES = 16
-MIN_USERS = 15  # users to cluster at least, and users in the smallest cluster
+MIN_USERS = 15  # fewest users that can be clustered, and smallest default size of a cluster
 SUBSAMPLES = 20
-# of the users are in each subsample; in larger ones the chance clumps of one sample come back and
-# look stable
+# share of the users in each subsample; in larger subsamples, random clumps recur and look stable
 SUBSAMPLE_SHARE = 0.5
-# below it, subsamples lose a cluster more often than they find it: it is given up (Hennig 2007)
+# a cluster with a lower mean overlap with its matches in subsamples is dropped (Hennig 2007)
 DISSOLVED = 0.5
-STABLE = 0.6  # below it, a cluster is one of the sample and hardly one of the users (Hennig 2007)
-NEAR = 60
-# of the differences along one axis: what is found there are stretches of a line rather than islands
+STABLE = 0.6  # a cluster with a lower mean overlap is kept, but not reliable (Hennig 2007)
+NEAR = 60  # largest min_samples of HDBSCAN, to limit memory
+# share of the variance along one axis above which clusters are stretches of a line, not islands
 LINE = 0.8
-ISLANDS = 0.9  # of the users are in clusters where these are islands
-MAX_SILHOUETTE_USERS = 5_000  # a silhouette is the mean over a sample of more users
-SUCCESSOR_SHARE = 0.5  # share of its users that makes one cluster the successor of another
-NONE = -1  # the cluster of those who are in none
+ISLANDS = 0.9  # unless this share of the users is in clusters: then they are islands
+MAX_SILHOUETTE_USERS = 5_000  # with more users, the silhouette is computed on a sample
+SUCCESSOR_SHARE = 0.5  # share of users that makes one cluster the successor of another
+NONE = -1  # cluster number of users that are in no cluster
 Flat = Float[np.ndarray, "user axis"]
 
 
@@ -47,19 +45,18 @@ def find_clusters(
     """Find clusters of users and estimate how stable each is.
 
     Args:
-        embeddings: Of one query, in the order of `ids`; rows are scaled to unit length, so distance
-        follows the cosine.
-        ids: The users.
-        least: Users that a cluster must have; default 3 % of them, at least 15.
-        seed: Seed of the subsamples; default 0.
+        embeddings: Embeddings under one query, in the order of `ids`. Rows are scaled to unit
+            length, so that distance follows the cosine.
+        ids: Ids of the users.
+        least: Smallest size of a cluster (default: 3 % of the users, at least 15).
+        seed: Seed of the subsamples (default 0).
 
     Returns:
-        `user, cluster`: clusters are numbered by size from 0, -1 is none. If nobody is in a
-        cluster, the users are one continuum. `attrs` holds `least`, `axes`, `stability` (by
-        cluster, the mean Jaccard overlap with its best match among the clusters of each subsample;
-        candidates below 0.5 are given up, a cluster below 0.6 is not reliable either) and
-        `first_axis` (share of the variance along one line; near 1, clusters are dense stretches of
-        it).
+        `user, cluster`: clusters are numbered from 0, the largest first; -1 is none. If all users
+        are in none, they form one continuum. `attrs` holds `least`, `axes`, `stability` (for each
+        cluster, the mean Jaccard overlap with its best match in each subsample; clusters below 0.5
+        are dropped, and below 0.6 they are not reliable) and `first_axis` (share of the variance
+        along one line; if it is near 1, clusters are dense stretches of that line).
 
     Raises:
         ValueError: If there are too few users, or `least` is out of range.
@@ -80,18 +77,18 @@ def find_clusters(
     if n_users < MIN_USERS:
         raise ValueError(
             f"Found {n_users} users; at least {MIN_USERS} are required to look for clusters. "
-            "Give more."
+            "Pass more."
         )
     least = max(MIN_USERS, round(0.03 * n_users)) if least is None else least
     if not 2 <= least <= n_users:
         raise ValueError(
-            f"least is {least} for {n_users:,} users. Give a number from 2 to the number of users."
+            f"least is {least} for {n_users:,} users. Pass a number from 2 to the number of users."
         )
     flat = _flat(l2_normalize(np.asarray(embeddings, float)))
     candidate = _dense(flat, least)
     stability = _stability(flat, candidate, least, seed)
     stays = stability >= DISSOLVED
-    number = np.append(np.where(stays, stays.cumsum() - 1, NONE), NONE)  # the last is that of none
+    number = np.append(np.where(stays, stays.cumsum() - 1, NONE), NONE)  # last: label -1
     users = [str(user) for user in ids]
     frame = pd.DataFrame({"user": users, "cluster": number[candidate]})
     spread = flat.var(axis=0)
@@ -105,30 +102,30 @@ def find_clusters(
 
 
 def cluster_transitions(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """Count who went from which cluster to which, and classify each transition.
+    """Count the users that go from each cluster to each other one, and classify the transitions.
 
-    A cluster is the successor of an earlier one if it takes at least half of its users, or consists
-    of them by at least half.
+    A cluster is the successor of an earlier one if it receives at least half of that cluster's
+    users, or if at least half of its own users come from there.
 
     Args:
-        before: From `find_clusters`.
-        after: From `find_clusters`, of the same users in any order.
+        before: Clusters from `find_clusters`.
+        after: Clusters from `find_clusters`, of the same users in any order.
 
     Returns:
-        `from_cluster, to_cluster, users, share_from, share_to, kind`, one row for each pair that
-        has users (-1: none); the users add up to all of them. kind is
+        `from_cluster, to_cluster, users, share_from, share_to, kind`, one row for each pair of
+        clusters that has users (-1: none). Every user is counted once. `kind` is
 
-            stays    from a cluster to its only successor, which succeeds no other; or in none
-                     before and after
+            stays    from a cluster to its only successor, which succeeds no other cluster; or in
+                     none before and after
             split    from a cluster to one of its several successors
             merge    from one of several clusters that share a successor to that successor
-            birth    into a cluster that is no successor
+            birth    into a cluster that is not a successor
             death    out of a cluster without a successor, to none or to the successor of another
             leaver   out of a cluster with a successor, to none or to the successor of another
             joiner   from none to a successor
 
-        `attrs` lists the clusters: `split` and `death` those before, `merge` and `birth` those
-        after.
+        `attrs` lists the clusters concerned: for `split` and `death` those before, for `merge` and
+        `birth` those after.
 
     Raises:
         ValueError: If the users are not the same.
@@ -151,7 +148,7 @@ def cluster_transitions(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFra
     n_parents = link.groupby(table["to_cluster"]).transform("sum")
     is_birth = ~to_none & (n_parents == 0)
     is_death = ~from_none & (n_successors == 0)
-    # a link that is part of a split and a merge counts where most of its old cluster goes
+    # a link that is part of both a split and a merge is a merge if most of the old cluster takes it
     mostly = (table["share_from"] >= SUCCESSOR_SHARE) | (n_successors < 2)
     kinds = {  # the first that holds
         "merge": link & (n_parents > 1) & mostly,
@@ -180,13 +177,12 @@ def _flat(rows: EmbeddingRows) -> Flat:
 
 
 def _dense(flat: Flat, least: int) -> UserInts:
-    """Cluster by density; clusters are numbered by falling size, ties as they were found."""
+    """Cluster with HDBSCAN and number the clusters by decreasing size."""
     from sklearn.cluster import HDBSCAN
 
-    # A single cluster is never asked for: sklearn's choice then is a dozen users in the middle of a
-    # blob
-    # as many neighbours make a place dense as make a cluster (if not too many to hold): with few, a
-    # blob falls into clumps
+    # allow_single_cluster stays off: it would return a dozen users in the middle of a blob
+    # min_samples equals the smallest cluster size, up to NEAR: with a small one, a blob falls apart
+    # into clumps
     fit = HDBSCAN(min_cluster_size=least, min_samples=min(least, NEAR), copy=True).fit(flat)
     sizes = np.bincount(fit.labels_[fit.labels_ >= 0], minlength=0)
     place = np.append(np.argsort(np.argsort(-sizes, kind="stable"), kind="stable"), NONE)
@@ -196,7 +192,8 @@ def _dense(flat: Flat, least: int) -> UserInts:
 def _stability(flat: Flat, label: UserInts, least: int, seed: int) -> Float[np.ndarray, " cluster"]:
     """Cluster subsamples and return each cluster's mean Jaccard overlap with its best match there.
 
-    Subsamples are drawn without replacement, because a user that is drawn twice looks dense.
+    Subsamples are drawn without replacement, because a user drawn twice would look like a dense
+    region.
     """
     random = np.random.default_rng(seed)
     n_clusters = int(label.max()) + 1
@@ -218,7 +215,7 @@ def _joined(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     if one_sided:
         sizes = f"{len(before):,} users before, {len(after):,} after"
         raise ValueError(
-            f"User {one_sided[0]!r} is on one side only ({sizes}). Cluster the same users twice."
+            f"User {one_sided[0]!r} is on one side only ({sizes}). Pass clusters of the same users."
         )
     old = before.set_index("user")["cluster"].rename("from_cluster")
     new = after.set_index("user")["cluster"].rename("to_cluster")
@@ -234,14 +231,14 @@ class ClusterComparison:
     """Hold the clusters of the same users under two queries, and how they relate.
 
     Args:
-        points: `user, query, x, y, trust`, one joint map; the queries are "before", "after" and,
-        for prototypes, "mark".
-        before: `user, cluster`, from `find_clusters`.
-        after: The same for the second query.
+        points: `user, query, x, y, trust`, one joint map. The queries are "before", "after" and,
+            for prototypes, "mark".
+        before: `user, cluster` under the first query, from `find_clusters`.
+        after: The same under the second query.
         names: `side` and the columns of `describe_clusters`.
-        transitions: From `cluster_transitions`.
+        transitions: Transitions from `cluster_transitions`.
         scores: One row per side: `side, auc, auc_low, auc_high, ks, silhouette, n, positives`;
-        empty without labels.
+            empty without labels.
         neighbors_kept: Mean share of the 15 nearest neighbours that a user keeps.
     """
 
@@ -270,12 +267,12 @@ def compare_clusters(
         before: Embeddings under the first query, in the order of `users.ids`.
         after: Embeddings of the same users under the second.
         users: The users.
-        labels: Index user; 0, 1 or NaN. Give those of held-out users only: labels that a prompt was
-        tuned on flatter `after`.
-        prototypes: Vectors (dim,) by name, as a soft prompt learned them; they are drawn among the
-        users of `after`.
-        least: Users that a cluster must have; default: see `find_clusters`.
-        method: Of the map, "umap" or "pca"; default "umap".
+        labels: Index user; 0, 1 or NaN (default: none). Pass those of held-out users only, since
+            labels that a prompt was tuned on inflate the scores of `after`.
+        prototypes: Vectors (dim,) by name, as a soft prompt learns them (default: none). They are
+            placed on the map among the users of `after`.
+        least: Smallest size of a cluster (default: see `find_clusters`).
+        method: Method of the map, "umap" (default) or "pca".
 
     Returns:
         The comparison.
@@ -315,9 +312,7 @@ def compare_clusters(
 
 
 def _scores(side: str, rows: EmbeddingRows, users: Users, labels: pd.Series) -> dict:
-    """Return how well a linear probe reads the labels from one side, and how far their classes are
-    apart.
-    """
+    """Return the scores of a linear probe on one side, and the silhouette of the labels."""
     from sklearn.metrics import silhouette_score
 
     labels = labels.set_axis(labels.index.astype(str)).reindex(list(users.ids))

@@ -1,4 +1,4 @@
-"""Embeddings of the queries that were asked last, of the same users."""
+"""Cache the embeddings of recent queries for one set of users."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from qanchor.inference.engine import Engine
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.utils.arrays import LRUCache
 
-# newest queries that are cached: 164 MB for 2,000 users; the questions of a group fit in
+# recent queries that are cached: 164 MB for 2,000 users; enough for all questions about a group
 MAX_CACHED_QUERIES = 160
-# embeddings that are cached at most, 2 GB of 128 numbers: 40 queries of 100,000 users
+# largest number of cached embeddings, 2 GB at 128 dimensions: 40 queries of 100,000 users
 MAX_CACHED_EMBEDDINGS = 4_000_000
-MIN_CACHED_QUERIES = 8  # queries that are cached however many users there are
+MIN_CACHED_QUERIES = 8  # queries that are cached for any number of users
 
 
 class EmbeddingCache:
-    """Embed users under queries and keep the newest results.
+    """Embed users under queries and keep the most recent results.
 
-    `embeddings` (query to array (user, dim)) is an LRU cache.
+    `embeddings` (arrays of shape (user, dim) by query) is an LRU cache.
 
     Args:
         engine: The model.
@@ -44,23 +44,23 @@ class EmbeddingCache:
         self.embeddings = LRUCache(size)
 
     def embed(self, *queries: str) -> Generator[tuple[str, int, int], None, dict[str, np.ndarray]]:
-        """Embed all users under queries, those that are not cached in one visit of each user.
+        """Embed all users under queries; those not in the cache share one pass over the users.
 
         Args:
-            *queries: The queries; there may be more of them than are cached.
+            *queries: The queries; there may be more of them than the cache holds.
 
         Yields:
-            ("users", done, total) while there is something to embed. Closing the iterator cancels:
-            only whole results are cached.
+            ("users", done, total) while users are embedded. Closing the iterator cancels; only
+            complete results are cached.
 
         Returns:
-            Query to (user, dim).
+            Embeddings of shape (user, dim) by query.
         """
         results = {query: self.embeddings[query] for query in queries if query in self.embeddings}
         missing = [query for query in dict.fromkeys(queries) if query not in results]
         if missing:
             shape = (len(self.ids), self.engine.model.config.embedding_dim)
-            # an array a query, because a view of one query would keep all of them in memory
+            # one array per query: a view of a shared array would keep all queries in memory
             embedded = {query: np.zeros(shape, np.float32) for query in missing}
             done = 0
             for rows, z in self.engine.iter_embed(self.cache, missing):

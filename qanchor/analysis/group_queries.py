@@ -1,6 +1,4 @@
-"""Rank questions by how well their embeddings separate a group of users from all others, beside
-random groups.
-"""
+"""Rank questions by how well they separate a group of users from the others, beyond chance."""
 
 from __future__ import annotations
 
@@ -20,13 +18,13 @@ from qanchor.utils.types import EmbeddingRows, UserMask
 
 GroupMasks = Bool[np.ndarray, "draw user"]
 FOLDS = 5
-SEEDS = 3  # ways to fold the users
-DRAWS = 200  # random groups behind the chance level
-MIN_USERS_PER_SIDE = 2 * FOLDS  # users that the group, and the rest, must have
-# share of the random groups of which even the best question stays below the chance level
+SEEDS = 3  # repetitions of the cross-validation, with other folds
+DRAWS = 200  # random groups that determine the chance level
+MIN_USERS_PER_SIDE = 2 * FOLDS  # smallest size of the group, and of the rest
+# share of the random groups for which even the best question stays below the chance level
 CHANCE_QUANTILE = 0.95
-MAX_QUESTIONS = 60  # of a bank
-# what a bank asks: families of concepts, and what is measured of them
+MAX_QUESTIONS = 60  # in a question bank
+# families of concepts in a question bank, and the measures of these that are asked about
 BANK = {
     "behavior": ("occurs", "more", "less", "high"),
     "topic": ("occurs",),
@@ -47,35 +45,34 @@ def rank_queries_for_group(
 ) -> Iterator[tuple[str, int, int] | pd.DataFrame]:
     """Rank questions by how well they separate a group from all other users.
 
-    The scorer is linear, but not the fitted `linear_probe`: closeness to the mean embedding of the
-    group minus that to the mean of the rest. A fitted probe separates a group about equally well
-    under every question; this one measures what the question itself emphasises, and takes seconds
-    for all questions and all random groups.
+    A user's score is the dot product with the mean embedding of the group minus that with the mean
+    of the rest. A fitted `linear_probe` would separate a group about equally well under every
+    question. This scorer measures what the question itself emphasizes, and takes seconds for all
+    questions and all random groups.
 
     Args:
-        embedding_cache: The users; their embeddings are read from it and added to it, so the next
-        group costs no model time.
-        ids: The group.
-        questions: The questions. Each user is visited once.
-        draws: Random groups of the same size behind the chance level; default 200.
-        seed: Seed of folds and random groups; default 0.
+        embedding_cache: The users. Their embeddings are read from it and added to it, so the next
+            group needs no run of the model.
+        ids: Ids of the group.
+        questions: The questions. They share one pass over the users.
+        draws: Random groups of the same size that determine the chance level (default 200).
+        seed: Seed of folds and random groups (default 0).
 
     Yields:
-        ("users", done, total) while users are embedded and ("questions", done, total) while
-        questions are compared; last the
-        frame, best question first: `query, auc, auc_low, auc_high` (out of fold, three seeds
-        of five folds), `n_group`, `n_rest`, `chance` (the best of all questions stays below it in
-        95 % of the random groups), `beyond_chance`, and `behind` (clearly worse than the best, by
-        the 95 % interval of the difference over the same folds). With many questions the best AUC
-        is inflated by chance; only values above `chance` are significant. Closing the iterator
-        cancels.
+        ("users", done, total) while users are embedded, ("questions", done, total) while questions
+        are compared, and last the frame, best question first: `query, auc, auc_low, auc_high` (out
+        of fold, three seeds of five folds), `n_group`, `n_rest`, `chance` (the best of all
+        questions stays below it in 95 % of the random groups), `beyond_chance`, and `behind`
+        (clearly worse than the best, by the 95 % interval of the difference over the same folds).
+        With many questions the best AUC is inflated by chance; only values above `chance` are
+        significant. Closing the iterator cancels.
 
     Raises:
         KeyError: If an id is unknown.
         ValueError: If fewer than 10 users are inside or outside the group.
 
-    Source: the maximum over all tests as the null, Westfall and Young, Resampling-Based Multiple
-    Testing (1993).
+    Source: null distribution of the maximum over all tests; Westfall and Young, Resampling-Based
+    Multiple Testing (1993).
 
     Example:
         >>> from qanchor.analysis.embedding_cache import EmbeddingCache
@@ -103,7 +100,7 @@ def rank_queries_for_group(
     aucs = np.array(aucs_of_group)
     frame = pd.DataFrame({"query": queries, **auc_columns(aucs, FOLDS), "chance": chance})
     frame["beyond_chance"] = frame["auc"] > chance
-    # fold by fold, so that what is hard about a fold counts for neither
+    # paired by fold, so that the difficulty of a fold cancels out
     gap = aucs[frame["auc"].argmax()] - aucs
     frame["behind"] = gap.mean(axis=1) > cv_half_width(gap, FOLDS)
     frame = frame.assign(n_group=inside.sum(), n_rest=(~inside).sum())
@@ -111,11 +108,11 @@ def rank_queries_for_group(
 
 
 def group_mask(embedding_cache: EmbeddingCache, ids: Iterable[str]) -> UserMask:
-    """Mark the users of a group; refuse unknown users and groups that are too small or too large.
+    """Return a mask of the users of a group, and check its size.
 
     Args:
         embedding_cache: The users.
-        ids: The group.
+        ids: Ids of the group.
 
     Raises:
         KeyError: If an id is unknown.
@@ -138,8 +135,8 @@ def question_bank(concepts: Sequence[Concept], unit: str = "user") -> list[str]:
     """Return one question about each of the concepts of a data set, the most general ones first.
 
     Args:
-        concepts: The concepts, the most common texts first, as `model.concepts` holds them.
-        unit: The word for a user; default "user".
+        concepts: The concepts in the order of `model.concepts`: the most common texts first.
+        unit: Word for one user (default "user").
 
     Returns:
         At most 60 questions: about behaviour, topics, modalities, numbers and times, then texts.
@@ -161,16 +158,18 @@ def question_bank(concepts: Sequence[Concept], unit: str = "user") -> list[str]:
 def random_groups(
     inside: UserMask, draws: int, rng: np.random.Generator
 ) -> tuple[GroupMasks, Int[np.ndarray, "seed draw user"]]:
-    """Draw random groups of the size of `inside`, and fold the users of each in `SEEDS` ways, both
-    sides spread evenly.
+    """Draw random groups of the size of `inside`, and assign the users of each to folds.
+
+    The users of a group, and those outside it, are spread evenly over the folds. This is repeated
+    `SEEDS` times.
 
     Args:
-        inside: The group that was asked about.
+        inside: Mask of the given group.
         draws: Number of random groups.
-        rng: Draws groups and folds.
+        rng: Random generator for groups and folds.
 
     Returns:
-        The groups, the one that was asked about first, and the fold of each user.
+        The groups, the given one first, and the fold of each user.
     """
     n_users = len(inside)
     n_group = int(inside.sum())
@@ -194,15 +193,15 @@ def random_groups(
 def nearest_mean_aucs(
     z: EmbeddingRows, group: GroupMasks, folds: Int[np.ndarray, "seed draw user"]
 ) -> Float[np.ndarray, "fold draw"]:
-    """Score users by the means of group and rest without their own fold.
+    """Score users by the means of group and rest in the other folds, and return the AUCs.
 
     Args:
         z: Embeddings of the users.
-        group: From `random_groups`.
-        folds: From `random_groups`.
+        group: Groups, from `random_groups`.
+        folds: Folds, from `random_groups`.
 
     Returns:
-        The AUC of each group in each fold, one way of folding after the other.
+        The AUC of each group in each fold; folds of all repetitions one after another.
     """
     aucs = []
     for fold in folds:
@@ -212,7 +211,7 @@ def nearest_mean_aucs(
             theirs = ~group & (fold != k)
             means = ours / ours.sum(1, keepdims=True) - theirs / theirs.sum(1, keepdims=True)
             np.copyto(score, means.astype(np.float32) @ z @ z.T, where=fold == k)
-        # sorted by fold, then by score, ranks are the same row of numbers for every draw
+        # sort by fold, then by score: the position within a fold is the rank, for all draws at once
         lowest = score.min(axis=1, keepdims=True)
         spread = np.ptp(score, axis=1, keepdims=True) * 1.01 + 1e-12
         order = (fold + (score - lowest) / spread).argsort(axis=1)

@@ -1,4 +1,4 @@
-"""What sets a group or a cluster of users apart from all others."""
+"""Describe what distinguishes a group or a cluster of users from all others."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from qanchor.data.users import Users
 from qanchor.evaluation.intervals import wilson_interval
 from qanchor.utils.types import UserMask
 
-# average users added to either side before odds are taken, so that one user with a rare text does
+# average users added to both sides before computing odds, so that one user with a rare text does
 # not win
 PRIOR_USERS = 10
-MIN_ODDS_USERS = 0.5  # smallest count that odds are divided by
-# chance that any text is called distinctive if none is (Bonferroni over all texts)
+MIN_ODDS_USERS = 0.5  # smallest denominator of odds
+# probability that any text is called distinctive if none is (Bonferroni over all texts)
 FAMILY_ERROR = 0.05
-MAX_LISTED_TEXTS = 5  # distinctive texts listed of a cluster
-MAX_NAME_PARTS = 3  # words in the name of a cluster
-MIN_TEXT_HOLDERS = 5  # users of a cluster that have a text that is called distinctive
+MAX_LISTED_TEXTS = 5  # distinctive texts listed per cluster
+MAX_NAME_PARTS = 3  # parts of a cluster's name
+MIN_TEXT_HOLDERS = 5  # users of a cluster that must have a text for it to be distinctive
 CLUSTER_TYPES = {
     "cluster": int,
     "users": int,
@@ -37,19 +37,18 @@ CLUSTER_TYPES = {
 def describe_clusters(clusters: pd.DataFrame, users: Users) -> pd.DataFrame:
     """Name each cluster by what its users did before the cut-off and others did not.
 
-    A text is distinctive if the odds that a user of the cluster has it, once or often, exceed those
-    of the others beyond
-    chance: log-odds with a prior (Monroe et al. 2008), corrected for the number of texts. A random
-    group has none.
+    A text is distinctive if the odds that a user has it (once or often) are higher in the cluster
+    than elsewhere, beyond chance: log-odds with a prior (Monroe et al. 2008), corrected for the
+    number of texts. A random group has no distinctive text (in 95 % of cases).
 
     Args:
-        clusters: From `find_clusters`, of these users or some of them.
+        clusters: Clusters of all or some of these users, from `find_clusters`.
         users: The users.
 
     Returns:
         One row per cluster: `cluster, users, share` (of all users), `stability`, `events` (median
-        per user), `modality` (whose share in the users' events exceeds that of the others most;
-        empty if none does), `texts` and a short `name`.
+        per user), `modality` (the one whose share of a user's events exceeds that of the others
+        most; empty if none does), `texts` (distinctive ones) and a short `name`.
 
     Raises:
         KeyError: If a user is unknown.
@@ -69,8 +68,8 @@ def describe_clusters(clusters: pd.DataFrame, users: Users) -> pd.DataFrame:
         if column not in clusters:
             columns = ", ".join(map(str, clusters))
             raise ValueError(
-                f"There is no column {column!r} (found {columns}). Give what find_clusters "
-                "returned."
+                f"There is no column {column!r} (found {columns}). Pass the frame that "
+                "find_clusters returns."
             )
     past = users.select(clusters["user"]).history()
     number = clusters.set_index("user")["cluster"]
@@ -90,7 +89,7 @@ def describe_clusters(clusters: pd.DataFrame, users: Users) -> pd.DataFrame:
         if median > 1.6 * others:
             parts.append("many events")
         if not parts:
-            parts = [f"more {modality}" if modality else f"nothing telling ({cluster})"]
+            parts = [f"more {modality}" if modality else f"nothing distinctive ({cluster})"]
         rows.append(
             {
                 "cluster": cluster,
@@ -107,12 +106,15 @@ def describe_clusters(clusters: pd.DataFrame, users: Users) -> pd.DataFrame:
 
 
 def distinctive(number: pd.Series, who: pd.Series, what: pd.Series) -> dict[int, list[str]]:
-    """List for each cluster what sets its users apart, the most distinctive first.
+    """List for each cluster what its users have and others do not, the most distinctive first.
 
     Args:
-        number: Cluster by user; -1 is none.
-        who: Users.
-        what: What each of them has, such as a text; pairs of (who, what) are unique.
+        number: Index user; number of the cluster, -1 for none.
+        who: User of each pair.
+        what: What this user has, such as a text. Pairs are unique.
+
+    Returns:
+        Distinctive items by cluster; clusters without any have an empty list.
     """
     from scipy.stats import norm
 
@@ -142,9 +144,7 @@ def _log_odds(have: pd.Series, size: int, prior: pd.Series) -> tuple[pd.Series, 
 
 
 def _distinctive_words(number: pd.Series, texts: pd.DataFrame) -> dict[int, list[str]]:
-    """Return the two most distinctive words of each cluster's events, the second from other texts
-    than the first.
-    """
+    """Return up to two distinctive words per cluster, the second mostly from other texts."""
     words = {
         text: set(re.findall(r"[^\W\d_]{3,}", text.lower())) for text in texts["text"].unique()
     }
@@ -163,8 +163,8 @@ def _distinctive_words(number: pd.Series, texts: pd.DataFrame) -> dict[int, list
 
 
 def _distinctive_modality(number: pd.Series, past: pd.DataFrame) -> list[str]:
-    """Return for each cluster the modality whose share in a user's events exceeds that of the
-    others most, beyond chance.
+    """Return for each cluster the modality whose mean share of a user's events is most above that
+    of the others, beyond chance; "" for none.
     """
     from scipy.stats import norm
 
@@ -182,8 +182,7 @@ def _distinctive_modality(number: pd.Series, past: pd.DataFrame) -> list[str]:
     return names
 
 
-# users who must have a text for it to be compared: whoever is in the group, so this favours no
-# group
+# users that must have a text for it to be compared; all users count, so that no group is favored
 MIN_TEXT_USERS = 5
 DESCRIPTION_COLUMNS = [
     "kind",
@@ -207,30 +206,30 @@ DESCRIPTION_COLUMNS = [
 def describe_group(users: Users, ids: Iterable[str]) -> pd.DataFrame:
     """Compare a group with all other users, the most significant difference first.
 
-    Only the history before the cut-off is read; labels are what was observed after it. Texts of
+    Only the history before the cut-off is used, and labels, which are observed after it. Texts of
     fewer than five users are left out.
 
     Args:
         users: The users.
-        ids: The group.
+        ids: Ids of the group.
 
     Returns:
         One row per comparison:
 
-        kind, name: of a text, modality, fact or label, `group` and `rest` are the shares of users
-        that have it (of a label, among those with a known one); of a number they are medians over
-        the users.
-        group_low, group_high, rest_low, rest_high: 95 % intervals (Wilson; of a median, by order
-        statistics).
-        difference, low, high: group minus rest with its 95 % interval, combined by Newcombe's
-        method.
-        p, beyond_chance: exact, or by ranks for numbers; true if p is significant after correction
-        for all comparisons (Bonferroni), so about 1 in 20 random groups has any such row.
-        n_group, n_rest: users compared.
+        kind, name: what is compared: a text, modality, fact, label or number.
+        group, rest: for a number, the median over users; otherwise the share of users that have it
+            (for a label, among users with a known one).
+        group_low, group_high, rest_low, rest_high: 95 % intervals (Wilson; for a median, by order
+            statistics).
+        difference, low, high: group minus rest, with its 95 % interval by Newcombe's method.
+        p: exact for shares, by ranks for numbers.
+        beyond_chance: whether p is significant after correction for all comparisons (Bonferroni),
+            so about 1 in 20 random groups has any such row.
+        n_group, n_rest: number of users compared.
 
     Raises:
         KeyError: If an id is unknown.
-        ValueError: If the group is empty or holds everybody.
+        ValueError: If the group is empty or holds all users.
 
     Source: Newcombe, Statistics in Medicine 17 (1998), 873-890, method 10.
 
@@ -267,7 +266,7 @@ def describe_group(users: Users, ids: Iterable[str]) -> pd.DataFrame:
 
 
 def _compare_shares_of_users(past: pd.DataFrame, kind: str, inside: UserMask) -> pd.DataFrame:
-    """Compare the shares of users with at least one such event; rare texts are left out."""
+    """Compare the shares of users with each text or modality; rare texts are left out."""
     pairs = past[["user", kind]].drop_duplicates()
     ours = pairs[inside[pairs["user"].cat.codes]]
     in_all = pairs[kind].value_counts(sort=False)
@@ -278,7 +277,7 @@ def _compare_shares_of_users(past: pd.DataFrame, kind: str, inside: UserMask) ->
 
 
 def _compare_binary(kind: str, table: pd.DataFrame, inside: UserMask) -> pd.DataFrame:
-    """Compare the shares of ones among those known."""
+    """Compare the shares of ones among the known values."""
     is_known = table.notna()
     table = table.loc[:, is_known[inside].any() & is_known[~inside].any()]
     ours = table[inside]
@@ -287,9 +286,7 @@ def _compare_binary(kind: str, table: pd.DataFrame, inside: UserMask) -> pd.Data
 
 
 def _shares(kind: str, ours: pd.Series, n_group, theirs: pd.Series, n_rest) -> pd.DataFrame:
-    """Build the frame of the shares of both sides, with intervals and Fisher's exact p, both
-    tails.
-    """
+    """Build the frame of the shares of both sides, with intervals and two-sided Fisher exact p."""
     from scipy.stats import hypergeom
 
     frame = pd.DataFrame({"kind": kind, "name": ours.index.astype(str)})
@@ -306,9 +303,7 @@ def _shares(kind: str, ours: pd.Series, n_group, theirs: pd.Series, n_rest) -> p
 
 
 def _numbers(users: Users, past: pd.DataFrame) -> pd.DataFrame:
-    """Return the numbers of each user: events, events of each modality, sums, facts (NaN if there
-    is none).
-    """
+    """Return the numbers of each user: counts of events, sums of number columns, and facts."""
     by_user = past.groupby("user", observed=False)
     events = by_user.size().rename("events")
     counts = users.modality_counts()
@@ -319,7 +314,7 @@ def _numbers(users: Users, past: pd.DataFrame) -> pd.DataFrame:
 
 
 def _medians(table: pd.DataFrame, inside: UserMask) -> pd.DataFrame:
-    """Compare medians, with intervals by order statistics, and p by ranks (Mann and Whitney)."""
+    """Compare medians, with intervals by order statistics and p of the Mann-Whitney U test."""
     from scipy.stats import binom, mannwhitneyu
 
     rows = []

@@ -1,7 +1,6 @@
-"""One joint two-dimensional map of the same users under two queries.
+"""Project users under two queries onto one joint two-dimensional map.
 
-Two maps that are fitted separately make users seem to move that do not; one joint fit does not, so
-it is the only one offered.
+On maps that are fitted separately, users seem to move that do not, so there is only a joint fit.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from qanchor.analysis.shift import (
 )
 from qanchor.utils.arrays import l2_normalize
 
-MARK = "mark"  # the query of rows that are no users
-BLOCK = 2_500  # rows of a block within which trust is estimated: its distances need 50 MB
+MARK = "mark"  # value of `query` for rows that are not users
+BLOCK = 2_500  # rows per block when trust is estimated: the distances of a block take 50 MB
 
 
 Places = Float[np.ndarray, "row 2"]
@@ -36,26 +35,25 @@ def joint_projection(
     last: pd.DataFrame | None = None,
     marks: dict[str, np.ndarray] | None = None,
 ) -> pd.DataFrame:
-    """Project the same users under two queries to one map, fitted once on both.
+    """Project the same users under two queries onto one map that is fitted on both.
 
     Args:
         before: Embeddings under the first query.
         after: Embeddings of the same users under the second.
-        ids: The users, in the order of the rows.
-        queries: Names of the two queries; default "before" and "after".
-        seed: Seed of UMAP; default 0.
+        ids: Ids of the users, in the order of the rows.
+        queries: Names of the two queries (default "before" and "after").
+        seed: Seed of UMAP (default 0).
         method: "umap" (default; about a second for 2 x 600 rows, after ten seconds of compiling at
-        the first call) or "pca"
-            (instant, and the same on every machine).
-        last: The map shown so far; default: none. Users start from their places on it, so the map
-        does not flip.
-        marks: Other rows of the second query's space by name, such as prototypes; default: none.
-        They take part in the fit and
-            are the last rows of the frame, with the name as user and `MARK` as query.
+            the first call) or "pca" (instant, and the same on every machine).
+        last: The previous map (default: none). Users start from their places on it, so that the map
+            does not flip.
+        marks: Vectors (dim,) in the space of the second query by name, such as prototypes (default:
+            none). They take part in the fit and are the last rows of the frame, with the name as
+            user and `MARK` as query.
 
     Returns:
-        `user, query, x, y, trust`, first the rows of the first query. trust is 1 if the neighbours
-        of a point on the map are its neighbours in the original space. `attrs` holds
+        `user, query, x, y, trust`, the rows of the first query first. `trust` is 1 if the
+        neighbours of a point on the map are its neighbours in the original space. `attrs` holds
         `trustworthiness` (the mean), `removed` (size of the common rotation and offset that were
         removed, see `align`), `method` and `users`.
 
@@ -77,7 +75,7 @@ def joint_projection(
     added = align_rows(before, after, l2_normalize(mark_rows))
     rows = np.vstack([before, aligned, added])
     start = _last_places(last, ids)
-    if start is not None:  # a mark starts where the user that is nearest to it was
+    if start is not None:  # a mark starts at the previous place of its nearest user
         nearness = added @ aligned.T - (aligned**2).sum(axis=1) / 2
         start = np.vstack([start, start[nearness.argmax(axis=1)]])
     places = _pca(rows)
@@ -105,16 +103,17 @@ def joint_projection(
 def pointwise_trustworthiness(
     rows: Float[np.ndarray, "row dim"], places: Places, k: int = N_NEIGHBORS
 ) -> Float[np.ndarray, " row"]:
-    """Return how far the neighbours of each point on the map can be trusted, 0 to 1; the mean is
-    the usual trustworthiness.
+    """Return the trustworthiness of the neighbourhood of each point on the map, 0 to 1.
+
+    The mean over the points is the usual trustworthiness.
 
     Args:
         rows: The points in the original space.
         places: The points on the map.
-        k: Number of nearest neighbours; default 15.
+        k: Number of nearest neighbours (default 15).
 
     Returns:
-        One number per point. From twice `BLOCK` rows on it is an estimate within random blocks.
+        One number per point. With at least twice `BLOCK` rows, it is estimated in random blocks.
     """
     n_blocks = max(1, len(rows) // BLOCK)
     order = np.random.default_rng(0).permutation(len(rows))
@@ -127,7 +126,7 @@ def pointwise_trustworthiness(
 def _trust_in_block(rows, places: Places, k: int) -> Float[np.ndarray, " row"]:
     n_rows = len(rows)
     k = min(k, (n_rows - 1) // 2)
-    if not k:  # of two points each is the other's neighbour on every map
+    if not k:  # two points are each other's neighbour on every map
         return np.ones(n_rows)
     # without the row's own square, which does not change the ranks within a row
     distance = (rows**2).sum(axis=1) - 2 * rows @ rows.T
@@ -144,12 +143,12 @@ def _trust_in_block(rows, places: Places, k: int) -> Float[np.ndarray, " row"]:
 def _pca(rows) -> Places:
     from sklearn.decomposition import PCA
 
-    with np.errstate(invalid="ignore"):  # one user, or all alike, has no variance
+    with np.errstate(invalid="ignore"):  # one user, or equal users, have no variance
         return PCA(2, svd_solver="full").fit_transform(rows)
 
 
 def _umap(rows, start, seed: int) -> Places:
-    import umap  # compiles for some ten seconds at its first fit
+    import umap  # compiles for about ten seconds at its first fit
 
     # without noise, users with equal embeddings could not separate
     noise = np.random.default_rng(seed).normal(scale=1e-3 * start.std(), size=start.shape)

@@ -1,6 +1,4 @@
-"""Many questions against many groups: which question separates which group, who leans to yes, and
-who shifts.
-"""
+"""Cross questions with groups: separation, leaning to yes and shift of each group per question."""
 
 from __future__ import annotations
 
@@ -27,21 +25,21 @@ from qanchor.utils.arrays import l2_normalize
 from qanchor.utils.text import count, plural
 from qanchor.utils.types import EmbeddingRows, UserFloats, UserMask
 
-RANDOM_GROUPS = 200  # random groups behind each chance level
+RANDOM_GROUPS = 200  # random groups that determine each chance level
 MAX_QUERIES = 8  # questions that are chosen by default
 MAX_GROUPS = 10  # groups that are made by default
-# of the users form the group of a modality: those with the largest share of it in their events
+# share of the users in the default group of a modality: those with most of it in their events
 TOP_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class MatrixProgress:
-    """Report how far a matrix is.
+    """Report the progress of a matrix.
 
     Args:
         stage: "users" (being embedded under the question), "scores" or "row" (a row is complete).
         row: Number of the question, from 0.
-        done: Units of work of this row that are done; it has one per user.
+        done: Units of work done in this row, which has one unit per user.
         frame: The rows so far, or None before the first.
     """
 
@@ -58,37 +56,38 @@ def query_group_matrix(
     *,
     cells: MutableMapping[tuple, dict] | None = None,
 ) -> Iterator[MatrixProgress | pd.DataFrame]:
-    """Put every question to all users and measure what it does to each group, row by row.
+    """Measure what every question does to every group of users, one question at a time.
 
     Args:
-        embedding_cache: The users; their embeddings are read from it and added to it.
+        embedding_cache: The users. Their embeddings are read from it and added to it.
         queries: The questions.
-        groups: Ids by name; at least 10 users must be in each, and outside it.
-        cells: Results by question and group, read and filled, so that a further question costs only
-        its row and a further
-            group only its column; default: a new dict.
+        groups: Ids of the users of each group, by its name. At least 10 users must be in each group
+            and outside it.
+        cells: Cache of results by question and group (default: a new dict). With it, one more
+            question costs only its row and one more group only its column.
 
     Yields:
-        `MatrixProgress`, and last the frame. Closing the iterator cancels. One row per question and
-        group: `query, group, n, n_rest`, and three measures, each with a chance level (the best of
-        all these questions stays below it in 95 % of the random groups of that size) and whether it
-        is beyond that level:
+        `MatrixProgress`, and last the frame. Closing the iterator cancels. The frame has one row
+        per question and group: `query, group, n, n_rest` and three measures, each with a chance
+        level (the best of these questions stays below it in 95 % of the random groups of that size)
+        and whether it is beyond that level:
 
-        auc, auc_low, auc_high, chance, beyond_chance: how well the question separates the group, as
-        `rank_queries_for_group`.
+        auc, auc_low, auc_high, chance, beyond_chance: how well the question separates the group,
+            as in `rank_queries_for_group`.
         yes_score, yes_score_chance, yes_score_beyond: how often a user of the group has a higher
-        score of `Engine.rank` than one of the others; the chance level is a distance from 0.5. NaN
-        if the question has no yes. shift, shift_rest, ratio, ratio_chance, ratio_beyond: the median
-        residual shift from the empty query, of the group and of the others; ratio is the first by
-        the second, its chance level a factor, up or down.
+            score from `Engine.rank` than one of the others. The chance level is a distance from
+            0.5. NaN if the question has no yes/no answer.
+        shift, shift_rest, ratio, ratio_chance, ratio_beyond: the median residual shift from the
+            empty query, of the group and of the others; `ratio` is the first divided by the second.
+            The chance level is a factor in either direction.
 
     Raises:
         KeyError: If an id is unknown.
         ValueError: If a group is too small or a question is empty. Both are raised before anything
-        is asked.
+            is computed.
 
-    Source: the maximum over all tests as the null, Westfall and Young, Resampling-Based Multiple
-    Testing (1993).
+    Source: null distribution of the maximum over all tests; Westfall and Young, Resampling-Based
+    Multiple Testing (1993).
 
     Example:
         >>> from qanchor.analysis.embedding_cache import EmbeddingCache
@@ -119,7 +118,7 @@ def query_group_matrix(
     frame = None
     for row, query in enumerate(queries):
         keys = {name: (query, np.packbits(group).tobytes()) for name, group in members.items()}
-        # read now: a full cache may evict some meanwhile
+        # read them first: a full cache may evict some of them later
         known = {name: cells[key] for name, key in keys.items() if key in cells}
         missing = [name for name in keys if name not in known]
         if missing:
@@ -143,14 +142,15 @@ def query_group_matrix(
 
 
 def default_groups(users: Users) -> dict[str, tuple[str, ...]]:
-    """Make groups of known users: those with each label, else with each binary fact, else with much
-    of each modality.
+    """Make one group per label; without labels, per binary fact; without these, per modality.
+
+    A group holds the users with the label or fact, or with the largest shares of the modality.
 
     Args:
         users: The users.
 
     Returns:
-        Ids by name of the group; empty if there is nothing to make groups of.
+        Ids by name of the group, at most 10 groups; empty if none has enough users.
 
     Example:
         >>> {name: len(ids) for name, ids in default_groups(qa.make_sample_users(60)).items()}
@@ -173,9 +173,10 @@ def default_groups(users: Users) -> dict[str, tuple[str, ...]]:
 
 
 def _measure_cell(z: EmbeddingRows, rank: UserFloats, moved: UserFloats, inside: UserMask) -> dict:
-    """Measure one group, and random groups of its size (the same ones under every question), whose
-    values are the `random_` ones: AUCs, distances of the yes score from 0.5, and absolute
-    logarithms of the ratio.
+    """Measure one group, and random groups of its size, which are the same for every question.
+
+    Keys with `random_` are of the random groups: AUCs, distances of the yes score from 0.5, and
+    absolute logarithms of the ratio.
     """
     group, folds = random_groups(inside, RANDOM_GROUPS, np.random.default_rng(0))
     aucs = nearest_mean_aucs(z, group, folds)
@@ -196,9 +197,7 @@ def _measure_cell(z: EmbeddingRows, rank: UserFloats, moved: UserFloats, inside:
 
 
 def _matrix_frame(rows: list[dict]) -> pd.DataFrame:
-    """Build the frame of the results so far; the chance levels are those of the questions so
-    far.
-    """
+    """Build the frame of the results so far, with the chance levels for these questions."""
     frame = pd.DataFrame(rows)
     frame = frame.assign(**auc_columns(np.stack(frame["aucs"]), FOLDS))
     frame["ratio"] = frame["shift"] / frame["shift_rest"]
@@ -212,9 +211,7 @@ def _matrix_frame(rows: list[dict]) -> pd.DataFrame:
 
 
 def _chance_levels(frame: pd.DataFrame, measure: str) -> pd.Series:
-    """Return for each row what the best question stays below in 95 % of the random groups of its
-    size.
-    """
+    """Return for each row the level that the best question exceeds in 5 % of the random groups."""
 
     def level(rows: pd.Series) -> float:
         return float(np.quantile(np.fmax.reduce(list(rows)), CHANCE_QUANTILE))

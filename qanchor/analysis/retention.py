@@ -14,7 +14,7 @@ from qanchor.utils.text import count, has_words
 
 PERIOD_DAYS = (1, 7, 30, 90)
 MAX_PERIODS = 26
-MIN_USERS = 10  # on either side of a comparison that is shown
+MIN_USERS = 10  # users that a side must have in a period that is shown
 
 
 def retention(
@@ -22,25 +22,25 @@ def retention(
 ) -> pd.DataFrame:
     """Count how many users were active in each period after their first day.
 
-    A user counts in a period only if all of it lies before the cut-off. A user without events has
-    no first day and counts in none.
+    A user counts in a period only if the whole period lies before the cut-off. Users without events
+    have no first day and are not counted.
 
     Args:
         users: The users.
-        ids: A group to compare with all others (default: none, all users are one group).
-        period_days: Length of a period in days; default 1, 7, 30 or 90, the shortest of which 26
-            reach over the history.
+        ids: Ids of a group to compare with all others (default: all users are one group).
+        period_days: Length of a period in days (default: the shortest of 1, 7, 30 and 90 with which
+            26 periods cover the history).
 
     Returns:
-        One row per side ("group" and "rest", or "all") and period that at least 10 of its users
-        lived through: `side, period` (0 begins with the first event), `users, active, share`, and
-        the ends `low` and `high` of a 95 % interval of the share. `attrs["period_days"]` is the
-        length.
+        One row per side ("group" and "rest", or "all") and period, if at least 10 users of the side
+        have the whole period: `side, period` (0 begins with the first event), `users, active,
+        share`, and the ends `low` and `high` of a 95 % interval of the share.
+        `attrs["period_days"]` is the length of a period.
 
     Raises:
         KeyError: If a user of the group is unknown.
-        ValueError: If the group has nobody or everybody, `period_days` is below 1, or too few users
-            have a whole period.
+        ValueError: If the group is empty or holds all users, `period_days` is below 1, or too few
+            users have a whole period.
 
     Example:
         >>> days = pd.to_datetime(["2025-01-01", "2025-01-09", "2025-01-01"] * 10)
@@ -52,7 +52,7 @@ def retention(
     """
     history = users.history()
     if history.empty:
-        raise ValueError(f"Nobody of {users.name} did anything before the cut-off.")
+        raise ValueError(f"{users.name} has no events before the cut-off. Choose a later cut-off.")
     first = history.groupby("user", observed=True)["time"].min()
     if period_days is None:
         spread = (users.cutoff - first.min()).days
@@ -87,22 +87,23 @@ def retention(
 
 
 def funnel(users: Users, steps: Sequence[str], ids: Collection[str] | None = None) -> pd.DataFrame:
-    """Count how many users did several things, each after the one before or at the same moment.
+    """Count how many users reached each step of a funnel, in order or at the same time.
 
     Args:
         users: The users.
-        steps: Two things or more, in order; each is a modality, or words that all stand in the text
-            of an event. Case does not matter.
-        ids: A group to compare with all others (default: none, all users are one group).
+        steps: Two or more steps, in order. Each is a modality, or words that must all occur in the
+            text of an event. Case does not matter.
+        ids: Ids of a group to compare with all others (default: all users are one group).
 
     Returns:
         One row per side ("group" and "rest", or "all") and step: `side, step, users` (of the side),
-        `active` (who came so far), `share`, and the ends `low` and `high` of a 95 % interval.
+        `active` (users that reached the step), `share`, and the ends `low` and `high` of a 95 %
+        interval.
 
     Raises:
         KeyError: If a user of the group is unknown.
-        ValueError: If the group has nobody or everybody, there are fewer than two steps, or nobody
-            ever did one of them.
+        ValueError: If the group is empty or holds all users, there are fewer than two steps, or no
+            user ever did one of them.
 
     Example:
         >>> rows = [("a", 1, "view"), ("a", 2, "pay"), ("b", 1, "pay"), ("b", 2, "view")]
@@ -130,7 +131,7 @@ def funnel(users: Users, steps: Sequence[str], ids: Collection[str] | None = Non
         {
             "user": history["user"].astype(str).to_numpy(),
             "time": history["time"].to_numpy(),
-            "steps": is_step.sum(0),  # of one moment, an event that no other step needs comes first
+            "steps": is_step.sum(0),  # at equal times, use events first that match fewer steps
             "used": False,
         }
     )
@@ -139,7 +140,7 @@ def funnel(users: Users, steps: Sequence[str], ids: Collection[str] | None = Non
     came_so_far = []
     for did in is_step:
         possible = events[did[events.index] & ~events["used"]]
-        follows = possible["time"] >= possible["user"].map(reached)  # at one moment, in any order
+        follows = possible["time"] >= possible["user"].map(reached)  # equal times: in any order
         earliest = possible[follows].drop_duplicates("user")
         events.loc[earliest.index, "used"] = True
         reached = earliest.set_index("user")["time"]
@@ -153,7 +154,7 @@ def funnel(users: Users, steps: Sequence[str], ids: Collection[str] | None = Non
 
 
 def _is_step(history: pd.DataFrame, step: str) -> pd.Series:
-    """Return which events are a step of a funnel."""
+    """Return a mask of the events that match a step of a funnel."""
     wanted = step.casefold()
     modalities = history["modality"].cat.categories
     named = [name for name in modalities if name.casefold() == wanted]
@@ -163,7 +164,7 @@ def _is_step(history: pd.DataFrame, step: str) -> pd.Series:
 
 
 def _sides(users: Users, ids: Collection[str] | None) -> list[tuple[str, pd.Index]]:
-    """Return the sides that are compared, by name."""
+    """Return the name and the users of each side of the comparison."""
     everyone = pd.Index(users.ids)
     if ids is None:
         return [("all", everyone)]
@@ -172,7 +173,7 @@ def _sides(users: Users, ids: Collection[str] | None) -> list[tuple[str, pd.Inde
 
 
 def _with_shares(rows: list[dict]) -> pd.DataFrame:
-    """Return rows of counts with shares and their intervals."""
+    """Add shares and their intervals to rows of counts."""
     frame = pd.DataFrame(rows)
     active = frame["active"].to_numpy()
     n = frame["users"].to_numpy()

@@ -309,7 +309,7 @@ def test_a_random_group_has_nothing_telling():
     for _ in range(20):
         found = pd.DataFrame({"user": users.ids, "cluster": random.integers(0, 2, 200)})
         told += groups.describe_clusters(found, users)["name"].tolist()
-    assert sum(name.startswith("nothing telling") for name in told) >= 38
+    assert sum(name.startswith("nothing distinctive") for name in told) >= 38
 
 
 def test_modality_and_activity_are_named_too():
