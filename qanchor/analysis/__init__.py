@@ -1,1 +1,1 @@
-"""What changed and why: shift, maps, clusters, attention and groups."""
+"""Analysis of embeddings and events: shift, maps, clusters, attention, groups, retention."""

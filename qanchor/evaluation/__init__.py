@@ -1,1 +1,1 @@
-"""Probes, metrics, intervals, baselines, backtest."""
+"""Probes, metrics, intervals, evaluation of soft prompts, backtest."""

@@ -1,6 +1,4 @@
-"""Backtest a label-free ranking: rank the users as of an earlier day, and compare with what their
-events say since.
-"""
+"""Backtest a label-free ranking: rank users as of an earlier day and compare with later events."""
 
 from __future__ import annotations
 
@@ -20,8 +18,8 @@ from qanchor.useru.concepts import Concept, Outcomes
 from qanchor.useru.horizons import query_horizon
 from qanchor.utils.types import UserFloats
 
-MIN_HELD_OUT_USERS = 100  # with fewer, users that were trained on are judged as well
-MIN_KNOWN_USERS = 20  # users whose outcome is known; with fewer there is no result
+MIN_HELD_OUT_USERS = 100  # with fewer, users that the model was trained on are included
+MIN_KNOWN_USERS = 20  # users with a known outcome that a result needs
 FIFTHS = 5
 
 
@@ -34,19 +32,20 @@ class BacktestResult:
             half; chance is 0.5). None if too few outcomes are known.
         low: Lower end of the 95 % interval of `right`, or None.
         high: Upper end of it, or None.
-        n: Users whose outcome is known.
-        topic: What the query points at in the users' own events, "not ..." if its no is meant;
-            empty if nothing speaks of it.
-        days: Days that the query looks ahead.
+        n: Number of users with a known outcome.
+        topic: What the query points at in the users' events, with "not" if it asks whether this
+            does not happen; empty if the data has nothing about it.
+        days: Number of days that the query looks ahead.
         cutoff: Day as of which the users were ranked.
-        unit: The word for a user.
-        before: The same share for a plain count of the time before that day, a baseline without any
-            model; None without one.
-        measure: What is measured of that, one of `qanchor.useru.concepts.MEASURES`.
-        shares: Share of the users of each fifth of that day's ranking that did so, highest first;
-            empty where too few are known, or the outcome is no yes or no.
-        optimistic: Whether training has seen these users on these days, since too few were held
-            out.
+        unit: Word for one user.
+        before: The same share if users are ranked by a plain count of their events before that day,
+            a baseline without a model (default: None, unknown).
+        measure: What is measured of the topic, one of `qanchor.useru.concepts.MEASURES` (default
+            "occurs").
+        shares: Share of users with a positive outcome in each fifth of that day's ranking, highest
+            fifth first (default: empty, too few outcomes are known).
+        optimistic: Whether the result includes users that the model was trained on, because too few
+            were held out (default False).
 
     Example:
         >>> BacktestResult(0.71, 0.66, 0.76, 400, "lapse", 30, "2025-05-02", "member").right
@@ -67,10 +66,10 @@ class BacktestResult:
     optimistic: bool = False
 
     def chances(self, score: UserFloats) -> UserFloats:
-        """Return what share of the users ranked alike did so after the earlier day.
+        """Return how often users ranked in the same fifth had a positive outcome in the backtest.
 
         Args:
-            score: Score of each user now.
+            score: Current score of each user.
 
         Returns:
             The share of the fifth that each user is in; NaN without a score or without shares.
@@ -89,18 +88,16 @@ class BacktestResult:
 
 
 def _fifths(score: UserFloats) -> np.ndarray:
-    """Return the fifth of the ranking that each user is in, 0 for the highest; equal scores share
-    one.
-    """
+    """Return the fifth of the ranking that each user is in, 0 for the highest; ties share one."""
     rank = pd.Series(score).rank().to_numpy()
     share_above = 1 - (rank - 0.5) / len(score)
     return np.minimum((share_above * FIFTHS).astype(int), FIFTHS - 1)
 
 
 def _shares(score: UserFloats, is_yes: np.ndarray) -> tuple[float, ...]:
-    """Return the share of yes in each fifth of a ranking, highest first, never rising.
+    """Return the share of yes in each fifth of a ranking, highest fifth first, never increasing.
 
-    A fifth that holds more than the one above it is joined with it (isotonic regression).
+    A fifth with a higher share than the one above is pooled with it (isotonic regression).
     """
     from sklearn.isotonic import isotonic_regression
 
@@ -118,9 +115,9 @@ def backtest(
 ) -> BacktestResult:
     """Rank the users as of an earlier day and compare the ranking with what they have done since.
 
-    The earlier day lies as many days before the cut-off as the query looks ahead. The outcome is
-    what the query measures of what it points at. Only users that were in no training step are
-    judged, if there are enough of them.
+    The earlier day is as many days before the cut-off as the query looks ahead. The outcome is
+    computed from the events since then: it is what the query asks of the things that it points at.
+    Only users held out of training are evaluated, if there are at least 100 of them.
 
     Args:
         engine: The model.
@@ -142,10 +139,10 @@ def backtest(
     days = query_horizon(query, users.horizon_days)
     cutoff = users.cutoff - pd.Timedelta(days=days)
     unknown = BacktestResult(None, None, None, 0, "", days, f"{cutoff:%Y-%m-%d}", users.unit)
-    if users.events["time"].min() >= cutoff:  # nobody has a past on that day
+    if users.events["time"].min() >= cutoff:  # no user has a history on that day
         return unknown
     reader = TokenReader(users, model.config.text_encoder, until=cutoff)
-    # percentiles are of that day, since histories grow
+    # use percentiles as of that day, because histories grow
     tokens = reader.read(cutoff).with_associations(model.population.associations)
     tokens = replace(tokens, not_meant=tuple(without))
     ranking = rank_by_pointing(model, tokens, query)
@@ -160,7 +157,7 @@ def backtest(
     if optimistic:
         judged[:] = True
     meant = [reader.things[row] for row in attrs["things"]]
-    if measure == "exceeds" and not threshold:  # no amount is named: any amount will do
+    if measure == "exceeds" and not threshold:  # the query names no amount: any amount counts
         measure = "occurs"
     family = "number" if meant and meant[0].kind == "number" else "text"
     concept = Concept("asked", family, "", tuple(thing.name for thing in meant), measure, threshold)
@@ -190,16 +187,17 @@ def backtest(
 def concordance(
     score: UserFloats, truth: UserFloats
 ) -> tuple[float | None, float | None, float | None]:
-    """Compute the share of pairs with different outcomes that a score orders correctly (Harrell's
-    C).
+    """Compute the share of pairs with different outcomes that a score orders correctly.
+
+    This is Harrell's C; a tie counts half.
 
     Args:
         score: The score of each user.
         truth: The outcome of each user.
 
     Returns:
-        (share, low, high) with the 95 % jackknife interval over users; None for fewer than 20 users
-        or equal outcomes.
+        (share, low, high), with the 95 % jackknife interval over users. All are None for fewer than
+        20 users or if all outcomes are equal.
 
     Example:
         >>> concordance(np.arange(20.0), np.arange(20.0))

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from qanchor.utils.types import UserInts
 
 INTERVAL_QUANTILES = (0.025, 0.975)  # of a 95 % interval
-Z = 1.96  # standard deviations on either side hold 95 %
+Z = 1.96  # half-width of a 95 % interval in standard deviations
 
 
 def bootstrap_interval(
@@ -19,7 +19,7 @@ def bootstrap_interval(
     """Compute the 95 % bootstrap interval of a measure, resampling users within each class.
 
     Args:
-        measure: Maps row numbers of users to a value.
+        measure: Function that maps row numbers of users to a value.
         labels: 0 or 1 for each user.
         draws: Bootstrap samples. Default: 1000.
         seed: Seed. Default: 0.
@@ -49,24 +49,27 @@ def cv_half_width(aucs: Float[np.ndarray, "row fold"], folds: int) -> Float[np.n
 
     Args:
         aucs: One value for each fold and repetition.
-        folds: Folds of one repetition.
+        folds: Number of folds in one repetition.
 
     Source: Nadeau and Bengio, Machine Learning 52 (2003).
     """
     from scipy.stats import t
 
-    many = aucs.shape[1]
+    n_values = aucs.shape[1]
     # test users / training users = 1 / (folds - 1)
-    correction = np.sqrt(1 / many + 1 / (folds - 1))
-    return t.ppf(INTERVAL_QUANTILES[1], many - 1) * aucs.std(axis=1, ddof=1) * correction
+    correction = np.sqrt(1 / n_values + 1 / (folds - 1))
+    return t.ppf(INTERVAL_QUANTILES[1], n_values - 1) * aucs.std(axis=1, ddof=1) * correction
 
 
 def auc_columns(aucs: Float[np.ndarray, "row fold"], folds: int) -> dict[str, np.ndarray]:
-    """Return the mean AUC of each row and its 95 % interval, by name of the column.
+    """Return the mean AUC of each row and its 95 % interval, as columns of a frame.
 
     Args:
         aucs: One AUC for each fold and repetition.
-        folds: Folds of one repetition.
+        folds: Number of folds in one repetition.
+
+    Returns:
+        Arrays by name: `auc`, `auc_low`, `auc_high`.
     """
     mean = aucs.mean(axis=1)
     half_width = cv_half_width(aucs, folds)
@@ -81,8 +84,8 @@ def wilson_interval(
     """Return the 95 % Wilson interval of shares.
 
     Args:
-        count: Successes.
-        n: Trials.
+        count: Number of successes.
+        n: Number of trials.
 
     Returns:
         (low, high).

@@ -14,7 +14,7 @@ def roc_auc(scores: Any, labels: Any) -> float:
     """Compute the area under the ROC curve: the share of pairs ordered correctly, ties half.
 
     Args:
-        scores: One score a user.
+        scores: One score per user.
         labels: 0 or 1 for each user.
 
     Returns:
@@ -33,7 +33,7 @@ def roc_auc(scores: Any, labels: Any) -> float:
 
 
 def auc_of_ranks(rank_sum: Any, positives: Any, n: int) -> Any:
-    """Compute AUCs from sums of ranks (Mann and Whitney), of one ranking or of many.
+    """Compute AUCs from rank sums (Mann-Whitney U), of one ranking or of many.
 
     Args:
         rank_sum: Sum of the ranks of the positives; the lowest score has rank 1.
@@ -55,7 +55,7 @@ def ks_statistic(scores: Any, labels: Any) -> float:
     """Compute the largest gap between the score distributions of positives and negatives.
 
     Args:
-        scores: One score a user.
+        scores: One score per user.
         labels: 0 or 1 for each user.
 
     Returns:
@@ -80,10 +80,10 @@ def to_floats(labels: Any) -> UserFloats:
     """Return labels as floats, NaN for unknown.
 
     Args:
-        labels: One label a user: bool, number or numeral.
+        labels: One label per user: a bool, a number or a number as text.
 
     Raises:
-        ValueError: If a label is no number.
+        ValueError: If a label is not a number.
     """
     return pd.to_numeric(pd.Series(np.asarray(labels))).to_numpy(float)
 
@@ -94,7 +94,8 @@ def _check_scores(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     n_missing = np.isnan(scores).sum()
     if scores.shape != labels.shape or n_missing:
         raise ValueError(
-            f"{len(scores)} scores ({n_missing} NaN), {len(labels)} labels: give one of each a user"
+            f"Found {len(scores)} scores ({n_missing} NaN), {len(labels)} labels."
+            " Pass one score and one label per user."
         )
     return scores, check_binary(labels, 1)
 
@@ -103,8 +104,8 @@ def check_binary(labels: UserFloats, folds: int) -> UserInts:
     """Return labels as integers.
 
     Args:
-        labels: From `to_floats`, all of them known.
-        folds: Users that each class must have at least.
+        labels: Known labels, from `to_floats`.
+        folds: Smallest number of users in each class.
 
     Raises:
         ValueError: If a label is neither 0 nor 1, or a class has fewer users.
@@ -112,17 +113,18 @@ def check_binary(labels: UserFloats, folds: int) -> UserInts:
     others = np.setdiff1d(labels, (0.0, 1.0))
     if len(others):
         raise ValueError(
-            f"label {others[0]} is neither 0 nor 1 (nor NaN for unknown): "
-            "turn the column into yes and no"
+            f"The label {others[0]} is neither 0 nor 1 (nor NaN for unknown). "
+            "Convert the column to 0 and 1."
         )
     positives = int(labels.sum())
     negatives = len(labels) - positives
     smaller = min(positives, negatives)
     if smaller < folds:
-        hint = "take another label or more users"
+        hint = "Choose another label or more users."
         if smaller > 1:
-            hint = f"take folds={smaller} or fewer"
+            hint = f"Pass folds={smaller} or fewer."
         raise ValueError(
-            f"{positives} positives and {negatives} negatives do not fill {folds} fold(s): {hint}"
+            f"Found {positives} positives and {negatives} negatives; {folds} of each are required."
+            f" {hint}"
         )
     return labels.astype(int)

@@ -1,4 +1,4 @@
-"""Linear probe: how much of a label frozen embeddings reveal, with AUC, KS and intervals."""
+"""Linear probe: how well frozen embeddings predict a label, with AUC, KS and intervals."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from qanchor.evaluation.intervals import auc_columns
 from qanchor.evaluation.metrics import check_binary, ks_statistic, roc_auc, to_floats
 from qanchor.utils.types import EmbeddingRows, UserInts
 
-# Inverse penalties tried in each training fold: 20 raw columns need much, 500 little.
+# Values of C tried in each training fold: 20 raw columns need a large one, 500 a small one.
 INVERSE_PENALTIES = (0.003, 0.03, 0.3)
 DEFAULT_PENALTY = INVERSE_PENALTIES[1]
 INNER_FOLDS = 3
-MAX_TUNING_USERS = 20_000  # users that choose the penalty; more change only the time
+MAX_TUNING_USERS = 20_000  # users that the penalty is chosen on; more only take longer
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ def cross_val_scores(
         seed: First seed of the folds. Default: 0.
         folds: Folds. Default: 5.
         seeds: Repetitions with other folds. Default: 5.
-        fit: Maps (x, y, new x, seed) to scores of the new users. Default: `fit_linear_probe`.
+        fit: Function that maps (x, y, new x, seed) to scores of the new users. Default:
+            `fit_linear_probe`.
 
     Returns:
         Scores (NaN where unknown) and fold numbers (-1 where unknown), both (seed, user).
@@ -118,8 +119,8 @@ def summarize_cv(
     The interval is corrected for folds that share training users (Nadeau and Bengio 2003).
 
     Args:
-        scores: From `cross_val_scores`.
-        fold: From `cross_val_scores`.
+        scores: Scores, from `cross_val_scores`.
+        fold: Fold numbers, from `cross_val_scores`.
         labels: 0, 1 or NaN for each user.
     """
     y = to_floats(labels)
@@ -149,13 +150,13 @@ def fit_linear_probe(
 ):
     """Fit a standardized logistic regression and score other users.
 
-    Three inner folds choose the penalty.
+    The penalty is chosen by cross-validation in three inner folds.
 
     Args:
         x: Embeddings to fit on.
         y: Their labels, 0 or 1.
         new: Embeddings to score.
-        seed: Draws the users that choose the penalty.
+        seed: Seed for sampling the users that the penalty is chosen on.
 
     Returns:
         Decision values of the new users.
@@ -185,15 +186,15 @@ def _check_probe_input(
     y = to_floats(labels)
     if x.ndim != 2 or len(x) != len(y):
         raise ValueError(
-            f"embeddings {x.shape}, labels {y.shape}: "
-            "give (user, dim) and (user,) of the same users"
+            f"Found embeddings {x.shape}, labels {y.shape}. "
+            "Pass (user, dim) and (user,) of the same users."
         )
     known = np.flatnonzero(~np.isnan(y))
     x = x[known].astype(float)
     if not np.isfinite(x).all():
         row, column = np.argwhere(~np.isfinite(x))[0]
         raise ValueError(
-            f"embeddings[{known[row]}, {column}] is {x[row, column]}: "
-            "fill it or give that user's label as NaN"
+            f"embeddings[{known[row]}, {column}] is {x[row, column]}. "
+            "Fill it, or set that user's label to NaN."
         )
     return x, check_binary(y[known], folds), known

@@ -1,4 +1,4 @@
-"""Evaluate a soft prompt on users that it was not tuned on, beside a probe on the same labels."""
+"""Evaluate a soft prompt on users it was not tuned on, against a probe on the same labels."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ def evaluate_prompt(
     seed: int = 0,
     **how: Any,
 ) -> tuple[SoftPrompt, pd.DataFrame, dict]:
-    """Tune a soft prompt on a share of the labelled users and evaluate it on all others.
+    """Tune a soft prompt on half of the labelled users and evaluate it on the others.
 
     Args:
         engine: The model.
         cache: The users, read by `engine.prefill`.
-        query: The question whose answer the labels hold.
+        query: The question that the labels answer.
         labels: Index user; 0, 1 or NaN (left out).
-        seed: Decides alone which users these are, so no label of a test user plays a part; default
-            0.
-        **how: Options of `tune_prompt`, which holds its validation users out of the share.
+        seed: Seed of the split, the tuning and the evaluation (default 0). The split does not
+            depend on the labels.
+        **how: Options of `tune_prompt`, which takes its validation users from the tuning half.
 
     Returns:
         The prompt; the history of the tuning; and a dict: `before` and `after` (AUC, KS and
         silhouette, see `compare_prompt`), `gain` and `gain_ks` with 95 % intervals, `intervals` of
-        the AUC before and after, `prototype` (the test users scored by the prompt's own
-        prototypes), `comparison` (the frame of `compare_prompt`), `n_tuning`, `n_test`,
-        `positives`, `seconds` and `best_step`.
+        the AUC before and after, `prototype` (AUC and KS of the prompt's own prototypes),
+        `comparison` (the frame of `compare_prompt`), `n_tuning`, `n_test`, `positives`, `seconds`
+        and `best_step`.
 
     Example:
         >>> users = qa.make_sample_users(60)
@@ -91,8 +91,8 @@ def split_labels(
     Args:
         cache: The users.
         labels: Index user; 0, 1 or NaN (left out).
-        share: Share of the labelled users that are tuned on.
-        seed: Decides which.
+        share: Share of the labelled users to tune on.
+        seed: Seed of the split.
 
     Returns:
         Labels to tune on and labels to test on; no user is in both.
@@ -122,26 +122,27 @@ def compare_prompt(
 ) -> pd.DataFrame:
     """Evaluate a prompt on users it was not tuned on, by AUC, KS and silhouette.
 
-    Before and after have one judge: the linear probe, fitted on `learn` under the typed query and
-    under the prompt, scores the others. So before is a supervised head on the same labels, and the
-    gain is what the prompt adds to it. That the prompt has seen the labels that the second probe is
-    fitted on flatters that fit, not the score of users it never saw. The silhouette is how much
-    nearer the others are to their own class, without any probe.
+    A linear probe is fitted on `learn`, once under the typed query (before) and once under the
+    prompt (after), and scores the others. So `before` is a supervised baseline on the same labels,
+    and the gain is what the prompt adds to it. The prompt was tuned on labels that the second probe
+    is fitted on. This inflates the fit, but not the scores of the others, which the prompt never
+    saw. The silhouette measures without a probe how well the two classes of the others are
+    separated.
 
     Args:
         engine: The model.
         cache: The users, read by `engine.prefill`.
         prompt: The soft prompt.
         learn: Labels (0 or 1) by user that the prompt may have been tuned on.
-        others: Labels by user that it is evaluated on.
-        seed: Seed of the probes and of the bootstrap; default 0.
+        others: Labels (0 or 1) by user that the prompt is evaluated on.
+        seed: Seed of the probes and of the bootstrap (default 0).
 
     Returns:
-        A frame `measure, before, after, gain, low, high`: the 95 % interval of the gain comes from
-        drawing the others again
-        within each class. Its `attrs`: `n`, `positives`, `users` and `scores` (the test users and
-        their score on each side), `intervals` (95 % of the AUC of each side), `prototype` (AUC and
-        KS of the prompt's own prototypes).
+        A frame `measure, before, after, gain, low, high`. The 95 % interval of the gain is a
+        bootstrap interval over the others, resampled within each class. Its `attrs`: `n`,
+        `positives`, `users` and `scores` (the test users and their score on each side), `intervals`
+        (95 % intervals of the AUC of each side), `prototype` (AUC and KS of the prompt's own
+        prototypes).
     """
     z = engine.embed(cache, [prompt.query, prompt]).astype(float)
     comparison = compare_embeddings(z[:, 0], z[:, 1], cache.ids, learn, others, seed)
@@ -163,8 +164,18 @@ def compare_embeddings(
     others: pd.Series,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Compare two embeddings of the users `ids` by one probe and the same labels, as
-    `compare_prompt` does.
+    """Compare two embeddings of the same users with a probe on the same labels.
+
+    Args:
+        before: The first embedding of each user.
+        after: The second embedding of each user.
+        ids: Ids of the users, in the order of the rows.
+        learn: Labels (0 or 1) by user that the probes are fitted on.
+        others: Labels (0 or 1) by user that the embeddings are evaluated on.
+        seed: Seed of the probes and of the bootstrap (default 0).
+
+    Returns:
+        The frame of `compare_prompt`, without `attrs["prototype"]`.
     """
     from sklearn.metrics import silhouette_samples
 
@@ -180,7 +191,7 @@ def compare_embeddings(
         near[side] = silhouette_samples(z[new], y)
 
     def compare(name: str, measure: Callable, values: dict[str, np.ndarray]) -> dict:
-        """Measure both sides and their difference; each draw takes the same users for both."""
+        """Measure both sides and their difference, with a paired bootstrap interval."""
 
         def gain(rows) -> float:
             return measure(values["after"][rows], y[rows]) - measure(

@@ -1,1 +1,1 @@
-"""Back ends of the widgets: callables that yield updates, and their words."""
+"""Back ends of the widgets: callables that yield updates, and the texts of the interface."""

@@ -399,7 +399,7 @@ def test_errors_are_one_line_with_code_2(qanchor, home, tmp_path, monkeypatch, c
             "column 'label': ['user', 'truth', 'odd']: missing. Add it, or name another",
         ),
         ("user,label\nnobody,1\n", "none of these users has an event"),
-        ("user,label\nu000,1\nu001,0\n", "1 positives and 1 negatives do not fill 5 fold(s)"),
+        ("user,label\nu000,1\nu001,0\n", "1 positives and 1 negatives; 5 of each are required"),
         ("user,label\nu000,maybe\n", "column 'label'"),
         ("", "labels.csv"),
     ],

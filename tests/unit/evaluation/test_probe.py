@@ -169,16 +169,16 @@ def test_another_model_can_be_held_out_the_same_way():
     [
         (lambda x, y: (x, y[:-1]), r"\(100, 4\), labels \(99,\).*of the same users"),
         (lambda x, y: (x[:, 0], y), r"embeddings \(100,\)"),
-        (lambda x, y: (x, y * 0), "0 positives and 100 negatives.*take another label"),
+        (lambda x, y: (x, y * 0), "0 positives and 100 negatives.*Choose another label"),
         (
             lambda x, y: (x, np.arange(100) < 3),
-            "3 positives and 97 negatives do not fill 5.*folds=3",
+            "3 positives and 97 negatives; 5 of each.*folds=3",
         ),
         (lambda x, y: (x, y + 1), "label 2.0 is neither 0 nor 1"),
         (lambda x, y: (x, y * np.nan), "0 positives and 0 negatives"),
         (
             lambda x, y: (np.where(np.arange(100)[:, None] == 7, np.inf, x), y),
-            r"embeddings\[7, 0\] is inf.*fill it",
+            r"embeddings\[7, 0\] is inf.*Fill it",
         ),
     ],
 )
