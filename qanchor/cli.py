@@ -31,10 +31,12 @@ Json = Annotated[
 ]
 Strict = Annotated[
     bool,
-    typer.Option("--strict", help="refuse modalities new to the run, and missing number columns"),
+    typer.Option(
+        "--strict", help="reject modalities unknown to the run, and missing number columns"
+    ),
 ]
 UsersOf = Annotated[
-    str, typer.Option("--users", help="a folder or table, or world[:N], journey[:CUTOFF]")
+    str, typer.Option("--users", help="folder or table, or world[:N], journey[:CUTOFF]")
 ]
 RunOf = Annotated[Path, typer.Option("--run", help="folder of a run, as in data/runs/")]
 LabelsOf = Annotated[
@@ -55,7 +57,7 @@ ColumnOf = Annotated[
 
 
 def print_version(wanted: bool) -> bool:
-    """Print the installed version and end, if it is wanted."""
+    """Print the installed version and exit, if `wanted` is true."""
     if wanted:
         print(version("qanchor"))
         raise typer.Exit
@@ -67,11 +69,11 @@ def start(
     _: Annotated[
         bool,
         typer.Option(
-            "--version", callback=print_version, is_eager=True, help="print the version and end"
+            "--version", callback=print_version, is_eager=True, help="print the version and exit"
         ),
     ] = False,
 ) -> None:
-    """Take options that stand before a command."""
+    """Handle the options before a command."""
 
 
 def interrupted_message(command: str) -> str:
@@ -96,13 +98,14 @@ def print_below_bars(message: str) -> None:
 def open_users(name: str, stream: bool = False) -> qa.Users | Path:
     """Open a data set by name (`world[:N]`, `journey[:CUTOFF]`), a folder or a table of events.
 
-    With `stream`, return the path of a folder that holds parquet.
+    With `stream`, return the path of a folder that holds events.parquet, so that it can be read in
+    shards.
     """
     word, _, detail = name.partition(":")
     if word == "world":
         if detail and not detail.isdigit():
             raise ValueError(
-                f"--users {name}: {detail!r} is not a number of users. Write world:2000"
+                f"--users {name}: {detail!r} is not a number of users. Write world:2000."
             )
         return qa.make_sample_users(int(detail or 2000))
     if word == "journey":
@@ -112,7 +115,8 @@ def open_users(name: str, stream: bool = False) -> qa.Users | Path:
         return qa.read_events(path)
     if not path.is_dir():
         raise FileNotFoundError(
-            f"--users {name}: no such file or folder. Give one, world[:N] or journey[:CUTOFF]"
+            f"--users {name}: no such file or folder."
+            " Pass an existing one, world[:N] or journey[:CUTOFF]."
         )
     if stream and (path / "events.parquet").exists():
         return path
@@ -141,7 +145,7 @@ def load_and_prefill(run: Path, users: qa.Users) -> tuple[qa.Engine, qa.PrefixCa
 
 
 def refuse_differences(engine: qa.Engine, users: qa.Users) -> None:
-    """Refuse users with modalities that are new to a run, or without its number columns."""
+    """Raise an error if users have modalities unknown to a run, or lack its number columns."""
     differences = engine.input_differences(users)
     if differences:
         raise ValueError(" ".join(differences))
@@ -162,12 +166,12 @@ def check_command(
     path: Path,
     fix: Annotated[
         Path | None,
-        typer.Option(help="a new folder for the users as they were read; PATH is not changed"),
+        typer.Option(help="write the cleaned users to this new folder; PATH is not changed"),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say how a table or a folder of users is read: what was taken for what, what was left out, or
-    all that is wrong (then the exit code is 1).
+    """Report how a table or folder of users is read and what is left out. If it has errors, list
+    all of them and exit with code 1.
     """
     from qanchor.data.reading import check_folder
 
@@ -178,10 +182,10 @@ def check_command(
 
 @app.command("concepts")
 def concepts_command(
-    users: Annotated[str, typer.Argument(help="a folder or table, or world[:N], journey[:CUTOFF]")],
+    users: Annotated[str, typer.Argument(help="folder or table, or world[:N], journey[:CUTOFF]")],
     as_json: Json = False,
 ) -> None:
-    """List what can be asked of users: concepts induced from their own events."""
+    """List what can be asked about users: concepts induced from their own events."""
     import pandas as pd
 
     from qanchor.training.reader import make_concept_task
@@ -195,24 +199,24 @@ def concepts_command(
 @app.command("generate-pairs")
 def generate_pairs_command(
     users: UsersOf,
-    out: Annotated[Path, typer.Option(help="a parquet file for the pairs")],
+    out: Annotated[Path, typer.Option(help="parquet file for the pairs")],
     base_url: Annotated[
-        str, typer.Option(help="an OpenAI-compatible endpoint: the users' rows are SENT there")
+        str, typer.Option(help="OpenAI-compatible endpoint; the users' rows are SENT there")
     ],
-    model: Annotated[str, typer.Option(help="its name at the endpoint")],
+    model: Annotated[str, typer.Option(help="name of the model at the endpoint")],
     samples: Annotated[
         int | None,
         typer.Option(
-            "--max-users", help="ask about at most so many (user, cut-off) samples; default: all"
+            "--max-users", help="largest number of (user, cut-off) samples (default: all)"
         ),
     ] = None,
     cache: Annotated[
         Path | None, typer.Option(help="folder for the replies (default: beside OUT)")
     ] = None,
-    budget: Annotated[int | None, typer.Option(help="tokens to spend at most")] = None,
+    budget: Annotated[int | None, typer.Option(help="largest number of tokens to use")] = None,
     as_json: Json = False,
 ) -> None:
-    """Word training pairs with a language model. Run it again to resume."""
+    """Have a language model word the training pairs. Run the command again to resume."""
     from qanchor.useru.llm import generate_pairs
 
     bars = ProgressBars()
@@ -239,7 +243,7 @@ def make_pairs_command(
     users: UsersOf,
     out: Annotated[Path, typer.Option(help="folder to create")],
     per_user: Annotated[
-        int, typer.Option(help="pairs at each past cut-off, per user on average")
+        int, typer.Option(help="average number of pairs per user and past cut-off")
     ] = 8,
     seed: int = 0,
     as_json: Json = False,
@@ -264,21 +268,22 @@ def fit_command(
     users: UsersOf,
     out: Annotated[Path, typer.Option(help="folder of the run")],
     minutes: Annotated[
-        float | None, typer.Option("--minutes", help="stop training after so many minutes")
+        float | None, typer.Option("--minutes", help="stop training after this many minutes")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="training steps")] = None,
+    steps: Annotated[int | None, typer.Option(help="number of training steps")] = None,
     backbone: Annotated[
-        str, typer.Option(help="language model that reads the events: none, smollm2, a folder")
+        str, typer.Option(help="language model that reads the events: none, smollm2 or a folder")
     ] = NO_BACKBONE,
     crossing_layers: Annotated[
-        int, typer.Option(help="its last layers that look at the users; 0 for the paper's form")
+        int,
+        typer.Option(help="number of its last layers that attend to the user; 0: as in the paper"),
     ] = CROSSING_LAYERS,
     preset: Annotated[str, typer.Option(hidden=True, help="ignored; old scripts pass it")] = "",
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a model on users' own past: about a minute without a language model, more with one. Run
-    it again to resume.
+    """Train a model on the users' own past. This takes a minute or two, or longer with a language
+    model. Run the command again to resume.
     """
     from qanchor.training.checkpoint import Checkpoint
     from qanchor.utils.device import machine_info
@@ -316,11 +321,11 @@ def ask(
     query: str,
     run: RunOf,
     users: UsersOf,
-    top: Annotated[int, typer.Option(help="users shown")] = 10,
+    top: Annotated[int, typer.Option(help="number of users to show")] = 10,
     strict: Strict = False,
     as_json: Json = False,
 ) -> None:
-    """Rank all users by how near they are to a yes, and show the answers of the first ones."""
+    """Rank all users by how much they lean to a yes, and show the first ones with their answers."""
     import pandas as pd
 
     from qanchor.utils.text import count
@@ -334,7 +339,7 @@ def ask(
     cache = engine.prefill(people)
     bars("ranking", 0, 1)
     ranking = engine.rank(cache, query)
-    bars("reading the past", 0, 1)
+    bars("backtesting", 0, 1)
     past = qa.backtest(engine, people, query)
     bars.close()
 
@@ -357,7 +362,7 @@ def ask(
     paragraphs = [
         f"{query} ({count(len(cache), people.unit)}; {meaning})",
         messages.evidence_note(evidence, people.unit) if evidence else "",
-        messages.backtest_summary(past),  # how far to trust the table stands above it
+        messages.backtest_summary(past),  # above the table, because it says how far to trust it
         table,
         messages.CHANCE_NOTE if rows and past.shares else "",
         warning,
@@ -378,8 +383,8 @@ def ask(
 
 @app.command("mcp")
 def mcp_command(run: RunOf, users: UsersOf) -> None:
-    """Let an assistant that speaks the Model Context Protocol ask about users, over standard input
-    and output. It sees what its questions return; nothing is changed.
+    """Let an assistant ask about users over the Model Context Protocol (standard input and output).
+    The assistant sees what its questions return. Nothing is changed.
     """
     from qanchor.workbench.mcp_server import serve
 
@@ -391,25 +396,25 @@ def mcp_command(run: RunOf, users: UsersOf) -> None:
 def embed(
     run: RunOf,
     users: UsersOf,
-    queries: Annotated[Path, typer.Option(help="a text file, one query a line")],
+    queries: Annotated[Path, typer.Option(help="text file with one query per line")],
     out: Annotated[
         Path, typer.Option(help="folder for part-00000.parquet and so on: user, query, embedding")
     ],
     backend: Annotated[str, typer.Option(help="local (processes) or ray")] = "local",
-    workers: Annotated[int, typer.Option(help="processes, or Ray tasks at a time")] = 1,
+    workers: Annotated[int, typer.Option(help="number of processes or concurrent Ray tasks")] = 1,
     shards: Annotated[
-        int | None, typer.Option(help="files to write (default: one for each 500,000 events)")
+        int | None, typer.Option(help="number of files (default: one per 500,000 events)")
     ] = None,
     strict: Strict = False,
     as_json: Json = False,
 ) -> None:
-    """Embed every user for every query of a file, shard by shard. Run it again to resume."""
-    if strict:  # before any shard is written; it needs all users in memory
+    """Embed every user for every query in a file, in shards. Run the command again to resume."""
+    if strict:  # before any shard is written; this needs all users in memory
         refuse_differences(load_engine(run), open_users(users))
     lines = [line.strip() for line in queries.read_text().splitlines()]
     texts = [line for line in lines if line]
     if not texts:
-        raise ValueError(f"{queries} has 0 queries: write one a line")
+        raise ValueError(f"{queries} has no queries. Write one per line.")
     bars = ProgressBars()
     result = qa.embed_dataset(
         open_users(users, stream=True),
@@ -423,7 +428,7 @@ def embed(
     )
     bars.close()
     size = f"{result['users']:,} users x {len(texts)} queries"
-    text = f"{out}: {size}, {result['made']} of {result['shards']} shards made now"
+    text = f"{out}: {size}, {result['made']} of {result['shards']} shards computed in this run"
     print_result(result | {"out": str(out)}, text, as_json)
 
 
@@ -457,9 +462,9 @@ def tune_prompt_command(
     out: Annotated[Path, typer.Option(help="folder for the soft prompt")],
     labels: LabelsOf = None,
     column: ColumnOf = None,
-    num_virtual_tokens: Annotated[int, typer.Option(help="prompt vectors to learn")] = 6,
+    num_virtual_tokens: Annotated[int, typer.Option(help="number of prompt vectors")] = 6,
     steps: Annotated[
-        int, typer.Option(help="of tuning, at most (the paper: 500; more gained nothing here)")
+        int, typer.Option(help="largest number of steps (paper: 500; more than 60 did not help)")
     ] = 60,
     init: Annotated[
         str,
@@ -479,7 +484,7 @@ def tune_prompt_command(
     from qanchor.workbench.messages import prompt_summary
 
     if init not in ("mean", "search"):
-        raise ValueError(f"--init {init}: choose mean or search")
+        raise ValueError(f"--init {init} is unknown. Choose mean or search.")
     require_vacant(out)
     people = open_users(users)
     known = read_labels(labels, column, people)
@@ -497,12 +502,12 @@ def tune_prompt_command(
     sentence = prompt_summary(result.pop("comparison"), people.unit)
     result |= {"sentence": sentence, "out": str(prompt.save(out)), "query": query, "seed": seed}
     result |= {"machine": machine_info()} | options
-    text = f"{query}\n{out}: {sentence} A linear probe reads the labels from the embeddings."
+    text = f"{query}\n{out}: {sentence} The AUC is that of a linear probe on the embeddings."
     print_result(result, text, as_json)
 
 
 def print_notes() -> None:
-    """Print each distinct warning from now on as one line on stderr."""
+    """Make each distinct warning print once, as one line on stderr."""
     said = set()
 
     def show(message, *_) -> None:
@@ -514,7 +519,7 @@ def print_notes() -> None:
 
 
 def run_app(app: typer.Typer) -> int:
-    """Run a command line and return its exit code; errors and warnings are printed as one line."""
+    """Run a command line and return its exit code; print errors and warnings as one line each."""
     try:
         with warnings.catch_warnings():
             print_notes()

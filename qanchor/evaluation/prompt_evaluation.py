@@ -40,7 +40,7 @@ def evaluate_prompt(
         query: The question that the labels answer.
         labels: Index user; 0, 1 or NaN (left out).
         seed: Seed of the split, the tuning and the evaluation (default 0). The split does not
-            depend on the labels.
+            depend on the values of the labels.
         **how: Options of `tune_prompt`, which takes its validation users from the tuning half.
 
     Returns:

@@ -1,6 +1,4 @@
-"""The back end of the attention view: attention over modalities beside deletion, two queries, one
-edited user.
-"""
+"""Back end of the attention view: attention and deletion effects for queries and edited users."""
 
 from __future__ import annotations
 
@@ -35,36 +33,37 @@ from qanchor.workbench.messages import (
 )
 from qanchor.workbench.updates import Update
 
-USERS_PER_UPDATE = 16  # users between two updates: about two seconds on a laptop
-MAX_CACHED_USERS = 4096  # users times queries whose results are cached
+USERS_PER_UPDATE = 16  # users per batch between two updates: about two seconds on a laptop
+MAX_CACHED_USERS = 4096  # pairs of user and query whose results are cached
 
 
 class AttentionBackend:
-    """Measure where the model looks under a query, and what deleting each modality does.
+    """Measure what the model attends to under a query, and the effect of deleting each modality.
 
     Calling it, `backend(query, versus, users)`, returns an iterator of `Update`; closing the
-    iterator cancels between two batches. Work is counted in users read. `data["table"]` is None at
-    first, then has the attention, and at last the deletion effects. It has one row per query and
-    row of attention:
+    iterator cancels between two batches. Progress is counted in encoded users. `data["table"]` is
+    None at first, then holds the attention, and at the end also the deletion effects. It has one
+    row per query and modality or other group of tokens (see `attention_rows`):
 
-    modality, kind: kind is "modality" for what can be deleted, else "other".
-    tokens, weight, per_token: means over users; weight is the share of the absolute gradient of the
-    score, see `modality_attention`.
-    deletion_effect: see `modality_importance`; mean over the users that have the modality, NaN if
-    none has.
-    disagrees: the ranks of the modality by weight and by deletion effect are two or more apart.
-    agreement: rank correlation of weight and deletion effect over a user's modalities, mean over
-    users.
-    disagrees_per_token, agreement_per_token: the same for per_token.
+    modality, kind: `kind` is "modality" if the row can be deleted, else "other".
+    tokens, weight, per_token: means over users; `weight` is the attention, see
+        `modality_attention`.
+    deletion_effect: mean over the users that have the modality, see `modality_importance`; NaN if
+        none has.
+    disagrees: whether the ranks of the modality by weight and by deletion effect differ by two or
+        more.
+    agreement: rank correlation of weight and deletion effect over a user's modalities, averaged
+        over users.
+    disagrees_per_token, agreement_per_token: the same for `per_token`.
 
     Attributes: `ids`, `unit`, `units`, `queries` (suggestions).
 
     Args:
         engine: The model.
-        users: The users that can be looked at.
-        most: Users that are looked at at most; default 64. A sample is drawn from more, and the
-        caption says so.
-        seed: Seed of the sample; default 0.
+        users: The users that can be analyzed.
+        most: Largest number of users per call (default 64). From more, a sample is drawn, and the
+            caption says so.
+        seed: Seed of the sample (default 0).
 
     Raises:
         ValueError: If `most` is less than 1.
@@ -86,7 +85,7 @@ class AttentionBackend:
         seed: int = 0,
     ):
         if most < 1:
-            raise ValueError(f"most is {most}. At least 1 user must be looked at.")
+            raise ValueError(f"most is {most}. Pass 1 or more users.")
         self.engine = engine
         self.users = users
         self.ids = users.ids
@@ -96,18 +95,18 @@ class AttentionBackend:
         self.seed = seed
         self.queries = list(engine.suggest_queries(users))
         self.names = attention_rows(users.modalities)
-        # by label of the query and ids of the users that were read together
+        # by label of the query and ids of the users of a batch
         self.results: dict[tuple[str, tuple[str, ...]], UserAttention] = {}
 
     def __call__(
         self, query: QueryLike, versus: QueryLike | None = None, users: Sequence[str] | None = None
     ) -> Iterator[Update]:
-        """Look at users under a query and, to compare, under another.
+        """Analyze users under a query and, for comparison, under another one.
 
         Args:
             query: The query, or a soft prompt.
-            versus: What to compare with; default: nothing.
-            users: Ids; default: all users.
+            versus: The query to compare with (default: none).
+            users: Ids of the users (default: all users).
 
         Yields:
             Updates with `data["table"]`.
@@ -140,7 +139,7 @@ class AttentionBackend:
             user: The user.
 
         Returns:
-            `event` (its row in `users.events`), `time`, `modality`, `text`.
+            `event` (the row in `users.events`), `time`, `modality`, `text`.
 
         Raises:
             KeyError: If the user is unknown.
@@ -153,18 +152,18 @@ class AttentionBackend:
     def rerun(
         self, query: QueryLike, user: str, drop: Collection = (), reword: Mapping | None = None
     ) -> Iterator[Update]:
-        """Drop or reword events of one user, read this user again, and look again.
+        """Drop or reword events of one user, encode this user again, and repeat the analysis.
 
         Args:
             query: The query.
-            user: The user.
-            drop: Events to drop, by their number in `events`; default: none.
-            reword: New texts by number of the event; default: none.
+            user: Id of the user.
+            drop: Events to drop, by their number in `events` (default: none).
+            reword: New texts by number of the event (default: none).
 
         Yields:
-            Updates as for a call. In the last one the first query of the table is the edited user
-            and the second the user as it was; its data also has `moved` (1 - cosine of the two
-            embeddings) and `before`, `after` (the two answers).
+            Updates as for a call. In the last table, the first query is for the edited user and the
+            second for the original one. The data of the last update also has `moved` (1 - cosine
+            between the two embeddings), `before` and `after` (the two answers).
 
         Raises:
             KeyError: If the user or an event is unknown.
@@ -208,16 +207,16 @@ class AttentionBackend:
     def _known(self, user: str) -> str:
         if str(user) not in self.ids:
             raise KeyError(
-                f"User {str(user)!r} is not among the {len(self.ids):,} that can be looked at. "
+                f"User {str(user)!r} is not among the {len(self.ids):,} users of this view. "
                 "Check the id."
             )
         return str(user)
 
     def _sample(self, users: Sequence[str] | None) -> tuple[list[str], int]:
-        """Return the users to look at, and of how many they are a sample."""
+        """Return the users to analyze, and the number of users that they are a sample of."""
         ids = sorted({self._known(user) for user in (self.ids if users is None else users)})
         if not ids:
-            raise ValueError("No users selected. Select at least one, or look at all.")
+            raise ValueError("No users selected. Select at least one, or analyze all users.")
         if len(ids) <= self.most:
             return ids, len(ids)
         sample = np.random.default_rng(self.seed).choice(np.array(ids), self.most, replace=False)
@@ -226,8 +225,9 @@ class AttentionBackend:
     def _look_and_delete(
         self, queries: Mapping[str, QueryLike], people: Users, ids: list[str]
     ) -> Iterator[tuple[int, str, bool]]:
-        """Look at users and delete their modalities, batch by batch: yields how many readings are
-        done, what to say, and whether the table can show more than before.
+        """Measure attention and deletion effects, batch by batch.
+
+        Yields (users encoded so far, message, whether the table has new results).
         """
         n_modalities = len(ablatable_rows(self.users))
         chunks = [people.select(chunk) for chunk in _chunks(ids)]
@@ -248,7 +248,7 @@ class AttentionBackend:
             yield done, message, True
 
     def _look(self, queries: Mapping[str, QueryLike], users: Users) -> None:
-        """Read the attention of some users, for the queries under which it is not known yet."""
+        """Compute the attention of some users, for the queries without a cached result."""
         new = [label for label in queries if (label, users.ids) not in self.results]
         if not new:
             return
@@ -261,9 +261,9 @@ class AttentionBackend:
             self.results[label, users.ids] = look
 
     def _delete(self, queries: Mapping[str, QueryLike], users: Users) -> Iterator[tuple[str, int]]:
-        """Delete every modality of some users, for the queries under which that is not known yet.
+        """Delete each modality of some users in turn, for the queries without a cached result.
 
-        Yields (modality, users read). Only whole results are cached.
+        Yields (modality, users encoded). Only complete results are cached.
         """
         looks = {label: self.results[label, users.ids] for label in queries}
         new = [label for label, look in looks.items() if np.isnan(look.effect).all()]
@@ -281,7 +281,7 @@ class AttentionBackend:
 
 
 def _chunks(ids: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return users in groups that are read together."""
+    """Return the batches of users that are encoded together."""
     starts = range(0, len(ids), USERS_PER_UPDATE)
     return [tuple(ids[start : start + USERS_PER_UPDATE]) for start in starts]
 
@@ -298,13 +298,13 @@ def edit_user_events(
 ) -> Users:
     """Return one user as if some events had not been recorded, or had other texts.
 
-    Equal to building the users from an events table that is changed in this way.
+    The result equals `Users` built from an events table with these changes.
 
     Args:
         users: The users.
-        user: The user.
-        drop: Events to drop, by their row in `users.events`; default: none.
-        reword: New texts by row; default: none.
+        user: Id of the user.
+        drop: Events to drop, by their row in `users.events` (default: none).
+        reword: New texts by row (default: none).
 
     Returns:
         The edited user alone.

@@ -1,4 +1,4 @@
-"""The cluster comparison as the cluster view reads it."""
+"""Back end of the cluster view: a cluster comparison with its texts."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from qanchor.workbench.updates import Update
 
 
 def comparison_update(comparison: ClusterComparison, unit: str = "user") -> Update:
-    """Put a comparison of clusters into words.
+    """Return a comparison of clusters as an update for the view.
 
     Args:
-        comparison: From `compare_clusters`.
-        unit: The word for a user; default "user".
+        comparison: The comparison, from `compare_clusters`.
+        unit: Word for one user (default "user").
 
     Returns:
-        An update that says what became of the clusters. Its data: the fields of
-        `ClusterComparison`, `summaries` (what to say of each side), `unit` and `units`.
+        An update whose message says what became of the clusters. Its data: the fields of
+        `ClusterComparison`, `summaries` (a text for each side), `unit` and `units`.
 
     Example:
         >>> from qanchor.analysis.clusters import compare_clusters

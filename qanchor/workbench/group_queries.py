@@ -1,6 +1,4 @@
-"""The back end of the selection panel: which question separates the selected users from the
-others.
-"""
+"""Back end of the selection panel: which questions separate the selected users from the others."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ class GroupQueriesBackend:
 
     Args:
         embedding_cache: The users.
-        questions: The questions; default `question_bank` of the model.
+        questions: The questions (default: the `question_bank` of the model's concepts).
 
     Example:
         >>> from qanchor.analysis.embedding_cache import EmbeddingCache
@@ -49,10 +47,10 @@ class GroupQueriesBackend:
         """Rank the questions for a group.
 
         Args:
-            ids: The group.
+            ids: Ids of the group.
 
         Yields:
-            Progress; the last update has `data["frame"]`.
+            Updates with the progress; the last one has `data["frame"]`.
         """
         unit = self.embedding_cache.cache.unit
         missing = set(self.questions) - set(self.embedding_cache.embeddings)

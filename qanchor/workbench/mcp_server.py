@@ -1,4 +1,4 @@
-"""Read-only tools of one session for assistants that speak the Model Context Protocol."""
+"""Read-only tools for assistants: a Model Context Protocol server for one session."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ MAX_USERS_TOLD = 100
 MAX_EVENTS_TOLD = 200
 MAX_GROUP_ROWS = 20
 INSTRUCTIONS = (
-    "Ranks users of one event log for a question in plain words, from what each of them did. Call"
-    " describe first. A score orders the users of one question and is no probability: say how good"
-    " such a ranking was before (backtest) beside it. Do not act on a ranking at chance."
+    "Rank the users of one event log for a question in plain words, based on what each user did."
+    " Call describe first. A score orders users for one question; it is not a probability. Report"
+    " the backtest of the question beside a ranking. Do not act on a ranking at chance."
 )
 
 
 def make_mcp_server(session: WorkbenchSession) -> MCPServer:
-    """Return a server whose tools read one session and change nothing.
+    """Return a server whose tools read one session and never change it.
 
     The tools are `describe`, `ask`, `evidence`, `group` and `backtest`.
 
@@ -54,7 +54,7 @@ def make_mcp_server(session: WorkbenchSession) -> MCPServer:
     tools = SessionTools(session)
 
     def tells_errors(tool: Callable) -> Callable:
-        """Return a tool whose errors reach the assistant in words."""
+        """Return a tool whose errors reach the assistant as messages."""
 
         @wraps(tool)
         def run(*args, **kwargs):
@@ -71,7 +71,7 @@ def make_mcp_server(session: WorkbenchSession) -> MCPServer:
 
 
 class SessionTools:
-    """What an assistant may ask of a session; each method returns what JSON can hold.
+    """The tools of the server. Each method returns JSON serializable data.
 
     Args:
         session: The session.
@@ -81,7 +81,7 @@ class SessionTools:
         self._session = session
 
     def describe(self) -> dict[str, Any]:
-        """Say who the users are, what is known of them, and what can be asked."""
+        """Describe the users and their data, and list questions that can be asked."""
         users = self._session.users
         history = users.history()
         return {
@@ -98,13 +98,13 @@ class SessionTools:
         }
 
     def ask(self, question: str, top: int = 10) -> dict[str, Any]:
-        """Rank all users for a question in plain words and return the first ones.
+        """Rank all users for a question in plain words and return the top ones.
 
-        A question that nothing in the data speaks of is not answered; `can_be_asked` then names
+        If the data has nothing about the question, `answerable` is false and `can_be_asked` names
         what can be asked instead.
         """
         if not question.strip():
-            raise ValueError("The question is empty. Write one, such as those of describe.")
+            raise ValueError("The question is empty. Write one, such as those that describe lists.")
         ranking = self._session.engine.rank(self._session.cache, question)
         about = ranking.attrs
         if not about["answerable"]:
@@ -120,7 +120,7 @@ class SessionTools:
         }
 
     def evidence(self, user: str | int, question: str = "") -> dict[str, Any]:
-        """Return one user's events, newest first, and which of them the question means."""
+        """Return one user's events, newest first, and mark those that the question is about."""
         user = str(user)
         timeline = self._session.lens.timeline(user, question).iloc[::-1]
         events = timeline.head(MAX_EVENTS_TOLD).astype({"time": str, "modality": str, "text": str})
@@ -132,11 +132,11 @@ class SessionTools:
         }
 
     def group(self, ids: list[str | int]) -> dict[str, Any]:
-        """Say what sets a group of ten users or more apart from the others, most telling first."""
+        """Compare ten or more users with all others, most significant difference first."""
         ids = list(dict.fromkeys(map(str, ids)))
         if len(ids) < MIN_GROUP_SIZE:
             raise ValueError(
-                f"The group has {len(ids)} users; at least {MIN_GROUP_SIZE} are needed."
+                f"The group has {len(ids)} users; at least {MIN_GROUP_SIZE} are needed. Add more."
             )
         update = self._session.describe(ids)
         compared = update.data["frame"]
@@ -146,8 +146,10 @@ class SessionTools:
         return {"summary": update.message, "differences": differences, "of": len(compared)}
 
     def backtest(self, question: str) -> dict[str, Any]:
-        """Measure how often a ranking for this question was right before: of pairs of users, the
-        share in the order that they showed since; 0.5 is chance.
+        """Backtest the ranking for a question as of an earlier day.
+
+        `right` is the share of pairs of users in the order that later events confirmed (0.5 is
+        chance), with its 95 % interval from `low` to `high`.
         """
         *_, last = self._session.lens.backtest(question)
         result = last.data["backtest"]
@@ -160,7 +162,7 @@ def serve(session: WorkbenchSession, say: Callable[[str], object]) -> None:
 
     Args:
         session: The session.
-        say: Called with one line once the server is ready; it must not write to standard output.
+        say: Called with one line when the server is ready; it must not write to standard output.
     """
     server = make_mcp_server(session)
     users = count(len(session.users), session.users.unit)

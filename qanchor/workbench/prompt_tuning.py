@@ -1,6 +1,4 @@
-"""The back end of prompt tuning: tune a soft prompt step by step, then evaluate it on held-out
-users.
-"""
+"""Back end of prompt tuning: tune a soft prompt step by step, then evaluate it on other users."""
 
 from __future__ import annotations
 
@@ -20,14 +18,14 @@ from qanchor.workbench.updates import Update
 
 PAPER_VECTORS = 6
 PAPER_STEPS = 500
-STEPS = 60  # enough here; more found nothing new
+STEPS = 60  # more steps did not improve the result on the data sets here
 
 
 class PromptTuningBackend:
     """Tune soft prompts on a share of the users and evaluate each on the others.
 
     Calling it returns an iterator of `Update`. Attributes: `labels` and `queries` to choose from,
-    `defaults` of the form, `unit`, `units`.
+    `defaults` (values that the form starts with), `unit`, `units`.
 
     Args:
         engine: The model.
@@ -67,19 +65,19 @@ class PromptTuningBackend:
         """Tune and evaluate a prompt.
 
         Args:
-            query: The question whose answer the label holds.
+            query: The question that the label answers.
             label: Name of the label.
-            vectors: Prompt vectors; default 6.
-            steps: Steps of tuning; default 500.
-            seed: Seed of the split, the tuning and the evaluation; default 0.
-            stop: Called after each step; true ends the tuning, and the best prompt so far is
-            evaluated.
+            vectors: Number of prompt vectors (default 6).
+            steps: Number of tuning steps (default 500).
+            seed: Seed of the split, the tuning and the evaluation (default 0).
+            stop: Called after each step; if it returns true, tuning ends and the best prompt so far
+                is evaluated.
 
         Yields:
             Updates whose `done` and `total` are steps. Their data: `history` (None before the first
-            step), `best` (its step), `prompt` (the best so far, so it stays with whoever stops
-            iterating), and in the last one `result` (`measure, before, after, gain, low, high`),
-            else None. Closing the iterator cancels.
+            step), `prompt` (the best one so far), `best` (the step at which it was found) and
+            `result` (None before the last update, then `measure, before, after, gain, low, high`).
+            Closing the iterator cancels.
         """
         learn, others = split_labels(self.cache, self.users.label(label), TUNING_SHARE, seed)
         data = {"history": None, "best": 0, "prompt": None, "result": None}
@@ -113,13 +111,13 @@ class PromptTuningBackend:
 
         Args:
             prompt: The prompt.
-            folder: The folder.
+            folder: The folder to create.
 
         Returns:
             The folder.
 
         Raises:
-            FileExistsError: If the folder holds a prompt already, which stays.
+            FileExistsError: If the folder already holds a prompt, which is not changed.
         """
         if (Path(folder) / "prompt.json").exists():
             raise FileExistsError(

@@ -1,4 +1,4 @@
-"""The back end of the query matrix: questions against groups of users."""
+"""Back end of the query matrix: questions crossed with groups of users."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ from qanchor.workbench.messages import (
 )
 from qanchor.workbench.updates import Update
 
-# newest results that are cached: 6 kB each, and an eighth of a byte per user
+# most recent results that are cached: 6 kB each, plus an eighth of a byte per user
 MAX_CACHED_CELLS = 2_000
 
 
 class QueryMatrixBackend:
-    """Put questions to groups of users.
+    """Measure what questions do to groups of users.
 
     Calling it, `backend(queries, groups)`, returns an iterator of `Update`; closing the iterator
-    cancels. `queries` and `groups` are what a view opens with, see `Engine.suggest_queries`
-    and `default_groups`; `ids`, `unit`, `units` and `least`
-    (users that a group must have) are of the users.
+    cancels.
+
+    Attributes: `queries` and `groups` that a view starts with (see `Engine.suggest_queries` and
+    `default_groups`), `ids`, `unit`, `units` and `least` (smallest size of a group).
 
     Args:
-        embedding_cache: The users, as `LensBackend.embedding_cache`.
+        embedding_cache: The users, such as `LensBackend.embedding_cache`.
         users: The same users.
 
     Example:
@@ -67,11 +68,11 @@ class QueryMatrixBackend:
 
         Args:
             queries: The questions.
-            groups: Ids by name.
+            groups: Ids of the users of each group, by its name.
 
         Yields:
-            Updates with `data["frame"]`, the rows so far (None before the first), see
-            `query_group_matrix`, and `data["reads"]`, how to read each measure.
+            Updates with `data["frame"]`, the rows so far (None before the first; see
+            `query_group_matrix`), and `data["reads"]`, which explains each measure.
         """
         n_queries = len({str(query).strip() for query in queries})
         n_users = len(self.ids)

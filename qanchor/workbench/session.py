@@ -1,4 +1,4 @@
-"""All back ends of a workbench, of one engine and its users, as one object."""
+"""All back ends of a workbench in one object, for one engine and its users."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from qanchor.workbench.updates import Update
 
 
 class WorkbenchSession:
-    """Read users once and hold what every view of a workbench asks:
+    """Encode users once and provide the back end of every view:
     `Workbench(WorkbenchSession(engine, users))`.
 
-    All back ends share one cache of embeddings, so what one view has asked costs the next nothing.
+    All back ends share one cache of embeddings, so no view repeats a computation of another.
 
-    Attributes: `engine`, `users`, `cache`; `frame` (who the users are); `lens`, `attention`,
-    `matrix`, `tuning` (None without labels), the back ends of these views; `describe`, `explain`,
-    `export`, `provenance`, for the selection panel; `retention`, `funnel`, `steps` (examples), for
-    the retention view; `compare`, for the cluster view.
+    Attributes: `engine`, `users`, `cache`; `frame` (one row per user); `lens`, `attention`,
+    `matrix`, `tuning` (None without labels): the back ends of these views; `describe`, `explain`,
+    `export`, `provenance`: for the selection panel; `retention`, `funnel`, `steps` (examples): for
+    the retention view; `compare`: for the cluster view.
 
     Args:
         engine: The model.
         users: The users.
-        method: Of the map, "umap" or "pca"; default: as for `LensBackend`.
+        method: Method of the map, "umap" or "pca" (default: as for `LensBackend`).
 
     Example:
         >>> users = qa.make_sample_users(60)
@@ -68,10 +68,11 @@ class WorkbenchSession:
         """Compare selected users with all others.
 
         Args:
-            ids: The selected users.
+            ids: Ids of the selected users.
 
         Returns:
-            An update that says what sets them apart; `data["frame"]` is that of `describe_group`.
+            An update whose message says how they differ; `data["frame"]` comes from
+            `describe_group`.
         """
         frame = describe_group(self.users, ids)
         n_selected = len(set(map(str, ids)))
@@ -79,26 +80,26 @@ class WorkbenchSession:
         return Update(1, 1, message, data={"frame": frame})
 
     def retention(self, ids: Collection[str] | None = None) -> Update:
-        """Count how many users stay after their first day, the selected beside all others.
+        """Count how many users stay after their first day, for selected users and all others.
 
         Args:
-            ids: The selected users (default: all users are one group).
+            ids: Ids of the selected users (default: all users are one group).
 
         Returns:
-            An update that says it; `data["frame"]` is that of `retention`.
+            An update with a summary; `data["frame"]` comes from `analysis.retention.retention`.
         """
         frame = retention(self.users, ids)
         return Update(1, 1, retention_summary(frame), data={"frame": frame})
 
     def funnel(self, ids: Collection[str] | None, steps: Sequence[str]) -> Update:
-        """Count how many users did several things, each after the one before.
+        """Count how many users reached each step of a funnel.
 
         Args:
-            ids: The selected users; None if all users are one group.
-            steps: The things, in order, see `funnel`.
+            ids: Ids of the selected users; None if all users are one group.
+            steps: The steps in order, see `analysis.retention.funnel`.
 
         Returns:
-            An update that says it; `data["frame"]` is that of `funnel`.
+            An update with a summary; `data["frame"]` comes from `analysis.retention.funnel`.
         """
         frame = funnel(self.users, steps, ids)
         return Update(1, 1, funnel_summary(frame), data={"frame": frame})
@@ -107,11 +108,11 @@ class WorkbenchSession:
         """Compare the clusters of the users under two queries.
 
         Args:
-            before: The first query; the empty one is the map before any question.
+            before: The first query; "" for the embeddings without a question.
             after: The second query.
 
         Returns:
-            An update as `comparison_update` makes it.
+            An update from `comparison_update`.
         """
         for _ in self.embedding_cache.embed(before, after):
             pass

@@ -1,4 +1,4 @@
-"""What the back ends of the views yield while they work."""
+"""The progress and results that back ends yield to their views."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Update:
-    """Hold how far a computation is, what to tell the user, and the results so far.
+    """Hold the progress of a computation, messages for the user, and the results so far.
 
     Args:
-        done: Units of work that are done.
-        total: Units of work in all; the last update of a run has `done == total`, unless it was
-        stopped.
-        message: What is happening or what was found, in one or a few sentences.
-        caption: How the result was made and how far to trust it.
-        warning: Why the result may mislead; empty if nothing is known.
-        data: Results by name: data frames and plain values. A name is absent or None until the
-        result is known.
+        done: Units of work done.
+        total: Units of work in total. The last update has `done == total`, unless the computation
+            was stopped.
+        message: What is happening or what was found, in a few sentences (default: empty).
+        caption: How the result was computed and how far to trust it (default: empty).
+        warning: Why the result may be misleading (default: empty).
+        data: Results by name: data frames and plain values (default: none). A name is absent or
+            None until its result is known.
 
     Example:
         >>> Update(3, 9, "Embedding 3 of 9 users ...").data.get("points") is None

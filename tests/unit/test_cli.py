@@ -315,7 +315,7 @@ ERRORS = {
     "no such users": (["check", "nowhere"], "nowhere does not exist. Give the path of a file"),
     "no such data": (
         ["ask", "--run", "RUN", "--users", "mars", "Q"],
-        "mars: no such file or folder. Give one, world",
+        "mars: no such file or folder. Pass an existing one, world",
     ),
     "odd world": (
         ["ask", "--run", "RUN", "--users", "world:many", "Q"],
@@ -424,7 +424,7 @@ def test_no_queries_is_told(qanchor, home, tmp_path):
     done = qanchor("embed", "--run", home / "run", "--users", home / "users", *words)
     assert (
         done.code == 2
-        and "queries.txt has 0 queries: write one a line" in done.err
+        and "queries.txt has no queries. Write one per line" in done.err
         and not (tmp_path / "out").exists()
     )
 
@@ -439,7 +439,7 @@ def test_data_sets_have_names():
     assert len(cli.open_users("world:5")) == 5 and cli.open_users("world:5").name == "world"
     with pytest.raises(
         FileNotFoundError,
-        match=r"mars: no such file or folder. Give one, world\[:N\] or journey\[:CUTOFF\]",
+        match=r"mars: no such file or folder. Pass an existing one, world\[:N\] or journey",
     ):
         cli.open_users("mars")
 
