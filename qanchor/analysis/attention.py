@@ -170,7 +170,11 @@ def modality_importance(
 
 
 def ablatable_rows(users: Users) -> list[str]:
-    """Return the rows that can be deleted: the modalities, and the facts if there are any."""
+    """Return the rows that can be deleted: the modalities, and the facts if there are any.
+
+    Args:
+        users: The users.
+    """
     facts = [TABULAR] if len(users.tabular.columns) else []
     return list(dict.fromkeys([*users.modalities, *facts]))
 
@@ -204,7 +208,12 @@ def iter_deletion_effects(
 
 
 def without_modality(users: Users, modality: str) -> Users:
-    """Return the same users as if one modality had not been recorded ("tabular": their facts)."""
+    """Return the same users as if one modality had not been recorded.
+
+    Args:
+        users: The users.
+        modality: The modality to remove; "tabular" also removes the facts.
+    """
     events = users.events[users.events["modality"] != modality].reset_index(drop=True)
     tabular = users.tabular * np.nan if modality == TABULAR else users.tabular
     return replace(users, events=events, tabular=tabular)

@@ -79,12 +79,22 @@ class UniqueCells:
         self.texts = pd.Series([_as_text(value) for value in unique], dtype=object)
 
     def report(self, bad: pd.Series, message: str, kind: str = "changed") -> None:
-        """Report the rows whose unique cell is marked in `bad`."""
+        """Report the rows whose unique cell is marked in `bad`.
+
+        Args:
+            bad: Boolean mask of the unique cells.
+            message: What is wrong, and what to do or what was done.
+            kind: Kind of the finding (default "changed").
+        """
         bad = np.append(bad, False)
         self.findings.rows(self.cells, bad[self.codes], message, kind)
 
     def spread(self, values: pd.Series) -> pd.Series:
-        """Return a column from one value per unique cell."""
+        """Return a column from one value per unique cell.
+
+        Args:
+            values: The values, in the order of `texts`.
+        """
         column = values.reindex(self.codes).set_axis(self.cells.index)
         return column.rename(self.cells.name)
 

@@ -341,7 +341,12 @@ class _Finder:
         return bool(_sample(self.frame[name]).astype(str).str.fullmatch(WHOLE).all())
 
     def sort_rest(self, numbers_are_known: bool = False) -> None:
-        """Assign the remaining columns to numbers or words, or leave them out."""
+        """Assign the remaining columns to numbers or words, or leave them out.
+
+        Args:
+            numbers_are_known: Whether the number columns are named, so that other numbers are left
+                out (default False).
+        """
         roles = self.roles
         for name in self._free():
             kind = self.kinds[name]

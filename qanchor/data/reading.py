@@ -383,7 +383,11 @@ class _Events:
         return self.table.frame[name].loc[self.rows.index]
 
     def read_columns(self, timezone: str | None) -> None:
-        """Parse user, time, modality and numbers of all rows."""
+        """Parse user, time, modality and numbers of all rows.
+
+        Args:
+            timezone: Time zone of times without one; None for UTC.
+        """
         roles = self.roles
         frame = self.table.frame
         self.rows["user"] = read_ids(self.findings, frame[roles.user])
@@ -471,7 +475,15 @@ class _Events:
         self._drop(late, day, "beyond today. The row is left out.")
 
     def take_attributes(self, cutoff: pd.Timestamp, taken: pd.Index) -> pd.DataFrame:
-        """Return the columns that describe users, from events before the cut-off only."""
+        """Return the columns that describe users, from events before the cut-off only.
+
+        Args:
+            cutoff: The cut-off.
+            taken: Names of attributes that exist already.
+
+        Returns:
+            Index `user`; one column per attribute, or per word of it.
+        """
         roles = self.roles
         user = self.rows["user"]
         past = self.rows["time"] < cutoff

@@ -66,7 +66,11 @@ class Theme:
 
 
 def read_table(name: str) -> list[dict[str, str]]:
-    """Return the rows of one of the generator's tables in `qanchor/data/resources`."""
+    """Return the rows of one of the generator's tables in `qanchor/data/resources`.
+
+    Args:
+        name: Name of the file, without its ending.
+    """
     return read_resource_rows("qanchor.data", f"resources/{name}.csv")
 
 

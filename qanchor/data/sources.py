@@ -263,8 +263,12 @@ def _decode(raw: bytes, findings: Findings) -> str | None:
 
 
 def _decode_western(raw: bytes, start: int, findings: Findings) -> str:
-    """Decode a text as cp1252 and report one word as an example; `start` is the byte that is not
-    UTF-8.
+    """Decode a text as cp1252, and report one decoded word as an example.
+
+    Args:
+        raw: The text.
+        start: Position of the first byte that is not UTF-8.
+        findings: Collects what was changed.
     """
     from charset_normalizer import from_bytes
 

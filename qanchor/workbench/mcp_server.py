@@ -101,7 +101,7 @@ class SessionTools:
         """Rank all users for a question in plain words and return the top ones.
 
         If the data has nothing about the question, `answerable` is false and `can_be_asked` names
-        what can be asked instead.
+        what can be asked instead. `top` is the number of users to return, at most 100.
         """
         if not question.strip():
             raise ValueError("The question is empty. Write one, such as those that describe lists.")

@@ -153,7 +153,7 @@ def test_03_ids_written_as_decimals_meet_their_labels(tmp_path):
     labels = "user,Churn\n" + "".join(f"{1000 + i},{i % 2}\n" for i in range(12))
     users = read(put(tmp_path, events, labels=labels, users=labels.replace("Churn", "age")))
     assert len(users) == 12 and users.label("Churn").notna().sum() == 12
-    assert "read without them" in noted(users)
+    assert "decimal part is removed" in noted(users)
 
 
 def test_03_labels_of_nobody_are_refused(tmp_path):
@@ -235,7 +235,10 @@ def test_times_of_one_format_are_read(tmp_path, case):
 NUMBERS = {  # what is written for a time; what is said
     "08 milliseconds": (lambda time: time.value // 10**6, "milliseconds since 1970"),
     "08b seconds": (lambda time: time.value // 10**9, "seconds since 1970"),
-    "38a spreadsheet": (lambda time: (time.value // 10**9) / 86400 + 25569, "of a spreadsheet"),
+    "38a spreadsheet": (
+        lambda time: (time.value // 10**9) / 86400 + 25569,
+        "spreadsheet day numbers",
+    ),
     "38j yyyymmdd": (lambda time: f"{time:%Y%m%d}", ""),
     "38h and 38l yymmdd": (lambda time: f"{time:%y%m%d}", "six digits are yymmdd"),
 }
@@ -267,7 +270,7 @@ def test_20_days_since_a_start_are_taken_as_such(tmp_path):
     users = read(put(tmp_path, csv(rows, "client_id,trans_date,small_group,amount_rur")))
     assert users.numbers == ("amount_rur",) and len(users) == 9
     assert (users.events["time"].max() - users.events["time"].min()).days == 133
-    assert "day 0 is written as 1970-01-01" in noted(users)
+    assert "day 0 is read as 1970-01-01" in noted(users)
     assert "small_group 4" in set(users.events["text"])
 
 
