@@ -1,4 +1,4 @@
-"""The tour of a workbench: half a minute of words beside its controls."""
+"""The tabs of a workbench's panel, and its tour: half a minute of words beside its controls."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ FIRST_STEPS = (
         "walk, Space selects.",
     ),
     Step(
-        "Group",
-        '[role="tab"]:nth-child(2)',
-        "What sets the selected apart, and which question tells them. Name them, or write them to "
-        "a file.",
+        "Users and groups",
+        '[role="tab"]:nth-child(-n + 2)',
+        "Who ranks first, and a card of each user. Of those selected: what sets them apart, and "
+        "which question tells them. Name them, or write them to a file.",
     ),
 )
 LAST_STEP = Step(
@@ -58,28 +58,30 @@ FURTHER_PAGES = {
 
 
 class Tour(View):
-    """Show a newcomer the workbench: a button, and a few steps beside what they are about.
+    """Turn the pages of the workbench's panel, and show a newcomer what is what.
 
     Args:
-        pages: Titles of the workbench's pages in their order: `Ask` first, then `Group`, then any
-            of the others.
+        pages: Titles of the pages in their order: `Users` first, then `Group`, then any of the
+            others.
         seen: If false, the tour opens by itself, once, and does not take the keyboard.
 
-    The trait `page` is the page that is shown; the steps are on the first one.
+    The trait `page` is the page that is shown.
 
     Example:
-        >>> Tour(("Ask", "Group", "Tune")), Tour(("Ask", "Group")).seen
+        >>> Tour(("Users", "Group", "Tune")), Tour(("Users", "Group")).seen
         (Tour(6 steps), True)
     """
 
-    _esm = read_static("dom.mjs", "tour.mjs")
-    _css = read_static("tour.css")
+    _esm = read_static("dom.mjs", "pages.mjs", "tour.mjs")
+    _css = read_static("pages.css", "tour.css")
+    _pages = List().tag(sync=True)  # titles: never changes
     _steps = List().tag(sync=True)  # title, mark, words: never changes
-    page = Int(0, allow_none=True).tag(sync=True)
+    page = Int(0).tag(sync=True)
     seen = Bool(True).tag(sync=True)
 
     def __init__(self, pages: Sequence[str], seen: bool = True):
-        super().__init__(_steps=[asdict(step) for step in tour_steps(pages)], seen=seen)
+        steps = [asdict(step) for step in tour_steps(pages)]
+        super().__init__(_pages=list(pages), _steps=steps, seen=seen)
 
     def _summary(self) -> str:
         return f"Tour({len(self._steps)} steps)"
@@ -98,8 +100,8 @@ def tour_steps(pages: Sequence[str]) -> list[Step]:
         The steps.
 
     Example:
-        >>> [step.title for step in tour_steps(("Ask", "Group", "Matrix", "Tune"))]
-        ['Ask', 'See who moves', 'Select', 'Group', 'Further pages', 'Keep it']
+        >>> [step.title for step in tour_steps(("Users", "Group", "Matrix", "Tune"))]
+        ['Ask', 'See who moves', 'Select', 'Users and groups', 'Further pages', 'Keep it']
     """
     steps = list(FIRST_STEPS)
     further = pages[2:]

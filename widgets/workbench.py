@@ -1,4 +1,4 @@
-"""The workbench: all views on one page, of the same users, with one selection and one session."""
+"""The workbench: all views on one screen, of the same users, with one selection and one session."""
 
 from __future__ import annotations
 
@@ -22,18 +22,16 @@ from qanchor.widgets.selection import SelectionPanel
 from qanchor.widgets.tour import Tour
 
 FORMAT = 1
-HINT = (
-    "Ask something on the page Ask, then press the button: who stands together before and after "
-    "it, and who went where."
-)
+HINT = "Ask something, then press the button: see which clusters it forms, splits or merges."
 
 
 class Workbench(ipywidgets.VBox):
-    """All views on one page: ask, look at groups, attention and clusters, and tune.
+    """All views on one screen: the map of the users stays, a panel beside it has the other views.
 
-    The views are `lens`, `panel`, `retention`, `matrix`, `attention`, `clusters` (once compared)
-    and `tuning`; all follow `selection`. They stand on the pages `titles`; Tab and the arrow keys
-    reach each of them, Enter turns to it.
+    The views are `lens`, `panel`, `retention`, `attention`, `matrix`, `clusters` (once compared)
+    and `tuning`; all follow `selection`. The panel has the pages `titles`, first the list of the
+    users and the card of one; Tab and the arrow keys reach each of them, Enter turns to it. Where
+    there is no room beside the map, the panel stands under it.
 
     Args:
         backend: What the views ask: `qanchor.WorkbenchSession(engine, users)`, or any object with
@@ -91,13 +89,15 @@ class Workbench(ipywidgets.VBox):
         self._cluster_page = ipywidgets.VBox([head])
 
         pages = self._pages()
-        tabs = ipywidgets.Tab(children=list(pages.values()), titles=list(pages))
-        self.titles = tabs.titles
+        self.titles = ("Users", *pages)
+        self.lens.add_class("bench-lens")
+        for number, page in enumerate(pages.values(), 1):
+            page.add_class("bench-page").add_class(f"bench-page-{number}")
+        screen = ipywidgets.Box([self.lens, *pages.values()]).add_class("bench-screen")
         # a session from before there were tours is nobody's first use
         seen = not session or bool(stored.get("toured", stored))
-        self._tour = Tour(tabs.titles, seen=seen)
-        ipywidgets.jslink((self._tour, "page"), (tabs, "selected_index"))
-        super().__init__(children=[self._tour, tabs], **layout)
+        self._tour = Tour(self.titles, seen=seen)
+        super().__init__(children=[self._tour, screen], **layout)
         self.add_class("bench")
         self._restore(stored)
         if self._session_path:
@@ -148,12 +148,11 @@ class Workbench(ipywidgets.VBox):
         return QueryLens(self._backend.frame, self._backend.lens, query=query, queries=queries)
 
     def _pages(self) -> dict[str, Any]:
-        """Return the pages that there are, by title."""
+        """Return the pages of the panel, by title; the lens has the one before them."""
         pages = {
-            "Ask": self.lens,
             "Group": ipywidgets.VBox([self.panel, self.retention]),
-            "Matrix": self.matrix,
             "Attention": self.attention,
+            "Matrix": self.matrix,
             "Clusters": self._cluster_page,
         }
         if self.tuning is not None:

@@ -248,7 +248,7 @@ function render({ model, el }) {
   const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, route, side), box, foot, histogram.node, lead, sentence, doubt, interpretation, meant, backtest, caption, make("div", { class: "lens-keeping" }, saveButton, pictureButton, savedNote), words);
   const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), make("span", {}, count(users.ids.length, about.unit, about.units)));
   const root = make("div", { class: "lens", "data-lm-suppress-shortcuts": "true" });
-  root.append(make("div", { class: "lens-in" }, head, ...bar.parts, make("div", { class: "lens-body" }, left, make("div", { class: "lens-side" }, finder.node, list.node, card.node))));
+  root.append(make("div", { class: "lens-in" }, make("div", { class: "lens-top" }, head, ...bar.parts), make("div", { class: "lens-body" }, left, make("div", { class: "lens-side" }, finder.node, list.node, card.node))));
   root.lens = { state: map.state }; // for tests and for the curious: where the points are now
 
   /** First day, last day and recent events of a user; of a large set they are asked for, all of one moment together. */

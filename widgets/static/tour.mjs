@@ -1,5 +1,6 @@
-// The tour of a workbench: words beside its real controls; and what its tabs must tell. All text enters as text nodes.
+// The tabs of a workbench, and its tour: words beside its real controls. All text enters as text nodes.
 import { focused, keepFocus, make } from "./dom.mjs";
+import { pageTabs } from "./pages.mjs";
 
 const GAP = 12; // pixels between a control and the words about it
 const TALL = 200; // pixels: words about what is taller stand in it, not under it
@@ -19,22 +20,6 @@ export function beside(box, card, home) {
   return { side, top, left: Math.max(Math.min(box.left + (side === "in" ? GAP : 0), home.width - card.width), 0) };
 }
 
-/** Tabs name their panels and panels their tabs. */
-function dress(bench) {
-  const list = bench.querySelector('[role="tablist"]');
-  const panels = bench.querySelector(".widget-tab-contents")?.children ?? [];
-  list?.setAttribute("aria-label", "Pages of the workbench");
-  [...(list?.children ?? [])].forEach((tab, place) => {
-    const panel = panels[place];
-    if (!panel) return;
-    panel.id ||= `${tab.id}-page`;
-    tab.setAttribute("aria-controls", panel.id);
-    panel.setAttribute("role", "tabpanel");
-    panel.setAttribute("aria-labelledby", tab.id);
-  });
-  bench.querySelector(".bench-said")?.setAttribute("role", "status");
-}
-
 function render({ model, el }) {
   const steps = model.get("_steps");
   let [at, bench] = [-1, null];
@@ -48,6 +33,10 @@ function render({ model, el }) {
   const ring = make("div", { class: "tour-ring", "aria-hidden": "true", hidden: true });
   const open = button("Tour", () => (at < 0 ? (go(0), next.focus()) : go(-1)), { class: "tour-open", title: "What is what here, in half a minute", "aria-expanded": "false" });
   const root = make("div", { class: "tour" }, open, ring, card);
+  const tabs = pageTabs(model.get("_pages"), (page) => {
+    model.set("page", page);
+    model.save_changes();
+  });
 
   /** Show one step; before the first and after the last there is none, and the tour is over. */
   function go(step) {
@@ -61,16 +50,16 @@ function render({ model, el }) {
     }
     [title.textContent, words.textContent, count.textContent] = [steps[at].title, steps[at].words, `${at + 1} of ${steps.length}`];
     next.textContent = at === steps.length - 1 ? "Done" : "Next";
-    model.set({ page: 0, seen: true });
+    model.set("seen", true);
     model.save_changes();
     place();
     back.hidden = !at;
     if (within) card.scrollIntoView({ block: "nearest" });
   }
-  /** Put the words beside their controls, all of which the first page shows; on another page they wait. */
+  /** Put the words beside their controls. */
   function place() {
     const home = bench?.getBoundingClientRect();
-    const box = at < 0 || !home || model.get("page") ? null : extent(home, [...bench.querySelectorAll(steps[at].mark)].map((node) => node.getBoundingClientRect()));
+    const box = at < 0 || !home ? null : extent(home, [...bench.querySelectorAll(steps[at].mark)].map((node) => node.getBoundingClientRect()));
     card.hidden = ring.hidden = !box;
     if (!box) return;
     const { side, top, left } = beside(box, card.getBoundingClientRect(), home);
@@ -90,11 +79,11 @@ function render({ model, el }) {
       if (bench) watch.observe(bench);
     }
     if (!bench) return;
-    dress(bench);
+    turned();
     if (at < 0 && !model.get("seen") && bench.querySelector(steps[0].mark)?.getClientRects().length) go(0);
     place();
   });
-  const turned = () => requestAnimationFrame(place);
+  const turned = () => bench && tabs.show(bench, model.get("page"));
   model.on("change:page", turned);
   el.append(root);
   const free = keepFocus(root);
@@ -102,6 +91,7 @@ function render({ model, el }) {
   return () => {
     model.off("change:page", turned);
     watch.disconnect();
+    tabs.node.remove();
     free();
   };
 }
