@@ -40,8 +40,8 @@ FIRST_STEPS = (
     Step(
         "Users and groups",
         '[role="tab"]:nth-child(-n + 2)',
-        "Who ranks first, and a card of each user. Of those selected: what sets them apart, and "
-        "which question tells them. Name them, or write them to a file.",
+        "The ranking, and a card of each user. What sets the selected apart, and which question "
+        "separates them.",
     ),
 )
 LAST_STEP = Step(

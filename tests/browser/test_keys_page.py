@@ -22,6 +22,7 @@ HERE = """() => {
             ?? node.textContent).trim(),
         kind: node.getAttribute('role') ?? node.tagName.toLowerCase(), lost: node === document.body,
         inside: Boolean(node.closest('.bench')), page: tab?.innerText,
+        beforeTabs: Boolean(tab && tab.compareDocumentPosition(node) & 2),
         seen: Boolean(top && (node.contains(top) || top.contains(node) || drawing?.contains(top))),
         ringed: (style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 1.5)
             || parseFloat(style.strokeWidth) >= 2,
@@ -84,9 +85,12 @@ class Hands:
         )
 
     def turn(self, name: str) -> None:
-        """Turn to a page: back to the tabs, along them by arrow keys, Enter."""
+        """Turn to a page: to the tabs, which follow the map and precede the page, along them by
+        arrow keys, Enter.
+        """
         if self.here["kind"] != "tab":
-            self.walk(lambda at: at["kind"] == "tab", "Shift+Tab")
+            key = "Tab" if self.here["beforeTabs"] else "Shift+Tab"
+            self.walk(lambda at: at["kind"] == "tab", key)
         self.press("Home")
         if self.here["name"] != name:
             self.reach(name, "ArrowRight")

@@ -45,7 +45,7 @@ VIEWS = {  # the mark by which the page knows each, and words that must be reada
     "clusters": (".clus", "4 clusters became 5"),
     "tuning": (".lab", "validation loss"),
     "card": (".result-card", "A first look."),
-    "bench": (".widget-tab", "users stand out"),
+    "bench": (".bench", "users stand out"),
 }
 INK = """(canvas) => {
     const {width, height} = canvas;

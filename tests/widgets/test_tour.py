@@ -23,29 +23,29 @@ def test_it_tells_of_the_pages_that_are_there_in_half_a_minute():
     words = " ".join(f"{step.title} {step.words}" for step in steps).split()
     assert 4 <= len(steps) <= 6 and len(words) <= 30 / 60 * 250  # read at 250 words a minute
     assert re.findall(r"^(\w+):", steps[-2].words, re.M) == [
-        "Matrix",
         "Attention",
+        "Matrix",
         "Clusters",
         "Tune",
     ]
     bare = FakeSession()
     bare.tuning = None
     assert re.findall(r"^(\w+):", tour_steps(Workbench(bare).titles)[-2].words, re.M) == [
-        "Matrix",
         "Attention",
+        "Matrix",
         "Clusters",
     ]
-    assert [step.title for step in tour_steps(("Ask", "Group"))] == [
+    assert [step.title for step in tour_steps(("Users", "Group"))] == [
         "Ask",
         "See who moves",
         "Select",
-        "Group",
+        "Users and groups",
         "Keep it",
     ]
 
 
 def test_it_says_itself_without_a_script():
-    tour = Tour(("Ask", "Group", "Tune"))
+    tour = Tour(("Users", "Group", "Tune"))
     assert repr(tour) == "Tour(6 steps)" and "<script" not in tour.to_html().data
     assert all(title in tour.to_html().data for title in ("Ask.", "Keep it.", "Tune:"))
 

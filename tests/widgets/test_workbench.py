@@ -20,8 +20,8 @@ FIRST, SECOND = QUERIES[:2]
 
 def test_the_pages_and_their_words():
     bench = Workbench(FakeSession())
-    assert bench.titles == ("Ask", "Group", "Matrix", "Attention", "Clusters", "Tune")
-    assert repr(bench) == "Workbench(600 users: Ask, Group, Matrix, Attention, Clusters, Tune)"
+    assert bench.titles == ("Users", "Group", "Attention", "Matrix", "Clusters", "Tune")
+    assert repr(bench) == "Workbench(600 users: Users, Group, Attention, Matrix, Clusters, Tune)"
     data = bench._repr_mimebundle_()
     assert (
         data["text/plain"] == repr(bench)

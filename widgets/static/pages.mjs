@@ -6,11 +6,10 @@ export function pageTabs(titles, turn) {
   const name = `bench-${Math.random().toString(36).slice(2)}`;
   const tabs = titles.map((title, place) => make("button", { type: "button", role: "tab", id: `${name}-tab-${place}`, "data-key": title, onclick: () => turn(place) }, title));
   const list = make("div", { class: "bench-tablist", role: "tablist", "aria-label": "Pages of the workbench" }, ...tabs);
-  const wide = make("button", { type: "button", class: "bench-widen", "aria-pressed": "false", title: "More room for the panel, less for the map", onclick: widen }, "wide");
+  const wide = make("button", { type: "button", class: "bench-widen", title: "Move the line between the map and the panel", onclick: widen }, "wider");
   const node = make("div", { class: "bench-tabs" }, list, wide);
   function widen() {
-    const isWide = node.closest(".bench").classList.toggle("bench-wide");
-    wide.setAttribute("aria-pressed", String(isWide));
+    wide.textContent = node.closest(".bench").classList.toggle("bench-wide") ? "narrower" : "wider";
   }
   /** Show a page of a workbench as far as it is drawn yet: the lens, whose list is the first page, and the others come one by one. */
   function show(bench, place) {

@@ -158,6 +158,7 @@ function render({ model, el }) {
     at = [clamp(at[0], 0, Math.max(rows.length - 1, 0)), clamp(at[1], 0, Math.max(columns.length - 1, 0))];
     const top = make("tr", {}, make("td", { class: "matrix-corner" }), ...columns.map((j) => column(p.groups[j], selectedName)));
     const body = rows.map((i, y) => make("tr", {}, question(p.queries[i]), ...columns.map((j, x) => square(p.queries[i], p.groups[j], p.cells[i][j], [y, x]))));
+    grid.style.setProperty("--columns", columns.length);
     grid.replaceChildren(make("thead", {}, top), make("tbody", {}, ...body));
     if (hasFocus) cellAt(at)?.focus({ preventScroll: true });
     describe(hasFocus ? cellAt(at) : null);

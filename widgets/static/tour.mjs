@@ -3,6 +3,7 @@ import { focused, keepFocus, make } from "./dom.mjs";
 import { pageTabs } from "./pages.mjs";
 
 const GAP = 12; // pixels between a control and the words about it
+const GLIDE = 250; // ms until the words have come to their place
 const TALL = 200; // pixels: words about what is taller stand in it, not under it
 
 /** What encloses all that a step is about, in pixels from the corner of the workbench; null while none of it is to be seen. */
@@ -54,7 +55,7 @@ function render({ model, el }) {
     model.save_changes();
     place();
     back.hidden = !at;
-    if (within) card.scrollIntoView({ block: "nearest" });
+    if (within) setTimeout(() => card.scrollIntoView({ block: "nearest" }), GLIDE);
   }
   /** Put the words beside their controls. */
   function place() {
