@@ -120,8 +120,8 @@ class QueryLens(View):
             `provenance` (called as `provenance(shift=...)`, returns what a result card says about
             the run and the result), `queries`, `rank` (there will be a ranking; called as
             `rank(query, without)` if some things are not meant), `timeline` (called as
-            `timeline(user, query)`, returns a frame `time, modality, text, evidence` of the events
-            of one user, oldest first), `unit` and `units`.
+            `timeline(user, query)`, returns a frame `time, modality, text, evidence` and, if known,
+            `weight` of the events of one user, oldest first), `unit` and `units`.
         queries: Suggested queries (default: `backend.queries`).
         query: Asked when the view is first shown (default: a map before any query).
 

@@ -105,11 +105,13 @@ def pack_timeline(frame: pd.DataFrame) -> dict:
     """Pack the events of one user.
 
     Args:
-        frame: One row per event, oldest first: `time, modality, text` and `evidence` (a bool).
+        frame: One row per event, oldest first: `time, modality, text`, `evidence` (a bool) and, if
+            known, `weight`.
 
     Returns:
         `total`, all events and all evidence; and of the newest 10,000: `time` (minutes since 1970),
-        `modality` and `text` (places in `modalities` and `texts`) and `evidence`.
+        `modality` and `text` (places in `modalities` and `texts`), `evidence` and `weight` (0 where
+        it is unknown).
     """
     newest = frame.tail(MAX_TIMELINE_EVENTS)
     times = newest["time"].astype("datetime64[s]")
@@ -125,6 +127,7 @@ def pack_timeline(frame: pd.DataFrame) -> dict:
         "text": int_bytes(text),
         "texts": list(texts),
         "evidence": newest["evidence"].to_numpy(np.uint8).tobytes(),
+        "weight": float_bytes(newest.reindex(columns=["weight"]).fillna(0)),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -204,6 +204,32 @@ def rank_by_pointing(
         "evidence": evidence,
     }
     return frame
+
+
+def score_weights(
+    model: QAnchor, tokens: UserTokens, user: str, things: Sequence[int], question: QuestionInput
+) -> np.ndarray:
+    """Compute how much each of some things adds to the score of one user.
+
+    It is the score minus the score with the thing hidden, so the weights need not add up to the
+    score.
+
+    Args:
+        model: Trained model.
+        tokens: Tokens of the users.
+        user: The user.
+        things: Rows of the things; one that the user does not have adds 0.
+        question: The question, as the reader takes it.
+
+    Returns:
+        One weight per thing.
+    """
+    row = tokens.ids.index(user)
+    sample = tokens.select([row] * (len(things) + 1))
+    hidden = sample.which == np.array([-1, *things])[:, None]  # nothing is hidden from the first
+    sample = replace(sample, which=np.where(hidden, -1, sample.which))
+    score = read_questions(model.reader, sample, question).score[:, 0].numpy()
+    return score[0] - score[1:]
 
 
 def _meant_things(tokens: UserTokens, things: tuple[int, ...]) -> list[dict]:

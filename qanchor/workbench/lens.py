@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
 
-import numpy as np
 import pandas as pd
 
 from qanchor.analysis.embedding_cache import EmbeddingCache
@@ -19,7 +18,7 @@ from qanchor.data.things import ThingEvents
 from qanchor.data.users import Users
 from qanchor.evaluation.backtest import backtest
 from qanchor.inference.engine import Engine
-from qanchor.inference.evidence import Interpretation, interpret
+from qanchor.inference.evidence import Interpretation, interpret, score_weights
 from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.utils.text import has_words, plural
 from qanchor.workbench.messages import (
@@ -199,9 +198,10 @@ class LensBackend:
             query: The query; default the empty one, which means no event.
 
         Returns:
-            One row per event, oldest first: `time, modality, text` and `evidence`, whether the
-            query means the event, so that `answer` counts it. A query that nothing in the data
-            speaks of means no event.
+            One row per event, oldest first: `time, modality, text`, `evidence`, whether the query
+            means the event, so that `answer` counts it, and `weight`, by how much the score falls
+            without this event and all of the same kind (NaN where the query does not mean the
+            event, or means any event). A query that nothing in the data speaks of means no event.
 
         Raises:
             KeyError: The user is unknown.
@@ -212,18 +212,22 @@ class LensBackend:
             >>> backend = qa.LensBackend(engine, engine.prefill(users), users, method="pca")
             >>> frame = backend.timeline(users.ids[0], "Will this user come back?")
             >>> list(frame), bool(frame["evidence"].all())  # any event is a return
-            (['time', 'modality', 'text', 'evidence'], True)
+            (['time', 'modality', 'text', 'evidence', 'weight'], True)
         """
         one = self._users.select([user])
         events = one.history()
         # each event as a user of its own, to learn which things it is of
         own = ThingEvents(replace(one, events=events.assign(user=pd.Categorical(events.index))))
         tokens = self.cache.tokens
-        meaning, _ = interpret(self.engine.model, tokens, query)
-        things = own.rows_of(tokens.things[row].name for row in meaning.things)
-        meant = pd.Series(np.isin(own.rows["thing"], things)).groupby(own.rows["user"]).any()
+        meaning, question = interpret(self.engine.model, tokens, query)
+        things = [row for row in meaning.things if tokens.things[row].name in own.index]
+        weights = score_weights(self.engine.model, tokens, user, things, question)
+        rows = own.rows_of(tokens.things[row].name for row in things)
+        weight = pd.Series(own.rows["thing"]).map(dict(zip(rows, weights, strict=True)))
+        weight = weight.groupby(own.rows["user"]).sum(min_count=1).reindex(events.index)
         means_any = meaning.answerable and not meaning.things
-        return events[["time", "modality", "text"]].assign(evidence=meant | means_any)
+        evidence = weight.notna() | means_any
+        return events[["time", "modality", "text"]].assign(evidence=evidence, weight=weight)
 
     def _map_and_shift(self, query: str, previous: str) -> Iterator[Update]:
         """Make the maps of two queries and measure who moved."""

@@ -210,7 +210,9 @@ class FakeLens:
         minutes = np.sort(random.integers(0, 90 * 24 * 60, n))
         frame.insert(0, "time", pd.Timestamp("2025-01-01") + pd.to_timedelta(minutes, unit="min"))
         words = "flight|airline|train" if "travel" in query else query or "$^"
-        return frame.assign(evidence=frame["text"].str.contains(words, regex=True))
+        means = frame["text"].str.contains(words, regex=True)
+        weight = frame["text"].str.len() / 50 - 0.3
+        return frame.assign(evidence=means, weight=weight.where(means))
 
     def answer(self, user: str, query: str) -> str:
         """Write something hostile, as a careless model might."""

@@ -63,7 +63,13 @@ def test_axe_finds_no_serious_fault(open_notebook, server, dark):
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_axe_finds_no_serious_fault_on_any_page_of_the_workbench(open_notebook, server, dark):
     look = "dark" if dark else "light"
-    book = open_notebook(server.write(f"axe-bench-{look}.ipynb", [BENCH]), dark=dark, height=1000)
+    # the panel stands under the map in the light page, beside it in the dark one
+    book = open_notebook(
+        server.write(f"axe-bench-{look}.ipynb", [BENCH]),
+        dark=dark,
+        width=1720 if dark else 1280,
+        height=1000,
+    )
     book.run(0)
     book.settled()
     page, found = book.page, {}

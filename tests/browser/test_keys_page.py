@@ -278,21 +278,17 @@ def leave(hands: Hands) -> None:
     hands.walk(lambda at: not at["inside"], "Shift+Tab", 99)
 
 
-@pytest.fixture(scope="module")
-def book(open_notebook, server):
-    notebook = open_notebook(server.write("keys.ipynb", [SHOW, "print(1)"]), height=1000)
-    yield notebook
-    notebook.close()
-
-
-def test_the_main_path_needs_no_mouse(book):
+@pytest.mark.parametrize("width", [1280, 1720], ids=["panel under the map", "panel beside it"])
+def test_the_main_path_needs_no_mouse(open_notebook, server, width):
+    cells = [SHOW.replace("keys.json", f"keys-{width}.json"), "print(1)"]
+    book = open_notebook(server.write(f"keys-{width}.ipynb", cells), width=width, height=1000)
     hands = Hands(book)
     hands.keys.press("Control+Enter")
     hands.book.settled()
     for part in (tour, ask, choose, group, matrix, attention, clusters, tune, leave):
         part(hands)
     folder = book.server.folder / "work" / "notebooks"
-    told = json.loads((folder / "keys.json").read_text())
+    told = json.loads((folder / f"keys-{width}.json").read_text())
     assert (
         told["queries"][:2] == [TRAVEL, MUSIC]
         and list(told["named"]) == ["movers"]
@@ -301,3 +297,4 @@ def test_the_main_path_needs_no_mouse(book):
     assert len(told["named"]["movers"]) > 30
     for name in ("result.html", "result-movers.html"):  # the folder is shared with other tests
         (folder / name).unlink()
+    book.close()

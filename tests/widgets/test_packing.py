@@ -151,6 +151,9 @@ def test_a_timeline_comes_back_from_its_bytes():
     texts = [packed["texts"][place] for place in np.frombuffer(packed["text"], np.int32)]
     assert texts == ["tea", "x" * MAX_EVENT_LENGTH, "tea"] and len(packed["texts"]) == 2
     assert list(packed["evidence"]) == [1, 0, 1] and packed["total"] == [3, 2]
+    assert np.frombuffer(packed["weight"], np.float32).tolist() == [0, 0, 0]
+    weighed = pack_timeline(frame.assign(evidence=[True, False, True], weight=[0.5, None, -2]))
+    assert np.frombuffer(weighed["weight"], np.float32).tolist() == [0.5, 0, -2]
     nothing = pack_timeline(frame.assign(evidence=False)[:0])
     assert nothing["total"] == [0, 0] and nothing["time"] == b""
 

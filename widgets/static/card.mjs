@@ -1,5 +1,5 @@
 // The card of one user: the answer, the events over time with a lane for each modality, and the events as a list.
-import { count, flags, ints, NEIGHBORS, number, stamp, timeTicks } from "./geometry.mjs";
+import { count, flags, floats, ints, NEIGHBORS, number, stamp, timeTicks } from "./geometry.mjs";
 import { choice, make, svg } from "./dom.mjs";
 
 const LANE = 17; // px
@@ -16,6 +16,7 @@ function unpack(raw) {
     modality: ints(raw.modality),
     text: ints(raw.text),
     evidence: flags(raw.evidence),
+    weight: floats(raw.weight),
   };
 }
 
@@ -134,7 +135,7 @@ function eventList(point) {
     kind = pressed || (t.total[1] ? "evidence" : "all");
     const names = [["evidence", `Evidence ${number(t.total[1])}`], ["all", `All events ${number(t.total[0])}`]];
     const which = choice("List the events", names, kind, press);
-    which.firstChild.title = "The events that the question is about";
+    which.firstChild.title = "The events that the question is about, each with how much all such events add to the score";
     events = Array.from({ length: all }, (_, i) => all - 1 - i).filter((event) => kind === "all" || t.evidence[event]);
     rows.setAttribute("aria-label", kind === "all" ? "All events, newest first" : "Events that the question is about, newest first");
     rows.replaceChildren();
@@ -164,6 +165,9 @@ function eventList(point) {
     const modality = t.modalities[t.modality[event]];
     const text = t.texts[t.text[event]];
     const mark = t.evidence[event] && kind === "all" ? make("span", { class: "lens-hidden" }, "evidence") : "";
+    const weight = t.weight[event];
+    const fall = `Without this and all such events the score would be ${Math.abs(weight).toFixed(2)} ${weight > 0 ? "lower" : "higher"}`;
+    const counts = weight ? make("span", { class: "lens-weight", title: fall }, `${weight > 0 ? "+" : "−"}${Math.abs(weight).toFixed(2)}`) : "";
     const properties = {
       class: t.evidence[event] ? "evidence" : "",
       tabindex: -1,
@@ -177,6 +181,7 @@ function eventList(point) {
       make("time", {}, when.slice(0, 10)),
       make("span", { class: "lens-what" }, text),
       make("span", { class: "lens-where" }, modality),
+      counts,
       mark,
     );
   }

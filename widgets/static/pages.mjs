@@ -32,9 +32,8 @@ export function pageTabs(titles, turn) {
   list.addEventListener("keydown", (event) => {
     const at = tabs.indexOf(event.target);
     const next = tabs[{ ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: tabs.length - 1 }[event.key]];
-    if (!next) return;
-    next.focus();
-    event.preventDefault();
+    next?.focus();
+    if (next || event.key.startsWith("Arrow")) event.preventDefault(); // else the page scrolls away
   });
   return { node, show };
 }

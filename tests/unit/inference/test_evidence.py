@@ -12,6 +12,7 @@ from qanchor.inference.engine import Engine
 from qanchor.inference.evidence import (
     interpret,
     rank_by_pointing,
+    score_weights,
 )
 from qanchor.models.model import QAnchor
 from qanchor.training.fit import fit
@@ -168,6 +169,21 @@ def test_evidence_is_what_changes_the_scores(engine, cache, tokens):
     assert sum(row["weight"] for row in evidence) <= 1.001
     holders = (tokens.which == [t.label for t in tokens.things].index("play chess")).any(1)
     assert evidence[0]["users"] == holders.sum()
+
+
+def test_weights_of_one_user_are_what_hiding_a_thing_from_all_changes(model, tokens):
+    query = "Will this member buy coffee?"
+    meaning, question = interpret(model, tokens, query)
+    absent = int(np.flatnonzero(~np.isin(np.arange(len(tokens.things)), tokens.which[3]))[0])
+    things = [*meaning.things, int(tokens.which[3, 0]), absent]
+    score = rank_by_pointing(model, tokens, query)["score"]
+    expected = []
+    for thing in things:
+        without = tokens.without(np.arange(len(tokens.things)) == thing)
+        expected.append(score[3] - rank_by_pointing(model, without, query)["score"][3])
+    weights = score_weights(model, tokens, tokens.ids[3], things, question)
+    np.testing.assert_allclose(weights, expected, atol=1e-4)
+    assert weights[-1] == pytest.approx(0, abs=1e-4) and np.abs(weights).max() > 0.01
 
 
 def test_the_backtest_judges_what_was_pointed_at(engine, users):

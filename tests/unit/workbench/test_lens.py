@@ -190,13 +190,15 @@ def test_the_timeline_marks_the_events_that_a_query_means_in_any_way_of_meaning(
     }
     for name, meant in cases.items():
         frame = lens.timeline(user, things[name])
-        assert list(frame) == ["time", "modality", "text", "evidence"]
+        assert list(frame) == ["time", "modality", "text", "evidence", "weight"]
+        assert frame["weight"].notna().tolist() == meant.tolist()
         columns = ["time", "modality", "text"]
         pd.testing.assert_frame_equal(frame[columns].astype(str), events[columns].astype(str))
         assert meant.any() and not meant.all()
         assert frame["evidence"].tolist() == meant.tolist(), name
         assert f": {meant.sum()} time" in lens.answer(user, things[name])
     assert lens.timeline(user, QUERY)["evidence"].all()  # means any event
+    assert lens.timeline(user, QUERY)["weight"].isna().all()
     for nothing in ("", "Does this user suffer from diabetes?"):
         assert not lens.timeline(user, nothing)["evidence"].any()
     with pytest.raises(KeyError, match="nobody"):
