@@ -21,6 +21,7 @@ from IPython.display import HTML
 STATIC_DIR = Path(__file__).parent / "static"
 MIN_STATUS_INTERVAL = 0.05  # seconds between two progress messages
 MAX_FILE_STEM = 60  # characters
+MAX_UNDONE = 50  # changes of a selection that can be taken back
 log = logging.getLogger("qanchor.widgets")
 Ids = tuple[str, ...]
 Job = Callable[[threading.Event], None]
@@ -349,6 +350,8 @@ class Selection:
         self.turn = turn or threading.RLock()  # the model serves one of the views at a time
         self.rows = np.empty(0, dtype=np.int32)
         self._observers = [on_change]
+        self._past: list[np.ndarray] = []  # earlier selections
+        self._future: list[np.ndarray] = []  # selections that were taken back
         self._row_of = {user: row for row, user in enumerate(ids)}
 
     def observe(self, on_change: RowsHandler) -> None:
@@ -382,7 +385,31 @@ class Selection:
         elif mode == "subtract":
             rows = np.setdiff1d(self.rows, rows)
         known = (rows >= 0) & (rows < len(self.all_ids))
-        self.rows = rows[known]
+        rows = rows[known]
+        if not np.array_equal(rows, self.rows):
+            self._past = [*self._past, self.rows][-MAX_UNDONE:]
+            self._future = []
+        self._set(rows)
+
+    def undo(self) -> None:
+        """Go back to the selection before the last change."""
+        self._step(self._past, self._future)
+
+    def redo(self) -> None:
+        """Select again what `undo` took back."""
+        self._step(self._future, self._past)
+
+    def forget_changes(self) -> None:
+        """Keep the selection, and leave nothing to undo."""
+        self._past = []
+
+    def _step(self, source: list[np.ndarray], target: list[np.ndarray]) -> None:
+        if source:
+            target.append(self.rows)
+            self._set(source.pop())
+
+    def _set(self, rows: np.ndarray) -> None:
+        self.rows = rows
         for on_change in tuple(self._observers):
             try:
                 on_change(self.rows)

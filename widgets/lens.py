@@ -523,6 +523,10 @@ class QueryLens(View):
             self._go(int(message.get("at", 0)))
         elif kind == "select":
             self.selection.follow(message, buffers)
+        elif kind == "undo":
+            self.selection.undo()
+        elif kind == "redo":
+            self.selection.redo()
         elif kind == "find":
             self.find(str(message.get("text", "")))
         elif kind == "color" and message.get("name") in self._columns.names:

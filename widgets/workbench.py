@@ -211,6 +211,7 @@ class Workbench(ipywidgets.VBox):
             self.selection.ids = ids
             self.panel.save(name)
         self.selection.ids = stored.get("chosen", [])
+        self.selection.forget_changes()
         matrix = stored.get("deck")
         if matrix is None:
             return

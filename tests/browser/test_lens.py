@@ -172,6 +172,10 @@ def test_the_keyboard_does_the_main_task(book):
     assert state["picked"] >= 0 and state["chosen"] == [state["picked"]]
     assert state["data"]["picked"] in book.page.locator(".lens-card").inner_text()
     book.wait("document.querySelector('.lens').dataset.chosen === '1'")
+    book.page.keyboard.press("Control+z")
+    book.wait("document.querySelector('.lens').dataset.chosen === '0'")
+    book.page.keyboard.press("Control+Shift+z")
+    book.wait("document.querySelector('.lens').dataset.chosen === '1'")
     assert book.run(1) == f"('{state['data']['picked']}',)"
 
 

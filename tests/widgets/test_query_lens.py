@@ -190,6 +190,28 @@ def test_the_selection_is_read_and_set_on_both_sides():
     assert Selection(("a",), lambda rows: None).ids == ()
 
 
+def test_changes_of_the_selection_are_taken_back_and_made_again():
+    seen = []
+    selection = Selection(tuple("abcd"), lambda rows: seen.append(rows.tolist()))
+    selection.undo()  # nothing was changed yet
+    selection.ids = ["a", "b"]
+    selection.select_rows([3], "add")
+    selection.select_rows([3], "add")  # no change
+    selection.undo()
+    assert selection.ids == ("a", "b")
+    selection.redo()
+    assert selection.ids == ("a", "b", "d")
+    selection.undo()
+    selection.undo()
+    assert selection.ids == () and seen[-3:] == [[0, 1, 3], [0, 1], []]
+    selection.ids = ["c"]
+    selection.redo()  # a new change leaves nothing to make again
+    assert selection.ids == ("c",)
+    selection.forget_changes()
+    selection.undo()
+    assert selection.ids == ("c",)
+
+
 def open_user(lens, row: int) -> None:
     lens._on_message(lens, {"type": "user", "user": row}, [])
 

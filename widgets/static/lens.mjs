@@ -414,10 +414,11 @@ function render({ model, el }) {
     picked.hidden = !rows.length;
     root.dataset.chosen = rows.length;
     const clear = make("button", { type: "button", class: "lens-link", onclick: () => select([], "replace") }, "clear");
+    const undo = make("button", { type: "button", class: "lens-link", title: "Go back to the selection before: Ctrl+Z; Ctrl+Shift+Z selects these again", onclick: () => model.send({ type: "undo" }) }, "undo");
     const nearer = p?.rank ? rows.reduce((sum, row) => sum + p.rank[row], 0) / rows.length : null;
     const comparison = nearer === null ? "" : `, ranked above ${percent(nearer)} on average`;
     const dot = pressedColour === "column" ? null : glyph(CIRCLE, "chosen"); // there the others fade
-    picked.replaceChildren(...(dot ? [dot] : []), `${count(rows.length, about.unit, about.units)} selected${comparison}`, clear);
+    picked.replaceChildren(...(dot ? [dot] : []), `${count(rows.length, about.unit, about.units)} selected${comparison}`, clear, undo);
   }
   function status() {
     const { busy, error, saved } = model.get("_status");
@@ -432,6 +433,10 @@ function render({ model, el }) {
       if (["_status", "_ranking", "_backtest"].some((name) => model.get(name).busy)) model.send({ type: "cancel" });
       else if (model.get("_selected").byteLength) select([], "replace");
       else pick(-1);
+      event.preventDefault();
+    }
+    if (event.key?.toLowerCase() === "z" && (event.ctrlKey || event.metaKey) && !event.target.matches("input")) {
+      model.send({ type: event.shiftKey ? "redo" : "undo" });
       event.preventDefault();
     }
     event.stopPropagation(); // the notebook has keys of its own
