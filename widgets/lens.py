@@ -149,6 +149,7 @@ class QueryLens(View):
         "card.mjs",
         "columns.mjs",
         "histogram.mjs",
+        "picture.mjs",
         "lens.mjs",
     )
     _css = read_static("lens.css", "card.css")

@@ -1,6 +1,7 @@
 """The query lens in a real JupyterLab: typed into, drawn on, cancelled, fed hostile text."""
 
 import pytest
+from PIL import Image
 
 from tests.waiting import until
 
@@ -177,6 +178,18 @@ def test_the_keyboard_does_the_main_task(book):
     book.page.keyboard.press("Control+Shift+z")
     book.wait("document.querySelector('.lens').dataset.chosen === '1'")
     assert book.run(1) == f"('{state['data']['picked']}',)"
+
+
+def test_the_saved_picture_has_the_question_and_the_legend(book):
+    canvas = book.page.locator(".lens-canvas").bounding_box()
+    with book.page.expect_download() as download:
+        book.page.get_by_role("button", name="Save picture").click()
+    assert download.value.suggested_filename == "map.png"
+    picture = Image.open(download.value.path()).convert("L")
+    assert picture.width >= canvas["width"] and picture.height >= canvas["height"] + 50
+    for part in ((0, 0, 300, 32), (0, picture.height - 30, 300, picture.height)):
+        darkest, lightest = picture.crop(part).getextrema()
+        assert lightest - darkest > 100, f"nothing is written at {part}"
 
 
 LINES = ".lens-events [data-event]"

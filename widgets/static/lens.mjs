@@ -6,6 +6,7 @@ import { userMap } from "./map.mjs";
 import { userCard } from "./card.mjs";
 import { columnColours, findBox } from "./columns.mjs";
 import { scoreHistogram } from "./histogram.mjs";
+import { mapPicture } from "./picture.mjs";
 
 const OPENING = "no query";
 const WAITS = "Waiting for another cell to finish";
@@ -213,8 +214,12 @@ function render({ model, el }) {
   const words = make("details", { class: "lens-words" }, make("summary", {}, "What the words mean"), make("dl", {}, ...Object.entries(meanings(about)).flatMap(([word, meaning]) => [make("dt", {}, word), make("dd", {}, meaning)])));
   const caption = make("p", { class: "lens-caption" });
   const saveButton = make("button", { type: "button", class: "lens-link lens-keep", title: "Save what is shown as one HTML file beside this notebook", onclick: () => model.send({ type: "save_card" }) }, "Save result card");
-  const savePicture = () => make("a", { href: map.image(), download: "map.png" }).click();
-  const pictureButton = make("button", { type: "button", class: "lens-link lens-keep", title: "Save the map as it is drawn now", onclick: savePicture }, "Save picture");
+  function savePicture() {
+    const title = `${p?.to || OPENING} · ${count(users.ids.length, about.unit, about.units)}`;
+    const entries = [...legend.children, ...(!picked.hidden && picked.querySelector("svg") ? [picked] : [])];
+    make("a", { href: mapPicture(box.querySelector("canvas"), entries, title), download: "map.png" }).click();
+  }
+  const pictureButton = make("button", { type: "button", class: "lens-link lens-keep", title: "Save the map as it is drawn now, with its legend", onclick: savePicture }, "Save picture");
   const savedNote = make("span", { role: "status" }); // beside the button, which may be a screen away from the status line
   let [p, openRow] = [null, -1];
   const [texts, wanted] = [[...users.texts], new Set()];
@@ -418,7 +423,7 @@ function render({ model, el }) {
     const nearer = p?.rank ? rows.reduce((sum, row) => sum + p.rank[row], 0) / rows.length : null;
     const comparison = nearer === null ? "" : `, ranked above ${percent(nearer)} on average`;
     const dot = pressedColour === "column" ? null : glyph(CIRCLE, "chosen"); // there the others fade
-    picked.replaceChildren(...(dot ? [dot] : []), `${count(rows.length, about.unit, about.units)} selected${comparison}`, clear, undo);
+    picked.replaceChildren(...(dot ? [dot] : []), make("span", {}, `${count(rows.length, about.unit, about.units)} selected${comparison}`), clear, undo);
   }
   function status() {
     const { busy, error, saved } = model.get("_status");

@@ -272,16 +272,6 @@ export function userMap(box, on) {
       renew();
     },
     ramp: () => s.ramp,
-    /** The map as it stands, on the paper of the page. */
-    image: () => {
-      const copy = document.createElement("canvas");
-      Object.assign(copy, { width: canvas.width, height: canvas.height });
-      const pen = copy.getContext("2d");
-      pen.fillStyle = s.ink.paper;
-      pen.fillRect(0, 0, copy.width, copy.height);
-      pen.drawImage(canvas, 0, 0);
-      return copy.toDataURL("image/png");
-    },
     setRank: (rank) => ((s.rank = rank), renew()), // by user, from 0 to 1
     setSelected: (rows) => ((s.selected = new Set(rows)), renew()),
     setPicked: (row) => ((s.picked = row), request()),
