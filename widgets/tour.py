@@ -24,7 +24,7 @@ FIRST_STEPS = (
     Step(
         "Ask",
         ".lens-bar, .lens-under",
-        "Write a question about every user in your own words, then Enter. Esc cancels.",
+        "Write a question about every user, then press Enter. Esc cancels.",
     ),
     Step(
         "See who moves",
@@ -34,8 +34,8 @@ FIRST_STEPS = (
     Step(
         "Select",
         ".lens-map, .lens-foot",
-        "Drag around some, or press the count of those that stand out, below. By keyboard: arrows "
-        "walk, Space selects.",
+        "Drag around some, or press the count of those that stand out. By keyboard: arrows walk, "
+        "Space selects.",
     ),
     Step(
         "Users and groups",

@@ -357,7 +357,7 @@ ERRORS = {
             "--out",
             "RUN",
         ],
-        "and no prompt.json: name a new folder",
+        "but no prompt.json. Choose a new folder",
     ),
     "no command": (["fly"], "No such command 'fly'"),
     "no option": (["ask", "Q"], "Missing option '--run'"),
