@@ -17,7 +17,6 @@ from qanchor.inference.evidence import encode_questions
 from qanchor.models import pointing
 from qanchor.models.pointing import read_questions, thing_input, token_input
 from qanchor.utils.arrays import LRUCache
-from tests.benchmarks.task_scores import PARAPHRASES
 from tests.tiny import FORMS, QUERIES, make_model, make_users
 
 SOME = ("u000", "u001", "u007", "later", "none")
@@ -152,8 +151,7 @@ def test_a_language_model_reads_each_question_of_a_lens_once(engine, cache, monk
     query = "Will this user buy tea?"
     *_, last = lens(query)
     assert last.data["ranking"]["score"].notna().all() and lens.answer("u001", query)
-    rewordings = [paraphrase.format(query) for paraphrase in PARAPHRASES]
-    assert sorted(read) == sorted(["", query, *rewordings])
+    assert sorted(read) == ["", query]  # and not the questions that it might compare with
 
 
 @pytest.mark.parametrize("engine", ["prefix"], indirect=True)
