@@ -7,12 +7,14 @@ import json
 import pytest
 
 TRAVEL = "Will this user travel soon?"
-UNSEEN = "Would this user enjoy a sourdough baking class?"  # in no training data
+UNSEEN = "Would this user enjoy a sourdough baking class?"  # nothing in the data is about it
 
 
 @pytest.mark.journey
-def test_the_lesson_answers_an_unseen_query(open_notebook, server):
-    """Every cell runs, and a query that nobody trained on moves the map."""
+def test_the_lesson_runs_and_declines_what_the_data_is_not_about(open_notebook, server):
+    """Every cell runs, and a query that nothing in the data is about moves the map and is
+    declined.
+    """
     lesson = server.folder / "work" / "notebooks" / "05_query_lens.ipynb"
     cells = json.loads(lesson.read_text())["cells"]
     asks = next(
@@ -25,15 +27,15 @@ def test_the_lesson_answers_an_unseen_query(open_notebook, server):
         if cell["cell_type"] == "code":
             told = book.run(number, timeout=300)
         if number == asks:
-            book.asked(TRAVEL, timeout=120)
-            parts = [
-                book.page.locator(name).inner_text() for name in (".lens-reading", ".lens-lead")
-            ]
-            assert told.strip("'") == " ".join(parts), "the view says what Python was told"
+            said = book.asked(TRAVEL, timeout=120)
+            assert told.strip("'") == said, "the view says what Python was told"
     book.settled(timeout=120)
     before = book.state()
     book.ask(UNSEEN)
-    assert "stand out: this question moves" in book.asked(UNSEEN, timeout=180)
+    assert book.asked(UNSEEN, timeout=180) == ""  # nobody is said to stand out
+    assert (
+        book.page.locator(".lens-doubt").inner_text().startswith("Nothing in these events speaks")
+    )
     assert (
         max(abs(a - b) for a, b in zip(before["shown"], book.state()["shown"], strict=True)) > 1e-3
     )
