@@ -400,8 +400,9 @@ class Selection:
         self._step(self._future, self._past)
 
     def forget_changes(self) -> None:
-        """Keep the selection, and leave nothing to undo."""
+        """Keep the selection, and leave nothing to undo or redo."""
         self._past = []
+        self._future = []
 
     def _step(self, source: list[np.ndarray], target: list[np.ndarray]) -> None:
         if source:

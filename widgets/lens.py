@@ -321,13 +321,16 @@ class QueryLens(View):
 
     @property
     def shift(self) -> pd.DataFrame:
-        """How far each user moved: `user, from_query, to_query, toward_yes, elsewhere ...`; first
-        those whose move toward yes is farthest above their largest one elsewhere.
+        """How far each user moved: `user, from_query, to_query, residual, toward_yes ...`; first
+        those whose move toward yes is farthest above their largest one elsewhere or, if the
+        question was not compared with others, whose residual is largest.
         """
         entry = self._entry
         if entry is None or entry.shift is None:
             return pd.DataFrame(columns=SHIFT_COLUMNS)
         margin = entry.shift["toward_yes"] - entry.shift["elsewhere"]
+        if margin.isna().all():
+            margin = entry.shift["residual"]
         order = margin.sort_values(ascending=False, kind="stable").index
         return entry.shift.loc[order].reset_index(drop=True)
 

@@ -152,6 +152,7 @@ def pack_shift(ids: Sequence[str], shift: pd.DataFrame | None, row_of_backend: n
     stands_out = numbers["stands_out"] == 1  # NaN does not
     return {
         "residual": float_bytes(numbers["residual"].fillna(0)),
+        "compared": bool(numbers["toward_yes"].notna().any()),  # with other questions
         "toward": float_bytes(numbers["toward_yes"].fillna(0)),
         "elsewhere": float_bytes(numbers["elsewhere"].fillna(0)),
         "beyond": stands_out.to_numpy(np.uint8).tobytes(),

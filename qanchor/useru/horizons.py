@@ -7,6 +7,7 @@ import re
 import numpy as np
 
 MONTH = 30  # days
+DAYS = {"day": 1, "week": 7, "month": MONTH}
 LENGTHS = {
     7: "week",
     14: "two weeks",
@@ -32,7 +33,8 @@ def query_horizon(query: str, horizon_days: int) -> int:
         >>> query_horizon("Will this user travel in the next week?", 30)
         7
     """
-    named = [int(days) for days in re.findall(r"\b([1-9]\d{0,2}) days\b", query)]
+    counted = re.findall(r"\b([1-9]\d{0,2})[ -](day|week|month)s?\b", query)
+    named = [int(many) * DAYS[unit] for many, unit in counted]
     named += [days for days, words in LENGTHS.items() if re.search(rf"\b{words}\b", query)]
     if not named:
         return horizon_days

@@ -36,6 +36,9 @@ def test_the_lesson_runs_and_declines_what_the_data_is_not_about(open_notebook, 
     assert (
         book.page.locator(".lens-doubt").inner_text().startswith("Nothing in these events speaks")
     )
+    # nor that nobody does: who moved is all that is known
+    assert "stand" not in book.page.locator(".lens-legend").inner_text()
+    assert "residual" in book.page.locator(".lens-listhead").inner_text()
     assert (
         max(abs(a - b) for a, b in zip(before["shown"], book.state()["shown"], strict=True)) > 1e-3
     )

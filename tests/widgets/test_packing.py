@@ -55,8 +55,10 @@ def test_ids_that_hold_a_comma_keep_their_neighbors():
     ids = ("Smith, Jane", "Smith", "Jane", "a, b, c")
     gained = [(1, 3), (0, 2), (), (0, 1, 2)]
     lost = [(2,), (), (3,), ()]
-    packed = pack_shift(ids, make_shift(ids, gained, lost), np.arange(4))
-    assert neighbors(packed, "gained") == [list(rows) for rows in gained]
+    shift = make_shift(ids, gained, lost)
+    assert not pack_shift(ids, shift.assign(toward_yes=np.nan), np.arange(4))["compared"]
+    packed = pack_shift(ids, shift, np.arange(4))
+    assert packed["compared"] and neighbors(packed, "gained") == [list(rows) for rows in gained]
     assert neighbors(packed, "lost") == [list(rows) for rows in lost]
 
 

@@ -47,6 +47,10 @@ def test_asking_fills_the_frames_and_the_picture():
     assert lens.queries_asked == (TRAVEL,)
     assert list(lens.points) == ["user", "query", "x", "y", "trust"] and len(lens.points) == 120
     assert lens.shift.toward_yes.is_monotonic_decreasing and set(lens.shift.to_query) == {TRAVEL}
+    shift = lens._entry.shift
+    with pytest.MonkeyPatch.context() as patch:  # as if there were no other questions
+        patch.setitem(vars(lens._entry), "shift", shift.assign(toward_yes=np.nan))
+        assert lens.shift.residual.is_monotonic_decreasing
     picture, points = lens._picture, lens.points.set_index(["query", "user"])
     assert (picture["from"], picture["to"]) == ("", TRAVEL)
     after = points.loc[TRAVEL].loc[list(backend.ids), ["x", "y"]].to_numpy(dtype=np.float32)

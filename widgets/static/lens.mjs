@@ -127,7 +127,8 @@ function userList(users, about, textsOf, pick, select) {
     const chosen = pressed || preset;
     const by = known[chosen] ? chosen : "moved";
     order.press(by);
-    const [heading, meaning] = { moved: ["toward yes", `${tooltips["stands out"]}; the tick is the largest under the others`], answer: ["answer", tooltips.answer], changed: ["change", tooltips["changed sides"]] }[by];
+    const moved = p.compared === false ? ["residual", tooltips.residual] : ["toward yes", `${tooltips["stands out"]}; the tick is the largest under the others`];
+    const [heading, meaning] = { moved, answer: ["answer", tooltips.answer], changed: ["change", tooltips["changed sides"]] }[by];
     Object.assign(head.children[1], { textContent: heading, title: meaning });
     const wanted = onlySelected && chosenRows.size ? Array.from(p.residual, (_, row) => chosenRows.has(row)) : null;
     const values = { moved: p.margin, answer: p.rank, changed: p.change?.map(Math.abs) }[by];
@@ -147,7 +148,7 @@ function userList(users, about, textsOf, pick, select) {
       changed: () => [`${100 * Math.abs(p.change[row])}%`, p.change[row] > 0 ? "yes" : "", signed(p.change[row])],
     }[by]();
     const fill = make("i", { class: shade, style: `width:${length}` });
-    const bar = make("span", { class: "lens-bar-cell" }, fill, by === "moved" ? make("b", { style: `left:${place100(p.elsewhere[row])}` }) : null);
+    const bar = make("span", { class: "lens-bar-cell" }, fill, by === "moved" && p.compared ? make("b", { style: `left:${place100(p.elsewhere[row])}` }) : null);
     const button = make(
       "button",
       { type: "button", "data-row": row, "data-key": users.ids[row], tabindex: place ? -1 : 0, "aria-pressed": "false", onclick: () => pick(row) },
@@ -272,7 +273,8 @@ function render({ model, el }) {
   }
   function describe(row) {
     const lines = [["lens-tipid", users.ids[row]]];
-    if (p?.shifted) lines.push(["", `toward yes ${p.toward[row].toFixed(2)}, under other questions at most ${p.elsewhere[row].toFixed(2)}, ${percent(p.neighborsKept[row])} of neighbours kept`]);
+    const moved = () => (p.compared ? `toward yes ${p.toward[row].toFixed(2)}, under other questions at most ${p.elsewhere[row].toFixed(2)}` : `residual ${p.residual[row].toFixed(2)}`);
+    if (p?.shifted) lines.push(["", `${moved()}, ${percent(p.neighborsKept[row])} of neighbours kept`]);
     for (const text of textsOf(row)[2].slice(0, 3)) lines.push(["quiet", text]);
     return lines;
   }
@@ -296,13 +298,16 @@ function render({ model, el }) {
     const entry = (drawing, text) => make("span", {}, drawing, text);
     const movers = [...p.beyond.keys()].filter((row) => p.beyond[row]);
     const all = moved ? make("button", { type: "button", class: "lens-link", title: "Select them: Shift adds them, Alt takes them away", onclick: (event) => select(movers, modeOf(event)) }, standOut(moved)) : standOut(moved);
+    const diamonds = p.compared ? [entry(glyph(DIAMOND, "ink"), all)] : [];
     const shades = make("i", { class: "lens-ramp" });
     if (pressedColour === "column") return columnLegend(entry);
     const by = colour.querySelector('[aria-pressed="true"]').dataset.value;
     const kinds = by === "answer"
-      ? [entry(make("i", { class: "lens-ramp yes" }), "farthest from yes to nearest, by rank"), entry(glyph(DIAMOND, "ink"), all)]
+      ? [entry(make("i", { class: "lens-ramp yes" }), "farthest from yes to nearest, by rank"), ...diamonds]
       : by === "residual"
-      ? [entry(shades, `residual, 0 to ${p.residual.reduce((most, r) => Math.max(most, r), 0).toFixed(2)}`), entry(glyph(DIAMOND, "ink"), all)]
+      ? [entry(shades, `residual, 0 to ${p.residual.reduce((most, r) => Math.max(most, r), 0).toFixed(2)}`), ...diamonds]
+      : !p.compared
+      ? [entry(glyph(CIRCLE, "still"), `a ${about.unit}`)]
       : [entry(glyph(DIAMOND, "moved"), all), entry(glyph(CIRCLE, "still"), `${number(p.beyond.length - moved)} ${p.beyond.length - moved === 1 ? "does" : "do"} not`)];
     const faint = entry(glyph(CIRCLE, "faint"), "faint: low trust");
     legend.replaceChildren(...(p.shifted ? [...kinds, moved ? entry(glyph(ARROW, "moved line"), arrows) : null, faint] : [entry(glyph(CIRCLE, "still"), `a ${about.unit}`), faint]).filter(Boolean));
@@ -343,6 +348,7 @@ function render({ model, el }) {
     if (!raw.after) return;
     p = { ...raw, beyond: flags(raw.beyond), gained: ints(raw.gained), lost: ints(raw.lost) };
     for (const name of ["before", "after", "trust", "residual", "toward", "elsewhere"]) p[name] = floats(raw[name]);
+    if (!p.compared) p.toward = p.residual; // all that is known of who moved
     p.margin = p.toward.map((toward, row) => toward - p.elsewhere[row]);
     p.neighborsKept = floats(raw.neighbors_kept);
     box.classList.remove("waiting"); // a first map stands there while a better one is drawn

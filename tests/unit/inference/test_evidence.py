@@ -151,6 +151,8 @@ def test_horizons_in_words_are_obeyed(model, tokens):
     query = "Will this member play chess within 7 days?"
     _, question = interpret(model, tokens, query)
     assert query_horizon(query, tokens.horizon_days) == 7 and question.horizon[0] < 0
+    for when, days in (("1 week", 7), ("12 weeks", 90), ("a 3-month window", 90), ("90 days", 90)):
+        assert query_horizon(f"Will this member play chess in {when}?", 30) == days
 
 
 def test_answers_are_counted_in_the_table(engine, cache, users):

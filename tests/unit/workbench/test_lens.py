@@ -35,6 +35,7 @@ def test_without_other_questions_the_lens_says_who_ranks_first(lens):
     assert mapped.done == mapped.total == 60 and all(u.done <= u.total for u in updates)
     last, points, shifted = updates[-1], mapped.data["points"], mapped.data["shift"]
     assert last.done == last.total and last.caption == mapped.caption != ""
+    assert shifted["toward_yes"].isna().all() and not shifted["stands_out"].any()
     first = last.data["ranking"].nlargest(3, "score")["user"].tolist()
     words = f"Interpreted as a question about any event. {first[0]}, {first[1]} and {first[2]} rank"
     assert mapped.message == "" and last.message == f"{words} first of 60 users."
