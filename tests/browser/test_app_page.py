@@ -17,7 +17,7 @@ READY = (
 TRAVEL = "Will this user travel soon?"
 
 
-SHIPPED_MODEL = 'qa.QAnchor.from_pretrained("../data/runs/sample")'
+SHIPPED_MODEL = '"../data/runs/sample"'  # as Engine takes it: a folder, or a model
 
 
 def serve_app(server, folder, users: int, model: str = SHIPPED_MODEL):
