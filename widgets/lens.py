@@ -652,6 +652,7 @@ class QueryLens(View):
                 if update.data.get("ranking") is not None:
                     self._add_ranking(query, update.data)
                     self._show_ranking(query)
+                self._replace_map(query, update)
             if self._ranking.get("busy"):
                 raise ValueError("the model gave no ranking")
         except Cancelled:
@@ -662,6 +663,20 @@ class QueryLens(View):
         finally:
             if self._ranking.get("busy"):  # cancelled or interrupted
                 self._show_ranking(query)
+
+    def _replace_map(self, query: str, update) -> None:
+        """Replace the map of a query that is kept, if an update has another one."""
+        points = update.data.get("points")
+        with self._guard:
+            at = next((at for at, entry in enumerate(self._entries) if entry.query == query), None)
+            if points is None or at is None or points is self._entries[at].points:
+                return
+            old = self._entries[at]
+            entry = self._read_update(query, old.previous, update)
+            entry.picture["sentence"] = old.sentence
+            self._entries[at] = entry
+            if at == self._at:
+                self._draw(entry, refines=True)
 
     def _add_ranking(self, query: str, data: dict) -> None:
         """Keep the ranking of a query, from the data of an update."""

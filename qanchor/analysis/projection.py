@@ -5,6 +5,10 @@ On maps that are fitted separately, users seem to move that do not, so there is 
 
 from __future__ import annotations
 
+import functools
+import threading
+import warnings
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
@@ -14,7 +18,7 @@ from qanchor.analysis.shift import (
     EmbeddingRows,
     align,
     align_rows,
-    knn_indices,
+    nearest_neighbors,
 )
 from qanchor.utils.arrays import l2_normalize
 
@@ -43,8 +47,8 @@ def joint_projection(
         ids: Ids of the users, in the order of the rows.
         queries: Names of the two queries (default "before" and "after").
         seed: Seed of UMAP (default 0).
-        method: "umap" (default; about a second for 2 x 600 rows, after ten seconds of compiling at
-            the first call) or "pca" (instant, and the same on every machine).
+        method: "umap" (default; about a second for 2 x 600 rows, after some seconds of compiling at
+            the first call, see `compile_umap`) or "pca" (instant, and the same on every machine).
         last: The previous map (default: none). Users start from their places on it, so that the map
             does not flip.
         marks: Vectors (dim,) in the space of the second query by name, such as prototypes (default:
@@ -131,7 +135,7 @@ def _trust_in_block(rows, places: Places, k: int) -> Float[np.ndarray, " row"]:
     # without the row's own square, which does not change the ranks within a row
     distance = (rows**2).sum(axis=1) - 2 * rows @ rows.T
     np.fill_diagonal(distance, -np.inf)
-    near = knn_indices(places, k)
+    near, _ = nearest_neighbors(places, k)
     excess = np.zeros(n_rows)
     for to_neighbor in np.take_along_axis(distance, near, axis=1).T:
         rank = (distance < to_neighbor[:, None]).sum(axis=1)
@@ -147,18 +151,40 @@ def _pca(rows) -> Places:
         return PCA(2, svd_solver="full").fit_transform(rows)
 
 
-def _umap(rows, start, seed: int) -> Places:
-    import umap  # compiles for about ten seconds at its first fit
+@functools.cache
+def compile_umap() -> threading.Thread:
+    """Compile what UMAP runs, which takes some seconds, in the background and once in a process.
 
+    Returns:
+        The thread that does it; while it is alive, `joint_projection` by UMAP takes as long.
+    """
+    rows = np.random.default_rng(0).normal(size=(2 * N_NEIGHBORS, 4))
+    thread = threading.Thread(target=_umap, args=(rows, rows[:, :2], 0), daemon=True)
+    thread.start()
+    return thread
+
+
+def _umap(rows, start, seed: int) -> Places:
+    import umap  # compiles for some seconds at its first fit
+
+    # Found here, since umap compares few rows by a Python call for each pair, and compiles an index
+    # for many.
+    neighbors, distances = nearest_neighbors(rows, min(N_NEIGHBORS, len(rows) - 1) - 1)
+    own = np.arange(len(rows))[:, None]  # umap counts a row as its own first neighbour
+    neighbors = np.hstack([own, neighbors])
+    distances = np.hstack([np.zeros(own.shape), distances]).astype(np.float32)
     # without noise, users with equal embeddings could not separate
     noise = np.random.default_rng(seed).normal(scale=1e-3 * start.std(), size=start.shape)
     fit = umap.UMAP(
-        n_neighbors=min(N_NEIGHBORS, len(rows) - 1),
+        n_neighbors=neighbors.shape[1],
         n_epochs=200,
         init=start + noise,
         random_state=seed,
         n_jobs=1,
+        precomputed_knn=(neighbors, distances),
     )
+    # that it could place no further rows
+    warnings.filterwarnings("ignore", r"precomputed_knn\[2\]", UserWarning)
     return fit.fit_transform(rows).astype(float)
 
 

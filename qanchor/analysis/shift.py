@@ -132,28 +132,29 @@ def compare_with_others(
     return moves[0], np.maximum(moves[1:].max(axis=0), MIN_MOVE)
 
 
-def knn_indices(rows: EmbeddingRows, k: int = N_NEIGHBORS) -> Neighbors:
-    """Return the row numbers of each user's `k` nearest others; approximate (pynndescent) beyond
-    `MAX_EXACT_USERS` users.
+def nearest_neighbors(
+    rows: EmbeddingRows, k: int = N_NEIGHBORS
+) -> tuple[Neighbors, Float[np.ndarray, "user k"]]:
+    """Return the row numbers of each user's `k` nearest others, and how far they are; approximate
+    (pynndescent) beyond `MAX_EXACT_USERS` users.
     """
     k = min(k, len(rows) - 1)
     if not k:
-        return np.zeros((len(rows), 0), int)
+        return np.zeros((len(rows), 0), int), np.zeros((len(rows), 0))
     if len(rows) > MAX_EXACT_USERS:
         from pynndescent import NNDescent  # compiles, as umap does
 
-        neighbors = NNDescent(
-            np.asarray(rows, np.float32), n_neighbors=k + 1, random_state=0
-        ).neighbor_graph[0]
+        search = NNDescent(np.asarray(rows, np.float32), n_neighbors=k + 1, random_state=0)
+        neighbors, distances = search.neighbor_graph
         own = neighbors == np.arange(len(rows))[:, None]
-        own[~own.any(axis=1), -1] = (
-            True  # among twins a row may miss itself: then the farthest goes
-        )
-        return neighbors[~own].reshape(len(rows), k)
+        # among twins a row may miss itself: then the farthest goes
+        own[~own.any(axis=1), -1] = True
+        return neighbors[~own].reshape(-1, k), distances[~own].reshape(-1, k).astype(float)
     from sklearn.neighbors import NearestNeighbors  # takes two seconds to import
 
     search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(rows)
-    return search.kneighbors(return_distance=False)
+    distances, neighbors = search.kneighbors()
+    return neighbors, distances.astype(float)
 
 
 def neighbors_changed(
@@ -179,8 +180,8 @@ def neighbors_changed(
         >>> frame["gained"].tolist(), frame["lost"].tolist()
         ([(2,), (3,), (0,), (1,)], [(1,), (0,), (3,), (2,)])
     """
-    old = knn_indices(before, k)
-    new = knn_indices(after, k)
+    old, _ = nearest_neighbors(before, k)
+    new, _ = nearest_neighbors(after, k)
     rows = []
     for was, now in zip(old.tolist(), new.tolist(), strict=True):
         gained = tuple(row for row in now if row not in was)

@@ -637,8 +637,9 @@ def mean_text(users: TokenInput, things: ThingInput) -> Float[Tensor, "user text
         things: Things that the tokens refer to.
     """
     weight = users.numbers[..., COUNT] * users.present()
-    total = torch.einsum("ut,utd->ud", weight, things.vector[users.which.clamp(min=0)])
-    return total / weight.sum(1, keepdim=True).clamp(min=1e-9)
+    of_thing = weight.new_zeros(len(weight), len(things.vector))
+    of_thing = of_thing.scatter_add(1, users.which.clamp(min=0), weight)
+    return of_thing @ things.vector / weight.sum(1, keepdim=True).clamp(min=1e-9)
 
 
 def is_pretrained(name: str) -> bool:

@@ -12,7 +12,7 @@ from itertools import islice
 import pandas as pd
 
 from qanchor.analysis.embedding_cache import EmbeddingCache
-from qanchor.analysis.projection import joint_projection
+from qanchor.analysis.projection import compile_umap, joint_projection
 from qanchor.analysis.shift import MAX_EXACT_USERS, embedding_shift
 from qanchor.data.things import ThingEvents
 from qanchor.data.users import Users
@@ -24,6 +24,7 @@ from qanchor.utils.text import has_words, plural
 from qanchor.workbench.messages import (
     BACKTESTING,
     COMPARING,
+    PREPARING,
     backtest_summary,
     interpretation_sentence,
     opening_message,
@@ -43,6 +44,7 @@ MIN_OTHERS = 4  # with fewer, too many stand out by chance
 SPARE_OTHERS = 2  # take the place of those that mean what is asked
 # Users times questions that are embedded for it unasked: about ten seconds, once.
 MAX_EMBEDDED_UNASKED = 100_000
+WAIT = 0.2  # seconds between two looks whether UMAP is compiled
 
 
 class LensBackend:
@@ -110,20 +112,27 @@ class LensBackend:
             Progress; then updates with `data["points"]` (`user, query, x, y, trust`) and
             `data["shift"]` (see `embedding_shift`); then, for a query that is not empty, updates
             of `rank`. The last update has all of them. Without other questions to compare with
-            the maps have no message, and the last update says who ranks first.
+            the maps have no message, and the last update says who ranks first. The first map is a
+            PCA, which is there at once; it is replaced last.
         """
         query = query.strip()
         previous = previous or ""
-        for last in self._map_and_shift(query, previous):
+        method = self._quick_method()
+        for last in self._map_and_shift(method, query, previous):
             yield last
-        if not query:
-            return
-        for update in self.rank(query):
-            message = update.message
-            if update.data["ranking"] is not None and (last.message or last.warning):
-                message = last.message
-            data = {**last.data, **update.data}
-            yield replace(last, done=update.done, total=update.total, message=message, data=data)
+        if query:
+            found = last
+            for update in self.rank(query):
+                message = update.message
+                if update.data["ranking"] is not None and (found.message or found.warning):
+                    message = found.message
+                data = {**found.data, **update.data}
+                last = replace(
+                    found, done=update.done, total=update.total, message=message, data=data
+                )
+                yield last
+        if method != self.method:
+            yield from self._refine(last, previous, query)
 
     def rank(self, query: str, without: Collection[str] = ()) -> Iterator[Update]:
         """Rank the users by how near they are to a yes, as `Engine.rank` does, but in the order of
@@ -229,15 +238,27 @@ class LensBackend:
         evidence = weight.notna() | means_any
         return events[["time", "modality", "text"]].assign(evidence=evidence, weight=weight)
 
-    def _map_and_shift(self, query: str, previous: str) -> Iterator[Update]:
+    def _quick_method(self) -> str:
+        """Return the method of the map that is drawn first: while UMAP is slow, a PCA."""
+        if self.method == "pca" or self._has_many_users:
+            return "pca"
+        return "pca" if compile_umap().is_alive() or not self._maps else "umap"
+
+    def _refine(self, last: Update, previous: str, query: str) -> Iterator[Update]:
+        """Draw the map once more by the slow method, as soon as it is compiled."""
+        while compile_umap().is_alive():
+            yield Update(last.done, last.total, PREPARING)
+            compile_umap().join(WAIT)
+        points = self._draw(self.method, previous, query)
+        caption = projection_caption(points, self.unit)
+        yield replace(last, caption=caption, data={**last.data, "points": points})
+
+    def _map_and_shift(self, method: str, query: str, previous: str) -> Iterator[Update]:
         """Make the maps of two queries and measure who moved."""
         n_users = len(self.ids)
         for _, done, _ in self.embedding_cache.embed(query, previous):
             yield Update(done, n_users, progress_message("Embedded", done, n_users, self.unit))
 
-        # a PCA is there at once; the first UMAP compiles
-        is_quick = self._has_many_users or not self._maps
-        method = "pca" if is_quick else self.method
         points = self._draw(method, previous, query)
         message = "" if query else opening_message(n_users, self.unit)
         warning = self._warning(query)
@@ -253,9 +274,6 @@ class LensBackend:
             shift = embedding_shift(before, after, self.ids, previous, query, others)
             message = shift_summary(shift, self.unit)
         yield self._map_update(message, warning, points, shift)
-        if method != self.method:
-            points = self._draw(self.method, previous, query)
-            yield self._map_update(message, warning, points, shift)
 
     @cached_property
     def _unasked(self) -> list[str]:

@@ -66,6 +66,7 @@ def progress_message(what: str, done: int, total: int, noun: str, where: str = "
 # The lens
 
 COMPARING = "Comparing with other questions ..."
+PREPARING = "Compiling UMAP, once: the map will be redrawn ..."
 BACKTESTING = "Backtesting the ranking ..."
 NOBODY_ELSE = "There is nobody to compare with."
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from fake_session import FakeSession
 from safetensors import SafetensorError
 
 import qanchor as qa
@@ -27,9 +28,6 @@ from qanchor.utils.arrays import LRUCache
 from qanchor.utils.hashing import sha256_file
 from qanchor.widgets import ResultCard, Workbench
 from tests.tiny import fit_quickly, make_model, make_task, make_users
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
-from fake_session import FakeSession
 
 USERS = make_users()
 QUERY = "Will this user buy tea?"

@@ -5,15 +5,12 @@ may run.
 import base64
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import HOSTILE
 from fake_attention import MODALITIES, FakeAttention, make_table
 from updates import Update

@@ -1,13 +1,8 @@
 """The cluster view in Python: what it sends, chooses, refuses, and says without a kernel."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import HOSTILE, make_frame
 from fake_clusters import MOVES, fake_compare
 

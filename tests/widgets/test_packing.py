@@ -2,19 +2,15 @@
 the ids and texts hold.
 """
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import FakeLens, make_frame
 from fake_clusters import fake_compare
+from hypothesis import given
+from hypothesis import strategies as st
 from updates import Update
 
 from qanchor.widgets import (

@@ -5,13 +5,10 @@ errors.
 import json
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import HOSTILE
 from fake_tuning import FakeTuning
 

@@ -14,8 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import traitlets
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import HOSTILE, FakeLens, make_frame
 from updates import Update
 

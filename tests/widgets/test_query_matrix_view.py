@@ -4,14 +4,11 @@ and its script.
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import HOSTILE, QUERIES
 from fake_matrix import GROUPS, FakeMatrix
 

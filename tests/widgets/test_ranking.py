@@ -101,6 +101,35 @@ def test_asking_from_a_cell_does_not_wait_for_a_ranking():
     )
 
 
+def test_a_better_map_that_comes_after_the_ranking_takes_the_place_of_the_first():
+    fake = FakeLens(20, seconds=0)
+
+    def backend(query, previous):
+        first, better = (fake.result(query, "") for _ in range(2))
+        frame = pd.DataFrame({"user": make_frame(20).user, "score": np.arange(20.0), "answer": ""})
+        said = {"interpretation": MEANING, "order": ORDER, "meant": []}
+        ranked = first.data | {"ranking": frame} | said
+        yield first
+        yield Update(0, 1, data=first.data | {"ranking": None})
+        yield replace(first, message=ORDER, data=ranked)
+        yield Update(1, 1, "Compiling ...")
+        better.data["points"]["x"] += 1
+        points = {"points": better.data["points"]}
+        yield replace(first, message=ORDER, caption="better", data=ranked | points)
+
+    lens = QueryLens(make_frame(20), backend)
+    lens.ask(TRAVEL)
+    first = fake.result(TRAVEL, "")
+    assert lens._picture["refines"] and lens._picture["caption"] == "better"
+    assert lens._picture["sentence"] == first.message, "who stands out, not who ranks first"
+    np.testing.assert_allclose(
+        np.frombuffer(lens._picture["after"], np.float32)[::2],
+        first.data["points"]["x"].to_numpy()[-20:] + 1,
+        rtol=1e-5,
+    )
+    assert len(lens.ranking) == 20 and lens.queries_asked == (TRAVEL,)
+
+
 def test_a_ranking_that_fails_is_said_and_leaves_the_map(caplog):
     lens, _ = asked("is this unranked?")
     assert lens._ranking["order"] == "No ranking: the answers could not be read"

@@ -13,11 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from fake import HOSTILE, FakeLens, fake_provenance, make_frame
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
-from fake import HOSTILE, FakeLens, fake_provenance, make_frame
 
 from qanchor.widgets import QueryLens, ResultCard
 from qanchor.widgets.result_card import ResultCardError

@@ -3,7 +3,6 @@ writes, and errs in words.
 """
 
 import json
-import sys
 import threading
 import time
 from pathlib import Path
@@ -11,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import (
     HOSTILE,
     FakeExplain,

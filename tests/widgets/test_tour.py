@@ -6,12 +6,9 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake_session import FakeSession
 
 from qanchor.widgets import Workbench

@@ -3,12 +3,8 @@ and refused.
 """
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from fake import HOSTILE, QUERIES
 from fake_session import FakeSession
 

@@ -152,7 +152,7 @@ def test_gained_and_lost_are_row_numbers_whatever_the_ids():
         rows = [row for listed in frame[column] for row in listed]
         assert rows and all(type(row) is int and 0 <= row < 60 for row in rows)
         assert all(place not in listed for place, listed in enumerate(frame[column]))
-    near = shift.knn_indices(after, 15)
+    near, _ = shift.nearest_neighbors(after, 15)
     assert all(set(listed) <= set(near[place]) for place, listed in enumerate(frame["gained"]))
 
 
@@ -253,18 +253,30 @@ def test_marks_stand_among_their_users_and_move_nobody_else(method):
     assert again.shape == points.shape and np.isfinite(again[["x", "y"]].to_numpy()).all()
 
 
+def test_the_nearest_neighbours_are_those_of_all_distances():
+    rows = embeddings(users=40)
+    distance = np.linalg.norm(rows[:, None] - rows, axis=-1) + np.diag([np.inf] * 40)
+    neighbors, distances = shift.nearest_neighbors(rows, 5)
+    np.testing.assert_array_equal(neighbors, distance.argsort(axis=1)[:, :5])
+    np.testing.assert_allclose(distances, np.sort(distance, axis=1)[:, :5], atol=1e-4)
+
+
 @pytest.mark.slow
 def test_of_many_users_neighbours_and_trust_are_nearly_the_exact_ones(monkeypatch):
     rows = np.random.default_rng(0).normal(size=(900, 6))
     rows[:3] = rows[3]  # twins
     places, exact, trust = (
         rows[:, :2],
-        shift.knn_indices(rows),
+        shift.nearest_neighbors(rows)[0],
         projection.pointwise_trustworthiness(rows, rows[:, :2]),
     )
     monkeypatch.setattr(shift, "MAX_EXACT_USERS", 500)
     monkeypatch.setattr(projection, "BLOCK", 450)
-    near, estimate = shift.knn_indices(rows), projection.pointwise_trustworthiness(rows, places)
+    near, distances = shift.nearest_neighbors(rows)
+    np.testing.assert_allclose(
+        distances, np.linalg.norm(rows[:, None] - rows[near], axis=-1), atol=1e-4
+    )
+    estimate = projection.pointwise_trustworthiness(rows, places)
     assert near.shape == exact.shape and not (near == np.arange(900)[:, None]).any()
     assert np.mean([len(set(a) & set(b)) / 15 for a, b in zip(near, exact, strict=True)]) > 0.95
     assert np.corrcoef(trust, estimate)[0, 1] > 0.5 and abs(trust.mean() - estimate.mean()) < 0.03

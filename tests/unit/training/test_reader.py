@@ -7,8 +7,10 @@ import torch
 
 from qanchor.data.users import Users
 from qanchor.models.pointing import (
+    COUNT,
     PRIOR_KINDS,
     PointingReader,
+    mean_text,
     question_input,
     read_questions,
     relevance,
@@ -62,6 +64,18 @@ def test_attention_sums_to_one_over_a_user(users, trained):
     question = question_input(["buy tea", "chess?"], "user", "hash", [30, 30], 30)
     attention = read_questions(trained[1], tokens, question).attention
     torch.testing.assert_close(attention.sum(-1), torch.ones(len(users), 2))
+
+
+def test_the_mean_text_is_that_of_the_tokens_one_by_one(users):
+    tokens = TokenReader(users, "hash").read()
+    given = token_input(tokens)
+    found = mean_text(given, thing_input(tokens))
+    for which, numbers, mean in zip(given.which[:20], given.numbers, found, strict=False):
+        there = which >= 0
+        vectors = torch.from_numpy(tokens.vectors)[which[there]]
+        weight = numbers[there, COUNT]
+        plain = (weight[:, None] * vectors).sum(0) / weight.sum()
+        torch.testing.assert_close(mean, plain, atol=1e-4, rtol=0)
 
 
 def test_batches_do_not_change_a_reading(users, trained):
