@@ -148,6 +148,7 @@ class QueryLens(View):
         "map.mjs",
         "card.mjs",
         "columns.mjs",
+        "facets.mjs",
         "histogram.mjs",
         "picture.mjs",
         "lens.mjs",

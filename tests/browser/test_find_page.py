@@ -13,6 +13,13 @@ lens = QueryLens(make_frame(), backend)
 lens"""
 READ = "print(len(lens.selection), lens.selection.ids[:2])"
 
+# pixels of a small map that are neither grey nor blank
+INKS = """canvas => {
+    const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    const spread = (i) => Math.max(...data.slice(i, i + 3)) - Math.min(...data.slice(i, i + 3));
+    return Array.from({length: data.length / 4}, (_, i) => 4 * i)
+        .filter((i) => data[i + 3] > 200 && spread(i) > 60).length; }"""
+
 BEST = "print(set(lens.selection.ids) == set(lens.ranking['user'].head(60)))"
 LOWEST = """scores = lens.ranking.set_index('user')['score']
 middle = (scores.min() + scores.max()) / 2
@@ -67,9 +74,23 @@ def test_the_map_is_colored_by_a_column_and_a_category_selects_its_users(book):
     book.wait("document.querySelector('.lens').dataset.chosen === '200'")
     assert book.run(1) == "200 ('u0001', 'u0004')"
     book.shot("fake-column-selected")
+    facets = book.page.get_by_role("group", name="A map for each category")
+    book.page.get_by_role("button", name="facets", exact=True).click()
+    assert facets.get_by_role("button").all_inner_texts() == ["Oslo (200)", "Rome (200)"]
+    inks = [facets.locator("canvas").nth(place).evaluate(INKS) for place in range(2)]
+    assert all(200 < ink for ink in inks), "the pixels of 200 users, in the colour of the category"
+    book.shot("fake-facets")
+    facets.get_by_role("button", name="Oslo (200)").click()
+    book.wait("document.querySelector('.lens-chosen').textContent.includes('200 users selected')")
+    assert book.run(1) == "200 ('u0000', 'u0003')"
+    book.page.get_by_role("button", name="clear", exact=True).click()
+    book.wait("document.querySelector('.lens-chosen').textContent.includes('0 users selected')")
+    book.page.get_by_role("button", name="undo", exact=True).click()
+    book.wait("document.querySelector('.lens').dataset.chosen === '200'")
     book.run(2)  # from Python
     book.wait("document.querySelector('.lens-legend').textContent.includes('age, 12 to 587')")
     assert book.page.get_by_label("Colour by a column").input_value() == "age"
+    assert not facets.is_visible(), "a number has no categories"
     book.page.get_by_role("button", name="moved", exact=True).click()
     book.wait("document.querySelector('.lens-legend').textContent.includes('stand out')")
 

@@ -5,6 +5,7 @@ import { survivesKernel } from "./kernel.mjs";
 import { userMap } from "./map.mjs";
 import { userCard } from "./card.mjs";
 import { columnColours, findBox } from "./columns.mjs";
+import { facetMaps } from "./facets.mjs";
 import { scoreHistogram } from "./histogram.mjs";
 import { mapPicture } from "./picture.mjs";
 
@@ -238,6 +239,7 @@ function render({ model, el }) {
   }
   const colour = choice("Colour", [["moved", "moved"], ["residual", "residual"], ...(about.ranks ? [["answer", "answer"]] : [])], "moved", (value) => ((pressedColour = value), setColour(value)));
   let pressedColour = ""; // what was pressed by hand stays
+  let hasSelected = false; // since then there is something to undo
   let column = null; // the colours of a column
   const columnChoice = make(
     "select",
@@ -245,13 +247,15 @@ function render({ model, el }) {
     make("option", { value: "" }, "column …"),
     ...about.columns.map((name) => make("option", { value: name }, name)),
   );
+  const facetButton = make("button", { type: "button", class: "lens-link", title: "One small map for each category", "aria-pressed": "false", hidden: true, onclick: toggleFacets }, "facets");
+  const facets = make("div", { class: "lens-facets", role: "group", "aria-label": "A map for each category", hidden: true });
   const list = userList(users, about, textsOf, pick, select);
   const finder = findBox(model, about, list.only);
   const histogram = scoreHistogram(about, select);
   const card = userCard(model, users, textsOf, events, pick);
-  const options = make("div", { class: "lens-options" }, make("span", {}, "colour"), colour, columnChoice);
+  const options = make("div", { class: "lens-options" }, make("span", {}, "colour"), colour, columnChoice, facetButton);
   const foot = make("div", { class: "lens-foot" }, legend, picked, options);
-  const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, route, side), box, foot, histogram.node, lead, sentence, doubt, interpretation, meant, backtest, caption, make("div", { class: "lens-keeping" }, saveButton, pictureButton, savedNote), words);
+  const left = make("div", { class: "lens-left" }, make("div", { class: "lens-maphead" }, route, side), box, foot, facets, histogram.node, lead, sentence, doubt, interpretation, meant, backtest, caption, make("div", { class: "lens-keeping" }, saveButton, pictureButton, savedNote), words);
   const head = make("div", { class: "lens-head" }, make("h2", {}, about.title), make("span", {}, count(users.ids.length, about.unit, about.units)));
   const root = make("div", { class: "lens", "data-lm-suppress-shortcuts": "true" });
   root.append(make("div", { class: "lens-in" }, make("div", { class: "lens-top" }, head, ...bar.parts), make("div", { class: "lens-body" }, left, make("div", { class: "lens-side" }, finder.node, list.node, card.node))));
@@ -300,6 +304,7 @@ function render({ model, el }) {
     const all = moved ? make("button", { type: "button", class: "lens-link", title: "Select them: Shift adds them, Alt takes them away", onclick: (event) => select(movers, modeOf(event)) }, standOut(moved)) : standOut(moved);
     const diamonds = p.compared ? [entry(glyph(DIAMOND, "ink"), all)] : [];
     const shades = make("i", { class: "lens-ramp" });
+    showFacets();
     if (pressedColour === "column") return columnLegend(entry);
     const by = colour.querySelector('[aria-pressed="true"]').dataset.value;
     const kinds = by === "answer"
@@ -311,6 +316,18 @@ function render({ model, el }) {
       : [entry(glyph(DIAMOND, "moved"), all), entry(glyph(CIRCLE, "still"), `${number(p.beyond.length - moved)} ${p.beyond.length - moved === 1 ? "does" : "do"} not`)];
     const faint = entry(glyph(CIRCLE, "faint"), "faint: low trust");
     legend.replaceChildren(...(p.shifted ? [...kinds, moved ? entry(glyph(ARROW, "moved line"), arrows) : null, faint] : [entry(glyph(CIRCLE, "still"), `a ${about.unit}`), faint]).filter(Boolean));
+  }
+  function toggleFacets() {
+    facetButton.setAttribute("aria-pressed", String(facets.hidden));
+    showFacets();
+  }
+  /** Show a small map for each category of the column that colours the map, if that is wanted. */
+  function showFacets() {
+    const kinds = pressedColour === "column" ? (column.kinds ?? []) : [];
+    facetButton.hidden = kinds.length < 2;
+    facets.hidden = facetButton.hidden || facetButton.getAttribute("aria-pressed") !== "true";
+    const still = getComputedStyle(root).getPropertyValue("--lens-still");
+    facets.replaceChildren(...(facets.hidden ? [] : facetMaps(kinds, p.after, still, (rows, event) => select(rows, modeOf(event)))));
   }
   /** What the colours of a column mean; a category is a button that selects its users. */
   function columnLegend(entry) {
@@ -422,14 +439,15 @@ function render({ model, el }) {
     list.follow(new Set(rows));
     histogram.follow(rows);
     finder.follow(rows.length);
-    picked.hidden = !rows.length;
+    hasSelected ||= rows.length > 0;
+    picked.hidden = !hasSelected;
     root.dataset.chosen = rows.length;
     const clear = make("button", { type: "button", class: "lens-link", onclick: () => select([], "replace") }, "clear");
     const undo = make("button", { type: "button", class: "lens-link", title: "Go back to the selection before: Ctrl+Z; Ctrl+Shift+Z selects these again", onclick: () => model.send({ type: "undo" }) }, "undo");
-    const nearer = p?.rank ? rows.reduce((sum, row) => sum + p.rank[row], 0) / rows.length : null;
+    const nearer = p?.rank && rows.length ? rows.reduce((sum, row) => sum + p.rank[row], 0) / rows.length : null;
     const comparison = nearer === null ? "" : `, ranked above ${percent(nearer)} on average`;
     const dot = pressedColour === "column" ? null : glyph(CIRCLE, "chosen"); // there the others fade
-    picked.replaceChildren(...(dot ? [dot] : []), make("span", {}, `${count(rows.length, about.unit, about.units)} selected${comparison}`), clear, undo);
+    picked.replaceChildren(...(dot ? [dot] : []), make("span", {}, `${count(rows.length, about.unit, about.units)} selected${comparison}`), ...(rows.length ? [clear] : []), undo);
   }
   function status() {
     const { busy, error, saved } = model.get("_status");
@@ -455,7 +473,7 @@ function render({ model, el }) {
   const handlers = { _picture: picture, _selected: selected, _status: status, _history: bar.history, _answer: card.showAnswer, _timeline: card.showTimeline, _recent: receiveEvents, _column: showColumn, _found: showFound, _ranking: ranking, _backtest: showBacktest };
   for (const [name, act] of Object.entries(handlers)) model.on(`change:${name}`, act);
   model.on("msg:custom", bar.acknowledged);
-  const theme = new MutationObserver(map.dress);
+  const theme = new MutationObserver(() => (map.dress(), showFacets()));
   theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "data-jp-theme-light", "class"] });
   el.append(root);
   card.show(-1, null);
