@@ -78,7 +78,7 @@ def test_the_map_is_colored_by_a_column_and_a_category_selects_its_users(book):
     book.page.get_by_role("button", name="facets", exact=True).click()
     assert facets.get_by_role("button").all_inner_texts() == ["Oslo (200)", "Rome (200)"]
     inks = [facets.locator("canvas").nth(place).evaluate(INKS) for place in range(2)]
-    assert all(200 < ink for ink in inks), "the pixels of 200 users, in the colour of the category"
+    assert all(ink > 200 for ink in inks), "the pixels of 200 users, in the colour of the category"
     book.shot("fake-facets")
     facets.get_by_role("button", name="Oslo (200)").click()
     book.wait("document.querySelector('.lens-chosen').textContent.includes('200 users selected')")
