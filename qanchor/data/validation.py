@@ -367,8 +367,11 @@ def _iso_times(findings: Findings, cells: pd.Series) -> pd.Series:
     """Parse ISO 8601 only: 03/04/2025 is ambiguous, and a bare number has no unit."""
     texts = cells.astype(str) if is_numeric_dtype(cells) else cells
     time = parse_times(texts)
-    relative = texts.astype(object).isin(["now", "today"])  # pandas would return the current time
-    findings.rows(cells, time.isna() | relative, NOT_A_TIME)
+    is_missing = time.isna()
+    if texts.dtype.kind != "M":
+        # pandas would return the current time
+        is_missing |= texts.astype(object).isin(["now", "today"])
+    findings.rows(cells, is_missing, NOT_A_TIME)
     check_years(findings, time, cells)
     return time
 
