@@ -18,6 +18,7 @@ from tests.benchmarks.machine import current_commit, measured_machine
 
 from .attention import attention
 from .card import card
+from .coles import coles
 from .concepts import concepts
 from .datasets import load_movielens, make_german_users, make_pseudo_users
 from .fairness import fairness
@@ -50,6 +51,7 @@ WITH_PROGRESS = {
         frozen,
         senses,
         movement,
+        coles,
     )
 }
 WITHOUT_PROGRESS = (cache, ask, scale, texts, useru, card, fuzz, soak)
@@ -111,11 +113,14 @@ def benchmark(
     parts: Annotated[
         Path | None, typer.Option(help="folder that reading keeps each body in, to go on from")
     ] = None,
+    peer: Annotated[
+        str | None, typer.Option(help="Python that coles runs in, see tests/benchmarks/coles.py")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure as ratios within one run, with the machine's own ceiling beside them."""
     bars = ProgressBars()
-    options = {"minutes": minutes, "cases": cases, "most": most, "parts": parts}
+    options = {"minutes": minutes, "cases": cases, "most": most, "parts": parts, "peer": peer}
     options["bodies"] = bodies and bodies.split(",")
     options = {option: value for option, value in options.items() if value is not None}
     if name in WITH_PROGRESS:

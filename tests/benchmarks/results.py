@@ -34,6 +34,7 @@ MADE: dict[str, tuple[str, Callable[[dict], str]]] = {
     "reading": ("reading", tables.reading_table),
     "frozen": ("frozen", tables.frozen_table),
     "movement": ("movement", tables.movement_table),
+    "coles": ("coles", tables.coles_table),
 }
 SUMMARY = ("journey", "sample")  # folders of the `tasks` records in the block `summary`
 NO_RUN = {

@@ -11,6 +11,8 @@ NAMES = {
     "features": "the model's own numbers of a user, logistic",
     "features_lightgbm": "the model's own numbers of a user, LightGBM",
     "rfm_svd": "RFM + SVD-64 of text counts",
+    "coles": "CoLES",
+    "coles_rfm": "CoLES + RFM",
     "rfm_svd_minilm": "RFM + SVD-64 of text counts + SVD-64 of mean MiniLM",
     "minilm_rfm": "mean MiniLM + RFM",
     "rfm": "RFM",
@@ -389,6 +391,20 @@ def reading_table(record: dict) -> str:
         of_answers = ["written grade (from the score, from persistence)", "taught", "never taught"]
         tables.append(table(of_answers, written))
     return "\n\n".join(tables)
+
+
+def coles_table(record: dict) -> str:
+    """Return probes on the embeddings of a peer beside ours and plain features, best first."""
+    minus = record["anchor_minus"]
+    rows = [
+        [
+            NAMES[name],
+            _valued(record["average"][name]),
+            spanned(minus[name]) if name in minus else "",
+        ]
+        for name in _methods(record)
+    ]
+    return table(["probe on", "AUC (95 % CI)", "Qanchor minus this (95 % CI)"], rows)
 
 
 def attention_table(record: dict) -> str:

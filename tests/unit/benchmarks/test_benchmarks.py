@@ -1,6 +1,7 @@
 """The benches print what they promise, and their table is the one that the parts give."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from qanchor.data.sample import make_sample_users
 from qanchor.evaluation.metrics import roc_auc
 from qanchor.evaluation.probe import linear_probe
 from tests.benchmarks import attention as attention_module
+from tests.benchmarks import coles as coles_module
 from tests.benchmarks import fairness, machine, tables
 from tests.benchmarks import frozen as frozen_module
 from tests.benchmarks import tasks as tasks_module
@@ -301,6 +303,33 @@ def test_a_soak_counts_what_it_did_and_watches_the_memory(users, run):
     assert sum(found["actions"].values()) >= 3 and found["rss_mb"][-1][0] > 0
     assert found["growth"] == pytest.approx(found["last_mb"] / found["first_mb"] - 1)
     assert found["flat"] == (found["growth"] <= 0.05)
+
+
+def test_a_peer_is_given_codes_of_the_history_alone(users):
+    given = coles_module.peer_events(users)
+    past = users.history()
+    assert len(given) == len(past) and not given.isna().any(axis=None)
+    assert given["user"].is_monotonic_increasing and given["event_time"].between(0, 1).all()
+    of_user = given[given["user"] == 3]
+    own = past[past["user"].astype(str) == users.ids[3]].sort_values("time", kind="stable")
+    names = users.events["text"].cat.categories
+    assert [names[code - 1] for code in of_user["text"]] == own["text"].tolist()
+    assert (given[["text", "modality", "weekday", "hour"]] > 0).all(axis=None), "0 is padding"
+    silent = replace(users, events=past[past["user"] != users.ids[3]])
+    assert (coles_module.peer_events(silent).set_index("user").loc[3] == 0).all()
+
+
+def test_a_peer_stands_beside_ours_on_the_same_folds(users, run, monkeypatch):
+    with pytest.raises(RuntimeError, match="pytorch_lightning"):
+        coles_module.embed_by_peer(users, sys.executable, 1)
+    rows = np.random.default_rng(0).normal(size=(60, 8))
+    monkeypatch.setattr(coles_module, "embed_by_peer", lambda *given: rows)
+    found = run_benchmark("coles", users=lambda: users, run=run, seeds=1, peer="python")
+    told = {"data", "users", "seeds", "epochs", "seconds", "average", "anchor_minus", "tasks"}
+    assert found.keys() == SAID | told and json.dumps(found, default=float)
+    assert found["anchor_minus"].keys() == found["average"].keys() - {"anchor"}
+    for line in tables.coles_table(found).splitlines()[2:]:
+        assert ("CoLES" in line or "Qanchor" in line or "RFM" in line) and " to " in line
 
 
 def test_movement_finds_a_planted_group_toward_yes_and_nobody_by_a_paraphrase():
