@@ -159,7 +159,9 @@ def backtest(
     meant = [reader.things[row] for row in attrs["things"]]
     if measure == "exceeds" and not threshold:  # the query names no amount: any amount counts
         measure = "occurs"
-    family = "number" if meant and meant[0].kind == "number" else "text"
+    counts_times = measure == "high" and threshold > 0
+    is_amount = bool(meant) and meant[0].kind == "number" and not counts_times
+    family = "number" if is_amount else "text"
     concept = Concept("asked", family, "", tuple(thing.name for thing in meant), measure, threshold)
     rows = pd.Index(users.ids).get_indexer(tokens.ids)[judged]
     outcomes = Outcomes.of(reader.events, rows, cutoff, days)
@@ -178,7 +180,7 @@ def backtest(
         n=int(known.sum()),
         topic=", ".join(attrs["topics"]),
         before=before,
-        measure=measure,
+        measure="occurs" if counts_times else measure,  # the topic says how many times
         shares=_shares(score[known], is_yes) if right is not None else (),
         optimistic=optimistic,
     )

@@ -26,7 +26,7 @@ from qanchor.models.pointing import (
 from qanchor.models.queries import QueryLike, query_text
 from qanchor.models.text_encoder import text_vectors
 from qanchor.models.user_tokens import TOKEN_NUMBERS, UserTokens
-from qanchor.models.words import asked_amount, asks_two_things, content_words
+from qanchor.models.words import asked_amount, asked_times, asks_two_things, content_words
 from qanchor.useru.concept_answers import past_fact
 from qanchor.useru.concepts import ANY_EVENT, MEASURES, behavior_queries
 from qanchor.useru.horizons import query_horizon
@@ -55,7 +55,8 @@ class Interpretation:
         sign: 1 if yes means that it happens, -1 if yes means that it does not.
         measure: What is measured of the things, one of `qanchor.useru.concepts.MEASURES`.
         nearest: Labels of the most similar things, whether or not they match.
-        threshold: Smallest amount that the question asks for; 0 (default) if it names none.
+        threshold: Smallest amount that the question asks for or, if the measure is "high", number
+            of times; 0 (default) if it names none.
     """
 
     answerable: bool
@@ -71,7 +72,11 @@ class Interpretation:
         """Return the labels in words, with the amount, and "not" for what must not happen."""
         labels = list(self.read_as)
         if self.threshold:
-            labels[0] += f" of at least {self.threshold:,g}"
+            at_least = f"at least {self.threshold:,g}"
+            if self.measure != "high":
+                labels[0] += f" of {at_least}"
+            else:
+                labels[0] += f" {at_least} times" if self.things else f" on {at_least} days"
         return [f"not {label}" if self.sign < 0 else label for label in labels]
 
     def overlaps(self, other: Interpretation) -> bool:
@@ -160,6 +165,9 @@ def interpret(
             measure = "exceeds"
     elif asks_one and behavior >= MIN_BEHAVIOR_SIMILARITY:
         read_as = [ANY_EVENT]
+    if read_as and not threshold and asked_times(query) > 1:
+        threshold = float(asked_times(query))
+        measure = "high"
     meaning = Interpretation(
         bool(read_as), tuple(read_as), tuple(meant), sign, measure, nearest, threshold
     )

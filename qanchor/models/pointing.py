@@ -27,7 +27,13 @@ from qanchor.models.user_tokens import (
     TOKEN_NUMBERS,
     UserTokens,
 )
-from qanchor.models.words import BUYING, FEWER, PLACE, content_words, spelling_vectors
+from qanchor.models.words import (
+    BUYING,
+    PLACE,
+    content_words,
+    plain_words,
+    spelling_vectors,
+)
 from qanchor.useru.concepts import MEASURES, behavior_queries
 from qanchor.useru.topics import names_one
 from qanchor.utils.device import single_thread
@@ -692,7 +698,7 @@ def question_input(
         horizons: Number of days that each question looks ahead.
         own: Default horizon of the users in days.
     """
-    texts = [FEWER.sub("less", replace_unit(query, unit)) for query in queries]
+    texts = [plain_words(replace_unit(query, unit)) for query in queries]
     content = [content_words(text) for text in texts]
     vector, phrasing = np.split(wording_vectors(texts, encoder).astype(np.float32), 2, axis=1)
     of_content = text_vectors(content, encoder).astype(np.float32)

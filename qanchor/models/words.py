@@ -41,6 +41,29 @@ TWO_THINGS = re.compile(
 )
 # how far a question looks ahead, or how often: no part of what it is about
 NUMBER_OF_TIMES = re.compile(r"\b\d+[ -]?(?=(?:time|day|week|month|year)s?\b)", re.IGNORECASE)
+COUNT_WORDS = ("once", "twice")
+NUMBER_WORDS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+)
+# how many times something should happen at least; no rate and no comparison
+REPEATED = re.compile(
+    r"(?P<least>\bat least |\bmore than |\bover )?\b"
+    rf"(?:(?P<number>\d+|{'|'.join(NUMBER_WORDS)})(?: or more)? times"
+    r"|(?P<count>(?<!at )once|twice))"
+    r"\b(?! (?:an?|per|each|every|as|more|less|the)\b)",
+    re.IGNORECASE,
+)
+AT_MOST = re.compile(r"\b(?:(?:less|fewer) than|at most|up to|under|below|not) $", re.IGNORECASE)
 AMOUNT = re.compile(
     r"\b(?:more than|over|above|at least|exceeds?) [$€£]?(\d[\d,]*(?:\.\d+)?)\b"
     r"(?! (?:times?|days?|weeks?|months?|years?)\b)",
@@ -95,6 +118,55 @@ def asked_amount(query: str) -> float:
     """
     found = AMOUNT.search(query)
     return 0.0 if found is None else float(found[1].replace(",", ""))
+
+
+def asked_times(query: str) -> int:
+    """Return how many times a question asks for something to happen at least; 0 if it names none.
+
+    Args:
+        query: The question.
+
+    Example:
+        >>> [asked_times(f"Who pays {often}?") for often in ("at least 3 times", "twice", "soon")]
+        [3, 2, 0]
+        >>> asked_times("Who pays more than three times in a week?")
+        4
+        >>> asked_times("Who pays 3 times a week?")  # a rate
+        0
+    """
+    found = _repeated(query)
+    if found is None:
+        return 0
+    if found["count"]:
+        number = 1 + COUNT_WORDS.index(found["count"].lower())
+    else:
+        word = found["number"].lower()
+        number = NUMBER_WORDS.index(word) if word in NUMBER_WORDS else int(word)
+    return number + (found["least"] or "").lower().startswith(("more", "over"))
+
+
+def plain_words(query: str) -> str:
+    """Return a question with "less" and "often" in place of words for them that text encoders
+    confuse with others.
+
+    Args:
+        query: The question.
+
+    Example:
+        >>> plain_words("Will this user pay at least twice, or fewer bills?")
+        'Will this user pay often, or less bills?'
+    """
+    found = _repeated(query)
+    if found is not None:
+        often = "often" if asked_times(query) > 1 else ""
+        query = query[: found.start()] + often + query[found.end() :]
+    return FEWER.sub("less", query)
+
+
+def _repeated(query: str) -> re.Match | None:
+    """Find the number of times, unless it is the largest one that is asked for."""
+    found = REPEATED.search(query)
+    return None if found is None or AT_MOST.search(query[: found.start()]) else found
 
 
 def spelling_vectors(texts) -> Float[np.ndarray, "text spelling"]:

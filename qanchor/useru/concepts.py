@@ -48,7 +48,8 @@ class Concept:
         measure: One of `MEASURES`: it "occurs"; it occurs "more" or "less" than before; it occurs
             for the "first" time; a single amount reaches the threshold ("exceeds"); its amount is
             in the top quarter ("high"), or its share of all that the user does is ("share").
-        threshold: Smallest amount that counts; only for "exceeds".
+        threshold: Smallest amount that counts, for "exceeds"; for "high" the smallest number of
+            events (of any event: active days), or 0 for the top quarter.
         split: "train" or "held_out".
     """
 
@@ -232,6 +233,8 @@ class Outcomes:
             if concept.measure == "share":
                 is_high = _in_upper_quarter(share[:, index].sum(1))
                 out[:, column] = np.where(self.after.days > 0, is_high, np.nan)
+            elif concept.measure == "high" and concept.threshold:
+                out[:, column] = future >= concept.threshold
             elif concept.measure == "high":
                 out[:, column] = _in_upper_quarter(future)
             elif concept.measure == "exceeds":

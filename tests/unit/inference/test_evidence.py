@@ -107,6 +107,17 @@ def test_buying_is_a_purchase_where_there_are_purchases(shop, query):
     assert meaning.read_as == ("any event",)
 
 
+def test_the_number_of_times_that_a_question_names_is_what_the_backtest_measures(shop):
+    users, engine = shop
+    query = "Will this user make a purchase at least 2 times?"
+    result = backtest(engine, users, query)
+    assert (result.topic, result.measure) == ("purchase at least 2 times", "occurs")
+    assert "was there purchase at least 2 times in the 30 days" in backtest_summary(result)
+    assert backtest(engine, users, "Will this user come back more than twice?").topic == (
+        "any event on at least 3 days"
+    )
+
+
 def test_coming_back_to_the_shop_is_coming_back(model, tokens):
     meaning, _ = interpret(model, tokens, "Will this member come back to the shop?")
     assert meaning.read_as == ("any event",)

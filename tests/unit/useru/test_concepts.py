@@ -58,6 +58,21 @@ def test_truth_is_what_a_loop_finds(users, induced):
                 assert truth[row, column] == (mine["amount"] >= concept.threshold).any()
 
 
+def test_a_number_of_times_is_counted_in_events_and_for_any_event_in_days():
+    days = [1, 1, 2, 5, 9]
+    rows = [("a", day, "tea") for day in days] + [("b", 3, "tea"), ("b", 4, "bread")]
+    table = pd.DataFrame(rows, columns=["user", "day", "text"]).assign(modality="shop")
+    table["time"] = CUTOFF - pd.to_timedelta(table["day"], "D")
+    events = TokenReader(Users.from_events(table, CUTOFF), "hash").events
+    cutoff = CUTOFF - pd.Timedelta(days=10)
+    outcomes = Outcomes.of(events, np.arange(2), cutoff, 10)
+    for things, enough in ((("text:tea",), 5), ((), 4)):
+        concepts = [
+            Concept("", "text", "", things, "high", times) for times in (enough, enough + 1)
+        ]
+        assert outcomes.truth(events, concepts).tolist() == [[1, 0], [0, 0]]
+
+
 def test_who_comes_every_day_does_not_come_more_often_whatever_the_hour_of_the_cutoff():
     times = CUTOFF - pd.to_timedelta(np.arange(1, 60 * 24, 24), "h")
     users = Users.from_events(
