@@ -28,6 +28,7 @@ PROFILE_FRAMES = (
     "Does this {user} seem to be {state}?",
     "Do the records suggest that this {user} is {state}?",
 )
+ENDING = re.compile(r"(?:ings?|ers?|es|ed|s|e)$")  # "gaming" and "games" are one word
 WORD_FRAMES = (
     "Does this {user} {does}?",
     "How often does this {user} {does}?",
@@ -81,10 +82,12 @@ class Topic:
     def part(self) -> re.Pattern:
         """Return a pattern of texts that name only part of the topic, as "beer" does for "alcohol".
 
-        It consists of the stems that occur in none of the topic's names.
+        It consists of the stems that occur in none of the topic's names, in no form of the word.
         """
         names = " ".join(self.names)
-        return _pattern([stem for stem in self.words if not _pattern([stem]).search(names)])
+        roots = {ENDING.sub("", word) for word in names.lower().split()}
+        stems = [stem for stem in self.words if ENDING.sub("", stem) not in roots]
+        return _pattern([stem for stem in stems if not _pattern([stem]).search(names)])
 
 
 def match(texts) -> np.ndarray:

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from qanchor.data.sample import TASKS, themes
-from qanchor.useru.topics import TOPICS, match
+from qanchor.useru.topics import TOPICS, match, names_one
 
 
 def named(text: str) -> set[str]:
@@ -112,3 +112,8 @@ def test_every_task_of_the_world_has_a_topic():
 
 def test_match_takes_an_empty_list():
     assert match([]).shape == (0, 72)
+
+
+def test_another_form_of_the_name_is_the_whole_topic_and_a_member_is_part_of_it():
+    games = [topic.name for topic in TOPICS].index("games")
+    assert names_one(["into gaming", "puzzle games"])[:, games].tolist() == [False, True]
