@@ -12,14 +12,16 @@ SPELLING_DIM = 1024  # hashed character trigrams
 # words that say how a question is asked, not what it is about
 FUNCTION_WORDS = frozenset(
     """
-    a about again all almost an and any anything are as at be been before being by can could day
-    days did do does doing during each else ever every everything expect expected few fewer for
-    from gets going had has have having he her him his how if in into is it its just less let
-    likely many may might month months more most much my nearly never next no not nothing of often
-    on one only or other our out over per quite rather same she should since so some someone
-    something soon such than that the their them then there these they thing things this those
-    time times to too two unlikely up us user users very was we week weeks were what when where
-    whether which while who why will with within without would year years you your
+    a about again all almost an and any anything are as at be been before being by can continue
+    continues continuing could day days did do does doing during each else enjoy enjoying enjoys
+    ever every everything expect expected fan few fewer fond for from gets going had has have
+    having he her him his how if in interested into is it its just keen less let likely many may
+    might month months more most much my nearly never next no not nothing of often on one only
+    or other our out over per quit quite quits quitting rather same she should since so some
+    someone something soon stop stopped stopping stops such than that the their them then there
+    these they thing things this those time times to too two unlikely up us user users very was
+    we week weeks were what when where whether which while who why will with within without
+    would year years you your
     """.split()  # noqa: SIM905
 )
 # verbs that mean something else without their particle

@@ -128,6 +128,8 @@ def test_content_words_leave_out_how_it_is_asked():
         assert content_words(f"Will this user travel {when}?").split()[0] == "travel"
         assert not any(map(str.isdigit, content_words(f"Will this user travel {when}?")))
     assert content_words("Will this user watch 24 hours of 1984?") == "watch 24 hours 1984"
+    for asked in ("stop", "continue", "quit", "be fond of", "be interested in", "enjoy"):
+        assert content_words(f"Will this user {asked} gaming?") == "gaming"
     assert content_words("Will they?") == "Will they?"  # nothing else to go by
 
 
