@@ -42,7 +42,7 @@ PLAIN := -p no:nbval --ignore=tests/browser
 junit = $(if $(REPORTS),--junitxml=$(REPORTS)/$(1).xml)
 
 .DEFAULT_GOAL := help
-.PHONY: help env weights lab app test test-all fast check unit journeys browser notebooks slow load pictures full results format lock clean tell-missing
+.PHONY: help env weights lab app test test-all fast check unit journeys browser notebooks slow load waits pictures full results format lock clean tell-missing
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -115,6 +115,9 @@ notebooks: weights ## run every lesson and compare its outputs
 
 load: weights ## eight notebooks and four browser tabs on one JupyterLab: do all views answer, and how much memory is used?
 	$(PY) -m pytest tests/browser/load.py -s $(TEST_FLAGS)
+
+waits: weights ## how long one waits in the workbench for the first map, the first move and the answer
+	$(PY) -m pytest tests/browser/waits.py -s $(TEST_FLAGS)
 
 pictures: weights ## retake the pictures of the README
 	$(PY) -m pytest tests/browser/pictures.py -s $(TEST_FLAGS)
