@@ -6,6 +6,7 @@ Induction reads only events before the earliest training cut-off and is determin
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -14,6 +15,7 @@ import pandas as pd
 from jaxtyping import Float, Num
 
 from qanchor.data.things import Thing, ThingEvents
+from qanchor.useru.topics import TOPICS
 from qanchor.utils.io import read_resource_rows
 
 MAX_TEXT_CONCEPTS = 256
@@ -338,6 +340,7 @@ HORIZON_WORDINGS = {
 MAX_WORDINGS = 16  # of a concept, for each sign
 FRAME_VERBS = 14  # of staying, and as many of leaving, in each frame
 FRAME_TOPICS = 60
+WRITTEN_TIMES = 4  # how many times each hand-written question is taught: a tenth of such questions
 
 
 def _read_wordings() -> dict[tuple[str, str, int], list[str]]:
@@ -416,10 +419,19 @@ def behavior_wordings(rng: np.random.Generator) -> list[Wording]:
     return wordings(BEHAVIOR, rng)
 
 
+# hand-written questions that deny, or ask how much
+DENIES_OR_MEASURES = re.compile(
+    r"\b(?:avoid|behind|gone|leaving|miss|tight|every|frequent|grown|fallen|heavily|how|increase"
+    r"|large|less|lot|most|often|raise|regularly|usual)\b",
+    re.IGNORECASE,
+)
+
+
 def topic_wordings(rng: np.random.Generator) -> list[Wording]:
     """Return questions about everyday topics, in affirmative, negated and quantitative frames.
 
     They are independent of the data set and only teach the sign and the measure of a question.
+    Frames are filled with other topics than the 72, whose hand-written questions all affirm.
 
     Args:
         rng: Random generator that chooses topics, times and amounts.
@@ -435,7 +447,10 @@ def topic_wordings(rng: np.random.Generator) -> list[Wording]:
                 when = rng.choice(NEXT)
                 query = _fill(frame, v=topic, when=when, n=rng.choice(AMOUNTS))
                 questions.append(Wording(query, measure, sense, 0, False))
-    return questions
+    # what people are said to be, as in "Is this user price-conscious?", affirms without a verb
+    written = [text.format(user="user") for topic in TOPICS for text in topic.questions]
+    affirmed = [text for text in written if not DENIES_OR_MEASURES.search(text)]
+    return questions + WRITTEN_TIMES * [Wording(text, "occurs", 1, 0, False) for text in affirmed]
 
 
 def wordings(concept: Concept, rng: np.random.Generator) -> list[Wording]:
