@@ -738,11 +738,14 @@ class QueryLens(View):
             self._show(ranking)
 
     def _go(self, at: int) -> None:
-        """Show another entry of the history."""
+        """Show another entry of the history, and finish it if a newer query took its place."""
         with self._guard:
             self._at = min(max(at, 0), len(self._entries) - 1)
             self._redraws = True
             self._show()
+            entry = self._entry
+        if entry and not self._is_complete(entry) and not self._status.get("busy"):
+            self._worker.start(partial(self._run, entry.query))
 
     def _show(self, ranking: dict | None = None, **status) -> None:
         """Send what is kept and the status to the browser.

@@ -19,6 +19,7 @@ from qanchor.useru.horizons import query_horizon
 from qanchor.utils.types import UserFloats
 
 MIN_HELD_OUT_USERS = 100  # with fewer, users that the model was trained on are included
+MIN_OTHER_OUTCOMES = 3  # users whose outcome is not the most frequent one
 MIN_KNOWN_USERS = 20  # users with a known outcome that a result needs
 FIFTHS = 5
 
@@ -199,7 +200,7 @@ def concordance(
 
     Returns:
         (share, low, high), with the 95 % jackknife interval over users. All are None for fewer than
-        20 users or if all outcomes are equal.
+        20 users, or if all outcomes but fewer than 3 are equal.
 
     Example:
         >>> concordance(np.arange(20.0), np.arange(20.0))
@@ -210,7 +211,8 @@ def concordance(
     pairs = np.abs(truth_order)
     right = (truth_order * score_order + pairs) / 2
     n = len(truth)
-    if n < MIN_KNOWN_USERS or not pairs.any():
+    _, users = np.unique(truth, return_counts=True)
+    if n < MIN_KNOWN_USERS or n - users.max() < MIN_OTHER_OUTCOMES:
         return None, None, None
     share = right.sum() / pairs.sum()
     pairs_without_user = np.maximum(pairs.sum() - 2 * pairs.sum(1), 1)

@@ -26,7 +26,13 @@ from qanchor.models.pointing import (
 from qanchor.models.queries import QueryLike, query_text
 from qanchor.models.text_encoder import text_vectors
 from qanchor.models.user_tokens import TOKEN_NUMBERS, UserTokens
-from qanchor.models.words import asked_amount, asked_times, asks_two_things, content_words
+from qanchor.models.words import (
+    asked_amount,
+    asked_times,
+    asks_limit,
+    asks_two_things,
+    content_words,
+)
 from qanchor.useru.concept_answers import past_fact
 from qanchor.useru.concepts import ANY_EVENT, MEASURES, behavior_queries
 from qanchor.useru.horizons import query_horizon
@@ -168,6 +174,8 @@ def interpret(
     if read_as and not threshold and asked_times(query) > 1:
         threshold = float(asked_times(query))
         measure = "high"
+        if asks_limit(query) and sign > 0:  # not understood as a denial: better no answer
+            read_as = []
     meaning = Interpretation(
         bool(read_as), tuple(read_as), tuple(meant), sign, measure, nearest, threshold
     )

@@ -14,14 +14,14 @@ FUNCTION_WORDS = frozenset(
     """
     a about again all almost an and any anything are as at be been before being by can continue
     continues continuing could day days did do does doing during each else enjoy enjoying enjoys
-    ever every everything expect expected fan few fewer fond for from gets going had has have
-    having he her him his how if in interested into is it its just keen less let likely many may
-    might month months more most much my nearly never next no not nothing of often on one only
-    or other our out over per quit quite quits quitting rather same she should since so some
-    someone something soon stop stopped stopping stops such than that the their them then there
-    these they thing things this those time times to too two unlikely up us user users very was
-    we week weeks were what when where whether which while who why will with within without
-    would year years you your
+    ever every everything exactly expect expected fan few fewer fond for from gets going had has
+    have having he her him his how if in interested into is it its just keen less let likely
+    many may might month months more most much my nearly never next no not nothing of often on
+    one only or other our out over per quit quite quits quitting rather same she should since so
+    some someone something soon stop stopped stopping stops such than that the their them then
+    there these they thing things this those time times to too two unlikely up us user users
+    very was we week weeks were what when where whether which while who why will with within
+    without would year years you your
     """.split()  # noqa: SIM905
 )
 # verbs that mean something else without their particle
@@ -57,15 +57,16 @@ NUMBER_WORDS = (
     "nine",
     "ten",
 )
-# how many times something should happen at least; no rate and no comparison
+# how many times something should happen at least or, after a `limit`, at most; no rate and no
+# comparison
 REPEATED = re.compile(
-    r"(?P<least>\bat least |\bmore than |\bover )?\b"
+    r"(?P<limit>\b(?:(?:less|fewer) than|(?:no|not) more than|at most|up to|under|below) )?"
+    r"(?P<least>\bat least |\bmore than |\bover |\bbetween \d+ and )?\b"
     rf"(?:(?P<number>\d+|{'|'.join(NUMBER_WORDS)})(?: or more)? times"
-    r"|(?P<count>(?<!at )once|twice))"
+    r"|(?P<count>(?<!at )once|twice)(?: or more)?)"
     r"\b(?! (?:an?|per|each|every|as|more|less|the)\b)",
     re.IGNORECASE,
 )
-AT_MOST = re.compile(r"\b(?:(?:less|fewer) than|at most|up to|under|below|not) $", re.IGNORECASE)
 AMOUNT = re.compile(
     r"\b(?:more than|over|above|at least|exceeds?) [$€£]?(\d[\d,]*(?:\.\d+)?)\b"
     r"(?! (?:times?|days?|weeks?|months?|years?)\b)",
@@ -125,31 +126,51 @@ def asked_amount(query: str) -> float:
 def asked_times(query: str) -> int:
     """Return how many times a question asks for something to happen at least; 0 if it names none.
 
+    "At most 2 times" denies that it happens at least 3 times, see `plain_words`.
+
     Args:
         query: The question.
 
     Example:
-        >>> [asked_times(f"Who pays {often}?") for often in ("at least 3 times", "twice", "soon")]
-        [3, 2, 0]
-        >>> asked_times("Who pays more than three times in a week?")
-        4
+        >>> often = ("at least 3 times", "twice", "more than once", "at most twice", "soon")
+        >>> [asked_times(f"Who pays {times}?") for times in often]
+        [3, 2, 2, 3, 0]
         >>> asked_times("Who pays 3 times a week?")  # a rate
         0
     """
-    found = _repeated(query)
+    found = REPEATED.search(query)
     if found is None:
         return 0
+    words = f"{found['limit'] or ''} {found['least'] or ''}".lower().split()
+    if "between" in words:
+        return int(words[1])
     if found["count"]:
         number = 1 + COUNT_WORDS.index(found["count"].lower())
     else:
         word = found["number"].lower()
         number = NUMBER_WORDS.index(word) if word in NUMBER_WORDS else int(word)
-    return number + (found["least"] or "").lower().startswith(("more", "over"))
+    # "fewer than 3" denies at least 3, "at most 3" and "no more than 3" deny at least 4
+    is_more = bool(words) and (words[0] in ("more", "over", "no", "not", "up") or "most" in words)
+    return number + is_more
+
+
+def asks_limit(query: str) -> bool:
+    """Return whether a question asks for something to happen at most so many times.
+
+    Args:
+        query: The question.
+
+    Example:
+        >>> asks_limit("Who pays no more than twice?"), asks_limit("Who pays more than twice?")
+        (True, False)
+    """
+    found = REPEATED.search(query)
+    return found is not None and found["limit"] is not None
 
 
 def plain_words(query: str) -> str:
-    """Return a question with "less" and "often" in place of words for them that text encoders
-    confuse with others.
+    """Return a question with "less", "often" and "hardly ever" in place of words for them that text
+    encoders confuse with others.
 
     Args:
         query: The question.
@@ -157,18 +178,14 @@ def plain_words(query: str) -> str:
     Example:
         >>> plain_words("Will this user pay at least twice, or fewer bills?")
         'Will this user pay often, or less bills?'
+        >>> plain_words("Will this user pay at most 3 times?")
+        'Will this user pay hardly ever?'
     """
-    found = _repeated(query)
+    found = REPEATED.search(query)
     if found is not None:
-        often = "often" if asked_times(query) > 1 else ""
+        often = "hardly ever" if found["limit"] else "often" if asked_times(query) > 1 else ""
         query = query[: found.start()] + often + query[found.end() :]
     return FEWER.sub("less", query)
-
-
-def _repeated(query: str) -> re.Match | None:
-    """Find the number of times, unless it is the largest one that is asked for."""
-    found = REPEATED.search(query)
-    return None if found is None or AT_MOST.search(query[: found.start()]) else found
 
 
 def spelling_vectors(texts) -> Float[np.ndarray, "text spelling"]:

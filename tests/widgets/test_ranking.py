@@ -130,6 +130,31 @@ def test_a_better_map_that_comes_after_the_ranking_takes_the_place_of_the_first(
     assert len(lens.ranking) == 20 and lens.queries_asked == (TRAVEL,)
 
 
+def test_going_back_to_a_question_that_was_overtaken_finishes_it():
+    fake = FakeLens(20, seconds=0)
+    frame = pd.DataFrame({"user": make_frame(20).user, "score": np.arange(20.0), "answer": ""})
+    asked = []
+
+    def backend(query, previous):
+        asked.append(query)
+        yield fake.result(query, previous or "")
+        yield Update(0, 1, data={"ranking": None})
+        while asked == [TRAVEL]:  # the first is overtaken before it is ranked
+            time.sleep(0.01)
+            yield Update(0, 1, data={"ranking": None})
+        yield Update(1, 1, data={"ranking": frame, "order": ORDER})
+
+    backend.rank = backend  # it ranks
+    lens = QueryLens(make_frame(20), backend)
+    lens.start(TRAVEL)
+    until(lambda: lens._ranking.get("busy"))
+    lens.start("Is this user price-conscious?")
+    until(lambda: "score" in lens._ranking and not lens._status.get("busy"))
+    lens._on_message(lens, {"type": "go", "at": 0}, [])
+    until(lambda: lens._ranking.get("query") == TRAVEL and "score" in lens._ranking)
+    assert len(asked) == 3 and lens.queries_asked[0] == TRAVEL
+
+
 def test_a_ranking_that_fails_is_said_and_leaves_the_map(caplog):
     lens, _ = asked("is this unranked?")
     assert lens._ranking["order"] == "No ranking: the answers could not be read"

@@ -305,7 +305,8 @@ function render({ model, el }) {
     const diamonds = p.compared ? [entry(glyph(DIAMOND, "ink"), all)] : [];
     const shades = make("i", { class: "lens-ramp" });
     showFacets();
-    if (pressedColour === "column") return columnLegend(entry);
+    const moves = moved ? [entry(glyph(ARROW, "moved line"), arrows)] : [];
+    if (pressedColour === "column") return columnLegend(entry, p.shifted ? moves : []);
     const by = colour.querySelector('[aria-pressed="true"]').dataset.value;
     const kinds = by === "answer"
       ? [entry(make("i", { class: "lens-ramp yes" }), "farthest from yes to nearest, by rank"), ...diamonds]
@@ -315,7 +316,7 @@ function render({ model, el }) {
       ? [entry(glyph(CIRCLE, "still"), `a ${about.unit}`)]
       : [entry(glyph(DIAMOND, "moved"), all), entry(glyph(CIRCLE, "still"), `${number(p.beyond.length - moved)} ${p.beyond.length - moved === 1 ? "does" : "do"} not`)];
     const faint = entry(glyph(CIRCLE, "faint"), "faint: low trust");
-    legend.replaceChildren(...(p.shifted ? [...kinds, moved ? entry(glyph(ARROW, "moved line"), arrows) : null, faint] : [entry(glyph(CIRCLE, "still"), `a ${about.unit}`), faint]).filter(Boolean));
+    legend.replaceChildren(...(p.shifted ? [...kinds, ...moves, faint] : [entry(glyph(CIRCLE, "still"), `a ${about.unit}`), faint]));
   }
   function toggleFacets() {
     facetButton.setAttribute("aria-pressed", String(facets.hidden));
@@ -330,9 +331,9 @@ function render({ model, el }) {
     facets.replaceChildren(...(facets.hidden ? [] : facetMaps(kinds, p.after, still, (rows, event) => select(rows, modeOf(event)))));
   }
   /** What the colours of a column mean; a category is a button that selects its users. */
-  function columnLegend(entry) {
+  function columnLegend(entry, moves) {
     if (column.span) {
-      legend.replaceChildren(entry(make("i", { class: "lens-ramp" }), column.span));
+      legend.replaceChildren(entry(make("i", { class: "lens-ramp" }), column.span), ...moves);
       return;
     }
     const kinds = column.kinds.map(({ name, ink, n, rows }) => {
@@ -341,7 +342,7 @@ function render({ model, el }) {
       const dot = make("i", { class: "lens-kind", style: `background:${ink}` });
       return entry(dot, make("button", { type: "button", class: "lens-link", title, onclick: pickKind }, `${name} (${number(n)})`));
     });
-    legend.replaceChildren(...kinds);
+    legend.replaceChildren(...kinds, ...moves);
   }
   /** Colour the map by the column that the kernel sent. */
   function showColumn() {

@@ -188,7 +188,7 @@ function render({ model, el }) {
     who.replaceChildren(`${number(n)} of ${count(about.total, about.unit, about.units)} selected`, ...(clear ? [" ", clear] : []));
     const named = model.get("_names").length ? ", or a name below" : "";
     const words = summary || (waiting ? "Comparing …" : "");
-    sentence.textContent = n ? words.replaceAll(" %", "\u00a0%") : `No ${about.units} selected. Drag around some on the map, or press the count of those who moved${named}, to see here what sets them apart.`;
+    sentence.textContent = n ? words.replaceAll(" %", "\u00a0%") : `No ${about.units} selected. Drag around some on the map, or press the count of those who stand out${named}, to see here what sets them apart.`;
     foot.hidden = !n && !named && !note.textContent;
     body.hidden = !n;
     body.classList.toggle("one", !about.explains || !about.describes);

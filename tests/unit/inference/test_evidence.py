@@ -118,6 +118,15 @@ def test_the_number_of_times_that_a_question_names_is_what_the_backtest_measures
     )
 
 
+@pytest.mark.parametrize("limit", ["at most once", "fewer than 2 times", "no more than once"])
+def test_a_largest_number_of_times_denies_that_there_are_more(shop, limit):
+    users, engine = shop
+    result = backtest(engine, users, f"Will this user make a purchase {limit}?")
+    assert result.topic == "not purchase at least 2 times"
+    more = backtest(engine, users, "Will this user make a purchase at least twice?")
+    assert result.before == pytest.approx(more.before), "both are turned round"
+
+
 def test_coming_back_to_the_shop_is_coming_back(model, tokens):
     meaning, _ = interpret(model, tokens, "Will this member come back to the shop?")
     assert meaning.read_as == ("any event",)
