@@ -745,7 +745,7 @@ class QueryLens(View):
             self._show()
             entry = self._entry
         if entry and not self._is_complete(entry) and not self._status.get("busy"):
-            self._worker.start(partial(self._run, entry.query))
+            self.start(entry.query)
 
     def _show(self, ranking: dict | None = None, **status) -> None:
         """Send what is kept and the status to the browser.

@@ -171,8 +171,9 @@ def interpret(
             measure = "exceeds"
     elif asks_one and behavior >= MIN_BEHAVIOR_SIMILARITY:
         read_as = [ANY_EVENT]
-    if read_as and not threshold and asked_times(query) > 1:
-        threshold = float(asked_times(query))
+    times = asked_times(query)
+    if read_as and not threshold and times > 1:
+        threshold = float(times)
         measure = "high"
         if asks_limit(query) and sign > 0:  # not understood as a denial: better no answer
             read_as = []

@@ -43,26 +43,16 @@ TWO_THINGS = re.compile(
 )
 # how far a question looks ahead, or how often: no part of what it is about
 NUMBER_OF_TIMES = re.compile(r"\b\d+[ -]?(?=(?:time|day|week|month|year)s?\b)", re.IGNORECASE)
-COUNT_WORDS = ("once", "twice")
-NUMBER_WORDS = (
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-)
+NUMBERS = {"once": 1, "twice": 2, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5}
+NUMBERS |= {"six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+# "more than 3 times" is at least 4, and "at most 3 times" denies at least 4
+ABOVE = ("more than", "over", "no more than", "not more than", "at most", "up to")
 # how many times something should happen at least or, after a `limit`, at most; no rate and no
 # comparison
 REPEATED = re.compile(
     r"(?P<limit>\b(?:(?:less|fewer) than|(?:no|not) more than|at most|up to|under|below) )?"
     r"(?P<least>\bat least |\bmore than |\bover |\bbetween \d+ and )?\b"
-    rf"(?:(?P<number>\d+|{'|'.join(NUMBER_WORDS)})(?: or more)? times"
+    rf"(?:(?P<number>\d+|{'|'.join(NUMBERS)})(?: or more)? times"
     r"|(?P<count>(?<!at )once|twice)(?: or more)?)"
     r"\b(?! (?:an?|per|each|every|as|more|less|the)\b)",
     re.IGNORECASE,
@@ -141,17 +131,12 @@ def asked_times(query: str) -> int:
     found = REPEATED.search(query)
     if found is None:
         return 0
-    words = f"{found['limit'] or ''} {found['least'] or ''}".lower().split()
-    if "between" in words:
-        return int(words[1])
-    if found["count"]:
-        number = 1 + COUNT_WORDS.index(found["count"].lower())
-    else:
-        word = found["number"].lower()
-        number = NUMBER_WORDS.index(word) if word in NUMBER_WORDS else int(word)
-    # "fewer than 3" denies at least 3, "at most 3" and "no more than 3" deny at least 4
-    is_more = bool(words) and (words[0] in ("more", "over", "no", "not", "up") or "most" in words)
-    return number + is_more
+    before = (found["limit"] or found["least"] or "").strip().lower()
+    if before.startswith("between"):
+        return int(before.split()[1])
+    word = (found["number"] or found["count"]).lower()
+    number = NUMBERS[word] if word in NUMBERS else int(word)
+    return number + 1 if before in ABOVE else number
 
 
 def asks_limit(query: str) -> bool:
@@ -183,7 +168,9 @@ def plain_words(query: str) -> str:
     """
     found = REPEATED.search(query)
     if found is not None:
-        often = "hardly ever" if found["limit"] else "often" if asked_times(query) > 1 else ""
+        often = "often" if asked_times(query) > 1 else ""
+        if found["limit"]:
+            often = "hardly ever"
         query = query[: found.start()] + often + query[found.end() :]
     return FEWER.sub("less", query)
 

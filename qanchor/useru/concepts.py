@@ -431,7 +431,8 @@ def topic_wordings(rng: np.random.Generator) -> list[Wording]:
     """Return questions about everyday topics, in affirmative, negated and quantitative frames.
 
     They are independent of the data set and only teach the sign and the measure of a question.
-    Frames are filled with other topics than the 72, whose hand-written questions all affirm.
+    Frames are filled with other topics than the 72. Of the hand-written questions about these,
+    those that affirm are added.
 
     Args:
         rng: Random generator that chooses topics, times and amounts.

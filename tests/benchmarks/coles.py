@@ -29,7 +29,7 @@ def coles(
     run: Path | None = None,
     seeds: int = 5,
     *,
-    peer: str,
+    peer: str = "",
     epochs: int = 15,
     progress: StageProgress = lambda stage, done, total: None,
 ) -> dict:
@@ -48,6 +48,10 @@ def coles(
         epochs: Of the training of CoLES (default 15).
         progress: Called with (stage, done, total).
     """
+    if not peer:
+        raise ValueError(
+            "coles needs --peer: the Python of an environment with pytorch-lifestream."
+        )
     people = with_label_horizon(users())
     names = askable(people)
     begin = time.monotonic()

@@ -40,7 +40,8 @@ export function columnColours(column, ramp) {
   }
   const codes = ints(column.codes);
   const inks = Array.from(codes, (code) => KINDS[code] ?? null);
-  const named = (name) => ({ 0: `not ${column.name}`, 1: column.name })[name] ?? name; // a label of 0 and 1
+  const isLabel = column.names.every((name) => name === "0" || name === "1");
+  const named = (name) => (!isLabel ? name : name === "1" ? column.name : `not ${column.name}`);
   const kinds = column.names.map((name, code) => ({ name: named(name), ink: KINDS[code], n: column.counts[code], rows: [...codes.keys()].filter((row) => codes[row] === code) }));
   return { inks, kinds };
 }

@@ -39,6 +39,9 @@ export function choice(name, options, pressed, change) {
 /** The element that has the keyboard, in the page or in the shadow root that a host shows the view in. */
 export const focused = (node) => node.getRootNode().activeElement ?? null;
 
+/** What a button says that selects users: its click is read by `modeOf`. */
+export const SELECTS = "Select them: Shift adds them, Alt takes them away";
+
 /** What a click does to the selection: Shift adds to it, Alt takes away from it. */
 export const modeOf = (event) => (event.shiftKey ? "add" : event.altKey ? "subtract" : "replace");
 

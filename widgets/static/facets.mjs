@@ -1,6 +1,6 @@
 // Facets: one small map for each category of a column, with its users among all.
 import { fit, number, project } from "./geometry.mjs";
-import { make } from "./dom.mjs";
+import { make, SELECTS } from "./dom.mjs";
 
 const [FACET_WIDTH, FACET_HEIGHT] = [168, 108];
 const FAINT = 0.22; // opacity of users of other categories
@@ -20,7 +20,6 @@ export function facetMaps(kinds, places, still, choose) {
     for (let row = 0; row < pixels.length / 2; row++) dot(row);
     [brush.fillStyle, brush.globalAlpha] = [ink, 1];
     rows.forEach(dot);
-    const title = "Select them: Shift adds them, Alt takes them away";
-    return make("button", { type: "button", title, onclick: (event) => choose(rows, event) }, canvas, `${name} (${number(n)})`);
+    return make("button", { type: "button", title: SELECTS, onclick: (event) => choose(rows, event) }, canvas, `${name} (${number(n)})`);
   });
 }

@@ -1,6 +1,6 @@
 // The query lens: a query box, the map, who stands out and why to believe it. All text enters as text nodes.
 import { count, flags, floats, ints, number, percent, ranks, strongest } from "./geometry.mjs";
-import { choice, focused, glyph, make, modeOf, unbroken } from "./dom.mjs";
+import { choice, focused, glyph, make, modeOf, SELECTS, unbroken } from "./dom.mjs";
 import { survivesKernel } from "./kernel.mjs";
 import { userMap } from "./map.mjs";
 import { userCard } from "./card.mjs";
@@ -301,7 +301,7 @@ function render({ model, el }) {
     const arrows = moved > about.max_arrows ? `the ${about.max_arrows} farthest of ${number(moved)}` : "from before to after";
     const entry = (drawing, text) => make("span", {}, drawing, text);
     const movers = [...p.beyond.keys()].filter((row) => p.beyond[row]);
-    const all = moved ? make("button", { type: "button", class: "lens-link", title: "Select them: Shift adds them, Alt takes them away", onclick: (event) => select(movers, modeOf(event)) }, standOut(moved)) : standOut(moved);
+    const all = moved ? make("button", { type: "button", class: "lens-link", title: SELECTS, onclick: (event) => select(movers, modeOf(event)) }, standOut(moved)) : standOut(moved);
     const diamonds = p.compared ? [entry(glyph(DIAMOND, "ink"), all)] : [];
     const shades = make("i", { class: "lens-ramp" });
     showFacets();
@@ -338,9 +338,8 @@ function render({ model, el }) {
     }
     const kinds = column.kinds.map(({ name, ink, n, rows }) => {
       const pickKind = (event) => select(rows, modeOf(event));
-      const title = "Select them: Shift adds them, Alt takes them away";
       const dot = make("i", { class: "lens-kind", style: `background:${ink}` });
-      return entry(dot, make("button", { type: "button", class: "lens-link", title, onclick: pickKind }, `${name} (${number(n)})`));
+      return entry(dot, make("button", { type: "button", class: "lens-link", title: SELECTS, onclick: pickKind }, `${name} (${number(n)})`));
     });
     legend.replaceChildren(...kinds, ...moves);
   }
