@@ -357,7 +357,8 @@ def ask(
         table = pd.DataFrame(rows).to_string(index=False, float_format="%.3f")
     meaning = "no answer in these events"
     if answerable:
-        meaning = f"interpreted as {messages.topics_note(attrs['topics'])}"
+        asked = messages.asked_note(attrs["topics"], attrs["measure"], attrs["threshold"])
+        meaning = f"interpreted as a question about {asked}"
     evidence = attrs["evidence"]
     paragraphs = [
         f"{query} ({count(len(cache), people.unit)}; {meaning})",
@@ -372,6 +373,8 @@ def ask(
         "users": len(cache),
         "topics": attrs["topics"],
         "read_as": attrs["topics"],
+        "measure": attrs["measure"],
+        "threshold": attrs["threshold"],
         "answerable": answerable,
         "evidence": evidence,
         "warning": warning,

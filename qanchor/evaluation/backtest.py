@@ -43,6 +43,7 @@ class BacktestResult:
             a baseline without a model (default: None, unknown).
         measure: What is measured of the topic, one of `qanchor.useru.concepts.MEASURES` (default
             "occurs").
+        threshold: The smallest amount or number of times that counts (default 0: none is asked).
         shares: Share of users with a positive outcome in each fifth of that day's ranking, highest
             fifth first (default: empty, too few outcomes are known).
         optimistic: Whether the result includes users that the model was trained on, because too few
@@ -63,6 +64,7 @@ class BacktestResult:
     unit: str
     before: float | None = None
     measure: str = "occurs"
+    threshold: float = 0.0
     shares: tuple[float, ...] = ()
     optimistic: bool = False
 
@@ -181,7 +183,8 @@ def backtest(
         n=int(known.sum()),
         topic=", ".join(attrs["topics"]),
         before=before,
-        measure="occurs" if counts_times else measure,  # the topic says how many times
+        measure=measure,
+        threshold=threshold,
         shares=_shares(score[known], is_yes) if right is not None else (),
         optimistic=optimistic,
     )

@@ -75,15 +75,8 @@ class Interpretation:
 
     @property
     def topics(self) -> list[str]:
-        """Return the labels in words, with the amount, and "not" for what must not happen."""
-        labels = list(self.read_as)
-        if self.threshold:
-            at_least = f"at least {self.threshold:,g}"
-            if self.measure != "high":
-                labels[0] += f" of {at_least}"
-            else:
-                labels[0] += f" {at_least} times" if self.things else f" on {at_least} days"
-        return [f"not {label}" if self.sign < 0 else label for label in labels]
+        """Return the labels, with "not" before each if yes means that it does not happen."""
+        return [f"not {label}" if self.sign < 0 else label for label in self.read_as]
 
     def overlaps(self, other: Interpretation) -> bool:
         """Return whether both mean some of the same things, or both any event.
@@ -171,12 +164,12 @@ def interpret(
             measure = "exceeds"
     elif asks_one and behavior >= MIN_BEHAVIOR_SIMILARITY:
         read_as = [ANY_EVENT]
-    times = asked_times(query)
+    times = asked_times(query, query_horizon(query, tokens.horizon_days))
     if read_as and not threshold and times > 1:
         threshold = float(times)
         measure = "high"
-        if asks_limit(query) and sign > 0:  # not understood as a denial: better no answer
-            read_as = []
+    if threshold and asks_limit(query) and sign > 0:  # not understood as a denial
+        read_as = []
     meaning = Interpretation(
         bool(read_as), tuple(read_as), tuple(meant), sign, measure, nearest, threshold
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from math import ceil
 
 import numpy as np
 from jaxtyping import Float
@@ -38,27 +39,50 @@ BUYING = frozenset("buy buying keep order ordering purchase shop shopping stop".
 FEWER = re.compile(r"\bfewer\b|\bcut(?:ting)? (?:back|down) on\b", re.IGNORECASE)
 TWO_THINGS = re.compile(
     r"(?<!nothing )(?<!anything )\bbut\b"
-    r"|\band (?:then|never|not|(?:do|does|will|has) not|(?:do|does|wo|has)n['’]t)\b",
+    r"|\band (?:then|never|not|(?:do|does|will|has) not|(?:do|does|wo|has)n['’]t)\b"
+    # "goes a week without paying" is one thing
+    r"|\b(?!(?:do|go|goes|going|days?|weeks?|months?|years?|users?)\b)\w+"
+    r" without (?:ever )?\w+ing\b"
+    r"|\bbefore (?!evening|morning|spring)\w+ing\b",
     re.IGNORECASE,
 )
 # how far a question looks ahead, or how often: no part of what it is about
 NUMBER_OF_TIMES = re.compile(r"\b\d+[ -]?(?=(?:time|day|week|month|year)s?\b)", re.IGNORECASE)
 NUMBERS = {"once": 1, "twice": 2, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5}
 NUMBERS |= {"six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+NUMBER = rf"(?P<number>\d+|{'|'.join(NUMBERS)})"
+LIMIT = r"(?P<limit>(?:less|fewer) than|(?:no|not) more than|at most|up to|under|below) "
+LEAST = r"(?P<least>at least|more than|over|above) "
+RATE = r" (?:an?|per|each|every) (?P<period>day|week|month|year)\b"
 # "more than 3 times" is at least 4, and "at most 3 times" denies at least 4
-ABOVE = ("more than", "over", "no more than", "not more than", "at most", "up to")
-# how many times something should happen at least or, after a `limit`, at most; no rate and no
-# comparison
+ABOVE = ("more than", "over", "above", "no more than", "not more than", "at most", "up to")
+# "at least 3 times", "2 to 4 times", "twice a week"; no comparison such as "3 times as much"
 REPEATED = re.compile(
-    r"(?P<limit>\b(?:(?:less|fewer) than|(?:no|not) more than|at most|up to|under|below) )?"
-    r"(?P<least>\bat least |\bmore than |\bover |\bbetween \d+ and )?\b"
-    rf"(?:(?P<number>\d+|{'|'.join(NUMBERS)})(?: or more)? times"
-    r"|(?P<count>(?<!at )once|twice)(?: or more)?)"
-    r"\b(?! (?:an?|per|each|every|as|more|less|the)\b)",
+    rf"\b(?:{LIMIT}|{LEAST}|(?:between )?(?P<first>\d+)(?: to | and | or | ?[-–] ?))?"
+    rf"(?:{NUMBER}(?: or more)? times|(?P<count>(?<!at )once|twice)(?: or more)?)\b"
+    rf"(?:{RATE})?"
+    r"(?! (?:an?|per|each|every|as|more|less|the)\b)",
     re.IGNORECASE,
 )
+# "at least 10 product views"
+COUNTED = re.compile(
+    rf"\b(?:{LIMIT}|{LEAST}){NUMBER} "
+    rf"(?=(?P<noun>[^\W\d_]+)(?:(?: \w+)?{RATE})?)",
+    re.IGNORECASE,
+)
+# "at least five CDs at a time" is an amount
+IN_ONE_EVENT = re.compile(r"\b(?:at once|at a time|in one go)\b", re.IGNORECASE)
+# nouns after a number that is an amount or a time, and counts no events
+UNITS = frozenset(
+    """
+    cent cents day days dollar dollars eur euro euros gbp gram grams hour hours kg kilometers km
+    meters mile miles minute minutes month months percent point points pound pounds second seconds
+    star stars time times usd week weeks year years
+    """.split()  # noqa: SIM905
+)
+PERIODS = {"day": 1, "week": 7, "month": 30, "year": 365}
 AMOUNT = re.compile(
-    r"\b(?:more than|over|above|at least|exceeds?) [$€£]?(\d[\d,]*(?:\.\d+)?)\b"
+    rf"\b(?:{LIMIT}|{LEAST}|exceeds? )[$€£]?(?P<amount>\d[\d,]*(?:\.\d+)?)\b"
     r"(?! (?:times?|days?|weeks?|months?|years?)\b)",
     re.IGNORECASE,
 )
@@ -100,6 +124,8 @@ def asks_two_things(query: str) -> bool:
 def asked_amount(query: str) -> float:
     """Return the smallest amount that a question asks for; 0 if it names none.
 
+    "At most 20 dollars" denies the amount, see `asks_limit`.
+
     Args:
         query: The question.
 
@@ -110,37 +136,54 @@ def asked_amount(query: str) -> float:
         0.0
     """
     found = AMOUNT.search(query)
-    return 0.0 if found is None else float(found[1].replace(",", ""))
+    return 0.0 if found is None else float(found["amount"].replace(",", ""))
 
 
-def asked_times(query: str) -> int:
+def _find_times(query: str) -> re.Match | None:
+    """Return where a question says how many times, or how many of something; None if nowhere."""
+    found = REPEATED.search(query)
+    if found is not None:
+        return found
+    found = COUNTED.search(query)
+    if found is None or IN_ONE_EVENT.search(query):
+        return None
+    return None if found["noun"].lower() in UNITS | FUNCTION_WORDS else found
+
+
+def asked_times(query: str, days: float = PERIODS["month"]) -> int:
     """Return how many times a question asks for something to happen at least; 0 if it names none.
 
-    "At most 2 times" denies that it happens at least 3 times, see `plain_words`.
+    "At most 2 times" denies that it happens at least 3 times, see `asks_limit`.
 
     Args:
         query: The question.
+        days: Number of days that the question looks ahead, for rates such as "twice a week"
+            (default: 30).
 
     Example:
         >>> often = ("at least 3 times", "twice", "more than once", "at most twice", "soon")
         >>> [asked_times(f"Who pays {times}?") for times in often]
         [3, 2, 2, 3, 0]
-        >>> asked_times("Who pays 3 times a week?")  # a rate
-        0
+        >>> asked_times("Who pays 3 times a week?", days=14)
+        6
+        >>> asked_times("Who writes more than 10 reviews?")
+        11
     """
-    found = REPEATED.search(query)
+    found = _find_times(query)
     if found is None:
         return 0
-    before = (found["limit"] or found["least"] or "").strip().lower()
-    if before.startswith("between"):
-        return int(before.split()[1])
-    word = (found["number"] or found["count"]).lower()
-    number = NUMBERS[word] if word in NUMBERS else int(word)
-    return number + 1 if before in ABOVE else number
+    named = found.groupdict()
+    word = named.get("first") or named["number"] or named["count"]
+    number = NUMBERS.get(word.lower()) or int(word)
+    if named.get("period"):
+        number = ceil(number * days / PERIODS[named["period"].lower()])
+    bound = named["limit"] or named["least"] or ""
+    return number + 1 if bound.lower() in ABOVE else number
 
 
 def asks_limit(query: str) -> bool:
-    """Return whether a question asks for something to happen at most so many times.
+    """Return whether a question asks for something to happen at most so many times, or for at most
+    an amount.
 
     Args:
         query: The question.
@@ -149,7 +192,7 @@ def asks_limit(query: str) -> bool:
         >>> asks_limit("Who pays no more than twice?"), asks_limit("Who pays more than twice?")
         (True, False)
     """
-    found = REPEATED.search(query)
+    found = _find_times(query) or AMOUNT.search(query)
     return found is not None and found["limit"] is not None
 
 
@@ -165,13 +208,16 @@ def plain_words(query: str) -> str:
         'Will this user pay often, or less bills?'
         >>> plain_words("Will this user pay at most 3 times?")
         'Will this user pay hardly ever?'
+        >>> plain_words("Will this user write more than 10 reviews?")
+        'Will this user write often reviews?'
     """
-    found = REPEATED.search(query)
+    found = _find_times(query)
     if found is not None:
         often = "often" if asked_times(query) > 1 else ""
+        space = " " if found.re is COUNTED else ""
         if found["limit"]:
             often = "hardly ever"
-        query = query[: found.start()] + often + query[found.end() :]
+        query = query[: found.start()] + often + space + query[found.end() :]
     return FEWER.sub("less", query)
 
 

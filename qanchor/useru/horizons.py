@@ -17,6 +17,8 @@ LENGTHS = {
     180: "six months",
     365: "year",
 }
+# "twice a week" says how often, not how far ahead
+RATE = re.compile(r"\b(?:times|once|twice) (?:an?|each|every) \w+|\bper \w+")
 
 
 def query_horizon(query: str, horizon_days: int) -> int:
@@ -32,7 +34,10 @@ def query_horizon(query: str, horizon_days: int) -> int:
     Example:
         >>> query_horizon("Will this user travel in the next week?", 30)
         7
+        >>> query_horizon("Will this user travel once a week?", 30)
+        30
     """
+    query = RATE.sub("", query)
     counted = re.findall(r"\b([1-9]\d{0,2})[ -](day|week|month)s?\b", query)
     named = [int(many) * DAYS[unit] for many, unit in counted]
     named += [days for days, words in LENGTHS.items() if re.search(rf"\b{words}\b", query)]

@@ -21,6 +21,7 @@ from qanchor.analysis.query_matrix import MatrixProgress
 from qanchor.analysis.shift import N_NEIGHBORS, share_standing_out
 from qanchor.evaluation.backtest import BacktestResult
 from qanchor.models.words import asks_two_things
+from qanchor.useru.concepts import ANY_EVENT
 from qanchor.utils.text import count, plural
 
 # Rank correlation from which on attention and deletion are said to agree so well.
@@ -98,12 +99,16 @@ def interpretation_sentence(ranking: pd.DataFrame) -> str:
 
     Example:
         >>> ranking = pd.DataFrame()
-        >>> ranking.attrs["topics"] = ["tea", "not coffee"]
+        >>> ranking.attrs |= {"topics": ["tea", "coffee"], "measure": "more", "threshold": 0.0}
         >>> interpretation_sentence(ranking)
-        'Interpreted as a question about tea, not coffee.'
+        'Interpreted as a question about tea, coffee: more than before.'
     """
-    topics = ranking.attrs["topics"][:MAX_NAMED]
-    return f"Interpreted as {topics_note(topics)}." if topics else ""
+    attrs = ranking.attrs
+    topics = attrs["topics"][:MAX_NAMED]
+    if not topics:
+        return ""
+    asked = asked_note(topics, attrs["measure"], attrs["threshold"])
+    return f"Interpreted as a question about {asked}."
 
 
 def order_sentence(ranking: pd.DataFrame, unit: str = "user") -> str:
@@ -217,35 +222,46 @@ def evidence_note(evidence: Sequence[dict], unit: str) -> str:
     return f"points at: {', '.join(parts)}"
 
 
-def topics_note(topics: Collection[str]) -> str:
-    """Say what a query was interpreted as.
+ASKED_OF = {  # what is asked of events by each measure of concepts, and what denies it
+    "more": ("more than before", "no more than before"),
+    "less": ("less than before", "no less than before"),
+    "first": ("for the first time", "not for the first time"),
+    "high": ("a lot", "little"),
+    "share": ("a large share of all", "a small share of all"),
+}
+
+
+def asked_note(topics: Sequence[str], measure: str, threshold: float = 0.0) -> str:
+    """Say what a query asks.
 
     Args:
-        topics: From the `attrs` of a ranking.
+        topics: From the `attrs` of a ranking, at least one.
+        measure: Likewise.
+        threshold: Likewise; default 0, no number is asked for.
 
     Example:
-        >>> topics_note(["tea", "not coffee"])
-        'a question about tea, not coffee'
+        >>> asked_note(["tea", "coffee"], "occurs")
+        'tea, coffee'
+        >>> asked_note(["not tea"], "more")
+        'tea: no more than before'
+        >>> asked_note(["not tea", "not coffee"], "high", 3.0)
+        'tea, coffee: fewer than 3 times'
     """
-    return f"a question about {', '.join(topics).replace('_', ' ')}"
+    denies = topics[0].startswith("not ")
+    note = ASKED_OF.get(measure, ("", ""))[denies]
+    if threshold:
+        fewest = "fewer than" if denies else "at least"
+        note = f"{fewest} {threshold:,g} times"
+        if measure == "exceeds":
+            least = "less than" if denies else "at least"
+            note = f"{least} {threshold:,g}"
+        elif topics[0].removeprefix("not ") == ANY_EVENT:
+            note = f"on {fewest} {threshold:,g} days"
+    if note:
+        topics = [topic.removeprefix("not ") for topic in topics]
+    names = ", ".join(topics).replace("_", " ")
+    return f"{names}: {note}" if note else names
 
-
-PAST_OUTCOMES = {  # what a backtest looks at, by measure of concepts
-    "occurs": "was there {topic}",
-    "more": "was there more of it than before ({topic})",
-    "less": "was there less of it than before ({topic})",
-    "first": "was it there for the first time ({topic})",
-    "high": "was there much of it ({topic})",
-    "share": "was it much of all that happened ({topic})",
-}
-PAST_DENIALS = {
-    "occurs": "was there no {topic}",
-    "more": "was there no more of it than before ({topic})",
-    "less": "was there no less of it than before ({topic})",
-    "first": "was it not there for the first time ({topic})",
-    "high": "was there little of it ({topic})",
-    "share": "was it little of all that happened ({topic})",
-}
 
 CHANCE_NOTE = "chance: how many of the users in the same fifth of that ranking did so"
 
@@ -263,7 +279,7 @@ def backtest_summary(result: BacktestResult) -> str:
         'Backtest as of 2025-05-02: 71 of 100 pairs are in the right order
         (95 %: 66 to 76; chance: 50).'
         >>> outcome
-        '400 members: was there tea in the 30 days after?'
+        '400 members by the 30 days after: tea.'
     """
     unit = result.unit
     if not result.topic:
@@ -279,11 +295,8 @@ def backtest_summary(result: BacktestResult) -> str:
     elif result.low <= 0.5:
         verdict = ": no better than chance"
     right = f"{100 * result.right:.0f} of 100 pairs are in the right order ({interval}){verdict}."
-    outcomes = PAST_DENIALS if result.topic.startswith("not ") else PAST_OUTCOMES
-    topic = result.topic.removeprefix("not any ").removeprefix("not ")
-    # an amount is named in the topic
-    asked = outcomes.get(result.measure, outcomes["occurs"]).format(topic=topic)
-    outcome = f"Measured on {count(result.n, unit)}: {asked} in the {result.days} days after?"
+    asked = asked_note(result.topic.split(", "), result.measure, result.threshold)
+    outcome = f"Measured on {count(result.n, unit)} by the {result.days} days after: {asked}."
     if result.shares:
         first, *_, last = (f"{100 * share:.0f}" for share in result.shares)
         outcome += f" Of the fifth ranked highest {first} of 100, of the lowest {last}."

@@ -32,7 +32,7 @@ def test_a_session_gives_what_the_views_ask():
     assert first.startswith("Interpreted as a question about any event. ")
     assert first.endswith(" rank first of 60 users.")
     assert bench.lens._ranking["order"] in first  # as the back end says it
-    assert bench.lens.ask(other).startswith("Interpreted as a question about any event. ")
+    assert bench.lens.ask(other).startswith("Interpreted as a question about any event")
     assert list(bench.lens.ranking) == ["user", "score", "answer"] and len(bench.lens.ranking) == 60
     bench.selection.ids = users.ids[:12]
     assert bench.panel.sentence.startswith("12 of 60 users selected. ")

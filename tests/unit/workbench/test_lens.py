@@ -263,7 +263,7 @@ def test_the_backtest_is_that_of_the_library(engine):
     assert last.data["backtest"] == result and last.done == last.total
     assert last.message == backtest_summary(result)
     assert last.message.startswith(f"Backtest as of {result.cutoff}: ")
-    assert f" users: was there {query} in the 30 days after?" in last.message
+    assert f" users by the 30 days after: {query}." in last.message
     assert steps and not any("backtest" in step.data for step in steps)
 
 

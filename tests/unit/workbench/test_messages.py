@@ -93,7 +93,8 @@ def test_every_sentence_has_the_plural_of_the_unit():
 
 def test_a_ranking_is_said_in_two_sentences():
     ranking = pd.DataFrame({"user": list("abcd"), "score": [0.1, 0.0, 0.3, 0.2]})
-    ranking.attrs["topics"] = ["not buy_tea", "bread", "milk", "rice"]
+    topics = ["not buy_tea", "bread", "milk", "rice"]
+    ranking.attrs |= {"topics": topics, "measure": "occurs", "threshold": 0.0}
     meaning = "Interpreted as a question about not buy tea, bread, milk."
     assert messages.interpretation_sentence(ranking) == meaning
     assert messages.order_sentence(ranking) == "c, d and a rank first of 4 users."
