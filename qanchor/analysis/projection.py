@@ -145,10 +145,15 @@ def _trust_in_block(rows, places: Places, k: int) -> Float[np.ndarray, " row"]:
 
 
 def _pca(rows) -> Places:
-    from sklearn.decomposition import PCA
-
-    with np.errstate(invalid="ignore"):  # one user, or equal users, have no variance
-        return PCA(2, svd_solver="full").fit_transform(rows)
+    """Return the first two principal components, without the second that scikit-learn takes to
+    import: the first map waits for it.
+    """
+    centered = rows - rows.mean(axis=0)
+    _, _, axes = np.linalg.svd(centered, full_matrices=False)
+    axes = axes[:2]
+    largest = np.abs(axes).argmax(axis=1)
+    signs = np.sign(axes[[0, 1], largest])  # the sign of an axis is arbitrary
+    return centered @ (signs[:, None] * axes).T
 
 
 @functools.cache
