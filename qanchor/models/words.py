@@ -43,7 +43,8 @@ TWO_THINGS = re.compile(
     # "goes a week without paying" is one thing
     r"|\b(?!(?:do|go|goes|going|days?|weeks?|months?|years?|users?)\b)\w+"
     r" without (?:ever )?\w+ing\b"
-    r"|\bbefore (?!evening|morning|spring)\w+ing\b",
+    r"|\bbefore (?!evening|morning|spring)\w+ing\b"
+    r"|\babandon\w* (?:\w+ ){1,2}(?:basket|cart|checkout|order)s?\b",
     re.IGNORECASE,
 )
 # how far a question looks ahead, or how often: no part of what it is about
@@ -117,6 +118,8 @@ def asks_two_things(query: str) -> bool:
         True
         >>> asks_two_things("Who buys nothing but bread?")
         False
+        >>> asks_two_things("Will this user abandon the cart?")  # fill it, and not buy
+        True
     """
     return TWO_THINGS.search(query) is not None
 
@@ -210,6 +213,8 @@ def plain_words(query: str) -> str:
         'Will this user pay hardly ever?'
         >>> plain_words("Will this user write more than 10 reviews?")
         'Will this user write often reviews?'
+        >>> plain_words("Will this user spend less than 10 dollars?")
+        'Will this user spend hardly ever 10 dollars?'
     """
     found = _find_times(query)
     if found is not None:
@@ -218,6 +223,9 @@ def plain_words(query: str) -> str:
         if found["limit"]:
             often = "hardly ever"
         query = query[: found.start()] + often + space + query[found.end() :]
+    amount = AMOUNT.search(query)
+    if amount is not None and amount["limit"]:
+        query = f"{query[: amount.start('limit')]}hardly ever{query[amount.end('limit') :]}"
     return FEWER.sub("less", query)
 
 

@@ -20,7 +20,7 @@ from qanchor.analysis.group_queries import FOLDS, SEEDS
 from qanchor.analysis.query_matrix import MatrixProgress
 from qanchor.analysis.shift import N_NEIGHBORS, share_standing_out
 from qanchor.evaluation.backtest import BacktestResult
-from qanchor.models.words import asks_two_things
+from qanchor.models.words import asks_limit, asks_two_things
 from qanchor.useru.concepts import ANY_EVENT
 from qanchor.utils.text import count, plural
 
@@ -101,7 +101,7 @@ def interpretation_sentence(ranking: pd.DataFrame) -> str:
         >>> ranking = pd.DataFrame()
         >>> ranking.attrs |= {"topics": ["tea", "coffee"], "measure": "more", "threshold": 0.0}
         >>> interpretation_sentence(ranking)
-        'Interpreted as a question about tea, coffee: more than before.'
+        'Interpreted as a question about tea, coffee (more than before).'
     """
     attrs = ranking.attrs
     topics = attrs["topics"][:MAX_NAMED]
@@ -201,6 +201,8 @@ def unanswerable_note(query: str, nearest: Sequence[str]) -> str:
     """
     if asks_two_things(query):
         return f"“{query}” asks two things at once. Ask them one by one."
+    if asks_limit(query):
+        return f"The limit in “{query}” was not understood. Ask who does it more often."
     return f"Nothing in these events speaks of “{query}”. You can ask about: {', '.join(nearest)}."
 
 
@@ -243,9 +245,9 @@ def asked_note(topics: Sequence[str], measure: str, threshold: float = 0.0) -> s
         >>> asked_note(["tea", "coffee"], "occurs")
         'tea, coffee'
         >>> asked_note(["not tea"], "more")
-        'tea: no more than before'
+        'tea (no more than before)'
         >>> asked_note(["not tea", "not coffee"], "high", 3.0)
-        'tea, coffee: fewer than 3 times'
+        'tea, coffee (fewer than 3 times)'
     """
     denies = topics[0].startswith("not ")
     note = ASKED_OF.get(measure, ("", ""))[denies]
@@ -260,7 +262,7 @@ def asked_note(topics: Sequence[str], measure: str, threshold: float = 0.0) -> s
     if note:
         topics = [topic.removeprefix("not ") for topic in topics]
     names = ", ".join(topics).replace("_", " ")
-    return f"{names}: {note}" if note else names
+    return f"{names} ({note})" if note else names
 
 
 CHANCE_NOTE = "chance: how many of the users in the same fifth of that ranking did so"
