@@ -157,14 +157,18 @@ def shift_summary(shift: pd.DataFrame, unit: str = "user") -> str:
     by_chance = len(shift) / (n_others + 1)
     margin = (shift["toward_yes"] - shift["elsewhere"])[shift["stands_out"]]
     names = shift.loc[margin.sort_values(ascending=False, kind="stable").index, "user"].astype(str)
+    of_all = f"{len(names):,} of {count(len(shift), unit)}"
+    if len(names) <= by_chance:
+        return (
+            f"No more {plural(unit)} stand out than by chance: this question moves {of_all} further"
+            f" toward yes than any of {n_others} other questions (by chance: {by_chance:,.0f})."
+        )
     stand = "stands" if len(names) == 1 else "stand"
-    summary = (
-        f"{len(names):,} of {count(len(shift), unit)} {stand} out: this question moves them "
-        f"further toward yes than any of {n_others} other questions (by chance: {by_chance:,.0f})."
+    return (
+        f"{of_all} {stand} out: this question moves them further toward yes than any of {n_others}"
+        f" other questions (by chance: {by_chance:,.0f})."
+        f" {join_names(names[:MAX_NAMED].tolist())} {stand} out most."
     )
-    if names.empty:
-        return summary
-    return f"{summary} {join_names(names[:MAX_NAMED].tolist())} {stand} out most."
 
 
 def projection_caption(points: pd.DataFrame, unit: str = "user") -> str:

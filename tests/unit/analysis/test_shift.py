@@ -219,7 +219,8 @@ def test_sentence_counts_and_names():
     )
     still = shift.assign(stands_out=False)
     assert messages.shift_summary(still, "household") == (
-        f"0 of 4 households stand out: {moves} (by chance: 1)."
+        "No more households stand out than by chance: "
+        f"{moves.replace('them', '0 of 4 households')} (by chance: 1)."
     )
     assert messages.shift_summary(shift[:2]).endswith("b and c stand out most.")
     assert messages.shift_summary(shift[:1]).startswith("1 of 1 user stands out: ")
