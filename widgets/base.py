@@ -391,6 +391,11 @@ class Selection:
             self._future = []
         self._set(rows)
 
+    @property
+    def steps(self) -> dict[str, bool]:
+        """Whether there is a change to `undo`, and one to `redo`."""
+        return {"undo": bool(self._past), "redo": bool(self._future)}
+
     def undo(self) -> None:
         """Go back to the selection before the last change."""
         self._step(self._past, self._future)

@@ -160,6 +160,7 @@ class QueryLens(View):
     _status = Dict().tag(sync=True)  # busy, done, total, query, note, error
     _history = Dict().tag(sync=True)  # queries, at
     _selected = Bytes().tag(sync=True)  # row numbers, int32
+    _steps = Dict().tag(sync=True)  # undo, redo: whether there is a selection to go back to
     _ranking = Dict().tag(sync=True)  # query, busy, score, interpretation, order
     _backtest = Dict().tag(sync=True)  # query, busy, words
     _answer = Dict().tag(sync=True)  # user, query, busy, text, error
@@ -551,7 +552,8 @@ class QueryLens(View):
                 self._user_worker.start(partial(self._run_user, row))
 
     def _on_select(self, rows: np.ndarray) -> None:
-        with self._guard:
+        with self._guard, self.hold_sync():
+            self._steps = self.selection.steps
             self._selected = rows.tobytes()
 
     def _send_events(self, rows: Sequence[int]) -> None:

@@ -81,13 +81,21 @@ def test_the_map_is_colored_by_a_column_and_a_category_selects_its_users(book):
     inks = [facets.locator("canvas").nth(place).evaluate(INKS) for place in range(2)]
     assert all(ink > 200 for ink in inks), "the pixels of 200 users, in the colour of the category"
     book.shot("fake-facets")
-    facets.get_by_role("button", name="Oslo (200)").click()
+    oslo = facets.get_by_role("button", name="Oslo (200)")
+    oslo.click()
+    book.wait(
+        "document.querySelector('.lens-facets [aria-pressed=true]')?.innerText === 'Oslo (200)'"
+    )
     book.wait("document.querySelector('.lens-chosen').textContent.includes('200 users selected')")
     assert book.run(1) == "200 ('u0000', 'u0003')"
     book.page.get_by_role("button", name="clear", exact=True).click()
     book.wait("document.querySelector('.lens-chosen').textContent.includes('0 users selected')")
+    redo = book.page.get_by_role("button", name="redo", exact=True)
+    assert not redo.is_visible(), "nothing was taken back"
     book.page.get_by_role("button", name="undo", exact=True).click()
     book.wait("document.querySelector('.lens').dataset.chosen === '200'")
+    redo.click()
+    book.wait("document.querySelector('.lens').dataset.chosen === '0'")
     book.run(2)  # from Python
     book.wait("document.querySelector('.lens-legend').textContent.includes('age, 12 to 587')")
     assert book.page.get_by_label("Colour by a column").input_value() == "age"

@@ -20,6 +20,16 @@ export function facetMaps(kinds, places, still, choose) {
     for (let row = 0; row < pixels.length / 2; row++) dot(row);
     [brush.fillStyle, brush.globalAlpha] = [ink, 1];
     rows.forEach(dot);
-    return make("button", { type: "button", title: SELECTS, onclick: (event) => choose(rows, event) }, canvas, `${name} (${number(n)})`);
+    const button = make("button", { type: "button", title: SELECTS, onclick: (event) => choose(rows, event) }, canvas, `${name} (${number(n)})`);
+    return Object.assign(button, { rows });
   });
+}
+
+/** Press the button of the category that is selected, if just one is. */
+export function pressFacet(buttons, selected) {
+  const chosen = new Set(selected);
+  for (const button of buttons) {
+    const pressed = button.rows.length === chosen.size && button.rows.every((row) => chosen.has(row));
+    button.setAttribute("aria-pressed", String(pressed));
+  }
 }

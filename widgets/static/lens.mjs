@@ -5,7 +5,7 @@ import { survivesKernel } from "./kernel.mjs";
 import { userMap } from "./map.mjs";
 import { userCard } from "./card.mjs";
 import { columnColours, findBox } from "./columns.mjs";
-import { facetMaps } from "./facets.mjs";
+import { facetMaps, pressFacet } from "./facets.mjs";
 import { scoreHistogram } from "./histogram.mjs";
 import { mapPicture } from "./picture.mjs";
 
@@ -239,7 +239,6 @@ function render({ model, el }) {
   }
   const colour = choice("Colour", [["moved", "moved"], ["residual", "residual"], ...(about.ranks ? [["answer", "answer"]] : [])], "moved", (value) => ((pressedColour = value), setColour(value)));
   let pressedColour = ""; // what was pressed by hand stays
-  let hasSelected = false; // since then there is something to undo
   let column = null; // the colours of a column
   const columnChoice = make(
     "select",
@@ -329,6 +328,7 @@ function render({ model, el }) {
     facets.hidden = facetButton.hidden || facetButton.getAttribute("aria-pressed") !== "true";
     const still = getComputedStyle(root).getPropertyValue("--lens-still");
     facets.replaceChildren(...(facets.hidden ? [] : facetMaps(kinds, p.after, still, (rows, event) => select(rows, modeOf(event)))));
+    pressFacet(facets.children, ints(model.get("_selected")));
   }
   /** What the colours of a column mean; a category is a button that selects its users. */
   function columnLegend(entry, moves) {
@@ -439,15 +439,18 @@ function render({ model, el }) {
     list.follow(new Set(rows));
     histogram.follow(rows);
     finder.follow(rows.length);
-    hasSelected ||= rows.length > 0;
-    picked.hidden = !hasSelected;
+    pressFacet(facets.children, rows);
+    const steps = model.get("_steps");
+    picked.hidden = !rows.length && !steps.undo && !steps.redo;
     root.dataset.chosen = rows.length;
     const clear = make("button", { type: "button", class: "lens-link", onclick: () => select([], "replace") }, "clear");
-    const undo = make("button", { type: "button", class: "lens-link", title: "Go back to the selection before: Ctrl+Z; Ctrl+Shift+Z selects these again", onclick: () => model.send({ type: "undo" }) }, "undo");
+    const step = (type, title) => make("button", { type: "button", class: "lens-link", title, onclick: () => model.send({ type }) }, type);
+    const undo = step("undo", "Go back to the selection before: Ctrl+Z");
+    const redo = step("redo", "Select again what was taken back: Ctrl+Shift+Z");
     const nearer = p?.rank && rows.length ? rows.reduce((sum, row) => sum + p.rank[row], 0) / rows.length : null;
     const comparison = nearer === null ? "" : `, ranked above ${percent(nearer)} on average`;
     const dot = pressedColour === "column" ? null : glyph(CIRCLE, "chosen"); // there the others fade
-    picked.replaceChildren(...(dot ? [dot] : []), make("span", {}, `${count(rows.length, about.unit, about.units)} selected${comparison}`), ...(rows.length ? [clear] : []), undo);
+    picked.replaceChildren(...(dot ? [dot] : []), make("span", {}, `${count(rows.length, about.unit, about.units)} selected${comparison}`), ...(rows.length ? [clear] : []), ...(steps.undo ? [undo] : []), ...(steps.redo ? [redo] : []));
   }
   function status() {
     const { busy, error, saved } = model.get("_status");
