@@ -22,6 +22,7 @@ STATIC_DIR = Path(__file__).parent / "static"
 MIN_STATUS_INTERVAL = 0.05  # seconds between two progress messages
 MAX_FILE_STEM = 60  # characters
 MAX_UNDONE = 50  # changes of a selection that can be taken back
+SHORT_WAIT = 0.5  # seconds to wait for the turn before saying so
 log = logging.getLogger("qanchor.widgets")
 Ids = tuple[str, ...]
 Job = Callable[[threading.Event], None]
@@ -304,7 +305,7 @@ class Worker:
         self._stop.set()
 
     def _work(self, job, stop, on_wait, on_cancel) -> None:
-        if not self.turn.acquire(blocking=False):
+        if not self.turn.acquire(timeout=SHORT_WAIT):
             on_wait()
             self.turn.acquire()
         try:
