@@ -188,7 +188,7 @@ def concepts_command(
     """List what can be asked about users: concepts induced from their own events."""
     import pandas as pd
 
-    from qanchor.training.reader import make_concept_task
+    from qanchor.training.concept_task import make_concept_task
 
     task = make_concept_task(open_users(users), "minilm")
     rows = [concept.to_dict() for concept in task.concepts]

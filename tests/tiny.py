@@ -11,7 +11,7 @@ import pytest
 
 import qanchor as qa
 from qanchor.data.users import Users
-from qanchor.training import fit, reader
+from qanchor.training import concept_task, fit, reader
 
 CUTOFF = pd.Timestamp("2025-06-01")
 QUERIES = (
@@ -59,9 +59,9 @@ def make_users() -> Users:
 
 
 @functools.cache
-def make_task() -> reader.ConceptTask:
+def make_task() -> concept_task.ConceptTask:
     """Return what the models of these users are trained on."""
-    return reader.make_concept_task(make_users(), "hash")
+    return concept_task.make_concept_task(make_users(), "hash")
 
 
 @contextmanager

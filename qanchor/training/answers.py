@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qanchor.models.pointing import Anchor, PointingReader, QuestionInput, ThingInput, TokenInput
+from qanchor.models.language_body import LanguageBody
+from qanchor.models.pointing import Anchor, PointingReader, QuestionInput
 from qanchor.training.losses import autoregressive_loss, contrastive_loss
 from qanchor.useru.concept_answers import graded_answers
 from qanchor.useru.concepts import Wording
@@ -24,48 +26,9 @@ ANSWERED_PAIRS = 24  # (user, question) pairs per step of the joint loss
 TOLD_PAIRS = 48  # (user, question) pairs per step of `fit_answers`
 LEARNING_RATE = 1e-2  # of `fit_answers`
 
-
-def answer_losses(
-    reader: PointingReader,
-    users: TokenInput,
-    question: QuestionInput,
-    things: ThingInput,
-    wordings: Sequence[Wording],
-    grades: Int[np.ndarray, "user query"],
-    rng: np.random.Generator,
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Compute the contrastive and the autoregressive loss on random pairs of users and questions.
-
-    The autoregressive loss covers answers given the users' anchors, and the same answers without a
-    user, so that `score_answers` can compare their likelihoods.
-
-    Args:
-        reader: Reader with a language model.
-        users: Tokens of the users.
-        question: The questions, with `states` from the language model.
-        things: Things that the tokens refer to.
-        wordings: Wordings of the questions.
-        grades: Grade of the true answer for each user and question; -1 if unknown.
-        rng: Random generator that draws the pairs.
-    """
-    body = reader.body
-    of_user, of_query = draw_pairs(grades, ANSWERED_PAIRS, rng)
-    texts, asked, which = _distinct_answers(wordings, grades, of_user, of_query)
-    # answers after the anchors of users, then each distinct answer without a user
-    known = reader.anchor(users, question, things).at(of_user, of_query)
-    alone = body.anchor_alone(question.states).at(0, asked)
-    anchor = Anchor(*(torch.cat(parts) for parts in zip(known, alone, strict=True)))
-    rows = torch.cat([which, torch.arange(len(texts))])
-    encoded = body.encode_answers(*zip(*texts, strict=True)).at(rows)
-    hidden = body.answer_states(question.states.at(asked).at(rows), anchor, encoded)
-    logits = body.answer_logits(anchor, hidden, encoded.mask)
-    # the two towers
-    embedding = body.project_anchors(known)
-    of_text = len(which) + which
-    target = body.project_answers(hidden[of_text], encoded.mask[of_text])
-    same = which[:, None] == which[None]
-    contrastive = contrastive_loss(embedding.cpu(), target.cpu(), same=same)
-    return contrastive, autoregressive_loss(logits, encoded.ids[encoded.mask]).cpu()
+Loss = Float[Tensor, ""]
+Grades = Int[np.ndarray, "user query"]  # grade of the true answer; -1 if unknown
+PairRows = Int[np.ndarray, " pair"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +45,45 @@ class AnsweredUsers:
     anchor: Anchor
     question: QuestionInput
     wordings: Sequence[Wording]
-    grades: Int[np.ndarray, "user query"]
+    grades: Grades
+
+
+class AnsweredPairs(NamedTuple):
+    """Random pairs of users and questions, with the texts of their true answers."""
+
+    anchor: Anchor  # of each pair
+    texts: list[tuple[str, str]]  # distinct (question, answer)
+    asked: Int[Tensor, " text"]  # index of the question of each text
+    which: Int[Tensor, " pair"]  # index of the text of each pair
+
+
+def answer_losses(
+    reader: PointingReader, batch: AnsweredUsers, rng: np.random.Generator
+) -> tuple[Loss, Loss]:
+    """Compute the contrastive and the autoregressive loss on random pairs of users and questions.
+
+    The autoregressive loss covers answers given the users' anchors, and the same answers without a
+    user, so that `score_answers` can compare their likelihoods.
+
+    Args:
+        reader: Reader with a language model.
+        batch: Users and questions with the true answers.
+        rng: Random generator that draws the pairs.
+    """
+    body = reader.body
+    pairs = _answered_pairs(batch, ANSWERED_PAIRS, rng)
+    # answers after the anchors of users, then each distinct answer without a user
+    alone = body.anchor_alone(batch.question.states).at(0, pairs.asked)
+    anchor = Anchor(*(torch.cat(parts) for parts in zip(pairs.anchor, alone, strict=True)))
+    rows = torch.cat([pairs.which, torch.arange(len(pairs.texts))])
+    hidden, mask, autoregressive = _read_answers(body, batch.question, pairs, anchor, rows)
+    # the two towers
+    embedding = body.project_anchors(pairs.anchor)
+    of_text = len(pairs.which) + pairs.which
+    target = body.project_answers(hidden[of_text], mask[of_text])
+    same = pairs.which[:, None] == pairs.which
+    contrastive = contrastive_loss(embedding.cpu(), target.cpu(), same=same)
+    return contrastive, autoregressive.cpu()
 
 
 def fit_answers(
@@ -118,9 +119,7 @@ def fit_answers(
     reader.body.eval()
 
 
-def told_loss(
-    reader: PointingReader, batch: AnsweredUsers, rng: np.random.Generator
-) -> Float[Tensor, ""]:
+def told_loss(reader: PointingReader, batch: AnsweredUsers, rng: np.random.Generator) -> Loss:
     """Return the autoregressive loss of the answers to random pairs of users and questions.
 
     Args:
@@ -128,44 +127,50 @@ def told_loss(
         batch: Users and questions with the true answers.
         rng: Random generator that draws the pairs.
     """
-    body = reader.body
-    of_user, of_query = draw_pairs(batch.grades, TOLD_PAIRS, rng)
-    texts, asked, which = _distinct_answers(batch.wordings, batch.grades, of_user, of_query)
-    anchor = batch.anchor.at(of_user, of_query)
-    encoded = body.encode_answers(*zip(*texts, strict=True)).at(which)
-    hidden = body.answer_states(batch.question.states.at(asked).at(which), anchor, encoded)
-    logits = body.answer_logits(anchor, hidden, encoded.mask)
-    return autoregressive_loss(logits, encoded.ids[encoded.mask])
+    pairs = _answered_pairs(batch, TOLD_PAIRS, rng)
+    _, _, loss = _read_answers(reader.body, batch.question, pairs, pairs.anchor, pairs.which)
+    return loss
 
 
-def _distinct_answers(
-    wordings: Sequence[Wording],
-    grades: Int[np.ndarray, "user query"],
-    of_user: Int[np.ndarray, " pair"],
-    of_query: Int[np.ndarray, " pair"],
-) -> tuple[list[tuple[str, str]], list[int], Int[Tensor, " pair"]]:
-    """Return the distinct (question, answer) texts of some pairs.
+def _answered_pairs(batch: AnsweredUsers, n: int, rng: np.random.Generator) -> AnsweredPairs:
+    """Draw at most `n` pairs of users and questions with known answers."""
+    of_user, of_query = draw_pairs(batch.grades, n, rng)
+    texts = []
+    question_of = {}
+    for user, query in zip(of_user.tolist(), of_query.tolist(), strict=True):
+        wording = batch.wordings[query]
+        answers = graded_answers(wording.measure, wording.sign)
+        text = (wording.query, answers[batch.grades[user, query]])
+        texts.append(text)
+        question_of[text] = query
+    distinct = list(question_of)
+    which = torch.tensor([distinct.index(text) for text in texts])
+    asked = torch.tensor([question_of[text] for text in distinct])
+    return AnsweredPairs(batch.anchor.at(of_user, of_query), distinct, asked, which)
+
+
+def _read_answers(
+    body: LanguageBody, question: QuestionInput, pairs: AnsweredPairs, anchor: Anchor, rows: Tensor
+) -> tuple[Tensor, Tensor, Loss]:
+    """Run the texts of some rows after their anchors.
 
     Returns:
-        The texts, the index of the question of each text, and the index of the text of each pair.
+        States of the answers, their mask, and the autoregressive loss.
     """
-    pairs = []
-    for user, query in zip(of_user, of_query, strict=True):
-        wording = wordings[query]
-        answers = graded_answers(wording.measure, wording.sign)
-        pairs.append((wording.query, answers[grades[user, query]]))
-    query_of = dict(zip(pairs, of_query.tolist(), strict=True))
-    texts = list(query_of)
-    which = torch.tensor([texts.index(pair) for pair in pairs])
-    return texts, list(query_of.values()), which
+    encoded = body.encode_answers(*zip(*pairs.texts, strict=True)).at(rows)
+    states = question.states.at(pairs.asked[rows])
+    hidden = body.answer_states(states, anchor, encoded)
+    logits = body.answer_logits(anchor, hidden, encoded.mask)
+    loss = autoregressive_loss(logits, encoded.ids[encoded.mask])
+    return hidden, encoded.mask, loss
 
 
 def draw_pairs(
-    grades: Int[np.ndarray, "user query"],
+    grades: Grades,
     n: int,
     rng: np.random.Generator,
     weights: Float[np.ndarray, " query"] | None = None,
-) -> tuple[Int[np.ndarray, " pair"], Int[np.ndarray, " pair"]]:
+) -> tuple[PairRows, PairRows]:
     """Draw (user, question) pairs with known answers; all grades of a question are equally likely.
 
     Args:

@@ -6,25 +6,16 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
+from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
-from torch import Tensor
+import torch
 
 from qanchor.errors import CheckpointError
-from qanchor.utils.io import atomic_write, disk_errors
+from qanchor.utils.io import atomic_write
 
-
-class CheckpointState(NamedTuple):
-    """Hold what a checkpoint stores."""
-
-    state: dict[str, Tensor]  # weights and optimizer state
-    step: int  # steps done
-    about: dict  # anything JSON can hold, such as the history so far
+DIGEST_BYTES = 32  # of sha256
 
 
 def fingerprint(settings: dict, arrays: Iterable[np.ndarray]) -> str:
@@ -47,40 +38,41 @@ def fingerprint(settings: dict, arrays: Iterable[np.ndarray]) -> str:
 class Checkpoint:
     """Store the latest state of a training run in a file, which is never left half-written.
 
+    The file holds the sha256 of its content, then the key and the state, written by `torch.save`.
+
     Args:
         path: The file.
         key: Fingerprint of the training run.
 
     Example:
-        >>> import tempfile, torch
+        >>> import tempfile
         >>> checkpoint = Checkpoint(Path(tempfile.mkdtemp()) / "state", "key")
-        >>> checkpoint.write({"weight": torch.ones(2)}, 10, {})
-        >>> checkpoint.read().step
+        >>> checkpoint.write({"weight": torch.ones(2), "step": 10})
+        >>> checkpoint.read()["step"]
         10
     """
 
     path: Path
     key: str
 
-    def write(self, state: dict[str, Tensor], step: int, about: dict) -> None:
+    def write(self, state: dict) -> None:
         """Write a state and replace the previous one.
 
         Args:
-            state: Weights and optimizer state.
-            step: Steps done.
-            about: Anything JSON can hold.
+            state: Tensors, numbers and strings, in dicts and lists.
 
         Raises:
             OSError: If the disk is full or the folder cannot be written.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._remove_partial_files()
-        metadata = {"key": self.key, "step": str(step), "about": json.dumps(about)}
-        metadata["sha256"] = _digest(state, metadata)
-        with disk_errors(self.path):
-            atomic_write(self.path, partial(save_file, state, metadata=metadata))
+        buffer = BytesIO()
+        torch.save({"key": self.key, "state": state}, buffer)
+        content = buffer.getvalue()
+        digest = hashlib.sha256(content).digest()
+        atomic_write(self.path, lambda aside: aside.write_bytes(digest + content))
 
-    def read(self) -> CheckpointState | None:
+    def read(self) -> dict | None:
         """Read the state.
 
         Returns:
@@ -91,22 +83,21 @@ class Checkpoint:
         """
         if not self.path.exists():
             return None
-        try:
-            with safe_open(self.path, "pt") as file:
-                metadata = file.metadata()
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if _digest(state, metadata) != metadata["sha256"]:
-                raise ValueError("its content does not match its checksum")
-        except (SafetensorError, ValueError, LookupError, TypeError) as error:
+        content = self.path.read_bytes()
+        digest = content[:DIGEST_BYTES]
+        content = content[DIGEST_BYTES:]
+        if digest != hashlib.sha256(content).digest():
             raise CheckpointError(
-                f"{self.path} is damaged: {error}. Remove it and train from the start."
-            ) from error
-        if metadata["key"] != self.key:
+                f"{self.path} is damaged: its content does not match its checksum. Remove it and"
+                " train from the start."
+            )
+        saved = torch.load(BytesIO(content), "cpu", weights_only=True)
+        if saved["key"] != self.key:
             raise CheckpointError(
                 f"{self.path} belongs to another training run. Remove it, or use the same data and"
                 " settings."
             )
-        return CheckpointState(state, int(metadata["step"]), json.loads(metadata["about"]))
+        return saved["state"]
 
     def remove(self) -> None:
         """Remove the checkpoint, once the run is saved."""
@@ -117,9 +108,3 @@ class Checkpoint:
         """Remove files left by a killed process."""
         for part in self.path.parent.glob(f".{self.path.name}.*.part"):
             part.unlink(missing_ok=True)
-
-
-def _digest(state: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """Return a hash of everything that a checkpoint stores."""
-    values = json.dumps([metadata[name] for name in ("key", "step", "about")])
-    return hashlib.sha256(save(state) + values.encode()).hexdigest()

@@ -12,7 +12,8 @@ from qanchor.models.model import Config, QAnchor, make_body
 from qanchor.models.pointing import PointingReader
 from qanchor.models.text_encoder import text_vectors
 from qanchor.models.user_tokens import TokenReader
-from qanchor.training.reader import make_concept_task, train_reader
+from qanchor.training.concept_task import make_concept_task
+from qanchor.training.reader import train_reader
 from qanchor.utils.progress import ProgressBars
 from qanchor.utils.types import StageProgress
 
@@ -70,7 +71,7 @@ def fit(
     """
     config = Config(text_encoder, backbone, crossing_layers if backbone != NO_BACKBONE else 0)
     bars = ProgressBars()
-    report = bars if progress is True else progress or _ignore
+    report = bars if progress is True else progress or (lambda *_: None)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -93,7 +94,3 @@ def fit(
     tokens = TokenReader(users, text_encoder).read()
     population = tokens.with_associations(task.associations.of_all_users()).population
     return QAnchor(config, reader, task.concepts, population, history).eval()
-
-
-def _ignore(stage: str, done: int, total: int) -> None:
-    """Report nothing."""

@@ -1,6 +1,6 @@
 """User-understanding pairs (UserU, paper 3.1): questions about concepts with graded answers.
 
-Concepts, wordings and grades are those that `fit` trains on; see `qanchor.training.reader`.
+Concepts, wordings and grades are those that `fit` trains on; see `qanchor.training.concept_task`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pandas as pd
 
 from qanchor.data.users import Users
 from qanchor.training.answers import draw_pairs
-from qanchor.training.reader import (
+from qanchor.training.concept_task import (
     ConceptTask,
     Sample,
     is_held_out,
@@ -22,6 +22,7 @@ from qanchor.training.reader import (
     question_weights,
 )
 from qanchor.useru.concept_answers import graded_answers
+from qanchor.useru.concepts import Concept, Wording
 from qanchor.utils.io import atomic_directory, write_json
 
 COUNTED = ("split", "family", "measure", "grade")  # in the report of `write_pairs`
@@ -149,24 +150,17 @@ def _draw(
     grades = task.grades(sample, np.arange(n_users), asked)
     weights = question_weights(task, asked)
     rows, columns = draw_pairs(grades, per_user * n_users, rng, weights)
-    order = np.lexsort((columns, rows))
-    rows = rows[order]
-    columns = columns[order]
-    is_kept = [is_held_out(user) for user in sample.tokens.ids]
     pairs = []
-    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+    for place in np.lexsort((columns, rows)).tolist():
+        row = rows[place]
+        column = columns[place]
         question = task.questions[asked[column]]
         concept = task.concepts[question.concept]
         wording = question.wording
+        user = sample.tokens.ids[row]
         grade = int(grades[row, column])
-        if is_kept[row]:
-            split = "held_out_user"
-        elif concept.split == "held_out":
-            split = "held_out_concept"
-        else:
-            split = "held_out_wording" if wording.held_out else "train"
         pair = {
-            "user": sample.tokens.ids[row],
+            "user": user,
             "cutoff": sample.cutoff,
             "horizon_days": question.days,
             "query": wording.query,
@@ -176,7 +170,16 @@ def _draw(
             "measure": wording.measure,
             "sign": wording.sign,
             "grade": grade,
-            "split": split,
+            "split": _split(user, concept, wording),
         }
         pairs.append(pair)
     return pd.DataFrame(pairs)
+
+
+def _split(user: str, concept: Concept, wording: Wording) -> str:
+    """Return the split of a pair, see `make_pairs`."""
+    if is_held_out(user):
+        return "held_out_user"
+    if concept.split == "held_out":
+        return "held_out_concept"
+    return "held_out_wording" if wording.held_out else "train"

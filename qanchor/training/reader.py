@@ -2,59 +2,46 @@
 
 from __future__ import annotations
 
+import math
 import time
-import warnings
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from qanchor.data.things import ThingEvents
-from qanchor.data.users import MIN_TRAINING_USERS, Users, training_problem
-from qanchor.models.associations import Associations
-from qanchor.models.language_body import LanguageBody
 from qanchor.models.pointing import (
     PRIOR_KINDS,
     PROFILE_DIM,
     PROFILE_SCALE,
     PointingReader,
-    QuestionInput,
     TokenInput,
     is_pretrained,
     mean_text,
-    question_input,
     read_questions,
+    row_batches,
     thing_input,
     token_input,
 )
-from qanchor.models.text_encoder import wording_vectors
-from qanchor.models.user_tokens import MAX_TOKENS, TokenReader, UserTokens
+from qanchor.models.user_tokens import MAX_TOKENS
 from qanchor.training.answers import AnsweredUsers, answer_losses, fit_answers
-from qanchor.training.associations import FOLDS, AssociationFit
-from qanchor.training.checkpoint import Checkpoint, CheckpointState, fingerprint
-from qanchor.useru.concept_answers import concept_grades
-from qanchor.useru.concepts import (
-    FAMILIES,
-    MAX_SHARE,
-    MEASURES,
-    MIN_SHARE,
-    Concept,
-    Outcomes,
-    Wording,
-    behavior_wordings,
-    induce_concepts,
-    topic_wordings,
-    wordings,
+from qanchor.training.checkpoint import Checkpoint, fingerprint
+from qanchor.training.concept_task import (
+    MAX_QUESTIONS,
+    ConceptTask,
+    Rows,
+    Sample,
+    decides_share,
+    is_held_out,
+    training_questions,
 )
-from qanchor.utils.text import count
+from qanchor.useru.concepts import MEASURES, Concept
 from qanchor.utils.types import StageProgress
 
 FITTED_USERS = 96  # users per draw when the prior and the scales are fitted
@@ -66,22 +53,9 @@ ANSWER_DRAWS = 10  # batches of users and questions that written answers are fit
 ANSWER_STEPS = 200
 WEIGHT_DECAY = 0.02
 MAX_GRAD_NORM = 1.0
-CUTOFF_HORIZONS = (1, 1.33, 1.67, 2, 2.5, 3)  # cut-offs before the users' own, in horizons
-HELD_OUT_USERS = 10  # 1 user in 10 is held out of all training; another 1 in 10 chooses the share
-FAMILY_WEIGHTS = {  # relative frequency of questions about each family
-    "text": 1.0,
-    "cluster": 0.4,
-    "topic": 0.4,
-    "modality": 0.2,
-    "number": 0.4,
-    "time": 0.1,
-    "behavior": 0.4,
-}
-DENIED_SHARE = 0.25  # share of negated questions in each family
 SENSE_STEPS = 500
 SENSE_DECAY = 1.0  # weight decay of the polarity
 SENSE_BATCH = (96, 72, 144)  # questions of each group in a step
-MAX_QUESTIONS = 1500  # about texts, modalities, numbers and times
 PRIOR_DRAWS = 12  # batches of users and questions that the prior of a measure is fitted on
 MAX_PAIRS = 48  # pairs of users per question that the prior is fitted on
 PRIOR_C = 0.01  # inverse regularization strength of the prior
@@ -92,9 +66,9 @@ MIN_JUDGES = 20  # users that can decide
 ALONE_WEIGHT = 0.5  # of the loss of the body without the prior
 JUDGED_AT_ONCE = 25  # questions per pass
 AVERAGE_DECAY = 0.98  # of the moving average of the weights
+AVERAGE_FROM = 0.5  # share of the steps after which weights are averaged
 CHECKPOINT_STEPS = 10  # between two checkpoints
 LOSSES = ("ranking", "contrastive", "autoregressive")
-AVERAGE_FROM = 0.5  # share of the steps after which weights are averaged
 
 
 @dataclass(frozen=True)
@@ -152,240 +126,6 @@ LANGUAGE_BUDGET = Budget(
 PREFIX_BUDGET = replace(LANGUAGE_BUDGET, users=12, tokens=64, questions=256, judged=50, scaled=8)
 
 
-def default_budget(reader: PointingReader) -> Budget:
-    """Return the default training budget of a reader.
-
-    Args:
-        reader: The reader.
-    """
-    if not reader.has_language_model:
-        return POINTING_BUDGET
-    return PREFIX_BUDGET if reader.reads_prefix else LANGUAGE_BUDGET
-
-
-@dataclass(frozen=True)
-class Sample:
-    """All users at one cut-off, with the truth of each concept afterwards."""
-
-    cutoff: pd.Timestamp
-    events: ThingEvents
-    tokens: UserTokens
-    rows: np.ndarray  # row numbers of the users in `Users.ids`
-    truth: dict[int, np.ndarray]  # horizon in days -> (user, concept)
-    grades: dict[int, np.ndarray]  # likewise, -1 for unknown
-    horizons_ago: float  # time from the cut-off to the users' own, in horizons
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question about a concept."""
-
-    concept: int  # index into `ConceptTask.concepts`
-    wording: Wording
-    days: int  # horizon that the answer is computed for
-
-
-@dataclass(frozen=True)
-class ConceptTask:
-    """Training data of the reader: concepts, questions about them, and samples of users."""
-
-    concepts: tuple[Concept, ...]
-    questions: tuple[Question, ...]
-    encoded: QuestionInput
-    samples: tuple[Sample, ...]
-    # independent of the data, to teach sign and measure only: `n_behaviors` questions about staying
-    # and leaving, then questions about everyday topics
-    topics: tuple[Wording, ...]
-    n_behaviors: int
-    topic_wording: Float[Tensor, "topic wording"]
-
-    @property
-    def associations(self) -> Associations:
-        """Return the associations, with heads for each fold of users and for all users."""
-        return self.samples[0].tokens.population.associations
-
-    def targets(self, sample: Sample, rows: np.ndarray, asked: np.ndarray) -> Tensor:
-        """Return the answers for some users and questions: 1 (yes), 0 (no) or NaN (unknown).
-
-        Args:
-            sample: The users.
-            rows: Row numbers in `sample`.
-            asked: Indices of the questions.
-        """
-        columns = []
-        for place in asked:
-            question = self.questions[place]
-            truth = sample.truth[question.days][rows, question.concept]
-            columns.append(truth if question.wording.sign > 0 else 1 - truth)
-        return torch.from_numpy(np.stack(columns, 1)).float()
-
-    def body_targets(self, sample: Sample, rows: np.ndarray, asked: np.ndarray) -> Tensor:
-        """Return the training targets of the body: the answers. Subclasses may use probabilities.
-
-        Args:
-            sample: The users.
-            rows: Row numbers in `sample`.
-            asked: Indices of the questions.
-        """
-        return self.targets(sample, rows, asked)
-
-    def grades(self, sample: Sample, rows: np.ndarray, asked: np.ndarray) -> np.ndarray:
-        """Return the grade of the true answer for some users and questions; -1 for unknown.
-
-        Args:
-            sample: The users.
-            rows: Row numbers in `sample`.
-            asked: Indices of the questions.
-        """
-        questions = [self.questions[place] for place in asked]
-        columns = [sample.grades[asked.days][rows, asked.concept] for asked in questions]
-        return np.stack(columns, 1)
-
-
-def is_held_out(user: str) -> bool:
-    """Return whether a user is held out of all training, by hash of the id.
-
-    Args:
-        user: Id of the user.
-    """
-    return _hash(user) % HELD_OUT_USERS == 0
-
-
-def decides_share(user: str) -> bool:
-    """Return whether a user helps to choose the weight of the body, by hash of the id.
-
-    The prior is trained on these users, the body is not.
-
-    Args:
-        user: Id of the user.
-    """
-    return _hash(user) % HELD_OUT_USERS == 1
-
-
-def _fold(user: str) -> int:
-    """Return the fold of a user, for associations; -1 if the user is held out."""
-    # the last digit decides who is held out, so the fold must not depend on it
-    return -1 if is_held_out(user) else _hash(user) // HELD_OUT_USERS % FOLDS
-
-
-def _hash(user: str) -> int:
-    return zlib.crc32(user.encode("utf-8", "surrogatepass"))
-
-
-def training_cutoffs(users: Users) -> list[pd.Timestamp]:
-    """Return past cut-offs, latest first, each at least one horizon before the users' own.
-
-    Args:
-        users: The users.
-
-    Raises:
-        ValueError: The history is shorter than one and a half horizons, or too few users have one.
-    """
-    problem = training_problem(users)
-    if problem:
-        raise ValueError(f"{users.name}: {problem}")
-    start = users.events["time"].min()
-    horizon = pd.Timedelta(days=users.horizon_days)
-    cutoffs = [users.cutoff - horizon * share for share in CUTOFF_HORIZONS]
-    return [cutoff for cutoff in cutoffs if cutoff - start >= horizon / 2]
-
-
-def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
-    """Induce concepts, make questions about them, and compute the true answers.
-
-    Args:
-        users: The users. Events at or after their cut-off are not read.
-        encoder: Text encoder.
-        seed: Seed of the wordings (default 0).
-
-    Raises:
-        ValueError: The history is too short, or too few users have one.
-    """
-    cutoffs = training_cutoffs(users)
-    horizon = users.horizon_days
-    horizons = sorted({horizon, max(1, horizon // 4)})
-    first = TokenReader(users, encoder, until=min(cutoffs))
-    topics = first.aliases.things_by_label(first.things)
-    concepts = induce_concepts(first.events, first.vectors, min(cutoffs), topics)
-    reader = TokenReader(users, encoder, until=max(cutoffs))
-    samples = []
-    fitted = None
-    for cutoff in cutoffs:
-        tokens = reader.read(cutoff)
-        if len(tokens) < MIN_TRAINING_USERS:
-            continue
-        rows = pd.Index(users.ids).get_indexer(tokens.ids)
-        outcomes = {days: Outcomes.of(reader.events, rows, cutoff, days) for days in horizons}
-        truth = {days: outcomes[days].truth(reader.events, concepts) for days in horizons}
-        grades = {
-            days: concept_grades(outcomes[days], reader.events, concepts, truth[days])
-            for days in horizons
-        }
-        fold = np.array([_fold(user) for user in tokens.ids])
-        if fitted is None:
-            fitted = AssociationFit(tokens, fold)
-        fitted.add(tokens, fold, reader.events, outcomes[horizon])
-        tokens = replace(tokens, fold=fold)
-        ago = (users.cutoff - cutoff) / pd.Timedelta(days=horizon)
-        samples.append(Sample(cutoff, reader.events, tokens, rows, truth, grades, ago))
-    associations = fitted.solve()
-    samples = [
-        replace(sample, tokens=sample.tokens.with_associations(associations)) for sample in samples
-    ]
-    share = np.nanmean(np.concatenate([sample.truth[horizon] for sample in samples]), 0)
-    asked_about = np.flatnonzero((share > MIN_SHARE) & (share < MAX_SHARE))
-    rng = np.random.default_rng(seed)
-    questions = [
-        Question(int(concept), wording, _nearest_horizon(wording.days, horizons, horizon))
-        for concept in asked_about
-        for wording in wordings(concepts[concept], rng)
-    ]
-    if not questions:
-        raise ValueError(
-            f"Nothing differs among the {count(len(users), users.unit)} of {users.name} in the"
-            f" {horizon} days after any past cut-off. Pass more users or another horizon_days."
-        )
-    questions = _at_most(questions, concepts, rng)
-    encoded = question_input(
-        [question.wording.query for question in questions],
-        "user",
-        encoder,
-        [question.days for question in questions],
-        horizon,
-    )
-    behaviors = [wording for wording in behavior_wordings(rng) if not wording.held_out]
-    topics = [*behaviors, *topic_wordings(rng)]
-    topic_wording = wording_vectors([topic.query for topic in topics], encoder)
-    return ConceptTask(
-        concepts,
-        tuple(questions),
-        encoded,
-        tuple(samples),
-        tuple(topics),
-        len(behaviors),
-        torch.from_numpy(topic_wording.astype(np.float32)),
-    )
-
-
-def _at_most(
-    questions: list[Question], concepts: Sequence[Concept], rng: np.random.Generator
-) -> list[Question]:
-    """Return all questions about any event, and at most `MAX_QUESTIONS` of the others."""
-    is_general = np.array([not concepts[question.concept].things for question in questions])
-    others = np.flatnonzero(~is_general)
-    if len(others) > MAX_QUESTIONS:  # encoding them all would take longer than training
-        others = rng.choice(others, MAX_QUESTIONS, replace=False)
-    places = np.union1d(np.flatnonzero(is_general), others)
-    return [questions[place] for place in places]
-
-
-def _nearest_horizon(days: int, horizons: Sequence[int], own: int) -> int:
-    """Return the horizon nearest to the one that a wording names, or `own` if it names none."""
-    if not days:
-        return own
-    return min(horizons, key=lambda horizon: abs(np.log(horizon / days)))
-
-
 def train_reader(
     reader: PointingReader,
     task: ConceptTask,
@@ -405,292 +145,60 @@ def train_reader(
         minutes: Stop after this many minutes of steps (default: no limit).
         seed: Seed of the sampling (default 0).
         progress: Called with (stage, done, total) (default: none).
-        budget: Training budget (default: `default_budget`).
+        budget: Training budget (default: that of the kind of reader).
         checkpoint: File to save checkpoints to and resume from (default: none).
 
     Returns:
         One row per step: step, loss, ranking, contrastive and autoregressive (NaN if unused).
 
     Raises:
-        ValueError: `steps` is below 1, or the body does not support the losses of the budget.
+        ValueError: `steps` is below 1.
         CheckpointError: The checkpoint belongs to another training run, or is damaged.
     """
-    if budget is None:
-        budget = default_budget(reader)
-    if steps is not None:
-        # do not encode questions that would never be asked
-        asked = max(QUESTIONS_PER_STEP * steps, MIN_QUESTIONS)
-        questions = min(budget.questions, asked) if reader.has_language_model else budget.questions
-        budget = replace(budget, steps=steps, questions=questions)
-    if budget.steps < 1:
-        raise ValueError(f"steps is {budget.steps}. Pass 1 or more.")
-    if (budget.contrastive or budget.autoregressive) and not isinstance(reader.body, LanguageBody):
-        raise ValueError(
-            f"contrastive is {budget.contrastive} and autoregressive {budget.autoregressive}, but"
-            f" {type(reader.body).__name__} writes no answers. Set both to 0."
-        )
+    budget = _budget(reader, budget, steps)
+    progress = progress or (lambda *_: None)
     rng = np.random.default_rng(seed)
     with reader.threads():
         _fit_scale(reader, task)
         questions, weights = training_questions(task)
         fit_sense(reader, task, questions, seed)
-        users = [_rows(sample, lambda user: not is_held_out(user)) for sample in task.samples]
-        _fit_prior(reader, _Batches(task, questions, weights, users, rng))
-        users = [
-            _rows(sample, lambda user: not (is_held_out(user) or decides_share(user)))
-            for sample in task.samples
-        ]
+        _fit_prior(reader, _Batches(task, questions, weights, _trains_prior, rng))
         if reader.has_language_model or budget.questions < len(questions):
-            task, questions, weights = _read_questions(
-                reader, task, questions, weights, budget.questions, rng, progress
-            )
-        batches = _Batches(task, questions, weights, users, rng)
-        history = _train(reader, batches, budget, minutes, seed, progress, checkpoint)
+            progress("reading questions", 0, 1)
+            n = min(budget.questions, len(questions))
+            chosen = rng.choice(questions, n, replace=False, p=weights)
+            task = select_questions(reader, task, chosen)
+            questions = np.arange(n)
+            weights = np.full(n, 1 / n)
+            progress("reading questions", 1, 1)
+        batches = _Batches(task, questions, weights, _trains_body, rng)
+        training = _Training(reader, batches, budget, seed)
+        training.run(minutes, progress, checkpoint)
         _fit_share(reader, task, _some(questions, budget.judged, rng))
-        _fit_state_scale(reader, task, _some(questions, budget.scaled, rng), users, rng)
-        _fit_profile(reader, task.samples[0], users[0])
+        _fit_state_scale(reader, batches, _some(questions, budget.scaled, rng))
+        _fit_profile(reader, task.samples[0], batches.users[0])
         if budget.autoregressive:
             _fit_answers(reader, batches, budget, progress)
-    return pd.DataFrame(history)
+    return pd.DataFrame(training.history)
 
 
-def _train(
-    reader: PointingReader,
-    batches: _Batches,
-    budget: Budget,
-    minutes: float | None,
-    seed: int,
-    progress: StageProgress | None,
-    checkpoint: Path | None,
-) -> list[dict]:
-    """Run the training steps, average the weights over the later ones, and return the losses."""
-    reader.train()
-    parameters = _trained_weights(reader, budget)
-    buffers = [part for name, part in reader.named_buffers() if not is_pretrained(name)]
-    steps = _Steps(parameters, buffers, budget, batches.rng, np.random.default_rng(seed))
-    saved = None
-    started = time.monotonic()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if checkpoint is not None:
-            saved = Checkpoint(checkpoint, _fingerprint(reader, batches, budget, seed))
-            steps.restore(saved.read())
-        while len(steps.history) < budget.steps:
-            steps.take(_losses(reader, batches, budget, steps.answer_rng))
-            done = len(steps.history)
-            if progress:
-                progress("training the reader", done, budget.steps)
-            if saved is not None and (done % CHECKPOINT_STEPS == 0 or done == budget.steps):
-                saved.write(*steps.state())
-            if minutes and time.monotonic() - started > 60 * minutes:
-                break
-    with torch.no_grad():
-        for weight, mean in zip(parameters, steps.average or parameters, strict=True):
-            weight.copy_(mean)
-    reader.eval().requires_grad_(False)
-    reader.zero_grad(set_to_none=True)
-    return steps.history
+def _budget(reader: PointingReader, budget: Budget | None, steps: int | None) -> Budget:
+    """Return the training budget of a reader for a number of steps."""
+    if budget is None and not reader.has_language_model:
+        budget = POINTING_BUDGET
+    elif budget is None:
+        budget = PREFIX_BUDGET if reader.reads_prefix else LANGUAGE_BUDGET
+    if steps is not None:
+        budget = replace(budget, steps=steps)
+        if reader.has_language_model:  # do not encode questions that would never be asked
+            asked = max(QUESTIONS_PER_STEP * steps, MIN_QUESTIONS)
+            budget = replace(budget, questions=min(budget.questions, asked))
+    if budget.steps < 1:
+        raise ValueError(f"steps is {budget.steps}. Pass 1 or more.")
+    return budget
 
 
-def _losses(
-    reader: PointingReader, batches: _Batches, budget: Budget, answer_rng: np.random.Generator
-) -> dict[str, Tensor]:
-    """Return the losses of the next step by name; their sum is minimized."""
-    task = batches.task
-    sample, rows, asked = batches.draw(n_users=budget.users)
-    tokens = some_tokens(token_input(sample.tokens, rows), budget.tokens)
-    reading = reader(tokens, task.encoded.at(asked), batches.things)
-    target = task.body_targets(sample, rows, asked)
-    ranking = ranking_loss(reading.score, target)
-    losses = {"ranking": ranking + ALONE_WEIGHT * ranking_loss(reading.alone, target)}
-    if budget.contrastive or budget.autoregressive:
-        answered = np.array(list(dict.fromkeys(asked))[:ANSWERED_QUESTIONS])
-        rows = rows[:ANSWERED_USERS]
-        losses |= _answer_losses(reader, batches, budget, sample, rows, answered, answer_rng)
-    return losses
-
-
-class _Steps:
-    """Take optimizer steps with weight averaging, and save or restore everything they depend on."""
-
-    def __init__(
-        self,
-        parameters: list[nn.Parameter],
-        buffers: list[Tensor],
-        budget: Budget,
-        rng: np.random.Generator,
-        answer_rng: np.random.Generator,
-    ):
-        self.parameters = parameters
-        self.buffers = buffers  # running statistics, which steps change as well
-        self.budget = budget
-        self.rng = rng
-        self.answer_rng = answer_rng
-        self.optimizer = torch.optim.AdamW(
-            parameters, lr=budget.learning_rate, weight_decay=WEIGHT_DECAY
-        )
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, budget.learning_rate, total_steps=budget.steps
-        )
-        self.update_average = torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE_DECAY)
-        self.average: list[Tensor] = []
-        self.history: list[dict] = []
-
-    def take(self, losses: dict[str, Tensor]) -> None:
-        """Take an optimizer step on the sum of the losses."""
-        loss = sum(losses.values())
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, MAX_GRAD_NORM)
-        self.optimizer.step()
-        step = len(self.history)
-        if step + 1 < self.budget.steps:
-            self.schedule.step()
-        if self.average:
-            self.update_average(self.average, self.parameters, step)
-        elif step >= AVERAGE_FROM * self.budget.steps:
-            self.average = [weight.detach().clone() for weight in self.parameters]
-        row = {"step": step + 1, "loss": loss.item()}
-        for name in LOSSES:
-            row[name] = losses[name].item() if name in losses else float("nan")
-        self.history.append(row)
-
-    def state(self) -> tuple[dict[str, Tensor], int, dict]:
-        """Return the arguments of `Checkpoint.write`."""
-        state = {"random": torch.get_rng_state()}
-        for place, weight in enumerate(self.parameters):
-            state[f"weight.{place}"] = weight.detach()
-            moments = self.optimizer.state[weight]
-            state |= {f"{name}.{place}": value for name, value in moments.items()}
-        state |= {f"average.{place}": mean for place, mean in enumerate(self.average)}
-        state |= {f"buffer.{place}": buffer for place, buffer in enumerate(self.buffers)}
-        rngs = [rng.bit_generator.state for rng in (self.rng, self.answer_rng)]
-        return state, len(self.history), {"history": self.history, "rngs": rngs}
-
-    @torch.no_grad()
-    def restore(self, saved: CheckpointState | None) -> None:
-        """Resume from a checkpoint, if there is one."""
-        if saved is None:
-            return
-        state = saved.state
-        torch.set_rng_state(state["random"])
-        for place, weight in enumerate(self.parameters):
-            weight.copy_(state[f"weight.{place}"])
-            self.optimizer.state[weight] = {
-                "step": state[f"step.{place}"],
-                "exp_avg": state[f"exp_avg.{place}"].to(weight.device),
-                "exp_avg_sq": state[f"exp_avg_sq.{place}"].to(weight.device),
-            }
-        for place, buffer in enumerate(self.buffers):
-            buffer.copy_(state[f"buffer.{place}"])
-        if "average.0" in state:
-            self.average = [
-                state[f"average.{place}"].to(weight.device)
-                for place, weight in enumerate(self.parameters)
-            ]
-        self.history = saved.about["history"]
-        for rng, words in zip((self.rng, self.answer_rng), saved.about["rngs"], strict=True):
-            rng.bit_generator.state = words
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # schedule steps before optimizer steps
-            for _ in range(min(saved.step, self.budget.steps - 1)):
-                self.schedule.step()
-
-
-def _fingerprint(reader: PointingReader, batches: _Batches, budget: Budget, seed: int) -> str:
-    """Return a fingerprint of the training run: settings, data and initial weights."""
-    task = batches.task
-    words = [question.wording.query for question in task.questions]
-    cutoffs = [str(sample.cutoff) for sample in task.samples]
-    settings = {"budget": asdict(budget), "seed": seed, "questions": words, "cutoffs": cutoffs}
-    arrays = [task.encoded.vector.numpy()]
-    for sample in task.samples:
-        arrays += [sample.tokens.numbers, *sample.truth.values()]
-    for name, weight in reader.named_parameters():
-        if weight.requires_grad or is_pretrained(name):
-            arrays.append(
-                weight.detach().flatten()[:64].cpu().numpy()
-            )  # enough to tell models apart
-    return fingerprint(settings, arrays)
-
-
-def _answer_losses(
-    reader: PointingReader,
-    batches: _Batches,
-    budget: Budget,
-    sample: Sample,
-    rows: np.ndarray,
-    asked: np.ndarray,
-    rng: np.random.Generator,
-) -> dict[str, Tensor]:
-    """Return the weighted losses of answers by name; none if fewer than two answers are known."""
-    task = batches.task
-    grades = task.grades(sample, rows, asked)
-    if (grades >= 0).sum() < 2:
-        return {}
-    contrastive, autoregressive = answer_losses(
-        reader,
-        some_tokens(token_input(sample.tokens, rows), budget.tokens),
-        task.encoded.at(asked),
-        batches.things,
-        [task.questions[place].wording for place in asked],
-        grades,
-        rng,
-    )
-    losses = {
-        "contrastive": budget.contrastive * contrastive,
-        "autoregressive": budget.autoregressive * autoregressive,
-    }
-    # leave out losses of weight 0, so that unused weights have no gradient instead of a zero one
-    return {name: loss for name, loss in losses.items() if getattr(budget, name)}
-
-
-def _trained_weights(reader: PointingReader, budget: Budget) -> list[nn.Parameter]:
-    """Return the weights to train, and freeze all others."""
-    parts = ["body.", "out.", "alone."]
-    if budget.trains_prior:
-        parts.append("prior.")
-    for name, weight in reader.named_parameters():
-        is_trained = name.startswith(tuple(parts)) and name != "body.tell.weight"
-        weight.requires_grad_(is_trained and not is_pretrained(name))
-    return [weight for weight in reader.parameters() if weight.requires_grad]
-
-
-def some_tokens(users: TokenInput, n: int) -> TokenInput:
-    """Keep the first tokens of each user: those other than texts, then the most distinctive texts.
-
-    Args:
-        users: Tokens of the users.
-        n: Number of tokens to keep per user.
-    """
-    return users._replace(which=users.which[:, :n], numbers=users.numbers[:, :n])
-
-
-def _read_questions(
-    reader: PointingReader,
-    task: ConceptTask,
-    questions: np.ndarray,
-    weights: np.ndarray,
-    limit: int,
-    rng: np.random.Generator,
-    progress: StageProgress | None,
-) -> tuple[ConceptTask, np.ndarray, np.ndarray]:
-    """Sample at most `limit` questions, and encode them with the language model if there is one.
-
-    Returns:
-        The task with these questions only, their indices, and their sampling weights.
-    """
-    if progress:
-        progress("reading questions", 0, 1)
-    n = min(limit, len(questions))
-    chosen = rng.choice(len(questions), n, replace=False, p=weights)
-    smaller = select_questions(reader, task, questions[chosen])
-    if progress:
-        progress("reading questions", 1, 1)
-    return smaller, np.arange(n), np.full(n, 1 / n)
-
-
-def select_questions(reader: PointingReader, task: ConceptTask, places: np.ndarray) -> ConceptTask:
+def select_questions(reader: PointingReader, task: ConceptTask, places: Rows) -> ConceptTask:
     """Return a task with some of its questions, encoded by the language model if there is one.
 
     Args:
@@ -704,38 +212,28 @@ def select_questions(reader: PointingReader, task: ConceptTask, places: np.ndarr
     return replace(task, questions=questions, encoded=encoded)
 
 
-def _some(questions: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Return a random sample of at most `n` questions."""
-    return rng.choice(questions, min(n, len(questions)), replace=False)
+def _some(rows: Rows, n: int, rng: np.random.Generator) -> Rows:
+    """Return a random sample of at most `n` users or questions."""
+    return rng.choice(rows, min(n, len(rows)), replace=False)
 
 
-@torch.no_grad()
-def _fit_share(reader: PointingReader, task: ConceptTask, asked: np.ndarray) -> None:
-    """Choose the weight of the body relative to the prior, on users the body was not trained on.
-
-    If the body does not generalize, its weight becomes 0.
-    """
-    sample = task.samples[0]
-    judges = np.flatnonzero([decides_share(user) for user in sample.tokens.ids])
-    target = task.targets(sample, judges, asked)
-    encoded = task.encoded.at(asked)
-    tokens = sample.tokens.select(judges)
-    parts = np.split(np.arange(len(asked)), range(JUDGED_AT_ONCE, len(asked), JUDGED_AT_ONCE))
-    read = [read_questions(reader, tokens, encoded.at(part)) for part in parts]
-    prior = torch.cat([part.prior for part in read], 1)
-    learned = torch.cat([part.score for part in read], 1) - prior
-    losses = [float(ranking_loss(prior + share * learned, target)) for share in SHARES]
-    share = SHARES[int(np.argmin(losses))] if len(judges) >= MIN_JUDGES else DEFAULT_SHARE
-    reader.out.weight.mul_(share)
-    reader.out.bias.mul_(share)
+# -- batches --
 
 
-def _fit_scale(reader: PointingReader, task: ConceptTask) -> None:
-    """Fit mean and standard deviation of the token numbers."""
-    numbers = [sample.tokens.numbers[sample.tokens.which >= 0] for sample in task.samples]
-    numbers = np.concatenate(numbers)
-    reader.mean.copy_(torch.from_numpy(numbers.mean(0)))
-    reader.spread.copy_(torch.from_numpy(numbers.std(0) + 1e-2))
+def _trains_prior(user: str) -> bool:
+    return not is_held_out(user)
+
+
+def _trains_body(user: str) -> bool:
+    return not (is_held_out(user) or decides_share(user))
+
+
+class _Batch(NamedTuple):
+    """Users and questions. `ConceptTask` has the answers: `task.targets(*batch)`."""
+
+    sample: Sample
+    rows: Rows  # row numbers of the users in the sample
+    asked: Rows  # indices of the questions
 
 
 class _Batches:
@@ -747,266 +245,212 @@ class _Batches:
     def __init__(
         self,
         task: ConceptTask,
-        questions: np.ndarray,
+        questions: Rows,
         weights: np.ndarray,
-        users: list[np.ndarray],
+        is_drawn: Callable[[str], bool],
         rng: np.random.Generator,
     ):
         self.task = task
         self.things = thing_input(task.samples[0].tokens)  # the same in all samples
         self.questions = questions
         self.weights = weights
-        self.users = users
+        self.users = [
+            np.flatnonzero([is_drawn(user) for user in sample.tokens.ids])
+            for sample in task.samples
+        ]
         self.rng = rng
-        self.usable = [place for place, rows in enumerate(users) if len(rows)]
-        lateness = np.array([task.samples[place].horizons_ago ** -2.0 for place in self.usable])
+        lateness = np.array([sample.horizons_ago**-2.0 for sample in task.samples])
         self.lateness = lateness / lateness.sum()
 
-    def draw(
-        self, only: np.ndarray | slice = slice(None), n_users: int = FITTED_USERS
-    ) -> tuple[Sample, np.ndarray, np.ndarray]:
-        """Return a sample, row numbers of its users, and indices of questions.
+    def draw(self, only: np.ndarray | slice = slice(None), n_users: int = FITTED_USERS) -> _Batch:
+        """Return random users of one sample, and random questions.
 
         Args:
             only: Mask or slice of the questions that may be drawn (default: all).
             n_users: Number of users to draw (default 96).
         """
-        place = int(self.rng.choice(self.usable, p=self.lateness))
-        rows = self.users[place]
-        rows = self.rng.choice(rows, min(n_users, len(rows)), replace=False)
+        place = self.rng.choice(len(self.users), p=self.lateness)
+        rows = _some(self.users[place], n_users, self.rng)
         n_questions = min(QUESTIONS_PER_STEP, len(self.questions))
         weights = self.weights[only]
         asked = self.rng.choice(self.questions[only], n_questions, p=weights / weights.sum())
-        return self.task.samples[place], rows, asked
+        return _Batch(self.task.samples[place], rows, asked)
+
+    def answered(self, reader: PointingReader, batch: _Batch, n_tokens: int) -> AnsweredUsers:
+        """Return the anchors of a batch with the true answers."""
+        question = self.task.encoded.at(batch.asked)
+        anchor = reader.anchor(_first_tokens(batch, n_tokens), question, self.things)
+        wordings = self.task.wordings(batch.asked)
+        return AnsweredUsers(anchor, question, wordings, self.task.grades(*batch))
 
 
-@torch.no_grad()
-def _fit_prior(reader: PointingReader, batches: _Batches) -> None:
-    """Fit the prior of each measure before all other training: a logistic regression on user pairs.
-
-    Its inputs are persistence, recency, activity and associations.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    task = batches.task
-    things = batches.things
-    signs = np.array([question.wording.sign for question in task.questions])
-    concepts = [task.concepts[question.concept] for question in task.questions]
-    measures = np.array([_prior_row(concept) for concept in concepts])
-    drawn = {}
-    for measure in np.unique(measures[batches.questions]):
-        known = []
-        targets = []
-        of_measure = measures[batches.questions] == measure
-        for _ in range(PRIOR_DRAWS):
-            sample, rows, asked = batches.draw(of_measure)
-            users = token_input(sample.tokens, rows)
-            meaning = reader.meaning(task.encoded.at(asked), things)
-            known.append(reader.known_numbers(users, meaning, things).numpy())
-            target = task.targets(sample, rows, asked).numpy()
-            targets.append(np.where(signs[asked] > 0, target, 1 - target))
-        pairs = _pairs(known, targets, batches.rng)
-        if len(pairs):
-            known = np.concatenate([part.reshape(-1, part.shape[-1]) for part in known])
-            drawn[measure] = (known, pairs)
-    if not drawn:
-        return
-    everything = np.concatenate([known for known, _ in drawn.values()])
-    for measure, (known, pairs) in drawn.items():
-        # an input that hardly varies here gets no large weight, since it may vary for other things
-        least = LEAST_SPREAD * everything.std(0)
-        spread = np.maximum(known.std(0), least) + 1e-3
-        # flip every other pair, so that there are two classes
-        flip = np.where(np.arange(len(pairs)) % 2, -1, 1)
-        fitted = LogisticRegression(C=PRIOR_C, fit_intercept=False, max_iter=300)
-        fitted.fit(pairs / spread * flip[:, None], flip)
-        weight = fitted.coef_[0] / spread
-        reader.prior.weight[measure] = torch.from_numpy(weight)
-        reader.prior.bias[measure] = -float(known.mean(0) @ weight)
-    # if a measure was not fitted for a kind, copy it from the first kind that it was fitted for
-    weight = reader.prior.weight.view(len(PRIOR_KINDS), len(MEASURES), -1)
-    bias = reader.prior.bias.view(len(PRIOR_KINDS), len(MEASURES))
-    is_learned = weight.any(-1)
-    for kind, measure in (~is_learned).nonzero().tolist():
-        first = int(is_learned[:, measure].int().argmax())
-        weight[kind, measure] = weight[first, measure]
-        bias[kind, measure] = bias[first, measure]
-    reader.known_mean.copy_(torch.from_numpy(everything.mean(0)))
-    reader.known_spread.copy_(torch.from_numpy(everything.std(0) + 1e-2))
+def _first_tokens(batch: _Batch, n: int) -> TokenInput:
+    """Return `n` tokens per user: those other than texts, then the most distinctive texts."""
+    users = token_input(batch.sample.tokens, batch.rows)
+    return users._replace(which=users.which[:, :n], numbers=users.numbers[:, :n])
 
 
-def _prior_row(concept: Concept) -> int:
-    """Return the output of the prior that belongs to a concept."""
-    kind = "event"
-    if not concept.things:
-        kind = "any event"
-    elif concept.family == "number":
-        kind = "number"
-    return PRIOR_KINDS.index(kind) * len(MEASURES) + MEASURES.index(concept.measure)
+# -- training steps --
 
 
-def _pairs(
-    known: list[np.ndarray], targets: list[np.ndarray], rng: np.random.Generator
-) -> np.ndarray:
-    """Return input differences between users with a yes and users with a no to the same question.
+class _Training:
+    """Run training steps, with weight averaging, and save or restore all that they depend on."""
 
-    Comparing users within a question removes the base rates of questions.
+    def __init__(self, reader: PointingReader, batches: _Batches, budget: Budget, seed: int):
+        self.reader = reader.train()
+        self.batches = batches
+        self.budget = budget
+        self.seed = seed
+        self.answer_rng = np.random.default_rng(seed)
+        self.parameters = _trained_weights(reader, budget)
+        # running statistics, which steps change as well
+        self.buffers = [part for name, part in reader.named_buffers() if not is_pretrained(name)]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=budget.learning_rate, weight_decay=WEIGHT_DECAY
+        )
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, budget.learning_rate, total_steps=budget.steps
+        )
+        self.update_average = torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE_DECAY)
+        self.average: list[Tensor] = []
+        self.history: list[dict] = []
 
-    Args:
-        known: Inputs of the prior in each draw, (user, question, input).
-        targets: Answers in each draw, (user, question).
-        rng: Random generator that draws the pairs.
-    """
-    differences = [np.empty((0, known[0].shape[-1]))]
-    for numbers, target in zip(known, targets, strict=True):
-        for column in range(target.shape[1]):
-            yes = np.flatnonzero(target[:, column] == 1)
-            no = np.flatnonzero(target[:, column] == 0)
-            if not (len(yes) and len(no)):
-                continue
-            n = min(2 * min(len(yes), len(no)), MAX_PAIRS)
-            differences.append(
-                numbers[rng.choice(yes, n), column] - numbers[rng.choice(no, n), column]
-            )
-    return np.concatenate(differences)
-
-
-@torch.no_grad()
-def _fit_state_scale(
-    reader: PointingReader,
-    task: ConceptTask,
-    asked: np.ndarray,
-    users: list[np.ndarray],
-    rng: np.random.Generator,
-) -> None:
-    """Fit mean and standard deviation of the state, so that embeddings use all its dimensions."""
-    encoded = task.encoded.at(asked)
-    states = []
-    hook = reader.body.register_forward_hook(lambda _module, _inputs, out: states.append(out[0]))
-    for sample, rows in zip(task.samples, users, strict=True):
-        if len(rows):
-            drawn = rng.choice(rows, min(FITTED_USERS, len(rows)), replace=False)
-            reader(token_input(sample.tokens, drawn), encoded, thing_input(sample.tokens))
-    hook.remove()
-    states = torch.cat([state.flatten(0, 1) for state in states])
-    reader.state_mean.copy_(states.mean(0))
-    reader.state_spread.copy_(states.std(0) + 1e-2)
-
-
-@torch.no_grad()
-def _fit_profile(reader: PointingReader, sample: Sample, rows: np.ndarray) -> None:
-    """Fit the principal directions of the mean text vectors of users."""
-    if not len(rows):
-        return
-    tokens = sample.tokens
-    texts = mean_text(token_input(tokens, rows), thing_input(tokens))
-    reader.profile_mean.copy_(texts.mean(0))
-    directions = torch.linalg.svd(texts - texts.mean(0), full_matrices=False).Vh[:PROFILE_DIM].T
-    length = ((texts - texts.mean(0)) @ directions).norm(dim=1).mean()
-    directions = PROFILE_SCALE * directions / length.clamp(min=1e-9)
-    reader.profile_directions[:, : directions.shape[1]] = directions
-
-
-def _fit_answers(
-    reader: PointingReader, batches: _Batches, budget: Budget, progress: StageProgress | None
-) -> None:
-    """Fit the extra input of written answers (`fit_answers`), on anchors that are computed once."""
-    task = batches.task
-    answered = []
-    for _ in range(ANSWER_DRAWS):
-        sample, rows, asked = batches.draw(n_users=budget.users)
-        asked = np.unique(asked)
-        grades = task.grades(sample, rows, asked)
-        if (grades < 0).all():
-            continue
-        users = some_tokens(token_input(sample.tokens, rows), budget.tokens)
-        question = task.encoded.at(asked)
+    def run(self, minutes: float | None, progress: StageProgress, path: Path | None) -> None:
+        """Take the steps of the budget, then set the weights to their average."""
+        budget = self.budget
+        started = time.monotonic()
+        checkpoint = None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            if path is not None:
+                checkpoint = Checkpoint(path, self.fingerprint())
+                saved = checkpoint.read()
+                if saved:
+                    self.restore(saved)
+            while len(self.history) < budget.steps:
+                self.step()
+                done = len(self.history)
+                progress("training the reader", done, budget.steps)
+                if checkpoint and (done % CHECKPOINT_STEPS == 0 or done == budget.steps):
+                    checkpoint.write(self.state())
+                if minutes and time.monotonic() - started > 60 * minutes:
+                    break
         with torch.no_grad():
-            anchor = reader.anchor(users, question, batches.things)
-        wordings = [task.questions[place].wording for place in asked]
-        answered.append(AnsweredUsers(anchor, question, wordings, grades))
-    if answered:
-        report = None if progress is None else partial(progress, "fitting written answers")
-        fit_answers(reader, answered, min(ANSWER_STEPS, budget.steps), batches.rng, report)
+            for weight, mean in zip(self.parameters, self.average or self.parameters, strict=True):
+                weight.copy_(mean)
+        self.reader.eval().requires_grad_(False)
+        self.reader.zero_grad(set_to_none=True)
 
-
-def fit_sense(reader: PointingReader, task: ConceptTask, questions: np.ndarray, seed: int) -> None:
-    """Fit the classifiers of a question's sign and measure, on wordings with known ones.
-
-    Args:
-        reader: Reader whose `polarity` and `intent` are fitted in place.
-        task: Training data with questions and topics.
-        questions: Indices of the questions, from `training_questions`.
-        seed: Seed of the sampling.
-    """
-    taught = [*(task.questions[place].wording for place in questions), *task.topics]
-    affirms = torch.tensor([float(wording.sign > 0) for wording in taught])
-    measures = torch.tensor([MEASURES.index(wording.measure) for wording in taught])
-    reader.wording_mean.zero_()
-    inputs = torch.cat([reader.wording(task.encoded.at(questions)), task.topic_wording])
-    reader.wording_mean.copy_(inputs.mean(0))
-    inputs -= reader.wording_mean
-    # questions about these users, about staying and leaving, and about everyday topics, which must
-    # not affect the sign
-    ends = [len(questions), len(questions) + task.n_behaviors]
-    groups = np.split(np.arange(len(taught)), ends)
-    learned = [
-        {"params": reader.polarity.parameters(), "weight_decay": SENSE_DECAY},
-        {"params": reader.intent.parameters(), "weight_decay": WEIGHT_DECAY},
-    ]
-    optimizer = torch.optim.AdamW(learned, lr=5e-3)
-    rng = np.random.default_rng(seed)
-    for _ in range(SENSE_STEPS):
-        drawn = zip(groups, SENSE_BATCH, strict=True)
-        batch = np.concatenate([rng.choice(group, n) for group, n in drawn])
-        logit = 2 * reader.polarity(inputs[batch])[:, 0]
-        loss = F.binary_cross_entropy_with_logits(logit, affirms[batch])
-        loss = loss + F.cross_entropy(reader.intent(inputs[batch]), measures[batch])
-        optimizer.zero_grad()
+    def step(self) -> None:
+        """Take an optimizer step on the sum of the losses."""
+        losses = self.losses()
+        loss = sum(losses.values())
+        self.optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        nn.utils.clip_grad_norm_(self.parameters, MAX_GRAD_NORM)
+        self.optimizer.step()
+        step = len(self.history)
+        if step + 1 < self.budget.steps:
+            self.schedule.step()
+        if self.average:
+            self.update_average(self.average, self.parameters, step)
+        elif step >= AVERAGE_FROM * self.budget.steps:
+            self.average = [weight.detach().clone() for weight in self.parameters]
+        row = {"step": step + 1, "loss": loss.item()} | dict.fromkeys(LOSSES, math.nan)
+        self.history.append(row | {name: value.item() for name, value in losses.items()})
+
+    def losses(self) -> dict[str, Tensor]:
+        """Return the losses of the next step by name."""
+        task = self.batches.task
+        batch = self.batches.draw(n_users=self.budget.users)
+        tokens = _first_tokens(batch, self.budget.tokens)
+        reading = self.reader(tokens, task.encoded.at(batch.asked), self.batches.things)
+        target = task.body_targets(*batch)
+        ranking = ranking_loss(reading.score, target)
+        alone = ranking_loss(reading.alone, target)
+        return {"ranking": ranking + ALONE_WEIGHT * alone} | self.answer_losses(batch)
+
+    def answer_losses(self, batch: _Batch) -> dict[str, Tensor]:
+        """Return the weighted losses of answers by name.
+
+        Losses of weight 0 are left out, so that unused weights have no gradient instead of a zero
+        one. If fewer than two answers are known, there are no losses.
+        """
+        contrastive = self.budget.contrastive
+        autoregressive = self.budget.autoregressive
+        if not (contrastive or autoregressive):
+            return {}
+        asked = np.array(list(dict.fromkeys(batch.asked))[:ANSWERED_QUESTIONS])
+        batch = _Batch(batch.sample, batch.rows[:ANSWERED_USERS], asked)
+        if (self.batches.task.grades(*batch) >= 0).sum() < 2:
+            return {}
+        answered = self.batches.answered(self.reader, batch, self.budget.tokens)
+        losses = answer_losses(self.reader, answered, self.answer_rng)
+        named = {}
+        if contrastive:
+            named["contrastive"] = contrastive * losses[0]
+        if autoregressive:
+            named["autoregressive"] = autoregressive * losses[1]
+        return named
+
+    def fingerprint(self) -> str:
+        """Return a fingerprint of the training run: settings, data and initial weights."""
+        task = self.batches.task
+        settings = {
+            "budget": asdict(self.budget),
+            "seed": self.seed,
+            "questions": [question.wording.query for question in task.questions],
+            "cutoffs": [str(sample.cutoff) for sample in task.samples],
+        }
+        arrays = [task.encoded.vector.numpy()]
+        for sample in task.samples:
+            arrays += [sample.tokens.numbers, *sample.truth.values()]
+        for name, weight in self.reader.named_parameters():
+            if weight.requires_grad or is_pretrained(name):
+                first = weight.detach().flatten()[:64]  # enough to tell models apart
+                arrays.append(first.cpu().numpy())
+        return fingerprint(settings, arrays)
+
+    def state(self) -> dict:
+        """Return all that the next steps depend on, for a checkpoint."""
+        return {
+            "history": self.history,
+            "weights": [weight.detach() for weight in self.parameters],
+            "average": self.average,
+            "buffers": self.buffers,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "torch_random": torch.get_rng_state(),
+            "random": self.batches.rng.bit_generator.state,
+            "answer_random": self.answer_rng.bit_generator.state,
+        }
+
+    @torch.no_grad()
+    def restore(self, state: dict) -> None:
+        """Resume from the state of a checkpoint."""
+        self.history = state["history"]
+        for weight, saved in zip(self.parameters, state["weights"], strict=True):
+            weight.copy_(saved)
+        for buffer, saved in zip(self.buffers, state["buffers"], strict=True):
+            buffer.copy_(saved)
+        for weight, mean in zip(self.parameters, state["average"], strict=False):
+            self.average.append(mean.to(weight.device))
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["torch_random"])
+        self.batches.rng.bit_generator.state = state["random"]
+        self.answer_rng.bit_generator.state = state["answer_random"]
 
 
-def training_questions(task: ConceptTask) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of the questions to train on, and their sampling weights.
-
-    Args:
-        task: Training data, from `make_concept_task`.
-    """
-    places = []
-    for place, question in enumerate(task.questions):
-        concept = task.concepts[question.concept]
-        if concept.split == "train" and not question.wording.held_out:
-            places.append(place)
-    if not places:  # with few concepts, all may be held out
-        places = list(range(len(task.questions)))
-    places = np.array(places)
-    return places, question_weights(task, places)
-
-
-def question_weights(task: ConceptTask, places: np.ndarray) -> np.ndarray:
-    """Return the sampling weights of questions, which sum to 1.
-
-    Each family has a fixed share (`FAMILY_WEIGHTS`), and so have negated questions in each family
-    (`DENIED_SHARE`).
-
-    Args:
-        task: Training data with concepts and questions.
-        places: Indices of the questions to draw from.
-    """
-    questions = [task.questions[place] for place in places]
-    families = [task.concepts[question.concept].family for question in questions]
-    affirmative = np.array([question.wording.sign > 0 for question in questions])
-    group = 2 * np.array([FAMILIES.index(family) for family in families]) + affirmative
-    share = np.array([FAMILY_WEIGHTS[family] for family in families])
-    share = share * np.where(affirmative, 1 - DENIED_SHARE, DENIED_SHARE)
-    weights = share / np.bincount(group)[group]
-    return weights / weights.sum()
-
-
-def _rows(sample: Sample, keep: Callable[[str], bool]) -> np.ndarray:
-    """Return the row numbers of the users for which `keep` is true."""
-    return np.flatnonzero([keep(user) for user in sample.tokens.ids])
+def _trained_weights(reader: PointingReader, budget: Budget) -> list[nn.Parameter]:
+    """Return the weights to train, and freeze all others."""
+    parts = ("body.", "out.", "alone.", "prior.")
+    if not budget.trains_prior:
+        parts = parts[:-1]
+    for name, weight in reader.named_parameters():
+        is_trained = name.startswith(parts) and name != "body.tell.weight"
+        weight.requires_grad_(is_trained and not is_pretrained(name))
+    return [weight for weight in reader.parameters() if weight.requires_grad]
 
 
 def ranking_loss(score: Tensor, target: Tensor) -> Tensor:
@@ -1024,3 +468,224 @@ def ranking_loss(score: Tensor, target: Tensor) -> Tensor:
     loss = (F.softplus(-difference) * pairs).sum((0, 1)) / pairs.sum((0, 1)).clamp(min=1)
     weight = torch.minimum(yes.sum(0), no.sum(0)).sqrt()
     return (loss * weight).sum() / weight.sum().clamp(min=1)
+
+
+# -- fits before the training steps --
+
+
+def _fit_scale(reader: PointingReader, task: ConceptTask) -> None:
+    """Fit mean and standard deviation of the token numbers."""
+    numbers = [sample.tokens.numbers[sample.tokens.which >= 0] for sample in task.samples]
+    _fit_moments(reader.mean, reader.spread, np.concatenate(numbers))
+
+
+def _fit_moments(mean: Tensor, spread: Tensor, values: np.ndarray) -> None:
+    """Set two buffers to the mean and the standard deviation of the rows."""
+    mean.copy_(torch.from_numpy(values.mean(0)))
+    spread.copy_(torch.from_numpy(values.std(0) + 1e-2))
+
+
+def fit_sense(reader: PointingReader, task: ConceptTask, questions: Rows, seed: int) -> None:
+    """Fit the classifiers of a question's sign and measure, on wordings with known ones.
+
+    Args:
+        reader: Reader whose `polarity` and `intent` are fitted in place.
+        task: Training data with questions and topics.
+        questions: Indices of the questions, from `training_questions`.
+        seed: Seed of the sampling.
+    """
+    taught = [*task.wordings(questions), *task.topics]
+    affirms = torch.tensor([float(wording.sign > 0) for wording in taught])
+    measures = torch.tensor([MEASURES.index(wording.measure) for wording in taught])
+    reader.wording_mean.zero_()
+    inputs = torch.cat([reader.wording(task.encoded.at(questions)), task.topic_wording])
+    reader.wording_mean.copy_(inputs.mean(0))
+    inputs -= reader.wording_mean
+    # questions about these users, about staying and leaving, and about everyday topics, which must
+    # not affect the sign
+    n_own = len(questions)
+    groups = np.split(np.arange(len(taught)), [n_own, n_own + task.n_behaviors])
+    learned = [
+        {"params": reader.polarity.parameters(), "weight_decay": SENSE_DECAY},
+        {"params": reader.intent.parameters(), "weight_decay": WEIGHT_DECAY},
+    ]
+    optimizer = torch.optim.AdamW(learned, lr=5e-3)
+    rng = np.random.default_rng(seed)
+    for _ in range(SENSE_STEPS):
+        drawn = map(rng.choice, groups, SENSE_BATCH)
+        batch = np.concatenate(list(drawn))
+        logit = 2 * reader.polarity(inputs[batch])[:, 0]
+        sign_loss = F.binary_cross_entropy_with_logits(logit, affirms[batch])
+        measure_loss = F.cross_entropy(reader.intent(inputs[batch]), measures[batch])
+        loss = sign_loss + measure_loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+class _PriorData(NamedTuple):
+    """Training data of one output of the prior."""
+
+    inputs: np.ndarray  # of all users and questions, (row, input)
+    differences: np.ndarray  # between users with a yes and users with a no, (pair, input)
+
+
+@torch.no_grad()
+def _fit_prior(reader: PointingReader, batches: _Batches) -> None:
+    """Fit the prior of each measure before all other training: a logistic regression on user pairs.
+
+    Its inputs are persistence, recency, activity and associations.
+    """
+    task = batches.task
+    concepts = [task.concepts[task.questions[place].concept] for place in batches.questions]
+    outputs = np.array([_prior_output(concept) for concept in concepts])
+    data = {}
+    for output in np.unique(outputs):
+        drawn = _draw_prior(reader, batches, outputs == output)
+        if len(drawn.differences):
+            data[output] = drawn
+    if not data:
+        return
+    everything = np.concatenate([drawn.inputs for drawn in data.values()])
+    spread = everything.std(0)
+    for output, (inputs, differences) in data.items():
+        # an input that hardly varies here gets no large weight, since it may vary for other things
+        scale = np.maximum(inputs.std(0), LEAST_SPREAD * spread) + 1e-3
+        weight = _pair_regression(differences / scale) / scale
+        reader.prior.weight[output] = torch.from_numpy(weight)
+        reader.prior.bias[output] = -float(inputs.mean(0) @ weight)
+    _share_prior(reader.prior)
+    _fit_moments(reader.known_mean, reader.known_spread, everything)
+
+
+def _prior_output(concept: Concept) -> int:
+    """Return the output of the prior that belongs to a concept."""
+    kind = "event"
+    if not concept.things:
+        kind = "any event"
+    elif concept.family == "number":
+        kind = "number"
+    return PRIOR_KINDS.index(kind) * len(MEASURES) + MEASURES.index(concept.measure)
+
+
+def _draw_prior(reader: PointingReader, batches: _Batches, only: np.ndarray) -> _PriorData:
+    """Draw batches with some of the questions, and pairs of users with a yes and a no.
+
+    Comparing users within a question removes the base rates of questions.
+    """
+    known = []
+    truth = []
+    for _ in range(PRIOR_DRAWS):
+        batch = batches.draw(only)
+        users = token_input(batch.sample.tokens, batch.rows)
+        meaning = reader.meaning(batches.task.encoded.at(batch.asked), batches.things)
+        known.append(reader.known_numbers(users, meaning, batches.things).numpy())
+        truth.append(batches.task.truth(*batch))
+    n_inputs = known[0].shape[-1]
+    differences = [np.empty((0, n_inputs))]
+    for numbers, answers in zip(known, truth, strict=True):
+        for column, answer in enumerate(answers.T):
+            yes = np.flatnonzero(answer == 1)
+            no = np.flatnonzero(answer == 0)
+            n = min(2 * len(yes), 2 * len(no), MAX_PAIRS)
+            if n:
+                one = numbers[batches.rng.choice(yes, n), column]
+                other = numbers[batches.rng.choice(no, n), column]
+                differences.append(one - other)
+    inputs = np.concatenate([numbers.reshape(-1, n_inputs) for numbers in known])
+    return _PriorData(inputs, np.concatenate(differences))
+
+
+def _pair_regression(differences: np.ndarray) -> np.ndarray:
+    """Return the weights of a logistic regression that orders pairs of users."""
+    from sklearn.linear_model import LogisticRegression
+
+    # flip every other pair, so that there are two classes
+    flip = np.where(np.arange(len(differences)) % 2, -1, 1)
+    model = LogisticRegression(C=PRIOR_C, fit_intercept=False, max_iter=300)
+    return model.fit(differences * flip[:, None], flip).coef_[0]
+
+
+def _share_prior(prior: nn.Linear) -> None:
+    """Copy a measure that was not fitted for a kind from the first kind that it was fitted for."""
+    weight = prior.weight.view(len(PRIOR_KINDS), len(MEASURES), -1)
+    bias = prior.bias.view(len(PRIOR_KINDS), len(MEASURES))
+    is_fitted = weight.any(-1)
+    for kind, measure in (~is_fitted).nonzero().tolist():
+        first = int(is_fitted[:, measure].int().argmax())
+        weight[kind, measure] = weight[first, measure]
+        bias[kind, measure] = bias[first, measure]
+
+
+# -- fits after the training steps --
+
+
+@torch.no_grad()
+def _fit_share(reader: PointingReader, task: ConceptTask, asked: Rows) -> None:
+    """Choose the weight of the body relative to the prior, on users the body was not trained on.
+
+    If the body does not generalize, its weight becomes 0.
+    """
+    sample = task.samples[0]
+    judges = np.flatnonzero([decides_share(user) for user in sample.tokens.ids])
+    share = DEFAULT_SHARE
+    if len(judges) >= MIN_JUDGES:
+        tokens = sample.tokens.select(judges)
+        target = task.targets(sample, judges, asked)
+        priors = []
+        scores = []
+        for part in row_batches(len(asked), JUDGED_AT_ONCE):
+            reading = read_questions(reader, tokens, task.encoded.at(asked[part]))
+            priors.append(reading.prior)
+            scores.append(reading.score)
+        prior = torch.cat(priors, 1)
+        learned = torch.cat(scores, 1) - prior
+        losses = [float(ranking_loss(prior + share * learned, target)) for share in SHARES]
+        share = SHARES[int(np.argmin(losses))]
+    reader.out.weight.mul_(share)
+    reader.out.bias.mul_(share)
+
+
+@torch.no_grad()
+def _fit_state_scale(reader: PointingReader, batches: _Batches, asked: Rows) -> None:
+    """Fit mean and standard deviation of the state, so that embeddings use all its dimensions."""
+    question = batches.task.encoded.at(asked)
+    things = batches.things
+    meaning = reader.meaning(question, things)
+    states = []
+    for sample, rows in zip(batches.task.samples, batches.users, strict=True):
+        users = token_input(sample.tokens, _some(rows, FITTED_USERS, batches.rng))
+        known = reader.known_numbers(users, meaning, things)
+        state, _ = reader.body(reader.body_input(users, question, things, known))
+        states.append(state.flatten(0, 1))
+    states = torch.cat(states)
+    reader.state_mean.copy_(states.mean(0))
+    reader.state_spread.copy_(states.std(0) + 1e-2)
+
+
+@torch.no_grad()
+def _fit_profile(reader: PointingReader, sample: Sample, rows: Rows) -> None:
+    """Fit the principal directions of the mean text vectors of users."""
+    texts = mean_text(token_input(sample.tokens, rows), thing_input(sample.tokens))
+    mean = texts.mean(0)
+    directions = torch.linalg.svd(texts - mean, full_matrices=False).Vh[:PROFILE_DIM].T
+    length = ((texts - mean) @ directions).norm(dim=1).mean()
+    directions = PROFILE_SCALE * directions / length.clamp(min=1e-9)
+    reader.profile_mean.copy_(mean)
+    reader.profile_directions[:, : directions.shape[1]] = directions
+
+
+def _fit_answers(
+    reader: PointingReader, batches: _Batches, budget: Budget, progress: StageProgress
+) -> None:
+    """Fit the extra input of written answers (`fit_answers`), on anchors that are computed once."""
+    answered = []
+    for _ in range(ANSWER_DRAWS):
+        batch = batches.draw(n_users=budget.users)
+        batch = batch._replace(asked=np.unique(batch.asked))
+        if (batches.task.grades(*batch) >= 0).any():
+            with torch.no_grad():
+                answered.append(batches.answered(reader, batch, budget.tokens))
+    if answered:
+        report = partial(progress, "fitting written answers")
+        fit_answers(reader, answered, min(ANSWER_STEPS, budget.steps), batches.rng, report)

@@ -27,7 +27,8 @@ from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.models.pointing import read_questions, thing_input, token_gradients, token_input
 from qanchor.models.queries import QueryLike, query_text
 from qanchor.prompt_tuning.tuning import tune_prompt
-from qanchor.training.reader import make_concept_task, select_questions
+from qanchor.training.concept_task import make_concept_task
+from qanchor.training.reader import select_questions
 from tests.benchmarks.engines import open_engine
 
 HELD_OUT_QUESTIONS = 60

@@ -17,12 +17,8 @@ from qanchor.data.users import Users
 from qanchor.models.associations import Associations
 from qanchor.models.pointing import read_questions
 from qanchor.models.user_tokens import UserTokens
+from qanchor.training.concept_task import ConceptTask, is_held_out, make_concept_task
 from qanchor.training.fit import fit
-from qanchor.training.reader import (
-    ConceptTask,
-    is_held_out,
-    make_concept_task,
-)
 from qanchor.useru.concepts import MEASURES, Concept
 
 QUESTIONS_AT_ONCE = 128  # the attention of all at once would not fit into memory

@@ -25,7 +25,8 @@ from qanchor.models.pointing import (
     token_input,
 )
 from qanchor.models.user_tokens import UserTokens
-from qanchor.training.reader import make_concept_task, train_reader
+from qanchor.training.concept_task import make_concept_task
+from qanchor.training.reader import train_reader
 from tests.benchmarks.engines import rank_scores, with_label_horizon
 from tests.benchmarks.task_scores import task_query
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 import qanchor as qa
 from qanchor.data.complete_journey import load_complete_journey
-from qanchor.training.reader import is_held_out
+from qanchor.training.concept_task import is_held_out
 from qanchor.utils.types import StageProgress
 from tests.benchmarks.earlier import earlier_labels, earlier_scores
 from tests.benchmarks.engines import with_label_horizon

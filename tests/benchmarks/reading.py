@@ -37,14 +37,11 @@ from qanchor.models.pointing import (
 )
 from qanchor.models.prefix import UserPrefix
 from qanchor.models.user_tokens import N_LEVEL_NUMBERS, N_TOKEN_NUMBERS, TokenReader, UserTokens
+from qanchor.training.concept_task import ConceptTask, Sample, is_held_out, make_concept_task
 from qanchor.training.reader import (
     LANGUAGE_BUDGET,
     POINTING_BUDGET,
     PREFIX_BUDGET,
-    ConceptTask,
-    Sample,
-    is_held_out,
-    make_concept_task,
     select_questions,
     train_reader,
 )

@@ -12,7 +12,8 @@ import torch
 
 from qanchor.data.users import Users
 from qanchor.models.pointing import PointingReader, QuestionInput, question_input
-from qanchor.training.reader import ConceptTask, fit_sense, make_concept_task, training_questions
+from qanchor.training.concept_task import ConceptTask, make_concept_task, training_questions
+from qanchor.training.reader import fit_sense
 
 SENSES = Path(__file__).with_name("senses.csv")
 VERBS = ("buy", "use", "have", "do", "see", "get")

@@ -86,7 +86,7 @@ def writers(prompt) -> dict:
             lambda f: pd.read_csv(f / "a.csv"),
         ),
         "checkpoint": (
-            lambda f: Checkpoint(f / "state", "key").write({"weight": torch.ones(999)}, 1, {}),
+            lambda f: Checkpoint(f / "state", "key").write({"weight": torch.ones(999)}),
             lambda f: Checkpoint(f / "state", "key").read(),
         ),
         "pairs": (pairs, lambda f: parquet(f / "pairs")),

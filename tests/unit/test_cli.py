@@ -16,7 +16,7 @@ import pytest
 
 import qanchor as qa
 from qanchor import cli
-from qanchor.training import reader
+from qanchor.training import concept_task
 from qanchor.utils import progress
 from tests.tiny import QUERIES, fit_quickly, make_model, make_task, make_users
 
@@ -227,7 +227,7 @@ def test_ask_says_what_it_cannot_answer(qanchor, home):
 
 
 def test_concepts_lists_what_can_be_asked(qanchor, home, monkeypatch):
-    monkeypatch.setattr(reader, "make_concept_task", lambda *_: make_task())
+    monkeypatch.setattr(concept_task, "make_concept_task", lambda *_: make_task())
     told = qanchor("concepts", home / "users", "--json").json()
     assert len(told["concepts"]) == len(make_task().concepts) > 20
     assert "buy tea" in {concept["label"] for concept in told["concepts"]}

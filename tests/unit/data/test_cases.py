@@ -14,7 +14,7 @@ import pytest
 from qanchor.data.labels import read_labels
 from qanchor.data.reading import check_folder, load_users, read_events
 from qanchor.errors import DataError
-from qanchor.training.reader import training_cutoffs
+from qanchor.training.concept_task import training_cutoffs
 
 HEADER = "user,time,modality,text"
 

@@ -11,8 +11,8 @@ import pytest
 
 from qanchor.data.complete_journey import MODALITIES, category_text, load_complete_journey
 from qanchor.data.users import Users
+from qanchor.training.concept_task import make_concept_task
 from qanchor.training.pairs import make_pairs
-from qanchor.training.reader import make_concept_task
 from qanchor.utils.io import cache_dir
 from tests.benchmarks import datasets
 from tests.benchmarks.datasets import load_movielens

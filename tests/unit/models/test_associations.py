@@ -1,5 +1,7 @@
 """Associations: heads that loops would apply, fitted without the user that is read."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,10 +33,11 @@ def fit(users: Users) -> tuple[Associations, TokenReader]:
     for cutoff in cutoffs:
         tokens = reader.read(cutoff)
         fold = np.array([int(user[1:]) % FOLDS for user in tokens.ids])
-        fitted = fitted or AssociationFit(tokens, fold)
+        tokens = replace(tokens, fold=fold)
+        fitted = fitted or AssociationFit(tokens)
         rows = np.array([position[user] for user in tokens.ids])
         outcomes = Outcomes.of(reader.events, rows, cutoff, DAYS)
-        fitted.add(tokens, fold, reader.events, outcomes)
+        fitted.add(tokens, reader.events, outcomes)
     return fitted.solve(), reader
 
 

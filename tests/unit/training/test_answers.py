@@ -19,12 +19,8 @@ from qanchor.training.answers import (
     fit_answers,
     told_loss,
 )
-from qanchor.training.reader import (
-    LANGUAGE_BUDGET,
-    make_concept_task,
-    select_questions,
-    train_reader,
-)
+from qanchor.training.concept_task import make_concept_task
+from qanchor.training.reader import LANGUAGE_BUDGET, select_questions, train_reader
 from qanchor.useru.concept_answers import graded_answers
 from tests.tiny import CUTOFF, brief_fits, habits
 
@@ -67,16 +63,15 @@ def few(task):
     sample = task.samples[0]
     rows = np.arange(N_USERS)
 
+    question = asked.encoded
+    wordings = [question.wording for question in asked.questions]
+    grades = asked.grades(sample, rows, np.arange(len(wordings)))
+
     def losses():
-        return answer_losses(
-            reader,
-            token_input(sample.tokens, rows),
-            asked.encoded,
-            thing_input(sample.tokens),
-            [question.wording for question in asked.questions],
-            asked.grades(sample, rows, np.arange(len(asked.questions))),
-            np.random.default_rng(0),
-        )
+        users = token_input(sample.tokens, rows)
+        anchor = reader.anchor(users, question, thing_input(sample.tokens))
+        batch = AnsweredUsers(anchor, question, wordings, grades)
+        return answer_losses(reader, batch, np.random.default_rng(0))
 
     return reader, losses
 
@@ -142,11 +137,6 @@ def test_weights_of_0_leave_answers_out(task, monkeypatch):
         first.state_dict().items(), second.state_dict().values(), strict=True
     ):
         assert "project" in name or torch.equal(one, two)
-
-
-def test_a_reader_without_a_language_model_has_no_answers(task):
-    with pytest.raises(ValueError, match=r"contrastive is 0\.1"):
-        train_reader(PointingReader(384), task, 1, budget=LANGUAGE_BUDGET)
 
 
 def test_pairs_are_drawn_alike_over_the_grades_of_a_question():

@@ -11,8 +11,8 @@ import pytest
 
 from qanchor import cli
 from qanchor.data.users import Users
+from qanchor.training.concept_task import is_held_out, make_concept_task
 from qanchor.training.pairs import iter_pairs, make_pairs, write_pairs
-from qanchor.training.reader import is_held_out, make_concept_task
 from qanchor.useru.concepts import FAMILIES, MEASURES
 from tests.oracles.pairs import PairOracle
 from tests.tiny import CUTOFF, habits

@@ -18,13 +18,8 @@ from qanchor.models.pointing import (
     token_input,
 )
 from qanchor.models.user_tokens import TokenReader
-from qanchor.training.reader import (
-    is_held_out,
-    make_concept_task,
-    ranking_loss,
-    train_reader,
-    training_cutoffs,
-)
+from qanchor.training.concept_task import is_held_out, make_concept_task, training_cutoffs
+from qanchor.training.reader import ranking_loss, train_reader
 from qanchor.useru.concepts import MEASURES
 from tests.tiny import CUTOFF, brief_fits, habits
 
