@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
+from qanchor.data.things import Thing
 from qanchor.data.users import Users
 from qanchor.evaluation.intervals import Z
 from qanchor.inference.engine import Engine
 from qanchor.inference.evidence import rank_by_pointing
 from qanchor.models.user_tokens import TokenReader
-from qanchor.training.reader import is_held_out
+from qanchor.training.concept_task import is_held_out
 from qanchor.useru.concepts import Concept, Outcomes
 from qanchor.useru.horizons import query_horizon
 from qanchor.utils.types import UserFloats
@@ -149,50 +150,57 @@ def backtest(
     tokens = reader.read(cutoff).with_associations(model.population.associations)
     tokens = replace(tokens, not_meant=tuple(without))
     ranking = rank_by_pointing(model, tokens, query)
-    attrs = ranking.attrs
-    sign = attrs["sign"]
-    measure = attrs["measure"]
-    threshold = attrs["threshold"]
-    if not attrs["answerable"]:
+    if not ranking.attrs["answerable"]:
         return unknown
     judged = np.array([is_held_out(user) for user in tokens.ids])
     optimistic = bool(judged.sum() < MIN_HELD_OUT_USERS)
     if optimistic:
         judged[:] = True
-    meant = [reader.things[row] for row in attrs["things"]]
-    if measure == "exceeds" and not threshold:  # the query names no amount: any amount counts
-        measure = "occurs"
-    counts_times = measure == "high" and threshold > 0
-    is_amount = bool(meant) and meant[0].kind == "number" and not counts_times
-    family = "number" if is_amount else "text"
-    concept = Concept("asked", family, "", tuple(thing.name for thing in meant), measure, threshold)
+    concept = _asked_concept(ranking.attrs, reader.things)
     rows = pd.Index(users.ids).get_indexer(tokens.ids)[judged]
     outcomes = Outcomes.of(reader.events, rows, cutoff, days)
-    outcome = sign * outcomes.truth(reader.events, (concept,))[:, 0].astype(float)
+    truth = outcomes.truth(reader.events, (concept,))[:, 0].astype(float)
     _, past = outcomes.amounts(reader.events, concept)
-    score = ranking["score"].to_numpy(float)[judged]
-    known = ~np.isnan(outcome)
-    right, low, high = concordance(score[known], outcome[known])
-    is_yes = outcome[known] > (0 if sign > 0 else -1)
-    before, *_ = concordance(sign * past[known].astype(float), outcome[known])
+    sign = ranking.attrs["sign"]
+    known = ~np.isnan(truth)
+    outcome = sign * truth[known]
+    score = ranking["score"].to_numpy(float)[judged][known]
+    right, low, high = concordance(score, outcome)
+    before, _, _ = concordance(sign * past[known].astype(float), outcome)
+    shares = ()
+    if right is not None:
+        shares = _shares(score, truth[known] == (sign > 0))
     return replace(
         unknown,
         right=right,
         low=low,
         high=high,
-        n=int(known.sum()),
-        topic=", ".join(attrs["topics"]),
+        n=len(score),
+        topic=", ".join(ranking.attrs["topics"]),
         before=before,
-        measure=measure,
-        threshold=threshold,
-        shares=_shares(score[known], is_yes) if right is not None else (),
+        measure=concept.measure,
+        threshold=concept.threshold,
+        shares=shares,
         optimistic=optimistic,
     )
 
 
-def concordance(
-    score: UserFloats, truth: UserFloats
-) -> tuple[float | None, float | None, float | None]:
+def _asked_concept(attrs: dict, things: Sequence[Thing]) -> Concept:
+    """Return the concept that a query asks about, from `attrs` of its ranking."""
+    measure = attrs["measure"]
+    threshold = attrs["threshold"]
+    meant = [things[row] for row in attrs["things"]]
+    if measure == "exceeds" and not threshold:  # the query names no amount: any amount counts
+        measure = "occurs"
+    family = "text"
+    counts_times = measure == "high" and threshold
+    if meant and meant[0].kind == "number" and not counts_times:
+        family = "number"
+    names = tuple(thing.name for thing in meant)
+    return Concept("asked", family, "", names, measure, threshold)
+
+
+def concordance(score: UserFloats, truth: UserFloats) -> tuple[float | None, ...]:
     """Compute the share of pairs with different outcomes that a score orders correctly.
 
     This is Harrell's C; a tie counts half.
@@ -209,18 +217,21 @@ def concordance(
         >>> concordance(np.arange(20.0), np.arange(20.0))
         (1.0, 1.0, 1.0)
     """
-    truth_order = np.sign(truth[:, None] - truth)
-    score_order = np.sign(score[:, None] - score)
-    pairs = np.abs(truth_order)
-    right = (truth_order * score_order + pairs) / 2
     n = len(truth)
     _, users = np.unique(truth, return_counts=True)
     if n < MIN_KNOWN_USERS or n - users.max() < MIN_OTHER_OUTCOMES:
         return None, None, None
-    share = right.sum() / pairs.sum()
-    pairs_without_user = np.maximum(pairs.sum() - 2 * pairs.sum(1), 1)
-    share_without_user = (right.sum() - 2 * right.sum(1)) / pairs_without_user
-    variance = (n - 1) / n * ((share_without_user - share_without_user.mean()) ** 2).sum()
+    truth_order = np.sign(truth[:, None] - truth)
+    score_order = np.sign(score[:, None] - score)
+    differs = np.abs(truth_order)
+    right = (truth_order * score_order + differs) / 2
+    # each pair is counted twice
+    pairs = differs.sum()
+    pairs_of_user = 2 * differs.sum(1)
+    right_of_user = 2 * right.sum(1)
+    share = right.sum() / pairs
+    without_user = (right.sum() - right_of_user) / np.maximum(pairs - pairs_of_user, 1)
+    variance = (n - 1) / n * ((without_user - without_user.mean()) ** 2).sum()
     half_width = Z * np.sqrt(variance)
     low = max(share - half_width, 0)
     high = min(share + half_width, 1)

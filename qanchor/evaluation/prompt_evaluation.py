@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from qanchor.inference.prefix_cache import PrefixCache
 from qanchor.prompt_tuning.labels import known_labels
 from qanchor.prompt_tuning.soft_prompt import SoftPrompt
 from qanchor.prompt_tuning.tuning import tune_prompt
-from qanchor.utils.types import EmbeddingRows
+from qanchor.utils.types import EmbeddingRows, UserFloats, UserInts
 
 TUNING_SHARE = 0.5  # share of the labelled users that a prompt is tuned on
 BOOTSTRAP_DRAWS = 1000  # resamples of the test users for an interval
@@ -179,43 +180,25 @@ def compare_embeddings(
     """
     from sklearn.metrics import silhouette_samples
 
-    rows = pd.Index(ids)
-    fit = rows.get_indexer(learn.index)
-    new = rows.get_indexer(others.index)
-    known = learn.to_numpy(int)
+    index = pd.Index(ids)
+    fit = index.get_indexer(learn.index)
+    new = index.get_indexer(others.index)
     y = others.to_numpy(int)
+    embeddings = {"before": before, "after": after}
     scores = {}
-    near = {}
-    for side, z in (("before", before), ("after", after)):
-        scores[side] = fit_linear_probe(z[fit], known, z[new], seed)
-        near[side] = silhouette_samples(z[new], y)
-
-    def compare(name: str, measure: Callable, values: dict[str, np.ndarray]) -> dict:
-        """Measure both sides and their difference, with a paired bootstrap interval."""
-
-        def gain(rows) -> float:
-            return measure(values["after"][rows], y[rows]) - measure(
-                values["before"][rows], y[rows]
-            )
-
-        row = {side: measure(values[side], y) for side in values}
-        low, high = bootstrap_interval(gain, y, BOOTSTRAP_DRAWS, seed)
-        gained = row["after"] - row["before"]
-        return {"measure": name, **row, "gain": gained, "low": low, "high": high}
-
-    gains = [
-        compare("auc", roc_auc, scores),
-        compare("ks", ks_statistic, scores),
-        compare("silhouette", lambda values, _: float(values.mean()), near),
-    ]
-    frame = pd.DataFrame(gains)
+    silhouettes = {}
     intervals = {}
-    for side, score in scores.items():
-
-        def auc(rows, score=score) -> float:
-            return roc_auc(score[rows], y[rows])
-
+    for side, z in embeddings.items():
+        scores[side] = fit_linear_probe(z[fit], learn.to_numpy(int), z[new], seed)
+        silhouettes[side] = silhouette_samples(z[new], y)
+        auc = partial(_auc, scores[side], y)
         intervals[side] = bootstrap_interval(auc, y, BOOTSTRAP_DRAWS, seed)
+    rows = [
+        {"measure": "auc"} | _gain(roc_auc, scores, y, seed),
+        {"measure": "ks"} | _gain(ks_statistic, scores, y, seed),
+        {"measure": "silhouette"} | _gain(_mean, silhouettes, y, seed),
+    ]
+    frame = pd.DataFrame(rows)
     frame.attrs = {
         "n": len(y),
         "positives": int(y.sum()),
@@ -224,3 +207,24 @@ def compare_embeddings(
         "intervals": intervals,
     }
     return frame
+
+
+def _auc(scores: UserFloats, y: UserInts, rows: UserInts) -> float:
+    return roc_auc(scores[rows], y[rows])
+
+
+def _mean(values: UserFloats, y: UserInts) -> float:
+    return float(values.mean())
+
+
+def _gain(measure: Callable, values: dict[str, UserFloats], y: UserInts, seed: int) -> dict:
+    """Measure both sides and their difference, with a paired bootstrap interval."""
+    before = values["before"]
+    after = values["after"]
+
+    def gain(rows: UserInts) -> float:
+        return measure(after[rows], y[rows]) - measure(before[rows], y[rows])
+
+    low, high = bootstrap_interval(gain, y, BOOTSTRAP_DRAWS, seed)
+    row = {"before": measure(before, y), "after": measure(after, y)}
+    return row | {"gain": row["after"] - row["before"], "low": low, "high": high}
