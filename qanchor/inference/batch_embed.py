@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -303,13 +304,13 @@ def _begin(users: Path, run: Path, queries: list[str], out: Path, shards: int | 
     about = read_run_config(run)
     table = open_events(users)
     facts, facts_key = open_facts(users)
-    manifest = _read_manifest_or_empty(out)
     work = out / ".work"
+    manifest = _read_manifest_or_empty(out)
     old = manifest
     if not manifest and (work / "plan.json").exists():
         old = read_json(work / "plan.json")
     source = json.dumps([table.about, table.key, facts_key], sort_keys=True).encode()
-    default_shards = max(1, -(-table.rows // EVENTS_PER_SHARD))
+    default_shards = max(1, math.ceil(table.rows / EVENTS_PER_SHARD))
     plan = {
         "run": run.name,
         "run_sha256": sha256_file(run / "config.json"),
@@ -320,22 +321,11 @@ def _begin(users: Path, run: Path, queries: list[str], out: Path, shards: int | 
         "shards": shards or old.get("shards") or default_shards,
         "version": EMBEDDINGS_VERSION,
     }
-    if not old and any(out.glob("part-*.parquet")):
-        raise FileExistsError(
-            f"{out} holds parts of unknown origin (no _manifest.json). "
-            "Choose another folder, or remove them."
-        )
-    for name in FIXED_FIELDS:
-        if old and old[name] != plan[name]:
-            raise FileExistsError(
-                f"{out} holds embeddings with {name} {old[name]!r:.100}, not {plan[name]!r:.100}. "
-                "Choose another folder, or remove this one."
-            )
+    _refuse_other_inputs(out, old, plan)
     shutil.rmtree(out / ".gone", ignore_errors=True)
     for stale in out.glob(".part-*.part"):  # left by a killed process
         stale.unlink(missing_ok=True)
-    made = [part["shard"] for part in manifest.get("parts", [])]
-    if made and not _missing_shards(out, made):
+    if manifest and not _missing_shards(out, [part["shard"] for part in manifest["parts"]]):
         return []
     work.mkdir(parents=True, exist_ok=True)
     # new parts get the same metadata as existing ones
@@ -361,14 +351,29 @@ def _begin(users: Path, run: Path, queries: list[str], out: Path, shards: int | 
     return missing
 
 
+def _refuse_other_inputs(out: Path, old: dict, plan: dict) -> None:
+    """Raise FileExistsError if the folder holds embeddings of other inputs."""
+    if not old and any(out.glob("part-*.parquet")):
+        raise FileExistsError(
+            f"{out} holds parts of unknown origin (no _manifest.json). "
+            "Choose another folder, or remove them."
+        )
+    for name in FIXED_FIELDS:
+        if old and old[name] != plan[name]:
+            raise FileExistsError(
+                f"{out} holds embeddings with {name} {old[name]!r:.100}, not {plan[name]!r:.100}. "
+                "Choose another folder, or remove this one."
+            )
+
+
 def _missing_shards(out: Path, numbers: list[int]) -> list[int]:
     """Return the shards whose part is missing or differs from its record."""
     records = _records(out)
     missing = []
     for number in numbers:
         path = _part_path(out, number)
-        is_recorded = number in records and path.exists()
-        if not is_recorded or sha256_file(path) != records[number]["sha256"]:
+        expected = records.get(number, {}).get("sha256")
+        if not path.exists() or sha256_file(path) != expected:
             missing.append(number)
     return missing
 

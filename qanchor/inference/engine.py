@@ -152,12 +152,10 @@ class Engine:
         if not len(queries):
             raise ValueError("There are 0 queries. Pass at least 1.")
         out = np.zeros((len(cache), len(queries), self.model.config.embedding_dim), np.float32)
-        done = 0
         for rows, embeddings in self.iter_embed(cache, queries):
             out[rows] = embeddings
-            done += len(rows)
             if progress:
-                progress(done, len(cache))
+                progress(int(rows[-1]) + 1, len(cache))
         return out[:, 0] if is_one else out
 
     def iter_embed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -137,43 +138,48 @@ def interpret(
     """
     question = encode_questions(model, [query], tokens.unit, tokens.horizon_days)
     things = thing_input(tokens)
-    fit = word_fit(question, things)[0].numpy()
-    order = np.lexsort((tokens.population.rarity, -fit))  # ties: the most common first
-    best = float(fit[order[0]]) if len(order) else 0.0
-    labels = [thing.label for thing in tokens.things]
-    nearest = tuple(dict.fromkeys(labels[i] for i in order[: 2 * MAX_EVIDENCE]))[:MAX_EVIDENCE]
     sign = 1 if float(model.reader.sign(question)[0]) >= 0 else -1
     measure = MEASURES[int(model.reader.meaning(question, things).measure[0].argmax())]
+    fit = word_fit(question, things)[0].numpy()
+    best = float(fit.max(initial=0))
     behavior = float(question.behavior[0])
+    # ties: the most common first
+    order = np.lexsort((tokens.population.rarity, -fit)).tolist()
+    labels = [thing.label for thing in tokens.things]
+    nearest = _first_distinct([labels[row] for row in order[: 2 * MAX_EVIDENCE]])
     meant = []
-    read_as = []
+    read_as = ()
     threshold = 0.0
-    asks_one = not asks_two_things(query)
-    if asks_one and best >= MIN_FIT and best >= behavior:
+    is_one = not asks_two_things(query)
+    if is_one and best >= max(MIN_FIT, behavior):
         kind = tokens.things[order[0]].kind  # the same events have a text and a modality
-        fitting = order[fit[order] >= RELATIVE_FIT * best].tolist()
-        meant = [i for i in fitting if tokens.things[i].kind == kind]
-        read_as = [labels[i] for i in meant]
+        fitting = [row for row in order if fit[row] >= RELATIVE_FIT * best]
+        meant = [row for row in fitting if tokens.things[row].kind == kind]
+        names = [labels[row] for row in meant]
         alias = things.aliases.match(question.content, question.spelling, question.names_one)[0]
         if len(meant) > 1 and alias.max() >= best:
-            read_as = [tokens.aliases.labels[int(alias.argmax())], *read_as]
-        read_as = list(dict.fromkeys(read_as))[:MAX_EVIDENCE]
+            names.insert(0, tokens.aliases.labels[int(alias.argmax())])
+        read_as = _first_distinct(names)
         if kind == "number":
             threshold = asked_amount(query)
         if threshold:
             measure = "exceeds"
-    elif asks_one and behavior >= MIN_BEHAVIOR_SIMILARITY:
-        read_as = [ANY_EVENT]
+    elif is_one and behavior >= MIN_BEHAVIOR_SIMILARITY:
+        read_as = (ANY_EVENT,)
     times = asked_times(query, query_horizon(query, tokens.horizon_days))
     if read_as and not threshold and times > 1:
         threshold = float(times)
         measure = "high"
     if threshold and asks_limit(query) and sign > 0:  # not understood as a denial
-        read_as = []
+        read_as = ()
     meaning = Interpretation(
-        bool(read_as), tuple(read_as), tuple(meant), sign, measure, nearest, threshold
+        bool(read_as), read_as, tuple(meant), sign, measure, nearest, threshold
     )
     return meaning, question
+
+
+def _first_distinct(labels: list[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(labels))[:MAX_EVIDENCE]
 
 
 def rank_by_pointing(
@@ -234,19 +240,24 @@ def score_weights(
     Returns:
         One weight per thing.
     """
-    row = tokens.ids.index(user)
-    sample = tokens.select([row] * (len(things) + 1))
-    hidden = sample.which == np.array([-1, *things])[:, None]  # nothing is hidden from the first
-    sample = replace(sample, which=np.where(hidden, -1, sample.which))
+    hidden = np.array([-1, *things])  # nothing is hidden from the first copy of the user
+    copies = tokens.select([tokens.ids.index(user)] * len(hidden))
+    is_hidden = copies.which == hidden[:, None]
+    sample = replace(copies, which=np.where(is_hidden, -1, copies.which))
     score = read_questions(model.reader, sample, question).score[:, 0].numpy()
     return score[0] - score[1:]
 
 
+def _n_users(tokens: UserTokens) -> np.ndarray:
+    """Return how many users have each thing."""
+    return np.bincount(tokens.which[tokens.which >= 0], minlength=len(tokens.things))
+
+
 def _meant_things(tokens: UserTokens, things: tuple[int, ...]) -> list[dict]:
     """Return the best matching things of a question, and how many users have each."""
-    users = np.bincount(tokens.which[tokens.which >= 0], minlength=len(tokens.things))
+    users = _n_users(tokens).tolist()
     return [
-        {"text": tokens.things[thing].label, "users": int(users[thing])}
+        {"text": tokens.things[thing].label, "users": users[thing]}
         for thing in things[:MAX_EVIDENCE]
     ]
 
@@ -261,25 +272,23 @@ def past_answers(tokens: UserTokens, meaning: Interpretation) -> np.ndarray:
     Returns:
         One text per user. It is empty if none is found but tokens of the user were left out.
     """
-    thing = meaning.read_as[0] + " or the like" * (len(meaning.read_as) > 1)
+    label = meaning.read_as[0]
+    if len(meaning.read_as) > 1:
+        label += " or the like"
     count, days_since = _meant_events(tokens, meaning.things)
-    facts = [
-        past_fact(thing, int(n), float(days)) for n, days in zip(count, days_since, strict=True)
-    ]
+    facts = map(partial(past_fact, label), count.tolist(), days_since.tolist())
     is_known = (count > 0) | (tokens.n_left_out == 0)
-    return np.where(is_known, facts, "")
+    return np.where(is_known, list(facts), "")
 
 
 def _meant_events(tokens: UserTokens, things: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return how often each user did any of the things, and the days since the last time."""
-    if things:
-        meant = np.isin(tokens.which, things)
-    else:
-        is_modality = np.array([thing.kind == "modality" for thing in tokens.things])
-        meant = np.append(is_modality, False)[tokens.which]
-    count = np.where(meant, np.expm1(tokens.numbers[..., COUNT]), 0).sum(1).round()
+    kinds = [thing.kind for thing in tokens.things]
+    any_event = [row for row, kind in enumerate(kinds) if kind == "modality"]
+    meant = np.isin(tokens.which, things or any_event)
+    count = np.where(meant, np.expm1(tokens.numbers[..., COUNT]), 0).sum(1)
     last = np.where(meant, np.expm1(tokens.numbers[..., LAST]), np.inf).min(1)
-    return count.astype(int), np.where(np.isfinite(last), last.round(), np.nan)
+    return count.round().astype(int), last.round()
 
 
 def _evidence(
@@ -289,35 +298,36 @@ def _evidence(
 
     Candidates are the matching things and the things with the highest saliency.
     """
-    places = np.linspace(0, len(tokens) - 1, min(len(tokens), MAX_EVIDENCE_USERS))
-    rows = np.unique(places.astype(int))
+    n_rows = min(len(tokens), MAX_EVIDENCE_USERS)
+    rows = np.unique(np.linspace(0, len(tokens) - 1, n_rows).astype(int))
     sample = tokens.select(rows)
-    score = reading.score[rows]
-    n_things = len(tokens.things)
-    users = np.bincount(tokens.which[tokens.which >= 0], minlength=n_things)
-    with torch.inference_mode(False):  # gradients are needed, even if the caller disables them
-        some = token_input(sample)
-        gradients = token_gradients(model.reader, some, question, thing_input(sample))
-    which = some.which.numpy()
-    present = which >= 0
-    saliency = np.bincount(which[present], np.abs(gradients[present]), n_things)
-    candidates = np.argsort(-saliency, kind="stable")[:MAX_CANDIDATES].tolist()
-    candidates = [i for i in dict.fromkeys([*things[:MAX_EVIDENCE], *candidates]) if users[i]]
+    users = _n_users(tokens).tolist()
+    salient = _salient_things(model, sample, question)
+    candidates = [
+        thing for thing in dict.fromkeys([*things[:MAX_EVIDENCE], *salient]) if users[thing]
+    ]
     effects = []
     for thing in candidates:
-        hidden = np.arange(n_things) == thing
+        hidden = np.arange(len(users)) == thing
         without = read_questions(model.reader, sample.without(hidden), question)
-        effects.append(float((score - without.score).abs().mean()))
+        effects.append(float((reading.score[rows] - without.score).abs().mean()))
     weights = pd.Series(effects, candidates, dtype=float) / max(sum(effects), 1e-9)
     largest = weights[weights >= MIN_EVIDENCE_WEIGHT].nlargest(MAX_EVIDENCE)
     return [
-        {
-            "text": tokens.things[thing].label,
-            "weight": round(weight, 4),
-            "users": int(users[thing]),
-        }
+        {"text": tokens.things[thing].label, "weight": round(weight, 4), "users": users[thing]}
         for thing, weight in largest.items()
     ]
+
+
+def _salient_things(model: QAnchor, tokens: UserTokens, question: QuestionInput) -> list[int]:
+    """Return the things that the scores depend on most, by their gradients."""
+    with torch.inference_mode(False):  # gradients are needed, even if the caller disables them
+        users = token_input(tokens)
+        gradients = token_gradients(model.reader, users, question, thing_input(tokens))
+    which = users.which.numpy()
+    present = which >= 0
+    saliency = np.bincount(which[present], np.abs(gradients[present]), len(tokens.things))
+    return np.argsort(-saliency, kind="stable")[:MAX_CANDIDATES].tolist()
 
 
 def require_read(tokens: UserTokens, users: Sequence[str]) -> None:
