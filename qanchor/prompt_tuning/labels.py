@@ -66,7 +66,7 @@ def encode_labels(cache: PrefixCache, labels: pd.Series) -> tuple[UserInts, tupl
             f"least {MIN_CLASS_SIZE} are required (2 for tuning, 1 for validation). "
             "Label more users, or leave the class out."
         )
-    numbers = pd.Series(number, known.index).reindex(list(cache.ids)).fillna(-1)
+    numbers = pd.Series(number, known.index).reindex(list(cache.ids), fill_value=-1)
     return numbers.to_numpy(int), tuple(classes.tolist())
 
 

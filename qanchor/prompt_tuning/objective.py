@@ -96,8 +96,7 @@ class PromptObjective:
                 Default: the temperature itself.
         """
         anchors = self.anchors([prompt], rows)[:, 0]
-        temperatures = [prompt.temperature * factor for factor in factors]
-        return class_loss(anchors, self.labels[rows], prompt.prototypes, temperatures)
+        return class_loss(anchors, self.labels[rows], prompt, factors)
 
     @torch.no_grad()
     def initialize(self, classes: tuple, rows: Rows, num_virtual_tokens: int) -> SoftPrompt:
@@ -141,43 +140,40 @@ class PromptObjective:
         question = encode_questions(self.model, [self.query], tokens.unit, tokens.horizon_days)
         offsets = torch.from_numpy(vectors) - question.content
         labels = self.labels[rows]
-        temperatures = [prompt.temperature * factor for factor in TEMPERATURE_FACTORS]
         best_prompt = prompt
         best_loss = np.inf
         for batch in offsets.split(PROMPTS_PER_PASS):
             candidates = [replace(prompt, offset=offset) for offset in batch]
-            anchors = self.anchors(candidates, rows)
-            for place, candidate in enumerate(candidates):
-                centroids = class_centroids(anchors[:, place], labels)
-                loss = class_loss(anchors[:, place], labels, centroids, temperatures)
+            anchors = self.anchors(candidates, rows).unbind(1)
+            for candidate, own in zip(candidates, anchors, strict=True):
+                candidate = replace(candidate, prototypes=class_centroids(own, labels))
+                loss = class_loss(own, labels, candidate, TEMPERATURE_FACTORS)
                 if loss < best_loss:
                     best_loss = loss
-                    best_prompt = replace(candidate, prototypes=centroids)
+                    best_prompt = candidate
         return best_prompt
 
 
 @torch.no_grad()
 def class_loss(
-    anchors: Anchors,
-    labels: ClassNumbers,
-    prototypes: Prototypes,
-    temperatures: Sequence[float],
+    anchors: Anchors, labels: ClassNumbers, prompt: SoftPrompt, factors: Sequence[int]
 ) -> float:
     """Compute the prototype loss (paper, equation 7), averaged over classes.
 
     Args:
         anchors: Embeddings of users.
         labels: Class number of each user.
-        prototypes: One prototype per class.
-        temperatures: Temperatures to try; the lowest loss is returned.
+        prompt: Soft prompt that the users were embedded for.
+        factors: Multiples of its temperature to try; the lowest loss is returned.
     """
     masks = [labels == label for label in labels.unique()]
     losses = []
-    for temperature in temperatures:
-        parts = [
-            prototype_loss(anchors[mask], prototypes, labels[mask], temperature).item()
-            for mask in masks
-        ]
+    for factor in factors:
+        temperature = prompt.temperature * factor
+        parts = []
+        for mask in masks:
+            loss = prototype_loss(anchors[mask], prompt.prototypes, labels[mask], temperature)
+            parts.append(loss.item())
         losses.append(float(np.mean(parts)))
     return min(losses)
 
