@@ -14,6 +14,7 @@ from qanchor.models.text_encoder import text_vectors
 from qanchor.models.user_tokens import TokenReader
 from qanchor.training.concept_task import make_concept_task
 from qanchor.training.reader import train_reader
+from qanchor.training.teaching import make_taught_task
 from qanchor.utils.progress import ProgressBars
 from qanchor.utils.types import StageProgress
 
@@ -35,7 +36,8 @@ def fit(
     """Train a model on users' own past, without labels.
 
     Concepts to ask about are induced from the events. At earlier cut-offs, the model learns to
-    predict what followed. `python -m tests.benchmarks fitted` measures how long it takes.
+    predict what followed. `python -m tests.benchmarks fitted` measures how long it takes. A
+    language model also learns from a model without one, which is trained first.
 
     Args:
         users: The users, from `read_events` or `load_users`. Events at or after their cut-off are
@@ -80,6 +82,8 @@ def fit(
         report(INDUCING, 0, 1)
         task = make_concept_task(users, text_encoder, seed)
         report(INDUCING, 1, 1)
+        if reader.has_language_model:
+            task = make_taught_task(task, steps, seed, report)
         history = train_reader(
             reader,
             task,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -37,7 +37,7 @@ from qanchor.models.pointing import (
 )
 from qanchor.models.prefix import UserPrefix
 from qanchor.models.user_tokens import N_LEVEL_NUMBERS, N_TOKEN_NUMBERS, TokenReader, UserTokens
-from qanchor.training.concept_task import ConceptTask, Sample, is_held_out, make_concept_task
+from qanchor.training.concept_task import ConceptTask, is_held_out, make_concept_task
 from qanchor.training.reader import (
     LANGUAGE_BUDGET,
     POINTING_BUDGET,
@@ -45,6 +45,7 @@ from qanchor.training.reader import (
     select_questions,
     train_reader,
 )
+from qanchor.training.teaching import make_taught_task
 from qanchor.useru.concept_answers import graded_answers
 from qanchor.utils.io import atomic_write
 from qanchor.utils.types import StageProgress
@@ -88,29 +89,6 @@ BUDGETS = {  # of all others, LANGUAGE_BUDGET
 }
 LAYERS = {"four_layers": 4, "sixteen_layers": 16}
 MAX_WRITTEN = 40  # questions whose answers are written
-TAUGHT = 0.5  # weight of the teacher's chances beside the answers
-
-
-@dataclass(frozen=True)
-class TaughtTask(ConceptTask):
-    """Concepts whose answers are mixed with the chances that another reader, the teacher, gives to
-    all users.
-    """
-
-    teacher: PointingReader
-
-    def body_targets(self, sample: Sample, rows: np.ndarray, asked: np.ndarray) -> Tensor:
-        """Return the mean of what happened and the teacher's chance; of users of whom it is not
-        known what happened, the chance.
-        """
-        truth = self.targets(sample, rows, asked)
-        things = thing_input(self.samples[0].tokens)
-        with torch.no_grad():
-            users = token_input(sample.tokens, rows)
-            score = self.teacher(users, self.encoded.at(asked), things).score
-        share = truth.nanmean(0).nan_to_num(0.5).clamp(0.02, 0.98)
-        chance = (score - score.mean(0) + share.logit()).sigmoid()
-        return torch.where(truth.isnan(), chance, chance.lerp(truth, 1 - TAUGHT))
 
 
 class OneLayer(nn.Module):
@@ -188,11 +166,11 @@ def reading(
     held out, beside the prior and persistence. `minus` is B minus each other body, with 95 %
     intervals over users. `run` is not looked at. B is trained with the ranking loss and the joint
     loss of answers; `prefix` is the paper's form, in which users run through all layers, so it is
-    trained on fewer of them. `light_contrastive` has a tenth of the contrastive loss, as `fit`
-    does; `without_contrastive`, `without_autoregressive` and `ranking_only` leave losses out.
-    In `dense_teaching` half of what the body is taught is the chance that A, trained before, gives
-    each user. `longer` has three times the steps, `four_layers` and `sixteen_layers` as many
-    crossing layers.
+    trained on fewer of them. `light_contrastive` has a tenth of the contrastive loss;
+    `without_contrastive`, `without_autoregressive` and `ranking_only` leave losses out.
+    In `dense_teaching`, which is what `fit` does, half of what the body is taught is the
+    probability that A, trained before, gives each user. `longer` has three times the steps,
+    `four_layers` and `sixteen_layers` as many crossing layers.
     `written` is how the answer that the language model writes agrees with what happened (rank
     correlation of the grades over users that were kept from training), beside the grade that its
     score and persistence alone give.
@@ -245,9 +223,7 @@ def _measure(
     budget = BUDGETS.get(name, LANGUAGE_BUDGET)
     start = time.monotonic()
     if name == "dense_teaching":
-        teacher = _new_reader("pointing", task.encoded.vector.shape[1], backbone, seed)
-        train_reader(teacher, task, steps, seed=seed, progress=progress, budget=POINTING_BUDGET)
-        task = TaughtTask(**vars(task), teacher=teacher)
+        task = make_taught_task(task, steps, seed, progress)
     train_reader(reader, task, steps, seed=seed, progress=progress, budget=budget)
     seconds = time.monotonic() - start
     row, of_body = _judge(reader, tokens, people, encoder)
