@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,22 +12,25 @@ import pandas as pd
 
 from qanchor.widgets.packing import float_bytes, int_bytes
 
-NO_COLUMNS = ("user", "first", "last", "recent")  # of a frame of users: they say who a user is
+NO_COLUMNS = ["user", "first", "last", "recent"]  # of a frame of users: they say who a user is
 MAX_CATEGORIES = 7  # that have a color of their own; the others share one
 MAX_FEW_NUMBERS = 7  # so few different numbers are categories
 OTHERS = "all others"
 NUMBER_ENDS = (0.02, 0.98)  # quantiles at the ends of the scale of colors
 COMPARISONS = {
     ">=": operator.ge,
+    "≥": operator.ge,
     "<=": operator.le,
+    "≤": operator.le,
     "!=": operator.ne,
+    "==": operator.eq,
     "=": operator.eq,
     ">": operator.gt,
     "<": operator.lt,
 }
-SIGNS = {"≥": ">=", "≤": "<=", "==": "="}  # other ways to write them
-SIGN = "|".join([*COMPARISONS, *SIGNS])
-TRUTH = {"true": "1", "yes": "1", "false": "0", "no": "0"}
+SIGN = "|".join(COMPARISONS)
+EQUALITIES = ("=", "==", "!=")
+TRUTH = {"true": 1, "yes": 1, "false": 0, "no": 0}
 DAY = pd.Timedelta(days=1)
 
 
@@ -48,10 +52,13 @@ class UserColumns:
     def __init__(self, frame: pd.DataFrame):
         frame = frame.rename(columns=str).reset_index(drop=True)
         frame = frame.loc[:, ~frame.columns.duplicated()]
+        frame = frame.drop(columns=NO_COLUMNS, errors="ignore")
         columns = {}
         for name in frame:
-            values = None if name in NO_COLUMNS else plain_values(frame[name])
-            if values is not None and values.nunique(dropna=False) > 1:
+            values = plain_values(frame[name])
+            if values is None:
+                continue
+            if values.nunique(dropna=False) > 1:
                 columns[name] = values
         self.frame = fold_indicators(pd.DataFrame(columns, index=frame.index))
 
@@ -72,30 +79,13 @@ class UserColumns:
             `counts`, the most frequent first.
         """
         values = self.frame[name]
-        is_day = pd.api.types.is_datetime64_any_dtype(values)
-        is_number = is_day or pd.api.types.is_numeric_dtype(values)
+        is_number = is_day(values) or pd.api.types.is_numeric_dtype(values)
         if is_number and values.nunique() > MAX_FEW_NUMBERS:
-            ends = values.quantile(list(NUMBER_ENDS))
-            low, high = ends if is_day else ends.astype(float)
-            shown = [f"{end:%Y-%m-%d}" if is_day else f"{end:,.3g}" for end in (low, high)]
-            width = (high - low) / DAY if is_day else high - low
-            above = (values - low) / DAY if is_day else values - low
-            scaled = (above / max(width, 1e-12)).clip(0, 1)
-            return {
-                "name": name,
-                "values": float_bytes(scaled),
-                "low": shown[0],
-                "high": shown[1],
-            }
-        texts = _texts(values)
-        frequent = list(texts.value_counts().index)
-        shown = frequent[:MAX_CATEGORIES]
-        if len(frequent) > MAX_CATEGORIES:
-            shown = [*frequent[: MAX_CATEGORIES - 1], OTHERS]
-        code_of = {text: min(code, len(shown) - 1) for code, text in enumerate(frequent)}
-        codes = texts.map(code_of).fillna(-1).astype(int)
-        sizes = [int((codes == code).sum()) for code in range(len(shown))]
-        return {"name": name, "codes": int_bytes(codes), "names": shown, "counts": sizes}
+            packed = pack_numbers(values)
+        else:
+            packed = pack_categories(texts(values))
+        packed["name"] = name
+        return packed
 
     def find(self, text: str) -> np.ndarray | None:
         """Find users by a condition on a column, or several with "and" between.
@@ -109,46 +99,82 @@ class UserColumns:
         Raises:
             ValueError: Something is compared with < or > that is neither a number nor a day.
         """
-        names = "|".join(re.escape(name) for name in sorted(self.names, key=len, reverse=True))
-        if not names:
-            return None
-        begin = rf"(?:{names})\s*(?:{SIGN})"
-        condition = re.compile(
-            rf"\s*(?P<name>{names})\s*(?P<sign>{SIGN})\s*(?P<value>.+?)\s*"
-            rf"(?:$|\band\b(?=\s*{begin}))",
-            re.IGNORECASE,
-        )
+        longest_first = sorted(self.names, key=len, reverse=True)
+        names = "|".join(map(re.escape, longest_first))
+        begin = rf"\s*({names})\s*({SIGN})"
+        end = rf"\s*(?:$|\band\b(?={begin}))"
+        condition = re.compile(rf"{begin}\s*(.+?){end}", re.IGNORECASE)
         found = np.ones(len(self.frame), bool)
+        text = text.rstrip()
         place = 0
-        while place < len(text.rstrip()):
+        while place < len(text):
             match = condition.match(text, place)
             if match is None:
                 return None
-            found &= self._meets(match["name"], match["sign"], match["value"])
+            name, sign, value, *_ = match.groups()
+            found &= self._meets(name, sign, value)
             place = match.end()
         return np.flatnonzero(found) if place else None
 
     def _meets(self, name: str, sign: str, value: str) -> np.ndarray:
         """Return which users meet one condition."""
         if name not in self.frame:  # written in another case
-            name = next(other for other in self.names if other.casefold() == name.casefold())
+            same = [other for other in self.names if other.casefold() == name.casefold()]
+            name = same[0]
         values = self.frame[name]
-        sign = SIGNS.get(sign, sign)
         value = value.strip("'\"")
-        if pd.api.types.is_datetime64_any_dtype(values):
+        if is_day(values):
             wanted = pd.to_datetime(value, errors="coerce")
             values = values.dt.tz_localize(None).dt.floor("D")  # a day is all of it
         elif pd.api.types.is_numeric_dtype(values):
-            wanted = pd.to_numeric(TRUTH.get(value.casefold(), value), errors="coerce")
+            number = TRUTH.get(value.casefold(), value)
+            wanted = pd.to_numeric(number, errors="coerce")
         else:
             wanted = None
-        if wanted is None or pd.isna(wanted):
-            if sign not in ("=", "!="):
+        if pd.isna(wanted):
+            if sign not in EQUALITIES:
                 raise ValueError(f"{name} {sign} {value}: only numbers and days can be compared so")
-            values = _texts(values).str.casefold()
+            values = texts(values).str.casefold()
             wanted = value.casefold()
-        meets = COMPARISONS[sign](values, wanted)
-        return (meets & values.notna()).to_numpy(bool)
+        compare = COMPARISONS[sign]
+        meets = compare(values, wanted) & values.notna()
+        return meets.to_numpy(bool)
+
+
+def pack_numbers(values: pd.Series) -> dict:
+    """Pack numbers or days: `values` from 0 to 1, and `low` and `high` in words."""
+    low, high = values.quantile(list(NUMBER_ENDS))
+    above = values - low
+    width = high - low
+    if is_day(values):
+        above = above / DAY
+        width = width / DAY
+        written = "{:%Y-%m-%d}"
+    else:
+        written = "{:,.3g}"
+    scaled = above / max(width, 1e-12)
+    return {
+        "values": float_bytes(scaled.clip(0, 1)),
+        "low": written.format(low),
+        "high": written.format(high),
+    }
+
+
+def pack_categories(values: pd.Series) -> dict:
+    """Pack texts: `codes`, and `names` and `counts` of the categories, the most frequent first."""
+    frequent = values.value_counts().index
+    names = list(frequent)
+    if len(names) > MAX_CATEGORIES:
+        names = [*names[: MAX_CATEGORIES - 1], OTHERS]
+    ranks = frequent.get_indexer(values)  # -1 if unknown
+    codes = np.minimum(ranks, len(names) - 1)
+    known = codes[codes >= 0]
+    counts = np.bincount(known, minlength=len(names))
+    return {
+        "codes": int_bytes(codes),
+        "names": names,
+        "counts": counts.tolist(),
+    }
 
 
 def with_columns(
@@ -160,20 +186,13 @@ def with_columns(
         frame: One row per user.
         ids: The ids, in the order of the frame.
         columns: One row per user, index the ids; a name that is taken is followed by "(2)".
-
-    Raises:
-        ValueError: A user has several rows in `columns`.
     """
-    frame = frame.reset_index(drop=True)
     if columns is None:
         return frame
-    columns = columns.set_axis(columns.index.map(str))
-    if columns.index.has_duplicates:
-        twice = columns.index[columns.index.duplicated()][0]
-        raise ValueError(f"the columns have user {twice!r} twice: give one row a user")
-    columns = columns.reindex(ids).reset_index(drop=True)
-    taken = {name: f"{name} (2)" for name in columns if name in frame}
-    return pd.concat([frame, columns.rename(columns=taken)], axis=1)
+    columns = columns.rename(index=str).reindex(ids)
+    for name in columns.columns.intersection(frame.columns):
+        columns = columns.rename(columns={name: f"{name} (2)"})
+    return pd.concat([frame, columns.set_axis(frame.index)], axis=1)
 
 
 def find_ids(ids: Sequence[str], text: str) -> np.ndarray:
@@ -191,8 +210,10 @@ def find_ids(ids: Sequence[str], text: str) -> np.ndarray:
     wanted = text.strip().casefold()
     if not wanted:
         return np.empty(0, int)
-    is_called = names == wanted
-    return np.flatnonzero(is_called if is_called.any() else names.str.startswith(wanted))
+    is_found = names == wanted
+    if not is_found.any():
+        is_found = names.str.startswith(wanted)
+    return np.flatnonzero(is_found)
 
 
 def plain_values(values: pd.Series) -> pd.Series | None:
@@ -202,7 +223,7 @@ def plain_values(values: pd.Series) -> pd.Series | None:
     Args:
         values: The column.
     """
-    if values.map(lambda value: isinstance(value, list | tuple | set | dict | np.ndarray)).any():
+    if values.map(pd.api.types.is_list_like).any():
         return None
     if pd.api.types.is_bool_dtype(values):
         return values.astype(float)
@@ -210,7 +231,8 @@ def plain_values(values: pd.Series) -> pd.Series | None:
         values = values / DAY
     elif values.dtype == object:
         numbers = pd.to_numeric(values, errors="coerce")
-        if (numbers.notna() == values.notna()).all():
+        is_number = numbers.notna()
+        if is_number.equals(values.notna()):
             values = numbers
     if pd.api.types.is_float_dtype(values):
         values = values.replace([np.inf, -np.inf], np.nan)
@@ -228,25 +250,36 @@ def fold_indicators(frame: pd.DataFrame) -> pd.DataFrame:
         >>> fold_indicators(frame)["city"].tolist()
         ['Rome', 'Oslo']
     """
-    numbers = frame.select_dtypes("number")
-    indicators = [name for name in numbers if "." in name and numbers[name].isin([0, 1]).all()]
-    groups: dict[str, list[str]] = {}
-    for indicator in indicators:
-        groups.setdefault(indicator.partition(".")[0], []).append(indicator)
+    groups = defaultdict(list)
+    for indicator, values in frame.select_dtypes("number").items():
+        if "." in indicator and values.isin([0, 1]).all():
+            name, _, _ = indicator.partition(".")
+            groups[name].append(indicator)
     for name, group in groups.items():
         parts = frame[group]
-        if len(group) < 2 or name in frame or (parts.sum(axis=1) > 1).any():
+        n_true = parts.sum(axis=1)
+        if len(group) < 2 or name in frame or n_true.max() > 1:
             continue
-        values = parts.idxmax(axis=1).str.slice(len(name) + 1)
+        true_names = parts.idxmax(axis=1)
+        values = true_names.str.removeprefix(f"{name}.")
         frame = frame.drop(columns=group)
-        frame[name] = values.where(parts.sum(axis=1) == 1, None)
+        frame[name] = values.where(n_true == 1, None)
     return frame
 
 
-def _texts(values: pd.Series) -> pd.Series:
+def is_day(values: pd.Series) -> bool:
+    """Whether a column holds days or times."""
+    return pd.api.types.is_datetime64_any_dtype(values)
+
+
+def texts(values: pd.Series) -> pd.Series:
     """Return values as people write them, None if unknown."""
-    if pd.api.types.is_float_dtype(values) and (values.dropna() % 1 == 0).all():
-        values = values.astype("Int64")
-    if pd.api.types.is_datetime64_any_dtype(values):
+    if pd.api.types.is_float_dtype(values):
+        is_whole = values.dropna() % 1 == 0
+        if is_whole.all():
+            values = values.astype("Int64")
+    if is_day(values):
         values = values.dt.strftime("%Y-%m-%d")
-    return values.astype(object).where(values.notna(), None).map(str, na_action="ignore")
+    cells = values.astype(object)
+    known = cells.where(values.notna(), None)
+    return known.map(str, na_action="ignore")
