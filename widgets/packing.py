@@ -20,20 +20,22 @@ SHIFT_COLUMNS = ["user", *SHIFT_NUMBERS, "gained", "lost"]
 
 def int_bytes(values) -> bytes:
     """Return whole numbers as the bytes of int32 numbers."""
-    return np.asarray(values).astype(np.int32).tobytes()
+    numbers = np.asarray(values, dtype=np.int32)
+    return numbers.tobytes()
 
 
 def float_bytes(values) -> bytes:
     """Return a Series or DataFrame as the bytes of float32 numbers, row by row."""
-    return np.ascontiguousarray(values.to_numpy(dtype=np.float32)).tobytes()
+    numbers = values.to_numpy(dtype=np.float32)
+    return numbers.tobytes()
 
 
 def json_rows(frame: pd.DataFrame) -> list[dict]:
     """Return the rows of a frame as JSON holds them: None for what is missing or infinite."""
     finite = frame.replace([np.inf, -np.inf], np.nan)
     cells = finite.astype(object)
-    cells = cells.where(cells.notna(), None)
-    return cells.to_dict("records")
+    known = cells.where(cells.notna(), None)
+    return known.to_dict("records")
 
 
 def pack_users(frame: pd.DataFrame) -> tuple[dict, tuple[str, ...], list[list]]:
@@ -54,34 +56,46 @@ def pack_users(frame: pd.DataFrame) -> tuple[dict, tuple[str, ...], list[list]]:
         columns = ", ".join(map(str, frame))
         raise ValueError(f"the frame has no column 'user' (it has {columns}): pass users.frame()")
     ids = tuple(frame["user"].astype(str))
-    if len(set(ids)) != len(ids):
-        repeated = len(ids) - len(set(ids))
-        twice = f"the column 'user' repeats {repeated:,} of {len(ids):,} ids"
+    n_users = len(ids)
+    repeated = n_users - len(set(ids))
+    if repeated:
+        twice = f"the column 'user' repeats {repeated:,} of {n_users:,} ids"
         raise ValueError(f"{twice}: give one row a user, as users.frame() does")
     table = frame.reindex(columns=USER_COLUMNS)
     first = days(table["first"])
     last = days(table["last"])
-    recent = [limit_length(text_list(value), MAX_RECENT_LENGTH) for value in table["recent"]]
-    texts = [list(row) for row in zip(first, last, recent, strict=True)]
+    recent = []
+    for value in table["recent"]:
+        events = text_list(value)
+        recent.append(limit_length(events, MAX_RECENT_LENGTH))
+    texts = []
+    for row in zip(first, last, recent, strict=True):
+        texts.append(list(row))
+    n_events = table["events"].fillna(0)
+    first_day = min(filter(None, first), default="")
+    last_day = max(last, default="")
     packed = {
         "ids": list(ids),
-        "texts": texts if len(ids) <= MAX_USERS_SENT_WITH_EVENTS else [],
-        "events": float_bytes(table["events"].fillna(0)),
-        "span": [min(filter(None, first), default=""), max(last, default="")],
+        "texts": [],
+        "events": float_bytes(n_events),
+        "span": [first_day, last_day],
     }
+    if n_users <= MAX_USERS_SENT_WITH_EVENTS:
+        packed["texts"] = texts
     return packed, ids, texts
 
 
 def days(times: pd.Series) -> list[str]:
     """Write times as days, empty where there is none."""
-    return pd.to_datetime(times).dt.strftime("%Y-%m-%d").fillna("").tolist()
+    written = pd.to_datetime(times).dt.strftime("%Y-%m-%d")
+    return written.fillna("").tolist()
 
 
 def text_list(value) -> list[str]:
     """Return a cell that holds texts, or nothing, as a list of texts."""
     if not pd.api.types.is_list_like(value):
         return []
-    return [str(text) for text in value]
+    return list(map(str, value))
 
 
 def limit_length(texts: Iterable[str], max_length: int) -> list[str]:
@@ -117,17 +131,20 @@ def pack_timeline(frame: pd.DataFrame) -> dict:
     times = newest["time"].astype("datetime64[s]")
     minutes = times.astype(np.int64) // 60
     modality, modalities = pd.factorize(newest["modality"].astype(str), sort=True)
-    cut_texts = newest["text"].astype(str).str.slice(0, MAX_EVENT_LENGTH)
-    text, texts = pd.factorize(cut_texts)
+    long_texts = newest["text"].astype(str)
+    text, texts = pd.factorize(long_texts.str.slice(0, MAX_EVENT_LENGTH))
+    evidence = newest["evidence"].to_numpy(np.uint8)
+    weight = newest.reindex(columns=["weight"]).fillna(0)
+    n_evidence = int(frame["evidence"].sum())
     return {
-        "total": [len(frame), int(frame["evidence"].sum())],
+        "total": [len(frame), n_evidence],
         "time": int_bytes(minutes),
         "modality": int_bytes(modality),
         "modalities": list(modalities),
         "text": int_bytes(text),
         "texts": list(texts),
-        "evidence": newest["evidence"].to_numpy(np.uint8).tobytes(),
-        "weight": float_bytes(newest.reindex(columns=["weight"]).fillna(0)),
+        "evidence": evidence.tobytes(),
+        "weight": float_bytes(weight),
     }
 
 
@@ -149,13 +166,16 @@ def pack_shift(ids: Sequence[str], shift: pd.DataFrame | None, row_of_backend: n
     by_user = shift.set_index("user")
     table = by_user.reindex(index=list(ids), columns=SHIFT_COLUMNS[1:])
     numbers = table[SHIFT_NUMBERS].astype(float)
+    was_compared = numbers["toward_yes"].notna().any()  # with other questions
     stands_out = numbers["stands_out"] == 1  # NaN does not
+    beyond = stands_out.to_numpy(np.uint8)
+    moved = numbers.fillna(0)
     return {
-        "residual": float_bytes(numbers["residual"].fillna(0)),
-        "compared": bool(numbers["toward_yes"].notna().any()),  # with other questions
-        "toward": float_bytes(numbers["toward_yes"].fillna(0)),
-        "elsewhere": float_bytes(numbers["elsewhere"].fillna(0)),
-        "beyond": stands_out.to_numpy(np.uint8).tobytes(),
+        "residual": float_bytes(moved["residual"]),
+        "compared": bool(was_compared),
+        "toward": float_bytes(moved["toward_yes"]),
+        "elsewhere": float_bytes(moved["elsewhere"]),
+        "beyond": beyond.tobytes(),
         "neighbors_kept": float_bytes(numbers["neighbours_kept"]),
         "gained": pack_neighbors(table["gained"], row_of_backend),
         "lost": pack_neighbors(table["lost"], row_of_backend),
@@ -165,12 +185,13 @@ def pack_shift(ids: Sequence[str], shift: pd.DataFrame | None, row_of_backend: n
 def pack_neighbors(neighbors: pd.Series, row_of_backend: np.ndarray) -> bytes:
     """Pack tuples of row numbers, `MAX_NEIGHBORS` a user; users the view has not are left out."""
     shape = (len(neighbors), MAX_NEIGHBORS)
-    packed = np.full(shape, -1, dtype=np.int32)
+    packed = np.full(shape, -1, np.int32)
     for place, numbers in enumerate(neighbors):
         if isinstance(numbers, tuple):  # else nothing is known of this user
             rows = row_of_backend[list(numbers)]
-            rows = rows[rows >= 0][:MAX_NEIGHBORS]
-            packed[place, : len(rows)] = rows
+            in_view = rows[rows >= 0]
+            nearest = in_view[:MAX_NEIGHBORS]
+            packed[place, : len(nearest)] = nearest
     return packed.tobytes()
 
 
@@ -185,7 +206,9 @@ def pack_ranking(scores: pd.Series, sentences: Mapping) -> dict:
     Returns:
         `interpretation`, `order`, `meant`, and `score` unless all scores are equal or unknown.
     """
-    packed = {name: sentences.get(name, "") for name in RANKING_TEXTS}
+    packed = {}
+    for name in RANKING_TEXTS:
+        packed[name] = sentences.get(name, "")
     packed["meant"] = list(sentences.get("meant", ()))
     if scores.nunique() > 1:
         packed["score"] = float_bytes(scores)

@@ -34,7 +34,9 @@ def static_page(
     Returns:
         HTML.
     """
-    paragraphs = "".join(f"<p>{escape(line)}</p>" for line in lines if line)
+    paragraphs = ""
+    for line in filter(None, lines):
+        paragraphs += f"<p>{escape(line)}</p>"
     heading = f"<p><strong>{escape(title)}</strong></p>"
     return f"<div>{heading}{image}{paragraphs}{html_table(table)}</div>"
 
@@ -45,7 +47,9 @@ def html_table(rows: Iterable[Iterable]) -> str:
     if not rows:
         return ""
     head = table_row(rows[0], "th")
-    body = "".join(table_row(row, "td") for row in rows[1:])
+    body = ""
+    for row in rows[1:]:
+        body += table_row(row, "td")
     return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
 
 
@@ -122,9 +126,12 @@ def map_image(places: np.ndarray, marked: np.ndarray) -> str:
 
 def unique_on_grid(pixels: np.ndarray) -> np.ndarray:
     """Round points to a grid and return each place once."""
-    return np.unique(np.round(pixels / GRID) * GRID, axis=0)
+    on_grid = GRID * np.round(pixels / GRID)
+    return np.unique(on_grid, axis=0)
 
 
 def truncate(text: str, max_length: int) -> str:
     """Cut a text that is longer than `max_length` characters and mark the cut."""
-    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
+    if len(text) <= max_length:
+        return text
+    return text[: max_length - 1] + "…"
