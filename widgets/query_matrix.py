@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from html import escape
 from threading import Event
 from typing import Any
 
@@ -26,13 +24,14 @@ from qanchor.widgets.base import (
     until_cancelled,
 )
 from qanchor.widgets.packing import json_rows
-from qanchor.widgets.static_html import BLUE, GRAY, INK, static_page, svg_image, truncate
+from qanchor.widgets.static_html import static_page
 
 MAX_SIDE = 12  # questions, and groups: more cannot be read on one page
 HINT = (
     "Press “Ask all questions” to put every question to every user, and see which question tells "
     "which group."
 )
+Queries = tuple[str, ...]
 TITLE = "Matrix"
 LEGEND = (
     "Brackets: within chance. An arrow: the group leans more to yes (↑) or less (↓) than "
@@ -40,24 +39,6 @@ LEGEND = (
 )
 TABLE_COLUMNS = ["query", "group", "n", "auc"]
 NEUTRAL = {"auc": 0.5, "yes_score": 0.5, "ratio": 1.0}  # what says nothing, by measure
-NAME_WIDTH = 300  # pixels of the questions in the picture
-CELL_WIDTH = 58  # pixels
-ROW_HEIGHT = 28  # pixels
-MAX_QUERY_LENGTH = 44  # characters of a question in the picture
-MAX_GROUP_LENGTH = 9  # characters of a group's name there
-
-
-@dataclass
-class MatrixResult:
-    """The rows of a matrix, the update that gave them, and what its words are about.
-
-    `names` are the questions and groups that the words are about; None while rows are missing, or
-    after a group has changed.
-    """
-
-    frame: pd.DataFrame
-    update: Any
-    names: set[str] | None = None
 
 
 class QueryMatrixView(View):
@@ -108,10 +89,12 @@ class QueryMatrixView(View):
             ids = tuple(backend.ids)
             selection = Selection(ids, lambda rows: None, None, *unit_words(backend))
         self.selection = selection
-        self._complete: MatrixResult | None = None  # the last matrix that was whole
-        self._partial: MatrixResult | None = None  # the matrix that is on its way
-        self._queries: tuple[str, ...] = ()
+        self._queries: Queries = ()
         self._groups: dict[str, Group] = {}
+        self._cells: dict[tuple[str, str], tuple[Group, dict]] = {}  # by question and name
+        self._reads: dict[str, str] = {}  # how to read each measure
+        self._answer = None  # the update that completed the last matrix
+        self._asked: tuple[Queries, dict[str, Group]] = ((), {})  # what that one is about
         about = {
             "title": TITLE,
             "total": len(selection.all_ids),
@@ -123,11 +106,10 @@ class QueryMatrixView(View):
         }
         super().__init__(selection.turn, _about=about)
         self.set_matrix(backend.queries, backend.groups)
-        self.selection.observe(self._on_select)
-        self._on_select(self.selection.rows)
+        selection.observe(self._on_select)
 
     @property
-    def queries(self) -> tuple[str, ...]:
+    def queries(self) -> Queries:
         """The questions of the matrix."""
         return self._queries
 
@@ -139,7 +121,13 @@ class QueryMatrixView(View):
     @property
     def table(self) -> pd.DataFrame:
         """The matrix as it is shown, one row per question and group; no rows before `ask()`."""
-        return self._shown_frame()
+        rows = []
+        for query in self._queries:
+            for name, group in self._groups.items():
+                asked_group, row = self._cells.get((query, name), (None, None))
+                if asked_group == group:
+                    rows.append(row)
+        return pd.DataFrame(rows, columns=None if rows else TABLE_COLUMNS)
 
     @property
     def sentence(self) -> str:
@@ -168,25 +156,21 @@ class QueryMatrixView(View):
         """
         new_queries = self._queries
         if queries is not None:
-            new_queries = tuple(dict.fromkeys(str(query).strip() for query in queries))
+            stripped = [str(query).strip() for query in queries]
+            new_queries = tuple(dict.fromkeys(stripped))
         new_groups = self._groups
         if groups is not None:
             new_groups = {}
             for name, ids in groups.items():
-                name = str(name).strip()
-                new_groups[name] = self._checked_group(name, getattr(ids, "ids", ids))
+                group = self._checked_group(name, ids)
+                new_groups[group.name] = group
         check_size("questions", new_queries)
         check_size("groups", new_groups)
         with self._guard:
-            changed = [name for name, old in self._groups.items() if new_groups.get(name) != old]
-            for result in (self._complete, self._partial):
-                if changed and result is not None:
-                    is_old = result.frame["group"].isin(changed)
-                    result.frame = result.frame[~is_old]
-                    result.names = None
             self._queries = new_queries
             self._groups = new_groups
             self._show()
+            self._on_select(self.selection.rows)
 
     def add_query(self, query: str) -> None:
         """Put one more question into the matrix."""
@@ -197,9 +181,8 @@ class QueryMatrixView(View):
         if query not in self._queries:
             there = ", ".join(self._queries) or "none"
             raise KeyError(f"no question “{query}” in the matrix: there are {there}")
-        queries = list(self._queries)
-        queries.remove(query)
-        self.set_matrix(queries=queries)
+        queries = [other for other in self._queries if other != query]
+        self.set_matrix(queries)
 
     def add_group(self, name: str, ids: Iterable[str] | None = None) -> Group:
         """Make a column of some users.
@@ -211,9 +194,11 @@ class QueryMatrixView(View):
         Returns:
             The group.
         """
-        ids = self.selection.ids if ids is None else tuple(ids)
-        self.set_matrix(groups={**self._groups, name: ids})
-        return self._groups[str(name).strip()]
+        if ids is None:
+            ids = self.selection.ids
+        group = self._checked_group(name, ids)
+        self.set_matrix(groups={**self._groups, group.name: group})
+        return group
 
     def remove_group(self, name: str) -> None:
         """Take a group out of the matrix; the users stay as they are."""
@@ -224,82 +209,74 @@ class QueryMatrixView(View):
         del groups[name]
         self.set_matrix(groups=groups)
 
-    def _checked_group(self, name: str, ids: Iterable[str]) -> Group:
+    def _checked_group(self, name: str, ids: Group | Iterable[str]) -> Group:
         """Return a group, and refuse unknown users and groups that are too small or too large."""
-        group = Group(name, tuple(dict.fromkeys(str(user) for user in ids)))
-        everyone = set(self.selection.all_ids)
-        for user in group.ids:
-            if user not in everyone:
-                view = f"the {len(everyone):,} of this view"
-                raise KeyError(f"group {name!r}: user {user!r} is not among {view}")
-        inside = len(group.ids)
+        ids = getattr(ids, "ids", ids)
+        unique_ids = dict.fromkeys(map(str, ids))
+        group = Group(name.strip(), tuple(unique_ids))
+        where = f"group {group.name!r}"
+        everyone = self.selection.all_ids
+        strangers = unique_ids.keys() - set(everyone)
+        if strangers:
+            stranger = min(strangers)
+            view = f"the {len(everyone):,} of this view"
+            raise KeyError(f"{where}: user {stranger!r} is not among {view}")
+        inside = len(unique_ids)
         outside = len(everyone) - inside
-        if min(inside, outside) < max(self._min_users, 1):
+        if min(inside, outside) < self._min_users:
             users = self.selection.count(inside)
+            counts = f"{users} in it, {outside:,} outside"
             needed = f"at least {self._min_users} of each are needed"
             hint = "select more" if inside < outside else "select fewer"
-            counts = f"{users} in it, {outside:,} outside"
-            raise ValueError(f"group {name!r}: {counts}, {needed}: {hint}")
+            raise ValueError(f"{where}: {counts}, {needed}: {hint}")
         return group
-
-    def _shown_frame(self) -> pd.DataFrame:
-        """Return the rows on their way, then the kept ones, of what is still in the matrix."""
-        results = (self._partial, self._complete)
-        frames = [result.frame for result in results if result is not None]
-        if not frames:
-            return pd.DataFrame(columns=TABLE_COLUMNS)
-        frame = pd.concat(frames).drop_duplicates(["query", "group"])
-        frame = frame[frame["query"].isin(self._queries)]
-        frame = frame[frame["group"].isin(list(self._groups))]
-        return frame.reset_index(drop=True)
 
     def _show(self, **status) -> None:
         """Send the matrix to the browser, and the status, if one is given."""
         with self._guard, self.hold_sync():
-            words = {"sentence": "", "caption": "", "reads": {}}
-            result = self._complete or self._partial
-            if result is not None:
-                words["reads"] = result.update.data["reads"]
-                # the words may be of questions and groups that are no longer there
-                if result.names and result.names <= {*self._queries, *self._groups}:
-                    words["sentence"] = result.update.message
-                    words["caption"] = result.update.caption
-            packed = pack_matrix(self._shown_frame(), self._queries, self._groups)
+            words = {"sentence": "", "caption": "", "reads": self._reads}
+            if self._is_answered():
+                words["sentence"] = self._answer.message
+                words["caption"] = self._answer.caption
+            packed = pack_matrix(self.table, self._queries, self._groups)
             self._picture = packed | words
             if status:
                 self._set_status(**status)
 
     def _show_end(self, how: str) -> None:
-        suffix = " The matrix is as it was." if self._complete else ""
+        suffix = " The matrix is as it was." if self._answer else ""
         self._show(note=f"{how}.{suffix}")
 
     def _summary(self) -> str:
         queries = count_noun(len(self._queries), "question", "questions")
-        size = f"{queries} x {count_noun(len(self._groups), 'group', 'groups')}"
-        frame = self._shown_frame()
+        groups = count_noun(len(self._groups), "group", "groups")
+        frame = self.table
         if frame.empty:
-            return f"QueryMatrixView({size}, not asked yet)"
-        significant = frame["beyond_chance"].sum()
-        return f"QueryMatrixView({size}, {significant} of {len(frame)} cells beyond chance)"
+            told = "not asked yet"
+        else:
+            significant = frame["beyond_chance"].sum()
+            told = f"{significant} of {len(frame)} cells beyond chance"
+        return f"QueryMatrixView({queries} x {groups}, {told})"
 
     def _html(self) -> str:
         picture = self._picture
         if not picture["measures"]:
-            return static_page(TITLE, [f"{self!r}: run the cell to ask.", *picture["queries"]])
-        reads = picture["reads"].get("auc", "")
+            hint = f"{self!r}: run the cell to ask."
+            return static_page(TITLE, [hint, *picture["queries"]])
+        reads = picture["reads"].get("auc")
         lines = [picture["sentence"], reads, picture["caption"], LEGEND]
-        return static_page(TITLE, lines, matrix_image(picture), matrix_rows(picture))
+        return static_page(TITLE, lines, table=matrix_rows(picture))
 
     def _on_select(self, rows: np.ndarray) -> None:
         """Tell the browser how many users are selected, and the name of the group that this is."""
         ids = set(self.selection.ids)
-        name = ""
+        same = ""
         for group in self._groups.values():
             if set(group.ids) == ids:
-                name = group.name
+                same = group.name
                 break
         with self._guard:
-            self._selected = {"n": len(rows), "group": name}
+            self._selected = {"n": len(rows), "group": same}
 
     def _on_message(self, _widget, message: dict, buffers: list) -> None:
         """Do what the browser asks, and say in the view what cannot be done."""
@@ -326,8 +303,7 @@ class QueryMatrixView(View):
 
     def _after_change(self, added: bool) -> None:
         """Ask again: what is known takes no time, and the chance lines are those of the matrix."""
-        self._on_select(self.selection.rows)
-        if added or self._complete or self._status.get("busy"):
+        if added or self._answer or self._status.get("busy"):
             self._worker.start(self._run)
 
     def _pick_cell(self, query: str, name: str) -> None:
@@ -338,44 +314,49 @@ class QueryMatrixView(View):
 
     def _run(self, stop: Event, raise_errors: bool = False) -> None:
         """Ask all questions row by row and keep it; if it fails, the last whole matrix stays."""
-        queries = list(self._queries)
-        groups = {name: group.ids for name, group in self._groups.items()}
+        queries = self._queries
+        groups = self._groups
+        known_cells = dict(self._cells)
         self._set_status(busy=True, done=0, total=1, note="Asking")
         with self._showing_failure("The questions could not be asked", raise_errors):
             if not queries or not groups:
                 size = f"{len(queries)} questions, {len(groups)} groups"
                 raise ValueError(f"{size}: at least one of each is needed")
             try:
-                self._complete = self._follow(queries, groups, stop)
-            finally:
-                if self._complete:  # else the rows so far are all there is
-                    self._partial = None
+                answer = self._follow(queries, groups, stop)
+            except BaseException:
+                if self._answer is not None:  # else the rows so far are all there is
+                    self._cells = known_cells
+                raise
+            self._asked = (queries, groups)
+            self._answer = answer
             self._show(note="")
 
-    def _follow(self, queries: list[str], groups: dict, stop: Event) -> MatrixResult:
-        """Show each row as it comes; return the whole matrix."""
-        result = None
-        rows = 0
-        with closing(self._backend(queries, groups)) as updates:
+    def _follow(self, queries: Queries, groups: Mapping[str, Group], stop: Event) -> Any:
+        """Show each row as it comes; return the last update."""
+        ids = {name: group.ids for name, group in groups.items()}
+        with closing(self._backend(list(queries), ids)) as updates:
             for update in until_cancelled(updates, stop):
-                frame = update.data["frame"]
-                if frame is not None:
-                    result = MatrixResult(frame, update)
-                    if len(frame) != rows:
-                        rows = len(frame)
-                        self._partial = result
-                        self._show()
+                if update.data["frame"] is not None:
+                    self._reads = update.data["reads"]
+                    for row in update.data["frame"].to_dict("records"):
+                        name = row["group"]
+                        self._cells[row["query"], name] = (groups[name], row)
+                    self._show()
                 note = update.message
                 self._set_status(busy=True, done=update.done, total=update.total, note=note)
-        if result is None:
-            raise ValueError("no matrix was given")
-        result.names = {*queries, *groups}
-        return result
+        return update
+
+    def _is_answered(self) -> bool:
+        """Whether all that the last answer is about is still in the matrix."""
+        queries, groups = self._asked
+        if self._answer is None or not set(queries) <= set(self._queries):
+            return False
+        return groups.items() <= self._groups.items()
 
 
-def check_size(what: str, names: Iterable[str]) -> None:
+def check_size(what: str, names: Collection[str]) -> None:
     """Refuse a matrix that is too large or has an empty question or group."""
-    names = list(names)
     if len(names) > MAX_SIDE:
         raise ValueError(f"{len(names)} {what}, the matrix holds {MAX_SIDE}: take one out first")
     if "" in names:
@@ -396,33 +377,51 @@ def pack_matrix(frame: pd.DataFrame, queries: Sequence[str], groups: Mapping[str
         then `orders`: rows and columns so that like colors stand side by side, by measure.
     """
     known = {}
-    for row in json_rows(frame):
-        known[row["query"], row["group"]] = row
+    for cell in json_rows(frame):
+        known[cell["query"], cell["group"]] = cell
+    heads = []
+    for name, group in groups.items():
+        heads.append({"name": name, "n": len(group.ids)})
+    cells = []
+    for query in queries:
+        row = [known.get((query, name)) for name in groups]
+        cells.append(row)
     measures = []
-    if len(frame):
+    if known:
         measures = [measure for measure in NEUTRAL if measure in frame]
-    whole = len(frame) == len(queries) * len(groups) > 0
+    n_cells = len(queries) * len(groups)
+    whole = 0 < len(known) == n_cells
     orders = {}
     if whole:
         for measure in measures:
-            table = frame.pivot(index="query", columns="group", values=measure)
-            table = table.loc[list(queries), list(groups)]
-            table = table.replace(np.inf, np.nan)
-            table = table.fillna(NEUTRAL[measure])
-            orders[measure] = similarity_order(table.to_numpy(float))
+            orders[measure] = similarity_order(cell_values(cells, measure))
     return {
         "queries": list(queries),
-        "groups": [{"name": name, "n": len(group.ids)} for name, group in groups.items()],
-        "cells": [[known.get((query, name)) for name in groups] for query in queries],
+        "groups": heads,
+        "cells": cells,
         "measures": measures,
         "orders": orders,
         "whole": whole,
     }
 
 
+def cell_values(cells: list[list[dict]], measure: str) -> np.ndarray:
+    """Return one measure of all cells; what is unknown says nothing."""
+    values = []
+    for row in cells:
+        values.append([cell[measure] for cell in row])
+    table = np.array(values, dtype=float)
+    unknown = np.isnan(table)
+    table[unknown] = NEUTRAL[measure]
+    return table
+
+
 def similarity_order(table: np.ndarray) -> dict:
     """Order the rows and columns of a table so that neighbors are alike."""
-    return {"rows": leaf_order(table), "columns": leaf_order(table.T)}
+    return {
+        "rows": leaf_order(table),
+        "columns": leaf_order(table.T),
+    }
 
 
 def leaf_order(table: np.ndarray) -> list[int]:
@@ -431,12 +430,12 @@ def leaf_order(table: np.ndarray) -> list[int]:
 
     if len(table) < 3:
         return list(range(len(table)))
-    order = leaves_list(linkage(table, "average", optimal_ordering=True))
+    tree = linkage(table, "average", optimal_ordering=True)
+    order = leaves_list(tree)
     largest = table[order].max(axis=1)
-    excess = largest - table.mean()
     half = len(order) // 2
-    first_half = excess[:half].sum()
-    second_half = excess[-half:].sum()
+    first_half = largest[:half].sum()
+    second_half = largest[-half:].sum()
     if first_half < second_half:
         order = order[::-1]
     return order.tolist()
@@ -446,11 +445,14 @@ def matrix_rows(picture: dict) -> list[list[str]]:
     """Write the matrix in rows of words: the AUC, in brackets within chance, and an arrow."""
     head = ["question"]
     for group in picture["groups"]:
-        head.append(f"{group['name']} (n={group['n']:,})")
+        name = group["name"]
+        n_users = group["n"]
+        head.append(f"{name} (n={n_users:,})")
     rows = [head]
     for query, cells in zip(picture["queries"], picture["cells"], strict=True):
-        words = [cell_words(cell) for cell in cells]
-        rows.append([query, *words])
+        row = [query]
+        row.extend(map(cell_words, cells))
+        rows.append(row)
     return rows
 
 
@@ -464,57 +466,3 @@ def cell_words(cell: dict | None) -> str:
     if cell.get("yes_score_beyond") and cell["yes_score"] is not None:
         text += " ↑" if cell["yes_score"] > 0.5 else " ↓"
     return text
-
-
-def matrix_image(picture: dict) -> str:
-    """Draw the matrix: the AUC, colored where it is beyond chance.
-
-    Args:
-        picture: As `pack_matrix` returns it.
-
-    Returns:
-        HTML of an image, empty if nothing is known.
-    """
-    groups = picture["groups"]
-    queries = picture["queries"]
-    if not picture["measures"]:
-        return ""
-    parts = []
-    for column, group in enumerate(groups):
-        x = NAME_WIDTH + CELL_WIDTH * (column + 0.5)
-        name = escape(truncate(group["name"], MAX_GROUP_LENGTH))
-        number = f"{group['n']:,}"
-        middle = f'x="{x}" text-anchor="middle"'
-        parts.append(f'<text y="26" {middle}>{name}</text>')
-        parts.append(f'<text y="42" {middle} fill="{GRAY}">{number}</text>')
-    for row, query in enumerate(queries):
-        y = 52 + ROW_HEIGHT * row
-        name = escape(truncate(query, MAX_QUERY_LENGTH))
-        parts.append(f'<text x="8" y="{y + 18}">{name}</text>')
-        for column, cell in enumerate(picture["cells"][row]):
-            x = NAME_WIDTH + CELL_WIDTH * column
-            if cell is not None and cell["auc"] is not None:
-                parts.append(cell_image(cell, x, y))
-    width = NAME_WIDTH + CELL_WIDTH * len(groups) + 16
-    height = 64 + ROW_HEIGHT * len(queries)
-    return svg_image("".join(parts), "AUC by question and group", width, height)
-
-
-def cell_image(cell: dict, x: float, y: float) -> str:
-    """Draw one cell, as SVG elements."""
-    strength = 0.0
-    if cell["beyond_chance"]:
-        strength = min(max(cell["auc"] - 0.5, 0) * 2.5, 1)
-    ink = GRAY
-    if strength > 0.6:
-        ink = "#fff"
-    elif strength:
-        ink = INK
-    size = f'width="{CELL_WIDTH - 2}" height="{ROW_HEIGHT - 2}"'
-    color = f'fill="{BLUE}" fill-opacity="{strength:.2f}"'
-    center = x + CELL_WIDTH / 2
-    middle = f'x="{center}" y="{y + 18}" text-anchor="middle"'
-    return (
-        f'<rect x="{x + 1}" y="{y}" {size} {color}/>'
-        f'<text {middle} fill="{ink}">{cell["auc"]:.2f}</text>'
-    )

@@ -205,11 +205,7 @@ def test_a_still_picture_needs_no_script_and_escapes_text():
         and "<img src=x" not in page
         and "<b>not" not in page
     )
-    assert (
-        HOSTILE.split()[0].replace("<", "&lt;") in page
-        and "data:image/svg+xml;base64," in page
-        and len(page) < 40_000
-    )
+    assert HOSTILE.split()[0].replace("<", "&lt;") in page and len(page) < 40_000
     assert "0.86 ↑" in page and "0.68 ↓" in page and "(0." in page and "8 of 42 cells" in page
     assert "not asked yet" in QueryMatrixView(FakeMatrix()).to_html().data
 
