@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from html import escape
 from pathlib import Path
 from threading import Event
@@ -30,17 +30,18 @@ from qanchor.widgets.base import (
 )
 from qanchor.widgets.packing import json_rows
 from qanchor.widgets.result_card import ResultCard
-from qanchor.widgets.static_html import BLUE, GRAY, INK, VERMILION, static_page, svg_image, truncate
+from qanchor.widgets.static_html import BLUE, GRAY, INK, static_page, svg_image, truncate
 
 TITLE = "Selection"
 MIN_USERS = 10  # groups of fewer are neither written to a file nor made into a card
-MAX_LISTED = 14  # rows of the comparison; of each kind, half as many when it is looked at alone
+MAX_LISTED = 14  # rows of the comparison that are sent, of each kind
 MAX_DRAWN = 8  # rows of a picture
 MAX_NAME_LENGTH = 37  # characters of a name in a sentence or picture
 DESCRIPTION_COLUMNS = ["kind", "name", "group", "group_low", "group_high"]
 DESCRIPTION_COLUMNS += ["rest", "rest_low", "rest_high"]
 RANKING_COLUMNS = ["query", "auc", "auc_low", "auc_high", "chance"]
 SIDES = (("group", BLUE, "selected"), ("rest", GRAY, "the rest"))
+QUESTION_SIDES = (("auc", BLUE, "AUC"), ("chance", GRAY, "by chance"))
 KIND_NAMES = {"text": "event", "number": "median"}  # what these rows show
 QUIET = "#5f6873"
 WIDTH = 640  # pixels of a picture
@@ -48,7 +49,6 @@ NAME_WIDTH = 250  # pixels of the names in it
 LEGEND_PITCH = 76  # pixels from one entry of the legend to the next
 BAR_PITCH = 40  # pixels from row to row
 SIDE_PITCH = 13  # pixels between the two bars of a row
-DOT_PITCH = 24
 
 
 class SelectionPanel(View):
@@ -65,7 +65,8 @@ class SelectionPanel(View):
             and a dict `data`. `data["frame"]` of the last one is a frame, best first: `query, auc,
             auc_low, auc_high, chance`. Closing the iterator cancels the work.
         export: Called as `export(ids, path, least=..., salt=...)`, writes a file.
-        provenance: Called as `provenance()`, returns what a result card says about the run.
+        provenance: Called as `provenance()`, returns what a result card says about the run
+            (default: nothing).
 
     Example:
         >>> selection = Selection(("a", "b", "c"), lambda rows: None)
@@ -89,18 +90,15 @@ class SelectionPanel(View):
         describe: Callable | None = None,
         explain: Callable[..., Iterator] | None = None,
         export: Callable[..., Path] | None = None,
-        provenance: Callable[[], dict] | None = None,
+        provenance: Callable[[], dict] = dict,
     ):
         self.selection = selection
         self.named: dict[str, Group] = {}
-        self._describe = describe
+        self._describe = describe and lru_cache(maxsize=1)(describe)
         self._explain = explain
         self._export = export
         self._provenance = provenance
-        self._described: Ids = ()  # those that `_description` is about
-        self._description = None  # an update
         self._explanations: dict[Ids, Any] = {}  # the last update
-        self._ranked_ids: Ids = ()  # whose ranking is shown
         self._describe_worker = Worker()
         about = {
             "title": TITLE,
@@ -142,8 +140,8 @@ class SelectionPanel(View):
 
     def explain(self) -> str:
         """Ask which question tells the selected users apart, wait, and return what was found."""
-        self._worker.run(partial(self._run, self._ids_to_explain(), raise_errors=True))
-        return self._explanations[self.selection.ids].message
+        self._worker.run(partial(self._run, self.selection.ids, raise_errors=True))
+        return self._explanation.message
 
     def save(self, name: str) -> Group:
         """Keep the selected users under a name; a name that is taken is replaced.
@@ -154,20 +152,23 @@ class SelectionPanel(View):
         Returns:
             The group.
         """
-        name = str(name).strip()
+        name = name.strip()
         if not name:
             raise ValueError("the name is empty: write one, such as 'travellers'")
-        self.named[name] = Group(name, self.selection.ids)
+        group = Group(name, self.selection.ids)
+        self.named[name] = group
         self._show_names()
-        return self.named[name]
+        return group
 
     def recall(self, name: str) -> None:
         """Select the users of a named group."""
-        self.selection.ids = self._group(name).ids
+        group = self._group(name)
+        self.selection.ids = group.ids
 
     def forget(self, name: str) -> None:
         """Drop a name; the users stay as they are."""
-        del self.named[self._group(name).name]
+        group = self._group(name)
+        del self.named[group.name]
         self._show_names()
 
     def combine(self, first: str, how: str, second: str) -> Group:
@@ -183,7 +184,9 @@ class SelectionPanel(View):
         """
         if how not in GROUP_OPERATIONS:
             raise ValueError(f"how is {how!r}: say {', '.join(GROUP_OPERATIONS)}")
-        group = combine_groups(self._group(first), how, self._group(second))
+        one = self._group(first)
+        other = self._group(second)
+        group = combine_groups(one, how, other)
         self.selection.ids = group.ids
         return group
 
@@ -218,13 +221,12 @@ class SelectionPanel(View):
         if len(selection) < MIN_USERS:
             needed = f"at least {MIN_USERS} are needed for a result"
             raise ValueError(f"{selection.summary} selected, {needed}: select more")
-        facts = {"unit": selection.unit, "units": selection.units}
-        if self._provenance:
-            facts |= self._provenance()
-        facts |= {"n": len(selection.all_ids), "selected": f"{len(selection):,}"}
+        facts = {"unit": selection.unit, "units": selection.units, **self._provenance()}
+        facts["n"] = len(selection.all_ids)
+        facts["selected"] = f"{len(selection):,}"
         if self._explanation is not None:
             facts |= self._ranking_facts()
-            image = dot_chart(self._ranked["rows"])
+            image = ranking_chart(self._ranked["rows"])
         else:
             facts |= self._description_facts()
             image = bar_chart(self._shown["rows"])
@@ -268,21 +270,15 @@ class SelectionPanel(View):
     def _html(self) -> str:
         self._describe_now()
         lines = [self.sentence]
-        table = []
+        image = bar_chart(self._shown["rows"])
         update = self._explanation
         if update is not None:
             lines += [update.message, update.caption]
-            table.append(["question", "AUC", "95 %", "chance line"])
-            for row in update.data["frame"].head(10).itertuples():
-                auc = f"{row.auc:.2f}"
-                interval = f"{row.auc_low:.2f} to {row.auc_high:.2f}"
-                chance = f"{row.chance:.2f}"
-                table.append([row.query, auc, interval, chance])
+            image += ranking_chart(self._ranked["rows"])
         for group in self.named.values():
             users = self.selection.count(len(group.ids))
             lines.append(f"{group.name}: {users}")
-        image = bar_chart(self._shown["rows"])
-        return static_page(TITLE, lines, image, table)
+        return static_page(TITLE, lines, image)
 
     def _group(self, name: str) -> Group:
         if name not in self.named:
@@ -303,19 +299,19 @@ class SelectionPanel(View):
         with self._guard:
             self._shown = {**self._shown, "n": len(rows), "waiting": True, "sentence": ""}
         self._describe_worker.start(self._describe_now)
-        if self.selection.ids in self._explanations:
-            self._ranked_ids = self.selection.ids
-        self._show_ranking()
+        if self._explanation is None:
+            self._ranked = {**self._ranked, "current": False}
+        else:
+            self._show_ranking(self.selection.ids)
 
     def _describe_ids(self, ids: Ids) -> tuple[pd.DataFrame, str]:
         """Describe users against the rest, as a frame and in words."""
-        if self._describe is None or not 0 < len(ids) < len(self.selection.all_ids):
+        some_but_not_all = 0 < len(ids) < len(self.selection.all_ids)
+        if self._describe is None or not some_but_not_all:
             nothing = pd.DataFrame(columns=DESCRIPTION_COLUMNS)
             return nothing, f"{self.selection.summary} selected."
-        if self._described != ids:
-            self._description = self._describe(ids)
-            self._described = ids
-        return self._description.data["frame"], self._description.message
+        update = self._describe(ids)
+        return update.data["frame"], update.message
 
     def _describe_now(self, stop: Event | None = None) -> None:
         """Describe the selected users and show it, unless others were selected meanwhile."""
@@ -332,18 +328,12 @@ class SelectionPanel(View):
             self._shown = {
                 "n": len(ids),
                 "sentence": sentence,
-                "rows": json_rows(rows_to_send(frame)),
+                "rows": json_rows(frame.groupby("kind").head(MAX_LISTED)),
                 "of": len(frame),
                 "waiting": False,
             }
 
     # Which question tells them
-
-    def _ids_to_explain(self) -> Ids:
-        if self._explain is None:
-            hint = "make it with explain=qa.GroupQueriesBackend(lens_backend.embedding_cache)"
-            raise ValueError(f"this panel asks no questions: {hint}")
-        return self.selection.ids
 
     def _run(self, ids: Ids, stop: Event, raise_errors: bool = False) -> None:
         """Ask every question and keep the ranking; if it fails, the last one stays."""
@@ -351,32 +341,29 @@ class SelectionPanel(View):
         with self._showing_failure("No question could be found", raise_errors):
             if ids not in self._explanations:
                 self._explanations[ids] = self._follow(ids, stop)
-            self._ranked_ids = ids
             self._set_status()
-            self._show_ranking()
+            self._show_ranking(ids)
 
     def _follow(self, ids: Ids, stop: Event) -> Any:
         """Show the progress; return the last update."""
-        update = None
+        if self._explain is None:
+            hint = "make it with explain=qa.GroupQueriesBackend(lens_backend.embedding_cache)"
+            raise ValueError(f"this panel asks no questions: {hint}")
         with closing(self._explain(ids)) as updates:
             for update in until_cancelled(updates, stop):
                 note = update.message
                 self._set_status(busy=True, done=update.done, total=update.total, note=note)
-        if update is None or "frame" not in update.data:
-            raise ValueError("no ranking was given")
         return update
 
-    def _show_ranking(self) -> None:
-        """Send the ranking; `current` says whether it is of the users that are selected."""
-        update = self._explanations.get(self._ranked_ids)
-        if update is None:
-            return
+    def _show_ranking(self, ids: Ids) -> None:
+        """Send a ranking; `current` says whether it is of the users that are selected."""
+        update = self._explanations[ids]
         self._ranked = {
             "rows": json_rows(update.data["frame"]),
             "sentence": update.message,
             "caption": update.caption,
-            "n": len(self._ranked_ids),
-            "current": self._ranked_ids == self.selection.ids,
+            "n": len(ids),
+            "current": ids == self.selection.ids,
         }
 
     # Messages of the browser
@@ -386,7 +373,7 @@ class SelectionPanel(View):
         kind = message.get("type")
         try:
             if kind == "explain":
-                self._worker.start(partial(self._run, self._ids_to_explain()))
+                self._worker.start(partial(self._run, self.selection.ids))
             elif kind == "cancel":
                 self._worker.cancel()
                 self._add_to_status(note="Cancelling")
@@ -412,33 +399,27 @@ class SelectionPanel(View):
 
     def _export_beside(self, message: dict) -> None:
         path = unused_path(self._group_name(), message["ending"])
-        path = self.export(path, message.get("salt") or None)
+        salt = message.get("salt") or None
+        path = self.export(path, salt)
         users = self.selection.count(len(self.selection))
         self._set_status(note=f"Written: {path.name}, {users}, beside this notebook.")
 
     def _save_card(self) -> None:
         path = unused_path(f"result {self._group_name()}", "html")
-        path = self.result_card().save(path)
+        card = self.result_card()
+        card.save(path)
         self._set_status(note=f"Kept: {path.name}, beside this notebook.")
 
     def _group_name(self) -> str:
         """Return the name of the selected users, if they have one, else how many they are."""
-        ids = self.selection.ids
         for group in self.named.values():
-            if group.ids == ids:
+            if group.ids == self.selection.ids:
                 return group.name
-        return f"group of {len(ids)}"
-
-
-def rows_to_send(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the first rows of a description, and the first ones of each kind."""
-    first = frame.head(MAX_LISTED)
-    first_of_kind = frame.groupby("kind", sort=False).head(MAX_LISTED // 2)
-    return frame.loc[first.index.union(first_of_kind.index)]
+        return f"group of {len(self.selection)}"
 
 
 def format_value(row: Mapping, side: str) -> str:
-    """Write a share as a percentage and a number as one.
+    """Write a share as a percentage, an AUC with two decimals and a number as one.
 
     Example:
         >>> format_value({"kind": "text", "group": 0.254}, "group")
@@ -449,6 +430,8 @@ def format_value(row: Mapping, side: str) -> str:
     value = row[side]
     if value is None:
         return ""
+    if row["kind"] == "question":
+        return f"{value:.2f}"
     if row["kind"] != "number":
         percentage = f"{value:.0%}"
         return percentage.replace("%", " %")
@@ -457,39 +440,63 @@ def format_value(row: Mapping, side: str) -> str:
     return f"{value:.3g}"
 
 
-def bar_chart(rows: Sequence[Mapping]) -> str:
-    """Draw the first rows of a description as paired bars with whiskers.
+def ranking_chart(rows: Sequence[Mapping]) -> str:
+    """Draw the first questions: the AUC of each, and beside it what chance reaches."""
+    questions = []
+    for row in rows:
+        about = {"kind": "question", "name": row["query"]}
+        beyond_chance = row["auc"] > row["chance"]
+        questions.append({**about, "beyond_chance": beyond_chance, **row})
+    return bar_chart(questions, QUESTION_SIDES, "Which question tells the selected from the rest")
+
+
+def bar_chart(
+    rows: Sequence[Mapping],
+    sides: Sequence[tuple[str, str, str]] = SIDES,
+    alt: str = "What sets the selected apart from the rest",
+) -> str:
+    """Draw the first rows of a description as groups of bars with whiskers.
 
     Args:
         rows: As `json_rows` returns them.
+        sides: Column, color and name of each bar of a row.
+        alt: The text for those who do not see the image.
 
     Returns:
         HTML of an image, empty if there are no rows.
     """
     if not rows:
         return ""
-    drawn = rows[:MAX_DRAWN]
     parts = []
-    for place, (_, color, name) in enumerate(SIDES):
-        x = NAME_WIDTH + LEGEND_PITCH * place
+    x = NAME_WIDTH
+    for _, color, name in sides:
         parts.append(f'<rect x="{x}" y="9" width="10" height="10" fill="{color}"/>')
         parts.append(f'<text x="{x + 16}" y="18">{name}</text>')
-    for place, row in enumerate(drawn):
-        y = 34 + BAR_PITCH * place
-        name = escape(truncate(row["name"], MAX_NAME_LENGTH))
-        if row["kind"] == "text":
-            name = f"“{name}”"
-        kind = escape(KIND_NAMES.get(row["kind"], row["kind"]))
-        if not row["beyond_chance"]:
-            kind += ", within chance"
-        parts.append(f'<text y="{y + 12}">{name}</text>')
-        parts.append(f'<text y="{y + 26}" fill="{QUIET}" font-size="11">{kind}</text>')
-        y += 3
-        for side, color, _ in SIDES:
-            parts.append(bar_with_whisker(row, side, color, y))
-            y += SIDE_PITCH
-    height = 40 + BAR_PITCH * len(drawn)
-    return indented_image(parts, height, "What sets the selected apart from the rest")
+        x += LEGEND_PITCH
+    y = 34
+    for row in rows[:MAX_DRAWN]:
+        parts.append(row_name(row, y))
+        for place, (side, color, _) in enumerate(sides):
+            bar_y = y + 3 + SIDE_PITCH * place
+            parts.append(bar_with_whisker(row, side, color, bar_y))
+        y += BAR_PITCH
+    drawing = "".join(parts)
+    indented = f'<g transform="translate(8)">{drawing}</g>'
+    return svg_image(indented, alt, WIDTH, y + 6)
+
+
+def row_name(row: Mapping, y: int) -> str:
+    """Write the name of a row and, under it, the kind of thing that it is."""
+    name = escape(truncate(row["name"], MAX_NAME_LENGTH))
+    if row["kind"] == "text":
+        name = f"“{name}”"
+    kind = escape(KIND_NAMES.get(row["kind"], row["kind"]))
+    if not row["beyond_chance"]:
+        kind += ", within chance"
+    return (
+        f'<text y="{y + 12}">{name}</text>'
+        f'<text y="{y + 26}" fill="{QUIET}" font-size="11">{kind}</text>'
+    )
 
 
 def bar_with_whisker(row: Mapping, side: str, color: str, y: int) -> str:
@@ -498,62 +505,15 @@ def bar_with_whisker(row: Mapping, side: str, color: str, y: int) -> str:
     if row["kind"] == "number":
         largest = max(row["group_high"] or 0, row["rest_high"] or 0)
         scale /= largest or 1
-    value = scale * (row[side] or 0)
-    low = scale * (row[f"{side}_low"] or 0)
-    high = scale * (row[f"{side}_high"] or 0)
-    opacity = "" if row["beyond_chance"] else ' opacity=".45"'
-    size = f'width="{max(value, 0):.1f}" height="10" fill="{color}"'
-    parts = [f'<rect x="{NAME_WIDTH}" y="{y}" {size}{opacity}/>']
-    if high:
-        start = NAME_WIDTH + low
-        end = NAME_WIDTH + high
-        line = f"M{start:.1f} {y + 5}H{end:.1f}"
-        parts.append(f'<path d="{line}" stroke="{INK}"/>')
-    x = NAME_WIDTH + max(value, high) + 6
+    width = max(scale * (row[side] or 0), 0)
+    low = scale * (row.get(f"{side}_low") or 0)
+    high = scale * (row.get(f"{side}_high") or 0)
+    opacity = 1 if row["beyond_chance"] else 0.45
     number = format_value(row, side)
-    parts.append(f'<text x="{x:.1f}" y="{y + 9}" font-size="11">{number}</text>')
-    return "".join(parts)
-
-
-def dot_chart(rows: Sequence[Mapping]) -> str:
-    """Draw the first questions with their AUC, its interval, and the line that chance reaches.
-
-    Args:
-        rows: As `json_rows` returns them.
-
-    Returns:
-        HTML of an image.
-    """
-    drawn = rows[:MAX_DRAWN]
-    height = 34 + DOT_PITCH * len(drawn)
-    chance = rows[0]["chance"]
-    x = auc_position(chance)
-    parts = [
-        f'<text x="{x:.1f}" y="18" text-anchor="middle">chance {chance:.2f}</text>',
-        f'<path d="M{x:.1f} 26V{height - 6}" stroke="{VERMILION}" stroke-dasharray="4 3"/>',
-    ]
-    for place, row in enumerate(drawn):
-        y = 42 + DOT_PITCH * place
-        x = auc_position(row["auc"])
-        low = auc_position(row["auc_low"])
-        high = auc_position(row["auc_high"])
-        interval = f"M{low:.1f} {y - 4}H{high:.1f}"
-        name = escape(truncate(row["query"], MAX_NAME_LENGTH))
-        end = f'x="{WIDTH - 20}" y="{y}" text-anchor="end"'
-        parts.append(f'<text y="{y}">{name}</text>')
-        parts.append(f'<path d="{interval}" stroke="{BLUE}" stroke-width="2"/>')
-        parts.append(f'<circle cx="{x:.1f}" cy="{y - 4}" r="4" fill="{BLUE}"/>')
-        parts.append(f"<text {end}>{row['auc']:.2f}</text>")
-    return indented_image(parts, height, "Which question tells the selected from the rest: AUC")
-
-
-def auc_position(auc: float) -> float:
-    """Return the horizontal place of an AUC: the axis goes from 0.5 to 1."""
-    share = 2 * np.clip(auc, 0.5, 1) - 1
-    return NAME_WIDTH + (WIDTH - NAME_WIDTH - 60) * share
-
-
-def indented_image(parts: Sequence[str], height: int, alt: str) -> str:
-    """Return a drawing with a margin on its left as an image."""
-    drawing = "".join(parts)
-    return svg_image(f'<g transform="translate(8)">{drawing}</g>', alt, WIDTH, height)
+    return (
+        f'<g transform="translate({NAME_WIDTH} {y})">'
+        f'<rect width="{width:.1f}" height="10" fill="{color}" opacity="{opacity}"/>'
+        f'<path d="M{low:.1f} 5H{high:.1f}" stroke="{INK}"/>'
+        f'<text x="{max(width, high) + 6:.1f}" y="9" font-size="11">{number}</text>'
+        "</g>"
+    )
