@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from threading import Event
 
-import pandas as pd
 from traitlets import Dict
 
 from qanchor.widgets.base import Ids, Selection, View, Worker, attempt, read_static
@@ -14,6 +13,7 @@ from qanchor.widgets.packing import json_rows
 from qanchor.widgets.static_html import static_page
 
 TITLE = "Over time"
+ARROW = " -> "  # between the steps of a funnel
 SIDES = {"group": "selected", "rest": "the rest", "all": "all"}
 
 
@@ -31,6 +31,7 @@ class RetentionView(View):
 
     Example:
         >>> from types import SimpleNamespace
+        >>> import pandas as pd
         >>> frame = pd.DataFrame({"side": ["all"], "period": [0], "share": [1.0]})
         >>> update = SimpleNamespace(message="All came.", data={"frame": frame})
         >>> selection = Selection(("a", "b"), lambda rows: None)
@@ -57,22 +58,11 @@ class RetentionView(View):
         self._retention = retention
         self._funnel = funnel
         self._funnel_steps: list[str] = []
-        self._shown: dict[str, pd.DataFrame] = {}
         about = {"title": TITLE, "sides": SIDES, "steps": list(steps), "units": selection.units}
         super().__init__(_about=about)
         self._funnel_worker = Worker()
         selection.observe(self._on_select)
         self._on_select(selection.rows)
-
-    @property
-    def frame(self) -> pd.DataFrame:
-        """The retention that is shown; no rows before there is one."""
-        return self._shown.get("retention", pd.DataFrame()).copy()
-
-    @property
-    def funnel_frame(self) -> pd.DataFrame:
-        """The funnel that is shown; no rows before there is one."""
-        return self._shown.get("funnel", pd.DataFrame()).copy()
 
     def show_retention(self) -> str:
         """Show the retention of the selected users, and return it in words."""
@@ -93,26 +83,25 @@ class RetentionView(View):
 
     def _count_retention(self) -> dict:
         """Count the retention of the selected users; return what the browser reads."""
-        self._shown.pop("retention", None)
         update = self._retention(self._ids)
         frame = update.data["frame"]
-        self._shown["retention"] = frame
         days = frame.attrs.get("period_days", 1)
         return {"rows": json_rows(frame), "sentence": update.message, "days": days}
 
     def _count_funnel(self, steps: list[str]) -> dict:
         """Count a funnel of the selected users; return what the browser reads."""
         update = self._funnel(self._ids, steps)
-        frame = update.data["frame"]
-        self._shown["funnel"] = frame
         self._funnel_steps = steps
-        return {"rows": json_rows(frame), "sentence": update.message, "text": steps_text(steps)}
+        rows = json_rows(update.data["frame"])
+        return {"rows": rows, "sentence": update.message, "text": ARROW.join(steps)}
 
     @property
     def _ids(self) -> Ids | None:
         """The selected users; None if none or all are."""
         ids = self.selection.ids
-        return ids if 0 < len(ids) < len(self.selection.all_ids) else None
+        if not ids or len(ids) == len(self.selection.all_ids):
+            return None
+        return ids
 
     def _on_select(self, _rows) -> None:
         self._worker.start(self._follow)
@@ -127,13 +116,15 @@ class RetentionView(View):
 
     def _on_message(self, _widget, message: dict, buffers: list) -> None:
         if message.get("type") == "funnel":
-            steps = read_steps(str(message.get("text", "")))
-            self._funnel_worker.start(partial(self._run_funnel, steps))
+            steps = read_steps(message["text"])
+            job = partial(self._run_funnel, steps)
+            self._funnel_worker.start(job)
 
     def _run_funnel(self, steps: list[str], _stop: Event) -> None:
         """Show a funnel, or why there is none."""
-        found = attempt(partial(self._count_funnel, steps), "No funnel")
-        self._steps = {"text": steps_text(steps), **found}
+        count = partial(self._count_funnel, steps)
+        found = attempt(count, "No funnel")
+        self._steps = {"text": ARROW.join(steps), **found}
 
     def _summary(self) -> str:
         return f"RetentionView({self.selection.summary} selected)"
@@ -143,13 +134,14 @@ class RetentionView(View):
             self._follow(Event())
         lines = []
         for part in (self._curve, self._steps):
-            lines.append(part.get("sentence") or part.get("error", ""))
+            sentence = part.get("sentence")
+            lines.append(sentence or part.get("error"))
         table = [["period", "side", "users", "active", "share"]]
         for row in self._curve.get("rows", []):
             side = SIDES[row["side"]]
             share = f"{row['share']:.0%}"
-            table.append([row["period"], side, row.get("users"), row.get("active"), share])
-        return static_page(TITLE, list(filter(None, lines)), table=table)
+            table.append([row["period"], side, row["users"], row["active"], share])
+        return static_page(TITLE, lines, table=table)
 
 
 def read_steps(text: str) -> list[str]:
@@ -160,11 +152,5 @@ def read_steps(text: str) -> list[str]:
         (['view', 'pay'], ['a train ticket, receipt', 'pay'])
     """
     between = "->" if "->" in text else ","
-    steps = [step.strip() for step in text.split(between)]
-    return [step for step in steps if step]
-
-
-def steps_text(steps: Sequence[str]) -> str:
-    """Return steps of a funnel as they are typed, see `read_steps`."""
-    between = " -> " if any("," in step for step in steps) else ", "
-    return between.join(steps)
+    steps = map(str.strip, text.split(between))
+    return list(filter(None, steps))
