@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from threading import RLock
-from typing import Any
 
 import ipywidgets
 
@@ -43,64 +42,37 @@ class Workbench(ipywidgets.VBox):
             (default: nothing is kept). If it is there, the page opens as it was left. A session of
             other users is refused, and stays as it is. A new one begins with a tour of half a
             minute, which the button Tour shows again.
-        layout: Further arguments of `ipywidgets.VBox`.
     """
 
-    def __init__(self, backend, query: str = "", session: str | Path | None = None, **layout):
+    def __init__(self, backend, query: str = "", session: str | Path | None = None):
         self._backend = backend
         self._session_path = Path(session) if session else None
         ids = tuple(backend.frame["user"].astype(str))
-        stored = read_session(self._session_path, ids) if self._session_path else {}
+        stored = read_session(self._session_path, ids) if session else {}
         self._earlier_queries = stored.get("queries", [])
         self._guard = RLock()
-
-        self.lens = self._make_lens(query)
-        self.selection = self.lens.selection
-        self.panel = SelectionPanel(
-            self.selection,
-            backend.describe,
-            backend.explain,
-            backend.export,
-            backend.provenance,
-        )
-        self.retention = RetentionView(
-            self.selection, backend.retention, backend.funnel, backend.steps
-        )
-        self.matrix = QueryMatrixView(
-            backend.matrix,
-            selection=self.selection,
-            on_pick=self.lens.start,
-        )
-        self.attention = AttentionView(backend.attention, backend.frame, selection=self.selection)
-        self.tuning = None
-        if backend.tuning is not None:
-            self.tuning = PromptTuningView(backend.tuning, turn=self.selection.turn)
-        self.clusters = None
-
-        self._worker = Worker(self.selection.turn)
-        self._comparing = False
-        self._compare_note = ipywidgets.Label(HINT)
-        self._compare_note.add_class("bench-said")
-        self._compare_button = ipywidgets.Button(
-            description="Compare clusters", tooltip="of the last two queries"
-        )
-        self._compare_button.on_click(self._on_compare)
-        head = ipywidgets.HBox([self._compare_button, self._compare_note])
-        self._cluster_page = ipywidgets.VBox([head])
-
-        pages = self._pages()
+        self._make_views(query)
+        self._make_cluster_page()
+        pages = {
+            "Group": ipywidgets.VBox([self.panel, self.retention]),
+            "Attention": self.attention,
+            "Matrix": self.matrix,
+            "Clusters": self._cluster_page,
+        }
+        if self.tuning is not None:
+            pages["Tune"] = self.tuning
         self.titles = ("Users", *pages)
-        self.lens.add_class("bench-lens")
         for number, page in enumerate(pages.values(), 1):
             page.add_class("bench-page").add_class(f"bench-page-{number}")
-        screen = ipywidgets.Box([self.lens, *pages.values()]).add_class("bench-screen")
         # a session from before there were tours is nobody's first use
         seen = not session or bool(stored.get("toured", stored))
         self._tour = Tour(self.titles, seen=seen)
-        super().__init__(children=[self._tour, screen], **layout)
+        screen = ipywidgets.Box([self.lens, *pages.values()])
+        screen.add_class("bench-screen")
+        super().__init__([self._tour, screen])
         self.add_class("bench")
         self._restore(stored)
-        if self._session_path:
+        if session:
             self._observe_changes()
 
     def compare(self) -> ClusterView:
@@ -123,13 +95,13 @@ class Workbench(ipywidgets.VBox):
         if self._session_path is None:
             hint = "give Workbench(..., session='mine.json')"
             raise ValueError(f"no file to keep the session in: {hint}")
-        queries = [*self._earlier_queries, *self.lens.queries_asked]
-        self._earlier_queries = list(dict.fromkeys(queries))
+        queries = dict.fromkeys([*self._earlier_queries, *self.lens.queries_asked])
+        self._earlier_queries = list(queries)
         stored = {
             "format": FORMAT,
             "queries": self._earlier_queries,
-            "chosen": list(self.selection.ids),
-            "named": {name: list(group.ids) for name, group in self.panel.named.items()},
+            "chosen": self.selection.ids,
+            "named": {name: group.ids for name, group in self.panel.named.items()},
             "toured": self._tour.seen,
             "deck": self._stored_matrix(),
         }
@@ -138,26 +110,50 @@ class Workbench(ipywidgets.VBox):
 
     # The views
 
+    def _make_views(self, query: str) -> None:
+        """Make all views but the clusters, which need two queries."""
+        backend = self._backend
+        self.lens = self._make_lens(query)
+        self.lens.add_class("bench-lens")
+        self.selection = self.lens.selection
+        self.panel = SelectionPanel(
+            self.selection,
+            backend.describe,
+            backend.explain,
+            backend.export,
+            backend.provenance,
+        )
+        self.retention = RetentionView(
+            self.selection, backend.retention, backend.funnel, backend.steps
+        )
+        self.matrix = QueryMatrixView(backend.matrix, self.selection, self.lens.start)
+        self.attention = AttentionView(backend.attention, backend.frame, selection=self.selection)
+        self.tuning = None
+        if backend.tuning is not None:
+            self.tuning = PromptTuningView(backend.tuning, turn=self.selection.turn)
+
     def _make_lens(self, query: str) -> QueryLens:
         """Make the lens; earlier queries are suggested first, and the last one is asked again."""
-        earlier = self._earlier_queries
-        queries = [*reversed(earlier), *self._backend.lens.queries]
-        queries = list(dict.fromkeys(queries))
+        earlier = self._earlier_queries[::-1]
         if not query and earlier:
-            query = earlier[-1]
-        return QueryLens(self._backend.frame, self._backend.lens, query=query, queries=queries)
+            query = earlier[0]
+        backend = self._backend.lens
+        queries = dict.fromkeys([*earlier, *backend.queries])
+        return QueryLens(self._backend.frame, backend, queries=list(queries), query=query)
 
-    def _pages(self) -> dict[str, Any]:
-        """Return the pages of the panel, by title; the lens has the one before them."""
-        pages = {
-            "Group": ipywidgets.VBox([self.panel, self.retention]),
-            "Attention": self.attention,
-            "Matrix": self.matrix,
-            "Clusters": self._cluster_page,
-        }
-        if self.tuning is not None:
-            pages["Tune"] = self.tuning
-        return pages
+    def _make_cluster_page(self) -> None:
+        """Make the page of the clusters; `compare` puts their view on it."""
+        self.clusters = None
+        self._comparing = False
+        self._worker = Worker(self.selection.turn)
+        self._compare_note = ipywidgets.Label(HINT)
+        self._compare_note.add_class("bench-said")
+        self._compare_button = ipywidgets.Button(
+            description="Compare clusters", tooltip="of the last two queries"
+        )
+        self._compare_button.on_click(self._on_compare)
+        head = ipywidgets.HBox([self._compare_button, self._compare_note])
+        self._cluster_page = ipywidgets.VBox([head])
 
     # Clusters
 
@@ -190,20 +186,20 @@ class Workbench(ipywidgets.VBox):
             self.clusters.show(comparison)
             return
         self.clusters = ClusterView(comparison, self._backend.frame)
-        self.clusters.selection.observe(lambda rows: self.selection.select_rows(rows))
-        self._cluster_page.children = [*self._cluster_page.children, self.clusters]
+        self.clusters.selection.observe(self.selection.select_rows)
+        self._cluster_page.children += (self.clusters,)
 
     # The session
 
     def _stored_matrix(self) -> dict:
         """Return the matrix as a session keeps it; of a group of the back end only the name."""
         known = self._backend.matrix.groups
-        groups: dict[str, list[str] | None] = {}
+        groups = {}
         for name, group in self.matrix.groups.items():
-            groups[name] = list(group.ids)
-            if name in known and groups[name] == list(known[name]):
+            groups[name] = group.ids
+            if group.ids == tuple(known.get(name, ())):
                 groups[name] = None
-        return {"queries": list(self.matrix.queries), "groups": groups}
+        return {"queries": self.matrix.queries, "groups": groups}
 
     def _restore(self, stored: dict) -> None:
         """Set the groups, the selection and the matrix of a session."""
@@ -215,12 +211,11 @@ class Workbench(ipywidgets.VBox):
         matrix = stored.get("deck")
         if matrix is None:
             return
-        known = self._backend.matrix.groups
         groups = {}
+        known = self._backend.matrix.groups
         for name, ids in matrix["groups"].items():
-            if ids is None:
-                ids = known.get(name)
-            if ids is not None:
+            ids = ids or known.get(name)
+            if ids:
                 groups[name] = ids
         self.matrix.set_matrix(matrix["queries"], groups)
 
@@ -245,10 +240,19 @@ class Workbench(ipywidgets.VBox):
 
     def _repr_mimebundle_(self, **kwargs):
         data = super()._repr_mimebundle_(**kwargs)
-        views = [self.lens, self.panel, self.matrix, self.attention, self.clusters, self.tuning]
-        pages = [view.to_html().data for view in views if view is not None]
+        html = ""
+        for view in (
+            self.lens,
+            self.panel,
+            self.matrix,
+            self.attention,
+            self.clusters,
+            self.tuning,
+        ):
+            if view is not None:
+                html += view.to_html().data
         data["text/plain"] = repr(self)
-        data["text/html"] = "".join(pages)
+        data["text/html"] = html
         return data
 
 
@@ -267,25 +271,32 @@ def read_session(path: Path, ids: tuple[str, ...]) -> dict:
     """
     if not path.exists():
         return {}
+    hint = "name another file"
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        matrix = stored.get("deck", {"queries": [], "groups": {}})
-        groups = [stored["chosen"], *stored["named"].values()]
-        groups += [ids or [] for ids in matrix["groups"].values()]
-        users = {user for group in groups for user in group}
-        is_readable = stored["format"] == FORMAT
-        for text in (*stored["queries"], *matrix["queries"], *users):
-            if not isinstance(text, str):
-                raise TypeError(f"{text!r} is no question or user id")
+        version = stored["format"]
+        users = stored_users(stored)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
-        hint = "name another file, or remove it"
-        raise ValueError(f"{path} is no session ({why}): {hint}") from error
-    if not is_readable:
-        formats = f"a session of format {stored['format']}, this is {FORMAT}"
-        raise ValueError(f"{path} is {formats}: name another file, or remove it")
-    strangers = sorted(users - set(ids))
+        raise ValueError(f"{path} is no session ({why}): {hint}, or remove it") from error
+    if version != FORMAT:
+        formats = f"a session of format {version}, this is {FORMAT}"
+        raise ValueError(f"{path} is {formats}: {hint}, or remove it")
+    strangers = users.difference(ids)
     if strangers:
-        who = f"{strangers[0]!r} is not among these {len(ids):,}"
-        raise ValueError(f"{path} is of other users ({who}): name another file")
+        who = f"{min(strangers)!r} is not among these {len(ids):,}"
+        raise ValueError(f"{path} is of other users ({who}): {hint}")
     return stored
+
+
+def stored_users(stored: dict) -> set[str]:
+    """Return the users that a session names; what is no session raises."""
+    matrix = stored.get("deck", {"queries": [], "groups": {}})
+    named = stored["named"].values()
+    columns = filter(None, matrix["groups"].values())
+    users = set().union(stored["chosen"], *named, *columns)
+    queries = [*stored["queries"], *matrix["queries"]]
+    for text in (*queries, *users):
+        if not isinstance(text, str):
+            raise TypeError(f"{text!r} is no question or user id")
+    return users
