@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -174,15 +175,19 @@ def _note_likeness(findings: Findings, cells: pd.Series, ids: pd.Series) -> None
         findings.rows(cells, ids.isin(kinds[alike]), message, "note")
 
 
-def check_known_ids(findings: Findings, ids: pd.Series, known: set[str], needed: bool) -> None:
+def check_known_ids(
+    findings: Findings, frame: pd.DataFrame, known: Iterable[str], needed: bool = False
+) -> None:
     """Report ids of facts or labels that have no events, and suggest the id that is meant.
 
     Args:
         findings: Collects these ids.
-        ids: Ids of the table of facts or labels.
+        frame: Facts or labels, index `user`; `frame.attrs["source"]` names the file.
         known: Ids of the events table.
-        needed: Whether it is an error if none of the ids is known.
+        needed: Whether it is an error if none of the ids is known (default False).
     """
+    findings = findings.of_table(frame.attrs["source"])
+    ids = pd.Series(frame.index, name="user")
     alone = ~ids.isin(known)
     plain = {user.lstrip("0"): user for user in known}
     near = ids[alone].str.lstrip("0").map(plain).dropna()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -73,45 +72,10 @@ ID_NAMES = (
 # Numbers that are codes of categories, not amounts. They are read as words.
 CATEGORY_NAMES = "(.+_)?(group|category|class|type|mcc|segment|department)"
 ROW_NUMBER_NAMES = "|index|row|rows?_?(id|no|nr|number)|nr|no|unnamed_0|level_0|column_1"
-WORD_FOR_ALL = {"text": "word", "modality": "kind"}  # field for a name that is not a column
+# where a name that is not a column is kept
+DEFAULTS = {"text": "default_text", "modality": "default_modality"}
 WHOLE = r"\d+(\.0+)?"
 CODE = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-.*|[0-9a-fA-F]{16,}"
-
-
-@dataclass
-class Roles:
-    """Which column plays which role.
-
-    Args:
-        user: Column of the user ids.
-        time: Columns of the time: one, or a day and a time of day.
-        text: Columns whose words are joined to say what happened; if empty, the text of all events
-            is `word`.
-        modality: Column of the modality; None if the modality of all events is `kind`.
-        numbers: Number columns.
-        words: Other columns of words.
-        attributes: Columns that describe the user; None if they have to be inferred.
-        left_out: The reason for each column that is not used.
-        word: Text of events without a text.
-        kind: Modality of all events if there is no column for it.
-    """
-
-    user: str | None = None
-    time: list[str] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
-    modality: str | None = None
-    numbers: list[str] = field(default_factory=list)
-    words: list[str] = field(default_factory=list)
-    attributes: list[str] | None = None
-    left_out: dict[str, str] = field(default_factory=dict)
-    word: str = "event"
-    kind: str = "event"
-
-    def taken(self) -> set[str]:
-        """Return the columns that have a role already."""
-        used = {self.user, self.modality, *self.time, *self.text, *self.numbers}
-        used |= {*self.words, *(self.attributes or ()), *self.left_out}
-        return used - {None}
 
 
 def plain_name(name: str) -> str:
@@ -165,62 +129,58 @@ def _sample(cells: pd.Series) -> pd.Series:
     return known.iloc[:: max(1, len(known) // SAMPLE)].astype(object)
 
 
-def find_columns(table: Table, known: dict) -> Roles:
-    """Find the role of every column.
+class Roles:
+    """The role of each column of a table.
 
     Args:
-        table: The events.
-        known: Columns that the caller names, by role: user, time, text, modality (a column, or a
-            word for all events if there is no such column), numbers and attributes (lists).
+        table: The table.
+        one_row_per_user: Whether it holds facts or labels instead of events (default False).
 
-    Returns:
-        The roles.
-
-    Raises:
-        DataError: A named column does not exist, or the user or time column is not clear.
+    Attributes:
+        user: Column of the user ids.
+        time: Columns of the time: one, or a day and a time of day.
+        text: Columns whose words are joined to say what happened; if empty, the text of all events
+            is `default_text`.
+        modality: Column of the modality; None if the modality of all events is `default_modality`.
+        numbers: Number columns.
+        words: Other columns of words.
+        attributes: Columns that describe the user; None if they have to be inferred.
+        left_out: The reason for each column that is not used.
+        default_text: Text of events without a text.
+        default_modality: Modality of all events if there is no column for it.
     """
-    finder = _Finder(table)
-    finder.take_known(known)
-    finder.leave_out_nothings()
-    roles = finder.roles
-    if not roles.time:
-        finder.find_time()
-    if not roles.user:
-        finder.find_user()
-    if "text" not in known:
-        finder.find_text()
-    if "modality" not in known:
-        finder.find_modality()
-    finder.sort_rest("numbers" in known)
-    has_words = "text" in known or roles.text or roles.words
-    if not has_words and any(_is_named(MONEY_NAMES, name) for name in roles.numbers):
-        roles.word = "purchase"
-    return roles
-
-
-class _Finder:
-    """Assign a role to each column, step by step."""
 
     def __init__(self, table: Table, one_row_per_user: bool = False):
-        self.one_row_per_user = one_row_per_user
         self.table = table
+        self.one_row_per_user = one_row_per_user
         self.frame = table.frame
-        self.kinds = {name: kind_of(self.frame[name]) for name in self.frame}
-        self.roles = Roles()
+        self.kinds = {name: kind_of(cells) for name, cells in table.frame.items()}
+        self.user: str | None = None
+        self.time: list[str] = []
+        self.text: list[str] = []
+        self.modality: str | None = None
+        self.numbers: list[str] = []
+        self.words: list[str] = []
+        self.attributes: list[str] | None = None
+        self.left_out: dict[str, str] = {}
+        self.default_text = "event"
+        self.default_modality = "event"
 
     def take_known(self, known: dict) -> None:
-        roles = self.roles
+        """Assign the columns that the caller names.
+
+        Args:
+            known: A column, several, or a default, by role.
+        """
         for role, given in known.items():
-            names = _listed(given)
-            if role in WORD_FOR_ALL and not self._may_be_column(names[0]):
-                setattr(roles, WORD_FOR_ALL[role], str(names[0]))
+            names = [given] if isinstance(given, str | int) else given
+            if role in DEFAULTS and not difflib.get_close_matches(
+                str(names[0]), list(self.frame), cutoff=0.8
+            ):
+                setattr(self, DEFAULTS[role], str(names[0]))
                 continue
             existing = [self._column(role, name) for name in names]
-            setattr(roles, role, existing[0] if role in ("user", "modality") else existing)
-
-    def _may_be_column(self, name) -> bool:
-        """Return whether this is the name of a column, or similar to one."""
-        return bool(difflib.get_close_matches(str(name), list(self.frame), cutoff=0.8))
+            setattr(self, role, existing[0] if role in ("user", "modality") else existing)
 
     def _column(self, role: str, name) -> str:
         if str(name) in self.frame:
@@ -233,24 +193,27 @@ class _Finder:
 
     def _free(self, *kinds: str) -> list[str]:
         """Return the columns without a role, of some kinds (default: all)."""
-        free = [name for name in self.frame if name not in self.roles.taken()]
+        taken = {self.user, self.modality, *self.time, *self.text, *self.numbers, *self.words}
+        taken |= {*(self.attributes or ()), *self.left_out}
+        free = [name for name in self.frame if name not in taken]
         return [name for name in free if not kinds or self.kinds[name] in kinds]
 
     def leave_out_nothings(self) -> None:
-        left_out = self.roles.left_out
+        """Leave out columns that hold nothing of use."""
         for name in self._free():
-            if self.kinds[name] == "empty":
-                left_out[name] = "empty"
-            elif self._is_row_number(name):
-                left_out[name] = "row numbers"
-            elif self.kinds[name] == "nested":
-                left_out[name] = "lists or objects, not words or numbers"
+            kind = self.kinds[name]
+            if kind == "empty":
+                self.left_out[name] = "empty"
+            elif kind == "numbers" and self._is_row_number(name):
+                self.left_out[name] = "row numbers"
+            elif kind == "nested":
+                self.left_out[name] = "lists or objects, not words or numbers"
 
     def _is_row_number(self, name: str) -> bool:
-        if not _is_named(ROW_NUMBER_NAMES, name) or self.kinds[name] != "numbers":
+        if not _is_named(ROW_NUMBER_NAMES, name):
             return False
         values = pd.to_numeric(self.frame[name], errors="coerce")
-        return bool((values.diff().iloc[1:] == 1).all()) and len(values) > 1
+        return len(values) > 1 and bool((values.diff().iloc[1:] == 1).all())
 
     def find_time(self) -> None:
         """Find the time column: by name among the columns of dates, else the only one of them."""
@@ -263,32 +226,30 @@ class _Finder:
         times = times or days or named
         if not times:
             self._ask("time", self._ranked("time", self._free()) or self._free("words", "numbers"))
-        self.roles.time = times[:1]
+        day = times[0]
+        self.time = [day]
         clocks = self._free("clock")
-        if len(clocks) == 1 and self._has_days_only(times[0]):
-            self.roles.time.append(clocks[0])
+        cells = self.frame[day].dropna().astype(str).str.strip()
+        if len(clocks) == 1 and (cells.str.len() <= len("2025-01-31")).all():
+            self.time.append(clocks[0])
             message = f"a day, and {clocks[0]!r} is its time of day. They are joined."
-            self.table.findings.add(times[0], None, message, "note")
-
-    def _has_days_only(self, name: str) -> bool:
-        cells = self.frame[name].dropna().astype(str)
-        return bool((cells.str.strip().str.len() <= len("2025-01-31")).all())
+            self.table.findings.add(day, None, message, "note")
 
     def find_user(self) -> None:
+        """Find the user column: by name, else the only column of ids that repeat."""
         free = self._free("words", "numbers")
-        for names in NAMES["user"]:
+        *sure, unsure = NAMES["user"]
+        for names in sure:
             near = [name for name in free if _is_named(names, name)]
-            if names == NAMES["user"][-1]:  # `id` may number the rows, `name` may be of a product
-                near = [name for name in near if self._repeats(name)]
-            if len(near) > 1:
-                self._ask("user", near)
             if near:
-                self.roles.user = near[0]
-                return
-        ids = [name for name in free if self._is_id(name) and self._repeats(name)]
-        if len(ids) != 1:
-            self._ask("user", ids or free)
-        self.roles.user = ids[0]
+                break
+        else:  # `id` may number the rows, `name` may be of a product
+            repeated = [name for name in free if self._repeats(name)]
+            near = [name for name in repeated if _is_named(unsure, name)]
+            near = near or [name for name in repeated if self._is_id(name)]
+        if len(near) != 1:
+            self._ask("user", near or free)
+        self.user = near[0]
 
     def _repeats(self, name: str) -> bool:
         return self.one_row_per_user or 2 * self.frame[name].nunique() <= len(self.frame)
@@ -307,21 +268,23 @@ class _Finder:
         raise DataError(self.table.name, None, role, names, message)
 
     def find_text(self) -> None:
+        """Find the text column, to which an event type of many kinds is joined."""
         words = [name for name in self._free("words") if not self._is_id(name)]
         named = self._ranked("text", [name for name in words if name != "modality"])
-        self.roles.text = named[:1]
+        self.text = named[:1]
         kinds = [name for name in named[1:] if _is_named("event_?type", name)][:1]
         n_kinds = self.frame[kinds].nunique().max()
         if n_kinds > MAX_MODALITIES:
-            self.roles.text = kinds + named[:1]
+            self.text = kinds + named[:1]
             message = f"{n_kinds:,} kinds. The column is read as text, not as modality."
             self.table.findings.add(kinds[0], None, message, "note")
 
     def find_modality(self) -> None:
+        """Find the modality column: one that is named so, with few kinds."""
         for name in self._ranked("modality", self._free("words")):
             exact = plain_name(name) == "modality"
             if exact or self.frame[name].nunique() <= MAX_MODALITIES:
-                self.roles.modality = name
+                self.modality = name
                 return
 
     def _is_id(self, name: str) -> bool:
@@ -336,7 +299,7 @@ class _Finder:
         return bool(is_code or (named and sample.str.contains(r"\d").mean() > 0.5))
 
     def _is_category(self, name: str) -> bool:
-        if not _is_named(CATEGORY_NAMES, name) or self.roles.text:
+        if not _is_named(CATEGORY_NAMES, name) or self.text:
             return False
         return bool(_sample(self.frame[name]).astype(str).str.fullmatch(WHOLE).all())
 
@@ -347,28 +310,58 @@ class _Finder:
             numbers_are_known: Whether the number columns are named, so that other numbers are left
                 out (default False).
         """
-        roles = self.roles
         for name in self._free():
             kind = self.kinds[name]
-            values = self.frame[name]
             if kind in ("times", "clock"):
-                roles.left_out[name] = "another time"
+                self.left_out[name] = "another time"
             elif self._is_id(name):
-                roles.left_out[name] = "ids"
-            elif kind == "numbers" and (name in REQUIRED or self._is_category(name)):
-                roles.words.append(name)
-            elif kind == "numbers" and numbers_are_known:
-                roles.left_out[name] = "not named in numbers"
+                self.left_out[name] = "ids"
             elif kind == "numbers":
-                roles.numbers.append(name)
-            elif values.nunique(dropna=False) == 1:
-                roles.left_out[name] = f"{shown(values.iloc[0])!r} in every row"
+                self._sort_number(name, numbers_are_known)
+            elif self.frame[name].nunique(dropna=False) == 1:
+                self.left_out[name] = f"{shown(self.frame[name].iloc[0])!r} in every row"
             else:
-                roles.words.append(name)
+                self.words.append(name)
+
+    def _sort_number(self, name: str, numbers_are_known: bool) -> None:
+        if name in REQUIRED or self._is_category(name):
+            self.words.append(name)
+        elif numbers_are_known:
+            self.left_out[name] = "not named in numbers"
+        else:
+            self.numbers.append(name)
 
 
-def _listed(value) -> list:
-    return [value] if isinstance(value, str | int) else list(value)
+def find_columns(table: Table, known: dict) -> Roles:
+    """Find the role of every column.
+
+    Args:
+        table: The events.
+        known: Columns that the caller names, by role: user, time, text, modality (a column, or a
+            word for all events if there is no such column), numbers and attributes (lists).
+
+    Returns:
+        The roles.
+
+    Raises:
+        DataError: A named column does not exist, or the user or time column is not clear.
+    """
+    roles = Roles(table)
+    roles.take_known(known)
+    roles.leave_out_nothings()
+    if not roles.time:
+        roles.find_time()
+    if not roles.user:
+        roles.find_user()
+    if "text" not in known:
+        roles.find_text()
+    if "modality" not in known:
+        roles.find_modality()
+    roles.sort_rest("numbers" in known)
+    has_words = "text" in known or roles.text or roles.words
+    if not has_words and any(_is_named(MONEY_NAMES, name) for name in roles.numbers):
+        roles.default_text = "purchase"
+    return roles
 
 
 def may_be_attribute(name: str) -> bool:
@@ -384,32 +377,23 @@ def may_be_attribute(name: str) -> bool:
     return not _is_named(SUMMED_NAMES, name)
 
 
-def find_attributes(
-    frame: pd.DataFrame, columns: list[str], user: pd.Series, past: pd.Series
-) -> list[str]:
-    """Return the columns that are constant for each user over the history.
+def find_attributes(frame: pd.DataFrame, user: pd.Series) -> list[str]:
+    """Return the columns that are constant for each user.
 
     Args:
-        frame: The events.
-        columns: Candidate columns.
+        frame: Candidate columns of the events of the history.
         user: The user id of each event.
-        past: Mask of the events of the history; the others are ignored.
 
     Returns:
         The constant columns that differ between users; none if there is only one user, or if most
         events are the only one of their user.
     """
-    ids = user[past]
-    repeated = ids.duplicated(keep=False)
-    if repeated.mean() < 0.5 or ids.nunique() < 2:
+    repeated = user.duplicated(keep=False)
+    if repeated.mean() < 0.5 or user.nunique() < 2:
         return []
-    constant = []
-    for name in columns:
-        cells = frame.loc[past, name]
-        pairs = pd.DataFrame({"user": ids, "cell": cells}).dropna().drop_duplicates()
-        if pairs["user"].is_unique and pairs["cell"].nunique() > 1:
-            constant.append(name)
-    return constant
+    varies = frame.groupby(user, observed=True).nunique().max() > 1
+    differs = frame.nunique() > 1
+    return list(frame.columns[differs & ~varies])
 
 
 def find_fact_columns(table: Table) -> Roles:
@@ -424,11 +408,9 @@ def find_fact_columns(table: Table) -> Roles:
     Raises:
         DataError: The user column is not clear.
     """
-    finder = _Finder(table, one_row_per_user=True)
-    for name, kind in finder.kinds.items():
-        if kind == "empty" and name:
-            finder.roles.numbers.append(name)
-    finder.leave_out_nothings()
-    finder.find_user()
-    finder.sort_rest()
-    return finder.roles
+    roles = Roles(table, one_row_per_user=True)
+    roles.numbers = [name for name, kind in roles.kinds.items() if kind == "empty" and name]
+    roles.leave_out_nothings()
+    roles.find_user()
+    roles.sort_rest()
+    return roles

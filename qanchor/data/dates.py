@@ -95,12 +95,12 @@ def read_times(cells: pd.Series, timezone: str | None = None) -> Times:
     texts = pd.Series(unique).astype(str).str.strip()
     texts = texts.where(texts.str.len() <= MAX_CHARS, "")
     known = texts[texts != ""]
-    if len(known) and known.str.fullmatch(r"\d+(\.\d+)?").all():
-        values = pd.to_numeric(texts, errors="coerce").astype(float)
-        six_digits = known.str.fullmatch(r"\d{6}").all()
-        read = _read_six_digits(values) if six_digits else _read_numbers(values)
-    else:
+    if known.empty or not known.str.fullmatch(r"\d+(\.\d+)?").all():
         read = _read_texts(texts, timezone)
+    elif known.str.fullmatch(r"\d{6}").all():
+        read = _read_six_digits(pd.to_numeric(texts, errors="coerce"))
+    else:
+        read = _read_numbers(pd.to_numeric(texts, errors="coerce"))
     read.time = read.time.reindex(codes).set_axis(cells.index)  # code -1 of an empty cell: NaT
     return read
 
@@ -111,10 +111,10 @@ def looks_like_times(texts: pd.Series) -> bool:
     Args:
         texts: Non-empty cells of a column.
     """
-    short = texts.where(texts.str.len() <= MAX_CHARS, "")
-    share = [short.str.match(pattern).mean() for pattern in PATTERNS.values()]
-    digits_only = short.str.fullmatch(r"\s*\d+\s*").mean()
-    return bool(max(share) > 0.5 and digits_only < 0.5)
+    short = texts.where(texts.str.len() <= MAX_CHARS, "").str
+    if short.fullmatch(r"\s*\d+\s*").mean() >= 0.5:
+        return False
+    return any(short.match(pattern).mean() > 0.5 for pattern in PATTERNS.values())
 
 
 def looks_like_clock(texts: pd.Series) -> bool:
@@ -131,45 +131,49 @@ def _no_times(cells: pd.Series, unclear: str = "") -> Times:
 
 
 def _read_datetimes(cells: pd.Series, timezone: str | None) -> Times:
-    zone = cells.dt.tz or timezone or "UTC"
-    how = ""
-    if str(zone) != "UTC":
-        how = f"times of {zone} are converted to UTC"
+    zone = str(cells.dt.tz or timezone or "UTC")
     if cells.dt.tz is None:
-        cells = _localize(cells, zone)
-    return Times(cells.dt.tz_convert(None).astype("datetime64[us]"), how)
+        time = _to_utc(cells, zone)
+    else:
+        time = cells.dt.tz_convert(None)
+    how = "" if zone == "UTC" else f"times of {zone} are converted to UTC"
+    return Times(time.astype("datetime64[us]"), how)
 
 
-def _localize(time: pd.Series, timezone: str) -> pd.Series:
-    winter = np.zeros(len(time), bool)  # when an hour occurs twice, assume the second one
-    return time.dt.tz_localize(timezone, ambiguous=winter, nonexistent="shift_forward")
+def _to_utc(time: pd.Series, timezone: str) -> pd.Series:
+    """Convert local times to UTC; of an hour that occurs twice, the second one is assumed."""
+    is_summer = np.zeros(len(time), bool)
+    local = time.dt.tz_localize(timezone, ambiguous=is_summer, nonexistent="shift_forward")
+    return local.dt.tz_convert(None)
 
 
 def _read_numbers(values: pd.Series) -> Times:
     """Parse numbers; the range of the whole column decides their unit."""
-    known = values.dropna()
-    whole = bool((known % 1 == 0).all())
-    if known.empty:
+    low = values.min()
+    high = values.max()
+    if np.isnan(low):
         return _no_times(values)
-    for form, (low, high) in DIGITS.items():
-        if whole and known.between(low, high).all():
+    whole = (values.dropna() % 1 == 0).all()
+    for form, (first, last) in DIGITS.items():
+        if whole and first <= low and high <= last:
             return Times(parse_times(values.map("{:.0f}".format, na_action="ignore"), form))
-    for name, (unit, low, high) in EPOCHS.items():
-        if known.between(low, high).all():
+    for name, (unit, first, last) in EPOCHS.items():
+        if first <= low and high <= last:
             time = pd.to_datetime(values, unit=unit, errors="coerce").astype("datetime64[us]")
             return Times(time, f"{name} since 1970")
-    if whole and known.between(10_000, 999_999).all() and (known > 99_999).any():
+    if whole and low >= 10_000 and 99_999 < high <= 999_999:
         return _read_six_digits(values)
-    if known.between(*SERIAL_DAYS).all():
+    first, last = SERIAL_DAYS
+    if first <= low and high <= last:
         how = "spreadsheet day numbers (1 is 1900-01-01)"
         return Times(_days_after("1899-12-30", values), how, guess=True)
-    if known.between(0, SERIAL_DAYS[0]).all():
+    if low >= 0 and high <= first:
         how = "days since an unknown start: day 0 is read as 1970-01-01"
         return Times(_days_after("1970-01-01", values), how, guess=True)
-    unclear = (
-        "the numbers are not of one kind, neither dates such as 20250131 nor seconds since 1970"
+    return _no_times(
+        values,
+        "the numbers are not of one kind, neither dates such as 20250131 nor seconds since 1970",
     )
-    return _no_times(values, unclear)
 
 
 def _days_after(start: str, days: pd.Series) -> pd.Series:
@@ -199,14 +203,13 @@ def _read_six_digits(values: pd.Series) -> Times:
     if len(fitting) > 1:
         starts = known.str[:2].nunique()
         ends = known.str[4:].nunique()
-        if 2 * starts < ends:
-            fitting = [form for form in fitting if form == "%y%m%d"]
-        elif 2 * ends < starts:
-            fitting = [form for form in fitting if form != "%y%m%d"]
-    if len(fitting) == 1:
-        form = fitting[0]
-        return Times(parse_times(texts, form), f"six digits are {SIX_DIGITS[form]}", guess=True)
-    return _no_times(values, "six digits could be year, month, day or day, month, year")
+        if 2 * starts < ends or 2 * ends < starts:
+            year_first = 2 * starts < ends
+            fitting = [form for form in fitting if year_first == form.startswith("%y")]
+    if len(fitting) != 1:
+        return _no_times(values, "six digits could be year, month, day or day, month, year")
+    [form] = fitting
+    return Times(parse_times(texts, form), f"six digits are {SIX_DIGITS[form]}", guess=True)
 
 
 def _read_texts(texts: pd.Series, timezone: str | None) -> Times:
@@ -226,7 +229,7 @@ def _read_texts(texts: pd.Series, timezone: str | None) -> Times:
             unclear = str(reason)
     offset = plain.str.extract(f"({OFFSET})", expand=False).where(plain.str.contains(":"))
     if timezone:
-        time = time.where(offset.notna(), _localize(time, timezone).dt.tz_convert(None))
+        time = time.where(offset.notna(), _to_utc(time, timezone))
         how.append(f"times of {timezone} are converted to UTC")
     elif not offset[time.notna()].dropna().isin(NO_OFFSET).all():
         how.append("times with an offset are converted to UTC")
@@ -250,21 +253,20 @@ def _read_parts(texts: pd.Series, timezone: str | None) -> tuple[pd.DataFrame, l
         parts = parts.rename(columns={"one": first, "two": second})
     if "word" in parts:
         parts["month"] = parts["word"].str[:3].str.lower().map(MONTHS)
-    words = parts["zone"].str.extract(r"([A-Z]+)", expand=False)
-    unknown = sorted(set(words.dropna()) - ZONES.keys())
+    zones = parts["zone"]
+    unknown = sorted(zones[zones.str.isalpha() & ~zones.isin(ZONES)])
     if unknown and not timezone:
         raise _Unclear(
             f"the zone {unknown[0]!r} has several meanings: pass it as timezone=, such as"
             ' timezone="America/New_York"'
         )
-    parts["zone"] = parts["zone"].where(words.isna(), words.map(ZONES)).fillna("")
+    parts["zone"] = zones.replace(ZONES).mask(zones.isin(unknown)).fillna("")
     return parts, how
 
 
 def _first_of_date(parts: pd.DataFrame) -> str:
     """Return whether the day or the month comes first, judged by the whole column."""
-    one_is_day = (parts["one"].astype(float) > 12).any()
-    two_is_day = (parts["two"].astype(float) > 12).any()
+    one_is_day, two_is_day = (parts[["one", "two"]].astype(float) > 12).any()
     if one_is_day and two_is_day:
         raise _Unclear("in some rows the day comes first, in others the month")
     if two_is_day:
@@ -279,11 +281,11 @@ def _write_iso(parts: pd.DataFrame) -> pd.Series:
     parts = parts.fillna({"hour": "0", "minute": "00", "second": "00", "fraction": "0"})
     year = parts["year"]
     year = year.mask(year.str.len() == 2, "20" + year)
-    date = year + "-" + parts["month"].str.zfill(2) + "-" + parts["day"].str.zfill(2)
     hour = parts["hour"].astype(int)
     half = parts["half"].str.lower()
     hour += 12 * (half.eq("p") & (hour < 12))
     hour -= 12 * (half.eq("a") & (hour == 12))
-    hour = hour.astype(str).str.zfill(2)
-    clock = hour + ":" + parts["minute"] + ":" + parts["second"] + "." + parts["fraction"]
-    return date + "T" + clock + parts["zone"]
+    day = parts[["month", "day"]].apply(lambda numbers: numbers.str.zfill(2))
+    date = year.str.cat(day, sep="-")
+    clock = hour.astype(str).str.zfill(2).str.cat(parts[["minute", "second"]], sep=":")
+    return date + "T" + clock + "." + parts["fraction"] + parts["zone"]

@@ -53,7 +53,7 @@ def read_labels(
     if not labels.shape[1]:
         message = "missing. Add it, or name another column with --label."
         findings.add(name or "label", list(table.frame), message)
-    check_known_ids(findings, pd.Series(labels.index, name="user"), set(users.ids), needed=True)
+    check_known_ids(findings, labels, users.ids, needed=True)
     findings.raise_errors()
     for finding in findings.of("dropped"):
         warnings.warn(str(finding), stacklevel=2)

@@ -31,7 +31,7 @@ from qanchor.data.columns import (
 )
 from qanchor.data.dates import read_times
 from qanchor.data.metadata import ABOUT_FIELDS, read_about
-from qanchor.data.sources import Table, TableLike, find_tables, open_table
+from qanchor.data.sources import Table, find_tables, open_table
 from qanchor.data.users import Users, training_problem
 from qanchor.data.validation import (
     LIKE_A_LABEL,
@@ -55,14 +55,34 @@ from qanchor.utils.types import TimeLike
 TOTALS = ("total", "totals", "grand total", "sum", "summe", "gesamt", "subtotal", "totale")
 NO_ID_DROPPED = "a user needs an id. The row is left out."
 DAY = pd.Timedelta(days=1)
+REPEATED = (
+    'the same as an earlier row. It is kept; to leave it out, write {"duplicates": "drop"} into'
+    ' about.json or pass duplicates="drop" to read_events.'
+)
 MIN_ATTRIBUTE_USERS = 10  # with fewer users, a number may be constant for each by chance
 
+DEFAULTS = {
+    "name": "events",
+    "columns": {},
+    "modalities": (),
+    "duplicates": "keep",
+    "positive": None,
+    "timezone": None,
+}
+USERS_OPTIONS = (
+    "name",
+    "cutoff",
+    "modalities",
+    "horizon_days",
+    "unit",
+    "words",
+)  # of `Users.from_events`
 NO_FACTS = pd.DataFrame(index=pd.Index([], name="user", dtype=str))
 NO_FACTS.attrs = {"source": "users", "columns": []}
 
 
 def read_events(
-    source: TableLike,
+    source: object,
     *,
     user: str | None = None,
     time: str | list[str] | None = None,
@@ -124,11 +144,25 @@ def read_events(
         >>> users.events["text"].iloc[0], users.numbers
         ('purchase', ('price',))
     """
-    columns = {"user": user, "time": time, "text": text, "modality": modality}
-    columns |= {"numbers": numbers, "attributes": attributes}
-    about = {"cutoff": cutoff, "horizon_days": horizon_days, "unit": unit, "words": words}
-    about |= {"positive": positive, "duplicates": duplicates, "timezone": timezone}
-    users, findings = _Reader(source, _known(about) | {"columns": _known(columns)}).read()
+    columns = {
+        "user": user,
+        "time": time,
+        "text": text,
+        "modality": modality,
+        "numbers": numbers,
+        "attributes": attributes,
+    }
+    settings = {
+        "columns": _given(columns),
+        "cutoff": cutoff,
+        "horizon_days": horizon_days,
+        "unit": unit,
+        "words": words,
+        "positive": positive,
+        "duplicates": duplicates,
+        "timezone": timezone,
+    }
+    users, findings = _Reader(source, _given(settings)).read()
     findings.raise_errors()
     if users.report.dropped:
         warnings.warn(
@@ -139,7 +173,7 @@ def read_events(
     return users
 
 
-def _known(fields: dict) -> dict:
+def _given(fields: dict) -> dict:
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -179,17 +213,20 @@ class _Reader:
     def read(self) -> tuple[Users | None, Findings]:
         """Return the users (None if there are errors) and all findings."""
         paths = {"events": self.source}
-        about = {"name": "events", "columns": {}, "modalities": [], "duplicates": "keep"}
-        about |= {"positive": None, "timezone": None}
+        about = dict(DEFAULTS)
         if isinstance(self.source, str | Path) and Path(self.source).is_dir():
             folder = Path(self.source)
             if folder.suffix != ".parquet" and not any(folder.glob("part-*")):
                 paths = find_tables(folder)
-            about |= self._read_about(folder)
+            about["name"] = folder.name
+            about |= self._attempt({}, self._read_about, folder)
         columns = about["columns"] | self.settings["columns"]
-        about |= self.settings | {"columns": columns, "modalities": tuple(about["modalities"])}
-        if about["duplicates"] not in ("keep", "drop"):
-            raise ValueError(f"duplicates={about['duplicates']!r} is neither 'keep' nor 'drop'.")
+        about |= self.settings
+        about["columns"] = columns
+        about["modalities"] = tuple(about["modalities"])
+        duplicates = about["duplicates"]
+        if duplicates not in ("keep", "drop"):
+            raise ValueError(f"duplicates={duplicates!r} is neither 'keep' nor 'drop'.")
         events = self._attempt(None, self._read_events, paths["events"], about)
         facts = NO_FACTS
         labels = NO_FACTS
@@ -197,9 +234,13 @@ class _Reader:
         if "users" in paths:
             facts = self._attempt(NO_FACTS, self._read_facts, paths["users"])
         if "labels" in paths:
-            positive = about["positive"]
-            labels = self._attempt(NO_FACTS, self._read_labels, paths["labels"], positive)
-        self._check_across(events, facts, labels)
+            labels = self._attempt(NO_FACTS, self._read_labels, paths["labels"], about["positive"])
+        if events is not None:
+            known = events.rows["user"].cat.categories
+            check_known_ids(self.findings, facts, known)
+            check_known_ids(self.findings, labels, known, needed=True)
+            self._check_inputs(events.table.name, events.inputs(), labels)
+        self._check_inputs(facts.attrs["source"], facts.attrs["columns"], labels)
         if not self.findings.of("error"):
             users = self._attempt(None, self._assemble, about, events, facts, labels)
         return users, self.findings
@@ -214,12 +255,12 @@ class _Reader:
             return default
 
     def _read_about(self, folder: Path) -> dict:
-        about = self._attempt({}, read_about, folder / "about.json")
+        about = read_about(folder / "about.json")
         findings = self.findings.of_table("about.json")
+        message = f"not read. The fields are {', '.join(ABOUT_FIELDS)}."
         for key in sorted(about.keys() - set(ABOUT_FIELDS)):
-            message = f"not read. The fields are {', '.join(ABOUT_FIELDS)}."
             findings.add(key, about[key], message, "note")
-        return {"name": folder.name} | about
+        return about
 
     def _read_events(self, source, about: dict) -> _Events:
         table = open_table(source, self.findings)
@@ -228,7 +269,7 @@ class _Reader:
         roles = find_columns(table, about["columns"])
         modalities = about["modalities"]
         if roles.modality is None and len(modalities) == 1:
-            roles.kind = modalities[0]
+            roles.default_modality = modalities[0]
         events = _Events(table, roles, about["columns"])
         events.read_columns(about["timezone"])
         events.drop_rows(about["duplicates"])
@@ -241,52 +282,49 @@ class _Reader:
         findings = table.findings
         frame = table.frame
         roles = find_fact_columns(table)
-        result = pd.DataFrame({"user": read_ids(findings, frame[roles.user])})
-        for name in frame:
-            if name in roles.words or name in roles.numbers:
-                values = _read_fact(findings, frame[name], name in roles.numbers, table)
-                others = frame.columns.drop(name).union(result.columns)
-                result = result.join(attribute_columns(findings, values, others))
+        result = read_ids(findings, frame[roles.user]).to_frame("user")
+        for name in frame.columns.drop([roles.user, *roles.left_out]):
+            if name in roles.numbers:
+                values = read_numbers(findings, frame[name], "fact", table.semicolons)
+            else:
+                values = read_words(findings, frame[name], "modality")
+            others = frame.columns.drop(name).union(result.columns)
+            result = result.join(attribute_columns(findings, values, others))
         return _one_row_per_user(table, roles, result)
 
     def _read_labels(self, source, positive: str | None) -> pd.DataFrame:
         return read_label_table(open_table(source, self.findings), positive)
 
-    def _check_across(self, events: _Events | None, facts, labels) -> None:
-        """Check that ids of facts and labels have events, and that no input is a label."""
-        inputs = {}
-        if events is not None:
-            known = set(events.rows["user"].cat.categories)
-            for frame, needed in ((facts, False), (labels, True)):
-                ids = pd.Series(frame.index, name="user")
-                findings = self.findings.of_table(frame.attrs["source"])
-                check_known_ids(findings, ids, known, needed)
-            inputs[events.table.name] = events.inputs()
-        inputs[facts.attrs["source"]] = facts.attrs["columns"]
-        for file, columns in inputs.items():
-            # names in the file: a column of words became several attributes with other names
-            for name in sorted(set(columns) & set(labels)):
-                self.findings.of_table(file).add(name, name, LIKE_A_LABEL)
+    def _check_inputs(self, file: str, columns: list[str], labels: pd.DataFrame) -> None:
+        """Check that no input is a label.
+
+        Columns have their names in the file: one of words may become attributes of other names.
+        """
+        findings = self.findings.of_table(file)
+        for name in sorted(set(labels).intersection(columns)):
+            findings.add(name, name, LIKE_A_LABEL)
 
     def _assemble(self, about: dict, events: _Events, facts, labels) -> Users | None:
-        findings = events.table.findings
-        if events.rows.empty:
+        findings = events.findings
+        times = events.rows["time"]
+        if times.empty:
             message = "no event is left. Provide at least one valid event."
             raise DataError(findings.file, None, "user", "no rows", message)
-        end = events.rows["time"].max() + DAY
+        end = times.max() + DAY
         if "cutoff" in about:
             end = parse_cutoff(about["cutoff"], "cutoff")
-        tabular = facts.join(events.take_attributes(end, facts.columns), how="outer")
+        attributes = events.take_attributes(end, facts.columns)
+        tabular = facts.join(attributes, how="outer")
         tabular.attrs = facts.attrs
         if self.findings.of("error"):
             return None
-        options = ("name", "cutoff", "modalities", "horizon_days", "unit", "words")
+        options = {name: about[name] for name in USERS_OPTIONS if name in about}
         users = Users.from_events(
             events.finish(),
             tabular=tabular,
             labels=labels,
             source=findings.file,
-            **{name: about[name] for name in options if name in about},
+            **options,
         )
         self._check_words(users)
         first = users.events.groupby("user", observed=True)["time"].min()
@@ -301,11 +339,13 @@ class _Reader:
 
     def _check_words(self, users: Users) -> None:
         """Report `words` whose name does not occur in the data."""
-        names = {*users.numbers, *users.tabular, *users.events["modality"].cat.categories}
-        names |= set(users.events["text"].cat.categories)
+        names = [*users.numbers, *users.tabular]
+        for column in ("modality", "text"):
+            names += list(users.events[column].cat.categories)
+        findings = self.findings.of_table("words")
         message = "no column, modality, text or attribute has this name. Its words are not used."
-        for name in sorted(set(users.words) - names):
-            self.findings.of_table("words").add("words", name, message, "note")
+        for name in sorted(set(users.words).difference(names)):
+            findings.add("words", name, message, "note")
 
 
 def read_label_table(
@@ -324,21 +364,15 @@ def read_label_table(
     Raises:
         DataError: The user column is not clear.
     """
+    frame = table.frame
     roles = find_fact_columns(table)
     # a label may be constant or named like an id
     roles.left_out = {name: why for name, why in roles.left_out.items() if why == "row numbers"}
-    result = pd.DataFrame({"user": read_ids(table.findings, table.frame[roles.user])})
-    for name in table.frame.columns.drop([roles.user, *roles.left_out]):
+    result = read_ids(table.findings, frame[roles.user]).to_frame("user")
+    for name in frame.columns.drop([roles.user, *roles.left_out]):
         if column in (None, name):
-            result[name] = read_label(table.findings, table.frame[name], positive)
+            result[name] = read_label(table.findings, frame[name], positive)
     return _one_row_per_user(table, roles, result)
-
-
-def _read_fact(findings: Findings, cells: pd.Series, is_number: bool, table: Table) -> pd.Series:
-    """Parse a column that describes users: floats, or a categorical column of words."""
-    if is_number:
-        return read_numbers(findings, cells, "fact", table.semicolons)
-    return read_words(findings, cells, "modality")
 
 
 def _one_row_per_user(table: Table, roles: Roles, frame: pd.DataFrame) -> pd.DataFrame:
@@ -352,9 +386,9 @@ def _one_row_per_user(table: Table, roles: Roles, frame: pd.DataFrame) -> pd.Dat
     again = frame.duplicated() & ~no_user
     findings.rows(user, again, "the same row twice. One is kept.", "dropped")
     frame = frame[~no_user & ~again]
-    again = frame["user"].duplicated()
-    message = "two rows of one user that contradict. Keep one row per user."
-    findings.rows(frame["user"], again, message)
+    user = frame["user"]
+    again = user.duplicated()
+    findings.rows(user, again, "two rows of one user that contradict. Keep one row per user.")
     result = frame[~again].astype({"user": str}).set_index("user")
     result.attrs = {"source": table.name, "columns": list(table.frame)}
     return result
@@ -390,18 +424,19 @@ class _Events:
         """
         roles = self.roles
         frame = self.table.frame
-        self.rows["user"] = read_ids(self.findings, frame[roles.user])
-        self.rows["time"] = self._read_time(timezone)
-        modality = pd.Series(roles.kind, frame.index, dtype="category")
-        if roles.modality is not None:
-            modality = read_words(self.findings, frame[roles.modality], "modality")
-        self.rows["modality"] = modality
-        comma = self.table.semicolons and any(
-            has_decimal_comma(frame[name]) for name in roles.numbers
-        )
-        for name in roles.numbers:
-            self.rows[name] = read_numbers(self.findings, frame[name], comma=comma)
-        self.given_sums = self.rows[roles.numbers].sum()
+        findings = self.findings
+        rows = self.rows
+        rows["user"] = read_ids(findings, frame[roles.user])
+        rows["time"] = self._read_time(timezone)
+        if roles.modality is None:
+            rows["modality"] = pd.Series(roles.default_modality, frame.index, dtype="category")
+        else:
+            rows["modality"] = read_words(findings, frame[roles.modality], "modality")
+        numbers = frame[roles.numbers]
+        comma = self.table.semicolons and any(has_decimal_comma(numbers[name]) for name in numbers)
+        for name in numbers:
+            rows[name] = read_numbers(findings, numbers[name], comma=comma)
+        self.given_sums = rows[roles.numbers].sum()
 
     def _read_time(self, timezone: str | None) -> pd.Series:
         frame = self.table.frame
@@ -409,12 +444,14 @@ class _Events:
         if clock:
             days = frame[day].astype(str).str.strip().str[:10]
             clocks = frame[clock[0]].astype(str).str.strip()
-            frame[day] = (days + " " + clocks).where(frame[day].notna())
+            joined = days + " " + clocks
+            frame[day] = joined.where(frame[day].notna())
         read = read_times(frame[day], timezone)
         self.unclear_time = read.unclear
         known = read.time.notna()
         if read.how and known.any():
-            message = f"read as time: {read.how}. This one is {read.time[known].iloc[0]}."
+            example = read.time[known].iloc[0]
+            message = f"read as time: {read.how}. This one is {example}."
             self.findings.rows(frame[day], known, message, "changed" if read.guess else "note")
         return read.time
 
@@ -425,29 +462,25 @@ class _Events:
             duplicates: "keep" (and report) or "drop" rows that equal an earlier one.
         """
         rows = self.rows
+        frame = self.table.frame
         user = self.roles.user
         day = self.roles.time[0]
-        time = self.table.frame[day]
-        no_time = time.isna() | (time.astype(str).str.strip() == "")
+        modality = self.roles.modality
+        no_time = frame[day].isna() | (frame[day].astype(str).str.strip() == "")
         total = rows["user"].astype(str).str.casefold().isin(TOTALS) & no_time
-        self._drop(self.table.frame.isna().all(axis=1), user, "an empty row. It is left out.")
+        self._drop(frame.isna().all(axis=1), user, "an empty row. It is left out.")
         self._drop(total, user, "a row of totals, not an event. It is left out.")
         self._drop(rows["user"].isna(), user, NO_ID_DROPPED)
         self._drop(no_time, day, "no time. The row is left out.")
-        if self.roles.modality is not None:
-            no_modality = rows["modality"].isna()
-            self._drop(no_modality, self.roles.modality, "no modality. The row is left out.")
+        if modality is not None:
+            self._drop(rows["modality"].isna(), modality, "no modality. The row is left out.")
         self._check_times(day)
         self._drop_late(day)
-        again = self.table.frame.loc[self.rows.index, self.inputs()].duplicated()
+        again = frame.loc[self.rows.index, self.inputs()].duplicated()
         if duplicates == "drop":
             self._drop(again, user, "the same as an earlier row. It is left out.")
         else:
-            message = (
-                'the same as an earlier row. It is kept; to leave it out, write {"duplicates":'
-                ' "drop"} into about.json or pass duplicates="drop" to read_events.'
-            )
-            self.findings.rows(self._cells(user), again, message, "note")
+            self.findings.rows(self._cells(user), again, REPEATED, "note")
 
     def _drop(self, bad: pd.Series, column: str, message: str) -> None:
         """Drop the rows marked in `bad`, and report them."""
@@ -485,26 +518,23 @@ class _Events:
             Index `user`; one column per attribute, or per word of it.
         """
         roles = self.roles
-        user = self.rows["user"]
         past = self.rows["time"] < cutoff
-        names = roles.attributes
-        if names is None:
-            candidates = list(roles.words)
-            if user[past].nunique() >= MIN_ATTRIBUTE_USERS and "numbers" not in self.named_columns:
-                candidates += [name for name in roles.numbers if may_be_attribute(name)]
-            frame = self.table.frame.loc[self.rows.index]
-            names = find_attributes(frame, candidates, user, past)
-        result = pd.DataFrame(index=pd.Index(sorted(user.unique()), name="user", dtype=str))
-        for name in names:
-            is_number = name in roles.numbers or kind_of(self._cells(name)) == "numbers"
-            values = _read_fact(Findings(), self._cells(name), is_number, self.table)
-            first = self._first_values(values, past, result.index)
-            n_kinds = first.nunique()
-            if not is_number and n_kinds > max(20, len(first) // 2):
-                reason = f"{count(n_kinds, 'word')} for {count(len(first), 'user')}, like names"
+        users = sorted(self.rows["user"].unique())
+        result = pd.DataFrame(index=pd.Index(users, name="user", dtype=str))
+        for name in self._attribute_names(past):
+            cells = self._cells(name)
+            is_number = name in roles.numbers or kind_of(cells) == "numbers"
+            if is_number:
+                values = read_numbers(Findings(), cells, "fact", self.table.semicolons)
+            else:
+                values = read_words(Findings(), cells, "modality")
+            values = self._first_values(cells, values, past).reindex(result.index)
+            n_kinds = values.nunique()
+            if not is_number and n_kinds > max(20, len(users) // 2):
+                reason = f"{count(n_kinds, 'word')} for {count(len(users), 'user')}, like names"
                 roles.left_out[name] = reason
                 continue
-            columns = attribute_columns(self.findings, first, taken)
+            columns = attribute_columns(self.findings, values, taken)
             self.attributes[name] = name
             if is_number:
                 self.rows = self.rows.drop(columns=name, errors="ignore")
@@ -513,31 +543,32 @@ class _Events:
             result[list(columns)] = columns
         return result
 
-    def _first_values(self, values: pd.Series, past: pd.Series, users: pd.Index) -> pd.Series:
+    def _attribute_names(self, past: pd.Series) -> list[str]:
+        """Return the columns that are named as attributes, or else are found to describe users."""
+        roles = self.roles
+        if roles.attributes is not None:
+            return roles.attributes
+        user = self.rows["user"][past]
+        candidates = list(roles.words)
+        if user.nunique() >= MIN_ATTRIBUTE_USERS and "numbers" not in self.named_columns:
+            candidates += [name for name in roles.numbers if may_be_attribute(name)]
+        return find_attributes(self.table.frame.loc[user.index, candidates], user)
+
+    def _first_values(self, cells: pd.Series, values: pd.Series, past: pd.Series) -> pd.Series:
         """Return the first value of each user in the history, and note rows with other values."""
         ids = self.rows["user"]
-        first = values[past].groupby(ids[past], observed=True).first().reindex(users)
+        first = values[past].groupby(ids[past], observed=True).first()
+        values = values.astype(object)
         expected = ids.map(first.astype(object)).astype(object)
-        other = values.notna() & expected.notna() & (values.astype(object) != expected)
+        other = values.notna() & expected.notna() & (values != expected)
         message = "an attribute with another value in this row. The user's first value is used."
-        self.findings.rows(self._cells(values.name), other, message, "note")
+        self.findings.rows(cells, other, message, "note")
         return first
 
     def finish(self) -> pd.DataFrame:
         """Return the events with the columns that `Users.from_events` reads."""
         roles = self.roles
-        owner = plain_name(roles.user).removesuffix("_id")
-        words = []
-        for name in roles.words:
-            if name in self.attributes or name in roles.left_out:
-                continue
-            if "text" in self.named_columns:
-                roles.left_out[name] = "not named in text"
-            elif roles.text and plain_name(name).startswith(f"{owner}_"):
-                reason = f"describes the {owner}, not the event; name it in text= to keep it"
-                roles.left_out[name] = reason
-            else:
-                words.append(name)
+        words = self._event_words()
         self.joined = [*roles.text, *words]
         self.rows["text"] = self._join_words(self.joined)
         if roles.text and words:
@@ -553,23 +584,41 @@ class _Events:
                 self.findings.add(text, None, message, "note")
         return self.rows[[*REQUIRED, *self._numbers()]].reset_index(drop=True)
 
+    def _event_words(self) -> list[str]:
+        """Return the columns whose words are joined to the text; leave out the others."""
+        roles = self.roles
+        owner = plain_name(roles.user).removesuffix("_id")
+        words = []
+        for name in roles.words:
+            if name in self.attributes or name in roles.left_out:
+                continue
+            if "text" in self.named_columns:
+                roles.left_out[name] = "not named in text"
+            elif roles.text and plain_name(name).startswith(f"{owner}_"):
+                reason = f"describes the {owner}, not the event; name it in text= to keep it"
+                roles.left_out[name] = reason
+            else:
+                words.append(name)
+        return words
+
     def _numbers(self) -> list[str]:
         """Return the number columns that did not become attributes."""
         return [name for name in self.roles.numbers if name in self.rows]
 
     def _join_words(self, columns: list[str]) -> pd.Series:
         index = self.rows.index
+        default = self.roles.default_text
         if not columns:
-            return pd.Series(self.roles.word, index, dtype="category")
+            return pd.Series(default, index, dtype="category")
         texts = pd.Series("", index, dtype=str)
         for name in columns:
             words = self._read_part(name).astype(str)
             comma = np.where((texts != "") & words.notna(), ", ", "")
             texts = texts + comma + words.fillna("")
         empty = texts == ""
-        texts, too_long = cut_texts(texts.mask(empty, self.roles.word))
+        texts, too_long = cut_texts(texts.mask(empty, default))
         self.findings.rows(texts, too_long, TOO_LONG, "changed")
-        message = f"no words. The event is called {self.roles.word!r}."
+        message = f"no words. The event is called {default!r}."
         self.findings.rows(self._cells(columns[0]), empty, message, "changed")
         return texts.astype("category")
 
@@ -578,20 +627,20 @@ class _Events:
         words = read_words(self.findings, cells)
         if name in self.roles.text or kind_of(cells) != "numbers":
             return words
-        named = {number: f"{name} {number}" for number in words.cat.categories}
-        return words.cat.rename_categories(named)  # a bare number has no meaning
+        return words.cat.rename_categories(lambda number: f"{name} {number}")  # bare: no meaning
 
     def report(self) -> Report:
         """Return the report: the role of each column, with counts of rows and sums of numbers."""
         roles = self.roles
-        sums = self.rows[self._numbers()].sum()
-        source = self.given_sums[sums.index]
+        numbers = self._numbers()
+        sums = pd.DataFrame({"source": self.given_sums[numbers], "kept": self.rows[numbers].sum()})
+        sums["dropped"] = sums["source"] - sums["kept"]
         columns = {
             "user": [roles.user],
             "time": roles.time,
-            "text": self.joined or [f"(none: every event is {roles.word!r})"],
-            "modality": [roles.modality or f"(none: every event is {roles.kind!r})"],
-            "numbers": list(sums.index),
+            "text": self.joined or [f"(none: every event is {roles.default_text!r})"],
+            "modality": [roles.modality or f"(none: every event is {roles.default_modality!r})"],
+            "numbers": numbers,
             "attributes": list(self.attributes.values()),
             "left out": [f"{name or 'first'} ({why})" for name, why in roles.left_out.items()],
         }
@@ -600,7 +649,7 @@ class _Events:
             columns=columns,
             rows=len(self.table.frame),
             kept=len(self.rows),
-            sums=pd.DataFrame({"source": source, "kept": sums, "dropped": source - sums}),
+            sums=sums,
             findings=list(self.findings.found),
         )
 
@@ -647,7 +696,7 @@ def check_folder(path, out=None) -> tuple[dict, str]:
     inside = _contents(users)
     problem = training_problem(users)
     inside["training"] = problem or "there are enough users and days of history."
-    lines += [f"{name}: {_listed(value)}" for name, value in inside.items() if value]
+    lines += [f"{name}: {_as_words(value)}" for name, value in inside.items() if value]
     folder = shlex.quote(str(path))
     if not Path(path).is_dir():
         lines.append(f"next: qanchor check {folder} --fix FOLDER")
@@ -657,12 +706,14 @@ def check_folder(path, out=None) -> tuple[dict, str]:
 
 
 def _save_new(users: Users, path: Path, out: Path) -> None:
-    if path.resolve() in (out.resolve(), *out.resolve().parents):
+    if out.resolve().is_relative_to(path.resolve()):
         raise ValueError(f"{out} is {path} or lies in it. Choose another folder for --fix.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is not an empty folder. Choose a new or an empty one.")
     if out.exists():
-        out.rmdir()
+        try:
+            out.rmdir()
+        except OSError as error:
+            message = f"{out} is not an empty folder. Choose a new or an empty one."
+            raise FileExistsError(message) from error
     with atomic_directory(out) as aside:
         users.save(aside)
 
@@ -683,7 +734,7 @@ def _contents(users: Users) -> dict:
     }
 
 
-def _listed(value) -> str:
+def _as_words(value) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {n:,}" for name, n in value.items())
     if isinstance(value, list):

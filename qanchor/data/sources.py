@@ -10,7 +10,6 @@ import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import pandas as pd
 
@@ -28,17 +27,6 @@ OLD_WORKBOOK = b"\xd0\xcf\x11\xe0"
 GZIP = b"\x1f\x8b"
 # a date at the start of a cell, which no column name has
 LIKE_A_DATE = re.compile(r"\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}")
-
-
-@runtime_checkable
-class FrameLike(Protocol):
-    """A polars or pyarrow table."""
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Return it as a pandas frame."""
-
-
-TableLike = str | Path | pd.DataFrame | FrameLike
 
 
 @dataclass
