@@ -38,29 +38,30 @@ NUMBER_FORMS = {
     "decimal commas": r"[+-]?(?:\d{1,3}(?:\.\d{3})+|\d+)(?:,\d+)?",
     "thousands commas": r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?",
 }
+DECIMAL_COMMAS = str.maketrans(",", ".", ".")  # commas become points, points are removed
 THOUSANDS_DOT = r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+"
 MAX_KINDS = 20  # distinct words of a column that become attributes
 
 
-def tidy(text: str, trim: bool = False) -> str:
+def tidy(text: str) -> str:
     """Normalize a text to NFC and remove control and invisible characters.
 
     The function is idempotent.
 
     Args:
         text: Any text.
-        trim: Whether to strip whitespace at both ends (default False).
 
     Example:
-        >>> tidy("cafe\\u0301\\u200b ", trim=True)
+        >>> tidy("cafe\\u0301\\u200b")
         'café'
     """
-    if not (text.isascii() and text.isprintable()):
-        before = None
-        while text != before:  # removing a character can let its neighbors compose
-            before = text
-            text = unicodedata.normalize("NFC", INVISIBLE.sub("", text))
-    return text.strip() if trim else text
+    if text.isascii() and text.isprintable():
+        return text
+    before = None
+    while text != before:  # removing a character can let its neighbors compose
+        before = text
+        text = unicodedata.normalize("NFC", INVISIBLE.sub("", text))
+    return text
 
 
 class UniqueCells:
@@ -119,8 +120,11 @@ def read_words(findings: Findings, cells: pd.Series, role: str = "text") -> pd.S
     """
     unique = UniqueCells(findings, cells)
     raw = unique.texts
-    words = pd.Series([tidy(text, trim=role != "text") for text in raw], dtype=object)
-    missing = words.isin(MISSING) | (words.str.strip() == "")
+    words = raw.map(tidy)
+    stripped = words.str.strip()
+    if role != "text":
+        words = stripped
+    missing = words.isin(MISSING) | (stripped == "")
     message = (
         "invisible characters, letters in pieces or spaces around it. They are removed or joined."
     )
@@ -151,28 +155,23 @@ def read_ids(findings: Findings, cells: pd.Series) -> pd.Series:
         findings.rows(cells, whole, message, "changed")
     ids = read_words(findings, cells, "user")
     kinds = ids.cat.categories
+    rounded = kinds[kinds.str.fullmatch(SCIENTIFIC)]
     message = "an id that a spreadsheet rounded, so several users may share it. Export ids as text."
-    findings.rows(cells, ids.isin(kinds[kinds.str.fullmatch(SCIENTIFIC)]), message)
+    findings.rows(cells, ids.isin(rounded), message)
     if len(kinds) and kinds.str.fullmatch(r"\d+\.0+").all():
         message = "ids that end in a decimal part of zero. The decimal part is removed."
         findings.rows(cells, ids.notna(), message, "changed")
         ids = ids.str.partition(".")[0].astype("category").rename(cells.name)
-    _note_likeness(findings, cells, ids)
-    return ids
-
-
-def _note_likeness(findings: Findings, cells: pd.Series, ids: pd.Series) -> None:
-    """Note ids that differ only in case or Unicode form, such as Bill and bill."""
-    kinds = pd.Series(ids.cat.categories)
+        kinds = ids.cat.categories
     form = kinds.str.normalize("NFKC").str.casefold()
-    first = kinds.groupby(form).transform("first")
-    alike = kinds != first
+    alike = form.duplicated()
     if alike.any():
+        first = kinds[form.get_loc(form[alike][0])][0]
         message = (
-            f"differs from {first[alike].iloc[0]!r} only in case or Unicode form."
-            " They are read as two users."
+            f"differs from {first!r} only in case or Unicode form. They are read as two users."
         )
         findings.rows(cells, ids.isin(kinds[alike]), message, "note")
+    return ids
 
 
 def check_known_ids(
@@ -190,12 +189,12 @@ def check_known_ids(
     ids = pd.Series(frame.index, name="user")
     alone = ~ids.isin(known)
     plain = {user.lstrip("0"): user for user in known}
-    near = ids[alone].str.lstrip("0").map(plain).dropna()
+    near = ids.str.lstrip("0").map(plain).where(alone)
     alike = "Write the ids the same way in both tables."
-    if len(near):
+    if near.notna().any():
         unknown = f"{alone.sum():,} of {len(ids):,} ids have no event"
-        message = f"{unknown} (is it {near.iloc[0]!r}?). {alike}"
-        findings.rows(ids, ids.index.isin(near.index), message)
+        message = f"{unknown} (is it {near.dropna().iloc[0]!r}?). {alike}"
+        findings.rows(ids, near.notna(), message)
     elif alone.all() and needed:
         findings.rows(ids, alone, f"none of these users has an event. {alike}")
     else:
@@ -205,11 +204,9 @@ def check_known_ids(
 
 def _fits(texts: pd.Series) -> pd.DataFrame:
     """Return a mask (text, notation): whether a text is a number in a notation."""
-    plain = _without_money(texts)
-    fits = pd.DataFrame(index=texts.index)
-    for name, form in NUMBER_FORMS.items():
-        fits[name] = plain.str.fullmatch(form).astype(bool)
-    return fits
+    plain = _without_money(texts).str
+    fits = {name: plain.fullmatch(form).astype(bool) for name, form in NUMBER_FORMS.items()}
+    return pd.DataFrame(fits)
 
 
 def number_share(texts: pd.Series) -> float:
@@ -229,8 +226,9 @@ def has_decimal_comma(cells: pd.Series) -> bool:
         cells: A column of texts. Its first 2,000 cells are checked; 90 % must be numbers.
     """
     fits = _fits(cells.dropna().iloc[:2000].astype(str).str.strip())
-    only = fits["decimal commas"] & ~fits["decimal points"] & ~fits["thousands commas"]
-    return bool(only.any() and fits["decimal commas"].mean() > 0.9)
+    comma = fits.pop("decimal commas")
+    needs_comma = comma & ~fits.any(axis=1)
+    return bool(needs_comma.any() and comma.mean() > 0.9)
 
 
 def _without_money(texts: pd.Series) -> pd.Series:
@@ -256,22 +254,21 @@ def read_numbers(
         return plain_numbers(findings, cells, role)
     unique = UniqueCells(findings, cells)
     texts = unique.texts.str.strip()
-    is_known = ~texts.isin(MISSING_NUMBERS)
-    known = texts[is_known]
+    known = texts[~texts.isin(MISSING_NUMBERS)]
     words = known.str.lower()
-    yes_no = words.isin(YES_NO)
-    how = ""
-    if yes_no.all() or (role == "label" and yes_no.any()):
-        values = words.map(YES_NO).fillna(pd.to_numeric(known, errors="coerce"))
-        how = "yes is 1 and no is 0"
+    is_word = words.isin(YES_NO)
+    plain = pd.to_numeric(texts, errors="coerce").astype(float)
+    if is_word.all() or (role == "label" and is_word.any()):
+        values = words.map(YES_NO).fillna(plain)
+        form = ""
     else:
         values, form = _parse_numbers(known, comma)
     values = values.astype(float).reindex(texts.index)
-    message = "not a number. Write one, or leave the cell empty."
-    unique.report(is_known & values.isna(), message, "error")
-    plain = pd.to_numeric(texts, errors="coerce").astype(float)
+    invalid = values.isna() & texts.index.isin(known.index)
+    unique.report(invalid, "not a number. Write one, or leave the cell empty.", "error")
     changed = values.notna() & (values != plain)
-    if changed.any() and not how:
+    how = "yes is 1 and no is 0"
+    if form and changed.any():
         example = texts[changed].str.count("[.,]").idxmax()
         how = f"numbers with {form}. {texts[example]} is read as {values[example]:.12g}."
     unique.report(changed, how)
@@ -282,16 +279,16 @@ def _parse_numbers(texts: pd.Series, comma: bool) -> tuple[pd.Series, str]:
     """Parse unique texts; return the numbers and the notation."""
     plain = _without_money(texts)
     fits = _fits(texts)
-    share = fits.mean()
-    form = share.idxmax()  # the first in a tie
+    points, commas, thousands = fits.mean()
+    form = fits.mean().idxmax()  # the first in a tie
     dotted = plain[plain.str.contains(".", regex=False)]
     if comma and len(dotted) and dotted.str.fullmatch(THOUSANDS_DOT).all():
         form = "decimal commas"
-    elif share["decimal commas"] == share["thousands commas"] > share["decimal points"]:
-        form = "decimal commas" if comma else "thousands commas"
+    elif commas == thousands > points and not comma:
+        form = "thousands commas"
     read = plain.where(fits[form])
     if form == "decimal commas":
-        read = read.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
+        read = read.str.translate(DECIMAL_COMMAS)
     if form == "thousands commas":
         read = read.str.replace(",", "", regex=False)
     return pd.to_numeric(read, errors="coerce"), form
@@ -341,8 +338,9 @@ def attribute_columns(findings: Findings, values: pd.Series, taken: pd.Index) ->
         The numbers, or one column `name.word` of 0 and 1 for each of the (at most 20) most frequent
         words; NaN where the value is missing.
     """
-    columns = values.to_frame()
-    if not is_numeric_dtype(values):
+    if is_numeric_dtype(values):
+        columns = values.to_frame()
+    else:
         words = values.astype(object)
         kinds = words.value_counts().index
         rare = words.isin(kinds[MAX_KINDS:])

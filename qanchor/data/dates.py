@@ -185,12 +185,14 @@ def parse_times(texts: pd.Series, form: str = "ISO8601") -> pd.Series:
     """Parse texts of one format.
 
     Args:
-        texts: The texts. pandas parses "now" and "today", too, so check for them first.
+        texts: The texts, or datetimes.
         form: A `strptime` format (default: ISO 8601).
 
     Returns:
         UTC without a zone, datetime64[us]; NaT where a text is not of this format.
     """
+    if texts.dtype.kind != "M":
+        texts = texts.mask(texts.isin(["now", "today"]))  # pandas would return the current time
     time = pd.to_datetime(texts, errors="coerce", utc=True, format=form)
     return time.dt.tz_convert(None).astype("datetime64[us]")
 
@@ -215,7 +217,6 @@ def _read_six_digits(values: pd.Series) -> Times:
 def _read_texts(texts: pd.Series, timezone: str | None) -> Times:
     """Parse unique texts: first ISO 8601, then the rest with the pattern that fits most of it."""
     plain = texts.str.replace(r"\s*(?:UTC|GMT)$", "Z", regex=True)
-    plain = plain.mask(plain.isin(("now", "today")), "")  # pandas would return the current time
     time = parse_times(plain)
     how = []
     unclear = ""

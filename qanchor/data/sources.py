@@ -7,8 +7,10 @@ import csv
 import gzip
 import re
 import tempfile
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -110,8 +112,8 @@ def find_tables(folder: Path) -> dict[str, Path]:
 
 
 def _format(path: Path) -> str:
-    suffixes = [suffix[1:].lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    return suffixes[-1] if suffixes else ""
+    """Return the suffix of a file name in lower case, without the dot and without .gz."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix[1:]
 
 
 def _to_pandas(source: object) -> pd.DataFrame:
@@ -141,17 +143,19 @@ def _name_columns(table: Table) -> None:
 
 def _decode_bytes(table: Table) -> None:
     """Decode cells of bytes as UTF-8."""
+    findings = table.findings
     for name, cells in table.frame.items():
         if cells.dtype != object:
             continue
         is_bytes = cells.map(lambda cell: isinstance(cell, bytes))  # other cells may be text
-        if not is_bytes.any():
+        coded = cells[is_bytes]
+        if coded.empty:
             continue
-        texts = cells[is_bytes].str.decode("utf-8", "replace")
+        texts = coded.str.decode("utf-8", "replace")
         broken = texts.str.contains("\ufffd", regex=False)
         message = "bytes, not words. They are read as UTF-8."
-        table.findings.rows(cells[is_bytes], ~broken, message, "changed")
-        table.findings.rows(cells[is_bytes], broken, "bytes that are not UTF-8. Write text.")
+        findings.rows(coded, ~broken, message, "changed")
+        findings.rows(coded, broken, "bytes that are not UTF-8. Write text.")
         table.frame = table.frame.assign(**{name: cells.mask(is_bytes, texts)})
 
 
@@ -168,11 +172,13 @@ def _open_path(path: Path, findings: Findings) -> Table:
     if start.startswith(OLD_WORKBOOK) or kind == "xls":
         raise _unreadable(path.name, "an old workbook (.xls). Save it as CSV UTF-8.")
     if start.startswith(b"PAR1") or kind == "parquet":
-        return Table(findings, _read_parquet(path))
+        with _refused(path.name, UNREADABLE):
+            return Table(findings, pd.read_parquet(path))
     if start.startswith(WORKBOOK) or kind == "xlsx":
         return Table(findings, _read_workbook(path, findings))
     if kind in ("jsonl", "ndjson", "json"):
-        return Table(findings, _read_json(path))
+        with _refused(path.name, "cannot be read. Write one JSON object per line."):
+            return Table(findings, pd.read_json(path, lines=kind != "json", dtype=False))
     with tempfile.TemporaryDirectory() as folder:
         text = _Text(_as_utf8(path, findings, Path(folder)), findings)
         return Table(findings, text.read(), text.delimiter == ";")
@@ -183,31 +189,22 @@ def _unreadable(file: str, message: str, value=None) -> DataError:
     return DataError(file, None, None, value and str(value), message)
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
+@contextmanager
+def _refused(file: str, message: str) -> Iterator[None]:
+    """Turn any error in the block into the error for a file that cannot be read."""
     try:
-        return pd.read_parquet(path)
+        yield
     except Exception as error:
-        raise _unreadable(path.name, UNREADABLE, error) from error
-
-
-def _read_json(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_json(path, lines=_format(path) != "json", dtype=False)
-    except (ValueError, AttributeError) as error:
-        raise _unreadable(
-            path.name, "cannot be read. Write one JSON object per line.", error
-        ) from error
+        raise _unreadable(file, message, error) from error
 
 
 def _read_workbook(path: Path, findings: Findings) -> pd.DataFrame:
     advice = "Save the sheet as CSV UTF-8."
-    try:
-        sheets = pd.read_excel(path, sheet_name=None, dtype=object, engine="openpyxl")
-    except ImportError as error:
+    if find_spec("openpyxl") is None:
         message = f"a workbook, which openpyxl reads. Run pip install openpyxl. {advice}"
-        raise _unreadable(path.name, message) from error
-    except Exception as error:
-        raise _unreadable(path.name, f"a workbook that cannot be read. {advice}", error) from error
+        raise _unreadable(path.name, message)
+    with _refused(path.name, f"a workbook that cannot be read. {advice}"):
+        sheets = pd.read_excel(path, sheet_name=None, dtype=object, engine="openpyxl")
     filled = {name: sheet for name, sheet in sheets.items() if len(sheet)}
     if len(filled) != 1:
         sizes = f"a workbook with {count(len(filled), 'sheet')} that have rows; 1 is required"
@@ -221,10 +218,8 @@ def _as_utf8(path: Path, findings: Findings, folder: Path) -> Path:
     """Return a file that holds the text in UTF-8: the file itself, or a copy in `folder`."""
     raw = path.read_bytes()
     if raw.startswith(GZIP):
-        try:
+        with _refused(path.name, "a damaged gzip file. Write it again."):
             raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as error:
-            raise _unreadable(path.name, "a damaged gzip file. Write it again.", error) from error
         path = folder / "unzipped"
         path.write_bytes(raw)
     text = _decode(raw, findings)
@@ -238,11 +233,8 @@ def _decode(raw: bytes, findings: Findings) -> str | None:
     """Decode a text of any encoding; return None if it is UTF-8 already."""
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         findings.add(None, "utf-16", "read in this encoding", "changed")
-        try:
+        with _refused(findings.file, f"a damaged text in utf-16. {SAVE_AS_UTF8}"):
             return raw.decode("utf-16")
-        except UnicodeDecodeError as error:
-            message = f"a damaged text in utf-16. {SAVE_AS_UTF8}"
-            raise _unreadable(findings.file, message, error) from error
     try:
         raw.decode()
     except UnicodeDecodeError as error:
@@ -285,32 +277,37 @@ class _Text:
         self.findings = findings
         with path.open(encoding="utf-8-sig") as file:
             lines = [*file.read(HEAD).split("\n"), ""]
-        self.skip = next((i for i, line in enumerate(lines) if line.strip()), 0)
-        first = lines[self.skip]
-        declared = re.fullmatch(r"sep=(.)", first.strip(" "))
-        sniffed, skipped, has_header = self._sniff()
-        if declared:
-            self.skip += 1
-            sniffed = declared[1]
-        elif _is_preamble(lines, sniffed, skipped):
-            self.skip = skipped
-            message = f"{count(skipped, 'line')} above the header. They are left out."
-            findings.add(None, first, message, "note")
+        sniffed, self.skip, has_header = self._find_header(lines)
         header = lines[self.skip]
         self.delimiter = sniffed if sniffed and sniffed in header else _delimiter(header)
         self.columns = _split(header, self.delimiter)
         if not any(self.columns):
             message = "No columns to parse from file. Write one row per event."
             raise _unreadable(findings.file, message)
-        if _split(lines[self.skip + 1], self.delimiter)[len(self.columns) :] == [""]:
+        first_row = _split(lines[self.skip + 1], self.delimiter)
+        if first_row[len(self.columns) :] == [""]:
             message = "rows end with a delimiter. The empty column after it is left out."
             findings.add(None, self.delimiter, message, "note")
-        if not has_header and not declared and any(map(LIKE_A_DATE.match, self.columns)):
+        if not has_header and any(map(LIKE_A_DATE.match, self.columns)):
             message = (
                 "the first line looks like an event, not like column names."
                 f" Add a header such as {self.delimiter.join(REQUIRED)}."
             )
             raise _unreadable(findings.file, message, header)
+
+    def _find_header(self, lines: list[str]) -> tuple[str, int, bool]:
+        """Return the delimiter ("" if unknown), the lines above the header, and if there is one."""
+        blank = next((i for i, line in enumerate(lines) if line.strip()), 0)
+        first = lines[blank]
+        declared = re.fullmatch(r"sep=(.)", first.strip(" "))
+        if declared:
+            return declared[1], blank + 1, True
+        delimiter, skipped, has_header = self._sniff()
+        if not _is_preamble(lines, delimiter, skipped):
+            return delimiter, blank, has_header
+        message = f"{count(skipped, 'line')} above the header. They are left out."
+        self.findings.add(None, first, message, "note")
+        return delimiter, skipped, has_header
 
     def _sniff(self) -> tuple[str, int, bool]:
         import duckdb
@@ -379,9 +376,8 @@ class _Text:
             shape = _shape(cell)
             if shape.count("9") >= 4:
                 shapes[place] = shape
-        for _, column in frame.items():
-            cells = column.dropna()
-            for cell in cells[cells.str.contains("\n", regex=False)]:
+        for _, cells in frame.items():
+            for cell in cells[cells.str.contains("\n", regex=False, na=False)]:
                 if any(self._is_row(line, shapes) for line in cell.split("\n")[1:]):
                     return True
         return False

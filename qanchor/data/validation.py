@@ -94,7 +94,8 @@ class Findings:
         Raises:
             DataError: The findings are strict, and this is an error.
         """
-        column = None if column is None else str(column)
+        if column is not None:
+            column = str(column)
         if self.strict and kind == "error":
             raise DataError(self.file, row, column, value, message)
         self.found.append(Finding(self.file, row, rows, column, shown(value), message, kind))
@@ -196,13 +197,12 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.source}: {self.kept:,} of {count(self.rows, 'row')} are events."]
-        lines += [f"  {role}: {', '.join(names)}" for role, names in self.columns.items() if names]
-        lines += [f"  {finding.kind}: {finding}" for finding in self.findings]
-        for name, sums in self.sums.iterrows():
-            amounts = f"{sums['kept']:,.2f} of {sums['source']:,.2f}"
-            if sums["dropped"]:
-                lines.append(f"  sum of {name}: {amounts} is kept")
-        return "\n".join(lines)
+        lines += [f"{role}: {', '.join(names)}" for role, names in self.columns.items() if names]
+        lines += [f"{finding.kind}: {finding}" for finding in self.findings]
+        for sums in self.sums.itertuples():
+            if sums.dropped:
+                lines.append(f"sum of {sums.Index}: {sums.kept:,.2f} of {sums.source:,.2f} is kept")
+        return "\n  ".join(lines)
 
 
 def has_surrogate(cells: pd.Series) -> pd.Series:
@@ -311,22 +311,24 @@ def validated_events(events: pd.DataFrame, source: str = "events") -> pd.DataFra
     if not len(events):
         findings.add("user", "no rows", NO_EVENTS)
     result = pd.DataFrame(index=events.index)
-    for column in [*REQUIRED, *events.columns.difference(REQUIRED, sort=False)]:
-        cells = events[column]
-        if column == "time":
-            result[column] = _iso_times(findings, cells)
-        elif column in REQUIRED:
-            findings.rows(cells, has_surrogate(cells), HALF_CHARACTER)
-            words = cells.astype(str)
-            empty = words.isna() | (words.str.strip() == "")
-            findings.rows(words, empty, NO_ID if column == "user" else EMPTY)
-            if column == "text":
-                findings.rows(words, words.str.len() > MAX_TEXT, TOO_LONG)
-                findings.rows(words, words.str.contains("\x00", regex=False), NULL_BYTE)
-            result[column] = words
-        else:
-            result[column] = plain_numbers(findings, cells, "number")
+    result["user"] = _plain_words(findings, events["user"], NO_ID)
+    result["time"] = _iso_times(findings, events["time"])
+    result["modality"] = _plain_words(findings, events["modality"], EMPTY)
+    texts = _plain_words(findings, events["text"], EMPTY)
+    findings.rows(texts, texts.str.len() > MAX_TEXT, TOO_LONG)
+    findings.rows(texts, texts.str.contains("\x00", regex=False), NULL_BYTE)
+    result["text"] = texts
+    for column in events.columns.difference(REQUIRED, sort=False):
+        result[column] = plain_numbers(findings, events[column], "number")
     return result
+
+
+def _plain_words(findings: Findings, cells: pd.Series, if_empty: str) -> pd.Series:
+    """Return the cells as text; report broken characters, and empty cells with a message."""
+    findings.rows(cells, has_surrogate(cells), HALF_CHARACTER)
+    words = cells.astype(str)
+    findings.rows(words, words.isna() | (words.str.strip() == ""), if_empty)
+    return words
 
 
 def validated_facts(frame: pd.DataFrame | None, source: str, binary: bool = False) -> pd.DataFrame:
@@ -356,10 +358,11 @@ def validated_facts(frame: pd.DataFrame | None, source: str, binary: bool = Fals
     findings.rows(ids, has_surrogate(ids), HALF_CHARACTER)
     ids = ids.astype(str)
     findings.rows(ids, ids.duplicated(), "given twice. Keep one row per user.")
+    role = "label" if binary else "fact"
     result = frame.reset_index(drop=True)
     result.attrs = {}
     for column in result:
-        result[column] = plain_numbers(findings, result[column], "label" if binary else "fact")
+        result[column] = plain_numbers(findings, result[column], role)
     return result.set_index(pd.Index(ids, name="user"))
 
 
@@ -367,11 +370,7 @@ def _iso_times(findings: Findings, cells: pd.Series) -> pd.Series:
     """Parse ISO 8601 only: 03/04/2025 is ambiguous, and a bare number has no unit."""
     texts = cells.astype(str) if is_numeric_dtype(cells) else cells
     time = parse_times(texts)
-    is_missing = time.isna()
-    if texts.dtype.kind != "M":
-        # pandas would return the current time
-        is_missing |= texts.astype(object).isin(["now", "today"])
-    findings.rows(cells, is_missing, NOT_A_TIME)
+    findings.rows(cells, time.isna(), NOT_A_TIME)
     check_years(findings, time, cells)
     return time
 
