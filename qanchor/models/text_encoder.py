@@ -25,7 +25,7 @@ from qanchor.utils.io import cache_dir, replace_surrogates
 
 HASH_DIM = 384  # dimension of "hash" vectors, as for MiniLM
 MAX_TEXT_TOKENS = 256  # longer texts are truncated
-TEXTS_PER_BATCH = 256  # texts per forward pass; sorted by length to reduce padding
+TEXTS_PER_BATCH = 256  # texts per forward pass
 TEXTS_PER_WRITE = 16 * TEXTS_PER_BATCH  # texts per write; a kill loses at most these
 VECTORS_VERSION = 3  # increase it when a change to the code changes vectors
 CREATE = "create table if not exists vectors (key blob primary key, vector blob) without rowid"
@@ -68,7 +68,9 @@ class TextEncoder(nn.Module):
     @torch.inference_mode()
     def forward(self, texts: list[str]) -> Float[Tensor, "text 2 dim"]:
         if self.name == "hash":
-            return torch.stack([torch.stack([_hash_vector(text), _bag(text)]) for text in texts])
+            content = torch.stack([_hash_vector(text) for text in texts])
+            phrasing = torch.stack([_bag(text) for text in texts])
+            return torch.stack([content, phrasing], 1)
         texts = [replace_surrogates(text) for text in texts]
         batch = self.tokenizer(
             texts, padding=True, truncation=True, max_length=MAX_TEXT_TOKENS, return_tensors="pt"
@@ -77,11 +79,12 @@ class TextEncoder(nn.Module):
         middle = out.hidden_states[len(out.hidden_states) // 2]
         hidden = torch.stack([out.last_hidden_state, middle], 1)
         mask = batch["attention_mask"][:, None, :, None].to(hidden.dtype)
-        return nn.functional.normalize((hidden * mask).sum(2) / mask.sum(2), dim=-1).cpu()
+        mean = (hidden * mask).sum(2) / mask.sum(2)
+        return nn.functional.normalize(mean, dim=-1).cpu()
 
 
 @lru_cache(maxsize=65_536)
-def _hash_vector(text: str) -> Float[Tensor, " dim"]:
+def _hash_vector(text: str) -> Tensor:
     """Return a random unit vector, always the same for a text."""
     seed = int.from_bytes(_text_hash(text)[:8], "little") % 2**63
     generator = torch.Generator().manual_seed(seed)
@@ -138,13 +141,16 @@ def _read_vectors(texts: Sequence[str], encoder: str, folder: Path | None = None
     if not len(texts):
         return np.zeros((0, 2, HASH_DIM), np.float16)
     codes, distinct = pd.factorize(pd.Series(list(texts), dtype=object))
+    distinct = list(distinct)
     encode = partial(_encode_texts, encoder)
     if encoder == "hash":  # cheaper than a table
-        return encode(list(distinct)).reshape(len(distinct), 2, -1)[codes]
-    digest = _text_hash(f"{encoder} {encoder_digest(encoder)}").hex()[:24]
-    name = f"{digest}-{VECTORS_VERSION}.sqlite"
-    table = VectorTable((folder or cache_dir() / "texts") / name)
-    return table.lookup(list(distinct), encode).reshape(len(distinct), 2, -1)[codes]
+        vectors = encode(distinct)
+    else:
+        digest = _text_hash(f"{encoder} {encoder_digest(encoder)}").hex()[:24]
+        name = f"{digest}-{VECTORS_VERSION}.sqlite"
+        table = VectorTable((folder or cache_dir() / "texts") / name)
+        vectors = table.lookup(distinct, encode)
+    return vectors.reshape(len(distinct), 2, -1)[codes]
 
 
 @lru_cache
@@ -191,17 +197,19 @@ class VectorTable:
         try:
             with closing(sqlite3.connect(self.path, timeout=60)) as base:
                 base.execute(CREATE)
-                known = {key for chunk in _chunks(keys) for (key,) in _select(base, "key", chunk)}
-                new = [i for i, key in enumerate(keys) if key not in known]
-                for rows in _chunks(sorted(new, key=lambda i: len(texts[i]))):
-                    vectors = encode([texts[i] for i in rows])
-                    stored = [
-                        (keys[i], zlib.crc32(vector).to_bytes(4) + vector.tobytes())
-                        for i, vector in zip(rows, vectors, strict=True)
-                    ]
+                vectors = self._read(base, keys)
+                new = [row for row, key in enumerate(keys) if key not in vectors]
+                new.sort(key=lambda row: len(texts[row]))  # to reduce padding
+                for rows in _chunks(new):
+                    encoded = encode([texts[row] for row in rows])
+                    stored = []
+                    for row, vector in zip(rows, encoded, strict=True):
+                        stored.append((keys[row], _checksum(vector) + vector.tobytes()))
                     with base:
                         base.executemany("insert or ignore into vectors values (?, ?)", stored)
-                return np.concatenate([self._read(base, chunk) for chunk in _chunks(keys)])
+                # another process may have been first to store some of them
+                vectors |= self._read(base, [keys[row] for row in new])
+                return np.stack([vectors[key] for key in keys])
         except sqlite3.OperationalError as error:
             raise OSError(
                 f"{self.path}: {error}. Free disk space or choose another folder."
@@ -209,30 +217,32 @@ class VectorTable:
         except sqlite3.DatabaseError as error:
             raise self._damaged(str(error)) from error
 
-    def _read(self, base: sqlite3.Connection, keys: list[bytes]) -> np.ndarray:
-        """Return the vectors of keys, some of which another process may have stored."""
-        vectors = dict(_select(base, "key, vector", keys))
-        for stored in vectors.values():
-            if zlib.crc32(stored[4:]).to_bytes(4) != stored[:4]:
-                raise self._damaged("the checksum of a vector does not match")
-        return np.stack([np.frombuffer(vectors[key], np.float16, offset=4) for key in keys])
+    def _read(self, base: sqlite3.Connection, keys: list[bytes]) -> dict[bytes, np.ndarray]:
+        """Return the stored vectors of keys."""
+        vectors = {}
+        for chunk in _chunks(keys):
+            places = ", ".join("?" * len(chunk))
+            query = f"select key, vector from vectors where key in ({places})"
+            for key, stored in base.execute(query, chunk):
+                if _checksum(stored[4:]) != stored[:4]:
+                    raise self._damaged("the checksum of a vector does not match")
+                vectors[key] = np.frombuffer(stored, np.float16, offset=4)
+        return vectors
 
     def _damaged(self, what: str) -> TableError:
         return TableError(f"{self.path}: {what}. Delete the file; texts are then encoded again.")
 
 
-def _chunks(items: list) -> Iterator[list]:
-    return (
-        items[start : start + TEXTS_PER_WRITE] for start in range(0, len(items), TEXTS_PER_WRITE)
-    )
+def _checksum(vector) -> bytes:
+    return zlib.crc32(vector).to_bytes(4)
 
 
-def _select(base: sqlite3.Connection, columns: str, keys: list[bytes]) -> sqlite3.Cursor:
-    places = ", ".join("?" * len(keys))
-    return base.execute(f"select {columns} from vectors where key in ({places})", keys)
+def _chunks(items: list, size: int = TEXTS_PER_WRITE) -> Iterator[list]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
-def _bag(text: str) -> Float[Tensor, " dim"]:
+def _bag(text: str) -> Tensor:
     """Return the sum of a text's word vectors, which is close to that of texts that share words."""
     words = re.findall(r"[\w'’]+", text.lower()) or [""]
     return torch.stack(list(map(_hash_vector, words))).sum(0)
@@ -249,9 +259,5 @@ def _load_text_encoder(name: str) -> TextEncoder:
 
 def _encode_texts(encoder: str, texts: list[str]) -> np.ndarray:
     model = _load_text_encoder(encoder)
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    out = np.empty((len(texts), 2 * model.dim), np.float16)
-    for start in range(0, len(order), TEXTS_PER_BATCH):
-        rows = order[start : start + TEXTS_PER_BATCH]
-        out[rows] = model([texts[i] for i in rows]).flatten(1).numpy()
-    return out
+    vectors = [model(batch).flatten(1).numpy() for batch in _chunks(texts, TEXTS_PER_BATCH)]
+    return np.concatenate(vectors).astype(np.float16)
