@@ -119,8 +119,7 @@ class Engine:
         Args:
             users: Users to check.
         """
-        population = self.model.population
-        return input_differences(users, population.named("modality"), population.named("number"))
+        return input_differences(users, self.model.population)
 
     # -- queries --
 

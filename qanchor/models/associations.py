@@ -16,6 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+Things = Int[Tensor, "user token"]
+Numbers = Float[Tensor, "user token column"]
+Features = Float[Tensor, "user feature"]
+
 
 class AssociationInput(NamedTuple):
     """Fields of `Associations` as tensors, for the reader."""
@@ -56,12 +60,11 @@ class Associations:
         Args:
             things: Names of the things. Unknown ones get zeros as factors and heads.
         """
-        row_of = {name: row for row, name in enumerate(self.things)}
-        row = np.array([row_of.get(name, len(self.things)) for name in things], int)
-        factors = np.concatenate([self.factors, np.zeros_like(self.factors[:1])])
-        of_any = self.heads[:, :, -1:]
-        heads = np.concatenate([self.heads[:, :, :-1], np.zeros_like(of_any)], 2)
-        heads = np.concatenate([heads[:, :, row], of_any], 2)
+        row = rows_of(things, self.things)
+        factors = np.pad(self.factors, ((0, 1), (0, 0), (0, 0)))
+        heads = np.pad(self.heads, ((0, 0), (0, 0), (0, 1), (0, 0)))
+        of_any = len(self.things)
+        heads = heads.take([*row, of_any], axis=2)
         return replace(self, things=tuple(things), factors=factors[row], heads=heads)
 
     def of_all_users(self) -> Associations:
@@ -70,13 +73,24 @@ class Associations:
 
     def tensors(self) -> AssociationInput:
         """Return the arrays as float32 tensors, and where there are heads."""
-        arrays = (self.factors, self.mean, self.spread, self.heads, self.covariance)
-        arrays = (*arrays, self.heads[-1].any(-1))
-        return AssociationInput(*(torch.from_numpy(part.astype(np.float32)) for part in arrays))
+        is_taught = self.heads[-1].any(-1)
+        arrays = (self.factors, self.mean, self.spread, self.heads, self.covariance, is_taught)
+        return AssociationInput(*(torch.from_numpy(array.astype(np.float32)) for array in arrays))
+
+
+def rows_of(names: Sequence[str], things: Sequence[str]) -> Int[np.ndarray, " name"]:
+    """Return the row of each name in a list of things; -1 if it is not there.
+
+    Args:
+        names: Names to look up.
+        things: Names of the things.
+    """
+    row_of = {name: row for row, name in enumerate(things)}
+    return np.array([row_of.get(name, -1) for name in names], int)
 
 
 def thing_table(
-    which: Int[Tensor, "user token"], numbers: Float[Tensor, "user token column"], n_things: int
+    which: Things, numbers: Numbers, n_things: int
 ) -> Float[Tensor, "user thing_column"]:
     """Return the token numbers as a dense table of users by things; 0 if a user lacks a thing.
 
@@ -86,17 +100,18 @@ def thing_table(
         n_things: Number of things.
     """
     n_users, _, n_columns = numbers.shape
-    place = which.clamp(min=0)[..., None] * n_columns + torch.arange(n_columns)
+    first = which.clamp(min=0)[..., None] * n_columns
+    place = first + torch.arange(n_columns)
     table = numbers.new_zeros(n_users, n_things * n_columns)
     return table.scatter_add(1, place.flatten(1), numbers.flatten(1))
 
 
 def association_features(
-    which: Int[Tensor, "user token"],
-    numbers: Float[Tensor, "user token column"],
+    which: Things,
+    numbers: Numbers,
     level: Float[Tensor, "user level"],
     factors: Float[Tensor, "thing column rank"],
-) -> Float[Tensor, "user feature"]:
+) -> Features:
     """Return the features of the linear heads: factors of all tokens, and user-level numbers.
 
     Args:
@@ -110,7 +125,7 @@ def association_features(
 
 
 def score_associations(
-    features: Float[Tensor, "user feature"],
+    features: Features,
     associations: AssociationInput,
     meant: Float[Tensor, "query thing_or_any"],
     measure: Float[Tensor, "query measure"],
@@ -134,6 +149,9 @@ def score_associations(
     head = weight @ heads.flatten(1, 2)  # (set, query, feature)
     known = (weight * associations.is_taught.flatten()).sum(1)
     variance = ((head @ associations.covariance) * head).sum(-1)
-    head = head * (known / variance.clamp(min=1e-12).sqrt())[..., None]
+    scale = known / variance.clamp(min=1e-12).sqrt()
+    head = head * scale[..., None]
     values = standard @ head.transpose(1, 2)  # (set, user, query)
-    return values[-1] if fold is None else values[fold, torch.arange(len(fold))]
+    if fold is None:
+        return values[-1]
+    return values[fold, torch.arange(len(fold))]

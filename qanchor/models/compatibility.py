@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Sequence
 
 from qanchor.data.users import Users
+from qanchor.models.population import Population
 from qanchor.utils.text import count
 
 READ_BY_NAME = "The model knows it only by its name; train again if it matters"
 
 
-def input_differences(users: Users, modalities: Sequence[str], numbers: Sequence[str]) -> list[str]:
+def input_differences(users: Users, population: Population) -> list[str]:
     """Return a message for each modality that is new to a run, and each missing number column.
 
     Args:
         users: Users to read.
-        modalities: Modalities that the run was trained with.
-        numbers: Number columns that it was trained with.
+        population: Population that the run was trained on.
     """
+    modalities = population.named("modality")
+    numbers = population.named("number")
     messages = []
     events = users.history()["modality"].value_counts()
     for name in users.modalities:
@@ -33,18 +34,6 @@ def input_differences(users: Users, modalities: Sequence[str], numbers: Sequence
         if column not in users.numbers:
             messages.append(_missing_number(users, column, numbers))
     return messages
-
-
-def warn_of_differences(users: Users, modalities: Sequence[str], numbers: Sequence[str]) -> None:
-    """Warn of each difference, see `input_differences`.
-
-    Args:
-        users: Users to read.
-        modalities: Modalities that the run was trained with.
-        numbers: Number columns that it was trained with.
-    """
-    for message in input_differences(users, modalities, numbers):
-        warnings.warn(message, stacklevel=3)
 
 
 def _missing_number(users: Users, column: str, numbers: Sequence[str]) -> str:

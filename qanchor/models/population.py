@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Int
 
-from qanchor.data.things import SHARE_BASES
-from qanchor.models.associations import Associations
+from qanchor.data.things import SHARE_BASES, ThingEvents
+from qanchor.models.associations import Associations, rows_of
 
 QUANTILES = 21  # of the values of each thing
 LEVEL_QUANTILES = 101  # of each user-level number
@@ -46,46 +46,37 @@ class Population:
     @classmethod
     def fit(
         cls,
-        things: Sequence[str],
+        events: ThingEvents,
         thing: Int[np.ndarray, " token"],
         value: Float[np.ndarray, " token"],
         levels: Float[np.ndarray, "user level"],
-        main_number: str,
-        share_base: Int[np.ndarray, " thing"],
     ) -> Population:
         """Compute the distributions from the tokens of users.
 
         Args:
-            things: Names of the things.
-            thing: Thing of each token, as an index into `things`.
+            events: Events of the users; they have the things.
+            thing: Thing of each token, as an index into `events.things`.
             value: Count of each token, or value of its attribute.
             levels: User-level numbers, one row per user.
-            main_number: Number column that amounts are taken from; empty for none.
-            share_base: What the share of each thing is relative to, as an index into `SHARE_BASES`.
         """
         n_users = len(levels)
-        holders = np.bincount(thing, minlength=len(things))
+        holders = np.bincount(thing, minlength=len(events.things))
         rarity = np.log(max(n_users, 1) / np.maximum(holders, 1))
-        order = np.lexsort((value, thing))
-        ordered = value[order]
+        ordered = np.append(value[np.lexsort((value, thing))], np.nan)
         start = np.cumsum(holders) - holders
-        share = np.linspace(0, 1, QUANTILES)
-        place = start[:, None] + np.round(share * np.maximum(holders - 1, 0)[:, None]).astype(int)
-        if len(ordered):
-            values = ordered[np.minimum(place, len(ordered) - 1)]
-        else:
-            values = np.zeros((len(things), QUANTILES))
-        values = np.where(holders[:, None] > 0, values, np.nan)
+        steps = np.round(np.outer(holders - 1, np.linspace(0, 1, QUANTILES)))
+        place = start[:, None] + steps.astype(int)
+        place[holders == 0] = -1  # NaN
         share = np.linspace(0, 1, LEVEL_QUANTILES)
-        level_quantiles = np.quantile(levels, share, axis=0, method="nearest").T
+        level_quantiles = np.quantile(levels, share, axis=0, method="nearest")
         return cls(
-            tuple(things),
+            tuple(thing.name for thing in events.things),
             rarity.astype(np.float32),
-            values.astype(np.float32),
-            level_quantiles.astype(np.float32),
+            ordered[place].astype(np.float32),
+            level_quantiles.T.astype(np.float32),
             n_users,
-            main_number,
-            share_base,
+            events.main_number,
+            events.share_base,
         )
 
     def named(self, kind: str) -> list[str]:
@@ -108,11 +99,9 @@ class Population:
         Args:
             things: Names of the things. Unknown ones get the rarity of a thing that one user has.
         """
-        row_of = {name: row for row, name in enumerate(self.things)}
-        row = np.array([row_of.get(name, -1) for name in things], int)
+        row = rows_of(things, self.things)
         rarity = np.append(self.rarity, np.float32(np.log(max(self.n_users, 1))))
-        nothing = np.full((1, self.values.shape[1]), np.nan, np.float32)
-        values = np.concatenate([self.values, nothing])
+        values = np.pad(self.values, ((0, 1), (0, 0)), constant_values=np.nan)
         return replace(
             self,
             things=tuple(things),
@@ -134,8 +123,7 @@ class Population:
             value: Count of each token, or value of its attribute.
         """
         quantiles = self.values[thing]
-        rank = _rank(value[:, None].astype(np.float32), quantiles)
-        return np.where(np.isnan(quantiles[:, 0]), 0.5, rank)
+        return np.where(np.isnan(quantiles[:, 0]), 0.5, _rank(value, quantiles))
 
     def rank_levels(
         self, levels: Float[np.ndarray, "user level"]
@@ -145,17 +133,16 @@ class Population:
         Args:
             levels: User-level numbers.
         """
-        columns = [
-            _rank(levels[:, column, None].astype(np.float32), quantiles[None])
-            for column, quantiles in enumerate(self.levels)
-        ]
-        return np.stack(columns, 1)
+        columns = zip(levels.T, self.levels, strict=True)
+        return np.stack([_rank(level, quantiles) for level, quantiles in columns], 1)
 
 
-def _rank(
-    value: Float[np.ndarray, "row one"], quantiles: Float[np.ndarray, "some quantile"]
-) -> Float[np.ndarray, " row"]:
-    """Return the share of quantiles below each value; ties count half."""
+def _rank(value: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
+    """Return the share of quantiles (of each value, or the same) below each value.
+
+    Ties count half.
+    """
+    value = value.astype(np.float32)[:, None]
     below = (quantiles < value).mean(1)
     equal = (quantiles == value).mean(1)
     return below + equal / 2

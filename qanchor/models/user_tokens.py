@@ -14,13 +14,14 @@ from qanchor.data.things import KINDS, MAX_TEXTS, Thing, ThingEvents, share_of_b
 from qanchor.data.users import Users
 from qanchor.models.aliases import Aliases, topic_aliases
 from qanchor.models.associations import Associations
-from qanchor.models.compatibility import warn_of_differences
+from qanchor.models.compatibility import input_differences
 from qanchor.models.population import Population
 from qanchor.models.text_encoder import text_vectors
 from qanchor.models.words import spelling_vectors
 from qanchor.utils.text import count
 from qanchor.utils.types import UserInts
 
+SECONDS_PER_DAY = 86400
 MAX_TOKENS = 320  # tokens per user; of more, those with the highest tf-idf are kept
 TOKEN_NUMBERS = (
     "count",
@@ -48,6 +49,15 @@ LEVEL_NUMBERS = [
     "span",
 ]
 N_LEVEL_NUMBERS = 2 * len(LEVEL_NUMBERS)  # user-level numbers and their percentiles
+
+
+def token_columns(*names: str) -> list[int]:
+    """Return the columns of some numbers of tokens.
+
+    Args:
+        *names: Names in `TOKEN_NUMBERS`.
+    """
+    return [TOKEN_NUMBERS.index(name) for name in names]
 
 
 @dataclass(frozen=True)
@@ -97,10 +107,9 @@ class UserTokens:
         Args:
             rows: Row numbers.
         """
-        ids = tuple(self.ids[row] for row in rows)
         return replace(
             self,
-            ids=ids,
+            ids=tuple(self.ids[row] for row in rows),
             which=self.which[rows],
             numbers=self.numbers[rows],
             level=self.level[rows],
@@ -157,7 +166,8 @@ class TokenReader:
         if population is not None:
             main_number = population.main_number
             share_bases = population.share_bases()
-            warn_of_differences(users, population.named("modality"), population.named("number"))
+            for message in input_differences(users, population):
+                warnings.warn(message, stacklevel=2)
         self.events = ThingEvents(users, until, main_number, share_bases)
         self.horizon_days = users.horizon_days
         self.things = self.events.things
@@ -175,36 +185,22 @@ class TokenReader:
         own = cutoff is None
         cutoff = pd.Timestamp(self.users.cutoff if own else cutoff)
         end = math.ceil(cutoff.timestamp())  # times are whole seconds
-        past = self.events.rows["time"] < end
-        table = self._token_table(
-            {name: values[past] for name, values in self.events.rows.items()}, end
-        )
         level = self._levels(end)
-        users = np.arange(len(self.users)) if own else np.flatnonzero(level[:, 0] > 0)
-        population = self._population(table, level[users])
+        is_read = (level[:, 0] > 0) | own
+        users = np.flatnonzero(is_read)
+        level = level[users]
+        table = self._token_table(end)
+        population = self._population(table, level)
         table = self._rank_tokens(table, population)
-        beyond = table["rank"] >= MAX_TOKENS
-        n_left_out = np.bincount(table.loc[beyond, "user"], minlength=len(self.users))[users]
+        is_left_out = table["rank"] >= MAX_TOKENS
+        users_left_out = table["user"][is_left_out]
+        n_left_out = np.bincount(users_left_out, minlength=len(self.users))[users]
         if own:
             self._warn_of_what_is_left_out(n_left_out)
-        table = table[~beyond]
-        row_of = np.full(len(self.users), -1)
-        row_of[users] = np.arange(len(users))
-        row = row_of[table["user"].to_numpy()]
-        width = int(table["rank"].max() + 1) if len(table) else 1
-        which = np.full((len(users), width), -1, np.int64)
-        numbers = np.zeros((len(users), width, N_TOKEN_NUMBERS), np.float32)
-        place = table["rank"].to_numpy()
-        thing = table["thing"].to_numpy()
-        which[row, place] = thing
-        columns = [table[name].to_numpy() for name in TOKEN_NUMBERS]
-        kind = np.array([KINDS.index(thing.kind) for thing in self.things])
-        one_hot = np.eye(len(KINDS))[kind[thing]] if len(thing) else np.zeros((0, len(KINDS)))
-        numbers[row, place] = np.column_stack([*columns, one_hot])
-        ids = tuple(self.users.ids[user] for user in users)
-        ranks = population.rank_levels(level[users])
+        which, numbers = self._pad(table[~is_left_out], users)
+        level = np.column_stack([level, population.rank_levels(level)])
         return UserTokens(
-            ids=ids,
+            ids=tuple(self.users.ids[user] for user in users),
             unit=self.users.unit,
             horizon_days=self.horizon_days,
             things=self.things,
@@ -212,25 +208,32 @@ class TokenReader:
             spelling=self.spelling,
             which=which,
             numbers=numbers,
-            level=np.column_stack([level[users], ranks]).astype(np.float32),
+            level=level.astype(np.float32),
             population=population,
             aliases=self.aliases,
             n_left_out=n_left_out,
         )
 
+    def _pad(self, table: pd.DataFrame, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the things and the numbers of the tokens of users as padded arrays."""
+        row = pd.Index(users).get_indexer(table["user"])
+        place = table["rank"].to_numpy()
+        thing = table["thing"].to_numpy()
+        width = max(place.max(initial=0) + 1, 1)
+        which = np.full((len(users), width), -1, np.int64)
+        which[row, place] = thing
+        numbers = np.zeros((len(users), width, N_TOKEN_NUMBERS), np.float32)
+        kinds = np.array([KINDS.index(thing.kind) for thing in self.things], int)
+        one_hot = np.eye(len(KINDS))[kinds[thing]]
+        numbers[row, place] = np.column_stack([table[list(TOKEN_NUMBERS)], one_hot])
+        return which, numbers
+
     def _population(self, table: pd.DataFrame, levels: np.ndarray) -> Population:
         """Return the given population, or the one of the users that are read."""
-        names = tuple(thing.name for thing in self.things)
         if self.population is not None:
-            return self.population.align(names)
-        return Population.fit(
-            names,
-            table["thing"].to_numpy(),
-            table["value"].to_numpy(),
-            levels,
-            self.events.main_number,
-            self.events.share_base,
-        )
+            return self.population.align([thing.name for thing in self.things])
+        thing = table["thing"].to_numpy()
+        return Population.fit(self.events, thing, table["value"].to_numpy(), levels)
 
     def _warn_of_what_is_left_out(self, n_left_out: np.ndarray) -> None:
         """Warn about texts and tokens that questions cannot point at."""
@@ -248,35 +251,36 @@ class TokenReader:
                 stacklevel=3,
             )
 
-    def _token_table(self, rows: dict[str, np.ndarray], end: int) -> pd.DataFrame:
+    def _token_table(self, end: int) -> pd.DataFrame:
         """Return one row per (user, thing): the numbers of the token, and its count as `value`."""
+        past = self.events.rows["time"] < end
+        rows = {name: values[past] for name, values in self.events.rows.items()}
         n_things = len(self.things)
         keys, inverse = np.unique(rows["user"] * n_things + rows["thing"], return_inverse=True)
-        age = (end - rows["time"]) / 86400
+        age = (end - rows["time"]) / SECONDS_PER_DAY
         totals = _totals(inverse, len(keys), age, rows["value"], self.horizon_days)
-        largest = np.zeros(len(keys))
-        np.maximum.at(largest, inverse, rows["value"])
-        n = totals["count"].to_numpy()
+        largest = pd.Series(rows["value"]).groupby(inverse).max()
         table = np.log1p(totals).assign(user=keys // n_things, thing=keys % n_things)
         table["largest amount"] = np.log1p(np.maximum(largest, 0))
-        table["share of all that the user did"] = self._shares(
-            table["user"].to_numpy(), table["thing"].to_numpy(), n, totals["amount"].to_numpy()
-        )
-        table["value"] = n
+        table["value"] = totals["count"]
+        table["share of all that the user did"] = self._shares(table, totals["amount"].to_numpy())
         return self._with_attributes(table)
 
-    def _shares(
-        self, user: np.ndarray, thing: np.ndarray, count: np.ndarray, total: np.ndarray
-    ) -> np.ndarray:
+    def _shares(self, table: pd.DataFrame, total: np.ndarray) -> np.ndarray:
         """Return the share of each token, see `ThingEvents.shares`."""
-        n_users = len(self.users)
-        is_modality = np.isin(thing, self.events.modality_rows)
-        events = np.bincount(user[is_modality], count[is_modality], n_users)[user]
+        user = table["user"].to_numpy()
+        thing = table["thing"].to_numpy()
+        count = table["value"].to_numpy()
+
+        def of_user(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+            return np.bincount(user[chosen], values[chosen], len(self.users))[user]
+
+        events = of_user(count, np.isin(thing, self.events.modality_rows))
         bases = [events, events, events]
         if self.events.main_row >= 0:
             is_main = thing == self.events.main_row
-            bases[1] = np.bincount(user[is_main], count[is_main], n_users)[user]
-            bases[2] = np.bincount(user[is_main], total[is_main], n_users)[user]
+            bases[1] = of_user(count, is_main)
+            bases[2] = of_user(total, is_main)
         return share_of_bases(self.events.share_base[thing], count, total, bases)
 
     def _rank_tokens(self, table: pd.DataFrame, population: Population) -> pd.DataFrame:
@@ -299,16 +303,16 @@ class TokenReader:
         facts = self.users.tabular
         parts = [table]
         for column in facts.columns:
-            thing = self.events.index.get(f"attribute:{column}", -1)
             values = facts[column].to_numpy(float)
-            known = np.flatnonzero(~np.isnan(values) & (values != 0))
-            if thing < 0 or not len(known):
+            known = np.flatnonzero(np.nan_to_num(values))
+            if not len(known):
                 continue
-            part = pd.DataFrame({"user": known, "thing": thing})
-            part[[name for name in TOKEN_NUMBERS if name in table]] = 0.0
+            part = pd.DataFrame(0.0, range(len(known)), table.columns)
+            part["user"] = known
+            part["thing"] = self.events.index[f"attribute:{column}"]
             part["count"] = np.log1p(1)
-            part["amount"] = np.sign(values[known]) * np.log1p(np.abs(values[known]))
             part["value"] = values[known]
+            part["amount"] = np.sign(part["value"]) * np.log1p(part["value"].abs())
             parts.append(part)
         return pd.concat(parts, ignore_index=True)
 
@@ -318,17 +322,18 @@ class TokenReader:
         time = events["time"].to_numpy().astype("datetime64[s]").astype(np.int64)
         past = time < end
         user = events["user"].cat.codes.to_numpy()[past]
-        age = (end - time[past]) / 86400
-        n_users = len(self.users)
+        age = (end - time[past]) / SECONDS_PER_DAY
         amount = self.events.amounts()[past]
-        totals = _totals(user, n_users, age, amount, self.horizon_days)
+        totals = _totals(user, len(self.users), age, amount, self.horizon_days)
         horizon = pd.Timedelta(days=self.horizon_days)
-        start = events["time"].min()
         cutoff = pd.Timestamp(end, unit="s")
-        totals["days"] = self.events.days(start, cutoff)
-        totals["days in the last horizon"] = self.events.days(cutoff - horizon, cutoff)
-        quarter = self.events.days(cutoff - horizon / 4, cutoff)
-        totals["days in the last quarter of a horizon"] = quarter
+        windows = {
+            "days": events["time"].min(),
+            "days in the last horizon": cutoff - horizon,
+            "days in the last quarter of a horizon": cutoff - horizon / 4,
+        }
+        for name, start in windows.items():
+            totals[name] = self.events.days(start, cutoff)
         totals["span"] = totals["days since the first"] - totals["days since the last"]
         return np.log1p(totals[LEVEL_NUMBERS]).to_numpy()
 
@@ -338,21 +343,17 @@ def _totals(
 ) -> pd.DataFrame:
     """Return counts, ages and amounts of the events in each group; zeros for empty groups."""
     count = np.bincount(groups, minlength=n).astype(float)
-    last = np.full(n, np.inf)
-    np.minimum.at(last, groups, age)
-    first = np.zeros(n)
-    np.maximum.at(first, groups, age)
+    recent = np.bincount(groups[age <= horizon_days], minlength=n)
+    most_recent = np.bincount(groups[age <= horizon_days / 4], minlength=n)
+    ages = pd.Series(age).groupby(groups)
     total = np.bincount(groups, amount, n)
-    return pd.DataFrame(
-        {
-            "count": count,
-            "count in the last horizon": np.bincount(groups[age <= horizon_days], minlength=n),
-            "count in the last quarter of a horizon": np.bincount(
-                groups[age <= horizon_days / 4], minlength=n
-            ),
-            "days since the last": np.where(count > 0, last, 0),
-            "days since the first": first,
-            "amount": np.maximum(total, 0),
-            "mean amount": np.maximum(total / np.maximum(count, 1), 0),
-        }
-    )
+    totals = {
+        "count": count,
+        "count in the last horizon": recent,
+        "count in the last quarter of a horizon": most_recent,
+        "days since the last": ages.min(),
+        "days since the first": ages.max(),
+        "amount": np.maximum(total, 0),
+        "mean amount": np.maximum(total / np.maximum(count, 1), 0),
+    }
+    return pd.DataFrame(totals, range(n)).fillna(0)
