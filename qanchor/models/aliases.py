@@ -7,6 +7,7 @@ some of them ("dog food", or the list "beer, wine and spirits") is not an alias.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from qanchor.data.things import Thing
@@ -30,14 +31,25 @@ MIN_NAME = 0.4  # cosine of a question and the label of an alias
 MEASURED_THINGS = {"discount": "number:discount", "store_brand": "number:private"}
 
 
-class AliasInput(NamedTuple):
-    """Aliases as tensors, for the reader."""
+@dataclass(frozen=True)
+class Aliases:
+    """Hold the aliases of some things, as returned by `topic_aliases`.
 
-    topic: Int[Tensor, " alias"]  # row of `TOPICS`
-    name: Float[Tensor, "alias text"]  # text vector of the label
-    vector: Float[Tensor, "alias phrase text"]  # text vectors of the phrases
+    Args:
+        topics: Row of each alias in `TOPICS`.
+        labels: Label of each alias, such as "pets".
+        names: Unit text vector of each label.
+        vectors: Unit text vectors of the phrases of each alias.
+        spelling: Hashed character trigrams of the phrases of each alias.
+        members: Which things each alias stands for; the last row means no alias.
+    """
+
+    topics: Int[Tensor, " alias"]
+    labels: tuple[str, ...]
+    names: Float[Tensor, "alias text"]
+    vectors: Float[Tensor, "alias phrase text"]
     spelling: Float[Tensor, "alias phrase spelling"]
-    member: Float[Tensor, "alias_or_none thing"]  # the last row means no alias
+    members: Float[Tensor, "alias_or_none thing"]
 
     def match(
         self,
@@ -56,32 +68,12 @@ class AliasInput(NamedTuple):
             spelling: Hashed character trigrams of the same words.
             names_one: 1 where a question names only part of a topic.
         """
-        cosine = torch.einsum("qd,apd->qap", content, self.vector)
+        cosine = torch.einsum("qd,apd->qap", content, self.vectors)
         fit = cosine + torch.einsum("qs,aps->qap", spelling, self.spelling) / 2
-        agrees = (cosine >= MIN_PHRASE) & (content @ self.name.T >= MIN_NAME)[:, :, None]
-        whole = 1 - names_one[:, self.topic]
+        has_name = content @ self.names.T >= MIN_NAME
+        agrees = (cosine >= MIN_PHRASE) & has_name[:, :, None]
+        whole = 1 - names_one[:, self.topics]
         return F.pad((fit * agrees).amax(-1) * whole, (0, 1))
-
-
-@dataclass(frozen=True)
-class Aliases:
-    """Hold the aliases of some things, as returned by `topic_aliases`.
-
-    Args:
-        topics: Row of each alias in `TOPICS`.
-        labels: Label of each alias, such as "pets".
-        names: Unit text vector of each label.
-        vectors: Unit text vectors of the phrases of each alias.
-        spelling: Hashed character trigrams of the phrases of each alias.
-        members: Which things each alias stands for.
-    """
-
-    topics: Int[np.ndarray, " alias"]
-    labels: tuple[str, ...]
-    names: Float[np.ndarray, "alias text"]
-    vectors: Float[np.ndarray, "alias phrase text"]
-    spelling: Float[np.ndarray, "alias phrase spelling"]
-    members: Bool[np.ndarray, "alias thing"]
 
     def things_by_label(self, things: Sequence[Thing]) -> dict[str, tuple[str, ...]]:
         """Return the names of the things of each alias, by its label.
@@ -91,21 +83,11 @@ class Aliases:
         Args:
             things: The things.
         """
-        return {
-            label: tuple(things[row].name for row in np.flatnonzero(members))
-            for label, members in zip(self.labels, self.members, strict=True)
-            if not LIST.search(label)
-        }
-
-    def tensors(self) -> AliasInput:
-        """Return the aliases as tensors, for the reader."""
-        return AliasInput(
-            torch.from_numpy(self.topics),
-            torch.from_numpy(self.names),
-            torch.from_numpy(self.vectors),
-            torch.from_numpy(self.spelling),
-            torch.from_numpy(np.pad(self.members, ((0, 1), (0, 0))).astype(np.float32)),
-        )
+        named = {}
+        for label, members in zip(self.labels, self.members, strict=False):
+            if not LIST.search(label):
+                named[label] = tuple(things[row].name for row in np.flatnonzero(members))
+        return named
 
 
 def topic_aliases(
@@ -119,21 +101,22 @@ def topic_aliases(
         encoder: Text encoder.
     """
     topics = _encode_topics(encoder)
-    cosine = [wordings @ vectors.T for wordings in topics.wordings]
-    agrees = np.stack([of_topic.max(0) for of_topic in cosine]) >= MIN_AGREEMENT
+    cosine = [(wordings @ vectors.T).max(0) for wordings in topics.wordings]
+    agrees = np.stack(cosine) >= MIN_AGREEMENT
     is_text = np.array([thing.kind == "text" for thing in things], bool)
     has_stem = match([thing.words for thing in things]).T & is_text
     names = np.array([thing.name for thing in things])
     measured = np.stack([names == MEASURED_THINGS.get(topic.name, "") for topic in TOPICS])
     members = (has_stem & agrees) | measured
     rows = np.flatnonzero(members.any(1))
+    none = np.zeros((1, len(things)))
     return Aliases(
-        topics=rows,
+        topics=torch.from_numpy(rows),
         labels=tuple(TOPICS[row].thing for row in rows),
-        names=topics.names[rows],
-        vectors=topics.phrases[rows],
-        spelling=topics.spelling[rows],
-        members=members[rows],
+        names=torch.from_numpy(topics.names[rows]),
+        vectors=torch.from_numpy(topics.phrases[rows]),
+        spelling=torch.from_numpy(topics.spelling[rows]),
+        members=torch.from_numpy(np.concatenate([members[rows], none])).float(),
     )
 
 
@@ -149,18 +132,22 @@ def _encode_topics(encoder: str) -> _EncodedTopics:
     """Encode the labels, phrases and wordings of all topics."""
     phrases = [_phrases(topic) for topic in TOPICS]
     n_phrases = max(len(of_topic) for of_topic in phrases)
-    padded = [of_topic + of_topic[:1] * (n_phrases - len(of_topic)) for of_topic in phrases]
-    flat = [phrase for of_topic in padded for phrase in of_topic]
-    shape = (len(TOPICS), n_phrases, -1)
+    padded = []
+    for of_topic in phrases:
+        missing = n_phrases - len(of_topic)
+        padded += [*of_topic, *of_topic[:1] * missing]
+    labels = [topic.thing for topic in TOPICS]
     wordings = [_wordings(topic) for topic in TOPICS]
-    texts = [topic.thing for topic in TOPICS] + flat + [text for row in wordings for text in row]
+    texts = [*labels, *padded, *itertools.chain(*wordings)]
     vectors = text_vectors(texts, encoder).astype(np.float32)
-    names, of_phrases, rest = np.split(vectors, [len(TOPICS), len(TOPICS) + len(flat)])
-    ends = np.cumsum([len(row) for row in wordings])[:-1]
+    n_first = len(labels) + len(padded)
+    names, of_phrases, rest = np.split(vectors, [len(labels), n_first])
+    ends = np.cumsum([len(of_topic) for of_topic in wordings])[:-1]
+    shape = (len(TOPICS), n_phrases, -1)
     return _EncodedTopics(
         names,
         of_phrases.reshape(shape),
-        spelling_vectors(flat).reshape(shape),
+        spelling_vectors(padded).reshape(shape),
         np.split(rest, ends),
     )
 
@@ -168,7 +155,10 @@ def _encode_topics(encoder: str) -> _EncodedTopics:
 def _phrases(topic: Topic) -> list[str]:
     """Return the content words of the phrases and questions that name a topic as a whole."""
     questions = [text.format(user="user") for text in topic.questions]
-    whole = [text for text in questions if not (topic.part.search(text) or LIST.search(text))]
+    whole = []
+    for text in questions:
+        if not (topic.part.search(text) or LIST.search(text)):
+            whole.append(text)
     contents = [content_words(text) for text in (*topic.names, *whole)]
     return list(dict.fromkeys(contents))
 

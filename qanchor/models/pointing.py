@@ -7,9 +7,9 @@ that were not in training. How their numbers (how much, how recent) count is sha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from qanchor.models.aliases import AliasInput
+from qanchor.models.aliases import Aliases
 from qanchor.models.associations import AssociationInput, association_features, score_associations
 from qanchor.models.text_encoder import text_vectors, wording_vectors
 from qanchor.models.user_tokens import (
@@ -26,6 +26,7 @@ from qanchor.models.user_tokens import (
     N_TOKEN_NUMBERS,
     TOKEN_NUMBERS,
     UserTokens,
+    token_columns,
 )
 from qanchor.models.words import (
     BUYING,
@@ -53,23 +54,18 @@ EMBEDDING_DIM = 1 + TEXT_DIM + PROFILE_DIM + STATE_DIM
 SCORE_SCALE = 0.5  # weight of the score in an embedding; its text and state parts have length 1
 FIT_SCALES = (12.0, 8.0, 6.0, 4.0, 4.0, 4.0)  # initial weight of the word fit in each head
 SHUT = -5.0  # initial bias of the sigmoid heads: only clear matches are summed
-SUMMED = [
-    TOKEN_NUMBERS.index(name)
-    for name in (
-        "count",
-        "count in the last horizon",
-        "count in the last quarter of a horizon",
-        "amount",
-    )
-]
-ASSOCIATED = [
-    TOKEN_NUMBERS.index(name) for name in ("count", "count in the last horizon", "amount")
-]
+SUMMED = token_columns(
+    "count", "count in the last horizon", "count in the last quarter of a horizon", "amount"
+)
+ASSOCIATED = token_columns("count", "count in the last horizon", "amount")
+# numbers of the meant tokens whose maximum (of the share: whose sum) the prior reads
+MEANT = token_columns(
+    "days since the last",
+    "days since the first",
+    "largest amount",
+    "share of all that the user did",
+)
 COUNT = TOKEN_NUMBERS.index("count")
-LAST = TOKEN_NUMBERS.index("days since the last")
-FIRST = TOKEN_NUMBERS.index("days since the first")
-LARGEST = TOKEN_NUMBERS.index("largest amount")
-SHARE = TOKEN_NUMBERS.index("share of all that the user did")
 TENURE = LEVEL_NUMBERS.index("days since the first")
 DAYS = LEVEL_NUMBERS.index("days")
 # user-level numbers that do not grow with the length of the history, and all percentiles
@@ -99,6 +95,14 @@ USERS_PER_PASS = 256
 PREFIXES_PER_PASS = 32  # keys and values of a prefix are large
 MASKED = -1e4  # attention logit of padding
 
+TokenNumbers = Float[Tensor, "user token number"]
+Presence = Float[Tensor, "user token"]
+WordFit = Float[Tensor, "query thing"]
+KnownNumbers = Float[Tensor, "user query prior"]
+Scores = Float[Tensor, "user query"]
+States = Float[Tensor, "user query state"]
+TokenAttention = Float[Tensor, "user query token"]
+
 
 class QueryStates(NamedTuple):
     """States of questions in a language model, without users. Computed by `LanguageBody.encode`."""
@@ -117,7 +121,7 @@ class QueryStates(NamedTuple):
             index: Index array.
         """
         mask = self.mask[index]
-        width = max(int(mask.sum(1).max()), 1)
+        width = int(mask.sum(1).max())
         return QueryStates(
             self.hidden[index],
             self.words[index, :width],
@@ -180,7 +184,7 @@ class ThingInput(NamedTuple):
     is_share_of_all: Float[Tensor, " thing"]
     is_number: Float[Tensor, " thing"]  # 1 for a number column
     may_be_meant: Float[Tensor, " thing"]  # 0 for `UserTokens.not_meant`
-    aliases: AliasInput
+    aliases: Aliases
     associations: AssociationInput | None = None
 
 
@@ -189,7 +193,7 @@ class PrefixStates(NamedTuple):
 
     keys: Float[Tensor, "user layer token kv_head head_dim"]  # after rotary embedding
     values: Float[Tensor, "user layer token kv_head head_dim"]
-    log_presence: Float[Tensor, "user token"]  # 0, or a large negative number for padding
+    log_presence: Presence  # 0, or a large negative number for padding
     length: Int[Tensor, " user"]  # tokens of the prefix; positions of the question start here
 
 
@@ -197,40 +201,43 @@ class TokenInput(NamedTuple):
     """User tokens, the input of the reader; fields as in `UserTokens`."""
 
     which: Int[Tensor, "user token"]  # -1 for padding
-    numbers: Float[Tensor, "user token number"]
+    numbers: TokenNumbers
     level: Float[Tensor, "user level"]
     # weight of each token, 1 by default; its gradient is the saliency of the token
-    presence: Float[Tensor, "user token"] | None = None
+    presence: Presence | None = None
     fold: Int[Tensor, " user"] | None = None  # see `score_associations`
     prefix: PrefixStates | None = None  # cached, if a language model reads users as a prefix
 
-    def present(self) -> Float[Tensor, "user token"]:
+    def present(self) -> Presence:
         """Return the presence of each token; 0 for padding."""
         mask = (self.which >= 0).float()
         return mask if self.presence is None else mask * self.presence
 
-    def log_presence(self) -> Float[Tensor, "user token"]:
+    def log_presence(self) -> Presence:
         """Return the attention bias: the log of the presence, or `MASKED` for padding."""
-        mask = self.which >= 0
-        if self.presence is None:
-            return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, MASKED)
-        return self.presence.log().masked_fill(~mask, MASKED)
+        presence = self.presence
+        if presence is None:
+            presence = torch.ones_like(self.which, dtype=torch.float32)
+        return presence.log().masked_fill(self.which < 0, MASKED)
 
 
 class BodyInput(NamedTuple):
     """Input of the body of a reader."""
 
     users: TokenInput
-    standard: Float[Tensor, "user token number"]  # numbers of the tokens, standardized
+    standard: TokenNumbers  # numbers of the tokens, standardized
     question: QuestionInput  # with `states`, for a language model
     things: ThingInput
-    known: Float[Tensor, "user query prior"]  # inputs of the prior, standardized
+    known: KnownNumbers  # inputs of the prior, standardized
+
+
+Batch = tuple[np.ndarray, PrefixStates | None]  # row numbers of users, and their cached prefix
 
 
 class Meaning(NamedTuple):
     """Interpretation of questions."""
 
-    relevance: Float[Tensor, "query thing"]  # how well each thing matches, 0 to 1
+    relevance: WordFit  # how well each thing matches, 0 to 1
     parts: Float[Tensor, "query thing_or_any"]  # weights of things, any event last; sums to 1
     measure: Float[Tensor, "query measure"]  # probabilities of the measures of concepts
 
@@ -238,13 +245,15 @@ class Meaning(NamedTuple):
 class Reading(NamedTuple):
     """Output of the reader for users and questions."""
 
-    score: Float[Tensor, "user query"]  # a logit: the higher, the closer to a yes
-    prior: Float[Tensor, "user query"]  # part of the score that does not come from the body
-    alone: Float[Tensor, "user query"]  # separate score from the body without the prior
-    attention: Float[
-        Tensor, "user query token"
-    ]  # mean over heads and layers; sums to 1, or 0 without tokens
+    score: Scores  # a logit: the higher, the closer to a yes
+    prior: Scores  # part of the score that does not come from the body
+    alone: Scores  # separate score from the body without the prior
+    attention: TokenAttention  # mean over heads and layers; sums to 1, or 0 without tokens
     embedding: Float[Tensor, "user query dim"]  # of unit length
+
+
+def _two_layers(n_inputs: int, n_outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(n_inputs, 64), nn.GELU(), nn.Linear(64, n_outputs))
 
 
 class PointingBody(nn.Module):
@@ -268,9 +277,7 @@ class PointingBody(nn.Module):
         self.fit_scale = nn.Parameter(torch.tensor(FIT_SCALES))
         self.by_number = nn.Linear(N_TOKEN_NUMBERS, HEADS)
         self.shut = nn.Parameter(torch.full((HEADS,), SHUT))
-        self.general = nn.Sequential(
-            nn.Linear(2 * text + 1, 64), nn.GELU(), nn.Linear(64, GENERAL_DIM)
-        )
+        self.general = _two_layers(2 * text + 1, GENERAL_DIM)
         self.level_norm = nn.LayerNorm(N_LEVEL_NUMBERS)
         width = 2 * HEADS * N_TOKEN_NUMBERS + 3 * HEADS + N_LEVEL_NUMBERS + GENERAL_DIM
         self.layers = nn.Sequential(
@@ -284,7 +291,7 @@ class PointingBody(nn.Module):
 
     def match(
         self, question: QuestionInput, things: ThingInput
-    ) -> tuple[Float[Tensor, "query head thing"], Float[Tensor, "query thing"]]:
+    ) -> tuple[Float[Tensor, "query head thing"], WordFit]:
         """Compute how well each thing fits each question.
 
         Args:
@@ -296,13 +303,13 @@ class PointingBody(nn.Module):
         """
         query = self.query(question.content).unflatten(-1, (HEADS, KEY_DIM))
         key = self.key(things.vector).unflatten(-1, (HEADS, KEY_DIM))
-        learned = torch.einsum("qhd,thd->qht", F.normalize(query, dim=-1), F.normalize(key, dim=-1))
+        query = F.normalize(query, dim=-1)
+        key = F.normalize(key, dim=-1)
+        learned = torch.einsum("qhd,thd->qht", query, key) * self.scale[:, None]
         fit = word_fit(question, things)
-        return learned * self.scale[:, None] + fit[:, None] * self.fit_scale[:, None], fit
+        return learned + fit[:, None] * self.fit_scale[:, None], fit
 
-    def forward(
-        self, inputs: BodyInput
-    ) -> tuple[Float[Tensor, "user query state"], Float[Tensor, "user query token"]]:
+    def forward(self, inputs: BodyInput) -> tuple[States, TokenAttention]:
         """Return the state that scores are computed from, and the mean attention of softmax heads.
 
         Args:
@@ -310,27 +317,28 @@ class PointingBody(nn.Module):
         """
         users, standard, question, things, _ = inputs
         logits, fit = self.match(question, things)
-        which = users.which.clamp(min=0)
-        logits = logits[:, :, which].permute(2, 0, 1, 3)  # (user, query, head, token)
-        fit = fit[:, which].transpose(0, 1)[:, :, None]
+        logits = of_tokens(logits, users)
+        fit = of_tokens(fit, users)[:, :, None]
         by_number = self.by_number(standard).transpose(1, 2)[:, None]
-        attention = (logits + by_number + users.log_presence()[:, None, None]).softmax(-1)
+        padding = users.log_presence()[:, None, None]
+        attention = (logits + by_number + padding).softmax(-1)
         attention = attention * (users.which >= 0)[:, None, None]
-        gate = torch.sigmoid(logits + self.shut[:, None]) * users.present()[:, None, None]
+        presence = users.present()[:, None, None]
+        gate = torch.sigmoid(logits + self.shut[:, None]) * presence
         mean = torch.einsum("uqht,utn->uqhn", attention, standard)
         total = torch.einsum("uqht,utn->uqhn", gate, users.numbers)
         total = torch.log1p(total.clamp(min=0))
-        general = self.general(
-            torch.cat([question.vector, question.phrasing, question.horizon[:, None]], -1)
-        )
+        wording = [question.vector, question.phrasing, question.horizon[:, None]]
+        general = self.general(torch.cat(wording, -1))
         n_users, n_queries = mean.shape[:2]
+        level = self.level_norm(users.level)
         parts = [
             mean.flatten(2),
             total.flatten(2),
             (attention * fit).sum(-1),
             torch.log1p(gate.sum(-1)),
             attention.amax(-1),
-            self.level_norm(users.level)[:, None].expand(-1, n_queries, -1),
+            level[:, None].expand(-1, n_queries, -1),
             general[None].expand(n_users, -1, -1),
         ]
         return self.layers(torch.cat(parts, -1)), attention.mean(2)
@@ -355,26 +363,19 @@ class PointingReader(nn.Module):
     def __init__(self, text: int, body: nn.Module | None = None):
         super().__init__()
         self.body = PointingBody(text) if body is None else body
-        self.polarity = nn.Sequential(nn.Linear(2 * text, 64), nn.GELU(), nn.Linear(64, 1))
+        self.polarity = _two_layers(2 * text, 1)
         self.out = nn.Linear(STATE_DIM, 1)
         self.alone = nn.Linear(STATE_DIM, 1)
-        self.intent = nn.Sequential(
-            nn.Linear(2 * text, 64), nn.GELU(), nn.Linear(64, len(MEASURES))
-        )
+        self.intent = _two_layers(2 * text, len(MEASURES))
         self.prior = nn.Linear(N_PRIOR_NUMBERS, len(PRIOR_KINDS) * len(MEASURES))
-        with torch.no_grad():
-            self.polarity[-1].bias.fill_(AFFIRMATIVE)
-            self.prior.weight.zero_()
-            self.prior.bias.zero_()
-            self.out.weight.zero_()
-            self.out.bias.zero_()
+        nn.init.constant_(self.polarity[-1].bias, AFFIRMATIVE)
+        for weight in (*self.prior.parameters(), *self.out.parameters()):
+            nn.init.zeros_(weight)
         self.register_buffer("wording_mean", torch.zeros(2 * text))
-        self.register_buffer("mean", torch.zeros(N_TOKEN_NUMBERS))
-        self.register_buffer("spread", torch.ones(N_TOKEN_NUMBERS))
-        self.register_buffer("known_mean", torch.zeros(N_PRIOR_NUMBERS))
-        self.register_buffer("known_spread", torch.ones(N_PRIOR_NUMBERS))
-        self.register_buffer("state_mean", torch.zeros(STATE_DIM))
-        self.register_buffer("state_spread", torch.ones(STATE_DIM))
+        sizes = {"": N_TOKEN_NUMBERS, "known_": N_PRIOR_NUMBERS, "state_": STATE_DIM}
+        for name, size in sizes.items():
+            self.register_buffer(f"{name}mean", torch.zeros(size))
+            self.register_buffer(f"{name}spread", torch.ones(size))
         self.register_buffer("directions", nn.init.orthogonal_(torch.empty(text, TEXT_DIM)))
         self.register_buffer("profile_mean", torch.zeros(text))
         self.register_buffer("profile_directions", torch.zeros(text, PROFILE_DIM))
@@ -432,36 +433,32 @@ class PointingReader(nn.Module):
         of_things = relevant / relevant.sum(1, keepdim=True).clamp(min=1e-9) * named
         measure = self.intent(self.wording(question)).softmax(-1)
         moved = measure[:, OCCURS] * (of_things * things.is_share_of_all).sum(1)
-        change = torch.zeros_like(measure)
-        change[:, OCCURS] = -moved
-        change[:, OF_ALL] = moved
-        return Meaning(relevant, torch.cat([of_things, 1 - named], 1), measure + change)
+        change = torch.stack([-moved, moved], 1)
+        measure = measure.index_add(1, torch.tensor([OCCURS, OF_ALL]), change)
+        return Meaning(relevant, torch.cat([of_things, 1 - named], 1), measure)
 
     def forward(self, users: TokenInput, question: QuestionInput, things: ThingInput) -> Reading:
-        meaning = self.meaning(question, things)
-        known = self.known_numbers(users, meaning, things)
+        inputs, prior = self._body_and_prior(users, question, things)
         sign = self.sign(question)
-        prior = self.prior_score(known, meaning, things) * sign
-        state, attention = self.body(self.body_input(users, question, things, known))
+        prior = prior * sign
+        state, attention = self.body(inputs)
         score = prior + self.out(state)[..., 0] * sign
         alone = self.alone(state)[..., 0] * sign
-        texts = (things.vector @ self.directions)[users.which.clamp(min=0)]
-        pointed_at = torch.einsum("uqt,utd->uqd", attention, texts)
+        text = things.vector @ self.directions
+        pointed_at = torch.einsum("uqt,utd->uqd", attention, text[users.which.clamp(min=0)])
         profile = (mean_text(users, things) - self.profile_mean) @ self.profile_directions
         embedding = self.embed(score, pointed_at, profile, state)
         return Reading(score, prior, alone, attention, embedding)
 
-    def prior_score(
-        self, known: Float[Tensor, "user query prior"], meaning: Meaning, things: ThingInput
-    ) -> Float[Tensor, "user query"]:
-        """Return the prior score of each question, without its sign.
-
-        Args:
-            known: Inputs of the prior, from `known_numbers`.
-            meaning: Interpretation of the questions.
-            things: Things that the tokens refer to.
-        """
-        return (self.prior(known) * self.prior_shares(meaning, things)).sum(-1)
+    def _body_and_prior(
+        self, users: TokenInput, question: QuestionInput, things: ThingInput
+    ) -> tuple[BodyInput, Scores]:
+        """Return the input of the body, and the prior score without its sign."""
+        meaning = self.meaning(question, things)
+        known = self.known_numbers(users, meaning, things)
+        inputs = self.body_input(users, question, things, known)
+        prior = self.prior(known) * self.prior_shares(meaning, things)
+        return inputs, prior.sum(-1)
 
     def prior_shares(
         self, meaning: Meaning, things: ThingInput
@@ -484,7 +481,7 @@ class PointingReader(nn.Module):
         users: TokenInput,
         question: QuestionInput,
         things: ThingInput,
-        known: Float[Tensor, "user query prior"],
+        known: KnownNumbers,
     ) -> BodyInput:
         """Return the input of the body.
 
@@ -497,8 +494,11 @@ class PointingReader(nn.Module):
         known = (known - self.known_mean) / self.known_spread
         return BodyInput(users, self._standardize(users), question, things, known)
 
-    def _standardize(self, users: TokenInput) -> Float[Tensor, "user token number"]:
+    def _standardize(self, users: TokenInput) -> TokenNumbers:
         return (users.numbers - self.mean) / self.spread
+
+    def _standardize_state(self, state: States) -> States:
+        return (state - self.state_mean) / self.state_spread
 
     @property
     def reads_prefix(self) -> bool:
@@ -527,13 +527,12 @@ class PointingReader(nn.Module):
             question: The questions, with `states` from the language model.
             things: Things that the tokens refer to.
         """
-        meaning = self.meaning(question, things)
-        known = self.known_numbers(users, meaning, things)
-        anchor, _ = self.body.anchor(self.body_input(users, question, things, known))
+        inputs, prior = self._body_and_prior(users, question, things)
+        anchor, _ = self.body.anchor(inputs)
         state = self.body.state(anchor.hidden)
-        prior = self.prior_score(known, meaning, things)
-        score = (prior + self.out(state)[..., 0]) * self.sign(question)
-        standard = (state - self.state_mean) / self.state_spread
+        correction = self.out(state)[..., 0]
+        score = (prior + correction) * self.sign(question)
+        standard = self._standardize_state(state)
         return anchor._replace(told=torch.cat([score[..., None], standard], -1))
 
     def score_answers(
@@ -562,7 +561,7 @@ class PointingReader(nn.Module):
 
     def known_numbers(
         self, users: TokenInput, meaning: Meaning, things: ThingInput
-    ) -> Float[Tensor, "user query prior"]:
+    ) -> KnownNumbers:
         """Return the inputs of the prior for each user and question.
 
         They say how often, how recently and how much the user did what the question refers to, how
@@ -573,26 +572,25 @@ class PointingReader(nn.Module):
             meaning: Interpretation of the questions.
             things: Things that the tokens refer to.
         """
-        meant = meaning.relevance[:, users.which.clamp(min=0)].transpose(0, 1)
-        meant = meant * users.present()[:, None]
-        numbers = users.numbers[:, None]
-        sums = torch.einsum("uqt,utn->uqn", meant, users.numbers[..., SUMMED].expm1())
-        sums = torch.log1p(sums.clamp(min=0))
-        lateness = (meant * (LONG_AGO - numbers[..., LAST])).amax(-1)
-        oldest = (meant * numbers[..., FIRST]).amax(-1)
-        largest = (meant * numbers[..., LARGEST]).amax(-1)
-        share = (meant * numbers[..., SHARE]).sum(-1).clamp(max=1)
-        tenure = users.level[:, None, TENURE]
-        rate = sums[..., 0] - tenure  # log of events per day since the user's first event
-        rate_of_any = (users.level[:, None, DAYS] - tenure).expand_as(rate)
-        level = users.level[:, None, PRIOR_LEVELS].expand(-1, meant.shape[1], -1)
-        association = self.association_score(users, meaning, things)
-        own = [lateness, oldest, largest, share, rate, rate_of_any, association]
-        return torch.cat([sums, torch.stack(own, -1), level], -1)
+        meant = of_tokens(meaning.relevance, users) * users.present()[:, None]
+        last, first, largest, share = users.numbers[:, None, :, MEANT].unbind(-1)
+        totals = torch.einsum("uqt,utn->uqn", meant, users.numbers[..., SUMMED].expm1())
+        totals = torch.log1p(totals.clamp(min=0))
+        level = users.level[:, None].expand(-1, meant.shape[1], -1)
+        tenure = level[..., TENURE]
+        inputs = [
+            (meant * (LONG_AGO - last)).amax(-1),
+            (meant * first).amax(-1),
+            (meant * largest).amax(-1),
+            (meant * share).sum(-1).clamp(max=1),
+            totals[..., 0] - tenure,  # log of events per day since the user's first event
+            level[..., DAYS] - tenure,
+            self.association_score(users, meaning, things),
+        ]
+        inputs = torch.stack(inputs, -1)
+        return torch.cat([totals, inputs, level[..., PRIOR_LEVELS]], -1)
 
-    def association_score(
-        self, users: TokenInput, meaning: Meaning, things: ThingInput
-    ) -> Float[Tensor, "user query"]:
+    def association_score(self, users: TokenInput, meaning: Meaning, things: ThingInput) -> Scores:
         """Return how strongly all activity of each user is associated with what each question asks.
 
         Args:
@@ -612,10 +610,10 @@ class PointingReader(nn.Module):
 
     def embed(
         self,
-        score: Float[Tensor, "user query"],
+        score: Scores,
         pointed_at: Float[Tensor, "user query text"],
         profile: Float[Tensor, "user profile"],
-        state: Float[Tensor, "user query state"],
+        state: States,
     ) -> Float[Tensor, "user query dim"]:
         """Return unit embeddings: score, pointed-at texts, profile and state, concatenated.
 
@@ -625,14 +623,25 @@ class PointingReader(nn.Module):
             profile: Mean text vector of all tokens of each user, centered and projected.
             state: State that the scores are computed from.
         """
-        standard = (state - self.state_mean) / self.state_spread
         parts = [
             SCORE_SCALE * score[..., None],
             F.normalize(pointed_at, dim=-1),
             profile[:, None].expand(-1, score.shape[1], -1),
-            F.normalize(standard, dim=-1),
+            F.normalize(self._standardize_state(state), dim=-1),
         ]
         return F.normalize(torch.cat(parts, -1), dim=-1)
+
+
+def of_tokens(
+    of_things: Float[Tensor, "query *head thing"], users: TokenInput
+) -> Float[Tensor, "user query *head token"]:
+    """Look up the thing of each token.
+
+    Args:
+        of_things: A number for each thing.
+        users: Tokens of the users.
+    """
+    return of_things[..., users.which.clamp(min=0)].movedim(-2, 0)
 
 
 def mean_text(users: TokenInput, things: ThingInput) -> Float[Tensor, "user text"]:
@@ -657,7 +666,7 @@ def is_pretrained(name: str) -> bool:
     return name.startswith("body.backbone.") and "lora_" not in name
 
 
-def word_fit(question: QuestionInput, things: ThingInput) -> Float[Tensor, "query thing"]:
+def word_fit(question: QuestionInput, things: ThingInput) -> WordFit:
     """Return how well the words of each thing fit each question, at least 0. Nothing is learned.
 
     The fit is the cosine of text vectors plus half the cosine of spellings. If an alias fits a
@@ -668,14 +677,16 @@ def word_fit(question: QuestionInput, things: ThingInput) -> Float[Tensor, "quer
         question: The questions.
         things: Things that questions can point at.
     """
-    own = question.content @ things.vector.T + question.spelling @ things.spelling.T / 2
+    by_meaning = question.content @ things.vector.T
+    by_spelling = question.spelling @ things.spelling.T
+    own = by_meaning + by_spelling / 2
     match = things.aliases.match(question.content, question.spelling, question.names_one)
-    of_alias = (match[:, :, None] * things.aliases.member).amax(1)
+    of_alias = (match[:, :, None] * things.aliases.members).amax(1)
     is_better = of_alias.amax(1, keepdim=True) > own.amax(1, keepdim=True)
     return torch.maximum(own, of_alias * is_better) * things.may_be_meant
 
 
-def relevance(fit: Float[Tensor, "query thing"]) -> Float[Tensor, "query thing"]:
+def relevance(fit: WordFit) -> WordFit:
     """Return how well each thing matches each question, 0 to 1: near 1 if it fits almost best.
 
     Args:
@@ -700,23 +711,36 @@ def question_input(
     """
     texts = [plain_words(replace_unit(query, unit)) for query in queries]
     content = [content_words(text) for text in texts]
-    vector, phrasing = np.split(wording_vectors(texts, encoder).astype(np.float32), 2, axis=1)
-    of_content = text_vectors(content, encoder).astype(np.float32)
-    behaviors = [content_words(query) for query in behavior_queries()]
-    behaviors = text_vectors(list(dict.fromkeys(behaviors)), encoder).astype(np.float32)
+    wording = wording_vectors(texts, encoder)
+    vector, phrasing = np.split(wording, 2, axis=1)
+    arrays = {
+        "vector": vector,
+        "content": _float_vectors(content, encoder),
+        "spelling": spelling_vectors(content),
+        "phrasing": phrasing,
+        "horizon": np.log(np.asarray(horizons) / own),
+        "names_one": names_one(texts),
+        "behavior": _behavior_similarity(texts, encoder),
+    }
+    return QuestionInput(**{name: _float_tensor(array) for name, array in arrays.items()})
+
+
+def _behavior_similarity(texts: Sequence[str], encoder: str) -> np.ndarray:
+    """Return the highest cosine of each question to a question about any event."""
+    contents = [content_words(query) for query in behavior_queries()]
+    behaviors = _float_vectors(list(dict.fromkeys(contents)), encoder)
     anywhere = [content_words(PLACE.sub("", text)) for text in texts]
-    behavior = (text_vectors(anywhere, encoder).astype(np.float32) @ behaviors.T).max(1, initial=0)
+    similarity = (_float_vectors(anywhere, encoder) @ behaviors.T).max(1, initial=0)
     is_buying = [BUYING.issuperset(text.split()) for text in anywhere]
-    behavior = np.where(is_buying, behavior.clip(max=BUYING_IS_ANY), behavior)
-    return QuestionInput(
-        vector=torch.from_numpy(vector),
-        content=torch.from_numpy(of_content),
-        spelling=torch.from_numpy(spelling_vectors(content)),
-        phrasing=torch.from_numpy(phrasing),
-        horizon=torch.tensor(np.log(np.asarray(horizons) / own), dtype=torch.float32),
-        names_one=torch.from_numpy(names_one(texts).astype(np.float32)),
-        behavior=torch.from_numpy(behavior.astype(np.float32)),
-    )
+    return np.where(is_buying, similarity.clip(max=BUYING_IS_ANY), similarity)
+
+
+def _float_vectors(texts: Sequence[str], encoder: str) -> np.ndarray:
+    return text_vectors(texts, encoder).astype(np.float32)
+
+
+def _float_tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array.astype(np.float32))
 
 
 def replace_unit(query: str, unit: str) -> str:
@@ -731,10 +755,9 @@ def replace_unit(query: str, unit: str) -> str:
         'Will this user pay?'
     """
     words = {unit.lower(): "user", plural(unit.lower()): "users"}
-    pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
-    return re.sub(
-        rf"\b(?:{pattern})\b", lambda match: words[match[0].lower()], query, flags=re.IGNORECASE
-    )
+    pattern = "|".join(re.escape(word) for word in words)
+    pattern = re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE)
+    return pattern.sub(lambda match: words[match[0].lower()], query)
 
 
 def thing_input(tokens: UserTokens) -> ThingInput:
@@ -743,20 +766,20 @@ def thing_input(tokens: UserTokens) -> ThingInput:
     Args:
         tokens: The tokens.
     """
-    vectors = torch.from_numpy(tokens.vectors)
-    spelling = torch.from_numpy(tokens.spelling)
     population = tokens.population
-    is_share_of_all = (population.share_base > 0) & (population.rarity < -np.log(NEARLY_ALL))
-    is_share_of_all = torch.from_numpy(is_share_of_all.astype(np.float32))
-    is_number = torch.tensor([float(thing.kind == "number") for thing in tokens.things])
-    may_be_meant = [float(thing.label not in tokens.not_meant) for thing in tokens.things]
-    may_be_meant = torch.tensor(may_be_meant)
+    is_part = population.share_base > 0
+    is_frequent = population.rarity < -np.log(NEARLY_ALL)
+    is_number = [thing.kind == "number" for thing in tokens.things]
+    may_be_meant = [thing.label not in tokens.not_meant for thing in tokens.things]
     associations = population.associations
-    if associations is not None:
-        associations = associations.tensors()
-    aliases = tokens.aliases.tensors()
     return ThingInput(
-        vectors, spelling, is_share_of_all, is_number, may_be_meant, aliases, associations
+        torch.from_numpy(tokens.vectors),
+        torch.from_numpy(tokens.spelling),
+        _float_tensor(is_part & is_frequent),
+        torch.tensor(is_number).float(),
+        torch.tensor(may_be_meant).float(),
+        tokens.aliases,
+        None if associations is None else associations.tensors(),
     )
 
 
@@ -784,7 +807,7 @@ def iter_readings(
     reader: PointingReader,
     tokens: UserTokens,
     question: QuestionInput,
-    batches: Iterable[tuple[Int[np.ndarray, " _"], PrefixStates | None]],
+    batches: Iterable[Batch],
 ) -> Iterator[tuple[np.ndarray, Reading]]:
     """Run the reader batch by batch.
 
@@ -827,6 +850,17 @@ def token_gradients(
     return gradient.numpy()
 
 
+def join(parts: Sequence[tuple], operation: Callable[[Sequence], Tensor] = torch.cat) -> Any:
+    """Join named tuples of tensors, field by field.
+
+    Args:
+        parts: Named tuples of one type.
+        operation: How the tensors of a field are joined (default: concatenated).
+    """
+    fields = zip(*parts, strict=True)
+    return type(parts[0])(*(operation(field) for field in fields))
+
+
 def row_batches(n_users: int, per_pass: int) -> list[np.ndarray]:
     """Split the row numbers of users into batches.
 
@@ -841,7 +875,7 @@ def read_questions(
     reader: PointingReader,
     tokens: UserTokens,
     question: QuestionInput,
-    batches: Sequence[tuple[Int[np.ndarray, " _"], PrefixStates | None]] | None = None,
+    batches: Iterable[Batch] | None = None,
 ) -> Reading:
     """Run the reader on all users, batch by batch, and return the combined output.
 
@@ -858,5 +892,6 @@ def read_questions(
         batches = [(rows, None) for rows in row_batches(len(tokens), reader.users_per_pass)]
     for _, reading in iter_readings(reader, tokens, question, batches):
         padding = width - reading.attention.shape[-1]
-        parts.append(reading._replace(attention=F.pad(reading.attention, (0, padding))))
-    return Reading(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        attention = F.pad(reading.attention, (0, padding))
+        parts.append(reading._replace(attention=attention))
+    return join(parts)

@@ -109,7 +109,7 @@ def fitted(users: Callable[[], Users], run=None, seeds: int = 1, *, progress=Non
 
 def no_members(aliases: Aliases) -> Aliases:
     """Return aliases of nothing."""
-    return replace(aliases, members=np.zeros_like(aliases.members))
+    return replace(aliases, members=torch.zeros_like(aliases.members))
 
 
 def judged_chances(chance: np.ndarray, outcome: np.ndarray) -> dict[str, float]:

@@ -1,12 +1,14 @@
 """Aliases: a question means all that a topic truly matches, and nothing where it does not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from qanchor.data.users import Users
-from qanchor.models.aliases import MIN_NAME, MIN_PHRASE, AliasInput
+from qanchor.models.aliases import MIN_NAME, MIN_PHRASE, Aliases
 from qanchor.models.pointing import question_input, relevance, thing_input, word_fit
 from qanchor.models.user_tokens import TokenReader
 from tests.unit.models.test_user_tokens import CUTOFF
@@ -65,16 +67,17 @@ def test_what_one_word_of_a_phrase_says_is_not_enough(tokens):
 
 def test_an_alias_whose_name_contradicts_does_not_fit():
     content = torch.tensor([[1.0, 0.0]])
-    alias = AliasInput(
-        topic=torch.tensor([0]),
-        name=torch.tensor([[1.0, 0.0]]),
-        vector=torch.tensor([[[0.8, 0.6]]]),
+    alias = Aliases(
+        topics=torch.tensor([0]),
+        labels=("pets",),
+        names=torch.tensor([[1.0, 0.0]]),
+        vectors=torch.tensor([[[0.8, 0.6]]]),
         spelling=torch.zeros(1, 1, 4),
-        member=torch.tensor([[1.0], [0.0]]),
+        members=torch.tensor([[1.0], [0.0]]),
     )
     rest = torch.zeros(1, 4), torch.zeros(1, 72)
     assert alias.match(content, *rest).tolist() == [[pytest.approx(0.8), 0]]
-    other = alias._replace(name=torch.tensor([[0.0, 1.0]]))
+    other = replace(alias, names=torch.tensor([[0.0, 1.0]]))
     assert other.match(content, *rest).tolist() == [[0, 0]]
 
 
@@ -101,12 +104,12 @@ def test_what_is_meant_is_what_a_loop_finds(tokens):
     for query in range(2):
         of_alias = np.zeros(len(tokens.things))
         for alias in range(len(tokens.aliases.labels)):
-            cosine = given.vector[alias] @ question.content[query]
+            cosine = given.vectors[alias] @ question.content[query]
             spelled = given.spelling[alias] @ question.spelling[query]
-            if given.name[alias] @ question.content[query] < MIN_NAME:
+            if given.names[alias] @ question.content[query] < MIN_NAME:
                 continue
             fit = max([0, *(cosine + spelled / 2)[cosine >= MIN_PHRASE].tolist()])
-            members = tokens.aliases.members[alias]
+            members = tokens.aliases.members[alias].bool().numpy()
             of_alias[members] = np.maximum(of_alias[members], fit)
         expected = own[query].clamp(min=0).numpy()
         if of_alias.max() > expected.max():
