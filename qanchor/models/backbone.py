@@ -95,11 +95,9 @@ def add_lora(model: nn.Module, rank: int, alpha: int, layers: int) -> nn.Module:
         layers: Number of layers, counted from the last.
 
     Returns:
-        The model with LoRA, without peft's wrapper.
+        The model.
     """
-    import warnings
-
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     depth = model.config.num_hidden_layers
     config = LoraConfig(
@@ -109,9 +107,8 @@ def add_lora(model: nn.Module, rank: int, alpha: int, layers: int) -> nn.Module:
         target_modules=ATTENTION_PROJECTIONS,
         layers_to_transform=list(range(max(0, depth - layers), depth)),
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated transformers name
-        return get_peft_model(model, config).base_model.model
+    model.add_adapter(config)
+    return model
 
 
 @contextmanager
@@ -121,17 +118,12 @@ def without_lora(model: nn.Module) -> Iterator[None]:
     Args:
         model: Language model with LoRA.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    adapted = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     is_trained = [weight.requires_grad for weight in model.parameters()]
-    for module in adapted:
-        module.enable_adapters(False)
+    model.disable_adapters()
     try:
         yield
     finally:
-        for module in adapted:
-            module.enable_adapters(True)
+        model.enable_adapters()
         # enabling adapters also sets `requires_grad` on them
         for weight, trained in zip(model.parameters(), is_trained, strict=True):
             weight.requires_grad_(trained)

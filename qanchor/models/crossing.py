@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from qanchor.models.defaults import CROSSING_LAYERS
 from qanchor.models.language_body import LEVEL_TOKENS, LanguageBody, on_own_device
-from qanchor.models.pointing import Anchor, BodyInput, word_fit
+from qanchor.models.pointing import (
+    Anchor,
+    BodyInput,
+    TokenAttention,
+    of_tokens,
+    word_fit,
+)
 
 FIT_SCALES = (12.0, 8.0, 6.0, 4.0, 4.0)  # initial bias scale of the first heads; 0 for the others
 SHUT = -1.0  # initial gate of the user's tokens: mostly closed, since they are new to the LLM
@@ -28,7 +34,6 @@ class LateCrossing(LanguageBody):
         text: Dimension of the text vectors.
         layers: Number of last layers in which the anchor attends to the user's tokens (default 8;
             at most all of them).
-        random: Randomize the weights of the language model, as a control (default False).
 
     Raises:
         WeightsError: The language model cannot be loaded, or has another architecture than Llama.
@@ -40,19 +45,16 @@ class LateCrossing(LanguageBody):
         torch.Size([1, 64])
     """
 
-    def __init__(
-        self, backbone: str, text: int, layers: int = CROSSING_LAYERS, *, random: bool = False
-    ):
+    def __init__(self, backbone: str, text: int, layers: int = CROSSING_LAYERS):
         if layers < 1:
             raise ValueError(f"layers is {layers}. Pass 1 or more.")
-        super().__init__(backbone, text, layers, random=random)
-        scales = torch.zeros(self.heads)
-        scales[: len(FIT_SCALES)] = torch.tensor(FIT_SCALES)[: self.heads]
+        super().__init__(backbone, text, layers)
+        scales = F.pad(torch.tensor(FIT_SCALES), (0, self.heads - len(FIT_SCALES)))
         self.fit_scale = nn.Parameter(scales.repeat(self.n_layers, 1))
         self.gate = nn.Parameter(torch.full((self.n_layers, self.heads), SHUT))
 
     @on_own_device
-    def anchor(self, inputs: BodyInput) -> tuple[Anchor, Float[Tensor, "user query token"]]:
+    def anchor(self, inputs: BodyInput) -> tuple[Anchor, TokenAttention]:
         """Return the anchor of each user and question, and its mean attention to the tokens.
 
         Args:
@@ -61,38 +63,41 @@ class LateCrossing(LanguageBody):
         users, standard, question, things, known = inputs
         tokens = self.user_tokens(users, standard, things)
         presence = F.pad(users.log_presence(), (LEVEL_TOKENS, 0))[:, None, None]
-        fit = word_fit(question, things)[:, users.which.clamp(min=0)].transpose(0, 1)
-        fit = F.pad(fit, (LEVEL_TOKENS, 0))
-        attention = torch.zeros_like(fit)
+        fit = of_tokens(word_fit(question, things), users)
+        fit = F.pad(fit, (LEVEL_TOKENS, 0))[:, :, None]
+        attention = []
 
-        def look(place: int, asked: Tensor) -> Tensor:
-            nonlocal attention
-            bias = fit[:, :, None] * self.fit_scale[place][:, None] + presence
-            weight, seen = self._look(self.layers[place], asked, tokens, bias)
-            attention = attention + weight.mean((2, 3))
-            return seen
+        def attend(place: int, query: Tensor, without_user: Tensor) -> Tensor:
+            bias = fit * self.fit_scale[place][:, None] + presence
+            weight, from_user = self._look(self.layers[place], query, tokens, bias)
+            attention.append(weight.mean((2, 3)))
+            gate = torch.sigmoid(self.gate[place]).view(self.kv_heads, -1, 1)
+            return gate * from_user + (1 - gate) * without_user
 
         evidence = self.evidence(self.drop_evidence(known))
-        anchor = self._cross(question.states, evidence, look)
-        return anchor, self.share_of_tokens(attention, users)
+        anchor = self._cross(question.states, evidence, attend)
+        return anchor, self.share_of_tokens(sum(attention), users)
 
     def _look(
-        self, layer: nn.Module, asked: Tensor, tokens: Tensor, bias: Tensor
+        self, layer: nn.Module, query: Tensor, tokens: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Attend to the user's tokens, without positions, since they are unordered.
 
         The key projection is folded into the query and the value projection is applied after the
         weighted sum, so that no keys and values are computed per token. The tests compare this with
         a plain version.
+
+        Returns:
+            Attention weights, and the attention output.
         """
         basis = self.widen.weight.T * layer.input_layernorm.weight
-        keys = self._project(layer.self_attn.k_proj, basis)
-        values = self._project(layer.self_attn.v_proj, basis)
-        reach = torch.einsum("uqngd,ndc->uqngc", asked, keys)
-        logits = torch.einsum("uqngc,utc->uqngt", reach, tokens) * self.head_dim**-0.5
+        to_keys = self._project(layer.self_attn.k_proj, basis)
+        to_values = self._project(layer.self_attn.v_proj, basis)
+        token_query = torch.einsum("uqngd,ndc->uqngc", query, to_keys)
+        logits = torch.einsum("uqngc,utc->uqngt", token_query, tokens) * self.head_dim**-0.5
         weight = (logits + self._grouped(bias)).softmax(-1)
-        read = torch.einsum("uqngt,utc->uqngc", weight, tokens)
-        return weight, torch.einsum("uqngc,ndc->uqngd", read, values)
+        mean_token = torch.einsum("uqngt,utc->uqngc", weight, tokens)
+        return weight, torch.einsum("uqngc,ndc->uqngd", mean_token, to_values)
 
     def _project(
         self, projection: nn.Module, basis: Tensor

@@ -27,9 +27,14 @@ from qanchor.models.pointing import (
     TOLD_DIM,
     Anchor,
     BodyInput,
+    KnownNumbers,
     QueryStates,
+    States,
     ThingInput,
+    TokenAttention,
     TokenInput,
+    TokenNumbers,
+    join,
 )
 from qanchor.models.user_tokens import N_LEVEL_NUMBERS, N_TOKEN_NUMBERS
 from qanchor.utils.arrays import LRUCache
@@ -51,13 +56,18 @@ ANSWERS_PER_PASS = 64
 PROJECTION_HIDDEN = 512
 PROJECTION_DIM = 128
 
+AnswerStates = Float[Tensor, "pair token width"]
+AnswerMask = Bool[Tensor, "pair token"]
+Embeddings = Float[Tensor, "pair dim"]
+KeysAndValues = tuple[Tensor, Tensor]
+
 
 class Answers(NamedTuple):
     """Answers, each after its question, without users; from `LanguageBody.encode_answers`."""
 
     ids: Int[Tensor, "pair token"]
-    hidden: Float[Tensor, "pair token width"]  # input of the first user layer
-    mask: Bool[Tensor, "pair token"]
+    hidden: AnswerStates  # input of the first user layer
+    mask: AnswerMask
 
     def at(self, index) -> Answers:
         """Select answers.
@@ -71,9 +81,7 @@ class Answers(NamedTuple):
 class EvidenceDropout(nn.Module):
     """Zero the inputs of the prior for half of the users in training, so that tokens are read."""
 
-    def forward(
-        self, known: Float[Tensor, "user query prior"]
-    ) -> Float[Tensor, "user query prior"]:
+    def forward(self, known: KnownNumbers) -> KnownNumbers:
         if not self.training:
             return known
         mask = torch.rand(len(known), 1, 1, device=known.device) >= EVIDENCE_DROPOUT
@@ -137,15 +145,12 @@ class LanguageBody(nn.Module):
         backbone: "smollm2", "tiny" (random weights), a Hugging Face id or a local folder.
         text: Dimension of the text vectors.
         layers: Number of user layers, counted from the last (default: all).
-        random: Randomize the weights of the language model, as a control (default False).
 
     Raises:
         WeightsError: The language model cannot be loaded, or has another architecture than Llama.
     """
 
-    def __init__(
-        self, backbone: str, text: int, layers: int | None = None, *, random: bool = False
-    ):
+    def __init__(self, backbone: str, text: int, layers: int | None = None):
         super().__init__()
         model, self.tokenizer = load_backbone(backbone)
         if model.config.model_type not in LLAMA_LIKE:
@@ -154,15 +159,13 @@ class LanguageBody(nn.Module):
                 f" {' and '.join(LLAMA_LIKE)} are supported. Pass a model of one of these types."
             )
         model.requires_grad_(False)
-        if random:
-            _randomize(model)
         config = model.config
         depth = config.num_hidden_layers
         self.first = 0 if layers is None else max(depth - layers, 0)
         self.n_layers = depth - self.first
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
-        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.head_dim = model.model.layers[0].self_attn.head_dim
         width = config.hidden_size
         self.backbone = add_lora(model, LORA_RANK, LORA_ALPHA, self.n_layers)
         self.text = nn.Linear(text, TOKEN_DIM)
@@ -210,16 +213,16 @@ class LanguageBody(nn.Module):
         Raises:
             ValueError: A question has more than 256 tokens.
         """
-        return _stack(_recall(self._remembered, queries, self._read, QUERIES_PER_PASS))
+        return _concatenate(_recall(self._remembered, queries, self._read, QUERIES_PER_PASS))
 
     @torch.inference_mode(False)  # cached states may take part in a backward pass later
     @torch.no_grad()
     def _read(self, queries: Sequence[str]) -> list[QueryStates]:
         """Run the words of questions, and the anchor after them, through the language model."""
         vectors, length = self._embed(queries, [[]] * len(queries))
-        rows = torch.arange(len(queries))
         places = torch.arange(vectors.shape[1])
         positions = places.expand(len(queries), -1)
+        layers = []
         with without_lora(self.backbone):
             hidden = self.backbone.model(
                 inputs_embeds=vectors,
@@ -227,31 +230,22 @@ class LanguageBody(nn.Module):
                 position_ids=positions,
                 output_hidden_states=True,
             ).hidden_states
-            keys = []
-            values = []
             for number, layer in enumerate(self.layers, self.first):
                 normed = layer.input_layernorm(hidden[number])
-                key = layer.self_attn.k_proj(normed).unflatten(-1, (self.kv_heads, -1))
-                keys.append(self._rotate(key, positions))
-                value = layer.self_attn.v_proj(normed)
-                values.append(value.unflatten(-1, (self.kv_heads, -1)))
-        states = QueryStates(
-            hidden=hidden[self.first][rows, length],
-            words=hidden[self.first],
-            keys=torch.stack(keys, 1),
-            values=torch.stack(values, 1),
-            mask=places < length[:, None],
-            length=length,
-        )
+                layers.append(self._keys_and_values(layer, normed, positions))
+        keys, values = stack_layers(layers, 1)
+        words = hidden[self.first]
+        anchors = words[torch.arange(len(queries)), length]
+        states = QueryStates(anchors, words, keys, values, places < length[:, None], length)
         return [states.at([row]) for row in range(len(queries))]
 
     def _embed(self, queries: Sequence[str], answers: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """Return input embeddings of question, anchor and answer, and lengths of the questions."""
         ids = [self._tokenize(query) for query in queries]
-        length = torch.tensor([len(row) for row in ids])
-        rows = [
-            torch.tensor([*query, 0, *answer]) for query, answer in zip(ids, answers, strict=True)
-        ]
+        length = torch.tensor([len(query) for query in ids])
+        rows = []
+        for query, answer in zip(ids, answers, strict=True):
+            rows.append(torch.tensor([*query, 0, *answer]))
         embedding = self.backbone.get_input_embeddings()
         vectors = embedding(pad_sequence(rows, batch_first=True)).clone()
         vectors[torch.arange(len(rows)), length] = embedding.weight.mean(0)
@@ -270,13 +264,31 @@ class LanguageBody(nn.Module):
         """Apply rotary position embeddings to vectors (row, position, head, head_dim)."""
         cos, sin = self.backbone.model.rotary_emb(vectors, positions)
         one, two = vectors.chunk(2, -1)
-        return vectors * cos[:, :, None] + torch.cat([-two, one], -1) * sin[:, :, None]
+        turned = torch.cat([-two, one], -1)
+        return vectors * cos[:, :, None] + turned * sin[:, :, None]
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        """Split the last axis of projected states into heads."""
+        return projected.unflatten(-1, (-1, self.head_dim))
+
+    def _keys_and_values(
+        self, layer: nn.Module, normed: Tensor, positions: Tensor
+    ) -> KeysAndValues:
+        """Return the keys, after rotary embedding, and the values of tokens in a layer."""
+        keys = self._heads(layer.self_attn.k_proj(normed))
+        values = self._heads(layer.self_attn.v_proj(normed))
+        return self._rotate(keys, positions), values
+
+    def _after_attention(self, layer: nn.Module, hidden: Tensor, mixed: Tensor) -> Tensor:
+        """Return the output of a layer, given its input and the attention output of its heads."""
+        hidden = hidden + layer.self_attn.o_proj(mixed)
+        return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
     # -- users --
 
     def user_tokens(
-        self, users: TokenInput, standard: Tensor, things: ThingInput
-    ) -> Float[Tensor, "user token dim"]:
+        self, users: TokenInput, standard: TokenNumbers, things: ThingInput
+    ) -> Float[Tensor, "user place dim"]:
         """Return the vectors that the anchor attends to: user-level tokens, then the user's tokens.
 
         Args:
@@ -284,16 +296,16 @@ class LanguageBody(nn.Module):
             standard: Numbers of the tokens, standardized.
             things: Things that the tokens refer to.
         """
-        text = self.text(things.vector * things.vector.shape[1] ** 0.5)
-        own = F.gelu(text[users.which.clamp(min=0)] + self.number(standard))
+        scale = things.vector.shape[1] ** 0.5
+        text = self.text(things.vector * scale)[users.which.clamp(min=0)]
+        own = F.gelu(text + self.number(standard))
         level = F.gelu(self.level(self.level_norm(users.level)))
-        tokens = torch.cat([level.unflatten(-1, (LEVEL_TOKENS, -1)), own], 1)
+        level = level.unflatten(-1, (LEVEL_TOKENS, -1))
+        tokens = torch.cat([level, own], 1)
         return tokens * tokens.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
 
     @on_own_device
-    def forward(
-        self, inputs: BodyInput
-    ) -> tuple[Float[Tensor, "user query state"], Float[Tensor, "user query token"]]:
+    def forward(self, inputs: BodyInput) -> tuple[States, TokenAttention]:
         """Return the state that scores are computed from, and the mean attention to the tokens.
 
         Args:
@@ -302,7 +314,7 @@ class LanguageBody(nn.Module):
         anchor, attention = self.anchor(inputs)
         return self.state(anchor.hidden).cpu(), attention.cpu()
 
-    def anchor(self, inputs: BodyInput) -> tuple[Anchor, Float[Tensor, "user query token"]]:
+    def anchor(self, inputs: BodyInput) -> tuple[Anchor, TokenAttention]:
         """Return the anchor of each user and question, and its mean attention to the tokens.
 
         Args:
@@ -312,14 +324,15 @@ class LanguageBody(nn.Module):
 
     def share_of_tokens(
         self, attention: Float[Tensor, "user query place"], users: TokenInput
-    ) -> Float[Tensor, "user query token"]:
+    ) -> TokenAttention:
         """Return the attention to the user's tokens, without user-level tokens, scaled to sum to 1.
 
         Args:
             attention: Attention to the user-level tokens, then to the user's tokens.
             users: Tokens of the users.
         """
-        attention = attention[:, :, LEVEL_TOKENS:] * (users.which >= 0)[:, None]
+        is_token = (users.which >= 0)[:, None]
+        attention = attention[:, :, LEVEL_TOKENS:] * is_token
         return attention / attention.sum(-1, keepdim=True).clamp(min=1e-9)
 
     @on_own_device
@@ -336,54 +349,57 @@ class LanguageBody(nn.Module):
         self,
         states: QueryStates,
         evidence: Tensor,
-        look: Callable[[int, Tensor], Tensor] | None = None,
+        attend: Callable[[int, Tensor, Tensor], Tensor] | None = None,
     ) -> Anchor:
         """Run anchors through the user layers.
 
         Args:
             states: States of the questions.
             evidence: Projected inputs of the prior, which are added to the anchors.
-            look: Function that attends to users, called with the index of a user layer and the
-                attention queries before rotary embedding (default: there are no users).
+            attend: Function that adds what the anchors take from users, called with the index of a
+                user layer, the attention queries before rotary embedding, and the attention output
+                without users (default: there are no users).
         """
         hidden = states.hidden + self.start + evidence
         positions = states.length.expand(len(hidden), -1)
-        keys = []
-        values = []
+        layers = []
         for place, layer in enumerate(self.layers):
             normed = layer.input_layernorm(hidden)
-            asked = layer.self_attn.q_proj(normed).unflatten(-1, (self.heads, -1))
-            turned = self._grouped(self._rotate(asked, positions))
-            own = layer.self_attn.k_proj(normed).unflatten(-1, (self.kv_heads, -1))
-            own = self._rotate(own, positions)
-            value = layer.self_attn.v_proj(normed).unflatten(-1, (self.kv_heads, -1))
-            mixed = self._listen(turned, own, value, states, place)
-            if look is not None:
-                gate = torch.sigmoid(self.gate[place]).view(self.kv_heads, -1, 1)
-                mixed = gate * look(place, self._grouped(asked)) + (1 - gate) * mixed
-            hidden = hidden + layer.self_attn.o_proj(mixed.flatten(2))
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-            keys.append(own)
-            values.append(value)
+            query = self._heads(layer.self_attn.q_proj(normed))
+            rotated = self._grouped(self._rotate(query, positions))
+            own = self._keys_and_values(layer, normed, positions)
+            words = states.keys[:, place], states.values[:, place]
+            mixed = self._attend_to_question(rotated, own, words, states.mask)
+            if attend is not None:
+                mixed = attend(place, self._grouped(query), mixed)
+            hidden = self._after_attention(layer, hidden, mixed.flatten(2))
+            layers.append(own)
+        return self._finish_anchor(hidden, layers)
+
+    def _finish_anchor(self, hidden: Tensor, layers: Sequence[KeysAndValues]) -> Anchor:
+        """Return anchors, given their output, keys and values in the user layers."""
+        keys, values = stack_layers(layers, hidden.dim() - 1)
         hidden = self.backbone.model.norm(hidden)
-        keys, values = (torch.stack(parts, 2).float() for parts in (keys, values))
-        return Anchor(hidden, keys, values, hidden.new_zeros(*hidden.shape[:-1], TOLD_DIM))
+        told = hidden.new_zeros(*hidden.shape[:-1], TOLD_DIM)
+        return Anchor(hidden, keys.float(), values.float(), told)
 
     def _grouped(self, vectors: Tensor) -> Tensor:
         """Return (user, query, head, head_dim) as (user, query, kv_head, group, head_dim)."""
         return vectors.unflatten(2, (self.kv_heads, -1))
 
-    def _listen(
-        self, turned: Tensor, own: Tensor, value: Tensor, states: QueryStates, place: int
+    def _attend_to_question(
+        self, query: Tensor, own: KeysAndValues, words: KeysAndValues, mask: Tensor
     ) -> Tensor:
         """Attend to the words of the question and to the anchor itself, as without a user."""
-        words = torch.einsum("uqngd,qwnd->uqngw", turned, states.keys[:, place])
-        words = words.masked_fill(~states.mask[:, None, None], MASKED)
-        itself = torch.einsum("uqngd,uqnd->uqng", turned, own)
-        logits = torch.cat([words, itself[..., None]], -1) * self.head_dim**-0.5
-        weight = logits.softmax(-1)
-        heard = torch.einsum("uqngw,qwnd->uqngd", weight[..., :-1], states.values[:, place])
-        return heard + weight[..., -1:] * value[:, :, :, None]
+        own_key, own_value = own
+        keys, values = words
+        to_words = torch.einsum("uqngd,qwnd->uqngw", query, keys)
+        to_words = to_words.masked_fill(~mask[:, None, None], MASKED)
+        to_itself = torch.einsum("uqngd,uqnd->uqng", query, own_key)
+        logits = torch.cat([to_words, to_itself[..., None]], -1)
+        weight = (logits * self.head_dim**-0.5).softmax(-1)
+        from_words = torch.einsum("uqngw,qwnd->uqngd", weight[..., :-1], values)
+        return from_words + weight[..., -1:] * own_value[:, :, :, None]
 
     # -- answers --
 
@@ -417,17 +433,15 @@ class LanguageBody(nn.Module):
         positions = torch.arange(width).expand(len(pairs), -1)
         causal = torch.ones(width, width, dtype=torch.bool).tril()
         for layer in self.backbone.model.layers[: self.first]:
-            hidden, _, _ = self._layer(layer, hidden, positions, causal)
-        return [
-            (torch.tensor(row), hidden[place, start : start + len(row)])
-            for place, (row, start) in enumerate(zip(ids, (length + 1).tolist(), strict=True))
-        ]
+            hidden, _ = self._layer(layer, hidden, positions, causal)
+        read = []
+        for row, answer, start in zip(hidden, ids, (length + 1).tolist(), strict=True):
+            read.append((torch.tensor(answer), row[start : start + len(answer)]))
+        return read
 
     @on_own_device
     @in_bfloat16_if_training
-    def answer_states(
-        self, states: QueryStates, anchor: Anchor, answers: Answers
-    ) -> Float[Tensor, "pair token width"]:
+    def answer_states(self, states: QueryStates, anchor: Anchor, answers: Answers) -> AnswerStates:
         """Run answers through the user layers, and return their states after the last one.
 
         They attend to the words of the question, to the anchor and to earlier answer tokens. The
@@ -441,13 +455,16 @@ class LanguageBody(nn.Module):
         n_pairs, n_tokens = answers.ids.shape
         positions = states.length[:, None] + 1 + torch.arange(n_tokens)
         causal = torch.ones(n_tokens, n_tokens, dtype=torch.bool).tril()
-        before = F.pad(states.mask, (0, 1), value=True)[:, None].expand(-1, n_tokens, -1)
-        mask = torch.cat([before, causal.expand(n_pairs, -1, -1)], -1)[:, None]
+        before = F.pad(states.mask, (0, 1), value=True)  # the question and the anchor
+        before = before[:, None].expand(-1, n_tokens, -1)
+        causal = causal.expand(n_pairs, -1, -1)
+        mask = torch.cat([before, causal], -1)[:, None]
         hidden = answers.hidden + self.tell(anchor.told)[:, None]
+        keys = torch.cat([states.keys, anchor.keys[:, :, None]], 2)
+        values = torch.cat([states.values, anchor.values[:, :, None]], 2)
         for place, layer in enumerate(self.layers):
-            keys = torch.cat([states.keys[:, place], anchor.keys[:, None, place]], 1)
-            values = torch.cat([states.values[:, place], anchor.values[:, None, place]], 1)
-            hidden, _, _ = self._layer(layer, hidden, positions, mask, keys, values)
+            earlier = keys[:, place], values[:, place]
+            hidden, _ = self._layer(layer, hidden, positions, mask, earlier)
         return self.backbone.model.norm(hidden)
 
     def _layer(
@@ -456,35 +473,33 @@ class LanguageBody(nn.Module):
         hidden: Tensor,
         positions: Tensor,
         mask: Tensor,
-        keys: Tensor | None = None,
-        values: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        earlier: KeysAndValues | None = None,
+    ) -> tuple[Tensor, KeysAndValues]:
         """Run tokens through one layer of the language model.
 
-        `keys` and `values` are those of the tokens before them, if there are any.
+        `earlier` holds keys and values of the tokens before them, if there are any.
 
         Returns:
             Output of the layer, and the keys and values of the tokens.
         """
         normed = layer.input_layernorm(hidden)
-        asked = layer.self_attn.q_proj(normed).unflatten(-1, (self.heads, -1))
-        key = layer.self_attn.k_proj(normed).unflatten(-1, (self.kv_heads, -1))
-        key = self._rotate(key, positions)
-        value = layer.self_attn.v_proj(normed).unflatten(-1, (self.kv_heads, -1))
-        all_keys = key if keys is None else torch.cat([keys, key], 1)
-        all_values = value if values is None else torch.cat([values, value], 1)
+        query = self._heads(layer.self_attn.q_proj(normed))
+        own = self._keys_and_values(layer, normed, positions)
+        keys, values = own
+        if earlier is not None:
+            keys = torch.cat([earlier[0], keys], 1)
+            values = torch.cat([earlier[1], values], 1)
         mixed = F.scaled_dot_product_attention(
-            self._rotate(asked, positions).transpose(1, 2),
-            all_keys.transpose(1, 2),
-            all_values.transpose(1, 2),
+            self._rotate(query, positions).transpose(1, 2),
+            keys.transpose(1, 2),
+            values.transpose(1, 2),
             attn_mask=mask,
             enable_gqa=True,
         )
-        hidden = hidden + layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2))
-        return hidden + layer.mlp(layer.post_attention_layernorm(hidden)), key, value
+        return self._after_attention(layer, hidden, mixed.transpose(1, 2).flatten(2)), own
 
     @on_own_device
-    def project_anchors(self, anchor: Anchor) -> Float[Tensor, "pair dim"]:
+    def project_anchors(self, anchor: Anchor) -> Embeddings:
         """Return unit embeddings of anchors, in the same space as those of answers.
 
         Args:
@@ -493,16 +508,15 @@ class LanguageBody(nn.Module):
         return F.normalize(self.project(self.anchor_norm(anchor.hidden)), dim=-1)
 
     @on_own_device
-    def project_answers(
-        self, hidden: Float[Tensor, "pair token width"], mask: Bool[Tensor, "pair token"]
-    ) -> Float[Tensor, "pair dim"]:
+    def project_answers(self, hidden: AnswerStates, mask: AnswerMask) -> Embeddings:
         """Return unit embeddings of answers, from the state of their last token.
 
         Args:
             hidden: From `answer_states`, without users.
             mask: False for padding.
         """
-        last = hidden[torch.arange(len(mask)), mask.sum(1) - 1]
+        place = mask.sum(1) - 1
+        last = hidden[torch.arange(len(mask)), place]
         return F.normalize(self.project(self.answer_norm(last)), dim=-1)
 
     @on_own_device
@@ -510,8 +524,8 @@ class LanguageBody(nn.Module):
     def answer_logits(
         self,
         anchor: Anchor,
-        hidden: Float[Tensor, "pair token width"],
-        mask: Bool[Tensor, "pair token"],
+        hidden: AnswerStates,
+        mask: AnswerMask,
     ) -> Float[Tensor, "answer_token vocabulary"]:
         """Return the next-token logits of all answer tokens, one pair after another.
 
@@ -538,8 +552,8 @@ class LanguageBody(nn.Module):
         Returns:
             log p(answer | user, question) - log p(answer | question).
         """
-        alone = self.anchor_alone(states)
-        anchor = Anchor(*(torch.cat(parts)[:, 0] for parts in zip(anchor, alone, strict=True)))
+        anchor = join([anchor, self.anchor_alone(states)])
+        anchor = anchor.at(slice(None), 0)
         states = states.at([0] * len(anchor.hidden))
         scores = []
         for place in range(len(answers.ids)):
@@ -570,24 +584,28 @@ def _recall(remembered: LRUCache, keys: Sequence, read: Callable, per_pass: int)
     return [by_key[key] for key in keys]
 
 
-def _stack(parts: Sequence[QueryStates]) -> QueryStates:
+def stack_layers(layers: Sequence[KeysAndValues], axis: int) -> KeysAndValues:
+    """Stack the keys, and the values, of all layers.
+
+    Args:
+        layers: Keys and values in each layer.
+        axis: New axis for the layers.
+    """
+    keys, values = zip(*layers, strict=True)
+    return torch.stack(keys, axis), torch.stack(values, axis)
+
+
+def _concatenate(parts: Sequence[QueryStates]) -> QueryStates:
     """Return the states of several questions, padded to the longest."""
     width = max(part.mask.shape[1] for part in parts)
     padded = []
     for part in parts:
         missing = width - part.mask.shape[1]
-        words = F.pad(part.words, (0, 0, 0, missing))
-        kv = [F.pad(states, (0, 0, 0, 0, 0, missing)) for states in (part.keys, part.values)]
-        mask = F.pad(part.mask, (0, missing))
-        padded.append(QueryStates(part.hidden, words, *kv, mask, part.length))
-    return QueryStates(*(torch.cat(column) for column in zip(*padded, strict=True)))
-
-
-@torch.no_grad()
-def _randomize(model: nn.Module) -> None:
-    """Randomize all matrices of a language model; norm weights become 1 and biases 0."""
-    for name, weight in model.named_parameters():
-        if weight.dim() > 1:
-            nn.init.normal_(weight, 0, 0.02)
-        else:
-            weight.fill_(0.0 if name.endswith("bias") else 1.0)
+        states = part._replace(
+            words=F.pad(part.words, (0, 0, 0, missing)),
+            keys=F.pad(part.keys, (0, 0, 0, 0, 0, missing)),
+            values=F.pad(part.values, (0, 0, 0, 0, 0, missing)),
+            mask=F.pad(part.mask, (0, missing)),
+        )
+        padded.append(states)
+    return join(padded)

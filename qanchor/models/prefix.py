@@ -7,26 +7,31 @@ are computed once.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from qanchor.models.language_body import (
     LEVEL_TOKENS,
     LanguageBody,
     in_bfloat16_if_training,
     on_own_device,
+    stack_layers,
 )
 from qanchor.models.pointing import (
     MASKED,
-    TOLD_DIM,
     Anchor,
     BodyInput,
     PrefixStates,
     QueryStates,
     ThingInput,
+    TokenAttention,
     TokenInput,
+    TokenNumbers,
+    join,
 )
 
 
@@ -49,7 +54,7 @@ class UserPrefix(LanguageBody):
 
     @on_own_device
     def prefill(
-        self, users: TokenInput, standard: Float[Tensor, "user token number"], things: ThingInput
+        self, users: TokenInput, standard: TokenNumbers, things: ThingInput
     ) -> PrefixStates:
         """Run users through the language model, once for all questions.
 
@@ -62,19 +67,16 @@ class UserPrefix(LanguageBody):
         log_presence = F.pad(users.log_presence(), (LEVEL_TOKENS, 0))
         length = LEVEL_TOKENS + (users.which >= 0).sum(1)
         positions = torch.arange(hidden.shape[1]).expand(len(hidden), -1)
-        causal = torch.full(positions.shape[1:] * 2, MASKED).triu(1)
-        mask = log_presence[:, None, None] + causal
-        keys = []
-        values = []
+        mask = log_presence[:, None, None] + _causal_mask(hidden.shape[1])
+        layers = []
         for layer in self.layers:
-            hidden, key, value = self._layer(layer, hidden, positions, mask)
-            keys.append(key)
-            values.append(value)
-        return PrefixStates(torch.stack(keys, 1), torch.stack(values, 1), log_presence, length)
+            hidden, own = self._layer(layer, hidden, positions, mask)
+            layers.append(own)
+        return PrefixStates(*stack_layers(layers, 1), log_presence, length)
 
     @on_own_device
     @in_bfloat16_if_training
-    def anchor(self, inputs: BodyInput) -> tuple[Anchor, Float[Tensor, "user query token"]]:
+    def anchor(self, inputs: BodyInput) -> tuple[Anchor, TokenAttention]:
         """Return the anchor of each user and question, and its mean attention to the tokens.
 
         Args:
@@ -89,11 +91,12 @@ class UserPrefix(LanguageBody):
         attention = []
         for place in range(known.shape[1]):
             one = question.states.at([place])
-            anchor, weight = self._anchor_behind(prefix, one, one.hidden + evidence[:, place])
+            start = one.hidden + evidence[:, place]
+            anchor, weight = self._anchor_behind(prefix, one, start)
             anchors.append(anchor)
             attention.append(weight)
-        anchor = Anchor(*(torch.stack(parts, 1) for parts in zip(*anchors, strict=True)))
-        return anchor, self.share_of_tokens(torch.stack(attention, 1), users)
+        attention = self.share_of_tokens(torch.stack(attention, 1), users)
+        return join(anchors, partial(torch.stack, dim=1)), attention
 
     def _anchor_behind(
         self, prefix: PrefixStates, question: QueryStates, start: Float[Tensor, "user width"]
@@ -110,41 +113,40 @@ class UserPrefix(LanguageBody):
         """
         words = question.words.expand(len(start), -1, -1)
         hidden = torch.cat([words, start[:, None]], 1)
-        n = hidden.shape[1]
-        positions = prefix.length[:, None] + torch.arange(n)
-        seen = prefix.log_presence[:, None, None].expand(-1, -1, n, -1)
-        causal = torch.full((n, n), MASKED).triu(1).expand(len(start), 1, -1, -1)
-        mask = torch.cat([seen, causal], -1)
+        n_tokens = hidden.shape[1]
+        positions = prefix.length[:, None] + torch.arange(n_tokens)
+        position_alone = question.length.expand(len(start), 1)
+        presence = prefix.log_presence[:, None, None].expand(-1, -1, n_tokens, -1)
+        causal = _causal_mask(n_tokens).expand(len(start), 1, -1, -1)
+        mask = torch.cat([presence, causal], -1)
         attention = torch.zeros_like(prefix.log_presence)
-        keys = []
-        values = []
+        layers = []
         for number, layer in enumerate(self.layers):
-            before = hidden[:, -1:]
+            normed = layer.input_layernorm(hidden[:, -1:])
             stored = prefix.keys[:, number], prefix.values[:, number]
-            hidden, key, value = self._layer(layer, hidden, positions, mask, *stored)
-            attention = attention + self._weight(layer, before, positions, mask, stored[0], key)
+            hidden, (keys, values) = self._layer(layer, hidden, positions, mask, stored)
+            query = self._heads(layer.self_attn.q_proj(normed))
+            query = self._rotate(query, positions[:, -1:])
+            keys = torch.cat([stored[0], keys], 1)
+            weight = self._mean_weight(query, keys, mask)
+            attention = attention + weight[:, : attention.shape[1]]
             # answers are positioned as if there were no prefix in front of the question
-            own = layer.self_attn.k_proj(layer.input_layernorm(before))
-            own = own.unflatten(-1, (self.kv_heads, -1))
-            keys.append(self._rotate(own, question.length.expand(len(own), 1))[:, 0])
-            values.append(value[:, -1])
-        hidden = self.backbone.model.norm(hidden[:, -1])
-        keys, values = (torch.stack(parts, 1).float() for parts in (keys, values))
-        return Anchor(hidden, keys, values, hidden.new_zeros(len(hidden), TOLD_DIM)), attention
+            key = self._heads(layer.self_attn.k_proj(normed))
+            key = self._rotate(key, position_alone)
+            layers.append((key[:, 0], values[:, -1]))
+        return self._finish_anchor(hidden[:, -1], layers), attention
 
-    def _weight(
-        self,
-        layer: nn.Module,
-        anchor: Tensor,
-        positions: Tensor,
-        mask: Tensor,
-        stored: Tensor,
-        own: Tensor,
+    def _mean_weight(
+        self, query: Tensor, keys: Tensor, mask: Tensor
     ) -> Float[Tensor, "user place"]:
-        """Return the mean attention of the anchor to the prefix in one layer."""
-        asked = layer.self_attn.q_proj(layer.input_layernorm(anchor))
-        asked = self._rotate(asked.unflatten(-1, (self.heads, -1)), positions[:, -1:])
-        grouped = asked[:, 0].unflatten(1, (self.kv_heads, -1))
-        logits = torch.einsum("ungd,utnd->ungt", grouped, torch.cat([stored, own], 1))
-        weight = (logits * self.head_dim**-0.5 + mask[:, :, -1:]).softmax(-1)
-        return weight.mean((1, 2))[:, : stored.shape[1]]
+        """Return the attention of the anchor, the last token, averaged over heads."""
+        grouped = query[:, 0].unflatten(1, (self.kv_heads, -1))
+        logits = torch.einsum("ungd,utnd->ungt", grouped, keys)
+        logits = logits * self.head_dim**-0.5 + mask[:, :, -1:]
+        weight = logits.softmax(-1)
+        return weight.mean((1, 2))
+
+
+def _causal_mask(n_tokens: int) -> Tensor:
+    """Return attention logits that hide later tokens."""
+    return torch.full((n_tokens, n_tokens), MASKED).triu(1)

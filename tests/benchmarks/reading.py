@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from qanchor.data.users import Users
 from qanchor.evaluation.metrics import roc_auc
 from qanchor.evaluation.probe import linear_probe
+from qanchor.models import language_body
+from qanchor.models.backbone import load_backbone
 from qanchor.models.crossing import CROSSING_LAYERS, FIT_SCALES, LateCrossing
 from qanchor.models.language_body import LEVEL_TOKENS, EvidenceDropout, LanguageBody
 from qanchor.models.pointing import (
@@ -264,9 +267,22 @@ def _new_reader(name: str, text: int, backbone: str, seed: int) -> PointingReade
             return PointingReader(text, OneLayer(text))
         if name == "prefix":
             return PointingReader(text, UserPrefix(backbone, text))
-        layers = LAYERS.get(name, CROSSING_LAYERS)
-        body = LateCrossing(backbone, text, layers, random=name == "random_weights")
+        loader = _load_random if name == "random_weights" else load_backbone
+        with patch.object(language_body, "load_backbone", loader):
+            body = LateCrossing(backbone, text, LAYERS.get(name, CROSSING_LAYERS))
         return PointingReader(text, body)
+
+
+@torch.no_grad()
+def _load_random(backbone: str) -> tuple:
+    """Load a language model with random matrices; norm weights are 1 and biases 0."""
+    model, tokenizer = load_backbone(backbone)
+    for name, weight in model.named_parameters():
+        if weight.dim() > 1:
+            nn.init.normal_(weight, 0, 0.02)
+        else:
+            weight.fill_(0.0 if name.endswith("bias") else 1.0)
+    return model, tokenizer
 
 
 def _judge(
