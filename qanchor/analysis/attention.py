@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from qanchor.data.users import Users
 from qanchor.inference.engine import Engine
@@ -23,9 +23,19 @@ TABULAR = "tabular"
 ROW_OF_KIND = {"number": NUMBER_ROW, "time": TIME_ROW, "attribute": TABULAR}
 MIN_RANK_GAP = 2  # a modality is marked if its two ranks differ by at least this much
 MIN_RANKED = 3  # modalities that a rank correlation needs
-TABLE_COLUMNS = ["query", "modality", "kind", "tokens", "weight", "per_token", "deletion_effect"]
-TABLE_COLUMNS += ["disagrees", "disagrees_per_token", "agreement", "agreement_per_token"]
-UserRows = Float[np.ndarray, "user row"] | Int[np.ndarray, "user row"]
+TABLE_COLUMNS = [
+    "query",
+    "modality",
+    "kind",
+    "tokens",
+    "weight",
+    "per_token",
+    "deletion_effect",
+    "disagrees",
+    "disagrees_per_token",
+    "agreement",
+    "agreement_per_token",
+]
 
 
 def attention_rows(modalities: Sequence[str]) -> list[str]:
@@ -56,9 +66,8 @@ def thing_rows(tokens: UserTokens, names: Sequence[str]) -> np.ndarray:
         tokens: Tokens of the users.
         names: Rows, from `attention_rows`.
     """
-    place = {name: row for row, name in enumerate(names)}
-    rows = [place.get(ROW_OF_KIND.get(thing.kind, thing.modality), -1) for thing in tokens.things]
-    return np.array(rows, int)
+    row_names = [ROW_OF_KIND.get(thing.kind, thing.modality) for thing in tokens.things]
+    return pd.Index(names).get_indexer(row_names)
 
 
 def modality_attention(engine: Engine, cache: PrefixCache, query: QueryLike) -> pd.DataFrame:
@@ -86,8 +95,7 @@ def modality_attention(engine: Engine, cache: PrefixCache, query: QueryLike) -> 
         [1.0, 1.0]
     """
     names = attention_rows(cache.tokens.population.named("modality"))
-    weight, n_tokens = attention_shares(engine, cache, query, names)
-    frame = row_frame(cache.ids, names, weight=weight, tokens=n_tokens)
+    frame = attention_shares(engine, cache, query, names)
     frame = frame[frame["tokens"] > 0].reset_index(drop=True)
     frame["per_token"] = frame["weight"] / frame["tokens"]
     frame["query"] = query_text(query)
@@ -96,7 +104,7 @@ def modality_attention(engine: Engine, cache: PrefixCache, query: QueryLike) -> 
 
 def attention_shares(
     engine: Engine, cache: PrefixCache, query: QueryLike, names: Sequence[str]
-) -> tuple[UserRows, UserRows]:
+) -> pd.DataFrame:
     """Return the share of each row in a user's attention, and its number of tokens.
 
     Args:
@@ -106,34 +114,23 @@ def attention_shares(
         names: Rows, from `attention_rows`.
 
     Returns:
-        Two arrays of shape (user, row).
+        `user, modality, weight, tokens`, for each user one row for each of `names`.
     """
     tokens = cache.tokens
-    row_of = np.append(thing_rows(tokens, names), -1)
+    row_of_thing = np.append(thing_rows(tokens, names), -1)  # the last stands for no thing
     weights = []
     n_tokens = []
-    for rows, gradients in engine.iter_token_gradients(cache, query):
-        row = row_of[tokens.which[rows][:, : gradients.shape[1]]]
-        is_row = row[..., None] == np.arange(len(names))
+    for users, gradients in engine.iter_token_gradients(cache, query):
+        things = tokens.which[users][:, : gradients.shape[1]]
+        is_row = row_of_thing[things][..., None] == np.arange(len(names))
         weights.append(np.abs((gradients[..., None] * is_row).sum(1)))
         n_tokens.append(is_row.sum(1))
     weight = np.concatenate(weights)
     total = np.maximum(weight.sum(1, keepdims=True), 1e-9)
-    return weight / total, np.concatenate(n_tokens)
-
-
-def row_frame(users: Sequence, names: Sequence[str], **values: UserRows) -> pd.DataFrame:
-    """Return a tidy frame with one row for each pair of a user and a row of `names`.
-
-    Args:
-        users: The users.
-        names: Rows, from `attention_rows`.
-        **values: Columns by name, arrays of shape (user, row).
-    """
-    frame = pd.DataFrame({"user": np.repeat(users, len(names))})
-    frame["modality"] = np.tile(names, len(users))
-    for name, value in values.items():
-        frame[name] = value.ravel()
+    frame = pd.DataFrame({"user": np.repeat(cache.ids, len(names))})
+    frame["modality"] = np.tile(names, len(cache.ids))
+    frame["weight"] = (weight / total).ravel()
+    frame["tokens"] = np.concatenate(n_tokens).ravel()
     return frame
 
 
@@ -158,13 +155,13 @@ def modality_importance(
         >>> list(frame.columns), bool((frame.deletion_effect >= 0).all())
         (['user', 'query', 'modality', 'deletion_effect'], True)
     """
-    asked = [query] if isinstance(query, QueryLike) else list(query)
-    whole = engine.embed(engine.prefill(users), asked).astype(float)
+    queries = [query] if isinstance(query, QueryLike) else list(query)
+    whole = engine.embed(engine.prefill(users), queries).astype(float)
     frames = []
-    for name, effect in iter_deletion_effects(engine, users, asked, whole):
-        for column, one in enumerate(asked):
+    for name, effects in iter_deletion_effects(engine, users, queries, whole):
+        for one, effect in zip(queries, effects.T, strict=True):
             frame = pd.DataFrame({"user": users.ids, "query": query_text(one), "modality": name})
-            frame["deletion_effect"] = effect[:, column]
+            frame["deletion_effect"] = effect
             frames.append(frame.dropna())
     return pd.concat(frames).sort_values(["user", "query"], kind="stable", ignore_index=True)
 
@@ -175,8 +172,10 @@ def ablatable_rows(users: Users) -> list[str]:
     Args:
         users: The users.
     """
-    facts = [TABULAR] if len(users.tabular.columns) else []
-    return list(dict.fromkeys([*users.modalities, *facts]))
+    names = list(users.modalities)
+    if len(users.tabular.columns) and TABULAR not in names:
+        names.append(TABULAR)
+    return names
 
 
 def iter_deletion_effects(
@@ -197,14 +196,14 @@ def iter_deletion_effects(
         The modality, and the deletion effect for each user and query; NaN if a user lacks it.
     """
     names = ablatable_rows(users)
-    events = users.modality_counts().reindex(columns=names, fill_value=0)
+    has = users.modality_counts().reindex(columns=names, fill_value=0) > 0
+    if TABULAR in names:
+        has[TABULAR] |= users.tabular.notna().any(axis=1).to_numpy()
     for name in names:
         less = engine.embed(engine.prefill(without_modality(users, name)), queries)
-        has = events[name].to_numpy() > 0
-        if name == TABULAR:
-            has = has | users.tabular.notna().any(axis=1).to_numpy()
         moved = np.maximum(1 - (whole * less).sum(-1), 0.0)
-        yield name, np.where(has[:, None], moved, np.nan)
+        moved[~has[name].to_numpy()] = np.nan
+        yield name, moved
 
 
 def without_modality(users: Users, modality: str) -> Users:
@@ -255,59 +254,47 @@ class UserAttention:
     """Hold the attention and the deletion effects of some users under one query.
 
     Args:
-        weight: Share of the attention.
-        tokens: Number of tokens.
+        table: `user, modality, weight, tokens` from `attention_shares`, and `deletion_effect`; NaN
+            where nothing was deleted.
         anchor: Embedding of each user.
-        effect: Deletion effect; NaN where nothing was deleted.
     """
 
-    weight: UserRows
-    tokens: UserRows
+    table: pd.DataFrame
     anchor: EmbeddingRows
-    effect: UserRows
 
 
-def attention_table(
-    query: str, results: Sequence[UserAttention], names: Sequence[str], modalities: Collection[str]
-) -> pd.DataFrame:
-    """Average the results of users under one query.
+def attention_table(query: str, users: pd.DataFrame, modalities: Collection[str]) -> pd.DataFrame:
+    """Average the attention and the deletion effects of users under one query.
 
     Args:
         query: Name of the query.
-        results: Results of the users, in one batch or several.
-        names: Rows, from `attention_rows`.
+        users: `user, modality, weight, tokens, deletion_effect`, see `UserAttention`.
         modalities: The rows that can be deleted, from `ablatable_rows`.
 
     Returns:
         The table that `AttentionBackend` describes.
 
     Example:
-        >>> weight, tokens = np.full((1, 2), 0.5), np.array([[1.0, 5]])
-        >>> effect = np.array([[0.2, np.nan]])
-        >>> one = UserAttention(weight, tokens, np.ones((1, 1)), effect)
-        >>> table = attention_table("Why?", [one], ["bill", "time of day"], ["bill"])
+        >>> users = pd.DataFrame({"user": "a", "modality": ["bill", "time of day"], "weight": 0.5})
+        >>> users = users.assign(tokens=[1.0, 5], deletion_effect=[0.2, np.nan])
+        >>> table = attention_table("Why?", users, ["bill"])
         >>> table[["modality", "weight", "per_token", "deletion_effect"]]
               modality  weight  per_token  deletion_effect
         0         bill     0.5        0.5              0.2
         1  time of day     0.5        0.1              NaN
     """
-    weight = np.concatenate([part.weight for part in results])
-    tokens = np.concatenate([part.tokens for part in results])
-    effect = np.concatenate([part.effect for part in results])
-    looks = row_frame(
-        range(len(weight)), names, tokens=tokens, weight=weight, deletion_effect=effect
-    )
-    looks["per_token"] = looks["weight"] / looks["tokens"].clip(lower=1)
-    effects = looks[["user", "modality", "deletion_effect"]].dropna()
-    means = looks.groupby("modality", sort=False)[["tokens", "weight", "deletion_effect"]].mean()
-    frame = means.reset_index().assign(query=query)
-    frame["kind"] = np.where(frame["modality"].isin(list(modalities)), "modality", "other")
-    frame["per_token"] = frame["weight"] / np.maximum(frame["tokens"], 1e-9)
-    for after, measure in (("", "weight"), ("_per_token", "per_token")):
-        frame[f"disagrees{after}"] = ranks_disagree(frame[measure], frame["deletion_effect"])
-        agreement = rank_agreement(looks, effects, measure)["correlation"]
-        frame[f"agreement{after}"] = agreement.mean()
-    return frame.loc[frame["tokens"] > 0, TABLE_COLUMNS].reset_index(drop=True)
+    users = users.assign(per_token=users["weight"] / users["tokens"].clip(lower=1))
+    deleted = users[["user", "modality", "deletion_effect"]].dropna()
+    by_modality = users.groupby("modality", sort=False)
+    table = by_modality[["tokens", "weight", "deletion_effect"]].mean().reset_index()
+    table["query"] = query
+    table["kind"] = np.where(table["modality"].isin(list(modalities)), "modality", "other")
+    table["per_token"] = table["weight"] / table["tokens"].clip(lower=1e-9)
+    for measure, suffix in (("weight", ""), ("per_token", "_per_token")):
+        table[f"disagrees{suffix}"] = ranks_disagree(table[measure], table["deletion_effect"])
+        agreement = rank_agreement(users, deleted, measure)
+        table[f"agreement{suffix}"] = agreement["correlation"].mean()
+    return table.loc[table["tokens"] > 0, TABLE_COLUMNS].reset_index(drop=True)
 
 
 def ranks_disagree(values: pd.Series, effect: pd.Series) -> pd.Series:

@@ -115,22 +115,24 @@ class AttentionBackend:
             KeyError: If a user is unknown.
             ValueError: If the query is empty, or there are no users.
         """
-        queries = dict(map(_named, (query, versus or "")))
-        if not next(iter(queries)):
+        label, query = _named(query)
+        if not query:
             raise ValueError(
                 "The query is empty. Write a question, such as 'Will this user travel soon?'."
             )
-        queries.pop("", None)
+        queries = {label: query}
+        if versus:
+            other_label, versus = _named(versus)
+            queries[other_label] = versus
         ids, of = self._sample(users)
         caption = attention_caption(ids, of, self.unit, self.seed)
-        total = len(ids) * (1 + len(ablatable_rows(self.users)))
         if len(self.results) * USERS_PER_UPDATE > MAX_CACHED_USERS:
             self.results.clear()
-        for done, message, has_news in self._look_and_delete(queries, self.users, ids):
-            table = self._table(queries, ids) if has_news else None
-            yield Update(done, total, message, caption, data={"table": table})
+        for update in self._measure(queries, self.users, ids):
+            yield replace(update, caption=caption)
+        table = update.data["table"]
         message = attention_summary(table, ids[0] if of == 1 else self.units)
-        yield Update(total, total, message, caption, data={"table": table})
+        yield replace(update, message=message, caption=caption)
 
     def events(self, user: str) -> pd.DataFrame:
         """List the events of one user that can be edited, newest first.
@@ -170,39 +172,46 @@ class AttentionBackend:
             ValueError: If nothing is changed, or a text is empty or too long.
         """
         reword = reword or {}
-        label, resolved = _named(query)
+        label, query = _named(query)
         user = self._known(user)
         label_edited = f"{label} (edited)"
         edited = edit_user_events(self.users, user, drop, reword)
         self.results.pop((label_edited, (user,)), None)
-        half = 1 + len(ablatable_rows(self.users))
-        for start, people, name in ((0, self.users, label), (half, edited, label_edited)):
-            for done, message, _ in self._look_and_delete({name: resolved}, people, [user]):
-                yield Update(start + done, 2 * half, message, data={"table": None})
-        yield Update(2 * half, 2 * half, ANSWERING, data={"table": None})
+        no_table = {"table": None}
+        for update in self._measure({label: query}, self.users, [user]):
+            half = update.total
+            yield replace(update, total=2 * half, data=no_table)
+        for update in self._measure({label_edited: query}, edited, [user]):
+            yield replace(update, done=half + update.done, total=2 * half, data=no_table)
+        yield Update(2 * half, 2 * half, ANSWERING, data=no_table)
 
-        before = self.results[label, (user,)].anchor
-        after = self.results[label_edited, (user,)].anchor
-        moved = max(1 - float(before[0] @ after[0]), 0.0)
-        answers = []
-        for people in (self.users.select([user]), edited):
-            cache = self.engine.prefill(people)
-            answers.append(self.engine.generate(cache, user, resolved))
-        was, now = answers
-        table = self._table([label_edited, label], [user])
-        data = {"table": table, "moved": moved, "before": was, "after": now}
-        message = edit_result(drop, reword, user, moved, was == now)
+        before = self.results[label, (user,)].anchor[0]
+        after = self.results[label_edited, (user,)].anchor[0]
+        moved = max(1 - float(before @ after), 0.0)
+        answer_before = self._answer(self.users.select([user]), query)
+        answer_after = self._answer(edited, query)
+        message = edit_result(drop, reword, user, moved, answer_before == answer_after)
         caption = attention_caption([user], 1, self.unit, self.seed)
+        data = {
+            "table": self._table([label_edited, label], [user]),
+            "moved": moved,
+            "before": answer_before,
+            "after": answer_after,
+        }
         yield Update(2 * half, 2 * half, message, caption, data=data)
+
+    def _answer(self, one_user: Users, query: QueryLike) -> str:
+        """Return the answer of one user."""
+        return self.engine.generate(self.engine.prefill(one_user), one_user.ids[0], query)
 
     def _table(self, labels: Iterable[str], ids: Sequence[str]) -> pd.DataFrame:
         """Build the table of the results so far."""
         modalities = ablatable_rows(self.users)
-        frames = []
+        tables = []
         for label in labels:
-            results = [self.results[label, chunk] for chunk in _chunks(ids)]
-            frames.append(attention_table(label, results, self.names, modalities))
-        return pd.concat(frames, ignore_index=True)
+            users = pd.concat([self.results[label, batch].table for batch in _batches(ids)])
+            tables.append(attention_table(label, users, modalities))
+        return pd.concat(tables, ignore_index=True)
 
     def _known(self, user: str) -> str:
         if str(user) not in self.ids:
@@ -222,65 +231,78 @@ class AttentionBackend:
         sample = np.random.default_rng(self.seed).choice(np.array(ids), self.most, replace=False)
         return sorted(sample.tolist()), len(ids)
 
-    def _look_and_delete(
-        self, queries: Mapping[str, QueryLike], people: Users, ids: list[str]
-    ) -> Iterator[tuple[int, str, bool]]:
-        """Measure attention and deletion effects, batch by batch.
+    def _measure(
+        self, queries: Mapping[str, QueryLike], users: Users, ids: list[str]
+    ) -> Iterator[Update]:
+        """Measure attention, then deletion effects, batch by batch.
 
-        Yields (users encoded so far, message, whether the table has new results).
+        Args:
+            queries: Queries by label.
+            users: The users.
+            ids: Ids of those to analyze.
+
+        Yields:
+            Updates without a caption. `data["table"]` is None, except after all attention and after
+            the deletions of each batch.
         """
-        n_modalities = len(ablatable_rows(self.users))
-        chunks = [people.select(chunk) for chunk in _chunks(ids)]
-        done = 0
-        for users in chunks:
-            self._look(queries, users)
-            done += len(users)
-            message = progress_message(READ_ATTENTION, done, len(ids), self.unit)
-            yield done, message, done == len(ids)
-        users_done = 0
-        for users in chunks:
-            for modality, readings in self._delete(queries, users):
-                message = deletion_progress(modality, len(users), self.unit)
-                yield done + readings, message, False
-            done += len(users) * n_modalities
-            users_done += len(users)
-            message = progress_message(DELETED_EACH, users_done, len(ids), self.unit)
-            yield done, message, True
+        n_modalities = len(ablatable_rows(users))
+        total = len(ids) * (1 + n_modalities)
+        batches = [users.select(batch) for batch in _batches(ids)]
 
-    def _look(self, queries: Mapping[str, QueryLike], users: Users) -> None:
+        n_read = 0
+        for batch in batches:
+            self._read_attention(queries, batch)
+            n_read += len(batch)
+            message = progress_message(READ_ATTENTION, n_read, len(ids), self.unit)
+            table = self._table(queries, ids) if n_read == len(ids) else None
+            yield Update(n_read, total, message, data={"table": table})
+
+        n_deleted = 0
+        for batch in batches:
+            done = n_read + n_deleted * n_modalities
+            for modality in self._delete_modalities(queries, batch):
+                done += len(batch)
+                message = deletion_progress(modality, len(batch), self.unit)
+                yield Update(done, total, message, data={"table": None})
+            n_deleted += len(batch)
+            message = progress_message(DELETED_EACH, n_deleted, len(ids), self.unit)
+            done = n_read + n_deleted * n_modalities
+            yield Update(done, total, message, data={"table": self._table(queries, ids)})
+
+    def _read_attention(self, queries: Mapping[str, QueryLike], users: Users) -> None:
         """Compute the attention of some users, for the queries without a cached result."""
         new = [label for label in queries if (label, users.ids) not in self.results]
         if not new:
             return
         cache = self.engine.prefill(users)
         anchors = self.engine.embed(cache, [queries[label] for label in new]).astype(float)
-        for k, label in enumerate(new):
-            weight, tokens = attention_shares(self.engine, cache, queries[label], self.names)
-            unknown = np.full(weight.shape, np.nan)
-            look = UserAttention(weight.astype(float), tokens, anchors[:, k], unknown)
-            self.results[label, users.ids] = look
+        for column, label in enumerate(new):
+            table = attention_shares(self.engine, cache, queries[label], self.names)
+            table["weight"] = table["weight"].astype(float)
+            table["deletion_effect"] = np.nan
+            self.results[label, users.ids] = UserAttention(table, anchors[:, column])
 
-    def _delete(self, queries: Mapping[str, QueryLike], users: Users) -> Iterator[tuple[str, int]]:
+    def _delete_modalities(self, queries: Mapping[str, QueryLike], users: Users) -> Iterator[str]:
         """Delete each modality of some users in turn, for the queries without a cached result.
 
-        Yields (modality, users encoded). Only complete results are cached.
+        Yields the modality. Only complete results are cached.
         """
-        looks = {label: self.results[label, users.ids] for label in queries}
-        new = [label for label, look in looks.items() if np.isnan(look.effect).all()]
+        read = {label: self.results[label, users.ids] for label in queries}
+        new = [label for label in queries if read[label].table["deletion_effect"].isna().all()]
         if not new:
             return
-        whole = np.stack([looks[label].anchor for label in new], axis=1)
-        asked = [queries[label] for label in new]
-        effect = np.full((len(users), len(new), len(self.names)), np.nan)
-        effects = iter_deletion_effects(self.engine, users, asked, whole)
-        for done, (name, moved) in enumerate(effects, 1):
-            effect[:, :, self.names.index(name)] = moved
-            yield name, done * len(users)
-        for k, label in enumerate(new):
-            self.results[label, users.ids] = replace(looks[label], effect=effect[:, k])
+        whole = np.stack([read[label].anchor for label in new], axis=1)
+        tables = [read[label].table.copy() for label in new]
+        new_queries = [queries[label] for label in new]
+        for name, effects in iter_deletion_effects(self.engine, users, new_queries, whole):
+            for table, effect in zip(tables, effects.T, strict=True):
+                table.loc[table["modality"] == name, "deletion_effect"] = effect
+            yield name
+        for label, table in zip(new, tables, strict=True):
+            self.results[label, users.ids] = replace(read[label], table=table)
 
 
-def _chunks(ids: Sequence[str]) -> list[tuple[str, ...]]:
+def _batches(ids: Sequence[str]) -> list[tuple[str, ...]]:
     """Return the batches of users that are encoded together."""
     starts = range(0, len(ids), USERS_PER_UPDATE)
     return [tuple(ids[start : start + USERS_PER_UPDATE]) for start in starts]
@@ -338,7 +360,6 @@ def edit_user_events(
     texts = events["text"].astype(str)
     texts.update(pd.Series(reword, dtype=str))
     events = events.assign(text=texts.astype("category")).drop(index=drop)
-    events = events.sort_values(
-        ["user", "time", "modality", "text"], kind="stable"
-    )  # a new text may change ties
+    # a new text may change the order of events at the same time
+    events = events.sort_values(["user", "time", "modality", "text"], kind="stable")
     return replace(users, events=events.reset_index(drop=True)).select([user])

@@ -8,7 +8,6 @@ import pytest
 
 import qanchor as qa
 from qanchor.analysis.attention import (
-    UserAttention,
     attention_table,
     modality_attention,
     modality_importance,
@@ -38,6 +37,15 @@ def engine():
 @pytest.fixture(scope="module")
 def backend(engine, users):
     return AttentionBackend(engine, users)
+
+
+def measured(weight, effect, modalities):
+    """Return the attention and the deletion effects of users, one token for each modality."""
+    frames = []
+    for user, numbers in enumerate(zip(weight, effect, strict=True)):
+        table = dict(zip(("weight", "deletion_effect"), numbers, strict=True))
+        frames.append(pd.DataFrame({"user": user, "modality": list(modalities), **table}))
+    return pd.concat(frames).assign(tokens=1.0)
 
 
 def last(updates):
@@ -74,9 +82,7 @@ def test_a_mark_stands_where_the_ranks_are_two_apart():
     effects = np.array([[3.0, 1, 2, np.nan], [1, 2, 3, np.nan], [1, 2, np.nan, np.nan]])
     # the other two cannot be ranked
     for users, agreement in (([0, 1, 2], 0.5), ([1, 2], np.nan)):
-        sizes = np.ones((len(users), 4)), np.ones((len(users), 2))
-        look = UserAttention(values[users], *sizes, effects[users])
-        table = attention_table("q", [look], list("abcd"), list("abc"))
+        table = attention_table("q", measured(values[users], effects[users], "abcd"), list("abc"))
         assert table["agreement"][0] == pytest.approx(agreement, nan_ok=True)
 
 
@@ -88,13 +94,9 @@ def test_a_mark_stands_where_the_ranks_are_two_apart():
     ],
 )
 def test_the_sentence_is_plain_also_when_agreement_is_poor(effect, words):
-    look = UserAttention(
-        np.array([[0.5, 0.3, 0.1, 0.1]]),
-        np.ones((1, 4)),
-        np.ones((1, 2)),
-        np.array([[*effect, np.nan]]),
-    )
-    frame = attention_table("q", [look], ["a", "b", "c", "time of day"], ["a", "b", "c"])
+    rows = ["a", "b", "c", "time of day"]
+    users = measured([[0.5, 0.3, 0.1, 0.1]], [[*effect, np.nan]], rows)
+    frame = attention_table("q", users, ["a", "b", "c"])
     told = attention_summary(frame)
     assert words in told and "a gets most attention (50.0 %)" in told
     assert ("do not read attention as importance" in told) == (effect[0] < effect[2])
@@ -149,9 +151,8 @@ def test_updates_count_readings_and_closing_cancels(engine, users, monkeypatch):
     for _ in range(4):
         next(running)
     running.close()
-    assert all(
-        np.isnan(look.effect).all() for look in again.results.values()
-    )  # nothing half done is kept
+    effects = [each.table["deletion_effect"] for each in again.results.values()]
+    assert all(effect.isna().all() for effect in effects)  # nothing half done is kept
     pd.testing.assert_frame_equal(last(again(QUERY)).data["table"], updates[-1].data["table"])
     assert len(list(backend(QUERY))) < len(updates)  # known by now
 
