@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int8
 
 from qanchor.analysis.embedding_cache import EmbeddingCache
 from qanchor.data.export import membership_mask
@@ -17,9 +17,11 @@ from qanchor.utils.text import count
 from qanchor.utils.types import EmbeddingRows, UserMask
 
 GroupMasks = Bool[np.ndarray, "draw user"]
+FoldNumbers = Int8[np.ndarray, "seed draw user"]
 FOLDS = 5
 SEEDS = 3  # repetitions of the cross-validation, with other folds
 DRAWS = 200  # random groups that determine the chance level
+SEED = 0  # of random groups and folds
 MIN_USERS_PER_SIDE = 2 * FOLDS  # smallest size of the group, and of the rest
 # share of the random groups for which even the best question stays below the chance level
 CHANCE_QUANTILE = 0.95
@@ -36,12 +38,7 @@ BANK = {
 
 
 def rank_queries_for_group(
-    embedding_cache: EmbeddingCache,
-    ids: Iterable[str],
-    questions: Sequence[str],
-    *,
-    draws: int = DRAWS,
-    seed: int = 0,
+    embedding_cache: EmbeddingCache, ids: Iterable[str], questions: Sequence[str]
 ) -> Iterator[tuple[str, int, int] | pd.DataFrame]:
     """Rank questions by how well they separate a group from all other users.
 
@@ -55,14 +52,12 @@ def rank_queries_for_group(
             group needs no run of the model.
         ids: Ids of the group.
         questions: The questions. They share one pass over the users.
-        draws: Random groups of the same size that determine the chance level (default 200).
-        seed: Seed of folds and random groups (default 0).
 
     Yields:
         ("users", done, total) while users are embedded, ("questions", done, total) while questions
         are compared, and last the frame, best question first: `query, auc, auc_low, auc_high` (out
         of fold, three seeds of five folds), `n_group`, `n_rest`, `chance` (the best of all
-        questions stays below it in 95 % of the random groups), `beyond_chance`, and `behind`
+        questions stays below it in 95 % of 200 random groups), `beyond_chance`, and `behind`
         (clearly worse than the best, by the 95 % interval of the difference over the same folds).
         With many questions the best AUC is inflated by chance; only values above `chance` are
         significant. Closing the iterator cancels.
@@ -88,22 +83,24 @@ def rank_queries_for_group(
     queries = list(dict.fromkeys(questions))
 
     embeddings = yield from embedding_cache.embed(*queries)
-    groups = random_groups(inside, draws, np.random.default_rng(seed))
-    best_of_random = np.zeros(draws)
+    groups, folds = random_groups(inside)
+    best_of_random = np.zeros(DRAWS)
     aucs_of_group = []
     for done, query in enumerate(queries, 1):
-        aucs = nearest_mean_aucs(embeddings[query], *groups)
-        best_of_random = np.maximum(best_of_random, aucs[:, 1:].mean(axis=0))
+        aucs = nearest_mean_aucs(embeddings[query], groups, folds)
         aucs_of_group.append(aucs[:, 0])
+        best_of_random = np.maximum(best_of_random, aucs[:, 1:].mean(axis=0))
         yield "questions", done, len(queries)
-    chance = float(np.quantile(best_of_random, CHANCE_QUANTILE))
+
     aucs = np.array(aucs_of_group)
-    frame = pd.DataFrame({"query": queries, **auc_columns(aucs, FOLDS), "chance": chance})
-    frame["beyond_chance"] = frame["auc"] > chance
+    frame = pd.DataFrame({"query": queries, **auc_columns(aucs, FOLDS)})
+    frame["chance"] = np.quantile(best_of_random, CHANCE_QUANTILE)
+    frame["beyond_chance"] = frame["auc"] > frame["chance"]
     # paired by fold, so that the difficulty of a fold cancels out
     gap = aucs[frame["auc"].argmax()] - aucs
     frame["behind"] = gap.mean(axis=1) > cv_half_width(gap, FOLDS)
-    frame = frame.assign(n_group=inside.sum(), n_rest=(~inside).sum())
+    frame["n_group"] = inside.sum()
+    frame["n_rest"] = (~inside).sum()
     yield frame.sort_values("auc", ascending=False, kind="stable", ignore_index=True)
 
 
@@ -146,40 +143,40 @@ def question_bank(concepts: Sequence[Concept], unit: str = "user") -> list[str]:
         >>> question_bank([tea, Concept("behavior:any", "behavior", "any event", ())], "guest")
         ['Will this guest come back?', 'Will there be tea soon?']
     """
-    questions = {}
+    questions = []
     for family, measures in BANK.items():
         for concept in concepts:
             if concept.family == family and concept.measure in measures:
-                texts = (text for text in templates(concept)[0] if "{verb}" not in text)
-                questions[next(texts).format(user=unit, t=concept.label, when="soon")] = None
-    return list(questions)[:MAX_QUESTIONS]
+                texts, _ = templates(concept)
+                text = next(text for text in texts if "{verb}" not in text)
+                questions.append(text.format(user=unit, t=concept.label, when="soon"))
+    return list(dict.fromkeys(questions))[:MAX_QUESTIONS]
 
 
-def random_groups(
-    inside: UserMask, draws: int, rng: np.random.Generator
-) -> tuple[GroupMasks, Int[np.ndarray, "seed draw user"]]:
-    """Draw random groups of the size of `inside`, and assign the users of each to folds.
+def random_groups(inside: UserMask) -> tuple[GroupMasks, FoldNumbers]:
+    """Draw `DRAWS` random groups of the size of `inside`, and assign the users of each to folds.
 
     The users of a group, and those outside it, are spread evenly over the folds. This is repeated
-    `SEEDS` times.
+    `SEEDS` times. Equal masks give equal groups.
 
     Args:
         inside: Mask of the given group.
-        draws: Number of random groups.
-        rng: Random generator for groups and folds.
 
     Returns:
         The groups, the given one first, and the fold of each user.
     """
+    rng = np.random.default_rng(SEED)
     n_users = len(inside)
     n_group = int(inside.sum())
     orders = [np.argsort(~inside, kind="stable")]  # the group first, then the rest
-    for _ in range(draws):
+    for _ in range(DRAWS):
         orders.append(rng.permutation(n_users))
     orders = np.array(orders)
-    group = np.zeros(orders.shape, bool)
-    np.put_along_axis(group, orders[:, :n_group], True, axis=1)
-    places = np.concatenate([np.arange(n_group), np.arange(n_users - n_group)])
+    groups = np.zeros(orders.shape, bool)
+    np.put_along_axis(groups, orders[:, :n_group], True, axis=1)
+
+    places = np.arange(n_users)
+    places[n_group:] -= n_group
     fold_of_place = (places % FOLDS).astype(np.int8)
     folds = np.empty((SEEDS, *orders.shape), np.int8)
     for fold in folds:
@@ -187,17 +184,15 @@ def random_groups(
             rng.shuffle(order[:n_group])
             rng.shuffle(order[n_group:])
         np.put_along_axis(fold, orders, fold_of_place[None], axis=1)
-    return group, folds
+    return groups, folds
 
 
-def nearest_mean_aucs(
-    z: EmbeddingRows, group: GroupMasks, folds: Int[np.ndarray, "seed draw user"]
-) -> Float[np.ndarray, "fold draw"]:
+def nearest_mean_aucs(z: EmbeddingRows, groups: GroupMasks, folds: FoldNumbers) -> np.ndarray:
     """Score users by the means of group and rest in the other folds, and return the AUCs.
 
     Args:
         z: Embeddings of the users.
-        group: Groups, from `random_groups`.
+        groups: Groups, from `random_groups`.
         folds: Folds, from `random_groups`.
 
     Returns:
@@ -207,17 +202,25 @@ def nearest_mean_aucs(
     for fold in folds:
         score = np.zeros(fold.shape)
         for k in range(FOLDS):
-            ours = group & (fold != k)
-            theirs = ~group & (fold != k)
+            ours = groups & (fold != k)
+            theirs = ~groups & (fold != k)
             means = ours / ours.sum(1, keepdims=True) - theirs / theirs.sum(1, keepdims=True)
             np.copyto(score, means.astype(np.float32) @ z @ z.T, where=fold == k)
-        # sort by fold, then by score: the position within a fold is the rank, for all draws at once
-        lowest = score.min(axis=1, keepdims=True)
-        spread = np.ptp(score, axis=1, keepdims=True) * 1.01 + 1e-12
-        order = (fold + (score - lowest) / spread).argsort(axis=1)
-        is_ours = np.take_along_axis(group, order, axis=1)
-        starts = np.cumsum(np.bincount(fold[0]))[:-1]
-        for part in np.split(is_ours, starts, axis=1):
-            rank_sum = part @ np.arange(1.0, part.shape[1] + 1)
-            aucs.append(auc_of_ranks(rank_sum, part.sum(axis=1), part.shape[1]))
+        aucs += _aucs_by_fold(score, groups, fold)
     return np.array(aucs)
+
+
+def _aucs_by_fold(score, groups, fold) -> list[np.ndarray]:
+    """Return the AUC of each group in each fold, ranking the users of a fold by score."""
+    # sort by fold, then by score: the position within a fold is the rank, for all draws at once
+    lowest = score.min(axis=1, keepdims=True)
+    spread = np.ptp(score, axis=1, keepdims=True) * 1.01 + 1e-12
+    order = (fold + (score - lowest) / spread).argsort(axis=1)
+    is_inside = np.take_along_axis(groups, order, axis=1)
+    starts = np.cumsum(np.bincount(fold[0]))[:-1]
+    aucs = []
+    for part in np.split(is_inside, starts, axis=1):
+        n_users = part.shape[1]
+        rank_sum = part @ np.arange(1.0, n_users + 1)
+        aucs.append(auc_of_ranks(rank_sum, part.sum(axis=1), n_users))
+    return aucs

@@ -17,8 +17,9 @@ from qanchor.utils.types import UserMask
 # not win
 PRIOR_USERS = 10
 MIN_ODDS_USERS = 0.5  # smallest denominator of odds
-# probability that any text is called distinctive if none is (Bonferroni over all texts)
+# probability that anything is called distinctive if nothing is (Bonferroni over all comparisons)
 FAMILY_ERROR = 0.05
+WORD = re.compile(r"[^\W\d_]{3,}")
 MAX_LISTED_TEXTS = 5  # distinctive texts listed per cluster
 MAX_NAME_PARTS = 3  # parts of a cluster's name
 MIN_TEXT_HOLDERS = 5  # users of a cluster that must have a text for it to be distinctive
@@ -74,8 +75,8 @@ def describe_clusters(clusters: pd.DataFrame, users: Users) -> pd.DataFrame:
     past = users.select(clusters["user"]).history()
     number = clusters.set_index("user")["cluster"]
     texts = past[["user", "text"]].astype(str).drop_duplicates()
-    distinctive_texts = distinctive(number, texts["user"], texts["text"])
-    words = _distinctive_words(number, texts)
+    texts_of = distinctive(number, texts["user"], texts["text"])
+    words_of = _distinctive_words(number, texts)
     events = past["user"].value_counts().reindex(number.index, fill_value=0)
     stability = clusters.attrs.get("stability", {})
     rows = []
@@ -83,25 +84,26 @@ def describe_clusters(clusters: pd.DataFrame, users: Users) -> pd.DataFrame:
         inside = number == cluster
         median = events[inside].median()
         others = events[~inside].median()
-        parts = words[cluster]
+        parts = words_of[cluster]
         if median < 0.6 * others:
             parts.append("few events")
         if median > 1.6 * others:
             parts.append("many events")
+        if not parts and modality:
+            parts.append(f"more {modality}")
         if not parts:
-            parts = [f"more {modality}" if modality else f"nothing distinctive ({cluster})"]
-        rows.append(
-            {
-                "cluster": cluster,
-                "users": int(inside.sum()),
-                "share": inside.mean(),
-                "stability": stability.get(cluster, np.nan),
-                "events": median,
-                "modality": modality,
-                "texts": distinctive_texts[cluster][:MAX_LISTED_TEXTS],
-                "name": ", ".join(parts[:MAX_NAME_PARTS]),
-            }
-        )
+            parts.append(f"nothing distinctive ({cluster})")
+        row = {
+            "cluster": cluster,
+            "users": int(inside.sum()),
+            "share": inside.mean(),
+            "stability": stability.get(cluster, np.nan),
+            "events": median,
+            "modality": modality,
+            "texts": texts_of[cluster][:MAX_LISTED_TEXTS],
+            "name": ", ".join(parts[:MAX_NAME_PARTS]),
+        }
+        rows.append(row)
     return pd.DataFrame(rows, columns=list(CLUSTER_TYPES)).astype(CLUSTER_TYPES)
 
 
@@ -118,18 +120,19 @@ def distinctive(number: pd.Series, who: pd.Series, what: pd.Series) -> dict[int,
     """
     from scipy.stats import norm
 
-    clusters = range(number.max() + 1)
+    n_users = len(number)
     holders = pd.crosstab(number.loc[who].to_numpy(), what.to_numpy())
     holders = holders.loc[:, holders.sum() >= MIN_TEXT_HOLDERS]
     total = holders.sum()
-    prior = PRIOR_USERS * total / len(number)
+    prior = PRIOR_USERS * total / n_users
     z = norm.isf(FAMILY_ERROR / max(1, len(total)))
     by_cluster = {}
-    for cluster, have in holders.reindex(clusters, fill_value=0).iterrows():
+    for cluster in range(number.max() + 1):
         size = int((number == cluster).sum())
-        ours, spread = _log_odds(have, size, prior)
-        theirs, their_spread = _log_odds(total - have, len(number) - size, prior)
-        lowest = ours - theirs - z * np.sqrt(spread + their_spread)
+        have = holders.loc[cluster] if cluster in holders.index else 0 * total
+        ours, our_variance = _log_odds(have, size, prior)
+        theirs, their_variance = _log_odds(total - have, n_users - size, prior)
+        lowest = ours - theirs - z * np.sqrt(our_variance + their_variance)
         lowest = lowest[(lowest > 0) & (have >= MIN_TEXT_HOLDERS)]
         lowest = lowest.sort_values(ascending=False, kind="stable")
         by_cluster[cluster] = [str(name) for name in lowest.index]
@@ -145,21 +148,19 @@ def _log_odds(have: pd.Series, size: int, prior: pd.Series) -> tuple[pd.Series, 
 
 def _distinctive_words(number: pd.Series, texts: pd.DataFrame) -> dict[int, list[str]]:
     """Return up to two distinctive words per cluster, the second mostly from other texts."""
-    words = {
-        text: set(re.findall(r"[^\W\d_]{3,}", text.lower())) for text in texts["text"].unique()
-    }
-    pairs = texts.assign(text=texts["text"].map(words)).explode("text").dropna().drop_duplicates()
-    listed = pd.Series(words, dtype=object).explode()
-    texts_of = listed.index.to_series().groupby(listed.to_numpy()).agg(set)
-    words_by_cluster = {}
-    for cluster, names in distinctive(number, pairs["user"], pairs["text"]).items():
-        words_by_cluster[cluster] = names[:1]
-        for name in names[1:]:
-            shared = texts_of[name] & texts_of[names[0]]
-            if 2 * len(shared) < len(texts_of[name]):
-                words_by_cluster[cluster].append(name)
+    words_in = {text: set(WORD.findall(text.lower())) for text in texts["text"].unique()}
+    pairs = texts.assign(word=texts["text"].map(words_in)).explode("word").dropna()
+    texts_with = pairs.groupby("word")["text"].agg(set)
+    pairs = pairs[["user", "word"]].drop_duplicates()
+    words_of = {}
+    for cluster, words in distinctive(number, pairs["user"], pairs["word"]).items():
+        words_of[cluster] = words[:1]
+        for word in words[1:]:
+            shared = texts_with[word] & texts_with[words[0]]
+            if 2 * len(shared) < len(texts_with[word]):
+                words_of[cluster].append(word)
                 break
-    return words_by_cluster
+    return words_of
 
 
 def _distinctive_modality(number: pd.Series, past: pd.DataFrame) -> list[str]:
@@ -172,13 +173,13 @@ def _distinctive_modality(number: pd.Series, past: pd.DataFrame) -> list[str]:
     cluster_of = number.loc[share.index].to_numpy()
     z = norm.isf(FAMILY_ERROR / share.shape[1])
     names = []
-    for cluster in range(int(number.max()) + 1):
+    for cluster in range(number.max() + 1):
         inside = share[cluster_of == cluster]
         outside = share[cluster_of != cluster]
-        more = inside.mean() - outside.mean()
+        difference = inside.mean() - outside.mean()
         spread = np.sqrt(inside.sem() ** 2 + outside.sem() ** 2)  # NaN of a single user
-        more = more[more > z * spread]
-        names.append(str(more.idxmax()) if len(more) else "")
+        more = difference[difference > z * spread]
+        names.append("" if more.empty else str(more.idxmax()))
     return names
 
 
@@ -242,38 +243,37 @@ def describe_group(users: Users, ids: Iterable[str]) -> pd.DataFrame:
     inside = membership_mask(users.ids, ids)
     past = users.history()
     numbers = _numbers(users, past)
-    is_binary = numbers.isin([0, 1]) | numbers.isna()
-    binary = [name for name in users.tabular if is_binary[name].all()]
+    is_binary = (numbers.isin([0, 1]) | numbers.isna()).all()
+    binary = [name for name in users.tabular if is_binary[name]]
     parts = [
         _compare_shares_of_users(past, "text", inside),
         _compare_shares_of_users(past, "modality", inside),
         _compare_binary("fact", numbers[binary], inside),
         _compare_binary("label", users.labels, inside),
-        _medians(numbers.drop(columns=binary), inside),
+        _compare_medians(numbers.drop(columns=binary), inside),
     ]
     frame = pd.concat([part for part in parts if len(part)], ignore_index=True)
-    frame["difference"] = frame["group"] - frame["rest"]
-    group_below = frame["group"] - frame["group_low"]
-    group_above = frame["group_high"] - frame["group"]
-    rest_below = frame["rest"] - frame["rest_low"]
-    rest_above = frame["rest_high"] - frame["rest"]
-    frame["low"] = frame["difference"] - np.hypot(group_below, rest_above)
-    frame["high"] = frame["difference"] + np.hypot(group_above, rest_below)
-    frame["beyond_chance"] = frame["p"] * len(frame) < 0.05
-    frame["size"] = -frame["difference"].abs()
+    group = frame["group"]
+    rest = frame["rest"]
+    difference = group - rest
+    frame["difference"] = difference
+    frame["low"] = difference - np.hypot(group - frame["group_low"], frame["rest_high"] - rest)
+    frame["high"] = difference + np.hypot(frame["group_high"] - group, rest - frame["rest_low"])
+    frame["beyond_chance"] = frame["p"] * len(frame) < FAMILY_ERROR
+    frame["size"] = -difference.abs()
     frame = frame.sort_values(["p", "size"], kind="stable", ignore_index=True)
     return frame[DESCRIPTION_COLUMNS]
 
 
 def _compare_shares_of_users(past: pd.DataFrame, kind: str, inside: UserMask) -> pd.DataFrame:
     """Compare the shares of users with each text or modality; rare texts are left out."""
+    least = MIN_TEXT_USERS if kind == "text" else 1
     pairs = past[["user", kind]].drop_duplicates()
-    ours = pairs[inside[pairs["user"].cat.codes]]
-    in_all = pairs[kind].value_counts(sort=False)
-    in_group = ours[kind].value_counts(sort=False)
-    in_all = in_all[in_all >= (MIN_TEXT_USERS if kind == "text" else 1)]
-    in_group = in_group[in_all.index]
-    return _shares(kind, in_group, inside.sum(), in_all - in_group, (~inside).sum())
+    n_all = pairs[kind].value_counts(sort=False)
+    n_all = n_all[n_all >= least]
+    is_ours = inside[pairs["user"].cat.codes]
+    n_ours = pairs.loc[is_ours, kind].value_counts(sort=False)[n_all.index]
+    return _compare_shares(kind, n_ours, inside.sum(), n_all - n_ours, (~inside).sum())
 
 
 def _compare_binary(kind: str, table: pd.DataFrame, inside: UserMask) -> pd.DataFrame:
@@ -282,23 +282,23 @@ def _compare_binary(kind: str, table: pd.DataFrame, inside: UserMask) -> pd.Data
     table = table.loc[:, is_known[inside].any() & is_known[~inside].any()]
     ours = table[inside]
     theirs = table[~inside]
-    return _shares(kind, ours.sum(), ours.count(), theirs.sum(), theirs.count())
+    return _compare_shares(kind, ours.sum(), ours.count(), theirs.sum(), theirs.count())
 
 
-def _shares(kind: str, ours: pd.Series, n_group, theirs: pd.Series, n_rest) -> pd.DataFrame:
+def _compare_shares(kind: str, ours: pd.Series, n_group, theirs: pd.Series, n_rest) -> pd.DataFrame:
     """Build the frame of the shares of both sides, with intervals and two-sided Fisher exact p."""
     from scipy.stats import hypergeom
 
-    frame = pd.DataFrame({"kind": kind, "name": ours.index.astype(str)})
-    for side, count, n in (("group", ours, n_group), ("rest", theirs, n_rest)):
-        count, n = np.broadcast_arrays(count.to_numpy(int), n)
-        frame[side] = count / n
-        frame[f"{side}_low"], frame[f"{side}_high"] = wilson_interval(count, n)
-        frame[f"n_{side}"] = n
-    margins = (n_group + n_rest, n_group, ours + theirs)
-    upper_tail = hypergeom.sf(ours - 1, *margins)
-    lower_tail = hypergeom.cdf(ours, *margins)
-    frame["p"] = np.minimum(1, 2 * np.minimum(upper_tail, lower_tail))
+    names = ours.index.astype(str)
+    ours = ours.to_numpy(int)
+    theirs = theirs.to_numpy(int)
+    frame = pd.DataFrame({"kind": kind, "name": names, "n_group": n_group, "n_rest": n_rest})
+    for side, have in (("group", ours), ("rest", theirs)):
+        n = frame[f"n_{side}"].to_numpy()
+        frame[side] = have / n
+        frame[f"{side}_low"], frame[f"{side}_high"] = wilson_interval(have, n)
+    null = hypergeom(n_group + n_rest, n_group, ours + theirs)
+    frame["p"] = np.minimum(1, 2 * np.minimum(null.sf(ours - 1), null.cdf(ours)))
     return frame
 
 
@@ -313,21 +313,23 @@ def _numbers(users: Users, past: pd.DataFrame) -> pd.DataFrame:
     return table.reindex(list(users.ids)).astype(float)
 
 
-def _medians(table: pd.DataFrame, inside: UserMask) -> pd.DataFrame:
+def _compare_medians(table: pd.DataFrame, inside: UserMask) -> pd.DataFrame:
     """Compare medians, with intervals by order statistics and p of the Mann-Whitney U test."""
     from scipy.stats import binom, mannwhitneyu
 
     rows = []
-    for name in table:
-        group, rest = (np.sort(table.loc[side, name].dropna()) for side in (inside, ~inside))
-        if min(len(group), len(rest)) < MIN_TEXT_USERS or table[name].nunique() < 2:
+    for name, values in table.items():
+        group = np.sort(values[inside].dropna())
+        rest = np.sort(values[~inside].dropna())
+        if min(len(group), len(rest)) < MIN_TEXT_USERS or values.nunique() < 2:
             continue
         row = {"kind": "number", "name": str(name), "p": mannwhitneyu(group, rest).pvalue}
-        for side, values in (("group", group), ("rest", rest)):
-            first = max(int(binom.ppf(0.025, len(values), 0.5)) - 1, 0)
-            row[side] = np.median(values)
-            row[f"{side}_low"] = values[first]
-            row[f"{side}_high"] = values[-1 - first]
-            row[f"n_{side}"] = len(values)
+        for side, ordered in (("group", group), ("rest", rest)):
+            n = len(ordered)
+            first = max(int(binom.ppf(0.025, n, 0.5)) - 1, 0)
+            row[side] = np.median(ordered)
+            row[f"{side}_low"] = ordered[first]
+            row[f"{side}_high"] = ordered[-1 - first]
+            row[f"n_{side}"] = n
         rows.append(row)
     return pd.DataFrame(rows)

@@ -25,7 +25,6 @@ from qanchor.utils.arrays import l2_normalize
 from qanchor.utils.text import count, plural
 from qanchor.utils.types import EmbeddingRows, UserFloats, UserMask
 
-RANDOM_GROUPS = 200  # random groups that determine each chance level
 MAX_QUERIES = 8  # questions that are chosen by default
 MAX_GROUPS = 10  # groups that are made by default
 # share of the users in the default group of a modality: those with most of it in their events
@@ -99,46 +98,59 @@ def query_group_matrix(
         >>> frame[["group", "n", "n_rest"]].to_numpy().tolist()
         [['some', 20, 40], ['most', 40, 20]]
     """
-    queries = list(dict.fromkeys(str(query).strip() for query in queries))
-    if not queries or not all(queries):
-        sizes = f"Found {count(len(queries), 'question')}, {queries.count('')} of them empty"
-        raise ValueError(f"{sizes}. Write at least one, and none empty.")
-    members = {}
-    for name, ids in groups.items():
-        try:
-            members[str(name)] = group_mask(embedding_cache, ids)
-        except (KeyError, ValueError) as error:
-            raise type(error)(f"Group {str(name)!r}: {error.args[0]}") from error
-    if not members:
-        unit = plural(embedding_cache.cache.unit)
-        raise ValueError(f"Found 0 groups; at least 1 is required. Name some {unit}.")
+    queries = _checked_queries(queries)
+    masks = _group_masks(embedding_cache, groups)
     cells = {} if cells is None else cells
     n_users = len(embedding_cache.ids)
     rows = []
     frame = None
     for row, query in enumerate(queries):
-        keys = {name: (query, np.packbits(group).tobytes()) for name, group in members.items()}
+        keys = {name: (query, np.packbits(inside).tobytes()) for name, inside in masks.items()}
         # read them first: a full cache may evict some of them later
         known = {name: cells[key] for name, key in keys.items() if key in cells}
-        missing = [name for name in keys if name not in known]
+        missing = [name for name in masks if name not in known]
         if missing:
             for stage, done, _ in embedding_cache.embed("", query):
                 yield MatrixProgress(stage, row, done, frame)
             yield MatrixProgress("scores", row, n_users - 1, frame)
             z = embedding_cache.embeddings[query]
+            empty = embedding_cache.embeddings[""]
+            moved = residual_shift(l2_normalize(empty), l2_normalize(z))
             ranking = embedding_cache.engine.score(embedding_cache.cache, query)
             rank = ranking["score"].rank().to_numpy()  # ties share their mean rank
-            moved = residual_shift(l2_normalize(embedding_cache.embeddings[""]), l2_normalize(z))
             for name in missing:
-                known[name] = _measure_cell(z, rank, moved, members[name])
+                known[name] = _measure_cell(z, rank, moved, masks[name])
                 cells[keys[name]] = known[name]
-        for name, group in members.items():
-            n = int(group.sum())
-            about = {"query": query, "group": name, "n": n, "n_rest": n_users - n}
-            rows.append(about | known[name])
+        for name in masks:
+            rows.append({"query": query, "group": name, **known[name]})
         frame = _matrix_frame(rows)
         yield MatrixProgress("row", row, n_users, frame)
     yield frame
+
+
+def _checked_queries(queries: Sequence[str]) -> list[str]:
+    """Return the distinct questions; raise ValueError if there is none or an empty one."""
+    queries = list(dict.fromkeys(str(query).strip() for query in queries))
+    if not queries or "" in queries:
+        sizes = f"Found {count(len(queries), 'question')}, {queries.count('')} of them empty"
+        raise ValueError(f"{sizes}. Write at least one, and none empty.")
+    return queries
+
+
+def _group_masks(
+    embedding_cache: EmbeddingCache, groups: Mapping[str, Iterable[str]]
+) -> dict[str, UserMask]:
+    """Return the mask of each group by name; raise an error that names the group at fault."""
+    masks = {}
+    for name, ids in groups.items():
+        try:
+            masks[str(name)] = group_mask(embedding_cache, ids)
+        except (KeyError, ValueError) as error:
+            raise type(error)(f"Group {str(name)!r}: {error.args[0]}") from error
+    if not masks:
+        unit = plural(embedding_cache.cache.unit)
+        raise ValueError(f"Found 0 groups; at least 1 is required. Name some {unit}.")
+    return masks
 
 
 def default_groups(users: Users) -> dict[str, tuple[str, ...]]:
@@ -158,17 +170,19 @@ def default_groups(users: Users) -> dict[str, tuple[str, ...]]:
     """
     facts = users.tabular
     is_binary = (facts.isin([0, 1]) | facts.isna()).all()
-    facts = facts.loc[:, is_binary]
     counts = users.modality_counts()
     shares = counts.div(counts.sum(axis=1), axis=0)
     shares = shares.loc[:, shares.nunique() > 1].add_prefix("much ")
-    much = shares.rank(pct=True, method="min") > 1 - TOP_SHARE
-    for table in (users.labels == 1, facts == 1, much):
-        n_inside = table.sum()
-        is_large = np.minimum(n_inside, len(table) - n_inside) >= MIN_GROUP_SIZE
-        names = list(table.columns[is_large])[:MAX_GROUPS]
-        if names:
-            return {str(name): tuple(table.index[table[name]].astype(str)) for name in names}
+    has_much = shares.rank(pct=True, method="min") > 1 - TOP_SHARE
+    for table in (users.labels == 1, facts.loc[:, is_binary] == 1, has_much):
+        groups = {}
+        for name, inside in table.items():
+            members = tuple(table.index[inside].astype(str))
+            n_others = len(table) - len(members)
+            if min(len(members), n_others) >= MIN_GROUP_SIZE and len(groups) < MAX_GROUPS:
+                groups[str(name)] = members
+        if groups:
+            return groups
     return {}
 
 
@@ -178,14 +192,18 @@ def _measure_cell(z: EmbeddingRows, rank: UserFloats, moved: UserFloats, inside:
     Keys with `random_` are of the random groups: AUCs, distances of the yes score from 0.5, and
     absolute logarithms of the ratio.
     """
-    group, folds = random_groups(inside, RANDOM_GROUPS, np.random.default_rng(0))
-    aucs = nearest_mean_aucs(z, group, folds)
-    rows_inside = np.nonzero(group)[1].reshape(len(group), -1)
-    rows_outside = np.nonzero(~group)[1].reshape(len(group), -1)
-    yes_score = auc_of_ranks(rank[rows_inside].sum(1), inside.sum(), len(rank))
+    n_users = len(inside)
+    n_group = int(inside.sum())
+    groups, folds = random_groups(inside)
+    aucs = nearest_mean_aucs(z, groups, folds)
+    rows_inside = np.nonzero(groups)[1].reshape(-1, n_group)
+    rows_outside = np.nonzero(~groups)[1].reshape(-1, n_users - n_group)
+    yes_score = auc_of_ranks(rank[rows_inside].sum(1), n_group, n_users)
     shift = np.maximum(np.median(moved[rows_inside], axis=1), 1e-9)
     shift_rest = np.maximum(np.median(moved[rows_outside], axis=1), 1e-9)
     return {
+        "n": n_group,
+        "n_rest": n_users - n_group,
         "aucs": aucs[:, 0],
         "yes_score": float(yes_score[0]),
         "shift": float(shift[0]),
@@ -212,8 +230,8 @@ def _matrix_frame(rows: list[dict]) -> pd.DataFrame:
 
 def _chance_levels(frame: pd.DataFrame, measure: str) -> pd.Series:
     """Return for each row the level that the best question exceeds in 5 % of the random groups."""
-
-    def level(rows: pd.Series) -> float:
-        return float(np.quantile(np.fmax.reduce(list(rows)), CHANCE_QUANTILE))
-
-    return frame["group"].map(frame.groupby("group")[measure].agg(level))
+    levels = {}
+    for group, values in frame.groupby("group")[measure]:
+        best_of_random = np.fmax.reduce(list(values))
+        levels[group] = float(np.quantile(best_of_random, CHANCE_QUANTILE))
+    return frame["group"].map(levels)
