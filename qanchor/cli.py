@@ -56,12 +56,11 @@ ColumnOf = Annotated[
 ]
 
 
-def print_version(wanted: bool) -> bool:
+def print_version(wanted: bool) -> None:
     """Print the installed version and exit, if `wanted` is true."""
     if wanted:
         print(version("qanchor"))
         raise typer.Exit
-    return wanted
 
 
 @app.callback(help=__doc__)
@@ -130,14 +129,9 @@ def print_result(result: dict, text: str, as_json: bool) -> None:
     typer.echo(text)
 
 
-def load_engine(run: Path) -> qa.Engine:
-    """Load a run."""
-    return qa.Engine(run)
-
-
 def load_and_prefill(run: Path, users: qa.Users) -> tuple[qa.Engine, qa.PrefixCache]:
     """Load a run and encode users with it."""
-    engine = load_engine(run)
+    engine = qa.Engine(run)
     bars = ProgressBars()
     cache = engine.prefill(users, progress=partial(bars, "reading users"))
     bars.close()
@@ -210,9 +204,6 @@ def generate_pairs_command(
             "--max-users", help="largest number of (user, cut-off) samples (default: all)"
         ),
     ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="folder for the replies (default: beside OUT)")
-    ] = None,
     budget: Annotated[int | None, typer.Option(help="largest number of tokens to use")] = None,
     as_json: Json = False,
 ) -> None:
@@ -226,7 +217,7 @@ def generate_pairs_command(
         qa.make_pairs(people),
         model=model,
         base_url=base_url,
-        folder=cache or out.with_name(f".{out.name}.replies"),
+        folder=out.with_name(f".{out.name}.replies"),
         samples=samples,
         budget_tokens=budget,
         progress=partial(bars, "writing pairs"),
@@ -253,9 +244,7 @@ def make_pairs_command(
     from qanchor.utils.text import count
 
     result = write_pairs(open_users(users), out, per_user=per_user, seed=seed)
-    splits = []
-    for split, n in result["split"].items():
-        splits.append(f"{n:,} {split.replace('_', ' ')}")
+    splits = [f"{n:,} {split.replace('_', ' ')}" for split, n in result["split"].items()]
     pairs = count(result["pairs"], "pair")
     cutoffs = count(len(result["cutoffs"]), "cut-off")
     text = f"{out}: {pairs} at {cutoffs} ({', '.join(splits)})"
@@ -278,7 +267,6 @@ def fit_command(
         int,
         typer.Option(help="number of its last layers that attend to the user; 0: as in the paper"),
     ] = CROSSING_LAYERS,
-    preset: Annotated[str, typer.Option(hidden=True, help="ignored; old scripts pass it")] = "",
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
@@ -333,7 +321,7 @@ def ask(
 
     people = open_users(users)
     bars = ProgressBars()
-    engine = load_engine(run)
+    engine = qa.Engine(run)
     if strict:
         refuse_differences(engine, people)
     cache = engine.prefill(people)
@@ -355,10 +343,11 @@ def ask(
     table = ""
     if rows:
         table = pd.DataFrame(rows).to_string(index=False, float_format="%.3f")
-    meaning = "no answer in these events"
     if answerable:
         asked = messages.asked_note(attrs["topics"], attrs["measure"], attrs["threshold"])
         meaning = f"interpreted as a question about {asked}"
+    else:
+        meaning = "no answer in these events"
     evidence = attrs["evidence"]
     paragraphs = [
         f"{query} ({count(len(cache), people.unit)}; {meaning})",
@@ -391,7 +380,7 @@ def mcp_command(run: RunOf, users: UsersOf) -> None:
     """
     from qanchor.workbench.mcp_server import serve
 
-    session = qa.WorkbenchSession(load_engine(run), open_users(users), method="pca")
+    session = qa.WorkbenchSession(qa.Engine(run), open_users(users), method="pca")
     serve(session, partial(typer.echo, err=True))
 
 
@@ -413,7 +402,7 @@ def embed(
 ) -> None:
     """Embed every user for every query in a file, in shards. Run the command again to resume."""
     if strict:  # before any shard is written; this needs all users in memory
-        refuse_differences(load_engine(run), open_users(users))
+        refuse_differences(qa.Engine(run), open_users(users))
     lines = [line.strip() for line in queries.read_text().splitlines()]
     texts = [line for line in lines if line]
     if not texts:
@@ -502,8 +491,9 @@ def tune_prompt_command(
         engine, cache, query, known, seed=seed, progress=partial(bars, "tuning"), **options
     )
     bars.close()
+    prompt.save(out)
     sentence = prompt_summary(result.pop("comparison"), people.unit)
-    result |= {"sentence": sentence, "out": str(prompt.save(out)), "query": query, "seed": seed}
+    result |= {"sentence": sentence, "out": str(out), "query": query, "seed": seed}
     result |= {"machine": machine_info()} | options
     text = f"{query}\n{out}: {sentence} The AUC is that of a linear probe on the embeddings."
     print_result(result, text, as_json)

@@ -20,6 +20,7 @@ from qanchor.utils.types import EmbeddingRows, UserInts
 MAX_AXES = 16
 MIN_USERS = 15  # fewest users that can be clustered, and smallest default size of a cluster
 SUBSAMPLES = 20
+SEED = 0  # of the subsamples
 # share of the users in each subsample; in larger subsamples, random clumps recur and look stable
 SUBSAMPLE_SHARE = 0.5
 # a cluster with a lower mean overlap with its matches in subsamples is dropped (Hennig 2007)
@@ -32,16 +33,10 @@ ISLANDS = 0.9  # unless this share of the users is in clusters: then they are is
 MAX_SILHOUETTE_USERS = 5_000  # with more users, the silhouette is computed on a sample
 SUCCESSOR_SHARE = 0.5  # share of users that makes one cluster the successor of another
 NONE = -1  # cluster number of users that are in no cluster
-Flat = Float[np.ndarray, "user axis"]
+AxisRows = Float[np.ndarray, "user axis"]
 
 
-def find_clusters(
-    embeddings: EmbeddingRows,
-    ids,
-    *,
-    least: int | None = None,
-    seed: int = 0,
-) -> pd.DataFrame:
+def find_clusters(embeddings: EmbeddingRows, ids, *, least: int | None = None) -> pd.DataFrame:
     """Find clusters of users and estimate how stable each is.
 
     Args:
@@ -49,7 +44,6 @@ def find_clusters(
             length, so that distance follows the cosine.
         ids: Ids of the users.
         least: Smallest size of a cluster (default: 3 % of the users, at least 15).
-        seed: Seed of the subsamples (default 0).
 
     Returns:
         `user, cluster`: clusters are numbered from 0, the largest first; -1 is none. If all users
@@ -79,23 +73,25 @@ def find_clusters(
             f"Found {n_users} users; at least {MIN_USERS} are required to look for clusters. "
             "Pass more."
         )
-    least = max(MIN_USERS, round(0.03 * n_users)) if least is None else least
+    if least is None:
+        least = max(MIN_USERS, round(0.03 * n_users))
     if not 2 <= least <= n_users:
         raise ValueError(
             f"least is {least} for {n_users:,} users. Pass a number from 2 to the number of users."
         )
-    flat = _flat(l2_normalize(np.asarray(embeddings, float)))
-    candidate = _dense(flat, least)
-    stability = _stability(flat, candidate, least, seed)
+    axes = _principal_axes(l2_normalize(np.asarray(embeddings, float)))
+    candidate = _dense_clusters(axes, least)
+    stability = _stability(axes, candidate, least)
     stays = stability >= DISSOLVED
-    number = np.append(np.where(stays, stays.cumsum() - 1, NONE), NONE)  # last: label -1
+    number = np.where(stays, stays.cumsum() - 1, NONE)
+    number = np.append(number, NONE)  # the last, at -1: users in no candidate
     users = [str(user) for user in ids]
     frame = pd.DataFrame({"user": users, "cluster": number[candidate]})
-    spread = flat.var(axis=0)
+    variance = axes.var(axis=0)
     frame.attrs = {
         "least": least,
-        "axes": flat.shape[1],
-        "first_axis": float(spread[0] / (spread.sum() or 1)),
+        "axes": axes.shape[1],
+        "first_axis": float(variance[0] / (variance.sum() or 1)),
         "stability": dict(enumerate(stability[stays].tolist())),
     }
     return frame
@@ -136,90 +132,103 @@ def cluster_transitions(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFra
         >>> transitions[["to_cluster", "users", "kind"]].to_numpy().tolist()
         [[0, 2, 'split'], [1, 2, 'split']]
     """
-    both = _joined(before, after)
-    table = both.value_counts().rename("users").reset_index()
-    for side, share in (("from_cluster", "share_from"), ("to_cluster", "share_to")):
-        table[share] = table["users"] / table.groupby(side)["users"].transform("sum")
-    from_none = table["from_cluster"] == NONE
-    to_none = table["to_cluster"] == NONE
-    is_large = table[["share_from", "share_to"]].max(axis=1) >= SUCCESSOR_SHARE
-    link = is_large & ~from_none & ~to_none
-    n_successors = link.groupby(table["from_cluster"]).transform("sum")
-    n_parents = link.groupby(table["to_cluster"]).transform("sum")
-    is_birth = ~to_none & (n_parents == 0)
-    is_death = ~from_none & (n_successors == 0)
-    # a link that is part of both a split and a merge is a merge if most of the old cluster takes it
-    mostly = (table["share_from"] >= SUCCESSOR_SHARE) | (n_successors < 2)
-    kinds = {  # the first that holds
-        "merge": link & (n_parents > 1) & mostly,
-        "split": link & (n_successors > 1),
-        "stays": link | (from_none & to_none),
-        "birth": is_birth,
-        "joiner": from_none,
-        "leaver": ~is_death,
-    }
-    table["kind"] = np.select(list(kinds.values()), list(kinds), "death")
-    clusters = {
-        "split": table["from_cluster"][n_successors > 1],
-        "merge": table["to_cluster"][n_parents > 1],
-        "birth": table["to_cluster"][is_birth],
-        "death": table["from_cluster"][is_death],
-    }
-    table = table.sort_values(["from_cluster", "to_cluster"], ignore_index=True)
-    table.attrs = {kind: sorted(set(numbers.tolist())) for kind, numbers in clusters.items()}
-    return table
-
-
-def _flat(rows: EmbeddingRows) -> Flat:
-    from sklearn.decomposition import PCA
-
-    return PCA(min(MAX_AXES, *rows.shape), svd_solver="full").fit_transform(rows)
-
-
-def _dense(flat: Flat, least: int) -> UserInts:
-    """Cluster with HDBSCAN and number the clusters by decreasing size."""
-    from sklearn.cluster import HDBSCAN
-
-    # allow_single_cluster stays off: it would return a dozen users in the middle of a blob
-    # min_samples equals the smallest cluster size, up to NEAR: with a small one, a blob falls apart
-    # into clumps
-    fit = HDBSCAN(min_cluster_size=least, min_samples=min(least, NEAR), copy=True).fit(flat)
-    sizes = np.bincount(fit.labels_[fit.labels_ >= 0], minlength=0)
-    place = np.append(np.argsort(np.argsort(-sizes, kind="stable"), kind="stable"), NONE)
-    return place[fit.labels_]
-
-
-def _stability(flat: Flat, label: UserInts, least: int, seed: int) -> Float[np.ndarray, " cluster"]:
-    """Cluster subsamples and return each cluster's mean Jaccard overlap with its best match there.
-
-    Subsamples are drawn without replacement, because a user drawn twice would look like a dense
-    region.
-    """
-    random = np.random.default_rng(seed)
-    n_clusters = int(label.max()) + 1
-    overlap = np.full((SUBSAMPLES, n_clusters), np.nan)
-    size = round(SUBSAMPLE_SHARE * len(flat))
-    for draw in range(SUBSAMPLES if n_clusters else 0):
-        rows = np.sort(random.choice(len(flat), size, replace=False))
-        again = _dense(flat[rows], max(2, round(SUBSAMPLE_SHARE * least)))
-        both = np.zeros((n_clusters + 1, again.max() + 2))  # last row and column: none
-        np.add.at(both, (label[rows], again), 1)
-        either = both.sum(axis=1, keepdims=True) + both.sum(axis=0) - both
-        jaccard = both / np.maximum(either, 1)
-        overlap[draw] = jaccard[:n_clusters, :-1].max(axis=1, initial=0)
-    return overlap.mean(axis=0)
-
-
-def _joined(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     one_sided = sorted(set(before["user"]) ^ set(after["user"]))
     if one_sided:
         sizes = f"{len(before):,} users before, {len(after):,} after"
         raise ValueError(
             f"User {one_sided[0]!r} is on one side only ({sizes}). Pass clusters of the same users."
         )
-    old = before.set_index("user")["cluster"].rename("from_cluster")
-    new = after.set_index("user")["cluster"].rename("to_cluster")
-    return pd.concat([old, new], axis=1)
+    both = before.merge(after, on="user", suffixes=("_before", "_after"))
+    old = both["cluster_before"].rename("from_cluster")
+    new = both["cluster_after"].rename("to_cluster")
+    table = both.groupby([old, new]).size().rename("users").reset_index()
+    table["share_from"] = table["users"] / _sum_by(table["from_cluster"], table["users"])
+    table["share_to"] = table["users"] / _sum_by(table["to_cluster"], table["users"])
+
+    from_none = table["from_cluster"] == NONE
+    to_none = table["to_cluster"] == NONE
+    has_most_of_old = table["share_from"] >= SUCCESSOR_SHARE
+    is_most_of_new = table["share_to"] >= SUCCESSOR_SHARE
+    is_successor = (has_most_of_old | is_most_of_new) & ~from_none & ~to_none
+    n_successors = _sum_by(table["from_cluster"], is_successor)
+    n_parents = _sum_by(table["to_cluster"], is_successor)
+    is_split = n_successors > 1
+    is_merge = n_parents > 1
+    is_birth = ~to_none & (n_parents == 0)
+    is_death = ~from_none & (n_successors == 0)
+
+    # each kind overwrites those before it
+    table["kind"] = "death"
+    table.loc[~is_death, "kind"] = "leaver"
+    table.loc[from_none, "kind"] = "joiner"
+    table.loc[is_birth, "kind"] = "birth"
+    table.loc[is_successor | (from_none & to_none), "kind"] = "stays"
+    table.loc[is_successor & is_split, "kind"] = "split"
+    # a successor in both a split and a merge is a merge if it has most of the old cluster
+    table.loc[is_successor & is_merge & (has_most_of_old | ~is_split), "kind"] = "merge"
+    table.attrs = {
+        "split": _distinct(table["from_cluster"][is_split]),
+        "merge": _distinct(table["to_cluster"][is_merge]),
+        "birth": _distinct(table["to_cluster"][is_birth]),
+        "death": _distinct(table["from_cluster"][is_death]),
+    }
+    return table
+
+
+def _sum_by(cluster: pd.Series, values: pd.Series) -> pd.Series:
+    """Return for each row the sum of the values of all rows with the same cluster."""
+    return values.groupby(cluster).transform("sum")
+
+
+def _distinct(clusters: pd.Series) -> list[int]:
+    """Return the cluster numbers in ascending order, each once."""
+    return sorted(set(clusters.tolist()))
+
+
+def _principal_axes(rows: EmbeddingRows) -> AxisRows:
+    """Project embeddings onto their first principal axes."""
+    from sklearn.decomposition import PCA
+
+    return PCA(min(MAX_AXES, *rows.shape), svd_solver="full").fit_transform(rows)
+
+
+def _dense_clusters(axes: AxisRows, least: int) -> UserInts:
+    """Cluster with HDBSCAN and number the clusters by decreasing size."""
+    from sklearn.cluster import HDBSCAN
+
+    # allow_single_cluster stays off: it would return a dozen users in the middle of a blob
+    # min_samples equals the smallest cluster size, up to NEAR: with a small one, a blob falls apart
+    # into clumps
+    fit = HDBSCAN(min_cluster_size=least, min_samples=min(least, NEAR), copy=True).fit(axes)
+    sizes = np.bincount(fit.labels_[fit.labels_ >= 0])
+    largest_first = np.argsort(-sizes, kind="stable")
+    number = np.full(len(sizes) + 1, NONE)  # the last, at -1, stays NONE
+    number[largest_first] = np.arange(len(sizes))
+    return number[fit.labels_]
+
+
+def _stability(axes: AxisRows, cluster: UserInts, least: int) -> Float[np.ndarray, " cluster"]:
+    """Cluster subsamples and return each cluster's mean Jaccard overlap with its best match there.
+
+    Subsamples are drawn without replacement, because a user drawn twice would look like a dense
+    region.
+    """
+    n_clusters = int(cluster.max()) + 1
+    if not n_clusters:
+        return np.zeros(0)
+    random = np.random.default_rng(SEED)
+    n_sampled = round(SUBSAMPLE_SHARE * len(axes))
+    least = max(2, round(SUBSAMPLE_SHARE * least))
+    overlaps = []
+    for _ in range(SUBSAMPLES):
+        rows = np.sort(random.choice(len(axes), n_sampled, replace=False))
+        again = _dense_clusters(axes[rows], least)
+        both = np.zeros((n_clusters + 1, again.max() + 2))  # last row and column: none
+        np.add.at(both, (cluster[rows], again), 1)
+        either = both.sum(axis=1, keepdims=True) + both.sum(axis=0) - both
+        jaccard = both / np.maximum(either, 1)
+        overlaps.append(jaccard[:-1, :-1].max(axis=1, initial=0))
+    return np.mean(overlaps, axis=0)
 
 
 SIDES = ("before", "after")
@@ -294,7 +303,7 @@ def compare_clusters(
     clusters = {}
     names = []
     scores = []
-    for side, rows in zip(SIDES, (before, after), strict=True):
+    for side, rows in (("before", before), ("after", after)):
         clusters[side] = find_clusters(rows, users.ids, least=least)
         names.append(describe_clusters(clusters[side], users).assign(side=side))
         if labels is not None:
@@ -318,8 +327,7 @@ def _scores(side: str, rows: EmbeddingRows, users: Users, labels: pd.Series) -> 
     labels = labels.set_axis(labels.index.astype(str)).reindex(list(users.ids))
     probe = linear_probe(rows, labels)
     known = labels.notna().to_numpy()
-    size = MAX_SILHOUETTE_USERS if probe.n > MAX_SILHOUETTE_USERS else None
-    apart = silhouette_score(
-        l2_normalize(rows[known].astype(float)), labels[known], sample_size=size, random_state=0
-    )
-    return {"side": side, "silhouette": float(apart), **vars(probe)}
+    unit_rows = l2_normalize(rows[known].astype(float))
+    sample_size = MAX_SILHOUETTE_USERS if probe.n > MAX_SILHOUETTE_USERS else None
+    silhouette = silhouette_score(unit_rows, labels[known], sample_size=sample_size, random_state=0)
+    return {"side": side, "silhouette": float(silhouette), **vars(probe)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import numpy as np
 import pandas as pd
 
 from qanchor.data.export import membership_mask
@@ -55,27 +54,25 @@ def retention(
         raise ValueError(f"{users.name} has no events before the cut-off. Choose a later cut-off.")
     first = history.groupby("user", observed=True)["time"].min()
     if period_days is None:
-        spread = (users.cutoff - first.min()).days
-        fitting = [days for days in PERIOD_DAYS if days * MAX_PERIODS >= spread]
-        period_days = fitting[0] if fitting else PERIOD_DAYS[-1]
+        period_days = _fitting_period((users.cutoff - first.min()).days)
     if period_days < 1:
         raise ValueError(f"period_days is {period_days}. Pass 1 or more.")
     length = pd.Timedelta(days=period_days)
-    began = history["user"].map(first).astype(history["time"].dtype)
-    period_of_event = (history["time"] - began) // length
-    active = pd.DataFrame({"user": history["user"], "period": period_of_event}).drop_duplicates()
     whole_periods = (users.cutoff - first) // length
+    began = history["user"].map(first).astype(history["time"].dtype)
+    active = history[["user"]].assign(period=(history["time"] - began) // length)
+    active = active.drop_duplicates().astype({"user": str})
+    active = active[active["period"] < active["user"].map(whole_periods)]
     rows = []
     for side, members in _sides(users, ids):
-        of_side = active[active["user"].isin(members)]
-        lived = whole_periods[whole_periods.index.isin(members)]
+        periods_of_users = whole_periods[whole_periods.index.isin(members)]
+        n_active = active.loc[active["user"].isin(members), "period"].value_counts()
         for period in range(MAX_PERIODS):
-            there = lived.index[lived > period]
-            if len(there) < MIN_USERS:
+            n = int((periods_of_users > period).sum())
+            if n < MIN_USERS:
                 break
-            in_period = of_side.loc[of_side["period"] == period, "user"]
-            n_active = int(in_period.isin(there).sum())
-            rows.append({"side": side, "period": period, "users": len(there), "active": n_active})
+            active_users = int(n_active.get(period, 0))
+            rows.append({"side": side, "period": period, "users": n, "active": active_users})
     if not rows:
         raise ValueError(
             f"Fewer than {MIN_USERS} users have a whole period of {count(period_days, 'day')}"
@@ -84,6 +81,14 @@ def retention(
     frame = _with_shares(rows)
     frame.attrs["period_days"] = period_days
     return frame
+
+
+def _fitting_period(days: int) -> int:
+    """Return the shortest period of which `MAX_PERIODS` cover a history of some days."""
+    for period_days in PERIOD_DAYS:
+        if period_days * MAX_PERIODS >= days:
+            return period_days
+    return PERIOD_DAYS[-1]
 
 
 def funnel(users: Users, steps: Sequence[str], ids: Collection[str] | None = None) -> pd.DataFrame:
@@ -120,29 +125,24 @@ def funnel(users: Users, steps: Sequence[str], ids: Collection[str] | None = Non
     if len(steps) < 2:
         raise ValueError(f"Found {count(len(steps), 'step')}. Pass two or more, such as view, pay.")
     history = users.history()
-    is_step = np.array([_is_step(history, step) for step in steps])
-    for step, did in zip(steps, is_step, strict=True):
-        if not did.any():
+    is_step = pd.DataFrame({number: _is_step(history, step) for number, step in enumerate(steps)})
+    for step, did in zip(steps, is_step.any(), strict=True):
+        if not did:
             raise ValueError(
                 f"Nobody did {step!r} before the cut-off. Write a modality"
                 f" ({', '.join(users.modalities)}), or words of an event."
             )
-    events = pd.DataFrame(
-        {
-            "user": history["user"].astype(str).to_numpy(),
-            "time": history["time"].to_numpy(),
-            "steps": is_step.sum(0),  # at equal times, use events first that match fewer steps
-            "used": False,
-        }
-    )
+    events = history[["time"]].assign(user=history["user"].astype(str))
+    events["steps"] = is_step.sum(axis=1)
+    # at equal times, use events first that match fewer steps
     events = events.sort_values(["time", "steps"], kind="stable")
     reached = pd.Series(events["time"].min(), index=list(users.ids))
     came_so_far = []
-    for did in is_step:
-        possible = events[did[events.index] & ~events["used"]]
+    for number in is_step:
+        possible = events[is_step[number].reindex(events.index)]
         follows = possible["time"] >= possible["user"].map(reached)  # equal times: in any order
         earliest = possible[follows].drop_duplicates("user")
-        events.loc[earliest.index, "used"] = True
+        events = events.drop(index=earliest.index)  # an event counts for one step
         reached = earliest.set_index("user")["time"]
         came_so_far.append(reached.index)
     rows = []

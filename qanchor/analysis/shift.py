@@ -138,18 +138,21 @@ def nearest_neighbors(
     """Return the row numbers of each user's `k` nearest others, and how far they are; approximate
     (pynndescent) beyond `MAX_EXACT_USERS` users.
     """
-    k = min(k, len(rows) - 1)
+    n_users = len(rows)
+    k = min(k, n_users - 1)
     if not k:
-        return np.zeros((len(rows), 0), int), np.zeros((len(rows), 0))
-    if len(rows) > MAX_EXACT_USERS:
+        return np.zeros((n_users, 0), int), np.zeros((n_users, 0))
+    if n_users > MAX_EXACT_USERS:
         from pynndescent import NNDescent  # compiles, as umap does
 
         search = NNDescent(np.asarray(rows, np.float32), n_neighbors=k + 1, random_state=0)
         neighbors, distances = search.neighbor_graph
-        own = neighbors == np.arange(len(rows))[:, None]
+        is_self = neighbors == np.arange(n_users)[:, None]
         # among twins a row may miss itself: then the farthest goes
-        own[~own.any(axis=1), -1] = True
-        return neighbors[~own].reshape(-1, k), distances[~own].reshape(-1, k).astype(float)
+        is_self[~is_self.any(axis=1), -1] = True
+        neighbors = neighbors[~is_self].reshape(n_users, k)
+        distances = distances[~is_self].reshape(n_users, k)
+        return neighbors, distances.astype(float)
     from sklearn.neighbors import NearestNeighbors  # takes two seconds to import
 
     search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(rows)
@@ -157,16 +160,13 @@ def nearest_neighbors(
     return neighbors, distances.astype(float)
 
 
-def neighbors_changed(
-    before: EmbeddingRows, after: EmbeddingRows, ids, k: int = N_NEIGHBORS
-) -> pd.DataFrame:
-    """List the neighbours that each user gained and lost.
+def neighbors_changed(before: EmbeddingRows, after: EmbeddingRows, ids) -> pd.DataFrame:
+    """List the nearest neighbours, of 15, that each user gained and lost.
 
     Args:
         before: Embeddings of the users.
         after: Embeddings of the same users in the same order.
         ids: The users.
-        k: Number of nearest neighbours; default 15.
 
     Returns:
         `user, neighbours_kept, gained, lost`. gained and lost are tuples of row numbers (positions
@@ -174,14 +174,14 @@ def neighbors_changed(
         character.
 
     Example:
-        >>> before = np.array([[0.0], [0.1], [5.0], [5.1]])
-        >>> after = np.array([[0.0], [5.0], [0.1], [5.1]])
-        >>> frame = neighbors_changed(before, after, ["a", "b, c", "d", "e"], k=1)
-        >>> frame["gained"].tolist(), frame["lost"].tolist()
-        ([(2,), (3,), (0,), (1,)], [(1,), (0,), (3,), (2,)])
+        >>> before = np.arange(17.0)[:, None]
+        >>> after = np.array([*range(16), -1.0])[:, None]  # the last user becomes the first
+        >>> frame = neighbors_changed(before, after, [f"u{i}" for i in range(17)])
+        >>> frame["gained"][0], frame["lost"][0]
+        ((16,), (15,))
     """
-    old, _ = nearest_neighbors(before, k)
-    new, _ = nearest_neighbors(after, k)
+    old, _ = nearest_neighbors(before)
+    new, _ = nearest_neighbors(after)
     rows = []
     for was, now in zip(old.tolist(), new.tolist(), strict=True):
         gained = tuple(row for row in now if row not in was)
@@ -225,18 +225,16 @@ def embedding_shift(
     """
     before = l2_normalize(before)
     after = l2_normalize(after)
-    toward = elsewhere = np.full(len(before), np.nan)
+    frame = neighbors_changed(before, after, ids)
+    frame["from_query"] = from_query
+    frame["to_query"] = to_query
+    frame["residual"] = residual_shift(before, after)
+    frame["toward_yes"] = np.nan
+    frame["elsewhere"] = np.nan
     if others:
         others = [l2_normalize(rows) for rows in others]
-        toward, elsewhere = compare_with_others(before, after, others)
-    frame = neighbors_changed(before, after, ids).assign(
-        from_query=from_query,
-        to_query=to_query,
-        residual=residual_shift(before, after),
-        toward_yes=toward,
-        elsewhere=elsewhere,
-        stands_out=toward > elsewhere,
-    )
+        frame["toward_yes"], frame["elsewhere"] = compare_with_others(before, after, others)
+    frame["stands_out"] = frame["toward_yes"] > frame["elsewhere"]
     frame = frame[SHIFT_COLUMNS]
     frame.attrs["others"] = len(others)
     return frame
