@@ -117,19 +117,21 @@ def attention_shares(
         `user, modality, weight, tokens`, for each user one row for each of `names`.
     """
     tokens = cache.tokens
+    n_rows = len(names)
     row_of_thing = np.append(thing_rows(tokens, names), -1)  # the last stands for no thing
     weights = []
     n_tokens = []
     for users, gradients in engine.iter_token_gradients(cache, query):
         things = tokens.which[users][:, : gradients.shape[1]]
-        is_row = row_of_thing[things][..., None] == np.arange(len(names))
-        weights.append(np.abs((gradients[..., None] * is_row).sum(1)))
-        n_tokens.append(is_row.sum(1))
+        is_row = row_of_thing[things][..., None] == np.arange(n_rows)
+        gradient_of_row = (gradients[..., None] * is_row).sum(axis=1)
+        weights.append(np.abs(gradient_of_row))
+        n_tokens.append(is_row.sum(axis=1))
     weight = np.concatenate(weights)
-    total = np.maximum(weight.sum(1, keepdims=True), 1e-9)
-    frame = pd.DataFrame({"user": np.repeat(cache.ids, len(names))})
-    frame["modality"] = np.tile(names, len(cache.ids))
-    frame["weight"] = (weight / total).ravel()
+    weight /= np.maximum(weight.sum(axis=1, keepdims=True), 1e-9)
+    frame = pd.DataFrame({"user": np.repeat(cache.ids, n_rows)})
+    frame["modality"] = np.tile(names, len(cache))
+    frame["weight"] = weight.ravel()
     frame["tokens"] = np.concatenate(n_tokens).ravel()
     return frame
 
@@ -196,13 +198,13 @@ def iter_deletion_effects(
         The modality, and the deletion effect for each user and query; NaN if a user lacks it.
     """
     names = ablatable_rows(users)
-    has = users.modality_counts().reindex(columns=names, fill_value=0) > 0
+    lacks = users.modality_counts().reindex(columns=names, fill_value=0) == 0
     if TABULAR in names:
-        has[TABULAR] |= users.tabular.notna().any(axis=1).to_numpy()
+        lacks[TABULAR] &= users.tabular.isna().all(axis=1).to_numpy()
     for name in names:
         less = engine.embed(engine.prefill(without_modality(users, name)), queries)
         moved = np.maximum(1 - (whole * less).sum(-1), 0.0)
-        moved[~has[name].to_numpy()] = np.nan
+        moved[lacks[name]] = np.nan
         yield name, moved
 
 
@@ -243,9 +245,8 @@ def rank_agreement(
     rows = []
     for user, frame in both.groupby("user", sort=False):
         if len(frame) >= MIN_RANKED:
-            ranks = frame[[column, "deletion_effect"]].rank()
-            correlation = ranks.corr().iloc[0, 1]  # NaN if all are equal
-            rows.append({"user": user, "modalities": len(frame), "correlation": correlation})
+            correlations = frame[[column, "deletion_effect"]].corr("spearman")
+            rows.append((user, len(frame), correlations.iloc[0, 1]))  # NaN if all are equal
     return pd.DataFrame(rows, columns=["user", "modalities", "correlation"])
 
 
@@ -287,13 +288,16 @@ def attention_table(query: str, users: pd.DataFrame, modalities: Collection[str]
     deleted = users[["user", "modality", "deletion_effect"]].dropna()
     by_modality = users.groupby("modality", sort=False)
     table = by_modality[["tokens", "weight", "deletion_effect"]].mean().reset_index()
+    effect = table["deletion_effect"]
+    weight = table["weight"]
+    per_token = weight / table["tokens"].clip(lower=1e-9)
     table["query"] = query
     table["kind"] = np.where(table["modality"].isin(list(modalities)), "modality", "other")
-    table["per_token"] = table["weight"] / table["tokens"].clip(lower=1e-9)
-    for measure, suffix in (("weight", ""), ("per_token", "_per_token")):
-        table[f"disagrees{suffix}"] = ranks_disagree(table[measure], table["deletion_effect"])
-        agreement = rank_agreement(users, deleted, measure)
-        table[f"agreement{suffix}"] = agreement["correlation"].mean()
+    table["per_token"] = per_token
+    table["disagrees"] = ranks_disagree(weight, effect)
+    table["disagrees_per_token"] = ranks_disagree(per_token, effect)
+    for measure, name in (("weight", "agreement"), ("per_token", "agreement_per_token")):
+        table[name] = rank_agreement(users, deleted, measure)["correlation"].mean()
     return table.loc[table["tokens"] > 0, TABLE_COLUMNS].reset_index(drop=True)
 
 

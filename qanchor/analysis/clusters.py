@@ -139,50 +139,38 @@ def cluster_transitions(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFra
             f"User {one_sided[0]!r} is on one side only ({sizes}). Pass clusters of the same users."
         )
     both = before.merge(after, on="user", suffixes=("_before", "_after"))
-    old = both["cluster_before"].rename("from_cluster")
-    new = both["cluster_after"].rename("to_cluster")
-    table = both.groupby([old, new]).size().rename("users").reset_index()
-    table["share_from"] = table["users"] / _sum_by(table["from_cluster"], table["users"])
-    table["share_to"] = table["users"] / _sum_by(table["to_cluster"], table["users"])
-
-    from_none = table["from_cluster"] == NONE
-    to_none = table["to_cluster"] == NONE
-    has_most_of_old = table["share_from"] >= SUCCESSOR_SHARE
-    is_most_of_new = table["share_to"] >= SUCCESSOR_SHARE
-    is_successor = (has_most_of_old | is_most_of_new) & ~from_none & ~to_none
-    n_successors = _sum_by(table["from_cluster"], is_successor)
-    n_parents = _sum_by(table["to_cluster"], is_successor)
+    counts = both.groupby(["cluster_before", "cluster_after"]).size().rename("users")
+    table = counts.rename_axis(["from_cluster", "to_cluster"]).reset_index()
+    old = table["from_cluster"]
+    new = table["to_cluster"]
+    users = table["users"]
+    share_from = users / users.groupby(old).transform("sum")
+    share_to = users / users.groupby(new).transform("sum")
+    largest_share = np.maximum(share_from, share_to)
+    is_link = (largest_share >= SUCCESSOR_SHARE) & (old != NONE) & (new != NONE)
+    n_successors = is_link.groupby(old).transform("sum")
+    n_parents = is_link.groupby(new).transform("sum")
     is_split = n_successors > 1
     is_merge = n_parents > 1
-    is_birth = ~to_none & (n_parents == 0)
-    is_death = ~from_none & (n_successors == 0)
-
-    # each kind overwrites those before it
-    table["kind"] = "death"
-    table.loc[~is_death, "kind"] = "leaver"
-    table.loc[from_none, "kind"] = "joiner"
-    table.loc[is_birth, "kind"] = "birth"
-    table.loc[is_successor | (from_none & to_none), "kind"] = "stays"
-    table.loc[is_successor & is_split, "kind"] = "split"
-    # a successor in both a split and a merge is a merge if it has most of the old cluster
-    table.loc[is_successor & is_merge & (has_most_of_old | ~is_split), "kind"] = "merge"
+    is_birth = (new != NONE) & (n_parents == 0)
+    is_death = (old != NONE) & (n_successors == 0)
+    # a link that is part of both a split and a merge is a merge if most of the old cluster takes it
+    merges = is_link & is_merge & (~is_split | (share_from >= SUCCESSOR_SHARE))
+    stays = is_link | ((old == NONE) & (new == NONE))
+    table["share_from"] = share_from
+    table["share_to"] = share_to
+    table["kind"] = np.select(  # the first that holds
+        [merges, is_link & is_split, stays, is_birth, old == NONE, ~is_death],
+        ["merge", "split", "stays", "birth", "joiner", "leaver"],
+        "death",
+    )
     table.attrs = {
-        "split": _distinct(table["from_cluster"][is_split]),
-        "merge": _distinct(table["to_cluster"][is_merge]),
-        "birth": _distinct(table["to_cluster"][is_birth]),
-        "death": _distinct(table["from_cluster"][is_death]),
+        "split": np.unique(old[is_split]).tolist(),
+        "merge": np.unique(new[is_merge]).tolist(),
+        "birth": np.unique(new[is_birth]).tolist(),
+        "death": np.unique(old[is_death]).tolist(),
     }
     return table
-
-
-def _sum_by(cluster: pd.Series, values: pd.Series) -> pd.Series:
-    """Return for each row the sum of the values of all rows with the same cluster."""
-    return values.groupby(cluster).transform("sum")
-
-
-def _distinct(clusters: pd.Series) -> list[int]:
-    """Return the cluster numbers in ascending order, each once."""
-    return sorted(set(clusters.tolist()))
 
 
 def _principal_axes(rows: EmbeddingRows) -> AxisRows:

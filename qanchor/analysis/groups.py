@@ -127,15 +127,15 @@ def distinctive(number: pd.Series, who: pd.Series, what: pd.Series) -> dict[int,
     prior = PRIOR_USERS * total / n_users
     z = norm.isf(FAMILY_ERROR / max(1, len(total)))
     by_cluster = {}
-    for cluster in range(number.max() + 1):
+    holders = holders.reindex(range(number.max() + 1), fill_value=0)
+    for cluster, have in holders.iterrows():
         size = int((number == cluster).sum())
-        have = holders.loc[cluster] if cluster in holders.index else 0 * total
         ours, our_variance = _log_odds(have, size, prior)
         theirs, their_variance = _log_odds(total - have, n_users - size, prior)
         lowest = ours - theirs - z * np.sqrt(our_variance + their_variance)
         lowest = lowest[(lowest > 0) & (have >= MIN_TEXT_HOLDERS)]
         lowest = lowest.sort_values(ascending=False, kind="stable")
-        by_cluster[cluster] = [str(name) for name in lowest.index]
+        by_cluster[cluster] = lowest.index.astype(str).tolist()
     return by_cluster
 
 

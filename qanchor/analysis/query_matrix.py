@@ -175,12 +175,12 @@ def default_groups(users: Users) -> dict[str, tuple[str, ...]]:
     shares = shares.loc[:, shares.nunique() > 1].add_prefix("much ")
     has_much = shares.rank(pct=True, method="min") > 1 - TOP_SHARE
     for table in (users.labels == 1, facts.loc[:, is_binary] == 1, has_much):
+        n_inside = table.sum()
+        n_smaller = np.minimum(n_inside, len(users) - n_inside)
+        table = table.loc[:, n_smaller >= MIN_GROUP_SIZE].iloc[:, :MAX_GROUPS]
         groups = {}
         for name, inside in table.items():
-            members = tuple(table.index[inside].astype(str))
-            n_others = len(table) - len(members)
-            if min(len(members), n_others) >= MIN_GROUP_SIZE and len(groups) < MAX_GROUPS:
-                groups[str(name)] = members
+            groups[str(name)] = tuple(table.index[inside].astype(str))
         if groups:
             return groups
     return {}
@@ -218,13 +218,17 @@ def _matrix_frame(rows: list[dict]) -> pd.DataFrame:
     """Build the frame of the results so far, with the chance levels for these questions."""
     frame = pd.DataFrame(rows)
     frame = frame.assign(**auc_columns(np.stack(frame["aucs"]), FOLDS))
-    frame["ratio"] = frame["shift"] / frame["shift_rest"]
+    yes_score = frame["yes_score"]
+    yes_score_chance = _chance_levels(frame, "random_yes_score")
+    ratio = frame["shift"] / frame["shift_rest"]
+    ratio_chance = np.exp(_chance_levels(frame, "random_ratio"))
+    frame["ratio"] = ratio
     frame["chance"] = _chance_levels(frame, "random_auc")
-    frame["yes_score_chance"] = _chance_levels(frame, "random_yes_score")
-    frame["ratio_chance"] = np.exp(_chance_levels(frame, "random_ratio"))
+    frame["yes_score_chance"] = yes_score_chance
+    frame["ratio_chance"] = ratio_chance
     frame["beyond_chance"] = frame["auc"] > frame["chance"]
-    frame["yes_score_beyond"] = (frame["yes_score"] - 0.5).abs() > frame["yes_score_chance"]
-    frame["ratio_beyond"] = np.abs(np.log(frame["ratio"])) > np.log(frame["ratio_chance"])
+    frame["yes_score_beyond"] = (yes_score - 0.5).abs() > yes_score_chance
+    frame["ratio_beyond"] = np.abs(np.log(ratio)) > np.log(ratio_chance)
     return frame.drop(columns=["aucs", "random_auc", "random_yes_score", "random_ratio"])
 
 

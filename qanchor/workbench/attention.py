@@ -121,14 +121,14 @@ class AttentionBackend:
                 "The query is empty. Write a question, such as 'Will this user travel soon?'."
             )
         queries = {label: query}
+        other_label, versus = _named(versus or "")
         if versus:
-            other_label, versus = _named(versus)
             queries[other_label] = versus
         ids, of = self._sample(users)
         caption = attention_caption(ids, of, self.unit, self.seed)
         if len(self.results) * USERS_PER_UPDATE > MAX_CACHED_USERS:
             self.results.clear()
-        for update in self._measure(queries, self.users, ids):
+        for update in self._measure(queries, self.users.select(ids)):
             yield replace(update, caption=caption)
         table = update.data["table"]
         message = attention_summary(table, ids[0] if of == 1 else self.units)
@@ -175,20 +175,21 @@ class AttentionBackend:
         label, query = _named(query)
         user = self._known(user)
         label_edited = f"{label} (edited)"
+        original = self.users.select([user])
         edited = edit_user_events(self.users, user, drop, reword)
         self.results.pop((label_edited, (user,)), None)
         no_table = {"table": None}
-        for update in self._measure({label: query}, self.users, [user]):
-            half = update.total
-            yield replace(update, total=2 * half, data=no_table)
-        for update in self._measure({label_edited: query}, edited, [user]):
-            yield replace(update, done=half + update.done, total=2 * half, data=no_table)
-        yield Update(2 * half, 2 * half, ANSWERING, data=no_table)
+        total = 2 * (1 + len(ablatable_rows(self.users)))
+        for update in self._measure({label: query}, original):
+            yield replace(update, total=total, data=no_table)
+        for update in self._measure({label_edited: query}, edited):
+            yield replace(update, done=total // 2 + update.done, total=total, data=no_table)
+        yield Update(total, total, ANSWERING, data=no_table)
 
         before = self.results[label, (user,)].anchor[0]
         after = self.results[label_edited, (user,)].anchor[0]
         moved = max(1 - float(before @ after), 0.0)
-        answer_before = self._answer(self.users.select([user]), query)
+        answer_before = self._answer(original, query)
         answer_after = self._answer(edited, query)
         message = edit_result(drop, reword, user, moved, answer_before == answer_after)
         caption = attention_caption([user], 1, self.unit, self.seed)
@@ -198,11 +199,12 @@ class AttentionBackend:
             "before": answer_before,
             "after": answer_after,
         }
-        yield Update(2 * half, 2 * half, message, caption, data=data)
+        yield Update(total, total, message, caption, data=data)
 
     def _answer(self, one_user: Users, query: QueryLike) -> str:
         """Return the answer of one user."""
-        return self.engine.generate(self.engine.prefill(one_user), one_user.ids[0], query)
+        [user] = one_user.ids
+        return self.engine.generate(self.engine.prefill(one_user), user, query)
 
     def _table(self, labels: Iterable[str], ids: Sequence[str]) -> pd.DataFrame:
         """Build the table of the results so far."""
@@ -231,43 +233,42 @@ class AttentionBackend:
         sample = np.random.default_rng(self.seed).choice(np.array(ids), self.most, replace=False)
         return sorted(sample.tolist()), len(ids)
 
-    def _measure(
-        self, queries: Mapping[str, QueryLike], users: Users, ids: list[str]
-    ) -> Iterator[Update]:
+    def _measure(self, queries: Mapping[str, QueryLike], users: Users) -> Iterator[Update]:
         """Measure attention, then deletion effects, batch by batch.
 
         Args:
             queries: Queries by label.
-            users: The users.
-            ids: Ids of those to analyze.
+            users: The users to analyze.
 
         Yields:
             Updates without a caption. `data["table"]` is None, except after all attention and after
             the deletions of each batch.
         """
+        n_users = len(users)
         n_modalities = len(ablatable_rows(users))
-        total = len(ids) * (1 + n_modalities)
-        batches = [users.select(batch) for batch in _batches(ids)]
+        total = n_users * (1 + n_modalities)
+        batches = [users.select(batch) for batch in _batches(users.ids)]
 
         n_read = 0
         for batch in batches:
             self._read_attention(queries, batch)
             n_read += len(batch)
-            message = progress_message(READ_ATTENTION, n_read, len(ids), self.unit)
-            table = self._table(queries, ids) if n_read == len(ids) else None
+            message = progress_message(READ_ATTENTION, n_read, n_users, self.unit)
+            table = self._table(queries, users.ids) if n_read == n_users else None
             yield Update(n_read, total, message, data={"table": table})
 
         n_deleted = 0
         for batch in batches:
-            done = n_read + n_deleted * n_modalities
+            done = n_users + n_deleted * n_modalities
             for modality in self._delete_modalities(queries, batch):
                 done += len(batch)
                 message = deletion_progress(modality, len(batch), self.unit)
                 yield Update(done, total, message, data={"table": None})
             n_deleted += len(batch)
-            message = progress_message(DELETED_EACH, n_deleted, len(ids), self.unit)
-            done = n_read + n_deleted * n_modalities
-            yield Update(done, total, message, data={"table": self._table(queries, ids)})
+            done = n_users + n_deleted * n_modalities
+            message = progress_message(DELETED_EACH, n_deleted, n_users, self.unit)
+            table = self._table(queries, users.ids)
+            yield Update(done, total, message, data={"table": table})
 
     def _read_attention(self, queries: Mapping[str, QueryLike], users: Users) -> None:
         """Compute the attention of some users, for the queries without a cached result."""
@@ -278,8 +279,7 @@ class AttentionBackend:
         anchors = self.engine.embed(cache, [queries[label] for label in new]).astype(float)
         for column, label in enumerate(new):
             table = attention_shares(self.engine, cache, queries[label], self.names)
-            table["weight"] = table["weight"].astype(float)
-            table["deletion_effect"] = np.nan
+            table = table.astype({"weight": float}).assign(deletion_effect=np.nan)
             self.results[label, users.ids] = UserAttention(table, anchors[:, column])
 
     def _delete_modalities(self, queries: Mapping[str, QueryLike], users: Users) -> Iterator[str]:
@@ -287,19 +287,22 @@ class AttentionBackend:
 
         Yields the modality. Only complete results are cached.
         """
-        read = {label: self.results[label, users.ids] for label in queries}
-        new = [label for label in queries if read[label].table["deletion_effect"].isna().all()]
+        new = {}
+        for label in queries:
+            result = self.results[label, users.ids]
+            if result.table["deletion_effect"].isna().all():
+                new[label] = replace(result, table=result.table.copy())
         if not new:
             return
-        whole = np.stack([read[label].anchor for label in new], axis=1)
-        tables = [read[label].table.copy() for label in new]
         new_queries = [queries[label] for label in new]
+        whole = np.stack([result.anchor for result in new.values()], axis=1)
         for name, effects in iter_deletion_effects(self.engine, users, new_queries, whole):
-            for table, effect in zip(tables, effects.T, strict=True):
-                table.loc[table["modality"] == name, "deletion_effect"] = effect
+            for column, result in enumerate(new.values()):
+                rows = result.table["modality"] == name
+                result.table.loc[rows, "deletion_effect"] = effects[:, column]
             yield name
-        for label, table in zip(new, tables, strict=True):
-            self.results[label, users.ids] = replace(read[label], table=table)
+        for label, result in new.items():
+            self.results[label, users.ids] = result
 
 
 def _batches(ids: Sequence[str]) -> list[tuple[str, ...]]:
