@@ -58,16 +58,17 @@ class EmbeddingCache:
         """
         results = {query: self.embeddings[query] for query in queries if query in self.embeddings}
         missing = [query for query in dict.fromkeys(queries) if query not in results]
-        if missing:
-            shape = (len(self.ids), self.engine.model.config.embedding_dim)
-            # one array per query: a view of a shared array would keep all queries in memory
-            embedded = {query: np.zeros(shape, np.float32) for query in missing}
-            done = 0
-            for rows, z in self.engine.iter_embed(self.cache, missing):
-                for place, query in enumerate(missing):
-                    embedded[query][rows] = z[:, place]
-                done += len(rows)
-                yield "users", done, len(self.ids)
-            self.embeddings.update(embedded)
-            results |= embedded
-        return results
+        if not missing:
+            return results
+        n_users = len(self.ids)
+        shape = (n_users, self.engine.model.config.embedding_dim)
+        # one array per query: a view of a shared array would keep all queries in memory
+        embedded = {query: np.zeros(shape, np.float32) for query in missing}
+        done = 0
+        for rows, z in self.engine.iter_embed(self.cache, missing):
+            for column, query in enumerate(missing):
+                embedded[query][rows] = z[:, column]
+            done += len(rows)
+            yield "users", done, n_users
+        self.embeddings.update(embedded)
+        return results | embedded

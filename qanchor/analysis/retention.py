@@ -71,8 +71,8 @@ def retention(
             n = int((periods_of_users > period).sum())
             if n < MIN_USERS:
                 break
-            active_users = int(n_active.get(period, 0))
-            rows.append({"side": side, "period": period, "users": n, "active": active_users})
+            row = {"side": side, "period": period, "users": n}
+            rows.append(row | {"active": int(n_active.get(period, 0))})
     if not rows:
         raise ValueError(
             f"Fewer than {MIN_USERS} users have a whole period of {count(period_days, 'day')}"

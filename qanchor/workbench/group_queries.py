@@ -59,12 +59,12 @@ class GroupQueriesBackend:
         for step in rank_queries_for_group(self.embedding_cache, ids, self.questions):
             if isinstance(step, pd.DataFrame):
                 message = group_queries_summary(step, unit)
-                yield Update(
-                    total, total, message, group_queries_caption(DRAWS), data={"frame": step}
-                )
-                continue
+                caption = group_queries_caption(DRAWS)
+                yield Update(total, total, message, caption, data={"frame": step})
+                return
             stage, done, total = step
-            message = progress_message("Compared", done, total, "question")
             if stage == "users":
                 message = progress_message("Embedded", done, total, unit, under)
+            else:
+                message = progress_message("Compared", done, total, "question")
             yield Update(done, total, message)
