@@ -95,10 +95,9 @@ def unused_path(name: str, extension: str) -> Path:
 
 def error_message(error: Exception) -> str:
     """Return the first line of an error's message, or its type if it has none."""
-    lines = str(error).strip().splitlines()
-    line = lines[0] if lines else type(error).__name__
-    quoted = line[0] == line[-1] and line[0] in "'\""  # str(KeyError) is quoted
-    return line[1:-1] if quoted else line
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    lines = str(message).strip().splitlines()  # str(KeyError) would be quoted
+    return lines[0] if lines else type(error).__name__
 
 
 def count_noun(number: int, unit: str, units: str) -> str:
@@ -179,8 +178,9 @@ class View(anywidget.AnyWidget):
 
     def _add_to_status(self, **more) -> None:
         """Add to the status line of work that runs."""
-        if self._status.get("busy"):
-            self._set_status(at_once=True, **self._status | more)
+        with self._guard:  # the worker may be reporting its end just now
+            if self._status.get("busy"):
+                self._set_status(at_once=True, **self._status | more)
 
     def _show(self, **status) -> None:
         """Show what is kept, if something else is on the screen, and the status."""

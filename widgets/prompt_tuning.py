@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from html import escape
 from threading import Event, RLock
 from typing import Any
 
@@ -24,7 +23,7 @@ from qanchor.widgets.base import (
     unit_words,
     until_cancelled,
 )
-from qanchor.widgets.static_html import BLUE, INK, VERMILION, static_page, svg_image
+from qanchor.widgets.static_html import static_page
 
 TITLE = "Prompt lab"
 # a slip of the keyboard should not cost a night
@@ -36,8 +35,6 @@ HISTORY_COLUMNS = ["step", "loss", "valid"]
 RESULT_COLUMNS = ["measure", "before", "after", "gain", "low", "high"]
 MEASURE_NAMES = {"auc": "AUC", "ks": "KS", "silhouette": "silhouette"}
 PRESSED = ("stopping", "cancelling")
-WIDTH = 520  # pixels of the curve's picture
-HEIGHT = 220
 VERDICTS = {1: "beyond chance", 0: "within chance", -1: "a loss"}
 
 
@@ -57,11 +54,12 @@ class PromptTuningView(View):
         backend: Called as `backend(query, label, vectors=, steps=, seed=, stop=)`; yields updates
             with `done` and `total` (in steps), `message` (empty while it steps) and a dict `data`:
             `history`, `best`, `prompt` and, in the last one, `result`, a frame `measure, before,
-            after, gain, low, high`. If `stop()` is true it ends and keeps the best prompt so far;
-            closing the iterator cancels the work. It has `labels` (the label columns to choose
-            from) and `defaults` (`vectors` and `steps`, and both as `paper` has them). Attributes
-            that are used if there are any: `queries`, `unit` and `units`, and `save`, called as
-            `save(prompt, folder)`.
+            after, gain, low, high` whose `attrs` hold `n` and `positives`, the held-out users and
+            those of them with the label. If `stop()` is true it ends and keeps the best prompt so
+            far; closing the iterator cancels the work. It has `labels` (the label columns to choose
+            from), `queries` (suggestions), `defaults` (`vectors` and `steps`, and both as `paper`
+            has them), `save`, called as `save(prompt, folder)`, and, if users are called otherwise,
+            `unit` and `units`.
         label: The label the form opens with (default: the first).
         query: The query the form opens with.
         steps: Number of steps (default: of `backend.defaults`).
@@ -70,11 +68,12 @@ class PromptTuningView(View):
     Example:
         >>> from types import SimpleNamespace
         >>> result = pd.DataFrame([("auc", 0.7, 0.8, 0.1, 0.05, 0.15)], columns=RESULT_COLUMNS)
+        >>> result.attrs = {"n": 300, "positives": 84}
         >>> history = pd.DataFrame([(0, float("nan"), 0.7)], columns=HISTORY_COLUMNS)
         >>> data = {"history": history, "best": 0, "prompt": "p", "result": result}
         >>> update = SimpleNamespace(done=1, total=1, message="Better.", data=data)
         >>> backend = lambda query, label, **how: iter([update])
-        >>> backend.labels = ["Takeout"]
+        >>> backend.labels, backend.queries, backend.save = ["Takeout"], [], None
         >>> backend.defaults = {"vectors": 6, "steps": 60, "paper": {"vectors": 6, "steps": 500}}
         >>> view = PromptTuningView(backend)
         >>> view.tune("Takeout", "Will they order?"), view.prompt, view
@@ -88,7 +87,7 @@ class PromptTuningView(View):
     _status = Dict().tag(sync=True)  # busy, done, total, seconds_left, message, note, error
     _curve = Dict().tag(sync=True)  # step, loss, valid, best, steps
     _result = Dict().tag(sync=True)  # rows, sentence, caption, label, query, folder
-    _saved = Dict().tag(sync=True)  # folder, note, error
+    _saved = Dict().tag(sync=True)  # note, error
 
     def __init__(
         self,
@@ -100,7 +99,6 @@ class PromptTuningView(View):
     ):
         self._backend = backend
         self._unit, self._units = unit_words(backend)
-        self._save_prompt = getattr(backend, "save", None)
         self._labels = list(backend.labels)
         if not self._labels:
             hint = "give users that have label columns"
@@ -112,10 +110,9 @@ class PromptTuningView(View):
         about = {
             "title": TITLE,
             "labels": self._labels,
-            "saves": self._save_prompt is not None,
             "minima": MINIMA,
             "maxima": MAXIMA,
-            "queries": [str(query) for query in getattr(backend, "queries", ())],
+            "queries": list(backend.queries),
             "paper": defaults["paper"],
         }
         super().__init__(turn, _about=about)
@@ -152,16 +149,12 @@ class PromptTuningView(View):
     @property
     def history(self) -> pd.DataFrame:
         """The curve of the last tuning that was kept: `step, loss, valid`."""
-        if self._last_run is None:
-            return pd.DataFrame(columns=HISTORY_COLUMNS)
-        return self._last_run.update.data["history"].copy()
+        return self._last_frame("history", HISTORY_COLUMNS)
 
     @property
     def result(self) -> pd.DataFrame:
         """What it gained on held-out users: `measure, before, after, gain, low, high`."""
-        if self._last_run is None:
-            return pd.DataFrame(columns=RESULT_COLUMNS)
-        return self._last_run.update.data["result"].copy()
+        return self._last_frame("result", RESULT_COLUMNS)
 
     @property
     def sentence(self) -> str:
@@ -170,11 +163,17 @@ class PromptTuningView(View):
 
     def save(self, folder: str) -> Any:
         """Save the last prompt in a folder, and return where it is."""
-        if self._save_prompt is None:
-            raise ValueError("this lab was given no way to save")
+        if not folder:
+            raise ValueError("name a folder for it")
         if self.prompt is None:
             raise ValueError("no prompt to save yet: tune one")
-        return self._save_prompt(self.prompt, str(folder))
+        return self._backend.save(self.prompt, str(folder))
+
+    def _last_frame(self, name: str, columns: list[str]) -> pd.DataFrame:
+        """Return a frame of the last tuning that was kept, an empty one before any."""
+        if self._last_run is None:
+            return pd.DataFrame(columns=columns)
+        return self._last_run.update.data[name].copy()
 
     def _summary(self) -> str:
         labels = count_noun(len(self._labels), "label", "labels")
@@ -187,14 +186,13 @@ class PromptTuningView(View):
         run = self._last_run
         if run is None:
             return static_page(TITLE, [f"{self!r}: run the cell to open the form."])
-        rows = [["on held-out users", "before", "after", "gain", "95 %", ""]]
+        head = ["on held-out users", "before", "after", "gain", "95 %", ""]
         columns = ["name", "before", "after", "gain", "interval", "verdict"]
-        for row in result_rows(self.result):
-            rows.append([row[column] for column in columns])
+        rows = pd.DataFrame(result_rows(self.result))[columns]
         query = run.form["query"] or "none"
         asked = f"Label {run.form['label']}, question: {query}"
-        image = curve_image(self.history, run.update.data["best"])
-        return static_page(TITLE, [asked, self.sentence, run.caption], image, rows)
+        lines = [asked, self.sentence, run.caption]
+        return static_page(TITLE, lines, table=[head, *rows.to_numpy()])
 
     def _checked_form(self, form: dict) -> dict:
         """Return a form with whole numbers, and refuse one that asks for what there is not."""
@@ -217,13 +215,14 @@ class PromptTuningView(View):
         if kind == "tune" and not self._status.get("busy"):
             self._start(message)
         elif kind == "stop":
-            self._end(self._stop_and_keep.set, "stopping")
+            self._stop_and_keep.set()
+            self._add_to_status(stopping=True)
         elif kind == "cancel":
-            self._end(self._worker.cancel, "cancelling")
+            self._worker.cancel()
+            self._add_to_status(cancelling=True)
         elif kind == "save":
             folder = message["folder"].strip()
-            saved = attempt(partial(self._save_in, folder), "Not saved")
-            self._saved = {"folder": folder, **saved}
+            self._saved = attempt(lambda: {"note": f"Saved in {self.save(folder)}"}, "Not saved")
 
     def _start(self, message: dict) -> None:
         """Tune as the browser's form says."""
@@ -235,17 +234,11 @@ class PromptTuningView(View):
             return
         self._worker.start(partial(self._run, form))
 
-    def _end(self, act: Callable[[], None], name: str) -> None:
-        """Stop or cancel a tuning that runs, and show that it will end."""
-        with self._guard:  # the worker may be reporting its end just now
-            if self._status.get("busy"):
-                act()
-                self._add_to_status(**{name: True})
-
     def _run(self, form: dict, stop: Event, raise_errors: bool = False) -> None:
         """Tune, show what comes and keep it; if it fails, the last good result returns."""
         self._stop_and_keep.clear()
         self._form = form
+        self._curve = {}
         self._set_status(busy=True, done=0, total=form["steps"], message="Beginning")
         with self._showing_failure(f"Tuning on “{form['label']}” failed", raise_errors):
             self._last_run = self._follow(form, stop)
@@ -254,16 +247,15 @@ class PromptTuningView(View):
     def _follow(self, form: dict, stop: Event) -> TuningRun:
         """Draw the curve as it grows; return what came of it."""
         began = time.monotonic()
-        first_step = None  # and when it was taken
+        step_times = []
         update = None
         numbers = {name: form[name] for name in MINIMA}
         stops = self._stop_and_keep.is_set
         with closing(self._backend(form["query"], form["label"], **numbers, stop=stops)) as updates:
             for update in until_cancelled(updates, stop):
-                if first_step is None and update.data["history"] is not None:
-                    first_step = (update.done, time.monotonic())
-                if first_step is not None and not update.message:
-                    self._time_steps(*first_step, update.done)
+                if not update.message:  # a step was taken
+                    step_times.append(time.monotonic())
+                    self._time_steps(step_times)
                 self._draw(form, update)
                 self._show_progress(form, update)
         if update is None or update.data["result"] is None:
@@ -271,11 +263,11 @@ class PromptTuningView(View):
         seconds = time.monotonic() - began
         return TuningRun(form, update, self._caption(form, update, seconds))
 
-    def _time_steps(self, first_step: int, began: float, step: int) -> None:
+    def _time_steps(self, times: list[float]) -> None:
         """Measure the seconds of a step once there were enough of them."""
-        steps = step - first_step
+        steps = len(times) - 1
         if steps >= MIN_TIMED_STEPS:
-            self._seconds_per_step = (time.monotonic() - began) / steps
+            self._seconds_per_step = (times[-1] - times[0]) / steps
 
     def _show_progress(self, form: dict, update) -> None:
         seconds_left = None
@@ -301,16 +293,10 @@ class PromptTuningView(View):
         outcome = kept if best else f"no step helped: {kept}"
         words = f"{vectors}, {steps}, {seconds:.0f} s, seed {form['seed']}; {outcome}."
         judged = update.data["result"].attrs
-        if judged:
-            users = count_noun(judged["n"], f"held-out {self._unit}", f"held-out {self._units}")
-            users += f" ({judged['positives']:,} of them yes)"
-            words += f" Judged on {users} by the same linear probe before and after."
-        return words
-
-    def _save_in(self, folder: str) -> dict:
-        if not folder:
-            raise ValueError("name a folder for it")
-        return {"note": f"Saved in {self.save(folder)}"}
+        users = count_noun(judged["n"], f"held-out {self._unit}", f"held-out {self._units}")
+        positives = f"{judged['positives']:,} of them yes"
+        probe = "by the same linear probe before and after"
+        return f"{words} Judged on {users} ({positives}) {probe}."
 
     def _show(self, **status) -> None:
         """Send the last good run and the status to the browser."""
@@ -337,20 +323,13 @@ class PromptTuningView(View):
     def _draw(self, form: dict, update) -> None:
         """Send the curve of an update, unless the browser has it."""
         history = update.data["history"]
+        known_steps = len(self._curve.get("step", ()))
+        if history is None or len(history) == known_steps:
+            return
+        cells = history[HISTORY_COLUMNS].astype(object)
+        columns = cells.where(cells.notna(), None).to_dict("list")
         with self._guard:
-            if history is None:
-                self._curve = {}
-                return
-            known_steps = len(self._curve.get("step", ()))
-            if len(history) == known_steps and self._curve["form"] == form:
-                return
-            cells = history[HISTORY_COLUMNS].astype(object)
-            self._curve = {
-                **cells.where(cells.notna(), None).to_dict("list"),
-                "best": update.data["best"],
-                "steps": form["steps"],
-                "form": form,
-            }
+            self._curve = {**columns, "best": update.data["best"], "steps": form["steps"]}
 
     def _set_status(self, at_once: bool = False, **status) -> None:
         """Set the status line; what was pressed stays while the tuning runs."""
@@ -406,33 +385,3 @@ def slug(label: str) -> str:
     """Return a label as part of a folder's name."""
     words = re.sub(r"[^a-z0-9]+", "-", label.lower())
     return words.strip("-")[:MAX_SLUG_LENGTH] or "label"
-
-
-def curve_image(history: pd.DataFrame, best: int) -> str:
-    """Draw the validation loss, the kept step marked.
-
-    Args:
-        history: The curve: `step, loss, valid`.
-        best: The kept step.
-
-    Returns:
-        HTML of an image.
-    """
-    steps = history["step"]
-    losses = history["valid"]
-    least = losses.min()
-    drop = max(losses.max() - least, 1e-9)
-    last = max(steps.iloc[-1], 1)
-    xs = 40 + (WIDTH - 60) * steps / last
-    ys = 24 + (HEIGHT - 60) * (losses.max() - losses) / drop
-    corners = [f"{x:.0f} {y:.0f}" for x, y in zip(xs, ys, strict=True)]
-    line = "L".join(corners)
-    x = xs[steps == best].iloc[0]
-    y = ys[steps == best].iloc[0] - 6
-    words = f"validation loss {losses[0]:.3f} at step 0, least {least:.3f} at step {best}"
-    body = (
-        f'<path d="M{line}" fill="none" stroke="{BLUE}" stroke-width="2"/>'
-        f'<path d="M{x:.0f} {y:.0f}l6 6l-6 6l-6-6z" fill="{VERMILION}"/>'
-        f'<text x="40" y="{HEIGHT - 8}" fill="{INK}">{escape(words)}</text>'
-    )
-    return svg_image(body, words, WIDTH, HEIGHT)

@@ -18,15 +18,20 @@ class FakeTuning:
     its time, others gain.
     """
 
-    labels, queries = LABELS, QUERIES
+    labels = LABELS
+    queries = QUERIES
 
     def __init__(self, seconds: float = 0.6, steps: int = 60):
-        self.seconds, self.closed, self.calls = seconds, 0, []
+        self.seconds = seconds
+        self.closed = 0
+        self.calls = []
         self.defaults = {"vectors": 6, "steps": steps, "paper": {"vectors": 6, "steps": 500}}
 
     def __call__(self, query, label, *, vectors, steps, seed, stop):
         self.calls.append((query, label, vectors, steps, seed))
-        random, rows, best = np.random.default_rng(seed), [], 0
+        random = np.random.default_rng(seed)
+        rows = []
+        best = 0
         pause = self.seconds * (20 if label == "slow" else 1) / steps
         data = {"prompt": None, "result": None, "history": None, "best": 0}
         try:

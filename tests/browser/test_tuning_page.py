@@ -47,24 +47,22 @@ def test_a_label_is_picked_and_the_gain_is_read(book):
     assert page.locator(".lab-steps").input_value() == "60"
     start(book, steps=40)
     book.wait(f"Number({ROOT}.dataset.step) > 12")
-    assert (
-        "of 40, about" in page.locator(".lens-note").inner_text()
-        and "left here" in page.locator(".lens-note").inner_text()
-    )
+    assert "of 40, about" in page.locator(".lens-note").inner_text()
+    assert "left here" in page.locator(".lens-note").inner_text()
     assert page.locator(".lab-curve .valid circle").count() >= 2
     book.shot("lab-busy")
     done(book, "a gain of .057")
-    assert (
-        page.locator(".lab-curve .valid circle").count() == 5
-        and page.locator(".lab-curve .kept").count() == 1
-    )
-    assert "best: step" in page.locator(".lab-curve").text_content() and "least" in page.locator(
-        ".lab-curve"
-    ).get_attribute("aria-label")
+    assert page.locator(".lab-curve .valid circle").count() == 5
+    assert page.locator(".lab-curve .kept").count() == 1
+    assert "best: step" in page.locator(".lab-curve").text_content()
+    assert "least" in page.locator(".lab-curve").get_attribute("aria-label")
     rows = page.locator(".lab-table tbody tr").all_inner_texts()
-    assert len(rows) == 3 and rows[0].startswith("AUC") and "beyond chance" in rows[0]
+    assert len(rows) == 3
+    assert rows[0].startswith("AUC")
+    assert "beyond chance" in rows[0]
     assert "about" in page.locator(".lab-time").inner_text()
-    assert book.run(1).startswith("prompt of step ") and "a gain of .057" in book.run(1)
+    assert book.run(1).startswith("prompt of step ")
+    assert "a gain of .057" in book.run(1)
 
 
 def test_stop_and_keep_cancel_and_errors(book):
@@ -74,19 +72,15 @@ def test_stop_and_keep_cancel_and_errors(book):
     page.get_by_role("button", name="Stop and keep").click()
     done(book, "a gain of .057")
     assert "ended after step" in page.locator(".lens-caption").inner_text()
-    sentence, dots = (
-        page.locator(".lens-sentence").inner_text(),
-        page.locator(".lab-curve .valid circle").count(),
-    )
+    sentence = page.locator(".lens-sentence").inner_text()
+    dots = page.locator(".lab-curve .valid circle").count()
     start(book, "slow")
     book.wait(f"Number({ROOT}.dataset.step) > 2")
     page.keyboard.press("Escape")
     book.wait(IDLE)
     assert "Cancelled, nothing was kept" in page.locator(".lens-note").inner_text()
-    assert (
-        page.locator(".lens-sentence").inner_text() == sentence
-        and page.locator(".lab-curve .valid circle").count() == dots
-    )
+    assert page.locator(".lens-sentence").inner_text() == sentence
+    assert page.locator(".lab-curve .valid circle").count() == dots
     start(book, "fail")
     page.wait_for_selector(".lens-error:not([hidden])")
     assert "out of memory: 300 users need 2.1 GB" in page.locator(".lens-error").inner_text()
@@ -94,10 +88,8 @@ def test_stop_and_keep_cancel_and_errors(book):
     book.shot("lab-error")
     start(book, "Luck")
     done(book, "no gain beyond chance")
-    assert (
-        page.locator(".lens-error").is_hidden()
-        and "within chance" in page.locator(".lab-table").inner_text()
-    )
+    assert page.locator(".lens-error").is_hidden()
+    assert "within chance" in page.locator(".lab-table").inner_text()
 
 
 def test_a_hostile_label_is_shown_as_text_and_a_prompt_is_saved(book):
@@ -133,10 +125,8 @@ def test_the_keyboard_does_it_all(book):
     page.keyboard.press("Enter")
     done(book, "worse, beyond chance")
     assert "asked as “" + VAGUE in page.locator(".lab-table caption").inner_text()
-    assert (
-        "4 vectors, 30 steps" in page.locator(".lens-caption").inner_text()
-        and "seed 1" in page.locator(".lens-caption").inner_text()
-    )
+    assert "4 vectors, 30 steps" in page.locator(".lens-caption").inner_text()
+    assert "seed 1" in page.locator(".lens-caption").inner_text()
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

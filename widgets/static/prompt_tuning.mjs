@@ -124,7 +124,7 @@ function resultOf(model) {
   function show() {
     const { rows = [], label, query, folder: name } = model.get("_result");
     [empty.hidden, table.hidden] = [rows.length > 0, !rows.length];
-    form.hidden = !rows.length || !model.get("_about").saves;
+    form.hidden = !rows.length;
     if (!rows.length) return;
     title.replaceChildren(make("b", {}, label), ` asked as “${query || "nothing"}”`);
     const most = Math.max(...rows.flatMap((row) => row.ends.map(Math.abs)), 1e-9);
